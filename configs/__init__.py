@@ -1,0 +1,1 @@
+"""Experiments: each file is one, with its command and what to expect of it in the docstring."""

@@ -1,0 +1,173 @@
+"""Every field of a training run, with the paper's value where the paper gives one: the schema that all configs share.
+
+A config starts from here and changes what it is about; `flamingo_jax.training.config.TrainConfig` is the same schema as
+types, and a test holds the two together. Not an experiment by itself: it names no data.
+
+    from configs import base
+    config = base.get_config()
+    config.data.datasets = {"pages": base.dataset("interleaved", "/data/pages", batch_size=24, length=256)}
+
+Any field can be set on the command line: `--config.optimizer.learning_rate=3e-4`.
+"""
+
+from ml_collections import config_dict
+
+
+def get_config() -> config_dict.ConfigDict:
+    """Returns the schema, filled with the Flamingo-80B values of the paper (Tables 4 and 5, B.1)."""
+    config = config_dict.ConfigDict()
+    config.name = ""  # shown in the log
+    config.stage = "flamingo"  # language_model | contrastive | flamingo
+    config.seed = 0  # initialisation, data order, everything random
+    config.steps = 500_000
+    config.model = model()
+    config.data = config_dict.create(tokenizer="", image_size=320, datasets={})
+    config.mixing = "accumulate"  # gradients of all datasets summed in each step (paper, 2.4); round_robin | merged
+    config.optimizer = optimizer()
+    config.precision = config_dict.create(compute="bfloat16")  # float32 | bfloat16
+    config.mesh = config_dict.create(replica=1, data=1, model=1)  # devices per axis; -1: all that are left
+    # Exports of the stages whose weights are frozen in the flamingo stage.
+    config.towers = config_dict.create(lm=config_dict.placeholder(str), vision=config_dict.placeholder(str))
+    config.hooks = config_dict.create(log_every=50, save_every=1_000, keep=3, tensorboard=True, progress=True)
+    config.until = None  # see until()
+    # Few-shot evaluation during training; every 0 steps: never.
+    config.evaluate = config_dict.create(every=0, tasks=(), shots=(0, 4), n=64, data={})
+    return config.lock()
+
+
+def model() -> config_dict.ConfigDict:
+    """Returns all parts of the model; a stage uses those it needs."""
+    parts = config_dict.ConfigDict()
+    parts.vision = config_dict.create(  # NFNet-F6 (Brock et al. 2021, Table 1)
+        widths=(256, 512, 1536, 1536),
+        depths=(7, 14, 42, 21),
+        strides=(1, 2, 2, 2),
+        stem_channels=(16, 32, 64, 128),
+        stem_strides=(2, 1, 1, 2),
+        expansion=0.5,
+        big_width=True,
+        group_width=128,
+        se_ratio=0.5,
+        alpha=0.2,
+        skip_init=0.0,
+        final_multiplier=2.0,
+        stochastic_depth=0.0,
+        activation="gelu",
+        weight_standardisation="apply",
+        loop="scan",  # unrolled: for training on a CPU
+        remat="none",
+    )
+    parts.text_encoder = config_dict.create(  # BERT-mini, as in the ablation (B.3.2); the final size is not stated
+        vocab_size=0,  # the tokenizer's
+        num_layers=4,
+        width=256,
+        num_heads=4,
+        max_length=32,
+        mlp_ratio=4,
+        token_types=0,
+        vocab_multiple=128,
+        remat="none",
+    )
+    parts.contrastive = config_dict.create(
+        joint_dim=1376, initial_temperature=10.0, label_smoothing=0.1, duplicates="negatives"
+    )
+    parts.lm = config_dict.create(  # Chinchilla-70B (Table 4)
+        vocab_size=0,  # the tokenizer's
+        num_layers=80,
+        width=8192,
+        num_heads=64,
+        head_dim=0,  # width / num_heads
+        num_kv_heads=0,  # num_heads
+        mlp_width=0,  # 4 width
+        norm="rms",
+        position="relative",
+        rotary_base=10_000.0,
+        rotary_fraction=1.0,
+        max_length=2048,
+        activation="gelu",
+        attention_bias=False,
+        mlp_bias=True,
+        parallel_residual=False,
+        qk_norm=False,
+        tied_head=True,
+        qkv_conv_width=0,
+        vocab_multiple=128,
+        remat="full",
+    )
+    parts.resampler = config_dict.create(  # Table 4
+        num_layers=6,
+        width=1536,
+        num_heads=16,
+        head_dim=128,
+        num_latents=64,
+        num_time_embeddings=8,
+        mlp_ratio=4,
+        activation="squared_relu",
+        attention_bias=False,
+        mlp_bias=True,
+        final_norm=False,
+        remat="none",
+    )
+    parts.xattn = config_dict.create(  # a layer before every 7th block of the LM (Table 5)
+        every=7,
+        offset=0,
+        num_heads=0,  # the LM's
+        head_dim=0,  # the LM's
+        mlp_ratio=4,
+        activation="squared_relu",
+    )
+    parts.new_tokens = ("<EOC>",)  # trained rows beside the frozen vocabulary
+    return parts
+
+
+def optimizer() -> config_dict.ConfigDict:
+    """Returns AdamW as the paper used it (B.1.2); it leaves betas and epsilon open."""
+    return config_dict.create(
+        learning_rate=1e-4,
+        warmup_steps=5_000,
+        schedule="constant",  # cosine | linear
+        decay_steps=config_dict.placeholder(int),  # where cosine or linear ends; None: at `steps`
+        final_fraction=0.0,
+        b1=0.9,
+        b2=0.999,
+        eps=1e-8,
+        weight_decay=0.1,
+        clip_norm=1.0,
+    )
+
+
+def dataset(kind: str, path: str, *, batch_size: int, length: int, **fields: object) -> config_dict.ConfigDict:
+    """Returns one dataset of the mixture.
+
+    Args:
+        kind: interleaved (pages), pairs (image-text or video-text), captions (contrastive) or text.
+        path: directory of the records, as the TFDS builder wrote it.
+        batch_size: rows per update, over all devices.
+        length: L, tokens per row.
+        **fields: what else differs from the defaults below.
+
+    Raises:
+        KeyError: for a field that a dataset does not have.
+    """
+    config = config_dict.create(
+        kind=kind,
+        path=path,
+        split="train",
+        batch_size=batch_size,
+        weight=1.0,  # lambda_m (paper, 2.4)
+        length=length,
+        max_images=1,
+        num_frames=1,
+        frame_rate=1.0,  # frames per second of a video (paper, 2.1)
+        pool=config_dict.placeholder(int),  # images per data shard; None: rows * max_images
+        p_next=0.5,  # how often a page's text attends the next image, not the last (paper, A.3.2)
+        space_prefix=0.5,  # how often a caption gets a space in front (paper, A.3.3)
+        documents_per_row=8,
+    )
+    config.lock().update(fields)
+    return config
+
+
+def until(probe: str, *, metric: str, below: float, every: int) -> config_dict.ConfigDict:
+    """Returns the rule that ends a stage early: when `probe`'s `metric`, taken every `every` steps, is below a bound."""
+    return config_dict.create(probe=probe, metric=metric, below=below, every=every, required=True)

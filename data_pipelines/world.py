@@ -1,0 +1,213 @@
+"""The synthetic world as datasets: `python -m data_pipelines.run --pipeline=world --output=runs/demo/world --seed=1 --size=demo`.
+
+    OUTPUT/captions     image_text        every training picture with its full caption                    contrastive
+    OUTPUT/pairs        image_text        as many pictures of one object as of two                        flamingo
+    OUTPUT/pages        interleaved_page  binding, format and question pages                              flamingo
+    OUTPUT/text         document          text without pictures, each document about one row long         language_model
+    OUTPUT/videos       video_text        a shape that moves; frames as PNG
+    OUTPUT/test_images  image_text        split "test" alone: fresh pictures, and the held-out pairs of colour and shape, for evaluation
+    OUTPUT/world.json                     the request, names, held-out pairs and counts
+
+All but `test_images` have splits "train" and "test"; the test splits show fresh pictures and speak fresh text, in the same manner. Pictures carry
+their attributes as JSON in `metadata`. Everything is a pure function of the request. Memory is bounded by `album`, the number of pictures that pages
+draw from; all other numbers only stream.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+from collections.abc import Iterator
+
+import numpy as np
+from etils import epath
+
+from data_pipelines.write_records import Splits, write_records
+from flamingo_jax.data import synthetic, synthetic_pages, synthetic_text
+from flamingo_jax.data.schema import Document, ImageText, InterleavedPage, VideoText
+from flamingo_jax.data.synthetic_pages import Album, PageMix
+from flamingo_jax.data.synthetic_text import TextMix
+
+
+@dataclasses.dataclass(frozen=True)
+class WorldSize:
+    """Numbers of records.
+
+    Attributes:
+      one, two: training pictures of one and of two objects. Twice as many of two: the encoder learns from these (TINY_WORLD: 70 %).
+      album: how many of either the pages and the pairs draw from, the first ones.
+      pairs, pages, documents, videos: records of the training splits.
+      held_back: records of each test split.
+      test_one, test_two, test_held_out: test pictures of one object, of two, and of one object of a held-out pair of colour and shape.
+      words: the most words in a document; with <BOS> and <EOS> a row of 96 tokens.
+      frames: frames of a video.
+    """
+
+    one: int = 8192
+    two: int = 16384
+    album: int = 8192
+    pairs: int = 8192
+    pages: int = 8192
+    documents: int = 32768  # 1000 steps of 32 rows
+    videos: int = 256
+    held_back: int = 256
+    test_one: int = 2048
+    test_two: int = 2048
+    test_held_out: int = 1024
+    words: int = 94
+    frames: int = 8
+
+    def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            if getattr(self, field.name) < 1:
+                raise ValueError(f"world: {field.name} is {getattr(self, field.name)}, expected at least 1.")
+        for name in ("one", "two"):
+            if self.album > getattr(self, name):
+                raise ValueError(
+                    f"world: album={self.album} is more than {name}={getattr(self, name)}: pages draw from training pictures."
+                )
+
+
+SIZES = {
+    "demo": WorldSize(),
+    "smoke": WorldSize(
+        one=256, two=256, album=256, pairs=128, pages=128, documents=256, videos=8, held_back=32,
+        test_one=256, test_two=64, test_held_out=64, frames=4,
+    ),
+}  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True)
+class WorldRequest:
+    """What decides every byte of a world."""
+
+    seed: int = 1
+    size: WorldSize = WorldSize()
+    page_mix: PageMix = PageMix()
+    text_mix: TextMix = TextMix()
+
+
+def build(request: WorldRequest, output: epath.Path) -> dict[str, int]:
+    """Writes a world into the directory `output`.
+
+    Returns:
+      {"captions/train": number of records, ...}.
+    """
+    counts: dict[str, int] = {}
+    for name, (kind, splits) in datasets(request).items():
+        written = write_records(output / name, kind, splits)
+        counts |= {f"{name}/{split}": count for split, count in written.items()}
+    (output / "world.json").write_text(json.dumps(describe(request) | {"counts": counts}, indent=2) + "\n")
+    return counts
+
+
+def describe(request: WorldRequest) -> dict[str, object]:
+    """What world.json says of a world, beside the counts."""
+    held_out = [f"{synthetic.COLOURS[colour]} {synthetic.SHAPES[shape]}" for colour, shape in synthetic.HELD_OUT]
+    return {
+        "request": dataclasses.asdict(request),
+        "image_size": synthetic.IMAGE_SIZE,
+        "seen_names": list(synthetic_text.SEEN_NAMES),
+        "new_names": list(synthetic_text.NEW_NAMES),
+        "held_out": held_out,
+        "words": list(synthetic_text.WORDS),
+    }
+
+
+def datasets(request: WorldRequest) -> dict[str, tuple[str, Splits]]:
+    """{name: (kind of record, splits)} of all datasets of a world; nothing is drawn before a split is iterated."""
+    size = request.size
+    half = -(-size.held_back // 2)
+    return {
+        "captions": ("image_text", {
+            "train": lambda: _captions(request.seed, train_one=size.one, train_two=size.two),
+            "test": lambda: _captions(request.seed, test_one=half, test_two=half),
+        }),
+        "pairs": ("image_text", {
+            "train": lambda: _pairs(request, "train", size.pairs),
+            "test": lambda: _pairs(request, "test", size.held_back),
+        }),
+        "pages": ("interleaved_page", {
+            "train": lambda: _pages(request, "train", size.pages),
+            "test": lambda: _pages(request, "test", size.held_back),
+        }),
+        "text": ("document", {
+            "train": lambda: _documents(request, "train", size.documents),
+            "test": lambda: _documents(request, "test", size.held_back),
+        }),
+        "videos": ("video_text", {
+            "train": lambda: _videos(request, range(size.videos)),
+            "test": lambda: _videos(request, range(size.videos, size.videos + size.held_back)),
+        }),
+        "test_images": ("image_text", {
+            "test": lambda: _captions(
+                request.seed, test_one=size.test_one, test_two=size.test_two, test_held_out=size.test_held_out
+            ),
+        }),
+    }  # fmt: skip
+
+
+def _captions(seed: int, **pools: int) -> Iterator[ImageText]:
+    """The first pictures of each pool, with their captions."""
+    for pool, num in pools.items():
+        for index, (attributes, png) in enumerate(synthetic.iterate(seed, pool, num)):
+            yield ImageText(png, synthetic_text.caption(attributes), _metadata(f"{pool}/{index}", attributes))
+
+
+@functools.lru_cache(maxsize=4)  # pairs and pages draw from the same ones
+def _album(seed: int, pool: str, num: int) -> Album:
+    return Album.draw(seed, pool, num)
+
+
+def _albums(request: WorldRequest, split: str) -> tuple[Album, Album]:
+    """Pictures of one object and of two, from which the records of a split are made."""
+    size = request.size
+    if split == "train":
+        return _album(request.seed, "train_one", size.album), _album(request.seed, "train_two", size.album)
+    return (
+        _album(request.seed, "test_one", min(size.test_one, size.album)),
+        _album(request.seed, "test_two", min(size.test_two, size.album)),
+    )
+
+
+def _pairs(request: WorldRequest, split: str, num: int) -> Iterator[ImageText]:
+    """Pictures of one object and of two in turn, with their captions; the album again where it is too small."""
+    albums = _albums(request, split)
+    for index in range(num):
+        album, pool = albums[index % 2], ("one", "two")[index % 2]
+        row = index // 2 % len(album.images)
+        metadata = _metadata(f"{split}_{pool}/{row}", album.attributes[row])
+        yield ImageText(album.images[row], synthetic_text.caption(album.attributes[row]), metadata)
+
+
+def _pages(request: WorldRequest, split: str, num: int) -> Iterator[InterleavedPage]:
+    one, two = _albums(request, split)
+    for index in range(num):
+        yield synthetic_pages.page(request.seed, split, index, one=one, two=two, mix=request.page_mix)
+
+
+def _documents(request: WorldRequest, split: str, num: int) -> Iterator[Document]:
+    for index in range(num):
+        text = synthetic_text.document(request.seed, split, index, mix=request.text_mix, num_words=request.size.words)
+        yield Document(text)
+
+
+def _videos(request: WorldRequest, indices: range) -> Iterator[VideoText]:
+    for index in indices:
+        video = synthetic.video(request.seed, index, request.size.frames)
+        yield VideoText(
+            frames=tuple(synthetic.encode_png(frame) for frame in video.frames),
+            text=synthetic_text.video_caption(video.attributes, video.direction),
+            fps=float(request.size.frames),  # one second long
+            metadata=_metadata(f"video/{index}", video.attributes[None]),
+        )
+
+
+def _metadata(name: str, attributes: np.ndarray) -> str:
+    """JSON: where a picture comes from, and what is in it (int[O, 3]) as words."""
+    objects = [
+        {name: values[value] for name, values, value in zip(synthetic.ATTRIBUTES, synthetic.VALUES, row, strict=True)}
+        for row in attributes.tolist()
+    ]
+    return json.dumps({"id": name, "objects": objects})

@@ -1,0 +1,153 @@
+"""Named arrays in an orbax directory: the one format in which weights and optimizer state are kept.
+
+A tree is stored flat, {"trainable/flamingo/xattn/query/w": array, ...}. A flat dict says all of its structure by its
+names: it can be listed without reading data, compared by name, and read in part; nothing is ever unpickled.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+
+from flamingo_jax.core.paths import PathLike, absolute
+
+ORBAX_ERRORS = (OSError, ValueError, KeyError, TypeError, RuntimeError)  # what orbax and TensorStore raise on bad files
+
+
+class CheckpointError(RuntimeError):
+    """A checkpoint that is missing, incomplete, damaged or not the right one; the message says what to do."""
+
+
+def named(tree: Any) -> dict[str, Any]:
+    """Returns the leaves of any pytree by name: keys, fields and indices joined by "/".
+
+    Raises:
+        CheckpointError: if two leaves share a name, or a leaf has zero size (orbax stores none).
+    """
+    names: dict[str, Any] = {}
+    for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]:
+        name = jax.tree_util.keystr(path, simple=True, separator="/")
+        if name in names:
+            raise CheckpointError(f"Two arrays of the tree are named {name!r}. Name its keys so that paths differ.")
+        if 0 in np.shape(leaf):
+            raise CheckpointError(f"Array {name!r} has zero size {np.shape(leaf)}, and cannot be stored. Leave it out.")
+        names[name] = leaf
+    return names
+
+
+def write(directory: PathLike, arrays: Mapping[str, Any]) -> None:
+    """Writes named arrays, replacing the directory; all processes of a cluster call it together.
+
+    Raises:
+        CheckpointError: if they cannot be written.
+    """
+    try:
+        with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
+            checkpointer.save(absolute(directory), args=ocp.args.PyTreeSave(dict(arrays)), force=True)
+    except ORBAX_ERRORS as error:
+        raise CheckpointError(f"Cannot write arrays to {directory}: {first_line(error)}") from error
+
+
+def describe(directory: PathLike) -> dict[str, jax.ShapeDtypeStruct]:
+    """Returns name -> shape and dtype of what a directory holds; reads no data.
+
+    Raises:
+        CheckpointError: if there is nothing, or it is damaged.
+    """
+    path = absolute(directory)
+    if not path.is_dir():
+        raise CheckpointError(f"There are no arrays at {path}. Check the path.")
+    try:
+        tree = ocp.PyTreeCheckpointHandler().metadata(path).tree
+        found = {str(name): jax.ShapeDtypeStruct(m.shape, m.dtype) for name, m in tree.items()}
+    except (*ORBAX_ERRORS, AttributeError) as error:
+        raise CheckpointError(f"The arrays at {path} are damaged or incomplete: {first_line(error)}") from error
+    if not found:
+        raise CheckpointError(f"The arrays at {path} are damaged or incomplete: the list of names is empty.")
+    return found
+
+
+def read(directory: PathLike, like: Mapping[str, jax.ShapeDtypeStruct]) -> dict[str, jax.Array]:
+    """Reads the arrays that `like` names, and no others, onto its shardings and in its dtypes.
+
+    Args:
+        directory: written by `write` or by a `Store`.
+        like: name -> shape, dtype and sharding (none: the default device). Names and shapes must be those of the file.
+
+    Raises:
+        CheckpointError: if the data are damaged.
+    """
+    if not like:
+        return {}
+    default = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    args = {
+        name: ocp.ArrayRestoreArgs(sharding=leaf.sharding or default, dtype=leaf.dtype, global_shape=leaf.shape)
+        for name, leaf in like.items()
+    }
+    try:
+        with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
+            wanted = ocp.args.PyTreeRestore(item=dict(like), restore_args=args, partial_restore=True)
+            return dict(checkpointer.restore(absolute(directory), args=wanted))
+    except ORBAX_ERRORS as error:
+        raise CheckpointError(f"The arrays at {directory} are damaged or incomplete: {first_line(error)}") from error
+
+
+def compare(found: Mapping[str, Any], wanted: Mapping[str, Any], *, where: str) -> None:
+    """Checks that two sets of arrays have the same names and shapes.
+
+    Args:
+        found: name -> shape of what is stored.
+        wanted: name -> shape of what the program needs.
+        where: the checkpoint, for the message.
+
+    Raises:
+        CheckpointError: naming the first few on both sides.
+    """
+    only_found, only_wanted = sorted(found.keys() - wanted.keys()), sorted(wanted.keys() - found.keys())
+    if only_found or only_wanted:
+        raise CheckpointError(
+            f"{where} holds other arrays than the model. Only in the checkpoint ({len(only_found)}): {few(only_found)}. "
+            f"Only in the model ({len(only_wanted)}): {few(only_wanted)}. Use the config that it was made with."
+        )
+    wrong = [name for name in sorted(found) if tuple(found[name].shape) != tuple(wanted[name].shape)]
+    if wrong:
+        shapes = [f"{name}: got {found[name].shape}, expected {wanted[name].shape}" for name in wrong]
+        raise CheckpointError(
+            f"{where} holds {len(wrong)} arrays of other shapes than the model: {few(shapes, separator='; ')}. "
+            "Use the config that it was made with."
+        )
+
+
+def few(items: list[str], *, separator: str = ", ") -> str:
+    """Returns the first three items as text."""
+    return separator.join(items[:3]) + (f"{separator}..." if len(items) > 3 else "") if items else "none"
+
+
+def first_line(error: BaseException) -> str:
+    """Returns the beginning of an error's text: TensorStore's run to pages."""
+    line = (str(error).splitlines() or [""])[0]
+    return f"{type(error).__name__}: {line[:300]}"
+
+
+def read_here(directory: PathLike, name: str) -> np.ndarray:
+    """Reads one array into the memory of this process, whatever the other processes of a cluster do.
+
+    Raises:
+        CheckpointError: if the data are damaged.
+    """
+    here = ocp.multihost.process_index()
+    alone = ocp.options.MultiprocessingOptions(
+        primary_host=here, active_processes={here}, barrier_sync_key_prefix=f"process_{here}"
+    )
+    try:
+        handler = ocp.PyTreeCheckpointHandler(multiprocessing_options=alone)
+        with ocp.Checkpointer(handler, multiprocessing_options=alone) as checkpointer:
+            args = {name: ocp.RestoreArgs(restore_type=np.ndarray)}
+            wanted = ocp.args.PyTreeRestore(item={name: 0}, restore_args=args, partial_restore=True)
+            return checkpointer.restore(absolute(directory), args=wanted)[name]
+    except ORBAX_ERRORS as error:
+        raise CheckpointError(f"The arrays at {directory} are damaged or incomplete: {first_line(error)}") from error

@@ -1,0 +1,297 @@
+"""A self-contained model directory, and the one way to open a model for use.
+
+    DIR/weights/         all weights, as named arrays (orbax): {"flamingo/lm/...": array}
+    DIR/tokenizer.model  SentencePiece; absent for a model without text
+    DIR/model.json       kind, config, new_tokens, preprocessing, content_hash, step, parameters, created_by
+
+An export appears whole: written beside its place and renamed there. On gs://, where a directory cannot be renamed at once,
+it is written in place, and model.json, without which there is no export, goes first away and comes last.
+
+`open_checkpoint` takes an export, a run's WORKDIR or one of its steps; see there.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+
+import flamingo_jax
+from flamingo_jax.checkpoint import arrays, store
+from flamingo_jax.checkpoint.arrays import CheckpointError
+from flamingo_jax.core import paths, trees
+from flamingo_jax.core.paths import Path, PathLike
+
+KINDS = ("language_model", "contrastive", "flamingo")
+CARD = "model.json"
+TOKENIZER = "tokenizer.model"
+
+# placement(weight's path, its stored shape and dtype) -> the shape, dtype and sharding that it is read into
+Placement = Callable[[str, jax.ShapeDtypeStruct], jax.ShapeDtypeStruct]
+
+
+@dataclasses.dataclass(frozen=True)
+class OpenedCheckpoint:
+    """A model for use: its weights and what is needed to build and to feed it.
+
+    Attributes:
+      kind: which model `model_config` is for: "language_model", "contrastive" or "flamingo".
+      params: all weights, {module: {name: array}}.
+      model_config: `core.config.to_dict` of training's ModelConfig.
+      tokenizer: the SentencePiece model, a file or a directory that holds tokenizer.model; None if the model has no text.
+      preprocessing: {"image_size": pixels, ...}.
+      step: updates done.
+      path: the export, or WORKDIR/checkpoints/STEP.
+    """
+
+    kind: str
+    params: dict[str, dict[str, Any]]
+    model_config: dict[str, Any]
+    tokenizer: Path | None
+    preprocessing: dict[str, Any]
+    step: int
+    path: Path
+
+    @property
+    def new_tokens(self) -> tuple[str, ...]:
+        """The new tokens, in the order of their ids."""
+        return tuple(self.model_config.get("new_tokens") or ())
+
+
+def export(
+    directory: PathLike,
+    params: trees.Params,
+    *,
+    kind: str,
+    config: Mapping[str, Any],
+    tokenizer: PathLike | None,
+    preprocessing: Mapping[str, Any],
+    step: int,
+) -> Path:
+    """Writes a model directory; one that is there is replaced. All processes of a cluster call it together.
+
+    Args:
+        directory: the model directory to be, such as WORKDIR/export.
+        params: all weights, in the dtypes they shall be kept in.
+        kind: which model: one of KINDS.
+        config: `core.config.to_dict` of training's ModelConfig.
+        tokenizer: the SentencePiece model (a file, or a directory with tokenizer.model), copied; None without text.
+        preprocessing: {"image_size": pixels, ...}.
+        step: updates done.
+
+    Returns:
+        `directory`.
+
+    Raises:
+        CheckpointError: for an unknown kind, a weight of zero size or of a dtype that JAX has not, a missing tokenizer.
+        PathError: if the directory cannot be written.
+    """
+    if kind not in KINDS:
+        raise CheckpointError(f"Cannot export the kind {kind!r}; expected one of {', '.join(KINDS)}.")
+    flat = arrays.named(trees.flatten(params))
+    for path, leaf in flat.items():
+        if (dtype := jax.dtypes.canonicalize_dtype(leaf.dtype)) != leaf.dtype:
+            raise CheckpointError(f"Weight {path!r} is {leaf.dtype}, which JAX would read back as {dtype}. Cast it.")
+    model = None if tokenizer is None else _tokenizer_file(tokenizer).read_bytes()
+    target = paths.absolute(directory)
+    place = target.parent / f".{target.name}.tmp" if paths.is_local(target) else target  # every process knows its name
+    is_primary = ocp.multihost.process_index() == 0
+    if is_primary:
+        if place == target:
+            (target / CARD).unlink(missing_ok=True)
+        else:
+            place.rmtree(missing_ok=True)
+        paths.make_directory(place)
+    ocp.multihost.sync_global_processes("flamingo_jax:export:begin")
+    arrays.write(place / "weights", flat)
+    if is_primary:
+        if model is not None:
+            paths.write_atomically(place / TOKENIZER, model)
+        card = {
+            "kind": kind,
+            "config": dict(config),
+            "new_tokens": list(config.get("new_tokens") or ()),
+            "preprocessing": dict(preprocessing),
+            "tokenizer": TOKENIZER if model is not None else None,
+            "content_hash": _hash_of(flat, place / "weights"),
+            "step": int(step),
+            "parameters": trees.count(params),
+            "created_by": f"flamingo_jax {flamingo_jax.__version__}",
+        }
+        paths.write_json(place / CARD, card)
+        if place != target:
+            paths.move_directory(place, target)
+    ocp.multihost.sync_global_processes("flamingo_jax:export:end")
+    return Path(directory)
+
+
+def read_card(path: PathLike, *, what: str = "checkpoint") -> tuple[Path, dict[str, Any]]:
+    """Returns (directory, content of model.json) of an export; a WORKDIR stands for its export.
+
+    Args:
+        path: the export, or the WORKDIR around it.
+        what: what the export is for, for messages.
+
+    Raises:
+        CheckpointError: if there is no export, or its model.json is damaged.
+    """
+    for directory in (Path(path), Path(path) / "export"):
+        if (directory / CARD).exists():
+            try:
+                card = paths.read_json(directory / CARD)
+            except paths.PathError as error:
+                raise CheckpointError(f"The {what} {directory} is damaged: {error}") from error
+            if missing := sorted({"kind", "config", "preprocessing", "content_hash", "step"} - set(card)):
+                raise CheckpointError(f"The {what} {directory} is damaged: model.json lacks {', '.join(missing)}.")
+            return directory, card
+    raise CheckpointError(
+        f"There is no export at {path}: it has no model.json. Give the directory of a finished stage."
+    )
+
+
+def open_checkpoint(
+    path: PathLike,
+    towers: Mapping[str, PathLike | None] | None = None,
+    *,
+    tokenizer: PathLike | None = None,
+    placement: Placement | None = None,
+) -> OpenedCheckpoint:
+    """Opens a model for use.
+
+    Args:
+        path: an export; or a run's WORKDIR: its newest step, or its export if it has no step; or WORKDIR/checkpoints/STEP.
+            Of a step only the weights are read, no optimizer state, and frozen towers come from where the run had them.
+        towers: {"lm": PATH} for towers that have moved since; None entries do not count. They must be the same towers.
+        tokenizer: where the tokenizer of a run's step is, if it has moved.
+        placement: where each weight goes (dtype and sharding), for models larger than one device. Without it weights
+            come as stored, on the default device, and those of an export are checked against the hash.
+
+    Raises:
+        CheckpointError: if `path` is none of these, or a file is missing, cut off or changed, or a tower is not there or
+            not the one that the run had.
+    """
+    given = {name: tower for name, tower in (towers or {}).items() if tower is not None}
+    location = Path(path)
+    if (location / CARD).exists():
+        return _open_export(location, given, tokenizer, placement)
+    if there := store.steps(location):
+        return _open_step(location, there[-1], given, tokenizer, placement)
+    if (location / "export" / CARD).exists():
+        return _open_export(location / "export", given, tokenizer, placement)
+    one = location if location.parent.name == "checkpoints" else paths.absolute(location)  # "." may be a step
+    if one.parent.name == "checkpoints" and one.name.isdigit():
+        return _open_step(one.parent.parent, int(one.name), given, tokenizer, placement)
+    expected = "an export, a WORKDIR with checkpoints/ or export/, or WORKDIR/checkpoints/STEP"
+    if not location.exists():
+        raise CheckpointError(f"There is no checkpoint at {location}: no such directory. Expected {expected}.")
+    raise CheckpointError(f"{location} is not a checkpoint, or not a complete one. Expected {expected}.")
+
+
+def _open_export(
+    directory: Path, towers: Mapping[str, PathLike], tokenizer: PathLike | None, placement: Placement | None
+) -> OpenedCheckpoint:
+    if towers:
+        raise CheckpointError(f"Export {directory} is self-contained: towers {sorted(towers)} cannot be put into it.")
+    directory, card = read_card(directory)
+    flat = _read_weights(directory / "weights", "", placement)
+    params = trees.unflatten(flat)
+    if placement is None and (got := trees.content_hash(params)) != card["content_hash"]:
+        raise CheckpointError(
+            f"The weights of export {directory} were changed since it was made: got hash {got[:12]}, expected "
+            f"{card['content_hash'][:12]}. Make the export again."
+        )
+    if tokenizer is None and card.get("tokenizer"):
+        tokenizer = directory / card["tokenizer"]
+    return OpenedCheckpoint(
+        kind=card["kind"],
+        params=params,
+        model_config=card["config"],
+        tokenizer=None if tokenizer is None else _tokenizer_file(tokenizer),
+        preprocessing=card["preprocessing"],
+        step=card["step"],
+        path=directory,
+    )
+
+
+def _open_step(
+    workdir: Path, step: int, towers: Mapping[str, PathLike], tokenizer: PathLike | None, placement: Placement | None
+) -> OpenedCheckpoint:
+    config = store.read_item(workdir, step, "config")
+    directory = store.step_directory(workdir, step)
+    frozen = config.get("frozen") or {}
+    if unknown := sorted(set(towers) - set(frozen)):
+        raise CheckpointError(f"Checkpoint {directory} has no towers {unknown}; it has {sorted(frozen) or 'none'}.")
+    flat = _read_weights(directory / "state", "trainable/", placement)
+    for name, record in frozen.items():
+        tower = _read_tower(name, record, towers.get(name), directory, placement)
+        flat = tower | flat  # a weight of the tower that was trained after all is the trained one
+    try:
+        kind, model_config, data = config["stage"], config["model"], config["data"]
+        preprocessing = {"image_size": data["image_size"]}
+        tokenizer = tokenizer if tokenizer is not None else data["tokenizer"]
+    except KeyError as error:
+        raise CheckpointError(f"Checkpoint {directory} is damaged: its config lacks {error}.") from error
+    return OpenedCheckpoint(
+        kind=kind,
+        params=trees.unflatten(flat),
+        model_config=model_config,
+        tokenizer=None if tokenizer is None else _tokenizer_file(tokenizer),
+        preprocessing=preprocessing,
+        step=step,
+        path=directory,
+    )
+
+
+def _read_tower(
+    name: str, record: Mapping[str, Any], moved: PathLike | None, checkpoint: Path, placement: Placement | None
+) -> dict[str, Any]:
+    """Returns a frozen tower's weights, by their paths in the model that holds it."""
+    override = f"--config.towers.{name}=PATH"
+    try:
+        directory, card = read_card(moved if moved is not None else record["path"], what=f"tower {name!r}")
+    except CheckpointError as error:
+        raise CheckpointError(f"Tower {name!r} of {checkpoint}: {error} If it has moved, give {override}.") from error
+    if card["content_hash"] != record["hash"]:
+        raise CheckpointError(
+            f"Tower {name!r} at {directory} is not the one that {checkpoint} was trained with: got hash "
+            f"{card['content_hash'][:12]}, expected {record['hash'][:12]}. Give the right one as {override}."
+        )
+    return _read_weights(directory / "weights", f"{record['source']}/", placement, to=f"{record['target']}/")
+
+
+def _read_weights(directory: Path, prefix: str, placement: Placement | None, *, to: str = "") -> dict[str, Any]:
+    """Reads the arrays under `prefix`, with `prefix` replaced by `to`."""
+    stored = {name: leaf for name, leaf in arrays.describe(directory).items() if name.startswith(prefix)}
+    if not stored:
+        raise CheckpointError(f"The arrays at {directory} hold nothing under {prefix!r}. It is not the right model.")
+    if placement is not None:
+        stored = {name: placement(to + name.removeprefix(prefix), leaf) for name, leaf in stored.items()}
+    return {to + name.removeprefix(prefix): leaf for name, leaf in arrays.read(directory, stored).items()}
+
+
+def _tokenizer_file(path: PathLike) -> Path:
+    file = Path(path)
+    file = file / TOKENIZER if file.is_dir() else file
+    if not file.exists():
+        raise CheckpointError(f"There is no tokenizer at {file}. If it has moved, give --config.data.tokenizer=PATH.")
+    return file
+
+
+class _Stored:
+    """A weight that is read from disk when numpy asks for it, so that one at a time is in memory."""
+
+    def __init__(self, directory: Path, name: str):
+        self._directory, self._name = directory, name
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> Any:
+        return arrays.read_here(self._directory, self._name)
+
+
+def _hash_of(flat: Mapping[str, Any], directory: Path) -> str:
+    """Returns the content hash of weights; those that lie on other hosts too are read back from disk."""
+    if all(getattr(leaf, "is_fully_addressable", True) for leaf in flat.values()):
+        return trees.content_hash(trees.unflatten(flat))
+    return trees.content_hash(trees.unflatten({name: _Stored(directory, name) for name in flat}))

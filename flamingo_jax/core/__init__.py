@@ -1,0 +1,1 @@
+"""What everything stands on: weights and their axes, trees, precision, configs and paths."""

@@ -1,0 +1,228 @@
+"""Dicts at the edge, frozen dataclasses inside, converted once.
+
+A config file holds an ml_collections.ConfigDict and the command line overrides its fields; `from_dict` turns the
+result into nested frozen dataclasses and checks every field against its type. Nothing inside the package reads a dict
+of options.
+
+    {"optimizer": {"learning_rate": 1}} --from_dict--> Config(optimizer=Optimizer(learning_rate=1.0)) --to_dict--> JSON
+"""
+
+from __future__ import annotations
+
+import collections.abc
+import dataclasses
+import difflib
+import functools
+import math
+import types
+import typing
+from collections.abc import Iterator, Mapping
+from typing import Any, Literal, TypeVar, Union
+
+T = TypeVar("T")
+
+_ABSENT = object()
+
+
+class ConfigError(ValueError):
+    """A config that does not fit its schema; the message names the dotted path, what was got and what was expected."""
+
+
+def from_dict(cls: type[T], data: Any, where: str = "config") -> T:
+    """Returns the frozen dataclass `cls` with the values of `data`; fields that `data` lacks keep their defaults.
+
+    Field types may be bool, int, float, str, Any, Literal, Optional and unions, tuple[X, ...] and tuple[X, Y] (lists
+    too), dict[str, X], and dataclasses, nested in any way. An int stands for a float; nothing else is converted.
+
+    Args:
+        cls: a dataclass.
+        data: a mapping of field names, an ml_collections.ConfigDict, or an instance of `cls` (returned as it is).
+        where: the dotted path of `data`, for messages.
+
+    Raises:
+        ConfigError: for an unknown field (with the nearest known one), a missing field, a value of another type, or
+            values that the dataclass itself refuses.
+    """
+    return _dataclass(cls, data, where)
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+    """Returns a dataclass as nested dicts, lists and scalars that JSON can hold; `from_dict` turns it back.
+
+    Raises:
+        ConfigError: for a value that JSON cannot hold.
+    """
+    if not _is_instance(config):
+        raise ConfigError(f"to_dict got {type(config).__name__}; expected a dataclass instance.")
+    return _plain(config, "config")
+
+
+def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    """Returns how two config dicts differ, one line for each field: "optimizer.learning_rate: 0.001 -> 0.002"."""
+    before, after = dict(_leaves(old, "")), dict(_leaves(new, ""))
+    paths = dict.fromkeys([*before, *after])  # the order of the fields
+    pairs = [(path, before.get(path, _ABSENT), after.get(path, _ABSENT)) for path in paths]
+    return [f"{path}: {_show(a)} -> {_show(b)}" for path, a, b in pairs if a != b]
+
+
+def _dataclass(cls: Any, data: Any, where: str) -> Any:
+    """Converts to one dataclass."""
+    if isinstance(data, cls):
+        return data
+    data = _mapping(data, where, cls.__name__)
+    fields = {field.name: field for field in dataclasses.fields(cls) if field.init}
+    if unknown := [name for name in data if name not in fields]:
+        raise ConfigError(f"Unknown field {where}.{unknown[0]}{_suggestion(cls, unknown[0], fields)}")
+    hints = _hints(cls)
+    for name, field in fields.items():
+        required = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
+        if required and name not in data:
+            raise ConfigError(f"Field {where}.{name} is missing; expected {_name(hints[name])}. Give it a value.")
+    values = {name: _convert(hints[name], value, f"{where}.{name}") for name, value in data.items()}
+    try:
+        return cls(**values)
+    except ConfigError:
+        raise
+    except (ValueError, TypeError) as error:
+        raise ConfigError(f"{where} ({cls.__name__}): {error}") from error
+
+
+def _convert(hint: Any, value: Any, where: str) -> Any:
+    """Converts one value to the type `hint`; any failure is a ConfigError that names `where`."""
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if hint is Any:
+        return value
+    if origin in (Union, types.UnionType):
+        return _union(arguments, value, where)
+    if origin is Literal:
+        if any(value == choice and type(value) is type(choice) for choice in arguments):
+            return value
+        near = difflib.get_close_matches(str(value), [str(choice) for choice in arguments], n=1)
+        suggestion = f": did you mean {near[0]!r}?" if near else "."
+        raise ConfigError(f"{_got(where, value)}; expected {_name(hint)}{suggestion}")
+    if origin is tuple:
+        return _tuple(arguments, value, where)
+    if origin in (dict, collections.abc.Mapping):
+        items = _mapping(value, where, _name(hint)).items()
+        return {name: _convert(arguments[1], v, f"{where}.{name}") for name, v in items}
+    if dataclasses.is_dataclass(hint):
+        return _dataclass(hint, value, where)
+    if hint is float and type(value) is int:
+        return float(value)
+    if hint is float and isinstance(value, float) and math.isnan(value):
+        raise ConfigError(f"{_got(where, value)}; expected a number.")
+    if hint in (bool, int, float, str, type(None)):
+        if type(value) is hint:
+            return value
+        raise ConfigError(f"{_got(where, value)}; expected {_name(hint)}.")
+    raise ConfigError(f"Field {where} has the type {_name(hint)}, which a config cannot hold: see from_dict.")
+
+
+def _union(arms: tuple[Any, ...], value: Any, where: str) -> Any:
+    """Converts to the first arm that takes the value; a value that already has an arm's type stays as it is."""
+    if type(value) in arms:
+        return value
+    others = [arm for arm in arms if arm is not type(None)]
+    if len(others) == 1 and value is not None:
+        return _convert(others[0], value, where)  # Optional[X]: the message of X says more
+    failures = []
+    for arm in others:
+        try:
+            return _convert(arm, value, where)
+        except ConfigError as error:
+            failures.append(str(error))
+    names = " | ".join(_name(arm) for arm in arms)
+    raise ConfigError(f"{_got(where, value)}; expected {names}." + "".join(f"\n  {failure}" for failure in failures))
+
+
+def _tuple(arguments: tuple[Any, ...], value: Any, where: str) -> tuple[Any, ...]:
+    """Converts a list or a tuple; a str is no tuple of letters."""
+    expected = f"tuple[{', '.join('...' if a is Ellipsis else _name(a) for a in arguments)}]"
+    if not isinstance(value, (list, tuple)):
+        raise ConfigError(f"{_got(where, value)}; expected {expected}.")
+    if len(arguments) == 2 and arguments[1] is Ellipsis:
+        arguments = (arguments[0],) * len(value)
+    if len(value) != len(arguments):
+        raise ConfigError(f"{_got(where, value)} of length {len(value)}; expected {expected}.")
+    return tuple(_convert(a, v, f"{where}[{i}]") for i, (a, v) in enumerate(zip(arguments, value, strict=True)))
+
+
+def _mapping(data: Any, where: str, expected: str) -> dict[str, Any]:
+    """Returns a plain dict with str keys; an ml_collections.ConfigDict resolves its references in `to_dict`."""
+    if not isinstance(data, Mapping) and callable(getattr(data, "to_dict", None)):
+        data = data.to_dict()
+    if not isinstance(data, Mapping):
+        raise ConfigError(f"{_got(where, data)}; expected a dict of the fields of {expected}.")
+    if odd := [key for key in data if not isinstance(key, str)]:
+        raise ConfigError(f"{where} has the key {odd[0]!r}; expected names (str).")
+    return dict(data)
+
+
+@functools.cache
+def _hints(cls: Any) -> dict[str, Any]:
+    try:
+        return typing.get_type_hints(cls)
+    except NameError as error:
+        where = f"the field types of {cls.__name__}"
+        raise ConfigError(f"Cannot resolve {where} ({error}): import them in {cls.__module__}.") from error
+
+
+def _suggestion(cls: Any, name: str, fields: Mapping[str, Any]) -> str:
+    """Returns what the author of the field `name` may have meant: a near name here, or the same name deeper down."""
+    near = difflib.get_close_matches(name, fields, n=1) or [p for p in _paths(cls) if p.rpartition(".")[2] == name][:1]
+    return f": did you mean {near[0]!r}?" if near else f"; {cls.__name__} has {', '.join(fields)}."
+
+
+def _paths(cls: Any, prefix: str = "") -> Iterator[str]:
+    """Yields the dotted paths of all fields of nested dataclasses."""
+    for name, hint in _hints(cls).items():
+        yield prefix + name
+        for inner in (hint, *typing.get_args(hint)):
+            if dataclasses.is_dataclass(inner) and inner is not cls and typing.get_origin(hint) not in (dict, tuple):
+                yield from _paths(inner, f"{prefix}{name}.")
+
+
+def _plain(value: Any, where: str) -> Any:
+    if _is_instance(value):
+        names = [field.name for field in dataclasses.fields(value)]
+        return {name: _plain(getattr(value, name), f"{where}.{name}") for name in names}
+    if isinstance(value, Mapping):
+        return {str(name): _plain(v, f"{where}.{name}") for name, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(v, f"{where}[{i}]") for i, v in enumerate(value)]
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    raise ConfigError(f"{_got(where, value)}; a config holds bool, int, float, str, None and containers of them.")
+
+
+def _leaves(data: Any, prefix: str) -> Iterator[tuple[str, Any]]:
+    """Yields (dotted path, value); lists are compared as a whole, and as equal to tuples."""
+    if isinstance(data, Mapping) and (data or not prefix):
+        for name, value in data.items():
+            yield from _leaves(value, f"{prefix}.{name}" if prefix else str(name))
+    else:
+        yield prefix, _lists(data)
+
+
+def _lists(value: Any) -> Any:
+    return [_lists(v) for v in value] if isinstance(value, (list, tuple)) else value
+
+
+def _show(value: Any) -> str:
+    return "absent" if value is _ABSENT else repr(value)
+
+
+def _got(where: str, value: Any) -> str:
+    return f"{where} is {value!r} ({type(value).__name__})"
+
+
+def _is_instance(value: Any) -> bool:
+    return dataclasses.is_dataclass(value) and not isinstance(value, type)
+
+
+def _name(hint: Any) -> str:
+    if typing.get_origin(hint) is Literal:
+        return "one of " + ", ".join(repr(choice) for choice in typing.get_args(hint))
+    if hint is type(None):
+        return "None"
+    return hint.__name__ if isinstance(hint, type) and not typing.get_args(hint) else str(hint).replace("typing.", "")

@@ -1,0 +1,14 @@
+"""The letters: one name for each dimension, the same in types, einsums and comments.
+
+    B batch                  L text tokens            S attended-to length (keys)   T tokens fed at once (prefill, decoding)
+    M pool of visual inputs  N visual inputs/sequence F frames                      P patches (h*w)
+    R latents                D LM width               E vision width                W resampler width
+    H heads                  G key/value heads        K head size                   V vocabulary      J joint space
+
+Types are jaxtyping's: `Float[Array, "B L D"]`. The test-suite checks them at run time. Mesh axes (replica, data, model)
+and logical axes (batch, embed, heads, ...) are words: see `core.axes`.
+"""
+
+from jaxtyping import Array, Bool, Float, Float32, Int, PRNGKeyArray, UInt8
+
+__all__ = ["Array", "Bool", "Float", "Float32", "Int", "PRNGKeyArray", "UInt8"]

@@ -1,0 +1,171 @@
+"""Where weights are born: `param` for one weight, `Stack` for a block repeated over layers.
+
+Every weight of every model comes from `param`: float32, with one logical axis for each dimension, all on the line
+where it is used. Haiku would give a weight the dtype of its input (bfloat16 activations would mean bfloat16 weights),
+hence no hk.Linear in the models.
+
+`Stack` holds the weights of `num_layers` equal blocks on one leading axis, "layers", and scans over it, so that 80 layers
+compile as fast as one. Its blocks are transformed apart from the module around them, so `param` alone cannot know the
+full path: `Stack` keeps it in `_SCOPES`. While `axes_of` traces an init function, `param` notes path -> axes there.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import contextvars
+import dataclasses
+from collections.abc import Callable, Iterator
+from typing import Any, Literal
+
+import haiku as hk
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array
+
+from flamingo_jax.core import trees
+
+Axes = tuple[str | None, ...]
+Remat = Literal["none", "full"]
+Initializer = Callable[..., Array]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Scope:
+    """What a weight inside a `Stack` cannot see of its surroundings: the path and the axes that are put in front."""
+
+    prefix: str = ""
+    axes: Axes = ()
+
+
+_NO_SCOPE = _Scope()
+_SCOPES: contextvars.ContextVar[_Scope] = contextvars.ContextVar("scope", default=_NO_SCOPE)
+_RECORD: contextvars.ContextVar[dict[str, Axes] | None] = contextvars.ContextVar("record", default=None)
+
+
+def param(name: str, shape: tuple[int, ...], axes: Axes, init: Initializer) -> Array:
+    """Returns the weight `name` of the current Haiku module, float32 at birth.
+
+    Args:
+        name: the weight's own name; its path is `module/path/name`.
+        shape: its shape, without the layer axis that a `Stack` adds.
+        axes: one logical axis (a word of `core.axes.RULES`) or None for each dimension of `shape`.
+        init: a Haiku initializer, `init(shape, dtype)`.
+
+    Raises:
+        ValueError: if `axes` does not name each dimension once.
+    """
+    if len(axes) != len(shape):
+        raise ValueError(
+            f"Weight {hk.experimental.current_name()}/{name} has shape {shape} but axes {axes}: name each dimension."
+        )
+    record = _RECORD.get()
+    if record is not None:
+        scope = _SCOPES.get()
+        record[f"{scope.prefix}{hk.experimental.current_name()}/{name}"] = scope.axes + tuple(axes)
+    return hk.get_parameter(name, shape, jnp.float32, init=init)
+
+
+def axes_of(init: Callable[..., Any], *args: Any) -> dict[str, Axes]:
+    """Returns the logical axes of each weight that `init(*args)` makes, without computing anything.
+
+    Args:
+        init: a Haiku init function (or a function that calls one) whose weights all come from `param`.
+        *args: its arguments; arrays or jax.ShapeDtypeStruct.
+
+    Returns:
+        {"module/path/name": axes}, exactly one entry for each weight.
+
+    Raises:
+        ValueError: if a weight was made otherwise than by `param`, or two weights share a path.
+    """
+    record: dict[str, Axes] = {}
+    with _inside(_RECORD, record):
+        # A fresh function: jax caches traces, and a cached trace would not pass through `param`.
+        shapes = trees.flatten(jax.eval_shape(lambda *a: init(*a), *args))
+    if unknown := sorted(set(shapes) ^ set(record)):
+        raise ValueError(
+            f"Weights and recorded axes differ at {unknown[:5]}: make every weight with core.params.param."
+        )
+    for path, axes in record.items():
+        if len(axes) != len(shapes[path].shape):
+            raise ValueError(
+                f"Weight {path} has shape {shapes[path].shape} but axes {axes}: two weights share this path."
+            )
+    return record
+
+
+class Stack:
+    """`num_layers` blocks of equal shape, with their weights stacked and their application scanned.
+
+    The weights live under `<current module>/<name>/...` with a leading axis "layers".
+    """
+
+    def __init__(self, num_layers: int, block: Callable[..., tuple[Any, Any]], *, name: str, remat: Remat = "none"):
+        """Describes the stack.
+
+        Args:
+            num_layers: how many blocks.
+            block: Haiku function `block(x, inputs) -> (x, outputs)`; it may close over arrays, not over modules.
+            name: the name of the stack within the current module.
+            remat: "full" recomputes each block in the backward pass; "none" keeps its activations.
+        """
+        self.num_layers = num_layers
+        self._inner = hk.transform(block)
+        self._name = name
+        self._remat = remat
+
+    def weights(self, x: Any, inputs: Any = None) -> Any:
+        """Returns the stacked weights; `x` and `inputs` (of one layer) are examples that are needed at init only."""
+        scope = _SCOPES.get()
+        module = hk.experimental.current_name()
+        prefix = f"{scope.prefix}{'' if module == '~' else module + '/'}{self._name}/"  # "~": outside of any module
+
+        def init(keys: Array, x: Any, inputs: Any) -> Any:
+            with _inside(_SCOPES, _Scope(prefix, (*scope.axes, "layers"))):
+                return jax.vmap(lambda key: self._inner.init(key, x, inputs))(keys)
+
+        keys = hk.next_rng_keys(self.num_layers) if hk.running_init() else None
+        return hk.lift(init, name=self._name)(keys, x, inputs)
+
+    def layer(self, weights: Any, x: Any, inputs: Any = None) -> tuple[Any, Any]:
+        """Applies one block with one layer's weights (no leading axis)."""
+
+        def apply(weights: Any, x: Any, inputs: Any) -> tuple[Any, Any]:
+            with _inside(_RECORD, None):  # the weights were noted when `weights` made them
+                return self._inner.apply(weights, None, x, inputs)
+
+        if self._remat == "full":
+            return jax.checkpoint(apply, prevent_cse=False)(
+                weights, x, inputs
+            )  # inside a scan nothing can be merged away
+        return apply(weights, x, inputs)
+
+    def __call__(self, x: Any, inputs: Any = None) -> tuple[Any, Any]:
+        """Applies all blocks in turn.
+
+        Args:
+            x: what the blocks transform.
+            inputs: a tree of arrays with a leading layer axis, one slice for each block; or None.
+
+        Returns:
+            (x, outputs): outputs stacked on a leading layer axis.
+        """
+        return self.scan(x, self.weights(x, layer_slice(inputs, 0)), inputs)
+
+    def scan(self, x: Any, weights: Any, inputs: Any = None) -> tuple[Any, Any]:
+        """Applies the layers whose weights (and inputs) stand on the leading axis: all of them, or a range."""
+        return jax.lax.scan(lambda x, w: self.layer(w[0], x, w[1]), x, (weights, inputs))
+
+
+def layer_slice(tree: Any, index: int | slice) -> Any:
+    """Returns the weights or inputs of one layer, or of a range of layers, of a stacked tree."""
+    return jax.tree.map(lambda leaf: leaf[index], tree)
+
+
+@contextlib.contextmanager
+def _inside(variable: contextvars.ContextVar[Any], value: Any) -> Iterator[None]:
+    token = variable.set(value)
+    try:
+        yield
+    finally:
+        variable.reset(token)

@@ -1,0 +1,76 @@
+"""What a mixture is made of: one entry per dataset, with the lambda_m of the paper as `weight` (section 2.4)."""
+
+import dataclasses
+from typing import Literal
+
+
+@dataclasses.dataclass(frozen=True)
+class DatasetConfig:
+    """One dataset of the mixture.
+
+    Attributes:
+        kind: how its records become rows: "interleaved" pages, "pairs" (an image or video and its text, for captioning),
+            "captions" (the same records, for the contrastive stage) or "text" (documents).
+        path: a TFDS directory of ArrayRecord files, as data_pipelines writes it.
+        batch_size: B, over all processes.
+        length: L, tokens per row.
+        split: a split of the dataset, also in the notation of TFDS ("train[:10%]").
+        weight: lambda_m, the weight of this dataset's loss.
+        max_images: N, images per row of interleaved pages (5 in the paper); pairs and captions have 1, text has 0.
+        num_frames: F, frames per visual input; 1 = still images.
+        frame_rate: frames per second to take of a video.
+        pool: images per data shard that the batch has room for; None = as many as its rows could have.
+        p_next: probability that a page's text attends the next image instead of the previous one.
+        space_prefix: probability that a space is put before the text of a pair.
+        documents_per_row: documents set aside for each row of packed text; what does not fit is left out.
+    """
+
+    kind: Literal["interleaved", "pairs", "captions", "text"]
+    path: str
+    batch_size: int
+    length: int
+    split: str = "train"
+    weight: float = 1.0
+    max_images: int = 1
+    num_frames: int = 1
+    frame_rate: float = 1.0
+    pool: int | None = None
+    p_next: float = 0.5
+    space_prefix: float = 0.5
+    documents_per_row: int = 8
+
+    def __post_init__(self) -> None:
+        for name in ("batch_size", "length", "max_images", "num_frames", "frame_rate", "documents_per_row"):
+            if getattr(self, name) <= 0:
+                raise ValueError(f"{name} of a dataset is {getattr(self, name)}, expected a positive number.")
+        for name in ("p_next", "space_prefix"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name} of a dataset is {getattr(self, name)}, expected a probability, 0 to 1.")
+        if self.pool is not None and self.pool <= 0:
+            raise ValueError(
+                f"pool of a dataset is {self.pool}, expected a positive number, or None for rows * images."
+            )
+
+    @property
+    def num_media(self) -> int:
+        """N, the visual inputs that one row can have."""
+        return {"interleaved": self.max_images, "pairs": 1, "captions": 1, "text": 0}[self.kind]
+
+
+@dataclasses.dataclass(frozen=True)
+class DataConfig:
+    """The whole mixture.
+
+    Attributes:
+        tokenizer: path of the tokenizer.
+        image_size: side of the square images, in pixels (320 in the paper, 288 contrastive, 480 in fine-tuning).
+        datasets: by name. The name is part of what decides the order and the randomness of a dataset.
+    """
+
+    tokenizer: str
+    image_size: int
+    datasets: dict[str, DatasetConfig]
+
+    def __post_init__(self) -> None:
+        if self.image_size <= 0:
+            raise ValueError(f"image_size is {self.image_size}, expected a positive number of pixels.")

@@ -1,0 +1,205 @@
+"""The mixture: batch t of dataset m is a pure function of (seed, m, t), on any number of processes (section 2.4).
+
+    position i = t * B + row   --shuffle (seed, m)-->  record   --draw (seed, m, i)-->  row i of the dataset's rows
+                                                                      process p keeps rows [p*b, (p+1)*b) of each batch
+
+So the whole state of a dataset is one integer, t. Every record comes once per epoch, in another order each time.
+"""
+
+import functools
+import logging
+import sys
+import threading
+import zlib
+from collections.abc import Callable, Iterator, Mapping
+from typing import TypeVar
+
+import grain
+import numpy as np
+
+from flamingo_jax.data import text
+from flamingo_jax.data.config import DataConfig, DatasetConfig
+from flamingo_jax.data.rows import RECORD_KINDS, Example, Rng, Row, RowMaker, collate
+from flamingo_jax.data.schema import Batch, CorruptRecord, check
+from flamingo_jax.data.sources import Examples, Source
+from flamingo_jax.data.tokenizer import Tokenizer
+
+__all__ = ["DataConfig", "DatasetConfig", "Mixture"]
+
+_MOST_REJECTED_IN_A_ROW = 1000  # so many corrupt records one after the other are a broken dataset
+_NUM_THREADS, _BATCHES_AHEAD = 2, 4
+
+T = TypeVar("T")
+_log = logging.getLogger(__name__)
+
+
+class Mixture:
+    """The datasets of a run.
+
+    Args:
+        config: the datasets.
+        seed: decides order and randomness, together with the dataset's name and the position.
+        tokenizer: for all texts.
+        process_index: which of the readers this is; readers that feed the same data shards have the same index.
+        process_count: readers that share a batch.
+        num_shards: data shards in all, over which the rows and the pool of images are split.
+        cache_bytes: memory in which small datasets are kept decoded, over all datasets.
+
+    Raises:
+        ValueError: a batch cannot be split evenly, or a dataset's records do not suit its kind.
+        FileNotFoundError: a dataset is not there.
+    """
+
+    def __init__(
+        self,
+        config: DataConfig,
+        *,
+        seed: int,
+        tokenizer: Tokenizer,
+        process_index: int = 0,
+        process_count: int = 1,
+        num_shards: int = 1,
+        cache_bytes: int = 512 << 20,
+    ):
+        if num_shards % process_count or not 0 <= process_index < process_count:
+            raise ValueError(
+                f"Process {process_index} of {process_count} cannot read for {num_shards} data shards: the number of "
+                "shards must be a multiple of the number of processes, and the index less than that."
+            )
+        share = cache_bytes // max(len(config.datasets), 1)
+        self._datasets = {
+            name: _Dataset(
+                name,
+                dataset,
+                seed=seed,
+                tokenizer=tokenizer,
+                image_size=config.image_size,
+                process_index=process_index,
+                process_count=process_count,
+                num_shards=num_shards,
+                cache_bytes=share,
+            )
+            for name, dataset in config.datasets.items()
+        }
+
+    @property
+    def rejected(self) -> dict[str, int]:
+        """How many records of each dataset this process has found corrupt so far."""
+        return {name: dataset.num_rejected for name, dataset in self._datasets.items()}
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """How many records each dataset has."""
+        return {name: len(dataset.examples) for name, dataset in self._datasets.items()}
+
+    def batch(self, name: str, t: int) -> Batch:
+        """Returns this process's rows of batch `t` of dataset `name`, in numpy arrays."""
+        return self._datasets[name].batch(t)
+
+    def iterate(self, positions: Mapping[str, int]) -> Iterator[dict[str, Batch]]:
+        """Yields a batch of each dataset that has a position, starting there, without end; threads read ahead.
+
+        Args:
+            positions: number of the next batch by dataset; those of a checkpoint, to resume.
+        """
+        start = dict(positions)
+
+        def read(step: int) -> dict[str, Batch]:
+            return {name: self.batch(name, t + step) for name, t in start.items()}
+
+        options = grain.ReadOptions(num_threads=_NUM_THREADS, prefetch_buffer_size=_BATCHES_AHEAD)
+        yield from grain.MapDataset.range(sys.maxsize).map(read).to_iter_dataset(options)
+
+
+class _Dataset:
+    """One dataset of a mixture; the arguments are those of Mixture."""
+
+    def __init__(
+        self,
+        name: str,
+        config: DatasetConfig,
+        *,
+        seed: int,
+        tokenizer: Tokenizer,
+        image_size: int,
+        process_index: int,
+        process_count: int,
+        num_shards: int,
+        cache_bytes: int,
+    ):
+        if config.batch_size % num_shards:
+            raise ValueError(
+                f"Dataset {name!r}: batch_size {config.batch_size} cannot be split evenly over {num_shards} data shards."
+            )
+        source = Source(config.path, config.split)
+        if source.kind not in RECORD_KINDS[config.kind]:
+            raise ValueError(
+                f"Dataset {name!r} is of kind {config.kind!r}, which takes {' or '.join(RECORD_KINDS[config.kind])}, but "
+                f"{config.path} holds {source.kind}. Change the kind or the path."
+            )
+        self._name, self._config, self._tokenizer, self._image_size = name, config, tokenizer, image_size
+        self._rows = config.batch_size // process_count
+        self._first_row = process_index * self._rows
+        self._num_shards = num_shards // process_count
+        self._maker = RowMaker(config, tokenizer, image_size)
+        self.examples: Examples[Example] = Examples(source, self._maker.prepare, cache_bytes)
+        stream = zlib.crc32(f"{seed}/{name}".encode())  # not hash(), which differs from process to process
+        self._key = np.array([seed, stream], np.uint64)
+        self._order = grain.MapDataset.range(len(source)).seed(stream).shuffle().repeat()
+        self._rejected: set[int] = set()
+        self._lock = threading.Lock()
+
+    @property
+    def num_rejected(self) -> int:
+        return len(self._rejected)
+
+    def batch(self, t: int) -> Batch:
+        first = t * self._config.batch_size + self._first_row
+        make = self._text_row if self._config.kind == "text" else self._row
+        where = f"batch {t} of dataset {self._name!r}"
+        batch = collate(
+            [make(i) for i in range(first, first + self._rows)],
+            self._config,
+            image_size=self._image_size,
+            num_shards=self._num_shards,
+            tokenizer=self._tokenizer,
+            where=where,
+        )
+        check(batch, num_shards=self._num_shards, where=where)
+        return batch
+
+    def _row(self, position: int) -> Row:
+        return self._draw(position, self._maker.draw)
+
+    def _text_row(self, row: int) -> Row:
+        """Packs documents from position row * documents_per_row on; those of its share that do not fit are left out."""
+        share = self._config.documents_per_row
+        documents = (self._draw(i, self._maker.window) for i in range(row * share, (row + 1) * share))
+        tokens, segment = text.pack(documents, self._config.length)
+        return Row(tokens, segment, np.zeros_like(tokens))
+
+    def _draw(self, position: int, draw: Callable[[Example, Rng], T]) -> T:
+        """Draws from the record at `position`; a corrupt one is replaced by the next in the store that is not."""
+        first = self._order[position]
+        for step in range(min(len(self.examples), _MOST_REJECTED_IN_A_ROW)):
+            index = (first + step) % len(self.examples)
+            try:
+                return draw(self.examples[index], functools.partial(self._random, position))
+            except CorruptRecord as error:
+                self._reject(index, error)
+        raise ValueError(
+            f"Dataset {self._name!r}: {step + 1} records of {self._config.path} in a row, from record {first} on, are "
+            "corrupt. See the warnings above, and write the dataset again."
+        )
+
+    def _random(self, position: int) -> np.random.Generator:
+        """A generator of its own for each (seed, dataset, position)."""
+        counter = np.array([0, 0, position, 0], np.uint64)
+        return np.random.Generator(np.random.Philox(key=self._key, counter=counter))
+
+    def _reject(self, index: int, error: CorruptRecord) -> None:
+        with self._lock:
+            new = index not in self._rejected
+            self._rejected.add(index)
+        if new:
+            _log.warning("Dataset %r: record %d is skipped. %s", self._name, index, error)

@@ -1,0 +1,302 @@
+"""What the data pipelines write and the model reads: four records, and one batch.
+
+    web page, pair, video, document  --to_example-->  TFDS example (ArrayRecord)  --from_example-->  record  -->  Batch
+
+Images stay encoded (JPEG, PNG or WebP bytes) until the loader decodes them. A video is its sampled frames, each an
+encoded image, or one encoded file. What a page, a pair and a video hold follows section 2.4 and appendix A.3 of the
+paper, which does not publish a file format.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import jax.tree_util
+import numpy as np
+
+
+class CorruptRecord(ValueError):
+    """A stored record that cannot be used: the loader counts it and takes the next one in its place."""
+
+
+@dataclasses.dataclass(frozen=True)
+class InterleavedPage:
+    """One web page: its texts (str) and encoded images (bytes) in the order of the page (paper: M3W, A.3.1)."""
+
+    kind: ClassVar[str] = "interleaved_page"
+    parts: tuple[str | bytes, ...]
+    metadata: str = ""  # JSON, free form (source, licence, ...)
+
+    @property
+    def texts(self) -> tuple[str, ...]:
+        """The texts alone, in order."""
+        return tuple(part for part in self.parts if isinstance(part, str))
+
+    @property
+    def images(self) -> tuple[bytes, ...]:
+        """The encoded images alone, in order."""
+        return tuple(part for part in self.parts if isinstance(part, bytes))
+
+
+@dataclasses.dataclass(frozen=True)
+class ImageText:
+    """One encoded image and its text (paper: ALIGN, LTIP)."""
+
+    kind: ClassVar[str] = "image_text"
+    image: bytes
+    text: str
+    metadata: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class VideoText:
+    """One short video and its text (paper: VTP).
+
+    It is either sampled `frames` (encoded images, `fps` of them per second) or one encoded file, `video`.
+    """
+
+    kind: ClassVar[str] = "video_text"
+    frames: tuple[bytes, ...]
+    text: str
+    fps: float = 1.0
+    video: bytes = b""
+    metadata: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class Document:
+    """Text alone, for the language model."""
+
+    kind: ClassVar[str] = "document"
+    text: str
+    metadata: str = ""
+
+
+Record = InterleavedPage | ImageText | VideoText | Document
+RECORDS: dict[str, type[Record]] = {r.kind: r for r in (InterleavedPage, ImageText, VideoText, Document)}
+
+_TEXT, _IMAGE = 0, 1  # the values of "order" in a stored page
+
+
+def features(kind: str) -> Any:
+    """Returns the `tfds.features.FeaturesDict` under which records of `kind` (a key of RECORDS) are stored."""
+    import tensorflow_datasets as tfds
+
+    text = tfds.features.Text  # stores bytes as they are, str as UTF-8
+    layouts: dict[str, dict[str, Any]] = {
+        "interleaved_page": {
+            "texts": tfds.features.Sequence(text()),
+            "images": tfds.features.Sequence(text()),
+            "order": tfds.features.Sequence(np.int64),  # per part of the page: 0 = the next text, 1 = the next image
+            "metadata": text(),
+        },
+        "image_text": {"image": text(), "text": text(), "metadata": text()},
+        "video_text": {
+            "frames": tfds.features.Sequence(text()),
+            "fps": np.float32,
+            "video": text(),
+            "text": text(),
+            "metadata": text(),
+        },
+        "document": {"text": text(), "metadata": text()},
+    }
+    return tfds.features.FeaturesDict(layouts[_known(kind)])
+
+
+def kind_of(names: Any) -> str:
+    """Returns the kind of record whose stored fields have just these `names`.
+
+    Raises:
+        ValueError: the names are those of no kind.
+    """
+    fields = {
+        "interleaved_page": {"texts", "images", "order", "metadata"},
+        "image_text": {"image", "text", "metadata"},
+        "video_text": {"frames", "fps", "video", "text", "metadata"},
+        "document": {"text", "metadata"},
+    }
+    for kind, expected in fields.items():
+        if set(names) == expected:
+            return kind
+    raise ValueError(
+        f"These stored fields belong to no known kind of record: {sorted(names)}. Expected one of "
+        f"{ {k: sorted(v) for k, v in fields.items()} }: write the dataset with data_pipelines."
+    )
+
+
+def to_example(record: Record) -> dict[str, Any]:
+    """Returns the fields of `record` as a TFDS builder of `features(record.kind)` takes them."""
+    if isinstance(record, InterleavedPage):
+        order = [_TEXT if isinstance(part, str) else _IMAGE for part in record.parts]
+        return {
+            "texts": list(record.texts),
+            "images": list(record.images),
+            "order": np.asarray(order, np.int64),
+            "metadata": record.metadata,
+        }
+    fields = {field.name: getattr(record, field.name) for field in dataclasses.fields(record)}
+    return {name: list(value) if isinstance(value, tuple) else value for name, value in fields.items()}
+
+
+def from_example(kind: str, example: Mapping[str, Any]) -> Record:
+    """Inverse of `to_example`: `example` is what a TFDS data source of `features(kind)` yields (texts as bytes or str).
+
+    Raises:
+        CorruptRecord: a field is missing, a text is not UTF-8, or a page's order does not fit its texts and images.
+    """
+    record = RECORDS[_known(kind)]
+    try:
+        metadata = _as_text(example["metadata"])
+        if record is InterleavedPage:
+            return InterleavedPage(_parts(example), metadata)
+        if record is ImageText:
+            return ImageText(bytes(example["image"]), _as_text(example["text"]), metadata)
+        if record is Document:
+            return Document(_as_text(example["text"]), metadata)
+        frames = tuple(bytes(frame) for frame in example["frames"])
+        return VideoText(frames, _as_text(example["text"]), float(example["fps"]), bytes(example["video"]), metadata)
+    except (KeyError, TypeError, UnicodeDecodeError) as error:
+        raise CorruptRecord(f"A stored {kind} cannot be read: {error!r}.") from error
+
+
+def _known(kind: str) -> str:
+    if kind not in RECORDS:
+        raise ValueError(f"Unknown kind of record {kind!r}. Expected one of {sorted(RECORDS)}.")
+    return kind
+
+
+def _as_text(value: Any) -> str:
+    return value if isinstance(value, str) else bytes(value).decode("utf-8")
+
+
+def _parts(example: Mapping[str, Any]) -> tuple[str | bytes, ...]:
+    order = [int(entry) for entry in example["order"]]
+    texts, images = list(example["texts"]), list(example["images"])
+    if order.count(_IMAGE) != len(images) or order.count(_TEXT) != len(texts) or len(order) != len(texts) + len(images):
+        raise CorruptRecord(
+            f"A stored page is inconsistent: its order has {order.count(_IMAGE)} images and {order.count(_TEXT)} texts "
+            f"among {len(order)} parts, but {len(images)} images and {len(texts)} texts are stored."
+        )
+    next_text, next_image = iter(texts), iter(images)
+    return tuple(_as_text(next(next_text)) if entry == _TEXT else bytes(next(next_image)) for entry in order)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Batch:
+    """B sequences and the flat pool of the M visual inputs that they attend.
+
+    A pytree: numpy arrays on the host, jax arrays on the devices. The index phi of the paper (section 2.3, Figure 7) is
+    `media_index`. It is computed in the data pipeline and never re-derived from token ids, so p_next, other tokenizers
+    and text before the first image are all just data.
+
+    The pool of each data shard is its own: with S shards, rows [s*B/S, (s+1)*B/S) of the batch own rows
+    [s*M/S, (s+1)*M/S) of `frames`, and their `media_slot` counts from the start of the latter.
+
+    Attributes:
+        tokens: int32[B, L] token ids; ids from the tokenizer's vocab_size on are the new tokens.
+        segment: int32[B, L] 0 = padding; packed documents count up from 1.
+        loss_weights: float32[B, L] weight of predicting tokens[b, l] itself, as a target: 0 on padding and on <BOS>,
+            else 1. So the loss at position l, which predicts token l + 1, is weighted by loss_weights[:, l + 1].
+        media_index: int32[B, L] phi: which of the sequence's visual inputs (1..N) a token attends, 0 = none.
+        media_slot: int32[B, N] row of the shard's pool with the sequence's n-th visual input, -1 = there is none.
+        frames: uint8[M, F, H, W, 3] the pool.
+        frame_mask: bool[M, F] False beyond the end of a shorter video, and on unused rows of the pool.
+    """
+
+    tokens: Any
+    segment: Any
+    loss_weights: Any
+    media_index: Any
+    media_slot: Any
+    frames: Any
+    frame_mask: Any
+
+
+_DTYPES = {
+    "tokens": np.int32,
+    "segment": np.int32,
+    "loss_weights": np.float32,
+    "media_index": np.int32,
+    "media_slot": np.int32,
+    "frames": np.uint8,
+    "frame_mask": np.bool_,
+}
+_SHAPES = {
+    "tokens": "[B, L]",
+    "segment": "[B, L]",
+    "loss_weights": "[B, L]",
+    "media_index": "[B, L]",
+    "media_slot": "[B, N]",
+    "frames": "[M, F, H, W, 3]",
+    "frame_mask": "[M, F]",
+}
+
+
+def check(batch: Batch, *, num_shards: int = 1, where: str = "batch") -> None:
+    """Checks a host batch against its contract.
+
+    Args:
+        batch: the batch, in numpy arrays.
+        num_shards: data shards whose rows and pools the batch holds, in order.
+        where: names the batch in the error.
+
+    Raises:
+        ValueError: the first thing that is wrong, with its row and position.
+    """
+    _check_shapes(batch, where)
+    num_rows, pool, max_images = len(batch.tokens), len(batch.frames), batch.media_slot.shape[1]
+    if num_rows % num_shards or pool % num_shards:
+        raise ValueError(f"{where}: {num_rows} rows and a pool of {pool} do not split evenly over {num_shards} shards.")
+    capacity = pool // num_shards
+    slot, index, weights = batch.media_slot, batch.media_index, batch.loss_weights
+
+    if bad := _first((slot < -1) | (slot >= capacity)):
+        raise ValueError(
+            f"{where}: row {bad[0]} has its visual input {bad[1] + 1} in slot {slot[bad]}, expected -1 (none) or less "
+            f"than {capacity}, the size of its shard's pool. Raise `pool` of the dataset."
+        )
+    if bad := _first((index < 0) | (index > max_images)):
+        raise ValueError(
+            f"{where}: row {bad[0]}, token {bad[1]} attends visual input {index[bad]}, expected 0 (none) to "
+            f"{max_images}, the number of visual inputs per row. Raise `max_images`, or drop the text."
+        )
+    present = np.concatenate([np.ones((num_rows, 1), bool), slot >= 0], axis=1)  # column 0: no image, always allowed
+    if bad := _first(~np.take_along_axis(present, index, axis=1)):
+        raise ValueError(
+            f"{where}: row {bad[0]} has more <image> tags than images: its token {bad[1]} attends visual input "
+            f"{index[bad]}, but the row has {int((slot[bad[0]] >= 0).sum())}. Give each <image> tag its image."
+        )
+    padding = batch.segment == 0
+    if bad := _first((batch.segment < 0) | (padding & ((weights != 0) | (index != 0)))):
+        raise ValueError(
+            f"{where}: row {bad[0]}, token {bad[1]} has segment {batch.segment[bad]}, loss weight {weights[bad]} and "
+            f"media index {index[bad]}; expected segment >= 0, and on padding (segment 0) zeros in all three."
+        )
+    if bad := _first(~(np.isfinite(weights) & (weights >= 0))):
+        raise ValueError(f"{where}: row {bad[0]}, token {bad[1]} has loss weight {weights[bad]}, expected >= 0.")
+    first_slot = (np.arange(num_rows) // max(num_rows // num_shards, 1) * capacity)[:, None]
+    has_frame = np.append(batch.frame_mask.any(axis=1), np.True_)  # the last entry stands for "no visual input"
+    if bad := _first(~has_frame[np.where(slot >= 0, slot + first_slot, pool)]):
+        raise ValueError(f"{where}: row {bad[0]}, visual input {bad[1] + 1} has no frame: its frame_mask is all False.")
+
+
+def _first(bad: np.ndarray) -> tuple[int, int] | None:
+    """Position of the first True of a matrix, as (row, column)."""
+    if not bad.any():
+        return None
+    row, column = np.unravel_index(int(bad.argmax()), bad.shape)
+    return int(row), int(column)
+
+
+def _check_shapes(batch: Batch, where: str) -> None:
+    letters: dict[str, int] = {"3": 3}
+    for name, letter_list in _SHAPES.items():
+        array, names = getattr(batch, name), letter_list[1:-1].split(", ")
+        if not isinstance(array, np.ndarray) or array.dtype != _DTYPES[name]:
+            got = f"{type(array).__name__} of {getattr(array, 'dtype', 'no dtype')}"
+            raise ValueError(f"{where}: {name} is a {got}, expected a numpy array of {np.dtype(_DTYPES[name])}.")
+        sizes = {letter: letters.setdefault(letter, size) for letter, size in zip(names, array.shape, strict=False)}
+        if array.ndim != len(names) or tuple(sizes.values()) != array.shape:
+            known = {letter: size for letter, size in letters.items() if letter in names and letter != "3"}
+            raise ValueError(f"{where}: {name} has shape {array.shape}, expected {letter_list} with {known}.")

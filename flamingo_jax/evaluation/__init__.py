@@ -1,0 +1,1 @@
+"""Few-shot evaluation: tasks, metrics, the runner, and the report."""

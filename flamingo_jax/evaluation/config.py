@@ -1,0 +1,51 @@
+"""The settings of an evaluation run: one setting for all benchmarks (paper, Appendix B.1.5)."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+
+from flamingo_jax.core.config import ConfigError
+from flamingo_jax.inference.engine import InferenceConfig
+from flamingo_jax.sharding.mesh import MeshConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class EvaluateConfig:
+    """What `evaluate` runs.
+
+    Attributes:
+        tasks: names of the tasks; see `evaluation/tasks`.
+        shots: numbers of support examples.
+        n: queries per task and number of shots.
+        seed: chooses queries and supports.
+        split: written to the results; the split that the tasks read.
+        batch_size: prompts that are answered together, over all devices.
+        num_samples: prompts per task and number of shots that are kept with their images, for the sheet of samples.
+        data: directory of each benchmark's data by name, such as {"world": "/data/world"}.
+        towers: where frozen towers lie that moved since a checkpoint was written, by name ("lm", "vision").
+        inference: decoding, scoring and the shapes that prompts are padded to.
+        mesh: the devices; one by default, data=-1 spreads the prompts over all of them.
+    """
+
+    tasks: tuple[str, ...] = ("format", "bind2")
+    shots: tuple[int, ...] = (0, 1, 2, 4, 8)
+    n: int = 200
+    seed: int = 1
+    split: str = "test"
+    batch_size: int = 100
+    num_samples: int = 2
+    data: Mapping[str, str | None] = dataclasses.field(default_factory=dict)
+    towers: Mapping[str, str | None] = dataclasses.field(default_factory=dict)
+    inference: InferenceConfig = dataclasses.field(default_factory=InferenceConfig)
+    mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
+
+    def __post_init__(self) -> None:
+        if not self.tasks or not self.shots:
+            raise ConfigError(
+                f"Nothing to evaluate: got tasks={self.tasks}, shots={self.shots}; expected at least one of each."
+            )
+        if min(self.shots) < 0:
+            raise ConfigError(f"shots holds {min(self.shots)}; expected numbers of support examples >= 0.")
+        if self.n < 1 or self.batch_size < 1:
+            raise ConfigError(f"Got n={self.n}, batch_size={self.batch_size}; expected both >= 1.")

@@ -1,0 +1,131 @@
+"""What a benchmark is to the evaluator: a source of few-shot episodes (paper, Appendix B.1.5 and Figure 8).
+
+    Task.episodes(shots, n, seed) -> [Episode]      one episode = one query with its support examples already in front of it
+
+        parts       (image, "Output: A cat.<EOC>", image, "Output:")      the prompt; images stand where their `<image>` tag goes
+        candidates  ("A cat.", "A dog.", ...)                             close-ended: ranked by log-likelihood
+        answer      "A dog."                                              what the metrics compare with
+
+A task is registered under its name with a factory, `register("format", make)`, that receives the directories of `config.data` by name
+({"world": "/data/world"}) and returns the task. Importing `flamingo_jax.evaluation.tasks` registers all tasks of the project.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+from collections.abc import Callable, Mapping, Sequence
+from typing import Protocol, TypeAlias, runtime_checkable
+
+import numpy as np
+
+Part: TypeAlias = "str | bytes | np.ndarray"
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Episode:
+    """One query of a benchmark, with the support examples in front of it.
+
+    Attributes:
+      parts: the prompt in reading order: text, and images as uint8[H, W, 3], encoded bytes or anything else that `inference.prompts` reads.
+        `<BOS>` and the `<image>` tags are added by `inference.prompts`; `<EOC>` is written in the text, where a support example ends.
+      candidates: the possible answers of a close-ended task, as the text that follows the prompt; empty for an open-ended one.
+      answer: the right answer; one of `candidates` if there are any.
+      query_id: names the query, for the predictions and for the test that no query is in its own support.
+      support_ids: names the support examples, in prompt order.
+      masked: control: the images are hidden from the text (media_index 0 everywhere), all else being equal.
+    """
+
+    parts: tuple[Part, ...]
+    candidates: tuple[str, ...]
+    answer: str
+    query_id: str
+    support_ids: tuple[str, ...] = ()
+    masked: bool = False
+
+    def __post_init__(self) -> None:
+        if self.candidates and self.answer not in self.candidates:
+            raise ValueError(
+                f"episode {self.query_id!r}: the answer {self.answer!r} is not among its candidates {self.candidates!r}."
+            )
+
+
+@runtime_checkable
+class Task(Protocol):
+    """A benchmark. Implementations are small frozen dataclasses, one file per benchmark in `evaluation/tasks`.
+
+    Attributes:
+      name: the name in results.json and on the command line.
+      metrics: names from `evaluation.metrics.METRICS`, such as ("exact_match", "ranking").
+      chance: what guessing gives, drawn as a line in the report; None if that is not defined.
+    """
+
+    @property
+    def name(self) -> str: ...  # noqa: D102
+
+    @property
+    def metrics(self) -> tuple[str, ...]: ...  # noqa: D102
+
+    @property
+    def chance(self) -> float | None: ...  # noqa: D102
+
+    def episodes(self, shots: int, n: int, seed: int) -> Sequence[Episode]:
+        """The first `n` episodes at `shots` support examples: a pure function of its arguments; queries do not depend on `shots`."""
+        ...
+
+
+TaskFactory: TypeAlias = Callable[[Mapping[str, str]], Task]
+TASKS: dict[str, TaskFactory] = {}
+
+
+def register(name: str, factory: TaskFactory) -> None:
+    """Makes `factory` known under `name`; a name is registered once.
+
+    Raises:
+      ValueError: the name is taken by another factory.
+    """
+    if name in TASKS:
+        raise ValueError(
+            f"the task {name!r} is registered twice (by {TASKS[name]!r} and {factory!r}): give one of them another name."
+        )
+    TASKS[name] = factory
+
+
+def create(name: str, data: Mapping[str, str]) -> Task:
+    """The task called `name`.
+
+    Args:
+      name: a registered name.
+      data: directories of the benchmarks by name, `config.data`.
+
+    Raises:
+      KeyError: no such task; the message suggests the closest names.
+    """
+    if name not in TASKS:
+        raise UnknownTaskError(name, sorted(TASKS))
+    return TASKS[name](data)
+
+
+def directory(data: Mapping[str, str], benchmark: str, task: str) -> str:
+    """The directory of `benchmark` in `data`, or an error that says how to give it.
+
+    Raises:
+      ValueError: `data` has no (or an empty) entry for the benchmark.
+    """
+    if not (path := data.get(benchmark)):
+        raise ValueError(
+            f"the task {task!r} needs the directory of {benchmark!r}, got none: pass --config.data.{benchmark}=DIRECTORY."
+        )
+    return path
+
+
+class UnknownTaskError(KeyError):
+    """A task name that is not registered."""
+
+    def __init__(self, name: str, known: Sequence[str]) -> None:
+        close = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
+        suggestion = f"did you mean {' or '.join(repr(match) for match in close)}? " if close else ""
+        super().__init__(f"unknown task {name!r}: {suggestion}known tasks: {', '.join(known) or 'none'}.")
+
+    def __str__(self) -> str:  # KeyError shows the repr of its message
+        return str(self.args[0])

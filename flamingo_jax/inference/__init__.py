@@ -1,0 +1,1 @@
+"""Prompts, cached decoding, log-likelihood ranking, and the Python interface `Flamingo.load`."""

@@ -1,0 +1,213 @@
+"""The Python interface: load a model, give it text and images, get text or scores.
+
+    model = Flamingo.load("runs/demo/flamingo/export")
+    model.generate([Image("cat.jpg"), "Output: A cat.<EOC>", Image("dog.jpg"), "Output:"])        -> " A dog."
+    model.score([Image("dog.jpg"), "Output:"], [" A cat.", " A dog."])                            -> [-7.1, -0.3]
+
+A prompt is a str or a list of parts: text, and images as `Image(path)`, PIL images, encoded bytes or uint8 arrays. A list of prompts is answered as a
+batch. `<BOS>` and the `<image>` tags are written for you.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any, overload
+
+from jax.sharding import Mesh
+
+from flamingo_jax.checkpoint.arrays import CheckpointError
+from flamingo_jax.checkpoint.export import OpenedCheckpoint, open_checkpoint
+from flamingo_jax.core.config import from_dict
+from flamingo_jax.core.paths import PathLike
+from flamingo_jax.data.tokenizer import EOC, SentencePieceTokenizer, Tokenizer
+from flamingo_jax.inference import prompts
+from flamingo_jax.inference.engine import Answer, Engine, InferenceConfig, Request
+from flamingo_jax.inference.prompts import Image, Prompt, PromptError
+from flamingo_jax.inference.score import Normalise
+from flamingo_jax.models import decoder, flamingo
+from flamingo_jax.models.decoder import Decoder
+from flamingo_jax.training.config import ModelConfig
+
+__all__ = ["Flamingo", "Image", "InferenceConfig", "PromptError"]
+
+
+class Flamingo:
+    """A trained model with its tokenizer, ready to answer prompts. A language model alone (text prompts only) is one without images.
+
+    Attributes:
+        tokenizer: of the model.
+        checkpoint: where it was loaded from.
+        step: the update that it was saved at.
+    """
+
+    def __init__(
+        self,
+        model: Decoder,
+        params: Any,
+        tokenizer: Tokenizer,
+        *,
+        image_size: int | None,
+        config: InferenceConfig | None = None,
+        mesh: Mesh | None = None,
+        checkpoint: str = "",
+        step: int = 0,
+    ) -> None:
+        """Takes the parts as they are, for instance in the middle of training; `load` reads them from a checkpoint.
+
+        Args:
+            model: pure functions, from `models.flamingo.build` or `models.decoder.language_model`.
+            params: the model's weights.
+            tokenizer: of the model, with its new tokens.
+            image_size: side of its images in pixels; None for a language model alone.
+            config: decoding, scoring and the shapes that prompts are padded to.
+            mesh: the devices; None = one.
+            checkpoint: recorded in results.
+            step: recorded in results.
+        """
+        self.tokenizer, self.checkpoint, self.step = tokenizer, checkpoint, step
+        stop = (tokenizer.eoc_id, tokenizer.eos_id) if _has_end_of_chunk(tokenizer) else (tokenizer.eos_id,)
+        self.engine = Engine(
+            model,
+            params,
+            image_size=image_size,
+            stop=stop,
+            pad_id=tokenizer.pad_id,
+            config=config or InferenceConfig(),
+            mesh=mesh,
+        )
+
+    @classmethod
+    def load(
+        cls,
+        path: PathLike,
+        towers: Mapping[str, str | None] | None = None,
+        *,
+        config: InferenceConfig | None = None,
+        mesh: Mesh | None = None,
+    ) -> Flamingo:
+        """Opens a checkpoint.
+
+        Args:
+            path: an export, a WORKDIR (its newest step), or WORKDIR/checkpoints/STEP; local or gs://.
+            towers: where frozen towers lie that moved since training: {"lm": PATH, "vision": PATH}.
+            config: decoding, scoring and shapes.
+            mesh: the devices; None = one.
+
+        Raises:
+            CheckpointError: the path holds no model, or one that cannot answer prompts.
+        """
+        opened = open_checkpoint(path, towers)
+        model, tokenizer, image_size = _open(opened)
+        origin = {"checkpoint": str(opened.path), "step": opened.step}
+        return cls(model, opened.params, tokenizer, image_size=image_size, config=config, mesh=mesh, **origin)
+
+    @overload
+    def generate(self, prompts: str, **settings: Any) -> str: ...
+
+    @overload
+    def generate(self, prompts: Sequence[Any], **settings: Any) -> Any: ...
+
+    def generate(
+        self,
+        prompts: Any,
+        *,
+        max_new_tokens: int | None = None,
+        beams: int | None = None,
+        length_penalty: float | None = None,
+        batch_size: int = 16,
+    ) -> Any:
+        """Continues prompts until `<EOC>`.
+
+        Args:
+            prompts: one prompt (a str, or a list of text and images), or a list of prompts that are lists.
+            max_new_tokens: bound on each answer.
+            beams: 1 = greedy, more = beam search (the paper uses 3); by default as configured.
+            length_penalty: of beam search; 0 = off.
+            batch_size: prompts answered together.
+
+        Returns:
+            The text after the prompt, up to `<EOC>`; a list of them for a list of prompts.
+
+        Raises:
+            PromptError: a prompt that cannot be read, or is too long.
+        """
+        given = {"max_new_tokens": max_new_tokens, "beams": beams, "length_penalty": length_penalty}
+        changes: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
+        if beams is not None:
+            changes["decoding"] = "greedy" if beams == 1 else "beam"
+        config = dataclasses.replace(self.engine.config, **changes)
+        many, batch = _as_batch(prompts)
+        requests = [Request(self.read(prompt)) for prompt in batch]
+        texts = [self.text(answer) for answer in self.engine.answer(requests, batch_size=batch_size, config=config)]
+        return texts if many else texts[0]
+
+    def score(
+        self, prompt: Any, candidates: Sequence[str], *, normalise: Normalise | None = None, batch_size: int = 16
+    ) -> Any:
+        """Log-likelihood of each candidate as the continuation of a prompt.
+
+        Args:
+            prompt: one prompt, or a list of prompts that are lists; as for `generate`.
+            candidates: texts that may follow, each with its leading space if the tokenizer wants one.
+            normalise: "sum" over a candidate's tokens, or their "mean"; by default as configured.
+            batch_size: prompts answered together.
+
+        Returns:
+            A score per candidate; a list of such lists for a list of prompts.
+
+        Raises:
+            PromptError: a prompt or a candidate that cannot be read.
+        """
+        config = dataclasses.replace(self.engine.config, **({"normalise": normalise} if normalise else {}))
+        many, batch = _as_batch(prompt)
+        tokens = self.candidate_tokens(candidates)
+        requests = [Request(self.read(one), tokens) for one in batch]
+        scores = [
+            list(answer.scores)
+            for answer in self.engine.answer(requests, generate=False, batch_size=batch_size, config=config)
+        ]
+        return scores if many else scores[0]
+
+    def read(self, prompt: Prompt, *, masked: bool = False) -> prompts.TokenisedPrompt:
+        """Tokenises one prompt; see `inference.prompts.read`."""
+        return prompts.read(prompt, self.tokenizer, masked=masked)
+
+    def candidate_tokens(self, candidates: Sequence[str]) -> tuple[tuple[int, ...], ...]:
+        """Token ids of candidates, with `<EOC>` behind them if the config says so."""
+        end = (self.tokenizer.eoc_id,) if self.engine.config.terminate == "end_of_chunk" else ()
+        return tuple((*self.tokenizer.encode(candidate), *end) for candidate in candidates)
+
+    def text(self, answer: Answer) -> str:
+        """The text of an answer's tokens."""
+        return self.tokenizer.decode(answer.tokens or ())
+
+
+def _open(opened: OpenedCheckpoint) -> tuple[Decoder, SentencePieceTokenizer, int | None]:
+    """The pure functions, the tokenizer and the image size of an opened checkpoint."""
+    if opened.kind == "contrastive" or opened.tokenizer is None:
+        raise CheckpointError(
+            f"The checkpoint {opened.path} is a {opened.kind} model and cannot answer prompts: give one of the flamingo or language_model stage."
+        )
+    tokenizer = SentencePieceTokenizer.load(opened.tokenizer, opened.new_tokens)
+    config = from_dict(ModelConfig, opened.model_config, where="model").with_vocabulary(tokenizer.vocab_size)
+    if opened.kind == "flamingo":
+        return flamingo.build(config.flamingo()), tokenizer, opened.preprocessing["image_size"]
+    return decoder.language_model(config.lm), tokenizer, None
+
+
+def _has_end_of_chunk(tokenizer: Tokenizer) -> bool:
+    try:
+        tokenizer.id(EOC)
+    except (ValueError, KeyError):
+        return False
+    return True
+
+
+def _as_batch(prompts: Any) -> tuple[bool, list[Prompt]]:
+    """Whether several prompts were given, and a list of prompts. Several prompts are a list of lists."""
+    if isinstance(prompts, str):
+        return False, [prompts]
+    if isinstance(prompts, Sequence) and prompts and all(isinstance(prompt, list | tuple) for prompt in prompts):
+        return True, list(prompts)
+    return False, [prompts]

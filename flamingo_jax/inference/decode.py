@@ -1,0 +1,225 @@
+"""Prefill, greedy decoding and beam search over a key/value cache (paper, Appendix B.1.5: beam search with 3 beams, stop at `<EOC>`).
+
+    prompt [B, T], right padded          answer, one token at a time
+    <BOS><image>Output: A cat.<EOC><image>Output:| A  dog .  <EOC> <PAD> <PAD>
+    positions 0 .. length-1                      length, length+1, ...
+
+Prompts of unequal length share a batch: row b's answer starts at position length[b]. The keys that its padding left there are overwritten
+before anything attends to them, since a query sees keys at positions up to its own.
+
+All functions are pure and are traced under jit by their callers; the loops are `lax.while_loop`s that end as soon as every row is finished. They
+see the model through one function, `extend(cache, tokens, positions, media_index, media=None, chunk=None) -> (logits, cache)`: that of
+`models.decoder.Decoder`, with the weights bound.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from flamingo_jax.core.notation import Array, Bool, Float, Int
+from flamingo_jax.models.decoder import Media
+
+# (cache, tokens[B, T], positions[B, T], media_index[B, T], media=None, chunk=None) -> (logits float32[B, T, V], cache)
+Extend = Callable[..., tuple[Array, Any]]
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Prefix:
+    """What the model knows after reading B prompts: enough to go on in several ways without reading them again.
+
+    Attributes:
+        cache: the model's cache; axis 1 of every leaf is the batch.
+        log_probs: float32[B, V] log-probabilities of the next token.
+        length: int32[B] tokens read so far, the position of the next one.
+        media_index: int32[B] which of its sequence's images the next token attends; 0 = none.
+    """
+
+    cache: Any
+    log_probs: Any
+    length: Any
+    media_index: Any
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Decoded:
+    """Answers, best first (jax arrays, or numpy arrays once fetched).
+
+    Attributes:
+        tokens: int32[B, beams, T] up to and including the stop token, then padding.
+        score: float32[B, beams] sum of log-probabilities, the stop token's included (divided by length**length_penalty).
+    """
+
+    tokens: Any
+    score: Any
+
+
+def prefill(
+    extend: Extend,
+    cache: Any,
+    tokens: Int[Array, "B T"],
+    length: Int[Array, "B"],
+    media_index: Int[Array, "B T"],
+    media: Media | None = None,
+    chunk: tuple[int, int] | None = None,
+) -> Prefix:
+    """Reads the prompts.
+
+    The last token of each prompt is read a second time, alone: nothing uses the logits of the first pass, so the compiler drops their
+    [B, T, V] array, and the second pass costs one decoding step.
+
+    Args:
+        extend: the model.
+        cache: an empty cache of at least T positions plus what is to be decoded.
+        tokens: right-padded prompts, each with at least one token.
+        length: real tokens of each prompt.
+        media_index: phi of each token.
+        media: the latents of the images and which of them each sequence shows; None for a language model alone.
+        chunk: (tokens, span) of the chunked cross-attention; None = the full form.
+
+    Returns:
+        The state after the prompts.
+    """
+    positions = jnp.broadcast_to(jnp.arange(tokens.shape[1], dtype=jnp.int32)[None], tokens.shape)
+    _, cache = extend(cache, tokens, positions, media_index, media, chunk)
+    last = (length - 1)[:, None]
+    last_index = jnp.take_along_axis(media_index, last, axis=1)
+    logits, cache = extend(cache, jnp.take_along_axis(tokens, last, axis=1), last, last_index)
+    return Prefix(cache, _log_softmax(logits[:, 0]), length, last_index[:, 0])
+
+
+def greedy(extend: Extend, prefix: Prefix, *, max_new_tokens: int, stop: tuple[int, ...], pad_id: int) -> Decoded:
+    """Takes the most probable token each time.
+
+    Args:
+        extend: the model.
+        prefix: the prompts.
+        max_new_tokens: static bound on the answer, stop token included.
+        stop: ids that end an answer, `<EOC>` first of all.
+        pad_id: fills the rest of a finished answer.
+
+    Returns:
+        One answer per prompt (beams = 1).
+    """
+    rows = prefix.length.shape[0]
+
+    def choose(t: Array, log_probs: Array, tokens: Array, score: Array, done: Array) -> tuple[Array, Array, Array]:
+        token = jnp.argmax(log_probs, axis=-1).astype(jnp.int32)
+        gain = jnp.take_along_axis(log_probs, token[:, None], axis=1)[:, 0]
+        tokens = tokens.at[:, t].set(jnp.where(done, pad_id, token))
+        return tokens, jnp.where(done, score, score + gain), done | _is_in(token, stop)
+
+    def unfinished(state: Any) -> Array:
+        t, _, _, _, done = state
+        return (t < max_new_tokens) & ~jnp.all(done)
+
+    def step(state: Any) -> Any:
+        t, cache, tokens, score, done = state
+        position = (prefix.length + t - 1)[:, None]
+        logits, cache = extend(
+            cache, jax.lax.dynamic_slice_in_dim(tokens, t - 1, 1, axis=1), position, prefix.media_index[:, None]
+        )
+        return t + 1, cache, *choose(t, _log_softmax(logits[:, 0]), tokens, score, done)
+
+    blank = jnp.full((rows, max_new_tokens), pad_id, jnp.int32)
+    start = choose(jnp.int32(0), prefix.log_probs, blank, jnp.zeros(rows), jnp.zeros(rows, bool))
+    _, _, tokens, score, _ = jax.lax.while_loop(unfinished, step, (jnp.int32(1), prefix.cache, *start))
+    return Decoded(tokens[:, None], score[:, None])
+
+
+def beam_search(
+    extend: Extend,
+    prefix: Prefix,
+    *,
+    beams: int,
+    max_new_tokens: int,
+    stop: tuple[int, ...],
+    pad_id: int,
+    length_penalty: float = 0.0,
+) -> Decoded:
+    """Keeps the `beams` best unfinished answers of each prompt, and apart from them the best finished ones.
+
+    A row is over when its best unfinished answer cannot overtake its worst finished one any more. Answers that reach `max_new_tokens` without
+    a stop token compete as they are. With as many beams as there are answers the search is exhaustive.
+
+    Args:
+        extend: the model.
+        prefix: the prompts.
+        beams: static number of answers kept (the paper: 3).
+        max_new_tokens: static bound on the answer, stop token included.
+        stop: ids that end an answer.
+        pad_id: fills the rest of a finished answer.
+        length_penalty: answers are ordered by score / length**length_penalty; 0 = off, as in the paper.
+
+    Returns:
+        The `beams` best answers per prompt, best first. With fewer answers than beams the last scores are -inf.
+
+    Raises:
+        ValueError: beams below 1 or a negative length penalty.
+    """
+    if beams < 1 or length_penalty < 0:
+        raise ValueError(
+            f"beam search: got beams={beams}, length_penalty={length_penalty}; expected beams >= 1 and length_penalty >= 0."
+        )
+    rows, vocabulary = prefix.log_probs.shape
+    # One answer can end in each stop token, so this many expansions hold `beams` unfinished ones for sure.
+    expansions = min(beams * (1 + len(stop)), beams * vocabulary)
+
+    def select(t: Array, log_probs: Array, live: Decoded, done: Decoded) -> tuple[Decoded, Decoded, Array]:
+        """Grows every live answer by one token; `log_probs` float32[B, beams, V]."""
+        total = (live.score[:, :, None] + log_probs).reshape(rows, beams * vocabulary)
+        score, flat = jax.lax.top_k(total, expansions)
+        parent, token = flat // vocabulary, (flat % vocabulary).astype(jnp.int32)
+        grown = jnp.take_along_axis(live.tokens, parent[:, :, None], axis=1).at[:, :, t].set(token)
+        ended = _is_in(token, stop)
+        finished = jnp.where(ended, score / (t + 1.0) ** length_penalty, -jnp.inf)
+        done, _ = _best(
+            beams, jnp.concatenate([done.tokens, grown], axis=1), jnp.concatenate([done.score, finished], axis=1)
+        )
+        live, chosen = _best(beams, grown, jnp.where(ended, -jnp.inf, score))
+        return live, done, jnp.take_along_axis(parent, chosen, axis=1)
+
+    def unfinished(state: Any) -> Array:
+        t, _, live, done, _ = state
+        # Log-probabilities only fall, and at full length they are divided by most.
+        bound = jnp.max(live.score, axis=1) / max_new_tokens**length_penalty
+        return (t < max_new_tokens) & jnp.any(bound > jnp.min(done.score, axis=1))
+
+    def step(state: Any) -> Any:
+        t, cache, live, done, parent = state
+        cache = cache.take((jnp.arange(rows)[:, None] * beams + parent).reshape(-1))
+        token = jax.lax.dynamic_slice_in_dim(live.tokens, t - 1, 1, axis=2).reshape(rows * beams, 1)
+        position = jnp.repeat(prefix.length + t - 1, beams)[:, None]
+        logits, cache = extend(cache, token, position, jnp.repeat(prefix.media_index, beams)[:, None])
+        return t + 1, cache, *select(t, _log_softmax(logits[:, 0]).reshape(rows, beams, vocabulary), live, done)
+
+    blank = jnp.full((rows, beams, max_new_tokens), pad_id, jnp.int32)
+    nothing = Decoded(blank, jnp.full((rows, beams), -jnp.inf))
+    first = Decoded(blank, nothing.score.at[:, 0].set(0.0))  # one live answer, the empty one
+    repeated = jnp.broadcast_to(prefix.log_probs[:, None], (rows, beams, vocabulary))
+    state = (jnp.int32(1), prefix.cache.repeat(beams), *select(jnp.int32(0), repeated, first, nothing))
+    t, _, live, done, _ = jax.lax.while_loop(unfinished, step, state)
+    cut = live.score / t.astype(jnp.float32) ** length_penalty
+    best, _ = _best(
+        beams, jnp.concatenate([done.tokens, live.tokens], axis=1), jnp.concatenate([done.score, cut], axis=1)
+    )
+    return best
+
+
+def _best(count: int, tokens: Int[Array, "B A T"], score: Float[Array, "B A"]) -> tuple[Decoded, Int[Array, "B count"]]:
+    score, rows = jax.lax.top_k(score, count)
+    return Decoded(jnp.take_along_axis(tokens, rows[:, :, None], axis=1), score), rows
+
+
+def _is_in(token: Int[Array, "*shape"], ids: tuple[int, ...]) -> Bool[Array, "*shape"]:
+    return jnp.isin(token, jnp.asarray(ids, jnp.int32))
+
+
+def _log_softmax(logits: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+    return jax.nn.log_softmax(logits.astype(jnp.float32), axis=-1)

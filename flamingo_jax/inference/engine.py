@@ -1,0 +1,372 @@
+"""Answers prompts in batches of a few fixed shapes: encode each distinct image once, read each prompt once, then decode and score from there.
+
+    prompts -> buckets (length, images) -> batches -> [ images not seen before -> latents ] -> prefill -+-> greedy or beam search -> tokens
+                                                                                                        +-> candidates            -> scores
+
+A batch's shape is (rows, length, images, candidates, candidate length), each rounded up to one of a few sizes, so that the number of compiled
+programs is bounded. Rows are independent of each other: an answer does not depend on what shares its batch.
+"""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import functools
+import hashlib
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from flamingo_jax.core.precision import Policy
+from flamingo_jax.inference import decode, score
+from flamingo_jax.inference.prompts import PromptError, TokenisedPrompt, collate
+from flamingo_jax.models.decoder import Decoder, Media
+
+BATCH_AXES = ("replica", "data")
+ALL_AXES = ("replica", "data", "model")
+
+
+@dataclasses.dataclass(frozen=True)
+class InferenceConfig:
+    """How prompts are answered, and the shapes that they are padded to.
+
+    Attributes:
+        decoding: "greedy", or "beam" search, the paper's choice for open-ended tasks.
+        beams: answers kept by beam search.
+        max_new_tokens: bound on an answer, `<EOC>` included.
+        length_penalty: beam search orders answers by score / length**length_penalty; 0 = off.
+        normalise: a candidate's score is the "sum" or the "mean" of its tokens' log-likelihoods.
+        terminate: whether `<EOC>` counts as the last token of a candidate; the paper appends the answer alone.
+        compute: dtype of activations and caches.
+        lengths: prompt lengths in tokens, ascending; the last is the longest possible prompt.
+        num_images: images per prompt, ascending; by default up to 4, 8, 16, 32 shots and the query.
+        images_per_pass: images encoded together.
+        candidates_per_pass: candidates of one prompt scored together.
+        latents_megabytes: memory for the latents of images that may come again (support examples do).
+        xattn_chunk: tokens per chunk of the chunked cross-attention, taken where it spares at least half of the images; 0 = never.
+    """
+
+    decoding: Literal["greedy", "beam"] = "greedy"
+    beams: int = 3
+    max_new_tokens: int = 20
+    length_penalty: float = 0.0
+    normalise: score.Normalise = "sum"
+    terminate: Literal["nothing", "end_of_chunk"] = "nothing"
+    compute: Literal["float32", "bfloat16"] = "float32"
+    lengths: tuple[int, ...] = (32, 64, 128, 256, 512, 1024, 2048)
+    num_images: tuple[int, ...] = (5, 9, 17, 33)
+    images_per_pass: int = 64
+    candidates_per_pass: int = 16
+    latents_megabytes: int = 256
+    xattn_chunk: int = 32
+
+    def __post_init__(self) -> None:
+        for name in ("lengths", "num_images"):
+            sizes = getattr(self, name)
+            if not sizes or sizes[0] < 1 or list(sizes) != sorted(set(sizes)):
+                raise ValueError(f"inference.{name} is {sizes}; expected ascending sizes >= 1.")
+        for name in ("beams", "max_new_tokens", "images_per_pass", "candidates_per_pass"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"inference.{name} is {getattr(self, name)}; expected at least 1.")
+
+
+@dataclasses.dataclass(frozen=True)
+class Program:
+    """What of the settings is compiled in, beside the shapes; fields as in InferenceConfig, Engine and `decode.prefill`."""
+
+    decoding: Literal["none", "greedy", "beam"]
+    beams: int
+    max_new_tokens: int
+    length_penalty: float
+    normalise: score.Normalise
+    candidates_per_pass: int
+    compute: str
+    stop: tuple[int, ...]
+    pad_id: int
+    chunk: tuple[int, int] | None
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Request:
+    """One prompt to answer.
+
+    Attributes:
+        prompt: the prompt.
+        candidates: token ids of each candidate; empty if none is to be scored.
+    """
+
+    prompt: TokenisedPrompt
+    candidates: tuple[tuple[int, ...], ...] = ()
+
+
+@dataclasses.dataclass(frozen=True)
+class Answer:
+    """What came of one request.
+
+    Attributes:
+        tokens: the best answer without its stop token; None if nothing was generated.
+        log_likelihood: its score.
+        scores: of the candidates.
+    """
+
+    tokens: tuple[int, ...] | None
+    log_likelihood: float | None
+    scores: tuple[float, ...]
+
+
+class Engine:
+    """One model, and the latents of the images that it has seen. Engines of one `Decoder` share their compiled programs."""
+
+    def __init__(
+        self,
+        model: Decoder,
+        params: Any,
+        *,
+        image_size: int | None,
+        stop: tuple[int, ...],
+        pad_id: int,
+        config: InferenceConfig,
+        mesh: Mesh | None = None,
+    ) -> None:
+        """Places the model on its devices.
+
+        Args:
+            model: the model's pure functions.
+            params: its weights, of any dtype; they are cast to `config.compute`.
+            image_size: side of the images in pixels; None for a language model alone.
+            stop: ids that end an answer.
+            pad_id: the padding token.
+            config: settings.
+            mesh: prompts are spread over its replica and data axes, images over all; None = one device.
+        """
+        self.model, self.config, self.mesh = model, config, mesh
+        self.image_size, self.stop, self.pad_id = image_size, stop, pad_id
+        params = Policy(config.compute).cast(params)
+        self.params = params if mesh is None else jax.device_put(params, NamedSharding(mesh, PartitionSpec()))
+        self._latents: collections.OrderedDict[bytes, np.ndarray] = collections.OrderedDict()
+
+    def answer(
+        self,
+        requests: Sequence[Request],
+        *,
+        generate: bool = True,
+        batch_size: int = 64,
+        config: InferenceConfig | None = None,
+    ) -> list[Answer]:
+        """Answers requests, in their order.
+
+        Args:
+            requests: prompts with their candidates; of any lengths.
+            generate: whether to decode an answer (candidates are scored wherever there are any).
+            batch_size: prompts answered together.
+            config: decoding and scoring settings other than the engine's own.
+
+        Returns:
+            One answer per request.
+
+        Raises:
+            PromptError: a prompt is longer, or has more images, than the largest bucket.
+        """
+        config = config or self.config
+        answers: dict[int, Answer] = {}
+        for (length, num_images), numbers in sorted(self._buckets(requests, config).items()):
+            rows = self._rows(len(numbers), batch_size)
+            for start in range(0, len(numbers), rows):
+                chosen = numbers[start : start + rows]
+                shape = {"rows": rows, "length": length, "num_images": num_images}
+                answers.update(
+                    zip(chosen, self._batch([requests[i] for i in chosen], shape, generate, config), strict=True)
+                )
+        return [answers[number] for number in range(len(requests))]
+
+    def _buckets(self, requests: Sequence[Request], config: InferenceConfig) -> dict[tuple[int, int], list[int]]:
+        buckets: dict[tuple[int, int], list[int]] = {}
+        for number, request in enumerate(requests):
+            prompt = request.prompt
+            if prompt.visuals and self.image_size is None:
+                raise PromptError(
+                    f"prompt {number} has {len(prompt.visuals)} image(s), but this checkpoint is a language model: give it text alone."
+                )
+            length = _round_up(len(prompt.tokens), config.lengths, f"prompt {number} has", "tokens", "lengths")
+            num_images = _round_up(
+                len(prompt.visuals), config.num_images, f"prompt {number} has", "images", "num_images"
+            )
+            buckets.setdefault((length, num_images), []).append(number)
+        return buckets
+
+    def _rows(self, count: int, batch_size: int) -> int:
+        """The batch size, or a power of two if fewer rows do; divisible by the number of batch shards."""
+        rows, shards = min(batch_size, 1 << (count - 1).bit_length()), self._size(BATCH_AXES)
+        return -(-rows // shards) * shards
+
+    def _size(self, axes: tuple[str, ...]) -> int:
+        return 1 if self.mesh is None else int(np.prod([self.mesh.shape[axis] for axis in axes]))
+
+    def _batch(
+        self, requests: list[Request], shape: dict[str, int], generate: bool, config: InferenceConfig
+    ) -> list[Answer]:
+        size = self.image_size or 1
+        batch = collate([request.prompt for request in requests], image_size=size, pad_id=self.pad_id, **shape)
+        media, chunk = None, None
+        if self.image_size is not None:
+            # Every batch of a shape has as large a pool as it can need, so that the shape is compiled once.
+            pool = _pad_rows(self._encode_pool(batch.frames, batch.frame_mask), shape["rows"] * shape["num_images"])
+            media = Media(self._place(pool, ()), self._place(batch.media_slot, BATCH_AXES))
+            chunk = _chunk(batch.media_index, shape["num_images"], config.xattn_chunk)
+        arrays = (
+            batch.tokens,
+            batch.segment.sum(axis=1, dtype=np.int32),
+            batch.media_index,
+            *_pad_candidates(requests, shape["rows"]),
+        )
+        tokens, length, media_index, candidates, sizes = (
+            x if x is None else self._place(x, BATCH_AXES) for x in arrays
+        )
+        program = Program(
+            decoding=config.decoding if generate else "none",
+            beams=config.beams,
+            max_new_tokens=config.max_new_tokens if generate else 1,
+            length_penalty=config.length_penalty,
+            normalise=config.normalise,
+            candidates_per_pass=config.candidates_per_pass,
+            compute=self.config.compute,
+            stop=self.stop,
+            pad_id=self.pad_id,
+            chunk=chunk,
+        )
+        decoded, scores = jax.device_get(
+            _answer(self.model, program, self.params, tokens, length, media_index, media, candidates, sizes)
+        )
+        answers = []
+        for row, request in enumerate(requests):
+            best, log_likelihood = None, None
+            if decoded is not None:
+                best = _before_stop(decoded.tokens[row, 0], (*self.stop, self.pad_id))
+                log_likelihood = float(decoded.score[row, 0])
+            row_scores = () if scores is None else tuple(map(float, scores[row, : len(request.candidates)]))
+            answers.append(Answer(best, log_likelihood, row_scores))
+        return answers
+
+    def _encode_pool(self, frames: np.ndarray, frame_mask: np.ndarray) -> np.ndarray:
+        """Latents [M, R, D] of the pool; only images that are not in the cache go through the encoder."""
+        keys = [
+            hashlib.blake2b(f.tobytes() + m.tobytes(), digest_size=16).digest()
+            for f, m in zip(frames, frame_mask, strict=True)
+        ]
+        found = {key: self._latents[key] for key in keys if key in self._latents}
+        missing = [row for row, key in enumerate(keys) if key not in found]
+        shards = self._size(ALL_AXES)
+        chunk = -(-self.config.images_per_pass // shards) * shards
+        for start in range(0, len(missing), chunk):
+            rows = missing[start : start + chunk]
+            padded = rows + [rows[0]] * (chunk - len(rows))
+            new = np.asarray(
+                _encode(
+                    self.model,
+                    self.params,
+                    self._place(frames[padded], ALL_AXES),
+                    self._place(frame_mask[padded], ALL_AXES),
+                )
+            )
+            found.update((keys[row], new[place].copy()) for place, row in enumerate(rows))
+        for key in keys:
+            self._latents[key] = found[key]
+            self._latents.move_to_end(key)
+        capacity = (self.config.latents_megabytes << 20) // found[keys[0]].nbytes
+        while len(self._latents) > capacity:
+            self._latents.popitem(last=False)
+        return np.stack([found[key] for key in keys])
+
+    def _place(self, array: np.ndarray, axes: tuple[str, ...]) -> jax.Array:
+        """Puts an array on the devices, its first axis split over mesh `axes`."""
+        return (
+            jnp.asarray(array)
+            if self.mesh is None
+            else jax.device_put(array, NamedSharding(self.mesh, PartitionSpec(axes or None)))
+        )
+
+
+@functools.partial(jax.jit, static_argnames=("model",))
+def _encode(model: Decoder, params: Any, frames: jax.Array, frame_mask: jax.Array) -> jax.Array:
+    return model.encode(params, frames, frame_mask)
+
+
+@functools.partial(jax.jit, static_argnames=("model", "program"))
+def _answer(
+    model: Decoder,
+    program: Program,
+    params: Any,
+    tokens: jax.Array,
+    length: jax.Array,
+    media_index: jax.Array,
+    media: Media | None,
+    candidates: jax.Array | None,
+    sizes: jax.Array | None,
+) -> tuple[decode.Decoded | None, jax.Array | None]:
+    """Prefill, then decoding and scoring from the same cache."""
+    extend = functools.partial(model.extend, params)
+    room = max(program.max_new_tokens, 1 if candidates is None else candidates.shape[2])
+    cache = model.empty_cache(tokens.shape[0], tokens.shape[1] + room, jnp.dtype(program.compute))
+    prefix = decode.prefill(extend, cache, tokens, length, media_index, media, program.chunk)
+    decoded = scores = None
+    bounds: dict[str, Any] = {"max_new_tokens": program.max_new_tokens, "stop": program.stop, "pad_id": program.pad_id}
+    if program.decoding == "greedy":
+        decoded = decode.greedy(extend, prefix, **bounds)
+    elif program.decoding == "beam":
+        decoded = decode.beam_search(
+            extend, prefix, beams=program.beams, length_penalty=program.length_penalty, **bounds
+        )
+    if candidates is not None:
+        scores = score.score(
+            extend, prefix, candidates, sizes, normalise=program.normalise, per_pass=program.candidates_per_pass
+        )
+    return decoded, scores
+
+
+def _chunk(media_index: np.ndarray, num_images: int, tokens: int) -> tuple[int, int] | None:
+    """(tokens, span) of the chunked cross-attention, or None where the full form is not dearer; the span is a power of two."""
+    if not tokens or media_index.shape[1] % tokens:
+        return None
+    phi = media_index.reshape(len(media_index), -1, tokens)
+    span = int((phi.max(axis=2) - np.where(phi > 0, phi, num_images + 1).min(axis=2)).max()) + 1
+    span = 1 << max(span - 1, 0).bit_length()
+    return (tokens, span) if 2 * span <= num_images else None
+
+
+def _pad_rows(array: np.ndarray, rows: int) -> np.ndarray:
+    return np.concatenate([array, np.zeros((rows - len(array), *array.shape[1:]), array.dtype)])
+
+
+def _pad_candidates(requests: Sequence[Request], rows: int) -> tuple[np.ndarray | None, np.ndarray | None]:
+    """Candidates as int32[B, C, T] and their lengths; C and T are rounded up to powers of two."""
+    most = max(len(request.candidates) for request in requests)
+    if not most:
+        return None, None
+    longest = max(len(candidate) for request in requests for candidate in request.candidates)
+    count, width = (1 << (size - 1).bit_length() for size in (most, max(longest, 1)))
+    tokens, sizes = np.zeros((rows, count, width), np.int32), np.zeros((rows, count), np.int32)
+    for row, request in enumerate(requests):
+        for column, candidate in enumerate(request.candidates):
+            if not candidate:
+                raise PromptError(f"candidate {column} is empty: there is nothing to score. Give it some text.")
+            tokens[row, column, : len(candidate)] = candidate
+            sizes[row, column] = len(candidate)
+    return tokens, sizes
+
+
+def _before_stop(tokens: np.ndarray, ends: tuple[int, ...]) -> tuple[int, ...]:
+    found = np.isin(tokens, ends)
+    return tuple(int(token) for token in (tokens[: int(found.argmax())] if found.any() else tokens))
+
+
+def _round_up(size: int, sizes: tuple[int, ...], who: str, what: str, field: str) -> int:
+    for candidate in sizes:
+        if size <= candidate:
+            return candidate
+    raise PromptError(
+        f"{who} {size} {what}; expected at most {sizes[-1]}. Shorten it, or add a size to config.inference.{field}."
+    )

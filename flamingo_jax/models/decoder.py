@@ -1,0 +1,124 @@
+"""What decoding, scoring and training ask of a model: a handful of pure functions, the same for the LM alone and Flamingo."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import haiku as hk
+import jax
+import jax.numpy as jnp
+
+from flamingo_jax.core.notation import Array, Float, Int
+from flamingo_jax.core.trees import Params
+from flamingo_jax.data.schema import Batch
+from flamingo_jax.models import lm as lm_lib
+
+
+class Media(NamedTuple):
+    """The visual inputs of a batch of prompts: a pool that prompts may share, and which rows each sequence uses."""
+
+    pool: Float[Array, "M R D"]
+    slot: Int[Array, "B N"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Cache:
+    """What decoding keeps. Axis 1 of every leaf is the batch.
+
+    Attributes:
+        lm: keys and values of the LM, {name: [layers, B, S, ...]}; a token's row is its position.
+        media: keys and values of each sequence's last image, {name: [layers, B, 1, R, H, K]}: generated text attends
+            no other. Empty for an LM alone.
+    """
+
+    lm: dict[str, Array]
+    media: dict[str, Array]
+
+    def repeat(self, times: int) -> Cache:
+        """Every sequence `times` times in a row (beams, candidates)."""
+        return jax.tree.map(lambda leaf: jnp.repeat(leaf, times, axis=1), self)
+
+    def take(self, rows: Int[Array, "B"]) -> Cache:
+        """Reorders or selects sequences."""
+        return jax.tree.map(lambda leaf: leaf[:, rows], self)
+
+
+jax.tree_util.register_dataclass(Cache, data_fields=["lm", "media"], meta_fields=[])
+
+
+@dataclasses.dataclass(frozen=True)
+class Decoder:
+    """A model as pure functions of its weights.
+
+    Attributes:
+        init: rng -> weights (float32).
+        token_losses: (weights, batch, num_shards=1) -> float32[B, L-1], -log p(tokens[:, l+1] | before), unweighted.
+        encode: (weights, frames uint8[M, F, H, W, 3], frame_mask bool[M, F]) -> [M, R, D]; zeros for an LM alone.
+        extend: (weights, cache, tokens[B, T], positions[B, T], media_index[B, T], media: Media | None, chunk=None) ->
+            (logits float32[B, T, V + new], cache). One function for prefill (media given), for decoding and for scoring
+            candidates (media None: the cached last image is attended where media_index > 0). Positions are consecutive;
+            what stands in the cache at or after them is overwritten or not attended. chunk=(tokens, span) attends
+            images chunk by chunk (`nn.attention.attend_own_image_chunked`).
+        empty_cache: (batch_size, length, dtype) -> Cache.
+    """
+
+    init: Callable[[Array], Any]
+    token_losses: Callable[..., Array]
+    encode: Callable[..., Array]
+    extend: Callable[..., tuple[Array, Cache]]
+    empty_cache: Callable[[int, int, Any], Cache]
+
+
+def empty_lm_cache(config: lm_lib.LMConfig, batch_size: int, length: int, dtype: Any) -> dict[str, Array]:
+    """Zeros for the keys and values of `length` tokens (and for the raw channels of the convolution, where there is one)."""
+    shape = (config.num_layers, batch_size, length, config.kv_heads, config.head_size)
+    cache = {"key": jnp.zeros(shape, dtype), "value": jnp.zeros(shape, dtype)}
+    if config.qkv_conv_width:
+        channels = (config.num_heads + 2 * config.kv_heads) * config.head_size
+        cache["raw"] = jnp.zeros((config.num_layers, batch_size, length, channels), dtype)
+    return cache
+
+
+def language_model(config: lm_lib.LMConfig) -> Decoder:
+    """The language model alone: weights under "lm/..."; images are ignored."""
+
+    def losses(tokens: Array, segment: Array) -> Array:
+        model = lm_lib.LM(config)
+        context = lm_lib.packed_context(segment)
+        x, _ = model.run(model.embed(tokens, context.positions), context)
+        return lm_lib.next_token_losses(*model.logits(x[:, :-1]), tokens[:, 1:], config.vocab_size)
+
+    def step(tokens: Array, positions: Array, cache: dict[str, Array]) -> tuple[Array, dict[str, Array]]:
+        model = lm_lib.LM(config)
+        context = lm_lib.cached_context(positions, cache["key"].shape[2])
+        x, cache = model.run(model.embed(tokens, positions), context, cache)
+        return lm_lib.joined_logits(*model.logits(x), config.vocab_size), cache
+
+    transformed = hk.transform(losses)
+    transformed_step = hk.transform(step)
+
+    def token_losses(params: Params, batch: Batch, *, num_shards: int = 1) -> Array:
+        return transformed.apply(params, None, batch.tokens, batch.segment)
+
+    def extend(
+        params: Params,
+        cache: Cache,
+        tokens: Array,
+        positions: Array,
+        media_index: Array,
+        media: Media | None = None,
+        chunk: tuple[int, int] | None = None,
+    ) -> tuple[Array, Cache]:
+        logits, lm_cache = transformed_step.apply(params, None, tokens, positions, cache.lm)
+        return logits, Cache(lm_cache, cache.media)
+
+    ids = jnp.zeros((1, 2), jnp.int32)
+    return Decoder(
+        init=lambda rng: transformed.init(rng, ids, ids + 1),
+        token_losses=token_losses,
+        encode=lambda params, frames, frame_mask: jnp.zeros((frames.shape[0], 1, config.width)),
+        extend=extend,
+        empty_cache=lambda batch, length, dtype: Cache(empty_lm_cache(config, batch, length, dtype), {}),
+    )

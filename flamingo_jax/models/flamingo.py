@@ -1,0 +1,222 @@
+"""Flamingo: a frozen vision encoder and a frozen language model, joined by trained layers (paper, 2, Figure 3).
+
+    frames [M F S S 3] -> NFNet (frozen) -> [M F P E] -> Perceiver Resampler -> [M R W] -> linear -> media [M R D]
+    tokens [B T] -> embed -> { GATED XATTN-DENSE(media) before every n-th block ; LM block (frozen) } -> head -> p(next token)
+
+Modules: flamingo/vision, flamingo/lm (frozen); flamingo/resampler, flamingo/media, flamingo/xattn, flamingo/new_tokens
+(trained).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import haiku as hk
+import jax
+import jax.numpy as jnp
+
+from flamingo_jax.core.notation import Array, Bool, Float, Float32, Int, UInt8
+from flamingo_jax.core.params import Stack, layer_slice
+from flamingo_jax.core.trees import Params
+from flamingo_jax.data.schema import Batch
+from flamingo_jax.models import lm as lm_lib
+from flamingo_jax.models.decoder import Cache, Decoder, Media, empty_lm_cache
+from flamingo_jax.models.gated_xattn import GatedXattn, MediaContext, XattnConfig
+from flamingo_jax.models.nfnet import NFNet, NFNetConfig, normalise
+from flamingo_jax.models.resampler import Resampler, ResamplerConfig
+from flamingo_jax.nn.linear import linear
+
+FROZEN = (
+    (r"flamingo/vision/.*", True),
+    (r"flamingo/lm(/.*)?", True),
+    (r"flamingo/(resampler|media|xattn|new_tokens)/.*", False),
+)
+"""Which weights are frozen (paper, 2.2); a table for `core.trees.match_once`."""
+
+
+@dataclasses.dataclass(frozen=True)
+class FlamingoConfig:
+    """The parts of a Flamingo, and its new tokens (paper: ("<EOC>",); "<image>" is plain text there)."""
+
+    vision: NFNetConfig
+    resampler: ResamplerConfig
+    lm: lm_lib.LMConfig
+    xattn: XattnConfig
+    new_tokens: tuple[str, ...] = ("<EOC>",)
+
+
+class Flamingo(hk.Module):
+    """The model, as the two parts that training and decoding call."""
+
+    def __init__(self, config: FlamingoConfig, *, name: str = "flamingo"):
+        """`config`: of all parts."""
+        super().__init__(name=name)
+        self.config = config
+
+    @hk.name_like("__call__")
+    def encode(self, images: Float[Array, "M F S S 3"], frame_mask: Bool[Array, "M F"]) -> Float[Array, "M R D"]:
+        """Turns normalised images or videos into R visual tokens each, of the LM's width."""
+        num_inputs, num_frames = images.shape[:2]
+        grid = NFNet(self.config.vision, name="vision")(images.reshape(-1, *images.shape[2:]))
+        features = grid.reshape(num_inputs, num_frames, -1, grid.shape[-1])
+        latents = Resampler(self.config.resampler, name="resampler")(features, frame_mask)
+        return linear(latents, (self.config.lm.width,), axes=("vision", "embed"), bias=True, name="media")
+
+    @hk.name_like("__call__")
+    def decode(
+        self,
+        tokens: Int[Array, "B T"],
+        context: lm_lib.Context,
+        media: MediaContext,
+        cache: Cache | None = None,
+    ) -> tuple[tuple[Float32[Array, "B C V"], Float32[Array, "B C X"] | None], Cache | None]:
+        """Returns (the logits of the table and of the new tokens, the updated cache).
+
+        C is T with a cache, and T - 1 without one: in training the last token predicts nothing.
+        """
+        config = self.config
+        new = lm_lib.NewTokens(len(config.new_tokens), config.lm.width)() if config.new_tokens else None
+        lm = lm_lib.LM(config.lm, new)
+        x = lm.embed(tokens, context.positions)
+        xattn = Stack(
+            config.xattn.num_layers(config.lm.num_layers),
+            lambda x, cached: GatedXattn(config.xattn, config.lm.num_heads, media)(x, cached),
+            name="xattn",
+            remat=config.lm.remat,
+        )
+        cached = cache.media if cache is not None and media.pool is None else None
+        xattn_weights = xattn.weights(x, layer_slice(cached, 0))
+
+        def through(blocks: Stack, weights: Any, x: Array, lm_cache: Any) -> tuple[Array, Any]:
+            return interleave(config.xattn, (blocks, weights, lm_cache), (xattn, xattn_weights, cached), x)
+
+        x, (lm_cache, kept) = lm.run(x, context, cache.lm if cache is not None else None, through)
+        if cache is not None:
+            cache = Cache(lm_cache, kept if media.keep else cache.media)
+        return lm.logits(x if cache is not None else x[:, :-1]), cache
+
+
+def interleave(
+    config: XattnConfig, lm: tuple[Stack, Any, Any], xattn: tuple[Stack, Any, Any], x: Float[Array, "B T D"]
+) -> tuple[Float[Array, "B T D"], tuple[Any, Any]]:
+    """Runs the LM's blocks with one cross-attention layer before block i wherever i % every == offset.
+
+    Scanned by groups of (one xattn layer, `every` blocks), so that 80 layers compile as fast as one group; the blocks
+    before the offset and those of an incomplete last group stand outside of the scan.
+
+    Args:
+        config: every and offset.
+        lm: (the stack of blocks, its weights, its inputs or None), each with a leading layer axis.
+        xattn: the same for the cross-attention layers.
+        x: the embedded text.
+
+    Returns:
+        (x, (outputs of the blocks, outputs of the cross-attention layers)), stacked on leading layer axes.
+    """
+    (blocks, weights, inputs), (layers, xattn_weights, xattn_inputs) = lm, xattn
+    every, offset = config.every, config.offset
+    full = (blocks.num_layers - offset) // every
+    border = offset + full * every
+
+    def group(x: Array, both: Any) -> tuple[Array, Any]:
+        own, theirs = both
+        x, kept = layers.layer(own[0], x, own[1])
+        x, outputs = blocks.scan(x, *theirs)
+        return x, (outputs, kept)
+
+    by_group = lambda tree: jax.tree.map(lambda w: w[offset:border].reshape(full, every, *w.shape[1:]), tree)  # noqa: E731
+    x, head = blocks.scan(x, *layer_slice((weights, inputs), slice(0, offset)))
+    scanned = (layer_slice((xattn_weights, xattn_inputs), slice(0, full)), by_group((weights, inputs)))
+    x, (middle, kept) = jax.lax.scan(group, x, scanned)
+    middle = jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), middle)
+    outputs, last = [head, middle], [kept]
+    if border < blocks.num_layers:
+        x, final_kept = layers.layer(layer_slice(xattn_weights, full), x, layer_slice(xattn_inputs, full))
+        x, tail = blocks.scan(x, *layer_slice((weights, inputs), slice(border, None)))
+        outputs.append(tail)
+        last.append(jax.tree.map(lambda leaf: leaf[None], final_kept))
+    return x, (_concatenate(outputs), _concatenate(last))
+
+
+def _concatenate(trees: list[Any]) -> Any:
+    return jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *trees)
+
+
+def build(config: FlamingoConfig) -> Decoder:
+    """Flamingo as pure functions of its weights (see `models.decoder.Decoder`)."""
+
+    def losses(batch: Batch, num_shards: int, dtype: Any) -> Array:
+        model = Flamingo(config)
+        pool = model.encode(normalise(batch.frames).astype(dtype), batch.frame_mask)
+        media = MediaContext(batch.media_index, pool, batch.media_slot, num_shards)
+        logits, _ = model.decode(batch.tokens, lm_lib.packed_context(batch.segment), media)
+        return lm_lib.next_token_losses(*logits, batch.tokens[:, 1:], config.lm.vocab_size)
+
+    def step(
+        tokens: Array,
+        positions: Array,
+        media_index: Array,
+        media: Media | None,
+        chunk: tuple[int, int] | None,
+        cache: Cache,
+    ) -> tuple[Array, Cache]:
+        context = lm_lib.cached_context(positions, cache.lm["key"].shape[2])
+        seen = MediaContext(media_index) if media is None else MediaContext(media_index, *media, chunk=chunk, keep=True)
+        logits, updated = Flamingo(config).decode(tokens, context, seen, cache)
+        assert updated is not None  # a cache goes in, a cache comes out
+        return lm_lib.joined_logits(*logits, config.lm.vocab_size), updated
+
+    transformed_losses, transformed_step = hk.transform(losses), hk.transform(step)
+    transformed_encode = hk.transform(lambda images, frame_mask: Flamingo(config).encode(images, frame_mask))
+
+    def token_losses(params: Params, batch: Batch, *, num_shards: int = 1) -> Float32[Array, "B L"]:
+        return transformed_losses.apply(params, None, batch, num_shards, _dtype(params))
+
+    def encode(
+        params: Params, frames: UInt8[Array, "M F S S 3"], frame_mask: Bool[Array, "M F"]
+    ) -> Float[Array, "M R D"]:
+        return transformed_encode.apply(params, None, normalise(frames).astype(_dtype(params)), frame_mask)
+
+    def extend(
+        params: Params,
+        cache: Cache,
+        tokens: Int[Array, "B T"],
+        positions: Int[Array, "B T"],
+        media_index: Int[Array, "B T"],
+        media: Media | None = None,
+        chunk: tuple[int, int] | None = None,
+    ) -> tuple[Float32[Array, "B T V"], Cache]:
+        return transformed_step.apply(params, None, tokens, positions, media_index, media, chunk, cache)
+
+    def empty_cache(batch_size: int, length: int, dtype: Any) -> Cache:
+        heads = config.xattn.num_heads or config.lm.num_heads
+        size = config.xattn.head_dim or config.lm.width // heads
+        layers = config.xattn.num_layers(config.lm.num_layers)
+        shape = (layers, batch_size, 1, config.resampler.num_latents, heads, size)
+        media = {"key": jnp.zeros(shape, dtype), "value": jnp.zeros(shape, dtype)}
+        return Cache(empty_lm_cache(config.lm, batch_size, length, dtype), media)
+
+    def init(rng: Array) -> Any:
+        return transformed_losses.init(rng, _example(), 1, jnp.float32)
+
+    return Decoder(init, token_losses, encode, extend, empty_cache)
+
+
+def _dtype(params: Params) -> Any:
+    """The dtype in which the weights were handed over: images are computed in it too."""
+    return params["flamingo/media"]["w"].dtype
+
+
+def _example() -> Batch:
+    """The smallest batch from which the shapes of all weights follow."""
+    ids = jnp.zeros((1, 2), jnp.int32)
+    return Batch(
+        tokens=ids,
+        segment=ids + 1,
+        loss_weights=jnp.zeros((1, 2), jnp.float32),
+        media_index=ids,
+        media_slot=ids[:, :1],
+        frames=jnp.zeros((1, 1, 32, 32, 3), jnp.uint8),
+        frame_mask=jnp.ones((1, 1), bool),
+    )

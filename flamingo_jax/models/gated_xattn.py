@@ -1,0 +1,158 @@
+"""GATED XATTN-DENSE: the layers that let a frozen language model see (paper, 2.2, Figure 4).
+
+           text x [B T D] -------- LN --> query --+
+                                                  v
+    media [M R D] -- LN --> key, value --> own-image attention --> out --> * tanh(alpha_xattn) --> + x
+                                                                                                   |
+                                          LN --> 4D squared ReLU --> * tanh(alpha_dense) --> +  <--+
+
+Both gates are 0 at birth, so that the model starts as the language model, bit for bit. A token attends the R latents
+of one image, the one that phi (`media_index`) names; with phi = 0 the attention adds exactly 0 (paper, 2.3, A.1.3).
+Keys and values act on a visual stream of the LM's width D: only so do the counts of Table 5 come out (FACTS 1.2).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, NamedTuple
+
+import haiku as hk
+import jax
+import jax.numpy as jnp
+
+from flamingo_jax.core.notation import Array, Float, Int
+from flamingo_jax.core.params import param
+from flamingo_jax.nn.attention import attend_own_image, attend_own_image_chunked
+from flamingo_jax.nn.feedforward import Activation, feed_forward
+from flamingo_jax.nn.linear import Linear
+from flamingo_jax.nn.norm import layer_norm
+
+
+@dataclasses.dataclass(frozen=True)
+class XattnConfig:
+    """Where the layers stand and what they are made of.
+
+    Attributes:
+        every: one layer before each `every`-th block of the LM (1, 4, 7 for 3B, 9B, 80B).
+        offset: the first stands before this block.
+        num_heads: H; 0 is the LM's.
+        head_dim: K; 0 is D / H.
+        mlp_ratio: width of the dense part, in D.
+        activation: of the dense part (Table 4: squared ReLU).
+    """
+
+    every: int = 1
+    offset: int = 0
+    num_heads: int = 0
+    head_dim: int = 0
+    mlp_ratio: int = 4
+    activation: Activation = "squared_relu"
+
+    def __post_init__(self) -> None:
+        if self.every < 1 or not 0 <= self.offset < self.every:
+            raise ValueError(
+                f"xattn: expected every >= 1 and 0 <= offset < every, got every={self.every}, offset={self.offset}."
+            )
+
+    def num_layers(self, lm_layers: int) -> int:
+        """How many layers an LM of `lm_layers` blocks gets."""
+        return -(-(lm_layers - self.offset) // self.every)
+
+
+class MediaContext(NamedTuple):
+    """What all cross-attention layers share.
+
+    `pool` [M, R, D] and `slot` [B, N] as in `data.schema.Batch` (`num_shards` pools in a row); both None while decoding,
+    where each layer gets its cached keys and values. `chunk` = (tokens, span) takes the chunked form. `keep`: return the
+    keys and values of each sequence's last image.
+    """
+
+    media_index: Int[Array, "B T"]
+    pool: Float[Array, "M R D"] | None = None
+    slot: Int[Array, "B N"] | None = None
+    num_shards: int = 1
+    chunk: tuple[int, int] | None = None
+    keep: bool = False
+
+
+class GatedXattn(hk.Module):
+    """One GATED XATTN-DENSE layer."""
+
+    def __init__(self, config: XattnConfig, num_heads: int, context: MediaContext, *, name: str = "block"):
+        """`num_heads`: the LM's, taken where the config does not say; `context`: shared by all layers."""
+        super().__init__(name=name)
+        self.config, self.context = config, context
+        self.num_heads = config.num_heads or num_heads
+
+    def __call__(self, x: Float[Array, "B T D"], cached: Any = None) -> tuple[Float[Array, "B T D"], Any]:
+        """Applies the layer.
+
+        Args:
+            x: the text.
+            cached: {"key", "value"}: [B, 1, R, H, K] of the last image, while decoding.
+
+        Returns:
+            (x, the last image's {"key", "value"} if the context says to keep them, else None).
+        """
+        gate = lambda name: jnp.tanh(param(name, (), (), jnp.zeros)).astype(x.dtype)  # noqa: E731
+        attended, kept = self._attend(layer_norm(x, name="query_norm"), cached)
+        x = x + gate("attention_gate") * attended
+        hidden = feed_forward(
+            layer_norm(x, name="mlp_norm"),
+            self.config.mlp_ratio * x.shape[-1],
+            activation=self.config.activation,
+            bias=False,
+            name="mlp",
+        )
+        return x + gate("dense_gate") * hidden, kept
+
+    @hk.name_like("__call__")
+    def _attend(self, y: Array, cached: Any) -> tuple[Array, Any]:
+        width = y.shape[-1]
+        shape = (self.num_heads, self.config.head_dim or width // self.num_heads)
+        q = Linear(shape, axes=("embed", "heads", "head_dim"), name="query")(y)
+        index = self.context.media_index
+        if cached is None:
+            key, value = self._keys_and_values(shape)
+        else:
+            key, value = cached["key"], cached["value"]
+            index = jnp.minimum(index, 1)
+        if self.context.chunk is None or cached is not None:
+            out = attend_own_image(q, key, value, index)
+        else:
+            tokens, span = self.context.chunk
+            out = attend_own_image_chunked(q, key, value, index, chunk=tokens, span=span)
+        out = Linear((width,), axes=("heads", "head_dim", "embed"), num_in=2, name="out")(out)
+        if not self.context.keep:
+            return out, None
+        last = jnp.maximum(jnp.max(index, axis=1) - 1, 0)
+        pick = jax.vmap(lambda row, n: jax.lax.dynamic_slice_in_dim(row, n, 1, axis=0))
+        return out, {"key": pick(key, last), "value": pick(value, last)}
+
+    @hk.name_like("__call__")
+    def _keys_and_values(self, shape: tuple[int, int]) -> tuple[Array, Array]:
+        """Projects each visual input of the pool once, then hands every sequence its own: [B, N, R, H, K]."""
+        pool, slot = self.context.pool, self.context.slot
+        if pool is None or slot is None:
+            raise ValueError("Cross-attention needs visual inputs (a pool and its slots) or cached keys and values.")
+        media = layer_norm(pool, name="media_norm")  # one norm for keys and values (v1, 3.1.2)
+
+        def project(name: str) -> Array:
+            rows = Linear(shape, axes=("embed", "heads", "head_dim"), name=name)(media)
+            return gather_media(rows, slot, self.context.num_shards)
+
+        return project("key"), project("value")
+
+
+def gather_media(pool: Float[Array, "M ..."], slot: Int[Array, "B N"], num_shards: int) -> Float[Array, "B N ..."]:
+    """Hands each sequence its visual inputs: rows `slot` of its own data shard's pool.
+
+    Args:
+        pool: the shards' pools in a row, M / num_shards visual inputs each.
+        slot: row within the shard's pool; -1 (none) reads row 0, which no token attends.
+        num_shards: over how many data shards batch and pool are split.
+    """
+    pools = pool.reshape(num_shards, -1, *pool.shape[1:])
+    slots = jnp.maximum(slot, 0).reshape(num_shards, -1, slot.shape[1])
+    out = jax.vmap(lambda rows, index: rows[index])(pools, slots)
+    return out.reshape(*slot.shape, *pool.shape[1:])

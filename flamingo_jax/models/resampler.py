@@ -1,0 +1,121 @@
+"""Perceiver Resampler: any number of visual features in, a fixed number of visual tokens out (paper, Section 2.1, A.1.1, Figure 5).
+
+    features [M F P E] --linear--> (+) time [F W] --> flatten [M F*P W] --------+ keys, values
+                                                                                |
+    latents [R W] --> [M R W] --+--> num_layers x  { latents += attention(latents, [features, latents])
+                                |                    latents += ffw(latents) }  --> [M R W]
+                                +--> keys, values too
+
+Two readings of the paper's size: its second version gives heads of 96 (= W / H), its first says that all blocks have
+"a same constant key and value size of 128". Only 128 gives the 194M of Table 5 (193.7M; 96 gives 174.8M), together with
+the linear map from the 3072 channels of NFNet-F6; so 128 is "paper" in the zoo and 96 "paper_v2_head96". Biases are as
+in the language model whose count fits: on the feed-forward layers, not on the attention's projections.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import haiku as hk
+import jax.numpy as jnp
+
+from flamingo_jax.core.notation import Array, Bool, Float
+from flamingo_jax.core.params import Remat, Stack, param
+from flamingo_jax.nn.attention import attend
+from flamingo_jax.nn.embed import interpolate_time
+from flamingo_jax.nn.feedforward import Activation, feed_forward
+from flamingo_jax.nn.linear import linear
+from flamingo_jax.nn.norm import layer_norm
+
+
+@dataclasses.dataclass(frozen=True)
+class ResamplerConfig:
+    """Shape of a Perceiver Resampler (Table 4's column; models/zoo.py).
+
+    Attributes:
+        num_layers: blocks of attention and feed-forward.
+        width: W, of features inside, latents and output.
+        num_heads: H.
+        head_dim: K, size of one head's keys and values.
+        num_latents: R, the visual tokens that come out for each image or video.
+        num_time_embeddings: frames in training; other frame counts interpolate.
+        mlp_ratio: hidden width of the feed-forward layer, in widths.
+        activation: of the feed-forward layer.
+        attention_bias: whether the projections of the attention have biases.
+        mlp_bias: whether the feed-forward layers have biases.
+        final_norm: whether a LayerNorm ends it; the paper mentions none, OpenFlamingo has one.
+        remat: "full" recomputes each block in the backward pass.
+    """
+
+    num_layers: int = 6
+    width: int = 1536
+    num_heads: int = 16
+    head_dim: int = 128
+    num_latents: int = 64
+    num_time_embeddings: int = 8
+    mlp_ratio: int = 4
+    activation: Activation = "squared_relu"
+    attention_bias: bool = False
+    mlp_bias: bool = True
+    final_norm: bool = False
+    remat: Remat = "none"
+
+
+class Resampler(hk.Module):
+    """Features of the vision encoder to R visual tokens; the features themselves are not updated."""
+
+    def __init__(self, config: ResamplerConfig, name: str = "resampler"):
+        super().__init__(name=name)
+        self.config = config
+
+    def __call__(self, features: Float[Array, "M F P E"], frame_mask: Bool[Array, "M F"]) -> Float[Array, "M R W"]:
+        """Returns the visual tokens.
+
+        There is no embedding of the position within the image (the paper saw no gain: the encoder's convolutions carry
+        it), and one embedding for each frame. An image is a video of one frame.
+
+        Args:
+            features: Float[M, F, P, E] grid of the encoder for each frame, flattened; computed in their dtype.
+            frame_mask: Bool[M, F] False for frames that are padding: nothing attends them.
+        """
+        config = self.config
+        num_inputs, num_frames, num_patches, _ = features.shape
+        init = hk.initializers.RandomNormal(0.02)
+
+        x = linear(features, (config.width,), axes=("vision", "embed"), bias=True, name="input")
+        time = param("time_embeddings", (config.num_time_embeddings, config.width), ("frames", "embed"), init)
+        time = interpolate_time(time, num_frames).astype(x.dtype)
+        x = (x + time[None, :, None]).reshape(num_inputs, num_frames * num_patches, config.width)
+
+        latents = param("latents", (config.num_latents, config.width), ("latents", "embed"), init)
+        latents = jnp.broadcast_to(latents.astype(x.dtype)[None], (num_inputs, *latents.shape))
+
+        visible = jnp.repeat(frame_mask, num_patches, axis=1)
+        visible = jnp.pad(visible, ((0, 0), (0, config.num_latents)), constant_values=True)
+        mask = jnp.broadcast_to(visible[:, None, :], (num_inputs, config.num_latents, visible.shape[1]))
+
+        def block(latents: Array, _: None) -> tuple[Array, None]:
+            latents = latents + _attention(latents, x, mask, config)
+            hidden = layer_norm(latents, name="ffw_norm")
+            hidden = feed_forward(
+                hidden, config.mlp_ratio * config.width, activation=config.activation, bias=config.mlp_bias, name="ffw"
+            )
+            return latents + hidden, None
+
+        latents, _ = Stack(config.num_layers, block, name="layers", remat=config.remat)(latents)
+        return layer_norm(latents, name="final_norm") if config.final_norm else latents
+
+
+def _attention(
+    latents: Float[Array, "M R W"], x: Float[Array, "M S W"], mask: Bool[Array, "M R Sx"], config: ResamplerConfig
+) -> Float[Array, "M R W"]:
+    """The latents attend the features and themselves; features and latents have a LayerNorm each (pre-norm)."""
+    latents = layer_norm(latents, name="latents_norm")
+    attended = jnp.concatenate([layer_norm(x, name="media_norm"), latents], axis=1)
+    axes, bias = ("embed", "heads", "head_dim"), config.attention_bias
+    heads = (config.num_heads, config.head_dim)
+    q = linear(latents, heads, axes=axes, bias=bias, name="query")
+    k = linear(attended, heads, axes=axes, bias=bias, name="key")
+    v = linear(attended, heads, axes=axes, bias=bias, name="value")
+    out = attend(q, k, v, mask)
+    return linear(out, latents.shape[-1:], num_in=2, axes=("heads", "head_dim", "embed"), bias=bias, name="output")

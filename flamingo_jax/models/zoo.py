@@ -1,0 +1,76 @@
+"""The named sizes: explicit tables, from which configs and tests take their models."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from flamingo_jax.models.flamingo import FlamingoConfig
+from flamingo_jax.models.gated_xattn import XattnConfig
+from flamingo_jax.models.lm import LMConfig
+from flamingo_jax.models.nfnet import NFNetConfig
+from flamingo_jax.models.resampler import ResamplerConfig
+from flamingo_jax.models.text_encoder import TextEncoderConfig
+
+# NFNet F0-F6 (Brock et al. 2021, Table 1): variant n has n + 1 times the depth of F0; F6 is Flamingo's. Weights without
+# the classifier's 3,073,000: 68.4M, 129.6M, 190.7M, 251.9M, 313.0M, 374.1M, 435.3M.
+# "tiny" sees 32x32 pictures: 16x16x24 and 8x8x48 in the stem, one block at 8x8x48, one at 4x4x96. Its residual branches
+# start at alpha = 0.2 and not at 0, since it trains for hundreds of steps only.
+NFNETS: Mapping[str, NFNetConfig] = {
+    "F0": NFNetConfig(depths=(1, 2, 6, 3)),
+    "F1": NFNetConfig(depths=(2, 4, 12, 6)),
+    "F2": NFNetConfig(depths=(3, 6, 18, 9)),
+    "F3": NFNetConfig(depths=(4, 8, 24, 12)),
+    "F4": NFNetConfig(depths=(5, 10, 30, 15)),
+    "F5": NFNetConfig(depths=(6, 12, 36, 18)),
+    "F6": NFNetConfig(depths=(7, 14, 42, 21)),
+    "tiny": NFNetConfig(
+        stem_channels=(24, 48),
+        stem_strides=(2, 2),
+        widths=(48, 96),
+        depths=(1, 1),
+        strides=(1, 2),
+        expansion=1.0,
+        se_ratio=None,
+        final_multiplier=None,
+        skip_init=1.0,
+        loop="unrolled",
+    ),
+}
+
+# The paper's (Table 4), in the two readings of its head size (models/resampler.py): 193.7M and 174.8M weights.
+RESAMPLERS: Mapping[str, ResamplerConfig] = {
+    "paper": ResamplerConfig(num_layers=6, width=1536, num_heads=16, head_dim=128, num_latents=64),
+    "paper_v2_head96": ResamplerConfig(num_layers=6, width=1536, num_heads=16, head_dim=96, num_latents=64),
+    "tiny": ResamplerConfig(num_layers=1, width=64, num_heads=4, head_dim=16, num_latents=4),
+}
+
+# BERT (Devlin et al. 2019; mini: Turc et al. 2019) with its vocabulary of 30,522. The paper does not say which size its
+# encoder has; its small ablation used mini.
+TEXT_ENCODERS: Mapping[str, TextEncoderConfig] = {
+    "bert_base": TextEncoderConfig(
+        vocab_size=30_522, num_layers=12, width=768, num_heads=12, max_length=512, token_types=2
+    ),
+    "bert_mini": TextEncoderConfig(
+        vocab_size=30_522, num_layers=4, width=256, num_heads=4, max_length=512, token_types=2
+    ),
+    "tiny": TextEncoderConfig(vocab_size=128, num_layers=1, width=64, num_heads=4, max_length=32),
+}
+
+# Chinchilla-style language models. The paper calls its 1.4B and 7.1B "from Chinchilla", whose table has neither shape; the
+# counts of Table 5 confirm them (FACTS 1.2): 1.375B, 7.112B and 70.06B weights. "7.1B_table4" is what Table 4 says of
+# Flamingo-9B, 40 layers, and is 8.86B: it contradicts Table 5.
+LMS: Mapping[str, LMConfig] = {
+    "1.4B": LMConfig(vocab_size=32_000, num_layers=24, width=2048, num_heads=16),
+    "7.1B": LMConfig(vocab_size=32_000, num_layers=32, width=4096, num_heads=32),
+    "7.1B_table4": LMConfig(vocab_size=32_000, num_layers=40, width=4096, num_heads=32),
+    "70B": LMConfig(vocab_size=32_000, num_layers=80, width=8192, num_heads=64),
+}
+
+# Table 5. A cross-attention layer before every block, every 4th, every 7th. "9B_table4" has the 40 blocks and 10 layers of
+# Table 4: 8.86B + 2.01B, not the 7.1B + 1.6B of Table 5.
+FLAMINGOS: Mapping[str, FlamingoConfig] = {
+    "3B": FlamingoConfig(NFNETS["F6"], RESAMPLERS["paper"], LMS["1.4B"], XattnConfig(every=1)),
+    "9B": FlamingoConfig(NFNETS["F6"], RESAMPLERS["paper"], LMS["7.1B"], XattnConfig(every=4)),
+    "9B_table4": FlamingoConfig(NFNETS["F6"], RESAMPLERS["paper"], LMS["7.1B_table4"], XattnConfig(every=4)),
+    "80B": FlamingoConfig(NFNETS["F6"], RESAMPLERS["paper"], LMS["70B"], XattnConfig(every=7)),
+}

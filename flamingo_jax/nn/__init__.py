@@ -1,0 +1,1 @@
+"""Pure functions and small Haiku layers: the mathematics from which the models are put together."""

@@ -1,0 +1,113 @@
+"""Attention as pure functions on arrays: masked softmax attention, and cross-attention to one image per token.
+
+The softmax and its scores are float32. A query that may attend nothing gets exactly 0, not an average of everything:
+a text token before the first image must not see any image (paper, A.1.3: phi = 0).
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+
+from flamingo_jax.core.notation import Array, Bool, Float, Float32, Int
+
+_MASKED = -1e30  # finite: a row of -inf would give NaN in the softmax
+
+
+def attend(
+    q: Float[Array, "B L H K"],
+    k: Float[Array, "B S G K"],
+    v: Float[Array, "B S G K"],
+    mask: Bool[Array, "B L S"] | None = None,
+    bias: Float32[Array, "#B H L S"] | None = None,
+) -> Float[Array, "B L H K"]:
+    """softmax(q k^T / sqrt(K) + bias) v, with G key/value heads shared by H query heads.
+
+    Args:
+        q: queries.
+        k: keys; G divides H.
+        v: values.
+        mask: True where a query may attend a key; None is everywhere.
+        bias: added to the scaled scores (relative positions, ALiBi).
+
+    Returns:
+        The attended values in the dtype of v; exactly 0 where `mask` allows no key.
+    """
+    batch, length, heads, size = q.shape
+    groups = k.shape[2]
+    grouped = q.reshape(batch, length, groups, heads // groups, size)
+    scores = jnp.einsum("blghk,bsgk->bghls", grouped, k, preferred_element_type=jnp.float32) * size**-0.5
+    if bias is not None:
+        scores = scores + jnp.broadcast_to(bias.reshape(-1, groups, heads // groups, *bias.shape[2:]), scores.shape)
+    if mask is not None:
+        visible = mask[:, None, None]
+        scores = jnp.where(visible, scores, _MASKED)
+    weights = jax.nn.softmax(scores, axis=-1)
+    if mask is not None:
+        weights = jnp.where(visible, weights, 0.0)
+    out = jnp.einsum("bghls,bsgk->blghk", weights.astype(v.dtype), v)
+    return out.reshape(batch, length, heads, size)
+
+
+def attend_own_image(
+    q: Float[Array, "B L H K"],
+    k: Float[Array, "B N R H K"],
+    v: Float[Array, "B N R H K"],
+    media_index: Int[Array, "B L"],
+) -> Float[Array, "B L H K"]:
+    """Masked cross-attention of the paper (A.1.3): token l attends the R latents of image phi(l) alone.
+
+    This is the full form: all images are scored, all but one masked. It costs L * N * R; `attend_own_image_chunked`
+    costs L * span * R and is equal.
+
+    Args:
+        q: queries of the text.
+        k: keys of each image's latents.
+        v: values of each image's latents.
+        media_index: phi; 1..N, or 0 for a token that attends no image (its output is exactly 0).
+    """
+    batch, num_images, num_latents, heads, size = k.shape
+    own = media_index[:, :, None] == jnp.arange(1, num_images + 1, dtype=media_index.dtype)[None, None, :]
+    flat = (batch, num_images * num_latents, heads, size)
+    return attend(q, k.reshape(flat), v.reshape(flat), jnp.repeat(own, num_latents, axis=-1))
+
+
+def attend_own_image_chunked(
+    q: Float[Array, "B L H K"],
+    k: Float[Array, "B N R H K"],
+    v: Float[Array, "B N R H K"],
+    media_index: Int[Array, "B L"],
+    *,
+    chunk: int,
+    span: int,
+) -> Float[Array, "B L H K"]:
+    """`attend_own_image` at a cost that does not grow with the number of images.
+
+    phi is constant over each image's stretch of text, so a chunk of consecutive tokens touches few images. Each chunk
+    attends a window of `span` images that starts at its smallest phi. (The paper's first version, 3.1.3, names this
+    saving and does not build it.)
+
+    Args:
+        q, k, v, media_index: as in `attend_own_image`; `chunk` divides L.
+        chunk: number of consecutive tokens that are attended together.
+        span: how many images the window holds: at least the largest (max phi - min phi over phi > 0) + 1 of any chunk,
+            as `data.interleave`'s callers compute it on the host with `chunk_span`.
+    """
+    batch, length, heads, size = q.shape
+    _, num_images, num_latents = k.shape[:3]
+    if length % chunk:
+        raise ValueError(f"Chunked cross-attention: {chunk} tokens per chunk do not divide {length} tokens.")
+    span = min(span, num_images)
+    num_chunks = length // chunk
+    phi = media_index.reshape(batch, num_chunks, chunk)
+    first = jnp.min(jnp.where(phi > 0, phi, num_images), axis=-1)  # 1-based
+    first = jnp.clip(first - 1, 0, num_images - span)  # [B, chunks], 0-based
+    window = first[:, :, None] + jnp.arange(span)[None, None, :]
+
+    def gather(x: Array) -> Array:
+        picked = jax.vmap(lambda row, index: row[index])(x, window)  # [B, chunks, span, R, H, K]
+        return picked.reshape(batch * num_chunks, span, num_latents, heads, size)
+
+    local = jnp.where(phi > 0, phi - first[:, :, None], 0).reshape(batch * num_chunks, chunk)
+    out = attend_own_image(q.reshape(batch * num_chunks, chunk, heads, size), gather(k), gather(v), local)
+    return out.reshape(batch, length, heads, size)

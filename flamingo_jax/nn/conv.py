@@ -1,0 +1,93 @@
+"""Scaled weight standardisation: the convolution of normaliser-free networks (Brock et al. 2021, arXiv 2102.06171).
+
+    w [kh, kw, I/groups, O] --(w - mean) * rsqrt(var * fan_in) * gain--> w_hat ;   x [M h w I] * w_hat + bias -> [M h' w' O]
+
+Each output channel's weights are brought to mean 0 and variance 1/fan_in before they are used, so that a convolution
+neither shifts nor scales its input's statistics and no batch normalisation is needed. For a frozen network the outcome
+is a constant: `standardise` is then applied once, ahead of time ("folded").
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+import haiku as hk
+import jax
+import jax.numpy as jnp
+
+from flamingo_jax.core.notation import Array, Float
+from flamingo_jax.core.params import param
+
+Standardisation = Literal["apply", "folded"]
+
+
+def standardise(w: Float[Array, "... kh kw I O"], gain: Float[Array, "... O"]) -> Float[Array, "... kh kw I O"]:
+    """Returns the standardised weights; leading dimensions (stacked layers) are independent of each other.
+
+    `w_hat = (w - mean) * rsqrt(max(var * fan_in, 1e-4)) * gain` with the statistics of each output channel, in float32.
+
+    Args:
+        w: Float[..., kh, kw, I, O] weights, I being the input channels of one group.
+        gain: Float[..., O] one learnt factor for each output channel.
+    """
+    fan_in = math.prod(w.shape[-4:-1])
+    w32 = w.astype(jnp.float32)
+    mean = jnp.mean(w32, axis=(-4, -3, -2), keepdims=True)
+    variance = jnp.var(w32, axis=(-4, -3, -2), keepdims=True)
+    scale = jax.lax.rsqrt(jnp.maximum(variance * fan_in, 1e-4)) * gain.astype(jnp.float32)[..., None, None, None, :]
+    return ((w32 - mean) * scale).astype(w.dtype)
+
+
+def convolve(
+    x: Float[Array, "M h w I"], w: Float[Array, "kh kw J O"], *, stride: int = 1, groups: int = 1
+) -> Float[Array, "M h2 w2 O"]:
+    """Returns the convolution with padding SAME, in the dtype of x; J = I / groups."""
+    if w.shape[:2] == (1, 1) and stride == groups == 1:
+        return jnp.einsum("mhwi,io->mhwo", x, w[0, 0].astype(x.dtype))
+    return jax.lax.conv_general_dilated(
+        x,
+        w.astype(x.dtype),
+        window_strides=(stride, stride),
+        padding="SAME",
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        feature_group_count=groups,
+    )
+
+
+def ws_conv(
+    x: Float[Array, "M h w I"],
+    channels: int,
+    *,
+    kernel: int,
+    stride: int = 1,
+    groups: int = 1,
+    standardisation: Standardisation = "apply",
+    name: str,
+) -> Float[Array, "M h2 w2 O"]:
+    """A weight-standardised convolution with bias: weights `name/{w, gain, bias}`, or `name/{w, bias}` when folded.
+
+    Args:
+        x: Float[M, h, w, I] images or feature maps.
+        channels: O, the number of output channels.
+        kernel: side of the square window.
+        stride: step of the window; the output is ceil(h / stride) high.
+        groups: number of groups of channels that do not see each other; divides I and O.
+        standardisation: "apply" standardises `w` at every call; "folded" takes `w` as already standardised.
+        name: name of the layer within the current module.
+
+    Raises:
+        ValueError: if `groups` does not divide both channel counts.
+    """
+    if x.shape[-1] % groups or channels % groups:
+        raise ValueError(
+            f"Convolution {name!r}: {groups} groups must divide {x.shape[-1]} input and {channels} output channels."
+        )
+    shape = (kernel, kernel, x.shape[-1] // groups, channels)
+    with hk.name_scope(name):
+        init = hk.initializers.RandomNormal(1.0 / math.sqrt(math.prod(shape[:-1])))
+        w = param("w", shape, ("kernel", "kernel", "vision", "vision"), init)
+        if standardisation == "apply":
+            w = standardise(w, param("gain", (channels,), ("vision",), jnp.ones))
+        bias = param("bias", (channels,), ("vision",), jnp.zeros)
+    return convolve(x, w, stride=stride, groups=groups) + bias.astype(x.dtype)[None, None, None]

@@ -1,0 +1,108 @@
+"""Positions: rotary, relative (Transformer-XL), ALiBi for text; interpolated embeddings for the frames of a video."""
+
+from __future__ import annotations
+
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from flamingo_jax.core.notation import Array, Float, Float32, Int
+
+
+def rotary(
+    x: Float[Array, "B T H K"], positions: Int[Array, "B T"], *, base: float = 10_000.0, fraction: float = 1.0
+) -> Float[Array, "B T H K"]:
+    """Rotates pairs (i, i + n/2) of the first n = fraction * K features by position * base^(-2i/n) (Su et al. 2021).
+
+    Args:
+        x: queries or keys.
+        positions: of each token.
+        base: the longest wave length is 2 pi times this.
+        fraction: share of the features that rotate (GPT-NeoX: 0.25); the others pass unchanged.
+    """
+    size = int(x.shape[-1] * fraction)
+    half = size // 2
+    frequencies = jnp.asarray(base ** -(np.arange(half) / half), jnp.float32)
+    angles = positions[:, :, None, None].astype(jnp.float32) * frequencies[None, None, None, :]
+    cos, sin = jnp.cos(angles), jnp.sin(angles)
+    a, b = (x[..., part].astype(jnp.float32) for part in (slice(0, half), slice(half, size)))
+    turned = jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1).astype(x.dtype)
+    return jnp.concatenate([turned, x[..., size:]], axis=-1)
+
+
+def sinusoids(num_distances: int, width: int) -> Float32[Array, "S D"]:
+    """Sinusoidal embedding of the distances 0..num_distances-1 (Dai et al. 2019): sines, then cosines."""
+    frequencies = 10_000.0 ** -(np.arange(0, width, 2) / width)
+    angles = np.arange(num_distances)[:, None] * frequencies[None, :]
+    return jnp.asarray(np.concatenate([np.sin(angles), np.cos(angles)], axis=-1)[:, :width], jnp.float32)
+
+
+def relative_bias(
+    q: Float[Array, "B T H K"], r: Float[Array, "S H K"], distances: Int[Array, "B T S"]
+) -> Float32[Array, "B H T S"]:
+    """The position part of Transformer-XL attention: q . r[distance], scaled as the scores are (Dai et al. 2019, 3.3).
+
+    Args:
+        q: queries with their position bias v already added.
+        r: projected embedding of each distance 0..S-1.
+        distances: query position minus key position; below 0 (the future, masked anyway) counts as 0.
+    """
+    scores = jnp.einsum("bthk,shk->bhts", q, r, preferred_element_type=jnp.float32) * q.shape[-1] ** -0.5
+    index = jnp.broadcast_to(jnp.clip(distances, 0, r.shape[0] - 1)[:, None], scores.shape)
+    return jnp.take_along_axis(scores, index, axis=-1)
+
+
+def alibi_bias(num_heads: int, distances: Int[Array, "B T S"]) -> Float32[Array, "B H T S"]:
+    """-slope * distance, with slopes 2^(-8 h / H) for h = 1..H (Press et al. 2021); H need not be a power of two."""
+    return -jnp.asarray(alibi_slopes(num_heads), jnp.float32)[None, :, None, None] * distances[:, None].astype(
+        jnp.float32
+    )
+
+
+def alibi_slopes(num_heads: int) -> list[float]:
+    """The slope of each head; beyond the largest power of two, every second slope of the next one (as MPT does)."""
+    power = 2 ** math.ceil(math.log2(num_heads))
+    slopes = [2.0 ** (-8.0 * h / power) for h in range(1, power + 1)]
+    return slopes if power == num_heads else (slopes[1::2] + slopes[0::2])[:num_heads]
+
+
+def interpolate_time(table: Float[Array, "T E"], num_frames: int) -> Float[Array, "F E"]:
+    """Linearly interpolates the T learnt time embeddings to `num_frames` (paper, 2.1 and B.1.5: 8 frames -> 30).
+
+    The first and last embeddings stay at the ends. Up to T frames keep their own rows, so that an image (one frame)
+    has the first embedding, and a video shorter than in training the first ones.
+    """
+    num_embeddings = table.shape[0]
+    if num_frames <= num_embeddings:
+        return table[:num_frames]
+    where = np.linspace(0.0, num_embeddings - 1, num_frames)
+    left = np.minimum(where.astype(np.int32), num_embeddings - 2)
+    share = jnp.asarray(where - left, table.dtype)[:, None]
+    return table[left] * (1 - share) + table[left + 1] * share
+
+
+def causal_convolution(
+    x: Float[Array, "B L C"], kernel: Float[Array, "W C"], before: list[Array]
+) -> Float[Array, "B L C"]:
+    """Depthwise causal convolution: sum_i kernel[i] * (x, i tokens ago) (Primer, So et al. 2021).
+
+    Args:
+        x: the sequence, 0 tokens ago.
+        kernel: one weight per channel and lag.
+        before: W - 1 arrays like x: the sequence 1, 2, ... tokens ago (zeros where there is none).
+    """
+    lags = [x, *before]
+    return sum(
+        (lag * jnp.broadcast_to(kernel[i].astype(x.dtype), x.shape) for i, lag in enumerate(lags)), jnp.zeros_like(x)
+    )
+
+
+def shifted(x: Float[Array, "B L C"], lag: int, segment: Int[Array, "B L"] | None) -> Float[Array, "B L C"]:
+    """x, `lag` tokens ago; 0 before the start and across the border of packed documents."""
+    moved = jnp.pad(x, ((0, 0), (lag, 0), (0, 0)))[:, : x.shape[1]]
+    if segment is None:
+        return moved
+    origin = jnp.pad(segment, ((0, 0), (lag, 0)))[:, : x.shape[1]]
+    return jax.lax.select(jnp.broadcast_to((origin == segment)[:, :, None], x.shape), moved, jnp.zeros_like(x))

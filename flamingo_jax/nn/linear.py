@@ -1,0 +1,63 @@
+"""Linear maps between named axes: one einsum, one weight."""
+
+from __future__ import annotations
+
+import math
+
+import haiku as hk
+import jax.numpy as jnp
+
+from flamingo_jax.core.notation import Array, Float
+from flamingo_jax.core.params import Axes, Initializer, param
+
+
+class Linear(hk.Module):
+    """y = x W (+ b), contracting the last `num_in` axes of x into `out_shape`."""
+
+    def __init__(
+        self,
+        out_shape: tuple[int, ...],
+        *,
+        axes: Axes,
+        num_in: int = 1,
+        bias: bool = False,
+        init: Initializer | None = None,
+        name: str,
+    ):
+        """Describes the map.
+
+        Args:
+            out_shape: sizes of the new axes.
+            axes: logical axes of the weight: the contracted ones, then the new ones.
+            num_in: how many trailing axes of the input are contracted.
+            bias: whether a bias over the new axes is added (0 at birth).
+            init: of the weight; None is a truncated normal of deviation fan_in^-1/2.
+            name: module name.
+        """
+        super().__init__(name=name)
+        self.out_shape, self.axes, self.num_in, self.bias, self.init = out_shape, axes, num_in, bias, init
+
+    def __call__(self, x: Float[Array, "..."]) -> Float[Array, "..."]:
+        """Applies the map, in the dtype of x."""
+        in_shape = x.shape[x.ndim - self.num_in :]
+        init = self.init or hk.initializers.TruncatedNormal(math.prod(in_shape) ** -0.5)
+        w = param("w", in_shape + self.out_shape, self.axes, init)
+        y = jnp.tensordot(x, w.astype(x.dtype), axes=self.num_in)
+        if self.bias:
+            b = param("b", self.out_shape, self.axes[self.num_in :], jnp.zeros)
+            y = y + jnp.broadcast_to(b.astype(x.dtype), y.shape)
+        return y
+
+
+def linear(
+    x: Float[Array, "..."],
+    out_shape: tuple[int, ...],
+    *,
+    axes: Axes,
+    num_in: int = 1,
+    bias: bool = False,
+    init: Initializer | None = None,
+    name: str,
+) -> Float[Array, "..."]:
+    """Makes and applies one `Linear` (see there)."""
+    return Linear(out_shape, axes=axes, num_in=num_in, bias=bias, init=init, name=name)(x)

@@ -1,0 +1,59 @@
+"""LayerNorm and RMSNorm over the last axis: statistics in float32, result in the dtype of the input."""
+
+from __future__ import annotations
+
+import haiku as hk
+import jax
+import jax.numpy as jnp
+
+from flamingo_jax.core.notation import Array, Float
+from flamingo_jax.core.params import param
+
+EPSILON = 1e-5
+
+
+class LayerNorm(hk.Module):
+    """(x - mean) / deviation * scale + offset (paper v1, 3.1.2: "learnt biases and offsets")."""
+
+    def __init__(self, *, axis_name: str = "embed", epsilon: float = EPSILON, bias: bool = True, name: str):
+        """`axis_name`: logical axis of the last dimension; `bias`: whether there is an offset."""
+        super().__init__(name=name)
+        self.axis_name, self.epsilon, self.bias = axis_name, epsilon, bias
+
+    def __call__(self, x: Float[Array, "... D"]) -> Float[Array, "... D"]:
+        """Normalises the last axis."""
+        y = x.astype(jnp.float32)
+        y = y - jnp.mean(y, axis=-1, keepdims=True)
+        y = y * jax.lax.rsqrt(jnp.mean(jnp.square(y), axis=-1, keepdims=True) + self.epsilon)
+        scale = param("scale", x.shape[-1:], (self.axis_name,), jnp.ones)
+        y = y * jnp.broadcast_to(scale.astype(jnp.float32), y.shape)
+        if self.bias:
+            offset = param("offset", x.shape[-1:], (self.axis_name,), jnp.zeros)
+            y = y + jnp.broadcast_to(offset.astype(jnp.float32), y.shape)
+        return y.astype(x.dtype)
+
+
+class RMSNorm(hk.Module):
+    """x / root-mean-square * scale (Chinchilla's norm: Zhang and Sennrich 2019)."""
+
+    def __init__(self, *, axis_name: str = "embed", epsilon: float = EPSILON, name: str):
+        """`axis_name`: logical axis of the last dimension."""
+        super().__init__(name=name)
+        self.axis_name, self.epsilon = axis_name, epsilon
+
+    def __call__(self, x: Float[Array, "... D"]) -> Float[Array, "... D"]:
+        """Normalises the last axis."""
+        y = x.astype(jnp.float32)
+        y = y * jax.lax.rsqrt(jnp.mean(jnp.square(y), axis=-1, keepdims=True) + self.epsilon)
+        scale = param("scale", x.shape[-1:], (self.axis_name,), jnp.ones)
+        return (y * jnp.broadcast_to(scale.astype(jnp.float32), y.shape)).astype(x.dtype)
+
+
+def layer_norm(x: Float[Array, "... D"], *, axis_name: str = "embed", name: str) -> Float[Array, "... D"]:
+    """Makes and applies one `LayerNorm`."""
+    return LayerNorm(axis_name=axis_name, name=name)(x)
+
+
+def rms_norm(x: Float[Array, "... D"], *, axis_name: str = "embed", name: str) -> Float[Array, "... D"]:
+    """Makes and applies one `RMSNorm`."""
+    return RMSNorm(axis_name=axis_name, name=name)(x)

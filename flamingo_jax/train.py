@@ -1,0 +1,61 @@
+"""Trains one stage: language_model, contrastive or flamingo; started again, it goes on from its newest checkpoint.
+
+python -m flamingo_jax.train --config=configs/tiny.py:flamingo --workdir=runs/flamingo [--config.steps=1000 ...]
+"""
+
+from __future__ import annotations
+
+import sys
+
+import jax
+from absl import app, flags, logging
+from ml_collections import config_flags
+
+from flamingo_jax.core.config import from_dict
+from flamingo_jax.evaluation import during_training
+from flamingo_jax.sharding.compile import use_compilation_cache
+from flamingo_jax.training.config import TrainConfig
+from flamingo_jax.training.stage import EXPECTED_ERRORS, train
+
+_CONFIG = config_flags.DEFINE_config_file("config", None, "What to train, as FILE[:ARGUMENT]; --config.a.b=value.")
+_WORKDIR = flags.DEFINE_string("workdir", None, "Directory of the run: checkpoints, export, metrics.", required=True)
+_CACHE = flags.DEFINE_string(
+    "compilation_cache", None, "Keeps compiled programs there (or env JAX_COMPILATION_CACHE_DIR)."
+)
+_DISTRIBUTED = flags.DEFINE_bool("distributed", default=False, help="One of many processes with the same flags.")
+
+
+def main(argv: list[str]) -> None:
+    """Runs the stage that the flags describe."""
+    if argv[1:]:
+        raise app.UsageError(f"Unexpected arguments {argv[1:]}: fields of the config are set as --config.a.b=value.")
+    if not flags.FLAGS["verbosity"].present:
+        logging.set_verbosity(logging.WARNING)  # orbax reports each file that it writes
+    if _DISTRIBUTED.value:
+        jax.distributed.initialize()
+    if _CACHE.value:
+        use_compilation_cache(_CACHE.value)
+    try:
+        train(
+            from_dict(TrainConfig, _CONFIG.value),
+            _WORKDIR.value,
+            probes={"lm_lookup": during_training.lm_lookup},
+            evaluation=during_training.few_shot,
+            tell=lambda line: print(line, flush=True),
+        )
+    except EXPECTED_ERRORS as error:
+        sys.exit(f"{type(error).__name__}: {error}")
+
+
+def parse(argv: list[str]) -> list[str]:
+    """Parses the flags; a field that the config does not have is one message, with the nearest name."""
+    try:
+        return app.parse_flags_with_usage(argv)
+    except AttributeError as error:  # of ml_collections, around its own KeyError
+        cause = error.args[0]
+        sys.exit(f"Unknown field in --config: {cause.args[0] if isinstance(cause, Exception) else cause}")
+
+
+if __name__ == "__main__":
+    flags.mark_flag_as_required("config")
+    app.run(main, flags_parser=parse)

@@ -1,0 +1,216 @@
+"""One schema for every stage: what `--config=FILE` is turned into, once.
+
+TrainConfig
+stage, name, seed, steps
+model      vision, text_encoder, contrastive, lm, resampler, xattn, new_tokens     the parts that the stage uses
+data       tokenizer, image_size, datasets {name: batch size, lambda, ...}
+mixing     accumulate | round_robin | merged
+optimizer, precision, mesh, towers, hooks, until, evaluate
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Literal, TypeVar
+
+from flamingo_jax.core.precision import Policy
+from flamingo_jax.data.config import DataConfig
+from flamingo_jax.models.contrastive import ContrastiveConfig
+from flamingo_jax.models.flamingo import FlamingoConfig
+from flamingo_jax.models.gated_xattn import XattnConfig
+from flamingo_jax.models.lm import LMConfig
+from flamingo_jax.models.nfnet import NFNetConfig
+from flamingo_jax.models.resampler import ResamplerConfig
+from flamingo_jax.models.text_encoder import TextEncoderConfig
+from flamingo_jax.sharding.mesh import MeshConfig
+from flamingo_jax.training.accumulate import Mixing
+from flamingo_jax.training.optimizer import OptimizerConfig
+
+T = TypeVar("T")
+Stage = Literal["language_model", "contrastive", "flamingo"]
+
+_PARTS: dict[str, tuple[str, ...]] = {
+    "language_model": ("lm",),
+    "contrastive": ("vision", "text_encoder", "contrastive"),
+    "flamingo": ("vision", "resampler", "lm", "xattn"),
+}
+
+
+def given(part: T | None, name: str) -> T:
+    """Returns a part of the model that must be there.
+
+    Raises:
+        ValueError: if it is None.
+    """
+    if part is None:
+        raise ValueError(f"model.{name} is None; expected its description.")
+    return part
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelConfig:
+    """The parts of the model; a stage reads those it needs, so that one file can describe all stages.
+
+    `lm.vocab_size` and `text_encoder.vocab_size` may be 0, "as the tokenizer has": filled in when it is loaded.
+    """
+
+    vision: NFNetConfig | None = None
+    text_encoder: TextEncoderConfig | None = None
+    contrastive: ContrastiveConfig | None = None
+    lm: LMConfig | None = None
+    resampler: ResamplerConfig | None = None
+    xattn: XattnConfig | None = None
+    new_tokens: tuple[str, ...] = ("<EOC>",)
+
+    def flamingo(self) -> FlamingoConfig:
+        """Returns the parts of Flamingo together.
+
+        Raises:
+            ValueError: if one of them is None.
+        """
+        return FlamingoConfig(
+            vision=given(self.vision, "vision"),
+            resampler=given(self.resampler, "resampler"),
+            lm=given(self.lm, "lm"),
+            xattn=given(self.xattn, "xattn"),
+            new_tokens=self.new_tokens,
+        )
+
+    def of_stage(self, stage: Stage) -> ModelConfig:
+        """Returns the parts that a stage uses alone; only Flamingo has rows for new tokens."""
+        unused = {
+            field.name: None for field in dataclasses.fields(self) if field.name not in (*_PARTS[stage], "new_tokens")
+        }
+        return dataclasses.replace(self, **unused, new_tokens=self.new_tokens if stage == "flamingo" else ())
+
+    def with_vocabulary(self, vocab_size: int) -> ModelConfig:
+        """Returns the config with vocabulary sizes of 0 replaced by the tokenizer's."""
+        fill = lambda part: dataclasses.replace(part, vocab_size=vocab_size) if part and not part.vocab_size else part  # noqa: E731
+        return dataclasses.replace(self, lm=fill(self.lm), text_encoder=fill(self.text_encoder))
+
+
+@dataclasses.dataclass(frozen=True)
+class TowersConfig:
+    """Exports that the flamingo stage freezes: of a language_model run, and of a contrastive run."""
+
+    lm: str | None = None
+    vision: str | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class HooksConfig:
+    """What happens between updates; counts are in updates, 0 is never.
+
+    Attributes:
+      log_every: between two reports; numbers leave the devices only then.
+      save_every: between two checkpoints (the last state is always saved); a multiple of log_every, so that a resumed run reports the same means.
+      keep: newest checkpoints kept.
+      tensorboard: whether events are written beside metrics.jsonl.
+      progress: whether a progress bar is drawn.
+    """
+
+    log_every: int = 50
+    save_every: int = 1_000
+    keep: int = 3
+    tensorboard: bool = True
+    progress: bool = True
+
+    def __post_init__(self) -> None:
+        if self.log_every < 1 or self.save_every < 0 or self.save_every % self.log_every:
+            raise ValueError(
+                f"save_every {self.save_every} must be a multiple of log_every {self.log_every} (>= 1), so that a resumed run "
+                "reports the same means: change one of them."
+            )
+
+
+@dataclasses.dataclass(frozen=True)
+class UntilConfig:
+    """Ends a stage when a probe's number is below a bound; `steps` is then the maximum.
+
+    Attributes:
+      probe: name of a probe that the program knows ("lm_lookup").
+      metric: which of its numbers.
+      below: the bound.
+      every: updates between two probes.
+      required: whether running out of steps is an error, and nothing is exported.
+    """
+
+    probe: str = "lm_lookup"
+    metric: str = "nll"
+    below: float = 0.3
+    every: int = 50
+    required: bool = True
+
+
+@dataclasses.dataclass(frozen=True)
+class EvaluateConfig:
+    """Few-shot evaluation during training, into the same log.
+
+    Attributes:
+      every: updates between two evaluations; 0: never.
+      tasks: names of tasks.
+      shots: numbers of support examples.
+      n: episodes of each.
+      data: directory of each benchmark by name, such as {"world": "/data/world"}.
+    """
+
+    every: int = 0
+    tasks: tuple[str, ...] = ()
+    shots: tuple[int, ...] = (0, 4)
+    n: int = 64
+    data: dict[str, str] = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainConfig:
+    """A run.
+
+    Attributes:
+      stage: which objective.
+      steps: updates in all.
+      model: the model's parts.
+      data: datasets, with batch sizes and lambda_m (`weight`).
+      name: shown in the log.
+      seed: of initialisation, data order and everything random.
+      mixing: how datasets share an update.
+      precision: compute dtype; weights that are trained stay float32.
+      mesh: devices per mesh axis.
+    """
+
+    stage: Stage
+    steps: int
+    model: ModelConfig
+    data: DataConfig
+    name: str = ""
+    seed: int = 0
+    mixing: Mixing = "accumulate"
+    optimizer: OptimizerConfig = OptimizerConfig()
+    precision: Policy = Policy()
+    mesh: MeshConfig = MeshConfig()
+    towers: TowersConfig = TowersConfig()
+    hooks: HooksConfig = HooksConfig()
+    until: UntilConfig | None = None
+    evaluate: EvaluateConfig = dataclasses.field(default_factory=EvaluateConfig)
+
+    def __post_init__(self) -> None:
+        if self.steps < 1:
+            raise ValueError(f"steps is {self.steps}; expected at least 1 update.")
+        if missing := [part for part in _PARTS[self.stage] if getattr(self.model, part) is None]:
+            raise ValueError(
+                f"Stage {self.stage!r} needs model.{{{', '.join(_PARTS[self.stage])}}}, and model.{missing[0]} is None: describe it."
+            )
+        if not self.data.datasets:
+            raise ValueError("data.datasets is empty; a run needs at least one dataset.")
+
+    def resolved(self, vocab_size: int) -> TrainConfig:
+        """Returns the config as it is run, and kept beside its checkpoints: nothing left open, nothing that the stage does not use.
+
+        Args:
+            vocab_size: the tokenizer's pieces.
+        """
+        optimizer = self.optimizer
+        if optimizer.schedule != "constant" and optimizer.decay_steps is None:
+            optimizer = dataclasses.replace(optimizer, decay_steps=max(self.steps, optimizer.warmup_steps + 1))
+        return dataclasses.replace(
+            self, model=self.model.of_stage(self.stage).with_vocabulary(vocab_size), optimizer=optimizer
+        )

@@ -1,0 +1,67 @@
+"""The training loop: batches in, updates, reports and hooks out. It knows no model, no dataset and no file."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import jax
+
+from flamingo_jax.training.hooks import Hook, Moment, Stop
+from flamingo_jax.training.metrics import Log, Meter
+from flamingo_jax.training.state import TrainState
+from flamingo_jax.training.step import Step
+
+
+def run(
+    step: Step,
+    state: TrainState,
+    batches: Iterator[Mapping[str, Any]],
+    rng: jax.Array,
+    *,
+    start: int,
+    steps: int,
+    log_every: int,
+    log: Log,
+    hooks: Sequence[Hook] = (),
+    stop: Stop | None = None,
+) -> tuple[TrainState, int, bool]:
+    """Updates the state until `steps` updates are done, or `stop` says so.
+
+    Args:
+        step: one update; it gives up the state it gets.
+        state: after `start` updates.
+        batches: {dataset: batch} for update start, start + 1, ...; on the devices.
+        rng: key of the run.
+        start: updates done before.
+        steps: updates to be done in all.
+        log_every: updates between two reports; nothing is fetched from the devices in between.
+        log: receives each report.
+        hooks: called after each update, after its report.
+        stop: asked before the first update and after each.
+
+    Returns:
+        (state, updates done, whether `stop` said so).
+
+    Raises:
+        NonFiniteError: if a loss or gradient is not finite; raised before any hook sees a state that it touched.
+    """
+    stopped = bool(stop and stop(Moment(start, state, is_last=start >= steps)))
+    done, meter = start, Meter()
+    while done < steps and not stopped:
+        batch = next(batches)
+        with meter.paused() if done == start else contextlib.nullcontext():  # the first call compiles
+            state, metrics = step(state, batch, rng)
+        done += 1
+        meter.add(done, metrics)
+        if reported := done % log_every == 0 or done == steps:
+            log(done, meter.report())
+        with meter.paused():
+            stopped = bool(stop and stop(Moment(done, state, is_last=done == steps)))
+        if stopped and not reported:
+            log(done, meter.report())
+        with meter.paused():
+            for hook in hooks:
+                hook(Moment(done, state, is_last=stopped or done == steps))
+    return state, done, stopped

@@ -1,0 +1,146 @@
+"""What a stage minimises: a pair of pure functions, and two tables. The training loop knows nothing else.
+
+    language_model   next token of packed text                               (Chinchilla's recipe)
+    contrastive      two-term InfoNCE over one dataset's batch               (paper, B.1.3)
+    captioning       next token given the images before it, towers frozen    (paper, equation 1 and section 2.4)
+
+The loss of a dataset's batch is sum(w * nll) / sum(w) over the whole batch, on however many devices it lies: the mean over the
+tokens that are predicted. The paper writes a sum over tokens inside an expectation and leaves the normalisation open.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import haiku as hk
+import jax.numpy as jnp
+
+from flamingo_jax.core import trees
+from flamingo_jax.core.notation import Array, Float
+from flamingo_jax.data.schema import Batch
+from flamingo_jax.models import contrastive as contrastive_lib
+from flamingo_jax.models.decoder import Decoder
+from flamingo_jax.models.flamingo import FROZEN
+from flamingo_jax.models.nfnet import NFNetConfig
+from flamingo_jax.models.text_encoder import TextEncoderConfig
+
+Metrics = dict[str, Array]
+
+
+def _no_gauges(params: trees.Params) -> Metrics:
+    del params
+    return {}
+
+
+@dataclasses.dataclass(frozen=True)
+class Objective:
+    """A stage, as the training loop sees it.
+
+    Attributes:
+      name: "language_model", "contrastive" or "captioning"; for messages.
+      init: init(rng) -> weights, a tree {module: {name: float32 array}}, all born by `core.params.param`.
+      loss: loss(weights, batch, rng) -> (float32 scalar, metrics); pure. The weights arrive in the compute dtype.
+      frozen: table (regular expression, bool) over all weights: which get no gradient.
+      decay: table (regular expression, float) over the trainable weights: the share of `optimizer.weight_decay` that each gets.
+      gauges: gauges(weights) -> numbers to log that need no batch, such as the gates of Figure 6; scalars or one value per layer.
+    """
+
+    name: str
+    init: Callable[[Array], trees.Params]
+    loss: Callable[[trees.Params, Any, Array], tuple[Array, Metrics]]
+    frozen: trees.Table
+    decay: trees.Table
+    gauges: Callable[[trees.Params], Metrics] = _no_gauges
+
+
+def weighted_mean(nll: Float[Array, "B T"], weights: Float[Array, "B T"]) -> Float[Array, ""]:
+    """Returns sum(weights * nll) / sum(weights), in float32; 0 for a batch in which nothing is predicted."""
+    total = jnp.sum(weights.astype(jnp.float32))
+    return jnp.sum(nll.astype(jnp.float32) * weights) / jnp.maximum(total, 1e-8)
+
+
+def language_model(model: Decoder) -> Objective:
+    """The language model alone, on packed text; `model` has its weights under "lm/"."""
+    return Objective(
+        name="language_model",
+        init=model.init,
+        loss=_next_token_loss(model, num_shards=1),  # text has no pool of images
+        frozen=((r"lm(/.*)?", False),),
+        decay=((r"lm(/.*)?", 1.0),),
+    )
+
+
+def captioning(model: Decoder, *, num_shards: int = 1) -> Objective:
+    """Flamingo: both towers frozen; no decay on the resampler, 0.1 on all else that is trained (paper, B.1.2).
+
+    Args:
+        model: with its weights under "flamingo/".
+        num_shards: data shards, each with its own pool of images in the batch.
+    """
+    return Objective(
+        name="captioning",
+        init=model.init,
+        loss=_next_token_loss(model, num_shards),
+        frozen=FROZEN,
+        decay=((r"flamingo/resampler(/.*)?", 0.0), (r"flamingo/(media|xattn|new_tokens)(/.*)?", 1.0)),
+        gauges=_gates,
+    )
+
+
+def contrastive(vision: NFNetConfig, text: TextEncoderConfig, config: contrastive_lib.ContrastiveConfig) -> Objective:
+    """The two towers against each other, over the whole batch of one dataset; the temperature is not decayed.
+
+    Each row has one image, and the pool holds the rows' images in order (M = B).
+    """
+
+    def embed(
+        frames: Array, tokens: Array, segment: Array, is_training: bool, rng: Array | None
+    ) -> tuple[Array, Array, Array]:
+        model = contrastive_lib.Contrastive(vision, text, config)
+        return model(frames, tokens, segment, is_training=is_training, rng=rng)
+
+    transformed = hk.transform(embed)
+
+    def init(rng: Array) -> trees.Params:
+        tokens = jnp.zeros((1, 2), jnp.int32)
+        return transformed.init(rng, jnp.zeros((1, 1, 32, 32, 3), jnp.uint8), tokens, tokens + 1, False, None)  # noqa: FBT003
+
+    def loss(params: trees.Params, batch: Batch, rng: Array) -> tuple[Array, Metrics]:
+        if len(batch.frames) != len(batch.tokens):
+            raise ValueError(
+                f"The contrastive batch has {len(batch.tokens)} texts and a pool of {len(batch.frames)} images; expected one image "
+                "for each text: use datasets of kind 'captions' and leave their pool unset."
+            )
+        v, t, beta = transformed.apply(params, None, batch.frames, batch.tokens, batch.segment, True, rng)  # noqa: FBT003
+        same = contrastive_lib.same_caption(batch.tokens) if config.duplicates == "positives" else None
+        return contrastive_lib.contrastive_loss(v, t, beta, label_smoothing=config.label_smoothing, same=same)
+
+    return Objective(
+        name="contrastive",
+        init=init,
+        loss=loss,
+        frozen=((r"contrastive(/.*)?", False),),
+        decay=((r"contrastive/log_temperature", 0.0), (r"contrastive/(?!log_temperature$).*", 1.0)),
+    )
+
+
+def _next_token_loss(model: Decoder, num_shards: int) -> Callable[..., tuple[Array, Metrics]]:
+    def loss(params: trees.Params, batch: Batch, rng: Array) -> tuple[Array, Metrics]:
+        del rng
+        weights = batch.loss_weights[:, 1:]  # a token's weight stands where the token is the target
+        nll = model.token_losses(params, batch, num_shards=num_shards)
+        return weighted_mean(nll, weights), {"tokens": jnp.sum(weights)}
+
+    return loss
+
+
+def _gates(params: trees.Params) -> Metrics:
+    """Returns tanh(alpha) of each layer, the curves of the paper's Figure 6: {"gates/attention": [layers], "gates/dense": ...}."""
+    flat = trees.flatten(params)
+    return {
+        f"gates/{path.rpartition('/')[2].removesuffix('_gate')}": jnp.tanh(leaf.astype(jnp.float32))
+        for path, leaf in flat.items()
+        if path.startswith("flamingo/xattn/") and path.endswith("_gate")
+    }

@@ -1,0 +1,304 @@
+"""A stage from its config to its export: everything that the loop needs, put together in the one order that works.
+
+config --> mesh, tokenizer, towers --> resolved config --> Store (refuses another run's workdir) --> mixture
+--> objective --> abstract state, shardings --> towers loaded --> state restored or made --> loop --> export
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import itertools
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import jax
+from jax.sharding import Mesh
+
+from flamingo_jax.checkpoint import export as export_lib
+from flamingo_jax.checkpoint.arrays import CheckpointError
+from flamingo_jax.checkpoint.store import MAY_DIFFER, Store
+from flamingo_jax.core import config as config_lib
+from flamingo_jax.core import paths, trees
+from flamingo_jax.data.device import to_device
+from flamingo_jax.data.mixture import Mixture
+from flamingo_jax.data.tokenizer import SentencePieceTokenizer, Tokenizer
+from flamingo_jax.models import decoder, flamingo
+from flamingo_jax.sharding import mesh as mesh_lib
+from flamingo_jax.training import accumulate, hooks, loop, metrics, objective, optimizer, towers
+from flamingo_jax.training import state as state_lib
+from flamingo_jax.training.config import TrainConfig, given
+from flamingo_jax.training.step import make_step
+
+Tell = Callable[[str], None]
+
+# What a program shows its user as one message, without a traceback.
+EXPECTED_ERRORS = (
+    config_lib.ConfigError,
+    paths.PathError,
+    CheckpointError,
+    FileNotFoundError,
+    metrics.NonFiniteError,
+    hooks.ProbeNotReached,
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Stage:
+    """What a probe or an evaluation, handed in by the program, sees of a run.
+
+    Attributes:
+      config: the resolved config.
+      tokenizer: of the run.
+      model: the model as pure functions; None in the contrastive stage.
+      objective: what is minimised.
+      mesh: the devices.
+    """
+
+    config: TrainConfig
+    tokenizer: Tokenizer
+    model: decoder.Decoder | None
+    objective: objective.Objective
+    mesh: Mesh
+
+
+Measurer = Callable[[Stage], hooks.Measure]  # a run -> (its weights -> numbers)
+
+
+def train(
+    config: TrainConfig,
+    workdir: paths.PathLike,
+    *,
+    probes: Mapping[str, Measurer] | None = None,
+    evaluation: Measurer | None = None,
+    devices: Sequence[jax.Device] | None = None,
+    tell: Tell = lambda line: None,
+) -> state_lib.TrainState:
+    """Runs a stage, from its newest checkpoint if there is one, and exports the model.
+
+    Args:
+        config: the run.
+        workdir: receives checkpoints/, export/, config.json, metrics.jsonl and tensorboard/.
+        probes: what `config.until.probe` may name.
+        evaluation: few-shot evaluation, done as `config.evaluate` says.
+        devices: the devices; all of them by default.
+        tell: receives a line for people now and then.
+
+    Returns:
+        The last state.
+
+    Raises:
+        PathError: if the workdir cannot be written; before anything is compiled, as for all that follow but the last two.
+        ConfigError: if the config does not fit its towers, or names an unknown probe.
+        CheckpointError: for a missing or damaged tower or checkpoint, or one of another config.
+        NonFiniteError: if a loss or gradient is not finite.
+        ProbeNotReached: if the steps are used up, and `config.until` asks for more.
+    """
+    workdir = paths.make_directory(workdir)
+    # How to begin: the order is important. What can be wrong comes first, what takes time last.
+    try:
+        mesh = mesh_lib.make_mesh(config.mesh, devices)
+    except ValueError as error:
+        raise config_lib.ConfigError(str(error)) from error
+    if config.until and config.until.probe not in (probes or {}):
+        raise config_lib.ConfigError(
+            f"config.until.probe is {config.until.probe!r}; expected one of {sorted(probes or {})}."
+        )
+    tokenizer = _load_tokenizer(config)
+    config = config.resolved(tokenizer.vocab_size)
+    record = {**config_lib.to_dict(config), "frozen": towers.frozen_records(config)}
+
+    with contextlib.ExitStack() as stack:
+        store = stack.enter_context(
+            Store(workdir, record, keep=config.hooks.keep, may_differ=(*MAY_DIFFER, r"(until|evaluate)(\..*)?"))
+        )
+        index, count = mesh_lib.reader(mesh)
+        num_shards = mesh_lib.num_batch_shards(mesh)
+        mixture = Mixture(
+            config.data,
+            seed=config.seed,
+            tokenizer=tokenizer,
+            process_index=index,
+            process_count=count,
+            num_shards=num_shards,
+        )
+        stage = _build(config, tokenizer, mesh)
+        schedule = optimizer.make_schedule(config.optimizer, config.steps)
+        plan, transformation = state_lib.plan_state(
+            stage.objective,
+            lambda factors: optimizer.make_optimizer(config.optimizer, schedule, factors),
+            mesh,
+            config.precision,
+        )
+        keys = jax.jit(
+            lambda: tuple(jax.random.split(jax.random.key(config.seed))), out_shardings=mesh_lib.replicated(mesh)
+        )
+        init_key, step_key = keys()
+        state, positions = _restore_or_init(config, store, plan, init_key)
+        start = int(state.step)
+        tell(_describe(config, stage, state, mixture, start))
+
+        merged = config.mixing == "merged"
+        weights = {name: dataset.weight for name, dataset in config.data.datasets.items()}
+        step = make_step(
+            mesh,
+            plan.shardings,
+            objective=stage.objective,
+            optimizer=transformation,
+            schedule=schedule,
+            weights={"merged": 1.0} if merged else weights,
+            policy=config.precision,
+        )
+        log = _open_logs(config, workdir, start, stack)
+        state, done, stopped = loop.run(
+            step,
+            state,
+            _batches(config, mixture, mesh, positions, start, local_shards=num_shards // count),
+            step_key,
+            start=start,
+            steps=config.steps,
+            log_every=config.hooks.log_every,
+            log=log,
+            hooks=_hooks(config, stage, store, log, evaluation),
+            stop=_stop(config, stage, log, probes),
+        )
+    if rejected := {name: number for name, number in mixture.rejected.items() if number}:
+        tell(f"Corrupt records, skipped: {rejected}.")
+    if config.until and config.until.required and not stopped:
+        until = config.until
+        raise hooks.ProbeNotReached(
+            f"{until.probe}: {until.metric} is still not below {until.below} after all {done} steps of the {config.stage} stage, so nothing was "
+            f"exported. Go on with a larger --config.steps, or export all the same with --config.until.required=False; see {workdir}/metrics.jsonl."
+        )
+    _export(config, workdir, state, done, tell)
+    return state
+
+
+def build_objective(config: TrainConfig, num_shards: int) -> tuple[decoder.Decoder | None, objective.Objective]:
+    """Returns (the model as pure functions, or None, and the stage's objective) of a resolved config."""
+    model = config.model
+    if config.stage == "contrastive":
+        parts = (
+            given(model.vision, "vision"),
+            given(model.text_encoder, "text_encoder"),
+            given(model.contrastive, "contrastive"),
+        )
+        return None, objective.contrastive(*parts)
+    if config.stage == "language_model":
+        lm = decoder.language_model(given(model.lm, "lm"))
+        return lm, objective.language_model(lm)
+    functions = flamingo.build(model.flamingo())
+    return functions, objective.captioning(functions, num_shards=num_shards)
+
+
+def _build(config: TrainConfig, tokenizer: Tokenizer, mesh: Mesh) -> Stage:
+    model, goal = build_objective(config, mesh_lib.num_batch_shards(mesh))
+    return Stage(config=config, tokenizer=tokenizer, model=model, objective=goal, mesh=mesh)
+
+
+def _load_tokenizer(config: TrainConfig) -> SentencePieceTokenizer:
+    """The towers know no new tokens: only Flamingo has rows for them."""
+    return SentencePieceTokenizer.load(
+        config.data.tokenizer, config.model.new_tokens if config.stage == "flamingo" else ()
+    )
+
+
+def _restore_or_init(
+    config: TrainConfig, store: Store, plan: state_lib.Plan, key: jax.Array
+) -> tuple[state_lib.TrainState, dict[str, int]]:
+    """Returns (state, data positions); frozen towers come from their exports either way."""
+    frozen = towers.load(config, plan.abstract.frozen) if plan.abstract.frozen else {}
+    if store.latest_step() is None:
+        state = plan.init_trained(key)
+        positions = accumulate.positions_at(config.mixing, list(config.data.datasets), 0)
+    else:
+        saved, positions = store.restore(None, plan.abstract.saved())
+        state = state_lib.TrainState(**saved, frozen={})
+    return dataclasses.replace(state, frozen=frozen), positions
+
+
+def _batches(
+    config: TrainConfig, mixture: Mixture, mesh: Mesh, positions: Mapping[str, int], start: int, *, local_shards: int
+) -> Iterator[dict[str, Any]]:
+    """Yields the batches of update `start`, `start` + 1, ... on the devices."""
+    if config.mixing == "round_robin":
+        streams = {name: mixture.iterate({name: position}) for name, position in positions.items()}
+        for update in itertools.count(start):
+            (name,) = accumulate.datasets_of_step(config.mixing, list(positions), update)
+            yield {name: to_device(next(streams[name])[name], mesh)}
+    weights = {name: dataset.weight for name, dataset in config.data.datasets.items()}
+    for batches in mixture.iterate(positions):
+        if config.mixing == "merged":
+            batches = {"merged": accumulate.merge(batches, weights, local_shards)}
+        yield {name: to_device(batch, mesh) for name, batch in batches.items()}
+
+
+def _open_logs(config: TrainConfig, workdir: paths.Path, start: int, stack: contextlib.ExitStack) -> metrics.Log:
+    """Returns one log for all that are wanted; the first process alone writes."""
+    if jax.process_index():
+        return lambda step, numbers: None
+    logs = [metrics.jsonl_log(workdir / "metrics.jsonl", start)]
+    opened = []
+    if config.hooks.tensorboard:
+        opened.append(metrics.tensorboard_log(workdir / "tensorboard", start))
+    if config.hooks.progress:
+        opened.append(metrics.progress_log(config.steps, start, config.name or config.stage))
+    for log, close in opened:
+        logs.append(log)
+        stack.callback(close)
+
+    def log_all(step: int, numbers: metrics.Numbers) -> None:
+        for log in logs:
+            log(step, numbers)
+
+    return log_all
+
+
+def _hooks(
+    config: TrainConfig, stage: Stage, store: Store, log: metrics.Log, evaluation: Measurer | None
+) -> list[hooks.Hook]:
+    names = list(config.data.datasets)
+    save = hooks.save(store, lambda step: accumulate.positions_at(config.mixing, names, step))
+    chosen = [hooks.every(config.hooks.save_every, save, at_end=True)]
+    if evaluation and config.evaluate.every:
+        chosen.append(hooks.every(config.evaluate.every, hooks.measure(evaluation(stage), log), at_end=True))
+    return chosen
+
+
+def _stop(
+    config: TrainConfig, stage: Stage, log: metrics.Log, probes: Mapping[str, Measurer] | None
+) -> hooks.Stop | None:
+    until = config.until
+    if until is None:
+        return None
+    measure = (probes or {})[until.probe](stage)
+    return hooks.below(measure, log, metric=until.metric, bound=until.below, steps=until.every)
+
+
+def _describe(config: TrainConfig, stage: Stage, state: state_lib.TrainState, mixture: Mixture, start: int) -> str:
+    trained, frozen = trees.count(state.trainable), trees.count(state.frozen)
+    sizes = ", ".join(f"{name} {size:,}" for name, size in mixture.sizes.items())
+    mesh = " x ".join(f"{name} {size}" for name, size in stage.mesh.shape.items())
+    begin = f"resumes at step {start}" if start else "starts"
+    return (
+        f"{config.name or config.stage} {begin} of {config.steps}: {trained:,} weights trained, {frozen:,} frozen, "
+        f"{config.precision.compute}; mesh {mesh}; records: {sizes}."
+    )
+
+
+def _export(config: TrainConfig, workdir: paths.Path, state: state_lib.TrainState, step: int, tell: Tell) -> None:
+    """Writes WORKDIR/export, unless it is of this very step."""
+    target = workdir / "export"
+    if (target / export_lib.CARD).exists() and export_lib.read_card(target)[1]["step"] == step:
+        tell(f"{target} is of step {step} already.")
+        return
+    export_lib.export(
+        target,
+        state.params(),
+        kind=config.stage,
+        config=config_lib.to_dict(config.model),
+        tokenizer=config.data.tokenizer,
+        preprocessing={"image_size": config.data.image_size},
+        step=step,
+    )
+    tell(f"Exported step {step} to {target}.")

@@ -1,0 +1,136 @@
+"""The training state, made abstract first: eval_shape -> axes -> shardings -> jit(init); no tower exists unsharded on a host.
+
+TrainState(step, trainable, frozen, opt_state)
+|     float32    |       float32, two moments for each trainable weight and none for frozen ones
+updates done     compute dtype (bfloat16), from the towers' exports
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh
+
+from flamingo_jax.core import params as params_lib
+from flamingo_jax.core import trees
+from flamingo_jax.core.precision import Policy
+from flamingo_jax.sharding import compile as compile_lib
+from flamingo_jax.sharding.mesh import replicated
+from flamingo_jax.training.objective import Objective
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class TrainState:
+    """Everything an update reads and writes.
+
+    Attributes:
+      step: int32 scalar, the updates done.
+      trainable: float32 master weights.
+      frozen: frozen weights in the compute dtype.
+      opt_state: optax state, sharded like the trainable weights.
+    """
+
+    step: Any
+    trainable: Any
+    frozen: Any
+    opt_state: Any
+
+    def params(self) -> dict[str, dict[str, Any]]:
+        """Returns all weights as one tree."""
+        return trees.merge(self.trainable, self.frozen)
+
+    def saved(self) -> dict[str, Any]:
+        """Returns what a checkpoint holds: frozen towers stay where they were exported, and are named by path and hash."""
+        return {"step": self.step, "trainable": self.trainable, "opt_state": self.opt_state}
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """How a state is laid out: its abstract form, and the functions that make its parts on the mesh.
+
+    Attributes:
+      abstract: TrainState of jax.ShapeDtypeStruct with shardings.
+      shardings: TrainState of shardings.
+      init_trained: init_trained(rng) -> TrainState with an empty `frozen` part, which comes from the towers' exports.
+      init_frozen: init_frozen(rng) -> frozen weights at random, where there is no export to load.
+    """
+
+    abstract: TrainState
+    shardings: TrainState
+    init_trained: Callable[[jax.Array], TrainState]
+    init_frozen: Callable[[jax.Array], Any]
+
+    def init(self, rng: jax.Array) -> TrainState:
+        """Returns the whole state at step 0, frozen weights included, all at random."""
+        return dataclasses.replace(self.init_trained(rng), frozen=self.init_frozen(rng))
+
+
+def split(objective: Objective, params: trees.Params) -> tuple[dict[str, dict[str, Any]], dict[str, dict[str, Any]]]:
+    """Splits all weights into (trainable, frozen) by the objective's table."""
+    is_frozen = trees.match_once(trees.flatten(params), objective.frozen, what=f"frozen weights ({objective.name})")
+    return trees.partition(params, {path: not frozen for path, frozen in is_frozen.items()})
+
+
+def decay_factors(objective: Objective, trainable: trees.Params) -> dict[str, dict[str, float]]:
+    """Returns each trainable weight's share of the weight decay, by the objective's table."""
+    factors = trees.match_once(trees.flatten(trainable), objective.decay, what=f"weight decay ({objective.name})")
+    return trees.unflatten({path: float(factor) for path, factor in factors.items()})
+
+
+def plan_state(
+    objective: Objective, make_optimizer: Callable[[Any], optax.GradientTransformation], mesh: Mesh, policy: Policy
+) -> tuple[Plan, optax.GradientTransformation]:
+    """Lays the state out without making any array.
+
+    Args:
+        objective: whose weights.
+        make_optimizer: make_optimizer(decay factors) -> optimizer.
+        mesh: the device mesh.
+        policy: dtype of the frozen weights.
+
+    Returns:
+        (plan, optimizer).
+
+    Raises:
+        TableError: if a table of the objective does not match each weight exactly once.
+        ValueError: if the mesh does not divide a weight.
+    """
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    axes = params_lib.axes_of(objective.init, key)
+    trainable, frozen = split(objective, jax.eval_shape(objective.init, key))
+    optimizer = make_optimizer(decay_factors(objective, trainable))
+
+    def trained(rng: jax.Array) -> TrainState:
+        weights = split(objective, objective.init(rng))[0]  # what is not returned is not computed
+        return TrainState(jnp.zeros((), jnp.int32), weights, {}, optimizer.init(weights))
+
+    def towers(rng: jax.Array) -> Any:
+        return policy.cast(split(objective, objective.init(rng))[1])
+
+    abstract = dataclasses.replace(jax.eval_shape(trained, key), frozen=jax.eval_shape(towers, key))
+    weight_shardings = compile_lib.shardings_of(trainable, axes, mesh)
+    shardings = TrainState(
+        step=replicated(mesh),
+        trainable=weight_shardings,
+        frozen=compile_lib.shardings_of(frozen, axes, mesh),
+        opt_state=optax.tree_map_params(
+            optimizer,
+            lambda _, s: s,
+            abstract.opt_state,
+            weight_shardings,
+            transform_non_params=lambda _: replicated(mesh),
+        ),
+    )
+    plan = Plan(
+        abstract=compile_lib.with_shardings(abstract, shardings),
+        shardings=shardings,
+        init_trained=compile_lib.jit_once(trained, dataclasses.replace(shardings, frozen={}), mesh),
+        init_frozen=compile_lib.jit_once(towers, shardings.frozen, mesh),
+    )
+    return plan, optimizer

@@ -1,0 +1,30 @@
+#!/usr/bin/env bash
+# From a fresh clone: the environment, the linters, the type checker, the tests. Arguments go to pytest:
+#   launch/test.sh                          everything but the tests marked slow
+#   launch/test.sh -m slow                  the slow ones
+#   launch/test.sh tests/nn -k attention    a part (the linters run all the same; they take seconds)
+#   launch/test.sh -n 8                     with eight processes in place of two
+set -euo pipefail
+# shellcheck source=launch/environment.sh
+source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
+
+# For the test of these scripts; without it that test is skipped and says so.
+command -v shellcheck >/dev/null 2>&1 || apt_install shellcheck || say "note: shellcheck is not installed; its test will be skipped"
+
+failed=()
+check() {
+  say "== $1"
+  shift
+  "$@" || failed+=("$*")
+}
+check "ruff check" "$PYTHON" -m ruff check .
+check "ruff format" "$PYTHON" -m ruff format --check --quiet .
+check "mypy" "$PYTHON" -m mypy
+# Linters first in time, but the tests run even when one complains: one run tells everything.
+check "pytest" "$PYTHON" -m pytest --numprocesses 2 "$@"
+
+if [ "${#failed[@]}" -gt 0 ]; then
+  say "failed:"
+  printf '  %s\n' "${failed[@]}" >&2
+  exit 1
+fi

@@ -1,0 +1,76 @@
+"""Packaging of flamingo_jax: what it needs, and which extra adds what.
+
+The bounds here are lower bounds: they say what the code needs. The exact set that the tests ran with is launch/requirements.lock, which launch/ installs.
+"""
+
+import pathlib
+import re
+
+from setuptools import find_packages, setup
+
+CORE = [
+    "absl-py>=2.1",
+    "array-record>=0.8",
+    "chex>=0.1.90",
+    "dm-haiku>=0.0.17",
+    "etils[epath]>=1.12",
+    "grain>=0.2.16",
+    "importlib_resources>=6.4",  # tensorflow-datasets imports it without declaring it
+    "jax>=0.10.2",
+    "jaxlib>=0.10.2",
+    "jaxtyping>=0.3.3",
+    "matplotlib>=3.9",
+    "ml-collections>=1.1",
+    "numpy>=2.0",
+    "optax>=0.2.6",
+    "orbax-checkpoint>=0.12.8",
+    "pillow>=11.0",
+    "sentencepiece>=0.2.3",
+    "tensorboardX>=2.6.2",
+    "tensorflow-datasets>=4.9.10",
+    "tqdm>=4.66",
+]
+
+EXTRAS = {
+    # A Cloud TPU slice: libtpu, in the version that this jax wants. Also what `plan` will need to compile for a TPU without having one.
+    "tpu": ["jax[tpu]>=0.10.2"],
+    # Data collection on Apache Beam. The synthetic world and its tokenizer do without.
+    "pipelines": ["apache-beam>=2.77"],
+    # Reading PyTorch checkpoints. Imported inside functions only, never on the training path.
+    "conversion": ["safetensors>=0.5", "torch>=2.6", "transformers>=5.0"],
+    # Comparing against other implementations, at the versions that they were compared at.
+    "parity": ["pycocoevalcap>=1.2", "safetensors>=0.5", "torch==2.13.0", "transformers>=5.0"],
+    # Linters, type checker and the test-suite.
+    "dev": [
+        "beartype>=0.22",
+        "hypothesis>=6.130",
+        "jaxtyping>=0.3.11",  # its pytest plugin installs the hook before a conftest imports the package
+        "mypy>=1.18",
+        "pytest>=8.4",
+        "pytest-xdist>=3.8",
+        "ruff>=0.14",
+        "setuptools>=77",  # builds the editable install without a download
+        "types-tqdm>=4.67",
+    ],
+}
+
+
+def version() -> str:
+    """Returns the version that the package itself states."""
+    source = pathlib.Path(__file__).with_name("flamingo_jax").joinpath("__init__.py").read_text()
+    found = re.search(r'^__version__ = "(.+)"$', source, re.MULTILINE)
+    assert found, "flamingo_jax/__init__.py has no line __version__ = ..."
+    return found.group(1)
+
+
+setup(
+    name="flamingo_jax",
+    version=version(),
+    description="Flamingo, a visual language model for few-shot learning, in JAX and Haiku",
+    license="Apache-2.0",
+    license_files=["LICENSE"],
+    python_requires=">=3.11",
+    packages=find_packages(include=["flamingo_jax*", "data_pipelines*"]),
+    install_requires=CORE,
+    extras_require=EXTRAS,
+)

@@ -1,0 +1,100 @@
+"""Weights are float32 at birth, know their axes, and stack under one name without colliding."""
+
+import haiku as hk
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from flamingo_jax.core import axes, trees
+from flamingo_jax.core.params import Stack, axes_of, param
+
+ONES = jnp.ones((2, 4))
+
+
+class Layer(hk.Module):
+    def __call__(self, x):
+        return x @ param("w", (4, 4), ("embed", "mlp"), hk.initializers.RandomNormal()).astype(x.dtype)
+
+
+class Model(hk.Module):
+    """A stack within a stack, and another stack with equal inner names."""
+
+    def __call__(self, x, remat="none"):
+        def inner(x, _):
+            return jnp.tanh(Layer(name="layer")(x)), None
+
+        def outer(x, shift):
+            x = Layer(name="layer")(x) + shift.astype(x.dtype)
+            return Stack(2, inner, name="inner", remat=remat)(x)[0], shift * 2
+
+        x, doubled = Stack(3, outer, name="outer", remat=remat)(x, jnp.arange(3.0))
+        return Stack(3, inner, name="other", remat=remat)(x)[0], doubled
+
+
+MODEL = hk.transform(lambda x, remat="none": Model(name="model")(x, remat))
+
+
+def test_paths_shapes_and_axes_are_one_to_one_under_nested_stacks():
+    params = MODEL.init(jax.random.key(0), ONES)
+    shapes = {path: leaf.shape for path, leaf in trees.flatten(params).items()}
+    assert shapes == {
+        "model/outer/layer/w": (3, 4, 4),
+        "model/outer/inner/layer/w": (3, 2, 4, 4),
+        "model/other/layer/w": (3, 4, 4),
+    }
+    assert axes_of(MODEL.init, jax.random.key(0), ONES) == {
+        "model/outer/layer/w": ("layers", "embed", "mlp"),
+        "model/outer/inner/layer/w": ("layers", "layers", "embed", "mlp"),
+        "model/other/layer/w": ("layers", "embed", "mlp"),
+    }
+
+
+def test_a_stack_is_its_blocks_in_turn_and_each_has_its_own_weights():
+    params = MODEL.init(jax.random.key(0), ONES)
+    x, doubled = MODEL.apply(params, None, ONES)
+    expected = np.ones((2, 4), np.float64)
+    flat = trees.flatten(params)
+    outer, inner, other = (
+        np.asarray(flat[f"model/{name}/w"]) for name in ("outer/layer", "outer/inner/layer", "other/layer")
+    )
+    for i in range(3):
+        expected = expected @ outer[i] + i
+        for j in range(2):
+            expected = np.tanh(expected @ inner[i, j])
+    for i in range(3):
+        expected = np.tanh(expected @ other[i])
+    np.testing.assert_allclose(x, expected, rtol=1e-5, atol=1e-6)  # float32 against float64
+    np.testing.assert_array_equal(doubled, [0.0, 2.0, 4.0])
+    assert not np.allclose(outer[0], outer[1])
+
+
+def test_remat_changes_nothing_but_memory():
+    params = MODEL.init(jax.random.key(0), ONES)
+    grad = lambda remat: jax.grad(lambda p: jnp.sum(MODEL.apply(p, None, ONES, remat)[0]))(params)  # noqa: E731
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), grad("none"), grad("full"))
+
+
+def test_weights_are_float32_whatever_the_input():
+    params = MODEL.init(jax.random.key(0), ONES.astype(jnp.bfloat16))
+    assert {leaf.dtype for leaf in trees.flatten(params).values()} == {jnp.dtype("float32")}
+
+
+def test_a_weight_without_an_axis_for_each_dimension_is_refused():
+    with pytest.raises(ValueError, match=r"shape \(4, 4\) but axes"):
+        hk.transform(lambda: param("w", (4, 4), ("embed",), jnp.zeros)).init(jax.random.key(0))
+
+
+def test_a_weight_that_was_not_made_by_param_is_an_error():
+    init = hk.transform(lambda x: hk.Linear(3)(x)).init
+    with pytest.raises(ValueError, match="core.params.param"):
+        axes_of(init, jax.random.key(0), ONES)
+
+
+def test_axes_become_partition_specs():
+    assert axes.spec(("layers", "embed", "heads", "head_dim")) == jax.sharding.PartitionSpec(None, None, "model", None)
+    assert axes.spec(("batch", "length")) == jax.sharding.PartitionSpec(("replica", "data"), None)
+    with pytest.raises(ValueError, match="Unknown logical axes"):
+        axes.spec(("colour",))
+    with pytest.raises(ValueError, match="one mesh axis"):
+        axes.spec(("heads", "mlp"))

@@ -1,0 +1,97 @@
+"""core.paths: whole files or none, and errors that say which path."""
+
+from __future__ import annotations
+
+import pytest
+
+from flamingo_jax.core import paths
+from flamingo_jax.core.paths import Path, PathError
+
+
+def test_make_directory_is_idempotent_and_refuses_a_file(tmp_path):
+    made = paths.make_directory(tmp_path / "a" / "b")
+    assert made.is_dir()
+    assert paths.make_directory(made) == made
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(PathError, match=r"Cannot make the directory .*file/inner"):
+        paths.make_directory(tmp_path / "file" / "inner")
+    with pytest.raises(PathError, match="Give a writable place"):
+        paths.make_directory(tmp_path / "file")
+
+
+def test_unwritable_place_is_a_clear_error():
+    with pytest.raises(PathError, match=r"/proc/nowhere.*Give a writable place"):
+        paths.make_directory("/proc/nowhere")  # refuses root too
+    with pytest.raises(PathError, match="/proc/nowhere"):
+        paths.write_atomically("/proc/nowhere/file", "x")
+
+
+@pytest.mark.parametrize("data", ["text ü", b"\x00\xff"])
+def test_write_replaces_the_whole_file_and_leaves_nothing_else(tmp_path, data):
+    target = tmp_path / "deep" / "file"
+    paths.write_atomically(target, "a much longer text than the next")
+    paths.write_atomically(target, data)
+    assert (target.read_bytes() if isinstance(data, bytes) else target.read_text(encoding="utf-8")) == data
+    assert [p.name for p in target.parent.iterdir()] == ["file"]
+
+
+def test_a_failing_write_keeps_the_old_file(tmp_path, monkeypatch):
+    target = paths.write_atomically(tmp_path / "file", "old")
+
+    def full(self, text):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(type(target), "write_text", full)
+    with pytest.raises(PathError, match="No space left on device"):
+        paths.write_atomically(target, "new")
+    assert target.read_text() == "old"
+    assert [p.name for p in target.parent.iterdir()] == ["file"]
+
+
+def test_json_round_trip_and_errors(tmp_path):
+    value = {"b": [1, 2.5, None], "a": {"c": "ü"}}
+    file = paths.write_json(tmp_path / "x.json", value)
+    assert paths.read_json(file) == value
+    assert list(paths.read_json(file)) == ["b", "a"]
+    file.write_text(file.read_text()[:10])
+    with pytest.raises(PathError, match=r"x\.json is not valid JSON.*cut off or damaged"):
+        paths.read_json(file)
+    with pytest.raises(PathError, match="There is no file"):
+        paths.read_json(tmp_path / "none.json")
+    with pytest.raises(PathError, match="Cannot read"):
+        paths.read_json(tmp_path)
+
+
+def test_is_local():
+    assert paths.is_local("/a/b") and paths.is_local("a") and paths.is_local(Path("a"))
+    assert not paths.is_local("gs://bucket/a") and not paths.is_local(Path("gs://bucket/a"))
+
+
+def test_absolute(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert paths.absolute("a/b") == Path(tmp_path) / "a" / "b"
+    assert str(paths.absolute("gs://bucket/a")) == "gs://bucket/a"
+
+
+def test_temporary_siblings_differ_and_stay_in_the_directory():
+    one, two = (paths.temporary_sibling("/a/export") for _ in range(2))
+    assert one != two
+    assert one.parent == Path("/a") and one.name.startswith(".export.")
+
+
+@pytest.mark.parametrize("old", [True, False])
+def test_move_directory_replaces_what_was_there(tmp_path, old):
+    source, target = tmp_path / "source", tmp_path / "target"
+    paths.write_atomically(source / "new", "1")
+    if old:
+        paths.write_atomically(target / "old", "1")
+    paths.move_directory(source, target)
+    assert [p.name for p in target.iterdir()] == ["new"]
+    assert [p.name for p in tmp_path.iterdir()] == ["target"]
+
+
+def test_a_failing_move_keeps_the_old_directory(tmp_path):
+    paths.write_atomically(tmp_path / "target" / "old", "1")
+    with pytest.raises(PathError, match=r"Cannot move .*nothing"):
+        paths.move_directory(tmp_path / "nothing", tmp_path / "target")
+    assert [p.name for p in (tmp_path / "target").iterdir()] == ["old"]

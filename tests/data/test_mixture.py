@@ -1,0 +1,272 @@
+"""Batch t of a dataset is a function of (seed, dataset, t), whoever reads it and whenever; bad records are replaced."""
+
+import dataclasses
+import hashlib
+import logging
+
+import numpy as np
+import pytest
+
+from flamingo_jax.data.mixture import DataConfig, DatasetConfig, Mixture
+from flamingo_jax.data.schema import Batch
+from tests.data.tiny import CORRUPT, NUM_DOCUMENTS, NUM_PAGES, NUM_PAIRS, SIZE, page, solid
+
+
+@pytest.fixture
+def config(datasets) -> DataConfig:
+    """One dataset of each kind; batches of 4 rows."""
+    return DataConfig(
+        tokenizer="",
+        image_size=SIZE,
+        datasets={
+            "pages": DatasetConfig("interleaved", str(datasets / "pages"), batch_size=4, length=16, max_images=2),
+            "pairs": DatasetConfig("pairs", str(datasets / "pairs"), batch_size=4, length=8),
+            "captions": DatasetConfig("captions", str(datasets / "pairs"), batch_size=4, length=8),
+            "videos": DatasetConfig("pairs", str(datasets / "videos"), batch_size=4, length=8, num_frames=2),
+            "text": DatasetConfig("text", str(datasets / "documents"), batch_size=4, length=12, documents_per_row=3),
+        },
+    )
+
+
+def only(config: DataConfig, name: str, **changes) -> DataConfig:
+    """The config with one dataset, changed."""
+    return dataclasses.replace(config, datasets={name: dataclasses.replace(config.datasets[name], **changes)})
+
+
+def arrays(batch: Batch) -> dict[str, np.ndarray]:
+    return {field.name: getattr(batch, field.name) for field in dataclasses.fields(batch)}
+
+
+def digest(*batches: Batch) -> str:
+    joined = [np.concatenate(parts) for parts in zip(*(arrays(b).values() for b in batches), strict=True)]
+    return hashlib.sha256(b"".join(a.tobytes() for a in joined)).hexdigest()
+
+
+NAMES = ("pages", "pairs", "captions", "videos", "text")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_one_two_and_four_processes_read_the_same_global_batch(config, words, name):
+    read = {}
+    for count in (1, 2, 4):
+        mixtures = [
+            Mixture(
+                config if count == 1 else only(config, name),  # other datasets in the mixture change nothing
+                seed=5,
+                tokenizer=words,
+                num_shards=4,
+                process_index=p,
+                process_count=count,
+                cache_bytes=0 if count == 2 else 1 << 20,  # nor does the memory
+            )
+            for p in range(count)
+        ]
+        for p, mixture in enumerate(mixtures):
+            assert len(mixture.batch(name, 0).tokens) == 4 // count, p
+        read[count] = [digest(*(mixture.batch(name, t) for mixture in mixtures)) for t in (0, 3, 1)]
+    assert read[1] == read[2] == read[4]
+    assert len(set(read[1])) == 3
+
+
+def test_reading_resumes_anywhere(config, words):
+    mixture = Mixture(config, seed=5, tokenizer=words)
+    start = {"pages": 2, "text": 7, "pairs": 0}
+    batches = mixture.iterate(start)
+    again = Mixture(config, seed=5, tokenizer=words)
+    for step in range(6):
+        read = next(batches)
+        assert read.keys() == start.keys()
+        for name, t in start.items():
+            assert digest(read[name]) == digest(again.batch(name, t + step)), (name, step)
+    batches.close()
+
+
+def test_an_error_of_a_reading_thread_arrives(config, words):
+    mixture = Mixture(only(config, "pages", pool=2), seed=5, tokenizer=words)
+    with pytest.raises(ValueError, match="more than the 2 that the pool"):
+        for _ in zip(range(20), mixture.iterate({"pages": 0}), strict=False):
+            pass
+
+
+def numbers(batch: Batch, words) -> list[int]:
+    """The document, pair or page numbers of a batch, told by their word."""
+    found = [words.decode(row[row < words.vocab_size]).split()[:1] for row in batch.tokens]
+    return [int(word[0][1:]) for word in found if word]
+
+
+def test_each_epoch_has_every_record_once_in_its_own_order(config, words):
+    config = only(config, "text", batch_size=1, documents_per_row=1)
+    orders = {}
+    for seed in (1, 2):
+        mixture = Mixture(config, seed=seed, tokenizer=words)
+        for epoch in (0, 1):
+            ts = range(epoch * NUM_DOCUMENTS, (epoch + 1) * NUM_DOCUMENTS)
+            orders[seed, epoch] = tuple(number for t in ts for number in numbers(mixture.batch("text", t), words))
+    for order in orders.values():
+        assert sorted(order) == list(range(NUM_DOCUMENTS))
+    assert len(set(orders.values())) == 4
+
+
+def test_the_order_is_that_of_earlier_versions(config, words):
+    """A literal: neither a restarted process nor another version of a library may change the order under a run."""
+    mixture = Mixture(only(config, "text", batch_size=6, documents_per_row=1), seed=1, tokenizer=words)
+    assert numbers(mixture.batch("text", 0), words) == [1, 14, 12, 16, 11, 2]
+    assert numbers(mixture.batch("text", 2), words) == [7, 9, 8, 15, 13, 7]
+
+
+def test_the_name_and_the_seed_decide(config, words, datasets):
+    same = config.datasets["pairs"]
+    config = dataclasses.replace(config, datasets={"pairs": same, "others": same})
+    first, second = (Mixture(config, seed=seed, tokenizer=words) for seed in (1, 2))
+    digests = [digest(m.batch(name, 0)) for m in (first, second) for name in ("pairs", "others")]
+    assert len(set(digests)) == 4
+
+
+def test_pages_bring_their_own_images(config, words):
+    """Every token that attends an image names it: page k, image i has grey 10 * k + i next to the words wk, ii."""
+    mixture = Mixture(only(config, "pages", p_next=0.0), seed=5, tokenizer=words, num_shards=2)
+    seen = 0
+    for t in range(6):
+        batch = mixture.batch("pages", t)
+        pool = len(batch.frames) // 2
+        for row in range(4):
+            for image in range(1, 3):
+                text = words.decode(batch.tokens[row][batch.media_index[row] == image]).replace("<EOC>", " ").split()
+                if not text:
+                    continue
+                assert text[0].startswith("<image>w")
+                grey = 10 * int(text[0].removeprefix("<image>w")) + int(text[1][1:])
+                slot = batch.media_slot[row, image - 1] + row // 2 * pool
+                np.testing.assert_array_equal(batch.frames[slot, 0], solid(grey))
+                seen += 1
+    assert seen > 12
+    assert {len(page(k).images) for k in range(NUM_PAGES)} == {0, 1, 2, 3}
+
+
+def test_weights_and_segments(config, words):
+    mixture = Mixture(config, seed=5, tokenizer=words)
+    for name in NAMES:
+        batch = mixture.batch(name, 1)
+        np.testing.assert_array_equal(batch.tokens == words.pad_id, batch.segment == 0)
+        predicted = (batch.tokens != words.pad_id) & (batch.tokens != words.bos_id)
+        np.testing.assert_array_equal(batch.loss_weights, predicted)
+        assert batch.segment[:, 0].min() == 1
+    text = mixture.batch("text", 1)
+    starts = text.tokens == words.bos_id
+    np.testing.assert_array_equal(np.cumsum(starts, axis=1)[text.segment > 0], text.segment[text.segment > 0])
+    assert text.frames.shape == (0, 1, SIZE, SIZE, 3)
+    assert text.media_slot.shape == (4, 0)
+    pairs = mixture.batch("pairs", 1)
+    np.testing.assert_array_equal(pairs.media_index, pairs.segment)  # phi = 1 everywhere
+    captions = mixture.batch("captions", 1)
+    assert not captions.media_index.any()
+    np.testing.assert_array_equal(captions.media_slot[:, 0], np.arange(4))
+
+
+def test_space_prefix_of_pairs(config, pieces):
+    for probability, expected in ((0.0, {False}), (0.5, {False, True}), (1.0, {True})):
+        mixture = Mixture(only(config, "pairs", space_prefix=probability, length=64), seed=5, tokenizer=pieces)
+        rows = np.concatenate([mixture.batch("pairs", t).tokens for t in range(4)])
+        texts = [pieces.decode(row).removeprefix("<image>") for row in rows]
+        assert {text.startswith(" ") for text in texts} == expected
+
+
+def test_clips_of_videos(config, words):
+    """2 frames per second are stored, 1 per second is taken: frames f and f + 2, or one frame of a short video."""
+    mixture = Mixture(config, seed=5, tokenizer=words)
+    lengths = set()
+    for t in range(5):
+        batch = mixture.batch("videos", t)
+        for row, video in enumerate(numbers(batch, words)):
+            clip, mask = batch.frames[row, :, 0, 0, 0].astype(int), batch.frame_mask[row]
+            lengths.add(int(mask.sum()))
+            assert mask.tolist() == [True, video >= 2]
+            assert 20 * video <= clip[0] <= 20 * video + max(video - 2, 0) or video < 2
+            assert clip[1] == (clip[0] + 2 if video >= 2 else 0)
+    assert lengths == {1, 2}
+
+
+def test_a_corrupt_record_is_replaced_and_counted_once(config, words, caplog):
+    config = only(config, "pairs", batch_size=2)
+    mixture = Mixture(config, seed=5, tokenizer=words)
+    epoch = range(NUM_PAIRS // 2)
+    with caplog.at_level(logging.WARNING):
+        first = [number for t in epoch for number in numbers(mixture.batch("pairs", t), words)]
+        for t in range(NUM_PAIRS // 2, NUM_PAIRS):
+            mixture.batch("pairs", t)
+    assert sorted(first) == sorted([*(set(range(NUM_PAIRS)) - {CORRUPT}), CORRUPT + 1])
+    assert mixture.rejected == {"pairs": 1}
+    assert [f"record {CORRUPT} is skipped" in message for message in caplog.messages] == [True]
+    again = Mixture(config, seed=5, tokenizer=words, cache_bytes=0)
+    at = first.index(CORRUPT + 1) // 2
+    assert digest(again.batch("pairs", at)) == digest(mixture.batch("pairs", at))
+
+
+def test_nothing_but_corrupt_records_is_an_error(config, words, datasets):
+    config = only(config, "captions", path=str(datasets / "corrupt"))
+    mixture = Mixture(config, seed=5, tokenizer=words)
+    with pytest.raises(ValueError, match=r"'captions': 3 records of .*corrupt in a row, .* are corrupt"):
+        mixture.batch("captions", 0)
+    assert mixture.rejected == {"captions": 3}
+
+
+def test_a_pool_that_is_too_small_is_an_error(config, words):
+    mixture = Mixture(only(config, "pages", pool=2), seed=5, tokenizer=words, num_shards=2)
+    roomy = Mixture(config, seed=5, tokenizer=words, num_shards=2)
+    for t in range(4):
+        needed = (roomy.batch("pages", t).media_slot >= 0).reshape(2, -1).sum(axis=1)  # by each data shard
+        if needed.max() <= 2:
+            mixture.batch("pages", t)
+            continue
+        rows = "0 to 1" if needed[0] > 2 else "2 to 3"
+        with pytest.raises(
+            ValueError, match=f"batch {t} of dataset 'pages': rows {rows} need [34] visual .* than the 2"
+        ):
+            mixture.batch("pages", t)
+
+
+def test_one_record_is_a_dataset(config, words, datasets):
+    mixture = Mixture(only(config, "pages", split="train[:1]"), seed=5, tokenizer=words)
+    assert mixture.sizes == {"pages": 1}
+    assert numbers(mixture.batch("pages", 3), words) == [0] * 4
+
+
+def test_the_pool_holds_real_images_only(config, words):
+    roomy = Mixture(config, seed=5, tokenizer=words).batch("pages", 0)
+    tight = Mixture(only(config, "pages", pool=7), seed=5, tokenizer=words).batch("pages", 0)
+    assert len(roomy.frames) == 8
+    assert len(tight.frames) == 7
+    np.testing.assert_array_equal(roomy.frames[:7], tight.frames)
+    assert tight.frame_mask.sum() == (tight.media_slot >= 0).sum()
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "options", "message"),
+    [
+        (
+            "pages",
+            {"kind": "pairs"},
+            {},
+            "'pages' is of kind 'pairs', which takes image_text or video_text, but .*page",
+        ),
+        ("pages", {"batch_size": 3}, {"num_shards": 2}, "batch_size 3 cannot be split evenly over 2"),
+        ("pages", {}, {"num_shards": 3, "process_count": 2}, "Process 0 of 2 cannot read for 3 data shards"),
+        ("pages", {}, {"num_shards": 2, "process_count": 2, "process_index": 2}, "Process 2 of 2"),
+    ],
+)
+def test_what_does_not_fit_is_refused_at_the_start(config, words, name, changes, options, message):
+    with pytest.raises(ValueError, match=message):
+        Mixture(only(config, name, **changes), seed=5, tokenizer=words, **options)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"batch_size": 0}, "batch_size of a dataset is 0"),
+        ({"p_next": 1.5}, "p_next of a dataset is 1.5, expected a probability"),
+        ({"pool": 0}, "pool of a dataset is 0"),
+    ],
+)
+def test_nonsense_in_the_config_is_refused(config, changes, message):
+    with pytest.raises(ValueError, match=message):
+        only(config, "pages", **changes)

@@ -1,0 +1,86 @@
+"""Records by number, kept decoded while there is room."""
+
+import numpy as np
+import pytest
+
+from flamingo_jax.data import images
+from flamingo_jax.data.schema import CorruptRecord, Document, ImageText
+from flamingo_jax.data.sources import Examples, Images, Room, Source
+from tests.data.tiny import CORRUPT, NUM_DOCUMENTS, NUM_PAIRS, SIZE, page, solid
+
+
+def test_records_by_number(datasets):
+    source = Source(datasets / "pages")
+    assert source.kind == "interleaved_page"
+    assert source[7] == page(7)
+    pairs = Source(datasets / "pairs", "test")
+    assert (pairs.kind, len(pairs), pairs[0]) == ("image_text", 1, ImageText(b"x", "w0"))
+    assert len(Source(datasets / "pairs", "train[:50%]")) == NUM_PAIRS // 2
+
+
+def test_missing_datasets_and_splits_are_named(datasets):
+    with pytest.raises(FileNotFoundError, match="no dataset at .*nothing"):
+        Source(datasets / "nothing")
+    with pytest.raises(ValueError, match="split 'dev' of .*documents.*{'train': 17}"):
+        Source(datasets / "documents", "dev")
+
+
+def test_a_damaged_chunk_is_a_corrupt_record(datasets, tmp_path):
+    for file in (datasets / "documents").iterdir():
+        content = bytearray(file.read_bytes())
+        if "array_record" in file.name:
+            at = content.find(b"w7")
+            assert at > 0
+            content[at] ^= 0xFF
+        (tmp_path / file.name).write_bytes(content)
+    source = Source(tmp_path)
+    readable = []
+    for index in range(NUM_DOCUMENTS):
+        try:
+            readable.append(source[index])
+        except CorruptRecord as error:
+            assert f"Record {index} of {tmp_path}" in str(error)
+    assert len(readable) == NUM_DOCUMENTS - 1
+    assert all(isinstance(record, Document) and "w7" not in record.text for record in readable)
+
+
+def test_images_are_decoded_once_if_there_is_room(monkeypatch):
+    decoded = []
+    exact = images.decode
+    monkeypatch.setattr(images, "decode", lambda encoded, size: decoded.append(1) or exact(encoded, size))
+    encoded = [images.encode_png(solid(k)) for k in range(3)]
+    more = [SIZE * SIZE * 3 - len(image) for image in encoded]  # that a decoded image takes
+    for room, times in ((Room(more[0] + more[1]), 4), (Room(0), 6), (None, 6)):
+        decoded.clear()
+        record = Images(encoded, SIZE)
+        if room:
+            record.keep_in(room)
+        for _ in range(2):
+            for k in range(3):
+                np.testing.assert_array_equal(record[k], solid(k))
+        assert len(decoded) == times
+
+
+def test_examples_are_prepared_once_if_there_is_room(datasets):
+    class Prepared:
+        num_bytes = 10
+
+        def __init__(self, record):
+            prepared.append(record.text)
+
+        def keep_in(self, room):
+            assert room.take(0)
+
+    prepared: list[str] = []
+    examples = Examples(Source(datasets / "documents"), Prepared, 25)  # room for two
+    for _ in range(2):
+        for index in (4, 5, 6):
+            assert isinstance(examples[index], Prepared)
+    assert len(prepared) == 4
+    assert len(examples) == NUM_DOCUMENTS
+
+
+def test_corrupt_images_show_when_they_are_asked_for(datasets):
+    record = Source(datasets / "pairs")[CORRUPT]
+    with pytest.raises(CorruptRecord):
+        Images([record.image], SIZE)[0]

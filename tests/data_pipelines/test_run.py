@@ -1,0 +1,151 @@
+"""The pipeline program: what it makes, when it does nothing, and what it refuses."""
+
+import json
+
+import array_record.python.array_record_data_source  # noqa: F401 (defines flags; were it imported later, flagsaver would drop them)
+import pytest
+from absl import flags
+from absl.testing import flagsaver
+
+from data_pipelines import run
+from flamingo_jax.data.synthetic_text import NAMES, WORDS
+from flamingo_jax.data.tokenizer import SentencePieceTokenizer
+
+SMALL = ("--size=smoke", "--num_pages=4", "--num_videos=1", "--num_held_back=2", "--num_documents=400")
+
+
+def call(*arguments):
+    with flagsaver.flagsaver():
+        flags.FLAGS(["run", *map(str, arguments)])
+        run.main(["run"])
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    directory = tmp_path_factory.mktemp("made")
+    call("--pipeline=world", f"--output={directory / 'world'}", *SMALL)
+    call(
+        "--pipeline=tokenizer",
+        f"--input={directory / 'world' / 'text'}",
+        f"--output={directory / 'tokenizer'}",
+        "--model_type=word",
+    )
+    return directory
+
+
+def contents(directory):
+    return {path: path.stat().st_mtime_ns for path in directory.rglob("*")}
+
+
+def test_every_word_of_the_world_is_one_piece(made):
+    tokenizer = SentencePieceTokenizer.load(made / "tokenizer", ("<EOC>", "<image>"))
+    ids = [tokenizer.encode(word) for word in WORDS]
+    assert all(len(each) == 1 for each in ids)
+    assert len({each[0] for each in ids}) == len(WORDS)
+    unknown = tokenizer.encode("unheardof")
+    assert all(tokenizer.encode(name) != unknown for name in NAMES)
+    assert tokenizer.vocab_size == len(WORDS) + 4  # pad, BOS, EOS, unknown
+    text = "<image> this is a dax <EOC> <image> output :"
+    assert len(tokenizer.encode(text)) == 9
+
+
+def test_report_tells_counts_and_seconds(tmp_path, capsys):
+    call("--pipeline=world", f"--output={tmp_path / 'world'}", *SMALL)
+    out = capsys.readouterr().out
+    assert "pages/train" in out
+    assert " s\n" in out
+    mark = json.loads((tmp_path / "world" / "pipeline.json").read_text())
+    assert mark["counts"]["pages/train"] == 4
+    assert [path.name for path in tmp_path.iterdir()] == ["world"]
+
+
+def test_same_request_again_does_nothing(made, capsys):
+    before = contents(made)
+    call("--pipeline=world", f"--output={made / 'world'}", *SMALL)
+    call(
+        "--pipeline=tokenizer",
+        f"--input={made / 'world' / 'text'}",
+        f"--output={made / 'tokenizer'}",
+        "--model_type=word",
+    )
+    assert capsys.readouterr().out.count("nothing to do") == 2
+    assert contents(made) == before
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--seed=2", *SMALL), "request.seed: 1 there, 2 asked for"),
+        ((*SMALL, "--num_pages=5"), "request.size.pages: 4 there, 5 asked for"),
+        ((*SMALL, "--page_mix=1,0,0"), "request.page_mix.binding: 0.6 there, 1.0 asked for"),
+    ],
+)
+def test_output_of_another_request_is_kept(made, arguments, message):
+    before = contents(made)
+    with pytest.raises(SystemExit, match=message):
+        call("--pipeline=world", f"--output={made / 'world'}", *arguments)
+    assert contents(made) == before
+
+
+def test_directory_of_something_else_is_kept(tmp_path):
+    (tmp_path / "thesis.txt").write_text("years of work")
+    with pytest.raises(SystemExit, match="holds something else"):
+        call("--pipeline=world", f"--output={tmp_path}", *SMALL)
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
+
+
+def test_tokenizer_of_another_text_is_made_again(made, tmp_path):
+    """The request holds what the input was made from: the same path with other text is another request."""
+    mark = made / "world" / "pipeline.json"
+    told = mark.read_text()
+    mark.write_text(told.replace('"seed": 1', '"seed": 7'))
+    try:
+        with pytest.raises(SystemExit, match="another request"):
+            call(
+                "--pipeline=tokenizer",
+                f"--input={made / 'world' / 'text'}",
+                f"--output={made / 'tokenizer'}",
+                "--model_type=word",
+            )
+    finally:
+        mark.write_text(told)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--pipeline=worlds", "--output=x"), "expected one of tokenizer, world. Did you mean 'world'"),
+        (("--output=x",), "--pipeline=None: expected one of"),
+        (("--pipeline=world",), "--output is missing"),
+        (("--pipeline=tokenizer", "--output=x", "--input=nowhere"), "no dataset at 'nowhere'"),
+        (("--pipeline=tokenizer", "--output=x", "--model_type=words"), "model_type='words', expected one of"),
+        (("--pipeline=world", "--output=x", "--page_mix=1,0"), "expected 3 numbers"),
+        (("--pipeline=world", "--output=x", "--num_one=0"), "one is 0, expected at least 1"),
+    ],
+)
+def test_bad_flags_are_explained_in_one_line(arguments, message):
+    with pytest.raises(SystemExit, match=message) as caught:
+        call(*arguments)
+    assert "\n" not in str(caught.value)
+
+
+def test_unwritable_output_is_explained(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(SystemExit, match="Give a writable place"):
+        call("--pipeline=world", f"--output={tmp_path / 'file' / 'world'}", *SMALL)
+
+
+def test_program_makes_a_world_without_a_backend(run_program, tmp_path):
+    """The workers of a pipeline compute with numpy: of jax only the tree utilities are imported, and no backend is started."""
+    code = (
+        "import sys, atexit; from absl import app; from data_pipelines import run\n"
+        "def look():\n"
+        "  bridge = sys.modules.get('jax._src.xla_bridge')\n"
+        "  print('backends:', len(bridge._backends) if bridge else 0, 'haiku' in sys.modules)\n"
+        "atexit.register(look)\n"
+        "app.run(run.main)"
+    )
+    done = run_program("-c", code, "--pipeline=world", f"--output={tmp_path / 'world'}", *SMALL)
+    assert "backends: 0 False" in done.stdout
+    assert (tmp_path / "world" / "world.json").exists()
+    assert not done.stderr

@@ -1,0 +1,101 @@
+"""Weight-standardised convolutions: statistics, groups, strides, folding, dtypes."""
+
+import haiku as hk
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from flamingo_jax.core.params import axes_of
+from flamingo_jax.nn.conv import convolve, standardise, ws_conv
+
+
+def _normal(seed, *shape):
+    return jnp.asarray(np.random.default_rng(seed).normal(size=shape), jnp.float32)
+
+
+def _layer(**kwargs):
+    return hk.without_apply_rng(hk.transform(lambda x: ws_conv(x, name="conv", **kwargs)))
+
+
+def test_standardised_weights_have_mean_0_and_deviation_gain_over_root_fan_in():
+    gain = jnp.arange(1.0, 9.0)
+    w = np.asarray(standardise(3 + 5 * _normal(0, 3, 3, 4, 8), gain), np.float64)
+    np.testing.assert_allclose(w.mean((0, 1, 2)), 0, atol=1e-6)
+    np.testing.assert_allclose(w.std((0, 1, 2)) * (3 * 3 * 4) ** 0.5, gain, rtol=1e-5)
+
+
+def test_constant_weights_become_0_and_not_nan():
+    np.testing.assert_array_equal(standardise(jnp.full((3, 3, 4, 8), 0.25), jnp.ones(8)), 0)
+
+
+def test_stacked_layers_are_standardised_each_on_its_own():
+    w, gain = _normal(0, 2, 3, 3, 4, 8), _normal(1, 2, 8)
+    together = standardise(w, gain)
+    for i in range(2):
+        np.testing.assert_array_equal(together[i], standardise(w[i], gain[i]))
+
+
+@pytest.mark.parametrize(("stride", "kernel", "size"), [(1, 3, 5), (2, 3, 5), (2, 3, 4), (1, 1, 4)])
+def test_convolution_against_explicit_sums(stride, kernel, size):
+    """Tolerance 1e-5: float32 sums of 36 products of order 1."""
+    x, w = _normal(0, 2, size, size, 4), _normal(1, kernel, kernel, 4, 6)
+    out = -(-size // stride)
+    before = max((out - 1) * stride + kernel - size, 0) // 2  # SAME puts the odd row of padding at the end
+    padded = np.zeros((2, size + 2 * kernel, size + 2 * kernel, 4))
+    padded[:, before : before + size, before : before + size] = x
+    expected = np.empty((2, out, out, 6))
+    for row in range(out):
+        for column in range(out):
+            window = padded[:, row * stride : row * stride + kernel, column * stride : column * stride + kernel]
+            expected[:, row, column] = np.einsum("mijc,ijco->mo", window, np.asarray(w, np.float64))
+    np.testing.assert_allclose(convolve(x, w, stride=stride), expected, atol=1e-5)
+
+
+def test_groups_do_not_see_each_other():
+    layer = _layer(channels=6, kernel=3, groups=2)
+    x = _normal(0, 1, 4, 4, 4)
+    params = jax.jit(layer.init)(jax.random.key(0), x)
+    assert params["conv"]["w"].shape == (3, 3, 2, 6)
+    changed = layer.apply(params, x.at[..., 2:].add(1.0)) - layer.apply(params, x)
+    np.testing.assert_array_equal(changed[..., :3], 0)
+    assert np.abs(changed[..., 3:]).max(axis=(0, 1, 2)).min() > 0
+
+
+def test_groups_that_do_not_divide_the_channels_are_an_error():
+    with pytest.raises(ValueError, match="'conv': 3 groups must divide 4 input and 6 output channels"):
+        _layer(channels=6, kernel=3, groups=3).init(jax.random.key(0), jnp.ones((1, 4, 4, 4)))
+
+
+def test_folded_layer_takes_standardised_weights_and_has_no_gain():
+    x = _normal(0, 1, 4, 4, 4)
+    apply, folded = (_layer(channels=6, kernel=3, standardisation=kind) for kind in ("apply", "folded"))
+    params = apply.init(jax.random.key(0), x)
+    params["conv"] |= {"gain": _normal(1, 6), "bias": _normal(2, 6)}
+    assert jax.tree.structure(folded.init(jax.random.key(0), x)) == jax.tree.structure({"conv": {"bias": 0, "w": 0}})
+    weights = {"conv": {"w": standardise(params["conv"]["w"], params["conv"]["gain"]), "bias": params["conv"]["bias"]}}
+    np.testing.assert_array_equal(folded.apply(weights, x), apply.apply(params, x))
+
+
+def test_computes_in_the_dtype_of_the_input_with_float32_weights():
+    layer = _layer(channels=6, kernel=3)
+    x = _normal(0, 1, 4, 4, 4)
+    params = layer.init(jax.random.key(0), x.astype(jnp.bfloat16))
+    assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {jnp.dtype("float32")}
+    low, high = layer.apply(params, x.astype(jnp.bfloat16)), layer.apply(params, x)
+    assert low.dtype == jnp.bfloat16
+    np.testing.assert_allclose(low.astype(jnp.float32), high, atol=0.05)  # 36 products, each rounded to 8 bits
+
+
+def test_fresh_weights_deviate_by_root_fan_in():
+    params = jax.jit(_layer(channels=32, kernel=3).init)(jax.random.key(0), jnp.ones((1, 4, 4, 32)))
+    np.testing.assert_allclose(np.std(params["conv"]["w"]) * (9 * 32) ** 0.5, 1.0, atol=0.03)
+
+
+def test_axes():
+    layer = _layer(channels=6, kernel=3)
+    assert axes_of(layer.init, jax.random.key(0), jax.ShapeDtypeStruct((1, 4, 4, 4), jnp.float32)) == {
+        "conv/w": ("kernel", "kernel", "vision", "vision"),
+        "conv/gain": ("vision",),
+        "conv/bias": ("vision",),
+    }

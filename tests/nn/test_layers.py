@@ -1,0 +1,133 @@
+"""Linear maps, norms, feed-forward layers, masks and positions against their formulas in numpy."""
+
+import haiku as hk
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from flamingo_jax.core import trees
+from flamingo_jax.nn import embed, masks
+from flamingo_jax.nn.feedforward import ACTIVATIONS, feed_forward
+from flamingo_jax.nn.linear import linear
+from flamingo_jax.nn.norm import layer_norm, rms_norm
+
+RNG = np.random.default_rng(0)
+
+
+def draw(*shape):
+    return jnp.asarray(RNG.normal(size=shape), jnp.float32)
+
+
+def run(function, x):
+    transformed = hk.transform(function)
+    params = transformed.init(jax.random.key(0), x)
+    return transformed.apply(params, None, x), trees.flatten(params)
+
+
+def test_linear_contracts_and_adds_axes():
+    x = draw(2, 3, 4, 5)
+    y, params = run(
+        lambda x: linear(x, (6, 7), axes=("heads", "head_dim", "embed", None), num_in=2, bias=True, name="map"), x
+    )
+    assert params["map/w"].shape == (4, 5, 6, 7)
+    np.testing.assert_allclose(y, np.einsum("abcd,cdef->abef", x, params["map/w"]), rtol=1e-5, atol=1e-5)
+    y, params = run(lambda x: linear(x, (6,), axes=("embed", "mlp"), name="map"), x.astype(jnp.bfloat16))
+    assert (y.dtype, params["map/w"].dtype) == (jnp.bfloat16, jnp.float32)
+
+
+def test_norms():
+    x = draw(3, 8) * 4 + 2
+    y, _ = run(lambda x: layer_norm(x, name="norm"), x)
+    deviation = np.sqrt(np.var(x, axis=-1, keepdims=True) + 1e-5)
+    np.testing.assert_allclose(y, (x - np.mean(x, axis=-1, keepdims=True)) / deviation, rtol=1e-5, atol=1e-5)
+    y, _ = run(lambda x: rms_norm(x, name="norm"), x)
+    np.testing.assert_allclose(y, x / np.sqrt(np.mean(np.square(x), -1, keepdims=True) + 1e-5), rtol=1e-5, atol=1e-5)
+
+
+def test_norm_statistics_are_float32():
+    """The mean of 300 + noise would be lost in bf16, which rounds 300.5 to 300."""
+    x = jnp.asarray(RNG.normal(size=(1, 512)) + 64, jnp.bfloat16)
+    y, _ = run(lambda x: layer_norm(x, name="norm"), x)
+    exact = np.asarray(x, np.float64)
+    expected = (exact - exact.mean()) / exact.std()
+    np.testing.assert_allclose(np.asarray(y, np.float64), expected, atol=2e-2)  # the output alone is rounded to bf16
+
+
+def test_feed_forward_and_swiglu():
+    x = draw(2, 3, 4)
+    y, p = run(lambda x: feed_forward(x, 8, activation="squared_relu", bias=False, name="mlp"), x)
+    np.testing.assert_allclose(y, np.maximum(x @ p["mlp/up/w"], 0) ** 2 @ p["mlp/down/w"], rtol=1e-4, atol=1e-5)
+    y, p = run(lambda x: feed_forward(x, 8, activation="swiglu", bias=False, name="mlp"), x)
+    gate = np.asarray(x @ p["mlp/gate/w"], np.float64)
+    np.testing.assert_allclose(
+        y, (gate / (1 + np.exp(-gate)) * (x @ p["mlp/up/w"])) @ p["mlp/down/w"], rtol=1e-4, atol=1e-5
+    )
+
+
+def test_quick_gelu_is_clips():
+    x = np.linspace(-3, 3, 7)
+    np.testing.assert_allclose(ACTIVATIONS["quick_gelu"](jnp.asarray(x)), x / (1 + np.exp(-1.702 * x)), rtol=1e-5)
+
+
+SEGMENT = np.array([[1, 1, 1, 2, 2, 0, 0], [1, 2, 3, 3, 3, 3, 3]], np.int32)
+
+
+def test_masks_of_packed_rows():
+    index = jnp.broadcast_to(jnp.arange(7, dtype=jnp.int32)[None], SEGMENT.shape)
+    mask = np.asarray(masks.causal(index, 7) & masks.same_segment(jnp.asarray(SEGMENT)))
+    for b, i, j in np.ndindex(mask.shape):
+        assert mask[b, i, j] == (j <= i and SEGMENT[b, i] == SEGMENT[b, j] and SEGMENT[b, i] > 0)
+
+
+def test_positions_restart_in_each_document():
+    positions = np.asarray(masks.positions_in_segment(jnp.asarray(SEGMENT)))
+    assert positions[0, :5].tolist() == [0, 1, 2, 0, 1]
+    assert positions[1].tolist() == [0, 0, 0, 1, 2, 3, 4]
+
+
+def test_rotary_scores_depend_on_the_distance_alone_and_a_fraction_may_rest():
+    q, k = draw(1, 1, 2, 8), draw(1, 1, 2, 8)
+
+    def score(i, j, fraction=1.0):
+        turn = lambda x, p: embed.rotary(x, jnp.full((1, 1), p), base=100.0, fraction=fraction)  # noqa: E731
+        return np.asarray(jnp.einsum("bthk,bthk->h", turn(q, i), turn(k, j)))
+
+    np.testing.assert_allclose(score(5, 3), score(12, 10), rtol=1e-4)
+    assert not np.allclose(score(5, 3), score(5, 4), rtol=1e-3)
+    np.testing.assert_array_equal(embed.rotary(q, jnp.full((1, 1), 9), fraction=0.5)[..., 4:], q[..., 4:])
+
+
+def test_alibi_slopes_are_the_published_ones():
+    np.testing.assert_allclose(embed.alibi_slopes(8), [2.0**-i for i in range(1, 9)])
+    assert embed.alibi_slopes(6) == [2.0 ** (-8 * h / 8) for h in (2, 4, 6, 8, 1, 3)]
+    bias = embed.alibi_bias(2, jnp.asarray([[[0, -1], [1, 0]]], jnp.int32))
+    np.testing.assert_allclose(bias[0, :, 1, 0], [-(2.0**-4), -(2.0**-8)])
+
+
+def test_relative_bias_picks_the_embedding_of_each_distance():
+    q, r = draw(1, 3, 2, 4), draw(5, 2, 4)
+    distances = jnp.arange(3, dtype=jnp.int32)[None, :, None] + 2 - jnp.arange(5, dtype=jnp.int32)[None, None, :]
+    bias = np.asarray(embed.relative_bias(q, r, distances))
+    for t, s, h in np.ndindex(3, 5, 2):
+        if t + 2 >= s:
+            np.testing.assert_allclose(bias[0, h, t, s], q[0, t, h] @ r[t + 2 - s, h] / 2, rtol=1e-4, atol=1e-5)
+
+
+def test_time_embeddings_interpolate_to_other_frame_counts():
+    """8 learnt embeddings serve 30 frames at evaluation (paper, 2.1): linear in between, the ends stay, 8 are themselves."""
+    table = draw(8, 4)
+    np.testing.assert_array_equal(embed.interpolate_time(table, 8), table)
+    np.testing.assert_array_equal(embed.interpolate_time(table, 3), table[:3])
+    out = np.asarray(embed.interpolate_time(table, 30))
+    expected = np.stack([np.interp(np.linspace(0, 7, 30), np.arange(8), np.asarray(table)[:, i]) for i in range(4)], -1)
+    np.testing.assert_allclose(out, expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("lag", [0, 1, 2])
+def test_shifted_stops_at_the_border_of_documents(lag):
+    x = draw(2, 7, 3)
+    out = np.asarray(embed.shifted(x, lag, jnp.asarray(SEGMENT)))
+    for b, i in np.ndindex(2, 7):
+        inside = i >= lag and SEGMENT[b, i - lag] == SEGMENT[b, i]
+        np.testing.assert_array_equal(out[b, i], x[b, i - lag] if inside else np.zeros(3))

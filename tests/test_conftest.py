@@ -1,0 +1,76 @@
+"""The test-suite's own rules: a skip that nobody listed fails in continuous integration, and a golden file tells how to renew it."""
+
+import pathlib
+import shutil
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import jaxtyping
+import pytest
+
+from flamingo_jax.data import images
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+
+SUITE = """
+import pytest
+def test_listed(): pytest.skip("no hardware")
+def test_unlisted(): pytest.skip("forgotten")
+def test_runs(): pass
+@pytest.mark.xfail(reason="known")
+def test_expected_failure(): assert False
+"""
+
+
+def test_unlisted_skip_fails_in_continuous_integration(tmp_path):
+    (tmp_path / "tests").mkdir()
+    shutil.copy(ROOT / "tests" / "conftest.py", tmp_path / "tests")
+    (tmp_path / "tests" / "test_it.py").write_text(SUITE)
+    (tmp_path / "tests" / "test_module.py").write_text("import pytest\npytest.importorskip('no_such_module')\n")
+    (tmp_path / "tests" / "allowed_skips.txt").write_text("# comment\ntests/test_it.py::test_listed   because\n")
+
+    def outcome(**environment: str) -> str:
+        command = [
+            sys.executable,
+            "-m",
+            "pytest",
+            "-q",
+            "-c",
+            "/dev/null",
+            "--rootdir",
+            str(tmp_path),
+            str(tmp_path / "tests"),
+        ]
+        done = subprocess.run(
+            command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120, check=False
+        )
+        return done.stdout
+
+    said = outcome(CI="true")
+    assert "error" in said.splitlines()[-1]
+    assert "test_module.py was skipped" in said
+    (tmp_path / "tests" / "test_module.py").unlink()
+    said = outcome(CI="true")
+    assert "1 failed, 1 passed, 1 skipped, 1 xfailed" in said
+    assert "test_unlisted was skipped (Skipped: forgotten)" in said
+    assert "1 passed, 2 skipped, 1 xfailed" in outcome()
+
+
+def test_golden_says_how_to_regenerate(golden, monkeypatch):
+    monkeypatch.delenv("UPDATE_GOLDEN", raising=False)
+    with pytest.raises(pytest.fail.Exception, match="UPDATE_GOLDEN=1 python -m pytest tests/test_conftest.py"):
+        golden("no_such_file.txt", "now")
+
+
+def test_annotations_are_checked_on_every_call():
+    """The jaxtyping hook is on: pyproject.toml names it, and nothing imported the package before it."""
+    with pytest.raises(jaxtyping.TypeCheckError, match="image"):
+        images.encode_png("no picture")
+
+
+def test_tests_run_on_eight_devices_with_strict_ranks():
+    assert len(jax.devices("cpu")) == jax.device_count() == 8
+    with pytest.raises(ValueError, match="rank_promotion"):
+        jnp.zeros((2, 3)) + jnp.zeros((3,))

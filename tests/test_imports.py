@@ -1,0 +1,213 @@
+"""Imports point down (DESIGN: Layout): each package has a floor, and a file imports from its own floor or a lower one.
+
+The rules read the source (AST), so they hold for imports inside functions too, and need no import to run. Each rule is also shown a file that breaks it.
+"""
+
+import ast
+import pathlib
+from collections.abc import Iterator
+
+import pytest
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+PACKAGE = "flamingo_jax"
+PROGRAMS = "programs"  # the modules directly in flamingo_jax/
+
+FLOORS = {
+    "core": 0,
+    "nn": 1,
+    "sharding": 1,
+    "models": 2,
+    "data": 2,
+    "checkpoint": 3,
+    "training": 3,
+    "inference": 4,
+    "evaluation": 4,
+    "conversion": 5,
+    PROGRAMS: 6,
+}
+# Packages of one floor that must not know each other, beside what the floors say. models may name the type of its input.
+STRANGERS = {("sharding", "nn"), ("nn", "sharding"), ("models", "data"), ("data", "models")}
+STRANGERS_EXCEPT = {("models", "flamingo_jax.data.schema")}
+
+# Third-party code that lives at an edge: name -> the packages that may import it (anywhere else is an error).
+EDGES = {
+    "torch": ("conversion",),
+    "safetensors": ("conversion",),
+    "transformers": ("conversion",),
+    "tensorflow": (),
+    "absl.app": (PROGRAMS, "data_pipelines"),
+    "absl.flags": (PROGRAMS, "data_pipelines"),
+    "apache_beam": ("data_pipelines",),
+    "tensorflow_datasets": ("data", "data_pipelines"),
+}
+INSIDE_FUNCTIONS_ONLY = ("torch", "safetensors", "transformers", "apache_beam")
+
+
+def imports(source: str, module: str, is_package: bool) -> Iterator[tuple[str, bool]]:
+    """Yields (absolute dotted name, whether at module level) of everything that the source of `module` imports."""
+
+    def walk(node: ast.AST, *, top: bool) -> Iterator[tuple[str, bool]]:
+        for child in ast.iter_child_nodes(node):
+            if isinstance(child, ast.Import):
+                yield from ((alias.name, top) for alias in child.names)
+            elif isinstance(child, ast.ImportFrom):
+                base = child.module or ""
+                if child.level:
+                    parents = module.split(".")
+                    parents = parents[: len(parents) - child.level + is_package]
+                    base = ".".join([*parents, base] if base else parents)
+                yield from ((f"{base}.{alias.name}", top) for alias in child.names)
+            else:
+                inner = isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda)
+                yield from walk(child, top=top and not inner)
+
+    yield from walk(ast.parse(source), top=True)
+
+
+def owner(name: str) -> str | None:
+    """Returns the package (a key of FLOORS, or a top-level directory) that a dotted name belongs to; None for third-party names."""
+    parts = name.split(".")
+    if parts[0] in ("data_pipelines", "configs", "tests"):
+        return parts[0]
+    if parts[0] != PACKAGE:
+        return None
+    if parts == [PACKAGE] or parts[1].startswith("__"):
+        return None  # the package itself, for flamingo_jax.__version__; it imports nothing (see below)
+    return parts[1] if parts[1] in FLOORS else PROGRAMS
+
+
+def violations(path: str, source: str) -> list[str]:
+    """Returns one sentence per import in the file at `path` (relative to the root) that the layout forbids."""
+    module = path.removesuffix(".py").replace("/", ".")
+    is_package = module.endswith(".__init__")
+    module = module.removesuffix(".__init__")
+    here = owner(module)
+    found = []
+    for name, top_level in imports(source, module, is_package):
+        there, library = owner(name), name.split(".")[0]
+
+        def forbid(reason: str, name: str = name) -> None:
+            found.append(f"{path} imports {name}: {reason}")
+
+        if here == "configs":
+            if library not in ("ml_collections", "configs", "__future__"):
+                forbid("a config imports ml_collections and other configs only")
+            continue
+        if library == "tests" or (library == "configs" and here != "tests"):
+            forbid("the package does not know its tests and configs")
+        if here == "data_pipelines":
+            if library == PACKAGE and there != "data":
+                forbid("data_pipelines imports flamingo_jax.data only")
+            if library == "jax":
+                forbid("data_pipelines runs on workers without jax")
+        elif library == "data_pipelines":
+            forbid("data_pipelines stands above the package")
+        elif module == PACKAGE and there and top_level:
+            forbid("importing one part must not import all: resolve names in __getattr__")
+        elif there in FLOORS and here in FLOORS:
+            if FLOORS[there] > FLOORS[here]:
+                forbid(f"{there} (floor {FLOORS[there]}) stands above {here} (floor {FLOORS[here]})")
+            excepted = any(here == package and name.startswith(f"{prefix}.") for package, prefix in STRANGERS_EXCEPT)
+            if (here, there) in STRANGERS and not excepted and (here, name) not in STRANGERS_EXCEPT:
+                forbid(f"{here} and {there} do not know each other")
+            if there == PROGRAMS == here and name.split(".")[1:2] not in ([], module.split(".")[1:2]):
+                forbid("a program is not a library: move what is shared down")
+        edge = next((edge for edge in EDGES if f"{name}.".startswith(f"{edge}.")), None)
+        if edge and here not in EDGES[edge]:
+            forbid(f"only {EDGES[edge] or 'nothing'} may import {edge}")
+        elif library in INSIDE_FUNCTIONS_ONLY and top_level:
+            forbid(f"{library} is optional: import it inside the function that needs it")
+        if here == "data":
+            allowed = module == "flamingo_jax.data.device" or (
+                module == "flamingo_jax.data.schema" and name.startswith("jax.tree_util")
+            )
+            if library == "haiku" or (library == "jax" and not allowed):
+                forbid("the loader is numpy: jax in data/device only (jax.tree_util in data/schema), haiku nowhere")
+    return found
+
+
+def source_files() -> list[str]:
+    """Returns the files that the rules speak of, relative to the root."""
+    directories = (PACKAGE, "data_pipelines", "configs")
+    return sorted(str(path.relative_to(ROOT)) for name in directories for path in (ROOT / name).rglob("*.py"))
+
+
+def test_every_package_has_a_floor():
+    packages = {path.parent.name for path in (ROOT / PACKAGE).glob("*/__init__.py")}
+    assert packages <= set(FLOORS), f"give these packages a floor in DESIGN and here: {packages - set(FLOORS)}"
+
+
+def test_every_directory_with_code_is_a_package():
+    directories = {path.parent for name in (PACKAGE, "data_pipelines") for path in (ROOT / name).rglob("*.py")}
+    missing = [str(path.relative_to(ROOT)) for path in directories if not (path / "__init__.py").exists()]
+    assert not missing, f"no __init__.py, so find_packages leaves them out of an installation: {missing}"
+
+
+def test_imports_point_down():
+    files = source_files()
+    assert len(files) > 10
+    found = [line for path in files for line in violations(path, (ROOT / path).read_text())]
+    assert not found, "\n".join(found)
+
+
+def test_packages_form_no_cycle():
+    edges: dict[str, set[str]] = {name: set() for name in FLOORS}
+    for path in source_files():
+        module = path.removesuffix(".py").replace("/", ".").removesuffix(".__init__")
+        here = owner(module)
+        if here in FLOORS:
+            names = imports((ROOT / path).read_text(), module, path.endswith("__init__.py"))
+            edges[here] |= {there for name, _ in names if (there := owner(name)) in FLOORS and there != here}
+    while removable := [name for name, uses in edges.items() if not uses & set(edges)]:
+        for name in removable:
+            del edges[name]
+    assert not edges, f"these packages import each other in a circle: { {k: v & set(edges) for k, v in edges.items()} }"
+
+
+@pytest.mark.parametrize(
+    ("path", "source"),
+    [
+        ("flamingo_jax/core/trees.py", "from flamingo_jax.nn import linear"),
+        ("flamingo_jax/nn/linear.py", "def f():\n  from flamingo_jax.models.lm import LM"),
+        ("flamingo_jax/nn/linear.py", "from ..models import lm"),
+        ("flamingo_jax/sharding/mesh.py", "from flamingo_jax.nn.linear import linear"),
+        ("flamingo_jax/models/nfnet.py", "from flamingo_jax.data.images import decode"),
+        ("flamingo_jax/data/pairs.py", "from flamingo_jax.models.zoo import LMS"),
+        ("flamingo_jax/data/pairs.py", "import jax"),
+        ("flamingo_jax/data/schema.py", "import jax.numpy as jnp"),
+        ("flamingo_jax/data/device.py", "import haiku as hk"),
+        ("flamingo_jax/models/lm.py", "import torch"),
+        ("flamingo_jax/conversion/clip.py", "import torch"),
+        ("flamingo_jax/conversion/clip.py", "from flamingo_jax.convert import main"),
+        ("flamingo_jax/training/loop.py", "from absl import flags"),
+        ("flamingo_jax/train.py", "from flamingo_jax.evaluate import main"),
+        ("flamingo_jax/train.py", "from configs import tiny"),
+        ("flamingo_jax/__init__.py", "from flamingo_jax.inference.api import Flamingo"),
+        ("flamingo_jax/data/sources.py", "from data_pipelines import world"),
+        ("data_pipelines/world.py", "from flamingo_jax.training import loop"),
+        ("data_pipelines/world.py", "import jax.numpy"),
+        ("configs/tiny.py", "import numpy as np"),
+    ],
+)
+def test_rules_see_a_forbidden_import(path, source):
+    assert len(violations(path, source)) == 1
+
+
+@pytest.mark.parametrize(
+    ("path", "source"),
+    [
+        ("flamingo_jax/models/flamingo.py", "from flamingo_jax.data.schema import Batch"),
+        ("flamingo_jax/models/lm.py", "from ..nn.linear import linear"),
+        ("flamingo_jax/evaluation/runner.py", "from flamingo_jax.inference import api"),
+        ("flamingo_jax/conversion/clip.py", "def read():\n  import torch"),
+        ("flamingo_jax/data/schema.py", "import jax.tree_util\nfrom jax.tree_util import register_dataclass"),
+        ("flamingo_jax/data/device.py", "import jax"),
+        ("flamingo_jax/train.py", "from absl import app\nfrom flamingo_jax.training import loop"),
+        ("flamingo_jax/__init__.py", "def __getattr__(name):\n  from flamingo_jax.inference.api import Flamingo"),
+        ("data_pipelines/world.py", "from flamingo_jax.data import synthetic"),
+        ("configs/tiny.py", "from configs import base\nfrom ml_collections import config_dict"),
+    ],
+)
+def test_rules_allow(path, source):
+    assert not violations(path, source)

@@ -1,0 +1,114 @@
+"""The scripts of launch/: they are well-formed, and the environment they make notices when it is stale or half made."""
+
+import os
+import pathlib
+import shutil
+import stat
+import subprocess
+import sys
+
+import pytest
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+SCRIPTS = sorted([*(ROOT / "launch").glob("*.sh"), ROOT / ".ci" / "run"])
+
+
+@pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: path.name)
+def test_scripts_parse_and_are_executable(path):
+    assert subprocess.run(["bash", "-n", str(path)], check=False).returncode == 0
+    sourced = path.name == "environment.sh"
+    assert sourced or path.stat().st_mode & stat.S_IXUSR, f"chmod +x {path.relative_to(ROOT)}"
+    assert sourced or "set -euo pipefail" in path.read_text()
+
+
+def test_scripts_pass_shellcheck():
+    if not shutil.which("shellcheck"):
+        pytest.skip("shellcheck is not installed (apt-get install shellcheck)")
+    done = subprocess.run(
+        ["shellcheck", "-x", *map(str, SCRIPTS)], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout
+
+
+def test_lock_covers_setup():
+    """Every core and dev dependency of setup.py is pinned in the lock, at or above its bound; torch is not in it."""
+    setup = (ROOT / "setup.py").read_text().split("\nsetup(")[0]
+    names: dict = {}
+    exec(compile(setup, "setup.py", "exec"), names)
+    lines = (ROOT / "launch" / "requirements.lock").read_text().splitlines()
+    pinned = dict(line.split("==") for line in lines if line and not line.startswith("#"))
+    pinned = {name.lower().replace("_", "-"): tuple(map(int, version.split("."))) for name, version in pinned.items()}
+    for requirement in names["CORE"] + names["EXTRAS"]["dev"]:
+        name, bound = requirement.split(">=")
+        name = name.split("[")[0].lower().replace("_", "-")
+        assert pinned[name] >= tuple(map(int, bound.split("."))), requirement
+    assert not {"torch", "transformers", "tensorflow"} & set(pinned)
+
+
+@pytest.fixture
+def clone(tmp_path):
+    """A miniature clone whose `pip install` is a stub that writes down that it ran: the real one needs minutes."""
+    (tmp_path / "launch").mkdir()
+    shutil.copy(ROOT / "launch" / "environment.sh", tmp_path / "launch")
+    (tmp_path / "launch" / "requirements.lock").write_text("# empty\n")
+    (tmp_path / "setup.py").write_text("")
+    stub = tmp_path / "python"
+    stub.write_text(
+        "#!/usr/bin/env bash\n"
+        f'if [ "$1 $2" = "-m venv" ]; then mkdir -p "$3/bin"; cp "$0" "$3/bin/python"; exit 0; fi\n'
+        f'if [ "$1 $2" = "-m pip" ]; then printf "install\\n" >>"{tmp_path}/installs"; exit "${{PIP_STATUS:-0}}"; fi\n'
+        # The scripts ask for sys.executable: it must stay this stub.
+        f'case "${{2:-}}" in *sys.executable*) echo "{stub}"; exit 0 ;; esac\n'
+        f'exec {sys.executable} "$@"\n'
+    )
+    stub.chmod(0o755)
+    return tmp_path
+
+
+def source_environment(clone: pathlib.Path, **variables: str) -> tuple[int, int, str]:
+    """Sources environment.sh in the clone. Returns (exit status, number of pip runs so far, what it said)."""
+    done = subprocess.run(
+        ["bash", "-c", "set -euo pipefail; source launch/environment.sh; echo ready"],
+        cwd=clone,
+        env={**os.environ, "FLAMINGO_PYTHON": str(clone / "python"), **variables},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    installs = clone / "installs"
+    runs = len(installs.read_text().splitlines()) if installs.exists() else 0
+    return done.returncode, runs, done.stderr
+
+
+def test_environment_is_made_once_and_again_when_the_lock_changes(clone):
+    assert source_environment(clone)[:2] == (0, 2)
+    assert source_environment(clone)[:2] == (0, 2)
+    (clone / "launch" / "requirements.lock").write_text("# another\n")
+    assert source_environment(clone)[:2] == (0, 4)
+
+
+def test_environment_that_was_interrupted_is_made_again(clone):
+    status, runs, said = source_environment(clone, PIP_STATUS="1")
+    assert (status, runs) == (1, 1)
+    assert "requirements.lock" in said
+    assert not (clone / ".venv.lock").exists()
+    assert source_environment(clone)[:2] == (0, 3)
+
+
+def test_environment_lock_of_a_dead_process_is_taken_over(clone):
+    dead = subprocess.Popen(["true"])
+    dead.wait()
+    (clone / ".venv.lock").mkdir()
+    (clone / ".venv.lock" / "pid").write_text(str(dead.pid))
+    assert source_environment(clone)[:2] == (0, 2)
+
+
+def test_environment_names_what_is_missing(clone):
+    bare = clone / "bin"  # the few commands that the script needs, and no Python
+    bare.mkdir()
+    for name in ("bash", "cat", "dirname", "mkdir", "rm", "sleep", "id"):
+        (bare / name).symlink_to(shutil.which(name))
+    status, runs, said = source_environment(clone, FLAMINGO_PYTHON="/nowhere", PATH=str(bare))
+    assert (status, runs) == (1, 0)
+    assert "FLAMINGO_PYTHON" in said

@@ -1,0 +1,94 @@
+"""The smallest objective with a frozen tower: what the training loop is tested with."""
+
+import haiku as hk
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from flamingo_jax.core.params import param
+from flamingo_jax.core.precision import Policy
+from flamingo_jax.sharding.mesh import MeshConfig, make_mesh
+from flamingo_jax.training import optimizer as optimizer_lib
+from flamingo_jax.training.objective import Objective
+from flamingo_jax.training.state import plan_state
+from flamingo_jax.training.step import make_step
+
+WIDTH, HIDDEN = 4, 8
+OPTIMIZER = optimizer_lib.OptimizerConfig(learning_rate=0.05, warmup_steps=2)
+
+
+class _Fake(hk.Module):
+    def __call__(self, x):
+        normal = hk.initializers.RandomNormal(0.5)
+        tower = param("tower", (WIDTH, HIDDEN), ("embed", "mlp"), normal)
+        hidden = jnp.tanh(x.astype(tower.dtype) @ tower)
+        head = param("head", (HIDDEN,), ("mlp",), normal)
+        return (hidden @ head + param("bias", (), (), jnp.zeros)).astype(jnp.float32)
+
+
+_MODEL = hk.transform(lambda x: _Fake(name="fake")(x))
+
+
+def make_objective(**changes):
+    """Mean squared error; {"x": [B, WIDTH], "y": [B]} batches."""
+
+    def loss(params, batch, rng):
+        del rng
+        error = _MODEL.apply(params, None, batch["x"]) - batch["y"]
+        return jnp.mean(jnp.square(error)), {"rows": jnp.float32(len(error))}
+
+    parts = {
+        "name": "fake",
+        "init": lambda rng: _MODEL.init(rng, jnp.zeros((1, WIDTH))),
+        "loss": loss,
+        "frozen": ((r".*/tower", True), (r".*/(head|bias)", False)),
+        "decay": ((r".*/head", 1.0), (r".*/bias", 0.0)),
+        "gauges": lambda params: {"gates/bias": jnp.tanh(params["fake"]["bias"])},
+    }
+    return Objective(**{**parts, **changes})
+
+
+def batch(seed, rows=8):
+    """A batch that depends on the seed alone."""
+    rng = np.random.default_rng(seed)
+    x = rng.normal(size=(rows, WIDTH)).astype(np.float32)
+    return {"x": x, "y": x.sum(axis=1) + np.float32(0.5)}
+
+
+def batches(start, names=("pages", "pairs")):
+    """The endless batches of updates start, start + 1, ..."""
+    step = start
+    while True:
+        yield {name: batch(1000 * step + i) for i, name in enumerate(names)}
+        step += 1
+
+
+class Run:
+    """A planned state and its compiled step."""
+
+    def __init__(self, mesh=(1, 1, 1), compute="float32", weights=None, config=OPTIMIZER, steps=100, objective=None):
+        objective = objective or make_objective()
+        size = int(np.prod(mesh))
+        self.mesh = make_mesh(MeshConfig(*mesh), jax.devices()[:size])
+        self.policy = Policy(compute)
+        self.schedule = optimizer_lib.make_schedule(config, steps)
+        self.plan, self.optimizer = plan_state(
+            objective, lambda f: optimizer_lib.make_optimizer(config, self.schedule, f), self.mesh, self.policy
+        )
+        self.parts = {
+            "objective": objective,
+            "optimizer": self.optimizer,
+            "schedule": self.schedule,
+            "weights": weights or {"pages": 1.0, "pairs": 0.2},
+            "policy": self.policy,
+        }
+        self.step = make_step(self.mesh, self.plan.shardings, **self.parts)
+
+    def init(self, seed=0):
+        """The state at step 0."""
+        return self.plan.init(jax.random.key(seed))
+
+
+def assert_trees_equal(a, b):
+    """Bit for bit."""
+    jax.tree.map(np.testing.assert_array_equal, a, b)

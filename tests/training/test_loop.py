@@ -1,0 +1,128 @@
+"""The loop: reports, hooks, the early stop, the stop at NaN, and a resumed run that equals the whole one, bit for bit."""
+
+import jax
+import numpy as np
+import pytest
+
+from flamingo_jax.training import hooks as hooks_lib
+from flamingo_jax.training import loop
+from flamingo_jax.training.hooks import Moment, below, every, measure, save
+from flamingo_jax.training.metrics import NonFiniteError
+from tests.training import fake
+
+KEY = jax.random.key(0)
+
+
+@pytest.fixture(scope="module")
+def run():
+    return fake.Run()
+
+
+class Log(list):
+    def __call__(self, step, numbers):
+        self.append((step, numbers))
+
+    def steps(self):
+        return [step for step, _ in self]
+
+
+def train(run, *, start=0, state=None, steps=6, log_every=2, **options):
+    log = options.pop("log", Log())
+    batches = options.pop("batches", fake.batches(start))
+    state = run.init() if state is None else state
+    state, done, stopped = loop.run(
+        run.step, state, batches, KEY, start=start, steps=steps, log_every=log_every, log=log, **options
+    )
+    return state, done, stopped, log
+
+
+def test_reports_come_every_so_often_and_at_the_end(run):
+    state, done, stopped, log = train(run, steps=5)
+    assert (int(state.step), done, stopped) == (5, 5, False)
+    assert log.steps() == [2, 4, 5]
+
+
+def test_loss_falls(run):
+    log = train(run, steps=40, log_every=10)[-1]
+    assert log[-1][1]["loss"] < 0.5 * log[0][1]["loss"]
+
+
+def test_hooks_are_called_on_time_and_at_the_end(run):
+    regular, final = [], []
+    hooks = [
+        every(2, lambda moment: regular.append(moment.step), at_end=False),
+        every(4, lambda moment: final.append((moment.step, moment.is_last)), at_end=True),
+        every(0, lambda moment: pytest.fail("never"), at_end=False),
+    ]
+    train(run, steps=5, hooks=hooks)
+    assert regular == [2, 4]
+    assert final == [(4, False), (5, True)]
+
+
+def test_stop_ends_the_run_and_hooks_hear_that_it_is_the_last(run):
+    nll = {2: 0.5, 4: 0.2}
+    probed, log, seen = [], Log(), []
+
+    def probe(params):
+        probed.append(set(params["fake"]))
+        return {"nll": nll[2 * len(probed)]}
+
+    stop = below(probe, log, metric="nll", bound=0.3, steps=2)
+    _, done, stopped, _ = train(run, steps=100, log_every=50, log=log, stop=stop, hooks=[seen.append])
+    assert (done, stopped) == (4, True)
+    assert [moment.is_last for moment in seen] == [False, False, False, True]
+    assert probed == [{"tower", "head", "bias"}] * 2
+    assert log[:2] == [(2, {"until/nll": 0.5}), (4, {"until/nll": 0.2})]
+    assert log[2][0] == 4 and np.isfinite(log[2][1]["loss"])
+
+
+def test_a_stopped_run_stays_stopped_when_it_is_resumed(run):
+    stop = below(lambda params: {"nll": 0.2}, Log(), metric="nll", bound=0.3, steps=2)
+    _, done, stopped, log = train(run, start=4, steps=100, stop=stop)
+    assert (done, stopped, log) == (4, True, [])
+
+
+def test_probe_without_the_metric_is_an_error():
+    stop = below(lambda params: {"accuracy": 1.0}, Log(), metric="nll", bound=0.3, steps=1)
+    with pytest.raises(ValueError, match=r"until.metric is 'nll'; the probe measures \['accuracy'\]"):
+        stop(Moment(1, fake.Run().init()))
+
+
+def test_nan_stops_before_anything_is_saved(run):
+    def batches():
+        for step, batch in enumerate(fake.batches(0)):
+            if step == 4:
+                batch["pairs"]["x"][0, 0] = np.nan
+            yield batch
+
+    saved = []
+    store = type("Store", (), {"save": lambda self, step, state, positions: saved.append((step, positions))})()
+    hook = every(2, save(store, lambda step: {"pages": step, "pairs": step}), at_end=True)
+    with pytest.raises(NonFiniteError, match="step 5, dataset pairs"):
+        train(run, steps=6, batches=batches(), hooks=[hook])
+    assert saved == [(2, {"pages": 2, "pairs": 2}), (4, {"pages": 4, "pairs": 4})]
+
+
+def test_measure_logs_what_a_task_measures(run):
+    log = Log()
+    measure(lambda params: {"format/4/exact_match": 0.75}, log)(Moment(7, run.init()))
+    assert log == [(7, {"format/4/exact_match": 0.75})]
+
+
+def test_resumed_run_equals_the_whole_run_bit_for_bit(run):
+    """Same program, same batches, same keys: no tolerance."""
+    snapshots = {}
+
+    def snapshot(moment):
+        snapshots[moment.step] = jax.tree.map(np.array, moment.state)
+
+    whole, *_, log = train(run, steps=8, hooks=[every(4, snapshot, at_end=False)])
+    resumed, *_, log_after = train(run, start=4, state=jax.device_put(snapshots[4], run.plan.shardings), steps=8)
+    fake.assert_trees_equal(whole, resumed)
+    without_time = lambda rows: [(step, {k: v for k, v in row.items() if k != "step_seconds"}) for step, row in rows]  # noqa: E731
+    assert without_time(log)[2:] == without_time(log_after)
+
+
+def test_moment_says_what_a_checkpoint_holds(run):
+    assert set(run.init().saved()) == {"step", "trainable", "opt_state"}
+    assert issubclass(hooks_lib.ProbeNotReached, RuntimeError)

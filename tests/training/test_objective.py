@@ -1,0 +1,85 @@
+"""The three objectives on real models, as shapes where that is enough: tables, normalisation, gates."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from flamingo_jax.core import trees
+from flamingo_jax.core.config import from_dict
+from flamingo_jax.training.config import TrainConfig
+from flamingo_jax.training.objective import weighted_mean
+from flamingo_jax.training.stage import build_objective
+from flamingo_jax.training.state import decay_factors, split
+from tests.training import small
+
+KEY = jax.random.key(0)
+
+
+@pytest.fixture(scope="module", params=["language_model", "contrastive", "flamingo"])
+def objective(request):
+    config = from_dict(TrainConfig, small.get_config(request.param)).resolved(small.VOCABULARY)
+    return build_objective(config, num_shards=1)[1]
+
+
+def test_tables_cover_each_weight_exactly_once(objective):
+    shapes = jax.eval_shape(objective.init, KEY)
+    trainable, frozen = split(objective, shapes)
+    assert set(trees.flatten(trainable)) | set(trees.flatten(frozen)) == set(trees.flatten(shapes))
+    assert set(trees.flatten(decay_factors(objective, trainable))) == set(trees.flatten(trainable))
+
+
+def test_flamingo_freezes_both_towers_and_does_not_decay_the_resampler():
+    """Paper, 2.2 and B.1.2."""
+    config = from_dict(TrainConfig, small.get_config("flamingo")).resolved(small.VOCABULARY)
+    objective = build_objective(config, num_shards=1)[1]
+    trainable, frozen = split(objective, jax.eval_shape(objective.init, KEY))
+    part = lambda path: path.split("/")[1]  # noqa: E731
+    assert {part(path) for path in trees.flatten(frozen)} == {"vision", "lm"}
+    assert {part(path) for path in trees.flatten(trainable)} == {"resampler", "media", "xattn", "new_tokens"}
+    factors = trees.flatten(decay_factors(objective, trainable))
+    assert {factor for path, factor in factors.items() if part(path) == "resampler"} == {0.0}
+    assert {factor for path, factor in factors.items() if part(path) != "resampler"} == {1.0}
+    gates = objective.gauges(jax.tree.map(lambda leaf: jnp.zeros(leaf.shape), trainable))
+    layers = config.model.lm.num_layers
+    assert {name: gate.shape for name, gate in gates.items()} == {
+        "gates/attention": (layers,),
+        "gates/dense": (layers,),
+    }
+
+
+def test_contrastive_temperature_is_not_decayed():
+    config = from_dict(TrainConfig, small.get_config("contrastive")).resolved(small.VOCABULARY)
+    objective = build_objective(config, num_shards=1)[1]
+    factors = trees.flatten(decay_factors(objective, jax.eval_shape(objective.init, KEY)))
+    assert [path for path, factor in factors.items() if factor == 0.0] == ["contrastive/log_temperature"]
+
+
+def test_loss_is_the_mean_over_the_predicted_tokens_of_the_whole_batch():
+    nll = jnp.array([[1.0, 2.0], [3.0, 100.0]])
+    weights = jnp.array([[1.0, 1.0], [0.5, 0.0]])
+    assert float(weighted_mean(nll, weights)) == pytest.approx((1 + 2 + 1.5) / 2.5)
+    assert float(weighted_mean(nll, jnp.zeros((2, 2)))) == 0.0
+
+
+def test_padding_does_not_count():
+    """Two packed lengths of the same text; float32 sums in another order: 1e-6."""
+    config = from_dict(TrainConfig, small.get_config("language_model")).resolved(small.VOCABULARY)
+    objective = build_objective(config, num_shards=1)[1]
+    params = jax.jit(objective.init)(KEY)
+    short = small.batch(rows=2, length=6, images=0, seed=1)
+    blank = lambda array: np.pad(array, [(0, 0), (0, 3)])  # noqa: E731
+    padded = {name: blank(getattr(short, name)) for name in ("tokens", "segment", "loss_weights", "media_index")}
+    longer = dataclasses.replace(short, **padded)
+    loss = jax.jit(objective.loss)
+    np.testing.assert_allclose(loss(params, short, KEY)[0], loss(params, longer, KEY)[0], rtol=1e-6)
+
+
+def test_contrastive_needs_an_image_for_each_text():
+    config = from_dict(TrainConfig, small.get_config("contrastive")).resolved(small.VOCABULARY)
+    objective = build_objective(config, num_shards=1)[1]
+    batch = small.batch(rows=2, length=6, images=2, seed=0)
+    with pytest.raises(ValueError, match="2 texts and a pool of 4 images"):
+        jax.eval_shape(objective.loss, jax.eval_shape(objective.init, KEY), batch, KEY)
