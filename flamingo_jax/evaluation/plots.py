@@ -29,7 +29,7 @@ CONTROLS: Mapping[str, tuple[str, str, str]] = {
     "hidden": ("images hidden", COLOURS[2], ":"),
 }
 METRIC_TITLES = {"exact_match": "exact match of the written answer", "ranking": "right answer ranked first"}
-_STYLE = {
+_STYLE: Any = {
     "font.size": 10,
     "font.family": "sans-serif",
     "text.color": INK,
@@ -76,6 +76,7 @@ def few_shot_curves(rows: Sequence[Row], chance: Mapping[str, float]) -> Figure:
         rows: results.
         chance: what guessing gives, by task; drawn where it is known.
     """
+    rows = [row for row in rows if row.metric in METRIC_TITLES]
     columns = families([row.task for row in rows])
     metrics = list(dict.fromkeys(row.metric for row in rows))
     shots = sorted({row.shots for row in rows})
@@ -221,7 +222,7 @@ def loss_curves(logs: Mapping[str, Sequence[Numbers]]) -> Figure | None:
     return figure
 
 
-def _losses(log: Sequence[Numbers]) -> dict[str, list[tuple[float, float]]]:
+def _losses(log: Sequence[Numbers]) -> dict[str, list[tuple[int, float]]]:
     """{dataset: [(step, loss)]}; the total alone if a stage has no more than one dataset."""
     names = [
         name for name in dict.fromkeys(key for line in log for key in line) if name == "loss" or name.endswith("/loss")
@@ -235,9 +236,9 @@ def _losses(log: Sequence[Numbers]) -> dict[str, list[tuple[float, float]]]:
 
 
 def _smooth(values: np.ndarray, share: float = 0.05) -> np.ndarray:
-    """Mean over a window of the last reports."""
-    window = max(1, round(share * len(values)))
+    """Mean over a window around each report, `share` of all reports wide."""
+    half = max(1, round(share * len(values) / 2))
     sums = np.cumsum(np.concatenate([[0.0], values]))
-    ends = np.arange(1, len(values) + 1)
-    starts = np.maximum(ends - window, 0)
-    return (sums[ends] - sums[starts]) / (ends - starts)
+    place = np.arange(len(values))
+    first, last = np.maximum(place - half, 0), np.minimum(place + half + 1, len(values))
+    return (sums[last] - sums[first]) / (last - first)

@@ -7,15 +7,14 @@ from __future__ import annotations
 
 import dataclasses
 import io
-import json
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 from matplotlib.figure import Figure
 
 from flamingo_jax.core import paths
 from flamingo_jax.core.paths import Path, PathLike
 from flamingo_jax.evaluation import plots, sheet
+from flamingo_jax.evaluation.logs import read_log
 from flamingo_jax.evaluation.runner import Row, Sample
 
 
@@ -81,25 +80,6 @@ def markdown_table(rows: Sequence[Row]) -> str:
     head, body = _table(rows)
     rule = ["---", *["---:"] * (len(head) - 1)]
     return "\n".join([_legend(rows), "", *("| " + " | ".join(line) + " |" for line in [head, rule, *body])]) + "\n"
-
-
-def read_log(path: PathLike) -> list[dict[str, Any]]:
-    """Lines of a metrics.jsonl, one per step and sorted by it; a last line that was cut off by a kill is dropped.
-
-    Raises:
-        PathError: there is no such file.
-    """
-    file = Path(path)
-    if not file.exists():
-        raise paths.PathError(f"There is no log {file}. Give the metrics.jsonl of a run.")
-    merged: dict[int, dict[str, Any]] = {}
-    for line in file.read_text().splitlines():
-        try:
-            numbers = json.loads(line)
-        except json.JSONDecodeError:
-            continue
-        merged.setdefault(numbers["step"], {}).update(numbers)  # after a resume the later report of a step counts
-    return [merged[step] for step in sorted(merged)]
 
 
 def _table(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:

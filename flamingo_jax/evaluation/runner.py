@@ -13,7 +13,7 @@ from typing import Any
 
 from flamingo_jax.core.paths import PathLike, write_atomically
 from flamingo_jax.evaluation.metrics import Prediction, metric
-from flamingo_jax.evaluation.task import Episode, Task
+from flamingo_jax.evaluation.task import Episode, Task, TaskError, accepts
 from flamingo_jax.inference.api import Flamingo
 from flamingo_jax.inference.engine import Request
 
@@ -93,13 +93,17 @@ def evaluate(
         A row per metric of the task, and all predictions.
 
     Raises:
-        ValueError: an unknown metric, or a task that yields no episodes.
+        TaskError: the task cannot give such episodes.
+        ValueError: an unknown metric.
         PromptError: a prompt that cannot be read, or is too long.
     """
     needs = {metric(name).needs for name in task.metrics}
-    episodes = list(task.episodes(shots, n, seed))
+    try:
+        episodes = list(task.episodes(shots, n, seed))
+    except ValueError as error:
+        raise TaskError(str(error)) from error
     if not episodes:
-        raise ValueError(f"task {task.name!r} at {shots} shots gave no episodes; expected {n}. Check its data.")
+        raise TaskError(f"task {task.name!r} at {shots} shots gave no episodes; expected {n}. Check its data.")
     predictions = _predict(
         model, episodes, generate="generation" in needs, score="scores" in needs, batch_size=batch_size
     )
@@ -142,10 +146,15 @@ def evaluate_all(
         shots: numbers of support examples.
         log: gets a line per result.
         **settings: n, seed, split, batch_size, num_samples of `evaluate`.
+
+    Raises:
+        TaskError: a task is defined at none of the numbers of shots.
     """
     results = []
     for task in tasks:
-        for number in shots:
+        if not (defined := [number for number in shots if accepts(task, number)]):
+            raise TaskError(f"task {task.name!r} is not defined at {list(shots)} shots. Choose others with --shots.")
+        for number in defined:
             results.append(evaluate(model, task, shots=number, **settings))
             values = "  ".join(f"{row.metric} {row.value:.3f}" for row in results[-1].rows)
             log(f"{task.name:<18} {number:>2} shots  {values}")

@@ -45,9 +45,10 @@ def sample_sheet(samples: Sequence[Sample], image_size: int, columns: int = 2) -
     """
     chunks = [_chunks(sample) for sample in samples]
     cells = max(len(found) for found in chunks)
+    columns = min(columns, len(samples))
     rows = -(-len(samples) // columns)
     block = _LABEL + cells * _CELL
-    width = columns * block + 2 * _MARGIN
+    width = max(columns * block + 2 * _MARGIN, 7.0)  # room for the title
     step = _IMAGE + _TEXT + _ROW_GAP
     height = rows * step + _HEAD + _MARGIN
     with style():
@@ -72,7 +73,8 @@ def _draw(canvas: Any, sample: Sample, chunks: Sequence[tuple[Any, str]], x: flo
     name, _, control = sample.task.partition("_")
     canvas.text(x, y - 0.06, name, size=11, weight="bold", va="top")
     canvas.text(x, y - 0.30, control.replace("_", " "), size=9, color=WRONG, va="top", style="italic")
-    canvas.text(x, y - 0.52, f"{sample.shots} shot{'s' * (sample.shots != 1)}", size=9, color=FAINT, va="top")
+    below = y - (0.52 if control else 0.30)
+    canvas.text(x, below, f"{sample.shots} shot{'s' * (sample.shots != 1)}", size=9, color=FAINT, va="top")
     for place, (image, text) in enumerate(chunks):
         left = x + _LABEL - 0.15 + place * _CELL
         centre = left + _IMAGE / 2
@@ -83,7 +85,7 @@ def _draw(canvas: Any, sample: Sample, chunks: Sequence[tuple[Any, str]], x: flo
             canvas.text(centre, y - _IMAGE - 0.07 - 0.14 * number, line, size=8.5, ha="center", va="top")
         if place == len(chunks) - 1:
             corner, size = (left - 0.07, y - _IMAGE - _TEXT), (_IMAGE + 0.14, _IMAGE + _TEXT + 0.07)
-            round_box = {
+            round_box: dict[str, Any] = {
                 "boxstyle": "round,pad=0,rounding_size=0.06",
                 "facecolor": "#f7f4ee",
                 "edgecolor": INK,
@@ -96,7 +98,7 @@ def _draw(canvas: Any, sample: Sample, chunks: Sequence[tuple[Any, str]], x: flo
             canvas.text(centre, bottom, f"{said} {mark}", size=9.5, weight="bold", color=colour, ha="center", va="top")
             if not right:
                 truth = textwrap.shorten(sample.prediction.answer, 14, placeholder="…")
-                canvas.text(centre, bottom - 0.17, f"not {truth}", size=8, color=INK, ha="center", va="top")
+                canvas.text(centre, bottom - 0.17, f"right: {truth}", size=8, color=INK, ha="center", va="top")
 
 
 def _picture(canvas: Any, image: Any, left: float, top: float, image_size: int, *, hidden: bool) -> None:

@@ -7,7 +7,7 @@
         answer      "A dog."                                              what the metrics compare with
 
 A task is registered under its name with a factory, `register("format", make)`, that receives the directories of `config.data` by name
-({"world": "/data/world"}) and returns the task. Importing `flamingo_jax.evaluation.tasks` registers all tasks of the project.
+({"world": "/data/world"}) and returns the task. The modules of `evaluation/tasks` register themselves when `create` is called.
 """
 
 from __future__ import annotations
@@ -18,6 +18,20 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol, TypeAlias, runtime_checkable
 
 import numpy as np
+
+
+class TaskError(ValueError):
+    """A task that is unknown, or cannot be done as asked."""
+
+
+class UnknownTaskError(TaskError):
+    """A task name that is not registered."""
+
+    def __init__(self, name: str, known: Sequence[str]) -> None:
+        close = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
+        suggestion = f"did you mean {' or '.join(repr(match) for match in close)}? " if close else ""
+        super().__init__(f"unknown task {name!r}: {suggestion}known tasks: {', '.join(known) or 'none'}.")
+
 
 Part: TypeAlias = "str | bytes | np.ndarray"
 
@@ -52,22 +66,22 @@ class Episode:
 
 @runtime_checkable
 class Task(Protocol):
-    """A benchmark. Implementations are small frozen dataclasses, one file per benchmark in `evaluation/tasks`.
-
-    Attributes:
-      name: the name in results.json and on the command line.
-      metrics: names from `evaluation.metrics.METRICS`, such as ("exact_match", "ranking").
-      chance: what guessing gives, drawn as a line in the report; None if that is not defined.
-    """
+    """A benchmark. Implementations are small frozen dataclasses, one file per benchmark in `evaluation/tasks`."""
 
     @property
-    def name(self) -> str: ...  # noqa: D102
+    def name(self) -> str:
+        """The name in results.json and on the command line."""
+        ...
 
     @property
-    def metrics(self) -> tuple[str, ...]: ...  # noqa: D102
+    def metrics(self) -> tuple[str, ...]:
+        """Names from `evaluation.metrics.METRICS`, such as ("exact_match", "ranking")."""
+        ...
 
     @property
-    def chance(self) -> float | None: ...  # noqa: D102
+    def chance(self) -> float | None:
+        """What guessing gives, drawn as a line in the report; None if that is not defined."""
+        ...
 
     def episodes(self, shots: int, n: int, seed: int) -> Sequence[Episode]:
         """The first `n` episodes at `shots` support examples: a pure function of its arguments; queries do not depend on `shots`."""
@@ -101,31 +115,27 @@ def create(name: str, data: Mapping[str, str]) -> Task:
     Raises:
       KeyError: no such task; the message suggests the closest names.
     """
+    from flamingo_jax.evaluation import tasks  # noqa: F401  (they import this module, to register themselves)
+
     if name not in TASKS:
         raise UnknownTaskError(name, sorted(TASKS))
     return TASKS[name](data)
+
+
+def accepts(task: Task, shots: int) -> bool:
+    """Whether a task is defined at this number of support examples; any is, unless the task has an `accepts` of its own."""
+    own = getattr(task, "accepts", None)
+    return own is None or bool(own(shots))
 
 
 def directory(data: Mapping[str, str], benchmark: str, task: str) -> str:
     """The directory of `benchmark` in `data`, or an error that says how to give it.
 
     Raises:
-      ValueError: `data` has no (or an empty) entry for the benchmark.
+      TaskError: `data` has no (or an empty) entry for the benchmark.
     """
     if not (path := data.get(benchmark)):
-        raise ValueError(
+        raise TaskError(
             f"the task {task!r} needs the directory of {benchmark!r}, got none: pass --config.data.{benchmark}=DIRECTORY."
         )
     return path
-
-
-class UnknownTaskError(KeyError):
-    """A task name that is not registered."""
-
-    def __init__(self, name: str, known: Sequence[str]) -> None:
-        close = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
-        suggestion = f"did you mean {' or '.join(repr(match) for match in close)}? " if close else ""
-        super().__init__(f"unknown task {name!r}: {suggestion}known tasks: {', '.join(known) or 'none'}.")
-
-    def __str__(self) -> str:  # KeyError shows the repr of its message
-        return str(self.args[0])

@@ -12,14 +12,14 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Any, overload
+from typing import Any
 
 from jax.sharding import Mesh
 
 from flamingo_jax.checkpoint.arrays import CheckpointError
 from flamingo_jax.checkpoint.export import OpenedCheckpoint, open_checkpoint
-from flamingo_jax.core.config import from_dict
-from flamingo_jax.core.paths import PathLike
+from flamingo_jax.core.config import ConfigError, from_dict
+from flamingo_jax.core.paths import PathError, PathLike
 from flamingo_jax.data.tokenizer import EOC, SentencePieceTokenizer, Tokenizer
 from flamingo_jax.inference import prompts
 from flamingo_jax.inference.engine import Answer, Engine, InferenceConfig, Request
@@ -27,9 +27,12 @@ from flamingo_jax.inference.prompts import Image, Prompt, PromptError
 from flamingo_jax.inference.score import Normalise
 from flamingo_jax.models import decoder, flamingo
 from flamingo_jax.models.decoder import Decoder
-from flamingo_jax.training.config import ModelConfig
+from flamingo_jax.training.config import ModelConfig, given
 
-__all__ = ["Flamingo", "Image", "InferenceConfig", "PromptError"]
+__all__ = ["EXPECTED_ERRORS", "Flamingo", "Image", "InferenceConfig", "PromptError"]
+
+# What a program shows its user as one message, without a traceback.
+EXPECTED_ERRORS = (PromptError, CheckpointError, ConfigError, PathError, FileNotFoundError)
 
 
 class Flamingo:
@@ -99,14 +102,13 @@ class Flamingo:
         """
         opened = open_checkpoint(path, towers)
         model, tokenizer, image_size = _open(opened)
-        origin = {"checkpoint": str(opened.path), "step": opened.step}
-        return cls(model, opened.params, tokenizer, image_size=image_size, config=config, mesh=mesh, **origin)
-
-    @overload
-    def generate(self, prompts: str, **settings: Any) -> str: ...
-
-    @overload
-    def generate(self, prompts: Sequence[Any], **settings: Any) -> Any: ...
+        placement: dict[str, Any] = {
+            "config": config,
+            "mesh": mesh,
+            "checkpoint": str(opened.path),
+            "step": opened.step,
+        }
+        return cls(model, opened.params, tokenizer, image_size=image_size, **placement)
 
     def generate(
         self,
@@ -159,7 +161,7 @@ class Flamingo:
         Raises:
             PromptError: a prompt or a candidate that cannot be read.
         """
-        config = dataclasses.replace(self.engine.config, **({"normalise": normalise} if normalise else {}))
+        config = dataclasses.replace(self.engine.config, normalise=normalise or self.engine.config.normalise)
         many, batch = _as_batch(prompt)
         tokens = self.candidate_tokens(candidates)
         requests = [Request(self.read(one), tokens) for one in batch]
@@ -189,11 +191,12 @@ def _open(opened: OpenedCheckpoint) -> tuple[Decoder, SentencePieceTokenizer, in
         raise CheckpointError(
             f"The checkpoint {opened.path} is a {opened.kind} model and cannot answer prompts: give one of the flamingo or language_model stage."
         )
-    tokenizer = SentencePieceTokenizer.load(opened.tokenizer, opened.new_tokens)
+    new_tokens = opened.new_tokens if opened.kind == "flamingo" else ()  # a tower has no rows for them
+    tokenizer = SentencePieceTokenizer.load(opened.tokenizer, new_tokens)
     config = from_dict(ModelConfig, opened.model_config, where="model").with_vocabulary(tokenizer.vocab_size)
     if opened.kind == "flamingo":
         return flamingo.build(config.flamingo()), tokenizer, opened.preprocessing["image_size"]
-    return decoder.language_model(config.lm), tokenizer, None
+    return decoder.language_model(given(config.lm, "lm")), tokenizer, None
 
 
 def _has_end_of_chunk(tokenizer: Tokenizer) -> bool:

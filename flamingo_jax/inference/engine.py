@@ -62,7 +62,7 @@ class InferenceConfig:
     images_per_pass: int = 64
     candidates_per_pass: int = 16
     latents_megabytes: int = 256
-    xattn_chunk: int = 32
+    xattn_chunk: int = 64
 
     def __post_init__(self) -> None:
         for name in ("lengths", "num_images"):
@@ -320,7 +320,7 @@ def _answer(
         decoded = decode.beam_search(
             extend, prefix, beams=program.beams, length_penalty=program.length_penalty, **bounds
         )
-    if candidates is not None:
+    if candidates is not None and sizes is not None:
         scores = score.score(
             extend, prefix, candidates, sizes, normalise=program.normalise, per_pass=program.candidates_per_pass
         )
@@ -329,7 +329,7 @@ def _answer(
 
 def _chunk(media_index: np.ndarray, num_images: int, tokens: int) -> tuple[int, int] | None:
     """(tokens, span) of the chunked cross-attention, or None where the full form is not dearer; the span is a power of two."""
-    if not tokens or media_index.shape[1] % tokens:
+    if not tokens or media_index.shape[1] % tokens or not media_index.any():
         return None
     phi = media_index.reshape(len(media_index), -1, tokens)
     span = int((phi.max(axis=2) - np.where(phi > 0, phi, num_images + 1).min(axis=2)).max()) + 1
@@ -342,12 +342,13 @@ def _pad_rows(array: np.ndarray, rows: int) -> np.ndarray:
 
 
 def _pad_candidates(requests: Sequence[Request], rows: int) -> tuple[np.ndarray | None, np.ndarray | None]:
-    """Candidates as int32[B, C, T] and their lengths; C and T are rounded up to powers of two."""
+    """Candidates as int32[B, C, T] and their lengths; C and T are rounded up to powers of two, C generously where it costs nothing."""
     most = max(len(request.candidates) for request in requests)
     if not most:
         return None, None
     longest = max(len(candidate) for request in requests for candidate in request.candidates)
     count, width = (1 << (size - 1).bit_length() for size in (most, max(longest, 1)))
+    count = max(count, 32) if width == 1 else count
     tokens, sizes = np.zeros((rows, count, width), np.int32), np.zeros((rows, count), np.int32)
     for row, request in enumerate(requests):
         for column, candidate in enumerate(request.candidates):

@@ -131,7 +131,7 @@ class UntilConfig:
       probe: name of a probe that the program knows ("lm_lookup").
       metric: which of its numbers.
       below: the bound.
-      every: updates between two probes.
+      every: updates between two probes; 0: none, and all steps are run.
       required: whether running out of steps is an error, and nothing is exported.
     """
 
@@ -212,5 +212,8 @@ class TrainConfig:
         if optimizer.schedule != "constant" and optimizer.decay_steps is None:
             optimizer = dataclasses.replace(optimizer, decay_steps=max(self.steps, optimizer.warmup_steps + 1))
         return dataclasses.replace(
-            self, model=self.model.of_stage(self.stage).with_vocabulary(vocab_size), optimizer=optimizer
+            self,
+            model=self.model.of_stage(self.stage).with_vocabulary(vocab_size),
+            optimizer=optimizer,
+            until=self.until if self.until and self.until.every else None,
         )

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import itertools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -100,12 +100,12 @@ def train(
         mesh = mesh_lib.make_mesh(config.mesh, devices)
     except ValueError as error:
         raise config_lib.ConfigError(str(error)) from error
+    tokenizer = _load_tokenizer(config)
+    config = config.resolved(tokenizer.vocab_size)
     if config.until and config.until.probe not in (probes or {}):
         raise config_lib.ConfigError(
             f"config.until.probe is {config.until.probe!r}; expected one of {sorted(probes or {})}."
         )
-    tokenizer = _load_tokenizer(config)
-    config = config.resolved(tokenizer.vocab_size)
     record = {**config_lib.to_dict(config), "frozen": towers.frozen_records(config)}
 
     with contextlib.ExitStack() as stack:
@@ -150,10 +150,11 @@ def train(
             policy=config.precision,
         )
         log = _open_logs(config, workdir, start, stack)
+        stream = batches(config, mixture, mesh, positions, start, local_shards=num_shards // count)
         state, done, stopped = loop.run(
             step,
             state,
-            _batches(config, mixture, mesh, positions, start, local_shards=num_shards // count),
+            stack.enter_context(contextlib.closing(stream)),
             step_key,
             start=start,
             steps=config.steps,
@@ -217,20 +218,28 @@ def _restore_or_init(
     return dataclasses.replace(state, frozen=frozen), positions
 
 
-def _batches(
+def batches(
     config: TrainConfig, mixture: Mixture, mesh: Mesh, positions: Mapping[str, int], start: int, *, local_shards: int
-) -> Iterator[dict[str, Any]]:
-    """Yields the batches of update `start`, `start` + 1, ... on the devices."""
+) -> Generator[dict[str, Any], None, None]:
+    """Yields {dataset: batch} for update `start`, `start` + 1, ... on the devices, without end.
+
+    Args:
+        config: the run; its `mixing` says which datasets an update gets.
+        mixture: the datasets.
+        mesh: the devices.
+        positions: next batch of each dataset.
+        start: the updates done.
+        local_shards: data shards that this process reads for.
+    """
     if config.mixing == "round_robin":
         streams = {name: mixture.iterate({name: position}) for name, position in positions.items()}
         for update in itertools.count(start):
             (name,) = accumulate.datasets_of_step(config.mixing, list(positions), update)
             yield {name: to_device(next(streams[name])[name], mesh)}
     weights = {name: dataset.weight for name, dataset in config.data.datasets.items()}
-    for batches in mixture.iterate(positions):
-        if config.mixing == "merged":
-            batches = {"merged": accumulate.merge(batches, weights, local_shards)}
-        yield {name: to_device(batch, mesh) for name, batch in batches.items()}
+    for read in mixture.iterate(positions):
+        merged = {"merged": accumulate.merge(read, weights, local_shards)} if config.mixing == "merged" else read
+        yield {name: to_device(batch, mesh) for name, batch in merged.items()}
 
 
 def _open_logs(config: TrainConfig, workdir: paths.Path, start: int, stack: contextlib.ExitStack) -> metrics.Log:

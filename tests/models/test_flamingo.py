@@ -17,6 +17,7 @@ from flamingo_jax.models.gated_xattn import GatedXattn, MediaContext, XattnConfi
 from flamingo_jax.models.lm import LMConfig
 from flamingo_jax.models.nfnet import NFNetConfig
 from flamingo_jax.models.resampler import ResamplerConfig
+from flamingo_jax.models.zoo import FLAMINGOS
 
 V, B, L, N = 20, 2, 12, 3
 CONFIG = flamingo.FlamingoConfig(
@@ -72,18 +73,20 @@ def prefill(place="every_block", *, chunk=None):
     return jax.jit(run)
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_with_closed_gates_the_logits_are_the_language_models_bit_for_bit(dtype):
+@pytest.mark.parametrize(
+    ("place", "dtype"), [("every_block", "float32"), ("every_block", "bfloat16"), ("every_second", "float32")]
+)
+def test_with_closed_gates_the_logits_are_the_language_models_bit_for_bit(place, dtype):
     """Paper, 2.2: at initialisation the model is the LM. Under jit; bf16 with xla_allow_excess_precision=false (conftest)."""
-    params = jax.tree.map(lambda leaf: leaf.astype(dtype), weights(gates=0.0))
+    params = jax.tree.map(lambda leaf: leaf.astype(dtype), weights(place, gates=0.0))
     lm = decoder.language_model(CONFIG.lm)
     alone = {
         module.removeprefix("flamingo/"): leaf for module, leaf in params.items() if module.startswith("flamingo/lm")
     }
     expected, _ = jax.jit(lm.extend)(alone, lm.empty_cache(B, 16, dtype), TEXT, POSITIONS, PHI)
-    logits, _ = prefill()(params, BATCH, TEXT)
+    logits, _ = prefill(place)(params, BATCH, TEXT)
     np.testing.assert_array_equal(np.asarray(logits[..., :V]), np.asarray(expected))
-    opened, _ = prefill()(jax.tree.map(lambda leaf: leaf.astype(dtype), weights()), BATCH, TEXT)
+    opened, _ = prefill(place)(jax.tree.map(lambda leaf: leaf.astype(dtype), weights(place)), BATCH, TEXT)
     assert np.any(np.asarray(opened[..., :V]) != np.asarray(expected))
 
 
@@ -208,3 +211,17 @@ def test_no_gradient_reaches_the_image_pool_of_an_unused_slot():
 def test_xattn_places_that_cannot_be_are_refused():
     with pytest.raises(ValueError, match="0 <= offset < every"):
         XattnConfig(every=2, offset=2)
+
+
+def test_weights_of_flamingo_9b_their_shapes_and_axes(golden):
+    """One line for each weight: path, shape, logical axes, frozen or trained. Checkpoints stand on these names."""
+    init = flamingo.build(FLAMINGOS["9B"]).init
+    shapes = trees.flatten(jax.eval_shape(init, jax.random.key(0)))
+    names = axes_of(init, jax.random.key(0))
+    frozen = trees.match_once(shapes, flamingo.FROZEN, what="frozen")
+    lines = [
+        f"{path} {list(shapes[path].shape)} {' '.join(map(str, names[path]))} {'frozen' if frozen[path] else 'trained'}"
+        for path in shapes
+        if not path.startswith("flamingo/vision")  # golden/models/nfnet_f0.txt
+    ]
+    golden("models/flamingo_9b.txt", "\n".join(lines))

@@ -1,4 +1,4 @@
-"""Metrics: each is a function of the predictions of one task at one number of shots, to a value in 0..1."""
+"""Metrics: each is a function of the predictions of one task at one number of shots, to a value in 0..1 (`nll`: in nats)."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Literal
 
 from flamingo_jax.evaluation.metrics.exact_match import exact_match
 from flamingo_jax.evaluation.metrics.prediction import Prediction
-from flamingo_jax.evaluation.metrics.ranking import ranking
+from flamingo_jax.evaluation.metrics.ranking import answer_nll, ranking
 
 __all__ = ["METRICS", "Metric", "Prediction", "metric"]
 
@@ -29,6 +29,7 @@ class Metric:
 METRICS: Mapping[str, Metric] = {
     "exact_match": Metric(exact_match, needs="generation"),
     "ranking": Metric(ranking, needs="scores"),
+    "nll": Metric(answer_nll, needs="scores"),
 }
 
 

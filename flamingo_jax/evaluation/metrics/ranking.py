@@ -29,3 +29,14 @@ def ranking(predictions: Sequence[Prediction]) -> float:
     if not predictions:
         raise ValueError("ranking of no predictions is not defined: evaluate at least one episode.")
     return sum(map(is_first, predictions)) / len(predictions)
+
+
+def answer_nll(predictions: Sequence[Prediction]) -> float:
+    """The mean negative log-likelihood of the right answer, in nats.
+
+    Raises:
+        ValueError: there are no predictions, or they were not scored.
+    """
+    if not predictions or any(prediction.scores is None for prediction in predictions):
+        raise ValueError("nll needs the scores of at least one prediction: the task needs candidates for this metric.")
+    return -sum(p.scores[p.candidates.index(p.answer)] for p in predictions if p.scores is not None) / len(predictions)

@@ -1,0 +1,53 @@
+"""Finds and reads the logs of the runs that made a checkpoint: its own, and those of its frozen towers."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from flamingo_jax.core import paths
+from flamingo_jax.core.paths import Path, PathLike
+
+LOG, CONFIG = "metrics.jsonl", "config.json"
+
+
+def training_logs(checkpoint: PathLike) -> dict[str, Path]:
+    """The metrics.jsonl of each stage, towers first: {"contrastive": ..., "language_model": ..., "flamingo": ...}.
+
+    A checkpoint without a run around it, such as a published export, has none: what is not found is left out.
+
+    Args:
+        checkpoint: an export, WORKDIR or WORKDIR/checkpoints/STEP.
+    """
+    workdir = next((place for place in _upwards(Path(checkpoint)) if (place / LOG).exists()), None)
+    if workdir is None or not (workdir / CONFIG).exists():
+        return {}
+    config = paths.read_json(workdir / CONFIG)
+    towers = config.get("frozen") or {}
+    found: dict[str, Path] = {}
+    for name in sorted(towers, reverse=True):  # vision, lm
+        found |= training_logs(towers[name]["path"])
+    return {**found, config["stage"]: workdir / LOG}
+
+
+def read_log(path: PathLike) -> list[dict[str, Any]]:
+    """The reports of a metrics.jsonl, one per step, in order; a line that a kill cut off is dropped.
+
+    Raises:
+        PathError: there is no such file.
+    """
+    file = Path(path)
+    if not file.exists():
+        raise paths.PathError(f"There is no log {file}. Give the {LOG} of a run.")
+    merged: dict[int, dict[str, Any]] = {}
+    for line in file.read_text().splitlines():
+        try:
+            numbers = json.loads(line)
+        except json.JSONDecodeError:
+            continue
+        merged.setdefault(numbers["step"], {}).update(numbers)  # after a resume the later report of a step counts
+    return [merged[step] for step in sorted(merged)]
+
+
+def _upwards(path: Path) -> list[Path]:
+    return [path, path.parent, path.parent.parent]

@@ -1,0 +1,129 @@
+"""The runner on a task in memory and the tiny model: rows, sharing of the prefill, independence of batch size and devices."""
+
+import dataclasses
+import json
+
+import jax
+import numpy as np
+import pytest
+
+from flamingo_jax.data.schema import Batch
+from flamingo_jax.evaluation.lm_lookup import lookup_probe
+from flamingo_jax.evaluation.runner import evaluate, evaluate_all, prompt_text, write_predictions
+from flamingo_jax.evaluation.task import Episode, create
+from flamingo_jax.inference import engine
+from flamingo_jax.sharding.mesh import MeshConfig, make_mesh
+from tests.inference import tiny
+
+FIELDS = (
+    "task split shots metric value n seed selection ensemble decoding checkpoint step".split()
+)  # results.json, in DESIGN
+
+
+@dataclasses.dataclass(frozen=True)
+class Naming:
+    """Names of random images: nothing can be learnt, everything can be counted."""
+
+    name: str = "naming"
+    metrics: tuple[str, ...] = ("exact_match", "ranking")
+    chance: float | None = 0.5
+    masked: bool = False
+
+    def episodes(self, shots, n, seed):
+        names = ("dax", "wug")
+        for index in range(n):
+            rng = np.random.default_rng((seed, index))
+            answer = names[rng.integers(2)]
+            images = [tiny.image(int(i)) for i in rng.permutation(4)[: shots + 1]]
+            parts = [part for image in images[:-1] for part in (image, f"this is a {names[rng.integers(2)]}<EOC>")]
+            yield Episode((*parts, images[-1], "this is a"), names, answer, f"query/{index}", masked=self.masked)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    return tiny.load(tmp_path_factory.getbasetemp())
+
+
+@pytest.fixture(scope="module")
+def result(model):
+    return evaluate(model, Naming(), shots=2, n=11, seed=5, batch_size=4, num_samples=3)
+
+
+def test_rows_are_those_of_results_json(result):
+    rows = [dataclasses.asdict(row) for row in result.rows]
+    assert all(list(row) == FIELDS for row in rows)
+    assert [(row["metric"], row["decoding"]) for row in rows] == [
+        ("exact_match", "greedy"),
+        ("ranking", "log_likelihood"),
+    ]
+    first = {name: value for name, value in rows[0].items() if name not in ("value", "metric", "decoding")}
+    assert first == {
+        "task": "naming", "split": "test", "shots": 2, "n": 11, "seed": 5, "selection": "random", "ensemble": 1, "checkpoint": "tiny", "step": 7,
+    }  # fmt: skip
+
+
+def test_values_are_those_of_the_predictions(result):
+    assert 0 < result.rows[1].value < 1
+    best = [prediction.candidates[int(np.argmax(prediction.scores))] for prediction in result.predictions]
+    assert result.rows[1].value == np.mean([name == p.answer for name, p in zip(best, result.predictions, strict=True)])
+    assert len({prediction.text for prediction in result.predictions}) > 1
+
+
+@pytest.mark.parametrize("mesh", [None, {"data": 8}], ids=["one batch of 16", "eight devices"])
+def test_results_do_not_depend_on_batch_size_or_devices(result, model, mesh, tmp_path_factory):
+    """Texts and values equal; scores to 1e-4, since float32 sums run in another order in other shapes."""
+    if mesh is not None:
+        model = tiny.load(tmp_path_factory.getbasetemp(), mesh=make_mesh(MeshConfig(**mesh)))
+    other = evaluate(model, Naming(), shots=2, n=11, seed=5, batch_size=16)
+    assert other.rows == result.rows
+    for one, two in zip(result.predictions, other.predictions, strict=True):
+        assert dataclasses.replace(one, scores=None) == dataclasses.replace(two, scores=None)
+        np.testing.assert_allclose(one.scores, two.scores, atol=1e-4)
+
+
+def test_one_prefill_serves_both_metrics(model, monkeypatch):
+    calls = []
+    answer = engine._answer
+    monkeypatch.setattr(engine, "_answer", lambda *arguments: calls.append(arguments[1].decoding) or answer(*arguments))
+    evaluate(model, Naming(), shots=2, n=11, seed=5, batch_size=4)
+    assert calls == ["greedy"] * 3  # three batches of at most 4, nothing else
+
+
+def test_masked_episodes_do_not_see_their_images(model):
+    """The same text and other images: the same scores, exactly."""
+    masked = evaluate(model, Naming(masked=True), shots=0, n=4, seed=5, batch_size=4).predictions
+    assert len({prediction.scores for prediction in masked}) == 1
+    plain = evaluate(model, Naming(), shots=0, n=4, seed=5, batch_size=4).predictions
+    assert len({prediction.scores for prediction in plain}) > 1
+
+
+def test_predictions_and_samples_can_be_inspected(result, tmp_path):
+    write_predictions(tmp_path / "predictions.jsonl", [result])
+    lines = [json.loads(line) for line in (tmp_path / "predictions.jsonl").read_text().splitlines()]
+    assert len(lines) == 11
+    assert lines[0]["prompt"].startswith("<image>this is a ") and lines[0]["prompt"].count("<image>") == 3
+    assert lines[0]["scores"] == list(result.predictions[0].scores)
+    assert [sample.prediction for sample in result.samples] == list(result.predictions[:3])
+    assert prompt_text(result.samples[0].episode) == lines[0]["prompt"]
+
+
+def test_look_up_as_a_task_equals_the_probe(tmp_path_factory):
+    """The same pages through cached scoring, and through the losses of the uncached model (1e-4)."""
+    lm = tiny.load(
+        tmp_path_factory.getbasetemp(), kind="language_model", config=dataclasses.replace(tiny.CONFIG, lengths=(64,))
+    )
+    (result,) = evaluate_all(lm, [create("lm_lookup", {})], shots=(0, 1, 3), n=8, seed=2, batch_size=8)
+    assert result.shots == 3  # a dictionary of none or one is no question
+    fns, params = tiny.parts(lm.tokenizer.vocab_size, "language_model")
+    losses = jax.jit(lambda tokens, segment: fns.token_losses(params, Batch(tokens, segment, *[None] * 5)))
+    probe = lookup_probe(losses, lm.tokenizer, 3, n=8, seed=2)
+    found = {row.metric: row.value for row in result.rows}
+    assert found["ranking"] == probe["accuracy"]
+    assert found["nll"] == pytest.approx(probe["nll"], abs=1e-4)
+
+
+def test_a_task_without_episodes_or_without_shots_is_an_error(model):
+    with pytest.raises(ValueError, match="task 'naming' at 2 shots gave no episodes"):
+        evaluate(model, Naming(), shots=2, n=0, seed=5)
+    with pytest.raises(ValueError, match=r"'lm_lookup' is not defined at \[0, 1\] shots"):
+        evaluate_all(model, [create("lm_lookup", {})], shots=(0, 1), n=1, seed=0)

@@ -1,0 +1,36 @@
+"""The registry of tasks and the contract of an episode."""
+
+import pytest
+
+from flamingo_jax.evaluation import task
+from flamingo_jax.evaluation.task import Episode, Task, UnknownTaskError
+
+
+def test_the_tasks_of_the_project_are_registered():
+    created = task.create("bind2_hidden", {"world": "somewhere"})
+    assert isinstance(created, Task)
+    assert created.name == "bind2_hidden"
+    assert isinstance(task.create("lm_lookup", {}), Task)
+
+
+def test_an_unknown_task_gets_a_suggestion():
+    with pytest.raises(UnknownTaskError, match=r"^unknown task 'formt': did you mean 'format'"):
+        task.create("formt", {})
+
+
+def test_a_missing_directory_says_which_field():
+    with pytest.raises(
+        ValueError, match=r"the task 'format' needs the directory of 'world', got none: pass --config.data.world"
+    ):
+        task.create("format", {})
+
+
+def test_a_name_is_registered_once():
+    task.create("format", {"world": "somewhere"})
+    with pytest.raises(ValueError, match="registered twice"):
+        task.register("format", lambda data: None)
+
+
+def test_the_answer_is_among_the_candidates():
+    with pytest.raises(ValueError, match="episode 'q': the answer 'dax' is not among"):
+        Episode(("this is a",), ("wug",), "dax", "q")
