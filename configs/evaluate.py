@@ -29,7 +29,7 @@ def get_config() -> config_dict.ConfigDict:
     config = config_dict.ConfigDict()
     config.tasks = TASKS
     config.shots = (0, 1, 2, 4, 8)
-    config.n = 200  # standard error at most (.25 / 200)**.5 = 0.035
+    config.n = 400  # standard error at most (.25 / 400)**.5 = 0.025
     config.seed = 1
     config.split = "test"
     config.batch_size = 100

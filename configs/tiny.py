@@ -65,22 +65,22 @@ def _contrastive(config: config_dict.ConfigDict) -> None:
 
 
 def _language_model(config: config_dict.ConfigDict) -> None:
-    """Text with look-ups to copy: 800 x 32 x 96 = 2.5 M tokens, and up to a quarter more until the probe is content."""
+    """Text with look-ups to copy: 600 x 32 x 96 = 1.8 M tokens, and up to two thirds more until the probe is content."""
     config.steps = 1_000
-    # The fall ends at 800; what follows runs on at its end, 5 %.
-    config.optimizer.update(learning_rate=3e-3, warmup_steps=50, decay_steps=800)
+    # The fall ends at 700; what follows runs on at its end, 5 %.
+    config.optimizer.update(learning_rate=3e-3, warmup_steps=50, decay_steps=700)
     # A document of the world is about one row long.
     config.data.datasets = {
         "text": base.dataset("text", f"{WORLD}/text", batch_size=32, length=96, documents_per_row=1)
     }
-    config.until = base.until("lm_lookup", metric="nll", below=0.3, every=100)
+    config.until = base.until("lm_lookup", metric="nll", below=0.3, every=200)
 
 
 def _flamingo(config: config_dict.ConfigDict) -> None:
-    """Both towers frozen; 700 x (24 pages of 8 pictures + 32 pairs), that is 156,800 pictures through the encoder."""
+    """Both towers frozen; 700 x (24 pages of 8 pictures + 64 pairs), that is 179,200 pictures through the encoder."""
     config.steps = 700
-    # A third of this rate, or half the steps, stays at "any name that was seen" (binding at chance).
-    config.optimizer.update(learning_rate=8e-3, warmup_steps=30)
+    # At 8e-3 gradients spike to 40 times their norm and shapes are told apart in half of the cases only (seed 1).
+    config.optimizer.update(learning_rate=4e-3, warmup_steps=30)
     config.towers.lm = "runs/demo/language_model/export"
     config.towers.vision = "runs/demo/contrastive/export"
     # A page: 8 x "<image> this is a dax <EOC>" = 8 x 6 = 48 tokens, <BOS>, <EOC>, <EOS>; with questions 4 x 13 + 3 = 55.
@@ -88,7 +88,7 @@ def _flamingo(config: config_dict.ConfigDict) -> None:
         "interleaved", f"{WORLD}/pages", batch_size=24, length=56, max_images=8, weight=1.0, p_next=0.0
     )
     # A pair: <BOS> <image> + 9 words + <EOC> <EOS> = 13 tokens. Every word of the world is one piece, with its space.
-    pairs = base.dataset("pairs", f"{WORLD}/pairs", batch_size=32, length=16, weight=0.5, p_next=0.0, space_prefix=0.0)
+    pairs = base.dataset("pairs", f"{WORLD}/pairs", batch_size=64, length=16, weight=0.5, p_next=0.0, space_prefix=0.0)
     config.data.datasets = {"pages": pages, "pairs": pairs}
 
 

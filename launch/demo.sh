@@ -109,7 +109,7 @@ stage flamingo --config.data.datasets.pages.path="$output/world/pages" --config.
 
 say "== report"
 measured evaluation "$PYTHON" -m flamingo_jax.evaluate --config=configs/evaluate.py --checkpoint="$output/flamingo" \
-  --output="$output/report" --config.data.world="$output/world" "${evaluation[@]}" \
+  --output="$output/report" --config.data.world="$output/world" --config.seed="$seed" "${evaluation[@]}" \
   || die "the evaluation did not succeed (the reason is above); the trained model is in $output/flamingo/export"
 
 printf '\n'

@@ -46,7 +46,8 @@ _PAIRS_WITH = tuple(  # [attribute][value] -> the (colour, shape) pairs seen in 
 class TextMix:
     """Shares of the kinds of documents.
 
-    Half are dictionaries: with 0.35 of them (and as many binding documents) the look-up forms some 250 steps of training later.
+    Half are dictionaries: in the one pair of runs that was compared, 0.35 of them (and as many binding documents) left the
+    look-up probe at an NLL of 0.65 after 700 steps of the tiny language model, where 0.50 had brought it to 0.1 after 500.
     """
 
     dictionary: float = 0.50
