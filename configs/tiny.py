@@ -65,10 +65,10 @@ def _contrastive(config: config_dict.ConfigDict) -> None:
 
 
 def _language_model(config: config_dict.ConfigDict) -> None:
-    """Text with look-ups to copy: 600 x 32 x 96 = 1.8 M tokens, and up to two thirds more until the probe is content."""
+    """Text with look-ups to copy: 600 x 32 x 96 = 1.8 M tokens, or up to two thirds more until the probe is content."""
     config.steps = 1_000
-    # The fall ends at 700; what follows runs on at its end, 5 %.
-    config.optimizer.update(learning_rate=3e-3, warmup_steps=50, decay_steps=700)
+    # The fall would end at 800; what follows runs on at its end, 5 %.
+    config.optimizer.update(learning_rate=3e-3, warmup_steps=50, decay_steps=800)
     # A document of the world is about one row long.
     config.data.datasets = {
         "text": base.dataset("text", f"{WORLD}/text", batch_size=32, length=96, documents_per_row=1)

@@ -10,6 +10,7 @@ from ml_collections import config_dict
 from configs import base, tiny
 from flamingo_jax.core import config as core_config
 from flamingo_jax.data.config import DatasetConfig
+from flamingo_jax.models import zoo
 from flamingo_jax.training.config import TrainConfig, UntilConfig
 
 
@@ -56,6 +57,12 @@ def test_tiny_converts(stage):
     assert config.data.datasets
     # All stages describe the same model, so that the exports of two are the towers of the third.
     assert config.model == core_config.from_dict(TrainConfig, tiny.get_config()).model
+
+
+def test_tiny_models_are_those_of_the_zoo():
+    model = core_config.from_dict(TrainConfig, tiny.get_config("flamingo")).model
+    assert model.vision == zoo.NFNETS["tiny"]
+    assert model.resampler == zoo.RESAMPLERS["tiny"]
 
 
 def test_tiny_knows_its_stages():

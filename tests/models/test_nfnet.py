@@ -105,7 +105,7 @@ def _reference(weights, x, config):
 
 
 def test_parity_with_numpy(images, params, grid):
-    """Tolerance 1e-4 of the largest value: float32 through 24 convolutions against float64 (measured about 1e-6)."""
+    """Tolerance 1e-4 of the largest value: float32 through 24 convolutions against float64."""
     weights = {path: np.asarray(leaf, np.float64) for path, leaf in trees.flatten(params).items()}
     expected = _reference(weights, np.asarray(images, np.float64), SMALL)
     assert grid.shape == expected.shape == (8, 3, 3, 32)

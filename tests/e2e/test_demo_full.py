@@ -1,0 +1,68 @@
+"""launch/demo.sh at its real size learns what the README says it learns, in the time and memory that it says.
+
+About ten minutes. FLAMINGO_DEMO=DIR (absolute) looks at a demo that has run already: its stages are skipped, its evaluation is done again.
+"""
+
+import json
+import os
+import pathlib
+import re
+import subprocess
+import sys
+
+import pytest
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory) -> pathlib.Path:
+    """The output directory of a finished demo."""
+    output = pathlib.Path(os.environ.get("FLAMINGO_DEMO") or tmp_path_factory.mktemp("demo"))
+    options = output / "options"
+    seed = re.search(r"seed=(\d+)", options.read_text())[1] if options.exists() else "1"
+    done = subprocess.run(
+        ["launch/demo.sh", f"--output={output}", f"--config.seed={seed}"],
+        cwd=ROOT,
+        env={**os.environ, "FLAMINGO_VENV": sys.prefix, "XLA_FLAGS": ""},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, f"{done.stdout[-3000:]}\n{done.stderr[-5000:]}"
+    return output
+
+
+@pytest.fixture(scope="module")
+def value(demo):
+    """A function that looks a number of the report up by task, shots and metric."""
+    rows = json.loads((demo / "report" / "results.json").read_text())
+    assert {row["n"] for row in rows} == {400}
+    table = {(row["task"], row["shots"], row["metric"]): row["value"] for row in rows}
+    return lambda *key: table[key]
+
+
+def test_format_is_learnt_from_one_example(value):
+    assert value("format", 0, "exact_match") <= 0.45
+    assert all(value("format", shots, "exact_match") >= 0.90 for shots in (1, 2, 4, 8))
+
+
+def test_new_names_are_bound(value):
+    assert value("bind2", 4, "exact_match") >= 0.70
+    assert value("bind2", 8, "exact_match") >= 0.75
+
+
+@pytest.mark.parametrize("shots", [4, 8])
+def test_without_labels_or_images_nothing_is_learnt(value, shots):
+    """By ranking: binding stays at the chance of two names, format below what naming any property gives."""
+    for control in ("shuffled", "hidden"):
+        assert abs(value(f"bind2_{control}", shots, "ranking") - 0.5) <= 0.1
+        assert value(f"format_{control}", shots, "ranking") <= 0.45
+
+
+def test_peak_memory_is_below_4_gib(demo):
+    usage = [line.split() for line in (demo / "usage.txt").read_text().splitlines()]
+    assert {line[0] for line in usage} >= {"world", "contrastive", "language_model", "flamingo", "evaluation"}
+    assert all(float(line[3]) < 4096 for line in usage)
