@@ -35,6 +35,7 @@ done
 
 # shellcheck source=launch/environment.sh
 source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
+output="${output#"$PWD"/}" # inside the repository paths stay relative: with or without --output, a rerun finds what is there
 started=$SECONDS
 # A bf16 value is a bf16 value, so that closed gates leave the language model as it is, bit for bit.
 export XLA_FLAGS="${XLA_FLAGS:-} --xla_allow_excess_precision=false"
