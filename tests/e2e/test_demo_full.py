@@ -1,4 +1,4 @@
-"""launch/demo.sh at its real size learns what the README says it learns, in the time and memory that it says.
+"""launch/demo.sh at its real size learns what the README says it learns, in less memory than a laptop has.
 
 About ten minutes. FLAMINGO_DEMO=DIR (absolute) looks at a demo that has run already: its stages are skipped, its evaluation is done again.
 """
