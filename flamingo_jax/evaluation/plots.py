@@ -124,7 +124,7 @@ def _curves(axis: Any, values: Mapping[str, Mapping[int, Row]], shots: Sequence[
         axis.plot(x, y, line, color=colour, label=label, **style)
         if main:
             for place, value in zip(x, y, strict=True):
-                text = f"{value:.2f}".lstrip("0") if value < 0.995 else "1"
+                text = f"{value:.2f}".removeprefix("0")
                 font = {"size": 8.5, "weight": "bold", "color": colour, "ha": "center", "va": "bottom"}
                 note = axis.annotate(text, (place, value), (0, 6), textcoords="offset points", **font)
                 note.set_path_effects([withStroke(linewidth=2.5, foreground="white")])
