@@ -30,10 +30,7 @@ def run(config: EvaluateConfig, checkpoint: str, output: str) -> None:
     """Evaluates, and writes the report into `output`."""
     data = {name: path for name, path in config.data.items() if path}
     tasks = [task.create(name, data) for name in config.tasks]
-    try:
-        mesh = None if set(config.mesh.sizes().values()) == {1} else make_mesh(config.mesh)
-    except ValueError as error:
-        raise ConfigError(str(error)) from error
+    mesh = None if set(config.mesh.sizes().values()) == {1} else make_mesh(config.mesh)
     model = Flamingo.load(checkpoint, config.towers, config=config.inference, mesh=mesh)
     settings = {"n": config.n, "seed": config.seed, "split": config.split, "batch_size": config.batch_size}
     results = evaluate_all(model, tasks, config.shots, log=print, num_samples=config.num_samples, **settings)

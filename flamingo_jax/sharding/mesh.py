@@ -18,6 +18,8 @@ import numpy as np
 from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from flamingo_jax.core.config import ConfigError
+
 AXES = ("replica", "data", "model")
 BATCH_AXES = ("replica", "data")
 
@@ -54,14 +56,14 @@ def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -
         devices: the devices to use; all of them by default.
 
     Raises:
-        ValueError: if the sizes do not multiply to the number of devices.
+        ConfigError: if the sizes do not multiply to the number of devices.
     """
     devices = list(jax.devices() if devices is None else devices)
     sizes = config.sizes()
     given = math.prod(size for size in sizes.values() if size != -1)
     shape = tuple(len(devices) // given if size == -1 else size for size in sizes.values())
     if math.prod(shape) != len(devices):
-        raise ValueError(
+        raise ConfigError(
             f"The mesh {sizes} needs {math.prod(shape) or given} device(s), but there are {len(devices)} ({devices[0].platform}): change "
             f"config.mesh.{{replica,data,model}} so that they multiply to {len(devices)} (mesh.data=-1 takes all that are left)."
         )

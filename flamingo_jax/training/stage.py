@@ -96,10 +96,7 @@ def train(
     """
     workdir = paths.make_directory(workdir)
     # How to begin: the order is important. What can be wrong comes first, what takes time last.
-    try:
-        mesh = mesh_lib.make_mesh(config.mesh, devices)
-    except ValueError as error:
-        raise config_lib.ConfigError(str(error)) from error
+    mesh = mesh_lib.make_mesh(config.mesh, devices)
     tokenizer = _load_tokenizer(config)
     config = config.resolved(tokenizer.vocab_size)
     if config.until and config.until.probe not in (probes or {}):
