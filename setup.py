@@ -32,8 +32,8 @@ CORE = [
 ]
 
 EXTRAS = {
-    # A Cloud TPU slice: libtpu, in the version that this jax wants. Also what `plan` will need to compile for a TPU without having one.
-    "tpu": ["jax[tpu]>=0.10.2"],
+    # A Cloud TPU slice: libtpu, in the version that this jax wants, and paths on gs://. Also what `plan` needs to compile for a TPU without having one.
+    "tpu": ["gcsfs>=2025.2", "jax[tpu]>=0.10.2"],
     # Data collection on Apache Beam. The synthetic world and its tokenizer do without.
     "pipelines": ["apache-beam>=2.77"],
     # Reading PyTorch checkpoints. Imported inside functions only, never on the training path.

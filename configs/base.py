@@ -25,7 +25,14 @@ def get_config() -> config_dict.ConfigDict:
     config.mixing = "accumulate"  # gradients of all datasets summed in each step (paper, 2.4); round_robin | merged
     config.optimizer = optimizer()
     config.precision = config_dict.create(compute="bfloat16")  # float32 | bfloat16
-    config.mesh = config_dict.create(replica=1, data=1, model=1)  # devices per axis; -1: all that are left
+    config.mesh = config_dict.create(  # devices per axis; -1: all that are left
+        replica=1,
+        data=1,
+        model=1,
+        model_chips=(),  # the block of the torus that holds a model group, as (4, 4, 1)
+        zero=True,  # ZeRO-1 over data
+        sequence_parallel=True,  # over model, between blocks
+    )
     # Exports of the stages whose weights are frozen in the flamingo stage.
     config.towers = config_dict.create(lm=config_dict.placeholder(str), vision=config_dict.placeholder(str))
     config.hooks = config_dict.create(log_every=50, save_every=1_000, keep=3, tensorboard=True, progress=True)
@@ -92,7 +99,8 @@ def model() -> config_dict.ConfigDict:
         tied_head=True,
         qkv_conv_width=0,
         vocab_multiple=128,
-        remat="full",
+        remat="projections",
+        fused=False,  # set by the programs where the LM is frozen
     )
     parts.resampler = config_dict.create(  # Table 4
         num_layers=6,

@@ -1,16 +1,18 @@
 """Trains one stage: language_model, contrastive or flamingo; started again, it goes on from its newest checkpoint.
 
-python -m flamingo_jax.train --config=configs/tiny.py:flamingo --workdir=runs/flamingo [--config.steps=1000 ...]
+    python -m flamingo_jax.train --config=configs/tiny.py:flamingo --workdir=runs/flamingo [--config.steps=1000 ...]
+
+On several hosts the same command is run on each (launch/tpu_pod.sh does): each reads its part of the data, the first one writes the log.
 """
 
 from __future__ import annotations
 
 import sys
 
-import jax
 from absl import app, flags, logging
 from ml_collections import config_flags
 
+from flamingo_jax.core import processes
 from flamingo_jax.core.config import from_dict
 from flamingo_jax.evaluation import during_training
 from flamingo_jax.sharding.compile import use_compilation_cache
@@ -22,7 +24,9 @@ _WORKDIR = flags.DEFINE_string("workdir", None, "Directory of the run: checkpoin
 _CACHE = flags.DEFINE_string(
     "compilation_cache", None, "Keeps compiled programs there (or env JAX_COMPILATION_CACHE_DIR)."
 )
-_DISTRIBUTED = flags.DEFINE_bool("distributed", default=False, help="One of many processes with the same flags.")
+_DISTRIBUTED = flags.DEFINE_enum(
+    "distributed", "auto", processes.MODES, "Whether other processes run with the same flags; see core/processes.py."
+)
 
 
 def main(argv: list[str]) -> None:
@@ -31,20 +35,16 @@ def main(argv: list[str]) -> None:
         raise app.UsageError(f"Unexpected arguments {argv[1:]}: fields of the config are set as --config.a.b=value.")
     if not flags.FLAGS["verbosity"].present:
         logging.set_verbosity(logging.WARNING)  # orbax reports each file that it writes
-    if _DISTRIBUTED.value:
-        jax.distributed.initialize()
     if _CACHE.value:
         use_compilation_cache(_CACHE.value)
-    try:
+    with processes.Cluster(_DISTRIBUTED.value, expected=EXPECTED_ERRORS) as cluster:
         train(
             from_dict(TrainConfig, _CONFIG.value),
             _WORKDIR.value,
             probes={"lm_lookup": during_training.lm_lookup},
             evaluation=during_training.few_shot,
-            tell=lambda line: print(line, flush=True),
+            tell=cluster.tell,
         )
-    except EXPECTED_ERRORS as error:
-        sys.exit(f"{type(error).__name__}: {error}")
 
 
 def parse(argv: list[str]) -> list[str]:

@@ -24,6 +24,7 @@ FLOORS = {
     "inference": 4,
     "evaluation": 4,
     "conversion": 5,
+    "planning": 5,
     PROGRAMS: 6,
 }
 # Packages of one floor that must not know each other, beside what the floors say. models may name the type of its input.

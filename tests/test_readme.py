@@ -5,6 +5,7 @@ import importlib
 import pathlib
 import re
 import shlex
+import subprocess
 
 import pytest
 
@@ -82,6 +83,10 @@ def test_command_parses(command, run_program):
             config = tiny.get_config()
             for name in override.removeprefix("--config.").split("=")[0].split("."):
                 config = config[name]
+        return
+    if program == "launch/tpu_pod.sh":
+        done = subprocess.run([ROOT / program, "--dry_run", *arguments], capture_output=True, text=True, check=False)
+        assert done.returncode == 0 and "gcloud compute tpus" in done.stdout, done.stderr
         return
     assert program == "python", f"not a program of this project: {command}"
     flag, module, *flags = arguments

@@ -2,12 +2,19 @@
 
 A weight says what its dimensions are ("embed", "heads"); this table alone says where they go. QKV and up projections are
 split by columns (heads, mlp), out and down projections by rows, the vocabulary by rows of the table.
+
+Models name the axes of their activations in the same words, with `constrain`; that does nothing until a program sets a
+`Layout` around the trace (`laid_out`), so that no model knows of a mesh.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import contextlib
+import contextvars
+from collections.abc import Iterator, Mapping
+from typing import Protocol, runtime_checkable
 
+from jax import Array
 from jax.sharding import PartitionSpec
 
 MeshAxes = str | tuple[str, ...] | None
@@ -16,7 +23,12 @@ RULES: Mapping[str, MeshAxes] = {
     # activations
     "batch": ("replica", "data"),
     "length": None,
+    # The residual stream between blocks: tokens are split over model too (sequence parallelism, Korthikanti et al. 2022), by
+    # rows where there are enough of them, since a split of the first dimension moves whole blocks of memory; else by length.
+    "rows": ("replica", "data", "model"),
+    "sequence": "model",
     "media": ("replica", "data"),
+    "images": ("replica", "data", "model"),  # no chip encodes an image twice
     "frames": None,
     # weights
     "layers": None,
@@ -28,6 +40,8 @@ RULES: Mapping[str, MeshAxes] = {
     "vocab": "model",
     "new_tokens": None,
     "latents": None,
+    "latent_heads": None,  # the resampler's: its images are spread over all axes, its weights are whole
+    "latent_mlp": None,
     "vision": None,
     "kernel": None,
     "joint": None,
@@ -47,3 +61,39 @@ def spec(axes: tuple[str | None, ...], rules: Mapping[str, MeshAxes] = RULES) ->
     if len(used) != len(set(used)):
         raise ValueError(f"Axes {axes} put two dimensions on one mesh axis: {entries}.")
     return PartitionSpec(*entries)
+
+
+@runtime_checkable
+class Layout(Protocol):
+    """Where a program wants what a model names; see `sharding.layout`."""
+
+    def activation(self, x: Array, axes: tuple[str | None, ...]) -> Array:
+        """Returns x, placed."""
+
+    def weight(self, w: Array, axes: tuple[str | None, ...]) -> Array:
+        """Returns w as it is; its gradient will be placed."""
+
+
+_LAYOUT: contextvars.ContextVar[Layout | None] = contextvars.ContextVar("layout", default=None)
+
+
+@contextlib.contextmanager
+def laid_out(layout: Layout | None) -> Iterator[None]:
+    """What is traced inside has its activations and gradients placed by `layout`."""
+    token = _LAYOUT.set(layout)
+    try:
+        yield
+    finally:
+        _LAYOUT.reset(token)
+
+
+def constrain(x: Array, *axes: str | None) -> Array:
+    """Returns x, placed by its logical axes, one for each dimension; as it is where no layout is set."""
+    layout = _LAYOUT.get()
+    return x if layout is None else layout.activation(x, axes)
+
+
+def constrain_gradient(w: Array, axes: tuple[str | None, ...]) -> Array:
+    """Returns the weight w as it is; what flows back to it is placed by its logical axes."""
+    layout = _LAYOUT.get()
+    return w if layout is None else layout.weight(w, axes)

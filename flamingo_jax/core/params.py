@@ -22,10 +22,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
+from flamingo_jax.core import axes as axes_lib
 from flamingo_jax.core import trees
 
 Axes = tuple[str | None, ...]
-Remat = Literal["none", "full"]
+Remat = Literal["none", "projections", "full"]
 Initializer = Callable[..., Array]
 
 
@@ -36,6 +37,10 @@ class _Scope:
     prefix: str = ""
     axes: Axes = ()
 
+
+SAVED = ("query", "key", "value", "attended", "mlp_hidden")
+"""Activations that remat "projections" keeps (named with `jax.ad_checkpoint.checkpoint_name`): what column-split products give, and
+the residual stream between attention and feed-forward."""
 
 _NO_SCOPE = _Scope()
 _SCOPES: contextvars.ContextVar[_Scope] = contextvars.ContextVar("scope", default=_NO_SCOPE)
@@ -62,7 +67,7 @@ def param(name: str, shape: tuple[int, ...], axes: Axes, init: Initializer) -> A
     if record is not None:
         scope = _SCOPES.get()
         record[f"{scope.prefix}{hk.experimental.current_name()}/{name}"] = scope.axes + tuple(axes)
-    return hk.get_parameter(name, shape, jnp.float32, init=init)
+    return axes_lib.constrain_gradient(hk.get_parameter(name, shape, jnp.float32, init=init), tuple(axes))
 
 
 def axes_of(init: Callable[..., Any], *args: Any) -> dict[str, Axes]:
@@ -107,7 +112,9 @@ class Stack:
             num_layers: how many blocks.
             block: Haiku function `block(x, inputs) -> (x, outputs)`; it may close over arrays, not over modules.
             name: the name of the stack within the current module.
-            remat: "full" recomputes each block in the backward pass; "none" keeps its activations.
+            remat: what the backward pass recomputes of a block: "none" keeps all activations; "projections" keeps those that are
+                named with `checkpoint_name` (one of `SAVED`), so that no collective and no large product is done twice; "full"
+                keeps the block's input alone.
         """
         self.num_layers = num_layers
         self._inner = hk.transform(block)
@@ -129,16 +136,26 @@ class Stack:
 
     def layer(self, weights: Any, x: Any, inputs: Any = None) -> tuple[Any, Any]:
         """Applies one block with one layer's weights (no leading axis)."""
+        return self._apply(lambda: weights, x, inputs)
 
-        def apply(weights: Any, x: Any, inputs: Any) -> tuple[Any, Any]:
+    def layer_of(self, weights: Any, number: Any, x: Any, inputs: Any = None) -> tuple[Any, Any]:
+        """Applies block `number` with its slice of all weights, which is taken again in the backward pass and never kept.
+
+        For weights that are not trained: a gradient would be as large as the whole stack in each step of a scan.
+        """
+        own = lambda: jax.tree.map(lambda w: jax.lax.dynamic_index_in_dim(w, number, keepdims=False), weights)  # noqa: E731
+        return self._apply(own, x, inputs)
+
+    def _apply(self, weights: Callable[[], Any], x: Any, inputs: Any) -> tuple[Any, Any]:
+        def apply(x: Any, inputs: Any) -> tuple[Any, Any]:
             with _inside(_RECORD, None):  # the weights were noted when `weights` made them
-                return self._inner.apply(weights, None, x, inputs)
+                return self._inner.apply(weights(), None, x, inputs)
 
-        if self._remat == "full":
-            return jax.checkpoint(apply, prevent_cse=False)(
-                weights, x, inputs
-            )  # inside a scan nothing can be merged away
-        return apply(weights, x, inputs)
+        if self._remat == "none":
+            return apply(x, inputs)
+        policy = jax.checkpoint_policies.save_only_these_names(*SAVED) if self._remat == "projections" else None
+        # prevent_cse: inside a scan nothing can be merged away.
+        return jax.checkpoint(apply, prevent_cse=False, policy=policy)(x, inputs)
 
     def __call__(self, x: Any, inputs: Any = None) -> tuple[Any, Any]:
         """Applies all blocks in turn.

@@ -96,6 +96,11 @@ def subtree(params: Params, prefix: str) -> dict[str, dict[str, Any]]:
     return {short: dict(params[m]) for m, short in cut.items()}
 
 
+def under(params: Params, prefix: str) -> dict[str, dict[str, Any]]:
+    """Returns the modules below `prefix`, with their whole names."""
+    return {module: dict(weights) for module, weights in params.items() if module.startswith(f"{prefix}/")}
+
+
 def count(params: Params) -> int:
     """Returns the number of scalars; arrays or abstract shapes."""
     return sum(math.prod(leaf.shape) for leaf in flatten(params).values())

@@ -6,6 +6,7 @@ few_shot    the tasks of config.evaluate, every so many updates
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -18,6 +19,7 @@ from flamingo_jax.evaluation.lm_lookup import lookup_probe
 from flamingo_jax.evaluation.runner import evaluate_all
 from flamingo_jax.inference.api import Flamingo
 from flamingo_jax.models.decoder import Decoder
+from flamingo_jax.sharding.mesh import replicated
 from flamingo_jax.training.stage import Stage
 
 Measure = Callable[[Any], dict[str, float]]
@@ -32,7 +34,7 @@ def lm_lookup(stage: Stage) -> Measure:
     """
     model = _model(stage, "until.probe = 'lm_lookup'")
 
-    @jax.jit
+    @functools.partial(jax.jit, out_shardings=replicated(stage.mesh))  # whole in every process
     def losses(weights: Any, tokens: jax.Array, segment: jax.Array) -> jax.Array:
         return model.token_losses(weights, Batch(tokens, segment, *[None] * 5))
 
@@ -62,7 +64,7 @@ def few_shot(stage: Stage) -> Measure:
     tasks = [task.create(name, settings.data) for name in settings.tasks]
 
     def measure(params: Any) -> dict[str, float]:
-        flamingo = Flamingo(model, params, stage.tokenizer, image_size=stage.config.data.image_size)
+        flamingo = Flamingo(model, params, stage.tokenizer, image_size=stage.config.data.image_size, mesh=stage.mesh)
         results = evaluate_all(flamingo, tasks, settings.shots, n=settings.n, seed=stage.config.seed)
         return {f"evaluate/{row.task}/{row.shots}/{row.metric}": row.value for result in results for row in result.rows}
 

@@ -19,6 +19,7 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from flamingo_jax.core.precision import Policy
@@ -146,7 +147,7 @@ class Engine:
         self.model, self.config, self.mesh = model, config, mesh
         self.image_size, self.stop, self.pad_id = image_size, stop, pad_id
         params = Policy(config.compute).cast(params)
-        self.params = params if mesh is None else jax.device_put(params, NamedSharding(mesh, PartitionSpec()))
+        self.params = params if mesh is None else jax.tree.map(functools.partial(_on_mesh, mesh), params)
         self._latents: collections.OrderedDict[bytes, np.ndarray] = collections.OrderedDict()
 
     def answer(
@@ -238,7 +239,7 @@ class Engine:
             pad_id=self.pad_id,
             chunk=chunk,
         )
-        decoded, scores = jax.device_get(
+        decoded, scores = _fetch(
             _answer(self.model, program, self.params, tokens, length, media_index, media, candidates, sizes)
         )
         answers = []
@@ -264,7 +265,7 @@ class Engine:
         for start in range(0, len(missing), chunk):
             rows = missing[start : start + chunk]
             padded = rows + [rows[0]] * (chunk - len(rows))
-            new = np.asarray(
+            new = _fetch(
                 _encode(
                     self.model,
                     self.params,
@@ -282,12 +283,27 @@ class Engine:
         return np.stack([found[key] for key in keys])
 
     def _place(self, array: np.ndarray, axes: tuple[str, ...]) -> jax.Array:
-        """Puts an array on the devices, its first axis split over mesh `axes`."""
-        return (
-            jnp.asarray(array)
-            if self.mesh is None
-            else jax.device_put(array, NamedSharding(self.mesh, PartitionSpec(axes or None)))
-        )
+        """Puts an array, which every process has, on the devices, its first axis split over mesh `axes`."""
+        if self.mesh is None:
+            return jnp.asarray(array)
+        sharding = NamedSharding(self.mesh, PartitionSpec(axes or None))
+        return jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])
+
+
+def _on_mesh(mesh: Mesh, weight: jax.Array) -> jax.Array:
+    """Puts a weight whole on every device; one that lies on this mesh already, as in training, stays as it is laid out."""
+    if weight.sharding.device_set == set(mesh.devices.flat):
+        return weight
+    sharding = NamedSharding(mesh, PartitionSpec())
+    copies = [jax.device_put(weight, device) for device in sharding.addressable_devices]
+    return jax.make_array_from_single_device_arrays(weight.shape, sharding, copies)
+
+
+def _fetch(tree: Any) -> Any:
+    """Returns device arrays as numpy, in every process; what lies on other hosts too is gathered."""
+    return jax.tree.map(
+        lambda x: np.asarray(x) if x.is_fully_addressable else multihost_utils.process_allgather(x, tiled=True), tree
+    )
 
 
 @functools.partial(jax.jit, static_argnames=("model",))

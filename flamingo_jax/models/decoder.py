@@ -62,6 +62,8 @@ class Decoder:
             what stands in the cache at or after them is overwritten or not attended. chunk=(tokens, span) attends
             images chunk by chunk (`nn.attention.attend_own_image_chunked`).
         empty_cache: (batch_size, length, dtype) -> Cache.
+        arrange: weights as `init` makes them and checkpoints keep them -> the form that the other functions compute with.
+        arranged_init: rng -> weights in that form; for their names and logical axes. None: the form is the same.
     """
 
     init: Callable[[Array], Any]
@@ -69,6 +71,8 @@ class Decoder:
     encode: Callable[..., Array]
     extend: Callable[..., tuple[Array, Cache]]
     empty_cache: Callable[[int, int, Any], Cache]
+    arrange: Callable[[Params], Params] = lambda params: params
+    arranged_init: Callable[[Array], Any] | None = None
 
 
 def empty_lm_cache(config: lm_lib.LMConfig, batch_size: int, length: int, dtype: Any) -> dict[str, Array]:
@@ -88,7 +92,7 @@ def language_model(config: lm_lib.LMConfig) -> Decoder:
         model = lm_lib.LM(config)
         context = lm_lib.packed_context(segment)
         x, _ = model.run(model.embed(tokens, context.positions), context)
-        return lm_lib.next_token_losses(*model.logits(x[:, :-1]), tokens[:, 1:], config.vocab_size)
+        return lm_lib.next_token_losses(*model.logits(x), tokens, config.vocab_size)
 
     def step(tokens: Array, positions: Array, cache: dict[str, Array]) -> tuple[Array, dict[str, Array]]:
         model = lm_lib.LM(config)

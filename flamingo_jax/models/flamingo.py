@@ -16,6 +16,8 @@ import haiku as hk
 import jax
 import jax.numpy as jnp
 
+from flamingo_jax.core import trees
+from flamingo_jax.core.axes import constrain
 from flamingo_jax.core.notation import Array, Bool, Float, Float32, Int, UInt8
 from flamingo_jax.core.params import Stack, layer_slice
 from flamingo_jax.core.trees import Params
@@ -23,9 +25,10 @@ from flamingo_jax.data.schema import Batch
 from flamingo_jax.models import lm as lm_lib
 from flamingo_jax.models.decoder import Cache, Decoder, Media, empty_lm_cache
 from flamingo_jax.models.gated_xattn import GatedXattn, MediaContext, XattnConfig
-from flamingo_jax.models.nfnet import NFNet, NFNetConfig, normalise
+from flamingo_jax.models.nfnet import NFNet, NFNetConfig, fold, normalise
 from flamingo_jax.models.resampler import Resampler, ResamplerConfig
 from flamingo_jax.nn.linear import linear
+from flamingo_jax.nn.norm import standardise
 
 FROZEN = (
     (r"flamingo/vision/.*", True),
@@ -55,12 +58,21 @@ class Flamingo(hk.Module):
         self.config = config
 
     @hk.name_like("__call__")
-    def encode(self, images: Float[Array, "M F S S 3"], frame_mask: Bool[Array, "M F"]) -> Float[Array, "M R D"]:
-        """Turns normalised images or videos into R visual tokens each, of the LM's width."""
-        num_inputs, num_frames = images.shape[:2]
-        grid = NFNet(self.config.vision, name="vision")(images.reshape(-1, *images.shape[2:]))
-        features = grid.reshape(num_inputs, num_frames, -1, grid.shape[-1])
+    def encode(
+        self, frames: UInt8[Array, "M F S S 3"], frame_mask: Bool[Array, "M F"], dtype: Any
+    ) -> Float[Array, "M R D"]:
+        """Turns images or videos, in pixels, into R visual tokens each, of the LM's width; computed in `dtype`.
+
+        Frames are spread over all chips of the mesh, and so are the resampler's visual inputs, where there are enough: what
+        comes back to a model group is its latents, not its features.
+        """
+        num_inputs, num_frames = frames.shape[:2]
+        images = constrain(frames.reshape(-1, *frames.shape[2:]), "images", None, None, None)
+        grid = NFNet(self.config.vision, name="vision")(normalise(images, dtype))
+        grid = constrain(grid, "images", None, None, None)
+        features = constrain(grid.reshape(num_inputs, num_frames, -1, grid.shape[-1]), "images", None, None, None)
         latents = Resampler(self.config.resampler, name="resampler")(features, frame_mask)
+        latents = constrain(latents, "media", "latents", None)
         return linear(latents, (self.config.lm.width,), axes=("vision", "embed"), bias=True, name="media")
 
     @hk.name_like("__call__")
@@ -70,15 +82,21 @@ class Flamingo(hk.Module):
         context: lm_lib.Context,
         media: MediaContext,
         cache: Cache | None = None,
-    ) -> tuple[tuple[Float32[Array, "B C V"], Float32[Array, "B C X"] | None], Cache | None]:
+    ) -> tuple[tuple[Float32[Array, "B T V"], Float32[Array, "B T X"] | None], Cache | None]:
         """Returns (the logits of the table and of the new tokens, the updated cache).
 
-        C is T with a cache, and T - 1 without one: in training the last token predicts nothing.
+        Args:
+            tokens: of a batch, or the next of each sequence.
+            context: where they stand.
+            media: what they may attend.
+            cache: of what came before; None in training.
         """
         config = self.config
         new = lm_lib.NewTokens(len(config.new_tokens), config.lm.width)() if config.new_tokens else None
         lm = lm_lib.LM(config.lm, new)
         x = lm.embed(tokens, context.positions)
+        if media.pool is not None:
+            media = media._replace(pool=standardise(media.pool))
         xattn = Stack(
             config.xattn.num_layers(config.lm.num_layers),
             lambda x, cached: GatedXattn(config.xattn, config.lm.num_heads, media)(x, cached),
@@ -94,7 +112,7 @@ class Flamingo(hk.Module):
         x, (lm_cache, kept) = lm.run(x, context, cache.lm if cache is not None else None, through)
         if cache is not None:
             cache = Cache(lm_cache, kept if media.keep else cache.media)
-        return lm.logits(x if cache is not None else x[:, :-1]), cache
+        return lm.logits(x), cache
 
 
 def interleave(
@@ -102,8 +120,9 @@ def interleave(
 ) -> tuple[Float[Array, "B T D"], tuple[Any, Any]]:
     """Runs the LM's blocks with one cross-attention layer before block i wherever i % every == offset.
 
-    Scanned by groups of (one xattn layer, `every` blocks), so that 80 layers compile as fast as one group; the blocks
-    before the offset and those of an incomplete last group stand outside of the scan.
+    Scanned by groups of (one xattn layer, a scan over `every` blocks), so that 80 layers compile as fast as one of each; the
+    blocks before the offset and those of an incomplete last group stand outside of the scan. A block takes its weights from
+    the whole stack by its number: a scan over groups that sliced the stack would copy all of the LM's weights twice in a pass.
 
     Args:
         config: every and offset.
@@ -118,40 +137,64 @@ def interleave(
     every, offset = config.every, config.offset
     full = (blocks.num_layers - offset) // every
     border = offset + full * every
+    number = jnp.arange(blocks.num_layers, dtype=jnp.int32)
+
+    def run(x: Array, numbers: Array, inputs: Any) -> tuple[Array, Any]:
+        return jax.lax.scan(lambda x, i: blocks.layer_of(weights, i[0], x, i[1]), x, (numbers, inputs))
 
     def group(x: Array, both: Any) -> tuple[Array, Any]:
         own, theirs = both
-        x, kept = layers.layer(own[0], x, own[1])
-        x, outputs = blocks.scan(x, *theirs)
+        with jax.named_scope("xattn"):
+            x, kept = layers.layer(own[0], x, own[1])
+        x, outputs = run(x, *theirs)
         return x, (outputs, kept)
 
     by_group = lambda tree: jax.tree.map(lambda w: w[offset:border].reshape(full, every, *w.shape[1:]), tree)  # noqa: E731
-    x, head = blocks.scan(x, *layer_slice((weights, inputs), slice(0, offset)))
-    scanned = (layer_slice((xattn_weights, xattn_inputs), slice(0, full)), by_group((weights, inputs)))
-    x, (middle, kept) = jax.lax.scan(group, x, scanned)
-    middle = jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), middle)
-    outputs, last = [head, middle], [kept]
+    outputs, last = [], []
+    if offset:
+        x, head = run(x, *layer_slice((number, inputs), slice(0, offset)))
+        outputs.append(head)
+    if full:
+        own = (
+            layer_slice((xattn_weights, xattn_inputs), slice(0, full))
+            if border < blocks.num_layers
+            else (xattn_weights, xattn_inputs)
+        )
+        x, (middle, kept) = jax.lax.scan(group, x, (own, by_group((number, inputs))))
+        outputs.append(jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), middle))
+        last.append(kept)
     if border < blocks.num_layers:
-        x, final_kept = layers.layer(layer_slice(xattn_weights, full), x, layer_slice(xattn_inputs, full))
-        x, tail = blocks.scan(x, *layer_slice((weights, inputs), slice(border, None)))
+        with jax.named_scope("xattn"):
+            x, final_kept = layers.layer(layer_slice(xattn_weights, full), x, layer_slice(xattn_inputs, full))
+        x, tail = run(x, *layer_slice((number, inputs), slice(border, None)))
         outputs.append(tail)
         last.append(jax.tree.map(lambda leaf: leaf[None], final_kept))
     return x, (_concatenate(outputs), _concatenate(last))
 
 
-def _concatenate(trees: list[Any]) -> Any:
-    return jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *trees)
+def _concatenate(parts: list[Any]) -> Any:
+    return jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *parts)
 
 
-def build(config: FlamingoConfig) -> Decoder:
-    """Flamingo as pure functions of its weights (see `models.decoder.Decoder`)."""
+def build(config: FlamingoConfig, *, arranged: bool = False) -> Decoder:
+    """Flamingo as pure functions of its weights (see `models.decoder.Decoder`).
 
-    def losses(batch: Batch, num_shards: int, dtype: Any) -> Array:
+    Args:
+        config: of all parts.
+        arranged: whether the functions take the towers as `arrange` makes them: the vision encoder's weights standardised once,
+            the LM's queries, keys and values as one product. Both towers must then be frozen.
+    """
+    kept, fuse = config, arranged and config.lm.can_fuse
+    if arranged:
+        vision = dataclasses.replace(config.vision, weight_standardisation="folded")
+        config = dataclasses.replace(config, vision=vision, lm=dataclasses.replace(config.lm, fused=fuse))
+
+    def losses(batch: Batch, num_shards: int, dtype: Any, config: FlamingoConfig = config) -> Array:
         model = Flamingo(config)
-        pool = model.encode(normalise(batch.frames).astype(dtype), batch.frame_mask)
+        pool = model.encode(batch.frames, batch.frame_mask, dtype)
         media = MediaContext(batch.media_index, pool, batch.media_slot, num_shards)
         logits, _ = model.decode(batch.tokens, lm_lib.packed_context(batch.segment), media)
-        return lm_lib.next_token_losses(*logits, batch.tokens[:, 1:], config.lm.vocab_size)
+        return lm_lib.next_token_losses(*logits, batch.tokens, config.lm.vocab_size)
 
     def step(
         tokens: Array,
@@ -168,7 +211,9 @@ def build(config: FlamingoConfig) -> Decoder:
         return lm_lib.joined_logits(*logits, config.lm.vocab_size), updated
 
     transformed_losses, transformed_step = hk.transform(losses), hk.transform(step)
-    transformed_encode = hk.transform(lambda images, frame_mask: Flamingo(config).encode(images, frame_mask))
+    transformed_encode = hk.transform(
+        lambda frames, frame_mask, dtype: Flamingo(config).encode(frames, frame_mask, dtype)
+    )
 
     def token_losses(params: Params, batch: Batch, *, num_shards: int = 1) -> Float32[Array, "B L"]:
         return transformed_losses.apply(params, None, batch, num_shards, _dtype(params))
@@ -176,7 +221,7 @@ def build(config: FlamingoConfig) -> Decoder:
     def encode(
         params: Params, frames: UInt8[Array, "M F S S 3"], frame_mask: Bool[Array, "M F"]
     ) -> Float[Array, "M R D"]:
-        return transformed_encode.apply(params, None, normalise(frames).astype(_dtype(params)), frame_mask)
+        return transformed_encode.apply(params, None, frames, frame_mask, _dtype(params))
 
     def extend(
         params: Params,
@@ -198,9 +243,24 @@ def build(config: FlamingoConfig) -> Decoder:
         return Cache(empty_lm_cache(config.lm, batch_size, length, dtype), media)
 
     def init(rng: Array) -> Any:
-        return transformed_losses.init(rng, _example(), 1, jnp.float32)
+        return transformed_losses.init(rng, _example(), 1, jnp.float32, kept)
 
-    return Decoder(init, token_losses, encode, extend, empty_cache)
+    def arrange(params: Params) -> Params:
+        if not arranged:
+            return params
+        vision, blocks = (trees.under(params, f"flamingo/{part}") for part in ("vision", "lm/blocks"))
+        rest = {module: weights for module, weights in params.items() if module not in {*vision, *blocks}}
+        return trees.merge(rest, fold(vision), fuse_blocks(blocks) if fuse else blocks)
+
+    def fuse_blocks(blocks: Params) -> Params:
+        prefix = "flamingo/lm/blocks"
+        fused = lm_lib.fuse(kept.lm, trees.subtree(blocks, prefix))
+        return {f"{prefix}/{module}": weights for module, weights in fused.items()}
+
+    def arranged_init(rng: Array) -> Any:
+        return transformed_losses.init(rng, _example(), 1, jnp.float32, config)
+
+    return Decoder(init, token_losses, encode, extend, empty_cache, arrange, arranged_init)
 
 
 def _dtype(params: Params) -> Any:

@@ -19,9 +19,12 @@ from typing import Any, NamedTuple
 import haiku as hk
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 
+from flamingo_jax.core.axes import constrain
 from flamingo_jax.core.notation import Array, Float, Int
 from flamingo_jax.core.params import param
+from flamingo_jax.models.lm import residual
 from flamingo_jax.nn.attention import attend_own_image, attend_own_image_chunked
 from flamingo_jax.nn.feedforward import Activation, feed_forward
 from flamingo_jax.nn.linear import Linear
@@ -62,8 +65,8 @@ class XattnConfig:
 class MediaContext(NamedTuple):
     """What all cross-attention layers share.
 
-    `pool` [M, R, D] and `slot` [B, N] as in `data.schema.Batch` (`num_shards` pools in a row); both None while decoding,
-    where each layer gets its cached keys and values. `chunk` = (tokens, span) takes the chunked form. `keep`: return the
+    `pool` [M, R, D], standardised (`nn.norm.standardise`), and `slot` [B, N] as in `data.schema.Batch` (`num_shards` pools in a
+    row); both None while decoding, where each layer gets its cached keys and values. `chunk` = (tokens, span) takes the chunked form. `keep`: return the
     keys and values of each sequence's last image.
     """
 
@@ -95,8 +98,9 @@ class GatedXattn(hk.Module):
             (x, the last image's {"key", "value"} if the context says to keep them, else None).
         """
         gate = lambda name: jnp.tanh(param(name, (), (), jnp.zeros)).astype(x.dtype)  # noqa: E731
+        x = residual(x)
         attended, kept = self._attend(layer_norm(x, name="query_norm"), cached)
-        x = x + gate("attention_gate") * attended
+        x = checkpoint_name(residual(x + gate("attention_gate") * attended), "attended")
         hidden = feed_forward(
             layer_norm(x, name="mlp_norm"),
             self.config.mlp_ratio * x.shape[-1],
@@ -104,13 +108,14 @@ class GatedXattn(hk.Module):
             bias=False,
             name="mlp",
         )
-        return x + gate("dense_gate") * hidden, kept
+        return residual(x + gate("dense_gate") * hidden), kept
 
     @hk.name_like("__call__")
     def _attend(self, y: Array, cached: Any) -> tuple[Array, Any]:
         width = y.shape[-1]
         shape = (self.num_heads, self.config.head_dim or width // self.num_heads)
         q = Linear(shape, axes=("embed", "heads", "head_dim"), name="query")(y)
+        q = checkpoint_name(constrain(q, "batch", "length", "heads", "head_dim"), "query")
         index = self.context.media_index
         if cached is None:
             key, value = self._keys_and_values(shape)
@@ -122,6 +127,7 @@ class GatedXattn(hk.Module):
         else:
             tokens, span = self.context.chunk
             out = attend_own_image_chunked(q, key, value, index, chunk=tokens, span=span)
+        out = constrain(out, "batch", "length", "heads", "head_dim")
         out = Linear((width,), axes=("heads", "head_dim", "embed"), num_in=2, name="out")(out)
         if not self.context.keep:
             return out, None
@@ -131,20 +137,34 @@ class GatedXattn(hk.Module):
 
     @hk.name_like("__call__")
     def _keys_and_values(self, shape: tuple[int, int]) -> tuple[Array, Array]:
-        """Projects each visual input of the pool once, then hands every sequence its own: [B, N, R, H, K]."""
+        """Projects each visual input of the pool once, then hands every sequence its own: [B, N, R, H, K].
+
+        One LayerNorm for keys and values (v1, 3.1.2). Its statistics are the same in all layers, so the pool comes standardised,
+        and its weights are multiplied into the projection: (x * scale + offset) W = x (scale W) + offset W.
+        """
         pool, slot = self.context.pool, self.context.slot
         if pool is None or slot is None:
             raise ValueError("Cross-attention needs visual inputs (a pool and its slots) or cached keys and values.")
-        media = layer_norm(pool, name="media_norm")  # one norm for keys and values (v1, 3.1.2)
+        width = pool.shape[-1:]
+        with hk.name_scope("media_norm"):
+            scale = param("scale", width, ("embed",), jnp.ones).astype(jnp.float32)
+            offset = param("offset", width, ("embed",), jnp.zeros).astype(pool.dtype)
 
         def project(name: str) -> Array:
-            rows = Linear(shape, axes=("embed", "heads", "head_dim"), name=name)(media)
+            with hk.name_scope(name):
+                init = hk.initializers.TruncatedNormal(width[0] ** -0.5)
+                w = param("w", (*width, *shape), ("embed", "heads", "head_dim"), init)
+            scaled = (w.astype(jnp.float32) * scale[:, None, None]).astype(pool.dtype)
+            scaled = constrain(scaled, "embed", "heads", "head_dim")
+            shift = jnp.tensordot(offset, w.astype(pool.dtype), axes=1)
+            rows = jnp.tensordot(pool, scaled, axes=1) + shift[None, None]
+            rows = checkpoint_name(constrain(rows, "media", "latents", "heads", "head_dim"), name)
             return gather_media(rows, slot, self.context.num_shards)
 
         return project("key"), project("value")
 
 
-def gather_media(pool: Float[Array, "M ..."], slot: Int[Array, "B N"], num_shards: int) -> Float[Array, "B N ..."]:
+def gather_media(pool: Float[Array, "M R H K"], slot: Int[Array, "B N"], num_shards: int) -> Float[Array, "B N R H K"]:
     """Hands each sequence its visual inputs: rows `slot` of its own data shard's pool.
 
     Args:
@@ -152,7 +172,10 @@ def gather_media(pool: Float[Array, "M ..."], slot: Int[Array, "B N"], num_shard
         slot: row within the shard's pool; -1 (none) reads row 0, which no token attends.
         num_shards: over how many data shards batch and pool are split.
     """
+    inner = ("latents", "heads", "head_dim")
     pools = pool.reshape(num_shards, -1, *pool.shape[1:])
+    pools = constrain(pools, "batch", None, *inner)
     slots = jnp.maximum(slot, 0).reshape(num_shards, -1, slot.shape[1])
     out = jax.vmap(lambda rows, index: rows[index])(pools, slots)
-    return out.reshape(*slot.shape, *pool.shape[1:])
+    out = constrain(out, "batch", None, None, *inner)
+    return constrain(out.reshape(*slot.shape, *pool.shape[1:]), "batch", None, *inner)

@@ -18,13 +18,16 @@ from typing import Any, Literal, NamedTuple
 import haiku as hk
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 
+from flamingo_jax.core.axes import constrain
 from flamingo_jax.core.notation import Array, Bool, Float, Float32, Int
 from flamingo_jax.core.params import Remat, Stack, layer_slice, param
+from flamingo_jax.core.trees import Params
 from flamingo_jax.nn import embed, masks
 from flamingo_jax.nn.attention import attend
 from flamingo_jax.nn.feedforward import Activation, feed_forward
-from flamingo_jax.nn.linear import linear
+from flamingo_jax.nn.linear import fused_linear, linear
 from flamingo_jax.nn.norm import layer_norm, rms_norm
 
 _NEVER = -1e30  # logit of the padding rows of the table
@@ -45,6 +48,8 @@ class LMConfig:
         qkv_conv_width: width of a depthwise causal convolution on q, k and v (Primer, So et al. 2021); 0 is none. Not in
             the paper.
         vocab_multiple: the table is padded to a multiple of it.
+        remat: see `core.params.Stack`.
+        fused: whether the block's weights are in the form that `fuse` gives, which a frozen LM is computed in.
     """
 
     vocab_size: int
@@ -68,8 +73,11 @@ class LMConfig:
     qkv_conv_width: int = 0
     vocab_multiple: int = 128
     remat: Remat = "none"
+    fused: bool = False
 
     def __post_init__(self) -> None:
+        if self.fused and not self.can_fuse:
+            raise ValueError("fused: there are biases, or fewer key and value heads than query heads; set it to False.")
         if not self.head_dim and self.width % self.num_heads:
             raise ValueError(f"width {self.width} is not divisible by num_heads {self.num_heads}: give head_dim.")
         if self.num_heads % self.kv_heads:
@@ -86,6 +94,11 @@ class LMConfig:
         return self.num_kv_heads or self.num_heads
 
     @property
+    def can_fuse(self) -> bool:
+        """Whether queries, keys and values can be one product."""
+        return not self.attention_bias and self.kv_heads == self.num_heads
+
+    @property
     def table_rows(self) -> int:
         """Rows of the padded embedding table."""
         return -(-self.vocab_size // self.vocab_multiple) * self.vocab_multiple
@@ -98,6 +111,7 @@ class Context(NamedTuple):
     mask: Bool[Array, "B T S"]
     distances: Int[Array, "B T S"]
     segment: Int[Array, "B T"] | None
+    aligned: bool  # query i stands at key i
 
 
 def packed_context(segment: Int[Array, "B L"]) -> Context:
@@ -105,12 +119,14 @@ def packed_context(segment: Int[Array, "B L"]) -> Context:
     length = segment.shape[1]
     index = jnp.broadcast_to(jnp.arange(length, dtype=jnp.int32)[None], segment.shape)
     mask = masks.causal(index, length) & masks.same_segment(segment)
-    return Context(masks.positions_in_segment(segment), mask, _distances(index, length), segment)
+    return Context(masks.positions_in_segment(segment), mask, _distances(index, length), segment, aligned=True)
 
 
 def cached_context(positions: Int[Array, "B T"], cache_length: int) -> Context:
     """Context of prefill and decoding: the keys stand in the cache at their positions."""
-    return Context(positions, masks.causal(positions, cache_length), _distances(positions, cache_length), None)
+    return Context(
+        positions, masks.causal(positions, cache_length), _distances(positions, cache_length), None, aligned=False
+    )
 
 
 def _distances(positions: Int[Array, "B T"], num_keys: int) -> Int[Array, "B T S"]:
@@ -132,9 +148,10 @@ class Block(hk.Module):
         """Returns (x, this layer's cache with the new tokens written into it)."""
         config = self.config
         norm = layer_norm if config.norm == "layer" else rms_norm
+        x = residual(x)
         attended, cache = SelfAttention(config, self.context, name="attention")(norm(x, name="attention_norm"), cache)
         if not config.parallel_residual:
-            x = x + attended
+            x = checkpoint_name(residual(x + attended), "attended")
         hidden = feed_forward(
             norm(x, name="mlp_norm"),
             config.mlp_width or 4 * config.width,
@@ -142,7 +159,12 @@ class Block(hk.Module):
             bias=config.mlp_bias,
             name="mlp",
         )
-        return (x + attended + hidden if config.parallel_residual else x + hidden), cache
+        return residual(x + attended + hidden if config.parallel_residual else x + hidden), cache
+
+
+def residual(x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
+    """The residual stream between the parts of a block: its tokens are split over all chips where the layout says so."""
+    return constrain(x, "rows", "sequence", "embed")
 
 
 class SelfAttention(hk.Module):
@@ -156,11 +178,7 @@ class SelfAttention(hk.Module):
     def __call__(self, x: Float[Array, "B T D"], cache: Any) -> tuple[Float[Array, "B T D"], Any]:
         """Attends x itself (cache None) or the cache after x has been written into it."""
         config, context = self.config, self.context
-        make = lambda heads, axis, name: linear(  # noqa: E731
-            x, (heads, config.head_size), axes=("embed", axis, "head_dim"), bias=config.attention_bias, name=name
-        )
-        q = make(config.num_heads, "heads", "query")
-        k, v = (make(config.kv_heads, "kv_heads", name) for name in ("key", "value"))
+        q, k, v = self._project(x)
         cache = dict(cache) if cache is not None else None
         if config.qkv_conv_width:
             q, k, v, cache = self._convolve(q, k, v, cache)
@@ -175,11 +193,39 @@ class SelfAttention(hk.Module):
             k = cache["key"] = _write(cache["key"], k, context.positions)
             v = cache["value"] = _write(cache["value"], v, context.positions)
         q, bias = self._position_bias(q, num_keys=k.shape[1])
-        out = attend(q, k, v, context.mask, bias)
+        out = constrain(attend(q, k, v, context.mask, bias), "batch", "length", "heads", "head_dim")
+        out = jax.lax.optimization_barrier(out)  # transposed once, not again for each tile of the product
         out = linear(
             out, (config.width,), axes=("heads", "head_dim", "embed"), num_in=2, bias=config.attention_bias, name="out"
         )
         return out, cache
+
+    @hk.name_like("__call__")
+    def _project(self, x: Array) -> tuple[Array, Array, Array]:
+        config = self.config
+        if config.fused:
+            qkv = fused_linear(
+                x, (3, config.num_heads, config.head_size), axes=(None, "heads", "head_dim", "embed"), name="qkv"
+            )
+            qkv = constrain(qkv, "batch", "length", None, "heads", "head_dim")
+            q, k, v = (checkpoint_name(qkv[:, :, i], name) for i, name in enumerate(("query", "key", "value")))
+            return q, k, v
+        make = lambda heads, axis, name: checkpoint_name(  # noqa: E731
+            constrain(
+                linear(
+                    x,
+                    (heads, config.head_size),
+                    axes=("embed", axis, "head_dim"),
+                    bias=config.attention_bias,
+                    name=name,
+                ),
+                *("batch", "length", axis, "head_dim"),
+            ),
+            name,
+        )
+        return make(config.num_heads, "heads", "query"), *(
+            make(config.kv_heads, "kv_heads", name) for name in ("key", "value")
+        )
 
     @hk.name_like("__call__")
     def _position_bias(self, q: Array, num_keys: int) -> tuple[Array, Array | None]:
@@ -195,7 +241,12 @@ class SelfAttention(hk.Module):
             for name in ("content_bias", "position_bias")
         )
         r = embed.sinusoids(num_keys, config.width).astype(q.dtype)
-        r = linear(r, shape, axes=("embed", "heads", "head_dim"), name="relative")
+        if config.fused:
+            r = fused_linear(r, shape, axes=("heads", "head_dim", "embed"), name="relative")
+        else:
+            r = linear(r, shape, axes=("embed", "heads", "head_dim"), name="relative")
+        if self.context.aligned:
+            return q + content, embed.aligned_relative_bias(q + position, r)
         return q + content, embed.relative_bias(q + position, r, self.context.distances)
 
     @hk.name_like("__call__")
@@ -242,6 +293,24 @@ def _read(cache: Array, positions: Array) -> Array:
     return jnp.where((positions >= 0)[:, :, None], rows, 0)
 
 
+def fuse(config: LMConfig, blocks: Params) -> dict[str, dict[str, Array]]:
+    """Returns the weights of the stacked blocks in the form that `LMConfig.fused` computes with.
+
+    Queries, keys and values become one product, so that a sharded layer gathers its input once and reduces one gradient; the
+    contracted axis comes last, which is the order that the TPU compiler would copy them into.
+
+    Args:
+        config: of the LM, not fused.
+        blocks: {module: weights} of a stack, below its name.
+    """
+    kept = {module: dict(weights) for module, weights in blocks.items()}
+    parts = [kept.pop(f"block/attention/{name}")["w"] for name in ("query", "key", "value")]
+    kept["block/attention/qkv"] = {"w": jnp.stack([jnp.moveaxis(w, 1, -1) for w in parts], axis=1)}
+    if config.position == "relative":
+        kept["block/attention/relative"] = {"w": jnp.moveaxis(kept["block/attention/relative"]["w"], 1, -1)}
+    return kept
+
+
 class LM(hk.Module):
     """Embedding, blocks and head, as parts: Flamingo puts its own layers between the blocks."""
 
@@ -256,6 +325,9 @@ class LM(hk.Module):
         table = self._table("embedding")
         known = self.config.vocab_size
         x = table[jnp.minimum(tokens, known - 1)]
+        x = constrain(
+            x, "batch", "length", "embed"
+        )  # each chip looks up its own rows of the vocabulary; then they are summed
         if self.new_tokens is not None:
             new = self.new_tokens.input.astype(x.dtype)[jnp.maximum(tokens - known, 0)]
             x = jnp.where((tokens >= known)[:, :, None], new, x)
@@ -263,7 +335,7 @@ class LM(hk.Module):
             shape = (self.config.max_length, self.config.width)
             table = param("positions", shape, ("length", "embed"), hk.initializers.RandomNormal(0.02))
             x = x + table.astype(x.dtype)[positions]
-        return x
+        return residual(x)
 
     @hk.name_like("__call__")
     def run(
@@ -298,6 +370,7 @@ class LM(hk.Module):
         x = norm(x, name="final_norm")
         table = self._table("embedding" if self.config.tied_head else "head").astype(x.dtype)
         base = jnp.einsum("btd,vd->btv", x, table, preferred_element_type=jnp.float32)
+        base = constrain(base, "batch", "length", "vocab")
         padding = jnp.arange(self.config.table_rows) >= self.config.vocab_size
         base = jnp.where(padding[None, None, :], _NEVER, base)
         if self.new_tokens is None:
@@ -333,12 +406,14 @@ class NewTokenRows(NamedTuple):
 
 
 def next_token_losses(
-    base: Float32[Array, "B T V"], new: Float32[Array, "B T N"] | None, targets: Int[Array, "B T"], vocab_size: int
+    base: Float32[Array, "B L V"], new: Float32[Array, "B L N"] | None, tokens: Int[Array, "B L"], vocab_size: int
 ) -> Float32[Array, "B T"]:
-    """-log p(target) from the logits of the table and of the new tokens, without joining the two into one array.
+    """-log p(tokens[:, l + 1]), T = L - 1, from the logits of the table and of the new tokens, without joining the two into one array.
 
-    The table's rows stay sharded: the target's logit is a masked sum, and the new tokens enter through logsumexp.
+    The table's rows stay sharded: the target's logit is a masked sum, and the new tokens enter through logsumexp. The last
+    token predicts nothing; its logits are computed all the same, since L is what divides evenly over a mesh.
     """
+    targets = jnp.roll(tokens, -1, axis=1)
     ids = jnp.arange(base.shape[-1], dtype=targets.dtype)
     target = jnp.sum(jnp.where(targets[:, :, None] == ids[None, None, :], base, 0.0), axis=-1)
     normaliser = jax.nn.logsumexp(base, axis=-1)
@@ -347,7 +422,7 @@ def next_token_losses(
         new_ids = vocab_size + jnp.arange(new.shape[-1], dtype=targets.dtype)
         from_new = jnp.sum(jnp.where(targets[:, :, None] == new_ids[None, None, :], new, 0.0), axis=-1)
         target = jnp.where(targets >= vocab_size, from_new, target)
-    return normaliser - target
+    return (normaliser - target)[:, :-1]
 
 
 def joined_logits(

@@ -98,7 +98,13 @@ class Resampler(hk.Module):
             latents = latents + _attention(latents, x, mask, config)
             hidden = layer_norm(latents, name="ffw_norm")
             hidden = feed_forward(
-                hidden, config.mlp_ratio * config.width, activation=config.activation, bias=config.mlp_bias, name="ffw"
+                hidden,
+                config.mlp_ratio * config.width,
+                activation=config.activation,
+                bias=config.mlp_bias,
+                batch="images",
+                axis="latent_mlp",
+                name="ffw",
             )
             return latents + hidden, None
 
@@ -112,10 +118,12 @@ def _attention(
     """The latents attend the features and themselves; features and latents have a LayerNorm each (pre-norm)."""
     latents = layer_norm(latents, name="latents_norm")
     attended = jnp.concatenate([layer_norm(x, name="media_norm"), latents], axis=1)
-    axes, bias = ("embed", "heads", "head_dim"), config.attention_bias
+    axes, bias = ("embed", "latent_heads", "head_dim"), config.attention_bias
     heads = (config.num_heads, config.head_dim)
     q = linear(latents, heads, axes=axes, bias=bias, name="query")
     k = linear(attended, heads, axes=axes, bias=bias, name="key")
     v = linear(attended, heads, axes=axes, bias=bias, name="value")
     out = attend(q, k, v, mask)
-    return linear(out, latents.shape[-1:], num_in=2, axes=("heads", "head_dim", "embed"), bias=bias, name="output")
+    return linear(
+        out, latents.shape[-1:], num_in=2, axes=("latent_heads", "head_dim", "embed"), bias=bias, name="output"
+    )

@@ -54,6 +54,22 @@ def relative_bias(
     return jnp.take_along_axis(scores, index, axis=-1)
 
 
+def aligned_relative_bias(q: Float[Array, "B L H K"], r: Float[Array, "L H K"]) -> Float32[Array, "B H L L"]:
+    """`relative_bias` where query i stands at key i: distances are i - j, and no gather is needed (Dai et al. 2019, appendix B).
+
+    Scores by distance are shifted, row i by i: one zero put before each row of L and the whole cut into rows of L again. What
+    the shift brings in above the diagonal belongs to the future, which is masked.
+
+    Args:
+        q: queries with their position bias v already added.
+        r: projected embedding of each distance 0..L-1.
+    """
+    scores = jnp.einsum("blhk,shk->bhls", q, r[::-1], preferred_element_type=jnp.float32) * q.shape[-1] ** -0.5
+    batch, heads, length, _ = scores.shape
+    padded = jnp.pad(scores, ((0, 0), (0, 0), (0, 0), (1, 0)))
+    return padded.reshape(batch, heads, length + 1, length)[:, :, 1:]
+
+
 def alibi_bias(num_heads: int, distances: Int[Array, "B T S"]) -> Float32[Array, "B H T S"]:
     """-slope * distance, with slopes 2^(-8 h / H) for h = 1..H (Press et al. 2021); H need not be a power of two."""
     return -jnp.asarray(alibi_slopes(num_heads), jnp.float32)[None, :, None, None] * distances[:, None].astype(

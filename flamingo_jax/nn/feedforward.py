@@ -8,7 +8,9 @@ from typing import Literal
 import haiku as hk
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 
+from flamingo_jax.core.axes import constrain
 from flamingo_jax.core.notation import Array, Float
 from flamingo_jax.nn.linear import linear
 
@@ -32,24 +34,48 @@ ACTIVATIONS: Mapping[str, Callable[[Array], Array]] = {
 class FeedForward(hk.Module):
     """down(activation(up(x))); with "swiglu", down(silu(gate(x)) * up(x))."""
 
-    def __init__(self, width: int, *, activation: Activation = "gelu", bias: bool = True, name: str):
-        """`width`: M, the hidden width; `bias`: on all of its linear maps."""
+    def __init__(
+        self,
+        width: int,
+        *,
+        activation: Activation = "gelu",
+        bias: bool = True,
+        batch: str = "batch",
+        axis: str = "mlp",
+        name: str,
+    ):
+        """`width`: M, the hidden width; `bias`: on all of its linear maps; `batch`, `axis`: logical axes of rows and of M."""
         super().__init__(name=name)
-        self.width, self.activation, self.bias = width, activation, bias
+        self.width, self.activation, self.bias, self.batch, self.axis = width, activation, bias, batch, axis
 
     def __call__(self, x: Float[Array, "B L D"]) -> Float[Array, "B L D"]:
         """Applies the layer, without norm or residual."""
-        up = linear(x, (self.width,), axes=("embed", "mlp"), bias=self.bias, name="up")
+        up = self._widen(x, "up")
         if self.activation == "swiglu":
-            gate = linear(x, (self.width,), axes=("embed", "mlp"), bias=self.bias, name="gate")
+            gate = self._widen(x, "gate")
             hidden = jax.nn.silu(gate) * up
         else:
             hidden = ACTIVATIONS[self.activation](up)
-        return linear(hidden, x.shape[-1:], axes=("mlp", "embed"), bias=self.bias, name="down")
+        hidden = jax.lax.optimization_barrier(hidden)
+        return linear(hidden, x.shape[-1:], axes=(self.axis, "embed"), bias=self.bias, name="down")
+
+    @hk.name_like("__call__")
+    def _widen(self, x: Array, name: str) -> Array:
+        hidden = linear(x, (self.width,), axes=("embed", self.axis), bias=self.bias, name=name)
+        hidden = checkpoint_name(constrain(hidden, self.batch, "length", self.axis), "mlp_hidden")
+        # Both ways: fused into a product, an activation or its derivative would be computed again for each tile.
+        return jax.lax.optimization_barrier(hidden)
 
 
 def feed_forward(
-    x: Float[Array, "B L D"], width: int, *, activation: Activation = "gelu", bias: bool = True, name: str
+    x: Float[Array, "B L D"],
+    width: int,
+    *,
+    activation: Activation = "gelu",
+    bias: bool = True,
+    batch: str = "batch",
+    axis: str = "mlp",
+    name: str,
 ) -> Float[Array, "B L D"]:
     """Makes and applies one `FeedForward`."""
-    return FeedForward(width, activation=activation, bias=bias, name=name)(x)
+    return FeedForward(width, activation=activation, bias=bias, batch=batch, axis=axis, name=name)(x)

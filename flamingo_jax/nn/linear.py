@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 import haiku as hk
+import jax
 import jax.numpy as jnp
 
 from flamingo_jax.core.notation import Array, Float
@@ -61,3 +62,23 @@ def linear(
 ) -> Float[Array, "..."]:
     """Makes and applies one `Linear` (see there)."""
     return Linear(out_shape, axes=axes, num_in=num_in, bias=bias, init=init, name=name)(x)
+
+
+class FusedLinear(hk.Module):
+    """y = x W^T into several named axes, with the contracted axis of W last."""
+
+    def __init__(self, out_shape: tuple[int, ...], *, axes: Axes, name: str):
+        """`out_shape`: sizes of the new axes; `axes`: logical axes of the weight: the new ones, then the contracted one."""
+        super().__init__(name=name)
+        self.out_shape, self.axes = out_shape, axes
+
+    def __call__(self, x: Float[Array, "... D"]) -> Float[Array, "..."]:
+        """Applies the map, in the dtype of x."""
+        width = x.shape[-1]
+        w = param("w", (*self.out_shape, width), self.axes, hk.initializers.TruncatedNormal(width**-0.5))
+        return jax.lax.dot_general(x, w.astype(x.dtype), (((x.ndim - 1,), (w.ndim - 1,)), ((), ())))
+
+
+def fused_linear(x: Float[Array, "... D"], out_shape: tuple[int, ...], *, axes: Axes, name: str) -> Float[Array, "..."]:
+    """Makes and applies one `FusedLinear`."""
+    return FusedLinear(out_shape, axes=axes, name=name)(x)

@@ -22,15 +22,24 @@ class LayerNorm(hk.Module):
 
     def __call__(self, x: Float[Array, "... D"]) -> Float[Array, "... D"]:
         """Normalises the last axis."""
-        y = x.astype(jnp.float32)
-        y = y - jnp.mean(y, axis=-1, keepdims=True)
-        y = y * jax.lax.rsqrt(jnp.mean(jnp.square(y), axis=-1, keepdims=True) + self.epsilon)
+        y = _standardise(x, self.epsilon)
         scale = param("scale", x.shape[-1:], (self.axis_name,), jnp.ones)
         y = y * jnp.broadcast_to(scale.astype(jnp.float32), y.shape)
         if self.bias:
             offset = param("offset", x.shape[-1:], (self.axis_name,), jnp.zeros)
             y = y + jnp.broadcast_to(offset.astype(jnp.float32), y.shape)
         return y.astype(x.dtype)
+
+
+def standardise(x: Float[Array, "... D"], *, epsilon: float = EPSILON) -> Float[Array, "... D"]:
+    """(x - mean) / deviation: a LayerNorm before its weights."""
+    return _standardise(x, epsilon).astype(x.dtype)
+
+
+def _standardise(x: Array, epsilon: float) -> Array:
+    y = x.astype(jnp.float32)
+    y = y - jnp.mean(y, axis=-1, keepdims=True)
+    return y * jax.lax.rsqrt(jnp.mean(jnp.square(y), axis=-1, keepdims=True) + epsilon)
 
 
 class RMSNorm(hk.Module):

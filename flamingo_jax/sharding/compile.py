@@ -5,6 +5,7 @@ The step that trains is the step that is planned and tested: all of them come th
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -13,6 +14,10 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from flamingo_jax.core import axes as axes_lib
 from flamingo_jax.core import paths, trees
+
+# Reduce-scatters as they are, not as loops of permutes around the products before them: a model group that spans several axes
+# of the torus reduces over all of them at once, a loop goes around one ring, and its additions cost what the overlap gains.
+_TPU_OPTIONS: dict[str, Any] = {"xla_tpu_enable_windowed_einsum_for_reduce_scatter": "false"}
 
 
 def shardings_of(
@@ -30,10 +35,35 @@ def shardings_of(
     """
     shardings = {}
     for path, leaf in trees.flatten(abstract).items():
-        partition = axes_lib.spec(axes[path])
-        _check_divisible(path, leaf.shape, axes[path], partition, mesh)
-        shardings[path] = NamedSharding(mesh, partition)
+        shardings[path] = NamedSharding(mesh, weight_spec(path, leaf.shape, axes[path], mesh))
     return trees.unflatten(shardings)
+
+
+def weight_spec(path: str, shape: tuple[int, ...], axes: tuple[str | None, ...], mesh: Mesh) -> PartitionSpec:
+    """Returns where a weight's dimensions go; key/value heads that are fewer than the chips of a model group are replicated.
+
+    Args:
+        path: of the weight, for the message.
+        shape: of the weight.
+        axes: its logical axes.
+        mesh: the device mesh.
+
+    Raises:
+        ValueError: if a mesh axis does not divide a dimension that the layout puts on it.
+    """
+    entries: list[axes_lib.MeshAxes] = []
+    for size, word, entry in zip(shape, axes, axes_lib.spec(axes), strict=True):
+        names = (entry,) if isinstance(entry, str) else tuple(entry or ())
+        parts = math.prod(mesh.shape[name] for name in names)
+        if word == "kv_heads" and size < parts:
+            entry = None
+        elif size % parts:
+            raise ValueError(
+                f"Weight {path} has {size} of {word!r} in shape {tuple(shape)}, which mesh axis {'*'.join(names)} = {parts} does not divide: "
+                f"choose another config.mesh.{names[-1]}, or a model size that is a multiple of it."
+            )
+        entries.append(entry)
+    return PartitionSpec(*entries)
 
 
 def with_shardings(abstract: Any, shardings: Any) -> Any:
@@ -53,22 +83,12 @@ def jit_once(function: Callable[..., Any], out_shardings: Any, mesh: Mesh) -> Ca
     )
 
 
+def compiler_options(mesh: Mesh) -> dict[str, Any] | None:
+    """Returns the options with which a training step is compiled for the mesh's platform; None is the compiler's own."""
+    return dict(_TPU_OPTIONS) if mesh.devices.flat[0].platform == "tpu" else None
+
+
 def use_compilation_cache(directory: str) -> None:
     """Keeps compiled programs in `directory`, so that a rerun skips compilation (also: env JAX_COMPILATION_CACHE_DIR)."""
     jax.config.update("jax_compilation_cache_dir", str(paths.make_directory(directory)))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 1.0)
-
-
-def _check_divisible(
-    path: str, shape: tuple[int, ...], logical: tuple[str | None, ...], partition: PartitionSpec, mesh: Mesh
-) -> None:
-    for size, word, entry in zip(shape, logical, partition, strict=True):
-        names = (entry,) if isinstance(entry, str) else tuple(entry or ())
-        parts = 1
-        for name in names:
-            parts *= mesh.shape[name]
-        if size % parts:
-            raise ValueError(
-                f"Weight {path} has {size} of {word!r} in shape {tuple(shape)}, which mesh axis {'*'.join(names)} = {parts} does not divide: "
-                f"choose another config.mesh.{names[-1]}, or a model size that is a multiple of it."
-            )

@@ -19,6 +19,7 @@ from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from flamingo_jax.core.config import ConfigError
+from flamingo_jax.sharding.layout import Layout
 
 AXES = ("replica", "data", "model")
 BATCH_AXES = ("replica", "data")
@@ -26,11 +27,22 @@ BATCH_AXES = ("replica", "data")
 
 @dataclasses.dataclass(frozen=True)
 class MeshConfig:
-    """How many devices each mesh axis has; 1 is allowed everywhere, and -1, once, means "all that are left"."""
+    """How many devices each mesh axis has, and what is split over them.
+
+    Attributes:
+        replica, data, model: devices; 1 is allowed everywhere, and -1, once, means "all that are left".
+        model_chips: the block of the torus that holds a model group, such as (4, 4, 1), a plane, or (1, 1, 16), a ring; chips along
+            each axis of the torus. (): as jax.experimental.mesh_utils chooses.
+        zero: whether gradients, moments and float32 weights are split over data (ZeRO-1).
+        sequence_parallel: whether the residual stream between blocks is split over model.
+    """
 
     replica: int = 1
     data: int = 1
     model: int = 1
+    model_chips: tuple[int, ...] = ()
+    zero: bool = True
+    sequence_parallel: bool = True
 
     def __post_init__(self) -> None:
         for name, size in self.sizes().items():
@@ -42,6 +54,10 @@ class MeshConfig:
             raise ValueError(
                 f"The mesh {self.sizes()} has more than one -1; at most one axis can take all devices that are left."
             )
+
+    def layout(self, mesh: Mesh) -> Layout:
+        """Returns where activations and gradients go on this mesh."""
+        return Layout(mesh, zero=self.zero, sequence_parallel=self.sequence_parallel)
 
     def sizes(self) -> dict[str, int]:
         """Returns {axis: size} in mesh order."""
@@ -67,9 +83,69 @@ def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -
             f"The mesh {sizes} needs {math.prod(shape) or given} device(s), but there are {len(devices)} ({devices[0].platform}): change "
             f"config.mesh.{{replica,data,model}} so that they multiply to {len(devices)} (mesh.data=-1 takes all that are left)."
         )
-    # (3, 32, 16) splits a physical axis of the torus; jax >= 0.9 would default to Explicit axes.
-    array = mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
+    if config.model_chips and hasattr(devices[0], "coords"):
+        array = _blocks(devices, shape, config.model_chips)
+    else:  # (3, 32, 16) splits a physical axis of the torus
+        array = mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
+    # jax >= 0.9 would default to Explicit axes.
     return Mesh(np.asarray(array), AXES, axis_types=(AxisType.Auto,) * len(AXES))
+
+
+def _blocks(devices: Sequence[jax.Device], shape: tuple[int, ...], block: tuple[int, ...]) -> np.ndarray:
+    """Cuts the torus into blocks of chips, one for each model group; blocks follow each other along the axes in turn.
+
+    The data axis gets the blocks that are nearest to each other: those along the later axes of the torus, in whole rings
+    where the numbers allow it.
+    """
+    coords = np.array([device.coords for device in devices])
+    low = coords.min(axis=0)
+    size = coords.max(axis=0) - low + 1
+    if len(block) != len(size) or math.prod(block) != shape[2] or np.any(size % np.array(block)):
+        raise ConfigError(
+            f"config.mesh.model_chips = {block} must hold mesh.model = {shape[2]} chips and divide the slice of {'x'.join(map(str, size))} chips "
+            "along each axis."
+        )
+    if len(devices) != math.prod(size):
+        raise ConfigError(
+            f"config.mesh.model_chips needs one device for each chip, and there are {len(devices)} on {math.prod(size)} chips."
+        )
+    torus = np.empty(tuple(size), dtype=object)
+    for device, place in zip(devices, coords - low, strict=True):
+        torus[tuple(place)] = device
+    cut = torus.reshape([n for total, part in zip(size, block, strict=True) for n in (total // part, part)])
+    axes = len(size)
+    groups = cut.transpose([*range(0, 2 * axes, 2), *range(1, 2 * axes, 2)])
+    # The replica axis is cut from one axis of the torus, so that data keeps whole rings of the others.
+    counts, replicas = groups.shape[:axes], shape[0]
+    outer = next((i for i, n in enumerate(counts) if n % replicas == 0), None)
+    if outer is not None:
+        groups = groups.reshape(*counts[:outer], replicas, counts[outer] // replicas, *groups.shape[outer + 1 :])
+        groups = np.moveaxis(groups, outer, 0)
+    ring = _ring(block)
+    return groups.reshape(*shape[:2], *block)[(slice(None), slice(None), *ring.T)]
+
+
+def _ring(block: tuple[int, ...]) -> np.ndarray:
+    """Returns the chips of a block in an order in which each is a neighbour of the next, and the last of the first.
+
+    Rows forwards and backwards in turn, but for their first column, which is the way back; the axes after the first are walked
+    as one. Where no such order is (a single axis, which closes as a ring of the torus; odd sides) it is that of the coordinates.
+    """
+    axes = sorted((axis for axis, size in enumerate(block) if size > 1), key=lambda axis: block[axis] % 2)
+    if len(axes) < 2 or block[axes[0]] % 2:
+        return np.argwhere(np.ones(block, bool))
+    columns: list[tuple[int, ...]] = [()]
+    for axis in axes[1:]:
+        there = [
+            (*column, i) for n, column in enumerate(columns) for i in range(block[axis])[:: 1 if n % 2 == 0 else -1]
+        ]
+        columns = there
+    rows = range(block[axes[0]])
+    order = [(row, *column) for row in rows for column in (columns[1:] if row % 2 == 0 else columns[:0:-1])]
+    order += [(row, *columns[0]) for row in reversed(rows)]
+    ring = np.zeros((len(order), len(block)), int)
+    ring[:, axes] = order
+    return ring
 
 
 def num_batch_shards(mesh: Mesh) -> int:

@@ -1,5 +1,7 @@
 """Gradients of a mixture: for each dataset in turn its own batch, loss and gradient, times lambda_m, summed (paper, section 2.4).
 
+Datasets whose batches have equal shapes (ALIGN and LTIP) share one compiled body.
+
 accumulate   every update sums over all datasets (the paper's choice, Table 3 row (i) and Table 11)
 round_robin  every update uses one dataset, in turn (ablation)
 merged       every update is one batch that holds the rows of all datasets (ablation); see `merge`
@@ -42,19 +44,40 @@ def accumulate(
     Returns:
         (gradients in float32, metrics): "loss" is the weighted sum, "<dataset>/loss" and "<dataset>/<metric>" each dataset's own.
     """
+    names = sorted(batches)
+    keys = {name: jax.random.fold_in(rng, i) for i, name in enumerate(names)}
+
+    def add(total: trees.Params, one: tuple[Any, Any, Any]) -> tuple[trees.Params, tuple[Array, Metrics]]:
+        batch, weight, key = one
+        (value, extra), gradients = jax.value_and_grad(loss, has_aux=True)(params, batch, key)
+        return jax.tree.map(lambda t, g: t + weight * g.astype(jnp.float32), total, gradients), (value, extra)
+
     total = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, jnp.float32), params)
     metrics: Metrics = {"loss": jnp.zeros((), jnp.float32)}
-    for i, name in enumerate(sorted(batches)):
-        (value, extra), gradients = jax.value_and_grad(loss, has_aux=True)(
-            params, batches[name], jax.random.fold_in(rng, i)
-        )
-        total = jax.tree.map(lambda t, g, w=weights[name]: t + w * g.astype(jnp.float32), total, gradients)
+    for group in _of_equal_shape(batches):
+        rows = [(batches[name], jnp.float32(weights[name]), keys[name]) for name in group]
+        if len(group) == 1:
+            total, results = add(total, rows[0])
+            found = [results]
+        else:
+            total, results = jax.lax.scan(add, total, jax.tree.map(lambda *leaves: jnp.stack(leaves), *rows))
+            found = [jax.tree.map(lambda leaf, i=i: leaf[i], results) for i in range(len(group))]
         # One dataset after the other: otherwise the compiler may keep the activations of several at once.
         params, total = jax.lax.optimization_barrier((params, total))
-        metrics["loss"] += weights[name] * value
-        metrics[f"{name}/loss"] = value
-        metrics |= {f"{name}/{key}": number for key, number in extra.items()}
+        for name, (value, extra) in zip(group, found, strict=True):
+            metrics["loss"] += weights[name] * value
+            metrics[f"{name}/loss"] = value
+            metrics |= {f"{name}/{key}": number for key, number in extra.items()}
     return total, metrics
+
+
+def _of_equal_shape(batches: Mapping[str, Any]) -> list[list[str]]:
+    """Groups the datasets whose batches have the same shapes: one body is compiled for them, and run in a loop."""
+    groups: dict[Any, list[str]] = {}
+    for name in sorted(batches):
+        leaves, structure = jax.tree.flatten(batches[name])
+        groups.setdefault((structure, tuple((leaf.shape, leaf.dtype) for leaf in leaves)), []).append(name)
+    return list(groups.values())
 
 
 def datasets_of_step(mixing: Mixing, names: Sequence[str], step: int) -> list[str]:

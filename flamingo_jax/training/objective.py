@@ -44,6 +44,8 @@ class Objective:
       loss: loss(weights, batch, rng) -> (float32 scalar, metrics); pure. The weights arrive in the compute dtype.
       frozen: table (regular expression, bool) over all weights: which get no gradient.
       decay: table (regular expression, float) over the trainable weights: the share of `optimizer.weight_decay` that each gets.
+      arrange: arrange(weights) -> the weights in the form that `loss` computes with; frozen ones alone may change theirs.
+      arranged_init: arranged_init(rng) -> weights in that form, for their names and axes; None: the same as `init`.
       gauges: gauges(weights) -> numbers to log that need no batch, such as the gates of Figure 6; scalars or one value per layer.
     """
 
@@ -52,6 +54,8 @@ class Objective:
     loss: Callable[[trees.Params, Any, Array], tuple[Array, Metrics]]
     frozen: trees.Table
     decay: trees.Table
+    arrange: Callable[[trees.Params], trees.Params] = lambda params: params
+    arranged_init: Callable[[Array], trees.Params] | None = None
     gauges: Callable[[trees.Params], Metrics] = _no_gauges
 
 
@@ -85,6 +89,8 @@ def captioning(model: Decoder, *, num_shards: int = 1) -> Objective:
         loss=_next_token_loss(model, num_shards),
         frozen=FROZEN,
         decay=((r"flamingo/resampler(/.*)?", 0.0), (r"flamingo/(media|xattn|new_tokens)(/.*)?", 1.0)),
+        arrange=model.arrange,
+        arranged_init=model.arranged_init,
         gauges=_gates,
     )
 

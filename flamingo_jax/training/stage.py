@@ -28,7 +28,7 @@ from flamingo_jax.sharding import mesh as mesh_lib
 from flamingo_jax.training import accumulate, hooks, loop, metrics, objective, optimizer, towers
 from flamingo_jax.training import state as state_lib
 from flamingo_jax.training.config import TrainConfig, given
-from flamingo_jax.training.step import make_step
+from flamingo_jax.training.step import Step, make_step
 
 Tell = Callable[[str], None]
 
@@ -119,14 +119,9 @@ def train(
             process_count=count,
             num_shards=num_shards,
         )
-        stage = _build(config, tokenizer, mesh)
-        schedule = optimizer.make_schedule(config.optimizer, config.steps)
-        plan, transformation = state_lib.plan_state(
-            stage.objective,
-            lambda factors: optimizer.make_optimizer(config.optimizer, schedule, factors),
-            mesh,
-            config.precision,
-        )
+        prepared = prepare(config, mesh)
+        stage = Stage(config, tokenizer, prepared.model, prepared.objective, mesh)
+        plan = prepared.plan
         keys = jax.jit(
             lambda: tuple(jax.random.split(jax.random.key(config.seed))), out_shardings=mesh_lib.replicated(mesh)
         )
@@ -135,21 +130,10 @@ def train(
         start = int(state.step)
         tell(_describe(config, stage, state, mixture, start))
 
-        merged = config.mixing == "merged"
-        weights = {name: dataset.weight for name, dataset in config.data.datasets.items()}
-        step = make_step(
-            mesh,
-            plan.shardings,
-            objective=stage.objective,
-            optimizer=transformation,
-            schedule=schedule,
-            weights={"merged": 1.0} if merged else weights,
-            policy=config.precision,
-        )
         log = _open_logs(config, workdir, start, stack)
         stream = batches(config, mixture, mesh, positions, start, local_shards=num_shards // count)
         state, done, stopped = loop.run(
-            step,
+            prepared.step,
             state,
             stack.enter_context(contextlib.closing(stream)),
             step_key,
@@ -168,8 +152,58 @@ def train(
             f"{until.probe}: {until.metric} is still not below {until.below} after all {done} steps of the {config.stage} stage, so nothing was "
             f"exported. Go on with a larger --config.steps, or export all the same with --config.until.required=False; see {workdir}/metrics.jsonl."
         )
-    _export(config, workdir, state, done, tell)
+    _export(config, workdir, state, plan, done, tell)
     return state
+
+
+@dataclasses.dataclass(frozen=True)
+class Prepared:
+    """A stage on its mesh, before any array exists: what trains, what `plan` compiles, what the tests run.
+
+    Attributes:
+      model: the model as pure functions; None in the contrastive stage.
+      objective: what is minimised.
+      plan: the abstract state, its shardings, its init.
+      step: one update, jitted: step(state, {dataset: batch}, rng).
+    """
+
+    model: decoder.Decoder | None
+    objective: objective.Objective
+    plan: state_lib.Plan
+    step: Step
+
+
+def prepare(config: TrainConfig, mesh: Mesh) -> Prepared:
+    """Lays a run out on a mesh; the devices may be those of a topology that is described only.
+
+    Args:
+        config: a resolved run.
+        mesh: the device mesh.
+
+    Raises:
+        TableError: if a table of the objective does not match each weight exactly once.
+        ValueError: if the mesh does not divide a weight.
+    """
+    model, goal = build_objective(config, mesh_lib.num_batch_shards(mesh))
+    schedule = optimizer.make_schedule(config.optimizer, config.steps)
+    plan, transformation = state_lib.plan_state(
+        goal,
+        lambda factors: optimizer.make_optimizer(config.optimizer, schedule, factors),
+        mesh,
+        config.precision,
+        zero=config.mesh.zero,
+    )
+    weights = {name: dataset.weight for name, dataset in config.data.datasets.items()}
+    step = make_step(
+        plan,
+        config.mesh.layout(mesh),
+        objective=goal,
+        optimizer=transformation,
+        schedule=schedule,
+        weights={"merged": 1.0} if config.mixing == "merged" else weights,
+        policy=config.precision,
+    )
+    return Prepared(model, goal, plan, step)
 
 
 def build_objective(config: TrainConfig, num_shards: int) -> tuple[decoder.Decoder | None, objective.Objective]:
@@ -185,13 +219,8 @@ def build_objective(config: TrainConfig, num_shards: int) -> tuple[decoder.Decod
     if config.stage == "language_model":
         lm = decoder.language_model(given(model.lm, "lm"))
         return lm, objective.language_model(lm)
-    functions = flamingo.build(model.flamingo())
+    functions = flamingo.build(model.flamingo(), arranged=True)
     return functions, objective.captioning(functions, num_shards=num_shards)
-
-
-def _build(config: TrainConfig, tokenizer: Tokenizer, mesh: Mesh) -> Stage:
-    model, goal = build_objective(config, mesh_lib.num_batch_shards(mesh))
-    return Stage(config=config, tokenizer=tokenizer, model=model, objective=goal, mesh=mesh)
 
 
 def _load_tokenizer(config: TrainConfig) -> SentencePieceTokenizer:
@@ -205,7 +234,7 @@ def _restore_or_init(
     config: TrainConfig, store: Store, plan: state_lib.Plan, key: jax.Array
 ) -> tuple[state_lib.TrainState, dict[str, int]]:
     """Returns (state, data positions); frozen towers come from their exports either way."""
-    frozen = towers.load(config, plan.abstract.frozen) if plan.abstract.frozen else {}
+    frozen = plan.arrange(towers.load(config, plan.kept)) if plan.kept else {}
     if store.latest_step() is None:
         state = plan.init_trained(key)
         positions = accumulate.positions_at(config.mixing, list(config.data.datasets), 0)
@@ -292,15 +321,18 @@ def _describe(config: TrainConfig, stage: Stage, state: state_lib.TrainState, mi
     )
 
 
-def _export(config: TrainConfig, workdir: paths.Path, state: state_lib.TrainState, step: int, tell: Tell) -> None:
-    """Writes WORKDIR/export, unless it is of this very step."""
+def _export(
+    config: TrainConfig, workdir: paths.Path, state: state_lib.TrainState, plan: state_lib.Plan, step: int, tell: Tell
+) -> None:
+    """Writes WORKDIR/export, unless it is of this very step; frozen towers as they are in their own exports."""
     target = workdir / "export"
     if (target / export_lib.CARD).exists() and export_lib.read_card(target)[1]["step"] == step:
         tell(f"{target} is of step {step} already.")
         return
+    frozen = towers.load(config, plan.kept) if plan.kept else {}
     export_lib.export(
         target,
-        state.params(),
+        trees.merge(state.trainable, frozen),
         kind=config.stage,
         config=config_lib.to_dict(config.model),
         tokenizer=config.data.tokenizer,

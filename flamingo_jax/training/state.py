@@ -1,8 +1,8 @@
 """The training state, made abstract first: eval_shape -> axes -> shardings -> jit(init); no tower exists unsharded on a host.
 
 TrainState(step, trainable, frozen, opt_state)
-|     float32    |       float32, two moments for each trainable weight and none for frozen ones
-updates done     compute dtype (bfloat16), from the towers' exports
+|     float32    |       float32, two moments for each trainable weight and none for frozen ones; both split over data (ZeRO-1)
+updates done     compute dtype (bfloat16), from the towers' exports, in the form that is fastest to compute with
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from flamingo_jax.core import params as params_lib
 from flamingo_jax.core import trees
 from flamingo_jax.core.precision import Policy
 from flamingo_jax.sharding import compile as compile_lib
+from flamingo_jax.sharding import zero as zero_lib
 from flamingo_jax.sharding.mesh import replicated
 from flamingo_jax.training.objective import Objective
 
@@ -32,7 +33,7 @@ class TrainState:
     Attributes:
       step: int32 scalar, the updates done.
       trainable: float32 master weights.
-      frozen: frozen weights in the compute dtype.
+      frozen: frozen weights in the compute dtype, arranged (`Objective.arrange`).
       opt_state: optax state, sharded like the trainable weights.
     """
 
@@ -42,7 +43,7 @@ class TrainState:
     opt_state: Any
 
     def params(self) -> dict[str, dict[str, Any]]:
-        """Returns all weights as one tree."""
+        """Returns all weights as one tree, frozen ones as they are arranged."""
         return trees.merge(self.trainable, self.frozen)
 
     def saved(self) -> dict[str, Any]:
@@ -57,12 +58,18 @@ class Plan:
     Attributes:
       abstract: TrainState of jax.ShapeDtypeStruct with shardings.
       shardings: TrainState of shardings.
+      gathered: shardings of the trainable weights while they are computed with: whole over data.
+      kept: frozen weights as checkpoints keep them, as jax.ShapeDtypeStruct with shardings.
+      arrange: frozen weights as they are kept -> `TrainState.frozen`; gives up its argument.
       init_trained: init_trained(rng) -> TrainState with an empty `frozen` part, which comes from the towers' exports.
       init_frozen: init_frozen(rng) -> frozen weights at random, where there is no export to load.
     """
 
     abstract: TrainState
     shardings: TrainState
+    gathered: Any
+    kept: Any
+    arrange: Callable[[Any], Any]
     init_trained: Callable[[jax.Array], TrainState]
     init_frozen: Callable[[jax.Array], Any]
 
@@ -84,7 +91,12 @@ def decay_factors(objective: Objective, trainable: trees.Params) -> dict[str, di
 
 
 def plan_state(
-    objective: Objective, make_optimizer: Callable[[Any], optax.GradientTransformation], mesh: Mesh, policy: Policy
+    objective: Objective,
+    make_optimizer: Callable[[Any], optax.GradientTransformation],
+    mesh: Mesh,
+    policy: Policy,
+    *,
+    zero: bool = True,
 ) -> tuple[Plan, optax.GradientTransformation]:
     """Lays the state out without making any array.
 
@@ -93,6 +105,7 @@ def plan_state(
         make_optimizer: make_optimizer(decay factors) -> optimizer.
         mesh: the device mesh.
         policy: dtype of the frozen weights.
+        zero: whether the optimizer's state is split over data (ZeRO-1).
 
     Returns:
         (plan, optimizer).
@@ -111,25 +124,31 @@ def plan_state(
         return TrainState(jnp.zeros((), jnp.int32), weights, {}, optimizer.init(weights))
 
     def towers(rng: jax.Array) -> Any:
-        return policy.cast(split(objective, objective.init(rng))[1])
+        return objective.arrange(policy.cast(split(objective, objective.init(rng))[1]))
 
-    abstract = dataclasses.replace(jax.eval_shape(trained, key), frozen=jax.eval_shape(towers, key))
-    weight_shardings = compile_lib.shardings_of(trainable, axes, mesh)
+    arranged = params_lib.axes_of(objective.arranged_init, key) if objective.arranged_init else axes
+    kept = jax.eval_shape(policy.cast, frozen)
+    abstract = dataclasses.replace(jax.eval_shape(trained, key), frozen=jax.eval_shape(objective.arrange, kept))
+    gathered = compile_lib.shardings_of(trainable, axes, mesh)
+    master = zero_lib.shardings_of(trainable, axes, mesh) if zero else gathered
     shardings = TrainState(
         step=replicated(mesh),
-        trainable=weight_shardings,
-        frozen=compile_lib.shardings_of(frozen, axes, mesh),
+        trainable=master,
+        frozen=compile_lib.shardings_of(abstract.frozen, arranged, mesh),
         opt_state=optax.tree_map_params(
             optimizer,
             lambda _, s: s,
             abstract.opt_state,
-            weight_shardings,
+            master,
             transform_non_params=lambda _: replicated(mesh),
         ),
     )
     plan = Plan(
         abstract=compile_lib.with_shardings(abstract, shardings),
         shardings=shardings,
+        gathered=gathered,
+        kept=compile_lib.with_shardings(kept, compile_lib.shardings_of(frozen, axes, mesh)),
+        arrange=jax.jit(objective.arrange, out_shardings=shardings.frozen, donate_argnums=0),
         init_trained=compile_lib.jit_once(trained, dataclasses.replace(shardings, frozen={}), mesh),
         init_frozen=compile_lib.jit_once(towers, shardings.frozen, mesh),
     )

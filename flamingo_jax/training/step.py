@@ -1,8 +1,10 @@
-"""One update: cast once, accumulate over the datasets, one clip, one AdamW (paper, section 2.4 and B.1.2).
+"""One update: cast and gather once, accumulate over the datasets, one clip, one AdamW (paper, section 2.4 and B.1.2).
 
-    trainable f32 --cast--> compute dtype --+
-    frozen (compute dtype) -----------------+--> loss_m(batch_m) --> gradient * lambda_m --sum f32--> clip --> AdamW --> trainable f32
+    trainable f32 (a part) --cast--> compute dtype --gather--> whole --+
+    frozen (compute dtype) --------------------------------------------+--> loss_m(batch_m) --> gradient --reduce-scatter--> a part
+    a part of each gradient * lambda_m --sum f32--> clip --> AdamW --> trainable f32 (a part)
 
+A part is what ZeRO-1 leaves to one position on the mesh's data axis (`sharding.zero`); without ZeRO-1 it is the whole.
 The gradient is taken by the trainable weights alone, so that no gradient of a frozen weight is ever formed. This is the step that
 trains, the step that is planned ahead of time and the step that the tests run on eight devices.
 """
@@ -15,15 +17,18 @@ from typing import Any
 
 import jax
 import optax
-from jax.sharding import Mesh
 
 from flamingo_jax.core import trees
+from flamingo_jax.core.axes import laid_out
 from flamingo_jax.core.precision import Policy
+from flamingo_jax.sharding.compile import compiler_options
+from flamingo_jax.sharding.layout import Layout
 from flamingo_jax.sharding.mesh import batch_sharding, replicated
 from flamingo_jax.training.accumulate import accumulate
 from flamingo_jax.training.objective import Metrics, Objective
-from flamingo_jax.training.state import TrainState
+from flamingo_jax.training.state import Plan, TrainState
 
+Gather = Callable[[trees.Params], trees.Params]
 Step = Callable[[TrainState, Mapping[str, Any], jax.Array], tuple[TrainState, Metrics]]
 
 
@@ -37,6 +42,7 @@ def update(
     schedule: optax.Schedule,
     weights: Mapping[str, float],
     policy: Policy,
+    gather: Gather = lambda params: params,
 ) -> tuple[TrainState, Metrics]:
     """Does one update; pure.
 
@@ -49,6 +55,7 @@ def update(
         schedule: the learning rate, for the log.
         weights: {dataset: lambda_m}.
         policy: the compute dtype.
+        gather: makes the cast weights whole, before the first dataset.
 
     Returns:
         (state after, metrics): "loss", "<dataset>/loss", "gradient_norm" (before the clip), "learning_rate", the objective's gauges;
@@ -59,34 +66,42 @@ def update(
         return objective.loss(trees.merge(trainable, state.frozen), batch, key)
 
     key = jax.random.fold_in(rng, state.step)
-    gradients, metrics = accumulate(loss, policy.cast(state.trainable), batches, weights, key)
-    updates, opt_state = optimizer.update(gradients, state.opt_state, state.trainable)
+    with jax.named_scope("optimizer"):
+        trainable = gather(policy.cast(state.trainable))
+    gradients, metrics = accumulate(loss, trainable, batches, weights, key)
+    with jax.named_scope("optimizer"):
+        updates, opt_state = optimizer.update(gradients, state.opt_state, state.trainable)
+        after = optax.apply_updates(state.trainable, updates)
     metrics |= {
         "gradient_norm": optax.tree.norm(gradients),
         "learning_rate": schedule(state.step),
         **objective.gauges(state.trainable),
     }
-    after = dataclasses.replace(
-        state, step=state.step + 1, trainable=optax.apply_updates(state.trainable, updates), opt_state=opt_state
-    )
-    return after, metrics
+    return dataclasses.replace(state, step=state.step + 1, trainable=after, opt_state=opt_state), metrics
 
 
-def make_step(mesh: Mesh, shardings: TrainState, **parts: Any) -> Step:
+def make_step(plan: Plan, layout: Layout, **parts: Any) -> Step:
     """Compiles `update` onto the mesh; the state that goes in is given up (its buffers become the new state's).
 
     Args:
-        mesh: the device mesh; batches arrive split over (replica, data), metrics leave replicated.
-        shardings: of the state.
-        **parts: the keyword arguments of `update`.
+        plan: of the state.
+        layout: of activations and gradients; batches arrive split over (replica, data) of its mesh, metrics leave replicated.
+        **parts: the keyword arguments of `update`, but `gather`.
     """
+    mesh = layout.mesh
+
+    def gather(params: trees.Params) -> trees.Params:
+        part = jax.lax.with_sharding_constraint(params, plan.shardings.trainable)  # cast first: half the bytes
+        return jax.lax.with_sharding_constraint(part, plan.gathered)
 
     def step(state: TrainState, batches: Mapping[str, Any], rng: jax.Array) -> tuple[TrainState, Metrics]:
-        return update(state, batches, rng, **parts)
+        with laid_out(layout):
+            return update(state, batches, rng, **parts, gather=gather)
 
     return jax.jit(
         step,
-        in_shardings=(shardings, batch_sharding(mesh), replicated(mesh)),
-        out_shardings=(shardings, replicated(mesh)),
+        in_shardings=(plan.shardings, batch_sharding(mesh), replicated(mesh)),
+        out_shardings=(plan.shardings, replicated(mesh)),
         donate_argnums=0,
+        compiler_options=compiler_options(mesh),
     )

@@ -64,7 +64,7 @@ def run(config, mesh, batches):
         "weights": WEIGHTS,
         "policy": config.precision,
     }
-    step = make_step(mesh, plan.shardings, **parts)
+    step = make_step(plan, MeshConfig().layout(mesh), **parts)
     state = _with_open_gates(plan.init(jax.random.key(1)), plan.shardings)
     first, metrics = jax.tree.map(np.asarray, state), []
     for pair in batches:

@@ -18,6 +18,7 @@ from flamingo_jax.models.lm import LMConfig
 from flamingo_jax.models.nfnet import NFNetConfig
 from flamingo_jax.models.resampler import ResamplerConfig
 from flamingo_jax.models.zoo import FLAMINGOS
+from flamingo_jax.nn.norm import standardise
 
 V, B, L, N = 20, 2, 12, 3
 CONFIG = flamingo.FlamingoConfig(
@@ -144,7 +145,7 @@ def test_gated_block_equals_an_independent_reference():
     """One layer in float64 numpy, token by token, straight from Figure 4. 1e-5: float32."""
     x, pool = RNG.normal(size=(1, 4, 16)), RNG.normal(size=(2, 3, 16))
     phi, slot = np.array([[0, 1, 2, 2]]), np.array([[1, 0]])
-    context = MediaContext(jnp.asarray(phi), jnp.asarray(pool, jnp.float32), jnp.asarray(slot))
+    context = MediaContext(jnp.asarray(phi), standardise(jnp.asarray(pool, jnp.float32)), jnp.asarray(slot))
     layer = hk.transform(lambda x: GatedXattn(XattnConfig(), 2, context)(x)[0])
     params = layer.init(jax.random.key(0), jnp.asarray(x, jnp.float32))
     params = jax.tree.map(lambda leaf: leaf + 0.2, params)
@@ -169,10 +170,10 @@ def test_gated_block_equals_an_independent_reference():
 
 
 def test_two_prompts_may_share_an_image_and_shards_have_their_own_pools():
-    pool = jnp.arange(8.0)[:, None]
+    pool = jnp.arange(8.0)[:, None, None, None]
     slot = jnp.asarray([[0, 1], [0, -1], [1, 2], [3, 0]], jnp.int32)
-    assert gather_media(pool, slot, 1)[:, :, 0].tolist() == [[0, 1], [0, 0], [1, 2], [3, 0]]
-    assert gather_media(pool, slot, 2)[:, :, 0].tolist() == [[0, 1], [0, 0], [5, 6], [7, 4]]
+    assert gather_media(pool, slot, 1)[..., 0, 0, 0].tolist() == [[0, 1], [0, 0], [1, 2], [3, 0]]
+    assert gather_media(pool, slot, 2)[..., 0, 0, 0].tolist() == [[0, 1], [0, 0], [5, 6], [7, 4]]
 
 
 def test_a_masked_frame_has_no_influence_and_a_video_may_have_other_frame_counts():

@@ -109,9 +109,9 @@ def test_relative_attention_is_transformer_xls():
 
 def test_the_tables_padding_is_never_predicted_and_new_tokens_enter_the_softmax():
     """20 pieces in a table of 24 rows, 2 new tokens: the probabilities of 22 ids sum to 1."""
-    base = jnp.asarray(RNG.normal(size=(1, 1, 24)), jnp.float32).at[..., V:].set(-1e30)
-    new = jnp.asarray(RNG.normal(size=(1, 1, 2)), jnp.float32)
-    every = [next_token_losses(base, new, jnp.full((1, 1), i, jnp.int32), V)[0, 0] for i in range(V + 2)]
+    base = jnp.asarray(RNG.normal(size=(1, 2, 24)), jnp.float32).at[..., V:].set(-1e30)
+    new = jnp.asarray(RNG.normal(size=(1, 2, 2)), jnp.float32)
+    every = [next_token_losses(base, new, jnp.full((1, 2), i, jnp.int32), V)[0, 0] for i in range(V + 2)]
     assert abs(sum(np.exp(-np.array(every))) - 1) < 1e-5
     joined = jax.nn.log_softmax(jnp.concatenate([base[..., :V], new], -1))[0, 0]
     np.testing.assert_allclose(every, -joined, rtol=1e-5, atol=1e-5)

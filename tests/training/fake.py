@@ -82,7 +82,7 @@ class Run:
             "weights": weights or {"pages": 1.0, "pairs": 0.2},
             "policy": self.policy,
         }
-        self.step = make_step(self.mesh, self.plan.shardings, **self.parts)
+        self.step = make_step(self.plan, MeshConfig(*mesh).layout(self.mesh), **self.parts)
 
     def init(self, seed=0):
         """The state at step 0."""

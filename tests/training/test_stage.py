@@ -24,9 +24,6 @@ from flamingo_jax.training import stage as stage_lib
 from flamingo_jax.training.accumulate import positions_at
 from flamingo_jax.training.config import TrainConfig, UntilConfig
 from flamingo_jax.training.hooks import ProbeNotReached
-from flamingo_jax.training.optimizer import make_optimizer, make_schedule
-from flamingo_jax.training.state import plan_state
-from flamingo_jax.training.step import make_step
 from tests.training import small
 
 ONE = jax.devices()[:1]
@@ -199,22 +196,9 @@ def test_batches_follow_the_mixing_from_any_position(flamingo, mixing):
 def test_the_step_of_the_real_flamingo_holds_towers_in_bfloat16_and_masters_in_float32(flamingo):
     """Paper, B.1.2; by the types of the step as it is handed to the compiler."""
     config = dataclasses.replace(flamingo, precision=Policy("bfloat16")).resolved(small.VOCABULARY)
-    mesh, schedule = make_mesh(config.mesh, ONE), make_schedule(config.optimizer, config.steps)
-    objective = stage_lib.build_objective(config, num_shards=1)[1]
-    plan, optimizer = plan_state(
-        objective, lambda f: make_optimizer(config.optimizer, schedule, f), mesh, config.precision
-    )
-    step = make_step(
-        mesh,
-        plan.shardings,
-        objective=objective,
-        optimizer=optimizer,
-        schedule=schedule,
-        weights={"pages": 1.0},
-        policy=config.precision,
-    )
+    prepared = stage_lib.prepare(config, make_mesh(config.mesh, ONE))
     batch = small.batch(rows=2, length=6, images=1, seed=0)
-    lowered = step.lower(plan.abstract, {"pages": batch}, jax.random.key(0))
+    lowered = prepared.step.lower(prepared.plan.abstract, {"pages": batch}, jax.random.key(0))
     state = lowered.in_avals[0][0]
     assert {leaf.dtype for leaf in jax.tree.leaves(state.frozen)} == {jnp.dtype("bfloat16")}
     assert {leaf.dtype for leaf in jax.tree.leaves(state.trainable)} == {jnp.dtype("float32")}

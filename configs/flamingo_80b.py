@@ -1,0 +1,30 @@
+"""Flamingo-80B on 1536 TPUv4 chips, as in the paper (Tables 4 and 5, B.1.2).
+
+    COMMAND  python -m flamingo_jax.plan --config=configs/flamingo_80b.py --topology=v4:8x12x16
+    EXPECTED fits
+
+The argument is the directory of the records: --config=configs/flamingo_80b.py:/data.
+"""
+
+from ml_collections import config_dict
+
+from configs import base, mixture
+
+
+def get_config(data: str = "/data") -> config_dict.ConfigDict:
+    """Returns the config.
+
+    Args:
+        data: directory of the tokenizer and of the datasets.
+    """
+    config = base.get_config()  # 80 layers of width 8192, a cross-attention layer before every 7th
+    config.name = "flamingo_80b"
+    config.model.lm.vocab_size = 32_000
+    config.data.tokenizer = f"{data}/tokenizer"
+    # 12 times the ablation's batches: 3072, 6144, 6144 and 768 rows, each divisible by the 96 replicas. With 35e15 FLOPs for the
+    # ablation's (32,768 + 65,536 + 2,048 tokens), 15 days of 500k updates leave 2.6 s each: 1.1e18 at peak, about 12 times at 0.4.
+    config.data.datasets = mixture.datasets(data, scale=12)
+    # 1536 = 96 replicas x 16; 8192 = 32 * 256 is divisible by the 32 of the optimizer's sharding, not by 96.
+    # A model group is a block of 4x2x2 neighbouring chips: three axes of the torus carry its collectives.
+    config.mesh.update(replica=3, data=32, model=16, model_chips=(4, 2, 2))
+    return config

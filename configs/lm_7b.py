@@ -1,0 +1,33 @@
+"""The 7.1B language model of Flamingo's LM tower, trained on packed text as Chinchilla was (Hoffmann et al. 2022).
+
+    COMMAND  python -m flamingo_jax.plan --config=configs/lm_7b.py --topology=v4:4x4x8
+             launch/tpu_pod.sh train --name=NAME -- --config=configs/lm_7b.py:/data --workdir=gs://BUCKET/lm_7b
+    EXPECTED The plan says "fits".
+
+32 blocks of width 4096 with 32 heads of 128: 7.112B weights (models/zoo.py). Chinchilla's 70B took a learning rate of 1e-4 and batches of 1.5M, then 3M
+tokens; for the smaller ones its paper gives no row, and learning rate and batch here are our choice.
+"""
+
+from ml_collections import config_dict
+
+from configs import base
+
+SHAPE = {"vocab_size": 32_000, "num_layers": 32, "width": 4_096, "num_heads": 32}
+
+
+def get_config(data: str = "/data") -> config_dict.ConfigDict:
+    """Returns the config.
+
+    Args:
+        data: directory of the tokenizer and of the records of text.
+    """
+    config = base.get_config()
+    config.name = "lm_7b"
+    config.stage = "language_model"
+    config.model.lm.update(SHAPE)
+    config.data.tokenizer = f"{data}/tokenizer"
+    config.data.datasets = {"text": base.dataset("text", f"{data}/text", batch_size=1024, length=2048)}
+    config.steps = 500_000
+    config.optimizer.update(learning_rate=1.2e-4, warmup_steps=1_500, schedule="cosine", final_fraction=0.1)
+    config.mesh.update(data=32, model=4)
+    return config

@@ -1,0 +1,1 @@
+"""The planner: compiles the step for a TPU that need not be there, and reads from the compiled text how large and how fast it is."""

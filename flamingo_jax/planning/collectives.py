@@ -1,0 +1,272 @@
+"""Collectives of a compiled step: along which mesh axis, over which links of the torus, how many bytes, how long.
+
+What one chip must receive, in bytes, from operands of `b` bytes in groups of n:
+
+    all-gather (n - 1) b    reduce-scatter (n - 1)/n b    all-reduce 2 (n - 1)/n b    all-to-all (n - 1)/n b    permute b
+
+Time: these bytes, at twice the one-way rate of a link (both directions of a ring) for each dimension of the torus along which the
+group really lies. A permute is counted link by link: every pair sends along the shortest way, dimension after dimension, and
+the most used link decides, at its one-way rate. Latency is not counted.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import re
+from typing import Literal, NamedTuple
+
+import numpy as np
+from jax.sharding import Mesh
+
+from flamingo_jax.planning.hlo import Computation, HloError, Instruction, Module
+from flamingo_jax.sharding.topologies import Topology
+
+KINDS = ("all-gather", "all-reduce", "reduce-scatter", "collective-permute", "all-to-all", "ragged-all-to-all")
+
+_IOTA = re.compile(r"\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?")
+_MESH_AXIS = re.compile(r"'([^']+)'=(\d+)")
+_AXIS_REFERENCE = re.compile(r"'([^']+)'(?::\((\d+)\)(\d+))?")
+
+
+@dataclasses.dataclass(frozen=True)
+class Collective:
+    """One collective, once.
+
+    Attributes:
+      kind: one of KINDS.
+      axis: the mesh axes along which its groups run, joined by "+" in mesh order.
+      torus: dimensions of the torus along which its groups lie.
+      links: what it occupies while it is under way: directed dimensions for a permute, both directions else.
+      num_bytes: that each chip must receive (of the chip that receives most).
+      seconds: by the rule of this module.
+      sharing: the most groups that share a link with each other, where groups lie interleaved; the rule does not count it.
+    """
+
+    kind: str
+    axis: str
+    torus: tuple[int, ...]
+    links: frozenset[tuple[int, int]]
+    num_bytes: int
+    seconds: float
+    sharing: int = 1
+
+
+@dataclasses.dataclass(frozen=True)
+class Route:
+    """What groups of devices mean on the torus; see Collective."""
+
+    size: int
+    axis: str
+    torus: tuple[int, ...]
+    links: frozenset[tuple[int, int]]
+    load: int
+    sharing: int
+
+
+class Network:
+    """Where each position of the device assignment lies, in the mesh and on the torus."""
+
+    def __init__(self, mesh: Mesh, topology: Topology):
+        """`mesh`: of the compiled program, over all devices of `topology`."""
+        self._names = tuple(mesh.axis_names)
+        self._topology = topology
+        self._in_mesh = np.stack(np.unravel_index(np.arange(mesh.size), mesh.devices.shape), axis=-1)
+        coords = [tuple(device.coords) for device in mesh.devices.flat]
+        self._coords = np.asarray(coords)[:, : len(topology.shape)]
+        self._routes: dict[str, Route] = {}
+
+    def collective(self, scope: Computation, inner: Instruction, kind: str) -> Collective | None:
+        """Returns what a collective sends, None if it sends nothing.
+
+        Args:
+            scope, inner, kind: as in Event.
+        """
+        groups = inner.attribute("source_target_pairs") or inner.attribute("replica_groups") or "{}"
+        route = self._route(groups, is_permute=kind == "collective-permute")
+        if route.size < 2:
+            return None
+        sent = sum(scope.instructions[name].num_bytes for name in inner.operands if name in scope.instructions)
+        n = route.size
+        if kind == "collective-permute":
+            seconds = sent * route.load / self._topology.kind.link_bandwidth
+            return Collective(kind, route.axis, route.torus, route.links, sent, seconds)
+        parts = {"all-gather": n * (n - 1), "all-reduce": 2 * (n - 1)}.get(kind, n - 1)  # in n-ths of what is sent
+        received = sent * parts // n
+        rate = self._topology.axis_bandwidth * max(len(route.torus), 1)
+        return Collective(kind, route.axis, route.torus, route.links, received, received / rate, route.sharing)
+
+    def _route(self, groups: str, *, is_permute: bool) -> Route:
+        if groups not in self._routes:
+            self._routes[groups] = self._permute_route(groups) if is_permute else self._group_route(groups)
+        return self._routes[groups]
+
+    def _group_route(self, text: str) -> Route:
+        groups = device_groups(text, len(self._coords))
+        places = self._coords[groups]  # [group, member, dimension]
+        spans = (places != places[:, :1]).any(axis=1)
+        # Where groups differ, the one on the fewest dimensions is the last to finish.
+        torus = tuple(int(i) for i in np.flatnonzero(spans[spans.sum(axis=1).argmin()]))
+        sharing = 1
+        for dimension in torus:
+            distinct = np.unique(places[0, :, dimension])
+            sharing = max(sharing, int(np.diff(distinct).min()))
+        links = frozenset((dimension, way) for dimension in torus for way in (1, -1))
+        return Route(groups.shape[1], self._axes(groups), torus, links, 1, sharing)
+
+    def _permute_route(self, text: str) -> Route:
+        pairs = device_groups(text, len(self._coords))
+        shape, wraps = np.asarray(self._topology.shape), self._topology.wraps
+        use: dict[tuple[int, int], np.ndarray] = {}
+        for source, target in self._coords[pairs]:
+            place = source.copy()
+            for dimension in range(len(shape)):
+                length, distance = int(shape[dimension]), int(target[dimension] - source[dimension])
+                if wraps[dimension] and abs(distance) * 2 > length:
+                    distance -= length if distance > 0 else -length
+                way = 1 if distance > 0 else -1
+                for _ in range(abs(distance)):
+                    counts = use.setdefault((dimension, way), np.zeros(tuple(shape), np.int64))
+                    counts[tuple(place)] += 1
+                    place[dimension] = (place[dimension] + way) % length
+        load = max((int(counts.max()) for counts in use.values()), default=0)
+        torus = tuple(sorted({dimension for dimension, _ in use}))
+        return Route(2 if use else 1, self._axes(pairs), torus, frozenset(use), load, 1)
+
+    def _axes(self, groups: np.ndarray) -> str:
+        places = self._in_mesh[groups]
+        varies = (places != places[:, :1]).any(axis=(0, 1))
+        return "+".join(name for name, differs in zip(self._names, varies, strict=True) if differs)
+
+
+@functools.lru_cache(maxsize=4096)
+def device_groups(text: str, num_devices: int) -> np.ndarray:
+    """Returns the groups [group, member] of positions that an attribute describes.
+
+    Args:
+        text: {{0,1},{2,3}}, [2,2]<=[4], [2,2]<=[2,2]T(1,0), mesh['a'=2,'b'=2] {'b'} or {} (all in one group).
+        num_devices: of the program.
+
+    Raises:
+        HloError: if the notation is another one, or the groups differ in size.
+    """
+    if text == "{}":
+        return np.arange(num_devices)[None]
+    if text.startswith("{{"):
+        groups = [[int(number) for number in group.split(",")] for group in re.findall(r"\{([\d,]+)\}", text)]
+        if len({len(group) for group in groups}) > 1:
+            raise HloError(f"Groups of different sizes: {text[:200]}.")
+        return np.asarray(groups)
+    if text.startswith("["):
+        return _iota(text)
+    if "mesh[" in text:
+        return _mesh_groups(text)
+    raise HloError(f"Unknown notation of device groups: {text[:200]!r}.")
+
+
+def _iota(text: str) -> np.ndarray:
+    found = _IOTA.match(text)
+    if not found:
+        raise HloError(f"Unknown notation of device groups: {text[:200]!r}.")
+    shape, source, permutation = (
+        tuple(int(number) for number in part.split(",")) if part else () for part in found.groups(default="")
+    )
+    ids = np.arange(np.prod(source)).reshape(source)
+    return (ids.transpose(permutation) if permutation else ids).reshape(shape)
+
+
+def _mesh_groups(text: str) -> np.ndarray:
+    """Reads mesh['x'=4,'y'=8], device_ids=(...) {'y','x':(2)2}: groups along y and the second factor 2 of x."""
+    head, _, references = text.rpartition("{")
+    sizes = {name: int(size) for name, size in _MESH_AXIS.findall(head)}
+    ids = np.arange(np.prod(list(sizes.values())))
+    _, has_ids, listed = head.partition("device_ids=")
+    if has_ids:
+        listed = listed.strip()[1:-1]
+        ids = _listed_ids(listed)
+    factors: list[int] = []  # every axis, cut into (before, wanted, after) where only a part of it is named
+    chosen: list[int] = []
+    wanted = {name: (pre, size) for name, pre, size in _AXIS_REFERENCE.findall(references)}
+    for name, size in sizes.items():
+        pre, part = (int(number) if number else 0 for number in wanted.get(name, ("", "")))
+        cut = [pre, part, size // (pre * part)] if part else [size]
+        if name in wanted:
+            chosen.append(len(factors) + (1 if part else 0))
+        factors += cut
+    grid = ids.reshape(factors)
+    others = [i for i in range(grid.ndim) if i not in chosen]
+    members = int(np.prod([factors[i] for i in chosen]))
+    return grid.transpose(others + chosen).reshape(-1, members)
+
+
+class Event(NamedTuple):
+    """What an instruction does about a collective.
+
+    Attributes:
+      role: "sync": all of it. "start", "done": asynchronous. "beside": compute that carries a collective on.
+      key: by which start, compute and done find each other.
+      scope: the computation in which `inner` stands.
+      inner: the collective itself.
+      kind: one of KINDS; of an all-reduce from which each chip keeps its slice, reduce-scatter.
+    """
+
+    role: Literal["sync", "start", "beside", "done"]
+    key: str
+    scope: Computation
+    inner: Instruction
+    kind: str
+
+
+def event(module: Module, computation: Computation, instruction: Instruction) -> Event | None:
+    """Returns what an instruction does about a collective, None if nothing.
+
+    Args:
+        module: the program.
+        computation: where the instruction stands.
+        instruction: a collective, its start or done, or a fusion that holds one.
+    """
+    opcode = instruction.opcode
+    plain = opcode.removesuffix("-start").removesuffix("-done")
+    if plain in KINDS:
+        if opcode.endswith("-done"):
+            return Event("done", instruction.operands[0], computation, instruction, plain)
+        return Event("sync" if opcode == plain else "start", instruction.name, computation, instruction, plain)
+    if opcode not in ("fusion", "async-start", "async-done"):
+        return None
+    found = next((inside for name in instruction.called if (inside := _inside(module, name))), None)
+    if found is None:
+        return None
+    scope, inner, kind = found
+    if opcode != "fusion":
+        key = instruction.operands[0] if opcode == "async-done" else instruction.name
+        return Event("done" if opcode == "async-done" else "start", key, scope, inner, kind)
+    # The compiler cuts a collective in three: a start, fusions that compute while it goes on, a done; all share a channel.
+    key = f"channel {inner.attribute('channel_id')}"
+    for other in scope:
+        if other.opcode == "custom-call" and "AsyncCollective" in other.attributes:
+            return Event("start" if '"AsyncCollectiveStart"' in other.attributes else "done", key, scope, inner, kind)
+    return Event("beside" if instruction.cycles else "sync", key, scope, inner, kind)
+
+
+def _inside(module: Module, name: str) -> tuple[Computation, Instruction, str] | None:
+    """Returns (where it stands, the collective, its kind) of the first collective in a computation."""
+    scope = module.computations[name]
+    for inner in scope:
+        if inner.opcode in KINDS:
+            sliced = inner.opcode == "all-reduce" and any(other.opcode == "dynamic-slice" for other in scope)
+            return scope, inner, "reduce-scatter" if sliced else inner.opcode
+        if inner.opcode == "fusion":
+            for called in inner.called:
+                if found := _inside(module, called):
+                    return found
+    return None
+
+
+def _listed_ids(text: str) -> np.ndarray:
+    """Reads [3,32,16]T(2,1,0), an iota of that shape, transposed; or a plain list."""
+    found = re.match(r"\[([\d,]+)\](?:T\(([\d,]+)\))?", text)
+    if not found:
+        return np.asarray([int(number) for number in re.findall(r"\d+", text)])
+    shape = [int(number) for number in found[1].split(",")]
+    ids = np.arange(np.prod(shape)).reshape(shape)
+    return (ids.transpose([int(number) for number in found[2].split(",")]) if found[2] else ids).reshape(-1)

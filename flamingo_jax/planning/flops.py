@@ -1,0 +1,235 @@
+"""Model FLOPs: what an update needs, however it is computed.
+
+    each real text token:   2 per weight forward + 2 for the gradient of activations + 2 for the gradient of trained weights
+    attention:              scores and values of the pairs that are attended, by the same rule
+    towers on images:       the forward's matmuls and convolutions, traced; three times as many where they are trained
+
+No recomputation, no padding. Looking an embedding up is free; a tied head counts once. Keys and values of cross-attention
+count per visual token. A weight is a weight: norms and biases count, and so does the relative positions' projection, once
+for each token as the paper's own arithmetic has it (4 * 70.06 + 6 * 9.66 GFLOP per token of the 80B), though
+it is applied once per distance.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import re
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import haiku as hk
+import jax
+import jax.numpy as jnp
+from jax.extend.core import jaxprs_in_params
+
+from flamingo_jax.core import trees
+from flamingo_jax.data.config import DatasetConfig
+from flamingo_jax.models.lm import LMConfig
+from flamingo_jax.models.nfnet import NFNet, NFNetConfig
+from flamingo_jax.models.resampler import Resampler, ResamplerConfig
+from flamingo_jax.training.config import TrainConfig, given
+from flamingo_jax.training.objective import Objective
+
+
+@dataclasses.dataclass(frozen=True)
+class Fill:
+    """What a batch of one dataset really holds.
+
+    Attributes:
+      rows: of the batch.
+      tokens: real ones, the mean of a row.
+      images: visual inputs, over all rows.
+      frames: of each visual input.
+    """
+
+    rows: int
+    tokens: float | int
+    images: float | int
+    frames: int
+
+    @classmethod
+    def full(cls, dataset: DatasetConfig, num_shards: int) -> Fill:
+        """Returns the batch in which every row is as long as it can be, and the pool of images is used up."""
+        per_shard = dataset.batch_size // num_shards * dataset.num_media
+        pool = per_shard if dataset.pool is None else min(dataset.pool, per_shard)
+        return cls(dataset.batch_size, dataset.length, num_shards * pool, dataset.num_frames)
+
+
+@dataclasses.dataclass(frozen=True)
+class Needed:
+    """What an update needs: `flops` by part of the model, and the real text tokens and images that it is about."""
+
+    flops: dict[str, float | int]
+    tokens: float | int
+    images: float | int
+
+    @property
+    def total(self) -> float | int:
+        """Over all parts."""
+        return sum(self.flops.values())
+
+
+def of_inference(config: TrainConfig, objective: Objective, fill: Fill, *, cached: int = 0) -> Needed:
+    """Returns the model FLOPs of one pass of inference, forward only, over all chips.
+
+    Args:
+        config: a resolved run of stage language_model or flamingo.
+        objective: of the run.
+        fill: what is read; `images` are encoded in the same pass.
+        cached: tokens of each row that were read before.
+    """
+    weights = _Weights(objective, forward_only=True)
+    if config.stage == "language_model":
+        parts = {"lm": _language_model(given(config.model.lm, "lm"), weights, "lm", fill, 0.0, cached)}
+    else:
+        parts = _flamingo(config, weights, fill, cached)
+    return Needed(parts, fill.rows * fill.tokens, fill.images)
+
+
+def of_update(config: TrainConfig, objective: Objective, fills: Mapping[str, Fill]) -> Needed:
+    """Returns the model FLOPs of one update, over all chips.
+
+    Args:
+        config: a resolved run.
+        objective: of the run; its tables say what is trained.
+        fills: of the batch of each dataset that the update uses.
+    """
+    weights = _Weights(objective)
+    flops: dict[str, float | int] = {}
+    for fill in fills.values():
+        if config.stage == "contrastive":
+            parts = _contrastive(config, weights, fill)
+        elif config.stage == "language_model":
+            parts = {"lm": _language_model(given(config.model.lm, "lm"), weights, "lm", fill, 1.0)}
+        else:
+            parts = _flamingo(config, weights, fill)
+        for part, number in parts.items():
+            flops[part] = flops.get(part, 0.0) + number
+    tokens = sum(fill.rows * fill.tokens for fill in fills.values())
+    return Needed(flops, tokens, sum(fill.images for fill in fills.values()))
+
+
+class _Weights:
+    """How many weights there are below a path, and which of them are trained."""
+
+    def __init__(self, objective: Objective, *, forward_only: bool = False):
+        self.backward = 0.0 if forward_only else 1.0
+        shapes = jax.eval_shape(objective.init, jax.eval_shape(lambda: jax.random.key(0)))
+        sizes = {path: math.prod(leaf.shape) for path, leaf in trees.flatten(shapes).items()}
+        frozen = trees.match_once(sizes, objective.frozen, what="frozen weights")
+        self._sizes = {path: (size, not frozen[path]) for path, size in sizes.items()}
+
+    def per_use(self, pattern: str, *, without: str = "(?!)", passed: float = 1.0) -> float:
+        """Returns the FLOPs of using the matching weights once: forward, activation gradients, weight gradients.
+
+        Args:
+            pattern: regular expression of whole paths.
+            without: of paths that are left out, where it is found.
+            passed: the share of weights through which gradients flow on to what lies below.
+        """
+        chosen = [
+            entry for path, entry in self._sizes.items() if re.fullmatch(pattern, path) and not re.search(without, path)
+        ]
+        return sum(size * (2.0 + self.backward * 2.0 * (passed + trained)) for size, trained in chosen)
+
+    def trained(self, pattern: str) -> bool:
+        """Whether any matching weight is trained."""
+        return any(trained for path, (_, trained) in self._sizes.items() if re.fullmatch(pattern, path))
+
+
+def _language_model(lm: LMConfig, weights: _Weights, prefix: str, fill: Fill, passed: float, cached: int = 0) -> float:
+    """The language model on text; `passed`: the share of its blocks through which gradients flow."""
+    passed, trained = passed * weights.backward, weights.backward * weights.trained(rf"{prefix}/.*")
+    each = weights.per_use(rf"{prefix}/.*", without="/(embedding|head|positions)$", passed=passed)
+    each += (
+        lm.vocab_size * lm.width * (2.0 + 2.0 * weights.backward + 2.0 * trained)
+    )  # the head, without the rows that pad its table
+    pairs = fill.rows * fill.tokens * (cached + (fill.tokens + 1) / 2)
+    pair = 2.0 * lm.num_layers * lm.num_heads * lm.head_size
+    attention = pair * 2 * (1 + 2 * passed)  # both factors of scores and of values are activations
+    if lm.position == "relative":
+        attention += pair * (1 + passed + trained)
+    return fill.rows * fill.tokens * each + pairs * attention
+
+
+def _flamingo(config: TrainConfig, weights: _Weights, fill: Fill, cached: int = 0) -> dict[str, float | int]:
+    model = config.model.flamingo()
+    lm, xattn, size = model.lm, model.xattn, config.data.image_size
+    latents = model.resampler.num_latents
+    tokens, visual = fill.rows * fill.tokens, fill.images * latents
+    # Gradients flow down to the first trained layer: to the new tokens' rows in the embedding, or to the first xattn layer.
+    passed = 1.0 if model.new_tokens else 1.0 - xattn.offset / lm.num_layers
+    heads = xattn.num_heads or lm.num_heads
+    pair = 2.0 * xattn.num_layers(lm.num_layers) * heads * (xattn.head_dim or lm.width // heads)
+    of_images = r"/(key|value|media_norm)/"
+    times = 1.0 + 2.0 * weights.backward
+    vision_trained = weights.trained("flamingo/vision/.*")
+    frame = vision_forward(model.vision, size)
+    resampled, projected = resampler_forward(model.resampler, model.vision, size, fill.frames)
+    return {
+        "lm": _language_model(lm, weights, "flamingo/lm", fill, passed, cached)
+        + tokens * weights.per_use("flamingo/new_tokens/output"),
+        "xattn": tokens * weights.per_use("flamingo/xattn/.*", without=of_images)
+        + visual * weights.per_use(f"flamingo/xattn/.*{of_images}.*")
+        + visual * weights.per_use("flamingo/media/.*")
+        + tokens * latents * pair * 2 * times,
+        "resampler": fill.images * (times * resampled - (0 if vision_trained else weights.backward * projected)),
+        "vision": fill.images * fill.frames * frame * (times if vision_trained else 1.0),
+    }
+
+
+def _contrastive(config: TrainConfig, weights: _Weights, fill: Fill) -> dict[str, float | int]:
+    text = given(config.model.text_encoder, "text_encoder")
+    joint = given(config.model.contrastive, "contrastive").joint_dim
+    tables = "/(embedding|positions|types)$"
+    pairs = fill.rows * fill.tokens**2 * 2.0 * text.num_layers * text.width
+    return {
+        "vision": 3.0 * fill.images * vision_forward(given(config.model.vision, "vision"), config.data.image_size),
+        "text": fill.rows * fill.tokens * weights.per_use("contrastive/text/.*", without=tables) + pairs * 2 * 3,
+        "contrastive": fill.rows * weights.per_use(r"contrastive/\w+_projection/.*") + 3 * 2.0 * fill.rows**2 * joint,
+    }
+
+
+def vision_forward(config: NFNetConfig, image_size: int) -> int:
+    """Returns the FLOPs of encoding one frame of this many pixels on a side: 2 x 116.55e9 for NFNet-F6 at 320."""
+    return traced(lambda images: NFNet(config)(images), _abstract(1, image_size, image_size, 3))
+
+
+def resampler_forward(
+    config: ResamplerConfig, vision: NFNetConfig, image_size: int, num_frames: int
+) -> tuple[int, int]:
+    """Returns (FLOPs for one visual input, those of the projection of its features among them)."""
+    side = -(-image_size // vision.reduction)
+    features = _abstract(1, num_frames, side * side, vision.width)
+    mask = jax.ShapeDtypeStruct((1, num_frames), jnp.bool_)
+    whole = traced(lambda x, visible: Resampler(config)(x, visible), features, mask)
+    return whole, 2 * math.prod(features.shape) * config.width
+
+
+def _abstract(*shape: int) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(shape, jnp.float32)
+
+
+def traced(function: Callable[..., Any], *args: jax.ShapeDtypeStruct) -> int:
+    """Returns the FLOPs of the matmuls and convolutions of a Haiku function's forward pass; weights are made inside."""
+    model = hk.transform(function)
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    weights = jax.eval_shape(model.init, key, *args)
+    return _count(jax.make_jaxpr(lambda w, *x: model.apply(w, None, *x))(weights, *args).jaxpr)
+
+
+def _count(jaxpr: Any) -> int:
+    total = 0
+    for equation in jaxpr.eqns:
+        if equation.primitive.name == "dot_general":
+            (contracted, _), _ = equation.params["dimension_numbers"]
+            shape = equation.invars[0].aval.shape
+            total += 2 * equation.outvars[0].aval.size * math.prod(shape[i] for i in contracted)
+        elif equation.primitive.name == "conv_general_dilated":
+            kernel = equation.invars[1].aval
+            outputs = kernel.shape[equation.params["dimension_numbers"].rhs_spec[0]]
+            total += 2 * equation.outvars[0].aval.size * (kernel.size // outputs)
+        times = equation.params["length"] if equation.primitive.name == "scan" else 1
+        total += times * sum(_count(inner) for inner in jaxprs_in_params(equation.params))
+    return total

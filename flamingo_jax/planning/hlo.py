@@ -1,0 +1,322 @@
+"""Reads compiled HLO text: computations, instructions, how often each runs.
+
+    compiled.as_text() --parse, one pass--> Module {name: Computation [Instruction, ...]} --trip_count--> int
+
+Knows as much of the language as the planner needs, for TPU and CPU programs. The text is scheduled: the order of the
+instructions of a computation is the order in which the chip starts them.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+import re
+from collections.abc import Iterator
+
+_HEADER = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\{$")
+_NAME = re.compile(r"^  (ROOT )?%?([\w.\-]+) = ")
+_OPCODE = re.compile(r" ?([\w\-]+)\(")
+_PARENTHESIS = re.compile(r"[()]")
+_OPERAND = re.compile(r"%([\w.\-]+)")
+_LEAF = re.compile(r"\b([a-z]\w*)\[([\d,]*)\]")
+_CYCLES = re.compile(r'"estimated_cycles":"(\d+)"')
+_OP_NAME = re.compile(r'op_name="((?:[^"\\]|\\.)*)"')
+_TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
+_CALLED = re.compile(r"\b(?:calls|to_apply|body|condition|true_computation|false_computation)=%?([\w.\-]+)")
+_BRANCHES = re.compile(r"branch_computations=\{([^}]*)\}")
+
+_BITS = {"pred": 8, "token": 0, "opaque": 0, "bf16": 16}
+
+
+class HloError(ValueError):
+    """The text is not the HLO that the planner knows."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Instruction:
+    """One line of a computation.
+
+    Attributes:
+      name: unique in its module.
+      opcode: such as "fusion"; what it starts or ends has "-start" or "-done" behind it.
+      type: of its result, as written: "bf16[8,128]{1,0:T(8,128)}", or a tuple of such.
+      operands: names of instructions, or the text between the parentheses of a parameter or constant.
+      attributes: all that follows the operands.
+      is_root: whether it is what its computation returns.
+    """
+
+    name: str
+    opcode: str
+    type: str
+    operands: tuple[str, ...]
+    attributes: str
+    is_root: bool
+
+    @property
+    def cycles(self) -> int:
+        """The compiler's estimate for this instruction, all that it calls included; 0 where it gives none."""
+        found = _CYCLES.search(self.attributes)
+        return int(found[1]) if found else 0
+
+    @property
+    def op_name(self) -> str:
+        """Where in the traced program it comes from, "" if that is not known."""
+        found = _OP_NAME.search(self.attributes)
+        return found[1] if found else ""
+
+    @property
+    def called(self) -> tuple[str, ...]:
+        """Names of the computations that it calls, a while's condition included."""
+        branches = _BRANCHES.search(self.attributes)
+        return tuple(_CALLED.findall(self.attributes)) + (tuple(_OPERAND.findall(branches[1])) if branches else ())
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of the result; of a tuple, the sum of its parts."""
+        return sum(_leaf_bytes(dtype, shape) for dtype, shape in leaves(self.type))
+
+    def attribute(self, name: str) -> str:
+        """Returns the text of `name=...` up to the next comma outside of brackets, "" if it is not there.
+
+        The device_ids of a mesh belong to its groups.
+        """
+        start = self.attributes.find(f" {name}=")
+        if start < 0:
+            return ""
+        start += len(name) + 2
+        depth = 0
+        for end in range(start, len(self.attributes)):
+            letter = self.attributes[end]
+            if letter in "{[(":
+                depth += 1
+            elif letter in ")]}":
+                depth -= 1
+            elif letter == "," and not depth and not self.attributes.startswith(", device_ids=", end):
+                return self.attributes[start:end]
+        return self.attributes[start:]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Computation:
+    """A function of the module; `instructions` in schedule order, by name."""
+
+    name: str
+    instructions: dict[str, Instruction]
+
+    @property
+    def root(self) -> Instruction:
+        """What it returns."""
+        return next(instruction for instruction in self if instruction.is_root)
+
+    def __iter__(self) -> Iterator[Instruction]:
+        return iter(self.instructions.values())
+
+
+@dataclasses.dataclass(frozen=True)
+class Module:
+    """A compiled program; `entry` names the computation that runs."""
+
+    computations: dict[str, Computation]
+    entry: str
+
+    def branches(self, instruction: Instruction) -> list[tuple[Computation, int]]:
+        """Returns (computation, times that it runs) of what an instruction runs beside itself.
+
+        That is the body of a loop, what a call or an asynchronous start calls, each branch of a conditional. A fusion runs
+        nothing beside itself: the estimate of its line holds all of it.
+        """
+        opcode = instruction.opcode
+        if opcode == "while":
+            body = instruction.attribute("body").lstrip("%")
+            return [(self.computations[body], self._trips[instruction.name])]
+        if opcode in ("call", "conditional", "async-start"):
+            return [(self.computations[name], 1) for name in instruction.called]
+        return []
+
+    @functools.cached_property
+    def loops(self) -> dict[str, tuple[Computation, Instruction]]:
+        """{body: (computation in which its loop stands, the loop)}."""
+        return {
+            instruction.attribute("body").lstrip("%"): (computation, instruction)
+            for computation in self.computations.values()
+            for instruction in computation
+            if instruction.opcode == "while"
+        }
+
+    @functools.cached_property
+    def _trips(self) -> dict[str, int]:
+        """{while instruction: how often its body runs}."""
+        return {loop.name: _trip_count(self, computation, loop) for computation, loop in self.loops.values()}
+
+
+def parse(text: str) -> Module:
+    """Parses the text of a compiled module.
+
+    Raises:
+        HloError: if it has no entry computation, or an instruction is not understood.
+    """
+    computations: dict[str, Computation] = {}
+    entry, current = "", None
+    for line in text.splitlines():
+        if current is None:
+            header = _HEADER.match(line)
+            if header:
+                current = Computation(header[2], {})
+                entry = header[2] if header[1] else entry
+        elif line.startswith("}"):
+            computations[current.name] = current
+            current = None
+        elif line:
+            instruction = _instruction(line)
+            current.instructions[instruction.name] = instruction
+    if not entry:
+        raise HloError(f"The text has no ENTRY computation; expected compiled HLO, got {text[:60]!r}...")
+    return Module(computations, entry)
+
+
+def leaves(type_text: str) -> list[tuple[str, tuple[int, ...]]]:
+    """Returns (dtype, shape) of each array in a type."""
+    return [
+        (dtype, tuple(int(size) for size in shape.split(",")) if shape else ())
+        for dtype, shape in _LEAF.findall(type_text)
+    ]
+
+
+def _instruction(line: str) -> Instruction:
+    name = _NAME.match(line)
+    if not name:
+        raise HloError(f"Not an instruction: {line[:200]!r}.")
+    start = name.end()
+    end = _closing(line, start) + 1 if line[start] == "(" else line.index(" ", start)
+    opcode = _OPCODE.match(line, end)
+    if not opcode:
+        raise HloError(f"No opcode in the instruction {line[:200]!r}.")
+    close = _closing(line, opcode.end() - 1)
+    inside = line[opcode.end() : close]
+    operands = tuple(_OPERAND.findall(inside)) or ((inside,) if inside else ())
+    return Instruction(name[2], opcode[1], line[start:end], operands, line[close + 1 :], bool(name[1]))
+
+
+def _closing(line: str, start: int) -> int:
+    """Returns where the parenthesis that opens at `start` closes."""
+    depth = 0
+    for found in _PARENTHESIS.finditer(line, start):
+        depth += 1 if found[0] == "(" else -1
+        if not depth:
+            return found.start()
+    raise HloError(f"A parenthesis does not close: {line[:200]!r}.")
+
+
+def _leaf_bytes(dtype: str, shape: tuple[int, ...]) -> int:
+    if dtype not in _BITS:
+        digits = re.search(r"\d+", dtype)  # f32, s8, u4, f8e4m3fn, c64
+        _BITS[dtype] = int(digits[0]) if digits else 0
+    return math.prod(shape) * _BITS[dtype] // 8
+
+
+def _trip_count(module: Module, computation: Computation, loop: Instruction) -> int:
+    """Returns how often a loop's body runs.
+
+    From the compiler's own count where it wrote one; else from the condition, which compares a counter with its bound. The
+    counter's first value and the bound may come in through the loop's tuple.
+
+    Raises:
+        HloError: if the condition has another form.
+    """
+    known = _TRIPS.search(loop.attributes)
+    if known:
+        return int(known[1])
+    condition = module.computations[loop.attribute("condition").lstrip("%")]
+    body = module.computations[loop.attribute("body").lstrip("%")]
+    compare = _comparison(module, condition)
+    if compare is None:
+        raise HloError(f"The condition {condition.name} of loop {loop.name} does not compare a counter with a bound.")
+    (left, right), direction = compare
+
+    def value(operand: Instruction) -> tuple[int | None, int | None]:
+        """Returns (what is known of it, its place in the loop's tuple)."""
+        operand = _through_copies(condition, operand)
+        if operand.opcode == "constant":
+            return int(operand.operands[0]), None
+        if operand.opcode != "get-tuple-element":
+            return None, None
+        index = int(operand.attribute("index"))
+        return _constant(module, computation, loop.operands[0], index), index
+
+    (first, index), (bound, _) = value(left), value(right)
+    step = _step(module, body, index) if index is not None else None
+    if first is None or bound is None or not step:
+        raise HloError(
+            f"How often loop {loop.name} runs is not in the text: counter from {first} to {bound} in steps of {step}."
+        )
+    distance = bound - first + (0 if direction in ("LT", "GT", "NE") else int(math.copysign(1, step)))
+    return max(0, -(-distance // step))
+
+
+def _comparison(module: Module, condition: Computation) -> tuple[tuple[Instruction, Instruction], str] | None:
+    """Returns ((left, right), direction) of the comparison that a condition returns; they stand in the condition itself."""
+    root = _through_copies(condition, condition.root)
+    if root.opcode == "compare":
+        return (condition.instructions[root.operands[0]], condition.instructions[root.operands[1]]), root.attribute(
+            "direction"
+        )
+    if root.opcode != "fusion":
+        return None
+    inner = module.computations[root.called[0]]
+    compare = _through_copies(inner, inner.root)
+    if compare.opcode != "compare":
+        return None
+    sides = []
+    for name in compare.operands:
+        side = _through_copies(inner, inner.instructions[name])
+        if side.opcode == "parameter":
+            side = condition.instructions[root.operands[int(side.operands[0])]]
+        sides.append(side)
+    return (sides[0], sides[1]), compare.attribute("direction")
+
+
+def _through_copies(computation: Computation, instruction: Instruction) -> Instruction:
+    """Returns where a value comes from, before copies and the like."""
+    while instruction.opcode in ("copy", "bitcast", "copy-done", "copy-start", "convert"):
+        instruction = computation.instructions[instruction.operands[0]]
+    return instruction
+
+
+def _constant(module: Module, computation: Computation, tuple_name: str, index: int) -> int | None:
+    """Returns the integer that stands at `index` of a tuple, None if it is not a constant.
+
+    What a loop passes on from its own tuple, unchanged, is looked up where that loop stands.
+    """
+    made = _through_copies(computation, computation.instructions[tuple_name])
+    if made.opcode == "parameter":
+        caller = module.loops.get(computation.name)
+        return _constant(module, caller[0], caller[1].operands[0], index) if caller else None
+    if made.opcode != "tuple":
+        return None
+    element = _through_copies(computation, computation.instructions[made.operands[index]])
+    if element.opcode == "get-tuple-element":
+        return _constant(module, computation, element.operands[0], int(element.attribute("index")))
+    return int(element.operands[0]) if element.opcode == "constant" else None
+
+
+def _step(module: Module, body: Computation, index: int) -> int | None:
+    """Returns what a loop's body adds to element `index` of its tuple, None if that is not a constant."""
+    root = body.root
+    if root.opcode != "tuple":
+        return None
+    update = _through_copies(body, body.instructions[root.operands[index]])
+    scope, arguments = body, None
+    if update.opcode == "fusion":
+        arguments = update.operands
+        scope = module.computations[update.called[0]]
+        update = _through_copies(scope, scope.root)
+    if update.opcode not in ("add", "subtract"):
+        return None
+    for name in update.operands:
+        side = _through_copies(scope, scope.instructions[name])
+        if side.opcode == "parameter" and arguments is not None:
+            side = _through_copies(body, body.instructions[arguments[int(side.operands[0])]])
+        if side.opcode == "constant":
+            return int(side.operands[0]) * (-1 if update.opcode == "subtract" else 1)
+    return 1  # the constant comes in through the loop's tuple: counters that JAX and XLA make go up by one

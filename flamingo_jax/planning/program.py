@@ -1,0 +1,264 @@
+"""The programs that are planned: the very training step of a config, and what evaluation runs with its model.
+
+    train     one update on a batch of each dataset          (any stage)
+    prefill   encode the images of the prompts and read them (stages flamingo and language_model)
+    decode    one more token for each row
+
+In evaluation, weights are split over "model" as in training, rows and caches over (replica, data), a cache's heads over "model".
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from flamingo_jax.core import params as params_lib
+from flamingo_jax.core import trees
+from flamingo_jax.core.axes import laid_out
+from flamingo_jax.core.config import ConfigError
+from flamingo_jax.data.config import DataConfig, DatasetConfig
+from flamingo_jax.data.schema import Batch
+from flamingo_jax.inference import decode as decode_lib
+from flamingo_jax.models.decoder import Cache, Decoder, Media
+from flamingo_jax.planning import flops
+from flamingo_jax.sharding import compile as compile_lib
+from flamingo_jax.sharding.mesh import BATCH_AXES, num_batch_shards
+from flamingo_jax.training import stage
+from flamingo_jax.training.config import TrainConfig
+
+VOCABULARY = 32_000  # the paper's, where the config leaves it to the tokenizer
+
+
+@dataclasses.dataclass(frozen=True)
+class Prompts:
+    """What evaluation is planned for.
+
+    Attributes:
+      rows: prompts of a batch, over all devices; 0 is one for each batch shard.
+      shots: support examples, one image each; the query has one more.
+      length: tokens of a prompt.
+      new_tokens: room in the cache for the answer.
+    """
+
+    rows: int = 0
+    shots: int = 4
+    length: int = 256
+    new_tokens: int = 20
+
+
+@dataclasses.dataclass(frozen=True)
+class Program:
+    """A program before it is compiled.
+
+    Attributes:
+      lowered: by `jax.jit(...).lower`.
+      needed: model FLOPs of one run.
+      parameters: {group: weights}.
+      assumptions: what the numbers take for granted, as sentences.
+    """
+
+    lowered: Any
+    needed: flops.Needed
+    parameters: dict[str, int]
+    assumptions: tuple[str, ...]
+
+
+def train(config: TrainConfig, mesh: Mesh, fill: Mapping[str, tuple[float, float | None]]) -> Program:
+    """Lowers one update.
+
+    Args:
+        config: the run; a vocabulary that it leaves to the tokenizer is the paper's.
+        mesh: over the devices to plan for.
+        fill: {dataset: (mean of its real tokens per row, mean of its images per row or None)}; others are full.
+
+    Raises:
+        ConfigError: for a dataset that the config does not have, a batch that the mesh does not divide, or round_robin.
+    """
+    if config.mixing == "round_robin" and len(config.data.datasets) > 1:
+        raise ConfigError(
+            "config.mixing is 'round_robin', in which each dataset has its own step: plan one at a time, with --datasets=NAME."
+        )
+    if unknown := set(fill) - set(config.data.datasets):
+        raise ConfigError(f"--fill names {sorted(unknown)}; expected some of {sorted(config.data.datasets)}.")
+    assumptions = _vocabulary(config)
+    config = config.resolved(VOCABULARY)
+    shards = num_batch_shards(mesh)
+    fills, batches = {}, {}
+    for name, dataset in config.data.datasets.items():
+        if dataset.batch_size % shards:
+            raise ConfigError(
+                f"config.data.datasets.{name}.batch_size is {dataset.batch_size}, which the {shards} batch shards (replica x data) of "
+                f"the mesh do not divide; expected a multiple of {shards}."
+            )
+        fills[name] = _filled(dataset, shards, fill.get(name))
+        batches[name] = abstract_batch(config.data, dataset, shards)
+        tokens, images = fills[name].tokens, fills[name].images / dataset.batch_size
+        assumptions.append(f"{name}: {tokens:g} real tokens of {dataset.length} and {images:g} images in each row.")
+    if config.mixing == "merged":
+        batches = {"merged": _merge(list(batches.values()))}
+    prepared = stage.prepare(config, mesh)
+    rng = jax.eval_shape(lambda: jax.random.key(0))
+    lowered = prepared.step.lower(prepared.plan.abstract, batches, rng)  # type: ignore[attr-defined]
+    needed = flops.of_update(config, prepared.objective, fills)
+    return Program(lowered, needed, parameters(prepared.objective.init), tuple(assumptions))
+
+
+def inference(config: TrainConfig, mesh: Mesh, name: str, prompts: Prompts) -> Program:
+    """Lowers what evaluation runs: prefill, or the decoding of one token.
+
+    Args:
+        config: the run whose model is evaluated.
+        mesh: over the devices to plan for.
+        name: "prefill" or "decode".
+        prompts: their number and size.
+
+    Raises:
+        ConfigError: if the stage has no decoder, or the mesh does not divide the prompts.
+    """
+    assumptions = _vocabulary(config)
+    config = config.resolved(VOCABULARY)
+    shards = num_batch_shards(mesh)
+    rows = prompts.rows or shards
+    if rows % shards:
+        raise ConfigError(f"--batch_size is {rows}; expected a multiple of the {shards} batch shards of the mesh.")
+    model, objective = stage.build_objective(config, shards)
+    if model is None:
+        raise ConfigError(f"A {config.stage} run has nothing to decode; --program must be train.")
+    images = rows * (prompts.shots + 1) if config.stage == "flamingo" else 0
+    assumptions.append(f"{rows} prompts of {prompts.length} tokens and {images // rows} images, all real.")
+    lower = _lower_prefill if name == "prefill" else _lower_decode
+    lowered = lower(config, model, mesh, rows, prompts)
+    read = (prompts.length, 0) if name == "prefill" else (1, prompts.length)
+    fill = flops.Fill(rows, read[0], images if name == "prefill" else 0, 1)
+    needed = flops.of_inference(config, objective, fill, cached=read[1])
+    return Program(lowered, needed, parameters(objective.init), tuple(assumptions))
+
+
+def abstract_batch(config: DataConfig, dataset: DatasetConfig, num_shards: int) -> Batch:
+    """Returns the shapes of a dataset's batch, over all devices, as `data.rows.collate` makes it."""
+    rows, length, images = dataset.batch_size, dataset.length, dataset.num_media
+    per_shard = rows // num_shards * images if dataset.pool is None or not images else dataset.pool
+    pool, frames, size = num_shards * per_shard, dataset.num_frames, config.image_size
+    shape = jax.ShapeDtypeStruct
+    return Batch(
+        tokens=shape((rows, length), jnp.int32),
+        segment=shape((rows, length), jnp.int32),
+        loss_weights=shape((rows, length), jnp.float32),
+        media_index=shape((rows, length), jnp.int32),
+        media_slot=shape((rows, images), jnp.int32),
+        frames=shape((pool, frames, size, size, 3), jnp.uint8),
+        frame_mask=shape((pool, frames), jnp.bool_),
+    )
+
+
+def parameters(init: Any) -> dict[str, int]:
+    """Returns the number of weights by the first two parts of their path ("flamingo/lm"), and "total"."""
+    flat = trees.flatten(jax.eval_shape(init, jax.eval_shape(lambda: jax.random.key(0))))
+    groups: dict[str, int] = {}
+    for path, leaf in flat.items():
+        group = "/".join(path.split("/")[:2]) if path.count("/") > 1 else path.split("/")[0]
+        groups[group] = groups.get(group, 0) + leaf.size
+    return groups | {"total": sum(groups.values())}
+
+
+def _vocabulary(config: TrainConfig) -> list[str]:
+    """The sentence about a vocabulary that the config does not state."""
+    parts = [part for part in (config.model.lm, config.model.text_encoder) if part and not part.vocab_size]
+    return [f"A vocabulary of {VOCABULARY:,} pieces, since the config leaves it to its tokenizer."] if parts else []
+
+
+def _filled(dataset: DatasetConfig, shards: int, given: tuple[float, float | None] | None) -> flops.Fill:
+    full = flops.Fill.full(dataset, shards)
+    if given is None:
+        return full
+    tokens, images = given
+    most = full.images / dataset.batch_size
+    if not 0 < tokens <= dataset.length or (images is not None and not 0 <= images <= most):
+        raise ConfigError(
+            f"--fill says {tokens:g} tokens and {images} images in a row; it has room for {dataset.length} and {most:g}."
+        )
+    return dataclasses.replace(
+        full, tokens=tokens, images=full.images if images is None else images * dataset.batch_size
+    )
+
+
+def _merge(batches: list[Batch]) -> Batch:
+    """The batch that holds the rows of all datasets, each axis but the first as long as the longest."""
+
+    def join(*leaves: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+        rest = tuple(max(sizes) for sizes in zip(*(leaf.shape[1:] for leaf in leaves), strict=True))
+        return jax.ShapeDtypeStruct((sum(leaf.shape[0] for leaf in leaves), *rest), leaves[0].dtype)
+
+    return jax.tree.map(join, *batches)
+
+
+def _weights(config: TrainConfig, model: Decoder, mesh: Mesh) -> Any:
+    """The arranged weights in the compute dtype, with their shardings."""
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    axes = params_lib.axes_of(model.arranged_init or model.init, key)
+    abstract = jax.eval_shape(lambda rng: model.arrange(config.precision.cast(model.init(rng))), key)
+    return compile_lib.with_shardings(abstract, compile_lib.shardings_of(abstract, axes, mesh))
+
+
+def _placed(mesh: Mesh, shape: tuple[int, ...], dtype: Any, *partition: Any) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(shape, dtype, sharding=NamedSharding(mesh, PartitionSpec(*partition)))
+
+
+def _cache(config: TrainConfig, model: Decoder, mesh: Mesh, rows: int, prompts: Prompts) -> dict[str, dict[str, Any]]:
+    """The parts of an abstract cache: [layers, rows, ...], heads in the last but one place of keys and values."""
+    dtype = jnp.dtype(config.precision.compute)
+
+    def parts() -> dict[str, dict[str, Any]]:
+        cache = model.empty_cache(rows, prompts.length + prompts.new_tokens, dtype)
+        return {"lm": cache.lm, "media": cache.media}
+
+    def place(path: Any, leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+        heads = leaf.shape[-2] if path[-1].key in ("key", "value") else 0
+        split = "model" if heads and heads % mesh.shape["model"] == 0 else None
+        middle = (None,) * (len(leaf.shape) - 4)
+        partition = (None, BATCH_AXES, *middle, split, None) if heads else (None, BATCH_AXES)
+        return _placed(mesh, leaf.shape, leaf.dtype, *partition)
+
+    return jax.tree_util.tree_map_with_path(place, jax.eval_shape(parts))
+
+
+def _lower_prefill(config: TrainConfig, model: Decoder, mesh: Mesh, rows: int, prompts: Prompts) -> Any:
+    cache = _cache(config, model, mesh, rows, prompts)
+    size, images = config.data.image_size, rows * (prompts.shots + 1)
+    text = _placed(mesh, (rows, prompts.length), jnp.int32, BATCH_AXES)
+    lengths = _placed(mesh, (rows,), jnp.int32, BATCH_AXES)
+    frames = _placed(mesh, (images, 1, size, size, 3), jnp.uint8, BATCH_AXES)
+    mask = _placed(mesh, (images, 1), jnp.bool_, BATCH_AXES)
+    slot = _placed(mesh, (rows, prompts.shots + 1), jnp.int32, BATCH_AXES)
+    has_images = config.stage == "flamingo"
+
+    def prefill(params: Any, cache: Any, tokens: Any, lengths: Any, phi: Any, frames: Any, mask: Any, slot: Any) -> Any:
+        with laid_out(config.mesh.layout(mesh)):
+            media = Media(model.encode(params, frames, mask), slot) if has_images else None
+            extend = lambda *args: model.extend(params, *args)  # noqa: E731
+            return decode_lib.prefill(extend, Cache(**cache), tokens, lengths, phi, media)
+
+    options = compile_lib.compiler_options(mesh)
+    return jax.jit(prefill, donate_argnums=1, compiler_options=options).lower(
+        _weights(config, model, mesh), cache, text, lengths, text, frames, mask, slot
+    )
+
+
+def _lower_decode(config: TrainConfig, model: Decoder, mesh: Mesh, rows: int, prompts: Prompts) -> Any:
+    cache = _cache(config, model, mesh, rows, prompts)
+    token = _placed(mesh, (rows, 1), jnp.int32, BATCH_AXES)
+
+    def step(params: Any, cache: Any, tokens: Any, positions: Any, phi: Any) -> Any:
+        with laid_out(config.mesh.layout(mesh)):
+            logits, cache = model.extend(params, Cache(**cache), tokens, positions, phi)
+        return jnp.argmax(logits[:, -1], axis=-1), cache
+
+    options = compile_lib.compiler_options(mesh)
+    return jax.jit(step, donate_argnums=1, compiler_options=options).lower(
+        _weights(config, model, mesh), cache, token, token, token
+    )

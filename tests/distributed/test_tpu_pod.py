@@ -1,0 +1,194 @@
+"""Training on a pod of four workers, through launch/tpu_pod.sh: each worker is a process of its own with its own home and working folder.
+
+gcloud is a stand-in (tests/launch/gcloud.py); the program, the cluster, the collectives and the checkpoints are real. The workers share the
+workdir alone. The steps on one and on two processes are those of `train` on other meshes of four devices.
+"""
+
+import os
+import pathlib
+import re
+import shutil
+import signal
+import subprocess
+import time
+
+import jax
+import numpy as np
+import pytest
+
+from flamingo_jax.checkpoint import arrays
+from flamingo_jax.core.config import from_dict
+from flamingo_jax.training import metrics
+from flamingo_jax.training.config import TrainConfig
+from flamingo_jax.training.stage import train
+from tests.conftest import BASE_XLA_FLAGS, ROOT
+from tests.distributed.processes import run_processes
+from tests.launch.pod import Pod
+from tests.training import small
+
+STEPS, SAVE_EVERY = 16, 4
+PATIENCE = 240  # seconds that a run may take; far more than it does
+CONFIG = "tests/training/small.py:language_model"
+RECORDS = ["--config.data.tokenizer=../records/tokenizer", "--config.data.datasets.text.path=../records/text"]
+SETTINGS = [
+    f"--config.steps={STEPS}",
+    f"--config.hooks.save_every={SAVE_EVERY}",
+    "--config.hooks.keep=10",
+    "--config.mesh.data=-1",
+]
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """A directory with a world, which stands for the bucket of records."""
+    directory = tmp_path_factory.mktemp("pod")
+    small.make_world(directory / "world")
+    return directory
+
+
+@pytest.fixture(scope="module")
+def runs(place):
+    """(the pod, the workdir of an undisturbed run, that of one in which a worker was killed, what the script said of the latter)."""
+    pod, shared = Pod(place / "cloud"), place / "shared"
+    shared.mkdir()
+    (pod.state / "buckets" / "records").symlink_to(place / "world")
+    pod.run("create", "--accelerator_type=v4-32", "--spot")
+
+    def options(name):
+        program = [f"--config={CONFIG}", *SETTINGS, *RECORDS, f"--workdir={shared / name}"]
+        return ["train", "--watch", "--poll=1", "--mount=records:records", f"--shared={shared}", "--", *program]
+
+    pod.run(*options("whole"))
+    with subprocess.Popen(
+        pod.command(*options("killed")), env=pod.variables, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    ) as watcher:
+        kill_when(pod, shared / "killed", step=SAVE_EVERY + 2, worker=2)
+        said = watcher.communicate(timeout=PATIENCE)[0]
+    assert watcher.returncode == 0, said[-4000:]
+    yield pod, shared / "whole", shared / "killed", said
+    pod.run("delete", "--quiet")
+
+
+def kill_when(pod, workdir, *, step, worker):
+    """Kills the Python of a worker as soon as the run has reported `step`."""
+    deadline = time.monotonic() + PATIENCE
+    while not (rows := metrics.read(workdir / "metrics.jsonl")) or rows[-1]["step"] < step:
+        assert time.monotonic() < deadline, f"no step {step} in {PATIENCE} s"
+        time.sleep(0.002)
+    session = (pod.homes()[worker] / "flamingo_pod" / "pid").read_text().split()[0]
+    found = subprocess.run(["ps", "-o", "pid=,args=", "--sid", session], capture_output=True, text=True, check=True)
+    (python,) = [line for line in found.stdout.splitlines() if "-m flamingo_jax.train" in line and "bash" not in line]
+    os.kill(int(python.split()[0]), signal.SIGKILL)
+
+
+def reports(workdir):
+    rows = metrics.read(pathlib.Path(workdir) / "metrics.jsonl")
+    return [{name: value for name, value in row.items() if name != "step_seconds"} for row in rows]
+
+
+def test_a_killed_worker_leaves_no_trace_in_the_losses(runs):
+    _, whole, killed, _ = runs
+    assert [row["step"] for row in reports(whole)] == list(range(1, STEPS + 1))
+    assert reports(killed) == reports(whole)
+    states = [directory / "checkpoints" / str(STEPS) / "state" for directory in (whole, killed)]
+    jax.tree.map(np.testing.assert_array_equal, *(arrays.read(state, arrays.describe(state)) for state in states))
+
+
+def test_the_run_really_was_broken_and_resumed(runs):
+    pod, _, _, said = runs
+    assert "the job is broken" in said and "worker 2: ended 137" in said
+    first = (pod.homes()[0] / "flamingo_pod" / "log").read_text()
+    (resumed,) = re.findall(r"resumes at step (\d+) of", first)
+    assert 0 < int(resumed) < STEPS
+    assert first.count("== ") == 3, "one start of the whole run, two of the killed one"
+
+
+def test_one_process_speaks_for_all_and_each_has_its_own_folder(runs):
+    pod = runs[0]
+    logs = [(home / "flamingo_pod" / "log").read_text() for home in pod.homes()]
+    assert [log.count("small_language_model starts") > 0 for log in logs] == [True, False, False, False]
+    for worker, log in enumerate(logs):  # whether they come to say why they failed depends on the moment
+        assert set(re.findall(r"\[process (\d) of 4\]", log)) <= {str(worker)}
+    for home in pod.homes():
+        assert (home / "flamingo_jax" / "flamingo_jax" / "train.py").exists()
+        assert (home / "records" / "text").exists()
+        asked = (home / "pip").read_text().splitlines()
+        assert len(asked) == 3 and ".[tpu]" in asked[2], "installed once, however often it was started"
+
+
+def test_logs_come_from_the_workers(runs):
+    pod = runs[0]
+    one = pod.run("logs", "--lines=3").stdout.splitlines()
+    assert len(one) == 3 and all(line.startswith("[0] ") for line in one)
+    every = pod.run("logs", "--worker=all", "--lines=1").stdout.splitlines()
+    assert sorted(line[:4] for line in every) == ["[0] ", "[1] ", "[2] ", "[3] "]
+
+
+def test_evaluate_on_the_pod_gives_what_one_process_with_four_devices_gives(runs, run_program):
+    """Every bit of it: the same prompts in the same batches on as many devices."""
+    pod, whole, _, _ = runs
+    shared = whole.parent
+    flags = ["--config=configs/evaluate.py", f"--checkpoint={whole / 'export'}", "--task=lm_lookup", "--shots=2"]
+    flags += ["--config.n=8", "--config.batch_size=8"]
+    program = [*flags, f"--output={shared / 'report'}"]
+    pod.run("evaluate", "--watch", "--poll=1", "--mount=records:records", f"--shared={shared}", "--", *program)
+    devices = {"XLA_FLAGS": f"{BASE_XLA_FLAGS} --xla_force_host_platform_device_count=4"}
+    devices["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
+    one = [*flags, f"--output={shared / 'alone'}", "--config.mesh.data=-1"]
+    run_program("-m", "flamingo_jax.evaluate", *one, environment=devices)
+    for name in ("results.json", "predictions.jsonl"):
+        assert (shared / "report" / name).read_text() == (shared / "alone" / name).read_text()
+    logs = [(home / "flamingo_pod" / "log").read_text().split("evaluate")[-1] for home in pod.homes()]
+    assert ["The report is in" in log for log in logs] == [True, False, False, False]
+
+
+def assert_continues(workdir, whole, start):
+    """Losses from `start` on are those of the pod: another order of the sums over four shards, 1e-7 of their size a step, Adam in between."""
+    ours, theirs = reports(workdir), reports(whole)
+    assert [row["step"] for row in ours] == list(range(1, STEPS + 1))
+    for a, b in zip(ours[start:], theirs[start:], strict=True):
+        np.testing.assert_allclose(a["loss"], b["loss"], rtol=1e-5)
+
+
+def prepared(monkeypatch, place):
+    """The config of the pod's run; the paths in it, which a checkpoint holds a run to, are right from within this directory."""
+    (place / "here").mkdir(exist_ok=True)
+    if not (place / "records").exists():
+        (place / "records").symlink_to(place / "world")
+    monkeypatch.chdir(place / "here")
+    values = small.with_world(small.get_config("language_model"), pathlib.Path("../records"))
+    values.steps = STEPS
+    values.mesh.data = -1
+    values.hooks.update(save_every=SAVE_EVERY, keep=10)
+    return from_dict(TrainConfig, values)
+
+
+def begun(whole, target):
+    """A copy of the pod's run as it was after its second checkpoint."""
+    shutil.copytree(whole, target)
+    shutil.rmtree(target / "export")
+    for step in range(3 * SAVE_EVERY, STEPS + 1, SAVE_EVERY):
+        shutil.rmtree(target / "checkpoints" / str(step))
+    return target
+
+
+def test_one_process_with_four_devices_gives_the_same_losses(runs, place, monkeypatch):
+    train(prepared(monkeypatch, place), place / "one", devices=jax.devices()[:4])
+    assert_continues(place / "one", runs[1], 0)
+
+
+def test_one_process_goes_on_from_the_checkpoint_of_four(runs, place, monkeypatch):
+    workdir, told = begun(runs[1], place / "one_goes_on"), []
+    train(prepared(monkeypatch, place), workdir, devices=jax.devices()[:4], tell=told.append)
+    assert f"resumes at step {2 * SAVE_EVERY} " in told[0]
+    assert_continues(workdir, runs[1], 2 * SAVE_EVERY)
+
+
+def test_two_processes_go_on_from_the_checkpoint_of_four(runs, place, monkeypatch):
+    workdir = begun(runs[1], place / "two_go_on")
+    prepared(monkeypatch, place)
+    flags = [f"--config={ROOT}/{CONFIG}", *SETTINGS, *RECORDS, f"--workdir={workdir}"]
+    outputs = run_processes(["-m", "flamingo_jax.train", *flags], count=2, devices=2, cwd=place / "here")
+    assert f"resumes at step {2 * SAVE_EVERY} " in outputs[0]
+    assert not [line for line in outputs[1].splitlines() if not line.startswith("[Gloo]")], "one process speaks for all"
+    assert_continues(workdir, runs[1], 2 * SAVE_EVERY)

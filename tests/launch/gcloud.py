@@ -1,0 +1,202 @@
+"""A stand-in for gcloud with the workers of a slice on this machine: it refuses what the real commands refuse, and does what they do.
+
+GCLOUD_STATE names its directory:
+
+    future          states that the queued resource will have, one per look, until it is ACTIVE (or what else the last one is)
+    resource.json   the queued resource; there is one at most
+    workers/N/      the home of worker N, made when the resource becomes ACTIVE, gone when it does not exist any more
+    worker.json     environment of the workers' processes, with {worker} and {port} filled in
+    bin/            what the workers have besides the system's commands: a Python, gcsfuse, findmnt
+    buckets/        what gcsfuse mounts
+    calls           the command lines, as JSON
+"""
+
+import contextlib
+import json
+import os
+import pathlib
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+
+NUM_WORKERS = 4
+# Names of queued resources and nodes: https://cloud.google.com/tpu/docs/reference/rest/v2/projects.locations.queuedResources/create
+NAME = re.compile(r"[A-Za-z0-9_.~+%-]+")
+
+_REFERENCE = "https://cloud.google.com/sdk/gcloud/reference"
+# --zone is on all five pages, the others are https://cloud.google.com/sdk/gcloud/reference#GCLOUD-WIDE-FLAGS
+WIDE = {"--zone", "--project", "--format", "--quiet", "--verbosity", "--account", "--configuration"}
+SSH = {
+    *("--dry-run", "--force-key-file-overwrite", "--internal-ip", "--plain", "--ssh-key-file"),
+    *("--strict-host-key-checking", "--worker", "--ssh-key-expiration", "--ssh-key-expire-after"),
+}
+# (group, command): the page that lists its flags (seen with release 528.0.0), and the flags
+FLAGS = {
+    ("queued-resources", "create"): (
+        f"{_REFERENCE}/compute/tpus/queued-resources/create",
+        {
+            *("--runtime-version", "--accelerator-type", "--topology", "--type", "--node-id", "--node-count"),
+            *("--node-prefix", "--async", "--data-disk", "--description", "--guaranteed", "--internal-ips", "--labels"),
+            *("--metadata", "--metadata-from-file", "--network", "--range", "--reserved", "--scopes"),
+            *("--service-account", "--shielded-secure-boot", "--spot", "--subnetwork", "--tags"),
+            *("--valid-after-duration", "--valid-after-time", "--valid-until-duration", "--valid-until-time"),
+            *("--reservation-host-folder", "--reservation-host-organization", "--reservation-host-project"),
+        },
+    ),
+    ("queued-resources", "describe"): (f"{_REFERENCE}/compute/tpus/queued-resources/describe", set()),
+    ("queued-resources", "delete"): (f"{_REFERENCE}/compute/tpus/queued-resources/delete", {"--async", "--force"}),
+    ("tpu-vm", "ssh"): (f"{_REFERENCE}/compute/tpus/tpu-vm/ssh", {*SSH, "--ssh-flag", "--command", "--output-directory"}),
+    ("tpu-vm", "scp"): (f"{_REFERENCE}/compute/tpus/tpu-vm/scp", {*SSH, "--scp-flag", "--compress", "--recurse"}),
+}  # fmt: skip
+SWITCHES = {
+    *("--quiet", "--async", "--guaranteed", "--internal-ips", "--reserved", "--shielded-secure-boot", "--spot"),
+    *("--force", "--dry-run", "--force-key-file-overwrite", "--internal-ip", "--plain", "--compress", "--recurse"),
+}
+STATE = pathlib.Path(os.environ.get("GCLOUD_STATE", "/nowhere"))
+
+
+def refuse(command: str, reason: str, status: int = 1):
+    """Ends as gcloud does."""
+    print(f"ERROR: (gcloud.compute.tpus.{command}) {reason}", file=sys.stderr)
+    sys.exit(status)
+
+
+def parse(arguments: list[str]) -> tuple[str, list[str], dict[str, str]]:
+    """Returns (group.command, positional arguments, flags)."""
+    if arguments[:2] != ["compute", "tpus"] or tuple(arguments[2:4]) not in FLAGS:
+        refuse(".".join(arguments[2:4]), f"Invalid choice: {' '.join(arguments)!r}.", 2)
+    group, verb, *rest = arguments[2:]
+    command, known, given, places = f"{group}.{verb}", FLAGS[group, verb][1] | WIDE, {}, []
+    for argument in rest:
+        flag, equals, value = argument.partition("=")
+        if not argument.startswith("-"):
+            places.append(argument)
+        elif flag not in known:
+            refuse(command, f"unrecognized arguments: {argument}", 2)
+        elif (flag in SWITCHES) == bool(equals):
+            refuse(command, f"argument {flag}: {'ignored explicit argument' if equals else 'expected one argument'}", 2)
+        else:
+            given[flag] = value
+    if "--zone" not in given:
+        refuse(command, "The required property [zone] is not currently set.")
+    return command, places, given
+
+
+def load() -> dict | None:
+    path = STATE / "resource.json"
+    return json.loads(path.read_text()) if path.exists() else None
+
+
+def save(resource: dict) -> None:
+    (STATE / "resource.json").write_text(json.dumps(resource))
+
+
+def end_workers() -> None:
+    """The VMs go, with all that ran on them."""
+    for pid in (STATE / "workers").glob("*/flamingo_pod/pid"):
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(int(pid.read_text().split()[0]), signal.SIGKILL)
+    shutil.rmtree(STATE / "workers", ignore_errors=True)
+
+
+def named(command: str, name: str) -> dict:
+    """Returns the resource of that name, one look later; it must be there."""
+    resource = load()
+    if resource is None or resource["name"] != name:
+        kind = "queuedResources" if command.startswith("queued") else "nodes"
+        refuse(command, f"NOT_FOUND: Resource 'projects/p/locations/z/{kind}/{name}' was not found")
+    return resource
+
+
+def create(command: str, name: str, given: dict[str, str]) -> None:
+    for flag in ("--node-id", "--accelerator-type", "--runtime-version"):
+        if not given.get(flag):
+            refuse(command, f"argument {flag}: Must be specified.", 2)
+    if not (NAME.fullmatch(name) and NAME.fullmatch(given["--node-id"])):
+        refuse(command, f"INVALID_ARGUMENT: {name!r} is not a valid name")
+    if {"--spot", "--reserved"} <= set(given):
+        refuse(command, "INVALID_ARGUMENT: a request has one tier")
+    if load() is not None:
+        refuse(command, f"ALREADY_EXISTS: Resource '{name}' already exists")
+    future = STATE / "future"
+    states = future.read_text().split() if future.exists() else ["ACTIVE"]
+    future.unlink(missing_ok=True)
+    save({"name": name, "states": states, "flags": given})
+
+
+def look(resource: dict) -> str:
+    """Returns the state, and moves on to the next."""
+    state, *later = resource["states"]
+    if state == "ACTIVE" and not (STATE / "workers").exists():
+        for worker in range(NUM_WORKERS):
+            (STATE / "workers" / str(worker)).mkdir(parents=True)
+    if state in ("SUSPENDING", "SUSPENDED"):
+        end_workers()
+    save({**resource, "states": later or [state]})
+    return state
+
+
+def chosen(command: str, given: dict[str, str]) -> list[pathlib.Path]:
+    """Returns the homes of the workers that --worker names."""
+    homes = sorted((STATE / "workers").iterdir()) if (STATE / "workers").exists() else []
+    which = given.get("--worker", "0")
+    if which != "all":
+        homes = [home for home in homes if home.name == which]
+    if not homes:
+        refuse(command, f"there is no worker {which}")
+    return homes
+
+
+def ssh(command: str, given: dict[str, str]) -> None:
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    variables = (STATE / "worker.json").read_text()
+    running = []
+    for home in chosen(command, given):
+        environment = json.loads(variables.replace("{worker}", home.name).replace("{port}", str(port)))
+        environment |= {"HOME": str(home), "PATH": f"{STATE / 'bin'}:/usr/bin:/bin", "GCLOUD_STATE": str(STATE)}
+        environment["HOSTNAME"] = f"t1v-n-0123abcd-w-{home.name}"
+        shell = ["bash", "-c", given["--command"]]
+        running.append(subprocess.Popen(shell, cwd=home, env=environment, stdin=subprocess.DEVNULL))
+    statuses = [process.wait() for process in running]
+    sys.exit(next((status for status in statuses if status), 0))
+
+
+def scp(places: list[str], homes: list[pathlib.Path]) -> None:
+    *sources, destination = places
+    for home in homes:
+        for source in sources:
+            shutil.copy(source, home / destination.partition(":")[2])
+
+
+def main() -> None:
+    arguments = sys.argv[1:]
+    with (STATE / "calls").open("a") as calls:
+        calls.write(json.dumps(arguments) + "\n")
+    command, places, given = parse(arguments)
+    name = places[-1].partition(":")[0]
+    if command == "queued-resources.create":
+        create(command, name, given)
+        return
+    resource = named(command, name)
+    if command == "queued-resources.describe":
+        if given.get("--format") != "value(state.state)":
+            refuse(command, "this stand-in knows --format='value(state.state)' alone")
+        print(look(resource))
+    elif command == "queued-resources.delete":
+        if "--force" not in given and (STATE / "workers").exists():
+            refuse(command, "FAILED_PRECONDITION: the resource has nodes; use --force")
+        end_workers()
+        (STATE / "resource.json").unlink()
+    elif command == "tpu-vm.ssh":
+        ssh(command, given)
+    else:
+        scp(places, chosen(command, given))
+
+
+if __name__ == "__main__":
+    main()

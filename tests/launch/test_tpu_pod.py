@@ -1,0 +1,316 @@
+"""launch/tpu_pod.sh: what it refuses, what it would run, and how it goes about slices that come, fail, go, and jobs that break.
+
+The stand-in gcloud (gcloud.py) refuses flags that the real one does not know. The program is a stand-in too, in a miniature clone; training on a
+simulated pod is tests/distributed/test_tpu_pod.py.
+"""
+
+import json
+import os
+import shlex
+import shutil
+import signal
+import subprocess
+import time
+
+import pytest
+
+from tests.conftest import ROOT
+from tests.launch import gcloud
+from tests.launch.pod import Pod
+
+PROGRAM = ["--", "--config=configs/tiny.py:flamingo", "--workdir=gs://bucket/run"]
+PATIENCE = 60  # seconds; far more than anything here takes
+
+# Says that it started, and ends when it is told to.
+TRAIN = """
+import os, pathlib, sys, time
+workdir = pathlib.Path(sys.argv[-1].partition("=")[2])
+workdir.mkdir(exist_ok=True)
+with (workdir / f"starts{os.environ['JAX_PROCESS_ID']}").open("a") as starts:
+    starts.write(os.environ.get("GREETING", "none") + "\\n")
+print("a line of the log", flush=True)
+while not (workdir / "end").exists():
+    time.sleep(0.02)
+sys.exit(int((workdir / "end").read_text()))
+"""
+
+
+@pytest.fixture
+def pod(tmp_path):
+    """A cloud without a slice yet."""
+    return Pod(tmp_path / "cloud")
+
+
+@pytest.fixture
+def clone(tmp_path):
+    """A miniature repository, whose program is TRAIN."""
+    root = tmp_path / "clone"
+    for name in ("tpu_pod.sh", "tpu_worker.sh", "environment.sh"):
+        (root / "launch").mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT / "launch" / name, root / "launch")
+    files = {"launch/requirements.lock": "# empty\n", "setup.py": "", ".gitignore": ".venv/\n__pycache__/\n*.secret\n"}
+    files |= {"flamingo_jax/__init__.py": "", "flamingo_jax/train.py": TRAIN, "configs/a.py": "", "old file.txt": "old"}
+    for name, text in files.items():
+        (root / name).parent.mkdir(exist_ok=True)
+        (root / name).write_text(text)
+    subprocess.run(["git", "init", "--quiet"], cwd=root, check=True)
+    return root
+
+
+@pytest.fixture
+def job(pod, clone, tmp_path):
+    """The options of `train` in the miniature repository; what runs at the end of the test is ended."""
+    pod.run("create", "--accelerator_type=v4-32")
+    yield [f"--shared={tmp_path}", "--", "--config=configs/a.py", f"--workdir={tmp_path / 'work'}"]
+    pod.run("delete", "--quiet")
+
+
+def starts(tmp_path):
+    """What each worker's program wrote when it started, start by start."""
+    files = [tmp_path / "work" / f"starts{worker}" for worker in range(gcloud.NUM_WORKERS)]
+    return [file.read_text().split() if file.exists() else [] for file in files]
+
+
+def wait_for(condition):
+    deadline = time.monotonic() + PATIENCE
+    while not condition():
+        assert time.monotonic() < deadline, f"waited {PATIENCE} s in vain"
+        time.sleep(0.01)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "no action"),
+        (["begin"], "no action begin"),
+        (["create", "train"], "two actions"),
+        (["create"], "no name"),
+        (["create", "--name=pod"], "no accelerator type"),
+        (["create", "--name=a pod", "--accelerator_type=v4-8"], "--name=a pod"),
+        (["create", "--name=-pod", "--accelerator_type=v4-8"], "--name=-pod"),
+        (["create", "--name=pod", "--accelerator_type=v4"], "--accelerator_type=v4"),
+        (["create", "--name=pod", "--accelerator_type=v9x-8"], "no runtime version is known for v9x-8"),
+        (["create", "--name=pod", "--accelerator_type=v4-8", "--zone=us central"], "--zone=us central"),
+        (["create", "--name=pod", "--accelerator_type=v4-8", "--spot", "--reserved"], "exclude each other"),
+        (["create", "--name=pod", "--acelerator_type=v4-8"], "does not know --acelerator_type=v4-8"),
+        (["train", "--name=pod"], "needs the flags of the program"),
+        (["train", "--name=pod", "--", "--workdir=gs://b/run"], "no config"),
+        (["train", "--name=pod", "--", "--config=configs/none.py", "--workdir=gs://b/run"], "configs/none.py is not"),
+        (["train", "--name=pod", "--", "--config=/etc/hosts", "--workdir=gs://b/run"], "/etc/hosts is not"),
+        (["train", "--name=pod", "--", "--config=configs/tiny.py"], "no --workdir"),
+        (["train", "--name=pod", "--", "--config=configs/tiny.py", "--workdir=runs/a"], "--workdir=runs/a is not"),
+        (["train", "--name=pod", "--", "--config=configs/tiny.py", "--workdir=/home/me/a"], "--workdir=/home/me/a is"),
+        (["train", "--name=pod", "--", "--config=configs/tiny.py", "--workdir=gs://b"], "--workdir=gs://b is not"),
+        (["train", "--name=pod", "--shared=/nfs", "--", "--config=configs/tiny.py", "--workdir=/nfs/../a"], "is not a"),
+        (["evaluate", "--name=pod", "--", "--config=configs/evaluate.py", "--output=gs://b/o"], "no --checkpoint"),
+        (["train", "--name=pod", "--mount=gs://b:/mnt", *PROGRAM], "expected the bucket's name alone"),
+        (["logs", "--name=pod", "--worker=last"], "--worker=last"),
+    ],
+)  # fmt: skip
+def test_what_is_wrong_is_one_line(pod, arguments, message):
+    script = ROOT / "launch" / "tpu_pod.sh"
+    done = subprocess.run(
+        [str(script), *arguments], env=pod.variables, capture_output=True, text=True, timeout=PATIENCE, check=False
+    )
+    assert done.returncode == 1 and done.stdout == ""
+    assert len(done.stderr.splitlines()) == 1 and done.stderr.startswith("error: ") and message in done.stderr
+    assert not [call for call in pod.calls() if "describe" not in call]
+
+
+def test_without_gcloud_nothing_is_tried(pod, tmp_path):
+    for name in ("bash", "env", "dirname"):
+        (tmp_path / "bare").mkdir(exist_ok=True)
+        (tmp_path / "bare" / name).symlink_to(shutil.which(name))
+    pod.variables["PATH"] = str(tmp_path / "bare")
+    assert "there is no gcloud here" in pod.run("create", "--accelerator_type=v4-8", status=1).stderr
+
+
+def test_help_lists_every_option(pod):
+    script = (ROOT / "launch" / "tpu_pod.sh").read_text()
+    shown = pod.run("create", "--help").stdout
+    options = {line.split("=")[0].split(")")[0].strip() for line in script.splitlines() if line.startswith("    --")}
+    assert len(options) > 15
+    assert not [option for name in options for option in name.split(" | ") if option != "--" and option not in shown]
+
+
+def commands(done):
+    """The gcloud commands that --dry_run printed, as argument lists."""
+    return [shlex.split(line)[1:] for line in done.stdout.splitlines() if line.startswith("gcloud ")]
+
+
+@pytest.mark.parametrize("action", ["create", "train", "evaluate", "logs", "delete"])
+def test_dry_run_prints_commands_that_gcloud_knows_and_runs_none(pod, golden, action):
+    evaluate = ["--config=configs/evaluate.py", "--checkpoint=gs://bucket/run", "--output=gs://bucket/a report"]
+    options = {
+        "create": [
+            "--accelerator_type=v4-3072",
+            "--reserved",
+            "--network=n",
+            "--service_account=a@b.c",
+            "--internal_ips",
+        ],
+        "train": ["--mount=records:/mnt/records", "--env=LIBTPU_INIT_ARGS=--a=1 --b=2", *PROGRAM, "--config.name=it's"],
+        "evaluate": ["--", *evaluate],
+        "logs": ["--worker=all", "--follow"],
+        "delete": ["--quiet"],
+    }
+    done = pod.run(action, "--project=my-project", "--dry_run", *options[action])
+    assert pod.calls() == []
+    assert commands(done)
+    for command in commands(done):
+        gcloud.parse(command)
+        shell = next((flag.partition("=")[2] for flag in command if flag.startswith("--command=")), "")
+        assert subprocess.run(["bash", "-n", "-c", shell], check=False).returncode == 0
+    golden(
+        f"launch/tpu_pod_{action}.txt",
+        done.stdout.replace(str(ROOT), "ROOT").replace(pod.variables.get("TMPDIR", "/tmp"), "TMP"),
+    )
+
+
+@pytest.mark.parametrize(
+    ("accelerator_type", "image"),
+    [
+        ("v3-32", "tpu-ubuntu2204-base"),
+        ("v4-3072", "tpu-ubuntu2204-base"),
+        ("v5litepod-16", "v2-alpha-tpuv5-lite"),
+        ("v5p-128", "v2-alpha-tpuv5"),
+        ("v6e-256", "v2-alpha-tpuv6e"),
+    ],
+)
+def test_the_image_is_that_of_the_type(pod, accelerator_type, image):
+    """https://cloud.google.com/tpu/docs/runtimes."""
+    (_, command) = commands(pod.run("create", "--dry_run", f"--accelerator_type={accelerator_type}"))
+    assert {f"--runtime-version={image}", "--node-id=pod"} <= set(command)
+
+
+def test_the_stand_in_refuses_what_gcloud_does_not_know(pod):
+    for arguments in (["--worker=all"], ["--acelerator-type=v4-8"], ["--spot=yes"], ["--node-id"]):
+        create = ["compute", "tpus", "queued-resources", "create", "pod", "--zone=us-central2-b"]
+        done = subprocess.run(
+            [str(pod.state / "here" / "gcloud"), *create, *arguments],
+            env=pod.variables,
+            capture_output=True,
+            check=False,
+        )
+        assert done.returncode == 2
+
+
+@pytest.mark.parametrize("tier", ["--spot", "--reserved", None])
+def test_create_asks_and_waits(pod, tier):
+    (pod.state / "future").write_text("WAITING_FOR_RESOURCES PROVISIONING PROVISIONING ACTIVE")
+    said = pod.run("create", "--accelerator_type=v4-32", *([tier] if tier else [])).stderr
+    assert [line.split()[1] for line in said.splitlines()] == ["WAITING_FOR_RESOURCES", "PROVISIONING", "ACTIVE"]
+    flags = json.loads((pod.state / "resource.json").read_text())["flags"]
+    assert {"--spot", "--reserved"} & set(flags) == ({tier} if tier else set())
+    pod.run("create", "--accelerator_type=v4-32")  # it is there
+    assert [call[3] for call in pod.calls()].count("create") == 1
+
+
+def test_create_says_when_it_will_not_come(pod):
+    (pod.state / "future").write_text("PROVISIONING FAILED")
+    said = pod.run("create", "--accelerator_type=v4-32", status=1).stderr
+    assert said.splitlines()[-1].startswith("error: pod is FAILED and will not come. The reason: gcloud compute tpus")
+    again = pod.run("create", "--accelerator_type=v4-32").stderr
+    assert "pod is FAILED; asking for it anew" in again and "ACTIVE" in again
+
+
+def test_a_request_that_gcloud_refuses(pod):
+    pod.variables["ZONE"] = ""
+    script = str(ROOT / "launch" / "tpu_pod.sh")
+    done = subprocess.run(
+        [script, "create", "--name=pod", "--accelerator_type=v4-8"],
+        env=pod.variables,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 1 and "[zone] is not currently set" in done.stderr
+
+
+def test_train_needs_the_slice(pod):
+    said = pod.run("train", *PROGRAM, status=1).stderr
+    assert said.splitlines() == [
+        "error: pod is NONE, not ACTIVE: launch/tpu_pod.sh create (or train --watch, which asks for it)"
+    ]
+
+
+def test_train_ships_what_lies_here_and_outlives_the_script(pod, clone, job, tmp_path):
+    (clone / "of mine.secret").write_text("not for the workers")
+    (pod.state / "buckets" / "records").mkdir()
+    (pod.state / "buckets" / "records" / "a").write_text("a record")
+    options = ["--mount=records:data/records", "--env=GREETING=first", *job]
+    pod.run("train", *options, root=clone)
+    wait_for(lambda: starts(tmp_path) == [["first"]] * 4)
+    leaders = [int((home / "flamingo_pod" / "pid").read_text().split()[0]) for home in pod.homes()]
+    assert [os.getsid(leader) for leader in leaders] == leaders, "a session of its own: no hang-up reaches it"
+
+    (clone / "old file.txt").unlink()
+    (clone / "new file.txt").write_text("new")
+    options[1] = "--env=GREETING=second"
+    pod.run("train", *options, root=clone)
+    wait_for(lambda: starts(tmp_path) == [["first", "second"]] * 4)
+    for leader in leaders:
+        with pytest.raises(ProcessLookupError):
+            os.killpg(leader, 0)
+    for home in pod.homes():
+        shipped = {path.name for path in (home / "flamingo_jax").iterdir()}
+        assert {"new file.txt", "setup.py", ".venv"} <= shipped
+        assert not {"old file.txt", "of mine.secret", ".git"} & shipped
+        assert (home / "data" / "records" / "a").read_text() == "a record"
+        assert len((home / "pip").read_text().splitlines()) == 3
+    assert pod.run("logs", "--worker=3", "--lines=1", root=clone).stdout == "[3] a line of the log\n"
+
+
+def test_a_wrong_bucket_stops_before_anything_starts(pod, clone, job, tmp_path):
+    said = pod.run("train", "--mount=nowhere:data", *job, root=clone, status=1).stderr
+    assert "error: worker 0: cannot mount nowhere" in said and "bucket nowhere does not exist" in said
+    assert said.splitlines()[-1].startswith("error: not all workers of pod have started")
+    assert starts(tmp_path) == [[], [], [], []]
+
+
+def watching(pod, clone, *options):
+    return subprocess.Popen(
+        pod.command("train", "--watch", *options, root=clone),
+        env=pod.variables, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+    )  # fmt: skip
+
+
+def test_watch_asks_again_after_a_preemption(pod, clone, job, tmp_path):
+    with watching(pod, clone, "--accelerator_type=v4-32", "--spot", *job) as script:
+        wait_for(lambda: starts(tmp_path) == [["none"]] * 4)
+        resource = json.loads((pod.state / "resource.json").read_text())
+        (pod.state / "next").write_text(json.dumps({**resource, "states": ["SUSPENDING", "SUSPENDED"]}))
+        (pod.state / "next").rename(pod.state / "resource.json")
+        wait_for(lambda: starts(tmp_path) == [["none"] * 2] * 4)
+        (tmp_path / "work" / "end").write_text("0")
+        said = script.communicate(timeout=PATIENCE)[0]
+    assert script.returncode == 0
+    assert "pod is SUSPENDED; asking for it anew" in said and "flamingo_jax.train has ended on all workers" in said
+    assert "--spot" in json.loads((pod.state / "resource.json").read_text())["flags"]
+
+
+def test_watch_starts_again_when_a_worker_is_killed(pod, clone, job, tmp_path):
+    with watching(pod, clone, *job) as script:
+        wait_for(lambda: starts(tmp_path) == [["none"]] * 4)
+        os.killpg(int((pod.homes()[2] / "flamingo_pod" / "pid").read_text().split()[0]), signal.SIGKILL)
+        wait_for(lambda: starts(tmp_path) == [["none"] * 2] * 4)
+        (tmp_path / "work" / "end").write_text("0")
+        said = script.communicate(timeout=PATIENCE)[0]
+    assert script.returncode == 0 and "the job is broken: worker 2: killed" in said
+
+
+def test_watch_gives_up_a_job_that_always_fails(pod, clone, job, tmp_path):
+    (tmp_path / "work").mkdir()
+    (tmp_path / "work" / "end").write_text("3")
+    said = pod.run("train", "--watch", *job, root=clone, status=1).stderr
+    assert said.splitlines()[-1].startswith("error: it failed 4 times in a row. Its log: launch/tpu_pod.sh logs")
+    assert "worker 0: ended 3;worker 1: ended 3;worker 2: ended 3;worker 3: ended 3" in said
+    assert starts(tmp_path) == [["none"] * 4] * 4
+
+
+def test_delete(pod):
+    pod.run("create", "--accelerator_type=v4-32")
+    pod.run("delete", "--quiet")
+    assert not (pod.state / "resource.json").exists()
+    assert pod.calls()[-1][3:] == ["delete", "pod", "--zone=us-central2-b", "--force", "--quiet"]
+    assert "NOT_FOUND" in pod.run("delete", status=1).stderr
