@@ -11,6 +11,11 @@ source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
 # For the test of these scripts; without it that test is skipped and says so.
 command -v shellcheck >/dev/null 2>&1 || apt_install shellcheck || say "note: shellcheck is not installed; its test will be skipped"
 
+# For the planner's tests, which compile for TPUs.
+"$PYTHON" -c 'import libtpu' >/dev/null 2>&1 \
+  || "$PYTHON" -m pip install --quiet --disable-pip-version-check --requirement "$ROOT/launch/requirements_tpu.lock" \
+  || die "installing launch/requirements_tpu.lock into $VENV failed (the reason is above). libtpu exists for Linux on x86-64"
+
 failed=()
 check() {
   say "== $1"

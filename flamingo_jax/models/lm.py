@@ -27,7 +27,7 @@ from flamingo_jax.core.trees import Params
 from flamingo_jax.nn import embed, masks
 from flamingo_jax.nn.attention import attend
 from flamingo_jax.nn.feedforward import Activation, feed_forward
-from flamingo_jax.nn.linear import fused_linear, linear
+from flamingo_jax.nn.linear import einsum_float32, fused_linear, linear
 from flamingo_jax.nn.norm import layer_norm, rms_norm
 
 _NEVER = -1e30  # logit of the padding rows of the table
@@ -369,14 +369,14 @@ class LM(hk.Module):
         norm = layer_norm if self.config.norm == "layer" else rms_norm
         x = norm(x, name="final_norm")
         table = self._table("embedding" if self.config.tied_head else "head").astype(x.dtype)
-        base = jnp.einsum("btd,vd->btv", x, table, preferred_element_type=jnp.float32)
+        base = einsum_float32("btd,vd->btv", x, table)
         base = constrain(base, "batch", "length", "vocab")
         padding = jnp.arange(self.config.table_rows) >= self.config.vocab_size
         base = jnp.where(padding[None, None, :], _NEVER, base)
         if self.new_tokens is None:
             return base, None
         rows = self.new_tokens.output.astype(x.dtype)
-        return base, jnp.einsum("btd,nd->btn", x, rows, preferred_element_type=jnp.float32)
+        return base, einsum_float32("btd,nd->btn", x, rows)
 
     @hk.name_like("__call__")
     def _table(self, name: str) -> Array:

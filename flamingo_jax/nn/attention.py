@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from flamingo_jax.core.notation import Array, Bool, Float, Float32, Int
+from flamingo_jax.nn.linear import einsum_float32
 
 _MASKED = -1e30  # finite: a row of -inf would give NaN in the softmax
 
@@ -36,7 +37,7 @@ def attend(
     batch, length, heads, size = q.shape
     groups = k.shape[2]
     grouped = q.reshape(batch, length, groups, heads // groups, size)
-    scores = jnp.einsum("blghk,bsgk->bghls", grouped, k, preferred_element_type=jnp.float32) * size**-0.5
+    scores = einsum_float32("blghk,bsgk->bghls", grouped, k) * size**-0.5
     if bias is not None:
         scores = scores + jnp.broadcast_to(bias.reshape(-1, groups, heads // groups, *bias.shape[2:]), scores.shape)
     if mask is not None:

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from flamingo_jax.core.notation import Array, Float, Float32, Int
+from flamingo_jax.nn.linear import einsum_float32
 
 
 def rotary(
@@ -49,7 +50,7 @@ def relative_bias(
         r: projected embedding of each distance 0..S-1.
         distances: query position minus key position; below 0 (the future, masked anyway) counts as 0.
     """
-    scores = jnp.einsum("bthk,shk->bhts", q, r, preferred_element_type=jnp.float32) * q.shape[-1] ** -0.5
+    scores = einsum_float32("bthk,shk->bhts", q, r) * q.shape[-1] ** -0.5
     index = jnp.broadcast_to(jnp.clip(distances, 0, r.shape[0] - 1)[:, None], scores.shape)
     return jnp.take_along_axis(scores, index, axis=-1)
 
@@ -64,7 +65,7 @@ def aligned_relative_bias(q: Float[Array, "B L H K"], r: Float[Array, "L H K"]) 
         q: queries with their position bias v already added.
         r: projected embedding of each distance 0..L-1.
     """
-    scores = jnp.einsum("blhk,shk->bhls", q, r[::-1], preferred_element_type=jnp.float32) * q.shape[-1] ** -0.5
+    scores = einsum_float32("blhk,shk->bhls", q, r[::-1]) * q.shape[-1] ** -0.5
     batch, heads, length, _ = scores.shape
     padded = jnp.pad(scores, ((0, 0), (0, 0), (0, 0), (1, 0)))
     return padded.reshape(batch, heads, length + 1, length)[:, :, 1:]

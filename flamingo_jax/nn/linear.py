@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import math
 
 import haiku as hk
 import jax
 import jax.numpy as jnp
 
-from flamingo_jax.core.notation import Array, Float
+from flamingo_jax.core.notation import Array, Float, Float32
 from flamingo_jax.core.params import Axes, Initializer, param
 
 
@@ -82,3 +83,20 @@ class FusedLinear(hk.Module):
 def fused_linear(x: Float[Array, "... D"], out_shape: tuple[int, ...], *, axes: Axes, name: str) -> Float[Array, "..."]:
     """Makes and applies one `FusedLinear`."""
     return FusedLinear(out_shape, axes=axes, name=name)(x)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def einsum_float32(letters: str, a: Float[Array, "..."], b: Float[Array, "..."]) -> Float32[Array, "..."]:
+    """The einsum of two arrays, summed and returned in float32 (scores, logits); what flows back is in the operands' dtype.
+
+    JAX alone would multiply float32 copies of both operands in the backward pass.
+    """
+    return jnp.einsum(letters, a, b, preferred_element_type=jnp.float32)
+
+
+def _einsum_backward(letters: str, operands: tuple[Array, Array], gradient: Array) -> tuple[Array, Array]:
+    _, transposed = jax.vjp(lambda a, b: jnp.einsum(letters, a, b), *operands)
+    return transposed(gradient.astype(operands[0].dtype))
+
+
+einsum_float32.defvjp(lambda letters, a, b: (einsum_float32(letters, a, b), (a, b)), _einsum_backward)

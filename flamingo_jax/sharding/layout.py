@@ -68,9 +68,9 @@ class Layout:
             return w
         part = zero.spec(axes, w.shape, self.mesh)
         w = _with_placed_gradient(w, NamedSharding(self.mesh, part))
-        if self.mesh.shape["replica"] == 1:
+        if self.mesh.shape["replica"] == 1 and self.mesh.shape["model"] > 1:
             # A part on every chip of the mesh: to form it, the compiler would gather the activations of the whole batch. So the
-            # gradient is whole first, and then cut, which it makes one reduce-scatter.
+            # gradient is whole over data first, and then cut.
             w = _with_placed_gradient(w, NamedSharding(self.mesh, weight_spec("", w.shape, axes, self.mesh)))
         return w
 

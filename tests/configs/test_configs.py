@@ -1,13 +1,14 @@
 """configs/ and the dataclasses are one schema: every field of one is a field of the other, and every config converts."""
 
 import dataclasses
+import importlib
 import types
 import typing
 
 import pytest
 from ml_collections import config_dict
 
-from configs import base, tiny
+from configs import base, flamingo_80b, tiny
 from flamingo_jax.core import config as core_config
 from flamingo_jax.data.config import DatasetConfig
 from flamingo_jax.models import zoo
@@ -77,3 +78,42 @@ def test_tiny_lengths_hold_what_their_comments_say():
     assert flamingo.pages.length >= max(flamingo.pages.max_images * 6 + 3, 4 * 13 + 3)
     assert flamingo.pairs.length >= caption_words + 4
     assert tiny.get_config("contrastive").data.datasets.captions.length >= caption_words + 2
+
+
+FULL_SIZE = {
+    "flamingo_3b": ("3B", 64),
+    "flamingo_9b": ("9B", 128),
+    "flamingo_80b": ("80B", 1536),
+    "lm_1b4": ("1.4B", 64),
+    "lm_7b": ("7.1B", 128),
+    "lm_70b": ("70B", 1536),
+}
+
+
+@pytest.mark.parametrize("name", FULL_SIZE)
+def test_full_size_models_are_those_of_the_zoo_and_their_batches_divide(name):
+    size, chips = FULL_SIZE[name]
+    config = core_config.from_dict(TrainConfig, importlib.import_module(f"configs.{name}").get_config("/records"))
+    plain = lambda lm: dataclasses.replace(lm, remat="none")  # noqa: E731
+    if config.stage == "flamingo":
+        ours, theirs = config.model.flamingo(), zoo.FLAMINGOS[size]
+        assert dataclasses.replace(ours, lm=plain(ours.lm)) == theirs
+        assert sum(dataset.weight for dataset in config.data.datasets.values()) == pytest.approx(1.43)  # B.1.2
+    else:
+        assert plain(config.model.lm) == zoo.LMS[size]
+    mesh = config.mesh
+    assert mesh.replica * mesh.data * mesh.model == chips
+    for dataset in config.data.datasets.values():
+        assert dataset.batch_size % (mesh.replica * mesh.data) == 0
+        assert dataset.path.startswith("/records/")
+
+
+def test_batches_of_the_80b_are_twelve_times_the_ablations():
+    """DESIGN, Step; the paper states those of the ablation alone: 256, 512, 512, 64 (B.3.1)."""
+    datasets = flamingo_80b.get_config().data.datasets
+    assert {name: dataset.batch_size for name, dataset in datasets.items()} == {
+        "m3w": 3072,
+        "align": 6144,
+        "ltip": 6144,
+        "vtp": 768,
+    }

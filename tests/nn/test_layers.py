@@ -9,8 +9,8 @@ import pytest
 from flamingo_jax.core import trees
 from flamingo_jax.nn import embed, masks
 from flamingo_jax.nn.feedforward import ACTIVATIONS, feed_forward
-from flamingo_jax.nn.linear import linear
-from flamingo_jax.nn.norm import layer_norm, rms_norm
+from flamingo_jax.nn.linear import einsum_float32, fused_linear, linear
+from flamingo_jax.nn.norm import layer_norm, rms_norm, standardise
 
 RNG = np.random.default_rng(0)
 
@@ -36,6 +36,34 @@ def test_linear_contracts_and_adds_axes():
     assert (y.dtype, params["map/w"].dtype) == (jnp.bfloat16, jnp.float32)
 
 
+def test_fused_linear_has_the_contracted_axis_last():
+    x = draw(2, 3, 5)
+    y, params = run(lambda x: fused_linear(x, (2, 6, 7), axes=(None, "heads", "head_dim", "embed"), name="map"), x)
+    assert params["map/w"].shape == (2, 6, 7, 5)
+    np.testing.assert_allclose(y, np.einsum("abd,shkd->abshk", x, params["map/w"]), rtol=1e-5, atol=1e-5)
+    assert np.std(params["map/w"]) == pytest.approx(5**-0.5, rel=0.2)  # of the fan-in, as in `linear`
+    y, params = run(lambda x: fused_linear(x, (6,), axes=("mlp", "embed"), name="map"), x.astype(jnp.bfloat16))
+    assert (y.dtype, params["map/w"].dtype) == (jnp.bfloat16, jnp.float32)
+
+
+def test_einsum_float32_rounds_nothing_but_what_flows_back():
+    """bfloat16 operands: the result is the float32 sum; gradients are those of the sum for a gradient rounded to bfloat16."""
+    a, b, g = draw(4, 8).astype(jnp.bfloat16), draw(8, 5).astype(jnp.bfloat16), draw(4, 5)
+    y, transpose = jax.vjp(lambda a, b: einsum_float32("ik,kj->ij", a, b), a, b)
+    exact = np.asarray(a, np.float64) @ np.asarray(b, np.float64)
+    np.testing.assert_allclose(y, exact, rtol=1e-6, atol=1e-6)  # float32 sums of 8
+    assert np.max(np.abs(np.asarray(y.astype(jnp.bfloat16), np.float64) - exact)) > 1e-3  # bfloat16 would lose this
+    da, db = transpose(g)
+    assert (y.dtype, da.dtype, db.dtype) == (jnp.float32, jnp.bfloat16, jnp.bfloat16)
+    rounded = np.asarray(g.astype(jnp.bfloat16), np.float64)
+    for found, expected in ((da, rounded @ np.asarray(b, np.float64).T), (db, np.asarray(a, np.float64).T @ rounded)):
+        np.testing.assert_allclose(np.asarray(found, np.float64), expected, rtol=2**-8, atol=2**-8)  # bfloat16 results
+    whole = [x.astype(jnp.float32) for x in (a, b)]
+    plain = jax.vjp(lambda a, b: jnp.einsum("ik,kj->ij", a, b), *whole)
+    mine = jax.vjp(lambda a, b: einsum_float32("ik,kj->ij", a, b), *whole)
+    jax.tree.map(np.testing.assert_array_equal, (mine[0], mine[1](g)), (plain[0], plain[1](g)))  # float32: the same
+
+
 def test_norms():
     x = draw(3, 8) * 4 + 2
     y, _ = run(lambda x: layer_norm(x, name="norm"), x)
@@ -43,6 +71,18 @@ def test_norms():
     np.testing.assert_allclose(y, (x - np.mean(x, axis=-1, keepdims=True)) / deviation, rtol=1e-5, atol=1e-5)
     y, _ = run(lambda x: rms_norm(x, name="norm"), x)
     np.testing.assert_allclose(y, x / np.sqrt(np.mean(np.square(x), -1, keepdims=True) + 1e-5), rtol=1e-5, atol=1e-5)
+
+
+def test_a_standardised_array_needs_only_the_norms_weights():
+    """LayerNorm(x) = standardise(x) * scale + offset, at birth standardise(x) itself; its statistics are float32."""
+    x = draw(3, 8) * 4 + 2
+    y, _ = run(lambda x: layer_norm(x, name="norm"), x)
+    np.testing.assert_array_equal(standardise(x), y)
+    far = (draw(2, 512) + 64).astype(jnp.bfloat16)
+    exact = np.asarray(far, np.float64)
+    expected = (exact - exact.mean(-1, keepdims=True)) / exact.std(-1, keepdims=True)
+    assert standardise(far).dtype == jnp.bfloat16
+    np.testing.assert_allclose(np.asarray(standardise(far), np.float64), expected, atol=2e-2)  # the output is rounded
 
 
 def test_norm_statistics_are_float32():
@@ -112,6 +152,18 @@ def test_relative_bias_picks_the_embedding_of_each_distance():
     for t, s, h in np.ndindex(3, 5, 2):
         if t + 2 >= s:
             np.testing.assert_allclose(bias[0, h, t, s], q[0, t, h] @ r[t + 2 - s, h] / 2, rtol=1e-4, atol=1e-5)
+
+
+def test_the_aligned_relative_bias_is_the_gathered_one_where_it_is_seen():
+    """Query i at key i: the shift gives the same numbers without a gather, on and below the diagonal; above it is the future."""
+    q, r = draw(2, 5, 3, 4), draw(5, 3, 4)
+    index = jnp.arange(5, dtype=jnp.int32)
+    distances = jnp.broadcast_to((index[:, None] - index[None, :])[None], (2, 5, 5))
+    gathered, shifted = embed.relative_bias(q, r, distances), embed.aligned_relative_bias(q, r)
+    assert shifted.shape == gathered.shape == (2, 3, 5, 5) and shifted.dtype == jnp.float32
+    seen = np.tril(np.ones((5, 5), bool))
+    np.testing.assert_allclose(shifted[..., seen], gathered[..., seen], rtol=1e-5, atol=1e-6)
+    assert np.all(np.isfinite(shifted))
 
 
 def test_time_embeddings_interpolate_to_other_frame_counts():

@@ -1,0 +1,174 @@
+"""One training step of a small Flamingo on any mesh; `python -m tests.distributed.meshes OUT.npz 1 1 16` writes what it gives.
+
+The model is as the 80B run has it (relative positions, fused projections, remat "projections", a cross-attention layer before every
+second block) with sizes of two kinds: what the model axis splits is a multiple of 16, and every weight of a block is a multiple of 25
+numbers, which no activation is. So a compiled step shows by its shapes alone whether it gathers a weight.
+"""
+
+import dataclasses
+import functools
+import sys
+from typing import Any, Literal
+from unittest import mock
+
+import jax
+import numpy as np
+import optax
+
+from flamingo_jax.core import trees
+from flamingo_jax.core.config import from_dict
+from flamingo_jax.core.precision import Policy
+from flamingo_jax.data import schema
+from flamingo_jax.data.device import to_device
+from flamingo_jax.sharding.mesh import MeshConfig, make_mesh, num_batch_shards
+from flamingo_jax.training import stage
+from flamingo_jax.training.config import TrainConfig
+from flamingo_jax.training.optimizer import make_optimizer
+from tests.training import small
+
+WIDTH, HEADS, HEAD_SIZE = 40, 16, 5
+WEIGHT_FACTOR = 25  # WIDTH * HEAD_SIZE and WIDTH * WIDTH are multiples of it
+WEIGHTS = {"pages": 1.0, "pairs": 0.5}
+RATE, EPSILON = 1e-2, 1e-3  # of AdamW: an error e of a gradient moves a weight by at most RATE / EPSILON * e
+_QUICK = {
+    "xla_backend_optimization_level": 0,
+    "xla_llvm_disable_expensive_passes": True,
+    "xla_cpu_use_fusion_emitters": False,
+}
+MOST_SHARDS = 8  # of the batch, on the meshes of the tests
+
+
+def run_config(mesh: MeshConfig, **changes: Any) -> TrainConfig:
+    """Returns the run, resolved; `changes`: of its fields."""
+    described = small.get_config("flamingo")
+    described.model.lm.update(num_layers=4, width=WIDTH, num_heads=HEADS, head_dim=HEAD_SIZE, vocab_multiple=5 * HEADS)
+    described.model.lm.update(norm="rms", position="relative", mlp_bias=True, qkv_conv_width=0, remat="projections")
+    described.model.xattn.update(every=2, head_dim=HEAD_SIZE)
+    described.optimizer.update(learning_rate=RATE, warmup_steps=0, eps=EPSILON)
+    for name, weight in WEIGHTS.items():
+        described.data.datasets[name].weight = weight
+    resolved = from_dict(TrainConfig, described).resolved(small.VOCABULARY)
+    return dataclasses.replace(resolved, mesh=mesh, **changes)
+
+
+def batches(num_shards: int) -> dict[str, schema.Batch]:
+    """Returns the same rows for any number of data shards: 16, which divide over all chips of every mesh, and 8, which do not over 16."""
+    made = {
+        "pages": small.batch(rows=16, length=16, images=2, seed=10, num_shards=MOST_SHARDS),
+        "pairs": small.batch(rows=8, length=16, images=1, seed=11, num_shards=MOST_SHARDS),
+    }
+    for name, batch in made.items():
+        batch.tokens[::2, 3], batch.tokens[::3, 5] = small.VOCABULARY, small.VOCABULARY + 1  # the new tokens
+        rows = np.arange(len(batch.tokens))[:, None]
+        pool = len(batch.frames)
+        place = batch.media_slot + rows * MOST_SHARDS // len(batch.tokens) * (pool // MOST_SHARDS)
+        slot = place - rows * num_shards // len(batch.tokens) * (pool // num_shards)
+        made[name] = dataclasses.replace(batch, media_slot=slot.astype(np.int32))
+        schema.check(made[name], num_shards=num_shards, where=name)
+    return made
+
+
+@dataclasses.dataclass(frozen=True)
+class Ran:
+    """What an update gave: the state, on the devices, and the metrics."""
+
+    state: Any
+    metrics: dict[str, Any]
+
+    @property
+    def gradients(self) -> dict[str, np.ndarray]:
+        """The sum over the datasets, before the clip."""
+        return {path: np.asarray(leaf) for path, leaf in trees.flatten(self.state.opt_state[0].trace).items()}
+
+    @property
+    def weights(self) -> dict[str, np.ndarray]:
+        """The trained weights, after the update."""
+        return {path: np.asarray(leaf) for path, leaf in trees.flatten(self.state.trainable).items()}
+
+
+@dataclasses.dataclass(frozen=True)
+class Step:
+    """The step of a run on a mesh: the very one that trains."""
+
+    mesh: jax.sharding.Mesh
+    prepared: stage.Prepared
+    batches: dict[str, schema.Batch]
+    lowered: Any
+
+    @functools.cached_property
+    def compiled(self) -> Any:
+        """Compiled in less than half the time: how it is partitioned is not touched, what makes the code of a CPU fast is left out."""
+        return self.lowered.compile(_QUICK)
+
+    @functools.cached_property
+    def first(self) -> Ran:
+        """What the first update gives."""
+        return self.run(start())
+
+    def run(self, state: Any) -> Ran:
+        """Does one update from a state, which is given up if it lies on this mesh already."""
+        before = jax.device_put(state, self.prepared.plan.shardings)
+        placed = {name: to_device(batch, self.mesh) for name, batch in self.batches.items()}
+        after, metrics = self.compiled(before, placed, jax.random.key(2))
+        return Ran(after, jax.device_get(metrics))
+
+    def birth(self) -> Any:
+        """Returns the state at birth, as numpy, but with open gates: shut ones would hide all but themselves in the first update."""
+        state = jax.tree.map(np.asarray, self.prepared.plan.init(jax.random.key(1)))
+        opened = {
+            path: np.full_like(leaf, 0.5) if path.endswith("_gate") else leaf
+            for path, leaf in trees.flatten(state.trainable).items()
+        }
+        return dataclasses.replace(state, trainable=trees.unflatten(opened))
+
+
+@functools.cache
+def step_on(
+    *sizes: int,
+    compute: Literal["bfloat16", "float32"] = "float32",
+    datasets: tuple[str, ...] = tuple(WEIGHTS),
+    **fields: Any,
+) -> Step:
+    """Returns the step on a mesh of `sizes`; beside what AdamW keeps, its state keeps the gradient.
+
+    Args:
+        *sizes: replica, data, model; of the first devices.
+        compute: dtype of the run.
+        datasets: of which batches it takes.
+        **fields: other fields of MeshConfig.
+    """
+    config = run_config(MeshConfig(*sizes, **fields), precision=Policy(compute))
+    mesh = make_mesh(config.mesh, jax.devices()[: int(np.prod(sizes))])
+
+    def keep_gradients(*args: Any) -> optax.GradientTransformation:
+        return optax.chain(optax.trace(decay=0.0), make_optimizer(*args))
+
+    with mock.patch.object(stage.optimizer, "make_optimizer", keep_gradients):
+        prepared = stage.prepare(config, mesh)
+    made = batches(num_batch_shards(mesh))
+    read = {name: made[name] for name in datasets}
+    return Step(mesh, prepared, read, prepared.step.lower(prepared.plan.abstract, read, jax.random.key(2)))
+
+
+@functools.cache
+def start() -> Any:
+    """Returns the state that all meshes start from: that of one device at birth."""
+    return step_on(1, 1, 1).birth()
+
+
+def report(path: str, *sizes: int) -> None:
+    """Writes the state at birth and what the first update gives, as float32 arrays by name."""
+    step = step_on(*sizes)
+    born = step.birth()
+    ran = step.run(born)
+    parts = {
+        "birth": trees.flatten(born.params()),
+        "gradients": ran.gradients,
+        "weights": ran.weights,
+        "metrics": ran.metrics,
+    }
+    np.savez(path, **{f"{part}:{name}": leaf for part, tree in parts.items() for name, leaf in tree.items()})
+
+
+if __name__ == "__main__":
+    report(sys.argv[1], *map(int, sys.argv[2:]))
