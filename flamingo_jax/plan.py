@@ -13,6 +13,7 @@ import sys
 from absl import app, flags, logging
 from ml_collections import config_flags
 
+from flamingo_jax.core import command_line
 from flamingo_jax.core.config import ConfigError, from_dict
 from flamingo_jax.core.paths import Path, PathError, write_atomically
 from flamingo_jax.planning import plan as plan_lib
@@ -59,15 +60,6 @@ def main(argv: list[str]) -> None:
     sys.exit(0 if plan.fits else 3)
 
 
-def parse(argv: list[str]) -> list[str]:
-    """Parses the flags; a field that the config does not have is one message, with the nearest name."""
-    try:
-        return app.parse_flags_with_usage(argv)
-    except AttributeError as error:  # of ml_collections, around its own KeyError
-        cause = error.args[0]
-        sys.exit(f"Unknown field in --config: {cause.args[0] if isinstance(cause, Exception) else cause}")
-
-
 if __name__ == "__main__":
     flags.mark_flag_as_required("config")
-    app.run(main, flags_parser=parse)
+    app.run(main, flags_parser=command_line.parse)

@@ -7,12 +7,10 @@ On several hosts the same command is run on each (launch/tpu_pod.sh does): each 
 
 from __future__ import annotations
 
-import sys
-
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from flamingo_jax.core import processes
+from flamingo_jax.core import command_line, processes
 from flamingo_jax.core.config import from_dict
 from flamingo_jax.evaluation import during_training
 from flamingo_jax.sharding.compile import use_compilation_cache
@@ -47,15 +45,6 @@ def main(argv: list[str]) -> None:
         )
 
 
-def parse(argv: list[str]) -> list[str]:
-    """Parses the flags; a field that the config does not have is one message, with the nearest name."""
-    try:
-        return app.parse_flags_with_usage(argv)
-    except AttributeError as error:  # of ml_collections, around its own KeyError
-        cause = error.args[0]
-        sys.exit(f"Unknown field in --config: {cause.args[0] if isinstance(cause, Exception) else cause}")
-
-
 if __name__ == "__main__":
     flags.mark_flag_as_required("config")
-    app.run(main, flags_parser=parse)
+    app.run(main, flags_parser=command_line.parse)
