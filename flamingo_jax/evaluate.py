@@ -11,8 +11,8 @@ from __future__ import annotations
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from flamingo_jax.core import command_line, processes
-from flamingo_jax.core.config import ConfigError, from_dict
+from flamingo_jax.core import processes
+from flamingo_jax.core.config import ConfigError, from_dict, in_one_message
 from flamingo_jax.evaluation import logs, report, task
 from flamingo_jax.evaluation.config import EvaluateConfig
 from flamingo_jax.evaluation.runner import evaluate_all, write_predictions
@@ -75,4 +75,4 @@ def main(argv: list[str]) -> None:
 
 if __name__ == "__main__":
     flags.mark_flags_as_required(["config", "checkpoint", "output"])
-    app.run(main, flags_parser=command_line.parse)
+    app.run(main, flags_parser=in_one_message(app.parse_flags_with_usage))

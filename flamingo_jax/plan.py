@@ -13,8 +13,7 @@ import sys
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from flamingo_jax.core import command_line
-from flamingo_jax.core.config import ConfigError, from_dict
+from flamingo_jax.core.config import ConfigError, from_dict, in_one_message
 from flamingo_jax.core.paths import Path, PathError, write_atomically
 from flamingo_jax.planning import plan as plan_lib
 from flamingo_jax.planning import report
@@ -62,4 +61,4 @@ def main(argv: list[str]) -> None:
 
 if __name__ == "__main__":
     flags.mark_flag_as_required("config")
-    app.run(main, flags_parser=command_line.parse)
+    app.run(main, flags_parser=in_one_message(app.parse_flags_with_usage))

@@ -10,8 +10,8 @@ from __future__ import annotations
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from flamingo_jax.core import command_line, processes
-from flamingo_jax.core.config import from_dict
+from flamingo_jax.core import processes
+from flamingo_jax.core.config import from_dict, in_one_message
 from flamingo_jax.evaluation import during_training
 from flamingo_jax.sharding.compile import use_compilation_cache
 from flamingo_jax.training.config import TrainConfig
@@ -47,4 +47,4 @@ def main(argv: list[str]) -> None:
 
 if __name__ == "__main__":
     flags.mark_flag_as_required("config")
-    app.run(main, flags_parser=command_line.parse)
+    app.run(main, flags_parser=in_one_message(app.parse_flags_with_usage))

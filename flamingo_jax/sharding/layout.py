@@ -1,11 +1,11 @@
 """How one program lays out what its model names: activations by logical axis, gradients as ZeRO-1 keeps them.
 
-    residual stream   [batch: replica x data, length: model, D]    between blocks (sequence parallelism)
+    residual stream   [rows: replica x data x model, L, D]         between blocks (sequence parallelism; by length where rows are few)
     inside a block    [batch: replica x data, L, heads or mlp: model]
     images            [replica x data x model, ...]                no chip encodes an image twice
 
-Both parts have to be said. With the residual stream alone on sequence shards, the compiler's backward pass gathers whole
-weights instead of activations (DESIGN.md 6); a test reads the compiled step for that.
+Both parts have to be said. With the residual stream alone split over all chips, the compiler's backward pass gathers whole
+weights instead of activations; tests/distributed/test_compiled_step.py looks for that.
 """
 
 from __future__ import annotations
