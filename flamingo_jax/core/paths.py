@@ -10,7 +10,9 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import tempfile
 import uuid
+from collections.abc import Iterator
 from typing import Any
 
 from etils import epath
@@ -105,6 +107,13 @@ def temporary_sibling(path: PathLike) -> epath.Path:
     """Returns a fresh hidden name beside `path`, from which a rename to `path` stays on one file system."""
     target = epath.Path(path)
     return target.parent / f".{target.name}.tmp-{uuid.uuid4().hex[:8]}"
+
+
+@contextlib.contextmanager
+def temporary_directory(prefix: str) -> Iterator[epath.Path]:
+    """Makes a local directory for what another library writes (env TMPDIR says where), gone when the context ends."""
+    with tempfile.TemporaryDirectory(prefix=prefix) as name:
+        yield epath.Path(name)
 
 
 def move_directory(source: PathLike, target: PathLike) -> epath.Path:

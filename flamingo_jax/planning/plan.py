@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 from collections.abc import Mapping, Sequence
 
 import jax
 from jax.sharding import Mesh
 
 from flamingo_jax.core.config import ConfigError
-from flamingo_jax.core.paths import Path, make_directory
+from flamingo_jax.core.paths import temporary_directory
 from flamingo_jax.planning import cost as cost_lib
 from flamingo_jax.planning import memory as memory_lib
 from flamingo_jax.planning import program as program_lib
@@ -67,11 +66,8 @@ def _compile(topology: topologies.Topology, mesh: Mesh, program: program_lib.Pro
     except jax.errors.JaxRuntimeError as error:
         if not memory_lib.is_too_large(error):
             raise
-        notes = make_directory(Path(os.environ.get("TMPDIR", "/tmp")) / f"flamingo_plan_{os.getpid()}")
-        try:
+        with temporary_directory("flamingo_plan_") as notes:
             memory, buffers = memory_lib.of_refused(program.lowered, notes)
-        finally:
-            notes.rmtree()
         return Plan(topology, mesh, program, steps, memory, None, tuple(buffers))
     cost = cost_lib.analyse(compiled.as_text(), mesh, topology)
     return Plan(topology, mesh, program, steps, memory_lib.of_compiled(compiled), cost)
