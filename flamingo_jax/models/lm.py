@@ -210,22 +210,15 @@ class SelfAttention(hk.Module):
             qkv = constrain(qkv, "batch", "length", None, "heads", "head_dim")
             q, k, v = (checkpoint_name(qkv[:, :, i], name) for i, name in enumerate(("query", "key", "value")))
             return q, k, v
-        make = lambda heads, axis, name: checkpoint_name(  # noqa: E731
-            constrain(
-                linear(
-                    x,
-                    (heads, config.head_size),
-                    axes=("embed", axis, "head_dim"),
-                    bias=config.attention_bias,
-                    name=name,
-                ),
-                *("batch", "length", axis, "head_dim"),
-            ),
-            name,
-        )
-        return make(config.num_heads, "heads", "query"), *(
-            make(config.kv_heads, "kv_heads", name) for name in ("key", "value")
-        )
+
+        def project(heads: int, axis: str, name: str) -> Array:
+            shape, axes = (heads, config.head_size), ("embed", axis, "head_dim")
+            y = linear(x, shape, axes=axes, bias=config.attention_bias, name=name)
+            return checkpoint_name(constrain(y, "batch", "length", axis, "head_dim"), name)
+
+        q = project(config.num_heads, "heads", "query")
+        k, v = (project(config.kv_heads, "kv_heads", name) for name in ("key", "value"))
+        return q, k, v
 
     @hk.name_like("__call__")
     def _position_bias(self, q: Array, num_keys: int) -> tuple[Array, Array | None]:
@@ -325,9 +318,8 @@ class LM(hk.Module):
         table = self._table("embedding")
         known = self.config.vocab_size
         x = table[jnp.minimum(tokens, known - 1)]
-        x = constrain(
-            x, "batch", "length", "embed"
-        )  # each chip looks up its own rows of the vocabulary; then they are summed
+        # Each chip looks up its own rows of the vocabulary; then they are summed.
+        x = constrain(x, "batch", "length", "embed")
         if self.new_tokens is not None:
             new = self.new_tokens.input.astype(x.dtype)[jnp.maximum(tokens - known, 0)]
             x = jnp.where((tokens >= known)[:, :, None], new, x)
