@@ -2,111 +2,89 @@
 
     python -m data_pipelines.run --pipeline=world --output=runs/demo/world --seed=1 --size=demo
     python -m data_pipelines.run --pipeline=tokenizer --input=runs/demo/world/text --output=runs/demo/tokenizer --model_type=word
+    python -m data_pipelines.run --pipeline=m3w --input=/data/crawl --output=/data/records/m3w
+    python -m data_pipelines.run --help
 
 The output appears when it is whole: it is written beside its place and renamed, with OUTPUT/pipeline.json saying what was asked for and what came
-out. Asked again for the same, the program says so and does nothing; it never writes over something else.
+out. Asked again for the same, the program says so and does nothing; it never writes over something else. On an object store (gs://), where no
+directory can be renamed, it is written in place, and pipeline.json comes last.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import difflib
 import json
+import os
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from absl import app, flags, logging
 from etils import epath
 
-from data_pipelines import tokenizer, world
+from data_pipelines import options, tokenizer, world
+from data_pipelines.inputs import identity
+from data_pipelines.on_beam import Execution
 from data_pipelines.write_records import staged
 
 MARK = "pipeline.json"
 
-_PIPELINE = flags.DEFINE_string("pipeline", None, "What to make; one of the names in PIPELINES.")
-_OUTPUT = flags.DEFINE_string("output", None, "Directory to make.")
-_INPUT = flags.DEFINE_string("input", "", "tokenizer: directory of the dataset to read.")
-_SEED = flags.DEFINE_integer("seed", 1, "world: the seed that everything is drawn from.")
-_SIZE = flags.DEFINE_enum("size", "demo", sorted(world.SIZES), "world: preset of the numbers of records.")
-_NUM = {
-    field.name: flags.DEFINE_integer(
-        f"num_{field.name}", None, f"world: `{field.name}` of WorldSize, in place of the preset's."
-    )
-    for field in dataclasses.fields(world.WorldSize)
-}
-_PAGE_MIX = flags.DEFINE_list("page_mix", None, "world: shares of binding, format and question pages.")
-_TEXT_MIX = flags.DEFINE_list(
-    "text_mix", None, "world: shares of dictionary, binding, format, question and caption documents."
-)
-_VOCAB_SIZE = flags.DEFINE_integer("vocab_size", 32_000, "tokenizer: the most pieces.")
-_MODEL_TYPE = flags.DEFINE_string("model_type", "unigram", f"tokenizer: one of {', '.join(tokenizer.MODEL_TYPES)}.")
+Build = Callable[[Any, epath.Path, Execution], dict[str, int]]
 
 
 @dataclasses.dataclass(frozen=True)
 class Pipeline:
-    """A way to make a dataset.
+    """A way to make something.
 
     Attributes:
-      request: reads the flags into a frozen dataclass of everything that decides the output.
-      build: makes the output of a request in a directory that is there; returns what it counted.
+      options: frozen dataclass of what can be asked for; its fields are flags.
+      build: build(request, directory, how) makes the output in a directory that is there, and returns what it counted.
+      request: makes of these the frozen dataclass of everything that decides the output.
     """
 
-    request: Callable[[], Any]
-    build: Callable[[Any, epath.Path], dict[str, int]]
-
-
-def _world_request() -> world.WorldRequest:
-    numbers = {name: flag.value for name, flag in _NUM.items() if flag.value is not None}
-    return world.WorldRequest(
-        seed=_SEED.value,
-        size=dataclasses.replace(world.SIZES[_SIZE.value], **numbers),
-        page_mix=_shares(world.PageMix, "page_mix", _PAGE_MIX.value),
-        text_mix=_shares(world.TextMix, "text_mix", _TEXT_MIX.value),
-    )
-
-
-def _shares(mix: type, name: str, values: list[str] | None) -> Any:
-    if values is None:
-        return mix()
-    fields = [field.name for field in dataclasses.fields(mix)]
-    try:
-        shares = [float(value) for value in values]
-    except ValueError:
-        shares = []
-    if len(shares) != len(fields) or min(shares) < 0 or sum(shares) <= 0:
-        raise ValueError(
-            f"--{name}={','.join(values)}: expected {len(fields)} numbers, the shares of {', '.join(fields)}."
-        )
-    return mix(*shares)
+    options: type
+    build: Build
+    request: Callable[[Any], Any] = lambda asked: asked
 
 
 PIPELINES = {
-    "tokenizer": Pipeline(
-        lambda: tokenizer.TokenizerRequest(_INPUT.value, _VOCAB_SIZE.value, _MODEL_TYPE.value), tokenizer.build
+    "tokenizer": Pipeline(tokenizer.TokenizerRequest, lambda request, output, _: tokenizer.build(request, output)),
+    "world": Pipeline(
+        world.WorldOptions, lambda request, output, _: world.build(request, output), world.WorldOptions.request
     ),
-    "world": Pipeline(_world_request, world.build),
 }
 
+_PIPELINE = flags.DEFINE_string("pipeline", None, f"What to make: one of {', '.join(PIPELINES)}.")
+_OUTPUT = flags.DEFINE_string("output", None, "Directory to make.")
+_OPTIONS = options.Options({name: pipeline.options for name, pipeline in PIPELINES.items()}, shared=Execution)
+flags.adopt_module_key_flags(options)  # --help shows them
 
-def make(name: str, request: Any, build: Callable[[Any, epath.Path], dict[str, int]], output: str) -> bool:
+
+def make(name: str, request: Any, output: str, how: Execution) -> bool:
     """Makes the output of a request, unless it is there.
 
     Args:
       name: of the pipeline.
-      request: a frozen dataclass.
-      build: as in `Pipeline`.
+      request: a frozen dataclass, as the pipeline takes it.
       output: the directory to make.
+      how: how to run it.
 
     Returns:
       Whether something was done.
 
     Raises:
-      ValueError: the directory holds something else.
+      ValueError: the directory holds something else, or nothing can be made of the input.
     """
     target = epath.Path(output)
-    asked = json.loads(json.dumps({"pipeline": name, "request": dataclasses.asdict(request)}))
+    decides = dataclasses.asdict(request)
+    if "input" in decides:
+        decides["input_identity"] = identity(decides["input"])
+    if how.validation_share:
+        decides["validation_share"] = how.validation_share
+    asked = json.loads(json.dumps({"pipeline": name, "request": decides}))
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         mark = target / MARK
         found = json.loads(mark.read_text()) if mark.exists() else {}
@@ -116,18 +94,28 @@ def make(name: str, request: Any, build: Callable[[Any, epath.Path], dict[str, i
         print(f"{name}: {target} is complete, nothing to do")
         return False
     start = time.monotonic()
+    with _appearing(target) as whole:
+        counts = PIPELINES[name].build(request, whole, how)
+        (whole / MARK).write_text(json.dumps(asked | {"counts": counts}, indent=2) + "\n")
+    print(f"{name}: {target} in {time.monotonic() - start:.1f} s")
+    for key, count in counts.items():
+        print(f"  {key:<40}{count:>12}")
+    return True
+
+
+@contextlib.contextmanager
+def _appearing(target: epath.Path) -> Iterator[epath.Path]:
+    """A directory to write to, which becomes `target` when the context ends well."""
+    if "://" in os.fspath(target):
+        yield target
+        return
     with staged(target) as staging:
         whole = staging / "whole"
         whole.mkdir()
-        counts = build(request, whole)
-        (whole / MARK).write_text(json.dumps(asked | {"counts": counts}, indent=2) + "\n")
+        yield whole
         if target.exists():  # an empty directory
             target.rmdir()
         whole.rename(target)
-    print(f"{name}: {target} in {time.monotonic() - start:.1f} s")
-    for key, count in counts.items():
-        print(f"  {key:<20}{count:>10}")
-    return True
 
 
 def _differences(found: dict[str, Any], asked: dict[str, Any]) -> str:
@@ -157,7 +145,8 @@ def _run(arguments: list[str]) -> None:
         raise ValueError(f"--pipeline={name}: expected one of {', '.join(PIPELINES)}.{suggestion}")
     if not _OUTPUT.value:
         raise ValueError("--output is missing: give the directory to make.")
-    make(name, PIPELINES[name].request(), PIPELINES[name].build, _OUTPUT.value)
+    asked, how = _OPTIONS.read(name, flags.FLAGS)
+    make(name, PIPELINES[name].request(asked), _OUTPUT.value, how)
 
 
 def main(argv: list[str]) -> None:

@@ -32,7 +32,7 @@ class TokenizerRequest:
       input_files: what identifies the content of the input: its dataset_info.json, and the request it was made from if that is known.
     """
 
-    input: str
+    input: str = ""
     vocab_size: int = 32_000
     model_type: str = "unigram"
     input_files: str = dataclasses.field(init=False, default="")
@@ -48,8 +48,8 @@ class TokenizerRequest:
                 f"tokenizer: there is no dataset at {self.input!r} (no dataset_info.json); "
                 "give the directory of one with --input, such as runs/demo/world/text."
             )
-        made_by = info.parent.parent / "pipeline.json"
-        origin = json.loads(made_by.read_text())["request"] if made_by.exists() else None
+        made_by = [place / "pipeline.json" for place in (info.parent, info.parent.parent)]
+        origin = next((json.loads(file.read_text())["request"] for file in made_by if file.exists()), None)
         object.__setattr__(self, "input_files", json.dumps([json.loads(info.read_text()), origin], sort_keys=True))
 
 

@@ -19,6 +19,7 @@ import dataclasses
 import functools
 import json
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 from etils import epath
@@ -86,6 +87,59 @@ class WorldRequest:
     size: WorldSize = WorldSize()
     page_mix: PageMix = PageMix()
     text_mix: TextMix = TextMix()
+
+
+_Numbers: Any = dataclasses.make_dataclass(
+    "_Numbers", [(f"num_{field.name}", int, -1) for field in dataclasses.fields(WorldSize)], frozen=True
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class WorldOptions(_Numbers):
+    """What can be asked for on the command line; num_NAME sets NAME of WorldSize in place of the preset's.
+
+    Attributes:
+      seed: everything is drawn from it.
+      size: preset of the numbers of records: demo or smoke.
+      page_mix: shares of binding, format and question pages.
+      text_mix: shares of dictionary, binding, format, question and caption documents.
+    """
+
+    seed: int = 1
+    size: str = "demo"
+    page_mix: tuple[str, ...] = ()
+    text_mix: tuple[str, ...] = ()
+
+    def request(self) -> WorldRequest:
+        """Returns the request.
+
+        Raises:
+          ValueError: there is no such size, a number is below 1, or the shares are not shares.
+        """
+        if self.size not in SIZES:
+            raise ValueError(f"--size={self.size}: expected one of {', '.join(SIZES)}.")
+        numbers = {field.name: getattr(self, f"num_{field.name}") for field in dataclasses.fields(WorldSize)}
+        return WorldRequest(
+            seed=self.seed,
+            size=dataclasses.replace(SIZES[self.size], **{name: n for name, n in numbers.items() if n != -1}),
+            page_mix=_shares(PageMix, "page_mix", self.page_mix),
+            text_mix=_shares(TextMix, "text_mix", self.text_mix),
+        )
+
+
+def _shares(mix: type, name: str, values: tuple[str, ...]) -> Any:
+    if not values:
+        return mix()
+    fields = [field.name for field in dataclasses.fields(mix)]
+    try:
+        shares = [float(value) for value in values]
+    except ValueError:
+        shares = []
+    if len(shares) != len(fields) or min(shares) < 0 or sum(shares) <= 0:
+        raise ValueError(
+            f"--{name}={','.join(values)}: expected {len(fields)} numbers, the shares of {', '.join(fields)}."
+        )
+    return mix(*shares)
 
 
 def build(request: WorldRequest, output: epath.Path) -> dict[str, int]:

@@ -1,66 +1,33 @@
-"""Writes records of any kind of `flamingo_jax/data/schema.py` as a TFDS dataset of ArrayRecord files, without TensorFlow.
+"""Writes records of any kind of `flamingo_jax/data/schema.py` as a dataset, one record after the other, in this process.
 
-    {"train": make_records, "test": ...} -> DIRECTORY/{dataset_info.json, features.json, NAME-train.array_record-00000-of-00001, ...}
+    {"train": make_records, "test": ...} -> DIRECTORY/{dataset_info.json, features.json, records-train.array_record-00000-of-00001, ...}
 
-Records stream through: memory does not grow with their number, and TFDS cuts large splits into several files. A dataset appears under its name
-when it is whole: it is written beside it and renamed.
+Records stream through: memory does not grow with their number, and large splits are cut into several files. A dataset appears under its name when it
+is whole: it is written beside it and renamed. `collect` does the same on many workers.
 """
 
 from __future__ import annotations
 
 import contextlib
-import io
+import itertools
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any
 
-import tensorflow_datasets as tfds
 from etils import epath
 
-from flamingo_jax.data.schema import RECORDS, Record, features, to_example
+from flamingo_jax.data.schema import Record
+from flamingo_jax.data.shards import Shard, shard_name, write_metadata, writing
+
+SHARD_BYTES = 256 << 20
 
 Splits = Mapping[str, Callable[[], Iterable[Record]]]
-
-
-class RecordBuilder(tfds.core.GeneratorBasedBuilder):
-    """A TFDS builder for records of one kind, in the order in which they are generated."""
-
-    VERSION = tfds.core.Version("1.0.0")
-
-    def __init__(self, *, name: str, kind: str, splits: Splits, data_dir: str) -> None:
-        """Args: as of `write_records`; the dataset is written to data_dir/name/1.0.0."""
-        self.name = name
-        self.counts: dict[str, int] = {}
-        self._kind = kind
-        self._splits = splits
-        super().__init__(data_dir=data_dir, file_format="array_record")
-
-    def _info(self) -> Any:
-        return tfds.core.DatasetInfo(builder=self, features=features(self._kind), disable_shuffling=True)
-
-    def _split_generators(self, download_manager: Any) -> dict[str, Any]:
-        del download_manager  # nothing is fetched
-        return {split: self._generate_examples(split) for split in self._splits}
-
-    def _generate_examples(self, split: str) -> Iterator[tuple[int, dict[str, Any]]]:
-        self.counts[split] = 0
-        for index, record in enumerate(self._splits[split]()):
-            if not isinstance(record, RECORDS[self._kind]):
-                raise TypeError(
-                    f"dataset {self.name!r}, split {split!r}, record {index}: got a {type(record).__name__}, expected "
-                    f"{RECORDS[self._kind].__name__}, as all records of a dataset have one kind."
-                )
-            self.counts[split] += 1
-            yield index, to_example(record)
-        if not self.counts[split]:
-            raise ValueError(f"dataset {self.name!r}: split {split!r} has no records; leave it out.")
 
 
 def write_records(directory: str | os.PathLike[str], kind: str, splits: Splits) -> dict[str, int]:
     """Writes a dataset.
 
     Args:
-      directory: where it goes; must not be there yet. Its last component is the name of the dataset.
+      directory: where it goes; must not be there yet.
       kind: a key of `schema.RECORDS`.
       splits: for each split a function that yields its records.
 
@@ -75,11 +42,29 @@ def write_records(directory: str | os.PathLike[str], kind: str, splits: Splits) 
     with staged(target.parent / f"{target.name}.dataset") as staging:
         if target.exists():
             raise ValueError(f"write_records: {target} is there already. Remove it, or give another directory.")
-        builder = RecordBuilder(name=target.name, kind=kind, splits=splits, data_dir=os.fspath(staging))
-        with _quiet():
-            builder.download_and_prepare()
-        (staging / target.name / str(builder.version)).rename(target)
-    return builder.counts
+        whole = staging / "whole"
+        whole.mkdir()
+        shards = {split: _write_split(whole, kind, split, make()) for split, make in splits.items()}
+        write_metadata(whole, kind, shards)
+        whole.rename(target)
+    return {split: sum(shard.num_records for shard in each) for split, each in shards.items()}
+
+
+def _write_split(directory: epath.Path, kind: str, split: str, records: Iterable[Record]) -> list[Shard]:
+    remaining = iter(records)
+    shards: list[Shard] = []
+    for first in remaining:
+        with writing(directory / f"{split}-{len(shards)}", kind) as writer:
+            for record in itertools.chain([first], remaining):
+                writer.write(record)
+                if writer.shard.num_bytes > SHARD_BYTES:
+                    break
+        shards.append(writer.shard)
+    if not shards:
+        raise ValueError(f"write_records: split {split!r} has no records; leave it out.")
+    for index in range(len(shards)):
+        (directory / f"{split}-{index}").rename(directory / shard_name(split, index, len(shards)))
+    return shards
 
 
 @contextlib.contextmanager
@@ -99,14 +84,3 @@ def staged(target: epath.Path) -> Iterator[epath.Path]:
         yield staging
     finally:
         staging.rmtree(missing_ok=True)
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """No progress bars and messages of TFDS: it is the pipeline that reports."""
-    tfds.disable_progress_bar()
-    try:
-        with contextlib.redirect_stdout(io.StringIO()):
-            yield
-    finally:
-        tfds.enable_progress_bar()

@@ -120,11 +120,11 @@ def violations(path: str, source: str) -> list[str]:
         elif library in INSIDE_FUNCTIONS_ONLY and top_level:
             forbid(f"{library} is optional: import it inside the function that needs it")
         if here == "data":
-            allowed = module == "flamingo_jax.data.device" or (
+            allowed = module in ("flamingo_jax.data.device", "flamingo_jax.data.augment") or (
                 module == "flamingo_jax.data.schema" and name.startswith("jax.tree_util")
             )
             if library == "haiku" or (library == "jax" and not allowed):
-                forbid("the loader is numpy: jax in data/device only (jax.tree_util in data/schema), haiku nowhere")
+                forbid("the loader is numpy: jax in data/device and data/augment only (jax.tree_util in data/schema), haiku nowhere")
     return found
 
 

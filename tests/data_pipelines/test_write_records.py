@@ -52,7 +52,7 @@ def test_existing_directory_is_refused(tmp_path):
 
 
 def test_wrong_kind_is_refused(tmp_path):
-    with pytest.raises(TypeError, match="split 'train', record 1: got a ImageText, expected Document"):
+    with pytest.raises(TypeError, match="Record 1 of this file: got a ImageText, expected Document"):
         write_records(tmp_path / "set", "document", {"train": lambda: [Document("x"), ImageText(b"", "")]})
     assert not list(tmp_path.iterdir())
 

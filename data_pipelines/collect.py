@@ -1,0 +1,269 @@
+"""Reads many input files on many workers, with Apache Beam, and writes one dataset with an account of everything left out.
+
+    unit (mostly a file)  --read-->  Found | Reject  --write-->  one ArrayRecord file per unit      on the worker, streaming
+                                        |
+                                  keys  '--group-->  whoever came first stays  -->  files written again without the others
+    all counts  -->  report.json
+
+Images and texts stay on the worker that read them: what is shuffled between workers is about 30 bytes for each key of a record, and one account for each
+unit. So memory on a worker does not grow with the number of records, and the time of N documents is N times that of one.
+"""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import dataclasses
+import functools
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
+
+from etils import epath
+
+from data_pipelines.on_beam import Execution, run
+from data_pipelines.page import Reject
+from flamingo_jax.data.schema import Record
+from flamingo_jax.data.shards import Shard, drop, shard_name, write_metadata, writing
+
+REPORT = "report.json"
+TRAIN, VALIDATION = "train", "validation"
+
+_EXAMPLES = 3  # details shown of each reason
+_COLLECTED = "collected.json"  # from the workers to the launcher
+
+Unit = Any
+
+
+@dataclasses.dataclass(frozen=True)
+class Found:
+    """A record that a reader has made.
+
+    Attributes:
+      record: of the kind of the dataset.
+      keys: what makes it the same as another: "url:https://...", "text:HASH". Of records that share a key the first one stays, the others are counted
+        as "duplicate_url", "duplicate_text", ...
+    """
+
+    record: Record
+    keys: tuple[str, ...] = ()
+
+
+Read = Callable[[Unit], Iterator[Found | Reject]]
+
+
+@dataclasses.dataclass
+class Counts:
+    """What became of the input.
+
+    Attributes:
+      read: records that were found in the input.
+      written: records of the dataset, by split.
+      rejected: records left out, by reason.
+      images_rejected: images left out of records that went on without them, by reason.
+      broken: how many of the rejected records were damaged.
+      examples: details of the first few of each reason.
+    """
+
+    read: int = 0
+    written: collections.Counter[str] = dataclasses.field(default_factory=collections.Counter)
+    rejected: collections.Counter[str] = dataclasses.field(default_factory=collections.Counter)
+    images_rejected: collections.Counter[str] = dataclasses.field(default_factory=collections.Counter)
+    broken: int = 0
+    examples: dict[str, list[str]] = dataclasses.field(default_factory=dict)
+
+    def reject(self, reject: Reject) -> None:
+        """Counts what is left out."""
+        if reject.unit == "image":
+            self.images_rejected[reject.reason] += 1
+        else:
+            self.read += 1
+            self.rejected[reject.reason] += 1
+            self.broken += reject.broken
+        known = self.examples.setdefault(reject.reason, [])
+        if reject.detail and len(known) < _EXAMPLES:
+            known.append(reject.detail[:300])
+
+    def add(self, other: Counts) -> None:
+        """Adds what was counted elsewhere."""
+        self.read += other.read
+        self.broken += other.broken
+        for mine, others in (
+            (self.written, other.written),
+            (self.rejected, other.rejected),
+            (self.images_rejected, other.images_rejected),
+        ):
+            mine.update(others)
+        for reason, details in other.examples.items():
+            known = self.examples.setdefault(reason, [])
+            known.extend(details[: _EXAMPLES - len(known)])
+
+    def report(self) -> dict[str, Any]:
+        """Everything, for report.json; the most frequent reasons first."""
+        return {
+            "in": self.read,
+            "out": dict(self.written),
+            "rejected": dict(self.rejected.most_common()),
+            "images_rejected": dict(self.images_rejected.most_common()),
+            "damaged": self.broken,
+            "examples": self.examples,
+        }
+
+    def table(self) -> dict[str, int]:
+        """The numbers alone, one line each."""
+        return {
+            "in": self.read,
+            **{f"out: {split}": count for split, count in self.written.items()},
+            **{f"left out: {reason}": count for reason, count in self.rejected.most_common()},
+            **{f"images left out: {reason}": count for reason, count in self.images_rejected.most_common()},
+        }
+
+
+@dataclasses.dataclass
+class _Written:
+    """The account of one unit."""
+
+    shards: dict[str, Shard]
+    counts: Counts
+
+
+def collect(units: Sequence[Unit], read: Read, kind: str, output: epath.Path, how: Execution) -> Counts:
+    """Makes a dataset of everything that `read` finds in the units.
+
+    Args:
+      units: what there is to read, one after the other or at the same time: paths, or any values that can be pickled.
+      read: yields records and rejects of one unit; a function that can be pickled. What it raises is a bug, and ends the run.
+      kind: of the records, a key of schema.RECORDS.
+      output: a directory that is there; gets the dataset and report.json.
+      how: runner, workers and limits.
+
+    Returns:
+      What was counted.
+
+    Raises:
+      ValueError: too many records are damaged, or none is left. No dataset is there then.
+    """
+    splits = (TRAIN, VALIDATION) if how.validation_share else (TRAIN,)
+    write = functools.partial(
+        _write, read=read, kind=kind, directory=os.fspath(output), num_units=len(units), share=how.validation_share
+    )
+    finish = functools.partial(_finish, kind=kind, directory=os.fspath(output), num_units=len(units))
+    file = output / _COLLECTED
+    save = functools.partial(_save, file=os.fspath(file))
+
+    def graph(pipeline: Any) -> None:
+        import apache_beam as beam
+
+        outputs = (
+            pipeline
+            | "units" >> beam.Create(list(enumerate(units)))
+            | "spread" >> beam.Reshuffle()
+            | "read and write" >> beam.FlatMap(write).with_outputs("keys", main="written")
+        )
+        duplicates = outputs["keys"] | "same key" >> beam.GroupByKey() | "all but the first" >> beam.FlatMap(_later)
+        _ = (
+            {"written": outputs["written"], "duplicates": duplicates}
+            | "by unit" >> beam.CoGroupByKey()
+            | "drop duplicates" >> beam.Map(finish)
+            | "all accounts" >> beam.combiners.ToList()
+            | "save" >> beam.Map(save)
+        )
+
+    run(graph, how, num_units=len(units), count_done=lambda: sum(1 for _ in output.glob(f"*-{TRAIN}.*-of-*")))
+    accounts = [_unpack(account) for account in json.loads(file.read_text())]
+    file.unlink()
+    total = Counts()
+    for account in accounts:
+        total.add(account.counts)
+    (output / REPORT).write_text(json.dumps(total.report(), indent=2) + "\n")
+    if total.broken > how.max_broken * max(total.read, 1):
+        raise ValueError(
+            f"{total.broken} of {total.read} records are damaged, more than the share of {how.max_broken} that --max_broken allows: "
+            f"{_first(total)}. Nothing was written. Mend the input, or raise --max_broken."
+        )
+    if not total.written.total():
+        raise ValueError(f"None of the {total.read} records is left: {_first(total)}. Nothing was written.")
+    kept = {split: [account.shards[split] for account in accounts] for split in splits if total.written[split]}
+    write_metadata(output, kind, kept)
+    return total
+
+
+def _first(counts: Counts) -> str:
+    """The three most frequent reasons, with a detail of each."""
+    return "; ".join(
+        f"{reason} {count}" + (f" (such as {counts.examples[reason][0]})" if counts.examples.get(reason) else "")
+        for reason, count in counts.rejected.most_common(3)
+    )
+
+
+def _write(
+    numbered: tuple[int, Unit], *, read: Read, kind: str, directory: str, num_units: int, share: float
+) -> Iterator[Any]:
+    """Writes the records of one unit; yields their keys, tagged, as (key, (unit, split, position)), and its account at the end."""
+    from apache_beam.pvalue import TaggedOutput
+
+    index, unit = numbered
+    counts = Counts()
+    with contextlib.ExitStack() as stack:
+        splits = (TRAIN, VALIDATION) if share else (TRAIN,)
+        writers = {
+            split: stack.enter_context(writing(epath.Path(directory) / shard_name(split, index, num_units), kind))
+            for split in splits
+        }
+        for item in read(unit):
+            if isinstance(item, Reject):
+                counts.reject(item)
+                continue
+            counts.read += 1
+            split = _split(item.keys[0] if item.keys else f"{index}/{counts.read}", share)
+            position = writers[split].shard.num_records
+            writers[split].write(item.record)
+            counts.written[split] += 1
+            for key in item.keys:
+                name, _, value = key.partition(":")
+                digest = hashlib.blake2b(value.encode("utf-8", "surrogatepass"), digest_size=12).hexdigest()
+                yield TaggedOutput("keys", (f"{name}:{digest}", (index, split, position)))
+    yield index, _Written({split: writer.shard for split, writer in writers.items()}, counts)
+
+
+def _split(key: str, share: float) -> str:
+    number = int.from_bytes(hashlib.blake2b(key.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "big")
+    return VALIDATION if number < share * 2**64 else TRAIN
+
+
+def _later(group: tuple[str, Iterable[tuple[int, str, int]]]) -> Iterator[tuple[int, tuple[str, int, str]]]:
+    """Yields every holder of a key but the first one, as (unit, (split, position, name of the key))."""
+    key, holders = group
+    for index, split, position in sorted(holders)[1:]:
+        yield index, (split, position, key.partition(":")[0])
+
+
+def _finish(joined: tuple[int, Any], *, kind: str, directory: str, num_units: int) -> dict[str, Any]:
+    """Drops the duplicates of one unit from its files; returns its account as JSON takes it."""
+    index, groups = joined
+    (written,), duplicates = groups["written"], sorted(groups["duplicates"])
+    names: dict[tuple[str, int], str] = {}
+    for split, position, name in duplicates:
+        names.setdefault((split, position), name)
+    for split in written.shards:
+        positions = {position for of, position in names if of == split}
+        if positions:
+            path = epath.Path(directory) / shard_name(split, index, num_units)
+            written.shards[split] = drop(path, positions, kind)
+            written.counts.written[split] -= len(positions)
+    written.counts.rejected.update(f"duplicate_{name}" for name in names.values())
+    shards = {split: dataclasses.asdict(shard) for split, shard in written.shards.items()}
+    return {"index": index, "shards": shards, "counts": vars(written.counts)}
+
+
+def _unpack(account: dict[str, Any]) -> _Written:
+    counts = Counts(**account["counts"])
+    for name in ("written", "rejected", "images_rejected"):
+        setattr(counts, name, collections.Counter(getattr(counts, name)))
+    return _Written({split: Shard(**shard) for split, shard in account["shards"].items()}, counts)
+
+
+def _save(accounts: list[dict[str, Any]], *, file: str) -> None:
+    epath.Path(file).write_text(json.dumps(sorted(accounts, key=lambda account: account["index"])))

@@ -1,0 +1,60 @@
+"""Which files an --input means."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterator, Sequence
+
+from etils import epath
+
+
+def input_files(pattern: str, suffixes: Sequence[str]) -> list[str]:
+    """Returns the files that an --input means, sorted.
+
+    Args:
+      pattern: a file, a directory (all files in and below it that end in one of `suffixes`), or a pattern with * ? [ ]; several, separated by commas.
+      suffixes: endings of file names, as (".warc.gz", ".warc").
+
+    Raises:
+      ValueError: there is none.
+    """
+    found: set[str] = set()
+    for one in filter(None, pattern.split(",")):
+        place = epath.Path(one)
+        if any(letter in place.name for letter in "*?["):
+            matches = list(place.parent.glob(place.name))
+        elif place.is_dir():
+            matches = [file for file in files_below(place) if file.name.endswith(tuple(suffixes))]
+        else:
+            matches = [place] if place.exists() else []
+        if not matches:
+            raise ValueError(
+                f"--input={one}: there is no such file, and no file ending in {' or '.join(suffixes)} below it. Check the path."
+            )
+        found |= {os.fspath(match) for match in matches}
+    if not found:
+        raise ValueError(
+            f"--input is missing: give a file, a directory, or a pattern of files ending in {suffixes[0]}."
+        )
+    return sorted(found)
+
+
+def files_below(directory: epath.Path) -> Iterator[epath.Path]:
+    """Yields all files in a directory and the directories in it, in the order of their names."""
+    for entry in sorted(directory.iterdir()):
+        if entry.is_dir():
+            yield from files_below(entry)
+        else:
+            yield entry
+
+
+def identity(pattern: str) -> str:
+    """Returns a hash of the names and sizes of all files that an --input means, for telling other files at the same paths."""
+    stated = hashlib.sha256()
+    for one in filter(None, pattern.split(",")):
+        place = epath.Path(one)
+        files = files_below(place) if place.is_dir() else sorted(place.parent.glob(place.name))
+        for file in files:
+            stated.update(f"{file.name} {file.stat().length}\n".encode())
+    return stated.hexdigest()

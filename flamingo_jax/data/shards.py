@@ -1,0 +1,146 @@
+"""Writing what `sources.Source` reads: ArrayRecord files with the metadata of a TFDS builder, without TensorFlow.
+
+DIRECTORY/records-train.array_record-00000-of-00008   one `writing` each, in any process
+          ...
+DIRECTORY/features.json, dataset_info.json            `write_metadata`, once, last: without it there is no dataset
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Set as AbstractSet
+
+from array_record.python import array_record_module
+
+from flamingo_jax.core.paths import Path, PathLike, is_local, make_directory, temporary_directory, temporary_sibling
+from flamingo_jax.data.schema import RECORDS, Record, features, to_example
+
+NAME = "records"  # the first part of every file name: the directory may be renamed
+VERSION = "1.0.0"
+
+
+@dataclasses.dataclass(frozen=True)
+class Shard:
+    """What one file holds: records, and bytes of them before compression."""
+
+    num_records: int = 0
+    num_bytes: int = 0
+
+
+def shard_name(split: str, index: int, num_shards: int) -> str:
+    """Returns the name of one file of a split, as TFDS writes it."""
+    return f"{NAME}-{split}.array_record-{index:05d}-of-{num_shards:05d}"
+
+
+class ShardWriter:
+    """Writes one file of records, in their order; `writing` makes it.
+
+    Attributes:
+        shard: what has been written so far.
+    """
+
+    def __init__(self, path: PathLike, kind: str):
+        self._kind = kind
+        self._features = features(kind)
+        # One record per group, as TFDS writes it: reading one record then decompresses no other.
+        self._writer = array_record_module.ArrayRecordWriter(os.fspath(path), "group_size:1")
+        self.shard = Shard()
+
+    def write(self, record: Record) -> None:
+        """Writes one record.
+
+        Raises:
+            TypeError: it is of another kind.
+        """
+        if not isinstance(record, RECORDS[self._kind]):
+            raise TypeError(
+                f"Record {self.shard.num_records} of this file: got a {type(record).__name__}, expected "
+                f"{RECORDS[self._kind].__name__}, as all records of a dataset have one kind."
+            )
+        self.write_example(self._features.serialize_example(self._features.encode_example(to_example(record))))
+
+    def write_example(self, example: bytes) -> None:
+        """Writes one record as another file holds it."""
+        self._writer.write(example)
+        self.shard = Shard(self.shard.num_records + 1, self.shard.num_bytes + len(example))
+
+    def close(self) -> None:
+        """Ends the file."""
+        self._writer.close()
+
+
+@contextlib.contextmanager
+def writing(path: PathLike, kind: str) -> Iterator[ShardWriter]:
+    """Writes a file of records; it is at `path` when the context has ended well, and whole. What was there is replaced.
+
+    Args:
+        path: where it goes. On an object store (gs://) it is written locally and copied.
+        kind: of its records, a key of schema.RECORDS.
+    """
+    target = Path(path)
+    with contextlib.ExitStack() as stack:
+        if is_local(target):
+            make_directory(target.parent)
+            temporary = temporary_sibling(target)
+            stack.callback(temporary.unlink, missing_ok=True)
+        else:
+            temporary = stack.enter_context(temporary_directory("shard-")) / target.name
+        writer = ShardWriter(temporary, kind)
+        with contextlib.closing(writer):
+            yield writer
+        if is_local(target):
+            temporary.replace(target)
+        else:
+            temporary.copy(target, overwrite=True)
+
+
+def drop(path: PathLike, positions: AbstractSet[int], kind: str) -> Shard:
+    """Writes a file again without the records at `positions`; returns what is left."""
+    source = Path(path)
+    with contextlib.ExitStack() as stack:
+        if not is_local(source):
+            local = stack.enter_context(temporary_directory("shard-")) / source.name
+            source = source.copy(local)
+        reader = stack.enter_context(contextlib.closing(array_record_module.ArrayRecordReader(os.fspath(source))))
+        writer = stack.enter_context(writing(path, kind))
+        for position in range(reader.num_records()):
+            if position not in positions:
+                (example,) = reader.read([position])
+                writer.write_example(example)
+    return writer.shard
+
+
+def write_metadata(directory: PathLike, kind: str, splits: Mapping[str, Sequence[Shard]]) -> None:
+    """Makes a dataset of the files in `directory`: file i of a split is named shard_name(split, i, number of its shards).
+
+    Args:
+        directory: where the files are.
+        kind: of their records.
+        splits: what each file of each split holds.
+    """
+    import tensorflow_datasets as tfds
+    from tensorflow_datasets.core import dataset_info, naming
+    from tensorflow_datasets.core.splits import SplitDict, SplitInfo
+
+    place = os.fspath(directory)
+    identity = dataset_info.DatasetIdentity(
+        name=NAME, version=tfds.core.Version(VERSION), data_dir=place, module_name="data_pipelines"
+    )
+    info = tfds.core.DatasetInfo(builder=identity, features=features(kind), disable_shuffling=True)
+    infos = [
+        SplitInfo(
+            name=split,
+            shard_lengths=[shard.num_records for shard in shards],
+            num_bytes=sum(shard.num_bytes for shard in shards),
+            filename_template=naming.ShardedFileTemplate(
+                dataset_name=NAME, split=split, data_dir=Path(place), filetype_suffix="array_record"
+            ),
+        )
+        for split, shards in splits.items()
+    ]
+    info.set_splits(SplitDict(infos))
+    info.set_file_format("array_record")
+    info.write_to_directory(place)

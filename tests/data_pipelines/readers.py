@@ -1,0 +1,37 @@
+"""Readers for the tests of `collect`; worker processes import them by name."""
+
+import os
+
+from data_pipelines.collect import Found
+from data_pipelines.page import Reject
+from flamingo_jax.data.schema import Document
+
+
+def numbers(unit):
+    """Unit "a": documents "a 0" to "a 4"; number 2 has the same URL in all units, number 3 is refused, number 4 drops an image."""
+    for i in range(5):
+        if i == 3:
+            yield Reject("too_few_words", f"{unit}/{i}")
+            continue
+        if i == 4:
+            yield Reject("image_too_small", f"{unit}/{i}.png", unit="image")
+        yield Found(Document(f"{unit} {i}"), (f"url:{i if i == 2 else (unit, i)}", f"text:{unit}{i}"))
+
+
+def damaged(unit):
+    """One damaged record for each good one."""
+    yield Found(Document(unit))
+    yield Reject("truncated_file", f"{unit} ends early", broken=True)
+
+
+def nothing(unit):
+    yield Reject("no_text", unit)
+
+
+def process(unit):
+    yield Found(Document(str(os.getpid())))
+
+
+def bug(unit):
+    yield Found(Document("fine"))
+    raise ZeroDivisionError("a bug of the reader")
