@@ -11,6 +11,7 @@ from setuptools import find_packages, setup
 CORE = [
     "absl-py>=2.1",
     "array-record>=0.8",
+    "av>=16.0",
     "chex>=0.1.90",
     "dm-haiku>=0.0.17",
     "etils[epath]>=1.12",
@@ -26,8 +27,10 @@ CORE = [
     "orbax-checkpoint>=0.12.8",
     "pillow>=11.0",
     "sentencepiece>=0.2.3",
+    "simplejpeg>=1.8",
     "tensorboardX>=2.6.2",
     "tensorflow-datasets>=4.9.10",
+    "tokenizers>=0.22",
     "tqdm>=4.66",
 ]
 
@@ -35,7 +38,17 @@ EXTRAS = {
     # A Cloud TPU slice: libtpu, in the version that this jax wants, and paths on gs://. Also what `plan` needs to compile for a TPU without having one.
     "tpu": ["gcsfs>=2025.2", "jax[tpu]>=0.10.2"],
     # Data collection on Apache Beam. The synthetic world and its tokenizer do without.
-    "pipelines": ["apache-beam>=2.77"],
+    "pipelines": [
+        "apache-beam>=2.77",
+        "faiss-cpu>=1.12",
+        "ImageHash>=4.3.2",
+        "py3langid>=0.3",
+        "pyarrow>=18.0",
+        "scipy>=1.15",
+        "selectolax>=0.4",
+        "warcio>=1.7.5",
+        "zstandard>=0.23",
+    ],
     # Reading PyTorch checkpoints. Imported inside functions only, never on the training path.
     "conversion": ["safetensors>=0.5", "torch>=2.6", "transformers>=5.0"],
     # Comparing against other implementations, at the versions that they were compared at.

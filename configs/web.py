@@ -1,0 +1,60 @@
+"""The demo's small model on your own data: web pages, image-text pairs, videos and text, as the data pipelines write them.
+
+All four datasets of the paper's kind, at a size for a laptop or one GPU; configs/flamingo_3b.py and its siblings take the same datasets at the paper's
+sizes. From the repository root, with a crawl in runs/web/crawl (WARC files), img2dataset's tars in runs/web/laion, clips in runs/web/clips:
+
+    COMMAND  python -m data_pipelines.run --pipeline=m3w       --input=runs/web/crawl  --output=runs/web/m3w
+             python -m data_pipelines.run --pipeline=pairs     --input=runs/web/laion  --output=runs/web/pairs
+             python -m data_pipelines.run --pipeline=videos    --input=runs/web/clips  --output=runs/web/videos
+             python -m data_pipelines.run --pipeline=text      --input=runs/web/jsonl  --output=runs/web/text
+             python -m data_pipelines.run --pipeline=tokenizer --input=runs/web/text   --output=runs/web/tokenizer
+             python -m data_pipelines.run --pipeline=inspect   --dataset=runs/web/m3w  --tokenizer=runs/web/tokenizer --output=runs/web/samples
+             python -m flamingo_jax.train --config=configs/web.py:contrastive    --workdir=runs/web/contrastive
+             python -m flamingo_jax.train --config=configs/web.py:language_model --workdir=runs/web/language_model
+             python -m flamingo_jax.train --config=configs/web.py:flamingo       --workdir=runs/web/flamingo
+    EXPECTED A loss that falls on each dataset. The model is far too small to describe photographs.
+"""
+
+from ml_collections import config_dict
+
+from configs import base, tiny
+
+DATA = "runs/web"
+
+
+def get_config(stage: str = "flamingo") -> config_dict.ConfigDict:
+    """Returns the config of one stage.
+
+    Args:
+        stage: contrastive, language_model or flamingo.
+    """
+    config = tiny.get_config(stage)
+    config.name = f"web_{stage}"
+    config.data.tokenizer = f"{DATA}/tokenizer"
+    config.data.image_size = 64  # 8 x 8 features
+    config.data.augment = base.augment()
+    config.until = None
+    config.evaluate.data = {}
+    config.model.new_tokens = ("<EOC>",)  # <image> is plain text, as in the paper
+    config.model.lm.rotary_base = 10_000.0
+    config.model.text_encoder.max_length = 32
+    config.model.contrastive.duplicates = "negatives"
+    if stage == "contrastive":
+        config.data.datasets = {"pairs": base.dataset("captions", f"{DATA}/pairs", batch_size=256, length=32)}
+    elif stage == "language_model":
+        config.data.datasets = {"text": base.dataset("text", f"{DATA}/text", batch_size=16, length=256)}
+    else:
+        config.towers.update(lm=f"{DATA}/language_model/export", vision=f"{DATA}/contrastive/export")
+        config.data.datasets = _mixture()
+    return config
+
+
+def _mixture() -> config_dict.ConfigDict:
+    """The paper's mixture (configs/mixture.py) with its lambdas and lengths, and small batches in its proportions."""
+    return config_dict.create(
+        m3w=base.dataset("interleaved", f"{DATA}/m3w", batch_size=16, length=256, max_images=5, weight=1.0),
+        pairs=base.dataset("pairs", f"{DATA}/pairs", batch_size=32, length=32, weight=0.2),
+        videos=base.dataset(
+            "pairs", f"{DATA}/videos", batch_size=4, length=32, num_frames=8, frame_rate=1.0, weight=0.03
+        ),
+    )
