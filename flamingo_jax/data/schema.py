@@ -16,7 +16,15 @@ import numpy as np
 
 
 class CorruptRecord(ValueError):
-    """A stored record that cannot be used: the loader counts it and takes the next one in its place."""
+    """A stored record that cannot be used: the loader counts it and takes the next one in its place.
+
+    Attributes:
+        reason: what it is counted under, by the loader and by data_pipelines: lower case words joined by "_".
+    """
+
+    def __init__(self, message: str, *, reason: str = "corrupt_record"):
+        super().__init__(message)
+        self.reason = reason
 
 
 @dataclasses.dataclass(frozen=True)
@@ -156,7 +164,8 @@ def from_example(kind: str, example: Mapping[str, Any]) -> Record:
         frames = tuple(bytes(frame) for frame in example["frames"])
         return VideoText(frames, _as_text(example["text"]), float(example["fps"]), bytes(example["video"]), metadata)
     except (KeyError, TypeError, UnicodeDecodeError) as error:
-        raise CorruptRecord(f"A stored {kind} cannot be read: {error!r}.") from error
+        reason = "broken_text" if isinstance(error, UnicodeDecodeError) else "corrupt_record"
+        raise CorruptRecord(f"A stored {kind} cannot be read: {error!r}.", reason=reason) from error
 
 
 def _known(kind: str) -> str:
@@ -202,6 +211,8 @@ class Batch:
         media_slot: int32[B, N] row of the shard's pool with the sequence's n-th visual input, -1 = there is none.
         frames: uint8[M, F, H, W, 3] the pool.
         frame_mask: bool[M, F] False beyond the end of a shorter video, and on unused rows of the pool.
+        media_key: uint32[M, 2] the key of each visual input's flip and colours in training, a hash of (seed, dataset, position,
+            number of the visual input in its row); zeros on unused rows. None in prompts, which are never augmented.
     """
 
     tokens: Any
@@ -211,6 +222,7 @@ class Batch:
     media_slot: Any
     frames: Any
     frame_mask: Any
+    media_key: Any = None
 
 
 _DTYPES = {
@@ -221,6 +233,7 @@ _DTYPES = {
     "media_slot": np.int32,
     "frames": np.uint8,
     "frame_mask": np.bool_,
+    "media_key": np.uint32,
 }
 _SHAPES = {
     "tokens": "[B, L]",
@@ -230,6 +243,7 @@ _SHAPES = {
     "media_slot": "[B, N]",
     "frames": "[M, F, H, W, 3]",
     "frame_mask": "[M, F]",
+    "media_key": "[M, 2]",
 }
 
 
@@ -290,7 +304,7 @@ def _first(bad: np.ndarray) -> tuple[int, int] | None:
 
 
 def _check_shapes(batch: Batch, where: str) -> None:
-    letters: dict[str, int] = {"3": 3}
+    letters: dict[str, int] = {"2": 2, "3": 3}
     for name, letter_list in _SHAPES.items():
         array, names = getattr(batch, name), letter_list[1:-1].split(", ")
         if not isinstance(array, np.ndarray) or array.dtype != _DTYPES[name]:
@@ -298,5 +312,5 @@ def _check_shapes(batch: Batch, where: str) -> None:
             raise ValueError(f"{where}: {name} is a {got}, expected a numpy array of {np.dtype(_DTYPES[name])}.")
         sizes = {letter: letters.setdefault(letter, size) for letter, size in zip(names, array.shape, strict=False)}
         if array.ndim != len(names) or tuple(sizes.values()) != array.shape:
-            known = {letter: size for letter, size in letters.items() if letter in names and letter != "3"}
+            known = {letter: size for letter, size in letters.items() if letter in names and not letter.isdigit()}
             raise ValueError(f"{where}: {name} has shape {array.shape}, expected {letter_list} with {known}.")

@@ -1,0 +1,347 @@
+r"""Takes images of evaluation sets out of a training set (paper: datasheets, "deduplicated against the evaluation sets").
+
+    python -m data_pipelines.run --pipeline=dedup --input=data/pairs --against=coco/val2014,flickr30k/images --output=data/pairs_deduplicated
+
+The paper compares embeddings of ALIGN and LTIP with those of ImageNet, COCO, OK-VQA, VQAv2, Flickr30k and VisDial, by approximate nearest neighbours; M3W
+and VTP it leaves as they are. Its threshold is not given: ours are the fields' defaults. OUTPUT holds the dataset without the matches, and
+candidates.json with every pair that was found, the closest first; candidates.html shows them.
+
+    evaluation images --> hashes or embeddings --> index
+    training record   --> its images' nearest in the index --> candidates;  matched --> dropped, counted as in_evaluation_set
+"""
+
+from __future__ import annotations
+
+import concurrent.futures
+import dataclasses
+import functools
+import itertools
+import json
+import os
+from collections.abc import Callable, Iterator
+
+import numpy as np
+from etils import epath
+
+from data_pipelines.candidate_page import MAX_PAIRS, page
+from data_pipelines.collect import Found, collect
+from data_pipelines.inputs import files_below
+from data_pipelines.near_images import BITS, EmbeddingIndex, HashIndex, one_thread, phash
+from data_pipelines.on_beam import Execution
+from data_pipelines.page import Reject
+from flamingo_jax.data.embeddings import ARRAY, Embeddings
+from flamingo_jax.data.schema import CorruptRecord, Document, ImageText, InterleavedPage, Record
+from flamingo_jax.data.sources import Source
+
+CANDIDATES, CANDIDATES_PAGE = "candidates.json", "candidates.html"
+METHODS = ("phash", "embeddings")
+DROPS = ("record", "image")
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif")
+RECORDS_PER_PART = 10_000
+_WORK = "work"  # below the output while it is made
+_CHUNK = 4096  # embeddings, or evaluation images, held at once
+
+
+@dataclasses.dataclass(frozen=True)
+class DedupRequest:
+    """What decides a deduplicated dataset.
+
+    Attributes:
+      input: directory of the dataset to clean: pairs, interleaved pages, or videos stored as frames.
+      split: of it.
+      against: evaluation sets. For phash, datasets of records or folders of image files; for embeddings, directories with embeddings.npy.
+      method: phash or embeddings.
+      embeddings: directory with the embeddings of all images of the split in order, named RECORD/IMAGE, as `evaluate --task=embed` writes them.
+      max_distance: for phash: bits of 64 in which a copy may differ.
+      min_cosine: for embeddings: similarity from which on two images count as the same.
+      drop: of a page with a match, the record or the image alone.
+    """
+
+    input: str = ""
+    split: str = "train"
+    against: tuple[str, ...] = ()
+    method: str = "phash"
+    embeddings: str = ""
+    max_distance: int = 6
+    min_cosine: float = 0.95
+    drop: str = "record"
+
+    def __post_init__(self) -> None:
+        for name, known in (("method", METHODS), ("drop", DROPS)):
+            if getattr(self, name) not in known:
+                raise ValueError(f"dedup: --{name}={getattr(self, name)}: expected one of {', '.join(known)}.")
+        if not self.against:
+            raise ValueError("dedup: --against is missing: give the evaluation sets to compare with.")
+        if (self.method == "embeddings") != bool(self.embeddings):
+            raise ValueError("dedup: give --embeddings, the directory of the input's, with --method=embeddings only.")
+        if not 0 <= self.max_distance < BITS or not 0 < self.min_cosine <= 1:
+            raise ValueError(
+                f"dedup: got --max_distance={self.max_distance} and --min_cosine={self.min_cosine}, expected 0 to {BITS - 1} "
+                "bits, and a cosine above 0, at most 1."
+            )
+
+
+@dataclasses.dataclass(frozen=True)
+class Records:
+    """Records start..stop-1 of a split."""
+
+    start: int
+    stop: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Match:
+    """A pair of images that are nearly the same.
+
+    Attributes:
+      record: of the training set.
+      image: of that record.
+      evaluation: the other image: its set, and its file or record there.
+      score: bits that differ, or the cosine.
+    """
+
+    record: int
+    image: int
+    evaluation: str
+    score: float
+
+    @property
+    def name(self) -> str:
+        """RECORD/IMAGE of the training image."""
+        return f"{self.record}/{self.image}"
+
+
+Find = Callable[[int, Record], list[Match]]
+
+
+def build(request: DedupRequest, output: epath.Path, how: Execution) -> dict[str, int]:
+    """Writes the dataset without the matches, OUTPUT/candidates.json and OUTPUT/candidates.html.
+
+    Args:
+      request: what to compare with what.
+      output: an empty directory.
+      how: runner, workers and limits. With --method=embeddings the search itself runs here, on all cores.
+
+    Returns:
+      The counts of the report, with "candidates" (pairs) and the numbers of evaluation images.
+
+    Raises:
+      ValueError: an input is missing, of the wrong kind, or nothing can be read in it.
+    """
+    try:
+        source = Source(request.input, request.split)
+    except FileNotFoundError as error:
+        raise ValueError(f"--input={request.input}: {error}") from error
+    if source.kind == Document.kind:
+        raise ValueError(
+            f"--input={request.input} holds documents, which have no images. --pipeline=text drops equal ones."
+        )
+    work = output / _WORK
+    work.mkdir()
+    if request.method == "phash":
+        counts = _save_hashes(request, work)
+    else:
+        counts = _save_matches(request, source, work)
+    parts = [
+        Records(start, min(start + RECORDS_PER_PART, len(source))) for start in range(0, len(source), RECORDS_PER_PART)
+    ]
+    table = collect(parts, functools.partial(read, request, os.fspath(work)), source.kind, output, how).table()
+    found = [Match(**match) for part in parts for match in json.loads(_candidates(work, part).read_text())]
+    found.sort(
+        key=lambda match: (match.score if request.method == "phash" else -match.score, match.record, match.image)
+    )
+    measure = "bits that differ" if request.method == "phash" else "cosine"
+    pairs = [{"training": match.name, "evaluation": match.evaluation, "score": match.score} for match in found]
+    (output / CANDIDATES).write_text(json.dumps({"score": measure, "pairs": pairs}, indent=1) + "\n")
+    shown = (
+        (
+            match.score,
+            match.name,
+            _images(source[match.record])[match.image],
+            match.evaluation,
+            _evaluation_image(request, match),
+        )
+        for match in found[:MAX_PAIRS]
+    )
+    (output / CANDIDATES_PAGE).write_text(page(shown, len(pairs), measure))
+    work.rmtree()
+    return table | {"candidates": len(pairs)} | counts
+
+
+def read(request: DedupRequest, work: str, part: Records) -> Iterator[Found | Reject]:
+    """Yields the records of a part that have no match; writes the matches of the part into the directory `work` at the end."""
+    one_thread()
+    source, find = Source(request.input, request.split), _finder(request, epath.Path(work))
+    matches: list[Match] = []
+    for number in range(part.start, part.stop):
+        try:
+            record = source[number]
+            found = find(number, record)
+        except CorruptRecord as error:
+            yield Reject(error.reason, f"record {number}: {error}", broken=True)
+            continue
+        matches += found
+        yield from _without(record, found, request.drop)
+    _candidates(epath.Path(work), part).write_text(json.dumps([dataclasses.asdict(match) for match in matches]))
+
+
+def _without(record: Record, found: list[Match], drop: str) -> Iterator[Found | Reject]:
+    """The record, without what matches."""
+    if not found:
+        yield Found(record)
+        return
+    details = {match.image: f"{match.name} is {match.evaluation}" for match in found}
+    if drop == "record" or not isinstance(record, InterleavedPage):
+        yield Reject("in_evaluation_set", next(iter(details.values())))
+        return
+    for detail in details.values():
+        yield Reject("in_evaluation_set", detail, unit="image")
+    numbers = itertools.count()
+    kept = tuple(part for part in record.parts if isinstance(part, str) or next(numbers) not in details)
+    if any(isinstance(part, bytes) for part in kept):
+        yield Found(dataclasses.replace(record, parts=kept))
+    else:
+        yield Reject("no_image_left")
+
+
+def _finder(request: DedupRequest, work: epath.Path) -> Find:
+    """What finds the matches of a record, given its number."""
+    if request.method == "embeddings":
+        matches: dict[int, list[Match]] = {}
+        for saved in json.loads((work / "matches.json").read_text()):
+            match = Match(**saved)
+            matches.setdefault(match.record, []).append(match)
+        return lambda number, record: matches.get(number, [])
+    with (work / "hashes.npy").open("rb") as file:
+        index = HashIndex(np.load(file, allow_pickle=False))
+    keys = json.loads((work / "keys.json").read_text())
+
+    def find(number: int, record: Record) -> list[Match]:
+        hashes = [(image, found) for image, data in enumerate(_images(record)) if (found := phash(data)) is not None]
+        pairs = index.search(np.asarray([found for _, found in hashes], np.uint8), request.max_distance)
+        return [Match(number, hashes[query][0], keys[row], distance) for query, row, distance in pairs]
+
+    return find
+
+
+def _images(record: Record) -> tuple[bytes, ...]:
+    if isinstance(record, InterleavedPage):
+        return record.images
+    if isinstance(record, ImageText):
+        return (record.image,)
+    return () if isinstance(record, Document) else record.frames
+
+
+def _candidates(work: epath.Path, part: Records) -> epath.Path:
+    return work / f"candidates-{part.start}.json"
+
+
+def _save_hashes(request: DedupRequest, work: epath.Path) -> dict[str, int]:
+    """Hashes the evaluation images on all cores: decoding leaves Python's lock alone."""
+    hashes: list[np.ndarray] = []
+    keys: list[str] = []
+    unreadable = 0
+    with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
+        evaluation = (image for place in request.against for image in _evaluation_images(place))
+        while chunk := list(itertools.islice(evaluation, _CHUNK)):
+            for (key, _), found in zip(chunk, pool.map(_try_phash, (get for _, get in chunk)), strict=True):
+                if isinstance(found, np.ndarray):
+                    hashes.append(found)
+                    keys.append(key)
+                else:
+                    unreadable += 1
+    if not hashes:
+        raise ValueError(
+            f"--against={','.join(request.against)}: none of the {unreadable} images there can be compared. Check the path."
+        )
+    with (work / "hashes.npy").open("wb") as file:
+        np.save(file, np.stack(hashes))
+    (work / "keys.json").write_text(json.dumps(keys))
+    return {"evaluation images": len(keys), "evaluation images left out": unreadable}
+
+
+def _try_phash(get: Callable[[], bytes]) -> np.ndarray | None:
+    """None for an image that is damaged or has no hash: it is counted, and stops nothing."""
+    try:
+        return phash(get())
+    except (CorruptRecord, OSError):
+        return None
+
+
+def _evaluation_images(place: str) -> Iterator[tuple[str, Callable[[], bytes]]]:
+    """(its name, a function that reads its bytes) of each image of an evaluation set."""
+    directory = epath.Path(place)
+    if (directory / "dataset_info.json").exists():
+        import tensorflow_datasets as tfds
+
+        for split in tfds.builder_from_directory(os.fspath(directory)).info.splits:
+            source = Source(directory, split)
+            for number in range(len(source)):
+                try:
+                    found = _images(source[number])
+                except CorruptRecord:
+                    found = (b"",)
+                for image, data in enumerate(found):
+                    yield f"{place}:{split}/{number}/{image}", functools.partial(bytes, data)
+        return
+    files = (file for file in files_below(directory) if file.suffix.lower() in IMAGE_SUFFIXES)
+    first = next(files, None) if directory.is_dir() else None
+    if first is None:
+        raise ValueError(
+            f"--against={place}: there is no dataset (dataset_info.json) and no image file ending in "
+            f"{', '.join(IMAGE_SUFFIXES)} there. Check the path."
+        )
+    for file in itertools.chain([first], files):
+        yield f"{place}:{os.path.relpath(file, directory)}", file.read_bytes
+
+
+def _evaluation_image(request: DedupRequest, match: Match) -> bytes:
+    """The evaluation image of a match; b"" where only its embedding is there."""
+    if request.method == "embeddings":
+        return b""
+    place = max((place for place in request.against if match.evaluation.startswith(f"{place}:")), key=len)
+    name = match.evaluation.removeprefix(f"{place}:")
+    if not (epath.Path(place) / "dataset_info.json").exists():
+        return (epath.Path(place) / name).read_bytes()
+    split, record, image = name.split("/")
+    return _images(Source(place, split)[int(record)])[int(image)]
+
+
+def _save_matches(request: DedupRequest, source: Source, work: epath.Path) -> dict[str, int]:
+    """Searches all images of the input, chunk by chunk, and saves what matches for the workers."""
+    images = _opened(request.embeddings, "--embeddings")
+    sets = [_opened(place, "--against") for place in request.against]
+    index, keys = EmbeddingIndex(images.width), list[str]()
+    for place, evaluation in zip(request.against, sets, strict=True):
+        if evaluation.width != images.width:
+            raise ValueError(
+                f"--against={place}: its embeddings have {evaluation.width} numbers, those in {request.embeddings} "
+                f"{images.width}. Make both with the same checkpoint."
+            )
+        for names, rows in evaluation.chunks(_CHUNK):
+            index.add(rows)
+            keys += [f"{place}:{name}" for name in names]
+    matches = []
+    for names, rows in images.chunks(_CHUNK):
+        for query, row, cosine in index.search(rows, request.min_cosine):
+            record, image = _parse_key(names[query], request.embeddings, len(source))
+            matches.append(dataclasses.asdict(Match(record, image, keys[row], round(cosine, 6))))
+    (work / "matches.json").write_text(json.dumps(matches))
+    return {"evaluation images": len(keys), "training images": len(images)}
+
+
+def _opened(place: str, flag: str) -> Embeddings:
+    try:
+        return Embeddings(place)
+    except FileNotFoundError as error:
+        raise ValueError(f"{flag}={place}: {error}") from error
+
+
+def _parse_key(key: str, place: str, num_records: int) -> tuple[int, int]:
+    record, _, image = key.partition("/")
+    if not (record.isdecimal() and image.isdecimal() and int(record) < num_records):
+        raise ValueError(
+            f"{place} names a row {key!r}, expected RECORD/IMAGE with a record below {num_records}, the number in the input. "
+            f"Is {ARRAY} that of another dataset?"
+        )
+    return int(record), int(image)

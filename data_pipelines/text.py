@@ -1,0 +1,245 @@
+"""Documents for the language model from JSON lines, parquet or a TFDS builder such as c4, through Gopher's filters.
+
+python -m data_pipelines.run --pipeline=text --input=c4/en --output=data/c4 --near_duplicates
+python -m data_pipelines.run --pipeline=text --input=tfds:c4/en:3.0.1 --data_dir=~/tensorflow_datasets --output=data/c4
+
+row  --text field-->  quality  -->  repetition  -->  Document, with the keys of its address and its text
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+import json
+import os
+from collections.abc import Iterator
+from typing import Any
+
+from etils import epath
+
+from data_pipelines import jsonl, tfrecord
+from data_pipelines.collect import Found, collect
+from data_pipelines.filters import quality, repetition
+from data_pipelines.inputs import input_files
+from data_pipelines.keys import text_key, url_key
+from data_pipelines.markers import without_markers
+from data_pipelines.near_duplicates import band_keys
+from data_pipelines.on_beam import Execution
+from data_pipelines.page import Reject
+from flamingo_jax.data.schema import Document
+
+TFDS = "tfds:"
+DEFAULT_DATA_DIR = "~/tensorflow_datasets"  # where TFDS prepares datasets if nothing else is said
+PART = 128 << 20  # bytes, uncompressed, of the row groups of one part
+_BATCH = 256  # rows of a row group held at once
+
+
+@dataclasses.dataclass(frozen=True)
+class TextRequest:
+    """What decides a dataset of documents.
+
+    Attributes:
+      input: JSON lines (.jsonl, .json.gz, .jsonl.gz, .jsonl.zst) or parquet: a file, a directory or a pattern; or tfds:NAME:VERSION for a builder.
+      data_dir: where TFDS datasets are prepared; ~/tensorflow_datasets if empty.
+      split: of a TFDS dataset.
+      text_field: name of the field or column with the text.
+      url_field: the same for the address that a document is known by; documents without one are welcome.
+      metadata_fields: further fields that go to the metadata of a document.
+      quality_filter: whether texts pass Gopher's quality filter. It knows English stop words only.
+      repetition_filter: whether they pass its repetition filter.
+      near_duplicates: whether texts that share about 0.8 of their shingles with an earlier one go too, not only equal ones.
+    """
+
+    input: str = ""
+    data_dir: str = ""
+    split: str = "train"
+    text_field: str = "text"
+    url_field: str = "url"
+    metadata_fields: tuple[str, ...] = ("timestamp",)
+    quality_filter: bool = True
+    repetition_filter: bool = True
+    near_duplicates: bool = False
+
+    def __post_init__(self) -> None:
+        if not self.text_field:
+            raise ValueError("text: --text_field is empty; give the name of the field that holds the text.")
+
+
+@dataclasses.dataclass(frozen=True)
+class RowGroups:
+    """Row groups start..stop-1 of a parquet file; stop = -1: to its end."""
+
+    path: str
+    start: int = 0
+    stop: int = -1
+
+
+@dataclasses.dataclass(frozen=True)
+class Examples:
+    """One file of a TFDS dataset."""
+
+    path: str
+
+
+Part = jsonl.Lines | RowGroups | Examples
+
+
+def build(request: TextRequest, output: epath.Path, how: Execution) -> dict[str, int]:
+    """Writes the documents as a dataset.
+
+    Args:
+      request: what to read and keep.
+      output: an empty directory.
+      how: runner, workers and limits.
+
+    Returns:
+      The counts of the report.
+
+    Raises:
+      ValueError: there is no such input, it is in no known format, or `collect` found too little in it.
+    """
+    return collect(parts(request), functools.partial(read, request), "document", output, how).table()
+
+
+def parts(request: TextRequest) -> list[Part]:
+    """Returns what there is to read, in order, in parts for the workers.
+
+    Raises:
+      ValueError: there is nothing, or it is in no known format.
+    """
+    if request.input.startswith(TFDS):
+        return [Examples(path) for path in _tfds_files(request)]
+    found: list[Part] = []
+    for path in input_files(request.input, (*jsonl.SUFFIXES, ".parquet")):
+        if path.endswith(jsonl.SUFFIXES):
+            found += jsonl.parts(path)
+        elif path.endswith(".parquet"):
+            found += _row_groups(path)
+        else:
+            raise ValueError(
+                f"--input={path}: expected the name of a file to end in {', '.join(jsonl.SUFFIXES)} or .parquet. "
+                "Rename it, or convert it."
+            )
+    return found
+
+
+def read(request: TextRequest, part: Part) -> Iterator[Found | Reject]:
+    """Yields the documents of one part, and what is left out; bad input raises nothing."""
+    rows: Iterator[dict[str, Any] | Reject]
+    if isinstance(part, jsonl.Lines):
+        rows = jsonl.rows(part)
+    elif isinstance(part, RowGroups):
+        rows = _parquet_rows(part, request)
+    else:
+        rows = tfrecord.rows(part.path)
+    for row in rows:
+        yield row if isinstance(row, Reject) else _judge(row, request)
+
+
+def _judge(row: dict[str, Any], request: TextRequest) -> Found | Reject:
+    text = row.get(request.text_field)
+    if not isinstance(text, str | bytes):
+        return Reject(
+            "no_text_field", f"fields {', '.join(sorted(row))[:200]}, not {request.text_field!r}", broken=True
+        )
+    try:
+        text = text.decode() if isinstance(text, bytes) else text
+        text.encode()  # JSON may spell half of a surrogate pair
+    except UnicodeError as error:
+        return Reject("broken_text", str(error), broken=True)
+    text = without_markers(text).strip()
+    if not text:
+        return Reject("no_text")
+    if request.quality_filter and (found := quality(text)):
+        return found
+    if request.repetition_filter and (found := repetition(text)):
+        return found
+    url = _plain(row.get(request.url_field))
+    kept = {name: _plain(row.get(name)) for name in request.metadata_fields}
+    metadata = {"url": url} | kept
+    keys = [url_key(url) if isinstance(url, str) else "", text_key(text)]
+    if request.near_duplicates:
+        keys += band_keys(text)
+    described = json.dumps({name: value for name, value in metadata.items() if value not in (None, "")})
+    return Found(Document(text, described), tuple(filter(None, keys)))
+
+
+def _plain(value: Any) -> str | int | float | bool | None:
+    """A value as JSON takes it; None for what it does not take."""
+    if isinstance(value, bytes):
+        return value.decode(errors="replace")
+    return value if isinstance(value, str | int | float | bool) else None
+
+
+def _row_groups(path: str) -> list[Part]:
+    """Consecutive row groups of about PART bytes; the whole file if it cannot be opened, so that a worker counts it."""
+    import pyarrow.parquet
+
+    try:
+        with epath.Path(path).open("rb") as file:
+            metadata = pyarrow.parquet.read_metadata(file)
+            sizes = [metadata.row_group(number).total_byte_size for number in range(metadata.num_row_groups)]
+    except (OSError, ValueError):  # pyarrow's ArrowInvalid is a ValueError
+        return [RowGroups(path)]
+    starts, size = [0], 0
+    for number, bytes_of_group in enumerate(sizes):
+        if size and size + bytes_of_group > PART:
+            starts.append(number)
+            size = 0
+        size += bytes_of_group
+    return [RowGroups(path, start, stop) for start, stop in zip(starts, [*starts[1:], len(sizes)], strict=True)]
+
+
+def _parquet_rows(part: RowGroups, request: TextRequest) -> Iterator[dict[str, Any] | Reject]:
+    """The wanted columns of the row groups; a row group that cannot be read is passed over."""
+    import pyarrow.parquet
+
+    with contextlib.ExitStack() as stack:
+        try:
+            file = pyarrow.parquet.ParquetFile(stack.enter_context(epath.Path(part.path).open("rb")))
+            names = set(file.schema_arrow.names)
+        except (OSError, ValueError) as error:
+            yield Reject("unreadable_file", f"{part.path}: {error}", broken=True)
+            return
+        if request.text_field not in names:
+            columns = ", ".join(sorted(names))
+            yield Reject("no_text_field", f"{part.path}: columns {columns}, not {request.text_field!r}", broken=True)
+            return
+        wanted = sorted(names & {request.text_field, request.url_field, *request.metadata_fields})
+        stop = file.num_row_groups if part.stop < 0 else part.stop
+        for number in range(part.start, stop):
+            try:
+                for batch in file.iter_batches(_BATCH, row_groups=[number], columns=wanted):
+                    yield from _batch_rows(batch)
+            except (OSError, ValueError, NotImplementedError) as error:
+                yield Reject("truncated_file", f"{part.path}, row group {number}: {error}", broken=True)
+
+
+def _batch_rows(batch: Any) -> Iterator[dict[str, Any]]:
+    """Rows with texts as bytes: pyarrow does not check that a string is UTF-8, and raises when it is not."""
+    import pyarrow
+
+    columns = {}
+    for name, column in zip(batch.schema.names, batch.columns, strict=True):
+        is_text = pyarrow.types.is_string(column.type) or pyarrow.types.is_large_string(column.type)
+        columns[name] = (column.cast(pyarrow.large_binary()) if is_text else column).to_pylist()
+    for values in zip(*columns.values(), strict=True):
+        yield dict(zip(columns, values, strict=True))
+
+
+def _tfds_files(request: TextRequest) -> list[str]:
+    import tensorflow_datasets as tfds
+
+    name, _, version = request.input.removeprefix(TFDS).partition(":")
+    place = epath.Path(request.data_dir or DEFAULT_DATA_DIR).expanduser() / name
+    directory = place / version
+    if not version or not (directory / "dataset_info.json").exists():
+        raise ValueError(
+            f"--input={request.input}: there is no dataset in {directory} (no dataset_info.json). Prepare it with TFDS "
+            "(tfds build), or say with --data_dir where it is and with NAME:VERSION which it is."
+        )
+    splits = tfds.builder_from_directory(os.fspath(directory)).info.splits
+    if request.split not in splits:
+        raise ValueError(f"--split={request.split}: {directory} has {', '.join(splits)}.")
+    return [os.fspath(path) for path in splits[request.split].filepaths]

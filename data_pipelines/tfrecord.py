@@ -1,0 +1,102 @@
+"""The examples of TFDS files, in ArrayRecord or TFRecord, without TensorFlow.
+
+TFRecord: uint64 length, uint32 masked CRC-32C of the length, the example, uint32 masked CRC-32C of it; little endian. The length is checked by its sum;
+an example by being parsed.
+"""
+
+from __future__ import annotations
+
+import functools
+import struct
+from collections.abc import Iterator
+from typing import Any
+
+from etils import epath
+
+from data_pipelines.page import Reject
+
+MAX_EXAMPLE = 1 << 30  # bytes
+
+
+def rows(path: str) -> Iterator[dict[str, Any] | Reject]:
+    """Yields the examples of one file of a TFDS dataset, as {feature: value}; texts are bytes.
+
+    A file that cannot be read (on) gives a Reject for unreadable_file or truncated_file, an example that does not parse one for corrupt_record.
+    """
+    import tensorflow_datasets as tfds
+    from google.protobuf.message import DecodeError
+
+    features = tfds.builder_from_directory(str(epath.Path(path).parent)).info.features
+    for example in _arrayrecords(path) if ".array_record" in epath.Path(path).name else _tfrecords(path):
+        if isinstance(example, Reject):
+            yield example
+            continue
+        try:
+            row = features.deserialize_example_np(example)
+        except (DecodeError, RuntimeError, ValueError, KeyError, AttributeError, TypeError, IndexError) as error:
+            yield Reject("corrupt_record", f"{path}: {error}", broken=True)
+        else:
+            yield row
+
+
+def _arrayrecords(path: str) -> Iterator[bytes | Reject]:
+    from array_record.python import array_record_module
+
+    damaged = False
+    try:
+        reader = array_record_module.ArrayRecordReader(path)
+        for index in range(reader.num_records()):
+            try:
+                (example,) = reader.read([index])
+            except (RuntimeError, ValueError, IndexError) as error:
+                damaged = True
+                yield Reject("corrupt_record", f"{path}, record {index}: {error}", broken=True)
+            else:
+                yield example
+        reader.close()  # tells what was wrong before, such as a file of another format
+    except (RuntimeError, ValueError, OSError) as error:
+        if not damaged:
+            yield Reject("unreadable_file", f"{path}: {error}", broken=True)
+
+
+def _tfrecords(path: str) -> Iterator[bytes | Reject]:
+    try:
+        file = epath.Path(path).open("rb")
+    except OSError as error:
+        yield Reject("unreadable_file", f"{path}: {error}", broken=True)
+        return
+    with file:
+        while header := file.read(12):
+            if len(header) < 12:
+                break
+            length, checksum = struct.unpack("<QI", header)
+            if _masked_crc32c(header[:8]) != checksum or length > MAX_EXAMPLE:
+                yield Reject("truncated_file", f"{path}: no length of an example where one should be", broken=True)
+                return
+            example = file.read(length + 4)
+            if len(example) < length + 4:
+                break
+            yield example[:-4]
+        else:
+            return
+    yield Reject("truncated_file", f"{path}: it ends within an example", broken=True)
+
+
+def _masked_crc32c(data: bytes) -> int:
+    crc = 0xFFFFFFFF
+    for byte in data:
+        crc = _table()[(crc ^ byte) & 0xFF] ^ (crc >> 8)
+    crc ^= 0xFFFFFFFF
+    return ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF
+
+
+@functools.cache
+def _table() -> tuple[int, ...]:
+    """CRC-32C (Castagnoli) of each byte."""
+
+    def entry(value: int) -> int:
+        for _ in range(8):
+            value = value >> 1 ^ (0x82F63B78 if value & 1 else 0)
+        return value
+
+    return tuple(map(entry, range(256)))

@@ -1,0 +1,140 @@
+"""Embeddings of images as a saved array, for what comes after the vision encoder: deduplication, and retrieval of similar examples.
+
+    DIRECTORY/embeddings.npy   float32[n, E]
+    DIRECTORY/keys.txt         n lines: which image each row is, "RECORD/IMAGE" for image IMAGE of record RECORD of a dataset
+
+Both are written and read in parts, so memory does not grow with n.
+"""
+
+import contextlib
+import os
+from collections.abc import Iterator, Sequence
+from typing import BinaryIO, TextIO
+
+import numpy as np
+from jaxtyping import Float
+
+from flamingo_jax.core.paths import Path, PathLike, is_local, make_directory, temporary_directory, temporary_sibling
+
+ARRAY, KEYS = "embeddings.npy", "keys.txt"
+_HEADER = 128  # bytes; numpy's own are as long, and the number of rows, known at the end, has room in it
+
+
+class EmbeddingWriter:
+    """Writes rows one after the other; `writing` makes it.
+
+    Attributes:
+        num_rows: written so far.
+    """
+
+    def __init__(self, array: BinaryIO, keys: TextIO, width: int):
+        self._array, self._keys, self._width = array, keys, width
+        self.num_rows = 0
+        self._write_header()
+
+    def add(self, keys: Sequence[str], rows: Float[np.ndarray, "n E"]) -> None:
+        """Writes some rows and their keys.
+
+        Raises:
+            ValueError: they are not as many, not of the width that was said, not finite, or a key has a line break in it.
+        """
+        if rows.shape != (len(keys), self._width):
+            raise ValueError(f"{len(keys)} keys with rows of shape {rows.shape}, expected {(len(keys), self._width)}.")
+        if not np.isfinite(rows).all():
+            raise ValueError(f"The rows from {keys[0]!r} to {keys[-1]!r} hold numbers that are not finite.")
+        for key in keys:
+            if key.splitlines() != [key]:
+                raise ValueError(f"The key {key!r} is not one line of text: rows are named by lines.")
+        self._array.write(np.ascontiguousarray(rows, np.float32).tobytes())
+        self._keys.writelines(f"{key}\n" for key in keys)
+        self.num_rows += len(keys)
+
+    def close(self) -> None:
+        """Writes how many rows there are."""
+        self._write_header()
+
+    def _write_header(self) -> None:
+        fields = f"{{'descr': '<f4', 'fortran_order': False, 'shape': ({self.num_rows}, {self._width}), }}"
+        start = b"\x93NUMPY\x01\x00" + (_HEADER - 10).to_bytes(2, "little")
+        self._array.seek(0)
+        self._array.write(start + fields.ljust(_HEADER - 11).encode() + b"\n")
+
+
+@contextlib.contextmanager
+def writing(directory: PathLike, width: int) -> Iterator[EmbeddingWriter]:
+    """Writes embeddings; both files are at their place when the context has ended well.
+
+    Args:
+        directory: where they go; made if need be. On an object store they are written locally and copied.
+        width: E.
+    """
+    target = Path(directory)
+    with contextlib.ExitStack() as stack:
+        if is_local(target):
+            staging = make_directory(temporary_sibling(make_directory(target) / "embeddings"))
+            stack.callback(staging.rmtree, missing_ok=True)
+        else:
+            staging = stack.enter_context(temporary_directory("embeddings-"))
+        with (staging / ARRAY).open("wb") as array, (staging / KEYS).open("w", encoding="utf-8") as keys:
+            writer = EmbeddingWriter(array, keys, width)
+            yield writer
+            writer.close()
+        for name in (KEYS, ARRAY):  # the array last: where it is, its keys are
+            if is_local(target):
+                (staging / name).replace(target / name)
+            else:
+                (staging / name).copy(target / name, overwrite=True)
+
+
+class Embeddings:
+    """Saved embeddings, mapped into memory.
+
+    Args:
+        directory: with the two files, on a file system (mount a bucket with gcsfuse).
+
+    Attributes:
+        rows: float32[n, E], read from the file when looked at; not to be written to.
+
+    Raises:
+        FileNotFoundError: there are none.
+        ValueError: the array is damaged, or not float32[n, E].
+    """
+
+    def __init__(self, directory: PathLike):
+        self._directory = Path(directory)
+        file = self._directory / ARRAY
+        if not file.exists() or not (self._directory / KEYS).exists():
+            raise FileNotFoundError(
+                f"There are no embeddings in {directory}: {ARRAY} or {KEYS} is missing. Make them with "
+                "python -m flamingo_jax.evaluate --task=embed."
+            )
+        try:
+            self.rows = np.load(os.fspath(file), mmap_mode="r", allow_pickle=False)
+        except (ValueError, EOFError) as error:
+            raise ValueError(f"{file} cannot be read: {error}. It is cut off or damaged: write it again.") from error
+        if self.rows.ndim != 2 or self.rows.dtype != np.float32:
+            raise ValueError(f"{file} is {self.rows.dtype}{list(self.rows.shape)}, expected float32[n, E].")
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    @property
+    def width(self) -> int:
+        """E."""
+        return self.rows.shape[1]
+
+    def chunks(self, size: int) -> Iterator[tuple[list[str], np.ndarray]]:
+        """Yields the keys and rows, float32[size, E] (the last fewer), in order.
+
+        Raises:
+            ValueError: there are not as many keys as rows.
+        """
+        with (self._directory / KEYS).open("r", encoding="utf-8") as lines:
+            for start in range(0, len(self), size):
+                rows = np.asarray(self.rows[start : start + size])
+                keys = [line.rstrip("\n") for _, line in zip(rows, lines, strict=False)]
+                if len(keys) < len(rows):
+                    raise ValueError(f"{self._directory / KEYS} has {start + len(keys)} lines, expected {len(self)}.")
+                yield keys, rows
+            if next(lines, None) is not None:
+                raise ValueError(f"{self._directory / KEYS} has more than {len(self)} lines, one for each row.")

@@ -1,0 +1,130 @@
+"""JSON lines: parts that share out every line, compressed files in several streams, and everything that can be wrong with them."""
+
+import gzip
+import json
+import tempfile
+
+import pytest
+import zstandard
+from hypothesis import given
+from hypothesis import strategies as st
+
+from data_pipelines import jsonl
+from data_pipelines.jsonl import Lines, parts, rows
+from data_pipelines.page import Reject
+
+
+def write(path, data):
+    path.write_bytes(data)
+    return str(path)
+
+
+def lines(*values):
+    return b"".join(json.dumps(value).encode() + b"\n" for value in values)
+
+
+def read(path, size=jsonl.PART):
+    return [row for part in parts(path, size) for row in rows(part)]
+
+
+def reasons(path):
+    found = read(path)
+    assert all(row.broken for row in found if isinstance(row, Reject))
+    return [row.reason if isinstance(row, Reject) else row for row in found]
+
+
+ZSTD = zstandard.ZstdCompressor()
+COMPRESS = {"": bytes, ".gz": gzip.compress, ".zst": ZSTD.compress}
+VALUES = [{"text": "Bär\u2028 😀" * number, "n": number} for number in range(200)]
+
+
+@pytest.mark.parametrize("suffix", COMPRESS)
+def test_values_come_back_in_order(suffix, tmp_path):
+    path = write(tmp_path / f"a.jsonl{suffix}", COMPRESS[suffix](lines(*VALUES)))
+    assert read(path) == VALUES
+
+
+@pytest.mark.parametrize("suffix", [".gz", ".zst"])
+def test_several_streams_and_padding(suffix, tmp_path):
+    streams = [COMPRESS[suffix](lines(value)) for value in VALUES[:3]]
+    path = write(tmp_path / f"a.jsonl{suffix}", b"".join(streams) + b"\0" * 5000)
+    assert read(path) == VALUES[:3]
+
+
+def test_blank_lines_a_byte_order_mark_and_a_missing_last_newline(tmp_path):
+    path = write(tmp_path / "a.jsonl", b'\xef\xbb\xbf{"a": 1}\r\n\n  \n{"b": 2}')
+    assert read(path) == [{"a": 1}, {"b": 2}]
+    assert read(write(tmp_path / "empty.jsonl", b"")) == []
+
+
+@given(st.lists(st.text(max_size=9), max_size=12), st.integers(1, 40), st.booleans())
+def test_parts_share_out_every_line(texts, size, newline):
+    data = lines(*({"text": text} for text in texts))
+    with tempfile.TemporaryDirectory() as directory:
+        path = f"{directory}/a.jsonl"
+        with open(path, "wb") as file:
+            file.write(data if newline else data.rstrip(b"\n"))
+        assert read(path, size) == [{"text": text} for text in texts]
+
+
+def test_a_part_of_a_large_file_is_what_starts_in_it(tmp_path):
+    path = write(tmp_path / "a.jsonl", lines(*range(10)))  # two bytes each
+    assert [reason.detail[-4:] for reason in rows(Lines(path, 4, 8))] == ["b'2'", "b'3'"]
+    assert [reason.detail[-4:] for reason in rows(Lines(path, 5, 8))] == ["b'3'"]
+    assert [part.start for part in parts(path, 8)] == [0, 8, 16]
+
+
+def test_damaged_lines_are_counted_and_the_rest_is_read(tmp_path):
+    bad = [b"\xff\xfe", b'{"a": ', b"[1]", b"null", b"[" * 100_000, b"1" * 5000, b"\0"]
+    path = write(tmp_path / "a.jsonl", b"\n".join([b'{"a": 1}', *bad, b'{"b": 2}']))
+    assert reasons(path) == [
+        {"a": 1},
+        "broken_text",
+        "not_json",
+        "not_an_object",
+        "not_an_object",
+        "not_json",
+        "not_json",
+        "not_json",
+        {"b": 2},
+    ]
+
+
+def test_a_line_that_is_too_long_is_passed_over(tmp_path, monkeypatch):
+    monkeypatch.setattr(jsonl, "MAX_LINE", 100)
+    monkeypatch.setattr(jsonl, "_CHUNK", 64)
+    at, beyond = json.dumps({"a": "x" * 91}), json.dumps({"a": "x" * 92})
+    assert len(at) == 100
+    path = write(tmp_path / "a.jsonl", "\n".join([at, beyond, "x" * 10_000, '{"b": 2}', "y" * 500]).encode())
+    assert reasons(path) == [{"a": "x" * 91}, "line_too_long", "line_too_long", {"b": 2}, "line_too_long"]
+
+
+@pytest.mark.parametrize("suffix", [".gz", ".zst"])
+def test_truncated_and_damaged_compression(suffix, tmp_path):
+    first, second = (COMPRESS[suffix](lines(*VALUES[part : part + 100])) for part in (0, 100))
+    path = write(tmp_path / f"a.jsonl{suffix}", first + second[: len(second) // 2])
+    found = reasons(path)
+    assert found[:100] == VALUES[:100]
+    assert found[-1] == "truncated_file"
+    path = write(tmp_path / f"b.jsonl{suffix}", first + b"garbage" + second)
+    assert reasons(path) == [*VALUES[:100], "truncated_file"]
+    for content in (b"", b"nothing of the kind"):
+        assert reasons(write(tmp_path / f"c.jsonl{suffix}", content)) == ["truncated_file"]
+
+
+def test_a_compression_bomb_is_read_in_bounded_memory(tmp_path, monkeypatch):
+    """What is decompressed at once is bounded by the piece that is read, whose content is at most some 32,768 times as large."""
+    monkeypatch.setattr(jsonl, "MAX_LINE", 1 << 16)
+    monkeypatch.setattr(jsonl, "_COMPRESSED_CHUNK", 256)
+    sizes = []
+    split = jsonl._split
+    monkeypatch.setattr(jsonl, "_split", lambda chunks: split(sizes.append(len(c)) or c for c in chunks))
+    path = write(tmp_path / "a.jsonl.zst", ZSTD.compress(b" " * (1 << 26) + b'\n{"a": 1}\n'))
+    assert reasons(path) == ["line_too_long", {"a": 1}]
+    assert sum(sizes) > 1 << 26
+    assert max(sizes) <= 1 << 23
+
+
+def test_missing_file(tmp_path):
+    (reject,) = rows(Lines(str(tmp_path / "none.jsonl")))
+    assert (reject.reason, reject.broken) == ("unreadable_file", True)
