@@ -25,7 +25,7 @@ from typing import Any
 from absl import app, flags, logging
 from etils import epath
 
-from data_pipelines import options, tokenizer, world
+from data_pipelines import dedup, m3w, mmc4, obelics, options, pairs, pool, sample_page, text, tokenizer, videos, world
 from data_pipelines.inputs import identity
 from data_pipelines.on_beam import Execution
 from data_pipelines.write_records import staged
@@ -51,7 +51,16 @@ class Pipeline:
 
 
 PIPELINES = {
+    "dedup": Pipeline(dedup.DedupRequest, dedup.build),
+    "inspect": Pipeline(sample_page.InspectRequest, sample_page.build),
+    "m3w": Pipeline(m3w.M3WRequest, m3w.build),
+    "mmc4": Pipeline(mmc4.MMC4Request, mmc4.build),
+    "obelics": Pipeline(obelics.ObelicsRequest, obelics.build),
+    "pairs": Pipeline(pairs.PairsRequest, pairs.build),
+    "pool": Pipeline(pool.PoolRequest, pool.build),
+    "text": Pipeline(text.TextRequest, text.build),
     "tokenizer": Pipeline(tokenizer.TokenizerRequest, lambda request, output, _: tokenizer.build(request, output)),
+    "videos": Pipeline(videos.VideosRequest, videos.build),
     "world": Pipeline(
         world.WorldOptions, lambda request, output, _: world.build(request, output), world.WorldOptions.request
     ),

@@ -114,13 +114,18 @@ def test_tokenizer_of_another_text_is_made_again(made, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("--pipeline=worlds", "--output=x"), "expected one of tokenizer, world. Did you mean 'world'"),
+        (("--pipeline=worlds", "--output=x"), "expected one of dedup, .*, world. Did you mean 'world'"),
         (("--output=x",), "--pipeline=None: expected one of"),
         (("--pipeline=world",), "--output is missing"),
         (("--pipeline=tokenizer", "--output=x", "--input=nowhere"), "no dataset at 'nowhere'"),
         (("--pipeline=tokenizer", "--output=x", "--model_type=words"), "model_type='words', expected one of"),
         (("--pipeline=world", "--output=x", "--page_mix=1,0"), "expected 3 numbers"),
         (("--pipeline=world", "--output=x", "--num_one=0"), "one is 0, expected at least 1"),
+        (("--pipeline=world", "--output=x", "--size=huge"), "--size=huge: expected one of demo, smoke"),
+        (("--pipeline=world", "--output=x", "--input=y"), "--input: pipeline 'world' has no such option"),
+        (("--pipeline=m3w", "--output=x"), "--input is missing"),
+        (("--pipeline=m3w", "--output=x", "--input=nowhere"), "--input=nowhere: there is no such file"),
+        (("--pipeline=text", "--output=x", "--max_broken=2"), "--max_broken=2.0: expected a share"),
     ],
 )
 def test_bad_flags_are_explained_in_one_line(arguments, message):

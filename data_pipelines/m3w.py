@@ -1,0 +1,279 @@
+"""Web pages to interleaved pages, the kind of data of the paper's M3W (A.3.1): `--pipeline=m3w --input=CRAWL --output=DIR`.
+
+    WARC or HTML files --> html_to_pages --> language --> quality --> repetition --> page_images --> explicit content --> InterleavedPage --> duplicates out
+
+The order is MassiveWeb's but for explicit content: there it comes first, here last of the filters, when a page is whole, so that a filter may judge
+images too. As each filter is a function of the page alone, the order decides only under which reason a page is counted that two of them would drop.
+
+Differs from the paper: it filters explicit content with SafeSearch, which is not to be had. `--explicit_filter=MODULE:FUNCTION` names a function
+
+    def function(page: data_pipelines.page.Page) -> data_pipelines.page.Page | data_pipelines.page.Reject
+
+that any worker can import. It gets a page with its text, URL and images (Picture.data) and returns the page, or one without some of its parts, or
+Reject("explicit", "why"). It is off by default: a dataset for more than research needs one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+import importlib
+import json
+import os
+import urllib.parse
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from etils import epath
+
+from data_pipelines import near_duplicates, warc
+from data_pipelines.collect import Found, collect
+from data_pipelines.filters import quality, repetition
+from data_pipelines.html_decode import HtmlLimits
+from data_pipelines.html_to_pages import html_to_page
+from data_pipelines.image_fetcher import ImageFetcher
+from data_pipelines.inputs import input_files
+from data_pipelines.keys import same_url, text_key, url_key
+from data_pipelines.language import check_languages, of_language
+from data_pipelines.on_beam import Execution
+from data_pipelines.page import Page, Picture, Reject
+from data_pipelines.page_images import Find, ImageLimits, local_image, with_images
+from data_pipelines.warc_index import WarcIndex, build_index
+from flamingo_jax.data.schema import InterleavedPage
+
+HTML_SUFFIXES = (".html", ".htm")
+
+_INDEX = "images.sqlite"
+
+
+@dataclasses.dataclass(frozen=True)
+class M3WRequest:
+    """What decides a dataset of web pages.
+
+    Attributes:
+      input: WARC files (.warc.gz with one gzip member per record, .warc) or pages (.html, .htm) with their images beside them: a file, a directory or a
+        pattern.
+      languages: ISO 639-1 codes of the pages to keep; empty: all. The quality filter knows English stop words only.
+      min_language_probability: of the language of a page, as the classifier sees it.
+      quality_filter: whether pages pass Gopher's quality filter.
+      repetition_filter: whether they pass its repetition filter.
+      near_duplicates: whether pages that share about 0.8 of their shingles with an earlier one go too, not only equal ones.
+      min_image_side: pixels of width and height of an image.
+      max_image_aspect: longer side of an image by its shorter side.
+      max_html_bytes: of a page.
+      images: directory of images that were fetched before, by the SHA-256 of their URL or by its path; "" = none.
+      image_index: file: the images of a page are in its own WARC file; input: in any file of the input, which are all read once more, one after the other.
+      image_fetcher: http: what is found nowhere else is fetched, one image after the other, a host at most once a second; off: it is not.
+      explicit_filter: MODULE:FUNCTION, Page -> Page | Reject, for explicit content; "" = none.
+    """
+
+    input: str = ""
+    languages: tuple[str, ...] = ("en",)
+    min_language_probability: float = 0.5
+    quality_filter: bool = True
+    repetition_filter: bool = True
+    near_duplicates: bool = False
+    min_image_side: int = 64
+    max_image_aspect: float = 3.0
+    max_html_bytes: int = 10_000_000
+    images: str = ""
+    image_index: str = "file"
+    image_fetcher: str = "off"
+    explicit_filter: str = ""
+
+    def __post_init__(self) -> None:
+        for name, known in (("image_index", ("file", "input")), ("image_fetcher", ("off", "http"))):
+            if getattr(self, name) not in known:
+                raise ValueError(f"m3w: got --{name}={getattr(self, name)}, expected {' or '.join(known)}.")
+        if not 0 <= self.min_language_probability <= 1:
+            raise ValueError(f"m3w: got --min_language_probability={self.min_language_probability}, expected 0 to 1.")
+        if self.min_image_side < 1 or self.max_image_aspect < 1 or self.max_html_bytes < 1:
+            raise ValueError("m3w: --min_image_side, --max_image_aspect and --max_html_bytes must be 1 or more.")
+        if self.images and not epath.Path(self.images).is_dir():
+            raise ValueError(f"m3w: --images={self.images} is no directory; give the one that holds the images.")
+        if self.languages:
+            check_languages(self.languages)
+        if self.explicit_filter:
+            _function(self.explicit_filter)
+
+
+def build(request: M3WRequest, output: epath.Path, how: Execution) -> dict[str, int]:
+    """Writes the pages as a dataset.
+
+    Args:
+      request: what to read and keep.
+      output: an empty directory; on a file system that all workers see, for image_index=input.
+      how: runner, workers and limits.
+
+    Returns:
+      The counts of the report.
+
+    Raises:
+      ValueError: there is no such input, or `collect` found too little in it.
+    """
+    files = input_files(request.input, (*warc.SUFFIXES, *HTML_SUFFIXES))
+    archives = [file for file in files if file.endswith(warc.SUFFIXES)]
+    index = output / _INDEX if request.image_index == "input" and archives else None
+    if index and "://" in os.fspath(index):
+        raise ValueError(f"m3w: --image_index=input needs an --output on a file system, got {output}.")
+    try:
+        if index:
+            build_index(archives, index)
+        read = functools.partial(read_file, request, index=os.fspath(index) if index else "")
+        return collect(files, read, InterleavedPage.kind, output, how).table()
+    finally:
+        if index:
+            index.unlink(missing_ok=True)
+
+
+def read_file(request: M3WRequest, path: str, index: str = "") -> Iterator[Found | Reject]:
+    """Yields the pages of one file, and what is left out; bad input raises nothing.
+
+    Args:
+      request: what to keep.
+      path: of a WARC or HTML file.
+      index: of the images of all files, as `build_index` writes it; "" = none.
+    """
+    read = _read_html if path.endswith(HTML_SUFFIXES) else _read_warc
+    with contextlib.ExitStack() as stack:
+        other_files = stack.enter_context(WarcIndex.opened(index)) if index else None
+        yield from read(request, path, other_files)
+
+
+def _read_warc(request: M3WRequest, path: str, other_files: WarcIndex | None) -> Iterator[Found | Reject]:
+    """Pages by random access, so that an image may stand before or behind them: what is held is where records lie, not what they are."""
+    pages: list[warc.Place] = []
+    images: dict[str, warc.Place] = {}
+    for entry in warc.index(path):
+        if isinstance(entry, Reject):
+            yield entry
+        elif entry.is_html:
+            pages.append(entry.place)
+        else:
+            images.setdefault(same_url(entry.url), entry.place)
+    if not pages:
+        return
+    with epath.Path(path).open("rb") as file:
+
+        def in_archives(url: str) -> bytes | Reject | None:
+            place = images.get(same_url(url))
+            if place:
+                found = warc.read(place, ImageLimits.max_bytes, file)
+            elif other_files and (place := other_files.find(url)):
+                found = warc.read(place, ImageLimits.max_bytes)
+            else:
+                return None
+            return found if isinstance(found, Reject) else found.body
+
+        finders = (in_archives, *_finders(request))
+        for place in pages:
+            response = warc.read(place, request.max_html_bytes, file)
+            if isinstance(response, Reject):
+                yield response
+            else:
+                yield from _judged(request, response.body, response.url, response.charset, finders)
+
+
+def _read_html(request: M3WRequest, path: str, other_files: WarcIndex | None) -> Iterator[Found | Reject]:
+    """A page on its own; it is known as file:///PATH from the directory of the input, which no reference leads out of."""
+    del other_files  # the page of a folder shows files of that folder
+    root = epath.Path(request.input)
+    if not root.is_dir():
+        root = epath.Path(path).parent
+    url = f"file:///{urllib.parse.quote(os.fspath(epath.Path(path).relative_to(root)))}"
+    try:
+        with epath.Path(path).open("rb") as file:
+            body = file.read(request.max_html_bytes + 1)
+    except OSError as error:
+        yield Reject("unreadable_file", f"{path}: {error}", broken=True)
+        return
+
+    def in_folder(source: str) -> bytes | None:
+        return local_image(root, source) if source.startswith("file:///") else None
+
+    yield from _judged(request, body, url, "", (in_folder, *_finders(request)))
+
+
+def _finders(request: M3WRequest) -> list[Find]:
+    finders: list[Find] = []
+    if request.images:
+        finders.append(functools.partial(local_image, epath.Path(request.images)))
+    if request.image_fetcher == "http":
+        finders.append(_fetch)
+    return finders
+
+
+def _judged(
+    request: M3WRequest, body: bytes, url: str, charset: str, finders: tuple[Find, ...]
+) -> Iterator[Found | Reject]:
+    """Yields the record of one page, or why there is none; and the images that it goes on without."""
+    page = _extracted(request, body, url, charset)
+    if isinstance(page, Page):
+
+        def find(source: str) -> bytes | Reject | None:
+            return next((found for finder in finders if (found := finder(source)) is not None), None)
+
+        limits = ImageLimits(request.min_image_side, request.max_image_aspect)
+        page, rejects = with_images(page, find, limits)
+        yield from rejects
+    if isinstance(page, Page) and request.explicit_filter:
+        page = _without_explicit(page, request.explicit_filter)
+    yield page if isinstance(page, Reject) else _found(request, page)
+
+
+def _extracted(request: M3WRequest, body: bytes, url: str, charset: str) -> Page | Reject:
+    """The page with all filters of text passed."""
+    page = html_to_page(body, url, charset, HtmlLimits(max_bytes=request.max_html_bytes))
+    if isinstance(page, Reject):
+        return page
+    if not page.pictures:
+        return Reject("no_image", page.url)
+    judged = of_language(page, request.languages, request.min_language_probability)
+    if isinstance(judged, Reject):
+        return judged
+    reject = quality(judged.text) if request.quality_filter else None
+    reject = reject or (repetition(judged.text) if request.repetition_filter else None)
+    return dataclasses.replace(reject, detail=f"{url}: {reject.detail}") if reject else judged
+
+
+def _without_explicit(page: Page, name: str) -> Page | Reject:
+    judged = _function(name)(page)
+    if not isinstance(judged, Page | Reject):
+        raise TypeError(f"--explicit_filter={name} returned a {type(judged).__name__}, expected a Page or a Reject.")
+    if isinstance(judged, Page) and not judged.pictures:
+        return Reject("explicit", f"{page.url}: no image is left")
+    return judged
+
+
+def _found(request: M3WRequest, page: Page) -> Found:
+    parts = tuple(part.data if isinstance(part, Picture) else part for part in page.parts)
+    metadata = {"url": page.url, "language": page.language, "images": [picture.source for picture in page.pictures]}
+    alike = near_duplicates.band_keys(page.text) if request.near_duplicates else ()
+    keys = (url_key(page.url), text_key(page.text), *alike)
+    return Found(InterleavedPage(parts, json.dumps(metadata)), tuple(filter(None, keys)))
+
+
+def _fetch(url: str) -> bytes | Reject | None:
+    return _fetcher()(url) if url.startswith(("http://", "https://")) else None
+
+
+@functools.cache
+def _fetcher() -> ImageFetcher:
+    """One for each process: it knows when a host may be asked again."""
+    return ImageFetcher()
+
+
+@functools.cache
+def _function(name: str) -> Callable[[Page], Any]:
+    """The function that MODULE:FUNCTION names."""
+    module, _, attribute = name.partition(":")
+    try:
+        function = getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ValueError(
+            f"--explicit_filter={name}: there is no such function ({error}). Give MODULE:FUNCTION, as in my_filters.safe_search:judge."
+        ) from error
+    if not callable(function):
+        raise ValueError(f"--explicit_filter={name} is a {type(function).__name__}, expected a function.")
+    return function

@@ -1,0 +1,249 @@
+"""MMC4 as interleaved pages: each image stands before the sentence that it belongs to.
+
+    python -m data_pipelines.run --pipeline=mmc4 --input=docs/ --images=DIR --output=DIR
+
+    text_list    "My pets."    "My cat."     "My puppy."            image_info   dog -> sentence 2, cat -> sentence 1
+    page          My pets. [cat] My cat. [dog] My puppy.
+
+image_info is in no order of sentences, so the images are sorted by theirs. That the text follows one order and the images the other is the fault by which
+OpenFlamingo's reader pairs images with each other's text. Read are the published JSON lines (unpacked, .gz or .zst), with images in a folder under their
+image_name or found by their raw_url; and tars of .json with images in image_base64, as OpenFlamingo's converter writes them.
+
+Left out are images less similar to their sentence than --min_similarity, by default as in OpenFlamingo's training command (0.24, of CLIP ViT-L/14), and those
+that M3W would leave out (page_images). --assignment=matched takes the sentence that MMC4 states, the best for all images together while each has its own;
+--assignment=optimal finds it anew among the images that are left, from the similarity matrix, as images are lost when they are downloaded.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import collections
+import dataclasses
+import functools
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import scipy.optimize
+from etils import epath
+
+from data_pipelines import jsonl, tars
+from data_pipelines.collect import Found, collect
+from data_pipelines.inputs import input_files
+from data_pipelines.keys import text_key, url_key
+from data_pipelines.local_files import MAX_IMAGE_BYTES, read_inside
+from data_pipelines.markers import without_markers
+from data_pipelines.on_beam import Execution
+from data_pipelines.page import Reject
+from data_pipelines.page_images import as_stored, keep_image, local_image
+from flamingo_jax.data.schema import CorruptRecord, InterleavedPage
+
+ASSIGNMENTS = ("matched", "optimal")
+
+_PART = 1 << 24  # bytes of JSON lines for one worker and one shard: some 3,000 documents
+
+
+class Match(NamedTuple):
+    """An image's number in image_info, and the sentence that it stands before."""
+
+    image: int
+    sentence: int
+    similarity: float
+
+
+@dataclasses.dataclass(frozen=True)
+class MMC4Request:
+    """What decides the pages.
+
+    Attributes:
+      input: files, directories or patterns of .jsonl (.gz, .zst) or .tar, separated by commas.
+      images: folder of the images, for JSON lines.
+      assignment: matched (as the dataset states) | optimal (anew, among the images that are left).
+      min_similarity: an image that is less similar to its sentence is left out.
+    """
+
+    input: str = ""
+    images: str = ""
+    assignment: str = "matched"
+    min_similarity: float = 0.24
+
+    def __post_init__(self) -> None:
+        if self.assignment not in ASSIGNMENTS:
+            raise ValueError(f"mmc4: got --assignment={self.assignment!r}, expected one of {', '.join(ASSIGNMENTS)}.")
+
+    def keeps(self, match: Match) -> bool:
+        """Whether an image is similar enough to its sentence."""
+        return match.similarity >= self.min_similarity
+
+
+def build(request: MMC4Request, output: epath.Path, how: Execution) -> dict[str, int]:
+    """Writes the pages as an interleaved_page dataset.
+
+    Returns:
+      The counts of what was read, written and left out.
+
+    Raises:
+      ValueError: there is no input, or too much of it is damaged.
+    """
+    units: list[str | jsonl.Lines] = []
+    for path in input_files(request.input, jsonl.SUFFIXES + tars.SUFFIXES):
+        if path.endswith(tars.SUFFIXES):
+            units.append(path)
+        else:
+            units += jsonl.parts(path, _PART)
+    return collect(units, functools.partial(read_unit, request), "interleaved_page", output, how).table()
+
+
+def read_unit(request: MMC4Request, unit: str | jsonl.Lines) -> Iterator[Found | Reject]:
+    """Yields the pages of one tar (its path) or one part of a file of JSON lines, and a reject for each page and image that is left out."""
+    for document in _documents(unit):
+        if isinstance(document, Reject):
+            yield document
+        else:
+            yield from read_document(document, request)
+
+
+def read_document(document: dict[str, Any], request: MMC4Request) -> Iterator[Found | Reject]:
+    """Yields the rejected images of a document, then its page or why there is none.
+
+    Args:
+      document: a line of MMC4.
+      request: where its images are, and which of them to keep.
+    """
+    sentences, infos = document.get("text_list"), document.get("image_info")
+    if sentences is None or infos is None or not _is_list_of(sentences, str) or not _is_list_of(infos, dict):
+        yield Reject(
+            "not_mmc4", f"text_list or image_info is no list of its kind; there are {sorted(document)}", broken=True
+        )
+        return
+    try:
+        "".join(sentences).encode()  # JSON can spell half a character
+    except UnicodeEncodeError as error:
+        yield Reject("broken_text", str(error), broken=True)
+        return
+    images = {}
+    for number, info in enumerate(infos):
+        data = _image(info, request)
+        if isinstance(data, Reject):
+            yield dataclasses.replace(data, unit="image")
+        else:
+            images[number] = data
+    try:
+        matches = (_optimal if request.assignment == "optimal" else _matched)(list(images), document)
+    except (ValueError, TypeError, LookupError, ArithmeticError) as error:
+        yield Reject("not_mmc4", f"similarity_matrix or matched_text_index does not fit: {error!r}", broken=True)
+        return
+    yield from (Reject("no_sentence", unit="image") for _ in range(len(images) - len(matches)))
+    yield from (
+        Reject("low_similarity", f"{match.similarity:.3f}", unit="image")
+        for match in matches
+        if not request.keeps(match)
+    )
+    parts = interleaved(sentences, [(match.sentence, images[match.image]) for match in matches if request.keeps(match)])
+    text = "\n".join(part for part in parts if isinstance(part, str))
+    if not text:
+        yield Reject("no_text")
+    elif not any(isinstance(part, bytes) for part in parts):
+        yield Reject("no_image_left")
+    else:
+        url = str(document.get("url") or "")
+        metadata = json.dumps({"url": url} if url else {})
+        yield Found(InterleavedPage(parts, metadata), tuple(filter(None, (url_key(url), text_key(text)))))
+
+
+def interleaved(sentences: Sequence[str], images: Iterable[tuple[int, bytes]]) -> tuple[str | bytes, ...]:
+    """Puts each image before its sentence; sentences between two images become one text.
+
+    Args:
+      sentences: of the page, in order.
+      images: (number of its sentence, encoded image), in any order; those of one sentence stay in the order given.
+
+    Returns:
+      The parts of the page.
+    """
+    parts: list[str | bytes] = []
+    waiting: list[str] = []
+    by_sentence = collections.defaultdict(list)
+    for number, data in images:
+        by_sentence[number].append(data)
+    for number, sentence in enumerate(sentences):
+        here = by_sentence.get(number, [])
+        if here and waiting:
+            parts.append(" ".join(waiting))
+            waiting = []
+        parts += here
+        waiting += [clean] if (clean := without_markers(" ".join(sentence.split()))) else []
+    return (*parts, " ".join(waiting)) if waiting else tuple(parts)
+
+
+def _documents(unit: str | jsonl.Lines) -> Iterator[dict[str, Any] | Reject]:
+    if isinstance(unit, jsonl.Lines):
+        yield from jsonl.rows(unit)
+        return
+    for sample in tars.samples(unit):
+        if isinstance(sample, Reject):
+            yield sample
+        elif "json" in sample.files:
+            yield jsonl.parse(sample.files["json"], sample.key)
+        else:
+            yield Reject("not_mmc4", f"{sample.key} has {', '.join(sorted(sample.files))}, no json", broken=True)
+
+
+def _image(info: dict[str, Any], request: MMC4Request) -> bytes | Reject:
+    """The bytes of an image, if it is there and fit for a page."""
+    data: bytes | Reject | None
+    name, url, encoded = (info.get(key) for key in ("image_name", "raw_url", "image_base64"))
+    if isinstance(encoded, str):
+        try:
+            data = base64.b64decode(encoded, validate=True)
+        except (binascii.Error, ValueError) as error:
+            return Reject("not_an_image", f"{name}: image_base64: {error}", broken=True)
+    elif not request.images:
+        data = None
+    else:
+        folder = epath.Path(request.images)
+        data = read_inside(folder, str(name or url), max_bytes=MAX_IMAGE_BYTES, missing="missing_image")
+        if isinstance(data, Reject) and data.reason == "missing_image" and isinstance(url, str):
+            data = local_image(folder, url)
+    if data is None:
+        return Reject("missing_image", f"{name or url!r:.200}", broken=True)
+    if isinstance(data, Reject):
+        return data
+    try:
+        return keep_image(data) or as_stored(data)
+    except CorruptRecord as error:
+        return Reject(error.reason, f"{name}: {error}", broken=True)
+
+
+def _matched(images: Sequence[int], document: dict[str, Any]) -> list[Match]:
+    """The sentences that the dataset states."""
+    found = []
+    for number in images:
+        info = document["image_info"][number]
+        sentence = info["matched_text_index"]
+        if not isinstance(sentence, int) or not 0 <= sentence < len(document["text_list"]):
+            raise ValueError(f"matched_text_index {sentence!r} of {len(document['text_list'])} sentences")
+        similarity = info.get("matched_sim")
+        if similarity is None:
+            similarity = document["similarity_matrix"][number][sentence]
+        found.append(Match(number, sentence, float(similarity)))
+    return found
+
+
+def _optimal(images: Sequence[int], document: dict[str, Any]) -> list[Match]:
+    """The sentences that make the sum of similarities largest, each taken once; with too few of them some images get none."""
+    if not images:
+        return []
+    similarity = np.asarray([document["similarity_matrix"][number] for number in images], np.float64)
+    if similarity.shape != (len(images), len(document["text_list"])) or not np.isfinite(similarity).all():
+        raise ValueError(
+            f"shape {similarity.shape}, expected {len(images)} x {len(document['text_list'])} finite numbers"
+        )
+    rows, columns = scipy.optimize.linear_sum_assignment(-similarity)
+    return [Match(images[row], int(column), similarity[row, column]) for row, column in zip(rows, columns, strict=True)]
+
+
+def _is_list_of(value: Any, kind: type) -> bool:
+    return isinstance(value, list) and all(isinstance(entry, kind) for entry in value)

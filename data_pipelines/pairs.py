@@ -1,0 +1,175 @@
+"""Images with a text each, as image_text records: the stand-ins of ALIGN and LTIP (paper: A.3.3).
+
+    python -m data_pipelines.run --pipeline=pairs --input=laion/ --output=DIR                      tars of img2dataset (LAION, COYO)
+    python -m data_pipelines.run --pipeline=pairs --format=table --input=cc3m.csv --output=DIR     CSV or TSV: path of an image, caption
+
+The paper states image filters for web pages alone (64 pixels, shape, colour); of a pair only what cannot be decoded is left out here, and what is smaller
+than --min_size. "Automatic text formatting", by which the paper takes dates and places out of captions, is not published and not done.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+import os
+from collections.abc import Iterator
+from typing import Any
+
+from etils import epath
+
+from data_pipelines import jsonl, tables, tars
+from data_pipelines.collect import Found, collect
+from data_pipelines.inputs import input_files
+from data_pipelines.keys import url_key
+from data_pipelines.local_files import MAX_IMAGE_BYTES, read_inside
+from data_pipelines.markers import without_markers
+from data_pipelines.on_beam import Execution
+from data_pipelines.page import Reject
+from data_pipelines.page_images import as_stored
+from flamingo_jax.data import images
+from flamingo_jax.data.schema import CorruptRecord, ImageText
+
+FORMATS = ("webdataset", "table")
+IMAGE_SUFFIXES = ("jpg", "jpeg", "png", "webp")
+IMAGE_COLUMNS = ("filepath", "image_path", "image", "path", "filename", "file")
+TEXT_COLUMNS = ("caption", "title", "text")
+
+_PART = 1 << 18  # bytes of a table for one worker and one shard: some 2,000 pairs
+_DECODED_SIZE = 32  # small: a JPEG is still read to its end
+
+
+@dataclasses.dataclass(frozen=True)
+class PairsRequest:
+    """What decides the pairs.
+
+    Attributes:
+      input: files, directories or patterns, separated by commas: tars of img2dataset, or tables.
+      format: webdataset | table.
+      images: table: folder that the paths of the images start from; "": the folder of the table.
+      image_column: table: column with the path of the image; "": the first of filepath, image_path, image, path, filename, file.
+      text_column: table: column with the caption; "": the first of caption, title, text.
+      min_size: pixels; an image with a shorter side is left out.
+      max_characters: a longer caption is left out.
+    """
+
+    input: str = ""
+    format: str = "webdataset"
+    images: str = ""
+    image_column: str = ""
+    text_column: str = ""
+    min_size: int = 0
+    max_characters: int = 2000
+
+    def __post_init__(self) -> None:
+        if self.format not in FORMATS:
+            raise ValueError(f"pairs: got --format={self.format!r}, expected one of {', '.join(FORMATS)}.")
+        if self.input.endswith(".parquet"):
+            raise ValueError(
+                f"pairs: --input={self.input} is a table of addresses, as LAION and COYO publish them, without images. Download them first: "
+                "img2dataset with output_format=webdataset writes the tars that are read here."
+            )
+
+
+def build(request: PairsRequest, output: epath.Path, how: Execution) -> dict[str, int]:
+    """Writes the pairs as an image_text dataset.
+
+    Returns:
+      The counts of what was read, written and left out.
+
+    Raises:
+      ValueError: there is no input, or too much of it is damaged.
+    """
+    units: list[str | tables.Part] = []
+    if request.format == "webdataset":
+        units += input_files(request.input, tars.SUFFIXES)
+    else:
+        for path in input_files(request.input, tables.SUFFIXES):
+            units += tables.parts(path, _PART)
+    return collect(units, functools.partial(read_unit, request), "image_text", output, how).table()
+
+
+def read_unit(request: PairsRequest, unit: str | tables.Part) -> Iterator[Found | Reject]:
+    """Yields the pairs of one tar (its path) or one part of a table, and a reject for each that is left out."""
+    if isinstance(unit, str):
+        for sample in tars.samples(unit):
+            yield sample if isinstance(sample, Reject) else _from_sample(sample, request)
+        return
+    folder = epath.Path(request.images) if request.images else epath.Path(unit.path).parent
+    for row in tables.rows(unit):
+        yield row if isinstance(row, Reject) else _from_row(row, request, folder)
+
+
+def caption(text: str | bytes, max_characters: int) -> str | Reject:
+    """Returns a caption in which white space is one space and no marker of the model is left.
+
+    Args:
+      text: as found; bytes are taken for UTF-8.
+      max_characters: the longest caption to keep.
+
+    Returns:
+      The caption; or "broken_text", "no_text", "text_too_long".
+    """
+    try:
+        text = text.decode("utf-8-sig") if isinstance(text, bytes) else text
+        text.encode()  # JSON can spell half a character
+    except UnicodeError as error:
+        return Reject("broken_text", str(error), broken=True)
+    text = without_markers(" ".join(text.split()))
+    if not text:
+        return Reject("no_text")
+    if len(text) > max_characters:
+        return Reject("text_too_long", f"{len(text)} characters")
+    return text
+
+
+def sample_metadata(sample: tars.Sample) -> dict[str, Any] | Reject:
+    """Returns what img2dataset and its like say of a sample: its .json, empty if there is none.
+
+    Returns:
+      The fields; or "not_downloaded", if they speak of a failure, or why the JSON cannot be read.
+    """
+    fields = jsonl.parse(sample.files["json"], sample.key) if "json" in sample.files else {}
+    if not isinstance(fields, Reject) and fields.get("status", "success") != "success":
+        return Reject("not_downloaded", f"{sample.key}: {fields['status']!r:.100}")
+    return fields
+
+
+def _from_sample(sample: tars.Sample, request: PairsRequest) -> Found | Reject:
+    fields = sample_metadata(sample)
+    if isinstance(fields, Reject):
+        return fields
+    image = sample.first(*IMAGE_SUFFIXES)
+    if image is None:
+        return Reject("missing_image", f"{sample.key} has {', '.join(sorted(sample.files))} only", broken=True)
+    text = sample.files.get("txt", fields.get("caption"))
+    return _pair(image, text, str(fields.get("url") or ""), sample.key, request)
+
+
+def _from_row(row: dict[str, str], request: PairsRequest, folder: epath.Path) -> Found | Reject:
+    name = tables.column(row, request.image_column, IMAGE_COLUMNS)
+    text = tables.column(row, request.text_column, TEXT_COLUMNS)
+    if name is None or text is None:
+        asked = "--image_column" if name is None else "--text_column"
+        return Reject("missing_column", f"the columns are {', '.join(row)}: name the right one by {asked}", broken=True)
+    image = read_inside(folder, name, max_bytes=MAX_IMAGE_BYTES, missing="missing_image")
+    if isinstance(image, Reject):
+        return image
+    return _pair(image, text, row.get("url", ""), os.path.basename(name), request)
+
+
+def _pair(image: bytes, text: object, url: str, source: str, request: PairsRequest) -> Found | Reject:
+    clean = caption(text, request.max_characters) if isinstance(text, str | bytes) else Reject("no_text", source)
+    if isinstance(clean, Reject):
+        return clean
+    try:
+        size = images.probe(image)
+        if min(size.width, size.height) < request.min_size:
+            return Reject("image_too_small", f"{size.width} x {size.height} pixels")
+        images.decode(image, _DECODED_SIZE)
+        image = as_stored(image)
+    except CorruptRecord as error:
+        return Reject(error.reason, f"{source}: {error}", broken=True)
+    metadata = {"source": source} | ({"url": url} if url else {})
+    keys = (url_key(url),) if url else ()
+    return Found(ImageText(image, clean, json.dumps(metadata)), keys)

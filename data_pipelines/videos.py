@@ -1,0 +1,284 @@
+"""Short videos with a text each, as video_text records: the stand-ins of VTP (paper: A.3.3).
+
+    python -m data_pipelines.run --pipeline=videos --input=clips/ --output=DIR                                              x.mp4 and x.txt
+    python -m data_pipelines.run --pipeline=videos --format=table --input=captions.csv --output=DIR                         path of a video, caption
+    python -m data_pipelines.run --pipeline=videos --format=webvid --input=results_2M_train.csv --videos=DIR --output=DIR   DIR/page_dir/videoid.mp4
+    python -m data_pipelines.run --pipeline=videos --format=hdvila --input=hdvila.jsonl --videos=DIR --output=DIR           DIR/clip_id, DIR/video_id.mp4
+    python -m data_pipelines.run --pipeline=videos --format=webdataset --input=tars/ --output=DIR                           tars of x.mp4 and x.txt
+
+A record holds the first --max_seconds as frames at --fps, which training (8 at 1 per second) and evaluation (30 at 3 per second) draw from without decoding a
+whole file; or, with --store=file, the file as it is. Clips of HD-VILA are files of their own, or cut from the whole video. It comes without captions, and the
+speech of its videos is published apart: what is read here is the field --text_field of each clip, put there by whoever joins the two, or the .txt beside the
+file of the clip.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import io
+import json
+import math
+import os
+import re
+from collections.abc import Iterator
+from typing import IO, Any
+
+from etils import epath
+from PIL import Image
+
+from data_pipelines import jsonl, tables, tars
+from data_pipelines.collect import Found, collect
+from data_pipelines.inputs import input_files
+from data_pipelines.keys import url_key
+from data_pipelines.local_files import inside, read_inside
+from data_pipelines.on_beam import Execution
+from data_pipelines.page import Reject
+from data_pipelines.pairs import TEXT_COLUMNS, caption, sample_metadata
+from flamingo_jax.data import video
+from flamingo_jax.data.schema import CorruptRecord, VideoText
+
+FORMATS = ("folder", "table", "webvid", "hdvila", "webdataset")
+STORES = ("frames", "file")
+SUFFIXES = (".mp4", ".mov", ".webm", ".mkv", ".avi")
+VIDEO_COLUMNS = ("video", "filepath", "video_path", "path", "filename", "file")
+
+_MAX_TEXT = 1 << 20  # bytes of a .txt
+_TABLE_PART = 1 << 16  # bytes of a table for one worker and one shard: some 300 videos
+_LINES_PART = 1 << 17  # the same of JSON lines
+_FOLDER_PART = 256  # videos
+_JPEG_QUALITY = 90
+_TIME = re.compile(r"(\d{1,3}):(\d\d):(\d\d(?:\.\d{1,9})?)")
+
+Unit = str | tuple[str, ...] | tables.Part | jsonl.Lines
+
+
+@dataclasses.dataclass(frozen=True)
+class VideosRequest:
+    """What decides the videos.
+
+    Attributes:
+      input: files, directories or patterns, separated by commas.
+      format: folder | table | webvid | hdvila | webdataset.
+      videos: webvid, hdvila, table: folder of the videos; "": the folder of the table.
+      video_column: table: column with the path of the video; "": the first of video, filepath, video_path, path, filename, file.
+      text_column: table: column with the caption; "": the first of caption, title, text.
+      text_field: hdvila: field of each clip with its text.
+      store: frames (JPEG) | file (as it is).
+      fps: frames that are stored of each second.
+      max_seconds: length that is stored, from the start.
+      frame_size: pixels of the longer side of a stored frame; a smaller one stays as it is.
+      max_megabytes: a larger file is left out with --store=file.
+      max_characters: a longer caption is left out.
+    """
+
+    input: str = ""
+    format: str = "folder"
+    videos: str = ""
+    video_column: str = ""
+    text_column: str = ""
+    text_field: str = "caption"
+    store: str = "frames"
+    fps: float = 3.0
+    max_seconds: float = 30.0
+    frame_size: int = 320
+    max_megabytes: int = 64
+    max_characters: int = 2000
+
+    def __post_init__(self) -> None:
+        for name, values in (("format", FORMATS), ("store", STORES)):
+            if getattr(self, name) not in values:
+                raise ValueError(f"videos: got --{name}={getattr(self, name)!r}, expected one of {', '.join(values)}.")
+        for name in ("fps", "max_seconds", "frame_size", "max_megabytes", "max_characters"):
+            if not 0 < getattr(self, name) < math.inf:
+                raise ValueError(f"videos: got --{name}={getattr(self, name)}, expected more than 0.")
+
+
+@dataclasses.dataclass(frozen=True)
+class _Clip:
+    """What is known of a video to store.
+
+    Attributes:
+      text: as found, if it is a str or bytes.
+      source: names it.
+      url: where it was found, "" if not known.
+      span: seconds in the video at `url` from where to where it goes; None: all of that.
+      is_cut: whether the file is the clip already, not the whole video.
+    """
+
+    text: object
+    source: str
+    url: str = ""
+    span: tuple[float, float] | None = None
+    is_cut: bool = True
+
+
+def build(request: VideosRequest, output: epath.Path, how: Execution) -> dict[str, int]:
+    """Writes the videos as a video_text dataset.
+
+    Returns:
+      The counts of what was read, written and left out.
+
+    Raises:
+      ValueError: there is no input, or too much of it is damaged.
+    """
+    return collect(_units(request), functools.partial(read_unit, request), "video_text", output, how).table()
+
+
+def read_unit(request: VideosRequest, unit: Unit) -> Iterator[Found | Reject]:
+    """Yields the videos of one part of the input, and a reject for each that is left out.
+
+    Args:
+      request: what to store of them.
+      unit: the path of a tar, paths of videos, part of a table, or part of a file of JSON lines.
+    """
+    if isinstance(unit, str):
+        for sample in tars.samples(unit):
+            yield sample if isinstance(sample, Reject) else _from_sample(sample, request)
+    elif isinstance(unit, tables.Part):
+        for row in tables.rows(unit):
+            yield row if isinstance(row, Reject) else _from_row(row, request, _folder(request, unit.path))
+    elif isinstance(unit, jsonl.Lines):
+        for line in jsonl.rows(unit):
+            yield from [line] if isinstance(line, Reject) else _from_line(line, request, _folder(request, unit.path))
+    else:
+        for path in unit:
+            folder, name = epath.Path(path).parent, os.path.basename(path)
+            yield _from_file(folder, name, _Clip(_text_beside(folder, name), name), request)
+
+
+def _units(request: VideosRequest) -> list[Unit]:
+    if request.format == "webdataset":
+        return list(input_files(request.input, tars.SUFFIXES))
+    if request.format == "folder":
+        files = input_files(request.input, SUFFIXES)
+        return [tuple(files[k : k + _FOLDER_PART]) for k in range(0, len(files), _FOLDER_PART)]
+    if request.format == "hdvila":
+        paths = input_files(request.input, jsonl.SUFFIXES)
+        return [part for path in paths for part in jsonl.parts(path, _LINES_PART)]
+    return [part for path in input_files(request.input, tables.SUFFIXES) for part in tables.parts(path, _TABLE_PART)]
+
+
+def _folder(request: VideosRequest, path: str) -> epath.Path:
+    return epath.Path(request.videos) if request.videos else epath.Path(path).parent
+
+
+def _from_sample(sample: tars.Sample, request: VideosRequest) -> Found | Reject:
+    fields = sample_metadata(sample)
+    if isinstance(fields, Reject):
+        return fields
+    content = sample.first(*(suffix.strip(".") for suffix in SUFFIXES))
+    if content is None:
+        return Reject("missing_video", f"{sample.key} has {', '.join(sorted(sample.files))} only", broken=True)
+    text = sample.files.get("txt", fields.get("caption"))
+    return _found(io.BytesIO(content), _Clip(text, sample.key, str(fields.get("url") or "")), request)
+
+
+def _from_row(row: dict[str, str], request: VideosRequest, folder: epath.Path) -> Found | Reject:
+    if request.format == "webvid":
+        if missing := {"videoid", "contentUrl", "page_dir", "name"} - set(row):
+            return Reject("missing_column", f"no {', '.join(sorted(missing))} among {', '.join(row)}", broken=True)
+        name = f"{row['page_dir']}/{row['videoid']}.mp4"
+        return _from_file(folder, name, _Clip(row["name"], row["videoid"], row["contentUrl"]), request)
+    path = tables.column(row, request.video_column, VIDEO_COLUMNS)
+    text = tables.column(row, request.text_column, TEXT_COLUMNS)
+    if path is None or text is None:
+        asked = "--video_column" if path is None else "--text_column"
+        return Reject("missing_column", f"the columns are {', '.join(row)}: name the right one by {asked}", broken=True)
+    return _from_file(folder, path, _Clip(text, os.path.basename(path), row.get("url", "")), request)
+
+
+def _from_line(line: dict[str, Any], request: VideosRequest, folder: epath.Path) -> Iterator[Found | Reject]:
+    """The clips of one video of HD-VILA."""
+    clips = line.get("clip")
+    whole = f"{line.get('video_id')}.mp4"
+    if not isinstance(clips, list) or not all(isinstance(clip, dict) for clip in clips):
+        yield Reject("broken_row", f"{whole}: clip is no list of objects", broken=True)
+        return
+    for clip in clips:
+        name, span = str(clip.get("clip_id")), _span(clip.get("span"))
+        if span is None:
+            yield Reject("broken_span", f"{name}: {clip.get('span')!r:.100}", broken=True)
+            continue
+        text = clip.get(request.text_field)
+        text = _text_beside(folder, name) if text is None else text
+        address = str(line.get("url") or "")
+        found = _from_file(folder, name, _Clip(text, name, address, span), request)
+        if isinstance(found, Reject) and found.reason == "missing_video" and request.store == "frames":
+            found = _from_file(folder, whole, _Clip(text, name, address, span, is_cut=False), request)
+        yield found
+
+
+def _span(value: object) -> tuple[float, float] | None:
+    """Seconds of ["00:00:17.759", "00:00:23.279"]."""
+    if not isinstance(value, list) or len(value) != 2:
+        return None
+    matches = [_TIME.fullmatch(str(time)) for time in value]
+    seconds = [3600 * int(m[1]) + 60 * int(m[2]) + float(m[3]) for m in matches if m]
+    return (seconds[0], seconds[1]) if len(seconds) == 2 and seconds[0] < seconds[1] else None
+
+
+def _text_beside(folder: epath.Path, name: str) -> bytes | None:
+    text = read_inside(folder, os.path.splitext(name)[0] + ".txt", max_bytes=_MAX_TEXT, missing="no_text")
+    return None if isinstance(text, Reject) else text
+
+
+def _from_file(folder: epath.Path, name: str, clip: _Clip, request: VideosRequest) -> Found | Reject:
+    path = inside(folder, name)
+    if isinstance(path, Reject):
+        return path
+    try:
+        file = path.open("rb")
+    except (OSError, ValueError) as error:  # ValueError: a name that the file system cannot have
+        return Reject("missing_video", f"{name!r:.200}: {error}", broken=True)
+    with file:
+        return _found(file, clip, request)
+
+
+def _found(file: IO[bytes], clip: _Clip, request: VideosRequest) -> Found | Reject:
+    text = caption(clip.text, request.max_characters) if isinstance(clip.text, str | bytes) else Reject("no_text")
+    if isinstance(text, Reject):
+        return dataclasses.replace(text, detail=f"{clip.source}: {text.detail}")
+    metadata: dict[str, Any] = {"source": clip.source} | ({"url": clip.url} if clip.url else {})
+    if clip.span:
+        metadata["span"] = clip.span
+    stored = json.dumps(metadata)
+    try:
+        with video.opened(file) as opened:
+            if request.store == "frames":
+                frames, fps = _frames(opened, clip, request)
+                record = VideoText(frames, text, fps, metadata=stored)
+            else:
+                next(iter(opened.frames([0])))  # whether it can be decoded at all
+                file.seek(0)
+                content = file.read((request.max_megabytes << 20) + 1)
+                if len(content) > request.max_megabytes << 20:
+                    return Reject("file_too_large", f"{clip.source}: more than {request.max_megabytes} MiB")
+                record = VideoText((), text, opened.info.fps, content, stored)
+    except CorruptRecord as error:
+        return Reject(error.reason, f"{clip.source}: {error}", broken=True)
+    # One video has many clips: only its address and the times together tell that two are the same.
+    span = f" {clip.span}" if clip.span else ""
+    return Found(record, (url_key(clip.url) + span,) if clip.url else ())
+
+
+def _frames(opened: video.VideoFile, clip: _Clip, request: VideosRequest) -> tuple[tuple[bytes, ...], float]:
+    """The frames to store, as JPEG, and how many make a second."""
+    info = opened.info
+    start, end = (0.0, info.duration) if clip.is_cut or clip.span is None else clip.span
+    first, last = round(start * info.fps), min(max(round(end * info.fps), 1), info.num_frames)
+    if first >= last:
+        raise CorruptRecord(f"From {start} to {end} s of a video of {info.duration:.2f} s.", reason="broken_span")
+    most = max(round(request.max_seconds * request.fps), 1)
+    chosen = first + video.choose_frames(last - first, info.fps, num_frames=most, rate=request.fps)
+    return tuple(_jpeg(pixels, request.frame_size) for pixels in opened.frames(chosen.tolist())), min(
+        request.fps, info.fps
+    )
+
+
+def _jpeg(pixels: Any, size: int) -> bytes:
+    image = Image.fromarray(pixels)
+    image.thumbnail((size, size), Image.Resampling.BICUBIC)
+    buffer = io.BytesIO()
+    image.save(buffer, format="JPEG", quality=_JPEG_QUALITY)
+    return buffer.getvalue()

@@ -1,0 +1,78 @@
+"""Where the images of several WARC files lie, on disk: a page may show an image that the crawler put into another file.
+
+One table of 16 bytes of hash, file, offset and length for each image, in SQLite: about 50 bytes on disk for each, and no memory. Several processes may
+read it at the same time.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import sqlite3
+from collections.abc import Iterator, Sequence
+
+from etils import epath
+
+from data_pipelines import warc
+from data_pipelines.keys import same_url
+from data_pipelines.page import Reject
+
+_BATCH = 10_000
+
+
+def build_index(files: Sequence[str], path: epath.Path) -> int:
+    """Writes the index of all images of some WARC files; of several images with one URL the first counts.
+
+    Args:
+      files: in the order of which comes first.
+      path: of the index; on a file system.
+
+    Returns:
+      Number of images. What cannot be read of a file is passed over: whoever reads its pages will say so.
+    """
+    with contextlib.closing(sqlite3.connect(os.fspath(path))) as database, database:
+        database.execute("PRAGMA synchronous=OFF")
+        database.execute("CREATE TABLE file (number INTEGER PRIMARY KEY, path TEXT)")
+        database.execute(
+            "CREATE TABLE image (url BLOB PRIMARY KEY, file INTEGER, offset INTEGER, length INTEGER) WITHOUT ROWID"
+        )
+        database.executemany("INSERT INTO file VALUES (?, ?)", enumerate(files))
+        for number, file in enumerate(files):
+            rows: list[tuple[bytes, int, int, int]] = []
+            for entry in warc.index(file):
+                if not isinstance(entry, Reject) and entry.is_image:
+                    rows.append((_hash(entry.url), number, entry.place.offset, entry.place.length))
+                if len(rows) == _BATCH:
+                    database.executemany("INSERT OR IGNORE INTO image VALUES (?, ?, ?, ?)", rows)
+                    rows.clear()
+            database.executemany("INSERT OR IGNORE INTO image VALUES (?, ?, ?, ?)", rows)
+        return int(database.execute("SELECT COUNT(*) FROM image").fetchone()[0])
+
+
+class WarcIndex:
+    """Reads an index that `build_index` wrote."""
+
+    def __init__(self, database: sqlite3.Connection):
+        self._database = database
+
+    @classmethod
+    @contextlib.contextmanager
+    def opened(cls, path: str) -> Iterator[WarcIndex]:
+        """The index at `path`, while the context lasts."""
+        with contextlib.closing(
+            sqlite3.connect(f"{epath.Path(path).resolve().as_uri()}?mode=ro&immutable=1", uri=True)
+        ) as database:
+            yield cls(database)
+
+    def find(self, url: str) -> warc.Place | None:
+        """Where the image of a URL lies, if any file has it."""
+        row = self._database.execute(
+            "SELECT file.path, offset, length FROM image JOIN file ON file.number = image.file WHERE url = ?",
+            (_hash(url),),
+        ).fetchone()
+        return warc.Place(*row) if row else None
+
+
+def _hash(url: str) -> bytes:
+    return hashlib.blake2b(same_url(url).encode("utf-8", "surrogatepass"), digest_size=16).digest()

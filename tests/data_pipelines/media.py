@@ -1,0 +1,85 @@
+"""Makes small videos, for the tests of whatever reads them."""
+
+import fractions
+import pathlib
+import tempfile
+from collections.abc import Sequence
+
+import av
+import numpy as np
+
+
+def grey_frames(number: int, *, height: int = 48, width: int = 64, step: int = 5) -> list[np.ndarray]:
+    """Frames of one grey each, by which a test knows them again: frame k has the value step * k."""
+    return [np.full((height, width, 3), step * k, np.uint8) for k in range(number)]
+
+
+def number_of(frame: np.ndarray, step: int = 5) -> int:
+    """Which of `grey_frames` this is, by the middle of the picture: coding moves a grey by a level or two."""
+    height, width = frame.shape[:2]
+    return round(float(frame[height // 4 : -(height // 4), width // 4 : -(width // 4)].mean()) / step)
+
+
+def mp4(
+    frames: Sequence[np.ndarray],
+    fps: float = 10,
+    *,
+    suffix: str = ".mp4",
+    codec: str = "libx264",
+    times: Sequence[float] | None = None,
+    keyframe_every: int = 12,
+    rotation: int = 0,
+    faststart: bool = False,
+    sound: bool = False,
+    options: dict[str, str] | None = None,
+) -> bytes:
+    """Encodes a video.
+
+    Args:
+        frames: uint8[h, w, 3] each, all of one size; none = a file without a picture, if it has sound.
+        fps: frames per second.
+        suffix: of the file, which decides its container: .mp4, .mov, .webm, .mkv or .avi.
+        codec: a video encoder of FFmpeg.
+        times: seconds at which the frames appear, in place of `fps`.
+        keyframe_every: frames from one keyframe to the next.
+        rotation: degrees counter-clockwise by which a player has to turn the picture.
+        faststart: the index stands before the frames, as in files for the web.
+        sound: one second of silence.
+        options: further options of the container.
+    """
+    with tempfile.TemporaryDirectory() as directory:
+        path = pathlib.Path(directory) / f"video{suffix}"
+        movflags = {"movflags": "faststart"} if faststart else {}
+        with av.open(str(path), "w", options=movflags | (options or {})) as container:
+            silence = container.add_stream("aac", rate=16000, layout="mono") if sound else None
+            if frames:
+                _write_pictures(container, frames, fps, codec, times, keyframe_every, rotation)
+            if silence is not None:
+                _write_silence(container, silence)
+        return path.read_bytes()
+
+
+def _write_pictures(container, frames, fps, codec, times, keyframe_every, rotation):
+    stream = container.add_stream(codec, rate=fractions.Fraction(fps).limit_denominator(1001))
+    stream.height, stream.width = frames[0].shape[:2]
+    stream.pix_fmt = "yuv420p"
+    stream.bit_rate = 4_000_000
+    stream.codec_context.gop_size = keyframe_every
+    if times is not None:
+        stream.codec_context.max_b_frames = 0
+        stream.codec_context.time_base = fractions.Fraction(1, 1000)
+    if rotation:
+        stream.set_display_rotation(rotation)
+    for k, pixels in enumerate(frames):
+        frame = av.VideoFrame.from_ndarray(pixels, format="rgb24")
+        if times is not None:
+            frame.pts, frame.time_base = round(times[k] * 1000), fractions.Fraction(1, 1000)
+        container.mux(stream.encode(frame))
+    container.mux(stream.encode(None))
+
+
+def _write_silence(container, stream):
+    frame = av.AudioFrame.from_ndarray(np.zeros((1, 16000), np.float32), format="fltp", layout="mono")
+    frame.sample_rate, frame.pts, frame.time_base = 16000, 0, fractions.Fraction(1, 16000)
+    container.mux(stream.encode(frame))
+    container.mux(stream.encode(None))

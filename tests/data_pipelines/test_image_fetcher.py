@@ -1,0 +1,265 @@
+"""Fetching images: what is never asked for, and what any server may answer. The servers are on this machine, under made-up names."""
+
+import contextlib
+import http.server
+import threading
+
+import pytest
+
+from data_pipelines.image_fetcher import FetchLimits, ImageFetcher, is_public
+from data_pipelines.page import Reject
+from tests.data_pipelines import web
+
+JPEG = web.jpeg()
+
+
+class Handler(http.server.BaseHTTPRequestHandler):
+    """Answers as its server's `answers` say: path -> (status, headers, body)."""
+
+    protocol_version = "HTTP/1.1"
+
+    def do_GET(self):
+        self.server.asked.append((self.headers["Host"].partition(":")[0], self.path, self.headers["User-Agent"]))
+        status, headers, body = self.server.answers.get(self.path, (404, {}, b""))
+        with contextlib.suppress(OSError):  # the other side has had enough
+            self.send_response(status)
+            for name, value in headers.items():
+                self.send_header(name, value)
+            if callable(body):
+                self.end_headers()
+                body(self)
+                return
+            if "Content-Length" not in headers:
+                self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+        self.close_connection = True
+
+    def log_message(self, *args):
+        """Says nothing."""
+
+
+@pytest.fixture
+def server():
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as running:
+        running.answers, running.asked, running.stop = {}, [], threading.Event()
+        thread = threading.Thread(target=running.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        yield running
+        running.stop.set()
+        running.shutdown()
+        thread.join()
+
+
+@pytest.fixture
+def fetcher(server):
+    """Fetches from `server`, whose port stands for all hosts; `slept` holds the waits."""
+
+    def make(*, addresses=None, **limits):
+        slept = []
+        made = ImageFetcher(
+            FetchLimits(**{"seconds": 5.0, "ports": frozenset({server.server_port}), **limits}),
+            resolve=lambda host, port: (addresses or {}).get(host, ["127.0.0.1"]),
+            is_allowed=lambda address: address == "127.0.0.1" or is_public(address),
+            sleep=slept.append,
+        )
+        made.slept = slept
+        return made
+
+    return make
+
+
+def url(server, path, host="images.example"):
+    return f"http://{host}:{server.server_port}{path}"
+
+
+def test_image_is_fetched(server, fetcher):
+    server.answers["/a%20b.jpg?x=1"] = (200, {"Content-Type": "image/jpeg"}, JPEG)
+    assert fetcher()(url(server, "/a b.jpg?x=1")) == JPEG
+    assert [path for _, path, _ in server.asked] == ["/robots.txt", "/a%20b.jpg?x=1"]
+    assert all(host == "images.example" and agent.startswith("flamingo_jax") for host, _, agent in server.asked)
+
+
+@pytest.mark.parametrize("body", [JPEG, b""])
+def test_what_is_no_image_or_not_whole_is_not_taken(body, server, fetcher):
+    server.answers["/page"] = (200, {"Content-Type": "text/html"}, body)
+    server.answers["/cut"] = (200, {"Content-Type": "image/jpeg", "Content-Length": "99999"}, body)
+    server.answers["/error"] = (500, {"Content-Type": "image/jpeg"}, body)
+    reasons = [fetcher()(url(server, path)).reason for path in ("/page", "/cut", "/error", "/none")]
+    assert reasons == ["not_an_image", "fetch_failed", "fetch_failed", "fetch_failed"]
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        *(
+            "127.0.0.1",
+            "127.9.9.9",
+            "0.0.0.0",
+            "10.1.2.3",
+            "172.16.0.1",
+            "192.168.1.1",
+            "169.254.169.254",
+            "100.64.0.1",
+            "192.0.2.1",
+        ),
+        *("224.0.0.1", "239.1.1.1", "240.0.0.1", "255.255.255.255"),
+        *("::1", "::", "fe80::1", "fe80::1%eth0", "fc00::1", "fd12::1", "fec0::1", "ff02::1", "2001:db8::1"),
+        *("::ffff:127.0.0.1", "::ffff:10.0.0.1", "64:ff9b::7f00:1", "2002:7f00:1::", "2002:a00:1::1", "no address", ""),
+    ],
+)
+def test_addresses_that_are_not_public(address):
+    assert not is_public(address)
+
+
+@pytest.mark.parametrize(
+    "address", ["93.184.216.34", "8.8.8.8", "2606:4700::1111", "::ffff:8.8.8.8", "64:ff9b::808:808"]
+)
+def test_addresses_that_are(address):
+    assert is_public(address)
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1", "10.0.0.1", "::1", "169.254.169.254"])
+@pytest.mark.parametrize("others", [[], ["8.8.8.8"]])
+def test_a_host_with_one_such_address_is_never_connected_to(address, others, server, monkeypatch):
+    monkeypatch.setattr("socket.create_connection", lambda *args, **kwargs: pytest.fail(f"connects to {args}"))
+    fetch = ImageFetcher(FetchLimits(ports=frozenset({80})), resolve=lambda host, port: [*others, address])
+    found = fetch("http://innocent.example/a.jpg")
+    assert isinstance(found, Reject) and found.reason == "fetch_refused" and not found.broken
+    assert address in found.detail
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "[::1]", "2130706433", "0x7f.1", "127.1"])
+def test_this_machine_in_all_its_names(host, monkeypatch):
+    """With the system's own resolver."""
+    monkeypatch.setattr("socket.create_connection", lambda *args, **kwargs: pytest.fail(f"connects to {args}"))
+    assert ImageFetcher()(f"http://{host}/a.jpg").reason in ("fetch_refused", "fetch_failed")
+
+
+def test_the_name_is_resolved_once_and_the_checked_address_is_used(server, fetcher):
+    """A name server that changes its answer between check and connection gains nothing."""
+    asked = []
+
+    def changing(host, port):
+        asked.append(host)
+        return ["127.0.0.1"] if len(asked) <= 2 else ["10.0.0.1"]
+
+    server.answers["/a.jpg"] = (200, {"Content-Type": "image/jpeg"}, JPEG)
+    fetch = ImageFetcher(
+        FetchLimits(ports=frozenset({server.server_port})),
+        resolve=changing,
+        is_allowed=lambda address: address == "127.0.0.1",
+        sleep=lambda _: None,
+    )
+    assert fetch(url(server, "/a.jpg")) == JPEG
+    assert len(asked) == 2  # robots.txt and the image
+    assert fetch(url(server, "/a.jpg")).reason == "fetch_refused"
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        "ftp://images.example/a",
+        "file:///etc/passwd",
+        "http://",
+        "http://images.example:22/a",
+        "http://[::1",
+        "nothing",
+        "http://x:99999/",
+    ],
+)
+def test_what_is_no_url_of_the_web(bad, fetcher):
+    assert fetcher()(bad).reason in ("fetch_refused", "fetch_failed")
+
+
+def test_redirects_are_followed_and_each_is_checked(server, fetcher):
+    server.answers |= {
+        "/1": (302, {"Location": "/2"}, b""),
+        "/2": (301, {"Location": url(server, "/3", "other.example")}, b""),
+        "/3": (200, {"Content-Type": "image/jpeg"}, JPEG),
+        "/in": (302, {"Location": url(server, "/3", "inside.example")}, b""),
+        "/port": (302, {"Location": "http://images.example:22/"}, b""),
+        "/file": (302, {"Location": "file:///etc/passwd"}, b""),
+        "/round": (302, {"Location": "/round"}, b""),
+    }
+    fetch = fetcher(addresses={"inside.example": ["10.0.0.1"]})
+    assert fetch(url(server, "/1")) == JPEG
+    assert ("other.example", "/robots.txt") in [asked[:2] for asked in server.asked]
+    assert [fetch(url(server, path)).reason for path in ("/in", "/port", "/file")] == ["fetch_refused"] * 3
+    assert "10.0.0.1" in fetch(url(server, "/in")).detail
+    assert "more than 4 redirects" in fetch(url(server, "/round")).detail
+    assert [path for _, path, _ in server.asked].count("/round") == 5
+
+
+@pytest.mark.parametrize("stated", [True, False])
+def test_size_is_limited(stated, server, fetcher):
+    sent = []
+
+    def endless(handler):
+        while not handler.server.stop.is_set():
+            handler.wfile.write(b"x" * 65536)
+            sent.append(65536)
+
+    headers = {"Content-Type": "image/jpeg", "Connection": "close"}
+    server.answers["/a"] = (200, headers | ({"Content-Length": str(10**12)} if stated else {}), endless)
+    assert fetcher(max_bytes=200_000)(url(server, "/a")).reason == "image_too_large"
+    assert sum(sent) < 50_000_000
+
+
+@pytest.mark.parametrize("path", ["/drip", "/silent", "/robots.txt"])
+def test_time_is_limited_for_the_whole_request(path, server, fetcher):
+    def drip(handler):
+        with contextlib.suppress(OSError):
+            while not handler.server.stop.wait(0.02):
+                handler.wfile.write(b"x")
+
+    def silent(handler):
+        handler.server.stop.wait(30)
+
+    server.answers["/drip"] = (200, {"Content-Type": "image/jpeg", "Connection": "close"}, drip)
+    server.answers["/silent"] = (200, {"Content-Type": "image/jpeg", "Connection": "close"}, silent)
+    if path == "/robots.txt":
+        server.answers[path] = server.answers["/drip"]
+    found = fetcher(seconds=0.3)(url(server, path if path != "/robots.txt" else "/a.jpg"))
+    assert found.reason == ("fetch_disallowed" if path == "/robots.txt" else "fetch_failed")
+    assert path == "/robots.txt" or "more than 0.3 seconds" in found.detail or "timed out" in found.detail
+
+
+@pytest.mark.parametrize(
+    ("status", "robots", "allowed"),
+    [
+        (200, "User-agent: *\nDisallow: /private/", True),
+        (200, "User-agent: *\nDisallow: /", False),
+        (200, "User-agent: flamingo_jax\nDisallow: /\n\nUser-agent: *\nAllow: /", False),
+        (200, "User-agent: other\nDisallow: /", True),
+        (200, "User-agent: *\nCrawl-delay: 3600", False),
+        (200, "\xff\x00<html>", True),
+        (404, "", True),
+        (403, "", True),
+        (503, "", False),
+        (429, "", False),
+    ],
+)
+def test_robots_txt_is_respected(status, robots, allowed, server, fetcher):
+    server.answers["/robots.txt"] = (status, {"Content-Type": "text/plain"}, robots.encode("latin-1"))
+    server.answers["/a.jpg"] = (200, {"Content-Type": "image/jpeg"}, JPEG)
+    found = fetcher()(url(server, "/a.jpg"))
+    assert (found == JPEG) == allowed
+    assert allowed or (found.reason == "fetch_disallowed" and "/a.jpg" not in [path for _, path, _ in server.asked])
+
+
+def test_a_host_is_asked_in_intervals_and_for_its_rules_once(server, fetcher):
+    server.answers["/a.jpg"] = (200, {"Content-Type": "image/jpeg"}, JPEG)
+    fetch = fetcher(interval=50.0)
+    assert all(fetch(url(server, "/a.jpg")) == JPEG for _ in range(3))
+    assert fetch(url(server, "/a.jpg", "other.example")) == JPEG
+    assert len(fetch.slept) == 2 and 40 < fetch.slept[0] <= 50 and 90 < fetch.slept[1] <= 100
+    assert [path for _, path, _ in server.asked].count("/robots.txt") == 2
+
+
+def test_delay_of_robots_txt_counts(server, fetcher):
+    server.answers["/robots.txt"] = (200, {}, b"User-agent: *\nCrawl-delay: 30")
+    server.answers["/a.jpg"] = (200, {"Content-Type": "image/jpeg"}, JPEG)
+    fetch = fetcher()
+    assert fetch(url(server, "/a.jpg")) == fetch(url(server, "/a.jpg")) == JPEG
+    assert 20 < fetch.slept[0] <= 30

@@ -1,0 +1,200 @@
+"""Images of pages: the paper's filters at their thresholds, damage, where bytes come from."""
+
+import hashlib
+import io
+
+import numpy as np
+import pytest
+from etils import epath
+from PIL import Image
+
+from data_pipelines.page import Page, Picture, Reject
+from data_pipelines.page_images import ImageLimits, as_stored, keep_image, local_image, with_images
+from flamingo_jax.data import images
+from tests.data_pipelines import web
+
+
+def reason(data, limits=None):
+    found = keep_image(data, limits) if limits else keep_image(data)
+    assert found is None or found.unit == "image"
+    return found and found.reason
+
+
+@pytest.mark.parametrize(
+    ("width", "height", "expected"),
+    [
+        (64, 64, None),
+        (63, 64, "image_too_small"),
+        (64, 63, "image_too_small"),
+        (300, 100, None),
+        (301, 100, "image_aspect"),
+        (100, 300, None),
+        (100, 301, "image_aspect"),
+        (192, 64, None),
+        (193, 64, "image_aspect"),
+    ],
+)
+@pytest.mark.parametrize("encode", [web.jpeg, web.png, web.webp])
+def test_size_and_aspect_at_the_thresholds(encode, width, height, expected):
+    assert reason(encode(0, width, height)) == expected
+
+
+def test_sides_are_those_of_the_upright_image():
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    data = web.encoded(web.picture(0, 80, 240), "JPEG", exif=turned)
+    assert images.probe(data).width == 240 and reason(data) is None
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "GIF"])
+@pytest.mark.parametrize(("width", "height"), [(64, 64), (200, 70), (640, 480)])
+def test_single_colour(kind, width, height):
+    plain = Image.new("RGB", (width, height), (200, 30, 99))
+    assert reason(web.encoded(plain, kind)) == "single_colour"
+    plain.paste((30, 200, 99), (width // 2, height // 2, width // 2 + 20, height // 2 + 20))
+    assert reason(web.encoded(plain, kind)) is None
+
+
+def test_single_colour_is_not_seen_in_what_pads_the_square():
+    assert reason(web.encoded(Image.new("RGB", (192, 64), (255, 0, 0)), "PNG")) == "single_colour"
+    assert reason(web.encoded(Image.new("L", (64, 192), 7), "PNG")) == "single_colour"
+    assert reason(web.encoded(Image.new("RGBA", (99, 99), (1, 2, 3, 0)), "PNG")) == "single_colour"
+
+
+@pytest.mark.parametrize(
+    ("data", "expected"),
+    [
+        (b"", "empty_image"),
+        (b"<html>no image</html>", "not_an_image"),
+        (b"<svg xmlns='http://www.w3.org/2000/svg'/>", "not_an_image"),
+        (web.jpeg()[:-200], "truncated_image"),
+        (web.png()[:-900], "truncated_image"),
+        (web.webp()[:-20], "truncated_image"),
+        (web.encoded(Image.new("1", (20_000, 20_000)), "PNG"), "image_too_large"),
+    ],
+    ids=["empty", "html", "svg", "jpeg", "png", "webp", "bomb"],
+)
+def test_damaged_images(data, expected):
+    found = keep_image(data)
+    assert found.reason == expected and found.broken and found.unit == "image"
+
+
+def test_bytes_at_the_limit():
+    data = web.jpeg()
+    assert reason(data, ImageLimits(max_bytes=len(data))) is None
+    assert reason(data, ImageLimits(max_bytes=len(data) - 1)) == "image_too_large"
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
+def test_images_are_stored_as_they_are(kind):
+    data = web.encoded(web.picture(), kind)
+    assert as_stored(data) is data
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L", "P", "1", "RGBA", "CMYK"])
+def test_other_formats_become_png(mode):
+    image = web.picture().convert(mode)
+    data = web.encoded(image, "TIFF")
+    stored = as_stored(data)
+    assert images.probe(stored).format == "PNG"
+    assert np.abs(images.decode(stored, 96).astype(int) - images.decode(data, 96)).max() <= 1
+    assert as_stored(stored) is stored
+
+
+@pytest.mark.parametrize("kind", ["GIF", "WEBP", "PNG"])
+def test_animation_is_stored_as_its_first_frame(kind):
+    frames = [web.picture(seed) for seed in range(3)]
+    data = web.encoded(frames[0], kind, save_all=True, append_images=frames[1:], lossless=True)
+    stored = as_stored(data)
+    with Image.open(io.BytesIO(stored)) as image:
+        assert image.format == "PNG" and not getattr(image, "is_animated", False)
+    np.testing.assert_array_equal(images.decode(stored, 96), images.decode(data, 96))
+    assert reason(data) is None
+
+
+def page(*parts):
+    return Page("https://example.org/", tuple(Picture(part[0]) if isinstance(part, list) else part for part in parts))
+
+
+def test_pictures_get_their_bytes_in_order():
+    files = {"a": web.jpeg(1), "b": web.png(2)}
+    found, rejects = with_images(page("one", ["a"], ["b"], "two"), files.get)
+    assert found.parts == ("one", Picture("a", files["a"]), Picture("b", files["b"]), "two") and not rejects
+
+
+def test_pictures_that_go_are_counted_and_their_texts_joined():
+    files = {"good": web.jpeg(1), "small": web.jpeg(1, 30, 30), "copy": web.jpeg(1), "cut": web.jpeg()[:99]}
+    refused = Reject("fetch_refused", "not public")
+
+    def find(url):
+        return refused if url == "refused" else files.get(url)
+
+    whole = page("a", ["small"], "b", ["good"], "c", ["good"], ["copy"], ["missing"], ["cut"], ["refused"], "d")
+    found, rejects = with_images(whole, find)
+    assert found.parts == ("a\nb", Picture("good", files["good"]), "c\nd")
+    reasons = [
+        "image_too_small",
+        "duplicate_image",
+        "duplicate_image",
+        "missing_image",
+        "truncated_image",
+        "fetch_refused",
+    ]
+    assert [reject.reason for reject in rejects] == reasons
+    assert all(reject.unit == "image" for reject in rejects)
+    assert [reject.broken for reject in rejects] == [False, False, False, True, True, False]
+    assert rejects[0].detail == "small: 30 x 30 pixels"
+
+
+def test_bytes_within_the_page_are_not_looked_for():
+    picture = Picture("data:image/jpeg,1", web.jpeg())
+    found, _ = with_images(Page("u", ("x", picture)), lambda url: pytest.fail(url))
+    assert found.pictures == (picture,)
+
+
+def test_page_without_image_goes():
+    found, rejects = with_images(page("a", ["none"]), {}.get)
+    assert found == Reject("no_image_left", "https://example.org/") and len(rejects) == 1
+
+
+URL = "https://example.org/dir/my%20dog.jpg?size=2"
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        hashlib.sha256(URL.encode()).hexdigest(),
+        f"{hashlib.sha256(URL.encode()).hexdigest()}.webp",
+        "example.org/dir/my dog.jpg",
+        "dir/my dog.jpg",
+        "my dog.jpg",
+    ],
+)
+def test_image_in_a_folder(name, tmp_path):
+    (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / name).write_bytes(b"found")
+    assert local_image(epath.Path(tmp_path), URL) == b"found"
+    assert local_image(epath.Path(tmp_path), "https://example.org/other.jpg") is None
+    assert local_image(epath.Path(tmp_path), URL, max_bytes=2) == b"fou"
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "https://example.org/../secret.jpg",
+        "https://example.org/%2e%2e/secret.jpg",
+        "https://example.org/..%2fsecret.jpg",
+        "https://../secret.jpg",
+        "file:///../secret.jpg",
+        "https://example.org/..%5csecret.jpg",
+        "https://example.org/%00secret.jpg",
+        "https://example.org/" + "x" * 5000,
+        "http://[::1",
+        "https://example.org/",
+        "",
+    ],
+)
+def test_nothing_outside_of_the_folder_is_read(url, tmp_path):
+    (tmp_path / "images" / "example.org").mkdir(parents=True)
+    (tmp_path / "secret.jpg").write_bytes(b"secret")
+    assert local_image(epath.Path(tmp_path / "images"), url) is None
