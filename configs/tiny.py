@@ -45,6 +45,8 @@ def get_config(stage: str = "flamingo") -> config_dict.ConfigDict:
     config.precision.compute = "float32"  # CPUs compute bf16 by way of float32
     config.data.tokenizer = "runs/demo/tokenizer"
     config.data.image_size = 32
+    # Colours, and what is left or right, are what the texts of this world are about.
+    config.data.augment.update(flip=0.0, brightness=0.0, contrast=0.0, saturation=0.0, hue=0.0)
     config.evaluate.data = config_dict.create(
         world=WORLD
     )  # with --config.evaluate.every=100 --config.evaluate.tasks="('format',)"

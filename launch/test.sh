@@ -11,6 +11,9 @@ source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
 # For the test of these scripts; without it that test is skipped and says so.
 command -v shellcheck >/dev/null 2>&1 || apt_install shellcheck || say "note: shellcheck is not installed; its test will be skipped"
 
+# For the test that opens the page of samples (--pipeline=inspect) in a browser; without one that test is skipped and says so.
+command -v chromium >/dev/null 2>&1 || apt_install chromium || say "note: chromium is not installed; its test will be skipped"
+
 # For the planner's tests, which compile for TPUs.
 "$PYTHON" -c 'import libtpu' >/dev/null 2>&1 \
   || "$PYTHON" -m pip install --quiet --disable-pip-version-check --requirement "$ROOT/launch/requirements_tpu.lock" \

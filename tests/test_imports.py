@@ -124,7 +124,9 @@ def violations(path: str, source: str) -> list[str]:
                 module == "flamingo_jax.data.schema" and name.startswith("jax.tree_util")
             )
             if library == "haiku" or (library == "jax" and not allowed):
-                forbid("the loader is numpy: jax in data/device and data/augment only (jax.tree_util in data/schema), haiku nowhere")
+                forbid(
+                    "the loader is numpy: jax in data/device and data/augment only (jax.tree_util in data/schema), haiku nowhere"
+                )
     return found
 
 

@@ -1,7 +1,7 @@
 """A self-contained model directory, and the one way to open a model for use.
 
     DIR/weights/         all weights, as named arrays (orbax): {"flamingo/lm/...": array}
-    DIR/tokenizer.model  SentencePiece; absent for a model without text
+    DIR/tokenizer.model  SentencePiece; or tokenizer.json of Hugging Face and what lies beside it; absent for a model without text
     DIR/model.json       kind, config, new_tokens, preprocessing, content_hash, step, parameters, created_by
 
 An export appears whole: written beside its place and renamed there. On gs://, where a directory cannot be renamed at once,
@@ -24,10 +24,10 @@ from flamingo_jax.checkpoint import arrays, store
 from flamingo_jax.checkpoint.arrays import CheckpointError
 from flamingo_jax.core import paths, trees
 from flamingo_jax.core.paths import Path, PathLike
+from flamingo_jax.data import tokenizer as tokenizer_lib
 
 KINDS = ("language_model", "contrastive", "flamingo")
 CARD = "model.json"
-TOKENIZER = "tokenizer.model"
 
 # placement(weight's path, its stored shape and dtype) -> the shape, dtype and sharding that it is read into
 Placement = Callable[[str, jax.ShapeDtypeStruct], jax.ShapeDtypeStruct]
@@ -41,7 +41,7 @@ class OpenedCheckpoint:
       kind: which model `model_config` is for: "language_model", "contrastive" or "flamingo".
       params: all weights, {module: {name: array}}.
       model_config: `core.config.to_dict` of training's ModelConfig.
-      tokenizer: the SentencePiece model, a file or a directory that holds tokenizer.model; None if the model has no text.
+      tokenizer: the tokenizer's file, for `data.tokenizer.load`; None if the model has no text.
       preprocessing: {"image_size": pixels, ...}.
       step: updates done.
       path: the export, or WORKDIR/checkpoints/STEP.
@@ -78,7 +78,7 @@ def export(
         params: all weights, in the dtypes they shall be kept in.
         kind: which model: one of KINDS.
         config: `core.config.to_dict` of training's ModelConfig.
-        tokenizer: the SentencePiece model (a file, or a directory with tokenizer.model), copied; None without text.
+        tokenizer: the tokenizer (a file, or the directory that holds it), copied; None without text.
         preprocessing: {"image_size": pixels, ...}.
         step: updates done.
 
@@ -95,7 +95,7 @@ def export(
     for path, leaf in flat.items():
         if (dtype := jax.dtypes.canonicalize_dtype(leaf.dtype)) != leaf.dtype:
             raise CheckpointError(f"Weight {path!r} is {leaf.dtype}, which JAX would read back as {dtype}. Cast it.")
-    model = None if tokenizer is None else _tokenizer_file(tokenizer).read_bytes()
+    pieces = {} if tokenizer is None else tokenizer_lib.files(_tokenizer_file(tokenizer))
     target = paths.absolute(directory)
     place = target.parent / f".{target.name}.tmp" if paths.is_local(target) else target  # every process knows its name
     is_primary = ocp.multihost.process_index() == 0
@@ -108,14 +108,14 @@ def export(
     ocp.multihost.sync_global_processes("flamingo_jax:export:begin")
     arrays.write(place / "weights", flat)
     if is_primary:
-        if model is not None:
-            paths.write_atomically(place / TOKENIZER, model)
+        for name, content in pieces.items():
+            paths.write_atomically(place / name, content)
         card = {
             "kind": kind,
             "config": dict(config),
             "new_tokens": list(config.get("new_tokens") or ()),
             "preprocessing": dict(preprocessing),
-            "tokenizer": TOKENIZER if model is not None else None,
+            "tokenizer": next(iter(pieces), None),  # the vocabulary; what belongs to it lies beside it
             "content_hash": _hash_of(flat, place / "weights"),
             "step": int(step),
             "parameters": trees.count(params),
@@ -273,11 +273,12 @@ def _read_weights(directory: Path, prefix: str, placement: Placement | None, *, 
 
 
 def _tokenizer_file(path: PathLike) -> Path:
-    file = Path(path)
-    file = file / TOKENIZER if file.is_dir() else file
-    if not file.exists():
-        raise CheckpointError(f"There is no tokenizer at {file}. If it has moved, give --config.data.tokenizer=PATH.")
-    return file
+    try:
+        return tokenizer_lib.find(path)
+    except FileNotFoundError as error:
+        raise CheckpointError(
+            f"There is no tokenizer at {path}. If it has moved, give --config.data.tokenizer=PATH."
+        ) from error
 
 
 class _Stored:

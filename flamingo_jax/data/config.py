@@ -58,6 +58,41 @@ class DatasetConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class AugmentConfig:
+    """Random flip and colours of the images in training; all zeros = none.
+
+    The paper says "random left/right flip and colour augmentation" and gives no number: these are ours. They are mild,
+    since texts name colours: red must not become orange.
+
+    Attributes:
+        flip: probability of a left/right flip.
+        brightness: largest shift, up or down, as a share of the full range.
+        contrast: largest change of the contrast; 0.2 draws a factor between 0.8 and 1.2.
+        saturation: largest change of the saturation; 0.2 draws a factor between 0.8 and 1.2.
+        hue: largest turn of the colour circle, either way, in turns.
+    """
+
+    flip: float = 0.5
+    brightness: float = 0.1
+    contrast: float = 0.2
+    saturation: float = 0.2
+    hue: float = 0.02
+
+    def __post_init__(self) -> None:
+        for name, most in {"flip": 1.0, "brightness": 1.0, "contrast": 1.0, "saturation": 1.0, "hue": 0.5}.items():
+            if not 0 <= getattr(self, name) <= most:
+                raise ValueError(f"augment.{name} is {getattr(self, name)}, expected a number from 0 to {most:g}.")
+
+    @property
+    def changes_colours(self) -> bool:
+        """Whether anything but the flip is on."""
+        return bool(self.brightness or self.contrast or self.saturation or self.hue)
+
+
+NO_AUGMENTATION = AugmentConfig(flip=0.0, brightness=0.0, contrast=0.0, saturation=0.0, hue=0.0)
+
+
+@dataclasses.dataclass(frozen=True)
 class DataConfig:
     """The whole mixture.
 
@@ -65,12 +100,26 @@ class DataConfig:
         tokenizer: path of the tokenizer.
         image_size: side of the square images, in pixels (320 in the paper, 288 contrastive, 480 in fine-tuning).
         datasets: by name. The name is part of what decides the order and the randomness of a dataset.
+        augment: random flip and colours in training.
+        num_threads: threads of a process that make batches; 0 = one for each core that the process may use.
+        prefetch: batches (of all datasets) that are made ahead.
+        max_corrupt: share of a dataset's records that may be corrupt; beyond it the run stops with an error.
     """
 
     tokenizer: str
     image_size: int
     datasets: dict[str, DatasetConfig]
+    augment: AugmentConfig = AugmentConfig()
+    num_threads: int = 0
+    prefetch: int = 4
+    max_corrupt: float = 0.05
 
     def __post_init__(self) -> None:
         if self.image_size <= 0:
             raise ValueError(f"image_size is {self.image_size}, expected a positive number of pixels.")
+        if self.num_threads < 0 or self.prefetch < 1:
+            raise ValueError(
+                f"num_threads is {self.num_threads} and prefetch {self.prefetch}, expected at least 0 and at least 1."
+            )
+        if not 0 <= self.max_corrupt <= 1:
+            raise ValueError(f"max_corrupt is {self.max_corrupt}, expected a share, 0 to 1.")

@@ -6,8 +6,10 @@
 So the whole state of a dataset is one integer, t. Every record comes once per epoch, in another order each time.
 """
 
+import collections
 import functools
 import logging
+import os
 import sys
 import threading
 import zlib
@@ -20,16 +22,24 @@ import numpy as np
 from flamingo_jax.data import text
 from flamingo_jax.data.config import DataConfig, DatasetConfig
 from flamingo_jax.data.rows import RECORD_KINDS, Example, Rng, Row, RowMaker, collate
-from flamingo_jax.data.schema import Batch, CorruptRecord, check
+from flamingo_jax.data.schema import Batch, CorruptRecord, Record, check
 from flamingo_jax.data.sources import Examples, Source
 from flamingo_jax.data.tokenizer import Tokenizer
 
-__all__ = ["DataConfig", "DatasetConfig", "Mixture"]
+__all__ = ["BrokenDataset", "DataConfig", "DatasetConfig", "Mixture", "describe"]
 
 _MOST_REJECTED_IN_A_ROW = 1000  # so many corrupt records one after the other are a broken dataset
-_NUM_THREADS, _BATCHES_AHEAD = 2, 4
+_ALWAYS_ALLOWED = 30  # corrupt records, before their share can stop a run
+_NUM_LOGGED = 20  # corrupt records of a dataset that are logged one by one
+_NUM_REMEMBERED = 100_000  # corrupt records of a dataset that are counted once; further ones at each visit
 
 T = TypeVar("T")
+
+
+class BrokenDataset(ValueError):
+    """Too many records of a dataset are corrupt."""
+
+
 _log = logging.getLogger(__name__)
 
 
@@ -46,7 +56,8 @@ class Mixture:
         cache_bytes: memory in which small datasets are kept decoded, over all datasets.
 
     Raises:
-        ValueError: a batch cannot be split evenly, or a dataset's records do not suit its kind.
+        ValueError: a batch cannot be split evenly, or a dataset's records do not suit its kind; later, from any batch: too
+            many records are corrupt, or a row does not fit the batch.
         FileNotFoundError: a dataset is not there.
     """
 
@@ -67,6 +78,8 @@ class Mixture:
                 "shards must be a multiple of the number of processes, and the index less than that."
             )
         share = cache_bytes // max(len(config.datasets), 1)
+        self._num_threads = config.num_threads or len(os.sched_getaffinity(0))
+        self._prefetch = config.prefetch
         self._datasets = {
             name: _Dataset(
                 name,
@@ -78,14 +91,15 @@ class Mixture:
                 process_count=process_count,
                 num_shards=num_shards,
                 cache_bytes=share,
+                max_corrupt=config.max_corrupt,
             )
             for name, dataset in config.datasets.items()
         }
 
     @property
-    def rejected(self) -> dict[str, int]:
-        """How many records of each dataset this process has found corrupt so far."""
-        return {name: dataset.num_rejected for name, dataset in self._datasets.items()}
+    def rejected(self) -> dict[str, dict[str, int]]:
+        """How many records of each dataset this process has found corrupt so far, by reason; datasets without are left out."""
+        return {name: dict(dataset.rejected) for name, dataset in self._datasets.items() if dataset.rejected}
 
     @property
     def sizes(self) -> dict[str, int]:
@@ -95,6 +109,16 @@ class Mixture:
     def batch(self, name: str, t: int) -> Batch:
         """Returns this process's rows of batch `t` of dataset `name`, in numpy arrays."""
         return self._datasets[name].batch(t)
+
+    def record(self, name: str, position: int) -> Record:
+        """Returns the stored record that is seen at a position.
+
+        Args:
+            name: the dataset.
+            position: row t * batch_size + r of pages, pairs and captions, for row r of batch t; of text, one of the documents
+                set aside for that row, the first of which is number row * documents_per_row.
+        """
+        return self._datasets[name].record(position)
 
     def iterate(self, positions: Mapping[str, int]) -> Iterator[dict[str, Batch]]:
         """Yields a batch of each dataset that has a position, starting there, without end; threads read ahead.
@@ -107,7 +131,7 @@ class Mixture:
         def read(step: int) -> dict[str, Batch]:
             return {name: self.batch(name, t + step) for name, t in start.items()}
 
-        options = grain.ReadOptions(num_threads=_NUM_THREADS, prefetch_buffer_size=_BATCHES_AHEAD)
+        options = grain.ReadOptions(num_threads=self._num_threads, prefetch_buffer_size=self._prefetch)
         yield from grain.MapDataset.range(sys.maxsize).map(read).to_iter_dataset(options)
 
 
@@ -126,6 +150,7 @@ class _Dataset:
         process_count: int,
         num_shards: int,
         cache_bytes: int,
+        max_corrupt: float,
     ):
         if config.batch_size % num_shards:
             raise ValueError(
@@ -144,14 +169,14 @@ class _Dataset:
         self._maker = RowMaker(config, tokenizer, image_size)
         self.examples: Examples[Example] = Examples(source, self._maker.prepare, cache_bytes)
         stream = zlib.crc32(f"{seed}/{name}".encode())  # not hash(), which differs from process to process
-        self._key = np.array([seed, stream], np.uint64)
+        self._key = (seed, stream)
         self._order = grain.MapDataset.range(len(source)).seed(stream).shuffle().repeat()
-        self._rejected: set[int] = set()
+        self._source = source
+        self._max_corrupt = max_corrupt
+        self._num_visits = self._num_corrupt_visits = 0
+        self._known_corrupt: set[int] = set()
+        self.rejected: collections.Counter[str] = collections.Counter()
         self._lock = threading.Lock()
-
-    @property
-    def num_rejected(self) -> int:
-        return len(self._rejected)
 
     def batch(self, t: int) -> Batch:
         first = t * self._config.batch_size + self._first_row
@@ -163,31 +188,45 @@ class _Dataset:
             image_size=self._image_size,
             num_shards=self._num_shards,
             tokenizer=self._tokenizer,
+            stream=self._key,
+            first=first,
             where=where,
         )
         check(batch, num_shards=self._num_shards, where=where)
         return batch
 
+    def record(self, position: int) -> Record:
+        draw = self._maker.window if self._config.kind == "text" else self._maker.draw
+        return self._source[self._draw(position, draw)[0]]
+
     def _row(self, position: int) -> Row:
-        return self._draw(position, self._maker.draw)
+        return self._draw(position, self._maker.draw)[1]
 
     def _text_row(self, row: int) -> Row:
         """Packs documents from position row * documents_per_row on; those of its share that do not fit are left out."""
         share = self._config.documents_per_row
-        documents = (self._draw(i, self._maker.window) for i in range(row * share, (row + 1) * share))
+        documents = (self._draw(i, self._maker.window)[1] for i in range(row * share, (row + 1) * share))
         tokens, segment = text.pack(documents, self._config.length)
         return Row(tokens, segment, np.zeros_like(tokens))
 
-    def _draw(self, position: int, draw: Callable[[Example, Rng], T]) -> T:
-        """Draws from the record at `position`; a corrupt one is replaced by the next in the store that is not."""
+    def _draw(self, position: int, draw: Callable[[Example, Rng], T]) -> tuple[int, T]:
+        """Draws from the record at `position`; a corrupt one is replaced by the next in the store that is not.
+
+        Returns:
+            The number of the record, and what was drawn.
+        """
         first = self._order[position]
         for step in range(min(len(self.examples), _MOST_REJECTED_IN_A_ROW)):
             index = (first + step) % len(self.examples)
             try:
-                return draw(self.examples[index], functools.partial(self._random, position))
+                drawn = draw(self.examples[index], functools.cache(functools.partial(self._random, position)))
             except CorruptRecord as error:
                 self._reject(index, error)
-        raise ValueError(
+            else:
+                with self._lock:
+                    self._num_visits += 1
+                return index, drawn
+        raise BrokenDataset(
             f"Dataset {self._name!r}: {step + 1} records of {self._config.path} in a row, from record {first} on, are "
             "corrupt. See the warnings above, and write the dataset again."
         )
@@ -195,11 +234,31 @@ class _Dataset:
     def _random(self, position: int) -> np.random.Generator:
         """A generator of its own for each (seed, dataset, position)."""
         counter = np.array([0, 0, position, 0], np.uint64)
-        return np.random.Generator(np.random.Philox(key=self._key, counter=counter))
+        return np.random.Generator(np.random.Philox(key=np.array(self._key, np.uint64), counter=counter))
 
     def _reject(self, index: int, error: CorruptRecord) -> None:
         with self._lock:
-            new = index not in self._rejected
-            self._rejected.add(index)
-        if new:
-            _log.warning("Dataset %r: record %d is skipped. %s", self._name, index, error)
+            self._num_visits += 1
+            self._num_corrupt_visits += 1
+            if new := index not in self._known_corrupt:
+                self.rejected[error.reason] += 1
+                if len(self._known_corrupt) < _NUM_REMEMBERED:
+                    self._known_corrupt.add(index)
+            number, visits = self._num_corrupt_visits, self._num_visits
+            total = self.rejected.total()
+        if new and total <= _NUM_LOGGED:
+            last = " Further ones are counted without a line of their own." if total == _NUM_LOGGED else ""
+            _log.warning("Dataset %r: record %d is skipped (%s). %s%s", self._name, index, error.reason, error, last)
+        if number > max(_ALWAYS_ALLOWED, self._max_corrupt * visits):
+            raise BrokenDataset(
+                f"Dataset {self._name!r}: {number} of the {visits} records read from {self._config.path} so far are corrupt "
+                f"({describe(self.rejected)}); expected at most {self._max_corrupt:.1%} (data.max_corrupt). Write the dataset "
+                "again, or raise the limit."
+            ) from error
+
+
+def describe(reasons: Mapping[str, int]) -> str:
+    """Returns counts by reason as text, the most frequent first: "not_an_image 12, broken_text 1"."""
+    return ", ".join(
+        f"{reason} {number:,}" for reason, number in sorted(reasons.items(), key=lambda item: (-item[1], item[0]))
+    )

@@ -11,14 +11,15 @@ import dataclasses
 from collections.abc import Callable, Sequence
 
 import numpy as np
+from jaxtyping import Int64, UInt32
 
-from flamingo_jax.data import interleave, text
+from flamingo_jax.data import interleave, text, video
 from flamingo_jax.data.config import DatasetConfig
+from flamingo_jax.data.images import place
 from flamingo_jax.data.pairs import tokenise_caption, tokenise_pair
-from flamingo_jax.data.schema import Batch, Document, ImageText, InterleavedPage, Record, VideoText
+from flamingo_jax.data.schema import Batch, CorruptRecord, Document, ImageText, InterleavedPage, Record, VideoText
 from flamingo_jax.data.sources import Images, Room
 from flamingo_jax.data.tokenizer import IMAGE_TAG, Tokenizer
-from flamingo_jax.data.video import choose_frames
 
 RECORD_KINDS = {
     "interleaved": ("interleaved_page",),
@@ -41,19 +42,21 @@ class Example:
         phi: int32[T] for pages, else None.
         images: its images, or the frames of its video.
         fps: frames per second of a video, None for images.
+        video: its video, if that is stored as a file.
     """
 
     tokens: tuple[np.ndarray, ...]
     phi: np.ndarray | None = None
     images: Images | None = None
     fps: float | None = None
+    video: bytes = b""
 
     @property
     def num_bytes(self) -> int:
         """About how much memory it takes."""
         phi = 0 if self.phi is None else self.phi.nbytes
         media = 0 if self.images is None else self.images.num_bytes
-        return sum(tokens.nbytes for tokens in self.tokens) + phi + media + _OVERHEAD
+        return sum(tokens.nbytes for tokens in self.tokens) + phi + media + len(self.video) + _OVERHEAD
 
     def keep_in(self, room: Room) -> None:
         """Lets its images stay decoded while there is room."""
@@ -63,12 +66,15 @@ class Example:
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """One sequence: int32[l] tokens, segment and media_index, l <= L, and its visual inputs, uint8[f, S, S, 3] each."""
+    """One sequence: int32[l] tokens, segment and media_index, l <= L, and its visual inputs.
+
+    A visual input is its frames, uint8[h, w, 3] each with the longer side of S pixels: `collate` puts them into the batch.
+    """
 
     tokens: np.ndarray
     segment: np.ndarray
     media_index: np.ndarray
-    media: tuple[np.ndarray, ...] = ()
+    media: tuple[Sequence[np.ndarray], ...] = ()
 
 
 class RowMaker:
@@ -88,8 +94,8 @@ class RowMaker:
         """Tokenises a record.
 
         Raises:
-            CorruptRecord: it cannot be used (a page with more tags than images).
-            ValueError: it is a video that was not cut into frames, or of a kind that does not suit the dataset.
+            CorruptRecord: it cannot be used (a page with more tags than images, a video without frames).
+            ValueError: it is of a kind that does not suit the dataset.
         """
         tokenizer, kind = self._tokenizer, self._config.kind
         if kind == "text" and isinstance(record, Document):
@@ -106,14 +112,16 @@ class RowMaker:
         if isinstance(record, ImageText):
             return Example(tuple(ways), images=Images([record.image], self._image_size))
         if not record.frames:
-            raise ValueError("A video has no frames: encoded video files are not read yet. Store its frames as images.")
+            if not record.video:
+                raise CorruptRecord("A video has neither frames nor a file.", reason="missing_video")
+            return Example(tuple(ways), video=record.video)
         return Example(tuple(ways), images=Images(record.frames, self._image_size), fps=record.fps)
 
     def draw(self, example: Example, rng: Rng) -> Row:
         """Draws the row of one visit to a page, a pair or a caption.
 
         Raises:
-            CorruptRecord: one of the images that the row needs cannot be decoded.
+            CorruptRecord: one of the images that the row needs, or its video, cannot be decoded.
         """
         config, tokens = self._config, example.tokens[0]
         if example.phi is not None and example.images is not None:
@@ -127,7 +135,7 @@ class RowMaker:
                 rng=rng(),
             )
             chosen = range(piece.first_image, piece.first_image + piece.num_images)
-            media = tuple(example.images[i][None] for i in chosen)
+            media = tuple((example.images[i],) for i in chosen)
             return Row(piece.tokens, np.ones_like(piece.tokens), piece.phi, media)
         if config.kind == "pairs":
             tokens = example.tokens[int(rng().random() < config.space_prefix)]
@@ -139,19 +147,29 @@ class RowMaker:
         """Draws the tokens of one visit to a document: int32[t], t <= L."""
         return text.window(example.tokens[0], self._config.length, rng())
 
-    def _clip(self, example: Example, rng: Rng) -> np.ndarray:
-        assert example.images is not None
-        if example.fps is None:
-            return example.images[0][None]
+    def _clip(self, example: Example, rng: Rng) -> Sequence[np.ndarray]:
         config = self._config
-        frames = choose_frames(
+        if example.images is None:
+            size, number, rate = self._image_size, config.num_frames, config.frame_rate
+            return list(video.decode_clip(example.video, size, num_frames=number, rate=rate, rng=rng()))
+        if example.fps is None:
+            return (example.images[0],)
+        frames = video.choose_frames(
             len(example.images), example.fps, num_frames=config.num_frames, rate=config.frame_rate, rng=rng()
         )
-        return np.stack([example.images[int(i)] for i in frames])
+        return [example.images[int(i)] for i in frames]
 
 
 def collate(
-    rows: Sequence[Row], config: DatasetConfig, *, image_size: int, num_shards: int, tokenizer: Tokenizer, where: str
+    rows: Sequence[Row],
+    config: DatasetConfig,
+    *,
+    image_size: int,
+    num_shards: int,
+    tokenizer: Tokenizer,
+    stream: tuple[int, int],
+    first: int,
+    where: str,
 ) -> Batch:
     """Puts rows into a batch: pads them, and puts their visual inputs into the pools of their data shards, in order.
 
@@ -161,6 +179,8 @@ def collate(
         image_size: side of the square images, in pixels.
         num_shards: data shards that the rows belong to.
         tokenizer: tells <pad> and <BOS>.
+        stream: the seed, and what stands for the dataset's name beside it; for the keys of augmentation.
+        first: position of the first row in the dataset; the others follow on.
         where: names the batch in the error.
 
     Raises:
@@ -171,7 +191,7 @@ def collate(
     tokens = np.full((len(rows), config.length), tokenizer.pad_id, np.int32)
     segment, media_index = np.zeros_like(tokens), np.zeros_like(tokens)
     media_slot = np.full((len(rows), config.num_media), -1, np.int32)
-    frames = np.zeros((num_shards * capacity, config.num_frames, image_size, image_size, 3), np.uint8)
+    frames = np.empty((num_shards * capacity, config.num_frames, image_size, image_size, 3), np.uint8)
     frame_mask = np.zeros(frames.shape[:2], bool)
     used = 0
     for b, row in enumerate(rows):
@@ -187,8 +207,38 @@ def collate(
         media_index[b, : len(row.tokens)] = row.media_index
         media_slot[b, : len(row.media)] = np.arange(used, used + len(row.media))
         for slot, clip in enumerate(row.media, start=shard * capacity + used):
-            frames[slot, : len(clip)] = clip
+            for image, square in zip(clip, frames[slot], strict=False):
+                place(image, square)
             frame_mask[slot, : len(clip)] = True
         used += len(row.media)
-    loss_weights = ((segment > 0) & (tokens != tokenizer.bos_id)).astype(np.float32)
-    return Batch(tokens, segment, loss_weights, media_index, media_slot, frames, frame_mask)
+    frames[~frame_mask] = 0
+    starts = np.diff(segment, axis=1, prepend=0) != 0  # a vocabulary may have one piece for <BOS> and <EOS>
+    loss_weights = ((segment > 0) & ~(starts & (tokens == tokenizer.bos_id))).astype(np.float32)
+    media_key = np.zeros((len(frames), 2), np.uint32)
+    owners, numbers = np.nonzero(media_slot >= 0)
+    media_key[owners // per_shard * capacity + media_slot[owners, numbers]] = media_keys(
+        stream, first + owners, numbers
+    )
+    return Batch(tokens, segment, loss_weights, media_index, media_slot, frames, frame_mask, media_key)
+
+
+def media_keys(
+    stream: tuple[int, int], position: Int64[np.ndarray, "n"], number: Int64[np.ndarray, "n"]
+) -> UInt32[np.ndarray, "n 2"]:
+    """Returns the keys of augmentation of visual inputs: a hash of where each stands in the run's data.
+
+    Args:
+        stream: the seed, and what stands for the dataset's name beside it.
+        position: int64[n] of the row in the dataset; each visit to a record has its own.
+        number: int64[n] of the visual input in its row, from 0.
+
+    Returns:
+        uint32[n, 2], the same on every machine: splitmix64 over the numbers, one after the other.
+    """
+    state = np.zeros(len(number), np.uint64)
+    for part in (*(np.full_like(state, known) for known in stream), position, number):
+        state += part.astype(np.uint64) + np.uint64(0x9E3779B97F4A7C15)
+        state = (state ^ (state >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        state = (state ^ (state >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+        state ^= state >> np.uint64(31)
+    return np.stack([state >> np.uint64(32), state & np.uint64(0xFFFFFFFF)], axis=1).astype(np.uint32)

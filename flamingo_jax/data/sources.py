@@ -30,7 +30,7 @@ class Source:
         kind: kind of its records (a key of schema.RECORDS).
 
     Raises:
-        FileNotFoundError: there is no dataset at `path`.
+        FileNotFoundError: there is no dataset at `path`, or one of its files is missing.
         ValueError: there is no such split, it is empty, it is not in ArrayRecord format, or of no known kind.
     """
 
@@ -47,6 +47,15 @@ class Source:
         except (ValueError, NotImplementedError) as error:
             splits = {name: info.num_examples for name, info in builder.info.splits.items()}
             raise ValueError(f"Cannot read split {split!r} of {path}: {error} It has {splits}.") from error
+        pieces = builder.info.splits[split].file_instructions
+        self._files = [Path(piece.filename).name for piece in pieces]
+        self._ends = np.cumsum([piece.examples_in_shard for piece in pieces])
+        present = {file.name for file in Path(path).iterdir()}  # one listing, since a bucket is slow to ask for each
+        if missing := [name for name in self._files if name not in present]:
+            raise FileNotFoundError(
+                f"The dataset at {path} lacks {len(missing)} of its {len(self._files)} files, the first of them {missing[0]}. "
+                "Copy the whole directory, or write the dataset again."
+            )
         if not len(self._records):
             raise ValueError(f"Split {split!r} of {path} is empty, expected at least one record.")
 
@@ -63,7 +72,8 @@ class Source:
             example = self._records[index]
         # What ArrayRecord raises on a bad checksum, and TFDS on an example that does not parse.
         except (RuntimeError, ValueError, KeyError, AttributeError, TypeError) as error:
-            raise CorruptRecord(f"Record {index} of {self._where} cannot be read: {error}") from error
+            file = self._files[int(np.searchsorted(self._ends, index, side="right"))]
+            raise CorruptRecord(f"Record {index} of {self._where}, in {file}, cannot be read: {error}") from error
         return from_example(self.kind, example)
 
 
@@ -107,7 +117,7 @@ class Images:
         self._room = room
 
     def __getitem__(self, index: int) -> np.ndarray:
-        """Returns one image, uint8[size, size, 3]; not to be written to.
+        """Returns one image, uint8[h, w, 3] with the longer side of `size` pixels; not to be written to.
 
         Raises:
             CorruptRecord: it cannot be decoded.
@@ -115,7 +125,7 @@ class Images:
         image = self._images[index]
         if isinstance(image, np.ndarray):
             return image
-        decoded = images.decode(image, self._size)
+        decoded = images.decode_inner(image, self._size)
         if self._room and self._room.take(decoded.nbytes - len(image)):
             self._images[index] = decoded
         return decoded

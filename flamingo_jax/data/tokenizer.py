@@ -1,4 +1,4 @@
-"""Text to token ids and back: SentencePiece pieces, and behind them the few new tokens that Flamingo adds.
+"""Text to token ids and back: the pieces of a language model, and behind them the few new tokens that Flamingo adds.
 
     ids   0 .. V-1                              V .. V+K-1
           pieces of the language model          new tokens: ("<EOC>",), or ("<EOC>", "<image>")
@@ -8,6 +8,7 @@ require any additional special new tokens" (first version, section 3.2.1). The r
 of the pieces belong to the frozen language model: so the two never share a table, and V is the border.
 """
 
+import abc
 import io
 import re
 from collections.abc import Iterable, Sequence
@@ -20,6 +21,9 @@ from flamingo_jax.core.paths import Path, PathLike, write_atomically
 EOC = "<EOC>"  # end of chunk: after the text that belongs to an image
 IMAGE_TAG = "<image>"  # where an image stands
 FILE_NAME = "tokenizer.model"
+JSON_NAME = "tokenizer.json"
+# Beside tokenizer.json, as Hugging Face writes them: which pieces are <BOS>, <EOS> and padding. The first that says so counts.
+SPECIAL_TOKENS_NAMES = ("tokenizer_config.json", "special_tokens_map.json")
 
 
 @runtime_checkable
@@ -58,84 +62,71 @@ class Tokenizer(Protocol):
         """The id of one piece or new token, which must exist."""
 
 
-class SentencePieceTokenizer:
-    """A SentencePiece model with new tokens behind its pieces."""
+class WithNewTokens(abc.ABC):
+    """The part that all tokenizers share: new tokens behind the pieces of a vocabulary.
 
-    def __init__(self, model: bytes, new_tokens: Sequence[str] = (EOC,)):
-        self._model = model
-        self._pieces = sentencepiece.SentencePieceProcessor(model_proto=model)
-        self.new_tokens = tuple(new_tokens)
+    Text is cut at the new tokens' strings before the vocabulary sees it: so a new token has its id behind the pieces even
+    where the vocabulary has a piece of the same name.
+
+    Args:
+        vocab_size: V, the number of pieces.
+        new_tokens: strings, the longest of which wins where one begins with another.
+
+    Raises:
+        ValueError: a new token is empty, or there twice.
+    """
+
+    def __init__(self, vocab_size: int, new_tokens: Sequence[str]):
+        self._vocab_size, self.new_tokens = vocab_size, tuple(new_tokens)
         if len(set(self.new_tokens)) != len(self.new_tokens) or "" in self.new_tokens:
             raise ValueError(f"New tokens must be distinct and not empty, got {self.new_tokens}.")
-        self._new_ids = {token: self.vocab_size + k for k, token in enumerate(self.new_tokens)}
+        self._new_ids = {token: vocab_size + k for k, token in enumerate(self.new_tokens)}
         longest_first = sorted(self.new_tokens, key=len, reverse=True)
         self._split = re.compile("(" + "|".join(map(re.escape, longest_first)) + ")") if longest_first else None
-        for name in ("pad", "bos", "eos"):
-            if getattr(self, f"{name}_id") < 0:
-                raise ValueError(f"The SentencePiece model has no {name} piece; train it with train_sentencepiece.")
 
-    @classmethod
-    def load(cls, path: PathLike, new_tokens: Sequence[str] = (EOC,)) -> "SentencePieceTokenizer":
-        """Reads a SentencePiece model: the file, or a directory that holds it as tokenizer.model.
+    @abc.abstractmethod
+    def _encode(self, text: str) -> list[int]:
+        """Ids of a text without new tokens."""
 
-        Raises:
-            FileNotFoundError: there is none.
-        """
-        file = Path(path)
-        file = file / FILE_NAME if file.is_dir() else file
-        if not file.exists():
-            raise FileNotFoundError(f"No tokenizer at {file}. Make one with data_pipelines.run --pipeline=tokenizer.")
-        return cls(file.read_bytes(), new_tokens)
+    @abc.abstractmethod
+    def _decode(self, ids: list[int]) -> str:
+        """Text of ids below V."""
 
-    def save(self, directory: PathLike) -> None:
-        """Writes tokenizer.model into `directory`; the new tokens belong to the model's config."""
-        write_atomically(Path(directory) / FILE_NAME, self._model)
+    @abc.abstractmethod
+    def _piece_id(self, piece: str) -> int | None:
+        """The id of a piece, None if there is no such piece."""
 
     @property
     def vocab_size(self) -> int:
         """V, the number of pieces without the new tokens."""
-        return self._pieces.vocab_size()
-
-    @property
-    def pad_id(self) -> int:
-        """Id of the padding."""
-        return self._pieces.pad_id()
-
-    @property
-    def bos_id(self) -> int:
-        """Id of <BOS>."""
-        return self._pieces.bos_id()
-
-    @property
-    def eos_id(self) -> int:
-        """Id of <EOS>."""
-        return self._pieces.eos_id()
+        return self._vocab_size
 
     @property
     def eoc_id(self) -> int:
         """Id of <EOC>, be it a new token or a piece; -1 = there is none (as SentencePiece says it)."""
-        return self.id(EOC) if self._has(EOC) else -1
+        found = self._find(EOC)
+        return -1 if found is None else found
 
     def id(self, piece: str) -> int:
-        """Returns the id of a new token or of a piece (written as SentencePiece does, with its "▁").
+        """Returns the id of a new token or of a piece (written as its vocabulary does, with "▁" or "Ġ" for a space).
 
         Raises:
             ValueError: there is no such piece.
         """
-        if not self._has(piece):
+        if (found := self._find(piece)) is None:
             raise ValueError(f"{piece!r} is neither a new token {self.new_tokens} nor a piece. Add it to new_tokens.")
-        return self._new_ids[piece] if piece in self._new_ids else self._pieces.piece_to_id(piece)
+        return found
 
     def encode(self, text: str) -> list[int]:
         """Returns the ids of `text`, without <BOS> or <EOS>; new tokens inside it become their ids."""
         if self._split is None:
-            return self._pieces.encode(text)
+            return self._encode(text)
         ids: list[int] = []
         for chunk in self._split.split(text):
             if chunk in self._new_ids:
                 ids.append(self._new_ids[chunk])
             elif chunk:
-                ids.extend(self._pieces.encode(chunk))
+                ids.extend(self._encode(chunk))
         return ids
 
     def decode(self, ids: Iterable[SupportsInt]) -> str:
@@ -153,13 +144,109 @@ class SentencePieceTokenizer:
                 continue
             if not 0 <= token < size + len(self.new_tokens):
                 raise ValueError(f"Token id {token} is out of range: {size} pieces, {len(self.new_tokens)} new tokens.")
-            text += [self._pieces.decode(run), self.new_tokens[token - size]]
+            text += [self._decode(run), self.new_tokens[token - size]]
             run = []
-        return "".join([*text, self._pieces.decode(run)])
+        return "".join([*text, self._decode(run)])
 
-    def _has(self, piece: str) -> bool:
+    def _find(self, piece: str) -> int | None:
+        return self._new_ids[piece] if piece in self._new_ids else self._piece_id(piece)
+
+
+class SentencePieceTokenizer(WithNewTokens):
+    """A SentencePiece model with new tokens behind its pieces."""
+
+    def __init__(self, model: bytes, new_tokens: Sequence[str] = (EOC,)):
+        self._pieces = sentencepiece.SentencePieceProcessor(model_proto=model)
+        super().__init__(self._pieces.vocab_size(), new_tokens)
+        self._model = model
+        for name in ("pad", "bos", "eos"):
+            if getattr(self, f"{name}_id") < 0:
+                raise ValueError(f"The SentencePiece model has no {name} piece; train it with train_sentencepiece.")
+
+    @classmethod
+    def load(cls, path: PathLike, new_tokens: Sequence[str] = (EOC,)) -> "SentencePieceTokenizer":
+        """Reads a SentencePiece model: the file, or a directory that holds it as tokenizer.model.
+
+        Raises:
+            FileNotFoundError: there is none.
+        """
+        return cls(find(path, (FILE_NAME,)).read_bytes(), new_tokens)
+
+    def save(self, directory: PathLike) -> None:
+        """Writes tokenizer.model into `directory`; the new tokens belong to the model's config."""
+        write_atomically(Path(directory) / FILE_NAME, self._model)
+
+    @property
+    def pad_id(self) -> int:
+        """Id of the padding."""
+        return self._pieces.pad_id()
+
+    @property
+    def bos_id(self) -> int:
+        """Id of <BOS>."""
+        return self._pieces.bos_id()
+
+    @property
+    def eos_id(self) -> int:
+        """Id of <EOS>."""
+        return self._pieces.eos_id()
+
+    def _encode(self, text: str) -> list[int]:
+        return self._pieces.encode(text)
+
+    def _decode(self, ids: list[int]) -> str:
+        return self._pieces.decode(ids)
+
+    def _piece_id(self, piece: str) -> int | None:
         found = self._pieces.piece_to_id(piece)  # that of the unknown piece, if there is no such piece
-        return piece in self._new_ids or self._pieces.id_to_piece(found) == piece
+        return found if self._pieces.id_to_piece(found) == piece else None
+
+
+def load(path: PathLike, new_tokens: Sequence[str] = (EOC,)) -> Tokenizer:
+    """Reads the tokenizer that is there: tokenizer.model (SentencePiece), else tokenizer.json (Hugging Face).
+
+    Args:
+        path: the file, or the directory that holds it.
+        new_tokens: strings that get ids behind the vocabulary, in this order.
+
+    Raises:
+        FileNotFoundError: there is neither.
+        ValueError: the file is damaged, or does not say what stands before and behind a sequence.
+    """
+    file = find(path)
+    if file.suffix != ".json":
+        return SentencePieceTokenizer(file.read_bytes(), new_tokens)
+    from flamingo_jax.data.huggingface_tokenizer import HuggingFaceTokenizer  # which builds on this module
+
+    return HuggingFaceTokenizer.load(file, new_tokens)
+
+
+def find(path: PathLike, names: Sequence[str] = (FILE_NAME, JSON_NAME)) -> Path:
+    """Returns the file of a tokenizer: `path` itself, or the first of `names` in the directory `path`.
+
+    Raises:
+        FileNotFoundError: there is none.
+    """
+    given = Path(path)
+    files = [given / name for name in names] if given.is_dir() else [given]
+    for file in files:
+        if file.exists():
+            return file
+    raise FileNotFoundError(
+        f"No tokenizer at {' or '.join(map(str, files))}. Make one with data_pipelines.run --pipeline=tokenizer."
+    )
+
+
+def files(path: PathLike) -> dict[str, bytes]:
+    """Returns the files that `load` reads, by name: what to copy where a tokenizer goes along with a model.
+
+    Raises:
+        FileNotFoundError: there is no tokenizer at `path`.
+    """
+    file = find(path)
+    beside = [file.parent / name for name in SPECIAL_TOKENS_NAMES] if file.suffix == ".json" else []
+    name = JSON_NAME if file.suffix == ".json" else FILE_NAME
+    return {name: file.read_bytes()} | {other.name: other.read_bytes() for other in beside if other.exists()}
 
 
 def train_sentencepiece(

@@ -20,7 +20,8 @@ from flamingo_jax.checkpoint.arrays import CheckpointError
 from flamingo_jax.checkpoint.export import OpenedCheckpoint, open_checkpoint
 from flamingo_jax.core.config import ConfigError, from_dict
 from flamingo_jax.core.paths import PathError, PathLike
-from flamingo_jax.data.tokenizer import EOC, SentencePieceTokenizer, Tokenizer
+from flamingo_jax.data import tokenizer as tokenizer_lib
+from flamingo_jax.data.tokenizer import EOC, Tokenizer
 from flamingo_jax.inference import prompts
 from flamingo_jax.inference.engine import Answer, Engine, InferenceConfig, Request
 from flamingo_jax.inference.prompts import Image, Prompt, PromptError
@@ -185,14 +186,14 @@ class Flamingo:
         return self.tokenizer.decode(answer.tokens or ())
 
 
-def _open(opened: OpenedCheckpoint) -> tuple[Decoder, SentencePieceTokenizer, int | None]:
+def _open(opened: OpenedCheckpoint) -> tuple[Decoder, Tokenizer, int | None]:
     """The pure functions, the tokenizer and the image size of an opened checkpoint."""
     if opened.kind == "contrastive" or opened.tokenizer is None:
         raise CheckpointError(
             f"The checkpoint {opened.path} is a {opened.kind} model and cannot answer prompts: give one of the flamingo or language_model stage."
         )
     new_tokens = opened.new_tokens if opened.kind == "flamingo" else ()  # a tower has no rows for them
-    tokenizer = SentencePieceTokenizer.load(opened.tokenizer, new_tokens)
+    tokenizer = tokenizer_lib.load(opened.tokenizer, new_tokens)
     config = from_dict(ModelConfig, opened.model_config, where="model").with_vocabulary(tokenizer.vocab_size)
     if opened.kind == "flamingo":
         return flamingo.build(config.flamingo()), tokenizer, opened.preprocessing["image_size"]

@@ -153,6 +153,7 @@ def abstract_batch(config: DataConfig, dataset: DatasetConfig, num_shards: int) 
         media_slot=shape((rows, images), jnp.int32),
         frames=shape((pool, frames, size, size, 3), jnp.uint8),
         frame_mask=shape((pool, frames), jnp.bool_),
+        media_key=shape((pool, 2), jnp.uint32),
     )
 
 

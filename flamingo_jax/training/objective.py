@@ -15,10 +15,13 @@ from collections.abc import Callable
 from typing import Any
 
 import haiku as hk
+import jax
 import jax.numpy as jnp
 
 from flamingo_jax.core import trees
 from flamingo_jax.core.notation import Array, Float
+from flamingo_jax.data.augment import augment
+from flamingo_jax.data.config import NO_AUGMENTATION, AugmentConfig
 from flamingo_jax.data.schema import Batch
 from flamingo_jax.models import contrastive as contrastive_lib
 from flamingo_jax.models.decoder import Decoder
@@ -76,17 +79,18 @@ def language_model(model: Decoder) -> Objective:
     )
 
 
-def captioning(model: Decoder, *, num_shards: int = 1) -> Objective:
+def captioning(model: Decoder, *, num_shards: int = 1, augmentation: AugmentConfig = NO_AUGMENTATION) -> Objective:
     """Flamingo: both towers frozen; no decay on the resampler, 0.1 on all else that is trained (paper, B.1.2).
 
     Args:
         model: with its weights under "flamingo/".
         num_shards: data shards, each with its own pool of images in the batch.
+        augmentation: random flip and colours of the images.
     """
     return Objective(
         name="captioning",
         init=model.init,
-        loss=_next_token_loss(model, num_shards),
+        loss=_next_token_loss(model, num_shards, augmentation),
         frozen=FROZEN,
         decay=((r"flamingo/resampler(/.*)?", 0.0), (r"flamingo/(media|xattn|new_tokens)(/.*)?", 1.0)),
         arrange=model.arrange,
@@ -95,10 +99,22 @@ def captioning(model: Decoder, *, num_shards: int = 1) -> Objective:
     )
 
 
-def contrastive(vision: NFNetConfig, text: TextEncoderConfig, config: contrastive_lib.ContrastiveConfig) -> Objective:
+def contrastive(
+    vision: NFNetConfig,
+    text: TextEncoderConfig,
+    config: contrastive_lib.ContrastiveConfig,
+    *,
+    augmentation: AugmentConfig = NO_AUGMENTATION,
+) -> Objective:
     """The two towers against each other, over the whole batch of one dataset; the temperature is not decayed.
 
     Each row has one image, and the pool holds the rows' images in order (M = B).
+
+    Args:
+        vision: the image tower.
+        text: the text tower.
+        config: their joint space and the loss.
+        augmentation: random flip and colours of the images.
     """
 
     def embed(
@@ -119,6 +135,7 @@ def contrastive(vision: NFNetConfig, text: TextEncoderConfig, config: contrastiv
                 f"The contrastive batch has {len(batch.tokens)} texts and a pool of {len(batch.frames)} images; expected one image "
                 "for each text: use datasets of kind 'captions' and leave their pool unset."
             )
+        batch = _augmented(batch, augmentation)
         v, t, beta = transformed.apply(params, None, batch.frames, batch.tokens, batch.segment, True, rng)  # noqa: FBT003
         same = contrastive_lib.same_caption(batch.tokens) if config.duplicates == "positives" else None
         return contrastive_lib.contrastive_loss(v, t, beta, label_smoothing=config.label_smoothing, same=same)
@@ -132,14 +149,21 @@ def contrastive(vision: NFNetConfig, text: TextEncoderConfig, config: contrastiv
     )
 
 
-def _next_token_loss(model: Decoder, num_shards: int) -> Callable[..., tuple[Array, Metrics]]:
+def _next_token_loss(
+    model: Decoder, num_shards: int, augmentation: AugmentConfig = NO_AUGMENTATION
+) -> Callable[..., tuple[Array, Metrics]]:
     def loss(params: trees.Params, batch: Batch, rng: Array) -> tuple[Array, Metrics]:
         del rng
         weights = batch.loss_weights[:, 1:]  # a token's weight stands where the token is the target
-        nll = model.token_losses(params, batch, num_shards=num_shards)
+        nll = model.token_losses(params, _augmented(batch, augmentation), num_shards=num_shards)
         return weighted_mean(nll, weights), {"tokens": jnp.sum(weights)}
 
     return loss
+
+
+def _augmented(batch: Batch, augmentation: AugmentConfig) -> Batch:
+    with jax.named_scope("augment"):
+        return dataclasses.replace(batch, frames=augment(batch.frames, batch.media_key, augmentation))
 
 
 def _gates(params: trees.Params) -> Metrics:

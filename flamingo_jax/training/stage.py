@@ -20,9 +20,10 @@ from flamingo_jax.checkpoint.arrays import CheckpointError
 from flamingo_jax.checkpoint.store import MAY_DIFFER, Store
 from flamingo_jax.core import config as config_lib
 from flamingo_jax.core import paths, trees
+from flamingo_jax.data import tokenizer as tokenizer_lib
 from flamingo_jax.data.device import to_device
-from flamingo_jax.data.mixture import Mixture
-from flamingo_jax.data.tokenizer import SentencePieceTokenizer, Tokenizer
+from flamingo_jax.data.mixture import BrokenDataset, Mixture, describe
+from flamingo_jax.data.tokenizer import Tokenizer
 from flamingo_jax.models import decoder, flamingo
 from flamingo_jax.sharding import mesh as mesh_lib
 from flamingo_jax.training import accumulate, hooks, loop, metrics, objective, optimizer, towers
@@ -32,12 +33,16 @@ from flamingo_jax.training.step import Step, make_step
 
 Tell = Callable[[str], None]
 
+# Beside Store's: what is looked at, and how the loader works, change nothing of what is computed.
+_MAY_DIFFER = (r"(until|evaluate)(\..*)?", r"data\.(num_threads|prefetch|max_corrupt)")
+
 # What a program shows its user as one message, without a traceback.
 EXPECTED_ERRORS = (
     config_lib.ConfigError,
     paths.PathError,
     CheckpointError,
     FileNotFoundError,
+    BrokenDataset,
     metrics.NonFiniteError,
     hooks.ProbeNotReached,
 )
@@ -88,9 +93,10 @@ def train(
         The last state.
 
     Raises:
-        PathError: if the workdir cannot be written; before anything is compiled, as for all that follow but the last two.
+        PathError: if the workdir cannot be written; before anything is compiled, as for all that follow but the last three.
         ConfigError: if the config does not fit its towers, or names an unknown probe.
         CheckpointError: for a missing or damaged tower or checkpoint, or one of another config.
+        BrokenDataset: if too many records are corrupt.
         NonFiniteError: if a loss or gradient is not finite.
         ProbeNotReached: if the steps are used up, and `config.until` asks for more.
     """
@@ -107,7 +113,7 @@ def train(
 
     with contextlib.ExitStack() as stack:
         store = stack.enter_context(
-            Store(workdir, record, keep=config.hooks.keep, may_differ=(*MAY_DIFFER, r"(until|evaluate)(\..*)?"))
+            Store(workdir, record, keep=config.hooks.keep, may_differ=(*MAY_DIFFER, *_MAY_DIFFER))
         )
         index, count = mesh_lib.reader(mesh)
         num_shards = mesh_lib.num_batch_shards(mesh)
@@ -141,11 +147,9 @@ def train(
             steps=config.steps,
             log_every=config.hooks.log_every,
             log=log,
-            hooks=_hooks(config, stage, store, log, evaluation),
+            hooks=_hooks(config, stage, store, log, evaluation, _tell_rejected(mixture, tell)),
             stop=_stop(config, stage, log, probes),
         )
-    if rejected := {name: number for name, number in mixture.rejected.items() if number}:
-        tell(f"Corrupt records, skipped: {rejected}.")
     if config.until and config.until.required and not stopped:
         until = config.until
         raise hooks.ProbeNotReached(
@@ -215,19 +219,17 @@ def build_objective(config: TrainConfig, num_shards: int) -> tuple[decoder.Decod
             given(model.text_encoder, "text_encoder"),
             given(model.contrastive, "contrastive"),
         )
-        return None, objective.contrastive(*parts)
+        return None, objective.contrastive(*parts, augmentation=config.data.augment)
     if config.stage == "language_model":
         lm = decoder.language_model(given(model.lm, "lm"))
         return lm, objective.language_model(lm)
     functions = flamingo.build(model.flamingo(), arranged=True)
-    return functions, objective.captioning(functions, num_shards=num_shards)
+    return functions, objective.captioning(functions, num_shards=num_shards, augmentation=config.data.augment)
 
 
-def _load_tokenizer(config: TrainConfig) -> SentencePieceTokenizer:
+def _load_tokenizer(config: TrainConfig) -> Tokenizer:
     """The towers know no new tokens: only Flamingo has rows for them."""
-    return SentencePieceTokenizer.load(
-        config.data.tokenizer, config.model.new_tokens if config.stage == "flamingo" else ()
-    )
+    return tokenizer_lib.load(config.data.tokenizer, config.model.new_tokens if config.stage == "flamingo" else ())
 
 
 def _restore_or_init(
@@ -290,14 +292,33 @@ def _open_logs(config: TrainConfig, workdir: paths.Path, start: int, stack: cont
 
 
 def _hooks(
-    config: TrainConfig, stage: Stage, store: Store, log: metrics.Log, evaluation: Measurer | None
+    config: TrainConfig,
+    stage: Stage,
+    store: Store,
+    log: metrics.Log,
+    evaluation: Measurer | None,
+    tell_rejected: hooks.Hook,
 ) -> list[hooks.Hook]:
     names = list(config.data.datasets)
     save = hooks.save(store, lambda step: accumulate.positions_at(config.mixing, names, step))
-    chosen = [hooks.every(config.hooks.save_every, save, at_end=True)]
+    chosen = [hooks.every(config.hooks.save_every, hook, at_end=True) for hook in (save, tell_rejected)]
     if evaluation and config.evaluate.every:
         chosen.append(hooks.every(config.evaluate.every, hooks.measure(evaluation(stage), log), at_end=True))
     return chosen
+
+
+def _tell_rejected(mixture: Mixture, tell: Tell) -> hooks.Hook:
+    """Says in one line how many records were skipped so far, if they have become more."""
+    told: dict[str, dict[str, int]] = {}
+
+    def hook(moment: hooks.Moment) -> None:
+        nonlocal told
+        if (rejected := mixture.rejected) != told:
+            told = rejected
+            counts = "; ".join(f"{name}: {describe(reasons)}" for name, reasons in rejected.items())
+            tell(f"Corrupt records, skipped up to step {moment.step}: {counts}.")
+
+    return hook
 
 
 def _stop(

@@ -13,7 +13,7 @@ from flamingo_jax.checkpoint import partial
 from flamingo_jax.checkpoint.arrays import CheckpointError
 from flamingo_jax.core import config as config_lib
 from flamingo_jax.core import paths, trees
-from flamingo_jax.data.tokenizer import FILE_NAME
+from flamingo_jax.data import tokenizer as tokenizer_lib
 from flamingo_jax.training.config import TrainConfig
 
 # tower: (prefix in its export, prefix in Flamingo, the stage that makes it, its part of the model config)
@@ -70,12 +70,12 @@ def _check(name: str, part: str, path: str, config: TrainConfig) -> None:
             + "\n  ".join(changed)
             + "\nGive this config the tower's values, or another tower."
         )
-    if name == "lm" and card.get("tokenizer") and _pieces(directory) != _pieces(paths.Path(config.data.tokenizer)):
+    if name == "lm" and card.get("tokenizer") and _pieces(directory) != _pieces(config.data.tokenizer):
         raise config_lib.ConfigError(
             f"The tokenizer {config.data.tokenizer} is not the one that the language model {directory} was trained with. "
             f"Set --config.data.tokenizer={directory}."
         )
 
 
-def _pieces(path: paths.Path) -> bytes:
-    return (path / FILE_NAME if path.is_dir() else path).read_bytes()
+def _pieces(path: paths.PathLike) -> bytes:
+    return tokenizer_lib.find(path).read_bytes()

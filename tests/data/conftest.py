@@ -7,6 +7,7 @@ from flamingo_jax.data.images import encode_png
 from flamingo_jax.data.schema import Document, ImageText, VideoText
 from flamingo_jax.data.tokenizer import SentencePieceTokenizer, train_sentencepiece
 from tests.data.tiny import CORRUPT, NUM_DOCUMENTS, NUM_PAGES, NUM_PAIRS, NUM_VIDEOS, page, solid
+from tests.data_pipelines.media import mp4
 
 
 @pytest.fixture(scope="session")
@@ -46,12 +47,18 @@ def datasets(tmp_path_factory):
         for k in range(NUM_VIDEOS):  # 2 frames per second; video k lasts k + 1 half seconds
             yield VideoText(tuple(encode_png(solid(20 * k + f)) for f in range(k + 1)), f"w{k} b", fps=2.0)
 
+    def files():
+        for k in range(NUM_VIDEOS):  # the same, each frame ten grey levels lighter than the one before
+            frames = [solid(20 * k + 10 * f, 16) for f in range(k + 1)]
+            yield VideoText((), f"w{k} b", video=mp4(frames, 2))
+
     def documents():
         return (Document(" ".join([f"w{k}"] * (1 + k % 5))) for k in range(NUM_DOCUMENTS))
 
     write_records(root / "pages", "interleaved_page", {"train": lambda: (page(k) for k in range(NUM_PAGES))})
     write_records(root / "pairs", "image_text", {"train": pairs, "test": lambda: [ImageText(b"x", "w0")]})
     write_records(root / "videos", "video_text", {"train": videos})
+    write_records(root / "files", "video_text", {"train": files})
     write_records(root / "documents", "document", {"train": documents})
     write_records(root / "corrupt", "image_text", {"train": lambda: [ImageText(b"no image", "w0")] * 3})
     return root

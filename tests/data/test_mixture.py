@@ -7,8 +7,11 @@ import logging
 import numpy as np
 import pytest
 
-from flamingo_jax.data.mixture import DataConfig, DatasetConfig, Mixture
+from flamingo_jax.data import mixture as mixture_lib
+from flamingo_jax.data.mixture import BrokenDataset, DataConfig, DatasetConfig, Mixture
+from flamingo_jax.data.rows import Row, collate, media_keys
 from flamingo_jax.data.schema import Batch
+from flamingo_jax.data.tokenizer import SentencePieceTokenizer
 from tests.data.tiny import CORRUPT, NUM_DOCUMENTS, NUM_PAGES, NUM_PAIRS, SIZE, page, solid
 
 
@@ -23,6 +26,7 @@ def config(datasets) -> DataConfig:
             "pairs": DatasetConfig("pairs", str(datasets / "pairs"), batch_size=4, length=8),
             "captions": DatasetConfig("captions", str(datasets / "pairs"), batch_size=4, length=8),
             "videos": DatasetConfig("pairs", str(datasets / "videos"), batch_size=4, length=8, num_frames=2),
+            "files": DatasetConfig("pairs", str(datasets / "files"), batch_size=4, length=8, num_frames=2),
             "text": DatasetConfig("text", str(datasets / "documents"), batch_size=4, length=12, documents_per_row=3),
         },
     )
@@ -42,7 +46,7 @@ def digest(*batches: Batch) -> str:
     return hashlib.sha256(b"".join(a.tobytes() for a in joined)).hexdigest()
 
 
-NAMES = ("pages", "pairs", "captions", "videos", "text")
+NAMES = ("pages", "pairs", "captions", "videos", "files", "text")
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -70,7 +74,7 @@ def test_one_two_and_four_processes_read_the_same_global_batch(config, words, na
 
 def test_reading_resumes_anywhere(config, words):
     mixture = Mixture(config, seed=5, tokenizer=words)
-    start = {"pages": 2, "text": 7, "pairs": 0}
+    start = {"pages": 2, "text": 7, "pairs": 0, "files": 1}
     batches = mixture.iterate(start)
     again = Mixture(config, seed=5, tokenizer=words)
     for step in range(6):
@@ -79,6 +83,51 @@ def test_reading_resumes_anywhere(config, words):
         for name, t in start.items():
             assert digest(read[name]) == digest(again.batch(name, t + step)), (name, step)
     batches.close()
+
+
+def test_threads_and_prefetching_change_nothing(config, words):
+    read = set()
+    for threads, prefetch in ((1, 1), (4, 8)):
+        changed = dataclasses.replace(config, num_threads=threads, prefetch=prefetch)
+        stream = Mixture(changed, seed=5, tokenizer=words).iterate({"pages": 0, "files": 0})
+        read.add(tuple(digest(batch) for _ in range(5) for batch in next(stream).values()))
+        stream.close()
+    assert len(read) == 1
+
+
+def keys(batch: Batch, rows: range = range(4)) -> list[tuple[int, int]]:
+    """The keys of all visual inputs of some rows, in order, in a batch of one shard."""
+    slots = batch.media_slot[rows]
+    return [tuple(key) for key in batch.media_key[slots[slots >= 0]].tolist()]
+
+
+def test_each_visual_input_has_a_key_of_its_own(config, words):
+    """Told by seed, dataset, position and number: another at each visit, whatever shards and processes there are."""
+    mixture = Mixture(config, seed=5, tokenizer=words)
+    seen = [key for name in ("pages", "pairs", "files") for t in range(8) for key in keys(mixture.batch(name, t))]
+    seen += [key for t in range(2) for key in keys(Mixture(config, seed=6, tokenizer=words).batch("pairs", t))]
+    assert len(set(seen)) == len(seen) > 80
+    for t in range(3):
+        whole = mixture.batch("pages", t)
+        halves = Mixture(config, seed=5, tokenizer=words, num_shards=2).batch("pages", t)
+        pool = len(halves.frames) // 2
+        own = [key for half in (0, 1) for key in keys(_half(halves, half, pool), range(2))]
+        assert own == keys(whole)
+        used = whole.frame_mask.any(axis=1)
+        assert used.sum() == len(own)
+        assert not whole.media_key[~used].any()
+
+
+def _half(batch: Batch, half: int, pool: int) -> Batch:
+    return dataclasses.replace(
+        batch, media_slot=batch.media_slot[2 * half :][:2], media_key=batch.media_key[pool * half :][:pool]
+    )
+
+
+def test_keys_are_those_of_earlier_versions():
+    """A literal: another version may not change the augmentation under a run."""
+    found = media_keys((5, 77), np.array([0, 0, 3]), np.array([0, 1, 0]))
+    assert found.tolist() == [[901855851, 1859788010], [3567790055, 4187486832], [3313789975, 1474861844]]
 
 
 def test_an_error_of_a_reading_thread_arrives(config, words):
@@ -186,6 +235,46 @@ def test_clips_of_videos(config, words):
     assert lengths == {1, 2}
 
 
+def test_clips_of_video_files(config, words):
+    """The same videos as files of 2 frames per second: the clips of the stored frames, as far as the codec keeps them."""
+    mixture = Mixture(config, seed=5, tokenizer=words)
+    lengths = set()
+    for t in range(4):
+        batch = mixture.batch("files", t)
+        for row, video in enumerate(numbers(batch, words)):
+            clip, mask = batch.frames[row, :, 4, 4, 0].astype(int), batch.frame_mask[row]
+            lengths.add(int(mask.sum()))
+            assert mask.tolist() == [True, video >= 2]
+            assert 20 * video - 3 <= clip[0] <= 20 * video + 10 * max(video - 2, 0) + 3
+            assert not mask[1] or abs(clip[1] - clip[0] - 20) <= 4  # two frames further, ten grey levels each
+    assert lengths == {1, 2}
+
+
+def test_the_record_at_a_position(config, words):
+    mixture = Mixture(config, seed=5, tokenizer=words)
+    for name in ("pairs", "text"):
+        share = 1 if name == "pairs" else 3
+        found = numbers(mixture.batch(name, 1), words)
+        stored = [mixture.record(name, (4 + row) * share).text for row in range(4)]
+        assert [int(text.split()[0][1:]) for text in stored] == found
+    assert all(mixture.record("pairs", position).text != f"w{CORRUPT} a" for position in range(NUM_PAIRS))
+
+
+def test_too_many_corrupt_records_stop_the_run(config, words, monkeypatch):
+    """Not the first few; then as soon as their share is beyond the limit. One of 14 is 7 %."""
+    monkeypatch.setattr(mixture_lib, "_ALWAYS_ALLOWED", 3)
+    changed = only(config, "pairs", batch_size=14)
+    mixture = Mixture(changed, seed=5, tokenizer=words)
+    for t in range(3):
+        mixture.batch("pairs", t)
+    message = r"'pairs': 4 of the \d+ records .*truncated_image 1\); expected at most 5.0% \(data.max_corrupt\)"
+    with pytest.raises(BrokenDataset, match=message):
+        mixture.batch("pairs", 3)
+    lenient = Mixture(dataclasses.replace(changed, max_corrupt=0.1), seed=5, tokenizer=words)
+    for t in range(8):
+        lenient.batch("pairs", t)
+
+
 def test_a_corrupt_record_is_replaced_and_counted_once(config, words, caplog):
     config = only(config, "pairs", batch_size=2)
     mixture = Mixture(config, seed=5, tokenizer=words)
@@ -195,7 +284,7 @@ def test_a_corrupt_record_is_replaced_and_counted_once(config, words, caplog):
         for t in range(NUM_PAIRS // 2, NUM_PAIRS):
             mixture.batch("pairs", t)
     assert sorted(first) == sorted([*(set(range(NUM_PAIRS)) - {CORRUPT}), CORRUPT + 1])
-    assert mixture.rejected == {"pairs": 1}
+    assert mixture.rejected == {"pairs": {"truncated_image": 1}}
     assert [f"record {CORRUPT} is skipped" in message for message in caplog.messages] == [True]
     again = Mixture(config, seed=5, tokenizer=words, cache_bytes=0)
     at = first.index(CORRUPT + 1) // 2
@@ -207,7 +296,7 @@ def test_nothing_but_corrupt_records_is_an_error(config, words, datasets):
     mixture = Mixture(config, seed=5, tokenizer=words)
     with pytest.raises(ValueError, match=r"'captions': 3 records of .*corrupt in a row, .* are corrupt"):
         mixture.batch("captions", 0)
-    assert mixture.rejected == {"captions": 3}
+    assert mixture.rejected == {"captions": {"not_an_image": 3}}
 
 
 def test_a_pool_that_is_too_small_is_an_error(config, words):
@@ -270,3 +359,34 @@ def test_what_does_not_fit_is_refused_at_the_start(config, words, name, changes,
 def test_nonsense_in_the_config_is_refused(config, changes, message):
     with pytest.raises(ValueError, match=message):
         only(config, "pages", **changes)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"image_size": 0}, "image_size is 0"),
+        ({"num_threads": -1}, "num_threads is -1"),
+        ({"prefetch": 0}, "prefetch 0, expected at least 0 and at least 1"),
+        ({"max_corrupt": 1.5}, "max_corrupt is 1.5, expected a share"),
+    ],
+)
+def test_nonsense_for_the_loader_is_refused(config, changes, message):
+    with pytest.raises(ValueError, match=message):
+        dataclasses.replace(config, **changes)
+
+
+def test_one_piece_for_begin_and_end_is_predicted_at_the_end(words, tmp_path):
+    """As in the vocabulary of GPT-2; the row starts with it, and its two documents end with it."""
+
+    class OnePiece(SentencePieceTokenizer):
+        bos_id = SentencePieceTokenizer.eos_id
+
+    words.save(tmp_path)
+    tokenizer = OnePiece.load(tmp_path)
+    end = tokenizer.eos_id
+    row = Row(*(np.array(row, np.int32) for row in ([end, 5, end, end, 6, end], [1, 1, 1, 2, 2, 2], [0] * 6)))
+    config = DatasetConfig("text", "", batch_size=1, length=8)
+    made = collate(
+        [row], config, image_size=1, num_shards=1, tokenizer=tokenizer, stream=(0, 0), first=0, where="batch"
+    )
+    np.testing.assert_array_equal(made.loss_weights, [[0, 1, 1, 0, 1, 1, 0, 0]])

@@ -1,6 +1,7 @@
 """Records survive storage; a batch that breaks its contract is refused with the row named."""
 
 import dataclasses
+import pickle
 
 import jax
 import numpy as np
@@ -39,8 +40,9 @@ def test_inconsistent_records_are_corrupt():
     example = schema.to_example(RECORDS[0])
     with pytest.raises(CorruptRecord, match="1 images and 3 texts are stored"):
         schema.from_example("interleaved_page", {**example, "images": [b"x"]})
-    with pytest.raises(CorruptRecord, match="UnicodeDecodeError"):
+    with pytest.raises(CorruptRecord, match="UnicodeDecodeError") as found:
         schema.from_example("document", {"text": b"\xff", "metadata": b""})
+    assert pickle.loads(pickle.dumps(found.value)).reason == "broken_text"  # also from another process
     with pytest.raises(CorruptRecord, match="KeyError"):
         schema.from_example("document", {"text": b"x"})
 
@@ -62,6 +64,7 @@ def batch(**changes) -> Batch:
         media_slot=np.array([[0, 1], [-1, -1], [0, -1], [1, -1]], np.int32),
         frames=np.zeros((4, 1, 2, 2, 3), np.uint8),
         frame_mask=np.ones((4, 1), bool),
+        media_key=np.zeros((4, 2), np.uint32),
     )
     for name, (where, value) in changes.items():
         array = getattr(good, name).copy()
@@ -77,11 +80,12 @@ def test_good_batches_pass_and_are_pytrees():
         media_slot=np.zeros((4, 0), np.int32),
         frames=np.zeros((0, 1, 2, 2, 3), np.uint8),
         frame_mask=np.zeros((0, 1), bool),
+        media_key=np.zeros((0, 2), np.uint32),
     )
     check(without_media, num_shards=2)
     doubled = jax.tree.map(lambda x: x, batch())
     assert isinstance(doubled, Batch)
-    assert len(jax.tree.leaves(doubled)) == 7
+    assert len(jax.tree.leaves(doubled)) == 8
 
 
 @pytest.mark.parametrize(
@@ -112,6 +116,8 @@ def test_bad_batches_are_refused(changes, message):
         ("media_slot", np.zeros((3, 2), np.int32), r"media_slot has shape \(3, 2\)"),
         ("frames", np.zeros((4, 1, 2, 2, 1), np.uint8), r"frames has shape \(4, 1, 2, 2, 1\)"),
         ("frame_mask", np.zeros((4, 2), bool), r"frame_mask has shape \(4, 2\), expected \[M, F\]"),
+        ("media_key", np.zeros((4, 1), np.uint32), r"media_key has shape \(4, 1\), expected \[M, 2\] with {'M': 4}"),
+        ("media_key", None, "media_key is a NoneType of no dtype, expected a numpy array of uint32"),
         ("tokens", np.zeros((4, 3), np.int64), "tokens is a ndarray of int64, expected a numpy array of int32"),
         ("tokens", [[1]], "tokens is a list of no dtype"),
     ],

@@ -1,5 +1,7 @@
 """Records by number, kept decoded while there is room."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
@@ -25,29 +27,70 @@ def test_missing_datasets_and_splits_are_named(datasets):
         Source(datasets / "documents", "dev")
 
 
+def damaged(source: Path, target: Path, change) -> Path:
+    """A copy of a dataset, its ArrayRecord file changed by a function of its bytes; None leaves the file out."""
+    target.mkdir()
+    for file in source.iterdir():
+        content = file.read_bytes()
+        content = change(content) if "array_record" in file.name else content
+        if content is not None:
+            (target / file.name).write_bytes(content)
+    return target
+
+
+def test_a_missing_file_is_named(datasets, tmp_path):
+    directory = damaged(datasets / "documents", tmp_path / "copy", lambda content: None)
+    with pytest.raises(
+        FileNotFoundError, match="lacks 1 of its 1 files, the first of them records-train.array_record-00000"
+    ):
+        Source(directory)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda content: content[: len(content) // 2],
+        lambda content: content[:-100],
+        lambda content: b"",
+        lambda content: bytes(len(content)),
+        lambda content: content[: len(content) // 2] + b"U" * 300 + content[len(content) // 2 + 300 :],
+    ],
+    ids=["half", "no_end", "empty", "zeros", "middle"],
+)
+def test_a_damaged_file_never_crashes_and_is_named(datasets, tmp_path, change):
+    source = Source(damaged(datasets / "documents", tmp_path / "copy", change))
+    failed = 0
+    for index in range(NUM_DOCUMENTS):
+        try:
+            assert isinstance(source[index], Document)
+        except CorruptRecord as error:
+            failed += 1
+            assert error.reason == "corrupt_record"
+            assert "records-train.array_record-00000" in str(error) or "stored document cannot be read" in str(error)
+    assert failed
+
+
 def test_a_damaged_chunk_is_a_corrupt_record(datasets, tmp_path):
-    for file in (datasets / "documents").iterdir():
-        content = bytearray(file.read_bytes())
-        if "array_record" in file.name:
-            at = content.find(b"w7")
-            assert at > 0
-            content[at] ^= 0xFF
-        (tmp_path / file.name).write_bytes(content)
-    source = Source(tmp_path)
+    def flip_a_bit(content):
+        assert b"w7" in content
+        return content.replace(b"w7", b"w\xc8", 1)
+
+    damaged(datasets / "documents", tmp_path / "copy", flip_a_bit)
+    source = Source(tmp_path / "copy")
     readable = []
     for index in range(NUM_DOCUMENTS):
         try:
             readable.append(source[index])
         except CorruptRecord as error:
-            assert f"Record {index} of {tmp_path}" in str(error)
+            assert f"Record {index} of {tmp_path / 'copy'} (train), in records-train" in str(error)
     assert len(readable) == NUM_DOCUMENTS - 1
     assert all(isinstance(record, Document) and "w7" not in record.text for record in readable)
 
 
 def test_images_are_decoded_once_if_there_is_room(monkeypatch):
     decoded = []
-    exact = images.decode
-    monkeypatch.setattr(images, "decode", lambda encoded, size: decoded.append(1) or exact(encoded, size))
+    exact = images.decode_inner
+    monkeypatch.setattr(images, "decode_inner", lambda encoded, size: decoded.append(1) or exact(encoded, size))
     encoded = [images.encode_png(solid(k)) for k in range(3)]
     more = [SIZE * SIZE * 3 - len(image) for image in encoded]  # that a decoded image takes
     for room, times in ((Room(more[0] + more[1]), 4), (Room(0), 6), (None, 6)):

@@ -93,3 +93,13 @@ def test_training_is_deterministic(tmp_path):
     for name in "ab":
         train_sentencepiece(["one two three", "four five six"] * 9, tmp_path / name, 300, "bpe")
     assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
+
+
+@pytest.mark.parametrize("model_type", ["unigram", "bpe"])
+def test_nothing_is_normalised(model_type, tmp_path):
+    """As for Chinchilla, no NFKC: a ligature, a superscript, a full-width letter and a split accent stay what they are."""
+    train_sentencepiece(["my cat and my dog"] * 20, tmp_path / "model", 300, model_type)
+    tokenizer = SentencePieceTokenizer.load(tmp_path / "model")
+    text = "ﬁ x² Ａ e\u0301 é №  \u00a0\t\r\n"
+    assert tokenizer.decode(tokenizer.encode(text)) == text
+    assert tokenizer.vocab_size >= 256 + 4  # a piece for each byte, and the four special ones

@@ -4,7 +4,7 @@ import jax
 import numpy as np
 from etils import epath
 
-from configs import tiny
+from configs import base, tiny
 from data_pipelines import tokenizer as tokenizer_pipeline
 from data_pipelines import world as world_pipeline
 from flamingo_jax.checkpoint.export import export
@@ -20,8 +20,18 @@ SIZE = 32
 
 def get_config(stage="flamingo"):
     """The tiny config with one or two narrow layers, and batches of four; `path` fields are set by the test."""
-    config = tiny.get_config(stage)
+    config = narrow(tiny.get_config(stage))
     config.name = f"small_{stage}"
+    config.data.augment.update(base.augment())
+    if stage == "flamingo":
+        config.data.datasets.pages.update(length=24, max_images=3)
+    if stage == "language_model":
+        config.data.datasets.text.length = 32
+    return config
+
+
+def narrow(config):
+    """Makes a config of the tiny model one that takes seconds: one or two narrow layers, batches of four, six steps."""
     config.steps = 6
     config.until = None
     model = config.model
@@ -35,10 +45,6 @@ def get_config(stage="flamingo"):
     sizes = {"batch_size": 4}
     for dataset in config.data.datasets.values():
         dataset.update(sizes)
-    if stage == "flamingo":
-        config.data.datasets.pages.update(length=24, max_images=3)
-    if stage == "language_model":
-        config.data.datasets.text.length = 32
     return config
 
 
@@ -73,11 +79,14 @@ def overrides(stage, world, towers=None):
     return flags + [f"--config.towers.{name}={towers / name}" for name in (("lm", "vision") if towers else ())]
 
 
-def make_towers(directory, world):
-    """Exports random towers, as the other two stages would their trained ones; nothing is compiled for it."""
+def make_towers(directory, world, config_of=get_config):
+    """Exports random towers, as the other two stages would their trained ones; nothing is compiled for it.
+
+    `config_of(stage)` gives the config; `world` holds the tokenizer.
+    """
     rng = np.random.default_rng(0)
     for name, stage in (("lm", "language_model"), ("vision", "contrastive")):
-        config = from_dict(TrainConfig, with_world(get_config(stage), world))
+        config = from_dict(TrainConfig, with_world(config_of(stage), world))
         config = config.resolved(SentencePieceTokenizer.load(config.data.tokenizer, ()).vocab_size)
         shapes = jax.eval_shape(build_objective(config, num_shards=1)[1].init, jax.random.key(0))
         params = jax.tree.map(lambda leaf: (0.2 * rng.normal(size=leaf.shape)).astype(leaf.dtype), shapes)
@@ -87,7 +96,7 @@ def make_towers(directory, world):
             kind=stage,
             config=to_dict(config.model),
             tokenizer=config.data.tokenizer,
-            preprocessing={"image_size": SIZE},
+            preprocessing={"image_size": config.data.image_size},
             step=0,
         )
     return directory
@@ -108,4 +117,5 @@ def batch(rows, length, images, seed, num_shards=1):
         media_slot=np.tile(slot, (num_shards, 1)),
         frames=rng.integers(0, 256, (rows * images, 1, SIZE, SIZE, 3)).astype(np.uint8),
         frame_mask=np.ones((rows * images, 1), bool),
+        media_key=rng.integers(0, 1 << 32, (rows * images, 2), dtype=np.uint32),
     )

@@ -46,6 +46,7 @@ def batch(rows, length, images, frames, pool, fill):
         frames=np.arange(pool, dtype=np.uint8)[:, None, None, None, None] * np.ones((1, frames, 2, 2, 3), np.uint8)
         + np.uint8(10 * fill),
         frame_mask=np.ones((pool, frames), bool),
+        media_key=np.arange(2 * pool, dtype=np.uint32).reshape(pool, 2) + np.uint32(100 * fill),
     )
 
 
@@ -61,4 +62,6 @@ def test_merge_pads_and_keeps_each_shards_pool():
     np.testing.assert_array_equal(merged.frame_mask[:5].sum(axis=1), [1, 1, 1, 1, 2])
     capacity = merged.frames.shape[0] // 2
     for row, own in ((0, 13), (2, 20), (3, 17), (5, 21)):  # the pixel of each row's own image before the merge
-        assert merged.frames[row // 3 * capacity + merged.media_slot[row, 0], 0, 0, 0, 0] == own
+        slot = row // 3 * capacity + merged.media_slot[row, 0]
+        assert merged.frames[slot, 0, 0, 0, 0] == own
+        assert merged.media_key[slot].tolist() == [80 * (own // 10) + 2 * own, 80 * (own // 10) + 2 * own + 1]

@@ -9,6 +9,8 @@ import pytest
 
 from flamingo_jax.core import trees
 from flamingo_jax.core.config import from_dict
+from flamingo_jax.data.augment import augment
+from flamingo_jax.data.config import NO_AUGMENTATION
 from flamingo_jax.training.config import TrainConfig
 from flamingo_jax.training.objective import weighted_mean
 from flamingo_jax.training.stage import build_objective
@@ -83,3 +85,28 @@ def test_contrastive_needs_an_image_for_each_text():
     batch = small.batch(rows=2, length=6, images=2, seed=0)
     with pytest.raises(ValueError, match="2 texts and a pool of 4 images"):
         jax.eval_shape(objective.loss, jax.eval_shape(objective.init, KEY), batch, KEY)
+
+
+@pytest.mark.parametrize("stage", ["contrastive", "flamingo"])
+def test_augmentation_follows_the_keys_of_the_batch(stage):
+    """With it the loss depends on the keys, and is the loss of the images augmented beforehand; without it keys are not looked at."""
+    config = from_dict(TrainConfig, small.get_config(stage)).resolved(small.VOCABULARY)
+    plain = dataclasses.replace(config, data=dataclasses.replace(config.data, augment=NO_AUGMENTATION))
+    with_it, without = (build_objective(c, num_shards=1)[1] for c in (config, plain))
+    shapes = jax.eval_shape(with_it.init, KEY)
+    rng = np.random.default_rng(0)
+    params = jax.tree.map(lambda leaf: jnp.asarray(0.2 * rng.normal(size=leaf.shape), leaf.dtype), shapes)
+    batch = small.batch(rows=2, length=6, images=1, seed=0)
+    other = dataclasses.replace(batch, media_key=batch.media_key + np.uint32(1))
+    augmented = dataclasses.replace(
+        batch,
+        frames=jax.jit(augment, static_argnums=2)(batch.frames, batch.media_key, config.data.augment),
+        media_key=None,
+    )
+    loss = {
+        on: jax.jit(lambda b, o=o: o.loss(o.arrange(params), b, KEY)[0])
+        for on, o in ((True, with_it), (False, without))
+    }
+    assert loss[True](batch) != loss[True](other)
+    assert loss[False](batch) == loss[False](other)
+    np.testing.assert_allclose(loss[True](batch), loss[False](augmented), rtol=1e-6)
