@@ -49,10 +49,10 @@ def files_below(directory: epath.Path) -> Iterator[epath.Path]:
             yield entry
 
 
-def identity(pattern: str) -> str:
-    """Returns a hash of the names and sizes of all files that an --input means, for telling other files at the same paths."""
+def identity(patterns: str | Sequence[str]) -> str:
+    """Returns a hash of the names and sizes of all files that an option means, for telling other files at the same paths."""
     stated = hashlib.sha256()
-    for one in filter(None, pattern.split(",")):
+    for one in filter(None, patterns.split(",") if isinstance(patterns, str) else patterns):
         place = epath.Path(one)
         files = files_below(place) if place.is_dir() else sorted(place.parent.glob(place.name))
         for file in files:

@@ -26,7 +26,6 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-import scipy.optimize
 from etils import epath
 
 from data_pipelines import jsonl, tars
@@ -241,6 +240,8 @@ def _optimal(images: Sequence[int], document: dict[str, Any]) -> list[Match]:
         raise ValueError(
             f"shape {similarity.shape}, expected {len(images)} x {len(document['text_list'])} finite numbers"
         )
+    import scipy.optimize  # takes a third of a second
+
     rows, columns = scipy.optimize.linear_sum_assignment(-similarity)
     return [Match(images[row], int(column), similarity[row, column]) for row, column in zip(rows, columns, strict=True)]
 

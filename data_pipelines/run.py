@@ -32,6 +32,14 @@ from data_pipelines.write_records import staged
 
 MARK = "pipeline.json"
 
+_READ = (
+    "input",
+    "dataset",
+    "tokenizer",
+    "against",
+    "embeddings",
+)  # options that name files: other files are another request
+
 Build = Callable[[Any, epath.Path, Execution], dict[str, int]]
 
 
@@ -89,8 +97,7 @@ def make(name: str, request: Any, output: str, how: Execution) -> bool:
     """
     target = epath.Path(output)
     decides = dataclasses.asdict(request)
-    if "input" in decides:
-        decides["input_identity"] = identity(decides["input"])
+    decides["files"] = {name: identity(decides[name]) for name in _READ if decides.get(name)}
     if how.validation_share:
         decides["validation_share"] = how.validation_share
     asked = json.loads(json.dumps({"pipeline": name, "request": decides}))

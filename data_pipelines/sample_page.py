@@ -138,7 +138,8 @@ def build(request: InspectRequest, output: epath.Path, how: Execution) -> dict[s
             )
     rejected = mixture.rejected.get(request.name, {})
     facts = _facts(samples, dataset, request) | {"corrupt records": describe(rejected) or "none"}
-    pictures = f"; images {request.image_size} x {request.image_size}, {'' if request.augment else 'not '}augmented as in training"
+    treated = "augmented as in training" if request.augment else "not augmented"
+    pictures = f"; images {request.image_size} x {request.image_size}, {treated}"
     made = (
         f"{request.dataset} ({request.split}), rows 0 to {len(samples) - 1} of dataset {request.name!r} with seed {request.seed}, as {kind}; "
         f"tokenizer {request.tokenizer}{pictures if dataset.num_media else ''}"

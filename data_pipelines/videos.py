@@ -178,7 +178,7 @@ def _from_row(row: dict[str, str], request: VideosRequest, folder: epath.Path) -
     if request.format == "webvid":
         if missing := {"videoid", "contentUrl", "page_dir", "name"} - set(row):
             return Reject("missing_column", f"no {', '.join(sorted(missing))} among {', '.join(row)}", broken=True)
-        name = f"{row['page_dir']}/{row['videoid']}.mp4"
+        name = "/".join(filter(None, (row["page_dir"], f"{row['videoid']}.mp4")))
         return _from_file(folder, name, _Clip(row["name"], row["videoid"], row["contentUrl"]), request)
     path = tables.column(row, request.video_column, VIDEO_COLUMNS)
     text = tables.column(row, request.text_column, TEXT_COLUMNS)

@@ -1,0 +1,132 @@
+"""Gives damaged files to the readers, each of which must come back with records or with what is wrong, in little time and memory.
+
+    python -m tests.data_pipelines.fuzz SCRATCH COUNT SEED FORMAT...
+
+Runs in a process of its own, since what it looks for ends or hangs processes. SCRATCH/FORMAT/current is the input in work, SCRATCH/FORMAT/found gets
+those that raised.
+Prints JSON: {format: {"outcomes": {what came back: count}, "raised": [...], "descriptors": gained, "growth": bytes in the second half, "peak": bytes}}.
+"""
+
+import collections
+import contextlib
+import ctypes
+import dataclasses
+import faulthandler
+import gc
+import json
+import os
+import pathlib
+import resource
+import sys
+import traceback
+import warnings
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+
+import numpy as np
+
+from tests.data_pipelines.mutate import mutate
+
+SECONDS = 20  # for one input; a process that takes longer ends with a traceback
+_MOST_RAISED = 20  # different ones of a format
+
+
+@dataclasses.dataclass(frozen=True)
+class Format:
+    """A format of files and what reads it.
+
+    Attributes:
+      make: sound files; those of a packed format before packing.
+      read: reads a file; yields what each thing in it became ("record", or a reason). What it raises is a fault.
+      suffix: of the file's name.
+      pack: compresses; half of the inputs are damaged before it, half after it.
+      keeps: bytes that a library is known to keep of each input.
+    """
+
+    make: Callable[[], Sequence[bytes]]
+    read: Callable[[pathlib.Path], Iterator[str]]
+    suffix: str = ""
+    pack: Callable[[bytes], bytes] | None = None
+    keeps: int = 0
+
+
+def damaged(form: Format, seeds: Sequence[bytes], packed: Sequence[bytes], rng: np.random.Generator) -> bytes:
+    """One input."""
+    if form.pack is None:
+        return mutate(seeds, rng)
+    return form.pack(mutate(seeds, rng)) if rng.random() < 0.5 else mutate(packed, rng)
+
+
+def run(name: str, form: Format, count: int, seed: int, scratch: pathlib.Path) -> dict[str, object]:
+    """Reads `count` damaged files of a format."""
+    seeds = list(form.make())
+    packed = [form.pack(data) for data in seeds] if form.pack else []
+    outcomes: collections.Counter[str] = collections.Counter()
+    raised: dict[str, str] = {}
+    file = scratch / f"current{form.suffix}"
+    for data in (
+        packed or seeds
+    ):  # what is sound has to be read as such, and everything imported before memory is looked at
+        file.write_bytes(data)
+        if set(form.read(file)) != {"record"}:
+            raise AssertionError(f"{name}: a sound file gave {list(form.read(file))}")
+    descriptors, at_half = _descriptors(), 0
+    for number in range(count):
+        if number == count // 2:
+            at_half = _memory()
+        data = damaged(form, seeds, packed, np.random.default_rng([seed, zlib.crc32(name.encode()), number]))
+        file.write_bytes(data)
+        faulthandler.dump_traceback_later(SECONDS, exit=True)
+        try:
+            outcomes.update(form.read(file))
+        except Exception as error:  # noqa: BLE001 (all of them are what is looked for)
+            where = traceback.extract_tb(error.__traceback__)[-1]
+            what = f"{type(error).__name__} in {pathlib.Path(where.filename).name}:{where.lineno}"
+            if what not in raised and len(raised) < _MOST_RAISED:
+                kept = scratch / "found" / f"{number}{form.suffix}"
+                kept.parent.mkdir(exist_ok=True)
+                kept.write_bytes(data)
+                raised[what] = f"{what}: {error!s:.200} ({kept})\n{traceback.format_exc()[-1500:]}"
+        finally:
+            faulthandler.cancel_dump_traceback_later()
+    return {
+        "outcomes": dict(outcomes.most_common()),
+        "raised": list(raised.values()),
+        "descriptors": _descriptors() - descriptors,
+        "growth": _memory() - at_half,
+        "peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+    }
+
+
+def _descriptors() -> int:
+    gc.collect()
+    return len(os.listdir("/proc/self/fd"))
+
+
+def _memory() -> int:
+    """Bytes of memory in use, once what is free has gone back to the system: one large image would otherwise look like a leak."""
+    gc.collect()
+    getattr(ctypes.CDLL(None), "malloc_trim", bool)(0)
+    return int(pathlib.Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+def main(scratch: str, count: str, seed: str, *names: str) -> None:
+    """Runs the formats of the command line."""
+    from tests.data_pipelines.fuzz_formats import FORMATS
+
+    faulthandler.enable()
+    warnings.simplefilter("error")
+    warnings.simplefilter("ignore", DeprecationWarning)  # of libraries among themselves
+    gc.collect()
+    gc.freeze()  # what is there by now need not be looked through each time that memory is measured
+    results = {}
+    for name in names:
+        with contextlib.redirect_stdout(sys.stderr):
+            directory = pathlib.Path(scratch) / name.replace("/", "_")
+            directory.mkdir()
+            results[name] = run(name, FORMATS[name], int(count), int(seed), directory)
+    print(json.dumps(results))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
