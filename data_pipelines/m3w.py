@@ -27,19 +27,20 @@ from typing import Any
 
 from etils import epath
 
-from data_pipelines import near_duplicates, warc
+from data_pipelines import near_duplicates
 from data_pipelines.collect import Found, collect
 from data_pipelines.filters import quality, repetition
-from data_pipelines.html_decode import HtmlLimits
-from data_pipelines.html_to_pages import html_to_page
-from data_pipelines.image_fetcher import ImageFetcher
 from data_pipelines.inputs import input_files
 from data_pipelines.keys import same_url, text_key, url_key
-from data_pipelines.language import check_languages, of_language
 from data_pipelines.on_beam import Execution
 from data_pipelines.page import Page, Picture, Reject
-from data_pipelines.page_images import Find, ImageLimits, local_image, with_images
-from data_pipelines.warc_index import WarcIndex, build_index
+from data_pipelines.web import warc
+from data_pipelines.web.html_decode import HtmlLimits
+from data_pipelines.web.html_to_pages import html_to_page
+from data_pipelines.web.image_fetcher import ImageFetcher
+from data_pipelines.web.language import check_languages, of_language
+from data_pipelines.web.page_images import Find, ImageLimits, local_image, with_images
+from data_pipelines.web.warc_index import WarcIndex, build_index
 from flamingo_jax.data.schema import InterleavedPage
 
 HTML_SUFFIXES = (".html", ".htm")

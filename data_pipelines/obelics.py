@@ -31,7 +31,7 @@ from data_pipelines.keys import text_key, url_key
 from data_pipelines.markers import without_markers
 from data_pipelines.on_beam import Execution
 from data_pipelines.page import Page, Picture, Reject
-from data_pipelines.page_images import local_image, with_images
+from data_pipelines.web.page_images import local_image, with_images
 from flamingo_jax.data.schema import InterleavedPage
 
 SUFFIXES = (".parquet",)

@@ -18,15 +18,15 @@ from typing import Any
 
 from etils import epath
 
-from data_pipelines import jsonl, tables, tars
 from data_pipelines.collect import Found, collect
+from data_pipelines.formats import jsonl, tables, tars
+from data_pipelines.formats.local_files import MAX_IMAGE_BYTES, read_inside
 from data_pipelines.inputs import input_files
 from data_pipelines.keys import url_key
-from data_pipelines.local_files import MAX_IMAGE_BYTES, read_inside
 from data_pipelines.markers import without_markers
 from data_pipelines.on_beam import Execution
 from data_pipelines.page import Reject
-from data_pipelines.page_images import as_stored
+from data_pipelines.web.page_images import as_stored
 from flamingo_jax.data import images
 from flamingo_jax.data.schema import CorruptRecord, ImageText
 

@@ -18,9 +18,9 @@ from typing import Any
 
 from etils import epath
 
-from data_pipelines import jsonl, tfrecord
 from data_pipelines.collect import Found, collect
 from data_pipelines.filters import quality, repetition
+from data_pipelines.formats import jsonl, tfrecord
 from data_pipelines.inputs import input_files
 from data_pipelines.keys import text_key, url_key
 from data_pipelines.markers import without_markers

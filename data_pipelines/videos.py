@@ -27,11 +27,11 @@ from typing import IO, Any
 from etils import epath
 from PIL import Image
 
-from data_pipelines import jsonl, tables, tars
 from data_pipelines.collect import Found, collect
+from data_pipelines.formats import jsonl, tables, tars
+from data_pipelines.formats.local_files import inside, read_inside
 from data_pipelines.inputs import input_files
 from data_pipelines.keys import url_key
-from data_pipelines.local_files import inside, read_inside
 from data_pipelines.on_beam import Execution
 from data_pipelines.page import Reject
 from data_pipelines.pairs import TEXT_COLUMNS, caption, sample_metadata

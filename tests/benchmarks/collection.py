@@ -21,7 +21,7 @@ import time
 
 import numpy as np
 
-from tests.data_pipelines import web
+from tests.data_pipelines import crawl
 
 NUM_FILES = 8
 IMAGES_PER_PAGE = 4
@@ -49,9 +49,9 @@ def make_crawl(directory: pathlib.Path, num_pages: int, images: list[bytes]) -> 
                     source = f"/images/{page}/{i}.jpg"
                     body.append(f'<figure><img src="{source}" alt="a picture"></figure>')
                     responses.append((f"https://site.example{source}", "image/jpeg", rng.choice(images)))
-            html = web.article(f"Page {page}", body).replace("<nav>", f"<nav><ul>{BOILERPLATE}</ul>")
+            html = crawl.article(f"Page {page}", body).replace("<nav>", f"<nav><ul>{BOILERPLATE}</ul>")
             responses.append((f"https://site.example/{page}.html", "text/html; charset=utf-8", html))
-        web.make_warc(directory / f"{number:05d}.warc.gz", responses)
+        crawl.make_warc(directory / f"{number:05d}.warc.gz", responses)
 
 
 def collect(crawl: pathlib.Path, output: pathlib.Path, num_workers: int) -> tuple[float, int, dict]:
@@ -77,7 +77,7 @@ def main() -> None:
     arguments = parser.parse_args()
     rng = np.random.default_rng(0)
     sizes = [(640, 480), (500, 375), (1024, 683), (800, 533)]
-    images = [web.jpeg(int(rng.integers(1 << 30)), *sizes[i % len(sizes)]) for i in range(64)]
+    images = [crawl.jpeg(int(rng.integers(1 << 30)), *sizes[i % len(sizes)]) for i in range(64)]
     with tempfile.TemporaryDirectory(dir=arguments.directory) as scratch:
         place = pathlib.Path(scratch)
         for name, pages in (("half", arguments.pages // 2), ("whole", arguments.pages)):

@@ -22,10 +22,11 @@ import tokenizers
 import zstandard
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
-from data_pipelines import jsonl, m3w, mmc4, obelics, pairs, tables, tars, text, tfrecord, videos
+from data_pipelines import m3w, mmc4, obelics, pairs, text, videos
 from data_pipelines.collect import Found
-from data_pipelines.html_to_pages import html_to_page
+from data_pipelines.formats import jsonl, tables, tars, tfrecord
 from data_pipelines.page import Page, Reject
+from data_pipelines.web.html_to_pages import html_to_page
 from flamingo_jax.data import images, video
 from flamingo_jax.data.huggingface_tokenizer import HuggingFaceTokenizer
 from flamingo_jax.data.schema import (
@@ -40,7 +41,7 @@ from flamingo_jax.data.schema import (
 from flamingo_jax.data.shards import Shard, shard_name, write_metadata, writing
 from flamingo_jax.data.sources import Source
 from flamingo_jax.data.tokenizer import SentencePieceTokenizer, Tokenizer, train_sentencepiece
-from tests.data_pipelines import web
+from tests.data_pipelines import crawl
 from tests.data_pipelines.fuzz import Format
 from tests.data_pipelines.media import grey_frames, mp4
 
@@ -160,8 +161,8 @@ def _html() -> list[bytes]:
         f'<img src="data:image/png;base64,{inline}"><noscript><img src="c.png"></noscript>'
     )
     return [
-        web.article("A page", [f"<p>{web.prose(1)}</p>", figures, table], head='<base href="/x/">').encode(),
-        web.article("Straße", [f"<div hidden>no</div><p>é&eacute;&#x1F600;&nbsp;{web.prose(2)}</p>"]).encode(
+        crawl.article("A page", [f"<p>{crawl.prose(1)}</p>", figures, table], head='<base href="/x/">').encode(),
+        crawl.article("Straße", [f"<div hidden>no</div><p>é&eacute;&#x1F600;&nbsp;{crawl.prose(2)}</p>"]).encode(
             "latin-1", "ignore"
         ),
         '<meta charset="shift_jis"><title>日本</title><p>日本語の文章。<img src="d.gif">'.encode("shift_jis"),
@@ -180,17 +181,17 @@ def _html_page(file: pathlib.Path) -> Iterator[str]:
 
 def _warcs() -> list[bytes]:
     url = "https://a.example/"
-    page = web.article("A page", [f'<p>{web.prose(1)}</p><img src="1.jpg"><img src="2.png">'])
+    page = crawl.article("A page", [f'<p>{crawl.prose(1)}</p><img src="1.jpg"><img src="2.png">'])
     responses = [
         (f"{url}page.html", "text/html", page),
-        (f"{url}1.jpg", "image/jpeg", web.jpeg(1)),
-        (f"{url}2.png", "image/png", web.png(2)),
+        (f"{url}1.jpg", "image/jpeg", crawl.jpeg(1)),
+        (f"{url}2.png", "image/png", crawl.png(2)),
     ]
     with tempfile.TemporaryDirectory() as directory:
         path = pathlib.Path(directory) / "one.warc"
-        web.make_warc(path, responses, gzip=False)
+        crawl.make_warc(path, responses, gzip=False)
         sound = path.read_bytes()
-        web.make_warc(path, responses[::-1], gzip=False)
+        crawl.make_warc(path, responses[::-1], gzip=False)
         return [sound, path.read_bytes()]
 
 
@@ -217,7 +218,7 @@ def _lines(rows: list[dict]) -> bytes:
 def _documents() -> list[dict]:
     return [
         {
-            "text": f"Ünïcode 猫\n{web.prose(k)}",
+            "text": f"Ünïcode 猫\n{crawl.prose(k)}",
             "url": f"https://a.example/{k}",
             "timestamp": "2020-01-01",
         }
@@ -241,7 +242,7 @@ _ANY_TEXT = text.TextRequest(quality_filter=False, repetition_filter=False)
 
 
 def _mmc4() -> list[dict]:
-    image = base64.b64encode(web.jpeg(3)).decode()
+    image = base64.b64encode(crawl.jpeg(3)).decode()
     infos = [
         {"image_name": f"{k}.jpg", "raw_url": f"https://a.example/{k}.jpg", "matched_text_index": 1 - k, "matched_sim": 0.3, "image_base64": image}
         for k in range(2)
@@ -259,7 +260,7 @@ def _mmc4_pages(file: pathlib.Path) -> Iterator[str]:
 
 def _obelics() -> list[bytes]:
     rows = [
-        {"images": [None, web.jpeg(k), None], "texts": [web.prose(k), None, "The end."],
+        {"images": [None, crawl.jpeg(k), None], "texts": [crawl.prose(k), None, "The end."],
          "metadata": "[null, {}, null]", "general_metadata": json.dumps({"url": f"https://a.example/{k}"})}
         for k in range(4)
     ]  # fmt: skip
@@ -291,7 +292,7 @@ def _tables() -> list[bytes]:
 def _table_rows(file: pathlib.Path) -> Iterator[str]:
     image = file.parent / "current.jpg"
     if not image.exists():
-        image.write_bytes(web.jpeg(1))
+        image.write_bytes(crawl.jpeg(1))
     request = pairs.PairsRequest(format="table")
     for part in tables.parts(str(file), 60):
         yield from _read("image_text", pairs.read_unit(request, part))
@@ -320,7 +321,7 @@ def _videos(file: pathlib.Path) -> Iterator[str]:
 def _tokenizers() -> tuple[Tokenizer, ...]:
     with tempfile.TemporaryDirectory() as directory:
         file = pathlib.Path(directory) / "tokenizer.model"
-        train_sentencepiece([web.prose(k) for k in range(20)], file, 400)
+        train_sentencepiece([crawl.prose(k) for k in range(20)], file, 400)
         pieces = SentencePieceTokenizer.load(file, NEW_TOKENS)
     trainer = trainers.BpeTrainer(
         vocab_size=400,
@@ -331,7 +332,7 @@ def _tokenizers() -> tuple[Tokenizer, ...]:
     byte_level = tokenizers.Tokenizer(models.BPE())
     byte_level.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     byte_level.decoder = decoders.ByteLevel()
-    byte_level.train_from_iterator([web.prose(k) for k in range(20)], trainer)
+    byte_level.train_from_iterator([crawl.prose(k) for k in range(20)], trainer)
     return pieces, HuggingFaceTokenizer(byte_level.to_str().encode(), NEW_TOKENS, eos="</s>")
 
 
@@ -425,7 +426,7 @@ FORMATS: dict[str, Format] = {
     "pairs_table": Format(_tables, _table_rows, ".csv"),
     "pairs_tar": Format(_tars, _pairs, ".tar"),
     "hdvila": Format(_video_lines, _video_clips, ".jsonl"),
-    "texts": Format(lambda: [web.prose(1).encode(), "Ünïcode 猫 👩‍👩‍👧 <EOC> <image>\n\t".encode()], _round_trip),
+    "texts": Format(lambda: [crawl.prose(1).encode(), "Ünïcode 猫 👩‍👩‍👧 <EOC> <image>\n\t".encode()], _round_trip),
     "tar": Format(_tars, _samples, ".tar"),
     "tar.gz": Format(_tars, _samples, ".tar.gz", _gzip),
     **{

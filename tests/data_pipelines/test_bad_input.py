@@ -24,7 +24,7 @@ from flamingo_jax.data.mixture import BrokenDataset, Mixture, describe
 from flamingo_jax.data.schema import ImageText, InterleavedPage, VideoText
 from flamingo_jax.data.sources import Source
 from flamingo_jax.data.tokenizer import SentencePieceTokenizer, train_sentencepiece
-from tests.data_pipelines import web
+from tests.data_pipelines import crawl
 from tests.data_pipelines.media import grey_frames, mp4
 
 ALL = Execution(num_workers=1, max_broken=1.0)
@@ -43,27 +43,29 @@ def bomb() -> bytes:
 def deep() -> bytes:
     """A PNG of 16 bits."""
     ramp = np.linspace(0, 65535, 96 * 80).reshape(80, 96).astype(np.uint16)
-    return web.encoded(PIL.Image.fromarray(ramp), "PNG")
+    return crawl.encoded(PIL.Image.fromarray(ramp), "PNG")
 
 
 def animated(kind: str) -> bytes:
-    return web.encoded(web.picture(5), kind, save_all=True, append_images=[web.picture(6), web.picture(7)], duration=50)
+    return crawl.encoded(
+        crawl.picture(5), kind, save_all=True, append_images=[crawl.picture(6), crawl.picture(7)], duration=50
+    )
 
 
 # name -> (file, the reason it is counted under; None = it is an image like any other)
 IMAGES = {
-    "truncated.jpg": (web.jpeg(1)[: len(web.jpeg(1)) // 2], "truncated_image"),
-    "truncated.png": (web.png(1)[: len(web.png(1)) // 2], "truncated_image"),
-    "truncated.webp": (web.webp(1)[: len(web.webp(1)) // 2], "truncated_image"),
+    "truncated.jpg": (crawl.jpeg(1)[: len(crawl.jpeg(1)) // 2], "truncated_image"),
+    "truncated.png": (crawl.png(1)[: len(crawl.png(1)) // 2], "truncated_image"),
+    "truncated.webp": (crawl.webp(1)[: len(crawl.webp(1)) // 2], "truncated_image"),
     "zero_byte.jpg": (b"", "empty_image"),
     "bomb.png": (bomb(), "image_too_large"),
     "page.jpg": (b"<html>404</html>", "not_an_image"),
-    "cmyk.jpg": (web.encoded(web.picture(2).convert("CMYK"), "JPEG"), None),
+    "cmyk.jpg": (crawl.encoded(crawl.picture(2).convert("CMYK"), "JPEG"), None),
     "16_bit.png": (deep(), None),
     "animated.gif": (animated("GIF"), None),
     "animated.webp": (animated("WEBP"), None),
-    "wrongly_named.jpg": (web.png(3), None),
-    "wrongly_named.png": (web.jpeg(4), None),
+    "wrongly_named.jpg": (crawl.png(3), None),
+    "wrongly_named.png": (crawl.jpeg(4), None),
 }
 REASONS = collections.Counter(reason for _, reason in IMAGES.values() if reason)
 SOUND = [data for data, reason in IMAGES.values() if reason is None]
@@ -80,13 +82,13 @@ def made(pipeline, request, tmp_path, how=ALL):
 def test_images_of_web_pages(tmp_path):
     pages, images = [], []
     for number, (name, (data, _)) in enumerate(IMAGES.items()):
-        body = [f"<p>{web.prose(number)}</p>", f'<img src="/{name}"><img src="/sound-{number}.jpg">']
-        pages.append((f"https://a.example/{number}.html", "text/html", web.article(f"Page {number}", body)))
+        body = [f"<p>{crawl.prose(number)}</p>", f'<img src="/{name}"><img src="/sound-{number}.jpg">']
+        pages.append((f"https://a.example/{number}.html", "text/html", crawl.article(f"Page {number}", body)))
         images += [
             (f"https://a.example/{name}", "image/jpeg", data),
-            (f"https://a.example/sound-{number}.jpg", "image/jpeg", web.jpeg(100 + number)),
+            (f"https://a.example/sound-{number}.jpg", "image/jpeg", crawl.jpeg(100 + number)),
         ]
-    web.make_warc(tmp_path / "crawl.warc.gz", [*pages, *images])
+    crawl.make_warc(tmp_path / "crawl.warc.gz", [*pages, *images])
     report, source = made(m3w, m3w.M3WRequest(input=str(tmp_path / "crawl.warc.gz")), tmp_path)
     assert report["images_rejected"] == REASONS
     assert report["rejected"] == {}
@@ -95,16 +97,16 @@ def test_images_of_web_pages(tmp_path):
 
 
 def test_html(tmp_path):
-    sound = web.article("A page", [f"<p>{web.prose(1)}</p>", '<img src="/a.jpg">'])
+    sound = crawl.article("A page", [f"<p>{crawl.prose(1)}</p>", '<img src="/a.jpg">'])
     responses = [
         ("https://a.example/sound.html", "text/html", sound),
-        ("https://a.example/a.jpg", "image/jpeg", web.jpeg(1)),
+        ("https://a.example/a.jpg", "image/jpeg", crawl.jpeg(1)),
         ("https://a.example/deep.html", "text/html", "<div>" * 100_000 + sound),
         ("https://a.example/large.html", "text/html", "<p>" + "word " * 150_000),
         ("https://a.example/broken.html", "text/html; charset=utf-8", bytes(range(128, 256)) * 40),
         ("https://a.example/empty.html", "text/html", b""),
     ]
-    web.make_warc(tmp_path / "crawl.warc.gz", responses)
+    crawl.make_warc(tmp_path / "crawl.warc.gz", responses)
     whole = (tmp_path / "crawl.warc.gz").read_bytes()
     (tmp_path / "crawl.warc.gz").write_bytes(whole + whole[: len(whole) // 300])
     request = m3w.M3WRequest(input=str(tmp_path / "crawl.warc.gz"), max_html_bytes=600_000)
@@ -134,9 +136,9 @@ def test_pairs(tmp_path):
     for number, (name, (data, _)) in enumerate(IMAGES.items()):
         suffix = name.partition(".")[2].replace("gif", "jpg")  # as img2dataset names what it does not encode anew
         members += [(f"{number}.{suffix}", data), (f"{number}.txt", b"A caption.")]
-    members += [("../../outside.jpg", web.jpeg()), ("../../outside.txt", b"A caption.")]
-    members += [("broken.jpg", web.jpeg(8)), ("broken.txt", b"\xff\xfe\xff")]
-    content = tar([*members, ("last.jpg", web.jpeg(9)), ("last.txt", b"x" * 2000)])
+    members += [("../../outside.jpg", crawl.jpeg()), ("../../outside.txt", b"A caption.")]
+    members += [("broken.jpg", crawl.jpeg(8)), ("broken.txt", b"\xff\xfe\xff")]
+    content = tar([*members, ("last.jpg", crawl.jpeg(9)), ("last.txt", b"x" * 2000)])
     (tmp_path / "00000.tar").write_bytes(content[: content.rindex(b"xx")])
     report, source = made(pairs, pairs.PairsRequest(input=str(tmp_path / "00000.tar")), tmp_path)
     assert report["rejected"] == {**REASONS, "path_traversal": 1, "broken_text": 1, "truncated_file": 1}
@@ -165,7 +167,7 @@ def test_videos(tmp_path):
 
 
 def test_documents(tmp_path):
-    rows = [json.dumps({"text": web.prose(1)}).encode(), b'{"text": "\xff"}', b"{", b"[]", b'{"words": 1}']
+    rows = [json.dumps({"text": crawl.prose(1)}).encode(), b'{"text": "\xff"}', b"{", b"[]", b'{"words": 1}']
     (tmp_path / "a.jsonl").write_bytes(b"\n".join(rows))
     report, source = made(text, text.TextRequest(input=str(tmp_path / "a.jsonl")), tmp_path)
     assert report["rejected"] == {"broken_text": 1, "not_json": 1, "not_an_object": 1, "no_text_field": 1}
@@ -173,7 +175,7 @@ def test_documents(tmp_path):
 
 
 def test_too_much_bad_input_stops_a_pipeline(tmp_path):
-    members = [("0.jpg", web.jpeg(1)), ("0.txt", b"A caption."), ("1.jpg", b"404"), ("1.txt", b"A caption.")]
+    members = [("0.jpg", crawl.jpeg(1)), ("0.txt", b"A caption."), ("1.jpg", b"404"), ("1.txt", b"A caption.")]
     (tmp_path / "00000.tar").write_bytes(tar(members))
     request = pairs.PairsRequest(input=str(tmp_path / "00000.tar"))
     with pytest.raises(ValueError, match="1 of 2 records are damaged"):
@@ -209,11 +211,11 @@ def test_stored_records(tmp_path, tokenizer):
     found = loaded(tmp_path / "pairs", "pairs", tokenizer)
     assert found == REASONS
     assert describe(found).startswith("truncated_image 3, ")
-    good = InterleavedPage(("a caption", web.jpeg(1)))
-    more_tags = InterleavedPage(("a caption <image>", web.jpeg(2)))
+    good = InterleavedPage(("a caption", crawl.jpeg(1)))
+    more_tags = InterleavedPage(("a caption <image>", crawl.jpeg(2)))
     write_records(tmp_path / "pages", "interleaved_page", {"train": lambda: [good, more_tags]})
     assert loaded(tmp_path / "pages", "interleaved", tokenizer) == {"corrupt_record": 1}
-    film, frame = mp4(grey_frames(40), faststart=True), web.jpeg(1)
+    film, frame = mp4(grey_frames(40), faststart=True), crawl.jpeg(1)
     clips = [
         VideoText((), "a caption", 1.0, film),
         VideoText((), "a caption", 1.0, film[: len(film) // 20]),
@@ -245,7 +247,7 @@ def test_damaged_files_of_a_dataset(tmp_path, tokenizer):
 
 def test_too_many_corrupt_records_stop_training(tmp_path, tokenizer):
     bad = [ImageText(b"404", "a caption")] * 60
-    good = [ImageText(web.jpeg(1), "a caption")] * 60
+    good = [ImageText(crawl.jpeg(1), "a caption")] * 60
     write_records(
         tmp_path / "pairs",
         "image_text",

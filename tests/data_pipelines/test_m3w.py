@@ -15,9 +15,9 @@ from data_pipelines.collect import Found
 from data_pipelines.m3w import M3WRequest, build, read_file
 from data_pipelines.on_beam import Execution
 from data_pipelines.page import Page, Picture, Reject
-from data_pipelines.warc_index import build_index
+from data_pipelines.web.warc_index import build_index
 from flamingo_jax.data.sources import Source
-from tests.data_pipelines import media, web
+from tests.data_pipelines import crawl, media
 
 SITE = "https://harbour.example"
 FILTERED = M3WRequest(input="unused")
@@ -29,8 +29,8 @@ def story(seed, *images, title=None, num_paragraphs=3):
     paragraphs = []
     for number in range(num_paragraphs):
         paragraphs += [f'<img src="{images[number]}">'] if number < len(images) else []
-        paragraphs += [f"<p>{web.prose(10 * seed + number)}</p>"]
-    return web.article(title or f"Story {seed}", paragraphs)
+        paragraphs += [f"<p>{crawl.prose(10 * seed + number)}</p>"]
+    return crawl.article(title or f"Story {seed}", paragraphs)
 
 
 def page_record(url, html, **options):
@@ -50,25 +50,25 @@ def test_page_becomes_a_record(tmp_path):
     html = story(1, "/a.jpg", "/b.png", "/c").replace(
         "</article>", '<a href="/film.mp4">A film</a><img src="/film.mp4"></article>'
     )
-    web.make_warc(
+    crawl.make_warc(
         tmp_path / "a.warc.gz",
         [
-            (f"{SITE}/a.jpg", "image/jpeg", web.jpeg(1)),  # before the page, the others behind it
+            (f"{SITE}/a.jpg", "image/jpeg", crawl.jpeg(1)),  # before the page, the others behind it
             page_record("p#top", html),
-            (f"{SITE}/b.png", "image/png", web.png(2)),
-            (f"{SITE}/c", "image/webp", web.webp(3)),
+            (f"{SITE}/b.png", "image/png", crawl.png(2)),
+            (f"{SITE}/c", "image/webp", crawl.webp(3)),
             (f"{SITE}/film.mp4", "video/mp4", media.mp4(media.grey_frames(3))),
         ],
     )
     (found,), rejects = read(tmp_path / "a.warc.gz", FILTERED)
     assert found.record.parts == (
         "Story 1",
-        web.jpeg(1),
-        web.prose(10),
-        web.png(2),
-        web.prose(11),
-        web.webp(3),
-        f"{web.prose(12)}\n\nA film",
+        crawl.jpeg(1),
+        crawl.prose(10),
+        crawl.png(2),
+        crawl.prose(11),
+        crawl.webp(3),
+        f"{crawl.prose(12)}\n\nA film",
     )
     assert json.loads(found.record.metadata) == {
         "url": f"{SITE}/p#top",
@@ -83,10 +83,10 @@ def test_page_becomes_a_record(tmp_path):
 
 def test_order_of_texts_and_images_is_that_of_the_page(tmp_path):
     html = "<title>T</title><p>one<img src=1>two</p><img src=2><p>three</p><img src=1><p>four</p><div><img src=3></div>five"
-    images = [(f"{SITE}/{n}", "image/png", web.png(n)) for n in (3, 1, 2)]
-    web.make_warc(tmp_path / "a.warc", [page_record("", html), *images], gzip=False)
+    images = [(f"{SITE}/{n}", "image/png", crawl.png(n)) for n in (3, 1, 2)]
+    crawl.make_warc(tmp_path / "a.warc", [page_record("", html), *images], gzip=False)
     (found,), rejects = read(tmp_path / "a.warc")
-    assert found.record.parts == ("T\n\none", web.png(1), "two", web.png(2), "three\nfour", web.png(3), "five")
+    assert found.record.parts == ("T\n\none", crawl.png(1), "two", crawl.png(2), "three\nfour", crawl.png(3), "five")
     assert reasons(rejects) == {("duplicate_image", "image"): 1}
 
 
@@ -94,29 +94,29 @@ def test_everything_that_is_left_out_is_counted_under_its_reason(tmp_path):
     german = " ".join(
         ["Der alte Hafen der Stadt liegt zwischen zwei Hügeln und die Boote kommen mit der Flut herein."] * 5
     )
-    plain = web.encoded(Image.new("RGB", (90, 90), (9, 9, 9)), "PNG")
+    plain = crawl.encoded(Image.new("RGB", (90, 90), (9, 9, 9)), "PNG")
     pages = {
         "good": story(
             1, "/good.jpg", "/small.jpg", "/long.jpg", "/plain.png", "/cut.jpg", "/none.jpg", num_paragraphs=6
         ),
         "no_image": story(2),
         "no_image_left": story(3, "/small.jpg"),
-        "language": web.article("Hafen", [f"<p>{german}</p><img src=/good.jpg>"]),
-        "too_few_words": web.article("Short", ["<p>The end of it.</p><img src=/good.jpg>"]),
-        "duplicate_lines": web.article("Again", [*[f"<p>{web.prose(4)}</p>"] * 5, "<img src=/good.jpg>"]),
+        "language": crawl.article("Hafen", [f"<p>{german}</p><img src=/good.jpg>"]),
+        "too_few_words": crawl.article("Short", ["<p>The end of it.</p><img src=/good.jpg>"]),
+        "duplicate_lines": crawl.article("Again", [*[f"<p>{crawl.prose(4)}</p>"] * 5, "<img src=/good.jpg>"]),
         "html_too_deep": "<div>" * 100_000,
         "html_too_large": b"<p>" + b"x" * 50_000_000,
         "no_text": "",
         "broken_text": b"<p>" + b"\xff\xfe\xe6" * 99,
     }
     images = {
-        "good.jpg": web.jpeg(),
-        "small.jpg": web.jpeg(1, 63, 64),
-        "long.jpg": web.jpeg(2, 301, 100),
+        "good.jpg": crawl.jpeg(),
+        "small.jpg": crawl.jpeg(1, 63, 64),
+        "long.jpg": crawl.jpeg(2, 301, 100),
         "plain.png": plain,
-        "cut.jpg": web.jpeg(3)[:300],
+        "cut.jpg": crawl.jpeg(3)[:300],
     }
-    web.make_warc(
+    crawl.make_warc(
         tmp_path / "a.warc.gz",
         [
             *(page_record(url, html) for url, html in pages.items()),
@@ -125,7 +125,7 @@ def test_everything_that_is_left_out_is_counted_under_its_reason(tmp_path):
     )
     found, rejects = read(tmp_path / "a.warc.gz", FILTERED)
     assert [json.loads(item.record.metadata)["url"] for item in found] == [f"{SITE}/good"]
-    assert found[0].record.images == (web.jpeg(),)
+    assert found[0].record.images == (crawl.jpeg(),)
     of_pages = {reject.reason for reject in rejects if reject.unit == "record"}
     assert of_pages == set(pages) - {"good"}
     assert collections.Counter(reject.reason for reject in rejects if reject.unit == "image") == {
@@ -142,7 +142,7 @@ def test_everything_that_is_left_out_is_counted_under_its_reason(tmp_path):
 def test_charsets_of_pages(tmp_path):
     text = "港は二つの丘の間にあります。"
     html = f'<meta charset="shift_jis"><p>{text}</p><img src=/a.jpg>'
-    web.make_warc(
+    crawl.make_warc(
         tmp_path / "a.warc.gz",
         [
             (f"{SITE}/1", "text/html", html.encode("shift_jis")),
@@ -153,7 +153,7 @@ def test_charsets_of_pages(tmp_path):
                 {"warc_headers": {"WARC-Identified-Content-Charset": "euc-jp"}},
             ),
             (f"{SITE}/3", "text/html; charset=utf-8", html.encode()),
-            (f"{SITE}/a.jpg", "image/jpeg", web.jpeg()),
+            (f"{SITE}/a.jpg", "image/jpeg", crawl.jpeg()),
         ],
     )
     found, _ = read(tmp_path / "a.warc.gz")
@@ -163,10 +163,10 @@ def test_charsets_of_pages(tmp_path):
 def test_truncated_and_damaged_archives_give_what_is_whole(tmp_path):
     path = tmp_path / "a.warc.gz"
     records = [
-        (f"{SITE}/a.jpg", "image/jpeg", web.jpeg()),
+        (f"{SITE}/a.jpg", "image/jpeg", crawl.jpeg()),
         *(page_record(str(i), story(i, "/a.jpg")) for i in range(4)),
     ]
-    places = web.make_warc(path, records)
+    places = crawl.make_warc(path, records)
     data = bytearray(path.read_bytes())[:-10]
     middle = places[2][0] + places[2][1] // 2
     data[middle : middle + 20] = bytes(20)
@@ -185,36 +185,36 @@ def test_what_is_no_archive_is_one_reject(content, tmp_path):
 
 
 def test_image_in_another_archive_is_found_with_an_index(tmp_path):
-    web.make_warc(tmp_path / "a.warc.gz", [page_record("p", story(1, "/a.jpg"))])
-    web.make_warc(tmp_path / "b.warc.gz", [(f"{SITE}/a.jpg", "image/jpeg", web.jpeg())])
+    crawl.make_warc(tmp_path / "a.warc.gz", [page_record("p", story(1, "/a.jpg"))])
+    crawl.make_warc(tmp_path / "b.warc.gz", [(f"{SITE}/a.jpg", "image/jpeg", crawl.jpeg())])
     _, rejects = read(tmp_path / "a.warc.gz")
     assert [reject.reason for reject in rejects] == ["missing_image", "no_image_left"]
     build_index([str(tmp_path / "b.warc.gz")], epath.Path(tmp_path / "index"))
     (found,), rejects = read(tmp_path / "a.warc.gz", index=str(tmp_path / "index"))
-    assert found.record.images == (web.jpeg(),) and not rejects
+    assert found.record.images == (crawl.jpeg(),) and not rejects
 
 
 def test_images_of_a_folder(tmp_path):
-    web.make_warc(tmp_path / "a.warc.gz", [page_record("p", story(1, "/img/a.jpg", "/../../b.jpg"))])
+    crawl.make_warc(tmp_path / "a.warc.gz", [page_record("p", story(1, "/img/a.jpg", "/../../b.jpg"))])
     (tmp_path / "images" / "harbour.example" / "img").mkdir(parents=True)
-    (tmp_path / "images" / "harbour.example" / "img" / "a.jpg").write_bytes(web.jpeg())
+    (tmp_path / "images" / "harbour.example" / "img" / "a.jpg").write_bytes(crawl.jpeg())
     (found,), rejects = read(tmp_path / "a.warc.gz", dataclasses.replace(OPEN, images=str(tmp_path / "images")))
-    assert found.record.images == (web.jpeg(),)
+    assert found.record.images == (crawl.jpeg(),)
     assert [reject.reason for reject in rejects] == ["missing_image"]
 
 
 def test_folder_of_pages(tmp_path):
     pages = tmp_path / "site" / "dir with space"
     (pages / "images").mkdir(parents=True)
-    (tmp_path / "secret.jpg").write_bytes(web.jpeg(9))
-    (tmp_path / "site" / "top.png").write_bytes(web.png(2))
-    (pages / "images" / "a b.jpg").write_bytes(web.jpeg(1))
+    (tmp_path / "secret.jpg").write_bytes(crawl.jpeg(9))
+    (tmp_path / "site" / "top.png").write_bytes(crawl.png(2))
+    (pages / "images" / "a b.jpg").write_bytes(crawl.jpeg(1))
     (pages / "page.html").write_text(
         story(1, "images/a%20b.jpg", "/top.png", "../../secret.jpg", "../../../secret.jpg", num_paragraphs=4)
     )
     request = dataclasses.replace(FILTERED, input=str(tmp_path / "site"))
     (found,), rejects = read(pages / "page.html", request)
-    assert found.record.images == (web.jpeg(1), web.png(2))
+    assert found.record.images == (crawl.jpeg(1), crawl.png(2))
     assert json.loads(found.record.metadata)["url"] == "file:///dir%20with%20space/page.html"
     assert {reject.reason for reject in rejects} <= {"missing_image", "duplicate_image"} and len(rejects) == 2
     (missing,) = read_file(request, str(pages / "gone.html"))
@@ -225,29 +225,29 @@ def without_cats(page: Page) -> Page | Reject:
     if "dog" in page.url:
         return Reject("explicit", "a dog")
     return dataclasses.replace(
-        page, parts=tuple(part for part in page.parts if not (isinstance(part, Picture) and part.data == web.png(1)))
+        page, parts=tuple(part for part in page.parts if not (isinstance(part, Picture) and part.data == crawl.png(1)))
     )
 
 
 def test_explicit_filter_sees_texts_and_images(tmp_path, monkeypatch):
     monkeypatch.setattr(m3w, "judge", without_cats, raising=False)
     request = dataclasses.replace(OPEN, explicit_filter="data_pipelines.m3w:judge")
-    images = [(f"{SITE}/{n}.png", "image/png", web.png(n)) for n in (1, 2)]
+    images = [(f"{SITE}/{n}.png", "image/png", crawl.png(n)) for n in (1, 2)]
     pages = [
         page_record("both", story(1, "/1.png", "/2.png")),
         page_record("dog", story(2, "/2.png")),
         page_record("cat", story(3, "/1.png")),
     ]
-    web.make_warc(tmp_path / "a.warc.gz", [*images, *pages])
+    crawl.make_warc(tmp_path / "a.warc.gz", [*images, *pages])
     (found,), rejects = read(tmp_path / "a.warc.gz", request)
-    assert found.record.images == (web.png(2),)
+    assert found.record.images == (crawl.png(2),)
     assert reasons(rejects) == {("explicit", "record"): 2}
     m3w._function.cache_clear()
 
 
 def test_near_duplicates_get_keys(tmp_path):
-    web.make_warc(
-        tmp_path / "a.warc.gz", [page_record("p", story(1, "/a.jpg")), (f"{SITE}/a.jpg", "image/jpeg", web.jpeg())]
+    crawl.make_warc(
+        tmp_path / "a.warc.gz", [page_record("p", story(1, "/a.jpg")), (f"{SITE}/a.jpg", "image/jpeg", crawl.jpeg())]
     )
     (found,), _ = read(tmp_path / "a.warc.gz", dataclasses.replace(OPEN, near_duplicates=True))
     assert {key.partition(":")[0] for key in found.keys} == {"url", "text", "text_alike"}
@@ -278,26 +278,26 @@ def test_request_can_be_sent_to_workers():
 
 def test_dataset_of_a_crawl(tmp_path):
     """The whole pipeline: two archives and a folder, an image across archives, duplicates out."""
-    crawl = tmp_path / "crawl"
-    crawl.mkdir()
-    web.make_warc(
-        crawl / "a.warc.gz",
+    directory = tmp_path / "crawl"
+    directory.mkdir()
+    crawl.make_warc(
+        directory / "a.warc.gz",
         [page_record("1", story(1, "/a.jpg")), page_record("2", story(2, "/b.png")), page_record("3", story(3))],
     )
-    web.make_warc(
-        crawl / "b.warc.gz",
+    crawl.make_warc(
+        directory / "b.warc.gz",
         [
-            (f"{SITE}/a.jpg", "image/jpeg", web.jpeg(1)),
-            (f"{SITE}/b.png", "image/png", web.png(2)),
+            (f"{SITE}/a.jpg", "image/jpeg", crawl.jpeg(1)),
+            (f"{SITE}/b.png", "image/png", crawl.png(2)),
             page_record("1#again", story(4, "/a.jpg")),
             page_record("copy", story(2, "/b.png")),
         ],
     )
-    (crawl / "a.jpg").write_bytes(web.jpeg(5))
-    (crawl / "page.html").write_text(story(6, "a.jpg"))
+    (directory / "a.jpg").write_bytes(crawl.jpeg(5))
+    (directory / "page.html").write_text(story(6, "a.jpg"))
     output = epath.Path(tmp_path / "m3w")
     output.mkdir()
-    request = M3WRequest(input=str(crawl), image_index="input")
+    request = M3WRequest(input=str(directory), image_index="input")
     counts = build(request, output, Execution(num_workers=1))
     assert counts == {
         "in": 6,
@@ -309,5 +309,5 @@ def test_dataset_of_a_crawl(tmp_path):
     source = Source(output, "train")
     assert source.kind == "interleaved_page"
     found = {json.loads(source[i].metadata)["url"]: source[i].images for i in range(len(source))}
-    assert found == {f"{SITE}/1": (web.jpeg(1),), f"{SITE}/2": (web.png(2),), "file:///page.html": (web.jpeg(5),)}
+    assert found == {f"{SITE}/1": (crawl.jpeg(1),), f"{SITE}/2": (crawl.png(2),), "file:///page.html": (crawl.jpeg(5),)}
     assert not list(output.glob("*.sqlite"))

@@ -12,8 +12,9 @@ import PIL.Image
 import pytest
 from etils import epath
 
-from data_pipelines import jsonl, mmc4
+from data_pipelines import mmc4
 from data_pipelines.collect import Found
+from data_pipelines.formats import jsonl
 from data_pipelines.mmc4 import MMC4Request, interleaved, read_document, read_unit
 from data_pipelines.on_beam import Execution
 from data_pipelines.page import Reject

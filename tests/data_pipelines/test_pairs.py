@@ -12,10 +12,10 @@ from etils import epath
 
 from data_pipelines import pairs
 from data_pipelines.collect import Found
+from data_pipelines.formats.tables import Part
 from data_pipelines.on_beam import Execution
 from data_pipelines.page import Reject
 from data_pipelines.pairs import PairsRequest, caption, read_unit
-from data_pipelines.tables import Part
 from flamingo_jax.data.schema import ImageText
 from flamingo_jax.data.sources import Source
 

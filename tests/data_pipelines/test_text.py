@@ -14,7 +14,7 @@ import tensorflow_datasets as tfds
 import zstandard
 from etils import epath
 
-from data_pipelines import tfrecord
+from data_pipelines.formats import tfrecord
 from data_pipelines.on_beam import Execution
 from data_pipelines.page import Reject
 from data_pipelines.text import RowGroups, TextRequest, build, parts, read

@@ -10,11 +10,12 @@ import PIL.Image
 import pytest
 from etils import epath
 
-from data_pipelines import jsonl, videos
+from data_pipelines import videos
 from data_pipelines.collect import Found
+from data_pipelines.formats import jsonl
+from data_pipelines.formats.tables import Part
 from data_pipelines.on_beam import Execution
 from data_pipelines.page import Reject
-from data_pipelines.tables import Part
 from data_pipelines.videos import VideosRequest, read_unit
 from flamingo_jax.data.schema import VideoText
 from flamingo_jax.data.sources import Source

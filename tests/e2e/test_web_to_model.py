@@ -14,12 +14,12 @@ from data_pipelines.videos import VideosRequest
 from flamingo_jax.data.schema import InterleavedPage
 from flamingo_jax.data.sources import Source
 from flamingo_jax.training import metrics
-from tests.data_pipelines import media, web
+from tests.data_pipelines import crawl, media
 from tests.e2e import web as config_file
 from tests.training import small
 
 NUM_PAGES = 12
-IMAGES = {"jpg": ("image/jpeg", web.jpeg), "png": ("image/png", web.png), "webp": ("image/webp", web.webp)}
+IMAGES = {"jpg": ("image/jpeg", crawl.jpeg), "png": ("image/png", crawl.png), "webp": ("image/webp", crawl.webp)}
 
 
 def make_crawl(directory):
@@ -33,11 +33,11 @@ def make_crawl(directory):
             for i, (suffix, (kind, make)) in enumerate(IMAGES.items()):
                 source = f"/{page}-{i}.{suffix}"
                 responses.append((f"https://site.example{source}", kind, make(10 * page + i)))
-                body += [f"<p>{web.prose(100 * page + i)}</p>", f'<figure><img src="{source}"></figure>']
+                body += [f"<p>{crawl.prose(100 * page + i)}</p>", f'<figure><img src="{source}"></figure>']
             body.append('<p>See the film: <a href="/film.mp4">film</a> <video src="/film.mp4"></video></p>')
-            html = web.article(f"The harbour, part {page}", body)
+            html = crawl.article(f"The harbour, part {page}", body)
             responses.append((f"https://site.example/{page}.html", "text/html; charset=utf-8", html))
-        web.make_warc(directory / f"{number}.warc.gz", responses)
+        crawl.make_warc(directory / f"{number}.warc.gz", responses)
 
 
 def make_pairs(file):
@@ -45,9 +45,14 @@ def make_pairs(file):
     with tarfile.open(file, "w") as tar:
         for i in range(8):
             key = f"00000{i:04d}"
-            about = {"url": f"https://cdn.example/{i}.jpg", "caption": web.prose(i, 1), "key": key, "status": "success"}
+            about = {
+                "url": f"https://cdn.example/{i}.jpg",
+                "caption": crawl.prose(i, 1),
+                "key": key,
+                "status": "success",
+            }
             for suffix, data in (
-                ("jpg", web.jpeg(i)),
+                ("jpg", crawl.jpeg(i)),
                 ("txt", about["caption"].encode()),
                 ("json", json.dumps(about).encode()),
             ):
@@ -61,7 +66,7 @@ def make_clips(directory):
     directory.mkdir()
     for i in range(4):
         (directory / f"{i}.mp4").write_bytes(media.mp4(media.grey_frames(20 + 10 * i)))
-        (directory / f"{i}.txt").write_text(web.prose(i, 1))
+        (directory / f"{i}.txt").write_text(crawl.prose(i, 1))
 
 
 @pytest.fixture(scope="module")

@@ -7,9 +7,9 @@ import tarfile
 import numpy as np
 import pytest
 
-from data_pipelines import tars
+from data_pipelines.formats import tars
+from data_pipelines.formats.tars import Sample, samples
 from data_pipelines.page import Reject
-from data_pipelines.tars import Sample, samples
 
 
 def made(members, *, form=tarfile.USTAR_FORMAT) -> bytes:

@@ -3,7 +3,7 @@
 import pytest
 from etils import epath
 
-from data_pipelines.local_files import inside, read_inside
+from data_pipelines.formats.local_files import inside, read_inside
 from data_pipelines.page import Reject
 
 

@@ -20,11 +20,11 @@ from typing import Any, NamedTuple
 
 from selectolax.lexbor import LexborHTMLParser
 
-from data_pipelines.boilerplate import SKIPPED_TAGS, Kind, kind_of
-from data_pipelines.html_decode import HtmlLimits, decode_html
-from data_pipelines.html_pictures import joined, picture_of
 from data_pipelines.markers import without_markers
 from data_pipelines.page import Page, Picture, Reject
+from data_pipelines.web.boilerplate import SKIPPED_TAGS, Kind, kind_of
+from data_pipelines.web.html_decode import HtmlLimits, decode_html
+from data_pipelines.web.html_pictures import joined, picture_of
 
 _SEPARATORS = ("", " ", " | ", "\n", "\n\n")  # from the weakest to the strongest
 _SPACE, _CELL, _LINE, _PARAGRAPH = range(1, 5)

@@ -7,17 +7,17 @@ import hypothesis
 import hypothesis.strategies as st
 import pytest
 
-from data_pipelines import warc
 from data_pipelines.page import Reject
-from data_pipelines.warc_index import WarcIndex, build_index
-from tests.data_pipelines import web
+from data_pipelines.web import warc
+from data_pipelines.web.warc_index import WarcIndex, build_index
+from tests.data_pipelines import crawl
 
-PAGE = web.article("Title", [f"<p>{web.prose(0)}</p>"])
-JPEG = web.jpeg()
+PAGE = crawl.article("Title", [f"<p>{crawl.prose(0)}</p>"])
+JPEG = crawl.jpeg()
 RESPONSES = [
     ("https://example.org/", "text/html; charset=UTF-8", PAGE),
     ("https://example.org/a.jpg", "image/jpeg", JPEG),
-    ("https://example.org/b.webp", "application/octet-stream", web.webp()),
+    ("https://example.org/b.webp", "application/octet-stream", crawl.webp()),
     ("https://example.org/x", "application/xhtml+xml", PAGE),
 ]
 
@@ -33,7 +33,7 @@ def body(entry):
 
 @pytest.mark.parametrize("packed", [True, False])
 def test_pages_and_images_are_found_and_read(packed, tmp_path):
-    places = web.make_warc(tmp_path / "a.warc.gz", RESPONSES, gzip=packed)
+    places = crawl.make_warc(tmp_path / "a.warc.gz", RESPONSES, gzip=packed)
     found = entries(tmp_path / "a.warc.gz")
     assert [(entry.place.offset, entry.place.length) for entry in found] == places
     assert [(entry.url, entry.is_html, entry.is_image) for entry in found] == [
@@ -42,14 +42,14 @@ def test_pages_and_images_are_found_and_read(packed, tmp_path):
         ("https://example.org/b.webp", False, True),
         ("https://example.org/x", True, False),
     ]
-    assert [body(entry) for entry in found] == [PAGE.encode(), JPEG, web.webp(), PAGE.encode()]
+    assert [body(entry) for entry in found] == [PAGE.encode(), JPEG, crawl.webp(), PAGE.encode()]
     with open(tmp_path / "a.warc.gz", "rb") as file:
         assert warc.read(found[1].place, 1_000_000, file).body == JPEG
 
 
 def test_charset_is_that_of_the_archive_then_of_the_server(tmp_path):
     identified = {"warc_headers": {"WARC-Identified-Content-Charset": "shift_jis"}}
-    web.make_warc(
+    crawl.make_warc(
         tmp_path / "a.warc.gz",
         [
             ("https://example.org/1", "text/html; charset=utf-8", PAGE, identified),
@@ -63,7 +63,7 @@ def test_charset_is_that_of_the_archive_then_of_the_server(tmp_path):
 
 def test_what_is_no_page_or_image_is_passed_over(tmp_path):
     url = "https://example.org/"
-    web.make_warc(
+    crawl.make_warc(
         tmp_path / "a.warc.gz",
         [
             (url, "text/html", PAGE, {"status": "404 Not Found"}),
@@ -83,7 +83,7 @@ def test_what_is_no_page_or_image_is_passed_over(tmp_path):
 
 def test_encodings_of_the_transfer_are_undone(tmp_path):
     chunked = b"5\r\n<p>on\r\n3\r\ne.\n\r\n0\r\n\r\n"
-    web.make_warc(
+    crawl.make_warc(
         tmp_path / "a.warc.gz",
         [
             ("https://e.org/1", "text/html", gzip.compress(PAGE.encode()), {"headers": [("Content-Encoding", "gzip")]}),
@@ -101,7 +101,7 @@ def test_encodings_of_the_transfer_are_undone(tmp_path):
 def test_a_body_is_read_up_to_the_limit(headers, tmp_path):
     page = b"<p>" + b"x" * 5_000_000
     sent = gzip.compress(page) if headers else page
-    web.make_warc(tmp_path / "a.warc.gz", [("https://example.org/", "text/html", sent, {"headers": headers})])
+    crawl.make_warc(tmp_path / "a.warc.gz", [("https://example.org/", "text/html", sent, {"headers": headers})])
     (entry,) = entries(tmp_path / "a.warc.gz")
     assert warc.read(entry.place, 1_000).body == page[:1_001]
 
@@ -110,17 +110,17 @@ def test_a_body_is_read_up_to_the_limit(headers, tmp_path):
 @pytest.mark.parametrize("missing", [1, 5, 300])
 def test_truncated_file_gives_what_is_whole(packed, missing, tmp_path):
     path = tmp_path / "a.warc.gz"
-    web.make_warc(path, RESPONSES, gzip=packed)
+    crawl.make_warc(path, RESPONSES, gzip=packed)
     path.write_bytes(path.read_bytes()[:-missing])
     *whole, last = entries(path)
-    assert [body(entry) for entry in whole] == [PAGE.encode(), JPEG, web.webp()]
+    assert [body(entry) for entry in whole] == [PAGE.encode(), JPEG, crawl.webp()]
     assert last.reason == "truncated_file" and last.broken and str(path) in last.detail
 
 
 @pytest.mark.parametrize("where", [0, 4, 12, 100, -6])
 def test_damaged_member_loses_itself_alone(where, tmp_path):
     path = tmp_path / "a.warc.gz"
-    places = web.make_warc(path, RESPONSES)
+    places = crawl.make_warc(path, RESPONSES)
     data = bytearray(path.read_bytes())
     offset = places[1][0] + where % places[1][1]
     data[offset : offset + 4] = bytes(value ^ 0xFF for value in data[offset : offset + 4])
@@ -137,7 +137,7 @@ def test_damaged_member_loses_itself_alone(where, tmp_path):
 
 def test_damage_to_the_last_record_and_padding_behind(tmp_path):
     path = tmp_path / "a.warc.gz"
-    web.make_warc(path, RESPONSES[:2])
+    crawl.make_warc(path, RESPONSES[:2])
     path.write_bytes(path.read_bytes() + bytes(1000))
     *whole, last = entries(path)
     assert len(whole) == 2 and last.reason == "damaged_record"
@@ -159,14 +159,14 @@ def test_what_is_no_warc_file(content, tmp_path):
 def test_archive_in_one_gzip_stream_is_told(tmp_path):
     """Its records cannot be read by random access: only the first one is seen."""
     plain = tmp_path / "plain.warc"
-    web.make_warc(plain, RESPONSES, gzip=False)
+    crawl.make_warc(plain, RESPONSES, gzip=False)
     (tmp_path / "a.warc.gz").write_bytes(gzip.compress(plain.read_bytes()))
     *_, last = entries(tmp_path / "a.warc.gz")
     assert last.reason == "unreadable_file" and "one gzip member per record" in last.detail
 
 
 def test_damaged_place(tmp_path):
-    web.make_warc(tmp_path / "a.warc.gz", RESPONSES)
+    crawl.make_warc(tmp_path / "a.warc.gz", RESPONSES)
     for place in (warc.Place(str(tmp_path / "a.warc.gz"), 7, 100), warc.Place(str(tmp_path / "none"), 0, 9)):
         assert warc.read(place, 1000).broken
 
@@ -178,7 +178,7 @@ def test_damaged_place(tmp_path):
 )
 def test_any_damage_gives_entries_or_rejects(tmp_path_factory, changes, packed, cut):
     path = tmp_path_factory.getbasetemp() / "fuzzed.warc.gz"
-    web.make_warc(path, RESPONSES, gzip=packed)
+    crawl.make_warc(path, RESPONSES, gzip=packed)
     data = bytearray(path.read_bytes())
     for position, value in changes:
         data[position % len(data)] = value
@@ -193,10 +193,10 @@ def test_index_of_images_in_several_files(tmp_path):
     for number in range(3):
         files.append(str(tmp_path / f"{number}.warc.gz"))
         images = [
-            (f"http://example.org/{number}.png", "image/png", web.png(number)),
-            ("https://example.org/same", "image/png", web.png(10 + number)),
+            (f"http://example.org/{number}.png", "image/png", crawl.png(number)),
+            ("https://example.org/same", "image/png", crawl.png(10 + number)),
         ]
-        web.make_warc(files[-1], [("https://example.org/", "text/html", PAGE), *images])
+        crawl.make_warc(files[-1], [("https://example.org/", "text/html", PAGE), *images])
     (tmp_path / "1.warc.gz").write_bytes(
         (tmp_path / "1.warc.gz").read_bytes()[:-9]
     )  # what is broken is told when its pages are read
@@ -205,14 +205,14 @@ def test_index_of_images_in_several_files(tmp_path):
         found = {url: index.find(f"https://example.org/{url}") for url in ("0.png", "1.png", "2.png", "same", "none")}
         assert found.pop("none") is None
         read = {url: warc.read(place, 10**6).body for url, place in found.items()}
-        assert read == {"0.png": web.png(0), "1.png": web.png(1), "2.png": web.png(2), "same": web.png(10)}
+        assert read == {"0.png": crawl.png(0), "1.png": crawl.png(1), "2.png": crawl.png(2), "same": crawl.png(10)}
 
 
 def test_warc_is_one_that_warcio_reads(tmp_path):
     """The maker's files are the format, not our idea of it."""
     from warcio.archiveiterator import ArchiveIterator
 
-    web.make_warc(tmp_path / "a.warc.gz", RESPONSES)
+    crawl.make_warc(tmp_path / "a.warc.gz", RESPONSES)
     with open(tmp_path / "a.warc.gz", "rb") as file:
         found = [
             (record.rec_headers["WARC-Target-URI"], record.content_stream().read())

@@ -6,11 +6,11 @@ import threading
 
 import pytest
 
-from data_pipelines.image_fetcher import FetchLimits, ImageFetcher, is_public
 from data_pipelines.page import Reject
-from tests.data_pipelines import web
+from data_pipelines.web.image_fetcher import FetchLimits, ImageFetcher, is_public
+from tests.data_pipelines import crawl
 
-JPEG = web.jpeg()
+JPEG = crawl.jpeg()
 
 
 class Handler(http.server.BaseHTTPRequestHandler):

@@ -4,8 +4,8 @@ import codecs
 
 import pytest
 
-from data_pipelines.html_decode import HtmlLimits, decode_html
 from data_pipelines.page import Reject
+from data_pipelines.web.html_decode import HtmlLimits, decode_html
 
 JAPANESE = "<p>日本語の文章です。港は二つの丘の間にあります。</p>"
 FRENCH = "<p>Le café près de la forêt où l’été dure – « déjà »</p>"

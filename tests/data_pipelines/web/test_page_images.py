@@ -9,9 +9,9 @@ from etils import epath
 from PIL import Image
 
 from data_pipelines.page import Page, Picture, Reject
-from data_pipelines.page_images import ImageLimits, as_stored, keep_image, local_image, with_images
+from data_pipelines.web.page_images import ImageLimits, as_stored, keep_image, local_image, with_images
 from flamingo_jax.data import images
-from tests.data_pipelines import web
+from tests.data_pipelines import crawl
 
 
 def reason(data, limits=None):
@@ -34,7 +34,7 @@ def reason(data, limits=None):
         (193, 64, "image_aspect"),
     ],
 )
-@pytest.mark.parametrize("encode", [web.jpeg, web.png, web.webp])
+@pytest.mark.parametrize("encode", [crawl.jpeg, crawl.png, crawl.webp])
 def test_size_and_aspect_at_the_thresholds(encode, width, height, expected):
     assert reason(encode(0, width, height)) == expected
 
@@ -42,7 +42,7 @@ def test_size_and_aspect_at_the_thresholds(encode, width, height, expected):
 def test_sides_are_those_of_the_upright_image():
     turned = Image.Exif()
     turned[0x0112] = 6
-    data = web.encoded(web.picture(0, 80, 240), "JPEG", exif=turned)
+    data = crawl.encoded(crawl.picture(0, 80, 240), "JPEG", exif=turned)
     assert images.probe(data).width == 240 and reason(data) is None
 
 
@@ -50,15 +50,15 @@ def test_sides_are_those_of_the_upright_image():
 @pytest.mark.parametrize(("width", "height"), [(64, 64), (200, 70), (640, 480)])
 def test_single_colour(kind, width, height):
     plain = Image.new("RGB", (width, height), (200, 30, 99))
-    assert reason(web.encoded(plain, kind)) == "single_colour"
+    assert reason(crawl.encoded(plain, kind)) == "single_colour"
     plain.paste((30, 200, 99), (width // 2, height // 2, width // 2 + 20, height // 2 + 20))
-    assert reason(web.encoded(plain, kind)) is None
+    assert reason(crawl.encoded(plain, kind)) is None
 
 
 def test_single_colour_is_not_seen_in_what_pads_the_square():
-    assert reason(web.encoded(Image.new("RGB", (192, 64), (255, 0, 0)), "PNG")) == "single_colour"
-    assert reason(web.encoded(Image.new("L", (64, 192), 7), "PNG")) == "single_colour"
-    assert reason(web.encoded(Image.new("RGBA", (99, 99), (1, 2, 3, 0)), "PNG")) == "single_colour"
+    assert reason(crawl.encoded(Image.new("RGB", (192, 64), (255, 0, 0)), "PNG")) == "single_colour"
+    assert reason(crawl.encoded(Image.new("L", (64, 192), 7), "PNG")) == "single_colour"
+    assert reason(crawl.encoded(Image.new("RGBA", (99, 99), (1, 2, 3, 0)), "PNG")) == "single_colour"
 
 
 @pytest.mark.parametrize(
@@ -67,10 +67,10 @@ def test_single_colour_is_not_seen_in_what_pads_the_square():
         (b"", "empty_image"),
         (b"<html>no image</html>", "not_an_image"),
         (b"<svg xmlns='http://www.w3.org/2000/svg'/>", "not_an_image"),
-        (web.jpeg()[:-200], "truncated_image"),
-        (web.png()[:-900], "truncated_image"),
-        (web.webp()[:-20], "truncated_image"),
-        (web.encoded(Image.new("1", (20_000, 20_000)), "PNG"), "image_too_large"),
+        (crawl.jpeg()[:-200], "truncated_image"),
+        (crawl.png()[:-900], "truncated_image"),
+        (crawl.webp()[:-20], "truncated_image"),
+        (crawl.encoded(Image.new("1", (20_000, 20_000)), "PNG"), "image_too_large"),
     ],
     ids=["empty", "html", "svg", "jpeg", "png", "webp", "bomb"],
 )
@@ -80,21 +80,21 @@ def test_damaged_images(data, expected):
 
 
 def test_bytes_at_the_limit():
-    data = web.jpeg()
+    data = crawl.jpeg()
     assert reason(data, ImageLimits(max_bytes=len(data))) is None
     assert reason(data, ImageLimits(max_bytes=len(data) - 1)) == "image_too_large"
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
 def test_images_are_stored_as_they_are(kind):
-    data = web.encoded(web.picture(), kind)
+    data = crawl.encoded(crawl.picture(), kind)
     assert as_stored(data) is data
 
 
 @pytest.mark.parametrize("mode", ["RGB", "L", "P", "1", "RGBA", "CMYK"])
 def test_other_formats_become_png(mode):
-    image = web.picture().convert(mode)
-    data = web.encoded(image, "TIFF")
+    image = crawl.picture().convert(mode)
+    data = crawl.encoded(image, "TIFF")
     stored = as_stored(data)
     assert images.probe(stored).format == "PNG"
     assert np.abs(images.decode(stored, 96).astype(int) - images.decode(data, 96)).max() <= 1
@@ -103,8 +103,8 @@ def test_other_formats_become_png(mode):
 
 @pytest.mark.parametrize("kind", ["GIF", "WEBP", "PNG"])
 def test_animation_is_stored_as_its_first_frame(kind):
-    frames = [web.picture(seed) for seed in range(3)]
-    data = web.encoded(frames[0], kind, save_all=True, append_images=frames[1:], lossless=True)
+    frames = [crawl.picture(seed) for seed in range(3)]
+    data = crawl.encoded(frames[0], kind, save_all=True, append_images=frames[1:], lossless=True)
     stored = as_stored(data)
     with Image.open(io.BytesIO(stored)) as image:
         assert image.format == "PNG" and not getattr(image, "is_animated", False)
@@ -117,13 +117,13 @@ def page(*parts):
 
 
 def test_pictures_get_their_bytes_in_order():
-    files = {"a": web.jpeg(1), "b": web.png(2)}
+    files = {"a": crawl.jpeg(1), "b": crawl.png(2)}
     found, rejects = with_images(page("one", ["a"], ["b"], "two"), files.get)
     assert found.parts == ("one", Picture("a", files["a"]), Picture("b", files["b"]), "two") and not rejects
 
 
 def test_pictures_that_go_are_counted_and_their_texts_joined():
-    files = {"good": web.jpeg(1), "small": web.jpeg(1, 30, 30), "copy": web.jpeg(1), "cut": web.jpeg()[:99]}
+    files = {"good": crawl.jpeg(1), "small": crawl.jpeg(1, 30, 30), "copy": crawl.jpeg(1), "cut": crawl.jpeg()[:99]}
     refused = Reject("fetch_refused", "not public")
 
     def find(url):
@@ -147,7 +147,7 @@ def test_pictures_that_go_are_counted_and_their_texts_joined():
 
 
 def test_bytes_within_the_page_are_not_looked_for():
-    picture = Picture("data:image/jpeg,1", web.jpeg())
+    picture = Picture("data:image/jpeg,1", crawl.jpeg())
     found, _ = with_images(Page("u", ("x", picture)), lambda url: pytest.fail(url))
     assert found.pictures == (picture,)
 

@@ -2,9 +2,9 @@
 
 import pytest
 
-from data_pipelines.language import check_languages, of_language
 from data_pipelines.page import Page, Reject
-from tests.data_pipelines import web
+from data_pipelines.web.language import check_languages, of_language
+from tests.data_pipelines import crawl
 
 GERMAN = "Der alte Hafen der Stadt liegt zwischen zwei Hügeln, und die Boote kommen mit der Flut vor dem Morgengrauen herein."
 
@@ -14,7 +14,7 @@ def page(text, language=""):
 
 
 @pytest.mark.parametrize(
-    ("text", "found"), [(web.prose(0), "en"), (GERMAN, "de"), ("古い港は二つの丘の間にあります。", "ja")]
+    ("text", "found"), [(crawl.prose(0), "en"), (GERMAN, "de"), ("古い港は二つの丘の間にあります。", "ja")]
 )
 def test_language_is_that_of_the_text(text, found):
     assert of_language(page(text, "xx"), (found,)) == page(text, found)
@@ -29,8 +29,8 @@ def test_all_languages_are_welcome_without_a_list():
 
 
 def test_probability_at_the_threshold():
-    assert of_language(page(web.prose(0)), ("en",), 0.9).language == "en"
-    assert of_language(page(web.prose(0)), ("en",), 1.0).reason == "language"
+    assert of_language(page(crawl.prose(0)), ("en",), 0.9).language == "en"
+    assert of_language(page(crawl.prose(0)), ("en",), 1.0).reason == "language"
 
 
 @pytest.mark.parametrize("text", ["", " ", "12 34 56", "\x00", "🙂" * 9, "a" * 100_000])

@@ -7,10 +7,10 @@ import hypothesis
 import hypothesis.strategies as st
 import pytest
 
-from data_pipelines.html_decode import HtmlLimits
-from data_pipelines.html_to_pages import html_to_page
 from data_pipelines.page import Page, Picture, Reject
-from tests.data_pipelines import web
+from data_pipelines.web.html_decode import HtmlLimits
+from data_pipelines.web.html_to_pages import html_to_page
+from tests.data_pipelines import crawl
 
 URL = "https://example.org/blog/post.html"
 
@@ -32,7 +32,7 @@ def text(html):
 
 
 def test_texts_and_images_come_in_document_order():
-    html = web.article(
+    html = crawl.article(
         "A day",
         [
             "<p>First.</p>",
@@ -140,7 +140,7 @@ def test_name_of_boilerplate_on_most_of_the_page_cuts_nothing():
 
 
 def test_main_body_is_the_level_that_holds_the_text():
-    story = "".join(f"<p>{web.prose(seed)}</p><img src='{seed}.jpg'>" for seed in range(4))
+    story = "".join(f"<p>{crawl.prose(seed)}</p><img src='{seed}.jpg'>" for seed in range(4))
     html = (
         '<title>T</title><div class="top"><img src="banner.jpg"><p>Welcome</p></div>'
         f'<div><div>{story}</div><div class="right"><img src="other.jpg"><p>Weather</p></div></div>'
@@ -151,7 +151,7 @@ def test_main_body_is_the_level_that_holds_the_text():
 
 
 def test_heading_and_article_stay_whole():
-    story = "".join(f"<p>{web.prose(seed)}</p>" for seed in range(4))
+    story = "".join(f"<p>{crawl.prose(seed)}</p>" for seed in range(4))
     beside = f'<div><h1>Head</h1><img src="hero.jpg"><div class="text">{story}</div></div><div>Else</div>'
     assert parts(beside)[:2] == ["Head", ["hero.jpg"]]
     whole = f'<article><img src="hero.jpg"><div>{story}</div></article><div>Else</div>'
@@ -159,7 +159,7 @@ def test_heading_and_article_stay_whole():
 
 
 def test_text_spread_over_many_blocks_stays():
-    html = "".join(f"<div><h2>Part {i}</h2><p>{web.prose(i)}</p><img src={i}.jpg></div>" for i in range(5))
+    html = "".join(f"<div><h2>Part {i}</h2><p>{crawl.prose(i)}</p><img src={i}.jpg></div>" for i in range(5))
     assert [part for part in parts(html) if isinstance(part, list)] == [[f"{i}.jpg"] for i in range(5)]
 
 
@@ -224,7 +224,7 @@ def test_base_of_the_page():
 
 
 def test_image_within_the_page():
-    data = web.png(1)
+    data = crawl.png(1)
     packed = base64.b64encode(data).decode()
     page = html_to_page(f'<p>x</p><img alt="the  dog" src="data:image/png;base64,{packed}">'.encode(), URL)
     assert page.pictures[0].data == data and page.pictures[0].alt == "the dog"

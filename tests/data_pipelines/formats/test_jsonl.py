@@ -9,8 +9,8 @@ import zstandard
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data_pipelines import jsonl
-from data_pipelines.jsonl import Lines, parts, rows
+from data_pipelines.formats import jsonl
+from data_pipelines.formats.jsonl import Lines, parts, rows
 from data_pipelines.page import Reject
 
 

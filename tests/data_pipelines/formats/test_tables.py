@@ -2,9 +2,9 @@
 
 import pytest
 
-from data_pipelines import tables
+from data_pipelines.formats import tables
+from data_pipelines.formats.tables import Part, column, parts, rows
 from data_pipelines.page import Reject
-from data_pipelines.tables import Part, column, parts, rows
 
 
 @pytest.fixture
