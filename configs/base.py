@@ -187,6 +187,7 @@ def dataset(kind: str, path: str, *, batch_size: int, length: int, **fields: obj
         p_next=0.5,  # how often a page's text attends the next image, not the last (paper, A.3.2)
         space_prefix=0.5,  # how often a caption gets a space in front (paper, A.3.3)
         documents_per_row=8,
+        rows_per_group=1,
     )
     config.lock().update(fields)
     return config

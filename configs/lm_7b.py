@@ -26,7 +26,12 @@ def get_config(data: str = "/data") -> config_dict.ConfigDict:
     config.stage = "language_model"
     config.model.lm.update(SHAPE)
     config.data.tokenizer = f"{data}/tokenizer"
-    config.data.datasets = {"text": base.dataset("text", f"{data}/text", batch_size=1024, length=2048)}
+    # Documents of 512 tokens or more fill the rows; `--pipeline=pool --rows_per_group=16` says what suits the data.
+    config.data.datasets = {
+        "text": base.dataset(
+            "text", f"{data}/text", batch_size=1024, length=2048, documents_per_row=4, rows_per_group=16
+        )
+    }
     config.steps = 500_000
     config.optimizer.update(learning_rate=1.2e-4, warmup_steps=1_500, schedule="cosine", final_fraction=0.1)
     config.mesh.update(data=32, model=4)

@@ -45,6 +45,7 @@ class PoolRequest:
       length: L, tokens per row.
       max_images: N, images per row of interleaved pages.
       new_tokens: those of the model, in its order.
+      rows_per_group: of text: rows that share their documents.
       rows_per_shard: rows of a batch on one data shard: batch_size / (replica * data).
       batches: shards' batches in the whole run: steps * data shards.
       overflow_probability: of the whole run.
@@ -58,6 +59,7 @@ class PoolRequest:
     length: int = 256
     max_images: int = 5
     new_tokens: tuple[str, ...] = (EOC,)
+    rows_per_group: int = 1
     rows_per_shard: int = 32
     batches: int = 1_000_000
     overflow_probability: float = 1e-6
@@ -68,7 +70,7 @@ class PoolRequest:
         for name in ("dataset", "tokenizer"):
             if not getattr(self, name):
                 raise ValueError(f"pool: --{name} is missing: give the directory of a {name}.")
-        for name in ("length", "max_images", "rows_per_shard", "batches", "num_sampled"):
+        for name in ("length", "max_images", "rows_per_group", "rows_per_shard", "batches", "num_sampled"):
             if getattr(self, name) < 1:
                 raise ValueError(f"pool: got --{name}={getattr(self, name)}, expected at least 1.")
         if not 0 < self.overflow_probability < 1:
@@ -132,12 +134,12 @@ def distribution(histogram: np.ndarray, rows: int) -> np.ndarray:
 
 
 def fill(lengths: np.ndarray, length: int, documents: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Returns (share of a row that is filled, share of the text that is seen) with d documents for each row.
+    """Returns (share of a group of rows that is filled, share of the text that is seen) with d documents for each group.
 
     Args:
-      lengths: int[n] tokens of documents; longer ones than L count L, since a window of them is taken.
-      length: L.
-      documents: int[n, d] which documents the rows get.
+      lengths: int[n] tokens of documents; longer ones than a group count as long, since a window of them is taken.
+      length: tokens of a group, L for each of its rows.
+      documents: int[n, d] which documents the groups get.
     """
     total = np.minimum(np.asarray(lengths), length)[documents].cumsum(axis=1)
     seen = np.minimum(total, length)
@@ -191,7 +193,9 @@ def _of_documents(
     lengths, corrupt = _sample(request, source, lambda record: (len(text.tokenise_document(record.text, tokenizer)),))  # type: ignore[union-attr]
     lengths = lengths[:, 0]
     rng = np.random.default_rng(request.seed)
-    filled, seen = fill(lengths, request.length, rng.integers(len(lengths), size=(_ROWS, _MOST_DOCUMENTS)))
+    rows = request.rows_per_group
+    drawn = rng.integers(len(lengths), size=(max(_ROWS // rows, 1), _MOST_DOCUMENTS * rows))
+    filled, seen = (shares[rows - 1 :: rows] for shares in fill(lengths, request.length * rows, drawn))
     documents = int(np.argmax(filled >= min(_FULL, filled[-1])))
     result = {
         "documents_per_row": documents + 1,

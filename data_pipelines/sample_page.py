@@ -56,6 +56,7 @@ class InspectRequest:
       p_next: probability that a page's text attends the next image.
       space_prefix: probability that a space is put before the text of a pair.
       documents_per_row: documents set aside for each row of packed text.
+      rows_per_group: rows of packed text that share their documents.
       new_tokens: those of the model, in its order.
       augment: whether images are flipped and recoloured as in training.
     """
@@ -75,6 +76,7 @@ class InspectRequest:
     p_next: float = 0.5
     space_prefix: float = 0.5
     documents_per_row: int = 8
+    rows_per_group: int = 1
     new_tokens: tuple[str, ...] = ("<EOC>",)
     augment: bool = True
 
@@ -118,6 +120,7 @@ def build(request: InspectRequest, output: epath.Path, how: Execution) -> dict[s
         p_next=request.p_next,
         space_prefix=request.space_prefix,
         documents_per_row=request.documents_per_row,
+        rows_per_group=request.rows_per_group,
     )
     config = DataConfig(request.tokenizer, request.image_size, {request.name: dataset}, max_corrupt=1.0)
     mixture = Mixture(config, seed=request.seed, tokenizer=tokenizer)

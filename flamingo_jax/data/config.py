@@ -23,6 +23,8 @@ class DatasetConfig:
         p_next: probability that a page's text attends the next image instead of the previous one.
         space_prefix: probability that a space is put before the text of a pair.
         documents_per_row: documents set aside for each row of packed text; what does not fit is left out.
+        rows_per_group: rows of packed text that share their documents: what one row's end cuts off goes on in the next. Text is
+            then left out at the end of a group alone, and `data_pipelines.run --pipeline=pool` says how much.
     """
 
     kind: Literal["interleaved", "pairs", "captions", "text"]
@@ -38,9 +40,18 @@ class DatasetConfig:
     p_next: float = 0.5
     space_prefix: float = 0.5
     documents_per_row: int = 8
+    rows_per_group: int = 1
 
     def __post_init__(self) -> None:
-        for name in ("batch_size", "length", "max_images", "num_frames", "frame_rate", "documents_per_row"):
+        for name in (
+            "batch_size",
+            "length",
+            "max_images",
+            "num_frames",
+            "frame_rate",
+            "documents_per_row",
+            "rows_per_group",
+        ):
             if getattr(self, name) <= 0:
                 raise ValueError(f"{name} of a dataset is {getattr(self, name)}, expected a positive number.")
         for name in ("p_next", "space_prefix"):

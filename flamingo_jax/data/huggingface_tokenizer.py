@@ -55,13 +55,13 @@ class HuggingFaceTokenizer(WithNewTokens):
                 f"{JSON_NAME}. Put tokenizer_config.json there, with eos_token and bos_token."
             )
         self._names = {"bos": bos or eos, "eos": eos, "pad": pad or eos}
-        ids = {name: self._tokenizer.token_to_id(piece) for name, piece in self._names.items()}
-        if missing := [name for name, found in ids.items() if found is None]:
+        found = {name: self._tokenizer.token_to_id(piece) for name, piece in self._names.items()}
+        if missing := [name for name, number in found.items() if number is None]:
             raise ValueError(
                 f"The vocabulary of {JSON_NAME} has no piece {self._names[missing[0]]!r}, the {missing[0]} token."
             )
-        self._ids: dict[str, int] = ids
-        self._silent = frozenset(ids.values())
+        self._ids = {name: number for name, number in found.items() if number is not None}
+        self._silent = frozenset(self._ids.values())
 
     @classmethod
     def load(

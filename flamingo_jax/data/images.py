@@ -18,7 +18,7 @@ from jaxtyping import UInt8
 from PIL import Image
 
 from flamingo_jax.data.schema import CorruptRecord
-from flamingo_jax.data.shrink import MOST, shrink
+from flamingo_jax.data.shrink import MOST, scratch, shrink
 
 # The mean colour of ImageNet, which the vision encoder's normalisation maps to (almost) 0.
 MEAN_COLOUR = (124, 116, 104)
@@ -61,7 +61,7 @@ def decode(encoded: bytes, size: int) -> UInt8[np.ndarray, "S S 3"]:
     """Decodes an image into a square: `decode_inner`, then `place`.
 
     Returns:
-        uint8[size, size, 3] RGB. The longer side fills the square, the image is in its middle.
+        uint8[size, size, 3] RGB, not to be written to. The longer side fills the square, the image is in its middle.
 
     Raises:
         CorruptRecord: as of `decode_inner`.
@@ -112,9 +112,15 @@ def place(inner: UInt8[np.ndarray, "h w 3"], square: UInt8[np.ndarray, "S S 3"])
     size, (height, width) = len(square), inner.shape[:2]
     top, left = (size - height) // 2, (size - width) // 2
     square[top : top + height, left : left + width] = inner
-    for band in (square[:top], square[top + height :], square[:, :left], square[:, left + width :]):
-        if band.size:
-            band[...] = MEAN_COLOUR
+    mean = _mean(size)
+    for band in (np.s_[:top], np.s_[top + height :], np.s_[:, :left], np.s_[:, left + width :]):
+        square[band] = mean[band]
+
+
+@functools.lru_cache(maxsize=8)
+def _mean(size: int) -> np.ndarray:
+    """A square of the mean colour: copying it is faster than writing three numbers again and again."""
+    return np.full((size, size, 3), MEAN_COLOUR, np.uint8)
 
 
 def encode_png(image: UInt8[np.ndarray, "h w 3"]) -> bytes:
@@ -200,7 +206,8 @@ def _jpeg(encoded: bytes, inner: tuple[int, int]) -> np.ndarray | None:
             1 <= a / b <= MOST for a, b in zip((width, height), inner, strict=True)
         ):
             return _resized(simplejpeg.decode_jpeg(encoded, "RGB", **least), inner)
-        return shrink(simplejpeg.decode_jpeg(encoded, "RGBX", **least), inner)
+        buffer = scratch("decoded", np.uint8, (height * width * 4,))
+        return shrink(simplejpeg.decode_jpeg(encoded, "RGBX", buffer=buffer, **least), inner)
     except ValueError:
         return None
 

@@ -78,7 +78,7 @@ class Mixture:
                 "shards must be a multiple of the number of processes, and the index less than that."
             )
         share = cache_bytes // max(len(config.datasets), 1)
-        self._num_threads = config.num_threads or len(os.sched_getaffinity(0))
+        self._num_threads = config.num_threads or _num_cores()
         self._prefetch = config.prefetch
         self._datasets = {
             name: _Dataset(
@@ -180,10 +180,10 @@ class _Dataset:
 
     def batch(self, t: int) -> Batch:
         first = t * self._config.batch_size + self._first_row
-        make = self._text_row if self._config.kind == "text" else self._row
+        positions = range(first, first + self._rows)
         where = f"batch {t} of dataset {self._name!r}"
         batch = collate(
-            [make(i) for i in range(first, first + self._rows)],
+            self._text_rows(positions) if self._config.kind == "text" else [self._row(i) for i in positions],
             self._config,
             image_size=self._image_size,
             num_shards=self._num_shards,
@@ -202,12 +202,19 @@ class _Dataset:
     def _row(self, position: int) -> Row:
         return self._draw(position, self._maker.draw)[1]
 
-    def _text_row(self, row: int) -> Row:
-        """Packs documents from position row * documents_per_row on; those of its share that do not fit are left out."""
-        share = self._config.documents_per_row
-        documents = (self._draw(i, self._maker.window)[1] for i in range(row * share, (row + 1) * share))
-        tokens, segment = text.pack(documents, self._config.length)
-        return Row(tokens, segment, np.zeros_like(tokens))
+    def _text_rows(self, positions: range) -> list[Row]:
+        """Rows of packed text; groups that these rows do not fill are packed whole, so that any reader gets the same."""
+        size = self._config.rows_per_group
+        groups = range(positions.start // size, -(-positions.stop // size))
+        rows = [row for group in groups for row in self._packed(group)]
+        return rows[positions.start - groups.start * size :][: len(positions)]
+
+    def _packed(self, group: int) -> list[Row]:
+        """Packs the documents from position group * share on into the group's rows; those of its share that do not fit are left out."""
+        share = self._config.documents_per_row * self._config.rows_per_group
+        documents = (self._draw(i, self._maker.window)[1] for i in range(group * share, (group + 1) * share))
+        packed = text.pack(documents, self._config.length, self._config.rows_per_group)
+        return [Row(tokens, segment, np.zeros_like(tokens)) for tokens, segment in packed]
 
     def _draw(self, position: int, draw: Callable[[Example, Rng], T]) -> tuple[int, T]:
         """Draws from the record at `position`; a corrupt one is replaced by the next in the store that is not.
@@ -255,6 +262,11 @@ class _Dataset:
                 f"({describe(self.rejected)}); expected at most {self._max_corrupt:.1%} (data.max_corrupt). Write the dataset "
                 "again, or raise the limit."
             ) from error
+
+
+def _num_cores() -> int:
+    """Cores that this process may use; macOS tells only how many there are."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def describe(reasons: Mapping[str, int]) -> str:

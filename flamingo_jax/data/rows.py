@@ -144,8 +144,8 @@ class RowMaker:
         return Row(tokens, np.ones_like(tokens), attends, (self._clip(example, rng),))
 
     def window(self, example: Example, rng: Rng) -> np.ndarray:
-        """Draws the tokens of one visit to a document: int32[t], t <= L."""
-        return text.window(example.tokens[0], self._config.length, rng())
+        """Draws the tokens of one visit to a document: int32[t], t <= L times the rows of a group."""
+        return text.window(example.tokens[0], self._config.length * self._config.rows_per_group, rng())
 
     def _clip(self, example: Example, rng: Rng) -> Sequence[np.ndarray]:
         config = self._config

@@ -16,7 +16,7 @@ from collections.abc import Set as AbstractSet
 from array_record.python import array_record_module
 
 from flamingo_jax.core.paths import Path, PathLike, is_local, make_directory, temporary_directory, temporary_sibling
-from flamingo_jax.data.schema import RECORDS, Record, features, to_example
+from flamingo_jax.data.schema import RECORDS, Document, Record, features, to_example
 
 NAME = "records"  # the first part of every file name: the directory may be renamed
 VERSION = "1.0.0"
@@ -45,8 +45,9 @@ class ShardWriter:
     def __init__(self, path: PathLike, kind: str):
         self._kind = kind
         self._features = features(kind)
-        # One record per group, as TFDS writes it: reading one record then decompresses no other.
-        self._writer = array_record_module.ArrayRecordWriter(os.fspath(path), "group_size:1")
+        # One record per group, as TFDS writes it: reading one record then decompresses no other. Images are compressed already.
+        options = "group_size:1" if kind == Document.kind else "group_size:1,uncompressed"
+        self._writer = array_record_module.ArrayRecordWriter(os.fspath(path), options)
         self.shard = Shard()
 
     def write(self, record: Record) -> None:

@@ -8,12 +8,16 @@ twice as fast as PIL's resize. A fourth, unused byte makes a pixel one word, whi
 """
 
 import functools
+import math
+import threading
 
 import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
 MOST = 1.5  # largest ratio of sizes
+
+_scratch = threading.local()
 
 
 def shrink(pixels: UInt8[np.ndarray, "h w 4"], size: tuple[int, int]) -> UInt8[np.ndarray, "H W 3"]:
@@ -43,13 +47,26 @@ def _mixed(rows: np.ndarray, number: int) -> np.ndarray:
     if number == len(rows):
         return rows
     above, below, share_above, share_below = _taps(len(rows), number)
-    mixed, other = rows[above].astype(np.uint16), rows[below].astype(np.uint16)
-    mixed *= share_above
-    other *= share_below
+    shape = (number, rows.shape[1])
+    chosen = scratch("chosen", np.uint8, shape)
+    mixed, other = scratch("mixed", np.uint16, shape), scratch("other", np.uint16, shape)
+    for result, which, share in ((mixed, above, share_above), (other, below, share_below)):
+        np.copyto(result, np.take(rows, which, axis=0, out=chosen, mode="clip"))
+        result *= share
     mixed += other
     mixed += np.uint16(128)
     mixed >>= 8
     return mixed.astype(np.uint8)
+
+
+def scratch(name: str, dtype: type[np.generic], shape: tuple[int, ...]) -> np.ndarray:
+    """Returns an array that this thread's next call with the same name overwrites: fresh memory for each image would cost more than its pixels."""
+    size = math.prod(shape)
+    known = getattr(_scratch, name, None)
+    if known is None or len(known) < size:
+        known = np.empty(size, dtype)
+        setattr(_scratch, name, known)
+    return known[:size].reshape(shape)
 
 
 @functools.lru_cache(maxsize=1024)

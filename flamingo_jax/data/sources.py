@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from typing import Generic, TypeVar
 
 import numpy as np
+from google.protobuf.message import DecodeError
 
 from flamingo_jax.core.paths import Path, PathLike
 from flamingo_jax.data import images
@@ -71,7 +72,7 @@ class Source:
         try:
             example = self._records[index]
         # What ArrayRecord raises on a bad checksum, and TFDS on an example that does not parse.
-        except (RuntimeError, ValueError, KeyError, AttributeError, TypeError) as error:
+        except (RuntimeError, ValueError, KeyError, AttributeError, TypeError, DecodeError) as error:
             file = self._files[int(np.searchsorted(self._ends, index, side="right"))]
             raise CorruptRecord(f"Record {index} of {self._where}, in {file}, cannot be read: {error}") from error
         return from_example(self.kind, example)

@@ -4,7 +4,8 @@
     segment    1   1 1 1   1     2   2 2   2     0     0
     weight     0   1 1 1   1     0   1 1   1     0     0
 
-Attention stays within a segment, and no document is asked to predict the <BOS> of the next.
+Attention stays within a segment, and no document is asked to predict the <BOS> of the next. Rows of a group are packed as
+one: a document that does not fit in its row goes on in the next one, as a segment of its own.
 """
 
 from collections.abc import Iterable
@@ -26,24 +27,30 @@ def window(tokens: Int[np.ndarray, "T"], length: int, rng: np.random.Generator) 
     return tokens[start : start + length]
 
 
-def pack(documents: Iterable[np.ndarray], length: int) -> tuple[Int[np.ndarray, "L"], Int[np.ndarray, "L"]]:
-    """Packs documents, in their order, until the row is full.
+def pack(
+    documents: Iterable[np.ndarray], length: int, num_rows: int = 1
+) -> list[tuple[Int[np.ndarray, "L"], Int[np.ndarray, "L"]]]:
+    """Packs documents, in their order, until the rows are full. A document that a row's end cuts goes on in the next row.
 
     Args:
-        documents: int32[T] tokens of each; taken one by one, no more of them than the row needs.
+        documents: int32[T] tokens of each; taken one by one, no more of them than the rows need.
         length: L.
+        num_rows: rows to fill.
 
     Returns:
-        int32[l] tokens and int32[l] segments, l <= L. The last document is cut where the row ends.
+        For each row int32[l] tokens and int32[l] segments, l <= L. The last document is cut where the last row ends.
     """
     pieces: list[np.ndarray] = []
-    room = length
+    room = num_rows * length
     for document in documents:
         pieces.append(document[:room])
         room -= len(pieces[-1])
         if room == 0:
             break
-    if not pieces:
-        return np.zeros(0, np.int32), np.zeros(0, np.int32)
-    segments = np.repeat(np.arange(1, len(pieces) + 1, dtype=np.int32), [len(piece) for piece in pieces])
-    return np.concatenate(pieces), segments
+    tokens = np.concatenate([np.zeros(0, np.int32), *pieces])
+    numbers = np.repeat(np.arange(len(pieces), dtype=np.int32), [len(piece) for piece in pieces])
+    rows = []
+    for start in range(0, num_rows * length, length):
+        of_row = numbers[start : start + length]
+        rows.append((tokens[start : start + length], of_row - of_row[:1].sum(dtype=np.int32) + np.int32(1)))
+    return rows

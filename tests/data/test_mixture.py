@@ -156,6 +156,25 @@ def test_each_epoch_has_every_record_once_in_its_own_order(config, words):
     assert len(set(orders.values())) == 4
 
 
+def test_groups_of_rows_lose_no_text_and_are_the_same_for_every_reader(config, words):
+    """17 documents of 3 to 7 tokens, in groups of three rows: with all of them set aside for a group nothing is lost."""
+    grouped = only(config, "text", batch_size=12, length=32, documents_per_row=2, rows_per_group=3)
+    whole = Mixture(grouped, seed=1, tokenizer=words).batch("text", 0)
+    tokens = [row[:end] for row, end in zip(whole.tokens, (whole.segment > 0).sum(axis=1), strict=True)]
+    drawn = [np.concatenate(tokens[i : i + 3]) for i in range(0, 12, 3)]
+    assert all((group == words.bos_id).sum() == 6 == (group == words.eos_id).sum() for group in drawn)
+    parts = [
+        Mixture(grouped, seed=1, tokenizer=words, process_index=p, process_count=4, num_shards=4).batch("text", 0)
+        for p in range(4)
+    ]
+    for name in ("tokens", "segment", "loss_weights"):
+        np.testing.assert_array_equal(np.concatenate([getattr(part, name) for part in parts]), getattr(whole, name))
+    halves = only(config, "text", batch_size=4, length=32, documents_per_row=2, rows_per_group=3)
+    mixture = Mixture(halves, seed=1, tokenizer=words)  # batches that end inside a group
+    again = np.concatenate([mixture.batch("text", t).tokens for t in range(3)])
+    np.testing.assert_array_equal(again, whole.tokens)
+
+
 def test_the_order_is_that_of_earlier_versions(config, words):
     """A literal: neither a restarted process nor another version of a library may change the order under a run."""
     mixture = Mixture(only(config, "text", batch_size=6, documents_per_row=1), seed=1, tokenizer=words)

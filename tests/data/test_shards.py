@@ -3,7 +3,7 @@
 import pytest
 
 from flamingo_jax.data import shards
-from flamingo_jax.data.schema import Document
+from flamingo_jax.data.schema import CorruptRecord, Document
 from flamingo_jax.data.shards import Shard, drop, shard_name, write_metadata, writing
 from flamingo_jax.data.sources import Source
 
@@ -54,6 +54,17 @@ def test_dropped_records_are_gone_and_the_others_unchanged(store):
     assert read(store) == ["b", "c", "e"]
     assert left.num_records == 3
     assert left.num_bytes * 5 == whole.num_bytes * 3
+
+
+def test_what_is_no_example_is_a_corrupt_record(tmp_path):
+    with writing(tmp_path / shard_name("train", 0, 1), "document") as writer:
+        writer.write_example(b"\xff\x01 no example")
+        writer.write(Document("fine"))
+    write_metadata(tmp_path, "document", {"train": [writer.shard]})
+    source = Source(tmp_path)
+    with pytest.raises(CorruptRecord, match="Record 0 of"):
+        source[0]
+    assert source[1] == Document("fine")
 
 
 def test_failure_keeps_what_was_there(store):

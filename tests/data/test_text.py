@@ -35,16 +35,16 @@ def document(first: int, length: int) -> np.ndarray:
 
 
 def test_documents_are_packed_in_order_and_the_last_is_cut():
-    tokens, segment = pack([document(10, 3), document(20, 2), document(30, 9)], 8)
+    ((tokens, segment),) = pack([document(10, 3), document(20, 2), document(30, 9)], 8)
     assert tokens.tolist() == [10, 11, 12, 20, 21, 30, 31, 32]
     assert segment.tolist() == [1, 1, 1, 2, 2, 3, 3, 3]
 
 
 def test_a_row_may_stay_short():
-    tokens, segment = pack([document(10, 3)], 8)
+    ((tokens, segment),) = pack([document(10, 3)], 8)
     assert tokens.tolist() == [10, 11, 12]
     assert segment.tolist() == [1, 1, 1]
-    assert [len(part) for part in pack([], 8)] == [0, 0]
+    assert [len(part) for part in pack([], 8)[0]] == [0, 0]
 
 
 def test_no_more_documents_are_read_than_fit():
@@ -52,7 +52,7 @@ def test_no_more_documents_are_read_than_fit():
         yield document(10, 4)
         pytest.fail("the row is full")
 
-    assert pack(documents(), 4)[0].tolist() == [10, 11, 12, 13]
+    assert pack(documents(), 4)[0][0].tolist() == [10, 11, 12, 13]
 
 
 def test_long_documents_yield_every_window():
@@ -64,3 +64,12 @@ def test_long_documents_yield_every_window():
         starts.add(int(piece[0]))
     assert starts == {0, 1, 2}
     np.testing.assert_array_equal(window(tokens, 6, np.random.default_rng(0)), tokens)
+
+
+def test_rows_of_a_group_are_packed_as_one():
+    """A document that a row's end cuts goes on in the next row; segments count from 1 in each row."""
+    rows = pack([document(10, 3), document(20, 7), document(40, 2)], 5, num_rows=3)
+    assert [tokens.tolist() for tokens, _ in rows] == [[10, 11, 12, 20, 21], [22, 23, 24, 25, 26], [40, 41]]
+    assert [segment.tolist() for _, segment in rows] == [[1, 1, 1, 2, 2], [1] * 5, [1, 1]]
+    rows = pack([document(10, 3)], 2, num_rows=3)
+    assert [tokens.tolist() for tokens, _ in rows] == [[10, 11], [12], []]

@@ -82,15 +82,20 @@ def test_windows_are_those_of_training(made, tmp_path):
     np.testing.assert_allclose(histogram, np.array([100, 150, 51]) / 301)
 
 
-def test_of_documents(made, tmp_path):
+@pytest.mark.parametrize("rows", [1, 10])
+def test_of_documents(rows, made, tmp_path):
     """What is said of a row is what the loader makes of it."""
-    printed = pool.build(asked(made, "text", length=64), tmp_path, Execution())
+    printed = pool.build(asked(made, "text", length=64, rows_per_group=rows), tmp_path, Execution())
     written = json.loads((tmp_path / "pool.json").read_text())
     assert written["tokens_per_document"] == pytest.approx(9.5)
     tokenizer = SentencePieceTokenizer.load(made)
     share = printed["documents_per_row"]
     assert 6 <= share <= 9
-    dataset = DatasetConfig("text", str(made / "text"), batch_size=100, length=64, documents_per_row=share)
+    if rows == 10:
+        assert printed["percent_text_seen"] >= 90
+    dataset = DatasetConfig(
+        "text", str(made / "text"), batch_size=100, length=64, documents_per_row=share, rows_per_group=rows
+    )
     mixture = Mixture(DataConfig("", 1, {"text": dataset}), seed=0, tokenizer=tokenizer)
     padded = np.mean(mixture.batch("text", 0).segment == 0)
     assert 100 * padded == pytest.approx(printed["percent_padded_tokens"], abs=3)

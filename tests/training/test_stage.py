@@ -23,7 +23,8 @@ from flamingo_jax.training import metrics
 from flamingo_jax.training import stage as stage_lib
 from flamingo_jax.training.accumulate import positions_at
 from flamingo_jax.training.config import TrainConfig, UntilConfig
-from flamingo_jax.training.hooks import ProbeNotReached
+from flamingo_jax.training.hooks import Moment, ProbeNotReached
+from flamingo_jax.training.state import TrainState
 from tests.training import small
 
 ONE = jax.devices()[:1]
@@ -212,3 +213,20 @@ def test_the_step_of_the_real_flamingo_holds_towers_in_bfloat16_and_masters_in_f
     operands = [line.rsplit(" : ", 1)[1].split(" -> ")[0] for line in products]
     assert any("bf16>" in types for types in operands)
     assert not [types for types in operands if "bf16>" in types and "xf32>" in types]
+
+
+def test_corrupt_records_are_told_in_one_line_when_there_are_more():
+    class Counted(Mixture):
+        rejected = {}
+
+        def __init__(self):
+            pass
+
+    mixture, told = Counted(), []
+    state = TrainState(step=jnp.zeros((), jnp.int32), trainable={}, opt_state=(), frozen={})
+    hook = stage_lib._tell_rejected(mixture, told.append)
+    hook(Moment(10, state))
+    mixture.rejected = {"pairs": {"not_an_image": 1, "broken_text": 12}}
+    hook(Moment(20, state))
+    hook(Moment(30, state))
+    assert told == ["Corrupt records, skipped up to step 20: pairs: broken_text 12, not_an_image 1."]
