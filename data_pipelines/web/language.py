@@ -1,4 +1,4 @@
-"""Which language a page is written in (paper: A.3.1 starts from English pages; it names no classifier)."""
+"""Which language a page is written in: the stop words that the quality filter asks for are English ones."""
 
 from __future__ import annotations
 
