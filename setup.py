@@ -49,10 +49,12 @@ EXTRAS = {
         "warcio>=1.7.5",
         "zstandard>=0.23",
     ],
+    # The official metrics: CIDEr's tokenizer (it also needs Java), the tagger of NextQA's WUPS (which also needs WordNet's files).
+    "evaluation": ["nltk>=3.9", "pycocoevalcap>=1.2"],
     # Reading PyTorch checkpoints. Imported inside functions only, never on the training path.
     "conversion": ["safetensors>=0.5", "torch>=2.6", "transformers>=5.0"],
     # Comparing against other implementations, at the versions that they were compared at.
-    "parity": ["pycocoevalcap>=1.2", "safetensors>=0.5", "torch==2.13.0", "transformers>=5.0"],
+    "parity": ["safetensors>=0.5", "torch==2.13.0", "transformers>=5.0"],
     # Linters, type checker and the test-suite.
     "dev": [
         "beartype>=0.22",

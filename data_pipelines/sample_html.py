@@ -5,16 +5,16 @@
     |  <BOS>| 1 A dog in the| ... |<EOC>| 2 <image>| ...                      + 195 of padding    |
     +---------------------------------------------------------------------------------------------+
 
-Plain HTML and CSS without scripts; texts are escaped, and the page forbids itself (Content-Security-Policy) whatever does not lie beside it.
+Whatever the page shows lies beside it.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import html
-import re
 from collections.abc import Mapping, Sequence
 from typing import Literal
+
+from flamingo_jax.data.html_page import document, escape
 
 # Of the images of a row, in order; text on a tint of them stays readable. Rows of more images go round the colour circle.
 _HUES = (352, 210, 130, 36, 276)
@@ -25,26 +25,12 @@ _SMALL, _LARGE = (
 _FRAME = 96  # pixels: each frame of a video
 
 _STYLE = """
-:root { color-scheme: light; }
-* { box-sizing: border-box; }
-body { margin: 0 auto; padding: 24px 28px 48px; max-width: 1280px; background: #f6f7f9; color: #22303c;
-  font: 15px/1.5 system-ui, "Segoe UI", "Helvetica Neue", "DejaVu Sans", sans-serif; }
-h1 { font-size: 24px; margin: 0 0 2px; }
-.made { margin: 0 0 18px; color: #5b6b78; overflow-wrap: anywhere; }
-.facts { display: grid; grid-template-columns: repeat(auto-fill, minmax(186px, 1fr)); gap: 10px; margin: 0 0 14px; }
-.facts div { background: #fff; border: 1px solid #dfe4e8; border-radius: 8px; padding: 8px 12px; }
-.facts dt { color: #5b6b78; font-size: 13px; }
-.facts dd { margin: 0; font-size: 18px; font-weight: 600; overflow-wrap: anywhere; }
 .legend { margin: 0 0 22px; padding: 0; list-style: none; display: flex; flex-wrap: wrap; gap: 6px 18px; font-size: 13px; }
-article { background: #fff; border: 1px solid #dfe4e8; border-radius: 10px; padding: 14px 18px 16px; margin: 0 0 16px; }
-h2 { font-size: 16px; margin: 0 0 10px; display: flex; flex-wrap: wrap; gap: 2px 18px; align-items: baseline; }
-h2 span { font-weight: 400; font-size: 13px; color: #5b6b78; }
 .media { display: flex; flex-wrap: wrap; gap: 12px; margin: 0 0 12px; }
 figure { margin: 0; border: 3px solid; border-radius: 6px; overflow: hidden; max-width: 100%; }
 figure .frames { display: flex; flex-wrap: wrap; gap: 2px; justify-content: center; }
 figure img { display: block; }
 figcaption { font-size: 12px; padding: 1px 7px; }
-.small { image-rendering: pixelated; }
 .tokens { white-space: pre-wrap; overflow-wrap: anywhere; line-height: 1.9; }
 .t { unicode-bidi: isolate; padding: 2px 0; border-right: 1px solid #fff; }
 .new { font-weight: 600; }
@@ -122,26 +108,8 @@ def render(title: str, made: str, facts: Mapping[str, str], samples: Sequence[Sa
       samples: the rows.
     """
     colours = max([len(sample.visuals) for sample in samples], default=0)
-    body = [
-        f'<h1>{_escape(title)}</h1>\n<p class="made">{_escape(made)}</p>',
-        '<dl class="facts">',
-        *(f"<div><dt>{_escape(name)}</dt><dd>{_escape(value)}</dd></div>" for name, value in facts.items()),
-        "</dl>",
-        _legend(colours),
-        *(_article(sample) for sample in samples),
-    ]
-    head = (
-        '<meta charset="utf-8">\n'
-        "<meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; img-src 'self' file:; "
-        "style-src 'unsafe-inline'\">\n"
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{_escape(title)}</title>\n<style>\n{_STYLE}\n{_colours(colours)}\n</style>"
-    )
-    return (
-        f'<!DOCTYPE html>\n<html lang="en">\n<head>\n{head}\n</head>\n<body>\n'
-        + "\n".join(body)
-        + "\n</body>\n</html>\n"
-    )
+    body = "\n".join([_legend(colours), *map(_article, samples)])
+    return document(title, made, facts, body, style=f"{_STYLE}\n{_colours(colours)}", images="'self' file:")
 
 
 def hue(number: int) -> float:
@@ -178,12 +146,12 @@ def _legend(num: int) -> str:
 
 def _article(sample: Sample) -> str:
     direction = (f"text attends the {sample.attends} image",) if sample.attends else ()
-    notes = "".join(f"<span>{_escape(note)}</span>" for note in (*sample.notes, *direction))
+    notes = "".join(f"<span>{escape(note)}</span>" for note in (*sample.notes, *direction))
     media = "".join(_figure(k, visual, sample) for k, visual in enumerate(sample.visuals, start=1))
     padding = f'<span class="padding">+ {sample.padding} of padding</span>' if sample.padding else ""
-    metadata = f'<div class="metadata">{_escape(sample.metadata)}</div>\n' if sample.metadata else ""
+    metadata = f'<div class="metadata">{escape(sample.metadata)}</div>\n' if sample.metadata else ""
     return (
-        f"<article>\n<h2>{_escape(sample.title)} {notes}</h2>\n"
+        f"<article>\n<h2>{escape(sample.title)} {notes}</h2>\n"
         + (f'<div class="media">\n{media}</div>\n' if media else "")
         + f'<div class="tokens">{_tokens(sample.tokens)}{padding}</div>\n{metadata}</article>'
     )
@@ -194,7 +162,7 @@ def _figure(number: int, visual: Visual, sample: Sample) -> str:
     shown = _FRAME if len(visual.frames) > 1 else min(max(visual.side, _SMALL), _LARGE)
     small = ' class="small"' if visual.side < shown else ""
     frames = "".join(
-        f'<a href="{_escape(file)}"><img src="{_escape(file)}" width="{shown}" height="{shown}"{small} '
+        f'<a href="{escape(file)}"><img src="{escape(file)}" width="{shown}" height="{shown}"{small} '
         f'alt="image {number}, frame {place}"></a>'
         for place, file in enumerate(visual.frames, start=1)
     )
@@ -213,13 +181,7 @@ def _tokens(tokens: Sequence[Token]) -> str:
             phi = token.phi
             written.append(f'<span class="phi p{phi}">{phi}</span>')
         classes = f"t p{phi}" + (" new" if token.is_new else "") + (" w0" if token.weight == 0 else "")
-        written.append(f'<span class="{classes}">{_escape(token.text)}</span>')
+        written.append(f'<span class="{classes}">{escape(token.text)}</span>')
         if token.weight not in (0, 1):
             written.append(f'<sub class="weight">{token.weight:g}</sub>')
     return "".join(written)
-
-
-def _escape(text: str) -> str:
-    """Text as HTML that shows all of it: line breaks have a sign, and control characters, which HTML forbids, their number."""
-    shown = re.sub(r"[\x00-\x09\x0b-\x1f\x7f-\x9f]", lambda found: f"\\x{ord(found[0]):02x}", text)
-    return html.escape(shown).replace("\n", "↵\n")

@@ -14,6 +14,10 @@ command -v shellcheck >/dev/null 2>&1 || apt_install shellcheck || say "note: sh
 # For the test that opens the page of samples (--pipeline=inspect) in a browser; without one that test is skipped and says so.
 command -v chromium >/dev/null 2>&1 || apt_install chromium || say "note: chromium is not installed; its test will be skipped"
 
+# For CIDEr's tokenizer, and for the words of OKVQA's and NextQA's metrics.
+command -v java >/dev/null 2>&1 || apt_install default-jre-headless || say "note: java is not installed; CIDEr's tests will be skipped"
+[ -e /usr/share/wordnet/data.noun ] || apt_install wordnet-base || say "note: wordnet-base is not installed; the tests of metrics that use it will be skipped"
+
 # For the planner's tests, which compile for TPUs.
 "$PYTHON" -c 'import libtpu' >/dev/null 2>&1 \
   || "$PYTHON" -m pip install --quiet --disable-pip-version-check --requirement "$ROOT/launch/requirements_tpu.lock" \

@@ -1,6 +1,5 @@
 """The page of samples: what it says of the very rows that the loader makes, and that a browser shows it."""
 
-import html.parser
 import re
 
 import numpy as np
@@ -19,7 +18,8 @@ from flamingo_jax.data.images import encode_png
 from flamingo_jax.data.mixture import Mixture
 from flamingo_jax.data.schema import Document, ImageText, InterleavedPage, VideoText
 from flamingo_jax.data.tokenizer import SentencePieceTokenizer, train_sentencepiece
-from tests.data_pipelines import chromium
+from tests import chromium
+from tests.html_elements import Elements
 
 INJECTION = '<script>document.title="taken"</script><img src=x onerror=alert(1)> & "quoted"'
 SIDE = 64
@@ -67,51 +67,6 @@ def inspect(made, output, dataset, **options):
     request = InspectRequest(dataset=str(made / dataset), tokenizer=str(made / "tokenizer"), **options)
     counts = build(request, output, Execution())
     return counts, Elements.of((output / "index.html").read_text()), output
-
-
-class Elements(html.parser.HTMLParser):
-    """The elements of a page: `found` is [(tag, attributes, text directly in it)], in document order."""
-
-    VOID = ("meta", "img", "br", "link")
-
-    def __init__(self):
-        super().__init__()
-        self.found: list[tuple[str, dict[str, str | None], str]] = []
-        self._open: list[int] = []
-
-    @classmethod
-    def of(cls, page: str) -> "Elements":
-        elements = cls()
-        elements.feed(page)
-        elements.close()
-        assert not elements._open, "every element is closed"
-        return elements
-
-    def handle_starttag(self, tag, attrs):
-        if tag not in self.VOID:
-            self._open.append(len(self.found))
-        self.found.append((tag, dict(attrs), ""))
-
-    def handle_endtag(self, tag):
-        assert self.found[self._open.pop()][0] == tag
-
-    def handle_data(self, data):
-        if self._open:
-            tag, attributes, text = self.found[self._open[-1]]
-            self.found[self._open[-1]] = (tag, attributes, text + data)
-
-    def all(self, tag, class_=""):
-        """[(attributes, text)] of the elements of a tag that have all these classes."""
-        return [
-            (attributes, text)
-            for found, attributes, text in self.found
-            if found == tag and set(class_.split()) <= set((attributes.get("class") or "").split())
-        ]
-
-    def fact(self, name):
-        """A value of the statistics."""
-        names, values = self.all("dt"), self.all("dd")
-        return dict(zip([text for _, text in names], [text for _, text in values], strict=True))[name]
 
 
 def rows(made, dataset, kind, num, *, name="inspect", seed=0, augmented=True, **options):
