@@ -1,25 +1,16 @@
-"""Exact match of open-ended answers: the text before `<EOC>` equals the answer, after normalising both.
+"""Exact match of open-ended answers: the text before `<EOC>` equals the answer.
 
 Some models fail to write `<EOC>` and go on with the next example of the prompt, "We therefore trim the prediction to the text
-preceding the prompt keywords before quantitative evaluation" (first version of the paper, section 4.4.1): so do we.
+preceding the prompt keywords before quantitative evaluation" (first version of the paper, section 4.4.1): so do all metrics of text.
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 
+from flamingo_jax.evaluation.metrics import needs
+from flamingo_jax.evaluation.metrics.needs import trim as trim  # the page of samples shows what was judged
 from flamingo_jax.evaluation.metrics.prediction import Prediction
-
-# The words that begin the next example in the paper's templates (Appendix B.1.5), and the tags between examples.
-PROMPT_KEYWORDS = ("output", "question", "answer", "caption")
-_NEXT_EXAMPLE = re.compile(r"<EOC>|<image>|\b(?:" + "|".join(PROMPT_KEYWORDS) + r")\s*:", re.IGNORECASE)
-
-
-def trim(text: str) -> str:
-    """The prediction up to the first tag or prompt keyword: "a cat Output: a dog" -> "a cat "."""
-    found = _NEXT_EXAMPLE.search(text)
-    return text[: found.start()] if found else text
 
 
 def normalise(text: str) -> str:
@@ -28,24 +19,31 @@ def normalise(text: str) -> str:
 
 
 def is_exact(prediction: Prediction) -> bool:
-    """Whether the decoded text is the answer.
+    """Whether the decoded text is the answer, after normalising both.
 
     Raises:
         ValueError: nothing was decoded for this episode.
     """
-    if prediction.text is None:
-        raise ValueError(
-            f"exact_match of query {prediction.query_id!r}: nothing was decoded. Run the evaluation with generation."
-        )
-    return normalise(trim(prediction.text)) == normalise(prediction.answer)
+    return normalise(needs.decoded(prediction, "exact_match")) == normalise(prediction.answer)
 
 
 def exact_match(predictions: Sequence[Prediction]) -> float:
-    """The fraction of exact answers.
+    """The fraction of exact answers, after normalising.
 
     Raises:
         ValueError: there are no predictions, or nothing was decoded.
     """
-    if not predictions:
-        raise ValueError("exact_match of no predictions is not defined: evaluate at least one episode.")
-    return sum(map(is_exact, predictions)) / len(predictions)
+    return needs.mean([is_exact(each) for each in predictions], "exact_match")
+
+
+def top1(predictions: Sequence[Prediction]) -> float:
+    """The fraction of answers that equal the one annotated string: MSVD-QA and MSRVTT-QA.
+
+    The official code compares entries of an answer vocabulary, all in lower case; a decoded text is put in lower case and freed of outer and double
+    spaces, and of nothing else.
+
+    Raises:
+        ValueError: there are no predictions, or nothing was decoded.
+    """
+    texts = [" ".join(needs.decoded(each, "top1").lower().split()) for each in predictions]
+    return needs.mean([text == each.answer for text, each in zip(texts, predictions, strict=True)], "top1")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
+from typing import Any
 
 
 @dataclasses.dataclass(frozen=True)
@@ -16,6 +18,8 @@ class Prediction:
         text: what was decoded, up to `<EOC>`; None if no metric asked for it.
         candidates: the candidates of a close-ended task.
         scores: their log-likelihoods, in the same order; None if no metric asked for them.
+        references: all right answers, as the annotations have them; () where `answer` is the only one.
+        extra: what else a metric or a submission needs of the annotations; JSON values.
     """
 
     query_id: str
@@ -24,6 +28,8 @@ class Prediction:
     text: str | None = None
     candidates: tuple[str, ...] = ()
     scores: tuple[float, ...] | None = None
+    references: tuple[str, ...] = ()
+    extra: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     @property
     def ranked_first(self) -> str | None:

@@ -1,0 +1,32 @@
+"""iVQA accuracy, as the official script computes it (antoyang/just-ask, util.py): an answer is right if two of the five annotators gave it.
+
+One annotator's answer is half right: min(matches / 2, 1). The official model chooses from a vocabulary; a decoded text is compared as a string, in lower
+case and without outer and double spaces.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from flamingo_jax.evaluation.metrics import needs
+from flamingo_jax.evaluation.metrics.prediction import Prediction
+
+
+def accuracy(answer: str, annotated: Sequence[str]) -> float:
+    """How right an answer is: 0, 0.5 or 1."""
+    answer, *annotated = (" ".join(text.lower().split()) for text in (answer, *annotated))
+    return min(annotated.count(answer) / 2, 1.0)
+
+
+def ivqa_accuracy(predictions: Sequence[Prediction]) -> float:
+    """The mean accuracy, 0..1.
+
+    Reads `text`, and `references`: answer1..answer5 of the annotations, repetitions included.
+
+    Raises:
+        ValueError: there are no predictions, nothing was decoded, or references are missing.
+    """
+    values = [
+        accuracy(needs.decoded(each, "ivqa_accuracy"), needs.references(each, "ivqa_accuracy")) for each in predictions
+    ]
+    return needs.mean(values, "ivqa_accuracy")

@@ -1,0 +1,110 @@
+"""What a metric needs of the predictions, or an error that says what is missing and where: decoded text, scores, keys of `extra`, packages of the system."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import Any
+
+from flamingo_jax.evaluation.metrics.prediction import Prediction
+
+# The words that begin the next example in the paper's templates (Appendix B.1.5), and the tags between examples.
+PROMPT_KEYWORDS = ("output", "question", "answer", "caption")
+_NEXT_EXAMPLE = re.compile(r"<EOC>|<image>|\b(?:" + "|".join(PROMPT_KEYWORDS) + r")\s*:", re.IGNORECASE)
+
+
+class HiddenAnswersError(ValueError):
+    """The answers of this split are not public: no value can be computed here, predictions are written for the benchmark's server."""
+
+
+class MissingResourceError(RuntimeError):
+    """A program, package or data file that a metric needs is not on this machine; the message says how to install it."""
+
+
+def trim(text: str) -> str:
+    """The prediction up to the first tag or prompt keyword: "a cat Output: a dog" -> "a cat "."""
+    found = _NEXT_EXAMPLE.search(text)
+    return text[: found.start()] if found else text
+
+
+def decoded(prediction: Prediction, metric: str) -> str:
+    """What was decoded, trimmed at the next prompt keyword.
+
+    Raises:
+        ValueError: nothing was decoded for this episode.
+    """
+    if prediction.text is None:
+        raise ValueError(
+            f"{metric} of query {prediction.query_id!r}: nothing was decoded. Run the evaluation with generation."
+        )
+    return trim(prediction.text)
+
+
+def scored(prediction: Prediction, metric: str) -> tuple[float, ...]:
+    """The log-likelihoods of the candidates, in their order.
+
+    Raises:
+        ValueError: the candidates were not scored, or one score is not a number.
+    """
+    if prediction.scores is None or not prediction.candidates:
+        raise ValueError(
+            f"{metric} of query {prediction.query_id!r}: no candidates were scored. The task needs candidates for this metric."
+        )
+    if len(prediction.scores) != len(prediction.candidates) or any(score != score for score in prediction.scores):
+        raise ValueError(
+            f"{metric} of query {prediction.query_id!r}: expected a score for each of {len(prediction.candidates)} candidates, "
+            f"got {len(prediction.scores)} with {sum(s != s for s in prediction.scores)} NaN. Check the model's weights."
+        )
+    return prediction.scores
+
+
+def position(prediction: Prediction, metric: str) -> int:
+    """The index of the right answer among the candidates.
+
+    Raises:
+        ValueError: it is not among them.
+    """
+    if prediction.answer not in prediction.candidates:
+        raise ValueError(
+            f"{metric} of query {prediction.query_id!r}: the answer {prediction.answer!r} is not among its "
+            f"{len(prediction.candidates)} candidates. Check the task's annotations."
+        )
+    return prediction.candidates.index(prediction.answer)
+
+
+def references(prediction: Prediction, metric: str) -> tuple[str, ...]:
+    """The right answers of the annotations.
+
+    Raises:
+        ValueError: there are none.
+    """
+    if not prediction.references:
+        raise ValueError(
+            f"{metric} of query {prediction.query_id!r}: it has no references. The task must give all right answers."
+        )
+    return prediction.references
+
+
+def extra(prediction: Prediction, metric: str, key: str) -> Any:
+    """`prediction.extra[key]`.
+
+    Raises:
+        ValueError: there is no such key.
+    """
+    if key not in prediction.extra:
+        raise ValueError(
+            f"{metric} of query {prediction.query_id!r} reads extra[{key!r}], which is not there "
+            f"(there are: {', '.join(sorted(prediction.extra)) or 'none'}). The task must supply it."
+        )
+    return prediction.extra[key]
+
+
+def mean(values: Sequence[float | bool], metric: str) -> float:
+    """The mean.
+
+    Raises:
+        ValueError: there are no values.
+    """
+    if not values:
+        raise ValueError(f"{metric} of no predictions is not defined: evaluate at least one episode.")
+    return float(sum(values) / len(values))
