@@ -1,42 +1,67 @@
-"""Continues a prompt of text and images.
+"""Continues a prompt of text, images and videos; or holds a dialogue about them.
 
     python -m flamingo_jax.generate --checkpoint=DIR "{cat.jpg}Output: A cat.<EOC>{dog.jpg}Output:"
+    python -m flamingo_jax.generate --checkpoint=DIR --chat
 
-`{path}` marks an image, local or gs://; `{{` and `}}` are literal braces. Several prompts are answered together, a line each.
+`{path}` marks an image or a video, local or gs://; `{{` and `}}` are literal braces. Several prompts are answered together, a line each. In a dialogue
+each line of the standard input is what the user says, such as "{dog.jpg} What breed is it?".
 """
 
 from __future__ import annotations
 
 import sys
+from typing import Any
 
 from absl import app, flags, logging
 
-from flamingo_jax.inference.api import EXPECTED_ERRORS, Flamingo
+from flamingo_jax.inference.api import EXPECTED_ERRORS, Chat, Flamingo, Image, PromptError
 from flamingo_jax.inference.prompts import parse
 
 _CHECKPOINT = flags.DEFINE_string("checkpoint", None, "An export, a WORKDIR, or WORKDIR/checkpoints/STEP.")
-_BEAMS = flags.DEFINE_integer("beams", 3, "Beams of the search; 1: greedy.", lower_bound=1)
-_MAX_NEW_TOKENS = flags.DEFINE_integer("max_new_tokens", 20, "Bound on the length of an answer.", lower_bound=1)
-_CANDIDATES = flags.DEFINE_multi_string(
-    "candidate", [], "An answer to be scored, in place of generating; may be repeated."
-)
+_SETTINGS = {
+    "beams": flags.DEFINE_integer("beams", None, "Of the search, 3 by default; 1: greedy, as dialogues are.", 1),
+    "top_p": flags.DEFINE_float("top_p", None, "Draw from the fewest tokens that have this probability.", 1e-3, 1.0),
+    "temperature": flags.DEFINE_float("temperature", None, "Of drawing; below 1: the probable more often.", 1e-3),
+    "seed": flags.DEFINE_integer("seed", None, "Of drawing."),
+    "max_new_tokens": flags.DEFINE_integer("max_new_tokens", None, "Bound on an answer: 20, in a dialogue 64.", 1),
+}
+_CANDIDATES = flags.DEFINE_multi_string("candidate", [], "An answer to be scored, in place of generating; repeatable.")
+_CHAT = flags.DEFINE_bool("chat", default=False, help="Hold a dialogue (the prompt of the paper's Appendix B.1.6).")
+_CHAT_IMAGES = flags.DEFINE_list("chat_images", [], "Files for its example turns: a cat, people at dinner, a graph.")
+
+
+def converse(chat: Chat) -> None:
+    """Answers the lines of the standard input; what is wrong with a line is said, and the dialogue goes on."""
+    begin = "User: " if sys.stdin.isatty() else ""
+    print(begin, end="", flush=True)
+    for line in sys.stdin:
+        if line.strip():
+            try:
+                print(f"Flamingo: {chat.say(parse(line.strip()))}", flush=True)
+            except PromptError as error:
+                print(f"PromptError: {error}", file=sys.stderr, flush=True)
+        print(begin, end="", flush=True)
 
 
 def main(argv: list[str]) -> None:
-    """Answers the prompts on the command line."""
-    if not argv[1:]:
-        raise app.UsageError('Give a prompt, such as "{cat.jpg}Output: A cat.<EOC>{dog.jpg}Output:".')
+    """Answers the prompts on the command line, or starts the dialogue."""
+    if bool(argv[1:]) == _CHAT.value:
+        raise app.UsageError('Give prompts, such as "{cat.jpg}Output: A cat.<EOC>{dog.jpg}Output:", or --chat alone.')
+    settings: dict[str, Any] = {name: flag.value for name, flag in _SETTINGS.items() if flag.value is not None}
+    is_open = settings.keys().isdisjoint({"beams", "top_p", "temperature"})
     if not flags.FLAGS["verbosity"].present:
         logging.set_verbosity(logging.WARNING)  # orbax reports each file that it reads
     try:
         prompts = [parse(text) for text in argv[1:]]  # before the model is loaded: a wrong path is the likeliest error
         model = Flamingo.load(str(_CHECKPOINT.value))
-        if _CANDIDATES.value:
+        if _CHAT.value:
+            converse(model.chat([Image(path) for path in _CHAT_IMAGES.value], **settings))
+        elif _CANDIDATES.value:
             for scores in model.score(prompts, _CANDIDATES.value):
                 ranked = sorted(zip(scores, _CANDIDATES.value, strict=True), reverse=True)
                 print("  ".join(f"{candidate.strip()} {score:.2f}" for score, candidate in ranked))
         else:
-            for text in model.generate(prompts, beams=_BEAMS.value, max_new_tokens=_MAX_NEW_TOKENS.value):
+            for text in model.generate(prompts, **({"beams": 3} if is_open else {}) | settings):
                 print(text.strip())
     except EXPECTED_ERRORS as error:
         sys.exit(f"{type(error).__name__}: {error}")

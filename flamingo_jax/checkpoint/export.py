@@ -7,7 +7,7 @@
 An export appears whole: written beside its place and renamed there. On gs://, where a directory cannot be renamed at once,
 it is written in place, and model.json, without which there is no export, goes first away and comes last.
 
-`open_checkpoint` takes an export, a run's WORKDIR or one of its steps; see there.
+`open_checkpoint` takes an export, a run's WORKDIR or one of its steps; see there. `describe_checkpoint` reads all of it but the weights.
 """
 
 from __future__ import annotations
@@ -152,6 +152,24 @@ def read_card(path: PathLike, *, what: str = "checkpoint") -> tuple[Path, dict[s
     )
 
 
+def describe_checkpoint(
+    path: PathLike, towers: Mapping[str, PathLike | None] | None = None, *, tokenizer: PathLike | None = None
+) -> OpenedCheckpoint:
+    """`open_checkpoint` without reading a weight: `params` are jax.ShapeDtypeStruct, as stored.
+
+    From it follows the model, from the model where its weights go, and so the `placement` of a model larger than one host.
+
+    Args:
+        path: as for `open_checkpoint`, and so are the others.
+        towers: frozen towers that have moved.
+        tokenizer: where the tokenizer is, if it has moved.
+
+    Raises:
+        CheckpointError: as `open_checkpoint`, but for damage to the weights themselves.
+    """
+    return open_checkpoint(path, towers, tokenizer=tokenizer, placement=_describe)
+
+
 def open_checkpoint(
     path: PathLike,
     towers: Mapping[str, PathLike | None] | None = None,
@@ -267,9 +285,16 @@ def _read_weights(directory: Path, prefix: str, placement: Placement | None, *, 
     stored = {name: leaf for name, leaf in arrays.describe(directory).items() if name.startswith(prefix)}
     if not stored:
         raise CheckpointError(f"The arrays at {directory} hold nothing under {prefix!r}. It is not the right model.")
+    if placement is _describe:
+        return {to + name.removeprefix(prefix): leaf for name, leaf in stored.items()}
     if placement is not None:
         stored = {name: placement(to + name.removeprefix(prefix), leaf) for name, leaf in stored.items()}
     return {to + name.removeprefix(prefix): leaf for name, leaf in arrays.read(directory, stored).items()}
+
+
+def _describe(path: str, stored: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+    """The placement that reads nothing."""
+    return stored
 
 
 def _tokenizer_file(path: PathLike) -> Path:

@@ -21,6 +21,7 @@ import traceback
 from types import TracebackType
 
 import jax
+import numpy as np
 from jax.experimental import multihost_utils
 
 from flamingo_jax.core.paths import Path
@@ -102,6 +103,16 @@ class Cluster:
         sys.stderr.write("".join(f"[process {self.index} of {self.count}] {line}\n" for line in text.splitlines()))
         sys.stderr.flush()
         os._exit(1)  # sys.exit would stop in JAX's farewell until the others, who wait for this process, come to it
+
+
+def from_first_process(text: str) -> str:
+    """The text that the first process has, in all of them; they call it together."""
+    if jax.process_count() == 1:
+        return text
+    data = np.frombuffer(text.encode(), np.uint8)
+    size = int(multihost_utils.broadcast_one_to_all(np.int32(len(data))))
+    mine = data if jax.process_index() == 0 else np.zeros(size, np.uint8)
+    return np.asarray(multihost_utils.broadcast_one_to_all(mine), np.uint8).tobytes().decode()
 
 
 def _message(error: BaseException) -> str:

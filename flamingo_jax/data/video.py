@@ -91,27 +91,48 @@ def info(encoded: bytes) -> VideoInfo:
 
 
 def decode_clip(
-    encoded: bytes, size: int, *, num_frames: int, rate: float = 1.0, rng: np.random.Generator | None = None
+    encoded: Any,
+    size: int,
+    *,
+    num_frames: int,
+    rate: float = 1.0,
+    rng: np.random.Generator | None = None,
+    start: float = 0.0,
+    end: float | None = None,
 ) -> UInt8[np.ndarray, "F S S 3"]:
     """Decodes a clip of an encoded file: the frames of `choose_frames`, each brought to a square as `images.fit` does.
 
     Args:
-        encoded: the bytes of the file.
+        encoded: as of `opened`.
         size: S, side of the frames in pixels.
         num_frames: F, the most frames.
         rate: frames per second.
         rng: draws where the clip starts; None = at the first frame.
+        start: seconds at which the segment begins that the clip is taken from.
+        end: seconds at which it ends, or more than there are; None = with the video. A segment shorter than a frame is that frame.
 
     Returns:
         uint8[f, S, S, 3] RGB, 1 <= f <= num_frames.
 
     Raises:
         CorruptRecord: it is no video ("broken_video"), a frame of the clip is damaged or missing ("broken_video"), or it
-            takes absurdly much to decode ("video_too_large").
+            takes absurdly much to decode ("video_too_large"), or the segment lies outside of it ("broken_span").
     """
     with opened(encoded) as video:
-        chosen = choose_frames(video.info.num_frames, video.info.fps, num_frames=num_frames, rate=rate, rng=rng)
+        first, stop = _segment(video.info, start, end)
+        chosen = first + choose_frames(stop - first, video.info.fps, num_frames=num_frames, rate=rate, rng=rng)
         return np.stack([fit(frame, size) for frame in video.frames(chosen.tolist())])
+
+
+def _segment(info: VideoInfo, start: float, end: float | None) -> tuple[int, int]:
+    """The frames [first, stop) of the grid that a segment in seconds has, at least one."""
+    until = info.duration if end is None else end
+    if not (0 <= start < until and start < info.duration):  # not a number is outside too
+        raise CorruptRecord(
+            f"There is no segment from {start} to {until} s in a video of {info.duration:.2f} s.", reason="broken_span"
+        )
+    first = min(round(start * info.fps), info.num_frames - 1)
+    return first, max(min(round(min(until, info.duration) * info.fps), info.num_frames), first + 1)
 
 
 @contextlib.contextmanager

@@ -3,34 +3,43 @@
     model = Flamingo.load("runs/demo/flamingo/export")
     model.generate([Image("cat.jpg"), "Output: A cat.<EOC>", Image("dog.jpg"), "Output:"])        -> " A dog."
     model.score([Image("dog.jpg"), "Output:"], [" A cat.", " A dog."])                            -> [-7.1, -0.3]
+    chat = model.chat()
+    chat.say([Image("dog.jpg")]), chat.say("What breed is it?")                                   -> "That is a dog.", "A poodle."
 
-A prompt is a str or a list of parts: text, and images as `Image(path)`, PIL images, encoded bytes or uint8 arrays. A list of prompts is answered as a
-batch. `<BOS>` and the `<image>` tags are written for you.
+A prompt is a str or a list of parts: text, and images as `Image(path)`, PIL images, encoded bytes or uint8 arrays, or `Video(path)`. A list of
+prompts is answered as a batch. `<BOS>` and the `<image>` tags are written for you.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import jax
 from jax.sharding import Mesh
 
+from flamingo_jax.checkpoint import arrays
 from flamingo_jax.checkpoint.arrays import CheckpointError
-from flamingo_jax.checkpoint.export import OpenedCheckpoint, open_checkpoint
+from flamingo_jax.checkpoint.export import OpenedCheckpoint, Placement, describe_checkpoint, open_checkpoint
+from flamingo_jax.core import trees
 from flamingo_jax.core.config import ConfigError, from_dict
 from flamingo_jax.core.paths import PathError, PathLike
+from flamingo_jax.core.precision import Policy
 from flamingo_jax.data import tokenizer as tokenizer_lib
 from flamingo_jax.data.tokenizer import EOC, Tokenizer
-from flamingo_jax.inference import prompts
+from flamingo_jax.inference import placement, prompts
+from flamingo_jax.inference.chat import Chat
 from flamingo_jax.inference.engine import Answer, Engine, InferenceConfig, Request
-from flamingo_jax.inference.prompts import Image, Prompt, PromptError
+from flamingo_jax.inference.prompts import Image, Prompt, PromptError, Video, Visual
 from flamingo_jax.inference.score import Normalise
 from flamingo_jax.models import decoder, flamingo
 from flamingo_jax.models.decoder import Decoder
+from flamingo_jax.models.lm import LMConfig
 from flamingo_jax.training.config import ModelConfig, given
 
-__all__ = ["EXPECTED_ERRORS", "Flamingo", "Image", "InferenceConfig", "PromptError"]
+__all__ = ["EXPECTED_ERRORS", "Chat", "Flamingo", "Image", "InferenceConfig", "PromptError", "Video"]
 
 # What a program shows its user as one message, without a traceback.
 EXPECTED_ERRORS = (PromptError, CheckpointError, ConfigError, PathError, FileNotFoundError)
@@ -56,6 +65,7 @@ class Flamingo:
         mesh: Mesh | None = None,
         checkpoint: str = "",
         step: int = 0,
+        context: int | None = None,
     ) -> None:
         """Takes the parts as they are, for instance in the middle of training; `load` reads them from a checkpoint.
 
@@ -68,6 +78,10 @@ class Flamingo:
             mesh: the devices; None = one.
             checkpoint: recorded in results.
             step: recorded in results.
+            context: positions that the language model has; None = no bound of its own.
+
+        Raises:
+            ConfigError: the model axis of the mesh does not divide the model's heads, widths or vocabulary.
         """
         self.tokenizer, self.checkpoint, self.step = tokenizer, checkpoint, step
         stop = (tokenizer.eoc_id, tokenizer.eos_id) if _has_end_of_chunk(tokenizer) else (tokenizer.eos_id,)
@@ -79,6 +93,7 @@ class Flamingo:
             pad_id=tokenizer.pad_id,
             config=config or InferenceConfig(),
             mesh=mesh,
+            context=context,
         )
 
     @classmethod
@@ -96,20 +111,30 @@ class Flamingo:
             path: an export, a WORKDIR (its newest step), or WORKDIR/checkpoints/STEP; local or gs://.
             towers: where frozen towers lie that moved since training: {"lm": PATH, "vision": PATH}.
             config: decoding, scoring and shapes.
-            mesh: the devices; None = one.
+            mesh: the devices; None = one. Each process reads those parts of the weights that its devices hold, and no more.
 
         Raises:
-            CheckpointError: the path holds no model, or one that cannot answer prompts.
+            CheckpointError: the path holds no model, one that cannot answer prompts, or other weights than its config says.
+            ConfigError: the model axis of the mesh does not divide the model's heads, widths or vocabulary.
         """
-        opened = open_checkpoint(path, towers)
-        model, tokenizer, image_size = _open(opened)
-        placement: dict[str, Any] = {
-            "config": config,
-            "mesh": mesh,
-            "checkpoint": str(opened.path),
-            "step": opened.step,
-        }
-        return cls(model, opened.params, tokenizer, image_size=image_size, **placement)
+        config = config or InferenceConfig()
+        described = describe_checkpoint(path, towers)
+        model, lm, tokenizer, image_size = _build(described)
+        stored = trees.flatten(described.params)
+        wanted = trees.flatten(jax.eval_shape(model.init, jax.eval_shape(lambda: jax.random.key(0))))
+        arrays.compare(stored, wanted, where=f"The checkpoint {described.path}")
+        opened = open_checkpoint(path, towers, placement=_placement(model, described.params, config, mesh))
+        return cls(
+            model,
+            opened.params,
+            tokenizer,
+            image_size=image_size,
+            config=config,
+            mesh=mesh,
+            checkpoint=str(opened.path),
+            step=opened.step,
+            context=lm.max_length if lm.position == "learned" else None,
+        )
 
     def generate(
         self,
@@ -118,6 +143,9 @@ class Flamingo:
         max_new_tokens: int | None = None,
         beams: int | None = None,
         length_penalty: float | None = None,
+        top_p: float | None = None,
+        temperature: float | None = None,
+        seed: int | None = None,
         batch_size: int = 16,
     ) -> Any:
         """Continues prompts until `<EOC>`.
@@ -127,6 +155,9 @@ class Flamingo:
             max_new_tokens: bound on each answer.
             beams: 1 = greedy, more = beam search (the paper uses 3); by default as configured.
             length_penalty: of beam search; 0 = off.
+            top_p: draw each token from the fewest that together have this probability (0..1]; not with `beams`.
+            temperature: of drawing; log-probabilities are divided by it.
+            seed: of drawing; the same prompt and seed give the same answer, whatever else is answered with it.
             batch_size: prompts answered together.
 
         Returns:
@@ -134,11 +165,20 @@ class Flamingo:
 
         Raises:
             PromptError: a prompt that cannot be read, or is too long.
+            ConfigError: both beams and sampling.
+            ValueError: settings out of range.
         """
-        given = {"max_new_tokens": max_new_tokens, "beams": beams, "length_penalty": length_penalty}
-        changes: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
+        if beams is not None and not (top_p is temperature is None):
+            raise ConfigError(
+                f"Got beams={beams} with top_p={top_p}, temperature={temperature}: search or draw, not both."
+            )
+        wanted = {"max_new_tokens": max_new_tokens, "beams": beams, "length_penalty": length_penalty}
+        wanted |= {"top_p": top_p, "temperature": temperature, "seed": seed}
+        changes: dict[str, Any] = {name: value for name, value in wanted.items() if value is not None}
         if beams is not None:
             changes["decoding"] = "greedy" if beams == 1 else "beam"
+        elif "top_p" in changes or "temperature" in changes:
+            changes["decoding"] = "sample"
         config = dataclasses.replace(self.engine.config, **changes)
         many, batch = _as_batch(prompts)
         requests = [Request(self.read(prompt)) for prompt in batch]
@@ -172,8 +212,31 @@ class Flamingo:
         ]
         return scores if many else scores[0]
 
+    def chat(self, images: Sequence[Visual] = (), *, max_new_tokens: int = 64, **settings: Any) -> Chat:
+        """Starts a dialogue about images: `chat().say([Image("dog.jpg"), "What breed is it?"])`; see `inference.chat`.
+
+        Args:
+            images: for the example turns of the prompt: a cat, people at dinner, a graph; or none.
+            max_new_tokens: bound on each answer.
+            **settings: of `generate`; greedy by default, as in the paper's figures.
+
+        Raises:
+            PromptError: another number of images.
+        """
+        if not settings.keys() & {"beams", "top_p", "temperature"}:
+            settings["beams"] = 1
+        generate = functools.partial(self.generate, max_new_tokens=max_new_tokens, **settings)
+        return Chat(generate, images)
+
     def read(self, prompt: Prompt, *, masked: bool = False) -> prompts.TokenisedPrompt:
-        """Tokenises one prompt; see `inference.prompts.read`."""
+        """Tokenises one prompt; see `inference.prompts.read`.
+
+        Raises:
+            PromptError: a prompt that cannot be read, or has neither text nor image.
+        """
+        parts = [prompt] if isinstance(prompt, str) else prompt
+        if all(isinstance(part, str) and not part.strip() for part in parts):
+            raise PromptError("prompt: it is empty. Give it text or an image, such as [Image('cat.jpg'), 'Output:'].")
         return prompts.read(prompt, self.tokenizer, masked=masked)
 
     def candidate_tokens(self, candidates: Sequence[str]) -> tuple[tuple[int, ...], ...]:
@@ -186,18 +249,32 @@ class Flamingo:
         return self.tokenizer.decode(answer.tokens or ())
 
 
-def _open(opened: OpenedCheckpoint) -> tuple[Decoder, Tokenizer, int | None]:
-    """The pure functions, the tokenizer and the image size of an opened checkpoint."""
-    if opened.kind == "contrastive" or opened.tokenizer is None:
+def _build(described: OpenedCheckpoint) -> tuple[Decoder, LMConfig, Tokenizer, int | None]:
+    """The pure functions, the language model's config, the tokenizer and the image size of a checkpoint."""
+    if described.kind == "contrastive" or described.tokenizer is None:
         raise CheckpointError(
-            f"The checkpoint {opened.path} is a {opened.kind} model and cannot answer prompts: give one of the flamingo or language_model stage."
+            f"The checkpoint {described.path} is a {described.kind} model and cannot answer prompts: give one of the flamingo or language_model stage."
         )
-    new_tokens = opened.new_tokens if opened.kind == "flamingo" else ()  # a tower has no rows for them
-    tokenizer = tokenizer_lib.load(opened.tokenizer, new_tokens)
-    config = from_dict(ModelConfig, opened.model_config, where="model").with_vocabulary(tokenizer.vocab_size)
-    if opened.kind == "flamingo":
-        return flamingo.build(config.flamingo()), tokenizer, opened.preprocessing["image_size"]
-    return decoder.language_model(given(config.lm, "lm")), tokenizer, None
+    new_tokens = described.new_tokens if described.kind == "flamingo" else ()  # a tower has no rows for them
+    tokenizer = tokenizer_lib.load(described.tokenizer, new_tokens)
+    config = from_dict(ModelConfig, described.model_config, where="model").with_vocabulary(tokenizer.vocab_size)
+    lm = given(config.lm, "lm")
+    if described.kind == "flamingo":
+        return flamingo.build(config.flamingo()), lm, tokenizer, described.preprocessing["image_size"]
+    return decoder.language_model(lm), lm, tokenizer, None
+
+
+def _placement(model: Decoder, abstract: trees.Params, config: InferenceConfig, mesh: Mesh | None) -> Placement | None:
+    """Where `open_checkpoint` puts each weight of a mesh, in the dtype of `config`; None on one device."""
+    if mesh is None:
+        return None
+    shardings = trees.flatten(placement.shardings(model, abstract, mesh))
+    dtype = Policy(config.compute).dtype
+
+    def place(path: str, stored: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(stored.shape, dtype, sharding=shardings[path])
+
+    return place
 
 
 def _has_end_of_chunk(tokenizer: Tokenizer) -> bool:

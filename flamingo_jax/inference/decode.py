@@ -1,4 +1,4 @@
-"""Prefill, greedy decoding and beam search over a key/value cache (paper, Appendix B.1.5: beam search with 3 beams, stop at `<EOC>`).
+"""Prefill, then greedy decoding, beam search or sampling over a key/value cache (paper, Appendix B.1.5: 3 beams, stop at `<EOC>`).
 
     prompt [B, T], right padded          answer, one token at a time
     <BOS><image>Output: A cat.<EOC><image>Output:| A  dog .  <EOC> <PAD> <PAD>
@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -107,10 +107,76 @@ def greedy(extend: Extend, prefix: Prefix, *, max_new_tokens: int, stop: tuple[i
     Returns:
         One answer per prompt (beams = 1).
     """
+
+    def most_probable(t: Array, log_probs: Array) -> Array:
+        return jnp.argmax(log_probs, axis=-1)
+
+    return _one_by_one(extend, prefix, most_probable, max_new_tokens, stop, pad_id)
+
+
+class Sampling(NamedTuple):
+    """How each prompt's answer is drawn.
+
+    Attributes:
+        seed: uint32[B]; a row's answer depends on its prompt and its seed alone, not on what shares its batch.
+        temperature: float32[B] > 0; log-probabilities are divided by it.
+        top_p: float32[B] in 0..1; drawn from the fewest tokens that together have this probability (Holtzman et al. 2020), 1 = from all.
+    """
+
+    seed: Any
+    temperature: Any
+    top_p: Any
+
+
+def sample(
+    extend: Extend, prefix: Prefix, sampling: Sampling, *, max_new_tokens: int, stop: tuple[int, ...], pad_id: int
+) -> Decoded:
+    """Draws each token from the most probable ones.
+
+    Args:
+        extend: the model.
+        prefix: the prompts.
+        sampling: seed, temperature and nucleus of each row.
+        max_new_tokens: static bound on the answer, stop token included.
+        stop: ids that end an answer.
+        pad_id: fills the rest of a finished answer.
+
+    Returns:
+        One answer per prompt (beams = 1); its score is the model's own log-probability, whatever the temperature.
+    """
+    keys = jax.vmap(jax.random.key)(sampling.seed)
+
+    def draw(t: Array, log_probs: Array) -> Array:
+        scaled = _log_softmax(log_probs / sampling.temperature[:, None])
+        kept = jnp.where(_nucleus(scaled, sampling.top_p), scaled, -jnp.inf)
+        return jax.vmap(lambda key, row: jax.random.categorical(jax.random.fold_in(key, t), row))(keys, kept)
+
+    return _one_by_one(extend, prefix, draw, max_new_tokens, stop, pad_id)
+
+
+def _nucleus(log_probs: Float[Array, "B V"], top_p: Float[Array, "B"]) -> Bool[Array, "B V"]:
+    """The fewest tokens with probability `top_p` together; always the most probable one, and all that are as probable as the last."""
+    ordered = -jnp.sort(-log_probs, axis=-1)
+    probability = jnp.exp(ordered)
+    before = jnp.cumsum(probability, axis=-1) - probability
+    inside = (before < top_p[:, None]).at[:, 0].set(True)
+    least = jnp.min(jnp.where(inside, ordered, jnp.inf), axis=-1)
+    return log_probs >= least[:, None]
+
+
+def _one_by_one(
+    extend: Extend,
+    prefix: Prefix,
+    pick: Callable[[Array, Array], Array],
+    max_new_tokens: int,
+    stop: tuple[int, ...],
+    pad_id: int,
+) -> Decoded:
+    """Grows one answer per prompt by the token that `pick(t, log_probs float32[B, V])` names, until all have ended."""
     rows = prefix.length.shape[0]
 
     def choose(t: Array, log_probs: Array, tokens: Array, score: Array, done: Array) -> tuple[Array, Array, Array]:
-        token = jnp.argmax(log_probs, axis=-1).astype(jnp.int32)
+        token = pick(t, log_probs).astype(jnp.int32)
         gain = jnp.take_along_axis(log_probs, token[:, None], axis=1)[:, 0]
         tokens = tokens.at[:, t].set(jnp.where(done, pad_id, token))
         return tokens, jnp.where(done, score, score + gain), done | _is_in(token, stop)

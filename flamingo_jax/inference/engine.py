@@ -9,7 +9,6 @@ programs is bounded. Rows are independent of each other: an answer does not depe
 
 from __future__ import annotations
 
-import collections
 import dataclasses
 import functools
 import hashlib
@@ -19,16 +18,24 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.experimental import multihost_utils
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh
 
+from flamingo_jax.core.axes import laid_out
 from flamingo_jax.core.precision import Policy
-from flamingo_jax.inference import decode, score
+from flamingo_jax.inference import decode, placement, score
+from flamingo_jax.inference.latents import Latents, Passes
 from flamingo_jax.inference.prompts import PromptError, TokenisedPrompt, collate
+from flamingo_jax.inference.visuals import VIDEO_FRAMES, VIDEO_RATE
 from flamingo_jax.models.decoder import Decoder, Media
+from flamingo_jax.sharding.layout import Layout
+from flamingo_jax.sharding.mesh import AXES as ALL_AXES
+from flamingo_jax.sharding.mesh import BATCH_AXES
 
-BATCH_AXES = ("replica", "data")
-ALL_AXES = ("replica", "data", "model")
+_NO_IMAGE = np.zeros((1, 1, 3), np.uint8)  # stands in the pool of prompts without images; no slot points at it
+
+
+class PromptTooLong(PromptError):
+    """A prompt with more tokens or images than the model, or the largest of the configured shapes, has room for."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,25 +43,33 @@ class InferenceConfig:
     """How prompts are answered, and the shapes that they are padded to.
 
     Attributes:
-        decoding: "greedy", or "beam" search, the paper's choice for open-ended tasks.
+        decoding: "greedy"; "beam" search, the paper's choice for open-ended tasks; or "sample", drawn from the most probable tokens.
         beams: answers kept by beam search.
         max_new_tokens: bound on an answer, `<EOC>` included.
         length_penalty: beam search orders answers by score / length**length_penalty; 0 = off.
+        temperature: of sampling; log-probabilities are divided by it.
+        top_p: of sampling; tokens are drawn from the fewest that together have this probability, 1 = from all.
+        seed: of sampling; an answer depends on it, on the prompt and on the model, not on what shares the batch.
         normalise: a candidate's score is the "sum" or the "mean" of its tokens' log-likelihoods.
         terminate: whether `<EOC>` counts as the last token of a candidate; the paper appends the answer alone.
         compute: dtype of activations and caches.
         lengths: prompt lengths in tokens, ascending; the last is the longest possible prompt.
         num_images: images per prompt, ascending; by default up to 4, 8, 16, 32 shots and the query.
-        images_per_pass: images encoded together.
+        images_per_pass: images encoded together, or frames of videos (at least one video).
         candidates_per_pass: candidates of one prompt scored together.
         latents_megabytes: memory for the latents of images that may come again (support examples do).
         xattn_chunk: tokens per chunk of the chunked cross-attention, taken where it spares at least half of the images; 0 = never.
+        video_frames: the most frames of a video.
+        video_rate: frames per second of a video file.
     """
 
-    decoding: Literal["greedy", "beam"] = "greedy"
+    decoding: Literal["greedy", "beam", "sample"] = "greedy"
     beams: int = 3
     max_new_tokens: int = 20
     length_penalty: float = 0.0
+    temperature: float = 1.0
+    top_p: float = 1.0
+    seed: int = 0
     normalise: score.Normalise = "sum"
     terminate: Literal["nothing", "end_of_chunk"] = "nothing"
     compute: Literal["float32", "bfloat16"] = "float32"
@@ -64,22 +79,29 @@ class InferenceConfig:
     candidates_per_pass: int = 16
     latents_megabytes: int = 256
     xattn_chunk: int = 64
+    video_frames: int = VIDEO_FRAMES
+    video_rate: float = VIDEO_RATE
 
     def __post_init__(self) -> None:
         for name in ("lengths", "num_images"):
             sizes = getattr(self, name)
             if not sizes or sizes[0] < 1 or list(sizes) != sorted(set(sizes)):
                 raise ValueError(f"inference.{name} is {sizes}; expected ascending sizes >= 1.")
-        for name in ("beams", "max_new_tokens", "images_per_pass", "candidates_per_pass"):
+        for name in ("beams", "max_new_tokens", "images_per_pass", "candidates_per_pass", "video_frames"):
             if getattr(self, name) < 1:
                 raise ValueError(f"inference.{name} is {getattr(self, name)}; expected at least 1.")
+        if not self.temperature > 0 or not 0 < self.top_p <= 1:
+            raise ValueError(
+                f"inference.temperature is {self.temperature} and inference.top_p {self.top_p}; expected temperature > 0 and "
+                "0 < top_p <= 1. For the most probable token each time, set decoding to 'greedy'."
+            )
 
 
 @dataclasses.dataclass(frozen=True)
 class Program:
     """What of the settings is compiled in, beside the shapes; fields as in InferenceConfig, Engine and `decode.prefill`."""
 
-    decoding: Literal["none", "greedy", "beam"]
+    decoding: Literal["none", "greedy", "beam", "sample"]
     beams: int
     max_new_tokens: int
     length_penalty: float
@@ -132,6 +154,7 @@ class Engine:
         pad_id: int,
         config: InferenceConfig,
         mesh: Mesh | None = None,
+        context: int | None = None,
     ) -> None:
         """Places the model on its devices.
 
@@ -142,13 +165,20 @@ class Engine:
             stop: ids that end an answer.
             pad_id: the padding token.
             config: settings.
-            mesh: prompts are spread over its replica and data axes, images over all; None = one device.
+            mesh: prompts are spread over its replica and data axes, images over all, weights over model; None = one device.
+            context: positions that the language model has, prompt and answer together; None = no bound of its own.
+
+        Raises:
+            ConfigError: the model axis of the mesh does not divide the model's heads, widths or vocabulary.
         """
-        self.model, self.config, self.mesh = model, config, mesh
+        self.model, self.config, self.mesh, self.context = model, config, mesh, context
         self.image_size, self.stop, self.pad_id = image_size, stop, pad_id
         params = Policy(config.compute).cast(params)
-        self.params = params if mesh is None else jax.tree.map(functools.partial(_on_mesh, mesh), params)
-        self._latents: collections.OrderedDict[bytes, np.ndarray] = collections.OrderedDict()
+        self.params = params if mesh is None else placement.weights(model, params, mesh)
+        self._layout = None if mesh is None else Layout(mesh)
+        shards = placement.num_shards(mesh, ALL_AXES)
+        passes = Passes(image_size or 1, config.video_frames, config.video_rate, config.images_per_pass, shards)
+        self._latents = Latents(self._encoded, passes, megabytes=config.latents_megabytes)
 
     def answer(
         self,
@@ -170,11 +200,12 @@ class Engine:
             One answer per request.
 
         Raises:
-            PromptError: a prompt is longer, or has more images, than the largest bucket.
+            PromptTooLong: a prompt is longer, or has more images, than the largest bucket; or is longer than the model's context.
+            PromptError: an image cannot be read, or a candidate is empty.
         """
         config = config or self.config
         answers: dict[int, Answer] = {}
-        for (length, num_images), numbers in sorted(self._buckets(requests, config).items()):
+        for (length, num_images), numbers in sorted(self._buckets(requests, config, generate).items()):
             rows = self._rows(len(numbers), batch_size)
             for start in range(0, len(numbers), rows):
                 chosen = numbers[start : start + rows]
@@ -184,13 +215,21 @@ class Engine:
                 )
         return [answers[number] for number in range(len(requests))]
 
-    def _buckets(self, requests: Sequence[Request], config: InferenceConfig) -> dict[tuple[int, int], list[int]]:
+    def _buckets(
+        self, requests: Sequence[Request], config: InferenceConfig, generate: bool
+    ) -> dict[tuple[int, int], list[int]]:
         buckets: dict[tuple[int, int], list[int]] = {}
         for number, request in enumerate(requests):
             prompt = request.prompt
             if prompt.visuals and self.image_size is None:
                 raise PromptError(
                     f"prompt {number} has {len(prompt.visuals)} image(s), but this checkpoint is a language model: give it text alone."
+                )
+            longest = max([config.max_new_tokens if generate else 0, *map(len, request.candidates)])
+            if self.context is not None and len(prompt.tokens) + longest > self.context:
+                raise PromptTooLong(
+                    f"prompt {number} has {len(prompt.tokens)} tokens and its answer up to {longest}; the language model has positions "
+                    f"for {self.context} in all. Shorten the prompt, or take fewer shots."
                 )
             length = _round_up(len(prompt.tokens), config.lengths, f"prompt {number} has", "tokens", "lengths")
             num_images = _round_up(
@@ -201,32 +240,27 @@ class Engine:
 
     def _rows(self, count: int, batch_size: int) -> int:
         """The batch size, or a power of two if fewer rows do; divisible by the number of batch shards."""
-        rows, shards = min(batch_size, 1 << (count - 1).bit_length()), self._size(BATCH_AXES)
+        rows, shards = min(batch_size, 1 << (count - 1).bit_length()), placement.num_shards(self.mesh, BATCH_AXES)
         return -(-rows // shards) * shards
-
-    def _size(self, axes: tuple[str, ...]) -> int:
-        return 1 if self.mesh is None else int(np.prod([self.mesh.shape[axis] for axis in axes]))
 
     def _batch(
         self, requests: list[Request], shape: dict[str, int], generate: bool, config: InferenceConfig
     ) -> list[Answer]:
-        size = self.image_size or 1
-        batch = collate([request.prompt for request in requests], image_size=size, pad_id=self.pad_id, **shape)
+        batch = collate([request.prompt for request in requests], pad_id=self.pad_id, **shape)
         media, chunk = None, None
         if self.image_size is not None:
             # Every batch of a shape has as large a pool as it can need, so that the shape is compiled once.
-            pool = _pad_rows(self._encode_pool(batch.frames, batch.frame_mask), shape["rows"] * shape["num_images"])
-            media = Media(self._place(pool, ()), self._place(batch.media_slot, BATCH_AXES))
+            pool = _pad_rows(self._latents(batch.visuals or (_NO_IMAGE,)), shape["rows"] * shape["num_images"])
+            media = Media(placement.put(pool, self.mesh, ()), placement.put(batch.media_slot, self.mesh, BATCH_AXES))
             chunk = _chunk(batch.media_index, shape["num_images"], config.xattn_chunk)
         arrays = (
             batch.tokens,
-            batch.segment.sum(axis=1, dtype=np.int32),
+            batch.length,
             batch.media_index,
             *_pad_candidates(requests, shape["rows"]),
+            _sampling(requests, shape["rows"], config) if generate and config.decoding == "sample" else None,
         )
-        tokens, length, media_index, candidates, sizes = (
-            x if x is None else self._place(x, BATCH_AXES) for x in arrays
-        )
+        inputs = jax.tree.map(lambda array: placement.put(array, self.mesh, BATCH_AXES), arrays)
         program = Program(
             decoding=config.decoding if generate else "none",
             beams=config.beams,
@@ -239,9 +273,7 @@ class Engine:
             pad_id=self.pad_id,
             chunk=chunk,
         )
-        decoded, scores = _fetch(
-            _answer(self.model, program, self.params, tokens, length, media_index, media, candidates, sizes)
-        )
+        decoded, scores = placement.fetch(_answer(self.model, program, self._layout, self.params, media, *inputs))
         answers = []
         for row, request in enumerate(requests):
             best, log_likelihood = None, None
@@ -252,81 +284,43 @@ class Engine:
             answers.append(Answer(best, log_likelihood, row_scores))
         return answers
 
-    def _encode_pool(self, frames: np.ndarray, frame_mask: np.ndarray) -> np.ndarray:
-        """Latents [M, R, D] of the pool; only images that are not in the cache go through the encoder."""
-        keys = [
-            hashlib.blake2b(f.tobytes() + m.tobytes(), digest_size=16).digest()
-            for f, m in zip(frames, frame_mask, strict=True)
-        ]
-        found = {key: self._latents[key] for key in keys if key in self._latents}
-        missing = [row for row, key in enumerate(keys) if key not in found]
-        shards = self._size(ALL_AXES)
-        chunk = -(-self.config.images_per_pass // shards) * shards
-        for start in range(0, len(missing), chunk):
-            rows = missing[start : start + chunk]
-            padded = rows + [rows[0]] * (chunk - len(rows))
-            new = _fetch(
-                _encode(
-                    self.model,
-                    self.params,
-                    self._place(frames[padded], ALL_AXES),
-                    self._place(frame_mask[padded], ALL_AXES),
-                )
-            )
-            found.update((keys[row], new[place].copy()) for place, row in enumerate(rows))
-        for key in keys:
-            self._latents[key] = found[key]
-            self._latents.move_to_end(key)
-        capacity = (self.config.latents_megabytes << 20) // found[keys[0]].nbytes
-        while len(self._latents) > capacity:
-            self._latents.popitem(last=False)
-        return np.stack([found[key] for key in keys])
-
-    def _place(self, array: np.ndarray, axes: tuple[str, ...]) -> jax.Array:
-        """Puts an array, which every process has, on the devices, its first axis split over mesh `axes`."""
-        if self.mesh is None:
-            return jnp.asarray(array)
-        sharding = NamedSharding(self.mesh, PartitionSpec(axes or None))
-        return jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])
+    def _encoded(self, frames: np.ndarray, frame_mask: np.ndarray) -> np.ndarray:
+        """Latents [M, R, D] of frames, spread over all devices."""
+        spread = (placement.put(array, self.mesh, ALL_AXES) for array in (frames, frame_mask))
+        return np.asarray(placement.fetch(_encode(self.model, self._layout, self.params, *spread)))
 
 
-def _on_mesh(mesh: Mesh, weight: jax.Array) -> jax.Array:
-    """Puts a weight whole on every device; one that lies on this mesh already, as in training, stays as it is laid out."""
-    if weight.sharding.device_set == set(mesh.devices.flat):
-        return weight
-    sharding = NamedSharding(mesh, PartitionSpec())
-    copies = [jax.device_put(weight, device) for device in sharding.addressable_devices]
-    return jax.make_array_from_single_device_arrays(weight.shape, sharding, copies)
+@functools.partial(jax.jit, static_argnames=("model", "layout"))
+def _encode(model: Decoder, layout: Layout | None, params: Any, frames: jax.Array, frame_mask: jax.Array) -> jax.Array:
+    with laid_out(layout):
+        return model.encode(params, frames, frame_mask)
 
 
-def _fetch(tree: Any) -> Any:
-    """Returns device arrays as numpy, in every process; what lies on other hosts too is gathered."""
-    return jax.tree.map(
-        lambda x: np.asarray(x) if x.is_fully_addressable else multihost_utils.process_allgather(x, tiled=True), tree
-    )
-
-
-@functools.partial(jax.jit, static_argnames=("model",))
-def _encode(model: Decoder, params: Any, frames: jax.Array, frame_mask: jax.Array) -> jax.Array:
-    return model.encode(params, frames, frame_mask)
-
-
-@functools.partial(jax.jit, static_argnames=("model", "program"))
+@functools.partial(jax.jit, static_argnames=("model", "program", "layout"))
 def _answer(
+    model: Decoder, program: Program, layout: Layout | None, params: Any, media: Media | None, *inputs: Any
+) -> tuple[decode.Decoded | None, jax.Array | None]:
+    with laid_out(layout):
+        return _prefill_and_answer(model, program, params, media, *inputs)
+
+
+def _prefill_and_answer(
     model: Decoder,
     program: Program,
     params: Any,
+    media: Media | None,
     tokens: jax.Array,
     length: jax.Array,
     media_index: jax.Array,
-    media: Media | None,
     candidates: jax.Array | None,
     sizes: jax.Array | None,
+    sampling: decode.Sampling | None,
 ) -> tuple[decode.Decoded | None, jax.Array | None]:
     """Prefill, then decoding and scoring from the same cache."""
     extend = functools.partial(model.extend, params)
     room = max(program.max_new_tokens, 1 if candidates is None else candidates.shape[2])
-    cache = model.empty_cache(tokens.shape[0], tokens.shape[1] + room, jnp.dtype(program.compute))
+    cache = model.empty_cache(tokens.shape[0], tokens.shape[1] + room, jnp.dtype(program.compute), params)
+    cache = placement.spread_cache(cache)
     prefix = decode.prefill(extend, cache, tokens, length, media_index, media, program.chunk)
     decoded = scores = None
     bounds: dict[str, Any] = {"max_new_tokens": program.max_new_tokens, "stop": program.stop, "pad_id": program.pad_id}
@@ -336,6 +330,8 @@ def _answer(
         decoded = decode.beam_search(
             extend, prefix, beams=program.beams, length_penalty=program.length_penalty, **bounds
         )
+    elif sampling is not None:
+        decoded = decode.sample(extend, prefix, sampling, **bounds)
     if candidates is not None and sizes is not None:
         scores = score.score(
             extend, prefix, candidates, sizes, normalise=program.normalise, per_pass=program.candidates_per_pass
@@ -375,6 +371,16 @@ def _pad_candidates(requests: Sequence[Request], rows: int) -> tuple[np.ndarray 
     return tokens, sizes
 
 
+def _sampling(requests: Sequence[Request], rows: int, config: InferenceConfig) -> decode.Sampling:
+    """Each row's seed is a hash of the config's and of the prompt's tokens: equal prompts are answered equally, wherever they stand."""
+    seeds = np.zeros(rows, np.uint32)
+    for row, request in enumerate(requests):
+        content = f"{config.seed}:".encode() + request.prompt.tokens.tobytes()
+        seeds[row] = int.from_bytes(hashlib.blake2b(content, digest_size=4).digest(), "little")
+    all_rows = lambda value: np.full(rows, value, np.float32)  # noqa: E731
+    return decode.Sampling(seeds, all_rows(config.temperature), all_rows(config.top_p))
+
+
 def _before_stop(tokens: np.ndarray, ends: tuple[int, ...]) -> tuple[int, ...]:
     found = np.isin(tokens, ends)
     return tuple(int(token) for token in (tokens[: int(found.argmax())] if found.any() else tokens))
@@ -384,6 +390,6 @@ def _round_up(size: int, sizes: tuple[int, ...], who: str, what: str, field: str
     for candidate in sizes:
         if size <= candidate:
             return candidate
-    raise PromptError(
+    raise PromptTooLong(
         f"{who} {size} {what}; expected at most {sizes[-1]}. Shorten it, or add a size to config.inference.{field}."
     )

@@ -10,6 +10,7 @@ import haiku as hk
 import jax
 import jax.numpy as jnp
 
+from flamingo_jax.core import trees
 from flamingo_jax.core.notation import Array, Float, Int
 from flamingo_jax.core.trees import Params
 from flamingo_jax.data.schema import Batch
@@ -25,27 +26,34 @@ class Media(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Cache:
-    """What decoding keeps. Axis 1 of every leaf is the batch.
+    """What decoding keeps. Axis 1 of every leaf but the shared ones is the batch.
 
     Attributes:
         lm: keys and values of the LM, {name: [layers, B, S, ...]}; a token's row is its position.
         media: keys and values of each sequence's last image, {name: [layers, B, 1, R, H, K]}: generated text attends
             no other. Empty for an LM alone.
+        shared: what follows from the weights alone, {"relative": [layers, S, H, K]} (`lm.distance_table`). Empty: it is computed
+            anew in each step.
     """
 
     lm: dict[str, Array]
     media: dict[str, Array]
+    shared: dict[str, Array] = dataclasses.field(default_factory=dict)
 
     def repeat(self, times: int) -> Cache:
         """Every sequence `times` times in a row (beams, candidates)."""
-        return jax.tree.map(lambda leaf: jnp.repeat(leaf, times, axis=1), self)
+        return self._map(lambda leaf: jnp.repeat(leaf, times, axis=1))
 
     def take(self, rows: Int[Array, "B"]) -> Cache:
         """Reorders or selects sequences."""
-        return jax.tree.map(lambda leaf: leaf[:, rows], self)
+        return self._map(lambda leaf: leaf[:, rows])
+
+    def _map(self, function: Callable[[Array], Array]) -> Cache:
+        lm, media = jax.tree.map(function, (self.lm, self.media))
+        return Cache(lm, media, self.shared)
 
 
-jax.tree_util.register_dataclass(Cache, data_fields=["lm", "media"], meta_fields=[])
+jax.tree_util.register_dataclass(Cache, data_fields=["lm", "media", "shared"], meta_fields=[])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,18 +69,22 @@ class Decoder:
             candidates (media None: the cached last image is attended where media_index > 0). Positions are consecutive;
             what stands in the cache at or after them is overwritten or not attended. chunk=(tokens, span) attends
             images chunk by chunk (`nn.attention.attend_own_image_chunked`).
-        empty_cache: (batch_size, length, dtype) -> Cache.
+        empty_cache: (batch_size, length, dtype, weights=None) -> Cache. With weights it holds what follows from them alone, so that
+            decoding need not compute it for each token.
         arrange: weights as `init` makes them and checkpoints keep them -> the form that the other functions compute with.
         arranged_init: rng -> weights in that form; for their names and logical axes. None: the form is the same.
+        features: (weights, frames, frame_mask) as for `encode` -> float32[M, E], what the vision encoder alone sees: the mean over the
+            places of its last grid, and over real frames. None for an LM alone.
     """
 
     init: Callable[[Array], Any]
     token_losses: Callable[..., Array]
     encode: Callable[..., Array]
     extend: Callable[..., tuple[Array, Cache]]
-    empty_cache: Callable[[int, int, Any], Cache]
+    empty_cache: Callable[..., Cache]
     arrange: Callable[[Params], Params] = lambda params: params
     arranged_init: Callable[[Array], Any] | None = None
+    features: Callable[..., Array] | None = None
 
 
 def empty_lm_cache(config: lm_lib.LMConfig, batch_size: int, length: int, dtype: Any) -> dict[str, Array]:
@@ -83,6 +95,16 @@ def empty_lm_cache(config: lm_lib.LMConfig, batch_size: int, length: int, dtype:
         channels = (config.num_heads + 2 * config.kv_heads) * config.head_size
         cache["raw"] = jnp.zeros((config.num_layers, batch_size, length, channels), dtype)
     return cache
+
+
+def shared_cache(
+    config: lm_lib.LMConfig, params: Params | None, prefix: str, length: int, dtype: Any
+) -> dict[str, Array]:
+    """`Cache.shared` of `length` positions; `prefix`: of the LM's blocks in `params`; without weights it is empty."""
+    if params is None:
+        return {}
+    table = lm_lib.distance_table(config, trees.subtree(params, prefix), length, dtype)
+    return {} if table is None else {"relative": table}
 
 
 def language_model(config: lm_lib.LMConfig) -> Decoder:
@@ -115,8 +137,12 @@ def language_model(config: lm_lib.LMConfig) -> Decoder:
         media: Media | None = None,
         chunk: tuple[int, int] | None = None,
     ) -> tuple[Array, Cache]:
-        logits, lm_cache = transformed_step.apply(params, None, tokens, positions, cache.lm)
-        return logits, Cache(lm_cache, cache.media)
+        logits, lm_cache = transformed_step.apply(params, None, tokens, positions, cache.lm | cache.shared)
+        return logits, Cache(lm_cache, cache.media, cache.shared)
+
+    def empty_cache(batch_size: int, length: int, dtype: Any, params: Params | None = None) -> Cache:
+        shared = shared_cache(config, params, "lm/blocks", length, dtype)
+        return Cache(empty_lm_cache(config, batch_size, length, dtype), {}, shared)
 
     ids = jnp.zeros((1, 2), jnp.int32)
     return Decoder(
@@ -124,5 +150,5 @@ def language_model(config: lm_lib.LMConfig) -> Decoder:
         token_losses=token_losses,
         encode=lambda params, frames, frame_mask: jnp.zeros((frames.shape[0], 1, config.width)),
         extend=extend,
-        empty_cache=lambda batch, length, dtype: Cache(empty_lm_cache(config, batch, length, dtype), {}),
+        empty_cache=empty_cache,
     )

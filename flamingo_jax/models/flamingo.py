@@ -23,9 +23,9 @@ from flamingo_jax.core.params import Stack, layer_slice
 from flamingo_jax.core.trees import Params
 from flamingo_jax.data.schema import Batch
 from flamingo_jax.models import lm as lm_lib
-from flamingo_jax.models.decoder import Cache, Decoder, Media, empty_lm_cache
+from flamingo_jax.models.decoder import Cache, Decoder, Media, empty_lm_cache, shared_cache
 from flamingo_jax.models.gated_xattn import GatedXattn, MediaContext, XattnConfig
-from flamingo_jax.models.nfnet import NFNet, NFNetConfig, fold, normalise
+from flamingo_jax.models.nfnet import NFNet, NFNetConfig, fold, normalise, pool
 from flamingo_jax.models.resampler import Resampler, ResamplerConfig
 from flamingo_jax.nn.linear import linear
 from flamingo_jax.nn.norm import standardise
@@ -66,14 +66,25 @@ class Flamingo(hk.Module):
         Frames are spread over all chips of the mesh, and so are the resampler's visual inputs, where there are enough: what
         comes back to a model group is its latents, not its features.
         """
+        latents = Resampler(self.config.resampler, name="resampler")(self._see(frames, dtype), frame_mask)
+        latents = constrain(latents, "media", "latents", None)
+        return linear(latents, (self.config.lm.width,), axes=("vision", "embed"), bias=True, name="media")
+
+    @hk.name_like("__call__")
+    def features(
+        self, frames: UInt8[Array, "M F S S 3"], frame_mask: Bool[Array, "M F"], dtype: Any
+    ) -> Float32[Array, "M E"]:
+        """The mean of what the vision encoder sees, over all places and real frames: for retrieval of similar images."""
+        return pool(self._see(frames, dtype), frame_mask)
+
+    @hk.name_like("__call__")
+    def _see(self, frames: UInt8[Array, "M F S S 3"], dtype: Any) -> Float[Array, "M F P E"]:
+        """The vision encoder's last grid."""
         num_inputs, num_frames = frames.shape[:2]
         images = constrain(frames.reshape(-1, *frames.shape[2:]), "images", None, None, None)
         grid = NFNet(self.config.vision, name="vision")(normalise(images, dtype))
         grid = constrain(grid, "images", None, None, None)
-        features = constrain(grid.reshape(num_inputs, num_frames, -1, grid.shape[-1]), "images", None, None, None)
-        latents = Resampler(self.config.resampler, name="resampler")(features, frame_mask)
-        latents = constrain(latents, "media", "latents", None)
-        return linear(latents, (self.config.lm.width,), axes=("vision", "embed"), bias=True, name="media")
+        return constrain(grid.reshape(num_inputs, num_frames, -1, grid.shape[-1]), "images", None, None, None)
 
     @hk.name_like("__call__")
     def decode(
@@ -109,9 +120,9 @@ class Flamingo(hk.Module):
         def through(blocks: Stack, weights: Any, x: Array, lm_cache: Any) -> tuple[Array, Any]:
             return interleave(config.xattn, (blocks, weights, lm_cache), (xattn, xattn_weights, cached), x)
 
-        x, (lm_cache, kept) = lm.run(x, context, cache.lm if cache is not None else None, through)
+        x, (lm_cache, kept) = lm.run(x, context, cache.lm | cache.shared if cache is not None else None, through)
         if cache is not None:
-            cache = Cache(lm_cache, kept if media.keep else cache.media)
+            cache = Cache(lm_cache, kept if media.keep else cache.media, cache.shared)
         return lm.logits(x), cache
 
 
@@ -214,6 +225,9 @@ def build(config: FlamingoConfig, *, arranged: bool = False) -> Decoder:
     transformed_encode = hk.transform(
         lambda frames, frame_mask, dtype: Flamingo(config).encode(frames, frame_mask, dtype)
     )
+    transformed_features = hk.transform(
+        lambda frames, frame_mask, dtype: Flamingo(config).features(frames, frame_mask, dtype)
+    )
 
     def token_losses(params: Params, batch: Batch, *, num_shards: int = 1) -> Float32[Array, "B L"]:
         return transformed_losses.apply(params, None, batch, num_shards, _dtype(params))
@@ -222,6 +236,11 @@ def build(config: FlamingoConfig, *, arranged: bool = False) -> Decoder:
         params: Params, frames: UInt8[Array, "M F S S 3"], frame_mask: Bool[Array, "M F"]
     ) -> Float[Array, "M R D"]:
         return transformed_encode.apply(params, None, frames, frame_mask, _dtype(params))
+
+    def features(
+        params: Params, frames: UInt8[Array, "M F S S 3"], frame_mask: Bool[Array, "M F"]
+    ) -> Float32[Array, "M E"]:
+        return transformed_features.apply(params, None, frames, frame_mask, _dtype(params))
 
     def extend(
         params: Params,
@@ -234,13 +253,14 @@ def build(config: FlamingoConfig, *, arranged: bool = False) -> Decoder:
     ) -> tuple[Float32[Array, "B T V"], Cache]:
         return transformed_step.apply(params, None, tokens, positions, media_index, media, chunk, cache)
 
-    def empty_cache(batch_size: int, length: int, dtype: Any) -> Cache:
+    def empty_cache(batch_size: int, length: int, dtype: Any, params: Params | None = None) -> Cache:
         heads = config.xattn.num_heads or config.lm.num_heads
         size = config.xattn.head_dim or config.lm.width // heads
         layers = config.xattn.num_layers(config.lm.num_layers)
         shape = (layers, batch_size, 1, config.resampler.num_latents, heads, size)
         media = {"key": jnp.zeros(shape, dtype), "value": jnp.zeros(shape, dtype)}
-        return Cache(empty_lm_cache(config.lm, batch_size, length, dtype), media)
+        shared = shared_cache(config.lm, params, "flamingo/lm/blocks", length, dtype)
+        return Cache(empty_lm_cache(config.lm, batch_size, length, dtype), media, shared)
 
     def init(rng: Array) -> Any:
         return transformed_losses.init(rng, _example(), 1, jnp.float32, kept)
@@ -260,7 +280,7 @@ def build(config: FlamingoConfig, *, arranged: bool = False) -> Decoder:
     def arranged_init(rng: Array) -> Any:
         return transformed_losses.init(rng, _example(), 1, jnp.float32, config)
 
-    return Decoder(init, token_losses, encode, extend, empty_cache, arrange, arranged_init)
+    return Decoder(init, token_losses, encode, extend, empty_cache, arrange, arranged_init, features)
 
 
 def _dtype(params: Params) -> Any:

@@ -180,6 +180,7 @@ class SelfAttention(hk.Module):
         config, context = self.config, self.context
         q, k, v = self._project(x)
         cache = dict(cache) if cache is not None else None
+        distances = cache.pop("relative", None) if cache is not None else None
         if config.qkv_conv_width:
             q, k, v, cache = self._convolve(q, k, v, cache)
         if config.qk_norm:
@@ -192,7 +193,7 @@ class SelfAttention(hk.Module):
         if cache is not None:
             k = cache["key"] = _write(cache["key"], k, context.positions)
             v = cache["value"] = _write(cache["value"], v, context.positions)
-        q, bias = self._position_bias(q, num_keys=k.shape[1])
+        q, bias = self._position_bias(q, k.shape[1], distances)
         out = constrain(attend(q, k, v, context.mask, bias), "batch", "length", "heads", "head_dim")
         out = jax.lax.optimization_barrier(out)  # transposed once, not again for each tile of the product
         out = linear(
@@ -221,8 +222,8 @@ class SelfAttention(hk.Module):
         return q, k, v
 
     @hk.name_like("__call__")
-    def _position_bias(self, q: Array, num_keys: int) -> tuple[Array, Array | None]:
-        """Returns (q as it meets the keys, what positions add to the scores)."""
+    def _position_bias(self, q: Array, num_keys: int, r: Array | None) -> tuple[Array, Array | None]:
+        """Returns (q as it meets the keys, what positions add to the scores); r: `distance_table` of this layer, if it is at hand."""
         config = self.config
         if config.position == "alibi":
             return q, embed.alibi_bias(config.num_heads, self.context.distances)
@@ -233,14 +234,18 @@ class SelfAttention(hk.Module):
             jnp.broadcast_to(param(name, shape, ("heads", "head_dim"), jnp.zeros).astype(q.dtype), q.shape)
             for name in ("content_bias", "position_bias")
         )
-        r = embed.sinusoids(num_keys, config.width).astype(q.dtype)
-        if config.fused:
-            r = fused_linear(r, shape, axes=("heads", "head_dim", "embed"), name="relative")
-        else:
-            r = linear(r, shape, axes=("embed", "heads", "head_dim"), name="relative")
+        if r is None:
+            r = self._project_distances(embed.sinusoids(num_keys, config.width).astype(q.dtype))
         if self.context.aligned:
             return q + content, embed.aligned_relative_bias(q + position, r)
         return q + content, embed.relative_bias(q + position, r, self.context.distances)
+
+    @hk.name_like("__call__")
+    def _project_distances(self, r: Float[Array, "S D"]) -> Float[Array, "S H K"]:
+        shape = (self.config.num_heads, self.config.head_size)
+        if self.config.fused:
+            return fused_linear(r, shape, axes=("heads", "head_dim", "embed"), name="relative")
+        return linear(r, shape, axes=("embed", "heads", "head_dim"), name="relative")
 
     @hk.name_like("__call__")
     def _norm_all_heads(self, y: Array, name: str) -> Array:
@@ -284,6 +289,24 @@ def _read(cache: Array, positions: Array) -> Array:
     """Reads rows of the cache by position; 0 before the start."""
     rows = jnp.take_along_axis(cache, jnp.maximum(positions, 0)[:, :, None], axis=1)
     return jnp.where((positions >= 0)[:, :, None], rows, 0)
+
+
+def distance_table(config: LMConfig, blocks: Params, length: int, dtype: Any) -> Float[Array, "layers S H K"] | None:
+    """The projected embedding of each distance in each layer: what relative positions need, whatever the tokens.
+
+    Each decoded token would else project all of them again in every layer, 2 S D^2 FLOPs, where the rest of the layer takes 24 D^2.
+
+    Args:
+        config: of the LM; with other positions there is no table.
+        blocks: {module: weights} of the stack, below its name; fused if `config` says so.
+        length: S, the distances 0..S-1.
+        dtype: of the table.
+    """
+    if config.position != "relative":
+        return None
+    w = blocks["block/attention/relative"]["w"].astype(dtype)
+    r = embed.sinusoids(length, config.width).astype(dtype)
+    return jnp.einsum("sd,lhkd->lshk" if config.fused else "sd,ldhk->lshk", r, w)
 
 
 def fuse(config: LMConfig, blocks: Params) -> dict[str, dict[str, Array]]:

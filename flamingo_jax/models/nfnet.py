@@ -24,7 +24,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from flamingo_jax.core import trees
-from flamingo_jax.core.notation import Array, Float, UInt8
+from flamingo_jax.core.notation import Array, Bool, Float, Float32, UInt8
 from flamingo_jax.core.params import Remat, Stack, layer_slice, param
 from flamingo_jax.nn.conv import Standardisation, standardise, ws_conv
 from flamingo_jax.nn.linear import linear
@@ -114,6 +114,12 @@ def normalise(images: UInt8[Array, "... 3"], dtype: jnp.dtype | type = jnp.float
     """Returns (pixel - mean) / deviation, computed in float32 and rounded to `dtype` (paper, model card: mean 0, variance 1)."""
     mean, std = (jnp.broadcast_to(jnp.asarray(value), images.shape) for value in (PIXEL_MEAN, PIXEL_STD))
     return ((images.astype(jnp.float32) - mean) / std).astype(dtype)
+
+
+def pool(grid: Float[Array, "M F P E"], frame_mask: Bool[Array, "M F"]) -> Float32[Array, "M E"]:
+    """Returns the mean over the places of a grid, and over real frames: one vector for an image or a video, to compare it with others."""
+    real = jnp.broadcast_to(frame_mask[:, :, None, None], grid.shape)
+    return jnp.mean(grid, axis=(1, 2), where=real, dtype=jnp.float32)
 
 
 def betas(config: NFNetConfig) -> list[list[float]]:

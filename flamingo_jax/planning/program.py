@@ -211,21 +211,23 @@ def _placed(mesh: Mesh, shape: tuple[int, ...], dtype: Any, *partition: Any) -> 
 
 
 def _cache(config: TrainConfig, model: Decoder, mesh: Mesh, rows: int, prompts: Prompts) -> dict[str, dict[str, Any]]:
-    """The parts of an abstract cache: [layers, rows, ...], heads in the last but one place of keys and values."""
+    """The parts of an abstract cache: [layers, rows, ...], heads in the last but one place of keys and values; what is shared has no rows."""
     dtype = jnp.dtype(config.precision.compute)
 
-    def parts() -> dict[str, dict[str, Any]]:
-        cache = model.empty_cache(rows, prompts.length + prompts.new_tokens, dtype)
-        return {"lm": cache.lm, "media": cache.media}
+    def parts(params: Any) -> dict[str, dict[str, Any]]:
+        cache = model.empty_cache(rows, prompts.length + prompts.new_tokens, dtype, params)
+        return {"lm": cache.lm, "media": cache.media, "shared": cache.shared}
 
     def place(path: Any, leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+        if path[0].key == "shared":
+            return _placed(mesh, leaf.shape, leaf.dtype, None, None, "model", None)
         heads = leaf.shape[-2] if path[-1].key in ("key", "value") else 0
         split = "model" if heads and heads % mesh.shape["model"] == 0 else None
         middle = (None,) * (len(leaf.shape) - 4)
         partition = (None, BATCH_AXES, *middle, split, None) if heads else (None, BATCH_AXES)
         return _placed(mesh, leaf.shape, leaf.dtype, *partition)
 
-    return jax.tree_util.tree_map_with_path(place, jax.eval_shape(parts))
+    return jax.tree_util.tree_map_with_path(place, jax.eval_shape(parts, _weights(config, model, mesh)))
 
 
 def _lower_prefill(config: TrainConfig, model: Decoder, mesh: Mesh, rows: int, prompts: Prompts) -> Any:

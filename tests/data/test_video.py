@@ -93,6 +93,28 @@ def test_variable_rate_shows_what_is_on_screen(options):
     assert [number_of(frame, 40) for frame in clip] == [0, 2, 4, 4, 5]  # after 0, 1, 2, 3 and 4 s
 
 
+@pytest.mark.parametrize("container", ["mp4", "webm", "fragments"])
+def test_a_clip_of_a_segment_lies_within_it(container):
+    encoded = mp4(grey_frames(50), fps=10, **CONTAINERS[container])
+    segment = {"start": 1.5, "end": 3.5}
+    first = decode_clip(encoded, 32, num_frames=8, rate=5.0, **segment)
+    assert [number_of(frame) for frame in first] == list(range(15, 31, 2))
+    starts = set()
+    for seed in range(30):
+        clip = decode_clip(encoded, 32, num_frames=8, rate=5.0, rng=np.random.default_rng(seed), **segment)
+        numbers = [number_of(frame) for frame in clip]
+        assert np.diff(numbers).tolist() == [2] * 7 and numbers[0] >= 15 and numbers[-1] < 35
+        starts.add(numbers[0])
+    assert starts == set(range(15, 21))
+
+
+@pytest.mark.parametrize(("start", "end"), [(5.0, None), (2.0, 2.0), (3.0, 1.0), (-1.0, 2.0), (float("nan"), 2.0)])
+def test_a_segment_outside_of_the_video_is_broken(start, end):
+    with pytest.raises(CorruptRecord, match=r"There is no segment from .* in a video of 5.00 s") as caught:
+        decode_clip(mp4(grey_frames(50), fps=10), 32, num_frames=2, start=start, end=end)
+    assert caught.value.reason == "broken_span"
+
+
 def test_aspect_is_kept_and_padded_with_the_mean():
     frame = decode_clip(mp4([np.full((32, 64, 3), 255, np.uint8)]), 32, num_frames=1)[0]
     assert (frame[8:24] > 250).all()

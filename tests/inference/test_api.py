@@ -1,11 +1,11 @@
 """Flamingo.generate and .score on a tiny model with open gates: batches, buckets, devices, beams."""
 
-import collections
 import dataclasses
 
 import numpy as np
 import pytest
 
+from flamingo_jax.core.config import ConfigError
 from flamingo_jax.inference import engine
 from flamingo_jax.inference.api import PromptError
 from flamingo_jax.inference.engine import Request
@@ -108,14 +108,23 @@ def test_beams_find_nothing_worse_than_greedy(model):
     assert model.generate(PROMPTS, beams=3) == [model.text(answer) for answer in beam]
 
 
-def test_an_image_is_encoded_once(model, alone, monkeypatch):
-    seen = []
+def test_what_is_drawn_does_not_depend_on_the_company(model):
+    """The same prompts in other batches of four, backwards: the same answers; another seed gives others."""
+    settings = {"top_p": 0.95, "temperature": 1.5, "batch_size": 4}
+    texts = model.generate(PROMPTS, seed=3, **settings)
+    assert model.generate(PROMPTS[::-1], seed=3, **settings) == texts[::-1]
+    assert model.generate(PROMPTS, seed=4, **settings) != texts
+    with pytest.raises(ConfigError, match="search or draw, not both"):
+        model.generate(PROMPTS[3], beams=3, top_p=0.9)
+
+
+def test_an_image_is_encoded_once(tmp_path_factory, alone, monkeypatch):
+    model, seen = tiny.load(tmp_path_factory.getbasetemp()), []
     encode = engine._encode
-    monkeypatch.setattr(model.engine, "_latents", collections.OrderedDict())
     monkeypatch.setattr(
         engine,
         "_encode",
-        lambda fns, params, frames, mask: seen.append(len(frames)) or encode(fns, params, frames, mask),
+        lambda fns, layout, params, frames, mask: seen.append(len(frames)) or encode(fns, layout, params, frames, mask),
     )
     for _ in range(2):
         assert answers(model, batch_size=2)[0] == alone[0]
@@ -128,7 +137,7 @@ def test_an_image_is_encoded_once(model, alone, monkeypatch):
 def test_latents_beyond_the_memory_bound_are_dropped(tmp_path_factory, alone):
     small = tiny.load(tmp_path_factory.getbasetemp(), config=dataclasses.replace(tiny.CONFIG, latents_megabytes=0))
     assert answers(small, batch_size=2)[0] == alone[0]
-    assert not small.engine._latents
+    assert len(small.engine._latents) == 0
 
 
 def test_chunked_cross_attention_gives_the_same(model, alone):

@@ -9,9 +9,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from flamingo_jax.core import trees
 from flamingo_jax.data.schema import Batch
 from flamingo_jax.inference import decode
+from flamingo_jax.models import decoder, lm
 from flamingo_jax.models.decoder import Media
+from flamingo_jax.models.lm import LMConfig
 from tests.inference import tiny
 
 V, PAD, STOP = 5, 0, 4
@@ -172,9 +175,34 @@ def test_settings_that_make_no_sense_are_refused():
         decode.beam_search(history_model, prefix_of(PROMPTS), beams=0, max_new_tokens=2, stop=(STOP,), pad_id=PAD)
 
 
+@pytest.mark.parametrize("fused", [False, True])
+def test_the_table_of_distances_changes_nothing(fused):
+    """Relative positions with the projected distances in the cache, and without: the same logits, in prefill and after (float32: 1e-5)."""
+    config = LMConfig(8, num_layers=2, width=8, num_heads=2, vocab_multiple=8)
+    model = decoder.language_model(dataclasses.replace(config, fused=fused))
+    params = tiny.weights(jax.eval_shape(decoder.language_model(config).init, jax.random.key(0)))
+    if fused:
+        blocks = lm.fuse(config, trees.subtree(params, "lm/blocks"))
+        rest = {module: value for module, value in params.items() if not module.startswith("lm/blocks")}
+        params = rest | {f"lm/blocks/{module}": value for module, value in blocks.items()}
+    tokens = jnp.asarray([[1, 2, 3, 4, 5, 6], [6, 5, 4, 3, 2, 1]], jnp.int32)
+    positions = jnp.broadcast_to(jnp.arange(6, dtype=jnp.int32)[None], tokens.shape)
+
+    @functools.partial(jax.jit, static_argnames="with_table")
+    def logits(params, *, with_table):
+        cache = model.empty_cache(2, 6, jnp.float32, params if with_table else None)
+        assert set(cache.shared) == ({"relative"} if with_table else set())
+        first, cache = model.extend(params, cache, tokens[:, :4], positions[:, :4], tokens[:, :4])
+        cache = cache.repeat(2).take(jnp.asarray([0, 2]))  # beams share the table
+        second, _ = model.extend(params, cache, tokens[:, 4:], positions[:, 4:], tokens[:, 4:])
+        return jnp.concatenate([first, second], axis=1)
+
+    np.testing.assert_allclose(logits(params, with_table=True), logits(params, with_table=False), atol=1e-5)
+
+
 @pytest.mark.parametrize("kind", ["flamingo", "language_model"])
 def test_cached_decoding_equals_the_uncached_forward(kind, tmp_path_factory):
-    """Token by token, for prompts of unequal length and image count; float32, so sums in another order: 1e-4 on log-probabilities."""
+    """Token by token, for prompts of unequal length with images and videos; float32, so sums in another order: 1e-4 on log-probabilities."""
     words = tiny.tokenizer(tmp_path_factory.getbasetemp())
     model, params = tiny.parts(words.vocab_size, kind)
     rng = np.random.default_rng(0)
@@ -184,13 +212,12 @@ def test_cached_decoding_equals_the_uncached_forward(kind, tmp_path_factory):
     phi = np.where(
         np.arange(total)[None] >= length[:, None], phi[np.arange(3), length - 1][:, None], phi
     )  # answers attend the last image
-    frames = np.stack([tiny.image(seed) for seed in range(4)])[:, None]
+    frames = np.stack([tiny.image(seed) for seed in range(8)]).reshape(4, 2, *tiny.image(0).shape)
+    mask = np.asarray([[True, True], [True, False], [True, False], [True, True]])  # a video, two images, a video
     slot = np.asarray([[2, -1, -1], [0, 3, -1], [1, 0, 2]], np.int32)
-    media = Media(jax.jit(model.encode)(params, jnp.asarray(frames), jnp.ones((4, 1), bool)), jnp.asarray(slot))
+    media = Media(jax.jit(model.encode)(params, jnp.asarray(frames), jnp.asarray(mask)), jnp.asarray(slot))
 
-    batch = Batch(
-        tokens, np.ones_like(tokens), np.ones(tokens.shape, np.float32), phi, slot, frames, np.ones((4, 1), bool)
-    )
+    batch = Batch(tokens, np.ones_like(tokens), np.ones(tokens.shape, np.float32), phi, slot, frames, mask)
     expected = -np.asarray(jax.jit(model.token_losses)(params, batch))  # [3, total - 1]
 
     @jax.jit

@@ -1,0 +1,66 @@
+"""Random access to any dataset that TFDS prepared in ArrayRecord format, such as `coco_captions`: examples as its builder defines them.
+
+`sources` reads what data_pipelines wrote; this reads what `tfds build NAME --file_format=array_record` wrote, without TensorFlow.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from flamingo_jax.core.paths import Path, PathLike
+
+
+def is_prepared(directory: PathLike) -> bool:
+    """Whether a directory is a dataset of TFDS."""
+    return (Path(directory) / "dataset_info.json").exists()
+
+
+def examples(directory: PathLike, split: str) -> Sequence[Mapping[str, Any]]:
+    """The examples of a split, read one by one when they are asked for.
+
+    Args:
+        directory: with dataset_info.json and the ArrayRecord files.
+        split: its name.
+
+    Returns:
+        A sequence of dicts: images as encoded bytes, text as bytes, numbers as numpy scalars.
+
+    Raises:
+        FileNotFoundError: there is no dataset at `directory`.
+        ValueError: it has no such split, or is not in ArrayRecord format.
+    """
+    import tensorflow_datasets as tfds
+
+    if not is_prepared(directory):
+        raise FileNotFoundError(f"There is no dataset at {directory}: dataset_info.json is missing. Check the path.")
+    builder = tfds.builder_from_directory(str(directory))
+    encoded = {
+        name: tfds.decode.SkipDecoding()
+        for name, feature in builder.info.features.items()
+        if isinstance(feature, tfds.features.Image)
+    }
+    try:
+        return builder.as_data_source(split, decoders=encoded)
+    except (ValueError, NotImplementedError, OSError) as error:
+        known = {name: info.num_examples for name, info in builder.info.splits.items()}
+        raise ValueError(
+            f"Cannot read split {split!r} of {directory}: {error} It has {known}. "
+            "Prepare it with `tfds build NAME --file_format=array_record`."
+        ) from error
+
+
+def class_names(directory: PathLike, feature: str = "label") -> list[str]:
+    """The names of the classes of a dataset's label, in the order of their numbers.
+
+    Raises:
+        ValueError: there is no dataset at `directory`, or it has no such label.
+    """
+    import tensorflow_datasets as tfds
+
+    features = dict(tfds.builder_from_directory(str(directory)).info.features) if is_prepared(directory) else {}
+    if not isinstance(features.get(feature), tfds.features.ClassLabel):
+        raise ValueError(
+            f"The dataset at {directory} has no classes {feature!r}; it has {', '.join(features) or 'nothing'}."
+        )
+    return list(features[feature].names)

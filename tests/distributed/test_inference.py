@@ -1,0 +1,95 @@
+"""Answers of a model whose weights are split over "model": loaded from an export part by part, equal to those of one device."""
+
+import dataclasses
+import re
+
+import jax
+import numpy as np
+import pytest
+
+from flamingo_jax.checkpoint import arrays
+from flamingo_jax.checkpoint.export import export
+from flamingo_jax.core import trees
+from flamingo_jax.core.config import ConfigError, to_dict
+from flamingo_jax.inference.api import Flamingo
+from flamingo_jax.inference.engine import Request
+from flamingo_jax.models import flamingo
+from flamingo_jax.models.gated_xattn import XattnConfig
+from flamingo_jax.models.lm import LMConfig
+from flamingo_jax.sharding.mesh import MeshConfig, make_mesh
+from flamingo_jax.training.config import ModelConfig
+from tests.inference import tiny
+
+CONFIG = dataclasses.replace(tiny.CONFIG, decoding="beam", max_new_tokens=4)
+PROMPTS = [
+    [tiny.image(0), "output : red<EOC>", tiny.image(1), "output :"],
+    [tiny.image(2), "this is a"],
+    ["question : red circle answer :"],
+]
+# Weights that every device has whole: with neither heads, nor hidden units, nor a vocabulary, or of what is spread by images.
+WHOLE = r"flamingo/(vision|resampler|media|new_tokens)/|.*(_norm/|norm/|_gate$|mlp/down/b$)"
+CANDIDATES = ["red", "a big green square"]
+
+
+def parts(vocabulary):
+    """Relative positions and a cross-attention layer before every second block, as in the 80B model; four heads."""
+    base = tiny.flamingo_config(vocabulary)
+    lm = LMConfig(vocabulary, num_layers=2, width=16, num_heads=4, tied_head=False, vocab_multiple=8)
+    return dataclasses.replace(base, lm=lm, xattn=XattnConfig(every=2))
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory):
+    """The directory of the model, whose weights are drawn at random."""
+    directory = tmp_path_factory.getbasetemp()
+    config = parts(tiny.tokenizer(directory).vocab_size)
+    described = ModelConfig(**{field.name: getattr(config, field.name) for field in dataclasses.fields(config)})
+    params = tiny.weights(jax.eval_shape(flamingo.build(config).init, jax.random.key(0)))
+    return export(
+        directory / "four_heads",
+        params,
+        kind="flamingo",
+        config=to_dict(described),
+        tokenizer=f"{directory}/tokenizer.model",
+        preprocessing={"image_size": tiny.IMAGE_SIZE},
+        step=3,
+    )
+
+
+def answers(model):
+    requests = [Request(model.read(prompt), model.candidate_tokens(CANDIDATES)) for prompt in PROMPTS]
+    return model.engine.answer(requests)
+
+
+@pytest.fixture(scope="module")
+def alone(exported):
+    """The answers of one device."""
+    return answers(Flamingo.load(exported, config=CONFIG))
+
+
+def test_weights_split_over_model_give_the_same_answers(exported, alone, monkeypatch):
+    """Tokens of the beam search equal; log-likelihoods within 1e-4 (float32 sums in another order, values of about 10)."""
+    mesh = make_mesh(MeshConfig(data=2, model=4))
+    asked = {}
+    read = arrays.read
+    monkeypatch.setattr(arrays, "read", lambda directory, like: asked.update(like) or read(directory, like))
+    model = Flamingo.load(exported, config=CONFIG, mesh=mesh)
+    split = {path for path, leaf in asked.items() if leaf.sharding.shard_shape(leaf.shape) != leaf.shape}
+    assert split == {path for path in asked if not re.match(WHOLE, path)}
+    for path, leaf in trees.flatten(model.engine.params).items():  # they still lie where they were read to
+        assert leaf.sharding == asked[path].sharding
+        assert leaf.addressable_shards[0].data.size == leaf.size // (4 if path in split else 1)
+    found = answers(model)
+    assert [one.tokens for one in found] == [one.tokens for one in alone]
+    assert len({one.tokens for one in alone}) == len(PROMPTS)
+    np.testing.assert_allclose(
+        [[one.log_likelihood, *one.scores] for one in found],
+        [[one.log_likelihood, *one.scores] for one in alone],
+        atol=1e-4,
+    )
+
+
+def test_a_model_axis_that_does_not_divide_the_heads_is_said_to_be_so(exported):
+    mesh = make_mesh(MeshConfig(model=8))
+    with pytest.raises(ConfigError, match=r"has 4 of 'heads' in shape .* which mesh axis model = 8 does not divide"):
+        Flamingo.load(exported, config=CONFIG, mesh=mesh)
