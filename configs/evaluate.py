@@ -5,7 +5,18 @@
     EXPECTED of the tiny Flamingo: `format` exact match at most 0.45 at 0 shots, at least 0.90 from 1 shot on; `bind2` at
              least 0.70 at 4 shots, 0.75 at 8; shuffled labels and hidden images at what guessing gives.
 
-The paper decodes with 3 beams (`--config.inference.decoding=beam`); the tasks of the tiny world are reported greedily.
+    COMMAND  python -m flamingo_jax.evaluate --config=configs/evaluate.py:paper --checkpoint=DIR --output=DIR
+                 --config.data.coco=DIR --config.data.okvqa=DIR --task=coco,okvqa [--shots=0,4,8,16,32] [--config.mesh.data=-1]
+    EXPECTED the rows of the paper's Table 1, beside the paper's in the report. Its choices were made on
+             `--config.split=validation`.
+
+    Table 7  --task=imagenet,kinetics700 --shots=8,16 --config.selection=rices --config.num_support_per_class=5
+             and the last row with --config.ensemble=6
+
+    COMMAND  python -m flamingo_jax.evaluate --config=configs/evaluate.py --checkpoint=DIR --output=DIR --task=embed
+                 --config.data.embed=DIR     image features, as data_pipelines.run --pipeline=dedup reads them
+
+The tasks of the tiny world are reported greedily; the paper decodes with 3 beams.
 """
 
 from ml_collections import config_dict
@@ -23,18 +34,51 @@ TASKS = (
     "bind4",
 )
 
+# Table 6, and the classification of Table 7; "world" is the demo's, "embed" what --task=embed reads.
+IMAGE_BENCHMARKS = ("coco", "flickr30k", "okvqa", "vqav2", "vizwiz", "textvqa", "visdial", "hateful_memes")
+VIDEO_BENCHMARKS = ("msvdqa", "vatex", "msrvttqa", "ivqa", "youcook2", "star", "nextqa", "rareact")
+CLASSIFICATION = ("imagenet", "kinetics700")
+DATA = (*IMAGE_BENCHMARKS, *VIDEO_BENCHMARKS, *CLASSIFICATION, "embed", "embed_split")
 
-def get_config() -> config_dict.ConfigDict:
-    """Returns the schema of `flamingo_jax.evaluation.config.EvaluateConfig`."""
+
+def get_config(setting: str = "demo") -> config_dict.ConfigDict:
+    """Returns the schema of `flamingo_jax.evaluation.config.EvaluateConfig`; setting: "demo" or "paper".
+
+    Raises:
+      ValueError: another setting.
+    """
+    if setting not in ("demo", "paper"):
+        raise ValueError(f"configs/evaluate.py:{setting} is not known: take demo or paper.")
+    config = _demo()
+    if setting == "paper":
+        config.tasks = (*IMAGE_BENCHMARKS, *VIDEO_BENCHMARKS)
+        config.shots = (0, 4, 8, 16, 32)
+        config.n = 0  # all queries
+        config.batch_size = 32
+        config.inference.decoding = "beam"
+        config.inference.max_new_tokens = 20  # the paper gives no bound
+        config.inference.compute = "bfloat16"
+        config.inference.lengths = (32, 64, 128, 256, 512, 1024, 2048, 4096)  # VisDial, 16 shots: 16 * 21 sentences
+        config.inference.num_images = (1, 5, 9, 17, 33)
+        config.inference.latents_megabytes = 4096  # 2048 supports * 64 latents * 8192 channels * 2 bytes = 2 GiB
+    return config.lock()
+
+
+def _demo() -> config_dict.ConfigDict:
     config = config_dict.ConfigDict()
     config.tasks = TASKS
     config.shots = (0, 1, 2, 4, 8)
     config.n = 400  # standard error at most (.25 / 400)**.5 = 0.025
     config.seed = 1
-    config.split = "test"
+    config.split = "test"  # validation: queries from the training split, to choose settings with
+    config.selection = "random"  # of support examples; rices: those whose images are most like the query's
+    config.ensemble = 1  # 6: the paper's, for close-ended benchmarks, over orders of the support examples
+    config.num_support = 2048  # B.1.5; where items have classes:
+    config.num_support_per_class = 32  # Table 7: 1 or 5
+    config.features = config_dict.placeholder(str)  # of images, for rices; kept in OUTPUT/features by default
     config.batch_size = 100
     config.num_samples = 2  # per task and number of shots, kept with their images for the sheet
-    config.data = config_dict.create(world="runs/demo/world")
+    config.data = config_dict.create(world="runs/demo/world", **{name: config_dict.placeholder(str) for name in DATA})
     # Where frozen towers lie that have moved since training.
     config.towers = config_dict.create(lm=config_dict.placeholder(str), vision=config_dict.placeholder(str))
     config.inference = config_dict.create(
@@ -42,6 +86,9 @@ def get_config() -> config_dict.ConfigDict:
         beams=3,  # B.1.5
         max_new_tokens=8,  # an answer of the tiny world is one word and <EOC>; captions need 20
         length_penalty=0.0,  # the paper mentions none
+        temperature=1.0,  # with top_p and seed: of decoding=sample alone
+        top_p=1.0,
+        seed=0,
         normalise="sum",  # of a candidate's log-likelihoods; mean: per token
         terminate="nothing",  # end_of_chunk: <EOC> counts as a candidate's last token
         compute="float32",  # bfloat16 on accelerators
@@ -53,6 +100,8 @@ def get_config() -> config_dict.ConfigDict:
         candidates_per_pass=16,
         latents_megabytes=256,
         xattn_chunk=64,
+        video_frames=30,  # B.1.5: 30 frames at 3 per second
+        video_rate=3.0,
     )
     config.mesh = config_dict.create(replica=1, data=1, model=1)  # data=-1: prompts spread over all devices
-    return config.lock()
+    return config

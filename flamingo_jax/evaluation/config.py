@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Mapping
 
 from flamingo_jax.core.config import ConfigError
+from flamingo_jax.evaluation.task import Selection, Settings, Split
 from flamingo_jax.inference.engine import InferenceConfig
 from flamingo_jax.sharding.mesh import MeshConfig
 
@@ -17,9 +18,10 @@ class EvaluateConfig:
     Attributes:
         tasks: names of the tasks; see `evaluation/tasks`.
         shots: numbers of support examples.
-        n: queries per task and number of shots.
+        n: queries per task and number of shots; 0: all that a benchmark has.
         seed: chooses queries and supports.
-        split: written to the results; the split that the tasks read.
+        split, selection, ensemble, num_support, num_support_per_class: the few-shot protocol; see `evaluation.task.Settings`.
+        features: directory of the image features that selection=rices compares, kept for the next run; by default OUTPUT/features.
         batch_size: prompts that are answered together, over all devices.
         num_samples: prompts per task and number of shots that are kept with their images, for the sheet of samples.
         data: directory of each benchmark's data by name, such as {"world": "/data/world"}.
@@ -32,7 +34,12 @@ class EvaluateConfig:
     shots: tuple[int, ...] = (0, 1, 2, 4, 8)
     n: int = 200
     seed: int = 1
-    split: str = "test"
+    split: Split = "test"
+    selection: Selection = "random"
+    ensemble: int = 1
+    num_support: int = 2048
+    num_support_per_class: int = 32
+    features: str | None = None
     batch_size: int = 100
     num_samples: int = 2
     data: Mapping[str, str | None] = dataclasses.field(default_factory=dict)
@@ -47,5 +54,15 @@ class EvaluateConfig:
             )
         if min(self.shots) < 0:
             raise ConfigError(f"shots holds {min(self.shots)}; expected numbers of support examples >= 0.")
-        if self.n < 1 or self.batch_size < 1:
-            raise ConfigError(f"Got n={self.n}, batch_size={self.batch_size}; expected both >= 1.")
+        if self.n < 0 or self.batch_size < 1:
+            raise ConfigError(
+                f"Got n={self.n}, batch_size={self.batch_size}; expected n >= 0 (0 = all), batch_size >= 1."
+            )
+        try:
+            self.protocol()
+        except ValueError as error:
+            raise ConfigError(str(error)) from error
+
+    def protocol(self) -> Settings:
+        """How queries and support examples are chosen."""
+        return Settings(self.split, self.selection, self.ensemble, self.num_support, self.num_support_per_class)

@@ -1,21 +1,30 @@
-"""The report of an evaluation: results.json, tables, curves, gates, losses and a sheet of samples in one directory.
+"""The report of an evaluation: results.json, tables, curves, gates, losses, samples and predictions in one directory.
 
-DIR/results.json  predictions.jsonl  table.md  table.txt  few_shot.png  gates.png  losses.png  samples.png
+DIR/results.json  predictions.jsonl  table.md  table.txt  predictions.html  gates.png  losses.png
+    benchmarks.png            of benchmarks, in the units of papers, beside what others published
+    few_shot.png samples.png  of other tasks, such as those of the tiny world, whose values are 0..1
 """
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import io
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from matplotlib.figure import Figure
 
 from flamingo_jax.core import paths
 from flamingo_jax.core.paths import Path, PathLike
-from flamingo_jax.evaluation import plots, sheet
+from flamingo_jax.evaluation import benchmark_table, plots, prediction_page, sheet
+from flamingo_jax.evaluation.benchmark_curves import benchmark_curves
 from flamingo_jax.evaluation.logs import read_log
 from flamingo_jax.evaluation.runner import Row, Sample
+from flamingo_jax.evaluation.units import is_benchmark, unit
+from flamingo_jax.inference.visuals import VIDEO_FRAMES, VIDEO_RATE, load_frames
+
+_NOTHING = "No results: the right answers are not known here.\n"
 
 
 def write_report(
@@ -26,16 +35,20 @@ def write_report(
     *,
     chance: Mapping[str, float] | None = None,
     image_size: int | None = None,
+    video_frames: int = VIDEO_FRAMES,
+    video_rate: float = VIDEO_RATE,
 ) -> list[Path]:
     """Writes what there is to write: pictures without data are left out.
 
     Args:
         directory: made if it is not there.
-        rows: results.
-        samples: episodes with answers, for the sheet; `image_size` must be given with them.
+        rows: results; none where all right answers are hidden (submissions to a server).
+        samples: episodes with answers; shown if `image_size` is given with them.
         metrics_files: metrics.jsonl of each stage, in the order of training; gates are read from the last that has some.
         chance: what guessing gives, by task.
         image_size: side of the model's images in pixels.
+        video_frames: the most frames of a video that the model sees.
+        video_rate: frames per second of a video.
 
     Returns:
         The files written.
@@ -50,20 +63,50 @@ def write_report(
         paths.write_atomically(target / "table.md", markdown_table(rows)),
         paths.write_atomically(target / "table.txt", text_table(rows)),
     ]
+    if samples and image_size:
+        settings: dict[str, Any] = {"image_size": image_size, "video_frames": video_frames, "video_rate": video_rate}
+        page = prediction_page.render(samples, rows, functools.partial(load_frames, **settings))
+        written.append(paths.write_atomically(target / "predictions.html", page))
+    benchmarks, others = _parted(rows)
+    drawn = [row for row in others if row.metric in plots.METRIC_TITLES]
+    of_sheet = [sample for sample in samples if sample.task in {row.task for row in drawn}]
     gates = [figure for log in logs.values() if (figure := plots.gate_curves(log)) is not None]
     pictures = {
-        "few_shot.png": plots.few_shot_curves(rows, chance or {}),
+        "benchmarks.png": benchmark_curves(benchmarks, chance or {}) if benchmarks else None,
+        "few_shot.png": plots.few_shot_curves(drawn, chance or {}) if drawn else None,
         "gates.png": gates[-1] if gates else None,
         "losses.png": plots.loss_curves(logs),
         "samples.png": sheet.sample_sheet(chosen, image_size)
-        if image_size and (chosen := sheet.choose(samples))
+        if image_size and (chosen := sheet.choose(of_sheet))
         else None,
     }
     return written + [_save(figure, target / name) for name, figure in pictures.items() if figure is not None]
 
 
 def text_table(rows: Sequence[Row]) -> str:
-    """Tasks by shots, for a terminal: each cell holds the values of all metrics."""
+    """Results for a terminal: tasks by shots, each cell with the values of all metrics; benchmarks in the paper's manner."""
+    benchmarks, others = _parted(rows)
+    tables = [_plain_text(others)] if others else []
+    return "\n".join([*tables, *([benchmark_table.text(benchmarks)] if benchmarks else [])]) or _NOTHING
+
+
+def markdown_table(rows: Sequence[Row]) -> str:
+    """The same in Markdown."""
+    benchmarks, others = _parted(rows)
+    tables = [_plain_markdown(others)] if others else []
+    return "\n".join([*tables, *([benchmark_table.markdown(benchmarks)] if benchmarks else [])]) or _NOTHING
+
+
+def _parted(rows: Sequence[Row]) -> tuple[list[Row], list[Row]]:
+    """Rows of benchmarks, and the others."""
+    metrics: dict[str, list[str]] = {}
+    for row in rows:
+        metrics.setdefault(row.task, []).append(row.metric)
+    benchmarks = {task for task, names in metrics.items() if is_benchmark(task, names)}
+    return [row for row in rows if row.task in benchmarks], [row for row in rows if row.task not in benchmarks]
+
+
+def _plain_text(rows: Sequence[Row]) -> str:
     head, body = _table(rows)
     widths = [max(len(line[column]) for line in [head, *body]) for column in range(len(head))]
     lines = [
@@ -75,8 +118,7 @@ def text_table(rows: Sequence[Row]) -> str:
     return "\n".join([_legend(rows), "", lines[0], "-" * len(lines[0]), *lines[1:]]) + "\n"
 
 
-def markdown_table(rows: Sequence[Row]) -> str:
-    """The same as a Markdown table."""
+def _plain_markdown(rows: Sequence[Row]) -> str:
     head, body = _table(rows)
     rule = ["---", *["---:"] * (len(head) - 1)]
     return "\n".join([_legend(rows), "", *("| " + " | ".join(line) + " |" for line in [head, rule, *body])]) + "\n"
@@ -89,17 +131,15 @@ def _table(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
     head = ["task \\ shots", *map(str, shots)]
     body = []
     for task in dict.fromkeys(row.task for row in rows):
-        cells = [[_number(values.get((task, number, metric))) for metric in metrics] for number in shots]
+        cells = [
+            [unit(task, metric).text(values.get((task, number, metric))) for metric in metrics] for number in shots
+        ]
         body.append([task, *(" / ".join(cell) for cell in cells)])
     return head, body
 
 
-def _number(value: float | None) -> str:
-    return "-" if value is None else f"{value:.2f}"
-
-
 def _legend(rows: Sequence[Row]) -> str:
-    metrics = " / ".join(dict.fromkeys(row.metric.replace("_", " ") for row in rows))
+    metrics = " / ".join(dict.fromkeys(unit(row.task, row.metric).title for row in rows))
     counts = sorted({row.n for row in rows})
     return f"{metrics}; n = {', '.join(map(str, counts))} per cell, seed {rows[0].seed}; {rows[0].checkpoint} at step {rows[0].step}"
 

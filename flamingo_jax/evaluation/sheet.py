@@ -10,7 +10,8 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.patches import FancyBboxPatch, Rectangle
 
-from flamingo_jax.evaluation.metrics.exact_match import is_exact, trim
+from flamingo_jax.evaluation.metrics.exact_match import is_exact
+from flamingo_jax.evaluation.metrics.needs import trim
 from flamingo_jax.evaluation.metrics.ranking import is_first
 from flamingo_jax.evaluation.plots import FAINT, INK, families, style
 from flamingo_jax.evaluation.runner import Sample

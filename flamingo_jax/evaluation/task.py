@@ -7,7 +7,8 @@
         answer      "A dog."                                              what the metrics compare with
 
 A task is registered under its name with a factory, `register("format", make)`, that receives the directories of `config.data` by name
-({"world": "/data/world"}) and returns the task. The modules of `evaluation/tasks` register themselves when `create` is called.
+({"world": "/data/world"}) and the settings of the few-shot protocol, and returns the task. The modules of `evaluation/tasks` register themselves
+when `create` is called. The benchmarks of the paper are registered through `few_shot.register`.
 """
 
 from __future__ import annotations
@@ -15,9 +16,9 @@ from __future__ import annotations
 import dataclasses
 import difflib
 from collections.abc import Callable, Mapping, Sequence
-from typing import Protocol, TypeAlias, runtime_checkable
+from typing import Any, Literal, Protocol, TypeAlias, runtime_checkable
 
-import numpy as np
+from flamingo_jax.inference.prompts import Visual
 
 
 class TaskError(ValueError):
@@ -33,7 +34,45 @@ class UnknownTaskError(TaskError):
         super().__init__(f"unknown task {name!r}: {suggestion}known tasks: {', '.join(known) or 'none'}.")
 
 
-Part: TypeAlias = "str | bytes | np.ndarray"
+Part: TypeAlias = "str | Visual"
+Split = Literal["test", "validation"]
+Selection = Literal["random", "rices"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """How queries and support examples are chosen: the same for all benchmarks (paper, B.1.5).
+
+    Attributes:
+      split: "test": the queries of the paper's tables; "validation": queries from the training split, which no support set shares.
+      selection: of support examples: "random", or "rices": those whose images are most like the query's.
+      ensemble: orders of the support examples over which the scores of candidates are averaged; 1: no ensembling.
+      num_support: size of the support set, where items have no classes.
+      num_support_per_class: of each class in the support set, where they have.
+    """
+
+    split: Split = "test"
+    selection: Selection = "random"
+    ensemble: int = 1
+    num_support: int = 2048
+    num_support_per_class: int = 32
+
+    def __post_init__(self) -> None:
+        for name in ("ensemble", "num_support", "num_support_per_class"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; expected at least 1.")
+
+    def only_random(self, task: str) -> None:
+        """For a task that draws its support examples itself.
+
+        Raises:
+          TaskError: it is asked for a choice that it does not have.
+        """
+        if self.split != "test" or self.selection != "random" or self.ensemble != 1:
+            raise TaskError(
+                f"the task {task!r} draws its own support examples for its test pictures: got split={self.split}, selection={self.selection}, "
+                f"ensemble={self.ensemble}; expected test, random, 1. Leave it out of this run."
+            )
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -41,13 +80,17 @@ class Episode:
     """One query of a benchmark, with the support examples in front of it.
 
     Attributes:
-      parts: the prompt in reading order: text, and images as uint8[H, W, 3], encoded bytes or anything else that `inference.prompts` reads.
+      parts: the prompt in reading order: text, and images or videos in any form that `inference.prompts` reads.
         `<BOS>` and the `<image>` tags are added by `inference.prompts`; `<EOC>` is written in the text, where a support example ends.
       candidates: the possible answers of a close-ended task, as the text that follows the prompt; empty for an open-ended one.
-      answer: the right answer; one of `candidates` if there are any.
+      answer: the right answer; one of `candidates` if there are any; "" if it is not known (hidden test answers).
       query_id: names the query, for the predictions and for the test that no query is in its own support.
       support_ids: names the support examples, in prompt order.
       masked: control: the images are hidden from the text (media_index 0 everywhere), all else being equal.
+      references: all right answers, as the annotations have them.
+      extra: what else the metric or the submission needs; JSON values.
+      orders: of an ensemble: the prompt again with its support examples in other orders; scores are averaged over all of them.
+      separator: stands between the prompt and a candidate, and is no part of the answer.
     """
 
     parts: tuple[Part, ...]
@@ -56,9 +99,13 @@ class Episode:
     query_id: str
     support_ids: tuple[str, ...] = ()
     masked: bool = False
+    references: tuple[str, ...] = ()
+    extra: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    orders: tuple[tuple[Part, ...], ...] = ()
+    separator: str = ""
 
     def __post_init__(self) -> None:
-        if self.candidates and self.answer not in self.candidates:
+        if self.candidates and self.answer and self.answer not in self.candidates:  # "": the answer is hidden
             raise ValueError(
                 f"episode {self.query_id!r}: the answer {self.answer!r} is not among its candidates {self.candidates!r}."
             )
@@ -84,11 +131,11 @@ class Task(Protocol):
         ...
 
     def episodes(self, shots: int, n: int, seed: int) -> Sequence[Episode]:
-        """The first `n` episodes at `shots` support examples: a pure function of its arguments; queries do not depend on `shots`."""
+        """The first `n` episodes at `shots` support examples (n = 0: all): a pure function of its arguments; queries do not depend on `shots`."""
         ...
 
 
-TaskFactory: TypeAlias = Callable[[Mapping[str, str]], Task]
+TaskFactory: TypeAlias = Callable[[Mapping[str, str], Settings], Task]
 TASKS: dict[str, TaskFactory] = {}
 
 
@@ -105,21 +152,23 @@ def register(name: str, factory: TaskFactory) -> None:
     TASKS[name] = factory
 
 
-def create(name: str, data: Mapping[str, str]) -> Task:
+def create(name: str, data: Mapping[str, str], settings: Settings | None = None) -> Task:
     """The task called `name`.
 
     Args:
       name: a registered name.
       data: directories of the benchmarks by name, `config.data`.
+      settings: of the few-shot protocol; by default the paper's.
 
     Raises:
-      KeyError: no such task; the message suggests the closest names.
+      UnknownTaskError: no such task; the message suggests the closest names.
+      TaskError: it needs a directory that `data` does not have, or does not know a setting.
     """
     from flamingo_jax.evaluation import tasks  # noqa: F401  (they import this module, to register themselves)
 
     if name not in TASKS:
         raise UnknownTaskError(name, sorted(TASKS))
-    return TASKS[name](data)
+    return TASKS[name](data, settings or Settings())
 
 
 def accepts(task: Task, shots: int) -> bool:

@@ -8,6 +8,7 @@ import pytest
 from configs import evaluate as evaluate_config
 from flamingo_jax.checkpoint.export import export
 from flamingo_jax.core.config import from_dict, to_dict
+from flamingo_jax.evaluation import task
 from flamingo_jax.evaluation.config import EvaluateConfig
 from flamingo_jax.inference.api import CheckpointError, Flamingo
 from flamingo_jax.training.config import ModelConfig
@@ -63,6 +64,18 @@ def test_the_config_file_is_the_schema():
     assert config.tasks == evaluate_config.TASKS
     assert set(evaluate_config.get_config().inference) == set(to_dict(config)["inference"])
     assert set(evaluate_config.get_config()) == set(to_dict(config))
+
+
+def test_the_papers_setting_has_a_place_for_all_benchmarks():
+    """Each registered benchmark is given its directory by a flag, and `:paper` evaluates all of Table 1."""
+    config = from_dict(EvaluateConfig, evaluate_config.get_config("paper"))
+    assert (len(config.tasks), config.shots, config.n) == (16, (0, 4, 8, 16, 32), 0)
+    assert (config.inference.decoding, config.inference.beams) == ("beam", 3)
+    directories = dict.fromkeys(evaluate_config.DATA, "somewhere")
+    created = [task.create(name, directories) for name in (*config.tasks, *evaluate_config.CLASSIFICATION)]
+    assert [each.name for each in created] == [*config.tasks, *evaluate_config.CLASSIFICATION]
+    with pytest.raises(ValueError, match="configs/evaluate.py:papers is not known"):
+        evaluate_config.get_config("papers")
 
 
 def test_generate(run_program, exports, cat):

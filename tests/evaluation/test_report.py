@@ -128,7 +128,8 @@ def test_write_report(tmp_path):
     written = write_report(
         tmp_path / "report", ROWS, [sample()], {"flamingo": log}, chance={"bind2": 0.5}, image_size=8
     )
-    names = {"results.json", "table.md", "table.txt", "few_shot.png", "gates.png", "losses.png", "samples.png"}
+    names = {"results.json", "table.md", "table.txt", "predictions.html"}
+    names |= {"few_shot.png", "gates.png", "losses.png", "samples.png"}
     assert {path.name for path in written} == names
     assert json.loads((tmp_path / "report" / "results.json").read_text()) == [dataclasses.asdict(each) for each in ROWS]
     for path in written:
@@ -144,6 +145,23 @@ def test_a_report_without_training_has_no_training_curves(tmp_path):
         "table.txt",
         "few_shot.png",
     }
+
+
+def test_a_report_of_benchmarks(tmp_path):
+    """Pictures in the units of papers in place of those of the tiny world; both, if both were run."""
+    benchmark = dataclasses.replace(row("star", 4, "ranking", 0.4), decoding="log_likelihood")
+    names = {path.name for path in write_report(tmp_path, [benchmark], [sample("star")], image_size=8)}
+    assert names == {"results.json", "table.md", "table.txt", "predictions.html", "benchmarks.png"}
+    written = write_report(tmp_path, [benchmark, *ROWS], [sample("star"), sample()], image_size=8)
+    assert {path.name for path in written} == {*names, "few_shot.png", "samples.png"}
+    assert "bind2" in (tmp_path / "table.txt").read_text() and "### STAR" in (tmp_path / "table.md").read_text()
+
+
+def test_a_report_without_results_shows_the_predictions(tmp_path):
+    """All right answers may be hidden: they are judged elsewhere."""
+    names = {path.name for path in write_report(tmp_path, [], [sample("vqav2")], image_size=8)}
+    assert names == {"results.json", "table.md", "table.txt", "predictions.html"}
+    assert "not known" in (tmp_path / "table.md").read_text()
 
 
 def test_logs_of_a_run_and_of_its_towers(tmp_path):

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from flamingo_jax.data.schema import Batch
+from flamingo_jax.evaluation.answering import prompt_text
 from flamingo_jax.evaluation.lm_lookup import lookup_probe
-from flamingo_jax.evaluation.runner import evaluate, evaluate_all, prompt_text, write_predictions
+from flamingo_jax.evaluation.runner import evaluate, evaluate_all, write_predictions
 from flamingo_jax.evaluation.task import Episode, create
 from flamingo_jax.inference import engine
 from flamingo_jax.sharding.mesh import MeshConfig, make_mesh

@@ -1,5 +1,47 @@
 """The benchmarks, one file each; importing this package registers them all."""
 
-from flamingo_jax.evaluation.tasks import lookup, world
+from flamingo_jax.evaluation.tasks import (
+    coco,
+    flickr30k,
+    hateful_memes,
+    imagenet,
+    ivqa,
+    kinetics700,
+    lookup,
+    msrvttqa,
+    msvdqa,
+    nextqa,
+    okvqa,
+    rareact,
+    star,
+    textvqa,
+    vatex,
+    visdial,
+    vizwiz,
+    vqav2,
+    world,
+    youcook2,
+)
 
-__all__ = ["lookup", "world"]
+__all__ = [
+    "coco",
+    "flickr30k",
+    "hateful_memes",
+    "imagenet",
+    "ivqa",
+    "kinetics700",
+    "lookup",
+    "msrvttqa",
+    "msvdqa",
+    "nextqa",
+    "okvqa",
+    "rareact",
+    "star",
+    "textvqa",
+    "vatex",
+    "visdial",
+    "vizwiz",
+    "vqav2",
+    "world",
+    "youcook2",
+]

@@ -37,7 +37,8 @@ class LookupTask:
         ]
 
 
-def _make(data: Mapping[str, str]) -> LookupTask:
+def _make(data: Mapping[str, str], settings: task.Settings) -> LookupTask:
+    settings.only_random("lm_lookup")
     return LookupTask()
 
 

@@ -79,7 +79,7 @@ class WorldTask:
 
         Args:
           shots: support examples.
-          n: episodes, at most as many as there are query pictures.
+          n: episodes, at most as many as there are query pictures; 0: all.
           seed: decides the order of the queries, and all else.
 
         Raises:
@@ -89,12 +89,12 @@ class WorldTask:
         albums = read_albums(self.directory)
         pool = "test_held_out" if control == "held_out" else "test_one"
         num = len(albums[pool].images)
-        if not 0 < n <= num:
+        if not 0 <= n <= num:
             raise ValueError(
-                f"task {self.name!r}: got n={n}; {self.directory} has {num} query pictures ({pool}). Take n from 1 to {num}."
+                f"task {self.name!r}: got n={n}; {self.directory} has {num} query pictures ({pool}). Take n from 1 to {num}, or 0 for all."
             )
         stream = f"bind{ways}" if ways else "format"
-        order = synthetic.random(seed, f"{stream}/queries", 0).permutation(num)[:n]
+        order = synthetic.random(seed, f"{stream}/queries", 0).permutation(num)[: n or num]
         return [self._episode(albums, pool, int(row), shots, seed, stream) for row in order]
 
     def _episode(
@@ -198,7 +198,8 @@ def read_albums(directory: PathLike) -> dict[str, Album]:
     }
 
 
-def _make(data: Mapping[str, str], *, name: str) -> WorldTask:
+def _make(data: Mapping[str, str], settings: task.Settings, *, name: str) -> WorldTask:
+    settings.only_random(name)
     return WorldTask(name, task.directory(data, "world", name))
 
 

@@ -1,0 +1,206 @@
+r"""Reading a benchmark's official files from its directory, with one error for what is missing or not what it should be.
+
+    files = Files(directory, "vizwiz", download="vizwiz.org, ...", layout="val.json\nimages/\n  VizWiz_val_00000000.jpg")
+    records(files.json("val.json"), {"image": str, "question": str}, files.path("val.json"))
+
+Every directory is the user's (`config.data.NAME=DIR`), every file in it as its makers publish it: nothing is renamed or converted first.
+"""
+
+from __future__ import annotations
+
+import collections
+import csv
+import dataclasses
+import io
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from flamingo_jax.core.paths import Path, PathError, PathLike, read_json
+from flamingo_jax.evaluation.task import TaskError
+
+Types = type | tuple[type, ...]
+
+
+class AnnotationError(TaskError):
+    """A file of a benchmark that is not there, cannot be read, or is not the file that is needed."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Files:
+    """The directory of one benchmark.
+
+    Attributes:
+        directory: where its files lie.
+        benchmark: its name, as in `config.data.NAME`.
+        download: official site of the files, in a few words.
+        layout: what the directory holds, a line per file, indented by two spaces per folder.
+    """
+
+    directory: PathLike
+    benchmark: str
+    download: str
+    layout: str
+
+    def path(self, *names: str) -> Path:
+        """The first of several possible files or folders that is there.
+
+        Args:
+            *names: relative to the directory, the official place first.
+
+        Raises:
+            AnnotationError: none of them is; says where to get it, and the whole layout.
+        """
+        for name in names:
+            if (found := Path(self.directory) / name).exists():
+                return found
+        raise self.missing(names[0])
+
+    def folder(self, *folders: str, of: str) -> Path:
+        """The first of several possible folders that holds a certain file: the first image that the annotations name, say.
+
+        Args:
+            *folders: relative to the directory, the official place first; "" is the directory itself.
+            of: name of the file, relative to the folder.
+
+        Raises:
+            AnnotationError: none of them does; names the file.
+        """
+        found = self.path(*(f"{folder}/{of}" if folder else of for folder in folders))
+        for _ in range(of.count("/") + 1):
+            found = found.parent
+        return found
+
+    def has(self, name: str) -> bool:
+        """Whether a file or folder is there."""
+        return (Path(self.directory) / name).exists()
+
+    def missing(self, name: str) -> AnnotationError:
+        """The error for a file that is not there."""
+        tree = "\n".join(f"    {line}" for line in self.layout.strip().splitlines())
+        return AnnotationError(
+            f"the benchmark {self.benchmark!r} needs {Path(self.directory) / name}, and it is not there. "
+            f"Get it from {self.download}. Expected in --config.data.{self.benchmark}={self.directory}:\n{tree}"
+        )
+
+    def text(self, *names: str) -> str:
+        """The content of a text file, without a byte order mark.
+
+        Raises:
+            AnnotationError: it is not there, or not UTF-8.
+        """
+        path = self.path(*names)
+        try:
+            return path.read_text(encoding="utf-8").removeprefix("\ufeff")
+        except (OSError, UnicodeDecodeError) as error:
+            raise AnnotationError(
+                f"the benchmark {self.benchmark!r} cannot read {path}: {error}. Expected a text file in UTF-8; get it from {self.download}."
+            ) from error
+
+    def json(self, *names: str) -> Any:
+        """The content of a JSON file.
+
+        Raises:
+            AnnotationError: it is not there, or not JSON.
+        """
+        path = self.path(*names)
+        try:
+            return read_json(path)
+        except PathError as error:
+            raise AnnotationError(
+                f"the benchmark {self.benchmark!r}: {error} The official file is at {self.download}."
+            ) from error
+
+    def json_lines(self, *names: str) -> list[Any]:
+        """The values of a file of one JSON value per line; empty lines are passed over.
+
+        Raises:
+            AnnotationError: it is not there, or a line is not JSON.
+        """
+        values = []
+        for number, line in enumerate(self.text(*names).split("\n"), 1):
+            if not line.strip():
+                continue
+            try:
+                values.append(json.loads(line))
+            except json.JSONDecodeError as error:
+                raise AnnotationError(
+                    f"the benchmark {self.benchmark!r}: line {number} of {self.path(*names)} is not JSON ({error}). "
+                    f"It is cut off or damaged: get it again from {self.download}."
+                ) from error
+        return values
+
+    def csv(self, *names: str, columns: Sequence[str]) -> list[dict[str, str]]:
+        """The rows of a CSV file with a header, each a dict of strings.
+
+        Args:
+            *names: the file, see `path`.
+            columns: must be in the header; others may be.
+
+        Raises:
+            AnnotationError: it is not there, lacks a column, or a row has another number of fields than the header.
+        """
+        path = self.path(*names)
+        reader = csv.DictReader(io.StringIO(self.text(*names), newline=""), restval="")
+        header = reader.fieldnames or ()
+        if lacking := [name for name in columns if name not in header]:
+            raise AnnotationError(
+                f"the benchmark {self.benchmark!r}: {path} lacks the columns {', '.join(lacking)}; got the header {','.join(header)!r}. "
+                f"Get the official file from {self.download}."
+            )
+        try:
+            rows = list(reader)
+        except csv.Error as error:
+            raise self.wrong(
+                path, f"no CSV in line {reader.line_num} ({error})", f"rows of {len(header)} fields"
+            ) from error
+        if any(None in row for row in rows):
+            number = next(number for number, row in enumerate(rows) if None in row)
+            raise self.wrong(path, f"a row {number} of too many fields", f"rows of {len(header)} fields")
+        return rows
+
+    def wrong(self, path: PathLike, got: str, expected: str) -> AnnotationError:
+        """The error for a file that is there, and is another than it should be: of another split, for one."""
+        return AnnotationError(
+            f"the benchmark {self.benchmark!r}: {path} holds {got}, expected {expected}. "
+            f"Put the official file of that name there (from {self.download})."
+        )
+
+
+def records(value: object, fields: Mapping[str, Types], where: PathLike) -> list[dict[str, Any]]:
+    """Checks that a JSON value is a list of objects with certain fields, and returns it.
+
+    Args:
+        value: the list.
+        fields: name -> type, or types, that the field of each object must have. Others may be there.
+        where: the file, for the message.
+
+    Raises:
+        AnnotationError: it is no list, is empty, or the field of a record is not there or of another type.
+    """
+    if not isinstance(value, list) or not value:
+        got = f"{type(value).__name__}" if not isinstance(value, list) else "an empty one"
+        raise AnnotationError(f"{where}: expected a list of records, got {got}. It is not the official file.")
+    for number, record in enumerate(value):
+        if not isinstance(record, dict):
+            raise AnnotationError(
+                f"{where}: record {number} is {type(record).__name__}, expected an object with {', '.join(fields)}. It is not the official file."
+            )
+        for name, types in fields.items():
+            if name not in record or not isinstance(record[name], types):
+                got = f"{record[name]!r:.60}" if name in record else f"only {', '.join(record) or 'nothing'}"
+                wanted = " or ".join(each.__name__ for each in (types if isinstance(types, tuple) else (types,)))
+                raise AnnotationError(
+                    f"{where}: record {number} should have {name!r} ({wanted}), got {got}. It is not the official file, or of another split."
+                )
+    return value
+
+
+def one_line(text: str) -> str:
+    """Text with single spaces in place of any white space, for prompts."""
+    return " ".join(text.split())
+
+
+def most_common(answers: Sequence[str]) -> str:
+    """The answer that most annotators gave, of equals the first; "" of none. Support examples show it."""
+    return collections.Counter(answers).most_common(1)[0][0] if answers else ""

@@ -1,0 +1,134 @@
+"""What has been answered so far, on disk: a run that is killed goes on from there.
+
+    DIR/TASK-SHOTS.jsonl    {"model": "5f0c...", "settings": {...}}                          which model answers, and how
+                            {"query": "test_one/17", "prompt": "9be1...", "text": " red", "scores": [-0.1, -2.3]}
+                            ...
+
+An answer is taken over if the same model got the same prompt (by hash: text, images, candidates) with the same settings; all else is answered again. So more
+queries may be asked for, and a change of the data or of the seed is noticed. A last line that a kill cut off is dropped.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+
+from flamingo_jax.core import paths
+from flamingo_jax.core.paths import Path, PathLike
+from flamingo_jax.core.processes import from_first_process
+from flamingo_jax.evaluation.task import Episode
+from flamingo_jax.inference.visuals import Deferred, Image, Video, identity
+
+
+class Finished(NamedTuple):
+    """The answer to one query: the decoded text, and the scores of its candidates; None for what was not asked for."""
+
+    text: str | None
+    scores: tuple[float, ...] | None
+
+
+class Journal:
+    """The finished queries of one task at one number of shots; in several processes the first one reads and writes, for all.
+
+    Attributes:
+        finished: by `prompt_hash`; what was found, and what was added since.
+    """
+
+    def __init__(self, file: PathLike | None, header: Mapping[str, Any]) -> None:
+        """Reads what there is; a file with another header is begun anew.
+
+        Args:
+            file: the journal; None: nothing is kept.
+            header: names the model and the settings that its answers depend on; JSON values.
+
+        Raises:
+            PathError: the file cannot be written.
+        """
+        self._file = None if file is None else Path(file)
+        self._first = json.dumps(dict(header), sort_keys=True)
+        self.finished: dict[str, Finished] = {}
+        if self._file is None:
+            return
+        is_writer = jax.process_index() == 0
+        found = _whole_lines(self._file) if is_writer else []
+        if found[:1] != [self._first]:
+            found = [self._first]
+        self._lines = from_first_process("\n".join(found) if is_writer else "").split("\n")
+        for line in self._lines[1:]:
+            entry = json.loads(line)
+            scores = entry["scores"]
+            self.finished[entry["prompt"]] = Finished(entry["text"], None if scores is None else tuple(scores))
+        self._num_written = len(self._lines)
+        if is_writer:
+            self._write_whole()
+
+    def add(self, episodes: Sequence[Episode], keys: Sequence[str], answers: Sequence[Finished]) -> None:
+        """Notes answers.
+
+        Raises:
+            PathError: the file cannot be written.
+        """
+        self.finished.update(zip(keys, answers, strict=True))
+        if self._file is None or jax.process_index() > 0:
+            return
+        self._lines += [
+            json.dumps({"query": episode.query_id, "prompt": key, **answer._asdict()}, ensure_ascii=False)
+            for episode, key, answer in zip(episodes, keys, answers, strict=True)
+        ]
+        if not paths.is_local(
+            self._file
+        ):  # objects cannot be appended to: written whole, whenever there is a tenth more
+            if len(self._lines) > 1.1 * self._num_written:
+                self._write_whole()
+            return
+        try:
+            with self._file.open("a") as file:
+                file.write("".join(f"{line}\n" for line in self._lines[self._num_written :]))
+        except OSError as error:
+            raise paths.PathError(
+                f"Cannot write {self._file}: {error.strerror}. Give a writable place with room."
+            ) from error
+        self._num_written = len(self._lines)
+
+    def _write_whole(self) -> None:
+        assert self._file is not None
+        paths.write_atomically(self._file, "".join(f"{line}\n" for line in self._lines))
+        self._num_written = len(self._lines)
+
+
+def prompt_hash(episode: Episode) -> str:
+    """32 hexadecimal digits that tell a query's prompts from all others: its text, which images, its candidates."""
+    digest = hashlib.blake2b(digest_size=16)
+    for parts in (episode.parts, *episode.orders):
+        for part in parts:
+            if isinstance(part, str):
+                digest.update(f"text {part}\0".encode())
+            elif isinstance(
+                part, Image | Video | Deferred | Path
+            ):  # named, so that a file need not be there to be known
+                digest.update(f"file {part if not isinstance(part, Deferred) else part.name}\0".encode())
+            else:
+                digest.update(b"data " + identity(part))
+        digest.update(b"order\0")
+    rest = (episode.query_id, episode.masked, episode.separator, episode.candidates)
+    digest.update(repr(rest).encode())
+    return digest.hexdigest()
+
+
+def _whole_lines(file: Path) -> list[str]:
+    """The lines of a journal up to the first that is no JSON: a cut-off one is the last."""
+    if not file.exists():
+        return []
+    *lines, _ = file.read_bytes().split(b"\n")  # the last is empty, or cut off
+    whole = []
+    for line in lines:
+        try:
+            json.loads(line)
+            whole.append(line.decode())
+        except ValueError:  # UnicodeDecodeError is one too
+            break
+    return whole

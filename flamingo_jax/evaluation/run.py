@@ -1,0 +1,82 @@
+"""One evaluation from a config: loads the model, asks the tasks, writes the report.
+
+OUTPUT/results.json, tables, curves    OUTPUT/predictions.jsonl     the answers of this run, in order
+OUTPUT/predictions/TASK-SHOTS.jsonl    the journal, from which a run that was stopped goes on
+OUTPUT/features/                       of images, for selection=rices
+OUTPUT/submissions/TASK-SHOTS.json     for the server that knows the right answers, where they are hidden
+"""
+
+from __future__ import annotations
+
+from flamingo_jax.core.processes import Cluster
+from flamingo_jax.evaluation import few_shot, logs, report, task
+from flamingo_jax.evaluation.config import EvaluateConfig
+from flamingo_jax.evaluation.runner import check_metrics, evaluate_all, write_predictions, write_submissions
+from flamingo_jax.evaluation.tasks import embed
+from flamingo_jax.inference.api import Flamingo
+from flamingo_jax.inference.features import VisionEncoder
+from flamingo_jax.inference.rices import Rices
+from flamingo_jax.sharding.mesh import MeshConfig, make_mesh
+
+
+def run(config: EvaluateConfig, checkpoint: str, output: str, cluster: Cluster) -> None:
+    """Evaluates on all processes of `cluster`; the first of them writes the report.
+
+    Args:
+        config: what to evaluate.
+        checkpoint: an export, a WORKDIR, or WORKDIR/checkpoints/STEP.
+        output: directory of the report.
+        cluster: the processes.
+
+    Raises:
+        TaskError: an unknown task, one without its data, or settings that it does not know: before anything is loaded.
+        MissingResourceError: a metric needs what is not installed; before anything is loaded too.
+        CheckpointError: no checkpoint, or not of the kind that the tasks need.
+        PromptError: a prompt that cannot be read, or is too long.
+        PathError: `output` cannot be written.
+    """
+    data = {name: path for name, path in config.data.items() if path}
+    images = embed.Images(data) if embed.is_asked_for(config.tasks) else None
+    tasks = [] if images else [task.create(name, data, config.protocol()) for name in config.tasks]
+    check_metrics(tasks)
+    is_default = set(config.mesh.sizes().values()) == {1}  # one device; of several processes, all devices
+    if is_default:
+        mesh = make_mesh(MeshConfig(data=-1)) if cluster.count > 1 else None
+    else:
+        mesh = make_mesh(config.mesh)
+    if images:
+        encoder = VisionEncoder.load(checkpoint, config.towers, config=config.inference, mesh=mesh)
+        cluster.tell(f"{embed.write(encoder, images, output)}: {output}")
+        return
+    model = Flamingo.load(checkpoint, config.towers, config=config.inference, mesh=mesh)
+    if config.selection == "rices":
+        tasks = few_shot.with_nearest(tasks, Rices(VisionEncoder.of(model), config.features or f"{output}/features"))
+    results = evaluate_all(
+        model,
+        tasks,
+        config.shots,
+        n=config.n,
+        seed=config.seed,
+        batch_size=config.batch_size,
+        num_samples=config.num_samples,
+        journals=f"{output}/predictions",
+        progress=cluster.index == 0,
+        log=cluster.tell,
+    )
+    if cluster.index > 0:
+        return
+    write_predictions(f"{output}/predictions.jsonl", results)
+    for file in write_submissions(f"{output}/submissions", results, tasks):
+        cluster.tell(f"{file} is for the server that has the right answers")
+    rows = [row for result in results for row in result.rows]
+    report.write_report(
+        output,
+        rows,
+        [sample for result in results for sample in result.samples],
+        logs.training_logs(checkpoint),
+        chance={each.name: each.chance for each in tasks if each.chance is not None},
+        image_size=model.engine.image_size,
+        video_frames=config.inference.video_frames,
+        video_rate=config.inference.video_rate,
+    )
+    cluster.tell(f"\n{report.text_table(rows) if rows else ''}\nThe report is in {output}")

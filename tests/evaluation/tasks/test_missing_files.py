@@ -1,0 +1,58 @@
+"""Each file of each benchmark, left out or cut off: one error that names it, and says where it comes from and what the directory should hold."""
+
+import pytest
+
+from flamingo_jax.evaluation import task
+from tests.evaluation.fixtures import benchmarks
+
+ANNOTATIONS = (".json", ".jsonl", ".csv", ".txt")
+# What a benchmark does without, or another variant of it needs.
+OPTIONAL = {
+    "vqav2": ("v2_OpenEnded_mscoco_test2015_questions.json", "v2_OpenEnded_mscoco_val2014_questions.json", "v2_mscoco_val2014_annotations.json"),
+    "vqav2_val": ("v2_OpenEnded_mscoco_test2015_questions.json", "v2_OpenEnded_mscoco_test-dev2015_questions.json"),
+    "vizwiz": ("val.json",),
+    "vizwiz_val": ("test.json",),
+    "textvqa": ("train-images-boxable-with-rotation.csv",),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", benchmarks.IMAGES + benchmarks.VIDEOS)
+def test_missing_and_damaged_files(name, tmp_path):
+    ((files, _),) = (data := benchmarks.make(name, tmp_path)).items()
+
+    def read():
+        benchmark = task.create(name, data).benchmark
+        return len(benchmark.train() if benchmark.max_shots else ()), len(benchmark.test())
+
+    counts = read()
+    annotations = sorted(path for path in tmp_path.rglob("*") if path.suffix in ANNOTATIONS)
+    assert annotations
+    for path in annotations:
+        content = path.read_bytes()
+        path.unlink()
+        if path.name in OPTIONAL.get(name, ()):
+            assert read() == counts
+        else:
+            with pytest.raises(task.TaskError) as caught:
+                read()
+            message = str(caught.value)
+            assert path.name in message and "Get it from " in message
+            assert f"Expected in --config.data.{files}={tmp_path}:\n    " in message
+        if path.suffix == ".json" and path.name not in OPTIONAL.get(name, ()):
+            path.write_bytes(content[: len(content) // 2])
+            with pytest.raises(task.TaskError, match=f"{path.name} is not valid JSON: "):
+                read()
+        path.write_bytes(content)
+
+
+@pytest.mark.parametrize("name", benchmarks.IMAGES)
+def test_missing_images(name, tmp_path):
+    """That there are none where the annotations say is seen at once, not after hours."""
+    data = benchmarks.make(name, tmp_path)
+    for path in tmp_path.rglob("*"):
+        if path.suffix in (".jpg", ".png", ".JPEG"):
+            path.unlink()
+    benchmark = task.create(name, data).benchmark
+    for read in (benchmark.train, benchmark.test):
+        with pytest.raises(task.TaskError, match=r"it is not there\. Get it from|holds folders without images"):
+            read()

@@ -1,0 +1,85 @@
+"""Every benchmark from its official files to a row of results.json, with a tiny model at 0 and at 2 shots."""
+
+import dataclasses
+import importlib
+import json
+
+import pytest
+
+from flamingo_jax.evaluation import task
+from flamingo_jax.evaluation.answering import prompt_text
+from flamingo_jax.evaluation.metrics import MissingResourceError, metric, submission
+from flamingo_jax.evaluation.runner import evaluate
+from tests.evaluation.fixtures import benchmarks
+from tests.inference import tiny
+
+HIDDEN = {  # answers known to a server alone: a submission in place of a row, with these keys
+    "vqav2": ("question_id", {1000, 1001, 16002}),
+    "vizwiz": ("image", {f"VizWiz_test_{number:08d}.jpg" for number in range(3)}),
+}
+SHOTS = (0, 2)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    """One shape of prompt for all, so that few programs are compiled: a dialogue of ten questions at 2 shots is the longest, in words that are known."""
+    config = dataclasses.replace(tiny.CONFIG, lengths=(96,), xattn_chunk=0, max_new_tokens=3)
+    return tiny.load(tmp_path_factory.getbasetemp(), config=config)
+
+
+@pytest.fixture(autouse=True)
+def tagger(monkeypatch):
+    """WUPS without the tagger's data, which is a download: every word a noun."""
+    wups = importlib.import_module("flamingo_jax.evaluation.metrics.wups")
+    monkeypatch.setattr(wups, "tagger", lambda: lambda words: [(word, "NN") for word in words])
+    monkeypatch.setattr(wups, "sentences", lambda text: [text])
+
+
+def make(name, directory) -> task.Task:
+    data = benchmarks.make(name, directory)
+    return task.create(name, data, task.Settings(num_support=4, num_support_per_class=2))
+
+
+@pytest.mark.parametrize("shots", SHOTS)
+@pytest.mark.parametrize("name", benchmarks.IMAGES + benchmarks.VIDEOS)
+def test_benchmark_runs(model, tmp_path, name, shots):
+    benchmark = make(name, tmp_path)
+    try:
+        metric(benchmark.metrics[0]).check()
+    except MissingResourceError as error:
+        pytest.skip(str(error))
+    if not task.accepts(benchmark, shots):
+        assert name == "rareact" and shots > 0
+        return
+    result = evaluate(model, benchmark, shots=shots, n=0, seed=3, batch_size=4)
+    assert len({prediction.query_id for prediction in result.predictions}) == len(result.predictions) >= 3
+    if name in HIDDEN:
+        key, ids = HIDDEN[name]
+        assert result.rows == ()
+        assert {entry[key] for entry in submission.entries(result.predictions)} == ids
+        return
+    (row,) = result.rows
+    assert (row.task, row.shots, row.metric, row.n) == (name, shots, benchmark.metrics[0], len(result.predictions))
+    assert 0 <= row.value <= (10 if row.metric == "cider" else 1)
+    is_open_ended = metric(row.metric).needs == "generation"
+    for prediction in result.predictions:
+        assert isinstance(prediction.text, str) == is_open_ended
+        assert (prediction.scores is not None) == (not is_open_ended)
+        assert len(prediction.scores or ()) == len(prediction.candidates) * (not is_open_ended)
+
+
+@pytest.mark.parametrize("name", benchmarks.IMAGES + benchmarks.VIDEOS)
+def test_prompts_follow_the_template(tmp_path, name):
+    """Figure 8: an image in front of each example; at 0 shots two examples of text alone, and none if the benchmark is close-ended."""
+    benchmark = make(name, tmp_path)
+    for shots in filter(benchmark.accepts, SHOTS):
+        for episode in benchmark.episodes(shots, 0, 3):
+            text = prompt_text(episode)
+            num_examples = shots or (0 if episode.candidates else 2)
+            assert text.count("<image>") == shots + 1
+            assert text.count("<EOC>") == num_examples
+            *examples, query = text.split("<EOC>")
+            assert query.startswith("<image>") and query.endswith(("Output:", "Answer:", "Caption: a person"))
+            for example in examples:
+                assert example.startswith("<image>") == (shots > 0)
+            json.dumps(dict(episode.extra))  # goes into the journal

@@ -1,0 +1,220 @@
+"""A run that is stopped goes on: what is in the journal is not asked again, and what is not the same is."""
+
+import dataclasses
+import io
+import json
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from flamingo_jax.core.paths import PathError
+from flamingo_jax.evaluation.few_shot import FewShotTask
+from flamingo_jax.evaluation.journal import Finished, Journal, prompt_hash
+from flamingo_jax.evaluation.runner import evaluate, evaluate_all
+from flamingo_jax.evaluation.task import Episode, Settings
+from flamingo_jax.inference.engine import Answer, Request
+from flamingo_jax.inference.prompts import Image, Video
+from tests.evaluation.in_memory import Colours
+from tests.inference import tiny
+
+HEADER = {"model": "abc", "settings": {"beams": 3}}
+EPISODE = Episode((b"an image", "this is a"), ("red", "blue"), "red", "query/1")
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    return tiny.load(tmp_path_factory.getbasetemp())
+
+
+@pytest.fixture
+def asked(model, monkeypatch):
+    """The number of prompts of each call of the engine, which is replaced: its answers differ with all that is asked in the same call."""
+    counts = []
+
+    def answer(requests, *, generate, batch_size):
+        counts.append(len(requests))
+        company = sum(int(request.prompt.tokens.sum()) for request in requests)
+        for request in requests:
+            own = int(np.dot(request.prompt.tokens, np.arange(len(request.prompt.tokens)))) + sum(
+                int(image.sum()) for image in request.prompt.visuals
+            )
+            scores = tuple(-float(np.float32((own + company * len(c) + c[-1]) % 1009 / 7)) for c in request.candidates)
+            yield Answer((4 + own % 12,) if generate else None, 0.0, scores)
+
+    monkeypatch.setattr(model.engine, "answer", lambda requests, **how: list(answer(requests, **how)))
+    return counts
+
+
+def test_answers_come_back(tmp_path):
+    answers = [Finished("a cat ü\n", None), Finished(None, (-1.5, -0.25))]
+    with_other_text = dataclasses.replace(EPISODE, parts=(b"an image", "that is a"))
+    episodes = [EPISODE, with_other_text]
+    Journal(tmp_path / "task-0.jsonl", HEADER).add(episodes, [prompt_hash(each) for each in episodes], answers)
+    again = Journal(tmp_path / "task-0.jsonl", HEADER).finished
+    assert [again[prompt_hash(each)] for each in episodes] == answers
+    lines = [json.loads(line) for line in (tmp_path / "task-0.jsonl").read_text().splitlines()]
+    assert lines[0] == HEADER and [line["query"] for line in lines[1:]] == ["query/1", "query/1"]
+
+
+@pytest.mark.parametrize(
+    "left", [b'{"query": "query/2", "prom', b'{"query": "query/2"}', b"\xff\xfe\x00\n", b"no JSON\n"]
+)
+def test_what_a_kill_left_of_a_line_is_dropped(tmp_path, left):
+    file = tmp_path / "task-0.jsonl"
+    Journal(file, HEADER).add([EPISODE], ["key"], [Finished("red", None)])
+    whole = file.read_bytes()
+    file.write_bytes(whole + left)
+    journal = Journal(file, HEADER)
+    assert journal.finished == {"key": Finished("red", None)} and file.read_bytes() == whole
+    journal.add([EPISODE], ["other"], [Finished("blue", None)])
+    assert set(Journal(file, HEADER).finished) == {"key", "other"}
+
+
+@pytest.mark.parametrize("change", [{"model": "abd"}, {"settings": {"beams": 1}}])
+def test_another_model_or_other_settings_begin_anew(tmp_path, change):
+    file = tmp_path / "task-0.jsonl"
+    Journal(file, HEADER).add([EPISODE], ["key"], [Finished("red", None)])
+    assert Journal(file, {**HEADER, **change}).finished == {}
+    assert len(file.read_text().splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"parts": (b"another image", "this is a")},
+        {"parts": (b"an image", "this is  a")},
+        {"parts": (Image("an image"), "this is a")},
+        {"parts": (Video("an image"), "this is a")},
+        {"candidates": ("red", "green")},
+        {"query_id": "query/2"},
+        {"masked": True},
+        {"separator": " "},
+        {"orders": ((b"an image", "this is a"),)},
+    ],
+)
+def test_the_hash_sees_all_of_a_prompt(change):
+    assert prompt_hash(dataclasses.replace(EPISODE, **change)) != prompt_hash(EPISODE)
+    assert prompt_hash(dataclasses.replace(EPISODE)) == prompt_hash(EPISODE)
+
+
+def test_segments_of_a_video_are_different_prompts():
+    prompts = [
+        Episode((Video("a.mp4", start, end), "x"), (), "", "q") for start, end in ((0.0, 1.0), (0.0, 2.0), (1.0, 2.0))
+    ]
+    assert len(set(map(prompt_hash, prompts))) == 3
+
+
+def test_a_stopped_run_goes_on_and_ends_as_if_it_had_not(model, asked, tmp_path):
+    """Stopped after the first wave of prompts, in the middle of a line: the rest alone is asked, and all predictions are the same, to the bit."""
+    task = FewShotTask(Colours(metrics=("exact_match", "ranking"), num_test=11), Settings(num_support=6))
+    how = {"shots": 2, "n": 0, "seed": 5, "batch_size": 2}  # a wave is 4 batches
+    whole = evaluate(model, task, **how)
+    assert asked == [8, 3]
+    evaluate(model, task, **how, journals=tmp_path)
+    file = tmp_path / "colours-2.jsonl"
+    file.write_bytes(b"".join(file.read_bytes().splitlines(keepends=True)[:5])[:-7])
+    asked.clear()
+    resumed = evaluate(model, task, **how, journals=tmp_path)
+    assert asked == [8, 3]  # 3 of the first 8 were there: all 8 share their batches again
+    assert resumed == whole
+    file.write_bytes(b"".join(file.read_bytes().splitlines(keepends=True)[: 1 + 3 + 8]))
+    asked.clear()
+    resumed = evaluate(model, task, **how, journals=tmp_path)
+    assert asked == [3]
+    assert resumed == whole
+    asked.clear()
+    assert evaluate(model, task, **how, journals=tmp_path).rows == whole.rows and asked == []
+
+
+def test_an_error_in_the_middle_loses_no_finished_query(model, asked, tmp_path, monkeypatch):
+    task = FewShotTask(Colours(num_test=11), Settings(num_support=6))
+    how = {"shots": 1, "n": 0, "seed": 5, "batch_size": 1, "journals": tmp_path}
+    answer = model.engine.answer
+
+    def dying(requests, **settings):
+        if len(asked) == 2:
+            raise MemoryError("no room")
+        return answer(requests, **settings)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(model.engine, "answer", dying)
+        with pytest.raises(MemoryError):
+            evaluate(model, task, **how)
+    assert asked == [4, 4]
+    evaluate(model, task, **how)
+    assert asked == [4, 4, 3]
+
+
+class Terminal(io.StringIO):
+    """A stream that says whether it is a terminal."""
+
+    def __init__(self, is_one):
+        super().__init__()
+        self.isatty = lambda: is_one
+
+
+@pytest.mark.parametrize("is_terminal", [True, False])
+def test_a_terminal_gets_a_bar_with_the_time_left(model, asked, monkeypatch, is_terminal):
+    stream = Terminal(is_terminal)
+    monkeypatch.setattr("sys.stderr", stream)
+    task = FewShotTask(Colours(num_test=9), Settings(num_support=6))
+    evaluate(model, task, shots=1, n=0, seed=5, batch_size=1, progress=True)
+    if is_terminal:
+        assert "colours 1 shots" in stream.getvalue() and "/9 [" in stream.getvalue()
+    else:
+        assert stream.getvalue() == ""
+
+
+def test_more_queries_and_other_shapes_use_what_is_there(model, asked, tmp_path):
+    task = FewShotTask(Colours(num_test=11), Settings(num_support=6))
+    evaluate_all(model, [task], [1], n=4, seed=5, batch_size=1, journals=tmp_path)
+    asked.clear()
+    model.engine.config, kept = dataclasses.replace(model.engine.config, candidates_per_pass=2), model.engine.config
+    (result,) = evaluate_all(model, [task], [1], n=4, seed=5, batch_size=2, journals=tmp_path)
+    assert asked == [] and result.rows[0].n == 4
+    model.engine.config = dataclasses.replace(kept, max_new_tokens=3)
+    evaluate_all(model, [task], [1], n=4, seed=5, batch_size=2, journals=tmp_path)
+    model.engine.config = kept
+    assert asked == [4]
+
+
+def test_other_weights_are_asked_again(model, asked, tmp_path, monkeypatch):
+    """The same checkpoint path and step, other weights: a run that was trained again."""
+    task = FewShotTask(Colours(), Settings(num_support=6))
+    evaluate_all(model, [task], [1], n=4, seed=5, journals=tmp_path)
+    params = {**model.engine.params}
+    name = "flamingo/media"
+    params[name] = {**params[name], "w": params[name]["w"].at[0, 0].add(jnp.float32(1e-3))}
+    monkeypatch.setattr(model.engine, "params", params)
+    asked.clear()
+    evaluate_all(model, [task], [1], n=4, seed=5, journals=tmp_path)
+    assert asked == [4]
+
+
+def test_scores_are_the_same_in_memory_and_from_the_journal(model, asked, tmp_path):
+    task = FewShotTask(Colours(metrics=("ranking",)), Settings(num_support=6, ensemble=6))
+    first, second = (evaluate(model, task, shots=3, n=3, seed=5, journals=tmp_path) for _ in range(2))
+    assert first == second
+    alone = evaluate(model, task, shots=3, n=3, seed=5)
+    assert [p.scores for p in alone.predictions] == [p.scores for p in first.predictions]
+    assert asked == [18, 18]
+
+
+def test_an_ensemble_has_the_mean_of_its_orders(model, asked):
+    """Each order is a prompt of its own; here every one is asked alone, and then all six together."""
+    task = FewShotTask(Colours(metrics=("ranking",), num_test=1), Settings(num_support=6, ensemble=6))
+    (episode,) = task.episodes(3, 0, seed=5)
+    (together,) = evaluate(model, task, shots=3, n=0, seed=5).predictions
+    candidates = model.candidate_tokens([" red", " green", " blue"])
+    requests = [Request(model.read(parts), candidates) for parts in (episode.parts, *episode.orders)]
+    each = [answer.scores for answer in model.engine.answer(requests, generate=False, batch_size=1)]
+    assert len(set(each)) > 1
+    np.testing.assert_allclose(together.scores, np.mean(each, axis=0), rtol=1e-12)
+    assert evaluate(model, task, shots=3, n=0, seed=5).rows[0].ensemble == 6
+
+
+def test_a_place_that_cannot_be_written_is_said(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(PathError, match="Cannot"):
+        Journal(tmp_path / "file" / "task-0.jsonl", HEADER)

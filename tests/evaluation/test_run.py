@@ -1,0 +1,84 @@
+"""A whole evaluation, in this process: RICES, the journal, the report, hidden answers and embeddings, as the command line would have them."""
+
+import dataclasses
+import json
+
+import PIL.Image
+import pytest
+
+from flamingo_jax.core.processes import Cluster
+from flamingo_jax.evaluation import few_shot, task
+from flamingo_jax.evaluation.config import EvaluateConfig
+from flamingo_jax.evaluation.run import run
+from tests.evaluation.in_memory import Colours
+from tests.evaluation.test_programs import write_export
+from tests.inference import tiny
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    base = tmp_path_factory.getbasetemp()
+    return str(write_export(base / "exports" / "run", "flamingo", base))
+
+
+@pytest.fixture
+def config(monkeypatch):
+    monkeypatch.setattr(task, "TASKS", dict(task.TASKS))
+
+    class Ranked(Colours):
+        name = "ranked_colours"
+
+        def __init__(self, directory):
+            super().__init__(directory, name=self.name, metrics=("ranking",), num_test=6)
+
+    class Hidden(Colours):
+        name = "hidden_colours"
+
+        def __init__(self, directory):
+            super().__init__(directory, name=self.name, hidden=True, num_test=6)
+
+    few_shot.register(Ranked)
+    few_shot.register(Hidden)
+    inference = dataclasses.replace(tiny.CONFIG, max_new_tokens=3)
+    data = {"ranked_colours": "here", "hidden_colours": "here"}
+    return EvaluateConfig(
+        tasks=("ranked_colours",), shots=(2,), n=0, seed=1, batch_size=8, data=data, inference=inference
+    )
+
+
+def test_rices_with_an_ensemble(checkpoint, config, tmp_path, capsys):
+    config = dataclasses.replace(config, selection="rices", ensemble=2, num_support=7)
+    run(config, checkpoint, str(tmp_path), Cluster("off"))
+    (row,) = json.loads((tmp_path / "results.json").read_text())
+    assert (row["selection"], row["ensemble"], row["split"], row["shots"], row["n"]) == ("rices", 2, "test", 2, 6)
+    assert (row["task"], row["metric"], row["decoding"]) == ("ranked_colours", "ranking", "log_likelihood")
+    assert "ranked_colours" in capsys.readouterr().out
+    assert list((tmp_path / "features").rglob("embeddings.npy"))
+    journal = (tmp_path / "predictions" / "ranked_colours-2.jsonl").read_bytes()
+    assert len(journal.splitlines()) == 1 + 6
+    predictions = (tmp_path / "predictions.jsonl").read_bytes()
+    run(config, checkpoint, str(tmp_path), Cluster("off"))
+    assert (tmp_path / "predictions.jsonl").read_bytes() == predictions
+    assert (tmp_path / "predictions" / "ranked_colours-2.jsonl").read_bytes() == journal
+
+
+def test_where_answers_are_hidden_a_submission_is_written(checkpoint, config, tmp_path, capsys):
+    run(dataclasses.replace(config, tasks=("hidden_colours",)), checkpoint, str(tmp_path), Cluster("off"))
+    submission = json.loads((tmp_path / "submissions" / "hidden_colours-2.json").read_text())
+    assert [sorted(entry) for entry in submission] == [["answer", "question_id"]] * 7
+    assert sorted(entry["question_id"] for entry in submission) == list(range(7))
+    assert submission[-1] == {"question_id": 6, "answer": ""}  # not asked, but the server expects it
+    assert json.loads((tmp_path / "results.json").read_text()) == []
+    assert "hidden_colours-2.json is for the server" in capsys.readouterr().out
+
+
+def test_embed(checkpoint, config, tmp_path, capsys):
+    (tmp_path / "in").mkdir()
+    PIL.Image.fromarray(tiny.image(0)).save(tmp_path / "in" / "a.png")
+    run(
+        dataclasses.replace(config, tasks=("embed",), data={"embed": str(tmp_path / "in")}),
+        checkpoint,
+        str(tmp_path / "out"),
+        Cluster("off"),
+    )
+    assert (tmp_path / "out" / "keys.txt").read_text() == "a.png\n" and "1 images of" in capsys.readouterr().out
