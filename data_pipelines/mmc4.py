@@ -6,8 +6,9 @@
     page          My pets. [cat] My cat. [dog] My puppy.
 
 image_info is in no order of sentences, so the images are sorted by theirs. That the text follows one order and the images the other is the fault by which
-OpenFlamingo's reader pairs images with each other's text. Read are the published JSON lines (unpacked, .gz or .zst), with images in a folder under their
-image_name or found by their raw_url; and tars of .json with images in image_base64, as OpenFlamingo's converter writes them.
+OpenFlamingo's reader pairs images with each other's text. Read are the published JSON lines (plain, .zip as they are published, .gz or .zst), with
+images in a folder under their image_name or found by their raw_url; and tars of .json with images in image_base64, as OpenFlamingo's converter writes
+them.
 
 Left out are images less similar to their sentence than --min_similarity, by default as in OpenFlamingo's training command (0.24, of CLIP ViT-L/14), and those
 that M3W would leave out (page_images). --assignment=matched takes the sentence that MMC4 states, the best for all images together while each has its own;

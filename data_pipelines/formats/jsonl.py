@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import struct
+import zipfile
 import zlib
 from collections.abc import Iterator
 from typing import Any, BinaryIO
@@ -15,9 +17,10 @@ from etils import epath
 
 from data_pipelines.page import Reject
 
-SUFFIXES = (".jsonl", ".jsonl.gz", ".jsonl.zst", ".json.gz", ".json.zst", ".ndjson")
+SUFFIXES = (".jsonl", ".jsonl.gz", ".jsonl.zst", ".jsonl.zip", ".json.gz", ".json.zst", ".ndjson")
 MAX_LINE = 64 << 20  # bytes; a longer line is no document, and is passed over
 PART = 128 << 20  # bytes of a plain file for one worker
+_COMPRESSED = (".gz", ".zst", ".zip")
 _CHUNK = 1 << 20
 _COMPRESSED_CHUNK = 4096  # little, as zstandard makes up to some 30,000 bytes of one
 _ZSTD_WINDOW = 1 << 31  # what `zstd --long=31` writes, as some public dumps are
@@ -40,7 +43,7 @@ class Lines:
 
 def parts(path: str, size: int = PART) -> list[Lines]:
     """Returns the parts of a file in order: of about `size` bytes for a plain one, the whole for a compressed one."""
-    if path.endswith((".gz", ".zst")):
+    if path.endswith(_COMPRESSED):
         return [Lines(path)]
     length = epath.Path(path).stat().length
     starts = list(range(0, max(length, 1), size))
@@ -84,8 +87,9 @@ def parse(line: bytes, where: str) -> dict[str, Any] | Reject:
 
 def _lines(file: BinaryIO, part: Lines) -> Iterator[bytes | None]:
     """The lines that start in the part, without their ends; None for one that is too long."""
-    if part.path.endswith((".gz", ".zst")):
-        for _, line in _split(_decompressed(file, part.path)):
+    if part.path.endswith(_COMPRESSED):
+        content = _unzipped(file) if part.path.endswith(".zip") else _decompressed(file, part.path)
+        for _, line in _split(content):
             yield line
         return
     position = part.start
@@ -147,3 +151,16 @@ def _decompressed(file: BinaryIO, path: str) -> Iterator[bytes]:
             chunk = current.unused_data if current.eof else b""
     if not current.eof:
         raise EOFError("it ends within its compression")
+
+
+def _unzipped(file: BinaryIO) -> Iterator[bytes]:
+    """The content of all members of a .zip file, such as MMC4's shards, which hold one each."""
+    try:
+        with zipfile.ZipFile(file) as archive:
+            for member in archive.infolist():
+                with archive.open(member) as stream:
+                    yield from iter(lambda stream=stream: stream.read(_CHUNK), b"")  # type: ignore[misc]
+                yield b"\n"
+    # Damaged; a member that needs a password; a way of compression that Python does not know.
+    except (zipfile.BadZipFile, RuntimeError, NotImplementedError, ValueError, struct.error) as error:
+        raise EOFError(f"it cannot be unpacked: {error}") from error

@@ -12,6 +12,7 @@ import pathlib
 import re
 import tarfile
 import tempfile
+import zipfile
 from collections.abc import Iterable, Iterator
 
 import numpy as np
@@ -193,6 +194,13 @@ def _warcs() -> list[bytes]:
         sound = path.read_bytes()
         crawl.make_warc(path, responses[::-1], gzip=False)
         return [sound, path.read_bytes()]
+
+
+def _zip(data: bytes) -> bytes:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("documents.jsonl", data)
+    return buffer.getvalue()
 
 
 def _gzip_records(data: bytes) -> bytes:
@@ -418,6 +426,7 @@ FORMATS: dict[str, Format] = {
     "warc_filters": Format(_warcs, _judged_pages, ".warc"),
     "jsonl": Format(lambda: [_lines(_documents())], _text, ".jsonl"),
     "jsonl.gz": Format(lambda: [_lines(_documents())], _text, ".jsonl.gz", _gzip),
+    "jsonl.zip": Format(lambda: [_lines(_documents())], _text, ".jsonl.zip", _zip),
     "jsonl.zst": Format(lambda: [_lines(_documents())], _text, ".jsonl.zst", zstandard.compress),
     "parquet": Format(lambda: [_parquet(_documents()), _parquet(_documents(), compression="none")], _text, ".parquet"),
     "tfrecord": Format(_tfrecords, _tfrecord_rows, ".tfrecord", keeps=TFDS_KEEPS),

@@ -1,8 +1,10 @@
 """JSON lines: parts that share out every line, compressed files in several streams, and everything that can be wrong with them."""
 
 import gzip
+import io
 import json
 import tempfile
+import zipfile
 
 import pytest
 import zstandard
@@ -34,7 +36,16 @@ def reasons(path):
 
 
 ZSTD = zstandard.ZstdCompressor()
-COMPRESS = {"": bytes, ".gz": gzip.compress, ".zst": ZSTD.compress}
+
+
+def zipped(data):
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("docs_no_face_shard_0_v2.jsonl", data)
+    return buffer.getvalue()
+
+
+COMPRESS = {"": bytes, ".gz": gzip.compress, ".zst": ZSTD.compress, ".zip": zipped}
 VALUES = [{"text": "Bär\u2028 😀" * number, "n": number} for number in range(200)]
 
 
@@ -128,3 +139,15 @@ def test_a_compression_bomb_is_read_in_bounded_memory(tmp_path, monkeypatch):
 def test_missing_file(tmp_path):
     (reject,) = rows(Lines(str(tmp_path / "none.jsonl")))
     assert (reject.reason, reject.broken) == ("unreadable_file", True)
+
+
+@pytest.mark.parametrize(
+    ("damage", "expected"),
+    [
+        (lambda data: data[: len(data) // 2], ["truncated_file"]),
+        (lambda data: b"", ["truncated_file"]),
+        (lambda data: b"in front" + data, VALUES),  # an archive is read from its end
+    ],
+)
+def test_a_damaged_zip_is_told(tmp_path, damage, expected):
+    assert reasons(write(tmp_path / "a.jsonl.zip", damage(zipped(lines(*VALUES))))) == expected
