@@ -40,7 +40,9 @@ def test_lock_covers_setup():
     lines = (ROOT / "launch" / "requirements.lock").read_text().splitlines()
     pinned = dict(line.split("==") for line in lines if line and not line.startswith("#"))
     pinned = {canonicalize_name(name): version for name, version in pinned.items()}
-    for line in names["CORE"] + [line for extra in ("dev", "evaluation", "pipelines") for line in names["EXTRAS"][extra]]:
+    for line in names["CORE"] + [
+        line for extra in ("dev", "evaluation", "pipelines") for line in names["EXTRAS"][extra]
+    ]:
         requirement = Requirement(line)
         assert requirement.specifier.contains(pinned[canonicalize_name(requirement.name)]), line
     assert not {"torch", "transformers", "tensorflow"} & set(pinned)

@@ -106,7 +106,8 @@ def test_the_readmes_python_runs(readme, capsys):
 
 @pytest.mark.parametrize("program", ["generate", "evaluate"])
 def test_the_readmes_commands_run(readme, run_program, program):
-    (command,) = re.findall(rf"^python (-m flamingo_jax.{program} .*)$", readme, re.MULTILINE)
+    """The commands about the demo's model; they stand first."""
+    command = re.findall(rf"^python (-m flamingo_jax.{program} .*)$", readme, re.MULTILINE)[0]
     run_program(*shlex.split(command), *(["--config.n=8"] if program == "evaluate" else []))
 
 
