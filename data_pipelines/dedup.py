@@ -25,18 +25,17 @@ from etils import epath
 
 from data_pipelines.candidate_page import MAX_PAIRS, page
 from data_pipelines.collect import Found, collect
-from data_pipelines.inputs import files_below
 from data_pipelines.near_images import BITS, EmbeddingIndex, HashIndex, one_thread, phash
 from data_pipelines.on_beam import Execution
 from data_pipelines.page import Reject
 from flamingo_jax.data.embeddings import ARRAY, Embeddings
+from flamingo_jax.data.files import IMAGE_SUFFIXES, image_files
 from flamingo_jax.data.schema import CorruptRecord, Document, ImageText, InterleavedPage, Record
 from flamingo_jax.data.sources import Source
 
 CANDIDATES, CANDIDATES_PAGE = "candidates.json", "candidates.html"
 METHODS = ("phash", "embeddings")
 DROPS = ("record", "image")
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif")
 RECORDS_PER_PART = 10_000
 _WORK = "work"  # below the output while it is made
 _CHUNK = 4096  # embeddings, or evaluation images, held at once
@@ -284,8 +283,8 @@ def _evaluation_images(place: str) -> Iterator[tuple[str, Callable[[], bytes]]]:
                 for image, data in enumerate(found):
                     yield f"{place}:{split}/{number}/{image}", functools.partial(bytes, data)
         return
-    files = (file for file in files_below(directory) if file.suffix.lower() in IMAGE_SUFFIXES)
-    first = next(files, None) if directory.is_dir() else None
+    files = image_files(directory)
+    first = next(files, None)
     if first is None:
         raise ValueError(
             f"--against={place}: there is no dataset (dataset_info.json) and no image file ending in "

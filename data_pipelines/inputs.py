@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 from etils import epath
+
+from flamingo_jax.data.files import files_below
 
 
 def input_files(pattern: str, suffixes: Sequence[str]) -> list[str]:
@@ -38,15 +40,6 @@ def input_files(pattern: str, suffixes: Sequence[str]) -> list[str]:
             f"--input is missing: give a file, a directory, or a pattern of files ending in {suffixes[0]}."
         )
     return sorted(found)
-
-
-def files_below(directory: epath.Path) -> Iterator[epath.Path]:
-    """Yields all files in a directory and the directories in it, in the order of their names."""
-    for entry in sorted(directory.iterdir()):
-        if entry.is_dir():
-            yield from files_below(entry)
-        else:
-            yield entry
 
 
 def identity(patterns: str | Sequence[str]) -> str:

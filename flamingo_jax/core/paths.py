@@ -116,6 +116,27 @@ def temporary_directory(prefix: str) -> Iterator[epath.Path]:
         yield epath.Path(name)
 
 
+@contextlib.contextmanager
+def written_locally(path: PathLike) -> Iterator[epath.Path]:
+    """A local place for a file that another library writes; what is there goes to `path` when the context ends well, and nothing else.
+
+    Raises:
+        PathError: its directory cannot be made.
+    """
+    target = epath.Path(path)
+    with contextlib.ExitStack() as stack:
+        if is_local(target):
+            make_directory(target.parent)
+            temporary = temporary_sibling(target)
+            stack.callback(temporary.unlink, missing_ok=True)
+            yield temporary
+            temporary.replace(target)
+        else:
+            temporary = stack.enter_context(temporary_directory("file-")) / target.name
+            yield temporary
+            temporary.copy(target, overwrite=True)
+
+
 def move_directory(source: PathLike, target: PathLike) -> epath.Path:
     """Puts a complete directory in the place of `target`; what was there is removed afterwards.
 

@@ -14,7 +14,7 @@ from typing import BinaryIO, TextIO
 import numpy as np
 from jaxtyping import Float
 
-from flamingo_jax.core.paths import Path, PathLike, is_local, make_directory, temporary_directory, temporary_sibling
+from flamingo_jax.core.paths import Path, PathLike, written_locally
 
 ARRAY, KEYS = "embeddings.npy", "keys.txt"
 _HEADER = 128  # bytes; numpy's own are as long, and the number of rows, known at the end, has room in it
@@ -69,21 +69,15 @@ def writing(directory: PathLike, width: int) -> Iterator[EmbeddingWriter]:
         width: E.
     """
     target = Path(directory)
-    with contextlib.ExitStack() as stack:
-        if is_local(target):
-            staging = make_directory(temporary_sibling(make_directory(target) / "embeddings"))
-            stack.callback(staging.rmtree, missing_ok=True)
-        else:
-            staging = stack.enter_context(temporary_directory("embeddings-"))
-        with (staging / ARRAY).open("wb") as array, (staging / KEYS).open("w", encoding="utf-8") as keys:
-            writer = EmbeddingWriter(array, keys, width)
-            yield writer
-            writer.close()
-        for name in (KEYS, ARRAY):  # the array last: where it is, its keys are
-            if is_local(target):
-                (staging / name).replace(target / name)
-            else:
-                (staging / name).copy(target / name, overwrite=True)
+    with (
+        written_locally(target / ARRAY) as array_file,  # ends last: where the array is, its keys are
+        written_locally(target / KEYS) as keys_file,
+        array_file.open("wb") as array,
+        keys_file.open("w", encoding="utf-8") as keys,
+    ):
+        writer = EmbeddingWriter(array, keys, width)
+        yield writer
+        writer.close()
 
 
 class Embeddings:

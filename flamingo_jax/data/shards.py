@@ -15,7 +15,7 @@ from collections.abc import Set as AbstractSet
 
 from array_record.python import array_record_module
 
-from flamingo_jax.core.paths import Path, PathLike, is_local, make_directory, temporary_directory, temporary_sibling
+from flamingo_jax.core.paths import Path, PathLike, is_local, temporary_directory, written_locally
 from flamingo_jax.data.schema import RECORDS, Document, Record, features, to_example
 
 NAME = "records"  # the first part of every file name: the directory may be renamed
@@ -81,21 +81,8 @@ def writing(path: PathLike, kind: str) -> Iterator[ShardWriter]:
         path: where it goes. On an object store (gs://) it is written locally and copied.
         kind: of its records, a key of schema.RECORDS.
     """
-    target = Path(path)
-    with contextlib.ExitStack() as stack:
-        if is_local(target):
-            make_directory(target.parent)
-            temporary = temporary_sibling(target)
-            stack.callback(temporary.unlink, missing_ok=True)
-        else:
-            temporary = stack.enter_context(temporary_directory("shard-")) / target.name
-        writer = ShardWriter(temporary, kind)
-        with contextlib.closing(writer):
-            yield writer
-        if is_local(target):
-            temporary.replace(target)
-        else:
-            temporary.copy(target, overwrite=True)
+    with written_locally(path) as temporary, contextlib.closing(ShardWriter(temporary, kind)) as writer:
+        yield writer
 
 
 def drop(path: PathLike, positions: AbstractSet[int], kind: str) -> Shard:

@@ -2,6 +2,7 @@
 
 import pytest
 
+from flamingo_jax.core import paths
 from flamingo_jax.data import shards
 from flamingo_jax.data.schema import CorruptRecord, Document
 from flamingo_jax.data.shards import Shard, drop, shard_name, write_metadata, writing
@@ -12,7 +13,8 @@ from flamingo_jax.data.sources import Source
 def store(request, monkeypatch, tmp_path):
     """A directory; as an object store, files are made elsewhere and copied to it."""
     if request.param == "object store":
-        monkeypatch.setattr(shards, "is_local", lambda path: False)
+        for module in (paths, shards):
+            monkeypatch.setattr(module, "is_local", lambda path: False)
     return tmp_path
 
 

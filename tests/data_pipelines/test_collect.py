@@ -7,8 +7,9 @@ import pytest
 from etils import epath
 
 from data_pipelines.collect import REPORT, collect
-from data_pipelines.inputs import files_below, identity, input_files
+from data_pipelines.inputs import identity, input_files
 from data_pipelines.on_beam import Execution
+from flamingo_jax.data.files import files_below
 from flamingo_jax.data.sources import Source
 from tests.data_pipelines import readers
 

@@ -22,6 +22,7 @@ import tqdm
 from flamingo_jax.core import processes
 from flamingo_jax.core.paths import Path, PathLike
 from flamingo_jax.data.embeddings import EmbeddingWriter, writing
+from flamingo_jax.data.files import IMAGE_SUFFIXES, image_files
 from flamingo_jax.data.schema import CorruptRecord, Document, ImageText, InterleavedPage, Record
 from flamingo_jax.data.sources import Source
 from flamingo_jax.evaluation.task import TaskError, directory
@@ -29,7 +30,6 @@ from flamingo_jax.inference.features import VisionEncoder
 from flamingo_jax.inference.visuals import PromptError, load_frames
 
 NAME = "embed"
-_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif")
 _CHUNK = 1024  # images that are decoded at once, on all cores
 
 
@@ -66,10 +66,10 @@ class Images:
             except (ValueError, FileNotFoundError) as error:
                 raise TaskError(f"{error} Another split is chosen with --config.data.embed_split=NAME.") from error
             return
-        self._files = [file for file in _files_below(Path(self.place)) if file.suffix.lower() in _SUFFIXES]
+        self._files = list(image_files(self.place))
         if not self._files:
             raise TaskError(
-                f"--config.data.{NAME}={self.place}: there is no dataset (dataset_info.json) and no image file ending in {', '.join(_SUFFIXES)} there."
+                f"--config.data.{NAME}={self.place}: there is no dataset (dataset_info.json) and no image file ending in {', '.join(IMAGE_SUFFIXES)} there."
             )
 
     def __len__(self) -> int:
@@ -144,13 +144,6 @@ def _add_all(writer: EmbeddingWriter, pieces: Iterator[tuple[list[str], np.ndarr
     for keys, rows in pieces:
         writer.add(keys, rows)
     return writer.num_rows
-
-
-def _files_below(place: Path) -> Iterator[Path]:
-    """All files in a directory and in those below it, in the order of their names."""
-    if place.is_dir():
-        for entry in sorted(place.iterdir()):
-            yield from _files_below(entry) if entry.is_dir() else (entry,)
 
 
 def _encoded_images(record: Record) -> tuple[bytes, ...]:
