@@ -30,7 +30,7 @@ from data_pipelines.on_beam import Execution
 from data_pipelines.page import Reject
 from flamingo_jax.data.embeddings import ARRAY, Embeddings
 from flamingo_jax.data.files import IMAGE_SUFFIXES, image_files
-from flamingo_jax.data.schema import CorruptRecord, Document, ImageText, InterleavedPage, Record
+from flamingo_jax.data.schema import CorruptRecord, Document, InterleavedPage, Record, images_of
 from flamingo_jax.data.sources import Source
 
 CANDIDATES, CANDIDATES_PAGE = "candidates.json", "candidates.html"
@@ -156,7 +156,7 @@ def build(request: DedupRequest, output: epath.Path, how: Execution) -> dict[str
         (
             match.score,
             match.name,
-            _images(source[match.record])[match.image],
+            images_of(source[match.record])[match.image],
             match.evaluation,
             _evaluation_image(request, match),
         )
@@ -216,19 +216,11 @@ def _finder(request: DedupRequest, work: epath.Path) -> Find:
     keys = json.loads((work / "keys.json").read_text())
 
     def find(number: int, record: Record) -> list[Match]:
-        hashes = [(image, found) for image, data in enumerate(_images(record)) if (found := phash(data)) is not None]
+        hashes = [(image, found) for image, data in enumerate(images_of(record)) if (found := phash(data)) is not None]
         pairs = index.search(np.asarray([found for _, found in hashes], np.uint8), request.max_distance)
         return [Match(number, hashes[query][0], keys[row], distance) for query, row, distance in pairs]
 
     return find
-
-
-def _images(record: Record) -> tuple[bytes, ...]:
-    if isinstance(record, InterleavedPage):
-        return record.images
-    if isinstance(record, ImageText):
-        return (record.image,)
-    return () if isinstance(record, Document) else record.frames
 
 
 def _candidates(work: epath.Path, part: Records) -> epath.Path:
@@ -277,7 +269,7 @@ def _evaluation_images(place: str) -> Iterator[tuple[str, Callable[[], bytes]]]:
             source = Source(directory, split)
             for number in range(len(source)):
                 try:
-                    found = _images(source[number])
+                    found = images_of(source[number])
                 except CorruptRecord:
                     found = (b"",)
                 for image, data in enumerate(found):
@@ -303,7 +295,7 @@ def _evaluation_image(request: DedupRequest, match: Match) -> bytes:
     if not (epath.Path(place) / "dataset_info.json").exists():
         return (epath.Path(place) / name).read_bytes()
     split, record, image = name.split("/")
-    return _images(Source(place, split)[int(record)])[int(image)]
+    return images_of(Source(place, split)[int(record)])[int(image)]
 
 
 def _save_matches(request: DedupRequest, source: Source, work: epath.Path) -> dict[str, int]:

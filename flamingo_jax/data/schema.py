@@ -83,6 +83,16 @@ class Document:
 Record = InterleavedPage | ImageText | VideoText | Document
 RECORDS: dict[str, type[Record]] = {r.kind: r for r in (InterleavedPage, ImageText, VideoText, Document)}
 
+
+def images_of(record: Record) -> tuple[bytes, ...]:
+    """The encoded images of a record in order, whatever its kind; of a video its frames, if it is stored as such."""
+    if isinstance(record, InterleavedPage):
+        return record.images
+    if isinstance(record, ImageText):
+        return (record.image,)
+    return () if isinstance(record, Document) else record.frames
+
+
 _TEXT, _IMAGE = 0, 1  # the values of "order" in a stored page
 
 

@@ -23,7 +23,7 @@ from flamingo_jax.core import processes
 from flamingo_jax.core.paths import Path, PathLike
 from flamingo_jax.data.embeddings import EmbeddingWriter, writing
 from flamingo_jax.data.files import IMAGE_SUFFIXES, image_files
-from flamingo_jax.data.schema import CorruptRecord, Document, ImageText, InterleavedPage, Record
+from flamingo_jax.data.schema import CorruptRecord, images_of
 from flamingo_jax.data.sources import Source
 from flamingo_jax.evaluation.task import TaskError, directory
 from flamingo_jax.inference.features import VisionEncoder
@@ -83,7 +83,7 @@ class Images:
         for number in range(0 if self._source is None else len(self._source)):
             assert self._source is not None
             try:
-                found = _encoded_images(self._source[number])
+                found = images_of(self._source[number])
             except CorruptRecord:
                 found = (b"",)  # counted as an image that cannot be read
             yield number, [(f"{number}/{image}", functools.partial(bytes, data)) for image, data in enumerate(found)]
@@ -144,14 +144,6 @@ def _add_all(writer: EmbeddingWriter, pieces: Iterator[tuple[list[str], np.ndarr
     for keys, rows in pieces:
         writer.add(keys, rows)
     return writer.num_rows
-
-
-def _encoded_images(record: Record) -> tuple[bytes, ...]:
-    if isinstance(record, InterleavedPage):
-        return record.images
-    if isinstance(record, ImageText):
-        return (record.image,)
-    return () if isinstance(record, Document) else record.frames
 
 
 def _try_decode(get: Callable[[], bytes], *, image_size: int) -> np.ndarray | None:
