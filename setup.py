@@ -54,7 +54,8 @@ EXTRAS = {
     # Reading PyTorch checkpoints. Imported inside functions only, never on the training path.
     "conversion": ["safetensors>=0.5", "torch>=2.6", "transformers>=5.0"],
     # Comparing against other implementations, at the versions that they were compared at.
-    "parity": ["safetensors>=0.5", "torch==2.13.0", "transformers>=5.0"],
+    # The implementations themselves are in launch/requirements_peers.lock: they ask for what cannot be had together.
+    "parity": ["einops-exts>=0.0.4", "ftfy>=6.3", "safetensors>=0.5", "torch==2.13.0", "transformers>=5.0"],
     # Linters, type checker and the test-suite.
     "dev": [
         "beartype>=0.22",

@@ -18,10 +18,25 @@ command -v chromium >/dev/null 2>&1 || apt_install chromium || say "note: chromi
 command -v java >/dev/null 2>&1 || apt_install default-jre-headless || say "note: java is not installed; CIDEr's tests will be skipped"
 [ -e /usr/share/wordnet/data.noun ] || apt_install wordnet-base || say "note: wordnet-base is not installed; the tests of metrics that use it will be skipped"
 
-# For the planner's tests, which compile for TPUs.
-"$PYTHON" -c 'import libtpu' >/dev/null 2>&1 \
-  || "$PYTHON" -m pip install --quiet --disable-pip-version-check --requirement "$ROOT/launch/requirements_tpu.lock" \
-  || die "installing launch/requirements_tpu.lock into $VENV failed (the reason is above). libtpu exists for Linux on x86-64"
+# Installs what the environment lacks. $1: a lock file; the rest: options of pip.
+add() {
+  local lock="$1"
+  shift
+  "$PYTHON" - "$lock" 2>/dev/null <<'PY' && return
+import importlib.metadata, sys
+for line in open(sys.argv[1]):
+    name, _, version = line.partition("#")[0].strip().partition("==")
+    if name and importlib.metadata.version(name).partition("+")[0] != version:  # 2.13.0+cpu is 2.13.0
+        sys.exit(1)
+PY
+  "$PYTHON" -m pip install --quiet --disable-pip-version-check "$@" --requirement "$lock" \
+    || die "installing $lock into $VENV failed (the reason is above)"
+}
+# For the planner's tests, which compile for TPUs: libtpu, which exists for Linux on x86-64.
+add "$ROOT/launch/requirements_tpu.lock"
+# For the tests of importers, and of parity with other implementations. The peers ask for what cannot be had together.
+add "$ROOT/launch/requirements_parity.lock"
+add "$ROOT/launch/requirements_peers.lock" --no-deps
 
 failed=()
 check() {
