@@ -12,6 +12,8 @@ Any field can be set on the command line: `--config.optimizer.learning_rate=3e-4
 
 from ml_collections import config_dict
 
+from configs import evaluate
+
 
 def get_config() -> config_dict.ConfigDict:
     """Returns the schema, filled with the Flamingo-80B values of the paper (Tables 4 and 5, B.1)."""
@@ -25,11 +27,14 @@ def get_config() -> config_dict.ConfigDict:
         tokenizer="",
         image_size=320,
         datasets={},
+        image_fit="pad",  # crop: CLIP's, squash: IDEFICS'
         augment=augment(),
         num_threads=0,  # of a process, for its batches; 0: one per core
         prefetch=4,  # batches made ahead
         max_corrupt=0.05,  # share of a dataset's records; beyond it the run stops
     )
+    config.initial = config_dict.placeholder(str)  # export of the same stage whose trained weights this run begins with
+    config.unfrozen = ()  # flamingo stage: ("vision",) trains the vision encoder too (paper, B.2.2)
     config.mixing = "accumulate"  # gradients of all datasets summed in each step (paper, 2.4); round_robin | merged
     config.optimizer = optimizer()
     config.precision = config_dict.create(compute="bfloat16")  # float32 | bfloat16
@@ -45,8 +50,8 @@ def get_config() -> config_dict.ConfigDict:
     config.towers = config_dict.create(lm=config_dict.placeholder(str), vision=config_dict.placeholder(str))
     config.hooks = config_dict.create(log_every=50, save_every=1_000, keep=3, tensorboard=True, progress=True)
     config.until = None  # see until()
-    # Few-shot evaluation during training; every 0 steps: never.
-    config.evaluate = config_dict.create(every=0, tasks=(), shots=(0, 4), n=64, data={})
+    # Evaluation during training, few-shot or (contrastive) zero-shot classification and retrieval; every 0 steps: never.
+    config.evaluate = config_dict.create(every=0, tasks=(), shots=(0, 4), n=64, data=evaluate.directories())
     return config.lock()
 
 
@@ -72,6 +77,7 @@ def model() -> config_dict.ConfigDict:
         loop="scan",  # unrolled: for training on a CPU
         remat="none",
     )
+    parts.vit = None  # instead of vision: see vit()
     parts.text_encoder = config_dict.create(  # BERT-mini, as in the ablation (B.3.2); the final size is not stated
         vocab_size=0,  # the tokenizer's
         num_layers=4,
@@ -79,12 +85,21 @@ def model() -> config_dict.ConfigDict:
         num_heads=4,
         max_length=32,
         mlp_ratio=4,
+        norm="after",  # before: CLIP's
+        causal=False,
+        activation="gelu_exact",  # quick_gelu
+        epsilon=1e-5,
         token_types=0,
         vocab_multiple=128,
         remat="none",
     )
     parts.contrastive = config_dict.create(
-        joint_dim=1376, initial_temperature=10.0, label_smoothing=0.1, duplicates="negatives"
+        joint_dim=1376,
+        initial_temperature=10.0,
+        label_smoothing=0.1,
+        duplicates="negatives",
+        text_pooling="mean",  # last: CLIP's
+        chunk=0,  # rows of a data shard that are encoded at a time; 0: all, with all their activations
     )
     parts.lm = config_dict.create(  # Chinchilla-70B (Table 4)
         vocab_size=0,  # the tokenizer's
@@ -95,12 +110,17 @@ def model() -> config_dict.ConfigDict:
         num_kv_heads=0,  # num_heads
         mlp_width=0,  # 4 width
         norm="rms",
+        norm_epsilon=1e-5,
+        norm_bias=True,  # of LayerNorm
         position="relative",
         rotary_base=10_000.0,
         rotary_fraction=1.0,
+        rotary_scaling=config_dict.create(factor=1.0, low=1.0, high=4.0, original_length=0),
         max_length=2048,
+        sliding_window=0,  # all
         activation="gelu",
         attention_bias=False,
+        qkv_bias=False,
         mlp_bias=True,
         parallel_residual=False,
         qk_norm=False,
@@ -116,12 +136,15 @@ def model() -> config_dict.ConfigDict:
         num_heads=16,
         head_dim=128,
         num_latents=64,
+        input_projection=True,
         num_time_embeddings=8,
         mlp_ratio=4,
         activation="squared_relu",
         attention_bias=False,
         mlp_bias=True,
+        qk_norm=False,
         final_norm=False,
+        epsilon=1e-5,
         remat="none",
     )
     parts.xattn = config_dict.create(  # a layer before every 7th block of the LM (Table 5)
@@ -131,6 +154,14 @@ def model() -> config_dict.ConfigDict:
         head_dim=0,  # the LM's
         mlp_ratio=4,
         activation="squared_relu",
+        mlp_width=0,  # mlp_ratio times the LM's width
+        media="language",  # resampler: no map to the LM's width
+        media_norm=True,
+        norm="layer",
+        norm_epsilon=1e-5,
+        qk_norm=False,
+        gate="scalar",  # vector
+        unseen="zero",  # average
     )
     parts.new_tokens = ("<EOC>",)  # trained rows beside the frozen vocabulary
     return parts
@@ -141,14 +172,18 @@ def optimizer() -> config_dict.ConfigDict:
     return config_dict.create(
         learning_rate=1e-4,
         warmup_steps=5_000,
-        schedule="constant",  # cosine | linear
-        decay_steps=config_dict.placeholder(int),  # where cosine or linear ends; None: at `steps`
+        schedule="constant",  # cosine | linear | exponential
+        decay_steps=config_dict.placeholder(int),  # where the fall ends; None: at `steps`
         final_fraction=0.0,
         b1=0.9,
         b2=0.999,
         eps=1e-8,
         weight_decay=0.1,
         clip_norm=1.0,
+        vision=config_dict.create(  # what is different for a vision encoder that is trained
+            learning_rate=config_dict.placeholder(float),
+            agc=config_dict.placeholder(float),  # adaptive clipping (B.1.3); clip_norm is then over all other weights
+        ),
     )
 
 
@@ -188,6 +223,35 @@ def dataset(kind: str, path: str, *, batch_size: int, length: int, **fields: obj
         space_prefix=0.5,  # how often a caption gets a space in front (paper, A.3.3)
         documents_per_row=8,
         rows_per_group=1,
+    )
+    config.lock().update(fields)
+    return config
+
+
+def vit(**fields: object) -> config_dict.ConfigDict:
+    """Returns a vision transformer, to stand instead of the NFNet: `model.vision = None`, `model.vit = base.vit(...)`.
+
+    Args:
+        **fields: what differs from OpenAI's ViT-L/14 as OpenFlamingo reads it.
+
+    Raises:
+        KeyError: for a field that it does not have.
+    """
+    config = config_dict.create(
+        patch_size=14,
+        width=1024,
+        num_layers=24,
+        num_heads=16,
+        mlp_width=4096,
+        image_size=224,  # of the table of positions; other sizes interpolate it
+        activation="quick_gelu",  # gelu_exact: LAION's weights
+        features="patches",  # class_and_patches | class
+        final_norm=False,  # CLIP's last norm, over all that comes out
+        interpolation="bicubic",  # antialiased
+        epsilon=1e-5,
+        mean=(0.48145466, 0.4578275, 0.40821073),  # of pixels 0..1
+        std=(0.26862954, 0.26130258, 0.27577711),
+        remat="none",
     )
     config.lock().update(fields)
     return config

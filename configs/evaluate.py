@@ -13,6 +13,11 @@
     Table 7  --task=imagenet,kinetics700 --shots=8,16 --config.selection=rices --config.num_support_per_class=5
              and the last row with --config.ensemble=6
 
+    COMMAND  python -m flamingo_jax.evaluate --config=configs/evaluate.py:contrastive --checkpoint=DIR --output=DIR
+                 --config.data.coco=DIR --task=coco_retrieval [--config.templates=FILE] [--config.mesh.data=-1]
+    EXPECTED of a contrastive model: the rows of Table 9, and zero-shot classification as in the first row of Table 7.
+             The tiny one: --task=world_retrieval, at least 0.9 recall at 1 both ways among 64 pictures.
+
     COMMAND  python -m flamingo_jax.evaluate --config=configs/evaluate.py --checkpoint=DIR --output=DIR --task=embed
                  --config.data.embed=DIR     image features, as data_pipelines.run --pipeline=dedup reads them
 
@@ -38,17 +43,18 @@ TASKS = (
 IMAGE_BENCHMARKS = ("coco", "flickr30k", "okvqa", "vqav2", "vizwiz", "textvqa", "visdial", "hateful_memes")
 VIDEO_BENCHMARKS = ("msvdqa", "vatex", "msrvttqa", "ivqa", "youcook2", "star", "nextqa", "rareact")
 CLASSIFICATION = ("imagenet", "kinetics700")
+COMPARISONS = ("imagenet_zero_shot", "kinetics700_zero_shot", "coco_retrieval", "flickr30k_retrieval")
 DATA = (*IMAGE_BENCHMARKS, *VIDEO_BENCHMARKS, *CLASSIFICATION, "embed", "embed_split")
 
 
 def get_config(setting: str = "demo") -> config_dict.ConfigDict:
-    """Returns the schema of `flamingo_jax.evaluation.config.EvaluateConfig`; setting: "demo" or "paper".
+    """Returns the schema of `flamingo_jax.evaluation.config.EvaluateConfig`; setting: "demo", "paper" or "contrastive".
 
     Raises:
       ValueError: another setting.
     """
-    if setting not in ("demo", "paper"):
-        raise ValueError(f"configs/evaluate.py:{setting} is not known: take demo or paper.")
+    if setting not in ("demo", "paper", "contrastive"):
+        raise ValueError(f"configs/evaluate.py:{setting} is not known: take demo, paper or contrastive.")
     config = _demo()
     if setting == "paper":
         config.tasks = (*IMAGE_BENCHMARKS, *VIDEO_BENCHMARKS)
@@ -61,7 +67,16 @@ def get_config(setting: str = "demo") -> config_dict.ConfigDict:
         config.inference.lengths = (32, 64, 128, 256, 512, 1024, 2048, 4096)  # VisDial, 16 shots: 16 * 21 sentences
         config.inference.num_images = (1, 5, 9, 17, 33)
         config.inference.latents_megabytes = 4096  # 2048 supports * 64 latents * 8192 channels * 2 bytes = 2 GiB
+    if setting == "contrastive":
+        config.tasks = COMPARISONS
+        config.n = 0  # all: with fewer, retrieval is easier
+        config.inference.compute = "bfloat16"
     return config.lock()
+
+
+def directories() -> config_dict.ConfigDict:
+    """Returns a place for each benchmark's directory, to be filled in on the command line."""
+    return config_dict.create(**{name: config_dict.placeholder(str) for name in ("world", *DATA)})
 
 
 def _demo() -> config_dict.ConfigDict:
@@ -75,10 +90,12 @@ def _demo() -> config_dict.ConfigDict:
     config.ensemble = 1  # 6: the paper's, for close-ended benchmarks, over orders of the support examples
     config.num_support = 2048  # B.1.5; where items have classes:
     config.num_support_per_class = 32  # Table 7: 1 or 5
+    config.templates = config_dict.placeholder(str)  # file of sentences around a class's name; None: ours
     config.features = config_dict.placeholder(str)  # of images, for rices; kept in OUTPUT/features by default
     config.batch_size = 100
     config.num_samples = 2  # per task and number of shots, kept with their images for the sheet
-    config.data = config_dict.create(world="runs/demo/world", **{name: config_dict.placeholder(str) for name in DATA})
+    config.data = directories()
+    config.data.world = "runs/demo/world"
     # Where frozen towers lie that have moved since training.
     config.towers = config_dict.create(lm=config_dict.placeholder(str), vision=config_dict.placeholder(str))
     config.inference = config_dict.create(
@@ -86,6 +103,7 @@ def _demo() -> config_dict.ConfigDict:
         beams=3,  # B.1.5
         max_new_tokens=8,  # an answer of the tiny world is one word and <EOC>; captions need 20
         length_penalty=0.0,  # the paper mentions none
+        beam_ends="any",  # best: as transformers', with which OpenFlamingo and IDEFICS were evaluated
         temperature=1.0,  # with top_p and seed: of decoding=sample alone
         top_p=1.0,
         seed=0,

@@ -47,9 +47,8 @@ def get_config(stage: str = "flamingo") -> config_dict.ConfigDict:
     config.data.image_size = 32
     # Colours, and what is left or right, are what the texts of this world are about.
     config.data.augment.update(flip=0.0, brightness=0.0, contrast=0.0, saturation=0.0, hue=0.0)
-    config.evaluate.data = config_dict.create(
-        world=WORLD
-    )  # with --config.evaluate.every=100 --config.evaluate.tasks="('format',)"
+    # With --config.evaluate.every=100 --config.evaluate.tasks="('format',)"; contrastive: "('world_retrieval',)".
+    config.evaluate.data.world = WORLD
     config.hooks.log_every = 10
     config.hooks.save_every = 100
     config.hooks.keep = 1

@@ -26,7 +26,7 @@ from data_pipelines.on_beam import Execution
 from flamingo_jax.data import interleave, text
 from flamingo_jax.data.schema import CorruptRecord, InterleavedPage, Record
 from flamingo_jax.data.sources import Source
-from flamingo_jax.data.tokenizer import EOC, IMAGE_TAG, Tokenizer, load
+from flamingo_jax.data.tokenizer import EOC, Tokenizer, load
 
 FILE_NAME = "pool.json"
 _FULL = 0.95  # share of a row of text that documents_per_row is to fill
@@ -148,7 +148,7 @@ def fill(lengths: np.ndarray, length: int, documents: np.ndarray) -> tuple[np.nd
 
 def _of_pages(request: PoolRequest, source: Source, tokenizer: Tokenizer) -> tuple[dict[str, object], dict[str, int]]:
     rng = np.random.default_rng(request.seed)
-    tag_length = len(tokenizer.encode(IMAGE_TAG))
+    tag_length = len(interleave.tag_of(tokenizer).own)
     size = {"length": request.length, "max_images": request.max_images, "tag_length": tag_length}
 
     def measure(record: Record) -> tuple[int, int]:

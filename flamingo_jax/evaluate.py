@@ -1,9 +1,10 @@
-"""Evaluates a model few-shot: results.json, tables, curves, and a sheet of prompts with the model's answers.
+"""Evaluates a model few-shot, or a contrastive one zero-shot: results.json, tables, curves, and a sheet of prompts with the model's answers.
 
     python -m flamingo_jax.evaluate --config=configs/evaluate.py --checkpoint=DIR --output=DIR [--task=a,b] [--shots=0,4]
 
 `--checkpoint` is an export, a WORKDIR (its newest step) or WORKDIR/checkpoints/STEP. `--task=lm_lookup` needs no more than a language model,
-`--task=embed` (image features, see evaluation/tasks/embed.py) no more than a contrastive one. The same command again goes on where a run was stopped.
+`--task=embed` (image features, see evaluation/tasks/embed.py) no more than a contrastive one; zero-shot classification and retrieval
+(--config=configs/evaluate.py:contrastive) need just that. The same command again goes on where a run was stopped.
 On several hosts the same command is run on each (launch/tpu_pod.sh does): the prompts are spread over all devices, the first process writes the report.
 """
 

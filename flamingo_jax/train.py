@@ -13,6 +13,7 @@ from ml_collections import config_flags
 from flamingo_jax.core import processes
 from flamingo_jax.core.config import from_dict, in_one_message
 from flamingo_jax.evaluation import during_training
+from flamingo_jax.evaluation.task import TaskError
 from flamingo_jax.sharding.compile import use_compilation_cache
 from flamingo_jax.training.config import TrainConfig
 from flamingo_jax.training.stage import EXPECTED_ERRORS, train
@@ -35,12 +36,12 @@ def main(argv: list[str]) -> None:
         logging.set_verbosity(logging.WARNING)  # orbax reports each file that it writes
     if _CACHE.value:
         use_compilation_cache(_CACHE.value)
-    with processes.Cluster(_DISTRIBUTED.value, expected=EXPECTED_ERRORS) as cluster:
+    with processes.Cluster(_DISTRIBUTED.value, expected=(*EXPECTED_ERRORS, TaskError)) as cluster:
         train(
             from_dict(TrainConfig, _CONFIG.value),
             _WORKDIR.value,
             probes={"lm_lookup": during_training.lm_lookup},
-            evaluation=during_training.few_shot,
+            evaluation=during_training.evaluation,
             tell=cluster.tell,
         )
 

@@ -44,12 +44,14 @@ export MPLBACKEND=Agg
 # What the stages do at each size.
 world=(--size="$size")
 evaluation=("--task=format,bind2,bind4,format_shuffled,format_hidden,format_held_out,bind2_shuffled,bind2_hidden,bind2_held_out")
+retrieval=(--config.n=0) # all test pictures
 contrastive=()
 language_model=()
 flamingo=()
 if [ "$size" = smoke ]; then
   world+=("--page_mix=0,1,0")
   evaluation=("--task=format,format_shuffled" "--shots=0,4" --config.n=32)
+  retrieval=(--config.n=64)
   contrastive=(--config.steps=20 --config.data.datasets.captions.batch_size=32)
   # So few steps make no look-up: the probe reports, and lets pass.
   language_model=(--config.steps=40 --config.optimizer.warmup_steps=10 --config.optimizer.decay_steps=40 --config.until.every=20
@@ -109,6 +111,10 @@ stage flamingo --config.data.datasets.pages.path="$output/world/pages" --config.
   ${flamingo[@]+"${flamingo[@]}"}
 
 say "== report"
+measured retrieval "$PYTHON" -m flamingo_jax.evaluate --config=configs/evaluate.py --checkpoint="$output/contrastive/export" \
+  --output="$output/contrastive/report" --config.data.world="$output/world" --config.seed="$seed" \
+  --task=world_retrieval,world_zero_shot "${retrieval[@]}" \
+  || die "the evaluation of the vision encoder did not succeed (the reason is above); it is in $output/contrastive/export"
 measured evaluation "$PYTHON" -m flamingo_jax.evaluate --config=configs/evaluate.py --checkpoint="$output/flamingo" \
   --output="$output/report" --config.data.world="$output/world" --config.seed="$seed" "${evaluation[@]}" \
   || die "the evaluation did not succeed (the reason is above); the trained model is in $output/flamingo/export"

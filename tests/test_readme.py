@@ -14,7 +14,13 @@ from configs import tiny
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 README = re.sub(r"<!--.*?-->", "", (ROOT / "README.md").read_text(), flags=re.DOTALL)
 PROGRAMS = (
-    *("flamingo_jax.train", "flamingo_jax.evaluate", "flamingo_jax.generate", "flamingo_jax.plan"),
+    *(
+        "flamingo_jax.train",
+        "flamingo_jax.evaluate",
+        "flamingo_jax.generate",
+        "flamingo_jax.convert",
+        "flamingo_jax.plan",
+    ),
     "data_pipelines.run",
 )
 PARSE_FLAGS = """

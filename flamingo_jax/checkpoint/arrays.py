@@ -13,6 +13,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
+from flamingo_jax.checkpoint.streamed import Streamed, StreamedHandler
 from flamingo_jax.core.paths import PathLike, absolute
 
 ORBAX_ERRORS = (OSError, ValueError, KeyError, TypeError, RuntimeError)  # what orbax and TensorStore raise on bad files
@@ -42,12 +43,21 @@ def named(tree: Any) -> dict[str, Any]:
 def write(directory: PathLike, arrays: Mapping[str, Any]) -> None:
     """Writes named arrays, replacing the directory; all processes of a cluster call it together.
 
+    All of them may be `Streamed` instead: then they are asked for their parts one after the other, in the order of `arrays`.
+
     Raises:
         CheckpointError: if they cannot be written.
     """
+    options = {}
+    if any(isinstance(array, Streamed) for array in arrays.values()):
+        # Without a handler of jax.Array, which there are none of, orbax warns.
+        handlers = ((Streamed, StreamedHandler(list(arrays))), (jax.Array, ocp.type_handlers.ArrayHandler()))
+        options["type_handler_registry"] = ocp.type_handlers.create_type_handler_registry(*handlers)
     try:
-        with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
+        with ocp.Checkpointer(ocp.PyTreeCheckpointHandler(**options)) as checkpointer:
             checkpointer.save(absolute(directory), args=ocp.args.PyTreeSave(dict(arrays)), force=True)
+    except CheckpointError:  # of the one who makes the parts
+        raise
     except ORBAX_ERRORS as error:
         raise CheckpointError(f"Cannot write arrays to {directory}: {first_line(error)}") from error
 

@@ -12,21 +12,29 @@ it is written in place, and model.json, without which there is no export, goes f
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-from collections.abc import Callable, Mapping
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
 
 import flamingo_jax
 from flamingo_jax.checkpoint import arrays, store
 from flamingo_jax.checkpoint.arrays import CheckpointError
+from flamingo_jax.checkpoint.streamed import Streamed
+from flamingo_jax.core import config as config_lib
 from flamingo_jax.core import paths, trees
 from flamingo_jax.core.paths import Path, PathLike
+from flamingo_jax.data import markers as markers_lib
 from flamingo_jax.data import tokenizer as tokenizer_lib
+from flamingo_jax.data.markers import Markers
 
-KINDS = ("language_model", "contrastive", "flamingo")
+KINDS = ("language_model", "contrastive", "flamingo", "vision")
 CARD = "model.json"
 
 # placement(weight's path, its stored shape and dtype) -> the shape, dtype and sharding that it is read into
@@ -38,11 +46,11 @@ class OpenedCheckpoint:
     """A model for use: its weights and what is needed to build and to feed it.
 
     Attributes:
-      kind: which model `model_config` is for: "language_model", "contrastive" or "flamingo".
+      kind: which model `model_config` is for: one of KINDS ("vision": an encoder alone, imported).
       params: all weights, {module: {name: array}}.
       model_config: `core.config.to_dict` of training's ModelConfig.
       tokenizer: the tokenizer's file, for `data.tokenizer.load`; None if the model has no text.
-      preprocessing: {"image_size": pixels, ...}.
+      preprocessing: {"image_size": pixels, "image_fit": how an image becomes a square (absent: "pad")}.
       step: updates done.
       path: the export, or WORKDIR/checkpoints/STEP.
     """
@@ -70,17 +78,19 @@ def export(
     tokenizer: PathLike | None,
     preprocessing: Mapping[str, Any],
     step: int,
+    markers: Markers | None = None,
 ) -> Path:
     """Writes a model directory; one that is there is replaced. All processes of a cluster call it together.
 
     Args:
         directory: the model directory to be, such as WORKDIR/export.
-        params: all weights, in the dtypes they shall be kept in.
+        params: all weights, in the dtypes they shall be kept in; or all of them `Streamed`.
         kind: which model: one of KINDS.
         config: `core.config.to_dict` of training's ModelConfig.
         tokenizer: the tokenizer (a file, or the directory that holds it), copied; None without text.
-        preprocessing: {"image_size": pixels, ...}.
+        preprocessing: {"image_size": pixels, "image_fit": how an image becomes a square (absent: "pad")}.
         step: updates done.
+        markers: what stands around texts and images; None = what lies beside the tokenizer.
 
     Returns:
         `directory`.
@@ -91,11 +101,14 @@ def export(
     """
     if kind not in KINDS:
         raise CheckpointError(f"Cannot export the kind {kind!r}; expected one of {', '.join(KINDS)}.")
-    flat = arrays.named(trees.flatten(params))
+    named = arrays.named(trees.flatten(params))
+    flat = {path: named[path] for path in trees.flatten(params)}  # the order of the content hash
     for path, leaf in flat.items():
         if (dtype := jax.dtypes.canonicalize_dtype(leaf.dtype)) != leaf.dtype:
             raise CheckpointError(f"Weight {path!r} is {leaf.dtype}, which JAX would read back as {dtype}. Cast it.")
     pieces = {} if tokenizer is None else tokenizer_lib.files(_tokenizer_file(tokenizer))
+    if pieces and markers is not None:
+        pieces[markers_lib.FILE_NAME] = json.dumps(config_lib.to_dict(markers), indent=2).encode()
     target = paths.absolute(directory)
     place = target.parent / f".{target.name}.tmp" if paths.is_local(target) else target  # every process knows its name
     is_primary = ocp.multihost.process_index() == 0
@@ -106,7 +119,14 @@ def export(
             place.rmtree(missing_ok=True)
         paths.make_directory(place)
     ocp.multihost.sync_global_processes("flamingo_jax:export:begin")
-    arrays.write(place / "weights", flat)
+    digest = hashlib.sha256()
+    try:
+        arrays.write(place / "weights", {path: _hashed(path, leaf, digest) for path, leaf in flat.items()})
+    except CheckpointError:
+        if is_primary and place != target:
+            with contextlib.suppress(OSError):  # clearing up: the error that counts is on its way
+                place.rmtree(missing_ok=True)
+        raise
     if is_primary:
         for name, content in pieces.items():
             paths.write_atomically(place / name, content)
@@ -116,7 +136,7 @@ def export(
             "new_tokens": list(config.get("new_tokens") or ()),
             "preprocessing": dict(preprocessing),
             "tokenizer": next(iter(pieces), None),  # the vocabulary; what belongs to it lies beside it
-            "content_hash": _hash_of(flat, place / "weights"),
+            "content_hash": digest.hexdigest() if _are_streamed(flat) else _hash_of(flat, place / "weights"),
             "step": int(step),
             "parameters": trees.count(params),
             "created_by": f"flamingo_jax {flamingo_jax.__version__}",
@@ -248,7 +268,8 @@ def _open_step(
         flat = tower | flat  # a weight of the tower that was trained after all is the trained one
     try:
         kind, model_config, data = config["stage"], config["model"], config["data"]
-        preprocessing = {"image_size": data["image_size"]}
+        fit = data.get("image_fit", "pad")
+        preprocessing = {"image_size": data["image_size"], **({} if fit == "pad" else {"image_fit": fit})}
         tokenizer = tokenizer if tokenizer is not None else data["tokenizer"]
     except KeyError as error:
         raise CheckpointError(f"Checkpoint {directory} is damaged: its config lacks {error}.") from error
@@ -314,6 +335,24 @@ class _Stored:
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> Any:
         return arrays.read_here(self._directory, self._name)
+
+
+def _are_streamed(flat: Mapping[str, Any]) -> bool:
+    return all(isinstance(leaf, Streamed) for leaf in flat.values())
+
+
+def _hashed(path: str, leaf: Any, digest: Any) -> Any:
+    """Returns a weight that feeds the content hash while it streams by; one that is there already as it is."""
+    if not isinstance(leaf, Streamed):
+        return leaf
+
+    def parts() -> Iterator[np.ndarray]:
+        digest.update(trees.hash_heading(path, leaf))
+        for part in leaf.parts():
+            digest.update(np.ascontiguousarray(part).reshape(-1).view(np.uint8))
+            yield part
+
+    return dataclasses.replace(leaf, parts=parts)
 
 
 def _hash_of(flat: Mapping[str, Any], directory: Path) -> str:

@@ -16,7 +16,7 @@ all processes make the same calls in the same order; orbax is what keeps them in
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -51,6 +51,7 @@ class Store:
         *,
         keep: int = 3,
         may_differ: tuple[str, ...] = MAY_DIFFER,
+        completed: Callable[[dict[str, Any]], Mapping[str, Any]] = lambda config: config,
     ):
         """Opens the run, and refuses a workdir that holds another one.
 
@@ -59,6 +60,7 @@ class Store:
             config: the resolved config as `core.config.to_dict` gives it, with "frozen" for the towers.
             keep: how many of the newest checkpoints stay; at least 1.
             may_differ: regular expressions over dotted fields in which a checkpoint's config may differ from `config`.
+            completed: gives a checkpoint's config the fields that it was made without, at their defaults.
 
         Raises:
             PathError: if the workdir cannot be written.
@@ -67,6 +69,7 @@ class Store:
         if keep < 1:
             raise ValueError(f"keep is {keep}; expected at least 1 checkpoint to be kept.")
         self._workdir, self._config, self._may_differ = paths.absolute(workdir), dict(config), may_differ
+        self._completed = completed
         self._directory = paths.make_directory(self._workdir / "checkpoints")
         self._manager = ocp.CheckpointManager(
             self._directory,
@@ -162,7 +165,8 @@ class Store:
         self.close()
 
     def _refuse_another_config(self, step: int) -> None:
-        changed = config_lib.differences(read_item(self._workdir, step, "config"), self._config)
+        theirs = self._completed(read_item(self._workdir, step, "config"))
+        changed = config_lib.differences(theirs, self._config)
         if refused := [line for line in changed if not self._free(line.partition(": ")[0])]:
             raise CheckpointError(
                 f"Checkpoint {step_directory(self._workdir, step)} was made with another config (checkpoint -> now):\n  "

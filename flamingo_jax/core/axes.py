@@ -30,6 +30,11 @@ RULES: Mapping[str, MeshAxes] = {
     "media": ("replica", "data"),
     "images": ("replica", "data", "model"),  # no chip encodes an image twice
     "frames": None,
+    "pairs": (
+        "replica",
+        "data",
+        "model",
+    ),  # of the contrastive loss: rows of the similarity of all texts with all images
     # weights
     "layers": None,
     "embed": None,
@@ -70,6 +75,9 @@ class Layout(Protocol):
     def activation(self, x: Array, axes: tuple[str | None, ...]) -> Array:
         """Returns x, placed."""
 
+    def spreads(self, size: int, axis: str) -> bool:
+        """Whether a dimension of this size is split over all chips of the mesh."""
+
     def weight(self, w: Array, axes: tuple[str | None, ...]) -> Array:
         """Returns w as it is; its gradient will be placed."""
 
@@ -91,6 +99,12 @@ def constrain(x: Array, *axes: str | None) -> Array:
     """Returns x, placed by its logical axes, one for each dimension; as it is where no layout is set."""
     layout = _LAYOUT.get()
     return x if layout is None else layout.activation(x, axes)
+
+
+def is_spread(size: int, axis: str) -> bool:
+    """Whether a dimension of this size, of this logical axis, is split over all chips, none of which holds the same as another."""
+    layout = _LAYOUT.get()
+    return layout is None or layout.spreads(size, axis)
 
 
 def constrain_gradient(w: Array, axes: tuple[str | None, ...]) -> Array:

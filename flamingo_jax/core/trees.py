@@ -110,7 +110,14 @@ def content_hash(params: Params) -> str:
     """Returns a sha256 of all paths, dtypes, shapes and values: the identity of a frozen tower."""
     digest = hashlib.sha256()
     for path, leaf in flatten(params).items():
-        array = np.ascontiguousarray(np.asarray(leaf))
-        digest.update(f"{path}|{array.dtype}|{array.shape}|".encode())
-        digest.update(array.tobytes())
+        array = np.asarray(leaf)
+        digest.update(hash_heading(path, array))
+        digest.update(np.ascontiguousarray(array).tobytes())
     return digest.hexdigest()
+
+
+def hash_heading(path: str, leaf: Any) -> bytes:
+    """Returns what the content hash is fed before a weight's values, which follow in C order, all at once or in parts."""
+    # A scalar counts as numpy's contiguous copy of it has it, so that exports of version 0.3.0 stay what they were.
+    shape = tuple(leaf.shape) or (1,)
+    return f"{path}|{leaf.dtype}|{shape}|".encode()

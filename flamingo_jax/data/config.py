@@ -1,7 +1,9 @@
 """What a mixture is made of: one entry per dataset, with the lambda_m of the paper as `weight` (section 2.4)."""
 
 import dataclasses
-from typing import Literal
+from typing import Any, Literal
+
+ImageFit = Literal["pad", "crop", "squash"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,6 +112,8 @@ class DataConfig:
     Attributes:
         tokenizer: path of the tokenizer.
         image_size: side of the square images, in pixels (320 in the paper, 288 contrastive, 480 in fine-tuning).
+        image_fit: how an image becomes a square: "pad" fills up what its longer side leaves (the paper), "crop" cuts out its
+            middle (CLIP), "squash" changes its proportions (IDEFICS).
         datasets: by name. The name is part of what decides the order and the randomness of a dataset.
         augment: random flip and colours in training.
         num_threads: threads of a process that make batches; 0 = one for each core that the process may use.
@@ -120,6 +124,7 @@ class DataConfig:
     tokenizer: str
     image_size: int
     datasets: dict[str, DatasetConfig]
+    image_fit: ImageFit = "pad"
     augment: AugmentConfig = AugmentConfig()
     num_threads: int = 0
     prefetch: int = 4
@@ -134,3 +139,9 @@ class DataConfig:
             )
         if not 0 <= self.max_corrupt <= 1:
             raise ValueError(f"max_corrupt is {self.max_corrupt}, expected a share, 0 to 1.")
+
+    @property
+    def preprocessing(self) -> dict[str, Any]:
+        """What an export says of its images; without `image_fit` they are padded."""
+        fit = {} if self.image_fit == "pad" else {"image_fit": self.image_fit}
+        return {"image_size": self.image_size, **fit}

@@ -11,13 +11,15 @@ from typing import Any
 import tokenizers
 
 from flamingo_jax.core.paths import Path, PathLike, write_atomically, write_json
-from flamingo_jax.data.tokenizer import EOC, JSON_NAME, SPECIAL_TOKENS_NAMES, WithNewTokens, find
+from flamingo_jax.data import markers as markers_lib
+from flamingo_jax.data.markers import EOC, PAPER, Markers
+from flamingo_jax.data.tokenizer import JSON_NAME, SPECIAL_TOKENS_NAMES, WithNewTokens, find
 
 
 class HuggingFaceTokenizer(WithNewTokens):
     """A tokenizer.json with new tokens behind its vocabulary.
 
-    The vocabulary is all that the file names, with its own added tokens: V is its highest id + 1. A text that spells a special
+    The vocabulary is all that the file names, with its own added tokens: its highest id + 1 is V, unless the markers say it. A text that spells a special
     token of the file ("</s>") is text, not that token: what stands in a web page cannot end a document.
 
     Args:
@@ -25,7 +27,9 @@ class HuggingFaceTokenizer(WithNewTokens):
         new_tokens: strings that get ids behind the vocabulary.
         bos: the piece before every sequence; None = the same as `eos`, as GPT-2 does.
         eos: the piece behind every document.
-        pad: the piece that fills rows; None = the same as `eos`, since padding is told by its segment.
+        pad: the piece that fills rows; None = the same as `eos`, since padding is told by its segment; so is a piece that the model's table
+            has no row for.
+        markers: the signs of the model.
 
     Raises:
         ValueError: the content is no tokenizer, or lacks one of the three pieces.
@@ -39,6 +43,7 @@ class HuggingFaceTokenizer(WithNewTokens):
         bos: str | None = None,
         eos: str | None,
         pad: str | None = None,
+        markers: Markers = PAPER,
     ):
         self._content = content
         try:
@@ -48,7 +53,7 @@ class HuggingFaceTokenizer(WithNewTokens):
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
         self._tokenizer.encode_special_tokens = True
-        super().__init__(max(self._tokenizer.get_vocab().values(), default=-1) + 1, new_tokens)
+        super().__init__(max(self._tokenizer.get_vocab().values(), default=-1) + 1, new_tokens, markers)
         if eos is None:
             raise ValueError(
                 f"Nothing says which piece stands behind a document: neither the argument eos nor {SPECIAL_TOKENS_NAMES} beside "
@@ -56,9 +61,16 @@ class HuggingFaceTokenizer(WithNewTokens):
             )
         self._names = {"bos": bos or eos, "eos": eos, "pad": pad or eos}
         found = {name: self._tokenizer.token_to_id(piece) for name, piece in self._names.items()}
+        if found["pad"] is not None and found["pad"] >= self.vocab_size:
+            found["pad"] = found["eos"]
         if missing := [name for name, number in found.items() if number is None]:
             raise ValueError(
                 f"The vocabulary of {JSON_NAME} has no piece {self._names[missing[0]]!r}, the {missing[0]} token."
+            )
+        if beyond := [name for name, number in found.items() if (number or 0) >= self.vocab_size]:
+            raise ValueError(
+                f"The {beyond[0]} token {self._names[beyond[0]]!r} is piece {found[beyond[0]]} of {JSON_NAME}, and the model's table has "
+                f"{self.vocab_size} rows. Name another in {SPECIAL_TOKENS_NAMES[0]}."
             )
         self._ids = {name: number for name, number in found.items() if number is not None}
         self._silent = frozenset(self._ids.values())
@@ -87,14 +99,16 @@ class HuggingFaceTokenizer(WithNewTokens):
             bos=bos or said.get("bos"),
             eos=eos or said.get("eos"),
             pad=pad or said.get("pad"),
+            markers=markers_lib.read(file.parent),
         )
 
     def save(self, directory: PathLike) -> None:
-        """Writes tokenizer.json and tokenizer_config.json into `directory`; the new tokens belong to the model's config."""
+        """Writes tokenizer.json, tokenizer_config.json and the markers into `directory`; the new tokens belong to the model's config."""
         write_atomically(Path(directory) / JSON_NAME, self._content)
         write_json(
             Path(directory) / SPECIAL_TOKENS_NAMES[0], {f"{name}_token": piece for name, piece in self._names.items()}
         )
+        markers_lib.write(directory, self.markers)
 
     @property
     def pad_id(self) -> int:
@@ -110,6 +124,11 @@ class HuggingFaceTokenizer(WithNewTokens):
     def eos_id(self) -> int:
         """Id of <EOS>."""
         return self._ids["eos"]
+
+    @property
+    def writes_bos(self) -> bool:
+        """Whether the file itself puts <BOS> before a text, where special tokens are asked for (which is never done here)."""
+        return self._tokenizer.encode("", add_special_tokens=True).ids[:1] == [self.bos_id]
 
     def _encode(self, text: str) -> list[int]:
         return self._tokenizer.encode(text, add_special_tokens=False).ids

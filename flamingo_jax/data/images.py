@@ -1,9 +1,11 @@
-"""Encoded image to square uint8 array: aspect ratio kept, the rest filled with the mean colour (appendix A.3.1, B.1).
+"""Encoded image to square uint8 array: proportions kept, the rest filled with the mean colour (appendix A.3.1, B.1).
 
     bytes --open--> header: format, size, orientation --decode, a JPEG at n/8 of its size--> resize --turn upright--> square
 
 The paper resizes to 320 x 320 (288 in the contrastive stage, 480 in fine-tuning), "padding with the mean value if
-required". Normalisation, flips and colour augmentation run later, on the devices: only bytes travel there.
+required". That is `image_fit` "pad". Models that were trained on other squares are given theirs, as PIL's bicubic filter makes
+them of the whole image: "crop" (CLIP) brings the shorter side to size and cuts out the middle, "squash" (IDEFICS) both sides.
+Normalisation, flips and colour augmentation run later, on the devices: only bytes travel there.
 
 What a file is, its content says, not its name. Of an animation the first frame counts.
 """
@@ -17,6 +19,7 @@ import simplejpeg
 from jaxtyping import UInt8
 from PIL import Image
 
+from flamingo_jax.data.config import ImageFit
 from flamingo_jax.data.schema import CorruptRecord
 from flamingo_jax.data.shrink import MOST, scratch, shrink
 
@@ -57,19 +60,19 @@ def probe(encoded: bytes) -> ImageInfo:
         return ImageInfo(width, height, str(image.format))
 
 
-def decode(encoded: bytes, size: int) -> UInt8[np.ndarray, "S S 3"]:
+def decode(encoded: bytes, size: int, image_fit: ImageFit = "pad") -> UInt8[np.ndarray, "S S 3"]:
     """Decodes an image into a square: `decode_inner`, then `place`.
 
     Returns:
-        uint8[size, size, 3] RGB, not to be written to. The longer side fills the square, the image is in its middle.
+        uint8[size, size, 3] RGB, not to be written to. Padded, the longer side fills the square, and the image is in its middle.
 
     Raises:
         CorruptRecord: as of `decode_inner`.
     """
-    return _squared(decode_inner(encoded, size), size)
+    return _squared(decode_inner(encoded, size, image_fit), size)
 
 
-def decode_inner(encoded: bytes, size: int) -> UInt8[np.ndarray, "h w 3"]:
+def decode_inner(encoded: bytes, size: int, image_fit: ImageFit = "pad") -> UInt8[np.ndarray, "h w 3"]:
     """Decodes an image of any of FORMATS, without the padding that makes it square.
 
     A JPEG is decoded at the smallest eighth of its size that is large enough, so that what is thrown away is not computed
@@ -78,6 +81,7 @@ def decode_inner(encoded: bytes, size: int) -> UInt8[np.ndarray, "h w 3"]:
     Args:
         encoded: the bytes of the file.
         size: pixels of the longer side of the result. An image that has them already passes unchanged.
+        image_fit: how the image becomes a square; only a padded one has sides that differ, and is decoded at reduced size.
 
     Returns:
         uint8[h, w, 3] RGB, upright, max(h, w) = size; not to be written to.
@@ -86,11 +90,13 @@ def decode_inner(encoded: bytes, size: int) -> UInt8[np.ndarray, "h w 3"]:
         CorruptRecord: with the reason empty_image, not_an_image, truncated_image (it begins well and is cut off or damaged) or
             image_too_large (in pixels, or scans of a JPEG; told before anything is decoded).
     """
-    if (plain := _plain_jpeg(encoded, size)) is not None:
+    if image_fit == "pad" and (plain := _plain_jpeg(encoded, size)) is not None:
         return plain
     with _opened(encoded) as image:
         orientation, inner = _orientation(image), _inner(image.size, size)
         try:
+            if image_fit != "pad":
+                return _filled(_upright(np.asarray(_to_rgb(image)), orientation), size, image_fit)
             pixels = _jpeg(encoded, inner) if image.format in ("JPEG", "MPO") and image.mode in ("RGB", "L") else None
             pixels = _any(image, inner) if pixels is None else pixels
         except Exception as error:
@@ -102,8 +108,10 @@ def decode_inner(encoded: bytes, size: int) -> UInt8[np.ndarray, "h w 3"]:
     return _upright(pixels, orientation)
 
 
-def fit(image: UInt8[np.ndarray, "h w 3"], size: int) -> UInt8[np.ndarray, "S S 3"]:
+def fit(image: UInt8[np.ndarray, "h w 3"], size: int, image_fit: ImageFit = "pad") -> UInt8[np.ndarray, "S S 3"]:
     """Brings a decoded image, uint8[h, w, 3], to uint8[size, size, 3] in the same way."""
+    if image_fit != "pad":
+        return _filled(image, size, image_fit)
     return _squared(_resized(image, _inner(image.shape[1::-1], size)), size)
 
 
@@ -228,6 +236,23 @@ def _resized(pixels: np.ndarray, inner: tuple[int, int]) -> np.ndarray:
         "RGB", stored, np.ascontiguousarray(pixels), "raw", "RGB", 0, 1
     )  # one copy less than fromarray
     return np.asarray(image.resize(inner, _filter(stored, inner), reducing_gap=3.0))
+
+
+def _filled(pixels: np.ndarray, size: int, image_fit: ImageFit) -> np.ndarray:
+    """A square without padding; for "crop" the rounding is torchvision's, which CLIP's own code uses."""
+    height, width = pixels.shape[:2]
+    box: tuple[float, float, float, float] = (0, 0, width, height)
+    if image_fit == "crop":
+        scaled = [int(size * side / min(width, height)) for side in (width, height)]
+        start = [round((side - size) / 2) for side in scaled]
+        # Only what is left of the image is resized: of a very long one the whole would not fit in memory.
+        near, far = (
+            [(first + more) * side / whole for first, side, whole in zip(start, (width, height), scaled, strict=True)]
+            for more in (0, size)
+        )
+        box = (near[0], near[1], far[0], far[1])
+    image = Image.fromarray(np.ascontiguousarray(pixels))
+    return np.asarray(image.resize((size, size), Image.Resampling.BICUBIC, box=box))
 
 
 def _filter(stored: tuple[int, int], inner: tuple[int, int]) -> Image.Resampling:

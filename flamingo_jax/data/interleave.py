@@ -6,6 +6,11 @@
 
 This is Figure 7 of the paper. phi grows by one at the first token of each tag, so that the tag itself attends its own
 image; the <EOC> before a tag still belongs to the chunk that it closes.
+
+A model that was trained elsewhere may write other signs (`data.markers`). IDEFICS frames each image, and phi grows inside:
+
+    tokens   <s> User: <around> <image> <around> Which?     tokens   <s> <around> <image> <around> <image> <around> Both?
+    phi      0   0     0        1       1        1          phi      0   0        1       1        2       2        2
 """
 
 import enum
@@ -15,8 +20,9 @@ from typing import Final, NamedTuple
 import numpy as np
 from jaxtyping import Int
 
+from flamingo_jax.data.markers import IMAGE_TAG
 from flamingo_jax.data.schema import CorruptRecord, InterleavedPage
-from flamingo_jax.data.tokenizer import EOC, IMAGE_TAG, Tokenizer
+from flamingo_jax.data.tokenizer import Tokenizer
 
 
 class Marker(enum.Enum):
@@ -28,14 +34,30 @@ class Marker(enum.Enum):
 IMAGE: Final = Marker.IMAGE
 
 
+class Tag(NamedTuple):
+    """What is written where an image stands: ids that still attend what came before, and ids that attend the image."""
+
+    opening: list[int]
+    own: list[int]
+
+
+def tag_of(tokenizer: Tokenizer) -> Tag:
+    """Returns the tag of an image as the tokenizer's markers have it; in the paper, `<image>` and no opening."""
+    pieces = tokenizer.markers.image
+    at = pieces.index(IMAGE_TAG)
+    opening, own = ([i for piece in part for i in tokenizer.encode(piece)] for part in (pieces[:at], pieces[at:]))
+    return Tag(opening, own)
+
+
 def tokenise(
     parts: Sequence[str | Marker], tokenizer: Tokenizer, *, close: bool = True
 ) -> tuple[Int[np.ndarray, "T"], Int[np.ndarray, "T"]]:
     """Writes texts and images as one token sequence.
 
-    <BOS> comes first. <EOC> closes a chunk: it stands before every <image> and at the end of the document, before
-    <EOS>. It is left out where there is nothing to close (straight after <BOS>, as in `<BOS><image>..` of the pairs and of
-    the few-shot prompts) and where the text already ends in one.
+    <BOS> comes first, where the tokenizer's markers have it so. <EOC> closes a chunk: it stands before every <image> and at
+    the end of the document, before <EOS>. It is left out where there is nothing to close (straight after <BOS>, as in
+    `<BOS><image>..` of the pairs and of the few-shot prompts), where the text already ends in one, and in a model whose
+    markers do not close chunks. A tag's opening is left out where the sequence already ends in it.
 
     Args:
         parts: texts, and IMAGE where an image stands. The tag is written for each IMAGE; a text that contains the tag's
@@ -50,15 +72,19 @@ def tokenise(
     Raises:
         ValueError: a text contains "<image>", or there is no <EOC>.
     """
-    tag = tokenizer.encode(IMAGE_TAG)
-    eoc = tokenizer.id(EOC) if close or IMAGE in parts else tokenizer.eoc_id
-    tokens, starts = [tokenizer.bos_id], []
+    closes = tokenizer.markers.closes_chunks
+    eoc = end_of_chunk(tokenizer) if closes and (close or IMAGE in parts) else tokenizer.eoc_id
+    tag = tag_of(tokenizer)
+    begin = tokenizer.start_ids
+    tokens, starts = [*begin], []
     for part in parts:
         if part is IMAGE:
-            if len(tokens) > 1 and tokens[-1] != eoc:
+            if closes and len(tokens) > len(begin) and tokens[-1] != eoc:
                 tokens.append(eoc)
+            if tokens[max(len(tokens) - len(tag.opening), 0) :] != tag.opening:
+                tokens += tag.opening
             starts.append(len(tokens))
-            tokens += tag
+            tokens += tag.own
         elif IMAGE_TAG in part:
             raise ValueError(
                 f"A text contains {IMAGE_TAG!r}, so there are more <image> tags than images: {part[:80]!r}. "
@@ -66,11 +92,22 @@ def tokenise(
             )
         elif part:
             tokens += tokenizer.encode(part)
+    if close and closes and tokens[-1:] != [eoc]:
+        tokens.append(eoc)
     if close:
-        tokens += [tokenizer.eos_id] if tokens[-1] == eoc else [eoc, tokenizer.eos_id]
+        tokens.append(tokenizer.eos_id)
     phi = np.zeros(len(tokens), np.int32)
     phi[starts] = 1
     return np.asarray(tokens, np.int32), np.cumsum(phi, dtype=np.int32)
+
+
+def end_of_chunk(tokenizer: Tokenizer) -> int:
+    """Returns the id that <EOC> stands for.
+
+    Raises:
+        ValueError: there is none.
+    """
+    return tokenizer.eoc_id if tokenizer.eoc_id >= 0 else tokenizer.id(tokenizer.markers.end_of_chunk)
 
 
 def tokenise_page(page: InterleavedPage, tokenizer: Tokenizer) -> tuple[Int[np.ndarray, "T"], Int[np.ndarray, "T"]]:
@@ -92,7 +129,7 @@ def attend_next(phi: Int[np.ndarray, "T"], tag_length: int) -> Int[np.ndarray, "
 
     Args:
         phi: int32[T] as `tokenise` gives it, or a window of it that starts anew at 0.
-        tag_length: tokens of one <image> tag.
+        tag_length: tokens of one tag from where phi grows: `len(tag_of(tokenizer).own)`.
     """
     starts = np.flatnonzero(np.diff(phi, prepend=0) > 0)
     in_tag = np.zeros(len(phi) + tag_length, bool)  # a tag may be cut off at the end of the window
@@ -135,7 +172,7 @@ def window(
         length: L.
         max_images: N.
         p_next: probability that this visit lets text attend the next image.
-        tag_length: tokens of one <image> tag.
+        tag_length: tokens of one tag from where phi grows.
         rng: decides the start and the direction; always two draws.
     """
     where, direction = rng.random(2)

@@ -20,7 +20,7 @@ import grain
 import numpy as np
 
 from flamingo_jax.data import text
-from flamingo_jax.data.config import DataConfig, DatasetConfig
+from flamingo_jax.data.config import DataConfig, DatasetConfig, ImageFit
 from flamingo_jax.data.rows import RECORD_KINDS, Example, Rng, Row, RowMaker, collate
 from flamingo_jax.data.schema import Batch, CorruptRecord, Record, check
 from flamingo_jax.data.sources import Examples, Source
@@ -87,6 +87,7 @@ class Mixture:
                 seed=seed,
                 tokenizer=tokenizer,
                 image_size=config.image_size,
+                image_fit=config.image_fit,
                 process_index=process_index,
                 process_count=process_count,
                 num_shards=num_shards,
@@ -146,6 +147,7 @@ class _Dataset:
         seed: int,
         tokenizer: Tokenizer,
         image_size: int,
+        image_fit: ImageFit,
         process_index: int,
         process_count: int,
         num_shards: int,
@@ -166,7 +168,7 @@ class _Dataset:
         self._rows = config.batch_size // process_count
         self._first_row = process_index * self._rows
         self._num_shards = num_shards // process_count
-        self._maker = RowMaker(config, tokenizer, image_size)
+        self._maker = RowMaker(config, tokenizer, image_size, image_fit)
         self.examples: Examples[Example] = Examples(source, self._maker.prepare, cache_bytes)
         stream = zlib.crc32(f"{seed}/{name}".encode())  # not hash(), which differs from process to process
         self._key = (seed, stream)

@@ -10,12 +10,14 @@ the model must cope with either after the tag (first version of the paper, secti
 import numpy as np
 from jaxtyping import Int
 
+from flamingo_jax.data.interleave import end_of_chunk, tag_of
+from flamingo_jax.data.markers import IMAGE_TAG
 from flamingo_jax.data.schema import CorruptRecord
-from flamingo_jax.data.tokenizer import EOC, IMAGE_TAG, Tokenizer
+from flamingo_jax.data.tokenizer import Tokenizer
 
 
 def tokenise_pair(text: str, tokenizer: Tokenizer, *, space_prefix: bool = False) -> Int[np.ndarray, "T"]:
-    """Returns `<BOS><image>{text}<EOC><EOS>` as int32[T]; with `space_prefix`, a space before the text.
+    """Returns `<BOS><image>{text}<EOC><EOS>` as int32[T], as the tokenizer's markers write it; with `space_prefix`, a space before the text.
 
     Raises:
         CorruptRecord: the text contains the tag's string, so there would be more tags than images.
@@ -24,11 +26,12 @@ def tokenise_pair(text: str, tokenizer: Tokenizer, *, space_prefix: bool = False
     if IMAGE_TAG in text:
         raise CorruptRecord(f"The text of a pair contains {IMAGE_TAG!r}: it has more <image> tags than images.")
     text_ids = tokenizer.encode(" " + text if space_prefix else text)
-    tag = tokenizer.encode(IMAGE_TAG)
-    ids = [tokenizer.bos_id, *tag, *text_ids, tokenizer.id(EOC), tokenizer.eos_id]
+    tag = tag_of(tokenizer)
+    closing = [end_of_chunk(tokenizer)] if tokenizer.markers.closes_chunks else []
+    ids = [*tokenizer.start_ids, *tag.opening, *tag.own, *text_ids, *closing, tokenizer.eos_id]
     return np.asarray(ids, np.int32)
 
 
 def tokenise_caption(text: str, tokenizer: Tokenizer) -> Int[np.ndarray, "T"]:
     """Returns `<BOS>{text}<EOS>` as int32[T]."""
-    return np.asarray([tokenizer.bos_id, *tokenizer.encode(text), tokenizer.eos_id], np.int32)
+    return np.asarray([*tokenizer.start_ids, *tokenizer.encode(text), tokenizer.eos_id], np.int32)

@@ -14,12 +14,12 @@ import numpy as np
 from jaxtyping import Int64, UInt32
 
 from flamingo_jax.data import interleave, text, video
-from flamingo_jax.data.config import DatasetConfig
+from flamingo_jax.data.config import DatasetConfig, ImageFit
 from flamingo_jax.data.images import place
 from flamingo_jax.data.pairs import tokenise_caption, tokenise_pair
 from flamingo_jax.data.schema import Batch, CorruptRecord, Document, ImageText, InterleavedPage, Record, VideoText
 from flamingo_jax.data.sources import Images, Room
-from flamingo_jax.data.tokenizer import IMAGE_TAG, Tokenizer
+from flamingo_jax.data.tokenizer import Tokenizer
 
 RECORD_KINDS = {
     "interleaved": ("interleaved_page",),
@@ -84,11 +84,13 @@ class RowMaker:
         config: the dataset's.
         tokenizer: for its texts.
         image_size: side of the square images, in pixels.
+        image_fit: how an image becomes a square.
     """
 
-    def __init__(self, config: DatasetConfig, tokenizer: Tokenizer, image_size: int):
+    def __init__(self, config: DatasetConfig, tokenizer: Tokenizer, image_size: int, image_fit: ImageFit = "pad"):
         self._config, self._tokenizer, self._image_size = config, tokenizer, image_size
-        self._tag_length = len(tokenizer.encode(IMAGE_TAG))
+        self._image_fit = image_fit
+        self._tag_length = len(interleave.tag_of(tokenizer).own)
 
     def prepare(self, record: Record) -> Example:
         """Tokenises a record.
@@ -102,7 +104,7 @@ class RowMaker:
             return Example((text.tokenise_document(record.text, tokenizer),))
         if kind == "interleaved" and isinstance(record, InterleavedPage):
             tokens, phi = interleave.tokenise_page(record, tokenizer)
-            return Example((tokens,), phi, Images(record.images, self._image_size))
+            return Example((tokens,), phi, self._images(record.images))
         if not isinstance(record, ImageText | VideoText) or kind not in ("pairs", "captions"):
             raise ValueError(f"A dataset of kind {kind!r} got a {record.kind}, expected {RECORD_KINDS[kind]}.")
         if kind == "captions":
@@ -110,12 +112,15 @@ class RowMaker:
         else:
             ways = [tokenise_pair(record.text, tokenizer, space_prefix=space) for space in (False, True)]
         if isinstance(record, ImageText):
-            return Example(tuple(ways), images=Images([record.image], self._image_size))
+            return Example(tuple(ways), images=self._images([record.image]))
         if not record.frames:
             if not record.video:
                 raise CorruptRecord("A video has neither frames nor a file.", reason="missing_video")
             return Example(tuple(ways), video=record.video)
-        return Example(tuple(ways), images=Images(record.frames, self._image_size), fps=record.fps)
+        return Example(tuple(ways), images=self._images(record.frames), fps=record.fps)
+
+    def _images(self, encoded: Sequence[bytes]) -> Images:
+        return Images(encoded, self._image_size, self._image_fit)
 
     def draw(self, example: Example, rng: Rng) -> Row:
         """Draws the row of one visit to a page, a pair or a caption.
@@ -150,8 +155,15 @@ class RowMaker:
     def _clip(self, example: Example, rng: Rng) -> Sequence[np.ndarray]:
         config = self._config
         if example.images is None:
-            size, number, rate = self._image_size, config.num_frames, config.frame_rate
-            return list(video.decode_clip(example.video, size, num_frames=number, rate=rate, rng=rng()))
+            clip = video.decode_clip(
+                example.video,
+                self._image_size,
+                num_frames=config.num_frames,
+                rate=config.frame_rate,
+                rng=rng(),
+                image_fit=self._image_fit,
+            )
+            return list(clip)
         if example.fps is None:
             return (example.images[0],)
         frames = video.choose_frames(
@@ -213,7 +225,9 @@ def collate(
         used += len(row.media)
     frames[~frame_mask] = 0
     starts = np.diff(segment, axis=1, prepend=0) != 0  # a vocabulary may have one piece for <BOS> and <EOS>
-    loss_weights = ((segment > 0) & ~(starts & (tokens == tokenizer.bos_id))).astype(np.float32)
+    if tokenizer.start_ids:
+        starts &= tokens == tokenizer.bos_id
+    loss_weights = ((segment > 0) & ~starts).astype(np.float32)
     media_key = np.zeros((len(frames), 2), np.uint32)
     owners, numbers = np.nonzero(media_slot >= 0)
     media_key[owners // per_shard * capacity + media_slot[owners, numbers]] = media_keys(

@@ -14,6 +14,7 @@ from google.protobuf.message import DecodeError
 
 from flamingo_jax.core.paths import Path, PathLike
 from flamingo_jax.data import images
+from flamingo_jax.data.config import ImageFit
 from flamingo_jax.data.schema import CorruptRecord, Record, from_example, kind_of
 
 T = TypeVar("T")
@@ -100,9 +101,9 @@ class Images:
     size of the memory.
     """
 
-    def __init__(self, encoded: Sequence[bytes], size: int):
+    def __init__(self, encoded: Sequence[bytes], size: int, image_fit: ImageFit = "pad"):
         self._images: list[bytes | np.ndarray] = list(encoded)
-        self._size = size
+        self._size, self._image_fit = size, image_fit
         self._room: Room | None = None
 
     def __len__(self) -> int:
@@ -126,7 +127,7 @@ class Images:
         image = self._images[index]
         if isinstance(image, np.ndarray):
             return image
-        decoded = images.decode_inner(image, self._size)
+        decoded = images.decode_inner(image, self._size, self._image_fit)
         if self._room and self._room.take(decoded.nbytes - len(image)):
             self._images[index] = decoded
         return decoded

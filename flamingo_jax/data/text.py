@@ -18,7 +18,7 @@ from flamingo_jax.data.tokenizer import Tokenizer
 
 def tokenise_document(text: str, tokenizer: Tokenizer) -> Int[np.ndarray, "T"]:
     """Returns `<BOS>{text}<EOS>` as int32[T]."""
-    return np.asarray([tokenizer.bos_id, *tokenizer.encode(text), tokenizer.eos_id], np.int32)
+    return np.asarray([*tokenizer.start_ids, *tokenizer.encode(text), tokenizer.eos_id], np.int32)
 
 
 def window(tokens: Int[np.ndarray, "T"], length: int, rng: np.random.Generator) -> Int[np.ndarray, "L"]:

@@ -6,6 +6,9 @@
 The paper adds one entry, `<EOC>`, to the vocabulary of 32,000 and writes `<image>` as plain text, "so that they do not
 require any additional special new tokens" (first version, section 3.2.1). The rows of the new tokens are trained, those
 of the pieces belong to the frozen language model: so the two never share a table, and V is the border.
+
+An imported model's table may have more rows than its tokenizer has pieces: then V is the table's (prompt.json beside the tokenizer,
+`data.markers`), and no text has the ids between.
 """
 
 import abc
@@ -17,9 +20,11 @@ from typing import Literal, Protocol, SupportsInt, runtime_checkable
 import sentencepiece
 
 from flamingo_jax.core.paths import Path, PathLike, write_atomically
+from flamingo_jax.data import markers as markers_lib
+from flamingo_jax.data.markers import EOC, IMAGE_TAG, PAPER, Markers
 
-EOC = "<EOC>"  # end of chunk: after the text that belongs to an image
-IMAGE_TAG = "<image>"  # where an image stands
+__all__ = ["EOC", "IMAGE_TAG", "SentencePieceTokenizer", "Tokenizer", "files", "find", "load", "train_sentencepiece"]
+
 FILE_NAME = "tokenizer.model"
 JSON_NAME = "tokenizer.json"
 # Beside tokenizer.json, as Hugging Face writes them: which pieces are <BOS>, <EOS> and padding. The first that says so counts.
@@ -31,10 +36,11 @@ class Tokenizer(Protocol):
     """What the package asks of a tokenizer."""
 
     new_tokens: tuple[str, ...]
+    markers: Markers
 
     @property
     def vocab_size(self) -> int:
-        """V, the number of pieces without the new tokens; new token k has id V + k."""
+        """V, the rows of the model's table without the new tokens; new token k has id V + k."""
 
     @property
     def pad_id(self) -> int:
@@ -51,6 +57,10 @@ class Tokenizer(Protocol):
     @property
     def eoc_id(self) -> int:
         """-1 = the vocabulary has no <EOC>: a language model alone needs none."""
+
+    @property
+    def start_ids(self) -> list[int]:
+        """What a sequence begins with: <BOS>, or nothing."""
 
     def encode(self, text: str) -> list[int]:
         """Ids of `text`, without <BOS> or <EOS>; a new token's string inside the text becomes its one id."""
@@ -69,19 +79,25 @@ class WithNewTokens(abc.ABC):
     where the vocabulary has a piece of the same name.
 
     Args:
-        vocab_size: V, the number of pieces.
+        num_pieces: ids that the vocabulary has; V, unless the markers say it.
         new_tokens: strings, the longest of which wins where one begins with another.
+        markers: the signs of the model.
 
     Raises:
         ValueError: a new token is empty, or there twice.
     """
 
-    def __init__(self, vocab_size: int, new_tokens: Sequence[str]):
-        self._vocab_size, self.new_tokens = vocab_size, tuple(new_tokens)
+    def __init__(self, num_pieces: int, new_tokens: Sequence[str], markers: Markers):
+        vocab_size = markers.vocab_size or num_pieces
+        self._num_pieces, self._vocab_size = num_pieces, vocab_size
+        self.new_tokens, self.markers = tuple(new_tokens), markers
         if len(set(self.new_tokens)) != len(self.new_tokens) or "" in self.new_tokens:
             raise ValueError(f"New tokens must be distinct and not empty, got {self.new_tokens}.")
         self._new_ids = {token: vocab_size + k for k, token in enumerate(self.new_tokens)}
-        longest_first = sorted(self.new_tokens, key=len, reverse=True)
+        self._ids_in_text = dict(self._new_ids)
+        if EOC not in self._new_ids and markers.end_of_chunk != EOC and self.eoc_id >= 0:
+            self._ids_in_text[EOC] = self.eoc_id
+        longest_first = sorted(self._ids_in_text, key=len, reverse=True)
         self._split = re.compile("(" + "|".join(map(re.escape, longest_first)) + ")") if longest_first else None
 
     @abc.abstractmethod
@@ -98,14 +114,24 @@ class WithNewTokens(abc.ABC):
 
     @property
     def vocab_size(self) -> int:
-        """V, the number of pieces without the new tokens."""
+        """V: the pieces, or the rows that the model's table has for them; without the new tokens."""
         return self._vocab_size
 
     @property
     def eoc_id(self) -> int:
-        """Id of <EOC>, be it a new token or a piece; -1 = there is none (as SentencePiece says it)."""
-        found = self._find(EOC)
+        """Id of what <EOC> stands for, be it a new token or a piece; -1 = there is none (as SentencePiece says it)."""
+        found = self._find(self.markers.end_of_chunk)
         return -1 if found is None else found
+
+    @property
+    @abc.abstractmethod
+    def bos_id(self) -> int:
+        """Id of <BOS>."""
+
+    @property
+    def start_ids(self) -> list[int]:
+        """What a sequence begins with: <BOS>, or nothing where the model was trained so."""
+        return [self.bos_id] if self.markers.bos else []
 
     def id(self, piece: str) -> int:
         """Returns the id of a new token or of a piece (written as its vocabulary does, with "▁" or "Ġ" for a space).
@@ -118,15 +144,19 @@ class WithNewTokens(abc.ABC):
         return found
 
     def encode(self, text: str) -> list[int]:
-        """Returns the ids of `text`, without <BOS> or <EOS>; new tokens inside it become their ids."""
+        """Returns the ids of `text`, without <BOS> or <EOS>; new tokens inside it become their ids.
+
+        Raises:
+            ValueError: the text holds a piece for which the model's table has no row.
+        """
         if self._split is None:
-            return self._encode(text)
+            return self._in_table(self._encode(text))
         ids: list[int] = []
         for chunk in self._split.split(text):
-            if chunk in self._new_ids:
-                ids.append(self._new_ids[chunk])
+            if chunk in self._ids_in_text:
+                ids.append(self._ids_in_text[chunk])
             elif chunk:
-                ids.extend(self._encode(chunk))
+                ids.extend(self._in_table(self._encode(chunk)))
         return ids
 
     def decode(self, ids: Iterable[SupportsInt]) -> str:
@@ -140,7 +170,8 @@ class WithNewTokens(abc.ABC):
         size = self.vocab_size
         for token in map(int, ids):
             if 0 <= token < size:
-                run.append(token)
+                if token < self._num_pieces:  # rows of the table that no piece has are no text
+                    run.append(token)
                 continue
             if not 0 <= token < size + len(self.new_tokens):
                 raise ValueError(f"Token id {token} is out of range: {size} pieces, {len(self.new_tokens)} new tokens.")
@@ -149,17 +180,28 @@ class WithNewTokens(abc.ABC):
         return "".join([*text, self._decode(run)])
 
     def _find(self, piece: str) -> int | None:
-        return self._new_ids[piece] if piece in self._new_ids else self._piece_id(piece)
+        if piece in self._new_ids:
+            return self._new_ids[piece]
+        found = self._piece_id(piece)
+        return found if found is None or found < self._vocab_size else None
+
+    def _in_table(self, ids: list[int]) -> list[int]:
+        if self._num_pieces > self._vocab_size and max(ids, default=0) >= self._vocab_size:
+            raise ValueError(
+                f"A text holds piece {max(ids)} of the tokenizer, and the model's table has {self._vocab_size} rows. If the piece is one "
+                "of the model's new tokens, name it in new_tokens; else take it out of the text."
+            )
+        return ids
 
 
 class SentencePieceTokenizer(WithNewTokens):
-    """A SentencePiece model with new tokens behind its pieces."""
+    """A SentencePiece model with new tokens behind its pieces. <EOS> fills rows where there is no padding piece, as in LLaMA's."""
 
-    def __init__(self, model: bytes, new_tokens: Sequence[str] = (EOC,)):
+    def __init__(self, model: bytes, new_tokens: Sequence[str] = (EOC,), markers: Markers = PAPER):
         self._pieces = sentencepiece.SentencePieceProcessor(model_proto=model)
-        super().__init__(self._pieces.vocab_size(), new_tokens)
+        super().__init__(self._pieces.vocab_size(), new_tokens, markers)
         self._model = model
-        for name in ("pad", "bos", "eos"):
+        for name in ("bos", "eos"):
             if getattr(self, f"{name}_id") < 0:
                 raise ValueError(f"The SentencePiece model has no {name} piece; train it with train_sentencepiece.")
 
@@ -170,16 +212,18 @@ class SentencePieceTokenizer(WithNewTokens):
         Raises:
             FileNotFoundError: there is none.
         """
-        return cls(find(path, (FILE_NAME,)).read_bytes(), new_tokens)
+        file = find(path, (FILE_NAME,))
+        return cls(file.read_bytes(), new_tokens, markers_lib.read(file.parent))
 
     def save(self, directory: PathLike) -> None:
-        """Writes tokenizer.model into `directory`; the new tokens belong to the model's config."""
+        """Writes tokenizer.model and the markers into `directory`; the new tokens belong to the model's config."""
         write_atomically(Path(directory) / FILE_NAME, self._model)
+        markers_lib.write(directory, self.markers)
 
     @property
     def pad_id(self) -> int:
         """Id of the padding."""
-        return self._pieces.pad_id()
+        return self._pieces.pad_id() if self._pieces.pad_id() >= 0 else self.eos_id
 
     @property
     def bos_id(self) -> int:
@@ -215,7 +259,7 @@ def load(path: PathLike, new_tokens: Sequence[str] = (EOC,)) -> Tokenizer:
     """
     file = find(path)
     if file.suffix != ".json":
-        return SentencePieceTokenizer(file.read_bytes(), new_tokens)
+        return SentencePieceTokenizer.load(file, new_tokens)
     from flamingo_jax.data.huggingface_tokenizer import HuggingFaceTokenizer  # which builds on this module
 
     return HuggingFaceTokenizer.load(file, new_tokens)
@@ -244,7 +288,8 @@ def files(path: PathLike) -> dict[str, bytes]:
         FileNotFoundError: there is no tokenizer at `path`.
     """
     file = find(path)
-    beside = [file.parent / name for name in SPECIAL_TOKENS_NAMES] if file.suffix == ".json" else []
+    names = (markers_lib.FILE_NAME, *(SPECIAL_TOKENS_NAMES if file.suffix == ".json" else ()))
+    beside = [file.parent / name for name in names]
     name = JSON_NAME if file.suffix == ".json" else FILE_NAME
     return {name: file.read_bytes()} | {other.name: other.read_bytes() for other in beside if other.exists()}
 

@@ -23,6 +23,7 @@ import av
 import numpy as np
 from jaxtyping import Int, UInt8
 
+from flamingo_jax.data.config import ImageFit
 from flamingo_jax.data.images import fit
 from flamingo_jax.data.schema import CorruptRecord
 
@@ -99,6 +100,7 @@ def decode_clip(
     rng: np.random.Generator | None = None,
     start: float = 0.0,
     end: float | None = None,
+    image_fit: ImageFit = "pad",
 ) -> UInt8[np.ndarray, "F S S 3"]:
     """Decodes a clip of an encoded file: the frames of `choose_frames`, each brought to a square as `images.fit` does.
 
@@ -110,6 +112,7 @@ def decode_clip(
         rng: draws where the clip starts; None = at the first frame.
         start: seconds at which the segment begins that the clip is taken from.
         end: seconds at which it ends, or more than there are; None = with the video. A segment shorter than a frame is that frame.
+        image_fit: how a frame becomes a square.
 
     Returns:
         uint8[f, S, S, 3] RGB, 1 <= f <= num_frames.
@@ -121,7 +124,7 @@ def decode_clip(
     with opened(encoded) as video:
         first, stop = _segment(video.info, start, end)
         chosen = first + choose_frames(stop - first, video.info.fps, num_frames=num_frames, rate=rate, rng=rng)
-        return np.stack([fit(frame, size) for frame in video.frames(chosen.tolist())])
+        return np.stack([fit(frame, size, image_fit) for frame in video.frames(chosen.tolist())])
 
 
 def _segment(info: VideoInfo, start: float, end: float | None) -> tuple[int, int]:

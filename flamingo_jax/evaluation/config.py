@@ -21,7 +21,9 @@ class EvaluateConfig:
         n: queries per task and number of shots; 0: all that a benchmark has.
         seed: chooses queries and supports.
         split, selection, ensemble, num_support, num_support_per_class: the few-shot protocol; see `evaluation.task.Settings`.
-        features: directory of the image features that selection=rices compares, kept for the next run; by default OUTPUT/features.
+        templates: file of sentences around the name of a class, for zero-shot classification; see `evaluation.class_templates`.
+        features: directory of the image features that selection=rices compares, or of the embeddings of images that a contrastive
+            model compares with texts, kept for the next run; by default OUTPUT/features.
         batch_size: prompts that are answered together, over all devices.
         num_samples: prompts per task and number of shots that are kept with their images, for the sheet of samples.
         data: directory of each benchmark's data by name, such as {"world": "/data/world"}.
@@ -39,6 +41,7 @@ class EvaluateConfig:
     ensemble: int = 1
     num_support: int = 2048
     num_support_per_class: int = 32
+    templates: str | None = None
     features: str | None = None
     batch_size: int = 100
     num_samples: int = 2
@@ -64,5 +67,6 @@ class EvaluateConfig:
             raise ConfigError(str(error)) from error
 
     def protocol(self) -> Settings:
-        """How queries and support examples are chosen."""
-        return Settings(self.split, self.selection, self.ensemble, self.num_support, self.num_support_per_class)
+        """How queries and support examples are chosen, and what stands around the names of classes."""
+        choices = (self.split, self.selection, self.ensemble, self.num_support, self.num_support_per_class)
+        return Settings(*choices, templates=self.templates)

@@ -1,13 +1,13 @@
 """What a training run may measure of itself: handed to `training.stage.train` by the program, since training knows no benchmark.
 
-lm_lookup   the probe that ends the language_model stage (config.until)
-few_shot    the tasks of config.evaluate, every so many updates
+lm_lookup    the probe that ends the language_model stage (config.until)
+evaluation   the tasks of config.evaluate, every so many updates: few-shot tasks, or in the contrastive stage zero-shot classification and retrieval
 """
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import jax
@@ -15,9 +15,12 @@ import jax
 from flamingo_jax.core.config import ConfigError
 from flamingo_jax.data.schema import Batch
 from flamingo_jax.evaluation import task
+from flamingo_jax.evaluation.comparing import compare_all
 from flamingo_jax.evaluation.lm_lookup import lookup_probe
-from flamingo_jax.evaluation.runner import evaluate_all
+from flamingo_jax.evaluation.runner import Row, evaluate_all
 from flamingo_jax.inference.api import Flamingo
+from flamingo_jax.inference.dual_encoder import DualEncoder
+from flamingo_jax.inference.engine import InferenceConfig
 from flamingo_jax.models.decoder import Decoder
 from flamingo_jax.sharding.mesh import replicated
 from flamingo_jax.training.stage import Stage
@@ -54,21 +57,62 @@ def lm_lookup(stage: Stage) -> Measure:
     return measure
 
 
-def few_shot(stage: Stage) -> Measure:
+def evaluation(stage: Stage) -> Measure:
     """Returns weights -> {"evaluate/TASK/SHOTS/METRIC": value} for the tasks of `config.evaluate`.
 
     Raises:
-        ConfigError: in the contrastive stage, which answers no prompts.
+        ConfigError: for a task that the stage's model cannot do.
+        TaskError: an unknown task, or one without its data.
     """
+    settings = stage.config.evaluate
+    data = {name: path for name, path in settings.data.items() if path}
+    prompted, compared = task.parted([task.create(name, data) for name in settings.tasks])
+    if stage.config.stage == "contrastive":
+        if prompted:
+            raise ConfigError(
+                f"config.evaluate.tasks has {prompted[0].name!r}, and the contrastive stage answers no prompts: take zero-shot and retrieval tasks, such "
+                "as imagenet_zero_shot and world_retrieval."
+            )
+        return _comparisons(stage, compared)
+    if compared:
+        raise ConfigError(
+            f"config.evaluate.tasks has {compared[0].name!r}, which compares images with texts, and the {stage.config.stage} stage has no text encoder: "
+            "leave it out."
+        )
+    return _few_shot(stage, prompted)
+
+
+def _few_shot(stage: Stage, tasks: Sequence[task.Task]) -> Measure:
     model, settings = _model(stage, "evaluate.every"), stage.config.evaluate
-    tasks = [task.create(name, settings.data) for name in settings.tasks]
 
     def measure(params: Any) -> dict[str, float]:
-        flamingo = Flamingo(model, params, stage.tokenizer, image_size=stage.config.data.image_size, mesh=stage.mesh)
+        flamingo = Flamingo(model, params, stage.tokenizer, **stage.config.data.preprocessing, mesh=stage.mesh)
         results = evaluate_all(flamingo, tasks, settings.shots, n=settings.n, seed=stage.config.seed)
-        return {f"evaluate/{row.task}/{row.shots}/{row.metric}": row.value for result in results for row in result.rows}
+        return _numbers(row for result in results for row in result.rows)
 
     return measure
+
+
+def _comparisons(stage: Stage, tasks: Sequence[task.ComparisonTask]) -> Measure:
+    config = stage.config
+    inference = InferenceConfig(compute=config.precision.compute)
+
+    def measure(params: Any) -> dict[str, float]:
+        model = DualEncoder(
+            config.model,
+            params,
+            stage.tokenizer,
+            preprocessing=config.data.preprocessing,
+            config=inference,
+            mesh=stage.mesh,
+        )
+        return _numbers(compare_all(model, tasks, n=config.evaluate.n, seed=config.seed)[0])
+
+    return measure
+
+
+def _numbers(rows: Iterable[Row]) -> dict[str, float]:
+    return {f"evaluate/{row.task}/{row.shots}/{row.metric}": row.value for row in rows}
 
 
 def _model(stage: Stage, field: str) -> Decoder:

@@ -159,20 +159,9 @@ class FewShotTask:
         return tuple(item.label for item in self._train) if len(self._train) and self._train[0].label else ()
 
     def _queries(self, drawn: _Split, n: int, seed: int) -> list[Item]:
-        items: Sequence[Item] = drawn.queries if self.settings.split == "validation" else self._test
-        if not 0 <= n <= len(items) or not len(items):
-            raise task.TaskError(
-                f"task {self.name!r}: got n={n}; its {self.settings.split} split has {len(items)} queries. Take n from 1 to that number, or 0 for all."
-            )
-        order = random(seed, f"{self.name}/queries", 0).permutation(len(items))[: n or len(items)]
-        queries = [items[int(index)] for index in order]
-        counts = collections.Counter(item.id for item in queries)
-        if repeated := [name for name, count in counts.most_common(3) if count > 1]:
-            raise task.TaskError(
-                f"task {self.name!r}: {len(queries) - len(counts)} queries have the id of another one, such as {', '.join(repeated)}; expected an id for "
-                "each. The annotation file holds them twice: take the official one."
-            )
-        return queries
+        split = self.settings.split
+        items: Sequence[Item] = drawn.queries if split == "validation" else self._test
+        return draw_queries(items, n, seed, task_name=self.name, stream=self.name, split=split)
 
     def _random(self, query: Item, supports: Sequence[Item], num: int, seed: int) -> list[Item]:
         """Drawn one after the other, so that more shots only add to them."""
@@ -231,6 +220,37 @@ class FewShotTask:
             orders=tuple(prompt([supports[index] for index in order]) for order in others),
             separator=" ",
         )
+
+
+def draw_queries(
+    items: Sequence[Item], n: int, seed: int, *, task_name: str, stream: str, split: task.Split = "test"
+) -> list[Item]:
+    """The queries of a task.
+
+    Args:
+        items: of a split.
+        n: how many; 0: all.
+        seed: decides which, and their order.
+        task_name: for messages.
+        stream: tasks of one stream are asked the same.
+        split: for messages.
+
+    Raises:
+        TaskError: there are fewer items than `n`, or two have one id.
+    """
+    if not 0 <= n <= len(items) or not len(items):
+        raise task.TaskError(
+            f"task {task_name!r}: got n={n}; its {split} split has {len(items)} queries. Take n from 1 to that number, or 0 for all."
+        )
+    order = random(seed, f"{stream}/queries", 0).permutation(len(items))[: n or len(items)]
+    queries = [items[int(index)] for index in order]
+    counts = collections.Counter(item.id for item in queries)
+    if repeated := [name for name, count in counts.most_common(3) if count > 1]:
+        raise task.TaskError(
+            f"task {task_name!r}: {len(queries) - len(counts)} queries have the id of another one, such as {', '.join(repeated)}; expected an id for "
+            "each. The annotation file holds them twice: take the official one."
+        )
+    return queries
 
 
 @dataclasses.dataclass(frozen=True)

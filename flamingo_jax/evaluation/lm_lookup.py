@@ -36,7 +36,7 @@ def lookup_probe(token_nll: TokenNLL, tokenizer: Tokenizer, ways: int, n: int, s
       log-likelihood of the right name.
     """
     pages = lookup_pages(ways, n, seed)
-    prompts = [[tokenizer.bos_id, *tokenizer.encode(page.prompt)] for page in pages]
+    prompts = [[*tokenizer.start_ids, *tokenizer.encode(page.prompt)] for page in pages]
     answers = [[tokenizer.encode(name) for name in page.candidates] for page in pages]
     longest = max(len(prompt) + max(map(len, names)) for prompt, names in zip(prompts, answers, strict=True))
     length = -(-longest // _LENGTH_STEP) * _LENGTH_STEP

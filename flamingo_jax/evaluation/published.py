@@ -1,4 +1,4 @@
-"""Results that others published, beside which a run's own are set: Flamingo (Tables 1 and 7), OpenFlamingo, IDEFICS.
+"""Results that others published, beside which a run's own are set: Flamingo (Tables 1, 7, 9 and 11), OpenFlamingo, IDEFICS.
 
 All are in the unit of the publications: percent, and 100 times CIDEr, NDCG, WUPS and ROC AUC. None: was not reported.
 """
@@ -271,6 +271,29 @@ _CLASSIFICATION: Mapping[tuple[str, str, str, int], tuple[float, float]] = {
     ("Flamingo-80B", "rices", "5 per class, ensembling", 16): (77.3, 64.2),
 }
 
+CONTRASTIVE_SOURCE = "Flamingo, arXiv 2204.14198 v2, Table 9 and, NFNet-F0 with BERT-mini on parts of the data, Table 11; zero-shot classification: Table 7"
+_FINAL = "contrastive NFNet-F6"
+_ABLATIONS = (
+    "NFNet-F0, LTIP",
+    "NFNet-F0, ALIGN",
+    "NFNet-F0, accumulation",
+    "NFNet-F0, data merged",
+    "NFNet-F0, round-robin",
+)
+# Recall at 1, 5, 10 of image to text, then of text to image; Table 11 has COCO alone.
+_RETRIEVAL: Mapping[str, Mapping[str, Sequence[float]]] = {
+    "flickr30k_retrieval": {_FINAL: (89.3, 98.8, 99.7, 79.5, 95.3, 97.9)},
+    "coco_retrieval": {
+        _FINAL: (65.9, 87.3, 92.9, 48.0, 73.3, 82.1),
+        _ABLATIONS[0]: (38.6, 66.4, 76.4, 31.1, 57.4, 68.4),
+        _ABLATIONS[1]: (32.2, 58.9, 70.6, 23.7, 47.7, 59.4),
+        _ABLATIONS[2]: (42.3, 68.3, 78.4, 31.5, 58.3, 69.0),
+        _ABLATIONS[3]: (36.9, 65.8, 76.5, 15.2, 40.8, 55.7),
+        _ABLATIONS[4]: (40.1, 66.7, 77.6, 29.2, 55.1, 66.6),
+    },
+}
+_ABLATIONS_IMAGENET = (40.8, 35.2, 45.6, 38.6, 41.2)  # top-1
+
 
 def benchmark_of(task: str) -> str:
     """The benchmark whose published results stand beside a task's: "vqav2" beside "vqav2_val", its labelled split, too.
@@ -316,6 +339,24 @@ def _classification(benchmark: str) -> list[Series]:
             Series("IDEFICS-80B", "IDEFICS", {16: 72.9}, "rices", "5,000 support examples"),
         ]
     return found
+
+
+def contrastive(task: str) -> dict[str, dict[str, float]]:
+    """What was published of contrastive models, {model: {metric: percent}}; {} on a task that the paper does not have.
+
+    Args:
+        task: name of a zero-shot classification or retrieval task.
+    """
+    if task in _RETRIEVAL:
+        names = [f"{way}_recall_at_{k}" for way in ("image_to_text", "text_to_image") for k in (1, 5, 10)]
+        return {model: dict(zip(names, line, strict=True)) for model, line in _RETRIEVAL[task].items()}
+    if task not in ("imagenet_zero_shot", "kinetics700_zero_shot"):
+        return {}
+    imagenet, kinetics = _CLASSIFICATION[_FINAL, "", "", 0]
+    if task == "kinetics700_zero_shot":
+        return {_FINAL: {"top1_top5": kinetics}}
+    ablations = zip(_ABLATIONS, _ABLATIONS_IMAGENET, strict=True)
+    return {_FINAL: {"top1": imagenet}, **{model: {"top1": value} for model, value in ablations}}
 
 
 def overall(values: Mapping[str, float]) -> float | None:

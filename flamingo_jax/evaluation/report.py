@@ -17,7 +17,8 @@ from matplotlib.figure import Figure
 
 from flamingo_jax.core import paths
 from flamingo_jax.core.paths import Path, PathLike
-from flamingo_jax.evaluation import benchmark_table, plots, prediction_page, sheet
+from flamingo_jax.data.config import ImageFit
+from flamingo_jax.evaluation import benchmark_table, comparison_table, plots, prediction_page, sheet
 from flamingo_jax.evaluation.benchmark_curves import benchmark_curves
 from flamingo_jax.evaluation.logs import read_log
 from flamingo_jax.evaluation.runner import Row, Sample
@@ -35,6 +36,7 @@ def write_report(
     *,
     chance: Mapping[str, float] | None = None,
     image_size: int | None = None,
+    image_fit: ImageFit = "pad",
     video_frames: int = VIDEO_FRAMES,
     video_rate: float = VIDEO_RATE,
 ) -> list[Path]:
@@ -47,6 +49,7 @@ def write_report(
         metrics_files: metrics.jsonl of each stage, in the order of training; gates are read from the last that has some.
         chance: what guessing gives, by task.
         image_size: side of the model's images in pixels.
+        image_fit: how an image becomes a square.
         video_frames: the most frames of a video that the model sees.
         video_rate: frames per second of a video.
 
@@ -64,10 +67,11 @@ def write_report(
         paths.write_atomically(target / "table.txt", text_table(rows)),
     ]
     if samples and image_size:
-        settings: dict[str, Any] = {"image_size": image_size, "video_frames": video_frames, "video_rate": video_rate}
+        settings: dict[str, Any] = {"image_size": image_size, "image_fit": image_fit}
+        settings |= {"video_frames": video_frames, "video_rate": video_rate}
         page = prediction_page.render(samples, rows, functools.partial(load_frames, **settings))
         written.append(paths.write_atomically(target / "predictions.html", page))
-    benchmarks, others = _parted(rows)
+    benchmarks, others, _ = _parted(rows)
     drawn = [row for row in others if row.metric in plots.METRIC_TITLES]
     of_sheet = [sample for sample in samples if sample.task in {row.task for row in drawn}]
     gates = [figure for log in logs.values() if (figure := plots.gate_curves(log)) is not None]
@@ -76,7 +80,7 @@ def write_report(
         "few_shot.png": plots.few_shot_curves(drawn, chance or {}) if drawn else None,
         "gates.png": gates[-1] if gates else None,
         "losses.png": plots.loss_curves(logs),
-        "samples.png": sheet.sample_sheet(chosen, image_size)
+        "samples.png": sheet.sample_sheet(chosen, image_size, image_fit=image_fit)
         if image_size and (chosen := sheet.choose(of_sheet))
         else None,
     }
@@ -84,26 +88,33 @@ def write_report(
 
 
 def text_table(rows: Sequence[Row]) -> str:
-    """Results for a terminal: tasks by shots, each cell with the values of all metrics; benchmarks in the paper's manner."""
-    benchmarks, others = _parted(rows)
+    """Results for a terminal: tasks by shots, each cell with the values of all metrics; benchmarks and comparisons in the paper's manner."""
+    benchmarks, others, comparisons = _parted(rows)
     tables = [_plain_text(others)] if others else []
-    return "\n".join([*tables, *([benchmark_table.text(benchmarks)] if benchmarks else [])]) or _NOTHING
+    tables += [benchmark_table.text(benchmarks)] if benchmarks else []
+    tables += [comparison_table.text(comparisons)] if comparisons else []
+    return "\n".join(tables) or _NOTHING
 
 
 def markdown_table(rows: Sequence[Row]) -> str:
     """The same in Markdown."""
-    benchmarks, others = _parted(rows)
+    benchmarks, others, comparisons = _parted(rows)
     tables = [_plain_markdown(others)] if others else []
-    return "\n".join([*tables, *([benchmark_table.markdown(benchmarks)] if benchmarks else [])]) or _NOTHING
+    tables += [benchmark_table.markdown(benchmarks)] if benchmarks else []
+    tables += [comparison_table.markdown(comparisons)] if comparisons else []
+    return "\n".join(tables) or _NOTHING
 
 
-def _parted(rows: Sequence[Row]) -> tuple[list[Row], list[Row]]:
-    """Rows of benchmarks, and the others."""
+def _parted(rows: Sequence[Row]) -> tuple[list[Row], list[Row], list[Row]]:
+    """Rows of benchmarks that were prompted for, the other prompted ones, and comparisons of embeddings."""
+    comparisons = [row for row in rows if comparison_table.is_comparison(row)]
+    prompted = [row for row in rows if not comparison_table.is_comparison(row)]
     metrics: dict[str, list[str]] = {}
-    for row in rows:
+    for row in prompted:
         metrics.setdefault(row.task, []).append(row.metric)
     benchmarks = {task for task, names in metrics.items() if is_benchmark(task, names)}
-    return [row for row in rows if row.task in benchmarks], [row for row in rows if row.task not in benchmarks]
+    others = [row for row in prompted if row.task not in benchmarks]
+    return [row for row in prompted if row.task in benchmarks], others, comparisons
 
 
 def _plain_text(rows: Sequence[Row]) -> str:

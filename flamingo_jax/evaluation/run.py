@@ -1,19 +1,27 @@
 """One evaluation from a config: loads the model, asks the tasks, writes the report.
 
+A Flamingo or a language model is prompted (few-shot tasks); of a contrastive model the embeddings of images and texts are compared (zero-shot
+classification, retrieval): a run has tasks of one of the two kinds.
+
 OUTPUT/results.json, tables, curves    OUTPUT/predictions.jsonl     the answers of this run, in order
 OUTPUT/predictions/TASK-SHOTS.jsonl    the journal, from which a run that was stopped goes on
-OUTPUT/features/                       of images, for selection=rices
+OUTPUT/features/                       of images, for selection=rices and for what is compared
 OUTPUT/submissions/TASK-SHOTS.json     for the server that knows the right answers, where they are hidden
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+from jax.sharding import Mesh
+
 from flamingo_jax.core.processes import Cluster
-from flamingo_jax.evaluation import few_shot, logs, report, task
+from flamingo_jax.evaluation import comparing, few_shot, logs, report, task
 from flamingo_jax.evaluation.config import EvaluateConfig
 from flamingo_jax.evaluation.runner import check_metrics, evaluate_all, write_predictions, write_submissions
 from flamingo_jax.evaluation.tasks import embed
 from flamingo_jax.inference.api import Flamingo
+from flamingo_jax.inference.dual_encoder import DualEncoder
 from flamingo_jax.inference.features import VisionEncoder
 from flamingo_jax.inference.rices import Rices
 from flamingo_jax.sharding.mesh import MeshConfig, make_mesh
@@ -29,7 +37,7 @@ def run(config: EvaluateConfig, checkpoint: str, output: str, cluster: Cluster) 
         cluster: the processes.
 
     Raises:
-        TaskError: an unknown task, one without its data, or settings that it does not know: before anything is loaded.
+        TaskError: an unknown task, one without its data, settings that it does not know, or tasks of two kinds: before anything is loaded.
         MissingResourceError: a metric needs what is not installed; before anything is loaded too.
         CheckpointError: no checkpoint, or not of the kind that the tasks need.
         PromptError: a prompt that cannot be read, or is too long.
@@ -37,7 +45,13 @@ def run(config: EvaluateConfig, checkpoint: str, output: str, cluster: Cluster) 
     """
     data = {name: path for name, path in config.data.items() if path}
     images = embed.Images(data) if embed.is_asked_for(config.tasks) else None
-    tasks = [] if images else [task.create(name, data, config.protocol()) for name in config.tasks]
+    created = [] if images else [task.create(name, data, config.protocol()) for name in config.tasks]
+    tasks, compared = task.parted(created)
+    if tasks and compared:
+        raise task.TaskError(
+            f"the task {compared[0].name!r} compares embeddings of a contrastive model, the task {tasks[0].name!r} prompts a Flamingo or a language "
+            "model: no checkpoint does both. Leave one of them out of this run."
+        )
     check_metrics(tasks)
     is_default = set(config.mesh.sizes().values()) == {1}  # one device; of several processes, all devices
     if is_default:
@@ -47,6 +61,9 @@ def run(config: EvaluateConfig, checkpoint: str, output: str, cluster: Cluster) 
     if images:
         encoder = VisionEncoder.load(checkpoint, config.towers, config=config.inference, mesh=mesh)
         cluster.tell(f"{embed.write(encoder, images, output)}: {output}")
+        return
+    if compared:
+        _compare(config, compared, checkpoint, output, cluster, mesh)
         return
     model = Flamingo.load(checkpoint, config.towers, config=config.inference, mesh=mesh)
     if config.selection == "rices":
@@ -76,7 +93,26 @@ def run(config: EvaluateConfig, checkpoint: str, output: str, cluster: Cluster) 
         logs.training_logs(checkpoint),
         chance={each.name: each.chance for each in tasks if each.chance is not None},
         image_size=model.engine.image_size,
+        image_fit=model.engine.image_fit,
         video_frames=config.inference.video_frames,
         video_rate=config.inference.video_rate,
     )
     cluster.tell(f"\n{report.text_table(rows) if rows else ''}\nThe report is in {output}")
+
+
+def _compare(
+    config: EvaluateConfig,
+    tasks: Sequence[task.ComparisonTask],
+    checkpoint: str,
+    output: str,
+    cluster: Cluster,
+    mesh: Mesh | None,
+) -> None:
+    features = config.features or f"{output}/features"
+    model = DualEncoder.load(checkpoint, config=config.inference, mesh=mesh, features=features)
+    rows, found = comparing.compare_all(model, tasks, n=config.n, seed=config.seed, log=cluster.tell)
+    if cluster.index > 0:
+        return
+    comparing.write_predictions(f"{output}/predictions.jsonl", tasks, found)
+    report.write_report(output, rows, metrics_files=logs.training_logs(checkpoint))
+    cluster.tell(f"\n{report.text_table(rows)}\nThe report is in {output}")

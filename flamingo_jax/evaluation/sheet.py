@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import functools
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.patches import FancyBboxPatch, Rectangle
 
+from flamingo_jax.data.config import ImageFit
 from flamingo_jax.evaluation.metrics.exact_match import is_exact
 from flamingo_jax.evaluation.metrics.needs import trim
 from flamingo_jax.evaluation.metrics.ranking import is_first
 from flamingo_jax.evaluation.plots import FAINT, INK, families, style
 from flamingo_jax.evaluation.runner import Sample
 from flamingo_jax.inference.prompts import load_frames
+
+Load = Callable[[Any], np.ndarray]  # an image or a video -> uint8[F, S, S, 3]
 
 RIGHT, WRONG = "#2e7d4f", "#c2304a"
 # Inches
@@ -36,14 +40,18 @@ def choose(samples: Sequence[Sample], per_task: int = 2, most_shots: int = 4) ->
     return chosen
 
 
-def sample_sheet(samples: Sequence[Sample], image_size: int, columns: int = 2) -> Figure:
+def sample_sheet(
+    samples: Sequence[Sample], image_size: int, columns: int = 2, *, image_fit: ImageFit = "pad"
+) -> Figure:
     """Draws samples, `columns` prompts side by side: the support examples, then the query in a frame, under it what the model answered.
 
     Args:
         samples: at least one.
         image_size: side of the images in pixels, as the model sees them.
         columns: prompts in one row.
+        image_fit: how an image becomes a square.
     """
+    load = functools.partial(load_frames, image_size=image_size, image_fit=image_fit)
     chunks = [_chunks(sample) for sample in samples]
     cells = max(len(found) for found in chunks)
     columns = min(columns, len(samples))
@@ -65,11 +73,11 @@ def sample_sheet(samples: Sequence[Sample], image_size: int, columns: int = 2) -
             y = height - _HEAD - (number // columns) * step  # top edge
             if number % columns == 0:
                 canvas.plot([_MARGIN, width - _MARGIN], [y + 0.18] * 2, color=FAINT, linewidth=0.4, alpha=0.6)
-            _draw(canvas, sample, found, x, y, image_size)
+            _draw(canvas, sample, found, x, y, load)
     return figure
 
 
-def _draw(canvas: Any, sample: Sample, chunks: Sequence[tuple[Any, str]], x: float, y: float, image_size: int) -> None:
+def _draw(canvas: Any, sample: Sample, chunks: Sequence[tuple[Any, str]], x: float, y: float, load: Load) -> None:
     """Draws one prompt with its top left corner at (x, y)."""
     name, _, control = sample.task.partition("_")
     canvas.text(x, y - 0.06, name, size=11, weight="bold", va="top")
@@ -80,7 +88,7 @@ def _draw(canvas: Any, sample: Sample, chunks: Sequence[tuple[Any, str]], x: flo
         left = x + _LABEL - 0.15 + place * _CELL
         centre = left + _IMAGE / 2
         if image is not None:
-            _picture(canvas, image, left, y, image_size, hidden=sample.episode.masked)
+            _picture(canvas, image, left, y, load, hidden=sample.episode.masked)
         lines = textwrap.wrap(text, 17)[:2] or [""]
         for number, line in enumerate(lines):
             canvas.text(centre, y - _IMAGE - 0.07 - 0.14 * number, line, size=8.5, ha="center", va="top")
@@ -102,9 +110,9 @@ def _draw(canvas: Any, sample: Sample, chunks: Sequence[tuple[Any, str]], x: flo
                 canvas.text(centre, bottom - 0.17, f"right: {truth}", size=8, color=INK, ha="center", va="top")
 
 
-def _picture(canvas: Any, image: Any, left: float, top: float, image_size: int, *, hidden: bool) -> None:
+def _picture(canvas: Any, image: Any, left: float, top: float, load: Load, *, hidden: bool) -> None:
     """Draws one image (of a video its first frame) as the model sees it; pale if it is hidden from the text."""
-    pixels = load_frames(image, image_size)[0].astype(np.float32) / 255
+    pixels = load(image)[0].astype(np.float32) / 255
     extent = (left, left + _IMAGE, top - _IMAGE, top)
     canvas.imshow(
         pixels * 0.15 + 0.8 if hidden else pixels, extent=extent, interpolation="nearest", aspect="auto", zorder=2

@@ -6,6 +6,8 @@
         candidates  ("A cat.", "A dog.", ...)                             close-ended: ranked by log-likelihood
         answer      "A dog."                                              what the metrics compare with
 
+    ComparisonTask.compare(model, n, seed) -> Comparison        zero-shot classification and retrieval with a contrastive model: it has no prompts
+
 A task is registered under its name with a factory, `register("format", make)`, that receives the directories of `config.data` by name
 ({"world": "/data/world"}) and the settings of the few-shot protocol, and returns the task. The modules of `evaluation/tasks` register themselves
 when `create` is called. The benchmarks of the paper are registered through `few_shot.register`.
@@ -18,6 +20,9 @@ import difflib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, Protocol, TypeAlias, runtime_checkable
 
+import numpy as np
+
+from flamingo_jax.core.notation import Float
 from flamingo_jax.inference.prompts import Visual
 
 
@@ -49,6 +54,7 @@ class Settings:
       ensemble: orders of the support examples over which the scores of candidates are averaged; 1: no ensembling.
       num_support: size of the support set, where items have no classes.
       num_support_per_class: of each class in the support set, where they have.
+      templates: file of sentences around the name of a class, for zero-shot classification; None: see `evaluation.class_templates`.
     """
 
     split: Split = "test"
@@ -56,6 +62,7 @@ class Settings:
     ensemble: int = 1
     num_support: int = 2048
     num_support_per_class: int = 32
+    templates: str | None = None
 
     def __post_init__(self) -> None:
         for name in ("ensemble", "num_support", "num_support_per_class"):
@@ -71,6 +78,18 @@ class Settings:
         if self.split != "test" or self.selection != "random" or self.ensemble != 1:
             raise TaskError(
                 f"the task {task!r} draws its own support examples for its test pictures: got split={self.split}, selection={self.selection}, "
+                f"ensemble={self.ensemble}; expected test, random, 1. Leave it out of this run."
+            )
+
+    def only_test(self, task: str) -> None:
+        """For a task without support examples, whose queries are those of the paper's tables.
+
+        Raises:
+          TaskError: it is asked for another split, or for a choice of support examples.
+        """
+        if self.split != "test" or self.selection != "random" or self.ensemble != 1:
+            raise TaskError(
+                f"the task {task!r} compares embeddings and has no support examples: got split={self.split}, selection={self.selection}, "
                 f"ensemble={self.ensemble}; expected test, random, 1. Leave it out of this run."
             )
 
@@ -135,7 +154,56 @@ class Task(Protocol):
         ...
 
 
-TaskFactory: TypeAlias = Callable[[Mapping[str, str], Settings], Task]
+@dataclasses.dataclass(frozen=True)
+class Comparison:
+    """What a contrastive model was measured to do.
+
+    Attributes:
+      values: by metric, 0..1.
+      n: images or videos that were asked about.
+      templates: sentences per class; 1 in retrieval.
+      predictions: a JSON object for each query, for inspection.
+    """
+
+    values: Mapping[str, float]
+    n: int
+    templates: int = 1
+    predictions: Sequence[Mapping[str, Any]] = ()
+
+
+@runtime_checkable
+class Encoders(Protocol):
+    """What these tasks need of a model; `inference.dual_encoder.DualEncoder` is one."""
+
+    def images(self, visuals: Sequence[Visual]) -> Float[np.ndarray, "n J"]:
+        """Embeddings of images and videos, of length 1."""
+        ...
+
+    def texts(self, strings: Sequence[str]) -> Float[np.ndarray, "n J"]:
+        """Embeddings of texts, of length 1."""
+        ...
+
+
+@runtime_checkable
+class ComparisonTask(Protocol):
+    """What is asked of a contrastive model: embeddings of images are compared with those of texts."""
+
+    @property
+    def name(self) -> str:
+        """The name in results.json and on the command line."""
+        ...
+
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        """The keys of `Comparison.values`, the one that papers report first."""
+        ...
+
+    def compare(self, model: Encoders, n: int, seed: int) -> Comparison:
+        """Compares `n` images (0: all) that `seed` chooses; raises TaskError if there are not as many."""
+        ...
+
+
+TaskFactory: TypeAlias = Callable[[Mapping[str, str], Settings], "Task | ComparisonTask"]
 TASKS: dict[str, TaskFactory] = {}
 
 
@@ -152,7 +220,7 @@ def register(name: str, factory: TaskFactory) -> None:
     TASKS[name] = factory
 
 
-def create(name: str, data: Mapping[str, str], settings: Settings | None = None) -> Task:
+def create(name: str, data: Mapping[str, str], settings: Settings | None = None) -> Task | ComparisonTask:
     """The task called `name`.
 
     Args:
@@ -169,6 +237,12 @@ def create(name: str, data: Mapping[str, str], settings: Settings | None = None)
     if name not in TASKS:
         raise UnknownTaskError(name, sorted(TASKS))
     return TASKS[name](data, settings or Settings())
+
+
+def parted(tasks: Sequence[Task | ComparisonTask]) -> tuple[list[Task], list[ComparisonTask]]:
+    """Tasks that prompt a model, and those that compare its embeddings."""
+    prompted = [each for each in tasks if isinstance(each, Task)]
+    return prompted, [each for each in tasks if isinstance(each, ComparisonTask)]
 
 
 def accepts(task: Task, shots: int) -> bool:

@@ -28,7 +28,8 @@ from flamingo_jax.core.config import ConfigError, from_dict
 from flamingo_jax.core.paths import PathError, PathLike
 from flamingo_jax.core.precision import Policy
 from flamingo_jax.data import tokenizer as tokenizer_lib
-from flamingo_jax.data.tokenizer import EOC, Tokenizer
+from flamingo_jax.data.config import ImageFit
+from flamingo_jax.data.tokenizer import Tokenizer
 from flamingo_jax.inference import placement, prompts
 from flamingo_jax.inference.chat import Chat
 from flamingo_jax.inference.engine import Answer, Engine, InferenceConfig, Request
@@ -61,6 +62,7 @@ class Flamingo:
         tokenizer: Tokenizer,
         *,
         image_size: int | None,
+        image_fit: ImageFit = "pad",
         config: InferenceConfig | None = None,
         mesh: Mesh | None = None,
         checkpoint: str = "",
@@ -74,6 +76,7 @@ class Flamingo:
             params: the model's weights.
             tokenizer: of the model, with its new tokens.
             image_size: side of its images in pixels; None for a language model alone.
+            image_fit: how an image becomes a square, as in training.
             config: decoding, scoring and the shapes that prompts are padded to.
             mesh: the devices; None = one.
             checkpoint: recorded in results.
@@ -84,11 +87,12 @@ class Flamingo:
             ConfigError: the model axis of the mesh does not divide the model's heads, widths or vocabulary.
         """
         self.tokenizer, self.checkpoint, self.step = tokenizer, checkpoint, step
-        stop = (tokenizer.eoc_id, tokenizer.eos_id) if _has_end_of_chunk(tokenizer) else (tokenizer.eos_id,)
+        stop = tuple(dict.fromkeys(end for end in (tokenizer.eoc_id, tokenizer.eos_id) if end >= 0))
         self.engine = Engine(
             model,
             params,
             image_size=image_size,
+            image_fit=image_fit,
             stop=stop,
             pad_id=tokenizer.pad_id,
             config=config or InferenceConfig(),
@@ -129,6 +133,7 @@ class Flamingo:
             opened.params,
             tokenizer,
             image_size=image_size,
+            image_fit=described.preprocessing.get("image_fit", "pad"),
             config=config,
             mesh=mesh,
             checkpoint=str(opened.path),
@@ -240,8 +245,8 @@ class Flamingo:
         return prompts.read(prompt, self.tokenizer, masked=masked)
 
     def candidate_tokens(self, candidates: Sequence[str]) -> tuple[tuple[int, ...], ...]:
-        """Token ids of candidates, with `<EOC>` behind them if the config says so."""
-        end = (self.tokenizer.eoc_id,) if self.engine.config.terminate == "end_of_chunk" else ()
+        """Token ids of candidates, with `<EOC>` (in a model without one, `<EOS>`) behind them if the config says so."""
+        end = self.engine.stop[:1] if self.engine.config.terminate == "end_of_chunk" else ()
         return tuple((*self.tokenizer.encode(candidate), *end) for candidate in candidates)
 
     def text(self, answer: Answer) -> str:
@@ -275,14 +280,6 @@ def _placement(model: Decoder, abstract: trees.Params, config: InferenceConfig, 
         return jax.ShapeDtypeStruct(stored.shape, dtype, sharding=shardings[path])
 
     return place
-
-
-def _has_end_of_chunk(tokenizer: Tokenizer) -> bool:
-    try:
-        tokenizer.id(EOC)
-    except (ValueError, KeyError):
-        return False
-    return True
 
 
 def _as_batch(prompts: Any) -> tuple[bool, list[Prompt]]:

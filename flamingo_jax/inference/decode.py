@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -24,6 +24,7 @@ import jax.numpy as jnp
 from flamingo_jax.core.notation import Array, Bool, Float, Int
 from flamingo_jax.models.decoder import Media
 
+Ends = Literal["any", "best"]
 # (cache, tokens[B, T], positions[B, T], media_index[B, T], media=None, chunk=None) -> (logits float32[B, T, V], cache)
 Extend = Callable[..., tuple[Array, Any]]
 
@@ -208,6 +209,7 @@ def beam_search(
     stop: tuple[int, ...],
     pad_id: int,
     length_penalty: float = 0.0,
+    ends: Ends = "any",
 ) -> Decoded:
     """Keeps the `beams` best unfinished answers of each prompt, and apart from them the best finished ones.
 
@@ -222,6 +224,8 @@ def beam_search(
         stop: ids that end an answer.
         pad_id: fills the rest of a finished answer.
         length_penalty: answers are ordered by score / length**length_penalty; 0 = off, as in the paper.
+        ends: which answers may end in a step, of the best continuations of all live ones: "any"; or those among the `beams` "best", as
+            transformers' beam search has it, with which the public re-implementations were evaluated. Fewer short answers come of that.
 
     Returns:
         The `beams` best answers per prompt, best first. With fewer answers than beams the last scores are -inf.
@@ -244,7 +248,8 @@ def beam_search(
         parent, token = flat // vocabulary, (flat % vocabulary).astype(jnp.int32)
         grown = jnp.take_along_axis(live.tokens, parent[:, :, None], axis=1).at[:, :, t].set(token)
         ended = _is_in(token, stop)
-        finished = jnp.where(ended, score / (t + 1.0) ** length_penalty, -jnp.inf)
+        counts = ended if ends == "any" else ended & (jnp.arange(expansions) < beams)[None]
+        finished = jnp.where(counts, score / (t + 1.0) ** length_penalty, -jnp.inf)
         done, _ = _best(
             beams, jnp.concatenate([done.tokens, grown], axis=1), jnp.concatenate([done.score, finished], axis=1)
         )

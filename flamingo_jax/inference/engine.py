@@ -22,6 +22,7 @@ from jax.sharding import Mesh
 
 from flamingo_jax.core.axes import laid_out
 from flamingo_jax.core.precision import Policy
+from flamingo_jax.data.config import ImageFit
 from flamingo_jax.inference import decode, placement, score
 from flamingo_jax.inference.latents import Latents, Passes
 from flamingo_jax.inference.prompts import PromptError, TokenisedPrompt, collate
@@ -47,6 +48,7 @@ class InferenceConfig:
         beams: answers kept by beam search.
         max_new_tokens: bound on an answer, `<EOC>` included.
         length_penalty: beam search orders answers by score / length**length_penalty; 0 = off.
+        beam_ends: which answers may end in a step of beam search; "best" as in transformers (`decode.beam_search`).
         temperature: of sampling; log-probabilities are divided by it.
         top_p: of sampling; tokens are drawn from the fewest that together have this probability, 1 = from all.
         seed: of sampling; an answer depends on it, on the prompt and on the model, not on what shares the batch.
@@ -67,6 +69,7 @@ class InferenceConfig:
     beams: int = 3
     max_new_tokens: int = 20
     length_penalty: float = 0.0
+    beam_ends: decode.Ends = "any"
     temperature: float = 1.0
     top_p: float = 1.0
     seed: int = 0
@@ -105,6 +108,7 @@ class Program:
     beams: int
     max_new_tokens: int
     length_penalty: float
+    beam_ends: decode.Ends
     normalise: score.Normalise
     candidates_per_pass: int
     compute: str
@@ -150,6 +154,7 @@ class Engine:
         params: Any,
         *,
         image_size: int | None,
+        image_fit: ImageFit = "pad",
         stop: tuple[int, ...],
         pad_id: int,
         config: InferenceConfig,
@@ -162,6 +167,7 @@ class Engine:
             model: the model's pure functions.
             params: its weights, of any dtype; they are cast to `config.compute`.
             image_size: side of the images in pixels; None for a language model alone.
+            image_fit: how an image becomes a square, as in training.
             stop: ids that end an answer.
             pad_id: the padding token.
             config: settings.
@@ -172,12 +178,13 @@ class Engine:
             ConfigError: the model axis of the mesh does not divide the model's heads, widths or vocabulary.
         """
         self.model, self.config, self.mesh, self.context = model, config, mesh, context
-        self.image_size, self.stop, self.pad_id = image_size, stop, pad_id
+        self.image_size, self.image_fit, self.stop, self.pad_id = image_size, image_fit, stop, pad_id
         params = Policy(config.compute).cast(params)
         self.params = params if mesh is None else placement.weights(model, params, mesh)
         self._layout = None if mesh is None else Layout(mesh)
         shards = placement.num_shards(mesh, ALL_AXES)
-        passes = Passes(image_size or 1, config.video_frames, config.video_rate, config.images_per_pass, shards)
+        size, frames, rate = image_size or 1, config.video_frames, config.video_rate
+        passes = Passes(size, frames, rate, config.images_per_pass, shards, image_fit)
         self._latents = Latents(self._encoded, passes, megabytes=config.latents_megabytes)
 
     def answer(
@@ -266,6 +273,7 @@ class Engine:
             beams=config.beams,
             max_new_tokens=config.max_new_tokens if generate else 1,
             length_penalty=config.length_penalty,
+            beam_ends=config.beam_ends,
             normalise=config.normalise,
             candidates_per_pass=config.candidates_per_pass,
             compute=self.config.compute,
@@ -328,7 +336,7 @@ def _prefill_and_answer(
         decoded = decode.greedy(extend, prefix, **bounds)
     elif program.decoding == "beam":
         decoded = decode.beam_search(
-            extend, prefix, beams=program.beams, length_penalty=program.length_penalty, **bounds
+            extend, prefix, beams=program.beams, length_penalty=program.length_penalty, ends=program.beam_ends, **bounds
         )
     elif sampling is not None:
         decoded = decode.sample(extend, prefix, sampling, **bounds)

@@ -1,6 +1,6 @@
 """Features of images from the frozen vision encoder alone: for retrieval of similar examples, and for finding near-duplicates.
 
-images, videos --vision encoder--> grid [M F P E] --mean over places and frames--> features [M E]
+images, videos --vision encoder--> [M F P E] --mean over places and frames--> features [M E]
 """
 
 from __future__ import annotations
@@ -23,14 +23,15 @@ from flamingo_jax.core.fingerprint import fingerprint
 from flamingo_jax.core.notation import Array, Float
 from flamingo_jax.core.paths import PathLike
 from flamingo_jax.core.precision import Policy
+from flamingo_jax.data.config import ImageFit
 from flamingo_jax.inference import placement
 from flamingo_jax.inference.api import Flamingo
 from flamingo_jax.inference.engine import ALL_AXES, InferenceConfig
 from flamingo_jax.inference.latents import Latents, Passes
 from flamingo_jax.inference.visuals import Visual
-from flamingo_jax.models.nfnet import NFNet, NFNetConfig, normalise, pool
+from flamingo_jax.models.vision import VisionConfig, pool, see
 from flamingo_jax.sharding.layout import Layout
-from flamingo_jax.training.config import ModelConfig, given
+from flamingo_jax.training.config import ModelConfig
 
 
 class VisionEncoder:
@@ -75,14 +76,14 @@ class VisionEncoder:
             raise CheckpointError(
                 f"The checkpoint {model.checkpoint} is a language model and has no features of images: give one of the flamingo stage."
             )
-        passes = _passes(engine.image_size, engine.config, engine.mesh)
+        passes = passes_of(engine.image_size, engine.config, engine.mesh, image_fit=engine.image_fit)
         return cls(engine.model.features, engine.params, passes, mesh=engine.mesh, vision="flamingo/vision")
 
     @classmethod
     def load(
         cls, path: PathLike, towers: Any = None, *, config: InferenceConfig, mesh: Mesh | None = None
     ) -> VisionEncoder:
-        """The encoder of a checkpoint of the contrastive or the flamingo stage, which is read whole.
+        """The encoder of a checkpoint of the contrastive or the flamingo stage, or an imported encoder; it is read whole.
 
         Args:
             path: an export, a WORKDIR, or WORKDIR/checkpoints/STEP.
@@ -96,15 +97,16 @@ class VisionEncoder:
         opened = open_checkpoint(path, towers)
         if opened.kind == "language_model":
             raise CheckpointError(
-                f"The checkpoint {opened.path} is a language model and has no features of images: give one of the contrastive or the flamingo stage."
+                f"The checkpoint {opened.path} is a language model and has no features of images: give one of another stage, or an imported encoder."
             )
-        vision = given(from_dict(ModelConfig, opened.model_config, where="model").vision, "vision")
-        modules = trees.subtree(opened.params, f"{opened.kind}/vision")
+        encoder = from_dict(ModelConfig, opened.model_config, where="model").encoder()
+        modules = trees.subtree(opened.params, "vision" if opened.kind == "vision" else f"{opened.kind}/vision")
         params = Policy(config.compute).cast({f"vision/{name}".rstrip("/"): leaves for name, leaves in modules.items()})
         if mesh is not None:
             params = jax.tree.map(lambda weight: placement.put(np.asarray(weight), mesh, ()), params)
-        passes = _passes(opened.preprocessing["image_size"], config, mesh)
-        return cls(_features_of(vision), params, passes, mesh=mesh, vision="vision")
+        size, fit = opened.preprocessing["image_size"], opened.preprocessing.get("image_fit", "pad")
+        passes = passes_of(size, config, mesh, image_fit=fit)
+        return cls(_features_of(encoder), params, passes, mesh=mesh, vision="vision")
 
     def __call__(self, visuals: Sequence[Visual]) -> Float[np.ndarray, "n E"]:
         """Features of n >= 1 images and videos, in every process.
@@ -118,27 +120,37 @@ class VisionEncoder:
         """Tells its weights and the frames that it is given from others."""
         weights = trees.subtree(self._params, self._vision)
         passes = self.passes
-        return f"{fingerprint(weights)}-{passes.image_size}-{passes.video_frames}-{passes.video_rate:g}"
+        size = f"{passes.image_size}{'' if passes.image_fit == 'pad' else passes.image_fit}"
+        return f"{fingerprint(weights)}-{size}-{passes.video_frames}-{passes.video_rate:g}"
 
     def _encode(self, frames: np.ndarray, frame_mask: np.ndarray) -> np.ndarray:
         placed = (placement.put(array, self._mesh, ALL_AXES) for array in (frames, frame_mask))
         return np.asarray(placement.fetch(_encode(self._features, self._layout, self._params, *placed)))
 
 
-def _passes(image_size: int, config: InferenceConfig, mesh: Mesh | None) -> Passes:
+def passes_of(image_size: int, config: InferenceConfig, mesh: Mesh | None, *, image_fit: ImageFit = "pad") -> Passes:
+    """How images go through an encoder that is spread over `mesh` (None = one device).
+
+    Args:
+        image_size: side in pixels.
+        config: the settings of a run.
+        mesh: the devices.
+        image_fit: how an image becomes a square.
+    """
     shards = placement.num_shards(mesh, ALL_AXES)
-    return Passes(image_size, config.video_frames, config.video_rate, config.images_per_pass, shards)
+    frames, rate = config.video_frames, config.video_rate
+    return Passes(image_size, frames, rate, config.images_per_pass, shards, image_fit)
 
 
 @functools.cache
-def _features_of(config: NFNetConfig) -> Callable[[Any, Array, Array], Array]:
+def _features_of(config: VisionConfig) -> Callable[[Any, Array, Array], Array]:
     """The features of an encoder that stands alone, as `models.decoder.Decoder.features` has them."""
 
-    def see(frames: Array, frame_mask: Array, dtype: Any) -> Array:
-        grid = NFNet(config, name="vision")(normalise(frames.reshape(-1, *frames.shape[2:]), dtype))
-        return pool(grid.reshape(*frames.shape[:2], -1, grid.shape[-1]), frame_mask)
+    def features(frames: Array, frame_mask: Array, dtype: Any) -> Array:
+        seen = see(config, frames.reshape(-1, *frames.shape[2:]), dtype)
+        return pool(seen.reshape(*frames.shape[:2], *seen.shape[1:]), frame_mask)
 
-    transformed = hk.transform(see)
+    transformed = hk.transform(features)
     return lambda params, frames, mask: transformed.apply(params, None, frames, mask, jax.tree.leaves(params)[0].dtype)
 
 

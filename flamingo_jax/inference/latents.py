@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import numpy as np
 
+from flamingo_jax.data.config import ImageFit
 from flamingo_jax.inference.visuals import Visual, identity, load_frames
 
 _READERS = 8  # threads that read and decode files, and how many visuals may be decoded before they are encoded
@@ -33,6 +34,7 @@ class Passes:
         video_rate: frames per second of a video file.
         frames: frames encoded together.
         multiple: the number of visuals encoded together is a multiple of this, the number of devices.
+        image_fit: how an image becomes a square.
     """
 
     image_size: int
@@ -40,6 +42,7 @@ class Passes:
     video_rate: float
     frames: int
     multiple: int
+    image_fit: ImageFit = "pad"
 
     def rows(self, places: int) -> int:
         """Visuals of so many places that are encoded together."""
@@ -93,6 +96,7 @@ class Latents:
         load = functools.partial(
             load_frames,
             image_size=passes.image_size,
+            image_fit=passes.image_fit,
             video_frames=passes.video_frames,
             video_rate=passes.video_rate,
         )

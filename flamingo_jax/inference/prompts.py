@@ -6,6 +6,7 @@
     pool   [cat, dog]                                                  an image that several prompts show is there once
 
 `<BOS>` and the `<image>` tags are written here, and so is an `<EOC>` that is missing before an image; the last chunk stays open for the answer.
+A model that was trained elsewhere has its own signs for them (`data.markers`), and one may have no `<EOC>` before an image.
 """
 
 from __future__ import annotations
@@ -135,7 +136,7 @@ def read(prompt: Prompt, tokenizer: Tokenizer, *, masked: bool = False) -> Token
     if visuals:
         tokens, phi = tokenise(marked, tokenizer, close=False)
     else:  # a language model's tokenizer may have no <EOC>
-        ids = [tokenizer.bos_id, *(token for part in parts for token in tokenizer.encode(str(part)))]
+        ids = [*tokenizer.start_ids, *(token for part in parts for token in tokenizer.encode(str(part)))]
         tokens, phi = np.asarray(ids, np.int32), np.zeros(len(ids), np.int32)
     return TokenisedPrompt(tokens, np.zeros_like(phi) if masked else phi, tuple(visuals))
 

@@ -20,6 +20,7 @@ from jaxtyping import UInt8
 
 from flamingo_jax.core.paths import Path, PathLike
 from flamingo_jax.data import images, video
+from flamingo_jax.data.config import ImageFit
 
 VIDEO_SUFFIXES = (".mp4", ".m4v", ".mov", ".webm", ".mkv", ".avi")
 VIDEO_FRAMES = 30
@@ -99,13 +100,19 @@ def identity(visual: Visual) -> bytes:
 
 
 def load_frames(
-    visual: Visual, image_size: int, *, video_frames: int = VIDEO_FRAMES, video_rate: float = VIDEO_RATE
+    visual: Visual,
+    image_size: int,
+    *,
+    image_fit: ImageFit = "pad",
+    video_frames: int = VIDEO_FRAMES,
+    video_rate: float = VIDEO_RATE,
 ) -> UInt8[np.ndarray, "F S S 3"]:
     """Reads an image or a video.
 
     Args:
         visual: one of the forms above.
-        image_size: S, side in pixels; the aspect ratio is kept and the rest padded (as in training).
+        image_size: S, side in pixels.
+        image_fit: how an image becomes a square, as in training.
         video_frames: the most frames of a video.
         video_rate: frames per second of a video file.
 
@@ -123,11 +130,11 @@ def load_frames(
     else:
         what = f"{len(visual)} bytes" if isinstance(visual, bytes) else "an array"
     if isinstance(visual, Video):
-        return _clip(visual, image_size, video_frames, video_rate)
+        return _clip(visual, image_size, video_frames, video_rate, image_fit)
     if isinstance(visual, Image):
-        return _decoded(_existing(visual).read_bytes(), image_size, f"the file {str(visual.path)!r}")
+        return _decoded(_existing(visual).read_bytes(), image_size, image_fit, f"the file {str(visual.path)!r}")
     if isinstance(visual, bytes):
-        return _decoded(visual, image_size, what)
+        return _decoded(visual, image_size, image_fit, what)
     if isinstance(visual, np.ndarray):
         if visual.dtype != np.uint8 or visual.ndim not in (3, 4) or visual.shape[-1] != 3 or not visual.size:
             raise PromptError(
@@ -141,7 +148,7 @@ def load_frames(
     frames = frames[None] if frames.ndim == 3 else frames
     if frames.shape[1:3] == (image_size, image_size):
         return frames
-    return np.stack([images.fit(frame, image_size) for frame in frames])
+    return np.stack([images.fit(frame, image_size, image_fit) for frame in frames])
 
 
 def _existing(visual: Image | Video) -> Path:
@@ -154,20 +161,26 @@ def _existing(visual: Image | Video) -> Path:
     return path
 
 
-def _clip(visual: Video, image_size: int, num_frames: int, rate: float) -> np.ndarray:
+def _clip(visual: Video, image_size: int, num_frames: int, rate: float, image_fit: ImageFit) -> np.ndarray:
     path = _existing(visual)
     try:
         with path.open("rb") as file:
             return video.decode_clip(
-                file, image_size, num_frames=num_frames, rate=rate, start=visual.start, end=visual.end
+                file,
+                image_size,
+                num_frames=num_frames,
+                rate=rate,
+                start=visual.start,
+                end=visual.end,
+                image_fit=image_fit,
             )
     except (ValueError, OSError) as error:
         raise PromptError(f"prompt: the file {str(path)!r} cannot be read as a video ({error})") from error
 
 
-def _decoded(data: bytes, image_size: int, what: str) -> np.ndarray:
+def _decoded(data: bytes, image_size: int, image_fit: ImageFit, what: str) -> np.ndarray:
     try:
-        return images.decode(data, image_size)[None]
+        return images.decode(data, image_size, image_fit)[None]
     except (ValueError, OSError) as error:
         raise PromptError(
             f"prompt: {what} cannot be read as an image ({error}). Expected JPEG, PNG or WebP."

@@ -11,16 +11,17 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import Literal
+from typing import Any, Literal
 
 import haiku as hk
 import jax
 import jax.numpy as jnp
 
+from flamingo_jax.core.axes import constrain
 from flamingo_jax.core.notation import Array, Bool, Float, Float32, Int, UInt8
 from flamingo_jax.core.params import param
-from flamingo_jax.models.nfnet import NFNet, NFNetConfig, normalise
 from flamingo_jax.models.text_encoder import TextEncoder, TextEncoderConfig
+from flamingo_jax.models.vision import VisionConfig, see
 from flamingo_jax.nn.linear import linear
 
 
@@ -34,19 +35,29 @@ class ContrastiveConfig:
         label_smoothing: share of the target that is spread over the whole batch (0.1 in the paper).
         duplicates: what another pair of the batch with the very same caption counts as; "negatives" is the paper's
             loss, "positives" suits small worlds in which captions repeat.
+        text_pooling: what becomes the text's embedding: the "mean" over its tokens (the paper), or the "last" one, which in
+            CLIP's causal encoder alone has seen them all.
+        chunk: rows of each data shard that are encoded at a time (training/gradient_cache.py), so that memory does not
+            grow with the batch; 0: all at once. A divisor of the rows that a data shard has.
     """
 
     joint_dim: int = 1376
     initial_temperature: float = 10.0
     label_smoothing: float = 0.1
     duplicates: Literal["negatives", "positives"] = "negatives"
+    text_pooling: Literal["mean", "last"] = "mean"
+    chunk: int = 0
+
+    def __post_init__(self) -> None:
+        if self.chunk < 0:
+            raise ValueError(f"contrastive.chunk is {self.chunk}; expected a number of rows, or 0 for all at once.")
 
 
 class Contrastive(hk.Module):
     """Both encoders with their projections."""
 
     def __init__(
-        self, vision: NFNetConfig, text: TextEncoderConfig, config: ContrastiveConfig, name: str = "contrastive"
+        self, vision: VisionConfig, text: TextEncoderConfig, config: ContrastiveConfig, name: str = "contrastive"
     ):
         super().__init__(name=name)
         self.vision, self.text, self.config = vision, text, config
@@ -66,22 +77,42 @@ class Contrastive(hk.Module):
             frames: UInt8[B, 1, S, S, 3] one image for each caption.
             tokens: Int[B, L] captions.
             segment: Int[B, L] 0 where a token is padding; a caption has at least one real token.
-            is_training: passed to NFNet (stochastic depth).
-            rng: passed to NFNet.
+            is_training: passed to the image encoder (stochastic depth).
+            rng: passed to the image encoder: one key, or one for each image.
         """
         words = TextEncoder(self.text, name="text")(tokens, segment)
-        images = normalise(frames[:, 0], words.dtype)
-        grid = NFNet(self.vision, name="vision")(images, is_training=is_training, rng=rng)
-
-        real = jnp.broadcast_to((segment > 0)[:, :, None], words.shape)
-        sentence = jnp.mean(words, axis=1, where=real, dtype=jnp.float32).astype(words.dtype)
-        picture = jnp.mean(grid, axis=(1, 2), dtype=jnp.float32).astype(grid.dtype)
-        joint = (self.config.joint_dim,)
-        v = linear(picture, joint, axes=("vision", "joint"), name="vision_projection")
-        t = linear(sentence, joint, axes=("embed", "joint"), name="text_projection")
+        v = self.images(frames[:, 0], words.dtype, is_training=is_training, rng=rng)
+        t = self._joined(words, segment)
         start = hk.initializers.Constant(math.log(self.config.initial_temperature))
         beta = jnp.exp(param("log_temperature", (), (), start).astype(jnp.float32))
-        return _to_length_one(v), _to_length_one(t), beta
+        return v, t, beta
+
+    @hk.name_like("__call__")
+    def images(
+        self, frames: UInt8[Array, "B S S 3"], dtype: Any, *, is_training: bool = False, rng: Array | None = None
+    ) -> Float32[Array, "B J"]:
+        """Returns V alone: embeddings of images, of length 1; computed in `dtype`, other arguments as above."""
+        frames = constrain(frames, "images", None, None, None)
+        features = see(self.vision, frames, dtype, is_training=is_training, rng=rng)
+        picture = jnp.mean(features, axis=1, dtype=jnp.float32).astype(features.dtype)
+        v = linear(picture, (self.config.joint_dim,), axes=("vision", "joint"), name="vision_projection")
+        return constrain(to_length_one(v), "images", "joint")
+
+    @hk.name_like("__call__")
+    def texts(self, tokens: Int[Array, "B L"], segment: Int[Array, "B L"]) -> Float32[Array, "B J"]:
+        """Returns T alone: embeddings of texts, of length 1; arguments as above."""
+        return self._joined(TextEncoder(self.text, name="text")(tokens, segment), segment)
+
+    @hk.name_like("__call__")
+    def _joined(self, words: Float[Array, "B L W"], segment: Int[Array, "B L"]) -> Float32[Array, "B J"]:
+        if self.config.text_pooling == "last":
+            last = jnp.sum(segment > 0, axis=1) - 1
+            sentence = jnp.take_along_axis(words, last[:, None, None], axis=1)[:, 0]
+        else:
+            real = jnp.broadcast_to((segment > 0)[:, :, None], words.shape)
+            sentence = jnp.mean(words, axis=1, where=real, dtype=jnp.float32).astype(words.dtype)
+        t = linear(sentence, (self.config.joint_dim,), axes=("embed", "joint"), name="text_projection")
+        return constrain(to_length_one(t), "images", "joint")
 
 
 def same_caption(tokens: Int[Array, "B L"]) -> Bool[Array, "B B"]:
@@ -112,18 +143,24 @@ def contrastive_loss(
     Returns:
         (loss, metrics): the two terms, recall@1 both ways, and beta.
     """
-    positives = jnp.eye(v.shape[0], dtype=bool) if same is None else same
+    # No chip holds [B, B]: each has the rows of its texts, and as columns of the transpose they stay where they are.
+    by_text, by_image = ("pairs", None), (None, "pairs")
+    positives = constrain(jnp.eye(v.shape[0], dtype=bool) if same is None else same, *by_text)
     targets = positives / jnp.sum(positives, axis=1, keepdims=True, dtype=jnp.float32)
     targets = (1.0 - label_smoothing) * targets + label_smoothing / v.shape[0]
     similarity = jnp.einsum("ij,kj->ik", t, v, precision="highest", preferred_element_type=jnp.float32)
+    similarity = constrain(similarity, *by_text)
 
-    text_to_image = -jnp.mean(jnp.sum(targets * jax.nn.log_softmax(beta * similarity, axis=1), axis=1))
-    image_to_text = -jnp.mean(jnp.sum(targets * jax.nn.log_softmax(beta * similarity.T, axis=1), axis=1))
+    def cross_entropy(logits: Array, place: tuple[str | None, ...]) -> Array:
+        return -jnp.mean(jnp.sum(constrain(targets, *place) * jax.nn.log_softmax(logits, axis=1), axis=1))
+
+    text_to_image = cross_entropy(beta * similarity, by_text)
+    image_to_text = cross_entropy(beta * constrain(similarity.T, *by_image), by_image)
     metrics = {
         "text_to_image_loss": text_to_image,
         "image_to_text_loss": image_to_text,
         "text_to_image_recall": _recall(similarity, positives),
-        "image_to_text_recall": _recall(similarity.T, positives),
+        "image_to_text_recall": _recall(constrain(similarity.T, *by_image), constrain(positives, *by_image)),
         "inverse_temperature": beta.astype(jnp.float32),
     }
     return text_to_image + image_to_text, metrics
@@ -132,9 +169,11 @@ def contrastive_loss(
 def _recall(similarity: Float[Array, "B B"], positives: Bool[Array, "B B"]) -> Float32[Array, ""]:
     """Share of rows whose most similar column is a positive (recall@1 within the batch)."""
     best = jnp.argmax(similarity, axis=1)
-    return jnp.mean(jnp.take_along_axis(positives, best[:, None], axis=1).astype(jnp.float32))
+    found = positives & (jnp.arange(len(similarity))[None, :] == best[:, None])
+    return jnp.mean(jnp.any(found, axis=1).astype(jnp.float32))
 
 
-def _to_length_one(x: Float[Array, "B J"]) -> Float32[Array, "B J"]:
+def to_length_one(x: Float[Array, "B J"]) -> Float32[Array, "B J"]:
+    """Returns each row divided by its length, in float32; a row of zeros stays one."""
     x = x.astype(jnp.float32)
     return x * jax.lax.rsqrt(jnp.sum(jnp.square(x), axis=-1, keepdims=True) + 1e-12)

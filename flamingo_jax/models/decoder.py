@@ -15,6 +15,8 @@ from flamingo_jax.core.notation import Array, Float, Int
 from flamingo_jax.core.trees import Params
 from flamingo_jax.data.schema import Batch
 from flamingo_jax.models import lm as lm_lib
+from flamingo_jax.models import self_attention
+from flamingo_jax.models.token_losses import joined_logits, next_token_losses
 
 
 class Media(NamedTuple):
@@ -32,7 +34,7 @@ class Cache:
         lm: keys and values of the LM, {name: [layers, B, S, ...]}; a token's row is its position.
         media: keys and values of each sequence's last image, {name: [layers, B, 1, R, H, K]}: generated text attends
             no other. Empty for an LM alone.
-        shared: what follows from the weights alone, {"relative": [layers, S, H, K]} (`lm.distance_table`). Empty: it is computed
+        shared: what follows from the weights alone, {"relative": [layers, S, H, K]} (`self_attention.distance_table`). Empty: it is computed
             anew in each step.
     """
 
@@ -62,7 +64,8 @@ class Decoder:
 
     Attributes:
         init: rng -> weights (float32).
-        token_losses: (weights, batch, num_shards=1) -> float32[B, L-1], -log p(tokens[:, l+1] | before), unweighted.
+        token_losses: (weights, batch, num_shards=1, rng=None) -> float32[B, L-1], -log p(tokens[:, l+1] | before), unweighted. `rng` is
+            for a vision encoder that is trained (stochastic depth); with None nothing is dropped.
         encode: (weights, frames uint8[M, F, H, W, 3], frame_mask bool[M, F]) -> [M, R, D]; zeros for an LM alone.
         extend: (weights, cache, tokens[B, T], positions[B, T], media_index[B, T], media: Media | None, chunk=None) ->
             (logits float32[B, T, V + new], cache). One function for prefill (media given), for decoding and for scoring
@@ -103,7 +106,7 @@ def shared_cache(
     """`Cache.shared` of `length` positions; `prefix`: of the LM's blocks in `params`; without weights it is empty."""
     if params is None:
         return {}
-    table = lm_lib.distance_table(config, trees.subtree(params, prefix), length, dtype)
+    table = self_attention.distance_table(config, trees.subtree(params, prefix), length, dtype)
     return {} if table is None else {"relative": table}
 
 
@@ -112,20 +115,21 @@ def language_model(config: lm_lib.LMConfig) -> Decoder:
 
     def losses(tokens: Array, segment: Array) -> Array:
         model = lm_lib.LM(config)
-        context = lm_lib.packed_context(segment)
+        context = self_attention.packed_context(segment)
         x, _ = model.run(model.embed(tokens, context.positions), context)
-        return lm_lib.next_token_losses(*model.logits(x), tokens, config.vocab_size)
+        return next_token_losses(*model.logits(x), tokens, config.vocab_size)
 
     def step(tokens: Array, positions: Array, cache: dict[str, Array]) -> tuple[Array, dict[str, Array]]:
         model = lm_lib.LM(config)
-        context = lm_lib.cached_context(positions, cache["key"].shape[2])
-        x, cache = model.run(model.embed(tokens, positions), context, cache)
-        return lm_lib.joined_logits(*model.logits(x), config.vocab_size), cache
+        context = self_attention.cached_context(positions, cache["key"].shape[2])
+        x, rows = model.run(model.embed(tokens, positions), context, cache)
+        cache = self_attention.written(cache, rows, positions)
+        return joined_logits(*model.logits(x), config.vocab_size), cache
 
     transformed = hk.transform(losses)
     transformed_step = hk.transform(step)
 
-    def token_losses(params: Params, batch: Batch, *, num_shards: int = 1) -> Array:
+    def token_losses(params: Params, batch: Batch, *, num_shards: int = 1, rng: Array | None = None) -> Array:
         return transformed.apply(params, None, batch.tokens, batch.segment)
 
     def extend(

@@ -1,6 +1,6 @@
 """Flamingo: a frozen vision encoder and a frozen language model, joined by trained layers (paper, 2, Figure 3).
 
-    frames [M F S S 3] -> NFNet (frozen) -> [M F P E] -> Perceiver Resampler -> [M R W] -> linear -> media [M R D]
+    frames [M F S S 3] -> NFNet or ViT (frozen) -> [M F P E] -> Perceiver Resampler -> [M R W] -> linear -> media [M R D]
     tokens [B T] -> embed -> { GATED XATTN-DENSE(media) before every n-th block ; LM block (frozen) } -> head -> p(next token)
 
 Modules: flamingo/vision, flamingo/lm (frozen); flamingo/resampler, flamingo/media, flamingo/xattn, flamingo/new_tokens
@@ -23,12 +23,13 @@ from flamingo_jax.core.params import Stack, layer_slice
 from flamingo_jax.core.trees import Params
 from flamingo_jax.data.schema import Batch
 from flamingo_jax.models import lm as lm_lib
+from flamingo_jax.models import self_attention, vision
 from flamingo_jax.models.decoder import Cache, Decoder, Media, empty_lm_cache, shared_cache
-from flamingo_jax.models.gated_xattn import GatedXattn, MediaContext, XattnConfig
-from flamingo_jax.models.nfnet import NFNet, NFNetConfig, fold, normalise, pool
+from flamingo_jax.models.gated_xattn import GatedXattn, MediaContext, XattnConfig, prepared
 from flamingo_jax.models.resampler import Resampler, ResamplerConfig
+from flamingo_jax.models.token_losses import joined_logits, next_token_losses
+from flamingo_jax.models.vision import VisionConfig
 from flamingo_jax.nn.linear import linear
-from flamingo_jax.nn.norm import standardise
 
 FROZEN = (
     (r"flamingo/vision/.*", True),
@@ -42,7 +43,7 @@ FROZEN = (
 class FlamingoConfig:
     """The parts of a Flamingo, and its new tokens (paper: ("<EOC>",); "<image>" is plain text there)."""
 
-    vision: NFNetConfig
+    vision: VisionConfig
     resampler: ResamplerConfig
     lm: lm_lib.LMConfig
     xattn: XattnConfig
@@ -59,15 +60,22 @@ class Flamingo(hk.Module):
 
     @hk.name_like("__call__")
     def encode(
-        self, frames: UInt8[Array, "M F S S 3"], frame_mask: Bool[Array, "M F"], dtype: Any
+        self,
+        frames: UInt8[Array, "M F S S 3"],
+        frame_mask: Bool[Array, "M F"],
+        dtype: Any,
+        *,
+        rng: Array | None = None,
     ) -> Float[Array, "M R D"]:
-        """Turns images or videos, in pixels, into R visual tokens each, of the LM's width; computed in `dtype`.
+        """Turns images or videos, in pixels, into R visual tokens each, of the LM's width (or `XattnConfig.media`); computed in `dtype`.
 
         Frames are spread over all chips of the mesh, and so are the resampler's visual inputs, where there are enough: what
-        comes back to a model group is its latents, not its features.
+        comes back to a model group is its latents, not its features. `rng` is for a vision encoder in training (stochastic depth).
         """
-        latents = Resampler(self.config.resampler, name="resampler")(self._see(frames, dtype), frame_mask)
+        latents = Resampler(self.config.resampler, name="resampler")(self._see(frames, dtype, rng), frame_mask)
         latents = constrain(latents, "media", "latents", None)
+        if self.config.xattn.media == "resampler":
+            return latents
         return linear(latents, (self.config.lm.width,), axes=("vision", "embed"), bias=True, name="media")
 
     @hk.name_like("__call__")
@@ -75,16 +83,16 @@ class Flamingo(hk.Module):
         self, frames: UInt8[Array, "M F S S 3"], frame_mask: Bool[Array, "M F"], dtype: Any
     ) -> Float32[Array, "M E"]:
         """The mean of what the vision encoder sees, over all places and real frames: for retrieval of similar images."""
-        return pool(self._see(frames, dtype), frame_mask)
+        return vision.pool(self._see(frames, dtype), frame_mask)
 
     @hk.name_like("__call__")
-    def _see(self, frames: UInt8[Array, "M F S S 3"], dtype: Any) -> Float[Array, "M F P E"]:
-        """The vision encoder's last grid."""
+    def _see(self, frames: UInt8[Array, "M F S S 3"], dtype: Any, rng: Array | None = None) -> Float[Array, "M F P E"]:
+        """What the vision encoder sees in each frame."""
         num_inputs, num_frames = frames.shape[:2]
         images = constrain(frames.reshape(-1, *frames.shape[2:]), "images", None, None, None)
-        grid = NFNet(self.config.vision, name="vision")(normalise(images, dtype))
-        grid = constrain(grid, "images", None, None, None)
-        return constrain(grid.reshape(num_inputs, num_frames, -1, grid.shape[-1]), "images", None, None, None)
+        seen = vision.see(self.config.vision, images, dtype, is_training=rng is not None, rng=rng)
+        seen = constrain(seen, "images", None, None)
+        return constrain(seen.reshape(num_inputs, num_frames, *seen.shape[1:]), "images", None, None, None)
 
     @hk.name_like("__call__")
     def decode(
@@ -107,7 +115,7 @@ class Flamingo(hk.Module):
         lm = lm_lib.LM(config.lm, new)
         x = lm.embed(tokens, context.positions)
         if media.pool is not None:
-            media = media._replace(pool=standardise(media.pool))
+            media = media._replace(pool=prepared(media.pool, config.xattn))
         xattn = Stack(
             config.xattn.num_layers(config.lm.num_layers),
             lambda x, cached: GatedXattn(config.xattn, config.lm.num_heads, media)(x, cached),
@@ -120,9 +128,10 @@ class Flamingo(hk.Module):
         def through(blocks: Stack, weights: Any, x: Array, lm_cache: Any) -> tuple[Array, Any]:
             return interleave(config.xattn, (blocks, weights, lm_cache), (xattn, xattn_weights, cached), x)
 
-        x, (lm_cache, kept) = lm.run(x, context, cache.lm | cache.shared if cache is not None else None, through)
+        x, (rows, kept) = lm.run(x, context, cache.lm | cache.shared if cache is not None else None, through)
         if cache is not None:
-            cache = Cache(lm_cache, kept if media.keep else cache.media, cache.shared)
+            written = self_attention.written(cache.lm, rows, context.positions)
+            cache = Cache(written, kept if media.keep else cache.media, cache.shared)
         return lm.logits(x), cache
 
 
@@ -187,25 +196,29 @@ def _concatenate(parts: list[Any]) -> Any:
     return jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *parts)
 
 
-def build(config: FlamingoConfig, *, arranged: bool = False) -> Decoder:
+def build(config: FlamingoConfig, *, arranged: bool = False, trains_vision: bool = False) -> Decoder:
     """Flamingo as pure functions of its weights (see `models.decoder.Decoder`).
 
     Args:
         config: of all parts.
-        arranged: whether the functions take the towers as `arrange` makes them: the vision encoder's weights standardised once,
-            the LM's queries, keys and values as one product. Both towers must then be frozen.
+        arranged: whether the functions take the towers as `arrange` makes them: NFNet's weights standardised once,
+            the LM's queries, keys and values as one product. Both must then be frozen.
+        trains_vision: whether the vision encoder is trained: its weights are taken as they are, and `token_losses` drops blocks of it
+            (stochastic depth, if its config has any).
     """
     kept, fuse = config, arranged and config.lm.can_fuse
     if arranged:
-        vision = dataclasses.replace(config.vision, weight_standardisation="folded")
-        config = dataclasses.replace(config, vision=vision, lm=dataclasses.replace(config.lm, fused=fuse))
+        encoder = config.vision if trains_vision else vision.arranged(config.vision)
+        config = dataclasses.replace(config, vision=encoder, lm=dataclasses.replace(config.lm, fused=fuse))
 
-    def losses(batch: Batch, num_shards: int, dtype: Any, config: FlamingoConfig = config) -> Array:
+    def losses(
+        batch: Batch, num_shards: int, dtype: Any, rng: Array | None = None, config: FlamingoConfig = config
+    ) -> Array:
         model = Flamingo(config)
-        pool = model.encode(batch.frames, batch.frame_mask, dtype)
+        pool = model.encode(batch.frames, batch.frame_mask, dtype, rng=rng)
         media = MediaContext(batch.media_index, pool, batch.media_slot, num_shards)
-        logits, _ = model.decode(batch.tokens, lm_lib.packed_context(batch.segment), media)
-        return lm_lib.next_token_losses(*logits, batch.tokens, config.lm.vocab_size)
+        logits, _ = model.decode(batch.tokens, self_attention.packed_context(batch.segment), media)
+        return next_token_losses(*logits, batch.tokens, config.lm.vocab_size)
 
     def step(
         tokens: Array,
@@ -215,11 +228,11 @@ def build(config: FlamingoConfig, *, arranged: bool = False) -> Decoder:
         chunk: tuple[int, int] | None,
         cache: Cache,
     ) -> tuple[Array, Cache]:
-        context = lm_lib.cached_context(positions, cache.lm["key"].shape[2])
+        context = self_attention.cached_context(positions, cache.lm["key"].shape[2])
         seen = MediaContext(media_index) if media is None else MediaContext(media_index, *media, chunk=chunk, keep=True)
         logits, updated = Flamingo(config).decode(tokens, context, seen, cache)
         assert updated is not None  # a cache goes in, a cache comes out
-        return lm_lib.joined_logits(*logits, config.lm.vocab_size), updated
+        return joined_logits(*logits, config.lm.vocab_size), updated
 
     transformed_losses, transformed_step = hk.transform(losses), hk.transform(step)
     transformed_encode = hk.transform(
@@ -229,8 +242,11 @@ def build(config: FlamingoConfig, *, arranged: bool = False) -> Decoder:
         lambda frames, frame_mask, dtype: Flamingo(config).features(frames, frame_mask, dtype)
     )
 
-    def token_losses(params: Params, batch: Batch, *, num_shards: int = 1) -> Float32[Array, "B L"]:
-        return transformed_losses.apply(params, None, batch, num_shards, _dtype(params))
+    def token_losses(
+        params: Params, batch: Batch, *, num_shards: int = 1, rng: Array | None = None
+    ) -> Float32[Array, "B L"]:
+        key = rng if trains_vision else None
+        return transformed_losses.apply(params, None, batch, num_shards, _dtype(params), key)
 
     def encode(
         params: Params, frames: UInt8[Array, "M F S S 3"], frame_mask: Bool[Array, "M F"]
@@ -263,14 +279,15 @@ def build(config: FlamingoConfig, *, arranged: bool = False) -> Decoder:
         return Cache(empty_lm_cache(config.lm, batch_size, length, dtype), media, shared)
 
     def init(rng: Array) -> Any:
-        return transformed_losses.init(rng, _example(), 1, jnp.float32, kept)
+        return transformed_losses.init(rng, _example(kept), 1, jnp.float32, None, kept)
 
     def arrange(params: Params) -> Params:
         if not arranged:
             return params
-        vision, blocks = (trees.under(params, f"flamingo/{part}") for part in ("vision", "lm/blocks"))
-        rest = {module: weights for module, weights in params.items() if module not in {*vision, *blocks}}
-        return trees.merge(rest, fold(vision), fuse_blocks(blocks) if fuse else blocks)
+        encoder, blocks = (trees.under(params, f"flamingo/{part}") for part in ("vision", "lm/blocks"))
+        rest = {module: weights for module, weights in params.items() if module not in {*encoder, *blocks}}
+        encoder = encoder if trains_vision else vision.arrange(config.vision, encoder)
+        return trees.merge(rest, encoder, fuse_blocks(blocks) if fuse else blocks)
 
     def fuse_blocks(blocks: Params) -> Params:
         prefix = "flamingo/lm/blocks"
@@ -278,25 +295,25 @@ def build(config: FlamingoConfig, *, arranged: bool = False) -> Decoder:
         return {f"{prefix}/{module}": weights for module, weights in fused.items()}
 
     def arranged_init(rng: Array) -> Any:
-        return transformed_losses.init(rng, _example(), 1, jnp.float32, config)
+        return transformed_losses.init(rng, _example(config), 1, jnp.float32, None, config)
 
     return Decoder(init, token_losses, encode, extend, empty_cache, arrange, arranged_init, features)
 
 
 def _dtype(params: Params) -> Any:
     """The dtype in which the weights were handed over: images are computed in it too."""
-    return params["flamingo/media"]["w"].dtype
+    return params["flamingo/resampler"]["latents"].dtype
 
 
-def _example() -> Batch:
+def _example(config: FlamingoConfig) -> Batch:
     """The smallest batch from which the shapes of all weights follow."""
-    ids = jnp.zeros((1, 2), jnp.int32)
+    ids, size = jnp.zeros((1, 2), jnp.int32), vision.example_size(config.vision)
     return Batch(
         tokens=ids,
         segment=ids + 1,
         loss_weights=jnp.zeros((1, 2), jnp.float32),
         media_index=ids,
         media_slot=ids[:, :1],
-        frames=jnp.zeros((1, 1, 32, 32, 3), jnp.uint8),
+        frames=jnp.zeros((1, 1, size, size, 3), jnp.uint8),
         frame_mask=jnp.ones((1, 1), bool),
     )

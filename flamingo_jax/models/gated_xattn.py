@@ -8,13 +8,15 @@
 
 Both gates are 0 at birth, so that the model starts as the language model, bit for bit. A token attends the R latents
 of one image, the one that phi (`media_index`) names; with phi = 0 the attention adds exactly 0 (paper, 2.3, A.1.3).
-Keys and values act on a visual stream of the LM's width D: only so do the counts of Table 5 come out (FACTS 1.2).
+Keys and values act on a visual stream of the LM's width D: only so do the counts of Table 5 come out (FACTS 1.2). The options
+of `XattnConfig` beyond Table 4 are those of the public re-implementations; their defaults are the paper's.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, NamedTuple
+import functools
+from typing import Any, Literal, NamedTuple
 
 import haiku as hk
 import jax
@@ -28,7 +30,7 @@ from flamingo_jax.models.lm import residual
 from flamingo_jax.nn.attention import attend_own_image, attend_own_image_chunked
 from flamingo_jax.nn.feedforward import Activation, feed_forward
 from flamingo_jax.nn.linear import Linear
-from flamingo_jax.nn.norm import layer_norm
+from flamingo_jax.nn.norm import EPSILON, layer_norm, rms_norm, standardise
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,6 +44,16 @@ class XattnConfig:
         head_dim: K; 0 is D / H.
         mlp_ratio: width of the dense part, in D.
         activation: of the dense part (Table 4: squared ReLU).
+        mlp_width: M of the dense part; 0 is mlp_ratio * D.
+        media: what keys and values act on: the visual tokens mapped to the LM's width, or the resampler's as they are (then there
+            is no flamingo/media).
+        media_norm: whether each layer has a LayerNorm on them.
+        norm: on the text, before attention and dense part.
+        norm_epsilon: of all of its norms.
+        qk_norm: whether each head's queries and keys have an RMSNorm (over K).
+        gate: one alpha for a layer's attention and one for its dense part, or one for each channel of D.
+        unseen: what attention gives a token with phi = 0: exactly 0, or the mean over all of its sequence's images (IDEFICS as
+            first published; a sequence without images gets 0).
     """
 
     every: int = 1
@@ -50,6 +62,14 @@ class XattnConfig:
     head_dim: int = 0
     mlp_ratio: int = 4
     activation: Activation = "squared_relu"
+    mlp_width: int = 0
+    media: Literal["language", "resampler"] = "language"
+    media_norm: bool = True
+    norm: Literal["layer", "rms"] = "layer"
+    norm_epsilon: float = EPSILON
+    qk_norm: bool = False
+    gate: Literal["scalar", "vector"] = "scalar"
+    unseen: Literal["zero", "average"] = "zero"
 
     def __post_init__(self) -> None:
         if self.every < 1 or not 0 <= self.offset < self.every:
@@ -65,13 +85,13 @@ class XattnConfig:
 class MediaContext(NamedTuple):
     """What all cross-attention layers share.
 
-    `pool` [M, R, D], standardised (`nn.norm.standardise`), and `slot` [B, N] as in `data.schema.Batch` (`num_shards` pools in a
+    `pool` [M, R, D] as `prepared` gives it, and `slot` [B, N] as in `data.schema.Batch` (`num_shards` pools in a
     row); both None while decoding, where each layer gets its cached keys and values. `chunk` = (tokens, span) takes the chunked form. `keep`: return the
     keys and values of each sequence's last image.
     """
 
     media_index: Int[Array, "B T"]
-    pool: Float[Array, "M R D"] | None = None
+    pool: Float[Array, "M R W"] | None = None
     slot: Int[Array, "B N"] | None = None
     num_shards: int = 1
     chunk: tuple[int, int] | None = None
@@ -97,24 +117,27 @@ class GatedXattn(hk.Module):
         Returns:
             (x, the last image's {"key", "value"} if the context says to keep them, else None).
         """
-        gate = lambda name: jnp.tanh(param(name, (), (), jnp.zeros)).astype(x.dtype)  # noqa: E731
+        config = self.config
+        norm = functools.partial(layer_norm if config.norm == "layer" else rms_norm, epsilon=config.norm_epsilon)
         x = residual(x)
-        attended, kept = self._attend(layer_norm(x, name="query_norm"), cached)
-        x = checkpoint_name(residual(x + gate("attention_gate") * attended), "attended")
+        attended, kept = self._attend(norm(x, name="query_norm"), cached)
+        x = checkpoint_name(residual(x + _gate("attention_gate", x, config) * attended), "attended")
         hidden = feed_forward(
-            layer_norm(x, name="mlp_norm"),
-            self.config.mlp_ratio * x.shape[-1],
-            activation=self.config.activation,
+            norm(x, name="mlp_norm"),
+            config.mlp_width or config.mlp_ratio * x.shape[-1],
+            activation=config.activation,
             bias=False,
             name="mlp",
         )
-        return residual(x + gate("dense_gate") * hidden), kept
+        return residual(x + _gate("dense_gate", x, config) * hidden), kept
 
     @hk.name_like("__call__")
     def _attend(self, y: Array, cached: Any) -> tuple[Array, Any]:
         width = y.shape[-1]
         shape = (self.num_heads, self.config.head_dim or width // self.num_heads)
         q = Linear(shape, axes=("embed", "heads", "head_dim"), name="query")(y)
+        if self.config.qk_norm:
+            q = self._norm_heads(q, "query_head_norm")
         q = checkpoint_name(constrain(q, "batch", "length", "heads", "head_dim"), "query")
         index = self.context.media_index
         if cached is None:
@@ -122,8 +145,10 @@ class GatedXattn(hk.Module):
         else:
             key, value = cached["key"], cached["value"]
             index = jnp.minimum(index, 1)
-        if self.context.chunk is None or cached is not None:
-            out = attend_own_image(q, key, value, index)
+        # While decoding, a token with phi = 0 is one of a sequence without images.
+        average = self.context.slot >= 0 if self.config.unseen == "average" and self.context.slot is not None else None
+        if self.context.chunk is None or cached is not None or average is not None:
+            out = attend_own_image(q, key, value, index, average)
         else:
             tokens, span = self.context.chunk
             out = attend_own_image_chunked(q, key, value, index, chunk=tokens, span=span)
@@ -139,29 +164,53 @@ class GatedXattn(hk.Module):
     def _keys_and_values(self, shape: tuple[int, int]) -> tuple[Array, Array]:
         """Projects each visual input of the pool once, then hands every sequence its own: [B, N, R, H, K].
 
-        One LayerNorm for keys and values (v1, 3.1.2). Its statistics are the same in all layers, so the pool comes standardised,
+        One LayerNorm for keys and values (v1, 3.1.2), or none. Its statistics are the same in all layers, so the pool comes standardised,
         and its weights are multiplied into the projection: (x * scale + offset) W = x (scale W) + offset W.
         """
         pool, slot = self.context.pool, self.context.slot
         if pool is None or slot is None:
             raise ValueError("Cross-attention needs visual inputs (a pool and its slots) or cached keys and values.")
-        width = pool.shape[-1:]
-        with hk.name_scope("media_norm"):
-            scale = param("scale", width, ("embed",), jnp.ones).astype(jnp.float32)
-            offset = param("offset", width, ("embed",), jnp.zeros).astype(pool.dtype)
+        config, width = self.config, pool.shape[-1:]
+        stream = "embed" if config.media == "language" else "vision"
+        if config.media_norm:
+            with hk.name_scope("media_norm"):
+                scale = param("scale", width, (stream,), jnp.ones).astype(jnp.float32)
+                offset = param("offset", width, (stream,), jnp.zeros).astype(pool.dtype)
 
         def project(name: str) -> Array:
             with hk.name_scope(name):
                 init = hk.initializers.TruncatedNormal(width[0] ** -0.5)
-                w = param("w", (*width, *shape), ("embed", "heads", "head_dim"), init)
-            scaled = (w.astype(jnp.float32) * scale[:, None, None]).astype(pool.dtype)
-            scaled = constrain(scaled, "embed", "heads", "head_dim")
-            shift = jnp.tensordot(offset, w.astype(pool.dtype), axes=1)
-            rows = jnp.tensordot(pool, scaled, axes=1) + shift[None, None]
+                w = param("w", (*width, *shape), (stream, "heads", "head_dim"), init)
+            if config.media_norm:
+                scaled = (w.astype(jnp.float32) * scale[:, None, None]).astype(pool.dtype)
+                scaled = constrain(scaled, stream, "heads", "head_dim")
+                shift = jnp.tensordot(offset, w.astype(pool.dtype), axes=1)
+                rows = jnp.tensordot(pool, scaled, axes=1) + shift[None, None]
+            else:
+                rows = jnp.tensordot(pool, w.astype(pool.dtype), axes=1)
+            if config.qk_norm and name == "key":
+                rows = self._norm_heads(rows, "key_head_norm")
             rows = checkpoint_name(constrain(rows, "media", "latents", "heads", "head_dim"), name)
             return gather_media(rows, slot, self.context.num_shards)
 
         return project("key"), project("value")
+
+    @hk.name_like("__call__")
+    def _norm_heads(self, y: Float[Array, "... K"], name: str) -> Float[Array, "... K"]:
+        return rms_norm(y, axis_name="head_dim", epsilon=self.config.norm_epsilon, name=name)
+
+
+def _gate(name: str, x: Float[Array, "B T D"], config: XattnConfig) -> Array:
+    """tanh(alpha), which multiplies what is added to x; alpha is 0 at birth."""
+    if config.gate == "scalar":
+        return jnp.tanh(param(name, (), (), jnp.zeros)).astype(x.dtype)
+    alpha = param(name, x.shape[-1:], ("embed",), jnp.zeros)
+    return jnp.broadcast_to(jnp.tanh(alpha).astype(x.dtype), x.shape)
+
+
+def prepared(pool: Float[Array, "M R W"], config: XattnConfig) -> Float[Array, "M R W"]:
+    """The visual tokens as all layers take them: standardised, where each layer has its own weights of one LayerNorm."""
+    return standardise(pool, epsilon=config.norm_epsilon) if config.media_norm else pool
 
 
 def gather_media(pool: Float[Array, "M R H K"], slot: Int[Array, "B N"], num_shards: int) -> Float[Array, "B N R H K"]:

@@ -24,14 +24,17 @@ import jax.numpy as jnp
 import numpy as np
 
 from flamingo_jax.core import trees
-from flamingo_jax.core.notation import Array, Bool, Float, Float32, UInt8
+from flamingo_jax.core.axes import constrain
+from flamingo_jax.core.notation import Array, Float, UInt8
 from flamingo_jax.core.params import Remat, Stack, layer_slice, param
 from flamingo_jax.nn.conv import Standardisation, standardise, ws_conv
 from flamingo_jax.nn.linear import linear
 
-# Each activation is scaled to keep unit variance on unit Gaussian input (NFNet code, base.py). GELU is the tanh form.
+# Each activation is scaled to keep unit variance on unit Gaussian input (NFNet code, base.py). GELU is the tanh form; "gelu_exact"
+# is timm's.
 ACTIVATIONS = {
     "gelu": lambda x: jax.nn.gelu(x) * 1.7015043497085571,
+    "gelu_exact": lambda x: jax.nn.gelu(x, approximate=False) * 1.7015043497085571,
     "relu": lambda x: jax.nn.relu(x) * 1.7139588594436646,
     "silu": lambda x: jax.nn.silu(x) * 1.7881293296813965,
 }
@@ -78,7 +81,7 @@ class NFNetConfig:
     skip_init: float = 0.0
     final_multiplier: float | None = 2.0
     stochastic_depth: float = 0.0
-    activation: Literal["gelu", "relu", "silu"] = "gelu"
+    activation: Literal["gelu", "gelu_exact", "relu", "silu"] = "gelu"
     weight_standardisation: Standardisation = "apply"
     remat: Remat = "none"
     loop: Literal["scan", "unrolled"] = "scan"
@@ -110,16 +113,16 @@ class NFNetConfig:
         return int(np.prod(self.stem_strides) * np.prod(self.strides))
 
 
-def normalise(images: UInt8[Array, "... 3"], dtype: jnp.dtype | type = jnp.float32) -> Float[Array, "... 3"]:
+def normalise(
+    images: UInt8[Array, "... 3"],
+    dtype: jnp.dtype | type = jnp.float32,
+    *,
+    mean: Float[np.ndarray, "3"] = PIXEL_MEAN,
+    std: Float[np.ndarray, "3"] = PIXEL_STD,
+) -> Float[Array, "... 3"]:
     """Returns (pixel - mean) / deviation, computed in float32 and rounded to `dtype` (paper, model card: mean 0, variance 1)."""
-    mean, std = (jnp.broadcast_to(jnp.asarray(value), images.shape) for value in (PIXEL_MEAN, PIXEL_STD))
-    return ((images.astype(jnp.float32) - mean) / std).astype(dtype)
-
-
-def pool(grid: Float[Array, "M F P E"], frame_mask: Bool[Array, "M F"]) -> Float32[Array, "M E"]:
-    """Returns the mean over the places of a grid, and over real frames: one vector for an image or a video, to compare it with others."""
-    real = jnp.broadcast_to(frame_mask[:, :, None, None], grid.shape)
-    return jnp.mean(grid, axis=(1, 2), where=real, dtype=jnp.float32)
+    means, deviations = (jnp.broadcast_to(jnp.asarray(value), images.shape) for value in (mean, std))
+    return ((images.astype(jnp.float32) - means) / deviations).astype(dtype)
 
 
 def betas(config: NFNetConfig) -> list[list[float]]:
@@ -167,7 +170,8 @@ class NFNet(hk.Module):
         Args:
             images: Float[M, S, S, 3] after `normalise`; their dtype is the one that is computed in.
             is_training: whether blocks are dropped (stochastic depth).
-            rng: key for that; needed only in training with config.stochastic_depth > 0.
+            rng: key for that, or one for each image, so that what is dropped does not depend on the others; needed only in
+                training with config.stochastic_depth > 0.
 
         Raises:
             ValueError: if that key is missing.
@@ -178,7 +182,8 @@ class NFNet(hk.Module):
                 raise ValueError(
                     f"NFNet {self.name!r} has stochastic_depth={config.stochastic_depth}: pass rng= in training."
                 )
-            keys = jax.random.split(rng, num_blocks)
+            own = rng if rng.ndim else jax.random.split(rng, len(images))
+            keys = jnp.swapaxes(jax.vmap(lambda key: jax.random.split(key, num_blocks))(own), 0, 1)
         conv = functools.partial(ws_conv, standardisation=config.weight_standardisation)
         act = ACTIVATIONS[config.activation]
 
@@ -233,6 +238,7 @@ def _block(
     stride: int,
     config: NFNetConfig,
 ) -> Array:
+    x = constrain(x, "images", None, None, None)
     act = ACTIVATIONS[config.activation]
     conv = functools.partial(ws_conv, standardisation=config.weight_standardisation)
     inner = int((width if config.big_width else x.shape[-1]) * config.expansion)
@@ -252,8 +258,8 @@ def _block(
         out = 2 * out * _squeeze_excite(out, ratio=config.se_ratio)
     if drop is not None:
         rate, key = drop
-        keep = jax.random.bernoulli(key, 1 - rate, (x.shape[0], 1, 1, 1))
-        out = out * keep.astype(out.dtype)
+        keep = jax.vmap(lambda own: jax.random.bernoulli(own, 1 - rate))(key)
+        out = out * keep.astype(out.dtype)[:, None, None, None]
     with hk.name_scope("skip"):
         gain = param("gain", (), (), hk.initializers.Constant(config.skip_init))
     return out * (gain * config.alpha).astype(out.dtype) + shortcut

@@ -25,7 +25,7 @@ from flamingo_jax.nn.attention import attend
 from flamingo_jax.nn.embed import interpolate_time
 from flamingo_jax.nn.feedforward import Activation, feed_forward
 from flamingo_jax.nn.linear import linear
-from flamingo_jax.nn.norm import layer_norm
+from flamingo_jax.nn.norm import EPSILON, layer_norm
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,12 +38,15 @@ class ResamplerConfig:
         num_heads: H.
         head_dim: K, size of one head's keys and values.
         num_latents: R, the visual tokens that come out for each image or video.
-        num_time_embeddings: frames in training; other frame counts interpolate.
+        input_projection: whether a linear map takes the features to W; without it they must come W wide.
+        num_time_embeddings: frames in training; other frame counts interpolate. 0: frames are not told apart.
         mlp_ratio: hidden width of the feed-forward layer, in widths.
         activation: of the feed-forward layer.
         attention_bias: whether the projections of the attention have biases.
         mlp_bias: whether the feed-forward layers have biases.
+        qk_norm: whether each head's queries and keys have a LayerNorm (over K).
         final_norm: whether a LayerNorm ends it; the paper mentions none, OpenFlamingo has one.
+        epsilon: of all of its norms.
         remat: "full" recomputes each block in the backward pass.
     """
 
@@ -52,12 +55,15 @@ class ResamplerConfig:
     num_heads: int = 16
     head_dim: int = 128
     num_latents: int = 64
+    input_projection: bool = True
     num_time_embeddings: int = 8
     mlp_ratio: int = 4
     activation: Activation = "squared_relu"
     attention_bias: bool = False
     mlp_bias: bool = True
+    qk_norm: bool = False
     final_norm: bool = False
+    epsilon: float = EPSILON
     remat: Remat = "none"
 
 
@@ -77,15 +83,26 @@ class Resampler(hk.Module):
         Args:
             features: Float[M, F, P, E] grid of the encoder for each frame, flattened; computed in their dtype.
             frame_mask: Bool[M, F] False for frames that are padding: nothing attends them.
+
+        Raises:
+            ValueError: if the features are not W wide and there is no input projection.
         """
         config = self.config
-        num_inputs, num_frames, num_patches, _ = features.shape
+        num_inputs, num_frames, num_patches, width = features.shape
         init = hk.initializers.RandomNormal(0.02)
 
-        x = linear(features, (config.width,), axes=("vision", "embed"), bias=True, name="input")
-        time = param("time_embeddings", (config.num_time_embeddings, config.width), ("frames", "embed"), init)
-        time = interpolate_time(time, num_frames).astype(x.dtype)
-        x = (x + time[None, :, None]).reshape(num_inputs, num_frames * num_patches, config.width)
+        x = features
+        if config.input_projection:
+            x = linear(features, (config.width,), axes=("vision", "embed"), bias=True, name="input")
+        elif width != config.width:
+            raise ValueError(
+                f"Resampler: the vision encoder's features are {width} wide, the resampler {config.width}, and there is no input "
+                "projection: set resampler.width to the encoder's, or resampler.input_projection=True."
+            )
+        if config.num_time_embeddings:
+            time = param("time_embeddings", (config.num_time_embeddings, config.width), ("frames", "embed"), init)
+            x = x + interpolate_time(time, num_frames).astype(x.dtype)[None, :, None]
+        x = x.reshape(num_inputs, num_frames * num_patches, config.width)
 
         latents = param("latents", (config.num_latents, config.width), ("latents", "embed"), init)
         latents = jnp.broadcast_to(latents.astype(x.dtype)[None], (num_inputs, *latents.shape))
@@ -96,7 +113,7 @@ class Resampler(hk.Module):
 
         def block(latents: Array, _: None) -> tuple[Array, None]:
             latents = latents + _attention(latents, x, mask, config)
-            hidden = layer_norm(latents, name="ffw_norm")
+            hidden = layer_norm(latents, epsilon=config.epsilon, name="ffw_norm")
             hidden = feed_forward(
                 hidden,
                 config.mlp_ratio * config.width,
@@ -109,20 +126,25 @@ class Resampler(hk.Module):
             return latents + hidden, None
 
         latents, _ = Stack(config.num_layers, block, name="layers", remat=config.remat)(latents)
-        return layer_norm(latents, name="final_norm") if config.final_norm else latents
+        return layer_norm(latents, epsilon=config.epsilon, name="final_norm") if config.final_norm else latents
 
 
 def _attention(
     latents: Float[Array, "M R W"], x: Float[Array, "M S W"], mask: Bool[Array, "M R Sx"], config: ResamplerConfig
 ) -> Float[Array, "M R W"]:
     """The latents attend the features and themselves; features and latents have a LayerNorm each (pre-norm)."""
-    latents = layer_norm(latents, name="latents_norm")
-    attended = jnp.concatenate([layer_norm(x, name="media_norm"), latents], axis=1)
+    latents = layer_norm(latents, epsilon=config.epsilon, name="latents_norm")
+    attended = jnp.concatenate([layer_norm(x, epsilon=config.epsilon, name="media_norm"), latents], axis=1)
     axes, bias = ("embed", "latent_heads", "head_dim"), config.attention_bias
     heads = (config.num_heads, config.head_dim)
     q = linear(latents, heads, axes=axes, bias=bias, name="query")
     k = linear(attended, heads, axes=axes, bias=bias, name="key")
     v = linear(attended, heads, axes=axes, bias=bias, name="value")
+    if config.qk_norm:
+        q, k = (
+            layer_norm(y, axis_name="head_dim", epsilon=config.epsilon, name=name)
+            for y, name in ((q, "query_head_norm"), (k, "key_head_norm"))
+        )
     out = attend(q, k, v, mask)
     return linear(
         out, latents.shape[-1:], num_in=2, axes=("latent_heads", "head_dim", "embed"), bias=bias, name="output"

@@ -10,6 +10,7 @@ from flamingo_jax.models.lm import LMConfig
 from flamingo_jax.models.nfnet import NFNetConfig
 from flamingo_jax.models.resampler import ResamplerConfig
 from flamingo_jax.models.text_encoder import TextEncoderConfig
+from flamingo_jax.models.vit import ViTConfig
 
 # NFNet F0-F6 (Brock et al. 2021, Table 1): variant n has n + 1 times the depth of F0; F6 is Flamingo's. Weights without
 # the classifier's 3,073,000: 68.4M, 129.6M, 190.7M, 251.9M, 313.0M, 374.1M, 435.3M.
@@ -35,6 +36,14 @@ NFNETS: Mapping[str, NFNetConfig] = {
         skip_init=1.0,
         loop="unrolled",
     ),
+}
+
+# CLIP's towers (Radford et al. 2021; OpenCLIP), without the projection into the joint space: OpenAI's ViT-L/14, 303.2M
+# weights with the final norm, and LAION's ViT-H/14, 630.8M. "tiny" has 4 x 4 patches of 8 pixels.
+VITS: Mapping[str, ViTConfig] = {
+    "L14": ViTConfig(patch_size=14, width=1024, num_layers=24, num_heads=16, mlp_width=4096),
+    "H14": ViTConfig(patch_size=14, width=1280, num_layers=32, num_heads=16, mlp_width=5120, activation="gelu_exact"),
+    "tiny": ViTConfig(patch_size=8, width=32, num_layers=2, num_heads=4, mlp_width=64, image_size=32),
 }
 
 # The paper's (Table 4), in the two readings of its head size (models/resampler.py): 193.7M and 174.8M weights.

@@ -55,6 +55,7 @@ def attend_own_image(
     k: Float[Array, "B N R H K"],
     v: Float[Array, "B N R H K"],
     media_index: Int[Array, "B L"],
+    average: Bool[Array, "B N"] | None = None,
 ) -> Float[Array, "B L H K"]:
     """Masked cross-attention of the paper (A.1.3): token l attends the R latents of image phi(l) alone.
 
@@ -66,9 +67,15 @@ def attend_own_image(
         k: keys of each image's latents.
         v: values of each image's latents.
         media_index: phi; 1..N, or 0 for a token that attends no image (its output is exactly 0).
+        average: the images over all of whose latents a token with phi = 0 averages instead, whatever its query; None: as
+            above. Not in the paper; the first IDEFICS.
     """
     batch, num_images, num_latents, heads, size = k.shape
     own = media_index[:, :, None] == jnp.arange(1, num_images + 1, dtype=media_index.dtype)[None, None, :]
+    if average is not None:
+        unseen = media_index == 0
+        own = own | (unseen[:, :, None] & average[:, None, :])
+        q = jnp.where(unseen[:, :, None, None], 0, q)  # equal scores
     flat = (batch, num_images * num_latents, heads, size)
     return attend(q, k.reshape(flat), v.reshape(flat), jnp.repeat(own, num_latents, axis=-1))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 
 import jax
@@ -12,8 +13,42 @@ from flamingo_jax.core.notation import Array, Float, Float32, Int
 from flamingo_jax.nn.linear import einsum_float32
 
 
+@dataclasses.dataclass(frozen=True)
+class RotaryScaling:
+    """How rotary positions were stretched for longer texts than a model was first trained on.
+
+    Attributes:
+        factor: wave lengths become this many times as long; 1 is none.
+        low, high: if `original_length` is given (Llama 3.1): waves that turn fewer than `low` times in it are stretched, those that turn more
+            than `high` times are not, and those between in part.
+        original_length: tokens; 0 stretches all waves alike ("linear").
+    """
+
+    factor: float = 1.0
+    low: float = 1.0
+    high: float = 4.0
+    original_length: int = 0
+
+    def __post_init__(self) -> None:
+        if self.factor <= 0 or self.original_length < 0 or (self.original_length and not 0 < self.low < self.high):
+            raise ValueError(f"Expected factor > 0, original_length >= 0 and 0 < low < high, got {self}.")
+
+    def scale(self, frequencies: np.ndarray) -> np.ndarray:
+        """Returns the frequencies (radians per token), stretched."""
+        if not self.original_length:
+            return frequencies / self.factor
+        turns = frequencies * self.original_length / (2 * np.pi)
+        kept = np.clip((turns - self.low) / (self.high - self.low), 0.0, 1.0)
+        return frequencies * (kept + (1 - kept) / self.factor)
+
+
 def rotary(
-    x: Float[Array, "B T H K"], positions: Int[Array, "B T"], *, base: float = 10_000.0, fraction: float = 1.0
+    x: Float[Array, "B T H K"],
+    positions: Int[Array, "B T"],
+    *,
+    base: float = 10_000.0,
+    fraction: float = 1.0,
+    scaling: RotaryScaling = RotaryScaling(),
 ) -> Float[Array, "B T H K"]:
     """Rotates pairs (i, i + n/2) of the first n = fraction * K features by position * base^(-2i/n) (Su et al. 2021).
 
@@ -22,10 +57,11 @@ def rotary(
         positions: of each token.
         base: the longest wave length is 2 pi times this.
         fraction: share of the features that rotate (GPT-NeoX: 0.25); the others pass unchanged.
+        scaling: of the frequencies.
     """
     size = int(x.shape[-1] * fraction)
     half = size // 2
-    frequencies = jnp.asarray(base ** -(np.arange(half) / half), jnp.float32)
+    frequencies = jnp.asarray(scaling.scale(base ** -(np.arange(half) / half)), jnp.float32)
     angles = positions[:, :, None, None].astype(jnp.float32) * frequencies[None, None, None, :]
     cos, sin = jnp.cos(angles), jnp.sin(angles)
     a, b = (x[..., part].astype(jnp.float32) for part in (slice(0, half), slice(half, size)))

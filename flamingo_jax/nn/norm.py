@@ -58,11 +58,15 @@ class RMSNorm(hk.Module):
         return (y * jnp.broadcast_to(scale.astype(jnp.float32), y.shape)).astype(x.dtype)
 
 
-def layer_norm(x: Float[Array, "... D"], *, axis_name: str = "embed", name: str) -> Float[Array, "... D"]:
+def layer_norm(
+    x: Float[Array, "... D"], *, axis_name: str = "embed", epsilon: float = EPSILON, bias: bool = True, name: str
+) -> Float[Array, "... D"]:
     """Makes and applies one `LayerNorm`."""
-    return LayerNorm(axis_name=axis_name, name=name)(x)
+    return LayerNorm(axis_name=axis_name, epsilon=epsilon, bias=bias, name=name)(x)
 
 
-def rms_norm(x: Float[Array, "... D"], *, axis_name: str = "embed", name: str) -> Float[Array, "... D"]:
+def rms_norm(
+    x: Float[Array, "... D"], *, axis_name: str = "embed", epsilon: float = EPSILON, name: str
+) -> Float[Array, "... D"]:
     """Makes and applies one `RMSNorm`."""
-    return RMSNorm(axis_name=axis_name, name=name)(x)
+    return RMSNorm(axis_name=axis_name, epsilon=epsilon, name=name)(x)

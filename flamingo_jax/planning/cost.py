@@ -21,11 +21,12 @@ from flamingo_jax.planning import hlo, matmul
 from flamingo_jax.planning.collectives import Collective, Network, event
 from flamingo_jax.sharding.topologies import Topology
 
-PARTS = ("vision", "resampler", "xattn", "lm_forward", "backward", "recomputation", "optimizer", "other")
+PARTS = ("vision", "text", "resampler", "xattn", "lm_forward", "backward", "recomputation", "optimizer", "other")
 
 # A word of an operation's path -> its part, the first that is there: the layers of "xattn" stand inside of "lm".
 _FORWARD = (
     ("vision", "vision"),
+    ("text", "text"),
     ("resampler", "resampler"),
     ("media", "resampler"),
     ("xattn", "xattn"),

@@ -26,8 +26,8 @@ from jax.extend.core import jaxprs_in_params
 from flamingo_jax.core import trees
 from flamingo_jax.data.config import DatasetConfig
 from flamingo_jax.models.lm import LMConfig
-from flamingo_jax.models.nfnet import NFNet, NFNetConfig
 from flamingo_jax.models.resampler import Resampler, ResamplerConfig
+from flamingo_jax.models.vision import VisionConfig, num_patches, see
 from flamingo_jax.training.config import TrainConfig, given
 from flamingo_jax.training.objective import Objective
 
@@ -97,6 +97,10 @@ def of_update(config: TrainConfig, objective: Objective, fills: Mapping[str, Fil
     """
     weights = _Weights(objective)
     flops: dict[str, float | int] = {}
+    if config.stage == "contrastive" and config.mixing == "merged":
+        # Every row of the one batch is compared with those of all datasets.
+        others = sum(fill.rows for fill in fills.values()) ** 2 - sum(fill.rows**2 for fill in fills.values())
+        flops["contrastive"] = _similarity(config, others)
     for fill in fills.values():
         if config.stage == "contrastive":
             parts = _contrastive(config, weights, fill)
@@ -131,7 +135,7 @@ class _Weights:
         chosen = [
             entry for path, entry in self._sizes.items() if re.fullmatch(pattern, path) and not re.search(without, path)
         ]
-        return sum(size * (2.0 + self.backward * 2.0 * (passed + trained)) for size, trained in chosen)
+        return sum((size * (2.0 + self.backward * 2.0 * (passed + trained)) for size, trained in chosen), 0.0)
 
     def trained(self, pattern: str) -> bool:
         """Whether any matching weight is trained."""
@@ -145,12 +149,18 @@ def _language_model(lm: LMConfig, weights: _Weights, prefix: str, fill: Fill, pa
     each += (
         lm.vocab_size * lm.width * (2.0 + 2.0 * weights.backward + 2.0 * trained)
     )  # the head, without the rows that pad its table
-    pairs = fill.rows * fill.tokens * (cached + (fill.tokens + 1) / 2)
+    pairs = fill.rows * _attended(fill.tokens, cached, lm.sliding_window)
     pair = 2.0 * lm.num_layers * lm.num_heads * lm.head_size
     attention = pair * 2 * (1 + 2 * passed)  # both factors of scores and of values are activations
     if lm.position == "relative":
         attention += pair * (1 + passed + trained)
     return fill.rows * fill.tokens * each + pairs * attention
+
+
+def _attended(tokens: float | int, cached: int, window: int) -> float | int:
+    """Pairs of tokens of a row of which one attends the other: all that came before, or a window of them."""
+    growing = tokens if not window else min(tokens, max(window - cached, 0))
+    return growing * (cached + (growing + 1) / 2) + (tokens - growing) * window
 
 
 def _flamingo(config: TrainConfig, weights: _Weights, fill: Fill, cached: int = 0) -> dict[str, float | int]:
@@ -162,7 +172,7 @@ def _flamingo(config: TrainConfig, weights: _Weights, fill: Fill, cached: int = 
     passed = 1.0 if model.new_tokens else 1.0 - xattn.offset / lm.num_layers
     heads = xattn.num_heads or lm.num_heads
     pair = 2.0 * xattn.num_layers(lm.num_layers) * heads * (xattn.head_dim or lm.width // heads)
-    of_images = r"/(key|value|media_norm)/"
+    of_images = r"/(key|value|media_norm|key_head_norm)/"
     times = 1.0 + 2.0 * weights.backward
     vision_trained = weights.trained("flamingo/vision/.*")
     frame = vision_forward(model.vision, size)
@@ -181,30 +191,35 @@ def _flamingo(config: TrainConfig, weights: _Weights, fill: Fill, cached: int = 
 
 def _contrastive(config: TrainConfig, weights: _Weights, fill: Fill) -> dict[str, float | int]:
     text = given(config.model.text_encoder, "text_encoder")
-    joint = given(config.model.contrastive, "contrastive").joint_dim
     tables = "/(embedding|positions|types)$"
     pairs = fill.rows * fill.tokens**2 * 2.0 * text.num_layers * text.width
     return {
-        "vision": 3.0 * fill.images * vision_forward(given(config.model.vision, "vision"), config.data.image_size),
+        "vision": 3.0 * fill.images * vision_forward(config.model.encoder(), config.data.image_size),
         "text": fill.rows * fill.tokens * weights.per_use("contrastive/text/.*", without=tables) + pairs * 2 * 3,
-        "contrastive": fill.rows * weights.per_use(r"contrastive/\w+_projection/.*") + 3 * 2.0 * fill.rows**2 * joint,
+        "contrastive": fill.rows * weights.per_use(r"contrastive/\w+_projection/.*")
+        + _similarity(config, fill.rows**2),
     }
 
 
-def vision_forward(config: NFNetConfig, image_size: int) -> int:
+def _similarity(config: TrainConfig, pairs: int) -> float:
+    """Of this many pairs of a text and an image."""
+    return 3 * 2.0 * pairs * given(config.model.contrastive, "contrastive").joint_dim
+
+
+def vision_forward(config: VisionConfig, image_size: int) -> int:
     """Returns the FLOPs of encoding one frame of this many pixels on a side: 2 x 116.55e9 for NFNet-F6 at 320."""
-    return traced(lambda images: NFNet(config)(images), _abstract(1, image_size, image_size, 3))
+    frames = jax.ShapeDtypeStruct((1, image_size, image_size, 3), jnp.uint8)
+    return traced(lambda frames: see(config, frames, jnp.float32), frames)
 
 
 def resampler_forward(
-    config: ResamplerConfig, vision: NFNetConfig, image_size: int, num_frames: int
+    config: ResamplerConfig, vision: VisionConfig, image_size: int, num_frames: int
 ) -> tuple[int, int]:
-    """Returns (FLOPs for one visual input, those of the projection of its features among them)."""
-    side = -(-image_size // vision.reduction)
-    features = _abstract(1, num_frames, side * side, vision.width)
+    """Returns (FLOPs for one visual input, those of the projection of its features among them, 0 where there is none)."""
+    features = _abstract(1, num_frames, num_patches(vision, image_size), vision.width)
     mask = jax.ShapeDtypeStruct((1, num_frames), jnp.bool_)
     whole = traced(lambda x, visible: Resampler(config)(x, visible), features, mask)
-    return whole, 2 * math.prod(features.shape) * config.width
+    return whole, 2 * math.prod(features.shape) * config.width if config.input_projection else 0
 
 
 def _abstract(*shape: int) -> jax.ShapeDtypeStruct:

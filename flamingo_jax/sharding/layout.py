@@ -48,12 +48,21 @@ class Layout:
         entries: list[MeshAxes] = []
         free = dict(self.mesh.shape)
         for size, axis in zip(x.shape, axes, strict=True):
-            names = self._names(axis, free)
-            while names and size % math.prod(free[name] for name in names):
-                names = names[:-1]
+            names = self._dividing(size, axis, free)
             entries.append(names or None)
             free = {name: number for name, number in free.items() if name not in names}
         return jax.lax.with_sharding_constraint(x, NamedSharding(self.mesh, PartitionSpec(*entries)))
+
+    def spreads(self, size: int, axis: str) -> bool:
+        """Returns whether a dimension of this size is split over all chips of the mesh."""
+        names = self._dividing(size, axis, self.mesh.shape)
+        return math.prod(self.mesh.shape[name] for name in names) == self.mesh.size
+
+    def _dividing(self, size: int, axis: str | None, free: Mapping[str, int]) -> tuple[str, ...]:
+        names = self._names(axis, free)
+        while names and size % math.prod(free[name] for name in names):
+            names = names[:-1]
+        return names
 
     def _names(self, axis: str | None, free: Mapping[str, int]) -> tuple[str, ...]:
         if axis in ("rows", "sequence") and not self.sequence_parallel:
@@ -68,9 +77,9 @@ class Layout:
             return w
         part = zero.spec(axes, w.shape, self.mesh)
         w = _with_placed_gradient(w, NamedSharding(self.mesh, part))
-        if self.mesh.shape["replica"] == 1 and self.mesh.shape["model"] > 1:
-            # A part on every chip of the mesh: to form it, the compiler would gather the activations of the whole batch. So the
-            # gradient is whole over data first, and then cut.
+        if "kernel" in axes or (self.mesh.shape["replica"] == 1 and self.mesh.shape["model"] > 1):
+            # A part on every chip of the mesh, or a part of a convolution's channels: to form it, the compiler would gather the
+            # activations of the whole batch. So the gradient is whole over data first, and then cut.
             w = _with_placed_gradient(w, NamedSharding(self.mesh, weight_spec("", w.shape, axes, self.mesh)))
         return w
 

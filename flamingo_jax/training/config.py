@@ -2,8 +2,9 @@
 
 TrainConfig
 stage, name, seed, steps
-model      vision, text_encoder, contrastive, lm, resampler, xattn, new_tokens     the parts that the stage uses
+model      vision | vit, text_encoder, contrastive, lm, resampler, xattn, new_tokens     the parts that the stage uses
 data       tokenizer, image_size, datasets {name: batch size, lambda, ...}
+initial, unfrozen                                                                        fine-tuning (paper, B.2.2)
 mixing     accumulate | round_robin | merged
 optimizer, precision, mesh, towers, hooks, until, evaluate
 """
@@ -22,9 +23,11 @@ from flamingo_jax.models.lm import LMConfig
 from flamingo_jax.models.nfnet import NFNetConfig
 from flamingo_jax.models.resampler import ResamplerConfig
 from flamingo_jax.models.text_encoder import TextEncoderConfig
+from flamingo_jax.models.vision import VisionConfig
+from flamingo_jax.models.vit import ViTConfig
 from flamingo_jax.sharding.mesh import MeshConfig
 from flamingo_jax.training.accumulate import Mixing
-from flamingo_jax.training.optimizer import OptimizerConfig
+from flamingo_jax.training.optimizer import OptimizerConfig, VisionOptimizerConfig
 
 T = TypeVar("T")
 Stage = Literal["language_model", "contrastive", "flamingo"]
@@ -51,16 +54,30 @@ def given(part: T | None, name: str) -> T:
 class ModelConfig:
     """The parts of the model; a stage reads those it needs, so that one file can describe all stages.
 
+    The vision encoder is an NFNet, `vision`, or a `vit`: one of them is given, and the other None.
     `lm.vocab_size` and `text_encoder.vocab_size` may be 0, "as the tokenizer has": filled in when it is loaded.
     """
 
     vision: NFNetConfig | None = None
+    vit: ViTConfig | None = None
     text_encoder: TextEncoderConfig | None = None
     contrastive: ContrastiveConfig | None = None
     lm: LMConfig | None = None
     resampler: ResamplerConfig | None = None
     xattn: XattnConfig | None = None
     new_tokens: tuple[str, ...] = ("<EOC>",)
+
+    def encoder(self) -> VisionConfig:
+        """Returns the vision encoder, an NFNet or a ViT.
+
+        Raises:
+            ValueError: if none or both of them are given.
+        """
+        if self.vision is not None and self.vit is not None:
+            raise ValueError(
+                "model.vision (an NFNet) and model.vit are both given: set the one that is not used to None."
+            )
+        return given(self.vision, "vision") if self.vit is None else self.vit
 
     def flamingo(self) -> FlamingoConfig:
         """Returns the parts of Flamingo together.
@@ -69,7 +86,7 @@ class ModelConfig:
             ValueError: if one of them is None.
         """
         return FlamingoConfig(
-            vision=given(self.vision, "vision"),
+            vision=self.encoder(),
             resampler=given(self.resampler, "resampler"),
             lm=given(self.lm, "lm"),
             xattn=given(self.xattn, "xattn"),
@@ -78,9 +95,8 @@ class ModelConfig:
 
     def of_stage(self, stage: Stage) -> ModelConfig:
         """Returns the parts that a stage uses alone; only Flamingo has rows for new tokens."""
-        unused = {
-            field.name: None for field in dataclasses.fields(self) if field.name not in (*_PARTS[stage], "new_tokens")
-        }
+        used = {*_PARTS[stage], "new_tokens", *(("vit",) if "vision" in _PARTS[stage] else ())}
+        unused = {field.name: None for field in dataclasses.fields(self) if field.name not in used}
         return dataclasses.replace(self, **unused, new_tokens=self.new_tokens if stage == "flamingo" else ())
 
     def with_vocabulary(self, vocab_size: int) -> ModelConfig:
@@ -91,7 +107,10 @@ class ModelConfig:
 
 @dataclasses.dataclass(frozen=True)
 class TowersConfig:
-    """Exports that the flamingo stage freezes: of a language_model run, and of a contrastive run."""
+    """Exports that the flamingo stage freezes: of a language_model run, and of a contrastive run; or towers of another Flamingo.
+
+    None is that of `initial`, where that is given. A tower that is trained (`unfrozen`) begins as it is in its export.
+    """
 
     lm: str | None = None
     vision: str | None = None
@@ -144,21 +163,21 @@ class UntilConfig:
 
 @dataclasses.dataclass(frozen=True)
 class EvaluateConfig:
-    """Few-shot evaluation during training, into the same log.
+    """Evaluation during training, into the same log: few-shot, or in the contrastive stage zero-shot classification and retrieval.
 
     Attributes:
       every: updates between two evaluations; 0: never.
       tasks: names of tasks.
-      shots: numbers of support examples.
-      n: episodes of each.
-      data: directory of each benchmark by name, such as {"world": "/data/world"}.
+      shots: numbers of support examples, of few-shot tasks.
+      n: episodes, or images, of each.
+      data: directory of each benchmark by name, such as {"world": "/data/world"}; None is none.
     """
 
     every: int = 0
     tasks: tuple[str, ...] = ()
     shots: tuple[int, ...] = (0, 4)
     n: int = 64
-    data: dict[str, str] = dataclasses.field(default_factory=dict)
+    data: dict[str, str | None] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -172,6 +191,9 @@ class TrainConfig:
       data: datasets, with batch sizes and lambda_m (`weight`).
       name: shown in the log.
       seed: of initialisation, data order and everything random.
+      initial: export of a run of the same stage, or the WORKDIR around it: the trained weights begin as they are there. A run that goes on
+          from a checkpoint of its own does not read them again.
+      unfrozen: towers that the flamingo stage trains: ("vision",) in fine-tuning.
       mixing: how datasets share an update.
       precision: compute dtype; weights that are trained stay float32.
       mesh: devices per mesh axis.
@@ -183,6 +205,8 @@ class TrainConfig:
     data: DataConfig
     name: str = ""
     seed: int = 0
+    initial: str | None = None
+    unfrozen: tuple[Literal["vision"], ...] = ()
     mixing: Mixing = "accumulate"
     optimizer: OptimizerConfig = OptimizerConfig()
     precision: Policy = Policy()
@@ -195,12 +219,34 @@ class TrainConfig:
     def __post_init__(self) -> None:
         if self.steps < 1:
             raise ValueError(f"steps is {self.steps}; expected at least 1 update.")
-        if missing := [part for part in _PARTS[self.stage] if getattr(self.model, part) is None]:
+        if "vision" in _PARTS[self.stage]:
+            self.model.encoder()
+        if missing := [part for part in _PARTS[self.stage] if part != "vision" and getattr(self.model, part) is None]:
             raise ValueError(
                 f"Stage {self.stage!r} needs model.{{{', '.join(_PARTS[self.stage])}}}, and model.{missing[0]} is None: describe it."
             )
         if not self.data.datasets:
             raise ValueError("data.datasets is empty; a run needs at least one dataset.")
+        weights = {name: dataset.weight for name, dataset in self.data.datasets.items()}
+        if self.stage == "contrastive" and self.mixing == "merged" and set(weights.values()) != {1.0}:
+            raise ValueError(
+                f"Datasets have the weights {weights}, and in a merged batch of the contrastive stage all rows count alike: expected 1.0 for "
+                "each; or mixing = 'accumulate'."
+            )
+        if self.unfrozen and self.stage != "flamingo":
+            raise ValueError(
+                f"unfrozen is {self.unfrozen}, and the {self.stage} stage freezes nothing; expected () outside of the flamingo stage."
+            )
+        if self.optimizer.vision != VisionOptimizerConfig() and not self.trains_vision:
+            raise ValueError(
+                f"optimizer.vision is {self.optimizer.vision}, and this {self.stage} run trains no vision encoder: "
+                "leave its fields None, or train it (unfrozen = ('vision',) in the flamingo stage)."
+            )
+
+    @property
+    def trains_vision(self) -> bool:
+        """Whether the vision encoder is among the trained weights."""
+        return self.stage == "contrastive" or "vision" in self.unfrozen
 
     def resolved(self, vocab_size: int) -> TrainConfig:
         """Returns the config as it is run, and kept beside its checkpoints: nothing left open, nothing that the stage does not use.

@@ -1,4 +1,4 @@
-"""What a stage minimises: a pair of pure functions, and two tables. The training loop knows nothing else.
+"""What a stage minimises: a pair of pure functions, and three tables. The training loop knows nothing else.
 
     language_model   next token of packed text                               (Chinchilla's recipe)
     contrastive      two-term InfoNCE over one dataset's batch               (paper, B.1.3)
@@ -26,8 +26,9 @@ from flamingo_jax.data.schema import Batch
 from flamingo_jax.models import contrastive as contrastive_lib
 from flamingo_jax.models.decoder import Decoder
 from flamingo_jax.models.flamingo import FROZEN
-from flamingo_jax.models.nfnet import NFNetConfig
 from flamingo_jax.models.text_encoder import TextEncoderConfig
+from flamingo_jax.models.vision import VisionConfig, example_size
+from flamingo_jax.training.gradient_cache import in_chunks
 
 Metrics = dict[str, Array]
 
@@ -47,6 +48,7 @@ class Objective:
       loss: loss(weights, batch, rng) -> (float32 scalar, metrics); pure. The weights arrive in the compute dtype.
       frozen: table (regular expression, bool) over all weights: which get no gradient.
       decay: table (regular expression, float) over the trainable weights: the share of `optimizer.weight_decay` that each gets.
+      groups: table (regular expression, "vision" or "rest") over the trainable weights: whose settings of the optimizer each has.
       arrange: arrange(weights) -> the weights in the form that `loss` computes with; frozen ones alone may change theirs.
       arranged_init: arranged_init(rng) -> weights in that form, for their names and axes; None: the same as `init`.
       gauges: gauges(weights) -> numbers to log that need no batch, such as the gates of Figure 6; scalars or one value per layer.
@@ -57,6 +59,7 @@ class Objective:
     loss: Callable[[trees.Params, Any, Array], tuple[Array, Metrics]]
     frozen: trees.Table
     decay: trees.Table
+    groups: trees.Table = ((r".*", "rest"),)
     arrange: Callable[[trees.Params], trees.Params] = lambda params: params
     arranged_init: Callable[[Array], trees.Params] | None = None
     gauges: Callable[[trees.Params], Metrics] = _no_gauges
@@ -79,20 +82,33 @@ def language_model(model: Decoder) -> Objective:
     )
 
 
-def captioning(model: Decoder, *, num_shards: int = 1, augmentation: AugmentConfig = NO_AUGMENTATION) -> Objective:
+def captioning(
+    model: Decoder,
+    *,
+    num_shards: int = 1,
+    augmentation: AugmentConfig = NO_AUGMENTATION,
+    trains_vision: bool = False,
+) -> Objective:
     """Flamingo: both towers frozen; no decay on the resampler, 0.1 on all else that is trained (paper, B.1.2).
 
+    In fine-tuning the vision encoder is trained too (B.2.2). The decay that it gets there is not stated: here none, as the resampler.
+
     Args:
-        model: with its weights under "flamingo/".
+        model: with its weights under "flamingo/"; built for what is trained.
         num_shards: data shards, each with its own pool of images in the batch.
         augmentation: random flip and colours of the images.
+        trains_vision: whether the vision encoder is trained too.
     """
+    vision = r"flamingo/vision/.*"
+    decay: trees.Table = ((r"flamingo/resampler(/.*)?", 0.0), (r"flamingo/(media|xattn|new_tokens)(/.*)?", 1.0))
+    groups: trees.Table = ((r"flamingo/(?!vision/).*", "rest"),)
     return Objective(
         name="captioning",
         init=model.init,
         loss=_next_token_loss(model, num_shards, augmentation),
-        frozen=FROZEN,
-        decay=((r"flamingo/resampler(/.*)?", 0.0), (r"flamingo/(media|xattn|new_tokens)(/.*)?", 1.0)),
+        frozen=tuple((row, is_frozen and not (trains_vision and row == vision)) for row, is_frozen in FROZEN),
+        decay=(*decay, (vision, 0.0)) if trains_vision else decay,
+        groups=(*groups, (vision, "vision")) if trains_vision else groups,
         arrange=model.arrange,
         arranged_init=model.arranged_init,
         gauges=_gates,
@@ -100,10 +116,11 @@ def captioning(model: Decoder, *, num_shards: int = 1, augmentation: AugmentConf
 
 
 def contrastive(
-    vision: NFNetConfig,
+    vision: VisionConfig,
     text: TextEncoderConfig,
     config: contrastive_lib.ContrastiveConfig,
     *,
+    num_shards: int = 1,
     augmentation: AugmentConfig = NO_AUGMENTATION,
 ) -> Objective:
     """The two towers against each other, over the whole batch of one dataset; the temperature is not decayed.
@@ -113,7 +130,8 @@ def contrastive(
     Args:
         vision: the image tower.
         text: the text tower.
-        config: their joint space and the loss.
+        config: their joint space and the loss; and how many rows are encoded at a time.
+        num_shards: data shards, each with its part of the rows.
         augmentation: random flip and colours of the images.
     """
 
@@ -126,8 +144,8 @@ def contrastive(
     transformed = hk.transform(embed)
 
     def init(rng: Array) -> trees.Params:
-        tokens = jnp.zeros((1, 2), jnp.int32)
-        return transformed.init(rng, jnp.zeros((1, 1, 32, 32, 3), jnp.uint8), tokens, tokens + 1, False, None)  # noqa: FBT003
+        tokens, size = jnp.zeros((1, 2), jnp.int32), example_size(vision)
+        return transformed.init(rng, jnp.zeros((1, 1, size, size, 3), jnp.uint8), tokens, tokens + 1, False, None)  # noqa: FBT003
 
     def loss(params: trees.Params, batch: Batch, rng: Array) -> tuple[Array, Metrics]:
         if len(batch.frames) != len(batch.tokens):
@@ -135,10 +153,17 @@ def contrastive(
                 f"The contrastive batch has {len(batch.tokens)} texts and a pool of {len(batch.frames)} images; expected one image "
                 "for each text: use datasets of kind 'captions' and leave their pool unset."
             )
-        batch = _augmented(batch, augmentation)
-        v, t, beta = transformed.apply(params, None, batch.frames, batch.tokens, batch.segment, True, rng)  # noqa: FBT003
+        # Augmented and dropped out by a key of its own, a row is embedded the same in any chunk.
+        rows = (batch, jax.random.split(rng, len(batch.tokens)))
+
+        def embed_rows(params: trees.Params, rows: tuple[Batch, Array]) -> tuple[Array, Array, Array]:
+            part, keys = _augmented(rows[0], augmentation), rows[1]
+            v, t, beta = transformed.apply(params, None, part.frames, part.tokens, part.segment, True, keys)  # noqa: FBT003
+            return v, t, jnp.broadcast_to(beta, len(v))
+
+        v, t, beta = in_chunks(embed_rows, params, rows, chunk=config.chunk, num_shards=num_shards)
         same = contrastive_lib.same_caption(batch.tokens) if config.duplicates == "positives" else None
-        return contrastive_lib.contrastive_loss(v, t, beta, label_smoothing=config.label_smoothing, same=same)
+        return contrastive_lib.contrastive_loss(v, t, beta[0], label_smoothing=config.label_smoothing, same=same)
 
     return Objective(
         name="contrastive",
@@ -146,6 +171,8 @@ def contrastive(
         loss=loss,
         frozen=((r"contrastive(/.*)?", False),),
         decay=((r"contrastive/log_temperature", 0.0), (r"contrastive/(?!log_temperature$).*", 1.0)),
+        # What clip the projections and the temperature get is not stated (B.1.3 has AGC on the NFNet, a global norm on BERT).
+        groups=((r"contrastive/vision(/.*)?", "vision"), (r"contrastive/(?!vision(/|$)).*", "rest")),
     )
 
 
@@ -153,9 +180,8 @@ def _next_token_loss(
     model: Decoder, num_shards: int, augmentation: AugmentConfig = NO_AUGMENTATION
 ) -> Callable[..., tuple[Array, Metrics]]:
     def loss(params: trees.Params, batch: Batch, rng: Array) -> tuple[Array, Metrics]:
-        del rng
         weights = batch.loss_weights[:, 1:]  # a token's weight stands where the token is the target
-        nll = model.token_losses(params, _augmented(batch, augmentation), num_shards=num_shards)
+        nll = model.token_losses(params, _augmented(batch, augmentation), num_shards=num_shards, rng=rng)
         return weighted_mean(nll, weights), {"tokens": jnp.sum(weights)}
 
     return loss
@@ -167,10 +193,14 @@ def _augmented(batch: Batch, augmentation: AugmentConfig) -> Batch:
 
 
 def _gates(params: trees.Params) -> Metrics:
-    """Returns tanh(alpha) of each layer, the curves of the paper's Figure 6: {"gates/attention": [layers], "gates/dense": ...}."""
+    """Returns tanh(alpha) of each layer, the curves of the paper's Figure 6: {"gates/attention": [layers], "gates/dense": ...}.
+
+    Of a gate for each channel, the mean of its absolute values.
+    """
     flat = trees.flatten(params)
+    of_layer = lambda gate: jnp.mean(jnp.abs(gate), axis=1) if gate.ndim > 1 else gate  # noqa: E731
     return {
-        f"gates/{path.rpartition('/')[2].removesuffix('_gate')}": jnp.tanh(leaf.astype(jnp.float32))
+        f"gates/{path.rpartition('/')[2].removesuffix('_gate')}": of_layer(jnp.tanh(leaf.astype(jnp.float32)))
         for path, leaf in flat.items()
         if path.startswith("flamingo/xattn/") and path.endswith("_gate")
     }

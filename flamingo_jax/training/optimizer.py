@@ -4,17 +4,44 @@ The paper: AdamW, global norm clipped to 1, weight decay 0.1 but 0 on the Percei
 from 0 to 1e-4 over 5,000 steps and then constant. It leaves the betas and epsilon open: optax's defaults stand here.
 
     gradients --> clip --> Adam moments --> + decay * factor * weight --> * -learning_rate(step) --> updates
+
+A vision encoder that is trained may have a clip and a learning rate of its own: in the contrastive stage (B.1.3: adaptive clipping of
+the NFNet, a global norm of 10 over BERT; Adam, which is AdamW with weight_decay 0), and in fine-tuning (B.2.2).
 """
 
 from __future__ import annotations
 
 import dataclasses
-from typing import Literal
+from collections.abc import Mapping
+from typing import Any, Literal
 
 import jax
 import optax
 
 from flamingo_jax.core import trees
+from flamingo_jax.core.params import Axes
+from flamingo_jax.training.agc import clip_units
+
+Group = Literal["vision", "rest"]
+
+
+@dataclasses.dataclass(frozen=True)
+class VisionOptimizerConfig:
+    """What is different for the weights of a vision encoder that is trained; the fields' defaults are no difference.
+
+    Attributes:
+      learning_rate: its peak; the schedule is that of the others, scaled. None: the others' too.
+      agc: bound of each unit's gradient as a share of its weights (`training.agc`; 0.01 in the paper's contrastive stage). The
+          global clip is then over all other weights alone. None: it takes part in the global clip.
+    """
+
+    learning_rate: float | None = None
+    agc: float | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("learning_rate", "agc"):
+            if (value := getattr(self, name)) is not None and value <= 0:
+                raise ValueError(f"vision.{name} is {value}; expected a positive number, or None.")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,7 +51,8 @@ class OptimizerConfig:
     Attributes:
       learning_rate: the peak, reached after the warm-up.
       warmup_steps: updates of linear rise from 0.
-      schedule: what follows the warm-up: "constant" (the paper), or "cosine" or "linear" down to `final_fraction` of the peak.
+      schedule: what follows the warm-up: "constant" (the paper), or "cosine", "linear" or "exponential" (an equal factor in each update)
+          down to `final_fraction` of the peak.
       decay_steps: the update, counted from the start, at which the fall ends; None: the run's `steps`.
       final_fraction: the learning rate after `decay_steps`, as a fraction of the peak.
       b1: decay of the first moment.
@@ -32,11 +60,12 @@ class OptimizerConfig:
       eps: added to the root of the second moment.
       weight_decay: times the learning rate and the weight's factor in the objective's decay table.
       clip_norm: bound of the global gradient norm; None: no clip.
+      vision: what is different for a trained vision encoder.
     """
 
     learning_rate: float = 1e-4
     warmup_steps: int = 5_000
-    schedule: Literal["constant", "cosine", "linear"] = "constant"
+    schedule: Literal["constant", "cosine", "linear", "exponential"] = "constant"
     decay_steps: int | None = None
     final_fraction: float = 0.0
     b1: float = 0.9
@@ -44,6 +73,7 @@ class OptimizerConfig:
     eps: float = 1e-8
     weight_decay: float = 0.1
     clip_norm: float | None = 1.0
+    vision: VisionOptimizerConfig = VisionOptimizerConfig()
 
     def __post_init__(self) -> None:
         if self.learning_rate <= 0 or self.warmup_steps < 0 or self.weight_decay < 0:
@@ -56,6 +86,30 @@ class OptimizerConfig:
             raise ValueError(
                 f"decay_steps {self.decay_steps} must be beyond warmup_steps {self.warmup_steps}: both count from the start."
             )
+        if self.schedule == "exponential" and self.final_fraction <= 0:
+            raise ValueError(
+                f"final_fraction is {self.final_fraction}, which no exponential fall reaches; expected a fraction above 0, such as 0.1."
+            )
+
+    def of_group(self, group: Group) -> OptimizerConfig:
+        """Returns the config with the learning rate of a group of weights."""
+        own = self.vision.learning_rate if group == "vision" else None
+        return self if own is None else dataclasses.replace(self, learning_rate=own)
+
+
+@dataclasses.dataclass(frozen=True)
+class Traits:
+    """What the optimizer knows of each weight that it moves, by path.
+
+    Attributes:
+      decay: its share of `weight_decay`.
+      group: whose settings it has.
+      axes: its logical axes.
+    """
+
+    decay: Mapping[str, float]
+    group: Mapping[str, Group]
+    axes: Mapping[str, Axes]
 
 
 def make_schedule(config: OptimizerConfig, steps: int) -> optax.Schedule:
@@ -71,30 +125,67 @@ def make_schedule(config: OptimizerConfig, steps: int) -> optax.Schedule:
         "constant": lambda: optax.constant_schedule(peak),
         "cosine": lambda: optax.cosine_decay_schedule(peak, fall, alpha=config.final_fraction),
         "linear": lambda: optax.linear_schedule(peak, final, fall),
+        "exponential": lambda: optax.exponential_decay(peak, fall, config.final_fraction, end_value=final),
     }[config.schedule]()
     if config.warmup_steps == 0:
         return after
     return optax.join_schedules([optax.linear_schedule(0.0, peak, config.warmup_steps), after], [config.warmup_steps])
 
 
-def make_optimizer(
-    config: OptimizerConfig, schedule: optax.Schedule, factors: trees.Params
-) -> optax.GradientTransformation:
+def make_schedules(config: OptimizerConfig, steps: int) -> dict[str, optax.Schedule]:
+    """Returns the schedules by their names in the log: "learning_rate", and "learning_rate/vision" where that is another one."""
+    schedules = {"learning_rate": make_schedule(config, steps)}
+    if config.vision.learning_rate is not None:
+        schedules["learning_rate/vision"] = make_schedule(config.of_group("vision"), steps)
+    return schedules
+
+
+def make_optimizer(config: OptimizerConfig, schedule: optax.Schedule, traits: Traits) -> optax.GradientTransformation:
     """Returns AdamW.
 
     Args:
         config: its numbers.
-        schedule: learning_rate(number of updates done).
-        factors: tree of floats, one for each trainable weight: its share of `weight_decay` (the objective's decay table).
+        schedule: learning_rate(number of updates done) of the group "rest".
+        traits: of the trainable weights.
     """
-    clip = optax.identity() if config.clip_norm is None else optax.clip_by_global_norm(config.clip_norm)
+    relative = {group: config.of_group(group).learning_rate / config.learning_rate for group in ("vision", "rest")}
+
+    def decay(path: str, update: jax.Array, weight: jax.Array) -> jax.Array:
+        decayed = update + config.weight_decay * traits.decay[path] * weight
+        rate = relative[traits.group[path]]
+        return decayed if rate == 1 else rate * decayed
+
     return optax.chain(
-        clip,
+        _clip(config, traits),
         optax.scale_by_adam(config.b1, config.b2, config.eps),
-        optax.stateless(
-            lambda updates, weights: jax.tree.map(
-                lambda u, w, factor: u + config.weight_decay * factor * w, updates, weights, factors
-            )
-        ),
+        optax.stateless(lambda updates, weights: _by_path(decay, updates, weights)),
         optax.scale_by_learning_rate(schedule),
+    )
+
+
+def _clip(config: OptimizerConfig, traits: Traits) -> optax.GradientTransformation:
+    """One global norm; with AGC over all but the vision encoder, whose units have their own bounds."""
+    bound, agc = config.clip_norm, config.vision.agc
+    together = optax.identity() if bound is None else optax.clip_by_global_norm(bound)
+    if agc is None:
+        return together
+
+    def clip(updates: trees.Params, weights: trees.Params) -> Any:
+        flat, masters = trees.flatten(updates), trees.flatten(weights)
+        rest = {path: gradient for path, gradient in flat.items() if traits.group[path] == "rest"}
+        vision = {
+            path: clip_units(gradient, masters[path], traits.axes[path], agc)
+            for path, gradient in flat.items()
+            if traits.group[path] == "vision"
+        }
+        return trees.unflatten(vision | together.update(rest, together.init(rest))[0])
+
+    return optax.stateless(clip)
+
+
+def _by_path(function: Any, *params: trees.Params) -> Any:
+    """Applies function(path, *leaves) to weights of the same paths."""
+    first, *others = (trees.flatten(tree) for tree in params)
+    return trees.unflatten(
+        {path: function(path, leaf, *(tree[path] for tree in others)) for path, leaf in first.items()}
     )

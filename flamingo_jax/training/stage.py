@@ -17,7 +17,7 @@ from jax.sharding import Mesh
 
 from flamingo_jax.checkpoint import export as export_lib
 from flamingo_jax.checkpoint.arrays import CheckpointError
-from flamingo_jax.checkpoint.store import MAY_DIFFER, Store
+from flamingo_jax.checkpoint.store import MAY_DIFFER, Store, steps
 from flamingo_jax.core import config as config_lib
 from flamingo_jax.core import paths, trees
 from flamingo_jax.data import tokenizer as tokenizer_lib
@@ -105,15 +105,24 @@ def train(
     mesh = mesh_lib.make_mesh(config.mesh, devices)
     tokenizer = _load_tokenizer(config)
     config = config.resolved(tokenizer.vocab_size)
+    _check_vocabulary(config, tokenizer)
     if config.until and config.until.probe not in (probes or {}):
         raise config_lib.ConfigError(
             f"config.until.probe is {config.until.probe!r}; expected one of {sorted(probes or {})}."
         )
     record = {**config_lib.to_dict(config), "frozen": towers.frozen_records(config)}
+    if not steps(workdir):
+        towers.check_start(config)
 
     with contextlib.ExitStack() as stack:
         store = stack.enter_context(
-            Store(workdir, record, keep=config.hooks.keep, may_differ=(*MAY_DIFFER, *_MAY_DIFFER))
+            Store(
+                workdir,
+                record,
+                keep=config.hooks.keep,
+                may_differ=(*MAY_DIFFER, *_MAY_DIFFER),
+                completed=_completed,
+            )
         )
         index, count = mesh_lib.reader(mesh)
         num_shards = mesh_lib.num_batch_shards(mesh)
@@ -189,10 +198,10 @@ def prepare(config: TrainConfig, mesh: Mesh) -> Prepared:
         ValueError: if the mesh does not divide a weight.
     """
     model, goal = build_objective(config, mesh_lib.num_batch_shards(mesh))
-    schedule = optimizer.make_schedule(config.optimizer, config.steps)
+    schedules = optimizer.make_schedules(config.optimizer, config.steps)
     plan, transformation = state_lib.plan_state(
         goal,
-        lambda factors: optimizer.make_optimizer(config.optimizer, schedule, factors),
+        lambda traits: optimizer.make_optimizer(config.optimizer, schedules["learning_rate"], traits),
         mesh,
         config.precision,
         zero=config.mesh.zero,
@@ -203,7 +212,7 @@ def prepare(config: TrainConfig, mesh: Mesh) -> Prepared:
         config.mesh.layout(mesh),
         objective=goal,
         optimizer=transformation,
-        schedule=schedule,
+        schedules=schedules,
         weights={"merged": 1.0} if config.mixing == "merged" else weights,
         policy=config.precision,
     )
@@ -215,21 +224,43 @@ def build_objective(config: TrainConfig, num_shards: int) -> tuple[decoder.Decod
     model = config.model
     if config.stage == "contrastive":
         parts = (
-            given(model.vision, "vision"),
+            model.encoder(),
             given(model.text_encoder, "text_encoder"),
             given(model.contrastive, "contrastive"),
         )
-        return None, objective.contrastive(*parts, augmentation=config.data.augment)
+        return None, objective.contrastive(*parts, num_shards=num_shards, augmentation=config.data.augment)
     if config.stage == "language_model":
         lm = decoder.language_model(given(model.lm, "lm"))
         return lm, objective.language_model(lm)
-    functions = flamingo.build(model.flamingo(), arranged=True)
-    return functions, objective.captioning(functions, num_shards=num_shards, augmentation=config.data.augment)
+    functions = flamingo.build(model.flamingo(), arranged=True, trains_vision=config.trains_vision)
+    return functions, objective.captioning(
+        functions, num_shards=num_shards, augmentation=config.data.augment, trains_vision=config.trains_vision
+    )
+
+
+def _completed(record: dict[str, Any]) -> dict[str, Any]:
+    """Returns the record of a run that an older version began, with the fields that have come since: their defaults change nothing."""
+    frozen = {"frozen": record["frozen"]}
+    try:
+        config = config_lib.from_dict(TrainConfig, {name: record[name] for name in record if name not in frozen})
+    except config_lib.ConfigError:  # it has fields that are no more: they will be told as differences
+        return record
+    return config_lib.to_dict(config) | frozen
 
 
 def _load_tokenizer(config: TrainConfig) -> Tokenizer:
     """The towers know no new tokens: only Flamingo has rows for them."""
     return tokenizer_lib.load(config.data.tokenizer, config.model.new_tokens if config.stage == "flamingo" else ())
+
+
+def _check_vocabulary(config: TrainConfig, tokenizer: Tokenizer) -> None:
+    """The ids of new tokens are counted from V by model and tokenizer alike."""
+    lm, pieces = config.model.lm, tokenizer.vocab_size
+    if lm and (pieces != lm.vocab_size if tokenizer.new_tokens else pieces > lm.vocab_size):
+        raise config_lib.ConfigError(
+            f"config.model.lm.vocab_size is {lm.vocab_size}, and the tokenizer {config.data.tokenizer} has {pieces} pieces. Give the tokenizer of "
+            "the language model's export: where a table has more rows than pieces, the prompt.json beside it says so."
+        )
 
 
 def _restore_or_init(
@@ -239,6 +270,7 @@ def _restore_or_init(
     frozen = plan.arrange(towers.load(config, plan.kept)) if plan.kept else {}
     if store.latest_step() is None:
         state = plan.init_trained(key)
+        state = dataclasses.replace(state, trainable=towers.start(config, state.trainable))
         positions = accumulate.positions_at(config.mixing, list(config.data.datasets), 0)
     else:
         saved, positions = store.restore(None, plan.abstract.saved())
@@ -335,7 +367,8 @@ def _describe(config: TrainConfig, stage: Stage, state: state_lib.TrainState, mi
     trained, frozen = trees.count(state.trainable), trees.count(state.frozen)
     sizes = ", ".join(f"{name} {size:,}" for name, size in mixture.sizes.items())
     mesh = " x ".join(f"{name} {size}" for name, size in stage.mesh.shape.items())
-    begin = f"resumes at step {start}" if start else "starts"
+    born = f"starts from {config.initial}," if config.initial else "starts"
+    begin = f"resumes at step {start}" if start else born
     return (
         f"{config.name or config.stage} {begin} of {config.steps}: {trained:,} weights trained, {frozen:,} frozen, "
         f"{config.precision.compute}; mesh {mesh}; records: {sizes}."
@@ -357,7 +390,7 @@ def _export(
         kind=config.stage,
         config=config_lib.to_dict(config.model),
         tokenizer=config.data.tokenizer,
-        preprocessing={"image_size": config.data.image_size},
+        preprocessing=config.data.preprocessing,
         step=step,
     )
     tell(f"Exported step {step} to {target}.")

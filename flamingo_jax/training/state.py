@@ -8,7 +8,8 @@ updates done     compute dtype (bfloat16), from the towers' exports, in the form
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -23,6 +24,7 @@ from flamingo_jax.sharding import compile as compile_lib
 from flamingo_jax.sharding import zero as zero_lib
 from flamingo_jax.sharding.mesh import replicated
 from flamingo_jax.training.objective import Objective
+from flamingo_jax.training.optimizer import Traits
 
 
 @jax.tree_util.register_dataclass
@@ -90,9 +92,19 @@ def decay_factors(objective: Objective, trainable: trees.Params) -> dict[str, di
     return trees.unflatten({path: float(factor) for path, factor in factors.items()})
 
 
+def traits(objective: Objective, trainable: trees.Params, axes: Mapping[str, params_lib.Axes]) -> Traits:
+    """Returns what the optimizer knows of the trainable weights, by the objective's tables and the weights' logical axes."""
+    flat = trees.flatten(trainable)
+    return Traits(
+        decay=trees.flatten(decay_factors(objective, trainable)),
+        group=trees.match_once(flat, objective.groups, what=f"optimizer groups ({objective.name})"),
+        axes={path: axes[path] for path in flat},
+    )
+
+
 def plan_state(
     objective: Objective,
-    make_optimizer: Callable[[Any], optax.GradientTransformation],
+    make_optimizer: Callable[[Traits], optax.GradientTransformation],
     mesh: Mesh,
     policy: Policy,
     *,
@@ -102,7 +114,7 @@ def plan_state(
 
     Args:
         objective: whose weights.
-        make_optimizer: make_optimizer(decay factors) -> optimizer.
+        make_optimizer: make_optimizer(traits of the trainable weights) -> optimizer.
         mesh: the device mesh.
         policy: dtype of the frozen weights.
         zero: whether the optimizer's state is split over data (ZeRO-1).
@@ -117,7 +129,7 @@ def plan_state(
     key = jax.eval_shape(lambda: jax.random.key(0))
     axes = params_lib.axes_of(objective.init, key)
     trainable, frozen = split(objective, jax.eval_shape(objective.init, key))
-    optimizer = make_optimizer(decay_factors(objective, trainable))
+    optimizer = make_optimizer(traits(objective, trainable, axes))
 
     def trained(rng: jax.Array) -> TrainState:
         weights = split(objective, objective.init(rng))[0]  # what is not returned is not computed
@@ -148,8 +160,20 @@ def plan_state(
         shardings=shardings,
         gathered=gathered,
         kept=compile_lib.with_shardings(kept, compile_lib.shardings_of(frozen, axes, mesh)),
-        arrange=jax.jit(objective.arrange, out_shardings=shardings.frozen, donate_argnums=0),
+        arrange=_giving_up(objective.arrange, shardings.frozen),
         init_trained=compile_lib.jit_once(trained, dataclasses.replace(shardings, frozen={}), mesh),
         init_frozen=compile_lib.jit_once(towers, shardings.frozen, mesh),
     )
     return plan, optimizer
+
+
+def _giving_up(arrange: Callable[[Any], Any], shardings: Any) -> Callable[[Any], Any]:
+    """Compiles `arrange`, whose argument is given up; JAX warns that what is put together has no buffer of its size to take over."""
+    compiled = jax.jit(arrange, out_shardings=shardings, donate_argnums=0)
+
+    def run(kept: Any) -> Any:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Some donated buffers were not usable")
+            return compiled(kept)
+
+    return run

@@ -39,7 +39,7 @@ def update(
     *,
     objective: Objective,
     optimizer: optax.GradientTransformation,
-    schedule: optax.Schedule,
+    schedules: Mapping[str, optax.Schedule],
     weights: Mapping[str, float],
     policy: Policy,
     gather: Gather = lambda params: params,
@@ -52,13 +52,13 @@ def update(
         rng: key of the run; the key of this update is fold_in(rng, state.step).
         objective: what is minimised.
         optimizer: from the gradient sum to the updates.
-        schedule: the learning rate, for the log.
+        schedules: the learning rates by their names in the log (`optimizer.make_schedules`).
         weights: {dataset: lambda_m}.
         policy: the compute dtype.
         gather: makes the cast weights whole, before the first dataset.
 
     Returns:
-        (state after, metrics): "loss", "<dataset>/loss", "gradient_norm" (before the clip), "learning_rate", the objective's gauges;
+        (state after, metrics): "loss", "<dataset>/loss", "gradient_norm" (before the clip), the learning rates, the objective's gauges;
         all of them belong to the weights before the update.
     """
 
@@ -74,7 +74,7 @@ def update(
         after = optax.apply_updates(state.trainable, updates)
     metrics |= {
         "gradient_norm": optax.tree.norm(gradients),
-        "learning_rate": schedule(state.step),
+        **{name: schedule(state.step) for name, schedule in schedules.items()},
         **objective.gauges(state.trainable),
     }
     return dataclasses.replace(state, step=state.step + 1, trainable=after, opt_state=opt_state), metrics

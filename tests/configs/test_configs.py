@@ -8,10 +8,11 @@ import typing
 import pytest
 from ml_collections import config_dict
 
-from configs import base, flamingo_80b, tiny
+from configs import base, evaluate, finetune, flamingo_80b, tiny
 from flamingo_jax.core import config as core_config
 from flamingo_jax.data.config import DatasetConfig
 from flamingo_jax.models import zoo
+from flamingo_jax.models.vit import ViTConfig
 from flamingo_jax.training.config import TrainConfig, UntilConfig
 
 
@@ -38,12 +39,19 @@ def test_base_has_every_field_of_the_schema():
     config = base.get_config()
     with config.unlocked():
         config.until = base.until("lm_lookup", metric="nll", below=0.3, every=100)
+        config.model.vit = base.vit()
+        assert config.evaluate.data == evaluate.directories()
+        config.evaluate.data = {}  # a place for each benchmark; in the schema it is one field
     assert leaves_of(config) == fields_of(TrainConfig)
 
 
 def test_dataset_and_until_have_every_field():
     assert leaves_of(base.dataset("text", "p", batch_size=1, length=2)) == fields_of(DatasetConfig)
     assert leaves_of(base.until("p", metric="m", below=0.0, every=1)) == fields_of(UntilConfig)
+
+
+def test_the_vit_of_base_is_openais_l14():
+    assert core_config.from_dict(ViTConfig, base.vit()) == zoo.VITS["L14"]
 
 
 def test_dataset_refuses_an_unknown_field():
@@ -117,3 +125,26 @@ def test_batches_of_the_80b_are_twelve_times_the_ablations():
         "ltip": 6144,
         "vtp": 768,
     }
+
+
+@pytest.mark.parametrize("task", finetune.TASKS)
+def test_finetuning_is_a_point_of_the_papers_grid(task):
+    """B.2.2."""
+    config = core_config.from_dict(TrainConfig, finetune.get_config(f"{task},/records"))
+    assert config.trains_vision and config.data.image_size == 480
+    assert config.optimizer.schedule == "exponential"
+    for field in ("learning_rate", "final_fraction"):
+        assert getattr(config.optimizer, field) in finetune.GRID[f"optimizer.{field}"]
+    (dataset,) = config.data.datasets.values()
+    assert dataset.path == f"/records/{task}" and dataset.kind == "pairs"
+    assert dataset.batch_size in finetune.GRID["batch_size"] and dataset.batch_size % config.mesh.data == 0
+    assert config.model == core_config.from_dict(TrainConfig, flamingo_80b.get_config()).model
+
+
+def test_finetuning_knows_its_tasks_and_sizes():
+    small = core_config.from_dict(TrainConfig, finetune.get_config("coco,/records,3b"))
+    assert small.model.lm.num_layers == zoo.FLAMINGOS["3B"].lm.num_layers
+    assert small.data.tokenizer.startswith("/records/")
+    for argument in ("coco2", "coco,/records,4b", "coco,/records,3b,4"):
+        with pytest.raises(ValueError, match=f"got '{argument}'; expected TASK"):
+            finetune.get_config(argument)

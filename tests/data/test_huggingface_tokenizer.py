@@ -12,6 +12,7 @@ from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
 from flamingo_jax.checkpoint.export import export, open_checkpoint
 from flamingo_jax.data import tokenizer as tokenizer_lib
 from flamingo_jax.data.huggingface_tokenizer import HuggingFaceTokenizer
+from flamingo_jax.data.markers import Markers
 from flamingo_jax.data.tokenizer import SentencePieceTokenizer, Tokenizer
 
 LINES = ["Cute pics of my pets!", "My puppy sitting in the grass.", "an <image> and the output of <image>"] * 9
@@ -126,6 +127,20 @@ def test_save_load_and_files(loaded, tmp_path):
     assert (again.bos_id, again.eos_id, again.pad_id) == (loaded.bos_id, loaded.eos_id, loaded.pad_id)
     assert again.encode("my cat<EOC>") == loaded.encode("my cat<EOC>")
     assert sorted(tokenizer_lib.files(tmp_path)) == ["tokenizer.json", "tokenizer_config.json"]
+
+
+def test_special_pieces_need_a_row_of_the_models_table(directories):
+    """<EOS> fills rows in place of a padding piece without a row; for <EOS> itself there is nothing else."""
+    content = (directories["llama"] / "tokenizer.json").read_bytes()
+    made = HuggingFaceTokenizer(content, bos="<unk>", eos="<s>", pad="</s>", markers=Markers(vocab_size=2))
+    assert (made.bos_id, made.eos_id, made.pad_id) == (0, 1, 1)
+    with pytest.raises(ValueError, match=r"The eos token '</s>' is piece 2 .*, and the model's table has 2 rows"):
+        HuggingFaceTokenizer(content, bos="<unk>", eos="</s>", markers=Markers(vocab_size=2))
+
+
+def test_whether_the_file_itself_writes_bos(directories):
+    assert HuggingFaceTokenizer.load(directories["gpt2"]).writes_bos  # its post-processor
+    assert not HuggingFaceTokenizer.load(directories["llama"]).writes_bos
 
 
 def test_load_takes_what_is_there(words, directories, tmp_path):

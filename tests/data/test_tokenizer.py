@@ -1,10 +1,12 @@
 """Text to ids and back, for words and for pieces with byte fallback; the new tokens stand behind the pieces."""
 
 import pytest
+import sentencepiece
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flamingo_jax.data.tokenizer import SentencePieceTokenizer, Tokenizer, train_sentencepiece
+from flamingo_jax.data.markers import Markers
+from flamingo_jax.data.tokenizer import SentencePieceTokenizer, Tokenizer, files, train_sentencepiece
 
 
 def test_special_ids(words, pieces):
@@ -69,6 +71,49 @@ def test_save_and_load(words, tmp_path):
     assert again.encode("w3 w5<EOC>") == words.encode("w3 w5<EOC>")
     with pytest.raises(FileNotFoundError, match=r"No tokenizer at .*nothing"):
         SentencePieceTokenizer.load(tmp_path / "nothing")
+
+
+def test_a_table_with_more_rows_than_pieces_moves_the_new_tokens(words, tmp_path):
+    """What prompt.json says goes along with the tokenizer; a row that no piece has is no text."""
+    words.save(tmp_path)
+    assert sorted(files(tmp_path)) == ["tokenizer.model"]  # the paper's markers need no file
+    content = (tmp_path / "tokenizer.model").read_bytes()
+    wide = SentencePieceTokenizer(content, words.new_tokens, Markers(bos=False, vocab_size=500))
+    wide.save(tmp_path / "wide")
+    again = SentencePieceTokenizer.load(tmp_path / "wide", words.new_tokens)
+    assert sorted(files(tmp_path / "wide")) == ["prompt.json", "tokenizer.model"]
+    assert (again.vocab_size, again.eoc_id, again.id("<image>"), list(again.start_ids)) == (500, 500, 501, [])
+    assert again.encode("w3<EOC>") == [words.id("▁w3"), 500]
+    assert again.decode([words.vocab_size, 499, *again.encode("w3<EOC>")]) == "w3<EOC>"
+    with pytest.raises(ValueError, match="out of range"):
+        again.decode([502])
+
+
+def test_a_table_with_fewer_rows_than_pieces_refuses_the_pieces_beyond(words, tmp_path):
+    words.save(tmp_path)
+    content = (tmp_path / "tokenizer.model").read_bytes()
+    narrow = SentencePieceTokenizer(content, (), Markers(vocab_size=words.id("▁w3")))
+    assert narrow.eoc_id == -1
+    with pytest.raises(ValueError, match=f"the model's table has {words.id('▁w3')} rows"):
+        narrow.encode("w3")
+    with pytest.raises(ValueError, match="neither a new token"):
+        narrow.id("▁w3")
+
+
+def test_eos_fills_rows_where_there_is_no_padding_piece(tmp_path):
+    """As LLaMA's."""
+    with (tmp_path / "tokenizer.model").open("wb") as file:
+        sentencepiece.SentencePieceTrainer.train(
+            sentence_iterator=iter(["a b c"] * 9),
+            model_writer=file,
+            model_type="word",
+            vocab_size=20,
+            hard_vocab_limit=False,
+            pad_id=-1,
+            minloglevel=2,
+        )
+    tokenizer = SentencePieceTokenizer.load(tmp_path)
+    assert tokenizer.pad_id == tokenizer.eos_id == 2
 
 
 def test_no_new_tokens(words, tmp_path):

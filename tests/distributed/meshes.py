@@ -8,6 +8,7 @@ numbers, which no activation is. So a compiled step shows by its shapes alone wh
 import dataclasses
 import functools
 import sys
+from collections.abc import Callable
 from typing import Any, Literal
 from unittest import mock
 
@@ -127,6 +128,8 @@ def step_on(
     *sizes: int,
     compute: Literal["bfloat16", "float32"] = "float32",
     datasets: tuple[str, ...] = tuple(WEIGHTS),
+    changes: tuple[tuple[str, Any], ...] = (),
+    made: Callable[[int], dict[str, schema.Batch]] = batches,
     **fields: Any,
 ) -> Step:
     """Returns the step on a mesh of `sizes`; beside what AdamW keeps, its state keeps the gradient.
@@ -135,9 +138,11 @@ def step_on(
         *sizes: replica, data, model; of the first devices.
         compute: dtype of the run.
         datasets: of which batches it takes.
+        changes: other fields of the run, as (name, value).
+        made: gives the batches for a number of data shards.
         **fields: other fields of MeshConfig.
     """
-    config = run_config(MeshConfig(*sizes, **fields), precision=Policy(compute))
+    config = run_config(MeshConfig(*sizes, **fields), precision=Policy(compute), **dict(changes))
     mesh = make_mesh(config.mesh, jax.devices()[: int(np.prod(sizes))])
 
     def keep_gradients(*args: Any) -> optax.GradientTransformation:
@@ -145,8 +150,8 @@ def step_on(
 
     with mock.patch.object(stage.optimizer, "make_optimizer", keep_gradients):
         prepared = stage.prepare(config, mesh)
-    made = batches(num_batch_shards(mesh))
-    read = {name: made[name] for name in datasets}
+    rows = made(num_batch_shards(mesh))
+    read = {name: rows[name] for name in datasets}
     return Step(mesh, prepared, read, prepared.step.lower(prepared.plan.abstract, read, jax.random.key(2)))
 
 

@@ -64,6 +64,13 @@ def test_results_have_the_rows_of_the_design(demo):
     assert all(0 <= row["value"] <= 1 and row["split"] == "test" for row in rows)
 
 
+def test_the_vision_encoder_is_evaluated_by_itself(demo):
+    output, _ = demo
+    rows = json.loads((output / "contrastive" / "report" / "results.json").read_text())
+    assert all(set(row) == ROW and 0 <= row["value"] <= 1 for row in rows)
+    assert {row["task"] for row in rows} == {"world_retrieval", "world_zero_shot"}
+
+
 def test_report_has_its_pictures(demo):
     output, done = demo
     pictures = sorted((output / "report").glob("**/*.png"))

@@ -62,6 +62,15 @@ def test_without_labels_or_images_nothing_is_learnt(value, shots):
         assert value(f"format_{control}", shots, "ranking") <= 0.45
 
 
+def test_the_encoder_finds_the_captions_of_pictures_it_never_saw(demo):
+    """Retrieval within batches of 64 different scenes, both ways, over all test pictures that fill batches."""
+    found = json.loads((demo / "contrastive" / "report" / "results.json").read_text())
+    rows = {row["metric"]: row for row in found if row["task"] == "world_retrieval"}
+    for metric in ("image_to_text_recall_at_1", "text_to_image_recall_at_1"):
+        assert rows[metric]["value"] >= 0.9
+        assert rows[metric]["n"] >= 3000
+
+
 def test_peak_memory_is_below_4_gib(demo):
     usage = [line.split() for line in (demo / "usage.txt").read_text().splitlines()]
     assert {line[0] for line in usage} >= {"world", "contrastive", "language_model", "flamingo", "evaluation"}

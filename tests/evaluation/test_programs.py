@@ -10,6 +10,7 @@ from flamingo_jax.checkpoint.export import export
 from flamingo_jax.core.config import from_dict, to_dict
 from flamingo_jax.evaluation import task
 from flamingo_jax.evaluation.config import EvaluateConfig
+from flamingo_jax.evaluation.published import contrastive
 from flamingo_jax.inference.api import CheckpointError, Flamingo
 from flamingo_jax.training.config import ModelConfig
 from tests.inference import tiny
@@ -76,6 +77,13 @@ def test_the_papers_setting_has_a_place_for_all_benchmarks():
     assert [each.name for each in created] == [*config.tasks, *evaluate_config.CLASSIFICATION]
     with pytest.raises(ValueError, match="configs/evaluate.py:papers is not known"):
         evaluate_config.get_config("papers")
+
+
+def test_the_contrastive_setting_compares_all_that_was_published():
+    config = from_dict(EvaluateConfig, evaluate_config.get_config("contrastive"))
+    assert (config.tasks, config.n) == (evaluate_config.COMPARISONS, 0)
+    created = [task.create(name, dict.fromkeys(evaluate_config.DATA, "somewhere")) for name in config.tasks]
+    assert all(isinstance(each, task.ComparisonTask) and contrastive(each.name) for each in created)
 
 
 def test_generate(run_program, exports, cat):

@@ -108,7 +108,7 @@ def test_a_wide_beam_equals_brute_force(penalty):
         assert np.all(np.isneginf(found.score[row, count:]))
 
 
-def slow_beam_search(prompt, beams, stops=(STOP,)):
+def slow_beam_search(prompt, beams, stops=(STOP,), ends="any"):
     """Beam search in plain Python: the textbook, one prompt at a time."""
     live, done = [(0.0, ())], []
     for _ in range(LONGEST):
@@ -120,21 +120,25 @@ def slow_beam_search(prompt, beams, stops=(STOP,)):
             ),
             reverse=True,
         )
-        done = sorted(done + [pair for pair in grown if pair[1][-1] in stops], reverse=True)[:beams]
+        ending = [pair for pair in (grown if ends == "any" else grown[:beams]) if pair[1][-1] in stops]
+        done = sorted(done + ending, reverse=True)[:beams]
         live = [pair for pair in grown if pair[1][-1] not in stops][:beams]
     return sorted(done + live, reverse=True)[:beams]
 
 
-@pytest.mark.parametrize(("beams", "stops"), [(2, (STOP,)), (3, (STOP,)), (3, (STOP, 2))])
-def test_a_narrow_beam_equals_the_textbook(beams, stops):
+@pytest.mark.parametrize(
+    ("beams", "stops", "ends"),
+    [(2, (STOP,), "any"), (3, (STOP,), "any"), (3, (STOP, 2), "any"), (2, (STOP,), "best"), (3, (STOP, 2), "best")],
+)
+def test_a_narrow_beam_equals_the_textbook(beams, stops, ends):
     """Reordering of the cache, finished beams and early ending, where the beam does prune (scores to 1e-5)."""
     found = jax.jit(
         lambda prefix: decode.beam_search(
-            history_model, prefix, beams=beams, max_new_tokens=LONGEST, stop=stops, pad_id=PAD
+            history_model, prefix, beams=beams, max_new_tokens=LONGEST, stop=stops, pad_id=PAD, ends=ends
         )
     )(prefix_of(PROMPTS))
     for row, prompt in enumerate(PROMPTS):
-        expected = slow_beam_search(prompt, beams, stops)
+        expected = slow_beam_search(prompt, beams, stops, ends)
         # A row that is over may hold fewer finished answers than an exhaustive run would list; the best is always there.
         assert tuple(found.tokens[row, 0].tolist()) == expected[0][1] + (PAD,) * (LONGEST - len(expected[0][1]))
         np.testing.assert_allclose(found.score[row], [score for score, _ in expected], rtol=1e-5)
@@ -155,6 +159,11 @@ def test_greedy_takes_the_best_token_each_time_and_pads_after_the_stop():
         assert found.tokens[row, 0].tolist() == answer + [PAD] * (LONGEST - len(answer))
         np.testing.assert_allclose(found.score[row, 0], score, rtol=1e-5)
     assert 0 < stopped < len(PROMPTS)  # both endings were seen
+
+
+def test_answers_that_end_in_a_poor_token_are_left_out_where_only_the_best_may_end():
+    """The two searches differ on these prompts, so the test above tells them apart."""
+    assert any(slow_beam_search(prompt, 2) != slow_beam_search(prompt, 2, ends="best") for prompt in PROMPTS)
 
 
 def test_one_beam_is_greedy():

@@ -149,4 +149,6 @@ def test_config_is_what_the_paper_says_by_default():
         "initial_temperature": 10.0,
         "label_smoothing": 0.1,
         "duplicates": "negatives",
+        "text_pooling": "mean",
+        "chunk": 0,
     }

@@ -11,16 +11,21 @@ import pytest
 from flamingo_jax.core import trees
 from flamingo_jax.data.schema import Batch
 from flamingo_jax.models import decoder
-from flamingo_jax.models.lm import LMConfig, SelfAttention, next_token_losses, packed_context
+from flamingo_jax.models.lm_config import LMConfig
+from flamingo_jax.models.self_attention import SelfAttention, packed_context
+from flamingo_jax.models.token_losses import next_token_losses
+from flamingo_jax.nn.embed import RotaryScaling
 
 V, B, L = 20, 2, 9
 TINY = {"vocab_size": V, "num_layers": 2, "width": 16, "num_heads": 4, "vocab_multiple": 8}
 OPTIONS = {
     "chinchilla": {},
     "tiny_world": {"norm": "layer", "position": "rotary", "mlp_bias": False, "qkv_conv_width": 3},
-    "mpt": {"norm": "layer", "position": "alibi", "qk_norm": True, "activation": "gelu_exact"},
+    "mpt": {"norm": "layer", "position": "alibi", "norm_bias": False, "qk_norm": True, "activation": "gelu_exact"},
     "llama": {"position": "rotary", "activation": "swiglu", "mlp_bias": False, "num_kv_heads": 2, "tied_head": False},
     "neox": {"norm": "layer", "position": "rotary", "rotary_fraction": 0.5, "parallel_residual": True, "attention_bias": True},
+    "mistral": {"position": "rotary", "activation": "swiglu", "mlp_bias": False, "num_kv_heads": 2, "sliding_window": 4},
+    "qwen2": {"position": "rotary", "rotary_scaling": RotaryScaling(4.0, 1.0, 4.0, 8), "num_kv_heads": 1, "qkv_bias": True},
     "opt": {"norm": "layer", "position": "learned", "max_length": 16, "activation": "relu", "attention_bias": True},
 }  # fmt: skip
 RNG = np.random.default_rng(0)
@@ -122,3 +127,30 @@ def test_shapes_that_cannot_be_are_refused():
         LMConfig(vocab_size=8, num_layers=1, width=10, num_heads=4)
     with pytest.raises(ValueError, match="num_kv_heads"):
         LMConfig(vocab_size=8, num_layers=1, width=16, num_heads=4, num_kv_heads=3)
+    with pytest.raises(ValueError, match="sliding_window -1"):
+        LMConfig(vocab_size=8, num_layers=1, width=16, num_heads=4, sliding_window=-1)
+    with pytest.raises(ValueError, match="0 < low < high"):
+        RotaryScaling(factor=8.0, low=4.0, high=1.0, original_length=16)
+
+
+def test_a_sliding_window_hides_what_lies_further_back():
+    """Of one layer with a window of 4, the loss at token l + 1 hangs on the tokens l - 3 .. l alone."""
+    config = LMConfig(**{**TINY, "num_layers": 1}, position="rotary", sliding_window=4)
+    functions = decoder.language_model(config)
+    params = functions.init(jax.random.key(0))
+    losses = jax.jit(lambda tokens: functions.token_losses(params, Batch(tokens, jnp.ones_like(tokens), *[None] * 5)))
+    before, after = losses(TOKENS), losses(TOKENS.at[:, 2].set((TOKENS[:, 2] + 1) % V))
+    changed = np.asarray(before != after)
+    assert np.all(changed[:, 1:6]) and not np.any(changed[:, 6:]) and not np.any(changed[:, :1])
+
+
+def test_stretched_rotary_positions_are_llama_3s():
+    """The publisher's three cases: waves longer than L / low are stretched by the factor, shorter than L / high are not, between by share."""
+    scaling = RotaryScaling(factor=8.0, low=1.0, high=4.0, original_length=100)
+    lengths = np.array([10.0, 25.0, 50.0, 100.0, 400.0])
+    share = (100 / 50 - 1) / (4 - 1)
+    between = (1 - share) / 8 + share
+    np.testing.assert_allclose(
+        scaling.scale(2 * np.pi / lengths) * lengths / (2 * np.pi), [1, 1, between, 1 / 8, 1 / 8], rtol=1e-12
+    )
+    np.testing.assert_allclose(RotaryScaling(factor=2.0).scale(lengths), lengths / 2)

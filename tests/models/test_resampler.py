@@ -173,3 +173,41 @@ def test_options_add_their_weights_only(features, frame_mask):
         f"resampler/layers/{n}/b" for n in ("query", "key", "value", "output")
     }
     assert plain - paths(mlp_bias=False) == {"resampler/layers/ffw/up/b", "resampler/layers/ffw/down/b"}
+
+
+def test_parity_with_numpy_where_the_options_are_those_of_idefics(features, frame_mask):
+    """No input map, no time, norms on each head's queries and keys, ReLU, a last norm. Tolerance as above."""
+    config = dataclasses.replace(
+        CONFIG, num_layers=1, width=E, input_projection=False, num_time_embeddings=0, activation="relu", mlp_bias=False,
+        qk_norm=True, final_norm=True, epsilon=1e-3,
+    )  # fmt: skip
+    params = _random(jax.eval_shape(_network(config).init, jax.random.key(0), features, frame_mask))
+    w = {path.removeprefix("resampler/"): np.asarray(leaf, np.float64) for path, leaf in trees.flatten(params).items()}
+    w = {path.removeprefix("layers/"): leaf[0] if path.startswith("layers/") else leaf for path, leaf in w.items()}
+
+    def norm(x, name):
+        scaled = (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + config.epsilon)
+        return scaled * w[f"{name}/scale"] + w[f"{name}/offset"]
+
+    expected = []
+    for video, mask in zip(np.asarray(features, np.float64), np.asarray(frame_mask), strict=True):
+        queries = norm(w["latents"], "latents_norm")
+        attended = np.concatenate([norm(video[mask].reshape(-1, E), "media_norm"), queries])
+        q, k, v = (
+            np.einsum("sd,dhk->shk", y, w[f"{name}/w"])
+            for name, y in (("query", queries), ("key", attended), ("value", attended))
+        )
+        q, k = norm(q, "query_head_norm"), norm(k, "key_head_norm")
+        scores = np.exp(np.einsum("rhk,shk->hrs", q, k) / np.sqrt(config.head_dim))
+        seen = np.einsum("hrs,shk->rhk", scores / scores.sum(-1, keepdims=True), v)
+        latents = w["latents"] + np.einsum("rhk,hkd->rd", seen, w["output/w"])
+        hidden = np.maximum(norm(latents, "ffw_norm") @ w["ffw/up/w"], 0)
+        expected.append(norm(latents + hidden @ w["ffw/down/w"], "final_norm"))
+    got = jax.jit(_network(config).apply)(params, features, frame_mask)
+    np.testing.assert_allclose(got, np.stack(expected), rtol=0, atol=1e-5 * np.abs(expected).max())
+
+
+def test_features_of_another_width_need_the_input_projection(features, frame_mask):
+    network = _network(dataclasses.replace(CONFIG, input_projection=False))
+    with pytest.raises(ValueError, match="features are 10 wide, the resampler 8, and there is no input projection"):
+        jax.eval_shape(network.init, jax.random.key(0), features, frame_mask)

@@ -10,7 +10,8 @@ from flamingo_jax.core.params import axes_of
 from flamingo_jax.models.contrastive import Contrastive, ContrastiveConfig
 from flamingo_jax.models.nfnet import NFNet
 from flamingo_jax.models.resampler import Resampler
-from flamingo_jax.models.zoo import NFNETS, RESAMPLERS, TEXT_ENCODERS
+from flamingo_jax.models.vit import ViT
+from flamingo_jax.models.zoo import NFNETS, RESAMPLERS, TEXT_ENCODERS, VITS
 
 
 def _of(dtype, *shape):
@@ -20,6 +21,7 @@ def _of(dtype, *shape):
 # name -> (function of the arrays, the arrays)
 MODELS = {
     "nfnet_f0": (lambda x: NFNet(NFNETS["F0"])(x), [_of(jnp.float32, 1, 64, 64, 3)]),
+    "vit_tiny": (lambda x: ViT(VITS["tiny"])(x), [_of(jnp.float32, 1, 32, 32, 3)]),
     "resampler_tiny": (
         lambda x, mask: Resampler(RESAMPLERS["tiny"])(x, mask),
         [_of(jnp.float32, 1, 1, 16, NFNETS["tiny"].width), _of(jnp.bool_, 1, 1)],

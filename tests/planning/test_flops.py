@@ -76,6 +76,22 @@ def test_language_model_by_hand():
     assert found.total == 6 * weights * 24 + pairs * 2 * 64 * 2 * 2 * 3
 
 
+def test_a_sliding_window_counts_the_pairs_within_it():
+    """Rows of 8 tokens, 2 read before: a token attends 3 of the 1..8, or of the 3..10, that it could."""
+    lm = dataclasses.replace(zoo.LMS["1.4B"], vocab_size=1000, num_layers=2, width=64, num_heads=4, position="rotary")
+    dataset = DatasetConfig("text", "", batch_size=3, length=8)
+    found = []
+    for window in (0, 3):
+        model = ModelConfig(lm=dataclasses.replace(lm, sliding_window=window))
+        config, objective = run("language_model", model, {"text": dataset})
+        fill = flops.Fill.full(dataset, 1)
+        update = flops.of_update(config, objective, {"text": fill})
+        found.append((update.total, flops.of_inference(config, objective, fill, cached=2).total))
+    pair = 2 * 64 * 2 * 2  # both layers, scores and values
+    assert found[0][0] - found[1][0] == 3 * sum(max(t - 3, 0) for t in range(1, 9)) * pair * 3
+    assert found[0][1] - found[1][1] == 3 * sum(max(t - 3, 0) for t in range(3, 11)) * pair
+
+
 def test_only_real_tokens_and_images_count():
     pairs = {"pairs": DatasetConfig("pairs", "", batch_size=8, length=32)}
     full = of_flamingo("3B", pairs)

@@ -73,12 +73,12 @@ class Run:
         self.policy = Policy(compute)
         self.schedule = optimizer_lib.make_schedule(config, steps)
         self.plan, self.optimizer = plan_state(
-            objective, lambda f: optimizer_lib.make_optimizer(config, self.schedule, f), self.mesh, self.policy
+            objective, lambda t: optimizer_lib.make_optimizer(config, self.schedule, t), self.mesh, self.policy
         )
         self.parts = {
             "objective": objective,
             "optimizer": self.optimizer,
-            "schedule": self.schedule,
+            "schedules": optimizer_lib.make_schedules(config, steps),
             "weights": weights or {"pages": 1.0, "pairs": 0.2},
             "policy": self.policy,
         }

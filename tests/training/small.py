@@ -86,20 +86,26 @@ def make_towers(directory, world, config_of=get_config):
     """
     rng = np.random.default_rng(0)
     for name, stage in (("lm", "language_model"), ("vision", "contrastive")):
-        config = from_dict(TrainConfig, with_world(config_of(stage), world))
-        config = config.resolved(SentencePieceTokenizer.load(config.data.tokenizer, ()).vocab_size)
-        shapes = jax.eval_shape(build_objective(config, num_shards=1)[1].init, jax.random.key(0))
-        params = jax.tree.map(lambda leaf: (0.2 * rng.normal(size=leaf.shape)).astype(leaf.dtype), shapes)
-        export(
-            directory / name,
-            params,
-            kind=stage,
-            config=to_dict(config.model),
-            tokenizer=config.data.tokenizer,
-            preprocessing={"image_size": config.data.image_size},
-            step=0,
-        )
+        make_export(directory / name, world, stage, config_of=config_of, rng=rng)
     return directory
+
+
+def make_export(directory, world, stage, *, config_of=get_config, rng=None):
+    """Exports a random model of a stage to a directory, and returns that; `rng`: numpy's, `world` and `config_of` as above."""
+    rng = rng or np.random.default_rng(0)
+    config = from_dict(TrainConfig, with_world(config_of(stage), world))
+    config = config.resolved(SentencePieceTokenizer.load(config.data.tokenizer, ()).vocab_size)
+    shapes = jax.eval_shape(build_objective(config, num_shards=1)[1].init, jax.random.key(0))
+    params = jax.tree.map(lambda leaf: (0.2 * rng.normal(size=leaf.shape)).astype(leaf.dtype), shapes)
+    return export(
+        directory,
+        params,
+        kind=stage,
+        config=to_dict(config.model),
+        tokenizer=config.data.tokenizer,
+        preprocessing={"image_size": config.data.image_size},
+        step=0,
+    )
 
 
 def batch(rows, length, images, seed, num_shards=1):

@@ -9,12 +9,13 @@ import pytest
 
 from flamingo_jax.core import trees
 from flamingo_jax.core.config import from_dict
+from flamingo_jax.core.params import axes_of
 from flamingo_jax.data.augment import augment
 from flamingo_jax.data.config import NO_AUGMENTATION
 from flamingo_jax.training.config import TrainConfig
 from flamingo_jax.training.objective import weighted_mean
 from flamingo_jax.training.stage import build_objective
-from flamingo_jax.training.state import decay_factors, split
+from flamingo_jax.training.state import decay_factors, split, traits
 from tests.training import small
 
 KEY = jax.random.key(0)
@@ -110,3 +111,56 @@ def test_augmentation_follows_the_keys_of_the_batch(stage):
     assert loss[True](batch) != loss[True](other)
     assert loss[False](batch) == loss[False](other)
     np.testing.assert_allclose(loss[True](batch), loss[False](augmented), rtol=1e-6)
+
+
+def finetuning(**vision):
+    """The objective that trains the vision encoder too; `vision`: changes of that."""
+    described = small.get_config("flamingo")
+    described.unfrozen = ("vision",)
+    described.model.vision.update(vision)
+    return build_objective(from_dict(TrainConfig, described).resolved(small.VOCABULARY), num_shards=1)[1]
+
+
+def test_finetuning_trains_the_vision_encoder_unfolded_and_without_decay():
+    """Paper, B.2.2: the language model stays frozen, and in the form that is fastest; standardisation is part of the trained function."""
+    objective = finetuning()
+    trainable, frozen = split(objective, jax.eval_shape(objective.init, KEY))
+    part = lambda path: path.split("/")[1]  # noqa: E731
+    assert {part(path) for path in trees.flatten(frozen)} == {"lm"}
+    assert {part(path) for path in trees.flatten(trainable)} == {"vision", "resampler", "media", "xattn", "new_tokens"}
+    known = traits(objective, trainable, axes_of(objective.init, KEY))
+    assert {part(path) for path, group in known.group.items() if group == "vision"} == {"vision"}
+    assert {part(path) for path, factor in known.decay.items() if factor == 0.0} == {"vision", "resampler"}
+    arranged = jax.eval_shape(objective.arrange, trees.merge(trainable, frozen))
+    assert set(trees.flatten(arranged)) == set(trees.flatten(jax.eval_shape(objective.arranged_init, KEY)))
+    assert "flamingo/vision/stem_conv0/gain" in trees.flatten(arranged)
+    assert any(path.endswith("/qkv/w") for path in trees.flatten(arranged))
+
+
+def test_groups_of_the_contrastive_stage():
+    """Paper, B.1.3: the NFNet has adaptive clipping; what else is trained, projections and temperature too, the global norm."""
+    config = from_dict(TrainConfig, small.get_config("contrastive")).resolved(small.VOCABULARY)
+    objective = build_objective(config, num_shards=1)[1]
+    known = traits(objective, jax.eval_shape(objective.init, KEY), axes_of(objective.init, KEY))
+    of = lambda group: {path.split("/")[1] for path, found in known.group.items() if found == group}  # noqa: E731
+    assert of("vision") == {"vision"}
+    assert of("rest") == {"text", "vision_projection", "text_projection", "log_temperature"}
+
+
+def test_blocks_of_a_trained_vision_encoder_are_dropped_by_key():
+    """Stochastic depth is on where the encoder is trained, and off where it is frozen."""
+    dropping = {"depths": (2,), "stochastic_depth": 1.0}  # the second block is dropped for one image in two
+    batch = small.batch(rows=8, length=6, images=1, seed=0)
+    described = small.get_config("flamingo")
+    described.model.vision.update(dropping)
+    frozen = build_objective(from_dict(TrainConfig, described).resolved(small.VOCABULARY), num_shards=1)[1]
+    rng = np.random.default_rng(0)
+    shapes = jax.eval_shape(frozen.init, KEY)
+    params = jax.tree.map(lambda leaf: jnp.asarray(0.2 * rng.normal(size=leaf.shape), leaf.dtype), shapes)
+    for objective, differs in ((finetuning(**dropping), True), (frozen, False)):
+        compute = lambda key, b, o=objective: o.loss(o.arrange(params), b, key)[0]  # noqa: E731
+        loss = jax.jit(
+            compute, compiler_options={"xla_backend_optimization_level": 0}
+        )  # what takes time is compilation
+        losses = {float(loss(jax.random.key(i), batch)) for i in range(4)}
+        assert (len(losses) > 1) == differs

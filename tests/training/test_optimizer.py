@@ -1,10 +1,20 @@
-"""Schedules, clip and weight decay (paper, B.1.2)."""
+"""Schedules, clips, weight decay, and what is different for a vision encoder (paper, B.1.2, B.1.3, B.2.2)."""
+
+import dataclasses
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from flamingo_jax.training.optimizer import OptimizerConfig, make_optimizer, make_schedule
+from flamingo_jax.core import trees
+from flamingo_jax.training.optimizer import (
+    OptimizerConfig,
+    Traits,
+    VisionOptimizerConfig,
+    make_optimizer,
+    make_schedule,
+    make_schedules,
+)
 
 
 def test_paper_schedule_is_linear_warmup_then_constant():
@@ -14,7 +24,7 @@ def test_paper_schedule_is_linear_warmup_then_constant():
     assert float(schedule(5_000)) == float(schedule(499_999)) == pytest.approx(1e-4)
 
 
-@pytest.mark.parametrize(("kind", "middle"), [("cosine", 0.525), ("linear", 0.525)])
+@pytest.mark.parametrize(("kind", "middle"), [("cosine", 0.525), ("linear", 0.525), ("exponential", 0.05**0.5)])
 def test_falling_schedules_end_at_the_final_fraction(kind, middle):
     config = OptimizerConfig(learning_rate=1.0, warmup_steps=10, schedule=kind, decay_steps=110, final_fraction=0.05)
     schedule = make_schedule(config, steps=1_000)
@@ -31,8 +41,28 @@ def test_fall_ends_with_the_run_by_default():
     assert float(schedule(100)) == 0.0
 
 
-def one_update(config, gradients, weights, factors):
-    optimizer = make_optimizer(config, make_schedule(config, steps=10), factors)
+def test_exponential_fall_is_by_factors_of_ten():
+    """Paper, B.2.2: a tenth of the peak after half of the updates is a hundredth after all of them."""
+    config = OptimizerConfig(learning_rate=1e-5, warmup_steps=0, schedule="exponential", final_fraction=0.01)
+    schedule = make_schedule(config, steps=200)
+    np.testing.assert_allclose([schedule(0), schedule(100), schedule(200)], [1e-5, 1e-6, 1e-7], rtol=1e-5)
+
+
+def test_the_vision_encoder_has_a_schedule_of_the_same_form():
+    config = OptimizerConfig(learning_rate=1.0, warmup_steps=10, schedule="linear", decay_steps=110)
+    assert set(make_schedules(config, steps=1_000)) == {"learning_rate"}
+    own = make_schedules(dataclasses.replace(config, vision=VisionOptimizerConfig(learning_rate=0.25)), steps=1_000)
+    assert set(own) == {"learning_rate", "learning_rate/vision"}
+    for step in (0, 5, 60, 110):
+        np.testing.assert_allclose(own["learning_rate/vision"](step), 0.25 * own["learning_rate"](step), rtol=1e-6)
+
+
+def one_update(config, gradients, weights, factors, groups=None):
+    """`factors` and `groups`: trees of the weights' decay and group ("rest" by default)."""
+    decay = trees.flatten(factors)
+    axes = {path: ("vision",) * leaf.ndim for path, leaf in trees.flatten(weights).items()}
+    traits = Traits(decay, trees.flatten(groups) if groups else dict.fromkeys(decay, "rest"), axes)
+    optimizer = make_optimizer(config, make_schedule(config, steps=10), traits)
     return optimizer.update(gradients, optimizer.init(weights), weights)[0]
 
 
@@ -57,14 +87,53 @@ def test_clip_is_one_global_norm():
     np.testing.assert_allclose(large["m"]["b"], unit["m"]["b"], rtol=1e-6)
 
 
+def test_vision_has_its_own_learning_rate():
+    """Adam's first update is the sign of the gradient; the decay is scaled by the rate too. float32: 1 - 0.999 is right to 3e-5, its root to 2e-5."""
+    vision = VisionOptimizerConfig(learning_rate=0.05)
+    config = OptimizerConfig(learning_rate=0.5, warmup_steps=0, weight_decay=0.1, vision=vision)
+    weights = {"m": {"a": jnp.full(3, 2.0), "b": jnp.full(3, 2.0)}}
+    gradients = {"m": {"a": jnp.ones(3), "b": jnp.ones(3)}}
+    groups = {"m": {"a": "vision", "b": "rest"}}
+    updates = one_update(config, gradients, weights, {"m": {"a": 1.0, "b": 1.0}}, groups)
+    np.testing.assert_allclose(updates["m"]["a"], -0.05 * (1 + 0.1 * 2), rtol=2e-5)
+    np.testing.assert_allclose(updates["m"]["b"], -0.5 * (1 + 0.1 * 2), rtol=2e-5)
+
+
+def test_agc_bounds_the_vision_encoder_and_the_global_norm_all_else():
+    """Paper, B.1.3. eps = 1e4: Adam's division by (size + eps) hardly depends on the size, which shows in the update."""
+    config = OptimizerConfig(
+        learning_rate=1e4,
+        warmup_steps=0,
+        weight_decay=0.0,
+        eps=1e4,
+        clip_norm=10.0,
+        vision=VisionOptimizerConfig(agc=0.01),
+    )
+    weights = {"m": {"a": jnp.full((2, 2), 3.0), "b": jnp.zeros(1), "c": jnp.zeros(1)}}
+    gradients = {"m": {"a": jnp.full((2, 2), 100.0), "b": jnp.array([30.0]), "c": jnp.array([40.0])}}
+    groups = {"m": {"a": "vision", "b": "rest", "c": "rest"}}
+    updates = one_update(config, gradients, weights, {"m": dict.fromkeys("abc", 0.0)}, groups)
+    # A column of a: norm 3 * 2**0.5, its gradient 1 % of that; b and c: norm 50, brought to 10, whatever a has.
+    np.testing.assert_allclose(updates["m"]["a"], -0.03, rtol=1e-3)
+    np.testing.assert_allclose(updates["m"]["b"], -6.0, rtol=1e-3)
+    np.testing.assert_allclose(updates["m"]["c"], -8.0, rtol=1e-3)
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
         ({"learning_rate": 0.0}, "learning_rate 0.0 must be positive"),
         ({"clip_norm": 0.0}, "clip_norm is 0.0"),
         ({"decay_steps": 5_000}, "decay_steps 5000 must be beyond warmup_steps"),
+        ({"schedule": "exponential"}, "final_fraction is 0.0, which no exponential fall reaches"),
     ],
 )
 def test_config_is_checked(changes, message):
     with pytest.raises(ValueError, match=message):
         OptimizerConfig(**changes)
+
+
+@pytest.mark.parametrize("field", ["learning_rate", "agc"])
+def test_settings_of_vision_are_checked(field):
+    with pytest.raises(ValueError, match=rf"vision\.{field} is 0\.0; expected a positive number"):
+        VisionOptimizerConfig(**{field: 0.0})

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from flamingo_jax.checkpoint import store
 from flamingo_jax.checkpoint.arrays import CheckpointError
 from flamingo_jax.checkpoint.export import open_checkpoint
 from flamingo_jax.core.config import ConfigError, from_dict
@@ -102,6 +103,24 @@ def test_another_config_is_refused_by_its_fields(done, config, never_compiles):
         stage_lib.train(changed, done[0], devices=ONE)
 
 
+def test_a_run_of_an_older_version_goes_on(done, config, tmp_path, monkeypatch):
+    """Fields that have come since have their defaults, which change nothing; another value is refused by its name."""
+    read = store.read_item
+
+    def older(workdir, step, item):
+        found = read(workdir, step, item)
+        if item == "config":
+            del found["initial"], found["optimizer"]["vision"], found["optimizer"]["eps"]
+        return found
+
+    monkeypatch.setattr(store, "read_item", older)
+    again = stage_lib.train(config, done[0], devices=ONE)
+    jax.tree.map(np.testing.assert_array_equal, again.saved(), done[1].saved())
+    changed = dataclasses.replace(config, optimizer=dataclasses.replace(config.optimizer, eps=0.5))
+    with pytest.raises(CheckpointError, match=r"optimizer\.eps: 1e-08 -> 0\.5"):
+        stage_lib.train(changed, done[0], devices=ONE)
+
+
 def test_unwritable_workdir_is_refused_before_anything_is_compiled(config, tmp_path, never_compiles):
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(PathError, match="Cannot make the directory .*file/run.*writable place"):
@@ -111,6 +130,13 @@ def test_unwritable_workdir_is_refused_before_anything_is_compiled(config, tmp_p
 def test_wrong_mesh_is_refused(config, tmp_path, never_compiles):
     with pytest.raises(ConfigError, match="needs 1 device"):
         stage_lib.train(config, tmp_path)  # on all eight
+
+
+def test_a_vocabulary_larger_than_the_models_is_refused(config, tmp_path, never_compiles):
+    lm = dataclasses.replace(config.model.lm, vocab_size=8)
+    config = dataclasses.replace(config, model=dataclasses.replace(config.model, lm=lm))
+    with pytest.raises(ConfigError, match=r"vocab_size is 8, and the tokenizer .* has \d+ pieces"):
+        stage_lib.train(config, tmp_path, devices=ONE)
 
 
 def test_unknown_probe_is_refused(config, tmp_path, never_compiles):

@@ -13,6 +13,7 @@ from flamingo_jax.evaluation.tasks import (
     nextqa,
     okvqa,
     rareact,
+    retrieval,
     star,
     textvqa,
     vatex,
@@ -21,6 +22,7 @@ from flamingo_jax.evaluation.tasks import (
     vqav2,
     world,
     youcook2,
+    zero_shot,
 )
 
 __all__ = [
@@ -36,6 +38,7 @@ __all__ = [
     "nextqa",
     "okvqa",
     "rareact",
+    "retrieval",
     "star",
     "textvqa",
     "vatex",
@@ -44,4 +47,5 @@ __all__ = [
     "vqav2",
     "world",
     "youcook2",
+    "zero_shot",
 ]

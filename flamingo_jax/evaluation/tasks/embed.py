@@ -21,6 +21,7 @@ import tqdm
 
 from flamingo_jax.core import processes
 from flamingo_jax.core.paths import Path, PathLike
+from flamingo_jax.data.config import ImageFit
 from flamingo_jax.data.embeddings import EmbeddingWriter, writing
 from flamingo_jax.data.files import IMAGE_SUFFIXES, image_files
 from flamingo_jax.data.schema import CorruptRecord, images_of
@@ -104,7 +105,8 @@ def write(encoder: VisionEncoder, images: Images, output: PathLike) -> str:
         TaskError: no image could be read.
     """
     is_first = jax.process_index() == 0
-    decode = functools.partial(_try_decode, image_size=encoder.passes.image_size)
+    passes = encoder.passes
+    decode = functools.partial(_try_decode, image_size=passes.image_size, image_fit=passes.image_fit)
     hidden = not (is_first and sys.stderr.isatty())
     left_out = 0
 
@@ -146,9 +148,9 @@ def _add_all(writer: EmbeddingWriter, pieces: Iterator[tuple[list[str], np.ndarr
     return writer.num_rows
 
 
-def _try_decode(get: Callable[[], bytes], *, image_size: int) -> np.ndarray | None:
+def _try_decode(get: Callable[[], bytes], *, image_size: int, image_fit: ImageFit) -> np.ndarray | None:
     """uint8[1, S, S, 3], or None for an image that cannot be read."""
     try:
-        return load_frames(get(), image_size)
+        return load_frames(get(), image_size, image_fit=image_fit)
     except (PromptError, OSError):
         return None

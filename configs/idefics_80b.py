@@ -1,0 +1,44 @@
+"""IDEFICS-80B (Hugging Face M4, 2023), imported: LLaMA-65B, CLIP-H/14, a cross-attention layer before every 4th block.
+
+    COMMAND  python -m flamingo_jax.convert --source=idefics --input=idefics-80b --output=gs://BUCKET/idefics_80b
+                 # --input: a clone of HuggingFaceM4/idefics-80b of the Hugging Face hub (or idefics-80b-instruct); 160 GB in bfloat16
+             launch/tpu_pod.sh evaluate --name=NAME -- --config=configs/evaluate.py:paper --checkpoint=gs://BUCKET/idefics_80b
+                 --output=gs://BUCKET/report --config.mesh.model=16 --config.mesh.data=-1 --config.inference.beam_ends=best --config.data.coco=... --task=...
+    EXPECTED the publishers' scores at 0, 4, 8, 16 and 32 shots (their model card; other prompts than ours, so no promise):
+                 VQAv2          60.0 63.6 64.8 65.4 65.9        OKVQA          45.2 52.4 55.1 56.8 57.8
+                 TextVQA        30.9 34.4 35.7 36.3 36.7        VizWiz         36.0 40.4 46.1 48.3 50.0
+                 COCO           91.8 110.3 114.3 116.6 116.6    Flickr30k      53.7 73.7 76.6 80.1 81.1
+                 HatefulMemes   60.6 57.8 58.2 55.8 52.5        COCO's training images are among what it was trained on
+
+    COMMAND  python -m flamingo_jax.plan --config=configs/idefics_80b.py --topology=v4:4x8x8 [--program=prefill|decode]
+    EXPECTED The plan says "fits" (libtpu 0.0.42.1): 14.2 GiB per chip for a batch of pairs, MFU 0.33. On 16 chips (v4:2x2x4), 32 shots of 1,024
+             tokens are read with 14.5 GiB per chip, and decoded with 12.7.
+
+    COMMAND  launch/tpu_pod.sh train --name=NAME --mount=BUCKET:/data -- --config=configs/idefics_80b.py:/data --workdir=gs://BUCKET/run
+    EXPECTED further training from there; data are the user's.
+
+79,967,841,064 weights: LLaMA-65B 65,285,660,672, CLIP-H 630,763,520 (without its last norm), resampler and 20 layers 14.05B, 2 new tokens.
+"""
+
+from ml_collections import config_dict
+
+from configs import base, idefics_9b
+
+
+def get_config(data: str = "/data") -> config_dict.ConfigDict:
+    """Returns the config.
+
+    Args:
+        data: directory of the converted model and of the datasets.
+    """
+    config = base.get_config()
+    config.name = "idefics_80b"
+    idefics_9b.shape(config.model, "80b")
+    config.initial = config.data.tokenizer = f"{data}/idefics_80b"
+    config.data.update(image_size=224, image_fit="squash")
+    config.data.datasets = idefics_9b.datasets(data, pages=256, pairs=512)
+    config.optimizer.learning_rate = 1e-5  # ours, as for the 9B
+    config.steps = 10_000
+    # 65B frozen and 14B trained weights in bfloat16 are 10 GB on each of 16 chips; 64 heads and a dense part of 22016 = 16 * 1376 divide.
+    config.mesh.update(data=-1, model=16)  # of all chips of the slice
+    return config

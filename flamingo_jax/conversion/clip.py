@@ -1,0 +1,183 @@
+"""CLIP in the layout of transformers: its image tower, of a CLIPModel or a CLIPVisionModel, or both towers; of OpenAI's weights or LAION's.
+
+    vision_model.embeddings, pre_layrnorm, encoder.layers.N, post_layernorm      -> vision/...
+    visual_projection, text_model, text_projection, logit_scale                  -> contrastive/... with towers=both, else left
+
+The activation is what config.json says, which no weight tells: quick_gelu for OpenAI's, gelu (the exact one) for LAION's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, cast, get_args
+
+from flamingo_jax.conversion.clip_text import both, text_config, text_rows, towers_of
+from flamingo_jax.conversion.converts import scalar, transpose
+from flamingo_jax.conversion.mapping import Conversion, Row, Rows, Skip, under
+from flamingo_jax.conversion.reading import ConversionError, open_weights, read_config
+from flamingo_jax.conversion.sources import Inputs, only
+from flamingo_jax.conversion.vit_rows import Names, vision_rows
+from flamingo_jax.core import paths
+from flamingo_jax.core.paths import Path
+from flamingo_jax.models.vit import Features, ViTConfig
+from flamingo_jax.training.config import ModelConfig
+
+NAMES = Names(
+    patch="embeddings.patch_embedding",
+    first="embeddings.class_embedding",
+    positions="embeddings.position_embedding.weight",
+    pre_norm="pre_layrnorm",  # the publisher's spelling
+    block="encoder.layers.{layer}.",
+    attention_norm="layer_norm1",
+    qkv=tuple((f"self_attn.{part}_proj.weight", f"self_attn.{part}_proj.bias") for part in "qkv"),
+    out="self_attn.out_proj",
+    mlp_norm="layer_norm2",
+    up="mlp.fc1",
+    down="mlp.fc2",
+    final_norm="post_layernorm",
+)
+BUFFERS = Skip(r"embeddings\.position_ids", "0, 1, 2, ...: no weight")
+_ACTIVATIONS = {"quick_gelu": "quick_gelu", "gelu": "gelu_exact"}
+_OTHERS = Skip(r"(?!vision_model\.).*", "no part of the image tower")
+
+
+def conversion(inputs: Inputs) -> Conversion:
+    """Returns the conversion of a directory with config.json to an export of kind "vision".
+
+    Its option `features` says what comes out of the tower: "patches" (the default, as in OpenFlamingo), "class_and_patches" (as in
+    IDEFICS), both before the last norm, or "class" (CLIP's own image embedding before its projection) after it. With the option
+    towers=both the whole CLIPModel becomes an export of kind "contrastive".
+
+    Raises:
+        ConversionError: for a config of another model, or a value of `features` that there is not.
+    """
+    only(inputs, "features", "towers")
+    if towers_of(inputs) == "both":
+        return _both(inputs)
+    features = features_of(inputs)
+    directory = inputs.input if inputs.input.is_dir() else inputs.input.parent
+    files, preprocessing = open_weights(inputs.input), read_preprocessing(directory)
+    config = vision_config(read_config(directory), features=features, preprocessing=preprocessing)
+    is_part = any(name.startswith("vision_model.") for name in files.names())
+    rows = (*tower_rows(config, source="vision_model." if is_part else ""), *((_OTHERS,) if is_part else ()))
+    return Conversion(
+        kind="vision",
+        model=ModelConfig(vit=config, new_tokens=()),
+        rows=under(rows, target="vision/"),
+        files=files,
+        preprocessing={"image_size": config.image_size, "image_fit": fit_of(preprocessing)},
+    )
+
+
+def _both(inputs: Inputs) -> Conversion:
+    directory = inputs.input if inputs.input.is_dir() else inputs.input.parent
+    described, preprocessing = read_config(directory), read_preprocessing(directory)
+    vit = vision_config(described, features="class", preprocessing=preprocessing)
+    if described.get("model_type", "clip") != "clip":
+        raise ConversionError(f"{directory} holds CLIP's image tower alone: take towers=vision.")
+    fields = described.get("text_config", {})
+    text = text_config(
+        width=fields.get("hidden_size", 512),
+        mlp_width=fields.get("intermediate_size", 2048),
+        vocab_size=fields.get("vocab_size", 49408),
+        num_layers=fields.get("num_hidden_layers", 12),
+        num_heads=fields.get("num_attention_heads", 8),
+        max_length=fields.get("max_position_embeddings", 77),
+        activation=_activation(fields),
+        epsilon=fields.get("layer_norm_eps", 1e-5),
+    )
+    rows = text_rows(
+        text,
+        NAMES,
+        embedding="embeddings.token_embedding.weight",
+        positions="embeddings.position_embedding.weight",
+        final_norm="final_layer_norm",
+    )
+    return both(
+        vit,
+        text,
+        joint_dim=described.get("projection_dim", 512),
+        rows=(
+            *under(tower_rows(vit, source="vision_model."), target="contrastive/vision/"),
+            *under((*rows, BUFFERS), source="text_model.", target="contrastive/text/"),
+            Row("visual_projection.weight", "contrastive/vision_projection/w", transpose),
+            Row("text_projection.weight", "contrastive/text_projection/w", transpose),
+            Row("logit_scale", "contrastive/log_temperature", scalar),
+        ),
+        files=open_weights(inputs.input),
+        directory=directory,
+        preprocessing={"image_size": vit.image_size, "image_fit": fit_of(preprocessing)},
+    )
+
+
+def tower_rows(config: ViTConfig, *, source: str = "") -> Rows:
+    """Returns the rows of the image tower, for files in which its names begin with `source`; targets are below its module."""
+    return under((*vision_rows(config, NAMES), BUFFERS), source=source)
+
+
+def vision_config(
+    config: Mapping[str, Any], *, features: Features, preprocessing: Mapping[str, Any] | None = None
+) -> ViTConfig:
+    """Returns the ViT that a config.json describes.
+
+    Args:
+        config: its content, of a CLIPModel (then `vision_config` in it counts) or a CLIPVisionModel; what it lacks has CLIP's values.
+        features: what comes out. Only "class" is behind the last norm.
+        preprocessing: content of preprocessor_config.json; None or empty: CLIP's mean and deviation.
+
+    Raises:
+        ConversionError: for a model that is no CLIP, or an activation that is not known here.
+    """
+    kind = config.get("model_type", "clip")
+    if kind not in ("clip", "clip_vision_model"):
+        raise ConversionError(
+            f"config.json has model_type {kind!r}; expected 'clip' or 'clip_vision_model'. Check --source."
+        )
+    fields = config.get("vision_config", {}) if kind == "clip" else config
+    seen = preprocessing or {}
+    colours = {"mean": seen.get("image_mean"), "std": seen.get("image_std")}
+    return ViTConfig(
+        patch_size=fields.get("patch_size", 32),
+        width=fields.get("hidden_size", 768),
+        num_layers=fields.get("num_hidden_layers", 12),
+        num_heads=fields.get("num_attention_heads", 12),
+        mlp_width=fields.get("intermediate_size", 3072),
+        image_size=fields.get("image_size", 224),
+        activation=_activation(fields),
+        features=features,
+        final_norm=features == "class",
+        epsilon=fields.get("layer_norm_eps", 1e-5),
+        **cast(Any, {name: tuple(value) for name, value in colours.items() if value}),
+    )
+
+
+def _activation(fields: Mapping[str, Any]) -> Any:
+    activation = fields.get("hidden_act", "quick_gelu")
+    if activation not in _ACTIVATIONS:
+        raise ConversionError(
+            f"config.json has hidden_act {activation!r}; expected one of {', '.join(_ACTIVATIONS)}: another would give other features."
+        )
+    return _ACTIVATIONS[activation]
+
+
+def features_of(inputs: Inputs) -> Features:
+    """Returns the option `features`.
+
+    Raises:
+        ConversionError: for a value that there is not.
+    """
+    features = inputs.options.get("features", "patches")
+    if features not in get_args(Features):
+        raise ConversionError(f"features is {features!r}; expected one of {', '.join(get_args(Features))}.")
+    return cast(Features, features)
+
+
+def read_preprocessing(directory: Path) -> dict[str, Any]:
+    """Returns the content of preprocessor_config.json, {} without one."""
+    file = directory / "preprocessor_config.json"
+    return paths.read_json(file) if file.exists() else {}
+
+
+def fit_of(preprocessing: Mapping[str, Any]) -> str:
+    """Returns how images become squares: CLIP cuts out the middle unless it says otherwise."""
+    return "crop" if preprocessing.get("do_center_crop", True) else "squash"

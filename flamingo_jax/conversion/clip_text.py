@@ -1,0 +1,147 @@
+"""CLIP whole, with its text tower and the maps into the joint space: an export of kind "contrastive", for zero-shot evaluation.
+
+    image tower -> class token, last norm --projection--+
+    text tower  -> last token, last norm  --projection--+--> cosines, times exp(logit_scale)
+
+The tokenizer comes along (tokenizer.json and what lies beside it). CLIP fills rows with its <EOS>; here what is padding is told by the segment, and
+a causal encoder never looks there from the last real token, so the embeddings are the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from flamingo_jax.conversion.converts import (
+    chain,
+    chunk,
+    heads_bias,
+    heads_in,
+    heads_out,
+    identity,
+    pad_rows,
+    transpose,
+)
+from flamingo_jax.conversion.mapping import Conversion, Row, Rows
+from flamingo_jax.conversion.reading import ConversionError, Weights
+from flamingo_jax.conversion.sources import Inputs
+from flamingo_jax.conversion.vit_rows import Names, norm_rows
+from flamingo_jax.core.paths import Path
+from flamingo_jax.data.tokenizer import JSON_NAME
+from flamingo_jax.models.contrastive import ContrastiveConfig
+from flamingo_jax.models.text_encoder import TextEncoderConfig
+from flamingo_jax.models.vit import ViTConfig
+from flamingo_jax.training.config import ModelConfig
+
+Towers = Literal["vision", "both"]
+
+
+def towers_of(inputs: Inputs) -> Towers:
+    """Returns the option `towers`: "vision" (the default), the image tower alone, or "both".
+
+    Raises:
+        ConversionError: for another value, or `features` with both: what is compared with texts is the class token.
+    """
+    towers = inputs.options.get("towers", "vision")
+    if towers not in ("vision", "both"):
+        raise ConversionError(f"towers is {towers!r}; expected vision or both.")
+    if towers == "both" and "features" in inputs.options:
+        raise ConversionError("features is an option of the image tower alone: leave it out, or take towers=vision.")
+    return "both" if towers == "both" else "vision"
+
+
+def text_config(*, width: int, mlp_width: int, **fields: Any) -> TextEncoderConfig:
+    """Returns CLIP's text transformer.
+
+    Args:
+        width: W.
+        mlp_width: of the feed-forward layers.
+        **fields: vocab_size, num_layers, num_heads, max_length, activation, epsilon.
+
+    Raises:
+        ConversionError: if the feed-forward layers are no multiple of the width, or the heads do not divide it.
+    """
+    if mlp_width % width:
+        raise ConversionError(
+            f"The text tower's feed-forward layers have {mlp_width} channels; expected a multiple of its width {width}."
+        )
+    try:
+        return TextEncoderConfig(width=width, mlp_ratio=mlp_width // width, norm="before", causal=True, **fields)
+    except ValueError as error:
+        raise ConversionError(f"{error} Check the config beside the files.") from error
+
+
+def text_rows(config: TextEncoderConfig, names: Names, *, embedding: str, positions: str, final_norm: str) -> Rows:
+    """Returns the rows of the text tower, its targets below its module; `mapping.under` moves them to where it stands.
+
+    Args:
+        config: of the text tower.
+        names: what the files call the parts of a block; the same as in the image tower.
+        embedding: name of the table of tokens.
+        positions: name of the table of positions.
+        final_norm: name of the last norm.
+    """
+    heads = (config.num_heads, config.width // config.num_heads)
+    block = names.block
+    rows = [
+        Row(embedding, "embedding", pad_rows(config.vocab_multiple)),
+        Row(positions, "positions"),
+        *norm_rows(f"{block}{names.attention_norm}", "layers/attention_norm"),
+        *norm_rows(f"{block}{names.mlp_norm}", "layers/ffw_norm"),
+        *norm_rows(final_norm, "final_norm"),
+        Row(f"{block}{names.out}.weight", "layers/output/w", heads_out(*heads)),
+        Row(f"{block}{names.out}.bias", "layers/output/b"),
+    ]
+    for i, part in enumerate(("query", "key", "value")):
+        weight, bias = names.qkv[i if len(names.qkv) > 1 else 0]
+        take = identity if len(names.qkv) > 1 else chunk(i, 3)
+        rows += [
+            Row(block + weight, f"layers/{part}/w", chain(take, heads_in(*heads))),
+            Row(block + bias, f"layers/{part}/b", chain(take, heads_bias(*heads))),
+        ]
+    for source, target in ((names.up, "up"), (names.down, "down")):
+        rows += [
+            Row(f"{block}{source}.weight", f"layers/ffw/{target}/w", transpose),
+            Row(f"{block}{source}.bias", f"layers/ffw/{target}/b"),
+        ]
+    return tuple(rows)
+
+
+def both(
+    vit: ViTConfig,
+    text: TextEncoderConfig,
+    *,
+    joint_dim: int,
+    rows: Rows,
+    files: Weights,
+    directory: Path,
+    preprocessing: Mapping[str, Any],
+) -> Conversion:
+    """Returns the conversion of both towers.
+
+    Args:
+        vit: the image tower, with the class token behind the last norm as its features.
+        text: the text tower.
+        joint_dim: J.
+        rows: of everything, their targets whole.
+        files: the weights.
+        directory: where the tokenizer lies.
+        preprocessing: of an export.
+
+    Raises:
+        ConversionError: if there is no tokenizer.json.
+    """
+    if not (directory / JSON_NAME).exists():
+        raise ConversionError(
+            f"There is no {JSON_NAME} in {directory}, and the text tower needs it: put CLIP's there, with tokenizer_config.json, or take the image "
+            "tower alone with towers=vision."
+        )
+    joint = ContrastiveConfig(joint_dim=joint_dim, label_smoothing=0.0, text_pooling="last")
+    return Conversion(
+        kind="contrastive",
+        model=ModelConfig(vit=vit, text_encoder=text, contrastive=joint, new_tokens=()),
+        rows=rows,
+        files=files,
+        tokenizer=directory,
+        preprocessing=preprocessing,
+    )

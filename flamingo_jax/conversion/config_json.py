@@ -1,0 +1,60 @@
+"""What a publisher's config.json says, field by field; a value that we cannot compute is refused by its name."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from flamingo_jax.conversion.reading import ConversionError
+from flamingo_jax.nn.feedforward import Activation
+
+ACTIVATIONS: Mapping[str, Activation] = {
+    "gelu": "gelu_exact",
+    "gelu_new": "gelu",
+    "gelu_fast": "gelu",
+    "gelu_pytorch_tanh": "gelu",
+    "relu": "relu",
+    "quick_gelu": "quick_gelu",
+}
+_REQUIRED = object()
+
+
+class Fields:
+    """The fields of a config.json, by dotted name."""
+
+    def __init__(self, content: Mapping[str, Any]):
+        self._content = content
+
+    def get(self, *names: str, default: Any = _REQUIRED) -> Any:
+        """Returns the first field of these names that is there and not null, else the default.
+
+        Raises:
+            ConversionError: there is none, and no default.
+        """
+        for name in names:
+            value: Any = self._content
+            for key in name.split("."):
+                value = value.get(key) if isinstance(value, Mapping) else None
+            if value is not None:
+                return value
+        if default is _REQUIRED:
+            raise ConversionError(f"config.json has no {names[0]}: it is not the one of this model, or not whole.")
+        return default
+
+    def only(self, name: str, *supported: Any, default: Any) -> Any:
+        """Returns a field that must have one of the supported values; the default stands for a field that is not there.
+
+        Raises:
+            ConversionError: it has another.
+        """
+        value = self.get(name, default=default)
+        if value not in supported:
+            allowed = " or ".join(map(repr, supported))
+            raise ConversionError(
+                f"config.json: {name} is {value!r}; supported is {allowed}. This model cannot be converted."
+            )
+        return value
+
+    def activation(self, name: str, default: str) -> Activation:
+        """Returns the activation that a field names."""
+        return ACTIVATIONS[self.only(name, *ACTIVATIONS, default=default)]

@@ -1,0 +1,243 @@
+"""IDEFICS 9B and 80B, and their instruct forms (Hugging Face M4, 2023): CLIP-H, a resampler and LLaMA 7B or 65B, all in one directory.
+
+    model.vision_model               CLIP's ViT, its class token kept, its last norm not            -> flamingo/vision
+    model.perceiver_resampler        no input map, no time embeddings, norms on the heads           -> flamingo/resampler
+    model.gated_cross_attn_layers    numbered by themselves, not by the block they stand before     -> flamingo/xattn
+    model.layers, model.norm         LLaMA                                                          -> flamingo/lm
+    embed_tokens, lm_head            32,000 rows -> flamingo/lm, additional rows                    -> flamingo/new_tokens
+
+What no weight tells is read from config.json. One thing is written nowhere: whether, in training, the attention of a token that sees no
+image was zeroed. The published code does it today; as first published, it took the mean over all images (`--option=unseen=average`).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, cast, get_args
+
+from flamingo_jax.conversion import clip, converts, lm_families
+from flamingo_jax.conversion.config_json import Fields
+from flamingo_jax.conversion.lm_rows import PARTS
+from flamingo_jax.conversion.mapping import LAYER, Conversion, Row, Rows, under
+from flamingo_jax.conversion.reading import ConversionError, Weights, open_weights, read_config
+from flamingo_jax.conversion.sources import Inputs, only
+from flamingo_jax.core.paths import Path
+from flamingo_jax.data.markers import IMAGE_TAG, Markers
+from flamingo_jax.models.gated_xattn import XattnConfig
+from flamingo_jax.models.lm import LMConfig
+from flamingo_jax.models.resampler import ResamplerConfig
+from flamingo_jax.models.vit import ViTConfig
+from flamingo_jax.training.config import ModelConfig
+
+Unseen = Literal["zero", "average"]
+
+AROUND = "<fake_token_around_image>"
+END_OF_UTTERANCE = "<end_of_utterance>"  # of the instruct models
+NEWLINE = "<0x0A>"  # LLaMA's piece; the examples of the others' prompts end in it
+
+# (field of config.json, its one value that is known here, what it is where it is left out)
+_ONLY = (("model_type", "idefics", "missing"), ("use_resampler", True, False), ("tie_word_embeddings", False, False))
+# What config.json leaves out, since it equals the default of its class.
+_DEFAULTS = {
+    "vocab_size": 32_000,
+    "hidden_size": 4096,
+    "intermediate_size": 11_008,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 32,
+    "rms_norm_eps": 1e-6,
+}
+_VISION_DEFAULTS = {
+    "hidden_act": "gelu",
+    "hidden_size": 768,
+    "intermediate_size": 5120,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 16,
+    "patch_size": 14,
+}
+
+
+def conversion(inputs: Inputs) -> Conversion:
+    """Returns the conversion of the directory that `--input` names; the option `unseen` is "zero" or "average".
+
+    Raises:
+        ConversionError: as of `describe`, or for what this source does not take.
+    """
+    only(inputs, "unseen")
+    unseen = inputs.options.get("unseen", "zero")
+    if unseen not in get_args(Unseen):
+        raise ConversionError(f"unseen is {unseen!r}; expected one of {', '.join(get_args(Unseen))}.")
+    directory = inputs.input if inputs.input.is_dir() else inputs.input.parent
+    return describe(
+        read_config(directory),
+        open_weights(inputs.input),
+        added_tokens(directory),
+        tokenizer=directory,
+        unseen=cast(Unseen, unseen),
+    )
+
+
+def describe(
+    config: Mapping[str, Any],
+    files: Weights,
+    added: Mapping[int, str],
+    *,
+    tokenizer: Path | None = None,
+    unseen: Unseen = "zero",
+) -> Conversion:
+    """Returns the conversion of one model.
+
+    Args:
+        config: content of config.json.
+        files: its weights.
+        added: id -> string of the tokens that the tokenizer has beside its vocabulary.
+        tokenizer: its file, or the directory that holds it.
+        unseen: what attention gives a token that sees no image: nothing, or (as first published) the mean over all.
+
+    Raises:
+        ConversionError: for a config of another model, or a tokenizer without IDEFICS' tokens.
+    """
+    fields = Fields(_DEFAULTS | dict(config))
+    for name, value, default in _ONLY:
+        fields.only(name, value, default=default)
+    lm, lm_rows = lm_families.describe({**_DEFAULTS, **config, "model_type": "llama"}, files.names())
+    theirs = {**_VISION_DEFAULTS, **fields.get("vision_config", default={}), "model_type": "clip_vision_model"}
+    theirs["hidden_size"] = theirs.get("embed_dim", theirs["hidden_size"])
+    vision = clip.vision_config(theirs, features="class_and_patches")
+    resampler, xattn = _resampler_config(fields, vision), _xattn_config(fields, lm, unseen)
+    model = ModelConfig(
+        vit=vision, resampler=resampler, lm=lm, xattn=xattn, new_tokens=_new_tokens(fields, lm.vocab_size, added)
+    )
+    return Conversion(
+        kind="flamingo",
+        model=model,
+        rows=(
+            *under(clip.tower_rows(vision, source="model.vision_model."), target="flamingo/vision/"),
+            *under(_resampler(resampler), source="model.perceiver_resampler.", target="flamingo/resampler/"),
+            *under(_xattn(lm, xattn), source="model.gated_cross_attn_layers.{layer}.", target="flamingo/xattn/block/"),
+            *under(lm_rows, target="flamingo/"),
+            Row("model.embed_tokens.additional_embedding.weight", "flamingo/new_tokens/input"),
+            Row("lm_head.additional_fc.weight", "flamingo/new_tokens/output"),
+        ),
+        files=files,
+        tokenizer=tokenizer,
+        preprocessing={"image_size": vision.image_size, "image_fit": "squash"},
+        prompt=markers(model.new_tokens, lm.vocab_size),
+    )
+
+
+def markers(new_tokens: Sequence[str], vocab_size: int) -> Markers:
+    """Returns how its prompts are written; there is no end of chunk between text and image.
+
+    An answer ends with `<end_of_utterance>` where the model has learnt it; else with the line, as the few-shot examples do (`<EOC>` in
+    a prompt becomes either): the model itself knows no other end but that of the document.
+    """
+    end = END_OF_UTTERANCE if END_OF_UTTERANCE in new_tokens else NEWLINE
+    return Markers(end_of_chunk=end, closes_chunks=False, image=(AROUND, IMAGE_TAG, AROUND), vocab_size=vocab_size)
+
+
+def added_tokens(directory: Path) -> dict[int, str]:
+    """Returns id -> string of the tokens that a tokenizer's files add to its vocabulary; in any of the forms of Hugging Face."""
+    found: dict[int, str] = {}
+    for name in ("tokenizer.json", "tokenizer_config.json", "added_tokens.json"):
+        if not (directory / name).exists():
+            continue
+        try:
+            content = json.loads((directory / name).read_text())
+            if name == "tokenizer.json":
+                found |= {int(token["id"]): str(token["content"]) for token in content["added_tokens"]}
+            elif name == "tokenizer_config.json":
+                decoder = content.get("added_tokens_decoder", {})
+                found |= {int(number): str(token["content"]) for number, token in decoder.items()}
+            else:
+                found |= {int(number): str(token) for token, number in content.items()}
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise ConversionError(f"{directory / name} is damaged: {error}. Put the publisher's there.") from error
+    return found
+
+
+def _resampler_config(fields: Fields, vision: ViTConfig) -> ResamplerConfig:
+    return ResamplerConfig(
+        num_layers=fields.get("perceiver_config.resampler_depth", default=6),
+        width=vision.width,
+        num_heads=fields.get("perceiver_config.resampler_n_heads", default=16),
+        head_dim=fields.get("perceiver_config.resampler_head_dim", default=96),
+        num_latents=fields.get("perceiver_config.resampler_n_latents", default=64),
+        input_projection=False,
+        num_time_embeddings=0,
+        activation="relu",
+        mlp_bias=False,
+        qk_norm=fields.get("perceiver_config.qk_layer_norms_perceiver", default=False),
+        final_norm=True,
+    )
+
+
+def _xattn_config(fields: Fields, lm: LMConfig, unseen: Unseen) -> XattnConfig:
+    every = fields.get("cross_layer_interval", default=1)
+    if lm.num_layers % every:
+        raise ConversionError(
+            f"config.json: cross_layer_interval is {every}, which does not divide num_hidden_layers {lm.num_layers}: such a model does not run."
+        )
+    return XattnConfig(
+        every=every,
+        activation="swiglu",
+        mlp_width=lm.mlp_width,
+        media="resampler",
+        media_norm=False,
+        norm="rms",
+        norm_epsilon=lm.norm_epsilon,
+        qk_norm=fields.get("qk_layer_norms", default=False),
+        gate="vector" if fields.only("alpha_type", "float", "vector", default="float") == "vector" else "scalar",
+        unseen=unseen,
+    )
+
+
+def _resampler(config: ResamplerConfig) -> Rows:
+    attention, mlp = f"blocks.{LAYER}.0.", f"blocks.{LAYER}.1."
+    inward = converts.heads_in(config.num_heads, config.head_dim)
+    outward = converts.heads_out(config.num_heads, config.head_dim)
+    norms = {"context_layer_norm": "media_norm", "latents_layer_norm": "latents_norm"}
+    if config.qk_norm:
+        norms |= {"q_layer_norm": "query_head_norm", "k_layer_norm": "key_head_norm"}
+    return (
+        Row("latents", "latents"),
+        *_layer_norm("layer_norm", "final_norm"),
+        *(row for theirs, ours in norms.items() for row in _layer_norm(attention + theirs, f"layers/{ours}")),
+        *(Row(f"{attention}{part[0]}_proj.weight", f"layers/{part}/w", inward) for part in PARTS),
+        Row(f"{attention}output_proj.weight", "layers/output/w", outward),
+        *_layer_norm(f"{mlp}ln", "layers/ffw_norm"),
+        Row(f"{mlp}fc.weight", "layers/ffw/up/w", converts.transpose),
+        Row(f"{mlp}c_proj.weight", "layers/ffw/down/w", converts.transpose),
+    )
+
+
+def _xattn(lm: LMConfig, config: XattnConfig) -> Rows:
+    inward, outward = converts.heads_in(lm.num_heads, lm.head_size), converts.heads_out(lm.num_heads, lm.head_size)
+    gate = converts.flat if config.gate == "vector" else converts.scalar
+    norms = {"input_layernorm": "query_norm", "post_attention_layernorm": "mlp_norm"}
+    if config.qk_norm:
+        norms |= {"cross_attn.q_layer_norm": "query_head_norm", "cross_attn.k_layer_norm": "key_head_norm"}
+    return (
+        Row("alpha_cross_attn", "attention_gate", gate),
+        Row("alpha_dense", "dense_gate", gate),
+        *(Row(f"{theirs}.weight", f"{ours}/scale") for theirs, ours in norms.items()),
+        *(Row(f"cross_attn.{part[0]}_proj.weight", f"{part}/w", inward) for part in PARTS),
+        Row("cross_attn.o_proj.weight", "out/w", outward),
+        *(Row(f"mlp.{part}_proj.weight", f"mlp/{part}/w", converts.transpose) for part in ("gate", "up", "down")),
+    )
+
+
+def _layer_norm(source: str, target: str) -> Rows:
+    return Row(f"{source}.weight", f"{target}/scale"), Row(f"{source}.bias", f"{target}/offset")
+
+
+def _new_tokens(fields: Fields, start: int, added: Mapping[int, str]) -> tuple[str, ...]:
+    """The strings of the additional rows; a row that no token of the tokenizer has gets a name of its own."""
+    count = fields.get("additional_vocab_size", default=0)
+    names = tuple(added.get(number, f"<additional_{number}>") for number in range(start, start + count))
+    if missing := [name for name in (AROUND, IMAGE_TAG) if name not in names]:
+        raise ConversionError(
+            f"The {count} tokens behind the vocabulary of {start} are {names}; {missing[0]!r} is not among them. Put the publisher's "
+            "tokenizer.json, tokenizer_config.json or added_tokens.json beside config.json."
+        )
+    return names

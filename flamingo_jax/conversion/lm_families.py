@@ -1,0 +1,326 @@
+"""The families of open language models: how each one's config.json describes our block, and where its files keep the block's weights.
+
+    family     norm   positions            feed-forward  biases           beside
+    llama      RMS    rotary               SwiGLU        none (or named)  grouped heads, stretched rotary positions, tied or not
+    mistral    RMS    rotary               SwiGLU        none             grouped heads, a sliding window
+    qwen2      RMS    rotary               SwiGLU        q, k, v          grouped heads, tied or not
+    gpt_neox   Layer  rotary, in part      GeLU          all              parallel residual; q, k, v fused head by head
+    mpt        Layer  ALiBi                GeLU          none             q, k, v fused; norms on q and k (the 1B)
+    opt        Layer  learned              ReLU          all              two unused rows before the positions
+    gpt2       Layer  learned              GeLU (tanh)   all              weights stored [in, out]; q, k, v fused
+
+A value that the block cannot compute is refused by name. What a table does not name and the files hold is refused by the mapping.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from flamingo_jax.conversion import converts, lm_rows
+from flamingo_jax.conversion.config_json import Fields
+from flamingo_jax.conversion.lm_rows import BLOCK
+from flamingo_jax.conversion.mapping import LAYER, Row, Rows, Skip, under
+from flamingo_jax.conversion.reading import ConversionError
+from flamingo_jax.models.lm_config import LMConfig
+from flamingo_jax.nn.embed import RotaryScaling
+
+
+@dataclasses.dataclass(frozen=True)
+class Family:
+    """One family.
+
+    Attributes:
+        config: (fields of config.json, rows of the embedding) -> the block's options.
+        rows: (those options, names in the files) -> the table; targets begin with "lm/".
+        embedding: how the name of the embedding ends; what stands before it ("model.", "transformer.", or nothing) does so in all names.
+        fixed: fields of config.json for which only the value given here is supported; it also stands for a field that is not there.
+        heads: names of the head's weights, in the order of preference.
+    """
+
+    config: Callable[[Fields, int], LMConfig]
+    rows: Callable[[LMConfig, Sequence[str]], Rows]
+    embedding: str
+    fixed: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    heads: Sequence[str] = ("lm_head.weight",)
+
+
+def describe(content: Mapping[str, Any], shapes: Mapping[str, Any]) -> tuple[LMConfig, Rows]:
+    """Returns the model that a config.json and its files are of, and the table from one to the other.
+
+    Args:
+        content: of config.json.
+        shapes: name -> shape and dtype of the files' weights.
+
+    Raises:
+        ConversionError: for an unknown family, a value that the block cannot compute, or shapes that make no model.
+    """
+    fields = Fields(content)
+    family = FAMILIES[fields.only("model_type", *FAMILIES, default="missing")]
+    for name, value in {"quantization_config": None, **family.fixed}.items():
+        fields.only(name, value, default=value)
+    ends = [name for name in shapes if f".{name}".endswith(f".{family.embedding}")]
+    if not ends:
+        raise ConversionError(
+            f"The files hold no {family.embedding}, the embedding of model_type {fields.get('model_type')!r}. Check that config.json is "
+            "theirs, and that no shard is missing."
+        )
+    embedding = min(ends, key=len)
+    prefix = embedding.removesuffix(family.embedding)
+    try:
+        lm = family.config(fields, shapes[embedding].shape[0])
+    except (TypeError, ValueError) as error:
+        raise ConversionError(f"config.json does not describe a model that can be: {error}") from error
+    body = family.rows(lm, [name.removeprefix(prefix) for name in shapes])
+    return lm, (*_tables(lm, family, embedding, shapes), *under(body, source=prefix), *_BUFFERS)
+
+
+_BUFFERS = (
+    Skip(r".*\.rotary_emb\.inv_freq", "follows from the config"),
+    Skip(r".*\.(attn|attention)\.(bias|masked_bias)", "the causal mask"),
+)
+
+
+def _tables(lm: LMConfig, family: Family, embedding: str, shapes: Mapping[str, Any]) -> Rows:
+    pad = converts.pad_rows(lm.vocab_multiple)
+    table = Row(embedding, "lm/embedding", pad)
+    if lm.tied_head:
+        return (table, *(Skip(re.escape(name), "tied: the embedding once more") for name in family.heads))
+    head = next((name for name in family.heads if name in shapes), family.heads[0])
+    return table, Row(head, "lm/head", pad)
+
+
+def _rotary(fields: Fields) -> dict[str, Any]:
+    """Base and scaling, as transformers 4 and 5 write them."""
+    said = Fields(fields.get("rope_parameters", "rope_scaling", default={}))
+    name = "rope_type" if said.get("rope_type", default=None) else "type"
+    kind = said.only(name, "default", "linear", "llama3", default="default")
+    scaling = RotaryScaling() if kind == "default" else RotaryScaling(factor=float(said.get("factor")))
+    if kind == "llama3":
+        scaling = dataclasses.replace(
+            scaling,
+            low=float(said.get("low_freq_factor")),
+            high=float(said.get("high_freq_factor")),
+            original_length=said.get("original_max_position_embeddings"),
+        )
+    base = fields.get("rope_parameters.rope_theta", "rope_theta", "rotary_emb_base", default=10_000.0)
+    return {"position": "rotary", "rotary_base": float(base), "rotary_scaling": scaling}
+
+
+def _llama_config(fields: Fields, vocab_size: int) -> LMConfig:
+    width, heads = fields.get("hidden_size"), fields.get("num_attention_heads")
+    head_dim, kv_heads = fields.get("head_dim", default=0), fields.get("num_key_value_heads", default=heads)
+    return LMConfig(
+        vocab_size=vocab_size,
+        num_layers=fields.get("num_hidden_layers"),
+        width=width,
+        num_heads=heads,
+        head_dim=0 if head_dim * heads == width else head_dim,  # what follows from other fields is 0 in ours
+        num_kv_heads=0 if kv_heads == heads else kv_heads,
+        mlp_width=fields.get("intermediate_size"),
+        norm="rms",
+        norm_epsilon=fields.get("rms_norm_eps", default=1e-6),
+        activation="swiglu",
+        attention_bias=fields.get("attention_bias", default=False),
+        mlp_bias=fields.get("mlp_bias", default=False),
+        tied_head=fields.get("tie_word_embeddings", default=False),
+        **_rotary(fields),
+    )
+
+
+def _mistral_config(fields: Fields, vocab_size: int) -> LMConfig:
+    window = fields.get("sliding_window", default=0)
+    return dataclasses.replace(_llama_config(fields, vocab_size), sliding_window=window)
+
+
+def _qwen2_config(fields: Fields, vocab_size: int) -> LMConfig:
+    return dataclasses.replace(_llama_config(fields, vocab_size), qkv_bias=True)
+
+
+def _llama_rows(lm: LMConfig, names: Sequence[str]) -> Rows:
+    layer = f"layers.{LAYER}."
+    return (
+        *lm_rows.norm(lm, f"{layer}input_layernorm", f"{BLOCK}attention_norm"),
+        *lm_rows.separate(lm, [f"{layer}self_attn.{part}_proj" for part in "qkv"]),
+        *lm_rows.out(lm, f"{layer}self_attn.o_proj"),
+        *lm_rows.norm(lm, f"{layer}post_attention_layernorm", f"{BLOCK}mlp_norm"),
+        *lm_rows.feed_forward(lm, {part: f"{layer}mlp.{part}_proj" for part in ("gate", "up", "down")}),
+        *lm_rows.norm(lm, "norm", "lm/final_norm"),
+    )
+
+
+def _neox_config(fields: Fields, vocab_size: int) -> LMConfig:
+    return LMConfig(
+        vocab_size=vocab_size,
+        num_layers=fields.get("num_hidden_layers"),
+        width=fields.get("hidden_size"),
+        num_heads=fields.get("num_attention_heads"),
+        mlp_width=fields.get("intermediate_size"),
+        norm="layer",
+        norm_epsilon=fields.get("layer_norm_eps", default=1e-5),
+        activation=fields.activation("hidden_act", "gelu"),
+        attention_bias=fields.get("attention_bias", default=True),
+        mlp_bias=True,
+        parallel_residual=fields.get("use_parallel_residual", default=True),
+        tied_head=fields.get("tie_word_embeddings", default=False),
+        rotary_fraction=float(fields.get("rope_parameters.partial_rotary_factor", "rotary_pct", default=0.25)),
+        **_rotary(fields),
+    )
+
+
+def _neox_rows(lm: LMConfig, names: Sequence[str]) -> Rows:
+    layer = f"layers.{LAYER}."
+    return (
+        *lm_rows.norm(lm, f"{layer}input_layernorm", f"{BLOCK}attention_norm"),
+        *lm_rows.fused(lm, f"{layer}attention.query_key_value", lambda i: converts.head_part(i, 3, lm.num_heads)),
+        *lm_rows.out(lm, f"{layer}attention.dense"),
+        *lm_rows.norm(lm, f"{layer}post_attention_layernorm", f"{BLOCK}mlp_norm"),
+        *lm_rows.feed_forward(lm, {"up": f"{layer}mlp.dense_h_to_4h", "down": f"{layer}mlp.dense_4h_to_h"}),
+        *lm_rows.norm(lm, "final_layer_norm", "lm/final_norm"),
+    )
+
+
+def _mpt_config(fields: Fields, vocab_size: int) -> LMConfig:
+    """`attn_config.x` of MPT; `attn_x` or `x` of its first form, MosaicGPT, which the 1B is."""
+    get = lambda name, default: fields.get(f"attn_config.{name}", f"attn_{name}", name, default=default)  # noqa: E731
+    for name, value in _MPT_ATTENTION.items():
+        Fields({name: get(name, value)}).only(name, value, default=value)
+    has_bias = not fields.get("no_bias", default=True)
+    width = fields.get("d_model")
+    return LMConfig(
+        vocab_size=vocab_size,
+        num_layers=fields.get("n_layers"),
+        width=width,
+        num_heads=fields.get("n_heads"),
+        mlp_width=fields.get("expansion_ratio", "mlp_ratio", default=4) * width,
+        norm="layer",
+        norm_epsilon=fields.get("layer_norm_epsilon", default=1e-5),
+        norm_bias=has_bias,
+        position="alibi",
+        activation="gelu_exact",
+        attention_bias=has_bias,
+        mlp_bias=has_bias,
+        qk_norm=get("qk_ln", False),
+        tied_head=True,
+    )
+
+
+# Fields of the attention for which only this value is supported; it also stands for a field that is not there.
+_MPT_ATTENTION: Mapping[str, Any] = {
+    "alibi": True,
+    "alibi_bias_max": 8,
+    "clip_qkv": None,
+    "prefix_lm": False,
+    "softmax_scale": None,
+    "attn_type": "multihead_attention",
+}
+
+
+def _mpt_rows(lm: LMConfig, names: Sequence[str]) -> Rows:
+    layer = f"blocks.{LAYER}."
+    is_first = any(".ln_1." in name for name in names)  # MosaicGPT's names
+    norms = ("ln_1", "ln_2", "ln_f") if is_first else ("norm_1", "norm_2", "norm_f")
+    up, down = ("mlp.mlp_up", "mlp.mlp_down") if is_first else ("ffn.up_proj", "ffn.down_proj")
+    rows = (
+        *lm_rows.norm(lm, layer + norms[0], f"{BLOCK}attention_norm"),
+        *lm_rows.fused(lm, f"{layer}attn.Wqkv", lambda i: converts.chunk(i, 3)),
+        *lm_rows.out(lm, f"{layer}attn.out_proj"),
+        *lm_rows.norm(lm, layer + norms[1], f"{BLOCK}mlp_norm"),
+        *lm_rows.feed_forward(lm, {"up": layer + up, "down": layer + down}),
+        *lm_rows.norm(lm, norms[2], "lm/final_norm"),
+    )
+    if lm.qk_norm:
+        for name in ("query", "key"):
+            rows += lm_rows.norm(lm, f"{layer}attn.{name[0]}_ln", f"{BLOCK}attention/{name}_norm")
+    return rows
+
+
+def _opt_config(fields: Fields, vocab_size: int) -> LMConfig:
+    width = fields.get("hidden_size")
+    fields.only("word_embed_proj_dim", width, default=width)
+    has_bias = fields.get("enable_bias", default=True)
+    return LMConfig(
+        vocab_size=vocab_size,
+        num_layers=fields.get("num_hidden_layers"),
+        width=width,
+        num_heads=fields.get("num_attention_heads"),
+        mlp_width=fields.get("ffn_dim"),
+        norm="layer",
+        position="learned",
+        max_length=fields.get("max_position_embeddings"),
+        activation=fields.activation("activation_function", "relu"),
+        attention_bias=has_bias,
+        mlp_bias=has_bias,
+        tied_head=fields.get("tie_word_embeddings", default=True),
+    )
+
+
+def _opt_rows(lm: LMConfig, names: Sequence[str]) -> Rows:
+    layer = f"layers.{LAYER}."
+    return (
+        Row("embed_positions.weight", "lm/positions", converts.rows(2, None)),  # rows 0 and 1 were for padding
+        *lm_rows.norm(lm, f"{layer}self_attn_layer_norm", f"{BLOCK}attention_norm"),
+        *lm_rows.separate(lm, [f"{layer}self_attn.{part}_proj" for part in "qkv"]),
+        *lm_rows.out(lm, f"{layer}self_attn.out_proj"),
+        *lm_rows.norm(lm, f"{layer}final_layer_norm", f"{BLOCK}mlp_norm"),
+        *lm_rows.feed_forward(lm, {"up": f"{layer}fc1", "down": f"{layer}fc2"}),
+        *lm_rows.norm(lm, "final_layer_norm", "lm/final_norm"),
+    )
+
+
+def _gpt2_config(fields: Fields, vocab_size: int) -> LMConfig:
+    return LMConfig(
+        vocab_size=vocab_size,
+        num_layers=fields.get("n_layer"),
+        width=fields.get("n_embd"),
+        num_heads=fields.get("n_head"),
+        mlp_width=fields.get("n_inner", default=0),
+        norm="layer",
+        norm_epsilon=fields.get("layer_norm_epsilon", default=1e-5),
+        position="learned",
+        max_length=fields.get("n_positions"),
+        activation=fields.activation("activation_function", "gelu_new"),
+        attention_bias=True,
+        mlp_bias=True,
+        tied_head=fields.get("tie_word_embeddings", default=True),
+    )
+
+
+def _gpt2_rows(lm: LMConfig, names: Sequence[str]) -> Rows:
+    layer = f"h.{LAYER}."
+    return (
+        Row("wpe.weight", "lm/positions"),
+        *lm_rows.norm(lm, f"{layer}ln_1", f"{BLOCK}attention_norm"),
+        *lm_rows.fused(lm, f"{layer}attn.c_attn", lambda i: converts.chunk(i, 3), converts.transpose),
+        *lm_rows.out(lm, f"{layer}attn.c_proj", converts.transpose),
+        *lm_rows.norm(lm, f"{layer}ln_2", f"{BLOCK}mlp_norm"),
+        *lm_rows.feed_forward(lm, {"up": f"{layer}mlp.c_fc", "down": f"{layer}mlp.c_proj"}, converts.identity),
+        *lm_rows.norm(lm, "ln_f", "lm/final_norm"),
+    )
+
+
+_SILU = {"hidden_act": "silu"}
+_MPT_NORM = {"norm_type": "low_precision_layernorm", "logit_scale": None}
+
+FAMILIES: Mapping[str, Family] = {
+    "llama": Family(_llama_config, _llama_rows, "embed_tokens.weight", _SILU),
+    "mistral": Family(_mistral_config, _llama_rows, "embed_tokens.weight", _SILU),
+    "qwen2": Family(_qwen2_config, _llama_rows, "embed_tokens.weight", {**_SILU, "use_sliding_window": False}),
+    "gpt_neox": Family(_neox_config, _neox_rows, "embed_in.weight", heads=("lm_head.weight", "embed_out.weight")),
+    "mpt": Family(_mpt_config, _mpt_rows, "wte.weight", _MPT_NORM),
+    "mosaic_gpt": Family(_mpt_config, _mpt_rows, "wte.weight", _MPT_NORM),
+    "opt": Family(
+        _opt_config,
+        _opt_rows,
+        "embed_tokens.weight",
+        {"do_layer_norm_before": True, "_remove_final_layer_norm": False, "layer_norm_elementwise_affine": True},
+    ),
+    "gpt2": Family(
+        _gpt2_config,
+        _gpt2_rows,
+        "wte.weight",
+        {"scale_attn_weights": True, "scale_attn_by_inverse_layer_idx": False, "add_cross_attention": False},
+    ),
+}

@@ -1,0 +1,204 @@
+"""CLIP's image tower, or both towers, in the layout of open_clip, which is also that of OpenAI's own files: `visual.*`, query, key and value in one.
+
+Shape and activation are read from open_clip_config.json beside the weights. Without one, the shape follows from the weights, and
+the activation must be given: OpenAI's weights were trained with quick_gelu, LAION's with gelu_exact, and either loads.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any, cast, get_args
+
+from flamingo_jax.conversion.clip import features_of
+from flamingo_jax.conversion.clip_text import both, text_config, text_rows, towers_of
+from flamingo_jax.conversion.converts import scalar
+from flamingo_jax.conversion.mapping import Conversion, Row, Rows, Skip, under
+from flamingo_jax.conversion.reading import ConversionError, Weights, open_weights
+from flamingo_jax.conversion.sources import Inputs, only
+from flamingo_jax.conversion.vit_rows import Names, vision_rows
+from flamingo_jax.core import paths
+from flamingo_jax.models.text_encoder import TextEncoderConfig
+from flamingo_jax.models.vit import Activation, Features, ViTConfig
+from flamingo_jax.training.config import ModelConfig
+
+NAMES = Names(
+    patch="conv1",
+    first="class_embedding",
+    positions="positional_embedding",
+    pre_norm="ln_pre",
+    block="transformer.resblocks.{layer}.",
+    attention_norm="ln_1",
+    qkv=(("attn.in_proj_weight", "attn.in_proj_bias"),),
+    out="attn.out_proj",
+    mlp_norm="ln_2",
+    up="mlp.c_fc",
+    down="mlp.c_proj",
+    final_norm="ln_post",
+)
+_CONFIG = "open_clip_config.json"
+_FILES = ("open_clip_model.safetensors", "open_clip_pytorch_model.safetensors", "open_clip_pytorch_model.bin")
+_NUMBERS = Skip("input_resolution|context_length|vocab_size", "shapes that OpenAI's files name: no weights")
+_OTHERS = Skip(r"(?!visual\.).*", "no part of the image tower")
+# Fields of vision_cfg; any other would make another tower than that of models/vit.py, but for those of _is_harmless.
+_SHAPE = ("image_size", "layers", "width", "head_width", "mlp_ratio", "patch_size")
+
+
+def conversion(inputs: Inputs) -> Conversion:
+    """Returns the conversion of a directory, or a file of weights, to an export of kind "vision".
+
+    Options: `features` and `towers`, as of `clip`, and `activation` ("quick_gelu" or "gelu_exact") where there is no open_clip_config.json.
+
+    Raises:
+        ConversionError: for a tower of another kind, or an activation that is not known.
+    """
+    only(inputs, "features", "activation", "towers")
+    towers, activation = towers_of(inputs), inputs.options.get("activation")
+    features: Features = "class" if towers == "both" else features_of(inputs)
+    directory = inputs.input if inputs.input.is_dir() else inputs.input.parent
+    named = [directory / name for name in _FILES if (directory / name).exists()] if inputs.input.is_dir() else []
+    files = open_weights(named[0] if named else inputs.input)
+    if (directory / _CONFIG).exists():
+        if activation is not None:
+            raise ConversionError(f"activation was given, but {directory / _CONFIG} says it: leave it out.")
+        described = paths.read_json(directory / _CONFIG)
+        config = vision_config(described.get("model_cfg", {}), described.get("preprocess_cfg", {}), features=features)
+        squashed = described.get("preprocess_cfg", {}).get("resize_mode") == "squash"
+    else:
+        described = {}
+        config, squashed = config_of_weights(files, activation, features=features), False
+    preprocessing = {"image_size": config.image_size, "image_fit": "squash" if squashed else "crop"}
+    if towers == "both":
+        text, joint_dim = _text_config(described.get("model_cfg", {}), files, config.activation)
+        rows = _both_rows(config, text)
+        found = {"files": files, "directory": directory, "preprocessing": preprocessing}
+        return both(config, text, joint_dim=joint_dim, rows=rows, **cast(Any, found))
+    return Conversion(
+        kind="vision",
+        model=ModelConfig(vit=config, new_tokens=()),
+        rows=under((*tower_rows(config), _OTHERS), target="vision/"),
+        files=files,
+        preprocessing=preprocessing,
+    )
+
+
+def tower_rows(config: ViTConfig, *, source: str = "visual.") -> Rows:
+    """Returns the rows of the image tower, for files in which its names begin with `source`; targets are below its module."""
+    projection = Skip("proj", "the projection into the joint space")
+    return under((*vision_rows(config, NAMES), projection), source=source)
+
+
+def _both_rows(vit: ViTConfig, text: TextEncoderConfig) -> Rows:
+    tables = {"embedding": "token_embedding.weight", "positions": "positional_embedding", "final_norm": "ln_final"}
+    return (
+        *under(vision_rows(vit, NAMES), source="visual.", target="contrastive/vision/"),
+        *under(text_rows(text, NAMES, **tables), target="contrastive/text/"),
+        Row("visual.proj", "contrastive/vision_projection/w"),
+        Row("text_projection", "contrastive/text_projection/w"),
+        Row("logit_scale", "contrastive/log_temperature", scalar),
+        _NUMBERS,
+    )
+
+
+def _text_config(model: Mapping[str, Any], files: Weights, activation: Activation) -> tuple[TextEncoderConfig, int]:
+    """(The text tower, J): shapes from the weights; heads from the config, or of 64 channels, as in all of OpenAI's.
+
+    Raises:
+        ConversionError: if there is no such tower.
+    """
+    names = files.names()
+    needed = (
+        "token_embedding.weight",
+        "positional_embedding",
+        "text_projection",
+        "transformer.resblocks.0.mlp.c_fc.weight",
+    )
+    if missing := [name for name in needed if name not in names]:
+        raise ConversionError(
+            f"There is no text tower of CLIP in the weights: {', '.join(missing)} is missing. Take the image tower alone with towers=vision."
+        )
+    blocks = {int(found[1]) for name in names if (found := re.match(r"transformer\.resblocks\.(\d+)\.", name))}
+    vocab_size, width = names[needed[0]].shape
+    config = text_config(
+        width=width,
+        mlp_width=names[needed[3]].shape[0],
+        vocab_size=vocab_size,
+        num_layers=len(blocks),
+        num_heads=model.get("text_cfg", {}).get("heads", width // 64),
+        max_length=names[needed[1]].shape[0],
+        activation=activation,
+    )
+    return config, names[needed[2]].shape[1]
+
+
+def vision_config(model: Mapping[str, Any], preprocessing: Mapping[str, Any], *, features: Features) -> ViTConfig:
+    """Returns the ViT that an open_clip_config.json describes.
+
+    Args:
+        model: its `model_cfg`.
+        preprocessing: its `preprocess_cfg`: mean and std.
+        features: what comes out.
+
+    Raises:
+        ConversionError: for a tower that is no plain vision transformer.
+    """
+    fields = model.get("vision_cfg", {})
+    other = {name: value for name, value in fields.items() if name not in _SHAPE and not _is_harmless(name, value)}
+    if other or not isinstance(fields.get("layers"), int) or "patch_size" not in fields:
+        raise ConversionError(
+            f"{_CONFIG} describes another image tower than CLIP's vision transformer: vision_cfg is {dict(fields)}; expected "
+            f"{', '.join(_SHAPE)}. Check --source."
+        )
+    width = fields.get("width", 768)
+    colours = {name: tuple(preprocessing[name]) for name in ("mean", "std") if preprocessing.get(name)}
+    return ViTConfig(
+        patch_size=fields["patch_size"],
+        width=width,
+        num_layers=fields["layers"],
+        num_heads=width // fields.get("head_width", 64),
+        mlp_width=int(width * fields.get("mlp_ratio", 4.0)),
+        image_size=fields.get("image_size", 224),
+        activation="quick_gelu" if model.get("quick_gelu", False) else "gelu_exact",
+        features=features,
+        final_norm=features == "class",
+        interpolation="antialiased",
+        **cast(Any, colours),
+    )
+
+
+def config_of_weights(files: Weights, activation: str | None, *, features: Features) -> ViTConfig:
+    """Returns the ViT that weights without a config are of; heads have 64 channels, as in all of OpenAI's.
+
+    Raises:
+        ConversionError: if there is no such tower in them, or the activation is not given.
+    """
+    names = files.names()
+    blocks = {int(found[1]) for name in names if (found := re.match(r"visual\.transformer\.resblocks\.(\d+)\.", name))}
+    if not blocks or "visual.conv1.weight" not in names or "visual.positional_embedding" not in names:
+        raise ConversionError(
+            f"There is no {_CONFIG} beside the weights, and no visual.transformer in them: {len(names)} names, such as "
+            f"{', '.join(sorted(names)[:3])}. Check --source."
+        )
+    if activation not in get_args(Activation):
+        raise ConversionError(
+            f"There is no {_CONFIG} beside the weights, which says the activation; got the option activation = {activation!r}, "
+            f"expected quick_gelu (OpenAI's weights) or gelu_exact (LAION's)."
+        )
+    width, _, patch_size, _ = names["visual.conv1.weight"].shape
+    side = round((names["visual.positional_embedding"].shape[0] - 1) ** 0.5)
+    return ViTConfig(
+        patch_size=patch_size,
+        width=width,
+        num_layers=len(blocks),
+        num_heads=width // 64,
+        mlp_width=names["visual.transformer.resblocks.0.mlp.c_fc.weight"].shape[0],
+        image_size=side * patch_size,
+        activation=cast(Activation, activation),
+        features=features,
+        final_norm=features == "class",
+        interpolation="antialiased",
+    )
+
+
+def _is_harmless(name: str, value: Any) -> bool:
+    return name in ("patch_dropout", "output_tokens") or (name, value) == ("pool_type", "tok")

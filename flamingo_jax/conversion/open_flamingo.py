@@ -1,0 +1,269 @@
+"""OpenFlamingo's checkpoints, v2 (3B, 4B, 9B and their instruction-tuned ones) and the deprecated 9B: into this model and back.
+
+    checkpoint.pt: perceiver, gated layers, the LM's token table (new rows last)  --+
+    --lm:          the frozen language model, as its publisher has it             --+--> flamingo/{resampler, xattn, new_tokens, lm, vision}
+    --vision:      CLIP ViT-L/14                                                  --+
+
+Their model is this one with other options: features straight into the resampler, no time embeddings, no map of the visual tokens to the
+LM's width, cross-attention of 8 heads of 64 without a norm on the visual tokens, exact GeLU, no biases; a layer before block n-1,
+2n-1, ... for "every n". `<|endofchunk|>`, `<image>` and perhaps `<PAD>` are the rows behind the tokenizer's, in this order.
+
+The names are in `open_flamingo_layout`, the way back is `export_open_flamingo`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Mapping, Sequence
+
+import jax
+import numpy as np
+
+from flamingo_jax.checkpoint.arrays import few
+from flamingo_jax.conversion import clip, converts, hf_lm, open_clip, reading
+from flamingo_jax.conversion.mapping import Conversion, Fill, Row, Rows, Skip, under
+from flamingo_jax.conversion.open_flamingo_layout import (
+    HEAD_DIM,
+    HEADS,
+    LAYOUTS,
+    NEW_TOKENS,
+    RESAMPLER,
+    RESAMPLER_OPTIONS,
+    TIME,
+    XATTN_OPTIONS,
+    Layout,
+    Pair,
+    xattn_pairs,
+)
+from flamingo_jax.conversion.reading import ConversionError, Weights
+from flamingo_jax.conversion.sources import Inputs, only
+from flamingo_jax.core.paths import Path
+from flamingo_jax.data import tokenizer as tokenizer_lib
+from flamingo_jax.data.markers import Markers
+from flamingo_jax.models.gated_xattn import XattnConfig
+from flamingo_jax.models.lm import LMConfig
+from flamingo_jax.models.resampler import ResamplerConfig
+from flamingo_jax.training.config import ModelConfig, given
+
+
+def conversion(inputs: Inputs) -> Conversion:
+    """Describes the whole model: the checkpoint, and the two towers that it leaves out.
+
+    Raises:
+        ConversionError: if a tower is not given, or the three do not belong together.
+    """
+    only(inputs, "lm", "vision")
+    if inputs.lm is None or inputs.vision is None:
+        raise ConversionError(
+            f"{inputs.input} holds what OpenFlamingo trained. Give its frozen parts too: --lm=DIR, the language model as its "
+            "publisher has it, with its tokenizer, and --vision=PATH, CLIP ViT-L/14."
+        )
+    checkpoint, lm = reading.open_weights(inputs.input), hf_lm.conversion(Inputs(inputs.lm))
+    if lm.tokenizer is None:
+        raise ConversionError(
+            f"{inputs.lm} holds no tokenizer: its length says where the new tokens begin. Put it there."
+        )
+    pieces = tokenizer_lib.load(lm.tokenizer, ()).vocab_size
+    return join(checkpoint, lm, _vision(inputs.vision), pieces=pieces)
+
+
+def join(checkpoint: Weights, lm: Conversion, vision: Conversion, *, pieces: int) -> Conversion:
+    """Returns the conversion of a checkpoint with its towers.
+
+    Args:
+        checkpoint: the weights of checkpoint.pt.
+        lm: the language model alone, as `hf_lm` describes it.
+        vision: the vision encoder alone, as `clip` describes it.
+        pieces: of the LM's tokenizer; the rows of the new tokens stand behind them.
+
+    Raises:
+        ConversionError: if they do not belong together.
+    """
+    names = checkpoint.names()
+    layout = _layout(names)
+    config = given(lm.model.lm, "lm")
+    places, xattn = _xattn(names, layout, config)
+    resampler = _resampler(names, given(vision.model.vit, "vit").width)
+    new = _new_tokens(names, layout, pieces)
+    rows = (
+        *_rows((*RESAMPLER, *([TIME] if resampler.num_time_embeddings else [])), None),
+        *_rows(xattn_pairs(layout.layers), places),
+        *_tables(names, layout, lm, pieces),
+        *_frozen_copies(layout),
+        *under(vision.rows, source="vision:", target="flamingo/"),
+    )
+    model = ModelConfig(
+        vision=None,
+        vit=vision.model.vit,
+        resampler=resampler,
+        lm=dataclasses.replace(config, vocab_size=pieces),
+        xattn=xattn,
+        new_tokens=new,
+    )
+    return Conversion(
+        kind="flamingo",
+        model=model,
+        rows=rows,
+        files=reading.Merged(("", checkpoint), ("lm:", lm.files), ("vision:", vision.files)),
+        tokenizer=lm.tokenizer,
+        preprocessing=vision.preprocessing,
+        prompt=dataclasses.replace(lm.prompt or Markers(), vocab_size=pieces),
+    )
+
+
+def _vision(path: Path) -> Conversion:
+    """The vision encoder, in transformers' or open_clip's layout; a file without a config beside it is taken for OpenAI's."""
+    if (path / "open_clip_config.json").exists():
+        return open_clip.conversion(Inputs(path))
+    if (path / "config.json").exists():
+        return clip.conversion(Inputs(path))
+    return open_clip.conversion(Inputs(path, options={"activation": "quick_gelu"}))
+
+
+def _rows(pairs: Sequence[Pair], layers: Sequence[int] | None) -> Rows:
+    return tuple(
+        Row(pair.source, target, take, layers if "{layer}" in pair.source else None)
+        for pair in pairs
+        for target, take in zip(pair.targets, pair.take, strict=True)
+    )
+
+
+def _layout(names: Mapping[str, jax.ShapeDtypeStruct]) -> Layout:
+    found = [layout for layout in LAYOUTS.values() if any(name.startswith(f"{layout.layers}.") for name in names)]
+    if len(found) != 1:
+        raise ConversionError(
+            f"No checkpoint of OpenFlamingo: it has gated layers in none of "
+            f"{', '.join(layout.layers for layout in LAYOUTS.values())}. It holds {len(names)} weights: {few(sorted(names))}."
+        )
+    return found[0]
+
+
+def _xattn(
+    names: Mapping[str, jax.ShapeDtypeStruct], layout: Layout, lm: LMConfig
+) -> tuple[tuple[int, ...], XattnConfig]:
+    """Returns (the blocks before which gated layers stand, what they are made of)."""
+    pattern = re.compile(rf"{re.escape(layout.layers)}\.(\d+)\.gated_cross_attn_layer\.attn_gate")
+    places = tuple(sorted(int(found[1]) for name in names if (found := pattern.fullmatch(name))))
+    if not places:
+        raise ConversionError(
+            f"No checkpoint of OpenFlamingo: {layout.layers} has no gated_cross_attn_layer.attn_gate."
+        )
+    every = places[0] + 1
+    expected = tuple(range(every - 1, lm.num_layers, every))
+    if places != expected:
+        raise ConversionError(
+            f"The checkpoint has gated layers before the blocks {few([str(place) for place in places])}; with the {lm.num_layers} blocks of the "
+            f"language model (--lm) and one layer for every {every} of them, expected {few([str(place) for place in expected])}. Give the language "
+            "model that it was trained with."
+        )
+    source = f"{layout.layers}.{places[0]}.gated_cross_attn_layer"
+    width = _shape(names, f"{source}.attn.norm.weight")[0]
+    if width != lm.width:
+        raise ConversionError(
+            f"The checkpoint was trained with a language model of width {width}, --lm has {lm.width}. Give its own."
+        )
+    config = XattnConfig(
+        every=every,
+        offset=every - 1,
+        num_heads=HEADS,
+        head_dim=HEAD_DIM,
+        mlp_ratio=_ratio(names, f"{source}.ff.1.weight"),
+        **XATTN_OPTIONS,  # type: ignore[arg-type]
+    )
+    return places, config
+
+
+def _resampler(names: Mapping[str, jax.ShapeDtypeStruct], vision_width: int) -> ResamplerConfig:
+    numbers = {int(found[1]) for name in names if (found := re.match(r"perceiver\.layers\.(\d+)\.", name))}
+    latents, width = _shape(names, "perceiver.latents")
+    if width != vision_width:
+        raise ConversionError(
+            f"The checkpoint's perceiver reads features {width} wide, --vision gives {vision_width}. Give the encoder that it was "
+            "trained with (OpenFlamingo's releases: CLIP ViT-L/14 of OpenAI, 1024 wide)."
+        )
+    return ResamplerConfig(
+        num_layers=max(numbers, default=-1) + 1,
+        width=width,
+        num_heads=HEADS,
+        head_dim=HEAD_DIM,
+        num_latents=latents,
+        num_time_embeddings=_shape(names, TIME.source)[0] if TIME.source in names else 0,
+        mlp_ratio=_ratio(names, "perceiver.layers.0.1.1.weight"),
+        **RESAMPLER_OPTIONS,  # type: ignore[arg-type]
+    )
+
+
+def _shape(names: Mapping[str, jax.ShapeDtypeStruct], name: str) -> tuple[int, ...]:
+    if name not in names:
+        raise ConversionError(f"The checkpoint has no weight {name!r}. It holds {len(names)}: {few(sorted(names))}.")
+    return tuple(names[name].shape)
+
+
+def _ratio(names: Mapping[str, jax.ShapeDtypeStruct], up: str) -> int:
+    out, into = _shape(names, up)
+    return out // into
+
+
+def _new_tokens(names: Mapping[str, jax.ShapeDtypeStruct], layout: Layout, pieces: int) -> tuple[str, ...]:
+    rows = _shape(names, layout.embedding)[0]
+    if rows - pieces not in (2, 3):
+        raise ConversionError(
+            f"The checkpoint's {layout.embedding} has {rows} rows and the tokenizer beside --lm {pieces} pieces; expected 2 or 3 rows "
+            "more, of <|endofchunk|>, <image> and perhaps <PAD>. Give the language model, with its tokenizer, that it was trained with."
+        )
+    return NEW_TOKENS[: rows - pieces]
+
+
+def _tables(names: Mapping[str, jax.ShapeDtypeStruct], layout: Layout, lm: Conversion, pieces: int) -> Rows:
+    """The rows of the LM: its tables are cut at the tokenizer's end, since the checkpoint's are, and the new tokens' rows stand apart."""
+    config, new = given(lm.model.lm, "lm"), "flamingo/new_tokens"
+    own = {row.target: row for row in lm.rows if isinstance(row, Row) and row.target in ("lm/embedding", "lm/head")}
+    rest = under(tuple(row for row in lm.rows if row not in own.values()), source="lm:", target="flamingo/")
+    cut = converts.chain(converts.rows(0, pieces), converts.pad_rows(config.vocab_multiple))
+    behind = converts.rows(pieces, None)
+
+    def unused(target: str) -> Rows:
+        return tuple(
+            Skip(re.escape(f"lm:{name}"), "the checkpoint's table has these rows too") for name in own[target].sources
+        )
+
+    rows: Rows = (
+        Row(layout.embedding, "flamingo/lm/embedding", cut),
+        Row(layout.embedding, f"{new}/input", behind),
+        *unused("lm/embedding"),
+        *rest,
+    )
+    heads = [name for name in layout.heads if name in names]
+    if config.tied_head:
+        why = "tied: the same as the token table"
+        return (*rows, Row(layout.embedding, f"{new}/output", behind), *(Skip(re.escape(name), why) for name in heads))
+    if heads:
+        again = tuple(Skip(re.escape(name), "the output table under its other name") for name in heads[1:])
+        return (
+            *rows,
+            Row(heads[0], "flamingo/lm/head", cut),
+            Row(heads[0], f"{new}/output", behind),
+            *unused("lm/head"),
+            *again,
+        )
+    (head,) = own["lm/head"].sources
+    why = (
+        "NOT IN THE CHECKPOINT. OpenFlamingo draws the output rows of the new tokens anew whenever it loads this model; here they are "
+        "zeros, the mean of that: <EOC> has the logit 0 and rarely ends an answer. Stop at another sign, or train them"
+    )
+    return (*rows, Row(f"lm:{head}", "flamingo/lm/head", cut), Fill(f"{new}/output", np.zeros, why))
+
+
+def _frozen_copies(layout: Layout) -> Rows:
+    """What files hold beside the trained weights: version 1, and runs with FSDP."""
+    lm = "a frozen copy of what --lm holds"
+    return (
+        Skip(
+            r"lang_encoder\.(gated_cross_attn_layers|old_decoder_blocks)\..*",
+            "a second time, under the names of version 1",
+        ),
+        Skip(rf"{re.escape(layout.layers)}\.\d+\.decoder_layer\..*", lm),
+        Skip(layout.others, lm),
+        Skip(r"vision_encoder\..*", "a frozen copy of what --vision holds"),
+    )

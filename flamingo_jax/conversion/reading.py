@@ -1,0 +1,309 @@
+"""Weights in publishers' files, named and described without reading them, and read one at a time.
+
+    *.safetensors                    one file, or the shards of model.safetensors.index.json
+    *.pt, *.bin, *.pth               PyTorch's zip files, or the shards of pytorch_model.bin.index.json; only tensors are
+                                     unpickled, never code; {"model_state_dict": ...} and names "module.x" are seen through
+
+A directory stands for the one model that it holds.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import pickle
+from collections.abc import Iterator, Mapping
+from typing import Any, Protocol, runtime_checkable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from flamingo_jax.checkpoint.arrays import CheckpointError, few, first_line
+from flamingo_jax.core import paths
+from flamingo_jax.core.paths import Path, PathLike
+
+TORCH = (".pt", ".pth", ".bin", ".ckpt")
+_INDICES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
+_NESTED = ("model_state_dict", "state_dict", "model")
+_SAFETENSORS_DTYPES = {
+    "BF16": jnp.bfloat16,
+    "F16": np.float16,
+    "F32": np.float32,
+    "F64": np.float64,
+    "BOOL": np.bool_,
+    **{
+        f"{letter}{bits}": np.dtype(f"{name}{bits}")
+        for letter, name in (("I", "int"), ("U", "uint"))
+        for bits in (8, 16, 32, 64)
+    },
+}
+
+
+class ConversionError(CheckpointError):
+    """Files that cannot be converted; the message says which, what was expected, and what to do."""
+
+
+@runtime_checkable
+class Weights(Protocol):
+    """Named arrays of which one is read at a time."""
+
+    def names(self) -> dict[str, jax.ShapeDtypeStruct]:
+        """Returns name -> shape and dtype; reads no data."""
+
+    def read(self, name: str) -> np.ndarray:
+        """Returns one array, as stored."""
+
+
+class InMemory:
+    """Arrays that are there already."""
+
+    def __init__(self, arrays: Mapping[str, np.ndarray]) -> None:
+        self._arrays = {name: np.asarray(array) for name, array in arrays.items()}
+
+    def names(self) -> dict[str, jax.ShapeDtypeStruct]:
+        """See `Weights`."""
+        return {name: jax.ShapeDtypeStruct(array.shape, array.dtype) for name, array in self._arrays.items()}
+
+    def read(self, name: str) -> np.ndarray:
+        """See `Weights`."""
+        return self._arrays[name]
+
+
+class Merged:
+    """Several files as one, the names of each behind a prefix: ("vision.", weights), ("lm.", weights).
+
+    Raises:
+        ConversionError: if two of them have a name in common.
+    """
+
+    def __init__(self, *parts: tuple[str, Weights]) -> None:
+        self._where: dict[str, tuple[Weights, str]] = {}
+        self._names: dict[str, jax.ShapeDtypeStruct] = {}
+        for prefix, part in parts:
+            for name, leaf in part.names().items():
+                if prefix + name in self._where:
+                    raise ConversionError(f"Two files hold a weight {prefix + name!r}; give each of them once.")
+                self._where[prefix + name], self._names[prefix + name] = (part, name), leaf
+
+    def names(self) -> dict[str, jax.ShapeDtypeStruct]:
+        """See `Weights`."""
+        return dict(self._names)
+
+    def read(self, name: str) -> np.ndarray:
+        """See `Weights`."""
+        part, own = self._where[name]
+        return part.read(own)
+
+
+class Safetensors:
+    """One safetensors file.
+
+    Raises:
+        ConversionError: if it is not one, or is cut off.
+    """
+
+    def __init__(self, path: PathLike) -> None:
+        self._path = local(path)
+        with _reporting(self._path), needs("safetensors").safe_open(str(self._path), framework="numpy") as file:
+            pieces = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 (the file is no dict)
+            self._names = {name: self._describe(name, piece) for name, piece in pieces.items()}
+
+    def _describe(self, name: str, piece: Any) -> jax.ShapeDtypeStruct:
+        if (dtype := _SAFETENSORS_DTYPES.get(piece.get_dtype())) is None:
+            raise ConversionError(
+                f"Weight {name!r} of {self._path} is {piece.get_dtype()}; expected one of {', '.join(_SAFETENSORS_DTYPES)}."
+            )
+        return jax.ShapeDtypeStruct(tuple(piece.get_shape()), dtype)
+
+    def names(self) -> dict[str, jax.ShapeDtypeStruct]:
+        """See `Weights`."""
+        return dict(self._names)
+
+    def read(self, name: str) -> np.ndarray:
+        """See `Weights`."""
+        with _reporting(self._path), needs("safetensors").safe_open(str(self._path), framework="numpy") as file:
+            return file.get_tensor(name)
+
+
+class Torch:
+    """One file that torch.save wrote, of which nothing but tensors is unpickled.
+
+    Raises:
+        ConversionError: if it is not one, is cut off, or holds other things than a dictionary of tensors.
+    """
+
+    def __init__(self, path: PathLike) -> None:
+        torch = needs("torch")
+        self._path = local(path)
+        with _reporting(self._path):
+            with self._path.open("rb") as file:
+                is_zip = (
+                    file.read(2) == b"PK"
+                )  # tensors lie in the file until they are read; the format before 2020 comes whole
+            content = torch.load(str(self._path), map_location="cpu", weights_only=True, mmap=is_zip)
+        self._tensors = _state_dict(content, self._path)
+
+    def names(self) -> dict[str, jax.ShapeDtypeStruct]:
+        """See `Weights`."""
+        return {name: jax.ShapeDtypeStruct(tuple(t.shape), _torch_dtype(t)) for name, t in self._tensors.items()}
+
+    def read(self, name: str) -> np.ndarray:
+        """See `Weights`."""
+        torch, tensor = needs("torch"), self._tensors[name].detach()
+        if tensor.dtype == torch.bfloat16:
+            return tensor.contiguous().view(torch.int16).numpy().view(_torch_dtype(tensor))
+        return tensor.numpy()
+
+
+def open_weights(path: PathLike) -> Weights:
+    """Opens a file of weights, an index of shards, or the directory of one model.
+
+    Raises:
+        ConversionError: if there is nothing of the kind, a shard is missing, or a file is damaged.
+    """
+    place = local(path)
+    if not place.exists():
+        raise ConversionError(f"There is nothing at {place}. Check --input.")
+    if place.is_dir():
+        place = _model_file(place)
+    if place.name.endswith(".index.json"):
+        return _shards(place)
+    if place.suffix == ".safetensors":
+        return Safetensors(place)
+    if place.suffix in TORCH:
+        return Torch(place)
+    raise ConversionError(f"{place} is no file of weights; expected *.safetensors or *{', *'.join(TORCH)}.")
+
+
+def read_config(directory: PathLike) -> dict[str, Any]:
+    """Returns the content of config.json beside the weights.
+
+    Raises:
+        ConversionError: if there is none, or it is damaged.
+    """
+    place = Path(directory)
+    file = (place if place.is_dir() else place.parent) / "config.json"
+    try:
+        content = paths.read_json(file)
+    except paths.PathError as error:
+        raise ConversionError(f"{error} The model's shape is read from it: put the publisher's there.") from error
+    if not isinstance(content, dict):
+        raise ConversionError(
+            f"{file} holds a {type(content).__name__}; expected an object. Put the publisher's there."
+        )
+    return content
+
+
+def _model_file(directory: Path) -> Path:
+    """Returns the index or the one file of a model's directory; safetensors come before PyTorch's files."""
+    for name in _INDICES:
+        if (directory / name).exists():
+            return directory / name
+    files = sorted(directory.iterdir())
+    for suffixes in ((".safetensors",), TORCH):
+        found = [file for file in files if file.suffix in suffixes]
+        if len(found) == 1:
+            return found[0]
+        if found:
+            raise ConversionError(
+                f"{directory} holds {len(found)} files of weights and no index: {few([file.name for file in found])}. "
+                f"Give one of them, or put {' or '.join(_INDICES)} beside them."
+            )
+    raise ConversionError(
+        f"{directory} holds no weights: {few([file.name for file in files])}; expected *.safetensors or *{', *'.join(TORCH)}."
+    )
+
+
+def _shards(index: Path) -> Weights:
+    """Opens all files that an index names, and checks that they hold what it says."""
+    try:
+        where = paths.read_json(index)["weight_map"]
+        files = sorted(set(where.values()))
+    except (paths.PathError, KeyError, TypeError, AttributeError) as error:
+        raise ConversionError(
+            f"{index} is no index of shards: {first_line(error)}. Put the publisher's there."
+        ) from error
+    if missing := [name for name in files if not (index.parent / name).exists()]:
+        raise ConversionError(
+            f"{len(missing)} of {len(files)} shards that {index} names are missing: {few(missing)}. Put them beside it."
+        )
+    merged = Merged(*(("", open_weights(index.parent / name)) for name in files))
+    lost, more = sorted(where.keys() - merged.names().keys()), sorted(merged.names().keys() - where.keys())
+    if lost or more:
+        raise ConversionError(
+            f"The shards of {index} hold other weights than it says. Only in the index ({len(lost)}): {few(lost)}. "
+            f"Only in the shards ({len(more)}): {few(more)}. Take all files from one release."
+        )
+    return merged
+
+
+def _state_dict(content: Any, path: Path) -> dict[str, Any]:
+    """Returns the tensors by name: of a dictionary, or of one inside a dictionary of training's state."""
+    torch = needs("torch")
+    for key in _NESTED:
+        if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
+            content = content[key]
+    if not isinstance(content, Mapping) or not content:
+        raise ConversionError(f"{path} holds a {type(content).__name__}; expected a dictionary of tensors.")
+    others = [str(name) for name, value in content.items() if not isinstance(value, torch.Tensor)]
+    if others:
+        raise ConversionError(
+            f"{path} holds {len(others)} things that are no tensors: {few(others)}; expected a dictionary of tensors, bare or "
+            f"under one of {', '.join(_NESTED)}."
+        )
+    is_wrapped = all(name.startswith("module.") for name in content)  # as DistributedDataParallel names them
+    return {name.removeprefix("module.") if is_wrapped else name: tensor for name, tensor in content.items()}
+
+
+def _torch_dtype(tensor: Any) -> np.dtype:
+    name = str(tensor.dtype).removeprefix("torch.")
+    try:
+        return np.dtype(jnp.bfloat16) if name == "bfloat16" else np.dtype(name)
+    except TypeError as error:
+        raise ConversionError(f"A tensor of the file is {name}; expected float32, float16 or bfloat16.") from error
+
+
+def needs(name: str) -> Any:
+    """Returns the package of this name.
+
+    Raises:
+        ConversionError: if it is not installed.
+    """
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        raise ConversionError(
+            f"Converting needs the package {name!r}: pip install 'flamingo_jax[conversion]'. ({error})"
+        ) from error
+
+
+def local(path: PathLike) -> Path:
+    """Returns a path on a file system, which the readers of other packages need.
+
+    Raises:
+        ConversionError: if it is on an object store.
+    """
+    if not paths.is_local(path):
+        raise ConversionError(
+            f"{path} is not on a file system: copy it to a local disk first; --output may be on gs://."
+        )
+    return Path(path)
+
+
+@contextlib.contextmanager
+def _reporting(path: Path) -> Iterator[None]:
+    """Turns what the readers of other packages raise into one sentence."""
+    try:
+        yield
+    except (ConversionError, MemoryError):
+        raise
+    except pickle.UnpicklingError as error:
+        raise ConversionError(
+            f"{path} holds more than tensors, and is not read, since unpickling it would run its code: {first_line(error)} "
+            "Save its state_dict() alone."
+        ) from error
+    except Exception as error:
+        raise ConversionError(
+            f"{path} is damaged, cut off or of another kind: {first_line(error)}. Download it again."
+        ) from error

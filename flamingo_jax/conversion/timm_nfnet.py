@@ -1,0 +1,81 @@
+"""timm's dm_nfnet_f0 ... f6 (a state dict: *.pth, *.bin, *.safetensors) -> a vision export that computes what timm computes.
+
+    stages.1.2.conv2.weight [O I kh kw]  -->  vision/stage1/rest/conv1/w [layer, kh kw I O]
+
+timm computes two things otherwise than the code that its weights were trained with: GELU exactly instead of by tanh, which
+`activation` says, and 1 / sqrt(var + 1e-5) for the deviation of a convolution's weights, which goes into their gains. For
+DeepMind's own function take DeepMind's files (nfnet_deepmind).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+
+import numpy as np
+
+from flamingo_jax.conversion.converts import conv, flat, transpose
+from flamingo_jax.conversion.mapping import Conversion, Row, Rows, Skip
+from flamingo_jax.conversion.nfnet_deepmind import stages, variant, vision
+from flamingo_jax.conversion.reading import open_weights
+from flamingo_jax.conversion.sources import Inputs, only
+from flamingo_jax.models.nfnet import NFNetConfig
+from flamingo_jax.models.zoo import NFNETS
+from flamingo_jax.nn.conv import SMALLEST_VARIANCE
+
+EPSILON = 1e-5  # timm's, added to the variance of a convolution's weights
+
+_LAYERS = {"conv1": "conv0", "conv2": "conv1", "conv2b": "conv1b", "conv3": "conv2"}
+_SQUEEZE = {"attn_last.fc1": "squeeze", "attn_last.fc2": "excite"}
+
+
+def conversion(inputs: Inputs) -> Conversion:
+    """Returns the conversion of a state dict; the variant is told by its number of blocks.
+
+    Raises:
+        ConversionError: if the file is damaged, or holds another model.
+    """
+    only(inputs)
+    files = open_weights(inputs.input)
+    blocks = sum(re.fullmatch(r"stages\.\d+\.\d+\.skipinit_gain", name) is not None for name in files.names())
+    name = variant(blocks, str(inputs.input))
+    config = dataclasses.replace(NFNETS[name], activation="gelu_exact")
+    return vision(name, config, rows(config), files)
+
+
+def rows(config: NFNetConfig) -> Rows:
+    """Returns the mapping of a state dict's weights."""
+    found: list[Row | Skip] = []
+    for i in range(len(config.stem_channels)):
+        found += _conv(f"stem.conv{i + 1}", f"vision/stem_conv{i}")
+    found += _conv("final_conv", "vision/final_conv")
+    for target, stage, numbers in stages(config):
+        is_first = numbers == (0,)
+        block, layers = f"stages.{stage}.{0 if is_first else '{layer}'}", None if is_first else numbers
+        for theirs, own in (_LAYERS | ({"downsample.conv": "shortcut"} if is_first else {})).items():
+            found += _conv(f"{block}.{theirs}", f"{target}/{own}", layers)
+        for theirs, own in _SQUEEZE.items():  # 1x1 convolutions [out, in, 1, 1]
+            found.append(Row(f"{block}.{theirs}.weight", f"{target}/{own}/w", _as_linear, layers))
+            found.append(Row(f"{block}.{theirs}.bias", f"{target}/{own}/b", layers=layers))
+        found.append(Row(f"{block}.skipinit_gain", f"{target}/skip/gain", layers=layers))
+    return (*found, Skip(r"head\.fc\.(weight|bias)", "the classifier of ImageNet"))
+
+
+def _conv(source: str, target: str, layers: tuple[int, ...] | None = None) -> list[Row]:
+    return [
+        Row(f"{source}.weight", f"{target}/w", conv, layers),
+        Row((f"{source}.weight", f"{source}.gain"), f"{target}/gain", _gain, layers),
+        Row(f"{source}.bias", f"{target}/bias", layers=layers),
+    ]
+
+
+def _as_linear(x: np.ndarray) -> np.ndarray:
+    return transpose(x[:, :, 0, 0])
+
+
+def _gain(w: np.ndarray, gain: np.ndarray) -> np.ndarray:
+    """Returns gains with which `nn.conv.standardise` gives timm's weights: they differ where the variance is small."""
+    fan_in = w[0].size
+    variance = w.reshape(len(w), -1).astype(np.float64).var(axis=1)
+    ratio = np.maximum(variance * fan_in, SMALLEST_VARIANCE) / ((variance + EPSILON) * fan_in)
+    return (flat(gain) * np.sqrt(ratio)).astype(np.float32)

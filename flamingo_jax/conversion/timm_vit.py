@@ -1,0 +1,92 @@
+"""CLIP's image tower in the layout of timm: vit_{base,large,huge}_patchN_clip_S and its `quickgelu` forms.
+
+    cls_token, pos_embed, patch_embed.proj, norm_pre, blocks.N, norm      -> vision/...
+    head                                                                 is left: a projection or a classifier
+
+timm's config.json names the architecture and the pixels' mean and deviation; the rest of the shape follows from the weights.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any, cast
+
+from flamingo_jax.conversion.clip import features_of
+from flamingo_jax.conversion.mapping import Conversion, Skip, under
+from flamingo_jax.conversion.reading import ConversionError, Weights, open_weights, read_config
+from flamingo_jax.conversion.sources import Inputs, only
+from flamingo_jax.conversion.vit_rows import Names, vision_rows
+from flamingo_jax.models.vit import Features, ViTConfig
+from flamingo_jax.training.config import ModelConfig
+
+NAMES = Names(
+    patch="patch_embed.proj",
+    first="cls_token",
+    positions="pos_embed",
+    pre_norm="norm_pre",
+    block="blocks.{layer}.",
+    attention_norm="norm1",
+    qkv=(("attn.qkv.weight", "attn.qkv.bias"),),
+    out="attn.proj",
+    mlp_norm="norm2",
+    up="mlp.fc1",
+    down="mlp.fc2",
+    final_norm="norm",
+)
+_HEADS = {"base": 12, "large": 16, "huge": 16}
+_HEAD = Skip(r"(head|fc_norm)\..*", "the projection or the classifier")
+
+
+def conversion(inputs: Inputs) -> Conversion:
+    """Returns the conversion of a directory with timm's config.json to an export of kind "vision"; option `features` as of `clip`.
+
+    Raises:
+        ConversionError: for another architecture.
+    """
+    only(inputs, "features")
+    files = open_weights(inputs.input)
+    config = vision_config(read_config(inputs.input), files, features=features_of(inputs))
+    return Conversion(
+        kind="vision",
+        model=ModelConfig(vit=config, new_tokens=()),
+        rows=under((*vision_rows(config, NAMES), _HEAD), target="vision/"),
+        files=files,
+        preprocessing={"image_size": config.image_size, "image_fit": "crop"},
+    )
+
+
+def vision_config(config: Mapping[str, Any], files: Weights, *, features: Features) -> ViTConfig:
+    """Returns the ViT that a config.json and the shapes of the weights describe.
+
+    Args:
+        config: content of config.json.
+        files: the weights.
+        features: what comes out.
+
+    Raises:
+        ConversionError: for an architecture that is no CLIP, or weights of another.
+    """
+    architecture, names = config.get("architecture", ""), files.names()
+    found = re.fullmatch(r"vit_(base|large|huge)_patch\d+_clip_(quickgelu_)?\d+", architecture)
+    if not found:
+        raise ConversionError(
+            f"config.json has architecture {architecture!r}; expected vit_{{base,large,huge}}_patchN_clip_S. Check --source."
+        )
+    if missing := [name for name in ("patch_embed.proj.weight", "pos_embed", "norm_pre.weight") if name not in names]:
+        raise ConversionError(f"The weights of {architecture} lack {', '.join(missing)}: take those that belong to it.")
+    width, _, patch_size, _ = names["patch_embed.proj.weight"].shape
+    seen = config.get("pretrained_cfg", {})
+    return ViTConfig(
+        patch_size=patch_size,
+        width=width,
+        num_layers=len({name.split(".")[1] for name in names if name.startswith("blocks.")}),
+        num_heads=_HEADS[found[1]],
+        mlp_width=names["blocks.0.mlp.fc1.weight"].shape[0],
+        image_size=round((names["pos_embed"].shape[1] - 1) ** 0.5) * patch_size,
+        activation="quick_gelu" if found[2] else "gelu_exact",
+        features=features,
+        final_norm=features == "class",
+        interpolation="antialiased",
+        **cast(Any, {name: tuple(seen[name]) for name in ("mean", "std") if seen.get(name)}),
+    )

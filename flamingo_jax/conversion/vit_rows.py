@@ -1,0 +1,100 @@
+"""A vision transformer's weights under the names of any publisher: one table for all of them.
+
+patch convolution [E, 3, p, p] -> patch_embedding/w [p, p, 3, E] ;  query, key, value [E, E] -> [E, H, K], also out of one [3E, E]
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+
+from flamingo_jax.conversion.converts import (
+    chain,
+    chunk,
+    conv,
+    flat,
+    heads_bias,
+    heads_in,
+    heads_out,
+    identity,
+    transpose,
+)
+from flamingo_jax.conversion.mapping import Row, Rows, Skip
+from flamingo_jax.models.vit import ViTConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class Names:
+    """What a publisher calls the parts; each has a `.weight`, and all but the first three a `.bias`.
+
+    Attributes:
+        patch: the convolution.
+        first: the class token, whole name.
+        positions: the table of positions, whole name.
+        pre_norm: before the blocks.
+        block: a block's prefix, with `{layer}`; the names below it follow.
+        attention_norm, out, mlp_norm, up, down: parts of a block.
+        qkv: (weight, bias) of query, key and value, or of the three in one.
+        final_norm: after the blocks.
+    """
+
+    patch: str
+    first: str
+    positions: str
+    pre_norm: str
+    block: str
+    attention_norm: str
+    qkv: tuple[tuple[str, str], ...]
+    out: str
+    mlp_norm: str
+    up: str
+    down: str
+    final_norm: str
+
+
+def vision_rows(config: ViTConfig, names: Names) -> Rows:
+    """Returns the rows of a ViT, their targets below its module; `mapping.under` moves them to where it stands.
+
+    Args:
+        config: of the ViT; without `final_norm` the files' last norm is skipped.
+        names: what the files call its parts.
+    """
+    heads = (config.num_heads, config.width // config.num_heads)
+    block, layer = names.block, "layers/block/"
+    rows = [
+        Row(f"{names.patch}.weight", "patch_embedding/w", conv),
+        Row(names.first, "class_embedding", flat),
+        Row(names.positions, "positions", _rows_of_table),
+        *norm_rows(names.pre_norm, "pre_norm"),
+        *norm_rows(f"{block}{names.attention_norm}", f"{layer}attention_norm"),
+        Row(f"{block}{names.out}.weight", f"{layer}attention/out/w", heads_out(*heads)),
+        Row(f"{block}{names.out}.bias", f"{layer}attention/out/b"),
+        *norm_rows(f"{block}{names.mlp_norm}", f"{layer}mlp_norm"),
+    ]
+    for i, part in enumerate(("query", "key", "value")):
+        weight, bias = names.qkv[i if len(names.qkv) > 1 else 0]
+        take = identity if len(names.qkv) > 1 else chunk(i, 3)
+        rows += [
+            Row(block + weight, f"{layer}attention/{part}/w", chain(take, heads_in(*heads))),
+            Row(block + bias, f"{layer}attention/{part}/b", chain(take, heads_bias(*heads))),
+        ]
+    for source, target in ((names.up, "up"), (names.down, "down")):
+        rows += [
+            Row(f"{block}{source}.weight", f"{layer}mlp/{target}/w", transpose),
+            Row(f"{block}{source}.bias", f"{layer}mlp/{target}/b"),
+        ]
+    if config.final_norm:
+        return (*rows, *norm_rows(names.final_norm, "final_norm"))
+    last = names.final_norm.replace(".", r"\.")
+    return (*rows, Skip(rf"{last}\.(weight|bias)", "the last norm: the features are taken before it"))
+
+
+def norm_rows(source: str, target: str) -> Rows:
+    """The rows of a LayerNorm: its weight is our scale, its bias our offset."""
+    return (Row(f"{source}.weight", f"{target}/scale"), Row(f"{source}.bias", f"{target}/offset"))
+
+
+def _rows_of_table(x: np.ndarray) -> np.ndarray:
+    """[1, P, E], or as it is."""
+    return x.reshape(-1, x.shape[-1])

@@ -1,0 +1,108 @@
+"""A conversion becomes an export, weight by weight and layer by layer, so that a model larger than memory can be converted."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+from flamingo_jax.checkpoint import export as export_lib
+from flamingo_jax.checkpoint.streamed import Streamed
+from flamingo_jax.conversion import mapping
+from flamingo_jax.conversion.mapping import Conversion, Fill, Plan, Planned, Row
+from flamingo_jax.conversion.reading import ConversionError
+from flamingo_jax.core import config as config_lib
+from flamingo_jax.core import paths, trees
+from flamingo_jax.core.paths import Path, PathLike
+
+Tell = Callable[[str], None]
+
+
+def write(conversion: Conversion, output: PathLike, *, dtype: Any = None, tell: Tell = lambda line: None) -> Path:
+    """Writes the export of a conversion; it appears whole, and an export that is there is replaced.
+
+    In memory are at most the sources of one slice (the largest weight of the files) and what is made of them.
+
+    Args:
+        conversion: what is converted.
+        output: the model directory to be.
+        dtype: of all weights; None = as stored (float16 and float64 become float32).
+        tell: is given a line before each weight.
+
+    Returns:
+        `output`.
+
+    Raises:
+        ConversionError: if the mapping does not fit the files (then nothing is written), a file is damaged, or something
+            that is no export stands at `output`.
+        CheckpointError: if it cannot be written.
+    """
+    check_output(output)
+    plan = mapping.plan(conversion, dtype=dtype)
+    weights = {}
+    for number, weight in enumerate(plan.weights, 1):
+        parts = functools.partial(_parts, weight, conversion, f"{number}/{len(plan.weights)}", tell)
+        weights[weight.target] = Streamed(weight.shape, weight.dtype, parts, is_stacked=weight.is_stacked)
+    return export_lib.export(
+        output,
+        trees.unflatten(weights),
+        kind=conversion.kind,
+        config=config_lib.to_dict(conversion.model),
+        tokenizer=conversion.tokenizer,
+        preprocessing=conversion.preprocessing,
+        step=0,
+        markers=conversion.prompt,
+    )
+
+
+def check_output(output: PathLike) -> None:
+    """Checks that an export may be written.
+
+    Raises:
+        ConversionError: if something else is there.
+    """
+    place = paths.absolute(output)
+    if place.is_dir() and not (place / export_lib.CARD).exists() and any(place.iterdir()):
+        raise ConversionError(f"--output={output} is a directory that holds other things than an export. Give another.")
+    if place.exists() and not place.is_dir():
+        raise ConversionError(f"--output={output} is a file; expected a directory to be. Give another.")
+
+
+def table(conversion: Conversion, *, dtype: Any = None) -> str:
+    """Returns the mapping as text, a line for each weight of the model and for each that is skipped.
+
+    Raises:
+        ConversionError: as `mapping.check`.
+    """
+    plan = mapping.plan(conversion, dtype=dtype)
+    lines = [(_origin(weight), "->", f"{weight.target} {weight.shape} {weight.dtype}") for weight in plan.weights]
+    lines += [(name, "--", f"skipped: {why}") for name, why in sorted(plan.skipped.items())]
+    width = max(len(origin) for origin, _, _ in lines)
+    return "\n".join([*(f"{origin:{width}}  {arrow}  {rest}" for origin, arrow, rest in lines), _summary(plan)])
+
+
+def _parts(weight: Planned, conversion: Conversion, count: str, tell: Tell) -> Any:
+    tell(f"{count} {weight.target} {weight.shape}")
+    return weight.parts(conversion.files)
+
+
+def _origin(weight: Planned) -> str:
+    if isinstance(weight.row, Fill):
+        return f"({weight.row.why})"
+    names = " + ".join(weight.row.sources)
+    return names if not weight.is_stacked else f"{names} ({_layers(weight.row, weight.shape[0])})"
+
+
+def _layers(row: Row, length: int) -> str:
+    numbers = list(range(length)) if row.layers is None else list(row.layers)
+    step = numbers[1] - numbers[0] if len(numbers) > 1 else 1
+    return f"{numbers[0]}..{numbers[-1]}" + (f" by {step}" if step != 1 else "")
+
+
+def _summary(plan: Plan) -> str:
+    sources = {name for weight in plan.weights for names in weight.pieces for name in names}
+    numbers = sum(weight.size for weight in plan.weights)
+    return (
+        f"{len(sources)} weights of the files become {len(plan.weights)} of the model ({numbers:,} numbers); "
+        f"{len(plan.skipped)} are skipped."
+    )

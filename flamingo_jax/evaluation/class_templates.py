@@ -1,0 +1,75 @@
+"""Sentences around the name of a class, whose embeddings are averaged: prompt ensembling (paper, B.1.3, after CLIP).
+
+    "tench" --each template--> "A photo of a tench.", "A drawing of a tench.", ... --text encoder, length 1--> mean --length 1--> the class
+
+The paper gives "A photo of a {class_name}" and leaves the others open: these are ours. A file of your own, `config.templates`, has one per line.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from flamingo_jax.core.paths import Path, PathLike
+from flamingo_jax.evaluation.task import TaskError
+
+NAME = "{class_name}"  # what the name of a class takes the place of; "{}" does as well
+
+IMAGES = (
+    "A photo of a {}.",
+    "A photo of the {}.",
+    "A photo of one {} among others.",
+    "A picture that shows a {}.",
+    "A close view of a {}.",
+    "A {} seen from far away.",
+    "Part of a {}, near the camera.",
+    "A small {} in a wide scene.",
+    "A blurred picture of a {}.",
+    "A dark picture of a {}.",
+    "A bright picture of a {}.",
+    "A black and white picture of a {}.",
+    "A drawing of a {}.",
+    "A toy that looks like a {}.",
+    "A {}, outdoors.",
+    "A {}, indoors.",
+)
+VIDEOS = (
+    "A photo of {}.",
+    "A photo of a person {}.",
+    "A video of {}.",
+    "A video of a person {}.",
+    "People {}.",
+    "Somebody who is {}.",
+    "An example of {}.",
+    "How {} looks.",
+)
+
+
+def read(path: PathLike) -> tuple[str, ...]:
+    """Reads a file of templates: a sentence per line, with {} or {class_name} where the name goes; empty lines are passed over.
+
+    Raises:
+        TaskError: there is no such file, it is no text, or a line has no place for the name or several.
+    """
+    try:
+        lines = Path(path).read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise TaskError(
+            f"config.templates={path} cannot be read ({error}). Give a text file, a template per line."
+        ) from error
+    found = tuple(line.strip().replace(NAME, "{}") for line in lines if line.strip())
+    for number, template in enumerate(found, 1):
+        if template.count("{}") != 1:
+            raise TaskError(
+                f"config.templates={path}: template {number}, {template!r}, has {template.count('{}')} places for the name of a class; expected "
+                f"one, as in 'A photo of a {NAME}.'"
+            )
+    if not found:
+        raise TaskError(
+            f"config.templates={path} holds no template; expected one per line, such as 'A photo of a {NAME}.'"
+        )
+    return found
+
+
+def fill(templates: Sequence[str], name: str) -> list[str]:
+    """Returns each template with the name in its place."""
+    return [template.replace("{}", name) for template in templates]

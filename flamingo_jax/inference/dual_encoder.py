@@ -1,0 +1,212 @@
+"""A contrastive model for use: images and texts to embeddings of length 1 in one space, whose products are cosines (paper, B.1.3).
+
+    model = DualEncoder.load("runs/demo/contrastive/export")
+    model.images([Image("cat.jpg"), Image("dog.jpg")]) @ model.texts(["a cat", "a dog"]).T       -> float32[2, 2]
+
+    images  --image encoder--projection--length 1--> [n J]
+    videos  each frame as an image, the mean of their embeddings, length 1 (paper, Table 7: Kinetics)
+    texts   --text encoder--projection--length 1--> [n J]; one that is too long for the encoder is cut, its <EOS> stays
+
+Images and texts are spread over all devices. An embedding does not depend on what it shares its batch with.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import haiku as hk
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from flamingo_jax.checkpoint.arrays import CheckpointError
+from flamingo_jax.checkpoint.export import open_checkpoint
+from flamingo_jax.core import trees
+from flamingo_jax.core.axes import laid_out
+from flamingo_jax.core.config import from_dict
+from flamingo_jax.core.notation import Array, Float, Int
+from flamingo_jax.core.paths import PathLike
+from flamingo_jax.core.precision import Policy
+from flamingo_jax.data import tokenizer as tokenizer_lib
+from flamingo_jax.data.pairs import tokenise_caption
+from flamingo_jax.data.tokenizer import Tokenizer
+from flamingo_jax.inference import placement
+from flamingo_jax.inference.engine import ALL_AXES, InferenceConfig
+from flamingo_jax.inference.features import VisionEncoder, passes_of
+from flamingo_jax.inference.rices import Rices
+from flamingo_jax.inference.visuals import Visual
+from flamingo_jax.models.contrastive import Contrastive, to_length_one
+from flamingo_jax.sharding.layout import Layout
+from flamingo_jax.training.config import ModelConfig, given
+
+_TEXTS = 256  # encoded together, on one device
+
+
+class DualEncoder:
+    """The two encoders of the contrastive stage.
+
+    Attributes:
+        inverse_temperature: beta, what cosines were multiplied by in training.
+        checkpoint: where it was loaded from.
+        step: the update that it was saved at.
+    """
+
+    def __init__(
+        self,
+        model: ModelConfig,
+        params: trees.Params,
+        tokenizer: Tokenizer,
+        *,
+        preprocessing: Mapping[str, Any],
+        config: InferenceConfig | None = None,
+        mesh: Mesh | None = None,
+        checkpoint: str = "",
+        step: int = 0,
+        features: PathLike | None = None,
+    ) -> None:
+        """Takes the parts as they are, for instance in the middle of training; `load` reads them from a checkpoint.
+
+        Args:
+            model: with the image encoder, the text encoder and what joins them.
+            params: its weights, "contrastive/..."; on `mesh`, if there is one.
+            tokenizer: of the text encoder.
+            preprocessing: how images become frames, {"image_size": pixels, ...}.
+            config: dtype and shapes: `compute`, `images_per_pass` and what is said of videos.
+            mesh: the devices; None = one.
+            checkpoint: recorded in results.
+            step: recorded in results.
+            features: directory where the embeddings of images are kept for the next run; None: in memory alone.
+
+        Raises:
+            ValueError: a part of the model is None.
+        """
+        config = config or InferenceConfig()
+        self.checkpoint, self.step = checkpoint, step
+        self._tokenizer, self._mesh = tokenizer, mesh
+        self._layout = None if mesh is None else Layout(mesh)
+        self._length = given(model.text_encoder, "text_encoder").max_length
+        embed_frames, self._embed_tokens = _functions(model)
+        beta = placement.fetch(params["contrastive"]["log_temperature"])
+        self.inverse_temperature = float(np.exp(np.asarray(beta, np.float32)))
+        self._params = Policy(config.compute).cast(params)
+        size, fit = preprocessing["image_size"], preprocessing.get("image_fit", "pad")
+        passes = passes_of(size, config, mesh, image_fit=fit)
+        encoder = VisionEncoder(embed_frames, self._params, passes, mesh=mesh, vision="contrastive")
+        self._store = Rices(encoder, features)
+
+    @classmethod
+    def load(
+        cls,
+        path: PathLike,
+        *,
+        config: InferenceConfig | None = None,
+        mesh: Mesh | None = None,
+        features: PathLike | None = None,
+    ) -> DualEncoder:
+        """Opens a checkpoint of the contrastive stage.
+
+        Args:
+            path: an export, a WORKDIR (its newest step), or WORKDIR/checkpoints/STEP; local or gs://.
+            config: dtype and shapes.
+            mesh: the devices; None = one.
+            features: as above.
+
+        Raises:
+            CheckpointError: the path holds no model, or one of another stage.
+            FileNotFoundError: it has no tokenizer.
+        """
+        opened = open_checkpoint(path)
+        if opened.kind != "contrastive":
+            raise CheckpointError(
+                f"The checkpoint {opened.path} is a {opened.kind} model, and has not both an image and a text encoder in one space: give one of the "
+                "contrastive stage."
+            )
+        if opened.tokenizer is None:
+            raise CheckpointError(f"The checkpoint {opened.path} has no tokenizer, so its text encoder cannot be used.")
+        params = opened.params
+        if mesh is not None:
+            params = jax.tree.map(lambda weight: placement.put(np.asarray(weight), mesh, ()), params)
+        return cls(
+            from_dict(ModelConfig, opened.model_config, where="model"),
+            params,
+            tokenizer_lib.load(opened.tokenizer, opened.new_tokens),
+            preprocessing=opened.preprocessing,
+            config=config,
+            mesh=mesh,
+            checkpoint=str(opened.path),
+            step=opened.step,
+            features=features,
+        )
+
+    def images(self, visuals: Sequence[Visual]) -> Float[np.ndarray, "n J"]:
+        """Embeddings of n >= 1 images and videos, in every process; one that is known is not encoded again.
+
+        Raises:
+            PromptError: one of them cannot be read.
+        """
+        return self._store.features(visuals)
+
+    def texts(self, strings: Sequence[str]) -> Float[np.ndarray, "n J"]:
+        """Embeddings of n >= 1 texts, in every process; each distinct one is encoded once."""
+        unique = {text: place for place, text in enumerate(dict.fromkeys(strings))}
+        tokens, segment = self._tokenised(list(unique))
+        shards = placement.num_shards(self._mesh, ALL_AXES)
+        # No more rows than there are texts, rounded up to a power of two: few shapes, each a program.
+        rows = min(_TEXTS, 1 << (len(unique) - 1).bit_length()) * shards
+        found = []
+        for start in range(0, len(tokens), rows):
+            some = [array[start : start + rows] for array in (tokens, segment)]
+            spare = rows - len(some[0])
+            # A row of padding repeats a real one: a text without tokens has no mean.
+            padded = [np.concatenate([array, np.repeat(array[:1], spare, axis=0)]) for array in some]
+            placed = (placement.put(array, self._mesh, ALL_AXES) for array in padded)
+            rows_found = placement.fetch(_embed(self._embed_tokens, self._layout, self._params, *placed))
+            found.append(np.asarray(rows_found)[: rows - spare])
+        return np.concatenate(found)[[unique[text] for text in strings]]
+
+    def _tokenised(self, texts: Sequence[str]) -> tuple[Int[np.ndarray, "n L"], Int[np.ndarray, "n L"]]:
+        """(tokens, segment) of texts, as long as the encoder's longest."""
+        tokens = np.full((len(texts), self._length), self._tokenizer.pad_id, np.int32)
+        segment = np.zeros((len(texts), self._length), np.int32)
+        for row, text in enumerate(texts):
+            ids = tokenise_caption(text, self._tokenizer)
+            if len(ids) > self._length:
+                ids = np.append(ids[: self._length - 1], ids[-1])
+            tokens[row, : len(ids)], segment[row, : len(ids)] = ids, 1
+        return tokens, segment
+
+
+Embed = Callable[[Any, Array, Array], Array]
+
+
+@functools.lru_cache(maxsize=8)  # the same functions for the same model: what was compiled for them is found again
+def _functions(model: ModelConfig) -> tuple[Embed, Embed]:
+    """(params, frames, frame_mask) -> [M, J], and (params, tokens, segment) -> [n, J]."""
+    parts = (
+        model.encoder(),
+        given(model.text_encoder, "text_encoder"),
+        given(model.contrastive, "contrastive"),
+    )
+
+    def images(frames: Array, frame_mask: Array, dtype: Any) -> Array:
+        each = Contrastive(*parts).images(frames.reshape(-1, *frames.shape[2:]), dtype)
+        each = each.reshape(*frames.shape[:2], -1)
+        return to_length_one(jnp.sum(jnp.where(frame_mask[:, :, None], each, 0.0), axis=1))
+
+    def texts(tokens: Array, segment: Array) -> Array:
+        return Contrastive(*parts).texts(tokens, segment)
+
+    see, read = hk.transform(images), hk.transform(texts)
+    return (
+        lambda params, frames, mask: see.apply(params, None, frames, mask, jax.tree.leaves(params)[0].dtype),
+        lambda params, tokens, segment: read.apply(params, None, tokens, segment),
+    )
+
+
+@functools.partial(jax.jit, static_argnames=("embed", "layout"))
+def _embed(embed: Embed, layout: Layout | None, params: Any, tokens: Array, segment: Array) -> Array:
+    with laid_out(layout):
+        return embed(params, tokens, segment)

@@ -1,0 +1,93 @@
+"""The options of the one LM block, by which it is Chinchilla or a language model of another family."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Literal
+
+from flamingo_jax.core.params import Remat
+from flamingo_jax.nn.embed import RotaryScaling
+from flamingo_jax.nn.feedforward import Activation
+from flamingo_jax.nn.norm import EPSILON
+
+
+@dataclasses.dataclass(frozen=True)
+class LMConfig:
+    """Shape and options of the language model; the defaults are Chinchilla's.
+
+    Attributes:
+        vocab_size: V, the tokenizer's pieces, without new tokens; 0 is filled in from the tokenizer by the programs.
+        num_layers, width, num_heads: as in Table 4 of the paper.
+        head_dim: K; 0 is width / num_heads.
+        num_kv_heads: G; 0 is num_heads.
+        mlp_width: M; 0 is 4 * width.
+        norm_epsilon, norm_bias: of all its norms; only a LayerNorm has a bias.
+        rotary_base, rotary_fraction, rotary_scaling: of rotary positions.
+        max_length: rows of the table of learned positions.
+        sliding_window: how many tokens a token attends, itself among them; 0 is all before it.
+        attention_bias: on queries, keys, values and the way out; `qkv_bias` on the first three alone (Qwen2).
+        qk_norm: a LayerNorm over all heads of the queries together, and one of the keys (MPT).
+        qkv_conv_width: width of a depthwise causal convolution on q, k and v (Primer, So et al. 2021); 0 is none. Not in
+            the paper.
+        vocab_multiple: the table is padded to a multiple of it.
+        remat: see `core.params.Stack`.
+        fused: whether the block's weights are in the form that `fuse` gives, which a frozen LM is computed in.
+    """
+
+    vocab_size: int
+    num_layers: int
+    width: int
+    num_heads: int
+    head_dim: int = 0
+    num_kv_heads: int = 0
+    mlp_width: int = 0
+    norm: Literal["rms", "layer"] = "rms"
+    norm_epsilon: float = EPSILON
+    norm_bias: bool = True
+    position: Literal["relative", "rotary", "alibi", "learned", "none"] = "relative"
+    rotary_base: float = 10_000.0
+    rotary_fraction: float = 1.0
+    rotary_scaling: RotaryScaling = RotaryScaling()
+    max_length: int = 2048
+    sliding_window: int = 0
+    activation: Activation = "gelu"
+    attention_bias: bool = False
+    qkv_bias: bool = False
+    mlp_bias: bool = True
+    parallel_residual: bool = False
+    qk_norm: bool = False
+    tied_head: bool = True
+    qkv_conv_width: int = 0
+    vocab_multiple: int = 128
+    remat: Remat = "none"
+    fused: bool = False
+
+    def __post_init__(self) -> None:
+        if self.fused and not self.can_fuse:
+            raise ValueError("fused: there are biases, or fewer key and value heads than query heads; set it to False.")
+        if not self.head_dim and self.width % self.num_heads:
+            raise ValueError(f"width {self.width} is not divisible by num_heads {self.num_heads}: give head_dim.")
+        if self.num_heads % self.kv_heads:
+            raise ValueError(f"num_heads {self.num_heads} is not divisible by num_kv_heads {self.num_kv_heads}.")
+        if self.sliding_window < 0:
+            raise ValueError(f"sliding_window {self.sliding_window}: expected a number of tokens, or 0 for all.")
+
+    @property
+    def head_size(self) -> int:
+        """K, the size of a head."""
+        return self.head_dim or self.width // self.num_heads
+
+    @property
+    def kv_heads(self) -> int:
+        """G, the number of key/value heads."""
+        return self.num_kv_heads or self.num_heads
+
+    @property
+    def can_fuse(self) -> bool:
+        """Whether queries, keys and values can be one product."""
+        return not (self.attention_bias or self.qkv_bias) and self.kv_heads == self.num_heads
+
+    @property
+    def table_rows(self) -> int:
+        """Rows of the padded embedding table."""
+        return -(-self.vocab_size // self.vocab_multiple) * self.vocab_multiple

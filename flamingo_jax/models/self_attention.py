@@ -1,0 +1,222 @@
+"""The LM's self-attention: who attends whom, where each token stands, and what a cache keeps.
+
+x [B T D] -> q [B T H K], k, v [B T G K] -> (into the cache [B S G K]) -> softmax(q k^T + positions) v -> out [B T D]
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import haiku as hk
+import jax
+import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
+
+from flamingo_jax.core.axes import constrain
+from flamingo_jax.core.notation import Array, Bool, Float, Int
+from flamingo_jax.core.params import param
+from flamingo_jax.core.trees import Params
+from flamingo_jax.models.lm_config import LMConfig
+from flamingo_jax.nn import embed, masks
+from flamingo_jax.nn.attention import attend
+from flamingo_jax.nn.linear import fused_linear, linear
+from flamingo_jax.nn.norm import layer_norm
+
+
+class Context(NamedTuple):
+    """What all blocks share: where each token stands and what it may attend."""
+
+    positions: Int[Array, "B T"]
+    mask: Bool[Array, "B T S"]
+    distances: Int[Array, "B T S"]
+    segment: Int[Array, "B T"] | None
+    aligned: bool  # query i stands at key i
+
+
+def packed_context(segment: Int[Array, "B L"]) -> Context:
+    """Context of training: whole rows of packed documents, each attending itself causally."""
+    length = segment.shape[1]
+    index = jnp.broadcast_to(jnp.arange(length, dtype=jnp.int32)[None], segment.shape)
+    mask = masks.causal(index, length) & masks.same_segment(segment)
+    return Context(masks.positions_in_segment(segment), mask, _distances(index, length), segment, aligned=True)
+
+
+def cached_context(positions: Int[Array, "B T"], cache_length: int) -> Context:
+    """Context of prefill and decoding: the keys stand in the cache at their positions."""
+    return Context(
+        positions, masks.causal(positions, cache_length), _distances(positions, cache_length), None, aligned=False
+    )
+
+
+def _distances(positions: Int[Array, "B T"], num_keys: int) -> Int[Array, "B T S"]:
+    return positions[:, :, None] - jnp.arange(num_keys, dtype=positions.dtype)[None, None, :]
+
+
+class SelfAttention(hk.Module):
+    """Causal self-attention with the positions, heads and cache that the config declares."""
+
+    def __init__(self, config: LMConfig, context: Context, *, name: str):
+        """`context`: shared by all layers."""
+        super().__init__(name=name)
+        self.config, self.context = config, context
+
+    def __call__(self, x: Float[Array, "B T D"], cache: Any) -> tuple[Float[Array, "B T D"], Any]:
+        """Attends x itself (cache None) or the cache after x has been written into it.
+
+        Returns:
+            (out, this layer's new rows of the cache, {name: [B, T, ...]}, for `written`; None without a cache).
+        """
+        config, context = self.config, self.context
+        q, k, v = self._project(x)
+        rows: dict[str, Array] | None = None if cache is None else {}
+        if config.qkv_conv_width:
+            q, k, v, rows = self._convolve(q, k, v, cache)
+        if config.qk_norm:
+            q, k = self._norm_all_heads(q, "heads", "query_norm"), self._norm_all_heads(k, "kv_heads", "key_norm")
+        if config.position == "rotary":
+            q, k = (self._rotate(y) for y in (q, k))
+        if cache is not None:
+            rows = {**(rows or {}), "key": k.astype(cache["key"].dtype), "value": v.astype(cache["value"].dtype)}
+            k, v = (_write(cache[name], rows[name], context.positions) for name in ("key", "value"))
+        q, bias = self._position_bias(q, k.shape[1], cache.get("relative") if cache is not None else None)
+        mask = context.mask
+        if config.sliding_window:
+            mask = mask & (context.distances < config.sliding_window)
+        out = constrain(attend(q, k, v, mask, bias), "batch", "length", "heads", "head_dim")
+        out = jax.lax.optimization_barrier(out)  # transposed once, not again for each tile of the product
+        out = linear(
+            out, (config.width,), axes=("heads", "head_dim", "embed"), num_in=2, bias=config.attention_bias, name="out"
+        )
+        return out, rows
+
+    @hk.name_like("__call__")
+    def _project(self, x: Array) -> tuple[Array, Array, Array]:
+        config = self.config
+        if config.fused:
+            qkv = fused_linear(
+                x, (3, config.num_heads, config.head_size), axes=(None, "heads", "head_dim", "embed"), name="qkv"
+            )
+            qkv = constrain(qkv, "batch", "length", None, "heads", "head_dim")
+            q, k, v = (checkpoint_name(qkv[:, :, i], name) for i, name in enumerate(("query", "key", "value")))
+            return q, k, v
+
+        def project(heads: int, axis: str, name: str) -> Array:
+            shape, axes = (heads, config.head_size), ("embed", axis, "head_dim")
+            y = linear(x, shape, axes=axes, bias=config.attention_bias or config.qkv_bias, name=name)
+            return checkpoint_name(constrain(y, "batch", "length", axis, "head_dim"), name)
+
+        q = project(config.num_heads, "heads", "query")
+        k, v = (project(config.kv_heads, "kv_heads", name) for name in ("key", "value"))
+        return q, k, v
+
+    @hk.name_like("__call__")
+    def _position_bias(self, q: Array, num_keys: int, r: Array | None) -> tuple[Array, Array | None]:
+        """Returns (q as it meets the keys, what positions add to the scores); r: `distance_table` of this layer, if it is at hand."""
+        config = self.config
+        if config.position == "alibi":
+            return q, embed.alibi_bias(config.num_heads, self.context.distances)
+        if config.position != "relative":
+            return q, None
+        shape = (config.num_heads, config.head_size)
+        content, position = (
+            jnp.broadcast_to(param(name, shape, ("heads", "head_dim"), jnp.zeros).astype(q.dtype), q.shape)
+            for name in ("content_bias", "position_bias")
+        )
+        if r is None:
+            r = self._project_distances(embed.sinusoids(num_keys, config.width).astype(q.dtype))
+        if self.context.aligned:
+            return q + content, embed.aligned_relative_bias(q + position, r)
+        return q + content, embed.relative_bias(q + position, r, self.context.distances)
+
+    @hk.name_like("__call__")
+    def _project_distances(self, r: Float[Array, "S D"]) -> Float[Array, "S H K"]:
+        shape = (self.config.num_heads, self.config.head_size)
+        if self.config.fused:
+            return fused_linear(r, shape, axes=("heads", "head_dim", "embed"), name="relative")
+        return linear(r, shape, axes=("embed", "heads", "head_dim"), name="relative")
+
+    @hk.name_like("__call__")
+    def _rotate(self, y: Array) -> Array:
+        config = self.config
+        base, fraction, scaling = config.rotary_base, config.rotary_fraction, config.rotary_scaling
+        return embed.rotary(y, self.context.positions, base=base, fraction=fraction, scaling=scaling)
+
+    @hk.name_like("__call__")
+    def _norm_all_heads(self, y: Array, axis: str, name: str) -> Array:
+        flat, config = y.reshape(*y.shape[:2], -1), self.config
+        return layer_norm(flat, axis_name=axis, epsilon=config.norm_epsilon, bias=config.norm_bias, name=name).reshape(
+            y.shape
+        )
+
+    @hk.name_like("__call__")
+    def _convolve(self, q: Array, k: Array, v: Array, cache: Any) -> tuple[Array, Array, Array, Any]:
+        """Mixes each channel of q, k, v with its own last tokens; the cache keeps the channels as they were: its new rows come fourth."""
+        parts = [y.reshape(*y.shape[:2], -1) for y in (q, k, v)]
+        raw = jnp.concatenate(parts, axis=-1)
+        lags = range(1, self.config.qkv_conv_width)
+        rows = None
+        if cache is None:
+            before = [embed.shifted(raw, lag, self.context.segment) for lag in lags]
+        else:
+            rows = {"raw": raw.astype(cache["raw"].dtype)}
+            known = _write(cache["raw"], rows["raw"], self.context.positions)
+            before = [_read(known, self.context.positions - lag) for lag in lags]
+        mixed = []
+        for y, shape, name, axis in zip(
+            parts, (q, k, v), ("query", "key", "value"), ("heads", "kv_heads", "kv_heads"), strict=True
+        ):
+            kernel_shape = (self.config.qkv_conv_width, *shape.shape[2:])
+            kernel = param(f"{name}_kernel", kernel_shape, ("kernel", axis, "head_dim"), _identity_kernel)
+            start = 0 if name == "query" else parts[0].shape[-1] + (parts[1].shape[-1] if name == "value" else 0)
+            own = [lag[..., start : start + y.shape[-1]] for lag in before]
+            mixed.append(embed.causal_convolution(y, kernel.reshape(len(kernel), -1), own).reshape(shape.shape))
+        return mixed[0], mixed[1], mixed[2], rows
+
+
+def _identity_kernel(shape: tuple[int, ...], dtype: Any) -> Array:
+    """At birth the convolution hands the current token through."""
+    return jnp.zeros(shape, dtype).at[0].set(1.0)
+
+
+def written(cache: dict[str, Array], rows: dict[str, Array], positions: Int[Array, "B T"]) -> dict[str, Array]:
+    """Returns the cache with the new rows of all layers, which went through the layers apart from it.
+
+    A scan that took the cache in and gave it out again would copy all of it for each decoded token.
+
+    Args:
+        cache: {name: [layers, B, S, ...]}.
+        rows: {name: [layers, B, T, ...]} as the layers give them.
+        positions: of the rows; consecutive.
+    """
+    write = jax.vmap(_write, in_axes=(0, 0, None))
+    return {name: write(cache[name], new, positions) for name, new in rows.items()}
+
+
+def _write(cache: Array, new: Array, positions: Array) -> Array:
+    """Puts T new rows into each cache row at its positions, which are consecutive."""
+    put = lambda row, x, start: jax.lax.dynamic_update_slice_in_dim(row, x.astype(row.dtype), start, axis=0)  # noqa: E731
+    return jax.vmap(put)(cache, new, positions[:, 0])
+
+
+def _read(cache: Array, positions: Array) -> Array:
+    """Reads rows of the cache by position; 0 before the start."""
+    rows = jnp.take_along_axis(cache, jnp.maximum(positions, 0)[:, :, None], axis=1)
+    return jnp.where((positions >= 0)[:, :, None], rows, 0)
+
+
+def distance_table(config: LMConfig, blocks: Params, length: int, dtype: Any) -> Float[Array, "layers S H K"] | None:
+    """The projected embedding of each distance in each layer: what relative positions need, whatever the tokens.
+
+    Each decoded token would else project all of them again in every layer, 2 S D^2 FLOPs, where the rest of the layer takes 24 D^2.
+
+    Args:
+        config: of the LM; with other positions there is no table.
+        blocks: {module: weights} of the stack, below its name; fused if `config` says so.
+        length: S, the distances 0..S-1.
+        dtype: of the table.
+    """
+    if config.position != "relative":
+        return None
+    w = blocks["block/attention/relative"]["w"].astype(dtype)
+    r = embed.sinusoids(length, config.width).astype(dtype)
+    return jnp.einsum("sd,lhkd->lshk" if config.fused else "sd,ldhk->lshk", r, w)

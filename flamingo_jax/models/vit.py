@@ -1,0 +1,181 @@
+"""CLIP's vision transformer, the other encoder that sees for Flamingo (paper, Table 3 (vii); Radford et al. 2021, arXiv 2103.00020).
+
+    images [M S S 3] --p x p patches, linear--> [M P E] --[class, patches] + positions--LayerNorm--> x [M 1+P E]
+    num_layers x { x += attention(LN x) ; x += ffw(LN x) } --(LayerNorm)--> features [M P E], without the class token or with it
+
+Public models differ in three things that no shape of a weight tells, and so they are options here. OpenAI's weights have
+the quick GELU, x * sigmoid(1.702 x), LAION's the exact one. OpenFlamingo takes the patches alone, IDEFICS the class token too.
+CLIP's last LayerNorm stands before its projection; neither OpenFlamingo nor IDEFICS was trained with it on the patches.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Literal
+
+import haiku as hk
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from flamingo_jax.core.notation import Array, Float
+from flamingo_jax.core.params import Remat, Stack, param
+from flamingo_jax.nn.attention import attend
+from flamingo_jax.nn.feedforward import feed_forward
+from flamingo_jax.nn.linear import linear
+from flamingo_jax.nn.norm import LayerNorm
+
+Activation = Literal["quick_gelu", "gelu_exact"]
+Features = Literal["patches", "class_and_patches", "class"]
+Interpolation = Literal["bicubic", "antialiased"]
+
+
+@dataclasses.dataclass(frozen=True)
+class ViTConfig:
+    """Shape and options of a vision transformer (models/zoo.py); the defaults are OpenAI's ViT-L/14, as OpenFlamingo reads it.
+
+    Attributes:
+        patch_size: side of a patch, in pixels.
+        width: E.
+        num_layers: transformer blocks.
+        num_heads: H; divides the width.
+        mlp_width: hidden width of the feed-forward layers.
+        image_size: side of the images that the table of positions was trained at.
+        activation: of the feed-forward layers.
+        features: what comes out: the patches, the class token before them, or the class token alone (CLIP's image embedding).
+        final_norm: whether a LayerNorm (CLIP's post-norm) ends it, over all that comes out.
+        interpolation: how the table of positions is brought to another grid: "bicubic" as in transformers (a = -0.75, edges
+            repeated), "antialiased" as in open_clip and timm (a = -0.5, a wider window where the grid shrinks).
+        epsilon: of the LayerNorms.
+        mean: of red, green and blue, for pixels 0..1.
+        std: their deviation.
+        remat: "full" recomputes each block in the backward pass.
+    """
+
+    patch_size: int = 14
+    width: int = 1024
+    num_layers: int = 24
+    num_heads: int = 16
+    mlp_width: int = 4096
+    image_size: int = 224
+    activation: Activation = "quick_gelu"
+    features: Features = "patches"
+    final_norm: bool = False
+    interpolation: Interpolation = "bicubic"
+    epsilon: float = 1e-5
+    mean: tuple[float, float, float] = (0.48145466, 0.4578275, 0.40821073)
+    std: tuple[float, float, float] = (0.26862954, 0.26130258, 0.27577711)
+    remat: Remat = "none"
+
+    def __post_init__(self) -> None:
+        if self.width % self.num_heads:
+            raise ValueError(f"ViT: {self.num_heads} heads do not divide width {self.width}.")
+        self.side(self.image_size)
+
+    def side(self, image_size: int) -> int:
+        """Returns the patches along one side of an image.
+
+        Raises:
+            ValueError: if patches do not fill it.
+        """
+        if image_size % self.patch_size or not image_size:
+            raise ValueError(
+                f"ViT: patches of {self.patch_size} pixels do not fill an image of {image_size}: take a multiple of {self.patch_size}."
+            )
+        return image_size // self.patch_size
+
+    def num_features(self, image_size: int) -> int:
+        """Returns how many vectors come out for an image of this many pixels on a side."""
+        patches = self.side(image_size) ** 2
+        return {"patches": patches, "class_and_patches": 1 + patches, "class": 1}[self.features]
+
+
+class ViT(hk.Module):
+    """Images to one vector for each patch."""
+
+    def __init__(self, config: ViTConfig, name: str = "vision"):
+        super().__init__(name=name)
+        self.config = config
+
+    def __call__(self, images: Float[Array, "M S S 3"]) -> Float[Array, "M P E"]:
+        """Returns the features, row by row of the grid; the class token, where it is wanted, comes first.
+
+        Args:
+            images: Float[M, S, S, 3] normalised by config.mean and config.std; their dtype is the one that is computed in.
+
+        Raises:
+            ValueError: if patches do not fill the images.
+        """
+        config, dtype = self.config, images.dtype
+        num_images, size, axes = len(images), config.patch_size, ("vision", "vision", "head_dim")
+        side, trained_side = config.side(images.shape[1]), config.side(config.image_size)
+        init = hk.initializers.RandomNormal(config.width**-0.5)
+
+        with hk.name_scope("patch_embedding"):
+            shape = (size, size, 3, config.width)
+            w = param("w", shape, ("kernel", "kernel", None, "vision"), hk.initializers.RandomNormal(0.02))
+        patches = images.reshape(num_images, side, size, side, size, 3)
+        patches = jnp.einsum("mhawbc,abce->mhwe", patches, w.astype(dtype)).reshape(num_images, -1, config.width)
+        first = param("class_embedding", (config.width,), ("vision",), init).astype(dtype)
+        first = jnp.broadcast_to(first[None, None], (num_images, 1, config.width))
+        positions = param("positions", (1 + trained_side**2, config.width), (None, "vision"), init)
+        positions = interpolate_positions(positions, side, interpolation=config.interpolation).astype(dtype)
+        x = jnp.concatenate([first, patches], axis=1) + positions[None]
+        x = _norm(x, config, name="pre_norm")
+
+        def block(x: Array, _: None) -> tuple[Array, None]:
+            with hk.name_scope("block"):
+                y = _norm(x, config, name="attention_norm")
+                with hk.name_scope("attention"):
+                    heads = (config.num_heads, config.width // config.num_heads)
+                    q, k, v = (linear(y, heads, axes=axes, bias=True, name=name) for name in ("query", "key", "value"))
+                    back = ("vision", "head_dim", "vision")
+                    x = x + linear(attend(q, k, v), x.shape[-1:], num_in=2, axes=back, bias=True, name="out")
+                y = _norm(x, config, name="mlp_norm")
+                hidden, activation = config.mlp_width, config.activation
+                y = feed_forward(y, hidden, activation=activation, batch="images", axis="vision", name="mlp")
+                return x + y, None
+
+        x, _ = Stack(config.num_layers, block, name="layers", remat=config.remat)(x)
+        x = {"patches": x[:, 1:], "class_and_patches": x, "class": x[:, :1]}[config.features]
+        return _norm(x, config, name="final_norm") if config.final_norm else x
+
+
+def interpolate_positions(
+    table: Float[Array, "P0 E"], side: int, *, interpolation: Interpolation
+) -> Float[Array, "P E"]:
+    """Returns the embedded positions of another grid; the first row, of the class token, stays.
+
+    Args:
+        table: Float[1 + side0 ** 2, E] as trained.
+        side: patches along one side of the images at hand.
+        interpolation: see `ViTConfig`; each grid is taken to cover the whole image.
+    """
+    first, grid = table[:1], table[1:]
+    trained_side = math.isqrt(len(grid))
+    if side == trained_side:
+        return table
+    grid = grid.reshape(trained_side, trained_side, -1)
+    if interpolation == "antialiased":
+        grid = jax.image.resize(grid, (side, side, grid.shape[-1]), "cubic", antialias=True)
+    else:
+        weights = jnp.asarray(_bicubic(trained_side, side), grid.dtype)
+        grid = jnp.einsum("ai,bj,ije->abe", weights, weights, grid, precision="highest")
+    return jnp.concatenate([first, grid.reshape(side**2, -1)])
+
+
+def _bicubic(num_old: int, num_new: int) -> Float[np.ndarray, "new old"]:
+    """Weights of the old places for each new one: cubic convolution (Keys 1981), a = -0.75, beyond the edge the edge again."""
+    a, weights = -0.75, np.zeros((num_new, num_old))
+    for i in range(num_new):
+        place = (i + 0.5) * num_old / num_new - 0.5
+        for j in range(math.floor(place) - 1, math.floor(place) + 3):
+            d = abs(place - j)
+            near, far = ((a + 2) * d - (a + 3)) * d * d + 1, a * (((d - 5) * d + 8) * d - 4)
+            weights[i, min(max(j, 0), num_old - 1)] += near if d <= 1 else far
+    return weights
+
+
+def _norm(x: Array, config: ViTConfig, *, name: str) -> Array:
+    return LayerNorm(axis_name="vision", epsilon=config.epsilon, name=name)(x)

@@ -1,0 +1,296 @@
+"""Speed against OpenFlamingo's own code with the same weights, on the same processor in one process: generation, and the training step.
+
+    python -m tests.benchmarks.open_flamingo [--rows=1,16] [--shots=0,4,32] [--tokens=16] [--rounds=3] [--train=8]
+
+Both sides have the random weights of one model, converted, in float32: the geometry of its 3B (MPT with heads of 128 and ALiBi, a gated layer of 8
+heads of 64 before every block, a perceiver of 6 layers and 64 latents) at a quarter of the widths and a third of the layers. All are run
+in turn, round by round; the best of the rounds counts. What is compiled or warmed up is so before.
+
+Generation is the whole call: images of the prompt encoded, prompt read, tokens decoded greedily, none of which ends an answer. A shot is one image
+and 24 tokens. No two images are equal, so that ours gains nothing from encoding equal ones once. Ours is `inference.engine` as users call it, told the
+length of the prompts and how many images they have.
+Theirs is `Flamingo.generate` with its cache; one padding token stands before each prompt, without which it does not run on this transformers. The
+same tokens must come out. Whole calls of one new token and calls of the image encoders alone tell the parts.
+
+A training step is forward, backward, a clip at norm 1 and AdamW on what is trained, on pages of 256 tokens and 5 images. Ours is the step of
+`training.stage`. Theirs is written as their training code is: gradients of the whole token table, all but the new rows' set to zero. The first
+losses must agree.
+"""
+
+import argparse
+import dataclasses
+import os
+import pathlib
+import tempfile
+import time
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import jax
+import numpy as np
+import torch
+
+from flamingo_jax.conversion import sources
+from flamingo_jax.conversion.mapping import Conversion, load_params
+from flamingo_jax.core import trees
+from flamingo_jax.core.precision import Policy
+from flamingo_jax.data.config import NO_AUGMENTATION, DataConfig, DatasetConfig
+from flamingo_jax.data.device import to_device
+from flamingo_jax.data.schema import Batch
+from flamingo_jax.inference.engine import Engine, InferenceConfig, Request
+from flamingo_jax.inference.prompts import TokenisedPrompt
+from flamingo_jax.models import flamingo
+from flamingo_jax.sharding.mesh import MeshConfig, make_mesh
+from flamingo_jax.training import stage
+from flamingo_jax.training.config import TrainConfig
+from flamingo_jax.training.optimizer import OptimizerConfig
+from tests.parity import open_flamingo_models as models
+
+SIZES = models.Sizes(
+    pieces=8_000, table=8_064, width=512, num_heads=4, num_layers=8, length=2_048,
+    vision_width=256, vision_layers=2, vision_heads=4, vision_mlp=1_024, image_size=112, patch_size=14,
+)  # fmt: skip
+EOC, IMAGE, PAD = range(SIZES.pieces, SIZES.pieces + 3)
+TEXT = 24  # tokens of a shot, its tag included
+CHUNK, MOST_IMAGES = InferenceConfig().xattn_chunk, InferenceConfig().images_per_pass
+PAGE, PAGE_IMAGES = 256, 5
+LEARNING_RATE, DECAY = 1e-4, 0.1
+LOSSES_AGREE = 1e-4  # relative: float32 sums in another order
+
+REST = (
+    0.3  # seconds between runs: threads of the one side spin for a while before they leave the processor to the other
+)
+
+Run = Callable[[], Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Pair:
+    """One model, twice: theirs as a torch module, ours as a conversion and its weights."""
+
+    theirs: Any
+    conversion: Conversion
+    params: trees.Params
+
+    @classmethod
+    def make(cls, threads: int) -> "Pair":
+        """Makes the random model, and carries it over."""
+        model = models.build("mpt", 1, sizes=SIZES)
+        torch.set_num_threads(threads)
+        with tempfile.TemporaryDirectory() as directory:
+            conversion = sources.describe("open_flamingo", models.write(model, pathlib.Path(directory)))
+            return cls(model.flamingo, conversion, load_params(conversion))
+
+
+def images(count: int, seed: int) -> np.ndarray:
+    """Different images, uint8 [count, S, S, 3]."""
+    return np.random.default_rng(seed).integers(0, 256, (count, SIZES.image_size, SIZES.image_size, 3), np.uint8)
+
+
+class Generation:
+    """Prompts of one shape, and how each side answers them."""
+
+    def __init__(self, pair: Pair, rows: int, shots: int):
+        """Makes the prompts: `shots` examples and the query, an image and its text each."""
+        rng = np.random.default_rng(rows + shots)
+        self.tokens = rng.integers(2, SIZES.pieces, (rows, (shots + 1) * TEXT))
+        self.tokens[:, ::TEXT] = IMAGE
+        self.frames = images(rows * (shots + 1), seed=shots).reshape(rows, shots + 1, *(SIZES.image_size,) * 2, 3)
+        # Every call encodes its images anew. Prompts are padded to whole chunks of the cross-attention, and images to what is there.
+        chunks = -(-self.tokens.shape[1] // CHUNK)
+        self.config = InferenceConfig(
+            lengths=(chunks * CHUNK,), images_per_pass=min(rows * (shots + 1), MOST_IMAGES), latents_megabytes=0
+        )
+        functions = flamingo.build(pair.conversion.model.flamingo())
+        self.engine = Engine(
+            functions, pair.params, image_size=SIZES.image_size, stop=(-1,), pad_id=PAD, config=self.config
+        )
+        self.theirs = pair.theirs
+
+    def ours(self, new: int) -> list[list[int]]:
+        """Returns the new tokens of each prompt."""
+        requests = [
+            Request(TokenisedPrompt(row.astype(np.int32), np.cumsum(row == IMAGE).astype(np.int32), tuple(frames)))
+            for row, frames in zip(self.tokens, self.frames, strict=True)
+        ]
+        config = dataclasses.replace(self.config, max_new_tokens=new)
+        answers = self.engine.answer(requests, batch_size=len(requests), config=config)
+        return [list(answer.tokens or ()) for answer in answers]
+
+    def encoded_by_ours(self) -> object:
+        """The images alone."""
+        return self.engine._latents([frame for row in self.frames for frame in row])
+
+    def of_theirs(self, new: int) -> list[list[int]]:
+        """The same."""
+        ids = torch.tensor(np.pad(self.tokens, ((0, 0), (1, 0)), constant_values=PAD))
+        with torch.inference_mode():
+            out = self.theirs.generate(
+                vision_x=models.pixels(self.frames), lang_x=ids, attention_mask=(ids != PAD).long(), max_new_tokens=new,
+                do_sample=False, eos_token_id=None, pad_token_id=PAD, use_cache=True,
+            )  # fmt: skip
+        return out[:, ids.shape[1] :].tolist()
+
+    def encoded_by_theirs(self) -> None:
+        """The images alone."""
+        with torch.inference_mode():
+            self.theirs._encode_vision_x(models.pixels(self.frames))
+        self.theirs.lang_encoder.clear_conditioned_layers()
+
+
+class Training:
+    """One batch of pages, and an update of each side."""
+
+    def __init__(self, pair: Pair, rows: int):
+        """Makes the pages: images at even distances, each with its text up to an <EOC>; all of it is predicted but the tags."""
+        rng = np.random.default_rng(rows)
+        tokens = rng.integers(2, SIZES.pieces, (rows, PAGE))
+        starts = np.linspace(0, PAGE, PAGE_IMAGES, endpoint=False).astype(int)
+        tokens[:, starts], tokens[:, starts[1:] - 1] = IMAGE, EOC
+        frames = images(rows * PAGE_IMAGES, seed=1)
+        self._ours(pair, tokens, frames)
+        self._theirs(pair, tokens, frames)
+
+    def _ours(self, pair: Pair, tokens: np.ndarray, frames: np.ndarray) -> None:
+        rows = len(tokens)
+        batch = Batch(
+            tokens=tokens.astype(np.int32),
+            segment=np.ones(tokens.shape, np.int32),
+            loss_weights=(tokens != IMAGE).astype(np.float32),
+            media_index=np.cumsum(tokens == IMAGE, axis=1).astype(np.int32),
+            media_slot=np.arange(len(frames), dtype=np.int32).reshape(rows, -1),
+            frames=frames[:, None],
+            frame_mask=np.ones((len(frames), 1), bool),
+        )
+        dataset = DatasetConfig("interleaved", "", rows, PAGE, max_images=PAGE_IMAGES)
+        config = TrainConfig(
+            stage="flamingo",
+            steps=1_000,
+            model=pair.conversion.model,
+            data=DataConfig("", SIZES.image_size, {"pages": dataset}, augment=NO_AUGMENTATION),
+            optimizer=OptimizerConfig(learning_rate=LEARNING_RATE, warmup_steps=0, weight_decay=DECAY, clip_norm=1.0),
+            precision=Policy("float32"),
+        ).resolved(SIZES.pieces)
+        mesh = make_mesh(MeshConfig(), jax.devices()[:1])
+        prepared = stage.prepare(config, mesh)
+        frozen = {path: path in trees.flatten(prepared.plan.kept) for path in trees.flatten(pair.params)}
+        kept, trained = trees.partition(pair.params, frozen)
+        place = lambda tree: jax.tree.map(jax.numpy.array, tree)  # noqa: E731 - copies: the step gives its state up
+        state = prepared.plan.init_trained(jax.random.key(0))
+        self._state = dataclasses.replace(state, trainable=place(trained), frozen=prepared.plan.arrange(place(kept)))
+        self._step, self._batches, self._key = prepared.step, {"pages": to_device(batch, mesh)}, jax.random.key(1)
+
+    def _theirs(self, pair: Pair, tokens: np.ndarray, frames: np.ndarray) -> None:
+        self._model, self._ids = pair.theirs.train(), torch.tensor(tokens)
+        self._pixels = models.pixels(frames.reshape(len(tokens), -1, *frames.shape[1:]))
+        self._labels = torch.where(self._ids == IMAGE, -100, self._ids)
+        lm = self._model.lang_encoder
+        self._table = lm.get_input_embeddings().weight
+        self._model.requires_grad_(requires_grad=False)
+        for part in (self._model.perceiver, lm.gated_cross_attn_layers, lm.get_input_embeddings()):
+            part.requires_grad_(requires_grad=True)
+        named = [(name, leaf) for name, leaf in self._model.named_parameters() if leaf.requires_grad]
+        decayed = [leaf for name, leaf in named if "gated_cross_attn_layer" in name]
+        others = [leaf for name, leaf in named if "gated_cross_attn_layer" not in name]
+        groups = [{"params": decayed, "weight_decay": DECAY}, {"params": others, "weight_decay": 0.0}]
+        self._trained = decayed + others
+        self._optimizer = torch.optim.AdamW(groups, lr=LEARNING_RATE)
+
+    def ours(self) -> float:
+        """Does one update; returns the loss before it."""
+        self._state, metrics = self._step(self._state, self._batches, self._key)
+        jax.block_until_ready(self._state)
+        return float(metrics["loss"])
+
+    def of_theirs(self) -> float:
+        """The same."""
+        loss = self._model(
+            vision_x=self._pixels, lang_x=self._ids, attention_mask=torch.ones_like(self._ids), labels=self._labels
+        ).loss
+        loss.backward()
+        mask = torch.zeros_like(self._table.grad)
+        mask[SIZES.pieces :] = 1.0
+        self._table.grad = self._table.grad * mask
+        torch.nn.utils.clip_grad_norm_(self._trained, 1.0)
+        self._optimizer.step()
+        self._optimizer.zero_grad(set_to_none=True)
+        return float(loss.detach())
+
+
+def best(runs: dict[str, Run], rounds: int) -> dict[str, float]:
+    """Seconds of each, the best of the rounds, run in turn."""
+    found: dict[str, float] = dict.fromkeys(runs, float("inf"))
+    for _ in range(rounds):
+        for name, run in runs.items():
+            time.sleep(REST)
+            start = time.perf_counter()
+            run()
+            found[name] = min(found[name], time.perf_counter() - start)
+    return found
+
+
+def generation(pair: Pair, rows: int, shots: int, new: int, rounds: int) -> str:
+    """Measures one shape of prompts; returns a line of the table."""
+    side = Generation(pair, rows, shots)
+    ours, theirs = side.ours(new), side.of_theirs(new)
+    side.ours(1)
+    if ours != theirs:
+        raise SystemExit(f"{rows} prompts of {shots} shots: the two sides answer differently.\n{ours}\n{theirs}")
+    times = best(
+        {
+            "ours": lambda: side.ours(new),
+            "theirs": lambda: side.of_theirs(new),
+            "our first": lambda: side.ours(1),
+            "their first": lambda: side.of_theirs(1),
+            "our images": side.encoded_by_ours,
+            "their images": side.encoded_by_theirs,
+        },
+        rounds,
+    )
+
+    def parts(whole: str, first: str, encoded: str) -> Iterable[float]:
+        yield times[encoded]
+        yield times[first] - times[encoded]
+        yield (times[whole] - times[first]) / (new - 1)
+
+    columns = [parts("ours", "our first", "our images"), parts("theirs", "their first", "their images")]
+    split = " ".join(f"{ours:7.3f} {theirs:7.3f} {theirs / ours:5.1f} |" for ours, theirs in zip(*columns, strict=True))
+    speed, their_speed = rows * new / times["ours"], rows * new / times["theirs"]
+    return f"{rows:4d} {shots:5d} | {split} {speed:7.1f} {their_speed:7.1f} {speed / their_speed:5.2f}"
+
+
+def training(pair: Pair, rows: int, rounds: int) -> str:
+    """Measures the training step; returns a line about it."""
+    side = Training(pair, rows)
+    ours, theirs = side.ours(), side.of_theirs()
+    if not abs(ours - theirs) <= LOSSES_AGREE * theirs:
+        raise SystemExit(f"The first losses differ: ours {ours}, theirs {theirs}.")
+    times = best({"ours": side.ours, "theirs": side.of_theirs}, rounds)
+    return (
+        f"training step of {rows} pages: ours {times['ours']:.2f} s, theirs {times['theirs']:.2f} s, ratio "
+        f"{times['theirs'] / times['ours']:.2f}; first loss {ours:.5f}, theirs {theirs:.5f}"
+    )
+
+
+def main() -> None:
+    """Measures and prints."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    for name, default in {"rows": "1,16", "shots": "0,4,32"}.items():
+        parser.add_argument(f"--{name}", default=default)
+    for name, number in {"tokens": 16, "rounds": 3, "train": 8, "threads": len(os.sched_getaffinity(0))}.items():
+        parser.add_argument(f"--{name}", type=int, default=number)
+    a = parser.parse_args()
+    pair = Pair.make(a.threads)
+    print(f"{SIZES}, float32, {torch.get_num_threads()} threads, {a.tokens} new tokens, load {os.getloadavg()[0]:.1f}")
+    print("            |  encode images (s)   |   read prompt (s)    |  each next token (s) |   tokens per second")
+    print("rows  shots |    ours  theirs      |    ours  theirs      |    ours  theirs      |   ours  theirs ratio")
+    for rows in map(int, filter(None, a.rows.split(","))):
+        for shots in map(int, a.shots.split(",")):
+            print(generation(pair, rows, shots, a.tokens, a.rounds), flush=True)
+    if a.train:
+        print(training(pair, a.train, a.rounds))
+    print(f"load {os.getloadavg()[0]:.1f}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,105 @@
+"""The contrastive step on meshes: the loss is over the whole batch wherever its rows lie, and no chip holds all similarities."""
+
+import functools
+from unittest import mock
+
+import jax
+import numpy as np
+import optax
+import pytest
+
+from flamingo_jax.core import trees
+from flamingo_jax.core.config import from_dict
+from flamingo_jax.data.device import to_device
+from flamingo_jax.planning import hlo
+from flamingo_jax.sharding.mesh import MeshConfig, make_mesh, num_batch_shards
+from flamingo_jax.training import stage
+from flamingo_jax.training.accumulate import merge
+from flamingo_jax.training.config import TrainConfig
+from flamingo_jax.training.optimizer import make_optimizer
+from tests.training import small
+
+ROWS = 24  # of each dataset; no other size of the model is 24 or 48
+LENGTHS = {"align": 8, "ltip": 8}
+ONE = (1, 1, 1)
+# How the step is partitioned is not touched; what makes the code of a CPU fast is left out.
+QUICK = {
+    "xla_backend_optimization_level": 0,
+    "xla_llvm_disable_expensive_passes": True,
+    "xla_cpu_use_fusion_emitters": False,
+}
+
+
+@functools.cache
+def step_on(sizes, chunk=0, mixing="accumulate"):
+    """Returns (gradients, metrics, weights, compiled text) of the first update on a mesh of the first devices."""
+    described = small.get_config("contrastive")
+    captions = described.data.datasets.captions
+    described.data.datasets = dict.fromkeys(LENGTHS, captions)
+    described.model.contrastive.update(chunk=chunk, label_smoothing=0.1, duplicates="negatives")
+    described.model.text_encoder.num_heads = 4
+    described.optimizer.update(eps=1e-3, warmup_steps=0)
+    described.mixing = mixing
+    described.mesh.update(dict(zip(("replica", "data", "model"), sizes, strict=True)))
+    config = from_dict(TrainConfig, described).resolved(small.VOCABULARY)
+    mesh = make_mesh(MeshConfig(*sizes), jax.devices()[: int(np.prod(sizes))])
+    with mock.patch.object(
+        stage.optimizer, "make_optimizer", lambda *args: optax.chain(optax.trace(decay=0.0), make_optimizer(*args))
+    ):
+        prepared = stage.prepare(config, mesh)
+    batches = {
+        name: small.batch(rows=ROWS, length=length, images=1, seed=i)
+        for i, (name, length) in enumerate(LENGTHS.items())
+    }
+    if mixing == "merged":
+        batches = {"merged": merge(batches, dict.fromkeys(LENGTHS, 1.0), num_batch_shards(mesh))}
+    key = jax.random.key(2)
+    compiled = prepared.step.lower(prepared.plan.abstract, batches, key).compile(QUICK)
+    state = prepared.plan.init(jax.random.key(1))
+    placed = {name: to_device(batch, mesh) for name, batch in batches.items()}
+    after, metrics = compiled(state, placed, key)
+    gradients = trees.flatten(after.opt_state[0].trace)
+    weights = trees.flatten(after.trainable)
+    return jax.device_get(gradients), jax.device_get(metrics), jax.device_get(weights), compiled.as_text()
+
+
+@pytest.mark.parametrize(
+    ("sizes", "chunk", "mixing"),
+    [
+        ((1, 8, 1), 0, "accumulate"),
+        ((1, 8, 1), 1, "accumulate"),
+        ((2, 2, 2), 3, "accumulate"),
+        ((1, 2, 4), 0, "merged"),
+    ],
+    ids=str,
+)
+def test_the_loss_is_over_the_global_batch(sizes, chunk, mixing):
+    """Losses and gradients of eight devices, in chunks or not, are those of one: 1e-5, float32 sums in another order."""
+    gradients, metrics, weights, _ = step_on(sizes, chunk, mixing)
+    expected, its_metrics, its_weights, _ = step_on(ONE, 0, mixing)
+    assert set(metrics) == set(its_metrics)
+    for name, number in its_metrics.items():
+        np.testing.assert_allclose(metrics[name], number, rtol=1e-5, atol=1e-7, err_msg=name)
+    for path, leaf in expected.items():
+        error = 1e-5 * np.abs(leaf).max() + 1e-7  # the bias of the keys has no gradient but rounding
+        np.testing.assert_allclose(gradients[path], leaf, rtol=0, atol=error, err_msg=path)
+        np.testing.assert_allclose(weights[path], its_weights[path], rtol=1e-6, atol=1e-2 / 1e-3 * error + 1e-7)
+
+
+def wholes(text, rows):
+    """Returns the instructions of a compiled program that make an array of rows x rows."""
+    found = []
+    for computation in hlo.parse(text).computations.values():
+        for instruction in computation:
+            shapes = [shape for _, shape in hlo.leaves(instruction.type)]
+            found += [f"{instruction.name} {shape}" for shape in shapes if sorted(shape)[-2:] == [rows, rows]]
+    return found
+
+
+@pytest.mark.parametrize(("sizes", "chunk"), [((1, 8, 1), 0), ((2, 2, 2), 3)], ids=str)
+def test_no_chip_holds_all_similarities(sizes, chunk):
+    """At 16,384 they would be a GiB of float32, several times over; each chip has the rows of its own texts."""
+    text = step_on(sizes, chunk)[3]
+    assert not wholes(text, ROWS)
+    assert wholes(step_on(ONE)[3], ROWS), "this would be seen"
+    assert f"[{ROWS // 8},{ROWS}]" in text

@@ -1,0 +1,53 @@
+"""Further training of a converted model on a small world, or a new Flamingo on converted towers, as a config file.
+
+--config=tests/e2e/imported.py:WORLD,FLAMINGO             a converted Flamingo goes on
+--config=tests/e2e/imported.py:WORLD,LM,VISION            new layers between a language model and a vision encoder
+"""
+
+from configs import base
+from flamingo_jax.checkpoint.export import read_card
+
+STEPS = 4
+
+
+def get_config(argument):
+    """Returns the config; the parts of the model are those of the exports."""
+    world, *exports = argument.split(",")
+    cards = [read_card(export)[1] for export in exports]
+    config = base.get_config()
+    config.name, config.steps, config.seed = "imported", STEPS, 3
+    model = {}
+    for card in cards:
+        model |= {part: _plain(fields) for part, fields in card["config"].items() if fields is not None}
+    _set_model(config.model, model)
+    config.data.tokenizer = exports[0]
+    config.data.update(_plain(cards[-1]["preprocessing"]))
+    if len(exports) == 1:
+        config.initial = exports[0]
+    else:
+        config.towers.lm, config.towers.vision = exports
+        config.model.new_tokens = ("<EOC>", "<image>")
+    pages = base.dataset("interleaved", f"{world}/pages", batch_size=4, length=48, max_images=2, p_next=0.0)
+    config.data.datasets = {"pages": pages}
+    config.precision.compute = "float32"
+    config.optimizer.update(learning_rate=1e-3, warmup_steps=0)
+    config.hooks.update(log_every=1, save_every=2, tensorboard=False, progress=False)
+    return config
+
+
+def _set_model(parts, model):
+    """The layers between new towers are small ones."""
+    parts.resampler.update(num_layers=1, width=32, num_heads=2, head_dim=16, num_latents=2)
+    parts.xattn.every = 1
+    if "vit" in model:
+        parts.vision, parts.vit = None, base.vit(**model.pop("vit"))
+    parts.new_tokens = model.pop("new_tokens")
+    for name, fields in model.items():
+        parts[name].update(fields)
+
+
+def _plain(content):
+    """JSON's lists as the tuples that they were."""
+    if isinstance(content, dict):
+        return {name: _plain(value) for name, value in content.items()}
+    return tuple(content) if isinstance(content, list) else content

@@ -1,0 +1,111 @@
+"""Small random models, saved as their publishers save them, go through convert, evaluate and generate, and say what they say in their own code."""
+
+import dataclasses
+import json
+
+import numpy as np
+import PIL.Image
+import pytest
+
+from flamingo_jax.conversion import idefics, sources, writing
+from flamingo_jax.core.paths import Path
+from flamingo_jax.data.tokenizer import train_sentencepiece
+from flamingo_jax.evaluation.few_shot import FewShotTask
+from flamingo_jax.evaluation.runner import evaluate
+from flamingo_jax.inference.api import Flamingo, InferenceConfig
+from flamingo_jax.inference.engine import Request
+from tests.evaluation.in_memory import Colours
+from tests.inference import tiny
+from tests.parity import open_flamingo_models
+from tests.parity import test_idefics as their_idefics
+
+pytestmark = pytest.mark.parity
+
+ANSWER = 6  # tokens
+CONFIG = InferenceConfig(lengths=(64,), num_images=(3,), images_per_pass=4, max_new_tokens=ANSWER, xattn_chunk=0)
+
+
+def converted(source, inputs, output) -> Flamingo:
+    writing.write(sources.describe(source, inputs), output)
+    return Flamingo.load(output, config=CONFIG)
+
+
+def assert_evaluates(model) -> None:
+    """A benchmark of colours, open-ended and by ranking, at 2 shots: a row of results each. One prompt at a time: one program less."""
+    for metric in ("exact_match", "ranking"):
+        benchmark = FewShotTask(Colours(metrics=(metric,), num_test=3))
+        result = evaluate(model, benchmark, shots=2, n=0, seed=3, batch_size=1)
+        (row,) = result.rows
+        assert (row.metric, row.n, row.checkpoint) == (metric, 3, model.checkpoint)
+        assert all(prediction.text is not None or len(prediction.scores) == 3 for prediction in result.predictions)
+
+
+@pytest.fixture(scope="module")
+def idefics_directory(tmp_path_factory):
+    """config.json, three shards with their index, LLaMA's kind of tokenizer, and the added tokens beside it."""
+    directory = tmp_path_factory.mktemp("idefics")
+    path = directory / "tokenizer.model"
+    train_sentencepiece(["this is a red green blue dog. User: what? Assistant:"] * 4, path, 300, model_type="bpe")
+    variant = dataclasses.replace(their_idefics.VARIANTS["9b and 80b"], vocab_size=300)
+    model = their_idefics.reference(variant)
+    model.save_pretrained(directory, max_shard_size="100KB")
+    names = (idefics.AROUND, "<image>", idefics.END_OF_UTTERANCE)
+    (directory / "added_tokens.json").write_text(json.dumps({name: 300 + i for i, name in enumerate(names)}))
+    return directory, model
+
+
+@pytest.fixture(scope="module")
+def idefics_model(idefics_directory, tmp_path_factory):
+    inputs = sources.Inputs(Path(idefics_directory[0]))
+    return converted("idefics", inputs, tmp_path_factory.mktemp("converted") / "idefics")
+
+
+def test_idefics_generates_what_its_own_code_does(idefics_directory, idefics_model):
+    """Greedily; two images side by side, text before and behind. An instruct model: answers end with the utterance."""
+    import torch
+
+    directory, theirs = idefics_directory
+    assert len(list(directory.glob("*.safetensors"))) > 1
+    images = [tiny.image(seed, their_idefics.IMAGE_SIZE) for seed in (1, 2)]
+    prompt = ["User: what? ", *map(PIL.Image.fromarray, images), "this is a"]
+    read = idefics_model.read(prompt)
+    assert read.media_index.max() == 2
+    tokens = torch.from_numpy(read.tokens).long()[None]
+    with torch.no_grad():
+        out = theirs.generate(
+            input_ids=tokens,
+            attention_mask=torch.ones_like(tokens),
+            pixel_values=their_idefics.normalised(np.stack(images)[None]),
+            image_attention_mask=their_idefics.their_mask(read.media_index[None], 2).long(),
+            max_new_tokens=ANSWER,
+            do_sample=False,
+            num_beams=1,
+            eos_token_id=[idefics_model.tokenizer.eoc_id, idefics_model.tokenizer.eos_id],
+            pad_token_id=0,
+        )
+    expected = [int(token) for token in out[0, len(read.tokens) :] if token not in idefics_model.engine.stop]
+    assert len(expected) > 1
+    assert idefics_model.generate(prompt, beams=1) == idefics_model.tokenizer.decode(expected)
+
+
+def test_idefics_evaluates(idefics_model):
+    assert_evaluates(idefics_model)
+
+
+def test_open_flamingo_evaluates_and_generates(tmp_path):
+    inputs = open_flamingo_models.write(open_flamingo_models.build("mpt", 2), tmp_path)
+    model = converted("open_flamingo", inputs, tmp_path / "export")
+    assert_evaluates(model)
+    prompt = [tiny.image(1), "w1 w2 <EOC>", tiny.image(2), "w3"]
+    assert isinstance(model.generate(prompt, beams=1), str)
+    assert model.read(prompt).tokens[0] == model.tokenizer.id(
+        "<image>"
+    )  # no <BOS>: its language model was trained without
+
+
+def test_a_language_model_answers_from_its_own_files(tmp_path):
+    """The tower alone, as `--lm` has it."""
+    inputs = open_flamingo_models.write(open_flamingo_models.build("mpt", 2), tmp_path)
+    model = converted("hf_lm", sources.Inputs(inputs.lm), tmp_path / "export")
+    (answer,) = model.engine.answer([Request(model.read("w1 w2"))], batch_size=1)
+    assert answer.tokens

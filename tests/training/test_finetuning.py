@@ -1,0 +1,234 @@
+"""Fine-tuning: a run that begins with another's weights, and trains the vision encoder too, on larger images (paper, B.2.2)."""
+
+import dataclasses
+import math
+
+import jax
+import numpy as np
+import pytest
+
+from configs import finetune
+from flamingo_jax.checkpoint.arrays import CheckpointError
+from flamingo_jax.checkpoint.export import export, open_checkpoint, read_card
+from flamingo_jax.core import trees
+from flamingo_jax.core.config import ConfigError, from_dict
+from flamingo_jax.sharding.mesh import make_mesh
+from flamingo_jax.training import metrics, towers
+from flamingo_jax.training import stage as stage_lib
+from flamingo_jax.training.config import TowersConfig, TrainConfig
+from flamingo_jax.training.optimizer import VisionOptimizerConfig
+from tests.sharding import chips
+from tests.training import small
+
+ONE = jax.devices()[:1]
+STEPS, RATE, VISION_RATE = 4, 1e-2, 1e-3
+TRAINED = {"resampler", "media", "xattn", "new_tokens", "vision"}
+
+
+def small_of(stage):
+    """The small model with two blocks to drop in the vision encoder."""
+    config = small.get_config(stage)
+    config.model.vision.depths = (2,)
+    return config
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """world/, towers/{lm,vision} and flamingo/, all at random and of one model."""
+    directory = tmp_path_factory.mktemp("place")
+    world = small.make_world(directory / "world")
+    small.make_towers(directory / "towers", world, small_of)
+    small.make_export(directory / "flamingo", world, "flamingo", config_of=small_of, rng=np.random.default_rng(1))
+    return directory
+
+
+@pytest.fixture(scope="module")
+def config(place):
+    """The vision encoder at a tenth of the others' rate, with stochastic depth, on larger images; float32, so that Adam's first steps show."""
+    described = small.with_world(small_of("flamingo"), place / "world")
+    described.initial, described.unfrozen, described.steps = str(place / "flamingo"), ("vision",), STEPS
+    described.towers.update(lm=None, vision=None)
+    described.data.image_size = 40
+    described.model.vision.stochastic_depth = 0.5
+    described.optimizer.update(learning_rate=RATE, warmup_steps=0, weight_decay=0.0)
+    described.optimizer.vision.learning_rate = VISION_RATE
+    del described.data.datasets["pages"]
+    return from_dict(TrainConfig, described)
+
+
+@pytest.fixture(scope="module")
+def done(config, tmp_path_factory):
+    """(workdir, last state, lines told) of a finished run; not to be changed."""
+    workdir, told = tmp_path_factory.mktemp("run"), []
+    return workdir, stage_lib.train(config, workdir, devices=ONE, tell=told.append), told
+
+
+def changed(config, **fields):
+    return dataclasses.replace(config, **fields)
+
+
+def part(path):
+    return path.split("/")[1]
+
+
+def test_trained_weights_begin_where_the_other_run_ended_and_move_by_their_own_rate(done, place):
+    """An update of Adam moves a weight by hardly more than its rate; random weights would be a hundred times farther away."""
+    before, after = (trees.flatten(open_checkpoint(where).params) for where in (place / "flamingo", done[0] / "export"))
+    assert before.keys() == after.keys()
+    largest = dict.fromkeys((*TRAINED, "lm"), 0.0)
+    for path, leaf in after.items():
+        moved = float(np.max(np.abs(np.asarray(leaf, np.float32) - np.asarray(before[path], np.float32))))
+        largest[part(path)] = max(largest[part(path)], moved)
+    assert largest.pop("lm") == 0.0
+    vision = largest.pop("vision")
+    assert VISION_RATE / 2 < vision < 2 * STEPS * VISION_RATE
+    for name, moved in largest.items():
+        assert RATE / 2 < moved < 2 * STEPS * RATE, name
+
+
+def test_both_rates_are_in_the_log_and_the_beginning_in_what_is_told(done, place):
+    rows = metrics.read(done[0] / "metrics.jsonl")
+    np.testing.assert_allclose([row["learning_rate"] for row in rows], RATE, rtol=1e-6)
+    np.testing.assert_allclose([row["learning_rate/vision"] for row in rows], VISION_RATE, rtol=1e-6)
+    assert f"starts from {place / 'flamingo'}, of {STEPS}" in done[2][0]
+
+
+def test_the_export_is_self_contained_and_the_newest_step_is_the_same_model(done, place):
+    workdir, state, _ = done
+    exported, step = open_checkpoint(workdir / "export"), open_checkpoint(workdir)
+    assert exported.kind == "flamingo" and exported.preprocessing["image_size"] == 40
+    jax.tree.map(np.testing.assert_array_equal, exported.params, step.params)
+    assert {part(path) for path in trees.flatten(state.trainable)} == TRAINED
+    # The frozen tower is named by the export that it comes from, and is not copied.
+    frozen = metrics.paths.read_json(workdir / "config.json")["frozen"]
+    directory, card = read_card(place / "flamingo")
+    assert frozen == {
+        "lm": {
+            "path": str(directory),
+            "hash": card["content_hash"],
+            "source": "flamingo/lm",
+            "target": "flamingo/lm",
+        }
+    }
+
+
+def test_a_run_in_two_halves_is_the_whole_run_and_reads_its_beginning_once(done, config, tmp_path, monkeypatch):
+    """Bit for bit, stochastic depth and all."""
+    stage_lib.train(changed(config, steps=2), tmp_path, devices=ONE)
+    for name in ("start", "check_start"):
+        monkeypatch.setattr(towers, name, lambda *args: pytest.fail("the second half read the beginning again"))
+    second = stage_lib.train(config, tmp_path, devices=ONE)
+    jax.tree.map(np.testing.assert_array_equal, second.saved(), done[1].saved())
+    losses = lambda workdir: [(row["step"], row["loss"]) for row in metrics.read(workdir / "metrics.jsonl")]  # noqa: E731
+    assert losses(tmp_path) == losses(done[0])
+
+
+def prepared(config):
+    """The plan of a run, and the trainable weights as shapes."""
+    plan = stage_lib.prepare(config.resolved(open_tokenizer(config)), make_mesh(config.mesh, ONE)).plan
+    return plan, plan.abstract.trainable
+
+
+def open_tokenizer(config):
+    return stage_lib._load_tokenizer(config).vocab_size
+
+
+def test_a_tower_that_is_given_comes_before_the_initial_models(config, place):
+    """The vision encoder of a contrastive run, or one alone; the rest of the initial Flamingo."""
+    contrastive = trees.subtree(open_checkpoint(place / "towers" / "vision").params, "contrastive/vision")
+    alone = {f"vision/{module}": weights for module, weights in contrastive.items()}
+    card = read_card(place / "towers" / "vision")[1]
+    export(place / "vision", alone, kind="vision", config=card["config"], tokenizer=None, preprocessing={}, step=0)
+    plan, trainable = prepared(config)
+    whole = open_checkpoint(place / "flamingo").params
+    for given in (place / "towers" / "vision", place / "vision"):
+        own = changed(config, towers=TowersConfig(vision=str(given))).resolved(open_tokenizer(config))
+        started = towers.start(own, trainable)
+        jax.tree.map(np.testing.assert_array_equal, trees.subtree(started, "flamingo/vision"), contrastive)
+        for name in TRAINED - {"vision"}:
+            where = f"flamingo/{name}"
+            jax.tree.map(np.testing.assert_array_equal, trees.subtree(started, where), trees.subtree(whole, where))
+        assert list(towers.frozen_records(own)) == ["lm"]
+        frozen = towers.load(own, plan.kept)
+        jax.tree.map(np.testing.assert_array_equal, frozen, {module: whole[module] for module in frozen})
+
+
+def test_further_training_of_a_whole_flamingo_needs_no_other_towers(config, place):
+    """Nothing unfrozen: both towers are the initial model's."""
+    own = changed(config, unfrozen=(), optimizer=changed(config.optimizer, vision=VisionOptimizerConfig()))
+    own = own.resolved(open_tokenizer(config))
+    records = towers.frozen_records(own)
+    assert {name: record["source"] for name, record in records.items()} == {
+        "lm": "flamingo/lm",
+        "vision": "flamingo/vision",
+    }
+    plan, trainable = prepared(own)
+    whole = open_checkpoint(place / "flamingo").params
+    started = trees.merge(towers.start(own, trainable), towers.load(own, plan.kept))
+    jax.tree.map(np.testing.assert_array_equal, started, whole)
+
+
+@pytest.mark.parametrize("stage", ["language_model", "contrastive"])
+def test_any_stage_may_go_on_from_an_export_of_its_own(place, stage):
+    source = place / "towers" / {"language_model": "lm", "contrastive": "vision"}[stage]
+    own = from_dict(TrainConfig, small.with_world(small_of(stage), place / "world"))
+    own = changed(own, initial=str(source)).resolved(open_tokenizer(own))
+    towers.check_start(own)
+    _, trainable = prepared(own)
+    jax.tree.map(np.testing.assert_array_equal, towers.start(own, trainable), open_checkpoint(source).params)
+
+
+@pytest.fixture
+def refused(monkeypatch, tmp_path):
+    """Returns a function of a config and a message: the run is refused before it compiles anything."""
+    monkeypatch.setattr(stage_lib, "make_step", lambda *args, **kwargs: pytest.fail("a step was made"))
+
+    def run(config, message, error=ConfigError):
+        with pytest.raises(error, match=message):
+            stage_lib.train(config, tmp_path, devices=ONE)
+
+    return run
+
+
+def test_what_a_run_cannot_begin_with_is_refused(config, place, refused):
+    lm = str(place / "towers" / "lm")
+    refused(changed(config, initial=str(place / "no")), r"config\.initial: There is no export at .*no", CheckpointError)
+    both = TowersConfig(lm=lm, vision=str(place / "towers" / "vision"))
+    refused(
+        changed(config, initial=lm, towers=both),
+        r"kind 'language_model'; expected one of a flamingo run",
+        CheckpointError,
+    )
+    refused(
+        changed(config, towers=TowersConfig(vision=lm)),
+        r"towers\.vision: .*has no tower 'vision'; expected one of contrastive, vision, flamingo",
+        CheckpointError,
+    )
+    refused(changed(config, initial=None), r"towers\.lm is None.*--config\.initial")
+    model = changed(config.model, resampler=changed(config.model.resampler, activation="gelu"))
+    refused(
+        changed(config, model=model),
+        r"run of config\.initial.*model\.resampler.*\n.*activation: 'squared_relu' -> 'gelu'",
+    )
+    tokens = changed(config.model, new_tokens=("<EOC>",))
+    refused(changed(config, model=tokens), r"new_tokens")
+
+
+def test_settings_that_do_nothing_are_refused(config):
+    with pytest.raises(ValueError, match="this flamingo run trains no vision encoder"):
+        changed(config, unfrozen=())
+    with pytest.raises(ValueError, match="the contrastive stage freezes nothing"):
+        changed(config, stage="contrastive")
+
+
+def test_the_80b_is_finetuned_with_its_encoders_masters_split_over_all_chips():
+    """The whole of configs/finetune.py as shapes: nothing of NFNet-F6 is frozen, and a chip keeps a 128th of its float32 weights."""
+    config = from_dict(TrainConfig, finetune.get_config("vqav2")).resolved(32_000)
+    mesh = chips.mesh(*config.mesh.sizes().values())
+    plan = stage_lib.prepare(config, mesh).plan
+    frozen, trained = trees.flatten(plan.abstract.frozen), trees.flatten(plan.abstract.trainable)
+    assert {part(path) for path in frozen} == {"lm"} and {part(path) for path in trained} == TRAINED
+    vision = {path: leaf for path, leaf in trained.items() if part(path) == "vision"}
+    assert sum(leaf.size for leaf in vision.values()) == 435_286_116  # NFNet-F6 without its head
+    held = sum(math.prod(leaf.sharding.shard_shape(leaf.shape)) for leaf in vision.values())
+    assert mesh.size == 128 and held < 1.05 * 435_286_116 / 128

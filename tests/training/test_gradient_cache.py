@@ -1,0 +1,100 @@
+"""A batch embedded in chunks: the plain loss and gradient, in memory that does not grow with the batch."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from flamingo_jax.core import trees
+from flamingo_jax.core.config import ConfigError, from_dict
+from flamingo_jax.training.config import TrainConfig
+from flamingo_jax.training.gradient_cache import in_chunks
+from flamingo_jax.training.stage import build_objective
+from tests.training import small
+
+KEY = jax.random.key(5)
+QUICK = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
+
+
+def objective(chunk, num_shards=1):
+    """The contrastive stage with all that is random: augmentation, and half of the branches dropped."""
+    described = small.get_config("contrastive")
+    described.model.vision.update(depths=(2,), stochastic_depth=1.0, loop="scan")
+    described.model.contrastive.chunk = chunk
+    config = from_dict(TrainConfig, described).resolved(small.VOCABULARY)
+    return build_objective(config, num_shards)[1]
+
+
+@pytest.fixture(scope="module")
+def params():
+    """At birth: random weights would make all embeddings nearly the same, and gradients small differences of large numbers."""
+    return jax.jit(objective(0).init).lower(KEY).compile(QUICK)(KEY)
+
+
+def loss_and_gradient(goal, params, batch, key):
+    lowered = jax.jit(jax.value_and_grad(goal.loss, has_aux=True)).lower(params, batch, key)
+    return lowered.compile(QUICK)(params, batch, key)
+
+
+def test_chunks_change_nothing(params):
+    """Stochastic depth and augmentation included: each row has a key of its own, the same in both passes.
+
+    1e-5: float32 sums over rows in another order, of the largest entry of each weight's gradient. That of the temperature is a
+    difference of means of order 10, that of the keys' bias is 0 but for rounding: 1e-6.
+    """
+    batch = small.batch(rows=8, length=6, images=1, seed=3)
+    (expected, its_metrics), whole = loss_and_gradient(objective(0), params, batch, KEY)
+    (loss, metrics), gradient = loss_and_gradient(objective(2), params, batch, KEY)
+    np.testing.assert_allclose(loss, expected, rtol=1e-6)
+    for name, number in its_metrics.items():
+        np.testing.assert_allclose(metrics[name], number, rtol=1e-5, err_msg=name)
+    for path, leaf in trees.flatten(whole).items():
+        cancels = path.endswith(("log_temperature", "key/b"))
+        error = 1e-6 if cancels else 1e-5 * np.abs(leaf).max()
+        np.testing.assert_allclose(trees.flatten(gradient)[path], leaf, rtol=0, atol=error, err_msg=path)
+
+
+def test_rows_come_back_in_their_order():
+    rows = {"a": jnp.arange(24), "b": jnp.arange(48).reshape(24, 2)}
+    embed = lambda params, rows: (rows["a"] * params["m"]["w"], rows["b"])  # noqa: E731
+    weights = {"m": {"w": jnp.float32(2)}}
+    for chunk, num_shards in ((1, 1), (2, 3), (4, 2), (0, 1)):
+        a, b = in_chunks(embed, weights, rows, chunk=chunk, num_shards=num_shards)
+        np.testing.assert_array_equal(a, 2.0 * rows["a"])
+        np.testing.assert_array_equal(b, rows["b"])
+
+
+def test_gradients_of_chunks_are_summed_in_float32():
+    """256 + 255 ones is 511, in bfloat16 512; there 256 + 1 is 256, so that a sum in bfloat16 would stay at 256."""
+    rows = jnp.concatenate([jnp.array([256.0]), jnp.ones(255)]).astype(jnp.bfloat16)
+
+    def total(params):
+        found = in_chunks(lambda p, x: p["m"]["w"] * x, params, rows, chunk=1, num_shards=1)
+        return jnp.sum(found.astype(jnp.float32))
+
+    gradient = jax.jit(jax.grad(total))({"m": {"w": jnp.bfloat16(1)}})["m"]["w"]
+    assert gradient.dtype == jnp.bfloat16
+    assert float(gradient) == 512.0
+
+
+def test_memory_does_not_grow_with_the_batch(params):
+    """Beside the rows themselves, handed in, only embeddings [B, 8] and similarities [B, B] do: some ten arrays of either."""
+
+    def temporaries(rows, chunk):
+        batch = small.batch(rows=rows, length=6, images=1, seed=0)
+        step = jax.jit(jax.grad(lambda p, b: objective(chunk).loss(p, b, KEY)[0]))
+        return step.lower(params, batch).compile(QUICK).memory_analysis().temp_size_in_bytes
+
+    allowed = 10 * 4 * ((64 - 16) * 8 + 64**2 - 16**2)
+    assert temporaries(64, 4) - temporaries(16, 4) < allowed
+    assert temporaries(64, 0) - temporaries(64, 4) > 5 * allowed
+
+
+def test_a_chunk_must_divide_the_rows_of_a_shard(params):
+    batch = small.batch(rows=8, length=6, images=1, seed=3)
+    with pytest.raises(ConfigError, match=r"chunk is 3, and a batch of 8 rows on 2 data shards has 4 on each"):
+        jax.eval_shape(objective(3, num_shards=2).loss, params, batch, KEY)
+    with pytest.raises(ValueError, match="chunk is -1"):
+        dataclasses.replace(from_dict(TrainConfig, small.get_config("contrastive")).model.contrastive, chunk=-1)
