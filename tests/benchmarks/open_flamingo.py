@@ -1,16 +1,16 @@
 """Speed against OpenFlamingo's own code with the same weights, on the same processor in one process: generation, and the training step.
 
-    python -m tests.benchmarks.open_flamingo [--rows=1,16] [--shots=0,4,32] [--tokens=16] [--rounds=3] [--train=8]
+    python -m tests.benchmarks.open_flamingo [--rows=1,16] [--shots=0,4,32] [--tokens=16] [--beams=1] [--rounds=3] [--train=8]
 
 Both sides have the random weights of one model, converted, in float32: the geometry of its 3B (MPT with heads of 128 and ALiBi, a gated layer of 8
 heads of 64 before every block, a perceiver of 6 layers and 64 latents) at a quarter of the widths and a third of the layers. All are run
 in turn, round by round; the best of the rounds counts. What is compiled or warmed up is so before.
 
-Generation is the whole call: images of the prompt encoded, prompt read, tokens decoded greedily, none of which ends an answer. A shot is one image
-and 24 tokens. No two images are equal, so that ours gains nothing from encoding equal ones once. Ours is `inference.engine` as users call it, told the
-length of the prompts and how many images they have.
-Theirs is `Flamingo.generate` with its cache; one padding token stands before each prompt, without which it does not run on this transformers. The
-same tokens must come out. Whole calls of one new token and calls of the image encoders alone tell the parts.
+Generation is the whole call: images of the prompt encoded, prompt read, tokens decoded (greedily, or by beam search with --beams), none of which
+ends an answer. A shot is one image and 24 tokens. No two images are equal, so that ours gains nothing from encoding equal ones once. Ours is
+`inference.engine` as users call it, told the length of the prompts and how many images they have. Theirs is `Flamingo.generate` with its cache; one
+padding token stands before each prompt, without which it does not run on this transformers. The same tokens must come out. Whole calls of one new
+token and calls of the image encoders alone tell the parts.
 
 A training step is forward, backward, a clip at norm 1 and AdamW on what is trained, on pages of 256 tokens and 5 images. Ours is the step of
 `training.stage`. Theirs is written as their training code is: gradients of the whole token table, all but the new rows' set to zero. The first
@@ -90,7 +90,7 @@ def images(count: int, seed: int) -> np.ndarray:
 class Generation:
     """Prompts of one shape, and how each side answers them."""
 
-    def __init__(self, pair: Pair, rows: int, shots: int):
+    def __init__(self, pair: Pair, rows: int, shots: int, beams: int):
         """Makes the prompts: `shots` examples and the query, an image and its text each."""
         rng = np.random.default_rng(rows + shots)
         self.tokens = rng.integers(2, SIZES.pieces, (rows, (shots + 1) * TEXT))
@@ -98,8 +98,14 @@ class Generation:
         self.frames = images(rows * (shots + 1), seed=shots).reshape(rows, shots + 1, *(SIZES.image_size,) * 2, 3)
         # Every call encodes its images anew. Prompts are padded to whole chunks of the cross-attention, and images to what is there.
         chunks = -(-self.tokens.shape[1] // CHUNK)
+        self.beams = beams
         self.config = InferenceConfig(
-            lengths=(chunks * CHUNK,), images_per_pass=min(rows * (shots + 1), MOST_IMAGES), latents_megabytes=0
+            decoding="greedy" if beams == 1 else "beam",
+            beams=beams,
+            beam_ends="best",
+            lengths=(chunks * CHUNK,),
+            images_per_pass=min(rows * (shots + 1), MOST_IMAGES),
+            latents_megabytes=0,
         )
         functions = flamingo.build(pair.conversion.model.flamingo())
         self.engine = Engine(
@@ -127,14 +133,14 @@ class Generation:
         with torch.inference_mode():
             out = self.theirs.generate(
                 vision_x=models.pixels(self.frames), lang_x=ids, attention_mask=(ids != PAD).long(), max_new_tokens=new,
-                do_sample=False, eos_token_id=None, pad_token_id=PAD, use_cache=True,
+                num_beams=self.beams, length_penalty=0.0, do_sample=False, eos_token_id=None, pad_token_id=PAD, use_cache=True,
             )  # fmt: skip
         return out[:, ids.shape[1] :].tolist()
 
     def encoded_by_theirs(self) -> None:
-        """The images alone."""
+        """The images alone; once for each beam, as its `generate` does."""
         with torch.inference_mode():
-            self.theirs._encode_vision_x(models.pixels(self.frames))
+            self.theirs._encode_vision_x(models.pixels(self.frames).repeat_interleave(self.beams, dim=0))
         self.theirs.lang_encoder.clear_conditioned_layers()
 
 
@@ -229,9 +235,9 @@ def best(runs: dict[str, Run], rounds: int) -> dict[str, float]:
     return found
 
 
-def generation(pair: Pair, rows: int, shots: int, new: int, rounds: int) -> str:
+def generation(pair: Pair, rows: int, shots: int, new: int, *, beams: int, rounds: int) -> str:
     """Measures one shape of prompts; returns a line of the table."""
-    side = Generation(pair, rows, shots)
+    side = Generation(pair, rows, shots, beams)
     ours, theirs = side.ours(new), side.of_theirs(new)
     side.ours(1)
     if ours != theirs:
@@ -277,16 +283,24 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     for name, default in {"rows": "1,16", "shots": "0,4,32"}.items():
         parser.add_argument(f"--{name}", default=default)
-    for name, number in {"tokens": 16, "rounds": 3, "train": 8, "threads": len(os.sched_getaffinity(0))}.items():
+    for name, number in {
+        "tokens": 16,
+        "beams": 1,
+        "rounds": 3,
+        "train": 8,
+        "threads": len(os.sched_getaffinity(0)),
+    }.items():
         parser.add_argument(f"--{name}", type=int, default=number)
     a = parser.parse_args()
     pair = Pair.make(a.threads)
-    print(f"{SIZES}, float32, {torch.get_num_threads()} threads, {a.tokens} new tokens, load {os.getloadavg()[0]:.1f}")
+    print(
+        f"{SIZES}, float32, {torch.get_num_threads()} threads, {a.tokens} new tokens, beams {a.beams}, load {os.getloadavg()[0]:.1f}"
+    )
     print("            |  encode images (s)   |   read prompt (s)    |  each next token (s) |   tokens per second")
     print("rows  shots |    ours  theirs      |    ours  theirs      |    ours  theirs      |   ours  theirs ratio")
     for rows in map(int, filter(None, a.rows.split(","))):
         for shots in map(int, a.shots.split(",")):
-            print(generation(pair, rows, shots, a.tokens, a.rounds), flush=True)
+            print(generation(pair, rows, shots, a.tokens, beams=a.beams, rounds=a.rounds), flush=True)
     if a.train:
         print(training(pair, a.train, a.rounds))
     print(f"load {os.getloadavg()[0]:.1f}")

@@ -50,7 +50,7 @@ def reference(born):
     return step_on(1, 1, 1).run(born)
 
 
-@pytest.mark.parametrize("zero", [True, False], ids=["zero", "whole"])
+@pytest.mark.parametrize("zero", [True, pytest.param(False, marks=pytest.mark.slow)], ids=["zero", "whole"])
 def test_a_finetuning_step_is_the_same_on_eight_devices(born, reference, zero):
     ran = step_on(1, 2, 4, zero=zero).run(born)
     assert_same_step(ran.gradients, ran.weights, ran.metrics, reference)

@@ -75,7 +75,7 @@ def step_on(name, *sizes, born=None):
     return born, trees.flatten(jax.device_get(after.trainable)), jax.device_get(metrics)
 
 
-@pytest.mark.parametrize("name", ["open_flamingo", "idefics"])
+@pytest.mark.parametrize("name", ["open_flamingo", pytest.param("idefics", marks=pytest.mark.slow)])
 def test_a_step_of_further_training_is_the_same_on_a_mesh_as_on_one_device(name):
     """1e-5: float32 sums in another order; through AdamW an error of a gradient moves a weight by up to 1e-2 / 1e-3 times as much."""
     born, expected, reference = step_on(name, *ONE)
@@ -89,7 +89,7 @@ def test_a_step_of_further_training_is_the_same_on_a_mesh_as_on_one_device(name)
         np.testing.assert_allclose(weights[path], leaf, rtol=1e-5, atol=1e-4, err_msg=path)
 
 
-@pytest.mark.parametrize("name", ["open_flamingo", "idefics"])
+@pytest.mark.parametrize("name", [pytest.param("open_flamingo", marks=pytest.mark.slow), "idefics"])
 def test_answers_of_a_mesh_are_those_of_one_device(name, tmp_path):
     """Tokens equal; log-likelihoods within 1e-4 (float32 sums in another order, values of about 10)."""
     words = tiny.tokenizer(tmp_path)
