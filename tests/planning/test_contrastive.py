@@ -26,7 +26,6 @@ def planned():
     return plan.make_plan(from_dict(TrainConfig, described), "v4:2x2x2")
 
 
-@pytest.mark.slow
 @pytest.mark.tpu_compiler
 def test_weights_gradients_and_embeddings_cross_the_chips_and_no_activations(planned):
     """Gathered: the weights in bfloat16 (ZeRO-1), for the NFNet in each pass (forwards and backwards), and the embeddings in float32.
