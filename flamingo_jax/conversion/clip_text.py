@@ -13,19 +13,12 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 from flamingo_jax.conversion.converts import (
-    chain,
-    chunk,
-    heads_bias,
-    heads_in,
-    heads_out,
-    identity,
     pad_rows,
-    transpose,
 )
 from flamingo_jax.conversion.mapping import Conversion, Row, Rows
 from flamingo_jax.conversion.reading import ConversionError, Weights
 from flamingo_jax.conversion.sources import Inputs
-from flamingo_jax.conversion.vit_rows import Names, norm_rows
+from flamingo_jax.conversion.vit_rows import Names, norm_rows, projection_rows
 from flamingo_jax.core.paths import Path
 from flamingo_jax.data.tokenizer import JSON_NAME
 from flamingo_jax.models.contrastive import ContrastiveConfig
@@ -83,28 +76,14 @@ def text_rows(config: TextEncoderConfig, names: Names, *, embedding: str, positi
     """
     heads = (config.num_heads, config.width // config.num_heads)
     block = names.block
-    rows = [
+    return (
         Row(embedding, "embedding", pad_rows(config.vocab_multiple)),
         Row(positions, "positions"),
         *norm_rows(f"{block}{names.attention_norm}", "layers/attention_norm"),
         *norm_rows(f"{block}{names.mlp_norm}", "layers/ffw_norm"),
         *norm_rows(final_norm, "final_norm"),
-        Row(f"{block}{names.out}.weight", "layers/output/w", heads_out(*heads)),
-        Row(f"{block}{names.out}.bias", "layers/output/b"),
-    ]
-    for i, part in enumerate(("query", "key", "value")):
-        weight, bias = names.qkv[i if len(names.qkv) > 1 else 0]
-        take = identity if len(names.qkv) > 1 else chunk(i, 3)
-        rows += [
-            Row(block + weight, f"layers/{part}/w", chain(take, heads_in(*heads))),
-            Row(block + bias, f"layers/{part}/b", chain(take, heads_bias(*heads))),
-        ]
-    for source, target in ((names.up, "up"), (names.down, "down")):
-        rows += [
-            Row(f"{block}{source}.weight", f"layers/ffw/{target}/w", transpose),
-            Row(f"{block}{source}.bias", f"layers/ffw/{target}/b"),
-        ]
-    return tuple(rows)
+        *projection_rows(names, block, heads, attention="layers/", out="output", mlp="layers/ffw/"),
+    )
 
 
 def both(

@@ -68,22 +68,9 @@ def vision_rows(config: ViTConfig, names: Names) -> Rows:
         Row(names.positions, "positions", _rows_of_table),
         *norm_rows(names.pre_norm, "pre_norm"),
         *norm_rows(f"{block}{names.attention_norm}", f"{layer}attention_norm"),
-        Row(f"{block}{names.out}.weight", f"{layer}attention/out/w", heads_out(*heads)),
-        Row(f"{block}{names.out}.bias", f"{layer}attention/out/b"),
         *norm_rows(f"{block}{names.mlp_norm}", f"{layer}mlp_norm"),
+        *projection_rows(names, block, heads, attention=f"{layer}attention/", out="out", mlp=f"{layer}mlp/"),
     ]
-    for i, part in enumerate(("query", "key", "value")):
-        weight, bias = names.qkv[i if len(names.qkv) > 1 else 0]
-        take = identity if len(names.qkv) > 1 else chunk(i, 3)
-        rows += [
-            Row(block + weight, f"{layer}attention/{part}/w", chain(take, heads_in(*heads))),
-            Row(block + bias, f"{layer}attention/{part}/b", chain(take, heads_bias(*heads))),
-        ]
-    for source, target in ((names.up, "up"), (names.down, "down")):
-        rows += [
-            Row(f"{block}{source}.weight", f"{layer}mlp/{target}/w", transpose),
-            Row(f"{block}{source}.bias", f"{layer}mlp/{target}/b"),
-        ]
     if config.final_norm:
         return (*rows, *norm_rows(names.final_norm, "final_norm"))
     last = names.final_norm.replace(".", r"\.")
@@ -93,6 +80,38 @@ def vision_rows(config: ViTConfig, names: Names) -> Rows:
 def norm_rows(source: str, target: str) -> Rows:
     """The rows of a LayerNorm: its weight is our scale, its bias our offset."""
     return (Row(f"{source}.weight", f"{target}/scale"), Row(f"{source}.bias", f"{target}/offset"))
+
+
+def projection_rows(
+    names: Names, block: str, heads: tuple[int, int], *, attention: str, out: str, mlp: str
+) -> tuple[Row, ...]:
+    """Rows of the linear maps of a block of either tower.
+
+    Args:
+        names: the publisher's.
+        block: what they begin with.
+        heads: H, K.
+        attention: what our names of query, key, value and `out` begin with.
+        out: our name of the map out of the heads.
+        mlp: what our names of up and down begin with.
+    """
+    rows = [
+        Row(f"{block}{names.out}.weight", f"{attention}{out}/w", heads_out(*heads)),
+        Row(f"{block}{names.out}.bias", f"{attention}{out}/b"),
+    ]
+    for i, part in enumerate(("query", "key", "value")):
+        weight, bias = names.qkv[i if len(names.qkv) > 1 else 0]
+        take = identity if len(names.qkv) > 1 else chunk(i, 3)
+        rows += [
+            Row(block + weight, f"{attention}{part}/w", chain(take, heads_in(*heads))),
+            Row(block + bias, f"{attention}{part}/b", chain(take, heads_bias(*heads))),
+        ]
+    for source, target in ((names.up, "up"), (names.down, "down")):
+        rows += [
+            Row(f"{block}{source}.weight", f"{mlp}{target}/w", transpose),
+            Row(f"{block}{source}.bias", f"{mlp}{target}/b"),
+        ]
+    return tuple(rows)
 
 
 def _rows_of_table(x: np.ndarray) -> np.ndarray:
