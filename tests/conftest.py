@@ -68,6 +68,14 @@ def pytest_make_collect_report(collector: pytest.Collector):
     return report
 
 
+def pytest_make_parametrize_id(config: pytest.Config, val: object, argname: str) -> str | None:
+    """Bytes are named by their argument, and pytest numbers them: made bytes may hold a date (gzip's header does).
+
+    The processes that share a run must find the same names; they do not when one collects a second after the other.
+    """
+    return argname if isinstance(val, bytes) else None
+
+
 @pytest.fixture
 def golden() -> Callable[[str, object], None]:
     """`golden("nn/table.txt", value)`: value equals tests/golden/nn/table.txt; UPDATE_GOLDEN=1 writes the file instead.

@@ -23,39 +23,52 @@ def test_runs(): pass
 def test_expected_failure(): assert False
 """
 
+DATED = """
+import gzip, unittest.mock
+import pytest
+with unittest.mock.patch("time.time", return_value=NOW):
+    CONTENT = [b"", gzip.compress(b"x")]
+assert CONTENT[1][4:8] == int(NOW).to_bytes(4, "little")
+@pytest.mark.parametrize("content", CONTENT)
+def test_it(content): pass
+"""
+
+
+def run_suite(root: pathlib.Path, *arguments: str, **environment: str) -> str:
+    """What pytest prints on the tests under root/tests with this suite's conftest.py, in an environment of its own."""
+    shutil.copy(ROOT / "tests" / "conftest.py", root / "tests")
+    command = [sys.executable, "-m", "pytest", "-q", "-c", "/dev/null", "--rootdir", str(root), str(root / "tests")]
+    done = subprocess.run(
+        [*command, *arguments], cwd=root, env=environment, capture_output=True, text=True, timeout=120, check=False
+    )
+    return done.stdout
+
 
 def test_unlisted_skip_fails_in_continuous_integration(tmp_path):
     (tmp_path / "tests").mkdir()
-    shutil.copy(ROOT / "tests" / "conftest.py", tmp_path / "tests")
     (tmp_path / "tests" / "test_it.py").write_text(SUITE)
     (tmp_path / "tests" / "test_module.py").write_text("import pytest\npytest.importorskip('no_such_module')\n")
     (tmp_path / "tests" / "allowed_skips.txt").write_text("# comment\ntests/test_it.py::test_listed   because\n")
-
-    def outcome(**environment: str) -> str:
-        command = [
-            sys.executable,
-            "-m",
-            "pytest",
-            "-q",
-            "-c",
-            "/dev/null",
-            "--rootdir",
-            str(tmp_path),
-            str(tmp_path / "tests"),
-        ]
-        done = subprocess.run(
-            command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120, check=False
-        )
-        return done.stdout
-
-    said = outcome(CI="true")
+    said = run_suite(tmp_path, CI="true")
     assert "error" in said.splitlines()[-1]
     assert "test_module.py was skipped" in said
     (tmp_path / "tests" / "test_module.py").unlink()
-    said = outcome(CI="true")
+    said = run_suite(tmp_path, CI="true")
     assert "1 failed, 1 passed, 1 skipped, 1 xfailed" in said
     assert "test_unlisted was skipped (Skipped: forgotten)" in said
-    assert "1 passed, 2 skipped, 1 xfailed" in outcome()
+    assert "1 passed, 2 skipped, 1 xfailed" in run_suite(tmp_path)
+
+
+def test_names_of_tests_do_not_depend_on_the_time(tmp_path):
+    (tmp_path / "tests").mkdir()
+
+    def collect(now: float) -> list[str]:
+        (tmp_path / "tests" / "test_it.py").write_text(DATED.replace("NOW", str(now)))
+        return run_suite(tmp_path, "--collect-only").split()[:2]
+
+    names = ["tests/test_it.py::test_it[content0]", "tests/test_it.py::test_it[content1]"]
+    assert collect(1_700_000_000.0) == names
+    assert collect(1_800_000_000.0) == names
 
 
 def test_golden_says_how_to_regenerate(golden, monkeypatch):
