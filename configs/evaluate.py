@@ -110,6 +110,7 @@ def _demo() -> config_dict.ConfigDict:
         normalise="sum",  # of a candidate's log-likelihoods; mean: per token
         terminate="nothing",  # end_of_chunk: <EOC> counts as a candidate's last token
         compute="float32",  # bfloat16 on accelerators
+        layers="scanned",  # unrolled: each compiled by itself, for long runs on a CPU
         # Shapes that prompts are padded to: a program is compiled for each that occurs. The tiny world needs two:
         # 8 shots of bind2 are 8 x 6 + 5 = 53 tokens and 9 images, 4 shots 29 and 5.
         lengths=(32, 64, 128, 256, 512, 1024, 2048),

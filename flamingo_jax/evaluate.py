@@ -13,7 +13,7 @@ from __future__ import annotations
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from flamingo_jax.core import processes
+from flamingo_jax.core import host_memory, processes
 from flamingo_jax.core.config import ConfigError, from_dict, in_one_message
 from flamingo_jax.evaluation import task
 from flamingo_jax.evaluation.config import EvaluateConfig
@@ -37,6 +37,7 @@ def main(argv: list[str]) -> None:
         raise app.UsageError(f"Unexpected arguments {argv[1:]}: fields of the config are set as --config.a.b=value.")
     if not flags.FLAGS["verbosity"].present:
         logging.set_verbosity(logging.WARNING)  # orbax reports each file that it reads
+    host_memory.keep_freed()
     config = _CONFIG.value
     with processes.Cluster(
         _DISTRIBUTED.value, expected=(*EXPECTED_ERRORS, task.TaskError, MissingResourceError)

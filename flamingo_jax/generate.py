@@ -9,13 +9,15 @@ each line of the standard input is what the user says, such as "{dog.jpg} What b
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 from typing import Any
 
 from absl import app, flags, logging
 
-from flamingo_jax.inference.api import EXPECTED_ERRORS, Chat, Flamingo, Image, PromptError
-from flamingo_jax.inference.prompts import parse
+from flamingo_jax.core import host_memory
+from flamingo_jax.inference.api import EXPECTED_ERRORS, Chat, Flamingo, Image, InferenceConfig, PromptError
+from flamingo_jax.inference.prompts import at_once, parse
 
 _CHECKPOINT = flags.DEFINE_string("checkpoint", None, "An export, a WORKDIR, or WORKDIR/checkpoints/STEP.")
 _SETTINGS = {
@@ -51,9 +53,12 @@ def main(argv: list[str]) -> None:
     is_open = settings.keys().isdisjoint({"beams", "top_p", "temperature"})
     if not flags.FLAGS["verbosity"].present:
         logging.set_verbosity(logging.WARNING)  # orbax reports each file that it reads
+    host_memory.keep_freed()
     try:
         prompts = [parse(text) for text in argv[1:]]  # before the model is loaded: a wrong path is the likeliest error
-        model = Flamingo.load(str(_CHECKPOINT.value))
+        config = InferenceConfig()
+        config = dataclasses.replace(config, images_per_pass=at_once(prompts, config.images_per_pass))
+        model = Flamingo.load(str(_CHECKPOINT.value), config=config)
         if _CHAT.value:
             converse(model.chat([Image(path) for path in _CHAT_IMAGES.value], **settings))
         elif _CANDIDATES.value:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from flamingo_jax.core import processes
+from flamingo_jax.core import host_memory, processes
 from flamingo_jax.core.config import from_dict, in_one_message
 from flamingo_jax.evaluation import during_training
 from flamingo_jax.evaluation.task import TaskError
@@ -34,6 +34,7 @@ def main(argv: list[str]) -> None:
         raise app.UsageError(f"Unexpected arguments {argv[1:]}: fields of the config are set as --config.a.b=value.")
     if not flags.FLAGS["verbosity"].present:
         logging.set_verbosity(logging.WARNING)  # orbax reports each file that it writes
+    host_memory.keep_freed()
     if _CACHE.value:
         use_compilation_cache(_CACHE.value)
     with processes.Cluster(_DISTRIBUTED.value, expected=(*EXPECTED_ERRORS, TaskError)) as cluster:

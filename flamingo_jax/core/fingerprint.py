@@ -10,6 +10,7 @@ import numpy as np
 
 from flamingo_jax.core import trees
 from flamingo_jax.core.notation import Array
+from flamingo_jax.core.params import Layers, stacked
 
 
 def fingerprint(params: trees.Params) -> str:
@@ -17,18 +18,21 @@ def fingerprint(params: trees.Params) -> str:
 
     Of each weight, the sum of all bits as integers, each number times an odd one that its place decides: the same in any order of summation. Against
     accidents, not against malice: `trees.content_hash` is for that.
+
+    Weights that are `core.params.unrolled` have the fingerprint of the stacked ones.
     """
     flat = trees.flatten(params)
     sums = np.asarray(_checksums(tuple(flat.values())))
     digest = hashlib.blake2b(digest_size=16)
-    for (path, leaf), total in zip(flat.items(), sums.tolist(), strict=True):
+    shapes = jax.eval_shape(lambda: [stacked(leaf) for leaf in flat.values()])
+    for path, leaf, total in zip(flat, shapes, sums.tolist(), strict=True):
         digest.update(f"{path}|{leaf.dtype}|{leaf.shape}|{total}\n".encode())
     return digest.hexdigest()
 
 
 @jax.jit
-def _checksums(leaves: tuple[Array, ...]) -> Array:
-    return jnp.stack([_checksum(leaf) for leaf in leaves])
+def _checksums(leaves: tuple[Array | Layers, ...]) -> Array:
+    return jnp.stack([_checksum(stacked(leaf)) for leaf in leaves])
 
 
 def _checksum(leaf: Array) -> Array:

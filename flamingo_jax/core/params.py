@@ -14,7 +14,7 @@ from __future__ import annotations
 import contextlib
 import contextvars
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, Literal
 
 import haiku as hk
@@ -99,6 +99,33 @@ def axes_of(init: Callable[..., Any], *args: Any) -> dict[str, Axes]:
     return record
 
 
+@jax.tree_util.register_pytree_node_class
+class Layers:
+    """The arrays of each layer by themselves, where a stack has one array with a leading layer axis (see `unrolled`)."""
+
+    def __init__(self, layers: Iterable[Any]):
+        """`layers`: in their order."""
+        self.layers = tuple(layers)
+
+    def __len__(self) -> int:
+        """How many layers."""
+        return len(self.layers)
+
+    def __getitem__(self, index: int | slice) -> Any:
+        """One layer, or a range of layers."""
+        found = self.layers[index]
+        return Layers(found) if isinstance(index, slice) else found
+
+    def tree_flatten(self) -> tuple[tuple[Any, ...], None]:
+        """For jax.tree_util."""
+        return self.layers, None
+
+    @classmethod
+    def tree_unflatten(cls, _: None, layers: Iterable[Any]) -> Layers:
+        """For jax.tree_util."""
+        return cls(layers)
+
+
 class Stack:
     """`num_layers` blocks of equal shape, with their weights stacked and their application scanned.
 
@@ -171,12 +198,54 @@ class Stack:
 
     def scan(self, x: Any, weights: Any, inputs: Any = None) -> tuple[Any, Any]:
         """Applies the layers whose weights (and inputs) stand on the leading axis: all of them, or a range."""
-        return jax.lax.scan(lambda x, w: self.layer(w[0], x, w[1]), x, (weights, inputs))
+        if not is_unrolled(weights):
+            return jax.lax.scan(lambda x, w: self.layer(w[0], x, w[1]), x, (weights, inputs))
+        outputs = []
+        for number in range(self.num_layers):
+            x, output = self.layer(layer_slice(weights, number), x, layer_slice(inputs, number))
+            outputs.append(output)
+        return x, join_layers(outputs)
 
 
 def layer_slice(tree: Any, index: int | slice) -> Any:
-    """Returns the weights or inputs of one layer, or of a range of layers, of a stacked tree."""
-    return jax.tree.map(lambda leaf: leaf[index], tree)
+    """Returns the weights or inputs of one layer, or of a range of layers, of a stacked or unrolled tree."""
+    return jax.tree.map(lambda leaf: leaf[index], tree, is_leaf=_is_layers)
+
+
+def unrolled(tree: Any) -> Any:
+    """Returns a stacked tree with `Layers` for leaves (those that are such already stay).
+
+    A `Stack` that finds them applies its blocks one by one, not in a scan. A scan takes each layer's weights out of the stacked array, and
+    where there are few tokens, as in decoding, a CPU spends more time on these copies than on the products. Unrolled layers have none, and
+    take longer to compile, the more there are. For inference: what a gradient passes through is better scanned.
+    """
+    apart = lambda leaf: leaf if _is_layers(leaf) else Layers(leaf[i] for i in range(len(leaf)))  # noqa: E731
+    return jax.tree.map(apart, tree, is_leaf=_is_layers)
+
+
+def unrolled_weights(params: trees.Params, axes: Mapping[str, Axes]) -> trees.Params:
+    """Returns the weights of a model, those of its stacks `unrolled`; `axes`: of all of them (`axes_of`)."""
+    flat = trees.flatten(params)
+    return trees.unflatten({path: unrolled(w) if axes[path][:1] == ("layers",) else w for path, w in flat.items()})
+
+
+def stacked(leaf: Any) -> Any:
+    """Returns the one array of `Layers`; other arrays as they are."""
+    return jnp.stack(leaf.layers) if isinstance(leaf, Layers) else leaf
+
+
+def is_unrolled(tree: Any) -> bool:
+    """Whether a stack's weights, inputs or outputs are `unrolled`."""
+    return any(map(_is_layers, jax.tree.leaves(tree, is_leaf=_is_layers)))
+
+
+def join_layers(outputs: Iterable[Any]) -> Any:
+    """Returns the outputs of each layer as one tree of `Layers`."""
+    return jax.tree.map(lambda *leaves: Layers(leaves), *outputs)
+
+
+def _is_layers(leaf: Any) -> bool:
+    return isinstance(leaf, Layers)
 
 
 @contextlib.contextmanager

@@ -38,9 +38,8 @@ def shardings(model: Decoder, abstract: trees.Params, mesh: Mesh) -> dict[str, d
     Raises:
         ConfigError: the model axis does not divide a dimension that is split over it.
     """
-    axes = params_lib.axes_of(model.arranged_init or model.init, jax.eval_shape(lambda: jax.random.key(0)))
     try:
-        return compile_lib.shardings_of(abstract, axes, mesh)
+        return compile_lib.shardings_of(abstract, _axes(model), mesh)
     except ValueError as error:
         raise ConfigError(str(error)) from error
 
@@ -65,6 +64,15 @@ def weights(model: Decoder, params: trees.Params, mesh: Mesh) -> trees.Params:
         return jax.make_array_from_callback(whole.shape, sharding, lambda index: whole[index])
 
     return jax.tree.map(place, params, shardings(model, params, mesh))
+
+
+def unrolled(model: Decoder, params: trees.Params) -> trees.Params:
+    """Returns a model's weights with each layer's apart (`core.params.unrolled`), where they lie."""
+    return params_lib.unrolled_weights(params, _axes(model))
+
+
+def _axes(model: Decoder) -> dict[str, tuple[str | None, ...]]:
+    return params_lib.axes_of(model.arranged_init or model.init, jax.eval_shape(lambda: jax.random.key(0)))
 
 
 def put(array: np.ndarray, mesh: Mesh | None, axes: tuple[str, ...]) -> jax.Array:

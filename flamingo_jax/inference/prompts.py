@@ -39,6 +39,7 @@ __all__ = [
     "PromptError",
     "Video",
     "Visual",
+    "at_once",
     "collate",
     "load_frames",
     "parse",
@@ -62,6 +63,17 @@ class TokenisedPrompt:
     tokens: np.ndarray
     media_index: np.ndarray
     visuals: tuple[Visual, ...]
+
+
+def at_once(prompts: Sequence[Prompt], most: int) -> int:
+    """Returns how many images to encode together where these prompts are all that will be asked, or each comes by itself (a dialogue).
+
+    Args:
+        prompts: not read yet; none is a dialogue.
+        most: the bound where there are many.
+    """
+    count = sum(not isinstance(part, str) for prompt in prompts for part in prompt)
+    return min(1 << max(count - 1, 0).bit_length(), most)
 
 
 def parse(template: str) -> list[Part]:

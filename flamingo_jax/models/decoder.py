@@ -12,6 +12,7 @@ import jax.numpy as jnp
 
 from flamingo_jax.core import trees
 from flamingo_jax.core.notation import Array, Float, Int
+from flamingo_jax.core.params import is_unrolled, layer_slice, unrolled
 from flamingo_jax.core.trees import Params
 from flamingo_jax.data.schema import Batch
 from flamingo_jax.models import lm as lm_lib
@@ -28,7 +29,9 @@ class Media(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Cache:
-    """What decoding keeps. Axis 1 of every leaf but the shared ones is the batch.
+    """What decoding keeps: one array with a leading layer axis for each name, or one for each layer (`unrolled`).
+
+    The batch is axis 1, or 0 in the arrays of each layer, of all but the shared ones.
 
     Attributes:
         lm: keys and values of the LM, {name: [layers, B, S, ...]}; a token's row is its position.
@@ -38,20 +41,26 @@ class Cache:
             anew in each step.
     """
 
-    lm: dict[str, Array]
-    media: dict[str, Array]
-    shared: dict[str, Array] = dataclasses.field(default_factory=dict)
+    lm: dict[str, Any]
+    media: dict[str, Any]
+    shared: dict[str, Any] = dataclasses.field(default_factory=dict)
 
     def repeat(self, times: int) -> Cache:
         """Every sequence `times` times in a row (beams, candidates)."""
-        return self._map(lambda leaf: jnp.repeat(leaf, times, axis=1))
+        return self._map(lambda leaf, batch: jnp.repeat(leaf, times, axis=batch))
 
     def take(self, rows: Int[Array, "B"]) -> Cache:
         """Reorders or selects sequences."""
-        return self._map(lambda leaf: leaf[:, rows])
+        return self._map(lambda leaf, batch: jnp.take(leaf, rows, axis=batch, mode="clip"))
 
-    def _map(self, function: Callable[[Array], Array]) -> Cache:
-        lm, media = jax.tree.map(function, (self.lm, self.media))
+    def unrolled(self) -> Cache:
+        """Each layer's by itself, for weights that are `core.params.unrolled`."""
+        return Cache(*map(unrolled, (self.lm, self.media, self.shared)))
+
+    def _map(self, function: Callable[[Array, int], Array]) -> Cache:
+        """Applies function(leaf, its batch axis)."""
+        apart = is_unrolled(self.lm)
+        lm, media = jax.tree.map(lambda leaf: function(leaf, 0 if apart else 1), (self.lm, self.media))
         return Cache(lm, media, self.shared)
 
 
@@ -102,7 +111,7 @@ def empty_lm_cache(config: lm_lib.LMConfig, batch_size: int, length: int, dtype:
 
 def shared_cache(
     config: lm_lib.LMConfig, params: Params | None, prefix: str, length: int, dtype: Any
-) -> dict[str, Array]:
+) -> dict[str, Any]:
     """`Cache.shared` of `length` positions; `prefix`: of the LM's blocks in `params`; without weights it is empty."""
     if params is None:
         return {}
@@ -119,9 +128,9 @@ def language_model(config: lm_lib.LMConfig) -> Decoder:
         x, _ = model.run(model.embed(tokens, context.positions), context)
         return next_token_losses(*model.logits(x), tokens, config.vocab_size)
 
-    def step(tokens: Array, positions: Array, cache: dict[str, Array]) -> tuple[Array, dict[str, Array]]:
+    def step(tokens: Array, positions: Array, cache: dict[str, Any]) -> tuple[Array, dict[str, Any]]:
         model = lm_lib.LM(config)
-        context = self_attention.cached_context(positions, cache["key"].shape[2])
+        context = self_attention.cached_context(positions, layer_slice(cache["key"], 0).shape[1])
         x, rows = model.run(model.embed(tokens, positions), context, cache)
         cache = self_attention.written(cache, rows, positions)
         return joined_logits(*model.logits(x), config.vocab_size), cache

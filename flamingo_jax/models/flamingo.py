@@ -19,7 +19,7 @@ import jax.numpy as jnp
 from flamingo_jax.core import trees
 from flamingo_jax.core.axes import constrain
 from flamingo_jax.core.notation import Array, Bool, Float, Float32, Int, UInt8
-from flamingo_jax.core.params import Stack, layer_slice
+from flamingo_jax.core.params import Stack, is_unrolled, join_layers, layer_slice
 from flamingo_jax.core.trees import Params
 from flamingo_jax.data.schema import Batch
 from flamingo_jax.models import lm as lm_lib
@@ -153,6 +153,8 @@ def interleave(
     Returns:
         (x, (outputs of the blocks, outputs of the cross-attention layers)), stacked on leading layer axes.
     """
+    if is_unrolled(lm[1]):
+        return _interleave_unrolled(config, lm, xattn, x)
     (blocks, weights, inputs), (layers, xattn_weights, xattn_inputs) = lm, xattn
     every, offset = config.every, config.offset
     full = (blocks.num_layers - offset) // every
@@ -192,6 +194,23 @@ def interleave(
     return x, (_concatenate(outputs), _concatenate(last))
 
 
+def _interleave_unrolled(
+    config: XattnConfig, lm: tuple[Stack, Any, Any], xattn: tuple[Stack, Any, Any], x: Float[Array, "B T D"]
+) -> tuple[Float[Array, "B T D"], tuple[Any, Any]]:
+    """`interleave` on the weights of `core.params.unrolled`: the figure of the paper, layer by layer."""
+    (blocks, weights, inputs), (layers, xattn_weights, xattn_inputs) = lm, xattn
+    outputs: list[Any] = []
+    last: list[Any] = []
+    for number in range(blocks.num_layers):
+        if number % config.every == config.offset:
+            with jax.named_scope("xattn"):
+                x, kept = layers.layer(layer_slice(xattn_weights, len(last)), x, layer_slice(xattn_inputs, len(last)))
+            last.append(kept)
+        x, output = blocks.layer(layer_slice(weights, number), x, layer_slice(inputs, number))
+        outputs.append(output)
+    return x, (join_layers(outputs), join_layers(last))
+
+
 def _concatenate(parts: list[Any]) -> Any:
     return jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *parts)
 
@@ -228,7 +247,7 @@ def build(config: FlamingoConfig, *, arranged: bool = False, trains_vision: bool
         chunk: tuple[int, int] | None,
         cache: Cache,
     ) -> tuple[Array, Cache]:
-        context = self_attention.cached_context(positions, cache.lm["key"].shape[2])
+        context = self_attention.cached_context(positions, layer_slice(cache.lm["key"], 0).shape[1])
         seen = MediaContext(media_index) if media is None else MediaContext(media_index, *media, chunk=chunk, keep=True)
         logits, updated = Flamingo(config).decode(tokens, context, seen, cache)
         assert updated is not None  # a cache goes in, a cache comes out

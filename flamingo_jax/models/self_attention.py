@@ -14,7 +14,7 @@ from jax.ad_checkpoint import checkpoint_name
 
 from flamingo_jax.core.axes import constrain
 from flamingo_jax.core.notation import Array, Bool, Float, Int
-from flamingo_jax.core.params import param
+from flamingo_jax.core.params import Layers, is_unrolled, param
 from flamingo_jax.core.trees import Params
 from flamingo_jax.models.lm_config import LMConfig
 from flamingo_jax.nn import embed, masks
@@ -178,16 +178,19 @@ def _identity_kernel(shape: tuple[int, ...], dtype: Any) -> Array:
     return jnp.zeros(shape, dtype).at[0].set(1.0)
 
 
-def written(cache: dict[str, Array], rows: dict[str, Array], positions: Int[Array, "B T"]) -> dict[str, Array]:
+def written(cache: dict[str, Any], rows: dict[str, Any], positions: Int[Array, "B T"]) -> dict[str, Any]:
     """Returns the cache with the new rows of all layers, which went through the layers apart from it.
 
     A scan that took the cache in and gave it out again would copy all of it for each decoded token.
 
     Args:
-        cache: {name: [layers, B, S, ...]}.
-        rows: {name: [layers, B, T, ...]} as the layers give them.
+        cache: {name: [layers, B, S, ...]}, or `core.params.Layers` of [B, S, ...].
+        rows: {name: [layers, B, T, ...]} as the layers give them, or `Layers` likewise.
         positions: of the rows; consecutive.
     """
+    if is_unrolled(cache):  # what each layer has written for itself: the compiler does it once, in place
+        pairs = {name: zip(cache[name], new, strict=True) for name, new in rows.items()}
+        return {name: Layers(_write(old, new, positions) for old, new in layers) for name, layers in pairs.items()}
     write = jax.vmap(_write, in_axes=(0, 0, None))
     return {name: write(cache[name], new, positions) for name, new in rows.items()}
 
@@ -204,7 +207,9 @@ def _read(cache: Array, positions: Array) -> Array:
     return jnp.where((positions >= 0)[:, :, None], rows, 0)
 
 
-def distance_table(config: LMConfig, blocks: Params, length: int, dtype: Any) -> Float[Array, "layers S H K"] | None:
+def distance_table(
+    config: LMConfig, blocks: Params, length: int, dtype: Any
+) -> Float[Array, "layers S H K"] | Layers | None:
     """The projected embedding of each distance in each layer: what relative positions need, whatever the tokens.
 
     Each decoded token would else project all of them again in every layer, 2 S D^2 FLOPs, where the rest of the layer takes 24 D^2.
@@ -217,6 +222,9 @@ def distance_table(config: LMConfig, blocks: Params, length: int, dtype: Any) ->
     """
     if config.position != "relative":
         return None
-    w = blocks["block/attention/relative"]["w"].astype(dtype)
+    w = blocks["block/attention/relative"]["w"]
     r = embed.sinusoids(length, config.width).astype(dtype)
-    return jnp.einsum("sd,lhkd->lshk" if config.fused else "sd,ldhk->lshk", r, w)
+    letters = "sd,lhkd->lshk" if config.fused else "sd,ldhk->lshk"
+    if is_unrolled(w):
+        return Layers(jnp.einsum(letters.replace("l", ""), r, own.astype(dtype)) for own in w)
+    return jnp.einsum(letters, r, w.astype(dtype))

@@ -1,16 +1,17 @@
 """Speed against OpenFlamingo's own code with the same weights, on the same processor in one process: generation, and the training step.
 
-    python -m tests.benchmarks.open_flamingo [--rows=1,16] [--shots=0,4,32] [--tokens=16] [--beams=1] [--rounds=3] [--train=8]
+    python -m tests.benchmarks.open_flamingo [--rows=1,16] [--shots=0,4,32] [--tokens=16] [--beams=1] [--support=64] [--rounds=3] [--train=8]
 
 Both sides have the random weights of one model, converted, in float32: the geometry of its 3B (MPT with heads of 128 and ALiBi, a gated layer of 8
 heads of 64 before every block, a perceiver of 6 layers and 64 latents) at a quarter of the widths and a third of the layers. All are run
 in turn, round by round; the best of the rounds counts. What is compiled or warmed up is so before.
 
 Generation is the whole call: images of the prompt encoded, prompt read, tokens decoded (greedily, or by beam search with --beams), none of which
-ends an answer. A shot is one image and 24 tokens. No two images are equal, so that ours gains nothing from encoding equal ones once. Ours is
-`inference.engine` as users call it, told the length of the prompts and how many images they have. Theirs is `Flamingo.generate` with its cache; one
-padding token stands before each prompt, without which it does not run on this transformers. The same tokens must come out. Whole calls of one new
-token and calls of the image encoders alone tell the parts.
+ends an answer. A shot is one image and 24 tokens. No two images are equal, so that ours gains nothing from encoding equal ones once; but in the
+last line of the table, where prompts share a set of support images (--support), as they do in a few-shot evaluation (the paper's sets are of
+2,048). Ours is `inference.engine` as users call it, told the length of the prompts and how many images they have, layers unrolled. Theirs is
+`Flamingo.generate` with its cache; one padding token stands before each prompt, without which it does not run on this transformers. The same
+tokens must come out. Whole calls of one new token and calls of the image encoders alone tell the parts.
 
 A training step is forward, backward, a clip at norm 1 and AdamW on what is trained, on pages of 256 tokens and 5 images. Ours is the step of
 `training.stage`. Theirs is written as their training code is: gradients of the whole token table, all but the new rows' set to zero. The first
@@ -24,7 +25,7 @@ import pathlib
 import tempfile
 import time
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import numpy as np
@@ -32,7 +33,7 @@ import torch
 
 from flamingo_jax.conversion import sources
 from flamingo_jax.conversion.mapping import Conversion, load_params
-from flamingo_jax.core import trees
+from flamingo_jax.core import host_memory, trees
 from flamingo_jax.core.precision import Policy
 from flamingo_jax.data.config import NO_AUGMENTATION, DataConfig, DatasetConfig
 from flamingo_jax.data.device import to_device
@@ -53,6 +54,7 @@ SIZES = models.Sizes(
 EOC, IMAGE, PAD = range(SIZES.pieces, SIZES.pieces + 3)
 TEXT = 24  # tokens of a shot, its tag included
 CHUNK, MOST_IMAGES = InferenceConfig().xattn_chunk, InferenceConfig().images_per_pass
+SHORT = 8  # a prompt of less than a chunk is padded to a multiple of this
 PAGE, PAGE_IMAGES = 256, 5
 LEARNING_RATE, DECAY = 1e-4, 0.1
 LOSSES_AGREE = 1e-4  # relative: float32 sums in another order
@@ -62,6 +64,7 @@ REST = (
 )
 
 Run = Callable[[], Any]
+Layers = Literal["scanned", "unrolled"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,22 +93,30 @@ def images(count: int, seed: int) -> np.ndarray:
 class Generation:
     """Prompts of one shape, and how each side answers them."""
 
-    def __init__(self, pair: Pair, rows: int, shots: int, beams: int):
-        """Makes the prompts: `shots` examples and the query, an image and its text each."""
+    def __init__(
+        self, pair: Pair, rows: int, shots: int, *, beams: int = 1, support: int = 0, layers: Layers = "unrolled"
+    ):
+        """Makes the prompts: `shots` examples and the query, an image and its text each; `support`: so many images, from which the examples are drawn."""
         rng = np.random.default_rng(rows + shots)
         self.tokens = rng.integers(2, SIZES.pieces, (rows, (shots + 1) * TEXT))
         self.tokens[:, ::TEXT] = IMAGE
-        self.frames = images(rows * (shots + 1), seed=shots).reshape(rows, shots + 1, *(SIZES.image_size,) * 2, 3)
-        # Every call encodes its images anew. Prompts are padded to whole chunks of the cross-attention, and images to what is there.
-        chunks = -(-self.tokens.shape[1] // CHUNK)
+        distinct = support + rows if support else rows * (shots + 1)
+        which = np.arange(distinct).reshape(rows, -1) if not support else np.stack([
+            [*rng.choice(support, shots, replace=False), support + row] for row in range(rows)
+        ])  # fmt: skip
+        self.frames = images(distinct, seed=shots)[which]
+        # Every call encodes its images anew. Long prompts are padded to whole chunks of the cross-attention, and images to what is there.
+        length = self.tokens.shape[1]
+        multiple = CHUNK if length > CHUNK else SHORT
         self.beams = beams
         self.config = InferenceConfig(
             decoding="greedy" if beams == 1 else "beam",
             beams=beams,
             beam_ends="best",
-            lengths=(chunks * CHUNK,),
-            images_per_pass=min(rows * (shots + 1), MOST_IMAGES),
+            lengths=(-(-length // multiple) * multiple,),
+            images_per_pass=min(distinct, MOST_IMAGES),
             latents_megabytes=0,
+            layers=layers,
         )
         functions = flamingo.build(pair.conversion.model.flamingo())
         self.engine = Engine(
@@ -235,9 +246,9 @@ def best(runs: dict[str, Run], rounds: int) -> dict[str, float]:
     return found
 
 
-def generation(pair: Pair, rows: int, shots: int, new: int, *, beams: int, rounds: int) -> str:
+def generation(pair: Pair, rows: int, shots: int, new: int, *, rounds: int, **settings: Any) -> str:
     """Measures one shape of prompts; returns a line of the table."""
-    side = Generation(pair, rows, shots, beams)
+    side = Generation(pair, rows, shots, **settings)
     ours, theirs = side.ours(new), side.of_theirs(new)
     side.ours(1)
     if ours != theirs:
@@ -286,12 +297,15 @@ def main() -> None:
     for name, number in {
         "tokens": 16,
         "beams": 1,
+        "support": 64,
         "rounds": 3,
         "train": 8,
         "threads": len(os.sched_getaffinity(0)),
     }.items():
         parser.add_argument(f"--{name}", type=int, default=number)
+    parser.add_argument("--layers", choices=("scanned", "unrolled"), default="unrolled")
     a = parser.parse_args()
+    host_memory.keep_freed()  # as our programs do; it holds for both sides
     pair = Pair.make(a.threads)
     print(
         f"{SIZES}, float32, {torch.get_num_threads()} threads, {a.tokens} new tokens, beams {a.beams}, load {os.getloadavg()[0]:.1f}"
@@ -300,7 +314,12 @@ def main() -> None:
     print("rows  shots |    ours  theirs      |    ours  theirs      |    ours  theirs      |   ours  theirs ratio")
     for rows in map(int, filter(None, a.rows.split(","))):
         for shots in map(int, a.shots.split(",")):
-            print(generation(pair, rows, shots, a.tokens, beams=a.beams, rounds=a.rounds), flush=True)
+            print(generation(pair, rows, shots, a.tokens, rounds=a.rounds, beams=a.beams, layers=a.layers), flush=True)
+    if a.support and a.rows:
+        rows, shots = (max(map(int, filter(None, sizes.split(",")))) for sizes in (a.rows, a.shots))
+        settings = {"beams": a.beams, "layers": a.layers, "support": a.support}
+        print(f"The examples of all prompts drawn from {a.support} images:")
+        print(generation(pair, rows, shots, a.tokens, rounds=a.rounds, **settings), flush=True)
     if a.train:
         print(training(pair, a.train, a.rounds))
     print(f"load {os.getloadavg()[0]:.1f}")

@@ -7,6 +7,7 @@ import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from flamingo_jax.core.fingerprint import fingerprint
+from flamingo_jax.core.params import unrolled_weights
 
 WEIGHTS = {
     "a/linear": {"w": np.arange(24, dtype=np.float32).reshape(4, 6) / 7, "b": np.zeros(6, np.float32)},
@@ -44,3 +45,10 @@ def test_it_does_not_matter_where_weights_lie():
     )
     assert len(spread["a/linear"]["w"].sharding.device_set) == 4
     assert fingerprint(spread) == fingerprint(WEIGHTS)
+
+
+def test_unrolled_weights_are_the_same_weights():
+    axes = {"a/linear/w": ("layers", "embed"), "a/linear/b": ("embed",), "a/scalar/gate": ()}
+    unrolled = unrolled_weights(WEIGHTS, axes)
+    assert len(jax.tree.leaves(unrolled)) == 6
+    assert fingerprint(unrolled) == fingerprint(WEIGHTS)

@@ -7,7 +7,18 @@ import numpy as np
 import pytest
 
 from flamingo_jax.core import axes, trees
-from flamingo_jax.core.params import Stack, axes_of, param
+from flamingo_jax.core.params import (
+    Layers,
+    Stack,
+    axes_of,
+    is_unrolled,
+    join_layers,
+    layer_slice,
+    param,
+    stacked,
+    unrolled,
+    unrolled_weights,
+)
 
 ONES = jnp.ones((2, 4))
 
@@ -73,6 +84,30 @@ def test_remat_changes_nothing_but_memory():
     params = MODEL.init(jax.random.key(0), ONES)
     grad = lambda remat: jax.grad(lambda p: jnp.sum(MODEL.apply(p, None, ONES, remat)[0]))(params)  # noqa: E731
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), grad("none"), grad("full"))
+
+
+def test_unrolled_layers_are_the_same_layers():
+    """Outputs of the scan, with each layer's weights apart; 1e-6: float32, fused otherwise."""
+    params = MODEL.init(jax.random.key(0), ONES)
+    apart = unrolled_weights(params, axes_of(MODEL.init, jax.random.key(0), ONES))
+    assert is_unrolled(apart) and not is_unrolled(params) and isinstance(apart["model/outer/layer"]["w"], Layers)
+    (expected, doubled), (got, also_doubled) = (MODEL.apply(w, None, ONES) for w in (params, apart))
+    np.testing.assert_allclose(got, expected, rtol=1e-6, atol=1e-6)
+    np.testing.assert_array_equal(stacked(also_doubled), doubled)
+    programs = [jax.jit(lambda w: MODEL.apply(w, None, ONES)).lower(w).as_text() for w in (params, apart)]
+    assert [text.count("stablehlo.while") for text in programs] == [
+        3,
+        3,
+    ]  # apart: the stack within, in each of three layers
+    assert "dynamic_slice" in programs[0]
+
+
+def test_layers_are_sliced_and_joined():
+    layers = unrolled({"w": jnp.arange(6).reshape(3, 2)})
+    assert len(layers["w"]) == 3 and layer_slice(layers, 1)["w"].tolist() == [2, 3]
+    assert stacked(layer_slice(layers, slice(1, None))["w"]).tolist() == [[2, 3], [4, 5]]
+    joined = join_layers([layer_slice(layers, i) for i in range(3)])
+    assert stacked(joined["w"]).tolist() == [[0, 1], [2, 3], [4, 5]]
 
 
 def test_weights_are_float32_whatever_the_input():

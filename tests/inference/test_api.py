@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from flamingo_jax.core.config import ConfigError
+from flamingo_jax.core.fingerprint import fingerprint
 from flamingo_jax.inference import engine
 from flamingo_jax.inference.api import PromptError
 from flamingo_jax.inference.engine import Request
@@ -66,6 +67,17 @@ def test_a_batch_gives_what_each_prompt_gives(model, alone, batch_size, buckets)
     texts, scores = answers(model, batch_size=batch_size, config=dataclasses.replace(tiny.CONFIG, **buckets))
     assert texts == alone[0]
     np.testing.assert_allclose(scores, alone[1], atol=1e-4)
+
+
+@pytest.mark.parametrize("decoding", ["greedy", "beam"])
+def test_unrolled_layers_give_the_same(model, alone, decoding, tmp_path_factory):
+    """Each layer with its own weights and cache (1e-4 as above)."""
+    config = dataclasses.replace(tiny.CONFIG, decoding=decoding)
+    unrolled = tiny.load(tmp_path_factory.getbasetemp(), config=dataclasses.replace(config, layers="unrolled"))
+    (texts, scores), expected = answers(unrolled), answers(model, config=config)
+    assert texts == expected[0]
+    np.testing.assert_allclose(scores, expected[1], atol=1e-4)
+    assert fingerprint(unrolled.engine.params) == fingerprint(model.engine.params)
 
 
 def test_eight_devices_give_what_one_gives(alone, tmp_path_factory):

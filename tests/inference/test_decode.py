@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from flamingo_jax.core import trees
+from flamingo_jax.core.params import unrolled
 from flamingo_jax.data.schema import Batch
 from flamingo_jax.inference import decode
 from flamingo_jax.models import decoder, lm
@@ -184,8 +185,9 @@ def test_settings_that_make_no_sense_are_refused():
         decode.beam_search(history_model, prefix_of(PROMPTS), beams=0, max_new_tokens=2, stop=(STOP,), pad_id=PAD)
 
 
+@pytest.mark.parametrize("apart", [False, True])
 @pytest.mark.parametrize("fused", [False, True])
-def test_the_table_of_distances_changes_nothing(fused):
+def test_the_table_of_distances_changes_nothing(fused, apart):
     """Relative positions with the projected distances in the cache, and without: the same logits, in prefill and after (float32: 1e-5)."""
     config = LMConfig(8, num_layers=2, width=8, num_heads=2, vocab_multiple=8)
     model = decoder.language_model(dataclasses.replace(config, fused=fused))
@@ -194,12 +196,16 @@ def test_the_table_of_distances_changes_nothing(fused):
         blocks = lm.fuse(config, trees.subtree(params, "lm/blocks"))
         rest = {module: value for module, value in params.items() if not module.startswith("lm/blocks")}
         params = rest | {f"lm/blocks/{module}": value for module, value in blocks.items()}
+    if apart:
+        blocks = trees.under(params, "lm/blocks")
+        params = {module: unrolled(value) if module in blocks else value for module, value in params.items()}
     tokens = jnp.asarray([[1, 2, 3, 4, 5, 6], [6, 5, 4, 3, 2, 1]], jnp.int32)
     positions = jnp.broadcast_to(jnp.arange(6, dtype=jnp.int32)[None], tokens.shape)
 
     @functools.partial(jax.jit, static_argnames="with_table")
     def logits(params, *, with_table):
         cache = model.empty_cache(2, 6, jnp.float32, params if with_table else None)
+        cache = cache.unrolled() if apart else cache
         assert set(cache.shared) == ({"relative"} if with_table else set())
         first, cache = model.extend(params, cache, tokens[:, :4], positions[:, :4], tokens[:, :4])
         cache = cache.repeat(2).take(jnp.asarray([0, 2]))  # beams share the table

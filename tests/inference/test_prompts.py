@@ -5,7 +5,7 @@ import io
 import PIL.Image
 import pytest
 
-from flamingo_jax.inference.prompts import Image, PromptError, Video, collate, parse, read
+from flamingo_jax.inference.prompts import Image, PromptError, Video, at_once, collate, parse, read
 from tests.data_pipelines.media import grey_frames, mp4
 from tests.inference import tiny
 
@@ -73,6 +73,13 @@ def test_templates_name_files_in_braces(files):
     parts = parse("{cat.png}Output: {{A}} cat.<EOC>{ dog.png }Output:")
     assert parts == [Image("cat.png"), "Output: {A} cat.<EOC>", Image("dog.png"), "Output:"]
     assert parse("no image") == ["no image"]
+
+
+@pytest.mark.parametrize(("counts", "expected"), [([], 1), ([0], 1), ([1], 1), ([3], 4), ([3, 0, 6], 16), ([99], 64)])
+def test_no_more_images_are_encoded_together_than_there_are(counts, expected):
+    """Else a single image on a laptop would cost as much as 64."""
+    assert at_once([["text", *[tiny.image(0)] * count] for count in counts], 64) == expected
+    assert at_once(["text alone"], 64) == 1
 
 
 @pytest.mark.parametrize(

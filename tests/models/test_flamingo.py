@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from flamingo_jax.core import trees
-from flamingo_jax.core.params import axes_of
+from flamingo_jax.core.params import axes_of, unrolled_weights
 from flamingo_jax.data.schema import Batch
 from flamingo_jax.models import decoder, flamingo
 from flamingo_jax.models.gated_xattn import GatedXattn, MediaContext, XattnConfig, gather_media
@@ -106,6 +106,26 @@ def test_cached_decoding_equals_the_uncached_forward(place):
             weights(place), cache, BATCH.tokens[:, t : t + 1], POSITIONS[:, t : t + 1], PHI[:, t : t + 1]
         )
         np.testing.assert_allclose(logits[:, 0], whole[:, t], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_unrolled_layers_are_the_same_model(place):
+    """Prefill and decoding with each layer's weights and cache apart. 1e-5: float32, fused otherwise."""
+    functions, params = model(place), weights(place)
+    axes = axes_of(functions.init, jax.random.key(0))
+
+    @jax.jit
+    def run(params, cache):
+        pool = functions.encode(params, BATCH.frames, BATCH.frame_mask)
+        media = decoder.Media(pool, BATCH.media_slot)
+        first, cache = functions.extend(params, cache, BATCH.tokens[:, :10], POSITIONS[:, :10], PHI[:, :10], media)
+        cache = cache.repeat(2).take(jnp.asarray([1, 2]))
+        second, _ = functions.extend(params, cache, BATCH.tokens[:, 10:], POSITIONS[:, 10:], PHI[:, 10:])
+        return first, second
+
+    cache = functions.empty_cache(B, 16, jnp.float32)
+    ours, expected = run(unrolled_weights(params, axes), cache.unrolled()), run(params, cache)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5), ours, expected)
 
 
 def test_the_chunked_form_gives_the_same_logits():
