@@ -69,10 +69,9 @@ def test_a_batch_gives_what_each_prompt_gives(model, alone, batch_size, buckets)
     np.testing.assert_allclose(scores, alone[1], atol=1e-4)
 
 
-@pytest.mark.parametrize("decoding", ["greedy", "beam"])
-def test_unrolled_layers_give_the_same(model, alone, decoding, tmp_path_factory):
-    """Each layer with its own weights and cache (1e-4 as above)."""
-    config = dataclasses.replace(tiny.CONFIG, decoding=decoding)
+def test_unrolled_layers_give_the_same(model, tmp_path_factory):
+    """Each layer with its own weights and cache, which beams reorder (1e-4 as above)."""
+    config = dataclasses.replace(tiny.CONFIG, decoding="beam")
     unrolled = tiny.load(tmp_path_factory.getbasetemp(), config=dataclasses.replace(config, layers="unrolled"))
     (texts, scores), expected = answers(unrolled), answers(model, config=config)
     assert texts == expected[0]

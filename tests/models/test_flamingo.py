@@ -108,9 +108,9 @@ def test_cached_decoding_equals_the_uncached_forward(place):
         np.testing.assert_allclose(logits[:, 0], whole[:, t], rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("place", PLACES)
-def test_unrolled_layers_are_the_same_model(place):
+def test_unrolled_layers_are_the_same_model():
     """Prefill and decoding with each layer's weights and cache apart. 1e-5: float32, fused otherwise."""
+    place = "from_the_last_of_three"  # blocks in front of the first cross-attention layer, and behind the last
     functions, params = model(place), weights(place)
     axes = axes_of(functions.init, jax.random.key(0))
 
