@@ -30,6 +30,7 @@ def test_the_3b_fits_64_chips_without_model_sharding():
 
 
 @pytest.mark.tpu_compiler
+@pytest.mark.slow
 def test_one_dataset_of_the_80b_fits_the_papers_1536_chips():
     data = planned("flamingo_80b", "v4:8x12x16", datasets=["align"])
     assert data["fits"] and data["hbm_bytes"]["total"] < 24 * GIB
