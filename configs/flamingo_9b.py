@@ -4,7 +4,7 @@
     EXPECTED The plan says "fits".
 
 Table 4 gives 40 blocks and 10 cross-attention layers, which are 8.86B + 2.01B weights; 32 blocks and 8 layers give the 7.1B + 1.6B
-of Table 5, and are taken here (models/zoo.py has both). Batches: twice the ablation's; those of the paper's run are not stated.
+of Table 5, and are taken here (models/sizes.py has both). Batches: twice the ablation's; those of the paper's run are not stated.
 """
 
 from ml_collections import config_dict

@@ -4,7 +4,7 @@
              launch/tpu_pod.sh train --name=NAME -- --config=configs/lm_1b4.py:/data --workdir=gs://BUCKET/lm_1b4
     EXPECTED The plan says "fits".
 
-24 blocks of width 2048 with 16 heads of 128: 1.375B weights (models/zoo.py). Chinchilla's 70B took a learning rate of 1e-4 and batches of 1.5M, then 3M
+24 blocks of width 2048 with 16 heads of 128: 1.375B weights (models/sizes.py). Chinchilla's 70B took a learning rate of 1e-4 and batches of 1.5M, then 3M
 tokens; for the smaller ones its paper gives no row, and learning rate and batch here are our choice.
 """
 

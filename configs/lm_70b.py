@@ -4,7 +4,7 @@
              launch/tpu_pod.sh train --name=NAME -- --config=configs/lm_70b.py:/data --workdir=gs://BUCKET/lm_70b
     EXPECTED The plan says "fits".
 
-80 blocks of width 8192 with 64 heads of 128: 70.06B weights (models/zoo.py). Chinchilla's 70B took a learning rate of 1e-4 and batches of 1.5M, then 3M
+80 blocks of width 8192 with 64 heads of 128: 70.06B weights (models/sizes.py). Chinchilla's 70B took a learning rate of 1e-4 and batches of 1.5M, then 3M
 tokens; this is the 1.5M tokens twice, 3.1M.
 """
 

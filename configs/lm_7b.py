@@ -4,7 +4,7 @@
              launch/tpu_pod.sh train --name=NAME -- --config=configs/lm_7b.py:/data --workdir=gs://BUCKET/lm_7b
     EXPECTED The plan says "fits".
 
-32 blocks of width 4096 with 32 heads of 128: 7.112B weights (models/zoo.py). Chinchilla's 70B took a learning rate of 1e-4 and batches of 1.5M, then 3M
+32 blocks of width 4096 with 32 heads of 128: 7.112B weights (models/sizes.py). Chinchilla's 70B took a learning rate of 1e-4 and batches of 1.5M, then 3M
 tokens; for the smaller ones its paper gives no row, and learning rate and batch here are our choice.
 """
 

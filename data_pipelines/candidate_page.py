@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from flamingo_jax.data import images
-from flamingo_jax.data.html_page import document, embedded, escape
+from flamingo_jax.core.html_page import document, embedded, escape
+from flamingo_jax.data.images import read
 from flamingo_jax.data.schema import CorruptRecord
 
 MAX_PAIRS = 200  # shown; the file stays at a few MB
@@ -36,7 +36,7 @@ def page(pairs: Iterable[tuple[float, str, bytes, str, bytes]], total: int, meas
 
 def _cell(name: str, encoded: bytes) -> str:
     try:
-        square = images.decode(encoded, _SIDE)
+        square = read.decode(encoded, _SIDE)
     except CorruptRecord:
         return escape(name)
     return f'<img width="{_SIDE}" height="{_SIDE}" alt="" src="{embedded(square)}">{escape(name)}'

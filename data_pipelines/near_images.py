@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from flamingo_jax.data import images
+from flamingo_jax.data.images import read
 
 BITS = 64
 _SIDE = 128  # images are decoded at this size: four times what the hash looks at
@@ -33,8 +33,8 @@ def phash(encoded: bytes) -> np.ndarray | None:
     """
     import imagehash
 
-    info = images.probe(encoded)
-    square = images.decode(encoded, _SIDE)
+    info = read.probe(encoded)
+    square = read.decode(encoded, _SIDE)
     scale = _SIDE / max(info.width, info.height)
     width, height = (max(1, round(side * scale)) for side in (info.width, info.height))
     top, left = (_SIDE - height) // 2, (_SIDE - width) // 2

@@ -27,7 +27,7 @@ from data_pipelines.markers import without_markers
 from data_pipelines.on_beam import Execution
 from data_pipelines.page import Reject
 from data_pipelines.web.page_images import as_stored
-from flamingo_jax.data import images
+from flamingo_jax.data.images import read as images
 from flamingo_jax.data.schema import CorruptRecord, ImageText
 
 FORMATS = ("webdataset", "table")

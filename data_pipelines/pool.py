@@ -23,10 +23,10 @@ import numpy as np
 from etils import epath
 
 from data_pipelines.on_beam import Execution
-from flamingo_jax.data import interleave, text
+from flamingo_jax.data import interleave, pack
 from flamingo_jax.data.schema import CorruptRecord, InterleavedPage, Record
 from flamingo_jax.data.sources import Source
-from flamingo_jax.data.tokenizer import EOC, Tokenizer, load
+from flamingo_jax.tokenizers.base import EOC, Tokenizer, load
 
 FILE_NAME = "pool.json"
 _FULL = 0.95  # share of a row of text that documents_per_row is to fill
@@ -190,7 +190,7 @@ def _of_pages(request: PoolRequest, source: Source, tokenizer: Tokenizer) -> tup
 def _of_documents(
     request: PoolRequest, source: Source, tokenizer: Tokenizer
 ) -> tuple[dict[str, object], dict[str, int]]:
-    lengths, corrupt = _sample(request, source, lambda record: (len(text.tokenise_document(record.text, tokenizer)),))  # type: ignore[union-attr]
+    lengths, corrupt = _sample(request, source, lambda record: (len(pack.tokenise_document(record.text, tokenizer)),))  # type: ignore[union-attr]
     lengths = lengths[:, 0]
     rng = np.random.default_rng(request.seed)
     rows = request.rows_per_group

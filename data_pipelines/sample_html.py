@@ -14,7 +14,7 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Literal
 
-from flamingo_jax.data.html_page import document, escape
+from flamingo_jax.core.html_page import document, escape
 
 # Of the images of a row, in order; text on a tint of them stays readable. Rows of more images go round the colour circle.
 _HUES = (352, 210, 130, 36, 276)

@@ -21,15 +21,15 @@ from etils import epath
 
 from data_pipelines.on_beam import Execution
 from data_pipelines.sample_html import Sample, Token, Visual, render
-from flamingo_jax.data.augment import augment
 from flamingo_jax.data.config import AugmentConfig, DataConfig, DatasetConfig
-from flamingo_jax.data.device import to_device
-from flamingo_jax.data.images import encode_png
+from flamingo_jax.data.images.augment import augment
+from flamingo_jax.data.images.read import encode_png
 from flamingo_jax.data.mixture import Mixture, describe
 from flamingo_jax.data.rows import RECORD_KINDS
 from flamingo_jax.data.schema import Batch
 from flamingo_jax.data.sources import Source
-from flamingo_jax.data.tokenizer import IMAGE_TAG, Tokenizer, load
+from flamingo_jax.data.to_device import to_device
+from flamingo_jax.tokenizers.base import IMAGE_TAG, Tokenizer, load
 
 _MOST_ROWS = 32  # of one batch: 32 rows of five images of 320 x 320 are 50 MB
 _MOST_METADATA = 400  # characters

@@ -35,7 +35,7 @@ from data_pipelines.keys import url_key
 from data_pipelines.on_beam import Execution
 from data_pipelines.page import Reject
 from data_pipelines.pairs import TEXT_COLUMNS, caption, sample_metadata
-from flamingo_jax.data import video
+from flamingo_jax.data.images import video
 from flamingo_jax.data.schema import CorruptRecord, VideoText
 
 FORMATS = ("folder", "table", "webvid", "hdvila", "webdataset")

@@ -25,10 +25,12 @@ import numpy as np
 from etils import epath
 
 from data_pipelines.write_records import Splits, write_records
-from flamingo_jax.data import synthetic, synthetic_pages, synthetic_text
 from flamingo_jax.data.schema import Document, ImageText, InterleavedPage, VideoText
-from flamingo_jax.data.synthetic_pages import Album, PageMix
-from flamingo_jax.data.synthetic_text import TextMix
+from flamingo_jax.world import pages as synthetic_pages
+from flamingo_jax.world import scenes
+from flamingo_jax.world import text as synthetic_text
+from flamingo_jax.world.pages import Album, PageMix
+from flamingo_jax.world.text import TextMix
 
 
 @dataclasses.dataclass(frozen=True)
@@ -158,10 +160,10 @@ def build(request: WorldRequest, output: epath.Path) -> dict[str, int]:
 
 def describe(request: WorldRequest) -> dict[str, object]:
     """What world.json says of a world, beside the counts."""
-    held_out = [f"{synthetic.COLOURS[colour]} {synthetic.SHAPES[shape]}" for colour, shape in synthetic.HELD_OUT]
+    held_out = [f"{scenes.COLOURS[colour]} {scenes.SHAPES[shape]}" for colour, shape in scenes.HELD_OUT]
     return {
         "request": dataclasses.asdict(request),
-        "image_size": synthetic.IMAGE_SIZE,
+        "image_size": scenes.IMAGE_SIZE,
         "seen_names": list(synthetic_text.SEEN_NAMES),
         "new_names": list(synthetic_text.NEW_NAMES),
         "held_out": held_out,
@@ -205,7 +207,7 @@ def datasets(request: WorldRequest) -> dict[str, tuple[str, Splits]]:
 def _captions(seed: int, **pools: int) -> Iterator[ImageText]:
     """The first pictures of each pool, with their captions."""
     for pool, num in pools.items():
-        for index, (attributes, png) in enumerate(synthetic.iterate(seed, pool, num)):
+        for index, (attributes, png) in enumerate(scenes.iterate(seed, pool, num)):
             yield ImageText(png, synthetic_text.caption(attributes), _metadata(f"{pool}/{index}", attributes))
 
 
@@ -249,9 +251,9 @@ def _documents(request: WorldRequest, split: str, num: int) -> Iterator[Document
 
 def _videos(request: WorldRequest, indices: range) -> Iterator[VideoText]:
     for index in indices:
-        video = synthetic.video(request.seed, index, request.size.frames)
+        video = scenes.video(request.seed, index, request.size.frames)
         yield VideoText(
-            frames=tuple(synthetic.encode_png(frame) for frame in video.frames),
+            frames=tuple(scenes.encode_png(frame) for frame in video.frames),
             text=synthetic_text.video_caption(video.attributes, video.direction),
             fps=float(request.size.frames),  # one second long
             metadata=_metadata(f"video/{index}", video.attributes[None]),
@@ -261,7 +263,7 @@ def _videos(request: WorldRequest, indices: range) -> Iterator[VideoText]:
 def _metadata(name: str, attributes: np.ndarray) -> str:
     """JSON: where a picture comes from, and what is in it (int[O, 3]) as words."""
     objects = [
-        {name: values[value] for name, values, value in zip(synthetic.ATTRIBUTES, synthetic.VALUES, row, strict=True)}
+        {name: values[value] for name, values, value in zip(scenes.ATTRIBUTES, scenes.VALUES, row, strict=True)}
         for row in attributes.tolist()
     ]
     return json.dumps({"id": name, "objects": objects})

@@ -3,7 +3,7 @@
     python -m flamingo_jax.evaluate --config=configs/evaluate.py --checkpoint=DIR --output=DIR [--task=a,b] [--shots=0,4]
 
 `--checkpoint` is an export, a WORKDIR (its newest step) or WORKDIR/checkpoints/STEP. `--task=lm_lookup` needs no more than a language model,
-`--task=embed` (image features, see evaluation/tasks/embed.py) no more than a contrastive one; zero-shot classification and retrieval
+`--task=embed` (image features, see evaluation/embed.py) no more than a contrastive one; zero-shot classification and retrieval
 (--config=configs/evaluate.py:contrastive) need just that. The same command again goes on where a run was stopped.
 On several hosts the same command is run on each (launch/tpu_pod.sh does): the prompts are spread over all devices, the first process writes the report.
 """
@@ -19,7 +19,7 @@ from flamingo_jax.evaluation import task
 from flamingo_jax.evaluation.config import EvaluateConfig
 from flamingo_jax.evaluation.metrics import MissingResourceError
 from flamingo_jax.evaluation.run import run
-from flamingo_jax.inference.api import EXPECTED_ERRORS
+from flamingo_jax.inference.model import EXPECTED_ERRORS
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "What to evaluate; any field: --config.a.b=value.")
 _CHECKPOINT = flags.DEFINE_string("checkpoint", None, "An export, a WORKDIR, or WORKDIR/checkpoints/STEP.")

@@ -16,8 +16,8 @@ from typing import Any
 from absl import app, flags, logging
 
 from flamingo_jax.core import host_memory
-from flamingo_jax.inference.api import EXPECTED_ERRORS, Chat, Flamingo, Image, InferenceConfig, PromptError
-from flamingo_jax.inference.prompts import at_once, parse
+from flamingo_jax.inference.model import EXPECTED_ERRORS, Chat, Flamingo, Image, InferenceConfig, PromptError
+from flamingo_jax.inference.prompt import at_once, parse
 
 _CHECKPOINT = flags.DEFINE_string("checkpoint", None, "An export, a WORKDIR, or WORKDIR/checkpoints/STEP.")
 _SETTINGS = {

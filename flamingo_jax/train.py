@@ -16,7 +16,7 @@ from flamingo_jax.evaluation import during_training
 from flamingo_jax.evaluation.task import TaskError
 from flamingo_jax.sharding.compile import use_compilation_cache
 from flamingo_jax.training.config import TrainConfig
-from flamingo_jax.training.stage import EXPECTED_ERRORS, train
+from flamingo_jax.training.run import EXPECTED_ERRORS, train
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "What to train, as FILE[:ARGUMENT]; --config.a.b=value.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Directory of the run: checkpoints, export, metrics.", required=True)

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import jaxtyping
 import pytest
 
-from flamingo_jax.data import images
+from flamingo_jax.data.images import read
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 
@@ -80,7 +80,7 @@ def test_golden_says_how_to_regenerate(golden, monkeypatch):
 def test_annotations_are_checked_on_every_call():
     """The jaxtyping hook is on: pyproject.toml names it, and nothing imported the package before it."""
     with pytest.raises(jaxtyping.TypeCheckError, match="image"):
-        images.encode_png("no picture")
+        read.encode_png("no picture")
 
 
 def test_tests_run_on_eight_devices_with_strict_ranks():

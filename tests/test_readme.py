@@ -126,7 +126,7 @@ def test_python_block_names_what_exists():
         assert all(hasattr(module, alias.name) for alias in node.names)
     methods = set(re.findall(r"model\.(\w+)\(", block))
     assert methods == {"generate", "score"}
-    flamingo = importlib.import_module("flamingo_jax.inference.api").Flamingo
+    flamingo = importlib.import_module("flamingo_jax.inference.model").Flamingo
     assert all(hasattr(flamingo, method) for method in methods)
 
 

@@ -16,7 +16,7 @@ from etils import epath
 from PIL import Image
 
 from data_pipelines.page import Page, Picture, Reject
-from flamingo_jax.data import images
+from flamingo_jax.data.images import read
 from flamingo_jax.data.schema import CorruptRecord
 
 # The bytes of the image of a URL, or None: not here; or why there are none.
@@ -60,13 +60,13 @@ def keep_image(data: bytes, limits: ImageLimits = ImageLimits()) -> Reject | Non
     if len(data) > limits.max_bytes:
         return _reject("image_too_large", f"{len(data)} bytes or more, at most {limits.max_bytes}", broken=True)
     try:
-        info = images.probe(data)
+        info = read.probe(data)
         width, height = info.width, info.height
         if min(width, height) < limits.min_side:
             return _reject("image_too_small", f"{width} x {height} pixels")
         if max(width, height) > limits.max_aspect * min(width, height):
             return _reject("image_aspect", f"{width} x {height} pixels")
-        pixels = images.decode(data, _PROBE)  # also tells whether the file is whole
+        pixels = read.decode(data, _PROBE)  # also tells whether the file is whole
     except CorruptRecord as error:
         return _reject(error.reason, str(error), broken=True)
     # The middle of the square is image, the rest padding. At aspect 3 a third of the side is left.
@@ -86,9 +86,9 @@ def as_stored(data: bytes) -> bytes:
     """
     if data.startswith(_JPEG):
         return data
-    images.probe(data)
+    read.probe(data)
     try:
-        with Image.open(io.BytesIO(data), formats=images.FORMATS) as image:
+        with Image.open(io.BytesIO(data), formats=read.FORMATS) as image:
             if image.format in _STORED and not getattr(image, "is_animated", False):
                 return data
             image.seek(0)

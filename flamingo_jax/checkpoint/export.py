@@ -30,9 +30,9 @@ from flamingo_jax.checkpoint.streamed import Streamed
 from flamingo_jax.core import config as config_lib
 from flamingo_jax.core import paths, trees
 from flamingo_jax.core.paths import Path, PathLike
-from flamingo_jax.data import markers as markers_lib
-from flamingo_jax.data import tokenizer as tokenizer_lib
-from flamingo_jax.data.markers import Markers
+from flamingo_jax.tokenizers import base as tokenizer_lib
+from flamingo_jax.tokenizers import markers as markers_lib
+from flamingo_jax.tokenizers.markers import Markers
 
 KINDS = ("language_model", "contrastive", "flamingo", "vision")
 CARD = "model.json"
@@ -49,7 +49,7 @@ class OpenedCheckpoint:
       kind: which model `model_config` is for: one of KINDS ("vision": an encoder alone, imported).
       params: all weights, {module: {name: array}}.
       model_config: `core.config.to_dict` of training's ModelConfig.
-      tokenizer: the tokenizer's file, for `data.tokenizer.load`; None if the model has no text.
+      tokenizer: the tokenizer's file, for `tokenizers.base.load`; None if the model has no text.
       preprocessing: {"image_size": pixels, "image_fit": how an image becomes a square (absent: "pad")}.
       step: updates done.
       path: the export, or WORKDIR/checkpoints/STEP.

@@ -20,10 +20,10 @@ from flamingo_jax.conversion.reading import ConversionError, Weights
 from flamingo_jax.conversion.sources import Inputs
 from flamingo_jax.conversion.vit_rows import Names, norm_rows, projection_rows
 from flamingo_jax.core.paths import Path
-from flamingo_jax.data.tokenizer import JSON_NAME
 from flamingo_jax.models.contrastive import ContrastiveConfig
 from flamingo_jax.models.text_encoder import TextEncoderConfig
 from flamingo_jax.models.vit import ViTConfig
+from flamingo_jax.tokenizers.base import JSON_NAME
 from flamingo_jax.training.config import ModelConfig
 
 Towers = Literal["vision", "both"]

@@ -15,9 +15,9 @@ from flamingo_jax.conversion.reading import ConversionError, open_weights, read_
 from flamingo_jax.conversion.sources import Inputs, only
 from flamingo_jax.core import paths
 from flamingo_jax.core.paths import Path
-from flamingo_jax.data import tokenizer as tokenizer_lib
-from flamingo_jax.data.huggingface_tokenizer import HuggingFaceTokenizer
-from flamingo_jax.data.markers import Markers
+from flamingo_jax.tokenizers import base as tokenizer_lib
+from flamingo_jax.tokenizers.huggingface import HuggingFaceTokenizer
+from flamingo_jax.tokenizers.markers import Markers
 from flamingo_jax.training.config import ModelConfig
 
 

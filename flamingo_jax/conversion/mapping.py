@@ -26,8 +26,8 @@ from flamingo_jax.conversion import converts
 from flamingo_jax.conversion.reading import ConversionError, Weights
 from flamingo_jax.core import trees
 from flamingo_jax.core.paths import Path
-from flamingo_jax.data.markers import Markers
 from flamingo_jax.models import decoder, flamingo, vision
+from flamingo_jax.tokenizers.markers import Markers
 from flamingo_jax.training import objective
 from flamingo_jax.training.config import ModelConfig, given
 

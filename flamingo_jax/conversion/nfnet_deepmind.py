@@ -15,7 +15,7 @@ from flamingo_jax.conversion.reading import ConversionError, InMemory, Weights
 from flamingo_jax.conversion.sources import Inputs, only
 from flamingo_jax.core.trees import flatten
 from flamingo_jax.models.nfnet import NFNetConfig
-from flamingo_jax.models.zoo import NFNETS
+from flamingo_jax.models.sizes import NFNETS
 from flamingo_jax.training.config import ModelConfig
 
 # The size of images that each variant's published accuracy is for (Brock et al. 2021, Table 1).

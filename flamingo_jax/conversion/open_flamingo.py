@@ -39,11 +39,11 @@ from flamingo_jax.conversion.open_flamingo_layout import (
 from flamingo_jax.conversion.reading import ConversionError, Weights
 from flamingo_jax.conversion.sources import Inputs, only
 from flamingo_jax.core.paths import Path
-from flamingo_jax.data import tokenizer as tokenizer_lib
-from flamingo_jax.data.markers import Markers
 from flamingo_jax.models.gated_xattn import XattnConfig
 from flamingo_jax.models.lm import LMConfig
 from flamingo_jax.models.resampler import ResamplerConfig
+from flamingo_jax.tokenizers import base as tokenizer_lib
+from flamingo_jax.tokenizers.markers import Markers
 from flamingo_jax.training.config import ModelConfig, given
 
 

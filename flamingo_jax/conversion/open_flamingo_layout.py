@@ -13,7 +13,7 @@ import numpy as np
 
 from flamingo_jax.conversion import converts
 from flamingo_jax.conversion.converts import Convert
-from flamingo_jax.data.markers import EOC, IMAGE_TAG
+from flamingo_jax.tokenizers.markers import EOC, IMAGE_TAG
 
 HEADS, HEAD_DIM = 8, 64  # of all their cross-attention; no file says it
 XATTN_OPTIONS = {"activation": "gelu_exact", "media": "resampler", "media_norm": False}

@@ -20,7 +20,7 @@ from flamingo_jax.conversion.nfnet_deepmind import stages, variant, vision
 from flamingo_jax.conversion.reading import open_weights
 from flamingo_jax.conversion.sources import Inputs, only
 from flamingo_jax.models.nfnet import NFNetConfig
-from flamingo_jax.models.zoo import NFNETS
+from flamingo_jax.models.sizes import NFNETS
 from flamingo_jax.nn.conv import SMALLEST_VARIANCE
 
 EPSILON = 1e-5  # timm's, added to the variance of a convolution's weights

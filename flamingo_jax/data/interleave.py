@@ -7,7 +7,7 @@
 This is Figure 7 of the paper. phi grows by one at the first token of each tag, so that the tag itself attends its own
 image; the <EOC> before a tag still belongs to the chunk that it closes.
 
-A model that was trained elsewhere may write other signs (`data.markers`). IDEFICS frames each image, and phi grows inside:
+A model that was trained elsewhere may write other signs (`tokenizers.markers`). IDEFICS frames each image, and phi grows inside:
 
     tokens   <s> User: <around> <image> <around> Which?     tokens   <s> <around> <image> <around> <image> <around> Both?
     phi      0   0     0        1       1        1          phi      0   0        1       1        2       2        2
@@ -20,9 +20,9 @@ from typing import Final, NamedTuple
 import numpy as np
 from jaxtyping import Int
 
-from flamingo_jax.data.markers import IMAGE_TAG
 from flamingo_jax.data.schema import CorruptRecord, InterleavedPage
-from flamingo_jax.data.tokenizer import Tokenizer
+from flamingo_jax.tokenizers.base import Tokenizer
+from flamingo_jax.tokenizers.markers import IMAGE_TAG
 
 
 class Marker(enum.Enum):

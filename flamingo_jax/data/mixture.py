@@ -19,12 +19,12 @@ from typing import TypeVar
 import grain
 import numpy as np
 
-from flamingo_jax.data import text
+from flamingo_jax.data import pack
 from flamingo_jax.data.config import DataConfig, DatasetConfig, ImageFit
 from flamingo_jax.data.rows import RECORD_KINDS, Example, Rng, Row, RowMaker, collate
 from flamingo_jax.data.schema import Batch, CorruptRecord, Record, check
 from flamingo_jax.data.sources import Examples, Source
-from flamingo_jax.data.tokenizer import Tokenizer
+from flamingo_jax.tokenizers.base import Tokenizer
 
 __all__ = ["BrokenDataset", "DataConfig", "DatasetConfig", "Mixture", "describe"]
 
@@ -215,7 +215,7 @@ class _Dataset:
         """Packs the documents from position group * share on into the group's rows; those of its share that do not fit are left out."""
         share = self._config.documents_per_row * self._config.rows_per_group
         documents = (self._draw(i, self._maker.window)[1] for i in range(group * share, (group + 1) * share))
-        packed = text.pack(documents, self._config.length, self._config.rows_per_group)
+        packed = pack.pack(documents, self._config.length, self._config.rows_per_group)
         return [Row(tokens, segment, np.zeros_like(tokens)) for tokens, segment in packed]
 
     def _draw(self, position: int, draw: Callable[[Example, Rng], T]) -> tuple[int, T]:

@@ -13,13 +13,14 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from jaxtyping import Int64, UInt32
 
-from flamingo_jax.data import interleave, text, video
+from flamingo_jax.data import interleave, pack
+from flamingo_jax.data.captions import tokenise_caption, tokenise_pair
 from flamingo_jax.data.config import DatasetConfig, ImageFit
-from flamingo_jax.data.images import place
-from flamingo_jax.data.pairs import tokenise_caption, tokenise_pair
+from flamingo_jax.data.images import video
+from flamingo_jax.data.images.read import place
 from flamingo_jax.data.schema import Batch, CorruptRecord, Document, ImageText, InterleavedPage, Record, VideoText
 from flamingo_jax.data.sources import Images, Room
-from flamingo_jax.data.tokenizer import Tokenizer
+from flamingo_jax.tokenizers.base import Tokenizer
 
 RECORD_KINDS = {
     "interleaved": ("interleaved_page",),
@@ -101,7 +102,7 @@ class RowMaker:
         """
         tokenizer, kind = self._tokenizer, self._config.kind
         if kind == "text" and isinstance(record, Document):
-            return Example((text.tokenise_document(record.text, tokenizer),))
+            return Example((pack.tokenise_document(record.text, tokenizer),))
         if kind == "interleaved" and isinstance(record, InterleavedPage):
             tokens, phi = interleave.tokenise_page(record, tokenizer)
             return Example((tokens,), phi, self._images(record.images))
@@ -150,7 +151,7 @@ class RowMaker:
 
     def window(self, example: Example, rng: Rng) -> np.ndarray:
         """Draws the tokens of one visit to a document: int32[t], t <= L times the rows of a group."""
-        return text.window(example.tokens[0], self._config.length * self._config.rows_per_group, rng())
+        return pack.window(example.tokens[0], self._config.length * self._config.rows_per_group, rng())
 
     def _clip(self, example: Example, rng: Rng) -> Sequence[np.ndarray]:
         config = self._config

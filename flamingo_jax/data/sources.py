@@ -13,8 +13,8 @@ import numpy as np
 from google.protobuf.message import DecodeError
 
 from flamingo_jax.core.paths import Path, PathLike
-from flamingo_jax.data import images
 from flamingo_jax.data.config import ImageFit
+from flamingo_jax.data.images import read
 from flamingo_jax.data.schema import CorruptRecord, Record, from_example, kind_of
 
 T = TypeVar("T")
@@ -127,7 +127,7 @@ class Images:
         image = self._images[index]
         if isinstance(image, np.ndarray):
             return image
-        decoded = images.decode_inner(image, self._size, self._image_fit)
+        decoded = read.decode_inner(image, self._size, self._image_fit)
         if self._room and self._room.take(decoded.nbytes - len(image)):
             self._images[index] = decoded
         return decoded

@@ -16,12 +16,12 @@ class EvaluateConfig:
     """What `evaluate` runs.
 
     Attributes:
-        tasks: names of the tasks; see `evaluation/tasks`.
+        tasks: names of the tasks; see `evaluation/benchmarks`.
         shots: numbers of support examples.
         n: queries per task and number of shots; 0: all that a benchmark has.
         seed: chooses queries and supports.
         split, selection, ensemble, num_support, num_support_per_class: the few-shot protocol; see `evaluation.task.Settings`.
-        templates: file of sentences around the name of a class, for zero-shot classification; see `evaluation.class_templates`.
+        templates: file of sentences around the name of a class, for zero-shot classification; see `evaluation.benchmarks.class_templates`.
         features: directory of the image features that selection=rices compares, or of the embeddings of images that a contrastive
             model compares with texts, kept for the next run; by default OUTPUT/features.
         batch_size: prompts that are answered together, over all devices.

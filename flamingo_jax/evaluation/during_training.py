@@ -1,4 +1,4 @@
-"""What a training run may measure of itself: handed to `training.stage.train` by the program, since training knows no benchmark.
+"""What a training run may measure of itself: handed to `training.run.train` by the program, since training knows no benchmark.
 
 lm_lookup    the probe that ends the language_model stage (config.until)
 evaluation   the tasks of config.evaluate, every so many updates: few-shot tasks, or in the contrastive stage zero-shot classification and retrieval
@@ -18,12 +18,12 @@ from flamingo_jax.evaluation import task
 from flamingo_jax.evaluation.comparing import compare_all
 from flamingo_jax.evaluation.lm_lookup import lookup_probe
 from flamingo_jax.evaluation.runner import Row, evaluate_all
-from flamingo_jax.inference.api import Flamingo
 from flamingo_jax.inference.dual_encoder import DualEncoder
 from flamingo_jax.inference.engine import InferenceConfig
+from flamingo_jax.inference.model import Flamingo
 from flamingo_jax.models.decoder import Decoder
 from flamingo_jax.sharding.mesh import replicated
-from flamingo_jax.training.stage import Stage
+from flamingo_jax.training.run import Stage
 
 Measure = Callable[[Any], dict[str, float]]
 _WAYS, _PAGES = (4, 6), 200

@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from flamingo_jax.data.synthetic_text import lookup_pages
-from flamingo_jax.data.tokenizer import Tokenizer
+from flamingo_jax.tokenizers.base import Tokenizer
+from flamingo_jax.world.text import lookup_pages
 
 TokenNLL = Callable[[np.ndarray, np.ndarray], Any]
 _LENGTH_STEP = 64

@@ -16,14 +16,14 @@ from collections.abc import Sequence
 from jax.sharding import Mesh
 
 from flamingo_jax.core.processes import Cluster
-from flamingo_jax.evaluation import comparing, few_shot, logs, report, task
+from flamingo_jax.evaluation import comparing, embed, protocol, task
 from flamingo_jax.evaluation.config import EvaluateConfig
+from flamingo_jax.evaluation.report import logs, report
 from flamingo_jax.evaluation.runner import check_metrics, evaluate_all, write_predictions, write_submissions
-from flamingo_jax.evaluation.tasks import embed
-from flamingo_jax.inference.api import Flamingo
 from flamingo_jax.inference.dual_encoder import DualEncoder
-from flamingo_jax.inference.features import VisionEncoder
-from flamingo_jax.inference.rices import Rices
+from flamingo_jax.inference.model import Flamingo
+from flamingo_jax.inference.nearest import Rices
+from flamingo_jax.inference.vision_features import VisionEncoder
 from flamingo_jax.sharding.mesh import MeshConfig, make_mesh
 
 
@@ -67,7 +67,7 @@ def run(config: EvaluateConfig, checkpoint: str, output: str, cluster: Cluster) 
         return
     model = Flamingo.load(checkpoint, config.towers, config=config.inference, mesh=mesh)
     if config.selection == "rices":
-        tasks = few_shot.with_nearest(tasks, Rices(VisionEncoder.of(model), config.features or f"{output}/features"))
+        tasks = protocol.with_nearest(tasks, Rices(VisionEncoder.of(model), config.features or f"{output}/features"))
     results = evaluate_all(
         model,
         tasks,

@@ -17,11 +17,11 @@ import tqdm
 
 from flamingo_jax.core.fingerprint import fingerprint
 from flamingo_jax.core.paths import Path, PathLike, write_atomically
-from flamingo_jax.evaluation.answering import answer
+from flamingo_jax.evaluation.answer import answer
 from flamingo_jax.evaluation.journal import Journal
 from flamingo_jax.evaluation.metrics import Prediction, metric, submission
 from flamingo_jax.evaluation.task import Episode, Settings, Task, TaskError, accepts
-from flamingo_jax.inference.api import Flamingo
+from flamingo_jax.inference.model import Flamingo
 
 # Of the engine's settings, those that decide how fast an answer comes, not which.
 _SHAPES = ("lengths", "num_images", "images_per_pass", "candidates_per_pass", "latents_megabytes", "xattn_chunk")

@@ -9,7 +9,7 @@
     ComparisonTask.compare(model, n, seed) -> Comparison        zero-shot classification and retrieval with a contrastive model: it has no prompts
 
 A task is registered under its name with a factory, `register("format", make)`, that receives the directories of `config.data` by name
-({"world": "/data/world"}) and the settings of the few-shot protocol, and returns the task. The modules of `evaluation/tasks` register themselves
+({"world": "/data/world"}) and the settings of the few-shot protocol, and returns the task. The modules of `evaluation/benchmarks` register themselves
 when `create` is called. The benchmarks of the paper are registered through `few_shot.register`.
 """
 
@@ -23,7 +23,7 @@ from typing import Any, Literal, Protocol, TypeAlias, runtime_checkable
 import numpy as np
 
 from flamingo_jax.core.notation import Float
-from flamingo_jax.inference.prompts import Visual
+from flamingo_jax.inference.prompt import Visual
 
 
 class TaskError(ValueError):
@@ -54,7 +54,7 @@ class Settings:
       ensemble: orders of the support examples over which the scores of candidates are averaged; 1: no ensembling.
       num_support: size of the support set, where items have no classes.
       num_support_per_class: of each class in the support set, where they have.
-      templates: file of sentences around the name of a class, for zero-shot classification; None: see `evaluation.class_templates`.
+      templates: file of sentences around the name of a class, for zero-shot classification; None: see `evaluation.benchmarks.class_templates`.
     """
 
     split: Split = "test"
@@ -99,8 +99,8 @@ class Episode:
     """One query of a benchmark, with the support examples in front of it.
 
     Attributes:
-      parts: the prompt in reading order: text, and images or videos in any form that `inference.prompts` reads.
-        `<BOS>` and the `<image>` tags are added by `inference.prompts`; `<EOC>` is written in the text, where a support example ends.
+      parts: the prompt in reading order: text, and images or videos in any form that `inference.prompt` reads.
+        `<BOS>` and the `<image>` tags are added by `inference.prompt`; `<EOC>` is written in the text, where a support example ends.
       candidates: the possible answers of a close-ended task, as the text that follows the prompt; empty for an open-ended one.
       answer: the right answer; one of `candidates` if there are any; "" if it is not known (hidden test answers).
       query_id: names the query, for the predictions and for the test that no query is in its own support.
@@ -132,7 +132,7 @@ class Episode:
 
 @runtime_checkable
 class Task(Protocol):
-    """A benchmark. Implementations are small frozen dataclasses, one file per benchmark in `evaluation/tasks`."""
+    """A benchmark. Implementations are small frozen dataclasses, one file per benchmark in `evaluation/benchmarks`."""
 
     @property
     def name(self) -> str:
@@ -232,7 +232,7 @@ def create(name: str, data: Mapping[str, str], settings: Settings | None = None)
       UnknownTaskError: no such task; the message suggests the closest names.
       TaskError: it needs a directory that `data` does not have, or does not know a setting.
     """
-    from flamingo_jax.evaluation import tasks  # noqa: F401  (they import this module, to register themselves)
+    from flamingo_jax.evaluation import registry  # noqa: F401  (they import this module, to register themselves)
 
     if name not in TASKS:
         raise UnknownTaskError(name, sorted(TASKS))

@@ -17,7 +17,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from flamingo_jax.inference.engine import PromptTooLong
-from flamingo_jax.inference.prompts import Part, Prompt, PromptError, Visual
+from flamingo_jax.inference.prompt import Part, Prompt, PromptError, Visual
 
 INTRODUCTION = "This is a conversation between a human, User, and an intelligent visual AI, Flamingo. User sends images, and Flamingo describes them.\n"
 # (what the user says, None = shows an image; what the model answers)
@@ -38,7 +38,7 @@ class Chat:
     """A dialogue: it remembers what was said, and forgets the oldest exchanges first when the prompt grows too long."""
 
     def __init__(self, generate: Callable[[Prompt], str], images: Sequence[Visual] = ()) -> None:
-        """Starts a dialogue; see `inference.api.Flamingo.chat`.
+        """Starts a dialogue; see `inference.model.Flamingo.chat`.
 
         Args:
             generate: continues one prompt; raises PromptTooLong.

@@ -30,16 +30,16 @@ from flamingo_jax.core.config import from_dict
 from flamingo_jax.core.notation import Array, Float, Int
 from flamingo_jax.core.paths import PathLike
 from flamingo_jax.core.precision import Policy
-from flamingo_jax.data import tokenizer as tokenizer_lib
-from flamingo_jax.data.pairs import tokenise_caption
-from flamingo_jax.data.tokenizer import Tokenizer
+from flamingo_jax.data.captions import tokenise_caption
 from flamingo_jax.inference import placement
 from flamingo_jax.inference.engine import ALL_AXES, InferenceConfig
-from flamingo_jax.inference.features import VisionEncoder, passes_of
-from flamingo_jax.inference.rices import Rices
+from flamingo_jax.inference.nearest import Rices
+from flamingo_jax.inference.vision_features import VisionEncoder, passes_of
 from flamingo_jax.inference.visuals import Visual
 from flamingo_jax.models.contrastive import Contrastive, to_length_one
 from flamingo_jax.sharding.layout import Layout
+from flamingo_jax.tokenizers import base as tokenizer_lib
+from flamingo_jax.tokenizers.base import Tokenizer
 from flamingo_jax.training.config import ModelConfig, given
 
 _TEXTS = 256  # encoded together, on one device

@@ -24,8 +24,8 @@ from flamingo_jax.core.axes import laid_out
 from flamingo_jax.core.precision import Policy
 from flamingo_jax.data.config import ImageFit
 from flamingo_jax.inference import decode, placement, score
-from flamingo_jax.inference.latents import Latents, Passes
-from flamingo_jax.inference.prompts import PromptError, TokenisedPrompt, collate
+from flamingo_jax.inference.cache_of_latents import Latents, Passes
+from flamingo_jax.inference.prompt import PromptError, TokenisedPrompt, collate
 from flamingo_jax.inference.visuals import VIDEO_FRAMES, VIDEO_RATE
 from flamingo_jax.models.decoder import Decoder, Media
 from flamingo_jax.sharding.layout import Layout

@@ -19,8 +19,9 @@ import PIL.Image
 from jaxtyping import UInt8
 
 from flamingo_jax.core.paths import Path, PathLike
-from flamingo_jax.data import images, video
 from flamingo_jax.data.config import ImageFit
+from flamingo_jax.data.images import read as images
+from flamingo_jax.data.images import video
 
 VIDEO_SUFFIXES = (".mp4", ".m4v", ".mov", ".webm", ".mkv", ".avi")
 VIDEO_FRAMES = 30

@@ -17,7 +17,7 @@ from flamingo_jax.core.trees import Params
 from flamingo_jax.data.schema import Batch
 from flamingo_jax.models import lm as lm_lib
 from flamingo_jax.models import self_attention
-from flamingo_jax.models.token_losses import joined_logits, next_token_losses
+from flamingo_jax.models.losses import joined_logits, next_token_losses
 
 
 class Media(NamedTuple):

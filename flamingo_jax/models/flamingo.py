@@ -26,8 +26,8 @@ from flamingo_jax.models import lm as lm_lib
 from flamingo_jax.models import self_attention, vision
 from flamingo_jax.models.decoder import Cache, Decoder, Media, empty_lm_cache, shared_cache
 from flamingo_jax.models.gated_xattn import GatedXattn, MediaContext, XattnConfig, prepared
+from flamingo_jax.models.losses import joined_logits, next_token_losses
 from flamingo_jax.models.resampler import Resampler, ResamplerConfig
-from flamingo_jax.models.token_losses import joined_logits, next_token_losses
 from flamingo_jax.models.vision import VisionConfig
 from flamingo_jax.nn.linear import linear
 

@@ -45,7 +45,7 @@ PIXEL_STD = 255 * np.array([0.229, 0.224, 0.225], np.float32)
 
 @dataclasses.dataclass(frozen=True)
 class NFNetConfig:
-    """Shape of an NFNet; models/zoo.py holds F0-F6 and the tiny one.
+    """Shape of an NFNet; models/sizes.py holds F0-F6 and the tiny one.
 
     Attributes:
         widths: output channels of each stage.

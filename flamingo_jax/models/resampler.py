@@ -30,7 +30,7 @@ from flamingo_jax.nn.norm import EPSILON, layer_norm
 
 @dataclasses.dataclass(frozen=True)
 class ResamplerConfig:
-    """Shape of a Perceiver Resampler (Table 4's column; models/zoo.py).
+    """Shape of a Perceiver Resampler (Table 4's column; models/sizes.py).
 
     Attributes:
         num_layers: blocks of attention and feed-forward.

@@ -28,7 +28,7 @@ from flamingo_jax.nn.norm import EPSILON, LayerNorm
 
 @dataclasses.dataclass(frozen=True)
 class TextEncoderConfig:
-    """Shape of a BERT (models/zoo.py).
+    """Shape of a BERT (models/sizes.py).
 
     Attributes:
         vocab_size: ids that the tokenizer knows; the table has the next multiple of `vocab_multiple` rows.

@@ -33,7 +33,7 @@ Interpolation = Literal["bicubic", "antialiased"]
 
 @dataclasses.dataclass(frozen=True)
 class ViTConfig:
-    """Shape and options of a vision transformer (models/zoo.py); the defaults are OpenAI's ViT-L/14, as OpenFlamingo reads it.
+    """Shape and options of a vision transformer (models/sizes.py); the defaults are OpenAI's ViT-L/14, as OpenFlamingo reads it.
 
     Attributes:
         patch_size: side of a patch, in pixels.

@@ -20,7 +20,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from flamingo_jax.planning.hlo import Computation, HloError, Instruction, Module
-from flamingo_jax.sharding.topologies import Topology
+from flamingo_jax.planning.topologies import Topology
 
 KINDS = ("all-gather", "all-reduce", "reduce-scatter", "collective-permute", "all-to-all", "ragged-all-to-all")
 

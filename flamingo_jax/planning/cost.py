@@ -19,7 +19,7 @@ from jax.sharding import Mesh
 
 from flamingo_jax.planning import hlo, matmul
 from flamingo_jax.planning.collectives import Collective, Network, event
-from flamingo_jax.sharding.topologies import Topology
+from flamingo_jax.planning.topologies import Topology
 
 PARTS = ("vision", "text", "resampler", "xattn", "lm_forward", "backward", "recomputation", "optimizer", "other")
 

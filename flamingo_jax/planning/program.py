@@ -28,7 +28,7 @@ from flamingo_jax.models.decoder import Cache, Decoder, Media
 from flamingo_jax.planning import flops
 from flamingo_jax.sharding import compile as compile_lib
 from flamingo_jax.sharding.mesh import BATCH_AXES, num_batch_shards
-from flamingo_jax.training import stage
+from flamingo_jax.training import run
 from flamingo_jax.training.config import TrainConfig
 
 VOCABULARY = 32_000  # the paper's, where the config leaves it to the tokenizer
@@ -101,7 +101,7 @@ def train(config: TrainConfig, mesh: Mesh, fill: Mapping[str, tuple[float, float
         assumptions.append(f"{name}: {tokens:g} real tokens of {dataset.length} and {images:g} images in each row.")
     if config.mixing == "merged":
         batches = {"merged": _merge(list(batches.values()))}
-    prepared = stage.prepare(config, mesh)
+    prepared = run.prepare(config, mesh)
     rng = jax.eval_shape(lambda: jax.random.key(0))
     lowered = prepared.step.lower(prepared.plan.abstract, batches, rng)  # type: ignore[attr-defined]
     needed = flops.of_update(config, prepared.objective, fills)
@@ -126,7 +126,7 @@ def inference(config: TrainConfig, mesh: Mesh, name: str, prompts: Prompts) -> P
     rows = prompts.rows or shards
     if rows % shards:
         raise ConfigError(f"--batch_size is {rows}; expected a multiple of the {shards} batch shards of the mesh.")
-    model, objective = stage.build_objective(config, shards)
+    model, objective = run.build_objective(config, shards)
     if model is None:
         raise ConfigError(f"A {config.stage} run has nothing to decode; --program must be train.")
     images = rows * (prompts.shots + 1) if config.stage == "flamingo" else 0

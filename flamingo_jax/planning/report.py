@@ -10,7 +10,7 @@ from jax.sharding import Mesh
 from flamingo_jax.planning import cost as cost_lib
 from flamingo_jax.planning.memory import Buffer, Memory
 from flamingo_jax.planning.program import Program
-from flamingo_jax.sharding.topologies import Topology
+from flamingo_jax.planning.topologies import Topology
 
 _DAY = 86_400.0
 

@@ -26,7 +26,7 @@ from flamingo_jax.models.text_encoder import TextEncoderConfig
 from flamingo_jax.models.vision import VisionConfig
 from flamingo_jax.models.vit import ViTConfig
 from flamingo_jax.sharding.mesh import MeshConfig
-from flamingo_jax.training.accumulate import Mixing
+from flamingo_jax.training.datasets_per_step import Mixing
 from flamingo_jax.training.optimizer import OptimizerConfig, VisionOptimizerConfig
 
 T = TypeVar("T")

@@ -8,8 +8,8 @@ from typing import Any
 
 import jax
 
-from flamingo_jax.training.hooks import Hook, Moment, Stop
-from flamingo_jax.training.metrics import Log, Meter
+from flamingo_jax.training.callbacks import Hook, Moment, Stop
+from flamingo_jax.training.logs import Log, Meter
 from flamingo_jax.training.state import TrainState
 from flamingo_jax.training.step import Step
 

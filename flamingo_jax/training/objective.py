@@ -20,8 +20,8 @@ import jax.numpy as jnp
 
 from flamingo_jax.core import trees
 from flamingo_jax.core.notation import Array, Float
-from flamingo_jax.data.augment import augment
 from flamingo_jax.data.config import NO_AUGMENTATION, AugmentConfig
+from flamingo_jax.data.images.augment import augment
 from flamingo_jax.data.schema import Batch
 from flamingo_jax.models import contrastive as contrastive_lib
 from flamingo_jax.models.decoder import Decoder

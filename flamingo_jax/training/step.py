@@ -24,7 +24,7 @@ from flamingo_jax.core.precision import Policy
 from flamingo_jax.sharding.compile import compiler_options
 from flamingo_jax.sharding.layout import Layout
 from flamingo_jax.sharding.mesh import batch_sharding, replicated
-from flamingo_jax.training.accumulate import accumulate
+from flamingo_jax.training.datasets_per_step import accumulate
 from flamingo_jax.training.objective import Metrics, Objective
 from flamingo_jax.training.state import Plan, TrainState
 

@@ -32,7 +32,7 @@ from PIL import Image, ImageDraw
 from data_pipelines.write_records import write_records
 from flamingo_jax.data.mixture import DataConfig, DatasetConfig, Mixture
 from flamingo_jax.data.schema import Document, ImageText
-from flamingo_jax.data.tokenizer import Tokenizer, load, train_sentencepiece
+from flamingo_jax.tokenizers.base import Tokenizer, load, train_sentencepiece
 
 _DIRECTORY = flags.DEFINE_string(
     "directory", None, "Where the made-up files are kept; made if it is not there.", required=True

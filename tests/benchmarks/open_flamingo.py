@@ -14,7 +14,7 @@ last line of the table, where prompts share a set of support images (--support),
 tokens must come out. Whole calls of one new token and calls of the image encoders alone tell the parts.
 
 A training step is forward, backward, a clip at norm 1 and AdamW on what is trained, on pages of 256 tokens and 5 images. Ours is the step of
-`training.stage`. Theirs is written as their training code is: gradients of the whole token table, all but the new rows' set to zero. The first
+`training.run`. Theirs is written as their training code is: gradients of the whole token table, all but the new rows' set to zero. The first
 losses must agree.
 """
 
@@ -36,13 +36,13 @@ from flamingo_jax.conversion.mapping import Conversion, load_params
 from flamingo_jax.core import host_memory, trees
 from flamingo_jax.core.precision import Policy
 from flamingo_jax.data.config import NO_AUGMENTATION, DataConfig, DatasetConfig
-from flamingo_jax.data.device import to_device
 from flamingo_jax.data.schema import Batch
+from flamingo_jax.data.to_device import to_device
 from flamingo_jax.inference.engine import Engine, InferenceConfig, Request
-from flamingo_jax.inference.prompts import TokenisedPrompt
+from flamingo_jax.inference.prompt import TokenisedPrompt
 from flamingo_jax.models import flamingo
 from flamingo_jax.sharding.mesh import MeshConfig, make_mesh
-from flamingo_jax.training import stage
+from flamingo_jax.training import run as stage
 from flamingo_jax.training.config import TrainConfig
 from flamingo_jax.training.optimizer import OptimizerConfig
 from tests.parity import open_flamingo_models as models

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from flamingo_jax.inference.rices import nearest
+from flamingo_jax.inference.nearest import nearest
 
 
 def seconds(run: Callable[[], object]) -> float:

@@ -22,7 +22,7 @@ import torch
 
 from flamingo_jax.models import nfnet
 from flamingo_jax.models.nfnet import NFNet, NFNetConfig
-from flamingo_jax.models.zoo import NFNETS
+from flamingo_jax.models.sizes import NFNETS
 from flamingo_jax.planning.flops import vision_forward
 from tests.parity import stand_ins
 

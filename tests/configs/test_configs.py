@@ -11,7 +11,7 @@ from ml_collections import config_dict
 from configs import base, evaluate, finetune, flamingo_80b, tiny
 from flamingo_jax.core import config as core_config
 from flamingo_jax.data.config import DatasetConfig
-from flamingo_jax.models import zoo
+from flamingo_jax.models import sizes
 from flamingo_jax.models.vit import ViTConfig
 from flamingo_jax.training.config import TrainConfig, UntilConfig
 
@@ -51,7 +51,7 @@ def test_dataset_and_until_have_every_field():
 
 
 def test_the_vit_of_base_is_openais_l14():
-    assert core_config.from_dict(ViTConfig, base.vit()) == zoo.VITS["L14"]
+    assert core_config.from_dict(ViTConfig, base.vit()) == sizes.VITS["L14"]
 
 
 def test_dataset_refuses_an_unknown_field():
@@ -70,8 +70,8 @@ def test_tiny_converts(stage):
 
 def test_tiny_models_are_those_of_the_zoo():
     model = core_config.from_dict(TrainConfig, tiny.get_config("flamingo")).model
-    assert model.vision == zoo.NFNETS["tiny"]
-    assert model.resampler == zoo.RESAMPLERS["tiny"]
+    assert model.vision == sizes.NFNETS["tiny"]
+    assert model.resampler == sizes.RESAMPLERS["tiny"]
 
 
 def test_tiny_knows_its_stages():
@@ -104,11 +104,11 @@ def test_full_size_models_are_those_of_the_zoo_and_their_batches_divide(name):
     config = core_config.from_dict(TrainConfig, importlib.import_module(f"configs.{name}").get_config("/records"))
     plain = lambda lm: dataclasses.replace(lm, remat="none")  # noqa: E731
     if config.stage == "flamingo":
-        ours, theirs = config.model.flamingo(), zoo.FLAMINGOS[size]
+        ours, theirs = config.model.flamingo(), sizes.FLAMINGOS[size]
         assert dataclasses.replace(ours, lm=plain(ours.lm)) == theirs
         assert sum(dataset.weight for dataset in config.data.datasets.values()) == pytest.approx(1.43)  # B.1.2
     else:
-        assert plain(config.model.lm) == zoo.LMS[size]
+        assert plain(config.model.lm) == sizes.LMS[size]
     mesh = config.mesh
     assert mesh.replica * mesh.data * mesh.model == chips
     for dataset in config.data.datasets.values():
@@ -143,7 +143,7 @@ def test_finetuning_is_a_point_of_the_papers_grid(task):
 
 def test_finetuning_knows_its_tasks_and_sizes():
     small = core_config.from_dict(TrainConfig, finetune.get_config("coco,/records,3b"))
-    assert small.model.lm.num_layers == zoo.FLAMINGOS["3B"].lm.num_layers
+    assert small.model.lm.num_layers == sizes.FLAMINGOS["3B"].lm.num_layers
     assert small.data.tokenizer.startswith("/records/")
     for argument in ("coco2", "coco,/records,4b", "coco,/records,3b,4"):
         with pytest.raises(ValueError, match=f"got '{argument}'; expected TASK"):

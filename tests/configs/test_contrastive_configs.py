@@ -7,14 +7,14 @@ import pytest
 from configs import contrastive_f6
 from configs.ablations import contrastive_data
 from flamingo_jax.core import config as core_config
-from flamingo_jax.models import zoo
+from flamingo_jax.models import sizes
 from flamingo_jax.training.config import TrainConfig
 
 
 def test_contrastive_stage_is_the_papers():
     """FACTS 2.3; the size of BERT is not stated."""
     config = core_config.from_dict(TrainConfig, contrastive_f6.get_config("/records"))
-    assert dataclasses.replace(config.model.vision, remat="none") == zoo.NFNETS["F6"]
+    assert dataclasses.replace(config.model.vision, remat="none") == sizes.NFNETS["F6"]
     assert (config.steps, config.data.image_size, config.model.contrastive.joint_dim) == (1_200_000, 288, 1376)
     assert {name: dataset.batch_size for name, dataset in config.data.datasets.items()} == {
         "align": 16384,
@@ -37,8 +37,8 @@ def test_contrastive_stage_is_the_papers():
 def test_rows_of_table_11(row):
     """NFNet-F0 and BERT-mini, batches of 2,048, a million gradients (FACTS 2.3)."""
     config = core_config.from_dict(TrainConfig, contrastive_data.get_config(f"{row},/records"))
-    assert config.model.vision == zoo.NFNETS["F0"]
-    mini = zoo.TEXT_ENCODERS["bert_mini"]
+    assert config.model.vision == sizes.NFNETS["F0"]
+    mini = sizes.TEXT_ENCODERS["bert_mini"]
     assert (config.model.text_encoder.num_layers, config.model.text_encoder.width) == (mini.num_layers, mini.width)
     datasets = config.data.datasets
     expected = {row} if row in ("align", "ltip") else {"align", "ltip"}

@@ -12,7 +12,7 @@ from flamingo_jax.conversion.sources import Inputs
 from flamingo_jax.core import trees
 from flamingo_jax.core.paths import Path
 from flamingo_jax.inference.engine import InferenceConfig
-from flamingo_jax.inference.features import VisionEncoder
+from flamingo_jax.inference.vision_features import VisionEncoder
 from flamingo_jax.models.nfnet import NFNetConfig
 from flamingo_jax.training.config import ModelConfig
 

@@ -20,9 +20,9 @@ from flamingo_jax.conversion.sources import Inputs
 from flamingo_jax.core import trees
 from flamingo_jax.core.config import from_dict
 from flamingo_jax.core.paths import Path
-from flamingo_jax.data import tokenizer as tokenizer_lib
-from flamingo_jax.data.tokenizer import train_sentencepiece
 from flamingo_jax.nn.embed import RotaryScaling
+from flamingo_jax.tokenizers import base as tokenizer_lib
+from flamingo_jax.tokenizers.base import train_sentencepiece
 from flamingo_jax.training.config import ModelConfig, TrainConfig
 
 LLAMA = {

@@ -8,7 +8,7 @@ import PIL.Image
 import pytest
 
 from flamingo_jax.data.config import DataConfig
-from flamingo_jax.data.images import decode, encode_png, fit
+from flamingo_jax.data.images.read import decode, encode_png, fit
 from flamingo_jax.data.sources import Images
 from flamingo_jax.inference.visuals import Image, load_frames
 

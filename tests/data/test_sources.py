@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from flamingo_jax.data import images
+from flamingo_jax.data.images import read
 from flamingo_jax.data.schema import CorruptRecord, Document, ImageText
 from flamingo_jax.data.sources import Examples, Images, Room, Source
 from tests.data.tiny import CORRUPT, NUM_DOCUMENTS, NUM_PAIRS, SIZE, page, solid
@@ -89,9 +89,9 @@ def test_a_damaged_chunk_is_a_corrupt_record(datasets, tmp_path):
 
 def test_images_are_decoded_once_if_there_is_room(monkeypatch):
     decoded = []
-    exact = images.decode_inner
-    monkeypatch.setattr(images, "decode_inner", lambda *arguments: decoded.append(1) or exact(*arguments))
-    encoded = [images.encode_png(solid(k)) for k in range(3)]
+    exact = read.decode_inner
+    monkeypatch.setattr(read, "decode_inner", lambda *arguments: decoded.append(1) or exact(*arguments))
+    encoded = [read.encode_png(solid(k)) for k in range(3)]
     more = [SIZE * SIZE * 3 - len(image) for image in encoded]  # that a decoded image takes
     for room, times in ((Room(more[0] + more[1]), 4), (Room(0), 6), (None, 6)):
         decoded.clear()

@@ -5,7 +5,7 @@ import io
 import numpy as np
 import PIL.Image
 
-from flamingo_jax.data.images import encode_png
+from flamingo_jax.data.images.read import encode_png
 from flamingo_jax.data.schema import InterleavedPage
 
 SIZE = 8

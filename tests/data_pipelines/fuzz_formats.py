@@ -28,8 +28,8 @@ from data_pipelines.collect import Found
 from data_pipelines.formats import jsonl, tables, tars, tfrecord
 from data_pipelines.page import Page, Reject
 from data_pipelines.web.html_to_pages import html_to_page
-from flamingo_jax.data import images, video
-from flamingo_jax.data.huggingface_tokenizer import HuggingFaceTokenizer
+from flamingo_jax.data.images import read as images
+from flamingo_jax.data.images import video
 from flamingo_jax.data.schema import (
     CorruptRecord,
     Document,
@@ -41,7 +41,8 @@ from flamingo_jax.data.schema import (
 )
 from flamingo_jax.data.shards import Shard, shard_name, write_metadata, writing
 from flamingo_jax.data.sources import Source
-from flamingo_jax.data.tokenizer import SentencePieceTokenizer, Tokenizer, train_sentencepiece
+from flamingo_jax.tokenizers.base import SentencePieceTokenizer, Tokenizer, train_sentencepiece
+from flamingo_jax.tokenizers.huggingface import HuggingFaceTokenizer
 from tests.data_pipelines import crawl
 from tests.data_pipelines.fuzz import Format
 from tests.data_pipelines.media import grey_frames, mp4

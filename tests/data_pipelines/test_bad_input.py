@@ -19,11 +19,11 @@ from data_pipelines import m3w, pairs, text, videos
 from data_pipelines.on_beam import Execution
 from data_pipelines.write_records import write_records
 from flamingo_jax.data.config import DataConfig, DatasetConfig
-from flamingo_jax.data.images import encode_png
+from flamingo_jax.data.images.read import encode_png
 from flamingo_jax.data.mixture import BrokenDataset, Mixture, describe
 from flamingo_jax.data.schema import ImageText, InterleavedPage, VideoText
 from flamingo_jax.data.sources import Source
-from flamingo_jax.data.tokenizer import SentencePieceTokenizer, train_sentencepiece
+from flamingo_jax.tokenizers.base import SentencePieceTokenizer, train_sentencepiece
 from tests.data_pipelines import crawl
 from tests.data_pipelines.media import grey_frames, mp4
 

@@ -8,8 +8,8 @@ from absl import flags
 from absl.testing import flagsaver
 
 from data_pipelines import run
-from flamingo_jax.data.synthetic_text import NAMES, WORDS
-from flamingo_jax.data.tokenizer import SentencePieceTokenizer
+from flamingo_jax.tokenizers.base import SentencePieceTokenizer
+from flamingo_jax.world.text import NAMES, WORDS
 
 SMALL = ("--size=smoke", "--num_pages=4", "--num_videos=1", "--num_held_back=2", "--num_documents=400")
 

@@ -11,13 +11,13 @@ from data_pipelines.on_beam import Execution
 from data_pipelines.sample_html import Sample, Token, Visual, hue, render
 from data_pipelines.sample_page import InspectRequest, build, direction, texts_of
 from data_pipelines.write_records import write_records
-from flamingo_jax.data.augment import augment
 from flamingo_jax.data.config import AugmentConfig, DataConfig, DatasetConfig
-from flamingo_jax.data.device import to_device
-from flamingo_jax.data.images import encode_png
+from flamingo_jax.data.images.augment import augment
+from flamingo_jax.data.images.read import encode_png
 from flamingo_jax.data.mixture import Mixture
 from flamingo_jax.data.schema import Document, ImageText, InterleavedPage, VideoText
-from flamingo_jax.data.tokenizer import SentencePieceTokenizer, train_sentencepiece
+from flamingo_jax.data.to_device import to_device
+from flamingo_jax.tokenizers.base import SentencePieceTokenizer, train_sentencepiece
 from tests import chromium
 from tests.html_elements import Elements
 

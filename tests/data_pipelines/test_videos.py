@@ -17,9 +17,9 @@ from data_pipelines.formats.tables import Part
 from data_pipelines.on_beam import Execution
 from data_pipelines.page import Reject
 from data_pipelines.videos import VideosRequest, read_unit
+from flamingo_jax.data.images.video import decode_clip
 from flamingo_jax.data.schema import VideoText
 from flamingo_jax.data.sources import Source
-from flamingo_jax.data.video import decode_clip
 from tests.data_pipelines.media import grey_frames, mp4, number_of
 
 

@@ -7,11 +7,11 @@ import pytest
 from etils import epath
 
 from data_pipelines import world
-from flamingo_jax.data import synthetic
 from flamingo_jax.data.schema import Document, InterleavedPage, VideoText
 from flamingo_jax.data.sources import Source
-from flamingo_jax.data.synthetic import COLOURS, SHAPES
-from flamingo_jax.data.synthetic_text import NEW_NAMES, SEEN_NAMES
+from flamingo_jax.world import scenes
+from flamingo_jax.world.scenes import COLOURS, SHAPES
+from flamingo_jax.world.text import NEW_NAMES, SEEN_NAMES
 
 WITH_IMAGES = ("captions", "pairs", "pages", "videos")
 COMBINATION = re.compile(rf"\b({'|'.join(COLOURS)}) ({'|'.join(SHAPES)})\b")
@@ -110,11 +110,11 @@ def test_held_out_pairs_are_in_no_training_record(records):
         for pair in COMBINATION.findall(t)
     }
     assert len(named) == 56
-    assert not any(synthetic.is_held_out(COLOURS.index(c), SHAPES.index(s)) for c, s in named)
+    assert not any(scenes.is_held_out(COLOURS.index(c), SHAPES.index(s)) for c, s in named)
     for name in ("captions", "pairs", "videos"):
         for record in records[name, "train"]:
             for thing in json.loads(record.metadata)["objects"]:
-                assert not synthetic.is_held_out(COLOURS.index(thing["colour"]), SHAPES.index(thing["shape"]))
+                assert not scenes.is_held_out(COLOURS.index(thing["colour"]), SHAPES.index(thing["shape"]))
 
 
 def test_held_out_pictures_show_held_out_pairs_alone(records):
@@ -122,7 +122,7 @@ def test_held_out_pictures_show_held_out_pairs_alone(records):
     for record in records["test_images", "test"]:
         metadata = json.loads(record.metadata)
         held_out = [
-            synthetic.is_held_out(COLOURS.index(o["colour"]), SHAPES.index(o["shape"])) for o in metadata["objects"]
+            scenes.is_held_out(COLOURS.index(o["colour"]), SHAPES.index(o["shape"])) for o in metadata["objects"]
         ]
         assert all(held_out) if metadata["id"].startswith("test_held_out/") else not any(held_out)
         kinds[held_out[0]] += 1

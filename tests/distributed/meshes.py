@@ -20,9 +20,9 @@ from flamingo_jax.core import trees
 from flamingo_jax.core.config import from_dict
 from flamingo_jax.core.precision import Policy
 from flamingo_jax.data import schema
-from flamingo_jax.data.device import to_device
+from flamingo_jax.data.to_device import to_device
 from flamingo_jax.sharding.mesh import MeshConfig, make_mesh, num_batch_shards
-from flamingo_jax.training import stage
+from flamingo_jax.training import run
 from flamingo_jax.training.config import TrainConfig
 from flamingo_jax.training.optimizer import make_optimizer
 from tests.training import small
@@ -92,7 +92,7 @@ class Step:
     """The step of a run on a mesh: the very one that trains."""
 
     mesh: jax.sharding.Mesh
-    prepared: stage.Prepared
+    prepared: run.Prepared
     batches: dict[str, schema.Batch]
     lowered: Any
 
@@ -148,8 +148,8 @@ def step_on(
     def keep_gradients(*args: Any) -> optax.GradientTransformation:
         return optax.chain(optax.trace(decay=0.0), make_optimizer(*args))
 
-    with mock.patch.object(stage.optimizer, "make_optimizer", keep_gradients):
-        prepared = stage.prepare(config, mesh)
+    with mock.patch.object(run.optimizer, "make_optimizer", keep_gradients):
+        prepared = run.prepare(config, mesh)
     rows = made(num_batch_shards(mesh))
     read = {name: rows[name] for name in datasets}
     return Step(mesh, prepared, read, prepared.step.lower(prepared.plan.abstract, read, jax.random.key(2)))

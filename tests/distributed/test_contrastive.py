@@ -10,12 +10,12 @@ import pytest
 
 from flamingo_jax.core import trees
 from flamingo_jax.core.config import from_dict
-from flamingo_jax.data.device import to_device
+from flamingo_jax.data.to_device import to_device
 from flamingo_jax.planning import hlo
 from flamingo_jax.sharding.mesh import MeshConfig, make_mesh, num_batch_shards
-from flamingo_jax.training import stage
-from flamingo_jax.training.accumulate import merge
+from flamingo_jax.training import run
 from flamingo_jax.training.config import TrainConfig
+from flamingo_jax.training.datasets_per_step import merge
 from flamingo_jax.training.optimizer import make_optimizer
 from tests.training import small
 
@@ -44,9 +44,9 @@ def step_on(sizes, chunk=0, mixing="accumulate"):
     config = from_dict(TrainConfig, described).resolved(small.VOCABULARY)
     mesh = make_mesh(MeshConfig(*sizes), jax.devices()[: int(np.prod(sizes))])
     with mock.patch.object(
-        stage.optimizer, "make_optimizer", lambda *args: optax.chain(optax.trace(decay=0.0), make_optimizer(*args))
+        run.optimizer, "make_optimizer", lambda *args: optax.chain(optax.trace(decay=0.0), make_optimizer(*args))
     ):
-        prepared = stage.prepare(config, mesh)
+        prepared = run.prepare(config, mesh)
     batches = {
         name: small.batch(rows=ROWS, length=length, images=1, seed=i)
         for i, (name, length) in enumerate(LENGTHS.items())

@@ -5,11 +5,11 @@ import json
 import numpy as np
 import pytest
 
-from flamingo_jax.evaluation.few_shot import FewShotTask
+from flamingo_jax.evaluation.protocol import FewShotTask
 from flamingo_jax.evaluation.runner import evaluate_all
 from flamingo_jax.evaluation.task import Settings
-from flamingo_jax.inference.features import VisionEncoder
-from flamingo_jax.inference.rices import Rices
+from flamingo_jax.inference.nearest import Rices
+from flamingo_jax.inference.vision_features import VisionEncoder
 from tests.distributed.processes import run_processes
 from tests.evaluation.in_memory import Colours
 from tests.inference import tiny

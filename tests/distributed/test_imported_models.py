@@ -16,13 +16,13 @@ from flamingo_jax.conversion import idefics
 from flamingo_jax.core import trees
 from flamingo_jax.core.config import from_dict, to_dict
 from flamingo_jax.core.precision import Policy
-from flamingo_jax.data.device import to_device
-from flamingo_jax.data.markers import Markers
-from flamingo_jax.inference.api import Flamingo, InferenceConfig
+from flamingo_jax.data.to_device import to_device
 from flamingo_jax.inference.engine import Request
+from flamingo_jax.inference.model import Flamingo, InferenceConfig
 from flamingo_jax.models import flamingo
 from flamingo_jax.sharding.mesh import MeshConfig, make_mesh, num_batch_shards
-from flamingo_jax.training import stage
+from flamingo_jax.tokenizers.markers import Markers
+from flamingo_jax.training import run
 from flamingo_jax.training.config import TrainConfig
 from tests.inference import tiny
 from tests.training import small
@@ -60,7 +60,7 @@ def step_on(name, *sizes, born=None):
     config = described(name).resolved(small.VOCABULARY)
     config = dataclasses.replace(config, mesh=MeshConfig(*sizes), precision=Policy("float32"))
     mesh = make_mesh(config.mesh, jax.devices()[: int(np.prod(sizes))])
-    prepared = stage.prepare(config, mesh)
+    prepared = run.prepare(config, mesh)
     batch = small.batch(rows=8, length=16, images=2, seed=3, num_shards=num_batch_shards(mesh))
     batch.tokens[::2, 3], batch.tokens[::3, 5] = small.VOCABULARY, small.VOCABULARY + 1  # the new tokens
     batch = {"pages": to_device(batch, mesh)}

@@ -11,8 +11,8 @@ from flamingo_jax.checkpoint import arrays
 from flamingo_jax.checkpoint.export import export
 from flamingo_jax.core import trees
 from flamingo_jax.core.config import ConfigError, to_dict
-from flamingo_jax.inference.api import Flamingo
 from flamingo_jax.inference.engine import Request
+from flamingo_jax.inference.model import Flamingo
 from flamingo_jax.models import flamingo
 from flamingo_jax.models.gated_xattn import XattnConfig
 from flamingo_jax.models.lm import LMConfig

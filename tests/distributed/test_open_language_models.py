@@ -8,9 +8,9 @@ import numpy as np
 from flamingo_jax.core import trees
 from flamingo_jax.core.config import from_dict
 from flamingo_jax.core.precision import Policy
-from flamingo_jax.data.device import to_device
+from flamingo_jax.data.to_device import to_device
 from flamingo_jax.sharding.mesh import MeshConfig, make_mesh
-from flamingo_jax.training import stage
+from flamingo_jax.training import run
 from flamingo_jax.training.config import TrainConfig
 from tests.training import small
 
@@ -40,7 +40,7 @@ def step_on(*sizes):
     config = from_dict(TrainConfig, described).resolved(small.VOCABULARY)
     config = dataclasses.replace(config, mesh=MeshConfig(*sizes), precision=Policy("float32"))
     mesh = make_mesh(config.mesh, jax.devices()[: int(np.prod(sizes))])
-    prepared = stage.prepare(config, mesh)
+    prepared = run.prepare(config, mesh)
     batch = {"text": to_device(small.batch(rows=8, length=16, images=0, seed=3), mesh)}
     state, key = prepared.plan.init(jax.random.key(1)), jax.random.key(2)
     step = prepared.step.lower(state, batch, key).compile({"xla_backend_optimization_level": 0})

@@ -6,7 +6,7 @@ import os
 import numpy as np
 import pytest
 
-from flamingo_jax.training import metrics
+from flamingo_jax.training import logs
 from tests.conftest import BASE_XLA_FLAGS
 from tests.distributed.processes import finish, run_processes, start_processes
 from tests.training import small
@@ -66,7 +66,7 @@ def test_a_flamingo_is_trained_and_evaluated_as_by_one_process(tmp_path, run_pro
     }
     run_processes([*train, f"--workdir={tmp_path / 'two'}"], count=2, devices=2)
     run_program(*train, f"--workdir={tmp_path / 'one'}", environment=alone)
-    two, one = (metrics.read(tmp_path / name / "metrics.jsonl") for name in ("two", "one"))
+    two, one = (logs.read(tmp_path / name / "metrics.jsonl") for name in ("two", "one"))
     assert [row["step"] for row in two] == [row["step"] for row in one]
     assert sum("evaluate/format/4/ranking" in row for row in two) == 2
     for a, b in zip(two, one, strict=True):

@@ -18,9 +18,9 @@ import pytest
 
 from flamingo_jax.checkpoint import arrays
 from flamingo_jax.core.config import from_dict
-from flamingo_jax.training import metrics
+from flamingo_jax.training import logs as metrics
 from flamingo_jax.training.config import TrainConfig
-from flamingo_jax.training.stage import train
+from flamingo_jax.training.run import train
 from tests.conftest import BASE_XLA_FLAGS, ROOT
 from tests.distributed.processes import run_processes
 from tests.launch.pod import Pod

@@ -15,7 +15,7 @@ import sys
 import pytest
 from PIL import Image
 
-from flamingo_jax.training import metrics
+from flamingo_jax.training import logs
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
 STAGES = ("contrastive", "language_model", "flamingo")
@@ -86,7 +86,7 @@ def test_report_has_its_pictures(demo):
 def test_every_stage_learns_something_and_is_measured(demo):
     output, done = demo
     for stage in STAGES:
-        losses = [line["loss"] for line in metrics.read(output / stage / "metrics.jsonl") if "loss" in line]
+        losses = [line["loss"] for line in logs.read(output / stage / "metrics.jsonl") if "loss" in line]
         assert losses[-1] < losses[0], stage
         assert re.search(rf"^{stage} +[\d.]+ s +\d+ MiB$", done.stdout, re.MULTILINE)
 

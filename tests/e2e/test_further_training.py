@@ -15,10 +15,10 @@ from flamingo_jax.conversion import nfnet_deepmind, sources, writing
 from flamingo_jax.core import trees
 from flamingo_jax.core.config import from_dict
 from flamingo_jax.core.paths import Path
-from flamingo_jax.data.tokenizer import SentencePieceTokenizer
-from flamingo_jax.inference.api import Flamingo, InferenceConfig
-from flamingo_jax.training import metrics
-from flamingo_jax.training import stage as stage_lib
+from flamingo_jax.inference.model import Flamingo, InferenceConfig
+from flamingo_jax.tokenizers.base import SentencePieceTokenizer
+from flamingo_jax.training import logs
+from flamingo_jax.training import run as stage_lib
 from flamingo_jax.training.config import TrainConfig
 from tests.conversion import test_convert as nfnet
 from tests.conversion import test_hf_lm as hf_lm
@@ -50,7 +50,7 @@ def config_of(*parts, **changes):
 
 
 def losses(workdir):
-    return [row["loss"] for row in metrics.read(workdir / "metrics.jsonl")]
+    return [row["loss"] for row in logs.read(workdir / "metrics.jsonl")]
 
 
 def moved(before, after):

@@ -9,11 +9,11 @@ import pytest
 
 from flamingo_jax.conversion import idefics, sources, writing
 from flamingo_jax.core.paths import Path
-from flamingo_jax.data.tokenizer import train_sentencepiece
-from flamingo_jax.evaluation.few_shot import FewShotTask
+from flamingo_jax.evaluation.protocol import FewShotTask
 from flamingo_jax.evaluation.runner import evaluate
-from flamingo_jax.inference.api import Flamingo, InferenceConfig
 from flamingo_jax.inference.engine import Request
+from flamingo_jax.inference.model import Flamingo, InferenceConfig
+from flamingo_jax.tokenizers.base import train_sentencepiece
 from tests.evaluation.in_memory import Colours
 from tests.inference import tiny
 from tests.parity import open_flamingo_models

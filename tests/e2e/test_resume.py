@@ -19,7 +19,7 @@ from flamingo_jax.checkpoint import arrays
 from flamingo_jax.checkpoint.export import open_checkpoint
 from flamingo_jax.checkpoint.store import steps as checkpoint_steps
 from flamingo_jax.core.trees import flatten
-from flamingo_jax.training import metrics
+from flamingo_jax.training import logs
 from tests.conftest import BASE_XLA_FLAGS, ROOT
 from tests.training import small
 
@@ -61,7 +61,7 @@ def finish(process, workdir):
 def kill_after(process, workdir, step):
     """Kills a run as soon as it has reported `step`; it must not have ended by itself."""
     deadline = time.monotonic() + PATIENCE
-    while not (rows := metrics.read(workdir / "metrics.jsonl")) or rows[-1]["step"] < step:
+    while not (rows := logs.read(workdir / "metrics.jsonl")) or rows[-1]["step"] < step:
         log = (workdir.parent / f"{workdir.name}.log").read_text()
         assert process.poll() is None, f"ended by itself with {process.returncode}:\n{log[-4000:]}"
         assert time.monotonic() < deadline, f"no step {step} in {PATIENCE} s:\n{log[-4000:]}"
@@ -87,7 +87,7 @@ def runs(command, tmp_path_factory):
 
 
 def reports(workdir):
-    rows = metrics.read(workdir / "metrics.jsonl")
+    rows = logs.read(workdir / "metrics.jsonl")
     return [{name: value for name, value in row.items() if name != "step_seconds"} for row in rows]
 
 

@@ -13,7 +13,7 @@ from data_pipelines.tokenizer import TokenizerRequest
 from data_pipelines.videos import VideosRequest
 from flamingo_jax.data.schema import InterleavedPage
 from flamingo_jax.data.sources import Source
-from flamingo_jax.training import metrics
+from flamingo_jax.training import logs
 from tests.data_pipelines import crawl, media
 from tests.e2e import web as config_file
 from tests.training import small
@@ -122,7 +122,7 @@ def test_the_third_command_trains_on_pages_pairs_and_videos(data, run_program):
         *(f"--config.data.datasets.{name}.path={data / name}" for name in ("m3w", "pairs", "videos")),
         *(f"--config.towers.{name}={data / 'towers' / name}" for name in ("lm", "vision")),
     )
-    rows = metrics.read(data / "run" / "metrics.jsonl")
+    rows = logs.read(data / "run" / "metrics.jsonl")
     losses = [row for row in rows if "m3w/loss" in row]
     assert len(losses) == 12
     assert all({"m3w/loss", "pairs/loss", "videos/loss"} <= set(row) for row in losses)

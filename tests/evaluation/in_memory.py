@@ -2,7 +2,7 @@
 
 import dataclasses
 
-from flamingo_jax.evaluation.benchmark import Item
+from flamingo_jax.evaluation.benchmarks.benchmark import Item
 from tests.inference import tiny
 
 WORDS = ("red", "green", "blue")

@@ -7,7 +7,7 @@ import json
 import pytest
 
 from flamingo_jax.evaluation import task
-from flamingo_jax.evaluation.answering import prompt_text
+from flamingo_jax.evaluation.answer import prompt_text
 from flamingo_jax.evaluation.metrics import MissingResourceError, metric, submission
 from flamingo_jax.evaluation.runner import evaluate
 from tests.evaluation.fixtures import benchmarks

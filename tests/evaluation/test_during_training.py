@@ -6,16 +6,16 @@ import pytest
 from flamingo_jax.core import paths
 from flamingo_jax.core.config import ConfigError, from_dict
 from flamingo_jax.core.processes import Cluster
-from flamingo_jax.data import tokenizer as tokenizer_lib
 from flamingo_jax.evaluation import during_training
 from flamingo_jax.evaluation.config import EvaluateConfig
+from flamingo_jax.evaluation.retrieval import METRICS
 from flamingo_jax.evaluation.run import run
-from flamingo_jax.evaluation.tasks.retrieval import METRICS
 from flamingo_jax.inference.engine import InferenceConfig
 from flamingo_jax.sharding.mesh import make_mesh
-from flamingo_jax.training import metrics
+from flamingo_jax.tokenizers import base as tokenizer_lib
+from flamingo_jax.training import logs
 from flamingo_jax.training.config import TrainConfig
-from flamingo_jax.training.stage import Stage, build_objective, train
+from flamingo_jax.training.run import Stage, build_objective, train
 from tests.training import small
 
 TASKS = ("world_retrieval", "world_zero_shot")
@@ -43,7 +43,7 @@ def workdir(world, tmp_path_factory):
 
 def test_it_is_measured_as_often_as_was_asked(workdir):
     found = [
-        line for line in metrics.read(workdir / "metrics.jsonl") if any(name.startswith("evaluate/") for name in line)
+        line for line in logs.read(workdir / "metrics.jsonl") if any(name.startswith("evaluate/") for name in line)
     ]
     assert [line["step"] for line in found] == [3, 6]
     names = {f"evaluate/world_retrieval/0/{metric}" for metric in METRICS}
@@ -57,7 +57,7 @@ def test_evaluate_gives_what_the_hook_gave(workdir, world, tmp_path, capsys):
     run(EvaluateConfig(tasks=TASKS, **settings), str(workdir / "export"), str(tmp_path), Cluster("off"))
     rows = paths.read_json(tmp_path / "results.json")
     found = {f"evaluate/{row['task']}/{row['shots']}/{row['metric']}": row["value"] for row in rows}
-    last = [line for line in metrics.read(workdir / "metrics.jsonl") if line["step"] == 6]
+    last = [line for line in logs.read(workdir / "metrics.jsonl") if line["step"] == 6]
     assert found == {name: value for line in last for name, value in line.items() if name.startswith("evaluate/")}
     assert {(row["decoding"], row["n"], row["step"]) for row in rows} == {("cosine", 32, 6)}
     assert {row["ensemble"] for row in rows if row["task"] == "world_zero_shot"} == {2}

@@ -11,11 +11,11 @@ from data_pipelines.dedup import DedupRequest, build
 from data_pipelines.on_beam import Execution
 from data_pipelines.write_records import write_records
 from flamingo_jax.data.embeddings import Embeddings
-from flamingo_jax.data.images import encode_png
+from flamingo_jax.data.images.read import encode_png
 from flamingo_jax.data.schema import Document, ImageText, InterleavedPage, VideoText
+from flamingo_jax.evaluation import embed
 from flamingo_jax.evaluation.task import TaskError
-from flamingo_jax.evaluation.tasks import embed
-from flamingo_jax.inference.features import VisionEncoder
+from flamingo_jax.inference.vision_features import VisionEncoder
 from tests.inference import tiny
 
 

@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 
 from flamingo_jax.core.paths import PathError
-from flamingo_jax.evaluation.few_shot import FewShotTask
 from flamingo_jax.evaluation.journal import Finished, Journal, prompt_hash
+from flamingo_jax.evaluation.protocol import FewShotTask
 from flamingo_jax.evaluation.runner import evaluate, evaluate_all
 from flamingo_jax.evaluation.task import Episode, Settings
 from flamingo_jax.inference.engine import Answer, Request
-from flamingo_jax.inference.prompts import Image, Video
+from flamingo_jax.inference.prompt import Image, Video
 from tests.evaluation.in_memory import Colours
 from tests.inference import tiny
 

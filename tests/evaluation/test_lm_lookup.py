@@ -5,9 +5,9 @@ import math
 import numpy as np
 import pytest
 
-from flamingo_jax.data.synthetic_text import WORDS, lookup_pages
-from flamingo_jax.data.tokenizer import SentencePieceTokenizer, train_sentencepiece
 from flamingo_jax.evaluation.lm_lookup import lookup_probe
+from flamingo_jax.tokenizers.base import SentencePieceTokenizer, train_sentencepiece
+from flamingo_jax.world.text import WORDS, lookup_pages
 
 
 @pytest.fixture(scope="module")

@@ -10,8 +10,8 @@ from flamingo_jax.checkpoint.export import export
 from flamingo_jax.core.config import from_dict, to_dict
 from flamingo_jax.evaluation import task
 from flamingo_jax.evaluation.config import EvaluateConfig
-from flamingo_jax.evaluation.published import contrastive
-from flamingo_jax.inference.api import CheckpointError, Flamingo
+from flamingo_jax.evaluation.report.published import contrastive
+from flamingo_jax.inference.model import CheckpointError, Flamingo
 from flamingo_jax.training.config import ModelConfig
 from tests.inference import tiny
 

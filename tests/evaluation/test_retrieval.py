@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 from etils import epath
 
-from flamingo_jax.data.synthetic_text import caption
 from flamingo_jax.evaluation import task
-from flamingo_jax.evaluation.tasks.retrieval import METRICS, both_ways, distinct_batches, recalls
-from flamingo_jax.evaluation.tasks.world import read_albums
+from flamingo_jax.evaluation.retrieval import METRICS, both_ways, distinct_batches, recalls
+from flamingo_jax.evaluation.world_tasks import read_albums
+from flamingo_jax.world.text import caption
 from tests.evaluation.fixtures import coco, flickr30k
 from tests.evaluation.meaning import Meaning
 from tests.training import small

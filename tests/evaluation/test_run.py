@@ -7,7 +7,7 @@ import PIL.Image
 import pytest
 
 from flamingo_jax.core.processes import Cluster
-from flamingo_jax.evaluation import few_shot, task
+from flamingo_jax.evaluation import protocol, task
 from flamingo_jax.evaluation.config import EvaluateConfig
 from flamingo_jax.evaluation.run import run
 from tests.evaluation.in_memory import Colours
@@ -37,8 +37,8 @@ def config(monkeypatch):
         def __init__(self, directory):
             super().__init__(directory, name=self.name, hidden=True, num_test=6)
 
-    few_shot.register(Ranked)
-    few_shot.register(Hidden)
+    protocol.register(Ranked)
+    protocol.register(Hidden)
     inference = dataclasses.replace(tiny.CONFIG, max_new_tokens=3)
     data = {"ranked_colours": "here", "hidden_colours": "here"}
     return EvaluateConfig(

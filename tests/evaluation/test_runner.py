@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from flamingo_jax.data.schema import Batch
-from flamingo_jax.evaluation.answering import prompt_text
+from flamingo_jax.evaluation.answer import prompt_text
 from flamingo_jax.evaluation.lm_lookup import lookup_probe
 from flamingo_jax.evaluation.runner import evaluate, evaluate_all, write_predictions
 from flamingo_jax.evaluation.task import Episode, create

@@ -8,11 +8,11 @@ import pytest
 from etils import epath
 
 from data_pipelines import world as pipeline
-from flamingo_jax.data import synthetic
-from flamingo_jax.data.synthetic import COLOURS, SHAPES, VALUES
-from flamingo_jax.data.synthetic_text import NEW_NAMES
 from flamingo_jax.evaluation import task as tasks_registry
-from flamingo_jax.evaluation.tasks import world
+from flamingo_jax.evaluation import world_tasks
+from flamingo_jax.world import scenes
+from flamingo_jax.world.scenes import COLOURS, SHAPES, VALUES
+from flamingo_jax.world.text import NEW_NAMES
 
 SHOTS = (0, 1, 2, 4, 8)
 SIZE = pipeline.SIZES["smoke"]
@@ -41,7 +41,7 @@ def episodes(directory):
 @pytest.fixture(scope="module")
 def shown(directory):
     """What a picture shows, as words, by its bytes."""
-    albums = world.read_albums(directory)
+    albums = world_tasks.read_albums(directory)
     return {
         image: tuple(VALUES[a][v] for a, v in enumerate(attributes[0]))
         for album in albums.values()
@@ -62,7 +62,7 @@ def facts(episode):
     return (episode.parts, episode.candidates, episode.answer, episode.query_id, episode.support_ids, episode.masked)
 
 
-@pytest.mark.parametrize("name", world.SETTINGS)
+@pytest.mark.parametrize("name", world_tasks.SETTINGS)
 @pytest.mark.parametrize("shots", SHOTS)
 def test_query_is_never_among_its_support(episodes, name, shots):
     for episode in episodes(name, shots):
@@ -72,7 +72,7 @@ def test_query_is_never_among_its_support(episodes, name, shots):
         assert episode.query_id not in episode.support_ids
 
 
-@pytest.mark.parametrize("name", world.SETTINGS)
+@pytest.mark.parametrize("name", world_tasks.SETTINGS)
 def test_every_test_picture_is_one_query(episodes, name):
     ids = [episode.query_id for episode in episodes(name, 0)]
     assert len(set(ids)) == len(ids) == N[name.endswith("held_out")]
@@ -87,7 +87,7 @@ def test_prompts_read_as_pages_do(episodes):
         ] + [prompt]
 
 
-@pytest.mark.parametrize("name", world.SETTINGS)
+@pytest.mark.parametrize("name", world_tasks.SETTINGS)
 def test_episode_depends_on_seed_and_query_alone(episodes, name):
     every = {episode.query_id: facts(episode) for episode in episodes(name, 4)}
     some = episodes(name, 4, n=7)
@@ -271,4 +271,4 @@ def score(found, guess):
 
 
 def is_held_out(words):
-    return synthetic.is_held_out(COLOURS.index(words[0]), SHAPES.index(words[1]))
+    return scenes.is_held_out(COLOURS.index(words[0]), SHAPES.index(words[1]))

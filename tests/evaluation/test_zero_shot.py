@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 from etils import epath
 
-from flamingo_jax.evaluation import class_templates, task
-from flamingo_jax.evaluation.tasks.zero_shot import class_embeddings
+from flamingo_jax.evaluation import task
+from flamingo_jax.evaluation.benchmarks import class_templates
+from flamingo_jax.evaluation.zero_shot import class_embeddings
 from tests.evaluation.fixtures import imagenet, kinetics700
 from tests.evaluation.meaning import Meaning, direction
 from tests.training import small

@@ -8,7 +8,7 @@ import pytest
 
 from flamingo_jax.inference.chat import Chat
 from flamingo_jax.inference.engine import PromptTooLong
-from flamingo_jax.inference.prompts import Image, PromptError
+from flamingo_jax.inference.prompt import Image, PromptError
 from tests.conftest import ROOT
 from tests.evaluation.test_programs import write_export
 from tests.inference import tiny

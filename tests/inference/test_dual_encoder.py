@@ -10,13 +10,13 @@ import pytest
 
 from flamingo_jax.checkpoint.export import export
 from flamingo_jax.core.config import from_dict, to_dict
-from flamingo_jax.data.pairs import tokenise_caption
-from flamingo_jax.inference.api import CheckpointError, InferenceConfig, PromptError
+from flamingo_jax.data.captions import tokenise_caption
 from flamingo_jax.inference.dual_encoder import DualEncoder
+from flamingo_jax.inference.model import CheckpointError, InferenceConfig, PromptError
 from flamingo_jax.models.contrastive import Contrastive
 from flamingo_jax.sharding.mesh import MeshConfig, make_mesh
 from flamingo_jax.training.config import TrainConfig
-from flamingo_jax.training.stage import build_objective
+from flamingo_jax.training.run import build_objective
 from tests.inference import tiny
 from tests.training import small
 

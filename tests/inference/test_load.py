@@ -9,8 +9,8 @@ from flamingo_jax.checkpoint import arrays
 from flamingo_jax.checkpoint.export import describe_checkpoint, open_checkpoint
 from flamingo_jax.core import trees
 from flamingo_jax.core.config import ConfigError
-from flamingo_jax.inference.api import CheckpointError, Flamingo, PromptError
 from flamingo_jax.inference.engine import Request
+from flamingo_jax.inference.model import CheckpointError, Flamingo, PromptError
 from tests.evaluation.test_programs import write_export
 from tests.inference import tiny
 

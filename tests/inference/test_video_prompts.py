@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 
-from flamingo_jax.inference.prompts import PromptError, Video, parse
+from flamingo_jax.inference.prompt import PromptError, Video, parse
 from flamingo_jax.inference.visuals import load_frames
 from tests.data_pipelines.media import mp4
 from tests.inference import tiny

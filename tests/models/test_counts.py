@@ -12,8 +12,8 @@ from flamingo_jax.core import trees
 from flamingo_jax.models import decoder, flamingo
 from flamingo_jax.models.nfnet import NFNet
 from flamingo_jax.models.resampler import Resampler
+from flamingo_jax.models.sizes import FLAMINGOS, NFNETS, RESAMPLERS, TEXT_ENCODERS
 from flamingo_jax.models.text_encoder import TextEncoder
-from flamingo_jax.models.zoo import FLAMINGOS, NFNETS, RESAMPLERS, TEXT_ENCODERS
 
 
 def _count(function, *arrays):

@@ -17,7 +17,7 @@ from flamingo_jax.models.gated_xattn import GatedXattn, MediaContext, XattnConfi
 from flamingo_jax.models.lm import LMConfig
 from flamingo_jax.models.nfnet import NFNetConfig
 from flamingo_jax.models.resampler import ResamplerConfig
-from flamingo_jax.models.zoo import FLAMINGOS
+from flamingo_jax.models.sizes import FLAMINGOS
 from flamingo_jax.nn.norm import standardise
 
 V, B, L, N = 20, 2, 12, 3

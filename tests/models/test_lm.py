@@ -12,8 +12,8 @@ from flamingo_jax.core import trees
 from flamingo_jax.data.schema import Batch
 from flamingo_jax.models import decoder
 from flamingo_jax.models.lm_config import LMConfig
+from flamingo_jax.models.losses import next_token_losses
 from flamingo_jax.models.self_attention import SelfAttention, packed_context
-from flamingo_jax.models.token_losses import next_token_losses
 from flamingo_jax.nn.embed import RotaryScaling
 
 V, B, L = 20, 2, 9

@@ -13,7 +13,7 @@ from flamingo_jax.core import trees
 from flamingo_jax.core.precision import Policy
 from flamingo_jax.models import nfnet
 from flamingo_jax.models.nfnet import NFNet, NFNetConfig
-from flamingo_jax.models.zoo import NFNETS
+from flamingo_jax.models.sizes import NFNETS
 
 # Every feature of the big ones, small: groups, two strides, squeeze-and-excite, a repeated block, a final convolution.
 SMALL = NFNetConfig(

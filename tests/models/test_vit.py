@@ -18,8 +18,8 @@ from flamingo_jax.models.gated_xattn import XattnConfig
 from flamingo_jax.models.lm import LMConfig
 from flamingo_jax.models.nfnet import NFNetConfig
 from flamingo_jax.models.resampler import ResamplerConfig
+from flamingo_jax.models.sizes import NFNETS, VITS
 from flamingo_jax.models.vit import ViTConfig, interpolate_positions
-from flamingo_jax.models.zoo import NFNETS, VITS
 from flamingo_jax.planning.flops import vision_forward
 from flamingo_jax.training.config import ModelConfig
 

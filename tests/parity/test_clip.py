@@ -17,11 +17,11 @@ from flamingo_jax.conversion.writing import write
 from flamingo_jax.core import paths
 from flamingo_jax.core.paths import Path
 from flamingo_jax.core.processes import Cluster
-from flamingo_jax.data import tokenizer as tokenizer_lib
 from flamingo_jax.evaluation.config import EvaluateConfig
 from flamingo_jax.evaluation.run import run
 from flamingo_jax.inference.dual_encoder import DualEncoder
 from flamingo_jax.inference.engine import InferenceConfig
+from flamingo_jax.tokenizers import base as tokenizer_lib
 from tests.evaluation.fixtures import coco, imagenet
 from tests.parity import stand_ins
 

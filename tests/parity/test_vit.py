@@ -17,9 +17,9 @@ from flamingo_jax.conversion.mapping import load_params
 from flamingo_jax.conversion.reading import ConversionError, InMemory
 from flamingo_jax.conversion.sources import Inputs, describe
 from flamingo_jax.core.paths import Path
-from flamingo_jax.data.images import fit
+from flamingo_jax.data.images.read import fit
 from flamingo_jax.inference.engine import InferenceConfig
-from flamingo_jax.inference.features import VisionEncoder
+from flamingo_jax.inference.vision_features import VisionEncoder
 from flamingo_jax.models.vision import see
 from flamingo_jax.models.vit import ViTConfig
 from tests.parity import stand_ins

@@ -5,8 +5,7 @@ import numpy as np
 import pytest
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from flamingo_jax.planning import cost
-from flamingo_jax.sharding import topologies
+from flamingo_jax.planning import cost, topologies
 
 
 class Slice:

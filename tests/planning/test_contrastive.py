@@ -6,7 +6,7 @@ from configs import contrastive_f6
 from flamingo_jax.core.config import from_dict
 from flamingo_jax.planning import flops, plan, report
 from flamingo_jax.training.config import TrainConfig
-from flamingo_jax.training.stage import build_objective
+from flamingo_jax.training.run import build_objective
 from tests.training import small
 
 GIB = 2**30

@@ -7,11 +7,11 @@ import pytest
 from configs import mixture
 from flamingo_jax.core.config import from_dict
 from flamingo_jax.data.config import DataConfig, DatasetConfig
-from flamingo_jax.models import zoo
+from flamingo_jax.models import sizes
 from flamingo_jax.models.contrastive import ContrastiveConfig
 from flamingo_jax.planning import flops
 from flamingo_jax.training.config import ModelConfig, TrainConfig
-from flamingo_jax.training.stage import build_objective
+from flamingo_jax.training.run import build_objective
 
 
 def run(stage, model, datasets, image_size=320):
@@ -20,7 +20,7 @@ def run(stage, model, datasets, image_size=320):
 
 
 def of_flamingo(name, datasets, fills=None):
-    parts = zoo.FLAMINGOS[name]
+    parts = sizes.FLAMINGOS[name]
     model = ModelConfig(vision=parts.vision, lm=parts.lm, resampler=parts.resampler, xattn=parts.xattn)
     config, objective = run("flamingo", model, datasets)
     fills = fills or {key: flops.Fill.full(dataset, 1) for key, dataset in datasets.items()}
@@ -34,7 +34,7 @@ def of_flamingo(name, datasets, fills=None):
 def test_nfnet_as_its_authors_count(variant, size, giga):
     """FACTS 1.3: multiply-adds by the counter of the authors' repository, to the digits printed. It counts the classifier too."""
     classifier = 3072 * 1000
-    assert flops.vision_forward(zoo.NFNETS[variant], size) / 2e9 + classifier / 1e9 == pytest.approx(giga, abs=0.005)
+    assert flops.vision_forward(sizes.NFNETS[variant], size) / 2e9 + classifier / 1e9 == pytest.approx(giga, abs=0.005)
 
 
 def test_80b_on_the_ablation_batches():
@@ -66,7 +66,7 @@ def test_80b_on_the_ablation_batches():
 
 def test_language_model_by_hand():
     lm = dataclasses.replace(
-        zoo.LMS["1.4B"], vocab_size=1000, num_layers=2, width=64, num_heads=4, position="rotary", mlp_bias=False
+        sizes.LMS["1.4B"], vocab_size=1000, num_layers=2, width=64, num_heads=4, position="rotary", mlp_bias=False
     )
     dataset = DatasetConfig("text", "", batch_size=3, length=8)
     config, objective = run("language_model", ModelConfig(lm=lm), {"text": dataset})
@@ -78,7 +78,7 @@ def test_language_model_by_hand():
 
 def test_a_sliding_window_counts_the_pairs_within_it():
     """Rows of 8 tokens, 2 read before: a token attends 3 of the 1..8, or of the 3..10, that it could."""
-    lm = dataclasses.replace(zoo.LMS["1.4B"], vocab_size=1000, num_layers=2, width=64, num_heads=4, position="rotary")
+    lm = dataclasses.replace(sizes.LMS["1.4B"], vocab_size=1000, num_layers=2, width=64, num_heads=4, position="rotary")
     dataset = DatasetConfig("text", "", batch_size=3, length=8)
     found = []
     for window in (0, 3):
@@ -107,8 +107,8 @@ def test_frozen_towers_have_no_backward_and_no_recomputation():
     one = of_flamingo("3B", {"a": DatasetConfig("pairs", "", batch_size=4, length=32)})
     two = of_flamingo("3B", {"a": DatasetConfig("pairs", "", batch_size=8, length=32)})
     assert two.total == pytest.approx(2 * one.total)
-    assert one.flops["vision"] == 4 * flops.vision_forward(zoo.NFNETS["F6"], 320)
-    lm = zoo.FLAMINGOS["3B"].lm
+    assert one.flops["vision"] == 4 * flops.vision_forward(sizes.NFNETS["F6"], 320)
+    lm = sizes.FLAMINGOS["3B"].lm
     weights = 13 * lm.width**2 * lm.num_layers + 32_000 * lm.width
     assert one.flops["lm"] / (4 * 32 * weights) == pytest.approx(4.0, rel=3e-3)
 
@@ -120,19 +120,19 @@ def test_pool_of_images_bounds_what_is_real():
 
 
 def test_contrastive_trains_both_towers():
-    text = dataclasses.replace(zoo.TEXT_ENCODERS["tiny"], num_layers=2, width=32, num_heads=2)
-    model = ModelConfig(vision=zoo.NFNETS["tiny"], text_encoder=text, contrastive=ContrastiveConfig(joint_dim=8))
+    text = dataclasses.replace(sizes.TEXT_ENCODERS["tiny"], num_layers=2, width=32, num_heads=2)
+    model = ModelConfig(vision=sizes.NFNETS["tiny"], text_encoder=text, contrastive=ContrastiveConfig(joint_dim=8))
     dataset = DatasetConfig("captions", "", batch_size=6, length=10)
     config, objective = run("contrastive", model, {"captions": dataset}, image_size=32)
     found = flops.of_update(config, objective, {"captions": flops.Fill.full(dataset, 1)})
-    assert found.flops["vision"] == 3 * 6 * flops.vision_forward(zoo.NFNETS["tiny"], 32)
+    assert found.flops["vision"] == 3 * 6 * flops.vision_forward(sizes.NFNETS["tiny"], 32)
     block = 12 * 32**2 + 4 * 32 + (4 + 1) * 32 + 4 * 32  # matrices, biases of q k v out, of the feed-forward, two norms
     assert found.flops["text"] == 6 * 60 * (2 * block + 2 * 32) + 6 * 10**2 * 2 * 2 * 32 * 2 * 3
-    assert found.flops["contrastive"] == 6 * 6 * 8 * (32 + zoo.NFNETS["tiny"].width) + 3 * 2 * 6**2 * 8
+    assert found.flops["contrastive"] == 6 * 6 * 8 * (32 + sizes.NFNETS["tiny"].width) + 3 * 2 * 6**2 * 8
 
 
 def test_inference_is_forward_only():
-    parts = zoo.FLAMINGOS["3B"]
+    parts = sizes.FLAMINGOS["3B"]
     model = ModelConfig(vision=parts.vision, lm=parts.lm, resampler=parts.resampler, xattn=parts.xattn)
     config, objective = run("flamingo", model, {"a": DatasetConfig("pairs", "", batch_size=4, length=32)})
     fill = flops.Fill(rows=4, tokens=32, images=4, frames=1)

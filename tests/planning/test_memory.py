@@ -6,8 +6,7 @@ import pytest
 from etils import epath
 from jax.sharding import PartitionSpec as P
 
-from flamingo_jax.planning import memory
-from flamingo_jax.sharding import topologies
+from flamingo_jax.planning import memory, topologies
 
 NOTES = """BufferAssignment:
 allocation 0: size 512, thread-local:

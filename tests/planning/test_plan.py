@@ -9,7 +9,7 @@ import pytest
 from flamingo_jax.core.config import ConfigError, from_dict
 from flamingo_jax.data.config import DataConfig, DatasetConfig
 from flamingo_jax.planning import plan, program, report
-from flamingo_jax.training import accumulate
+from flamingo_jax.training import datasets_per_step
 from flamingo_jax.training.config import TrainConfig
 from tests.training import small
 
@@ -169,7 +169,7 @@ def test_abstract_batch_is_what_the_loader_makes(pool):
 
 def test_merged_batch_is_as_the_loader_merges():
     one, two = small.batch(4, 24, 3, seed=0), small.batch(8, 16, 1, seed=1)
-    merged = accumulate.merge({"a": one, "b": two}, {"a": 1.0, "b": 0.5})
+    merged = datasets_per_step.merge({"a": one, "b": two}, {"a": 1.0, "b": 0.5})
     abstract = program._merge([jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), b) for b in (one, two)])
     assert jax.tree.map(lambda x: x.shape, merged) == jax.tree.map(lambda x: x.shape, abstract)
 

@@ -8,7 +8,7 @@ import pytest
 from configs import flamingo_3b, flamingo_9b, flamingo_80b
 from flamingo_jax.core import trees
 from flamingo_jax.core.config import from_dict
-from flamingo_jax.training import stage
+from flamingo_jax.training import run
 from flamingo_jax.training.config import TrainConfig
 from tests.sharding import chips
 
@@ -19,7 +19,7 @@ PIECES = 32_000
 def prepare(name):
     config = from_dict(TrainConfig, CONFIGS[name].get_config()).resolved(PIECES)
     mesh = chips.mesh(*config.mesh.sizes().values())
-    return mesh, stage.prepare(config, mesh)
+    return mesh, run.prepare(config, mesh)
 
 
 def described(spec):

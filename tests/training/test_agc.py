@@ -14,7 +14,7 @@ from flamingo_jax.core.params import axes_of
 from flamingo_jax.models import vit
 from flamingo_jax.training.agc import SMALLEST_NORM, clip_units
 from flamingo_jax.training.config import TrainConfig
-from flamingo_jax.training.stage import build_objective
+from flamingo_jax.training.run import build_objective
 from tests.training import small
 
 CLIP = 0.01

@@ -13,8 +13,8 @@ from flamingo_jax.checkpoint.export import export, open_checkpoint, read_card
 from flamingo_jax.core import trees
 from flamingo_jax.core.config import ConfigError, from_dict
 from flamingo_jax.sharding.mesh import make_mesh
-from flamingo_jax.training import metrics, towers
-from flamingo_jax.training import stage as stage_lib
+from flamingo_jax.training import logs, towers
+from flamingo_jax.training import run as stage_lib
 from flamingo_jax.training.config import TowersConfig, TrainConfig
 from flamingo_jax.training.optimizer import VisionOptimizerConfig
 from tests.sharding import chips
@@ -87,7 +87,7 @@ def test_trained_weights_begin_where_the_other_run_ended_and_move_by_their_own_r
 
 
 def test_both_rates_are_in_the_log_and_the_beginning_in_what_is_told(done, place):
-    rows = metrics.read(done[0] / "metrics.jsonl")
+    rows = logs.read(done[0] / "metrics.jsonl")
     np.testing.assert_allclose([row["learning_rate"] for row in rows], RATE, rtol=1e-6)
     np.testing.assert_allclose([row["learning_rate/vision"] for row in rows], VISION_RATE, rtol=1e-6)
     assert f"starts from {place / 'flamingo'}, of {STEPS}" in done[2][0]
@@ -100,7 +100,7 @@ def test_the_export_is_self_contained_and_the_newest_step_is_the_same_model(done
     jax.tree.map(np.testing.assert_array_equal, exported.params, step.params)
     assert {part(path) for path in trees.flatten(state.trainable)} == TRAINED
     # The frozen tower is named by the export that it comes from, and is not copied.
-    frozen = metrics.paths.read_json(workdir / "config.json")["frozen"]
+    frozen = logs.paths.read_json(workdir / "config.json")["frozen"]
     directory, card = read_card(place / "flamingo")
     assert frozen == {
         "lm": {
@@ -119,7 +119,7 @@ def test_a_run_in_two_halves_is_the_whole_run_and_reads_its_beginning_once(done,
         monkeypatch.setattr(towers, name, lambda *args: pytest.fail("the second half read the beginning again"))
     second = stage_lib.train(config, tmp_path, devices=ONE)
     jax.tree.map(np.testing.assert_array_equal, second.saved(), done[1].saved())
-    losses = lambda workdir: [(row["step"], row["loss"]) for row in metrics.read(workdir / "metrics.jsonl")]  # noqa: E731
+    losses = lambda workdir: [(row["step"], row["loss"]) for row in logs.read(workdir / "metrics.jsonl")]  # noqa: E731
     assert losses(tmp_path) == losses(done[0])
 
 

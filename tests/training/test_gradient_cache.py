@@ -11,7 +11,7 @@ from flamingo_jax.core import trees
 from flamingo_jax.core.config import ConfigError, from_dict
 from flamingo_jax.training.config import TrainConfig
 from flamingo_jax.training.gradient_cache import in_chunks
-from flamingo_jax.training.stage import build_objective
+from flamingo_jax.training.run import build_objective
 from tests.training import small
 
 KEY = jax.random.key(5)

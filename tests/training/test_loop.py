@@ -4,10 +4,10 @@ import jax
 import numpy as np
 import pytest
 
-from flamingo_jax.training import hooks as hooks_lib
+from flamingo_jax.training import callbacks as hooks_lib
 from flamingo_jax.training import loop
-from flamingo_jax.training.hooks import Moment, below, every, measure, save
-from flamingo_jax.training.metrics import NonFiniteError
+from flamingo_jax.training.callbacks import Moment, below, every, measure, save
+from flamingo_jax.training.logs import NonFiniteError
 from tests.training import fake
 
 KEY = jax.random.key(0)

@@ -10,11 +10,11 @@ import pytest
 from flamingo_jax.core import trees
 from flamingo_jax.core.config import from_dict
 from flamingo_jax.core.params import axes_of
-from flamingo_jax.data.augment import augment
 from flamingo_jax.data.config import NO_AUGMENTATION
+from flamingo_jax.data.images.augment import augment
 from flamingo_jax.training.config import TrainConfig
 from flamingo_jax.training.objective import weighted_mean
-from flamingo_jax.training.stage import build_objective
+from flamingo_jax.training.run import build_objective
 from flamingo_jax.training.state import decay_factors, split, traits
 from tests.training import small
 

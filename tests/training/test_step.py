@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from flamingo_jax.core.trees import TableError, flatten
-from flamingo_jax.training.accumulate import accumulate
+from flamingo_jax.training.datasets_per_step import accumulate
 from flamingo_jax.training.state import decay_factors, split
 from tests.training import fake
 

@@ -10,7 +10,7 @@ from PIL import Image
 
 from data_pipelines.page import Page, Picture, Reject
 from data_pipelines.web.page_images import ImageLimits, as_stored, keep_image, local_image, with_images
-from flamingo_jax.data import images
+from flamingo_jax.data.images import read
 from tests.data_pipelines import crawl
 
 
@@ -43,7 +43,7 @@ def test_sides_are_those_of_the_upright_image():
     turned = Image.Exif()
     turned[0x0112] = 6
     data = crawl.encoded(crawl.picture(0, 80, 240), "JPEG", exif=turned)
-    assert images.probe(data).width == 240 and reason(data) is None
+    assert read.probe(data).width == 240 and reason(data) is None
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "GIF"])
@@ -96,8 +96,8 @@ def test_other_formats_become_png(mode):
     image = crawl.picture().convert(mode)
     data = crawl.encoded(image, "TIFF")
     stored = as_stored(data)
-    assert images.probe(stored).format == "PNG"
-    assert np.abs(images.decode(stored, 96).astype(int) - images.decode(data, 96)).max() <= 1
+    assert read.probe(stored).format == "PNG"
+    assert np.abs(read.decode(stored, 96).astype(int) - read.decode(data, 96)).max() <= 1
     assert as_stored(stored) is stored
 
 
@@ -108,7 +108,7 @@ def test_animation_is_stored_as_its_first_frame(kind):
     stored = as_stored(data)
     with Image.open(io.BytesIO(stored)) as image:
         assert image.format == "PNG" and not getattr(image, "is_animated", False)
-    np.testing.assert_array_equal(images.decode(stored, 96), images.decode(data, 96))
+    np.testing.assert_array_equal(read.decode(stored, 96), read.decode(data, 96))
     assert reason(data) is None
 
 

@@ -1,0 +1,155 @@
+"""ImageNet-1k classification: top-1 accuracy of the ranked class names on the validation split (paper, Tables 6 and 7).
+
+    <image>Output: tench<EOC><image>Output:        -> a score of each of the 1,000 names
+
+The directory holds a folder of training images per class, or is a dataset that TFDS prepared (imagenet2012, or imagenet2012_subset/10pct, in
+ArrayRecord). Supports are drawn per class: of a TFDS dataset the whole training split is read once for its labels (about 140 GB; the tenth of it is enough).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
+
+from flamingo_jax.core.paths import Path, PathLike
+from flamingo_jax.data import tfds_files
+from flamingo_jax.evaluation import protocol
+from flamingo_jax.evaluation.benchmarks import imagenet_classes
+from flamingo_jax.evaluation.benchmarks.annotations import AnnotationError, Files
+from flamingo_jax.evaluation.benchmarks.benchmark import Item
+from flamingo_jax.evaluation.benchmarks.lazy_items import LazyItems
+from flamingo_jax.evaluation.benchmarks.templates import OUTPUT
+from flamingo_jax.inference.prompt import Deferred, Image, Visual
+
+DOWNLOAD = "image-net.org/download (ILSVRC2012) or kaggle.com (ImageNet Object Localization Challenge)"
+LAYOUT = """
+train/        (or ILSVRC/Data/CLS-LOC/train)
+  n01440764/
+    n01440764_10026.JPEG, ...
+  ..., a folder per class
+val/          (or ILSVRC/Data/CLS-LOC/val)
+  n01440764/
+    ILSVRC2012_val_00000293.JPEG, ...
+  ..., or all images in val/ itself, with LOC_val_solution.csv or ILSVRC2012_devkit_t12/data/ILSVRC2012_validation_ground_truth.txt
+LOC_synset_mapping.txt        (or ILSVRC2012_devkit_t12/data/meta.mat, or classes.txt)
+or the directory of a TFDS dataset imagenet2012, with dataset_info.json, and LOC_synset_mapping.txt or classes.txt beside it
+"""
+FOLDERS = {split: (split, f"ILSVRC/Data/CLS-LOC/{split}") for split in ("train", "val")}
+
+
+@dataclasses.dataclass(frozen=True)
+class ImageNet:
+    """ImageNet-1k in `directory`."""
+
+    directory: PathLike
+    name: ClassVar[str] = "imagenet"
+    metrics: ClassVar[tuple[str, ...]] = ("ranking",)
+    chance: ClassVar[float | None] = 1 / imagenet_classes.NUM_CLASSES
+    max_shots: ClassVar[int] = 32
+
+    def train(self) -> Sequence[Item]:
+        """The 1,281,167 training images; items are made when they are asked for."""
+        if tfds_files.is_prepared(self.directory):
+            return self._prepared("train")
+        return self._in_folders("train", self._classes)
+
+    def test(self) -> Sequence[Item]:
+        """The 50,000 validation images."""
+        if tfds_files.is_prepared(self.directory):
+            return self._prepared("validation")
+        folder = self._files.path(*FOLDERS["val"])
+        names = self._classes
+        has_folders = any((folder / id).is_dir() for id in names)
+        items = self._in_folders("val", names) if has_folders else self._by_list(folder, names)
+        if (first := items[0].id).startswith("n") and first[1:9].isdecimal():
+            raise self._files.wrong(folder, f"images of the training split ({first})", "ILSVRC2012_val_*.JPEG")
+        return items
+
+    @property
+    def _files(self) -> Files:
+        return Files(self.directory, self.name, DOWNLOAD, LAYOUT)
+
+    @property
+    def _classes(self) -> dict[str, str]:
+        """Name by WordNet id, in the order of the ids: that of the training folders."""
+        folder = self._files.path(*FOLDERS["train"])
+        ids = sorted(path.name for path in folder.iterdir() if path.is_dir())
+        if not ids:
+            raise self._files.wrong(folder, "no folders", "a folder of images per class, such as n01440764")
+        return imagenet_classes.names(self._files, ids)
+
+    def _in_folders(self, split: str, names: Mapping[str, str]) -> LazyItems:
+        """Images in a folder per class."""
+        root = self._files.path(*FOLDERS[split])
+        folders = sorted(path for path in root.iterdir() if path.is_dir())
+        found = [(path.name, name) for path in folders for name in _images(path)]
+        if unknown := {id for id, _ in found} - set(names):
+            raise self._files.wrong(root, f"a class {min(unknown)} that train/ has not", "the classes of train/")
+        if not found:
+            raise self._files.wrong(root, "folders without images", "a folder of images per class")
+        make = functools.partial(_item, candidates=_candidates(names), names=names)
+        return LazyItems(
+            len(found), lambda at: make(found[at][1], Image(f"{root}/{'/'.join(found[at])}"), found[at][0])
+        )
+
+    def _by_list(self, folder: Path, names: Mapping[str, str]) -> LazyItems:
+        """Validation images as the official archive has them: in one folder."""
+        classes = imagenet_classes.validation_classes(self._files)
+        found = _images(folder)
+        if not found:
+            raise self._files.missing("val/ILSVRC2012_val_00000001.JPEG")
+        if lacking := [name for name in found if classes.get(name) not in names]:
+            raise self._files.wrong(folder, f"{lacking[0]}, of which no list says the class", "ILSVRC2012_val_*.JPEG")
+        make = functools.partial(_item, candidates=_candidates(names), names=names)
+        return LazyItems(len(found), lambda at: make(found[at], Image(f"{folder}/{found[at]}"), classes[found[at]]))
+
+    def _prepared(self, split: str) -> LazyItems:
+        try:
+            examples, ids = tfds_files.examples(self.directory, split), tfds_files.class_names(self.directory)
+        except ValueError as error:
+            raise AnnotationError(f"the benchmark 'imagenet': {error} Expected the builder imagenet2012.") from error
+        names = imagenet_classes.names(self._files, ids)
+        return LazyItems(len(examples), functools.partial(_prepared_item, examples, ids, names, _candidates(names)))
+
+
+def _images(folder: Path) -> list[str]:
+    """Names of the images in a folder, in order; what else a file system or an archive leaves there is passed over."""
+    return sorted(path.name for path in folder.iterdir() if path.name.lower().endswith((".jpeg", ".jpg", ".png")))
+
+
+def _candidates(names: Mapping[str, str]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(names.values()))
+
+
+def _item(file: str, visual: Visual, id: str, *, candidates: tuple[str, ...], names: Mapping[str, str]) -> Item:
+    return Item(
+        id=file.rpartition(".")[0],
+        visual=visual,
+        prefix=OUTPUT,
+        answer=names[id],
+        references=(names[id],),
+        candidates=candidates,
+        label=id,
+    )
+
+
+def _prepared_item(
+    examples: Sequence[Mapping[str, Any]],
+    ids: Sequence[str],
+    names: Mapping[str, str],
+    candidates: tuple[str, ...],
+    index: int,
+) -> Item:
+    example = examples[index]
+    file = example["file_name"].decode()
+    visual = Deferred(f"imagenet2012/{file}", functools.partial(_picture, examples, index))
+    return _item(file, visual, ids[int(example["label"])], candidates=candidates, names=names)
+
+
+def _picture(examples: Sequence[Mapping[str, Any]], index: int) -> bytes:
+    return examples[index]["image"]
+
+
+protocol.register(ImageNet)

@@ -1,0 +1,66 @@
+"""Captions in the splits of Karpathy and Li (2015), on which all captioning results of COCO and Flickr30k are reported.
+
+One JSON file holds all images of a dataset, each with its split and its captions:
+
+    {"dataset": "coco", "images": [{"filepath": "val2014", "filename": "COCO_val2014_000000391895.jpg", "cocoid": 391895, "imgid": 0,
+                                    "split": "train" | "val" | "test" | "restval", "sentences": [{"raw": "A man on a bike.", ...}, ...]}, ...]}
+
+"restval" is what COCO's validation images leave when 5,000 are taken for val and for test each; it is trained on, and so are we.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from flamingo_jax.evaluation.benchmarks.annotations import Files, one_line, records
+from flamingo_jax.evaluation.benchmarks.benchmark import Item
+from flamingo_jax.evaluation.benchmarks.templates import OUTPUT
+from flamingo_jax.inference.prompt import Image, Visual
+
+SPLITS = {"train": ("train", "restval"), "test": ("test",)}  # ours -> theirs
+
+
+def images(files: Files, *names: str, dataset: str, split: str) -> list[dict[str, Any]]:
+    """The images of a split, as the file has them.
+
+    Args:
+        files: the benchmark's directory.
+        *names: the possible places of the file.
+        dataset: what the file says that it is, "coco" or "flickr30k".
+        split: a key of SPLITS.
+
+    Raises:
+        AnnotationError: the file is not there, is another dataset's, or has no images of the split.
+    """
+    value, path = files.json(*names), files.path(*names)
+    value = value if isinstance(value, dict) else {}
+    if (got := value.get("dataset", dataset)) != dataset:
+        raise files.wrong(path, f"the captions of {got!r}", f"those of {dataset!r}")
+    found = records(value.get("images"), {"filename": str, "split": str, "sentences": list}, path)
+    chosen = [image for image in found if image["split"] in SPLITS[split]]
+    if not chosen:
+        there = ", ".join(sorted({image["split"] for image in found}))
+        raise files.wrong(path, f"images of {there} alone", f"images of {' and '.join(SPLITS[split])}")
+    for image in chosen:
+        records(image["sentences"], {"raw": str}, path)
+    return chosen
+
+
+def caption_item(id: str, visual: Visual, captions: Sequence[str]) -> Item:
+    """An image with its captions; as a support example it shows the first one."""
+    return Item(id=id, visual=visual, prefix=OUTPUT, answer=one_line(captions[0]), references=tuple(captions))
+
+
+def items(chosen: Sequence[dict[str, Any]], image: Callable[[dict[str, Any]], str], key: str) -> list[Item]:
+    """Items of `images`.
+
+    Args:
+        chosen: of `images`.
+        image: record -> the image's file.
+        key: the field that names an image.
+    """
+    return [
+        caption_item(str(each.get(key, each["filename"])), Image(image(each)), [s["raw"] for s in each["sentences"]])
+        for each in chosen
+    ]

@@ -1,0 +1,53 @@
+"""The annotation format of MSVD-QA and MSRVTT-QA (Xu et al. 2017): one JSON list of question and answer pairs per split.
+
+    train_qa.json, test_qa.json    [{"video_id": 1301, "id": 37348, "question": "what is a man doing?", "answer": "dance"}, ...]
+
+An answer is one word, and there is one: a prediction counts if it is exactly that word.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from flamingo_jax.evaluation.benchmarks import video_files
+from flamingo_jax.evaluation.benchmarks.annotations import Files, one_line, records
+from flamingo_jax.evaluation.benchmarks.benchmark import Item
+from flamingo_jax.evaluation.benchmarks.templates import question
+from flamingo_jax.evaluation.benchmarks.video_files import VideoFiles
+from flamingo_jax.inference.prompt import Video
+
+FIELDS = {"video_id": int, "id": int, "question": str, "answer": str}
+
+
+def items(files: Files, split: str, videos: VideoFiles, names: Callable[[int], Sequence[str]]) -> list[Item]:
+    """Reads the pairs of a split, in the order of their file.
+
+    Args:
+        files: the benchmark's directory.
+        split: "train" or "test".
+        videos: of `video_files.find`.
+        names: video_id -> names that its video may have.
+
+    Raises:
+        AnnotationError: a file is not there, damaged, or of another split; or not one video is there.
+    """
+    rows = _rows(files, split)
+    if split != "train" and files.has("train_qa.json"):
+        test, train = ({str(row["video_id"]) for row in each} for each in (rows, _rows(files, "train")))
+        video_files.check_disjoint(files, files.path(f"{split}_qa.json"), test, train)
+    found = videos.of(rows, lambda row: names(row["video_id"]), files.path(f"{split}_qa.json"))
+    return [
+        Item(
+            id=f"{split}/{row['id']}",
+            visual=Video(path),
+            prefix=question(row["question"]),
+            answer=one_line(row["answer"]),
+        )
+        for row, path in found
+    ]
+
+
+def _rows(files: Files, split: str) -> list[dict[str, Any]]:
+    name = f"{split}_qa.json"
+    return records(files.json(name), FIELDS, files.path(name))

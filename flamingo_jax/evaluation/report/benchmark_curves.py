@@ -1,0 +1,115 @@
+"""Curves of the paper's benchmarks over the number of support examples, with published ones faint beside them (in the manner of the paper's Figure 2)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from matplotlib.figure import Figure
+from matplotlib.patheffects import withStroke
+
+from flamingo_jax.evaluation.report.benchmark_table import (
+    main_metric,
+    own_setting,
+    published,
+    tasks_of,
+    title_of,
+)
+from flamingo_jax.evaluation.report.curves import COLOURS, INK, style
+from flamingo_jax.evaluation.report.units import unit
+from flamingo_jax.evaluation.runner import Row
+
+# The published curves that are drawn: the sizes of Flamingo, and the largest of the others. Model -> (colour, line style)
+BESIDE: Mapping[str, tuple[str, str]] = {
+    "Flamingo-3B": ("#c6d0d9", "-"),
+    "Flamingo-9B": ("#a3b2bf", "-"),
+    "Flamingo-80B": ("#74889a", "-"),
+    "OpenFlamingo-9B": ("#9fc3a6", "--"),
+    "IDEFICS-80B": ("#b3a6cc", "--"),
+}
+_OWN = (COLOURS[0], COLOURS[1], COLOURS[3], COLOURS[4])
+_GUESSING = "guessing"
+_COLUMNS = 4
+_PANEL, _TOP, _AXIS, _LEGEND_LINE, _LEGEND_ENTRY = (3.3, 2.55), 1.1, 0.45, 0.24, 1.75  # inches
+
+
+def benchmark_curves(rows: Sequence[Row], chance: Mapping[str, float]) -> Figure:
+    """A panel per benchmark: the metric that papers report, in their unit, against the number of support examples.
+
+    Args:
+        rows: results on benchmarks; at least one.
+        chance: what guessing gives, by task, in the unit of the metric itself.
+    """
+    tasks = tasks_of(rows)
+    columns = min(_COLUMNS, len(tasks))
+    lines = -(-len(tasks) // columns)
+    settings = list(dict.fromkeys(own_setting(row) for row in rows))
+    colours = {setting: _OWN[number % len(_OWN)] for number, setting in enumerate(settings)}
+    with style():
+        width = max(columns * _PANEL[0], 7.4)
+        figure = Figure()
+        axes = figure.subplots(lines, columns, squeeze=False)
+        for axis, task in zip(axes.flat, tasks, strict=False):
+            _panel(axis, [row for row in rows if row.task == task], colours, chance.get(task))
+        for axis in axes.flat[len(tasks) :]:
+            axis.set_visible(False)
+        handles = {line.get_label(): line for axis in axes.flat for line in axis.get_lines()}
+        labels = [label for label in (*map(_own_label, settings), *BESIDE, _GUESSING) if label in handles]
+        entries = int(width / _LEGEND_ENTRY)
+        bottom = 0.1 + _LEGEND_LINE * -(-len(labels) // entries)
+        height = lines * _PANEL[1] + _TOP + bottom
+        figure.set_size_inches(width, height)
+        edges = {"left": 0.5 / width, "right": 1 - 0.2 / width}
+        edges |= {"top": 1 - _TOP / height, "bottom": (bottom + _AXIS) / height}
+        figure.subplots_adjust(**edges, wspace=0.24, hspace=0.5)
+        headline = "Benchmarks over the number of support examples"
+        figure.text(0.2 / width, 1 - 0.3 / height, headline, size=14, weight="bold", va="center")
+        place: dict[str, Any] = {
+            "loc": "lower left",
+            "bbox_to_anchor": (0.1 / width, 0.0),
+            "ncols": entries,
+            "fontsize": 9,
+        }
+        figure.legend([handles[label] for label in labels], labels, **place, handlelength=1.8, columnspacing=1.4)
+    return figure
+
+
+def _panel(axis: Any, rows: Sequence[Row], colours: Mapping[str, str], guess: float | None) -> None:
+    """Draws one benchmark; shots stand at equal distances."""
+    task, metric = rows[0].task, main_metric(rows)
+    rows = [row for row in rows if row.metric == metric]
+    shots = sorted({row.shots for row in rows})
+    shown = unit(task, metric)
+    for series in published(rows):
+        if series.model in BESIDE and not series.detail and series.selection == "random":
+            points = [(place, series.values[number]) for place, number in enumerate(shots) if number in series.values]
+            colour, line = BESIDE[series.model]
+            if points:
+                axis.plot(
+                    *zip(*points, strict=True), line, color=colour, linewidth=1.4, marker="o", markersize=2.8,
+                    label=series.model, zorder=2,
+                )  # fmt: skip
+    for setting in dict.fromkeys(own_setting(row) for row in rows):
+        own = {row.shots: row.value * shown.factor for row in rows if own_setting(row) == setting}
+        points = [(place, own[number]) for place, number in enumerate(shots) if number in own]
+        colour = colours[setting]
+        axis.plot(*zip(*points, strict=True), "-o", color=colour, label=_own_label(setting), markersize=5, zorder=4)
+        for place, value in points:
+            font = {"size": 8.5, "weight": "bold", "color": colour, "ha": "center", "va": "bottom"}
+            note = axis.annotate(
+                f"{value:.{shown.decimals}f}", (place, value), (0, 5), textcoords="offset points", zorder=5, **font
+            )
+            note.set_path_effects([withStroke(linewidth=2.5, foreground="white")])
+    if guess is not None:
+        axis.axhline(guess * shown.factor, color=INK, linewidth=0.9, dashes=(1, 2), label=_GUESSING, zorder=1)
+    axis.set_title(title_of(task), pad=16)
+    axis.text(0, 1.02, shown.title, transform=axis.transAxes, size=8.5, color=INK, va="bottom")
+    axis.set_xticks(range(len(shots)), [str(number) for number in shots])
+    axis.set_xlim(-0.35, max(len(shots) - 0.65, 0.35))
+    axis.margins(y=0.14)
+    axis.grid(axis="x", visible=False)
+    axis.tick_params(length=0, labelsize=9)
+
+
+def _own_label(setting: str) -> str:
+    return f"this run, {setting}" if setting else "this run"

@@ -1,0 +1,235 @@
+"""The paper's Table 1 with a run's own lines in it: a block per benchmark, what others published below.
+
+    COCO: CIDEr-D x 100, 5000 test queries
+    paper: Karpathy test; 32.2 before Flamingo with few or no examples, 143.3 fine-tuned in 2022
+                               0      4     32
+      this run              71.2   84.0   97.9
+      Flamingo-3B [1]       73.0   85.0   99.0
+      OpenFlamingo-3B [2]   74.9   77.3   93.0
+
+Only benchmarks and numbers of shots that were run are shown.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+
+from flamingo_jax.evaluation.report.published import BENCHMARKS, SOURCES, Series, benchmark_of, overall, series
+from flamingo_jax.evaluation.report.units import unit
+from flamingo_jax.evaluation.runner import Row
+
+_OWN = "this run"
+_CIDER = "CIDEr-D weighs words by the captions of the queries that are evaluated: numbers on a part of a test set are not comparable."
+_YOUTUBE = "Videos: the paper evaluates those of YouTube that were public in April 2022; fewer are today."
+_VISDIAL = "VisDial: 32 shots are longer than the language model's context; v2 of the paper repeats the numbers of 4 shots there, v1 has none."
+_OVERALL = "Overall: the score of the paper's Table 3, the mean over the DEV benchmarks; there on validation queries, here on those of this table."
+
+
+@dataclasses.dataclass(frozen=True)
+class Line:
+    """One model in one setting.
+
+    Attributes:
+        label: the model and the setting.
+        values: number of shots -> what is shown.
+        is_own: whether it is this run's.
+    """
+
+    label: str
+    values: Mapping[int, str]
+    is_own: bool
+
+
+@dataclasses.dataclass(frozen=True)
+class Block:
+    """One benchmark.
+
+    Attributes:
+        title: its name.
+        about: metric and queries.
+        paper: the paper's queries, and what it compares with; "" if it does not have the benchmark.
+        shots: the numbers that were run.
+        lines: this run's first.
+        notes: what to know when comparing.
+    """
+
+    title: str
+    about: str
+    paper: str
+    shots: tuple[int, ...]
+    lines: tuple[Line, ...]
+    notes: tuple[str, ...] = ()
+
+
+def blocks(rows: Sequence[Row]) -> list[Block]:
+    """A block per benchmark, in the order of the paper's table and then of the run; the overall score last, where all five DEV benchmarks were run.
+
+    Args:
+        rows: results on benchmarks.
+    """
+    found = [_block(task, [row for row in rows if row.task == task]) for task in tasks_of(rows)]
+    return found + ([total] if (total := _overall(rows)) else [])
+
+
+def markdown(rows: Sequence[Row]) -> str:
+    """The table in Markdown, with its sources."""
+    found = blocks(rows)
+    lines = [_run(rows), ""]
+    for block in found:
+        lines += [f"### {block.title}", "", f"{block.about}{f'; {block.paper}' if block.paper else ''}", ""]
+        lines += [f"| shots | {' | '.join(map(str, block.shots))} |", "| --- |" + " ---: |" * len(block.shots)]
+        for line in block.lines:
+            cells = [line.label, *(line.values.get(number, "-") for number in block.shots)]
+            lines.append(f"| {' | '.join(f'**{cell}**' if line.is_own and cell != '-' else cell for cell in cells)} |")
+        lines.append("")
+    return "\n".join([*lines, *(f"- {note}" for note in _notes(found))]) + "\n"
+
+
+def text(rows: Sequence[Row]) -> str:
+    """The same for a terminal."""
+    found = blocks(rows)
+    width = max(len(line.label) for block in found for line in block.lines) + 2
+    lines = [_run(rows), ""]
+    for block in found:
+        lines += [f"{block.title}: {block.about}", *filter(None, [block.paper])]
+        lines.append(" " * width + "".join(f"{number:>8}" for number in block.shots))
+        for line in block.lines:
+            values = "".join(f"{line.values.get(number, '-'):>8}" for number in block.shots)
+            lines.append(f"  {line.label:<{width - 2}}{values}")
+        lines.append("")
+    return "\n".join([*lines, *_notes(found)]) + "\n"
+
+
+def tasks_of(rows: Sequence[Row]) -> list[str]:
+    """The tasks of results on benchmarks: in the order of the paper's table, then of the run."""
+    order = list(BENCHMARKS)
+    tasks = list(dict.fromkeys(row.task for row in rows))
+    return sorted(tasks, key=lambda task: order.index(name) if (name := benchmark_of(task)) in order else len(order))
+
+
+def own_setting(row: Row) -> str:
+    """What is special about a row: "" for supports at random without ensembling, else such as "RICES, 6 orders"."""
+    parts = ("RICES" if row.selection == "rices" else "", f"{row.ensemble} orders" if row.ensemble > 1 else "")
+    return ", ".join(filter(None, parts))
+
+
+def published(rows: Sequence[Row]) -> list[Series]:
+    """What to set beside the rows of a task: with RICES only where the run has it, too.
+
+    Args:
+        rows: of one task.
+    """
+    chosen = {"", "random", *(row.selection for row in rows)}
+    return [each for each in series(benchmark_of(rows[0].task)) if each.selection in chosen]
+
+
+def main_metric(rows: Sequence[Row]) -> str:
+    """The metric of a task that papers report: the one of the paper's table if it was measured, else the task's first.
+
+    Args:
+        rows: of one task.
+    """
+    measured = [row.metric for row in rows]
+    listed = BENCHMARKS.get(benchmark_of(rows[0].task))
+    return listed.metric if listed and listed.metric in measured else measured[0]
+
+
+def _block(task: str, rows: Sequence[Row]) -> Block:
+    main, shots = main_metric(rows), _shots(rows)
+    own: dict[str, dict[int, str]] = {}
+    for row in sorted(rows, key=lambda row: row.metric != main):
+        name = "" if row.metric == main else unit(task, row.metric).title
+        label = ", ".join(filter(None, (_OWN, own_setting(row), name)))
+        own.setdefault(label, {})[row.shots] = unit(task, row.metric).text(row.value)
+    lines = [Line(label, values, is_own=True) for label, values in own.items()]
+    listed = BENCHMARKS.get(benchmark_of(task))
+    if listed and listed.metric == main:
+        for each in published(rows):
+            values = {number: f"{value:.1f}" for number, value in each.values.items() if number in shots}
+            if values:
+                source = list(SOURCES).index(each.source) + 1
+                lines.append(Line(f"{each.label} [{source}]", values, is_own=False))
+    numbers = sorted({row.n for row in rows})
+    count = " to ".join(map(str, dict.fromkeys((numbers[0], numbers[-1]))))
+    about = f"{unit(task, main).title}, {count} {' and '.join(dict.fromkeys(row.split for row in rows))} queries"
+    paper = ""
+    if listed:
+        before = {
+            "before Flamingo with few or no examples": listed.zero_few_shot,
+            "fine-tuned in 2022": listed.fine_tuned,
+        }
+        best = ", ".join(f"{value} {what}" for what, value in before.items() if value)
+        paper = f"paper: {listed.queries}; {best}"
+    return Block(title_of(task), about, paper, tuple(shots), tuple(lines), tuple(_caveats(task, main, shots)))
+
+
+def title_of(task: str) -> str:
+    """The name of a benchmark in tables and pictures, such as "VQAv2 (val)" for the task vqav2_val; a task that the paper does not have keeps its own."""
+    listed = BENCHMARKS.get(benchmark_of(task))
+    if listed is None:
+        return task
+    return listed.title if task in BENCHMARKS else f"{listed.title} (val)"
+
+
+def _caveats(task: str, metric: str, shots: Sequence[int]) -> list[str]:
+    listed = BENCHMARKS.get(benchmark_of(task))
+    notes = [_CIDER] if metric == "cider" else []
+    notes += [_YOUTUBE] if listed and listed.is_youtube else []
+    return notes + ([_VISDIAL] if task == "visdial" and 32 in shots else [])
+
+
+def _overall(rows: Sequence[Row]) -> Block | None:
+    """The overall score of the run and of the models that report all five DEV benchmarks."""
+    dev = [name for name, listed in BENCHMARKS.items() if listed.is_dev]
+    own: dict[str, dict[int, dict[str, float]]] = {}
+    theirs: dict[str, dict[int, dict[str, float]]] = {}
+    for row in rows:
+        if row.task in dev and row.metric == BENCHMARKS[row.task].metric:
+            label = ", ".join(filter(None, (_OWN, own_setting(row))))
+            value = row.value * unit(row.task, row.metric).factor
+            own.setdefault(label, {}).setdefault(row.shots, {})[row.task] = value
+    for name in dev:
+        for each in series(name):
+            label = f"{each.label} [{list(SOURCES).index(each.source) + 1}]"
+            for shots, value in each.values.items():
+                theirs.setdefault(label, {}).setdefault(shots, {})[name] = value
+    mine = _totals(own)
+    if not mine:
+        return None
+    run = tuple(sorted({number for line in mine for number in line.values}))
+    others = [dataclasses.replace(line, is_own=False) for line in _totals(theirs)]
+    others = [line for line in others if line.values.keys() & set(run)]
+    about = "percent of the fine-tuned state of the art, mean over the five DEV benchmarks"
+    return Block("Overall", about, "", run, (*mine, *others), (_OVERALL,))
+
+
+def _totals(found: Mapping[str, Mapping[int, Mapping[str, float]]]) -> list[Line]:
+    """{label: {shots: {benchmark: value}}} -> the lines that have an overall score, as if all were the run's own."""
+    lines = []
+    for label, by_shots in found.items():
+        totals = {shots: total for shots, values in by_shots.items() if (total := overall(values)) is not None}
+        if totals:
+            lines.append(Line(label, {shots: f"{total:.1f}" for shots, total in totals.items()}, is_own=True))
+    return lines
+
+
+def _shots(rows: Sequence[Row]) -> list[int]:
+    return sorted({row.shots for row in rows})
+
+
+def _run(rows: Sequence[Row]) -> str:
+    seeds = ", ".join(map(str, dict.fromkeys(row.seed for row in rows)))
+    decoding = ", ".join(dict.fromkeys(row.decoding.replace("_", " ") for row in rows))
+    return f"This run: {rows[0].checkpoint} at step {rows[0].step}, seed {seeds}; {decoding}."
+
+
+def _notes(found: Sequence[Block]) -> list[str]:
+    """The sources that are cited, then what to know when comparing."""
+    cited = {line.label for block in found for line in block.lines}
+    notes = [
+        f"[{number}] {source.where}{f': {source.caveat}' if source.caveat else ''}."
+        for number, source in enumerate(SOURCES.values(), start=1)
+        if any(label.endswith(f"[{number}]") for label in cited)
+    ]
+    return notes + list(dict.fromkeys(note for block in found for note in block.notes))

@@ -1,0 +1,112 @@
+"""Zero-shot classification and retrieval beside what was published: a block per task, a column per metric (in the manner of the paper's Table 9).
+
+Flickr30k retrieval: 1000 images; paper: the 1,000 of Karpathy's test split
+                                   i2t R@1   i2t R@5  i2t R@10   t2i R@1   t2i R@5  t2i R@10
+  this run                            88.0      98.7      99.4      68.7      90.6      95.2
+  contrastive NFNet-F6                89.3      98.8      99.7      79.5      95.3      97.9
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+
+from flamingo_jax.evaluation.comparing import COSINE
+from flamingo_jax.evaluation.report.published import CONTRASTIVE_SOURCE, contrastive
+from flamingo_jax.evaluation.runner import Row
+
+# Task -> (its name in tables, the paper's queries)
+TITLES: Mapping[str, tuple[str, str]] = {
+    "coco_retrieval": ("COCO retrieval", "the 5,000 of Karpathy's test split"),
+    "flickr30k_retrieval": ("Flickr30k retrieval", "the 1,000 of Karpathy's test split"),
+    "imagenet_zero_shot": ("ImageNet, zero-shot", "the validation split"),
+    "world_retrieval": ("Retrieval in the demo's world, within batches of 64", ""),
+    "world_zero_shot": ("Objects of the demo's world, zero-shot", ""),
+    "kinetics700_zero_shot": ("Kinetics700, zero-shot", "the validation split, of what was public in April 2022"),
+}
+_COLUMNS = {"top1": "top-1", "top5": "top-5", "top1_top5": "their mean"}
+_RETRIEVAL = "i2t, t2i: image to text and text to image; R@k: a right one is among the first k."
+_PART = "Fewer images than the paper's make retrieval easier: such numbers are not comparable."
+
+
+@dataclasses.dataclass(frozen=True)
+class Block:
+    """One task.
+
+    Attributes:
+        about: its name, on how much it was measured, and on what the paper did.
+        columns: what is measured.
+        lines: (model, a value in percent per column, "-" where there is none); this run's first.
+    """
+
+    about: str
+    columns: tuple[str, ...]
+    lines: tuple[tuple[str, tuple[str, ...]], ...]
+
+
+def is_comparison(row: Row) -> bool:
+    """Whether a row is of a task that compares embeddings."""
+    return row.decoding == COSINE
+
+
+def blocks(rows: Sequence[Row]) -> list[Block]:
+    """A block per task, in the order of the run.
+
+    Args:
+        rows: results of comparisons.
+    """
+    return [_block([row for row in rows if row.task == task]) for task in dict.fromkeys(row.task for row in rows)]
+
+
+def text(rows: Sequence[Row]) -> str:
+    """The table for a terminal."""
+    lines = [_head(rows), ""]
+    for block in blocks(rows):
+        width = max(len(label) for label, _ in block.lines) + 4
+        lines += [block.about, " " * width + "".join(f"{column:>12}" for column in block.columns)]
+        lines += [
+            f"  {label:<{width - 2}}" + "".join(f"{value:>12}" for value in values) for label, values in block.lines
+        ]
+        lines.append("")
+    return "\n".join([*lines, *_notes(rows)]) + "\n"
+
+
+def markdown(rows: Sequence[Row]) -> str:
+    """The same in Markdown."""
+    lines = [_head(rows), ""]
+    for block in blocks(rows):
+        lines += [block.about, "", f"| | {' | '.join(block.columns)} |", "| --- |" + " ---: |" * len(block.columns)]
+        lines += [f"| {label} | {' | '.join(values)} |" for label, values in block.lines]
+        lines.append("")
+    return "\n".join([*lines, *(f"- {note}" for note in _notes(rows))]) + "\n"
+
+
+def _block(rows: Sequence[Row]) -> Block:
+    first, metrics = rows[0], [row.metric for row in rows]
+    title, paper = TITLES.get(first.task, (first.task, ""))
+    about = f"{title}: {first.n} {'clips' if 'kinetics' in first.task else 'images'}"
+    about += f", {first.ensemble} templates per class" if first.ensemble > 1 else ""
+    own = ("this run", tuple(f"{100 * row.value:.1f}" for row in rows))
+    theirs = [
+        (model, tuple(f"{values[metric]:.1f}" if metric in values else "-" for metric in metrics))
+        for model, values in contrastive(first.task).items()
+    ]
+    return Block(about + (f"; paper: {paper}" if paper else ""), tuple(map(_column, metrics)), (own, *theirs))
+
+
+def _column(metric: str) -> str:
+    if metric in _COLUMNS:
+        return _COLUMNS[metric]
+    way, _, k = metric.partition("_recall_at_")
+    return f"{'i2t' if way == 'image_to_text' else 't2i'} R@{k}" if k else metric.replace("_", " ")
+
+
+def _head(rows: Sequence[Row]) -> str:
+    return f"This run: {rows[0].checkpoint} at step {rows[0].step}, seed {rows[0].seed}; cosines of embeddings, values in percent."
+
+
+def _notes(rows: Sequence[Row]) -> list[str]:
+    notes = [_RETRIEVAL] if any("_recall_at_" in row.metric for row in rows) else []
+    published = {row.task for row in rows if contrastive(row.task)}
+    notes += [f"Published: {CONTRASTIVE_SOURCE}."] if published else []
+    return notes + ([_PART] if any(task.endswith("_retrieval") for task in published) else [])

@@ -1,0 +1,148 @@
+"""A picture of sample prompts, as the model saw them, with its answers (in the manner of the paper's Figures 1 and 8)."""
+
+from __future__ import annotations
+
+import functools
+import textwrap
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.patches import FancyBboxPatch, Rectangle
+
+from flamingo_jax.data.config import ImageFit
+from flamingo_jax.evaluation.metrics.exact_match import is_exact
+from flamingo_jax.evaluation.metrics.needs import trim
+from flamingo_jax.evaluation.metrics.ranking import is_first
+from flamingo_jax.evaluation.report.curves import FAINT, INK, families, style
+from flamingo_jax.evaluation.runner import Sample
+from flamingo_jax.inference.prompt import load_frames
+
+Load = Callable[[Any], np.ndarray]  # an image or a video -> uint8[F, S, S, 3]
+
+RIGHT, WRONG = "#2e7d4f", "#c2304a"
+# Inches
+_CELL, _IMAGE, _TEXT, _ROW_GAP, _LABEL, _HEAD, _MARGIN = 1.22, 1.02, 0.54, 0.30, 1.25, 0.75, 0.25
+
+
+def choose(samples: Sequence[Sample], per_task: int = 2, most_shots: int = 4) -> list[Sample]:
+    """Samples for the sheet, family by family: of every task, at its largest number of shots up to `most_shots`."""
+    chosen: list[Sample] = []
+    for task in (
+        task for members in families([sample.task for sample in samples]).values() for task in members.values()
+    ):
+        own = [sample for sample in samples if sample.task == task]
+        shots = max(
+            (sample.shots for sample in own if sample.shots <= most_shots), default=min(sample.shots for sample in own)
+        )
+        chosen += [sample for sample in own if sample.shots == shots][:per_task]
+    return chosen
+
+
+def sample_sheet(
+    samples: Sequence[Sample], image_size: int, columns: int = 2, *, image_fit: ImageFit = "pad"
+) -> Figure:
+    """Draws samples, `columns` prompts side by side: the support examples, then the query in a frame, under it what the model answered.
+
+    Args:
+        samples: at least one.
+        image_size: side of the images in pixels, as the model sees them.
+        columns: prompts in one row.
+        image_fit: how an image becomes a square.
+    """
+    load = functools.partial(load_frames, image_size=image_size, image_fit=image_fit)
+    chunks = [_chunks(sample) for sample in samples]
+    cells = max(len(found) for found in chunks)
+    columns = min(columns, len(samples))
+    rows = -(-len(samples) // columns)
+    block = _LABEL + cells * _CELL
+    width = max(columns * block + 2 * _MARGIN, 7.0)  # room for the title
+    step = _IMAGE + _TEXT + _ROW_GAP
+    height = rows * step + _HEAD + _MARGIN
+    with style():
+        figure = Figure(figsize=(width, height))
+        canvas = figure.add_axes((0, 0, 1, 1))
+        canvas.set(xlim=(0, width), ylim=(0, height))
+        canvas.axis("off")
+        canvas.text(_MARGIN, height - 0.36, "Prompts and answers", size=15, weight="bold", va="center")
+        note = "framed: the query, and what the model wrote after it"
+        canvas.text(width - _MARGIN, height - 0.36, note, size=9.5, color=FAINT, ha="right", va="center")
+        for number, (sample, found) in enumerate(zip(samples, chunks, strict=True)):
+            x = _MARGIN + (number % columns) * block
+            y = height - _HEAD - (number // columns) * step  # top edge
+            if number % columns == 0:
+                canvas.plot([_MARGIN, width - _MARGIN], [y + 0.18] * 2, color=FAINT, linewidth=0.4, alpha=0.6)
+            _draw(canvas, sample, found, x, y, load)
+    return figure
+
+
+def _draw(canvas: Any, sample: Sample, chunks: Sequence[tuple[Any, str]], x: float, y: float, load: Load) -> None:
+    """Draws one prompt with its top left corner at (x, y)."""
+    name, _, control = sample.task.partition("_")
+    canvas.text(x, y - 0.06, name, size=11, weight="bold", va="top")
+    canvas.text(x, y - 0.30, control.replace("_", " "), size=9, color=WRONG, va="top", style="italic")
+    below = y - (0.52 if control else 0.30)
+    canvas.text(x, below, f"{sample.shots} shot{'s' * (sample.shots != 1)}", size=9, color=FAINT, va="top")
+    for place, (image, text) in enumerate(chunks):
+        left = x + _LABEL - 0.15 + place * _CELL
+        centre = left + _IMAGE / 2
+        if image is not None:
+            _picture(canvas, image, left, y, load, hidden=sample.episode.masked)
+        lines = textwrap.wrap(text, 17)[:2] or [""]
+        for number, line in enumerate(lines):
+            canvas.text(centre, y - _IMAGE - 0.07 - 0.14 * number, line, size=8.5, ha="center", va="top")
+        if place == len(chunks) - 1:
+            corner, size = (left - 0.07, y - _IMAGE - _TEXT), (_IMAGE + 0.14, _IMAGE + _TEXT + 0.07)
+            round_box: dict[str, Any] = {
+                "boxstyle": "round,pad=0,rounding_size=0.06",
+                "facecolor": "#f7f4ee",
+                "edgecolor": INK,
+                "linewidth": 1.0,
+            }
+            canvas.add_patch(FancyBboxPatch(corner, *size, **round_box, zorder=0))
+            bottom = y - _IMAGE - 0.09 - 0.14 * len(lines)
+            said, right = _answer(sample)
+            mark, colour = ("✓", RIGHT) if right else ("✗", WRONG)
+            canvas.text(centre, bottom, f"{said} {mark}", size=9.5, weight="bold", color=colour, ha="center", va="top")
+            if not right:
+                truth = textwrap.shorten(sample.prediction.answer, 14, placeholder="…")
+                canvas.text(centre, bottom - 0.17, f"right: {truth}", size=8, color=INK, ha="center", va="top")
+
+
+def _picture(canvas: Any, image: Any, left: float, top: float, load: Load, *, hidden: bool) -> None:
+    """Draws one image (of a video its first frame) as the model sees it; pale if it is hidden from the text."""
+    pixels = load(image)[0].astype(np.float32) / 255
+    extent = (left, left + _IMAGE, top - _IMAGE, top)
+    canvas.imshow(
+        pixels * 0.15 + 0.8 if hidden else pixels, extent=extent, interpolation="nearest", aspect="auto", zorder=2
+    )
+    canvas.add_patch(
+        Rectangle((left, top - _IMAGE), _IMAGE, _IMAGE, fill=False, edgecolor=FAINT, linewidth=0.5, zorder=3)
+    )
+    if hidden:
+        font = {"size": 8.5, "color": INK, "ha": "center", "va": "center", "style": "italic"}
+        canvas.text(left + _IMAGE / 2, top - _IMAGE / 2, "hidden", zorder=4, **font)
+
+
+def _answer(sample: Sample) -> tuple[str, bool]:
+    """What the model said, and whether it was right."""
+    prediction = sample.prediction
+    if prediction.text is not None:
+        said, right = trim(prediction.text).strip() or "(nothing)", is_exact(prediction)
+    else:
+        said, right = str(prediction.ranked_first), prediction.scores is not None and is_first(prediction)
+    return textwrap.shorten(said, 13, placeholder="…"), right
+
+
+def _chunks(sample: Sample) -> list[tuple[Any, str]]:
+    """The prompt as (image or None, the text after it)."""
+    chunks: list[tuple[Any, str]] = []
+    for part in sample.episode.parts:
+        if not isinstance(part, str):
+            chunks.append((part, ""))
+        elif chunks:
+            chunks[-1] = (chunks[-1][0], chunks[-1][1] + part.replace("<EOC>", " "))
+        else:
+            chunks.append((None, part.replace("<EOC>", " ")))
+    return chunks

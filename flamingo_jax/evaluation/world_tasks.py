@@ -1,0 +1,207 @@
+"""Few-shot tasks of the synthetic world: fresh pictures, and names that no page with pictures ever had.
+
+    format   image "output : red<EOC>" image "output : green<EOC>" image "output :"        -> the query's colour, shape or size:
+                                                                                            which of them, only the context tells
+    bind2    image "this is a ulb<EOC>" image "this is a veck<EOC>" image "this is a"      -> the name of the query's colour or shape
+    bind4    the same with four names
+
+Controls run the same queries, supports and prompts, and change one thing:
+
+    _shuffled  labels tell nothing about pictures. bind: names in balanced random order. format: each label is that of a random attribute of a
+               random picture, for if labels were exchanged within an episode, they would still tell which attribute is asked for
+    _hidden    the images are masked
+    _held_out  the query (it alone) is of a pair of colour and shape that training never showed
+
+Every test picture is the query of one episode. The episode is a pure function of (seed, task, query): it depends neither on n nor on what else is
+evaluated, and with more shots the same supports come first. Supports are chosen at random, classes in balanced random order, never the query.
+There are no text-only examples at 0 shots.
+
+What guessing gives: bind, one in `ways` by ranking; no name can be known at 0 shots, and at 1 shot one in `ways`. format, 1/3 for who sees the
+picture but not which attribute is asked for (it is uniform over the three), 1/4 for who knows the attribute but does not see the picture.
+Candidates of `format` are therefore the values of all three attributes.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Literal
+
+import numpy as np
+
+from flamingo_jax.core.paths import PathLike
+from flamingo_jax.data.schema import ImageText
+from flamingo_jax.data.sources import Source
+from flamingo_jax.evaluation import task
+from flamingo_jax.tokenizers.base import EOC
+from flamingo_jax.world import scenes
+from flamingo_jax.world.pages import BIND_PROMPT, FORMAT_PROMPT, Album
+from flamingo_jax.world.scenes import ATTRIBUTES, COLOUR, SHAPE, VALUES
+from flamingo_jax.world.text import NEW_NAMES
+
+Control = Literal["", "shuffled", "hidden", "held_out"]
+SETTINGS: dict[str, tuple[int, Control]] = {  # name -> (ways, 0 for format; control)
+    "format": (0, ""),
+    "format_shuffled": (0, "shuffled"),
+    "format_hidden": (0, "hidden"),
+    "format_held_out": (0, "held_out"),
+    "bind2": (2, ""),
+    "bind2_shuffled": (2, "shuffled"),
+    "bind2_hidden": (2, "hidden"),
+    "bind2_held_out": (2, "held_out"),
+    "bind4": (4, ""),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class WorldTask:
+    """One of the tasks in SETTINGS.
+
+    Attributes:
+      name: its name.
+      directory: of the world, as data_pipelines wrote it; `test_images` is read.
+    """
+
+    name: str
+    directory: str
+    metrics: tuple[str, ...] = ("exact_match", "ranking")
+
+    @property
+    def chance(self) -> float:
+        """What guessing gives: 1 / ways, or one attribute of three."""
+        ways, _ = SETTINGS[self.name]
+        return 1 / (ways or len(ATTRIBUTES))
+
+    def episodes(self, shots: int, n: int, seed: int) -> Sequence[task.Episode]:
+        """The first `n` episodes.
+
+        Args:
+          shots: support examples.
+          n: episodes, at most as many as there are query pictures; 0: all.
+          seed: decides the order of the queries, and all else.
+
+        Raises:
+          ValueError: there are fewer query pictures than n, or fewer pictures of a class than the supports need.
+        """
+        ways, control = SETTINGS[self.name]
+        albums = read_albums(self.directory)
+        pool = "test_held_out" if control == "held_out" else "test_one"
+        num = len(albums[pool].images)
+        if not 0 <= n <= num:
+            raise ValueError(
+                f"task {self.name!r}: got n={n}; {self.directory} has {num} query pictures ({pool}). Take n from 1 to {num}, or 0 for all."
+            )
+        stream = f"bind{ways}" if ways else "format"
+        order = scenes.random(seed, f"{stream}/queries", 0).permutation(num)[: n or num]
+        return [self._episode(albums, pool, int(row), shots, seed, stream) for row in order]
+
+    def _episode(
+        self, albums: Mapping[str, Album], pool: str, row: int, shots: int, seed: int, stream: str
+    ) -> task.Episode:
+        ways, control = SETTINGS[self.name]
+        queries, supports = albums[pool], albums["test_one"]
+        rng = scenes.random(seed, f"{stream}/{pool}", row)
+        question = _Question.draw(rng, queries.attributes[row, 0], ways)
+        used = [row] if queries is supports else []
+        for value, _ in zip(_balanced(rng, question.values), range(shots), strict=False):
+            used.append(_choose(rng, supports, question.attribute, value, used))
+        chosen = used[len(used) - shots :]
+        labels = [question.answers[supports.attributes[i, 0, question.attribute]] for i in chosen]
+        if control == "shuffled":
+            labels = _shuffled(scenes.random(seed, f"{stream}/labels", row), supports, question, ways, shots)
+        parts: list[task.Part] = []
+        for i, label in zip(chosen, labels, strict=True):
+            parts += [supports.images[i], f"{question.prompt} {label}{EOC}"]
+        return task.Episode(
+            parts=(*parts, queries.images[row], question.prompt),
+            candidates=question.candidates,
+            answer=question.answers[queries.attributes[row, 0, question.attribute]],
+            query_id=f"{pool}/{row}",
+            support_ids=tuple(f"test_one/{i}" for i in chosen),
+            masked=control == "hidden",
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class _Question:
+    """What an episode asks: the attribute, its values that occur, what each is called, and the possible answers."""
+
+    attribute: int
+    values: tuple[int, ...]
+    answers: Mapping[int, str]
+    candidates: tuple[str, ...]
+    prompt: str
+
+    @classmethod
+    def draw(cls, rng: np.random.Generator, query: np.ndarray, ways: int) -> _Question:
+        """Draws a question about a picture: its format (ways = 0), or a name among `ways`."""
+        if not ways:
+            attribute = int(rng.integers(len(ATTRIBUTES)))
+            words = VALUES[attribute]
+            candidates = tuple(word for values in VALUES for word in values)
+            return cls(attribute, tuple(range(len(words))), dict(enumerate(words)), candidates, FORMAT_PROMPT)
+        attribute = (COLOUR, SHAPE)[rng.integers(2)]
+        value = int(query[attribute])
+        others = [v for v in rng.permutation(len(VALUES[attribute])).tolist() if v != value]
+        values = tuple(rng.permutation([value, *others[: ways - 1]]).tolist())
+        names = tuple(rng.permutation(NEW_NAMES)[:ways].tolist())
+        return cls(attribute, values, dict(zip(values, names, strict=True)), names, BIND_PROMPT)
+
+
+def _balanced(rng: np.random.Generator, classes: Sequence[int]) -> Iterator[int]:
+    """Classes without end: each once in random order, then each once more, and so on."""
+    while True:
+        yield from rng.permutation(classes).tolist()
+
+
+def _choose(rng: np.random.Generator, album: Album, attribute: int, value: int, used: Sequence[int]) -> int:
+    """Draws a picture of a class that is not in use yet."""
+    rows = album.having(attribute, value)
+    if set(rows.tolist()) <= set(used):
+        raise ValueError(
+            f"There are only {len(rows)} test pictures of {VALUES[attribute][value]!r}: make a world with more, or take fewer shots."
+        )
+    while (row := int(rows[rng.integers(len(rows))])) in used:
+        pass
+    return row
+
+
+def _shuffled(rng: np.random.Generator, album: Album, question: _Question, ways: int, shots: int) -> list[str]:
+    """Labels that are independent of the pictures in front of them, and of the query."""
+    if ways:
+        return [
+            question.answers[value] for value, _ in zip(_balanced(rng, question.values), range(shots), strict=False)
+        ]
+    attributes = rng.integers(len(ATTRIBUTES), size=shots).tolist()
+    rows = rng.integers(len(album.images), size=shots).tolist()
+    return [VALUES[a][album.attributes[row, 0, a]] for a, row in zip(attributes, rows, strict=True)]
+
+
+@functools.lru_cache(maxsize=2)
+def read_albums(directory: PathLike) -> dict[str, Album]:
+    """Reads the test pictures of a world, by pool: "test_one", "test_two", "test_held_out"."""
+    source = Source(f"{directory}/test_images", "test")
+    pools: dict[str, list[tuple[list[list[int]], bytes]]] = {}
+    for index in range(len(source)):
+        record = source[index]
+        assert isinstance(record, ImageText)
+        metadata = json.loads(record.metadata)
+        attributes = [
+            [VALUES[a].index(item[name]) for a, name in enumerate(ATTRIBUTES)] for item in metadata["objects"]
+        ]
+        pools.setdefault(metadata["id"].split("/")[0], []).append((attributes, record.image))
+    return {
+        pool: Album(np.array([attributes for attributes, _ in pictures]), tuple(image for _, image in pictures))
+        for pool, pictures in pools.items()
+    }
+
+
+def _make(data: Mapping[str, str], settings: task.Settings, *, name: str) -> WorldTask:
+    settings.only_random(name)
+    return WorldTask(name, task.directory(data, "world", name))
+
+
+for _name in SETTINGS:
+    task.register(_name, functools.partial(_make, name=_name))

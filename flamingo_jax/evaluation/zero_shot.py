@@ -1,0 +1,143 @@
+"""Zero-shot classification with a contrastive model: the class whose sentences are most like the picture (paper, B.1.3 and Table 7).
+
+    picture or clip --image encoder--> v                 of a clip the mean over its frames
+    class name --templates--text encoder--> t of each sentence --mean, length 1--> the class        (prompt ensembling, after CLIP)
+    answer: the class with the largest cosine; equal ones in the order of the classes
+
+    imagenet_zero_shot        top-1 accuracy on the validation split
+    kinetics700_zero_shot     the mean of top-1 and top-5 accuracy on the validation split
+    world_zero_shot           the demo's test pictures of one object, among the 56 pairs of colour and shape of training
+
+The images, class names and queries are those of the few-shot tasks of these benchmarks: at the same n and seed the same are asked about.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from flamingo_jax.core.notation import Float
+from flamingo_jax.evaluation import task
+from flamingo_jax.evaluation.benchmarks import class_templates
+from flamingo_jax.evaluation.benchmarks.benchmark import Item
+from flamingo_jax.evaluation.benchmarks.imagenet import ImageNet
+from flamingo_jax.evaluation.benchmarks.kinetics700 import Kinetics700
+from flamingo_jax.evaluation.benchmarks.lazy_items import LazyItems
+from flamingo_jax.evaluation.protocol import draw_queries
+from flamingo_jax.evaluation.ranks import ranks, recall
+from flamingo_jax.evaluation.world_tasks import read_albums
+from flamingo_jax.world.scenes import COLOUR, COLOURS, SEEN, SHAPE, SHAPES, SIZES
+
+_SHOWN = 5  # classes of a prediction that are written for inspection
+
+
+@dataclasses.dataclass(frozen=True)
+class ZeroShot:
+    """Classification among the candidates of its items.
+
+    Attributes:
+        name: of the task.
+        items: reads the benchmark: pictures or clips, each with its class and all classes.
+        templates: sentences around the name of a class.
+        metrics: of "top1", "top5" and "top1_top5" (their mean), the one that papers report first.
+        queries: name of the stream from which the queries are drawn: that of the benchmark's few-shot task.
+    """
+
+    name: str
+    items: Callable[[], Sequence[Item]]
+    templates: tuple[str, ...]
+    metrics: tuple[str, ...]
+    queries: str
+
+    def compare(self, model: task.Encoders, n: int, seed: int) -> task.Comparison:
+        """Classifies `n` pictures or clips; 0: all.
+
+        Raises:
+            TaskError: there are fewer.
+            PromptError: one of them cannot be read.
+        """
+        chosen = draw_queries(self.items(), n, seed, task_name=self.name, stream=self.queries)
+        classes = chosen[0].candidates
+        number = {name: place for place, name in enumerate(classes)}
+        weights = class_embeddings(model, classes, self.templates)
+        images = model.images([item.visual for item in chosen if item.visual is not None])
+        groups = np.array([number[item.answer] for item in chosen])
+        found = ranks(images, weights, groups, np.arange(len(classes)))
+        top1, top5 = recall(found, 1), recall(found, 5)
+        values = {"top1": top1, "top5": top5, "top1_top5": (top1 + top5) / 2}
+        return task.Comparison(
+            values={name: values[name] for name in self.metrics},
+            n=len(chosen),
+            templates=len(self.templates),
+            predictions=[_prediction(item, row @ weights.T) for item, row in zip(chosen, images, strict=True)],
+        )
+
+
+def class_embeddings(
+    model: task.Encoders, classes: Sequence[str], templates: Sequence[str]
+) -> Float[np.ndarray, "classes J"]:
+    """The embedding of each class: the mean of those of its sentences, of length 1.
+
+    Args:
+        model: the encoders.
+        classes: their names.
+        templates: see `class_templates`.
+    """
+    sentences = [sentence for name in classes for sentence in class_templates.fill(templates, name)]
+    mean = model.texts(sentences).reshape(len(classes), len(templates), -1).mean(axis=1)
+    return mean / np.maximum(np.linalg.norm(mean, axis=1, keepdims=True), 1e-6)
+
+
+def _prediction(item: Item, scores: Float[np.ndarray, "classes"]) -> dict[str, Any]:
+    best = np.argsort(-scores, kind="stable")[:_SHOWN].tolist()
+    return {
+        "query_id": item.id,
+        "answer": item.answer,
+        "candidates": [item.candidates[place] for place in best],
+        "scores": [round(float(scores[place]), 4) for place in best],
+    }
+
+
+def _world_items(directory: str) -> Sequence[Item]:
+    album = read_albums(directory)["test_one"]
+    names = {pair: f"{COLOURS[pair[COLOUR]]} {SHAPES[pair[SHAPE]]}" for pair in SEEN}
+    candidates = tuple(names.values())
+
+    def item(place: int) -> Item:
+        colour, shape = album.attributes[place, 0, [COLOUR, SHAPE]].tolist()
+        answer = names[colour, shape]
+        return Item(f"test_one/{place}", album.images[place], "", answer, (answer,), candidates, answer)
+
+    return LazyItems(len(album.images), item)
+
+
+def _make(
+    data: Mapping[str, str],
+    settings: task.Settings,
+    *,
+    of: str,
+    items: Callable[[str], Sequence[Item]],
+    templates: tuple[str, ...],
+    metrics: tuple[str, ...],
+) -> ZeroShot:
+    name = f"{of}_zero_shot"
+    settings.only_test(name)
+    place = task.directory(data, of, name)
+    if settings.templates:
+        templates = class_templates.read(settings.templates)
+    return ZeroShot(name, functools.partial(items, place), templates, metrics, of)
+
+
+def _register(of: str, items: Any, templates: tuple[str, ...], *metrics: str) -> None:
+    make = functools.partial(_make, of=of, items=items, templates=templates, metrics=metrics)
+    task.register(f"{of}_zero_shot", make)
+
+
+_register("imagenet", lambda place: ImageNet(place).test(), class_templates.IMAGES, "top1", "top5")
+_register("kinetics700", lambda place: Kinetics700(place).test(), class_templates.VIDEOS, "top1_top5", "top1", "top5")
+# Its captions name the size of each thing, and nothing else.
+_register("world", _world_items, tuple(f"a {size} {{}}" for size in SIZES), "top1", "top5")

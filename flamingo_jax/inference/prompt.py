@@ -1,0 +1,223 @@
+"""From a prompt, text and images in reading order, to tokens, phi and a pool of images (paper, Figure 8 and Appendix A.2).
+
+    [cat.jpg, "Output: A cat.<EOC>", dog.jpg, "Output:"]
+        -> <BOS> <image> Output : A cat . <EOC> <image> Output :
+    phi      0      1      1    1 1  1  1   1      2      2   2        media_index: each token attends the last image before it
+    pool   [cat, dog]                                                  an image that several prompts show is there once
+
+`<BOS>` and the `<image>` tags are written here, and so is an `<EOC>` that is missing before an image; the last chunk stays open for the answer.
+A model that was trained elsewhere has its own signs for them (`tokenizers.markers`), and one may have no `<EOC>` before an image.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import TypeAlias
+
+import numpy as np
+
+from flamingo_jax.data.interleave import IMAGE, Marker, tokenise
+from flamingo_jax.inference.visuals import (
+    VISUAL_TYPES,
+    Deferred,
+    Image,
+    PromptError,
+    Video,
+    Visual,
+    from_file,
+    identity,
+    load_frames,
+)
+from flamingo_jax.tokenizers.base import Tokenizer
+
+__all__ = [
+    "Deferred",
+    "Image",
+    "Part",
+    "Prompt",
+    "PromptError",
+    "Video",
+    "Visual",
+    "at_once",
+    "collate",
+    "load_frames",
+    "parse",
+    "read",
+]
+
+Part: TypeAlias = "str | Visual"
+Prompt: TypeAlias = "str | Sequence[Part]"
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class TokenisedPrompt:
+    """One prompt in the model's terms.
+
+    Attributes:
+        tokens: int32[L], `<BOS>` first.
+        media_index: int32[L] phi, 0 = no image.
+        visuals: the images, in order; none is read yet.
+    """
+
+    tokens: np.ndarray
+    media_index: np.ndarray
+    visuals: tuple[Visual, ...]
+
+
+def at_once(prompts: Sequence[Prompt], most: int) -> int:
+    """Returns how many images to encode together where these prompts are all that will be asked, or each comes by itself (a dialogue).
+
+    Args:
+        prompts: not read yet; none is a dialogue.
+        most: the bound where there are many.
+    """
+    count = sum(not isinstance(part, str) for prompt in prompts for part in prompt)
+    return min(1 << max(count - 1, 0).bit_length(), most)
+
+
+def parse(template: str) -> list[Part]:
+    """Splits "{cat.jpg}Output: A cat.<EOC>{clip.mp4}Output:" into images, videos and text.
+
+    `{{` and `}}` stand for literal braces.
+
+    Args:
+        template: text with files in braces; what ends like a video is one.
+
+    Returns:
+        Parts of a prompt: `Image`, `Video` and str.
+
+    Raises:
+        PromptError: an unclosed or unopened brace, empty braces, or a file that is not there.
+    """
+    parts: list[Part] = []
+    text, at = "", 0
+    while at < len(template):
+        if template[at : at + 2] in ("{{", "}}"):
+            text, at = text + template[at], at + 2
+        elif template[at] == "}":
+            raise PromptError(
+                f"prompt: '}}' at character {at} closes no brace in {_around(template, at)}. Write '}}}}' for a literal brace."
+            )
+        elif template[at] == "{":
+            end = template.find("}", at)
+            if end < 0 or "{" in template[at + 1 : end]:
+                raise PromptError(
+                    f"prompt: the brace at character {at} is not closed in {_around(template, at)}. Write {{path}} for an image, '{{{{' for a literal brace."
+                )
+            parts += [text] if text else []
+            parts.append(_file(template[at + 1 : end].strip(), at))
+            text, at = "", end + 1
+        else:
+            text, at = text + template[at], at + 1
+    return parts + ([text] if text else [])
+
+
+def read(prompt: Prompt, tokenizer: Tokenizer, *, masked: bool = False) -> TokenisedPrompt:
+    """Tokenises a prompt.
+
+    Args:
+        prompt: parts in reading order; a plain str is a prompt without images.
+        tokenizer: of the model.
+        masked: hide the images from the text: phi is 0 everywhere, and everything else as it is (a control of the evaluation).
+
+    Returns:
+        Tokens, phi and images.
+
+    Raises:
+        PromptError: an `<image>` tag in the text (more tags than images), or a part that is neither text nor image.
+    """
+    parts = [prompt] if isinstance(prompt, str) else list(prompt)
+    marked: list[str | Marker] = []
+    visuals: list[Visual] = []
+    for number, part in enumerate(parts):
+        if isinstance(part, str):
+            if "<image>" in part:
+                raise PromptError(
+                    f"prompt: part {number} has an <image> tag in its text, {part[:60]!r}, so there are more tags than images. "
+                    "Put the image itself there; its tag is written for you."
+                )
+            marked.append(part)
+        elif isinstance(part, VISUAL_TYPES):
+            marked.append(IMAGE)
+            visuals.append(part)
+        else:
+            raise PromptError(
+                f"prompt: part {number} is {type(part).__name__}; expected str, Image(path), Video(path), a PIL image, encoded bytes or a uint8 array."
+            )
+    if visuals:
+        tokens, phi = tokenise(marked, tokenizer, close=False)
+    else:  # a language model's tokenizer may have no <EOC>
+        ids = [*tokenizer.start_ids, *(token for part in parts for token in tokenizer.encode(str(part)))]
+        tokens, phi = np.asarray(ids, np.int32), np.zeros(len(ids), np.int32)
+    return TokenisedPrompt(tokens, np.zeros_like(phi) if masked else phi, tuple(visuals))
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class PromptBatch:
+    """Prompts in one shape; media as `data.schema.Batch` has them, with the images still to be encoded.
+
+    Attributes:
+        tokens: int32[B, L].
+        length: int32[B] real tokens, at least 1.
+        media_index: int32[B, L] phi.
+        media_slot: int32[B, N] which of `visuals` is image n of a prompt, -1 = none.
+        visuals: M distinct images and videos, in order of appearance; may be empty.
+    """
+
+    tokens: np.ndarray
+    length: np.ndarray
+    media_index: np.ndarray
+    media_slot: np.ndarray
+    visuals: tuple[Visual, ...]
+
+
+def collate(
+    prompts: Sequence[TokenisedPrompt], *, rows: int, length: int, num_images: int, pad_id: int = 0
+) -> PromptBatch:
+    """Puts prompts into one batch of a given shape, with each distinct image once in its pool.
+
+    Rows beyond the prompts hold one token and no image, so that they cost nothing but their place.
+
+    Args:
+        prompts: at most `rows` of them, each within `length` tokens and `num_images` images.
+        rows: B.
+        length: L.
+        num_images: N, at least 1.
+        pad_id: fills the rest of a row.
+
+    Raises:
+        PromptError: a prompt does not fit, or an image file is not there.
+    """
+    tokens = np.full((rows, length), pad_id, np.int32)
+    lengths = np.ones(rows, np.int32)
+    media_index = np.zeros((rows, length), np.int32)
+    media_slot = np.full((rows, num_images), -1, np.int32)
+    slots: dict[bytes, int] = {}
+    visuals: list[Visual] = []
+    if len(prompts) > rows:
+        raise PromptError(f"batch: got {len(prompts)} prompts, expected at most {rows}.")
+    for row, prompt in enumerate(prompts):
+        size = len(prompt.tokens)
+        if size > length or len(prompt.visuals) > num_images:
+            raise PromptError(
+                f"batch: prompt {row} has {size} tokens and {len(prompt.visuals)} images; expected at most {length} and {num_images}."
+            )
+        tokens[row, :size], lengths[row], media_index[row, :size] = prompt.tokens, size, prompt.media_index
+        for column, visual in enumerate(prompt.visuals):
+            slot = slots.setdefault(identity(visual), len(slots))
+            visuals += [visual] if slot == len(visuals) else []
+            media_slot[row, column] = slot
+    return PromptBatch(tokens, lengths, media_index, media_slot, tuple(visuals))
+
+
+def _file(name: str, at: int) -> Image | Video:
+    if not name:
+        raise PromptError(f"prompt: the braces at character {at} are empty. Write {{path}} for an image or a video.")
+    visual = from_file(name)
+    identity(visual)  # whether it is there
+    return visual
+
+
+def _around(template: str, at: int) -> str:
+    return repr(template[max(0, at - 20) : at + 30])

@@ -1,0 +1,1 @@
+"""Tokenizers: SentencePiece and Hugging Face, under one interface, with the tokens that Flamingo adds."""

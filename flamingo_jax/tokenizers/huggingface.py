@@ -1,0 +1,159 @@
+"""The tokenizers of language models from Hugging Face (tokenizer.json), behind the same Protocol.
+
+DIR/tokenizer.json                                    the vocabulary, and how text is cut
+DIR/tokenizer_config.json, special_tokens_map.json    which of its pieces are <BOS>, <EOS> and padding
+"""
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+import tokenizers
+
+from flamingo_jax.core.paths import Path, PathLike, write_atomically, write_json
+from flamingo_jax.tokenizers import markers as markers_lib
+from flamingo_jax.tokenizers.base import JSON_NAME, SPECIAL_TOKENS_NAMES, WithNewTokens, find
+from flamingo_jax.tokenizers.markers import EOC, PAPER, Markers
+
+
+class HuggingFaceTokenizer(WithNewTokens):
+    """A tokenizer.json with new tokens behind its vocabulary.
+
+    The vocabulary is all that the file names, with its own added tokens: its highest id + 1 is V, unless the markers say it. A text that spells a special
+    token of the file ("</s>") is text, not that token: what stands in a web page cannot end a document.
+
+    Args:
+        content: of tokenizer.json.
+        new_tokens: strings that get ids behind the vocabulary.
+        bos: the piece before every sequence; None = the same as `eos`, as GPT-2 does.
+        eos: the piece behind every document.
+        pad: the piece that fills rows; None = the same as `eos`, since padding is told by its segment; so is a piece that the model's table
+            has no row for.
+        markers: the signs of the model.
+
+    Raises:
+        ValueError: the content is no tokenizer, or lacks one of the three pieces.
+    """
+
+    def __init__(
+        self,
+        content: bytes,
+        new_tokens: Sequence[str] = (EOC,),
+        *,
+        bos: str | None = None,
+        eos: str | None,
+        pad: str | None = None,
+        markers: Markers = PAPER,
+    ):
+        self._content = content
+        try:
+            self._tokenizer = tokenizers.Tokenizer.from_str(content.decode("utf-8"))
+        except Exception as error:
+            raise ValueError(f"These {len(content)} bytes are no {JSON_NAME} of Hugging Face: {error}.") from error
+        self._tokenizer.no_truncation()
+        self._tokenizer.no_padding()
+        self._tokenizer.encode_special_tokens = True
+        super().__init__(max(self._tokenizer.get_vocab().values(), default=-1) + 1, new_tokens, markers)
+        if eos is None:
+            raise ValueError(
+                f"Nothing says which piece stands behind a document: neither the argument eos nor {SPECIAL_TOKENS_NAMES} beside "
+                f"{JSON_NAME}. Put tokenizer_config.json there, with eos_token and bos_token."
+            )
+        self._names = {"bos": bos or eos, "eos": eos, "pad": pad or eos}
+        found = {name: self._tokenizer.token_to_id(piece) for name, piece in self._names.items()}
+        if found["pad"] is not None and found["pad"] >= self.vocab_size:
+            found["pad"] = found["eos"]
+        if missing := [name for name, number in found.items() if number is None]:
+            raise ValueError(
+                f"The vocabulary of {JSON_NAME} has no piece {self._names[missing[0]]!r}, the {missing[0]} token."
+            )
+        if beyond := [name for name, number in found.items() if (number or 0) >= self.vocab_size]:
+            raise ValueError(
+                f"The {beyond[0]} token {self._names[beyond[0]]!r} is piece {found[beyond[0]]} of {JSON_NAME}, and the model's table has "
+                f"{self.vocab_size} rows. Name another in {SPECIAL_TOKENS_NAMES[0]}."
+            )
+        self._ids = {name: number for name, number in found.items() if number is not None}
+        self._silent = frozenset(self._ids.values())
+
+    @classmethod
+    def load(
+        cls,
+        path: PathLike,
+        new_tokens: Sequence[str] = (EOC,),
+        *,
+        bos: str | None = None,
+        eos: str | None = None,
+        pad: str | None = None,
+    ) -> "HuggingFaceTokenizer":
+        """Reads tokenizer.json: the file, or the directory that holds it; what is not given as an argument, from the files beside it.
+
+        Raises:
+            FileNotFoundError: there is none.
+            ValueError: as of the class, or a file beside it is damaged.
+        """
+        file = find(path, (JSON_NAME,))
+        said = _special_tokens(file.parent)
+        return cls(
+            file.read_bytes(),
+            new_tokens,
+            bos=bos or said.get("bos"),
+            eos=eos or said.get("eos"),
+            pad=pad or said.get("pad"),
+            markers=markers_lib.read(file.parent),
+        )
+
+    def save(self, directory: PathLike) -> None:
+        """Writes tokenizer.json, tokenizer_config.json and the markers into `directory`; the new tokens belong to the model's config."""
+        write_atomically(Path(directory) / JSON_NAME, self._content)
+        write_json(
+            Path(directory) / SPECIAL_TOKENS_NAMES[0], {f"{name}_token": piece for name, piece in self._names.items()}
+        )
+        markers_lib.write(directory, self.markers)
+
+    @property
+    def pad_id(self) -> int:
+        """Id of the padding."""
+        return self._ids["pad"]
+
+    @property
+    def bos_id(self) -> int:
+        """Id of <BOS>."""
+        return self._ids["bos"]
+
+    @property
+    def eos_id(self) -> int:
+        """Id of <EOS>."""
+        return self._ids["eos"]
+
+    @property
+    def writes_bos(self) -> bool:
+        """Whether the file itself puts <BOS> before a text, where special tokens are asked for (which is never done here)."""
+        return self._tokenizer.encode("", add_special_tokens=True).ids[:1] == [self.bos_id]
+
+    def _encode(self, text: str) -> list[int]:
+        return self._tokenizer.encode(text, add_special_tokens=False).ids
+
+    def _decode(self, ids: list[int]) -> str:
+        return self._tokenizer.decode([i for i in ids if i not in self._silent], skip_special_tokens=False)
+
+    def _piece_id(self, piece: str) -> int | None:
+        return self._tokenizer.token_to_id(piece)
+
+
+def _special_tokens(directory: Path) -> dict[str, str]:
+    """{"bos": piece, ...} as the files beside tokenizer.json say it."""
+    said: dict[str, str] = {}
+    for name in SPECIAL_TOKENS_NAMES:
+        file = directory / name
+        if not file.exists():
+            continue
+        try:
+            fields: dict[str, Any] = json.loads(file.read_text())
+        except ValueError as error:
+            raise ValueError(f"{file} is not JSON: {error}.") from error
+        for key in ("bos", "eos", "pad"):
+            piece = fields.get(f"{key}_token")
+            piece = piece.get("content") if isinstance(piece, dict) else piece
+            if isinstance(piece, str):
+                said.setdefault(key, piece)
+    return said

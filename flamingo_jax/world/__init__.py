@@ -1,0 +1,1 @@
+"""The synthetic world of coloured shapes: scenes, their texts, and interleaved pages. No jax."""

@@ -1,0 +1,35 @@
+"""Shrinking in whole numbers is linear interpolation."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from flamingo_jax.data.images.shrink import MOST, shrink
+
+
+def reference(pixels: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """The same in floating point, one axis after the other, by numpy's own interpolation."""
+    result = pixels.astype(float)
+    for axis, number in ((0, size[1]), (1, size[0])):
+        stored = pixels.shape[axis]
+        place = (np.arange(number) + 0.5) * stored / number - 0.5
+        result = np.apply_along_axis(lambda line: np.interp(place, np.arange(len(line)), line), axis, result)  # noqa: B023
+    return result
+
+
+@given(width=st.integers(1, 30), height=st.integers(1, 30), data=st.data())
+def test_shrinking_is_linear_interpolation(width, height, data):
+    size = tuple(data.draw(st.integers(int(np.ceil(side / MOST)), side)) for side in (width, height))
+    pixels = np.random.default_rng(width * height).integers(0, 256, (height, width, 4)).astype(np.uint8)
+    found = shrink(pixels, size)
+    assert found.shape == (size[1], size[0], 3)
+    np.testing.assert_allclose(
+        found, reference(pixels, size)[..., :3], atol=1.6
+    )  # half a level of rounding each time, and 1/256 of a share
+
+
+@pytest.mark.parametrize("value", [0, 255])
+def test_the_ends_of_the_range_stay(value):
+    pixels = np.full((9, 12, 4), value, np.uint8)
+    assert (shrink(pixels, (10, 8)) == value).all()

@@ -1,0 +1,249 @@
+"""The few-shot protocol on a benchmark in memory: which items are drawn, and what the prompt looks like (paper, B.1.5 and Figure 8)."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from flamingo_jax.core.config import ConfigError, from_dict
+from flamingo_jax.evaluation import protocol, task
+from flamingo_jax.evaluation.config import EvaluateConfig
+from flamingo_jax.evaluation.protocol import FewShotTask
+from flamingo_jax.evaluation.task import Settings, TaskError
+from tests.evaluation.in_memory import WORDS, Colours
+
+SMALL = Settings(num_support=10)
+CLOSED = Colours(metrics=("ranking",))
+LABELLED = Colours(metrics=("ranking",), labelled=True, num_train=90)
+
+
+def ids(episodes):
+    return [episode.query_id for episode in episodes]
+
+
+def text(episode):
+    return "".join(part if isinstance(part, str) else "<image>" for part in episode.parts)
+
+
+def test_the_prompt_is_that_of_the_paper():
+    """<image>Output: A cat.<EOC><image>Output: A dog.<EOC><image>Output: (B.1.5, Figure 8; <BOS> comes with the tokens)."""
+    (episode,) = FewShotTask(CLOSED).episodes(2, 1, seed=3)
+    numbers = [int(name.split("/")[1]) for name in episode.support_ids]
+    first, second = (WORDS[number % 3] for number in numbers)
+    assert text(episode) == f"<image>this is a {first}<EOC><image>this is a {second}<EOC><image>this is a"
+    images = [part for part in episode.parts if not isinstance(part, str)]
+    train, test = CLOSED.train(), {item.id: item for item in CLOSED.test()}
+    for image, item in zip(images, [*(train[n] for n in numbers), test[episode.query_id]], strict=True):
+        np.testing.assert_array_equal(image, item.visual)
+    assert (episode.candidates, episode.separator) == (WORDS, " ")
+    assert episode.answer == test[episode.query_id].answer and episode.references == (episode.answer,)
+    assert episode.extra == {"question_id": int(episode.query_id.split("/")[1])}
+
+
+def test_at_0_shots_open_ended_prompts_have_two_examples_without_images():
+    open_ended, more = (FewShotTask(Colours()).episodes(shots, 5, seed=3) for shots in (0, 2))
+    for episode, with_images in zip(open_ended, more, strict=True):
+        one, two = (WORDS[int(name.split("/")[1]) % 3] for name in episode.support_ids)
+        assert text(episode) == f"this is a {one}<EOC>this is a {two}<EOC><image>this is a"
+        assert episode.support_ids == with_images.support_ids
+    for episode in FewShotTask(CLOSED).episodes(0, 5, seed=3):
+        assert text(episode) == "<image>this is a" and episode.support_ids == ()
+
+
+def test_a_close_ended_benchmark_needs_no_training_split_at_0_shots():
+    rareact = Colours(metrics=("ranking",), num_train=0, max_shots=0)
+    created = FewShotTask(rareact)
+    assert len(created.episodes(0, 0, seed=1)) == rareact.num_test
+    assert created.accepts(0) and not created.accepts(1)
+    assert isinstance(created, task.Task)
+
+
+def test_queries_and_supports_do_not_depend_on_n_or_shots():
+    some, all_of_them = (FewShotTask(Colours(), SMALL).episodes(4, n, seed=3) for n in (3, 0))
+    assert ids(some) == ids(all_of_them)[:3] and len(set(ids(all_of_them))) == 9
+    assert [e.support_ids for e in some] == [e.support_ids for e in all_of_them[:3]]
+    for shots in (1, 2, 8):
+        other = FewShotTask(Colours(), SMALL).episodes(shots, 9, seed=3)
+        assert ids(other) == ids(all_of_them)
+        shared = min(shots, 4)
+        assert [e.support_ids[:shared] for e in other] == [e.support_ids[:shared] for e in all_of_them]
+
+
+def test_supports_are_drawn_per_query_and_by_the_seed():
+    episodes, others = (FewShotTask(Colours(), SMALL).episodes(4, 0, seed=seed) for seed in (3, 4))
+    assert len({episode.support_ids for episode in episodes}) > 5
+    assert ids(episodes) != ids(others)
+    by_query = {episode.query_id: episode.support_ids for episode in others}
+    assert all(episode.support_ids != by_query[episode.query_id] for episode in episodes)
+
+
+def test_supports_come_from_the_support_set_and_none_comes_twice():
+    episodes = FewShotTask(Colours(), SMALL).episodes(10, 0, seed=3)
+    support_set = {name for episode in episodes for name in episode.support_ids}
+    assert len(support_set) == 10 and all(len(set(episode.support_ids)) == 10 for episode in episodes)
+
+
+@pytest.mark.parametrize(
+    ("benchmark", "sizes"), [(Colours(num_train=40), (10, 10, 5)), (LABELLED, (6, 6, 12))], ids=["plain", "classes"]
+)
+def test_validation_shares_nothing_with_test(monkeypatch, benchmark, sizes):
+    """Validation queries, validation supports and test supports are disjoint parts of the training split (Table 6)."""
+    monkeypatch.setattr(protocol, "VALIDATION_QUERIES_OTHERS", 5)
+    monkeypatch.setattr(protocol, "VALIDATION_QUERIES_PER_CLASS", 4)
+    found = {}
+    for split in ("test", "validation"):
+        settings = Settings(split=split, num_support=10, num_support_per_class=2)
+        episodes = FewShotTask(benchmark, settings).episodes(sizes[0], 0, seed=3)
+        found[split] = {name for episode in episodes for name in episode.support_ids}
+        found[f"{split} queries"] = set(ids(episodes))
+    parts = found["test"], found["validation"], found["validation queries"]
+    assert tuple(map(len, parts)) == sizes and len(set.union(*parts)) == sum(sizes)
+    assert all(name.startswith("train/") for name in set.union(*parts))
+    assert found["test queries"] == {f"test/{number}" for number in range(9)}
+    if benchmark.labelled:
+        for part in parts:
+            assert len({int(name.split("/")[1]) % 3 for name in part}) == 3
+
+
+def test_of_classes_each_has_as_many_supports():
+    """Table 7: 5 of each class."""
+    episodes = FewShotTask(LABELLED, Settings(num_support_per_class=5)).episodes(15, 2, seed=3)
+    words = [WORDS[int(name.split("/")[1]) % 3] for name in episodes[0].support_ids]
+    assert sorted(words) == sorted(WORDS * 5) and words != sorted(words)
+
+
+@pytest.mark.parametrize(("name", "expected"), [("coco", 5000), ("okvqa", 1024), ("vatex", 1024)])
+def test_validation_queries_are_as_many_as_the_paper_has(name, expected):
+    benchmark = Colours(name=name, num_train=5100, has_images=False)
+    with pytest.raises(TaskError, match=f"its validation split has {expected} queries"):
+        FewShotTask(benchmark, Settings(split="validation", num_support=20)).episodes(0, 6000, 1)
+
+
+@dataclasses.dataclass(frozen=True)
+class Leaky(Colours):
+    """The queries are training items too."""
+
+    def test(self):
+        return self.train()[: self.num_test]
+
+
+def test_a_query_is_never_its_own_support():
+    settings = Settings(num_support=9)
+    for selection in ("random", "rices"):
+        leaky = FewShotTask(
+            Leaky(num_train=9),
+            dataclasses.replace(settings, selection=selection),
+            lambda q, s, k: np.arange(k)[None].repeat(len(q), 0),
+        )
+        for episode in leaky.episodes(8, 0, seed=3):
+            assert episode.query_id not in episode.support_ids and len(set(episode.support_ids)) == 8
+    with pytest.raises(TaskError, match="the query 'train/.' is itself among its 9 support examples"):
+        FewShotTask(Leaky(num_train=9), settings).episodes(9, 0, seed=3)
+
+
+def test_examples_without_an_answer_are_no_supports():
+    @dataclasses.dataclass(frozen=True)
+    class Gaps(Colours):
+        def train(self):
+            return [dataclasses.replace(item, answer="") if i % 2 else item for i, item in enumerate(super().train())]
+
+    episodes = FewShotTask(Gaps(num_train=20)).episodes(10, 0, seed=3)
+    assert all(int(name.split("/")[1]) % 2 == 0 for episode in episodes for name in episode.support_ids)
+    with pytest.raises(TaskError, match="11 shots need 11 support examples, the training split has 10 with an answer"):
+        FewShotTask(Gaps(num_train=20)).episodes(11, 0, seed=3)
+
+
+def test_rices_puts_the_most_similar_last():
+    asked = []
+
+    def nearest(queries, supports, k):
+        asked.append((len(queries), len(supports), k))
+        return np.array([[5, 2, 7, 1][:k]] * len(queries))
+
+    rices = FewShotTask(Colours(), Settings(selection="rices", num_support=8), nearest)
+    drawn = FewShotTask(Colours(), Settings(num_support=8)).episodes(8, 1, seed=3)  # all of the support set
+    (episode,) = rices.episodes(3, 1, seed=3)
+    assert asked == [(1, 8, 4)] and set(episode.support_ids) < set(drawn[0].support_ids)
+    (fewer,) = rices.episodes(2, 1, seed=3)
+    assert episode.support_ids[1:] == fewer.support_ids  # two are the nearest two, in the same order
+    assert text(rices.episodes(0, 1, seed=3)[0]) == text(
+        FewShotTask(Colours(), Settings(num_support=8)).episodes(0, 1, seed=3)[0]
+    )
+    with pytest.raises(TaskError, match="selection=rices needs the features of a vision encoder"):
+        FewShotTask(Colours(), Settings(selection="rices")).episodes(1, 1, seed=3)
+
+
+@pytest.mark.parametrize(("shots", "orders"), [(0, 1), (1, 1), (2, 2), (3, 6), (8, 6)])
+def test_an_ensemble_has_six_orders_of_the_same_supports(shots, orders):
+    plain, ensemble = (FewShotTask(CLOSED, Settings(ensemble=size)).episodes(shots, 4, seed=3) for size in (1, 6))
+    for one, six in zip(plain, ensemble, strict=True):
+        assert one.orders == () and one.support_ids == six.support_ids and text(one) == text(six)
+        prompts = [six.parts, *six.orders]
+        assert len(prompts) == orders
+        images = [tuple(id(part) for part in parts if not isinstance(part, str)) for parts in prompts]
+        assert len(set(images)) == orders  # none twice
+        assert len({frozenset(each) for each in images}) == 1 and len({each[-1] for each in images}) == 1
+        for parts in prompts:  # each image keeps its text
+            assert sorted((id(a), b) for a, b in zip(parts[:-2:2], parts[1:-2:2], strict=True)) == sorted(
+                (id(a), b) for a, b in zip(six.parts[:-2:2], six.parts[1:-2:2], strict=True)
+            )
+
+
+@pytest.mark.parametrize(
+    ("benchmark", "settings", "arguments", "message"),
+    [
+        (Colours(), {}, (4, 10, 1), r"task 'colours': got n=10; its test split has 9 queries. Take n from 1 to that"),
+        (Colours(), {"split": "validation"}, (4, 1, 1), r"split=validation needs 2048 test supports, .*; got 40 items"),
+        (LABELLED, {"split": "validation"}, (4, 1, 1), r"32 test supports.* each class of the training split.*; got 30 items of '"),
+        (Colours(num_train=1), {}, (0, 1, 1), "0 shots need 2 support examples, the training split has 1 "),
+    ],
+)  # fmt: skip
+def test_what_there_is_not_enough_of_is_said(benchmark, settings, arguments, message):
+    with pytest.raises(TaskError, match=message):
+        FewShotTask(benchmark, Settings(**settings)).episodes(*arguments)
+
+
+def test_an_ensemble_of_decoded_answers_is_an_error():
+    with pytest.raises(TaskError, match="'colours' is open-ended"):
+        FewShotTask(Colours(), Settings(ensemble=6))
+
+
+def test_settings_say_what_they_expect():
+    with pytest.raises(ValueError, match="ensemble is 0; expected at least 1"):
+        Settings(ensemble=0)
+    with pytest.raises(ConfigError, match="num_support is -1; expected at least 1"):
+        EvaluateConfig(num_support=-1)
+    for field, value in {"split": "train", "selection": "best"}.items():
+        with pytest.raises(ConfigError, match=f"{field}.*{value}"):
+            from_dict(EvaluateConfig, {field: value})
+
+
+def test_a_task_that_draws_its_own_supports_refuses_other_settings():
+    with pytest.raises(TaskError, match="the task 'format' draws its own support examples .* selection=rices"):
+        task.create("format", {"world": "somewhere"}, Settings(selection="rices"))
+    with pytest.raises(TaskError, match="the task 'lm_lookup' draws its own"):
+        task.create("lm_lookup", {}, Settings(ensemble=6))
+
+
+def test_a_registered_benchmark_is_a_task(monkeypatch):
+    class Registered(Colours):
+        name = "colours_of_tests"
+        data = "paint"
+
+    monkeypatch.setattr(task, "TASKS", dict(task.TASKS))
+    protocol.register(Registered)
+    created = task.create("colours_of_tests", {"paint": "there"}, SMALL)
+    assert isinstance(created, FewShotTask) and created.benchmark.directory == "there" and created.settings == SMALL
+    with pytest.raises(TaskError, match=r"'colours_of_tests' needs the directory of 'paint', got none"):
+        task.create("colours_of_tests", {})
+
+
+def test_two_queries_of_one_id_are_refused():
+    """The journal of finished queries goes by id: one of them would be lost."""
+
+    class Twice(Colours):
+        def test(self):
+            return [*super().test(), super().test()[4]]
+
+    with pytest.raises(TaskError, match="1 queries have the id of another one, such as test/4"):
+        FewShotTask(Twice()).episodes(0, 0, seed=1)

@@ -1,0 +1,82 @@
+"""Latents: a visual is read and encoded once, at most so many frames at a time, and what it is encoded with makes no difference."""
+
+import numpy as np
+import pytest
+
+from flamingo_jax.inference.cache_of_latents import Latents, Passes
+from flamingo_jax.inference.visuals import Deferred
+from tests.inference import tiny
+
+
+class Encoder:
+    """Notes what it is given; a latent is the mean of the real frames, and how many there are."""
+
+    def __init__(self):
+        self.shapes, self.real = [], 0
+
+    def __call__(self, frames, mask):
+        self.shapes.append(frames.shape[:2])
+        self.real += int(mask.any(axis=1).sum())
+        assert not frames[~mask].any()
+        count = mask.sum(axis=1)
+        mean = frames.sum(axis=(1, 2, 3, 4)) / np.maximum(count, 1)
+        return np.stack([mean, count], axis=1)[:, None].astype(np.float32)
+
+
+def make(*, frames=4, multiple=1, megabytes=1, video_frames=3):
+    encoder = Encoder()
+    return encoder, Latents(encoder, Passes(16, video_frames, 3.0, frames, multiple), megabytes=megabytes)
+
+
+def expected(visual):
+    frames = visual if visual.ndim == 4 else visual[None]
+    return [[frames.sum() / len(frames), len(frames)]]
+
+
+IMAGES = [tiny.image(seed) for seed in range(6)]
+VIDEO = np.stack(IMAGES[:2])
+
+
+def test_each_visual_has_its_own_latents_in_order():
+    encoder, latents = make()
+    visuals = [IMAGES[0], VIDEO, *IMAGES[1:], IMAGES[0].copy()]
+    np.testing.assert_allclose(latents(visuals), [expected(visual) for visual in visuals])
+    assert encoder.real == 7  # six images and a video
+
+
+def test_shapes_do_not_depend_on_what_is_encoded_together():
+    encoder, latents = make()
+    latents(IMAGES)
+    assert encoder.shapes == [(4, 1), (4, 1)]
+    latents([VIDEO, np.stack(IMAGES[:3])])  # as many frames as fit: one video of three
+    assert encoder.shapes[2:] == [(1, 3), (1, 3)]
+    latents([VIDEO[:1]])  # a video of one frame takes the place of an image
+    assert encoder.shapes[4:] == [(4, 1)]
+
+
+@pytest.mark.parametrize(("multiple", "shapes"), [(1, [(4, 1), (1, 3)]), (8, [(8, 1), (8, 3)])])
+def test_passes_divide_among_the_devices(multiple, shapes):
+    encoder, latents = make(multiple=multiple)
+    latents([IMAGES[0], VIDEO])
+    assert sorted(encoder.shapes) == sorted(shapes)
+
+
+def test_what_is_known_is_not_read_again():
+    reads = []
+
+    def deferred(seed):
+        return Deferred(f"image {seed}", lambda: reads.append(seed) or tiny.image(seed))
+
+    _, latents = make()
+    first = latents([deferred(0), deferred(1)])
+    again = latents([deferred(1), deferred(2), deferred(0)])
+    assert sorted(reads) == [0, 1, 2]
+    np.testing.assert_array_equal(again[[2, 0]], first)
+
+
+def test_memory_is_bounded_and_the_oldest_goes():
+    encoder, latents = make(megabytes=0)
+    np.testing.assert_allclose(latents(IMAGES), [expected(image) for image in IMAGES])  # one batch always fits
+    assert encoder.real == 6 and len(latents) == 0
+    latents(IMAGES[:1])
+    assert encoder.real == 7
