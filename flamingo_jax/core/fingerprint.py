@@ -10,7 +10,7 @@ import numpy as np
 
 from flamingo_jax.core import trees
 from flamingo_jax.core.notation import Array
-from flamingo_jax.core.params import Layers, stacked
+from flamingo_jax.core.stack import Layers, stacked
 
 
 def fingerprint(params: trees.Params) -> str:
@@ -19,7 +19,7 @@ def fingerprint(params: trees.Params) -> str:
     Of each weight, the sum of all bits as integers, each number times an odd one that its place decides: the same in any order of summation. Against
     accidents, not against malice: `trees.content_hash` is for that.
 
-    Weights that are `core.params.unrolled` have the fingerprint of the stacked ones.
+    Weights that are `core.stack.unrolled` have the fingerprint of the stacked ones.
     """
     flat = trees.flatten(params)
     sums = np.asarray(_checksums(tuple(flat.values())))

@@ -55,7 +55,7 @@ class InferenceConfig:
         normalise: a candidate's score is the "sum" or the "mean" of its tokens' log-likelihoods.
         terminate: whether `<EOC>` counts as the last token of a candidate; the paper appends the answer alone.
         compute: dtype of activations and caches.
-        layers: "unrolled" compiles each layer by itself, with its own weights and cache (`core.params.unrolled`): a token is decoded two to three
+        layers: "unrolled" compiles each layer by itself, with its own weights and cache (`core.stack.unrolled`): a token is decoded two to three
             times as fast on a CPU, and compilation takes longer.
         lengths: prompt lengths in tokens, ascending; the last is the longest possible prompt.
         num_images: images per prompt, ascending; by default up to 4, 8, 16, 32 shots and the query.

@@ -20,7 +20,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from flamingo_jax.core import params as params_lib
-from flamingo_jax.core import trees
+from flamingo_jax.core import stack, trees
 from flamingo_jax.core.axes import constrain
 from flamingo_jax.core.config import ConfigError
 from flamingo_jax.models.decoder import Cache, Decoder
@@ -67,8 +67,8 @@ def weights(model: Decoder, params: trees.Params, mesh: Mesh) -> trees.Params:
 
 
 def unrolled(model: Decoder, params: trees.Params) -> trees.Params:
-    """Returns a model's weights with each layer's apart (`core.params.unrolled`), where they lie."""
-    return params_lib.unrolled_weights(params, _axes(model))
+    """Returns a model's weights with each layer's apart (`core.stack.unrolled`), where they lie."""
+    return stack.unrolled_weights(params, _axes(model))
 
 
 def _axes(model: Decoder) -> dict[str, tuple[str | None, ...]]:

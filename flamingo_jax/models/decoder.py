@@ -12,7 +12,7 @@ import jax.numpy as jnp
 
 from flamingo_jax.core import trees
 from flamingo_jax.core.notation import Array, Float, Int
-from flamingo_jax.core.params import is_unrolled, layer_slice, unrolled
+from flamingo_jax.core.stack import is_unrolled, layer_slice, unrolled
 from flamingo_jax.core.trees import Params
 from flamingo_jax.data.schema import Batch
 from flamingo_jax.models import lm as lm_lib
@@ -54,7 +54,7 @@ class Cache:
         return self._map(lambda leaf, batch: jnp.take(leaf, rows, axis=batch, mode="clip"))
 
     def unrolled(self) -> Cache:
-        """Each layer's by itself, for weights that are `core.params.unrolled`."""
+        """Each layer's by itself, for weights that are `core.stack.unrolled`."""
         return Cache(*map(unrolled, (self.lm, self.media, self.shared)))
 
     def _map(self, function: Callable[[Array, int], Array]) -> Cache:

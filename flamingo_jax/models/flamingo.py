@@ -19,7 +19,7 @@ import jax.numpy as jnp
 from flamingo_jax.core import trees
 from flamingo_jax.core.axes import constrain
 from flamingo_jax.core.notation import Array, Bool, Float, Float32, Int, UInt8
-from flamingo_jax.core.params import Stack, is_unrolled, join_layers, layer_slice
+from flamingo_jax.core.stack import Stack, is_unrolled, join_layers, layer_slice
 from flamingo_jax.core.trees import Params
 from flamingo_jax.data.schema import Batch
 from flamingo_jax.models import lm as lm_lib
@@ -197,7 +197,7 @@ def interleave(
 def _interleave_unrolled(
     config: XattnConfig, lm: tuple[Stack, Any, Any], xattn: tuple[Stack, Any, Any], x: Float[Array, "B T D"]
 ) -> tuple[Float[Array, "B T D"], tuple[Any, Any]]:
-    """`interleave` on the weights of `core.params.unrolled`: the figure of the paper, layer by layer."""
+    """`interleave` on the weights of `core.stack.unrolled`: the figure of the paper, layer by layer."""
     (blocks, weights, inputs), (layers, xattn_weights, xattn_inputs) = lm, xattn
     outputs: list[Any] = []
     last: list[Any] = []

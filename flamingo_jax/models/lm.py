@@ -20,7 +20,8 @@ from jax.ad_checkpoint import checkpoint_name
 
 from flamingo_jax.core.axes import constrain
 from flamingo_jax.core.notation import Array, Float, Float32, Int
-from flamingo_jax.core.params import Stack, layer_slice, param
+from flamingo_jax.core.params import param
+from flamingo_jax.core.stack import Stack, layer_slice
 from flamingo_jax.core.trees import Params
 from flamingo_jax.models.lm_config import LMConfig
 from flamingo_jax.models.self_attention import Context, SelfAttention

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Literal
 
-from flamingo_jax.core.params import Remat
+from flamingo_jax.core.stack import Remat
 from flamingo_jax.nn.embed import RotaryScaling
 from flamingo_jax.nn.feedforward import Activation
 from flamingo_jax.nn.norm import EPSILON
@@ -30,7 +30,7 @@ class LMConfig:
         qkv_conv_width: width of a depthwise causal convolution on q, k and v (Primer, So et al. 2021); 0 is none. Not in
             the paper.
         vocab_multiple: the table is padded to a multiple of it.
-        remat: see `core.params.Stack`.
+        remat: see `core.stack.Stack`.
         fused: whether the block's weights are in the form that `fuse` gives, which a frozen LM is computed in.
     """
 

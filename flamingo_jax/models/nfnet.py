@@ -26,7 +26,8 @@ import numpy as np
 from flamingo_jax.core import trees
 from flamingo_jax.core.axes import constrain
 from flamingo_jax.core.notation import Array, Float, UInt8
-from flamingo_jax.core.params import Remat, Stack, layer_slice, param
+from flamingo_jax.core.params import param
+from flamingo_jax.core.stack import Remat, Stack, layer_slice
 from flamingo_jax.nn.conv import Standardisation, standardise, ws_conv
 from flamingo_jax.nn.linear import linear
 

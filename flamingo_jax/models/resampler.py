@@ -20,7 +20,8 @@ import haiku as hk
 import jax.numpy as jnp
 
 from flamingo_jax.core.notation import Array, Bool, Float
-from flamingo_jax.core.params import Remat, Stack, param
+from flamingo_jax.core.params import param
+from flamingo_jax.core.stack import Remat, Stack
 from flamingo_jax.nn.attention import attend
 from flamingo_jax.nn.embed import interpolate_time
 from flamingo_jax.nn.feedforward import Activation, feed_forward

@@ -14,7 +14,8 @@ from jax.ad_checkpoint import checkpoint_name
 
 from flamingo_jax.core.axes import constrain
 from flamingo_jax.core.notation import Array, Bool, Float, Int
-from flamingo_jax.core.params import Layers, is_unrolled, param
+from flamingo_jax.core.params import param
+from flamingo_jax.core.stack import Layers, is_unrolled
 from flamingo_jax.core.trees import Params
 from flamingo_jax.models.lm_config import LMConfig
 from flamingo_jax.nn import embed, masks
@@ -184,7 +185,7 @@ def written(cache: dict[str, Any], rows: dict[str, Any], positions: Int[Array, "
     A scan that took the cache in and gave it out again would copy all of it for each decoded token.
 
     Args:
-        cache: {name: [layers, B, S, ...]}, or `core.params.Layers` of [B, S, ...].
+        cache: {name: [layers, B, S, ...]}, or `core.stack.Layers` of [B, S, ...].
         rows: {name: [layers, B, T, ...]} as the layers give them, or `Layers` likewise.
         positions: of the rows; consecutive.
     """

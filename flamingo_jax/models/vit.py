@@ -20,7 +20,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from flamingo_jax.core.notation import Array, Float
-from flamingo_jax.core.params import Remat, Stack, param
+from flamingo_jax.core.params import param
+from flamingo_jax.core.stack import Remat, Stack
 from flamingo_jax.nn.attention import attend
 from flamingo_jax.nn.feedforward import feed_forward
 from flamingo_jax.nn.linear import linear

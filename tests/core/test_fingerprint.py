@@ -7,7 +7,7 @@ import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from flamingo_jax.core.fingerprint import fingerprint
-from flamingo_jax.core.params import unrolled_weights
+from flamingo_jax.core.stack import unrolled_weights
 
 WEIGHTS = {
     "a/linear": {"w": np.arange(24, dtype=np.float32).reshape(4, 6) / 7, "b": np.zeros(6, np.float32)},

@@ -7,14 +7,13 @@ import numpy as np
 import pytest
 
 from flamingo_jax.core import axes, trees
-from flamingo_jax.core.params import (
+from flamingo_jax.core.params import axes_of, param
+from flamingo_jax.core.stack import (
     Layers,
     Stack,
-    axes_of,
     is_unrolled,
     join_layers,
     layer_slice,
-    param,
     stacked,
     unrolled,
     unrolled_weights,

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from flamingo_jax.core import trees
-from flamingo_jax.core.params import unrolled
+from flamingo_jax.core.stack import unrolled
 from flamingo_jax.data.schema import Batch
 from flamingo_jax.inference import decode
 from flamingo_jax.models import decoder, lm

@@ -12,7 +12,8 @@ import pytest
 from jax.ad_checkpoint import checkpoint_name
 
 from flamingo_jax.core import trees
-from flamingo_jax.core.params import Stack, axes_of, layer_slice, param
+from flamingo_jax.core.params import axes_of, param
+from flamingo_jax.core.stack import Stack, layer_slice
 from flamingo_jax.data.schema import Batch
 from flamingo_jax.models import decoder, flamingo
 from flamingo_jax.models.gated_xattn import XattnConfig

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from flamingo_jax.core import trees
-from flamingo_jax.core.params import axes_of, unrolled_weights
+from flamingo_jax.core.params import axes_of
+from flamingo_jax.core.stack import unrolled_weights
 from flamingo_jax.data.schema import Batch
 from flamingo_jax.models import decoder, flamingo
 from flamingo_jax.models.gated_xattn import GatedXattn, MediaContext, XattnConfig, gather_media

@@ -1,0 +1,172 @@
+"""A block repeated over layers: `Stack`, and the two forms in which its weights come.
+
+stacked    one array for each weight, with a leading axis "layers": blocks are scanned, so that 80 layers compile as fast as one
+unrolled   one array for each weight and layer (`Layers`): blocks are applied one by one
+
+Only this file knows that there are two.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, Literal
+
+import haiku as hk
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array
+
+from flamingo_jax.core import trees
+from flamingo_jax.core.params import Axes, inside, scope_of_stack, unnoted
+
+Remat = Literal["none", "projections", "full"]
+SAVED = ("query", "key", "value", "attended", "mlp_hidden")
+"""Activations that remat "projections" keeps (named with `jax.ad_checkpoint.checkpoint_name`): what column-split products give, and
+the residual stream between attention and feed-forward."""
+
+
+@jax.tree_util.register_pytree_node_class
+class Layers:
+    """The arrays of each layer by themselves, where a stack has one array with a leading layer axis (see `unrolled`)."""
+
+    def __init__(self, layers: Iterable[Any]):
+        """`layers`: in their order."""
+        self.layers = tuple(layers)
+
+    def __len__(self) -> int:
+        """How many layers."""
+        return len(self.layers)
+
+    def __getitem__(self, index: int | slice) -> Any:
+        """One layer, or a range of layers."""
+        found = self.layers[index]
+        return Layers(found) if isinstance(index, slice) else found
+
+    def tree_flatten(self) -> tuple[tuple[Any, ...], None]:
+        """For jax.tree_util."""
+        return self.layers, None
+
+    @classmethod
+    def tree_unflatten(cls, _: None, layers: Iterable[Any]) -> Layers:
+        """For jax.tree_util."""
+        return cls(layers)
+
+
+class Stack:
+    """`num_layers` blocks of equal shape, with their weights stacked and their application scanned.
+
+    The weights live under `<current module>/<name>/...` with a leading axis "layers".
+    """
+
+    def __init__(self, num_layers: int, block: Callable[..., tuple[Any, Any]], *, name: str, remat: Remat = "none"):
+        """Describes the stack.
+
+        Args:
+            num_layers: how many blocks.
+            block: Haiku function `block(x, inputs) -> (x, outputs)`; it may close over arrays, not over modules.
+            name: the name of the stack within the current module.
+            remat: what the backward pass recomputes of a block: "none" keeps all activations; "projections" keeps those that are
+                named with `checkpoint_name` (one of `SAVED`), so that no collective and no large product is done twice; "full"
+                keeps the block's input alone.
+        """
+        self.num_layers = num_layers
+        self._inner = hk.transform(block)
+        self._name = name
+        self._remat = remat
+
+    def weights(self, x: Any, inputs: Any = None) -> Any:
+        """Returns the stacked weights; `x` and `inputs` (of one layer) are examples that are needed at init only."""
+        scope = scope_of_stack(self._name)
+
+        def init(keys: Array, x: Any, inputs: Any) -> Any:
+            with inside(scope):
+                return jax.vmap(lambda key: self._inner.init(key, x, inputs))(keys)
+
+        keys = hk.next_rng_keys(self.num_layers) if hk.running_init() else None
+        return hk.lift(init, name=self._name)(keys, x, inputs)
+
+    def layer(self, weights: Any, x: Any, inputs: Any = None) -> tuple[Any, Any]:
+        """Applies one block with one layer's weights (no leading axis)."""
+        return self._apply(lambda: weights, x, inputs)
+
+    def layer_of(self, weights: Any, number: Any, x: Any, inputs: Any = None) -> tuple[Any, Any]:
+        """Applies block `number` with its slice of all weights, which is taken again in the backward pass and never kept.
+
+        For weights that are not trained: a gradient would be as large as the whole stack in each step of a scan.
+        """
+        own = lambda: jax.tree.map(lambda w: jax.lax.dynamic_index_in_dim(w, number, keepdims=False), weights)  # noqa: E731
+        return self._apply(own, x, inputs)
+
+    def _apply(self, weights: Callable[[], Any], x: Any, inputs: Any) -> tuple[Any, Any]:
+        def apply(x: Any, inputs: Any) -> tuple[Any, Any]:
+            with unnoted():  # `weights` made and noted them
+                return self._inner.apply(weights(), None, x, inputs)
+
+        if self._remat == "none":
+            return apply(x, inputs)
+        policy = jax.checkpoint_policies.save_only_these_names(*SAVED) if self._remat == "projections" else None
+        # prevent_cse: inside a scan nothing can be merged away.
+        return jax.checkpoint(apply, prevent_cse=False, policy=policy)(x, inputs)
+
+    def __call__(self, x: Any, inputs: Any = None) -> tuple[Any, Any]:
+        """Applies all blocks in turn.
+
+        Args:
+            x: what the blocks transform.
+            inputs: a tree of arrays with a leading layer axis, one slice for each block; or None.
+
+        Returns:
+            (x, outputs): outputs stacked on a leading layer axis.
+        """
+        return self.scan(x, self.weights(x, layer_slice(inputs, 0)), inputs)
+
+    def scan(self, x: Any, weights: Any, inputs: Any = None) -> tuple[Any, Any]:
+        """Applies the layers whose weights (and inputs) stand on the leading axis: all of them, or a range."""
+        if not is_unrolled(weights):
+            return jax.lax.scan(lambda x, w: self.layer(w[0], x, w[1]), x, (weights, inputs))
+        outputs = []
+        for number in range(self.num_layers):
+            x, output = self.layer(layer_slice(weights, number), x, layer_slice(inputs, number))
+            outputs.append(output)
+        return x, join_layers(outputs)
+
+
+def layer_slice(tree: Any, index: int | slice) -> Any:
+    """Returns the weights or inputs of one layer, or of a range of layers, of a stacked or unrolled tree."""
+    return jax.tree.map(lambda leaf: leaf[index], tree, is_leaf=_is_layers)
+
+
+def unrolled(tree: Any) -> Any:
+    """Returns a stacked tree with `Layers` for leaves (those that are such already stay).
+
+    A `Stack` that finds them applies its blocks one by one, not in a scan. A scan takes each layer's weights out of the stacked array, and
+    where there are few tokens, as in decoding, a CPU spends more time on these copies than on the products. Unrolled layers have none, and
+    take longer to compile, the more there are. For inference: what a gradient passes through is better scanned.
+    """
+    apart = lambda leaf: leaf if _is_layers(leaf) else Layers(leaf[i] for i in range(len(leaf)))  # noqa: E731
+    return jax.tree.map(apart, tree, is_leaf=_is_layers)
+
+
+def unrolled_weights(params: trees.Params, axes: Mapping[str, Axes]) -> trees.Params:
+    """Returns the weights of a model, those of its stacks `unrolled`; `axes`: of all of them (`axes_of`)."""
+    flat = trees.flatten(params)
+    return trees.unflatten({path: unrolled(w) if axes[path][:1] == ("layers",) else w for path, w in flat.items()})
+
+
+def stacked(leaf: Any) -> Any:
+    """Returns the one array of `Layers`; other arrays as they are."""
+    return jnp.stack(leaf.layers) if isinstance(leaf, Layers) else leaf
+
+
+def is_unrolled(tree: Any) -> bool:
+    """Whether a stack's weights, inputs or outputs are `unrolled`."""
+    return any(map(_is_layers, jax.tree.leaves(tree, is_leaf=_is_layers)))
+
+
+def join_layers(outputs: Iterable[Any]) -> Any:
+    """Returns the outputs of each layer as one tree of `Layers`."""
+    return jax.tree.map(lambda *leaves: Layers(leaves), *outputs)
+
+
+def _is_layers(leaf: Any) -> bool:
+    return isinstance(leaf, Layers)
