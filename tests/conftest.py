@@ -109,19 +109,23 @@ def golden() -> Callable[[str, object], None]:
 
 @pytest.fixture(scope="session")
 def run_program() -> Callable[..., subprocess.CompletedProcess]:
-    """`run_program("-m", "flamingo_jax.train", "--config=...")`: runs this Python from the repository root, as a user would, on one device.
+    """`run_program("-m", "flamingo_jax.train", "--config=...")`: runs this Python from the repository root (or `cwd`), as a user would, on one device.
 
     Returns the completed process with `stdout` and `stderr` as text; fails the test when the exit status is not `status` (default 0; None: any).
     """
 
     def run(
-        *arguments: str, status: int | None = 0, timeout: float = 300, environment: dict[str, str] | None = None
+        *arguments: str,
+        status: int | None = 0,
+        timeout: float = 300,
+        environment: dict[str, str] | None = None,
+        cwd: pathlib.Path = ROOT,
     ) -> subprocess.CompletedProcess:
         variables = {**os.environ, "XLA_FLAGS": BASE_XLA_FLAGS, **(environment or {})}
         variables.pop("PYTEST_CURRENT_TEST", None)
         done = subprocess.run(
             [sys.executable, *map(str, arguments)],
-            cwd=ROOT,
+            cwd=cwd,
             env=variables,
             stdin=subprocess.DEVNULL,
             capture_output=True,
