@@ -11,12 +11,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, cast, get_args
 
-from flamingo_jax.conversion.clip_text import both, text_config, text_rows, towers_of
-from flamingo_jax.conversion.converts import scalar, transpose
-from flamingo_jax.conversion.mapping import Conversion, Row, Rows, Skip, under
+from flamingo_jax.conversion.clip_text import both, text_config, text_rules, towers_of
+from flamingo_jax.conversion.mapping import Conversion, Rule, Rules, Skip, under
 from flamingo_jax.conversion.reading import ConversionError, open_weights, read_config
 from flamingo_jax.conversion.sources import Inputs, only
-from flamingo_jax.conversion.vit_rows import Names, vision_rows
+from flamingo_jax.conversion.transforms import scalar, transpose
+from flamingo_jax.conversion.vit_rules import Names, vision_rules
 from flamingo_jax.core import paths
 from flamingo_jax.core.paths import Path
 from flamingo_jax.models.vit import Features, ViTConfig
@@ -59,11 +59,11 @@ def conversion(inputs: Inputs) -> Conversion:
     files, preprocessing = open_weights(inputs.input), read_preprocessing(directory)
     config = vision_config(read_config(directory), features=features, preprocessing=preprocessing)
     is_part = any(name.startswith("vision_model.") for name in files.names())
-    rows = (*tower_rows(config, source="vision_model." if is_part else ""), *((_OTHERS,) if is_part else ()))
+    rules = (*tower_rules(config, source="vision_model." if is_part else ""), *((_OTHERS,) if is_part else ()))
     return Conversion(
         kind="vision",
         model=ModelConfig(vit=config, new_tokens=()),
-        rows=under(rows, target="vision/"),
+        rules=under(rules, target="vision/"),
         files=files,
         preprocessing={"image_size": config.image_size, "image_fit": fit_of(preprocessing)},
     )
@@ -86,7 +86,7 @@ def _both(inputs: Inputs) -> Conversion:
         activation=_activation(fields),
         epsilon=fields.get("layer_norm_eps", 1e-5),
     )
-    rows = text_rows(
+    rules = text_rules(
         text,
         NAMES,
         embedding="embeddings.token_embedding.weight",
@@ -97,12 +97,12 @@ def _both(inputs: Inputs) -> Conversion:
         vit,
         text,
         joint_dim=described.get("projection_dim", 512),
-        rows=(
-            *under(tower_rows(vit, source="vision_model."), target="contrastive/vision/"),
-            *under((*rows, BUFFERS), source="text_model.", target="contrastive/text/"),
-            Row("visual_projection.weight", "contrastive/vision_projection/w", transpose),
-            Row("text_projection.weight", "contrastive/text_projection/w", transpose),
-            Row("logit_scale", "contrastive/log_temperature", scalar),
+        rules=(
+            *under(tower_rules(vit, source="vision_model."), target="contrastive/vision/"),
+            *under((*rules, BUFFERS), source="text_model.", target="contrastive/text/"),
+            Rule("visual_projection.weight", "contrastive/vision_projection/w", transpose),
+            Rule("text_projection.weight", "contrastive/text_projection/w", transpose),
+            Rule("logit_scale", "contrastive/log_temperature", scalar),
         ),
         files=open_weights(inputs.input),
         directory=directory,
@@ -110,9 +110,9 @@ def _both(inputs: Inputs) -> Conversion:
     )
 
 
-def tower_rows(config: ViTConfig, *, source: str = "") -> Rows:
-    """Returns the rows of the image tower, for files in which its names begin with `source`; targets are below its module."""
-    return under((*vision_rows(config, NAMES), BUFFERS), source=source)
+def tower_rules(config: ViTConfig, *, source: str = "") -> Rules:
+    """Returns the rules of the image tower, for files in which its names begin with `source`; targets are below its module."""
+    return under((*vision_rules(config, NAMES), BUFFERS), source=source)
 
 
 def vision_config(

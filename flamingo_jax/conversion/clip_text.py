@@ -12,13 +12,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Literal
 
-from flamingo_jax.conversion.converts import (
-    pad_rows,
-)
-from flamingo_jax.conversion.mapping import Conversion, Row, Rows
+from flamingo_jax.conversion.mapping import Conversion, Rule, Rules
 from flamingo_jax.conversion.reading import ConversionError, Weights
 from flamingo_jax.conversion.sources import Inputs
-from flamingo_jax.conversion.vit_rows import Names, norm_rows, projection_rows
+from flamingo_jax.conversion.transforms import (
+    pad_rows,
+)
+from flamingo_jax.conversion.vit_rules import Names, norm_rules, projection_rules
 from flamingo_jax.core.paths import Path
 from flamingo_jax.models.contrastive import ContrastiveConfig
 from flamingo_jax.models.text_encoder import TextEncoderConfig
@@ -64,8 +64,8 @@ def text_config(*, width: int, mlp_width: int, **fields: Any) -> TextEncoderConf
         raise ConversionError(f"{error} Check the config beside the files.") from error
 
 
-def text_rows(config: TextEncoderConfig, names: Names, *, embedding: str, positions: str, final_norm: str) -> Rows:
-    """Returns the rows of the text tower, its targets below its module; `mapping.under` moves them to where it stands.
+def text_rules(config: TextEncoderConfig, names: Names, *, embedding: str, positions: str, final_norm: str) -> Rules:
+    """Returns the rules of the text tower, its targets below its module; `mapping.under` moves them to where it stands.
 
     Args:
         config: of the text tower.
@@ -77,12 +77,12 @@ def text_rows(config: TextEncoderConfig, names: Names, *, embedding: str, positi
     heads = (config.num_heads, config.width // config.num_heads)
     block = names.block
     return (
-        Row(embedding, "embedding", pad_rows(config.vocab_multiple)),
-        Row(positions, "positions"),
-        *norm_rows(f"{block}{names.attention_norm}", "layers/attention_norm"),
-        *norm_rows(f"{block}{names.mlp_norm}", "layers/ffw_norm"),
-        *norm_rows(final_norm, "final_norm"),
-        *projection_rows(names, block, heads, attention="layers/", out="output", mlp="layers/ffw/"),
+        Rule(embedding, "embedding", pad_rows(config.vocab_multiple)),
+        Rule(positions, "positions"),
+        *norm_rules(f"{block}{names.attention_norm}", "layers/attention_norm"),
+        *norm_rules(f"{block}{names.mlp_norm}", "layers/ffw_norm"),
+        *norm_rules(final_norm, "final_norm"),
+        *projection_rules(names, block, heads, attention="layers/", out="output", mlp="layers/ffw/"),
     )
 
 
@@ -91,7 +91,7 @@ def both(
     text: TextEncoderConfig,
     *,
     joint_dim: int,
-    rows: Rows,
+    rules: Rules,
     files: Weights,
     directory: Path,
     preprocessing: Mapping[str, Any],
@@ -102,7 +102,7 @@ def both(
         vit: the image tower, with the class token behind the last norm as its features.
         text: the text tower.
         joint_dim: J.
-        rows: of everything, their targets whole.
+        rules: of everything, their targets whole.
         files: the weights.
         directory: where the tokenizer lies.
         preprocessing: of an export.
@@ -119,7 +119,7 @@ def both(
     return Conversion(
         kind="contrastive",
         model=ModelConfig(vit=vit, text_encoder=text, contrastive=joint, new_tokens=()),
-        rows=rows,
+        rules=rules,
         files=files,
         tokenizer=directory,
         preprocessing=preprocessing,

@@ -24,7 +24,7 @@ from flamingo_jax.conversion.open_flamingo_layout import (
     RESAMPLER,
     RESAMPLER_OPTIONS,
     XATTN_OPTIONS,
-    Layout,
+    FlamingoLayout,
     Pair,
     xattn_pairs,
 )
@@ -125,7 +125,7 @@ def state_dict(model: ModelConfig, params: trees.Params) -> dict[str, np.ndarray
     return out
 
 
-def check(model: ModelConfig) -> Layout:
+def check(model: ModelConfig) -> FlamingoLayout:
     """Returns where a model's language model would be in theirs.
 
     Raises:

@@ -30,11 +30,11 @@ def conversion(inputs: Inputs) -> Conversion:
     only(inputs)
     directory = inputs.input
     files = open_weights(directory)
-    lm, rows = lm_families.describe(read_config(directory), files.names())
+    lm, rules = lm_families.describe(read_config(directory), files.names())
     return Conversion(
         kind="language_model",
         model=ModelConfig(lm=lm, new_tokens=()),
-        rows=rows,
+        rules=rules,
         files=files,
         tokenizer=_tokenizer(directory),
         prompt=Markers(bos=_writes_bos(directory), vocab_size=lm.vocab_size),

@@ -16,10 +16,10 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, cast, get_args
 
-from flamingo_jax.conversion import clip, converts, lm_families
+from flamingo_jax.conversion import clip, lm_families, transforms
 from flamingo_jax.conversion.config_json import Fields
-from flamingo_jax.conversion.lm_rows import PARTS
-from flamingo_jax.conversion.mapping import LAYER, Conversion, Row, Rows, under
+from flamingo_jax.conversion.lm_rules import PARTS
+from flamingo_jax.conversion.mapping import LAYER, Conversion, Rule, Rules, under
 from flamingo_jax.conversion.reading import ConversionError, Weights, open_weights, read_config
 from flamingo_jax.conversion.sources import Inputs, only
 from flamingo_jax.core.paths import Path
@@ -100,7 +100,7 @@ def describe(
     fields = Fields(_DEFAULTS | dict(config))
     for name, value, default in _ONLY:
         fields.only(name, value, default=default)
-    lm, lm_rows = lm_families.describe({**_DEFAULTS, **config, "model_type": "llama"}, files.names())
+    lm, lm_rules = lm_families.describe({**_DEFAULTS, **config, "model_type": "llama"}, files.names())
     theirs = {**_VISION_DEFAULTS, **fields.get("vision_config", default={}), "model_type": "clip_vision_model"}
     theirs["hidden_size"] = theirs.get("embed_dim", theirs["hidden_size"])
     vision = clip.vision_config(theirs, features="class_and_patches")
@@ -111,13 +111,13 @@ def describe(
     return Conversion(
         kind="flamingo",
         model=model,
-        rows=(
-            *under(clip.tower_rows(vision, source="model.vision_model."), target="flamingo/vision/"),
+        rules=(
+            *under(clip.tower_rules(vision, source="model.vision_model."), target="flamingo/vision/"),
             *under(_resampler(resampler), source="model.perceiver_resampler.", target="flamingo/resampler/"),
             *under(_xattn(lm, xattn), source="model.gated_cross_attn_layers.{layer}.", target="flamingo/xattn/block/"),
-            *under(lm_rows, target="flamingo/"),
-            Row("model.embed_tokens.additional_embedding.weight", "flamingo/new_tokens/input"),
-            Row("lm_head.additional_fc.weight", "flamingo/new_tokens/output"),
+            *under(lm_rules, target="flamingo/"),
+            Rule("model.embed_tokens.additional_embedding.weight", "flamingo/new_tokens/input"),
+            Rule("lm_head.additional_fc.weight", "flamingo/new_tokens/output"),
         ),
         files=files,
         tokenizer=tokenizer,
@@ -192,43 +192,43 @@ def _xattn_config(fields: Fields, lm: LMConfig, unseen: Unseen) -> XattnConfig:
     )
 
 
-def _resampler(config: ResamplerConfig) -> Rows:
+def _resampler(config: ResamplerConfig) -> Rules:
     attention, mlp = f"blocks.{LAYER}.0.", f"blocks.{LAYER}.1."
-    inward = converts.heads_in(config.num_heads, config.head_dim)
-    outward = converts.heads_out(config.num_heads, config.head_dim)
+    inward = transforms.heads_in(config.num_heads, config.head_dim)
+    outward = transforms.heads_out(config.num_heads, config.head_dim)
     norms = {"context_layer_norm": "media_norm", "latents_layer_norm": "latents_norm"}
     if config.qk_norm:
         norms |= {"q_layer_norm": "query_head_norm", "k_layer_norm": "key_head_norm"}
     return (
-        Row("latents", "latents"),
+        Rule("latents", "latents"),
         *_layer_norm("layer_norm", "final_norm"),
-        *(row for theirs, ours in norms.items() for row in _layer_norm(attention + theirs, f"layers/{ours}")),
-        *(Row(f"{attention}{part[0]}_proj.weight", f"layers/{part}/w", inward) for part in PARTS),
-        Row(f"{attention}output_proj.weight", "layers/output/w", outward),
+        *(rule for theirs, ours in norms.items() for rule in _layer_norm(attention + theirs, f"layers/{ours}")),
+        *(Rule(f"{attention}{part[0]}_proj.weight", f"layers/{part}/w", inward) for part in PARTS),
+        Rule(f"{attention}output_proj.weight", "layers/output/w", outward),
         *_layer_norm(f"{mlp}ln", "layers/ffw_norm"),
-        Row(f"{mlp}fc.weight", "layers/ffw/up/w", converts.transpose),
-        Row(f"{mlp}c_proj.weight", "layers/ffw/down/w", converts.transpose),
+        Rule(f"{mlp}fc.weight", "layers/ffw/up/w", transforms.transpose),
+        Rule(f"{mlp}c_proj.weight", "layers/ffw/down/w", transforms.transpose),
     )
 
 
-def _xattn(lm: LMConfig, config: XattnConfig) -> Rows:
-    inward, outward = converts.heads_in(lm.num_heads, lm.head_size), converts.heads_out(lm.num_heads, lm.head_size)
-    gate = converts.flat if config.gate == "vector" else converts.scalar
+def _xattn(lm: LMConfig, config: XattnConfig) -> Rules:
+    inward, outward = transforms.heads_in(lm.num_heads, lm.head_size), transforms.heads_out(lm.num_heads, lm.head_size)
+    gate = transforms.flat if config.gate == "vector" else transforms.scalar
     norms = {"input_layernorm": "query_norm", "post_attention_layernorm": "mlp_norm"}
     if config.qk_norm:
         norms |= {"cross_attn.q_layer_norm": "query_head_norm", "cross_attn.k_layer_norm": "key_head_norm"}
     return (
-        Row("alpha_cross_attn", "attention_gate", gate),
-        Row("alpha_dense", "dense_gate", gate),
-        *(Row(f"{theirs}.weight", f"{ours}/scale") for theirs, ours in norms.items()),
-        *(Row(f"cross_attn.{part[0]}_proj.weight", f"{part}/w", inward) for part in PARTS),
-        Row("cross_attn.o_proj.weight", "out/w", outward),
-        *(Row(f"mlp.{part}_proj.weight", f"mlp/{part}/w", converts.transpose) for part in ("gate", "up", "down")),
+        Rule("alpha_cross_attn", "attention_gate", gate),
+        Rule("alpha_dense", "dense_gate", gate),
+        *(Rule(f"{theirs}.weight", f"{ours}/scale") for theirs, ours in norms.items()),
+        *(Rule(f"cross_attn.{part[0]}_proj.weight", f"{part}/w", inward) for part in PARTS),
+        Rule("cross_attn.o_proj.weight", "out/w", outward),
+        *(Rule(f"mlp.{part}_proj.weight", f"mlp/{part}/w", transforms.transpose) for part in ("gate", "up", "down")),
     )
 
 
-def _layer_norm(source: str, target: str) -> Rows:
-    return Row(f"{source}.weight", f"{target}/scale"), Row(f"{source}.bias", f"{target}/offset")
+def _layer_norm(source: str, target: str) -> Rules:
+    return Rule(f"{source}.weight", f"{target}/scale"), Rule(f"{source}.bias", f"{target}/offset")
 
 
 def _new_tokens(fields: Fields, start: int, added: Mapping[int, str]) -> tuple[str, ...]:

@@ -19,10 +19,10 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from flamingo_jax.conversion import converts, lm_rows
+from flamingo_jax.conversion import lm_rules, transforms
 from flamingo_jax.conversion.config_json import Fields
-from flamingo_jax.conversion.lm_rows import BLOCK
-from flamingo_jax.conversion.mapping import LAYER, Row, Rows, Skip, under
+from flamingo_jax.conversion.lm_rules import BLOCK
+from flamingo_jax.conversion.mapping import LAYER, Rule, Rules, Skip, under
 from flamingo_jax.conversion.reading import ConversionError
 from flamingo_jax.models.lm_config import LMConfig
 from flamingo_jax.nn.embed import RotaryScaling
@@ -34,20 +34,20 @@ class Family:
 
     Attributes:
         config: (fields of config.json, rows of the embedding) -> the block's options.
-        rows: (those options, names in the files) -> the table; targets begin with "lm/".
+        rules: (those options, names in the files) -> the table; targets begin with "lm/".
         embedding: how the name of the embedding ends; what stands before it ("model.", "transformer.", or nothing) does so in all names.
         fixed: fields of config.json for which only the value given here is supported; it also stands for a field that is not there.
         heads: names of the head's weights, in the order of preference.
     """
 
     config: Callable[[Fields, int], LMConfig]
-    rows: Callable[[LMConfig, Sequence[str]], Rows]
+    rules: Callable[[LMConfig, Sequence[str]], Rules]
     embedding: str
     fixed: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     heads: Sequence[str] = ("lm_head.weight",)
 
 
-def describe(content: Mapping[str, Any], shapes: Mapping[str, Any]) -> tuple[LMConfig, Rows]:
+def describe(content: Mapping[str, Any], shapes: Mapping[str, Any]) -> tuple[LMConfig, Rules]:
     """Returns the model that a config.json and its files are of, and the table from one to the other.
 
     Args:
@@ -73,7 +73,7 @@ def describe(content: Mapping[str, Any], shapes: Mapping[str, Any]) -> tuple[LMC
         lm = family.config(fields, shapes[embedding].shape[0])
     except (TypeError, ValueError) as error:
         raise ConversionError(f"config.json does not describe a model that can be: {error}") from error
-    body = family.rows(lm, [name.removeprefix(prefix) for name in shapes])
+    body = family.rules(lm, [name.removeprefix(prefix) for name in shapes])
     return lm, (*_tables(lm, family, embedding, shapes), *under(body, source=prefix), *_BUFFERS)
 
 
@@ -83,13 +83,13 @@ _BUFFERS = (
 )
 
 
-def _tables(lm: LMConfig, family: Family, embedding: str, shapes: Mapping[str, Any]) -> Rows:
-    pad = converts.pad_rows(lm.vocab_multiple)
-    table = Row(embedding, "lm/embedding", pad)
+def _tables(lm: LMConfig, family: Family, embedding: str, shapes: Mapping[str, Any]) -> Rules:
+    pad = transforms.pad_rows(lm.vocab_multiple)
+    table = Rule(embedding, "lm/embedding", pad)
     if lm.tied_head:
         return (table, *(Skip(re.escape(name), "tied: the embedding once more") for name in family.heads))
     head = next((name for name in family.heads if name in shapes), family.heads[0])
-    return table, Row(head, "lm/head", pad)
+    return table, Rule(head, "lm/head", pad)
 
 
 def _rotary(fields: Fields) -> dict[str, Any]:
@@ -139,15 +139,15 @@ def _qwen2_config(fields: Fields, vocab_size: int) -> LMConfig:
     return dataclasses.replace(_llama_config(fields, vocab_size), qkv_bias=True)
 
 
-def _llama_rows(lm: LMConfig, names: Sequence[str]) -> Rows:
+def _llama_rules(lm: LMConfig, names: Sequence[str]) -> Rules:
     layer = f"layers.{LAYER}."
     return (
-        *lm_rows.norm(lm, f"{layer}input_layernorm", f"{BLOCK}attention_norm"),
-        *lm_rows.separate(lm, [f"{layer}self_attn.{part}_proj" for part in "qkv"]),
-        *lm_rows.out(lm, f"{layer}self_attn.o_proj"),
-        *lm_rows.norm(lm, f"{layer}post_attention_layernorm", f"{BLOCK}mlp_norm"),
-        *lm_rows.feed_forward(lm, {part: f"{layer}mlp.{part}_proj" for part in ("gate", "up", "down")}),
-        *lm_rows.norm(lm, "norm", "lm/final_norm"),
+        *lm_rules.norm(lm, f"{layer}input_layernorm", f"{BLOCK}attention_norm"),
+        *lm_rules.separate(lm, [f"{layer}self_attn.{part}_proj" for part in "qkv"]),
+        *lm_rules.out(lm, f"{layer}self_attn.o_proj"),
+        *lm_rules.norm(lm, f"{layer}post_attention_layernorm", f"{BLOCK}mlp_norm"),
+        *lm_rules.feed_forward(lm, {part: f"{layer}mlp.{part}_proj" for part in ("gate", "up", "down")}),
+        *lm_rules.norm(lm, "norm", "lm/final_norm"),
     )
 
 
@@ -170,15 +170,15 @@ def _neox_config(fields: Fields, vocab_size: int) -> LMConfig:
     )
 
 
-def _neox_rows(lm: LMConfig, names: Sequence[str]) -> Rows:
+def _neox_rules(lm: LMConfig, names: Sequence[str]) -> Rules:
     layer = f"layers.{LAYER}."
     return (
-        *lm_rows.norm(lm, f"{layer}input_layernorm", f"{BLOCK}attention_norm"),
-        *lm_rows.fused(lm, f"{layer}attention.query_key_value", lambda i: converts.head_part(i, 3, lm.num_heads)),
-        *lm_rows.out(lm, f"{layer}attention.dense"),
-        *lm_rows.norm(lm, f"{layer}post_attention_layernorm", f"{BLOCK}mlp_norm"),
-        *lm_rows.feed_forward(lm, {"up": f"{layer}mlp.dense_h_to_4h", "down": f"{layer}mlp.dense_4h_to_h"}),
-        *lm_rows.norm(lm, "final_layer_norm", "lm/final_norm"),
+        *lm_rules.norm(lm, f"{layer}input_layernorm", f"{BLOCK}attention_norm"),
+        *lm_rules.fused(lm, f"{layer}attention.query_key_value", lambda i: transforms.head_part(i, 3, lm.num_heads)),
+        *lm_rules.out(lm, f"{layer}attention.dense"),
+        *lm_rules.norm(lm, f"{layer}post_attention_layernorm", f"{BLOCK}mlp_norm"),
+        *lm_rules.feed_forward(lm, {"up": f"{layer}mlp.dense_h_to_4h", "down": f"{layer}mlp.dense_4h_to_h"}),
+        *lm_rules.norm(lm, "final_layer_norm", "lm/final_norm"),
     )
 
 
@@ -218,23 +218,23 @@ _MPT_ATTENTION: Mapping[str, Any] = {
 }
 
 
-def _mpt_rows(lm: LMConfig, names: Sequence[str]) -> Rows:
+def _mpt_rules(lm: LMConfig, names: Sequence[str]) -> Rules:
     layer = f"blocks.{LAYER}."
     is_first = any(".ln_1." in name for name in names)  # MosaicGPT's names
     norms = ("ln_1", "ln_2", "ln_f") if is_first else ("norm_1", "norm_2", "norm_f")
     up, down = ("mlp.mlp_up", "mlp.mlp_down") if is_first else ("ffn.up_proj", "ffn.down_proj")
-    rows = (
-        *lm_rows.norm(lm, layer + norms[0], f"{BLOCK}attention_norm"),
-        *lm_rows.fused(lm, f"{layer}attn.Wqkv", lambda i: converts.chunk(i, 3)),
-        *lm_rows.out(lm, f"{layer}attn.out_proj"),
-        *lm_rows.norm(lm, layer + norms[1], f"{BLOCK}mlp_norm"),
-        *lm_rows.feed_forward(lm, {"up": layer + up, "down": layer + down}),
-        *lm_rows.norm(lm, norms[2], "lm/final_norm"),
+    rules = (
+        *lm_rules.norm(lm, layer + norms[0], f"{BLOCK}attention_norm"),
+        *lm_rules.fused(lm, f"{layer}attn.Wqkv", lambda i: transforms.chunk(i, 3)),
+        *lm_rules.out(lm, f"{layer}attn.out_proj"),
+        *lm_rules.norm(lm, layer + norms[1], f"{BLOCK}mlp_norm"),
+        *lm_rules.feed_forward(lm, {"up": layer + up, "down": layer + down}),
+        *lm_rules.norm(lm, norms[2], "lm/final_norm"),
     )
     if lm.qk_norm:
         for name in ("query", "key"):
-            rows += lm_rows.norm(lm, f"{layer}attn.{name[0]}_ln", f"{BLOCK}attention/{name}_norm")
-    return rows
+            rules += lm_rules.norm(lm, f"{layer}attn.{name[0]}_ln", f"{BLOCK}attention/{name}_norm")
+    return rules
 
 
 def _opt_config(fields: Fields, vocab_size: int) -> LMConfig:
@@ -257,16 +257,16 @@ def _opt_config(fields: Fields, vocab_size: int) -> LMConfig:
     )
 
 
-def _opt_rows(lm: LMConfig, names: Sequence[str]) -> Rows:
+def _opt_rules(lm: LMConfig, names: Sequence[str]) -> Rules:
     layer = f"layers.{LAYER}."
     return (
-        Row("embed_positions.weight", "lm/positions", converts.rows(2, None)),  # rows 0 and 1 were for padding
-        *lm_rows.norm(lm, f"{layer}self_attn_layer_norm", f"{BLOCK}attention_norm"),
-        *lm_rows.separate(lm, [f"{layer}self_attn.{part}_proj" for part in "qkv"]),
-        *lm_rows.out(lm, f"{layer}self_attn.out_proj"),
-        *lm_rows.norm(lm, f"{layer}final_layer_norm", f"{BLOCK}mlp_norm"),
-        *lm_rows.feed_forward(lm, {"up": f"{layer}fc1", "down": f"{layer}fc2"}),
-        *lm_rows.norm(lm, "final_layer_norm", "lm/final_norm"),
+        Rule("embed_positions.weight", "lm/positions", transforms.rows(2, None)),  # rows 0 and 1 were for padding
+        *lm_rules.norm(lm, f"{layer}self_attn_layer_norm", f"{BLOCK}attention_norm"),
+        *lm_rules.separate(lm, [f"{layer}self_attn.{part}_proj" for part in "qkv"]),
+        *lm_rules.out(lm, f"{layer}self_attn.out_proj"),
+        *lm_rules.norm(lm, f"{layer}final_layer_norm", f"{BLOCK}mlp_norm"),
+        *lm_rules.feed_forward(lm, {"up": f"{layer}fc1", "down": f"{layer}fc2"}),
+        *lm_rules.norm(lm, "final_layer_norm", "lm/final_norm"),
     )
 
 
@@ -288,16 +288,16 @@ def _gpt2_config(fields: Fields, vocab_size: int) -> LMConfig:
     )
 
 
-def _gpt2_rows(lm: LMConfig, names: Sequence[str]) -> Rows:
+def _gpt2_rules(lm: LMConfig, names: Sequence[str]) -> Rules:
     layer = f"h.{LAYER}."
     return (
-        Row("wpe.weight", "lm/positions"),
-        *lm_rows.norm(lm, f"{layer}ln_1", f"{BLOCK}attention_norm"),
-        *lm_rows.fused(lm, f"{layer}attn.c_attn", lambda i: converts.chunk(i, 3), converts.transpose),
-        *lm_rows.out(lm, f"{layer}attn.c_proj", converts.transpose),
-        *lm_rows.norm(lm, f"{layer}ln_2", f"{BLOCK}mlp_norm"),
-        *lm_rows.feed_forward(lm, {"up": f"{layer}mlp.c_fc", "down": f"{layer}mlp.c_proj"}, converts.identity),
-        *lm_rows.norm(lm, "ln_f", "lm/final_norm"),
+        Rule("wpe.weight", "lm/positions"),
+        *lm_rules.norm(lm, f"{layer}ln_1", f"{BLOCK}attention_norm"),
+        *lm_rules.fused(lm, f"{layer}attn.c_attn", lambda i: transforms.chunk(i, 3), transforms.transpose),
+        *lm_rules.out(lm, f"{layer}attn.c_proj", transforms.transpose),
+        *lm_rules.norm(lm, f"{layer}ln_2", f"{BLOCK}mlp_norm"),
+        *lm_rules.feed_forward(lm, {"up": f"{layer}mlp.c_fc", "down": f"{layer}mlp.c_proj"}, transforms.identity),
+        *lm_rules.norm(lm, "ln_f", "lm/final_norm"),
     )
 
 
@@ -305,21 +305,21 @@ _SILU = {"hidden_act": "silu"}
 _MPT_NORM = {"norm_type": "low_precision_layernorm", "logit_scale": None}
 
 FAMILIES: Mapping[str, Family] = {
-    "llama": Family(_llama_config, _llama_rows, "embed_tokens.weight", _SILU),
-    "mistral": Family(_mistral_config, _llama_rows, "embed_tokens.weight", _SILU),
-    "qwen2": Family(_qwen2_config, _llama_rows, "embed_tokens.weight", {**_SILU, "use_sliding_window": False}),
-    "gpt_neox": Family(_neox_config, _neox_rows, "embed_in.weight", heads=("lm_head.weight", "embed_out.weight")),
-    "mpt": Family(_mpt_config, _mpt_rows, "wte.weight", _MPT_NORM),
-    "mosaic_gpt": Family(_mpt_config, _mpt_rows, "wte.weight", _MPT_NORM),
+    "llama": Family(_llama_config, _llama_rules, "embed_tokens.weight", _SILU),
+    "mistral": Family(_mistral_config, _llama_rules, "embed_tokens.weight", _SILU),
+    "qwen2": Family(_qwen2_config, _llama_rules, "embed_tokens.weight", {**_SILU, "use_sliding_window": False}),
+    "gpt_neox": Family(_neox_config, _neox_rules, "embed_in.weight", heads=("lm_head.weight", "embed_out.weight")),
+    "mpt": Family(_mpt_config, _mpt_rules, "wte.weight", _MPT_NORM),
+    "mosaic_gpt": Family(_mpt_config, _mpt_rules, "wte.weight", _MPT_NORM),
     "opt": Family(
         _opt_config,
-        _opt_rows,
+        _opt_rules,
         "embed_tokens.weight",
         {"do_layer_norm_before": True, "_remove_final_layer_norm": False, "layer_norm_elementwise_affine": True},
     ),
     "gpt2": Family(
         _gpt2_config,
-        _gpt2_rows,
+        _gpt2_rules,
         "wte.weight",
         {"scale_attn_weights": True, "scale_attn_by_inverse_layer_idx": False, "add_cross_attention": False},
     ),

@@ -1,8 +1,8 @@
 """Which weight of a publisher's files becomes which weight of a model: tables, checked before a byte is written.
 
-    files {name: array} --rows--> {"flamingo/lm/blocks/block/mlp/up/w": array}
+    files {name: array} --rules-->{"flamingo/lm/blocks/block/mlp/up/w": array}
 
-Each weight of the files is read by a row or skipped by name, each weight of the model is made by exactly one row, and all
+Each weight of the files is read by a rule or skipped by name, each weight of the model is made by exactly one rule, and all
 shapes fit; anything else is an error that names the first few on both sides. A stacked weight is made slice by slice, a
 layer at a time, so that the largest thing in memory is the largest weight of the files.
 """
@@ -22,7 +22,7 @@ import numpy as np
 
 from flamingo_jax.checkpoint import export
 from flamingo_jax.checkpoint.arrays import few
-from flamingo_jax.conversion import converts
+from flamingo_jax.conversion import transforms
 from flamingo_jax.conversion.reading import ConversionError, Weights
 from flamingo_jax.core import trees
 from flamingo_jax.core.paths import Path
@@ -35,20 +35,20 @@ LAYER = "{layer}"
 
 
 @dataclasses.dataclass(frozen=True)
-class Row:
+class Rule:
     """One weight of the model, and what it is made of.
 
     Attributes:
         source: name of the weight in the files, or several names. `{layer}` in it stands for the number of a layer: the
             target is then a stacked weight (leading axis "layers"), made of one slice for each layer.
         target: its path in the model.
-        convert: (arrays as stored, one for each source) -> array of the target's shape (of a slice's shape).
+        transform: (arrays as stored, one for each source) -> array of the target's shape (of a slice's shape).
         layers: the numbers in the files that become slices 0, 1, ...; None = 0, 1, ...
     """
 
     source: str | tuple[str, ...]
     target: str
-    convert: Callable[..., np.ndarray] = converts.identity
+    transform: Callable[..., np.ndarray] = transforms.identity
     layers: Sequence[int] | None = None
 
     @property
@@ -76,7 +76,7 @@ class Skip:
 
 
 @dataclasses.dataclass(frozen=True)
-class Fill:
+class Constant:
     """A weight of the model that the files do not have.
 
     Attributes:
@@ -90,7 +90,7 @@ class Fill:
     why: str
 
 
-Rows = tuple[Row | Skip | Fill, ...]
+Rules = tuple[Rule | Skip | Constant, ...]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,7 +100,7 @@ class Conversion:
     Attributes:
         kind: one of `checkpoint.export.KINDS`.
         model: the model that the weights are for.
-        rows: the mapping.
+        rules: the mapping.
         files: the weights that it reads.
         tokenizer: its file, or the directory that holds it; None without text.
         preprocessing: {"image_size": pixels, ...}, as in an export.
@@ -109,7 +109,7 @@ class Conversion:
 
     kind: str
     model: ModelConfig
-    rows: Rows
+    rules: Rules
     files: Weights
     tokenizer: Path | None = None
     preprocessing: Mapping[str, Any] = dataclasses.field(default_factory=dict)
@@ -124,14 +124,14 @@ class Planned:
         target: its path.
         shape: its shape.
         dtype: its dtype.
-        row: how it is made.
-        pieces: of a Row, the names that make the whole, or each layer in turn.
+        rule: how it is made.
+        pieces: of a Rule, the names that make the whole, or each layer in turn.
     """
 
     target: str
     shape: tuple[int, ...]
     dtype: np.dtype
-    row: Row | Fill
+    rule: Rule | Constant
     pieces: tuple[tuple[str, ...], ...] = ()
 
     @property
@@ -142,19 +142,19 @@ class Planned:
     @property
     def is_stacked(self) -> bool:
         """Whether `parts` are its layers."""
-        return isinstance(self.row, Row) and self.row.is_stacked
+        return isinstance(self.rule, Rule) and self.rule.is_stacked
 
     def parts(self, files: Weights) -> Iterator[np.ndarray]:
         """Yields the weight in C order: its layers one after the other, or the whole at once, read when they are asked for."""
-        if isinstance(self.row, Fill):
-            yield np.asarray(self.row.make(self.shape), self.dtype)
+        if isinstance(self.rule, Constant):
+            yield np.asarray(self.rule.make(self.shape), self.dtype)
             return
         for names in self.pieces:
-            yield np.asarray(self.row.convert(*(files.read(name) for name in names)), self.dtype)
+            yield np.asarray(self.rule.transform(*(files.read(name) for name in names)), self.dtype)
 
 
 @dataclasses.dataclass(frozen=True)
-class Plan:
+class ConversionPlan:
     """A mapping that fits.
 
     Attributes:
@@ -166,33 +166,33 @@ class Plan:
     skipped: Mapping[str, str]
 
 
-def under(rows: Rows, *, source: str = "", target: str = "") -> Rows:
-    """Returns a tower's rows for files in which its names begin with `source`, and a model that has it under `target`."""
+def under(rules: Rules, *, source: str = "", target: str = "") -> Rules:
+    """Returns a tower's rules for files in which its names begin with `source`, and a model that has it under `target`."""
 
-    def move(row: Row | Skip | Fill) -> Row | Skip | Fill:
-        if isinstance(row, Skip):
-            return dataclasses.replace(row, source=f"{re.escape(source)}(?:{row.source})")
-        if isinstance(row, Fill):
-            return dataclasses.replace(row, target=target + row.target)
-        names = tuple(source + name for name in row.sources)
+    def move(rule: Rule | Skip | Constant) -> Rule | Skip | Constant:
+        if isinstance(rule, Skip):
+            return dataclasses.replace(rule, source=f"{re.escape(source)}(?:{rule.source})")
+        if isinstance(rule, Constant):
+            return dataclasses.replace(rule, target=target + rule.target)
+        names = tuple(source + name for name in rule.sources)
         return dataclasses.replace(
-            row, source=names[0] if isinstance(row.source, str) else names, target=target + row.target
+            rule, source=names[0] if isinstance(rule.source, str) else names, target=target + rule.target
         )
 
-    return tuple(move(row) for row in rows)
+    return tuple(move(rule) for rule in rules)
 
 
 def check(
-    rows: Rows,
+    rules: Rules,
     sources: Mapping[str, jax.ShapeDtypeStruct],
     targets: Mapping[str, jax.ShapeDtypeStruct],
     *,
     dtype: Any = None,
-) -> Plan:
+) -> ConversionPlan:
     """Returns what will be written, if each source is taken or skipped, each target made once, and all shapes fit.
 
     Args:
-        rows: the mapping.
+        rules: the mapping.
         sources: name -> shape and dtype of the files' weights.
         targets: path -> shape of the model's weights.
         dtype: of all weights; None = as stored (float16 and float64, which no TPU computes in, become float32).
@@ -200,14 +200,18 @@ def check(
     Raises:
         ConversionError: otherwise, with the first few names on both sides.
     """
-    makers = [row for row in rows if not isinstance(row, Skip)]
-    made = [row.target for row in makers]
+    makers = [rule for rule in rules if not isinstance(rule, Skip)]
+    made = [rule.target for rule in makers]
     if twice := sorted({path for path in made if made.count(path) > 1}):
         raise ConversionError(f"{len(twice)} weights of the model have several rows: {few(twice)}. Mend the mapping.")
-    pieces = {row.target: _pieces(row, targets[row.target]) for row in makers if row.target in targets}
+    pieces = {rule.target: _pieces(rule, targets[rule.target]) for rule in makers if rule.target in targets}
     wanted = {name for parts in pieces.values() for names in parts for name in names}
     skipped = {
-        name: row.why for row in rows if isinstance(row, Skip) for name in sources if re.fullmatch(row.source, name)
+        name: rule.why
+        for rule in rules
+        if isinstance(rule, Skip)
+        for name in sources
+        if re.fullmatch(rule.source, name)
     }
     if both := sorted(wanted & skipped.keys()):
         raise ConversionError(
@@ -224,31 +228,31 @@ def check(
             "Check --source, and that the config beside the files is theirs."
         )
     _check_dtypes(wanted, sources)
-    by_target = {row.target: row for row in makers}
+    by_target = {rule.target: rule for rule in makers}
     inherited = _common_dtype(sources[name] for name in wanted)
     order = trees.flatten(trees.unflatten(targets))
     weights, wrong = [], []
     for path, leaf in order.items():
-        row, shape = by_target[path], tuple(leaf.shape)
+        rule, shape = by_target[path], tuple(leaf.shape)
         stored = [sources[name] for names in pieces[path] for name in names]
         own = np.dtype(dtype) if dtype is not None else _common_dtype(stored) if stored else inherited
-        weights.append(Planned(path, shape, own, row, pieces[path]))
+        weights.append(Planned(path, shape, own, rule, pieces[path]))
         wrong += _misfits(weights[-1], sources)
     if wrong:
         raise ConversionError(
             f"{len(wrong)} weights of the files have other shapes than the model: {few(wrong, separator='; ')}. "
             "Check --source, and that the config beside the files is theirs."
         )
-    return Plan(tuple(weights), skipped)
+    return ConversionPlan(tuple(weights), skipped)
 
 
-def plan(conversion: Conversion, *, dtype: Any = None) -> Plan:
+def plan(conversion: Conversion, *, dtype: Any = None) -> ConversionPlan:
     """`check` of a whole conversion.
 
     Raises:
         ConversionError: as `check`.
     """
-    return check(conversion.rows, conversion.files.names(), targets(conversion.kind, conversion.model), dtype=dtype)
+    return check(conversion.rules, conversion.files.names(), targets(conversion.kind, conversion.model), dtype=dtype)
 
 
 def targets(kind: str, model: ModelConfig) -> dict[str, jax.ShapeDtypeStruct]:
@@ -280,7 +284,7 @@ def _init_of(kind: str, model: ModelConfig) -> Callable[[Any], Any]:
     raise ValueError(f"There is no model of kind {kind!r}; expected one of {', '.join(export.KINDS)}.")
 
 
-def assemble(plan: Plan, files: Weights) -> dict[str, dict[str, jax.Array]]:
+def assemble(plan: ConversionPlan, files: Weights) -> dict[str, dict[str, jax.Array]]:
     """Returns the model's weights in memory, {module: {name: array}}: for tests and small models."""
     return trees.unflatten({weight.target: jnp.asarray(_whole(weight, files)) for weight in plan.weights})
 
@@ -299,20 +303,20 @@ def _whole(weight: Planned, files: Weights) -> np.ndarray:
     return np.stack(parts) if weight.is_stacked else parts[0]
 
 
-def _pieces(row: Row | Fill, target: jax.ShapeDtypeStruct) -> tuple[tuple[str, ...], ...]:
+def _pieces(rule: Rule | Constant, target: jax.ShapeDtypeStruct) -> tuple[tuple[str, ...], ...]:
     """Returns the names in the files of each part of a target."""
-    if isinstance(row, Fill):
+    if isinstance(rule, Constant):
         return ()
-    if not row.is_stacked:
-        return (row.sources,)
+    if not rule.is_stacked:
+        return (rule.sources,)
     length = target.shape[0] if target.shape else 0
-    layers = range(length) if row.layers is None else row.layers
+    layers = range(length) if rule.layers is None else rule.layers
     if len(layers) != length:
         raise ConversionError(
-            f"The row of {row.target!r} names {len(layers)} layers of the files, but the model's weight has shape "
+            f"The row of {rule.target!r} names {len(layers)} layers of the files, but the model's weight has shape "
             f"{target.shape}: expected {length}. Mend the mapping or the config."
         )
-    return tuple(tuple(name.replace(LAYER, str(layer)) for name in row.sources) for layer in layers)
+    return tuple(tuple(name.replace(LAYER, str(layer)) for name in rule.sources) for layer in layers)
 
 
 def _check_dtypes(wanted: set[str], sources: Mapping[str, Any]) -> None:
@@ -333,14 +337,14 @@ def _common_dtype(leaves: Any) -> np.dtype:
 
 def _misfits(weight: Planned, sources: Mapping[str, Any]) -> list[str]:
     """Returns what is wrong with the shapes of one weight; tries its conversion on zeros that take no memory."""
-    row, problems, tried = weight.row, [], {}
-    if isinstance(row, Fill):
+    rule, problems, tried = weight.rule, [], {}
+    if isinstance(rule, Constant):
         return []
     expected = weight.shape[1:] if weight.is_stacked else weight.shape
     for names in weight.pieces:
         shapes = tuple(tuple(sources[name].shape) for name in names)
         if shapes not in tried:
-            tried[shapes] = _converted_shape(row.convert, shapes)
+            tried[shapes] = _converted_shape(rule.transform, shapes)
         if tried[shapes] != expected:
             stored = ", ".join(f"{name} {shape}" for name, shape in zip(names, shapes, strict=True))
             got = tried[shapes] if isinstance(tried[shapes], str) else f"shape {tried[shapes]}"
@@ -348,8 +352,10 @@ def _misfits(weight: Planned, sources: Mapping[str, Any]) -> list[str]:
     return problems
 
 
-def _converted_shape(convert: Callable[..., np.ndarray], shapes: tuple[tuple[int, ...], ...]) -> tuple[int, ...] | str:
+def _converted_shape(
+    transform: Callable[..., np.ndarray], shapes: tuple[tuple[int, ...], ...]
+) -> tuple[int, ...] | str:
     try:
-        return tuple(convert(*(np.broadcast_to(np.zeros((), np.float16), shape) for shape in shapes)).shape)
+        return tuple(transform(*(np.broadcast_to(np.zeros((), np.float16), shape) for shape in shapes)).shape)
     except (ValueError, IndexError) as error:  # what numpy raises for shapes that do not fit
         return f"no conversion ({error})"

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
-from flamingo_jax.conversion.mapping import Conversion, Row, Rows, Skip
+from flamingo_jax.conversion.mapping import Conversion, Rule, Rules, Skip
 from flamingo_jax.conversion.pickled_tree import read_tree
 from flamingo_jax.conversion.reading import ConversionError, InMemory, Weights
 from flamingo_jax.conversion.sources import Inputs, only
@@ -35,7 +35,7 @@ def conversion(inputs: Inputs) -> Conversion:
     files = InMemory(flatten(read_tree(inputs.input)))
     blocks = sum(name.endswith("/skip_gain") for name in files.names())
     name = variant(blocks, str(inputs.input))
-    return vision(name, NFNETS[name], rows(NFNETS[name]), files)
+    return vision(name, NFNETS[name], rules(NFNETS[name]), files)
 
 
 def variant(num_blocks: int, where: str) -> str:
@@ -54,10 +54,10 @@ def variant(num_blocks: int, where: str) -> str:
     )
 
 
-def vision(name: str, config: NFNetConfig, rows: Rows, files: Weights) -> Conversion:
+def vision(name: str, config: NFNetConfig, rules: Rules, files: Weights) -> Conversion:
     """Returns the conversion to an export of an NFNet alone; its images are cut to a square, as for its published accuracy."""
     preprocessing = {"image_size": IMAGE_SIZES[name], "image_fit": "crop"}
-    return Conversion("vision", ModelConfig(vision=config, new_tokens=()), rows, files, preprocessing=preprocessing)
+    return Conversion("vision", ModelConfig(vision=config, new_tokens=()), rules, files, preprocessing=preprocessing)
 
 
 def stages(config: NFNetConfig) -> Iterator[tuple[str, int, tuple[int, ...]]]:
@@ -68,12 +68,12 @@ def stages(config: NFNetConfig) -> Iterator[tuple[str, int, tuple[int, ...]]]:
             yield f"vision/stage{stage}/rest", stage, tuple(range(1, depth))
 
 
-def rows(config: NFNetConfig) -> Rows:
+def rules(config: NFNetConfig) -> Rules:
     """Returns the mapping of a tree's weights, "module/name"."""
     top = "NFNet/~"
     convs = [(f"{top}/stem_conv{i}", f"vision/stem_conv{i}") for i in range(len(config.stem_channels))]
     convs.append((f"{top}/final_conv", "vision/final_conv"))
-    found = [Row(f"{source}/{name}", f"{target}/{name}") for source, target in convs for name in ("w", "gain", "bias")]
+    found = [Rule(f"{source}/{name}", f"{target}/{name}") for source, target in convs for name in ("w", "gain", "bias")]
     for target, stage, numbers in stages(config):
         before = sum(config.depths[:stage])
         if numbers == (0,):
@@ -87,5 +87,5 @@ def rows(config: NFNetConfig) -> Rows:
         names["skip/gain"] = "skip_gain"
         if layers is None:
             names |= {f"shortcut/{name}": f"~/conv_shortcut/{name}" for name in ("w", "gain", "bias")}
-        found += [Row(f"{block}/{theirs}", f"{target}/{own}", layers=layers) for own, theirs in names.items()]
+        found += [Rule(f"{block}/{theirs}", f"{target}/{own}", layers=layers) for own, theirs in names.items()]
     return (*found, Skip(f"{top}/linear/[wb]", "the classifier of ImageNet"))

@@ -11,12 +11,12 @@ from collections.abc import Mapping
 from typing import Any, cast, get_args
 
 from flamingo_jax.conversion.clip import features_of
-from flamingo_jax.conversion.clip_text import both, text_config, text_rows, towers_of
-from flamingo_jax.conversion.converts import scalar
-from flamingo_jax.conversion.mapping import Conversion, Row, Rows, Skip, under
+from flamingo_jax.conversion.clip_text import both, text_config, text_rules, towers_of
+from flamingo_jax.conversion.mapping import Conversion, Rule, Rules, Skip, under
 from flamingo_jax.conversion.reading import ConversionError, Weights, open_weights
 from flamingo_jax.conversion.sources import Inputs, only
-from flamingo_jax.conversion.vit_rows import Names, vision_rows
+from flamingo_jax.conversion.transforms import scalar
+from flamingo_jax.conversion.vit_rules import Names, vision_rules
 from flamingo_jax.core import paths
 from flamingo_jax.models.text_encoder import TextEncoderConfig
 from flamingo_jax.models.vit import Activation, Features, ViTConfig
@@ -70,32 +70,32 @@ def conversion(inputs: Inputs) -> Conversion:
     preprocessing = {"image_size": config.image_size, "image_fit": "squash" if squashed else "crop"}
     if towers == "both":
         text, joint_dim = _text_config(described.get("model_cfg", {}), files, config.activation)
-        rows = _both_rows(config, text)
+        rules = _both_rules(config, text)
         found = {"files": files, "directory": directory, "preprocessing": preprocessing}
-        return both(config, text, joint_dim=joint_dim, rows=rows, **cast(Any, found))
+        return both(config, text, joint_dim=joint_dim, rules=rules, **cast(Any, found))
     return Conversion(
         kind="vision",
         model=ModelConfig(vit=config, new_tokens=()),
-        rows=under((*tower_rows(config), _OTHERS), target="vision/"),
+        rules=under((*tower_rules(config), _OTHERS), target="vision/"),
         files=files,
         preprocessing=preprocessing,
     )
 
 
-def tower_rows(config: ViTConfig, *, source: str = "visual.") -> Rows:
-    """Returns the rows of the image tower, for files in which its names begin with `source`; targets are below its module."""
+def tower_rules(config: ViTConfig, *, source: str = "visual.") -> Rules:
+    """Returns the rules of the image tower, for files in which its names begin with `source`; targets are below its module."""
     projection = Skip("proj", "the projection into the joint space")
-    return under((*vision_rows(config, NAMES), projection), source=source)
+    return under((*vision_rules(config, NAMES), projection), source=source)
 
 
-def _both_rows(vit: ViTConfig, text: TextEncoderConfig) -> Rows:
+def _both_rules(vit: ViTConfig, text: TextEncoderConfig) -> Rules:
     tables = {"embedding": "token_embedding.weight", "positions": "positional_embedding", "final_norm": "ln_final"}
     return (
-        *under(vision_rows(vit, NAMES), source="visual.", target="contrastive/vision/"),
-        *under(text_rows(text, NAMES, **tables), target="contrastive/text/"),
-        Row("visual.proj", "contrastive/vision_projection/w"),
-        Row("text_projection", "contrastive/text_projection/w"),
-        Row("logit_scale", "contrastive/log_temperature", scalar),
+        *under(vision_rules(vit, NAMES), source="visual.", target="contrastive/vision/"),
+        *under(text_rules(text, NAMES, **tables), target="contrastive/text/"),
+        Rule("visual.proj", "contrastive/vision_projection/w"),
+        Rule("text_projection", "contrastive/text_projection/w"),
+        Rule("logit_scale", "contrastive/log_temperature", scalar),
         _NUMBERS,
     )
 

@@ -21,8 +21,8 @@ import jax
 import numpy as np
 
 from flamingo_jax.checkpoint.arrays import few
-from flamingo_jax.conversion import clip, converts, hf_lm, open_clip, reading
-from flamingo_jax.conversion.mapping import Conversion, Fill, Row, Rows, Skip, under
+from flamingo_jax.conversion import clip, hf_lm, open_clip, reading, transforms
+from flamingo_jax.conversion.mapping import Constant, Conversion, Rule, Rules, Skip, under
 from flamingo_jax.conversion.open_flamingo_layout import (
     HEAD_DIM,
     HEADS,
@@ -32,7 +32,7 @@ from flamingo_jax.conversion.open_flamingo_layout import (
     RESAMPLER_OPTIONS,
     TIME,
     XATTN_OPTIONS,
-    Layout,
+    FlamingoLayout,
     Pair,
     xattn_pairs,
 )
@@ -86,12 +86,12 @@ def join(checkpoint: Weights, lm: Conversion, vision: Conversion, *, pieces: int
     places, xattn = _xattn(names, layout, config)
     resampler = _resampler(names, given(vision.model.vit, "vit").width)
     new = _new_tokens(names, layout, pieces)
-    rows = (
-        *_rows((*RESAMPLER, *([TIME] if resampler.num_time_embeddings else [])), None),
-        *_rows(xattn_pairs(layout.layers), places),
+    rules = (
+        *_rules((*RESAMPLER, *([TIME] if resampler.num_time_embeddings else [])), None),
+        *_rules(xattn_pairs(layout.layers), places),
         *_tables(names, layout, lm, pieces),
         *_frozen_copies(layout),
-        *under(vision.rows, source="vision:", target="flamingo/"),
+        *under(vision.rules, source="vision:", target="flamingo/"),
     )
     model = ModelConfig(
         vision=None,
@@ -104,7 +104,7 @@ def join(checkpoint: Weights, lm: Conversion, vision: Conversion, *, pieces: int
     return Conversion(
         kind="flamingo",
         model=model,
-        rows=rows,
+        rules=rules,
         files=reading.Merged(("", checkpoint), ("lm:", lm.files), ("vision:", vision.files)),
         tokenizer=lm.tokenizer,
         preprocessing=vision.preprocessing,
@@ -121,15 +121,15 @@ def _vision(path: Path) -> Conversion:
     return open_clip.conversion(Inputs(path, options={"activation": "quick_gelu"}))
 
 
-def _rows(pairs: Sequence[Pair], layers: Sequence[int] | None) -> Rows:
+def _rules(pairs: Sequence[Pair], layers: Sequence[int] | None) -> Rules:
     return tuple(
-        Row(pair.source, target, take, layers if "{layer}" in pair.source else None)
+        Rule(pair.source, target, take, layers if "{layer}" in pair.source else None)
         for pair in pairs
         for target, take in zip(pair.targets, pair.take, strict=True)
     )
 
 
-def _layout(names: Mapping[str, jax.ShapeDtypeStruct]) -> Layout:
+def _layout(names: Mapping[str, jax.ShapeDtypeStruct]) -> FlamingoLayout:
     found = [layout for layout in LAYOUTS.values() if any(name.startswith(f"{layout.layers}.") for name in names)]
     if len(found) != 1:
         raise ConversionError(
@@ -140,7 +140,7 @@ def _layout(names: Mapping[str, jax.ShapeDtypeStruct]) -> Layout:
 
 
 def _xattn(
-    names: Mapping[str, jax.ShapeDtypeStruct], layout: Layout, lm: LMConfig
+    names: Mapping[str, jax.ShapeDtypeStruct], layout: FlamingoLayout, lm: LMConfig
 ) -> tuple[tuple[int, ...], XattnConfig]:
     """Returns (the blocks before which gated layers stand, what they are made of)."""
     pattern = re.compile(rf"{re.escape(layout.layers)}\.(\d+)\.gated_cross_attn_layer\.attn_gate")
@@ -205,7 +205,7 @@ def _ratio(names: Mapping[str, jax.ShapeDtypeStruct], up: str) -> int:
     return out // into
 
 
-def _new_tokens(names: Mapping[str, jax.ShapeDtypeStruct], layout: Layout, pieces: int) -> tuple[str, ...]:
+def _new_tokens(names: Mapping[str, jax.ShapeDtypeStruct], layout: FlamingoLayout, pieces: int) -> tuple[str, ...]:
     rows = _shape(names, layout.embedding)[0]
     if rows - pieces not in (2, 3):
         raise ConversionError(
@@ -215,35 +215,41 @@ def _new_tokens(names: Mapping[str, jax.ShapeDtypeStruct], layout: Layout, piece
     return NEW_TOKENS[: rows - pieces]
 
 
-def _tables(names: Mapping[str, jax.ShapeDtypeStruct], layout: Layout, lm: Conversion, pieces: int) -> Rows:
-    """The rows of the LM: its tables are cut at the tokenizer's end, since the checkpoint's are, and the new tokens' rows stand apart."""
+def _tables(names: Mapping[str, jax.ShapeDtypeStruct], layout: FlamingoLayout, lm: Conversion, pieces: int) -> Rules:
+    """The rules of the LM: its tables are cut at the tokenizer's end, since the checkpoint's are, and the new tokens' rows stand apart."""
     config, new = given(lm.model.lm, "lm"), "flamingo/new_tokens"
-    own = {row.target: row for row in lm.rows if isinstance(row, Row) and row.target in ("lm/embedding", "lm/head")}
-    rest = under(tuple(row for row in lm.rows if row not in own.values()), source="lm:", target="flamingo/")
-    cut = converts.chain(converts.rows(0, pieces), converts.pad_rows(config.vocab_multiple))
-    behind = converts.rows(pieces, None)
+    own = {
+        rule.target: rule for rule in lm.rules if isinstance(rule, Rule) and rule.target in ("lm/embedding", "lm/head")
+    }
+    rest = under(tuple(rule for rule in lm.rules if rule not in own.values()), source="lm:", target="flamingo/")
+    cut = transforms.chain(transforms.rows(0, pieces), transforms.pad_rows(config.vocab_multiple))
+    behind = transforms.rows(pieces, None)
 
-    def unused(target: str) -> Rows:
+    def unused(target: str) -> Rules:
         return tuple(
             Skip(re.escape(f"lm:{name}"), "the checkpoint's table has these rows too") for name in own[target].sources
         )
 
-    rows: Rows = (
-        Row(layout.embedding, "flamingo/lm/embedding", cut),
-        Row(layout.embedding, f"{new}/input", behind),
+    rules: Rules = (
+        Rule(layout.embedding, "flamingo/lm/embedding", cut),
+        Rule(layout.embedding, f"{new}/input", behind),
         *unused("lm/embedding"),
         *rest,
     )
     heads = [name for name in layout.heads if name in names]
     if config.tied_head:
         why = "tied: the same as the token table"
-        return (*rows, Row(layout.embedding, f"{new}/output", behind), *(Skip(re.escape(name), why) for name in heads))
+        return (
+            *rules,
+            Rule(layout.embedding, f"{new}/output", behind),
+            *(Skip(re.escape(name), why) for name in heads),
+        )
     if heads:
         again = tuple(Skip(re.escape(name), "the output table under its other name") for name in heads[1:])
         return (
-            *rows,
-            Row(heads[0], "flamingo/lm/head", cut),
-            Row(heads[0], f"{new}/output", behind),
+            *rules,
+            Rule(heads[0], "flamingo/lm/head", cut),
+            Rule(heads[0], f"{new}/output", behind),
             *unused("lm/head"),
             *again,
         )
@@ -252,10 +258,10 @@ def _tables(names: Mapping[str, jax.ShapeDtypeStruct], layout: Layout, lm: Conve
         "NOT IN THE CHECKPOINT. OpenFlamingo draws the output rows of the new tokens anew whenever it loads this model; here they are "
         "zeros, the mean of that: <EOC> has the logit 0 and rarely ends an answer. Stop at another sign, or train them"
     )
-    return (*rows, Row(f"lm:{head}", "flamingo/lm/head", cut), Fill(f"{new}/output", np.zeros, why))
+    return (*rules, Rule(f"lm:{head}", "flamingo/lm/head", cut), Constant(f"{new}/output", np.zeros, why))
 
 
-def _frozen_copies(layout: Layout) -> Rows:
+def _frozen_copies(layout: FlamingoLayout) -> Rules:
     """What files hold beside the trained weights: version 1, and runs with FSDP."""
     lm = "a frozen copy of what --lm holds"
     return (

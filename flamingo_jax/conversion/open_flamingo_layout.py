@@ -11,8 +11,8 @@ from collections.abc import Callable, Mapping
 
 import numpy as np
 
-from flamingo_jax.conversion import converts
-from flamingo_jax.conversion.converts import Convert
+from flamingo_jax.conversion import transforms
+from flamingo_jax.conversion.transforms import Transform
 from flamingo_jax.tokenizers.markers import EOC, IMAGE_TAG
 
 HEADS, HEAD_DIM = 8, 64  # of all their cross-attention; no file says it
@@ -41,12 +41,12 @@ class Pair:
 
     source: str
     targets: tuple[str, ...]
-    take: tuple[Convert, ...] = (converts.identity,)
-    back: Callable[..., np.ndarray] = converts.identity
+    take: tuple[Transform, ...] = (transforms.identity,)
+    back: Callable[..., np.ndarray] = transforms.identity
 
 
 def _linear(source: str, target: str) -> Pair:
-    return Pair(f"{source}.weight", (f"{target}/w",), (converts.transpose,), converts.transpose)
+    return Pair(f"{source}.weight", (f"{target}/w",), (transforms.transpose,), transforms.transpose)
 
 
 def _norm(source: str, target: str) -> tuple[Pair, Pair]:
@@ -55,16 +55,16 @@ def _norm(source: str, target: str) -> tuple[Pair, Pair]:
 
 def _attention(source: str, target: str, out: str) -> tuple[Pair, Pair, Pair]:
     """Queries, keys and values (one weight in theirs), and the output."""
-    into = converts.heads_in(HEADS, HEAD_DIM)
+    into = transforms.heads_in(HEADS, HEAD_DIM)
     joined = lambda *ours: np.concatenate([w.transpose(1, 2, 0).reshape(-1, w.shape[0]) for w in ours])  # noqa: E731
-    halves = tuple(converts.chain(converts.chunk(half, 2), into) for half in range(2))
+    halves = tuple(transforms.chain(transforms.chunk(half, 2), into) for half in range(2))
     return (
         Pair(f"{source}.to_q.weight", (f"{target}/query/w",), (into,), joined),
         Pair(f"{source}.to_kv.weight", (f"{target}/key/w", f"{target}/value/w"), halves, joined),
         Pair(
             f"{source}.to_out.weight",
             (f"{target}/{out}/w",),
-            (converts.heads_out(HEADS, HEAD_DIM),),
+            (transforms.heads_out(HEADS, HEAD_DIM),),
             lambda w: w.transpose(2, 0, 1).reshape(w.shape[2], -1),
         ),
     )
@@ -85,7 +85,7 @@ TIME = Pair("perceiver.frame_embs", ("flamingo/resampler/time_embeddings",))
 
 
 def xattn_pairs(layers: str) -> tuple[Pair, ...]:
-    """Returns the rows of the gated layers; `layers`: the name of the LM's list of blocks."""
+    """Returns the rules of the gated layers; `layers`: the name of the LM's list of blocks."""
     source = f"{layers}.{{layer}}.gated_cross_attn_layer"
     gates = (("attn_gate", "attention_gate"), ("ff_gate", "dense_gate"))
     return (
@@ -95,14 +95,14 @@ def xattn_pairs(layers: str) -> tuple[Pair, ...]:
         _linear(f"{source}.ff.1", "flamingo/xattn/block/mlp/up"),
         _linear(f"{source}.ff.3", "flamingo/xattn/block/mlp/down"),
         *(
-            Pair(f"{source}.{theirs}", (f"flamingo/xattn/block/{ours}",), (converts.scalar,), lambda w: w.reshape(1))
+            Pair(f"{source}.{theirs}", (f"flamingo/xattn/block/{ours}",), (transforms.scalar,), lambda w: w.reshape(1))
             for theirs, ours in gates
         ),
     )
 
 
 @dataclasses.dataclass(frozen=True)
-class Layout:
+class FlamingoLayout:
     """Where their language models keep what this model has apart.
 
     Attributes:
@@ -118,24 +118,24 @@ class Layout:
     heads: tuple[str, ...] = ("lang_encoder.lm_head.weight",)
 
 
-LAYOUTS: Mapping[str, Layout] = {
-    "mpt": Layout(
+LAYOUTS: Mapping[str, FlamingoLayout] = {
+    "mpt": FlamingoLayout(
         "lang_encoder.transformer.blocks",
         "lang_encoder.transformer.wte.weight",
         r"lang_encoder\.transformer\.(norm_f|ln_f)\..*",
     ),
-    "gpt_neox": Layout(
+    "gpt_neox": FlamingoLayout(
         "lang_encoder.gpt_neox.layers",
         "lang_encoder.gpt_neox.embed_in.weight",
         r"lang_encoder\.gpt_neox\.(final_layer_norm|rotary_emb)\..*",
         ("lang_encoder.embed_out.weight", "lang_encoder.lm_head.weight"),
     ),
-    "llama": Layout(
+    "llama": FlamingoLayout(
         "lang_encoder.model.layers",
         "lang_encoder.model.embed_tokens.weight",
         r"lang_encoder\.model\.(norm|rotary_emb)\..*",
     ),
-    "opt": Layout(
+    "opt": FlamingoLayout(
         "lang_encoder.model.decoder.layers",
         "lang_encoder.model.decoder.embed_tokens.weight",
         r"lang_encoder\.model\.decoder\.(final_layer_norm|embed_positions)\..*",

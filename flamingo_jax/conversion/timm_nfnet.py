@@ -14,11 +14,11 @@ import re
 
 import numpy as np
 
-from flamingo_jax.conversion.converts import conv, flat, transpose
-from flamingo_jax.conversion.mapping import Conversion, Row, Rows, Skip
+from flamingo_jax.conversion.mapping import Conversion, Rule, Rules, Skip
 from flamingo_jax.conversion.nfnet_deepmind import stages, variant, vision
 from flamingo_jax.conversion.reading import open_weights
 from flamingo_jax.conversion.sources import Inputs, only
+from flamingo_jax.conversion.transforms import conv, flat, transpose
 from flamingo_jax.models.nfnet import NFNetConfig
 from flamingo_jax.models.sizes import NFNETS
 from flamingo_jax.nn.conv import SMALLEST_VARIANCE
@@ -40,12 +40,12 @@ def conversion(inputs: Inputs) -> Conversion:
     blocks = sum(re.fullmatch(r"stages\.\d+\.\d+\.skipinit_gain", name) is not None for name in files.names())
     name = variant(blocks, str(inputs.input))
     config = dataclasses.replace(NFNETS[name], activation="gelu_exact")
-    return vision(name, config, rows(config), files)
+    return vision(name, config, rules(config), files)
 
 
-def rows(config: NFNetConfig) -> Rows:
+def rules(config: NFNetConfig) -> Rules:
     """Returns the mapping of a state dict's weights."""
-    found: list[Row | Skip] = []
+    found: list[Rule | Skip] = []
     for i in range(len(config.stem_channels)):
         found += _conv(f"stem.conv{i + 1}", f"vision/stem_conv{i}")
     found += _conv("final_conv", "vision/final_conv")
@@ -55,17 +55,17 @@ def rows(config: NFNetConfig) -> Rows:
         for theirs, own in (_LAYERS | ({"downsample.conv": "shortcut"} if is_first else {})).items():
             found += _conv(f"{block}.{theirs}", f"{target}/{own}", layers)
         for theirs, own in _SQUEEZE.items():  # 1x1 convolutions [out, in, 1, 1]
-            found.append(Row(f"{block}.{theirs}.weight", f"{target}/{own}/w", _as_linear, layers))
-            found.append(Row(f"{block}.{theirs}.bias", f"{target}/{own}/b", layers=layers))
-        found.append(Row(f"{block}.skipinit_gain", f"{target}/skip/gain", layers=layers))
+            found.append(Rule(f"{block}.{theirs}.weight", f"{target}/{own}/w", _as_linear, layers))
+            found.append(Rule(f"{block}.{theirs}.bias", f"{target}/{own}/b", layers=layers))
+        found.append(Rule(f"{block}.skipinit_gain", f"{target}/skip/gain", layers=layers))
     return (*found, Skip(r"head\.fc\.(weight|bias)", "the classifier of ImageNet"))
 
 
-def _conv(source: str, target: str, layers: tuple[int, ...] | None = None) -> list[Row]:
+def _conv(source: str, target: str, layers: tuple[int, ...] | None = None) -> list[Rule]:
     return [
-        Row(f"{source}.weight", f"{target}/w", conv, layers),
-        Row((f"{source}.weight", f"{source}.gain"), f"{target}/gain", _gain, layers),
-        Row(f"{source}.bias", f"{target}/bias", layers=layers),
+        Rule(f"{source}.weight", f"{target}/w", conv, layers),
+        Rule((f"{source}.weight", f"{source}.gain"), f"{target}/gain", _gain, layers),
+        Rule(f"{source}.bias", f"{target}/bias", layers=layers),
     ]
 
 
@@ -74,7 +74,7 @@ def _as_linear(x: np.ndarray) -> np.ndarray:
 
 
 def _gain(w: np.ndarray, gain: np.ndarray) -> np.ndarray:
-    """Returns gains with which `nn.conv.standardise` gives timm's weights: they differ where the variance is small."""
+    """Returns gains with which `nn.conv.standardise_weights` gives timm's weights: they differ where the variance is small."""
     fan_in = w[0].size
     variance = w.reshape(len(w), -1).astype(np.float64).var(axis=1)
     ratio = np.maximum(variance * fan_in, SMALLEST_VARIANCE) / ((variance + EPSILON) * fan_in)

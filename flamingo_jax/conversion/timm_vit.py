@@ -16,7 +16,7 @@ from flamingo_jax.conversion.clip import features_of
 from flamingo_jax.conversion.mapping import Conversion, Skip, under
 from flamingo_jax.conversion.reading import ConversionError, Weights, open_weights, read_config
 from flamingo_jax.conversion.sources import Inputs, only
-from flamingo_jax.conversion.vit_rows import Names, vision_rows
+from flamingo_jax.conversion.vit_rules import Names, vision_rules
 from flamingo_jax.models.vit import Features, ViTConfig
 from flamingo_jax.training.config import ModelConfig
 
@@ -50,7 +50,7 @@ def conversion(inputs: Inputs) -> Conversion:
     return Conversion(
         kind="vision",
         model=ModelConfig(vit=config, new_tokens=()),
-        rows=under((*vision_rows(config, NAMES), _HEAD), target="vision/"),
+        rules=under((*vision_rules(config, NAMES), _HEAD), target="vision/"),
         files=files,
         preprocessing={"image_size": config.image_size, "image_fit": "crop"},
     )

@@ -9,7 +9,7 @@ from typing import Any
 from flamingo_jax.checkpoint import export as export_lib
 from flamingo_jax.checkpoint.streamed import Streamed
 from flamingo_jax.conversion import mapping
-from flamingo_jax.conversion.mapping import Conversion, Fill, Plan, Planned, Row
+from flamingo_jax.conversion.mapping import Constant, Conversion, ConversionPlan, Planned, Rule
 from flamingo_jax.conversion.reading import ConversionError
 from flamingo_jax.core import config as config_lib
 from flamingo_jax.core import paths, trees
@@ -87,19 +87,19 @@ def _parts(weight: Planned, conversion: Conversion, count: str, tell: Tell) -> A
 
 
 def _origin(weight: Planned) -> str:
-    if isinstance(weight.row, Fill):
-        return f"({weight.row.why})"
-    names = " + ".join(weight.row.sources)
-    return names if not weight.is_stacked else f"{names} ({_layers(weight.row, weight.shape[0])})"
+    if isinstance(weight.rule, Constant):
+        return f"({weight.rule.why})"
+    names = " + ".join(weight.rule.sources)
+    return names if not weight.is_stacked else f"{names} ({_layers(weight.rule, weight.shape[0])})"
 
 
-def _layers(row: Row, length: int) -> str:
-    numbers = list(range(length)) if row.layers is None else list(row.layers)
+def _layers(rule: Rule, length: int) -> str:
+    numbers = list(range(length)) if rule.layers is None else list(rule.layers)
     step = numbers[1] - numbers[0] if len(numbers) > 1 else 1
     return f"{numbers[0]}..{numbers[-1]}" + (f" by {step}" if step != 1 else "")
 
 
-def _summary(plan: Plan) -> str:
+def _summary(plan: ConversionPlan) -> str:
     sources = {name for weight in plan.weights for names in weight.pieces for name in names}
     numbers = sum(weight.size for weight in plan.weights)
     return (

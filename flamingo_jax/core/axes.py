@@ -4,7 +4,7 @@ A weight says what its dimensions are ("embed", "heads"); this table alone says 
 split by columns (heads, mlp), out and down projections by rows, the vocabulary by rows of the table.
 
 Models name the axes of their activations in the same words, with `constrain`; that does nothing until a program sets a
-`Layout` around the trace (`laid_out`), so that no model knows of a mesh.
+`AxisLayout` around the trace (`with_layout`), so that no model knows of a mesh.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ def spec(axes: tuple[str | None, ...], rules: Mapping[str, MeshAxes] = RULES) ->
 
 
 @runtime_checkable
-class Layout(Protocol):
+class AxisLayout(Protocol):
     """Where a program wants what a model names; see `sharding.layout`."""
 
     def activation(self, x: Array, axes: tuple[str | None, ...]) -> Array:
@@ -82,11 +82,11 @@ class Layout(Protocol):
         """Returns w as it is; its gradient will be placed."""
 
 
-_LAYOUT: contextvars.ContextVar[Layout | None] = contextvars.ContextVar("layout", default=None)
+_LAYOUT: contextvars.ContextVar[AxisLayout | None] = contextvars.ContextVar("layout", default=None)
 
 
 @contextlib.contextmanager
-def laid_out(layout: Layout | None) -> Iterator[None]:
+def with_layout(layout: AxisLayout | None) -> Iterator[None]:
     """What is traced inside has its activations and gradients placed by `layout`."""
     token = _LAYOUT.set(layout)
     try:

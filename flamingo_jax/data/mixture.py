@@ -21,7 +21,7 @@ import numpy as np
 
 from flamingo_jax.data import pack
 from flamingo_jax.data.config import DataConfig, DatasetConfig, ImageFit
-from flamingo_jax.data.rows import RECORD_KINDS, Example, Rng, Row, RowMaker, collate
+from flamingo_jax.data.rows import RECORD_KINDS, Example, Rng, RowMaker, TrainingRow, collate
 from flamingo_jax.data.schema import Batch, CorruptRecord, Record, check
 from flamingo_jax.data.sources import Examples, Source
 from flamingo_jax.tokenizers.base import Tokenizer
@@ -201,22 +201,22 @@ class _Dataset:
         draw = self._maker.window if self._config.kind == "text" else self._maker.draw
         return self._source[self._draw(position, draw)[0]]
 
-    def _row(self, position: int) -> Row:
+    def _row(self, position: int) -> TrainingRow:
         return self._draw(position, self._maker.draw)[1]
 
-    def _text_rows(self, positions: range) -> list[Row]:
+    def _text_rows(self, positions: range) -> list[TrainingRow]:
         """Rows of packed text; groups that these rows do not fill are packed whole, so that any reader gets the same."""
         size = self._config.rows_per_group
         groups = range(positions.start // size, -(-positions.stop // size))
         rows = [row for group in groups for row in self._packed(group)]
         return rows[positions.start - groups.start * size :][: len(positions)]
 
-    def _packed(self, group: int) -> list[Row]:
+    def _packed(self, group: int) -> list[TrainingRow]:
         """Packs the documents from position group * share on into the group's rows; those of its share that do not fit are left out."""
         share = self._config.documents_per_row * self._config.rows_per_group
         documents = (self._draw(i, self._maker.window)[1] for i in range(group * share, (group + 1) * share))
         packed = pack.pack(documents, self._config.length, self._config.rows_per_group)
-        return [Row(tokens, segment, np.zeros_like(tokens)) for tokens, segment in packed]
+        return [TrainingRow(tokens, segment, np.zeros_like(tokens)) for tokens, segment in packed]
 
     def _draw(self, position: int, draw: Callable[[Example, Rng], T]) -> tuple[int, T]:
         """Draws from the record at `position`; a corrupt one is replaced by the next in the store that is not.

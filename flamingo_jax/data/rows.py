@@ -1,6 +1,6 @@
 """From a record to a row, and from rows to a batch.
 
-    record --prepare--> Example --draw(rng)--> Row --collate--> Batch
+    record --prepare--> Example --draw(rng)--> TrainingRow --collate--> Batch
            once per record      once per visit     once per batch
 
 `prepare` does what is the same at each visit (tokenising); `draw` takes what is random (window, direction, space, start
@@ -66,7 +66,7 @@ class Example:
 
 
 @dataclasses.dataclass(frozen=True)
-class Row:
+class TrainingRow:
     """One sequence: int32[l] tokens, segment and media_index, l <= L, and its visual inputs.
 
     A visual input is its frames, uint8[h, w, 3] each with the longer side of S pixels: `collate` puts them into the batch.
@@ -123,7 +123,7 @@ class RowMaker:
     def _images(self, encoded: Sequence[bytes]) -> Images:
         return Images(encoded, self._image_size, self._image_fit)
 
-    def draw(self, example: Example, rng: Rng) -> Row:
+    def draw(self, example: Example, rng: Rng) -> TrainingRow:
         """Draws the row of one visit to a page, a pair or a caption.
 
         Raises:
@@ -142,12 +142,12 @@ class RowMaker:
             )
             chosen = range(piece.first_image, piece.first_image + piece.num_images)
             media = tuple((example.images[i],) for i in chosen)
-            return Row(piece.tokens, np.ones_like(piece.tokens), piece.phi, media)
+            return TrainingRow(piece.tokens, np.ones_like(piece.tokens), piece.phi, media)
         if config.kind == "pairs":
             tokens = example.tokens[int(rng().random() < config.space_prefix)]
         tokens = tokens[: config.length]
         attends = np.full_like(tokens, 1 if config.kind == "pairs" else 0)
-        return Row(tokens, np.ones_like(tokens), attends, (self._clip(example, rng),))
+        return TrainingRow(tokens, np.ones_like(tokens), attends, (self._clip(example, rng),))
 
     def window(self, example: Example, rng: Rng) -> np.ndarray:
         """Draws the tokens of one visit to a document: int32[t], t <= L times the rows of a group."""
@@ -174,7 +174,7 @@ class RowMaker:
 
 
 def collate(
-    rows: Sequence[Row],
+    rows: Sequence[TrainingRow],
     config: DatasetConfig,
     *,
     image_size: int,

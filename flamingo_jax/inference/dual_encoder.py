@@ -25,7 +25,7 @@ from jax.sharding import Mesh
 from flamingo_jax.checkpoint.arrays import CheckpointError
 from flamingo_jax.checkpoint.export import open_checkpoint
 from flamingo_jax.core import trees
-from flamingo_jax.core.axes import laid_out
+from flamingo_jax.core.axes import with_layout
 from flamingo_jax.core.config import from_dict
 from flamingo_jax.core.notation import Array, Float, Int
 from flamingo_jax.core.paths import PathLike
@@ -208,5 +208,5 @@ def _functions(model: ModelConfig) -> tuple[Embed, Embed]:
 
 @functools.partial(jax.jit, static_argnames=("embed", "layout"))
 def _embed(embed: Embed, layout: Layout | None, params: Any, tokens: Array, segment: Array) -> Array:
-    with laid_out(layout):
+    with with_layout(layout):
         return embed(params, tokens, segment)

@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from flamingo_jax.core.axes import laid_out
+from flamingo_jax.core.axes import with_layout
 from flamingo_jax.core.precision import Policy
 from flamingo_jax.data.config import ImageFit
 from flamingo_jax.inference import decode, placement, score
@@ -307,7 +307,7 @@ class Engine:
 
 @functools.partial(jax.jit, static_argnames=("model", "layout"))
 def _encode(model: Decoder, layout: Layout | None, params: Any, frames: jax.Array, frame_mask: jax.Array) -> jax.Array:
-    with laid_out(layout):
+    with with_layout(layout):
         return model.encode(params, frames, frame_mask)
 
 
@@ -315,7 +315,7 @@ def _encode(model: Decoder, layout: Layout | None, params: Any, frames: jax.Arra
 def _answer(
     model: Decoder, program: Program, layout: Layout | None, params: Any, media: Media | None, *inputs: Any
 ) -> tuple[decode.Decoded | None, jax.Array | None]:
-    with laid_out(layout):
+    with with_layout(layout):
         return _prefill_and_answer(model, program, params, media, *inputs)
 
 

@@ -96,7 +96,7 @@ def num_shards(mesh: Mesh | None, axes: tuple[str, ...]) -> int:
 
 
 def spread_cache(cache: Cache) -> Cache:
-    """Returns a cache with its rows over the batch axes and its heads over "model", inside `laid_out`; else as it is."""
+    """Returns a cache with its rows over the batch axes and its heads over "model", inside `with_layout`; else as it is."""
 
     def place(path: Any, leaf: jax.Array) -> jax.Array:
         name = path[-1].key

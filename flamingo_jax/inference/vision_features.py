@@ -17,7 +17,7 @@ from jax.sharding import Mesh
 from flamingo_jax.checkpoint.arrays import CheckpointError
 from flamingo_jax.checkpoint.export import open_checkpoint
 from flamingo_jax.core import trees
-from flamingo_jax.core.axes import laid_out
+from flamingo_jax.core.axes import with_layout
 from flamingo_jax.core.config import from_dict
 from flamingo_jax.core.fingerprint import fingerprint
 from flamingo_jax.core.notation import Array, Float
@@ -156,5 +156,5 @@ def _features_of(config: VisionConfig) -> Callable[[Any, Array, Array], Array]:
 
 @functools.partial(jax.jit, static_argnames=("features", "layout"))
 def _encode(features: Any, layout: Layout | None, params: Any, frames: Array, frame_mask: Array) -> Array:
-    with laid_out(layout):
+    with with_layout(layout):
         return features(params, frames, frame_mask)

@@ -28,7 +28,7 @@ from flamingo_jax.core.axes import constrain
 from flamingo_jax.core.notation import Array, Float, UInt8
 from flamingo_jax.core.params import param
 from flamingo_jax.core.stack import Remat, Stack, layer_slice
-from flamingo_jax.nn.conv import Standardisation, standardise, ws_conv
+from flamingo_jax.nn.conv import Standardisation, standardise_weights, ws_conv
 from flamingo_jax.nn.linear import linear
 
 # Each activation is scaled to keep unit variance on unit Gaussian input (NFNet code, base.py). GELU is the tanh form; "gelu_exact"
@@ -152,7 +152,7 @@ def fold(params: trees.Params) -> dict[str, dict[str, Array]]:
     for module, weights in params.items():
         folded[module] = dict(weights)
         if {"w", "gain"} <= set(weights):
-            folded[module]["w"] = standardise(weights["w"], folded[module].pop("gain"))
+            folded[module]["w"] = standardise_weights(weights["w"], folded[module].pop("gain"))
     return folded
 
 

@@ -4,7 +4,7 @@
 
 Each output channel's weights are brought to mean 0 and variance 1/fan_in before they are used, so that a convolution
 neither shifts nor scales its input's statistics and no batch normalisation is needed. For a frozen network the outcome
-is a constant: `standardise` is then applied once, ahead of time ("folded").
+is a constant: `standardise_weights` is then applied once, ahead of time ("folded").
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ Standardisation = Literal["apply", "folded"]
 SMALLEST_VARIANCE = 1e-4  # of a channel's weights, times fan_in: constant weights become 0 and not NaN
 
 
-def standardise(w: Float[Array, "... kh kw I O"], gain: Float[Array, "... O"]) -> Float[Array, "... kh kw I O"]:
+def standardise_weights(w: Float[Array, "... kh kw I O"], gain: Float[Array, "... O"]) -> Float[Array, "... kh kw I O"]:
     """Returns the standardised weights; leading dimensions (stacked layers) are independent of each other.
 
     `w_hat = (w - mean) * rsqrt(max(var * fan_in, 1e-4)) * gain` with the statistics of each output channel, in float32.
@@ -126,6 +126,6 @@ def ws_conv(
         init = hk.initializers.RandomNormal(1.0 / math.sqrt(math.prod(shape[:-1])))
         w = param("w", shape, ("kernel", "kernel", "vision", "vision"), init)
         if standardisation == "apply":
-            w = standardise(w, param("gain", (channels,), ("vision",), jnp.ones))
+            w = standardise_weights(w, param("gain", (channels,), ("vision",), jnp.ones))
         bias = param("bias", (channels,), ("vision",), jnp.zeros)
     return convolve(x, w, stride=stride, groups=groups) + bias.astype(x.dtype)[None, None, None]

@@ -37,7 +37,7 @@ _FORWARD = (
 _MOST_EFFICIENT = 0.95
 
 
-class Row(NamedTuple):
+class CollectiveCost(NamedTuple):
     """Collectives that are alike."""
 
     kind: str
@@ -86,7 +86,7 @@ class Cost:
     """
 
     parts: dict[str, float] = dataclasses.field(default_factory=dict)
-    rows: dict[Row, Sums] = dataclasses.field(default_factory=dict)
+    rows: dict[CollectiveCost, Sums] = dataclasses.field(default_factory=dict)
     flops: int = 0
     implausible: dict[str, tuple[float, float]] = dataclasses.field(default_factory=dict)
     unestimated: int = 0
@@ -241,7 +241,7 @@ class _Walk:
 
 def _record(cost: Cost, sent: Collective, *, overlapped: bool) -> Sums:
     """Adds a collective to its row, as exposed if it is synchronous, and returns the row."""
-    row = Row(sent.kind, sent.axis, overlapped, sent.torus)
+    row = CollectiveCost(sent.kind, sent.axis, overlapped, sent.torus)
     sums = cost.rows.setdefault(row, Sums())
     exposed = 0.0 if overlapped else sent.seconds
     sums.add(Sums(sent.num_bytes, 1, sent.seconds, exposed, sent.sharing))

@@ -19,7 +19,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from flamingo_jax.core import params as params_lib
 from flamingo_jax.core import trees
-from flamingo_jax.core.axes import laid_out
+from flamingo_jax.core.axes import with_layout
 from flamingo_jax.core.config import ConfigError
 from flamingo_jax.data.config import DataConfig, DatasetConfig
 from flamingo_jax.data.schema import Batch
@@ -241,7 +241,7 @@ def _lower_prefill(config: TrainConfig, model: Decoder, mesh: Mesh, rows: int, p
     has_images = config.stage == "flamingo"
 
     def prefill(params: Any, cache: Any, tokens: Any, lengths: Any, phi: Any, frames: Any, mask: Any, slot: Any) -> Any:
-        with laid_out(config.mesh.layout(mesh)):
+        with with_layout(config.mesh.layout(mesh)):
             media = Media(model.encode(params, frames, mask), slot) if has_images else None
             extend = lambda *args: model.extend(params, *args)  # noqa: E731
             return decode_lib.prefill(extend, Cache(**cache), tokens, lengths, phi, media)
@@ -257,7 +257,7 @@ def _lower_decode(config: TrainConfig, model: Decoder, mesh: Mesh, rows: int, pr
     token = _placed(mesh, (rows, 1), jnp.int32, BATCH_AXES)
 
     def step(params: Any, cache: Any, tokens: Any, positions: Any, phi: Any) -> Any:
-        with laid_out(config.mesh.layout(mesh)):
+        with with_layout(config.mesh.layout(mesh)):
             logits, cache = model.extend(params, Cache(**cache), tokens, positions, phi)
         return jnp.argmax(logits[:, -1], axis=-1), cache
 

@@ -26,7 +26,7 @@ from flamingo_jax.sharding.compile import weight_spec
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
-    """A `core.axes.Layout` on one mesh.
+    """A `core.axes.AxisLayout` on one mesh.
 
     Attributes:
         mesh: the device mesh.

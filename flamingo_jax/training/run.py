@@ -183,7 +183,7 @@ class Prepared:
 
     model: decoder.Decoder | None
     objective: objective.Objective
-    plan: state_lib.Plan
+    plan: state_lib.StateLayout
     step: Step
 
 
@@ -265,7 +265,7 @@ def _check_vocabulary(config: TrainConfig, tokenizer: Tokenizer) -> None:
 
 
 def _restore_or_init(
-    config: TrainConfig, store: Store, plan: state_lib.Plan, key: jax.Array
+    config: TrainConfig, store: Store, plan: state_lib.StateLayout, key: jax.Array
 ) -> tuple[state_lib.TrainState, dict[str, int]]:
     """Returns (state, data positions); frozen towers come from their exports either way."""
     frozen = plan.arrange(towers.load(config, plan.kept)) if plan.kept else {}
@@ -377,7 +377,12 @@ def _describe(config: TrainConfig, stage: Stage, state: state_lib.TrainState, mi
 
 
 def _export(
-    config: TrainConfig, workdir: paths.Path, state: state_lib.TrainState, plan: state_lib.Plan, step: int, tell: Tell
+    config: TrainConfig,
+    workdir: paths.Path,
+    state: state_lib.TrainState,
+    plan: state_lib.StateLayout,
+    step: int,
+    tell: Tell,
 ) -> None:
     """Writes WORKDIR/export, unless it is of this very step; frozen towers as they are in their own exports."""
     target = workdir / "export"

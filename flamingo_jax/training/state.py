@@ -54,7 +54,7 @@ class TrainState:
 
 
 @dataclasses.dataclass(frozen=True)
-class Plan:
+class StateLayout:
     """How a state is laid out: its abstract form, and the functions that make its parts on the mesh.
 
     Attributes:
@@ -109,7 +109,7 @@ def plan_state(
     policy: Policy,
     *,
     zero: bool = True,
-) -> tuple[Plan, optax.GradientTransformation]:
+) -> tuple[StateLayout, optax.GradientTransformation]:
     """Lays the state out without making any array.
 
     Args:
@@ -155,7 +155,7 @@ def plan_state(
             transform_non_params=lambda _: replicated(mesh),
         ),
     )
-    plan = Plan(
+    plan = StateLayout(
         abstract=compile_lib.with_shardings(abstract, shardings),
         shardings=shardings,
         gathered=gathered,

@@ -19,14 +19,14 @@ import jax
 import optax
 
 from flamingo_jax.core import trees
-from flamingo_jax.core.axes import laid_out
+from flamingo_jax.core.axes import with_layout
 from flamingo_jax.core.precision import Policy
 from flamingo_jax.sharding.compile import compiler_options
 from flamingo_jax.sharding.layout import Layout
 from flamingo_jax.sharding.mesh import batch_sharding, replicated
 from flamingo_jax.training.datasets_per_step import accumulate
 from flamingo_jax.training.objective import Metrics, Objective
-from flamingo_jax.training.state import Plan, TrainState
+from flamingo_jax.training.state import StateLayout, TrainState
 
 Gather = Callable[[trees.Params], trees.Params]
 Step = Callable[[TrainState, Mapping[str, Any], jax.Array], tuple[TrainState, Metrics]]
@@ -80,7 +80,7 @@ def update(
     return dataclasses.replace(state, step=state.step + 1, trainable=after, opt_state=opt_state), metrics
 
 
-def make_step(plan: Plan, layout: Layout, **parts: Any) -> Step:
+def make_step(plan: StateLayout, layout: Layout, **parts: Any) -> Step:
     """Compiles `update` onto the mesh; the state that goes in is given up (its buffers become the new state's).
 
     Args:
@@ -95,7 +95,7 @@ def make_step(plan: Plan, layout: Layout, **parts: Any) -> Step:
         return jax.lax.with_sharding_constraint(part, plan.gathered)
 
     def step(state: TrainState, batches: Mapping[str, Any], rng: jax.Array) -> tuple[TrainState, Metrics]:
-        with laid_out(layout):
+        with with_layout(layout):
             return update(state, batches, rng, **parts, gather=gather)
 
     return jax.jit(

@@ -232,7 +232,7 @@ def iterate(seed: int, pool: str, num: int) -> Iterator[tuple[Int[np.ndarray, "O
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Video:
+class Clip:
     """A shape that moves from one edge of the picture to the other.
 
     Attributes:
@@ -246,7 +246,7 @@ class Video:
     frames: UInt8[np.ndarray, "F H W 3"]
 
 
-def video(seed: int, index: int, num_frames: int) -> Video:
+def video(seed: int, index: int, num_frames: int) -> Clip:
     """Video `index` of a seed; its object keeps its shade and its size, the noise of each frame is its own."""
     rng = random(seed, "video", index)
     attributes = np.repeat(draw_attributes(rng, 1, Pool(1)), num_frames, axis=0)
@@ -257,7 +257,7 @@ def video(seed: int, index: int, num_frames: int) -> Video:
     across = np.full(num_frames, rng.uniform(low, high))
     centre = np.stack([along, across] if direction in ("left", "right") else [across, along], axis=-1)[:, None]
     still = (np.repeat(array, num_frames, axis=0) for array in (radius, shade, grey))
-    return Video(attributes[0, 0], direction, _paint(rng, attributes, centre.astype(np.float32), *still))
+    return Clip(attributes[0, 0], direction, _paint(rng, attributes, centre.astype(np.float32), *still))
 
 
 def encode_png(image: UInt8[np.ndarray, "H W 3"]) -> bytes:

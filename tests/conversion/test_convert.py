@@ -28,10 +28,10 @@ def write(directory, monkeypatch):
     targets = mapping.targets("vision", ModelConfig(vision=CONFIG))
     rng = np.random.default_rng(0)
     tree = {"NFNet/~/linear": {"w": np.zeros((32, 5), np.float32), "b": np.zeros(5, np.float32)}}
-    for row in nfnet_deepmind.rows(CONFIG):
-        if isinstance(row, mapping.Row):
-            module, _, name = row.source.replace("{layer}", "2").rpartition("/")
-            shape = targets[row.target].shape[row.is_stacked :]
+    for rule in nfnet_deepmind.rules(CONFIG):
+        if isinstance(rule, mapping.Rule):
+            module, _, name = rule.source.replace("{layer}", "2").rpartition("/")
+            shape = targets[rule.target].shape[rule.is_stacked :]
             tree.setdefault(module, {})[name] = rng.normal(0.5, 0.5, size=shape).astype(np.float32)
     path = directory / "F0_haiku.npz"
     path.write_bytes(pickle.dumps(tree))

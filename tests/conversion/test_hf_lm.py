@@ -174,12 +174,12 @@ def test_names_without_a_prefix_buffers_and_a_head_that_is_tied():
     files = {name.removeprefix("transformer."): leaf.shape for name, leaf in model.state_dict().items()}
     files |= {"h.0.attn.bias": (1, 1, 16, 16), "h.1.attn.masked_bias": ()}
     files = {name: jax.ShapeDtypeStruct(tuple(shape), np.float32) for name, shape in files.items()}
-    lm, rows = lm_families.describe(model.config.to_dict(), files)
-    plan = mapping.check(rows, files, mapping.targets("language_model", ModelConfig(lm=lm, new_tokens=())))
+    lm, rules = lm_families.describe(model.config.to_dict(), files)
+    plan = mapping.check(rules, files, mapping.targets("language_model", ModelConfig(lm=lm, new_tokens=())))
     assert set(plan.skipped) == {"h.0.attn.bias", "h.1.attn.masked_bias", "lm_head.weight"}
     del files["h.1.mlp.c_fc.bias"]
     with pytest.raises(ConversionError, match=r"Only expected \(1\): h\.1\.mlp\.c_fc\.bias"):
-        mapping.check(rows, files, mapping.targets("language_model", ModelConfig(lm=lm, new_tokens=())))
+        mapping.check(rules, files, mapping.targets("language_model", ModelConfig(lm=lm, new_tokens=())))
 
 
 def llama_fields(rows, layers, width, heads, groups, mlp, **others):
@@ -265,9 +265,9 @@ def test_full_sizes_are_those_of_transformers(name):
     unused = 2 * fields["hidden_size"] if kind == "opt" else 0  # rows before the positions
     assert sum(leaf.numel() for leaf in model.parameters()) == lm_open.MODELS[name].weights + unused
     files = {key: jax.ShapeDtypeStruct(tuple(leaf.shape), jnp.float32) for key, leaf in model.state_dict().items()}
-    lm, rows = lm_families.describe(model.config.to_dict(), files)
+    lm, rules = lm_families.describe(model.config.to_dict(), files)
     assert lm == dataclasses.replace(options(name), remat="none")
-    mapping.check(rows, files, mapping.targets("language_model", ModelConfig(lm=lm, new_tokens=())))
+    mapping.check(rules, files, mapping.targets("language_model", ModelConfig(lm=lm, new_tokens=())))
 
 
 @pytest.mark.parametrize("name", lm_open.MODELS)

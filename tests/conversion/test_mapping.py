@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from flamingo_jax.conversion import converts, mapping
-from flamingo_jax.conversion.mapping import Fill, Row, Skip, assemble, check
+from flamingo_jax.conversion import mapping, transforms
+from flamingo_jax.conversion.mapping import Constant, Rule, Skip, assemble, check
 from flamingo_jax.conversion.reading import ConversionError, InMemory
 from flamingo_jax.core import trees
 
@@ -28,13 +28,16 @@ FILES = {
     "mask": np.ones((2, 2), np.bool_),
 }
 ROWS = (
-    Row("embed.weight", "m/table", converts.pad_rows(8)),
-    Row("h.{layer}.w", "m/stack/w", converts.transpose, layers=(0, 2)),
-    Row("h.{layer}.q", "m/stack/q", converts.heads_in(2, 3), layers=(0, 2)),
-    Row(
-        ("h.{layer}.qb", "h.{layer}.q"), "m/stack/b", lambda b, q: converts.heads_bias(2, 3)(b) + q[0, 0], layers=(0, 2)
+    Rule("embed.weight", "m/table", transforms.pad_rows(8)),
+    Rule("h.{layer}.w", "m/stack/w", transforms.transpose, layers=(0, 2)),
+    Rule("h.{layer}.q", "m/stack/q", transforms.heads_in(2, 3), layers=(0, 2)),
+    Rule(
+        ("h.{layer}.qb", "h.{layer}.q"),
+        "m/stack/b",
+        lambda b, q: transforms.heads_bias(2, 3)(b) + q[0, 0],
+        layers=(0, 2),
     ),
-    Fill("m/gate", np.zeros, "starts closed"),
+    Constant("m/gate", np.zeros, "starts closed"),
     Skip("mask|position_ids", "a constant"),
 )
 SHAPES = {"m/table": (8, 4), "m/stack/w": (2, 4, 6), "m/stack/q": (2, 4, 2, 3), "m/stack/b": (2, 2, 3), "m/gate": (3,)}
@@ -63,30 +66,30 @@ def test_every_array_arrives_where_the_rows_say():
 
 
 @pytest.mark.parametrize(
-    ("convert", "shape", "expected"),
+    ("transform", "shape", "expected"),
     [
-        (converts.conv, (8, 3, 5, 4), lambda x: np.einsum("oikl->klio", x)),
-        (converts.heads_out(2, 3), (4, 6), lambda x: np.einsum("dhk->hkd", x.reshape(4, 2, 3))),
-        (converts.chunk(1, 3), (6, 4), lambda x: x[2:4]),
-        (converts.chunk(0, 2, axis=1), (6, 4), lambda x: x[:, :2]),
-        (converts.head_part(2, 3, 2), (12, 4), lambda x: np.concatenate([x[4:6], x[10:12]])),
-        (converts.head_part(0, 3, 2), (12,), lambda x: np.concatenate([x[:2], x[6:8]])),
-        (converts.rows(1, None), (4, 2), lambda x: x[1:]),
-        (converts.pad_rows(4), (4, 2), lambda x: x),
-        (converts.chain(converts.rows(0, 3), converts.transpose), (4, 2), lambda x: x[:3].T),
-        (converts.scalar, (1, 1), lambda x: x[0, 0]),
-        (converts.flat, (3, 1, 1), lambda x: x[:, 0, 0]),
+        (transforms.conv, (8, 3, 5, 4), lambda x: np.einsum("oikl->klio", x)),
+        (transforms.heads_out(2, 3), (4, 6), lambda x: np.einsum("dhk->hkd", x.reshape(4, 2, 3))),
+        (transforms.chunk(1, 3), (6, 4), lambda x: x[2:4]),
+        (transforms.chunk(0, 2, axis=1), (6, 4), lambda x: x[:, :2]),
+        (transforms.head_part(2, 3, 2), (12, 4), lambda x: np.concatenate([x[4:6], x[10:12]])),
+        (transforms.head_part(0, 3, 2), (12,), lambda x: np.concatenate([x[:2], x[6:8]])),
+        (transforms.rows(1, None), (4, 2), lambda x: x[1:]),
+        (transforms.pad_rows(4), (4, 2), lambda x: x),
+        (transforms.chain(transforms.rows(0, 3), transforms.transpose), (4, 2), lambda x: x[:3].T),
+        (transforms.scalar, (1, 1), lambda x: x[0, 0]),
+        (transforms.flat, (3, 1, 1), lambda x: x[:, 0, 0]),
     ],
 )
-def test_converts(convert, shape, expected):
+def test_transforms(transform, shape, expected):
     x = _float(*shape)
-    np.testing.assert_array_equal(convert(x), expected(x))
+    np.testing.assert_array_equal(transform(x), expected(x))
 
 
 def test_a_layer_comes_from_the_number_that_the_row_names():
-    rows = (Row("{layer}", "m/w", layers=(3, 1)),)
+    rules = (Rule("{layer}", "m/w", layers=(3, 1)),)
     files = InMemory({"1": _float(2), "3": _float(2, start=5)})
-    params = assemble(check(rows, files.names(), {"m/w": jax.ShapeDtypeStruct((2, 2), np.float32)}), files)
+    params = assemble(check(rules, files.names(), {"m/w": jax.ShapeDtypeStruct((2, 2), np.float32)}), files)
     np.testing.assert_array_equal(params["m"]["w"], [[5, 6], [0, 1]])
 
 
@@ -136,15 +139,15 @@ def test_only_the_first_few_of_many_names_are_listed():
 
 
 @pytest.mark.parametrize(
-    ("rows", "message"),
+    ("rules", "message"),
     [
-        ((*ROWS, Fill("m/table", np.zeros, "")), "1 weights of the model have several rows: m/table"),
+        ((*ROWS, Constant("m/table", np.zeros, "")), "1 weights of the model have several rows: m/table"),
         ((*ROWS, Skip("h.0.w", "")), r"both read and skipped: h\.0\.w"),
     ],
 )
-def test_a_mapping_that_contradicts_itself_is_an_error(rows, message):
+def test_a_mapping_that_contradicts_itself_is_an_error(rules, message):
     with pytest.raises(ConversionError, match=message):
-        check(rows, _files().names(), _targets())
+        check(rules, _files().names(), _targets())
 
 
 @pytest.mark.parametrize(
@@ -160,16 +163,16 @@ def test_a_mapping_that_contradicts_itself_is_an_error(rows, message):
 def test_dtypes(dtypes, asked, expected):
     files = InMemory({f"{i}": _float(3).astype(dtype) for i, dtype in enumerate(dtypes)})
     targets = {path: jax.ShapeDtypeStruct((2, 3), np.float32) for path in ("m/w", "m/fill")}
-    rows = (Row("{layer}", "m/w"), Fill("m/fill", np.ones, ""))
-    params = assemble(check(rows, files.names(), targets, dtype=asked), files)["m"]
+    rules = (Rule("{layer}", "m/w"), Constant("m/fill", np.ones, ""))
+    params = assemble(check(rules, files.names(), targets, dtype=asked), files)["m"]
     assert params["w"].dtype == params["fill"].dtype == expected
     np.testing.assert_array_equal(params["w"].astype(np.float32), [[0, 1, 2]] * 2)
 
 
 def test_a_tower_moves_behind_prefixes():
-    rows = mapping.under(ROWS, source="a.b.", target="tower/")
+    rules = mapping.under(ROWS, source="a.b.", target="tower/")
     files = InMemory({f"a.b.{name}": array for name, array in FILES.items()})
     targets = {f"tower/{path}": leaf for path, leaf in _targets().items()}
-    assert check(rows, files.names(), targets).skipped == {"a.b.mask": "a constant"}
+    assert check(rules, files.names(), targets).skipped == {"a.b.mask": "a constant"}
     with pytest.raises(ConversionError, match="Only in the files"):
-        check(rows, {f"axb.{name}": leaf for name, leaf in _files().names().items()}, targets)
+        check(rules, {f"axb.{name}": leaf for name, leaf in _files().names().items()}, targets)

@@ -8,7 +8,7 @@ import torch
 
 from flamingo_jax.conversion import mapping, sources, writing
 from flamingo_jax.conversion.export_open_flamingo import state_dict
-from flamingo_jax.conversion.mapping import Fill, load_params
+from flamingo_jax.conversion.mapping import Constant, load_params
 from flamingo_jax.conversion.reading import ConversionError
 from flamingo_jax.core import trees
 from flamingo_jax.core.paths import Path
@@ -98,7 +98,7 @@ def test_the_head_s_missing_rows_are_zeros_and_said_so(describe):
     checkpoint = models.build("llama", 4).checkpoint()
     del checkpoint["lang_encoder.lm_head.weight"]
     conversion = describe("llama", 4, checkpoint)
-    (fill,) = (row for row in conversion.rows if isinstance(row, Fill))
+    (fill,) = (rule for rule in conversion.rules if isinstance(rule, Constant))
     assert fill.target == "flamingo/new_tokens/output"
     assert "NOT IN THE CHECKPOINT" in writing.table(conversion)
     params = load_params(conversion)

@@ -72,13 +72,13 @@ def towers(kind, fields, qk_norm):
         norm = jax.ShapeDtypeStruct((fields["d_model"],), np.float32)
         blocks = [f"transformer.blocks.{layer}.attn" for layer in range(fields["n_layers"])]
         files.names().update({f"{block}.{name}_ln.weight": norm for block in blocks for name in "qk"})
-    described, rows = lm_families.describe(content, files.names())
+    described, rules = lm_families.describe(content, files.names())
     of_lm = Conversion(
-        "language_model", ModelConfig(lm=described, new_tokens=()), rows, files, prompt=Markers(bos=False)
+        "language_model", ModelConfig(lm=described, new_tokens=()), rules, files, prompt=Markers(bos=False)
     )
     seen = clip.vision_config(vision.config.to_dict(), features="patches")
     source = "vision_model." if any(name.startswith("vision_model.") for name in vision.state_dict()) else ""
-    tower = mapping.under(clip.tower_rows(seen, source=source), target="vision/")
+    tower = mapping.under(clip.tower_rules(seen, source=source), target="vision/")
     return lm, Conversion("vision", ModelConfig(vit=seen), tower, Described(vision)), of_lm
 
 

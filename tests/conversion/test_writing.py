@@ -30,21 +30,21 @@ def _files(config, model):
     rng = np.random.default_rng(0)
     targets = mapping.targets("vision", model)
     arrays = {"NFNet/~/linear/w": np.zeros((3, 2), np.float32), "NFNet/~/linear/b": np.zeros(2, np.float32)}
-    for row in nfnet_deepmind.rows(config):
-        if isinstance(row, mapping.Row):
-            shape = targets[row.target].shape
-            numbers = row.layers or (None,)
+    for rule in nfnet_deepmind.rules(config):
+        if isinstance(rule, mapping.Rule):
+            shape = targets[rule.target].shape
+            numbers = rule.layers or (None,)
             for number in numbers:
-                name = row.source.replace("{layer}", str(number))
-                arrays[name] = rng.normal(size=shape[1:] if row.is_stacked else shape).astype(np.float32)
+                name = rule.source.replace("{layer}", str(number))
+                arrays[name] = rng.normal(size=shape[1:] if rule.is_stacked else shape).astype(np.float32)
     return InMemory(arrays)
 
 
 @pytest.fixture(scope="module")
 def conversion():
     model = ModelConfig(vision=NFNET, new_tokens=())
-    rows = nfnet_deepmind.rows(NFNET)
-    return Conversion("vision", model, rows, _files(NFNET, model), preprocessing={"image_size": 32})
+    rules = nfnet_deepmind.rules(NFNET)
+    return Conversion("vision", model, rules, _files(NFNET, model), preprocessing={"image_size": 32})
 
 
 @pytest.mark.parametrize("dtype", [None, "bfloat16"])
@@ -92,10 +92,10 @@ def _memory(num_layers, directory, monkeypatch):
     files = _Counting(num_layers)
     target = {"m/w": jax.ShapeDtypeStruct((num_layers, 512, 1024), np.float32)}
     monkeypatch.setattr(mapping, "targets", lambda kind, model: target)
-    rows = (mapping.Row("{layer}", "m/w", lambda x: x.T + 1),)
+    rules = (mapping.Rule("{layer}", "m/w", lambda x: x.T + 1),)
     tracemalloc.start()
     try:
-        writing.write(Conversion("vision", ModelConfig(), rows, files), directory)
+        writing.write(Conversion("vision", ModelConfig(), rules, files), directory)
         return tracemalloc.get_traced_memory()[1], files.most
     finally:
         tracemalloc.stop()

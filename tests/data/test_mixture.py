@@ -9,7 +9,7 @@ import pytest
 
 from flamingo_jax.data import mixture as mixture_lib
 from flamingo_jax.data.mixture import BrokenDataset, DataConfig, DatasetConfig, Mixture
-from flamingo_jax.data.rows import Row, collate, media_keys
+from flamingo_jax.data.rows import TrainingRow, collate, media_keys
 from flamingo_jax.data.schema import Batch
 from flamingo_jax.tokenizers.base import SentencePieceTokenizer
 from flamingo_jax.tokenizers.markers import Markers
@@ -404,7 +404,7 @@ def test_one_piece_for_begin_and_end_is_predicted_at_the_end(words, tmp_path):
     words.save(tmp_path)
     tokenizer = OnePiece.load(tmp_path)
     end = tokenizer.eos_id
-    row = Row(*(np.array(row, np.int32) for row in ([end, 5, end, end, 6, end], [1, 1, 1, 2, 2, 2], [0] * 6)))
+    row = TrainingRow(*(np.array(row, np.int32) for row in ([end, 5, end, end, 6, end], [1, 1, 1, 2, 2, 2], [0] * 6)))
     config = DatasetConfig("text", "", batch_size=1, length=8)
     made = collate(
         [row], config, image_size=1, num_shards=1, tokenizer=tokenizer, stream=(0, 0), first=0, where="batch"
@@ -415,7 +415,7 @@ def test_one_piece_for_begin_and_end_is_predicted_at_the_end(words, tmp_path):
 def test_without_bos_no_document_predicts_the_first_token_of_the_next(words):
     """As in the models whose sequences begin with the text."""
     words_alone = SentencePieceTokenizer(words._model, (), Markers(bos=False))
-    row = Row(*(np.array(row, np.int32) for row in ([5, 6, 2, 7, 8, 2], [1, 1, 1, 2, 2, 2], [0] * 6)))
+    row = TrainingRow(*(np.array(row, np.int32) for row in ([5, 6, 2, 7, 8, 2], [1, 1, 1, 2, 2, 2], [0] * 6)))
     config = DatasetConfig("text", "", batch_size=1, length=8)
     made = collate(
         [row], config, image_size=1, num_shards=1, tokenizer=words_alone, stream=(0, 0), first=0, where="batch"

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
-from flamingo_jax.core.axes import constrain, is_spread, laid_out
+from flamingo_jax.core.axes import constrain, is_spread, with_layout
 from flamingo_jax.nn import conv
 from flamingo_jax.sharding.layout import Layout
 from flamingo_jax.sharding.mesh import MeshConfig, make_mesh
@@ -24,7 +24,7 @@ def gradients(images, convolve, layout):
         return jnp.sum(jnp.sin(convolve(x, w)))
 
     def both(x, w):
-        with laid_out(layout):
+        with with_layout(layout):
             return jax.grad(loss, argnums=(0, 1))(x, w)
 
     split = NamedSharding(MESH, PartitionSpec("data"))
@@ -51,5 +51,5 @@ def test_the_fault_is_still_there():
 
 def test_images_are_spread_where_they_divide_over_all_chips():
     assert is_spread(3, "images")  # no layout: one chip
-    with laid_out(Layout(MESH)):
+    with with_layout(Layout(MESH)):
         assert [is_spread(images, "images") for images in (4, 8, 12, 16)] == [False, True, False, True]

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from flamingo_jax.core.params import axes_of
-from flamingo_jax.nn.conv import convolve, standardise, ws_conv
+from flamingo_jax.nn.conv import convolve, standardise_weights, ws_conv
 
 
 def _normal(seed, *shape):
@@ -20,20 +20,20 @@ def _layer(**kwargs):
 
 def test_standardised_weights_have_mean_0_and_deviation_gain_over_root_fan_in():
     gain = jnp.arange(1.0, 9.0)
-    w = np.asarray(standardise(3 + 5 * _normal(0, 3, 3, 4, 8), gain), np.float64)
+    w = np.asarray(standardise_weights(3 + 5 * _normal(0, 3, 3, 4, 8), gain), np.float64)
     np.testing.assert_allclose(w.mean((0, 1, 2)), 0, atol=1e-6)
     np.testing.assert_allclose(w.std((0, 1, 2)) * (3 * 3 * 4) ** 0.5, gain, rtol=1e-5)
 
 
 def test_constant_weights_become_0_and_not_nan():
-    np.testing.assert_array_equal(standardise(jnp.full((3, 3, 4, 8), 0.25), jnp.ones(8)), 0)
+    np.testing.assert_array_equal(standardise_weights(jnp.full((3, 3, 4, 8), 0.25), jnp.ones(8)), 0)
 
 
 def test_stacked_layers_are_standardised_each_on_its_own():
     w, gain = _normal(0, 2, 3, 3, 4, 8), _normal(1, 2, 8)
-    together = standardise(w, gain)
+    together = standardise_weights(w, gain)
     for i in range(2):
-        np.testing.assert_array_equal(together[i], standardise(w[i], gain[i]))
+        np.testing.assert_array_equal(together[i], standardise_weights(w[i], gain[i]))
 
 
 @pytest.mark.parametrize(("stride", "kernel", "size"), [(1, 3, 5), (2, 3, 5), (2, 3, 4), (1, 1, 4)])
@@ -73,7 +73,9 @@ def test_folded_layer_takes_standardised_weights_and_has_no_gain():
     params = apply.init(jax.random.key(0), x)
     params["conv"] |= {"gain": _normal(1, 6), "bias": _normal(2, 6)}
     assert jax.tree.structure(folded.init(jax.random.key(0), x)) == jax.tree.structure({"conv": {"bias": 0, "w": 0}})
-    weights = {"conv": {"w": standardise(params["conv"]["w"], params["conv"]["gain"]), "bias": params["conv"]["bias"]}}
+    weights = {
+        "conv": {"w": standardise_weights(params["conv"]["w"], params["conv"]["gain"]), "bias": params["conv"]["bias"]}
+    }
     np.testing.assert_array_equal(folded.apply(weights, x), apply.apply(params, x))
 
 

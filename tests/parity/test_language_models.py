@@ -151,9 +151,9 @@ def ours(name):
     """(the language model's config, its weights) as converted from transformers' ones."""
     content, arrays, *_ = theirs(name)
     files = InMemory(arrays)
-    lm, rows = lm_families.describe(content, files.names())
+    lm, rules = lm_families.describe(content, files.names())
     plan = mapping.check(
-        rows, files.names(), mapping.targets("language_model", mapping.ModelConfig(lm=lm, new_tokens=()))
+        rules, files.names(), mapping.targets("language_model", mapping.ModelConfig(lm=lm, new_tokens=()))
     )
     return lm, mapping.assemble(plan, files)
 

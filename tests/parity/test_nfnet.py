@@ -113,7 +113,7 @@ def _images(size):
 
 
 def _conversion(config, model):
-    return mapping.Conversion("vision", ModelConfig(vision=config), timm_nfnet.rows(config), _arrays(model))
+    return mapping.Conversion("vision", ModelConfig(vision=config), timm_nfnet.rules(config), _arrays(model))
 
 
 @pytest.mark.parametrize("size", [64, 72])  # 72: grids of 18, 9, 5 and 3, where padding is not even
@@ -156,7 +156,7 @@ def test_timms_larger_models_have_the_weights_that_the_mapping_reads(timm, name)
     model = getattr(timm, f"dm_nfnet_{name.lower()}")(device="meta")
     sources = {key: jax.ShapeDtypeStruct(tuple(w.shape), np.float32) for key, w in model.state_dict().items()}
     targets = mapping.targets("vision", ModelConfig(vision=NFNETS[name]))
-    plan = mapping.check(timm_nfnet.rows(NFNETS[name]), sources, targets)
+    plan = mapping.check(timm_nfnet.rules(NFNETS[name]), sources, targets)
     assert set(plan.skipped) == {"head.fc.weight", "head.fc.bias"}
 
 
@@ -200,7 +200,7 @@ def test_deepminds_layout_gives_the_same_network(small, monkeypatch):
             if hasattr(layer, "gain"):
                 layer.weight.div_(layer.weight.std(correction=0))
     conversion = mapping.Conversion(
-        "vision", ModelConfig(vision=SMALL), nfnet_deepmind.rows(SMALL), InMemory(trees.flatten(tree))
+        "vision", ModelConfig(vision=SMALL), nfnet_deepmind.rules(SMALL), InMemory(trees.flatten(tree))
     )
     images = _images(64)
     _compare(_ours(SMALL, load_params(conversion), images, monkeypatch), _theirs(small, images))

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
 
-from flamingo_jax.core.axes import constrain, constrain_gradient, laid_out
+from flamingo_jax.core.axes import constrain, constrain_gradient, with_layout
 from flamingo_jax.sharding.mesh import MeshConfig, make_mesh
 
 RESIDUAL = ("rows", "sequence", "embed")
@@ -66,7 +66,7 @@ def gradient_of(config, axes=("embed", "mlp"), shape=(8, 16)):
     )
 
     def loss(w):
-        with laid_out(layout):
+        with with_layout(layout):
             w = constrain_gradient(w, axes)
             return jnp.sum(constrain(rows @ w, "batch", "mlp") ** 2)
 

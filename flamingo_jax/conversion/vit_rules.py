@@ -9,7 +9,8 @@ import dataclasses
 
 import numpy as np
 
-from flamingo_jax.conversion.converts import (
+from flamingo_jax.conversion.mapping import Rule, Rules, Skip
+from flamingo_jax.conversion.transforms import (
     chain,
     chunk,
     conv,
@@ -20,7 +21,6 @@ from flamingo_jax.conversion.converts import (
     identity,
     transpose,
 )
-from flamingo_jax.conversion.mapping import Row, Rows, Skip
 from flamingo_jax.models.vit import ViTConfig
 
 
@@ -53,8 +53,8 @@ class Names:
     final_norm: str
 
 
-def vision_rows(config: ViTConfig, names: Names) -> Rows:
-    """Returns the rows of a ViT, their targets below its module; `mapping.under` moves them to where it stands.
+def vision_rules(config: ViTConfig, names: Names) -> Rules:
+    """Returns the rules of a ViT, their targets below its module; `mapping.under` moves them to where it stands.
 
     Args:
         config: of the ViT; without `final_norm` the files' last norm is skipped.
@@ -62,30 +62,30 @@ def vision_rows(config: ViTConfig, names: Names) -> Rows:
     """
     heads = (config.num_heads, config.width // config.num_heads)
     block, layer = names.block, "layers/block/"
-    rows = [
-        Row(f"{names.patch}.weight", "patch_embedding/w", conv),
-        Row(names.first, "class_embedding", flat),
-        Row(names.positions, "positions", _rows_of_table),
-        *norm_rows(names.pre_norm, "pre_norm"),
-        *norm_rows(f"{block}{names.attention_norm}", f"{layer}attention_norm"),
-        *norm_rows(f"{block}{names.mlp_norm}", f"{layer}mlp_norm"),
-        *projection_rows(names, block, heads, attention=f"{layer}attention/", out="out", mlp=f"{layer}mlp/"),
+    rules = [
+        Rule(f"{names.patch}.weight", "patch_embedding/w", conv),
+        Rule(names.first, "class_embedding", flat),
+        Rule(names.positions, "positions", _rows_of_table),
+        *norm_rules(names.pre_norm, "pre_norm"),
+        *norm_rules(f"{block}{names.attention_norm}", f"{layer}attention_norm"),
+        *norm_rules(f"{block}{names.mlp_norm}", f"{layer}mlp_norm"),
+        *projection_rules(names, block, heads, attention=f"{layer}attention/", out="out", mlp=f"{layer}mlp/"),
     ]
     if config.final_norm:
-        return (*rows, *norm_rows(names.final_norm, "final_norm"))
+        return (*rules, *norm_rules(names.final_norm, "final_norm"))
     last = names.final_norm.replace(".", r"\.")
-    return (*rows, Skip(rf"{last}\.(weight|bias)", "the last norm: the features are taken before it"))
+    return (*rules, Skip(rf"{last}\.(weight|bias)", "the last norm: the features are taken before it"))
 
 
-def norm_rows(source: str, target: str) -> Rows:
-    """The rows of a LayerNorm: its weight is our scale, its bias our offset."""
-    return (Row(f"{source}.weight", f"{target}/scale"), Row(f"{source}.bias", f"{target}/offset"))
+def norm_rules(source: str, target: str) -> Rules:
+    """The rules of a LayerNorm: its weight is our scale, its bias our offset."""
+    return (Rule(f"{source}.weight", f"{target}/scale"), Rule(f"{source}.bias", f"{target}/offset"))
 
 
-def projection_rows(
+def projection_rules(
     names: Names, block: str, heads: tuple[int, int], *, attention: str, out: str, mlp: str
-) -> tuple[Row, ...]:
-    """Rows of the linear maps of a block of either tower.
+) -> tuple[Rule, ...]:
+    """Rules of the linear maps of a block of either tower.
 
     Args:
         names: the publisher's.
@@ -95,23 +95,23 @@ def projection_rows(
         out: our name of the map out of the heads.
         mlp: what our names of up and down begin with.
     """
-    rows = [
-        Row(f"{block}{names.out}.weight", f"{attention}{out}/w", heads_out(*heads)),
-        Row(f"{block}{names.out}.bias", f"{attention}{out}/b"),
+    rules = [
+        Rule(f"{block}{names.out}.weight", f"{attention}{out}/w", heads_out(*heads)),
+        Rule(f"{block}{names.out}.bias", f"{attention}{out}/b"),
     ]
     for i, part in enumerate(("query", "key", "value")):
         weight, bias = names.qkv[i if len(names.qkv) > 1 else 0]
         take = identity if len(names.qkv) > 1 else chunk(i, 3)
-        rows += [
-            Row(block + weight, f"{attention}{part}/w", chain(take, heads_in(*heads))),
-            Row(block + bias, f"{attention}{part}/b", chain(take, heads_bias(*heads))),
+        rules += [
+            Rule(block + weight, f"{attention}{part}/w", chain(take, heads_in(*heads))),
+            Rule(block + bias, f"{attention}{part}/b", chain(take, heads_bias(*heads))),
         ]
     for source, target in ((names.up, "up"), (names.down, "down")):
-        rows += [
-            Row(f"{block}{source}.weight", f"{mlp}{target}/w", transpose),
-            Row(f"{block}{source}.bias", f"{mlp}{target}/b"),
+        rules += [
+            Rule(f"{block}{source}.weight", f"{mlp}{target}/w", transpose),
+            Rule(f"{block}{source}.bias", f"{mlp}{target}/b"),
         ]
-    return tuple(rows)
+    return tuple(rules)
 
 
 def _rows_of_table(x: np.ndarray) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""How one array of a publisher's files is laid out anew: the words that the rows of a mapping use.
+"""How one array of a publisher's files is laid out anew: the words that the rules of a mapping use.
 
 Linear (PyTorch)  [out, in]   --transpose-->  [in, out]
 query, key, value [H*K, D]    --heads_in--->  [D, H, K]
@@ -12,7 +12,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-Convert = Callable[[np.ndarray], np.ndarray]
+Transform = Callable[[np.ndarray], np.ndarray]
 
 
 def identity(x: np.ndarray) -> np.ndarray:
@@ -40,32 +40,32 @@ def scalar(x: np.ndarray) -> np.ndarray:
     return x.reshape(())
 
 
-def heads_in(num_heads: int, head_dim: int) -> Convert:
+def heads_in(num_heads: int, head_dim: int) -> Transform:
     """[H*K, D] -> [D, H, K]."""
     return lambda x: x.reshape(num_heads, head_dim, -1).transpose(2, 0, 1)
 
 
-def heads_out(num_heads: int, head_dim: int) -> Convert:
+def heads_out(num_heads: int, head_dim: int) -> Transform:
     """[D, H*K] -> [H, K, D]."""
     return lambda x: x.reshape(-1, num_heads, head_dim).transpose(1, 2, 0)
 
 
-def heads_bias(num_heads: int, head_dim: int) -> Convert:
+def heads_bias(num_heads: int, head_dim: int) -> Transform:
     """[H*K] -> [H, K]."""
     return lambda x: x.reshape(num_heads, head_dim)
 
 
-def rows(start: int, stop: int | None) -> Convert:
+def rows(start: int, stop: int | None) -> Transform:
     """Returns rows start..stop of the first axis."""
     return lambda x: x[start:stop]
 
 
-def chunk(index: int, count: int, axis: int = 0) -> Convert:
+def chunk(index: int, count: int, axis: int = 0) -> Transform:
     """Returns one of `count` equal parts along an axis: a fused query, key, value [3*H*K, D] -> [H*K, D]."""
     return lambda x: np.split(x, count, axis)[index]
 
 
-def head_part(index: int, count: int, num_heads: int) -> Convert:
+def head_part(index: int, count: int, num_heads: int) -> Transform:
     """Returns one of `count` parts of each head's rows, [H*count*K, ...] -> [H*K, ...]: a fused query, key, value head by head."""
 
     def take(x: np.ndarray) -> np.ndarray:
@@ -75,7 +75,7 @@ def head_part(index: int, count: int, num_heads: int) -> Convert:
     return take
 
 
-def pad_rows(multiple: int) -> Convert:
+def pad_rows(multiple: int) -> Transform:
     """Appends rows of zeros until their number is a multiple: a vocabulary table."""
 
     def pad(x: np.ndarray) -> np.ndarray:
@@ -85,7 +85,7 @@ def pad_rows(multiple: int) -> Convert:
     return pad
 
 
-def chain(*steps: Convert) -> Convert:
+def chain(*steps: Transform) -> Transform:
     """Applies one after the other."""
 
     def run(x: np.ndarray) -> np.ndarray:
