@@ -1,52 +1,145 @@
-"""The README says what is: its symbols import, its tests exist, its commands and their flags parse, its links lead somewhere."""
+"""The documents say what is: their commands parse, their symbols import, their tests and files exist, and their links lead somewhere."""
 
 import ast
+import contextlib
 import importlib
 import pathlib
 import re
 import shlex
 import subprocess
+import sys
+from collections.abc import Iterator
 
 import pytest
+from absl import flags
 
 from configs import tiny
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
-README = re.sub(r"<!--.*?-->", "", (ROOT / "README.md").read_text(), flags=re.DOTALL)
+FOLDERS = ("flamingo_jax", "data_pipelines", "configs", "launch", "tests")
+DOCUMENTS = sorted([*ROOT.glob("*.md"), *(path for folder in FOLDERS for path in (ROOT / folder).rglob("README.md"))])
+PACKAGE = ROOT / "flamingo_jax" / "README.md"
 PROGRAMS = (
-    *(
-        "flamingo_jax.train",
-        "flamingo_jax.evaluate",
-        "flamingo_jax.generate",
-        "flamingo_jax.convert",
-        "flamingo_jax.plan",
-    ),
+    *(f"flamingo_jax.{name}" for name in ("train", "evaluate", "generate", "convert", "plan")),
     "data_pipelines.run",
 )
-PARSE_FLAGS = """
-import importlib, sys
-from absl import flags
-importlib.import_module(sys.argv[1])
-flags.FLAGS(sys.argv[1:])
-"""
+# A code span that names a file may leave out one of these folders.
+FILE_ROOTS = ("", "flamingo_jax", "data_pipelines", "tests/evaluation", "flamingo_jax/conversion")
+
+# What a command can be wrong with: see `test_commands_parse`.
+WRONG = (AssertionError, flags.Error, AttributeError, ImportError, KeyError, OSError, TypeError, ValueError)
+
+# ml_collections loads a config file by the old way of importing.
+pytestmark = pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")
+
+
+def read(path: pathlib.Path) -> str:
+    return re.sub(r"<!--.*?-->", "", path.read_text(), flags=re.DOTALL)
+
+
+def name_of(path: pathlib.Path) -> str:
+    return str(path.relative_to(ROOT))
 
 
 def table_rows() -> list[tuple[str, ...]]:
     """Returns (paper, code, test) of each row of the paper-to-code table."""
-    section = README.split("## From the paper to the code")[1].split("\n## ")[0]
+    section = read(PACKAGE).split("## From the paper to the code")[1].split("\n## ")[0]
     rows = [
         tuple(cell.strip() for cell in line.strip("|").split("|")) for line in section.splitlines() if line[:1] == "|"
     ]
     return rows[2:]
 
 
-def commands() -> list[str]:
-    """Returns the commands of all bash blocks, and the `python -m` ones within sentences, each on one line."""
-    blocks = re.findall(r"```bash\n(.*?)```", README, re.DOTALL)
-    lines = [line.strip() for block in blocks for line in block.replace("\\\n", " ").splitlines()]
-    return [line for line in lines if line and not line.startswith("#")] + re.findall(
-        r"`(python -m [^`]+=[^`]+)`", README
-    )
+def commands() -> list[tuple[str, str]]:
+    """Returns (document, command) of all bash blocks, and of the `python -m` code spans, each on one line."""
+    found = []
+    for path in DOCUMENTS:
+        text = read(path)
+        blocks = re.findall(r"```bash\n(.*?)```", text, re.DOTALL)
+        lines = [line.strip() for block in blocks for line in block.replace("\\\n", " ").splitlines()]
+        lines = [line for line in lines if line and not line.startswith("#")]
+        lines += [" ".join(span.split()) for span in re.findall(r"`(python -m [^`]+=[^`]+)`", text)]
+        lines += [" ".join(span.split()) for span in re.findall(r"`(launch/\w+\.sh [^`]+)`", text)]
+        found += [(name_of(path), line) for line in lines]
+    return found
+
+
+@contextlib.contextmanager
+def program(module: str) -> Iterator[None]:
+    """Imports a program afresh: its flags are the only ones of a program. Other programs' come back afterwards.
+
+    Programs define flags of the same names, so that no two can be imported in one process as they are.
+    """
+
+    def of_programs() -> list[str]:
+        owners = {name: str(flags.FLAGS.find_module_defining_flag(name)) for name in flags.FLAGS}
+        return [
+            name
+            for name, owner in owners.items()
+            if owner.startswith(("flamingo_jax", "data_pipelines")) or name.partition(".")[0] == "config"
+        ]
+
+    kept = {name: flags.FLAGS[name] for name in of_programs()}
+    loaded = sys.modules.pop(module, None)
+    for name in kept:
+        delattr(flags.FLAGS, name)
+    try:
+        importlib.import_module(module)
+        yield
+    finally:
+        for name in of_programs():
+            delattr(flags.FLAGS, name)
+        flags.FLAGS.unparse_flags()
+        for name, flag in kept.items():
+            flags.FLAGS[name] = flag
+        sys.modules.pop(module, None)
+        if loaded is not None:
+            sys.modules[module] = loaded
+
+
+def parse(module: str, *arguments: str) -> None:
+    """Parses the arguments as the program does."""
+    with pytest.MonkeyPatch.context() as patch, program(module):
+        patch.setattr(sys, "argv", [module, *arguments])  # ml_collections looks for --config.a.b there
+        flags.FLAGS(sys.argv)
+
+
+def check_command(command: str) -> None:
+    """Raises what is wrong with a command."""
+    name, *arguments = shlex.split(command)
+    if name in ("launch/demo.sh", "launch/test.sh"):
+        assert (ROOT / name).exists()
+        if name == "launch/demo.sh":
+            assert all(re.match(r"--(output|size|config\.[\w.]+)=.", argument) for argument in arguments)
+        for override in [argument for argument in arguments if argument.startswith("--config.")]:
+            config = tiny.get_config()
+            for field in override.removeprefix("--config.").split("=")[0].split("."):
+                config = config[field]
+        return
+    if name == "launch/tpu_pod.sh":
+        if "--help" in arguments:
+            return
+        done = subprocess.run([ROOT / name, "--dry_run", *arguments], capture_output=True, text=True, check=False)
+        assert done.returncode == 0 and "gcloud compute tpus" in done.stdout, done.stderr
+        return
+    assert name == "python", f"not a program of this project: {command}"
+    flag, module, *rest = arguments
+    assert flag == "-m"
+    if module.startswith("tests.benchmarks."):
+        assert (ROOT / module.replace(".", "/")).with_suffix(".py").exists()
+        return
+    assert module in PROGRAMS
+    if "--help" not in rest:
+        parse(module, *rest)
+
+
+def test_every_folder_has_its_readme():
+    assert {name_of(path.parent) for path in DOCUMENTS} >= {".", *FOLDERS}
+    assert {ROOT / "CHANGELOG.md", ROOT / "CONTRIBUTING.md"} <= set(DOCUMENTS)
+
+
+def test_the_first_page_is_short():
+    assert len((ROOT / "README.md").read_text().splitlines()) <= 180
 
 
 def test_table_is_read():
@@ -54,70 +147,103 @@ def test_table_is_read():
     assert all(len(row) == 3 for row in table_rows())
 
 
-@pytest.mark.parametrize("symbol", sorted({name for row in table_rows() for name in re.findall(r"`([^`]+)`", row[1])}))
-def test_symbol_exists(symbol):
+def missing(symbol: str) -> str:
+    """Returns what is wrong with a dotted name: "" if it exists."""
     parts = symbol.split(".")
     for i in range(len(parts), 0, -1):
         try:
             found = importlib.import_module(".".join(parts[:i]))
         except ModuleNotFoundError:
             continue
-        for name in parts[i:]:
+        for j, name in enumerate(parts[i:], i):
+            if not hasattr(found, name):
+                return f"{symbol}: {'.'.join(parts[:j])} has no {name}"
             found = getattr(found, name)
-        return
-    pytest.fail(f"README names {symbol}, and there is no such module")
+        return ""
+    return f"{symbol}: there is no such module"
 
 
-@pytest.mark.parametrize("row", table_rows(), ids=lambda row: row[0][:40])
-def test_row_names_a_test_that_exists(row):
-    names = re.findall(r"`([^`]+)`", row[2])
-    assert names, f"no test stands behind {row[0]!r}"
-    for name in names:
-        path, _, function = name.partition("::")
-        functions = [
-            node.name for node in ast.parse((ROOT / path).read_text()).body if isinstance(node, ast.FunctionDef)
-        ]
-        assert function in functions, f"README names {name}; {path} has {functions}"
+def test_symbols_exist():
+    """Those of the paper-to-code table, and each dotted name of our packages in any document."""
+    symbols = {(name_of(PACKAGE), name) for row in table_rows() for name in re.findall(r"`([^`]+)`", row[1])}
+    for path in DOCUMENTS:
+        found = re.findall(r"`((?:flamingo_jax|data_pipelines|configs)(?:\.\w+)+)`", read(path))
+        symbols |= {(name_of(path), name) for name in found if not name.endswith(".py")}
+    programs = tuple(PROGRAMS)  # importing one would define its flags in this process
+    wrong = [(path, missing(name)) for path, name in sorted(symbols) if name not in programs]
+    assert not [found for found in wrong if found[1]]
 
 
-@pytest.mark.parametrize("command", commands())
-def test_command_parses(command, run_program):
-    program, *arguments = shlex.split(command)
-    if program in ("launch/demo.sh", "launch/test.sh"):
-        assert (ROOT / program).exists()
-        overrides = [argument for argument in arguments if argument.startswith("--config.")]
-        if program == "launch/demo.sh":
-            assert all(re.match(r"--(output|size|config\.[\w.]+)=.", argument) for argument in arguments)
-        for override in overrides:
-            config = tiny.get_config()
-            for name in override.removeprefix("--config.").split("=")[0].split("."):
-                config = config[name]
-        return
-    if program == "launch/tpu_pod.sh":
-        done = subprocess.run([ROOT / program, "--dry_run", *arguments], capture_output=True, text=True, check=False)
-        assert done.returncode == 0 and "gcloud compute tpus" in done.stdout, done.stderr
-        return
-    assert program == "python", f"not a program of this project: {command}"
-    flag, module, *flags = arguments
-    assert flag == "-m"
-    assert module in PROGRAMS
-    if flags != ["--help"] and "--help" not in flags:
-        run_program("-c", PARSE_FLAGS, module, *flags)
+def test_rows_name_tests_that_exist():
+    for paper, _, test in table_rows():
+        names = re.findall(r"`([^`]+)`", test)
+        assert names, f"no test stands behind {paper!r}"
+        for name in names:
+            path, _, function = name.partition("::")
+            functions = [
+                node.name for node in ast.parse((ROOT / path).read_text()).body if isinstance(node, ast.FunctionDef)
+            ]
+            assert function in functions, f"{name_of(PACKAGE)} names {name}; {path} has {functions}"
 
 
-def test_unknown_field_is_refused_with_a_suggestion(run_program):
-    bad = ("--config=configs/tiny.py:flamingo", "--config.model.lm.widht=64")
-    done = run_program("-c", PARSE_FLAGS, "flamingo_jax.train", *bad, status=1)
-    assert 'Did you mean "width"' in done.stderr
+def test_commands_parse():
+    """All in this process; only the scripts of launch/ start one."""
+    found = commands()
+    assert len(found) >= 40
+    wrong = []
+    for path, command in found:
+        try:
+            check_command(command)
+        except WRONG as error:
+            wrong.append(f"{path}: {command}\n    {error}")
+    assert not wrong, "\n".join(wrong)
 
 
-@pytest.mark.parametrize("target", sorted(set(re.findall(r"\]\(([^)#]+)\)", README))))
-def test_link_leads_somewhere(target):
-    assert target.startswith("https://") or (ROOT / target).exists()
+def test_unknown_flag_is_seen():
+    with pytest.raises(flags.Error, match="chekpoint"):
+        check_command("python -m flamingo_jax.generate --checkpoint=a --chekpoint=b")
+
+
+def test_unknown_field_is_refused_with_a_suggestion():
+    with pytest.raises(Exception, match='Did you mean "width"'):
+        parse("flamingo_jax.train", "--config=configs/tiny.py:flamingo", "--config.model.lm.widht=64", "--workdir=a")
+
+
+def anchors(text: str) -> set[str]:
+    """Returns the anchors of a document's headings, as GitHub makes them."""
+    return {
+        re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-")
+        for heading in re.findall(r"^#+ (.+)$", text, re.MULTILINE)
+    }
+
+
+def test_links_lead_somewhere():
+    wrong = []
+    for path in DOCUMENTS:
+        for target in set(re.findall(r"\]\(([^)]+)\)", read(path))):
+            if target.startswith("https://"):
+                continue
+            file, _, anchor = target.partition("#")
+            found = path.parent / file if file else path
+            if not found.exists():
+                wrong.append(f"{name_of(path)}: {target}")
+            elif anchor and anchor not in anchors(read(found)):
+                wrong.append(f"{name_of(path)}: {target}: no such heading")
+    assert not wrong
+
+
+def test_files_that_are_named_exist():
+    wrong = []
+    for path in DOCUMENTS:
+        for span in set(re.findall(r"`([\w./-]+\.(?:py|sh|lock|toml))(?::[\w,/]+)?`", read(path))):
+            places = [path.parent / span, *(ROOT / root / span for root in FILE_ROOTS)]
+            if not any(place.exists() for place in places) and not span.startswith("runs/"):
+                wrong.append(f"{name_of(path)}: {span}")
+    assert not wrong
 
 
 def test_python_block_names_what_exists():
-    (block,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    (block,) = re.findall(r"```python\n(.*?)```", read(ROOT / "README.md"), re.DOTALL)
     assert len(block.strip().splitlines()) <= 10
     imports = [node for node in ast.parse(block).body if isinstance(node, ast.ImportFrom)]
     assert imports
@@ -131,6 +257,6 @@ def test_python_block_names_what_exists():
 
 
 def test_nothing_is_left_to_fill_in():
-    paths = [ROOT / "README.md", *sorted((ROOT / "configs").glob("*.py"))]
+    paths = [*DOCUMENTS, *sorted((ROOT / "configs").glob("*.py"))]
     marker = "<!-- " + "LEAD"
     assert not [path.name for path in paths if marker in path.read_text()]

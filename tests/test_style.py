@@ -97,7 +97,18 @@ def test_weights_are_born_through_param(path):
 
 
 def test_top_level_is_fixed():
-    allowed = {"setup.py", "flamingo_jax", "configs", "launch", "data_pipelines", "tests", "README.md", "LICENSE"}
+    allowed = {
+        "setup.py",
+        "flamingo_jax",
+        "configs",
+        "launch",
+        "data_pipelines",
+        "tests",
+        "README.md",
+        "LICENSE",
+        "CHANGELOG.md",
+        "CONTRIBUTING.md",
+    }
     allowed |= {"pyproject.toml", "runs", "build", "flamingo_jax.egg-info"}  # tools' own, the last three ignored by git
     found = {path.name for path in ROOT.iterdir() if not path.name.startswith(".")}
     assert found <= allowed, f"not part of the layout: {found - allowed}"
