@@ -14,7 +14,7 @@ import jax
 
 from flamingo_jax.core.config import ConfigError
 from flamingo_jax.data.schema import Batch
-from flamingo_jax.evaluation import task
+from flamingo_jax.evaluation import registry, task
 from flamingo_jax.evaluation.comparing import compare_all
 from flamingo_jax.evaluation.lm_lookup import lookup_probe
 from flamingo_jax.evaluation.runner import Row, evaluate_all
@@ -66,7 +66,7 @@ def evaluation(stage: Stage) -> Measure:
     """
     settings = stage.config.evaluate
     data = {name: path for name, path in settings.data.items() if path}
-    prompted, compared = task.parted([task.create(name, data) for name in settings.tasks])
+    prompted, compared = task.parted([registry.create(name, data) for name in settings.tasks])
     if stage.config.stage == "contrastive":
         if prompted:
             raise ConfigError(

@@ -4,17 +4,22 @@
 
 Binding names to pictures rests on this circuit: cross-attention writes what it sees in the place of the word, and the frozen language model does
 the rest. So the demo does not start the flamingo stage before the probe passes. Names are the new ones, bound afresh on each page.
+
+`lookup_probe` ends the language_model stage. The task `lm_lookup` asks the same pages of an export; it is text alone, so a language_model export is
+enough. A shot is an entry of the dictionary: at 4 shots the page binds four words to new names.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, ClassVar
 
 import numpy as np
 
+from flamingo_jax.evaluation import task
 from flamingo_jax.tokenizers.base import Tokenizer
-from flamingo_jax.world.text import lookup_pages
+from flamingo_jax.world.text import NEW_NAMES, lookup_pages
 
 TokenNLL = Callable[[np.ndarray, np.ndarray], Any]
 _LENGTH_STEP = 64
@@ -57,3 +62,38 @@ def lookup_probe(token_nll: TokenNLL, tokenizer: Tokenizer, ways: int, n: int, s
         "accuracy": float((nll.argmin(axis=1) == right).mean()),
         "nll": float(nll[np.arange(n), right].mean()),
     }
+
+
+@dataclasses.dataclass(frozen=True)
+class LookupTask:
+    """Which of the page's names belongs to the word that is asked for."""
+
+    name: str = "lm_lookup"
+    metrics: tuple[str, ...] = ("ranking", "nll")
+    chance: float | None = None  # 1 / shots
+    settings: ClassVar[task.Settings] = task.Settings()
+
+    def accepts(self, shots: int) -> bool:
+        """A dictionary has two entries or more, and there are so many names."""
+        return 2 <= shots <= len(NEW_NAMES)
+
+    def submission_questions(self) -> Sequence[int | str]:
+        """Returns nothing: all answers are known."""
+        return ()
+
+    def episodes(self, shots: int, n: int, seed: int) -> list[task.Episode]:
+        """`n` pages of `shots` words."""
+        return [
+            task.Episode(
+                parts=(page.prompt,), candidates=page.candidates, answer=page.answer, query_id=f"lookup{shots}/{index}"
+            )
+            for index, page in enumerate(lookup_pages(shots, n, seed))
+        ]
+
+
+def _make(data: Mapping[str, str], settings: task.Settings) -> LookupTask:
+    settings.only_random("lm_lookup")
+    return LookupTask()
+
+
+TASKS: dict[str, task.TaskFactory] = {"lm_lookup": _make}

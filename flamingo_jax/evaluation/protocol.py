@@ -26,12 +26,12 @@ from typing import Any
 
 import numpy as np
 
+from flamingo_jax.core.seeds import generator
 from flamingo_jax.evaluation import task
 from flamingo_jax.evaluation.benchmarks.benchmark import Benchmark, Item
 from flamingo_jax.evaluation.metrics import metric
 from flamingo_jax.inference.prompt import Visual
 from flamingo_jax.tokenizers.base import EOC
-from flamingo_jax.world.scenes import random
 
 OPEN_ENDED_EXAMPLES = 2  # without images, at 0 shots
 VALIDATION_QUERIES = {"coco": 5000}  # Table 6; where items have classes, so many of each:
@@ -39,16 +39,6 @@ VALIDATION_QUERIES_OTHERS, VALIDATION_QUERIES_PER_CLASS = 1024, 10
 
 # (visuals of queries, visuals of supports, k) -> int[queries, k], the supports most like each query, the most similar first
 Nearest = Callable[[Sequence[Visual], Sequence[Visual], int], np.ndarray]
-
-
-def register(benchmark: Any) -> None:
-    """Makes a benchmark known as a task under its `name`.
-
-    Args:
-        benchmark: a class with a class attribute `name`, made with its directory: `config.data[name]`, or `config.data[benchmark.data]` for another
-            variant of the same files.
-    """
-    task.register(benchmark.name, functools.partial(make, benchmark=benchmark))
 
 
 def make(data: Mapping[str, str], settings: task.Settings, *, benchmark: Any) -> FewShotTask:
@@ -112,7 +102,7 @@ class FewShotTask:
         return getattr(self.benchmark, "submission_questions", tuple)()
 
     def accepts(self, shots: int) -> bool:
-        """Up to the most support examples that the benchmark has."""
+        """Returns True up to the most support examples that the benchmark has."""
         return shots <= self.benchmark.max_shots
 
     def episodes(self, shots: int, n: int, seed: int) -> list[task.Episode]:
@@ -165,7 +155,7 @@ class FewShotTask:
 
     def _random(self, query: Item, supports: Sequence[Item], num: int, seed: int) -> list[Item]:
         """Drawn one after the other, so that more shots only add to them."""
-        rng = random(seed, f"{self.name}/supports/{query.id}", 0)
+        rng = generator(seed, f"{self.name}/supports/{query.id}", 0)
         if len(supports) == num and any(item.id == query.id for item in supports):
             raise task.TaskError(
                 f"task {self.name!r}: the query {query.id!r} is itself among its {num} support examples, and {num} others are needed: take fewer shots."
@@ -207,7 +197,7 @@ class FewShotTask:
 
         others = []
         if has_images and self.settings.ensemble > 1:
-            rng = random(seed, f"{self.name}/orders/{query.id}", 0)
+            rng = generator(seed, f"{self.name}/orders/{query.id}", 0)
             others = _other_orders(rng, len(supports), self.settings.ensemble - 1)
         return task.Episode(
             parts=prompt(supports),
@@ -242,7 +232,7 @@ def draw_queries(
         raise task.TaskError(
             f"task {task_name!r}: got n={n}; its {split} split has {len(items)} queries. Take n from 1 to that number, or 0 for all."
         )
-    order = random(seed, f"{stream}/queries", 0).permutation(len(items))[: n or len(items)]
+    order = generator(seed, f"{stream}/queries", 0).permutation(len(items))[: n or len(items)]
     queries = [items[int(index)] for index in order]
     counts = collections.Counter(item.id for item in queries)
     if repeated := [name for name, count in counts.most_common(3) if count > 1]:
@@ -263,7 +253,7 @@ class _Split:
 
 def _draw_split(name: str, train: Sequence[Item], labels: Sequence[str], settings: task.Settings, seed: int) -> _Split:
     """Cuts the shuffled training split (each class of it, where there are classes) into test supports, validation supports and validation queries."""
-    order = random(seed, f"{name}/train", 0).permutation(len(train)).tolist()
+    order = generator(seed, f"{name}/train", 0).permutation(len(train)).tolist()
     groups: dict[str, list[int]] = {}
     for index in order:
         groups.setdefault(labels[index] if labels else "", []).append(index)

@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 
 from flamingo_jax.core.notation import Float, Int
+from flamingo_jax.core.seeds import generator
 from flamingo_jax.evaluation import task
 from flamingo_jax.evaluation.benchmarks.benchmark import Item
 from flamingo_jax.evaluation.benchmarks.coco import Coco
@@ -28,7 +29,6 @@ from flamingo_jax.evaluation.benchmarks.flickr30k import Flickr30k
 from flamingo_jax.evaluation.protocol import draw_queries
 from flamingo_jax.evaluation.ranks import ranks, recall
 from flamingo_jax.evaluation.world_tasks import read_albums
-from flamingo_jax.world.scenes import random
 from flamingo_jax.world.text import caption
 
 CAPTIONS = 5  # of an image
@@ -98,7 +98,7 @@ class WorldRetrieval:
             raise task.TaskError(
                 f"task {self.name!r}: got n={n}; {self.directory} has {len(pictures)} test pictures. Take n from 1 to {len(pictures)}, or 0 for all."
             )
-        order = random(seed, f"{self.name}/queries", 0).permutation(len(pictures)).tolist()
+        order = generator(seed, f"{self.name}/queries", 0).permutation(len(pictures)).tolist()
         size = min(n, BATCH) or BATCH
         batches = distinct_batches([_scene(pictures[place][2]) for place in order], size, n // size if n else None)
         if not batches or (n and len(batches) < n // size):
@@ -196,6 +196,7 @@ def _make_world(data: Mapping[str, str], settings: task.Settings) -> WorldRetrie
     return WorldRetrieval(task.directory(data, "world", "world_retrieval"))
 
 
-for _benchmark in (Coco, Flickr30k):
-    task.register(f"{_benchmark.name}_retrieval", functools.partial(_make, of=_benchmark))
-task.register("world_retrieval", _make_world)
+TASKS: dict[str, task.TaskFactory] = {
+    **{f"{each.name}_retrieval": functools.partial(_make, of=each) for each in (Coco, Flickr30k)},
+    "world_retrieval": _make_world,
+}

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from jax.sharding import Mesh
 
 from flamingo_jax.core.processes import Cluster
-from flamingo_jax.evaluation import comparing, embed, protocol, task
+from flamingo_jax.evaluation import comparing, embed, protocol, registry, task
 from flamingo_jax.evaluation.config import EvaluateConfig
 from flamingo_jax.evaluation.report import logs, report
 from flamingo_jax.evaluation.runner import check_metrics, evaluate_all, write_predictions, write_submissions
@@ -45,7 +45,7 @@ def run(config: EvaluateConfig, checkpoint: str, output: str, cluster: Cluster) 
     """
     data = {name: path for name, path in config.data.items() if path}
     images = embed.Images(data) if embed.is_asked_for(config.tasks) else None
-    created = [] if images else [task.create(name, data, config.protocol()) for name in config.tasks]
+    created = [] if images else [registry.create(name, data, config.protocol()) for name in config.tasks]
     tasks, compared = task.parted(created)
     if tasks and compared:
         raise task.TaskError(

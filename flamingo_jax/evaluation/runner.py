@@ -20,7 +20,7 @@ from flamingo_jax.core.paths import Path, PathLike, write_atomically
 from flamingo_jax.evaluation.answer import answer
 from flamingo_jax.evaluation.journal import Journal
 from flamingo_jax.evaluation.metrics import Prediction, metric, submission
-from flamingo_jax.evaluation.task import Episode, Settings, Task, TaskError, accepts
+from flamingo_jax.evaluation.task import Episode, Task, TaskError
 from flamingo_jax.inference.model import Flamingo
 
 # Of the engine's settings, those that decide how fast an answer comes, not which.
@@ -166,18 +166,17 @@ def answers_are_hidden(predictions: Sequence[Prediction]) -> bool:
 
 def _rows(model: Flamingo, task: Task, predictions: Sequence[Prediction], *, shots: int, seed: int) -> tuple[Row, ...]:
     decoding = {"generation": model.engine.config.decoding, "scores": "log_likelihood"}
-    settings: Settings = getattr(task, "settings", Settings())
     return tuple(
         Row(
             task=task.name,
-            split=settings.split,
+            split=task.settings.split,
             shots=shots,
             metric=name,
             value=metric(name).value(predictions),
             n=len(predictions),
             seed=seed,
-            selection=settings.selection,
-            ensemble=settings.ensemble,
+            selection=task.settings.selection,
+            ensemble=task.settings.ensemble,
             decoding=decoding[metric(name).needs],
             checkpoint=model.checkpoint,
             step=model.step,
@@ -211,7 +210,7 @@ def evaluate_all(
     model_hash = "" if journals is None else fingerprint(model.engine.params)
     results = []
     for task in tasks:
-        if not (defined := [number for number in shots if accepts(task, number)]):
+        if not (defined := [number for number in shots if task.accepts(number)]):
             raise TaskError(f"task {task.name!r} is not defined at {list(shots)} shots. Choose others with --shots.")
         for number in defined:
             results.append(evaluate(model, task, shots=number, journals=journals, model_hash=model_hash, **settings))
@@ -249,8 +248,7 @@ def write_submissions(directory: PathLike, results: Sequence[Result], tasks: Seq
         if answers_are_hidden(result.predictions)
     }
     for file, result in hidden.items():
-        expected = getattr(by_name[result.task], "submission_questions", tuple)
-        submission.write(file, result.predictions, expected())
+        submission.write(file, result.predictions, by_name[result.task].submission_questions())
     return list(hidden)
 
 

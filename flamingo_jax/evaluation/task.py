@@ -8,9 +8,8 @@
 
     ComparisonTask.compare(model, n, seed) -> Comparison        zero-shot classification and retrieval with a contrastive model: it has no prompts
 
-A task is registered under its name with a factory, `register("format", make)`, that receives the directories of `config.data` by name
-({"world": "/data/world"}) and the settings of the few-shot protocol, and returns the task. The modules of `evaluation/benchmarks` register themselves
-when `create` is called. The benchmarks of the paper are registered through `few_shot.register`.
+`evaluation.registry` makes tasks by name: a `TaskFactory` receives the directories of `config.data` by name ({"world": "/data/world"}) and the
+settings of the few-shot protocol, and returns the task.
 """
 
 from __future__ import annotations
@@ -149,6 +148,19 @@ class Task(Protocol):
         """What guessing gives, drawn as a line in the report; None if that is not defined."""
         ...
 
+    @property
+    def settings(self) -> Settings:
+        """How queries and support examples are chosen; goes into results.json."""
+        ...
+
+    def accepts(self, shots: int) -> bool:
+        """Returns True if the task is defined at this number of support examples."""
+        ...
+
+    def submission_questions(self) -> Sequence[int | str]:
+        """Returns the questions that the server which knows the right answers expects answers to, beyond the queries."""
+        ...
+
     def episodes(self, shots: int, n: int, seed: int) -> Sequence[Episode]:
         """The first `n` episodes at `shots` support examples (n = 0: all): a pure function of its arguments; queries do not depend on `shots`."""
         ...
@@ -204,51 +216,12 @@ class ComparisonTask(Protocol):
 
 
 TaskFactory: TypeAlias = Callable[[Mapping[str, str], Settings], "Task | ComparisonTask"]
-TASKS: dict[str, TaskFactory] = {}
-
-
-def register(name: str, factory: TaskFactory) -> None:
-    """Makes `factory` known under `name`; a name is registered once.
-
-    Raises:
-      ValueError: the name is taken by another factory.
-    """
-    if name in TASKS:
-        raise ValueError(
-            f"the task {name!r} is registered twice (by {TASKS[name]!r} and {factory!r}): give one of them another name."
-        )
-    TASKS[name] = factory
-
-
-def create(name: str, data: Mapping[str, str], settings: Settings | None = None) -> Task | ComparisonTask:
-    """The task called `name`.
-
-    Args:
-      name: a registered name.
-      data: directories of the benchmarks by name, `config.data`.
-      settings: of the few-shot protocol; by default the paper's.
-
-    Raises:
-      UnknownTaskError: no such task; the message suggests the closest names.
-      TaskError: it needs a directory that `data` does not have, or does not know a setting.
-    """
-    from flamingo_jax.evaluation import registry  # noqa: F401  (they import this module, to register themselves)
-
-    if name not in TASKS:
-        raise UnknownTaskError(name, sorted(TASKS))
-    return TASKS[name](data, settings or Settings())
 
 
 def parted(tasks: Sequence[Task | ComparisonTask]) -> tuple[list[Task], list[ComparisonTask]]:
     """Tasks that prompt a model, and those that compare its embeddings."""
     prompted = [each for each in tasks if isinstance(each, Task)]
     return prompted, [each for each in tasks if isinstance(each, ComparisonTask)]
-
-
-def accepts(task: Task, shots: int) -> bool:
-    """Whether a task is defined at this number of support examples; any is, unless the task has an `accepts` of its own."""
-    own = getattr(task, "accepts", None)
-    return own is None or bool(own(shots))
 
 
 def directory(data: Mapping[str, str], benchmark: str, task: str) -> str:

@@ -27,16 +27,16 @@ import dataclasses
 import functools
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 
 from flamingo_jax.core.paths import PathLike
+from flamingo_jax.core.seeds import generator
 from flamingo_jax.data.schema import ImageText
 from flamingo_jax.data.sources import Source
 from flamingo_jax.evaluation import task
 from flamingo_jax.tokenizers.base import EOC
-from flamingo_jax.world import scenes
 from flamingo_jax.world.pages import BIND_PROMPT, FORMAT_PROMPT, Album
 from flamingo_jax.world.scenes import ATTRIBUTES, COLOUR, SHAPE, VALUES
 from flamingo_jax.world.text import NEW_NAMES
@@ -67,12 +67,21 @@ class WorldTask:
     name: str
     directory: str
     metrics: tuple[str, ...] = ("exact_match", "ranking")
+    settings: ClassVar[task.Settings] = task.Settings()
 
     @property
     def chance(self) -> float:
         """What guessing gives: 1 / ways, or one attribute of three."""
         ways, _ = SETTINGS[self.name]
         return 1 / (ways or len(ATTRIBUTES))
+
+    def accepts(self, shots: int) -> bool:
+        """Returns True: `episodes` says which pictures there are not enough of."""
+        return True
+
+    def submission_questions(self) -> Sequence[int | str]:
+        """Returns nothing: all answers are known."""
+        return ()
 
     def episodes(self, shots: int, n: int, seed: int) -> Sequence[task.Episode]:
         """The first `n` episodes.
@@ -94,7 +103,7 @@ class WorldTask:
                 f"task {self.name!r}: got n={n}; {self.directory} has {num} query pictures ({pool}). Take n from 1 to {num}, or 0 for all."
             )
         stream = f"bind{ways}" if ways else "format"
-        order = scenes.random(seed, f"{stream}/queries", 0).permutation(num)[: n or num]
+        order = generator(seed, f"{stream}/queries", 0).permutation(num)[: n or num]
         return [self._episode(albums, pool, int(row), shots, seed, stream) for row in order]
 
     def _episode(
@@ -102,7 +111,7 @@ class WorldTask:
     ) -> task.Episode:
         ways, control = SETTINGS[self.name]
         queries, supports = albums[pool], albums["test_one"]
-        rng = scenes.random(seed, f"{stream}/{pool}", row)
+        rng = generator(seed, f"{stream}/{pool}", row)
         question = _Question.draw(rng, queries.attributes[row, 0], ways)
         used = [row] if queries is supports else []
         for value, _ in zip(_balanced(rng, question.values), range(shots), strict=False):
@@ -110,7 +119,7 @@ class WorldTask:
         chosen = used[len(used) - shots :]
         labels = [question.answers[supports.attributes[i, 0, question.attribute]] for i in chosen]
         if control == "shuffled":
-            labels = _shuffled(scenes.random(seed, f"{stream}/labels", row), supports, question, ways, shots)
+            labels = _shuffled(generator(seed, f"{stream}/labels", row), supports, question, ways, shots)
         parts: list[task.Part] = []
         for i, label in zip(chosen, labels, strict=True):
             parts += [supports.images[i], f"{question.prompt} {label}{EOC}"]
@@ -203,5 +212,4 @@ def _make(data: Mapping[str, str], settings: task.Settings, *, name: str) -> Wor
     return WorldTask(name, task.directory(data, "world", name))
 
 
-for _name in SETTINGS:
-    task.register(_name, functools.partial(_make, name=_name))
+TASKS: dict[str, task.TaskFactory] = {name: functools.partial(_make, name=name) for name in SETTINGS}

@@ -132,12 +132,26 @@ def _make(
     return ZeroShot(name, functools.partial(items, place), templates, metrics, of)
 
 
-def _register(of: str, items: Any, templates: tuple[str, ...], *metrics: str) -> None:
-    make = functools.partial(_make, of=of, items=items, templates=templates, metrics=metrics)
-    task.register(f"{of}_zero_shot", make)
-
-
-_register("imagenet", lambda place: ImageNet(place).test(), class_templates.IMAGES, "top1", "top5")
-_register("kinetics700", lambda place: Kinetics700(place).test(), class_templates.VIDEOS, "top1_top5", "top1", "top5")
-# Its captions name the size of each thing, and nothing else.
-_register("world", _world_items, tuple(f"a {size} {{}}" for size in SIZES), "top1", "top5")
+TASKS: dict[str, task.TaskFactory] = {
+    "imagenet_zero_shot": functools.partial(
+        _make,
+        of="imagenet",
+        items=lambda place: ImageNet(place).test(),
+        templates=class_templates.IMAGES,
+        metrics=("top1", "top5"),
+    ),
+    "kinetics700_zero_shot": functools.partial(
+        _make,
+        of="kinetics700",
+        items=lambda place: Kinetics700(place).test(),
+        templates=class_templates.VIDEOS,
+        metrics=("top1_top5", "top1", "top5"),
+    ),
+    "world_zero_shot": functools.partial(
+        _make,
+        of="world",
+        items=_world_items,
+        templates=tuple(f"a {size} {{}}" for size in SIZES),  # captions name the size of each thing, and nothing else
+        metrics=("top1", "top5"),
+    ),
+}

@@ -15,6 +15,7 @@ import functools
 import numpy as np
 from jaxtyping import Int
 
+from flamingo_jax.core.seeds import generator
 from flamingo_jax.data.schema import InterleavedPage
 from flamingo_jax.world import scenes, text
 from flamingo_jax.world.scenes import COLOUR, SHAPE, VALUES
@@ -78,7 +79,7 @@ def page(seed: int, stream: str, index: int, *, one: Album, two: Album, mix: Pag
       two: pictures of two objects, for question pages.
       mix: how often each kind of page occurs.
     """
-    rng = scenes.random(seed, f"{stream}/pages", index)
+    rng = generator(seed, f"{stream}/pages", index)
     kind = text.choose_kind(rng, mix)
     num = PICTURES_PER_PAGE[kind]
     if kind == "binding":

@@ -12,12 +12,13 @@ from __future__ import annotations
 
 import dataclasses
 import io
-import zlib
 from collections.abc import Callable, Iterator
 
 import numpy as np
 from jaxtyping import Float, Int, UInt8
 from PIL import Image
+
+from flamingo_jax.core.seeds import generator
 
 IMAGE_SIZE = 32  # pixels
 BLOCK = 256  # pictures drawn at once
@@ -66,11 +67,6 @@ POOLS = {
     "test_two": Pool(2),
     "test_held_out": Pool(1, held_out=True),
 }
-
-
-def random(seed: int, stream: str, index: int) -> np.random.Generator:
-    """The generator of item `index` of a named stream: streams, seeds and items are independent of each other."""
-    return np.random.default_rng([seed, zlib.crc32(stream.encode()), index])
 
 
 def draw_attributes(rng: np.random.Generator, num: int, pool: Pool) -> Int[np.ndarray, "M O 3"]:
@@ -218,7 +214,7 @@ class Scenes:
 
 def scenes(seed: int, pool: str, block: int) -> Scenes:
     """Pictures `block * BLOCK` to `(block + 1) * BLOCK - 1` of a pool."""
-    rng = random(seed, pool, block)
+    rng = generator(seed, pool, block)
     attributes = draw_attributes(rng, BLOCK, POOLS[pool])
     return Scenes(attributes, render(rng, attributes))
 
@@ -248,7 +244,7 @@ class Clip:
 
 def video(seed: int, index: int, num_frames: int) -> Clip:
     """Video `index` of a seed; its object keeps its shade and its size, the noise of each frame is its own."""
-    rng = random(seed, "video", index)
+    rng = generator(seed, "video", index)
     attributes = np.repeat(draw_attributes(rng, 1, Pool(1)), num_frames, axis=0)
     radius, (shade, grey) = _radii(rng, attributes[:1]), _shades(rng, attributes[:1])
     direction = DIRECTIONS[rng.integers(len(DIRECTIONS))]

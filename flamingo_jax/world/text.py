@@ -19,6 +19,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from jaxtyping import Int
 
+from flamingo_jax.core.seeds import generator
 from flamingo_jax.world import scenes
 from flamingo_jax.world.scenes import COLOUR, COLOURS, DIRECTIONS, SHAPE, SHAPES, SIZES, VALUES, Pool, draw_attributes
 
@@ -89,7 +90,7 @@ def choose_kind(rng: np.random.Generator, mix: object) -> str:
 
 def document(seed: int, stream: str, index: int, *, mix: TextMix, num_words: int) -> str:
     """Document `index` of a stream: whole entries, at most `num_words` words."""
-    rng = scenes.random(seed, f"{stream}/text", index)
+    rng = generator(seed, f"{stream}/text", index)
     entry = _ENTRIES[choose_kind(rng, mix)](rng)
     words: list[str] = []
     while len(words) + len(more := entry().split()) <= num_words:
@@ -186,7 +187,7 @@ def lookup_pages(ways: int, n: int, seed: int) -> Sequence[Lookup]:
         raise ValueError(f"lookup_pages: got ways={ways}, expected 1 to {NUM_NEW_NAMES}, the number of new names.")
     pages = []
     for index in range(n):
-        rng = scenes.random(seed, f"lookup/{ways}", index)
+        rng = generator(seed, f"lookup/{ways}", index)
         keys = rng.permutation(COLOURS + SHAPES + SIZES)[:ways].tolist()
         names = rng.permutation(NEW_NAMES)[:ways].tolist()
         passes = [int(i) for _ in range(2) for i in rng.permutation(ways)]

@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from flamingo_jax.evaluation import task
+from flamingo_jax.evaluation import registry, task
 from flamingo_jax.evaluation.answer import prompt_text
 from flamingo_jax.evaluation.metrics import MissingResourceError, metric, submission
 from flamingo_jax.evaluation.runner import evaluate
@@ -37,7 +37,7 @@ def tagger(monkeypatch):
 
 def make(name, directory) -> task.Task:
     data = benchmarks.make(name, directory)
-    return task.create(name, data, task.Settings(num_support=4, num_support_per_class=2))
+    return registry.create(name, data, task.Settings(num_support=4, num_support_per_class=2))
 
 
 @pytest.mark.parametrize("shots", SHOTS)
@@ -48,7 +48,7 @@ def test_benchmark_runs(model, tmp_path, name, shots):
         metric(benchmark.metrics[0]).check()
     except MissingResourceError as error:
         pytest.skip(str(error))
-    if not task.accepts(benchmark, shots):
+    if not benchmark.accepts(shots):
         assert name == "rareact" and shots > 0
         return
     result = evaluate(model, benchmark, shots=shots, n=0, seed=3, batch_size=4)

@@ -1,12 +1,13 @@
 """The few-shot protocol on a benchmark in memory: which items are drawn, and what the prompt looks like (paper, B.1.5 and Figure 8)."""
 
 import dataclasses
+import functools
 
 import numpy as np
 import pytest
 
 from flamingo_jax.core.config import ConfigError, from_dict
-from flamingo_jax.evaluation import protocol, task
+from flamingo_jax.evaluation import protocol, registry, task
 from flamingo_jax.evaluation.config import EvaluateConfig
 from flamingo_jax.evaluation.protocol import FewShotTask
 from flamingo_jax.evaluation.task import Settings, TaskError
@@ -220,9 +221,9 @@ def test_settings_say_what_they_expect():
 
 def test_a_task_that_draws_its_own_supports_refuses_other_settings():
     with pytest.raises(TaskError, match="the task 'format' draws its own support examples .* selection=rices"):
-        task.create("format", {"world": "somewhere"}, Settings(selection="rices"))
+        registry.create("format", {"world": "somewhere"}, Settings(selection="rices"))
     with pytest.raises(TaskError, match="the task 'lm_lookup' draws its own"):
-        task.create("lm_lookup", {}, Settings(ensemble=6))
+        registry.create("lm_lookup", {}, Settings(ensemble=6))
 
 
 def test_a_registered_benchmark_is_a_task(monkeypatch):
@@ -230,12 +231,11 @@ def test_a_registered_benchmark_is_a_task(monkeypatch):
         name = "colours_of_tests"
         data = "paint"
 
-    monkeypatch.setattr(task, "TASKS", dict(task.TASKS))
-    protocol.register(Registered)
-    created = task.create("colours_of_tests", {"paint": "there"}, SMALL)
+    monkeypatch.setitem(registry.TASKS, "colours_of_tests", functools.partial(protocol.make, benchmark=Registered))
+    created = registry.create("colours_of_tests", {"paint": "there"}, SMALL)
     assert isinstance(created, FewShotTask) and created.benchmark.directory == "there" and created.settings == SMALL
     with pytest.raises(TaskError, match=r"'colours_of_tests' needs the directory of 'paint', got none"):
-        task.create("colours_of_tests", {})
+        registry.create("colours_of_tests", {})
 
 
 def test_two_queries_of_one_id_are_refused():

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from etils import epath
 
-from flamingo_jax.evaluation import task
+from flamingo_jax.evaluation import registry, task
 from flamingo_jax.evaluation.retrieval import METRICS, both_ways, distinct_batches, recalls
 from flamingo_jax.evaluation.world_tasks import read_albums
 from flamingo_jax.world.text import caption
@@ -44,7 +44,7 @@ def test_captioned_benchmarks(tmp_path, name):
     getattr(fixture, f"make_{name}")(epath.Path(tmp_path))
     captions = {each[-2]: each[-1] for each in fixture.IMAGES if each[0] == "test"}
     named = {f"{key:012d}.jpg" if name == "coco" else key: texts for key, texts in captions.items()}
-    made = task.create(f"{name}_retrieval", {name: str(tmp_path)})
+    made = registry.create(f"{name}_retrieval", {name: str(tmp_path)})
     assert isinstance(made, task.ComparisonTask) and made.metrics == METRICS
 
     def own(visual):
@@ -68,7 +68,7 @@ def test_five_captions_count(monkeypatch, tmp_path):
     monkeypatch.setattr(coco, "IMAGES", (*many, *coco.IMAGES))
     coco.make_coco(epath.Path(tmp_path))
     model = Meaning(lambda visual: ["anything"])
-    task.create("coco_retrieval", {"coco": str(tmp_path)}).compare(model, 0, seed=1)
+    registry.create("coco_retrieval", {"coco": str(tmp_path)}).compare(model, 0, seed=1)
     assert sorted(text for text in model.read if text.startswith("caption")) == [f"caption {i}" for i in range(5)]
 
 
@@ -91,7 +91,7 @@ def test_the_world(world):
         for pool in ("test_one", "test_two")
         for image, attributes in zip(albums[pool].images, albums[pool].attributes, strict=True)
     }
-    made = task.create("world_retrieval", {"world": world})
+    made = registry.create("world_retrieval", {"world": world})
     model = Meaning(lambda image: [shown[image]])
     found = made.compare(model, 64, seed=1)
     assert (found.n, set(found.values.values())) == (64, {1.0})
@@ -111,7 +111,7 @@ def test_the_world(world):
 
 
 def test_a_world_that_is_too_small_says_so(world):
-    made = task.create("world_retrieval", {"world": world})
+    made = registry.create("world_retrieval", {"world": world})
     with pytest.raises(task.TaskError, match="got n=129; .* has 128 test pictures"):
         made.compare(Meaning(lambda image: ["a"]), 129, seed=1)
     with pytest.raises(task.TaskError, match="fill 1 batches of 64 different scenes; expected 2"):
@@ -120,4 +120,4 @@ def test_a_world_that_is_too_small_says_so(world):
 
 def test_settings_of_support_examples_are_refused():
     with pytest.raises(task.TaskError, match="'coco_retrieval' compares embeddings .* selection=rices"):
-        task.create("coco_retrieval", {"coco": "somewhere"}, task.Settings(selection="rices"))
+        registry.create("coco_retrieval", {"coco": "somewhere"}, task.Settings(selection="rices"))

@@ -1,13 +1,14 @@
 """A whole evaluation, in this process: RICES, the journal, the report, hidden answers and embeddings, as the command line would have them."""
 
 import dataclasses
+import functools
 import json
 
 import PIL.Image
 import pytest
 
 from flamingo_jax.core.processes import Cluster
-from flamingo_jax.evaluation import protocol, task
+from flamingo_jax.evaluation import protocol, registry
 from flamingo_jax.evaluation.config import EvaluateConfig
 from flamingo_jax.evaluation.run import run
 from tests.evaluation.in_memory import Colours
@@ -23,7 +24,6 @@ def checkpoint(tmp_path_factory):
 
 @pytest.fixture
 def config(monkeypatch):
-    monkeypatch.setattr(task, "TASKS", dict(task.TASKS))
 
     class Ranked(Colours):
         name = "ranked_colours"
@@ -37,8 +37,8 @@ def config(monkeypatch):
         def __init__(self, directory):
             super().__init__(directory, name=self.name, hidden=True, num_test=6)
 
-    protocol.register(Ranked)
-    protocol.register(Hidden)
+    for benchmark in (Ranked, Hidden):
+        monkeypatch.setitem(registry.TASKS, benchmark.name, functools.partial(protocol.make, benchmark=benchmark))
     inference = dataclasses.replace(tiny.CONFIG, max_new_tokens=3)
     data = {"ranked_colours": "here", "hidden_colours": "here"}
     return EvaluateConfig(

@@ -10,8 +10,9 @@ import pytest
 from flamingo_jax.data.schema import Batch
 from flamingo_jax.evaluation.answer import prompt_text
 from flamingo_jax.evaluation.lm_lookup import lookup_probe
+from flamingo_jax.evaluation.registry import create
 from flamingo_jax.evaluation.runner import evaluate, evaluate_all, write_predictions
-from flamingo_jax.evaluation.task import Episode, create
+from flamingo_jax.evaluation.task import Episode, Settings
 from flamingo_jax.inference import engine
 from flamingo_jax.sharding.mesh import MeshConfig, make_mesh
 from tests.inference import tiny
@@ -29,6 +30,13 @@ class Naming:
     metrics: tuple[str, ...] = ("exact_match", "ranking")
     chance: float | None = 0.5
     masked: bool = False
+    settings: Settings = Settings()
+
+    def accepts(self, shots):
+        return True
+
+    def submission_questions(self):
+        return ()
 
     def episodes(self, shots, n, seed):
         names = ("dax", "wug")

@@ -2,33 +2,32 @@
 
 import pytest
 
-from flamingo_jax.evaluation import task
+from flamingo_jax.evaluation import registry
 from flamingo_jax.evaluation.task import Episode, Task, UnknownTaskError
 
 
 def test_the_tasks_of_the_project_are_registered():
-    created = task.create("bind2_hidden", {"world": "somewhere"})
+    created = registry.create("bind2_hidden", {"world": "somewhere"})
     assert isinstance(created, Task)
     assert created.name == "bind2_hidden"
-    assert isinstance(task.create("lm_lookup", {}), Task)
+    assert isinstance(registry.create("lm_lookup", {}), Task)
 
 
 def test_an_unknown_task_gets_a_suggestion():
     with pytest.raises(UnknownTaskError, match=r"^unknown task 'formt': did you mean 'format'"):
-        task.create("formt", {})
+        registry.create("formt", {})
 
 
 def test_a_missing_directory_says_which_field():
     with pytest.raises(
         ValueError, match=r"the task 'format' needs the directory of 'world', got none: pass --config.data.world"
     ):
-        task.create("format", {})
+        registry.create("format", {})
 
 
 def test_a_name_is_registered_once():
-    task.create("format", {"world": "somewhere"})
     with pytest.raises(ValueError, match="registered twice"):
-        task.register("format", lambda data: None)
+        registry.merged(registry.TASKS, {"format": lambda data, settings: None})
 
 
 def test_the_answer_is_among_the_candidates():

@@ -8,8 +8,7 @@ import pytest
 from etils import epath
 
 from data_pipelines import world as pipeline
-from flamingo_jax.evaluation import task as tasks_registry
-from flamingo_jax.evaluation import world_tasks
+from flamingo_jax.evaluation import registry, world_tasks
 from flamingo_jax.world import scenes
 from flamingo_jax.world.scenes import COLOURS, SHAPES, VALUES
 from flamingo_jax.world.text import NEW_NAMES
@@ -32,7 +31,7 @@ def episodes(directory):
 
     @functools.cache
     def get(name, shots, n=None, seed=1):
-        task = tasks_registry.create(name, {"world": directory})
+        task = registry.create(name, {"world": directory})
         return task.episodes(shots, n or N[name.endswith("held_out")], seed)
 
     return get
@@ -221,29 +220,29 @@ def test_hidden_format_is_a_quarter(episodes, shots):
 def test_chance_and_metrics_are_told(directory):
     expected = {"format": 1 / 3, "bind2": 0.5, "bind2_hidden": 0.5, "bind4": 0.25}
     for name, chance in expected.items():
-        task = tasks_registry.create(name, {"world": directory})
-        assert isinstance(task, tasks_registry.Task)
+        task = registry.create(name, {"world": directory})
+        assert isinstance(task, registry.Task)
         assert task.chance == pytest.approx(chance)
         assert task.metrics == ("exact_match", "ranking")
 
 
 def test_more_episodes_than_pictures_are_refused(directory):
-    task = tasks_registry.create("bind2_held_out", {"world": directory})
+    task = registry.create("bind2_held_out", {"world": directory})
     with pytest.raises(ValueError, match="n=65; .* has 64 query pictures"):
         task.episodes(0, 65, 1)
 
 
 def test_more_shots_than_pictures_are_refused(directory):
-    task = tasks_registry.create("format", {"world": directory})
+    task = registry.create("format", {"world": directory})
     with pytest.raises(ValueError, match="take fewer shots"):
         task.episodes(500, 1, 1)
 
 
 def test_missing_world_is_explained(tmp_path):
     with pytest.raises(ValueError, match=r"--config\.data\.world=DIRECTORY"):
-        tasks_registry.create("bind2", {})
+        registry.create("bind2", {})
     with pytest.raises(FileNotFoundError, match="no dataset at"):
-        tasks_registry.create("bind2", {"world": str(tmp_path)}).episodes(0, 1, 1)
+        registry.create("bind2", {"world": str(tmp_path)}).episodes(0, 1, 1)
 
 
 def readings(episode, shown):

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from etils import epath
 
-from flamingo_jax.evaluation import task
+from flamingo_jax.evaluation import registry, task
 from flamingo_jax.evaluation.benchmarks import class_templates
 from flamingo_jax.evaluation.zero_shot import class_embeddings
 from tests.evaluation.fixtures import imagenet, kinetics700
@@ -35,7 +35,7 @@ def test_templates_of_a_file(tmp_path):
     file.write_text("A photo of a {class_name}\n\n  {}, drawn.\n")
     assert class_templates.read(file) == ("A photo of a {}", "{}, drawn.")
     assert class_templates.fill(class_templates.read(file), "cat") == ["A photo of a cat", "cat, drawn."]
-    made = task.create("imagenet_zero_shot", {"imagenet": "x"}, task.Settings(templates=str(file)))
+    made = registry.create("imagenet_zero_shot", {"imagenet": "x"}, task.Settings(templates=str(file)))
     assert made.templates == ("A photo of a {}", "{}, drawn.")
     file.write_text("{}\nA photo.\n")
     with pytest.raises(task.TaskError, match=r"template 2, 'A photo\.', has 0 places"):
@@ -55,7 +55,7 @@ def shows(names, of):
 def test_imagenet(tmp_path):
     """Two classes are called crane and are one answer; what is seen as another class is wrong, and right among five."""
     imagenet.make_imagenet(epath.Path(tmp_path))
-    made = task.create("imagenet_zero_shot", {"imagenet": str(tmp_path)})
+    made = registry.create("imagenet_zero_shot", {"imagenet": str(tmp_path)})
     truth = {imagenet.val_name(1): "crane", imagenet.val_name(2): "tench", imagenet.val_name(3): "maillot, tank suit"}
     found = made.compare(shows(made.templates, lambda visual: [truth[visual.path.rpartition("/")[2]]]), 0, seed=1)
     assert found.values == {"top1": 1.0, "top5": 1.0}
@@ -68,7 +68,7 @@ def test_imagenet(tmp_path):
 
 def test_kinetics(tmp_path):
     kinetics700.make_kinetics700(epath.Path(tmp_path))
-    made = task.create("kinetics700_zero_shot", {"kinetics700": str(tmp_path)})
+    made = registry.create("kinetics700_zero_shot", {"kinetics700": str(tmp_path)})
     model = shows(made.templates, lambda video: ["abseiling"])
     found = made.compare(model, 0, seed=1)
     assert list(found.values) == ["top1_top5", "top1", "top5"]
@@ -80,7 +80,7 @@ def test_kinetics(tmp_path):
 def test_the_world(tmp_path):
     """Classes are the pairs of colour and shape that training shows; both sizes are said of each."""
     world = str(small.make_world(tmp_path))
-    made = task.create("world_zero_shot", {"world": world})
+    made = registry.create("world_zero_shot", {"world": world})
     assert made.templates == ("a small {}", "a big {}")
     model = shows(made.templates, lambda image: ["red circle"])
     found = made.compare(model, 0, seed=1)
@@ -94,7 +94,7 @@ def test_the_world(tmp_path):
 def test_the_queries_are_those_of_the_few_shot_task(tmp_path):
     imagenet.make_imagenet(epath.Path(tmp_path))
     data = {"imagenet": str(tmp_path)}
-    few_shot = [episode.query_id for episode in task.create("imagenet", data).episodes(0, 2, 5)]
-    made = task.create("imagenet_zero_shot", data)
+    few_shot = [episode.query_id for episode in registry.create("imagenet", data).episodes(0, 2, 5)]
+    made = registry.create("imagenet_zero_shot", data)
     found = made.compare(shows(made.templates, lambda visual: ["tench"]), 2, seed=5)
     assert [each["query_id"] for each in found.predictions] == few_shot

@@ -13,7 +13,6 @@ from typing import Any, ClassVar
 
 from flamingo_jax.core.paths import PathLike
 from flamingo_jax.data import tfds_files
-from flamingo_jax.evaluation import protocol
 from flamingo_jax.evaluation.benchmarks import karpathy_splits
 from flamingo_jax.evaluation.benchmarks.annotations import AnnotationError, Files
 from flamingo_jax.evaluation.benchmarks.benchmark import Item
@@ -85,6 +84,3 @@ def _prepared_item(examples: Sequence[Mapping[str, Any]], index: int) -> Item:
 
 def _picture(examples: Sequence[Mapping[str, Any]], index: int) -> bytes:
     return examples[index]["image"]
-
-
-protocol.register(Coco)

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from typing import ClassVar
 
 from flamingo_jax.core.paths import PathLike
-from flamingo_jax.evaluation import protocol
 from flamingo_jax.evaluation.benchmarks import karpathy_splits
 from flamingo_jax.evaluation.benchmarks.annotations import Files
 from flamingo_jax.evaluation.benchmarks.benchmark import Item
@@ -46,6 +45,3 @@ class Flickr30k:
         chosen = karpathy_splits.images(files, "dataset_flickr30k.json", dataset="flickr30k", split=split)
         folder = files.folder("flickr30k-images", "flickr30k_images", "images", of=chosen[0]["filename"])
         return karpathy_splits.items(chosen, lambda each: f"{folder}/{each['filename']}", "imgid")
-
-
-protocol.register(Flickr30k)

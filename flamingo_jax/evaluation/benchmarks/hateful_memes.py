@@ -12,7 +12,6 @@ from collections.abc import Sequence
 from typing import Any, ClassVar
 
 from flamingo_jax.core.paths import PathLike
-from flamingo_jax.evaluation import protocol
 from flamingo_jax.evaluation.benchmarks.annotations import Files, Types, records
 from flamingo_jax.evaluation.benchmarks.benchmark import Item
 from flamingo_jax.evaluation.benchmarks.templates import hateful_meme
@@ -73,6 +72,3 @@ class HatefulMemes:
             candidates=ANSWERS,
             extra={"positive": "yes"},
         )
-
-
-protocol.register(HatefulMemes)

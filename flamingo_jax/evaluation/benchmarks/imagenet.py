@@ -15,7 +15,6 @@ from typing import Any, ClassVar
 
 from flamingo_jax.core.paths import Path, PathLike
 from flamingo_jax.data import tfds_files
-from flamingo_jax.evaluation import protocol
 from flamingo_jax.evaluation.benchmarks import imagenet_classes
 from flamingo_jax.evaluation.benchmarks.annotations import AnnotationError, Files
 from flamingo_jax.evaluation.benchmarks.benchmark import Item
@@ -150,6 +149,3 @@ def _prepared_item(
 
 def _picture(examples: Sequence[Mapping[str, Any]], index: int) -> bytes:
     return examples[index]["image"]
-
-
-protocol.register(ImageNet)

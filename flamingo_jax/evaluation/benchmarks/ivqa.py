@@ -11,7 +11,6 @@ from collections.abc import Sequence
 from typing import ClassVar
 
 from flamingo_jax.core.paths import Path, PathLike
-from flamingo_jax.evaluation import protocol
 from flamingo_jax.evaluation.benchmarks import video_files
 from flamingo_jax.evaluation.benchmarks.annotations import Files, most_common, one_line
 from flamingo_jax.evaluation.benchmarks.benchmark import Item
@@ -80,6 +79,3 @@ def _visual(files: Files, split: str, row: dict[str, str], path: Path) -> Video:
     if path.stem != row["video_id"] or not (row.get("start") and row.get("end")):
         return Video(path)
     return Video(path, *video_files.segment(files, files.path(f"{split}.csv"), (row["start"], row["end"])))
-
-
-protocol.register(IVQA)

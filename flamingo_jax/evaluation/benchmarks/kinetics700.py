@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from typing import ClassVar
 
 from flamingo_jax.core.paths import Path, PathLike
-from flamingo_jax.evaluation import protocol
 from flamingo_jax.evaluation.benchmarks import video_files
 from flamingo_jax.evaluation.benchmarks.annotations import Files
 from flamingo_jax.evaluation.benchmarks.benchmark import Item
@@ -77,6 +76,3 @@ def _item(clip: tuple[str, str], path: Path, split: str, classes: tuple[str, ...
         candidates=classes,
         label=label,
     )
-
-
-protocol.register(Kinetics700)

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from typing import ClassVar
 
 from flamingo_jax.core.paths import PathLike
-from flamingo_jax.evaluation import protocol
 from flamingo_jax.evaluation.benchmarks import question_pairs, video_files
 from flamingo_jax.evaluation.benchmarks.annotations import Files
 from flamingo_jax.evaluation.benchmarks.benchmark import Item
@@ -43,6 +42,3 @@ class MSRVTTQA:
         files = Files(self.directory, self.name, DOWNLOAD, LAYOUT)
         videos = video_files.find(files, "videos", "video")
         return question_pairs.items(files, split, videos, lambda id: [f"video{id}"])
-
-
-protocol.register(MSRVTTQA)

@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from typing import ClassVar
 
 from flamingo_jax.core.paths import PathLike
-from flamingo_jax.evaluation import protocol
 from flamingo_jax.evaluation.benchmarks import question_pairs, video_files
 from flamingo_jax.evaluation.benchmarks.annotations import Files
 from flamingo_jax.evaluation.benchmarks.benchmark import Item
@@ -62,6 +61,3 @@ def _mapping(files: Files) -> dict[str, str]:
             files.path("youtube_mapping.txt"), "a line without two words", "lines such as 'mv89psg6zh4_33_46 vid1'"
         )
     return {vid: name for name, vid in pairs}
-
-
-protocol.register(MSVDQA)

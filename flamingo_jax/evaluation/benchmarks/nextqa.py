@@ -10,7 +10,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 from flamingo_jax.core.paths import Path, PathLike
-from flamingo_jax.evaluation import protocol
 from flamingo_jax.evaluation.benchmarks import video_files
 from flamingo_jax.evaluation.benchmarks.annotations import Files, one_line
 from flamingo_jax.evaluation.benchmarks.benchmark import Item
@@ -77,6 +76,3 @@ def _item(row: dict[str, str], path: Path, additional: str | None) -> Item:
         answer=one_line(row["answer"]),
         extra=extra,
     )
-
-
-protocol.register(NextQA)

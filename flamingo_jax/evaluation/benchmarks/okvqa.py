@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from typing import ClassVar
 
 from flamingo_jax.core.paths import PathLike
-from flamingo_jax.evaluation import protocol
 from flamingo_jax.evaluation.benchmarks import vqa_files
 from flamingo_jax.evaluation.benchmarks.annotations import Files
 from flamingo_jax.evaluation.benchmarks.benchmark import Item
@@ -51,6 +50,3 @@ class OKVQA:
         files = Files(self.directory, self.name, DOWNLOAD, LAYOUT)
         questions, answers = f"OpenEnded_mscoco_{split}_questions.json", f"mscoco_{split}_annotations.json"
         return vqa_files.items(files, questions, answers, subtype=split, images=split, shown="raw_answer")
-
-
-protocol.register(OKVQA)

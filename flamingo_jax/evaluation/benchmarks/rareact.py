@@ -11,7 +11,6 @@ from collections.abc import Sequence
 from typing import ClassVar
 
 from flamingo_jax.core.paths import PathLike
-from flamingo_jax.evaluation import protocol
 from flamingo_jax.evaluation.benchmarks import video_files
 from flamingo_jax.evaluation.benchmarks.annotations import Files
 from flamingo_jax.evaluation.benchmarks.benchmark import Item
@@ -94,6 +93,3 @@ def action(verb: str, noun: str) -> str:
         third_person = f"{verb}s"
     article = "the" if noun in PLURAL_OR_UNCOUNTED else "an" if noun[:1] in "aeiou" else "a"
     return f"{third_person} {article} {noun}"
-
-
-protocol.register(RareAct)

@@ -11,7 +11,6 @@ from collections.abc import Sequence
 from typing import Any, ClassVar
 
 from flamingo_jax.core.paths import Path, PathLike
-from flamingo_jax.evaluation import protocol
 from flamingo_jax.evaluation.benchmarks import video_files
 from flamingo_jax.evaluation.benchmarks.annotations import Files, Types, one_line, records
 from flamingo_jax.evaluation.benchmarks.benchmark import Item
@@ -86,6 +85,3 @@ def _item(files: Files, row: dict[str, Any], video: Path, path: Path) -> Item:
         candidates=candidates,
         extra={"question_type": row["question_id"].split("_")[0]},  # Interaction, Sequence, Prediction or Feasibility
     )
-
-
-protocol.register(Star)

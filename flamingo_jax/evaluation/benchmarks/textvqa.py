@@ -16,7 +16,6 @@ import numpy as np
 import PIL.Image
 
 from flamingo_jax.core.paths import Path, PathLike
-from flamingo_jax.evaluation import protocol
 from flamingo_jax.evaluation.benchmarks.annotations import Files, Types, most_common, one_line, records
 from flamingo_jax.evaluation.benchmarks.benchmark import Item
 from flamingo_jax.evaluation.benchmarks.templates import question
@@ -100,6 +99,3 @@ def _turned(path: str, turns: int) -> np.ndarray:
     """Reads an image and turns it counterclockwise. What a camera noted in the file does not count: the list of rotations is of the stored pixels."""
     with PIL.Image.open(io.BytesIO(Path(path).read_bytes())) as image:
         return np.ascontiguousarray(np.rot90(np.asarray(image.convert("RGB")), turns))
-
-
-protocol.register(TextVQA)

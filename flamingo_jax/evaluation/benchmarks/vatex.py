@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from typing import Any, ClassVar
 
 from flamingo_jax.core.paths import PathLike
-from flamingo_jax.evaluation import protocol
 from flamingo_jax.evaluation.benchmarks import video_files
 from flamingo_jax.evaluation.benchmarks.annotations import Files, one_line, records
 from flamingo_jax.evaluation.benchmarks.benchmark import Item
@@ -69,6 +68,3 @@ def _rows(files: Files, split: str) -> list[dict[str, Any]]:
     if not all(row["enCap"] for row in rows):
         raise files.wrong(path, "a clip without captions", "ten captions each")
     return rows
-
-
-protocol.register(Vatex)

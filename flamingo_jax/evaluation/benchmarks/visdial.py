@@ -14,7 +14,6 @@ from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
 from flamingo_jax.core.paths import Path, PathLike
-from flamingo_jax.evaluation import protocol
 from flamingo_jax.evaluation.benchmarks.annotations import Files, one_line, records
 from flamingo_jax.evaluation.benchmarks.benchmark import Item
 from flamingo_jax.evaluation.benchmarks.templates import question
@@ -154,6 +153,3 @@ class _Dialogs:
     def _question(self, exchange: dict[str, Any]) -> str:
         text = one_line(self.questions[exchange["question"]])
         return question(text if text.endswith("?") else f"{text}?")  # the files have them without
-
-
-protocol.register(VisDial)

@@ -11,7 +11,6 @@ from collections.abc import Sequence
 from typing import Any, ClassVar
 
 from flamingo_jax.core.paths import Path, PathLike
-from flamingo_jax.evaluation import protocol
 from flamingo_jax.evaluation.benchmarks.annotations import Files, most_common, one_line, records
 from flamingo_jax.evaluation.benchmarks.benchmark import Item
 from flamingo_jax.evaluation.benchmarks.templates import question
@@ -86,7 +85,3 @@ def _item(record: dict[str, Any], folder: Path) -> Item:
         references=answers,
         extra={"image": record["image"]},
     )
-
-
-protocol.register(VizWiz)
-protocol.register(VizWizVal)

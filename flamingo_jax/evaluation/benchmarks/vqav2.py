@@ -12,7 +12,6 @@ from collections.abc import Sequence
 from typing import ClassVar
 
 from flamingo_jax.core.paths import PathLike
-from flamingo_jax.evaluation import protocol
 from flamingo_jax.evaluation.benchmarks import vqa_files
 from flamingo_jax.evaluation.benchmarks.annotations import Files
 from flamingo_jax.evaluation.benchmarks.benchmark import Item
@@ -78,7 +77,3 @@ class VQAv2Val(VQAv2):
     def test(self) -> Sequence[Item]:
         """The 214,354 validation questions."""
         return self._answered("val2014")
-
-
-protocol.register(VQAv2)
-protocol.register(VQAv2Val)

@@ -11,7 +11,6 @@ from collections.abc import Sequence
 from typing import Any, ClassVar
 
 from flamingo_jax.core.paths import PathLike
-from flamingo_jax.evaluation import protocol
 from flamingo_jax.evaluation.benchmarks import video_files
 from flamingo_jax.evaluation.benchmarks.annotations import Files, one_line, records
 from flamingo_jax.evaluation.benchmarks.benchmark import Item
@@ -74,6 +73,3 @@ def _segments(files: Files, subset: str) -> list[dict[str, Any]]:
         raise files.wrong(path, f"videos of {', '.join(sorted({each['subset'] for each in videos}))} alone", subset)
     segments = [{"video": each["video"]} | segment for each in chosen for segment in each["annotations"]]
     return records(segments, {"id": int, "segment": list, "sentence": str}, path)
-
-
-protocol.register(YouCook2)

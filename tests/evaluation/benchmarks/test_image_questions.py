@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from etils import epath
 
-from flamingo_jax.evaluation import task
+from flamingo_jax.evaluation import registry, task
 from flamingo_jax.evaluation.benchmarks.annotations import AnnotationError
 from flamingo_jax.evaluation.benchmarks.okvqa import OKVQA
 from flamingo_jax.evaluation.benchmarks.textvqa import TextVQA
@@ -53,10 +53,10 @@ def test_vqav2_knows_all_questions_of_the_submission(tmp_path):
 
 def test_variants_of_a_benchmark_share_its_directory(tmp_path):
     directory = str(made(vqav2.make_vqav2, tmp_path))
-    (episode, *_) = task.create("vqav2_val", {"vqav2": directory}).episodes(1, 2, 0)
+    (episode, *_) = registry.create("vqav2_val", {"vqav2": directory}).episodes(1, 2, 0)
     assert len(episode.references) == 10
     with pytest.raises(task.TaskError, match="--config.data.vizwiz=DIRECTORY"):
-        task.create("vizwiz_val", {"vqav2": directory})
+        registry.create("vizwiz_val", {"vqav2": directory})
 
 
 def test_okvqa_shows_what_was_typed_and_compares_stems(tmp_path):

@@ -2,7 +2,7 @@
 
 import pytest
 
-from flamingo_jax.evaluation import task
+from flamingo_jax.evaluation import registry, task
 from tests.evaluation.fixtures import benchmarks
 
 ANNOTATIONS = (".json", ".jsonl", ".csv", ".txt")
@@ -21,7 +21,7 @@ def test_missing_and_damaged_files(name, tmp_path):
     ((files, _),) = (data := benchmarks.make(name, tmp_path)).items()
 
     def read():
-        benchmark = task.create(name, data).benchmark
+        benchmark = registry.create(name, data).benchmark
         return len(benchmark.train() if benchmark.max_shots else ()), len(benchmark.test())
 
     counts = read()
@@ -52,7 +52,7 @@ def test_missing_images(name, tmp_path):
     for path in tmp_path.rglob("*"):
         if path.suffix in (".jpg", ".png", ".JPEG"):
             path.unlink()
-    benchmark = task.create(name, data).benchmark
+    benchmark = registry.create(name, data).benchmark
     for read in (benchmark.train, benchmark.test):
         with pytest.raises(task.TaskError, match=r"it is not there\. Get it from|holds folders without images"):
             read()

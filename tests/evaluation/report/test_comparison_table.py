@@ -2,11 +2,11 @@
 
 import pytest
 
+from flamingo_jax.evaluation.registry import create
 from flamingo_jax.evaluation.report import comparison_table, report
 from flamingo_jax.evaluation.report.published import contrastive
 from flamingo_jax.evaluation.retrieval import METRICS
 from flamingo_jax.evaluation.runner import Row
-from flamingo_jax.evaluation.task import create
 
 
 def row(task, metric, value, **fields):
