@@ -19,8 +19,8 @@ from flamingo_jax.conversion.transforms import scalar, transpose
 from flamingo_jax.conversion.vit_rules import Names, vision_rules
 from flamingo_jax.core import paths
 from flamingo_jax.core.paths import Path
+from flamingo_jax.models.config import ModelConfig
 from flamingo_jax.models.vit import Features, ViTConfig
-from flamingo_jax.training.config import ModelConfig
 
 NAMES = Names(
     patch="embeddings.patch_embedding",

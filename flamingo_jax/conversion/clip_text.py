@@ -20,11 +20,11 @@ from flamingo_jax.conversion.transforms import (
 )
 from flamingo_jax.conversion.vit_rules import Names, norm_rules, projection_rules
 from flamingo_jax.core.paths import Path
+from flamingo_jax.models.config import ModelConfig
 from flamingo_jax.models.contrastive import ContrastiveConfig
 from flamingo_jax.models.text_encoder import TextEncoderConfig
 from flamingo_jax.models.vit import ViTConfig
 from flamingo_jax.tokenizers.base import JSON_NAME
-from flamingo_jax.training.config import ModelConfig
 
 Towers = Literal["vision", "both"]
 

@@ -32,8 +32,8 @@ from flamingo_jax.conversion.reading import ConversionError, needs
 from flamingo_jax.core import paths, trees
 from flamingo_jax.core.config import from_dict
 from flamingo_jax.core.paths import Path
+from flamingo_jax.models.config import ModelConfig, required
 from flamingo_jax.models.lm import LMConfig
-from flamingo_jax.training.config import ModelConfig, given
 
 _THEIRS = {
     "resampler": {
@@ -105,9 +105,9 @@ def state_dict(model: ModelConfig, params: trees.Params) -> dict[str, np.ndarray
         ConversionError: naming the fields in which the model is not one of theirs.
     """
     layout = check(model)
-    flat, lm, every = trees.flatten(params), given(model.lm, "lm"), given(model.xattn, "xattn").every
+    flat, lm, every = trees.flatten(params), required(model.lm, "lm"), required(model.xattn, "xattn").every
     places = range(every - 1, lm.num_layers, every)
-    out = dict(_renamed(RESAMPLER, flat, range(given(model.resampler, "resampler").num_layers)))
+    out = dict(_renamed(RESAMPLER, flat, range(required(model.resampler, "resampler").num_layers)))
     out.update(_renamed(xattn_pairs(layout.layers), flat, places))
     read = lambda path: np.asarray(flat[f"flamingo/{path}"])  # noqa: E731
     known = lm.vocab_size
@@ -132,17 +132,17 @@ def check(model: ModelConfig) -> FlamingoLayout:
         ConversionError: naming the fields in which the model is not one of theirs.
     """
     wrong = [
-        f"{part}.{field} = {getattr(given(getattr(model, part), part), field)!r} (theirs: {value!r})"
+        f"{part}.{field} = {getattr(required(getattr(model, part), part), field)!r} (theirs: {value!r})"
         for part, fields in _THEIRS.items()
         for field, value in fields.items()
-        if getattr(given(getattr(model, part), part), field) != value
+        if getattr(required(getattr(model, part), part), field) != value
     ]
-    xattn = given(model.xattn, "xattn")
+    xattn = required(model.xattn, "xattn")
     if xattn.offset != xattn.every - 1:
         wrong.append(f"xattn.offset = {xattn.offset} (theirs: every - 1 = {xattn.every - 1})")
     if model.new_tokens not in (NEW_TOKENS, NEW_TOKENS[:2]):
         wrong.append(f"new_tokens = {model.new_tokens} (theirs: {NEW_TOKENS}, or the first two)")
-    family = _family(given(model.lm, "lm"))
+    family = _family(required(model.lm, "lm"))
     if family is None:
         wrong.append(f"lm = {model.lm} (theirs: one of {', '.join(LAYOUTS)})")
     if wrong or family is None:

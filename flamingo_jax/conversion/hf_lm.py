@@ -15,10 +15,10 @@ from flamingo_jax.conversion.reading import ConversionError, open_weights, read_
 from flamingo_jax.conversion.sources import Inputs, only
 from flamingo_jax.core import paths
 from flamingo_jax.core.paths import Path
+from flamingo_jax.models.config import ModelConfig
 from flamingo_jax.tokenizers import base as tokenizer_lib
 from flamingo_jax.tokenizers.huggingface import HuggingFaceTokenizer
 from flamingo_jax.tokenizers.markers import Markers
-from flamingo_jax.training.config import ModelConfig
 
 
 def conversion(inputs: Inputs) -> Conversion:

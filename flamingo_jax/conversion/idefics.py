@@ -23,12 +23,12 @@ from flamingo_jax.conversion.mapping import LAYER, Conversion, Rule, Rules, unde
 from flamingo_jax.conversion.reading import ConversionError, Weights, open_weights, read_config
 from flamingo_jax.conversion.sources import Inputs, only
 from flamingo_jax.core.paths import Path
+from flamingo_jax.models.config import ModelConfig
 from flamingo_jax.models.gated_xattn import XattnConfig
 from flamingo_jax.models.lm import LMConfig
 from flamingo_jax.models.resampler import ResamplerConfig
 from flamingo_jax.models.vit import ViTConfig
 from flamingo_jax.tokenizers.markers import IMAGE_TAG, Markers
-from flamingo_jax.training.config import ModelConfig
 
 Unseen = Literal["zero", "average"]
 

@@ -27,9 +27,9 @@ from flamingo_jax.conversion.reading import ConversionError, Weights
 from flamingo_jax.core import trees
 from flamingo_jax.core.paths import Path
 from flamingo_jax.models import decoder, flamingo, vision
+from flamingo_jax.models.config import ModelConfig, required
 from flamingo_jax.tokenizers.markers import Markers
 from flamingo_jax.training import objective
-from flamingo_jax.training.config import ModelConfig, given
 
 LAYER = "{layer}"
 
@@ -271,11 +271,11 @@ def targets(kind: str, model: ModelConfig) -> dict[str, jax.ShapeDtypeStruct]:
 
 def _init_of(kind: str, model: ModelConfig) -> Callable[[Any], Any]:
     if kind == "language_model":
-        return decoder.language_model(given(model.lm, "lm")).init
+        return decoder.language_model(required(model.lm, "lm")).init
     if kind == "flamingo":
         return flamingo.build(model.flamingo()).init
     if kind == "contrastive":
-        parts = given(model.text_encoder, "text_encoder"), given(model.contrastive, "contrastive")
+        parts = required(model.text_encoder, "text_encoder"), required(model.contrastive, "contrastive")
         return objective.contrastive(model.encoder(), *parts).init
     if kind == "vision":
         encoder = model.encoder()

@@ -14,9 +14,9 @@ from flamingo_jax.conversion.pickled_tree import read_tree
 from flamingo_jax.conversion.reading import ConversionError, InMemory, Weights
 from flamingo_jax.conversion.sources import Inputs, only
 from flamingo_jax.core.trees import flatten
+from flamingo_jax.models.config import ModelConfig
 from flamingo_jax.models.nfnet import NFNetConfig
 from flamingo_jax.models.sizes import NFNETS
-from flamingo_jax.training.config import ModelConfig
 
 # The size of images that each variant's published accuracy is for (Brock et al. 2021, Table 1).
 IMAGE_SIZES: Mapping[str, int] = {"F0": 256, "F1": 320, "F2": 352, "F3": 416, "F4": 512, "F5": 544, "F6": 576}

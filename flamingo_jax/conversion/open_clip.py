@@ -18,9 +18,9 @@ from flamingo_jax.conversion.sources import Inputs, only
 from flamingo_jax.conversion.transforms import scalar
 from flamingo_jax.conversion.vit_rules import Names, vision_rules
 from flamingo_jax.core import paths
+from flamingo_jax.models.config import ModelConfig
 from flamingo_jax.models.text_encoder import TextEncoderConfig
 from flamingo_jax.models.vit import Activation, Features, ViTConfig
-from flamingo_jax.training.config import ModelConfig
 
 NAMES = Names(
     patch="conv1",

@@ -39,12 +39,12 @@ from flamingo_jax.conversion.open_flamingo_layout import (
 from flamingo_jax.conversion.reading import ConversionError, Weights
 from flamingo_jax.conversion.sources import Inputs, only
 from flamingo_jax.core.paths import Path
+from flamingo_jax.models.config import ModelConfig, required
 from flamingo_jax.models.gated_xattn import XattnConfig
 from flamingo_jax.models.lm import LMConfig
 from flamingo_jax.models.resampler import ResamplerConfig
 from flamingo_jax.tokenizers import base as tokenizer_lib
 from flamingo_jax.tokenizers.markers import Markers
-from flamingo_jax.training.config import ModelConfig, given
 
 
 def conversion(inputs: Inputs) -> Conversion:
@@ -82,9 +82,9 @@ def join(checkpoint: Weights, lm: Conversion, vision: Conversion, *, pieces: int
     """
     names = checkpoint.names()
     layout = _layout(names)
-    config = given(lm.model.lm, "lm")
+    config = required(lm.model.lm, "lm")
     places, xattn = _xattn(names, layout, config)
-    resampler = _resampler(names, given(vision.model.vit, "vit").width)
+    resampler = _resampler(names, required(vision.model.vit, "vit").width)
     new = _new_tokens(names, layout, pieces)
     rules = (
         *_rules((*RESAMPLER, *([TIME] if resampler.num_time_embeddings else [])), None),
@@ -217,7 +217,7 @@ def _new_tokens(names: Mapping[str, jax.ShapeDtypeStruct], layout: FlamingoLayou
 
 def _tables(names: Mapping[str, jax.ShapeDtypeStruct], layout: FlamingoLayout, lm: Conversion, pieces: int) -> Rules:
     """The rules of the LM: its tables are cut at the tokenizer's end, since the checkpoint's are, and the new tokens' rows stand apart."""
-    config, new = given(lm.model.lm, "lm"), "flamingo/new_tokens"
+    config, new = required(lm.model.lm, "lm"), "flamingo/new_tokens"
     own = {
         rule.target: rule for rule in lm.rules if isinstance(rule, Rule) and rule.target in ("lm/embedding", "lm/head")
     }

@@ -17,8 +17,8 @@ from flamingo_jax.conversion.mapping import Conversion, Skip, under
 from flamingo_jax.conversion.reading import ConversionError, Weights, open_weights, read_config
 from flamingo_jax.conversion.sources import Inputs, only
 from flamingo_jax.conversion.vit_rules import Names, vision_rules
+from flamingo_jax.models.config import ModelConfig
 from flamingo_jax.models.vit import Features, ViTConfig
-from flamingo_jax.training.config import ModelConfig
 
 NAMES = Names(
     patch="patch_embed.proj",

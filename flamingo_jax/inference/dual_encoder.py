@@ -36,11 +36,11 @@ from flamingo_jax.inference.engine import ALL_AXES, InferenceConfig
 from flamingo_jax.inference.nearest import Rices
 from flamingo_jax.inference.vision_features import VisionEncoder, passes_of
 from flamingo_jax.inference.visuals import Visual
+from flamingo_jax.models.config import ModelConfig, required
 from flamingo_jax.models.contrastive import Contrastive, to_length_one
 from flamingo_jax.sharding.layout import Layout
 from flamingo_jax.tokenizers import base as tokenizer_lib
 from flamingo_jax.tokenizers.base import Tokenizer
-from flamingo_jax.training.config import ModelConfig, given
 
 _TEXTS = 256  # encoded together, on one device
 
@@ -87,7 +87,7 @@ class DualEncoder:
         self.checkpoint, self.step = checkpoint, step
         self._tokenizer, self._mesh = tokenizer, mesh
         self._layout = None if mesh is None else Layout(mesh)
-        self._length = given(model.text_encoder, "text_encoder").max_length
+        self._length = required(model.text_encoder, "text_encoder").max_length
         embed_frames, self._embed_tokens = _functions(model)
         beta = placement.fetch(params["contrastive"]["log_temperature"])
         self.inverse_temperature = float(np.exp(np.asarray(beta, np.float32)))
@@ -187,8 +187,8 @@ def _functions(model: ModelConfig) -> tuple[Embed, Embed]:
     """(params, frames, frame_mask) -> [M, J], and (params, tokens, segment) -> [n, J]."""
     parts = (
         model.encoder(),
-        given(model.text_encoder, "text_encoder"),
-        given(model.contrastive, "contrastive"),
+        required(model.text_encoder, "text_encoder"),
+        required(model.contrastive, "contrastive"),
     )
 
     def images(frames: Array, frame_mask: Array, dtype: Any) -> Array:

@@ -35,11 +35,11 @@ from flamingo_jax.inference.engine import Answer, Engine, InferenceConfig, Reque
 from flamingo_jax.inference.prompt import Image, Prompt, PromptError, Video, Visual
 from flamingo_jax.inference.score import Normalise
 from flamingo_jax.models import decoder, flamingo
+from flamingo_jax.models.config import ModelConfig, required
 from flamingo_jax.models.decoder import Decoder
 from flamingo_jax.models.lm import LMConfig
 from flamingo_jax.tokenizers import base as tokenizer_lib
 from flamingo_jax.tokenizers.base import Tokenizer
-from flamingo_jax.training.config import ModelConfig, given
 
 __all__ = ["EXPECTED_ERRORS", "Chat", "Flamingo", "Image", "InferenceConfig", "PromptError", "Video"]
 
@@ -264,7 +264,7 @@ def _build(described: OpenedCheckpoint) -> tuple[Decoder, LMConfig, Tokenizer, i
     new_tokens = described.new_tokens if described.kind == "flamingo" else ()  # a tower has no rows for them
     tokenizer = tokenizer_lib.load(described.tokenizer, new_tokens)
     config = from_dict(ModelConfig, described.model_config, where="model").with_vocabulary(tokenizer.vocab_size)
-    lm = given(config.lm, "lm")
+    lm = required(config.lm, "lm")
     if described.kind == "flamingo":
         return flamingo.build(config.flamingo()), lm, tokenizer, described.preprocessing["image_size"]
     return decoder.language_model(lm), lm, tokenizer, None

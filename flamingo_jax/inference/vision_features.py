@@ -29,9 +29,9 @@ from flamingo_jax.inference.cache_of_latents import Latents, Passes
 from flamingo_jax.inference.engine import ALL_AXES, InferenceConfig
 from flamingo_jax.inference.model import Flamingo
 from flamingo_jax.inference.visuals import Visual
+from flamingo_jax.models.config import ModelConfig
 from flamingo_jax.models.vision import VisionConfig, pool, see
 from flamingo_jax.sharding.layout import Layout
-from flamingo_jax.training.config import ModelConfig
 
 
 class VisionEncoder:

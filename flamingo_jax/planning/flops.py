@@ -25,10 +25,11 @@ from jax.extend.core import jaxprs_in_params
 
 from flamingo_jax.core import trees
 from flamingo_jax.data.config import DatasetConfig
+from flamingo_jax.models.config import required
 from flamingo_jax.models.lm import LMConfig
 from flamingo_jax.models.resampler import Resampler, ResamplerConfig
 from flamingo_jax.models.vision import VisionConfig, num_patches, see
-from flamingo_jax.training.config import TrainConfig, given
+from flamingo_jax.training.config import TrainConfig
 from flamingo_jax.training.objective import Objective
 
 
@@ -81,7 +82,7 @@ def of_inference(config: TrainConfig, objective: Objective, fill: Fill, *, cache
     """
     weights = _Weights(objective, forward_only=True)
     if config.stage == "language_model":
-        parts = {"lm": _language_model(given(config.model.lm, "lm"), weights, "lm", fill, 0.0, cached)}
+        parts = {"lm": _language_model(required(config.model.lm, "lm"), weights, "lm", fill, 0.0, cached)}
     else:
         parts = _flamingo(config, weights, fill, cached)
     return Needed(parts, fill.rows * fill.tokens, fill.images)
@@ -105,7 +106,7 @@ def of_update(config: TrainConfig, objective: Objective, fills: Mapping[str, Fil
         if config.stage == "contrastive":
             parts = _contrastive(config, weights, fill)
         elif config.stage == "language_model":
-            parts = {"lm": _language_model(given(config.model.lm, "lm"), weights, "lm", fill, 1.0)}
+            parts = {"lm": _language_model(required(config.model.lm, "lm"), weights, "lm", fill, 1.0)}
         else:
             parts = _flamingo(config, weights, fill)
         for part, number in parts.items():
@@ -190,7 +191,7 @@ def _flamingo(config: TrainConfig, weights: _Weights, fill: Fill, cached: int = 
 
 
 def _contrastive(config: TrainConfig, weights: _Weights, fill: Fill) -> dict[str, float | int]:
-    text = given(config.model.text_encoder, "text_encoder")
+    text = required(config.model.text_encoder, "text_encoder")
     tables = "/(embedding|positions|types)$"
     pairs = fill.rows * fill.tokens**2 * 2.0 * text.num_layers * text.width
     return {
@@ -203,7 +204,7 @@ def _contrastive(config: TrainConfig, weights: _Weights, fill: Fill) -> dict[str
 
 def _similarity(config: TrainConfig, pairs: int) -> float:
     """Of this many pairs of a text and an image."""
-    return 3 * 2.0 * pairs * given(config.model.contrastive, "contrastive").joint_dim
+    return 3 * 2.0 * pairs * required(config.model.contrastive, "contrastive").joint_dim
 
 
 def vision_forward(config: VisionConfig, image_size: int) -> int:

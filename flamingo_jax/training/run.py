@@ -23,13 +23,14 @@ from flamingo_jax.core import paths, trees
 from flamingo_jax.data.mixture import BrokenDataset, Mixture, describe
 from flamingo_jax.data.to_device import to_device
 from flamingo_jax.models import decoder, flamingo
+from flamingo_jax.models.config import required
 from flamingo_jax.sharding import mesh as mesh_lib
 from flamingo_jax.tokenizers import base as tokenizer_lib
 from flamingo_jax.tokenizers.base import Tokenizer
 from flamingo_jax.training import callbacks, datasets_per_step, loop, objective, optimizer, towers
 from flamingo_jax.training import logs as metrics
 from flamingo_jax.training import state as state_lib
-from flamingo_jax.training.config import TrainConfig, given
+from flamingo_jax.training.config import TrainConfig
 from flamingo_jax.training.step import Step, make_step
 
 Tell = Callable[[str], None]
@@ -226,12 +227,12 @@ def build_objective(config: TrainConfig, num_shards: int) -> tuple[decoder.Decod
     if config.stage == "contrastive":
         parts = (
             model.encoder(),
-            given(model.text_encoder, "text_encoder"),
-            given(model.contrastive, "contrastive"),
+            required(model.text_encoder, "text_encoder"),
+            required(model.contrastive, "contrastive"),
         )
         return None, objective.contrastive(*parts, num_shards=num_shards, augmentation=config.data.augment)
     if config.stage == "language_model":
-        lm = decoder.language_model(given(model.lm, "lm"))
+        lm = decoder.language_model(required(model.lm, "lm"))
         return lm, objective.language_model(lm)
     functions = flamingo.build(model.flamingo(), arranged=True, trains_vision=config.trains_vision)
     return functions, objective.captioning(

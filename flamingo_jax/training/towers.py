@@ -20,8 +20,9 @@ from flamingo_jax.checkpoint import partial
 from flamingo_jax.checkpoint.arrays import CheckpointError
 from flamingo_jax.core import config as config_lib
 from flamingo_jax.core import paths, trees
+from flamingo_jax.models.config import ModelConfig
 from flamingo_jax.tokenizers import base as tokenizer_lib
-from flamingo_jax.training.config import ModelConfig, TrainConfig
+from flamingo_jax.training.config import TrainConfig
 
 _FREE = ("remat", "vocab_multiple", "loop", "stochastic_depth")  # fields that do not change what a tower computes
 

@@ -13,8 +13,8 @@ from flamingo_jax.core import trees
 from flamingo_jax.core.paths import Path
 from flamingo_jax.inference.engine import InferenceConfig
 from flamingo_jax.inference.vision_features import VisionEncoder
+from flamingo_jax.models.config import ModelConfig
 from flamingo_jax.models.nfnet import NFNetConfig
-from flamingo_jax.training.config import ModelConfig
 
 CONFIG = NFNetConfig(
     widths=(8, 16), depths=(1, 2), strides=(1, 2), stem_channels=(4, 6), stem_strides=(2, 1), group_width=4

@@ -20,10 +20,11 @@ from flamingo_jax.conversion.sources import Inputs
 from flamingo_jax.core import trees
 from flamingo_jax.core.config import from_dict
 from flamingo_jax.core.paths import Path
+from flamingo_jax.models.config import ModelConfig
 from flamingo_jax.nn.embed import RotaryScaling
 from flamingo_jax.tokenizers import base as tokenizer_lib
 from flamingo_jax.tokenizers.base import train_sentencepiece
-from flamingo_jax.training.config import ModelConfig, TrainConfig
+from flamingo_jax.training.config import TrainConfig
 
 LLAMA = {
     "model_type": "llama",

@@ -10,8 +10,9 @@ import pytest
 from flamingo_jax.conversion import clip, lm_families, mapping, open_flamingo, reading
 from flamingo_jax.conversion.mapping import Conversion
 from flamingo_jax.core.config import from_dict
+from flamingo_jax.models.config import ModelConfig
 from flamingo_jax.tokenizers.markers import Markers
-from flamingo_jax.training.config import ModelConfig, TrainConfig
+from flamingo_jax.training.config import TrainConfig
 from tests.parity import stand_ins
 
 pytestmark = pytest.mark.parity

@@ -17,8 +17,8 @@ from flamingo_jax.conversion import mapping, nfnet_deepmind, writing
 from flamingo_jax.conversion.mapping import Conversion, load_params
 from flamingo_jax.conversion.reading import ConversionError, InMemory
 from flamingo_jax.core import trees
+from flamingo_jax.models.config import ModelConfig
 from flamingo_jax.models.nfnet import NFNetConfig
-from flamingo_jax.training.config import ModelConfig
 
 NFNET = NFNetConfig(
     widths=(8, 16), depths=(1, 3), strides=(1, 2), stem_channels=(4, 6), stem_strides=(2, 1), group_width=4

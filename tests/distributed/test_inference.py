@@ -14,10 +14,10 @@ from flamingo_jax.core.config import ConfigError, to_dict
 from flamingo_jax.inference.engine import Request
 from flamingo_jax.inference.model import Flamingo
 from flamingo_jax.models import flamingo
+from flamingo_jax.models.config import ModelConfig
 from flamingo_jax.models.gated_xattn import XattnConfig
 from flamingo_jax.models.lm import LMConfig
 from flamingo_jax.sharding.mesh import MeshConfig, make_mesh
-from flamingo_jax.training.config import ModelConfig
 from tests.inference import tiny
 
 CONFIG = dataclasses.replace(tiny.CONFIG, decoding="beam", max_new_tokens=4)

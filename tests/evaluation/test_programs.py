@@ -12,7 +12,7 @@ from flamingo_jax.evaluation import registry, task
 from flamingo_jax.evaluation.config import EvaluateConfig
 from flamingo_jax.evaluation.report.published import contrastive
 from flamingo_jax.inference.model import CheckpointError, Flamingo
-from flamingo_jax.training.config import ModelConfig
+from flamingo_jax.models.config import ModelConfig
 from tests.inference import tiny
 
 

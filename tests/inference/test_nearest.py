@@ -17,9 +17,9 @@ from flamingo_jax.inference.model import CheckpointError
 from flamingo_jax.inference.nearest import Rices, nearest
 from flamingo_jax.inference.prompt import Image
 from flamingo_jax.inference.vision_features import VisionEncoder
+from flamingo_jax.models.config import ModelConfig
 from flamingo_jax.models.nfnet import NFNet, normalise
 from flamingo_jax.sharding.mesh import MeshConfig, make_mesh
-from flamingo_jax.training.config import ModelConfig
 from tests.inference import tiny
 
 IMAGES = [tiny.image(number) for number in range(6)]

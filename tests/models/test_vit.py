@@ -14,6 +14,7 @@ from flamingo_jax.core.config import from_dict
 from flamingo_jax.core.params import axes_of
 from flamingo_jax.data.schema import Batch
 from flamingo_jax.models import flamingo, vision
+from flamingo_jax.models.config import ModelConfig
 from flamingo_jax.models.gated_xattn import XattnConfig
 from flamingo_jax.models.lm import LMConfig
 from flamingo_jax.models.nfnet import NFNetConfig
@@ -21,7 +22,6 @@ from flamingo_jax.models.resampler import ResamplerConfig
 from flamingo_jax.models.sizes import NFNETS, VITS
 from flamingo_jax.models.vit import ViTConfig, interpolate_positions
 from flamingo_jax.planning.flops import vision_forward
-from flamingo_jax.training.config import ModelConfig
 
 TINY = VITS["tiny"]  # 4 x 4 patches of 32 x 32 pixels
 FRAMES = jnp.asarray(np.random.default_rng(0).integers(0, 256, (2, 32, 32, 3)), jnp.uint8)

@@ -15,9 +15,9 @@ from flamingo_jax.conversion.sources import Inputs, describe
 from flamingo_jax.core import trees
 from flamingo_jax.core.paths import Path
 from flamingo_jax.models import nfnet
+from flamingo_jax.models.config import ModelConfig
 from flamingo_jax.models.nfnet import NFNet, NFNetConfig
 from flamingo_jax.models.sizes import NFNETS
-from flamingo_jax.training.config import ModelConfig
 from tests.parity import stand_ins
 
 pytestmark = pytest.mark.parity

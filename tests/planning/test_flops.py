@@ -8,9 +8,10 @@ from configs import mixture
 from flamingo_jax.core.config import from_dict
 from flamingo_jax.data.config import DataConfig, DatasetConfig
 from flamingo_jax.models import sizes
+from flamingo_jax.models.config import ModelConfig
 from flamingo_jax.models.contrastive import ContrastiveConfig
 from flamingo_jax.planning import flops
-from flamingo_jax.training.config import ModelConfig, TrainConfig
+from flamingo_jax.training.config import TrainConfig
 from flamingo_jax.training.run import build_objective
 
 
