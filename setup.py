@@ -20,6 +20,8 @@ CORE = [
     "jax>=0.10.2",
     "jaxlib>=0.10.2",
     "jaxtyping>=0.3.3",
+    "jinja2>=3.1",
+    "markupsafe>=3.0",
     "matplotlib>=3.9",
     "ml-collections>=1.1",
     "numpy>=2.0",
@@ -87,6 +89,7 @@ setup(
     license_files=["LICENSE"],
     python_requires=">=3.11",
     packages=find_packages(include=["flamingo_jax*", "data_pipelines*"]),
+    package_data={"": ["*.html"]},
     install_requires=CORE,
     extras_require=EXTRAS,
 )

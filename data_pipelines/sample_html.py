@@ -11,36 +11,16 @@ Whatever the page shows lies beside it.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
-from typing import Literal
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Literal, NamedTuple
 
-from flamingo_jax.core.html_page import document, escape
+from flamingo_jax.core.html_page import template
 
 # Of the images of a row, in order; text on a tint of them stays readable. Rows of more images go round the colour circle.
 _HUES = (352, 210, 130, 36, 276)
-_SMALL, _LARGE = (
-    96,
-    200,
-)  # pixels: smaller images are shown this large, larger ones this small; a click shows them as they are
+# Pixels: smaller images are shown this large, larger ones this small; a click shows them as they are.
+_SMALL, _LARGE = 96, 200
 _FRAME = 96  # pixels: each frame of a video
-
-_STYLE = """
-.legend { margin: 0 0 22px; padding: 0; list-style: none; display: flex; flex-wrap: wrap; gap: 6px 18px; font-size: 13px; }
-.media { display: flex; flex-wrap: wrap; gap: 12px; margin: 0 0 12px; }
-figure { margin: 0; border: 3px solid; border-radius: 6px; overflow: hidden; max-width: 100%; }
-figure .frames { display: flex; flex-wrap: wrap; gap: 2px; justify-content: center; }
-figure img { display: block; }
-figcaption { font-size: 12px; padding: 1px 7px; }
-.tokens { white-space: pre-wrap; overflow-wrap: anywhere; line-height: 1.9; }
-.t { unicode-bidi: isolate; padding: 2px 0; border-right: 1px solid #fff; }
-.new { font-weight: 600; }
-.w0 { outline: 1px dashed #8795a1; outline-offset: -2px; opacity: .62; }
-.phi, .segment { font-size: 11px; font-weight: 700; padding: 1px 5px; margin: 0 1px 0 3px; border-radius: 4px; color: #fff; }
-.segment { background: #22303c; }
-.weight, .padding { font-size: 11px; color: #5b6b78; }
-.metadata { margin: 8px 0 0; font-size: 12px; color: #5b6b78; overflow-wrap: anywhere; }
-.padding { margin-left: 10px; white-space: nowrap; }
-""".strip()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,6 +78,13 @@ class Sample:
     metadata: str = ""
 
 
+class _Figure(NamedTuple):
+    frames: tuple[str, ...]
+    side: int  # pixels, as shown
+    is_small: bool  # enlarged
+    attended: int  # by this many tokens
+
+
 def render(title: str, made: str, facts: Mapping[str, str], samples: Sequence[Sample]) -> str:
     """Returns the whole page.
 
@@ -107,9 +94,14 @@ def render(title: str, made: str, facts: Mapping[str, str], samples: Sequence[Sa
       facts: name -> value, shown on top.
       samples: the rows.
     """
-    colours = max([len(sample.visuals) for sample in samples], default=0)
-    body = "\n".join([_legend(colours), *map(_article, samples)])
-    return document(title, made, facts, body, style=f"{_STYLE}\n{_colours(colours)}", images="'self' file:")
+    images = max([len(sample.visuals) for sample in samples], default=0)
+    return template(__file__).render(
+        title=title,
+        made=made,
+        facts=facts,
+        articles=[(sample, _figures(sample), _tokens(sample.tokens)) for sample in samples],
+        hues=[hue(number) for number in range(1, images + 1)],
+    )
 
 
 def hue(number: int) -> float:
@@ -117,71 +109,18 @@ def hue(number: int) -> float:
     return _HUES[number - 1] if number <= len(_HUES) else round(number * 137.508 % 360, 1)
 
 
-def _colours(num: int) -> str:
-    """The rules of classes p0 (attends nothing) to p`num`: `.t` a tint, `.phi` and frames the colour itself."""
-    rules = [".t.p0 { background: #e3e8ec; } .phi.p0 { background: #8795a1; }"]
-    for number in range(1, num + 1):
-        strong, tint = f"hsl({hue(number)} 62% 40%)", f"hsl({hue(number)} 80% 89%)"
-        rules.append(
-            f".t.p{number} {{ background: {tint}; }} .phi.p{number} {{ background: {strong}; }} "
-            f"figure.p{number} {{ border-color: {strong}; }} figure.p{number} figcaption {{ background: {tint}; }}"
-        )
-    return "\n".join(rules)
+def _figures(sample: Sample) -> list[_Figure]:
+    figures = []
+    for number, visual in enumerate(sample.visuals, start=1):
+        attended = sum(token.phi == number for token in sample.tokens)
+        side = _FRAME if len(visual.frames) > 1 else min(max(visual.side, _SMALL), _LARGE)
+        figures.append(_Figure(visual.frames, side, visual.side < side, attended))
+    return figures
 
 
-def _legend(num: int) -> str:
-    images = "".join(
-        f'<li><span class="phi p{k}">{k}</span> <span class="t p{k}">attends image {k}</span></li>'
-        for k in range(1, num + 1)
-    )
-    return (
-        '<ul class="legend">'
-        f'<li><span class="phi p0">0</span> <span class="t p0">attends no image</span></li>{images}'
-        '<li><span class="t p0 w0">not predicted (loss weight 0)</span></li>'
-        '<li><span class="t p0 new">&lt;BOS&gt;</span> one token by its name</li>'
-        '<li><span class="segment">2</span> another document begins</li>'
-        "<li>a white line parts two tokens; ↵ is a line break</li></ul>"
-    )
-
-
-def _article(sample: Sample) -> str:
-    direction = (f"text attends the {sample.attends} image",) if sample.attends else ()
-    notes = "".join(f"<span>{escape(note)}</span>" for note in (*sample.notes, *direction))
-    media = "".join(_figure(k, visual, sample) for k, visual in enumerate(sample.visuals, start=1))
-    padding = f'<span class="padding">+ {sample.padding} of padding</span>' if sample.padding else ""
-    metadata = f'<div class="metadata">{escape(sample.metadata)}</div>\n' if sample.metadata else ""
-    return (
-        f"<article>\n<h2>{escape(sample.title)} {notes}</h2>\n"
-        + (f'<div class="media">\n{media}</div>\n' if media else "")
-        + f'<div class="tokens">{_tokens(sample.tokens)}{padding}</div>\n{metadata}</article>'
-    )
-
-
-def _figure(number: int, visual: Visual, sample: Sample) -> str:
-    attended = sum(token.phi == number for token in sample.tokens)
-    shown = _FRAME if len(visual.frames) > 1 else min(max(visual.side, _SMALL), _LARGE)
-    small = ' class="small"' if visual.side < shown else ""
-    frames = "".join(
-        f'<a href="{escape(file)}"><img src="{escape(file)}" width="{shown}" height="{shown}"{small} '
-        f'alt="image {number}, frame {place}"></a>'
-        for place, file in enumerate(visual.frames, start=1)
-    )
-    length = f" · {len(visual.frames)} frames" if len(visual.frames) > 1 else ""
-    caption = f"<b>{number}</b> · {attended} tokens{length}"
-    return f'<figure class="p{number}"><div class="frames">{frames}</div><figcaption>{caption}</figcaption></figure>\n'
-
-
-def _tokens(tokens: Sequence[Token]) -> str:
-    written, phi, segment = [], -1, 1
+def _tokens(tokens: Sequence[Token]) -> Iterator[tuple[Token, bool, bool]]:
+    """Yields each token, whether another document begins with it, and whether it attends another image than the one before."""
+    phi, segment = -1, 1
     for token in tokens:
-        if token.segment != segment:
-            segment = token.segment
-            written.append(f'<span class="segment">{segment}</span>')
-        if token.phi != phi:
-            phi = token.phi
-            written.append(f'<span class="phi p{phi}">{phi}</span>')
-        classes = f"t p{phi}" + (" new" if token.is_new else "") + (" w0" if token.weight == 0 else "")
-        written.append(f'<span class="{classes}">{escape(token.text)}</span>')
-        if token.weight not in (0, 1):
-            written.append(f'<sub class="weight">{token.weight:g}</sub>')
-    return "".join(written)
+        yield token, token.segment != segment, token.phi != phi
+        phi, segment = token.phi, token.segment

@@ -9,7 +9,7 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from flamingo_jax.core.html_page import embedded, escape
+from flamingo_jax.core.html_page import embedded, environment
 from flamingo_jax.evaluation.metrics import Prediction
 from flamingo_jax.evaluation.report.prediction_page import render, verdicts
 from flamingo_jax.evaluation.runner import Row, Sample
@@ -193,7 +193,7 @@ def test_nothing_of_a_text_becomes_html():
     assert shown.all("span", "answer")[0][1] == INJECTION
     assert all(attributes["src"].startswith("data:image/") for attributes, _ in shown.all("img"))
     assert "default-src 'none'; img-src data:; style-src 'unsafe-inline'" in shown.all("meta")[1][0]["content"]
-    assert escape("a\0\n\ud800<") == "a\\x00↵\n\\ud800&lt;"
+    assert environment().from_string("{{ text }}").render(text="a\0\n\ud800<") == "a\\x00↵\n\\ud800&lt;"
 
 
 def test_a_page_is_written_as_utf8():
