@@ -5,14 +5,16 @@ The bounds here are lower bounds: they say what the code needs. The exact set th
 
 import pathlib
 import re
+import shutil
 
 from setuptools import find_packages, setup
+from setuptools.command.build_py import build_py
 
 CORE = [
     "absl-py>=2.1",
     "array-record>=0.8",
     "av>=16.0",
-    "chex>=0.1.90",
+    "chex>=0.1.90",  # not imported here: optax needs it, and the lock file pins it
     "dm-haiku>=0.0.17",
     "etils[epath]>=1.12",
     "grain>=0.2.16",
@@ -37,6 +39,8 @@ CORE = [
 ]
 
 EXTRAS = {
+    # An NVIDIA GPU.
+    "cuda": ["jax[cuda12]>=0.10.2"],
     # A Cloud TPU slice: libtpu, in the version that this jax wants, and paths on gs://. Also what `plan` needs to compile for a TPU without having one.
     "tpu": ["gcsfs>=2025.2", "jax[tpu]>=0.10.2"],
     # Data collection on Apache Beam. The synthetic world and its tokenizer do without.
@@ -73,9 +77,30 @@ EXTRAS = {
 }
 
 
+class BuildWithConfigs(build_py):
+    """Puts configs/ into the wheel, as flamingo_jax/bundled/configs. An editable install reads them where they are."""
+
+    def run(self) -> None:
+        """Copies the packages, then the configs."""
+        super().run()
+        if not self.editable_mode:
+            for source, target in self.configs().items():
+                target.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(source, target)
+
+    def get_outputs(self, include_bytecode: bool = True) -> list[str]:
+        """Returns the files of the packages and of the configs."""
+        return [*super().get_outputs(include_bytecode), *map(str, self.configs().values())]
+
+    def configs(self) -> dict[pathlib.Path, pathlib.Path]:
+        """Returns each config file, and where its copy is."""
+        target = pathlib.Path(self.build_lib) / "flamingo_jax" / "bundled"
+        return {path: target / path for path in sorted(pathlib.Path("configs").rglob("*.py"))}
+
+
 def version() -> str:
     """Returns the version that the package itself states."""
-    source = pathlib.Path(__file__).with_name("flamingo_jax").joinpath("__init__.py").read_text()
+    source = pathlib.Path("flamingo_jax/__init__.py").read_text()
     found = re.search(r'^__version__ = "(.+)"$', source, re.MULTILINE)
     assert found, "flamingo_jax/__init__.py has no line __version__ = ..."
     return found.group(1)
@@ -85,11 +110,38 @@ setup(
     name="flamingo_jax",
     version=version(),
     description="Flamingo, a visual language model for few-shot learning, in JAX and Haiku",
+    long_description=pathlib.Path("README.md").read_text(),
+    long_description_content_type="text/markdown",
+    url="https://arxiv.org/abs/2204.14198",
+    project_urls={"Paper": "https://arxiv.org/abs/2204.14198"},
+    keywords=["flamingo", "vision-language", "few-shot", "multimodal", "jax", "haiku", "tpu"],
+    classifiers=[
+        "Development Status :: 4 - Beta",
+        "Intended Audience :: Developers",
+        "Intended Audience :: Science/Research",
+        "Operating System :: POSIX :: Linux",
+        "Programming Language :: Python :: 3",
+        "Programming Language :: Python :: 3.11",
+        "Programming Language :: Python :: 3.12",
+        "Programming Language :: Python :: 3.13",
+        "Topic :: Scientific/Engineering :: Artificial Intelligence",
+        "Typing :: Typed",
+    ],
     license="Apache-2.0",
     license_files=["LICENSE"],
     python_requires=">=3.11",
     packages=find_packages(include=["flamingo_jax*", "data_pipelines*"]),
-    package_data={"": ["*.html"]},
+    package_data={"": ["py.typed", "*.html"]},
+    cmdclass={"build_py": BuildWithConfigs},
+    entry_points={
+        "console_scripts": [
+            *(
+                f"flamingo-{name} = flamingo_jax.console:{name}"
+                for name in ("train", "evaluate", "generate", "convert", "plan")
+            ),
+            "flamingo-data = flamingo_jax.console:data",
+        ]
+    },
     install_requires=CORE,
     extras_require=EXTRAS,
 )

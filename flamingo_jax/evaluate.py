@@ -15,6 +15,7 @@ from ml_collections import config_flags
 
 from flamingo_jax.core import host_memory, processes
 from flamingo_jax.core.config import ConfigError, from_dict, in_one_message
+from flamingo_jax.core.config_files import with_named_configs
 from flamingo_jax.evaluation import task
 from flamingo_jax.evaluation.config import EvaluateConfig
 from flamingo_jax.evaluation.metrics import MissingResourceError
@@ -53,4 +54,4 @@ def main(argv: list[str]) -> None:
 
 if __name__ == "__main__":
     flags.mark_flags_as_required(["config", "checkpoint", "output"])
-    app.run(main, flags_parser=in_one_message(app.parse_flags_with_usage))
+    app.run(main, flags_parser=in_one_message(with_named_configs(app.parse_flags_with_usage)))

@@ -14,6 +14,7 @@ from absl import app, flags, logging
 from ml_collections import config_flags
 
 from flamingo_jax.core.config import ConfigError, from_dict, in_one_message
+from flamingo_jax.core.config_files import with_named_configs
 from flamingo_jax.core.paths import Path, PathError, write_atomically
 from flamingo_jax.planning import plan as plan_lib
 from flamingo_jax.planning import report
@@ -61,4 +62,4 @@ def main(argv: list[str]) -> None:
 
 if __name__ == "__main__":
     flags.mark_flag_as_required("config")
-    app.run(main, flags_parser=in_one_message(app.parse_flags_with_usage))
+    app.run(main, flags_parser=in_one_message(with_named_configs(app.parse_flags_with_usage)))

@@ -12,6 +12,7 @@ from ml_collections import config_flags
 
 from flamingo_jax.core import host_memory, processes
 from flamingo_jax.core.config import from_dict, in_one_message
+from flamingo_jax.core.config_files import with_named_configs
 from flamingo_jax.evaluation import during_training
 from flamingo_jax.evaluation.task import TaskError
 from flamingo_jax.sharding.compile import use_compilation_cache
@@ -49,4 +50,4 @@ def main(argv: list[str]) -> None:
 
 if __name__ == "__main__":
     flags.mark_flag_as_required("config")
-    app.run(main, flags_parser=in_one_message(app.parse_flags_with_usage))
+    app.run(main, flags_parser=in_one_message(with_named_configs(app.parse_flags_with_usage)))

@@ -14,6 +14,7 @@ import pytest
 from absl import flags
 
 from configs import tiny
+from flamingo_jax.core.config_files import with_named_configs
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 FOLDERS = ("flamingo_jax", "data_pipelines", "configs", "launch", "tests")
@@ -23,6 +24,7 @@ PROGRAMS = (
     *(f"flamingo_jax.{name}" for name in ("train", "evaluate", "generate", "convert", "plan")),
     "data_pipelines.run",
 )
+COMMANDS = {f"flamingo-{module.split('.')[1].replace('run', 'data')}": module for module in PROGRAMS}
 # A code span that names a file may leave out one of these folders.
 FILE_ROOTS = ("", "flamingo_jax", "data_pipelines", "tests/evaluation", "flamingo_jax/conversion")
 
@@ -101,7 +103,7 @@ def parse(module: str, *arguments: str) -> None:
     """Parses the arguments as the program does."""
     with pytest.MonkeyPatch.context() as patch, program(module):
         patch.setattr(sys, "argv", [module, *arguments])  # ml_collections looks for --config.a.b there
-        flags.FLAGS(sys.argv)
+        with_named_configs(flags.FLAGS)(sys.argv)
 
 
 def check_command(command: str) -> None:
@@ -122,9 +124,13 @@ def check_command(command: str) -> None:
         done = subprocess.run([ROOT / name, "--dry_run", *arguments], capture_output=True, text=True, check=False)
         assert done.returncode == 0 and "gcloud compute tpus" in done.stdout, done.stderr
         return
-    assert name == "python", f"not a program of this project: {command}"
-    flag, module, *rest = arguments
-    assert flag == "-m"
+    if name.startswith("flamingo-"):
+        module = COMMANDS[name]
+        rest = arguments
+    else:
+        assert name == "python", f"not a program of this project: {command}"
+        flag, module, *rest = arguments
+        assert flag == "-m"
     if module.startswith("tests.benchmarks."):
         assert (ROOT / module.replace(".", "/")).with_suffix(".py").exists()
         return

@@ -1,0 +1,40 @@
+"""The commands that an installed package has: flamingo-train is `python -m flamingo_jax.train`, and so on (setup.py names them)."""
+
+from __future__ import annotations
+
+import runpy
+
+
+def train() -> None:
+    """Runs flamingo_jax.train."""
+    _run("flamingo_jax.train")
+
+
+def evaluate() -> None:
+    """Runs flamingo_jax.evaluate."""
+    _run("flamingo_jax.evaluate")
+
+
+def generate() -> None:
+    """Runs flamingo_jax.generate."""
+    _run("flamingo_jax.generate")
+
+
+def convert() -> None:
+    """Runs flamingo_jax.convert."""
+    _run("flamingo_jax.convert")
+
+
+def plan() -> None:
+    """Runs flamingo_jax.plan."""
+    _run("flamingo_jax.plan")
+
+
+def data() -> None:
+    """Runs data_pipelines.run."""
+    _run("data_pipelines.run")
+
+
+def _run(module: str) -> None:
+    # As the main module: absl then shows the program's own flags for --help, and multiprocessing finds it again.
+    runpy.run_module(module, run_name="__main__", alter_sys=True)
