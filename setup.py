@@ -47,6 +47,7 @@ EXTRAS = {
     "pipelines": [
         "apache-beam>=2.77",
         "faiss-cpu>=1.12",
+        "google-crc32c>=1.5",
         "ImageHash>=4.3.2",
         "py3langid>=0.3",
         "pyarrow>=18.0",

@@ -6,7 +6,6 @@ an example by being parsed.
 
 from __future__ import annotations
 
-import functools
 import struct
 from collections.abc import Iterator
 from typing import Any
@@ -83,20 +82,7 @@ def _tfrecords(path: str) -> Iterator[bytes | Reject]:
 
 
 def _masked_crc32c(data: bytes) -> int:
-    crc = 0xFFFFFFFF
-    for byte in data:
-        crc = _table()[(crc ^ byte) & 0xFF] ^ (crc >> 8)
-    crc ^= 0xFFFFFFFF
+    import google_crc32c
+
+    crc = google_crc32c.value(data)
     return ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF
-
-
-@functools.cache
-def _table() -> tuple[int, ...]:
-    """CRC-32C (Castagnoli) of each byte."""
-
-    def entry(value: int) -> int:
-        for _ in range(8):
-            value = value >> 1 ^ (0x82F63B78 if value & 1 else 0)
-        return value
-
-    return tuple(map(entry, range(256)))
