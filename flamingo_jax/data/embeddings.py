@@ -17,7 +17,6 @@ from jaxtyping import Float
 from flamingo_jax.core.paths import Path, PathLike, written_locally
 
 ARRAY, KEYS = "embeddings.npy", "keys.txt"
-_HEADER = 128  # bytes; numpy's own are as long, and the number of rows, known at the end, has room in it
 
 
 class EmbeddingWriter:
@@ -54,10 +53,10 @@ class EmbeddingWriter:
         self._write_header()
 
     def _write_header(self) -> None:
-        fields = f"{{'descr': '<f4', 'fortran_order': False, 'shape': ({self.num_rows}, {self._width}), }}"
-        start = b"\x93NUMPY\x01\x00" + (_HEADER - 10).to_bytes(2, "little")
+        shape = (self.num_rows, self._width)
         self._array.seek(0)
-        self._array.write(start + fields.ljust(_HEADER - 11).encode() + b"\n")
+        # numpy leaves room in the header for a number of rows that is known only at the end.
+        np.lib.format.write_array_header_1_0(self._array, {"descr": "<f4", "fortran_order": False, "shape": shape})
 
 
 @contextlib.contextmanager
