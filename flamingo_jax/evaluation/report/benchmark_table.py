@@ -1,4 +1,4 @@
-"""The paper's Table 1 with a run's own lines in it: a block per benchmark, what others published below.
+"""The paper's Table 1 with a run's own lines in it: a section per benchmark, what others published below.
 
     COCO: CIDEr-D x 100, 5000 test queries
     paper: Karpathy test; 32.2 before Flamingo with few or no examples, 143.3 fine-tuned in 2022
@@ -42,7 +42,7 @@ class Line:
 
 
 @dataclasses.dataclass(frozen=True)
-class Block:
+class TableSection:
     """One benchmark.
 
     Attributes:
@@ -62,25 +62,25 @@ class Block:
     notes: tuple[str, ...] = ()
 
 
-def blocks(rows: Sequence[Row]) -> list[Block]:
-    """A block per benchmark, in the order of the paper's table and then of the run; the overall score last, where all five DEV benchmarks were run.
+def sections(rows: Sequence[Row]) -> list[TableSection]:
+    """A section per benchmark, in the order of the paper's table and then of the run; the overall score last, where all five DEV benchmarks were run.
 
     Args:
         rows: results on benchmarks.
     """
-    found = [_block(task, [row for row in rows if row.task == task]) for task in tasks_of(rows)]
+    found = [_section(task, [row for row in rows if row.task == task]) for task in tasks_of(rows)]
     return found + ([total] if (total := _overall(rows)) else [])
 
 
 def markdown(rows: Sequence[Row]) -> str:
     """The table in Markdown, with its sources."""
-    found = blocks(rows)
+    found = sections(rows)
     lines = [_run(rows), ""]
-    for block in found:
-        lines += [f"### {block.title}", "", f"{block.about}{f'; {block.paper}' if block.paper else ''}", ""]
-        lines += [f"| shots | {' | '.join(map(str, block.shots))} |", "| --- |" + " ---: |" * len(block.shots)]
-        for line in block.lines:
-            cells = [line.label, *(line.values.get(number, "-") for number in block.shots)]
+    for section in found:
+        lines += [f"### {section.title}", "", f"{section.about}{f'; {section.paper}' if section.paper else ''}", ""]
+        lines += [f"| shots | {' | '.join(map(str, section.shots))} |", "| --- |" + " ---: |" * len(section.shots)]
+        for line in section.lines:
+            cells = [line.label, *(line.values.get(number, "-") for number in section.shots)]
             lines.append(f"| {' | '.join(f'**{cell}**' if line.is_own and cell != '-' else cell for cell in cells)} |")
         lines.append("")
     return "\n".join([*lines, *(f"- {note}" for note in _notes(found))]) + "\n"
@@ -88,14 +88,14 @@ def markdown(rows: Sequence[Row]) -> str:
 
 def text(rows: Sequence[Row]) -> str:
     """The same for a terminal."""
-    found = blocks(rows)
-    width = max(len(line.label) for block in found for line in block.lines) + 2
+    found = sections(rows)
+    width = max(len(line.label) for section in found for line in section.lines) + 2
     lines = [_run(rows), ""]
-    for block in found:
-        lines += [f"{block.title}: {block.about}", *filter(None, [block.paper])]
-        lines.append(" " * width + "".join(f"{number:>8}" for number in block.shots))
-        for line in block.lines:
-            values = "".join(f"{line.values.get(number, '-'):>8}" for number in block.shots)
+    for section in found:
+        lines += [f"{section.title}: {section.about}", *filter(None, [section.paper])]
+        lines.append(" " * width + "".join(f"{number:>8}" for number in section.shots))
+        for line in section.lines:
+            values = "".join(f"{line.values.get(number, '-'):>8}" for number in section.shots)
             lines.append(f"  {line.label:<{width - 2}}{values}")
         lines.append("")
     return "\n".join([*lines, *_notes(found)]) + "\n"
@@ -135,7 +135,7 @@ def main_metric(rows: Sequence[Row]) -> str:
     return listed.metric if listed and listed.metric in measured else measured[0]
 
 
-def _block(task: str, rows: Sequence[Row]) -> Block:
+def _section(task: str, rows: Sequence[Row]) -> TableSection:
     main, shots = main_metric(rows), _shots(rows)
     own: dict[str, dict[int, str]] = {}
     for row in sorted(rows, key=lambda row: row.metric != main):
@@ -161,7 +161,7 @@ def _block(task: str, rows: Sequence[Row]) -> Block:
         }
         best = ", ".join(f"{value} {what}" for what, value in before.items() if value)
         paper = f"paper: {listed.queries}; {best}"
-    return Block(title_of(task), about, paper, tuple(shots), tuple(lines), tuple(_caveats(task, main, shots)))
+    return TableSection(title_of(task), about, paper, tuple(shots), tuple(lines), tuple(_caveats(task, main, shots)))
 
 
 def title_of(task: str) -> str:
@@ -179,7 +179,7 @@ def _caveats(task: str, metric: str, shots: Sequence[int]) -> list[str]:
     return notes + ([_VISDIAL] if task == "visdial" and 32 in shots else [])
 
 
-def _overall(rows: Sequence[Row]) -> Block | None:
+def _overall(rows: Sequence[Row]) -> TableSection | None:
     """The overall score of the run and of the models that report all five DEV benchmarks."""
     dev = [name for name, listed in BENCHMARKS.items() if listed.is_dev]
     own: dict[str, dict[int, dict[str, float]]] = {}
@@ -201,7 +201,7 @@ def _overall(rows: Sequence[Row]) -> Block | None:
     others = [dataclasses.replace(line, is_own=False) for line in _totals(theirs)]
     others = [line for line in others if line.values.keys() & set(run)]
     about = "percent of the fine-tuned state of the art, mean over the five DEV benchmarks"
-    return Block("Overall", about, "", run, (*mine, *others), (_OVERALL,))
+    return TableSection("Overall", about, "", run, (*mine, *others), (_OVERALL,))
 
 
 def _totals(found: Mapping[str, Mapping[int, Mapping[str, float]]]) -> list[Line]:
@@ -224,12 +224,12 @@ def _run(rows: Sequence[Row]) -> str:
     return f"This run: {rows[0].checkpoint} at step {rows[0].step}, seed {seeds}; {decoding}."
 
 
-def _notes(found: Sequence[Block]) -> list[str]:
+def _notes(found: Sequence[TableSection]) -> list[str]:
     """The sources that are cited, then what to know when comparing."""
-    cited = {line.label for block in found for line in block.lines}
+    cited = {line.label for section in found for line in section.lines}
     notes = [
         f"[{number}] {source.where}{f': {source.caveat}' if source.caveat else ''}."
         for number, source in enumerate(SOURCES.values(), start=1)
         if any(label.endswith(f"[{number}]") for label in cited)
     ]
-    return notes + list(dict.fromkeys(note for block in found for note in block.notes))
+    return notes + list(dict.fromkeys(note for section in found for note in section.notes))

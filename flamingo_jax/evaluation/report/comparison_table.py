@@ -1,4 +1,4 @@
-"""Zero-shot classification and retrieval beside what was published: a block per task, a column per metric (in the manner of the paper's Table 9).
+"""Zero-shot classification and retrieval beside what was published: a section per task, a column per metric (in the manner of the paper's Table 9).
 
 Flickr30k retrieval: 1000 images; paper: the 1,000 of Karpathy's test split
                                    i2t R@1   i2t R@5  i2t R@10   t2i R@1   t2i R@5  t2i R@10
@@ -30,7 +30,7 @@ _PART = "Fewer images than the paper's make retrieval easier: such numbers are n
 
 
 @dataclasses.dataclass(frozen=True)
-class Block:
+class ComparisonSection:
     """One task.
 
     Attributes:
@@ -49,23 +49,23 @@ def is_comparison(row: Row) -> bool:
     return row.decoding == COSINE
 
 
-def blocks(rows: Sequence[Row]) -> list[Block]:
-    """A block per task, in the order of the run.
+def sections(rows: Sequence[Row]) -> list[ComparisonSection]:
+    """A section per task, in the order of the run.
 
     Args:
         rows: results of comparisons.
     """
-    return [_block([row for row in rows if row.task == task]) for task in dict.fromkeys(row.task for row in rows)]
+    return [_section([row for row in rows if row.task == task]) for task in dict.fromkeys(row.task for row in rows)]
 
 
 def text(rows: Sequence[Row]) -> str:
     """The table for a terminal."""
     lines = [_head(rows), ""]
-    for block in blocks(rows):
-        width = max(len(label) for label, _ in block.lines) + 4
-        lines += [block.about, " " * width + "".join(f"{column:>12}" for column in block.columns)]
+    for section in sections(rows):
+        width = max(len(label) for label, _ in section.lines) + 4
+        lines += [section.about, " " * width + "".join(f"{column:>12}" for column in section.columns)]
         lines += [
-            f"  {label:<{width - 2}}" + "".join(f"{value:>12}" for value in values) for label, values in block.lines
+            f"  {label:<{width - 2}}" + "".join(f"{value:>12}" for value in values) for label, values in section.lines
         ]
         lines.append("")
     return "\n".join([*lines, *_notes(rows)]) + "\n"
@@ -74,14 +74,19 @@ def text(rows: Sequence[Row]) -> str:
 def markdown(rows: Sequence[Row]) -> str:
     """The same in Markdown."""
     lines = [_head(rows), ""]
-    for block in blocks(rows):
-        lines += [block.about, "", f"| | {' | '.join(block.columns)} |", "| --- |" + " ---: |" * len(block.columns)]
-        lines += [f"| {label} | {' | '.join(values)} |" for label, values in block.lines]
+    for section in sections(rows):
+        lines += [
+            section.about,
+            "",
+            f"| | {' | '.join(section.columns)} |",
+            "| --- |" + " ---: |" * len(section.columns),
+        ]
+        lines += [f"| {label} | {' | '.join(values)} |" for label, values in section.lines]
         lines.append("")
     return "\n".join([*lines, *(f"- {note}" for note in _notes(rows))]) + "\n"
 
 
-def _block(rows: Sequence[Row]) -> Block:
+def _section(rows: Sequence[Row]) -> ComparisonSection:
     first, metrics = rows[0], [row.metric for row in rows]
     title, paper = TITLES.get(first.task, (first.task, ""))
     about = f"{title}: {first.n} {'clips' if 'kinetics' in first.task else 'images'}"
@@ -91,7 +96,9 @@ def _block(rows: Sequence[Row]) -> Block:
         (model, tuple(f"{values[metric]:.1f}" if metric in values else "-" for metric in metrics))
         for model, values in contrastive(first.task).items()
     ]
-    return Block(about + (f"; paper: {paper}" if paper else ""), tuple(map(_column, metrics)), (own, *theirs))
+    return ComparisonSection(
+        about + (f"; paper: {paper}" if paper else ""), tuple(map(_column, metrics)), (own, *theirs)
+    )
 
 
 def _column(metric: str) -> str:

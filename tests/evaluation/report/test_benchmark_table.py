@@ -55,7 +55,7 @@ def test_markdown():
 
 
 def test_blocks_are_in_the_order_of_the_paper_and_show_what_was_run():
-    found = benchmark_table.blocks(
+    found = benchmark_table.sections(
         [row("my_captions", 4, "cider", 0.5), *STAR, row("vqav2_val", 4, "vqa_accuracy", 0.5), *COCO]
     )
     assert [block.title for block in found] == ["VQAv2 (val)", "COCO", "STAR", "my_captions"]
@@ -68,14 +68,14 @@ def test_blocks_are_in_the_order_of_the_paper_and_show_what_was_run():
 
 def test_settings_and_further_metrics_have_lines_of_their_own():
     rices = [row("coco", 4, "cider", 0.9, selection="rices")]
-    (block,) = benchmark_table.blocks([row("coco", 4, "exact_match", 0.1), *COCO, *rices])
+    (block,) = benchmark_table.sections([row("coco", 4, "exact_match", 0.1), *COCO, *rices])
     assert [(line.label, line.values) for line in block.lines if line.is_own] == [
         ("this run", {0: "71.2", 4: "84.0"}),
         ("this run, RICES", {4: "90.0"}),
         ("this run, exact match, %", {4: "10.0"}),
     ]
     assert "OpenFlamingo-9B, RICES [2]" in [line.label for line in block.lines]
-    (ensembled,) = benchmark_table.blocks([row("imagenet", 16, "ranking", 0.5, selection="rices", ensemble=6)])
+    (ensembled,) = benchmark_table.sections([row("imagenet", 16, "ranking", 0.5, selection="rices", ensemble=6)])
     labels = [line.label for line in ensembled.lines]
     assert labels[0] == "this run, RICES, 6 orders"
     assert "Flamingo-80B, RICES, 5 per class, ensembling [1]" in labels
@@ -83,7 +83,7 @@ def test_settings_and_further_metrics_have_lines_of_their_own():
 
 
 def test_another_metric_than_the_papers_stands_alone():
-    (block,) = benchmark_table.blocks([row("coco", 4, "exact_match", 0.1)])
+    (block,) = benchmark_table.sections([row("coco", 4, "exact_match", 0.1)])
     assert [line.label for line in block.lines] == ["this run"]
     assert block.about.startswith("exact match, %")
 
@@ -91,22 +91,22 @@ def test_another_metric_than_the_papers_stands_alone():
 def test_overall_score_needs_all_five():
     rows = [row(task, 4, metric, 0.5) for task, metric in DEV.items()]
     rows += [row(task, 0, metric, 0.5) for task, metric in list(DEV.items())[:4]]
-    total = benchmark_table.blocks(rows)[-1]
+    total = benchmark_table.sections(rows)[-1]
     assert total.title == "Overall" and total.shots == (4,)
     expected = sum(50 / best for best in (54.4, 80.2, 143.3, 47.9, 76.3)) / 5 * 100
     assert total.lines[0].values == {4: f"{expected:.1f}"}
     assert [line.label for line in total.lines[1:]] == ["Flamingo-3B [1]", "Flamingo-9B [1]", "Flamingo-80B [1]"]
     assert not any(line.is_own for line in total.lines[1:])
-    assert "Overall" not in [block.title for block in benchmark_table.blocks([r for r in rows if r.shots == 0])]
+    assert "Overall" not in [block.title for block in benchmark_table.sections([r for r in rows if r.shots == 0])]
 
 
 def test_caveats_stand_where_they_matter():
-    (visdial,) = benchmark_table.blocks([row("visdial", 32, "visdial_ndcg", 0.5)])
+    (visdial,) = benchmark_table.sections([row("visdial", 32, "visdial_ndcg", 0.5)])
     assert any("32 shots are longer" in note for note in visdial.notes)
     assert [line.label for line in visdial.lines] == ["this run"]  # nobody reports 32 shots
-    (fewer,) = benchmark_table.blocks([row("visdial", 16, "visdial_ndcg", 0.5)])
+    (fewer,) = benchmark_table.sections([row("visdial", 16, "visdial_ndcg", 0.5)])
     assert not fewer.notes
-    (videos,) = benchmark_table.blocks([row("msvdqa", 4, "top1", 0.5)])
+    (videos,) = benchmark_table.sections([row("msvdqa", 4, "top1", 0.5)])
     assert any("public in April 2022" in note for note in videos.notes)
 
 
