@@ -5,6 +5,8 @@
         input: str = ""
 
 A field of the same name in several pipelines is one flag. A flag that the chosen pipeline does not know is an error.
+
+Not simple-parsing: it would stand beside absl's flags, which all programs have, and does not know flags that pipelines share.
 """
 
 from __future__ import annotations

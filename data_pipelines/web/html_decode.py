@@ -2,6 +2,8 @@
 
 A parser of HTML takes time or memory that grows with the square of its input on some inputs: many nested blocks, many open formatting elements (each
 paragraph opens them all again), many attributes of one element. So what a page would cost is estimated first, in one pass over its tags.
+
+Labels of charsets are Python's, not the WHATWG's (webencodings): those lack names such as cp932, latin_1 and mac-greek.
 """
 
 from __future__ import annotations

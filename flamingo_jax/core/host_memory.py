@@ -2,6 +2,8 @@
 
 A training step frees gigabytes of activations and asks for them again a moment later. The GNU C library gives large pieces back to the system, which
 clears each page before it hands it out anew.
+
+Not by the variables MALLOC_TRIM_THRESHOLD_ and the like: they are read when a process starts, so `python -m flamingo_jax.train` would do without.
 """
 
 from __future__ import annotations

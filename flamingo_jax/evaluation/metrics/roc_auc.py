@@ -1,4 +1,7 @@
-"""Area under the ROC curve, HatefulMemes' metric: how often a positive query has a higher score than a negative one; a tie counts one half."""
+"""Area under the ROC curve, HatefulMemes' metric: how often a positive query has a higher score than a negative one; a tie counts one half.
+
+Not scikit-learn's: that is a large dependency for a count of pairs.
+"""
 
 from __future__ import annotations
 

@@ -2,6 +2,8 @@
 
 Equal to what NLTK gives for its own copy of WordNet 3.0 (`synsets`, `_morphy`, `wup_similarity`), which is what official scripts use; the formats are those of
 the manual pages wndb(5) and morphy(7).
+
+Not read by NLTK's WordNetCorpusReader: it refuses Debian's directory, which lacks the file lexnames and lies outside NLTK's data.
 """
 
 from __future__ import annotations
