@@ -6,7 +6,7 @@
 
 A field of the same name in several pipelines is one flag. A flag that the chosen pipeline does not know is an error.
 
-Not simple-parsing: it would stand beside absl's flags, which all programs have, and does not know flags that pipelines share.
+Not simple-parsing: a field of two pipelines would be two flags (--text.input), lists would be split at spaces, and a misspelt flag gets no suggestion.
 """
 
 from __future__ import annotations
