@@ -5,9 +5,11 @@ The environment is set before JAX is imported, so this module must stay the firs
 
 import difflib
 import fnmatch
+import importlib.util
 import json
 import os
 import pathlib
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -34,6 +36,48 @@ hypothesis.settings.register_profile("flamingo", derandomize=True, deadline=None
 hypothesis.settings.load_profile("flamingo")
 
 
+# The modules of setup.py's extras, and the extra that brings each. With `.[dev]` alone the tests that need one are skipped: a file by
+# pytest.importorskip where it imports the module at its top, a test by `skip_without_extra` where the module is imported while it runs.
+EXTRA_OF_MODULE = {
+    **dict.fromkeys(("gcsfs", "libtpu"), "tpu"),
+    **dict.fromkeys(("apache_beam", "faiss", "imagehash", "py3langid", "pyarrow"), "pipelines"),
+    **dict.fromkeys(("scipy", "selectolax", "warcio", "zstandard"), "pipelines"),
+    **dict.fromkeys(("nltk", "pycocoevalcap"), "evaluation"),
+    **dict.fromkeys(("safetensors", "torch", "transformers"), "conversion"),
+    **dict.fromkeys(("einops", "einops_exts", "ftfy", "open_clip", "open_flamingo", "timm"), "parity"),
+}
+
+
+def is_installed(module: str) -> bool:
+    """True if the top-level `module` can be found; nothing is imported."""
+    try:
+        return importlib.util.find_spec(module) is not None
+    except ModuleNotFoundError:
+        return False
+
+
+MISSING_MODULES = frozenset(module for module in EXTRA_OF_MODULE if not is_installed(module))
+
+
+def missing_extra(module: str | None) -> str | None:
+    """Returns why a test is skipped when it cannot import `module`; None if no extra brings it, or if it is installed."""
+    package = (module or "").split(".")[0]
+    if package not in MISSING_MODULES:
+        return None
+    return f"{module} is not installed (pip install -e '.[{EXTRA_OF_MODULE[package]}]')"
+
+
+def skip_without_extra(report: pytest.TestReport, call: pytest.CallInfo) -> None:
+    """Turns a failure for want of an optional module into a skip that names the extra."""
+    error = call.excinfo and call.excinfo.value
+    while error is not None:
+        if isinstance(error, ModuleNotFoundError) and (reason := missing_extra(error.name)):
+            report.outcome = "skipped"
+            report.longrepr = (str(report.location[0]), report.location[1], f"Skipped: {reason}")
+            return
+        error = error.__cause__ or error.__context__
+
+
 def _load_allowed_skips() -> tuple[str, ...]:
     lines = (ROOT / "tests" / "allowed_skips.txt").read_text().splitlines()
     return tuple(line.split()[0] for line in lines if line.strip() and not line.startswith("#"))
@@ -54,8 +98,10 @@ def forbid_unlisted_skip(report: pytest.TestReport | pytest.CollectReport) -> No
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo):
-    """Applies `forbid_unlisted_skip` to tests."""
+    """Applies `skip_without_extra`, then `forbid_unlisted_skip`, to tests."""
     report = yield
+    if report.outcome == "failed":
+        skip_without_extra(report, call)
     forbid_unlisted_skip(report)
     return report
 
@@ -134,6 +180,9 @@ def run_program() -> Callable[..., subprocess.CompletedProcess]:
             check=False,
         )
         if status is not None and done.returncode != status:
+            lacking = re.search(r"^ModuleNotFoundError: No module named '(.+)'$", done.stderr, re.MULTILINE)
+            if lacking and (reason := missing_extra(lacking[1])):
+                pytest.skip(reason)
             pytest.fail(
                 f"{' '.join(map(str, arguments))} ended with status {done.returncode}, expected {status}.\n"
                 f"--- stdout\n{done.stdout[-4000:]}\n--- stderr\n{done.stderr[-4000:]}"

@@ -1,5 +1,6 @@
 """The test-suite's own rules: a skip that nobody listed fails in continuous integration, and a golden file tells how to renew it."""
 
+import os
 import pathlib
 import shutil
 import subprocess
@@ -21,6 +22,33 @@ def test_unlisted(): pytest.skip("forgotten")
 def test_runs(): pass
 @pytest.mark.xfail(reason="known")
 def test_expected_failure(): assert False
+"""
+
+NEEDS_EXTRAS = """
+import pytest
+def test_imports(): import torch.nn
+def test_is_told():
+    try:
+        import nltk
+    except ModuleNotFoundError as error:
+        raise RuntimeError("no tagger") from error
+@pytest.fixture
+def weights(): import safetensors
+def test_fixture(weights): pass
+def test_program(run_program): run_program("-c", "import warcio")
+def test_misspelt(): import torhc
+def test_program_misspelt(run_program): run_program("-c", "import wracio")
+def test_runs(): pass
+"""
+
+# As `sitecustomize`, on the path of the processes that a test starts: they have no optional module.
+WITHOUT_EXTRAS = """
+import sys
+class WithoutExtras:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in MODULES:
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+sys.meta_path.insert(0, WithoutExtras())
 """
 
 DATED = """
@@ -57,6 +85,49 @@ def test_unlisted_skip_fails_in_continuous_integration(tmp_path):
     assert "1 failed, 1 passed, 1 skipped, 1 xfailed" in said
     assert "test_unlisted was skipped (Skipped: forgotten)" in said
     assert "1 passed, 2 skipped, 1 xfailed" in run_suite(tmp_path)
+
+
+@pytest.fixture
+def without_extras(tmp_path_factory, request) -> dict[str, str]:
+    """The environment of a process that has what setup.py requires and `.[dev]`, and nothing else."""
+    conftest = next(
+        plugin for _, plugin in request.config.pluginmanager.list_name_plugin() if hasattr(plugin, "EXTRA_OF_MODULE")
+    )
+    modules = tuple(conftest.EXTRA_OF_MODULE)
+    directory = tmp_path_factory.mktemp("without_extras")
+    (directory / "sitecustomize.py").write_text(WITHOUT_EXTRAS.replace("MODULES", repr(modules)))
+    return {"PATH": os.environ["PATH"], "PYTHONPATH": str(directory)}
+
+
+def test_the_suite_collects_without_extras(without_extras):
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "--collect-only", "-q", "-m", "", "tests"],
+        cwd=ROOT,
+        env=without_extras,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout[-4000:]
+    assert "tests/conversion/test_hf_lm.py" in done.stdout  # skipped, so that the modules were indeed out of reach
+    assert "could not import 'torch'" in done.stdout
+
+
+def test_a_test_that_needs_an_extra_is_skipped_and_names_it(tmp_path, without_extras):
+    (tmp_path / "tests").mkdir()
+    (tmp_path / "tests" / "test_it.py").write_text(NEEDS_EXTRAS)
+    (tmp_path / "tests" / "allowed_skips.txt").write_text("")
+    said = run_suite(tmp_path, "-rs", **without_extras)
+    assert "2 failed, 1 passed, 4 skipped" in said
+    for module, extra in (
+        ("torch", "conversion"),
+        ("nltk", "evaluation"),
+        ("safetensors", "conversion"),
+        ("warcio", "pipelines"),
+    ):
+        assert f"{module} is not installed (pip install -e '.[{extra}]')" in said
+    assert "5 failed, 1 passed, 1 error" in run_suite(tmp_path, CI="true", **without_extras)
 
 
 def test_names_of_tests_do_not_depend_on_the_time(tmp_path):

@@ -8,8 +8,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import tokenizers
-import torch
-import transformers
 from tokenizers import decoders, models, pre_tokenizers, processors
 
 from configs import lm_open
@@ -25,6 +23,9 @@ from flamingo_jax.nn.embed import RotaryScaling
 from flamingo_jax.tokenizers import base as tokenizer_lib
 from flamingo_jax.tokenizers.base import train_sentencepiece
 from flamingo_jax.training.config import TrainConfig
+
+torch = pytest.importorskip("torch")
+transformers = pytest.importorskip("transformers")
 
 LLAMA = {
     "model_type": "llama",

@@ -4,7 +4,6 @@ import dataclasses
 
 import numpy as np
 import pytest
-import torch
 
 from flamingo_jax.conversion import mapping, sources, writing
 from flamingo_jax.conversion.export_open_flamingo import state_dict
@@ -13,6 +12,8 @@ from flamingo_jax.conversion.reading import ConversionError
 from flamingo_jax.core import trees
 from flamingo_jax.core.paths import Path
 from tests.parity import open_flamingo_models as models
+
+torch = pytest.importorskip("torch")
 
 pytestmark = pytest.mark.parity
 FAMILIES = {"mpt": 1, "gpt_neox": 2, "llama": 4, "opt": 2}

@@ -7,11 +7,12 @@ import sys
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import torch
-from safetensors.torch import save_file
 
 from flamingo_jax.conversion.reading import ConversionError, InMemory, Merged, open_weights, read_config
 from flamingo_jax.core.paths import Path
+
+torch = pytest.importorskip("torch")
+save_file = pytest.importorskip("safetensors.torch").save_file
 
 TENSORS = {
     "a": torch.arange(6, dtype=torch.float32).reshape(2, 3),

@@ -15,6 +15,11 @@ import PIL.Image
 import pytest
 from etils import epath
 
+pytest.importorskip("warcio")
+pytest.importorskip("selectolax")
+pytest.importorskip("pyarrow")
+pytest.importorskip("zstandard")
+
 from data_pipelines import m3w, pairs, text, videos
 from data_pipelines.on_beam import Execution
 from data_pipelines.write_records import write_records

@@ -7,7 +7,6 @@ import json
 
 import numpy as np
 import pytest
-import selectolax.lexbor
 from etils import epath
 from PIL import Image
 
@@ -18,6 +17,8 @@ from data_pipelines.write_records import write_records
 from flamingo_jax.data.embeddings import writing
 from flamingo_jax.data.schema import CorruptRecord, Document, ImageText, InterleavedPage, VideoText
 from flamingo_jax.data.sources import Source
+
+lexbor = pytest.importorskip("selectolax.lexbor")
 
 ONE = Execution(num_workers=1, max_broken=0.5)
 
@@ -146,7 +147,7 @@ def run(tmp_path, **fields):
     counts = build(DedupRequest(**fields), output, ONE)
     source = Source(output)
     candidates = json.loads((output / "candidates.json").read_text())
-    shown = selectolax.lexbor.LexborHTMLParser((output / "candidates.html").read_text())
+    shown = lexbor.LexborHTMLParser((output / "candidates.html").read_text())
     rows = [[cell.text() for cell in row.css("td")] for row in shown.css("tr")[1:]]
     assert rows == [[f"{pair['score']:g}", pair["training"], pair["evaluation"]] for pair in candidates["pairs"]]
     readable = 2 if fields.get("method") != "embeddings" else 0

@@ -5,6 +5,11 @@ import json
 import numpy as np
 import pytest
 
+pytest.importorskip("warcio")
+pytest.importorskip("selectolax")
+pytest.importorskip("pyarrow")
+pytest.importorskip("zstandard")
+
 from tests.data_pipelines.fuzz import Format, run
 from tests.data_pipelines.fuzz_formats import FORMATS
 

@@ -10,6 +10,9 @@ import pytest
 from etils import epath
 from PIL import Image
 
+pytest.importorskip("warcio")
+pytest.importorskip("selectolax")
+
 from data_pipelines import m3w
 from data_pipelines.collect import Found
 from data_pipelines.m3w import M3WRequest, build, read_file

@@ -4,10 +4,10 @@ import collections
 import hashlib
 import json
 
-import pyarrow
-import pyarrow.parquet
 import pytest
 from etils import epath
+
+pytest.importorskip("pyarrow")
 
 from data_pipelines import obelics
 from data_pipelines.collect import Found
@@ -16,6 +16,9 @@ from data_pipelines.on_beam import Execution
 from data_pipelines.page import Reject
 from flamingo_jax.data.sources import Source
 from tests.data_pipelines.test_mmc4 import picture
+
+pyarrow = pytest.importorskip("pyarrow")
+pyarrow.parquet = pytest.importorskip("pyarrow.parquet")
 
 A, B = picture(10), picture(60)
 ADDRESSES = pyarrow.list_(pyarrow.string())

@@ -7,6 +7,10 @@ import pytest
 from absl import flags
 from absl.testing import flagsaver
 
+pytest.importorskip("warcio")
+pytest.importorskip("selectolax")
+pytest.importorskip("pyarrow")
+
 from data_pipelines import run
 from flamingo_jax.tokenizers.base import SentencePieceTokenizer
 from flamingo_jax.world.text import NAMES, WORDS

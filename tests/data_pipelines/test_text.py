@@ -7,11 +7,8 @@ import shutil
 import struct
 
 import numpy as np
-import pyarrow
-import pyarrow.parquet
 import pytest
 import tensorflow_datasets as tfds
-import zstandard
 from etils import epath
 
 from data_pipelines.formats import tfrecord
@@ -19,6 +16,10 @@ from data_pipelines.on_beam import Execution
 from data_pipelines.page import Reject
 from data_pipelines.text import RowGroups, TextRequest, build, parts, read
 from flamingo_jax.data.sources import Source
+
+pyarrow = pytest.importorskip("pyarrow")
+pyarrow.parquet = pytest.importorskip("pyarrow.parquet")
+zstandard = pytest.importorskip("zstandard")
 
 WORDS = np.asarray([f"{a}{b}{c}{d}" for a in "bdfgklmnprst" for b in "aeiou" for c in "bdfgklmnprst" for d in "aeiou"])
 

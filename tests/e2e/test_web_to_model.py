@@ -6,6 +6,10 @@ import tarfile
 
 import pytest
 
+pytest.importorskip("warcio")
+pytest.importorskip("selectolax")
+pytest.importorskip("pyarrow")
+
 from data_pipelines import run
 from data_pipelines.on_beam import Execution
 from data_pipelines.pairs import PairsRequest

@@ -4,6 +4,8 @@ import numpy as np
 import pytest
 from etils import epath
 
+pytest.importorskip("scipy")
+
 from flamingo_jax.evaluation import registry, task
 from flamingo_jax.evaluation.benchmarks import class_templates
 from flamingo_jax.evaluation.zero_shot import class_embeddings

@@ -6,9 +6,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import tokenizers
-import torch
-import transformers
-from safetensors.torch import save_file
+
+pytest.importorskip("scipy")
 
 from flamingo_jax.conversion.mapping import load_params
 from flamingo_jax.conversion.reading import ConversionError
@@ -24,6 +23,10 @@ from flamingo_jax.inference.engine import InferenceConfig
 from flamingo_jax.tokenizers import base as tokenizer_lib
 from tests.evaluation.fixtures import coco, imagenet
 from tests.parity import stand_ins
+
+torch = pytest.importorskip("torch")
+transformers = pytest.importorskip("transformers")
+save_file = pytest.importorskip("safetensors.torch").save_file
 
 pytestmark = pytest.mark.parity
 

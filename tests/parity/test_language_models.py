@@ -10,14 +10,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import torch
-import transformers
 
 from flamingo_jax.conversion import lm_families, mapping
 from flamingo_jax.conversion.reading import InMemory
 from flamingo_jax.models import decoder
 from flamingo_jax.models.lm import LM
 from flamingo_jax.models.self_attention import packed_context
+
+torch = pytest.importorskip("torch")
+transformers = pytest.importorskip("transformers")
 
 pytestmark = pytest.mark.parity
 

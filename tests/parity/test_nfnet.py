@@ -6,7 +6,6 @@ import haiku as hk
 import jax
 import numpy as np
 import pytest
-import torch
 
 from flamingo_jax.conversion import mapping, nfnet_deepmind, timm_nfnet
 from flamingo_jax.conversion.mapping import load_params
@@ -19,6 +18,8 @@ from flamingo_jax.models.config import ModelConfig
 from flamingo_jax.models.nfnet import NFNet, NFNetConfig
 from flamingo_jax.models.sizes import NFNETS
 from tests.parity import stand_ins
+
+torch = pytest.importorskip("torch")
 
 pytestmark = pytest.mark.parity
 

@@ -8,9 +8,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import torch
-import transformers
-from safetensors.torch import save_file
 
 from flamingo_jax.conversion import open_clip, writing
 from flamingo_jax.conversion.mapping import load_params
@@ -23,6 +20,10 @@ from flamingo_jax.inference.vision_features import VisionEncoder
 from flamingo_jax.models.vision import see
 from flamingo_jax.models.vit import ViTConfig
 from tests.parity import stand_ins
+
+torch = pytest.importorskip("torch")
+transformers = pytest.importorskip("transformers")
+save_file = pytest.importorskip("safetensors.torch").save_file
 
 pytestmark = pytest.mark.parity
 

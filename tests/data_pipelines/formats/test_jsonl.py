@@ -7,13 +7,14 @@ import tempfile
 import zipfile
 
 import pytest
-import zstandard
 from hypothesis import given
 from hypothesis import strategies as st
 
 from data_pipelines.formats import jsonl
 from data_pipelines.formats.jsonl import Lines, parts, rows
 from data_pipelines.page import Reject
+
+zstandard = pytest.importorskip("zstandard")
 
 
 def write(path, data):

@@ -7,6 +7,9 @@ import hypothesis
 import hypothesis.strategies as st
 import pytest
 
+pytest.importorskip("warcio")
+pytest.importorskip("selectolax")
+
 from data_pipelines.page import Page, Picture, Reject
 from data_pipelines.web.html_decode import HtmlLimits
 from data_pipelines.web.html_to_pages import html_to_page

@@ -6,6 +6,8 @@ import threading
 
 import pytest
 
+pytest.importorskip("warcio")
+
 from data_pipelines.page import Reject
 from data_pipelines.web.image_fetcher import FetchLimits, ImageFetcher, is_public
 from tests.data_pipelines import crawl

@@ -2,6 +2,8 @@
 
 import pytest
 
+pytest.importorskip("warcio")
+
 from data_pipelines.page import Page, Reject
 from data_pipelines.web.language import check_languages, of_language
 from tests.data_pipelines import crawl

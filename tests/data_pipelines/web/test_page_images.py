@@ -8,6 +8,8 @@ import pytest
 from etils import epath
 from PIL import Image
 
+pytest.importorskip("warcio")
+
 from data_pipelines.page import Page, Picture, Reject
 from data_pipelines.web.page_images import ImageLimits, as_stored, keep_image, local_image, with_images
 from flamingo_jax.data.images import read

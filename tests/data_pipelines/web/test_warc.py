@@ -7,6 +7,8 @@ import hypothesis
 import hypothesis.strategies as st
 import pytest
 
+pytest.importorskip("warcio")
+
 from data_pipelines.page import Reject
 from data_pipelines.web import warc
 from data_pipelines.web.warc_index import WarcIndex, build_index

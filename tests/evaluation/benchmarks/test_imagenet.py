@@ -5,6 +5,8 @@ import shutil
 import pytest
 from etils import epath
 
+pytest.importorskip("scipy")
+
 from flamingo_jax.evaluation.benchmarks import imagenet_classes
 from flamingo_jax.evaluation.benchmarks.annotations import AnnotationError, Files
 from flamingo_jax.evaluation.benchmarks.imagenet import ImageNet
