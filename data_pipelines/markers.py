@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from flamingo_jax.tokenizers.base import EOC, IMAGE_TAG
+from flamingo_jax.tokenizers.markers import EOC, IMAGE_TAG
 
 _NAMES = "|".join(re.escape(marker.strip("<>")) for marker in (IMAGE_TAG, EOC))
 # All brackets around it, so that "<<image>>" leaves no marker behind.

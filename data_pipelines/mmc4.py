@@ -45,7 +45,7 @@ ASSIGNMENTS = ("matched", "optimal")
 _PART = 1 << 24  # bytes of JSON lines for one worker and one shard: some 3,000 documents
 
 
-class Match(NamedTuple):
+class PlacedImage(NamedTuple):
     """An image's number in image_info, and the sentence that it stands before."""
 
     image: int
@@ -73,7 +73,7 @@ class MMC4Request:
         if self.assignment not in ASSIGNMENTS:
             raise ValueError(f"mmc4: got --assignment={self.assignment!r}, expected one of {', '.join(ASSIGNMENTS)}.")
 
-    def keeps(self, match: Match) -> bool:
+    def keeps(self, match: PlacedImage) -> bool:
         """Whether an image is similar enough to its sentence."""
         return match.similarity >= self.min_similarity
 
@@ -217,7 +217,7 @@ def _image(info: dict[str, Any], request: MMC4Request) -> bytes | Reject:
         return Reject(error.reason, f"{name}: {error}", broken=True)
 
 
-def _matched(images: Sequence[int], document: dict[str, Any]) -> list[Match]:
+def _matched(images: Sequence[int], document: dict[str, Any]) -> list[PlacedImage]:
     """The sentences that the dataset states."""
     found = []
     for number in images:
@@ -228,11 +228,11 @@ def _matched(images: Sequence[int], document: dict[str, Any]) -> list[Match]:
         similarity = info.get("matched_sim")
         if similarity is None:
             similarity = document["similarity_matrix"][number][sentence]
-        found.append(Match(number, sentence, float(similarity)))
+        found.append(PlacedImage(number, sentence, float(similarity)))
     return found
 
 
-def _optimal(images: Sequence[int], document: dict[str, Any]) -> list[Match]:
+def _optimal(images: Sequence[int], document: dict[str, Any]) -> list[PlacedImage]:
     """The sentences that make the sum of similarities largest, each taken once; with too few of them some images get none."""
     if not images:
         return []
@@ -244,7 +244,10 @@ def _optimal(images: Sequence[int], document: dict[str, Any]) -> list[Match]:
     import scipy.optimize  # takes a third of a second
 
     rows, columns = scipy.optimize.linear_sum_assignment(-similarity)
-    return [Match(images[row], int(column), similarity[row, column]) for row, column in zip(rows, columns, strict=True)]
+    return [
+        PlacedImage(images[row], int(column), similarity[row, column])
+        for row, column in zip(rows, columns, strict=True)
+    ]
 
 
 def _is_list_of(value: Any, kind: type) -> bool:

@@ -123,7 +123,7 @@ def caption(text: str | bytes, max_characters: int) -> str | Reject:
     return text
 
 
-def sample_metadata(sample: tars.Sample) -> dict[str, Any] | Reject:
+def sample_metadata(sample: tars.TarSample) -> dict[str, Any] | Reject:
     """Returns what img2dataset and its like say of a sample: its .json, empty if there is none.
 
     Returns:
@@ -135,7 +135,7 @@ def sample_metadata(sample: tars.Sample) -> dict[str, Any] | Reject:
     return fields
 
 
-def _from_sample(sample: tars.Sample, request: PairsRequest) -> Found | Reject:
+def _from_sample(sample: tars.TarSample, request: PairsRequest) -> Found | Reject:
     fields = sample_metadata(sample)
     if isinstance(fields, Reject):
         return fields

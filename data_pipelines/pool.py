@@ -26,7 +26,9 @@ from data_pipelines.on_beam import Execution
 from flamingo_jax.data import interleave, pack
 from flamingo_jax.data.schema import CorruptRecord, InterleavedPage, Record
 from flamingo_jax.data.sources import Source
-from flamingo_jax.tokenizers.base import EOC, Tokenizer, load
+from flamingo_jax.tokenizers.base import Tokenizer
+from flamingo_jax.tokenizers.load import load_tokenizer
+from flamingo_jax.tokenizers.markers import EOC
 
 FILE_NAME = "pool.json"
 _FULL = 0.95  # share of a row of text that documents_per_row is to fill
@@ -91,7 +93,7 @@ def build(request: PoolRequest, output: epath.Path, how: Execution) -> dict[str,
     """
     del how  # a sample is drawn within minutes on one core
     source = Source(request.dataset, request.split)
-    tokenizer = load(request.tokenizer, request.new_tokens)
+    tokenizer = load_tokenizer(request.tokenizer, request.new_tokens)
     if source.kind == "interleaved_page":
         result, numbers = _of_pages(request, source, tokenizer)
     elif source.kind == "document":

@@ -29,7 +29,9 @@ from flamingo_jax.data.rows import RECORD_KINDS
 from flamingo_jax.data.schema import Batch
 from flamingo_jax.data.sources import Source
 from flamingo_jax.data.to_device import to_device
-from flamingo_jax.tokenizers.base import IMAGE_TAG, Tokenizer, load
+from flamingo_jax.tokenizers.base import Tokenizer
+from flamingo_jax.tokenizers.load import load_tokenizer
+from flamingo_jax.tokenizers.markers import IMAGE_TAG
 
 _MOST_ROWS = 32  # of one batch: 32 rows of five images of 320 x 320 are 50 MB
 _MOST_METADATA = 400  # characters
@@ -106,7 +108,7 @@ def build(request: InspectRequest, output: epath.Path, how: Execution) -> dict[s
       FileNotFoundError: there is no dataset, or no tokenizer.
     """
     del how
-    tokenizer = load(request.tokenizer, request.new_tokens)
+    tokenizer = load_tokenizer(request.tokenizer, request.new_tokens)
     kind = request.kind or _kind_of(Source(request.dataset, request.split).kind)
     dataset = DatasetConfig(
         kind=cast(Literal["interleaved", "pairs", "captions", "text"], kind),

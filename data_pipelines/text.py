@@ -76,13 +76,13 @@ class RowGroups:
 
 
 @dataclasses.dataclass(frozen=True)
-class Examples:
+class ExamplesFile:
     """One file of a TFDS dataset."""
 
     path: str
 
 
-Part = jsonl.Lines | RowGroups | Examples
+Part = jsonl.Lines | RowGroups | ExamplesFile
 
 
 def build(request: TextRequest, output: epath.Path, how: Execution) -> dict[str, int]:
@@ -109,7 +109,7 @@ def parts(request: TextRequest) -> list[Part]:
       ValueError: there is nothing, or it is in no known format.
     """
     if request.input.startswith(TFDS):
-        return [Examples(path) for path in _tfds_files(request)]
+        return [ExamplesFile(path) for path in _tfds_files(request)]
     found: list[Part] = []
     for path in input_files(request.input, (*jsonl.SUFFIXES, ".parquet")):
         if path.endswith(jsonl.SUFFIXES):

@@ -16,7 +16,8 @@ from etils import epath
 
 from flamingo_jax.data.schema import InterleavedPage
 from flamingo_jax.data.sources import Source
-from flamingo_jax.tokenizers.base import FILE_NAME, SentencePieceTokenizer, train_sentencepiece
+from flamingo_jax.tokenizers.base import FILE_NAME
+from flamingo_jax.tokenizers.sentencepiece import SentencePieceTokenizer, train_sentencepiece
 
 MODEL_TYPES = ("unigram", "bpe", "word", "char")
 

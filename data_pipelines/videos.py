@@ -163,7 +163,7 @@ def _folder(request: VideosRequest, path: str) -> epath.Path:
     return epath.Path(request.videos) if request.videos else epath.Path(path).parent
 
 
-def _from_sample(sample: tars.Sample, request: VideosRequest) -> Found | Reject:
+def _from_sample(sample: tars.TarSample, request: VideosRequest) -> Found | Reject:
     fields = sample_metadata(sample)
     if isinstance(fields, Reject):
         return fields

@@ -15,11 +15,11 @@ import sys
 from absl import app, flags, logging
 
 from flamingo_jax.checkpoint.arrays import CheckpointError
-from flamingo_jax.conversion import sources, writing
+from flamingo_jax.conversion import publishers, writing
 from flamingo_jax.core.config import ConfigError
 from flamingo_jax.core.paths import Path, PathError
 
-_SOURCE = flags.DEFINE_enum("source", None, list(sources.SOURCES), "Whose weights they are.")
+_SOURCE = flags.DEFINE_enum("source", None, list(publishers.SOURCES), "Whose weights they are.")
 _INPUT = flags.DEFINE_string("input", None, "The file of weights, or the model's directory.")
 _OUTPUT = flags.DEFINE_string("output", None, "The export to be; one that is there is replaced.")
 _LM = flags.DEFINE_string("lm", None, "open_flamingo: the directory of its language model.")
@@ -52,9 +52,9 @@ def main(argv: list[str]) -> None:
     lm, vision = (Path(flag.value) if flag.value else None for flag in (_LM, _VISION))
     try:
         if _BACK.value:
-            print(sources.write_back(str(_SOURCE.value), Path(_INPUT.value), Path(_OUTPUT.value)))
+            print(publishers.write_back(str(_SOURCE.value), Path(_INPUT.value), Path(_OUTPUT.value)))
             return
-        conversion = sources.describe(str(_SOURCE.value), sources.Inputs(Path(_INPUT.value), lm, vision, options))
+        conversion = publishers.describe(str(_SOURCE.value), publishers.Inputs(Path(_INPUT.value), lm, vision, options))
         if _DRY_RUN.value:
             print(writing.table(conversion, dtype=_DTYPE.value))
             return

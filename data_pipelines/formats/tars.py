@@ -29,7 +29,7 @@ _LONG_NAME, _LONG_LINK, _ATTRIBUTES, _ATTRIBUTES_OF_ALL = b"L", b"K", (b"x", b"X
 
 
 @dataclasses.dataclass(frozen=True)
-class Sample:
+class TarSample:
     """The members that share a key.
 
     Attributes:
@@ -45,7 +45,7 @@ class Sample:
         return next((self.files[suffix] for suffix in suffixes if suffix in self.files), None)
 
 
-def samples(path: str) -> Iterator[Sample | Reject]:
+def samples(path: str) -> Iterator[TarSample | Reject]:
     """Reads the samples of a tar file, which may be compressed by gzip.
 
     Args:
@@ -55,13 +55,13 @@ def samples(path: str) -> Iterator[Sample | Reject]:
       In order: samples, and one reject for each that cannot be used: "path_traversal" (a member outside of the archive's root, a link or a device),
       "sample_too_large", "duplicate_member"; and at the end of a damaged file "truncated_file", or "unreadable_file" where not even its beginning is a tar.
     """
-    sample, reason = Sample("", {}), None
+    sample, reason = TarSample("", {}), None
     try:
         with epath.Path(path).open("rb") as raw:
             for member in _members(_uncompressed(raw)):
                 if member.key != sample.key:
                     yield from _whole(sample, reason)
-                    sample, reason = Sample(member.key, {}), None
+                    sample, reason = TarSample(member.key, {}), None
                 reason = reason or _refusal(member, sample)
                 if reason is None:
                     sample.files[member.suffix] = member.read()
@@ -73,14 +73,14 @@ def samples(path: str) -> Iterator[Sample | Reject]:
         yield Reject("truncated_file" if started else "unreadable_file", f"{path}: {error}", broken=True)
 
 
-def _whole(sample: Sample, reason: str | None) -> Iterator[Sample | Reject]:
+def _whole(sample: TarSample, reason: str | None) -> Iterator[TarSample | Reject]:
     if reason is not None:
         yield Reject(reason, sample.key, broken=True)
     elif sample.files:
         yield sample
 
 
-def _refusal(member: _Member, sample: Sample) -> str | None:
+def _refusal(member: _Member, sample: TarSample) -> str | None:
     """Why a member cannot be part of a sample."""
     if not member.is_file or member.name.startswith("/") or ".." in member.name.split("/"):
         return "path_traversal"

@@ -7,7 +7,7 @@ import re
 from collections.abc import Mapping
 
 
-class Kind(enum.IntEnum):
+class ElementKind(enum.IntEnum):
     """What the opening tag of an element tells of it."""
 
     PLAIN = 0
@@ -50,7 +50,7 @@ def _as_word(words: str) -> re.Pattern[str]:
 _SUSPECT_NAME = _as_word(_SUSPECT)
 
 
-def kind_of(attributes: Mapping[str, str | None], *, is_block: bool) -> Kind:
+def kind_of(attributes: Mapping[str, str | None], *, is_block: bool) -> ElementKind:
     """Judges an element.
 
     Args:
@@ -58,22 +58,22 @@ def kind_of(attributes: Mapping[str, str | None], *, is_block: bool) -> Kind:
       is_block: whether it is more than a stretch of text; only blocks are judged by their name.
     """
     if not attributes:
-        return Kind.PLAIN
+        return ElementKind.PLAIN
     if "hidden" in attributes or attributes.get("aria-hidden") == "true":
-        return Kind.HIDDEN
+        return ElementKind.HIDDEN
     if (style := attributes.get("style")) and _NO_DISPLAY.search(style):
-        return Kind.HIDDEN
+        return ElementKind.HIDDEN
     classes = attributes.get("class") or ""
     names = classes.split()
     if not _HIDDEN.isdisjoint(names):
-        return Kind.HIDDEN
+        return ElementKind.HIDDEN
     if not is_block:
-        return Kind.PLAIN
+        return ElementKind.PLAIN
     if attributes.get("role") in SKIPPED_ROLES:
-        return Kind.SUSPECT
+        return ElementKind.SUSPECT
     identity = attributes.get("id") or ""
     if identity in _FOREIGN or not _FOREIGN.isdisjoint(names):
-        return Kind.FOREIGN
+        return ElementKind.FOREIGN
     if (classes and _SUSPECT_NAME.search(classes)) or (identity and _SUSPECT_NAME.search(identity)):
-        return Kind.SUSPECT
-    return Kind.PLAIN
+        return ElementKind.SUSPECT
+    return ElementKind.PLAIN

@@ -22,7 +22,7 @@ from selectolax.lexbor import LexborHTMLParser
 
 from data_pipelines.markers import without_markers
 from data_pipelines.page import Page, Picture, Reject
-from data_pipelines.web.boilerplate import SKIPPED_TAGS, Kind, kind_of
+from data_pipelines.web.boilerplate import SKIPPED_TAGS, ElementKind, kind_of
 from data_pipelines.web.html_decode import HtmlLimits, decode_html
 from data_pipelines.web.html_pictures import joined, picture_of
 
@@ -59,7 +59,7 @@ _BLANK_LINES = re.compile("\n(?: *\n){2,}")
 class _Block:
     """A span of the runs: what one block element holds."""
 
-    kind: Kind
+    kind: ElementKind
     tag: str
     parent: int
     start: int
@@ -165,7 +165,7 @@ def _head(head: Any) -> tuple[str, str]:
 def _walk(body: Any, limits: HtmlLimits) -> _Runs | Reject:
     """Walks the tree with a stack of its own: pages are deeper than Python's."""
     runs = _Runs()
-    runs.blocks.append(_Block(Kind.PLAIN, "body", -1, 0))
+    runs.blocks.append(_Block(ElementKind.PLAIN, "body", -1, 0))
     stack: list[tuple[str, int, Any]] = []  # of the open elements: tag, their block (-1: none), what follows them
     node, block = body.child, 0
     links = preformatted = noscript = articles = 0
@@ -209,7 +209,7 @@ def _walk(body: Any, limits: HtmlLimits) -> _Runs | Reject:
         attributes = current.attributes
         is_block = tag in _BLOCKS
         kind = kind_of(attributes, is_block=is_block)
-        if kind is Kind.HIDDEN:
+        if kind is ElementKind.HIDDEN:
             continue
         if tag == "img":
             runs.image(current, attributes)
@@ -275,11 +275,11 @@ def _main_body(runs: _Runs) -> list[tuple[int, str | _Image]]:
 
 def _is_boilerplate(block: _Block, plain: int, linked: int, num_links: int, *, most: int) -> bool:
     """Whether to cut a block with so many characters outside and inside of its links; `most`: half of the page's."""
-    if block.kind is Kind.FOREIGN:
+    if block.kind is ElementKind.FOREIGN:
         return True
     if block.tag in _WHOLE:
         return False
-    if block.kind is Kind.SUSPECT and plain <= most:
+    if block.kind is ElementKind.SUSPECT and plain <= most:
         return True
     if block.tag == "form" and plain < _FORM_TEXT:
         return True

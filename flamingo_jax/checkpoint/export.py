@@ -49,7 +49,7 @@ class OpenedCheckpoint:
       kind: which model `model_config` is for: one of KINDS ("vision": an encoder alone, imported).
       params: all weights, {module: {name: array}}.
       model_config: `core.config.to_dict` of training's ModelConfig.
-      tokenizer: the tokenizer's file, for `tokenizers.base.load`; None if the model has no text.
+      tokenizer: the tokenizer's file, for `tokenizers.load.load_tokenizer`; None if the model has no text.
       preprocessing: {"image_size": pixels, "image_fit": how an image becomes a square (absent: "pad")}.
       step: updates done.
       path: the export, or WORKDIR/checkpoints/STEP.

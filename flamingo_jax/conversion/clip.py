@@ -13,8 +13,8 @@ from typing import Any, cast, get_args
 
 from flamingo_jax.conversion.clip_text import both, text_config, text_rules, towers_of
 from flamingo_jax.conversion.mapping import Conversion, Rule, Rules, Skip, under
+from flamingo_jax.conversion.publishers import Inputs, only
 from flamingo_jax.conversion.reading import ConversionError, open_weights, read_config
-from flamingo_jax.conversion.sources import Inputs, only
 from flamingo_jax.conversion.transforms import scalar, transpose
 from flamingo_jax.conversion.vit_rules import Names, vision_rules
 from flamingo_jax.core import paths

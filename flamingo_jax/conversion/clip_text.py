@@ -13,8 +13,8 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 from flamingo_jax.conversion.mapping import Conversion, Rule, Rules
+from flamingo_jax.conversion.publishers import Inputs
 from flamingo_jax.conversion.reading import ConversionError, Weights
-from flamingo_jax.conversion.sources import Inputs
 from flamingo_jax.conversion.transforms import (
     pad_rows,
 )

@@ -11,8 +11,8 @@ from __future__ import annotations
 
 from flamingo_jax.conversion import lm_families
 from flamingo_jax.conversion.mapping import Conversion
+from flamingo_jax.conversion.publishers import Inputs, only
 from flamingo_jax.conversion.reading import ConversionError, open_weights, read_config
-from flamingo_jax.conversion.sources import Inputs, only
 from flamingo_jax.core import paths
 from flamingo_jax.core.paths import Path
 from flamingo_jax.models.config import ModelConfig

@@ -20,8 +20,8 @@ from flamingo_jax.conversion import clip, lm_families, transforms
 from flamingo_jax.conversion.config_json import Fields
 from flamingo_jax.conversion.lm_rules import PARTS
 from flamingo_jax.conversion.mapping import LAYER, Conversion, Rule, Rules, under
+from flamingo_jax.conversion.publishers import Inputs, only
 from flamingo_jax.conversion.reading import ConversionError, Weights, open_weights, read_config
-from flamingo_jax.conversion.sources import Inputs, only
 from flamingo_jax.core.paths import Path
 from flamingo_jax.models.config import ModelConfig
 from flamingo_jax.models.gated_xattn import XattnConfig

@@ -11,8 +11,8 @@ from collections.abc import Iterator, Mapping
 
 from flamingo_jax.conversion.mapping import Conversion, Rule, Rules, Skip
 from flamingo_jax.conversion.pickled_tree import read_tree
+from flamingo_jax.conversion.publishers import Inputs, only
 from flamingo_jax.conversion.reading import ConversionError, InMemory, Weights
-from flamingo_jax.conversion.sources import Inputs, only
 from flamingo_jax.core.trees import flatten
 from flamingo_jax.models.config import ModelConfig
 from flamingo_jax.models.nfnet import NFNetConfig

@@ -36,14 +36,14 @@ from flamingo_jax.conversion.open_flamingo_layout import (
     Pair,
     xattn_pairs,
 )
+from flamingo_jax.conversion.publishers import Inputs, only
 from flamingo_jax.conversion.reading import ConversionError, Weights
-from flamingo_jax.conversion.sources import Inputs, only
 from flamingo_jax.core.paths import Path
 from flamingo_jax.models.config import ModelConfig, required
 from flamingo_jax.models.gated_xattn import XattnConfig
 from flamingo_jax.models.lm import LMConfig
 from flamingo_jax.models.resampler import ResamplerConfig
-from flamingo_jax.tokenizers import base as tokenizer_lib
+from flamingo_jax.tokenizers.load import load_tokenizer
 from flamingo_jax.tokenizers.markers import Markers
 
 
@@ -64,7 +64,7 @@ def conversion(inputs: Inputs) -> Conversion:
         raise ConversionError(
             f"{inputs.lm} holds no tokenizer: its length says where the new tokens begin. Put it there."
         )
-    pieces = tokenizer_lib.load(lm.tokenizer, ()).vocab_size
+    pieces = load_tokenizer(lm.tokenizer, ()).vocab_size
     return join(checkpoint, lm, _vision(inputs.vision), pieces=pieces)
 
 

@@ -16,8 +16,8 @@ import numpy as np
 
 from flamingo_jax.conversion.mapping import Conversion, Rule, Rules, Skip
 from flamingo_jax.conversion.nfnet_deepmind import stages, variant, vision
+from flamingo_jax.conversion.publishers import Inputs, only
 from flamingo_jax.conversion.reading import open_weights
-from flamingo_jax.conversion.sources import Inputs, only
 from flamingo_jax.conversion.transforms import conv, flat, transpose
 from flamingo_jax.models.nfnet import NFNetConfig
 from flamingo_jax.models.sizes import NFNETS

@@ -14,8 +14,8 @@ from typing import Any, cast
 
 from flamingo_jax.conversion.clip import features_of
 from flamingo_jax.conversion.mapping import Conversion, Skip, under
+from flamingo_jax.conversion.publishers import Inputs, only
 from flamingo_jax.conversion.reading import ConversionError, Weights, open_weights, read_config
-from flamingo_jax.conversion.sources import Inputs, only
 from flamingo_jax.conversion.vit_rules import Names, vision_rules
 from flamingo_jax.models.config import ModelConfig
 from flamingo_jax.models.vit import Features, ViTConfig

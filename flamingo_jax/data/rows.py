@@ -19,7 +19,7 @@ from flamingo_jax.data.config import DatasetConfig, ImageFit
 from flamingo_jax.data.images import video
 from flamingo_jax.data.images.read import place
 from flamingo_jax.data.schema import Batch, CorruptRecord, Document, ImageText, InterleavedPage, Record, VideoText
-from flamingo_jax.data.sources import Images, Room
+from flamingo_jax.data.sources import EncodedImages, Room
 from flamingo_jax.tokenizers.base import Tokenizer
 
 RECORD_KINDS = {
@@ -48,7 +48,7 @@ class Example:
 
     tokens: tuple[np.ndarray, ...]
     phi: np.ndarray | None = None
-    images: Images | None = None
+    images: EncodedImages | None = None
     fps: float | None = None
     video: bytes = b""
 
@@ -120,8 +120,8 @@ class RowMaker:
             return Example(tuple(ways), video=record.video)
         return Example(tuple(ways), images=self._images(record.frames), fps=record.fps)
 
-    def _images(self, encoded: Sequence[bytes]) -> Images:
-        return Images(encoded, self._image_size, self._image_fit)
+    def _images(self, encoded: Sequence[bytes]) -> EncodedImages:
+        return EncodedImages(encoded, self._image_size, self._image_fit)
 
     def draw(self, example: Example, rng: Rng) -> TrainingRow:
         """Draws the row of one visit to a page, a pair or a caption.

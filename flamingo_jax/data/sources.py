@@ -94,7 +94,7 @@ class Room:
             return fits
 
 
-class Images:
+class EncodedImages:
     """The images of one record: decoded when asked for, and kept so while there is room.
 
     Only what is asked for is decoded, be there room or not: whether a record counts as corrupt must not depend on the

@@ -31,7 +31,7 @@ from flamingo_jax.evaluation import task
 from flamingo_jax.evaluation.benchmarks.benchmark import Benchmark, Item
 from flamingo_jax.evaluation.metrics import metric
 from flamingo_jax.inference.prompt import Visual
-from flamingo_jax.tokenizers.base import EOC
+from flamingo_jax.tokenizers.markers import EOC
 
 OPEN_ENDED_EXAMPLES = 2  # without images, at 0 shots
 VALIDATION_QUERIES = {"coco": 5000}  # Table 6; where items have classes, so many of each:

@@ -36,7 +36,7 @@ from flamingo_jax.core.seeds import generator
 from flamingo_jax.data.schema import ImageText
 from flamingo_jax.data.sources import Source
 from flamingo_jax.evaluation import task
-from flamingo_jax.tokenizers.base import EOC
+from flamingo_jax.tokenizers.markers import EOC
 from flamingo_jax.world.pages import BIND_PROMPT, FORMAT_PROMPT, Album
 from flamingo_jax.world.scenes import ATTRIBUTES, COLOUR, SHAPE, VALUES
 from flamingo_jax.world.text import NEW_NAMES

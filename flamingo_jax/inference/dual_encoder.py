@@ -39,8 +39,8 @@ from flamingo_jax.inference.visuals import Visual
 from flamingo_jax.models.config import ModelConfig, required
 from flamingo_jax.models.contrastive import Contrastive, to_length_one
 from flamingo_jax.sharding.layout import Layout
-from flamingo_jax.tokenizers import base as tokenizer_lib
 from flamingo_jax.tokenizers.base import Tokenizer
+from flamingo_jax.tokenizers.load import load_tokenizer
 
 _TEXTS = 256  # encoded together, on one device
 
@@ -132,7 +132,7 @@ class DualEncoder:
         return cls(
             from_dict(ModelConfig, opened.model_config, where="model"),
             params,
-            tokenizer_lib.load(opened.tokenizer, opened.new_tokens),
+            load_tokenizer(opened.tokenizer, opened.new_tokens),
             preprocessing=opened.preprocessing,
             config=config,
             mesh=mesh,

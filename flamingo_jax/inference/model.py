@@ -38,8 +38,8 @@ from flamingo_jax.models import decoder, flamingo
 from flamingo_jax.models.config import ModelConfig, required
 from flamingo_jax.models.decoder import Decoder
 from flamingo_jax.models.lm import LMConfig
-from flamingo_jax.tokenizers import base as tokenizer_lib
 from flamingo_jax.tokenizers.base import Tokenizer
+from flamingo_jax.tokenizers.load import load_tokenizer
 
 __all__ = ["EXPECTED_ERRORS", "Chat", "Flamingo", "Image", "InferenceConfig", "PromptError", "Video"]
 
@@ -262,7 +262,7 @@ def _build(described: OpenedCheckpoint) -> tuple[Decoder, LMConfig, Tokenizer, i
             f"The checkpoint {described.path} is a {described.kind} model and cannot answer prompts: give one of the flamingo or language_model stage."
         )
     new_tokens = described.new_tokens if described.kind == "flamingo" else ()  # a tower has no rows for them
-    tokenizer = tokenizer_lib.load(described.tokenizer, new_tokens)
+    tokenizer = load_tokenizer(described.tokenizer, new_tokens)
     config = from_dict(ModelConfig, described.model_config, where="model").with_vocabulary(tokenizer.vocab_size)
     lm = required(config.lm, "lm")
     if described.kind == "flamingo":

@@ -25,8 +25,8 @@ from flamingo_jax.data.to_device import to_device
 from flamingo_jax.models import decoder, flamingo
 from flamingo_jax.models.config import required
 from flamingo_jax.sharding import mesh as mesh_lib
-from flamingo_jax.tokenizers import base as tokenizer_lib
 from flamingo_jax.tokenizers.base import Tokenizer
+from flamingo_jax.tokenizers.load import load_tokenizer
 from flamingo_jax.training import callbacks, datasets_per_step, loop, objective, optimizer, towers
 from flamingo_jax.training import logs as metrics
 from flamingo_jax.training import state as state_lib
@@ -252,7 +252,7 @@ def _completed(record: dict[str, Any]) -> dict[str, Any]:
 
 def _load_tokenizer(config: TrainConfig) -> Tokenizer:
     """The towers know no new tokens: only Flamingo has rows for them."""
-    return tokenizer_lib.load(config.data.tokenizer, config.model.new_tokens if config.stage == "flamingo" else ())
+    return load_tokenizer(config.data.tokenizer, config.model.new_tokens if config.stage == "flamingo" else ())
 
 
 def _check_vocabulary(config: TrainConfig, tokenizer: Tokenizer) -> None:

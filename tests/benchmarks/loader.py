@@ -32,7 +32,9 @@ from PIL import Image, ImageDraw
 from data_pipelines.write_records import write_records
 from flamingo_jax.data.mixture import DataConfig, DatasetConfig, Mixture
 from flamingo_jax.data.schema import Document, ImageText
-from flamingo_jax.tokenizers.base import Tokenizer, load, train_sentencepiece
+from flamingo_jax.tokenizers.base import Tokenizer
+from flamingo_jax.tokenizers.load import load_tokenizer
+from flamingo_jax.tokenizers.sentencepiece import train_sentencepiece
 
 _DIRECTORY = flags.DEFINE_string(
     "directory", None, "Where the made-up files are kept; made if it is not there.", required=True
@@ -178,7 +180,7 @@ def main(argv: Sequence[str]) -> None:
     del argv
     directory = epath.Path(_DIRECTORY.value)
     make(directory, _NUM_IMAGES.value)
-    tokenizer = load(directory)
+    tokenizer = load_tokenizer(directory)
     for part in _PARTS.value:
         for line in {"decode": decode, "text": text, "memory": memory}[part](directory, tokenizer):
             print(line, flush=True)

@@ -31,7 +31,7 @@ import jax
 import numpy as np
 import torch
 
-from flamingo_jax.conversion import sources
+from flamingo_jax.conversion import publishers
 from flamingo_jax.conversion.mapping import Conversion, load_params
 from flamingo_jax.core import host_memory, trees
 from flamingo_jax.core.precision import Policy
@@ -81,7 +81,7 @@ class Pair:
         model = models.build("mpt", 1, sizes=SIZES)
         torch.set_num_threads(threads)
         with tempfile.TemporaryDirectory() as directory:
-            conversion = sources.describe("open_flamingo", models.write(model, pathlib.Path(directory)))
+            conversion = publishers.describe("open_flamingo", models.write(model, pathlib.Path(directory)))
             return cls(model.flamingo, conversion, load_params(conversion))
 
 

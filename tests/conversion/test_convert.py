@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from flamingo_jax.checkpoint.export import open_checkpoint
-from flamingo_jax.conversion import mapping, nfnet_deepmind, sources, writing
+from flamingo_jax.conversion import mapping, nfnet_deepmind, publishers, writing
+from flamingo_jax.conversion.publishers import Inputs
 from flamingo_jax.conversion.reading import ConversionError
-from flamingo_jax.conversion.sources import Inputs
 from flamingo_jax.core import trees
 from flamingo_jax.core.paths import Path
 from flamingo_jax.inference.engine import InferenceConfig
@@ -45,7 +45,7 @@ def published(tmp_path, monkeypatch):
 
 def test_a_published_file_becomes_an_encoder(published, tmp_path):
     path, tree = published
-    writing.write(sources.describe("nfnet_deepmind", Inputs(Path(path))), tmp_path / "out")
+    writing.write(publishers.describe("nfnet_deepmind", Inputs(Path(path))), tmp_path / "out")
     opened = open_checkpoint(tmp_path / "out")
     assert opened.kind == "vision"
     weights = trees.flatten(opened.params)
@@ -63,7 +63,7 @@ def test_a_published_file_becomes_an_encoder(published, tmp_path):
 
 def test_the_table_of_a_dry_run_is_the_mapping(published, tmp_path):
     path, _ = published
-    out = writing.table(sources.describe("nfnet_deepmind", Inputs(Path(path))))
+    out = writing.table(publishers.describe("nfnet_deepmind", Inputs(Path(path))))
     assert "-> vision/stem_conv0/w (3, 3, 3, 4) float32" in " ".join(out.split())
     assert out.splitlines()[-1].endswith("; 2 are skipped.")
     assert list(tmp_path.iterdir()) == [path]
@@ -94,7 +94,7 @@ def test_another_models_file_is_one_message(published, tmp_path, change, message
     change(tree)
     path.write_bytes(pickle.dumps(tree))
     with pytest.raises(ConversionError, match=message):
-        writing.write(sources.describe("nfnet_deepmind", Inputs(Path(path))), tmp_path / "out")
+        writing.write(publishers.describe("nfnet_deepmind", Inputs(Path(path))), tmp_path / "out")
     assert list(tmp_path.iterdir()) == [path]
 
 
@@ -107,13 +107,13 @@ def test_a_mistake_ends_the_program_with_one_line(run_program, tmp_path):
 
 
 def test_every_source_has_its_module():
-    for source in sources.SOURCES:
+    for source in publishers.SOURCES:
         with pytest.raises(ConversionError):
-            sources.describe(source, Inputs(Path("/nowhere")))
+            publishers.describe(source, Inputs(Path("/nowhere")))
     with pytest.raises(ConversionError, match="no source 'clipp'; expected one of nfnet_deepmind, timm_nfnet"):
-        sources.describe("clipp", Inputs(Path("/nowhere")))
+        publishers.describe("clipp", Inputs(Path("/nowhere")))
 
 
 def test_what_a_source_does_not_take_is_refused():
     with pytest.raises(ConversionError, match="takes no lm, size; it takes the input alone"):
-        sources.describe("timm_nfnet", Inputs(Path("x.pth"), lm=Path("y"), options={"size": "3"}))
+        publishers.describe("timm_nfnet", Inputs(Path("x.pth"), lm=Path("y"), options={"size": "3"}))

@@ -13,15 +13,15 @@ from tokenizers import decoders, models, pre_tokenizers, processors
 from configs import lm_open
 from flamingo_jax.checkpoint.export import open_checkpoint
 from flamingo_jax.conversion import hf_lm, lm_families, mapping, writing
+from flamingo_jax.conversion.publishers import Inputs
 from flamingo_jax.conversion.reading import ConversionError
-from flamingo_jax.conversion.sources import Inputs
 from flamingo_jax.core import trees
 from flamingo_jax.core.config import from_dict
 from flamingo_jax.core.paths import Path
 from flamingo_jax.models.config import ModelConfig
 from flamingo_jax.nn.embed import RotaryScaling
-from flamingo_jax.tokenizers import base as tokenizer_lib
-from flamingo_jax.tokenizers.base import train_sentencepiece
+from flamingo_jax.tokenizers.load import load_tokenizer
+from flamingo_jax.tokenizers.sentencepiece import train_sentencepiece
 from flamingo_jax.training.config import TrainConfig
 
 torch = pytest.importorskip("torch")
@@ -105,7 +105,7 @@ def test_a_directory_becomes_an_export_with_its_tokenizer(published, tmp_path):
     np.testing.assert_array_equal(weights["lm/head"][:400], theirs["lm_head.weight"])
     value = theirs["model.layers.1.self_attn.v_proj.weight"].reshape(2, 8, 32)  # [G, K, D]
     np.testing.assert_array_equal(weights["lm/blocks/block/attention/value/w"][1], value.permute(2, 0, 1))
-    tokenizer = tokenizer_lib.load(opened.tokenizer, ("<EOC>", "<image>"))
+    tokenizer = load_tokenizer(opened.tokenizer, ("<EOC>", "<image>"))
     assert (tokenizer.vocab_size, tokenizer.eoc_id, tokenizer.id("<image>")) == (400, 400, 401)
     assert list(tokenizer.start_ids) == [0]
     ids = tokenizer.encode("a<EOC>b")

@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 
 from flamingo_jax.conversion import idefics, mapping, reading
+from flamingo_jax.conversion.publishers import Inputs
 from flamingo_jax.conversion.reading import ConversionError
-from flamingo_jax.conversion.sources import Inputs
 from flamingo_jax.core.config import from_dict
 from flamingo_jax.core.paths import Path
 from flamingo_jax.data.interleave import IMAGE, attend_next, tag_of, tokenise
-from flamingo_jax.tokenizers.base import SentencePieceTokenizer, train_sentencepiece
+from flamingo_jax.tokenizers.sentencepiece import SentencePieceTokenizer, train_sentencepiece
 from flamingo_jax.training.config import TrainConfig
 
 PUBLISHED = {  # config.json of the hub, as far as it is not the default of its class

@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 
-from flamingo_jax.conversion import mapping, sources, writing
+from flamingo_jax.conversion import mapping, publishers, writing
 from flamingo_jax.conversion.export_open_flamingo import state_dict
 from flamingo_jax.conversion.mapping import Constant, load_params
 from flamingo_jax.conversion.reading import ConversionError
@@ -25,7 +25,7 @@ def describe(tmp_path_factory):
 
     def run(family, every, checkpoint=None, **options):
         directory = tmp_path_factory.mktemp(family)
-        return sources.describe(
+        return publishers.describe(
             "open_flamingo", models.write(models.build(family, every, **options), directory, checkpoint)
         )
 
@@ -70,7 +70,7 @@ def test_export_back_through_the_program_s_function(describe, tmp_path):
     conversion = describe("mpt", 1)
     export = writing.write(conversion, tmp_path / "export")
     out = Path(tmp_path) / "checkpoint.pt"
-    assert "in the names of OpenFlamingo" in sources.write_back("open_flamingo", export, out)
+    assert "in the names of OpenFlamingo" in publishers.write_back("open_flamingo", export, out)
     written = torch.load(str(out), weights_only=True)
     for name, leaf in models.build("mpt", 1).checkpoint().items():
         if name != "lang_encoder.lm_head.weight":
@@ -145,7 +145,7 @@ def test_what_does_not_belong_together_is_refused(name, describe):
 
 def test_towers_must_be_given(tmp_path):
     with pytest.raises(ConversionError, match="Give its frozen parts too: --lm=DIR"):
-        sources.describe("open_flamingo", sources.Inputs(Path(tmp_path) / "checkpoint.pt"))
+        publishers.describe("open_flamingo", publishers.Inputs(Path(tmp_path) / "checkpoint.pt"))
 
 
 def test_a_model_of_another_geometry_has_no_way_back(describe):

@@ -5,7 +5,7 @@ import pytest
 from data_pipelines.write_records import write_records
 from flamingo_jax.data.images.read import encode_png
 from flamingo_jax.data.schema import Document, ImageText, VideoText
-from flamingo_jax.tokenizers.base import SentencePieceTokenizer, train_sentencepiece
+from flamingo_jax.tokenizers.sentencepiece import SentencePieceTokenizer, train_sentencepiece
 from tests.data.tiny import CORRUPT, NUM_DOCUMENTS, NUM_PAGES, NUM_PAIRS, NUM_VIDEOS, page, solid
 from tests.data_pipelines.media import mp4
 

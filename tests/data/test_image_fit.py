@@ -9,7 +9,7 @@ import pytest
 
 from flamingo_jax.data.config import DataConfig
 from flamingo_jax.data.images.read import decode, encode_png, fit
-from flamingo_jax.data.sources import Images
+from flamingo_jax.data.sources import EncodedImages
 from flamingo_jax.inference.visuals import Image, load_frames
 
 SIZES = [(64, 48), (48, 64), (97, 33), (31, 70), (20, 20), (17, 11), (32, 32), (300, 7)]
@@ -84,7 +84,7 @@ def test_training_and_inference_see_the_same(image_fit, tmp_path):
     load = functools.partial(load_frames, image_size=32, image_fit=image_fit)
     for visual in (image, PIL.Image.fromarray(image), encode_png(image), Image(str(tmp_path / "image.png"))):
         np.testing.assert_array_equal(load(visual), expected[None])
-    np.testing.assert_array_equal(Images([encode_png(image)], 32, image_fit)[0], expected)
+    np.testing.assert_array_equal(EncodedImages([encode_png(image)], 32, image_fit)[0], expected)
 
 
 def test_an_export_says_how_its_images_were_brought_to_size():

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from flamingo_jax.data.interleave import IMAGE, attend_next, tokenise, tokenise_page, window
 from flamingo_jax.data.schema import CorruptRecord, InterleavedPage
-from flamingo_jax.tokenizers.base import SentencePieceTokenizer
+from flamingo_jax.tokenizers.sentencepiece import SentencePieceTokenizer
 
 PETS = ("Cute pics of my pets!", IMAGE, "My puppy sitting in the grass.", IMAGE, "My cat looking very dignified.")
 

@@ -11,8 +11,8 @@ from flamingo_jax.data import mixture as mixture_lib
 from flamingo_jax.data.mixture import BrokenDataset, DataConfig, DatasetConfig, Mixture
 from flamingo_jax.data.rows import TrainingRow, collate, media_keys
 from flamingo_jax.data.schema import Batch
-from flamingo_jax.tokenizers.base import SentencePieceTokenizer
 from flamingo_jax.tokenizers.markers import Markers
+from flamingo_jax.tokenizers.sentencepiece import SentencePieceTokenizer
 from tests.data.tiny import CORRUPT, NUM_DOCUMENTS, NUM_PAGES, NUM_PAIRS, SIZE, page, solid
 
 

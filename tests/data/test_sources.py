@@ -7,7 +7,7 @@ import pytest
 
 from flamingo_jax.data.images import read
 from flamingo_jax.data.schema import CorruptRecord, Document, ImageText
-from flamingo_jax.data.sources import Examples, Images, Room, Source
+from flamingo_jax.data.sources import EncodedImages, Examples, Room, Source
 from tests.data.tiny import CORRUPT, NUM_DOCUMENTS, NUM_PAIRS, SIZE, page, solid
 
 
@@ -95,7 +95,7 @@ def test_images_are_decoded_once_if_there_is_room(monkeypatch):
     more = [SIZE * SIZE * 3 - len(image) for image in encoded]  # that a decoded image takes
     for room, times in ((Room(more[0] + more[1]), 4), (Room(0), 6), (None, 6)):
         decoded.clear()
-        record = Images(encoded, SIZE)
+        record = EncodedImages(encoded, SIZE)
         if room:
             record.keep_in(room)
         for _ in range(2):
@@ -126,4 +126,4 @@ def test_examples_are_prepared_once_if_there_is_room(datasets):
 def test_corrupt_images_show_when_they_are_asked_for(datasets):
     record = Source(datasets / "pairs")[CORRUPT]
     with pytest.raises(CorruptRecord):
-        Images([record.image], SIZE)[0]
+        EncodedImages([record.image], SIZE)[0]

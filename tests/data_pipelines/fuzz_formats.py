@@ -41,8 +41,9 @@ from flamingo_jax.data.schema import (
 )
 from flamingo_jax.data.shards import Shard, shard_name, write_metadata, writing
 from flamingo_jax.data.sources import Source
-from flamingo_jax.tokenizers.base import SentencePieceTokenizer, Tokenizer, train_sentencepiece
+from flamingo_jax.tokenizers.base import Tokenizer
 from flamingo_jax.tokenizers.huggingface import HuggingFaceTokenizer
+from flamingo_jax.tokenizers.sentencepiece import SentencePieceTokenizer, train_sentencepiece
 from tests.data_pipelines import crawl
 from tests.data_pipelines.fuzz import Format
 from tests.data_pipelines.media import grey_frames, mp4
@@ -151,7 +152,7 @@ _features = functools.cache(features)
 
 def _samples(file: pathlib.Path) -> Iterator[str]:
     for item in itertools.islice(tars.samples(str(file)), MOST_ITEMS):
-        yield "record" if isinstance(item, tars.Sample) else item.reason
+        yield "record" if isinstance(item, tars.TarSample) else item.reason
 
 
 def _html() -> list[bytes]:
@@ -369,7 +370,7 @@ def _tfrecords() -> list[bytes]:
 def _tfrecord_rows(file: pathlib.Path) -> Iterator[str]:
     if not (file.parent / "dataset_info.json").exists():
         write_metadata(file.parent, "document", {"train": [Shard(4, 1000)]})
-    yield from _read("document", text.read(_ANY_TEXT, text.Examples(str(file))))
+    yield from _read("document", text.read(_ANY_TEXT, text.ExamplesFile(str(file))))
 
 
 def _array_records(kind: str) -> list[bytes]:

@@ -28,7 +28,7 @@ from flamingo_jax.data.images.read import encode_png
 from flamingo_jax.data.mixture import BrokenDataset, Mixture, describe
 from flamingo_jax.data.schema import ImageText, InterleavedPage, VideoText
 from flamingo_jax.data.sources import Source
-from flamingo_jax.tokenizers.base import SentencePieceTokenizer, train_sentencepiece
+from flamingo_jax.tokenizers.sentencepiece import SentencePieceTokenizer, train_sentencepiece
 from tests.data_pipelines import crawl
 from tests.data_pipelines.media import grey_frames, mp4
 

@@ -6,7 +6,7 @@ import pytest
 
 from data_pipelines.keys import same_url, text_key, url_key
 from data_pipelines.markers import without_markers
-from flamingo_jax.tokenizers.base import EOC, IMAGE_TAG
+from flamingo_jax.tokenizers.markers import EOC, IMAGE_TAG
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from data_pipelines.on_beam import Execution
 from data_pipelines.write_records import write_records
 from flamingo_jax.data.mixture import DataConfig, DatasetConfig, Mixture
 from flamingo_jax.data.schema import Document, ImageText, InterleavedPage
-from flamingo_jax.tokenizers.base import SentencePieceTokenizer, train_sentencepiece
+from flamingo_jax.tokenizers.sentencepiece import SentencePieceTokenizer, train_sentencepiece
 
 
 @given(rows=st.integers(1, 40), weights=st.lists(st.integers(0, 9), min_size=2, max_size=6).filter(any))

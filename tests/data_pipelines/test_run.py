@@ -12,7 +12,7 @@ pytest.importorskip("selectolax")
 pytest.importorskip("pyarrow")
 
 from data_pipelines import run
-from flamingo_jax.tokenizers.base import SentencePieceTokenizer
+from flamingo_jax.tokenizers.sentencepiece import SentencePieceTokenizer
 from flamingo_jax.world.text import NAMES, WORDS
 
 SMALL = ("--size=smoke", "--num_pages=4", "--num_videos=1", "--num_held_back=2", "--num_documents=400")

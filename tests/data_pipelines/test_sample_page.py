@@ -17,7 +17,7 @@ from flamingo_jax.data.images.read import encode_png
 from flamingo_jax.data.mixture import Mixture
 from flamingo_jax.data.schema import Document, ImageText, InterleavedPage, VideoText
 from flamingo_jax.data.to_device import to_device
-from flamingo_jax.tokenizers.base import SentencePieceTokenizer, train_sentencepiece
+from flamingo_jax.tokenizers.sentencepiece import SentencePieceTokenizer, train_sentencepiece
 from tests import chromium
 from tests.html_elements import Elements
 

@@ -11,12 +11,12 @@ import PIL.Image
 import pytest
 
 from flamingo_jax.checkpoint.export import open_checkpoint
-from flamingo_jax.conversion import nfnet_deepmind, sources, writing
+from flamingo_jax.conversion import nfnet_deepmind, publishers, writing
 from flamingo_jax.core import trees
 from flamingo_jax.core.config import from_dict
 from flamingo_jax.core.paths import Path
 from flamingo_jax.inference.model import Flamingo, InferenceConfig
-from flamingo_jax.tokenizers.base import SentencePieceTokenizer
+from flamingo_jax.tokenizers.sentencepiece import SentencePieceTokenizer
 from flamingo_jax.training import logs
 from flamingo_jax.training import run as stage_lib
 from flamingo_jax.training.config import TrainConfig
@@ -164,7 +164,7 @@ def test_the_way_back_gives_their_class_what_was_trained_here(asked, trained, tm
     import torch
 
     file = Path(tmp_path) / "checkpoint.pt"
-    sources.write_back("open_flamingo", Path(trained), file)
+    publishers.write_back("open_flamingo", Path(trained), file)
     theirs = open_flamingo_models.build.__wrapped__(FAMILY, EVERY).flamingo  # one that no other test uses
     theirs.load_state_dict(torch.load(str(file), weights_only=True), strict=False)
     tokens, scores, ids = asked
@@ -179,7 +179,7 @@ def test_the_way_back_gives_their_class_what_was_trained_here(asked, trained, tm
 def test_idefics_trains_further(idefics_directory, world, tmp_path):  # noqa: F811
     """Its signs around images, its tables apart, its gates; what its prompts look like travels with the export."""
     converted = writing.write(
-        sources.describe("idefics", sources.Inputs(Path(idefics_directory[0]))), tmp_path / "export"
+        publishers.describe("idefics", publishers.Inputs(Path(idefics_directory[0]))), tmp_path / "export"
     )
     workdir = tmp_path / "run"
     config = config_of(world, converted, steps=2)
@@ -204,7 +204,7 @@ def language_model(tmp_path_factory):
     torch.manual_seed(0)
     transformers.LlamaForCausalLM(transformers.LlamaConfig(**hf_lm.LLAMA)).save_pretrained(directory)
     hf_lm.write_tokenizer(directory)
-    described = sources.describe("hf_lm", sources.Inputs(Path(directory)))
+    described = publishers.describe("hf_lm", publishers.Inputs(Path(directory)))
     return writing.write(described, tmp_path_factory.mktemp("towers") / "lm")
 
 
@@ -216,7 +216,7 @@ def vision_encoder(request, published, tmp_path, monkeypatch):
     else:
         path, _ = nfnet.write(tmp_path, monkeypatch)
         assert nfnet_deepmind.NFNETS == {"F0": nfnet.CONFIG}
-    described = sources.describe(request.param, sources.Inputs(Path(path)))
+    described = publishers.describe(request.param, publishers.Inputs(Path(path)))
     return writing.write(described, tmp_path / "vision")
 
 

@@ -7,13 +7,13 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from flamingo_jax.conversion import idefics, sources, writing
+from flamingo_jax.conversion import idefics, publishers, writing
 from flamingo_jax.core.paths import Path
 from flamingo_jax.evaluation.protocol import FewShotTask
 from flamingo_jax.evaluation.runner import evaluate
 from flamingo_jax.inference.engine import Request
 from flamingo_jax.inference.model import Flamingo, InferenceConfig
-from flamingo_jax.tokenizers.base import train_sentencepiece
+from flamingo_jax.tokenizers.sentencepiece import train_sentencepiece
 from tests.evaluation.in_memory import Colours
 from tests.inference import tiny
 from tests.parity import open_flamingo_models
@@ -26,7 +26,7 @@ CONFIG = InferenceConfig(lengths=(64,), num_images=(3,), images_per_pass=4, max_
 
 
 def converted(source, inputs, output) -> Flamingo:
-    writing.write(sources.describe(source, inputs), output)
+    writing.write(publishers.describe(source, inputs), output)
     return Flamingo.load(output, config=CONFIG)
 
 
@@ -56,7 +56,7 @@ def idefics_directory(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def idefics_model(idefics_directory, tmp_path_factory):
-    inputs = sources.Inputs(Path(idefics_directory[0]))
+    inputs = publishers.Inputs(Path(idefics_directory[0]))
     return converted("idefics", inputs, tmp_path_factory.mktemp("converted") / "idefics")
 
 
@@ -106,6 +106,6 @@ def test_open_flamingo_evaluates_and_generates(tmp_path):
 def test_a_language_model_answers_from_its_own_files(tmp_path):
     """The tower alone, as `--lm` has it."""
     inputs = open_flamingo_models.write(open_flamingo_models.build("mpt", 2), tmp_path)
-    model = converted("hf_lm", sources.Inputs(inputs.lm), tmp_path / "export")
+    model = converted("hf_lm", publishers.Inputs(inputs.lm), tmp_path / "export")
     (answer,) = model.engine.answer([Request(model.read("w1 w2"))], batch_size=1)
     assert answer.tokens

@@ -12,7 +12,7 @@ from flamingo_jax.evaluation.retrieval import METRICS
 from flamingo_jax.evaluation.run import run
 from flamingo_jax.inference.engine import InferenceConfig
 from flamingo_jax.sharding.mesh import make_mesh
-from flamingo_jax.tokenizers import base as tokenizer_lib
+from flamingo_jax.tokenizers.load import load_tokenizer
 from flamingo_jax.training import logs
 from flamingo_jax.training.config import TrainConfig
 from flamingo_jax.training.run import Stage, build_objective, train
@@ -82,7 +82,7 @@ def test_tasks_of_two_kinds_are_refused(world, tmp_path):
     ],
 )
 def test_a_stage_says_what_it_cannot_measure(world, stage, task, message):
-    tokenizer = tokenizer_lib.load(world / "tokenizer", ())
+    tokenizer = load_tokenizer(world / "tokenizer", ())
     config = config_of(stage, world, task).resolved(tokenizer.vocab_size)
     model, objective = build_objective(config, 1)
     made = Stage(config, tokenizer, model, objective, make_mesh(config.mesh, jax.devices()[:1]))

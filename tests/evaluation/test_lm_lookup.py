@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from flamingo_jax.evaluation.lm_lookup import lookup_probe
-from flamingo_jax.tokenizers.base import SentencePieceTokenizer, train_sentencepiece
+from flamingo_jax.tokenizers.sentencepiece import SentencePieceTokenizer, train_sentencepiece
 from flamingo_jax.world.text import WORDS, lookup_pages
 
 

@@ -6,7 +6,7 @@ import json
 
 import numpy as np
 
-from flamingo_jax.conversion import sources
+from flamingo_jax.conversion import publishers
 from flamingo_jax.core.paths import Path
 from tests.parity import stand_ins
 
@@ -197,7 +197,7 @@ def write(model, directory, checkpoint=None):
     (lm / "tokenizer_config.json").write_text(
         json.dumps({"bos_token": "<|endoftext|>", "eos_token": "<|endoftext|>", "add_bos_token": False})
     )
-    return sources.Inputs(Path(directory) / "checkpoint.pt", Path(lm), Path(vision))
+    return publishers.Inputs(Path(directory) / "checkpoint.pt", Path(lm), Path(vision))
 
 
 def pixels(frames):

@@ -10,8 +10,8 @@ import tokenizers
 pytest.importorskip("scipy")
 
 from flamingo_jax.conversion.mapping import load_params
+from flamingo_jax.conversion.publishers import Inputs, describe
 from flamingo_jax.conversion.reading import ConversionError
-from flamingo_jax.conversion.sources import Inputs, describe
 from flamingo_jax.conversion.writing import write
 from flamingo_jax.core import paths
 from flamingo_jax.core.paths import Path
@@ -20,7 +20,7 @@ from flamingo_jax.evaluation.config import EvaluateConfig
 from flamingo_jax.evaluation.run import run
 from flamingo_jax.inference.dual_encoder import DualEncoder
 from flamingo_jax.inference.engine import InferenceConfig
-from flamingo_jax.tokenizers import base as tokenizer_lib
+from flamingo_jax.tokenizers.load import load_tokenizer
 from tests.evaluation.fixtures import coco, imagenet
 from tests.parity import stand_ins
 
@@ -90,7 +90,7 @@ def randomised(model):
 
 
 def encoder(conversion):
-    tokenizer = tokenizer_lib.load(conversion.tokenizer, ())
+    tokenizer = load_tokenizer(conversion.tokenizer, ())
     config = InferenceConfig(images_per_pass=4)
     params = load_params(conversion)
     return DualEncoder(conversion.model, params, tokenizer, preprocessing=conversion.preprocessing, config=config)

@@ -19,7 +19,7 @@ from flamingo_jax.data.interleave import IMAGE, tokenise
 from flamingo_jax.data.schema import Batch
 from flamingo_jax.models import flamingo
 from flamingo_jax.models.decoder import Media
-from flamingo_jax.tokenizers.base import SentencePieceTokenizer, train_sentencepiece
+from flamingo_jax.tokenizers.sentencepiece import SentencePieceTokenizer, train_sentencepiece
 
 pytestmark = pytest.mark.parity
 

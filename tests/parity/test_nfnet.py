@@ -9,8 +9,8 @@ import pytest
 
 from flamingo_jax.conversion import mapping, nfnet_deepmind, timm_nfnet
 from flamingo_jax.conversion.mapping import load_params
+from flamingo_jax.conversion.publishers import Inputs, describe
 from flamingo_jax.conversion.reading import InMemory
-from flamingo_jax.conversion.sources import Inputs, describe
 from flamingo_jax.core import trees
 from flamingo_jax.core.paths import Path
 from flamingo_jax.models import nfnet

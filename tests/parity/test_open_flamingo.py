@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from flamingo_jax.conversion import sources
+from flamingo_jax.conversion import publishers
 from flamingo_jax.conversion.mapping import load_params
 from flamingo_jax.inference import decode
 from flamingo_jax.models import flamingo
@@ -34,7 +34,7 @@ def family(request):
 def imported(family, tmp_path_factory):
     """Returns (theirs, our functions, our weights)."""
     theirs = models.build(family, MODELS[family])
-    conversion = sources.describe("open_flamingo", models.write(theirs, tmp_path_factory.mktemp(family)))
+    conversion = publishers.describe("open_flamingo", models.write(theirs, tmp_path_factory.mktemp(family)))
     return theirs.flamingo, flamingo.build(conversion.model.flamingo()), load_params(conversion)
 
 

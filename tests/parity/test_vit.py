@@ -11,8 +11,8 @@ import pytest
 
 from flamingo_jax.conversion import open_clip, writing
 from flamingo_jax.conversion.mapping import load_params
+from flamingo_jax.conversion.publishers import Inputs, describe
 from flamingo_jax.conversion.reading import ConversionError, InMemory
-from flamingo_jax.conversion.sources import Inputs, describe
 from flamingo_jax.core.paths import Path
 from flamingo_jax.data.images.read import fit
 from flamingo_jax.inference.engine import InferenceConfig

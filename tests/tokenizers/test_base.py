@@ -5,8 +5,9 @@ import sentencepiece
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flamingo_jax.tokenizers.base import SentencePieceTokenizer, Tokenizer, files, train_sentencepiece
+from flamingo_jax.tokenizers.base import Tokenizer, files
 from flamingo_jax.tokenizers.markers import Markers
+from flamingo_jax.tokenizers.sentencepiece import SentencePieceTokenizer, train_sentencepiece
 
 
 def test_special_ids(words, pieces):

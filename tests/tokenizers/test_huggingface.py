@@ -11,9 +11,11 @@ from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
 
 from flamingo_jax.checkpoint.export import export, open_checkpoint
 from flamingo_jax.tokenizers import base as tokenizer_lib
-from flamingo_jax.tokenizers.base import SentencePieceTokenizer, Tokenizer
+from flamingo_jax.tokenizers.base import Tokenizer
 from flamingo_jax.tokenizers.huggingface import HuggingFaceTokenizer
+from flamingo_jax.tokenizers.load import load_tokenizer
 from flamingo_jax.tokenizers.markers import Markers
+from flamingo_jax.tokenizers.sentencepiece import SentencePieceTokenizer
 
 LINES = ["Cute pics of my pets!", "My puppy sitting in the grass.", "an <image> and the output of <image>"] * 9
 NEW = ("<EOC>", "<image>")
@@ -78,7 +80,7 @@ def directories(tmp_path_factory):
 
 @pytest.fixture(scope="module", params=["gpt2", "llama"])
 def loaded(request, directories) -> Tokenizer:
-    return tokenizer_lib.load(directories[request.param], NEW)
+    return load_tokenizer(directories[request.param], NEW)
 
 
 def test_new_tokens_stand_behind_the_vocabulary_of_the_file(directories):
@@ -122,7 +124,7 @@ def test_new_tokens_stand_in_the_text_and_special_ones_do_not(loaded, chunks):
 
 def test_save_load_and_files(loaded, tmp_path):
     loaded.save(tmp_path)
-    again = tokenizer_lib.load(tmp_path, NEW)
+    again = load_tokenizer(tmp_path, NEW)
     assert isinstance(again, HuggingFaceTokenizer)
     assert (again.bos_id, again.eos_id, again.pad_id) == (loaded.bos_id, loaded.eos_id, loaded.pad_id)
     assert again.encode("my cat<EOC>") == loaded.encode("my cat<EOC>")
@@ -145,23 +147,23 @@ def test_whether_the_file_itself_writes_bos(directories):
 
 def test_load_takes_what_is_there(words, directories, tmp_path):
     words.save(tmp_path)
-    assert isinstance(tokenizer_lib.load(tmp_path), SentencePieceTokenizer)
+    assert isinstance(load_tokenizer(tmp_path), SentencePieceTokenizer)
     assert list(tokenizer_lib.files(tmp_path)) == ["tokenizer.model"]
-    assert isinstance(tokenizer_lib.load(directories["gpt2"] / "tokenizer.json"), HuggingFaceTokenizer)
+    assert isinstance(load_tokenizer(directories["gpt2"] / "tokenizer.json"), HuggingFaceTokenizer)
     with pytest.raises(FileNotFoundError, match=r"tokenizer\.model or .*tokenizer\.json"):
-        tokenizer_lib.load(tmp_path.parent)
+        load_tokenizer(tmp_path.parent)
 
 
 def test_damaged_files_are_named(directories, tmp_path):
     (tmp_path / "tokenizer.json").write_text("{}")
     with pytest.raises(ValueError, match=r"are no tokenizer\.json"):
-        tokenizer_lib.load(tmp_path)
+        load_tokenizer(tmp_path)
     (tmp_path / "tokenizer.json").write_bytes((directories["gpt2"] / "tokenizer.json").read_bytes())
     with pytest.raises(ValueError, match="Nothing says which piece stands behind a document"):
-        tokenizer_lib.load(tmp_path)
+        load_tokenizer(tmp_path)
     (tmp_path / "tokenizer_config.json").write_text("{")
     with pytest.raises(ValueError, match=r"tokenizer_config\.json is not JSON"):
-        tokenizer_lib.load(tmp_path)
+        load_tokenizer(tmp_path)
 
 
 def test_a_model_takes_its_tokenizer_along(directories, tmp_path):
@@ -176,5 +178,5 @@ def test_a_model_takes_its_tokenizer_along(directories, tmp_path):
         step=1,
     )
     opened = open_checkpoint(tmp_path / "model")
-    again, before = tokenizer_lib.load(opened.tokenizer), tokenizer_lib.load(directories["llama"])
+    again, before = load_tokenizer(opened.tokenizer), load_tokenizer(directories["llama"])
     assert (again.bos_id, again.eos_id, again.pad_id) == (before.bos_id, before.eos_id, before.pad_id)

@@ -10,7 +10,7 @@ from data_pipelines import world as world_pipeline
 from flamingo_jax.checkpoint.export import export
 from flamingo_jax.core.config import from_dict, to_dict
 from flamingo_jax.data.schema import Batch
-from flamingo_jax.tokenizers.base import SentencePieceTokenizer
+from flamingo_jax.tokenizers.sentencepiece import SentencePieceTokenizer
 from flamingo_jax.training.config import TrainConfig
 from flamingo_jax.training.run import build_objective
 

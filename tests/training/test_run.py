@@ -19,7 +19,7 @@ from flamingo_jax.core.precision import Policy
 from flamingo_jax.data import schema
 from flamingo_jax.data.mixture import Mixture
 from flamingo_jax.sharding.mesh import make_mesh
-from flamingo_jax.tokenizers.base import SentencePieceTokenizer
+from flamingo_jax.tokenizers.sentencepiece import SentencePieceTokenizer
 from flamingo_jax.training import logs
 from flamingo_jax.training import run as stage_lib
 from flamingo_jax.training.callbacks import Moment, ProbeNotReached

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from data_pipelines.formats import tars
-from data_pipelines.formats.tars import Sample, samples
+from data_pipelines.formats.tars import TarSample, samples
 from data_pipelines.page import Reject
 
 
@@ -46,8 +46,8 @@ GOOD = [("000000000.jpg", b"image"), ("000000000.txt", b"a dog"), ("000000000.js
 
 def test_members_of_one_key_are_one_sample(read):
     expected = [
-        Sample("000000000", {"jpg": b"image", "txt": b"a dog", "json": b"{}"}),
-        Sample("000000001", {"jpg": b"2nd"}),
+        TarSample("000000000", {"jpg": b"image", "txt": b"a dog", "json": b"{}"}),
+        TarSample("000000001", {"jpg": b"2nd"}),
     ]
     assert read(made(GOOD)) == expected
     assert read(gzip.compress(made(GOOD)), "00000.tar.gz") == expected
@@ -59,7 +59,7 @@ def test_long_names_and_directories(read, form):
     found = read(
         made([(special("part", tarfile.DIRTYPE), b""), (f"{long}.JPG", b"i"), (f"{long}.txt", b"text")], form=form)
     )
-    assert found == [Sample(long, {"jpg": b"i", "txt": b"text"})]
+    assert found == [TarSample(long, {"jpg": b"i", "txt": b"text"})]
 
 
 @pytest.mark.parametrize(
@@ -78,7 +78,7 @@ def test_long_names_and_directories(read, form):
 def test_what_is_no_file_inside_is_left_out_whole(read, tmp_path, member):
     name = member[0].name if isinstance(member[0], tarfile.TarInfo) else member[0]
     found = read(made([*GOOD[:3], member, (name.replace(".jpg", ".txt"), b"caption"), GOOD[3]]))
-    assert [type(item) for item in found] == [Sample, Reject, Sample]
+    assert [type(item) for item in found] == [TarSample, Reject, TarSample]
     assert found[1].reason == "path_traversal"
     assert found[1].broken
     assert [path.name for path in tmp_path.iterdir()] == ["00000.tar"]
@@ -94,7 +94,7 @@ def test_large_and_doubled_members_are_left_out(read, monkeypatch):
     found = read(
         made([("a.jpg", b"x" * 999), ("b.jpg", b"x" * 600), ("b.txt", b"y" * 600), ("c.jpg", b"1"), ("c.jpg", b"2")])
     )
-    assert found[0] == Sample("a", {"jpg": b"x" * 999})
+    assert found[0] == TarSample("a", {"jpg": b"x" * 999})
     assert [item.reason for item in found[1:]] == ["sample_too_large", "duplicate_member"]
 
 
@@ -110,7 +110,7 @@ def test_truncated_file_gives_what_is_whole(read, compress):
     assert isinstance(found[-1], Reject)
     assert (found[-1].reason, found[-1].broken) == ("truncated_file", True)
     assert found[:-1] == [
-        Sample(str(k), {"jpg": noise[k, 0].tobytes(), "txt": noise[k, 1].tobytes()}) for k in range(6)
+        TarSample(str(k), {"jpg": noise[k, 0].tobytes(), "txt": noise[k, 1].tobytes()}) for k in range(6)
     ]
 
 

@@ -1,0 +1,110 @@
+"""SentencePiece tokenizers: read, written and trained (tokenizer.model)."""
+
+import io
+from collections.abc import Iterable, Sequence
+from typing import Literal
+
+import sentencepiece
+
+from flamingo_jax.core.paths import Path, PathLike, write_atomically
+from flamingo_jax.tokenizers import markers as markers_lib
+from flamingo_jax.tokenizers.base import FILE_NAME, WithNewTokens, find
+from flamingo_jax.tokenizers.markers import EOC, PAPER, Markers
+
+
+class SentencePieceTokenizer(WithNewTokens):
+    """A SentencePiece model with new tokens behind its pieces. <EOS> fills rows where there is no padding piece, as in LLaMA's."""
+
+    def __init__(self, model: bytes, new_tokens: Sequence[str] = (EOC,), markers: Markers = PAPER):
+        self._pieces = sentencepiece.SentencePieceProcessor(model_proto=model)
+        super().__init__(self._pieces.vocab_size(), new_tokens, markers)
+        self._model = model
+        for name in ("bos", "eos"):
+            if getattr(self, f"{name}_id") < 0:
+                raise ValueError(f"The SentencePiece model has no {name} piece; train it with train_sentencepiece.")
+
+    @classmethod
+    def load(cls, path: PathLike, new_tokens: Sequence[str] = (EOC,)) -> "SentencePieceTokenizer":
+        """Reads a SentencePiece model: the file, or a directory that holds it as tokenizer.model.
+
+        Raises:
+            FileNotFoundError: there is none.
+        """
+        file = find(path, (FILE_NAME,))
+        return cls(file.read_bytes(), new_tokens, markers_lib.read(file.parent))
+
+    def save(self, directory: PathLike) -> None:
+        """Writes tokenizer.model and the markers into `directory`; the new tokens belong to the model's config."""
+        write_atomically(Path(directory) / FILE_NAME, self._model)
+        markers_lib.write(directory, self.markers)
+
+    @property
+    def pad_id(self) -> int:
+        """Id of the padding."""
+        return self._pieces.pad_id() if self._pieces.pad_id() >= 0 else self.eos_id
+
+    @property
+    def bos_id(self) -> int:
+        """Id of <BOS>."""
+        return self._pieces.bos_id()
+
+    @property
+    def eos_id(self) -> int:
+        """Id of <EOS>."""
+        return self._pieces.eos_id()
+
+    def _encode(self, text: str) -> list[int]:
+        return self._pieces.encode(text)
+
+    def _decode(self, ids: list[int]) -> str:
+        return self._pieces.decode(ids)
+
+    def _piece_id(self, piece: str) -> int | None:
+        found = self._pieces.piece_to_id(piece)  # that of the unknown piece, if there is no such piece
+        return found if self._pieces.id_to_piece(found) == piece else None
+
+
+def train_sentencepiece(
+    lines: Iterable[str],
+    path: PathLike,
+    vocab_size: int,
+    model_type: Literal["unigram", "bpe", "word", "char"] = "unigram",
+) -> None:
+    """Trains a SentencePiece model and writes it to `path`; pad = 0, bos = 1, eos = 2, unk = 3.
+
+    As for Chinchilla there is no NFKC normalisation. "unigram" and "bpe" keep every space and fall back to bytes, so
+    any text comes back as it was ("▁" alone becomes a space: it is how SentencePiece writes one), and a leading space
+    makes a difference (as the space prefix of the pairs supposes). "word" makes one piece of each word; white space
+    between words counts once.
+
+    Args:
+        lines: the training text; a line may hold spaces of any kind.
+        path: file to write, by custom tokenizer.model.
+        vocab_size: pieces in all, or fewer where the text does not yield as many.
+        model_type: the kind of pieces.
+    """
+    model = io.BytesIO()
+    in_words = model_type == "word"
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(lines),
+        model_writer=model,
+        model_type=model_type,
+        vocab_size=vocab_size,
+        hard_vocab_limit=False,
+        normalization_rule_name="identity",
+        add_dummy_prefix=in_words,
+        remove_extra_whitespaces=in_words,
+        byte_fallback=model_type in ("unigram", "bpe"),
+        character_coverage=1.0 if in_words else 0.9995,
+        max_sentence_length=1 << 16,
+        num_threads=1,  # the result must not depend on the machine
+        pad_id=0,
+        bos_id=1,
+        eos_id=2,
+        unk_id=3,
+        pad_piece="<pad>",
+        bos_piece="<BOS>",
+        eos_piece="<EOS>",
+        minloglevel=2,
+    )
+    write_atomically(path, model.getvalue())

@@ -1,0 +1,57 @@
+"""One name, one thing: no public class and no module of the project is defined twice."""
+
+import ast
+import collections
+import pathlib
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+
+# Names that still mean two things, each with why. The lists only shrink.
+CLASSES = {
+    "Block": "models.lm; the sections of the report's tables",
+    "EvaluateConfig": "evaluation; training's is how often a run evaluates itself",
+    "Flamingo": "the public class of inference; the module of models",
+    "Program": "planning; how the engine is compiled",
+    "Sample": "an example of the evaluation's report; one of the page that shows a dataset",
+    "Source": "where published results are from; the records of a dataset",
+}
+MODULES = {
+    "config": "each package has one, of its own options",
+    "embed": "nn: token embeddings; evaluation: writes embeddings of images",
+    "logs": "training writes them, the report reads them",
+    "markers": "of a tokenizer; of pages in the pipelines",
+    "plan": "the program; what it calls",
+    "report": "planning; evaluation",
+    "run": "training; evaluation; the pipelines' program",
+    "text": "of the synthetic world; the pipeline of documents",
+    # a benchmark and its metric
+    "ivqa": "benchmark; metric",
+    "okvqa": "benchmark; metric",
+    "rareact": "benchmark; metric",
+    "visdial": "benchmark; metric",
+}
+
+
+def _files() -> list[pathlib.Path]:
+    return sorted(path for name in ("flamingo_jax", "data_pipelines") for path in (ROOT / name).rglob("*.py"))
+
+
+def _twice(places: dict[str, list[str]], allowed: dict[str, str]) -> list[str]:
+    return [f"{name}: {', '.join(where)}" for name, where in places.items() if len(where) > 1 and name not in allowed]
+
+
+def test_no_public_class_is_defined_twice():
+    places = collections.defaultdict(list)
+    for path in _files():
+        for node in ast.parse(path.read_text()).body:
+            if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
+                places[node.name].append(str(path.relative_to(ROOT)))
+    assert not _twice(places, CLASSES), "give one of them another name"
+
+
+def test_no_module_name_is_used_twice():
+    places = collections.defaultdict(list)
+    for path in _files():
+        if not path.stem.startswith("_"):
+            places[path.stem].append(str(path.relative_to(ROOT)))
+    assert not _twice(places, MODULES), "give one of them another name"
