@@ -22,7 +22,6 @@ import functools
 import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
 
 import numpy as np
 
@@ -34,21 +33,20 @@ from flamingo_jax.inference.prompt import Visual
 from flamingo_jax.tokenizers.markers import EOC
 
 OPEN_ENDED_EXAMPLES = 2  # without images, at 0 shots
-VALIDATION_QUERIES = {"coco": 5000}  # Table 6; where items have classes, so many of each:
-VALIDATION_QUERIES_OTHERS, VALIDATION_QUERIES_PER_CLASS = 1024, 10
+VALIDATION_QUERIES_PER_CLASS = 10  # where items have classes; elsewhere `Benchmark.validation_queries`
 
 # (visuals of queries, visuals of supports, k) -> int[queries, k], the supports most like each query, the most similar first
 Nearest = Callable[[Sequence[Visual], Sequence[Visual], int], np.ndarray]
 
 
-def make(data: Mapping[str, str], settings: task.Settings, *, benchmark: Any) -> FewShotTask:
-    """The factory of a benchmark's task.
+def make(data: Mapping[str, str], settings: task.Settings, *, benchmark: Benchmark) -> FewShotTask:
+    """Makes the task of a benchmark.
 
     Raises:
         TaskError: its directory is not given, or an ensemble is asked for of a benchmark that is not close-ended.
     """
-    place = task.directory(data, getattr(benchmark, "data", benchmark.name), benchmark.name)
-    return FewShotTask(benchmark(place), settings)
+    place = task.directory(data, benchmark.data or benchmark.name, benchmark.name)
+    return FewShotTask(benchmark.at(place), settings)
 
 
 def with_nearest(tasks: Sequence[task.Task], nearest: Nearest) -> list[task.Task]:
@@ -99,7 +97,7 @@ class FewShotTask:
 
     def submission_questions(self) -> Sequence[int | str]:
         """What the server that knows the right answers expects answers to beyond the queries, where a benchmark says so."""
-        return getattr(self.benchmark, "submission_questions", tuple)()
+        return self.benchmark.submission_questions()
 
     def accepts(self, shots: int) -> bool:
         """Returns True up to the most support examples that the benchmark has."""
@@ -118,7 +116,7 @@ class FewShotTask:
         """
         num_examples = shots or (OPEN_ENDED_EXAMPLES if self.is_open_ended else 0)
         needs_train = num_examples > 0 or self.settings.split == "validation"
-        drawn = _draw_split(self.name, self._train, self._labels, self.settings, seed) if needs_train else _Split()
+        drawn = _draw_split(self.benchmark, self._train, self._labels, self.settings, seed) if needs_train else _Split()
         queries = self._queries(drawn, n, seed)
         if len(drawn.supports) < num_examples:
             raise task.TaskError(
@@ -251,14 +249,16 @@ class _Split:
     queries: Sequence[Item] = ()
 
 
-def _draw_split(name: str, train: Sequence[Item], labels: Sequence[str], settings: task.Settings, seed: int) -> _Split:
+def _draw_split(
+    benchmark: Benchmark, train: Sequence[Item], labels: Sequence[str], settings: task.Settings, seed: int
+) -> _Split:
     """Cuts the shuffled training split (each class of it, where there are classes) into test supports, validation supports and validation queries."""
-    order = generator(seed, f"{name}/train", 0).permutation(len(train)).tolist()
+    order = generator(seed, f"{benchmark.name}/train", 0).permutation(len(train)).tolist()
     groups: dict[str, list[int]] = {}
     for index in order:
         groups.setdefault(labels[index] if labels else "", []).append(index)
     num_supports = settings.num_support_per_class if labels else settings.num_support
-    num_queries = VALIDATION_QUERIES_PER_CLASS if labels else VALIDATION_QUERIES.get(name, VALIDATION_QUERIES_OTHERS)
+    num_queries = VALIDATION_QUERIES_PER_CLASS if labels else benchmark.validation_queries
     supports: list[Item] = []
     queries: list[Item] = []
     for label, group in groups.items():
@@ -271,7 +271,7 @@ def _draw_split(name: str, train: Sequence[Item], labels: Sequence[str], setting
         if len(asked) < num_queries:
             found = len(test) + len(mine) + len(asked)
             raise task.TaskError(
-                f"task {name!r}: split=validation needs {num_supports} test supports, as many validation supports and {num_queries} queries from "
+                f"task {benchmark.name!r}: split=validation needs {num_supports} test supports, as many validation supports and {num_queries} queries from "
                 f"{'each class of ' if labels else ''}the training split, which share none; got {found} items{f' of {label!r}' if labels else ''}. "
                 f"Lower {'num_support_per_class' if labels else 'num_support'}, or give the whole training split."
             )

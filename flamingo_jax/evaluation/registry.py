@@ -9,31 +9,31 @@ import functools
 from collections.abc import Mapping
 
 from flamingo_jax.evaluation import lm_lookup, protocol, retrieval, world_tasks, zero_shot
-from flamingo_jax.evaluation.benchmarks.coco import Coco
-from flamingo_jax.evaluation.benchmarks.flickr30k import Flickr30k
-from flamingo_jax.evaluation.benchmarks.hateful_memes import HatefulMemes
-from flamingo_jax.evaluation.benchmarks.imagenet import ImageNet
+from flamingo_jax.evaluation.benchmarks.coco import COCO
+from flamingo_jax.evaluation.benchmarks.flickr30k import FLICKR30K
+from flamingo_jax.evaluation.benchmarks.hateful_memes import HATEFUL_MEMES
+from flamingo_jax.evaluation.benchmarks.imagenet import IMAGENET
 from flamingo_jax.evaluation.benchmarks.ivqa import IVQA
-from flamingo_jax.evaluation.benchmarks.kinetics700 import Kinetics700
+from flamingo_jax.evaluation.benchmarks.kinetics700 import KINETICS700
 from flamingo_jax.evaluation.benchmarks.msrvttqa import MSRVTTQA
 from flamingo_jax.evaluation.benchmarks.msvdqa import MSVDQA
-from flamingo_jax.evaluation.benchmarks.nextqa import NextQA
+from flamingo_jax.evaluation.benchmarks.nextqa import NEXTQA
 from flamingo_jax.evaluation.benchmarks.okvqa import OKVQA
-from flamingo_jax.evaluation.benchmarks.rareact import RareAct
-from flamingo_jax.evaluation.benchmarks.star import Star
-from flamingo_jax.evaluation.benchmarks.textvqa import TextVQA
-from flamingo_jax.evaluation.benchmarks.vatex import Vatex
-from flamingo_jax.evaluation.benchmarks.visdial import VisDial
-from flamingo_jax.evaluation.benchmarks.vizwiz import VizWiz, VizWizVal
-from flamingo_jax.evaluation.benchmarks.vqav2 import VQAv2, VQAv2Val
-from flamingo_jax.evaluation.benchmarks.youcook2 import YouCook2
+from flamingo_jax.evaluation.benchmarks.rareact import RAREACT
+from flamingo_jax.evaluation.benchmarks.star import STAR
+from flamingo_jax.evaluation.benchmarks.textvqa import TEXTVQA
+from flamingo_jax.evaluation.benchmarks.vatex import VATEX
+from flamingo_jax.evaluation.benchmarks.visdial import VISDIAL
+from flamingo_jax.evaluation.benchmarks.vizwiz import VIZWIZ, VIZWIZ_VAL
+from flamingo_jax.evaluation.benchmarks.vqav2 import VQAV2, VQAV2_VAL
+from flamingo_jax.evaluation.benchmarks.youcook2 import YOUCOOK2
 from flamingo_jax.evaluation.task import ComparisonTask, Settings, Task, TaskFactory, UnknownTaskError
 
 BENCHMARKS = {
     benchmark.name: benchmark
     for benchmark in (
-        *(OKVQA, VQAv2, VQAv2Val, Coco, MSVDQA, Vatex, VizWiz, VizWizVal, Flickr30k, MSRVTTQA, IVQA, YouCook2, Star),
-        *(VisDial, TextVQA, NextQA, HatefulMemes, RareAct, ImageNet, Kinetics700),
+        *(OKVQA, VQAV2, VQAV2_VAL, COCO, MSVDQA, VATEX, VIZWIZ, VIZWIZ_VAL, FLICKR30K, MSRVTTQA, IVQA, YOUCOOK2, STAR),
+        *(VISDIAL, TEXTVQA, NEXTQA, HATEFUL_MEMES, RAREACT, IMAGENET, KINETICS700),
     )
 }
 

@@ -23,9 +23,9 @@ import numpy as np
 from flamingo_jax.core.notation import Float, Int
 from flamingo_jax.core.seeds import generator
 from flamingo_jax.evaluation import task
-from flamingo_jax.evaluation.benchmarks.benchmark import Item
-from flamingo_jax.evaluation.benchmarks.coco import Coco
-from flamingo_jax.evaluation.benchmarks.flickr30k import Flickr30k
+from flamingo_jax.evaluation.benchmarks.benchmark import Benchmark, Item
+from flamingo_jax.evaluation.benchmarks.coco import COCO
+from flamingo_jax.evaluation.benchmarks.flickr30k import FLICKR30K
 from flamingo_jax.evaluation.protocol import draw_queries
 from flamingo_jax.evaluation.ranks import ranks, recall
 from flamingo_jax.evaluation.world_tasks import read_albums
@@ -184,11 +184,11 @@ def _predictions(ids: Sequence[str], image_to_text: np.ndarray, text_to_image: n
     return found
 
 
-def _make(data: Mapping[str, str], settings: task.Settings, *, of: Any) -> Retrieval:
+def _make(data: Mapping[str, str], settings: task.Settings, *, of: Benchmark) -> Retrieval:
     name = f"{of.name}_retrieval"
     settings.only_test(name)
     place = task.directory(data, of.name, name)
-    return Retrieval(name, lambda: of(place).test(), of.name)
+    return Retrieval(name, of.at(place).test, of.name)
 
 
 def _make_world(data: Mapping[str, str], settings: task.Settings) -> WorldRetrieval:
@@ -197,6 +197,6 @@ def _make_world(data: Mapping[str, str], settings: task.Settings) -> WorldRetrie
 
 
 TASKS: dict[str, task.TaskFactory] = {
-    **{f"{each.name}_retrieval": functools.partial(_make, of=each) for each in (Coco, Flickr30k)},
+    **{f"{each.name}_retrieval": functools.partial(_make, of=each) for each in (COCO, FLICKR30K)},
     "world_retrieval": _make_world,
 }

@@ -24,8 +24,8 @@ from flamingo_jax.core.notation import Float
 from flamingo_jax.evaluation import task
 from flamingo_jax.evaluation.benchmarks import class_templates
 from flamingo_jax.evaluation.benchmarks.benchmark import Item
-from flamingo_jax.evaluation.benchmarks.imagenet import ImageNet
-from flamingo_jax.evaluation.benchmarks.kinetics700 import Kinetics700
+from flamingo_jax.evaluation.benchmarks.imagenet import IMAGENET
+from flamingo_jax.evaluation.benchmarks.kinetics700 import KINETICS700
 from flamingo_jax.evaluation.benchmarks.lazy_items import LazyItems
 from flamingo_jax.evaluation.protocol import draw_queries
 from flamingo_jax.evaluation.ranks import ranks, recall
@@ -136,14 +136,14 @@ TASKS: dict[str, task.TaskFactory] = {
     "imagenet_zero_shot": functools.partial(
         _make,
         of="imagenet",
-        items=lambda place: ImageNet(place).test(),
+        items=lambda place: IMAGENET.at(place).test(),
         templates=class_templates.IMAGES,
         metrics=("top1", "top5"),
     ),
     "kinetics700_zero_shot": functools.partial(
         _make,
         of="kinetics700",
-        items=lambda place: Kinetics700(place).test(),
+        items=lambda place: KINETICS700.at(place).test(),
         templates=class_templates.VIDEOS,
         metrics=("top1_top5", "top1", "top5"),
     ),

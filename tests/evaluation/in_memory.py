@@ -1,22 +1,26 @@
 """A benchmark in memory, for tests of what is the same for all benchmarks."""
 
 import dataclasses
+from typing import Any
 
-from flamingo_jax.evaluation.benchmarks.benchmark import Item
+from flamingo_jax.evaluation.benchmarks.benchmark import Benchmark, Item
 from tests.inference import tiny
 
 WORDS = ("red", "green", "blue")
 
 
-@dataclasses.dataclass(frozen=True)
-class Colours:
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class Colours(Benchmark):
     """Items with an image of four colours and a word; close-ended where `metrics` says so, with classes where `labelled`."""
 
-    directory: str = ""
     name: str = "colours"
+    title: str = "Colours"
     metrics: tuple[str, ...] = ("exact_match",)
-    chance: float | None = None
-    max_shots: int = 32
+    visual: str = "image"
+    queries: str = "test"
+    items: Any = None  # `train` and `test` make them
+    download: str = ""
+    layout: str = ""
     num_train: int = 40
     num_test: int = 9
     labelled: bool = False

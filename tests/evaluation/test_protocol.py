@@ -89,7 +89,7 @@ def test_supports_come_from_the_support_set_and_none_comes_twice():
 )
 def test_validation_shares_nothing_with_test(monkeypatch, benchmark, sizes):
     """Validation queries, validation supports and test supports are disjoint parts of the training split (Table 6)."""
-    monkeypatch.setattr(protocol, "VALIDATION_QUERIES_OTHERS", 5)
+    benchmark = dataclasses.replace(benchmark, validation_queries=5)
     monkeypatch.setattr(protocol, "VALIDATION_QUERIES_PER_CLASS", 4)
     found = {}
     for split in ("test", "validation"):
@@ -115,7 +115,8 @@ def test_of_classes_each_has_as_many_supports():
 
 @pytest.mark.parametrize(("name", "expected"), [("coco", 5000), ("okvqa", 1024), ("vatex", 1024)])
 def test_validation_queries_are_as_many_as_the_paper_has(name, expected):
-    benchmark = Colours(name=name, num_train=5100, has_images=False)
+    number = registry.BENCHMARKS[name].validation_queries
+    benchmark = Colours(name=name, num_train=5100, has_images=False, validation_queries=number)
     with pytest.raises(TaskError, match=f"its validation split has {expected} queries"):
         FewShotTask(benchmark, Settings(split="validation", num_support=20)).episodes(0, 6000, 1)
 
@@ -227,11 +228,8 @@ def test_a_task_that_draws_its_own_supports_refuses_other_settings():
 
 
 def test_a_registered_benchmark_is_a_task(monkeypatch):
-    class Registered(Colours):
-        name = "colours_of_tests"
-        data = "paint"
-
-    monkeypatch.setitem(registry.TASKS, "colours_of_tests", functools.partial(protocol.make, benchmark=Registered))
+    registered = Colours(name="colours_of_tests", data="paint")
+    monkeypatch.setitem(registry.TASKS, "colours_of_tests", functools.partial(protocol.make, benchmark=registered))
     created = registry.create("colours_of_tests", {"paint": "there"}, SMALL)
     assert isinstance(created, FewShotTask) and created.benchmark.directory == "there" and created.settings == SMALL
     with pytest.raises(TaskError, match=r"'colours_of_tests' needs the directory of 'paint', got none"):

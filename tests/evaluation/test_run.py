@@ -25,19 +25,9 @@ def checkpoint(tmp_path_factory):
 @pytest.fixture
 def config(monkeypatch):
 
-    class Ranked(Colours):
-        name = "ranked_colours"
-
-        def __init__(self, directory):
-            super().__init__(directory, name=self.name, metrics=("ranking",), num_test=6)
-
-    class Hidden(Colours):
-        name = "hidden_colours"
-
-        def __init__(self, directory):
-            super().__init__(directory, name=self.name, hidden=True, num_test=6)
-
-    for benchmark in (Ranked, Hidden):
+    ranked = Colours(name="ranked_colours", metrics=("ranking",), num_test=6)
+    hidden = Colours(name="hidden_colours", hidden=True, num_test=6)
+    for benchmark in (ranked, hidden):
         monkeypatch.setitem(registry.TASKS, benchmark.name, functools.partial(protocol.make, benchmark=benchmark))
     inference = dataclasses.replace(tiny.CONFIG, max_new_tokens=3)
     data = {"ranked_colours": "here", "hidden_colours": "here"}

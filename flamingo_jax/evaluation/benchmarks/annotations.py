@@ -14,12 +14,13 @@ import dataclasses
 import io
 import json
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 from flamingo_jax.core.paths import Path, PathError, PathLike, read_json
 from flamingo_jax.evaluation.task import TaskError
 
 Types = type | tuple[type, ...]
+FileSplit = Literal["train", "test"]
 
 
 class AnnotationError(TaskError):
@@ -35,12 +36,16 @@ class Files:
         benchmark: its name, as in `config.data.NAME`.
         download: official site of the files, in a few words.
         layout: what the directory holds, a line per file, indented by two spaces per folder.
+        annotations: annotation file of each split, the official place first.
+        folders: the possible folders of the images or videos, the official one first.
     """
 
     directory: PathLike
     benchmark: str
     download: str
     layout: str
+    annotations: Mapping[FileSplit, Sequence[str]] = dataclasses.field(default_factory=dict)
+    folders: Sequence[str] = ()
 
     def path(self, *names: str) -> Path:
         """The first of several possible files or folders that is there.
@@ -71,9 +76,17 @@ class Files:
             found = found.parent
         return found
 
-    def has(self, name: str) -> bool:
-        """Whether a file or folder is there."""
-        return (Path(self.directory) / name).exists()
+    def annotation_path(self, split: FileSplit) -> Path:
+        """Returns the annotation file of a split.
+
+        Raises:
+            AnnotationError: it is not there.
+        """
+        return self.path(*self.annotations[split])
+
+    def has(self, *names: str) -> bool:
+        """Returns True if one of several possible files or folders is there."""
+        return any((Path(self.directory) / name).exists() for name in names)
 
     def missing(self, name: str) -> AnnotationError:
         """The error for a file that is not there."""

@@ -6,16 +6,15 @@ dataset_info.json). Both have the same splits, captions and ids.
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Any
 
 from flamingo_jax.core.paths import PathLike
 from flamingo_jax.data import tfds_files
 from flamingo_jax.evaluation.benchmarks import karpathy_splits
-from flamingo_jax.evaluation.benchmarks.annotations import AnnotationError, Files
-from flamingo_jax.evaluation.benchmarks.benchmark import Item
+from flamingo_jax.evaluation.benchmarks.annotations import AnnotationError, Files, FileSplit
+from flamingo_jax.evaluation.benchmarks.benchmark import Benchmark, Item, Series, at_shots
 from flamingo_jax.evaluation.benchmarks.lazy_items import LazyItems
 from flamingo_jax.inference.prompt import Deferred
 
@@ -31,34 +30,14 @@ or the directory of a TFDS dataset coco_captions, with dataset_info.json
 """
 
 
-@dataclasses.dataclass(frozen=True)
-class Coco:
-    """COCO captions in `directory`."""
-
-    directory: PathLike
-    name: ClassVar[str] = "coco"
-    metrics: ClassVar[tuple[str, ...]] = ("cider",)
-    chance: ClassVar[float | None] = None
-    max_shots: ClassVar[int] = 32
-
-    def train(self) -> Sequence[Item]:
-        """The 113,287 images of train and restval."""
-        return self._items("train")
-
-    def test(self) -> Sequence[Item]:
-        """The 5,000 test images."""
-        return self._items("test")
-
-    def _items(self, split: str) -> Sequence[Item]:
-        if tfds_files.is_prepared(self.directory):
-            return _prepared_items(self.directory, split)
-        files = Files(self.directory, self.name, DOWNLOAD, LAYOUT)
-        chosen = karpathy_splits.images(files, "dataset_coco.json", dataset="coco", split=split)
-        folders = {each.get("filepath", ""): each["filename"] for each in reversed(chosen)}
-        at = {name: files.folder(f"images/{name}", name, of=first) for name, first in folders.items()}
-        return karpathy_splits.items(
-            chosen, lambda each: f"{at[each.get('filepath', '')]}/{each['filename']}", "cocoid"
-        )
+def _items(files: Files, split: FileSplit) -> Sequence[Item]:
+    """The 113,287 images of train and restval; 5,000 test images."""
+    if tfds_files.is_prepared(files.directory):
+        return _prepared_items(files.directory, split)
+    chosen = karpathy_splits.images(files, *files.annotations[split], dataset="coco", split=split)
+    folders = {each.get("filepath", ""): each["filename"] for each in reversed(chosen)}
+    at = {name: files.folder(f"images/{name}", name, of=first) for name, first in folders.items()}
+    return karpathy_splits.items(chosen, lambda each: f"{at[each.get('filepath', '')]}/{each['filename']}", "cocoid")
 
 
 def _prepared_items(directory: PathLike, split: str) -> LazyItems:
@@ -84,3 +63,37 @@ def _prepared_item(examples: Sequence[Mapping[str, Any]], index: int) -> Item:
 
 def _picture(examples: Sequence[Mapping[str, Any]], index: int) -> bytes:
     return examples[index]["image"]
+
+
+COCO = Benchmark(
+    name="coco",
+    title="COCO",
+    metrics=("cider",),
+    visual="image",
+    queries="Karpathy test",
+    items=_items,
+    download=DOWNLOAD,
+    layout=LAYOUT,
+    files={"train": ("dataset_coco.json",), "test": ("dataset_coco.json",)},  # of both splits
+    validation_queries=5000,  # Table 6
+    published=(
+        *at_shots(
+            {
+                "Flamingo-3B": (73.0, 85.0, 90.6, 95.4, 99.0),
+                "Flamingo-9B": (79.4, 93.1, 99.0, 102.2, 106.3),
+                "Flamingo-80B": (84.3, 103.2, 108.8, 110.5, 113.8),
+                "OpenFlamingo-3B": (74.9, 77.3, 85.9, 89.8, 93.0),
+                "OpenFlamingo-3B-I": (74.4, 82.7, 87.8, 91.9, 94.8),
+                "OpenFlamingo-4B": (76.7, 81.8, 90.7, 93.9, 95.1),
+                "OpenFlamingo-4B-I": (81.2, 85.8, 94.8, 98.0, 99.2),
+                "OpenFlamingo-9B": (79.5, 89.0, 96.3, 98.8, 99.5),
+                "IDEFICS-9B": (46.0, 93.0, 97.0, 99.7, 98.0),
+                "IDEFICS-80B": (91.8, 110.3, 114.3, 116.6, 116.6),
+            }
+        ),
+        Series("OpenFlamingo-9B", {4: 93.1, 32: 109.0}, "rices"),
+    ),
+    fine_tuned=143.3,
+    zero_few_shot=32.2,
+    is_dev=True,
+)

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
-from typing import ClassVar
 
-from flamingo_jax.core.paths import PathLike
 from flamingo_jax.evaluation.benchmarks import karpathy_splits
-from flamingo_jax.evaluation.benchmarks.annotations import Files
-from flamingo_jax.evaluation.benchmarks.benchmark import Item
+from flamingo_jax.evaluation.benchmarks.annotations import Files, FileSplit
+from flamingo_jax.evaluation.benchmarks.benchmark import Benchmark, Item, Series, at_shots
 
 DOWNLOAD = (
     "cs.stanford.edu/people/karpathy/deepimagesent (caption_datasets.zip) and "
@@ -22,26 +19,40 @@ flickr30k-images/
 """
 
 
-@dataclasses.dataclass(frozen=True)
-class Flickr30k:
-    """Flickr30k in `directory`."""
+def _items(files: Files, split: FileSplit) -> Sequence[Item]:
+    """29,000 training images, 1,000 test images."""
+    chosen = karpathy_splits.images(files, *files.annotations[split], dataset="flickr30k", split=split)
+    folder = files.folder(*files.folders, of=chosen[0]["filename"])
+    return karpathy_splits.items(chosen, lambda each: f"{folder}/{each['filename']}", "imgid")
 
-    directory: PathLike
-    name: ClassVar[str] = "flickr30k"
-    metrics: ClassVar[tuple[str, ...]] = ("cider",)
-    chance: ClassVar[float | None] = None
-    max_shots: ClassVar[int] = 32
 
-    def train(self) -> Sequence[Item]:
-        """The 29,000 training images."""
-        return self._items("train")
-
-    def test(self) -> Sequence[Item]:
-        """The 1,000 test images."""
-        return self._items("test")
-
-    def _items(self, split: str) -> Sequence[Item]:
-        files = Files(self.directory, self.name, DOWNLOAD, LAYOUT)
-        chosen = karpathy_splits.images(files, "dataset_flickr30k.json", dataset="flickr30k", split=split)
-        folder = files.folder("flickr30k-images", "flickr30k_images", "images", of=chosen[0]["filename"])
-        return karpathy_splits.items(chosen, lambda each: f"{folder}/{each['filename']}", "imgid")
+FLICKR30K = Benchmark(
+    name="flickr30k",
+    title="Flickr30k",
+    metrics=("cider",),
+    visual="image",
+    queries="Karpathy test",
+    items=_items,
+    download=DOWNLOAD,
+    layout=LAYOUT,
+    files={"train": ("dataset_flickr30k.json",), "test": ("dataset_flickr30k.json",)},  # of both splits
+    folders=("flickr30k-images", "flickr30k_images", "images"),
+    published=(
+        *at_shots(
+            {
+                "Flamingo-3B": (60.6, 72.0, 71.7, 73.4, 71.2),
+                "Flamingo-9B": (61.5, 72.6, 73.4, 72.7, 72.8),
+                "Flamingo-80B": (67.2, 75.1, 78.2, 78.9, 75.4),
+                "OpenFlamingo-3B": (52.3, 57.2, 58.6, 59.2, 61.1),
+                "OpenFlamingo-3B-I": (51.2, 59.1, 60.7, 63.0, 64.5),
+                "OpenFlamingo-4B": (53.6, 60.7, 55.9, 56.8, 56.9),
+                "OpenFlamingo-4B-I": (55.6, 61.2, 59.0, 54.8, 53.0),
+                "OpenFlamingo-9B": (59.5, 65.8, 62.9, 62.8, 61.3),
+                "IDEFICS-9B": (27.3, 59.7, 61.9, 64.5, 64.4),
+                "IDEFICS-80B": (53.7, 73.7, 76.6, 80.1, 81.1),
+            }
+        ),
+        Series("OpenFlamingo-9B", {4: 52.2, 32: 63.0}, "rices"),
+    ),
+    fine_tuned=67.4,
+)

@@ -7,13 +7,11 @@ The one benchmark whose prompt holds the text of the image. Close-ended: "yes" a
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import Any
 
-from flamingo_jax.core.paths import PathLike
-from flamingo_jax.evaluation.benchmarks.annotations import Files, Types, records
-from flamingo_jax.evaluation.benchmarks.benchmark import Item
+from flamingo_jax.evaluation.benchmarks.annotations import Files, FileSplit, Types, records
+from flamingo_jax.evaluation.benchmarks.benchmark import Benchmark, Item, Series, at_shots
 from flamingo_jax.evaluation.benchmarks.templates import hateful_meme
 from flamingo_jax.inference.prompt import Image
 
@@ -27,48 +25,68 @@ img/
 ANSWERS = ("yes", "no")  # of labels 1 and 0
 
 
-@dataclasses.dataclass(frozen=True)
-class HatefulMemes:
-    """Hateful Memes in `directory`."""
-
-    directory: PathLike
-    name: ClassVar[str] = "hateful_memes"
-    metrics: ClassVar[tuple[str, ...]] = ("roc_auc",)
-    chance: ClassVar[float | None] = 0.5
-    max_shots: ClassVar[int] = 32
-
-    def train(self) -> Sequence[Item]:
-        """The 8,500 training memes."""
-        return [self._item(each) for each in self._records("train.jsonl")]
-
-    def test(self) -> Sequence[Item]:
-        """The 1,000 memes of the seen test split."""
-        found, train = self._records("test_seen.jsonl"), {each["id"] for each in self._records("train.jsonl")}
+def _items(files: Files, split: FileSplit) -> Sequence[Item]:
+    """8,500 training memes; the 1,000 memes of the seen test split."""
+    found = _records(files, split)
+    if split == "test":
+        train = {each["id"] for each in _records(files, "train")}
         if shared := [each["id"] for each in found if each["id"] in train]:
             got = f"{len(shared)} memes that are in train.jsonl too (meme {shared[0]})"
-            raise self._files.wrong(self._files.path("test_seen.jsonl"), got, "other memes than train.jsonl")
-        return [self._item(each) for each in found]
+            raise files.wrong(files.annotation_path("test"), got, "other memes than train.jsonl")
+    return [_item(files, each) for each in found]
 
-    @property
-    def _files(self) -> Files:
-        return Files(self.directory, self.name, DOWNLOAD, LAYOUT)
 
-    def _records(self, name: str) -> list[dict[str, Any]]:
-        fields: dict[str, Types] = {"id": (int, str), "img": str, "label": int, "text": str}
-        found, path = records(self._files.json_lines(name), fields, self._files.path(name)), self._files.path(name)
-        if wrong := [each["label"] for each in found if each["label"] not in (0, 1)]:
-            raise self._files.wrong(path, f"the label {wrong[0]}", "0 or 1")
-        self._files.path(found[0]["img"])
-        return found
+def _records(files: Files, split: FileSplit) -> list[dict[str, Any]]:
+    fields: dict[str, Types] = {"id": (int, str), "img": str, "label": int, "text": str}
+    path = files.annotation_path(split)
+    found = records(files.json_lines(*files.annotations[split]), fields, path)
+    if wrong := [each["label"] for each in found if each["label"] not in (0, 1)]:
+        raise files.wrong(path, f"the label {wrong[0]}", "0 or 1")
+    files.path(found[0]["img"])
+    return found
 
-    def _item(self, record: dict[str, Any]) -> Item:
-        answer = ANSWERS[1 - record["label"]]
-        return Item(
-            id=str(record["id"]),
-            visual=Image(f"{self.directory}/{record['img']}"),
-            prefix=hateful_meme(record["text"]),
-            answer=answer,
-            references=(answer,),
-            candidates=ANSWERS,
-            extra={"positive": "yes"},
-        )
+
+def _item(files: Files, record: dict[str, Any]) -> Item:
+    answer = ANSWERS[1 - record["label"]]
+    return Item(
+        id=str(record["id"]),
+        visual=Image(f"{files.directory}/{record['img']}"),
+        prefix=hateful_meme(record["text"]),
+        answer=answer,
+        references=(answer,),
+        candidates=ANSWERS,
+        extra={"positive": "yes"},
+    )
+
+
+HATEFUL_MEMES = Benchmark(
+    name="hateful_memes",
+    title="HatefulMemes",
+    metrics=("roc_auc",),
+    visual="image",
+    queries="seen test",
+    items=_items,
+    download=DOWNLOAD,
+    layout=LAYOUT,
+    files={"train": ("train.jsonl",), "test": ("test_seen.jsonl",)},
+    chance=0.5,
+    published=(
+        *at_shots(
+            {
+                "Flamingo-3B": (53.7, 53.6, 54.7, 55.3, 56.3),
+                "Flamingo-9B": (57.0, 62.7, 63.9, 64.5, 63.5),
+                "Flamingo-80B": (46.4, 68.6, 70.0, 70.0, 70.0),
+                "OpenFlamingo-3B": (51.2, 50.6, 52.0, 48.5, 50.2),
+                "OpenFlamingo-3B-I": (50.1, 49.5, 50.7, 48.7, 47.8),
+                "OpenFlamingo-4B": (52.3, 51.5, 55.2, 54.5, 52.2),
+                "OpenFlamingo-4B-I": (53.1, 54.9, 58.5, 56.9, 54.9),
+                "OpenFlamingo-9B": (51.6, 54.0, 54.7, 53.9, 53.8),
+                "IDEFICS-9B": (51.7, 50.7, 51.0, 50.9, 49.8),
+                "IDEFICS-80B": (60.6, 57.8, 58.2, 55.8, 52.5),
+            }
+        ),
+        Series("OpenFlamingo-9B", {4: 70.1, 32: 73.6}, "rices"),
+    ),
+    fine_tuned=75.4,
+    zero_few_shot=66.1,
+)

@@ -8,16 +8,15 @@ ArrayRecord). Supports are drawn per class: of a TFDS dataset the whole training
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Any
 
-from flamingo_jax.core.paths import Path, PathLike
+from flamingo_jax.core.paths import Path
 from flamingo_jax.data import tfds_files
 from flamingo_jax.evaluation.benchmarks import imagenet_classes
-from flamingo_jax.evaluation.benchmarks.annotations import AnnotationError, Files
-from flamingo_jax.evaluation.benchmarks.benchmark import Item
+from flamingo_jax.evaluation.benchmarks.annotations import AnnotationError, Files, FileSplit
+from flamingo_jax.evaluation.benchmarks.benchmark import Benchmark, Item, Series
 from flamingo_jax.evaluation.benchmarks.lazy_items import LazyItems
 from flamingo_jax.evaluation.benchmarks.templates import OUTPUT
 from flamingo_jax.inference.prompt import Deferred, Image, Visual
@@ -38,79 +37,62 @@ or the directory of a TFDS dataset imagenet2012, with dataset_info.json, and LOC
 FOLDERS = {split: (split, f"ILSVRC/Data/CLS-LOC/{split}") for split in ("train", "val")}
 
 
-@dataclasses.dataclass(frozen=True)
-class ImageNet:
-    """ImageNet-1k in `directory`."""
+def _items(files: Files, split: FileSplit) -> Sequence[Item]:
+    """1,281,167 training images, made into items when they are asked for; 50,000 validation images."""
+    if tfds_files.is_prepared(files.directory):
+        return _prepared(files, {"train": "train", "test": "validation"}[split])
+    if split == "train":
+        return _in_folders(files, "train", _classes(files))
+    folder = files.path(*FOLDERS["val"])
+    names = _classes(files)
+    has_folders = any((folder / id).is_dir() for id in names)
+    items = _in_folders(files, "val", names) if has_folders else _by_list(files, folder, names)
+    if (first := items[0].id).startswith("n") and first[1:9].isdecimal():
+        raise files.wrong(folder, f"images of the training split ({first})", "ILSVRC2012_val_*.JPEG")
+    return items
 
-    directory: PathLike
-    name: ClassVar[str] = "imagenet"
-    metrics: ClassVar[tuple[str, ...]] = ("ranking",)
-    chance: ClassVar[float | None] = 1 / imagenet_classes.NUM_CLASSES
-    max_shots: ClassVar[int] = 32
 
-    def train(self) -> Sequence[Item]:
-        """The 1,281,167 training images; items are made when they are asked for."""
-        if tfds_files.is_prepared(self.directory):
-            return self._prepared("train")
-        return self._in_folders("train", self._classes)
+def _classes(files: Files) -> dict[str, str]:
+    """Name by WordNet id, in the order of the ids: that of the training folders."""
+    folder = files.path(*FOLDERS["train"])
+    ids = sorted(path.name for path in folder.iterdir() if path.is_dir())
+    if not ids:
+        raise files.wrong(folder, "no folders", "a folder of images per class, such as n01440764")
+    return imagenet_classes.names(files, ids)
 
-    def test(self) -> Sequence[Item]:
-        """The 50,000 validation images."""
-        if tfds_files.is_prepared(self.directory):
-            return self._prepared("validation")
-        folder = self._files.path(*FOLDERS["val"])
-        names = self._classes
-        has_folders = any((folder / id).is_dir() for id in names)
-        items = self._in_folders("val", names) if has_folders else self._by_list(folder, names)
-        if (first := items[0].id).startswith("n") and first[1:9].isdecimal():
-            raise self._files.wrong(folder, f"images of the training split ({first})", "ILSVRC2012_val_*.JPEG")
-        return items
 
-    @property
-    def _files(self) -> Files:
-        return Files(self.directory, self.name, DOWNLOAD, LAYOUT)
+def _in_folders(files: Files, split: str, names: Mapping[str, str]) -> LazyItems:
+    """Images in a folder per class."""
+    root = files.path(*FOLDERS[split])
+    folders = sorted(path for path in root.iterdir() if path.is_dir())
+    found = [(path.name, name) for path in folders for name in _images(path)]
+    if unknown := {id for id, _ in found} - set(names):
+        raise files.wrong(root, f"a class {min(unknown)} that train/ has not", "the classes of train/")
+    if not found:
+        raise files.wrong(root, "folders without images", "a folder of images per class")
+    make = functools.partial(_item, candidates=_candidates(names), names=names)
+    return LazyItems(len(found), lambda at: make(found[at][1], Image(f"{root}/{'/'.join(found[at])}"), found[at][0]))
 
-    @property
-    def _classes(self) -> dict[str, str]:
-        """Name by WordNet id, in the order of the ids: that of the training folders."""
-        folder = self._files.path(*FOLDERS["train"])
-        ids = sorted(path.name for path in folder.iterdir() if path.is_dir())
-        if not ids:
-            raise self._files.wrong(folder, "no folders", "a folder of images per class, such as n01440764")
-        return imagenet_classes.names(self._files, ids)
 
-    def _in_folders(self, split: str, names: Mapping[str, str]) -> LazyItems:
-        """Images in a folder per class."""
-        root = self._files.path(*FOLDERS[split])
-        folders = sorted(path for path in root.iterdir() if path.is_dir())
-        found = [(path.name, name) for path in folders for name in _images(path)]
-        if unknown := {id for id, _ in found} - set(names):
-            raise self._files.wrong(root, f"a class {min(unknown)} that train/ has not", "the classes of train/")
-        if not found:
-            raise self._files.wrong(root, "folders without images", "a folder of images per class")
-        make = functools.partial(_item, candidates=_candidates(names), names=names)
-        return LazyItems(
-            len(found), lambda at: make(found[at][1], Image(f"{root}/{'/'.join(found[at])}"), found[at][0])
-        )
+def _by_list(files: Files, folder: Path, names: Mapping[str, str]) -> LazyItems:
+    """Validation images as the official archive has them: in one folder."""
+    classes = imagenet_classes.validation_classes(files)
+    found = _images(folder)
+    if not found:
+        raise files.missing("val/ILSVRC2012_val_00000001.JPEG")
+    if lacking := [name for name in found if classes.get(name) not in names]:
+        raise files.wrong(folder, f"{lacking[0]}, of which no list says the class", "ILSVRC2012_val_*.JPEG")
+    make = functools.partial(_item, candidates=_candidates(names), names=names)
+    return LazyItems(len(found), lambda at: make(found[at], Image(f"{folder}/{found[at]}"), classes[found[at]]))
 
-    def _by_list(self, folder: Path, names: Mapping[str, str]) -> LazyItems:
-        """Validation images as the official archive has them: in one folder."""
-        classes = imagenet_classes.validation_classes(self._files)
-        found = _images(folder)
-        if not found:
-            raise self._files.missing("val/ILSVRC2012_val_00000001.JPEG")
-        if lacking := [name for name in found if classes.get(name) not in names]:
-            raise self._files.wrong(folder, f"{lacking[0]}, of which no list says the class", "ILSVRC2012_val_*.JPEG")
-        make = functools.partial(_item, candidates=_candidates(names), names=names)
-        return LazyItems(len(found), lambda at: make(found[at], Image(f"{folder}/{found[at]}"), classes[found[at]]))
 
-    def _prepared(self, split: str) -> LazyItems:
-        try:
-            examples, ids = tfds_files.examples(self.directory, split), tfds_files.class_names(self.directory)
-        except ValueError as error:
-            raise AnnotationError(f"the benchmark 'imagenet': {error} Expected the builder imagenet2012.") from error
-        names = imagenet_classes.names(self._files, ids)
-        return LazyItems(len(examples), functools.partial(_prepared_item, examples, ids, names, _candidates(names)))
+def _prepared(files: Files, split: str) -> LazyItems:
+    try:
+        examples, ids = tfds_files.examples(files.directory, split), tfds_files.class_names(files.directory)
+    except ValueError as error:
+        raise AnnotationError(f"the benchmark 'imagenet': {error} Expected the builder imagenet2012.") from error
+    names = imagenet_classes.names(files, ids)
+    return LazyItems(len(examples), functools.partial(_prepared_item, examples, ids, names, _candidates(names)))
 
 
 def _images(folder: Path) -> list[str]:
@@ -149,3 +131,33 @@ def _prepared_item(
 
 def _picture(examples: Sequence[Mapping[str, Any]], index: int) -> bytes:
     return examples[index]["image"]
+
+
+IMAGENET = Benchmark(
+    name="imagenet",
+    title="ImageNet",
+    metrics=("ranking",),
+    visual="image",
+    queries="val",
+    items=_items,
+    download=DOWNLOAD,
+    layout=LAYOUT,
+    chance=1 / imagenet_classes.NUM_CLASSES,
+    published=(
+        Series("contrastive NFNet-F6", {0: 77.9}, ""),
+        Series("Flamingo-3B", {8: 70.9, 16: 71.0}, "rices", "1 per class"),
+        Series("Flamingo-3B", {16: 72.7}, "rices", "5 per class"),
+        Series("Flamingo-9B", {8: 71.2, 16: 71.7}, "rices", "1 per class"),
+        Series("Flamingo-9B", {16: 75.2}, "rices", "5 per class"),
+        Series("Flamingo-80B", {16: 66.4}, "random", "at most 0.02 per class"),
+        Series("Flamingo-80B", {8: 71.9, 16: 71.7}, "rices", "1 per class"),
+        Series("Flamingo-80B", {16: 76.0}, "rices", "5 per class"),
+        Series("Flamingo-80B", {16: 77.3}, "rices", "5 per class, ensembling"),
+        Series("IDEFICS-9B", {16: 53.5}),
+        Series("IDEFICS-80B", {16: 65.4}),
+        Series("IDEFICS-9B", {16: 64.5}, "rices", "5,000 support examples"),
+        Series("IDEFICS-80B", {16: 72.9}, "rices", "5,000 support examples"),
+    ),
+    fine_tuned=91.0,
+    zero_few_shot=85.7,
+)

@@ -6,14 +6,12 @@ video is there whole, under its id, and then the segment is seen; or as the segm
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
-from typing import ClassVar
 
-from flamingo_jax.core.paths import Path, PathLike
+from flamingo_jax.core.paths import Path
 from flamingo_jax.evaluation.benchmarks import video_files
-from flamingo_jax.evaluation.benchmarks.annotations import Files, most_common, one_line
-from flamingo_jax.evaluation.benchmarks.benchmark import Item
+from flamingo_jax.evaluation.benchmarks.annotations import Files, FileSplit, most_common, one_line
+from flamingo_jax.evaluation.benchmarks.benchmark import Benchmark, Item, at_shots
 from flamingo_jax.evaluation.benchmarks.templates import question
 from flamingo_jax.inference.prompt import Video
 
@@ -27,47 +25,22 @@ videos/   (or video/)
 ANSWERS = tuple(f"answer{number}" for number in range(1, 6))
 
 
-@dataclasses.dataclass(frozen=True)
-class IVQA:
-    """iVQA in `directory`."""
-
-    directory: PathLike
-    name: ClassVar[str] = "ivqa"
-    metrics: ClassVar[tuple[str, ...]] = ("ivqa_accuracy",)
-    chance: ClassVar[float | None] = None
-    max_shots: ClassVar[int] = 32
-
-    def train(self) -> Sequence[Item]:
-        """The training questions."""
-        return self._items("train")
-
-    def test(self) -> Sequence[Item]:
-        """The test questions."""
-        return self._items("test")
-
-    def _items(self, split: str) -> Sequence[Item]:
-        files = Files(self.directory, self.name, DOWNLOAD, LAYOUT)
-        rows = _rows(files, split)
-        if split != "train" and files.has("train.csv"):
-            test, train = ({row["video_id"] for row in each} for each in (rows, _rows(files, "train")))
-            video_files.check_disjoint(files, files.path(f"{split}.csv"), test, train)
-        videos = video_files.find(files, "videos", "video")
-        numbered = list(enumerate(rows))
-        found = videos.of(numbered, lambda row: _names(row[1]), files.path(f"{split}.csv"))
-        return [
-            Item(
-                id=f"{split}/{number}",
-                visual=_visual(files, split, row, path),
-                prefix=question(row["question"]),
-                answer=one_line(most_common([row[name] for name in ANSWERS])),
-                references=tuple(row[name] for name in ANSWERS),
-            )
-            for (number, row), path in found
-        ]
+def _items(files: Files, split: FileSplit) -> Sequence[Item]:
+    rows = list(enumerate(video_files.rows_of(files, split, _rows, lambda row: row["video_id"])))
+    return [
+        Item(
+            id=f"{split}/{number}",
+            visual=_visual(files, split, row, path),
+            prefix=question(row["question"]),
+            answer=one_line(most_common([row[name] for name in ANSWERS])),
+            references=tuple(row[name] for name in ANSWERS),
+        )
+        for (number, row), path in video_files.with_videos(files, split, rows, lambda row: _names(row[1]))
+    ]
 
 
-def _rows(files: Files, split: str) -> list[dict[str, str]]:
-    return files.csv(f"{split}.csv", columns=("video_id", "question", *ANSWERS))
+def _rows(files: Files, split: FileSplit) -> list[dict[str, str]]:
+    return files.csv(*files.annotations[split], columns=("video_id", "question", *ANSWERS))
 
 
 def _names(row: dict[str, str]) -> list[str]:
@@ -75,7 +48,31 @@ def _names(row: dict[str, str]) -> list[str]:
     return [video, f"{video}_{start}_{end}"] if start and end else [video]
 
 
-def _visual(files: Files, split: str, row: dict[str, str], path: Path) -> Video:
+def _visual(files: Files, split: FileSplit, row: dict[str, str], path: Path) -> Video:
     if path.stem != row["video_id"] or not (row.get("start") and row.get("end")):
         return Video(path)
-    return Video(path, *video_files.segment(files, files.path(f"{split}.csv"), (row["start"], row["end"])))
+    return Video(path, *video_files.segment(files, files.annotation_path(split), (row["start"], row["end"])))
+
+
+IVQA = Benchmark(
+    name="ivqa",
+    title="iVQA",
+    metrics=("ivqa_accuracy",),
+    visual="video",
+    queries="test",
+    items=_items,
+    download=DOWNLOAD,
+    layout=LAYOUT,
+    files={"train": ("train.csv",), "test": ("test.csv",)},
+    folders=("videos", "video"),
+    published=at_shots(
+        {
+            "Flamingo-3B": (32.7, 35.7, 36.8, 37.4, 37.7),
+            "Flamingo-9B": (35.2, 37.7, 40.0, 41.5, 40.7),
+            "Flamingo-80B": (40.7, 44.1, 44.8, 45.2, 45.3),
+        }
+    ),
+    fine_tuned=35.4,
+    zero_few_shot=12.2,
+    is_youtube=True,
+)

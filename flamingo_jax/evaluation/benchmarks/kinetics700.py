@@ -5,14 +5,12 @@ Clips of ten seconds, named by the video and the seconds that they are cut from;
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
-from typing import ClassVar
 
-from flamingo_jax.core.paths import Path, PathLike
+from flamingo_jax.core.paths import Path
 from flamingo_jax.evaluation.benchmarks import video_files
-from flamingo_jax.evaluation.benchmarks.annotations import Files
-from flamingo_jax.evaluation.benchmarks.benchmark import Item
+from flamingo_jax.evaluation.benchmarks.annotations import Files, FileSplit
+from flamingo_jax.evaluation.benchmarks.benchmark import Benchmark, Item, Series
 from flamingo_jax.evaluation.benchmarks.lazy_items import LazyItems
 from flamingo_jax.evaluation.benchmarks.templates import OUTPUT
 from flamingo_jax.inference.prompt import Video
@@ -27,37 +25,18 @@ val/
   abseiling/4YTwq0-73Y_000044_000054.mp4, ...
 """
 COLUMNS = ("label", "youtube_id", "time_start", "time_end", "split")
-SPLITS = {"train": ("train",), "test": ("val", "validate")}
+SPLITS: dict[FileSplit, tuple[str, ...]] = {"train": ("train",), "test": ("val", "validate")}
 
 
-@dataclasses.dataclass(frozen=True)
-class Kinetics700:
-    """Kinetics-700-2020 in `directory`."""
-
-    directory: PathLike
-    name: ClassVar[str] = "kinetics700"
-    metrics: ClassVar[tuple[str, ...]] = ("top1_top5",)
-    chance: ClassVar[float | None] = (1 / 700 + 5 / 700) / 2
-    max_shots: ClassVar[int] = 32
-
-    def train(self) -> Sequence[Item]:
-        """The training clips."""
-        return self._items("train")
-
-    def test(self) -> Sequence[Item]:
-        """The validation clips, up to 50 of each class."""
-        return self._items("test")
-
-    def _items(self, split: str) -> Sequence[Item]:
-        files = Files(self.directory, self.name, DOWNLOAD, LAYOUT)
-        names = [f"{folder}{name}.csv" for folder in ("", "annotations/") for name in SPLITS[split]]
-        rows, path = files.csv(*names, columns=COLUMNS), files.path(*names)
-        if not rows or (others := {row["split"] for row in rows} - set(SPLITS[split])):
-            raise files.wrong(path, f"the split {', '.join(sorted(others))}" if rows else "no clip", SPLITS[split][0])
-        classes = tuple(sorted({row["label"] for row in rows}))
-        clips = [(_clip(files, path, row), row["label"]) for row in rows]
-        found = video_files.find(files, *SPLITS[split]).of(clips, lambda clip: [clip[0]], path)
-        return LazyItems(len(found), lambda number: _item(*found[number], split, classes))
+def _items(files: Files, split: FileSplit) -> Sequence[Item]:
+    """The training clips; up to 50 validation clips of each class."""
+    rows, path = files.csv(*files.annotations[split], columns=COLUMNS), files.annotation_path(split)
+    if not rows or (others := {row["split"] for row in rows} - set(SPLITS[split])):
+        raise files.wrong(path, f"the split {', '.join(sorted(others))}" if rows else "no clip", SPLITS[split][0])
+    classes = tuple(sorted({row["label"] for row in rows}))
+    clips = [(_clip(files, path, row), row["label"]) for row in rows]
+    found = video_files.find(files, *SPLITS[split]).of(clips, lambda clip: [clip[0]], path)
+    return LazyItems(len(found), lambda number: _item(*found[number], split, classes))
 
 
 def _clip(files: Files, path: Path, row: dict[str, str]) -> str:
@@ -76,3 +55,34 @@ def _item(clip: tuple[str, str], path: Path, split: str, classes: tuple[str, ...
         candidates=classes,
         label=label,
     )
+
+
+KINETICS700 = Benchmark(
+    name="kinetics700",
+    title="Kinetics700",
+    metrics=("top1_top5",),
+    visual="video",
+    queries="val",
+    items=_items,
+    download=DOWNLOAD,
+    layout=LAYOUT,
+    files={
+        split: tuple(f"{folder}{name}.csv" for folder in ("", "annotations/") for name in SPLITS[split])
+        for split in SPLITS
+    },
+    chance=(1 / 700 + 5 / 700) / 2,
+    published=(
+        Series("contrastive NFNet-F6", {0: 62.9}, ""),
+        Series("Flamingo-3B", {8: 55.9, 16: 56.9}, "rices", "1 per class"),
+        Series("Flamingo-3B", {16: 58.3}, "rices", "5 per class"),
+        Series("Flamingo-9B", {8: 58.0, 16: 59.4}, "rices", "1 per class"),
+        Series("Flamingo-9B", {16: 60.9}, "rices", "5 per class"),
+        Series("Flamingo-80B", {16: 51.2}, "random", "at most 0.02 per class"),
+        Series("Flamingo-80B", {8: 60.4, 16: 62.7}, "rices", "1 per class"),
+        Series("Flamingo-80B", {16: 63.5}, "rices", "5 per class"),
+        Series("Flamingo-80B", {16: 64.2}, "rices", "5 per class, ensembling"),
+    ),
+    fine_tuned=89.0,
+    zero_few_shot=69.6,
+    is_youtube=True,
+)

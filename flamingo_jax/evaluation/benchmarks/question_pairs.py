@@ -11,16 +11,17 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from flamingo_jax.evaluation.benchmarks import video_files
-from flamingo_jax.evaluation.benchmarks.annotations import Files, one_line, records
+from flamingo_jax.evaluation.benchmarks.annotations import Files, FileSplit, one_line, records
 from flamingo_jax.evaluation.benchmarks.benchmark import Item
 from flamingo_jax.evaluation.benchmarks.templates import question
 from flamingo_jax.evaluation.benchmarks.video_files import VideoFiles
 from flamingo_jax.inference.prompt import Video
 
+FILES: dict[FileSplit, tuple[str, ...]] = {"train": ("train_qa.json",), "test": ("test_qa.json",)}
 FIELDS = {"video_id": int, "id": int, "question": str, "answer": str}
 
 
-def items(files: Files, split: str, videos: VideoFiles, names: Callable[[int], Sequence[str]]) -> list[Item]:
+def items(files: Files, split: FileSplit, videos: VideoFiles, names: Callable[[int], Sequence[str]]) -> list[Item]:
     """Reads the pairs of a split, in the order of their file.
 
     Args:
@@ -32,11 +33,8 @@ def items(files: Files, split: str, videos: VideoFiles, names: Callable[[int], S
     Raises:
         AnnotationError: a file is not there, damaged, or of another split; or not one video is there.
     """
-    rows = _rows(files, split)
-    if split != "train" and files.has("train_qa.json"):
-        test, train = ({str(row["video_id"]) for row in each} for each in (rows, _rows(files, "train")))
-        video_files.check_disjoint(files, files.path(f"{split}_qa.json"), test, train)
-    found = videos.of(rows, lambda row: names(row["video_id"]), files.path(f"{split}_qa.json"))
+    rows = video_files.rows_of(files, split, _rows, lambda row: str(row["video_id"]))
+    found = videos.of(rows, lambda row: names(row["video_id"]), files.annotation_path(split))
     return [
         Item(
             id=f"{split}/{row['id']}",
@@ -48,6 +46,5 @@ def items(files: Files, split: str, videos: VideoFiles, names: Callable[[int], S
     ]
 
 
-def _rows(files: Files, split: str) -> list[dict[str, Any]]:
-    name = f"{split}_qa.json"
-    return records(files.json(name), FIELDS, files.path(name))
+def _rows(files: Files, split: FileSplit) -> list[dict[str, Any]]:
+    return records(files.json(*files.annotations[split]), FIELDS, files.annotation_path(split))

@@ -6,14 +6,11 @@ paper's template: "Caption: a person cuts a laptop", the verb in the third perso
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
-from typing import ClassVar
 
-from flamingo_jax.core.paths import PathLike
 from flamingo_jax.evaluation.benchmarks import video_files
-from flamingo_jax.evaluation.benchmarks.annotations import Files
-from flamingo_jax.evaluation.benchmarks.benchmark import Item
+from flamingo_jax.evaluation.benchmarks.annotations import Files, FileSplit
+from flamingo_jax.evaluation.benchmarks.benchmark import Benchmark, Item, at_shots
 from flamingo_jax.evaluation.benchmarks.templates import ACTION
 from flamingo_jax.inference.prompt import Video
 
@@ -35,52 +32,35 @@ ANNOTATIONS = (
 PLURAL_OR_UNCOUNTED = ("bacon", "carrots", "chocolate", "clothe", "corn", "eggs", "hair", "shoes")
 
 
-@dataclasses.dataclass(frozen=True)
-class RareAct:
-    """RareAct in `directory`."""
-
-    directory: PathLike
-    name: ClassVar[str] = "rareact"
-    metrics: ClassVar[tuple[str, ...]] = ("rareact_mwap",)
-    chance: ClassVar[float | None] = None
-    max_shots: ClassVar[int] = 0
-
-    def train(self) -> Sequence[Item]:
-        """There is no training split."""
+def _items(files: Files, split: FileSplit) -> Sequence[Item]:
+    """All rows are test items: there is no training split."""
+    if split == "train":
         return ()
-
-    def test(self) -> Sequence[Item]:
-        """All rows."""
-        files = Files(self.directory, self.name, DOWNLOAD, LAYOUT)
-        rows, path = files.csv("rareact.csv", columns=COLUMNS), files.path("rareact.csv")
-        actions = {row["class_id"]: action(row["verb"], row["noun"]) for row in rows}
-        try:
-            candidates = tuple(actions[str(number)] for number in range(len(actions)))
-        except KeyError as error:
-            raise files.wrong(
-                path, f"{len(actions)} classes, but no class_id {error}", "numbers without a gap"
-            ) from error
-        if wrong := {row["annotation"] for row in rows} - set(ANNOTATIONS):
-            raise files.wrong(path, f"the annotation {min(wrong)!r}", "0 to 4")
-        videos = video_files.find(files, "rareact", "videos", "video")
-        found = videos.of(rows, lambda row: [row["video_id"]], path)
-        return [
-            Item(
-                id=row["id"],
-                visual=Video(video, *video_files.segment(files, path, (row["start"], row["end"]))),
-                prefix=ACTION,
-                answer=candidates[int(row["class_id"])],
-                candidates=candidates,
-                extra={
-                    "verb": row["verb"],
-                    "noun": row["noun"],
-                    "class": int(row["class_id"]),
-                    "annotation": int(row["annotation"]),
-                    "video": row["video_id"],
-                },
-            )
-            for row, video in found
-        ]
+    rows, path = files.csv(*files.annotations[split], columns=COLUMNS), files.annotation_path(split)
+    actions = {row["class_id"]: action(row["verb"], row["noun"]) for row in rows}
+    try:
+        candidates = tuple(actions[str(number)] for number in range(len(actions)))
+    except KeyError as error:
+        raise files.wrong(path, f"{len(actions)} classes, but no class_id {error}", "numbers without a gap") from error
+    if wrong := {row["annotation"] for row in rows} - set(ANNOTATIONS):
+        raise files.wrong(path, f"the annotation {min(wrong)!r}", "0 to 4")
+    return [
+        Item(
+            id=row["id"],
+            visual=Video(video, *video_files.segment(files, path, (row["start"], row["end"]))),
+            prefix=ACTION,
+            answer=candidates[int(row["class_id"])],
+            candidates=candidates,
+            extra={
+                "verb": row["verb"],
+                "noun": row["noun"],
+                "class": int(row["class_id"]),
+                "annotation": int(row["annotation"]),
+                "video": row["video_id"],
+            },
+        )
+        for row, video in video_files.with_videos(files, split, rows, lambda row: [row["video_id"]])
+    ]
 
 
 def action(verb: str, noun: str) -> str:
@@ -93,3 +73,27 @@ def action(verb: str, noun: str) -> str:
         third_person = f"{verb}s"
     article = "the" if noun in PLURAL_OR_UNCOUNTED else "an" if noun[:1] in "aeiou" else "a"
     return f"{third_person} {article} {noun}"
+
+
+RAREACT = Benchmark(
+    name="rareact",
+    title="RareAct",
+    metrics=("rareact_mwap",),
+    visual="video",
+    queries="test",
+    items=_items,
+    download=DOWNLOAD,
+    layout=LAYOUT,
+    files={"test": ("rareact.csv",)},
+    folders=("rareact", "videos", "video"),
+    max_shots=0,
+    published=at_shots(
+        {
+            "Flamingo-3B": (58.4, None, None, None, None),
+            "Flamingo-9B": (57.9, None, None, None, None),
+            "Flamingo-80B": (60.8, None, None, None, None),
+        }
+    ),
+    zero_few_shot=40.7,
+    is_youtube=True,
+)

@@ -6,14 +6,13 @@ the programs that made questions and choices are not used.
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import Any
 
-from flamingo_jax.core.paths import Path, PathLike
+from flamingo_jax.core.paths import Path
 from flamingo_jax.evaluation.benchmarks import video_files
-from flamingo_jax.evaluation.benchmarks.annotations import Files, Types, one_line, records
-from flamingo_jax.evaluation.benchmarks.benchmark import Item
+from flamingo_jax.evaluation.benchmarks.annotations import Files, FileSplit, Types, one_line, records
+from flamingo_jax.evaluation.benchmarks.benchmark import Benchmark, Item, at_shots
 from flamingo_jax.evaluation.benchmarks.templates import question
 from flamingo_jax.inference.prompt import Video
 
@@ -35,38 +34,15 @@ FIELDS: dict[str, Types] = {
 }
 
 
-@dataclasses.dataclass(frozen=True)
-class Star:
-    """STAR in `directory`."""
-
-    directory: PathLike
-    name: ClassVar[str] = "star"
-    metrics: ClassVar[tuple[str, ...]] = ("ranking",)
-    chance: ClassVar[float | None] = 1 / 4
-    max_shots: ClassVar[int] = 32
-
-    def train(self) -> Sequence[Item]:
-        """The training questions."""
-        return self._items("train")
-
-    def test(self) -> Sequence[Item]:
-        """The validation questions; the answers of the test split are hidden."""
-        return self._items("val")
-
-    def _items(self, split: str) -> Sequence[Item]:
-        files = Files(self.directory, self.name, DOWNLOAD, LAYOUT)
-        rows, path = _rows(files, split), files.path(f"STAR_{split}.json")
-        if split != "train" and files.has("STAR_train.json"):
-            test, train = ({row["question_id"] for row in each} for each in (rows, _rows(files, "train")))
-            video_files.check_disjoint(files, path, test, train)
-        videos = video_files.find(files, "Charades_v1_480", "Charades_v1", "videos")
-        found = videos.of(rows, lambda row: [row["video_id"]], path)
-        return [_item(files, row, video, path) for row, video in found]
+def _items(files: Files, split: FileSplit) -> Sequence[Item]:
+    """The training questions; for a test the validation questions, since the answers of the test split are hidden."""
+    rows = video_files.rows_of(files, split, _rows, lambda row: row["question_id"])
+    found = video_files.with_videos(files, split, rows, lambda row: [row["video_id"]])
+    return [_item(files, row, video, files.annotation_path(split)) for row, video in found]
 
 
-def _rows(files: Files, split: str) -> list[dict[str, Any]]:
-    name = f"STAR_{split}.json"
-    return records(files.json(name), FIELDS, files.path(name))
+def _rows(files: Files, split: FileSplit) -> list[dict[str, Any]]:
+    return records(files.json(*files.annotations[split]), FIELDS, files.annotation_path(split))
 
 
 def _item(files: Files, row: dict[str, Any], video: Path, path: Path) -> Item:
@@ -85,3 +61,27 @@ def _item(files: Files, row: dict[str, Any], video: Path, path: Path) -> Item:
         candidates=candidates,
         extra={"question_type": row["question_id"].split("_")[0]},  # Interaction, Sequence, Prediction or Feasibility
     )
+
+
+STAR = Benchmark(
+    name="star",
+    title="STAR",
+    metrics=("ranking",),
+    visual="video",
+    queries="test",
+    items=_items,
+    download=DOWNLOAD,
+    layout=LAYOUT,
+    files={"train": ("STAR_train.json",), "test": ("STAR_val.json",)},
+    folders=("Charades_v1_480", "Charades_v1", "videos"),
+    chance=1 / 4,
+    published=at_shots(
+        {
+            "Flamingo-3B": (39.6, 41.3, 40.6, 40.1, 41.6),
+            "Flamingo-9B": (41.8, 42.8, 43.4, 42.4, 41.2),
+            "Flamingo-80B": (39.7, 42.4, 42.3, 41.1, 42.2),
+        }
+    ),
+    fine_tuned=36.7,
+    zero_few_shot=39.4,
+)

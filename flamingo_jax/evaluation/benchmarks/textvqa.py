@@ -6,18 +6,17 @@ they are turned; without it they are shown as they are.
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import io
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import PIL.Image
 
-from flamingo_jax.core.paths import Path, PathLike
-from flamingo_jax.evaluation.benchmarks.annotations import Files, Types, most_common, one_line, records
-from flamingo_jax.evaluation.benchmarks.benchmark import Item
+from flamingo_jax.core.paths import Path
+from flamingo_jax.evaluation.benchmarks.annotations import Files, FileSplit, Types, most_common, one_line, records
+from flamingo_jax.evaluation.benchmarks.benchmark import Benchmark, Item, Series, at_shots
 from flamingo_jax.evaluation.benchmarks.templates import question
 from flamingo_jax.inference.prompt import Deferred, Image, Visual
 
@@ -32,35 +31,17 @@ train-images-boxable-with-rotation.csv        (optional)
 """
 
 
-@dataclasses.dataclass(frozen=True)
-class TextVQA:
-    """TextVQA in `directory`."""
-
-    directory: PathLike
-    name: ClassVar[str] = "textvqa"
-    metrics: ClassVar[tuple[str, ...]] = ("vqa_accuracy",)
-    chance: ClassVar[float | None] = None
-    max_shots: ClassVar[int] = 32
-
-    def train(self) -> Sequence[Item]:
-        """The 34,602 training questions."""
-        return self._items("train")
-
-    def test(self) -> Sequence[Item]:
-        """The 5,000 validation questions."""
-        return self._items("val")
-
-    def _items(self, split: str) -> list[Item]:
-        files = Files(self.directory, self.name, DOWNLOAD, LAYOUT)
-        name = f"TextVQA_0.5.1_{split}.json"
-        value, path = files.json(name), files.path(name)
-        fields: dict[str, Types] = {"question_id": (int, str), "image_id": str, "question": str, "answers": list}
-        found = records(value.get("data") if isinstance(value, dict) else None, fields, path)
-        if wrong := {each.get("set_name", split) for each in found} - {split}:
-            raise files.wrong(path, f"questions of the split {', '.join(sorted(wrong))}", f"of {split}")
-        folder = files.folder("train_images", "images/train_images", of=f"{found[0]['image_id']}.jpg")
-        turns = _quarter_turns(files)
-        return [_item(each, folder, turns) for each in found]
+def _items(files: Files, split: FileSplit) -> Sequence[Item]:
+    """34,602 training questions, 5,000 validation questions."""
+    value, path = files.json(*files.annotations[split]), files.annotation_path(split)
+    fields: dict[str, Types] = {"question_id": (int, str), "image_id": str, "question": str, "answers": list}
+    found = records(value.get("data") if isinstance(value, dict) else None, fields, path)
+    subset = {"train": "train", "test": "val"}[split]
+    if wrong := {each.get("set_name", subset) for each in found} - {subset}:
+        raise files.wrong(path, f"questions of the split {', '.join(sorted(wrong))}", f"of {subset}")
+    folder = files.folder(*files.folders, of=f"{found[0]['image_id']}.jpg")
+    turns = _quarter_turns(files)
+    return [_item(each, folder, turns) for each in found]
 
 
 def _quarter_turns(files: Files) -> Mapping[str, int]:
@@ -99,3 +80,35 @@ def _turned(path: str, turns: int) -> np.ndarray:
     """Reads an image and turns it counterclockwise. What a camera noted in the file does not count: the list of rotations is of the stored pixels."""
     with PIL.Image.open(io.BytesIO(Path(path).read_bytes())) as image:
         return np.ascontiguousarray(np.rot90(np.asarray(image.convert("RGB")), turns))
+
+
+TEXTVQA = Benchmark(
+    name="textvqa",
+    title="TextVQA",
+    metrics=("vqa_accuracy",),
+    visual="image",
+    queries="val",
+    items=_items,
+    download=DOWNLOAD,
+    layout=LAYOUT,
+    files={"train": ("TextVQA_0.5.1_train.json",), "test": ("TextVQA_0.5.1_val.json",)},
+    folders=("train_images", "images/train_images"),  # of both splits
+    published=(
+        *at_shots(
+            {
+                "Flamingo-3B": (30.1, 32.7, 32.4, 31.8, 30.6),
+                "Flamingo-9B": (31.8, 33.6, 33.6, 33.5, 32.6),
+                "Flamingo-80B": (35.0, 36.5, 37.3, 37.6, 37.9),
+                "OpenFlamingo-3B": (24.2, 27.0, 27.7, 28.0, 28.3),
+                "OpenFlamingo-3B-I": (23.1, 28.1, 29.1, 29.1, 28.5),
+                "OpenFlamingo-4B": (21.0, 25.9, 21.3, 18.2, 14.1),
+                "OpenFlamingo-4B-I": (21.1, 27.2, 25.1, 23.2, 23.2),
+                "OpenFlamingo-9B": (24.2, 28.2, 29.1, 27.3, 23.8),
+                "IDEFICS-9B": (25.9, 27.6, 27.5, 27.9, 28.3),
+                "IDEFICS-80B": (30.9, 34.4, 35.7, 36.3, 36.7),
+            }
+        ),
+        Series("OpenFlamingo-9B", {4: 34.2, 32: 31.1}, "rices"),
+    ),
+    fine_tuned=54.7,
+)

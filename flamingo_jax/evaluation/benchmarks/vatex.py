@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import Any
 
-from flamingo_jax.core.paths import PathLike
 from flamingo_jax.evaluation.benchmarks import video_files
-from flamingo_jax.evaluation.benchmarks.annotations import Files, one_line, records
-from flamingo_jax.evaluation.benchmarks.benchmark import Item
+from flamingo_jax.evaluation.benchmarks.annotations import Files, FileSplit, one_line, records
+from flamingo_jax.evaluation.benchmarks.benchmark import Benchmark, Item, at_shots
 from flamingo_jax.evaluation.benchmarks.templates import OUTPUT
 from flamingo_jax.inference.prompt import Video
 
@@ -20,51 +18,50 @@ vatex_public_test_english_v1.1.json
 videos/   (folders in it are looked into)
   Ptf_2VRj-V0_000122_000132.mp4, ...   (the clip of 10 seconds, under its videoID)
 """
-FILES = {"train": "vatex_training_v1.0.json", "test": "vatex_public_test_english_v1.1.json"}
 
 
-@dataclasses.dataclass(frozen=True)
-class Vatex:
-    """VATEX in `directory`."""
-
-    directory: PathLike
-    name: ClassVar[str] = "vatex"
-    metrics: ClassVar[tuple[str, ...]] = ("cider",)
-    chance: ClassVar[float | None] = None
-    max_shots: ClassVar[int] = 32
-
-    def train(self) -> Sequence[Item]:
-        """The 25,991 training clips."""
-        return self._items("train")
-
-    def test(self) -> Sequence[Item]:
-        """The 6,000 public test clips."""
-        return self._items("test")
-
-    def _items(self, split: str) -> Sequence[Item]:
-        files = Files(self.directory, self.name, DOWNLOAD, LAYOUT)
-        rows = _rows(files, split)
-        if split != "train" and files.has(FILES["train"]):
-            test, train = ({row["videoID"] for row in each} for each in (rows, _rows(files, "train")))
-            video_files.check_disjoint(files, files.path(FILES[split]), test, train)
-        found = video_files.find(files, "videos", "video").of(
-            rows, lambda row: [row["videoID"]], files.path(FILES[split])
+def _items(files: Files, split: FileSplit) -> Sequence[Item]:
+    """25,991 training clips, 6,000 public test clips."""
+    rows = video_files.rows_of(files, split, _rows, lambda row: row["videoID"])
+    return [
+        Item(
+            id=row["videoID"],
+            visual=Video(path),
+            prefix=OUTPUT,
+            answer=one_line(row["enCap"][0]),
+            references=tuple(row["enCap"]),
         )
-        return [
-            Item(
-                id=row["videoID"],
-                visual=Video(path),
-                prefix=OUTPUT,
-                answer=one_line(row["enCap"][0]),
-                references=tuple(row["enCap"]),
-            )
-            for row, path in found
-        ]
+        for row, path in video_files.with_videos(files, split, rows, lambda row: [row["videoID"]])
+    ]
 
 
-def _rows(files: Files, split: str) -> list[dict[str, Any]]:
-    path = files.path(FILES[split])
-    rows = records(files.json(FILES[split]), {"videoID": str, "enCap": list}, path)
+def _rows(files: Files, split: FileSplit) -> list[dict[str, Any]]:
+    path = files.annotation_path(split)
+    rows = records(files.json(*files.annotations[split]), {"videoID": str, "enCap": list}, path)
     if not all(row["enCap"] for row in rows):
         raise files.wrong(path, "a clip without captions", "ten captions each")
     return rows
+
+
+VATEX = Benchmark(
+    name="vatex",
+    title="VATEX",
+    metrics=("cider",),
+    visual="video",
+    queries="test",
+    items=_items,
+    download=DOWNLOAD,
+    layout=LAYOUT,
+    files={"train": ("vatex_training_v1.0.json",), "test": ("vatex_public_test_english_v1.1.json",)},
+    folders=("videos", "video"),
+    published=at_shots(
+        {
+            "Flamingo-3B": (40.1, 50.0, 54.5, 57.1, 59.2),
+            "Flamingo-9B": (39.5, 51.7, 55.2, 58.5, 57.4),
+            "Flamingo-80B": (46.7, 56.0, 60.6, 62.8, 65.1),
+        }
+    ),
+    fine_tuned=76.3,
+    is_dev=True,
+    is_youtube=True,
+)

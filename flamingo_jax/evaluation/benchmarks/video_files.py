@@ -15,7 +15,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
 from flamingo_jax.core.paths import Path, PathLike
-from flamingo_jax.evaluation.benchmarks.annotations import Files
+from flamingo_jax.evaluation.benchmarks.annotations import Files, FileSplit
 from flamingo_jax.inference.visuals import VIDEO_SUFFIXES
 
 T = TypeVar("T")
@@ -106,6 +106,34 @@ def segment(files: Files, path: PathLike, values: Sequence[Any]) -> tuple[float,
     if not 0 <= start < end < float("inf"):
         raise files.wrong(path, f"the segment {values!r}", "a start, and an end behind it")
     return start, end
+
+
+def rows_of(
+    files: Files, split: FileSplit, read: Callable[[Files, FileSplit], list[T]], key: Callable[[T], str]
+) -> list[T]:
+    """Reads the annotated rows of a split; of a test split, checks that it is none of the training split's.
+
+    Args:
+        files: the benchmark's directory, with `annotations`.
+        split: "train" or "test".
+        read: reads the rows of a split.
+        key: row -> the video, or the question, that the splits must not share.
+
+    Raises:
+        AnnotationError: a file is not there, damaged, or of another split.
+    """
+    rows = read(files, split)
+    if split == "test" and files.has(*files.annotations["train"]):
+        test, train = ({key(row) for row in each} for each in (rows, read(files, "train")))
+        check_disjoint(files, files.annotation_path("test"), test, train)
+    return rows
+
+
+def with_videos(
+    files: Files, split: FileSplit, rows: Sequence[T], names: Callable[[T], Sequence[str]]
+) -> list[tuple[T, Path]]:
+    """Pairs the rows of a split with the videos in the benchmark's folder; arguments and errors as of `find` and `VideoFiles.of`."""
+    return find(files, *files.folders).of(rows, names, files.annotation_path(split))
 
 
 def check_disjoint(files: Files, path: PathLike, test: Collection[str], train: Collection[str]) -> None:

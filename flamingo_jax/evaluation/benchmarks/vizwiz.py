@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import Any
 
-from flamingo_jax.core.paths import Path, PathLike
-from flamingo_jax.evaluation.benchmarks.annotations import Files, most_common, one_line, records
-from flamingo_jax.evaluation.benchmarks.benchmark import Item
+from flamingo_jax.core.paths import Path
+from flamingo_jax.evaluation.benchmarks.annotations import Files, FileSplit, most_common, one_line, records
+from flamingo_jax.evaluation.benchmarks.benchmark import Benchmark, Item, Series, at_shots
 from flamingo_jax.evaluation.benchmarks.templates import question
 from flamingo_jax.inference.prompt import Image
 
@@ -31,48 +31,27 @@ test/
 """
 
 
-@dataclasses.dataclass(frozen=True)
-class VizWiz:
-    """VizWiz in `directory`, with the questions of the test split."""
-
-    directory: PathLike
-    name: ClassVar[str] = "vizwiz"
-    metrics: ClassVar[tuple[str, ...]] = ("vqa_accuracy",)
-    chance: ClassVar[float | None] = None
-    max_shots: ClassVar[int] = 32
-
-    def train(self) -> Sequence[Item]:
-        """The 20,523 training questions."""
-        return self._items("train", answered=True)
-
-    def test(self) -> Sequence[Item]:
-        """The 8,000 test questions, without answers."""
-        return self._items("test", answered=False)
-
-    def _items(self, split: str, *, answered: bool) -> list[Item]:
-        files = Files(self.directory, "vizwiz", DOWNLOAD, LAYOUT)
-        names = (f"Annotations/{split}.json", f"annotations/{split}.json", f"{split}.json")
-        value, path = files.json(*names), files.path(*names)
-        found = records(value, {"image": str, "question": str, **({"answers": list} if answered else {})}, path)
-        if wrong := [each["image"] for each in found if not each["image"].startswith(f"VizWiz_{split}_")]:
-            raise files.wrong(path, f"questions about {wrong[0]}", f"about images VizWiz_{split}_*.jpg")
-        folder = files.folder(split, f"images/{split}", "images", of=found[0]["image"])
-        if answered:
-            for each in found:
-                records(each["answers"], {"answer": str}, path)
-        return [_item(each, folder) for each in found]
+def _items(files: Files, split: FileSplit) -> Sequence[Item]:
+    """20,523 training questions; 8,000 test questions, without answers."""
+    return _of(files, split, answered=split == "train")
 
 
-@dataclasses.dataclass(frozen=True)
-class VizWizVal(VizWiz):
-    """VizWiz with the questions of the validation split."""
+def _items_val(files: Files, split: FileSplit) -> Sequence[Item]:
+    """20,523 training questions, 4,319 validation questions."""
+    return _of(files, "train" if split == "train" else "val", answered=True)
 
-    name: ClassVar[str] = "vizwiz_val"
-    data: ClassVar[str] = "vizwiz"  # the same directory, config.data.vizwiz
 
-    def test(self) -> Sequence[Item]:
-        """The 4,319 validation questions."""
-        return self._items("val", answered=True)
+def _of(files: Files, subset: str, *, answered: bool) -> list[Item]:
+    names = (f"Annotations/{subset}.json", f"annotations/{subset}.json", f"{subset}.json")
+    value, path = files.json(*names), files.path(*names)
+    found = records(value, {"image": str, "question": str, **({"answers": list} if answered else {})}, path)
+    if wrong := [each["image"] for each in found if not each["image"].startswith(f"VizWiz_{subset}_")]:
+        raise files.wrong(path, f"questions about {wrong[0]}", f"about images VizWiz_{subset}_*.jpg")
+    folder = files.folder(subset, f"images/{subset}", "images", of=found[0]["image"])
+    if answered:
+        for each in found:
+            records(each["answers"], {"answer": str}, path)
+    return [_item(each, folder) for each in found]
 
 
 def _item(record: dict[str, Any], folder: Path) -> Item:
@@ -85,3 +64,34 @@ def _item(record: dict[str, Any], folder: Path) -> Item:
         references=answers,
         extra={"image": record["image"]},
     )
+
+
+VIZWIZ = Benchmark(
+    name="vizwiz",
+    title="VizWiz",
+    metrics=("vqa_accuracy",),
+    visual="image",
+    queries="test-dev",
+    items=_items,
+    download=DOWNLOAD,
+    layout=LAYOUT,
+    published=(
+        *at_shots(
+            {
+                "Flamingo-3B": (28.9, 34.0, 38.4, 43.3, 45.5),
+                "Flamingo-9B": (28.8, 34.9, 39.4, 43.0, 44.0),
+                "Flamingo-80B": (31.6, 39.6, 44.8, 48.4, 49.8),
+                "OpenFlamingo-3B": (23.7, 27.0, 32.1, 36.1, 39.8),
+                "OpenFlamingo-3B-I": (23.4, 27.7, 32.1, 35.3, 39.3),
+                "OpenFlamingo-4B": (18.8, 26.6, 28.8, 24.6, 23.1),
+                "OpenFlamingo-4B-I": (21.5, 26.5, 29.1, 31.0, 31.3),
+                "OpenFlamingo-9B": (27.5, 34.1, 38.5, 42.5, 44.0),
+                "IDEFICS-9B": (35.5, 36.9, 40.4, 42.6, 43.7),
+                "IDEFICS-80B": (36.0, 40.4, 46.1, 48.3, 50.0),
+            }
+        ),
+        Series("OpenFlamingo-9B", {4: 41.0, 32: 46.4}, "rices"),
+    ),
+    fine_tuned=57.2,
+)
+VIZWIZ_VAL = dataclasses.replace(VIZWIZ, name="vizwiz_val", data="vizwiz", items=_items_val)

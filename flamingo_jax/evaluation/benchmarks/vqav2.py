@@ -9,12 +9,10 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from typing import ClassVar
 
-from flamingo_jax.core.paths import PathLike
 from flamingo_jax.evaluation.benchmarks import vqa_files
-from flamingo_jax.evaluation.benchmarks.annotations import Files
-from flamingo_jax.evaluation.benchmarks.benchmark import Item
+from flamingo_jax.evaluation.benchmarks.annotations import Files, FileSplit
+from flamingo_jax.evaluation.benchmarks.benchmark import Benchmark, Item, Series, at_shots
 
 DOWNLOAD = "visualqa.org/download.html (Balanced Real Images, v2.0: questions, annotations, and COCO's images)"
 LAYOUT = """
@@ -34,46 +32,59 @@ images/
 """
 
 
-@dataclasses.dataclass(frozen=True)
-class VQAv2:
-    """VQAv2 in `directory`, with the questions of test-dev."""
-
-    directory: PathLike
-    name: ClassVar[str] = "vqav2"
-    metrics: ClassVar[tuple[str, ...]] = ("vqa_accuracy",)
-    chance: ClassVar[float | None] = None
-    max_shots: ClassVar[int] = 32
-
-    def train(self) -> Sequence[Item]:
-        """The 443,757 training questions."""
-        return self._answered("train2014")
-
-    def test(self) -> Sequence[Item]:
-        """The 107,394 questions of test-dev, without answers."""
-        name = "v2_OpenEnded_mscoco_test-dev2015_questions.json"
-        return vqa_files.items(self._files, name, None, subtype="test-dev2015", images="test2015", shown="answer")
-
-    def submission_questions(self) -> Sequence[int]:
-        """The ids of all 447,793 questions of the test split, in their order; none if their file is not there."""
-        name = "v2_OpenEnded_mscoco_test2015_questions.json"
-        return vqa_files.question_ids(self._files, name, subtype="test2015") if self._files.has(name) else ()
-
-    @property
-    def _files(self) -> Files:
-        return Files(self.directory, "vqav2", DOWNLOAD, LAYOUT)
-
-    def _answered(self, split: str) -> Sequence[Item]:
-        questions, answers = f"v2_OpenEnded_mscoco_{split}_questions.json", f"v2_mscoco_{split}_annotations.json"
-        return vqa_files.items(self._files, questions, answers, subtype=split, images=split, shown="answer")
+def _items(files: Files, split: FileSplit) -> Sequence[Item]:
+    """443,757 training questions; the 107,394 questions of test-dev, without answers."""
+    if split == "train":
+        return _answered(files, "train2014")
+    name = "v2_OpenEnded_mscoco_test-dev2015_questions.json"
+    return vqa_files.items(files, name, None, subtype="test-dev2015", images="test2015", shown="answer")
 
 
-@dataclasses.dataclass(frozen=True)
-class VQAv2Val(VQAv2):
-    """VQAv2 with the questions of the validation split."""
+def _items_val(files: Files, split: FileSplit) -> Sequence[Item]:
+    """443,757 training questions, 214,354 validation questions."""
+    return _answered(files, "train2014" if split == "train" else "val2014")
 
-    name: ClassVar[str] = "vqav2_val"
-    data: ClassVar[str] = "vqav2"  # the same directory, config.data.vqav2
 
-    def test(self) -> Sequence[Item]:
-        """The 214,354 validation questions."""
-        return self._answered("val2014")
+def _answered(files: Files, subset: str) -> Sequence[Item]:
+    questions, answers = f"v2_OpenEnded_mscoco_{subset}_questions.json", f"v2_mscoco_{subset}_annotations.json"
+    return vqa_files.items(files, questions, answers, subtype=subset, images=subset, shown="answer")
+
+
+def _submission_ids(files: Files) -> Sequence[int]:
+    """The ids of all 447,793 questions of the test split, in their order; none if their file is not there."""
+    name = "v2_OpenEnded_mscoco_test2015_questions.json"
+    return vqa_files.question_ids(files, name, subtype="test2015") if files.has(name) else ()
+
+
+VQAV2 = Benchmark(
+    name="vqav2",
+    title="VQAv2",
+    metrics=("vqa_accuracy",),
+    visual="image",
+    queries="test-dev",
+    items=_items,
+    download=DOWNLOAD,
+    layout=LAYOUT,
+    submission_ids=_submission_ids,
+    published=(
+        *at_shots(
+            {
+                "Flamingo-3B": (49.2, 53.2, 55.4, 56.7, 57.1),
+                "Flamingo-9B": (51.8, 56.3, 58.0, 59.4, 60.4),
+                "Flamingo-80B": (56.3, 63.1, 65.6, 66.8, 67.6),
+                "OpenFlamingo-3B": (44.6, 45.8, 46.2, 46.6, 47.0),
+                "OpenFlamingo-3B-I": (44.1, 45.7, 45.9, 45.8, 44.8),
+                "OpenFlamingo-4B": (45.1, 49.0, 48.3, 45.5, 43.0),
+                "OpenFlamingo-4B-I": (46.9, 49.0, 47.4, 45.1, 47.3),
+                "OpenFlamingo-9B": (52.7, 54.8, 54.8, 54.3, 53.3),
+                "IDEFICS-9B": (50.9, 55.4, 56.4, 57.0, 57.9),
+                "IDEFICS-80B": (60.0, 63.6, 64.8, 65.4, 65.9),
+            }
+        ),
+        Series("OpenFlamingo-9B", {4: 55.1, 32: 56.8}, "rices"),
+    ),
+    fine_tuned=80.2,
+    zero_few_shot=38.2,
+    is_dev=True,
+)
+VQAV2_VAL = dataclasses.replace(VQAV2, name="vqav2_val", data="vqav2", items=_items_val)

@@ -6,14 +6,12 @@ segments are taken as annotated, and each is captioned on its own, as is usual.
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import Any
 
-from flamingo_jax.core.paths import PathLike
 from flamingo_jax.evaluation.benchmarks import video_files
-from flamingo_jax.evaluation.benchmarks.annotations import Files, one_line, records
-from flamingo_jax.evaluation.benchmarks.benchmark import Item
+from flamingo_jax.evaluation.benchmarks.annotations import Files, FileSplit, one_line, records
+from flamingo_jax.evaluation.benchmarks.benchmark import Benchmark, Item, at_shots
 from flamingo_jax.evaluation.benchmarks.templates import OUTPUT
 from flamingo_jax.inference.prompt import Video
 
@@ -28,43 +26,23 @@ raw_videos/   (or videos/; folders in it are looked into)
 SUBSETS = {"train": "training", "test": "validation"}
 
 
-@dataclasses.dataclass(frozen=True)
-class YouCook2:
-    """YouCook2 in `directory`."""
-
-    directory: PathLike
-    name: ClassVar[str] = "youcook2"
-    metrics: ClassVar[tuple[str, ...]] = ("cider",)
-    chance: ClassVar[float | None] = None
-    max_shots: ClassVar[int] = 32
-
-    def train(self) -> Sequence[Item]:
-        """The segments of the training videos."""
-        return self._items("train")
-
-    def test(self) -> Sequence[Item]:
-        """The segments of the validation videos."""
-        return self._items("test")
-
-    def _items(self, split: str) -> Sequence[Item]:
-        files = Files(self.directory, self.name, DOWNLOAD, LAYOUT)
-        rows = _segments(files, SUBSETS[split])
-        videos = video_files.find(files, "raw_videos", "videos")
-        found = videos.of(rows, lambda row: [row["video"]], files.path(*ANNOTATIONS))
-        return [
-            Item(
-                id=f"{row['video']}/{row['id']}",
-                visual=Video(path, *video_files.segment(files, files.path(*ANNOTATIONS), row["segment"])),
-                prefix=OUTPUT,
-                answer=one_line(row["sentence"]),
-                references=(row["sentence"],),
-            )
-            for row, path in found
-        ]
+def _items(files: Files, split: FileSplit) -> Sequence[Item]:
+    """The segments of the training videos, of the validation videos."""
+    rows, path = _segments(files, split), files.annotation_path(split)
+    return [
+        Item(
+            id=f"{row['video']}/{row['id']}",
+            visual=Video(video, *video_files.segment(files, path, row["segment"])),
+            prefix=OUTPUT,
+            answer=one_line(row["sentence"]),
+            references=(row["sentence"],),
+        )
+        for row, video in video_files.with_videos(files, split, rows, lambda row: [row["video"]])
+    ]
 
 
-def _segments(files: Files, subset: str) -> list[dict[str, Any]]:
-    value, path = files.json(*ANNOTATIONS), files.path(*ANNOTATIONS)
+def _segments(files: Files, split: FileSplit) -> list[dict[str, Any]]:
+    value, path, subset = files.json(*files.annotations[split]), files.annotation_path(split), SUBSETS[split]
     database = value.get("database") if isinstance(value, dict) else None
     videos = [{"video": name} | each for name, each in database.items()] if isinstance(database, dict) else []
     records(videos, {"subset": str, "annotations": list}, path)
@@ -73,3 +51,26 @@ def _segments(files: Files, subset: str) -> list[dict[str, Any]]:
         raise files.wrong(path, f"videos of {', '.join(sorted({each['subset'] for each in videos}))} alone", subset)
     segments = [{"video": each["video"]} | segment for each in chosen for segment in each["annotations"]]
     return records(segments, {"id": int, "segment": list, "sentence": str}, path)
+
+
+YOUCOOK2 = Benchmark(
+    name="youcook2",
+    title="YouCook2",
+    metrics=("cider",),
+    visual="video",
+    queries="val",
+    items=_items,
+    download=DOWNLOAD,
+    layout=LAYOUT,
+    files={"train": ANNOTATIONS, "test": ANNOTATIONS},  # of both splits
+    folders=("raw_videos", "videos"),
+    published=at_shots(
+        {
+            "Flamingo-3B": (55.8, 64.6, 68.0, 73.2, 76.7),
+            "Flamingo-9B": (55.0, 70.8, 75.0, 77.2, 77.3),
+            "Flamingo-80B": (60.1, 74.5, 80.7, 84.2, 86.8),
+        }
+    ),
+    fine_tuned=138.7,
+    is_youtube=True,
+)

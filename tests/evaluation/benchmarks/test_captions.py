@@ -6,8 +6,8 @@ import pytest
 from etils import epath
 
 from flamingo_jax.evaluation.benchmarks.annotations import AnnotationError
-from flamingo_jax.evaluation.benchmarks.coco import Coco
-from flamingo_jax.evaluation.benchmarks.flickr30k import Flickr30k
+from flamingo_jax.evaluation.benchmarks.coco import COCO
+from flamingo_jax.evaluation.benchmarks.flickr30k import FLICKR30K
 from flamingo_jax.inference.prompt import Image
 from flamingo_jax.inference.visuals import load_frames
 from tests.evaluation.fixtures import coco, flickr30k
@@ -26,7 +26,7 @@ def prepared(tmp_path_factory):
 
 
 def test_coco_has_restval_in_train_and_its_captions_as_they_are(directory):
-    train, test = Coco(directory).train(), Coco(directory).test()
+    train, test = COCO.at(directory).train(), COCO.at(directory).test()
     assert [item.id for item in train] == ["9", "42", "25", "30"]
     assert [item.id for item in test] == ["391895", "60623", "483108"]
     assert train[1].visual == Image(f"{directory}/images/val2014/COCO_val2014_000000000042.jpg")
@@ -41,13 +41,13 @@ def test_images_may_lie_without_a_folder_above(directory, tmp_path):
     coco.make_coco(moved)
     for name in ("train2014", "val2014"):
         (moved / "images" / name).rename(moved / name)
-    assert Coco(moved).test()[0].visual == Image(f"{moved}/val2014/COCO_val2014_000000391895.jpg")
+    assert COCO.at(moved).test()[0].visual == Image(f"{moved}/val2014/COCO_val2014_000000391895.jpg")
 
 
 def test_tfds_gives_the_same_items(directory, prepared):
     """But for the order, which TFDS shuffles."""
     for split in ("train", "test"):
-        files, builder = getattr(Coco(directory), split)(), getattr(Coco(prepared), split)()
+        files, builder = getattr(COCO.at(directory), split)(), getattr(COCO.at(prepared), split)()
         assert len(files) == len(builder)
         by_id = {item.id: item for item in builder}
         for item in files:
@@ -62,12 +62,12 @@ def test_a_tfds_dataset_of_another_kind_is_an_error(tmp_path):
     from tests.evaluation.fixtures import imagenet
 
     with pytest.raises(AnnotationError, match="Unknown split 'test'.*Expected the builder coco_captions"):
-        Coco(imagenet.make_imagenet_prepared(tmp_path)).test()
+        COCO.at(imagenet.make_imagenet_prepared(tmp_path)).test()
 
 
 def test_flickr30k(tmp_path):
     flickr30k.make_flickr30k(epath.Path(tmp_path))
-    benchmark = Flickr30k(tmp_path)
+    benchmark = FLICKR30K.at(tmp_path)
     train, test = benchmark.train(), benchmark.test()
     assert [item.id for item in train] == ["0", "1", "3", "4"]
     assert [item.id for item in test] == ["5", "6", "7"]
@@ -83,7 +83,7 @@ def test_another_dataset_or_split_is_an_error(tmp_path):
     with pytest.raises(
         AnnotationError, match="dataset_coco.json holds the captions of 'flickr30k', expected those of 'coco'"
     ):
-        Coco(path).test()
+        COCO.at(path).test()
     coco.make_coco(path)
     value = json.loads((path / "dataset_coco.json").read_text())
     value["images"] = [image for image in value["images"] if image["split"] in ("val", "train")]
@@ -91,8 +91,8 @@ def test_another_dataset_or_split_is_an_error(tmp_path):
     with pytest.raises(
         AnnotationError, match="dataset_coco.json holds images of train, val alone, expected images of test"
     ):
-        Coco(path).test()
+        COCO.at(path).test()
     value["images"][0]["sentences"] = []
     (path / "dataset_coco.json").write_text(json.dumps(value))
     with pytest.raises(AnnotationError, match="expected a list of records, got an empty one"):
-        Coco(path).train()
+        COCO.at(path).train()

@@ -4,7 +4,7 @@ import pytest
 from etils import epath
 
 from flamingo_jax.evaluation.benchmarks.annotations import AnnotationError
-from flamingo_jax.evaluation.benchmarks.hateful_memes import HatefulMemes
+from flamingo_jax.evaluation.benchmarks.hateful_memes import HATEFUL_MEMES
 from flamingo_jax.inference.prompt import Image
 from tests.evaluation.fixtures.hateful_memes import make_hateful_memes
 
@@ -16,7 +16,7 @@ def directory(tmp_path):
 
 
 def test_prompt_and_answers(directory):
-    train, test = HatefulMemes(directory).train(), HatefulMemes(directory).test()
+    train, test = HATEFUL_MEMES.at(directory).train(), HATEFUL_MEMES.at(directory).test()
     assert train[0].prefix == (
         'is an image with written: "its their character not their color that matters" on it. Is it hateful? Answer:'
     )
@@ -34,12 +34,12 @@ def test_files_of_another_split_are_an_error(directory):
     with pytest.raises(
         AnnotationError, match=r"test_seen.jsonl holds 4 memes that are in train.jsonl too \(meme 42953\)"
     ):
-        HatefulMemes(directory).test()
+        HATEFUL_MEMES.at(directory).test()
     test.write_text(hidden)
     with pytest.raises(
         AnnotationError, match="record 0 should have 'label' .int., got only id, img, text.*of another split"
     ):
-        HatefulMemes(directory).test()
+        HATEFUL_MEMES.at(directory).test()
     test.write_text('{"id": 1, "img": "img/16395.png", "label": 2, "text": ""}')
     with pytest.raises(AnnotationError, match="holds the label 2, expected 0 or 1"):
-        HatefulMemes(directory).test()
+        HATEFUL_MEMES.at(directory).test()

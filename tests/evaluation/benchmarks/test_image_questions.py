@@ -9,9 +9,9 @@ from etils import epath
 from flamingo_jax.evaluation import registry, task
 from flamingo_jax.evaluation.benchmarks.annotations import AnnotationError
 from flamingo_jax.evaluation.benchmarks.okvqa import OKVQA
-from flamingo_jax.evaluation.benchmarks.textvqa import TextVQA
-from flamingo_jax.evaluation.benchmarks.vizwiz import VizWiz, VizWizVal
-from flamingo_jax.evaluation.benchmarks.vqav2 import VQAv2, VQAv2Val
+from flamingo_jax.evaluation.benchmarks.textvqa import TEXTVQA
+from flamingo_jax.evaluation.benchmarks.vizwiz import VIZWIZ, VIZWIZ_VAL
+from flamingo_jax.evaluation.benchmarks.vqav2 import VQAV2, VQAV2_VAL
 from flamingo_jax.inference.prompt import Image
 from flamingo_jax.inference.visuals import load_frames
 from tests.evaluation.fixtures import okvqa, textvqa, vizwiz, vqav2
@@ -30,7 +30,7 @@ def edit(path, change):
 
 def test_vqav2(tmp_path):
     directory = made(vqav2.make_vqav2, tmp_path)
-    train, test, val = VQAv2(directory).train(), VQAv2(directory).test(), VQAv2Val(directory).test()
+    train, test, val = VQAV2.at(directory).train(), VQAV2.at(directory).test(), VQAV2_VAL.at(directory).test()
     assert [item.id for item in train[:3]] == ["458752000", "458752001", "262146002"]
     first = train[0]
     assert first.visual == Image(f"{directory}/images/train2014/COCO_train2014_000000458752.jpg")
@@ -41,14 +41,14 @@ def test_vqav2(tmp_path):
     assert test[2].visual == Image(f"{directory}/images/test2015/COCO_test2015_000000000016.jpg")
     assert (test[2].answer, test[2].references, test[2].extra) == ("", (), {"question_id": 16002})
     assert [item.answer for item in val] == ["down", "picnic table", "yes"]  # of equals the first
-    assert VQAv2Val(directory).train()[0].prefix == first.prefix
+    assert VQAV2_VAL.at(directory).train()[0].prefix == first.prefix
 
 
 def test_vqav2_knows_all_questions_of_the_submission(tmp_path):
     directory = made(vqav2.make_vqav2, tmp_path)
-    assert VQAv2(directory).submission_questions() == [1000, 1001, 16002, 19003]
+    assert VQAV2.at(directory).submission_questions() == [1000, 1001, 16002, 19003]
     (directory / "v2_OpenEnded_mscoco_test2015_questions.json").unlink()
-    assert VQAv2(directory).submission_questions() == ()
+    assert VQAV2.at(directory).submission_questions() == ()
 
 
 def test_variants_of_a_benchmark_share_its_directory(tmp_path):
@@ -61,7 +61,7 @@ def test_variants_of_a_benchmark_share_its_directory(tmp_path):
 
 def test_okvqa_shows_what_was_typed_and_compares_stems(tmp_path):
     directory = made(okvqa.make_okvqa, tmp_path)
-    train, test = OKVQA(directory).train(), OKVQA(directory).test()
+    train, test = OKVQA.at(directory).train(), OKVQA.at(directory).test()
     assert (train[3].answer, train[3].references) == ("riding", ("ride",) * 10)
     assert train[3].extra["raw_answers"] == ["riding"] * 6 + ["rides"] * 4
     assert test[0].answer == "racing" and test[0].references == ("race",) * 6 + ("motocross",) * 2 + ("ride",) * 2
@@ -71,7 +71,7 @@ def test_okvqa_shows_what_was_typed_and_compares_stems(tmp_path):
 
 def test_vizwiz(tmp_path):
     directory = made(vizwiz.make_vizwiz, tmp_path)
-    train, test, val = VizWiz(directory).train(), VizWiz(directory).test(), VizWizVal(directory).test()
+    train, test, val = VIZWIZ.at(directory).train(), VIZWIZ.at(directory).test(), VIZWIZ_VAL.at(directory).test()
     assert train[0].visual == Image(f"{directory}/train/VizWiz_train_00000000.jpg")
     assert (train[0].answer, train[0].extra) == ("basil", {"image": "VizWiz_train_00000000.jpg"})
     assert train[3].answer == "t36m"  # most annotators left it empty
@@ -83,7 +83,7 @@ def test_vizwiz(tmp_path):
 
 def test_textvqa_turns_images_that_lie_on_their_side(tmp_path):
     directory = made(textvqa.make_textvqa, tmp_path)
-    train, test = TextVQA(directory).train(), TextVQA(directory).test()
+    train, test = TEXTVQA.at(directory).train(), TEXTVQA.at(directory).test()
     assert test[0].prefix == "Question: which brand are the bottles? Answer:"
     assert test[0].references == ("budweiser",) * 5 + ("bud light",) * 5
     assert (test[0].id, test[0].extra) == ("34602", {"question_id": 34602})
@@ -96,7 +96,7 @@ def test_textvqa_turns_images_that_lie_on_their_side(tmp_path):
     stored = load_frames(Image(directory / "train_images/0011223344556677.jpg"), 16)[0]
     np.testing.assert_array_equal(half, stored[::-1, ::-1])
     (directory / "train-images-boxable-with-rotation.csv").unlink()
-    assert isinstance(TextVQA(directory).test()[0].visual, Image)
+    assert isinstance(TEXTVQA.at(directory).test()[0].visual, Image)
 
 
 def vqav2_train_as_val(directory):
@@ -131,17 +131,17 @@ def textvqa_odd_rotation(directory):
 @pytest.mark.parametrize(
     ("make", "benchmark", "spoil", "message"),
     [
-        (vqav2.make_vqav2, VQAv2Val, vqav2_train_as_val, "val2014_questions.json holds the split 'train2014', expected the split 'val2014'"),
-        (vqav2.make_vqav2, VQAv2Val, vqav2_answers_of_others, r"val2014_annotations.json holds no answers to 1 of the questions \(question 262148000\)"),
-        (vqav2.make_vqav2, VQAv2Val, vqav2_answers_without_text, "val2014_annotations.json holds answers that are no objects with the text 'answer'"),
-        (vizwiz.make_vizwiz, VizWizVal, vizwiz_train_as_val, "val.json holds questions about VizWiz_train_00000000.jpg, expected about images VizWiz_val_"),
-        (vizwiz.make_vizwiz, VizWizVal, vizwiz_test_as_val, "val.json: record 0 should have 'answers' .list., got only image, question.*of another split"),
-        (textvqa.make_textvqa, TextVQA, textvqa_train_as_val, "val.json holds questions of the split train, expected of val"),
-        (textvqa.make_textvqa, TextVQA, textvqa_odd_rotation, "rotation.csv holds the rotation '45.0', expected multiples of 90 degrees"),
+        (vqav2.make_vqav2, VQAV2_VAL, vqav2_train_as_val, "val2014_questions.json holds the split 'train2014', expected the split 'val2014'"),
+        (vqav2.make_vqav2, VQAV2_VAL, vqav2_answers_of_others, r"val2014_annotations.json holds no answers to 1 of the questions \(question 262148000\)"),
+        (vqav2.make_vqav2, VQAV2_VAL, vqav2_answers_without_text, "val2014_annotations.json holds answers that are no objects with the text 'answer'"),
+        (vizwiz.make_vizwiz, VIZWIZ_VAL, vizwiz_train_as_val, "val.json holds questions about VizWiz_train_00000000.jpg, expected about images VizWiz_val_"),
+        (vizwiz.make_vizwiz, VIZWIZ_VAL, vizwiz_test_as_val, "val.json: record 0 should have 'answers' .list., got only image, question.*of another split"),
+        (textvqa.make_textvqa, TEXTVQA, textvqa_train_as_val, "val.json holds questions of the split train, expected of val"),
+        (textvqa.make_textvqa, TEXTVQA, textvqa_odd_rotation, "rotation.csv holds the rotation '45.0', expected multiples of 90 degrees"),
     ],
 )  # fmt: skip
 def test_files_of_another_split_are_an_error(tmp_path, make, benchmark, spoil, message):
     directory = made(make, tmp_path)
     spoil(directory)
     with pytest.raises(AnnotationError, match=message):
-        benchmark(directory).test()
+        benchmark.at(directory).test()

@@ -9,7 +9,7 @@ pytest.importorskip("scipy")
 
 from flamingo_jax.evaluation.benchmarks import imagenet_classes
 from flamingo_jax.evaluation.benchmarks.annotations import AnnotationError, Files
-from flamingo_jax.evaluation.benchmarks.imagenet import ImageNet
+from flamingo_jax.evaluation.benchmarks.imagenet import IMAGENET
 from flamingo_jax.inference.visuals import Image, load_frames
 from tests.evaluation.fixtures import imagenet, pictures
 
@@ -28,7 +28,7 @@ def directory(tmp_path_factory):
 
 
 def test_items_of_folders(directory):
-    train, test = ImageNet(directory).train(), ImageNet(directory).test()
+    train, test = IMAGENET.at(directory).train(), IMAGENET.at(directory).test()
     assert len(train) == 5 * imagenet.NUM_TRAIN
     assert [item.label for item in train] == [id for id in imagenet.WORDS for _ in range(imagenet.NUM_TRAIN)]
     assert facts(train[-1]) == (
@@ -42,26 +42,26 @@ def test_items_of_folders(directory):
     assert [item.answer for item in test] == ["tench", "crane", "maillot, tank suit"]  # in the order of the folders
     assert [item.id for item in test] == [imagenet.val_name(n).removesuffix(".JPEG") for n in (2, 1, 3)]
     assert train[4].visual == Image(f"{directory}/train/n02012849/n02012849_10.JPEG")
-    assert ImageNet.chance == 0.001
+    assert IMAGENET.chance == 0.001
 
 
 @pytest.mark.parametrize("layout", ["kaggle", "official"])
 def test_other_layouts_hold_the_same(directory, tmp_path, layout):
     """Validation images in one folder, their classes in a list."""
     getattr(imagenet, f"make_imagenet_{layout}")(epath.Path(tmp_path))
-    other = ImageNet(tmp_path)
-    assert [facts(item) for item in other.train()] == [facts(item) for item in ImageNet(directory).train()]
-    by_id = {item.id: facts(item) for item in ImageNet(directory).test()}
+    other = IMAGENET.at(tmp_path)
+    assert [facts(item) for item in other.train()] == [facts(item) for item in IMAGENET.at(directory).train()]
+    by_id = {item.id: facts(item) for item in IMAGENET.at(directory).test()}
     assert [facts(item) for item in other.test()] == [by_id[id] for id in sorted(by_id)]
 
 
 def test_tfds_gives_the_same_items(directory, tmp_path):
     place = epath.Path(imagenet.make_imagenet_prepared(tmp_path))
     with pytest.raises(AnnotationError, match=r"needs .*LOC_synset_mapping.txt .*classes.txt"):
-        ImageNet(place).train()
+        IMAGENET.at(place).train()
     (directory / "LOC_synset_mapping.txt").copy(place / "LOC_synset_mapping.txt")
     for split in ("train", "test"):
-        files, builder = getattr(ImageNet(directory), split)(), getattr(ImageNet(place), split)()
+        files, builder = getattr(IMAGENET.at(directory), split)(), getattr(IMAGENET.at(place), split)()
         by_id = {item.id: item for item in builder}
         assert len(by_id) == len(files)
         for item in files:
@@ -73,7 +73,7 @@ def test_own_names_come_first(tmp_path):
     path = epath.Path(tmp_path)
     imagenet.make_imagenet(path)
     (path / "classes.txt").write_text("tench\ncrane bird\nconstruction crane\nmaillot tights\ntank suit\n")
-    assert ImageNet(path).test()[0].candidates == (
+    assert IMAGENET.at(path).test()[0].candidates == (
         "tench",
         "crane bird",
         "construction crane",
@@ -84,7 +84,7 @@ def test_own_names_come_first(tmp_path):
     with pytest.raises(
         AnnotationError, match="classes.txt holds 2 names, expected 5, one per class in the order of their ids"
     ):
-        ImageNet(path).test()
+        IMAGENET.at(path).test()
 
 
 def test_synonyms_tell_classes_apart(tmp_path):
@@ -131,18 +131,18 @@ def test_what_does_not_belong_together_is_an_error(tmp_path, spoil, message):
     imagenet.make_imagenet_official(path)
     spoil(path)
     with pytest.raises(AnnotationError, match=message):
-        ImageNet(path).test()
+        IMAGENET.at(path).test()
 
 
 def test_folders_are_needed(tmp_path):
     path = epath.Path(tmp_path)
     with pytest.raises(AnnotationError, match="needs .*/train, and it is not there"):
-        ImageNet(path).train()
+        IMAGENET.at(path).train()
     (path / "train").mkdir()
     with pytest.raises(AnnotationError, match="train holds no folders, expected a folder of images per class"):
-        ImageNet(path).train()
+        IMAGENET.at(path).train()
     for id in imagenet.WORDS:
         (path / "train" / id).mkdir()
     (path / "LOC_synset_mapping.txt").write_text("".join(f"{id} {words}\n" for id, words in imagenet.WORDS.items()))
     with pytest.raises(AnnotationError, match="train holds folders without images"):
-        ImageNet(path).train()
+        IMAGENET.at(path).train()

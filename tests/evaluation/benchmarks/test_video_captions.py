@@ -7,10 +7,10 @@ import pytest
 from etils import epath
 
 from flamingo_jax.evaluation.benchmarks.annotations import AnnotationError
-from flamingo_jax.evaluation.benchmarks.kinetics700 import Kinetics700
-from flamingo_jax.evaluation.benchmarks.rareact import RareAct, action
-from flamingo_jax.evaluation.benchmarks.vatex import Vatex
-from flamingo_jax.evaluation.benchmarks.youcook2 import YouCook2
+from flamingo_jax.evaluation.benchmarks.kinetics700 import KINETICS700
+from flamingo_jax.evaluation.benchmarks.rareact import RAREACT, action
+from flamingo_jax.evaluation.benchmarks.vatex import VATEX
+from flamingo_jax.evaluation.benchmarks.youcook2 import YOUCOOK2
 from flamingo_jax.inference.prompt import Video
 from tests.evaluation.fixtures.kinetics700 import make_kinetics700
 from tests.evaluation.fixtures.rareact import make_rareact
@@ -30,7 +30,7 @@ def directory(tmp_path):
 
 def test_vatex_keeps_the_english_captions_as_they_are(directory):
     make_vatex(directory)
-    item = Vatex(directory).train()[0]
+    item = VATEX.at(directory).train()[0]
     assert fields(item) == {
         "id": "--07WQ2iBlw_000001_000011",
         "visual": Video(directory / "videos" / "--07WQ2iBlw_000001_000011.mp4"),
@@ -41,7 +41,7 @@ def test_vatex_keeps_the_english_captions_as_they_are(directory):
         "label": "",
         "extra": {},
     }
-    assert len(Vatex(directory).test()) == 3 and Vatex.metrics == ("cider",)
+    assert len(VATEX.at(directory).test()) == 3 and VATEX.metrics == ("cider",)
 
 
 def test_vatex_without_captions_is_refused(directory):
@@ -51,12 +51,12 @@ def test_vatex_without_captions_is_refused(directory):
     rows[1]["enCap"] = []
     path.write_text(json.dumps(rows))
     with pytest.raises(AnnotationError, match="a clip without captions, expected ten captions each"):
-        Vatex(directory).test()
+        VATEX.at(directory).test()
 
 
 def test_youcook2_captions_segments(directory):
     make_youcook2(directory)
-    train, test = YouCook2(directory).train(), YouCook2(directory).test()
+    train, test = YOUCOOK2.at(directory).train(), YOUCOOK2.at(directory).test()
     assert [item.id for item in train] == ["GLd3aX16zBg/0", "GLd3aX16zBg/1", "aaaaaaaaaaa/0", "aaaaaaaaaaa/1"]
     assert train[0].visual == Video(directory / "raw_videos" / "training" / "113" / "GLd3aX16zBg.mp4", 1.0, 4.0)
     assert (train[0].prefix, train[0].answer) == ("Output:", "spread red on two slices of white bread")
@@ -72,12 +72,12 @@ def test_youcook2_needs_both_subsets(directory):
     path = directory / "youcookii_annotations_trainval.json"
     path.write_text(path.read_text().replace('"validation"', '"testing"'))
     with pytest.raises(AnnotationError, match="videos of testing, training alone, expected validation"):
-        YouCook2(directory).test()
+        YOUCOOK2.at(directory).test()
 
 
 def test_kinetics_has_all_labels_as_candidates(directory):
     make_kinetics700(directory)
-    benchmark = Kinetics700(directory)
+    benchmark = KINETICS700.at(directory)
     item = benchmark.test()[0]
     assert fields(item) == {
         "id": "test/a red circle/4YTwq0-73Y__000044_000054",
@@ -101,12 +101,12 @@ def test_kinetics_may_be_laid_out_as_its_makers_do(directory):
     (directory / "annotations" / "validate.csv").write_text(text)
     (directory / "val" / "abseiling").rename(directory / "val" / "other")
     (directory / "val").rename(directory / "validate")
-    assert len(Kinetics700(directory).test()) == 3
+    assert len(KINETICS700.at(directory).test()) == 3
 
 
 def test_rareact_scores_every_action_for_every_row(directory):
     make_rareact(directory)
-    benchmark = RareAct(directory)
+    benchmark = RAREACT.at(directory)
     items = benchmark.test()
     assert {item.candidates for item in items} == {("shakes a tomato", "fries an orange", "washes the shoes")}
     assert fields(items[4]) == {
@@ -156,4 +156,4 @@ def test_rareact_refuses_other_numbers(directory, old, new, message):
     assert old in text
     (directory / "rareact.csv").write_text(text.replace(old, new))
     with pytest.raises(AnnotationError, match=message):
-        RareAct(directory).test()
+        RAREACT.at(directory).test()

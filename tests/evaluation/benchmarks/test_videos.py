@@ -25,8 +25,8 @@ from flamingo_jax.inference.visuals import load_frames
 BENCHMARKS = {
     each.name: each
     for each in (
-        *(ivqa.IVQA, kinetics700.Kinetics700, msrvttqa.MSRVTTQA, msvdqa.MSVDQA, nextqa.NextQA, rareact.RareAct),
-        *(star.Star, vatex.Vatex, youcook2.YouCook2),
+        *(ivqa.IVQA, kinetics700.KINETICS700, msrvttqa.MSRVTTQA, msvdqa.MSVDQA, nextqa.NEXTQA, rareact.RAREACT),
+        *(star.STAR, vatex.VATEX, youcook2.YOUCOOK2),
     )
 }
 # The file of test items, and the one of training items that a user might put in its place.
@@ -75,7 +75,7 @@ def videos(directory):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_items_have_their_own_ids_and_clips_that_can_be_seen(made, name):
-    benchmark = BENCHMARKS[name](made(name))
+    benchmark = BENCHMARKS[name].at(made(name))
     assert isinstance(benchmark, Benchmark)
     train, test = benchmark.train(), benchmark.test()
     assert len(test) >= 3 and (len(train) >= 4 or name == "rareact")
@@ -92,7 +92,7 @@ def test_items_have_their_own_ids_and_clips_that_can_be_seen(made, name):
 @pytest.mark.parametrize("name", NAMES)
 def test_items_whose_video_is_gone_are_left_out_and_counted(copied, name, caplog):
     directory = copied(name)
-    benchmark = BENCHMARKS[name](directory)
+    benchmark = BENCHMARKS[name].at(directory)
     before = list(benchmark.test())
     gone = before[0].visual.path
     epath.Path(gone).unlink()
@@ -112,7 +112,7 @@ def test_without_any_video_the_error_has_the_layout(copied, name):
     for path in videos(directory):
         path.unlink()
     with pytest.raises(AnnotationError, match=r"\.mp4, and it is not there. Get it from") as caught:
-        BENCHMARKS[name](directory).test()
+        BENCHMARKS[name].at(directory).test()
     assert f"--config.data.{name}=" in str(caught.value)
     folder = next(path for path in directory.iterdir() if path.is_dir())
     assert all(line.strip() in str(caught.value) for line in (folder.name, FILES[name][0]))
@@ -123,7 +123,7 @@ def test_a_missing_file_is_named(copied, name):
     directory = copied(name)
     (directory / FILES[name][0]).unlink()
     with pytest.raises(AnnotationError, match="and it is not there. Get it from") as caught:
-        BENCHMARKS[name](directory).test()
+        BENCHMARKS[name].at(directory).test()
     assert str(directory / FILES[name][0]) in str(caught.value)
 
 
@@ -133,7 +133,7 @@ def test_the_file_of_another_split_is_refused(copied, name):
     test, train = (directory / file for file in FILES[name])
     shutil.copy(train, test)
     with pytest.raises(AnnotationError, match=r"from the training split|the split train") as caught:
-        BENCHMARKS[name](directory).test()
+        BENCHMARKS[name].at(directory).test()
     assert test.name in str(caught.value)
 
 
@@ -141,7 +141,7 @@ def test_the_file_of_another_split_is_refused(copied, name):
 def test_queries_alone_need_no_training_file(copied, name):
     directory = copied(name)
     (directory / FILES[name][1]).unlink()
-    assert len(BENCHMARKS[name](directory).test()) == 3
+    assert len(BENCHMARKS[name].at(directory).test()) == 3
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -152,7 +152,7 @@ def test_other_content_is_refused(copied, name, content):
     directory = copied(name)
     (directory / FILES[name][0]).write_text(content)
     with pytest.raises(AnnotationError, match=FILES[name][0]):
-        BENCHMARKS[name](directory).test()
+        BENCHMARKS[name].at(directory).test()
 
 
 @pytest.mark.parametrize("name", ["ivqa", "kinetics700", "rareact", "star", "youcook2"])
@@ -172,4 +172,4 @@ def test_a_segment_that_is_none_is_refused(copied, name, segment):
     assert known[name] in text
     path.write_text(text.replace(known[name], written))
     with pytest.raises(AnnotationError, match="the segment .*, expected a start, and an end behind it"):
-        BENCHMARKS[name](directory).test()
+        BENCHMARKS[name].at(directory).test()

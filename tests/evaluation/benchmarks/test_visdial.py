@@ -6,7 +6,7 @@ import pytest
 from etils import epath
 
 from flamingo_jax.evaluation.benchmarks.annotations import AnnotationError
-from flamingo_jax.evaluation.benchmarks.visdial import VisDial
+from flamingo_jax.evaluation.benchmarks.visdial import VISDIAL
 from flamingo_jax.inference.prompt import Image
 from tests.evaluation.fixtures import visdial
 
@@ -22,7 +22,7 @@ def read(directory, name):
 
 
 def test_a_support_example_is_the_whole_dialogue(directory):
-    items = VisDial(directory).train()
+    items = VISDIAL.at(directory).train()
     assert [item.id for item in items] == ["9", "42", "25", "30"]
     assert [item.visual for item in items[:2]] == [
         Image(f"{directory}/images/train2014/COCO_train2014_000000000009.jpg"),
@@ -39,7 +39,7 @@ def test_a_support_example_is_the_whole_dialogue(directory):
 
 
 def test_a_query_is_the_annotated_round_with_those_before(directory):
-    items = {item.id: item for item in VisDial(directory).test()}
+    items = {item.id: item for item in VISDIAL.at(directory).test()}
     assert list(items) == ["185565", "284024", "574189"]  # the order of the dialogues, not of the annotations
     assert {id: item.prefix.count("Question:") for id, item in items.items()} == {
         "185565": 1,
@@ -55,7 +55,7 @@ def test_a_query_is_the_annotated_round_with_those_before(directory):
     dense = {each["image_id"]: each for each in read(directory, "val_dense_annotations")}
     assert item.extra == {"image_id": 574189, "round_id": 4, "relevance": dense[574189]["gt_relevance"]}
     assert item.visual == Image(f"{directory}/images/VisualDialog_val2018/VisualDialog_val2018_000000574189.jpg")
-    assert VisDial.max_shots == 16
+    assert VISDIAL.max_shots == 16
 
 
 @pytest.mark.parametrize(
@@ -76,7 +76,7 @@ def test_files_that_do_not_belong_together_are_an_error(directory, name, change,
     change(value)
     (directory / f"visdial_1.0_{name}.json").write_text(json.dumps(value))
     with pytest.raises(AnnotationError, match=message):
-        VisDial(directory).test()
+        VISDIAL.at(directory).test()
 
 
 def test_a_training_image_that_is_in_neither_folder_is_named(directory):
@@ -84,4 +84,4 @@ def test_a_training_image_that_is_in_neither_folder_is_named(directory):
     with pytest.raises(
         AnnotationError, match=r"COCO_train2014_000000000042.jpg \(or the same of val2014\), and it is not there"
     ):
-        VisDial(directory).train()
+        VISDIAL.at(directory).train()
