@@ -173,6 +173,52 @@ def test_packages_form_no_cycle():
     assert not edges, f"these packages import each other in a circle: { {k: v & set(edges) for k, v in edges.items()} }"
 
 
+def circles(sources: dict[str, str]) -> dict[str, set[str]]:
+    """Returns the modules that import each other in a circle, with what they import of each other: {} if there is none.
+
+    An import inside a function counts too: it hides a circle, and does not undo it.
+
+    Args:
+        sources: text by path.
+    """
+    modules = {path.removesuffix(".py").replace("/", ".").removesuffix(".__init__"): path for path in sources}
+    edges: dict[str, set[str]] = {}
+    for module, path in modules.items():
+        names = {name for name, _ in imports(sources[path], module, path.endswith("__init__.py"))}
+        found = {name if name in modules else name.rpartition(".")[0] for name in names}
+        edges[module] = (found & set(modules)) - {module}
+    while True:  # who imports none of the others, or is imported by none of them, is on no circle
+        imported = set().union(*edges.values()) if edges else set()
+        kept = {module: uses & set(edges) for module, uses in edges.items() if uses & set(edges) and module in imported}
+        if kept == edges:
+            return edges
+        edges = kept
+
+
+def test_modules_form_no_circle():
+    found = circles({path: (ROOT / path).read_text() for path in source_files()})
+    assert not found, f"these modules import each other in a circle: {found}"
+
+
+def test_a_circle_is_seen_in_functions_too():
+    sources = {
+        "a/__init__.py": "",
+        "a/b.py": "from a import c",
+        "a/c.py": "def f():\n  from a.b import g",
+        "a/d.py": "from a.b import g",
+        "a/e.py": "import os",
+    }
+    assert circles(sources) == {"a.b": {"a.c"}, "a.c": {"a.b"}}
+    assert circles(sources | {"a/c.py": "from a.e import g"}) == {}
+
+
+def test_a_folder_can_be_taken_in_at_a_glance():
+    folders = [(ROOT / path).parent for path in source_files()]
+    counts = {str(folder.relative_to(ROOT)): len(list(folder.glob("*.py"))) for folder in folders}
+    full = {folder: count for folder, count in counts.items() if count > 30}
+    assert not full, f"more than 30 files: {full}; part these folders by what belongs together"
+
+
 @pytest.mark.parametrize(
     ("path", "source"),
     [
