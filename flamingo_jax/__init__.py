@@ -1,3 +1,51 @@
-"""flamingo_jax: the whole system of "Flamingo: a Visual Language Model for Few-Shot Learning" in JAX and Haiku."""
+"""flamingo_jax: the whole system of "Flamingo: a Visual Language Model for Few-Shot Learning" in JAX and Haiku.
+
+    from flamingo_jax import BeamSearch, Flamingo, Image
+
+    model = Flamingo.load("runs/demo/flamingo/export")
+    model.generate([Image("dog.jpg"), "Output:"], method=BeamSearch(3))        -> " A dog."
+
+Names are resolved when they are used: importing the package alone imports neither jax nor anything else of it.
+`flamingo_jax.train` and `flamingo_jax.evaluate` are programs (`python -m flamingo_jax.train`). What they call is
+`flamingo_jax.training.run.train(config, workdir)` and `flamingo_jax.evaluation.run.run(config, checkpoint, output, cluster)`.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from flamingo_jax.inference.methods import BeamSearch, Greedy, Sample
+    from flamingo_jax.inference.model import Flamingo, load
+    from flamingo_jax.inference.prompt import Image, Prompt, Video
+    from flamingo_jax.training.config import TrainConfig
 
 __version__ = "0.4.0"
+
+__all__ = ["BeamSearch", "Flamingo", "Greedy", "Image", "Prompt", "Sample", "TrainConfig", "Video", "load"]
+
+_MODULES = {
+    "BeamSearch": "inference.methods",
+    "Flamingo": "inference.model",
+    "Greedy": "inference.methods",
+    "Image": "inference.prompt",
+    "Prompt": "inference.prompt",
+    "Sample": "inference.methods",
+    "TrainConfig": "training.config",
+    "Video": "inference.prompt",
+    "load": "inference.model",
+}
+
+if not TYPE_CHECKING:  # a type checker that saw __getattr__ would take any name to exist
+
+    def __getattr__(name: str) -> object:
+        if name not in _MODULES:
+            raise AttributeError(
+                f"module {__name__!r} has no attribute {name!r}. Its public names are {', '.join(__all__)}."
+            )
+        return getattr(importlib.import_module(f"{__name__}.{_MODULES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

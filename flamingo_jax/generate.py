@@ -16,7 +16,9 @@ from typing import Any
 from absl import app, flags, logging
 
 from flamingo_jax.core import host_memory
-from flamingo_jax.inference.model import EXPECTED_ERRORS, Chat, Flamingo, Image, InferenceConfig, PromptError
+from flamingo_jax.inference import methods
+from flamingo_jax.inference.methods import BeamSearch
+from flamingo_jax.inference.model import DIALOGUE, EXPECTED_ERRORS, Chat, Flamingo, Image, InferenceConfig, PromptError
 from flamingo_jax.inference.prompt import at_once, parse
 
 _CHECKPOINT = flags.DEFINE_string("checkpoint", None, "An export, a WORKDIR, or WORKDIR/checkpoints/STEP.")
@@ -49,24 +51,24 @@ def main(argv: list[str]) -> None:
     """Answers the prompts on the command line, or starts the dialogue."""
     if bool(argv[1:]) == _CHAT.value:
         raise app.UsageError('Give prompts, such as "{cat.jpg}Output: A cat.<EOC>{dog.jpg}Output:", or --chat alone.')
-    settings: dict[str, Any] = {name: flag.value for name, flag in _SETTINGS.items() if flag.value is not None}
-    is_open = settings.keys().isdisjoint({"beams", "top_p", "temperature"})
     if not flags.FLAGS["verbosity"].present:
         logging.set_verbosity(logging.WARNING)  # orbax reports each file that it reads
     host_memory.keep_freed()
     try:
         prompts = [parse(text) for text in argv[1:]]  # before the model is loaded: a wrong path is the likeliest error
+        settings: dict[str, Any] = {name: flag.value for name, flag in _SETTINGS.items()}
+        method = methods.from_settings(DIALOGUE if _CHAT.value else BeamSearch(3), **settings)
         config = InferenceConfig()
         config = dataclasses.replace(config, images_per_pass=at_once(prompts, config.images_per_pass))
         model = Flamingo.load(str(_CHECKPOINT.value), config=config)
         if _CHAT.value:
-            converse(model.chat([Image(path) for path in _CHAT_IMAGES.value], **settings))
+            converse(model.chat([Image(path) for path in _CHAT_IMAGES.value], method=method))
         elif _CANDIDATES.value:
             for scores in model.score(prompts, _CANDIDATES.value):
                 ranked = sorted(zip(scores, _CANDIDATES.value, strict=True), reverse=True)
                 print("  ".join(f"{candidate.strip()} {score:.2f}" for score, candidate in ranked))
         else:
-            for text in model.generate(prompts, **({"beams": 3} if is_open else {}) | settings):
+            for text in model.generate(prompts, method=method):
                 print(text.strip())
     except EXPECTED_ERRORS as error:
         sys.exit(f"{type(error).__name__}: {error}")

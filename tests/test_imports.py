@@ -51,7 +51,7 @@ INSIDE_FUNCTIONS_ONLY = ("torch", "safetensors", "transformers", "apache_beam")
 
 
 def imports(source: str, module: str, is_package: bool) -> Iterator[tuple[str, bool]]:
-    """Yields (absolute dotted name, whether at module level) of everything that the source of `module` imports."""
+    """Yields (absolute dotted name, whether it is imported with the module) of everything that the source of `module` imports."""
 
     def walk(node: ast.AST, *, top: bool) -> Iterator[tuple[str, bool]]:
         for child in ast.iter_child_nodes(node):
@@ -65,10 +65,15 @@ def imports(source: str, module: str, is_package: bool) -> Iterator[tuple[str, b
                     base = ".".join([*parents, base] if base else parents)
                 yield from ((f"{base}.{alias.name}", top) for alias in child.names)
             else:
-                inner = isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda)
+                inner = isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda) or is_for_types(child)
                 yield from walk(child, top=top and not inner)
 
     yield from walk(ast.parse(source), top=True)
+
+
+def is_for_types(node: ast.AST) -> bool:
+    """Whether a node is `if TYPE_CHECKING:`, with nothing that runs."""
+    return isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING" and not node.orelse
 
 
 def owner(name: str) -> str | None:
@@ -79,7 +84,7 @@ def owner(name: str) -> str | None:
     if parts[0] != PACKAGE:
         return None
     if parts == [PACKAGE] or parts[1].startswith("__"):
-        return None  # the package itself, for flamingo_jax.__version__; it imports nothing (see below)
+        return None  # the package itself, for flamingo_jax.__version__; importing it imports nothing (see below)
     return parts[1] if parts[1] in FLOORS else PROGRAMS
 
 
@@ -238,6 +243,10 @@ def test_a_folder_can_be_taken_in_at_a_glance():
         ("flamingo_jax/train.py", "from flamingo_jax.evaluate import main"),
         ("flamingo_jax/train.py", "from configs import tiny"),
         ("flamingo_jax/__init__.py", "from flamingo_jax.inference.model import Flamingo"),
+        (
+            "flamingo_jax/__init__.py",
+            "if TYPE_CHECKING:\n  pass\nelse:\n  from flamingo_jax.inference.model import Flamingo",
+        ),
         ("flamingo_jax/data/sources.py", "from data_pipelines import world"),
         ("data_pipelines/world.py", "from flamingo_jax.training import loop"),
         ("data_pipelines/world.py", "import jax.numpy"),
@@ -258,6 +267,7 @@ def test_rules_see_a_forbidden_import(path, source):
         ("flamingo_jax/data/schema.py", "import jax.tree_util\nfrom jax.tree_util import register_dataclass"),
         ("flamingo_jax/data/to_device.py", "import jax"),
         ("flamingo_jax/train.py", "from absl import app\nfrom flamingo_jax.training import loop"),
+        ("flamingo_jax/__init__.py", "if TYPE_CHECKING:\n  from flamingo_jax.inference.model import Flamingo"),
         ("flamingo_jax/__init__.py", "def __getattr__(name):\n  from flamingo_jax.inference.model import Flamingo"),
         ("data_pipelines/world.py", "from flamingo_jax.data import synthetic"),
         ("configs/tiny.py", "from configs import base\nfrom ml_collections import config_dict"),

@@ -16,15 +16,15 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from flamingo_jax.core.notation import Array, Bool, Float, Int
+from flamingo_jax.inference.methods import Ends
 from flamingo_jax.models.decoder import Media
 
-Ends = Literal["any", "best"]
 # (cache, tokens[B, T], positions[B, T], media_index[B, T], media=None, chunk=None) -> (logits float32[B, T, V], cache)
 Extend = Callable[..., tuple[Array, Any]]
 

@@ -25,6 +25,7 @@ from flamingo_jax.core.precision import Policy
 from flamingo_jax.data.config import ImageFit
 from flamingo_jax.inference import decode, placement, score
 from flamingo_jax.inference.cache_of_latents import Latents, Passes
+from flamingo_jax.inference.methods import MAX_NEW_TOKENS, BeamSearch, Ends, Greedy, Method, Sample
 from flamingo_jax.inference.prompt import PromptError, TokenisedPrompt, collate
 from flamingo_jax.inference.visuals import VIDEO_FRAMES, VIDEO_RATE
 from flamingo_jax.models.decoder import Decoder, Media
@@ -69,9 +70,9 @@ class InferenceConfig:
 
     decoding: Literal["greedy", "beam", "sample"] = "greedy"
     beams: int = 3
-    max_new_tokens: int = 20
+    max_new_tokens: int = MAX_NEW_TOKENS
     length_penalty: float = 0.0
-    beam_ends: decode.Ends = "any"
+    beam_ends: Ends = "any"
     temperature: float = 1.0
     top_p: float = 1.0
     seed: int = 0
@@ -102,16 +103,24 @@ class InferenceConfig:
                 "0 < top_p <= 1. For the most probable token each time, set decoding to 'greedy'."
             )
 
+    @property
+    def method(self) -> Method:
+        """The object that `decoding` and the settings of that way of decoding describe."""
+        if self.decoding == "beam":
+            return BeamSearch(self.beams, self.length_penalty, self.beam_ends, self.max_new_tokens)
+        if self.decoding == "sample":
+            return Sample(self.temperature, self.top_p, self.seed, self.max_new_tokens)
+        return Greedy(self.max_new_tokens)
+
 
 @dataclasses.dataclass(frozen=True)
 class Program:
-    """What of the settings is compiled in, beside the shapes; fields as in InferenceConfig, Engine and `decode.prefill`."""
+    """What of the settings is compiled in, beside the shapes; fields as in InferenceConfig, Engine and `decode.prefill`.
 
-    decoding: Literal["none", "greedy", "beam", "sample"]
-    beams: int
-    max_new_tokens: int
-    length_penalty: float
-    beam_ends: decode.Ends
+    `method` is None where nothing is generated. A `Sample` has the defaults of what is an argument of the compiled program.
+    """
+
+    method: Method | None
     normalise: score.Normalise
     candidates_per_pass: int
     compute: str
@@ -200,6 +209,7 @@ class Engine:
         generate: bool = True,
         batch_size: int = 64,
         config: InferenceConfig | None = None,
+        method: Method | None = None,
     ) -> list[Answer]:
         """Answers requests, in their order.
 
@@ -208,6 +218,7 @@ class Engine:
             generate: whether to decode an answer (candidates are scored wherever there are any).
             batch_size: prompts answered together.
             config: decoding and scoring settings other than the engine's own.
+            method: how an answer is chosen; None = as `config` says.
 
         Returns:
             One answer per request.
@@ -217,19 +228,20 @@ class Engine:
             PromptError: an image cannot be read, or a candidate is empty.
         """
         config = config or self.config
+        method = (method or config.method) if generate else None
         answers: dict[int, Answer] = {}
-        for (length, num_images), numbers in sorted(self._buckets(requests, config, generate).items()):
+        for (length, num_images), numbers in sorted(self._buckets(requests, config, method).items()):
             rows = self._rows(len(numbers), batch_size)
             for start in range(0, len(numbers), rows):
                 chosen = numbers[start : start + rows]
                 shape = {"rows": rows, "length": length, "num_images": num_images}
                 answers.update(
-                    zip(chosen, self._batch([requests[i] for i in chosen], shape, generate, config), strict=True)
+                    zip(chosen, self._batch([requests[i] for i in chosen], shape, method, config), strict=True)
                 )
         return [answers[number] for number in range(len(requests))]
 
     def _buckets(
-        self, requests: Sequence[Request], config: InferenceConfig, generate: bool
+        self, requests: Sequence[Request], config: InferenceConfig, method: Method | None
     ) -> dict[tuple[int, int], list[int]]:
         buckets: dict[tuple[int, int], list[int]] = {}
         for number, request in enumerate(requests):
@@ -238,7 +250,7 @@ class Engine:
                 raise PromptError(
                     f"prompt {number} has {len(prompt.visuals)} image(s), but this checkpoint is a language model: give it text alone."
                 )
-            longest = max([config.max_new_tokens if generate else 0, *map(len, request.candidates)])
+            longest = max([method.max_new_tokens if method else 0, *map(len, request.candidates)])
             if self.context is not None and len(prompt.tokens) + longest > self.context:
                 raise PromptTooLong(
                     f"prompt {number} has {len(prompt.tokens)} tokens and its answer up to {longest}; the language model has positions "
@@ -257,7 +269,7 @@ class Engine:
         return -(-rows // shards) * shards
 
     def _batch(
-        self, requests: list[Request], shape: dict[str, int], generate: bool, config: InferenceConfig
+        self, requests: list[Request], shape: dict[str, int], method: Method | None, config: InferenceConfig
     ) -> list[Answer]:
         batch = collate([request.prompt for request in requests], pad_id=self.pad_id, **shape)
         media, chunk = None, None
@@ -271,15 +283,11 @@ class Engine:
             batch.length,
             batch.media_index,
             *_pad_candidates(requests, shape["rows"]),
-            _sampling(requests, shape["rows"], config) if generate and config.decoding == "sample" else None,
+            _sampling(requests, shape["rows"], method) if isinstance(method, Sample) else None,
         )
         inputs = jax.tree.map(lambda array: placement.put(array, self.mesh, BATCH_AXES), arrays)
         program = Program(
-            decoding=config.decoding if generate else "none",
-            beams=config.beams,
-            max_new_tokens=config.max_new_tokens if generate else 1,
-            length_penalty=config.length_penalty,
-            beam_ends=config.beam_ends,
+            method=Sample(max_new_tokens=method.max_new_tokens) if isinstance(method, Sample) else method,
             normalise=config.normalise,
             candidates_per_pass=config.candidates_per_pass,
             compute=self.config.compute,
@@ -333,21 +341,27 @@ def _prefill_and_answer(
 ) -> tuple[decode.Decoded | None, jax.Array | None]:
     """Prefill, then decoding and scoring from the same cache."""
     extend = functools.partial(model.extend, params)
-    room = max(program.max_new_tokens, 1 if candidates is None else candidates.shape[2])
+    method = program.method
+    room = max(method.max_new_tokens if method else 1, 1 if candidates is None else candidates.shape[2])
     cache = model.empty_cache(tokens.shape[0], tokens.shape[1] + room, jnp.dtype(program.compute), params)
     cache = placement.spread_cache(cache)
     cache = cache.unrolled() if program.layers == "unrolled" else cache
     prefix = decode.prefill(extend, cache, tokens, length, media_index, media, program.chunk)
     decoded = scores = None
-    bounds: dict[str, Any] = {"max_new_tokens": program.max_new_tokens, "stop": program.stop, "pad_id": program.pad_id}
-    if program.decoding == "greedy":
-        decoded = decode.greedy(extend, prefix, **bounds)
-    elif program.decoding == "beam":
-        decoded = decode.beam_search(
-            extend, prefix, beams=program.beams, length_penalty=program.length_penalty, ends=program.beam_ends, **bounds
-        )
-    elif sampling is not None:
-        decoded = decode.sample(extend, prefix, sampling, **bounds)
+    if method is not None:
+        bounds: dict[str, Any] = {
+            "max_new_tokens": method.max_new_tokens,
+            "stop": program.stop,
+            "pad_id": program.pad_id,
+        }
+        if isinstance(method, BeamSearch):
+            decoded = decode.beam_search(
+                extend, prefix, beams=method.num_beams, length_penalty=method.length_penalty, ends=method.ends, **bounds
+            )
+        elif sampling is not None:
+            decoded = decode.sample(extend, prefix, sampling, **bounds)
+        else:
+            decoded = decode.greedy(extend, prefix, **bounds)
     if candidates is not None and sizes is not None:
         scores = score.score(
             extend, prefix, candidates, sizes, normalise=program.normalise, per_pass=program.candidates_per_pass
@@ -387,14 +401,14 @@ def _pad_candidates(requests: Sequence[Request], rows: int) -> tuple[np.ndarray 
     return tokens, sizes
 
 
-def _sampling(requests: Sequence[Request], rows: int, config: InferenceConfig) -> decode.Sampling:
-    """Each row's seed is a hash of the config's and of the prompt's tokens: equal prompts are answered equally, wherever they stand."""
+def _sampling(requests: Sequence[Request], rows: int, method: Sample) -> decode.Sampling:
+    """Each row's seed is a hash of the method's and of the prompt's tokens: equal prompts are answered equally, wherever they stand."""
     seeds = np.zeros(rows, np.uint32)
     for row, request in enumerate(requests):
-        content = f"{config.seed}:".encode() + request.prompt.tokens.tobytes()
+        content = f"{method.seed}:".encode() + request.prompt.tokens.tobytes()
         seeds[row] = int.from_bytes(hashlib.blake2b(content, digest_size=4).digest(), "little")
     all_rows = lambda value: np.full(rows, value, np.float32)  # noqa: E731
-    return decode.Sampling(seeds, all_rows(config.temperature), all_rows(config.top_p))
+    return decode.Sampling(seeds, all_rows(method.temperature), all_rows(method.top_p))
 
 
 def _before_stop(tokens: np.ndarray, ends: tuple[int, ...]) -> tuple[int, ...]:

@@ -6,16 +6,18 @@
     chat = model.chat()
     chat.say([Image("dog.jpg")]), chat.say("What breed is it?")                                   -> "That is a dog.", "A poodle."
 
+    model.generate(["Output: A", "Output: The"], method=BeamSearch(3))                            -> [" dog.", " cat."]
+
 A prompt is a str or a list of parts: text, and images as `Image(path)`, PIL images, encoded bytes or uint8 arrays, or `Video(path)`. A list of
-prompts is answered as a batch. `<BOS>` and the `<image>` tags are written for you.
+prompts is answered as a batch, and so is a list of strings without an image (`prompt.as_batch` has the rule). `<BOS>` and the `<image>` tags are
+written for you.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import functools
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, overload
 
 import jax
 from jax.sharding import Mesh
@@ -32,7 +34,8 @@ from flamingo_jax.inference import placement
 from flamingo_jax.inference import prompt as prompts
 from flamingo_jax.inference.chat import Chat
 from flamingo_jax.inference.engine import Answer, Engine, InferenceConfig, Request
-from flamingo_jax.inference.prompt import Image, Prompt, PromptError, Video, Visual
+from flamingo_jax.inference.methods import BeamSearch, Greedy, Method, Sample
+from flamingo_jax.inference.prompt import Image, Part, Prompt, PromptError, Prompts, Video, Visual, as_batch
 from flamingo_jax.inference.score import Normalise
 from flamingo_jax.models import decoder, flamingo
 from flamingo_jax.models.config import ModelConfig, required
@@ -41,10 +44,23 @@ from flamingo_jax.models.lm import LMConfig
 from flamingo_jax.tokenizers.base import Tokenizer
 from flamingo_jax.tokenizers.load import load_tokenizer
 
-__all__ = ["EXPECTED_ERRORS", "Chat", "Flamingo", "Image", "InferenceConfig", "PromptError", "Video"]
+__all__ = [
+    "EXPECTED_ERRORS",
+    "BeamSearch",
+    "Chat",
+    "Flamingo",
+    "Greedy",
+    "Image",
+    "InferenceConfig",
+    "PromptError",
+    "Sample",
+    "Video",
+    "load",
+]
 
 # What a program shows its user as one message, without a traceback.
 EXPECTED_ERRORS = (PromptError, CheckpointError, ConfigError, PathError, FileNotFoundError)
+DIALOGUE = Greedy(max_new_tokens=64)  # as in the paper's figures
 
 
 class Flamingo:
@@ -142,97 +158,99 @@ class Flamingo:
             context=lm.max_length if lm.position == "learned" else None,
         )
 
-    def generate(
-        self,
-        prompts: Any,
-        *,
-        max_new_tokens: int | None = None,
-        beams: int | None = None,
-        length_penalty: float | None = None,
-        top_p: float | None = None,
-        temperature: float | None = None,
-        seed: int | None = None,
-        batch_size: int = 16,
-    ) -> Any:
+    # A str is a Sequence[str], and that is a Sequence[Part]: the first overload that fits holds.
+    @overload
+    def generate(  # type: ignore[overload-overlap]
+        self, prompts: str, *, method: Method | None = None, batch_size: int = 16
+    ) -> str: ...
+    @overload
+    def generate(  # type: ignore[overload-overlap]
+        self, prompts: Sequence[Prompt], *, method: Method | None = None, batch_size: int = 16
+    ) -> list[str]: ...
+    @overload
+    def generate(self, prompts: Sequence[Part], *, method: Method | None = None, batch_size: int = 16) -> str: ...
+    def generate(self, prompts: Prompts, *, method: Method | None = None, batch_size: int = 16) -> str | list[str]:
         """Continues prompts until `<EOC>`.
 
         Args:
-            prompts: one prompt (a str, or a list of text and images), or a list of prompts that are lists.
-            max_new_tokens: bound on each answer.
-            beams: 1 = greedy, more = beam search (the paper uses 3); by default as configured.
-            length_penalty: of beam search; 0 = off.
-            top_p: draw each token from the fewest that together have this probability (0..1]; not with `beams`.
-            temperature: of drawing; log-probabilities are divided by it.
-            seed: of drawing; the same prompt and seed give the same answer, whatever else is answered with it.
+            prompts: one prompt, a str or a list that holds an image or a video; or several, a list of strings or a list of such lists.
+            method: `Greedy`, `BeamSearch` or `Sample`; None = as the model's config says.
             batch_size: prompts answered together.
 
         Returns:
-            The text after the prompt, up to `<EOC>`; a list of them for a list of prompts.
+            The text after the prompt, up to `<EOC>`; a list of them for several prompts.
 
         Raises:
             PromptError: a prompt that cannot be read, or is too long.
-            ConfigError: both beams and sampling.
-            ValueError: settings out of range.
         """
-        if beams is not None and not (top_p is temperature is None):
-            raise ConfigError(
-                f"Got beams={beams} with top_p={top_p}, temperature={temperature}: search or draw, not both."
-            )
-        wanted = {"max_new_tokens": max_new_tokens, "beams": beams, "length_penalty": length_penalty}
-        wanted |= {"top_p": top_p, "temperature": temperature, "seed": seed}
-        changes: dict[str, Any] = {name: value for name, value in wanted.items() if value is not None}
-        if beams is not None:
-            changes["decoding"] = "greedy" if beams == 1 else "beam"
-        elif "top_p" in changes or "temperature" in changes:
-            changes["decoding"] = "sample"
-        config = dataclasses.replace(self.engine.config, **changes)
-        many, batch = _as_batch(prompts)
+        batch, is_list = as_batch(prompts)
         requests = [Request(self.read(prompt)) for prompt in batch]
-        texts = [self.text(answer) for answer in self.engine.answer(requests, batch_size=batch_size, config=config)]
-        return texts if many else texts[0]
+        texts = [self.text(answer) for answer in self.engine.answer(requests, batch_size=batch_size, method=method)]
+        return texts if is_list else texts[0]
 
+    @overload
+    def score(  # type: ignore[overload-overlap]
+        self, prompt: str, candidates: Sequence[str], *, normalise: Normalise | None = None, batch_size: int = 16
+    ) -> list[float]: ...
+    @overload
+    def score(  # type: ignore[overload-overlap]
+        self,
+        prompt: Sequence[Prompt],
+        candidates: Sequence[str],
+        *,
+        normalise: Normalise | None = None,
+        batch_size: int = 16,
+    ) -> list[list[float]]: ...
+    @overload
     def score(
-        self, prompt: Any, candidates: Sequence[str], *, normalise: Normalise | None = None, batch_size: int = 16
-    ) -> Any:
+        self,
+        prompt: Sequence[Part],
+        candidates: Sequence[str],
+        *,
+        normalise: Normalise | None = None,
+        batch_size: int = 16,
+    ) -> list[float]: ...
+    def score(
+        self, prompt: Prompts, candidates: Sequence[str], *, normalise: Normalise | None = None, batch_size: int = 16
+    ) -> list[float] | list[list[float]]:
         """Log-likelihood of each candidate as the continuation of a prompt.
 
         Args:
-            prompt: one prompt, or a list of prompts that are lists; as for `generate`.
+            prompt: one prompt or several, as for `generate`.
             candidates: texts that may follow, each with its leading space if the tokenizer wants one.
             normalise: "sum" over a candidate's tokens, or their "mean"; by default as configured.
             batch_size: prompts answered together.
 
         Returns:
-            A score per candidate; a list of such lists for a list of prompts.
+            A score per candidate; a list of such lists for several prompts.
 
         Raises:
             PromptError: a prompt or a candidate that cannot be read.
         """
         config = dataclasses.replace(self.engine.config, normalise=normalise or self.engine.config.normalise)
-        many, batch = _as_batch(prompt)
+        batch, is_list = as_batch(prompt)
         tokens = self.candidate_tokens(candidates)
         requests = [Request(self.read(one), tokens) for one in batch]
         scores = [
             list(answer.scores)
             for answer in self.engine.answer(requests, generate=False, batch_size=batch_size, config=config)
         ]
-        return scores if many else scores[0]
+        return scores if is_list else scores[0]
 
-    def chat(self, images: Sequence[Visual] = (), *, max_new_tokens: int = 64, **settings: Any) -> Chat:
+    def chat(self, images: Sequence[Visual] = (), *, method: Method = DIALOGUE) -> Chat:
         """Starts a dialogue about images: `chat().say([Image("dog.jpg"), "What breed is it?"])`; see `inference.chat`.
 
         Args:
             images: for the example turns of the prompt: a cat, people at dinner, a graph; or none.
-            max_new_tokens: bound on each answer.
-            **settings: of `generate`; greedy by default, as in the paper's figures.
+            method: how each answer is chosen.
 
         Raises:
             PromptError: another number of images.
         """
-        if not settings.keys() & {"beams", "top_p", "temperature"}:
-            settings["beams"] = 1
-        generate = functools.partial(self.generate, max_new_tokens=max_new_tokens, **settings)
-        return Chat(generate, images)
+        # The dialogue is one prompt, also where it is text alone.
+        return Chat(
+            lambda prompt: self.generate([[prompt] if isinstance(prompt, str) else prompt], method=method)[0], images
+        )
 
     def read(self, prompt: Prompt, *, masked: bool = False) -> prompts.TokenisedPrompt:
         """Tokenises one prompt; see `inference.prompt.read`.
@@ -283,10 +301,4 @@ def _placement(model: Decoder, abstract: trees.Params, config: InferenceConfig, 
     return place
 
 
-def _as_batch(prompts: Any) -> tuple[bool, list[Prompt]]:
-    """Whether several prompts were given, and a list of prompts. Several prompts are a list of lists."""
-    if isinstance(prompts, str):
-        return False, [prompts]
-    if isinstance(prompts, Sequence) and prompts and all(isinstance(prompt, list | tuple) for prompt in prompts):
-        return True, list(prompts)
-    return False, [prompts]
+load = Flamingo.load

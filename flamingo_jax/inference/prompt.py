@@ -37,8 +37,10 @@ __all__ = [
     "Part",
     "Prompt",
     "PromptError",
+    "Prompts",
     "Video",
     "Visual",
+    "as_batch",
     "at_once",
     "collate",
     "load_frames",
@@ -48,6 +50,7 @@ __all__ = [
 
 Part: TypeAlias = "str | Visual"
 Prompt: TypeAlias = "str | Sequence[Part]"
+Prompts: TypeAlias = "Prompt | Sequence[Prompt]"  # one or several, told apart by `as_batch`
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -63,6 +66,31 @@ class TokenisedPrompt:
     tokens: np.ndarray
     media_index: np.ndarray
     visuals: tuple[Visual, ...]
+
+
+def as_batch(prompts: Prompts) -> tuple[list[Prompt], bool]:
+    """Tells one prompt from several.
+
+    A str is one prompt, and so is a list that holds an image or a video itself. A list of strings is several prompts without images, and a
+    list that holds lists is several prompts, each a str or a list of parts. So a prompt of several texts without an image is `[[text, text]]`.
+
+    Returns:
+        The prompts, and whether several were given (even if it is a list of one).
+
+    Raises:
+        PromptError: a list that holds both lists and images.
+    """
+    if isinstance(prompts, str):
+        return [prompts], False
+    number = next((n for n, part in enumerate(prompts) if not isinstance(part, str | list | tuple)), None)
+    if number is None:
+        return [*prompts] or [""], bool(prompts)
+    if any(isinstance(part, list | tuple) for part in prompts):
+        raise PromptError(
+            f"prompt: item {number} is {type(prompts[number]).__name__} in a list that also holds lists. Expected one prompt, a list of "
+            "text and images, or several prompts, each of them a str or a list."
+        )
+    return [prompts], False
 
 
 def at_once(prompts: Sequence[Prompt], most: int) -> int:

@@ -12,6 +12,7 @@ from flamingo_jax.core.paths import Path
 from flamingo_jax.evaluation.protocol import FewShotTask
 from flamingo_jax.evaluation.runner import evaluate
 from flamingo_jax.inference.engine import Request
+from flamingo_jax.inference.methods import Greedy
 from flamingo_jax.inference.model import Flamingo, InferenceConfig
 from flamingo_jax.tokenizers.sentencepiece import train_sentencepiece
 from tests.evaluation.in_memory import Colours
@@ -85,7 +86,7 @@ def test_idefics_generates_what_its_own_code_does(idefics_directory, idefics_mod
         )
     expected = [int(token) for token in out[0, len(read.tokens) :] if token not in idefics_model.engine.stop]
     assert len(expected) > 1
-    assert idefics_model.generate(prompt, beams=1) == idefics_model.tokenizer.decode(expected)
+    assert idefics_model.generate(prompt, method=Greedy(ANSWER)) == idefics_model.tokenizer.decode(expected)
 
 
 def test_idefics_evaluates(idefics_model):
@@ -97,7 +98,7 @@ def test_open_flamingo_evaluates_and_generates(tmp_path):
     model = converted("open_flamingo", inputs, tmp_path / "export")
     assert_evaluates(model)
     prompt = [tiny.image(1), "w1 w2 <EOC>", tiny.image(2), "w3"]
-    assert isinstance(model.generate(prompt, beams=1), str)
+    assert isinstance(model.generate(prompt, method=Greedy(ANSWER)), str)
     assert model.read(prompt).tokens[0] == model.tokenizer.id(
         "<image>"
     )  # no <BOS>: its language model was trained without

@@ -14,6 +14,7 @@ from flamingo_jax.evaluation.registry import create
 from flamingo_jax.evaluation.runner import evaluate, evaluate_all, write_predictions
 from flamingo_jax.evaluation.task import Episode, Settings
 from flamingo_jax.inference import engine
+from flamingo_jax.inference.methods import Greedy
 from flamingo_jax.sharding.mesh import MeshConfig, make_mesh
 from tests.inference import tiny
 
@@ -93,9 +94,9 @@ def test_results_do_not_depend_on_batch_size_or_devices(result, model, mesh, tmp
 def test_one_prefill_serves_both_metrics(model, monkeypatch):
     calls = []
     answer = engine._answer
-    monkeypatch.setattr(engine, "_answer", lambda *arguments: calls.append(arguments[1].decoding) or answer(*arguments))
+    monkeypatch.setattr(engine, "_answer", lambda *arguments: calls.append(arguments[1].method) or answer(*arguments))
     evaluate(model, Naming(), shots=2, n=11, seed=5, batch_size=4)
-    assert calls == ["greedy"] * 3  # three batches of at most 4, nothing else
+    assert calls == [Greedy(tiny.CONFIG.max_new_tokens)] * 3  # three batches of at most 4, nothing else
 
 
 def test_masked_episodes_do_not_see_their_images(model):

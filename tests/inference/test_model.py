@@ -5,10 +5,10 @@ import dataclasses
 import numpy as np
 import pytest
 
-from flamingo_jax.core.config import ConfigError
 from flamingo_jax.core.fingerprint import fingerprint
 from flamingo_jax.inference import engine
 from flamingo_jax.inference.engine import Request
+from flamingo_jax.inference.methods import BeamSearch, Sample
 from flamingo_jax.inference.model import PromptError
 from flamingo_jax.sharding.mesh import MeshConfig, make_mesh
 from tests.inference import tiny
@@ -17,7 +17,7 @@ PROMPTS = [
     [tiny.image(0), "output : red<EOC>", tiny.image(1), "output :"],
     [tiny.image(2), "this is a"],
     [tiny.image(3), "output :"],
-    ["question : red circle answer :"],
+    "question : red circle answer :",
     [
         tiny.image(1),
         "this is a dax<EOC>",
@@ -29,6 +29,7 @@ PROMPTS = [
         "this is a",
     ],
 ]
+BEAMS = BeamSearch(3, max_new_tokens=tiny.CONFIG.max_new_tokens)
 CANDIDATES = ["red", "blue circle", "a big green square"]
 
 
@@ -92,6 +93,9 @@ def test_one_prompt_or_many(model, alone):
     assert model.generate(PROMPTS, batch_size=1) == texts
     assert model.score(PROMPTS, CANDIDATES, batch_size=1) == scores
     assert model.generate("question : red circle answer :") == texts[3]
+    assert model.generate(["question : red circle answer :"]) == [texts[3]]  # a list of strings is a batch
+    assert model.score(["question : red circle answer :"], CANDIDATES) == [scores[3]]
+    assert model.generate([["question :", "red circle answer :"]]) == [texts[3]]  # one prompt in two parts
 
 
 def test_the_image_matters(model):
@@ -113,20 +117,18 @@ def test_scores_are_log_likelihoods_of_the_text(model):
 def test_beams_find_nothing_worse_than_greedy(model):
     requests = [Request(model.read(prompt)) for prompt in PROMPTS]
     greedy = model.engine.answer(requests, batch_size=1)
-    beam = model.engine.answer(requests, config=dataclasses.replace(tiny.CONFIG, decoding="beam", beams=3))
+    beam = model.engine.answer(requests, method=BEAMS)
     gains = [best.log_likelihood - first.log_likelihood for best, first in zip(beam, greedy, strict=True)]
     assert min(gains) > -1e-4 and max(gains) > 1e-3
-    assert model.generate(PROMPTS, beams=3) == [model.text(answer) for answer in beam]
+    assert model.generate(PROMPTS, method=BEAMS) == [model.text(answer) for answer in beam]
 
 
 def test_what_is_drawn_does_not_depend_on_the_company(model):
     """The same prompts in other batches of four, backwards: the same answers; another seed gives others."""
-    settings = {"top_p": 0.95, "temperature": 1.5, "batch_size": 4}
-    texts = model.generate(PROMPTS, seed=3, **settings)
-    assert model.generate(PROMPTS[::-1], seed=3, **settings) == texts[::-1]
-    assert model.generate(PROMPTS, seed=4, **settings) != texts
-    with pytest.raises(ConfigError, match="search or draw, not both"):
-        model.generate(PROMPTS[3], beams=3, top_p=0.9)
+    method = Sample(temperature=1.5, top_p=0.95, seed=3, max_new_tokens=tiny.CONFIG.max_new_tokens)
+    texts = model.generate(PROMPTS, method=method, batch_size=4)
+    assert model.generate(PROMPTS[::-1], method=method, batch_size=4) == texts[::-1]
+    assert model.generate(PROMPTS, method=dataclasses.replace(method, seed=4), batch_size=4) != texts
 
 
 def test_an_image_is_encoded_once(tmp_path_factory, alone, monkeypatch):

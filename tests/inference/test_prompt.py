@@ -5,9 +5,11 @@ import io
 import PIL.Image
 import pytest
 
-from flamingo_jax.inference.prompt import Image, PromptError, Video, at_once, collate, parse, read
+from flamingo_jax.inference.prompt import Image, PromptError, Video, as_batch, at_once, collate, parse, read
 from tests.data_pipelines.media import grey_frames, mp4
 from tests.inference import tiny
+
+IMAGE = Image("a.png")
 
 
 @pytest.fixture(scope="module")
@@ -118,3 +120,27 @@ def test_prompts_that_do_not_fit(words):
         collate([prompt], rows=1, length=16, num_images=1)
     with pytest.raises(PromptError, match="got 2 prompts, expected at most 1"):
         collate([prompt, prompt], rows=1, length=16, num_images=2)
+
+
+@pytest.mark.parametrize(
+    ("prompts", "batch", "is_list"),
+    [
+        ("text", ["text"], False),
+        ([IMAGE, "text"], [[IMAGE, "text"]], False),
+        ((IMAGE, "text"), [(IMAGE, "text")], False),
+        ([IMAGE], [[IMAGE]], False),
+        ([IMAGE, b"bytes"], [[IMAGE, b"bytes"]], False),
+        (["one", "two"], ["one", "two"], True),
+        (["one"], ["one"], True),
+        ([["one", "two"]], [["one", "two"]], True),
+        ([[IMAGE, "one"], "two"], [[IMAGE, "one"], "two"], True),
+    ],
+)
+def test_one_prompt_or_several(prompts, batch, is_list):
+    """A list is one prompt where it holds an image itself; strings alone, or lists, are several."""
+    assert as_batch(prompts) == (batch, is_list)
+
+
+def test_lists_and_images_side_by_side():
+    with pytest.raises(PromptError, match="item 1 is Image in a list that also holds lists"):
+        as_batch([["one"], IMAGE])

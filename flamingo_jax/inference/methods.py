@@ -1,0 +1,126 @@
+"""How an answer is chosen: the object that `Flamingo.generate` takes as `method`.
+
+    Greedy()                              the most probable token each time
+    BeamSearch(3)                         the most probable answer of a search (paper, Appendix B.1.5: 3 beams)
+    Sample(temperature=0.8, top_p=0.9)    tokens drawn at random
+
+The functions that do it are in `inference.decode`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, Literal, TypeAlias
+
+from flamingo_jax.core.config import ConfigError
+
+Ends = Literal["any", "best"]
+MAX_NEW_TOKENS = 20
+
+
+@dataclasses.dataclass(frozen=True)
+class Greedy:
+    """Takes the most probable token each time.
+
+    Attributes:
+        max_new_tokens: bound on an answer, `<EOC>` included.
+    """
+
+    max_new_tokens: int = MAX_NEW_TOKENS
+
+    def __post_init__(self) -> None:
+        _at_least_one(self, "max_new_tokens")
+
+
+@dataclasses.dataclass(frozen=True)
+class BeamSearch:
+    """Keeps the most probable unfinished answers at each step, and returns the best finished one.
+
+    Attributes:
+        num_beams: answers kept; the paper uses 3.
+        length_penalty: answers are ordered by score / length**length_penalty; 0 = off, as in the paper.
+        ends: which answers may end in a step; "best" as in transformers (`decode.beam_search`).
+        max_new_tokens: bound on an answer, `<EOC>` included.
+    """
+
+    num_beams: int = 3
+    length_penalty: float = 0.0
+    ends: Ends = "any"
+    max_new_tokens: int = MAX_NEW_TOKENS
+
+    def __post_init__(self) -> None:
+        _at_least_one(self, "num_beams", "max_new_tokens")
+        if not self.length_penalty >= 0:
+            raise ValueError(f"BeamSearch.length_penalty is {self.length_penalty}; expected at least 0 (0 = off).")
+        if self.ends not in ("any", "best"):
+            raise ValueError(f"BeamSearch.ends is {self.ends!r}; expected 'any' or 'best'.")
+
+
+@dataclasses.dataclass(frozen=True)
+class Sample:
+    """Draws each token at random, from the most probable ones.
+
+    Attributes:
+        temperature: log-probabilities are divided by it.
+        top_p: tokens are drawn from the fewest that together have this probability; 1 = from all.
+        seed: an answer depends on it, on the prompt and on the model, not on what else is answered with it.
+        max_new_tokens: bound on an answer, `<EOC>` included.
+    """
+
+    temperature: float = 1.0
+    top_p: float = 1.0
+    seed: int = 0
+    max_new_tokens: int = MAX_NEW_TOKENS
+
+    def __post_init__(self) -> None:
+        _at_least_one(self, "max_new_tokens")
+        if not self.temperature > 0 or not 0 < self.top_p <= 1:
+            raise ValueError(
+                f"Sample.temperature is {self.temperature} and Sample.top_p {self.top_p}; expected temperature > 0 and "
+                "0 < top_p <= 1. For the most probable token each time, use Greedy()."
+            )
+
+
+Method: TypeAlias = Greedy | BeamSearch | Sample
+
+
+def from_settings(
+    default: Greedy | BeamSearch,
+    *,
+    beams: int | None = None,
+    top_p: float | None = None,
+    temperature: float | None = None,
+    seed: int | None = None,
+    max_new_tokens: int | None = None,
+) -> Method:
+    """Returns the method that the flags of `generate` name.
+
+    Args:
+        default: taken where neither beams nor a setting of sampling is given; its bound holds for every method.
+        beams: 1 = greedy, more = beam search.
+        top_p: of sampling.
+        temperature: of sampling.
+        seed: of sampling.
+        max_new_tokens: bound on an answer.
+
+    Raises:
+        ConfigError: both beams and sampling.
+        ValueError: a setting out of range.
+    """
+    drawn = not (top_p is temperature is None)
+    if beams is not None and drawn:
+        raise ConfigError(f"Got beams={beams} with top_p={top_p}, temperature={temperature}: search or draw, not both.")
+    method: Method = default
+    if beams is not None:
+        method = Greedy() if beams == 1 else BeamSearch(beams)
+    elif drawn:
+        settings: dict[str, Any] = {"temperature": temperature, "top_p": top_p, "seed": seed}
+        method = dataclasses.replace(Sample(), **{k: value for k, value in settings.items() if value is not None})
+    return dataclasses.replace(method, max_new_tokens=max_new_tokens or default.max_new_tokens)
+
+
+def _at_least_one(method: Method, *names: str) -> None:
+    for name in names:
+        value = getattr(method, name)
+        if value < 1:
+            raise ValueError(f"{type(method).__name__}.{name} is {value}; expected at least 1.")
