@@ -220,7 +220,7 @@ def dataset(kind: str, path: str, *, batch_size: int, length: int, **fields: obj
         frame_rate=1.0,  # frames per second of a video (paper, 2.1)
         pool=config_dict.placeholder(int),  # images per data shard; None: rows * max_images
         p_next=0.5,  # how often a page's text attends the next image, not the last (paper, A.3.2)
-        space_prefix=0.5,  # how often a caption gets a space in front (paper, A.3.3)
+        space_prefix=0.5,  # how often a caption gets a space in front (paper, B.1.2)
         documents_per_row=8,
         rows_per_group=1,
     )

@@ -88,7 +88,7 @@ def _demo() -> config_dict.ConfigDict:
     config.split = "test"  # validation: queries from the training split, to choose settings with
     config.selection = "random"  # of support examples; rices: those whose images are most like the query's
     config.ensemble = 1  # 6: the paper's, for close-ended benchmarks, over orders of the support examples
-    config.num_support = 2048  # B.1.5; where items have classes:
+    config.num_support = 2048  # supports of a benchmark (paper, B.1.4); where items have classes:
     config.num_support_per_class = 32  # Table 7: 1 or 5
     config.templates = config_dict.placeholder(str)  # file of sentences around a class's name; None: ours
     config.features = config_dict.placeholder(str)  # of images, for rices; kept in OUTPUT/features by default
@@ -100,7 +100,7 @@ def _demo() -> config_dict.ConfigDict:
     config.towers = config_dict.create(lm=config_dict.placeholder(str), vision=config_dict.placeholder(str))
     config.inference = config_dict.create(
         decoding="greedy",  # beam: the paper's, for open-ended tasks
-        beams=3,  # B.1.5
+        beams=3,  # beam search (paper, A.2)
         max_new_tokens=8,  # an answer of the tiny world is one word and <EOC>; captions need 20
         length_penalty=0.0,  # the paper mentions none
         beam_ends="any",  # best: as transformers', with which OpenFlamingo and IDEFICS were evaluated
@@ -119,7 +119,7 @@ def _demo() -> config_dict.ConfigDict:
         candidates_per_pass=16,
         latents_megabytes=256,
         xattn_chunk=64,
-        video_frames=30,  # B.1.5: 30 frames at 3 per second
+        video_frames=30,  # B.1.2: 30 frames at 3 per second
         video_rate=3.0,
     )
     config.mesh = config_dict.create(replica=1, data=1, model=1)  # data=-1: prompts spread over all devices

@@ -1,4 +1,4 @@
-r"""Takes images of evaluation sets out of a training set (paper: datasheets, "deduplicated against the evaluation sets").
+r"""Takes images of evaluation sets out of a training set (paper, A.3.4 and datasheets: "deduplicated against the evaluation sets").
 
     python -m data_pipelines.run --pipeline=dedup --input=data/pairs --against=coco/val2014,flickr30k/images --output=data/pairs_deduplicated
 

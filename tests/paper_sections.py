@@ -20,7 +20,7 @@ SECTIONS: dict[str, tuple[str, str]] = {
     ),
     "2.4": (
         "Training on a mixture of vision and language datasets",
-        r"<eoc>|mixture|lambda|weight|accumulat|256 tokens|5 images|m3w|likelihood|captioning|next token|datasets",
+        r"<eoc>|mixture|lambda|weight|accumulat|256 tokens|5 images|m3w|likelihood|captioning|next token|datasets|pages?\b",
     ),
     "2.5": ("Task adaptation with few-shot in-context learning", r"few-shot|prompt|beam"),
     "3.1": ("Few-shot learning on vision-language tasks", r"few-shot|fine-tuned|zero-shot"),
@@ -32,9 +32,10 @@ SECTIONS: dict[str, tuple[str, str]] = {
     "A.1.4": ("Transformer architecture", r"head size|key|squared relu|relu|gelu|4d|width"),
     "A.2": (
         "In-context few-shot evaluation details",
-        r"rices|retriev|most similar|ensembl|permut|order|log-likelihood|ranked|ranking|candidate|beam|"
+        r"support|rices|retriev|most similar|ensembl|permut|order|log-likelihood|ranked|ranking|candidate|beam|"
         r"zero-shot|0 shots|text-only|text alone|without images|in reading order|<eoc>|few-shot|prompt",
     ),
+    "A.3": ("Training dataset details", r"page|pair|video"),
     "A.3.1": (
         "M3W collection",
         r"m3w|crawl|web ?page|document order|html|64 pixels|aspect|one colou?r|filter|gopher|explicit|pictures of a page",
@@ -48,7 +49,7 @@ SECTIONS: dict[str, tuple[str, str]] = {
         "Training details for the Flamingo models",
         r"\bpad|flip|colou?r|clips?\b|8 frames|30 frames|3 fps|3 per second|at 1 fps|space|320|resolution|"
         r"adamw|warm-up|schedule|clip|decay|lambda|learning rate|rate|"
-        r"megatron|sharding|shard|zero-1|bfloat16|float32|16-way|mesh|1536|chips|took 15|15 days|500,000|stacked|dtype",
+        r"batch sizes|more frames|megatron|sharding|shard|zero-1|bfloat16|float32|16-way|mesh|1536|chips|took 15|15 days|500,000|stacked|dtype",
     ),
     "B.1.3": (
         "Contrastive model details",
@@ -64,7 +65,7 @@ SECTIONS: dict[str, tuple[str, str]] = {
         r"template|prompt|one setting|hyperparameter|beams?|protocol|visdial|visual dialogue|no ocr",
     ),
     "B.1.6": ("Dialogue prompt", r"dialogue"),
-    "B.2.1": ("Flamingo on ImageNet and Kinetics700", r"imagenet|kinetics|classification|5 of each class"),
+    "B.2.1": ("Flamingo on ImageNet and Kinetics700", r"rices|imagenet|kinetics|classification|5 of each class"),
     "B.2.2": ("Fine-tuning Flamingo", r"fine-tun|480|vision encoder"),
     "B.2.3": ("Zero-shot performance of the contrastive model", r"zero-shot|retrieval"),
     "B.3.1": ("Flamingo ablation studies", r"ablation|batch"),
@@ -86,6 +87,10 @@ TOPICS: dict[str, tuple[str, ...]] = {
     r"deduplicat": ("A.3.4",),
     r"p_next": ("A.3.2", "B.1.2", "B.3.1"),
     r"warm-up": ("B.1.2",),
+    r"text-only examples|examples are left out": ("A.2",),
+    r"\b3 beams|beam search of width 3": ("A.2",),
+    r"<eoc>.{0,12}paper": ("2.4", "A.2"),
+    r"table 3.{0,8}\(i\).*accumul|accumul.*table 3.{0,8}\(i\)": (),  # it is row (ii)
     r"zero-1": ("B.1.2",),
     r"megatron": ("B.1.2",),
 }

@@ -1,4 +1,4 @@
-"""Paired data: one image or video and its text, as a prompt of one shot (A.3.2), or as a caption alone (contrastive).
+"""Paired data: one image or video and its text, as a prompt of one shot (pair syntax: A.3.3), or as a caption alone (contrastive).
 
     captioning    <BOS><image>{text}<EOC><EOS>     phi = 1 everywhere
     contrastive   <BOS>{text}<EOS>                 phi = 0: the text encoder sees no image

@@ -1,4 +1,4 @@
-"""Interleaved text and images to tokens and phi, the index of the image that each token attends (section 2.3, A.3.2).
+"""Interleaved text and images to tokens and phi, the index of the image that each token attends (section 2.3; p_next: A.3.2).
 
     page     Cute pics of my pets!  [image]   My puppy sitting in the grass.  [image]   My cat looking very dignified.
     tokens   <BOS>Cute..pets!<EOC>  <image>My puppy sitting in the grass.<EOC><image>My cat looking very dignified.<EOC><EOS>

@@ -1,4 +1,4 @@
-"""The few-shot protocol: which examples stand in front of a query, and how the prompt is written (paper, B.1.5 and Figure 8).
+"""The few-shot protocol: which examples stand in front of a query, and how the prompt is written (paper, A.2, B.1.4 and Figure 8).
 
     training split --seed--> | test supports | validation supports | validation queries | rest |        2048 | 2048 | COCO 5000, others 1024
                                                                                                        (32 | 32 | 10 of each class)

@@ -1,4 +1,4 @@
-"""What a benchmark is to the evaluator: a source of few-shot episodes (paper, Appendix B.1.5 and Figure 8).
+"""What a benchmark is to the evaluator: a source of few-shot episodes (paper, Appendix A.2 and Figure 8).
 
     Task.episodes(shots, n, seed) -> [Episode]      one episode = one query with its support examples already in front of it
 
@@ -45,7 +45,7 @@ Selection = Literal["random", "rices"]
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """How queries and support examples are chosen: the same for all benchmarks (paper, B.1.5).
+    """How queries and support examples are chosen: the same for all benchmarks (paper, A.2 and B.1.4).
 
     Attributes:
       split: "test": the queries of the paper's tables; "validation": queries from the training split, which no support set shares.

@@ -8,7 +8,7 @@
     Flamingo:                            the model goes on, until <EOC> or until it begins to speak as "User:"
 
 The images of the example turns are not published. Three of one's own take their places (a cat, people at dinner, a graph); without them these turns
-are text alone, as the images of the paper's zero-shot examples are left out (B.1.5). As in all prompts here, `<EOC>` stands before each image: so the
+are text alone, as the images of the paper's zero-shot examples are left out (A.2). As in all prompts here, `<EOC>` stands before each image: so the
 model saw text and images in training.
 """
 

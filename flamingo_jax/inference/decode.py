@@ -1,4 +1,4 @@
-"""Prefill, then greedy decoding, beam search or sampling over a key/value cache (paper, Appendix B.1.5: 3 beams, stop at `<EOC>`).
+"""Prefill, then greedy decoding, beam search or sampling over a key/value cache (paper, Appendix A.2: 3 beams, stop at `<EOC>`).
 
     prompt [B, T], right padded          answer, one token at a time
     <BOS><image>Output: A cat.<EOC><image>Output:| A  dog .  <EOC> <PAD> <PAD>

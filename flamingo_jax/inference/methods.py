@@ -1,7 +1,7 @@
 """How an answer is chosen: the object that `Flamingo.generate` takes as `method`.
 
     Greedy()                              the most probable token each time
-    BeamSearch(3)                         the most probable answer of a search (paper, Appendix B.1.5: 3 beams)
+    BeamSearch(3)                         the most probable answer of a search (paper, Appendix A.2: 3 beams)
     Sample(temperature=0.8, top_p=0.9)    tokens drawn at random
 
 The functions that do it are in `inference.decode`.

@@ -1,4 +1,4 @@
-"""RICES, retrieval-based in-context example selection: as supports, the examples whose images are most like the query's (paper, 3.3 and B.1.5).
+"""RICES, retrieval-based in-context example selection: as supports, the examples whose images are most like the query's (paper, A.2 and B.2.1).
 
     images, videos --frozen vision encoder--> grid --mean--> features [n, E] --length 1--> cosine with each query --> the k nearest
 

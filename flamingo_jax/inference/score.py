@@ -1,4 +1,4 @@
-"""Close-ended tasks: every candidate answer is appended to the prompt and ranked by its log-likelihood (paper, Appendix B.1.5).
+"""Close-ended tasks: every candidate answer is appended to the prompt and ranked by its log-likelihood (paper, Appendix A.2).
 
     prompt, read once               candidate c            score[c] = log p(A | prompt) + log p(cat | prompt, A) + ...
     <BOS><image>Output:     +       A cat

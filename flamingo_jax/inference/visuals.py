@@ -1,7 +1,7 @@
 """Images and videos in a prompt: what they can be given as, what tells two of them apart, and how they become frames.
 
     Image("cat.jpg"), a PIL image, bytes, uint8[H, W, 3]   -> 1 frame
-    Video("clip.mp4", start=12.0, end=20.0)                -> up to 30 frames at 3 per second, from 12.0 s on (paper, B.1.5)
+    Video("clip.mp4", start=12.0, end=20.0)                -> up to 30 frames at 3 per second, from 12.0 s on (paper, B.1.2)
     uint8[F, H, W, 3]                                      -> F frames, taken to be 3 per second
 
 A video longer than its 30 frames is seen from its beginning, for 10 seconds: the paper does not say which part it takes. A shorter one has fewer.

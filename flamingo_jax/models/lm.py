@@ -5,7 +5,7 @@
 Chinchilla / Gopher: RMSNorm before each part, relative positions of Transformer-XL with one projection per layer,
 GeLU of width 4D, biases in the feed-forward alone, tied embeddings. Frozen in Flamingo (paper, 2.2).
 
-New tokens (`<EOC>`; paper, A.1.4) are trainable rows beside the frozen table: ids V, V+1, ... with an input and an output
+New tokens (`<EOC>`; paper, 2.4) are trainable rows beside the frozen table: ids V, V+1, ... with an input and an output
 row each. The table is padded to a multiple of 128 rows for sharding; the padding is masked and has no id.
 """
 
@@ -162,7 +162,7 @@ class LM(hk.Module):
 
 
 class NewTokens(hk.Module):
-    """Input and output rows of the tokens that the LM's vocabulary lacks (paper, A.1.4), trained with Flamingo's layers."""
+    """Input and output rows of the tokens that the LM's vocabulary lacks, such as `<EOC>` (paper, 2.4), trained with Flamingo's layers."""
 
     def __init__(self, num_tokens: int, width: int, *, name: str = "new_tokens"):
         """`num_tokens`: how many; `width`: D."""

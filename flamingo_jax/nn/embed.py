@@ -122,7 +122,7 @@ def alibi_slopes(num_heads: int) -> list[float]:
 
 
 def interpolate_time(table: Float[Array, "T E"], num_frames: int) -> Float[Array, "F E"]:
-    """Linearly interpolates the T learnt time embeddings to `num_frames` (paper, 2.1 and B.1.5: 8 frames -> 30).
+    """Linearly interpolates the T learnt time embeddings to `num_frames` (paper, B.1.2: 8 frames -> 30).
 
     The first and last embeddings stay at the ends. Up to T frames keep their own rows, so that an image (one frame)
     has the first embedding, and a video shorter than in training the first ones.

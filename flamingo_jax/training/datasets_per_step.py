@@ -2,7 +2,7 @@
 
 Datasets whose batches have equal shapes (ALIGN and LTIP) share one compiled body.
 
-accumulate   every update sums over all datasets (the paper's choice, Table 3 row (i) and Table 11)
+accumulate   every update sums over all datasets (the paper's choice, Table 3 row (ii) and Table 11)
 round_robin  every update uses one dataset, in turn (ablation)
 merged       every update is one batch that holds the rows of all datasets (ablation); see `merge`
 """

@@ -167,7 +167,7 @@ def test_the_aligned_relative_bias_is_the_gathered_one_where_it_is_seen():
 
 
 def test_time_embeddings_interpolate_to_other_frame_counts():
-    """8 learnt embeddings serve 30 frames at evaluation (paper, 2.1): linear in between, the ends stay, 8 are themselves."""
+    """8 learnt embeddings serve 30 frames at evaluation (paper, B.1.2): linear in between, the ends stay, 8 are themselves."""
     table = draw(8, 4)
     np.testing.assert_array_equal(embed.interpolate_time(table, 8), table)
     np.testing.assert_array_equal(embed.interpolate_time(table, 3), table[:3])

@@ -1,4 +1,4 @@
-"""How datasets share updates: in turn, or as one merged batch (ablations of the paper, Table 3 (i) and Table 11)."""
+"""How datasets share updates: in turn, or as one merged batch (ablations of the paper, Table 3 (ii) and Table 11)."""
 
 import numpy as np
 import pytest

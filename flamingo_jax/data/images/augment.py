@@ -1,4 +1,4 @@
-"""Random left/right flip and colours of training images, on the device (paper, A.3.1; B.1.3 for the contrastive stage).
+"""Random left/right flip and colours of training images, on the device (paper, B.1.2; B.1.3 for the contrastive stage).
 
     frames uint8[M, F, H, W, 3]  --flip-->  --3 x 3 matrix + offset per visual input-->  uint8[M, F, H, W, 3]
                                                 drawn from media_key[m] alone

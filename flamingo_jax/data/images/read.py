@@ -1,4 +1,4 @@
-"""Encoded image to square uint8 array: proportions kept, the rest filled with the mean colour (appendix A.3.1, B.1).
+"""Encoded image to square uint8 array: proportions kept, the rest padded with the mean colour (paper, B.1.2).
 
     bytes --open--> header: format, size, orientation --decode, a JPEG at n/8 of its size--> resize --turn upright--> square
 

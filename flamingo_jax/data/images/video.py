@@ -1,4 +1,4 @@
-"""From a video to the few frames that the model sees: a clip of 8 frames at 1 per second in training (A.3.3).
+"""From a video to the few frames that the model sees: a clip of 8 frames at 1 per second in training (paper, B.1.2).
 
     stored, 4 per second   0 1 2 3 4 5 6 7 8 9 . . .
     seen, 1 per second     |       |       |             F of them, from a random start (training) or the first frame

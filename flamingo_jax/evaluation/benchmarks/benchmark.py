@@ -1,4 +1,4 @@
-"""What a benchmark of the paper is: a declaration, and a function from its official files to items (paper, Table 6 and B.1.5).
+"""What a benchmark of the paper is: a declaration, and a function from its official files to items (paper, Table 6 and B.1.4).
 
     VATEX = Benchmark(name="vatex", title="VATEX", metrics=("cider",), files={"train": ..., "test": ...}, items=_items, published=..., ...)
 

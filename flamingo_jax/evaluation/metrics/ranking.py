@@ -1,4 +1,4 @@
-"""Top-1 accuracy of close-ended tasks: the answer has the highest log-likelihood of all candidates (paper, Appendix B.1.5)."""
+"""Top-1 accuracy of close-ended tasks: the answer has the highest log-likelihood of all candidates (paper, Appendix A.2)."""
 
 from __future__ import annotations
 
