@@ -101,9 +101,9 @@ class BuildWithConfigs(build_py):
 
 def version() -> str:
     """Returns the version that the package itself states."""
-    source = pathlib.Path("flamingo_jax/__init__.py").read_text()
+    source = pathlib.Path("flamingo_jax/core/version.py").read_text()
     found = re.search(r'^__version__ = "(.+)"$', source, re.MULTILINE)
-    assert found, "flamingo_jax/__init__.py has no line __version__ = ..."
+    assert found, "flamingo_jax/core/version.py has no line __version__ = ..."
     return found.group(1)
 
 

@@ -16,14 +16,24 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from flamingo_jax.core.version import __version__
     from flamingo_jax.inference.methods import BeamSearch, Greedy, Sample
     from flamingo_jax.inference.model import Flamingo, load
     from flamingo_jax.inference.prompt import Image, Prompt, Video
     from flamingo_jax.training.config import TrainConfig
 
-__version__ = "0.4.0"
-
-__all__ = ["BeamSearch", "Flamingo", "Greedy", "Image", "Prompt", "Sample", "TrainConfig", "Video", "load"]
+__all__ = [
+    "BeamSearch",
+    "Flamingo",
+    "Greedy",
+    "Image",
+    "Prompt",
+    "Sample",
+    "TrainConfig",
+    "Video",
+    "__version__",
+    "load",
+]
 
 _MODULES = {
     "BeamSearch": "inference.methods",
@@ -34,6 +44,7 @@ _MODULES = {
     "Sample": "inference.methods",
     "TrainConfig": "training.config",
     "Video": "inference.prompt",
+    "__version__": "core.version",
     "load": "inference.model",
 }
 

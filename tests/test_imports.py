@@ -84,7 +84,7 @@ def owner(name: str) -> str | None:
     if parts[0] != PACKAGE:
         return None
     if parts == [PACKAGE] or parts[1].startswith("__"):
-        return None  # the package itself, for flamingo_jax.__version__; importing it imports nothing (see below)
+        return None  # the package itself; importing it imports nothing (see below)
     return parts[1] if parts[1] in FLOORS else PROGRAMS
 
 

@@ -23,13 +23,13 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-import flamingo_jax
 from flamingo_jax.checkpoint import arrays, store
 from flamingo_jax.checkpoint.arrays import CheckpointError
 from flamingo_jax.checkpoint.streamed import Streamed
 from flamingo_jax.core import config as config_lib
 from flamingo_jax.core import paths, trees
 from flamingo_jax.core.paths import Path, PathLike
+from flamingo_jax.core.version import __version__
 from flamingo_jax.tokenizers import base as tokenizer_lib
 from flamingo_jax.tokenizers import markers as markers_lib
 from flamingo_jax.tokenizers.markers import Markers
@@ -139,7 +139,7 @@ def export(
             "content_hash": digest.hexdigest() if _are_streamed(flat) else _hash_of(flat, place / "weights"),
             "step": int(step),
             "parameters": trees.count(params),
-            "created_by": f"flamingo_jax {flamingo_jax.__version__}",
+            "created_by": f"flamingo_jax {__version__}",
         }
         paths.write_json(place / CARD, card)
         if place != target:
