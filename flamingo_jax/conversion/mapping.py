@@ -26,7 +26,7 @@ from flamingo_jax.conversion import transforms
 from flamingo_jax.conversion.reading import ConversionError, Weights
 from flamingo_jax.core import trees
 from flamingo_jax.core.paths import Path
-from flamingo_jax.models import decoder, flamingo, vision
+from flamingo_jax.models import api, vision
 from flamingo_jax.models.config import ModelConfig, required
 from flamingo_jax.tokenizers.markers import Markers
 from flamingo_jax.training import objective
@@ -271,9 +271,9 @@ def targets(kind: str, model: ModelConfig) -> dict[str, jax.ShapeDtypeStruct]:
 
 def _init_of(kind: str, model: ModelConfig) -> Callable[[Any], Any]:
     if kind == "language_model":
-        return decoder.language_model(required(model.lm, "lm")).init
+        return api.language_model(required(model.lm, "lm")).init
     if kind == "flamingo":
-        return flamingo.build(model.flamingo()).init
+        return api.flamingo(model.flamingo()).init
     if kind == "contrastive":
         parts = required(model.text_encoder, "text_encoder"), required(model.contrastive, "contrastive")
         return objective.contrastive(model.encoder(), *parts).init

@@ -21,7 +21,7 @@ from flamingo_jax.evaluation.runner import Row, evaluate_all
 from flamingo_jax.inference.dual_encoder import DualEncoder
 from flamingo_jax.inference.engine import InferenceConfig
 from flamingo_jax.inference.model import Flamingo
-from flamingo_jax.models.decoder import Decoder
+from flamingo_jax.models.api import Model
 from flamingo_jax.sharding.mesh import replicated
 from flamingo_jax.training.run import Stage
 
@@ -115,7 +115,7 @@ def _numbers(rows: Iterable[Row]) -> dict[str, float]:
     return {f"evaluate/{row.task}/{row.shots}/{row.metric}": row.value for row in rows}
 
 
-def _model(stage: Stage, field: str) -> Decoder:
+def _model(stage: Stage, field: str) -> Model:
     if stage.model is None:
         raise ConfigError(
             f"config.{field} needs a model of text, and the {stage.config.stage} stage has none: unset it."

@@ -9,7 +9,7 @@ before anything attends to them, since a query sees keys at positions up to its 
 
 All functions are pure and are traced under jit by their callers; the loops are `lax.while_loop`s that end as soon as every row is finished. They
 see the model through one function, `extend(cache, tokens, positions, media_index, media=None, chunk=None) -> (logits, cache)`: that of
-`models.decoder.Decoder`, with the weights bound.
+`models.api.Model`, with the weights bound.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ import jax.numpy as jnp
 
 from flamingo_jax.core.notation import Array, Bool, Float, Int
 from flamingo_jax.inference.methods import Ends
-from flamingo_jax.models.decoder import Media
+from flamingo_jax.models.cache import Media
 
 # (cache, tokens[B, T], positions[B, T], media_index[B, T], media=None, chunk=None) -> (logits float32[B, T, V], cache)
 Extend = Callable[..., tuple[Array, Any]]

@@ -28,7 +28,8 @@ from flamingo_jax.inference.cache_of_latents import Latents, Passes
 from flamingo_jax.inference.methods import MAX_NEW_TOKENS, BeamSearch, Ends, Greedy, Method, Sample
 from flamingo_jax.inference.prompt import PromptError, TokenisedPrompt, collate
 from flamingo_jax.inference.visuals import VIDEO_FRAMES, VIDEO_RATE
-from flamingo_jax.models.decoder import Decoder, Media
+from flamingo_jax.models.api import Model
+from flamingo_jax.models.cache import Media
 from flamingo_jax.sharding.layout import Layout
 from flamingo_jax.sharding.mesh import AXES as ALL_AXES
 from flamingo_jax.sharding.mesh import BATCH_AXES
@@ -159,11 +160,11 @@ class Answer:
 
 
 class Engine:
-    """One model, and the latents of the images that it has seen. Engines of one `Decoder` share their compiled programs."""
+    """One model, and the latents of the images that it has seen. Engines of one `Model` share their compiled programs."""
 
     def __init__(
         self,
-        model: Decoder,
+        model: Model,
         params: Any,
         *,
         image_size: int | None,
@@ -314,21 +315,21 @@ class Engine:
 
 
 @functools.partial(jax.jit, static_argnames=("model", "layout"))
-def _encode(model: Decoder, layout: Layout | None, params: Any, frames: jax.Array, frame_mask: jax.Array) -> jax.Array:
+def _encode(model: Model, layout: Layout | None, params: Any, frames: jax.Array, frame_mask: jax.Array) -> jax.Array:
     with with_layout(layout):
         return model.encode(params, frames, frame_mask)
 
 
 @functools.partial(jax.jit, static_argnames=("model", "program", "layout"))
 def _answer(
-    model: Decoder, program: Program, layout: Layout | None, params: Any, media: Media | None, *inputs: Any
+    model: Model, program: Program, layout: Layout | None, params: Any, media: Media | None, *inputs: Any
 ) -> tuple[decode.Decoded | None, jax.Array | None]:
     with with_layout(layout):
         return _prefill_and_answer(model, program, params, media, *inputs)
 
 
 def _prefill_and_answer(
-    model: Decoder,
+    model: Model,
     program: Program,
     params: Any,
     media: Media | None,

@@ -37,9 +37,9 @@ from flamingo_jax.inference.engine import Answer, Engine, InferenceConfig, Reque
 from flamingo_jax.inference.methods import BeamSearch, Greedy, Method, Sample
 from flamingo_jax.inference.prompt import Image, Part, Prompt, PromptError, Prompts, Video, Visual, as_batch
 from flamingo_jax.inference.score import Normalise
-from flamingo_jax.models import decoder, flamingo
+from flamingo_jax.models import api
+from flamingo_jax.models.api import Model
 from flamingo_jax.models.config import ModelConfig, required
-from flamingo_jax.models.decoder import Decoder
 from flamingo_jax.models.lm import LMConfig
 from flamingo_jax.tokenizers.base import Tokenizer
 from flamingo_jax.tokenizers.load import load_tokenizer
@@ -74,7 +74,7 @@ class Flamingo:
 
     def __init__(
         self,
-        model: Decoder,
+        model: Model,
         params: Any,
         tokenizer: Tokenizer,
         *,
@@ -89,7 +89,7 @@ class Flamingo:
         """Takes the parts as they are, for instance in the middle of training; `load` reads them from a checkpoint.
 
         Args:
-            model: pure functions, from `models.flamingo.build` or `models.decoder.language_model`.
+            model: pure functions, from `models.api.flamingo` or `models.api.language_model`.
             params: the model's weights.
             tokenizer: of the model, with its new tokens.
             image_size: side of its images in pixels; None for a language model alone.
@@ -273,7 +273,7 @@ class Flamingo:
         return self.tokenizer.decode(answer.tokens or ())
 
 
-def _build(described: OpenedCheckpoint) -> tuple[Decoder, LMConfig, Tokenizer, int | None]:
+def _build(described: OpenedCheckpoint) -> tuple[Model, LMConfig, Tokenizer, int | None]:
     """The pure functions, the language model's config, the tokenizer and the image size of a checkpoint."""
     if described.kind == "contrastive" or described.tokenizer is None:
         raise CheckpointError(
@@ -284,11 +284,11 @@ def _build(described: OpenedCheckpoint) -> tuple[Decoder, LMConfig, Tokenizer, i
     config = from_dict(ModelConfig, described.model_config, where="model").with_vocabulary(tokenizer.vocab_size)
     lm = required(config.lm, "lm")
     if described.kind == "flamingo":
-        return flamingo.build(config.flamingo()), lm, tokenizer, described.preprocessing["image_size"]
-    return decoder.language_model(lm), lm, tokenizer, None
+        return api.flamingo(config.flamingo()), lm, tokenizer, described.preprocessing["image_size"]
+    return api.language_model(lm), lm, tokenizer, None
 
 
-def _placement(model: Decoder, abstract: trees.Params, config: InferenceConfig, mesh: Mesh | None) -> Placement | None:
+def _placement(model: Model, abstract: trees.Params, config: InferenceConfig, mesh: Mesh | None) -> Placement | None:
     """Where `open_checkpoint` puts each weight of a mesh, in the dtype of `config`; None on one device."""
     if mesh is None:
         return None

@@ -23,11 +23,12 @@ from flamingo_jax.core import params as params_lib
 from flamingo_jax.core import stack, trees
 from flamingo_jax.core.axes import constrain
 from flamingo_jax.core.config import ConfigError
-from flamingo_jax.models.decoder import Cache, Decoder
+from flamingo_jax.models.api import Model
+from flamingo_jax.models.cache import Cache
 from flamingo_jax.sharding import compile as compile_lib
 
 
-def shardings(model: Decoder, abstract: trees.Params, mesh: Mesh) -> dict[str, dict[str, NamedSharding]]:
+def shardings(model: Model, abstract: trees.Params, mesh: Mesh) -> dict[str, dict[str, NamedSharding]]:
     """Returns where each weight goes; nothing is computed.
 
     Args:
@@ -44,7 +45,7 @@ def shardings(model: Decoder, abstract: trees.Params, mesh: Mesh) -> dict[str, d
         raise ConfigError(str(error)) from error
 
 
-def weights(model: Decoder, params: trees.Params, mesh: Mesh) -> trees.Params:
+def weights(model: Model, params: trees.Params, mesh: Mesh) -> trees.Params:
     """Puts weights where `shardings` says; those that lie on this mesh already, as in training, stay as they are.
 
     Args:
@@ -66,13 +67,13 @@ def weights(model: Decoder, params: trees.Params, mesh: Mesh) -> trees.Params:
     return jax.tree.map(place, params, shardings(model, params, mesh))
 
 
-def unrolled(model: Decoder, params: trees.Params) -> trees.Params:
+def unrolled(model: Model, params: trees.Params) -> trees.Params:
     """Returns a model's weights with each layer's apart (`core.stack.unrolled`), where they lie."""
     return stack.unrolled_weights(params, _axes(model))
 
 
-def _axes(model: Decoder) -> dict[str, tuple[str | None, ...]]:
-    return params_lib.axes_of(model.arranged_init or model.init, jax.eval_shape(lambda: jax.random.key(0)))
+def _axes(model: Model) -> dict[str, tuple[str | None, ...]]:
+    return params_lib.axes_of(model.compute_form_init, jax.eval_shape(lambda: jax.random.key(0)))
 
 
 def put(array: np.ndarray, mesh: Mesh | None, axes: tuple[str, ...]) -> jax.Array:

@@ -72,7 +72,7 @@ class VisionEncoder:
             CheckpointError: it is a language model.
         """
         engine = model.engine
-        if engine.model.features is None or engine.image_size is None:
+        if not engine.model.sees_images or engine.image_size is None:
             raise CheckpointError(
                 f"The checkpoint {model.checkpoint} is a language model and has no features of images: give one of the flamingo stage."
             )
@@ -144,7 +144,7 @@ def passes_of(image_size: int, config: InferenceConfig, mesh: Mesh | None, *, im
 
 @functools.cache
 def _features_of(config: VisionConfig) -> Callable[[Any, Array, Array], Array]:
-    """The features of an encoder that stands alone, as `models.decoder.Decoder.features` has them."""
+    """The features of an encoder that stands alone, as `models.api.Model.features` has them."""
 
     def features(frames: Array, frame_mask: Array, dtype: Any) -> Array:
         seen = see(config, frames.reshape(-1, *frames.shape[2:]), dtype)

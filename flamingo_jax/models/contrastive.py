@@ -11,11 +11,12 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import Any, Literal
+from typing import Literal
 
 import haiku as hk
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
 from flamingo_jax.core.axes import constrain
 from flamingo_jax.core.notation import Array, Bool, Float, Float32, Int, UInt8
@@ -89,7 +90,7 @@ class Contrastive(hk.Module):
 
     @hk.name_like("__call__")
     def images(
-        self, frames: UInt8[Array, "B S S 3"], dtype: Any, *, is_training: bool = False, rng: Array | None = None
+        self, frames: UInt8[Array, "B S S 3"], dtype: DTypeLike, *, is_training: bool = False, rng: Array | None = None
     ) -> Float32[Array, "B J"]:
         """Returns V alone: embeddings of images, of length 1; computed in `dtype`, other arguments as above."""
         frames = constrain(frames, "images", None, None, None)

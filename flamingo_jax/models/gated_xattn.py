@@ -85,7 +85,7 @@ class XattnConfig:
 class MediaContext(NamedTuple):
     """What all cross-attention layers share.
 
-    `pool` [M, R, D] as `prepared` gives it, and `slot` [B, N] as in `data.schema.Batch` (`num_shards` pools in a
+    `pool` [M, R, D] as `normalised_media` gives it, and `slot` [B, N] as in `data.schema.Batch` (`num_shards` pools in a
     row); both None while decoding, where each layer gets its cached keys and values. `chunk` = (tokens, span) takes the chunked form. `keep`: return the
     keys and values of each sequence's last image.
     """
@@ -208,7 +208,7 @@ def _gate(name: str, x: Float[Array, "B T D"], config: XattnConfig) -> Array:
     return jnp.broadcast_to(jnp.tanh(alpha).astype(x.dtype), x.shape)
 
 
-def prepared(pool: Float[Array, "M R W"], config: XattnConfig) -> Float[Array, "M R W"]:
+def normalised_media(pool: Float[Array, "M R W"], config: XattnConfig) -> Float[Array, "M R W"]:
     """The visual tokens as all layers take them: standardised, where each layer has its own weights of one LayerNorm."""
     return standardise(pool, epsilon=config.norm_epsilon) if config.media_norm else pool
 

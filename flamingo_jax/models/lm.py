@@ -17,13 +17,17 @@ from typing import Any, NamedTuple
 import haiku as hk
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
+from jax.typing import DTypeLike
 
 from flamingo_jax.core.axes import constrain
-from flamingo_jax.core.notation import Array, Float, Float32, Int
+from flamingo_jax.core.notation import Array, Bool, Float, Float32, Int, UInt8
 from flamingo_jax.core.params import param
 from flamingo_jax.core.stack import Stack, layer_slice
-from flamingo_jax.core.trees import Params
+from flamingo_jax.data.schema import Batch
+from flamingo_jax.models import self_attention
+from flamingo_jax.models.cache import Cache, Media
 from flamingo_jax.models.lm_config import LMConfig
+from flamingo_jax.models.losses import joined_logits, next_token_losses
 from flamingo_jax.models.self_attention import Context, SelfAttention
 from flamingo_jax.nn.feedforward import feed_forward
 from flamingo_jax.nn.linear import einsum_float32
@@ -72,31 +76,56 @@ def residual(x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
     return constrain(x, "rows", "sequence", "embed")
 
 
-def fuse(config: LMConfig, blocks: Params) -> dict[str, dict[str, Array]]:
-    """Returns the weights of the stacked blocks in the form that `LMConfig.fused` computes with.
-
-    Queries, keys and values become one product, so that a sharded layer gathers its input once and reduces one gradient; the
-    contracted axis comes last, which is the order that the TPU compiler would copy them into.
-
-    Args:
-        config: of the LM, not fused.
-        blocks: {module: weights} of a stack, below its name.
-    """
-    kept = {module: dict(weights) for module, weights in blocks.items()}
-    parts = [kept.pop(f"block/attention/{name}")["w"] for name in ("query", "key", "value")]
-    kept["block/attention/qkv"] = {"w": jnp.stack([jnp.moveaxis(w, 1, -1) for w in parts], axis=1)}
-    if config.position == "relative":
-        kept["block/attention/relative"] = {"w": jnp.moveaxis(kept["block/attention/relative"]["w"], 1, -1)}
-    return kept
-
-
 class LM(hk.Module):
-    """Embedding, blocks and head, as parts: Flamingo puts its own layers between the blocks."""
+    """The language model: alone (`token_losses`, `extend`), or in parts, between whose blocks Flamingo puts its own layers.
+
+    Alone it ignores images, and has no features of them.
+    """
 
     def __init__(self, config: LMConfig, new_tokens: NewTokenRows | None = None, *, name: str = "lm"):
         """`new_tokens`: the rows of the new tokens, made by the caller (they are not the LM's); None is no new token."""
         super().__init__(name=name)
         self.config, self.new_tokens = config, new_tokens
+
+    @hk.name_like("__call__")
+    def token_losses(
+        self, batch: Batch, *, dtype: DTypeLike = jnp.float32, num_shards: int = 1, rng: Array | None = None
+    ) -> Float32[Array, "B T"]:
+        """Returns -log p(tokens[:, l+1] | before), unweighted, T = L - 1; arguments as in `models.api.Model`."""
+        del dtype, num_shards, rng
+        context = self_attention.packed_context(batch.segment)
+        x, _ = self.run(self.embed(batch.tokens, context.positions), context)
+        return next_token_losses(*self.logits(x), batch.tokens, self.config.vocab_size)
+
+    @hk.name_like("__call__")
+    def extend(
+        self,
+        cache: Cache,
+        tokens: Int[Array, "B T"],
+        positions: Int[Array, "B T"],
+        media_index: Int[Array, "B T"],
+        media: Media | None = None,
+        chunk: tuple[int, int] | None = None,
+    ) -> tuple[Float32[Array, "B T V"], Cache]:
+        """Reads the next tokens of each sequence; arguments as in `models.api.Model`."""
+        del media_index, media, chunk
+        context = self_attention.cached_context(positions, layer_slice(cache.lm["key"], 0).shape[1])
+        x, rows = self.run(self.embed(tokens, positions), context, cache.lm | cache.shared)
+        lm = self_attention.written(cache.lm, rows, positions)
+        return joined_logits(*self.logits(x), self.config.vocab_size), Cache(lm, cache.media, cache.shared)
+
+    def encode(
+        self, frames: UInt8[Array, "M F S S 3"], frame_mask: Bool[Array, "M F"], *, dtype: DTypeLike = jnp.float32
+    ) -> Float32[Array, "M 1 D"]:
+        """Returns zeros, one row for each image, in place of visual tokens."""
+        del frame_mask, dtype
+        return jnp.zeros((frames.shape[0], 1, self.config.width))
+
+    def features(
+        self, frames: UInt8[Array, "M F S S 3"], frame_mask: Bool[Array, "M F"], *, dtype: DTypeLike = jnp.float32
+    ) -> Float32[Array, "M E"]:
+        """Raises a ValueError: there is no vision encoder."""
+        raise ValueError("A language model alone has no features of images: take a Flamingo.")
 
     @hk.name_like("__call__")
     def embed(self, tokens: Int[Array, "B T"], positions: Int[Array, "B T"]) -> Float[Array, "B T D"]:

@@ -31,7 +31,7 @@ class LMConfig:
             the paper.
         vocab_multiple: the table is padded to a multiple of it.
         remat: see `core.stack.Stack`.
-        fused: whether the block's weights are in the form that `fuse` gives, which a frozen LM is computed in.
+        fused: whether the block's weights are in the compute form (`models.frozen`).
     """
 
     vocab_size: int

@@ -22,13 +22,13 @@ import haiku as hk
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import DTypeLike
 
-from flamingo_jax.core import trees
 from flamingo_jax.core.axes import constrain
 from flamingo_jax.core.notation import Array, Float, UInt8
 from flamingo_jax.core.params import param
 from flamingo_jax.core.stack import Remat, Stack, layer_slice
-from flamingo_jax.nn.conv import Standardisation, standardise_weights, ws_conv
+from flamingo_jax.nn.conv import Standardisation, ws_conv
 from flamingo_jax.nn.linear import linear
 
 # Each activation is scaled to keep unit variance on unit Gaussian input (NFNet code, base.py). GELU is the tanh form; "gelu_exact"
@@ -63,7 +63,7 @@ class NFNetConfig:
         final_multiplier: the last 1x1 convolution's width as a multiple of the last stage's; None leaves it out.
         stochastic_depth: probability of dropping the last block's branch in training; it grows linearly from 0.
         activation: the non-linearity, see ACTIVATIONS.
-        weight_standardisation: "apply" at each call, or "folded": the weights went through `fold` and have no gains.
+        weight_standardisation: "apply" at each call, or "folded": the weights are in the compute form (`models.frozen`) and have no gains.
         remat: "full" recomputes each block in the backward pass.
         loop: how a stage's equal blocks are applied: "scan" compiles once for all of them; "unrolled" is for training
             on a CPU, where XLA's gradient of a convolution inside a loop takes some thirty times as long.
@@ -116,7 +116,7 @@ class NFNetConfig:
 
 def normalise(
     images: UInt8[Array, "... 3"],
-    dtype: jnp.dtype | type = jnp.float32,
+    dtype: DTypeLike = jnp.float32,
     *,
     mean: Float[np.ndarray, "3"] = PIXEL_MEAN,
     std: Float[np.ndarray, "3"] = PIXEL_STD,
@@ -140,20 +140,6 @@ def betas(config: NFNetConfig) -> list[list[float]]:
             variance = (1.0 if index == 0 else variance) + config.alpha**2
         values.append(stage)
     return values
-
-
-def fold(params: trees.Params) -> dict[str, dict[str, Array]]:
-    """Returns the weights with their standardisation done once: {w, gain, bias} becomes {w, bias}; other weights stay.
-
-    The function does not change when the config says weight_standardisation="folded"; only a frozen encoder may be
-    folded, since training afterwards would no longer standardise.
-    """
-    folded = {}
-    for module, weights in params.items():
-        folded[module] = dict(weights)
-        if {"w", "gain"} <= set(weights):
-            folded[module]["w"] = standardise_weights(weights["w"], folded[module].pop("gain"))
-    return folded
 
 
 class NFNet(hk.Module):

@@ -5,13 +5,12 @@ frames [M S S 3] uint8 --the encoder's own mean and deviation--> encoder --> fea
 
 from __future__ import annotations
 
-import dataclasses
 from typing import TypeAlias
 
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import DTypeLike
 
-from flamingo_jax.core import trees
 from flamingo_jax.core.notation import Array, Bool, Float, Float32, UInt8
 from flamingo_jax.models import nfnet
 from flamingo_jax.models.nfnet import NFNet, NFNetConfig
@@ -23,7 +22,7 @@ VisionConfig: TypeAlias = NFNetConfig | ViTConfig
 def see(
     config: VisionConfig,
     frames: UInt8[Array, "M S S 3"],
-    dtype: jnp.dtype | type,
+    dtype: DTypeLike,
     *,
     is_training: bool = False,
     rng: Array | None = None,
@@ -69,17 +68,3 @@ def num_patches(config: VisionConfig, image_size: int) -> int:
 def example_size(config: VisionConfig) -> int:
     """Returns the side of a small image that the encoder takes, from which the shapes of its weights follow."""
     return config.image_size if isinstance(config, ViTConfig) else 32
-
-
-def arranged(config: VisionConfig) -> VisionConfig:
-    """Returns the config of the frozen encoder, whose weights went through `arrange`."""
-    if isinstance(config, ViTConfig):
-        return config
-    return dataclasses.replace(config, weight_standardisation="folded")
-
-
-def arrange(config: VisionConfig, params: trees.Params) -> dict[str, dict[str, Array]]:
-    """Returns a frozen encoder's weights as they are computed with: NFNet's standardised once (`nfnet.fold`), a ViT's as they are."""
-    if isinstance(config, ViTConfig):
-        return {module: dict(weights) for module, weights in params.items()}
-    return nfnet.fold(params)

@@ -19,7 +19,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 from jax.sharding import Mesh
 
-from flamingo_jax.planning.hlo import Computation, HloError, Instruction, Module
+from flamingo_jax.planning.hlo import Computation, HloError, HloModule, Instruction
 from flamingo_jax.planning.topologies import Topology
 
 KINDS = ("all-gather", "all-reduce", "reduce-scatter", "collective-permute", "all-to-all", "ragged-all-to-all")
@@ -217,7 +217,7 @@ class Event(NamedTuple):
     kind: str
 
 
-def event(module: Module, computation: Computation, instruction: Instruction) -> Event | None:
+def event(module: HloModule, computation: Computation, instruction: Instruction) -> Event | None:
     """Returns what an instruction does about a collective, None if nothing.
 
     Args:
@@ -248,7 +248,7 @@ def event(module: Module, computation: Computation, instruction: Instruction) ->
     return Event("beside" if instruction.cycles else "sync", key, scope, inner, kind)
 
 
-def _inside(module: Module, name: str) -> tuple[Computation, Instruction, str] | None:
+def _inside(module: HloModule, name: str) -> tuple[Computation, Instruction, str] | None:
     """Returns (where it stands, the collective, its kind) of the first collective in a computation."""
     scope = module.computations[name]
     for inner in scope:

@@ -161,7 +161,7 @@ def _words(op_name: str) -> frozenset[str]:
 class _Walk:
     """Costs of the computations of one module, each computed once."""
 
-    def __init__(self, module: hlo.Module, network: Network, topology: Topology):
+    def __init__(self, module: hlo.HloModule, network: Network, topology: Topology):
         self._module, self._network, self._topology = module, network, topology
         self._costs: dict[str, Cost] = {}
         self._flops: dict[str, int] = {}

@@ -1,6 +1,6 @@
 """Reads compiled HLO text: computations, instructions, how often each runs.
 
-    compiled.as_text() --parse, one pass--> Module {name: Computation [Instruction, ...]} --trip_count--> int
+    compiled.as_text() --parse, one pass--> HloModule {name: Computation [Instruction, ...]} --trip_count--> int
 
 Knows as much of the language as the planner needs, for TPU and CPU programs. The text is scheduled: the order of the
 instructions of a computation is the order in which the chip starts them.
@@ -114,7 +114,7 @@ class Computation:
 
 
 @dataclasses.dataclass(frozen=True)
-class Module:
+class HloModule:
     """A compiled program; `entry` names the computation that runs."""
 
     computations: dict[str, Computation]
@@ -150,7 +150,7 @@ class Module:
         return {loop.name: _trip_count(self, computation, loop) for computation, loop in self.loops.values()}
 
 
-def parse(text: str) -> Module:
+def parse(text: str) -> HloModule:
     """Parses the text of a compiled module.
 
     Raises:
@@ -172,7 +172,7 @@ def parse(text: str) -> Module:
             current.instructions[instruction.name] = instruction
     if not entry:
         raise HloError(f"The text has no ENTRY computation; expected compiled HLO, got {text[:60]!r}...")
-    return Module(computations, entry)
+    return HloModule(computations, entry)
 
 
 def leaves(type_text: str) -> list[tuple[str, tuple[int, ...]]]:
@@ -215,7 +215,7 @@ def _leaf_bytes(dtype: str, shape: tuple[int, ...]) -> int:
     return math.prod(shape) * _BITS[dtype] // 8
 
 
-def _trip_count(module: Module, computation: Computation, loop: Instruction) -> int:
+def _trip_count(module: HloModule, computation: Computation, loop: Instruction) -> int:
     """Returns how often a loop's body runs.
 
     From the compiler's own count where it wrote one; else from the condition, which compares a counter with its bound. The
@@ -254,7 +254,7 @@ def _trip_count(module: Module, computation: Computation, loop: Instruction) -> 
     return max(0, -(-distance // step))
 
 
-def _comparison(module: Module, condition: Computation) -> tuple[tuple[Instruction, Instruction], str] | None:
+def _comparison(module: HloModule, condition: Computation) -> tuple[tuple[Instruction, Instruction], str] | None:
     """Returns ((left, right), direction) of the comparison that a condition returns; they stand in the condition itself."""
     root = _through_copies(condition, condition.root)
     if root.opcode == "compare":
@@ -283,7 +283,7 @@ def _through_copies(computation: Computation, instruction: Instruction) -> Instr
     return instruction
 
 
-def _constant(module: Module, computation: Computation, tuple_name: str, index: int) -> int | None:
+def _constant(module: HloModule, computation: Computation, tuple_name: str, index: int) -> int | None:
     """Returns the integer that stands at `index` of a tuple, None if it is not a constant.
 
     What a loop passes on from its own tuple, unchanged, is looked up where that loop stands.
@@ -300,7 +300,7 @@ def _constant(module: Module, computation: Computation, tuple_name: str, index: 
     return int(element.operands[0]) if element.opcode == "constant" else None
 
 
-def _step(module: Module, body: Computation, index: int) -> int | None:
+def _step(module: HloModule, body: Computation, index: int) -> int | None:
     """Returns what a loop's body adds to element `index` of its tuple, None if that is not a constant."""
     root = body.root
     if root.opcode != "tuple":

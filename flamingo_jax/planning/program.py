@@ -24,7 +24,8 @@ from flamingo_jax.core.config import ConfigError
 from flamingo_jax.data.config import DataConfig, DatasetConfig
 from flamingo_jax.data.schema import Batch
 from flamingo_jax.inference import decode as decode_lib
-from flamingo_jax.models.decoder import Cache, Decoder, Media
+from flamingo_jax.models.api import Model
+from flamingo_jax.models.cache import Cache, Media
 from flamingo_jax.planning import flops
 from flamingo_jax.sharding import compile as compile_lib
 from flamingo_jax.sharding.mesh import BATCH_AXES, num_batch_shards
@@ -198,11 +199,11 @@ def _merge(batches: list[Batch]) -> Batch:
     return jax.tree.map(join, *batches)
 
 
-def _weights(config: TrainConfig, model: Decoder, mesh: Mesh) -> Any:
-    """The arranged weights in the compute dtype, with their shardings."""
+def _weights(config: TrainConfig, model: Model, mesh: Mesh) -> Any:
+    """The weights in the compute form and dtype, with their shardings."""
     key = jax.eval_shape(lambda: jax.random.key(0))
-    axes = params_lib.axes_of(model.arranged_init or model.init, key)
-    abstract = jax.eval_shape(lambda rng: model.arrange(config.precision.cast(model.init(rng))), key)
+    axes = params_lib.axes_of(model.compute_form_init, key)
+    abstract = jax.eval_shape(lambda rng: model.compute_form(config.precision.cast(model.init(rng))), key)
     return compile_lib.with_shardings(abstract, compile_lib.shardings_of(abstract, axes, mesh))
 
 
@@ -210,7 +211,7 @@ def _placed(mesh: Mesh, shape: tuple[int, ...], dtype: Any, *partition: Any) -> 
     return jax.ShapeDtypeStruct(shape, dtype, sharding=NamedSharding(mesh, PartitionSpec(*partition)))
 
 
-def _cache(config: TrainConfig, model: Decoder, mesh: Mesh, rows: int, prompts: Prompts) -> dict[str, dict[str, Any]]:
+def _cache(config: TrainConfig, model: Model, mesh: Mesh, rows: int, prompts: Prompts) -> dict[str, dict[str, Any]]:
     """The parts of an abstract cache: [layers, rows, ...], heads in the last but one place of keys and values; what is shared has no rows."""
     dtype = jnp.dtype(config.precision.compute)
 
@@ -230,7 +231,7 @@ def _cache(config: TrainConfig, model: Decoder, mesh: Mesh, rows: int, prompts: 
     return jax.tree_util.tree_map_with_path(place, jax.eval_shape(parts, _weights(config, model, mesh)))
 
 
-def _lower_prefill(config: TrainConfig, model: Decoder, mesh: Mesh, rows: int, prompts: Prompts) -> Any:
+def _lower_prefill(config: TrainConfig, model: Model, mesh: Mesh, rows: int, prompts: Prompts) -> Any:
     cache = _cache(config, model, mesh, rows, prompts)
     size, images = config.data.image_size, rows * (prompts.shots + 1)
     text = _placed(mesh, (rows, prompts.length), jnp.int32, BATCH_AXES)
@@ -252,7 +253,7 @@ def _lower_prefill(config: TrainConfig, model: Decoder, mesh: Mesh, rows: int, p
     )
 
 
-def _lower_decode(config: TrainConfig, model: Decoder, mesh: Mesh, rows: int, prompts: Prompts) -> Any:
+def _lower_decode(config: TrainConfig, model: Model, mesh: Mesh, rows: int, prompts: Prompts) -> Any:
     cache = _cache(config, model, mesh, rows, prompts)
     token = _placed(mesh, (rows, 1), jnp.int32, BATCH_AXES)
 

@@ -24,7 +24,7 @@ from flamingo_jax.data.config import NO_AUGMENTATION, AugmentConfig
 from flamingo_jax.data.images.augment import augment
 from flamingo_jax.data.schema import Batch
 from flamingo_jax.models import contrastive as contrastive_lib
-from flamingo_jax.models.decoder import Decoder
+from flamingo_jax.models.api import Model
 from flamingo_jax.models.flamingo import FROZEN
 from flamingo_jax.models.text_encoder import TextEncoderConfig
 from flamingo_jax.models.vision import VisionConfig, example_size
@@ -49,8 +49,8 @@ class Objective:
       frozen: table (regular expression, bool) over all weights: which get no gradient.
       decay: table (regular expression, float) over the trainable weights: the share of `optimizer.weight_decay` that each gets.
       groups: table (regular expression, "vision" or "rest") over the trainable weights: whose settings of the optimizer each has.
-      arrange: arrange(weights) -> the weights in the form that `loss` computes with; frozen ones alone may change theirs.
-      arranged_init: arranged_init(rng) -> weights in that form, for their names and axes; None: the same as `init`.
+      compute_form: compute_form(weights) -> the weights as `loss` takes them: frozen ones may be in another form (`models.frozen`).
+      compute_form_init: compute_form_init(rng) -> weights in that form, for their names and axes; None: the same as `init`.
       gauges: gauges(weights) -> numbers to log that need no batch, such as the gates of Figure 6; scalars or one value per layer.
     """
 
@@ -60,8 +60,8 @@ class Objective:
     frozen: trees.Table
     decay: trees.Table
     groups: trees.Table = ((r".*", "rest"),)
-    arrange: Callable[[trees.Params], trees.Params] = lambda params: params
-    arranged_init: Callable[[Array], trees.Params] | None = None
+    compute_form: Callable[[trees.Params], trees.Params] = lambda params: params
+    compute_form_init: Callable[[Array], trees.Params] | None = None
     gauges: Callable[[trees.Params], Metrics] = _no_gauges
 
 
@@ -71,7 +71,7 @@ def weighted_mean(nll: Float[Array, "B T"], weights: Float[Array, "B T"]) -> Flo
     return jnp.sum(nll.astype(jnp.float32) * weights) / jnp.maximum(total, 1e-8)
 
 
-def language_model(model: Decoder) -> Objective:
+def language_model(model: Model) -> Objective:
     """The language model alone, on packed text; `model` has its weights under "lm/"."""
     return Objective(
         name="language_model",
@@ -83,7 +83,7 @@ def language_model(model: Decoder) -> Objective:
 
 
 def captioning(
-    model: Decoder,
+    model: Model,
     *,
     num_shards: int = 1,
     augmentation: AugmentConfig = NO_AUGMENTATION,
@@ -109,8 +109,8 @@ def captioning(
         frozen=tuple((row, is_frozen and not (trains_vision and row == vision)) for row, is_frozen in FROZEN),
         decay=(*decay, (vision, 0.0)) if trains_vision else decay,
         groups=(*groups, (vision, "vision")) if trains_vision else groups,
-        arrange=model.arrange,
-        arranged_init=model.arranged_init,
+        compute_form=model.compute_form,
+        compute_form_init=model.compute_form_init,
         gauges=_gates,
     )
 
@@ -177,7 +177,7 @@ def contrastive(
 
 
 def _next_token_loss(
-    model: Decoder, num_shards: int, augmentation: AugmentConfig = NO_AUGMENTATION
+    model: Model, num_shards: int, augmentation: AugmentConfig = NO_AUGMENTATION
 ) -> Callable[..., tuple[Array, Metrics]]:
     def loss(params: trees.Params, batch: Batch, rng: Array) -> tuple[Array, Metrics]:
         weights = batch.loss_weights[:, 1:]  # a token's weight stands where the token is the target

@@ -22,7 +22,7 @@ from flamingo_jax.core import config as config_lib
 from flamingo_jax.core import paths, trees
 from flamingo_jax.data.mixture import BrokenDataset, Mixture, describe
 from flamingo_jax.data.to_device import to_device
-from flamingo_jax.models import decoder, flamingo
+from flamingo_jax.models import api
 from flamingo_jax.models.config import required
 from flamingo_jax.sharding import mesh as mesh_lib
 from flamingo_jax.tokenizers.base import Tokenizer
@@ -64,7 +64,7 @@ class Stage:
 
     config: TrainConfig
     tokenizer: Tokenizer
-    model: decoder.Decoder | None
+    model: api.Model | None
     objective: objective.Objective
     mesh: Mesh
 
@@ -182,7 +182,7 @@ class Prepared:
       step: one update, jitted: step(state, {dataset: batch}, rng).
     """
 
-    model: decoder.Decoder | None
+    model: api.Model | None
     objective: objective.Objective
     plan: state_lib.StateLayout
     step: Step
@@ -221,7 +221,7 @@ def prepare(config: TrainConfig, mesh: Mesh) -> Prepared:
     return Prepared(model, goal, plan, step)
 
 
-def build_objective(config: TrainConfig, num_shards: int) -> tuple[decoder.Decoder | None, objective.Objective]:
+def build_objective(config: TrainConfig, num_shards: int) -> tuple[api.Model | None, objective.Objective]:
     """Returns (the model as pure functions, or None, and the stage's objective) of a resolved config."""
     model = config.model
     if config.stage == "contrastive":
@@ -232,9 +232,9 @@ def build_objective(config: TrainConfig, num_shards: int) -> tuple[decoder.Decod
         )
         return None, objective.contrastive(*parts, num_shards=num_shards, augmentation=config.data.augment)
     if config.stage == "language_model":
-        lm = decoder.language_model(required(model.lm, "lm"))
+        lm = api.language_model(required(model.lm, "lm"))
         return lm, objective.language_model(lm)
-    functions = flamingo.build(model.flamingo(), arranged=True, trains_vision=config.trains_vision)
+    functions = api.flamingo(model.flamingo(), compute_form=True, trains_vision=config.trains_vision)
     return functions, objective.captioning(
         functions, num_shards=num_shards, augmentation=config.data.augment, trains_vision=config.trains_vision
     )
@@ -269,7 +269,7 @@ def _restore_or_init(
     config: TrainConfig, store: Store, plan: state_lib.StateLayout, key: jax.Array
 ) -> tuple[state_lib.TrainState, dict[str, int]]:
     """Returns (state, data positions); frozen towers come from their exports either way."""
-    frozen = plan.arrange(towers.load(config, plan.kept)) if plan.kept else {}
+    frozen = plan.compute_form(towers.load(config, plan.kept)) if plan.kept else {}
     if store.latest_step() is None:
         state = plan.init_trained(key)
         state = dataclasses.replace(state, trainable=towers.start(config, state.trainable))

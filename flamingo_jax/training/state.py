@@ -35,7 +35,7 @@ class TrainState:
     Attributes:
       step: int32 scalar, the updates done.
       trainable: float32 master weights.
-      frozen: frozen weights in the compute dtype, arranged (`Objective.arrange`).
+      frozen: frozen weights in the compute dtype and the compute form (`Objective.compute_form`).
       opt_state: optax state, sharded like the trainable weights.
     """
 
@@ -45,7 +45,7 @@ class TrainState:
     opt_state: Any
 
     def params(self) -> dict[str, dict[str, Any]]:
-        """Returns all weights as one tree, frozen ones as they are arranged."""
+        """Returns all weights as one tree, frozen ones in the compute form."""
         return trees.merge(self.trainable, self.frozen)
 
     def saved(self) -> dict[str, Any]:
@@ -62,7 +62,7 @@ class StateLayout:
       shardings: TrainState of shardings.
       gathered: shardings of the trainable weights while they are computed with: whole over data.
       kept: frozen weights as checkpoints keep them, as jax.ShapeDtypeStruct with shardings.
-      arrange: frozen weights as they are kept -> `TrainState.frozen`; gives up its argument.
+      compute_form: frozen weights as they are kept -> `TrainState.frozen`; gives up its argument.
       init_trained: init_trained(rng) -> TrainState with an empty `frozen` part, which comes from the towers' exports.
       init_frozen: init_frozen(rng) -> frozen weights at random, where there is no export to load.
     """
@@ -71,7 +71,7 @@ class StateLayout:
     shardings: TrainState
     gathered: Any
     kept: Any
-    arrange: Callable[[Any], Any]
+    compute_form: Callable[[Any], Any]
     init_trained: Callable[[jax.Array], TrainState]
     init_frozen: Callable[[jax.Array], Any]
 
@@ -136,17 +136,17 @@ def plan_state(
         return TrainState(jnp.zeros((), jnp.int32), weights, {}, optimizer.init(weights))
 
     def towers(rng: jax.Array) -> Any:
-        return objective.arrange(policy.cast(split(objective, objective.init(rng))[1]))
+        return objective.compute_form(policy.cast(split(objective, objective.init(rng))[1]))
 
-    arranged = params_lib.axes_of(objective.arranged_init, key) if objective.arranged_init else axes
+    computed = params_lib.axes_of(objective.compute_form_init, key) if objective.compute_form_init else axes
     kept = jax.eval_shape(policy.cast, frozen)
-    abstract = dataclasses.replace(jax.eval_shape(trained, key), frozen=jax.eval_shape(objective.arrange, kept))
+    abstract = dataclasses.replace(jax.eval_shape(trained, key), frozen=jax.eval_shape(objective.compute_form, kept))
     gathered = compile_lib.shardings_of(trainable, axes, mesh)
     master = zero_lib.shardings_of(trainable, axes, mesh) if zero else gathered
     shardings = TrainState(
         step=replicated(mesh),
         trainable=master,
-        frozen=compile_lib.shardings_of(abstract.frozen, arranged, mesh),
+        frozen=compile_lib.shardings_of(abstract.frozen, computed, mesh),
         opt_state=optax.tree_map_params(
             optimizer,
             lambda _, s: s,
@@ -160,16 +160,16 @@ def plan_state(
         shardings=shardings,
         gathered=gathered,
         kept=compile_lib.with_shardings(kept, compile_lib.shardings_of(frozen, axes, mesh)),
-        arrange=_giving_up(objective.arrange, shardings.frozen),
+        compute_form=_giving_up(objective.compute_form, shardings.frozen),
         init_trained=compile_lib.jit_once(trained, dataclasses.replace(shardings, frozen={}), mesh),
         init_frozen=compile_lib.jit_once(towers, shardings.frozen, mesh),
     )
     return plan, optimizer
 
 
-def _giving_up(arrange: Callable[[Any], Any], shardings: Any) -> Callable[[Any], Any]:
-    """Compiles `arrange`, whose argument is given up; JAX warns that what is put together has no buffer of its size to take over."""
-    compiled = jax.jit(arrange, out_shardings=shardings, donate_argnums=0)
+def _giving_up(change: Callable[[Any], Any], shardings: Any) -> Callable[[Any], Any]:
+    """Compiles a function whose argument is given up; JAX warns that what is put together has no buffer of its size to take over."""
+    compiled = jax.jit(change, out_shardings=shardings, donate_argnums=0)
 
     def run(kept: Any) -> Any:
         with warnings.catch_warnings():

@@ -19,8 +19,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from flamingo_jax.inference import decode
-from flamingo_jax.models import decoder, flamingo
-from flamingo_jax.models.decoder import Cache, Media
+from flamingo_jax.models import api, flamingo
+from flamingo_jax.models.cache import Cache, Media
 from flamingo_jax.models.gated_xattn import XattnConfig
 from flamingo_jax.models.lm import LMConfig
 from flamingo_jax.models.nfnet import NFNetConfig
@@ -39,7 +39,7 @@ class Size:
     latents: int = 64
     vocabulary: int = 8000
 
-    def build(self) -> tuple[decoder.Decoder, Any]:
+    def build(self) -> tuple[api.Model, Any]:
         """Returns the model and its weights, in float32."""
         heads = max(self.width // 64, 2)
         config = flamingo.FlamingoConfig(
@@ -50,7 +50,7 @@ class Size:
             lm=LMConfig(self.vocabulary, num_layers=self.layers, width=self.width, num_heads=heads),
             xattn=XattnConfig(every=min(2, self.layers)),
         )
-        model = flamingo.build(config)
+        model = api.flamingo(config)
         shapes = jax.eval_shape(model.init, jax.random.key(0))
         rng = np.random.default_rng(0)
         return model, jax.tree.map(lambda x: jnp.asarray(0.02 * rng.normal(size=x.shape), jnp.float32), shapes)
@@ -67,7 +67,7 @@ class Size:
         return (*map(jnp.asarray, (tokens, length, phi)), Media(pool, jnp.asarray(slot)))
 
 
-def reader(model: decoder.Decoder, tokens: int) -> Any:
+def reader(model: api.Model, tokens: int) -> Any:
     """Returns the compiled prefill, (weights, prompts) -> prefix with room for `tokens` more."""
 
     def read(params: Any, prompt: Any) -> decode.Prefix:
@@ -78,7 +78,7 @@ def reader(model: decoder.Decoder, tokens: int) -> Any:
     return jax.jit(read)
 
 
-def cached(model: decoder.Decoder, tokens: int) -> Any:
+def cached(model: api.Model, tokens: int) -> Any:
     """Returns the compiled function (weights, prefix) -> tokens, by `tokens` cached steps (the first token is known from the prefix)."""
 
     def answer(params: Any, prefix: decode.Prefix) -> Any:
@@ -88,7 +88,7 @@ def cached(model: decoder.Decoder, tokens: int) -> Any:
     return jax.jit(answer)
 
 
-def uncached(model: decoder.Decoder, tokens: int) -> Any:
+def uncached(model: api.Model, tokens: int) -> Any:
     """Returns the same by forwards of the whole sequence, one for each token; nothing is kept from one to the next."""
 
     def answer(params: Any, prompt: Any) -> Any:
@@ -123,7 +123,7 @@ def forward_flops(size: Size, shots: int, *, rows: int = 1) -> float:
     return _extend_flops(model, params, model.empty_cache(*text.shape, jnp.float32), text, text, phi, media)
 
 
-def _extend_flops(model: decoder.Decoder, params: Any, cache: Cache, *arguments: Any) -> float:
+def _extend_flops(model: api.Model, params: Any, cache: Cache, *arguments: Any) -> float:
     def extend(params: Any, parts: Any, *arguments: Any) -> Any:
         return model.extend(params, Cache(**parts), *arguments)
 

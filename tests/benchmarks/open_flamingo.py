@@ -40,7 +40,7 @@ from flamingo_jax.data.schema import Batch
 from flamingo_jax.data.to_device import to_device
 from flamingo_jax.inference.engine import Engine, InferenceConfig, Request
 from flamingo_jax.inference.prompt import TokenisedPrompt
-from flamingo_jax.models import flamingo
+from flamingo_jax.models import api
 from flamingo_jax.sharding.mesh import MeshConfig, make_mesh
 from flamingo_jax.training import run as stage
 from flamingo_jax.training.config import TrainConfig
@@ -118,7 +118,7 @@ class Generation:
             latents_megabytes=0,
             layers=layers,
         )
-        functions = flamingo.build(pair.conversion.model.flamingo())
+        functions = api.flamingo(pair.conversion.model.flamingo())
         self.engine = Engine(
             functions, pair.params, image_size=SIZES.image_size, stop=(-1,), pad_id=PAD, config=self.config
         )
@@ -194,7 +194,9 @@ class Training:
         kept, trained = trees.partition(pair.params, frozen)
         place = lambda tree: jax.tree.map(jax.numpy.array, tree)  # noqa: E731 - copies: the step gives its state up
         state = prepared.plan.init_trained(jax.random.key(0))
-        self._state = dataclasses.replace(state, trainable=place(trained), frozen=prepared.plan.arrange(place(kept)))
+        self._state = dataclasses.replace(
+            state, trainable=place(trained), frozen=prepared.plan.compute_form(place(kept))
+        )
         self._step, self._batches, self._key = prepared.step, {"pages": to_device(batch, mesh)}, jax.random.key(1)
 
     def _theirs(self, pair: Pair, tokens: np.ndarray, frames: np.ndarray) -> None:

@@ -15,11 +15,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from flamingo_jax.inference import decode, score
-from flamingo_jax.models import decoder
+from flamingo_jax.models import api
 from tests.benchmarks.decoding import Size, flops, seconds
 
 
-def shared(model: decoder.Decoder, *, per_pass: int) -> Any:
+def shared(model: api.Model, *, per_pass: int) -> Any:
     """Returns the function (weights, prompt, candidates[1, C, T]) -> scores[1, C] of the package."""
 
     def scores(params: Any, prompt: Any, candidates: Any) -> Any:
@@ -33,7 +33,7 @@ def shared(model: decoder.Decoder, *, per_pass: int) -> Any:
     return scores
 
 
-def apart(model: decoder.Decoder) -> Any:
+def apart(model: api.Model) -> Any:
     """Returns the same by a forward of prompt and candidate for each candidate, one after the other."""
 
     def scores(params: Any, prompt: Any, candidates: Any) -> Any:

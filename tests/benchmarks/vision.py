@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 import torch
 
-from flamingo_jax.models import nfnet
+from flamingo_jax.models import frozen
 from flamingo_jax.models.nfnet import NFNet, NFNetConfig
 from flamingo_jax.models.sizes import NFNETS
 from flamingo_jax.planning.flops import vision_forward
@@ -34,7 +34,7 @@ def ours(config: NFNetConfig, dtype: Any, images: np.ndarray) -> Run:
     model = hk.without_apply_rng(hk.transform(lambda x: NFNet(config)(x)))
     plain = dataclasses.replace(config, weight_standardisation="apply")
     params = jax.jit(hk.transform(lambda x: NFNet(plain)(x)).init)(jax.random.key(0), images)
-    params = nfnet.fold(params) if config.weight_standardisation == "folded" else params
+    params = frozen.compute_form_of_nfnet(params) if config.weight_standardisation == "folded" else params
     params = jax.tree.map(lambda leaf: leaf.astype(dtype), params)
     placed, compiled = jnp.asarray(images, dtype), jax.jit(model.apply)
     return lambda: jax.block_until_ready(compiled(params, placed))

@@ -8,7 +8,7 @@ import pytest
 
 from flamingo_jax.core import trees
 from flamingo_jax.core.config import from_dict
-from flamingo_jax.models import flamingo
+from flamingo_jax.models import api
 from flamingo_jax.training.config import TrainConfig
 
 VOCABULARY = 50_280  # rows of OpenFlamingo's token table: 50,277 pieces and three new tokens
@@ -20,7 +20,7 @@ def config_of(name):
 
 def count(name):
     """{part: weights}, of shapes alone."""
-    shapes = jax.eval_shape(flamingo.build(config_of(name).model.flamingo()).init, jax.random.key(0))
+    shapes = jax.eval_shape(api.flamingo(config_of(name).model.flamingo()).init, jax.random.key(0))
     counts = collections.Counter()
     for path, leaf in trees.flatten(shapes).items():
         counts[path.split("/")[1]] += leaf.size

@@ -19,7 +19,7 @@ from flamingo_jax.core.precision import Policy
 from flamingo_jax.data.to_device import to_device
 from flamingo_jax.inference.engine import Request
 from flamingo_jax.inference.model import Flamingo, InferenceConfig
-from flamingo_jax.models import flamingo
+from flamingo_jax.models import api
 from flamingo_jax.sharding.mesh import MeshConfig, make_mesh, num_batch_shards
 from flamingo_jax.tokenizers.markers import Markers
 from flamingo_jax.training import run
@@ -94,7 +94,7 @@ def test_answers_of_a_mesh_are_those_of_one_device(name, tmp_path):
     """Tokens equal; log-likelihoods within 1e-4 (float32 sums in another order, values of about 10)."""
     words = tiny.tokenizer(tmp_path)
     model = described(name).resolved(words.vocab_size).model.of_stage("flamingo")
-    params = tiny.weights(jax.eval_shape(flamingo.build(model.flamingo()).init, jax.random.key(0)))
+    params = tiny.weights(jax.eval_shape(api.flamingo(model.flamingo()).init, jax.random.key(0)))
     prompt = Markers(bos=False) if name == "open_flamingo" else idefics.markers(model.new_tokens, 0)
     about = {"tokenizer": tmp_path / "tokenizer.model", "preprocessing": {"image_size": small.SIZE}, "step": 0}
     place = export(tmp_path / "export", params, kind="flamingo", config=to_dict(model), markers=prompt, **about)

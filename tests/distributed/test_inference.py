@@ -13,7 +13,7 @@ from flamingo_jax.core import trees
 from flamingo_jax.core.config import ConfigError, to_dict
 from flamingo_jax.inference.engine import Request
 from flamingo_jax.inference.model import Flamingo
-from flamingo_jax.models import flamingo
+from flamingo_jax.models import api
 from flamingo_jax.models.config import ModelConfig
 from flamingo_jax.models.gated_xattn import XattnConfig
 from flamingo_jax.models.lm import LMConfig
@@ -44,7 +44,7 @@ def exported(tmp_path_factory):
     directory = tmp_path_factory.getbasetemp()
     config = parts(tiny.tokenizer(directory).vocab_size)
     described = ModelConfig(**{field.name: getattr(config, field.name) for field in dataclasses.fields(config)})
-    params = tiny.weights(jax.eval_shape(flamingo.build(config).init, jax.random.key(0)))
+    params = tiny.weights(jax.eval_shape(api.flamingo(config).init, jax.random.key(0)))
     return export(
         directory / "four_heads",
         params,

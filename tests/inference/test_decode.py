@@ -13,8 +13,8 @@ from flamingo_jax.core import trees
 from flamingo_jax.core.stack import unrolled
 from flamingo_jax.data.schema import Batch
 from flamingo_jax.inference import decode
-from flamingo_jax.models import decoder, lm
-from flamingo_jax.models.decoder import Media
+from flamingo_jax.models import api, frozen
+from flamingo_jax.models.cache import Media
 from flamingo_jax.models.lm import LMConfig
 from tests.inference import tiny
 
@@ -190,10 +190,10 @@ def test_settings_that_make_no_sense_are_refused():
 def test_the_table_of_distances_changes_nothing(fused, apart):
     """Relative positions with the projected distances in the cache, and without: the same logits, in prefill and after (float32: 1e-5)."""
     config = LMConfig(8, num_layers=2, width=8, num_heads=2, vocab_multiple=8)
-    model = decoder.language_model(dataclasses.replace(config, fused=fused))
-    params = tiny.weights(jax.eval_shape(decoder.language_model(config).init, jax.random.key(0)))
+    model = api.language_model(dataclasses.replace(config, fused=fused))
+    params = tiny.weights(jax.eval_shape(api.language_model(config).init, jax.random.key(0)))
     if fused:
-        blocks = lm.fuse(config, trees.subtree(params, "lm/blocks"))
+        blocks = frozen.compute_form_of_blocks(config, trees.subtree(params, "lm/blocks"))
         rest = {module: value for module, value in params.items() if not module.startswith("lm/blocks")}
         params = rest | {f"lm/blocks/{module}": value for module, value in blocks.items()}
     if apart:

@@ -8,7 +8,7 @@ import numpy as np
 
 from flamingo_jax.core.trees import flatten, unflatten
 from flamingo_jax.inference.model import Flamingo, InferenceConfig
-from flamingo_jax.models import decoder, flamingo
+from flamingo_jax.models import api, flamingo
 from flamingo_jax.models.gated_xattn import XattnConfig
 from flamingo_jax.models.lm import LMConfig
 from flamingo_jax.models.nfnet import NFNetConfig
@@ -85,9 +85,7 @@ def weights(shapes):
 def parts(vocab_size: int, kind: str = "flamingo"):
     """(pure functions, weights)."""
     model = (
-        flamingo.build(flamingo_config(vocab_size))
-        if kind == "flamingo"
-        else decoder.language_model(lm_config(vocab_size))
+        api.flamingo(flamingo_config(vocab_size)) if kind == "flamingo" else api.language_model(lm_config(vocab_size))
     )
     return model, weights(jax.eval_shape(model.init, jax.random.key(0)))
 

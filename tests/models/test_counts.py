@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import pytest
 
 from flamingo_jax.core import trees
-from flamingo_jax.models import decoder, flamingo
+from flamingo_jax.models import api
 from flamingo_jax.models.nfnet import NFNet
 from flamingo_jax.models.resampler import Resampler
 from flamingo_jax.models.sizes import FLAMINGOS, NFNETS, RESAMPLERS, TEXT_ENCODERS
@@ -68,7 +68,7 @@ def test_berts(name, published):
 
 
 def _groups(name):
-    shapes = jax.eval_shape(flamingo.build(FLAMINGOS[name]).init, jax.random.key(0))
+    shapes = jax.eval_shape(api.flamingo(FLAMINGOS[name]).init, jax.random.key(0))
     groups = {}
     for path, leaf in trees.flatten(shapes).items():
         group = path.split("/")[1]
@@ -98,5 +98,5 @@ def test_flamingos(name, lm, xattn, total):
 def test_the_relative_position_projection_is_needed_to_count_chinchilla():
     """Without it the 3B's LM would have 1.27B weights and print as 1.3B (FACTS 1.2)."""
     config = dataclasses.replace(FLAMINGOS["3B"].lm, position="none")
-    without = trees.count(jax.eval_shape(decoder.language_model(config).init, jax.random.key(0)))
+    without = trees.count(jax.eval_shape(api.language_model(config).init, jax.random.key(0)))
     assert round(without / 1e9, 2) == 1.27

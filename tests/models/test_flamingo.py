@@ -13,7 +13,8 @@ from flamingo_jax.core import trees
 from flamingo_jax.core.params import axes_of
 from flamingo_jax.core.stack import unrolled_weights
 from flamingo_jax.data.schema import Batch
-from flamingo_jax.models import decoder, flamingo
+from flamingo_jax.models import api, flamingo
+from flamingo_jax.models.cache import Media
 from flamingo_jax.models.gated_xattn import GatedXattn, MediaContext, XattnConfig, gather_media
 from flamingo_jax.models.lm import LMConfig
 from flamingo_jax.models.nfnet import NFNetConfig
@@ -51,7 +52,7 @@ POSITIONS = jnp.broadcast_to(jnp.arange(L, dtype=jnp.int32)[None], (B, L))
 @functools.cache
 def model(place="every_block"):
     every, offset = PLACES[place]
-    return flamingo.build(dataclasses.replace(CONFIG, xattn=XattnConfig(every=every, offset=offset)))
+    return api.flamingo(dataclasses.replace(CONFIG, xattn=XattnConfig(every=every, offset=offset)))
 
 
 @functools.cache
@@ -69,7 +70,7 @@ def prefill(place="every_block", *, chunk=None):
         pool = functions.encode(params, batch.frames, batch.frame_mask)
         cache = functions.empty_cache(B, 16, pool.dtype)
         return functions.extend(
-            params, cache, tokens, POSITIONS, batch.media_index, decoder.Media(pool, batch.media_slot), chunk
+            params, cache, tokens, POSITIONS, batch.media_index, Media(pool, batch.media_slot), chunk
         )
 
     return jax.jit(run)
@@ -81,7 +82,7 @@ def prefill(place="every_block", *, chunk=None):
 def test_with_closed_gates_the_logits_are_the_language_models_bit_for_bit(place, dtype):
     """Paper, 2.2: at initialisation the model is the LM. Under jit; bf16 with xla_allow_excess_precision=false (conftest)."""
     params = jax.tree.map(lambda leaf: leaf.astype(dtype), weights(place, gates=0.0))
-    lm = decoder.language_model(CONFIG.lm)
+    lm = api.language_model(CONFIG.lm)
     alone = {
         module.removeprefix("flamingo/"): leaf for module, leaf in params.items() if module.startswith("flamingo/lm")
     }
@@ -118,7 +119,7 @@ def test_unrolled_layers_are_the_same_model():
     @jax.jit
     def run(params, cache):
         pool = functions.encode(params, BATCH.frames, BATCH.frame_mask)
-        media = decoder.Media(pool, BATCH.media_slot)
+        media = Media(pool, BATCH.media_slot)
         first, cache = functions.extend(params, cache, BATCH.tokens[:, :10], POSITIONS[:, :10], PHI[:, :10], media)
         cache = cache.repeat(2).take(jnp.asarray([1, 2]))
         second, _ = functions.extend(params, cache, BATCH.tokens[:, 10:], POSITIONS[:, 10:], PHI[:, 10:])
@@ -237,7 +238,7 @@ def test_xattn_places_that_cannot_be_are_refused():
 
 def test_weights_of_flamingo_9b_their_shapes_and_axes(golden):
     """One line for each weight: path, shape, logical axes, frozen or trained. Checkpoints stand on these names."""
-    init = flamingo.build(FLAMINGOS["9B"]).init
+    init = api.flamingo(FLAMINGOS["9B"]).init
     shapes = trees.flatten(jax.eval_shape(init, jax.random.key(0)))
     names = axes_of(init, jax.random.key(0))
     frozen = trees.match_once(shapes, flamingo.FROZEN, what="frozen")

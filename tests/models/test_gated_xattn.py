@@ -12,9 +12,9 @@ import pytest
 from flamingo_jax.core import trees
 from flamingo_jax.core.axes import spec
 from flamingo_jax.core.params import axes_of
-from flamingo_jax.models import flamingo
-from flamingo_jax.models.decoder import Media
-from flamingo_jax.models.gated_xattn import GatedXattn, MediaContext, XattnConfig, prepared
+from flamingo_jax.models import api, flamingo
+from flamingo_jax.models.cache import Media
+from flamingo_jax.models.gated_xattn import GatedXattn, MediaContext, XattnConfig, normalised_media
 from flamingo_jax.models.lm import LMConfig
 from flamingo_jax.models.resampler import ResamplerConfig
 from flamingo_jax.models.vit import ViTConfig
@@ -38,7 +38,7 @@ SLOT = np.array([[1, 0], [2, -1]])
 def _layer(config):
     """Returns (random weights, function of them)."""
     context = MediaContext(
-        jnp.asarray(PHI), prepared(jnp.asarray(POOL, jnp.float32), config), jnp.asarray(SLOT, jnp.int32)
+        jnp.asarray(PHI), normalised_media(jnp.asarray(POOL, jnp.float32), config), jnp.asarray(SLOT, jnp.int32)
     )
     layer = hk.without_apply_rng(hk.transform(lambda x: GatedXattn(config, 4, context)(x)[0]))
     x = jnp.asarray(X, jnp.float32)
@@ -129,7 +129,7 @@ MODEL = flamingo.FlamingoConfig(
 
 def test_cached_decoding_equals_the_whole_forward():
     """Prefill up to the last image, then token by token. 1e-5: float32."""
-    model = flamingo.build(MODEL)
+    model = api.flamingo(MODEL)
     shapes = jax.eval_shape(model.init, jax.random.key(0))
     params = jax.tree.map(lambda leaf: jnp.asarray(RNG.normal(0.1, 0.3, leaf.shape), jnp.float32), shapes)
     tokens = jnp.asarray(RNG.integers(0, 20, PHI.shape), jnp.int32)
@@ -150,12 +150,12 @@ def test_cached_decoding_equals_the_whole_forward():
 
 def test_every_table_matches_the_weights():
     """Frozen, decay and sharding; without a map of the visual tokens there is no flamingo/media."""
-    init = flamingo.build(MODEL).init
+    init = api.flamingo(MODEL).init
     shapes = trees.flatten(jax.eval_shape(init, jax.random.key(0)))
     assert not any(path.startswith("flamingo/media/") for path in shapes)
     frozen = trees.match_once(shapes, flamingo.FROZEN, what="frozen")
     trees.match_once(
-        [path for path in shapes if not frozen[path]], objective.captioning(flamingo.build(MODEL)).decay, what="decay"
+        [path for path in shapes if not frozen[path]], objective.captioning(api.flamingo(MODEL)).decay, what="decay"
     )
     names = axes_of(init, jax.random.key(0))
     assert names.keys() == shapes.keys()

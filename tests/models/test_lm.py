@@ -10,7 +10,7 @@ import pytest
 
 from flamingo_jax.core import trees
 from flamingo_jax.data.schema import Batch
-from flamingo_jax.models import decoder
+from flamingo_jax.models import api
 from flamingo_jax.models.lm_config import LMConfig
 from flamingo_jax.models.losses import next_token_losses
 from flamingo_jax.models.self_attention import SelfAttention, packed_context
@@ -36,7 +36,7 @@ SEGMENT = jnp.asarray([[1, 1, 1, 1, 2, 2, 2, 2, 0], [1, 1, 1, 1, 1, 1, 1, 1, 1]]
 @functools.cache
 def model(name):
     """(functions, weights, jitted losses, jitted extend) of one family; compiled once for all tests."""
-    functions = decoder.language_model(LMConfig(**TINY, **OPTIONS[name]))
+    functions = api.language_model(LMConfig(**TINY, **OPTIONS[name]))
     params = jax.jit(functions.init)(jax.random.key(1))
     noise = lambda leaf: leaf + 0.1 * jax.random.normal(jax.random.key(2), leaf.shape)  # noqa: E731
     params = jax.tree.map(noise, params)  # no bias stays 0, no kernel the identity
@@ -136,7 +136,7 @@ def test_shapes_that_cannot_be_are_refused():
 def test_a_sliding_window_hides_what_lies_further_back():
     """Of one layer with a window of 4, the loss at token l + 1 hangs on the tokens l - 3 .. l alone."""
     config = LMConfig(**{**TINY, "num_layers": 1}, position="rotary", sliding_window=4)
-    functions = decoder.language_model(config)
+    functions = api.language_model(config)
     params = functions.init(jax.random.key(0))
     losses = jax.jit(lambda tokens: functions.token_losses(params, Batch(tokens, jnp.ones_like(tokens), *[None] * 5)))
     before, after = losses(TOKENS), losses(TOKENS.at[:, 2].set((TOKENS[:, 2] + 1) % V))

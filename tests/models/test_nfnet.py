@@ -11,7 +11,7 @@ import pytest
 
 from flamingo_jax.core import trees
 from flamingo_jax.core.precision import Policy
-from flamingo_jax.models import nfnet
+from flamingo_jax.models import frozen, nfnet
 from flamingo_jax.models.nfnet import NFNet, NFNetConfig
 from flamingo_jax.models.sizes import NFNETS
 
@@ -121,7 +121,7 @@ def test_betas_restart_at_each_stage():
 def test_folding_changes_the_weights_and_not_the_function(images, params, grid):
     """Tolerance 1e-6 of the largest value: the standardised weights are equal, only fused differently."""
     config = dataclasses.replace(SMALL, weight_standardisation="folded")
-    folded = nfnet.fold(params)
+    folded = frozen.compute_form_of_nfnet(params)
     expected = jax.eval_shape(_network(config).init, jax.random.key(0), images)
     assert jax.tree.map(jnp.shape, folded) == jax.tree.map(jnp.shape, expected)
     assert not any(path.endswith("conv1/gain") for path in trees.flatten(folded))

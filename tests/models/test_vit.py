@@ -13,7 +13,7 @@ from flamingo_jax.core import axes, trees
 from flamingo_jax.core.config import from_dict
 from flamingo_jax.core.params import axes_of
 from flamingo_jax.data.schema import Batch
-from flamingo_jax.models import flamingo, vision
+from flamingo_jax.models import api, flamingo, vision
 from flamingo_jax.models.config import ModelConfig
 from flamingo_jax.models.gated_xattn import XattnConfig
 from flamingo_jax.models.lm import LMConfig
@@ -158,19 +158,19 @@ def seeing():
 
 
 def test_flamingo_sees_through_a_vit(seeing):
-    """Arranged for training or not, losses and features are the same bits; the images matter; the tower is frozen."""
+    """In the compute form or not, losses and features are the same bits; the images matter; the tower is frozen."""
     config, batch = seeing
-    plain, arranged = flamingo.build(config), flamingo.build(config, arranged=True)
+    plain, computed = api.flamingo(config), api.flamingo(config, compute_form=True)
     params = _random(plain.init)
     is_frozen = trees.match_once(trees.flatten(params), flamingo.FROZEN, what="frozen")
     assert {path for path in is_frozen if path.startswith("flamingo/vision")} <= {p for p in is_frozen if is_frozen[p]}
-    losses, ready = _jit(plain.token_losses), arranged.arrange(params)
+    losses, ready = _jit(plain.token_losses), computed.compute_form(params)
     assert ready["flamingo/vision"].keys() == params["flamingo/vision"].keys() == {"class_embedding", "positions"}
     shapes = lambda tree: jax.tree.map(lambda leaf: leaf.shape, tree)  # noqa: E731
-    assert shapes(ready) == shapes(jax.eval_shape(arranged.arranged_init, jax.random.key(0)))
+    assert shapes(ready) == shapes(jax.eval_shape(computed.compute_form_init, jax.random.key(0)))
     found = losses(params, batch)
     # 1e-5: the language model's fused queries, keys and values are summed in another order.
-    np.testing.assert_allclose(_jit(arranged.token_losses)(ready, batch), found, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(_jit(computed.token_losses)(ready, batch), found, rtol=1e-5, atol=1e-5)
     others = losses(params, dataclasses.replace(batch, frames=batch.frames[::-1]))
     assert np.abs(others - found).max() > 1e-3
     pooled = _jit(plain.features)(params, batch.frames, batch.frame_mask)

@@ -17,8 +17,8 @@ from flamingo_jax.conversion.mapping import load_params
 from flamingo_jax.conversion.reading import InMemory
 from flamingo_jax.data.interleave import IMAGE, tokenise
 from flamingo_jax.data.schema import Batch
-from flamingo_jax.models import flamingo
-from flamingo_jax.models.decoder import Media
+from flamingo_jax.models import api
+from flamingo_jax.models.cache import Media
 from flamingo_jax.tokenizers.sentencepiece import SentencePieceTokenizer, train_sentencepiece
 
 pytestmark = pytest.mark.parity
@@ -104,7 +104,7 @@ def ours(variant: Variant, unseen: idefics.Unseen = "zero"):
     theirs = reference(variant)
     files = InMemory({name: tensor.numpy() for name, tensor in theirs.state_dict().items()})
     described = idefics.describe(theirs.config.to_dict(), files, ADDED, unseen=unseen)
-    return flamingo.build(described.model.flamingo()), load_params(described)
+    return api.flamingo(described.model.flamingo()), load_params(described)
 
 
 def images(count: int) -> np.ndarray:

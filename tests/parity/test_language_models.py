@@ -13,7 +13,7 @@ import pytest
 
 from flamingo_jax.conversion import lm_families, mapping
 from flamingo_jax.conversion.reading import InMemory
-from flamingo_jax.models import decoder
+from flamingo_jax.models import api
 from flamingo_jax.models.lm import LM
 from flamingo_jax.models.self_attention import packed_context
 
@@ -192,7 +192,7 @@ def test_cached_decoding_gives_the_logits_of_transformers_without_a_cache(name):
     """Five tokens, then one by one, in a cache that is longer than the text."""
     _, _, tokens, mask, expected = theirs(name)
     lm, params = ours(name)
-    functions = decoder.language_model(lm)
+    functions = api.language_model(lm)
     cache, steps = functions.empty_cache(B, 12, jnp.float32), []
     extend = jit(functions.extend)
     for start, stop in [(0, PREFILL), *((t, t + 1) for t in range(PREFILL, L))]:

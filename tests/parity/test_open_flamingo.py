@@ -13,8 +13,8 @@ import pytest
 from flamingo_jax.conversion import publishers
 from flamingo_jax.conversion.mapping import load_params
 from flamingo_jax.inference import decode
-from flamingo_jax.models import flamingo
-from flamingo_jax.models.decoder import Media
+from flamingo_jax.models import api
+from flamingo_jax.models.cache import Media
 from tests.parity import open_flamingo_models as models
 
 pytestmark = pytest.mark.parity
@@ -35,7 +35,7 @@ def imported(family, tmp_path_factory):
     """Returns (theirs, our functions, our weights)."""
     theirs = models.build(family, MODELS[family])
     conversion = publishers.describe("open_flamingo", models.write(theirs, tmp_path_factory.mktemp(family)))
-    return theirs.flamingo, flamingo.build(conversion.model.flamingo()), load_params(conversion)
+    return theirs.flamingo, api.flamingo(conversion.model.flamingo()), load_params(conversion)
 
 
 @functools.cache

@@ -53,7 +53,7 @@ def test_shardings_of_every_weight(name, golden):
         held["trained, float32"] += num_bytes(leaf, leaf.sharding)
     for leaf in jax.tree.leaves(plan.abstract.opt_state):
         held["moments, float32"] += num_bytes(leaf, leaf.sharding)
-    weights = trees.flatten(jax.eval_shape(prepared.objective.arranged_init, jax.random.key(0)))
+    weights = trees.flatten(jax.eval_shape(prepared.objective.compute_form_init, jax.random.key(0)))
     assert len(lines) - 1 == len(weights) and set(frozen) | set(trained) == set(weights)
     lines += [f"bytes per chip: {what} {size:,}" for what, size in held.items()]
     golden(f"sharding/flamingo_{name}.txt", "\n".join(lines))

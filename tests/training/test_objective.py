@@ -105,7 +105,7 @@ def test_augmentation_follows_the_keys_of_the_batch(stage):
         media_key=None,
     )
     loss = {
-        on: jax.jit(lambda b, o=o: o.loss(o.arrange(params), b, KEY)[0])
+        on: jax.jit(lambda b, o=o: o.loss(o.compute_form(params), b, KEY)[0])
         for on, o in ((True, with_it), (False, without))
     }
     assert loss[True](batch) != loss[True](other)
@@ -131,10 +131,10 @@ def test_finetuning_trains_the_vision_encoder_unfolded_and_without_decay():
     known = traits(objective, trainable, axes_of(objective.init, KEY))
     assert {part(path) for path, group in known.group.items() if group == "vision"} == {"vision"}
     assert {part(path) for path, factor in known.decay.items() if factor == 0.0} == {"vision", "resampler"}
-    arranged = jax.eval_shape(objective.arrange, trees.merge(trainable, frozen))
-    assert set(trees.flatten(arranged)) == set(trees.flatten(jax.eval_shape(objective.arranged_init, KEY)))
-    assert "flamingo/vision/stem_conv0/gain" in trees.flatten(arranged)
-    assert any(path.endswith("/qkv/w") for path in trees.flatten(arranged))
+    computed = jax.eval_shape(objective.compute_form, trees.merge(trainable, frozen))
+    assert set(trees.flatten(computed)) == set(trees.flatten(jax.eval_shape(objective.compute_form_init, KEY)))
+    assert "flamingo/vision/stem_conv0/gain" in trees.flatten(computed)
+    assert any(path.endswith("/qkv/w") for path in trees.flatten(computed))
 
 
 def test_groups_of_the_contrastive_stage():
@@ -158,7 +158,7 @@ def test_blocks_of_a_trained_vision_encoder_are_dropped_by_key():
     shapes = jax.eval_shape(frozen.init, KEY)
     params = jax.tree.map(lambda leaf: jnp.asarray(0.2 * rng.normal(size=leaf.shape), leaf.dtype), shapes)
     for objective, differs in ((finetuning(**dropping), True), (frozen, False)):
-        compute = lambda key, b, o=objective: o.loss(o.arrange(params), b, key)[0]  # noqa: E731
+        compute = lambda key, b, o=objective: o.loss(o.compute_form(params), b, key)[0]  # noqa: E731
         loss = jax.jit(
             compute, compiler_options={"xla_backend_optimization_level": 0}
         )  # what takes time is compilation

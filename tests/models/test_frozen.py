@@ -1,4 +1,4 @@
-"""The forms in which frozen towers are computed, and what the backward pass keeps: other arrangements of the same model."""
+"""The compute form of frozen towers, and what the backward pass keeps: the same model in other forms."""
 
 import dataclasses
 import functools
@@ -15,9 +15,11 @@ from flamingo_jax.core import trees
 from flamingo_jax.core.params import axes_of, param
 from flamingo_jax.core.stack import Stack, layer_slice
 from flamingo_jax.data.schema import Batch
-from flamingo_jax.models import decoder, flamingo
+from flamingo_jax.models import api, flamingo
+from flamingo_jax.models.cache import Media
+from flamingo_jax.models.frozen import compute_form_of_blocks
 from flamingo_jax.models.gated_xattn import XattnConfig
-from flamingo_jax.models.lm import LMConfig, fuse
+from flamingo_jax.models.lm import LMConfig
 from flamingo_jax.models.nfnet import NFNetConfig
 from flamingo_jax.models.resampler import ResamplerConfig
 
@@ -54,10 +56,12 @@ def jit(function):
 @pytest.mark.parametrize("config", [CHINCHILLA, TINY_WORLD], ids=["chinchilla", "tiny_world"])
 def test_the_fused_language_model_is_the_same_function(config):
     """Trained form against fused form: losses of packed rows, logits with a cache."""
-    plain = decoder.language_model(config)
-    fused = decoder.language_model(dataclasses.replace(config, fused=True))
+    plain = api.language_model(config)
+    fused = api.language_model(dataclasses.replace(config, fused=True))
     params = noisy(jit(plain.init)(jax.random.key(0)))
-    blocks = {f"lm/blocks/{name}": w for name, w in fuse(config, trees.subtree(params, "lm/blocks")).items()}
+    blocks = {
+        f"lm/blocks/{name}": w for name, w in compute_form_of_blocks(config, trees.subtree(params, "lm/blocks")).items()
+    }
     changed = {name: w for name, w in params.items() if not name.startswith("lm/blocks")} | blocks
     shapes = lambda tree: jax.tree.map(lambda leaf: leaf.shape, tree)  # noqa: E731
     assert shapes(changed) == shapes(jax.eval_shape(fused.init, jax.random.key(0)))
@@ -96,9 +100,9 @@ BATCH = Batch(
 )
 
 
-def test_an_arranged_flamingo_has_the_same_losses_gradients_and_logits():
-    """As a step of training runs: towers arranged once, gradients of what is trained."""
-    plain, arranged = flamingo.build(FLAMINGO), flamingo.build(FLAMINGO, arranged=True)
+def test_a_flamingo_in_the_compute_form_has_the_same_losses_gradients_and_logits():
+    """As a step of training runs: towers changed once, gradients of what is trained."""
+    plain, computed = api.flamingo(FLAMINGO), api.flamingo(FLAMINGO, compute_form=True)
     params = noisy(jit(plain.init)(jax.random.key(0)))
     is_frozen = trees.match_once(trees.flatten(params), flamingo.FROZEN, what="frozen")
     frozen, trained = trees.partition(params, is_frozen)
@@ -110,39 +114,39 @@ def test_an_arranged_flamingo_has_the_same_losses_gradients_and_logits():
         whole = trees.merge(trained, frozen)
         pool = functions.encode(whole, BATCH.frames, BATCH.frame_mask)
         cache = functions.empty_cache(B, 12, jnp.float32)
-        media = decoder.Media(pool, BATCH.media_slot)
+        media = Media(pool, BATCH.media_slot)
         logits, _ = functions.extend(whole, cache, BATCH.tokens, POSITIONS, BATCH.media_index, media)
         return jax.value_and_grad(loss)(trained), logits
 
-    made = jit(arranged.arrange)(frozen)
+    made = jit(computed.compute_form)(frozen)
     assert "flamingo/lm/blocks/block/attention/qkv" in made
-    (loss, gradient), logits = jit(functools.partial(run, arranged))(made)
+    (loss, gradient), logits = jit(functools.partial(run, computed))(made)
     (expected_loss, expected), expected_logits = jit(functools.partial(run, plain))(frozen)
     assert_close((loss, logits), (expected_loss, expected_logits))
     assert_close(gradient, expected, size=largest(expected))
 
 
-def test_a_language_model_that_cannot_be_fused_is_arranged_as_it_is():
+def test_a_language_model_that_cannot_be_fused_stays_as_it_is():
     config = dataclasses.replace(FLAMINGO, lm=dataclasses.replace(CHINCHILLA, attention_bias=True))
-    arranged = flamingo.build(config, arranged=True)
-    kept = jax.eval_shape(arranged.init, jax.random.key(0))
-    made = jax.eval_shape(arranged.arrange, kept)
+    computed = api.flamingo(config, compute_form=True)
+    kept = jax.eval_shape(computed.init, jax.random.key(0))
+    made = jax.eval_shape(computed.compute_form, kept)
     lm = {module for module in kept if module.startswith("flamingo/lm")}
     assert {module: made[module] for module in lm} == {module: kept[module] for module in lm}
     assert "flamingo/lm/blocks/block/attention/query" in lm
 
 
-def test_arranged_weights_have_names_shapes_and_axes():
-    """As `arrange` makes them from what a checkpoint keeps."""
-    arranged = flamingo.build(FLAMINGO, arranged=True)
+def test_weights_in_the_compute_form_have_names_shapes_and_axes():
+    """As `compute_form` makes them from what a checkpoint keeps."""
+    computed = api.flamingo(FLAMINGO, compute_form=True)
     key = jax.random.key(0)
-    kept = jax.eval_shape(arranged.init, key)
-    made = trees.flatten(jax.eval_shape(arranged.arrange, kept))
-    named = trees.flatten(jax.eval_shape(arranged.arranged_init, key))
+    kept = jax.eval_shape(computed.init, key)
+    made = trees.flatten(jax.eval_shape(computed.compute_form, kept))
+    named = trees.flatten(jax.eval_shape(computed.compute_form_init, key))
     assert {path: leaf.shape for path, leaf in made.items()} == {path: leaf.shape for path, leaf in named.items()}
-    assert axes_of(arranged.arranged_init, key).keys() == made.keys()
-    plain = flamingo.build(FLAMINGO)
-    assert plain.arranged_init is not None or plain.arrange(kept) is kept
+    assert axes_of(computed.compute_form_init, key).keys() == made.keys()
+    plain = api.flamingo(FLAMINGO)
+    assert plain.compute_form_init is not None or plain.compute_form(kept) is kept
     assert trees.flatten(kept).keys() == axes_of(plain.init, key).keys() != made.keys()
 
 
@@ -195,7 +199,7 @@ def test_a_slice_of_frozen_weights_is_never_kept(remat, slices):
 def test_remat_keeps_less_and_changes_no_gradient():
     """In numbers that the backward pass of the language model keeps: none > projections > full."""
     models = {
-        remat: decoder.language_model(dataclasses.replace(CHINCHILLA, remat=remat))
+        remat: api.language_model(dataclasses.replace(CHINCHILLA, remat=remat))
         for remat in ("none", "projections", "full")
     }
     params = noisy(jit(models["none"].init)(jax.random.key(0)))

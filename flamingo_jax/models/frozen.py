@@ -1,0 +1,101 @@
+"""The compute form of frozen weights: what a checkpoint keeps, changed once into what is fastest to compute with.
+
+    stored form (init, checkpoints)                compute form
+    NFNet: w, gain, bias                           w (already standardised), bias
+    LM block: query, key, value [D H K] each       qkv [3 H K D]
+              relative [D H K]                     relative [H K D]
+
+Both compute the same function. Only frozen weights may take the compute form: a trained convolution would no longer be
+standardised, and a checkpoint keeps the stored form. Fields of the configs say which form a module expects:
+`NFNetConfig.weight_standardisation` and `LMConfig.fused`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Generic, TypeVar
+
+import jax.numpy as jnp
+
+from flamingo_jax.core import trees
+from flamingo_jax.core.notation import Array
+from flamingo_jax.core.trees import Params
+from flamingo_jax.models.flamingo import FlamingoConfig
+from flamingo_jax.models.lm_config import LMConfig
+from flamingo_jax.models.nfnet import NFNetConfig
+from flamingo_jax.nn.conv import standardise_weights
+
+Config = TypeVar("Config")
+
+
+@dataclasses.dataclass(frozen=True)
+class Form(Generic[Config]):
+    """The two forms of a model's weights.
+
+    Attributes:
+        stored: config of the model whose weights are as checkpoints keep them.
+        computed: config of the same model with its weights in the compute form.
+        change: weights in the stored form -> in the compute form.
+    """
+
+    stored: Config
+    computed: Config
+    change: Callable[[Params], Params]
+
+
+def unchanged(config: Config) -> Form[Config]:
+    """Returns the form of a model that computes with its weights as they are stored."""
+    return Form(config, config, lambda params: params)
+
+
+def of_flamingo(config: FlamingoConfig, *, trains_vision: bool) -> Form[FlamingoConfig]:
+    """Returns the compute form of a Flamingo's towers; a vision encoder that is trained stays as it is."""
+    changes_vision = isinstance(config.vision, NFNetConfig) and not trains_vision
+    changes_lm = config.lm.can_fuse
+    vision = config.vision
+    if isinstance(vision, NFNetConfig) and changes_vision:
+        vision = dataclasses.replace(vision, weight_standardisation="folded")
+    computed = dataclasses.replace(config, vision=vision, lm=dataclasses.replace(config.lm, fused=changes_lm))
+
+    def change(params: Params) -> Params:
+        encoder, blocks = (trees.under(params, prefix) for prefix in ("flamingo/vision", "flamingo/lm/blocks"))
+        rest = {module: weights for module, weights in params.items() if module not in {*encoder, *blocks}}
+        encoder = compute_form_of_nfnet(encoder) if changes_vision else encoder
+        blocks = _below("flamingo/lm/blocks", config.lm, blocks) if changes_lm else blocks
+        return trees.merge(rest, encoder, blocks)
+
+    return Form(config, computed, change)
+
+
+def _below(prefix: str, config: LMConfig, blocks: Params) -> dict[str, dict[str, Array]]:
+    changed = compute_form_of_blocks(config, trees.subtree(blocks, prefix))
+    return {f"{prefix}/{module}": weights for module, weights in changed.items()}
+
+
+def compute_form_of_nfnet(params: Params) -> dict[str, dict[str, Array]]:
+    """Standardises the weights of an NFNet once: {w, gain, bias} becomes {w, bias}; other weights stay."""
+    changed = {}
+    for module, weights in params.items():
+        changed[module] = dict(weights)
+        if {"w", "gain"} <= set(weights):
+            changed[module]["w"] = standardise_weights(weights["w"], changed[module].pop("gain"))
+    return changed
+
+
+def compute_form_of_blocks(config: LMConfig, blocks: Params) -> dict[str, dict[str, Array]]:
+    """Joins queries, keys and values of a language model's stacked blocks into one product.
+
+    A sharded layer then gathers its input once and reduces one gradient. The contracted axis comes last, which is the order that
+    the TPU compiler would copy the weights into.
+
+    Args:
+        config: of the LM, in the stored form.
+        blocks: {module: weights} of a stack, below its name.
+    """
+    changed = {module: dict(weights) for module, weights in blocks.items()}
+    parts = [changed.pop(f"block/attention/{name}")["w"] for name in ("query", "key", "value")]
+    changed["block/attention/qkv"] = {"w": jnp.stack([jnp.moveaxis(w, 1, -1) for w in parts], axis=1)}
+    if config.position == "relative":
+        changed["block/attention/relative"] = {"w": jnp.moveaxis(changed["block/attention/relative"]["w"], 1, -1)}
+    return changed
