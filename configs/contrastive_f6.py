@@ -14,12 +14,21 @@ A larger batch, or fewer chips: --config.model.contrastive.chunk=16 encodes 16 r
 grows with the batch.
 """
 
+import dataclasses
+
 from ml_collections import config_dict
 
-from configs import base
+from flamingo_jax.core.config import editable
+from flamingo_jax.data.config import DataConfig, DatasetConfig
+from flamingo_jax.evaluation.config import DIRECTORIES
+from flamingo_jax.models import sizes
+from flamingo_jax.models.text_encoder import TextEncoderConfig
+from flamingo_jax.sharding.mesh import MeshConfig
+from flamingo_jax.training.config import EvaluateEvery, TrainConfig
+from flamingo_jax.training.optimizer import OptimizerConfig, VisionOptimizerConfig
 
 # BERT-Large: 334M weights with a table of 32,000 pieces
-TEXT = {"num_layers": 24, "width": 1024, "num_heads": 16, "token_types": 2}
+TEXT = TextEncoderConfig(vocab_size=0, num_layers=24, width=1024, num_heads=16, max_length=32, token_types=2)
 
 
 def get_config(data: str = "/data") -> config_dict.ConfigDict:
@@ -28,19 +37,29 @@ def get_config(data: str = "/data") -> config_dict.ConfigDict:
     Args:
         data: directory of the tokenizer and of the two datasets.
     """
-    config = base.get_config()
-    config.name = "contrastive_f6"
-    config.stage = "contrastive"
-    config.steps = 1_200_000
-    config.model.vision.remat = "full"  # with all activations of 32 images a chip would need 45 GiB
-    config.model.text_encoder.update(TEXT)
-    config.data.tokenizer = f"{data}/tokenizer"
-    config.data.image_size = 288
-    config.data.datasets = {
-        name: base.dataset("captions", f"{data}/{name}", batch_size=16_384, length=32) for name in ("align", "ltip")
+    datasets = {
+        name: DatasetConfig("captions", f"{data}/{name}", batch_size=16_384, length=32) for name in ("align", "ltip")
     }
-    config.optimizer.update(learning_rate=1e-3, warmup_steps=0, schedule="linear", weight_decay=0.0, clip_norm=10.0)
-    config.optimizer.vision.agc = 1e-2
-    # 512 = 16 x 32: the NFNet's widths 1536, 768, 512 and 256 are divisible by the 32 of the optimizer's sharding, not by 512.
-    config.mesh.update(replica=16, data=32)
-    return config
+    config = TrainConfig(
+        name="contrastive_f6",
+        stage="contrastive",
+        steps=1_200_000,
+        model=dataclasses.replace(
+            sizes.PARTS,
+            vision=dataclasses.replace(sizes.NFNETS["F6"], remat="full"),  # else 32 images' activations: 45 GiB a chip
+            text_encoder=TEXT,
+        ),
+        data=DataConfig(f"{data}/tokenizer", image_size=288, datasets=datasets),
+        optimizer=OptimizerConfig(
+            learning_rate=1e-3,
+            warmup_steps=0,
+            schedule="linear",
+            weight_decay=0.0,
+            clip_norm=10.0,
+            vision=VisionOptimizerConfig(agc=1e-2),
+        ),
+        # 512 = 16 x 32: the NFNet's widths 1536, 768, 512 and 256 are divisible by the 32 of the optimizer's sharding, not by 512.
+        mesh=MeshConfig(replica=16, data=32),
+        evaluate=EvaluateEvery(data=DIRECTORIES),
+    )
+    return editable(config)

@@ -16,7 +16,9 @@ The paper searches a grid for each task on a part of its validation set: GRID. N
 
 from ml_collections import config_dict
 
-from configs import base, flamingo_3b, flamingo_9b, flamingo_80b
+from configs import flamingo_3b, flamingo_9b, flamingo_80b
+from flamingo_jax.core.config import editable
+from flamingo_jax.data.config import DatasetConfig
 
 # Task: tokens of a row, frames of its visual input, and the paper's result. The lengths are ours.
 TASKS = {
@@ -65,9 +67,8 @@ def get_config(argument: str = "vqav2") -> config_dict.ConfigDict:
     # Down by a factor of ten. Of the vision encoder no other rate is stated; --config.optimizer.vision.learning_rate gives it one.
     config.optimizer.update(learning_rate=1e-6, warmup_steps=0, schedule="exponential", final_fraction=0.1)
     config.data.image_size = 480
-    config.data.datasets = config_dict.create(
-        **{task: base.dataset("pairs", f"{directory}/{task}", batch_size=8, length=length, num_frames=frames)}
-    )
+    pairs = DatasetConfig("pairs", f"{directory}/{task}", batch_size=8, length=length, num_frames=frames)
+    config.data.datasets = editable({task: pairs})
     config.hooks.update(save_every=500)
     config.mesh.update(replica=1, data=8)  # 8 rows
     return config

@@ -10,7 +10,13 @@ are not stated. `mesh.data` is the number of chips: change it with the topology.
 
 from ml_collections import config_dict
 
-from configs import base, lm_1b4, mixture
+from configs import mixture
+from flamingo_jax.core.config import editable
+from flamingo_jax.data.config import DataConfig
+from flamingo_jax.evaluation.config import DIRECTORIES
+from flamingo_jax.models import sizes
+from flamingo_jax.sharding.mesh import MeshConfig
+from flamingo_jax.training.config import EvaluateEvery, TrainConfig
 
 
 def get_config(data: str = "/data") -> config_dict.ConfigDict:
@@ -19,11 +25,13 @@ def get_config(data: str = "/data") -> config_dict.ConfigDict:
     Args:
         data: directory of the tokenizer and of the datasets.
     """
-    config = base.get_config()
-    config.name = "flamingo_3b"
-    config.model.lm.update(lm_1b4.SHAPE)
-    config.model.xattn.every = 1  # 24 layers
-    config.data.tokenizer = f"{data}/tokenizer"
-    config.data.datasets = mixture.datasets(data, scale=1)
-    config.mesh.data = 64  # divides the smallest batch, VTP's 64
-    return config
+    config = TrainConfig(
+        name="flamingo_3b",
+        stage="flamingo",
+        steps=500_000,
+        model=sizes.FLAMINGO_3B,
+        data=DataConfig(f"{data}/tokenizer", image_size=320, datasets=mixture.datasets(data, scale=1)),
+        mesh=MeshConfig(data=64),  # divides the smallest batch, VTP's 64
+        evaluate=EvaluateEvery(data=DIRECTORIES),
+    )
+    return editable(config)

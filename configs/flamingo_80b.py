@@ -11,7 +11,13 @@ The argument is the directory of the records: --config=configs/flamingo_80b.py:/
 
 from ml_collections import config_dict
 
-from configs import base, mixture
+from configs import mixture
+from flamingo_jax.core.config import editable
+from flamingo_jax.data.config import DataConfig
+from flamingo_jax.evaluation.config import DIRECTORIES
+from flamingo_jax.models import sizes
+from flamingo_jax.sharding.mesh import MeshConfig
+from flamingo_jax.training.config import EvaluateEvery, TrainConfig
 
 
 def get_config(data: str = "/data") -> config_dict.ConfigDict:
@@ -20,14 +26,17 @@ def get_config(data: str = "/data") -> config_dict.ConfigDict:
     Args:
         data: directory of the tokenizer and of the datasets.
     """
-    config = base.get_config()  # 80 layers of width 8192, a cross-attention layer before every 7th
-    config.name = "flamingo_80b"
-    config.model.lm.vocab_size = 32_000
-    config.data.tokenizer = f"{data}/tokenizer"
-    # 12 times the ablation's batches: 3072, 6144, 6144 and 768 rows, each divisible by the 96 replicas. With 35e15 FLOPs for the
-    # ablation's 100,352 tokens and 2,816 frames, 15 days of 500k updates leave 2.6 s each: 1.1e18 at peak, about 12 times at 0.4.
-    config.data.datasets = mixture.datasets(data, scale=12)
-    # 1536 = 96 replicas x 16; 8192 = 32 * 256 is divisible by the 32 of the optimizer's sharding, not by 96.
-    # A model group is a block of 4x2x2 neighbouring chips: three axes of the torus carry its collectives.
-    config.mesh.update(replica=3, data=32, model=16, model_chips=(4, 2, 2))
-    return config
+    config = TrainConfig(
+        name="flamingo_80b",
+        stage="flamingo",
+        steps=500_000,
+        model=sizes.FLAMINGO_80B,
+        # 12 times the ablation's batches: 3072, 6144, 6144 and 768 rows, each divisible by the 96 replicas. With 35e15 FLOPs for the
+        # ablation's 100,352 tokens and 2,816 frames, 15 days of 500k updates leave 2.6 s each: 1.1e18 at peak, about 12 times at 0.4.
+        data=DataConfig(f"{data}/tokenizer", image_size=320, datasets=mixture.datasets(data, scale=12)),
+        # 1536 = 96 replicas x 16; 8192 = 32 * 256 is divisible by the 32 of the optimizer's sharding, not by 96.
+        # A model group is a block of 4x2x2 neighbouring chips: three axes of the torus carry its collectives.
+        mesh=MeshConfig(replica=3, data=32, model=16, model_chips=(4, 2, 2)),
+        evaluate=EvaluateEvery(data=DIRECTORIES),
+    )
+    return editable(config)

@@ -9,7 +9,13 @@ of Table 5, and are taken here (models/sizes.py has both). Batches: twice the ab
 
 from ml_collections import config_dict
 
-from configs import base, lm_7b, mixture
+from configs import mixture
+from flamingo_jax.core.config import editable
+from flamingo_jax.data.config import DataConfig
+from flamingo_jax.evaluation.config import DIRECTORIES
+from flamingo_jax.models import sizes
+from flamingo_jax.sharding.mesh import MeshConfig
+from flamingo_jax.training.config import EvaluateEvery, TrainConfig
 
 
 def get_config(data: str = "/data") -> config_dict.ConfigDict:
@@ -18,11 +24,13 @@ def get_config(data: str = "/data") -> config_dict.ConfigDict:
     Args:
         data: directory of the tokenizer and of the datasets.
     """
-    config = base.get_config()
-    config.name = "flamingo_9b"
-    config.model.lm.update(lm_7b.SHAPE)
-    config.model.xattn.every = 4  # 8 layers
-    config.data.tokenizer = f"{data}/tokenizer"
-    config.data.datasets = mixture.datasets(data, scale=2)
-    config.mesh.data = 128
-    return config
+    config = TrainConfig(
+        name="flamingo_9b",
+        stage="flamingo",
+        steps=500_000,
+        model=sizes.FLAMINGO_9B,
+        data=DataConfig(f"{data}/tokenizer", image_size=320, datasets=mixture.datasets(data, scale=2)),
+        mesh=MeshConfig(data=128),
+        evaluate=EvaluateEvery(data=DIRECTORIES),
+    )
+    return editable(config)

@@ -22,7 +22,13 @@
 
 from ml_collections import config_dict
 
-from configs import base, idefics_9b
+from configs import idefics_9b
+from flamingo_jax.core.config import editable
+from flamingo_jax.data.config import DataConfig
+from flamingo_jax.evaluation.config import DIRECTORIES
+from flamingo_jax.sharding.mesh import MeshConfig
+from flamingo_jax.training.config import EvaluateEvery, TrainConfig
+from flamingo_jax.training.optimizer import OptimizerConfig
 
 
 def get_config(data: str = "/data") -> config_dict.ConfigDict:
@@ -31,14 +37,20 @@ def get_config(data: str = "/data") -> config_dict.ConfigDict:
     Args:
         data: directory of the converted model and of the datasets.
     """
-    config = base.get_config()
-    config.name = "idefics_80b"
-    idefics_9b.shape(config.model, "80b")
-    config.initial = config.data.tokenizer = f"{data}/idefics_80b"
-    config.data.update(image_size=224, image_fit="squash")
-    config.data.datasets = idefics_9b.datasets(data, pages=256, pairs=512)
-    config.optimizer.learning_rate = 1e-5  # ours, as for the 9B
-    config.steps = 10_000
-    # 65B frozen and 14B trained weights in bfloat16 are 10 GB on each of 16 chips; 64 heads and a dense part of 22016 = 16 * 1376 divide.
-    config.mesh.update(data=-1, model=16)  # of all chips of the slice
-    return config
+    converted = f"{data}/idefics_80b"
+    config = TrainConfig(
+        name="idefics_80b",
+        stage="flamingo",
+        steps=10_000,
+        model=idefics_9b.model("80b"),
+        data=DataConfig(
+            converted, image_size=224, image_fit="squash", datasets=idefics_9b.datasets(data, pages=256, pairs=512)
+        ),
+        initial=converted,
+        optimizer=OptimizerConfig(learning_rate=1e-5),  # ours, as for the 9B
+        # 65B frozen and 14B trained weights in bfloat16 are 10 GB on each of 16 chips; 64 heads and a dense part of 22016 = 16 * 1376 divide.
+        # data: all chips of the slice.
+        mesh=MeshConfig(data=-1, model=16),
+        evaluate=EvaluateEvery(data=DIRECTORIES),
+    )
+    return editable(config)

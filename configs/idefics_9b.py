@@ -17,59 +17,66 @@
 8,929,677,072 weights: LLaMA-7B 6,738,415,616, CLIP-H 630,763,520 (without its last norm), resampler and 8 layers 1.56B, 2 new tokens.
 """
 
+import dataclasses
+
 from ml_collections import config_dict
 
-from configs import base, lm_open
+from configs import lm_open
+from flamingo_jax.core.config import editable
+from flamingo_jax.data.config import DataConfig, DatasetConfig
+from flamingo_jax.evaluation.config import DIRECTORIES
+from flamingo_jax.models import sizes
+from flamingo_jax.models.config import ModelConfig
+from flamingo_jax.models.gated_xattn import XattnConfig
+from flamingo_jax.models.resampler import ResamplerConfig
+from flamingo_jax.sharding.mesh import MeshConfig
+from flamingo_jax.training.config import EvaluateEvery, TrainConfig
+from flamingo_jax.training.optimizer import OptimizerConfig
 
-LLAMA_7B = lm_open.MODELS["llama_7b"].options
+LLAMA_7B = lm_open.MODELS["llama_7b"].lm
 LLAMA = {
     "9b": LLAMA_7B,
-    "80b": {**LLAMA_7B, "num_layers": 80, "width": 8192, "num_heads": 64, "mlp_width": 22_016},
+    "80b": dataclasses.replace(LLAMA_7B, num_layers=80, width=8192, num_heads=64, mlp_width=22_016),
 }
 
 
-def shape(parts: config_dict.ConfigDict, size: str) -> None:
-    """Gives the parts of a model the shapes of an IDEFICS.
+def model(size: str) -> ModelConfig:
+    """Returns the parts of an IDEFICS.
 
     Args:
-        parts: `config.model`, changed in place.
         size: "9b" or "80b".
     """
     lm = LLAMA[size]
-    parts.vision = None
-    parts.vit = base.vit(
-        width=1280,
-        num_layers=32,
-        num_heads=16,
-        mlp_width=5120,
-        activation="gelu_exact",
-        features="class_and_patches",  # 257 vectors, and no last norm
+    return dataclasses.replace(
+        sizes.PARTS,
+        vision=None,
+        vit=dataclasses.replace(sizes.VITS["H14"], features="class_and_patches"),  # 257 vectors, and no last norm
+        lm=lm,
+        resampler=ResamplerConfig(
+            width=1280,
+            head_dim=96,  # version 2 of the paper
+            input_projection=False,
+            num_time_embeddings=0,
+            activation="relu",
+            mlp_bias=False,
+            qk_norm=True,
+            final_norm=True,
+        ),
+        xattn=XattnConfig(
+            every=4,
+            activation="swiglu",
+            mlp_width=lm.mlp_width,
+            media="resampler",
+            media_norm=False,
+            norm="rms",
+            norm_epsilon=1e-6,
+            qk_norm=True,
+        ),
+        new_tokens=("<fake_token_around_image>", "<image>"),
     )
-    parts.lm.update(lm)
-    parts.resampler.update(
-        width=1280,
-        head_dim=96,  # version 2 of the paper
-        input_projection=False,
-        num_time_embeddings=0,
-        activation="relu",
-        mlp_bias=False,
-        qk_norm=True,
-        final_norm=True,
-    )
-    parts.xattn.update(
-        every=4,
-        activation="swiglu",
-        mlp_width=lm["mlp_width"],
-        media="resampler",
-        media_norm=False,
-        norm="rms",
-        norm_epsilon=1e-6,
-        qk_norm=True,
-    )
-    parts.new_tokens = ("<fake_token_around_image>", "<image>")
 
 
-def datasets(directory: str, *, pages: int, pairs: int) -> config_dict.ConfigDict:
+def datasets(directory: str, *, pages: int, pairs: int) -> dict[str, DatasetConfig]:
     """Returns public stand-ins of its training sets: OBELICS and LAION, as data_pipelines writes them.
 
     Args:
@@ -77,13 +84,15 @@ def datasets(directory: str, *, pages: int, pairs: int) -> config_dict.ConfigDic
         pages: rows of web pages in a batch.
         pairs: rows of image-text pairs.
     """
-    return config_dict.create(
+    return {
         # Its text attends the image before it, never the next.
-        obelics=base.dataset(
+        "obelics": DatasetConfig(
             "interleaved", f"{directory}/obelics", batch_size=pages, length=512, max_images=8, p_next=0.0
         ),
-        laion=base.dataset("pairs", f"{directory}/laion", batch_size=pairs, length=64, weight=0.2, space_prefix=0.0),
-    )
+        "laion": DatasetConfig(
+            "pairs", f"{directory}/laion", batch_size=pairs, length=64, weight=0.2, space_prefix=0.0
+        ),
+    }
 
 
 def get_config(data: str = "/data") -> config_dict.ConfigDict:
@@ -92,13 +101,18 @@ def get_config(data: str = "/data") -> config_dict.ConfigDict:
     Args:
         data: directory of the converted model and of the datasets.
     """
-    config = base.get_config()
-    config.name = "idefics_9b"
-    shape(config.model, "9b")
-    config.initial = config.data.tokenizer = f"{data}/idefics_9b"
-    config.data.update(image_size=224, image_fit="squash")
-    config.data.datasets = datasets(data, pages=256, pairs=512)
-    config.optimizer.learning_rate = 1e-5  # ours, like the batches: a tenth of what layers from scratch take (B.1.2)
-    config.steps = 10_000
-    config.mesh.update(data=16, model=4)
-    return config
+    converted = f"{data}/idefics_9b"
+    config = TrainConfig(
+        name="idefics_9b",
+        stage="flamingo",
+        steps=10_000,
+        model=model("9b"),
+        data=DataConfig(converted, image_size=224, image_fit="squash", datasets=datasets(data, pages=256, pairs=512)),
+        initial=converted,
+        optimizer=OptimizerConfig(
+            learning_rate=1e-5
+        ),  # ours, like the batches: a tenth of what layers from scratch take (B.1.2)
+        mesh=MeshConfig(data=16, model=4),
+        evaluate=EvaluateEvery(data=DIRECTORIES),
+    )
+    return editable(config)

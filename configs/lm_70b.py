@@ -8,11 +8,17 @@
 tokens; this is the 1.5M tokens twice, 3.1M.
 """
 
+import dataclasses
+
 from ml_collections import config_dict
 
-from configs import base
-
-SHAPE = {"vocab_size": 32_000, "num_layers": 80, "width": 8_192, "num_heads": 64}
+from flamingo_jax.core.config import editable
+from flamingo_jax.data.config import DataConfig, DatasetConfig
+from flamingo_jax.evaluation.config import DIRECTORIES
+from flamingo_jax.models import sizes
+from flamingo_jax.sharding.mesh import MeshConfig
+from flamingo_jax.training.config import EvaluateEvery, TrainConfig
+from flamingo_jax.training.optimizer import OptimizerConfig
 
 
 def get_config(data: str = "/data") -> config_dict.ConfigDict:
@@ -21,18 +27,16 @@ def get_config(data: str = "/data") -> config_dict.ConfigDict:
     Args:
         data: directory of the tokenizer and of the records of text.
     """
-    config = base.get_config()
-    config.name = "lm_70b"
-    config.stage = "language_model"
-    config.model.lm.update(SHAPE)
-    config.data.tokenizer = f"{data}/tokenizer"
     # Documents of 512 tokens or more fill the rows; `--pipeline=pool --rows_per_group=16` says what suits the data.
-    config.data.datasets = {
-        "text": base.dataset(
-            "text", f"{data}/text", batch_size=1536, length=2048, documents_per_row=4, rows_per_group=16
-        )
-    }
-    config.steps = 500_000
-    config.optimizer.update(learning_rate=1e-4, warmup_steps=1_500, schedule="cosine", final_fraction=0.1)
-    config.mesh.update(replica=3, data=32, model=16)
-    return config
+    text = DatasetConfig("text", f"{data}/text", batch_size=1536, length=2048, documents_per_row=4, rows_per_group=16)
+    config = TrainConfig(
+        name="lm_70b",
+        stage="language_model",
+        steps=500_000,
+        model=dataclasses.replace(sizes.FLAMINGO_80B, lm=sizes.trained("70B")),
+        data=DataConfig(f"{data}/tokenizer", image_size=320, datasets={"text": text}),
+        optimizer=OptimizerConfig(learning_rate=1e-4, warmup_steps=1_500, schedule="cosine", final_fraction=0.1),
+        mesh=MeshConfig(replica=3, data=32, model=16),
+        evaluate=EvaluateEvery(data=DIRECTORIES),
+    )
+    return editable(config)

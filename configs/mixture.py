@@ -4,22 +4,20 @@ The paper gives lambda_m (1.0, 0.2, 0.2, 0.03) and the batch sizes of its ablati
 runs are not stated. Here they are `scale` times the ablation's.
 """
 
-from ml_collections import config_dict
-
-from configs import base
+from flamingo_jax.data.config import DatasetConfig
 
 NAMES = ("m3w", "align", "ltip", "vtp")
 
 
-def datasets(directory: str, *, scale: int) -> config_dict.ConfigDict:
+def datasets(directory: str, *, scale: int) -> dict[str, DatasetConfig]:
     """Returns the mixture.
 
     Args:
         directory: where the records are, one directory for each dataset, as data_pipelines writes them.
         scale: batch sizes in units of the ablation's; 1 is 256 pages and 1,088 pairs.
     """
-    return config_dict.create(
-        m3w=base.dataset(
+    return {
+        "m3w": DatasetConfig(
             "interleaved",
             f"{directory}/m3w",
             batch_size=256 * scale,
@@ -28,9 +26,9 @@ def datasets(directory: str, *, scale: int) -> config_dict.ConfigDict:
             weight=1.0,
         ),
         # "L = 32 or L = 64" for pairs, and which is which is not said: 32 holds the mean caption (12.4 and 20.5 tokens) with its tags.
-        align=base.dataset("pairs", f"{directory}/align", batch_size=512 * scale, length=32, weight=0.2),
-        ltip=base.dataset("pairs", f"{directory}/ltip", batch_size=512 * scale, length=32, weight=0.2),
-        vtp=base.dataset(
+        "align": DatasetConfig("pairs", f"{directory}/align", batch_size=512 * scale, length=32, weight=0.2),
+        "ltip": DatasetConfig("pairs", f"{directory}/ltip", batch_size=512 * scale, length=32, weight=0.2),
+        "vtp": DatasetConfig(
             "pairs",
             f"{directory}/vtp",
             batch_size=64 * scale,
@@ -39,4 +37,4 @@ def datasets(directory: str, *, scale: int) -> config_dict.ConfigDict:
             frame_rate=1.0,  # 8 frames at 1 fps (2.1)
             weight=0.03,
         ),
-    )
+    }

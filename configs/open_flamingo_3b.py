@@ -22,59 +22,75 @@
 944,019,504 weights of its resampler (63,019,008) and 24 layers (36,708,354 each); with the token table they are the 1,046,992,944 that it trained.
 """
 
+import dataclasses
+
 from ml_collections import config_dict
 
-from configs import base, lm_open
+from configs import lm_open
+from flamingo_jax.core.config import editable
+from flamingo_jax.data.config import DataConfig, DatasetConfig
+from flamingo_jax.evaluation.config import DIRECTORIES
+from flamingo_jax.models import sizes
+from flamingo_jax.models.config import ModelConfig
+from flamingo_jax.models.gated_xattn import XattnConfig
+from flamingo_jax.models.resampler import ResamplerConfig
+from flamingo_jax.sharding.mesh import MeshConfig
+from flamingo_jax.training.config import EvaluateEvery, TrainConfig
+from flamingo_jax.training.optimizer import OptimizerConfig
 
 
-def shape(parts: config_dict.ConfigDict, *, lm: str, every: int) -> None:
-    """Gives the parts of a model the shapes of an OpenFlamingo.
+def model(*, lm: str, every: int) -> ModelConfig:
+    """Returns the parts of an OpenFlamingo.
 
     Args:
-        parts: `config.model`, changed in place.
         lm: its language model, of `lm_open.MODELS`.
         every: one cross-attention layer for so many blocks, before the last of them.
     """
-    parts.vision = None
-    parts.vit = base.vit()  # OpenAI's ViT-L/14: 256 patches, no last norm
-    parts.lm.update(lm_open.MODELS[lm].options)
-    parts.lm.vocab_size = 50_277  # the pieces of GPT-NeoX' tokenizer; the three new tokens' rows come behind them
-    parts.resampler.update(
-        width=1024,
-        num_heads=8,
-        head_dim=64,
-        input_projection=False,
-        num_time_embeddings=0,
-        activation="gelu_exact",
-        mlp_bias=False,
-        final_norm=True,
+    return dataclasses.replace(
+        sizes.PARTS,
+        vision=None,
+        vit=sizes.VITS["L14"],  # OpenAI's: 256 patches, no last norm
+        # The pieces of GPT-NeoX' tokenizer; the three new tokens' rows come behind them.
+        lm=dataclasses.replace(lm_open.MODELS[lm].lm, vocab_size=50_277),
+        resampler=ResamplerConfig(
+            width=1024,
+            num_heads=8,
+            head_dim=64,
+            input_projection=False,
+            num_time_embeddings=0,
+            activation="gelu_exact",
+            mlp_bias=False,
+            final_norm=True,
+        ),
+        xattn=XattnConfig(
+            every=every,
+            offset=every - 1,
+            num_heads=8,
+            head_dim=64,
+            activation="gelu_exact",
+            media="resampler",
+            media_norm=False,
+        ),
+        new_tokens=("<EOC>", "<image>", "<PAD>"),
     )
-    parts.xattn.update(
-        every=every,
-        offset=every - 1,
-        num_heads=8,
-        head_dim=64,
-        activation="gelu_exact",
-        media="resampler",
-        media_norm=False,
-    )
-    parts.new_tokens = ("<EOC>", "<image>", "<PAD>")
 
 
-def datasets(directory: str, *, pages: int) -> config_dict.ConfigDict:
+def datasets(directory: str, *, pages: int) -> dict[str, DatasetConfig]:
     """Returns its training sets, MMC4 and LAION, as data_pipelines writes them; batches 1 : 2, losses 1 : 0.2, as its publishers had them.
 
     Args:
         directory: where the records are, one directory for each dataset.
         pages: rows of web pages in a batch.
     """
-    return config_dict.create(
+    return {
         # 256 tokens and up to 6 images of a page; its text attends the image before it, never the next.
-        mmc4=base.dataset("interleaved", f"{directory}/mmc4", batch_size=pages, length=256, max_images=6, p_next=0.0),
-        laion=base.dataset(
+        "mmc4": DatasetConfig(
+            "interleaved", f"{directory}/mmc4", batch_size=pages, length=256, max_images=6, p_next=0.0
+        ),
+        "laion": DatasetConfig(
             "pairs", f"{directory}/laion", batch_size=2 * pages, length=32, weight=0.2, space_prefix=0.0
         ),
-    )
+    }
 
 
 def get_config(data: str = "/data") -> config_dict.ConfigDict:
@@ -83,13 +99,16 @@ def get_config(data: str = "/data") -> config_dict.ConfigDict:
     Args:
         data: directory of the converted model and of the datasets.
     """
-    config = base.get_config()
-    config.name = "open_flamingo_3b"
-    shape(config.model, lm="mpt_1b", every=1)
-    config.initial = config.data.tokenizer = f"{data}/open_flamingo_3b"
-    config.data.update(image_size=224, image_fit="crop")
-    config.data.datasets = datasets(data, pages=256)
-    config.optimizer.learning_rate = 1e-5  # ours, a tenth of what it was trained with; so is the batch
-    config.steps = 10_000
-    config.mesh.data = 64
-    return config
+    converted = f"{data}/open_flamingo_3b"
+    config = TrainConfig(
+        name="open_flamingo_3b",
+        stage="flamingo",
+        steps=10_000,
+        model=model(lm="mpt_1b", every=1),
+        data=DataConfig(converted, image_size=224, image_fit="crop", datasets=datasets(data, pages=256)),
+        initial=converted,
+        optimizer=OptimizerConfig(learning_rate=1e-5),  # ours, a tenth of what it was trained with; so is the batch
+        mesh=MeshConfig(data=64),
+        evaluate=EvaluateEvery(data=DIRECTORIES),
+    )
+    return editable(config)

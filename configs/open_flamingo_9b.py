@@ -23,7 +23,13 @@
 
 from ml_collections import config_dict
 
-from configs import base, open_flamingo_3b
+from configs import open_flamingo_3b
+from flamingo_jax.core.config import editable
+from flamingo_jax.data.config import DataConfig
+from flamingo_jax.evaluation.config import DIRECTORIES
+from flamingo_jax.sharding.mesh import MeshConfig
+from flamingo_jax.training.config import EvaluateEvery, TrainConfig
+from flamingo_jax.training.optimizer import OptimizerConfig
 
 
 def get_config(data: str = "/data") -> config_dict.ConfigDict:
@@ -32,13 +38,18 @@ def get_config(data: str = "/data") -> config_dict.ConfigDict:
     Args:
         data: directory of the converted model and of the datasets.
     """
-    config = base.get_config()
-    config.name = "open_flamingo_9b"
-    open_flamingo_3b.shape(config.model, lm="mpt_7b", every=4)
-    config.initial = config.data.tokenizer = f"{data}/open_flamingo_9b"
-    config.data.update(image_size=224, image_fit="crop")
-    config.data.datasets = open_flamingo_3b.datasets(data, pages=256)
-    config.optimizer.learning_rate = 1e-5  # ours, as for the 3B
-    config.steps = 10_000
-    config.mesh.data = 128
-    return config
+    converted = f"{data}/open_flamingo_9b"
+    config = TrainConfig(
+        name="open_flamingo_9b",
+        stage="flamingo",
+        steps=10_000,
+        model=open_flamingo_3b.model(lm="mpt_7b", every=4),
+        data=DataConfig(
+            converted, image_size=224, image_fit="crop", datasets=open_flamingo_3b.datasets(data, pages=256)
+        ),
+        initial=converted,
+        optimizer=OptimizerConfig(learning_rate=1e-5),  # ours, as for the 3B
+        mesh=MeshConfig(data=128),
+        evaluate=EvaluateEvery(data=DIRECTORIES),
+    )
+    return editable(config)

@@ -19,10 +19,45 @@ a stand-in for Chinchilla, and one this small does not form the look-up within m
 
 from ml_collections import config_dict
 
-from configs import base
+from flamingo_jax.core.config import editable
+from flamingo_jax.core.precision import Policy
+from flamingo_jax.data.config import NO_AUGMENTATION, DataConfig, DatasetConfig
+from flamingo_jax.evaluation.config import DIRECTORIES
+from flamingo_jax.models import sizes
+from flamingo_jax.models.config import ModelConfig, Stage
+from flamingo_jax.models.contrastive import ContrastiveConfig
+from flamingo_jax.models.gated_xattn import XattnConfig
+from flamingo_jax.models.lm import LMConfig
+from flamingo_jax.models.text_encoder import TextEncoderConfig
+from flamingo_jax.training.config import EvaluateEvery, HooksConfig, TowersConfig, TrainConfig, UntilConfig
+from flamingo_jax.training.optimizer import OptimizerConfig
 
 WORLD = "runs/demo/world"
 STAGES = ("contrastive", "language_model", "flamingo")
+NO_TOWERS = TowersConfig()
+
+# 32 x 32 pixels -> stem 16 x 16 x 24, 8 x 8 x 48 -> stages 8 x 8 x 48, 4 x 4 x 96 -> 4 latents of 64 -> a language model of 4 x 64.
+MODEL = ModelConfig(
+    vision=sizes.NFNETS["tiny"],
+    text_encoder=TextEncoderConfig(vocab_size=0, num_layers=1, width=64, num_heads=4, max_length=16),
+    # Captions of equal scenes are equal: they are no negatives of each other.
+    contrastive=ContrastiveConfig(joint_dim=64, initial_temperature=10.0, label_smoothing=0.0, duplicates="positives"),
+    lm=LMConfig(
+        vocab_size=0,
+        num_layers=4,
+        width=64,
+        num_heads=4,
+        norm="layer",
+        position="rotary",
+        rotary_base=500.0,  # rows are 96 tokens long
+        mlp_bias=False,
+        qkv_conv_width=3,
+    ),
+    resampler=sizes.RESAMPLERS["tiny"],
+    xattn=XattnConfig(every=1),
+    # In this vocabulary <image> is one piece, which the language model never saw.
+    new_tokens=("<EOC>", "<image>"),
+)
 
 
 def get_config(stage: str = "flamingo") -> config_dict.ConfigDict:
@@ -38,91 +73,90 @@ def get_config(stage: str = "flamingo") -> config_dict.ConfigDict:
         raise ValueError(
             f"configs/tiny.py has no stage {stage!r}; expected one of {STAGES}, as in --config=configs/tiny.py:flamingo"
         )
-    config = base.get_config()
-    config.name = f"tiny_{stage}"
-    config.stage = stage
-    config.seed = 1
-    config.precision.compute = "float32"  # CPUs compute bf16 by way of float32
-    config.data.tokenizer = "runs/demo/tokenizer"
-    config.data.image_size = 32
-    # Colours, and what is left or right, are what the texts of this world are about.
-    config.data.augment.update(flip=0.0, brightness=0.0, contrast=0.0, saturation=0.0, hue=0.0)
-    # With --config.evaluate.every=100 --config.evaluate.tasks="('format',)"; contrastive: "('world_retrieval',)".
-    config.evaluate.data.world = WORLD
-    config.hooks.log_every = 10
-    config.hooks.save_every = 100
-    config.hooks.keep = 1
-    _set_model(config.model)
-    config.optimizer.update(schedule="cosine", final_fraction=0.05, b2=0.98, weight_decay=0.01, clip_norm=1.0)
-    {"contrastive": _contrastive, "language_model": _language_model, "flamingo": _flamingo}[stage](config)
-    return config
+    return editable({"contrastive": _contrastive, "language_model": _language_model, "flamingo": _flamingo}[stage]())
 
 
-def _contrastive(config: config_dict.ConfigDict) -> None:
+def _contrastive() -> TrainConfig:
     """The vision encoder learns what full captions say: 500 x 256 = 128,000 pictures, about 5 passes over the pool."""
-    config.steps = 500
-    config.optimizer.update(learning_rate=3e-3, warmup_steps=50)
     # Longest caption: "a big red circle and a small blue ring" = 9 words, <BOS> and <EOS>: 11 tokens.
-    config.data.datasets = {"captions": base.dataset("captions", f"{WORLD}/captions", batch_size=256, length=12)}
+    captions = DatasetConfig("captions", f"{WORLD}/captions", batch_size=256, length=12)
+    return _config(
+        "contrastive", steps=500, datasets={"captions": captions}, optimizer=_adam(learning_rate=3e-3, warmup_steps=50)
+    )
 
 
-def _language_model(config: config_dict.ConfigDict) -> None:
+def _language_model() -> TrainConfig:
     """Text with look-ups to copy: 600 x 32 x 96 = 1.8 M tokens, or up to two thirds more until the probe is content."""
-    config.steps = 1_000
-    # The fall would end at 800; what follows runs on at its end, 5 %.
-    config.optimizer.update(learning_rate=3e-3, warmup_steps=50, decay_steps=800)
     # A document of the world is about one row long.
-    config.data.datasets = {
-        "text": base.dataset("text", f"{WORLD}/text", batch_size=32, length=96, documents_per_row=1)
-    }
-    config.until = base.until("lm_lookup", metric="nll", below=0.3, every=200)
+    text = DatasetConfig("text", f"{WORLD}/text", batch_size=32, length=96, documents_per_row=1)
+    return _config(
+        "language_model",
+        steps=1_000,
+        datasets={"text": text},
+        # The fall would end at 800; what follows runs on at its end, 5 %.
+        optimizer=_adam(learning_rate=3e-3, warmup_steps=50, decay_steps=800),
+        until=UntilConfig("lm_lookup", metric="nll", below=0.3, every=200),
+    )
 
 
-def _flamingo(config: config_dict.ConfigDict) -> None:
+def _flamingo() -> TrainConfig:
     """Both towers frozen; 700 x (24 pages of 8 pictures + 64 pairs), that is 179,200 pictures through the encoder."""
-    config.steps = 700
-    # At 8e-3 (and 32 pairs, seed 1) the gradient norm jumped from 2 to 37, and nearly half of the shapes were named wrongly.
-    config.optimizer.update(learning_rate=4e-3, warmup_steps=30)
-    config.towers.lm = "runs/demo/language_model/export"
-    config.towers.vision = "runs/demo/contrastive/export"
     # A page: 8 x "<image> this is a dax <EOC>" = 8 x 6 = 48 tokens, <BOS>, <EOC>, <EOS>; with questions 4 x 13 + 3 = 55.
-    pages = base.dataset(
+    pages = DatasetConfig(
         "interleaved", f"{WORLD}/pages", batch_size=24, length=56, max_images=8, weight=1.0, p_next=0.0
     )
     # A pair: <BOS> <image> + 9 words + <EOC> <EOS> = 13 tokens. Every word of the world is one piece, with its space.
-    pairs = base.dataset("pairs", f"{WORLD}/pairs", batch_size=64, length=16, weight=0.5, p_next=0.0, space_prefix=0.0)
-    config.data.datasets = {"pages": pages, "pairs": pairs}
+    pairs = DatasetConfig("pairs", f"{WORLD}/pairs", batch_size=64, length=16, weight=0.5, p_next=0.0, space_prefix=0.0)
+    return _config(
+        "flamingo",
+        steps=700,
+        datasets={"pages": pages, "pairs": pairs},
+        # At 8e-3 (and 32 pairs, seed 1) the gradient norm jumped from 2 to 37, and nearly half of the shapes were named wrongly.
+        optimizer=_adam(learning_rate=4e-3, warmup_steps=30),
+        towers=TowersConfig(lm="runs/demo/language_model/export", vision="runs/demo/contrastive/export"),
+    )
 
 
-def _set_model(model: config_dict.ConfigDict) -> None:
-    """32 x 32 pixels -> stem 16 x 16 x 24, 8 x 8 x 48 -> stages 8 x 8 x 48, 4 x 4 x 96 -> 4 latents of 64 -> a language model of 4 x 64."""
-    model.vision.update(
-        stem_channels=(24, 48),
-        stem_strides=(2, 2),
-        widths=(48, 96),
-        depths=(1, 1),
-        strides=(1, 2),
-        expansion=1.0,
-        se_ratio=None,
-        skip_init=1.0,  # so few steps do not open a branch that starts shut
-        final_multiplier=None,
-        loop="unrolled",
+def _config(
+    stage: Stage,
+    *,
+    steps: int,
+    datasets: dict[str, DatasetConfig],
+    optimizer: OptimizerConfig,
+    towers: TowersConfig = NO_TOWERS,
+    until: UntilConfig | None = None,
+) -> TrainConfig:
+    """Returns the config of a stage: what all three share, and what is its own."""
+    return TrainConfig(
+        name=f"tiny_{stage}",
+        stage=stage,
+        seed=1,
+        steps=steps,
+        model=MODEL,
+        data=DataConfig(
+            "runs/demo/tokenizer",
+            image_size=32,
+            datasets=datasets,
+            augment=NO_AUGMENTATION,  # colours, and what is left or right, are what the texts of this world are about
+        ),
+        optimizer=optimizer,
+        precision=Policy("float32"),  # CPUs compute bf16 by way of float32
+        towers=towers,
+        hooks=HooksConfig(log_every=10, save_every=100, keep=1),
+        until=until,
+        # With --config.evaluate.every=100 --config.evaluate.tasks="('format',)"; contrastive: "('world_retrieval',)".
+        evaluate=EvaluateEvery(data={**DIRECTORIES, "world": WORLD}),
     )
-    # Captions of equal scenes are equal: they are no negatives of each other.
-    model.text_encoder.update(num_layers=1, width=64, num_heads=4, max_length=16)
-    model.contrastive.update(joint_dim=64, initial_temperature=10.0, label_smoothing=0.0, duplicates="positives")
-    model.lm.update(
-        num_layers=4,
-        width=64,
-        num_heads=4,
-        norm="layer",
-        position="rotary",
-        rotary_base=500.0,  # rows are 96 tokens long
-        mlp_bias=False,
-        qkv_conv_width=3,
-        remat="none",
+
+
+def _adam(*, learning_rate: float, warmup_steps: int, decay_steps: int | None = None) -> OptimizerConfig:
+    return OptimizerConfig(
+        learning_rate=learning_rate,
+        warmup_steps=warmup_steps,
+        schedule="cosine",
+        decay_steps=decay_steps,
+        final_fraction=0.05,
+        b2=0.98,
+        weight_decay=0.01,
+        clip_norm=1.0,
     )
-    model.resampler.update(num_layers=1, width=64, num_heads=4, head_dim=16, num_latents=4)
-    model.xattn.update(every=1)
-    # In this vocabulary <image> is one piece, which the language model never saw.
-    model.new_tokens = ("<EOC>", "<image>")

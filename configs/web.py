@@ -17,7 +17,9 @@ sizes. From the repository root, with a crawl in runs/web/crawl (WARC files), im
 
 from ml_collections import config_dict
 
-from configs import base, tiny
+from configs import tiny
+from flamingo_jax.core.config import editable
+from flamingo_jax.data.config import AugmentConfig, DatasetConfig
 
 DATA = "runs/web"
 
@@ -32,29 +34,29 @@ def get_config(stage: str = "flamingo") -> config_dict.ConfigDict:
     config.name = f"web_{stage}"
     config.data.tokenizer = f"{DATA}/tokenizer"
     config.data.image_size = 64  # 8 x 8 features
-    config.data.augment = base.augment()
+    config.data.augment = editable(AugmentConfig())
+    config.data.datasets = editable(_datasets(stage))
     config.until = None
     config.evaluate.data.world = None
     config.model.new_tokens = ("<EOC>",)  # <image> is plain text, as in the paper
     config.model.lm.rotary_base = 10_000.0
     config.model.text_encoder.max_length = 32
     config.model.contrastive.duplicates = "negatives"
-    if stage == "contrastive":
-        config.data.datasets = {"pairs": base.dataset("captions", f"{DATA}/pairs", batch_size=256, length=32)}
-    elif stage == "language_model":
-        config.data.datasets = {"text": base.dataset("text", f"{DATA}/text", batch_size=16, length=256)}
-    else:
+    if stage == "flamingo":
         config.towers.update(lm=f"{DATA}/language_model/export", vision=f"{DATA}/contrastive/export")
-        config.data.datasets = _mixture()
     return config
 
 
-def _mixture() -> config_dict.ConfigDict:
-    """The paper's mixture (configs/mixture.py) with its lambdas and lengths, and small batches in its proportions."""
-    return config_dict.create(
-        m3w=base.dataset("interleaved", f"{DATA}/m3w", batch_size=16, length=256, max_images=5, weight=1.0),
-        pairs=base.dataset("pairs", f"{DATA}/pairs", batch_size=32, length=32, weight=0.2),
-        videos=base.dataset(
+def _datasets(stage: str) -> dict[str, DatasetConfig]:
+    """Returns the datasets of a stage: of flamingo the paper's mixture (configs/mixture.py), its lambdas and lengths, and small batches in its proportions."""
+    if stage == "contrastive":
+        return {"pairs": DatasetConfig("captions", f"{DATA}/pairs", batch_size=256, length=32)}
+    if stage == "language_model":
+        return {"text": DatasetConfig("text", f"{DATA}/text", batch_size=16, length=256)}
+    return {
+        "m3w": DatasetConfig("interleaved", f"{DATA}/m3w", batch_size=16, length=256, max_images=5, weight=1.0),
+        "pairs": DatasetConfig("pairs", f"{DATA}/pairs", batch_size=32, length=32, weight=0.2),
+        "videos": DatasetConfig(
             "pairs", f"{DATA}/videos", batch_size=4, length=32, num_frames=8, frame_rate=1.0, weight=0.03
         ),
-    )
+    }

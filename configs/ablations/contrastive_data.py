@@ -17,7 +17,10 @@ paper says no more: so 288 pixels, and the learning rate. Whether its merged bat
 
 from ml_collections import config_dict
 
-from configs import base, contrastive_f6
+from configs import contrastive_f6
+from flamingo_jax.core.config import editable
+from flamingo_jax.data.config import DatasetConfig
+from flamingo_jax.models import sizes
 
 GRADIENTS = 1_000_000
 BATCH = 2_048
@@ -50,11 +53,12 @@ def get_config(argument: str = "accumulation") -> config_dict.ConfigDict:
     config.name = f"contrastive_{row}"
     config.steps = GRADIENTS // gradients
     config.mixing = mixing
-    config.model.vision.update(depths=(1, 2, 6, 3), remat="none")  # NFNet-F0
-    config.model.text_encoder = base.model().text_encoder  # BERT-mini
+    config.model.vision = editable(sizes.NFNETS["F0"])
+    config.model.text_encoder = editable(sizes.PARTS).text_encoder  # BERT-mini
     config.model.contrastive.chunk = 0
-    config.data.datasets = {
-        name: base.dataset("captions", f"{data or '/data'}/{name}", batch_size=rows, length=32) for name in names
-    }
+    directory = data or "/data"
+    config.data.datasets = editable(
+        {name: DatasetConfig("captions", f"{directory}/{name}", batch_size=rows, length=32) for name in names}
+    )
     config.mesh.update(replica=1, data=-1)  # the number of chips is not stated
     return config

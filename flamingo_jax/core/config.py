@@ -20,6 +20,8 @@ import typing
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Literal, TypeVar, Union
 
+from ml_collections import config_dict
+
 T = TypeVar("T")
 
 _ABSENT = object()
@@ -56,6 +58,30 @@ def to_dict(config: Any) -> dict[str, Any]:
     if not _is_instance(config):
         raise ConfigError(f"to_dict got {type(config).__name__}; expected a dataclass instance.")
     return _plain(config, "config")
+
+
+def editable(config: Any) -> config_dict.ConfigDict:
+    """Returns a dataclass, or a dict of them, as a locked ConfigDict, for `--config.a.b=value`; `from_dict` turns it back.
+
+    An optional bool, int, float or str takes None or a value of its type, whatever it is now.
+    """
+    return _editable(type(config), config).lock()
+
+
+def _editable(hint: Any, value: Any) -> Any:
+    """Returns one value of the type `hint` as a ConfigDict holds it."""
+    arms = typing.get_args(hint) if typing.get_origin(hint) in (Union, types.UnionType) else (hint,)
+    if _is_instance(value):
+        kind: Any = type(value)
+        hints = _hints(kind)
+        fields = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
+        return config_dict.ConfigDict({name: _editable(hints[name], v) for name, v in fields.items()})
+    if isinstance(value, Mapping):
+        inner = next((typing.get_args(arm)[1] for arm in arms if typing.get_args(arm)), Any)
+        return config_dict.ConfigDict({name: _editable(inner, v) for name, v in value.items()})
+    if type(None) in arms and (scalars := [arm for arm in arms if arm in (bool, int, float, str)]):
+        return config_dict.FieldReference(value, field_type=scalars[0])
+    return value
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:

@@ -17,13 +17,13 @@ class DatasetConfig:
         batch_size: B, over all processes.
         length: L, tokens per row.
         split: a split of the dataset, also in the notation of TFDS ("train[:10%]").
-        weight: lambda_m, the weight of this dataset's loss.
+        weight: lambda_m, the weight of this dataset's loss (paper, 2.4).
         max_images: N, images per row of interleaved pages (5 in the paper); pairs and captions have 1, text has 0.
         num_frames: F, frames per visual input; 1 = still images.
-        frame_rate: frames per second to take of a video.
+        frame_rate: frames per second to take of a video (1 in the paper, 2.1).
         pool: images per data shard that the batch has room for; None = as many as its rows could have.
-        p_next: probability that a page's text attends the next image instead of the previous one.
-        space_prefix: probability that a space is put before the text of a pair.
+        p_next: probability that a page's text attends the next image instead of the previous one (paper, A.3.2).
+        space_prefix: probability that a space is put before the text of a pair (paper, B.1.2).
         documents_per_row: documents set aside for each row of packed text; what does not fit is left out.
         rows_per_group: rows of packed text that share their documents: what one row's end cuts off goes on in the next. Text is
             then left out at the end of a group alone, and `data_pipelines.run --pipeline=pool` says how much.
@@ -75,7 +75,7 @@ class AugmentConfig:
     """Random flip and colours of the images in training; all zeros = none.
 
     The paper says "random left/right flip and colour augmentation" and gives no number: these are ours. They are mild,
-    since texts name colours: red must not become orange.
+    since texts name colours: red must not become orange. A fifth of a turn is from red to yellow; 0.02 is a tenth of that.
 
     Attributes:
         flip: probability of a left/right flip.

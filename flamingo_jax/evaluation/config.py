@@ -10,6 +10,14 @@ from flamingo_jax.evaluation.task import Selection, Settings, Split
 from flamingo_jax.inference.engine import InferenceConfig
 from flamingo_jax.sharding.mesh import MeshConfig
 
+# Table 6 of the paper, and the classification of Table 7.
+IMAGE_BENCHMARKS = ("coco", "flickr30k", "okvqa", "vqav2", "vizwiz", "textvqa", "visdial", "hateful_memes")
+VIDEO_BENCHMARKS = ("msvdqa", "vatex", "msrvttqa", "ivqa", "youcook2", "star", "nextqa", "rareact")
+CLASSIFICATION = ("imagenet", "kinetics700")
+# A place for the directory of each, to be filled in on the command line; "world" is the demo's, "embed" what --task=embed reads.
+DATA = (*IMAGE_BENCHMARKS, *VIDEO_BENCHMARKS, *CLASSIFICATION, "embed", "embed_split")
+DIRECTORIES: Mapping[str, str | None] = dict.fromkeys(("world", *DATA))
+
 
 @dataclasses.dataclass(frozen=True)
 class EvaluateConfig:

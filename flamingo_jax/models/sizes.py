@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 
+from flamingo_jax.models.config import ModelConfig
+from flamingo_jax.models.contrastive import ContrastiveConfig
 from flamingo_jax.models.flamingo import FlamingoConfig
 from flamingo_jax.models.gated_xattn import XattnConfig
 from flamingo_jax.models.lm import LMConfig
@@ -83,3 +86,23 @@ FLAMINGOS: Mapping[str, FlamingoConfig] = {
     "9B_table4": FlamingoConfig(NFNETS["F6"], RESAMPLERS["paper"], LMS["7.1B_table4"], XattnConfig(every=4)),
     "80B": FlamingoConfig(NFNETS["F6"], RESAMPLERS["paper"], LMS["70B"], XattnConfig(every=7)),
 }
+
+
+def trained(name: str) -> LMConfig:
+    """Returns one of `LMS` as it is trained: the backward pass recomputes all but the outputs of the matrix products."""
+    return dataclasses.replace(LMS[name], remat="projections")
+
+
+# The parts of Flamingo-80B and of the stages that train its towers; vocabulary sizes are the tokenizer's. The text encoder is
+# BERT-mini, as in the ablation (paper, B.3.2): the size of the final one is not stated.
+PARTS = ModelConfig(
+    vision=NFNETS["F6"],
+    text_encoder=dataclasses.replace(TEXT_ENCODERS["bert_mini"], vocab_size=0, max_length=32, token_types=0),
+    contrastive=ContrastiveConfig(),
+    lm=dataclasses.replace(trained("70B"), vocab_size=0),
+    resampler=RESAMPLERS["paper"],
+    xattn=FLAMINGOS["80B"].xattn,
+)
+FLAMINGO_3B = dataclasses.replace(PARTS, lm=trained("1.4B"), xattn=FLAMINGOS["3B"].xattn)
+FLAMINGO_9B = dataclasses.replace(PARTS, lm=trained("7.1B"), xattn=FLAMINGOS["9B"].xattn)
+FLAMINGO_80B = dataclasses.replace(PARTS, lm=trained("70B"))

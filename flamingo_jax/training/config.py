@@ -12,6 +12,7 @@ optimizer, precision, mesh, towers, hooks, until, evaluate
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Literal
 
 from flamingo_jax.core.precision import Policy
@@ -79,7 +80,7 @@ class UntilConfig:
 
 
 @dataclasses.dataclass(frozen=True)
-class EvaluateConfig:
+class EvaluateEvery:
     """Evaluation during training, into the same log: few-shot, or in the contrastive stage zero-shot classification and retrieval.
 
     Attributes:
@@ -94,7 +95,7 @@ class EvaluateConfig:
     tasks: tuple[str, ...] = ()
     shots: tuple[int, ...] = (0, 4)
     n: int = 64
-    data: dict[str, str | None] = dataclasses.field(default_factory=dict)
+    data: Mapping[str, str | None] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,8 +111,8 @@ class TrainConfig:
       seed: of initialisation, data order and everything random.
       initial: export of a run of the same stage, or the WORKDIR around it: the trained weights begin as they are there. A run that goes on
           from a checkpoint of its own does not read them again.
-      unfrozen: towers that the flamingo stage trains: ("vision",) in fine-tuning.
-      mixing: how datasets share an update.
+      unfrozen: towers that the flamingo stage trains: ("vision",) in fine-tuning (paper, B.2.2).
+      mixing: how datasets share an update; the paper accumulates the gradients of all in each (2.4).
       precision: compute dtype; weights that are trained stay float32.
       mesh: devices per mesh axis.
     """
@@ -131,7 +132,7 @@ class TrainConfig:
     towers: TowersConfig = TowersConfig()
     hooks: HooksConfig = HooksConfig()
     until: UntilConfig | None = None
-    evaluate: EvaluateConfig = dataclasses.field(default_factory=EvaluateConfig)
+    evaluate: EvaluateEvery = dataclasses.field(default_factory=EvaluateEvery)
 
     def __post_init__(self) -> None:
         if self.steps < 1:

@@ -46,7 +46,7 @@ class VisionOptimizerConfig:
 
 @dataclasses.dataclass(frozen=True)
 class OptimizerConfig:
-    """The optimizer of every stage.
+    """The optimizer of every stage: AdamW as the paper has it (B.1.2), which leaves betas and epsilon open.
 
     Attributes:
       learning_rate: the peak, reached after the warm-up.

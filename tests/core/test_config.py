@@ -10,7 +10,7 @@ import ml_collections
 import pytest
 
 from flamingo_jax.core import config
-from flamingo_jax.core.config import ConfigError, differences, from_dict, to_dict
+from flamingo_jax.core.config import ConfigError, differences, editable, from_dict, to_dict
 
 
 @dataclasses.dataclass(frozen=True)
@@ -195,3 +195,31 @@ def test_differences_name_the_dotted_path():
 
 def test_lists_and_tuples_do_not_differ():
     assert differences({"a": (1, (2, 3))}, {"a": [1, [2, 3]]}) == []
+
+
+def test_editable_comes_back():
+    full = from_dict(Train, {**FULL, "extra": None})
+    assert from_dict(Train, editable(full)) == full
+    assert from_dict(Train, editable(Train(steps=1))) == Train(steps=1)
+
+
+def test_editable_takes_only_fields_and_values_of_their_types():
+    edited = editable(from_dict(Train, {**FULL, "seed": None}))
+    edited.datasets.pages.weight = 2
+    edited.seed = 3
+    assert (edited.datasets.pages.weight, edited.seed) == (2.0, 3)
+    for part, name, value in ((edited, "seed", "three"), (edited.datasets.pages, "path", 1), (edited, "steps", "1")):
+        with pytest.raises(TypeError, match=name):
+            part[name] = value
+    edited.seed = None
+    assert from_dict(Train, edited).seed is None
+    for part in (edited, edited.optimizer, edited.datasets, edited.datasets.pages):
+        with pytest.raises((AttributeError, KeyError), match="nonsense"):
+            part.nonsense = 1
+
+
+def test_editable_takes_a_dict_of_dataclasses():
+    assert editable({"a": Dataset("p"), "b": Dataset("q", 0.5)}).to_dict() == {
+        "a": {"path": "p", "weight": 1.0},
+        "b": {"path": "q", "weight": 0.5},
+    }

@@ -10,11 +10,11 @@ import jax
 import numpy as np
 import pytest
 
-from configs import base, idefics_9b, open_flamingo_3b
+from configs import idefics_9b, open_flamingo_3b
 from flamingo_jax.checkpoint.export import export
 from flamingo_jax.conversion import idefics
 from flamingo_jax.core import trees
-from flamingo_jax.core.config import from_dict, to_dict
+from flamingo_jax.core.config import editable, from_dict, to_dict
 from flamingo_jax.core.precision import Policy
 from flamingo_jax.data.to_device import to_device
 from flamingo_jax.inference.engine import Request
@@ -39,13 +39,11 @@ PROMPTS = [
 def described(name):
     """The options of a public Flamingo; four heads, so that each chip of a model group has one."""
     config = small.get_config("flamingo")
-    config.model = base.model()
-    parts = config.model
     if name == "open_flamingo":
-        open_flamingo_3b.shape(parts, lm="mpt_1b", every=2)
+        config.model = parts = editable(open_flamingo_3b.model(lm="mpt_1b", every=2))
         parts.xattn.update(num_heads=4, head_dim=8)
     else:
-        idefics_9b.shape(parts, "9b")
+        config.model = parts = editable(idefics_9b.model("9b"))
         parts.xattn.update(every=2, mlp_width=48)
         parts.new_tokens = (*parts.new_tokens, idefics.END_OF_UTTERANCE)
     parts.lm.update(vocab_size=0, num_layers=2, width=32, num_heads=4, mlp_width=48)

@@ -4,8 +4,11 @@
 --config=tests/e2e/imported.py:WORLD,LM,VISION            new layers between a language model and a vision encoder
 """
 
-from configs import base
+from configs import flamingo_80b
 from flamingo_jax.checkpoint.export import read_card
+from flamingo_jax.core.config import editable, from_dict
+from flamingo_jax.data.config import DatasetConfig
+from flamingo_jax.models.vit import ViTConfig
 
 STEPS = 4
 
@@ -14,7 +17,9 @@ def get_config(argument):
     """Returns the config; the parts of the model are those of the exports."""
     world, *exports = argument.split(",")
     cards = [read_card(export)[1] for export in exports]
-    config = base.get_config()
+    config = flamingo_80b.get_config()
+    config.mesh.update(replica=1, data=1, model=1, model_chips=())
+    config.model.lm.vocab_size = 0
     config.name, config.steps, config.seed = "imported", STEPS, 3
     model = {}
     for card in cards:
@@ -27,8 +32,8 @@ def get_config(argument):
     else:
         config.towers.lm, config.towers.vision = exports
         config.model.new_tokens = ("<EOC>", "<image>")
-    pages = base.dataset("interleaved", f"{world}/pages", batch_size=4, length=48, max_images=2, p_next=0.0)
-    config.data.datasets = {"pages": pages}
+    pages = DatasetConfig("interleaved", f"{world}/pages", batch_size=4, length=48, max_images=2, p_next=0.0)
+    config.data.datasets = editable({"pages": pages})
     config.precision.compute = "float32"
     config.optimizer.update(learning_rate=1e-3, warmup_steps=0)
     config.hooks.update(log_every=1, save_every=2, tensorboard=False, progress=False)
@@ -40,7 +45,7 @@ def _set_model(parts, model):
     parts.resampler.update(num_layers=1, width=32, num_heads=2, head_dim=16, num_latents=2)
     parts.xattn.every = 1
     if "vit" in model:
-        parts.vision, parts.vit = None, base.vit(**model.pop("vit"))
+        parts.vision, parts.vit = None, editable(from_dict(ViTConfig, model.pop("vit")))
     parts.new_tokens = model.pop("new_tokens")
     for name, fields in model.items():
         parts[name].update(fields)

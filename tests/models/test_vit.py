@@ -8,9 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from configs import base
 from flamingo_jax.core import axes, trees
-from flamingo_jax.core.config import from_dict
+from flamingo_jax.core.config import editable, from_dict
 from flamingo_jax.core.params import axes_of
 from flamingo_jax.data.schema import Batch
 from flamingo_jax.models import api, flamingo, vision
@@ -19,7 +18,7 @@ from flamingo_jax.models.gated_xattn import XattnConfig
 from flamingo_jax.models.lm import LMConfig
 from flamingo_jax.models.nfnet import NFNetConfig
 from flamingo_jax.models.resampler import ResamplerConfig
-from flamingo_jax.models.sizes import NFNETS, VITS
+from flamingo_jax.models.sizes import NFNETS, PARTS, VITS
 from flamingo_jax.models.vit import ViTConfig, interpolate_positions
 from flamingo_jax.planning.flops import vision_forward
 
@@ -190,7 +189,8 @@ def test_one_encoder_is_given():
 
 
 def test_a_config_takes_a_vit_instead_of_the_nfnet():
-    parts = base.model()
+    parts = editable(PARTS)
     assert isinstance(from_dict(ModelConfig, parts).encoder(), NFNetConfig)
-    parts.vision, parts.vit = None, base.vit(width=1280, num_layers=32, mlp_width=5120, activation="gelu_exact")
+    parts.vision, parts.vit = None, editable(VITS["L14"])
+    parts.vit.update(width=1280, num_layers=32, mlp_width=5120, activation="gelu_exact")
     assert from_dict(ModelConfig, parts).flamingo().vision == VITS["H14"]

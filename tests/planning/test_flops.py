@@ -45,7 +45,7 @@ def test_80b_on_the_ablation_batches():
     count per visual token (2,368 inputs of 64), and the rest counts too.
     """
     datasets = from_dict(
-        DataConfig, {"tokenizer": "", "image_size": 320, "datasets": mixture.datasets("", scale=1).to_dict()}
+        DataConfig, {"tokenizer": "", "image_size": 320, "datasets": mixture.datasets("", scale=1)}
     ).datasets
     found = of_flamingo("80B", datasets)
     assert (found.tokens, found.images) == (100_352, 2_368)

@@ -4,11 +4,12 @@ import jax
 import numpy as np
 from etils import epath
 
-from configs import base, tiny
+from configs import tiny
 from data_pipelines import tokenizer as tokenizer_pipeline
 from data_pipelines import world as world_pipeline
 from flamingo_jax.checkpoint.export import export
-from flamingo_jax.core.config import from_dict, to_dict
+from flamingo_jax.core.config import editable, from_dict, to_dict
+from flamingo_jax.data.config import AugmentConfig
 from flamingo_jax.data.schema import Batch
 from flamingo_jax.tokenizers.sentencepiece import SentencePieceTokenizer
 from flamingo_jax.training.config import TrainConfig
@@ -22,7 +23,7 @@ def get_config(stage="flamingo"):
     """The tiny config with one or two narrow layers, and batches of four; `path` fields are set by the test."""
     config = narrow(tiny.get_config(stage))
     config.name = f"small_{stage}"
-    config.data.augment.update(base.augment())
+    config.data.augment = editable(AugmentConfig())
     if stage == "flamingo":
         config.data.datasets.pages.update(length=24, max_images=3)
     if stage == "language_model":
