@@ -114,6 +114,15 @@ def pytest_make_collect_report(collector: pytest.Collector):
     return report
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Marks the tests of tests/e2e and tests/distributed by their folder, so that they can be chosen or left out."""
+    for item in items:
+        for folder in ("e2e", "distributed"):
+            if item.path.is_relative_to(ROOT / "tests" / folder):
+                item.add_marker(folder)
+
+
 def pytest_make_parametrize_id(config: pytest.Config, val: object, argname: str) -> str | None:
     """Bytes are named by their argument, and pytest numbers them: made bytes may hold a date (gzip's header does).
 

@@ -73,10 +73,11 @@ def clone(tmp_path):
 
 def source_environment(clone: pathlib.Path, **variables: str) -> tuple[int, int, str]:
     """Sources environment.sh in the clone. Returns (exit status, number of pip runs so far, what it said)."""
+    inherited = {name: value for name, value in os.environ.items() if name != "FLAMINGO_VENV"}
     done = subprocess.run(
         ["bash", "-c", "set -euo pipefail; source launch/environment.sh; echo ready"],
         cwd=clone,
-        env={**os.environ, "FLAMINGO_PYTHON": str(clone / "python"), **variables},
+        env={**inherited, "FLAMINGO_PYTHON": str(clone / "python"), **variables},
         capture_output=True,
         text=True,
         timeout=60,
