@@ -52,7 +52,8 @@ def config(place):
     described.model.vision.stochastic_depth = 0.5
     described.optimizer.update(learning_rate=RATE, warmup_steps=0, weight_decay=0.0)
     described.optimizer.vision.learning_rate = VISION_RATE
-    del described.data.datasets["pages"]
+    with described.data.datasets.unlocked():
+        del described.data.datasets["pages"]
     return from_dict(TrainConfig, described)
 
 
