@@ -78,7 +78,8 @@ def program(module: str) -> Iterator[None]:
         return [
             name
             for name, owner in owners.items()
-            if owner.startswith(("flamingo_jax", "data_pipelines")) or name.partition(".")[0] == "config"
+            # None: flags that were put back below have no owner any more.
+            if owner.startswith(("flamingo_jax", "data_pipelines", "None")) or name.partition(".")[0] == "config"
         ]
 
     kept = {name: flags.FLAGS[name] for name in of_programs()}

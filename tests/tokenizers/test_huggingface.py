@@ -150,8 +150,9 @@ def test_load_takes_what_is_there(words, directories, tmp_path):
     assert isinstance(load_tokenizer(tmp_path), SentencePieceTokenizer)
     assert list(tokenizer_lib.files(tmp_path)) == ["tokenizer.model"]
     assert isinstance(load_tokenizer(directories["gpt2"] / "tokenizer.json"), HuggingFaceTokenizer)
+    (tmp_path / "empty").mkdir()
     with pytest.raises(FileNotFoundError, match=r"tokenizer\.model or .*tokenizer\.json"):
-        load_tokenizer(tmp_path.parent)
+        load_tokenizer(tmp_path / "empty")
 
 
 def test_damaged_files_are_named(directories, tmp_path):
