@@ -14,19 +14,25 @@ from flamingo_jax.training.config import TrainConfig
 GIB = 2**30
 
 
-def planned(name, topology, **options):
-    config = from_dict(TrainConfig, importlib.import_module(f"configs.{name}").get_config())
-    return report.to_json(plan.make_plan(config, topology, **options))
+def planned(name, topology, *, one_block_encoder=False, **options):
+    described = importlib.import_module(f"configs.{name}").get_config()
+    if one_block_encoder:  # most of what the compiler works on, for little of what is planned
+        described.model.vision.update(widths=(256,), depths=(1,), strides=(1,))
+        described.data.image_size = 64
+    return report.to_json(plan.make_plan(from_dict(TrainConfig, described), topology, **options))
 
 
 @pytest.mark.tpu_compiler
-def test_the_3b_fits_64_chips_without_model_sharding():
+@pytest.mark.parametrize(
+    ("encoder", "parameters"), [("one_block", 2.78e9), pytest.param("whole", 3.2e9, marks=pytest.mark.slow)]
+)
+def test_the_3b_fits_64_chips_without_model_sharding(encoder, parameters):
     """Table 4: 3B and 9B are not sharded over chips. One dataset of four, since each compiles as long as the next."""
-    data = planned("flamingo_3b", "v4:4x4x4", datasets=["align"])
+    data = planned("flamingo_3b", "v4:4x4x4", one_block_encoder=encoder == "one_block", datasets=["align"])
     assert data["fits"] and data["mesh"] == {"replica": 1, "data": 64, "model": 1}
-    assert data["parameters"]["total"] == pytest.approx(3.2e9, rel=0.01)  # Table 5
+    assert data["parameters"]["total"] == pytest.approx(parameters, rel=0.01)  # whole: Table 5
     assert {row["axis"] for row in data["collectives"]} == {"data"}
-    assert data["mfu"] > 0.15  # 0.19: an image for 32 tokens, and convolutions at a fifth of the peak
+    assert data["mfu"] > 0.15  # whole: 0.19, an image for 32 tokens, and convolutions at a fifth of the peak
 
 
 @pytest.mark.tpu_compiler
