@@ -3,7 +3,7 @@
 stacked    one array for each weight, with a leading axis "layers": blocks are scanned, so that 80 layers compile as fast as one
 unrolled   one array for each weight and layer (`Layers`): blocks are applied one by one
 
-Only this file knows that there are two.
+Only this file knows that blocks are scanned or applied in a Python loop.
 """
 
 from __future__ import annotations
@@ -58,7 +58,15 @@ class Stack:
     The weights live under `<current module>/<name>/...` with a leading axis "layers".
     """
 
-    def __init__(self, num_layers: int, block: Callable[..., tuple[Any, Any]], *, name: str, remat: Remat = "none"):
+    def __init__(
+        self,
+        num_layers: int,
+        block: Callable[..., tuple[Any, Any]],
+        *,
+        name: str,
+        remat: Remat = "none",
+        unrolled: bool = False,
+    ):
         """Describes the stack.
 
         Args:
@@ -68,11 +76,13 @@ class Stack:
             remat: what the backward pass recomputes of a block: "none" keeps all activations; "projections" keeps those that are
                 named with `checkpoint_name` (one of `SAVED`), so that no collective and no large product is done twice; "full"
                 keeps the block's input alone.
+            unrolled: True applies the blocks one by one, although their weights are stacked.
         """
         self.num_layers = num_layers
         self._inner = hk.transform(block)
         self._name = name
         self._remat = remat
+        self._unrolled = unrolled
 
     def weights(self, x: Any, inputs: Any = None) -> Any:
         """Returns the stacked weights; `x` and `inputs` (of one layer) are examples that are needed at init only."""
@@ -92,10 +102,19 @@ class Stack:
     def layer_of(self, weights: Any, number: Any, x: Any, inputs: Any = None) -> tuple[Any, Any]:
         """Applies block `number` with its slice of all weights, which is taken again in the backward pass and never kept.
 
-        For weights that are not trained: a gradient would be as large as the whole stack in each step of a scan.
+        For weights that are not trained: a gradient would be as large as the whole stack in each step of a scan. `number` is one of
+        `numbers(weights)`.
         """
+        if is_unrolled(weights):
+            return self.layer(layer_slice(weights, number), x, inputs)
         own = lambda: jax.tree.map(lambda w: jax.lax.dynamic_index_in_dim(w, number, keepdims=False), weights)  # noqa: E731
         return self._apply(own, x, inputs)
+
+    def numbers(self, weights: Any) -> Any:
+        """Returns the blocks' numbers 0, 1, ... in the form of the weights, for `scan` over `layer_of`."""
+        if is_unrolled(weights):
+            return Layers(range(self.num_layers))
+        return jnp.arange(self.num_layers, dtype=jnp.int32)
 
     def _apply(self, weights: Callable[[], Any], x: Any, inputs: Any) -> tuple[Any, Any]:
         def apply(x: Any, inputs: Any) -> tuple[Any, Any]:
@@ -122,13 +141,30 @@ class Stack:
 
     def scan(self, x: Any, weights: Any, inputs: Any = None) -> tuple[Any, Any]:
         """Applies the layers whose weights (and inputs) stand on the leading axis: all of them, or a range."""
-        if not is_unrolled(weights):
-            return jax.lax.scan(lambda x, w: self.layer(w[0], x, w[1]), x, (weights, inputs))
-        outputs = []
-        for number in range(self.num_layers):
-            x, output = self.layer(layer_slice(weights, number), x, layer_slice(inputs, number))
-            outputs.append(output)
-        return x, join_layers(outputs)
+        return scan(lambda x, w: self.layer(w[0], x, w[1]), x, (weights, inputs), unrolled=self._unrolled)
+
+
+def scan(
+    function: Callable[[Any, Any], tuple[Any, Any]], x: Any, inputs: Any, *, unrolled: bool = False
+) -> tuple[Any, Any]:
+    """Applies function(x, one layer's inputs) -> (x, outputs) to one layer after another.
+
+    Args:
+        function: of a layer.
+        x: what the layers transform.
+        inputs: of all layers, stacked or unrolled; the first leaf says how many there are.
+        unrolled: True applies the layers one by one, although their inputs are stacked.
+
+    Returns:
+        (x, outputs): stacked on a leading layer axis if the layers are scanned, else unrolled.
+    """
+    if not (unrolled or is_unrolled(inputs)):
+        return jax.lax.scan(function, x, inputs)
+    outputs = []
+    for number in range(len(jax.tree.leaves(inputs, is_leaf=_is_layers)[0])):
+        x, output = function(x, layer_slice(inputs, number))
+        outputs.append(output)
+    return x, join_layers(outputs)
 
 
 def layer_slice(tree: Any, index: int | slice) -> Any:
@@ -165,7 +201,46 @@ def is_unrolled(tree: Any) -> bool:
 
 def join_layers(outputs: Iterable[Any]) -> Any:
     """Returns the outputs of each layer as one tree of `Layers`."""
-    return jax.tree.map(lambda *leaves: Layers(leaves), *outputs)
+    return jax.tree.map(lambda *leaves: Layers(leaves), *outputs, is_leaf=_is_layers)
+
+
+def concatenate(parts: Iterable[Any]) -> Any:
+    """Returns the outputs of several ranges of layers as those of one, stacked or unrolled as they are."""
+
+    def join(*leaves: Any) -> Any:
+        if _is_layers(leaves[0]):
+            return Layers(layer for leaf in leaves for layer in leaf.layers)
+        return jnp.concatenate(leaves)
+
+    return jax.tree.map(join, *parts, is_leaf=_is_layers)
+
+
+def single(output: Any, weights: Any) -> Any:
+    """Returns the outputs of one layer as those of a range of one, in the form (stacked or unrolled) of `weights`."""
+    return join_layers([output]) if is_unrolled(weights) else jax.tree.map(lambda leaf: leaf[None], output)
+
+
+def grouped(tree: Any, groups: int) -> Any:
+    """Splits the leading layer axis into (groups, layers of a group), for a scan over groups."""
+
+    def split(leaf: Any) -> Any:
+        size = len(leaf) // groups
+        if _is_layers(leaf):
+            return Layers(leaf[start : start + size] for start in range(0, len(leaf), size))
+        return leaf.reshape(groups, size, *leaf.shape[1:])
+
+    return jax.tree.map(split, tree, is_leaf=_is_layers)
+
+
+def ungrouped(tree: Any) -> Any:
+    """Joins the two axes that `grouped` made."""
+
+    def join(leaf: Any) -> Any:
+        if _is_layers(leaf):
+            return Layers(layer for group in leaf.layers for layer in group.layers)
+        return leaf.reshape(-1, *leaf.shape[2:])
+
+    return jax.tree.map(join, tree, is_leaf=_is_layers)
 
 
 def _is_layers(leaf: Any) -> bool:

@@ -17,9 +17,10 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
+from flamingo_jax.core import stack
 from flamingo_jax.core.axes import constrain
 from flamingo_jax.core.notation import Array, Bool, Float, Float32, Int, UInt8
-from flamingo_jax.core.stack import Stack, is_unrolled, join_layers, layer_slice
+from flamingo_jax.core.stack import Stack, layer_slice
 from flamingo_jax.data.schema import Batch
 from flamingo_jax.models import lm as lm_lib
 from flamingo_jax.models import self_attention, vision
@@ -170,76 +171,47 @@ def interleave(
 ) -> tuple[Float[Array, "B T D"], tuple[Any, Any]]:
     """Runs the LM's blocks with one cross-attention layer before block i wherever i % every == offset.
 
-    Scanned by groups of (one xattn layer, a scan over `every` blocks), so that 80 layers compile as fast as one of each; the
-    blocks before the offset and those of an incomplete last group stand outside of the scan. A block takes its weights from
-    the whole stack by its number: a scan over groups that sliced the stack would copy all of the LM's weights twice in a pass.
+    In three runs: the blocks before the offset; a scan over groups of (one xattn layer, a scan over `every` blocks), so that 80
+    layers compile as fast as one of each; and an incomplete last group. A block takes its weights from the whole stack by its
+    number: a scan over groups that sliced the stack would copy all of the LM's weights twice in a pass.
 
     Args:
         config: every and offset.
-        lm: (the stack of blocks, its weights, its inputs or None), each with a leading layer axis.
+        lm: (the stack of blocks, its weights, its inputs or None), stacked or unrolled.
         xattn: the same for the cross-attention layers.
         x: the embedded text.
 
     Returns:
-        (x, (outputs of the blocks, outputs of the cross-attention layers)), stacked on leading layer axes.
+        (x, (outputs of the blocks, outputs of the cross-attention layers)), stacked or unrolled as the weights are.
     """
-    if is_unrolled(lm[1]):
-        return _interleave_unrolled(config, lm, xattn, x)
     (blocks, weights, inputs), (layers, xattn_weights, xattn_inputs) = lm, xattn
-    every, offset = config.every, config.offset
-    full = (blocks.num_layers - offset) // every
+    every, offset, num_blocks = config.every, config.offset, blocks.num_layers
+    full = (num_blocks - offset) // every
     border = offset + full * every
-    number = jnp.arange(blocks.num_layers, dtype=jnp.int32)
+    of_blocks, of_layers = (blocks.numbers(weights), inputs), (xattn_weights, xattn_inputs)
 
-    def run(x: Array, numbers: Array, inputs: Any) -> tuple[Array, Any]:
-        return jax.lax.scan(lambda x, i: blocks.layer_of(weights, i[0], x, i[1]), x, (numbers, inputs))
+    def run(x: Array, own: Any) -> tuple[Array, Any]:
+        return stack.scan(lambda x, i: blocks.layer_of(weights, i[0], x, i[1]), x, own)
 
     def group(x: Array, both: Any) -> tuple[Array, Any]:
         own, theirs = both
         with jax.named_scope("xattn"):
             x, kept = layers.layer(own[0], x, own[1])
-        x, outputs = run(x, *theirs)
+        x, outputs = run(x, theirs)
         return x, (outputs, kept)
 
-    by_group = lambda tree: jax.tree.map(lambda w: w[offset:border].reshape(full, every, *w.shape[1:]), tree)  # noqa: E731
     outputs, last = [], []
     if offset:
-        x, head = run(x, *layer_slice((number, inputs), slice(0, offset)))
+        x, head = run(x, layer_slice(of_blocks, slice(0, offset)))
         outputs.append(head)
     if full:
-        own = (
-            layer_slice((xattn_weights, xattn_inputs), slice(0, full))
-            if border < blocks.num_layers
-            else (xattn_weights, xattn_inputs)
-        )
-        x, (middle, kept) = jax.lax.scan(group, x, (own, by_group((number, inputs))))
-        outputs.append(jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), middle))
+        own = of_layers if border == num_blocks else layer_slice(of_layers, slice(0, full))
+        theirs = stack.grouped(layer_slice(of_blocks, slice(offset, border)), full)
+        x, (middle, kept) = stack.scan(group, x, (own, theirs))
+        outputs.append(stack.ungrouped(middle))
         last.append(kept)
-    if border < blocks.num_layers:
-        with jax.named_scope("xattn"):
-            x, final_kept = layers.layer(layer_slice(xattn_weights, full), x, layer_slice(xattn_inputs, full))
-        x, tail = run(x, *layer_slice((number, inputs), slice(border, None)))
+    if border < num_blocks:
+        x, (tail, kept) = group(x, (layer_slice(of_layers, full), layer_slice(of_blocks, slice(border, None))))
         outputs.append(tail)
-        last.append(jax.tree.map(lambda leaf: leaf[None], final_kept))
-    return x, (_concatenate(outputs), _concatenate(last))
-
-
-def _interleave_unrolled(
-    config: XattnConfig, lm: tuple[Stack, Any, Any], xattn: tuple[Stack, Any, Any], x: Float[Array, "B T D"]
-) -> tuple[Float[Array, "B T D"], tuple[Any, Any]]:
-    """`interleave` on the weights of `core.stack.unrolled`: the figure of the paper, layer by layer."""
-    (blocks, weights, inputs), (layers, xattn_weights, xattn_inputs) = lm, xattn
-    outputs: list[Any] = []
-    last: list[Any] = []
-    for number in range(blocks.num_layers):
-        if number % config.every == config.offset:
-            with jax.named_scope("xattn"):
-                x, kept = layers.layer(layer_slice(xattn_weights, len(last)), x, layer_slice(xattn_inputs, len(last)))
-            last.append(kept)
-        x, output = blocks.layer(layer_slice(weights, number), x, layer_slice(inputs, number))
-        outputs.append(output)
-    return x, (join_layers(outputs), join_layers(last))
-
-
-def _concatenate(parts: list[Any]) -> Any:
-    return jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *parts)
+        last.append(stack.single(kept, xattn_weights))
+    return x, (stack.concatenate(outputs), stack.concatenate(last))

@@ -35,7 +35,7 @@ from flamingo_jax.nn.norm import layer_norm, rms_norm
 
 _NEVER = -1e30  # logit of the padding rows of the table
 
-Through = Callable[[Stack, Any, Array, Any], tuple[Array, Any]]
+BlockRunner = Callable[[Stack, Any, Array, Any], tuple[Array, Any]]
 
 
 class Block(hk.Module):
@@ -146,7 +146,7 @@ class LM(hk.Module):
 
     @hk.name_like("__call__")
     def run(
-        self, x: Float[Array, "B T D"], context: Context, cache: Any = None, through: Through | None = None
+        self, x: Float[Array, "B T D"], context: Context, cache: Any = None, through: BlockRunner | None = None
     ) -> tuple[Float[Array, "B T D"], Any]:
         """Runs the blocks.
 

@@ -207,13 +207,8 @@ def _stage(x: Array, inputs: dict[str, Any], *, width: int, stride: int, config:
             x = (hk.remat(first) if config.remat == "full" else first)(x, layer_slice(inputs, 0))
         if depth == 1:
             return x
-        stack, inputs = Stack(depth - 1, rest, name="rest", remat=config.remat), layer_slice(inputs, slice(1, None))
-        if config.loop == "scan":
-            return stack(x, inputs)[0]
-        weights = stack.weights(x, layer_slice(inputs, 0))
-        for i in range(depth - 1):
-            x, _ = stack.layer(layer_slice(weights, i), x, layer_slice(inputs, i))
-        return x
+        stack = Stack(depth - 1, rest, name="rest", remat=config.remat, unrolled=config.loop == "unrolled")
+        return stack(x, layer_slice(inputs, slice(1, None)))[0]
 
 
 def _block(

@@ -11,10 +11,15 @@ from flamingo_jax.core.params import axes_of, param
 from flamingo_jax.core.stack import (
     Layers,
     Stack,
+    concatenate,
+    grouped,
     is_unrolled,
     join_layers,
     layer_slice,
+    scan,
+    single,
     stacked,
+    ungrouped,
     unrolled,
     unrolled_weights,
 )
@@ -132,3 +137,23 @@ def test_axes_become_partition_specs():
         axes.spec(("colour",))
     with pytest.raises(ValueError, match="one mesh axis"):
         axes.spec(("heads", "mlp"))
+
+
+@pytest.mark.parametrize("form", [lambda tree: tree, unrolled], ids=["stacked", "unrolled"])
+def test_layers_in_groups_are_the_same_layers(form):
+    """A scan over groups, an incomplete group and a single layer give what a scan over all layers gives."""
+    weights = form(jnp.arange(1.0, 6.0))
+
+    def layer(x, w):
+        return x * w, x + w
+
+    def group(x, own):
+        return scan(layer, x, own)
+
+    expected, outputs = scan(layer, jnp.ones(()), weights)
+    x, middle = scan(group, jnp.ones(()), grouped(layer_slice(weights, slice(0, 4)), 2))
+    x, last = layer(x, layer_slice(weights, 4))
+    found = concatenate([ungrouped(middle), single(last, weights)])
+    assert is_unrolled(found) == is_unrolled(weights)
+    np.testing.assert_array_equal(x, expected)
+    np.testing.assert_array_equal(stacked(found), stacked(outputs))
