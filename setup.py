@@ -1,6 +1,7 @@
 """Packaging of flamingo_jax: what it needs, and which extra adds what.
 
-The bounds here are lower bounds: they say what the code needs. The exact set that the tests ran with is launch/requirements.lock, which launch/ installs.
+The bounds here are lower bounds: they say what the code needs. The exact set that the tests ran
+with is launch/requirements.lock, which launch/ installs.
 """
 
 import pathlib
@@ -41,7 +42,8 @@ CORE = [
 EXTRAS = {
     # An NVIDIA GPU.
     "cuda": ["jax[cuda12]>=0.10.2"],
-    # A Cloud TPU slice: libtpu, in the version that this jax wants, and paths on gs://. Also what `plan` needs to compile for a TPU without having one.
+    # A Cloud TPU slice: libtpu, in the version that this jax wants, and paths on gs://. Also what
+    # `plan` needs to compile for a TPU without having one.
     "tpu": ["gcsfs>=2025.2", "jax[tpu]>=0.10.2"],
     # Data collection on Apache Beam. The synthetic world and its tokenizer do without.
     "pipelines": [
@@ -56,18 +58,27 @@ EXTRAS = {
         "warcio>=1.7.5",
         "zstandard>=0.23",
     ],
-    # The official metrics: CIDEr's tokenizer (it also needs Java), the tagger of NextQA's WUPS (which also needs WordNet's files).
+    # The official metrics: CIDEr's tokenizer (it also needs Java), the tagger of NextQA's WUPS
+    # (which also needs WordNet's files).
     "evaluation": ["nltk>=3.9", "pycocoevalcap>=1.2"],
     # Reading PyTorch checkpoints. Imported inside functions only, never on the training path.
     "conversion": ["safetensors>=0.5", "torch>=2.6", "transformers>=5.0"],
     # Comparing against other implementations, at the versions that they were compared at.
-    # The implementations themselves are in launch/requirements_peers.lock: they ask for what cannot be had together.
-    "parity": ["einops-exts>=0.0.4", "ftfy>=6.3", "safetensors>=0.5", "torch==2.13.0", "transformers>=5.0"],
+    # The implementations themselves are in launch/requirements_peers.lock: they ask for what cannot
+    # be had together.
+    "parity": [
+        "einops-exts>=0.0.4",
+        "ftfy>=6.3",
+        "safetensors>=0.5",
+        "torch==2.13.0",
+        "transformers>=5.0",
+    ],
     # Linters, type checker and the test-suite.
     "dev": [
         "beartype>=0.22",
         "hypothesis>=6.130",
-        "jaxtyping>=0.3.11",  # its pytest plugin installs the hook before a conftest imports the package
+        # its pytest plugin installs the hook before a conftest imports the package
+        "jaxtyping>=0.3.11",
         "mypy>=1.18",
         "pytest>=8.4",
         "pytest-xdist>=3.8",
@@ -79,7 +90,10 @@ EXTRAS = {
 
 
 class BuildWithConfigs(build_py):
-    """Puts configs/ into the wheel, as flamingo_jax/bundled/configs. An editable install reads them where they are."""
+    """Puts configs/ into the wheel, as flamingo_jax/bundled/configs.
+
+    An editable install reads them where they are.
+    """
 
     def run(self) -> None:
         """Copies the packages, then the configs."""

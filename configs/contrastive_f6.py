@@ -1,17 +1,22 @@
-"""NFNet-F6 against BERT on ALIGN and LTIP: the vision encoder of all Flamingos, on 512 TPUv4 chips as in the paper (2.1, B.1.3).
+"""NFNet-F6 against BERT on ALIGN and LTIP.
+
+The vision encoder of all Flamingos, on 512 TPUv4 chips as in the paper (2.1, B.1.3).
 
     COMMAND  python -m flamingo_jax.plan --config=configs/contrastive_f6.py --topology=v4:8x8x8
              launch/tpu_pod.sh train --name=NAME --mount=BUCKET:/data -- --config=configs/contrastive_f6.py:/data --workdir=gs://BUCKET/vision
     EXPECTED The plan (libtpu 0.0.42.1): 9.5 GiB per chip, 0.69 s per update, MFU 0.21; 9.6 days. The paper, zero-shot (B.1.3, Table 9): ImageNet
-             77.9; Flickr30k R@1 89.3 image to text, 79.5 text to image; COCO 65.9 and 48.0. Its data are not to be had.
+             77.9; Flickr30k R@1 89.3 image to text, 79.5 text to image; COCO 65.9 and 48.0. Its
+             data are not to be had.
 
-The paper: joint space of 1376, batch 16,384, 1.2M updates of two gradients each (ALIGN's and LTIP's batch, accumulated), Adam, 1e-3 falling
-linearly to 0, label smoothing 0.1, adaptive clipping of 1e-2 on the NFNet, global norm of 10 on BERT, 288 pixels, flips and colours.
-Not stated, and ours: BERT's size, here BERT-Large as ALIGN has it, whose tokenizer and joint space the paper takes; 32 tokens of
-a caption (means: 12.4 and 20.5); no stochastic depth; the temperature at the start, and that it is clipped with BERT.
+The paper: joint space of 1376, batch 16,384, 1.2M updates of two gradients each (ALIGN's and LTIP's
+batch, accumulated), Adam, 1e-3 falling linearly to 0, label smoothing 0.1, adaptive clipping of
+1e-2 on the NFNet, global norm of 10 on BERT, 288 pixels, flips and colours. Not stated, and ours:
+BERT's size, here BERT-Large as ALIGN has it, whose tokenizer and joint space the paper takes; 32
+tokens of a caption (means: 12.4 and 20.5); no stochastic depth; the temperature at the start, and
+that it is clipped with BERT.
 
-A larger batch, or fewer chips: --config.model.contrastive.chunk=16 encodes 16 rows of each data shard at a time, and memory no longer
-grows with the batch.
+A larger batch, or fewer chips: --config.model.contrastive.chunk=16 encodes 16 rows of each data
+shard at a time, and memory no longer grows with the batch.
 """
 
 import dataclasses
@@ -28,7 +33,9 @@ from flamingo_jax.training.config import EvaluateEvery, TrainConfig
 from flamingo_jax.training.optimizer import OptimizerConfig, VisionOptimizerConfig
 
 # BERT-Large: 334M weights with a table of 32,000 pieces
-TEXT = TextEncoderConfig(vocab_size=0, num_layers=24, width=1024, num_heads=16, max_length=32, token_types=2)
+TEXT = TextEncoderConfig(
+    vocab_size=0, num_layers=24, width=1024, num_heads=16, max_length=32, token_types=2
+)
 
 
 def get_config(data: str = "/data") -> config_dict.ConfigDict:
@@ -38,7 +45,8 @@ def get_config(data: str = "/data") -> config_dict.ConfigDict:
         data: directory of the tokenizer and of the two datasets.
     """
     datasets = {
-        name: DatasetConfig("captions", f"{data}/{name}", batch_size=16_384, length=32) for name in ("align", "ltip")
+        name: DatasetConfig("captions", f"{data}/{name}", batch_size=16_384, length=32)
+        for name in ("align", "ltip")
     }
     config = TrainConfig(
         name="contrastive_f6",
@@ -46,7 +54,8 @@ def get_config(data: str = "/data") -> config_dict.ConfigDict:
         steps=1_200_000,
         model=dataclasses.replace(
             sizes.PARTS,
-            vision=dataclasses.replace(sizes.NFNETS["F6"], remat="full"),  # else 32 images' activations: 45 GiB a chip
+            # else 32 images' activations: 45 GiB a chip
+            vision=dataclasses.replace(sizes.NFNETS["F6"], remat="full"),
             text_encoder=TEXT,
         ),
         data=DataConfig(f"{data}/tokenizer", image_size=288, datasets=datasets),
@@ -58,7 +67,8 @@ def get_config(data: str = "/data") -> config_dict.ConfigDict:
             clip_norm=10.0,
             vision=VisionOptimizerConfig(agc=1e-2),
         ),
-        # 512 = 16 x 32: the NFNet's widths 1536, 768, 512 and 256 are divisible by the 32 of the optimizer's sharding, not by 512.
+        # 512 = 16 x 32: the NFNet's widths 1536, 768, 512 and 256 are divisible by the 32 of the
+        # optimizer's sharding, not by 512.
         mesh=MeshConfig(replica=16, data=32),
         evaluate=EvaluateEvery(data=DIRECTORIES),
     )

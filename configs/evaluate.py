@@ -3,20 +3,23 @@
     COMMAND  python -m flamingo_jax.evaluate --config=configs/evaluate.py --checkpoint=runs/demo/flamingo --output=runs/demo/report
                  --config.data.world=runs/demo/world [--task=format,bind2] [--shots=0,4]
     EXPECTED of the tiny Flamingo: `format` exact match at most 0.45 at 0 shots, at least 0.90 from 1 shot on; `bind2` at
-             least 0.70 at 4 shots, 0.75 at 8; shuffled labels and hidden images at what guessing gives.
+             least 0.70 at 4 shots, 0.75 at 8; shuffled labels and hidden images at what guessing
+             gives.
 
     COMMAND  python -m flamingo_jax.evaluate --config=configs/evaluate.py:paper --checkpoint=DIR --output=DIR
                  --config.data.coco=DIR --config.data.okvqa=DIR --task=coco,okvqa [--shots=0,4,8,16,32] [--config.mesh.data=-1]
     EXPECTED the rows of the paper's Table 1, beside the paper's in the report. Its choices were made on
              `--config.split=validation`.
 
-    Table 7  --task=imagenet,kinetics700 --shots=8,16 --config.selection=rices --config.num_support_per_class=5
+    Table 7  --task=imagenet,kinetics700 --shots=8,16 --config.selection=rices
+    --config.num_support_per_class=5
              and the last row with --config.ensemble=6
 
     COMMAND  python -m flamingo_jax.evaluate --config=configs/evaluate.py:contrastive --checkpoint=DIR --output=DIR
                  --config.data.coco=DIR --task=coco_retrieval [--config.templates=FILE] [--config.mesh.data=-1]
     EXPECTED of a contrastive model: the rows of Table 9, and zero-shot classification as in the first row of Table 7.
-             The tiny one: --task=world_retrieval, at least 0.9 recall at 1 both ways among 64 pictures.
+             The tiny one: --task=world_retrieval, at least 0.9 recall at 1 both ways among 64
+             pictures.
 
     COMMAND  python -m flamingo_jax.evaluate --config=configs/evaluate.py --checkpoint=DIR --output=DIR --task=embed
                  --config.data.embed=DIR     image features, as data_pipelines.run --pipeline=dedup reads them
@@ -29,7 +32,12 @@ import dataclasses
 from ml_collections import config_dict
 
 from flamingo_jax.core.config import editable
-from flamingo_jax.evaluation.config import DIRECTORIES, IMAGE_BENCHMARKS, VIDEO_BENCHMARKS, EvaluateConfig
+from flamingo_jax.evaluation.config import (
+    DIRECTORIES,
+    IMAGE_BENCHMARKS,
+    VIDEO_BENCHMARKS,
+    EvaluateConfig,
+)
 from flamingo_jax.inference.engine import InferenceConfig
 
 # Each family, and its controls: the same queries and code, one thing changed.
@@ -45,14 +53,20 @@ TASKS = (
     "bind4",
 )
 
-COMPARISONS = ("imagenet_zero_shot", "kinetics700_zero_shot", "coco_retrieval", "flickr30k_retrieval")
+COMPARISONS = (
+    "imagenet_zero_shot",
+    "kinetics700_zero_shot",
+    "coco_retrieval",
+    "flickr30k_retrieval",
+)
 
 DEMO = EvaluateConfig(
     tasks=TASKS,
     n=400,  # standard error at most (.25 / 400)**.5 = 0.025
     data={**DIRECTORIES, "world": "runs/demo/world"},
     towers={"lm": None, "vision": None},
-    # An answer of the tiny world is one word and <EOC>. Prompts take two shapes: 8 shots of bind2 are 8 x 6 + 5 = 53 tokens
+    # An answer of the tiny world is one word and <EOC>. Prompts take two shapes: 8 shots of bind2
+    # are 8 x 6 + 5 = 53 tokens
     # and 9 images, 4 shots 29 and 5.
     inference=InferenceConfig(max_new_tokens=8),
 )
@@ -65,7 +79,9 @@ def get_config(setting: str = "demo") -> config_dict.ConfigDict:
       ValueError: another setting.
     """
     if setting not in ("demo", "paper", "contrastive"):
-        raise ValueError(f"configs/evaluate.py:{setting} is not known: take demo, paper or contrastive.")
+        raise ValueError(
+            f"configs/evaluate.py:{setting} is not known: take demo, paper or contrastive."
+        )
     config = DEMO
     if setting == "paper":
         config = dataclasses.replace(
@@ -78,12 +94,15 @@ def get_config(setting: str = "demo") -> config_dict.ConfigDict:
                 decoding="beam",
                 max_new_tokens=20,  # the paper gives no bound
                 compute="bfloat16",
-                lengths=(32, 64, 128, 256, 512, 1024, 2048, 4096),  # VisDial, 16 shots: 16 * 21 sentences
+                # VisDial, 16 shots: 16 * 21 sentences
+                lengths=(32, 64, 128, 256, 512, 1024, 2048, 4096),
                 num_images=(1, 5, 9, 17, 33),
-                latents_megabytes=4096,  # 2048 supports * 64 latents * 8192 channels * 2 bytes = 2 GiB
+                # 2048 supports * 64 latents * 8192 channels * 2 bytes = 2 GiB
+                latents_megabytes=4096,
             ),
         )
     if setting == "contrastive":
         inference = dataclasses.replace(config.inference, compute="bfloat16")
-        config = dataclasses.replace(config, tasks=COMPARISONS, n=0, inference=inference)  # fewer: easier retrieval
+        # fewer: easier retrieval
+        config = dataclasses.replace(config, tasks=COMPARISONS, n=0, inference=inference)
     return editable(config)

@@ -1,17 +1,23 @@
-"""Fine-tuning on one benchmark: the language model frozen, the vision encoder trained too, at 480 pixels (paper, B.2.2).
+"""Fine-tuning on one benchmark.
+
+The language model frozen, the vision encoder trained too, at 480 pixels (paper, B.2.2).
 
     COMMAND  python -m data_pipelines.run --pipeline=pairs --format=table --input=vqav2_train.csv --output=/data/vqav2
              python -m flamingo_jax.plan --config=configs/finetune.py:vqav2 --topology=v4:4x4x8
              launch/tpu_pod.sh train --name=NAME --mount=BUCKET:/data -- --config=configs/finetune.py:vqav2,/data --workdir=gs://BUCKET/vqav2
                  --config.initial=gs://BUCKET/80b/export
     EXPECTED The plan of vqav2 (libtpu 0.0.42.1): 23.4 GiB per chip, 0.23 s per update. Scores: Tables 2 and 8 of the
-             paper, with its Flamingo-80B and the best point of the grid for each task: see TASKS below.
+             paper, with its Flamingo-80B and the best point of the grid for each task: see TASKS
+             below.
 
-The argument is TASK[,DIRECTORY[,SIZE]]: one of TASKS; the directory of the tokenizer and of the records, one directory for each task; and
-80b (default), 9b or 3b. The records are pairs of an image or a video and its text, "Question: ... Answer: ..." or "Output: ...", as the
-few-shot prompts have it; the loss is over the whole text, as for all pairs. The paper fine-tunes in "the single-image/video format".
+The argument is TASK[,DIRECTORY[,SIZE]]: one of TASKS; the directory of the tokenizer and of the
+records, one directory for each task; and 80b (default), 9b or 3b. The records are pairs of an image
+or a video and its text, "Question: ... Answer: ..." or "Output: ...", as the few-shot prompts have
+it; the loss is over the whole text, as for all pairs. The paper fine-tunes in "the
+single-image/video format".
 
-The paper searches a grid for each task on a part of its validation set: GRID. Numbers of updates are searched too, and not stated.
+The paper searches a grid for each task on a part of its validation set: GRID. Numbers of updates
+are searched too, and not stated.
 """
 
 from ml_collections import config_dict
@@ -34,7 +40,8 @@ TASKS = {
 }
 SIZES = {"80b": flamingo_80b, "9b": flamingo_9b, "3b": flamingo_3b}
 
-# The paper gives the ends of the learning rates, that they fall "by factors of 10", the two batch sizes, and augmentation on or off.
+# The paper gives the ends of the learning rates, that they fall "by factors of 10", the two batch
+# sizes, and augmentation on or off.
 GRID = {
     "optimizer.learning_rate": (3e-8, 1e-7, 3e-7, 1e-6, 3e-6, 1e-5),
     "optimizer.final_fraction": (0.1, 0.01),
@@ -56,18 +63,24 @@ def get_config(argument: str = "vqav2") -> config_dict.ConfigDict:
     task, directory, size = (*parts, *("", "/data", "80b")[len(parts) :])[:3]
     if len(parts) > 3 or task not in TASKS or size not in SIZES:
         raise ValueError(
-            f"configs/finetune.py got {argument!r}; expected TASK[,DIRECTORY[,SIZE]] with a task of {', '.join(TASKS)} and a size of "
-            f"{', '.join(SIZES)}, as in --config=configs/finetune.py:vqav2,/data,3b"
+            f"configs/finetune.py got {argument!r}; expected TASK[,DIRECTORY[,SIZE]] with a task "
+            f"of {', '.join(TASKS)} and a size of {', '.join(SIZES)}, as in "
+            "--config=configs/finetune.py:vqav2,/data,3b"
         )
     length, frames, _ = TASKS[task]
     config = SIZES[size].get_config(directory)
     config.name = f"finetune_{task}_{size}"
     config.unfrozen = ("vision",)
     config.steps = 5_000
-    # Down by a factor of ten. Of the vision encoder no other rate is stated; --config.optimizer.vision.learning_rate gives it one.
-    config.optimizer.update(learning_rate=1e-6, warmup_steps=0, schedule="exponential", final_fraction=0.1)
+    # Down by a factor of ten. Of the vision encoder no other rate is stated;
+    # --config.optimizer.vision.learning_rate gives it one.
+    config.optimizer.update(
+        learning_rate=1e-6, warmup_steps=0, schedule="exponential", final_fraction=0.1
+    )
     config.data.image_size = 480
-    pairs = DatasetConfig("pairs", f"{directory}/{task}", batch_size=8, length=length, num_frames=frames)
+    pairs = DatasetConfig(
+        "pairs", f"{directory}/{task}", batch_size=8, length=length, num_frames=frames
+    )
     config.data.datasets = editable({task: pairs})
     config.hooks.update(save_every=500)
     config.mesh.update(replica=1, data=8)  # 8 rows

@@ -1,11 +1,14 @@
-"""Flamingo-3B (Tables 4 and 5): a 1.4B language model, a cross-attention layer before every block; no model sharding, as in the paper.
+"""Flamingo-3B (Tables 4 and 5): a 1.4B language model, a cross-attention layer before every block.
+
+No model sharding, as in the paper.
 
     COMMAND  python -m flamingo_jax.plan --config=configs/flamingo_3b.py --topology=v4:4x4x4
              launch/tpu_pod.sh train --name=NAME -- --config=configs/flamingo_3b.py:/data --workdir=gs://BUCKET/3b --config.towers.lm=gs://BUCKET/lm/export --config.towers.vision=gs://BUCKET/vision/export
     EXPECTED The plan says "fits". The paper: 0-shot COCO CIDEr 73.0, 32-shot 99.0 (Table 1); its private data are not to be had.
 
-The argument is the directory of the tokenizer and of the records. Batches are the ablation's (B.3.1); those of the paper's final run
-are not stated. `mesh.data` is the number of chips: change it with the topology.
+The argument is the directory of the tokenizer and of the records. Batches are the ablation's
+(B.3.1); those of the paper's final run are not stated. `mesh.data` is the number of chips: change
+it with the topology.
 """
 
 from ml_collections import config_dict
@@ -30,7 +33,9 @@ def get_config(data: str = "/data") -> config_dict.ConfigDict:
         stage="flamingo",
         steps=500_000,
         model=sizes.FLAMINGO_3B,
-        data=DataConfig(f"{data}/tokenizer", image_size=320, datasets=mixture.datasets(data, scale=1)),
+        data=DataConfig(
+            f"{data}/tokenizer", image_size=320, datasets=mixture.datasets(data, scale=1)
+        ),
         mesh=MeshConfig(data=64),  # divides the smallest batch, VTP's 64
         evaluate=EvaluateEvery(data=DIRECTORIES),
     )

@@ -31,11 +31,17 @@ def get_config(data: str = "/data") -> config_dict.ConfigDict:
         stage="flamingo",
         steps=500_000,
         model=sizes.FLAMINGO_80B,
-        # 12 times the ablation's batches: 3072, 6144, 6144 and 768 rows, each divisible by the 96 replicas. With 35e15 FLOPs for the
-        # ablation's 100,352 tokens and 2,816 frames, 15 days of 500k updates leave 2.6 s each: 1.1e18 at peak, about 12 times at 0.4.
-        data=DataConfig(f"{data}/tokenizer", image_size=320, datasets=mixture.datasets(data, scale=12)),
-        # 1536 = 96 replicas x 16; 8192 = 32 * 256 is divisible by the 32 of the optimizer's sharding, not by 96.
-        # A model group is a block of 4x2x2 neighbouring chips: three axes of the torus carry its collectives.
+        # 12 times the ablation's batches: 3072, 6144, 6144 and 768 rows, each divisible by the 96
+        # replicas. With 35e15 FLOPs for the
+        # ablation's 100,352 tokens and 2,816 frames, 15 days of 500k updates leave 2.6 s each:
+        # 1.1e18 at peak, about 12 times at 0.4.
+        data=DataConfig(
+            f"{data}/tokenizer", image_size=320, datasets=mixture.datasets(data, scale=12)
+        ),
+        # 1536 = 96 replicas x 16; 8192 = 32 * 256 is divisible by the 32 of the optimizer's
+        # sharding, not by 96.
+        # A model group is a block of 4x2x2 neighbouring chips: three axes of the torus carry its
+        # collectives.
         mesh=MeshConfig(replica=3, data=32, model=16, model_chips=(4, 2, 2)),
         evaluate=EvaluateEvery(data=DIRECTORIES),
     )

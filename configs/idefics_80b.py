@@ -1,7 +1,10 @@
-"""IDEFICS-80B (Hugging Face M4, 2023), imported: LLaMA-65B, CLIP-H/14, a cross-attention layer before every 4th block.
+"""IDEFICS-80B (Hugging Face M4, 2023), imported.
+
+LLaMA-65B, CLIP-H/14, a cross-attention layer before every 4th block.
 
     COMMAND  python -m flamingo_jax.convert --source=idefics --input=idefics-80b --output=gs://BUCKET/idefics_80b
-                 # --input: a clone of HuggingFaceM4/idefics-80b of the Hugging Face hub (or idefics-80b-instruct); 160 GB in bfloat16
+                 # --input: a clone of HuggingFaceM4/idefics-80b of the Hugging Face hub (or
+                 idefics-80b-instruct); 160 GB in bfloat16
              launch/tpu_pod.sh evaluate --name=NAME -- --config=configs/evaluate.py:paper --checkpoint=gs://BUCKET/idefics_80b
                  --output=gs://BUCKET/report --config.mesh.model=16 --config.mesh.data=-1 --config.inference.beam_ends=best --config.data.coco=... --task=...
     EXPECTED the publishers' scores at 0, 4, 8, 16 and 32 shots (their model card; other prompts than ours, so no promise):
@@ -17,7 +20,8 @@
     COMMAND  launch/tpu_pod.sh train --name=NAME --mount=BUCKET:/data -- --config=configs/idefics_80b.py:/data --workdir=gs://BUCKET/run
     EXPECTED further training from there; data are the user's.
 
-79,967,841,064 weights: LLaMA-65B 65,285,660,672, CLIP-H 630,763,520 (without its last norm), resampler and 20 layers 14.05B, 2 new tokens.
+79,967,841,064 weights: LLaMA-65B 65,285,660,672, CLIP-H 630,763,520 (without its last norm),
+resampler and 20 layers 14.05B, 2 new tokens.
 """
 
 from ml_collections import config_dict
@@ -44,11 +48,15 @@ def get_config(data: str = "/data") -> config_dict.ConfigDict:
         steps=10_000,
         model=idefics_9b.model("80b"),
         data=DataConfig(
-            converted, image_size=224, image_fit="squash", datasets=idefics_9b.datasets(data, pages=256, pairs=512)
+            converted,
+            image_size=224,
+            image_fit="squash",
+            datasets=idefics_9b.datasets(data, pages=256, pairs=512),
         ),
         initial=converted,
         optimizer=OptimizerConfig(learning_rate=1e-5),  # ours, as for the 9B
-        # 65B frozen and 14B trained weights in bfloat16 are 10 GB on each of 16 chips; 64 heads and a dense part of 22016 = 16 * 1376 divide.
+        # 65B frozen and 14B trained weights in bfloat16 are 10 GB on each of 16 chips; 64 heads and
+        # a dense part of 22016 = 16 * 1376 divide.
         # data: all chips of the slice.
         mesh=MeshConfig(data=-1, model=16),
         evaluate=EvaluateEvery(data=DIRECTORIES),

@@ -1,7 +1,10 @@
-"""IDEFICS-9B (Hugging Face M4, 2023), imported: LLaMA-7B, CLIP-H/14, a cross-attention layer before every 4th block.
+"""IDEFICS-9B (Hugging Face M4, 2023), imported.
+
+LLaMA-7B, CLIP-H/14, a cross-attention layer before every 4th block.
 
     COMMAND  python -m flamingo_jax.convert --source=idefics --input=idefics-9b --output=DIR/idefics_9b
-                 # --input: a clone of HuggingFaceM4/idefics-9b of the Hugging Face hub (or idefics-9b-instruct); 18 GB in bfloat16
+                 # --input: a clone of HuggingFaceM4/idefics-9b of the Hugging Face hub (or
+                 idefics-9b-instruct); 18 GB in bfloat16
              python -m flamingo_jax.evaluate --config=configs/evaluate.py:paper --checkpoint=DIR/idefics_9b
                  --output=DIR/report --config.inference.beam_ends=best --config.data.coco=...
                  --task=okvqa,vqav2,textvqa,vizwiz,flickr30k,hateful_memes,coco        writes DIR/report/results.json
@@ -14,7 +17,8 @@
     COMMAND  python -m flamingo_jax.train --config=configs/idefics_9b.py:DIR --workdir=DIR/run
     EXPECTED further training from there: its resampler, cross-attention and new tokens on web pages and pairs.
 
-8,929,677,072 weights: LLaMA-7B 6,738,415,616, CLIP-H 630,763,520 (without its last norm), resampler and 8 layers 1.56B, 2 new tokens.
+8,929,677,072 weights: LLaMA-7B 6,738,415,616, CLIP-H 630,763,520 (without its last norm), resampler
+and 8 layers 1.56B, 2 new tokens.
 """
 
 import dataclasses
@@ -50,7 +54,8 @@ def model(size: str) -> ModelConfig:
     return dataclasses.replace(
         sizes.PARTS,
         vision=None,
-        vit=dataclasses.replace(sizes.VITS["H14"], features="class_and_patches"),  # 257 vectors, and no last norm
+        # 257 vectors, and no last norm
+        vit=dataclasses.replace(sizes.VITS["H14"], features="class_and_patches"),
         lm=lm,
         resampler=ResamplerConfig(
             width=1280,
@@ -77,7 +82,9 @@ def model(size: str) -> ModelConfig:
 
 
 def datasets(directory: str, *, pages: int, pairs: int) -> dict[str, DatasetConfig]:
-    """Returns public stand-ins of its training sets: OBELICS and LAION, as data_pipelines writes them.
+    """Returns public stand-ins of its training sets.
+
+    OBELICS and LAION, as data_pipelines writes them.
 
     Args:
         directory: where the records are, one directory for each dataset.
@@ -87,7 +94,12 @@ def datasets(directory: str, *, pages: int, pairs: int) -> dict[str, DatasetConf
     return {
         # Its text attends the image before it, never the next.
         "obelics": DatasetConfig(
-            "interleaved", f"{directory}/obelics", batch_size=pages, length=512, max_images=8, p_next=0.0
+            "interleaved",
+            f"{directory}/obelics",
+            batch_size=pages,
+            length=512,
+            max_images=8,
+            p_next=0.0,
         ),
         "laion": DatasetConfig(
             "pairs", f"{directory}/laion", batch_size=pairs, length=64, weight=0.2, space_prefix=0.0
@@ -107,7 +119,12 @@ def get_config(data: str = "/data") -> config_dict.ConfigDict:
         stage="flamingo",
         steps=10_000,
         model=model("9b"),
-        data=DataConfig(converted, image_size=224, image_fit="squash", datasets=datasets(data, pages=256, pairs=512)),
+        data=DataConfig(
+            converted,
+            image_size=224,
+            image_fit="squash",
+            datasets=datasets(data, pages=256, pairs=512),
+        ),
         initial=converted,
         optimizer=OptimizerConfig(
             learning_rate=1e-5

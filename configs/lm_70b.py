@@ -4,8 +4,9 @@
              launch/tpu_pod.sh train --name=NAME -- --config=configs/lm_70b.py:/data --workdir=gs://BUCKET/lm_70b
     EXPECTED The plan says "fits".
 
-80 blocks of width 8192 with 64 heads of 128: 70.06B weights (models/sizes.py). Chinchilla's 70B took a learning rate of 1e-4 and batches of 1.5M, then 3M
-tokens; this is the 1.5M tokens twice, 3.1M.
+80 blocks of width 8192 with 64 heads of 128: 70.06B weights (models/sizes.py). Chinchilla's 70B
+took a learning rate of 1e-4 and batches of 1.5M, then 3M tokens; this is the 1.5M tokens twice,
+3.1M.
 """
 
 import dataclasses
@@ -27,15 +28,20 @@ def get_config(data: str = "/data") -> config_dict.ConfigDict:
     Args:
         data: directory of the tokenizer and of the records of text.
     """
-    # Documents of 512 tokens or more fill the rows; `--pipeline=pool --rows_per_group=16` says what suits the data.
-    text = DatasetConfig("text", f"{data}/text", batch_size=1536, length=2048, documents_per_row=4, rows_per_group=16)
+    # Documents of 512 tokens or more fill the rows; `--pipeline=pool --rows_per_group=16` says what
+    # suits the data.
+    text = DatasetConfig(
+        "text", f"{data}/text", batch_size=1536, length=2048, documents_per_row=4, rows_per_group=16
+    )
     config = TrainConfig(
         name="lm_70b",
         stage="language_model",
         steps=500_000,
         model=dataclasses.replace(sizes.FLAMINGO_80B, lm=sizes.trained("70B")),
         data=DataConfig(f"{data}/tokenizer", image_size=320, datasets={"text": text}),
-        optimizer=OptimizerConfig(learning_rate=1e-4, warmup_steps=1_500, schedule="cosine", final_fraction=0.1),
+        optimizer=OptimizerConfig(
+            learning_rate=1e-4, warmup_steps=1_500, schedule="cosine", final_fraction=0.1
+        ),
         mesh=MeshConfig(replica=3, data=32, model=16),
         evaluate=EvaluateEvery(data=DIRECTORIES),
     )

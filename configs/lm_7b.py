@@ -4,8 +4,9 @@
              launch/tpu_pod.sh train --name=NAME -- --config=configs/lm_7b.py:/data --workdir=gs://BUCKET/lm_7b
     EXPECTED The plan says "fits".
 
-32 blocks of width 4096 with 32 heads of 128: 7.112B weights (models/sizes.py). Chinchilla's 70B took a learning rate of 1e-4 and batches of 1.5M, then 3M
-tokens; for the smaller ones its paper gives no row, and learning rate and batch here are our choice.
+32 blocks of width 4096 with 32 heads of 128: 7.112B weights (models/sizes.py). Chinchilla's 70B
+took a learning rate of 1e-4 and batches of 1.5M, then 3M tokens; for the smaller ones its paper
+gives no row, and learning rate and batch here are our choice.
 """
 
 import dataclasses
@@ -27,15 +28,20 @@ def get_config(data: str = "/data") -> config_dict.ConfigDict:
     Args:
         data: directory of the tokenizer and of the records of text.
     """
-    # Documents of 512 tokens or more fill the rows; `--pipeline=pool --rows_per_group=16` says what suits the data.
-    text = DatasetConfig("text", f"{data}/text", batch_size=1024, length=2048, documents_per_row=4, rows_per_group=16)
+    # Documents of 512 tokens or more fill the rows; `--pipeline=pool --rows_per_group=16` says what
+    # suits the data.
+    text = DatasetConfig(
+        "text", f"{data}/text", batch_size=1024, length=2048, documents_per_row=4, rows_per_group=16
+    )
     config = TrainConfig(
         name="lm_7b",
         stage="language_model",
         steps=500_000,
         model=dataclasses.replace(sizes.FLAMINGO_80B, lm=sizes.trained("7.1B")),
         data=DataConfig(f"{data}/tokenizer", image_size=320, datasets={"text": text}),
-        optimizer=OptimizerConfig(learning_rate=1.2e-4, warmup_steps=1_500, schedule="cosine", final_fraction=0.1),
+        optimizer=OptimizerConfig(
+            learning_rate=1.2e-4, warmup_steps=1_500, schedule="cosine", final_fraction=0.1
+        ),
         mesh=MeshConfig(data=32, model=4),
         evaluate=EvaluateEvery(data=DIRECTORIES),
     )

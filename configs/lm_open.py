@@ -1,4 +1,6 @@
-"""Open language models, as a tower for Flamingo or to train further: where they are published, and their shapes.
+"""Open language models, as a tower for Flamingo or to train further.
+
+Where they are published, and their shapes.
 
     COMMAND  python -m flamingo_jax.convert --source=hf_lm --input=DIR --output=OUT
              python -m flamingo_jax.plan --config=configs/lm_open.py:mistral_7b --topology=v4:4x4x4
@@ -6,8 +8,9 @@
     EXPECTED `convert` reads the publisher's files in DIR, each weight once. OUT then is what --config.towers.lm of a Flamingo run takes, with
              the options below as its config.model.lm. The plan says "fits", 25.1 of 32 GiB.
 
-The numbers of weights are those of transformers' own models (tests/conversion/test_hf_lm.py builds both). V is the number of rows of the
-table, which may be more than the tokenizer has pieces: 50,432 of MPT for 50,277.
+The numbers of weights are those of transformers' own models (tests/conversion/test_hf_lm.py builds
+both). V is the number of rows of the table, which may be more than the tokenizer has pieces: 50,432
+of MPT for 50,277.
 """
 
 import dataclasses
@@ -43,11 +46,21 @@ class Model:
 
 _Block = functools.partial(LMConfig, remat="projections")
 _Llama = functools.partial(
-    _Block, norm_epsilon=1e-5, position="rotary", activation="swiglu", mlp_bias=False, tied_head=False
+    _Block,
+    norm_epsilon=1e-5,
+    position="rotary",
+    activation="swiglu",
+    mlp_bias=False,
+    tied_head=False,
 )
 _Qwen2 = functools.partial(_Llama, norm_epsilon=1e-6, rotary_base=1e6, qkv_bias=True)
 _NeoX = functools.partial(
-    _Block, norm="layer", position="rotary", activation="gelu_exact", attention_bias=True, tied_head=False
+    _Block,
+    norm="layer",
+    position="rotary",
+    activation="gelu_exact",
+    attention_bias=True,
+    tied_head=False,
 )
 _MPT = functools.partial(
     _Block, norm="layer", norm_bias=False, position="alibi", activation="gelu_exact", mlp_bias=False
@@ -55,14 +68,20 @@ _MPT = functools.partial(
 _Learned = functools.partial(_Block, norm="layer", position="learned", attention_bias=True)
 _STRETCHED = RotaryScaling(factor=32.0, low=1.0, high=4.0, original_length=8192)
 
-# With D the width and M the feed-forward's, a layer of LLaMA has 4 D^2 + 3 D M + 2 D weights, of which keys and values take the share
-# G / H of D^2 each; a layer of GPT 12 D^2 + 13 D with all biases, 12 D^2 + 2 D without. A table has V D, an untied head as many.
+# With D the width and M the feed-forward's, a layer of LLaMA has 4 D^2 + 3 D M + 2 D weights, of
+# which keys and values take the share
+# G / H of D^2 each; a layer of GPT 12 D^2 + 13 D with all biases, 12 D^2 + 2 D without. A table has
+# V D, an untied head as many.
 # The first four numbers of a block are V, the layers, D and the heads.
 MODELS: dict[str, Model] = {
     "llama_7b": Model(
-        "huggyllama/llama-7b", 6_738_415_616, _Llama(32_000, 32, 4096, 32, mlp_width=11_008, norm_epsilon=1e-6)
+        "huggyllama/llama-7b",
+        6_738_415_616,
+        _Llama(32_000, 32, 4096, 32, mlp_width=11_008, norm_epsilon=1e-6),
     ),
-    "llama2_7b": Model("meta-llama/Llama-2-7b-hf", 6_738_415_616, _Llama(32_000, 32, 4096, 32, mlp_width=11_008)),
+    "llama2_7b": Model(
+        "meta-llama/Llama-2-7b-hf", 6_738_415_616, _Llama(32_000, 32, 4096, 32, mlp_width=11_008)
+    ),
     "llama3_8b": Model(
         "meta-llama/Meta-Llama-3-8B",
         8_030_261_248,
@@ -88,7 +107,11 @@ MODELS: dict[str, Model] = {
         7_241_732_096,
         _Llama(32_000, 32, 4096, 32, mlp_width=14_336, num_kv_heads=8, sliding_window=4096),
     ),
-    "qwen2_7b": Model("Qwen/Qwen2-7B", 7_615_616_512, _Qwen2(152_064, 28, 3584, 28, mlp_width=18_944, num_kv_heads=4)),
+    "qwen2_7b": Model(
+        "Qwen/Qwen2-7B",
+        7_615_616_512,
+        _Qwen2(152_064, 28, 3584, 28, mlp_width=18_944, num_kv_heads=4),
+    ),
     "qwen2_0.5b": Model(
         "Qwen/Qwen2-0.5B",
         494_032_768,
@@ -100,18 +123,26 @@ MODELS: dict[str, Model] = {
         _NeoX(50_304, 24, 2048, 16, mlp_width=8192, parallel_residual=True, rotary_fraction=0.25),
     ),
     "redpajama_3b": Model(
-        "togethercomputer/RedPajama-INCITE-Base-3B-v1", 2_775_864_320, _NeoX(50_432, 32, 2560, 32, mlp_width=10_240)
+        "togethercomputer/RedPajama-INCITE-Base-3B-v1",
+        2_775_864_320,
+        _NeoX(50_432, 32, 2560, 32, mlp_width=10_240),
     ),
     # Beside a layer's 12 D^2 + 2 D, norms of D on queries and keys.
     "mpt_1b": Model(
-        "mosaicml/mpt-1b-redpajama-200b", 1_311_442_944, _MPT(50_432, 24, 2048, 16, mlp_width=8192, qk_norm=True)
+        "mosaicml/mpt-1b-redpajama-200b",
+        1_311_442_944,
+        _MPT(50_432, 24, 2048, 16, mlp_width=8192, qk_norm=True),
     ),
     "mpt_7b": Model("mosaicml/mpt-7b", 6_649_286_656, _MPT(50_432, 32, 4096, 32, mlp_width=16_384)),
     # Without the 2 rows before the positions, which no text uses.
     "opt_1.3b": Model(
-        "facebook/opt-1.3b", 1_315_753_984, _Learned(50_272, 24, 2048, 32, mlp_width=8192, activation="relu")
+        "facebook/opt-1.3b",
+        1_315_753_984,
+        _Learned(50_272, 24, 2048, 32, mlp_width=8192, activation="relu"),
     ),
-    "gpt2": Model("openai-community/gpt2", 124_439_808, _Learned(50_257, 12, 768, 12, max_length=1024)),
+    "gpt2": Model(
+        "openai-community/gpt2", 124_439_808, _Learned(50_257, 12, 768, 12, max_length=1024)
+    ),
 }
 
 
@@ -124,15 +155,21 @@ def get_config(name: str = "llama2_7b") -> config_dict.ConfigDict:
     Raises:
         KeyError: there is no such model.
     """
-    # Documents of 512 tokens or more fill the rows; `--pipeline=pool --rows_per_group=16` says what suits the data.
-    text = DatasetConfig("text", "/data/text", batch_size=128, length=2048, documents_per_row=4, rows_per_group=16)
+    # Documents of 512 tokens or more fill the rows; `--pipeline=pool --rows_per_group=16` says what
+    # suits the data.
+    text = DatasetConfig(
+        "text", "/data/text", batch_size=128, length=2048, documents_per_row=4, rows_per_group=16
+    )
     config = TrainConfig(
         name=f"lm_{name}",
         stage="language_model",
         steps=10_000,
         model=dataclasses.replace(sizes.PARTS, lm=MODELS[name].lm),
-        data=DataConfig("/data/lm", image_size=320, datasets={"text": text}),  # the tokenizer that `convert` wrote
-        optimizer=OptimizerConfig(learning_rate=2e-5, warmup_steps=500, schedule="cosine", final_fraction=0.1),
+        # the tokenizer that `convert` wrote
+        data=DataConfig("/data/lm", image_size=320, datasets={"text": text}),
+        optimizer=OptimizerConfig(
+            learning_rate=2e-5, warmup_steps=500, schedule="cosine", final_fraction=0.1
+        ),
         mesh=MeshConfig(data=32, model=2),
         evaluate=EvaluateEvery(data=DIRECTORIES),
     )

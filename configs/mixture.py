@@ -1,7 +1,9 @@
-"""The four training sets of Flamingo with their weights and batch sizes (paper, 2.4, B.1.2, B.3.1). Not an experiment by itself: other configs take it.
+"""The four training sets of Flamingo with their weights and batch sizes (paper, 2.4, B.1.2, B.3.1).
 
-The paper gives lambda_m (1.0, 0.2, 0.2, 0.03) and the batch sizes of its ablations alone (256, 512, 512, 64); those of the final
-runs are not stated. Here they are `scale` times the ablation's.
+Not an experiment by itself: other configs take it.
+
+The paper gives lambda_m (1.0, 0.2, 0.2, 0.03) and the batch sizes of its ablations alone (256, 512,
+512, 64); those of the final runs are not stated. Here they are `scale` times the ablation's.
 """
 
 from flamingo_jax.data.config import DatasetConfig
@@ -13,7 +15,8 @@ def datasets(directory: str, *, scale: int) -> dict[str, DatasetConfig]:
     """Returns the mixture.
 
     Args:
-        directory: where the records are, one directory for each dataset, as data_pipelines writes them.
+        directory: where the records are, one directory for each dataset, as data_pipelines writes
+            them.
         scale: batch sizes in units of the ablation's; 1 is 256 pages and 1,088 pairs.
     """
     return {
@@ -25,9 +28,14 @@ def datasets(directory: str, *, scale: int) -> dict[str, DatasetConfig]:
             max_images=5,  # the first five of the window, padded to five (v1, 3.2)
             weight=1.0,
         ),
-        # "L = 32 or L = 64" for pairs, and which is which is not said: 32 holds the mean caption (12.4 and 20.5 tokens) with its tags.
-        "align": DatasetConfig("pairs", f"{directory}/align", batch_size=512 * scale, length=32, weight=0.2),
-        "ltip": DatasetConfig("pairs", f"{directory}/ltip", batch_size=512 * scale, length=32, weight=0.2),
+        # "L = 32 or L = 64" for pairs, and which is which is not said: 32 holds the mean caption
+        # (12.4 and 20.5 tokens) with its tags.
+        "align": DatasetConfig(
+            "pairs", f"{directory}/align", batch_size=512 * scale, length=32, weight=0.2
+        ),
+        "ltip": DatasetConfig(
+            "pairs", f"{directory}/ltip", batch_size=512 * scale, length=32, weight=0.2
+        ),
         "vtp": DatasetConfig(
             "pairs",
             f"{directory}/vtp",

@@ -1,9 +1,13 @@
-"""OpenFlamingo-3B (LAION, 2023), imported: MPT-1B, OpenAI's CLIP ViT-L/14, a cross-attention layer before every block.
+"""OpenFlamingo-3B (LAION, 2023), imported.
+
+MPT-1B, OpenAI's CLIP ViT-L/14, a cross-attention layer before every block.
 
     COMMAND  python -m flamingo_jax.convert --source=open_flamingo --output=DIR/open_flamingo_3b --input=OpenFlamingo-3B-vitl-mpt1b/checkpoint.pt
                  --lm=mpt-1b-redpajama-200b --vision=clip-vit-large-patch14
-                 # clones of openflamingo/OpenFlamingo-3B-vitl-mpt1b, anas-awadalla/mpt-1b-redpajama-200b and openai/clip-vit-large-patch14 of
-                 # the Hugging Face hub; for 3B-I: openflamingo/OpenFlamingo-3B-vitl-mpt1b-langinstruct, anas-awadalla/mpt-1b-redpajama-200b-dolly
+                 # clones of openflamingo/OpenFlamingo-3B-vitl-mpt1b,
+                 anas-awadalla/mpt-1b-redpajama-200b and openai/clip-vit-large-patch14 of # the
+                 Hugging Face hub; for 3B-I: openflamingo/OpenFlamingo-3B-vitl-mpt1b-langinstruct,
+                 anas-awadalla/mpt-1b-redpajama-200b-dolly
              python -m flamingo_jax.evaluate --config=configs/evaluate.py:paper --checkpoint=DIR/open_flamingo_3b
                  --output=DIR/report --config.inference.beam_ends=best --config.data.coco=...
                  --task=coco,flickr30k,vqav2,okvqa,textvqa,vizwiz,hateful_memes        writes DIR/report/results.json
@@ -19,7 +23,8 @@
     COMMAND  python -m flamingo_jax.train --config=configs/open_flamingo_3b.py:DIR --workdir=DIR/run
     EXPECTED further training from there: its resampler, cross-attention and new tokens on web pages and pairs.
 
-944,019,504 weights of its resampler (63,019,008) and 24 layers (36,708,354 each); with the token table they are the 1,046,992,944 that it trained.
+944,019,504 weights of its resampler (63,019,008) and 24 layers (36,708,354 each); with the token
+table they are the 1,046,992,944 that it trained.
 """
 
 import dataclasses
@@ -76,19 +81,32 @@ def model(*, lm: str, every: int) -> ModelConfig:
 
 
 def datasets(directory: str, *, pages: int) -> dict[str, DatasetConfig]:
-    """Returns its training sets, MMC4 and LAION, as data_pipelines writes them; batches 1 : 2, losses 1 : 0.2, as its publishers had them.
+    """Returns its training sets, MMC4 and LAION, as data_pipelines writes them; batches 1 .
+
+    2, losses 1 : 0.2, as its publishers had them.
 
     Args:
         directory: where the records are, one directory for each dataset.
         pages: rows of web pages in a batch.
     """
     return {
-        # 256 tokens and up to 6 images of a page; its text attends the image before it, never the next.
+        # 256 tokens and up to 6 images of a page; its text attends the image before it, never the
+        # next.
         "mmc4": DatasetConfig(
-            "interleaved", f"{directory}/mmc4", batch_size=pages, length=256, max_images=6, p_next=0.0
+            "interleaved",
+            f"{directory}/mmc4",
+            batch_size=pages,
+            length=256,
+            max_images=6,
+            p_next=0.0,
         ),
         "laion": DatasetConfig(
-            "pairs", f"{directory}/laion", batch_size=2 * pages, length=32, weight=0.2, space_prefix=0.0
+            "pairs",
+            f"{directory}/laion",
+            batch_size=2 * pages,
+            length=32,
+            weight=0.2,
+            space_prefix=0.0,
         ),
     }
 
@@ -105,9 +123,12 @@ def get_config(data: str = "/data") -> config_dict.ConfigDict:
         stage="flamingo",
         steps=10_000,
         model=model(lm="mpt_1b", every=1),
-        data=DataConfig(converted, image_size=224, image_fit="crop", datasets=datasets(data, pages=256)),
+        data=DataConfig(
+            converted, image_size=224, image_fit="crop", datasets=datasets(data, pages=256)
+        ),
         initial=converted,
-        optimizer=OptimizerConfig(learning_rate=1e-5),  # ours, a tenth of what it was trained with; so is the batch
+        # ours, a tenth of what it was trained with; so is the batch
+        optimizer=OptimizerConfig(learning_rate=1e-5),
         mesh=MeshConfig(data=64),
         evaluate=EvaluateEvery(data=DIRECTORIES),
     )

@@ -1,10 +1,13 @@
-"""OpenFlamingo-4B (LAION, 2023), imported: RedPajama-INCITE-3B, OpenAI's CLIP ViT-L/14, a cross-attention layer for every 2 blocks.
+"""OpenFlamingo-4B (LAION, 2023), imported.
+
+RedPajama-INCITE-3B, OpenAI's CLIP ViT-L/14, a cross-attention layer for every 2 blocks.
 
 COMMAND  python -m flamingo_jax.convert --source=open_flamingo --output=DIR/open_flamingo_4b --input=OpenFlamingo-4B-vitl-rpj3b/checkpoint.pt
              --lm=RedPajama-INCITE-Base-3B-v1 --vision=clip-vit-large-patch14
-             # clones of openflamingo/OpenFlamingo-4B-vitl-rpj3b, togethercomputer/RedPajama-INCITE-Base-3B-v1 and
-             # openai/clip-vit-large-patch14 of the Hugging Face hub; for 4B-I: openflamingo/OpenFlamingo-4B-vitl-rpj3b-langinstruct,
-             # togethercomputer/RedPajama-INCITE-Instruct-3B-v1
+             # clones of openflamingo/OpenFlamingo-4B-vitl-rpj3b,
+             togethercomputer/RedPajama-INCITE-Base-3B-v1 and # openai/clip-vit-large-patch14 of the
+             Hugging Face hub; for 4B-I: openflamingo/OpenFlamingo-4B-vitl-rpj3b-langinstruct, #
+             togethercomputer/RedPajama-INCITE-Instruct-3B-v1
          python -m flamingo_jax.evaluate --config=configs/evaluate.py:paper --checkpoint=DIR/open_flamingo_4b
              --output=DIR/report --config.inference.beam_ends=best --config.data.coco=...
              --task=coco,flickr30k,vqav2,okvqa,textvqa,vizwiz,hateful_memes        writes DIR/report/results.json
@@ -16,7 +19,8 @@ EXPECTED the publishers' scores at 0, 4, 8, 16 and 32 shots (arXiv 2308.01390, T
              TextVQA        21.0 25.9 21.3 18.2 14.1        21.1 27.2 25.1 23.2 23.2
              VizWiz         18.8 26.6 28.8 24.6 23.1        21.5 26.5 29.1 31.0 31.3
              HatefulMemes   52.3 51.5 55.2 54.5 52.2        53.1 54.9 58.5 56.9 54.9
-         Its new tokens' rows were never trained (its publishers' section 3.1): further training does train them here.
+         Its new tokens' rows were never trained (its publishers' section 3.1): further training
+         does train them here.
 
 COMMAND  python -m flamingo_jax.train --config=configs/open_flamingo_4b.py:DIR --workdir=DIR/run
          python -m flamingo_jax.convert --source=open_flamingo --back --input=DIR/run --output=checkpoint.pt
@@ -47,7 +51,10 @@ def get_config(data: str = "/data") -> config_dict.ConfigDict:
         steps=10_000,
         model=open_flamingo_3b.model(lm="redpajama_3b", every=2),
         data=DataConfig(
-            converted, image_size=224, image_fit="crop", datasets=open_flamingo_3b.datasets(data, pages=256)
+            converted,
+            image_size=224,
+            image_fit="crop",
+            datasets=open_flamingo_3b.datasets(data, pages=256),
         ),
         initial=converted,
         optimizer=OptimizerConfig(learning_rate=1e-5),  # ours, as for the 3B

@@ -1,8 +1,11 @@
-"""OpenFlamingo-9B (LAION, 2023), imported: MPT-7B, OpenAI's CLIP ViT-L/14, a cross-attention layer for every 4 blocks.
+"""OpenFlamingo-9B (LAION, 2023), imported.
+
+MPT-7B, OpenAI's CLIP ViT-L/14, a cross-attention layer for every 4 blocks.
 
     COMMAND  python -m flamingo_jax.convert --source=open_flamingo --output=DIR/open_flamingo_9b --input=OpenFlamingo-9B-vitl-mpt7b/checkpoint.pt
                  --lm=mpt-7b --vision=clip-vit-large-patch14
-                 # clones of openflamingo/OpenFlamingo-9B-vitl-mpt7b, anas-awadalla/mpt-7b and openai/clip-vit-large-patch14 of the Hugging Face hub
+                 # clones of openflamingo/OpenFlamingo-9B-vitl-mpt7b, anas-awadalla/mpt-7b and
+                 openai/clip-vit-large-patch14 of the Hugging Face hub
              python -m flamingo_jax.evaluate --config=configs/evaluate.py:paper --checkpoint=DIR/open_flamingo_9b
                  --output=DIR/report --config.inference.beam_ends=best --config.data.coco=...
                  --task=coco,flickr30k,vqav2,okvqa,textvqa,vizwiz,hateful_memes        writes DIR/report/results.json
@@ -45,7 +48,10 @@ def get_config(data: str = "/data") -> config_dict.ConfigDict:
         steps=10_000,
         model=open_flamingo_3b.model(lm="mpt_7b", every=4),
         data=DataConfig(
-            converted, image_size=224, image_fit="crop", datasets=open_flamingo_3b.datasets(data, pages=256)
+            converted,
+            image_size=224,
+            image_fit="crop",
+            datasets=open_flamingo_3b.datasets(data, pages=256),
         ),
         initial=converted,
         optimizer=OptimizerConfig(learning_rate=1e-5),  # ours, as for the 3B

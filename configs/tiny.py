@@ -8,13 +8,14 @@ launch/demo.sh runs all of it. By hand, from the repository root:
              python -m flamingo_jax.train --config=configs/tiny.py:language_model --workdir=runs/demo/language_model
              python -m flamingo_jax.train --config=configs/tiny.py:flamingo       --workdir=runs/demo/flamingo
     EXPECTED language_model: the look-up probe's NLL falls below 0.3 (else the stage fails: without look-up in text there is
-             no binding in pictures). flamingo: `format` exact match at most 0.45 at 0 shots, at least 0.90 from 1 shot on;
-             `bind2` at least 0.70 at 4 shots, 0.75 at 8.
+             no binding in pictures). flamingo: `format` exact match at most 0.45 at 0 shots, at
+             least 0.90 from 1 shot on; `bind2` at least 0.70 at 4 shots, 0.75 at 8.
     MEASURED seeds 1, 2 (2 CPU cores, n = 400, README): 118, 149, 187 s for the three stages; `format` 0.26, 0.30 at 0 shots,
              1.00, 1.00 at 1; `bind2` 0.82, 0.72 at 4 shots, 0.85, 0.77 at 8.
 
-Not in the paper: the width-3 convolution on q, k and v of the language model (Primer, So et al. 2021). The language model is
-a stand-in for Chinchilla, and one this small does not form the look-up within minutes without it.
+Not in the paper: the width-3 convolution on q, k and v of the language model (Primer, So et al.
+2021). The language model is a stand-in for Chinchilla, and one this small does not form the look-up
+within minutes without it.
 """
 
 from ml_collections import config_dict
@@ -29,19 +30,30 @@ from flamingo_jax.models.contrastive import ContrastiveConfig
 from flamingo_jax.models.gated_xattn import XattnConfig
 from flamingo_jax.models.lm import LMConfig
 from flamingo_jax.models.text_encoder import TextEncoderConfig
-from flamingo_jax.training.config import EvaluateEvery, HooksConfig, TowersConfig, TrainConfig, UntilConfig
+from flamingo_jax.training.config import (
+    EvaluateEvery,
+    HooksConfig,
+    TowersConfig,
+    TrainConfig,
+    UntilConfig,
+)
 from flamingo_jax.training.optimizer import OptimizerConfig
 
 WORLD = "runs/demo/world"
 STAGES = ("contrastive", "language_model", "flamingo")
 NO_TOWERS = TowersConfig()
 
-# 32 x 32 pixels -> stem 16 x 16 x 24, 8 x 8 x 48 -> stages 8 x 8 x 48, 4 x 4 x 96 -> 4 latents of 64 -> a language model of 4 x 64.
+# 32 x 32 pixels -> stem 16 x 16 x 24, 8 x 8 x 48 -> stages 8 x 8 x 48, 4 x 4 x 96 -> 4 latents of
+# 64 -> a language model of 4 x 64.
 MODEL = ModelConfig(
     vision=sizes.NFNETS["tiny"],
-    text_encoder=TextEncoderConfig(vocab_size=0, num_layers=1, width=64, num_heads=4, max_length=16),
+    text_encoder=TextEncoderConfig(
+        vocab_size=0, num_layers=1, width=64, num_heads=4, max_length=16
+    ),
     # Captions of equal scenes are equal: they are no negatives of each other.
-    contrastive=ContrastiveConfig(joint_dim=64, initial_temperature=10.0, label_smoothing=0.0, duplicates="positives"),
+    contrastive=ContrastiveConfig(
+        joint_dim=64, initial_temperature=10.0, label_smoothing=0.0, duplicates="positives"
+    ),
     lm=LMConfig(
         vocab_size=0,
         num_layers=4,
@@ -71,22 +83,37 @@ def get_config(stage: str = "flamingo") -> config_dict.ConfigDict:
     """
     if stage not in STAGES:
         raise ValueError(
-            f"configs/tiny.py has no stage {stage!r}; expected one of {STAGES}, as in --config=configs/tiny.py:flamingo"
+            f"configs/tiny.py has no stage {stage!r}; expected one of {STAGES}, as in "
+            "--config=configs/tiny.py:flamingo"
         )
-    return editable({"contrastive": _contrastive, "language_model": _language_model, "flamingo": _flamingo}[stage]())
+    return editable(
+        {"contrastive": _contrastive, "language_model": _language_model, "flamingo": _flamingo}[
+            stage
+        ]()
+    )
 
 
 def _contrastive() -> TrainConfig:
-    """The vision encoder learns what full captions say: 500 x 256 = 128,000 pictures, about 5 passes over the pool."""
-    # Longest caption: "a big red circle and a small blue ring" = 9 words, <BOS> and <EOS>: 11 tokens.
+    """The vision encoder learns what full captions say.
+
+    500 x 256 = 128,000 pictures, about 5 passes over the pool.
+    """
+    # Longest caption: "a big red circle and a small blue ring" = 9 words, <BOS> and <EOS>: 11
+    # tokens.
     captions = DatasetConfig("captions", f"{WORLD}/captions", batch_size=256, length=12)
     return _config(
-        "contrastive", steps=500, datasets={"captions": captions}, optimizer=_adam(learning_rate=3e-3, warmup_steps=50)
+        "contrastive",
+        steps=500,
+        datasets={"captions": captions},
+        optimizer=_adam(learning_rate=3e-3, warmup_steps=50),
     )
 
 
 def _language_model() -> TrainConfig:
-    """Text with look-ups to copy: 600 x 32 x 96 = 1.8 M tokens, or up to two thirds more until the probe is content."""
+    """Text with look-ups to copy.
+
+    600 x 32 x 96 = 1.8 M tokens, or up to two thirds more until the probe is content.
+    """
     # A document of the world is about one row long.
     text = DatasetConfig("text", f"{WORLD}/text", batch_size=32, length=96, documents_per_row=1)
     return _config(
@@ -100,20 +127,42 @@ def _language_model() -> TrainConfig:
 
 
 def _flamingo() -> TrainConfig:
-    """Both towers frozen; 700 x (24 pages of 8 pictures + 64 pairs), that is 179,200 pictures through the encoder."""
-    # A page: 8 x "<image> this is a dax <EOC>" = 8 x 6 = 48 tokens, <BOS>, <EOC>, <EOS>; with questions 4 x 13 + 3 = 55.
+    """Both towers frozen.
+
+    700 x (24 pages of 8 pictures + 64 pairs), that is 179,200 pictures through the encoder.
+    """
+    # A page: 8 x "<image> this is a dax <EOC>" = 8 x 6 = 48 tokens, <BOS>, <EOC>, <EOS>; with
+    # questions 4 x 13 + 3 = 55.
     pages = DatasetConfig(
-        "interleaved", f"{WORLD}/pages", batch_size=24, length=56, max_images=8, weight=1.0, p_next=0.0
+        "interleaved",
+        f"{WORLD}/pages",
+        batch_size=24,
+        length=56,
+        max_images=8,
+        weight=1.0,
+        p_next=0.0,
     )
-    # A pair: <BOS> <image> + 9 words + <EOC> <EOS> = 13 tokens. Every word of the world is one piece, with its space.
-    pairs = DatasetConfig("pairs", f"{WORLD}/pairs", batch_size=64, length=16, weight=0.5, p_next=0.0, space_prefix=0.0)
+    # A pair: <BOS> <image> + 9 words + <EOC> <EOS> = 13 tokens. Every word of the world is one
+    # piece, with its space.
+    pairs = DatasetConfig(
+        "pairs",
+        f"{WORLD}/pairs",
+        batch_size=64,
+        length=16,
+        weight=0.5,
+        p_next=0.0,
+        space_prefix=0.0,
+    )
     return _config(
         "flamingo",
         steps=700,
         datasets={"pages": pages, "pairs": pairs},
-        # At 8e-3 (and 32 pairs, seed 1) the gradient norm jumped from 2 to 37, and nearly half of the shapes were named wrongly.
+        # At 8e-3 (and 32 pairs, seed 1) the gradient norm jumped from 2 to 37, and nearly half of
+        # the shapes were named wrongly.
         optimizer=_adam(learning_rate=4e-3, warmup_steps=30),
-        towers=TowersConfig(lm="runs/demo/language_model/export", vision="runs/demo/contrastive/export"),
+        towers=TowersConfig(
+            lm="runs/demo/language_model/export", vision="runs/demo/contrastive/export"
+        ),
     )
 
 
@@ -137,19 +186,23 @@ def _config(
             "runs/demo/tokenizer",
             image_size=32,
             datasets=datasets,
-            augment=NO_AUGMENTATION,  # colours, and what is left or right, are what the texts of this world are about
+            # colours, and what is left or right, are what the texts of this world are about
+            augment=NO_AUGMENTATION,
         ),
         optimizer=optimizer,
         precision=Policy("float32"),  # CPUs compute bf16 by way of float32
         towers=towers,
         hooks=HooksConfig(log_every=10, save_every=100, keep=1),
         until=until,
-        # With --config.evaluate.every=100 --config.evaluate.tasks="('format',)"; contrastive: "('world_retrieval',)".
+        # With --config.evaluate.every=100 --config.evaluate.tasks="('format',)"; contrastive:
+        # "('world_retrieval',)".
         evaluate=EvaluateEvery(data={**DIRECTORIES, "world": WORLD}),
     )
 
 
-def _adam(*, learning_rate: float, warmup_steps: int, decay_steps: int | None = None) -> OptimizerConfig:
+def _adam(
+    *, learning_rate: float, warmup_steps: int, decay_steps: int | None = None
+) -> OptimizerConfig:
     return OptimizerConfig(
         learning_rate=learning_rate,
         warmup_steps=warmup_steps,

@@ -1,7 +1,10 @@
-"""The demo's small model on your own data: web pages, image-text pairs, videos and text, as the data pipelines write them.
+"""The demo's small model on your own data.
 
-All four datasets of the paper's kind, at a size for a laptop or one GPU; configs/flamingo_3b.py and its siblings take the same datasets at the paper's
-sizes. From the repository root, with a crawl in runs/web/crawl (WARC files), img2dataset's tars in runs/web/laion, clips in runs/web/clips:
+Web pages, image-text pairs, videos and text, as the data pipelines write them.
+
+All four datasets of the paper's kind, at a size for a laptop or one GPU; configs/flamingo_3b.py and
+its siblings take the same datasets at the paper's sizes. From the repository root, with a crawl in
+runs/web/crawl (WARC files), img2dataset's tars in runs/web/laion, clips in runs/web/clips:
 
     COMMAND  python -m data_pipelines.run --pipeline=m3w       --input=runs/web/crawl  --output=runs/web/m3w
              python -m data_pipelines.run --pipeline=pairs     --input=runs/web/laion  --output=runs/web/pairs
@@ -43,20 +46,34 @@ def get_config(stage: str = "flamingo") -> config_dict.ConfigDict:
     config.model.text_encoder.max_length = 32
     config.model.contrastive.duplicates = "negatives"
     if stage == "flamingo":
-        config.towers.update(lm=f"{DATA}/language_model/export", vision=f"{DATA}/contrastive/export")
+        config.towers.update(
+            lm=f"{DATA}/language_model/export", vision=f"{DATA}/contrastive/export"
+        )
     return config
 
 
 def _datasets(stage: str) -> dict[str, DatasetConfig]:
-    """Returns the datasets of a stage: of flamingo the paper's mixture (configs/mixture.py), its lambdas and lengths, and small batches in its proportions."""
+    """Returns the datasets of a stage.
+
+    Of flamingo the paper's mixture (configs/mixture.py), its lambdas and lengths, and small batches
+    in its proportions.
+    """
     if stage == "contrastive":
         return {"pairs": DatasetConfig("captions", f"{DATA}/pairs", batch_size=256, length=32)}
     if stage == "language_model":
         return {"text": DatasetConfig("text", f"{DATA}/text", batch_size=16, length=256)}
     return {
-        "m3w": DatasetConfig("interleaved", f"{DATA}/m3w", batch_size=16, length=256, max_images=5, weight=1.0),
+        "m3w": DatasetConfig(
+            "interleaved", f"{DATA}/m3w", batch_size=16, length=256, max_images=5, weight=1.0
+        ),
         "pairs": DatasetConfig("pairs", f"{DATA}/pairs", batch_size=32, length=32, weight=0.2),
         "videos": DatasetConfig(
-            "pairs", f"{DATA}/videos", batch_size=4, length=32, num_frames=8, frame_rate=1.0, weight=0.03
+            "pairs",
+            f"{DATA}/videos",
+            batch_size=4,
+            length=32,
+            num_frames=8,
+            frame_rate=1.0,
+            weight=0.03,
         ),
     }

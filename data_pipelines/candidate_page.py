@@ -1,4 +1,7 @@
-"""The closest pairs of a deduplication side by side, as one HTML file to look through: is the threshold right?"""
+"""The closest pairs of a deduplication side by side, as one HTML file to look through.
+
+Is the threshold right?
+"""
 
 from __future__ import annotations
 
@@ -22,12 +25,14 @@ def page(pairs: Iterable[tuple[float, str, bytes, str, bytes]], total: int, meas
     """Returns the page.
 
     Args:
-      pairs: (score, name of the training image, its bytes, name of the evaluation image, its bytes); b"" shows the name alone.
+      pairs: (score, name of the training image, its bytes, name of the evaluation image, its
+          bytes); b"" shows the name alone.
       total: number of all pairs, shown or not.
       measure: what the scores are.
     """
     shown = [
-        (score, _shown(training, mine), _shown(evaluation, other)) for score, training, mine, evaluation, other in pairs
+        (score, _shown(training, mine), _shown(evaluation, other))
+        for score, training, mine, evaluation, other in pairs
     ]
     return template(__file__).render(
         title="Training images that are in an evaluation set",

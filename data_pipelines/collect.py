@@ -5,8 +5,9 @@
                                   keys  '--group-->  whoever came first stays  -->  files written again without the others
     all counts  -->  report.json
 
-Images and texts stay on the worker that read them: what is shuffled between workers is about 30 bytes for each key of a record, and one account for each
-unit. So memory on a worker does not grow with the number of records, and the time of N documents is N times that of one.
+Images and texts stay on the worker that read them: what is shuffled between workers is about 30
+bytes for each key of a record, and one account for each unit. So memory on a worker does not grow
+with the number of records, and the time of N documents is N times that of one.
 """
 
 from __future__ import annotations
@@ -43,8 +44,8 @@ class Found:
 
     Attributes:
       record: of the kind of the dataset.
-      keys: what makes it the same as another: "url:https://...", "text:HASH". Of records that share a key the first one stays, the others are counted
-        as "duplicate_url", "duplicate_text", ...
+      keys: what makes it the same as another: "url:https://...", "text:HASH". Of records that share
+        a key the first one stays, the others are counted as "duplicate_url", "duplicate_text", ...
     """
 
     record: Record
@@ -70,7 +71,9 @@ class Counts:
     read: int = 0
     written: collections.Counter[str] = dataclasses.field(default_factory=collections.Counter)
     rejected: collections.Counter[str] = dataclasses.field(default_factory=collections.Counter)
-    images_rejected: collections.Counter[str] = dataclasses.field(default_factory=collections.Counter)
+    images_rejected: collections.Counter[str] = dataclasses.field(
+        default_factory=collections.Counter
+    )
     broken: int = 0
     examples: dict[str, list[str]] = dataclasses.field(default_factory=dict)
 
@@ -117,7 +120,10 @@ class Counts:
             "in": self.read,
             **{f"out: {split}": count for split, count in self.written.items()},
             **{f"left out: {reason}": count for reason, count in self.rejected.most_common()},
-            **{f"images left out: {reason}": count for reason, count in self.images_rejected.most_common()},
+            **{
+                f"images left out: {reason}": count
+                for reason, count in self.images_rejected.most_common()
+            },
         }
 
 
@@ -129,12 +135,16 @@ class _Written:
     counts: Counts
 
 
-def collect(units: Sequence[Unit], read: Read, kind: str, output: epath.Path, how: Execution) -> Counts:
+def collect(
+    units: Sequence[Unit], read: Read, kind: str, output: epath.Path, how: Execution
+) -> Counts:
     """Makes a dataset of everything that `read` finds in the units.
 
     Args:
-      units: what there is to read, one after the other or at the same time: paths, or any values that can be pickled.
-      read: yields records and rejects of one unit; a function that can be pickled. What it raises is a bug, and ends the run.
+      units: what there is to read, one after the other or at the same time: paths, or any values
+          that can be pickled.
+      read: yields records and rejects of one unit; a function that can be pickled. What it raises
+          is a bug, and ends the run.
       kind: of the records, a key of schema.RECORDS.
       output: a directory that is there; gets the dataset and report.json.
       how: runner, workers and limits.
@@ -147,9 +157,16 @@ def collect(units: Sequence[Unit], read: Read, kind: str, output: epath.Path, ho
     """
     splits = (TRAIN, VALIDATION) if how.validation_share else (TRAIN,)
     write = functools.partial(
-        _write, read=read, kind=kind, directory=os.fspath(output), num_units=len(units), share=how.validation_share
+        _write,
+        read=read,
+        kind=kind,
+        directory=os.fspath(output),
+        num_units=len(units),
+        share=how.validation_share,
     )
-    finish = functools.partial(_finish, kind=kind, directory=os.fspath(output), num_units=len(units))
+    finish = functools.partial(
+        _finish, kind=kind, directory=os.fspath(output), num_units=len(units)
+    )
     file = output / _COLLECTED
     save = functools.partial(_save, file=os.fspath(file))
 
@@ -162,7 +179,11 @@ def collect(units: Sequence[Unit], read: Read, kind: str, output: epath.Path, ho
             | "spread" >> beam.Reshuffle()
             | "read and write" >> beam.FlatMap(write).with_outputs("keys", main="written")
         )
-        duplicates = outputs["keys"] | "same key" >> beam.GroupByKey() | "all but the first" >> beam.FlatMap(_later)
+        duplicates = (
+            outputs["keys"]
+            | "same key" >> beam.GroupByKey()
+            | "all but the first" >> beam.FlatMap(_later)
+        )
         _ = (
             {"written": outputs["written"], "duplicates": duplicates}
             | "by unit" >> beam.CoGroupByKey()
@@ -171,7 +192,12 @@ def collect(units: Sequence[Unit], read: Read, kind: str, output: epath.Path, ho
             | "save" >> beam.Map(save)
         )
 
-    run(graph, how, num_units=len(units), count_done=lambda: sum(1 for _ in output.glob(f"*-{TRAIN}.*-of-*")))
+    run(
+        graph,
+        how,
+        num_units=len(units),
+        count_done=lambda: sum(1 for _ in output.glob(f"*-{TRAIN}.*-of-*")),
+    )
     accounts = [_unpack(account) for account in json.loads(file.read_text())]
     file.unlink()
     total = Counts()
@@ -180,12 +206,19 @@ def collect(units: Sequence[Unit], read: Read, kind: str, output: epath.Path, ho
     (output / REPORT).write_text(json.dumps(total.report(), indent=2) + "\n")
     if total.broken > how.max_broken * max(total.read, 1):
         raise ValueError(
-            f"{total.broken} of {total.read} records are damaged, more than the share of {how.max_broken} that --max_broken allows: "
-            f"{_first(total)}. Nothing was written. Mend the input, or raise --max_broken."
+            f"{total.broken} of {total.read} records are damaged, more than the share of "
+            f"{how.max_broken} that --max_broken allows: {_first(total)}. Nothing was written. "
+            "Mend the input, or raise --max_broken."
         )
     if not total.written.total():
-        raise ValueError(f"None of the {total.read} records is left: {_first(total)}. Nothing was written.")
-    kept = {split: [account.shards[split] for account in accounts] for split in splits if total.written[split]}
+        raise ValueError(
+            f"None of the {total.read} records is left: {_first(total)}. Nothing was written."
+        )
+    kept = {
+        split: [account.shards[split] for account in accounts]
+        for split in splits
+        if total.written[split]
+    }
     write_metadata(output, kind, kept)
     return total
 
@@ -193,15 +226,25 @@ def collect(units: Sequence[Unit], read: Read, kind: str, output: epath.Path, ho
 def _first(counts: Counts) -> str:
     """The three most frequent reasons, with a detail of each."""
     return "; ".join(
-        f"{reason} {count}" + (f" (such as {counts.examples[reason][0]})" if counts.examples.get(reason) else "")
+        f"{reason} {count}"
+        + (f" (such as {counts.examples[reason][0]})" if counts.examples.get(reason) else "")
         for reason, count in counts.rejected.most_common(3)
     )
 
 
 def _write(
-    numbered: tuple[int, Unit], *, read: Read, kind: str, directory: str, num_units: int, share: float
+    numbered: tuple[int, Unit],
+    *,
+    read: Read,
+    kind: str,
+    directory: str,
+    num_units: int,
+    share: float,
 ) -> Iterator[Any]:
-    """Writes the records of one unit; yields their keys, tagged, as (key, (unit, split, position)), and its account at the end."""
+    """Writes the records of one unit.
+
+    Yields their keys, tagged, as (key, (unit, split, position)), and its account at the end.
+    """
     from apache_beam.pvalue import TaggedOutput
 
     index, unit = numbered
@@ -209,7 +252,9 @@ def _write(
     with contextlib.ExitStack() as stack:
         splits = (TRAIN, VALIDATION) if share else (TRAIN,)
         writers = {
-            split: stack.enter_context(writing(epath.Path(directory) / shard_name(split, index, num_units), kind))
+            split: stack.enter_context(
+                writing(epath.Path(directory) / shard_name(split, index, num_units), kind)
+            )
             for split in splits
         }
         for item in read(unit):
@@ -223,24 +268,32 @@ def _write(
             counts.written[split] += 1
             for key in item.keys:
                 name, _, value = key.partition(":")
-                digest = hashlib.blake2b(value.encode("utf-8", "surrogatepass"), digest_size=12).hexdigest()
+                digest = hashlib.blake2b(
+                    value.encode("utf-8", "surrogatepass"), digest_size=12
+                ).hexdigest()
                 yield TaggedOutput("keys", (f"{name}:{digest}", (index, split, position)))
     yield index, _Written({split: writer.shard for split, writer in writers.items()}, counts)
 
 
 def _split(key: str, share: float) -> str:
-    number = int.from_bytes(hashlib.blake2b(key.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "big")
+    number = int.from_bytes(
+        hashlib.blake2b(key.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "big"
+    )
     return VALIDATION if number < share * 2**64 else TRAIN
 
 
-def _later(group: tuple[str, Iterable[tuple[int, str, int]]]) -> Iterator[tuple[int, tuple[str, int, str]]]:
+def _later(
+    group: tuple[str, Iterable[tuple[int, str, int]]],
+) -> Iterator[tuple[int, tuple[str, int, str]]]:
     """Yields every holder of a key but the first one, as (unit, (split, position, name of the key))."""
     key, holders = group
     for index, split, position in sorted(holders)[1:]:
         yield index, (split, position, key.partition(":")[0])
 
 
-def _finish(joined: tuple[int, Any], *, kind: str, directory: str, num_units: int) -> dict[str, Any]:
+def _finish(
+    joined: tuple[int, Any], *, kind: str, directory: str, num_units: int
+) -> dict[str, Any]:
     """Drops the duplicates of one unit from its files; returns its account as JSON takes it."""
     index, groups = joined
     (written,), duplicates = groups["written"], sorted(groups["duplicates"])

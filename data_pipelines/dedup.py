@@ -1,10 +1,13 @@
-r"""Takes images of evaluation sets out of a training set (paper, A.3.4 and datasheets: "deduplicated against the evaluation sets").
+r"""Takes duplicates of evaluation images out of a training set (paper, A.3.4).
+
+The datasheets say "deduplicated against the evaluation sets".
 
     python -m data_pipelines.run --pipeline=dedup --input=data/pairs --against=coco/val2014,flickr30k/images --output=data/pairs_deduplicated
 
-The paper compares embeddings of ALIGN and LTIP with those of ImageNet, COCO, OK-VQA, VQAv2, Flickr30k and VisDial, by approximate nearest neighbours; M3W
-and VTP it leaves as they are. Its threshold is not given: ours are the fields' defaults. OUTPUT holds the dataset without the matches, and
-candidates.json with every pair that was found, the closest first; candidates.html shows them.
+The paper compares embeddings of ALIGN and LTIP with those of ImageNet, COCO, OK-VQA, VQAv2,
+Flickr30k and VisDial, by approximate nearest neighbours; M3W and VTP it leaves as they are. Its
+threshold is not given: ours are the fields' defaults. OUTPUT holds the dataset without the matches,
+and candidates.json with every pair that was found, the closest first; candidates.html shows them.
 
     evaluation images --> hashes or embeddings --> index
     training record   --> its images' nearest in the index --> candidates;  matched --> dropped, counted as in_evaluation_set
@@ -46,11 +49,14 @@ class DedupRequest:
     """What decides a deduplicated dataset.
 
     Attributes:
-      input: directory of the dataset to clean: pairs, interleaved pages, or videos stored as frames.
+      input: directory of the dataset to clean: pairs, interleaved pages, or videos stored as
+          frames.
       split: of it.
-      against: evaluation sets. For phash, datasets of records or folders of image files; for embeddings, directories with embeddings.npy.
+      against: evaluation sets. For phash, datasets of records or folders of image files; for
+          embeddings, directories with embeddings.npy.
       method: phash or embeddings.
-      embeddings: directory with the embeddings of all images of the split in order, named RECORD/IMAGE, as `evaluate --task=embed` writes them.
+      embeddings: directory with the embeddings of all images of the split in order, named
+          RECORD/IMAGE, as `evaluate --task=embed` writes them.
       max_distance: for phash: bits of 64 in which a copy may differ.
       min_cosine: for embeddings: similarity from which on two images count as the same.
       drop: of a page with a match, the record or the image alone.
@@ -68,15 +74,23 @@ class DedupRequest:
     def __post_init__(self) -> None:
         for name, known in (("method", METHODS), ("drop", DROPS)):
             if getattr(self, name) not in known:
-                raise ValueError(f"dedup: --{name}={getattr(self, name)}: expected one of {', '.join(known)}.")
+                raise ValueError(
+                    f"dedup: --{name}={getattr(self, name)}: expected one of {', '.join(known)}."
+                )
         if not self.against:
-            raise ValueError("dedup: --against is missing: give the evaluation sets to compare with.")
+            raise ValueError(
+                "dedup: --against is missing: give the evaluation sets to compare with."
+            )
         if (self.method == "embeddings") != bool(self.embeddings):
-            raise ValueError("dedup: give --embeddings, the directory of the input's, with --method=embeddings only.")
+            raise ValueError(
+                "dedup: give --embeddings, the directory of the input's, with "
+                "--method=embeddings only."
+            )
         if not 0 <= self.max_distance < BITS or not 0 < self.min_cosine <= 1:
             raise ValueError(
-                f"dedup: got --max_distance={self.max_distance} and --min_cosine={self.min_cosine}, expected 0 to {BITS - 1} "
-                "bits, and a cosine above 0, at most 1."
+                f"dedup: got --max_distance={self.max_distance} and "
+                f"--min_cosine={self.min_cosine}, expected 0 to {BITS - 1} bits, and a cosine "
+                "above 0, at most 1."
             )
 
 
@@ -119,7 +133,8 @@ def build(request: DedupRequest, output: epath.Path, how: Execution) -> dict[str
     Args:
       request: what to compare with what.
       output: an empty directory.
-      how: runner, workers and limits. With --method=embeddings the search itself runs here, on all cores.
+      how: runner, workers and limits. With --method=embeddings the search itself runs here, on all
+          cores.
 
     Returns:
       The counts of the report, with "candidates" (pairs) and the numbers of evaluation images.
@@ -133,7 +148,8 @@ def build(request: DedupRequest, output: epath.Path, how: Execution) -> dict[str
         raise ValueError(f"--input={request.input}: {error}") from error
     if source.kind == Document.kind:
         raise ValueError(
-            f"--input={request.input} holds documents, which have no images. --pipeline=text drops equal ones."
+            f"--input={request.input} holds documents, which have no images. --pipeline=text drops "
+            "equal ones."
         )
     work = output / _WORK
     work.mkdir()
@@ -142,16 +158,32 @@ def build(request: DedupRequest, output: epath.Path, how: Execution) -> dict[str
     else:
         counts = _save_matches(request, source, work)
     parts = [
-        Records(start, min(start + RECORDS_PER_PART, len(source))) for start in range(0, len(source), RECORDS_PER_PART)
+        Records(start, min(start + RECORDS_PER_PART, len(source)))
+        for start in range(0, len(source), RECORDS_PER_PART)
     ]
-    table = collect(parts, functools.partial(read, request, os.fspath(work)), source.kind, output, how).table()
-    found = [Match(**match) for part in parts for match in json.loads(_candidates(work, part).read_text())]
+    table = collect(
+        parts, functools.partial(read, request, os.fspath(work)), source.kind, output, how
+    ).table()
+    found = [
+        Match(**match)
+        for part in parts
+        for match in json.loads(_candidates(work, part).read_text())
+    ]
     found.sort(
-        key=lambda match: (match.score if request.method == "phash" else -match.score, match.record, match.image)
+        key=lambda match: (
+            match.score if request.method == "phash" else -match.score,
+            match.record,
+            match.image,
+        )
     )
     measure = "bits that differ" if request.method == "phash" else "cosine"
-    pairs = [{"training": match.name, "evaluation": match.evaluation, "score": match.score} for match in found]
-    (output / CANDIDATES).write_text(json.dumps({"score": measure, "pairs": pairs}, indent=1) + "\n")
+    pairs = [
+        {"training": match.name, "evaluation": match.evaluation, "score": match.score}
+        for match in found
+    ]
+    (output / CANDIDATES).write_text(
+        json.dumps({"score": measure, "pairs": pairs}, indent=1) + "\n"
+    )
     shown = (
         (
             match.score,
@@ -168,7 +200,10 @@ def build(request: DedupRequest, output: epath.Path, how: Execution) -> dict[str
 
 
 def read(request: DedupRequest, work: str, part: Records) -> Iterator[Found | Reject]:
-    """Yields the records of a part that have no match; writes the matches of the part into the directory `work` at the end."""
+    """Yields the records of a part that have no match.
+
+    Writes the matches of the part into the directory `work` at the end.
+    """
     one_thread()
     source, find = Source(request.input, request.split), _finder(request, epath.Path(work))
     matches: list[Match] = []
@@ -181,7 +216,9 @@ def read(request: DedupRequest, work: str, part: Records) -> Iterator[Found | Re
             continue
         matches += found
         yield from _without(record, found, request.drop)
-    _candidates(epath.Path(work), part).write_text(json.dumps([dataclasses.asdict(match) for match in matches]))
+    _candidates(epath.Path(work), part).write_text(
+        json.dumps([dataclasses.asdict(match) for match in matches])
+    )
 
 
 def _without(record: Record, found: list[Match], drop: str) -> Iterator[Found | Reject]:
@@ -196,7 +233,9 @@ def _without(record: Record, found: list[Match], drop: str) -> Iterator[Found | 
     for detail in details.values():
         yield Reject("in_evaluation_set", detail, unit="image")
     numbers = itertools.count()
-    kept = tuple(part for part in record.parts if isinstance(part, str) or next(numbers) not in details)
+    kept = tuple(
+        part for part in record.parts if isinstance(part, str) or next(numbers) not in details
+    )
     if any(isinstance(part, bytes) for part in kept):
         yield Found(dataclasses.replace(record, parts=kept))
     else:
@@ -216,9 +255,17 @@ def _finder(request: DedupRequest, work: epath.Path) -> Find:
     keys = json.loads((work / "keys.json").read_text())
 
     def find(number: int, record: Record) -> list[Match]:
-        hashes = [(image, found) for image, data in enumerate(images_of(record)) if (found := phash(data)) is not None]
-        pairs = index.search(np.asarray([found for _, found in hashes], np.uint8), request.max_distance)
-        return [Match(number, hashes[query][0], keys[row], distance) for query, row, distance in pairs]
+        hashes = [
+            (image, found)
+            for image, data in enumerate(images_of(record))
+            if (found := phash(data)) is not None
+        ]
+        pairs = index.search(
+            np.asarray([found for _, found in hashes], np.uint8), request.max_distance
+        )
+        return [
+            Match(number, hashes[query][0], keys[row], distance) for query, row, distance in pairs
+        ]
 
     return find
 
@@ -235,7 +282,9 @@ def _save_hashes(request: DedupRequest, work: epath.Path) -> dict[str, int]:
     with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
         evaluation = (image for place in request.against for image in _evaluation_images(place))
         while chunk := list(itertools.islice(evaluation, _CHUNK)):
-            for (key, _), found in zip(chunk, pool.map(_try_phash, (get for _, get in chunk)), strict=True):
+            for (key, _), found in zip(
+                chunk, pool.map(_try_phash, (get for _, get in chunk)), strict=True
+            ):
                 if isinstance(found, np.ndarray):
                     hashes.append(found)
                     keys.append(key)
@@ -243,7 +292,8 @@ def _save_hashes(request: DedupRequest, work: epath.Path) -> dict[str, int]:
                     unreadable += 1
     if not hashes:
         raise ValueError(
-            f"--against={','.join(request.against)}: none of the {unreadable} images there can be compared. Check the path."
+            f"--against={','.join(request.against)}: none of the {unreadable} images there can be "
+            "compared. Check the path."
         )
     with (work / "hashes.npy").open("wb") as file:
         np.save(file, np.stack(hashes))
@@ -279,8 +329,8 @@ def _evaluation_images(place: str) -> Iterator[tuple[str, Callable[[], bytes]]]:
     first = next(files, None)
     if first is None:
         raise ValueError(
-            f"--against={place}: there is no dataset (dataset_info.json) and no image file ending in "
-            f"{', '.join(IMAGE_SUFFIXES)} there. Check the path."
+            f"--against={place}: there is no dataset (dataset_info.json) and no image file ending "
+            f"in {', '.join(IMAGE_SUFFIXES)} there. Check the path."
         )
     for file in itertools.chain([first], files):
         yield f"{place}:{os.path.relpath(file, directory)}", file.read_bytes
@@ -290,7 +340,9 @@ def _evaluation_image(request: DedupRequest, match: Match) -> bytes:
     """The evaluation image of a match; b"" where only its embedding is there."""
     if request.method == "embeddings":
         return b""
-    place = max((place for place in request.against if match.evaluation.startswith(f"{place}:")), key=len)
+    place = max(
+        (place for place in request.against if match.evaluation.startswith(f"{place}:")), key=len
+    )
     name = match.evaluation.removeprefix(f"{place}:")
     if not (epath.Path(place) / "dataset_info.json").exists():
         return (epath.Path(place) / name).read_bytes()
@@ -306,8 +358,8 @@ def _save_matches(request: DedupRequest, source: Source, work: epath.Path) -> di
     for place, evaluation in zip(request.against, sets, strict=True):
         if evaluation.width != images.width:
             raise ValueError(
-                f"--against={place}: its embeddings have {evaluation.width} numbers, those in {request.embeddings} "
-                f"{images.width}. Make both with the same checkpoint."
+                f"--against={place}: its embeddings have {evaluation.width} numbers, those in "
+                f"{request.embeddings} {images.width}. Make both with the same checkpoint."
             )
         for names, rows in evaluation.chunks(_CHUNK):
             index.add(rows)
@@ -332,7 +384,7 @@ def _parse_key(key: str, place: str, num_records: int) -> tuple[int, int]:
     record, _, image = key.partition("/")
     if not (record.isdecimal() and image.isdecimal() and int(record) < num_records):
         raise ValueError(
-            f"{place} names a row {key!r}, expected RECORD/IMAGE with a record below {num_records}, the number in the input. "
-            f"Is {ARRAY} that of another dataset?"
+            f"{place} names a row {key!r}, expected RECORD/IMAGE with a record below "
+            f"{num_records}, the number in the input. Is {ARRAY} that of another dataset?"
         )
     return int(record), int(image)

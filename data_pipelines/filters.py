@@ -2,17 +2,22 @@
 
     text  --quality-->  None | Reject  --repetition-->  None | Reject
 
-Both are pure functions of a text, one reason per rule, the first rule that is broken is the reason. A value at a threshold passes. A pass costs
-O(words log words), whatever the text is; `quality`, which comes first, looks at no more than `max_words` words.
+Both are pure functions of a text, one reason per rule, the first rule that is broken is the reason.
+A value at a threshold passes. A pass costs O(words log words), whatever the text is; `quality`,
+which comes first, looks at no more than `max_words` words.
 
 What the papers leave open, and other implementations decide differently, is decided here so:
-- A word is what stands between white space, with its punctuation. A line ends at any line break of Unicode; white space around it is no part of it, and blank
-  lines are not counted. A paragraph ends at a blank line.
-- Stop words are looked for without case and without the punctuation around a word; two different ones are asked for.
+- A word is what stands between white space, with its punctuation. A line ends at any line break of
+  Unicode; white space around it is no part of it, and blank lines are not counted. A paragraph ends
+  at a blank line.
+- Stop words are looked for without case and without the punctuation around a word; two different
+  ones are asked for.
 - A duplicate is any occurrence after the first: of three equal lines two are duplicates.
-- Fractions of characters count the characters of words (or of lines, for duplicates of those), not the white space between, and each once, however many
-  duplicate n-grams it lies in. (Counting duplicate n-grams from left to right without overlap, as is also done, gives at most this.)
-- The top n-gram is the most frequent one, of several the longest; all its occurrences count. One that occurs once is none.
+- Fractions of characters count the characters of words (or of lines, for duplicates of those), not
+  the white space between, and each once, however many duplicate n-grams it lies in. (Counting
+  duplicate n-grams from left to right without overlap, as is also done, gives at most this.)
+- The top n-gram is the most frequent one, of several the longest; all its occurrences count. One
+  that occurs once is none.
 """
 
 from __future__ import annotations
@@ -77,7 +82,14 @@ class RepetitionLimits:
     line_characters: float = 0.20
     paragraph_characters: float = 0.20
     top: tuple[float, float, float] = (0.20, 0.18, 0.16)
-    duplicate: tuple[float, float, float, float, float, float] = (0.15, 0.14, 0.13, 0.12, 0.11, 0.10)
+    duplicate: tuple[float, float, float, float, float, float] = (
+        0.15,
+        0.14,
+        0.13,
+        0.12,
+        0.11,
+        0.10,
+    )
 
 
 _QUALITY, _REPETITION = QualityLimits(), RepetitionLimits()
@@ -91,7 +103,8 @@ def quality(text: str, limits: QualityLimits = _QUALITY) -> Reject | None:
       limits: the thresholds.
 
     Returns:
-      None if it does, else a Reject for too_few_words, too_many_words, mean_word_length, symbols, bullets, ellipses, alphabetic or stop_words.
+      None if it does, else a Reject for too_few_words, too_many_words, mean_word_length, symbols,
+      bullets, ellipses, alphabetic or stop_words.
     """
     words = text.split(None, limits.max_words)  # the last one holds what is beyond the limit
     count = len(words)
@@ -99,7 +112,11 @@ def quality(text: str, limits: QualityLimits = _QUALITY) -> Reject | None:
         return Reject("too_few_words", f"{count}")
     if count > limits.max_words:
         return Reject("too_many_words", f"more than {limits.max_words}")
-    if not limits.min_word_length <= (mean := sum(map(len, words)) / count) <= limits.max_word_length:
+    if (
+        not limits.min_word_length
+        <= (mean := sum(map(len, words)) / count)
+        <= limits.max_word_length
+    ):
         return Reject("mean_word_length", f"{mean:.2f} characters")
     for symbols in (("#",), ELLIPSES):
         if (per_word := sum(map(text.count, symbols)) / count) > limits.max_symbols:
@@ -124,19 +141,24 @@ def repetition(text: str, limits: RepetitionLimits = _REPETITION) -> Reject | No
       limits: the thresholds.
 
     Returns:
-      None if it does not, else a Reject for duplicate_lines, duplicate_paragraphs, duplicate_line_characters, duplicate_paragraph_characters,
-      top_2_gram to top_4_gram, or duplicate_5_gram to duplicate_10_gram.
+      None if it does not, else a Reject for duplicate_lines, duplicate_paragraphs,
+      duplicate_line_characters, duplicate_paragraph_characters, top_2_gram to top_4_gram, or
+      duplicate_5_gram to duplicate_10_gram.
     """
     lines = _lines(text)
     if not lines:
         return None
     paragraphs = _paragraphs(text)
     shares = (_duplicates(lines), _duplicates(paragraphs))
-    for (share, _), limit, name in zip(shares, (limits.lines, limits.paragraphs), ("lines", "paragraphs"), strict=True):
+    for (share, _), limit, name in zip(
+        shares, (limits.lines, limits.paragraphs), ("lines", "paragraphs"), strict=True
+    ):
         if share > limit:
             return Reject(f"duplicate_{name}", f"{share:.3f} of the {name}")
     character_limits = (limits.line_characters, limits.paragraph_characters)
-    for (_, share), limit, name in zip(shares, character_limits, ("line", "paragraph"), strict=True):
+    for (_, share), limit, name in zip(
+        shares, character_limits, ("line", "paragraph"), strict=True
+    ):
         if share > limit:
             return Reject(f"duplicate_{name}_characters", f"{share:.3f} of the characters")
     words = text.split()
@@ -146,9 +168,16 @@ def repetition(text: str, limits: RepetitionLimits = _REPETITION) -> Reject | No
     most = first_duplicate + len(limits.duplicate) - 1
     for n, (starts, later) in enumerate(_repeated_ngrams(words, most), 2):
         if n < first_duplicate:
-            share, limit, reason = _top(starts, later, n, lengths) / total, limits.top[n - 2], f"top_{n}_gram"
+            share, limit, reason = (
+                _top(starts, later, n, lengths) / total,
+                limits.top[n - 2],
+                f"top_{n}_gram",
+            )
         else:
-            share, limit = _covered(starts[later], n, lengths) / total, limits.duplicate[n - first_duplicate]
+            share, limit = (
+                _covered(starts[later], n, lengths) / total,
+                limits.duplicate[n - first_duplicate],
+            )
             reason = f"duplicate_{n}_gram"
         if share > limit:
             return Reject(reason, f"{share:.3f} of the characters")
@@ -166,7 +195,8 @@ def _paragraphs(text: str) -> list[str]:
 
 def _num_alphabetic(words: Sequence[str]) -> int:
     """Number of words with a letter in them."""
-    others = [word for word in words if not word.isalpha()]  # few: this spares looking at each character of the rest
+    # few: this spares looking at each character of the rest
+    others = [word for word in words if not word.isalpha()]
     return len(words) - len(others) + sum(any(map(str.isalpha, word)) for word in others)
 
 
@@ -181,14 +211,21 @@ def _duplicates(units: Sequence[str]) -> tuple[float, float]:
     """Shares of duplicates among some lines or paragraphs: of their number, of their characters."""
     distinct = set(units)
     characters = sum(map(len, units))
-    return (len(units) - len(distinct)) / len(units), (characters - sum(map(len, distinct))) / characters
+    return (len(units) - len(distinct)) / len(units), (
+        characters - sum(map(len, distinct))
+    ) / characters
 
 
 def _repeated_ngrams(words: Sequence[str], most: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """For n = 2, 3, ... `most`: where n-grams start that occur more than once, int64[R], and whether this is a later occurrence, bool[R].
+    """For n = 2, 3, ... `most`.
 
-    The occurrences of one n-gram stand together, in the order of the text. Exact, without hashing: an n-gram is the pair of an (n-1)-gram's number and a
-    word's number. It can be repeated only where both (n-1)-grams in it are, so that a text that repeats little is done soon. Ends at the first n with none.
+    Where n-grams start that occur more than once, int64[R], and whether this is a later occurrence,
+    bool[R].
+
+    The occurrences of one n-gram stand together, in the order of the text. Exact, without hashing:
+    an n-gram is the pair of an (n-1)-gram's number and a word's number. It can be repeated only
+    where both (n-1)-grams in it are, so that a text that repeats little is done soon. Ends at the
+    first n with none.
     """
     numbers = {word: number for number, word in enumerate(dict.fromkeys(words))}
     word_number = np.fromiter(map(numbers.__getitem__, words), np.int64, len(words))
@@ -200,7 +237,8 @@ def _repeated_ngrams(words: Sequence[str], most: int) -> Iterator[tuple[np.ndarr
         pairs = number[starts] * len(numbers) + word_number[starts + n - 1]
         order = np.argsort(pairs, kind="stable")
         starts, pairs = starts[order], pairs[order]
-        later = np.zeros(len(pairs) + 1, bool)  # is the n-gram the one before it? False at both ends
+        # is the n-gram the one before it? False at both ends
+        later = np.zeros(len(pairs) + 1, bool)
         later[1:-1] = pairs[1:] == pairs[:-1]
         repeated = later[:-1] | later[1:]
         starts, later = starts[repeated], later[:-1][repeated]

@@ -15,7 +15,8 @@ def input_files(pattern: str, suffixes: Sequence[str]) -> list[str]:
     """Returns the files that an --input means, sorted.
 
     Args:
-      pattern: a file, a directory (all files in and below it that end in one of `suffixes`), or a pattern with * ? [ ]; several, separated by commas.
+      pattern: a file, a directory (all files in and below it that end in one of `suffixes`), or a
+          pattern with * ? [ ]; several, separated by commas.
       suffixes: endings of file names, as (".warc.gz", ".warc").
 
     Raises:
@@ -32,12 +33,14 @@ def input_files(pattern: str, suffixes: Sequence[str]) -> list[str]:
             matches = [place] if place.exists() else []
         if not matches:
             raise ValueError(
-                f"--input={one}: there is no such file, and no file ending in {' or '.join(suffixes)} below it. Check the path."
+                f"--input={one}: there is no such file, and no file ending in "
+                f"{' or '.join(suffixes)} below it. Check the path."
             )
         found |= {os.fspath(match) for match in matches}
     if not found:
         raise ValueError(
-            f"--input is missing: give a file, a directory, or a pattern of files ending in {suffixes[0]}."
+            "--input is missing: give a file, a directory, or a pattern of files ending in "
+            f"{suffixes[0]}."
         )
     return sorted(found)
 

@@ -12,14 +12,17 @@ _DEFAULT_PORTS = {"http": ":80", "https": ":443"}
 def url_key(url: str) -> str:
     """Returns "url:" and a URL in its common form, or "" for an empty one.
 
-    Without the fragment, user and default port; host in lower case; http and https are one; spaces and other letters as %XX; an empty path is "/".
-    The query stays: it may name the page.
+    Without the fragment, user and default port; host in lower case; http and https are one; spaces
+    and other letters as %XX; an empty path is "/". The query stays: it may name the page.
     """
     return f"url:{same_url(url)}" if url else ""
 
 
 def same_url(url: str) -> str:
-    """Returns the common form of a URL that `url_key` speaks of; what is no URL is returned without its fragment."""
+    """Returns the common form of a URL that `url_key` speaks of.
+
+    What is no URL is returned without its fragment.
+    """
     bare = url.strip().partition("#")[0]
     try:
         parts = urllib.parse.urlsplit(bare)
@@ -29,7 +32,10 @@ def same_url(url: str) -> str:
         return bare
     scheme = parts.scheme.lower()
     host = parts.netloc.rpartition("@")[2].lower().removesuffix(_DEFAULT_PORTS.get(scheme, ":"))
-    path, query = (urllib.parse.quote(text, _KEPT, errors="surrogatepass") for text in (parts.path or "/", parts.query))
+    path, query = (
+        urllib.parse.quote(text, _KEPT, errors="surrogatepass")
+        for text in (parts.path or "/", parts.query)
+    )
     return urllib.parse.urlunsplit(("https" if scheme == "http" else scheme, host, path, query, ""))
 
 

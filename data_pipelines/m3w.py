@@ -1,16 +1,22 @@
-"""Web pages to interleaved pages, the kind of data of the paper's M3W (A.3.1): `--pipeline=m3w --input=CRAWL --output=DIR`.
+"""Web pages to interleaved pages, the kind of data of the paper's M3W (A.3.1).
+
+`--pipeline=m3w --input=CRAWL --output=DIR`.
 
     WARC or HTML files --> html_to_pages --> language --> quality --> repetition --> page_images --> explicit content --> InterleavedPage --> duplicates out
 
-The order is MassiveWeb's but for explicit content: there it comes first, here last of the filters, when a page is whole, so that a filter may judge
-images too. As each filter is a function of the page alone, the order decides only under which reason a page is counted that two of them would drop.
+The order is MassiveWeb's but for explicit content: there it comes first, here last of the filters,
+when a page is whole, so that a filter may judge images too. As each filter is a function of the
+page alone, the order decides only under which reason a page is counted that two of them would drop.
 
-Differs from the paper: it filters explicit content with SafeSearch, which is not to be had. `--explicit_filter=MODULE:FUNCTION` names a function
+Differs from the paper: it filters explicit content with SafeSearch, which is not to be had.
+`--explicit_filter=MODULE:FUNCTION` names a function
 
-    def function(page: data_pipelines.page.Page) -> data_pipelines.page.Page | data_pipelines.page.Reject
+    def function(page: data_pipelines.page.Page) -> data_pipelines.page.Page |
+    data_pipelines.page.Reject
 
-that any worker can import. It gets a page with its text, URL and images (Picture.data) and returns the page, or one without some of its parts, or
-Reject("explicit", "why"). It is off by default: a dataset for more than research needs one.
+that any worker can import. It gets a page with its text, URL and images (Picture.data) and returns
+the page, or one without some of its parts, or Reject("explicit", "why"). It is off by default: a
+dataset for more than research needs one.
 """
 
 from __future__ import annotations
@@ -53,19 +59,24 @@ class M3WRequest:
     """What decides a dataset of web pages.
 
     Attributes:
-      input: WARC files (.warc.gz with one gzip member per record, .warc) or pages (.html, .htm) with their images beside them: a file, a directory or a
-        pattern.
-      languages: ISO 639-1 codes of the pages to keep; empty: all. The quality filter knows English stop words only.
+      input: WARC files (.warc.gz with one gzip member per record, .warc) or pages (.html, .htm)
+        with their images beside them: a file, a directory or a pattern.
+      languages: ISO 639-1 codes of the pages to keep; empty: all. The quality filter knows English
+          stop words only.
       min_language_probability: of the language of a page, as the classifier sees it.
       quality_filter: whether pages pass Gopher's quality filter.
       repetition_filter: whether they pass its repetition filter.
-      near_duplicates: whether pages that share about 0.8 of their shingles with an earlier one go too, not only equal ones.
+      near_duplicates: whether pages that share about 0.8 of their shingles with an earlier one go
+          too, not only equal ones.
       min_image_side: pixels of width and height of an image.
       max_image_aspect: longer side of an image by its shorter side.
       max_html_bytes: of a page.
-      images: directory of images that were fetched before, by the SHA-256 of their URL or by its path; "" = none.
-      image_index: file: the images of a page are in its own WARC file; input: in any file of the input, which are all read once more, one after the other.
-      image_fetcher: http: what is found nowhere else is fetched, one image after the other, a host at most once a second; off: it is not.
+      images: directory of images that were fetched before, by the SHA-256 of their URL or by its
+          path; "" = none.
+      image_index: file: the images of a page are in its own WARC file; input: in any file of the
+          input, which are all read once more, one after the other.
+      image_fetcher: http: what is found nowhere else is fetched, one image after the other, a host
+          at most once a second; off: it is not.
       explicit_filter: MODULE:FUNCTION, Page -> Page | Reject, for explicit content; "" = none.
     """
 
@@ -86,13 +97,23 @@ class M3WRequest:
     def __post_init__(self) -> None:
         for name, known in (("image_index", ("file", "input")), ("image_fetcher", ("off", "http"))):
             if getattr(self, name) not in known:
-                raise ValueError(f"m3w: got --{name}={getattr(self, name)}, expected {' or '.join(known)}.")
+                raise ValueError(
+                    f"m3w: got --{name}={getattr(self, name)}, expected {' or '.join(known)}."
+                )
         if not 0 <= self.min_language_probability <= 1:
-            raise ValueError(f"m3w: got --min_language_probability={self.min_language_probability}, expected 0 to 1.")
+            raise ValueError(
+                "m3w: got "
+                f"--min_language_probability={self.min_language_probability}, "
+                "expected 0 to 1."
+            )
         if self.min_image_side < 1 or self.max_image_aspect < 1 or self.max_html_bytes < 1:
-            raise ValueError("m3w: --min_image_side, --max_image_aspect and --max_html_bytes must be 1 or more.")
+            raise ValueError(
+                "m3w: --min_image_side, --max_image_aspect and --max_html_bytes must be 1 or more."
+            )
         if self.images and not epath.Path(self.images).is_dir():
-            raise ValueError(f"m3w: --images={self.images} is no directory; give the one that holds the images.")
+            raise ValueError(
+                f"m3w: --images={self.images} is no directory; give the one that holds the images."
+            )
         if self.languages:
             check_languages(self.languages)
         if self.explicit_filter:
@@ -117,7 +138,9 @@ def build(request: M3WRequest, output: epath.Path, how: Execution) -> dict[str, 
     archives = [file for file in files if file.endswith(warc.SUFFIXES)]
     index = output / _INDEX if request.image_index == "input" and archives else None
     if index and "://" in os.fspath(index):
-        raise ValueError(f"m3w: --image_index=input needs an --output on a file system, got {output}.")
+        raise ValueError(
+            f"m3w: --image_index=input needs an --output on a file system, got {output}."
+        )
     try:
         if index:
             build_index(archives, index)
@@ -142,8 +165,13 @@ def read_file(request: M3WRequest, path: str, index: str = "") -> Iterator[Found
         yield from read(request, path, other_files)
 
 
-def _read_warc(request: M3WRequest, path: str, other_files: WarcIndex | None) -> Iterator[Found | Reject]:
-    """Pages by random access, so that an image may stand before or behind them: what is held is where records lie, not what they are."""
+def _read_warc(
+    request: M3WRequest, path: str, other_files: WarcIndex | None
+) -> Iterator[Found | Reject]:
+    """Pages by random access, so that an image may stand before or behind them.
+
+    What is held is where records lie, not what they are.
+    """
     pages: list[warc.Place] = []
     images: dict[str, warc.Place] = {}
     for entry in warc.index(path):
@@ -176,8 +204,13 @@ def _read_warc(request: M3WRequest, path: str, other_files: WarcIndex | None) ->
                 yield from _judged(request, response.body, response.url, response.charset, finders)
 
 
-def _read_html(request: M3WRequest, path: str, other_files: WarcIndex | None) -> Iterator[Found | Reject]:
-    """A page on its own; it is known as file:///PATH from the directory of the input, which no reference leads out of."""
+def _read_html(
+    request: M3WRequest, path: str, other_files: WarcIndex | None
+) -> Iterator[Found | Reject]:
+    """A page on its own.
+
+    It is known as file:///PATH from the directory of the input, which no reference leads out of.
+    """
     del other_files  # the page of a folder shows files of that folder
     root = epath.Path(request.input)
     if not root.is_dir():
@@ -208,12 +241,17 @@ def _finders(request: M3WRequest) -> list[Find]:
 def _judged(
     request: M3WRequest, body: bytes, url: str, charset: str, finders: tuple[Find, ...]
 ) -> Iterator[Found | Reject]:
-    """Yields the record of one page, or why there is none; and the images that it goes on without."""
+    """Yields the record of one page, or why there is none.
+
+    And the images that it goes on without.
+    """
     page = _extracted(request, body, url, charset)
     if isinstance(page, Page):
 
         def find(source: str) -> bytes | Reject | None:
-            return next((found for finder in finders if (found := finder(source)) is not None), None)
+            return next(
+                (found for finder in finders if (found := finder(source)) is not None), None
+            )
 
         limits = ImageLimits(request.min_image_side, request.max_image_aspect)
         page, rejects = with_images(page, find, limits)
@@ -241,7 +279,10 @@ def _extracted(request: M3WRequest, body: bytes, url: str, charset: str) -> Page
 def _without_explicit(page: Page, name: str) -> Page | Reject:
     judged = _function(name)(page)
     if not isinstance(judged, Page | Reject):
-        raise TypeError(f"--explicit_filter={name} returned a {type(judged).__name__}, expected a Page or a Reject.")
+        raise TypeError(
+            f"--explicit_filter={name} returned a {type(judged).__name__}, expected a "
+            "Page or a Reject."
+        )
     if isinstance(judged, Page) and not judged.pictures:
         return Reject("explicit", f"{page.url}: no image is left")
     return judged
@@ -249,7 +290,11 @@ def _without_explicit(page: Page, name: str) -> Page | Reject:
 
 def _found(request: M3WRequest, page: Page) -> Found:
     parts = tuple(part.data if isinstance(part, Picture) else part for part in page.parts)
-    metadata = {"url": page.url, "language": page.language, "images": [picture.source for picture in page.pictures]}
+    metadata = {
+        "url": page.url,
+        "language": page.language,
+        "images": [picture.source for picture in page.pictures],
+    }
     alike = near_duplicates.band_keys(page.text) if request.near_duplicates else ()
     keys = (url_key(page.url), text_key(page.text), *alike)
     return Found(InterleavedPage(parts, json.dumps(metadata)), tuple(filter(None, keys)))
@@ -273,8 +318,11 @@ def _function(name: str) -> Callable[[Page], Any]:
         function = getattr(importlib.import_module(module), attribute)
     except (ImportError, AttributeError, ValueError) as error:
         raise ValueError(
-            f"--explicit_filter={name}: there is no such function ({error}). Give MODULE:FUNCTION, as in my_filters.safe_search:judge."
+            f"--explicit_filter={name}: there is no such function ({error}). Give MODULE:FUNCTION, "
+            "as in my_filters.safe_search:judge."
         ) from error
     if not callable(function):
-        raise ValueError(f"--explicit_filter={name} is a {type(function).__name__}, expected a function.")
+        raise ValueError(
+            f"--explicit_filter={name} is a {type(function).__name__}, expected a function."
+        )
     return function

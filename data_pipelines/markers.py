@@ -1,4 +1,7 @@
-"""The strings that mean something to the model are taken out of texts that happen to hold them: the loader would refuse such a record."""
+"""The strings that mean something to the model are taken out of texts that happen to hold them.
+
+The loader would refuse such a record.
+"""
 
 from __future__ import annotations
 
@@ -12,5 +15,8 @@ _MARKER = re.compile(f"<+({_NAMES})>+")
 
 
 def without_markers(text: str) -> str:
-    """Returns a text in which "<image>" reads "image" and "<EOC>" reads "EOC"; anything else is as it was."""
+    """Returns a text in which "<image>" reads "image" and "<EOC>" reads "EOC".
+
+    Anything else is as it was.
+    """
     return _MARKER.sub(r"\1", text) if "<" in text else text

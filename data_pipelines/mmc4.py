@@ -5,13 +5,16 @@
     text_list    "My pets."    "My cat."     "My puppy."            image_info   dog -> sentence 2, cat -> sentence 1
     page          My pets. [cat] My cat. [dog] My puppy.
 
-image_info is in no order of sentences, so the images are sorted by theirs. That the text follows one order and the images the other is the fault by which
-OpenFlamingo's reader pairs images with each other's text. Read are the published JSON lines (plain, .zip as they are published, .gz or .zst), with
-images in a folder under their image_name or found by their raw_url; and tars of .json with images in image_base64, as OpenFlamingo's converter writes
-them.
+image_info is in no order of sentences, so the images are sorted by theirs. That the text follows
+one order and the images the other is the fault by which OpenFlamingo's reader pairs images with
+each other's text. Read are the published JSON lines (plain, .zip as they are published, .gz or
+.zst), with images in a folder under their image_name or found by their raw_url; and tars of .json
+with images in image_base64, as OpenFlamingo's converter writes them.
 
-Left out are images less similar to their sentence than --min_similarity, by default as in OpenFlamingo's training command (0.24, of CLIP ViT-L/14), and those
-that M3W would leave out (page_images). --assignment=matched takes the sentence that MMC4 states, the best for all images together while each has its own;
+Left out are images less similar to their sentence than --min_similarity, by default as in
+OpenFlamingo's training command (0.24, of CLIP ViT-L/14), and those that M3W would leave out
+(page_images). --assignment=matched takes the sentence that MMC4 states, the best for all images
+together while each has its own;
 --assignment=optimal finds it anew among the images that are left, from the similarity matrix, as images are lost when they are downloaded.
 """
 
@@ -71,7 +74,10 @@ class MMC4Request:
 
     def __post_init__(self) -> None:
         if self.assignment not in ASSIGNMENTS:
-            raise ValueError(f"mmc4: got --assignment={self.assignment!r}, expected one of {', '.join(ASSIGNMENTS)}.")
+            raise ValueError(
+                f"mmc4: got --assignment={self.assignment!r}, expected one of "
+                f"{', '.join(ASSIGNMENTS)}."
+            )
 
     def keeps(self, match: PlacedImage) -> bool:
         """Whether an image is similar enough to its sentence."""
@@ -93,7 +99,9 @@ def build(request: MMC4Request, output: epath.Path, how: Execution) -> dict[str,
             units.append(path)
         else:
             units += jsonl.parts(path, _PART)
-    return collect(units, functools.partial(read_unit, request), "interleaved_page", output, how).table()
+    return collect(
+        units, functools.partial(read_unit, request), "interleaved_page", output, how
+    ).table()
 
 
 def read_unit(request: MMC4Request, unit: str | jsonl.Lines) -> Iterator[Found | Reject]:
@@ -113,9 +121,16 @@ def read_document(document: dict[str, Any], request: MMC4Request) -> Iterator[Fo
       request: where its images are, and which of them to keep.
     """
     sentences, infos = document.get("text_list"), document.get("image_info")
-    if sentences is None or infos is None or not _is_list_of(sentences, str) or not _is_list_of(infos, dict):
+    if (
+        sentences is None
+        or infos is None
+        or not _is_list_of(sentences, str)
+        or not _is_list_of(infos, dict)
+    ):
         yield Reject(
-            "not_mmc4", f"text_list or image_info is no list of its kind; there are {sorted(document)}", broken=True
+            "not_mmc4",
+            f"text_list or image_info is no list of its kind; there are {sorted(document)}",
+            broken=True,
         )
         return
     try:
@@ -131,9 +146,15 @@ def read_document(document: dict[str, Any], request: MMC4Request) -> Iterator[Fo
         else:
             images[number] = data
     try:
-        matches = (_optimal if request.assignment == "optimal" else _matched)(list(images), document)
+        matches = (_optimal if request.assignment == "optimal" else _matched)(
+            list(images), document
+        )
     except (ValueError, TypeError, LookupError, ArithmeticError) as error:
-        yield Reject("not_mmc4", f"similarity_matrix or matched_text_index does not fit: {error!r}", broken=True)
+        yield Reject(
+            "not_mmc4",
+            f"similarity_matrix or matched_text_index does not fit: {error!r}",
+            broken=True,
+        )
         return
     yield from (Reject("no_sentence", unit="image") for _ in range(len(images) - len(matches)))
     yield from (
@@ -141,7 +162,10 @@ def read_document(document: dict[str, Any], request: MMC4Request) -> Iterator[Fo
         for match in matches
         if not request.keeps(match)
     )
-    parts = interleaved(sentences, [(match.sentence, images[match.image]) for match in matches if request.keeps(match)])
+    parts = interleaved(
+        sentences,
+        [(match.sentence, images[match.image]) for match in matches if request.keeps(match)],
+    )
     text = "\n".join(part for part in parts if isinstance(part, str))
     if not text:
         yield Reject("no_text")
@@ -150,15 +174,20 @@ def read_document(document: dict[str, Any], request: MMC4Request) -> Iterator[Fo
     else:
         url = str(document.get("url") or "")
         metadata = json.dumps({"url": url} if url else {})
-        yield Found(InterleavedPage(parts, metadata), tuple(filter(None, (url_key(url), text_key(text)))))
+        yield Found(
+            InterleavedPage(parts, metadata), tuple(filter(None, (url_key(url), text_key(text))))
+        )
 
 
-def interleaved(sentences: Sequence[str], images: Iterable[tuple[int, bytes]]) -> tuple[str | bytes, ...]:
+def interleaved(
+    sentences: Sequence[str], images: Iterable[tuple[int, bytes]]
+) -> tuple[str | bytes, ...]:
     """Puts each image before its sentence; sentences between two images become one text.
 
     Args:
       sentences: of the page, in order.
-      images: (number of its sentence, encoded image), in any order; those of one sentence stay in the order given.
+      images: (number of its sentence, encoded image), in any order; those of one sentence stay in
+          the order given.
 
     Returns:
       The parts of the page.
@@ -188,7 +217,11 @@ def _documents(unit: str | jsonl.Lines) -> Iterator[dict[str, Any] | Reject]:
         elif "json" in sample.files:
             yield jsonl.parse(sample.files["json"], sample.key)
         else:
-            yield Reject("not_mmc4", f"{sample.key} has {', '.join(sorted(sample.files))}, no json", broken=True)
+            yield Reject(
+                "not_mmc4",
+                f"{sample.key} has {', '.join(sorted(sample.files))}, no json",
+                broken=True,
+            )
 
 
 def _image(info: dict[str, Any], request: MMC4Request) -> bytes | Reject:
@@ -204,7 +237,9 @@ def _image(info: dict[str, Any], request: MMC4Request) -> bytes | Reject:
         data = None
     else:
         folder = epath.Path(request.images)
-        data = read_inside(folder, str(name or url), max_bytes=MAX_IMAGE_BYTES, missing="missing_image")
+        data = read_inside(
+            folder, str(name or url), max_bytes=MAX_IMAGE_BYTES, missing="missing_image"
+        )
         if isinstance(data, Reject) and data.reason == "missing_image" and isinstance(url, str):
             data = local_image(folder, url)
     if data is None:
@@ -224,7 +259,9 @@ def _matched(images: Sequence[int], document: dict[str, Any]) -> list[PlacedImag
         info = document["image_info"][number]
         sentence = info["matched_text_index"]
         if not isinstance(sentence, int) or not 0 <= sentence < len(document["text_list"]):
-            raise ValueError(f"matched_text_index {sentence!r} of {len(document['text_list'])} sentences")
+            raise ValueError(
+                f"matched_text_index {sentence!r} of {len(document['text_list'])} sentences"
+            )
         similarity = info.get("matched_sim")
         if similarity is None:
             similarity = document["similarity_matrix"][number][sentence]
@@ -233,13 +270,22 @@ def _matched(images: Sequence[int], document: dict[str, Any]) -> list[PlacedImag
 
 
 def _optimal(images: Sequence[int], document: dict[str, Any]) -> list[PlacedImage]:
-    """The sentences that make the sum of similarities largest, each taken once; with too few of them some images get none."""
+    """The sentences that make the sum of similarities largest, each taken once.
+
+    With too few of them some images get none.
+    """
     if not images:
         return []
-    similarity = np.asarray([document["similarity_matrix"][number] for number in images], np.float64)
-    if similarity.shape != (len(images), len(document["text_list"])) or not np.isfinite(similarity).all():
+    similarity = np.asarray(
+        [document["similarity_matrix"][number] for number in images], np.float64
+    )
+    if (
+        similarity.shape != (len(images), len(document["text_list"]))
+        or not np.isfinite(similarity).all()
+    ):
         raise ValueError(
-            f"shape {similarity.shape}, expected {len(images)} x {len(document['text_list'])} finite numbers"
+            f"shape {similarity.shape}, expected {len(images)} x {len(document['text_list'])} "
+            "finite numbers"
         )
     import scipy.optimize  # takes a third of a second
 

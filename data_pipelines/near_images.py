@@ -1,10 +1,12 @@
 """Images that are nearly the same: by a perceptual hash, or by their embeddings.
 
 phash       image --> 32 x 32 grey --> cosine transform --> signs of its 8 x 8 lowest frequencies: 64 bits; the distance is the number of bits that differ
-embeddings  cosine similarity of two rows; candidates by an approximate search (HNSW), whose similarities are then computed exactly
+embeddings  cosine similarity of two rows; candidates by an approximate search (HNSW), whose
+similarities are then computed exactly
 
-A copy that was resized or encoded again differs in a few bits (of 100 made for the tests, at most 4), one that lost 2, 5 or 10 percent of its sides in 2, 4
-or 8 on average; unrelated images differ in half of them, give or take 4. A mirrored copy is another image to the hash.
+A copy that was resized or encoded again differs in a few bits (of 100 made for the tests, at most
+4), one that lost 2, 5 or 10 percent of its sides in 2, 4 or 8 on average; unrelated images differ
+in half of them, give or take 4. A mirrored copy is another image to the hash.
 """
 
 from __future__ import annotations
@@ -21,12 +23,15 @@ from flamingo_jax.data.images import read
 BITS = 64
 _SIDE = 128  # images are decoded at this size: four times what the hash looks at
 _FLAT = 2.0  # standard deviation of grey levels (of 255) below which signs of frequencies are noise
-_LINKS, _BREADTH = 32, 256  # of the HNSW graph: links of a node, and candidates kept while searching
+# of the HNSW graph: links of a node, and candidates kept while searching
+_LINKS, _BREADTH = 32, 256
 _NEIGHBOURS = 8  # of one image that are looked at
 
 
 def phash(encoded: bytes) -> np.ndarray | None:
-    """Returns the perceptual hash of an image, uint8[8]; None for one of (almost) a single colour, which has none.
+    """Returns the perceptual hash of an image, uint8[8].
+
+    None for one of (almost) a single colour, which has none.
 
     Raises:
       CorruptRecord: it cannot be decoded.
@@ -66,14 +71,18 @@ class HashIndex:
         """
         if not len(queries):
             return
-        ends, distances, rows = self._index.range_search(np.ascontiguousarray(queries), max_distance + 1)
+        ends, distances, rows = self._index.range_search(
+            np.ascontiguousarray(queries), max_distance + 1
+        )
         for query in range(len(queries)):
             for place in range(int(ends[query]), int(ends[query + 1])):
                 yield query, int(rows[place]), int(distances[place])
 
 
 class EmbeddingIndex:
-    """Embeddings to compare with, in a graph that a query walks (HNSW): its time grows with the logarithm of their number.
+    """Embeddings to compare with, in a graph that a query walks (HNSW).
+
+    Its time grows with the logarithm of their number.
 
     Args:
       width: E.
@@ -102,7 +111,10 @@ class EmbeddingIndex:
         if not len(unit) or not count:
             return
         _, rows = self._index.search(unit, count)
-        found = np.stack([self._index.reconstruct_batch(rows[:, place].clip(0)) for place in range(count)], axis=1)
+        found = np.stack(
+            [self._index.reconstruct_batch(rows[:, place].clip(0)) for place in range(count)],
+            axis=1,
+        )
         cosines = np.einsum("qe,qne->qn", unit, found)
         for query, place in zip(*np.nonzero((cosines >= min_cosine) & (rows >= 0)), strict=True):
             yield int(query), int(rows[query, place]), float(cosines[query, place])

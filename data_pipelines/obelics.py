@@ -6,11 +6,13 @@
     texts    "My pets."    null         "My cat."     null
     page     My pets.      [image]      My cat.       [image]
 
-Read is its parquet, a few rows at a time. It names images by URL: they are looked for in --images, as page_images.local_image says; a copy of the dataset whose
-column `images` holds bytes (binary, or the {bytes, path} of Hugging Face's image type) needs no folder. Images that M3W would leave out are left out here too.
+Read is its parquet, a few rows at a time. It names images by URL: they are looked for in --images,
+as page_images.local_image says; a copy of the dataset whose column `images` holds bytes (binary, or
+the {bytes, path} of Hugging Face's image type) needs no folder. Images that M3W would leave out are
+left out here too.
 
-Texts may hold "END_OF_DOCUMENT_TOKEN_TO_BE_REPLACED", where the page was several documents: each becomes a page of its own, so that no text attends an image of
-another document.
+Texts may hold "END_OF_DOCUMENT_TOKEN_TO_BE_REPLACED", where the page was several documents: each
+becomes a page of its own, so that no text attends an image of another document.
 """
 
 from __future__ import annotations
@@ -64,7 +66,9 @@ def build(request: ObelicsRequest, output: epath.Path, how: Execution) -> dict[s
       ValueError: there is no input, or too much of it is damaged.
     """
     files = input_files(request.input, SUFFIXES)
-    return collect(files, functools.partial(read_file, request), "interleaved_page", output, how).table()
+    return collect(
+        files, functools.partial(read_file, request), "interleaved_page", output, how
+    ).table()
 
 
 def read_file(request: ObelicsRequest, path: str) -> Iterator[Found | Reject]:
@@ -73,10 +77,14 @@ def read_file(request: ObelicsRequest, path: str) -> Iterator[Found | Reject]:
     try:
         with epath.Path(path).open("rb") as raw:
             file = pyarrow.parquet.ParquetFile(raw)
-            names = [name for name in (*_COLUMNS, "general_metadata") if name in file.schema_arrow.names]
+            names = [
+                name for name in (*_COLUMNS, "general_metadata") if name in file.schema_arrow.names
+            ]
             if not set(_COLUMNS) <= set(names):
                 yield Reject(
-                    "not_obelics", f"{path}: the columns are {', '.join(file.schema_arrow.names)}", broken=True
+                    "not_obelics",
+                    f"{path}: the columns are {', '.join(file.schema_arrow.names)}",
+                    broken=True,
                 )
                 return
             started = True
@@ -84,7 +92,9 @@ def read_file(request: ObelicsRequest, path: str) -> Iterator[Found | Reject]:
                 for row in batch.to_pylist():
                     yield from read_row(row, request)
     except (OSError, pyarrow.ArrowException, UnicodeDecodeError) as error:
-        yield Reject("truncated_file" if started else "unreadable_file", f"{path}: {error}", broken=True)
+        yield Reject(
+            "truncated_file" if started else "unreadable_file", f"{path}: {error}", broken=True
+        )
 
 
 def read_row(row: dict[str, Any], request: ObelicsRequest) -> Iterator[Found | Reject]:
@@ -99,7 +109,9 @@ def read_row(row: dict[str, Any], request: ObelicsRequest) -> Iterator[Found | R
         yield Reject("not_obelics", "images and texts are not two lists of one length", broken=True)
         return
     if any((image is None) == (text is None) for image, text in zip(images, texts, strict=True)):
-        yield Reject("not_obelics", "in some place not just one of image and text is null", broken=True)
+        yield Reject(
+            "not_obelics", "in some place not just one of image and text is null", broken=True
+        )
         return
     documents: list[list[str | Picture]] = [[]]
     for number, (image, text) in enumerate(zip(images, texts, strict=True)):
@@ -133,7 +145,9 @@ def _page(page: Page, number: int, request: ObelicsRequest) -> Iterator[Found | 
         metadata = json.dumps({"url": page.url} if page.url else {})
         # The documents of one row share their address.
         address = url_key(page.url) + (f" {number}" if number else "") if page.url else ""
-        yield Found(InterleavedPage(parts, metadata), tuple(filter(None, (address, text_key(found.text)))))
+        yield Found(
+            InterleavedPage(parts, metadata), tuple(filter(None, (address, text_key(found.text))))
+        )
 
 
 def _picture(image: Any, name: str) -> Picture:

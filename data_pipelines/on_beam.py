@@ -1,4 +1,7 @@
-"""Running a graph of Apache Beam: on the cores of this machine by default, on any Beam runner by flag."""
+"""Running a graph of Apache Beam.
+
+On the cores of this machine by default, on any Beam runner by flag.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +27,8 @@ class Execution:
       runner: any runner of Apache Beam.
       beam_options: further options of Beam, as "name=value".
       max_broken: largest share of damaged records; more of them end the run with an error.
-      validation_share: share of the records that go to the split "validation", by a hash of their first key.
+      validation_share: share of the records that go to the split "validation", by a hash of their
+          first key.
     """
 
     num_workers: int = 0
@@ -38,10 +42,14 @@ class Execution:
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"--{name}={getattr(self, name)}: expected a share, 0 to 1.")
         if self.num_workers < 0:
-            raise ValueError(f"--num_workers={self.num_workers}: expected 1 or more, or 0 for one on each core.")
+            raise ValueError(
+                f"--num_workers={self.num_workers}: expected 1 or more, or 0 for one on each core."
+            )
 
 
-def run(graph: Callable[[Any], None], how: Execution, *, num_units: int, count_done: Callable[[], int]) -> None:
+def run(
+    graph: Callable[[Any], None], how: Execution, *, num_units: int, count_done: Callable[[], int]
+) -> None:
     """Builds a pipeline and runs it to its end.
 
     Args:
@@ -65,7 +73,9 @@ def run(graph: Callable[[Any], None], how: Execution, *, num_units: int, count_d
         terminal = stack.enter_context(_silent_children()) if processes else sys.stderr
         stack.enter_context(_quiet())
         stack.enter_context(_progress(num_units, count_done, terminal))
-        with beam.Pipeline(options=PipelineOptions([*options, f"--runner={how.runner}"])) as pipeline:
+        with beam.Pipeline(
+            options=PipelineOptions([*options, f"--runner={how.runner}"])
+        ) as pipeline:
             graph(pipeline)
 
 
@@ -82,7 +92,9 @@ def _quiet() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _silent_children() -> Iterator[TextIO]:
-    """Lets the worker processes, which report their start and end, write to nowhere; yields the real standard error.
+    """Lets the worker processes, which report their start and end, write to nowhere.
+
+    Yields the real standard error.
 
     What a worker raises reaches the launcher all the same, as an exception of the pipeline.
     """

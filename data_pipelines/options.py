@@ -1,12 +1,16 @@
-"""Command-line flags from the fields of frozen dataclasses: what a pipeline can be asked for is written down once.
+"""Command-line flags from the fields of frozen dataclasses.
+
+What a pipeline can be asked for is written down once.
 
     @dataclass(frozen=True)
     class TextRequest:            -->   --input=...  --text_field=text  --near_duplicates
         input: str = ""
 
-A field of the same name in several pipelines is one flag. A flag that the chosen pipeline does not know is an error.
+A field of the same name in several pipelines is one flag. A flag that the chosen pipeline does not
+know is an error.
 
-Not simple-parsing: a field of two pipelines would be two flags (--text.input), lists would be split at spaces, and a misspelt flag gets no suggestion.
+Not simple-parsing: a field of two pipelines would be two flags (--text.input), lists would be split
+at spaces, and a misspelt flag gets no suggestion.
 """
 
 from __future__ import annotations
@@ -34,7 +38,8 @@ class Options:
     """The flags of all pipelines.
 
     Args:
-      pipelines: {name: dataclass with fields of type str, int, float, bool or tuple[str, ...]}; its docstring's "Attributes" are the help.
+      pipelines: {name: dataclass with fields of type str, int, float, bool or tuple[str, ...]}; its
+          docstring's "Attributes" are the help.
       shared: a dataclass that all pipelines take.
 
     Raises:
@@ -49,7 +54,10 @@ class Options:
             described = attributes(of)
             for field, kind in _fields(of).items():
                 if types.setdefault(field, kind) != kind:
-                    raise TypeError(f"{of.__name__}.{field} is a {kind}, but --{field} is a {types[field]} elsewhere.")
+                    raise TypeError(
+                        f"{of.__name__}.{field} is a {kind}, but --{field} is a "
+                        f"{types[field]} elsewhere."
+                    )
                 helps.setdefault(field, []).append(f"{pipeline}: {described.get(field, '')}")
         for field, kind in types.items():
             _DEFINE[kind](field, None, " ".join(helps[field]))
@@ -59,7 +67,8 @@ class Options:
         """Returns the pipeline's dataclass and the shared one, made from the flags that were given.
 
         Raises:
-          ValueError: a flag was given that this pipeline does not know, or a dataclass refuses a value.
+          ValueError: a flag was given that this pipeline does not know, or a dataclass refuses a
+              value.
         """
         mine, shared = _fields(self._pipelines[pipeline]), _fields(self._shared)
         for name in sorted(self._names - set(mine) - set(shared)):
@@ -67,12 +76,18 @@ class Options:
                 close = difflib.get_close_matches(name, mine, n=1)
                 suggestion = f" Did you mean --{close[0]}?" if close else ""
                 raise ValueError(
-                    f"--{name}: pipeline {pipeline!r} has no such option; it has {', '.join(f'--{field}' for field in mine)}.{suggestion}"
+                    f"--{name}: pipeline {pipeline!r} has no such option; it has "
+                    f"{', '.join(f'--{field}' for field in mine)}.{suggestion}"
                 )
 
         def make(of: type, fields: Mapping[str, str]) -> Any:
             chosen = {field: values[field].value for field in fields if values[field].present}
-            return of(**{field: tuple(value) if isinstance(value, list) else value for field, value in chosen.items()})
+            return of(
+                **{
+                    field: tuple(value) if isinstance(value, list) else value
+                    for field, value in chosen.items()
+                }
+            )
 
         return make(self._pipelines[pipeline], mine), make(self._shared, shared)
 
@@ -101,7 +116,8 @@ def _fields(of: type) -> dict[str, str]:
             continue
         if hints[field.name] not in kinds:
             raise TypeError(
-                f"{of.__name__}.{field.name} is of type {hints[field.name]}; a flag takes one of {', '.join(_DEFINE)}."
+                f"{of.__name__}.{field.name} is of type {hints[field.name]}; a flag takes one of "
+                f"{', '.join(_DEFINE)}."
             )
         found[field.name] = kinds[hints[field.name]]
     return found

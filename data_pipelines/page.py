@@ -59,7 +59,8 @@ class Reject:
       reason: what it is counted under: lower case words joined by "_", such as "too_few_words".
       detail: what was found, for the first few of each reason in the report.
       unit: what was left out: a whole record, or an image of a record that goes on without it.
-      broken: whether the input was damaged (truncated, not decodable, missing), not merely unwanted. Too large a share of damaged records stops a run.
+      broken: whether the input was damaged (truncated, not decodable, missing), not merely
+          unwanted. Too large a share of damaged records stops a run.
     """
 
     reason: str

@@ -3,8 +3,10 @@
     python -m data_pipelines.run --pipeline=pairs --input=laion/ --output=DIR                      tars of img2dataset (LAION, COYO)
     python -m data_pipelines.run --pipeline=pairs --format=table --input=cc3m.csv --output=DIR     CSV or TSV: path of an image, caption
 
-The paper states image filters for web pages alone (64 pixels, shape, colour); of a pair only what cannot be decoded is left out here, and what is smaller
-than --min_size. "Automatic text formatting", by which the paper takes dates and places out of captions, is not published and not done.
+The paper states image filters for web pages alone (64 pixels, shape, colour); of a pair only what
+cannot be decoded is left out here, and what is smaller than --min_size. "Automatic text
+formatting", by which the paper takes dates and places out of captions, is not published and not
+done.
 """
 
 from __future__ import annotations
@@ -47,7 +49,8 @@ class PairsRequest:
       input: files, directories or patterns, separated by commas: tars of img2dataset, or tables.
       format: webdataset | table.
       images: table: folder that the paths of the images start from; "": the folder of the table.
-      image_column: table: column with the path of the image; "": the first of filepath, image_path, image, path, filename, file.
+      image_column: table: column with the path of the image; "": the first of filepath, image_path,
+          image, path, filename, file.
       text_column: table: column with the caption; "": the first of caption, title, text.
       min_size: pixels; an image with a shorter side is left out.
       max_characters: a longer caption is left out.
@@ -63,11 +66,14 @@ class PairsRequest:
 
     def __post_init__(self) -> None:
         if self.format not in FORMATS:
-            raise ValueError(f"pairs: got --format={self.format!r}, expected one of {', '.join(FORMATS)}.")
+            raise ValueError(
+                f"pairs: got --format={self.format!r}, expected one of {', '.join(FORMATS)}."
+            )
         if self.input.endswith(".parquet"):
             raise ValueError(
-                f"pairs: --input={self.input} is a table of addresses, as LAION and COYO publish them, without images. Download them first: "
-                "img2dataset with output_format=webdataset writes the tars that are read here."
+                f"pairs: --input={self.input} is a table of addresses, as LAION and COYO publish "
+                "them, without images. Download them first: img2dataset with "
+                "output_format=webdataset writes the tars that are read here."
             )
 
 
@@ -141,7 +147,9 @@ def _from_sample(sample: tars.TarSample, request: PairsRequest) -> Found | Rejec
         return fields
     image = sample.first(*IMAGE_SUFFIXES)
     if image is None:
-        return Reject("missing_image", f"{sample.key} has {', '.join(sorted(sample.files))} only", broken=True)
+        return Reject(
+            "missing_image", f"{sample.key} has {', '.join(sorted(sample.files))} only", broken=True
+        )
     text = sample.files.get("txt", fields.get("caption"))
     return _pair(image, text, str(fields.get("url") or ""), sample.key, request)
 
@@ -151,15 +159,25 @@ def _from_row(row: dict[str, str], request: PairsRequest, folder: epath.Path) ->
     text = tables.column(row, request.text_column, TEXT_COLUMNS)
     if name is None or text is None:
         asked = "--image_column" if name is None else "--text_column"
-        return Reject("missing_column", f"the columns are {', '.join(row)}: name the right one by {asked}", broken=True)
+        return Reject(
+            "missing_column",
+            f"the columns are {', '.join(row)}: name the right one by {asked}",
+            broken=True,
+        )
     image = read_inside(folder, name, max_bytes=MAX_IMAGE_BYTES, missing="missing_image")
     if isinstance(image, Reject):
         return image
     return _pair(image, text, row.get("url", ""), os.path.basename(name), request)
 
 
-def _pair(image: bytes, text: object, url: str, source: str, request: PairsRequest) -> Found | Reject:
-    clean = caption(text, request.max_characters) if isinstance(text, str | bytes) else Reject("no_text", source)
+def _pair(
+    image: bytes, text: object, url: str, source: str, request: PairsRequest
+) -> Found | Reject:
+    clean = (
+        caption(text, request.max_characters)
+        if isinstance(text, str | bytes)
+        else Reject("no_text", source)
+    )
     if isinstance(clean, Reject):
         return clean
     try:

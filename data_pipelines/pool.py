@@ -1,16 +1,21 @@
-r"""How much room a batch needs: the pool of images of a data shard, from the statistics of the pages; or the documents of a row of text.
+r"""How much room a batch needs.
+
+The pool of images of a data shard, from the statistics of the pages; or the documents of a row of
+text.
 
     python -m data_pipelines.run --pipeline=pool --dataset=/data/records/m3w --tokenizer=/data/tokenizer --output=/data/pool \
         --rows_per_shard=32 --batches=48000000
 
     pages   --windows as in training, no image decoded-->  images per row p  --sum of R rows: p * p * .. * p-->  smallest pool
 
-The number of images in a shard's R rows is a sum of R independent draws, so its distribution is the R-fold convolution of the histogram, here computed
-exactly. The pool is the smallest with which a whole run overflows with less than the given probability. To the histogram one row of the most images is
-added, so that a sample does not say that what it lacks cannot be.
+The number of images in a shard's R rows is a sum of R independent draws, so its distribution is the
+R-fold convolution of the histogram, here computed exactly. The pool is the smallest with which a
+whole run overflows with less than the given probability. To the histogram one row of the most
+images is added, so that a sample does not say that what it lacks cannot be.
 
-Of documents, the same command says how much of a row `documents_per_row` documents fill, and how much of their text is seen in an epoch: what does not
-fit in the row is left out until another epoch brings it in another order.
+Of documents, the same command says how much of a row `documents_per_row` documents fill, and how
+much of their text is seen in an epoch: what does not fit in the row is left out until another epoch
+brings it in another order.
 """
 
 from __future__ import annotations
@@ -72,12 +77,20 @@ class PoolRequest:
         for name in ("dataset", "tokenizer"):
             if not getattr(self, name):
                 raise ValueError(f"pool: --{name} is missing: give the directory of a {name}.")
-        for name in ("length", "max_images", "rows_per_group", "rows_per_shard", "batches", "num_sampled"):
+        for name in (
+            "length",
+            "max_images",
+            "rows_per_group",
+            "rows_per_shard",
+            "batches",
+            "num_sampled",
+        ):
             if getattr(self, name) < 1:
                 raise ValueError(f"pool: got --{name}={getattr(self, name)}, expected at least 1.")
         if not 0 < self.overflow_probability < 1:
             raise ValueError(
-                f"pool: got --overflow_probability={self.overflow_probability}, expected one between 0 and 1."
+                f"pool: got --overflow_probability={self.overflow_probability}, expected one "
+                "between 0 and 1."
             )
 
 
@@ -85,8 +98,9 @@ def build(request: PoolRequest, output: epath.Path, how: Execution) -> dict[str,
     """Writes OUTPUT/pool.json.
 
     Returns:
-      The numbers to print, shares in percent: of pages {"pool", "without_pool", "percent_pool_empty", "percent_empty_without_pool", "percent_padded_tokens"},
-      of documents {"documents_per_row", "percent_padded_tokens", "percent_text_seen"}; and "sampled", "corrupt".
+      The numbers to print, shares in percent: of pages {"pool", "without_pool",
+      "percent_pool_empty", "percent_empty_without_pool", "percent_padded_tokens"}, of documents
+      {"documents_per_row", "percent_padded_tokens", "percent_text_seen"}; and "sampled", "corrupt".
 
     Raises:
       ValueError: the dataset holds neither pages nor documents, or none that can be read.
@@ -100,9 +114,12 @@ def build(request: PoolRequest, output: epath.Path, how: Execution) -> dict[str,
         result, numbers = _of_documents(request, source, tokenizer)
     else:
         raise ValueError(
-            f"pool: {request.dataset} holds {source.kind}, each with one visual input: its batches need no pool. Expected pages or documents."
+            f"pool: {request.dataset} holds {source.kind}, each with one visual input: its batches "
+            "need no pool. Expected pages or documents."
         )
-    (output / FILE_NAME).write_text(json.dumps(dataclasses.asdict(request) | result, indent=2) + "\n")
+    (output / FILE_NAME).write_text(
+        json.dumps(dataclasses.asdict(request) | result, indent=2) + "\n"
+    )
     return numbers
 
 
@@ -122,7 +139,9 @@ def capacity(histogram: np.ndarray, rows: int, probability: float) -> int:
 
 
 def distribution(histogram: np.ndarray, rows: int) -> np.ndarray:
-    """Returns float64[R N + 1], the distribution of the sum of `rows` draws from `histogram`: its R-fold convolution.
+    """Returns float64[R N + 1], the distribution of the sum of `rows` draws from `histogram`.
+
+    Its R-fold convolution.
 
     All terms are positive, so that small probabilities keep their relative precision.
     """
@@ -139,7 +158,8 @@ def fill(lengths: np.ndarray, length: int, documents: np.ndarray) -> tuple[np.nd
     """Returns (share of a group of rows that is filled, share of the text that is seen) with d documents for each group.
 
     Args:
-      lengths: int[n] tokens of documents; longer ones than a group count as long, since a window of them is taken.
+      lengths: int[n] tokens of documents; longer ones than a group count as long, since a window of
+          them is taken.
       length: tokens of a group, L for each of its rows.
       documents: int[n, d] which documents the groups get.
     """
@@ -148,7 +168,9 @@ def fill(lengths: np.ndarray, length: int, documents: np.ndarray) -> tuple[np.nd
     return seen.mean(axis=0) / length, seen.sum(axis=0) / total.sum(axis=0)
 
 
-def _of_pages(request: PoolRequest, source: Source, tokenizer: Tokenizer) -> tuple[dict[str, object], dict[str, int]]:
+def _of_pages(
+    request: PoolRequest, source: Source, tokenizer: Tokenizer
+) -> tuple[dict[str, object], dict[str, int]]:
     rng = np.random.default_rng(request.seed)
     tag_length = len(interleave.tag_of(tokenizer).own)
     size = {"length": request.length, "max_images": request.max_images, "tag_length": tag_length}
@@ -163,7 +185,11 @@ def _of_pages(request: PoolRequest, source: Source, tokenizer: Tokenizer) -> tup
     images, tokens = measured[:, 0], measured[:, 1]
     counts = np.bincount(images, minlength=request.max_images + 1)
     counts[-1] += 1
-    pool = capacity(counts / counts.sum(), request.rows_per_shard, request.overflow_probability / request.batches)
+    pool = capacity(
+        counts / counts.sum(),
+        request.rows_per_shard,
+        request.overflow_probability / request.batches,
+    )
     pool = max(pool, 1)
     without = request.rows_per_shard * request.max_images
     mean = images.mean() * request.rows_per_shard
@@ -171,7 +197,10 @@ def _of_pages(request: PoolRequest, source: Source, tokenizer: Tokenizer) -> tup
     result = {
         "pool": pool,
         "without_pool": without,
-        "images_per_row": {"mean": float(images.mean()), "histogram": (counts / counts.sum()).tolist()},
+        "images_per_row": {
+            "mean": float(images.mean()),
+            "histogram": (counts / counts.sum()).tolist(),
+        },
         "share_of_pool_empty": float(1 - mean / pool),
         "share_empty_without_pool": float(1 - mean / without),
         "share_of_padded_tokens": float(padded),
@@ -192,12 +221,15 @@ def _of_pages(request: PoolRequest, source: Source, tokenizer: Tokenizer) -> tup
 def _of_documents(
     request: PoolRequest, source: Source, tokenizer: Tokenizer
 ) -> tuple[dict[str, object], dict[str, int]]:
-    lengths, corrupt = _sample(request, source, lambda record: (len(pack.tokenise_document(record.text, tokenizer)),))  # type: ignore[union-attr]
+    measure = lambda record: (len(pack.tokenise_document(record.text, tokenizer)),)
+    lengths, corrupt = _sample(request, source, measure)
     lengths = lengths[:, 0]
     rng = np.random.default_rng(request.seed)
     rows = request.rows_per_group
     drawn = rng.integers(len(lengths), size=(max(_ROWS // rows, 1), _MOST_DOCUMENTS * rows))
-    filled, seen = (shares[rows - 1 :: rows] for shares in fill(lengths, request.length * rows, drawn))
+    filled, seen = (
+        shares[rows - 1 :: rows] for shares in fill(lengths, request.length * rows, drawn)
+    )
     documents = int(np.argmax(filled >= min(_FULL, filled[-1])))
     result = {
         "documents_per_row": documents + 1,
@@ -230,6 +262,7 @@ def _sample(
             corrupt += 1
     if not measured:
         raise ValueError(
-            f"pool: all {corrupt} records drawn from {request.dataset} are corrupt. Write the dataset again."
+            f"pool: all {corrupt} records drawn from {request.dataset} are corrupt. Write the "
+            "dataset again."
         )
     return np.asarray(measured, np.int64), corrupt

@@ -5,9 +5,10 @@
     python -m data_pipelines.run --pipeline=m3w --input=/data/crawl --output=/data/records/m3w
     python -m data_pipelines.run --help
 
-The output appears when it is whole: it is written beside its place and renamed, with OUTPUT/pipeline.json saying what was asked for and what came
-out. Asked again for the same, the program says so and does nothing; it never writes over something else. On an object store (gs://), where no
-directory can be renamed, it is written in place, and pipeline.json comes last.
+The output appears when it is whole: it is written beside its place and renamed, with
+OUTPUT/pipeline.json saying what was asked for and what came out. Asked again for the same, the
+program says so and does nothing; it never writes over something else. On an object store (gs://),
+where no directory can be renamed, it is written in place, and pipeline.json comes last.
 """
 
 from __future__ import annotations
@@ -25,7 +26,20 @@ from typing import Any
 from absl import app, flags, logging
 from etils import epath
 
-from data_pipelines import dedup, m3w, mmc4, obelics, options, pairs, pool, sample_page, text, tokenizer, videos, world
+from data_pipelines import (
+    dedup,
+    m3w,
+    mmc4,
+    obelics,
+    options,
+    pairs,
+    pool,
+    sample_page,
+    text,
+    tokenizer,
+    videos,
+    world,
+)
 from data_pipelines.inputs import identity
 from data_pipelines.on_beam import Execution
 from data_pipelines.write_records import staged
@@ -49,7 +63,8 @@ class Pipeline:
 
     Attributes:
       options: frozen dataclass of what can be asked for; its fields are flags.
-      build: build(request, directory, how) makes the output in a directory that is there, and returns what it counted.
+      build: build(request, directory, how) makes the output in a directory that is there, and
+          returns what it counted.
       request: makes of these the frozen dataclass of everything that decides the output.
     """
 
@@ -67,16 +82,22 @@ PIPELINES = {
     "pairs": Pipeline(pairs.PairsRequest, pairs.build),
     "pool": Pipeline(pool.PoolRequest, pool.build),
     "text": Pipeline(text.TextRequest, text.build),
-    "tokenizer": Pipeline(tokenizer.TokenizerRequest, lambda request, output, _: tokenizer.build(request, output)),
+    "tokenizer": Pipeline(
+        tokenizer.TokenizerRequest, lambda request, output, _: tokenizer.build(request, output)
+    ),
     "videos": Pipeline(videos.VideosRequest, videos.build),
     "world": Pipeline(
-        world.WorldOptions, lambda request, output, _: world.build(request, output), world.WorldOptions.request
+        world.WorldOptions,
+        lambda request, output, _: world.build(request, output),
+        world.WorldOptions.request,
     ),
 }
 
 _PIPELINE = flags.DEFINE_string("pipeline", None, f"What to make: one of {', '.join(PIPELINES)}.")
 _OUTPUT = flags.DEFINE_string("output", None, "Directory to make.")
-_OPTIONS = options.Options({name: pipeline.options for name, pipeline in PIPELINES.items()}, shared=Execution)
+_OPTIONS = options.Options(
+    {name: pipeline.options for name, pipeline in PIPELINES.items()}, shared=Execution
+)
 flags.adopt_module_key_flags(options)  # --help shows them
 
 
@@ -105,7 +126,11 @@ def make(name: str, request: Any, output: str, how: Execution) -> bool:
         mark = target / MARK
         found = json.loads(mark.read_text()) if mark.exists() else {}
         if {key: found.get(key) for key in asked} != asked:
-            what = f"the output of another request ({_differences(found, asked)})" if found else "something else"
+            what = (
+                f"the output of another request ({_differences(found, asked)})"
+                if found
+                else "something else"
+            )
             raise ValueError(f"{target} holds {what}. Remove it, or give another --output.")
         print(f"{name}: {target} is complete, nothing to do")
         return False
@@ -135,7 +160,7 @@ def _appearing(target: epath.Path) -> Iterator[epath.Path]:
 
 
 def _differences(found: dict[str, Any], asked: dict[str, Any]) -> str:
-    """The first few fields in which two requests differ, as "request.seed: 1 there, 2 asked for"."""
+    """Lists the first few fields that differ, as "request.seed: 1 there, 2 asked for"."""
 
     def flat(tree: Any, prefix: str) -> dict[str, Any]:
         if not isinstance(tree, dict):
@@ -148,12 +173,17 @@ def _differences(found: dict[str, Any], asked: dict[str, Any]) -> str:
 
     old, new = flat({key: found.get(key) for key in asked}, ""), flat(asked, "")
     changed = [path for path in old | new if old.get(path) != new.get(path)]
-    return "; ".join(f"{path}: {old.get(path)!r:.60} there, {new.get(path)!r:.60} asked for" for path in changed[:3])
+    return "; ".join(
+        f"{path}: {old.get(path)!r:.60} there, {new.get(path)!r:.60} asked for"
+        for path in changed[:3]
+    )
 
 
 def _run(arguments: list[str]) -> None:
     if arguments:
-        raise ValueError(f"Unexpected arguments {arguments}: every option has the form --name=value.")
+        raise ValueError(
+            f"Unexpected arguments {arguments}: every option has the form --name=value."
+        )
     name = _PIPELINE.value
     if name not in PIPELINES:
         close = difflib.get_close_matches(name or "", PIPELINES, n=1)
@@ -173,7 +203,10 @@ def main(argv: list[str]) -> None:
     except ValueError as error:
         sys.exit(f"data_pipelines.run: {error}")
     except OSError as error:
-        sys.exit(f"data_pipelines.run: cannot make {_OUTPUT.value}: {error}. Give a writable place with room.")
+        sys.exit(
+            f"data_pipelines.run: cannot make {_OUTPUT.value}: {error}. Give a writable place "
+            "with room."
+        )
 
 
 if __name__ == "__main__":

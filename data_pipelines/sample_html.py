@@ -16,9 +16,11 @@ from typing import Literal, NamedTuple
 
 from flamingo_jax.core.html_page import template
 
-# Of the images of a row, in order; text on a tint of them stays readable. Rows of more images go round the colour circle.
+# Of the images of a row, in order; text on a tint of them stays readable. Rows of more images go
+# round the colour circle.
 _HUES = (352, 210, 130, 36, 276)
-# Pixels: smaller images are shown this large, larger ones this small; a click shows them as they are.
+# Pixels: smaller images are shown this large, larger ones this small; a click shows them as they
+# are.
 _SMALL, _LARGE = 96, 200
 _FRAME = 96  # pixels: each frame of a video
 

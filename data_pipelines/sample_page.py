@@ -6,8 +6,8 @@ r"""A page of samples of a dataset, as the model sees them: `--pipeline=inspect`
     OUTPUT/index.html        images as augmented, tokens coloured by the image that they attend (phi), loss weights, segments, padding
     OUTPUT/images/ROW-IMAGE-FRAME.png
 
-The rows come from the loader itself. With the seed of a training run, the dataset's name in its config and what the config says of the dataset they
-are the very rows of that run.
+The rows come from the loader itself. With the seed of a training run, the dataset's name in its
+config and what the config says of the dataset they are the very rows of that run.
 """
 
 from __future__ import annotations
@@ -45,9 +45,11 @@ class InspectRequest:
     Attributes:
       dataset: directory of the dataset.
       tokenizer: directory or file of the tokenizer.
-      kind: how records become rows: interleaved, pairs, captions or text; "" = interleaved for pages, pairs for images and videos, text for documents.
+      kind: how records become rows: interleaved, pairs, captions or text; "" = interleaved for
+          pages, pairs for images and videos, text for documents.
       split: of the dataset.
-      name: of the dataset in the config of a training run; with the seed it decides which rows are drawn.
+      name: of the dataset in the config of a training run; with the seed it decides which rows are
+          drawn.
       seed: of the training run.
       num_samples: rows to show.
       length: L, tokens per row.
@@ -87,7 +89,9 @@ class InspectRequest:
             if not getattr(self, name):
                 raise ValueError(f"inspect: --{name} is missing: give the directory of a {name}.")
         if self.kind and self.kind not in RECORD_KINDS:
-            raise ValueError(f"inspect: got --kind={self.kind}, expected one of {', '.join(RECORD_KINDS)}.")
+            raise ValueError(
+                f"inspect: got --kind={self.kind}, expected one of {', '.join(RECORD_KINDS)}."
+            )
         if self.num_samples < 1:
             raise ValueError(f"inspect: got --num_samples={self.num_samples}, expected at least 1.")
 
@@ -101,7 +105,8 @@ def build(request: InspectRequest, output: epath.Path, how: Execution) -> dict[s
       how: unused; a page of samples is no work for a cluster.
 
     Returns:
-      {"samples": rows shown, "images": images (or clips) shown, "corrupt_records": records skipped on the way}.
+      {"samples": rows shown, "images": images (or clips) shown, "corrupt_records": records skipped
+      on the way}.
 
     Raises:
       ValueError: the dataset's records are not of the kind asked for.
@@ -124,7 +129,9 @@ def build(request: InspectRequest, output: epath.Path, how: Execution) -> dict[s
         documents_per_row=request.documents_per_row,
         rows_per_group=request.rows_per_group,
     )
-    config = DataConfig(request.tokenizer, request.image_size, {request.name: dataset}, max_corrupt=1.0)
+    config = DataConfig(
+        request.tokenizer, request.image_size, {request.name: dataset}, max_corrupt=1.0
+    )
     mixture = Mixture(config, seed=request.seed, tokenizer=tokenizer)
     (output / "images").mkdir()
     samples: list[Sample] = []
@@ -139,15 +146,24 @@ def build(request: InspectRequest, output: epath.Path, how: Execution) -> dict[s
             position = t * dataset.batch_size + row
             metadata = mixture.record(request.name, position).metadata if kind != "text" else ""
             samples.append(
-                _sample(batch, row, position=position, tokenizer=tokenizer, output=output, kind=kind, metadata=metadata)
+                _sample(
+                    batch,
+                    row,
+                    position=position,
+                    tokenizer=tokenizer,
+                    output=output,
+                    kind=kind,
+                    metadata=metadata,
+                )
             )
     rejected = mixture.rejected.get(request.name, {})
     facts = _facts(samples, dataset, request) | {"corrupt records": describe(rejected) or "none"}
     treated = "augmented as in training" if request.augment else "not augmented"
     pictures = f"; images {request.image_size} x {request.image_size}, {treated}"
     made = (
-        f"{request.dataset} ({request.split}), rows 0 to {len(samples) - 1} of dataset {request.name!r} with seed {request.seed}, as {kind}; "
-        f"tokenizer {request.tokenizer}{pictures if dataset.num_media else ''}"
+        f"{request.dataset} ({request.split}), rows 0 to {len(samples) - 1} of dataset "
+        f"{request.name!r} with seed {request.seed}, as {kind}; tokenizer "
+        f"{request.tokenizer}{pictures if dataset.num_media else ''}"
     )
     page = render("Samples as the model sees them", made, facts, samples)
     (output / "index.html").write_text(page)
@@ -158,8 +174,12 @@ def build(request: InspectRequest, output: epath.Path, how: Execution) -> dict[s
     }
 
 
-def direction(tokens: Sequence[int], phi: Sequence[int], tag: Sequence[int]) -> Literal["", "previous", "next"]:
-    """Which image the text of a page attends, as its phi tells: "previous", "next", or "" where nothing tells.
+def direction(
+    tokens: Sequence[int], phi: Sequence[int], tag: Sequence[int]
+) -> Literal["", "previous", "next"]:
+    """Which image the text of a page attends, as its phi tells.
+
+    "previous", "next", or "" where nothing tells.
 
     Args:
       tokens: ids of a row, without padding.
@@ -178,9 +198,12 @@ def direction(tokens: Sequence[int], phi: Sequence[int], tag: Sequence[int]) -> 
 
 
 def texts_of(tokens: Sequence[int], tokenizer: Tokenizer) -> list[str]:
-    """The text of each token where it stands: together, all of the text. <BOS>, <EOS> and padding go by their names.
+    """The text of each token where it stands.
 
-    A token that is only a part of a character shows as the sign for a broken one, and the last part as the character.
+    Together, all of the text. <BOS>, <EOS> and padding go by their names.
+
+    A token that is only a part of a character shows as the sign for a broken one, and the last part
+    as the character.
     """
     names = {tokenizer.pad_id: "<pad>", tokenizer.bos_id: "<BOS>", tokenizer.eos_id: "<EOS>"}
     texts = []
@@ -189,8 +212,13 @@ def texts_of(tokens: Sequence[int], tokenizer: Tokenizer) -> list[str]:
             texts.append(names[token])
             continue
         start = max(place - _CONTEXT, 0)
-        before, after = tokenizer.decode(tokens[start:place]), tokenizer.decode(tokens[start : place + 1])
-        same = next((k for k, (old, new) in enumerate(zip(before, after, strict=False)) if old != new), None)
+        before, after = (
+            tokenizer.decode(tokens[start:place]),
+            tokenizer.decode(tokens[start : place + 1]),
+        )
+        same = next(
+            (k for k, (old, new) in enumerate(zip(before, after, strict=False)) if old != new), None
+        )
         texts.append(after[len(before) if same is None else same :])
     return texts
 
@@ -201,7 +229,14 @@ def _kind_of(records: str) -> str:
 
 
 def _sample(
-    batch: Batch, row: int, *, position: int, tokenizer: Tokenizer, output: epath.Path, kind: str, metadata: str
+    batch: Batch,
+    row: int,
+    *,
+    position: int,
+    tokenizer: Tokenizer,
+    output: epath.Path,
+    kind: str,
+    metadata: str,
 ) -> Sample:
     """One row of a batch; its images are written."""
     length = int((batch.segment[row] > 0).sum())
@@ -244,7 +279,9 @@ def _visuals(batch: Batch, row: int, position: int, output: epath.Path) -> Itera
         yield Visual(tuple(files), batch.frames.shape[2])
 
 
-def _facts(samples: Sequence[Sample], dataset: DatasetConfig, request: InspectRequest) -> dict[str, str]:
+def _facts(
+    samples: Sequence[Sample], dataset: DatasetConfig, request: InspectRequest
+) -> dict[str, str]:
     """What the page says on top, over all its rows."""
     tokens = sum(len(sample.tokens) for sample in samples)
     predicted = sum(token.weight > 0 for sample in samples for token in sample.tokens)
@@ -264,7 +301,9 @@ def _facts(samples: Sequence[Sample], dataset: DatasetConfig, request: InspectRe
         }
     if dataset.kind == "interleaved":
         seen = [sample.attends for sample in samples]
-        facts["text attends image"] = f"next {seen.count('next')}, previous {seen.count('previous')}"
+        facts["text attends image"] = (
+            f"next {seen.count('next')}, previous {seen.count('previous')}"
+        )
     if dataset.kind == "text":
         documents = sum(sample.tokens[-1].segment for sample in samples if sample.tokens)
         facts["documents per row"] = f"{documents / len(samples):.2f}"

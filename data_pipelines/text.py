@@ -40,15 +40,18 @@ class TextRequest:
     """What decides a dataset of documents.
 
     Attributes:
-      input: JSON lines (.jsonl, .json.gz, .jsonl.gz, .jsonl.zst) or parquet: a file, a directory or a pattern; or tfds:NAME:VERSION for a builder.
+      input: JSON lines (.jsonl, .json.gz, .jsonl.gz, .jsonl.zst) or parquet: a file, a directory or
+          a pattern; or tfds:NAME:VERSION for a builder.
       data_dir: where TFDS datasets are prepared; ~/tensorflow_datasets if empty.
       split: of a TFDS dataset.
       text_field: name of the field or column with the text.
-      url_field: the same for the address that a document is known by; documents without one are welcome.
+      url_field: the same for the address that a document is known by; documents without one are
+          welcome.
       metadata_fields: further fields that go to the metadata of a document.
       quality_filter: whether texts pass Gopher's quality filter. It knows English stop words only.
       repetition_filter: whether they pass its repetition filter.
-      near_duplicates: whether texts that share about 0.8 of their shingles with an earlier one go too, not only equal ones.
+      near_duplicates: whether texts that share about 0.8 of their shingles with an earlier one go
+          too, not only equal ones.
     """
 
     input: str = ""
@@ -63,7 +66,9 @@ class TextRequest:
 
     def __post_init__(self) -> None:
         if not self.text_field:
-            raise ValueError("text: --text_field is empty; give the name of the field that holds the text.")
+            raise ValueError(
+                "text: --text_field is empty; give the name of the field that holds the text."
+            )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,9 +102,12 @@ def build(request: TextRequest, output: epath.Path, how: Execution) -> dict[str,
       The counts of the report.
 
     Raises:
-      ValueError: there is no such input, it is in no known format, or `collect` found too little in it.
+      ValueError: there is no such input, it is in no known format, or `collect` found too little in
+          it.
     """
-    return collect(parts(request), functools.partial(read, request), "document", output, how).table()
+    return collect(
+        parts(request), functools.partial(read, request), "document", output, how
+    ).table()
 
 
 def parts(request: TextRequest) -> list[Part]:
@@ -118,8 +126,8 @@ def parts(request: TextRequest) -> list[Part]:
             found += _row_groups(path)
         else:
             raise ValueError(
-                f"--input={path}: expected the name of a file to end in {', '.join(jsonl.SUFFIXES)} or .parquet. "
-                "Rename it, or convert it."
+                f"--input={path}: expected the name of a file to end in "
+                f"{', '.join(jsonl.SUFFIXES)} or .parquet. Rename it, or convert it."
             )
     return found
 
@@ -141,7 +149,9 @@ def _judge(row: dict[str, Any], request: TextRequest) -> Found | Reject:
     text = row.get(request.text_field)
     if not isinstance(text, str | bytes):
         return Reject(
-            "no_text_field", f"fields {', '.join(sorted(row))[:200]}, not {request.text_field!r}", broken=True
+            "no_text_field",
+            f"fields {', '.join(sorted(row))[:200]}, not {request.text_field!r}",
+            broken=True,
         )
     try:
         text = text.decode() if isinstance(text, bytes) else text
@@ -161,7 +171,9 @@ def _judge(row: dict[str, Any], request: TextRequest) -> Found | Reject:
     keys = [url_key(url) if isinstance(url, str) else "", text_key(text)]
     if request.near_duplicates:
         keys += band_keys(text)
-    described = json.dumps({name: value for name, value in metadata.items() if value not in (None, "")})
+    described = json.dumps(
+        {name: value for name, value in metadata.items() if value not in (None, "")}
+    )
     return Found(Document(text, described), tuple(filter(None, keys)))
 
 
@@ -173,13 +185,19 @@ def _plain(value: Any) -> str | int | float | bool | None:
 
 
 def _row_groups(path: str) -> list[Part]:
-    """Consecutive row groups of about PART bytes; the whole file if it cannot be opened, so that a worker counts it."""
+    """Consecutive row groups of about PART bytes.
+
+    The whole file if it cannot be opened, so that a worker counts it.
+    """
     import pyarrow.parquet
 
     try:
         with epath.Path(path).open("rb") as file:
             metadata = pyarrow.parquet.read_metadata(file)
-            sizes = [metadata.row_group(number).total_byte_size for number in range(metadata.num_row_groups)]
+            sizes = [
+                metadata.row_group(number).total_byte_size
+                for number in range(metadata.num_row_groups)
+            ]
     except (OSError, ValueError):  # pyarrow's ArrowInvalid is a ValueError
         return [RowGroups(path)]
     starts, size = [0], 0
@@ -188,7 +206,10 @@ def _row_groups(path: str) -> list[Part]:
             starts.append(number)
             size = 0
         size += bytes_of_group
-    return [RowGroups(path, start, stop) for start, stop in zip(starts, [*starts[1:], len(sizes)], strict=True)]
+    return [
+        RowGroups(path, start, stop)
+        for start, stop in zip(starts, [*starts[1:], len(sizes)], strict=True)
+    ]
 
 
 def _parquet_rows(part: RowGroups, request: TextRequest) -> Iterator[dict[str, Any] | Reject]:
@@ -197,14 +218,20 @@ def _parquet_rows(part: RowGroups, request: TextRequest) -> Iterator[dict[str, A
 
     with contextlib.ExitStack() as stack:
         try:
-            file = pyarrow.parquet.ParquetFile(stack.enter_context(epath.Path(part.path).open("rb")))
+            file = pyarrow.parquet.ParquetFile(
+                stack.enter_context(epath.Path(part.path).open("rb"))
+            )
             names = set(file.schema_arrow.names)
         except (OSError, ValueError) as error:
             yield Reject("unreadable_file", f"{part.path}: {error}", broken=True)
             return
         if request.text_field not in names:
             columns = ", ".join(sorted(names))
-            yield Reject("no_text_field", f"{part.path}: columns {columns}, not {request.text_field!r}", broken=True)
+            yield Reject(
+                "no_text_field",
+                f"{part.path}: columns {columns}, not {request.text_field!r}",
+                broken=True,
+            )
             return
         wanted = sorted(names & {request.text_field, request.url_field, *request.metadata_fields})
         stop = file.num_row_groups if part.stop < 0 else part.stop
@@ -213,11 +240,16 @@ def _parquet_rows(part: RowGroups, request: TextRequest) -> Iterator[dict[str, A
                 for batch in file.iter_batches(_BATCH, row_groups=[number], columns=wanted):
                     yield from _batch_rows(batch)
             except (OSError, ValueError, NotImplementedError) as error:
-                yield Reject("truncated_file", f"{part.path}, row group {number}: {error}", broken=True)
+                yield Reject(
+                    "truncated_file", f"{part.path}, row group {number}: {error}", broken=True
+                )
 
 
 def _batch_rows(batch: Any) -> Iterator[dict[str, Any]]:
-    """Rows with texts as bytes: pyarrow does not check that a string is UTF-8, and raises when it is not."""
+    """Rows with texts as bytes.
+
+    Pyarrow does not check that a string is UTF-8, and raises when it is not.
+    """
     import pyarrow
 
     columns = {}
@@ -236,8 +268,9 @@ def _tfds_files(request: TextRequest) -> list[str]:
     directory = place / version
     if not version or not (directory / "dataset_info.json").exists():
         raise ValueError(
-            f"--input={request.input}: there is no dataset in {directory} (no dataset_info.json). Prepare it with TFDS "
-            "(tfds build), or say with --data_dir where it is and with NAME:VERSION which it is."
+            f"--input={request.input}: there is no dataset in {directory} (no dataset_info.json). "
+            "Prepare it with TFDS (tfds build), or say with --data_dir where it is and with "
+            "NAME:VERSION which it is."
         )
     splits = tfds.builder_from_directory(os.fspath(directory)).info.splits
     if request.split not in splits:

@@ -30,7 +30,8 @@ class TokenizerRequest:
       input: directory of a dataset of any kind; its split "train" is read.
       vocab_size: pieces in all; fewer where the text has not as many.
       model_type: one of MODEL_TYPES; "word" takes each word as one piece.
-      input_files: what identifies the content of the input: its dataset_info.json, and the request it was made from if that is known.
+      input_files: what identifies the content of the input: its dataset_info.json, and the request
+          it was made from if that is known.
     """
 
     input: str = ""
@@ -41,7 +42,8 @@ class TokenizerRequest:
     def __post_init__(self) -> None:
         if self.model_type not in MODEL_TYPES:
             raise ValueError(
-                f"tokenizer: got model_type={self.model_type!r}, expected one of {', '.join(MODEL_TYPES)}."
+                f"tokenizer: got model_type={self.model_type!r}, expected one of "
+                f"{', '.join(MODEL_TYPES)}."
             )
         info = epath.Path(self.input) / "dataset_info.json"
         if not self.input or not info.exists():
@@ -50,8 +52,12 @@ class TokenizerRequest:
                 "give the directory of one with --input, such as runs/demo/world/text."
             )
         made_by = [place / "pipeline.json" for place in (info.parent, info.parent.parent)]
-        origin = next((json.loads(file.read_text())["request"] for file in made_by if file.exists()), None)
-        object.__setattr__(self, "input_files", json.dumps([json.loads(info.read_text()), origin], sort_keys=True))
+        origin = next(
+            (json.loads(file.read_text())["request"] for file in made_by if file.exists()), None
+        )
+        object.__setattr__(
+            self, "input_files", json.dumps([json.loads(info.read_text()), origin], sort_keys=True)
+        )
 
 
 def build(request: TokenizerRequest, output: epath.Path) -> dict[str, int]:

@@ -6,10 +6,12 @@
     python -m data_pipelines.run --pipeline=videos --format=hdvila --input=hdvila.jsonl --videos=DIR --output=DIR           DIR/clip_id, DIR/video_id.mp4
     python -m data_pipelines.run --pipeline=videos --format=webdataset --input=tars/ --output=DIR                           tars of x.mp4 and x.txt
 
-A record holds the first --max_seconds as frames at --fps, which training (8 at 1 per second) and evaluation (30 at 3 per second) draw from without decoding a
-whole file; or, with --store=file, the file as it is. Clips of HD-VILA are files of their own, or cut from the whole video. It comes without captions, and the
-speech of its videos is published apart: what is read here is the field --text_field of each clip, put there by whoever joins the two, or the .txt beside the
-file of the clip.
+A record holds the first --max_seconds as frames at --fps, which training (8 at 1 per second) and
+evaluation (30 at 3 per second) draw from without decoding a whole file; or, with --store=file, the
+file as it is. Clips of HD-VILA are files of their own, or cut from the whole video. It comes
+without captions, and the speech of its videos is published apart: what is read here is the field
+--text_field of each clip, put there by whoever joins the two, or the .txt beside the file of the
+clip.
 """
 
 from __future__ import annotations
@@ -61,7 +63,8 @@ class VideosRequest:
       input: files, directories or patterns, separated by commas.
       format: folder | table | webvid | hdvila | webdataset.
       videos: webvid, hdvila, table: folder of the videos; "": the folder of the table.
-      video_column: table: column with the path of the video; "": the first of video, filepath, video_path, path, filename, file.
+      video_column: table: column with the path of the video; "": the first of video, filepath,
+          video_path, path, filename, file.
       text_column: table: column with the caption; "": the first of caption, title, text.
       text_field: hdvila: field of each clip with its text.
       store: frames (JPEG) | file (as it is).
@@ -88,10 +91,15 @@ class VideosRequest:
     def __post_init__(self) -> None:
         for name, values in (("format", FORMATS), ("store", STORES)):
             if getattr(self, name) not in values:
-                raise ValueError(f"videos: got --{name}={getattr(self, name)!r}, expected one of {', '.join(values)}.")
+                raise ValueError(
+                    f"videos: got --{name}={getattr(self, name)!r}, expected one of "
+                    f"{', '.join(values)}."
+                )
         for name in ("fps", "max_seconds", "frame_size", "max_megabytes", "max_characters"):
             if not 0 < getattr(self, name) < math.inf:
-                raise ValueError(f"videos: got --{name}={getattr(self, name)}, expected more than 0.")
+                raise ValueError(
+                    f"videos: got --{name}={getattr(self, name)}, expected more than 0."
+                )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -122,7 +130,9 @@ def build(request: VideosRequest, output: epath.Path, how: Execution) -> dict[st
     Raises:
       ValueError: there is no input, or too much of it is damaged.
     """
-    return collect(_units(request), functools.partial(read_unit, request), "video_text", output, how).table()
+    return collect(
+        _units(request), functools.partial(read_unit, request), "video_text", output, how
+    ).table()
 
 
 def read_unit(request: VideosRequest, unit: Unit) -> Iterator[Found | Reject]:
@@ -137,10 +147,18 @@ def read_unit(request: VideosRequest, unit: Unit) -> Iterator[Found | Reject]:
             yield sample if isinstance(sample, Reject) else _from_sample(sample, request)
     elif isinstance(unit, tables.Part):
         for row in tables.rows(unit):
-            yield row if isinstance(row, Reject) else _from_row(row, request, _folder(request, unit.path))
+            yield (
+                row
+                if isinstance(row, Reject)
+                else _from_row(row, request, _folder(request, unit.path))
+            )
     elif isinstance(unit, jsonl.Lines):
         for line in jsonl.rows(unit):
-            yield from [line] if isinstance(line, Reject) else _from_line(line, request, _folder(request, unit.path))
+            yield from (
+                [line]
+                if isinstance(line, Reject)
+                else _from_line(line, request, _folder(request, unit.path))
+            )
     else:
         for path in unit:
             folder, name = epath.Path(path).parent, os.path.basename(path)
@@ -156,7 +174,11 @@ def _units(request: VideosRequest) -> list[Unit]:
     if request.format == "hdvila":
         paths = input_files(request.input, jsonl.SUFFIXES)
         return [part for path in paths for part in jsonl.parts(path, _LINES_PART)]
-    return [part for path in input_files(request.input, tables.SUFFIXES) for part in tables.parts(path, _TABLE_PART)]
+    return [
+        part
+        for path in input_files(request.input, tables.SUFFIXES)
+        for part in tables.parts(path, _TABLE_PART)
+    ]
 
 
 def _folder(request: VideosRequest, path: str) -> epath.Path:
@@ -169,26 +191,44 @@ def _from_sample(sample: tars.TarSample, request: VideosRequest) -> Found | Reje
         return fields
     content = sample.first(*(suffix.strip(".") for suffix in SUFFIXES))
     if content is None:
-        return Reject("missing_video", f"{sample.key} has {', '.join(sorted(sample.files))} only", broken=True)
+        return Reject(
+            "missing_video", f"{sample.key} has {', '.join(sorted(sample.files))} only", broken=True
+        )
     text = sample.files.get("txt", fields.get("caption"))
-    return _found(io.BytesIO(content), _Clip(text, sample.key, str(fields.get("url") or "")), request)
+    return _found(
+        io.BytesIO(content), _Clip(text, sample.key, str(fields.get("url") or "")), request
+    )
 
 
 def _from_row(row: dict[str, str], request: VideosRequest, folder: epath.Path) -> Found | Reject:
     if request.format == "webvid":
         if missing := {"videoid", "contentUrl", "page_dir", "name"} - set(row):
-            return Reject("missing_column", f"no {', '.join(sorted(missing))} among {', '.join(row)}", broken=True)
+            return Reject(
+                "missing_column",
+                f"no {', '.join(sorted(missing))} among {', '.join(row)}",
+                broken=True,
+            )
         name = "/".join(filter(None, (row["page_dir"], f"{row['videoid']}.mp4")))
-        return _from_file(folder, name, _Clip(row["name"], row["videoid"], row["contentUrl"]), request)
+        return _from_file(
+            folder, name, _Clip(row["name"], row["videoid"], row["contentUrl"]), request
+        )
     path = tables.column(row, request.video_column, VIDEO_COLUMNS)
     text = tables.column(row, request.text_column, TEXT_COLUMNS)
     if path is None or text is None:
         asked = "--video_column" if path is None else "--text_column"
-        return Reject("missing_column", f"the columns are {', '.join(row)}: name the right one by {asked}", broken=True)
-    return _from_file(folder, path, _Clip(text, os.path.basename(path), row.get("url", "")), request)
+        return Reject(
+            "missing_column",
+            f"the columns are {', '.join(row)}: name the right one by {asked}",
+            broken=True,
+        )
+    return _from_file(
+        folder, path, _Clip(text, os.path.basename(path), row.get("url", "")), request
+    )
 
 
-def _from_line(line: dict[str, Any], request: VideosRequest, folder: epath.Path) -> Iterator[Found | Reject]:
+def _from_line(
+    line: dict[str, Any], request: VideosRequest, folder: epath.Path
+) -> Iterator[Found | Reject]:
     """The clips of one video of HD-VILA."""
     clips = line.get("clip")
     whole = f"{line.get('video_id')}.mp4"
@@ -204,8 +244,14 @@ def _from_line(line: dict[str, Any], request: VideosRequest, folder: epath.Path)
         text = _text_beside(folder, name) if text is None else text
         address = str(line.get("url") or "")
         found = _from_file(folder, name, _Clip(text, name, address, span), request)
-        if isinstance(found, Reject) and found.reason == "missing_video" and request.store == "frames":
-            found = _from_file(folder, whole, _Clip(text, name, address, span, is_cut=False), request)
+        if (
+            isinstance(found, Reject)
+            and found.reason == "missing_video"
+            and request.store == "frames"
+        ):
+            found = _from_file(
+                folder, whole, _Clip(text, name, address, span, is_cut=False), request
+            )
         yield found
 
 
@@ -219,11 +265,15 @@ def _span(value: object) -> tuple[float, float] | None:
 
 
 def _text_beside(folder: epath.Path, name: str) -> bytes | None:
-    text = read_inside(folder, os.path.splitext(name)[0] + ".txt", max_bytes=_MAX_TEXT, missing="no_text")
+    text = read_inside(
+        folder, os.path.splitext(name)[0] + ".txt", max_bytes=_MAX_TEXT, missing="no_text"
+    )
     return None if isinstance(text, Reject) else text
 
 
-def _from_file(folder: epath.Path, name: str, clip: _Clip, request: VideosRequest) -> Found | Reject:
+def _from_file(
+    folder: epath.Path, name: str, clip: _Clip, request: VideosRequest
+) -> Found | Reject:
     path = inside(folder, name)
     if isinstance(path, Reject):
         return path
@@ -236,7 +286,11 @@ def _from_file(folder: epath.Path, name: str, clip: _Clip, request: VideosReques
 
 
 def _found(file: IO[bytes], clip: _Clip, request: VideosRequest) -> Found | Reject:
-    text = caption(clip.text, request.max_characters) if isinstance(clip.text, str | bytes) else Reject("no_text")
+    text = (
+        caption(clip.text, request.max_characters)
+        if isinstance(clip.text, str | bytes)
+        else Reject("no_text")
+    )
     if isinstance(text, Reject):
         return dataclasses.replace(text, detail=f"{clip.source}: {text.detail}")
     metadata: dict[str, Any] = {"source": clip.source} | ({"url": clip.url} if clip.url else {})
@@ -253,7 +307,9 @@ def _found(file: IO[bytes], clip: _Clip, request: VideosRequest) -> Found | Reje
                 file.seek(0)
                 content = file.read((request.max_megabytes << 20) + 1)
                 if len(content) > request.max_megabytes << 20:
-                    return Reject("file_too_large", f"{clip.source}: more than {request.max_megabytes} MiB")
+                    return Reject(
+                        "file_too_large", f"{clip.source}: more than {request.max_megabytes} MiB"
+                    )
                 record = VideoText((), text, opened.info.fps, content, stored)
     except CorruptRecord as error:
         return Reject(error.reason, f"{clip.source}: {error}", broken=True)
@@ -262,18 +318,22 @@ def _found(file: IO[bytes], clip: _Clip, request: VideosRequest) -> Found | Reje
     return Found(record, (url_key(clip.url) + span,) if clip.url else ())
 
 
-def _frames(opened: video.VideoFile, clip: _Clip, request: VideosRequest) -> tuple[tuple[bytes, ...], float]:
+def _frames(
+    opened: video.VideoFile, clip: _Clip, request: VideosRequest
+) -> tuple[tuple[bytes, ...], float]:
     """The frames to store, as JPEG, and how many make a second."""
     info = opened.info
     start, end = (0.0, info.duration) if clip.is_cut or clip.span is None else clip.span
     first, last = round(start * info.fps), min(max(round(end * info.fps), 1), info.num_frames)
     if first >= last:
-        raise CorruptRecord(f"From {start} to {end} s of a video of {info.duration:.2f} s.", reason="broken_span")
+        raise CorruptRecord(
+            f"From {start} to {end} s of a video of {info.duration:.2f} s.", reason="broken_span"
+        )
     most = max(round(request.max_seconds * request.fps), 1)
     chosen = first + video.choose_frames(last - first, info.fps, num_frames=most, rate=request.fps)
-    return tuple(_jpeg(pixels, request.frame_size) for pixels in opened.frames(chosen.tolist())), min(
-        request.fps, info.fps
-    )
+    return tuple(
+        _jpeg(pixels, request.frame_size) for pixels in opened.frames(chosen.tolist())
+    ), min(request.fps, info.fps)
 
 
 def _jpeg(pixels: Any, size: int) -> bytes:

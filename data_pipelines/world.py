@@ -1,4 +1,6 @@
-"""The synthetic world as datasets: `python -m data_pipelines.run --pipeline=world --output=runs/demo/world --seed=1 --size=demo`.
+"""The synthetic world as datasets.
+
+`python -m data_pipelines.run --pipeline=world --output=runs/demo/world --seed=1 --size=demo`.
 
     OUTPUT/captions     image_text        every training picture with its full caption                    contrastive
     OUTPUT/pairs        image_text        as many pictures of one object as of two                        flamingo
@@ -8,9 +10,10 @@
     OUTPUT/test_images  image_text        split "test" alone: fresh pictures, and the held-out pairs of colour and shape, for evaluation
     OUTPUT/world.json                     the request, names, held-out pairs and counts
 
-All but `test_images` have splits "train" and "test"; the test splits show fresh pictures and speak fresh text, in the same manner. Pictures carry
-their attributes as JSON in `metadata`. Everything is a pure function of the request. Memory is bounded by `album`, the number of pictures that pages
-draw from; all other numbers only stream.
+All but `test_images` have splits "train" and "test"; the test splits show fresh pictures and speak
+fresh text, in the same manner. Pictures carry their attributes as JSON in `metadata`. Everything is
+a pure function of the request. Memory is bounded by `album`, the number of pictures that pages draw
+from; all other numbers only stream.
 """
 
 from __future__ import annotations
@@ -38,11 +41,13 @@ class WorldSize:
     """Numbers of records.
 
     Attributes:
-      one, two: training pictures of one and of two objects. Twice as many of two: the encoder learns from these (TINY_WORLD: 70 %).
+      one, two: training pictures of one and of two objects. Twice as many of two: the encoder
+      learns from these (TINY_WORLD: 70 %).
       album: how many of either the pages and the pairs draw from, the first ones.
       pairs, pages, documents, videos: records of the training splits.
       held_back: records of each test split.
-      test_one, test_two, test_held_out: test pictures of one object, of two, and of one object of a held-out pair of colour and shape.
+      test_one, test_two, test_held_out: test pictures of one object, of two, and of one object of a
+      held-out pair of colour and shape.
       words: the most words in a document; with <BOS> and <EOS> a row of 96 tokens.
       frames: frames of a video.
     """
@@ -64,11 +69,14 @@ class WorldSize:
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
             if getattr(self, field.name) < 1:
-                raise ValueError(f"world: {field.name} is {getattr(self, field.name)}, expected at least 1.")
+                raise ValueError(
+                    f"world: {field.name} is {getattr(self, field.name)}, expected at least 1."
+                )
         for name in ("one", "two"):
             if self.album > getattr(self, name):
                 raise ValueError(
-                    f"world: album={self.album} is more than {name}={getattr(self, name)}: pages draw from training pictures."
+                    f"world: album={self.album} is more than {name}={getattr(self, name)}: pages "
+                    "draw from training pictures."
                 )
 
 
@@ -92,13 +100,17 @@ class WorldRequest:
 
 
 _Numbers: Any = dataclasses.make_dataclass(
-    "_Numbers", [(f"num_{field.name}", int, -1) for field in dataclasses.fields(WorldSize)], frozen=True
+    "_Numbers",
+    [(f"num_{field.name}", int, -1) for field in dataclasses.fields(WorldSize)],
+    frozen=True,
 )
 
 
 @dataclasses.dataclass(frozen=True)
 class WorldOptions(_Numbers):
-    """What can be asked for on the command line; num_NAME sets NAME of WorldSize in place of the preset's.
+    """What can be asked for on the command line.
+
+    Num_NAME sets NAME of WorldSize in place of the preset's.
 
     Attributes:
       seed: everything is drawn from it.
@@ -120,10 +132,15 @@ class WorldOptions(_Numbers):
         """
         if self.size not in SIZES:
             raise ValueError(f"--size={self.size}: expected one of {', '.join(SIZES)}.")
-        numbers = {field.name: getattr(self, f"num_{field.name}") for field in dataclasses.fields(WorldSize)}
+        numbers = {
+            field.name: getattr(self, f"num_{field.name}")
+            for field in dataclasses.fields(WorldSize)
+        }
         return WorldRequest(
             seed=self.seed,
-            size=dataclasses.replace(SIZES[self.size], **{name: n for name, n in numbers.items() if n != -1}),
+            size=dataclasses.replace(
+                SIZES[self.size], **{name: n for name, n in numbers.items() if n != -1}
+            ),
             page_mix=_shares(PageMix, "page_mix", self.page_mix),
             text_mix=_shares(TextMix, "text_mix", self.text_mix),
         )
@@ -139,7 +156,8 @@ def _shares(mix: type, name: str, values: tuple[str, ...]) -> Any:
         shares = []
     if len(shares) != len(fields) or min(shares) < 0 or sum(shares) <= 0:
         raise ValueError(
-            f"--{name}={','.join(values)}: expected {len(fields)} numbers, the shares of {', '.join(fields)}."
+            f"--{name}={','.join(values)}: expected {len(fields)} numbers, the shares of "
+            f"{', '.join(fields)}."
         )
     return mix(*shares)
 
@@ -154,13 +172,17 @@ def build(request: WorldRequest, output: epath.Path) -> dict[str, int]:
     for name, (kind, splits) in datasets(request).items():
         written = write_records(output / name, kind, splits)
         counts |= {f"{name}/{split}": count for split, count in written.items()}
-    (output / "world.json").write_text(json.dumps(describe(request) | {"counts": counts}, indent=2) + "\n")
+    (output / "world.json").write_text(
+        json.dumps(describe(request) | {"counts": counts}, indent=2) + "\n"
+    )
     return counts
 
 
 def describe(request: WorldRequest) -> dict[str, object]:
     """What world.json says of a world, beside the counts."""
-    held_out = [f"{scenes.COLOURS[colour]} {scenes.SHAPES[shape]}" for colour, shape in scenes.HELD_OUT]
+    held_out = [
+        f"{scenes.COLOURS[colour]} {scenes.SHAPES[shape]}" for colour, shape in scenes.HELD_OUT
+    ]
     return {
         "request": dataclasses.asdict(request),
         "image_size": scenes.IMAGE_SIZE,
@@ -172,7 +194,10 @@ def describe(request: WorldRequest) -> dict[str, object]:
 
 
 def datasets(request: WorldRequest) -> dict[str, tuple[str, Splits]]:
-    """{name: (kind of record, splits)} of all datasets of a world; nothing is drawn before a split is iterated."""
+    """{name: (kind of record, splits)} of all datasets of a world.
+
+    Nothing is drawn before a split is iterated.
+    """
     size = request.size
     half = -(-size.held_back // 2)
     return {
@@ -208,7 +233,9 @@ def _captions(seed: int, **pools: int) -> Iterator[ImageText]:
     """The first pictures of each pool, with their captions."""
     for pool, num in pools.items():
         for index, (attributes, png) in enumerate(scenes.iterate(seed, pool, num)):
-            yield ImageText(png, synthetic_text.caption(attributes), _metadata(f"{pool}/{index}", attributes))
+            yield ImageText(
+                png, synthetic_text.caption(attributes), _metadata(f"{pool}/{index}", attributes)
+            )
 
 
 @functools.lru_cache(maxsize=4)  # pairs and pages draw from the same ones
@@ -220,7 +247,9 @@ def _albums(request: WorldRequest, split: str) -> tuple[Album, Album]:
     """Pictures of one object and of two, from which the records of a split are made."""
     size = request.size
     if split == "train":
-        return _album(request.seed, "train_one", size.album), _album(request.seed, "train_two", size.album)
+        return _album(request.seed, "train_one", size.album), _album(
+            request.seed, "train_two", size.album
+        )
     return (
         _album(request.seed, "test_one", min(size.test_one, size.album)),
         _album(request.seed, "test_two", min(size.test_two, size.album)),
@@ -228,7 +257,10 @@ def _albums(request: WorldRequest, split: str) -> tuple[Album, Album]:
 
 
 def _pairs(request: WorldRequest, split: str, num: int) -> Iterator[ImageText]:
-    """Pictures of one object and of two in turn, with their captions; the album again where it is too small."""
+    """Pictures of one object and of two in turn, with their captions.
+
+    The album again where it is too small.
+    """
     albums = _albums(request, split)
     for index in range(num):
         album, pool = albums[index % 2], ("one", "two")[index % 2]
@@ -240,12 +272,16 @@ def _pairs(request: WorldRequest, split: str, num: int) -> Iterator[ImageText]:
 def _pages(request: WorldRequest, split: str, num: int) -> Iterator[InterleavedPage]:
     one, two = _albums(request, split)
     for index in range(num):
-        yield synthetic_pages.page(request.seed, split, index, one=one, two=two, mix=request.page_mix)
+        yield synthetic_pages.page(
+            request.seed, split, index, one=one, two=two, mix=request.page_mix
+        )
 
 
 def _documents(request: WorldRequest, split: str, num: int) -> Iterator[Document]:
     for index in range(num):
-        text = synthetic_text.document(request.seed, split, index, mix=request.text_mix, num_words=request.size.words)
+        text = synthetic_text.document(
+            request.seed, split, index, mix=request.text_mix, num_words=request.size.words
+        )
         yield Document(text)
 
 
@@ -263,7 +299,10 @@ def _videos(request: WorldRequest, indices: range) -> Iterator[VideoText]:
 def _metadata(name: str, attributes: np.ndarray) -> str:
     """JSON: where a picture comes from, and what is in it (int[O, 3]) as words."""
     objects = [
-        {name: values[value] for name, values, value in zip(scenes.ATTRIBUTES, scenes.VALUES, row, strict=True)}
+        {
+            name: values[value]
+            for name, values, value in zip(scenes.ATTRIBUTES, scenes.VALUES, row, strict=True)
+        }
         for row in attributes.tolist()
     ]
     return json.dumps({"id": name, "objects": objects})

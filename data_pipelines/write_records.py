@@ -1,9 +1,11 @@
 """Writes records of any kind of `flamingo_jax/data/schema.py` as a dataset, one record after the other, in this process.
 
-    {"train": make_records, "test": ...} -> DIRECTORY/{dataset_info.json, features.json, records-train.array_record-00000-of-00001, ...}
+    {"train": make_records, "test": ...} -> DIRECTORY/{dataset_info.json, features.json,
+    records-train.array_record-00000-of-00001, ...}
 
-Records stream through: memory does not grow with their number, and large splits are cut into several files. A dataset appears under its name when it
-is whole: it is written beside it and renamed. `collect` does the same on many workers.
+Records stream through: memory does not grow with their number, and large splits are cut into
+several files. A dataset appears under its name when it is whole: it is written beside it and
+renamed. `collect` does the same on many workers.
 """
 
 from __future__ import annotations
@@ -41,7 +43,9 @@ def write_records(directory: str | os.PathLike[str], kind: str, splits: Splits) 
     target = epath.Path(directory)
     with staged(target.parent / f"{target.name}.dataset") as staging:
         if target.exists():
-            raise ValueError(f"write_records: {target} is there already. Remove it, or give another directory.")
+            raise ValueError(
+                f"write_records: {target} is there already. Remove it, or give another directory."
+            )
         whole = staging / "whole"
         whole.mkdir()
         shards = {split: _write_split(whole, kind, split, make()) for split, make in splits.items()}
@@ -50,7 +54,9 @@ def write_records(directory: str | os.PathLike[str], kind: str, splits: Splits) 
     return {split: sum(shard.num_records for shard in each) for split, each in shards.items()}
 
 
-def _write_split(directory: epath.Path, kind: str, split: str, records: Iterable[Record]) -> list[Shard]:
+def _write_split(
+    directory: epath.Path, kind: str, split: str, records: Iterable[Record]
+) -> list[Shard]:
     remaining = iter(records)
     shards: list[Shard] = []
     for first in remaining:
@@ -75,7 +81,8 @@ def staged(target: epath.Path) -> Iterator[epath.Path]:
     """
     if "://" in os.fspath(target):
         raise ValueError(
-            f"{target} is on an object store, where no directory can be renamed: write locally, then copy it there."
+            f"{target} is on an object store, where no directory can be renamed: write locally, "
+            "then copy it there."
         )
     staging = target.parent / f".{target.name}.incomplete"
     staging.rmtree(missing_ok=True)

@@ -1,13 +1,14 @@
-"""flamingo_jax: the whole system of "Flamingo: a Visual Language Model for Few-Shot Learning" in JAX and Haiku.
+"""The whole system of the Flamingo paper (arXiv 2204.14198) in JAX and Haiku.
 
     from flamingo_jax import BeamSearch, Flamingo, Image
 
     model = Flamingo.load("runs/demo/flamingo/export")
     model.generate([Image("dog.jpg"), "Output:"], method=BeamSearch(3))        -> " A dog."
 
-Names are resolved when they are used: importing the package alone imports neither jax nor anything else of it.
-`flamingo_jax.train` and `flamingo_jax.evaluate` are programs (`python -m flamingo_jax.train`). What they call is
-`flamingo_jax.training.run.train(config, workdir)` and `flamingo_jax.evaluation.run.run(config, checkpoint, output, cluster)`.
+Names are resolved when they are used: importing the package alone imports neither jax nor anything
+else of it. `flamingo_jax.train` and `flamingo_jax.evaluate` are programs (`python -m
+flamingo_jax.train`). What they call is `flamingo_jax.training.run.train(config, workdir)` and
+`flamingo_jax.evaluation.run.run(config, checkpoint, output, cluster)`.
 """
 
 from __future__ import annotations
@@ -53,7 +54,8 @@ if not TYPE_CHECKING:  # a type checker that saw __getattr__ would take any name
     def __getattr__(name: str) -> object:
         if name not in _MODULES:
             raise AttributeError(
-                f"module {__name__!r} has no attribute {name!r}. Its public names are {', '.join(__all__)}."
+                f"module {__name__!r} has no attribute {name!r}. Its public names are "
+                f"{', '.join(__all__)}."
             )
         return getattr(importlib.import_module(f"{__name__}.{_MODULES[name]}"), name)
 

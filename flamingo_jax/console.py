@@ -1,4 +1,7 @@
-"""The commands that an installed package has: flamingo-train is `python -m flamingo_jax.train`, and so on (setup.py names them)."""
+"""The commands that an installed package has.
+
+Flamingo-train is `python -m flamingo_jax.train`, and so on (setup.py names them).
+"""
 
 from __future__ import annotations
 
@@ -36,5 +39,6 @@ def data() -> None:
 
 
 def _run(module: str) -> None:
-    # As the main module: absl then shows the program's own flags for --help, and multiprocessing finds it again.
+    # As the main module: absl then shows the program's own flags for --help, and multiprocessing
+    # finds it again.
     runpy.run_module(module, run_name="__main__", alter_sys=True)

@@ -4,8 +4,9 @@
     python -m flamingo_jax.convert --source=open_flamingo --input=checkpoint.pt --lm=DIR --vision=DIR --output=DIR [--dtype=bfloat16] [--dry_run]
     python -m flamingo_jax.convert --source=open_flamingo --back --input=DIR --output=checkpoint.pt
 
-Files are local: *.safetensors (with model.safetensors.index.json too), *.pt and *.bin, a model's directory; the output may be on gs://. No code of
-a file is run. Memory is needed for its largest weight. --dry_run prints what becomes what, and writes nothing.
+Files are local: *.safetensors (with model.safetensors.index.json too), *.pt and *.bin, a model's
+directory; the output may be on gs://. No code of a file is run. Memory is needed for its largest
+weight. --dry_run prints what becomes what, and writes nothing.
 """
 
 from __future__ import annotations
@@ -23,11 +24,19 @@ _SOURCE = flags.DEFINE_enum("source", None, list(publishers.SOURCES), "Whose wei
 _INPUT = flags.DEFINE_string("input", None, "The file of weights, or the model's directory.")
 _OUTPUT = flags.DEFINE_string("output", None, "The export to be; one that is there is replaced.")
 _LM = flags.DEFINE_string("lm", None, "open_flamingo: the directory of its language model.")
-_VISION = flags.DEFINE_string("vision", None, "open_flamingo: its vision encoder's file or directory.")
-_DTYPE = flags.DEFINE_enum("dtype", None, ["float32", "bfloat16"], "Of all weights; as stored by default.")
-_OPTIONS = flags.DEFINE_multi_string("option", [], "NAME=VALUE, as the source's module says; repeatable.")
+_VISION = flags.DEFINE_string(
+    "vision", None, "open_flamingo: its vision encoder's file or directory."
+)
+_DTYPE = flags.DEFINE_enum(
+    "dtype", None, ["float32", "bfloat16"], "Of all weights; as stored by default."
+)
+_OPTIONS = flags.DEFINE_multi_string(
+    "option", [], "NAME=VALUE, as the source's module says; repeatable."
+)
 _BACK = flags.DEFINE_bool(
-    "back", default=False, help="The other way: --input is an export, --output the publisher's file."
+    "back",
+    default=False,
+    help="The other way: --input is an export, --output the publisher's file.",
 )
 _DRY_RUN = flags.DEFINE_bool("dry_run", default=False, help="Print the mapping; write nothing.")
 
@@ -52,9 +61,13 @@ def main(argv: list[str]) -> None:
     lm, vision = (Path(flag.value) if flag.value else None for flag in (_LM, _VISION))
     try:
         if _BACK.value:
-            print(publishers.write_back(str(_SOURCE.value), Path(_INPUT.value), Path(_OUTPUT.value)))
+            print(
+                publishers.write_back(str(_SOURCE.value), Path(_INPUT.value), Path(_OUTPUT.value))
+            )
             return
-        conversion = publishers.describe(str(_SOURCE.value), publishers.Inputs(Path(_INPUT.value), lm, vision, options))
+        conversion = publishers.describe(
+            str(_SOURCE.value), publishers.Inputs(Path(_INPUT.value), lm, vision, options)
+        )
         if _DRY_RUN.value:
             print(writing.table(conversion, dtype=_DTYPE.value))
             return

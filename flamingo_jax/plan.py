@@ -1,8 +1,11 @@
-"""Plans a run for a TPU slice without one: does it fit, how fast would it be, by the TPU compiler's estimates.
+"""Plans a run for a TPU slice without one.
+
+Does it fit, how fast would it be, by the TPU compiler's estimates.
 
 python -m flamingo_jax.plan --config=configs/flamingo_80b.py --topology=v4:8x12x16 [--program=train|prefill|decode] [--json=FILE]
 
-Exit status: 0 it fits, 3 it does not (the largest buffers are named), 1 for a config or topology that is wrong.
+Exit status: 0 it fits, 3 it does not (the largest buffers are named), 1 for a config or topology
+that is wrong.
 """
 
 from __future__ import annotations
@@ -21,17 +24,23 @@ from flamingo_jax.planning import report
 from flamingo_jax.planning.program import Prompts
 from flamingo_jax.training.config import TrainConfig
 
-_CONFIG = config_flags.DEFINE_config_file("config", None, "What to plan, as FILE[:ARGUMENT]; --config.a.b=value.")
+_CONFIG = config_flags.DEFINE_config_file(
+    "config", None, "What to plan, as FILE[:ARGUMENT]; --config.a.b=value."
+)
 _TOPOLOGY = flags.DEFINE_string(
     "topology", None, "A slice: v4:8x12x16, v5e:4x4, v5p:4x4x8, v6e:16x16, ...", required=True
 )
-_PROGRAM = flags.DEFINE_enum("program", "train", ["train", "prefill", "decode"], "What is compiled.")
+_PROGRAM = flags.DEFINE_enum(
+    "program", "train", ["train", "prefill", "decode"], "What is compiled."
+)
 _JSON = flags.DEFINE_string("json", None, "Writes the plan there, too.")
 _FILL = flags.DEFINE_list(
     "fill", [], "Mean real content of a dataset's rows: NAME=TOKENS[:IMAGES]; full rows by default."
 )
 _DATASETS = flags.DEFINE_list("datasets", None, "Plans for these datasets of the config alone.")
-_ROWS = flags.DEFINE_integer("batch_size", 0, "prefill, decode: prompts of a batch; 0: one for each batch shard.")
+_ROWS = flags.DEFINE_integer(
+    "batch_size", 0, "prefill, decode: prompts of a batch; 0: one for each batch shard."
+)
 _SHOTS = flags.DEFINE_integer("shots", 4, "prefill, decode: support examples of a prompt.")
 _LENGTH = flags.DEFINE_integer("length", 256, "prefill, decode: tokens of a prompt.")
 _NEW = flags.DEFINE_integer("new_tokens", 20, "prefill, decode: room for the answer.")
@@ -40,7 +49,9 @@ _NEW = flags.DEFINE_integer("new_tokens", 20, "prefill, decode: room for the ans
 def main(argv: list[str]) -> None:
     """Prints the plan that the flags describe."""
     if argv[1:]:
-        raise app.UsageError(f"Unexpected arguments {argv[1:]}: fields of the config are set as --config.a.b=value.")
+        raise app.UsageError(
+            f"Unexpected arguments {argv[1:]}: fields of the config are set as --config.a.b=value."
+        )
     if not flags.FLAGS["verbosity"].present:
         logging.set_verbosity(logging.ERROR)
     try:

@@ -1,4 +1,7 @@
-"""Headless Chromium for tests: a page as it is drawn, and as its DOM stands after loading. Nothing is reached but files."""
+"""Headless Chromium for tests: a page as it is drawn, and as its DOM stands after loading.
+
+Nothing is reached but files.
+"""
 
 import pathlib
 import shutil
@@ -10,15 +13,35 @@ import pytest
 
 _NAMES = ("chromium", "chromium-browser", "google-chrome")
 _OPTIONS = (
-    *("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-dev-shm-usage"),
-    *("--disable-background-networking", "--disable-component-update", "--disable-sync", "--hide-scrollbars"),
+    *(
+        "--headless",
+        "--no-sandbox",
+        "--disable-gpu",
+        "--disable-quic",
+        "--no-first-run",
+        "--disable-dev-shm-usage",
+    ),
+    *(
+        "--disable-background-networking",
+        "--disable-component-update",
+        "--disable-sync",
+        "--hide-scrollbars",
+    ),
 )
 
 
-def screenshot(page: pathlib.Path, tmp_path: pathlib.Path, *, width: int, height: int) -> np.ndarray:
+def screenshot(
+    page: pathlib.Path, tmp_path: pathlib.Path, *, width: int, height: int
+) -> np.ndarray:
     """Draws a page: uint8[height, width, 3]."""
     file = tmp_path / "screenshot.png"
-    _run(page, tmp_path, f"--screenshot={file}", f"--window-size={width},{height}", "--force-device-scale-factor=1")
+    _run(
+        page,
+        tmp_path,
+        f"--screenshot={file}",
+        f"--window-size={width},{height}",
+        "--force-device-scale-factor=1",
+    )
     return np.asarray(PIL.Image.open(file).convert("RGB"))
 
 
@@ -31,7 +54,15 @@ def _run(page: pathlib.Path, tmp_path: pathlib.Path, *arguments: str) -> str:
     found = next(filter(None, map(shutil.which, _NAMES)), None)
     if not found:
         pytest.skip("Chromium is not installed (apt-get install chromium)")
-    command = [found, *_OPTIONS, f"--user-data-dir={tmp_path / 'profile'}", *arguments, page.as_uri()]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False, stdin=subprocess.DEVNULL)
+    command = [
+        found,
+        *_OPTIONS,
+        f"--user-data-dir={tmp_path / 'profile'}",
+        *arguments,
+        page.as_uri(),
+    ]
+    done = subprocess.run(
+        command, capture_output=True, text=True, timeout=120, check=False, stdin=subprocess.DEVNULL
+    )
     assert done.returncode == 0, done.stderr[-2000:]
     return done.stdout

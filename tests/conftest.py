@@ -1,6 +1,7 @@
 """What every test stands on: eight CPU devices, strict numerics, golden files, and no silent skips.
 
-The environment is set before JAX is imported, so this module must stay the first one that imports it.
+The environment is set before JAX is imported, so this module must stay the first one that imports
+it.
 """
 
 import difflib
@@ -17,7 +18,8 @@ from collections.abc import Callable
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 
 # Subprocesses that tests start see the same cache and platform, but one device (see `run_program`).
-BASE_XLA_FLAGS = "--xla_allow_excess_precision=false"  # a bf16 value is a bf16 value: gates at 0 are bit-exact only then (DESIGN: Model)
+# a bf16 value is a bf16 value: gates at 0 are bit-exact only then (DESIGN: Model)
+BASE_XLA_FLAGS = "--xla_allow_excess_precision=false"
 os.environ["XLA_FLAGS"] = f"{BASE_XLA_FLAGS} --xla_force_host_platform_device_count=8"
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(ROOT / ".cache" / "jax"))
@@ -31,20 +33,27 @@ import pytest  # noqa: E402
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
-# The same examples every time: a test fails for a change in the code, not for the day's luck. No deadline: the first example compiles.
-hypothesis.settings.register_profile("flamingo", derandomize=True, deadline=None, database=None, max_examples=25)
+# The same examples every time: a test fails for a change in the code, not for the day's luck. No
+# deadline: the first example compiles.
+hypothesis.settings.register_profile(
+    "flamingo", derandomize=True, deadline=None, database=None, max_examples=25
+)
 hypothesis.settings.load_profile("flamingo")
 
 
-# The modules of setup.py's extras, and the extra that brings each. With `.[dev]` alone the tests that need one are skipped: a file by
-# pytest.importorskip where it imports the module at its top, a test by `skip_without_extra` where the module is imported while it runs.
+# The modules of setup.py's extras, and the extra that brings each. With `.[dev]` alone the tests
+# that need one are skipped: a file by
+# pytest.importorskip where it imports the module at its top, a test by `skip_without_extra` where
+# the module is imported while it runs.
 EXTRA_OF_MODULE = {
     **dict.fromkeys(("gcsfs", "libtpu"), "tpu"),
     **dict.fromkeys(("apache_beam", "faiss", "imagehash", "py3langid", "pyarrow"), "pipelines"),
     **dict.fromkeys(("scipy", "selectolax", "warcio", "zstandard"), "pipelines"),
     **dict.fromkeys(("nltk", "pycocoevalcap"), "evaluation"),
     **dict.fromkeys(("safetensors", "torch", "transformers"), "conversion"),
-    **dict.fromkeys(("einops", "einops_exts", "ftfy", "open_clip", "open_flamingo", "timm"), "parity"),
+    **dict.fromkeys(
+        ("einops", "einops_exts", "ftfy", "open_clip", "open_flamingo", "timm"), "parity"
+    ),
 }
 
 
@@ -60,7 +69,10 @@ MISSING_MODULES = frozenset(module for module in EXTRA_OF_MODULE if not is_insta
 
 
 def missing_extra(module: str | None) -> str | None:
-    """Returns why a test is skipped when it cannot import `module`; None if no extra brings it, or if it is installed."""
+    """Returns why a test is skipped when it cannot import `module`.
+
+    None if no extra brings it, or if it is installed.
+    """
     package = (module or "").split(".")[0]
     if package not in MISSING_MODULES:
         return None
@@ -91,8 +103,8 @@ def forbid_unlisted_skip(report: pytest.TestReport | pytest.CollectReport) -> No
         reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else report.longrepr
         report.outcome = "failed"
         report.longrepr = (
-            f"{report.nodeid} was skipped ({reason}), and tests/allowed_skips.txt does not list it. "
-            "Make it run here, or add a line there with the reason."
+            f"{report.nodeid} was skipped ({reason}), and tests/allowed_skips.txt does not list "
+            "it. Make it run here, or add a line there with the reason."
         )
 
 
@@ -124,16 +136,21 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_make_parametrize_id(config: pytest.Config, val: object, argname: str) -> str | None:
-    """Bytes are named by their argument, and pytest numbers them: made bytes may hold a date (gzip's header does).
+    """Bytes are named by their argument, and pytest numbers them.
 
-    The processes that share a run must find the same names; they do not when one collects a second after the other.
+    Made bytes may hold a date (gzip's header does).
+
+    The processes that share a run must find the same names; they do not when one collects a second
+    after the other.
     """
     return argname if isinstance(val, bytes) else None
 
 
 @pytest.fixture
 def golden() -> Callable[[str, object], None]:
-    """`golden("nn/table.txt", value)`: value equals tests/golden/nn/table.txt; UPDATE_GOLDEN=1 writes the file instead.
+    """`golden("nn/table.txt", value)`: value equals tests/golden/nn/table.txt.
+
+    UPDATE_GOLDEN=1 writes the file instead.
 
     value is a text, or anything JSON can hold (then the file is indented JSON).
     """
@@ -150,12 +167,18 @@ def golden() -> Callable[[str, object], None]:
         if text != recorded:
             difference = "".join(
                 difflib.unified_diff(
-                    *(side.splitlines(keepends=True) for side in (recorded, text)), "recorded", "now", n=1
+                    *(side.splitlines(keepends=True) for side in (recorded, text)),
+                    "recorded",
+                    "now",
+                    n=1,
                 )
             )
             pytest.fail(
-                f"tests/golden/{name} {'differs from' if recorded else 'is missing; it would be'} what the code says now:\n"
-                f"{difference}\nIf the change is meant: UPDATE_GOLDEN=1 python -m pytest {os.environ['PYTEST_CURRENT_TEST'].split('::')[0]}",
+                f"tests/golden/{name} {'differs from' if recorded else 'is missing; it would be'} "
+                "what the code says now:\n"
+                f"{difference}\n"
+                "If the change is meant: UPDATE_GOLDEN=1 python -m pytest "
+                f"{os.environ['PYTEST_CURRENT_TEST'].split('::')[0]}",
                 pytrace=False,
             )
 
@@ -164,9 +187,12 @@ def golden() -> Callable[[str, object], None]:
 
 @pytest.fixture(scope="session")
 def run_program() -> Callable[..., subprocess.CompletedProcess]:
-    """`run_program("-m", "flamingo_jax.train", "--config=...")`: runs this Python from the repository root (or `cwd`), as a user would, on one device.
+    """`run_program("-m", "flamingo_jax.train", "--config=...")`.
 
-    Returns the completed process with `stdout` and `stderr` as text; fails the test when the exit status is not `status` (default 0; None: any).
+    Runs this Python from the repository root (or `cwd`), as a user would, on one device.
+
+    Returns the completed process with `stdout` and `stderr` as text; fails the test when the exit
+    status is not `status` (default 0; None: any).
     """
 
     def run(
@@ -189,12 +215,18 @@ def run_program() -> Callable[..., subprocess.CompletedProcess]:
             check=False,
         )
         if status is not None and done.returncode != status:
-            lacking = re.search(r"^ModuleNotFoundError: No module named '(.+)'$", done.stderr, re.MULTILINE)
+            lacking = re.search(
+                r"^ModuleNotFoundError: No module named '(.+)'$", done.stderr, re.MULTILINE
+            )
             if lacking and (reason := missing_extra(lacking[1])):
                 pytest.skip(reason)
             pytest.fail(
-                f"{' '.join(map(str, arguments))} ended with status {done.returncode}, expected {status}.\n"
-                f"--- stdout\n{done.stdout[-4000:]}\n--- stderr\n{done.stderr[-4000:]}"
+                f"{' '.join(map(str, arguments))} ended with status {done.returncode}, expected "
+                f"{status}.\n"
+                "--- stdout\n"
+                f"{done.stdout[-4000:]}\n"
+                "--- stderr\n"
+                f"{done.stderr[-4000:]}"
             )
         return done
 

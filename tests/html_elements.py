@@ -4,7 +4,10 @@ import html.parser
 
 
 class Elements(html.parser.HTMLParser):
-    """The elements of a page: `found` is [(tag, attributes, text directly in it)], in document order."""
+    """The elements of a page.
+
+    `found` is [(tag, attributes, text directly in it)], in document order.
+    """
 
     VOID = ("meta", "img", "br", "link")
 
@@ -45,4 +48,6 @@ class Elements(html.parser.HTMLParser):
     def fact(self, name):
         """A value of the statistics."""
         names, values = self.all("dt"), self.all("dd")
-        return dict(zip([text for _, text in names], [text for _, text in values], strict=True))[name]
+        return dict(zip([text for _, text in names], [text for _, text in values], strict=True))[
+            name
+        ]

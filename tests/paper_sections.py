@@ -1,7 +1,10 @@
-"""What each section of the paper says, as far as this project cites it: section -> its title and the words of its claims.
+"""What each section of the paper says, as far as this project cites it.
 
-The paper is the second version of arXiv 2204.14198 (November 2022). `tests/test_citations.py` looks up every citation in code and documents: the text around
-it must contain one of its section's words (regular expressions, whatever the case).
+Section -> its title and the words of its claims.
+
+The paper is the second version of arXiv 2204.14198 (November 2022). `tests/test_citations.py` looks
+up every citation in code and documents: the text around it must contain one of its section's words
+(regular expressions, whatever the case).
 """
 
 SECTIONS: dict[str, tuple[str, str]] = {
@@ -41,7 +44,10 @@ SECTIONS: dict[str, tuple[str, str]] = {
         r"m3w|crawl|web ?page|document order|html|64 pixels|aspect|one colou?r|filter|gopher|explicit|pictures of a page",
     ),
     "A.3.2": ("M3W image-placement augmentation", r"p_next|next image|image.placement"),
-    "A.3.3": ("LTIP and VTP: visual data paired with text", r"ltip|vtp|pairs?|syntax|<bos>|captions?"),
+    "A.3.3": (
+        "LTIP and VTP: visual data paired with text",
+        r"ltip|vtp|pairs?|syntax|<bos>|captions?",
+    ),
     "A.3.4": ("Dataset deduplication against evaluation tasks", r"dedup|duplicate|taken out"),
     "B.1": ("Training and evaluation details", r"table|paper|values"),
     "B.1.1": ("Models", r"3b|9b|80b|sizes?|parameters|weights"),
@@ -65,15 +71,22 @@ SECTIONS: dict[str, tuple[str, str]] = {
         r"template|prompt|one setting|hyperparameter|beams?|protocol|visdial|visual dialogue|no ocr",
     ),
     "B.1.6": ("Dialogue prompt", r"dialogue"),
-    "B.2.1": ("Flamingo on ImageNet and Kinetics700", r"rices|imagenet|kinetics|classification|5 of each class"),
+    "B.2.1": (
+        "Flamingo on ImageNet and Kinetics700",
+        r"rices|imagenet|kinetics|classification|5 of each class",
+    ),
     "B.2.2": ("Fine-tuning Flamingo", r"fine-tun|480|vision encoder"),
     "B.2.3": ("Zero-shot performance of the contrastive model", r"zero-shot|retrieval"),
     "B.3.1": ("Flamingo ablation studies", r"ablation|batch"),
-    "B.3.2": ("Dataset mixing strategies for the contrastive pretraining", r"contrastive|ablation|share|bert"),
+    "B.3.2": (
+        "Dataset mixing strategies for the contrastive pretraining",
+        r"contrastive|ablation|share|bert",
+    ),
     "E": ("Model card", r"sentencepiece|vocabulary|mean and variance"),
 }
 
-# What is said where: a citation about a topic names one of these. The first column is looked for in the text around a citation.
+# What is said where: a citation about a topic names one of these. The first column is looked for in
+# the text around a citation.
 TOPICS: dict[str, tuple[str, ...]] = {
     r"\bpadd(ed|ing) with the mean|padded with the mean": ("B.1.2",),
     r"flip|colou?r augmentation": ("B.1.2",),
@@ -81,7 +94,9 @@ TOPICS: dict[str, tuple[str, ...]] = {
     r"30 frames|3 per second|3 fps|8 frames -> 30": ("B.1.2",),
     r"space in front|space prefix|space_prefix": ("B.1.2",),
     r"\brices\b": ("A.2", "B.2.1"),
-    r"ensembl\w+ (of|over) (orders|permutations)|averages? over orders|random permutations": ("A.2",),
+    r"ensembl\w+ (of|over) (orders|permutations)|averages? over orders|random permutations": (
+        "A.2",
+    ),
     r"rank\w* by (its |their )?log-likelihood|highest log-likelihood": ("A.2",),
     r"pair syntax|pairs, the (tokens|syntax)": ("A.3.3",),
     r"deduplicat": ("A.3.4",),

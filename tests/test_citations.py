@@ -1,4 +1,7 @@
-"""Each citation of the paper in code and documents names a section that says so: `paper_sections.py` is the table."""
+"""Each citation of the paper in code and documents names a section that says so.
+
+`paper_sections.py` is the table.
+"""
 
 import pathlib
 import re
@@ -8,22 +11,35 @@ from tests.paper_sections import SECTIONS, TOPICS
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 FOLDERS = ("flamingo_jax", "data_pipelines", "configs", "launch")
-FILES = sorted([path for folder in FOLDERS for ext in ("py", "md") for path in (ROOT / folder).rglob(f"*.{ext}")])
+FILES = sorted(
+    [
+        path
+        for folder in FOLDERS
+        for ext in ("py", "md")
+        for path in (ROOT / folder).rglob(f"*.{ext}")
+    ]
+)
 FILES += sorted(ROOT.glob("*.md"))
-# Appendices are recognised everywhere; sections of the body only after these words, since a number may be anything.
+# Appendices are recognised everywhere; sections of the body only after these words, since a number
+# may be anything.
 APPENDIX = re.compile(r"(?<![\w.])([A-F]\.\d(?:\.\d)?)(?![\w]|\.\d)")
 BODY = re.compile(
     r"(?:[Pp]aper,? (?:[Ss]ections? )?|[Ss]ections? |^\| |(?<=\()(?=2\.1, ))((?:\d\.\d)(?:(?:, | and )\d\.\d)*)(?![\d%])"
 )
 # Words that say that a citation is of another publication, or of another version of the paper.
-OTHERS = re.compile(r"first version|Brock|OpenFlamingo, arXiv|publishers'|PEERS|Pope et al|Korthikanti")
+OTHERS = re.compile(
+    r"first version|Brock|OpenFlamingo, arXiv|publishers'|PEERS|Pope et al|Korthikanti"
+)
 
 
 def citations(text: str) -> Iterator[tuple[int, set[str], str]]:
     """Yields (line, sections cited in it, the text around it: two lines before, one after)."""
     lines = text.splitlines()
     for i, line in enumerate(lines):
-        if OTHERS.search(line):
+        begun = (
+            re.split(r"[.)](?:\s|$)", lines[i - 1])[-1] if i else ""
+        )  # a citation over two lines
+        if OTHERS.search(f"{begun} {line.strip()}"):
             continue
         found = set(APPENDIX.findall(line))
         for several in BODY.findall(line):
@@ -39,18 +55,28 @@ def problems(name: str, text: str) -> list[str]:
     for number, sections, around in citations(text):
         for section in sorted(sections):
             if section not in SECTIONS:
-                wrong.append(f"{name}:{number}: the paper has no section {section}, or paper_sections.py lacks it")
+                wrong.append(
+                    f"{name}:{number}: the paper has no section {section}, or "
+                    "paper_sections.py lacks it"
+                )
             elif not re.search(SECTIONS[section][1], around, re.IGNORECASE):
-                wrong.append(f"{name}:{number}: {section} ({SECTIONS[section][0]}) does not say this")
+                wrong.append(
+                    f"{name}:{number}: {section} ({SECTIONS[section][0]}) does not say this"
+                )
         line = text.splitlines()[number - 1]
         for topic, allowed in TOPICS.items():
             if re.search(topic, line, re.IGNORECASE) and not sections & set(allowed):
-                wrong.append(f"{name}:{number}: {topic!r} is in {' or '.join(allowed)}, not in {sorted(sections)}")
+                wrong.append(
+                    f"{name}:{number}: {topic!r} is in {' or '.join(allowed)}, not in "
+                    f"{sorted(sections)}"
+                )
     return wrong
 
 
 def test_citations_are_right():
-    wrong = [line for path in FILES for line in problems(str(path.relative_to(ROOT)), path.read_text())]
+    wrong = [
+        line for path in FILES for line in problems(str(path.relative_to(ROOT)), path.read_text())
+    ]
     assert not wrong, "\n".join(wrong)
 
 

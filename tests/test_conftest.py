@@ -1,4 +1,7 @@
-"""The test-suite's own rules: a skip that nobody listed fails in continuous integration, and a golden file tells how to renew it."""
+"""The test-suite's own rules.
+
+A skip that nobody listed fails in continuous integration, and a golden file tells how to renew it.
+"""
 
 import os
 import pathlib
@@ -65,9 +68,25 @@ def test_it(content): pass
 def run_suite(root: pathlib.Path, *arguments: str, **environment: str) -> str:
     """What pytest prints on the tests under root/tests with this suite's conftest.py, in an environment of its own."""
     shutil.copy(ROOT / "tests" / "conftest.py", root / "tests")
-    command = [sys.executable, "-m", "pytest", "-q", "-c", "/dev/null", "--rootdir", str(root), str(root / "tests")]
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-q",
+        "-c",
+        "/dev/null",
+        "--rootdir",
+        str(root),
+        str(root / "tests"),
+    ]
     done = subprocess.run(
-        [*command, *arguments], cwd=root, env=environment, capture_output=True, text=True, timeout=120, check=False
+        [*command, *arguments],
+        cwd=root,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
     )
     return done.stdout
 
@@ -75,8 +94,12 @@ def run_suite(root: pathlib.Path, *arguments: str, **environment: str) -> str:
 def test_unlisted_skip_fails_in_continuous_integration(tmp_path):
     (tmp_path / "tests").mkdir()
     (tmp_path / "tests" / "test_it.py").write_text(SUITE)
-    (tmp_path / "tests" / "test_module.py").write_text("import pytest\npytest.importorskip('no_such_module')\n")
-    (tmp_path / "tests" / "allowed_skips.txt").write_text("# comment\ntests/test_it.py::test_listed   because\n")
+    (tmp_path / "tests" / "test_module.py").write_text(
+        "import pytest\npytest.importorskip('no_such_module')\n"
+    )
+    (tmp_path / "tests" / "allowed_skips.txt").write_text(
+        "# comment\ntests/test_it.py::test_listed   because\n"
+    )
     said = run_suite(tmp_path, CI="true")
     assert "error" in said.splitlines()[-1]
     assert "test_module.py was skipped" in said
@@ -91,7 +114,9 @@ def test_unlisted_skip_fails_in_continuous_integration(tmp_path):
 def without_extras(tmp_path_factory, request) -> dict[str, str]:
     """The environment of a process that has what setup.py requires and `.[dev]`, and nothing else."""
     conftest = next(
-        plugin for _, plugin in request.config.pluginmanager.list_name_plugin() if hasattr(plugin, "EXTRA_OF_MODULE")
+        plugin
+        for _, plugin in request.config.pluginmanager.list_name_plugin()
+        if hasattr(plugin, "EXTRA_OF_MODULE")
     )
     modules = tuple(conftest.EXTRA_OF_MODULE)
     directory = tmp_path_factory.mktemp("without_extras")
@@ -110,7 +135,8 @@ def test_the_suite_collects_without_extras(without_extras):
         check=False,
     )
     assert done.returncode == 0, done.stdout[-4000:]
-    assert "tests/conversion/test_hf_lm.py" in done.stdout  # skipped, so that the modules were indeed out of reach
+    # skipped, so that the modules were indeed out of reach
+    assert "tests/conversion/test_hf_lm.py" in done.stdout
     assert "could not import 'torch'" in done.stdout
 
 
@@ -144,12 +170,17 @@ def test_names_of_tests_do_not_depend_on_the_time(tmp_path):
 
 def test_golden_says_how_to_regenerate(golden, monkeypatch):
     monkeypatch.delenv("UPDATE_GOLDEN", raising=False)
-    with pytest.raises(pytest.fail.Exception, match="UPDATE_GOLDEN=1 python -m pytest tests/test_conftest.py"):
+    with pytest.raises(
+        pytest.fail.Exception, match="UPDATE_GOLDEN=1 python -m pytest tests/test_conftest.py"
+    ):
         golden("no_such_file.txt", "now")
 
 
 def test_annotations_are_checked_on_every_call():
-    """The jaxtyping hook is on: pyproject.toml names it, and nothing imported the package before it."""
+    """The jaxtyping hook is on.
+
+    Pyproject.toml names it, and nothing imported the package before it.
+    """
     with pytest.raises(jaxtyping.TypeCheckError, match="image"):
         read.encode_png("no picture")
 

@@ -1,6 +1,9 @@
-"""Imports point down (DESIGN: Layout): each package has a floor, and a file imports from its own floor or a lower one.
+"""Imports point down (DESIGN: Layout).
 
-The rules read the source (AST), so they hold for imports inside functions too, and need no import to run. Each rule is also shown a file that breaks it.
+Each package has a floor, and a file imports from its own floor or a lower one.
+
+The rules read the source (AST), so they hold for imports inside functions too, and need no import
+to run. Each rule is also shown a file that breaks it.
 """
 
 import ast
@@ -29,12 +32,15 @@ FLOORS = {
     "planning": 5,
     PROGRAMS: 6,
 }
-# Packages of one floor that must not know each other, beside what the floors say. models may name the type of its input.
+# Packages of one floor that must not know each other, beside what the floors say. models may name
+# the type of its input.
 STRANGERS = {("sharding", "nn"), ("nn", "sharding"), ("models", "data"), ("data", "models")}
 STRANGERS_EXCEPT = {("models", "flamingo_jax.data.schema")}
 
-WITHOUT_JAX = ("data", "tokenizers", "world")  # data_pipelines and the loader's processes do without it
-# What configs/ may import of the package, beside its models: the dataclasses that a config is made of.
+# data_pipelines and the loader's processes do without it
+WITHOUT_JAX = ("data", "tokenizers", "world")
+# What configs/ may import of the package, beside its models: the dataclasses that a config is made
+# of.
 SCHEMA = (
     "flamingo_jax.core.config.",
     "flamingo_jax.core.precision.",
@@ -48,7 +54,8 @@ SCHEMA = (
 STANDARD = ("__future__", "dataclasses", "functools")
 PIPELINES_TOO = "flamingo_jax.core.html_page"
 
-# Third-party code that lives at an edge: name -> the packages that may import it (anywhere else is an error).
+# Third-party code that lives at an edge: name -> the packages that may import it (anywhere else is
+# an error).
 EDGES = {
     "torch": ("conversion",),
     "safetensors": ("conversion",),
@@ -77,7 +84,9 @@ def imports(source: str, module: str, is_package: bool) -> Iterator[tuple[str, b
                     base = ".".join([*parents, base] if base else parents)
                 yield from ((f"{base}.{alias.name}", top) for alias in child.names)
             else:
-                inner = isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda) or is_for_types(child)
+                inner = isinstance(
+                    child, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda
+                ) or is_for_types(child)
                 yield from walk(child, top=top and not inner)
 
     yield from walk(ast.parse(source), top=True)
@@ -85,7 +94,9 @@ def imports(source: str, module: str, is_package: bool) -> Iterator[tuple[str, b
 
 def is_for_types(node: ast.AST) -> bool:
     """Whether a node is `if TYPE_CHECKING:`, with nothing that runs."""
-    return isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING" and not node.orelse
+    return (
+        isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING" and not node.orelse
+    )
 
 
 def owner(name: str) -> str | None:
@@ -115,13 +126,21 @@ def violations(path: str, source: str) -> list[str]:
 
         if here == "configs":
             schema = library == PACKAGE and (there in ("models", "nn") or name.startswith(SCHEMA))
-            if not schema and library not in STANDARD and library not in ("ml_collections", "configs"):
+            if (
+                not schema
+                and library not in STANDARD
+                and library not in ("ml_collections", "configs")
+            ):
                 forbid("a config imports the schema, ml_collections and other configs only")
             continue
         if library == "tests" or (library == "configs" and here != "tests"):
             forbid("the package does not know its tests and configs")
         if here == "data_pipelines":
-            if library == PACKAGE and there not in WITHOUT_JAX and not name.startswith(PIPELINES_TOO):
+            if (
+                library == PACKAGE
+                and there not in WITHOUT_JAX
+                and not name.startswith(PIPELINES_TOO)
+            ):
                 forbid(f"data_pipelines imports {', '.join(WITHOUT_JAX)} and {PIPELINES_TOO} only")
             if library == "jax":
                 forbid("data_pipelines runs on workers without jax")
@@ -131,11 +150,19 @@ def violations(path: str, source: str) -> list[str]:
             forbid("importing one part must not import all: resolve names in __getattr__")
         elif there in FLOORS and here in FLOORS:
             if FLOORS[there] > FLOORS[here]:
-                forbid(f"{there} (floor {FLOORS[there]}) stands above {here} (floor {FLOORS[here]})")
-            excepted = any(here == package and name.startswith(f"{prefix}.") for package, prefix in STRANGERS_EXCEPT)
+                forbid(
+                    f"{there} (floor {FLOORS[there]}) stands above {here} (floor {FLOORS[here]})"
+                )
+            excepted = any(
+                here == package and name.startswith(f"{prefix}.")
+                for package, prefix in STRANGERS_EXCEPT
+            )
             if (here, there) in STRANGERS and not excepted and (here, name) not in STRANGERS_EXCEPT:
                 forbid(f"{here} and {there} do not know each other")
-            if there == PROGRAMS == here and name.split(".")[1:2] not in ([], module.split(".")[1:2]):
+            if there == PROGRAMS == here and name.split(".")[1:2] not in (
+                [],
+                module.split(".")[1:2],
+            ):
                 forbid("a program is not a library: move what is shared down")
         edge = next((edge for edge in EDGES if f"{name}.".startswith(f"{edge}.")), None)
         if edge and here not in EDGES[edge]:
@@ -143,12 +170,14 @@ def violations(path: str, source: str) -> list[str]:
         elif library in INSIDE_FUNCTIONS_ONLY and top_level:
             forbid(f"{library} is optional: import it inside the function that needs it")
         if here == "data":
-            allowed = module in ("flamingo_jax.data.to_device", "flamingo_jax.data.images.augment") or (
-                module == "flamingo_jax.data.schema" and name.startswith("jax.tree_util")
-            )
+            allowed = module in (
+                "flamingo_jax.data.to_device",
+                "flamingo_jax.data.images.augment",
+            ) or (module == "flamingo_jax.data.schema" and name.startswith("jax.tree_util"))
             if library == "haiku" or (library == "jax" and not allowed):
                 forbid(
-                    "the loader is numpy: jax in data/to_device and data/images/augment only (jax.tree_util in data/schema), haiku nowhere"
+                    "the loader is numpy: jax in data/to_device and data/images/augment only "
+                    "(jax.tree_util in data/schema), haiku nowhere"
                 )
     return found
 
@@ -156,18 +185,28 @@ def violations(path: str, source: str) -> list[str]:
 def source_files() -> list[str]:
     """Returns the files that the rules speak of, relative to the root."""
     directories = (PACKAGE, "data_pipelines", "configs")
-    return sorted(str(path.relative_to(ROOT)) for name in directories for path in (ROOT / name).rglob("*.py"))
+    return sorted(
+        str(path.relative_to(ROOT)) for name in directories for path in (ROOT / name).rglob("*.py")
+    )
 
 
 def test_every_package_has_a_floor():
     packages = {path.parent.name for path in (ROOT / PACKAGE).glob("*/__init__.py")}
-    assert packages <= set(FLOORS), f"give these packages a floor in DESIGN and here: {packages - set(FLOORS)}"
+    assert packages <= set(FLOORS), (
+        f"give these packages a floor in DESIGN and here: {packages - set(FLOORS)}"
+    )
 
 
 def test_every_directory_with_code_is_a_package():
-    directories = {path.parent for name in (PACKAGE, "data_pipelines") for path in (ROOT / name).rglob("*.py")}
-    missing = [str(path.relative_to(ROOT)) for path in directories if not (path / "__init__.py").exists()]
-    assert not missing, f"no __init__.py, so find_packages leaves them out of an installation: {missing}"
+    directories = {
+        path.parent for name in (PACKAGE, "data_pipelines") for path in (ROOT / name).rglob("*.py")
+    }
+    missing = [
+        str(path.relative_to(ROOT)) for path in directories if not (path / "__init__.py").exists()
+    ]
+    assert not missing, (
+        f"no __init__.py, so find_packages leaves them out of an installation: {missing}"
+    )
 
 
 def test_imports_point_down():
@@ -184,22 +223,32 @@ def test_packages_form_no_cycle():
         here = owner(module)
         if here in FLOORS:
             names = imports((ROOT / path).read_text(), module, path.endswith("__init__.py"))
-            edges[here] |= {there for name, _ in names if (there := owner(name)) in FLOORS and there != here}
+            edges[here] |= {
+                there for name, _ in names if (there := owner(name)) in FLOORS and there != here
+            }
     while removable := [name for name, uses in edges.items() if not uses & set(edges)]:
         for name in removable:
             del edges[name]
-    assert not edges, f"these packages import each other in a circle: { {k: v & set(edges) for k, v in edges.items()} }"
+    assert not edges, (
+        "these packages import each other in a circle: "
+        f"{ {k: v & set(edges) for k, v in edges.items()} }"
+    )
 
 
 def circles(sources: dict[str, str]) -> dict[str, set[str]]:
-    """Returns the modules that import each other in a circle, with what they import of each other: {} if there is none.
+    """Returns the modules that import each other in a circle, with what they import of each other.
+
+    {} if there is none.
 
     An import inside a function counts too: it hides a circle, and does not undo it.
 
     Args:
         sources: text by path.
     """
-    modules = {path.removesuffix(".py").replace("/", ".").removesuffix(".__init__"): path for path in sources}
+    modules = {
+        path.removesuffix(".py").replace("/", ".").removesuffix(".__init__"): path
+        for path in sources
+    }
     edges: dict[str, set[str]] = {}
     for module, path in modules.items():
         names = {name for name, _ in imports(sources[path], module, path.endswith("__init__.py"))}
@@ -207,7 +256,11 @@ def circles(sources: dict[str, str]) -> dict[str, set[str]]:
         edges[module] = (found & set(modules)) - {module}
     while True:  # who imports none of the others, or is imported by none of them, is on no circle
         imported = set().union(*edges.values()) if edges else set()
-        kept = {module: uses & set(edges) for module, uses in edges.items() if uses & set(edges) and module in imported}
+        kept = {
+            module: uses & set(edges)
+            for module, uses in edges.items()
+            if uses & set(edges) and module in imported
+        }
         if kept == edges:
             return edges
         edges = kept
@@ -278,14 +331,26 @@ def test_rules_see_a_forbidden_import(path, source):
         ("flamingo_jax/models/lm.py", "from ..nn.linear import linear"),
         ("flamingo_jax/evaluation/runner.py", "from flamingo_jax.inference import api"),
         ("flamingo_jax/conversion/clip.py", "def read():\n  import torch"),
-        ("flamingo_jax/data/schema.py", "import jax.tree_util\nfrom jax.tree_util import register_dataclass"),
+        (
+            "flamingo_jax/data/schema.py",
+            "import jax.tree_util\nfrom jax.tree_util import register_dataclass",
+        ),
         ("flamingo_jax/data/to_device.py", "import jax"),
         ("flamingo_jax/train.py", "from absl import app\nfrom flamingo_jax.training import loop"),
-        ("flamingo_jax/__init__.py", "if TYPE_CHECKING:\n  from flamingo_jax.inference.model import Flamingo"),
-        ("flamingo_jax/__init__.py", "def __getattr__(name):\n  from flamingo_jax.inference.model import Flamingo"),
+        (
+            "flamingo_jax/__init__.py",
+            "if TYPE_CHECKING:\n  from flamingo_jax.inference.model import Flamingo",
+        ),
+        (
+            "flamingo_jax/__init__.py",
+            "def __getattr__(name):\n  from flamingo_jax.inference.model import Flamingo",
+        ),
         ("data_pipelines/world.py", "from flamingo_jax.data import synthetic"),
         ("configs/tiny.py", "from configs import mixture\nfrom ml_collections import config_dict"),
-        ("configs/tiny.py", "import dataclasses\nfrom flamingo_jax.training.config import TrainConfig"),
+        (
+            "configs/tiny.py",
+            "import dataclasses\nfrom flamingo_jax.training.config import TrainConfig",
+        ),
         ("configs/tiny.py", "from flamingo_jax.models import sizes"),
     ],
 )

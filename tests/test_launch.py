@@ -1,4 +1,7 @@
-"""The scripts of launch/: they are well-formed, and the environment they make notices when it is stale or half made."""
+"""The scripts of launch/.
+
+They are well-formed, and the environment they make notices when it is stale or half made.
+"""
 
 import os
 import pathlib
@@ -27,17 +30,27 @@ def test_scripts_pass_shellcheck():
     if not shutil.which("shellcheck"):
         pytest.skip("shellcheck is not installed (apt-get install shellcheck)")
     done = subprocess.run(
-        ["shellcheck", "-x", *map(str, SCRIPTS)], cwd=ROOT, capture_output=True, text=True, check=False
+        ["shellcheck", "-x", *map(str, SCRIPTS)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert done.returncode == 0, done.stdout
 
 
 @pytest.mark.parametrize(
     ("lock", "extras"),
-    [("requirements.lock", ("dev", "evaluation", "pipelines")), ("requirements_parity.lock", ("parity",))],
+    [
+        ("requirements.lock", ("dev", "evaluation", "pipelines")),
+        ("requirements_parity.lock", ("parity",)),
+    ],
 )
 def test_locks_cover_setup(lock, extras):
-    """Every dependency of setup.py that the tests need is pinned, at or above its bound; torch not in the lock that the demo installs from."""
+    """Every dependency of setup.py that the tests need is pinned, at or above its bound.
+
+    Torch not in the lock that the demo installs from.
+    """
     setup = (ROOT / "setup.py").read_text().split("\nsetup(")[0]
     names: dict = {}
     exec(compile(setup, "setup.py", "exec"), names)
@@ -53,7 +66,10 @@ def test_locks_cover_setup(lock, extras):
 
 @pytest.fixture
 def clone(tmp_path):
-    """A miniature clone whose `pip install` is a stub that writes down that it ran: the real one needs minutes."""
+    """A miniature clone whose `pip install` is a stub that writes down that it ran.
+
+    The real one needs minutes.
+    """
     (tmp_path / "launch").mkdir()
     shutil.copy(ROOT / "launch" / "environment.sh", tmp_path / "launch")
     (tmp_path / "launch" / "requirements.lock").write_text("# empty\n")
@@ -61,8 +77,9 @@ def clone(tmp_path):
     stub = tmp_path / "python"
     stub.write_text(
         "#!/usr/bin/env bash\n"
-        f'if [ "$1 $2" = "-m venv" ]; then mkdir -p "$3/bin"; cp "$0" "$3/bin/python"; exit 0; fi\n'
-        f'if [ "$1 $2" = "-m pip" ]; then printf "install\\n" >>"{tmp_path}/installs"; exit "${{PIP_STATUS:-0}}"; fi\n'
+        'if [ "$1 $2" = "-m venv" ]; then mkdir -p "$3/bin"; cp "$0" "$3/bin/python"; exit 0; fi\n'
+        f'if [ "$1 $2" = "-m pip" ]; then printf "install\\n" >>"{tmp_path}/installs"; exit '
+        '"${PIP_STATUS:-0}"; fi\n'
         # The scripts ask for sys.executable: it must stay this stub.
         f'case "${{2:-}}" in *sys.executable*) echo "{stub}"; exit 0 ;; esac\n'
         f'exec {sys.executable} "$@"\n'
@@ -72,7 +89,10 @@ def clone(tmp_path):
 
 
 def source_environment(clone: pathlib.Path, **variables: str) -> tuple[int, int, str]:
-    """Sources environment.sh in the clone. Returns (exit status, number of pip runs so far, what it said)."""
+    """Sources environment.sh in the clone.
+
+    Returns (exit status, number of pip runs so far, what it said).
+    """
     inherited = {name: value for name, value in os.environ.items() if name != "FLAMINGO_VENV"}
     done = subprocess.run(
         ["bash", "-c", "set -euo pipefail; source launch/environment.sh; echo ready"],

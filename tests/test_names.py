@@ -9,7 +9,8 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 # Names that still mean two things, each with why. The lists only shrink.
 CLASSES = {
     "Program": "planning; how the engine is compiled",
-    "Sample": "a method of decoding; an example of the evaluation's report; one of the page that shows a dataset",
+    "Sample": "a method of decoding; an example of the evaluation's report; one of the page that "
+    "shows a dataset",
     "Source": "where published results are from; the records of a dataset",
 }
 MODULES = {
@@ -30,7 +31,9 @@ MODULES = {
 
 
 def _files() -> list[pathlib.Path]:
-    return sorted(path for name in ("flamingo_jax", "data_pipelines") for path in (ROOT / name).rglob("*.py"))
+    return sorted(
+        path for name in ("flamingo_jax", "data_pipelines") for path in (ROOT / name).rglob("*.py")
+    )
 
 
 def _twice(places: dict[str, list[str]], allowed: dict[str, str]) -> list[str]:

@@ -1,4 +1,7 @@
-"""`from flamingo_jax import ...`: the names are there, typed, and cost nothing until they are used."""
+"""`from flamingo_jax import ...`.
+
+The names are there, typed, and cost nothing until they are used.
+"""
 
 import importlib
 import pathlib
@@ -44,20 +47,27 @@ def test_every_public_name_is_there():
 
 
 def test_a_name_that_is_not_there():
-    with pytest.raises(AttributeError, match=r"no attribute 'Flamigo'. Its public names are BeamSearch, Flamingo"):
+    with pytest.raises(
+        AttributeError, match=r"no attribute 'Flamigo'. Its public names are BeamSearch, Flamingo"
+    ):
         importlib.import_module("flamingo_jax").Flamigo  # noqa: B018
 
 
 def test_no_public_name_is_a_submodule():
-    """Importing a submodule would put it in the place of the name: so `train` and `evaluate` stay the programs."""
+    """Importing a submodule would put it in the place of the name.
+
+    So `train` and `evaluate` stay the programs.
+    """
     modules = {path.stem for path in (ROOT / "flamingo_jax").iterdir()}
     assert not modules & set(flamingo_jax.__all__)
 
 
 def test_importing_the_package_imports_nothing_of_it():
     code = (
-        "import sys, flamingo_jax; print(sorted(m for m in sys.modules if m.split('.')[0] in ('jax', 'flamingo_jax')));"
-        "from flamingo_jax import BeamSearch; print('jax' in sys.modules)"
+        "import sys, flamingo_jax; print(sorted(m for m in sys.modules if m.split('.')[0] in "
+        "('jax', 'flamingo_jax')));from flamingo_jax import BeamSearch; print('jax' in sys.modules)"
     )
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
+    )
     assert done.stdout.splitlines() == ["['flamingo_jax']", "False"]

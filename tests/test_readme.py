@@ -1,4 +1,8 @@
-"""The documents say what is: their commands parse, their symbols import, their tests and files exist, and their links lead somewhere."""
+"""The documents say what is.
+
+Their commands parse, their symbols import, their tests and files exist, and their links lead
+somewhere.
+"""
 
 import ast
 import contextlib
@@ -18,18 +22,34 @@ from flamingo_jax.core.config_files import with_named_configs
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 FOLDERS = ("flamingo_jax", "data_pipelines", "configs", "launch", "tests")
-DOCUMENTS = sorted([*ROOT.glob("*.md"), *(path for folder in FOLDERS for path in (ROOT / folder).rglob("README.md"))])
+DOCUMENTS = sorted(
+    [
+        *ROOT.glob("*.md"),
+        *(path for folder in FOLDERS for path in (ROOT / folder).rglob("README.md")),
+    ]
+)
 PACKAGE = ROOT / "flamingo_jax" / "README.md"
 PROGRAMS = (
     *(f"flamingo_jax.{name}" for name in ("train", "evaluate", "generate", "convert", "plan")),
     "data_pipelines.run",
 )
-COMMANDS = {f"flamingo-{module.split('.')[1].replace('run', 'data')}": module for module in PROGRAMS}
+COMMANDS = {
+    f"flamingo-{module.split('.')[1].replace('run', 'data')}": module for module in PROGRAMS
+}
 # A code span that names a file may leave out one of these folders.
 FILE_ROOTS = ("", "flamingo_jax", "data_pipelines", "tests/evaluation", "flamingo_jax/conversion")
 
 # What a command can be wrong with: see `test_commands_parse`.
-WRONG = (AssertionError, flags.Error, AttributeError, ImportError, KeyError, OSError, TypeError, ValueError)
+WRONG = (
+    AssertionError,
+    flags.Error,
+    AttributeError,
+    ImportError,
+    KeyError,
+    OSError,
+    TypeError,
+    ValueError,
+)
 
 # ml_collections loads a config file by the old way of importing.
 pytestmark = pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")
@@ -47,7 +67,9 @@ def table_rows() -> list[tuple[str, ...]]:
     """Returns (paper, code, test) of each row of the paper-to-code table."""
     section = read(PACKAGE).split("## From the paper to the code")[1].split("\n## ")[0]
     rows = [
-        tuple(cell.strip() for cell in line.strip("|").split("|")) for line in section.splitlines() if line[:1] == "|"
+        tuple(cell.strip() for cell in line.strip("|").split("|"))
+        for line in section.splitlines()
+        if line[:1] == "|"
     ]
     return rows[2:]
 
@@ -58,7 +80,9 @@ def commands() -> list[tuple[str, str]]:
     for path in DOCUMENTS:
         text = read(path)
         blocks = re.findall(r"```bash\n(.*?)```", text, re.DOTALL)
-        lines = [line.strip() for block in blocks for line in block.replace("\\\n", " ").splitlines()]
+        lines = [
+            line.strip() for block in blocks for line in block.replace("\\\n", " ").splitlines()
+        ]
         lines = [line for line in lines if line and not line.startswith("#")]
         lines += [" ".join(span.split()) for span in re.findall(r"`(python -m [^`]+=[^`]+)`", text)]
         lines += [" ".join(span.split()) for span in re.findall(r"`(launch/\w+\.sh [^`]+)`", text)]
@@ -68,9 +92,12 @@ def commands() -> list[tuple[str, str]]:
 
 @contextlib.contextmanager
 def program(module: str) -> Iterator[None]:
-    """Imports a program afresh: its flags are the only ones of a program. Other programs' come back afterwards.
+    """Imports a program afresh: its flags are the only ones of a program.
 
-    Programs define flags of the same names, so that no two can be imported in one process as they are.
+    Other programs' come back afterwards.
+
+    Programs define flags of the same names, so that no two can be imported in one process as they
+    are.
     """
 
     def of_programs() -> list[str]:
@@ -79,7 +106,8 @@ def program(module: str) -> Iterator[None]:
             name
             for name, owner in owners.items()
             # None: flags that were put back below have no owner any more.
-            if owner.startswith(("flamingo_jax", "data_pipelines", "None")) or name.partition(".")[0] == "config"
+            if owner.startswith(("flamingo_jax", "data_pipelines", "None"))
+            or name.partition(".")[0] == "config"
         ]
 
     kept = {name: flags.FLAGS[name] for name in of_programs()}
@@ -103,7 +131,8 @@ def program(module: str) -> Iterator[None]:
 def parse(module: str, *arguments: str) -> None:
     """Parses the arguments as the program does."""
     with pytest.MonkeyPatch.context() as patch, program(module):
-        patch.setattr(sys, "argv", [module, *arguments])  # ml_collections looks for --config.a.b there
+        # ml_collections looks for --config.a.b there
+        patch.setattr(sys, "argv", [module, *arguments])
         with_named_configs(flags.FLAGS)(sys.argv)
 
 
@@ -113,7 +142,9 @@ def check_command(command: str) -> None:
     if name in ("launch/demo.sh", "launch/test.sh"):
         assert (ROOT / name).exists()
         if name == "launch/demo.sh":
-            assert all(re.match(r"--(output|size|config\.[\w.]+)=.", argument) for argument in arguments)
+            assert all(
+                re.match(r"--(output|size|config\.[\w.]+)=.", argument) for argument in arguments
+            )
         for override in [argument for argument in arguments if argument.startswith("--config.")]:
             config = tiny.get_config()
             for field in override.removeprefix("--config.").split("=")[0].split("."):
@@ -122,7 +153,9 @@ def check_command(command: str) -> None:
     if name == "launch/tpu_pod.sh":
         if "--help" in arguments:
             return
-        done = subprocess.run([ROOT / name, "--dry_run", *arguments], capture_output=True, text=True, check=False)
+        done = subprocess.run(
+            [ROOT / name, "--dry_run", *arguments], capture_output=True, text=True, check=False
+        )
         assert done.returncode == 0 and "gcloud compute tpus" in done.stdout, done.stderr
         return
     if name.startswith("flamingo-"):
@@ -172,7 +205,11 @@ def missing(symbol: str) -> str:
 
 def test_symbols_exist():
     """Those of the paper-to-code table, and each dotted name of our packages in any document."""
-    symbols = {(name_of(PACKAGE), name) for row in table_rows() for name in re.findall(r"`([^`]+)`", row[1])}
+    symbols = {
+        (name_of(PACKAGE), name)
+        for row in table_rows()
+        for name in re.findall(r"`([^`]+)`", row[1])
+    }
     for path in DOCUMENTS:
         found = re.findall(r"`((?:flamingo_jax|data_pipelines|configs)(?:\.\w+)+)`", read(path))
         symbols |= {(name_of(path), name) for name in found if not name.endswith(".py")}
@@ -188,7 +225,9 @@ def test_rows_name_tests_that_exist():
         for name in names:
             path, _, function = name.partition("::")
             functions = [
-                node.name for node in ast.parse((ROOT / path).read_text()).body if isinstance(node, ast.FunctionDef)
+                node.name
+                for node in ast.parse((ROOT / path).read_text()).body
+                if isinstance(node, ast.FunctionDef)
             ]
             assert function in functions, f"{name_of(PACKAGE)} names {name}; {path} has {functions}"
 
@@ -213,7 +252,12 @@ def test_unknown_flag_is_seen():
 
 def test_unknown_field_is_refused_with_a_suggestion():
     with pytest.raises(Exception, match='Did you mean "width"'):
-        parse("flamingo_jax.train", "--config=configs/tiny.py:flamingo", "--config.model.lm.widht=64", "--workdir=a")
+        parse(
+            "flamingo_jax.train",
+            "--config=configs/tiny.py:flamingo",
+            "--config.model.lm.widht=64",
+            "--workdir=a",
+        )
 
 
 def anchors(text: str) -> set[str]:

@@ -1,4 +1,7 @@
-"""The wheel works alone: without the repository, its commands find the configs by name and train."""
+"""The wheel works alone.
+
+Without the repository, its commands find the configs by name and train.
+"""
 
 import os
 import pathlib
@@ -18,9 +21,16 @@ COMMANDS = ("train", "evaluate", "generate", "convert", "plan", "data")
 
 
 def run(*arguments: object, cwd: pathlib.Path) -> subprocess.CompletedProcess:
-    environment = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "XLA_FLAGS")}
+    environment = {
+        name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "XLA_FLAGS")
+    }
     done = subprocess.run(
-        [str(argument) for argument in arguments], cwd=cwd, env=environment, capture_output=True, text=True, check=False
+        [str(argument) for argument in arguments],
+        cwd=cwd,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
     return done
@@ -36,7 +46,17 @@ def wheel(tmp_path_factory) -> pathlib.Path:
         shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
     built = tmp_path_factory.mktemp("built")
     pip = (sys.executable, "-m", "pip", "--disable-pip-version-check", "--no-cache-dir")
-    run(*pip, "wheel", "--no-deps", "--no-build-isolation", "--no-index", "--wheel-dir", built, source, cwd=built)
+    run(
+        *pip,
+        "wheel",
+        "--no-deps",
+        "--no-build-isolation",
+        "--no-index",
+        "--wheel-dir",
+        built,
+        source,
+        cwd=built,
+    )
     (found,) = built.glob("*.whl")
     return found
 
@@ -50,7 +70,9 @@ def environment(wheel, tmp_path_factory) -> pathlib.Path:
     pip = (sys.executable, "-m", "pip", "--disable-pip-version-check", "--python", python)
     run(*pip, "install", "--no-deps", "--no-index", wheel, cwd=place)
     paths = {sysconfig.get_path("purelib"), sysconfig.get_path("platlib")}
-    own = run(python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))", cwd=place).stdout.strip()
+    own = run(
+        python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))", cwd=place
+    ).stdout.strip()
     (pathlib.Path(own) / "dependencies.pth").write_text("\n".join(sorted(paths)) + "\n")
     return place
 
@@ -60,15 +82,24 @@ def test_the_wheel_has_the_configs_and_nothing_of_the_tests(wheel):
     configs = {str(path.relative_to(ROOT)) for path in (ROOT / "configs").rglob("*.py")}
     assert {f"flamingo_jax/bundled/{name}" for name in configs} <= set(names)
     top = {name.split("/")[0] for name in names}
-    assert {name for name in top if not name.endswith(".dist-info")} == {"flamingo_jax", "data_pipelines"}
+    assert {name for name in top if not name.endswith(".dist-info")} == {
+        "flamingo_jax",
+        "data_pipelines",
+    }
 
 
 def test_the_metadata_names_the_extras_and_the_commands(wheel):
     archive = zipfile.ZipFile(wheel)
-    (metadata,) = (archive.read(name).decode() for name in archive.namelist() if name.endswith("/METADATA"))
+    (metadata,) = (
+        archive.read(name).decode() for name in archive.namelist() if name.endswith("/METADATA")
+    )
     for extra in ("cuda", "tpu", "pipelines", "evaluation", "conversion", "parity", "dev"):
         assert f"Provides-Extra: {extra}\n" in metadata
-    (entries,) = (archive.read(name).decode() for name in archive.namelist() if name.endswith("/entry_points.txt"))
+    (entries,) = (
+        archive.read(name).decode()
+        for name in archive.namelist()
+        if name.endswith("/entry_points.txt")
+    )
     for command in COMMANDS:
         assert f"flamingo-{command} = " in entries
 
@@ -93,7 +124,11 @@ def test_an_installed_wheel_trains(environment, tmp_path):
 def test_every_command_has_its_flags(environment, tmp_path):
     """--help of a program lists its own flags: it runs as the main module."""
     done = subprocess.run(
-        [environment / "bin" / "flamingo-plan", "--help"], cwd=tmp_path, capture_output=True, text=True, check=False
+        [environment / "bin" / "flamingo-plan", "--help"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert "--topology" in done.stdout, done.stderr
 
@@ -115,6 +150,8 @@ def test_an_unknown_name_is_refused_with_a_suggestion():
 
 @pytest.mark.parametrize("given", [["--config=tiny:flamingo"], ["--config", "tiny:flamingo"]])
 def test_names_are_resolved_before_parsing(given):
-    parsed = config_files.with_named_configs(lambda argv: argv)(["train", *given, "--config.steps=2"])
+    parsed = config_files.with_named_configs(lambda argv: argv)(
+        ["train", *given, "--config.steps=2"]
+    )
     assert parsed[-2].endswith("configs/tiny.py:flamingo")
     assert parsed[-1] == "--config.steps=2"

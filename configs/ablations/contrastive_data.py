@@ -1,4 +1,6 @@
-"""How ALIGN and LTIP share the contrastive stage (paper, B.3.2, Table 11): NFNet-F0 against BERT-mini, batches of 2,048, a million gradients.
+"""How ALIGN and LTIP share the contrastive stage (paper, B.3.2, Table 11).
+
+NFNet-F0 against BERT-mini, batches of 2,048, a million gradients.
 
     COMMAND  python -m flamingo_jax.train --config=configs/ablations/contrastive_data.py:accumulation --workdir=DIR
     EXPECTED Table 11 of the paper, zero-shot; its data are private, and no row was run here.
@@ -11,8 +13,9 @@
              merged                  38.6   36.9  65.8  76.5     15.2  40.8  55.7
              round_robin             41.2   40.1  66.7  77.6     29.2  55.1  66.6
 
-The argument is the row, or ROW,DIRECTORY of the tokenizer and of the records. All else is as in configs/contrastive_f6.py, since the
-paper says no more: so 288 pixels, and the learning rate. Whether its merged batches have 2,048 rows in all, as here, is not said either.
+The argument is the row, or ROW,DIRECTORY of the tokenizer and of the records. All else is as in
+configs/contrastive_f6.py, since the paper says no more: so 288 pixels, and the learning rate.
+Whether its merged batches have 2,048 rows in all, as here, is not said either.
 """
 
 from ml_collections import config_dict
@@ -58,7 +61,10 @@ def get_config(argument: str = "accumulation") -> config_dict.ConfigDict:
     config.model.contrastive.chunk = 0
     directory = data or "/data"
     config.data.datasets = editable(
-        {name: DatasetConfig("captions", f"{directory}/{name}", batch_size=rows, length=32) for name in names}
+        {
+            name: DatasetConfig("captions", f"{directory}/{name}", batch_size=rows, length=32)
+            for name in names
+        }
     )
     config.mesh.update(replica=1, data=-1)  # the number of chips is not stated
     return config

@@ -1,6 +1,9 @@
-"""Rows of JSON lines, plain or compressed, in bounded memory: a damaged line is a Reject, and the file goes on.
+"""Rows of JSON lines, plain or compressed, in bounded memory.
 
-A plain file is read in parts, each by a worker of its own; a line belongs to the part in which it starts. A compressed file is one part.
+A damaged line is a Reject, and the file goes on.
+
+A plain file is read in parts, each by a worker of its own; a line belongs to the part in which it
+starts. A compressed file is one part.
 """
 
 from __future__ import annotations
@@ -42,7 +45,10 @@ class Lines:
 
 
 def parts(path: str, size: int = PART) -> list[Lines]:
-    """Returns the parts of a file in order: of about `size` bytes for a plain one, the whole for a compressed one."""
+    """Returns the parts of a file in order.
+
+    Of about `size` bytes for a plain one, the whole for a compressed one.
+    """
     if path.endswith(_COMPRESSED):
         return [Lines(path)]
     length = epath.Path(path).stat().length
@@ -53,8 +59,9 @@ def parts(path: str, size: int = PART) -> list[Lines]:
 def rows(part: Lines) -> Iterator[dict[str, Any] | Reject]:
     """Yields the objects of the lines of a part; blank lines are skipped.
 
-    A line that is not one gives a Reject for broken_text (not UTF-8), not_json, not_an_object or line_too_long; a file that ends within its
-    compression, or cannot be read on, gives truncated_file after all that is whole; one that cannot be opened unreadable_file.
+    A line that is not one gives a Reject for broken_text (not UTF-8), not_json, not_an_object or
+    line_too_long; a file that ends within its compression, or cannot be read on, gives
+    truncated_file after all that is whole; one that cannot be opened unreadable_file.
     """
     try:
         file = epath.Path(part.path).open("rb")
@@ -65,7 +72,9 @@ def rows(part: Lines) -> Iterator[dict[str, Any] | Reject]:
         try:
             for line in _lines(file, part):
                 if line is None:
-                    yield Reject("line_too_long", f"{part.path}: more than {MAX_LINE} bytes", broken=True)
+                    yield Reject(
+                        "line_too_long", f"{part.path}: more than {MAX_LINE} bytes", broken=True
+                    )
                 elif line.strip():
                     yield parse(line, part.path)
         except (OSError, EOFError, zlib.error) as error:
@@ -93,7 +102,8 @@ def _lines(file: BinaryIO, part: Lines) -> Iterator[bytes | None]:
             yield line
         return
     position = part.start
-    if part.start:  # the line before belongs to the part before; it may end just where this part starts
+    # the line before belongs to the part before; it may end just where this part starts
+    if part.start:
         file.seek(part.start - 1)
         position -= 1
     for number, (length, line) in enumerate(_split(iter(lambda: file.read(_CHUNK), b""))):
@@ -105,7 +115,10 @@ def _lines(file: BinaryIO, part: Lines) -> Iterator[bytes | None]:
 
 
 def _split(chunks: Iterator[bytes]) -> Iterator[tuple[int, bytes | None]]:
-    """Splits into lines: (its bytes with the end, the line without, or None if it is too long); holds MAX_LINE bytes at most."""
+    """Splits into lines: (its bytes with the end, the line without, or None if it is too long).
+
+    Holds MAX_LINE bytes at most.
+    """
     pieces: list[bytes] = []
     length = 0
 
@@ -162,5 +175,11 @@ def _unzipped(file: BinaryIO) -> Iterator[bytes]:
                     yield from iter(lambda stream=stream: stream.read(_CHUNK), b"")  # type: ignore[misc]
                 yield b"\n"
     # Damaged; a member that needs a password; a way of compression that Python does not know.
-    except (zipfile.BadZipFile, RuntimeError, NotImplementedError, ValueError, struct.error) as error:
+    except (
+        zipfile.BadZipFile,
+        RuntimeError,
+        NotImplementedError,
+        ValueError,
+        struct.error,
+    ) as error:
         raise EOFError(f"it cannot be unpacked: {error}") from error

@@ -1,4 +1,7 @@
-"""A file in a folder, by a name that comes from the data: such a name may not lead out of the folder."""
+"""A file in a folder, by a name that comes from the data.
+
+Such a name may not lead out of the folder.
+"""
 
 from __future__ import annotations
 
@@ -49,5 +52,7 @@ def read_inside(folder: epath.Path, name: str, *, max_bytes: int, missing: str) 
     except (OSError, ValueError) as error:  # ValueError: a name that the file system cannot have
         return Reject(missing, f"{name!r:.200}: {error}", broken=True)
     if len(content) > max_bytes:
-        return Reject("file_too_large", f"{name!r:.200} has more than {max_bytes} bytes", broken=True)
+        return Reject(
+            "file_too_large", f"{name!r:.200} has more than {max_bytes} bytes", broken=True
+        )
     return content

@@ -1,7 +1,8 @@
 """Rows of CSV and TSV files, one at a time.
 
-A large table is read in parts, each by a worker of its own. Where a part may begin, only reading the table tells, since a field in quotes can hold newlines:
-that is done once, before the work is given out.
+A large table is read in parts, each by a worker of its own. Where a part may begin, only reading
+the table tells, since a field in quotes can hold newlines: that is done once, before the work is
+given out.
 """
 
 from __future__ import annotations
@@ -17,7 +18,8 @@ from data_pipelines.page import Reject
 
 SUFFIXES = (".csv", ".tsv")
 
-_MAX_LINE = 1 << 20  # bytes; a field ends at 131,072 characters already, by the csv module's own limit
+# bytes; a field ends at 131,072 characters already, by the csv module's own limit
+_MAX_LINE = 1 << 20
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,7 +38,10 @@ class Part:
 
 
 def parts(path: str, size: int) -> list[Part]:
-    """Returns the parts of a table in order, of about `size` bytes each; one part if it cannot be read."""
+    """Returns the parts of a table in order, of about `size` bytes each.
+
+    One part if it cannot be read.
+    """
     starts = [0]
     try:
         with epath.Path(path).open("rb") as file:
@@ -52,14 +57,17 @@ def parts(path: str, size: int) -> list[Part]:
 
 
 def rows(part: Part) -> Iterator[dict[str, str] | Reject]:
-    """Reads rows of a table whose first row names its columns; tabs or commas separate them, whichever that row has.
+    """Reads rows of a table whose first row names its columns.
+
+    Tabs or commas separate them, whichever that row has.
 
     Args:
       part: which ones.
 
     Yields:
-      In order: a row by column, or why it cannot be used: "broken_text" (not UTF-8), "broken_row" (more or fewer fields than columns, or one without end);
-      "unreadable_file" for the whole, "truncated_file" where reading it fails later.
+      In order: a row by column, or why it cannot be used: "broken_text" (not UTF-8), "broken_row"
+      (more or fewer fields than columns, or one without end); "unreadable_file" for the whole,
+      "truncated_file" where reading it fails later.
     """
     columns: list[str] = []
     try:
@@ -70,18 +78,25 @@ def rows(part: Part) -> Iterator[dict[str, str] | Reject]:
                 where = f"{part.path}, near byte {reader.position}"
                 if row is None:
                     yield Reject(
-                        "broken_row", f"{where}: a field of more than {csv.field_size_limit()} characters", broken=True
+                        "broken_row",
+                        f"{where}: a field of more than {csv.field_size_limit()} characters",
+                        broken=True,
                     )
                 elif row and (number or part.start):
                     yield _row(columns, row, where)
                 if 0 <= part.stop <= reader.position:
                     return
     except OSError as error:
-        yield Reject("truncated_file" if columns else "unreadable_file", f"{part.path}: {error}", broken=True)
+        yield Reject(
+            "truncated_file" if columns else "unreadable_file", f"{part.path}: {error}", broken=True
+        )
 
 
 def column(row: dict[str, str], asked: str, known: Sequence[str]) -> str | None:
-    """The value of the column `asked`; or, where that is "", of the first of the `known` names that the row has."""
+    """The value of the column `asked`.
+
+    Or, where that is "", of the first of the `known` names that the row has.
+    """
     names = (asked,) if asked else known
     return next((row[name] for name in names if name in row), None)
 
@@ -111,7 +126,10 @@ class _Reader:
                 yield None
 
     def _lines(self) -> Iterator[str]:
-        """Lines of bounded length; bytes that are not UTF-8 become lone surrogates, by which a row is known to hold them."""
+        """Lines of bounded length.
+
+        Bytes that are not UTF-8 become lone surrogates, by which a row is known to hold them.
+        """
         while line := self._file.readline(_MAX_LINE):
             text = line.decode("utf-8" if self.position else "utf-8-sig", "surrogateescape")
             self.position += len(line)
@@ -120,7 +138,9 @@ class _Reader:
 
 def _row(columns: list[str], row: list[str], where: str) -> dict[str, str] | Reject:
     if len(row) != len(columns):
-        return Reject("broken_row", f"{where}: {len(row)} fields, expected {len(columns)}", broken=True)
+        return Reject(
+            "broken_row", f"{where}: {len(row)} fields, expected {len(columns)}", broken=True
+        )
     if not all(field.isascii() or _is_utf8(field) for field in row):
         return Reject("broken_text", f"{where}: not UTF-8", broken=True)
     return dict(zip(columns, row, strict=True))

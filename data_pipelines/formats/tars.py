@@ -1,8 +1,11 @@
-"""Tar files of samples, as img2dataset writes them: the members 00001.jpg, 00001.txt, 00001.json are one sample.
+"""Tar files of samples, as img2dataset writes them.
+
+The members 00001.jpg, 00001.txt, 00001.json are one sample.
 
     shard.tar[.gz]  --stream of 512-byte blocks-->  members  --same key, one after the other-->  Sample | Reject
 
-Nothing is extracted: members are read in order, one sample is in memory at a time, and whatever is no plain file below the archive's root is left out.
+Nothing is extracted: members are read in order, one sample is in memory at a time, and whatever is
+no plain file below the archive's root is left out.
 """
 
 from __future__ import annotations
@@ -52,8 +55,10 @@ def samples(path: str) -> Iterator[TarSample | Reject]:
       path: of the file.
 
     Yields:
-      In order: samples, and one reject for each that cannot be used: "path_traversal" (a member outside of the archive's root, a link or a device),
-      "sample_too_large", "duplicate_member"; and at the end of a damaged file "truncated_file", or "unreadable_file" where not even its beginning is a tar.
+      In order: samples, and one reject for each that cannot be used: "path_traversal" (a member
+      outside of the archive's root, a link or a device), "sample_too_large", "duplicate_member";
+      and at the end of a damaged file "truncated_file", or "unreadable_file" where not even its
+      beginning is a tar.
     """
     sample, reason = TarSample("", {}), None
     try:
@@ -70,7 +75,9 @@ def samples(path: str) -> Iterator[TarSample | Reject]:
         yield Reject(damage.reason, f"{path}: {damage}", broken=True)
     except (OSError, EOFError, zlib.error) as error:
         started = bool(sample.key)
-        yield Reject("truncated_file" if started else "unreadable_file", f"{path}: {error}", broken=True)
+        yield Reject(
+            "truncated_file" if started else "unreadable_file", f"{path}: {error}", broken=True
+        )
 
 
 def _whole(sample: TarSample, reason: str | None) -> Iterator[TarSample | Reject]:
@@ -137,8 +144,8 @@ def _uncompressed(raw: IO[bytes]) -> IO[bytes]:
 def _members(stream: IO[bytes]) -> Iterator[_Member]:
     """Yields the members but for directories.
 
-    The standard library parses the headers; the loop over them is ours, since its own keeps a list of all members, reads long names of any length into
-    memory, and lets sparse files grow.
+    The standard library parses the headers; the loop over them is ours, since its own keeps a list
+    of all members, reads long names of any length into memory, and lets sparse files grow.
     """
     long_name, attributes, first = "", {}, True
     while True:
@@ -181,14 +188,19 @@ def _members(stream: IO[bytes]) -> Iterator[_Member]:
 
 
 def _attributes(content: bytes) -> dict[str, str]:
-    """Extended attributes: records of the form "LENGTH NAME=VALUE", a newline at the end; the length is in bytes and of the whole record."""
+    """Extended attributes: records of the form "LENGTH NAME=VALUE", a newline at the end.
+
+    The length is in bytes and of the whole record.
+    """
     found = {}
     while content:
         length, _, _ = content.partition(b" ")
         end = int(length) if length.isdigit() and len(length) < 9 else 0
         if not len(length) + 1 < end <= len(content):
             break
-        name, _, value = content[len(length) + 1 : end - 1].decode("utf-8", "surrogateescape").partition("=")
+        name, _, value = (
+            content[len(length) + 1 : end - 1].decode("utf-8", "surrogateescape").partition("=")
+        )
         found[name] = value
         content = content[end:]
     return found

@@ -1,6 +1,7 @@
 """The examples of TFDS files, in ArrayRecord or TFRecord, without TensorFlow.
 
-TFRecord: uint64 length, uint32 masked CRC-32C of the length, the example, uint32 masked CRC-32C of it; little endian. The length is checked by its sum;
+TFRecord: uint64 length, uint32 masked CRC-32C of the length, the example, uint32 masked CRC-32C of
+    it; little endian. The length is checked by its sum;
 an example by being parsed.
 """
 
@@ -20,19 +21,30 @@ MAX_EXAMPLE = 1 << 30  # bytes
 def rows(path: str) -> Iterator[dict[str, Any] | Reject]:
     """Yields the examples of one file of a TFDS dataset, as {feature: value}; texts are bytes.
 
-    A file that cannot be read (on) gives a Reject for unreadable_file or truncated_file, an example that does not parse one for corrupt_record.
+    A file that cannot be read (on) gives a Reject for unreadable_file or truncated_file, an example
+    that does not parse one for corrupt_record.
     """
     import tensorflow_datasets as tfds
     from google.protobuf.message import DecodeError
 
     features = tfds.builder_from_directory(str(epath.Path(path).parent)).info.features
-    for example in _arrayrecords(path) if ".array_record" in epath.Path(path).name else _tfrecords(path):
+    for example in (
+        _arrayrecords(path) if ".array_record" in epath.Path(path).name else _tfrecords(path)
+    ):
         if isinstance(example, Reject):
             yield example
             continue
         try:
             row = features.deserialize_example_np(example)
-        except (DecodeError, RuntimeError, ValueError, KeyError, AttributeError, TypeError, IndexError) as error:
+        except (
+            DecodeError,
+            RuntimeError,
+            ValueError,
+            KeyError,
+            AttributeError,
+            TypeError,
+            IndexError,
+        ) as error:
             yield Reject("corrupt_record", f"{path}: {error}", broken=True)
         else:
             yield row
@@ -70,7 +82,11 @@ def _tfrecords(path: str) -> Iterator[bytes | Reject]:
                 break
             length, checksum = struct.unpack("<QI", header)
             if _masked_crc32c(header[:8]) != checksum or length > MAX_EXAMPLE:
-                yield Reject("truncated_file", f"{path}: no length of an example where one should be", broken=True)
+                yield Reject(
+                    "truncated_file",
+                    f"{path}: no length of an example where one should be",
+                    broken=True,
+                )
                 return
             example = file.read(length + 4)
             if len(example) < length + 4:

@@ -1,1 +1,4 @@
-"""From what a crawl leaves behind to pages of text and images: WARC, HTML, boilerplate, language, images."""
+"""From what a crawl leaves behind to pages of text and images.
+
+WARC, HTML, boilerplate, language, images.
+"""

@@ -11,31 +11,38 @@ class ElementKind(enum.IntEnum):
     """What the opening tag of an element tells of it."""
 
     PLAIN = 0
-    SUSPECT = 1  # named like boilerplate; but themes name whole pages so: it stays if it holds most of the page
+    # named like boilerplate; but themes name whole pages so: it stays if it holds most of the page
+    SUSPECT = 1
     FOREIGN = 2  # text of others: reader comments
     HIDDEN = 3
 
 
-# Neither their text nor their images are read. A <form> is judged by its content: some servers wrap a whole page in one.
+# Neither their text nor their images are read. A <form> is judged by its content: some servers wrap
+# a whole page in one.
 SKIPPED_TAGS = frozenset(
-    "script style template iframe object embed applet video audio canvas svg math map button select textarea nav footer aside "
-    "dialog menu meter progress datalist frameset noframes head rp".split()
+    "script style template iframe object embed applet video audio canvas svg math map button "
+    "select textarea nav footer aside dialog menu meter progress datalist frameset noframes head "
+    "rp".split()
 )
 SKIPPED_ROLES = frozenset(
-    "navigation banner contentinfo complementary search menu menubar dialog alertdialog toolbar tablist".split()
+    "navigation banner contentinfo complementary search menu menubar dialog alertdialog toolbar "
+    "tablist".split()
 )
 
 _SUSPECT = (
-    "ad ads advert adverts advertisement advertising adsense breadcrumb breadcrumbs byline consent cookie cookies copyright disclaimer footer gdpr "
-    "login masthead menu modal nav navbar navigation newsletter outbrain pagination pager paywall popup promo promotion recommended "
-    "recommendations related share sharing sharedaddy shareaholic sidebar signup social sponsor sponsored subscribe subscription taboola tags toc "
-    "toolbar topbar tracking trending"
+    "ad ads advert adverts advertisement advertising adsense breadcrumb breadcrumbs byline consent "
+    "cookie cookies copyright disclaimer footer gdpr login masthead menu modal nav navbar "
+    "navigation newsletter outbrain pagination pager paywall popup promo promotion recommended "
+    "recommendations related share sharing sharedaddy shareaholic sidebar signup social sponsor "
+    "sponsored subscribe subscription taboola tags toc toolbar topbar tracking trending"
 )
 _FOREIGN = frozenset(
-    "comments comment-list commentlist comments-area comments-section comment-section disqus disqus_thread respond comment-respond".split()
+    "comments comment-list commentlist comments-area comments-section comment-section disqus "
+    "disqus_thread respond comment-respond".split()
 )
 _HIDDEN = frozenset(
-    "hidden hide sr-only visually-hidden visuallyhidden screen-reader-text screen-reader d-none".split()
+    "hidden hide sr-only visually-hidden visuallyhidden screen-reader-text screen-reader "
+    "d-none".split()
 )
 _NO_DISPLAY = re.compile(r"(?:display\s*:\s*none|visibility\s*:\s*hidden)\b", re.IGNORECASE)
 

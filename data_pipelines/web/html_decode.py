@@ -1,9 +1,11 @@
 """Bytes of a web page to text that is safe to parse: the right charset, and no bomb.
 
-A parser of HTML takes time or memory that grows with the square of its input on some inputs: many nested blocks, many open formatting elements (each
-paragraph opens them all again), many attributes of one element. So what a page would cost is estimated first, in one pass over its tags.
+A parser of HTML takes time or memory that grows with the square of its input on some inputs: many
+nested blocks, many open formatting elements (each paragraph opens them all again), many attributes
+of one element. So what a page would cost is estimated first, in one pass over its tags.
 
-Labels of charsets are Python's, not the WHATWG's (webencodings): those lack names such as cp932, latin_1 and mac-greek.
+Labels of charsets are Python's, not the WHATWG's (webencodings): those lack names such as cp932,
+latin_1 and mac-greek.
 """
 
 from __future__ import annotations
@@ -14,10 +16,15 @@ import re
 
 from data_pipelines.page import Reject
 
-_BOMS = ((codecs.BOM_UTF8, "utf-8"), (codecs.BOM_UTF16_LE, "utf-16-le"), (codecs.BOM_UTF16_BE, "utf-16-be"))
+_BOMS = (
+    (codecs.BOM_UTF8, "utf-8"),
+    (codecs.BOM_UTF16_LE, "utf-16-le"),
+    (codecs.BOM_UTF16_BE, "utf-16-be"),
+)
 _META = re.compile(rb"<meta\s[^>]{0,500}?charset\s*=\s*[\"']?\s*([\w.:-]{1,40})", re.IGNORECASE)
 _META_WITHIN = 4096  # bytes; browsers look at 1,024, but pages put it behind scripts
-# What servers call Latin-1 or Shift JIS, browsers read as the larger set that Windows made of it, and pages count on it.
+# What servers call Latin-1 or Shift JIS, browsers read as the larger set that Windows made of it,
+# and pages count on it.
 _READ_AS = {
     "ascii": "cp1252",
     "iso8859-1": "cp1252",
@@ -28,15 +35,28 @@ _READ_AS = {
     "gbk": "gb18030",
     "euc_kr": "cp949",
 }
-_FAMILIES = ("utf-8", "utf-16", "utf-16-le", "utf-16-be", "koi8", "iso8859", "cp125", "cp874", "mac-", "big5", "euc_")
+_FAMILIES = (
+    "utf-8",
+    "utf-16",
+    "utf-16-le",
+    "utf-16-be",
+    "koi8",
+    "iso8859",
+    "cp125",
+    "cp874",
+    "mac-",
+    "big5",
+    "euc_",
+)
 _CODECS = (*_FAMILIES, "shift_jis", "cp932", "cp949", "gb18030", "iso2022_jp")
 
 _TAG = re.compile(r"<(/?[a-zA-Z][^\s/>]{0,30})")
 _LONG_TAG = re.compile(r"<[a-zA-Z][^<]{16384,}")
 _QUOTED = re.compile(r"\"[^\"]*\"|'[^']*'")
 _NEVER_DEEP = frozenset(  # void, closed by what follows, or drawings that close themselves
-    "area base br col embed hr img input link meta param source track wbr frame keygen html head body p li dt dd tr td th "
-    "thead tbody tfoot option optgroup colgroup rb rt rp path circle rect line use polygon polyline ellipse stop image animate".split()
+    "area base br col embed hr img input link meta param source track wbr frame keygen html head "
+    "body p li dt dd tr td th thead tbody tfoot option optgroup colgroup rb rt rp path circle rect "
+    "line use polygon polyline ellipse stop image animate".split()
 )
 _FORMATTING = frozenset("b big code em font i s small strike strong tt u".split())
 _STACK_PER_DEPTH = 4  # elements that close themselves with "/>" are counted as open
@@ -64,7 +84,8 @@ class HtmlLimits:
 def decode_html(body: bytes, charset: str = "", limits: HtmlLimits = HtmlLimits()) -> str | Reject:
     """Decodes a page and refuses bombs.
 
-    The charset is that of a byte order mark, else `charset`, else what a <meta> says, else UTF-8 if the page is that, else windows-1252.
+    The charset is that of a byte order mark, else `charset`, else what a <meta> says, else UTF-8 if
+    the page is that, else windows-1252.
 
     Args:
       body: the page as it was sent, unpacked.
@@ -80,7 +101,9 @@ def decode_html(body: bytes, charset: str = "", limits: HtmlLimits = HtmlLimits(
     broken = text.count("\ufffd")
     if broken > limits.max_broken * len(text):
         return Reject(
-            "broken_text", f"{broken} of {len(text)} characters are not in the page's charset {charset!r}", broken=True
+            "broken_text",
+            f"{broken} of {len(text)} characters are not in the page's charset {charset!r}",
+            broken=True,
         )
     return _bomb(text, limits) or text
 
@@ -103,7 +126,10 @@ def _decode(body: bytes, charset: str) -> str:
 
 
 def _codec(label: str) -> str:
-    """Python's name of a charset; "" for one that is unknown, or that no page should be read in: there are codecs that unpack, or take forever."""
+    """Python's name of a charset; "" for one that is unknown, or that no page should be read in.
+
+    There are codecs that unpack, or take forever.
+    """
     try:
         name = codecs.lookup(label.strip().strip("\"'")).name if label else ""
     except (LookupError, ValueError):
@@ -136,5 +162,8 @@ def _bomb(text: str, limits: HtmlLimits) -> Reject | None:
     for long_tag in _LONG_TAG.finditer(text):
         inside = _QUOTED.sub(" ", long_tag.group()).partition(">")[0]
         if (count := len(inside.replace("/", " ").split())) > limits.max_attributes:
-            return Reject("html_too_large", f"an element with {count} attributes, at most {limits.max_attributes}")
+            return Reject(
+                "html_too_large",
+                f"an element with {count} attributes, at most {limits.max_attributes}",
+            )
     return None

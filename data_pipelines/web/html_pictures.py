@@ -1,4 +1,7 @@
-"""Which image an <img> of a web page means: lazy loading, sizes to choose from, images within the page."""
+"""Which image an <img> of a web page means.
+
+Lazy loading, sizes to choose from, images within the page.
+"""
 
 from __future__ import annotations
 
@@ -29,10 +32,13 @@ _LONGEST_ALT = 1000
 
 
 def picture_of(node: Any, attributes: Mapping[str, str | None], base: str) -> Picture | None:
-    """The picture of an <img>; None without a source, for drawings (SVG), and for what is not fetched (blob:, javascript:).
+    """The picture of an <img>.
 
-    Where scripts load images late, `src` is a placeholder: an attribute that they read comes first. Else it is `src`, which old crawlers fetched; a
-    srcset, also of the <source>s of a <picture>, stands in for one that is missing or a placeholder within the page.
+    None without a source, for drawings (SVG), and for what is not fetched (blob:, javascript:).
+
+    Where scripts load images late, `src` is a placeholder: an attribute that they read comes first.
+    Else it is `src`, which old crawlers fetched; a srcset, also of the <source>s of a <picture>,
+    stands in for one that is missing or a placeholder within the page.
 
     Args:
       node: the element.
@@ -51,7 +57,11 @@ def picture_of(node: Any, attributes: Mapping[str, str | None], base: str) -> Pi
         return _inline(inline.lstrip(), alt) if inline else None
     url = joined(base, source)
     is_drawing = url.partition("?")[0].lower().endswith(".svg")
-    if not url.startswith(("http://", "https://", "file://")) or len(url) > _LONGEST_URL or is_drawing:
+    if (
+        not url.startswith(("http://", "https://", "file://"))
+        or len(url) > _LONGEST_URL
+        or is_drawing
+    ):
         return None
     return Picture(url, alt=alt)
 
@@ -95,7 +105,10 @@ def _of_picture(parent: Any) -> str:
 
 
 def _of_set(attributes: Mapping[str, str | None], names: tuple[str, ...]) -> str:
-    """Of the images of a srcset the smallest that is wide enough, else the widest; "" without any."""
+    """Of the images of a srcset the smallest that is wide enough, else the widest.
+
+    "" without any.
+    """
     srcset = next((value for name in names if (value := attributes.get(name))), "")
     found: list[tuple[float, str]] = []
     url = ""
@@ -103,7 +116,11 @@ def _of_set(attributes: Mapping[str, str | None], names: tuple[str, ...]) -> str
         if url:
             descriptor, _, following = word.partition(",")
             match = _DESCRIPTOR.fullmatch(descriptor)
-            width = float(match.group(1)) * (1 if match.group(2) == "w" else _WIDE_ENOUGH / 2) if match else 0.0
+            width = (
+                float(match.group(1)) * (1 if match.group(2) == "w" else _WIDE_ENOUGH / 2)
+                if match
+                else 0.0
+            )
             found.append((width, url))
             url = following
         else:

@@ -1,13 +1,18 @@
-"""A web page in HTML to its texts and images in document order: title and main body, boilerplate out (paper: A.3.1, after MassiveWeb).
+"""A web page in HTML to its texts and images in document order.
+
+Title and main body, boilerplate out (paper: A.3.1, after MassiveWeb).
 
     bytes --html_decode--> text --parser--> tree --one walk--> runs of text and pictures + spans of blocks --cut, choose the main body--> Page
 
-The paper takes the text as MassiveWeb does, from groups of text at the same level of the tree, and the images of that same level; it names no rule
-for finding the level. Here it is the deepest element that still holds most of the text left when boilerplate is out; an image outside of it (a
-banner above the article, for one) belongs to another level. An <article> or <main> on the way down, and a heading <h1>, stay whole.
+The paper takes the text as MassiveWeb does, from groups of text at the same level of the tree, and
+the images of that same level; it names no rule for finding the level. Here it is the deepest
+element that still holds most of the text left when boilerplate is out; an image outside of it (a
+banner above the article, for one) belongs to another level. An <article> or <main> on the way down,
+and a heading <h1>, stay whole.
 
-Blocks are separated by newlines: paragraphs, headings, lists and tables by a blank line, lines and items by one newline. Items start with "- " or
-their number, cells are separated by " | ", <pre> keeps its lines and spaces. All other white space is one space.
+Blocks are separated by newlines: paragraphs, headings, lists and tables by a blank line, lines and
+items by one newline. Items start with "- " or their number, cells are separated by " | ", <pre>
+keeps its lines and spaces. All other white space is one space.
 """
 
 from __future__ import annotations
@@ -29,11 +34,18 @@ from data_pipelines.web.html_pictures import joined, picture_of
 _SEPARATORS = ("", " ", " | ", "\n", "\n\n")  # from the weakest to the strongest
 _SPACE, _CELL, _LINE, _PARAGRAPH = range(1, 5)
 
-_PARAGRAPHS = "p h1 h2 h3 h4 h5 h6 ul ol dl pre blockquote table figure hr fieldset details address".split()
+_PARAGRAPHS = (
+    "p h1 h2 h3 h4 h5 h6 ul ol dl pre blockquote table figure hr fieldset details address".split()
+)
 _LINES = "body div section article main li dt dd tr center form header summary caption figcaption legend hgroup noscript".split()
 # What separates a block from its surroundings.
-_BLOCKS = dict.fromkeys(_PARAGRAPHS, _PARAGRAPH) | dict.fromkeys(_LINES, _LINE) | dict.fromkeys(("td", "th"), _CELL)
-_STATEFUL = frozenset("a pre noscript article main li ul ol".split())  # the walk remembers that it is inside of them
+_BLOCKS = (
+    dict.fromkeys(_PARAGRAPHS, _PARAGRAPH)
+    | dict.fromkeys(_LINES, _LINE)
+    | dict.fromkeys(("td", "th"), _CELL)
+)
+# the walk remembers that it is inside of them
+_STATEFUL = frozenset("a pre noscript article main li ul ol".split())
 _UNITS = frozenset(_PARAGRAPHS) - {
     "table"
 }  # one of them is no level of the tree, however long; tables lay out whole pages
@@ -46,9 +58,12 @@ _FEWEST_LINKS = 3  # of a block that is dropped for holding mostly links
 
 # Spaces and newlines of <pre>, until all other white space is settled.
 _PRE_SPACE, _PRE_LINE = "\ue000", "\ue001"
-_TO_PRE = str.maketrans({" ": _PRE_SPACE, "\n": _PRE_LINE, "\t": _PRE_SPACE * 4, "\r": None, "\f": None})
+_TO_PRE = str.maketrans(
+    {" ": _PRE_SPACE, "\n": _PRE_LINE, "\t": _PRE_SPACE * 4, "\r": None, "\f": None}
+)
 _FROM_PRE = str.maketrans({_PRE_SPACE: " ", _PRE_LINE: "\n"})
-# What shows nothing: controls, soft hyphens, zero-width spaces, byte order marks, icons of private fonts. Joiners stay, scripts and emoji need them.
+# What shows nothing: controls, soft hyphens, zero-width spaces, byte order marks, icons of private
+# fonts. Joiners stay, scripts and emoji need them.
 _UNSEEN = re.compile(
     "[\x00-\x08\x0b-\x1f\x7f-\x9f\u00ad\u200b\u200e\u200f\u202a-\u202e\u2060\u2066-\u2069\ue002-\uf8ff\ufeff\ufff9-\ufffb]"
 )
@@ -118,7 +133,12 @@ class _Runs:
         self.linked.append(linked)
 
 
-def html_to_page(body: bytes, url: str, charset: str = "", limits: HtmlLimits = HtmlLimits()) -> Page | Reject:  # noqa: B008
+def html_to_page(
+    body: bytes,
+    url: str,
+    charset: str = "",
+    limits: HtmlLimits = HtmlLimits(),  # noqa: B008
+) -> Page | Reject:
     """Extracts the texts and pictures of a page.
 
     Args:
@@ -128,8 +148,9 @@ def html_to_page(body: bytes, url: str, charset: str = "", limits: HtmlLimits = 
       limits: beyond which a page is refused.
 
     Returns:
-      The page; its pictures have no bytes yet, but for those that are part of the page (data: URLs). Or a Reject: html_too_large, html_too_deep,
-      broken_text, or no_text for a page without any.
+      The page; its pictures have no bytes yet, but for those that are part of the page (data:
+      URLs). Or a Reject: html_too_large, html_too_deep, broken_text, or no_text for a page without
+      any.
     """
     html = decode_html(body, charset, limits)
     if isinstance(html, Reject):
@@ -166,10 +187,12 @@ def _walk(body: Any, limits: HtmlLimits) -> _Runs | Reject:
     """Walks the tree with a stack of its own: pages are deeper than Python's."""
     runs = _Runs()
     runs.blocks.append(_Block(ElementKind.PLAIN, "body", -1, 0))
-    stack: list[tuple[str, int, Any]] = []  # of the open elements: tag, their block (-1: none), what follows them
+    # of the open elements: tag, their block (-1: none), what follows them
+    stack: list[tuple[str, int, Any]] = []
     node, block = body.child, 0
     links = preformatted = noscript = articles = 0
-    counters: list[int] = []  # of the open lists: number of the last item, -1 for a list without numbers
+    # of the open lists: number of the last item, -1 for a list without numbers
+    counters: list[int] = []
     num_nodes = 0
     while True:
         if node is None:
@@ -234,7 +257,9 @@ def _walk(body: Any, limits: HtmlLimits) -> _Runs | Reject:
                 counters.append(0 if tag == "ol" else -1)
         stack.append((tag, opened, node))
         if len(stack) > limits.max_depth:
-            return Reject("html_too_deep", f"more than {limits.max_depth} elements inside each other")
+            return Reject(
+                "html_too_deep", f"more than {limits.max_depth} elements inside each other"
+            )
         node = current.child
 
 
@@ -244,7 +269,8 @@ def _main_body(runs: _Runs) -> list[tuple[int, str | _Image]]:
     linked = list(itertools.accumulate(runs.linked, initial=0))
     num_links = list(itertools.accumulate((size > 0 for size in runs.linked), initial=0))
     is_cut = bytearray(len(runs.parts))
-    # Inner blocks first: what is cut from them no longer counts for the outer ones. A block comes before those inside it.
+    # Inner blocks first: what is cut from them no longer counts for the outer ones. A block comes
+    # before those inside it.
     gone_plain, gone_linked, gone_links = ([0] * len(runs.blocks) for _ in range(3))
     for index in range(len(runs.blocks) - 1, 0, -1):
         block = runs.blocks[index]
@@ -259,7 +285,9 @@ def _main_body(runs: _Runs) -> list[tuple[int, str | _Image]]:
             held_linked - gone_linked[index],
             held_links - gone_links[index],
         )
-        if start < end and _is_boilerplate(block, left_plain, left_linked, left_links, most=plain[-1] // 2):
+        if start < end and _is_boilerplate(
+            block, left_plain, left_linked, left_links, most=plain[-1] // 2
+        ):
             is_cut[start:end] = b"\1" * (end - start)
             gone_plain[parent] += held_plain
             gone_linked[parent] += held_linked
@@ -270,11 +298,16 @@ def _main_body(runs: _Runs) -> list[tuple[int, str | _Image]]:
             gone_links[parent] += gone_links[index]
     kept = [0 if cut else size for cut, size in zip(is_cut, runs.plain, strict=True)]
     main = _level(runs.blocks, list(itertools.accumulate(kept, initial=0)))
-    return [(runs.separators[i], runs.parts[i]) for i in range(main.start, main.end) if not is_cut[i]]
+    return [
+        (runs.separators[i], runs.parts[i]) for i in range(main.start, main.end) if not is_cut[i]
+    ]
 
 
 def _is_boilerplate(block: _Block, plain: int, linked: int, num_links: int, *, most: int) -> bool:
-    """Whether to cut a block with so many characters outside and inside of its links; `most`: half of the page's."""
+    """Whether to cut a block with so many characters outside and inside of its links; `most`.
+
+    Half of the page's.
+    """
     if block.kind is ElementKind.FOREIGN:
         return True
     if block.tag in _WHOLE:
@@ -296,7 +329,11 @@ def _level(blocks: list[_Block], sizes: list[int]) -> _Block:
     for index, block in enumerate(blocks[1:], 1):
         if not heading and block.tag == "h1" and size(block):
             heading = index
-        is_next = block.parent == main and (not main or blocks[main].tag not in _WHOLE) and block.tag not in _UNITS
+        is_next = (
+            block.parent == main
+            and (not main or blocks[main].tag not in _WHOLE)
+            and block.tag not in _UNITS
+        )
         if is_next and 0 < _MAIN_SHARE * sizes[-1] <= size(block):
             main = index
     wider = main
@@ -307,7 +344,9 @@ def _level(blocks: list[_Block], sizes: list[int]) -> _Block:
     return blocks[wider]
 
 
-def _parts(body: list[tuple[int, str | _Image]], title: str, base: str) -> tuple[str | Picture, ...]:
+def _parts(
+    body: list[tuple[int, str | _Image]], title: str, base: str
+) -> tuple[str | Picture, ...]:
     """Joins what lies between two pictures into one text, the title before the first."""
     parts: list[str | Picture] = []
     runs: list[str] = []

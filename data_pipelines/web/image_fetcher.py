@@ -1,11 +1,15 @@
 """Fetches images over HTTP for pages whose archive lacks them; off unless it is asked for.
 
 URLs come from anyone's pages, so nothing in them is trusted:
-- only http and https, on their default ports; names are resolved once, every address must be a public one, and the connection goes to the address that
-  was checked (a second lookup could answer otherwise); each redirect is checked anew;
-- a request has one deadline for all of it, however slowly bytes drip in, and a limit of bytes; redirects are limited;
-- a host is asked again only after `interval` seconds, or what its robots.txt asks for; what that file forbids is not fetched.
-Limits per host hold within one process: with many workers, give each its own hosts, or a longer interval.
+- only http and https, on their default ports; names are resolved once, every address must be a
+  public one, and the connection goes to the address that was checked (a second lookup could answer
+  otherwise); each redirect is checked anew;
+- a request has one deadline for all of it, however slowly bytes drip in, and a limit of bytes;
+  redirects are limited;
+- a host is asked again only after `interval` seconds, or what its robots.txt asks for; what that
+  file forbids is not fetched.
+Limits per host hold within one process: with many workers, give each its own hosts, or a longer
+interval.
 """
 
 from __future__ import annotations
@@ -62,7 +66,10 @@ class FetchLimits:
 
 
 def is_public(address: str) -> bool:
-    """Whether an IP address is one of the open internet: not private, loopback, link-local, multicast or reserved, nor a way around that."""
+    """Whether an IP address is one of the open internet.
+
+    Not private, loopback, link-local, multicast or reserved, nor a way around that.
+    """
     try:
         ip: Address = ipaddress.ip_address(address.partition("%")[0])
     except ValueError:
@@ -102,7 +109,12 @@ class ImageFetcher:
         is_allowed: Callable[[str], bool] = is_public,
         sleep: Callable[[float], None] = time.sleep,
     ):
-        self._limits, self._resolve, self._is_allowed, self._sleep = limits, resolve, is_allowed, sleep
+        self._limits, self._resolve, self._is_allowed, self._sleep = (
+            limits,
+            resolve,
+            is_allowed,
+            sleep,
+        )
         self._next: collections.OrderedDict[str, float] = collections.OrderedDict()
         # Per instance: a cache of the class would keep instances alive.
         self._rules = functools.lru_cache(maxsize=_HOSTS_KNOWN)(self._read_rules)
@@ -110,13 +122,15 @@ class ImageFetcher:
     def __call__(self, url: str) -> bytes | Reject:
         """Returns the bytes of an image, or why there are none.
 
-        Reasons: fetch_refused (by us), fetch_disallowed (by robots.txt), fetch_failed, not_an_image, image_too_large.
+        Reasons: fetch_refused (by us), fetch_disallowed (by robots.txt), fetch_failed,
+            not_an_image, image_too_large.
         """
         try:
             return self._get(url, self._limits.max_bytes, accept="image/", use_rules=True)
         except _Refused as refused:
             return _reject(refused.reason, f"{refused}")
-        except (OSError, http.client.HTTPException, ValueError) as error:  # ValueError: a URL or header that is none
+        # ValueError: a URL or header that is none
+        except (OSError, http.client.HTTPException, ValueError) as error:
             return _reject("fetch_failed", f"{error!r}")
 
     def _get(self, url: str, max_bytes: int, *, accept: str, use_rules: bool) -> bytes:
@@ -127,9 +141,17 @@ class ImageFetcher:
                 self._ask(parts, host, url)
             address = self._address(host, port)
             target = urllib.parse.quote(parts.path or "/", safe="/%:@!$&'()*+,;=~-._")
-            target += f"?{urllib.parse.quote(parts.query, safe='/%:@!$&()*+,;=~-._?')}" if parts.query else ""
+            target += (
+                f"?{urllib.parse.quote(parts.query, safe='/%:@!$&()*+,;=~-._?')}"
+                if parts.query
+                else ""
+            )
             with _connection(parts.scheme, host, port, address, self._limits.seconds) as connection:
-                headers = {"User-Agent": USER_AGENT, "Accept": "image/*,*/*;q=0.5", "Accept-Encoding": "identity"}
+                headers = {
+                    "User-Agent": USER_AGENT,
+                    "Accept": "image/*,*/*;q=0.5",
+                    "Accept-Encoding": "identity",
+                }
                 connection.request("GET", target, headers=headers)
                 response = connection.getresponse()
                 if response.status in _REDIRECTS and (location := response.getheader("Location")):
@@ -141,25 +163,34 @@ class ImageFetcher:
                 if not media_type.startswith((accept, "application/octet-stream")):
                     raise _Refused("not_an_image", f"{url} is {media_type:.60}")
                 return _body(response, max_bytes)
-        raise _Refused("fetch_failed", f"more than {self._limits.max_redirects} redirects, last to {url:.200}")
+        raise _Refused(
+            "fetch_failed", f"more than {self._limits.max_redirects} redirects, last to {url:.200}"
+        )
 
     def _checked(self, parts: urllib.parse.SplitResult) -> tuple[str, int]:
         if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise _Refused("fetch_refused", f"{parts.geturl():.200}: expected http or https, and a host")
+            raise _Refused(
+                "fetch_refused", f"{parts.geturl():.200}: expected http or https, and a host"
+            )
         port = parts.port or (443 if parts.scheme == "https" else 80)
         if port not in self._limits.ports:
             raise _Refused(
-                "fetch_refused", f"{parts.geturl():.200}: port {port} is none of {sorted(self._limits.ports)}"
+                "fetch_refused",
+                f"{parts.geturl():.200}: port {port} is none of {sorted(self._limits.ports)}",
             )
         return parts.hostname, port
 
     def _address(self, host: str, port: int) -> str:
-        """An address of a host; all must be allowed, so that no other one can be had by asking again."""
+        """An address of a host.
+
+        All must be allowed, so that no other one can be had by asking again.
+        """
         addresses = self._resolve(host, port)
         forbidden = [address for address in addresses if not self._is_allowed(address)]
         if forbidden or not addresses:
             raise _Refused(
-                "fetch_refused", f"{host} has the address {', '.join(forbidden) or 'none'}, which is not public"
+                "fetch_refused",
+                f"{host} has the address {', '.join(forbidden) or 'none'}, which is not public",
             )
         return addresses[0]
 
@@ -170,7 +201,10 @@ class ImageFetcher:
             raise _Refused("fetch_disallowed", f"robots.txt of {host} forbids {url:.200}")
         delay = max(self._limits.interval, float(rules.crawl_delay(_NAME) or 0))
         if delay > _LONGEST_DELAY:
-            raise _Refused("fetch_disallowed", f"robots.txt of {host} asks for {delay} seconds between requests")
+            raise _Refused(
+                "fetch_disallowed",
+                f"robots.txt of {host} asks for {delay} seconds between requests",
+            )
         now = time.monotonic()
         turn = max(now, self._next.pop(host, now))
         self._next[host] = turn + delay
@@ -180,10 +214,15 @@ class ImageFetcher:
             self._sleep(turn - now)
 
     def _read_rules(self, scheme: str, netloc: str) -> urllib.robotparser.RobotFileParser:
-        """robots.txt of a host, as RFC 9309 says: none (4xx) allows everything, a server in trouble (5xx, no answer) nothing."""
+        """robots.txt of a host, as RFC 9309 says.
+
+        None (4xx) allows everything, a server in trouble (5xx, no answer) nothing.
+        """
         rules = urllib.robotparser.RobotFileParser()
         try:
-            text = self._get(f"{scheme}://{netloc}/robots.txt", _ROBOTS_BYTES, accept="", use_rules=False)
+            text = self._get(
+                f"{scheme}://{netloc}/robots.txt", _ROBOTS_BYTES, accept="", use_rules=False
+            )
             rules.parse(text.decode("utf-8", "replace").splitlines())
         except _Status as status:
             rules.parse(_NOTHING_ALLOWED if status.status in _NOT_NOW else [])
@@ -249,4 +288,9 @@ def _body(response: http.client.HTTPResponse, max_bytes: int) -> bytes:
 
 
 def _reject(reason: str, detail: str) -> Reject:
-    return Reject(reason, detail, unit="image", broken=reason in ("fetch_failed", "not_an_image", "image_too_large"))
+    return Reject(
+        reason,
+        detail,
+        unit="image",
+        broken=reason in ("fetch_failed", "not_an_image", "image_too_large"),
+    )

@@ -1,4 +1,7 @@
-"""Which language a page is written in: the stop words that the quality filter asks for are English ones."""
+"""Which language a page is written in.
+
+The stop words that the quality filter asks for are English ones.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,9 @@ from data_pipelines.page import Page, Reject
 _LONGEST = 2_000  # characters that are looked at: more do not change the answer
 
 
-def of_language(page: Page, languages: Collection[str], min_probability: float = 0.5) -> Page | Reject:
+def of_language(
+    page: Page, languages: Collection[str], min_probability: float = 0.5
+) -> Page | Reject:
     """Keeps the pages of some languages.
 
     What the page says of itself is not asked: templates say "en" of pages in any language.
@@ -42,7 +47,8 @@ def check_languages(languages: Collection[str]) -> None:
     unknown = sorted(set(languages) - _labels())
     if unknown:
         raise ValueError(
-            f"Unknown languages {', '.join(unknown)}: expected ISO 639-1 codes of {', '.join(sorted(_labels()))}."
+            f"Unknown languages {', '.join(unknown)}: expected ISO 639-1 codes of "
+            f"{', '.join(sorted(_labels()))}."
         )
 
 

@@ -1,7 +1,8 @@
 """The bytes of the pictures of a page, and which of them are worth keeping (paper: A.3.1).
 
-The paper drops images whose width or height is below 64 pixels, that are more than three times as wide as high or as high as wide, and that show a
-single colour, and pages that are left without an image. An image that a page shows twice stays where it stands first.
+The paper drops images whose width or height is below 64 pixels, that are more than three times as
+wide as high or as high as wide, and that show a single colour, and pages that are left without an
+image. An image that a page shows twice stays where it stands first.
 """
 
 from __future__ import annotations
@@ -24,7 +25,9 @@ Find = Callable[[str], bytes | Reject | None]
 
 SUFFIXES = ("", ".jpg", ".jpeg", ".png", ".webp", ".gif")
 
-_JPEG = b"\xff\xd8"  # how its files start, also those of phones that hold a preview behind the image, which PIL takes for animations
+# how its files start, also those of phones that hold a preview behind the image, which PIL takes
+# for animations
+_JPEG = b"\xff\xd8"
 _STORED = ("PNG", "WEBP")  # beside JPEG
 _PNG_MODES = ("L", "LA", "P", "RGB", "RGBA")
 _PROBE = 64  # pixels: side at which colours are looked at
@@ -54,11 +57,13 @@ def keep_image(data: bytes, limits: ImageLimits = ImageLimits()) -> Reject | Non
       limits: the thresholds.
 
     Returns:
-      None if it is, else a Reject of an image: image_too_small, image_aspect, single_colour; damaged: empty_image, not_an_image, truncated_image,
-      image_too_large.
+      None if it is, else a Reject of an image: image_too_small, image_aspect, single_colour;
+      damaged: empty_image, not_an_image, truncated_image, image_too_large.
     """
     if len(data) > limits.max_bytes:
-        return _reject("image_too_large", f"{len(data)} bytes or more, at most {limits.max_bytes}", broken=True)
+        return _reject(
+            "image_too_large", f"{len(data)} bytes or more, at most {limits.max_bytes}", broken=True
+        )
     try:
         info = read.probe(data)
         width, height = info.width, info.height
@@ -79,7 +84,9 @@ def keep_image(data: bytes, limits: ImageLimits = ImageLimits()) -> Reject | Non
 
 
 def as_stored(data: bytes) -> bytes:
-    """Returns an image that `keep_image` keeps as records hold it: JPEG, PNG and WebP as they are, anything else and the first frame of an animation as PNG.
+    """Returns an image that `keep_image` keeps as records hold it.
+
+    JPEG, PNG and WebP as they are, anything else and the first frame of an animation as PNG.
 
     Raises:
       CorruptRecord: it cannot be decoded.
@@ -96,10 +103,14 @@ def as_stored(data: bytes) -> bytes:
             (image if image.mode in _PNG_MODES else image.convert("RGB")).save(buffer, "PNG")
             return buffer.getvalue()
     except Exception as error:
-        raise CorruptRecord(f"An image cannot be written as PNG: {error!r}.", reason="truncated_image") from error
+        raise CorruptRecord(
+            f"An image cannot be written as PNG: {error!r}.", reason="truncated_image"
+        ) from error
 
 
-def with_images(page: Page, find: Find, limits: ImageLimits = ImageLimits()) -> tuple[Page | Reject, list[Reject]]:
+def with_images(
+    page: Page, find: Find, limits: ImageLimits = ImageLimits()
+) -> tuple[Page | Reject, list[Reject]]:
     """Gives the pictures of a page their bytes and drops those that are not to be kept.
 
     Args:
@@ -108,8 +119,8 @@ def with_images(page: Page, find: Find, limits: ImageLimits = ImageLimits()) -> 
       limits: of images.
 
     Returns:
-      The page, or a Reject for no_image_left; and one Reject for each image left out, of keep_image's reasons, missing_image, duplicate_image, or
-      what `find` says.
+      The page, or a Reject for no_image_left; and one Reject for each image left out, of
+      keep_image's reasons, missing_image, duplicate_image, or what `find` says.
     """
     parts: list[str | Picture] = []
     rejects: list[Reject] = []
@@ -134,14 +145,19 @@ def with_images(page: Page, find: Find, limits: ImageLimits = ImageLimits()) -> 
         if isinstance(data, bytes):
             parts.append(dataclasses.replace(part, data=data))
         else:
-            rejects.append(dataclasses.replace(data, detail=f"{part.source}: {data.detail}", unit="image"))
+            rejects.append(
+                dataclasses.replace(data, detail=f"{part.source}: {data.detail}", unit="image")
+            )
     if not any(isinstance(part, Picture) for part in parts):
         return Reject("no_image_left", page.url), rejects
     return dataclasses.replace(page, parts=tuple(parts)), rejects
 
 
 def _kept(data: bytes, limits: ImageLimits, seen: set[bytes]) -> bytes | Reject:
-    """The image as it is stored, or why it is left out; `seen`: hashes of the images that the page has shown before."""
+    """The image as it is stored, or why it is left out; `seen`.
+
+    Hashes of the images that the page has shown before.
+    """
     if reject := keep_image(data, limits):
         return reject
     digest = hashlib.blake2b(data, digest_size=16).digest()
@@ -154,16 +170,20 @@ def _kept(data: bytes, limits: ImageLimits, seen: set[bytes]) -> bytes | Reject:
         return _reject(error.reason, str(error), broken=True)
 
 
-def local_image(folder: epath.Path, url: str, max_bytes: int = ImageLimits.max_bytes) -> bytes | None:
+def local_image(
+    folder: epath.Path, url: str, max_bytes: int = ImageLimits.max_bytes
+) -> bytes | None:
     """Reads the image of a URL from a folder of images that were fetched before.
 
-    Looked for are DIR/<sha256 of the URL, in hex>, with and without a suffix, DIR/<host>/<path of the URL>, DIR/<path of the URL> and
-    DIR/<last component of the path>. No URL leads out of the folder; links in it are followed.
+    Looked for are DIR/<sha256 of the URL, in hex>, with and without a suffix, DIR/<host>/<path of
+    the URL>, DIR/<path of the URL> and DIR/<last component of the path>. No URL leads out of the
+    folder; links in it are followed.
 
     Args:
       folder: DIR.
       url: absolute.
-      max_bytes: of the file; of a longer one max_bytes + 1 are returned, so that it is seen to be too long.
+      max_bytes: of the file; of a longer one max_bytes + 1 are returned, so that it is seen to be
+          too long.
 
     Returns:
       The file, or None: there is none.
@@ -175,9 +195,13 @@ def local_image(folder: epath.Path, url: str, max_bytes: int = ImageLimits.max_b
     except ValueError:
         split = urllib.parse.SplitResult("", "", "", "", "")
     components = [part for part in urllib.parse.unquote(split.path).split("/") if part]
-    if components and not any(part in (".", "..") or "\\" in part or "\0" in part for part in components):
+    if components and not any(
+        part in (".", "..") or "\\" in part or "\0" in part for part in components
+    ):
         path = "/".join(components)
-        names += [f"{split.hostname}/{path}"] if split.hostname and split.hostname.strip(".") else []
+        names += (
+            [f"{split.hostname}/{path}"] if split.hostname and split.hostname.strip(".") else []
+        )
         names += [path, components[-1]]
     for name in names:
         try:

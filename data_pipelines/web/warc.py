@@ -2,8 +2,9 @@
 
     FILE.warc.gz = one gzip member per record --index--> Entry(url, media type, place), one pass, nothing held --read--> Response(body)
 
-What counts is a `response` with status 200; other records (requests, revisits, redirects, errors, metadata) are passed over, without being counted.
-A file that ends early gives what is whole of it and then a Reject; behind a damaged member reading goes on at the next one that holds a record.
+What counts is a `response` with status 200; other records (requests, revisits, redirects, errors,
+metadata) are passed over, without being counted. A file that ends early gives what is whole of it
+and then a Reject; behind a damaged member reading goes on at the next one that holds a record.
 """
 
 from __future__ import annotations
@@ -31,7 +32,9 @@ _HEAD = 1 << 16  # bytes of a record that its headers are looked for in
 _LARGEST_RECORD = 1 << 32  # unpacked; beyond, it is a bomb
 _OVERHEAD = 1 << 17  # of a record beside its body: headers, packing, sizes of chunks
 _BETWEEN = 64  # bytes between two records; 4 by the standard
-_EXPECTED = "one gzip member per record, as crawlers write them (warcio recompress makes such files)"
+_EXPECTED = (
+    "one gzip member per record, as crawlers write them (warcio recompress makes such files)"
+)
 _IS_RESPONSE = re.compile(rb"^WARC-Type:[ \t]*response[ \t]*\r?$", re.IGNORECASE | re.MULTILINE)
 _LENGTH = re.compile(rb"^Content-Length:[ \t]*(\d{1,15})[ \t]*\r?$", re.IGNORECASE | re.MULTILINE)
 _CHARSET = re.compile(r"charset\s*=\s*[\"']?\s*([\w.:-]{1,40})", re.IGNORECASE)
@@ -99,7 +102,8 @@ class Response:
 def index(path: str) -> Iterator[Entry | Reject]:
     """Yields the entries of all pages and images of a file, in order, in one pass and constant memory.
 
-    A Reject (damaged) stands for: unreadable_file, truncated_file, damaged_record; the last one once for each stretch that is lost.
+    A Reject (damaged) stands for: unreadable_file, truncated_file, damaged_record; the last one
+    once for each stretch that is lost.
     """
     try:
         with epath.Path(path).open("rb") as file:
@@ -110,7 +114,11 @@ def index(path: str) -> Iterator[Entry | Reject]:
             elif start == b"WAR":
                 records = _plain(file)
             else:
-                yield Reject("unreadable_file", f"{path} is no WARC file: it starts with {start!r}", broken=True)
+                yield Reject(
+                    "unreadable_file",
+                    f"{path} is no WARC file: it starts with {start!r}",
+                    broken=True,
+                )
                 return
             for record in records:
                 if isinstance(record, Reject):
@@ -129,7 +137,8 @@ def read(place: Place, max_bytes: int, file: BinaryIO | None = None) -> Response
 
     Args:
       place: of an entry.
-      max_bytes: of the body; of a longer one max_bytes + 1 are returned, so that it is seen to be too long.
+      max_bytes: of the body; of a longer one max_bytes + 1 are returned, so that it is seen to be
+          too long.
       file: place.file, open for reading, where several are read from it.
 
     Returns:
@@ -148,8 +157,13 @@ def read(place: Place, max_bytes: int, file: BinaryIO | None = None) -> Response
         if data.startswith(_MAGIC):
             data = zlib.decompressobj(_GZIP).decompress(data, most)
         record = _parsed(data)
-        encoding = (record.http_headers.get_header("content-encoding") or "identity").strip().lower()
-        if encoding not in ("identity", "none", "") and encoding not in BufferedReader.get_supported_decompressors():
+        encoding = (
+            (record.http_headers.get_header("content-encoding") or "identity").strip().lower()
+        )
+        if (
+            encoding not in ("identity", "none", "")
+            and encoding not in BufferedReader.get_supported_decompressors()
+        ):
             return Reject("unknown_encoding", f"{place}: {encoding!r:.40}", broken=True)
         body = _at_most(record.content_stream(), max_bytes + 1)
     except Exception as error:  # noqa: BLE001  warcio raises nearly anything on damaged records
@@ -167,7 +181,9 @@ def _entry(head: bytes, place: Place) -> Entry | Reject | None:
         record = _parsed(head)
         if record.http_headers is None or record.http_headers.get_statuscode() != "200":
             return None
-        media_type = (record.http_headers.get_header("content-type") or "").partition(";")[0].strip().lower()
+        media_type = (
+            (record.http_headers.get_header("content-type") or "").partition(";")[0].strip().lower()
+        )
         return Entry(_url(record), media_type, place)
     except Exception as error:  # noqa: BLE001  warcio raises nearly anything on damaged records
         return Reject("damaged_record", f"{place}: {error!r}", broken=True)
@@ -196,7 +212,11 @@ def _members(file: BinaryIO) -> Iterator[tuple[int, int, bytes] | Reject]:
         found = _member(file, offset)
         if isinstance(found, _Member):
             if lost:
-                yield Reject("damaged_record", f"the record at byte {lost[0]} cannot be unpacked", broken=True)
+                yield Reject(
+                    "damaged_record",
+                    f"the record at byte {lost[0]} cannot be unpacked",
+                    broken=True,
+                )
             if _holds_more(found):
                 yield Reject(
                     "unreadable_file",
@@ -214,9 +234,13 @@ def _members(file: BinaryIO) -> Iterator[tuple[int, int, bytes] | Reject]:
             continue
         start, what = lost
         if what == "damaged":
-            yield Reject("damaged_record", f"the record at byte {start} cannot be unpacked", broken=True)
+            yield Reject(
+                "damaged_record", f"the record at byte {start} cannot be unpacked", broken=True
+            )
         elif what == "truncated":
-            yield Reject("truncated_file", f"it ends within the record at byte {start}", broken=True)
+            yield Reject(
+                "truncated_file", f"it ends within the record at byte {start}", broken=True
+            )
         return
 
 
@@ -233,7 +257,10 @@ def _holds_more(member: _Member) -> bool:
     """Whether a member goes on behind its first record, which two newlines end."""
     headers, blank, _ = member.head.partition(b"\r\n\r\n")
     length = _LENGTH.search(headers)
-    return length is not None and member.size > len(headers) + len(blank) + int(length.group(1)) + _BETWEEN
+    return (
+        length is not None
+        and member.size > len(headers) + len(blank) + int(length.group(1)) + _BETWEEN
+    )
 
 
 def _member(file: BinaryIO, offset: int) -> _Member | str:
@@ -287,7 +314,9 @@ def _plain(file: BinaryIO) -> Iterator[tuple[int, int, bytes] | Reject]:
             return
         whole = len(headers) + len(blank) + int(length.group(1)) + len(b"\r\n\r\n")
         if offset + whole > size:
-            yield Reject("truncated_file", f"it ends within the record at byte {offset}", broken=True)
+            yield Reject(
+                "truncated_file", f"it ends within the record at byte {offset}", broken=True
+            )
             return
         yield offset, whole, head[:whole]
         offset += whole

@@ -1,7 +1,9 @@
-"""Where the images of several WARC files lie, on disk: a page may show an image that the crawler put into another file.
+"""Where the images of several WARC files lie, on disk.
 
-One table of 16 bytes of hash, file, offset and length for each image, in SQLite: about 50 bytes on disk for each, and no memory. Several processes may
-read it at the same time.
+A page may show an image that the crawler put into another file.
+
+One table of 16 bytes of hash, file, offset and length for each image, in SQLite: about 50 bytes on
+disk for each, and no memory. Several processes may read it at the same time.
 """
 
 from __future__ import annotations
@@ -22,20 +24,24 @@ _BATCH = 10_000
 
 
 def build_index(files: Sequence[str], path: epath.Path) -> int:
-    """Writes the index of all images of some WARC files; of several images with one URL the first counts.
+    """Writes the index of all images of some WARC files.
+
+    Of several images with one URL the first counts.
 
     Args:
       files: in the order of which comes first.
       path: of the index; on a file system.
 
     Returns:
-      Number of images. What cannot be read of a file is passed over: whoever reads its pages will say so.
+      Number of images. What cannot be read of a file is passed over: whoever reads its pages will
+      say so.
     """
     with contextlib.closing(sqlite3.connect(os.fspath(path))) as database, database:
         database.execute("PRAGMA synchronous=OFF")
         database.execute("CREATE TABLE file (number INTEGER PRIMARY KEY, path TEXT)")
         database.execute(
-            "CREATE TABLE image (url BLOB PRIMARY KEY, file INTEGER, offset INTEGER, length INTEGER) WITHOUT ROWID"
+            "CREATE TABLE image (url BLOB PRIMARY KEY, file INTEGER, offset INTEGER, length "
+            "INTEGER) WITHOUT ROWID"
         )
         database.executemany("INSERT INTO file VALUES (?, ?)", enumerate(files))
         for number, file in enumerate(files):
@@ -68,7 +74,8 @@ class WarcIndex:
     def find(self, url: str) -> warc.Place | None:
         """Where the image of a URL lies, if any file has it."""
         row = self._database.execute(
-            "SELECT file.path, offset, length FROM image JOIN file ON file.number = image.file WHERE url = ?",
+            "SELECT file.path, offset, length FROM image JOIN file ON file.number = image.file "
+            "WHERE url = ?",
             (_hash(url),),
         ).fetchone()
         return warc.Place(*row) if row else None

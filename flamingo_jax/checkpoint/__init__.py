@@ -1,1 +1,4 @@
-"""What is kept on disk: the steps of a run (`store`), model directories (`export`), towers for a model (`partial`)."""
+"""What is kept on disk.
+
+The steps of a run (`store`), model directories (`export`), towers for a model (`partial`).
+"""

@@ -1,7 +1,9 @@
 """Named arrays in an orbax directory: the one format in which weights and optimizer state are kept.
 
-A tree is stored flat, {"trainable/flamingo/xattn/query/w": array, ...}. A flat dict says all of its structure by its
-names: it can be listed without reading data, compared by name, and read in part; nothing is ever unpickled.
+A tree is stored flat, {"trainable/flamingo/xattn/query/w": array, ...}. A flat dict says all of its
+structure by its
+names: it can be listed without reading data, compared by name, and read in part; nothing is ever
+    unpickled.
 """
 
 from __future__ import annotations
@@ -16,11 +18,15 @@ import orbax.checkpoint as ocp
 from flamingo_jax.checkpoint.streamed import Streamed, StreamedHandler
 from flamingo_jax.core.paths import PathLike, absolute
 
-ORBAX_ERRORS = (OSError, ValueError, KeyError, TypeError, RuntimeError)  # what orbax and TensorStore raise on bad files
+# what orbax and TensorStore raise on bad files
+ORBAX_ERRORS = (OSError, ValueError, KeyError, TypeError, RuntimeError)
 
 
 class CheckpointError(RuntimeError):
-    """A checkpoint that is missing, incomplete, damaged or not the right one; the message says what to do."""
+    """A checkpoint that is missing, incomplete, damaged or not the right one.
+
+    The message says what to do.
+    """
 
 
 def named(tree: Any) -> dict[str, Any]:
@@ -33,9 +39,14 @@ def named(tree: Any) -> dict[str, Any]:
     for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]:
         name = jax.tree_util.keystr(path, simple=True, separator="/")
         if name in names:
-            raise CheckpointError(f"Two arrays of the tree are named {name!r}. Name its keys so that paths differ.")
+            raise CheckpointError(
+                f"Two arrays of the tree are named {name!r}. Name its keys so that paths differ."
+            )
         if 0 in np.shape(leaf):
-            raise CheckpointError(f"Array {name!r} has zero size {np.shape(leaf)}, and cannot be stored. Leave it out.")
+            raise CheckpointError(
+                f"Array {name!r} has zero size {np.shape(leaf)}, and cannot be "
+                "stored. Leave it out."
+            )
         names[name] = leaf
     return names
 
@@ -43,7 +54,8 @@ def named(tree: Any) -> dict[str, Any]:
 def write(directory: PathLike, arrays: Mapping[str, Any]) -> None:
     """Writes named arrays, replacing the directory; all processes of a cluster call it together.
 
-    All of them may be `Streamed` instead: then they are asked for their parts one after the other, in the order of `arrays`.
+    All of them may be `Streamed` instead: then they are asked for their parts one after the other,
+    in the order of `arrays`.
 
     Raises:
         CheckpointError: if they cannot be written.
@@ -51,11 +63,16 @@ def write(directory: PathLike, arrays: Mapping[str, Any]) -> None:
     options = {}
     if any(isinstance(array, Streamed) for array in arrays.values()):
         # Without a handler of jax.Array, which there are none of, orbax warns.
-        handlers = ((Streamed, StreamedHandler(list(arrays))), (jax.Array, ocp.type_handlers.ArrayHandler()))
+        handlers = (
+            (Streamed, StreamedHandler(list(arrays))),
+            (jax.Array, ocp.type_handlers.ArrayHandler()),
+        )
         options["type_handler_registry"] = ocp.type_handlers.create_type_handler_registry(*handlers)
     try:
         with ocp.Checkpointer(ocp.PyTreeCheckpointHandler(**options)) as checkpointer:
-            checkpointer.save(absolute(directory), args=ocp.args.PyTreeSave(dict(arrays)), force=True)
+            checkpointer.save(
+                absolute(directory), args=ocp.args.PyTreeSave(dict(arrays)), force=True
+            )
     except CheckpointError:  # of the one who makes the parts
         raise
     except ORBAX_ERRORS as error:
@@ -75,9 +92,13 @@ def describe(directory: PathLike) -> dict[str, jax.ShapeDtypeStruct]:
         tree = ocp.PyTreeCheckpointHandler().metadata(path).tree
         found = {str(name): jax.ShapeDtypeStruct(m.shape, m.dtype) for name, m in tree.items()}
     except (*ORBAX_ERRORS, AttributeError) as error:
-        raise CheckpointError(f"The arrays at {path} are damaged or incomplete: {first_line(error)}") from error
+        raise CheckpointError(
+            f"The arrays at {path} are damaged or incomplete: {first_line(error)}"
+        ) from error
     if not found:
-        raise CheckpointError(f"The arrays at {path} are damaged or incomplete: the list of names is empty.")
+        raise CheckpointError(
+            f"The arrays at {path} are damaged or incomplete: the list of names is empty."
+        )
     return found
 
 
@@ -86,7 +107,8 @@ def read(directory: PathLike, like: Mapping[str, jax.ShapeDtypeStruct]) -> dict[
 
     Args:
         directory: written by `write` or by a `Store`.
-        like: name -> shape, dtype and sharding (none: the default device). Names and shapes must be those of the file.
+        like: name -> shape, dtype and sharding (none: the default device). Names and shapes must be
+            those of the file.
 
     Raises:
         CheckpointError: if the data are damaged.
@@ -95,15 +117,21 @@ def read(directory: PathLike, like: Mapping[str, jax.ShapeDtypeStruct]) -> dict[
         return {}
     default = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     args = {
-        name: ocp.ArrayRestoreArgs(sharding=leaf.sharding or default, dtype=leaf.dtype, global_shape=leaf.shape)
+        name: ocp.ArrayRestoreArgs(
+            sharding=leaf.sharding or default, dtype=leaf.dtype, global_shape=leaf.shape
+        )
         for name, leaf in like.items()
     }
     try:
         with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
-            wanted = ocp.args.PyTreeRestore(item=dict(like), restore_args=args, partial_restore=True)
+            wanted = ocp.args.PyTreeRestore(
+                item=dict(like), restore_args=args, partial_restore=True
+            )
             return dict(checkpointer.restore(absolute(directory), args=wanted))
     except ORBAX_ERRORS as error:
-        raise CheckpointError(f"The arrays at {directory} are damaged or incomplete: {first_line(error)}") from error
+        raise CheckpointError(
+            f"The arrays at {directory} are damaged or incomplete: {first_line(error)}"
+        ) from error
 
 
 def compare(found: Mapping[str, Any], wanted: Mapping[str, Any], *, where: str) -> None:
@@ -117,24 +145,36 @@ def compare(found: Mapping[str, Any], wanted: Mapping[str, Any], *, where: str) 
     Raises:
         CheckpointError: naming the first few on both sides.
     """
-    only_found, only_wanted = sorted(found.keys() - wanted.keys()), sorted(wanted.keys() - found.keys())
+    only_found, only_wanted = (
+        sorted(found.keys() - wanted.keys()),
+        sorted(wanted.keys() - found.keys()),
+    )
     if only_found or only_wanted:
         raise CheckpointError(
-            f"{where} holds other arrays than the model. Only in the checkpoint ({len(only_found)}): {few(only_found)}. "
-            f"Only in the model ({len(only_wanted)}): {few(only_wanted)}. Use the config that it was made with."
+            f"{where} holds other arrays than the model. Only in the checkpoint "
+            f"({len(only_found)}): {few(only_found)}. Only in the model ({len(only_wanted)}): "
+            f"{few(only_wanted)}. Use the config that it was made with."
         )
-    wrong = [name for name in sorted(found) if tuple(found[name].shape) != tuple(wanted[name].shape)]
+    wrong = [
+        name for name in sorted(found) if tuple(found[name].shape) != tuple(wanted[name].shape)
+    ]
     if wrong:
-        shapes = [f"{name}: got {found[name].shape}, expected {wanted[name].shape}" for name in wrong]
+        shapes = [
+            f"{name}: got {found[name].shape}, expected {wanted[name].shape}" for name in wrong
+        ]
         raise CheckpointError(
-            f"{where} holds {len(wrong)} arrays of other shapes than the model: {few(shapes, separator='; ')}. "
-            "Use the config that it was made with."
+            f"{where} holds {len(wrong)} arrays of other shapes than the model: "
+            f"{few(shapes, separator='; ')}. Use the config that it was made with."
         )
 
 
 def few(items: list[str], *, separator: str = ", ") -> str:
     """Returns the first three items as text."""
-    return separator.join(items[:3]) + (f"{separator}..." if len(items) > 3 else "") if items else "none"
+    return (
+        separator.join(items[:3]) + (f"{separator}..." if len(items) > 3 else "")
+        if items
+        else "none"
+    )
 
 
 def first_line(error: BaseException) -> str:
@@ -160,4 +200,6 @@ def read_here(directory: PathLike, name: str) -> np.ndarray:
             wanted = ocp.args.PyTreeRestore(item={name: 0}, restore_args=args, partial_restore=True)
             return checkpointer.restore(absolute(directory), args=wanted)[name]
     except ORBAX_ERRORS as error:
-        raise CheckpointError(f"The arrays at {directory} are damaged or incomplete: {first_line(error)}") from error
+        raise CheckpointError(
+            f"The arrays at {directory} are damaged or incomplete: {first_line(error)}"
+        ) from error

@@ -1,13 +1,16 @@
 """A self-contained model directory, and the one way to open a model for use.
 
     DIR/weights/         all weights, as named arrays (orbax): {"flamingo/lm/...": array}
-    DIR/tokenizer.model  SentencePiece; or tokenizer.json of Hugging Face and what lies beside it; absent for a model without text
+    DIR/tokenizer.model  SentencePiece; or tokenizer.json of Hugging Face and what lies beside it;
+    absent for a model without text
     DIR/model.json       kind, config, new_tokens, preprocessing, content_hash, step, parameters, created_by
 
-An export appears whole: written beside its place and renamed there. On gs://, where a directory cannot be renamed at once,
-it is written in place, and model.json, without which there is no export, goes first away and comes last.
+An export appears whole: written beside its place and renamed there. On gs://, where a directory
+cannot be renamed at once, it is written in place, and model.json, without which there is no export,
+goes first away and comes last.
 
-`open_checkpoint` takes an export, a run's WORKDIR or one of its steps; see there. `describe_checkpoint` reads all of it but the weights.
+`open_checkpoint` takes an export, a run's WORKDIR or one of its steps; see there.
+`describe_checkpoint` reads all of it but the weights.
 """
 
 from __future__ import annotations
@@ -37,7 +40,8 @@ from flamingo_jax.tokenizers.markers import Markers
 KINDS = ("language_model", "contrastive", "flamingo", "vision")
 CARD = "model.json"
 
-# placement(weight's path, its stored shape and dtype) -> the shape, dtype and sharding that it is read into
+# placement(weight's path, its stored shape and dtype) -> the shape, dtype and sharding that it is
+# read into
 Placement = Callable[[str, jax.ShapeDtypeStruct], jax.ShapeDtypeStruct]
 
 
@@ -49,8 +53,10 @@ class OpenedCheckpoint:
       kind: which model `model_config` is for: one of KINDS ("vision": an encoder alone, imported).
       params: all weights, {module: {name: array}}.
       model_config: `core.config.to_dict` of training's ModelConfig.
-      tokenizer: the tokenizer's file, for `tokenizers.load.load_tokenizer`; None if the model has no text.
-      preprocessing: {"image_size": pixels, "image_fit": how an image becomes a square (absent: "pad")}.
+      tokenizer: the tokenizer's file, for `tokenizers.load.load_tokenizer`; None if the model has
+          no text.
+      preprocessing: {"image_size": pixels, "image_fit": how an image becomes a square (absent:
+          "pad")}.
       step: updates done.
       path: the export, or WORKDIR/checkpoints/STEP.
     """
@@ -80,15 +86,19 @@ def export(
     step: int,
     markers: Markers | None = None,
 ) -> Path:
-    """Writes a model directory; one that is there is replaced. All processes of a cluster call it together.
+    """Writes a model directory; one that is there is replaced.
+
+    All processes of a cluster call it together.
 
     Args:
         directory: the model directory to be, such as WORKDIR/export.
         params: all weights, in the dtypes they shall be kept in; or all of them `Streamed`.
         kind: which model: one of KINDS.
         config: `core.config.to_dict` of training's ModelConfig.
-        tokenizer: the tokenizer (a file, or the directory that holds it), copied; None without text.
-        preprocessing: {"image_size": pixels, "image_fit": how an image becomes a square (absent: "pad")}.
+        tokenizer: the tokenizer (a file, or the directory that holds it), copied; None without
+            text.
+        preprocessing: {"image_size": pixels, "image_fit": how an image becomes a square (absent:
+            "pad")}.
         step: updates done.
         markers: what stands around texts and images; None = what lies beside the tokenizer.
 
@@ -96,21 +106,27 @@ def export(
         `directory`.
 
     Raises:
-        CheckpointError: for an unknown kind, a weight of zero size or of a dtype that JAX has not, a missing tokenizer.
+        CheckpointError: for an unknown kind, a weight of zero size or of a dtype that JAX has not,
+            a missing tokenizer.
         PathError: if the directory cannot be written.
     """
     if kind not in KINDS:
-        raise CheckpointError(f"Cannot export the kind {kind!r}; expected one of {', '.join(KINDS)}.")
+        raise CheckpointError(
+            f"Cannot export the kind {kind!r}; expected one of {', '.join(KINDS)}."
+        )
     named = arrays.named(trees.flatten(params))
     flat = {path: named[path] for path in trees.flatten(params)}  # the order of the content hash
     for path, leaf in flat.items():
         if (dtype := jax.dtypes.canonicalize_dtype(leaf.dtype)) != leaf.dtype:
-            raise CheckpointError(f"Weight {path!r} is {leaf.dtype}, which JAX would read back as {dtype}. Cast it.")
+            raise CheckpointError(
+                f"Weight {path!r} is {leaf.dtype}, which JAX would read back as {dtype}. Cast it."
+            )
     pieces = {} if tokenizer is None else tokenizer_lib.files(_tokenizer_file(tokenizer))
     if pieces and markers is not None:
         pieces[markers_lib.FILE_NAME] = json.dumps(config_lib.to_dict(markers), indent=2).encode()
     target = paths.absolute(directory)
-    place = target.parent / f".{target.name}.tmp" if paths.is_local(target) else target  # every process knows its name
+    # every process knows its name
+    place = target.parent / f".{target.name}.tmp" if paths.is_local(target) else target
     is_primary = ocp.multihost.process_index() == 0
     if is_primary:
         if place == target:
@@ -121,7 +137,9 @@ def export(
     ocp.multihost.sync_global_processes("flamingo_jax:export:begin")
     digest = hashlib.sha256()
     try:
-        arrays.write(place / "weights", {path: _hashed(path, leaf, digest) for path, leaf in flat.items()})
+        arrays.write(
+            place / "weights", {path: _hashed(path, leaf, digest) for path, leaf in flat.items()}
+        )
     except CheckpointError:
         if is_primary and place != target:
             with contextlib.suppress(OSError):  # clearing up: the error that counts is on its way
@@ -135,8 +153,11 @@ def export(
             "config": dict(config),
             "new_tokens": list(config.get("new_tokens") or ()),
             "preprocessing": dict(preprocessing),
-            "tokenizer": next(iter(pieces), None),  # the vocabulary; what belongs to it lies beside it
-            "content_hash": digest.hexdigest() if _are_streamed(flat) else _hash_of(flat, place / "weights"),
+            # the vocabulary; what belongs to it lies beside it
+            "tokenizer": next(iter(pieces), None),
+            "content_hash": digest.hexdigest()
+            if _are_streamed(flat)
+            else _hash_of(flat, place / "weights"),
             "step": int(step),
             "parameters": trees.count(params),
             "created_by": f"flamingo_jax {__version__}",
@@ -164,20 +185,29 @@ def read_card(path: PathLike, *, what: str = "checkpoint") -> tuple[Path, dict[s
                 card = paths.read_json(directory / CARD)
             except paths.PathError as error:
                 raise CheckpointError(f"The {what} {directory} is damaged: {error}") from error
-            if missing := sorted({"kind", "config", "preprocessing", "content_hash", "step"} - set(card)):
-                raise CheckpointError(f"The {what} {directory} is damaged: model.json lacks {', '.join(missing)}.")
+            if missing := sorted(
+                {"kind", "config", "preprocessing", "content_hash", "step"} - set(card)
+            ):
+                raise CheckpointError(
+                    f"The {what} {directory} is damaged: model.json lacks {', '.join(missing)}."
+                )
             return directory, card
     raise CheckpointError(
-        f"There is no export at {path}: it has no model.json. Give the directory of a finished stage."
+        f"There is no export at {path}: it has no model.json. Give the directory of a finished "
+        "stage."
     )
 
 
 def describe_checkpoint(
-    path: PathLike, towers: Mapping[str, PathLike | None] | None = None, *, tokenizer: PathLike | None = None
+    path: PathLike,
+    towers: Mapping[str, PathLike | None] | None = None,
+    *,
+    tokenizer: PathLike | None = None,
 ) -> OpenedCheckpoint:
     """`open_checkpoint` without reading a weight: `params` are jax.ShapeDtypeStruct, as stored.
 
-    From it follows the model, from the model where its weights go, and so the `placement` of a model larger than one host.
+    From it follows the model, from the model where its weights go, and so the `placement` of a
+    model larger than one host.
 
     Args:
         path: as for `open_checkpoint`, and so are the others.
@@ -200,16 +230,19 @@ def open_checkpoint(
     """Opens a model for use.
 
     Args:
-        path: an export; or a run's WORKDIR: its newest step, or its export if it has no step; or WORKDIR/checkpoints/STEP.
-            Of a step only the weights are read, no optimizer state, and frozen towers come from where the run had them.
-        towers: {"lm": PATH} for towers that have moved since; None entries do not count. They must be the same towers.
+        path: an export; or a run's WORKDIR: its newest step, or its export if it has no step; or
+            WORKDIR/checkpoints/STEP. Of a step only the weights are read, no optimizer state, and
+            frozen towers come from where the run had them.
+        towers: {"lm": PATH} for towers that have moved since; None entries do not count. They must
+            be the same towers.
         tokenizer: where the tokenizer of a run's step is, if it has moved.
-        placement: where each weight goes (dtype and sharding), for models larger than one device. Without it weights
-            come as stored, on the default device, and those of an export are checked against the hash.
+        placement: where each weight goes (dtype and sharding), for models larger than one device.
+            Without it weights come as stored, on the default device, and those of an export are
+            checked against the hash.
 
     Raises:
-        CheckpointError: if `path` is none of these, or a file is missing, cut off or changed, or a tower is not there or
-            not the one that the run had.
+        CheckpointError: if `path` is none of these, or a file is missing, cut off or changed, or a
+            tower is not there or not the one that the run had.
     """
     given = {name: tower for name, tower in (towers or {}).items() if tower is not None}
     location = Path(path)
@@ -219,27 +252,37 @@ def open_checkpoint(
         return _open_step(location, there[-1], given, tokenizer, placement)
     if (location / "export" / CARD).exists():
         return _open_export(location / "export", given, tokenizer, placement)
-    one = location if location.parent.name == "checkpoints" else paths.absolute(location)  # "." may be a step
+    # "." may be a step
+    one = location if location.parent.name == "checkpoints" else paths.absolute(location)
     if one.parent.name == "checkpoints" and one.name.isdigit():
         return _open_step(one.parent.parent, int(one.name), given, tokenizer, placement)
     expected = "an export, a WORKDIR with checkpoints/ or export/, or WORKDIR/checkpoints/STEP"
     if not location.exists():
-        raise CheckpointError(f"There is no checkpoint at {location}: no such directory. Expected {expected}.")
-    raise CheckpointError(f"{location} is not a checkpoint, or not a complete one. Expected {expected}.")
+        raise CheckpointError(
+            f"There is no checkpoint at {location}: no such directory. Expected {expected}."
+        )
+    raise CheckpointError(
+        f"{location} is not a checkpoint, or not a complete one. Expected {expected}."
+    )
 
 
 def _open_export(
-    directory: Path, towers: Mapping[str, PathLike], tokenizer: PathLike | None, placement: Placement | None
+    directory: Path,
+    towers: Mapping[str, PathLike],
+    tokenizer: PathLike | None,
+    placement: Placement | None,
 ) -> OpenedCheckpoint:
     if towers:
-        raise CheckpointError(f"Export {directory} is self-contained: towers {sorted(towers)} cannot be put into it.")
+        raise CheckpointError(
+            f"Export {directory} is self-contained: towers {sorted(towers)} cannot be put into it."
+        )
     directory, card = read_card(directory)
     flat = _read_weights(directory / "weights", "", placement)
     params = trees.unflatten(flat)
     if placement is None and (got := trees.content_hash(params)) != card["content_hash"]:
         raise CheckpointError(
-            f"The weights of export {directory} were changed since it was made: got hash {got[:12]}, expected "
-            f"{card['content_hash'][:12]}. Make the export again."
+            f"The weights of export {directory} were changed since it was made: got hash "
+            f"{got[:12]}, expected {card['content_hash'][:12]}. Make the export again."
         )
     if tokenizer is None and card.get("tokenizer"):
         tokenizer = directory / card["tokenizer"]
@@ -255,13 +298,19 @@ def _open_export(
 
 
 def _open_step(
-    workdir: Path, step: int, towers: Mapping[str, PathLike], tokenizer: PathLike | None, placement: Placement | None
+    workdir: Path,
+    step: int,
+    towers: Mapping[str, PathLike],
+    tokenizer: PathLike | None,
+    placement: Placement | None,
 ) -> OpenedCheckpoint:
     config = store.read_item(workdir, step, "config")
     directory = store.step_directory(workdir, step)
     frozen = config.get("frozen") or {}
     if unknown := sorted(set(towers) - set(frozen)):
-        raise CheckpointError(f"Checkpoint {directory} has no towers {unknown}; it has {sorted(frozen) or 'none'}.")
+        raise CheckpointError(
+            f"Checkpoint {directory} has no towers {unknown}; it has {sorted(frozen) or 'none'}."
+        )
     flat = _read_weights(directory / "state", "trainable/", placement)
     for name, record in frozen.items():
         tower = _read_tower(name, record, towers.get(name), directory, placement)
@@ -269,10 +318,15 @@ def _open_step(
     try:
         kind, model_config, data = config["stage"], config["model"], config["data"]
         fit = data.get("image_fit", "pad")
-        preprocessing = {"image_size": data["image_size"], **({} if fit == "pad" else {"image_fit": fit})}
+        preprocessing = {
+            "image_size": data["image_size"],
+            **({} if fit == "pad" else {"image_fit": fit}),
+        }
         tokenizer = tokenizer if tokenizer is not None else data["tokenizer"]
     except KeyError as error:
-        raise CheckpointError(f"Checkpoint {directory} is damaged: its config lacks {error}.") from error
+        raise CheckpointError(
+            f"Checkpoint {directory} is damaged: its config lacks {error}."
+        ) from error
     return OpenedCheckpoint(
         kind=kind,
         params=trees.unflatten(flat),
@@ -285,32 +339,54 @@ def _open_step(
 
 
 def _read_tower(
-    name: str, record: Mapping[str, Any], moved: PathLike | None, checkpoint: Path, placement: Placement | None
+    name: str,
+    record: Mapping[str, Any],
+    moved: PathLike | None,
+    checkpoint: Path,
+    placement: Placement | None,
 ) -> dict[str, Any]:
     """Returns a frozen tower's weights, by their paths in the model that holds it."""
     override = f"--config.towers.{name}=PATH"
     try:
-        directory, card = read_card(moved if moved is not None else record["path"], what=f"tower {name!r}")
+        directory, card = read_card(
+            moved if moved is not None else record["path"], what=f"tower {name!r}"
+        )
     except CheckpointError as error:
-        raise CheckpointError(f"Tower {name!r} of {checkpoint}: {error} If it has moved, give {override}.") from error
+        raise CheckpointError(
+            f"Tower {name!r} of {checkpoint}: {error} If it has moved, give {override}."
+        ) from error
     if card["content_hash"] != record["hash"]:
         raise CheckpointError(
-            f"Tower {name!r} at {directory} is not the one that {checkpoint} was trained with: got hash "
-            f"{card['content_hash'][:12]}, expected {record['hash'][:12]}. Give the right one as {override}."
+            f"Tower {name!r} at {directory} is not the one that {checkpoint} was trained with: got "
+            f"hash {card['content_hash'][:12]}, expected {record['hash'][:12]}. Give the right one "
+            f"as {override}."
         )
-    return _read_weights(directory / "weights", f"{record['source']}/", placement, to=f"{record['target']}/")
+    return _read_weights(
+        directory / "weights", f"{record['source']}/", placement, to=f"{record['target']}/"
+    )
 
 
-def _read_weights(directory: Path, prefix: str, placement: Placement | None, *, to: str = "") -> dict[str, Any]:
+def _read_weights(
+    directory: Path, prefix: str, placement: Placement | None, *, to: str = ""
+) -> dict[str, Any]:
     """Reads the arrays under `prefix`, with `prefix` replaced by `to`."""
-    stored = {name: leaf for name, leaf in arrays.describe(directory).items() if name.startswith(prefix)}
+    stored = {
+        name: leaf for name, leaf in arrays.describe(directory).items() if name.startswith(prefix)
+    }
     if not stored:
-        raise CheckpointError(f"The arrays at {directory} hold nothing under {prefix!r}. It is not the right model.")
+        raise CheckpointError(
+            f"The arrays at {directory} hold nothing under {prefix!r}. It is not the right model."
+        )
     if placement is _describe:
         return {to + name.removeprefix(prefix): leaf for name, leaf in stored.items()}
     if placement is not None:
-        stored = {name: placement(to + name.removeprefix(prefix), leaf) for name, leaf in stored.items()}
-    return {to + name.removeprefix(prefix): leaf for name, leaf in arrays.read(directory, stored).items()}
+        stored = {
+            name: placement(to + name.removeprefix(prefix), leaf) for name, leaf in stored.items()
+        }
+    return {
+        to + name.removeprefix(prefix): leaf
+        for name, leaf in arrays.read(directory, stored).items()
+    }
 
 
 def _describe(path: str, stored: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
@@ -342,7 +418,10 @@ def _are_streamed(flat: Mapping[str, Any]) -> bool:
 
 
 def _hashed(path: str, leaf: Any, digest: Any) -> Any:
-    """Returns a weight that feeds the content hash while it streams by; one that is there already as it is."""
+    """Returns a weight that feeds the content hash while it streams by.
+
+    One that is there already as it is.
+    """
     if not isinstance(leaf, Streamed):
         return leaf
 
@@ -356,7 +435,10 @@ def _hashed(path: str, leaf: Any, digest: Any) -> Any:
 
 
 def _hash_of(flat: Mapping[str, Any], directory: Path) -> str:
-    """Returns the content hash of weights; those that lie on other hosts too are read back from disk."""
+    """Returns the content hash of weights.
+
+    Those that lie on other hosts too are read back from disk.
+    """
     if all(getattr(leaf, "is_fully_addressable", True) for leaf in flat.values()):
         return trees.content_hash(trees.unflatten(flat))
     return trees.content_hash(trees.unflatten({name: _Stored(directory, name) for name in flat}))

@@ -4,8 +4,9 @@
     export "contrastive":    contrastive/vision/...      --->  flamingo/vision/...
                              contrastive/text/...        skipped, by name
 
-Every weight under a target must come from its source in the same shape, and every weight of a source must go somewhere or
-be named by a row of `skip`: a tower that does not fit is an error, never a model that is random in part.
+Every weight under a target must come from its source in the same shape, and every weight of a
+source must go somewhere or be named by a row of `skip`: a tower that does not fit is an error,
+never a model that is random in part.
 """
 
 from __future__ import annotations
@@ -25,22 +26,33 @@ from flamingo_jax.core.paths import PathLike
 Sources = Mapping[str, tuple[PathLike, str]]
 
 
-def load_towers(params: trees.Params, sources: Sources, *, skip: tuple[str, ...] = ()) -> dict[str, dict[str, Any]]:
-    """Returns `params` with the weights under each target read from an export; the others are as they were.
+def load_towers(
+    params: trees.Params, sources: Sources, *, skip: tuple[str, ...] = ()
+) -> dict[str, dict[str, Any]]:
+    """Returns `params` with the weights under each target read from an export.
 
-    Only the named weights are read, each onto the sharding and in the dtype of the weight whose place it takes.
+    The others are as they were.
+
+    Only the named weights are read, each onto the sharding and in the dtype of the weight whose
+    place it takes.
 
     Args:
         params: {module: {name: leaf}}; leaves are arrays, or jax.ShapeDtypeStruct with shardings.
-        sources: {target: (export, source)}, such as {"flamingo/lm": ("runs/lm/export", "lm")}: prefixes of paths.
-        skip: regular expressions over whole paths of source weights that go nowhere, such as "contrastive/text/.*".
+        sources: {target: (export, source)}, such as {"flamingo/lm": ("runs/lm/export", "lm")}:
+            prefixes of paths.
+        skip: regular expressions over whole paths of source weights that go nowhere, such as
+            "contrastive/text/.*".
 
     Raises:
-        CheckpointError: for a missing export; a weight under a target without a source; a source weight without a target
-            that no row of `skip` names, or that is used twice; other shapes; or a row of `skip` that names nothing.
+        CheckpointError: for a missing export; a weight under a target without a source; a source
+            weight without a target that no row of `skip` names, or that is used twice; other
+            shapes; or a row of `skip` that names nothing.
     """
     flat = trees.flatten(params)
-    exports = {str(path): read_card(path, what=f"tower for {target!r}")[0] for target, (path, _) in sources.items()}
+    exports = {
+        str(path): read_card(path, what=f"tower for {target!r}")[0]
+        for target, (path, _) in sources.items()
+    }
     stored = {key: arrays.describe(directory / "weights") for key, directory in exports.items()}
     skipped = _skipped(stored, skip)
     taken: dict[str, set[str]] = {key: set() for key in stored}
@@ -49,8 +61,12 @@ def load_towers(params: trees.Params, sources: Sources, *, skip: tuple[str, ...]
         key = str(path)
         found = _under(stored[key], source)
         where = f"Tower {source!r} of {exports[key]} for {target!r}"
-        if twice := sorted(f"{source}/{name}" for name in found if f"{source}/{name}" in taken[key] | skipped[key]):
-            raise CheckpointError(f"{where}: weights {arrays.few(twice)} are taken twice, or taken and skipped.")
+        if twice := sorted(
+            f"{source}/{name}" for name in found if f"{source}/{name}" in taken[key] | skipped[key]
+        ):
+            raise CheckpointError(
+                f"{where}: weights {arrays.few(twice)} are taken twice, or taken and skipped."
+            )
         taken[key] |= {f"{source}/{name}" for name in found}
         wanted = _under(flat, target)
         arrays.compare(found, wanted, where=where)
@@ -60,8 +76,8 @@ def load_towers(params: trees.Params, sources: Sources, *, skip: tuple[str, ...]
     for key, names in stored.items():
         if left := sorted(names.keys() - taken[key] - skipped[key]):
             raise CheckpointError(
-                f"Export {exports[key]} holds {len(left)} weights that go nowhere: {arrays.few(left)}. "
-                "Give them a target, or name them in `skip`."
+                f"Export {exports[key]} holds {len(left)} weights that go nowhere: "
+                f"{arrays.few(left)}. Give them a target, or name them in `skip`."
             )
     return trees.unflatten(flat | loaded)
 
@@ -78,22 +94,34 @@ def frozen_record(path: PathLike, source: str, target: str) -> dict[str, str]:
         CheckpointError: if there is no export.
     """
     directory, card = read_card(path, what=f"tower for {target!r}")
-    return {"path": str(directory), "hash": card["content_hash"], "source": source, "target": target}
+    return {
+        "path": str(directory),
+        "hash": card["content_hash"],
+        "source": source,
+        "target": target,
+    }
 
 
 def _skipped(stored: Mapping[str, Mapping[str, Any]], skip: tuple[str, ...]) -> dict[str, set[str]]:
     matched = {
-        key: {name for name in names if any(re.fullmatch(row, name) for row in skip)} for key, names in stored.items()
+        key: {name for name in names if any(re.fullmatch(row, name) for row in skip)}
+        for key, names in stored.items()
     }
     everything = [name for names in stored.values() for name in names]
     if unused := [row for row in skip if not any(re.fullmatch(row, name) for name in everything)]:
-        raise CheckpointError(f"Rows of `skip` name no weight of the towers: {unused}. Delete or mend them.")
+        raise CheckpointError(
+            f"Rows of `skip` name no weight of the towers: {unused}. Delete or mend them."
+        )
     return matched
 
 
 def _under(flat: Mapping[str, Any], prefix: str) -> dict[str, Any]:
     """Returns the entries under `prefix/`, by the rest of their path."""
-    return {path.removeprefix(f"{prefix}/"): leaf for path, leaf in flat.items() if path.startswith(f"{prefix}/")}
+    return {
+        path.removeprefix(f"{prefix}/"): leaf
+        for path, leaf in flat.items()
+        if path.startswith(f"{prefix}/")
+    }
 
 
 def _abstract(leaf: Any) -> jax.ShapeDtypeStruct:

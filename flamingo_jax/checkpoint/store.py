@@ -1,16 +1,20 @@
-"""The checkpoints of a run: saved in the background, found again by themselves, refused when they are of another run.
+"""The checkpoints of a run.
+
+Saved in the background, found again by themselves, refused when they are of another run.
 
     WORKDIR/config.json                 the resolved config
     WORKDIR/checkpoints/STEP/state/     trainable weights and optimizer state, as named arrays (orbax, OCDBT)
                             /data/      {dataset: position}, JSON
                             /config/    the resolved config, JSON
 
-What the training loop saves is one tree, {"trainable": {module: {name: array}}, "opt_state": ..., "step": int32 scalar}.
-Frozen towers are not in it: the config's entry "frozen" names where each comes from (see `partial.frozen_record`), and
-every weight of the model is either trainable or under the target of one such entry.
+What the training loop saves is one tree, {"trainable": {module: {name: array}}, "opt_state": ...,
+"step": int32 scalar}. Frozen towers are not in it: the config's entry "frozen" names where each
+comes from (see `partial.frozen_record`), and every weight of the model is either trainable or under
+the target of one such entry.
 
-A step appears by a rename (on gs://, by a commit file written last), so one that was cut off never counts. In a cluster
-all processes make the same calls in the same order; orbax is what keeps them in step.
+A step appears by a rename (on gs://, by a commit file written last), so one that was cut off never
+counts. In a cluster all processes make the same calls in the same order; orbax is what keeps them
+in step.
 """
 
 from __future__ import annotations
@@ -28,7 +32,8 @@ from flamingo_jax.core import config as config_lib
 from flamingo_jax.core import paths
 from flamingo_jax.core.paths import Path, PathLike
 
-# A run may go on with other values in these fields: how long and where it runs, not what it computes. A tower may have
+# A run may go on with other values in these fields: how long and where it runs, not what it
+# computes. A tower may have
 # moved, since its hash (frozen.TOWER.hash) may not differ.
 MAY_DIFFER = (
     r"name",
@@ -42,7 +47,10 @@ MAY_DIFFER = (
 
 
 class Store:
-    """The checkpoints of one run, in WORKDIR/checkpoints. Close it, or use it as a context manager."""
+    """The checkpoints of one run, in WORKDIR/checkpoints.
+
+    Close it, or use it as a context manager.
+    """
 
     def __init__(
         self,
@@ -57,18 +65,26 @@ class Store:
 
         Args:
             workdir: made if it is not there.
-            config: the resolved config as `core.config.to_dict` gives it, with "frozen" for the towers.
+            config: the resolved config as `core.config.to_dict` gives it, with "frozen" for the
+                towers.
             keep: how many of the newest checkpoints stay; at least 1.
-            may_differ: regular expressions over dotted fields in which a checkpoint's config may differ from `config`.
-            completed: gives a checkpoint's config the fields that it was made without, at their defaults.
+            may_differ: regular expressions over dotted fields in which a checkpoint's config may
+                differ from `config`.
+            completed: gives a checkpoint's config the fields that it was made without, at their
+                defaults.
 
         Raises:
             PathError: if the workdir cannot be written.
-            CheckpointError: if the newest checkpoint was made with another config; names the fields.
+            CheckpointError: if the newest checkpoint was made with another config; names the
+                fields.
         """
         if keep < 1:
             raise ValueError(f"keep is {keep}; expected at least 1 checkpoint to be kept.")
-        self._workdir, self._config, self._may_differ = paths.absolute(workdir), dict(config), may_differ
+        self._workdir, self._config, self._may_differ = (
+            paths.absolute(workdir),
+            dict(config),
+            may_differ,
+        )
         self._completed = completed
         self._directory = paths.make_directory(self._workdir / "checkpoints")
         self._manager = ocp.CheckpointManager(
@@ -84,11 +100,16 @@ class Store:
             paths.write_json(self._workdir / "config.json", self._config)
 
     def latest_step(self) -> int | None:
-        """Returns the newest complete checkpoint's step, or None; one that is still being written does not count."""
+        """Returns the newest complete checkpoint's step, or None.
+
+        One that is still being written does not count.
+        """
         return max(steps(self._workdir), default=None)
 
     def save(self, step: int, state: Any, positions: Mapping[str, int]) -> bool:
-        """Starts to save a step, and returns as soon as the arrays are copied: they may be donated afterwards.
+        """Starts to save a step, and returns as soon as the arrays are copied.
+
+        They may be donated afterwards.
 
         Waits for the save before, if that still goes on. An error of that one comes up here.
 
@@ -117,21 +138,27 @@ class Store:
                 ),
             )
         except arrays.ORBAX_ERRORS as error:
-            raise CheckpointError(f"Cannot save to {self._directory}: {arrays.first_line(error)}") from error
+            raise CheckpointError(
+                f"Cannot save to {self._directory}: {arrays.first_line(error)}"
+            ) from error
 
     def restore(self, step: int | None, like: Any) -> tuple[Any, dict[str, int]]:
         """Returns (state, positions) of a step, bit for bit as saved, on the shardings and in the dtypes of `like`.
 
         Args:
             step: None for the newest.
-            like: the state's tree of jax.ShapeDtypeStruct with shardings; any mesh, not only the one that saved.
+            like: the state's tree of jax.ShapeDtypeStruct with shardings; any mesh, not only the
+                one that saved.
 
         Raises:
-            CheckpointError: if there is no such step, it is damaged, of another config or of another structure.
+            CheckpointError: if there is no such step, it is damaged, of another config or of
+                another structure.
         """
         self.wait()
         if step is None and (step := self.latest_step()) is None:
-            raise CheckpointError(f"{self._directory} holds no complete checkpoint. Start the run from step 0.")
+            raise CheckpointError(
+                f"{self._directory} holds no complete checkpoint. Start the run from step 0."
+            )
         self._refuse_another_config(step)
         wanted = arrays.named(like)
         directory = step_directory(self._workdir, step) / "state"
@@ -149,7 +176,9 @@ class Store:
         try:
             self._manager.wait_until_finished()
         except arrays.ORBAX_ERRORS as error:
-            raise CheckpointError(f"Cannot save to {self._directory}: {arrays.first_line(error)}") from error
+            raise CheckpointError(
+                f"Cannot save to {self._directory}: {arrays.first_line(error)}"
+            ) from error
 
     def close(self) -> None:
         """Waits, and ends the background threads."""
@@ -169,9 +198,9 @@ class Store:
         changed = config_lib.differences(theirs, self._config)
         if refused := [line for line in changed if not self._free(line.partition(": ")[0])]:
             raise CheckpointError(
-                f"Checkpoint {step_directory(self._workdir, step)} was made with another config (checkpoint -> now):\n  "
-                + "\n  ".join(refused)
-                + "\nSet these fields back, or give another --workdir."
+                f"Checkpoint {step_directory(self._workdir, step)} was made with another config "
+                "(checkpoint -> now):\n"
+                "  " + "\n  ".join(refused) + "\nSet these fields back, or give another --workdir."
             )
 
     def _free(self, field: str) -> bool:
@@ -198,8 +227,13 @@ def read_item(workdir: PathLike, step: int, item: str) -> dict[str, Any]:
         CheckpointError: if there is no such step, or the file is damaged.
     """
     if step not in (there := steps(workdir)):
-        raise CheckpointError(f"{workdir} holds no complete checkpoint of step {step}; it holds {there or 'none'}.")
+        raise CheckpointError(
+            f"{workdir} holds no complete checkpoint of step {step}; it holds {there or 'none'}."
+        )
     try:
-        return paths.read_json(step_directory(workdir, step) / item / "metadata")  # the name of orbax's JSON handler
+        # the name of orbax's JSON handler
+        return paths.read_json(step_directory(workdir, step) / item / "metadata")
     except paths.PathError as error:
-        raise CheckpointError(f"Checkpoint {step_directory(workdir, step)} is damaged: {error}") from error
+        raise CheckpointError(
+            f"Checkpoint {step_directory(workdir, step)} is damaged: {error}"
+        ) from error

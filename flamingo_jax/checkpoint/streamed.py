@@ -29,8 +29,8 @@ class Streamed:
     Attributes:
         shape: of the whole.
         dtype: of the parts, and of the whole.
-        parts: called once, when its turn to be written has come; yields shape[0] arrays of shape[1:], or (not `is_stacked`)
-            the whole as one.
+        parts: called once, when its turn to be written has come; yields shape[0] arrays of
+            shape[1:], or (not `is_stacked`) the whole as one.
         is_stacked: which of the two.
     """
 
@@ -50,7 +50,10 @@ class Streamed:
         return self.size * self.dtype.itemsize
 
     def chunk(self) -> tuple[int, ...]:
-        """Returns the shape of what is stored together: of one part, as many rows as fit into _CHUNK_BYTES."""
+        """Returns the shape of what is stored together.
+
+        Of one part, as many rows as fit into _CHUNK_BYTES.
+        """
         outer = (1,) if self.is_stacked else ()
         inner = self.shape[len(outer) :]
         if not inner:
@@ -75,9 +78,13 @@ class StreamedHandler(ocp.type_handlers.NumpyHandler):
         """Sorts what orbax sorted by name."""
         args = args or [ocp.SaveArgs()] * len(values)
         order = sorted(range(len(values)), key=lambda i: self._order[infos[i].keypath[0].key])
-        return await super().serialize(*([each[i] for i in order] for each in (values, infos, args)))
+        return await super().serialize(
+            *([each[i] for i in order] for each in (values, infos, args))
+        )
 
-    async def _open_and_write(self, value: Streamed, tspec: dict[str, Any], ts_context: ts.Context) -> None:
+    async def _open_and_write(
+        self, value: Streamed, tspec: dict[str, Any], ts_context: ts.Context
+    ) -> None:
         turn, self._turn = self._turn, asyncio.Event()
         next_turn = self._turn
         tspec = {**tspec, "metadata": {**tspec["metadata"], "chunks": value.chunk()}}
@@ -89,7 +96,8 @@ class StreamedHandler(ocp.type_handlers.NumpyHandler):
         try:
             await self._write(value, store)
         except BaseException:
-            await asyncio.gather(*self._pending, return_exceptions=True)  # so that the directory can be removed
+            # so that the directory can be removed
+            await asyncio.gather(*self._pending, return_exceptions=True)
             raise
         next_turn.set()
 
@@ -98,7 +106,9 @@ class StreamedHandler(ocp.type_handlers.NumpyHandler):
             place = store[number] if value.is_stacked else store
             for block in _blocks(value, part):
                 copy = np.array(part[block], order="C")
-                self._pending.append(place[block].write(copy, can_reference_source_data_indefinitely=True))
+                self._pending.append(
+                    place[block].write(copy, can_reference_source_data_indefinitely=True)
+                )
                 self._pending_bytes += copy.nbytes
                 if self._pending_bytes > PENDING_BYTES:
                     await self._flush()

@@ -1,9 +1,13 @@
-"""CLIP in the layout of transformers: its image tower, of a CLIPModel or a CLIPVisionModel, or both towers; of OpenAI's weights or LAION's.
+"""CLIP in the layout of transformers.
+
+Its image tower, of a CLIPModel or a CLIPVisionModel, or both towers; of OpenAI's weights or
+LAION's.
 
     vision_model.embeddings, pre_layrnorm, encoder.layers.N, post_layernorm      -> vision/...
     visual_projection, text_model, text_projection, logit_scale                  -> contrastive/... with towers=both, else left
 
-The activation is what config.json says, which no weight tells: quick_gelu for OpenAI's, gelu (the exact one) for LAION's.
+The activation is what config.json says, which no weight tells: quick_gelu for OpenAI's, gelu (the
+exact one) for LAION's.
 """
 
 from __future__ import annotations
@@ -44,9 +48,10 @@ _OTHERS = Skip(r"(?!vision_model\.).*", "no part of the image tower")
 def conversion(inputs: Inputs) -> Conversion:
     """Returns the conversion of a directory with config.json to an export of kind "vision".
 
-    Its option `features` says what comes out of the tower: "patches" (the default, as in OpenFlamingo), "class_and_patches" (as in
-    IDEFICS), both before the last norm, or "class" (CLIP's own image embedding before its projection) after it. With the option
-    towers=both the whole CLIPModel becomes an export of kind "contrastive".
+    Its option `features` says what comes out of the tower: "patches" (the default, as in
+    OpenFlamingo), "class_and_patches" (as in IDEFICS), both before the last norm, or "class"
+    (CLIP's own image embedding before its projection) after it. With the option towers=both the
+    whole CLIPModel becomes an export of kind "contrastive".
 
     Raises:
         ConversionError: for a config of another model, or a value of `features` that there is not.
@@ -59,7 +64,10 @@ def conversion(inputs: Inputs) -> Conversion:
     files, preprocessing = open_weights(inputs.input), read_preprocessing(directory)
     config = vision_config(read_config(directory), features=features, preprocessing=preprocessing)
     is_part = any(name.startswith("vision_model.") for name in files.names())
-    rules = (*tower_rules(config, source="vision_model." if is_part else ""), *((_OTHERS,) if is_part else ()))
+    rules = (
+        *tower_rules(config, source="vision_model." if is_part else ""),
+        *((_OTHERS,) if is_part else ()),
+    )
     return Conversion(
         kind="vision",
         model=ModelConfig(vit=config, new_tokens=()),
@@ -111,7 +119,10 @@ def _both(inputs: Inputs) -> Conversion:
 
 
 def tower_rules(config: ViTConfig, *, source: str = "") -> Rules:
-    """Returns the rules of the image tower, for files in which its names begin with `source`; targets are below its module."""
+    """Returns the rules of the image tower, for files in which its names begin with `source`.
+
+    Targets are below its module.
+    """
     return under((*vision_rules(config, NAMES), BUFFERS), source=source)
 
 
@@ -121,9 +132,11 @@ def vision_config(
     """Returns the ViT that a config.json describes.
 
     Args:
-        config: its content, of a CLIPModel (then `vision_config` in it counts) or a CLIPVisionModel; what it lacks has CLIP's values.
+        config: its content, of a CLIPModel (then `vision_config` in it counts) or a
+            CLIPVisionModel; what it lacks has CLIP's values.
         features: what comes out. Only "class" is behind the last norm.
-        preprocessing: content of preprocessor_config.json; None or empty: CLIP's mean and deviation.
+        preprocessing: content of preprocessor_config.json; None or empty: CLIP's mean and
+            deviation.
 
     Raises:
         ConversionError: for a model that is no CLIP, or an activation that is not known here.
@@ -131,7 +144,8 @@ def vision_config(
     kind = config.get("model_type", "clip")
     if kind not in ("clip", "clip_vision_model"):
         raise ConversionError(
-            f"config.json has model_type {kind!r}; expected 'clip' or 'clip_vision_model'. Check --source."
+            f"config.json has model_type {kind!r}; expected 'clip' or 'clip_vision_model'. Check "
+            "--source."
         )
     fields = config.get("vision_config", {}) if kind == "clip" else config
     seen = preprocessing or {}
@@ -155,7 +169,8 @@ def _activation(fields: Mapping[str, Any]) -> Any:
     activation = fields.get("hidden_act", "quick_gelu")
     if activation not in _ACTIVATIONS:
         raise ConversionError(
-            f"config.json has hidden_act {activation!r}; expected one of {', '.join(_ACTIVATIONS)}: another would give other features."
+            f"config.json has hidden_act {activation!r}; expected one of "
+            f"{', '.join(_ACTIVATIONS)}: another would give other features."
         )
     return _ACTIVATIONS[activation]
 
@@ -168,7 +183,9 @@ def features_of(inputs: Inputs) -> Features:
     """
     features = inputs.options.get("features", "patches")
     if features not in get_args(Features):
-        raise ConversionError(f"features is {features!r}; expected one of {', '.join(get_args(Features))}.")
+        raise ConversionError(
+            f"features is {features!r}; expected one of {', '.join(get_args(Features))}."
+        )
     return cast(Features, features)
 
 

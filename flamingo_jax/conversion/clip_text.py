@@ -1,10 +1,13 @@
-"""CLIP whole, with its text tower and the maps into the joint space: an export of kind "contrastive", for zero-shot evaluation.
+"""CLIP whole, with its text tower and the maps into the joint space.
+
+An export of kind "contrastive", for zero-shot evaluation.
 
     image tower -> class token, last norm --projection--+
     text tower  -> last token, last norm  --projection--+--> cosines, times exp(logit_scale)
 
-The tokenizer comes along (tokenizer.json and what lies beside it). CLIP fills rows with its <EOS>; here what is padding is told by the segment, and
-a causal encoder never looks there from the last real token, so the embeddings are the same.
+The tokenizer comes along (tokenizer.json and what lies beside it). CLIP fills rows with its <EOS>;
+here what is padding is told by the segment, and a causal encoder never looks there from the last
+real token, so the embeddings are the same.
 """
 
 from __future__ import annotations
@@ -33,13 +36,16 @@ def towers_of(inputs: Inputs) -> Towers:
     """Returns the option `towers`: "vision" (the default), the image tower alone, or "both".
 
     Raises:
-        ConversionError: for another value, or `features` with both: what is compared with texts is the class token.
+        ConversionError: for another value, or `features` with both: what is compared with texts is
+            the class token.
     """
     towers = inputs.options.get("towers", "vision")
     if towers not in ("vision", "both"):
         raise ConversionError(f"towers is {towers!r}; expected vision or both.")
     if towers == "both" and "features" in inputs.options:
-        raise ConversionError("features is an option of the image tower alone: leave it out, or take towers=vision.")
+        raise ConversionError(
+            "features is an option of the image tower alone: leave it out, or take towers=vision."
+        )
     return "both" if towers == "both" else "vision"
 
 
@@ -52,20 +58,28 @@ def text_config(*, width: int, mlp_width: int, **fields: Any) -> TextEncoderConf
         **fields: vocab_size, num_layers, num_heads, max_length, activation, epsilon.
 
     Raises:
-        ConversionError: if the feed-forward layers are no multiple of the width, or the heads do not divide it.
+        ConversionError: if the feed-forward layers are no multiple of the width, or the heads do
+            not divide it.
     """
     if mlp_width % width:
         raise ConversionError(
-            f"The text tower's feed-forward layers have {mlp_width} channels; expected a multiple of its width {width}."
+            f"The text tower's feed-forward layers have {mlp_width} channels; expected a multiple "
+            f"of its width {width}."
         )
     try:
-        return TextEncoderConfig(width=width, mlp_ratio=mlp_width // width, norm="before", causal=True, **fields)
+        return TextEncoderConfig(
+            width=width, mlp_ratio=mlp_width // width, norm="before", causal=True, **fields
+        )
     except ValueError as error:
         raise ConversionError(f"{error} Check the config beside the files.") from error
 
 
-def text_rules(config: TextEncoderConfig, names: Names, *, embedding: str, positions: str, final_norm: str) -> Rules:
-    """Returns the rules of the text tower, its targets below its module; `mapping.under` moves them to where it stands.
+def text_rules(
+    config: TextEncoderConfig, names: Names, *, embedding: str, positions: str, final_norm: str
+) -> Rules:
+    """Returns the rules of the text tower, its targets below its module.
+
+    `mapping.under` moves them to where it stands.
 
     Args:
         config: of the text tower.
@@ -82,7 +96,9 @@ def text_rules(config: TextEncoderConfig, names: Names, *, embedding: str, posit
         *norm_rules(f"{block}{names.attention_norm}", "layers/attention_norm"),
         *norm_rules(f"{block}{names.mlp_norm}", "layers/ffw_norm"),
         *norm_rules(final_norm, "final_norm"),
-        *projection_rules(names, block, heads, attention="layers/", out="output", mlp="layers/ffw/"),
+        *projection_rules(
+            names, block, heads, attention="layers/", out="output", mlp="layers/ffw/"
+        ),
     )
 
 
@@ -112,8 +128,8 @@ def both(
     """
     if not (directory / JSON_NAME).exists():
         raise ConversionError(
-            f"There is no {JSON_NAME} in {directory}, and the text tower needs it: put CLIP's there, with tokenizer_config.json, or take the image "
-            "tower alone with towers=vision."
+            f"There is no {JSON_NAME} in {directory}, and the text tower needs it: put CLIP's "
+            "there, with tokenizer_config.json, or take the image tower alone with towers=vision."
         )
     joint = ContrastiveConfig(joint_dim=joint_dim, label_smoothing=0.0, text_pooling="last")
     return Conversion(

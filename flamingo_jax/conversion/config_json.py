@@ -1,4 +1,7 @@
-"""What a publisher's config.json says, field by field; a value that we cannot compute is refused by its name."""
+"""What a publisher's config.json says, field by field.
+
+A value that we cannot compute is refused by its name.
+"""
 
 from __future__ import annotations
 
@@ -38,11 +41,15 @@ class Fields:
             if value is not None:
                 return value
         if default is _REQUIRED:
-            raise ConversionError(f"config.json has no {names[0]}: it is not the one of this model, or not whole.")
+            raise ConversionError(
+                f"config.json has no {names[0]}: it is not the one of this model, or not whole."
+            )
         return default
 
     def only(self, name: str, *supported: Any, default: Any) -> Any:
-        """Returns a field that must have one of the supported values; the default stands for a field that is not there.
+        """Returns a field that must have one of the supported values.
+
+        The default stands for a field that is not there.
 
         Raises:
             ConversionError: it has another.
@@ -51,7 +58,8 @@ class Fields:
         if value not in supported:
             allowed = " or ".join(map(repr, supported))
             raise ConversionError(
-                f"config.json: {name} is {value!r}; supported is {allowed}. This model cannot be converted."
+                f"config.json: {name} is {value!r}; supported is {allowed}. This model cannot be "
+                "converted."
             )
         return value
 

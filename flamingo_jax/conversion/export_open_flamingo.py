@@ -1,10 +1,12 @@
-"""This model back to OpenFlamingo's checkpoint.pt, so that it can be read in PyTorch: the table of `open_flamingo_layout` from right to left.
+"""This model back to OpenFlamingo's checkpoint.pt, so that it can be read in PyTorch.
+
+The table of `open_flamingo_layout` from right to left.
 
     model, _, tokenizer = open_flamingo.create_model_and_transforms(..., cross_attn_every_n_layers=n)     # their towers
     model.load_state_dict(torch.load("checkpoint.pt"), strict=False)
 
-What is written is what they publish: perceiver, gated layers, token tables. The frozen towers must be theirs. Only a model with their
-geometry has this form.
+What is written is what they publish: perceiver, gated layers, token tables. The frozen towers must
+be theirs. Only a model with their geometry has this form.
 """
 
 from __future__ import annotations
@@ -61,7 +63,10 @@ _THEIRS = {
     },
     "vit": {"features": "patches", "final_norm": False},
 }
-"""What their `Flamingo` class makes, whatever its arguments: part of the model -> field -> value."""
+"""What their `Flamingo` class makes, whatever its arguments.
+
+Part of the model -> field -> value.
+"""
 
 
 def write(checkpoint: Path, output: Path) -> str:
@@ -80,7 +85,9 @@ def write(checkpoint: Path, output: Path) -> str:
     """
     opened = open_checkpoint(checkpoint)
     if opened.kind != "flamingo":
-        raise ConversionError(f"{opened.path} is a {opened.kind}; expected a flamingo. Give --input of that stage.")
+        raise ConversionError(
+            f"{opened.path} is a {opened.kind}; expected a flamingo. Give --input of that stage."
+        )
     weights = state_dict(from_dict(ModelConfig, opened.model_config, where="model"), opened.params)
     torch = needs("torch")
 
@@ -105,11 +112,15 @@ def state_dict(model: ModelConfig, params: trees.Params) -> dict[str, np.ndarray
         ConversionError: naming the fields in which the model is not one of theirs.
     """
     layout = check(model)
-    flat, lm, every = trees.flatten(params), required(model.lm, "lm"), required(model.xattn, "xattn").every
+    flat, lm, every = (
+        trees.flatten(params),
+        required(model.lm, "lm"),
+        required(model.xattn, "xattn").every,
+    )
     places = range(every - 1, lm.num_layers, every)
     out = dict(_renamed(RESAMPLER, flat, range(required(model.resampler, "resampler").num_layers)))
     out.update(_renamed(xattn_pairs(layout.layers), flat, places))
-    read = lambda path: np.asarray(flat[f"flamingo/{path}"])  # noqa: E731
+    read = lambda path: np.asarray(flat[f"flamingo/{path}"])
     known = lm.vocab_size
     new = {name: read(f"new_tokens/{name}") for name in ("input", "output")}
     out[layout.embedding] = np.concatenate([read("lm/embedding")[:known], new["input"]])
@@ -118,9 +129,10 @@ def state_dict(model: ModelConfig, params: trees.Params) -> dict[str, np.ndarray
         return out | dict.fromkeys(layout.heads, head)
     if not np.array_equal(new["input"], new["output"]):
         raise ConversionError(
-            "The rows of the new tokens in the embedding and in the head differ, since they were trained apart; OpenFlamingo with a "
-            "tied language model (the 3B and the 9B) has one row for both, and cannot hold this model. What was converted and not yet "
-            "trained can go back, and so can further training of a model with a head of its own (the 4B)."
+            "The rows of the new tokens in the embedding and in the head differ, since they were "
+            "trained apart; OpenFlamingo with a tied language model (the 3B and the 9B) has one "
+            "row for both, and cannot hold this model. What was converted and not yet trained can "
+            "go back, and so can further training of a model with a head of its own (the 4B)."
         )
     return out
 
@@ -132,7 +144,8 @@ def check(model: ModelConfig) -> FlamingoLayout:
         ConversionError: naming the fields in which the model is not one of theirs.
     """
     wrong = [
-        f"{part}.{field} = {getattr(required(getattr(model, part), part), field)!r} (theirs: {value!r})"
+        f"{part}.{field} = {getattr(required(getattr(model, part), part), field)!r} (theirs: "
+        f"{value!r})"
         for part, fields in _THEIRS.items()
         for field, value in fields.items()
         if getattr(required(getattr(model, part), part), field) != value
@@ -147,7 +160,8 @@ def check(model: ModelConfig) -> FlamingoLayout:
         wrong.append(f"lm = {model.lm} (theirs: one of {', '.join(LAYOUTS)})")
     if wrong or family is None:
         raise ConversionError(
-            f"This model is none that OpenFlamingo can hold: {'; '.join(wrong)}. Only models of its geometry can be written for it."
+            f"This model is none that OpenFlamingo can hold: {'; '.join(wrong)}. Only models of "
+            "its geometry can be written for it."
         )
     return LAYOUTS[family]
 
@@ -161,11 +175,16 @@ def _family(lm: LMConfig) -> str | None:
     return "opt" if lm.position == "learned" and lm.activation == "relu" else None
 
 
-def _renamed(pairs: tuple[Pair, ...], flat: Mapping[str, Any], layers: range) -> Iterator[tuple[str, np.ndarray]]:
+def _renamed(
+    pairs: tuple[Pair, ...], flat: Mapping[str, Any], layers: range
+) -> Iterator[tuple[str, np.ndarray]]:
     for pair in pairs:
         ours = [np.asarray(flat[target]) for target in pair.targets]
         if "{layer}" not in pair.source:
             yield pair.source, np.ascontiguousarray(pair.back(*ours))
             continue
         for slot, layer in enumerate(layers):
-            yield pair.source.replace("{layer}", str(layer)), np.ascontiguousarray(pair.back(*(w[slot] for w in ours)))
+            yield (
+                pair.source.replace("{layer}", str(layer)),
+                np.ascontiguousarray(pair.back(*(w[slot] for w in ours))),
+            )

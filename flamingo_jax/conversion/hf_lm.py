@@ -1,10 +1,13 @@
-"""Open language models as the frozen tower: a directory as Hugging Face's transformers writes it, of one of the families of `lm_families`.
+"""Open language models as the frozen tower.
+
+A directory as Hugging Face's transformers writes it, of one of the families of `lm_families`.
 
     DIR/config.json                                          model_type and shape
     DIR/model.safetensors, pytorch_model.bin, or shards      weights                        -->  a language_model export
     DIR/tokenizer.model, or tokenizer.json and tokenizer_config.json
 
-V is the number of rows of the checkpoint's table, which may have more of them than its tokenizer has pieces; new tokens stand behind it.
+V is the number of rows of the checkpoint's table, which may have more of them than its tokenizer
+has pieces; new tokens stand behind it.
 """
 
 from __future__ import annotations
@@ -25,7 +28,8 @@ def conversion(inputs: Inputs) -> Conversion:
     """Returns the conversion of the directory that `--input` names.
 
     Raises:
-        ConversionError: a file is missing or damaged, the family is unknown, or the model has an option that our block has not.
+        ConversionError: a file is missing or damaged, the family is unknown, or the model has an
+            option that our block has not.
     """
     only(inputs)
     directory = inputs.input
@@ -46,8 +50,9 @@ def _tokenizer(directory: Path) -> Path:
         return tokenizer_lib.find(directory)
     except FileNotFoundError as error:
         raise ConversionError(
-            f"{directory} has neither tokenizer.model nor tokenizer.json. Where it has vocab.json and merges.txt, transformers makes "
-            "the latter of them: AutoTokenizer.from_pretrained(DIR).save_pretrained(DIR)."
+            f"{directory} has neither tokenizer.model nor tokenizer.json. Where it has vocab.json "
+            "and merges.txt, transformers makes the latter of them: "
+            "AutoTokenizer.from_pretrained(DIR).save_pretrained(DIR)."
         ) from error
 
 

@@ -1,4 +1,6 @@
-"""IDEFICS 9B and 80B, and their instruct forms (Hugging Face M4, 2023): CLIP-H, a resampler and LLaMA 7B or 65B, all in one directory.
+"""IDEFICS 9B and 80B, and their instruct forms (Hugging Face M4, 2023).
+
+CLIP-H, a resampler and LLaMA 7B or 65B, all in one directory.
 
     model.vision_model               CLIP's ViT, its class token kept, its last norm not            -> flamingo/vision
     model.perceiver_resampler        no input map, no time embeddings, norms on the heads           -> flamingo/resampler
@@ -6,8 +8,9 @@
     model.layers, model.norm         LLaMA                                                          -> flamingo/lm
     embed_tokens, lm_head            32,000 rows -> flamingo/lm, additional rows                    -> flamingo/new_tokens
 
-What no weight tells is read from config.json. One thing is written nowhere: whether, in training, the attention of a token that sees no
-image was zeroed. The published code does it today; as first published, it took the mean over all images (`--option=unseen=average`).
+What no weight tells is read from config.json. One thing is written nowhere: whether, in training,
+the attention of a token that sees no image was zeroed. The published code does it today; as first
+published, it took the mean over all images (`--option=unseen=average`).
 """
 
 from __future__ import annotations
@@ -37,7 +40,11 @@ END_OF_UTTERANCE = "<end_of_utterance>"  # of the instruct models
 NEWLINE = "<0x0A>"  # LLaMA's piece; the examples of the others' prompts end in it
 
 # (field of config.json, its one value that is known here, what it is where it is left out)
-_ONLY = (("model_type", "idefics", "missing"), ("use_resampler", True, False), ("tie_word_embeddings", False, False))
+_ONLY = (
+    ("model_type", "idefics", "missing"),
+    ("use_resampler", True, False),
+    ("tie_word_embeddings", False, False),
+)
 # What config.json leaves out, since it equals the default of its class.
 _DEFAULTS = {
     "vocab_size": 32_000,
@@ -58,7 +65,9 @@ _VISION_DEFAULTS = {
 
 
 def conversion(inputs: Inputs) -> Conversion:
-    """Returns the conversion of the directory that `--input` names; the option `unseen` is "zero" or "average".
+    """Returns the conversion of the directory that `--input` names.
+
+    The option `unseen` is "zero" or "average".
 
     Raises:
         ConversionError: as of `describe`, or for what this source does not take.
@@ -66,7 +75,9 @@ def conversion(inputs: Inputs) -> Conversion:
     only(inputs, "unseen")
     unseen = inputs.options.get("unseen", "zero")
     if unseen not in get_args(Unseen):
-        raise ConversionError(f"unseen is {unseen!r}; expected one of {', '.join(get_args(Unseen))}.")
+        raise ConversionError(
+            f"unseen is {unseen!r}; expected one of {', '.join(get_args(Unseen))}."
+        )
     directory = inputs.input if inputs.input.is_dir() else inputs.input.parent
     return describe(
         read_config(directory),
@@ -92,7 +103,8 @@ def describe(
         files: its weights.
         added: id -> string of the tokens that the tokenizer has beside its vocabulary.
         tokenizer: its file, or the directory that holds it.
-        unseen: what attention gives a token that sees no image: nothing, or (as first published) the mean over all.
+        unseen: what attention gives a token that sees no image: nothing, or (as first published)
+            the mean over all.
 
     Raises:
         ConversionError: for a config of another model, or a tokenizer without IDEFICS' tokens.
@@ -100,21 +112,41 @@ def describe(
     fields = Fields(_DEFAULTS | dict(config))
     for name, value, default in _ONLY:
         fields.only(name, value, default=default)
-    lm, lm_rules = lm_families.describe({**_DEFAULTS, **config, "model_type": "llama"}, files.names())
-    theirs = {**_VISION_DEFAULTS, **fields.get("vision_config", default={}), "model_type": "clip_vision_model"}
+    lm, lm_rules = lm_families.describe(
+        {**_DEFAULTS, **config, "model_type": "llama"}, files.names()
+    )
+    theirs = {
+        **_VISION_DEFAULTS,
+        **fields.get("vision_config", default={}),
+        "model_type": "clip_vision_model",
+    }
     theirs["hidden_size"] = theirs.get("embed_dim", theirs["hidden_size"])
     vision = clip.vision_config(theirs, features="class_and_patches")
     resampler, xattn = _resampler_config(fields, vision), _xattn_config(fields, lm, unseen)
     model = ModelConfig(
-        vit=vision, resampler=resampler, lm=lm, xattn=xattn, new_tokens=_new_tokens(fields, lm.vocab_size, added)
+        vit=vision,
+        resampler=resampler,
+        lm=lm,
+        xattn=xattn,
+        new_tokens=_new_tokens(fields, lm.vocab_size, added),
     )
     return Conversion(
         kind="flamingo",
         model=model,
         rules=(
-            *under(clip.tower_rules(vision, source="model.vision_model."), target="flamingo/vision/"),
-            *under(_resampler(resampler), source="model.perceiver_resampler.", target="flamingo/resampler/"),
-            *under(_xattn(lm, xattn), source="model.gated_cross_attn_layers.{layer}.", target="flamingo/xattn/block/"),
+            *under(
+                clip.tower_rules(vision, source="model.vision_model."), target="flamingo/vision/"
+            ),
+            *under(
+                _resampler(resampler),
+                source="model.perceiver_resampler.",
+                target="flamingo/resampler/",
+            ),
+            *under(
+                _xattn(lm, xattn),
+                source="model.gated_cross_attn_layers.{layer}.",
+                target="flamingo/xattn/block/",
+            ),
             *under(lm_rules, target="flamingo/"),
             Rule("model.embed_tokens.additional_embedding.weight", "flamingo/new_tokens/input"),
             Rule("lm_head.additional_fc.weight", "flamingo/new_tokens/output"),
@@ -129,15 +161,24 @@ def describe(
 def markers(new_tokens: Sequence[str], vocab_size: int) -> Markers:
     """Returns how its prompts are written; there is no end of chunk between text and image.
 
-    An answer ends with `<end_of_utterance>` where the model has learnt it; else with the line, as the few-shot examples do (`<EOC>` in
-    a prompt becomes either): the model itself knows no other end but that of the document.
+    An answer ends with `<end_of_utterance>` where the model has learnt it; else with the line, as
+    the few-shot examples do (`<EOC>` in a prompt becomes either): the model itself knows no other
+    end but that of the document.
     """
     end = END_OF_UTTERANCE if END_OF_UTTERANCE in new_tokens else NEWLINE
-    return Markers(end_of_chunk=end, closes_chunks=False, image=(AROUND, IMAGE_TAG, AROUND), vocab_size=vocab_size)
+    return Markers(
+        end_of_chunk=end,
+        closes_chunks=False,
+        image=(AROUND, IMAGE_TAG, AROUND),
+        vocab_size=vocab_size,
+    )
 
 
 def added_tokens(directory: Path) -> dict[int, str]:
-    """Returns id -> string of the tokens that a tokenizer's files add to its vocabulary; in any of the forms of Hugging Face."""
+    """Returns id -> string of the tokens that a tokenizer's files add to its vocabulary.
+
+    In any of the forms of Hugging Face.
+    """
     found: dict[int, str] = {}
     for name in ("tokenizer.json", "tokenizer_config.json", "added_tokens.json"):
         if not (directory / name).exists():
@@ -145,14 +186,18 @@ def added_tokens(directory: Path) -> dict[int, str]:
         try:
             content = json.loads((directory / name).read_text())
             if name == "tokenizer.json":
-                found |= {int(token["id"]): str(token["content"]) for token in content["added_tokens"]}
+                found |= {
+                    int(token["id"]): str(token["content"]) for token in content["added_tokens"]
+                }
             elif name == "tokenizer_config.json":
                 decoder = content.get("added_tokens_decoder", {})
                 found |= {int(number): str(token["content"]) for number, token in decoder.items()}
             else:
                 found |= {int(number): str(token) for token, number in content.items()}
         except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise ConversionError(f"{directory / name} is damaged: {error}. Put the publisher's there.") from error
+            raise ConversionError(
+                f"{directory / name} is damaged: {error}. Put the publisher's there."
+            ) from error
     return found
 
 
@@ -176,7 +221,8 @@ def _xattn_config(fields: Fields, lm: LMConfig, unseen: Unseen) -> XattnConfig:
     every = fields.get("cross_layer_interval", default=1)
     if lm.num_layers % every:
         raise ConversionError(
-            f"config.json: cross_layer_interval is {every}, which does not divide num_hidden_layers {lm.num_layers}: such a model does not run."
+            f"config.json: cross_layer_interval is {every}, which does not divide "
+            f"num_hidden_layers {lm.num_layers}: such a model does not run."
         )
     return XattnConfig(
         every=every,
@@ -187,7 +233,9 @@ def _xattn_config(fields: Fields, lm: LMConfig, unseen: Unseen) -> XattnConfig:
         norm="rms",
         norm_epsilon=lm.norm_epsilon,
         qk_norm=fields.get("qk_layer_norms", default=False),
-        gate="vector" if fields.only("alpha_type", "float", "vector", default="float") == "vector" else "scalar",
+        gate="vector"
+        if fields.only("alpha_type", "float", "vector", default="float") == "vector"
+        else "scalar",
         unseen=unseen,
     )
 
@@ -202,7 +250,11 @@ def _resampler(config: ResamplerConfig) -> Rules:
     return (
         Rule("latents", "latents"),
         *_layer_norm("layer_norm", "final_norm"),
-        *(rule for theirs, ours in norms.items() for rule in _layer_norm(attention + theirs, f"layers/{ours}")),
+        *(
+            rule
+            for theirs, ours in norms.items()
+            for rule in _layer_norm(attention + theirs, f"layers/{ours}")
+        ),
         *(Rule(f"{attention}{part[0]}_proj.weight", f"layers/{part}/w", inward) for part in PARTS),
         Rule(f"{attention}output_proj.weight", "layers/output/w", outward),
         *_layer_norm(f"{mlp}ln", "layers/ffw_norm"),
@@ -212,18 +264,27 @@ def _resampler(config: ResamplerConfig) -> Rules:
 
 
 def _xattn(lm: LMConfig, config: XattnConfig) -> Rules:
-    inward, outward = transforms.heads_in(lm.num_heads, lm.head_size), transforms.heads_out(lm.num_heads, lm.head_size)
+    inward, outward = (
+        transforms.heads_in(lm.num_heads, lm.head_size),
+        transforms.heads_out(lm.num_heads, lm.head_size),
+    )
     gate = transforms.flat if config.gate == "vector" else transforms.scalar
     norms = {"input_layernorm": "query_norm", "post_attention_layernorm": "mlp_norm"}
     if config.qk_norm:
-        norms |= {"cross_attn.q_layer_norm": "query_head_norm", "cross_attn.k_layer_norm": "key_head_norm"}
+        norms |= {
+            "cross_attn.q_layer_norm": "query_head_norm",
+            "cross_attn.k_layer_norm": "key_head_norm",
+        }
     return (
         Rule("alpha_cross_attn", "attention_gate", gate),
         Rule("alpha_dense", "dense_gate", gate),
         *(Rule(f"{theirs}.weight", f"{ours}/scale") for theirs, ours in norms.items()),
         *(Rule(f"cross_attn.{part[0]}_proj.weight", f"{part}/w", inward) for part in PARTS),
         Rule("cross_attn.o_proj.weight", "out/w", outward),
-        *(Rule(f"mlp.{part}_proj.weight", f"mlp/{part}/w", transforms.transpose) for part in ("gate", "up", "down")),
+        *(
+            Rule(f"mlp.{part}_proj.weight", f"mlp/{part}/w", transforms.transpose)
+            for part in ("gate", "up", "down")
+        ),
     )
 
 
@@ -232,12 +293,18 @@ def _layer_norm(source: str, target: str) -> Rules:
 
 
 def _new_tokens(fields: Fields, start: int, added: Mapping[int, str]) -> tuple[str, ...]:
-    """The strings of the additional rows; a row that no token of the tokenizer has gets a name of its own."""
+    """The strings of the additional rows.
+
+    A row that no token of the tokenizer has gets a name of its own.
+    """
     count = fields.get("additional_vocab_size", default=0)
-    names = tuple(added.get(number, f"<additional_{number}>") for number in range(start, start + count))
+    names = tuple(
+        added.get(number, f"<additional_{number}>") for number in range(start, start + count)
+    )
     if missing := [name for name in (AROUND, IMAGE_TAG) if name not in names]:
         raise ConversionError(
-            f"The {count} tokens behind the vocabulary of {start} are {names}; {missing[0]!r} is not among them. Put the publisher's "
-            "tokenizer.json, tokenizer_config.json or added_tokens.json beside config.json."
+            f"The {count} tokens behind the vocabulary of {start} are {names}; {missing[0]!r} is "
+            "not among them. Put the publisher's tokenizer.json, tokenizer_config.json or "
+            "added_tokens.json beside config.json."
         )
     return names

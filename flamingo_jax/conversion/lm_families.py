@@ -1,4 +1,6 @@
-"""The families of open language models: how each one's config.json describes our block, and where its files keep the block's weights.
+"""The families of open language models.
+
+How each one's config.json describes our block, and where its files keep the block's weights.
 
     family     norm   positions            feed-forward  biases           beside
     llama      RMS    rotary               SwiGLU        none (or named)  grouped heads, stretched rotary positions, tied or not
@@ -9,7 +11,8 @@
     opt        Layer  learned              ReLU          all              two unused rows before the positions
     gpt2       Layer  learned              GeLU (tanh)   all              weights stored [in, out]; q, k, v fused
 
-A value that the block cannot compute is refused by name. What a table does not name and the files hold is refused by the mapping.
+A value that the block cannot compute is refused by name. What a table does not name and the files
+hold is refused by the mapping.
 """
 
 from __future__ import annotations
@@ -35,8 +38,10 @@ class Family:
     Attributes:
         config: (fields of config.json, rows of the embedding) -> the block's options.
         rules: (those options, names in the files) -> the table; targets begin with "lm/".
-        embedding: how the name of the embedding ends; what stands before it ("model.", "transformer.", or nothing) does so in all names.
-        fixed: fields of config.json for which only the value given here is supported; it also stands for a field that is not there.
+        embedding: how the name of the embedding ends; what stands before it ("model.",
+            "transformer.", or nothing) does so in all names.
+        fixed: fields of config.json for which only the value given here is supported; it also
+            stands for a field that is not there.
         heads: names of the head's weights, in the order of preference.
     """
 
@@ -55,7 +60,8 @@ def describe(content: Mapping[str, Any], shapes: Mapping[str, Any]) -> tuple[LMC
         shapes: name -> shape and dtype of the files' weights.
 
     Raises:
-        ConversionError: for an unknown family, a value that the block cannot compute, or shapes that make no model.
+        ConversionError: for an unknown family, a value that the block cannot compute, or shapes
+            that make no model.
     """
     fields = Fields(content)
     family = FAMILIES[fields.only("model_type", *FAMILIES, default="missing")]
@@ -64,15 +70,18 @@ def describe(content: Mapping[str, Any], shapes: Mapping[str, Any]) -> tuple[LMC
     ends = [name for name in shapes if f".{name}".endswith(f".{family.embedding}")]
     if not ends:
         raise ConversionError(
-            f"The files hold no {family.embedding}, the embedding of model_type {fields.get('model_type')!r}. Check that config.json is "
-            "theirs, and that no shard is missing."
+            f"The files hold no {family.embedding}, the embedding of model_type "
+            f"{fields.get('model_type')!r}. Check that config.json is theirs, and that no shard is "
+            "missing."
         )
     embedding = min(ends, key=len)
     prefix = embedding.removesuffix(family.embedding)
     try:
         lm = family.config(fields, shapes[embedding].shape[0])
     except (TypeError, ValueError) as error:
-        raise ConversionError(f"config.json does not describe a model that can be: {error}") from error
+        raise ConversionError(
+            f"config.json does not describe a model that can be: {error}"
+        ) from error
     body = family.rules(lm, [name.removeprefix(prefix) for name in shapes])
     return lm, (*_tables(lm, family, embedding, shapes), *under(body, source=prefix), *_BUFFERS)
 
@@ -87,7 +96,10 @@ def _tables(lm: LMConfig, family: Family, embedding: str, shapes: Mapping[str, A
     pad = transforms.pad_rows(lm.vocab_multiple)
     table = Rule(embedding, "lm/embedding", pad)
     if lm.tied_head:
-        return (table, *(Skip(re.escape(name), "tied: the embedding once more") for name in family.heads))
+        return (
+            table,
+            *(Skip(re.escape(name), "tied: the embedding once more") for name in family.heads),
+        )
     head = next((name for name in family.heads if name in shapes), family.heads[0])
     return table, Rule(head, "lm/head", pad)
 
@@ -97,7 +109,9 @@ def _rotary(fields: Fields) -> dict[str, Any]:
     said = Fields(fields.get("rope_parameters", "rope_scaling", default={}))
     name = "rope_type" if said.get("rope_type", default=None) else "type"
     kind = said.only(name, "default", "linear", "llama3", default="default")
-    scaling = RotaryScaling() if kind == "default" else RotaryScaling(factor=float(said.get("factor")))
+    scaling = (
+        RotaryScaling() if kind == "default" else RotaryScaling(factor=float(said.get("factor")))
+    )
     if kind == "llama3":
         scaling = dataclasses.replace(
             scaling,
@@ -105,19 +119,25 @@ def _rotary(fields: Fields) -> dict[str, Any]:
             high=float(said.get("high_freq_factor")),
             original_length=said.get("original_max_position_embeddings"),
         )
-    base = fields.get("rope_parameters.rope_theta", "rope_theta", "rotary_emb_base", default=10_000.0)
+    base = fields.get(
+        "rope_parameters.rope_theta", "rope_theta", "rotary_emb_base", default=10_000.0
+    )
     return {"position": "rotary", "rotary_base": float(base), "rotary_scaling": scaling}
 
 
 def _llama_config(fields: Fields, vocab_size: int) -> LMConfig:
     width, heads = fields.get("hidden_size"), fields.get("num_attention_heads")
-    head_dim, kv_heads = fields.get("head_dim", default=0), fields.get("num_key_value_heads", default=heads)
+    head_dim, kv_heads = (
+        fields.get("head_dim", default=0),
+        fields.get("num_key_value_heads", default=heads),
+    )
     return LMConfig(
         vocab_size=vocab_size,
         num_layers=fields.get("num_hidden_layers"),
         width=width,
         num_heads=heads,
-        head_dim=0 if head_dim * heads == width else head_dim,  # what follows from other fields is 0 in ours
+        # what follows from other fields is 0 in ours
+        head_dim=0 if head_dim * heads == width else head_dim,
         num_kv_heads=0 if kv_heads == heads else kv_heads,
         mlp_width=fields.get("intermediate_size"),
         norm="rms",
@@ -146,7 +166,9 @@ def _llama_rules(lm: LMConfig, names: Sequence[str]) -> Rules:
         *lm_rules.separate(lm, [f"{layer}self_attn.{part}_proj" for part in "qkv"]),
         *lm_rules.out(lm, f"{layer}self_attn.o_proj"),
         *lm_rules.norm(lm, f"{layer}post_attention_layernorm", f"{BLOCK}mlp_norm"),
-        *lm_rules.feed_forward(lm, {part: f"{layer}mlp.{part}_proj" for part in ("gate", "up", "down")}),
+        *lm_rules.feed_forward(
+            lm, {part: f"{layer}mlp.{part}_proj" for part in ("gate", "up", "down")}
+        ),
         *lm_rules.norm(lm, "norm", "lm/final_norm"),
     )
 
@@ -165,7 +187,9 @@ def _neox_config(fields: Fields, vocab_size: int) -> LMConfig:
         mlp_bias=True,
         parallel_residual=fields.get("use_parallel_residual", default=True),
         tied_head=fields.get("tie_word_embeddings", default=False),
-        rotary_fraction=float(fields.get("rope_parameters.partial_rotary_factor", "rotary_pct", default=0.25)),
+        rotary_fraction=float(
+            fields.get("rope_parameters.partial_rotary_factor", "rotary_pct", default=0.25)
+        ),
         **_rotary(fields),
     )
 
@@ -174,17 +198,25 @@ def _neox_rules(lm: LMConfig, names: Sequence[str]) -> Rules:
     layer = f"layers.{LAYER}."
     return (
         *lm_rules.norm(lm, f"{layer}input_layernorm", f"{BLOCK}attention_norm"),
-        *lm_rules.fused(lm, f"{layer}attention.query_key_value", lambda i: transforms.head_part(i, 3, lm.num_heads)),
+        *lm_rules.fused(
+            lm,
+            f"{layer}attention.query_key_value",
+            lambda i: transforms.head_part(i, 3, lm.num_heads),
+        ),
         *lm_rules.out(lm, f"{layer}attention.dense"),
         *lm_rules.norm(lm, f"{layer}post_attention_layernorm", f"{BLOCK}mlp_norm"),
-        *lm_rules.feed_forward(lm, {"up": f"{layer}mlp.dense_h_to_4h", "down": f"{layer}mlp.dense_4h_to_h"}),
+        *lm_rules.feed_forward(
+            lm, {"up": f"{layer}mlp.dense_h_to_4h", "down": f"{layer}mlp.dense_4h_to_h"}
+        ),
         *lm_rules.norm(lm, "final_layer_norm", "lm/final_norm"),
     )
 
 
 def _mpt_config(fields: Fields, vocab_size: int) -> LMConfig:
     """`attn_config.x` of MPT; `attn_x` or `x` of its first form, MosaicGPT, which the 1B is."""
-    get = lambda name, default: fields.get(f"attn_config.{name}", f"attn_{name}", name, default=default)  # noqa: E731
+    get = lambda name, default: fields.get(
+        f"attn_config.{name}", f"attn_{name}", name, default=default
+    )
     for name, value in _MPT_ATTENTION.items():
         Fields({name: get(name, value)}).only(name, value, default=value)
     has_bias = not fields.get("no_bias", default=True)
@@ -207,7 +239,8 @@ def _mpt_config(fields: Fields, vocab_size: int) -> LMConfig:
     )
 
 
-# Fields of the attention for which only this value is supported; it also stands for a field that is not there.
+# Fields of the attention for which only this value is supported; it also stands for a field that is
+# not there.
 _MPT_ATTENTION: Mapping[str, Any] = {
     "alibi": True,
     "alibi_bias_max": 8,
@@ -260,7 +293,8 @@ def _opt_config(fields: Fields, vocab_size: int) -> LMConfig:
 def _opt_rules(lm: LMConfig, names: Sequence[str]) -> Rules:
     layer = f"layers.{LAYER}."
     return (
-        Rule("embed_positions.weight", "lm/positions", transforms.rows(2, None)),  # rows 0 and 1 were for padding
+        # rows 0 and 1 were for padding
+        Rule("embed_positions.weight", "lm/positions", transforms.rows(2, None)),
         *lm_rules.norm(lm, f"{layer}self_attn_layer_norm", f"{BLOCK}attention_norm"),
         *lm_rules.separate(lm, [f"{layer}self_attn.{part}_proj" for part in "qkv"]),
         *lm_rules.out(lm, f"{layer}self_attn.out_proj"),
@@ -293,10 +327,14 @@ def _gpt2_rules(lm: LMConfig, names: Sequence[str]) -> Rules:
     return (
         Rule("wpe.weight", "lm/positions"),
         *lm_rules.norm(lm, f"{layer}ln_1", f"{BLOCK}attention_norm"),
-        *lm_rules.fused(lm, f"{layer}attn.c_attn", lambda i: transforms.chunk(i, 3), transforms.transpose),
+        *lm_rules.fused(
+            lm, f"{layer}attn.c_attn", lambda i: transforms.chunk(i, 3), transforms.transpose
+        ),
         *lm_rules.out(lm, f"{layer}attn.c_proj", transforms.transpose),
         *lm_rules.norm(lm, f"{layer}ln_2", f"{BLOCK}mlp_norm"),
-        *lm_rules.feed_forward(lm, {"up": f"{layer}mlp.c_fc", "down": f"{layer}mlp.c_proj"}, transforms.identity),
+        *lm_rules.feed_forward(
+            lm, {"up": f"{layer}mlp.c_fc", "down": f"{layer}mlp.c_proj"}, transforms.identity
+        ),
         *lm_rules.norm(lm, "ln_f", "lm/final_norm"),
     )
 
@@ -307,20 +345,32 @@ _MPT_NORM = {"norm_type": "low_precision_layernorm", "logit_scale": None}
 FAMILIES: Mapping[str, Family] = {
     "llama": Family(_llama_config, _llama_rules, "embed_tokens.weight", _SILU),
     "mistral": Family(_mistral_config, _llama_rules, "embed_tokens.weight", _SILU),
-    "qwen2": Family(_qwen2_config, _llama_rules, "embed_tokens.weight", {**_SILU, "use_sliding_window": False}),
-    "gpt_neox": Family(_neox_config, _neox_rules, "embed_in.weight", heads=("lm_head.weight", "embed_out.weight")),
+    "qwen2": Family(
+        _qwen2_config, _llama_rules, "embed_tokens.weight", {**_SILU, "use_sliding_window": False}
+    ),
+    "gpt_neox": Family(
+        _neox_config, _neox_rules, "embed_in.weight", heads=("lm_head.weight", "embed_out.weight")
+    ),
     "mpt": Family(_mpt_config, _mpt_rules, "wte.weight", _MPT_NORM),
     "mosaic_gpt": Family(_mpt_config, _mpt_rules, "wte.weight", _MPT_NORM),
     "opt": Family(
         _opt_config,
         _opt_rules,
         "embed_tokens.weight",
-        {"do_layer_norm_before": True, "_remove_final_layer_norm": False, "layer_norm_elementwise_affine": True},
+        {
+            "do_layer_norm_before": True,
+            "_remove_final_layer_norm": False,
+            "layer_norm_elementwise_affine": True,
+        },
     ),
     "gpt2": Family(
         _gpt2_config,
         _gpt2_rules,
         "wte.weight",
-        {"scale_attn_weights": True, "scale_attn_by_inverse_layer_idx": False, "add_cross_attention": False},
+        {
+            "scale_attn_weights": True,
+            "scale_attn_by_inverse_layer_idx": False,
+            "add_cross_attention": False,
+        },
     ),
 }

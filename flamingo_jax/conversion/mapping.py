@@ -1,10 +1,13 @@
-"""Which weight of a publisher's files becomes which weight of a model: tables, checked before a byte is written.
+"""Which weight of a publisher's files becomes which weight of a model.
+
+Tables, checked before a byte is written.
 
     files {name: array} --rules-->{"flamingo/lm/blocks/block/mlp/up/w": array}
 
-Each weight of the files is read by a rule or skipped by name, each weight of the model is made by exactly one rule, and all
-shapes fit; anything else is an error that names the first few on both sides. A stacked weight is made slice by slice, a
-layer at a time, so that the largest thing in memory is the largest weight of the files.
+Each weight of the files is read by a rule or skipped by name, each weight of the model is made by
+exactly one rule, and all shapes fit; anything else is an error that names the first few on both
+sides. A stacked weight is made slice by slice, a layer at a time, so that the largest thing in
+memory is the largest weight of the files.
 """
 
 from __future__ import annotations
@@ -39,10 +42,12 @@ class Rule:
     """One weight of the model, and what it is made of.
 
     Attributes:
-        source: name of the weight in the files, or several names. `{layer}` in it stands for the number of a layer: the
-            target is then a stacked weight (leading axis "layers"), made of one slice for each layer.
+        source: name of the weight in the files, or several names. `{layer}` in it stands for the
+            number of a layer: the target is then a stacked weight (leading axis "layers"), made of
+            one slice for each layer.
         target: its path in the model.
-        transform: (arrays as stored, one for each source) -> array of the target's shape (of a slice's shape).
+        transform: (arrays as stored, one for each source) -> array of the target's shape (of a
+            slice's shape).
         layers: the numbers in the files that become slices 0, 1, ...; None = 0, 1, ...
     """
 
@@ -104,7 +109,8 @@ class Conversion:
         files: the weights that it reads.
         tokenizer: its file, or the directory that holds it; None without text.
         preprocessing: {"image_size": pixels, ...}, as in an export.
-        prompt: what stands around texts and images, for the export's prompt.json; None = what lies beside the tokenizer.
+        prompt: what stands around texts and images, for the export's prompt.json; None = what lies
+            beside the tokenizer.
     """
 
     kind: str
@@ -145,7 +151,10 @@ class Planned:
         return isinstance(self.rule, Rule) and self.rule.is_stacked
 
     def parts(self, files: Weights) -> Iterator[np.ndarray]:
-        """Yields the weight in C order: its layers one after the other, or the whole at once, read when they are asked for."""
+        """Yields the weight in C order.
+
+        Its layers one after the other, or the whole at once, read when they are asked for.
+        """
         if isinstance(self.rule, Constant):
             yield np.asarray(self.rule.make(self.shape), self.dtype)
             return
@@ -176,7 +185,9 @@ def under(rules: Rules, *, source: str = "", target: str = "") -> Rules:
             return dataclasses.replace(rule, target=target + rule.target)
         names = tuple(source + name for name in rule.sources)
         return dataclasses.replace(
-            rule, source=names[0] if isinstance(rule.source, str) else names, target=target + rule.target
+            rule,
+            source=names[0] if isinstance(rule.source, str) else names,
+            target=target + rule.target,
         )
 
     return tuple(move(rule) for rule in rules)
@@ -195,7 +206,8 @@ def check(
         rules: the mapping.
         sources: name -> shape and dtype of the files' weights.
         targets: path -> shape of the model's weights.
-        dtype: of all weights; None = as stored (float16 and float64, which no TPU computes in, become float32).
+        dtype: of all weights; None = as stored (float16 and float64, which no TPU computes in,
+            become float32).
 
     Raises:
         ConversionError: otherwise, with the first few names on both sides.
@@ -203,8 +215,14 @@ def check(
     makers = [rule for rule in rules if not isinstance(rule, Skip)]
     made = [rule.target for rule in makers]
     if twice := sorted({path for path in made if made.count(path) > 1}):
-        raise ConversionError(f"{len(twice)} weights of the model have several rows: {few(twice)}. Mend the mapping.")
-    pieces = {rule.target: _pieces(rule, targets[rule.target]) for rule in makers if rule.target in targets}
+        raise ConversionError(
+            f"{len(twice)} weights of the model have several rows: {few(twice)}. Mend the mapping."
+        )
+    pieces = {
+        rule.target: _pieces(rule, targets[rule.target])
+        for rule in makers
+        if rule.target in targets
+    }
     wanted = {name for parts in pieces.values() for names in parts for name in names}
     skipped = {
         name: rule.why
@@ -215,17 +233,19 @@ def check(
     }
     if both := sorted(wanted & skipped.keys()):
         raise ConversionError(
-            f"{len(both)} weights of the files are both read and skipped: {few(both)}. Mend the mapping."
+            f"{len(both)} weights of the files are both read and skipped: {few(both)}. Mend the "
+            "mapping."
         )
     left = sorted(sources.keys() - wanted - skipped.keys())
     missing = sorted(wanted - sources.keys())
     unmade, unknown = sorted(targets.keys() - set(made)), sorted(set(made) - targets.keys())
     if left or missing or unmade or unknown:
         raise ConversionError(
-            f"The files do not hold the model that was expected. Only in the files ({len(left)}): {few(left)}. "
-            f"Only expected ({len(missing)}): {few(missing)}. Weights of the model without a row ({len(unmade)}): "
-            f"{few(unmade)}. Rows for weights that the model has not ({len(unknown)}): {few(unknown)}. "
-            "Check --source, and that the config beside the files is theirs."
+            f"The files do not hold the model that was expected. Only in the files ({len(left)}): "
+            f"{few(left)}. Only expected ({len(missing)}): {few(missing)}. Weights of the model "
+            f"without a row ({len(unmade)}): {few(unmade)}. Rows for weights that the model has "
+            f"not ({len(unknown)}): {few(unknown)}. Check --source, and that the config beside the "
+            "files is theirs."
         )
     _check_dtypes(wanted, sources)
     by_target = {rule.target: rule for rule in makers}
@@ -235,13 +255,16 @@ def check(
     for path, leaf in order.items():
         rule, shape = by_target[path], tuple(leaf.shape)
         stored = [sources[name] for names in pieces[path] for name in names]
-        own = np.dtype(dtype) if dtype is not None else _common_dtype(stored) if stored else inherited
+        own = (
+            np.dtype(dtype) if dtype is not None else _common_dtype(stored) if stored else inherited
+        )
         weights.append(Planned(path, shape, own, rule, pieces[path]))
         wrong += _misfits(weights[-1], sources)
     if wrong:
         raise ConversionError(
-            f"{len(wrong)} weights of the files have other shapes than the model: {few(wrong, separator='; ')}. "
-            "Check --source, and that the config beside the files is theirs."
+            f"{len(wrong)} weights of the files have other shapes than the model: "
+            f"{few(wrong, separator='; ')}. Check --source, and that the config beside the files "
+            "is theirs."
         )
     return ConversionPlan(tuple(weights), skipped)
 
@@ -252,7 +275,12 @@ def plan(conversion: Conversion, *, dtype: Any = None) -> ConversionPlan:
     Raises:
         ConversionError: as `check`.
     """
-    return check(conversion.rules, conversion.files.names(), targets(conversion.kind, conversion.model), dtype=dtype)
+    return check(
+        conversion.rules,
+        conversion.files.names(),
+        targets(conversion.kind, conversion.model),
+        dtype=dtype,
+    )
 
 
 def targets(kind: str, model: ModelConfig) -> dict[str, jax.ShapeDtypeStruct]:
@@ -275,18 +303,28 @@ def _init_of(kind: str, model: ModelConfig) -> Callable[[Any], Any]:
     if kind == "flamingo":
         return api.flamingo(model.flamingo()).init
     if kind == "contrastive":
-        parts = required(model.text_encoder, "text_encoder"), required(model.contrastive, "contrastive")
+        parts = (
+            required(model.text_encoder, "text_encoder"),
+            required(model.contrastive, "contrastive"),
+        )
         return objective.contrastive(model.encoder(), *parts).init
     if kind == "vision":
         encoder = model.encoder()
         frames = jnp.zeros((1, *(vision.example_size(encoder),) * 2, 3), jnp.uint8)
         return hk.transform(lambda: vision.see(encoder, frames, jnp.float32)).init
-    raise ValueError(f"There is no model of kind {kind!r}; expected one of {', '.join(export.KINDS)}.")
+    raise ValueError(
+        f"There is no model of kind {kind!r}; expected one of {', '.join(export.KINDS)}."
+    )
 
 
 def assemble(plan: ConversionPlan, files: Weights) -> dict[str, dict[str, jax.Array]]:
-    """Returns the model's weights in memory, {module: {name: array}}: for tests and small models."""
-    return trees.unflatten({weight.target: jnp.asarray(_whole(weight, files)) for weight in plan.weights})
+    """Returns the model's weights in memory, {module: {name: array}}.
+
+    For tests and small models.
+    """
+    return trees.unflatten(
+        {weight.target: jnp.asarray(_whole(weight, files)) for weight in plan.weights}
+    )
 
 
 def load_params(conversion: Conversion, *, dtype: Any = None) -> dict[str, dict[str, jax.Array]]:
@@ -313,19 +351,24 @@ def _pieces(rule: Rule | Constant, target: jax.ShapeDtypeStruct) -> tuple[tuple[
     layers = range(length) if rule.layers is None else rule.layers
     if len(layers) != length:
         raise ConversionError(
-            f"The row of {rule.target!r} names {len(layers)} layers of the files, but the model's weight has shape "
-            f"{target.shape}: expected {length}. Mend the mapping or the config."
+            f"The row of {rule.target!r} names {len(layers)} layers of the files, but the model's "
+            f"weight has shape {target.shape}: expected {length}. Mend the mapping or the config."
         )
-    return tuple(tuple(name.replace(LAYER, str(layer)) for name in rule.sources) for layer in layers)
+    return tuple(
+        tuple(name.replace(LAYER, str(layer)) for name in rule.sources) for layer in layers
+    )
 
 
 def _check_dtypes(wanted: set[str], sources: Mapping[str, Any]) -> None:
-    wrong = [name for name in sorted(wanted) if not jnp.issubdtype(sources[name].dtype, jnp.floating)]
+    wrong = [
+        name for name in sorted(wanted) if not jnp.issubdtype(sources[name].dtype, jnp.floating)
+    ]
     if wrong:
         named = [f"{name}: {sources[name].dtype}" for name in wrong]
         raise ConversionError(
-            f"{len(wrong)} weights of the files are no floating-point numbers: {few(named)}. Expected float32, float16 or "
-            "bfloat16; a quantised checkpoint cannot be converted, take the original."
+            f"{len(wrong)} weights of the files are no floating-point numbers: {few(named)}. "
+            "Expected float32, float16 or bfloat16; a quantised checkpoint cannot be converted, "
+            "take the original."
         )
 
 
@@ -336,7 +379,10 @@ def _common_dtype(leaves: Any) -> np.dtype:
 
 
 def _misfits(weight: Planned, sources: Mapping[str, Any]) -> list[str]:
-    """Returns what is wrong with the shapes of one weight; tries its conversion on zeros that take no memory."""
+    """Returns what is wrong with the shapes of one weight.
+
+    Tries its conversion on zeros that take no memory.
+    """
     rule, problems, tried = weight.rule, [], {}
     if isinstance(rule, Constant):
         return []
@@ -356,6 +402,8 @@ def _converted_shape(
     transform: Callable[..., np.ndarray], shapes: tuple[tuple[int, ...], ...]
 ) -> tuple[int, ...] | str:
     try:
-        return tuple(transform(*(np.broadcast_to(np.zeros((), np.float16), shape) for shape in shapes)).shape)
+        return tuple(
+            transform(*(np.broadcast_to(np.zeros((), np.float16), shape) for shape in shapes)).shape
+        )
     except (ValueError, IndexError) as error:  # what numpy raises for shapes that do not fit
         return f"no conversion ({error})"

@@ -1,8 +1,11 @@
-"""NFNet F0-F6 as DeepMind published them (F0_haiku.npz ... F6_haiku.npz: pickled trees, whatever their name says) -> a vision export.
+"""NFNet F0-F6 as DeepMind published them -> a vision export.
+
+The files F0_haiku.npz ... F6_haiku.npz are pickled trees, whatever their name says.
 
     NFNet/~/nf_block_7/~/conv1/w  -->  vision/stage1/rest/conv1/w [layer]
 
-They are ImageNet classifiers: the last layer is left behind. (The contrastive encoder of the paper was never published.)
+They are ImageNet classifiers: the last layer is left behind. (The contrastive encoder of the paper
+was never published.)
 """
 
 from __future__ import annotations
@@ -19,7 +22,15 @@ from flamingo_jax.models.nfnet import NFNetConfig
 from flamingo_jax.models.sizes import NFNETS
 
 # The size of images that each variant's published accuracy is for (Brock et al. 2021, Table 1).
-IMAGE_SIZES: Mapping[str, int] = {"F0": 256, "F1": 320, "F2": 352, "F3": 416, "F4": 512, "F5": 544, "F6": 576}
+IMAGE_SIZES: Mapping[str, int] = {
+    "F0": 256,
+    "F1": 320,
+    "F2": 352,
+    "F3": 416,
+    "F4": 512,
+    "F5": 544,
+    "F6": 576,
+}
 
 _LAYERS = ("conv0", "conv1", "conv1b", "conv2")
 _SQUEEZE = (("linear", "squeeze"), ("linear_1", "excite"))
@@ -50,18 +61,31 @@ def variant(num_blocks: int, where: str) -> str:
             return name
     expected = ", ".join(f"{name}: {number}" for name, number in blocks.items())
     raise ConversionError(
-        f"{where} holds {num_blocks} blocks of an NFNet; expected {expected}. Check --source and --input."
+        f"{where} holds {num_blocks} blocks of an NFNet; expected {expected}. Check --source and "
+        "--input."
     )
 
 
 def vision(name: str, config: NFNetConfig, rules: Rules, files: Weights) -> Conversion:
-    """Returns the conversion to an export of an NFNet alone; its images are cut to a square, as for its published accuracy."""
+    """Returns the conversion to an export of an NFNet alone.
+
+    Its images are cut to a square, as for its published accuracy.
+    """
     preprocessing = {"image_size": IMAGE_SIZES[name], "image_fit": "crop"}
-    return Conversion("vision", ModelConfig(vision=config, new_tokens=()), rules, files, preprocessing=preprocessing)
+    return Conversion(
+        "vision",
+        ModelConfig(vision=config, new_tokens=()),
+        rules,
+        files,
+        preprocessing=preprocessing,
+    )
 
 
 def stages(config: NFNetConfig) -> Iterator[tuple[str, int, tuple[int, ...]]]:
-    """Yields (path in the model, stage, the numbers of its blocks within the stage): the first block, then the stack of the others."""
+    """Yields (path in the model, stage, the numbers of its blocks within the stage).
+
+    The first block, then the stack of the others.
+    """
     for stage, depth in enumerate(config.depths):
         yield f"vision/stage{stage}/first", stage, (0,)
         if depth > 1:
@@ -71,21 +95,41 @@ def stages(config: NFNetConfig) -> Iterator[tuple[str, int, tuple[int, ...]]]:
 def rules(config: NFNetConfig) -> Rules:
     """Returns the mapping of a tree's weights, "module/name"."""
     top = "NFNet/~"
-    convs = [(f"{top}/stem_conv{i}", f"vision/stem_conv{i}") for i in range(len(config.stem_channels))]
+    convs = [
+        (f"{top}/stem_conv{i}", f"vision/stem_conv{i}") for i in range(len(config.stem_channels))
+    ]
     convs.append((f"{top}/final_conv", "vision/final_conv"))
-    found = [Rule(f"{source}/{name}", f"{target}/{name}") for source, target in convs for name in ("w", "gain", "bias")]
+    found = [
+        Rule(f"{source}/{name}", f"{target}/{name}")
+        for source, target in convs
+        for name in ("w", "gain", "bias")
+    ]
     for target, stage, numbers in stages(config):
         before = sum(config.depths[:stage])
         if numbers == (0,):
             block, layers = f"{top}/nf_block_{before}" if before else f"{top}/nf_block", None
         else:
-            block, layers = f"{top}/nf_block_{{layer}}", tuple(before + number for number in numbers)
-        names = {f"{layer}/{name}": f"~/{layer}/{name}" for layer in _LAYERS for name in ("w", "gain", "bias")}
+            block, layers = (
+                f"{top}/nf_block_{{layer}}",
+                tuple(before + number for number in numbers),
+            )
+        names = {
+            f"{layer}/{name}": f"~/{layer}/{name}"
+            for layer in _LAYERS
+            for name in ("w", "gain", "bias")
+        }
         names |= {
-            f"{own}/{name}": f"~/squeeze_excite/~/{theirs}/{name}" for theirs, own in _SQUEEZE for name in ("w", "b")
+            f"{own}/{name}": f"~/squeeze_excite/~/{theirs}/{name}"
+            for theirs, own in _SQUEEZE
+            for name in ("w", "b")
         }
         names["skip/gain"] = "skip_gain"
         if layers is None:
-            names |= {f"shortcut/{name}": f"~/conv_shortcut/{name}" for name in ("w", "gain", "bias")}
-        found += [Rule(f"{block}/{theirs}", f"{target}/{own}", layers=layers) for own, theirs in names.items()]
+            names |= {
+                f"shortcut/{name}": f"~/conv_shortcut/{name}" for name in ("w", "gain", "bias")
+            }
+        found += [
+            Rule(f"{block}/{theirs}", f"{target}/{own}", layers=layers)
+            for own, theirs in names.items()
+        ]
     return (*found, Skip(f"{top}/linear/[wb]", "the classifier of ImageNet"))

@@ -1,7 +1,8 @@
 """CLIP's image tower, or both towers, in the layout of open_clip, which is also that of OpenAI's own files: `visual.*`, query, key and value in one.
 
-Shape and activation are read from open_clip_config.json beside the weights. Without one, the shape follows from the weights, and
-the activation must be given: OpenAI's weights were trained with quick_gelu, LAION's with gelu_exact, and either loads.
+Shape and activation are read from open_clip_config.json beside the weights. Without one, the shape
+follows from the weights, and the activation must be given: OpenAI's weights were trained with
+quick_gelu, LAION's with gelu_exact, and either loads.
 """
 
 from __future__ import annotations
@@ -37,17 +38,25 @@ NAMES = Names(
     final_norm="ln_post",
 )
 _CONFIG = "open_clip_config.json"
-_FILES = ("open_clip_model.safetensors", "open_clip_pytorch_model.safetensors", "open_clip_pytorch_model.bin")
-_NUMBERS = Skip("input_resolution|context_length|vocab_size", "shapes that OpenAI's files name: no weights")
+_FILES = (
+    "open_clip_model.safetensors",
+    "open_clip_pytorch_model.safetensors",
+    "open_clip_pytorch_model.bin",
+)
+_NUMBERS = Skip(
+    "input_resolution|context_length|vocab_size", "shapes that OpenAI's files name: no weights"
+)
 _OTHERS = Skip(r"(?!visual\.).*", "no part of the image tower")
-# Fields of vision_cfg; any other would make another tower than that of models/vit.py, but for those of _is_harmless.
+# Fields of vision_cfg; any other would make another tower than that of models/vit.py, but for those
+# of _is_harmless.
 _SHAPE = ("image_size", "layers", "width", "head_width", "mlp_ratio", "patch_size")
 
 
 def conversion(inputs: Inputs) -> Conversion:
     """Returns the conversion of a directory, or a file of weights, to an export of kind "vision".
 
-    Options: `features` and `towers`, as of `clip`, and `activation` ("quick_gelu" or "gelu_exact") where there is no open_clip_config.json.
+    Options: `features` and `towers`, as of `clip`, and `activation` ("quick_gelu" or "gelu_exact")
+        where there is no open_clip_config.json.
 
     Raises:
         ConversionError: for a tower of another kind, or an activation that is not known.
@@ -56,13 +65,21 @@ def conversion(inputs: Inputs) -> Conversion:
     towers, activation = towers_of(inputs), inputs.options.get("activation")
     features: Features = "class" if towers == "both" else features_of(inputs)
     directory = inputs.input if inputs.input.is_dir() else inputs.input.parent
-    named = [directory / name for name in _FILES if (directory / name).exists()] if inputs.input.is_dir() else []
+    named = (
+        [directory / name for name in _FILES if (directory / name).exists()]
+        if inputs.input.is_dir()
+        else []
+    )
     files = open_weights(named[0] if named else inputs.input)
     if (directory / _CONFIG).exists():
         if activation is not None:
-            raise ConversionError(f"activation was given, but {directory / _CONFIG} says it: leave it out.")
+            raise ConversionError(
+                f"activation was given, but {directory / _CONFIG} says it: leave it out."
+            )
         described = paths.read_json(directory / _CONFIG)
-        config = vision_config(described.get("model_cfg", {}), described.get("preprocess_cfg", {}), features=features)
+        config = vision_config(
+            described.get("model_cfg", {}), described.get("preprocess_cfg", {}), features=features
+        )
         squashed = described.get("preprocess_cfg", {}).get("resize_mode") == "squash"
     else:
         described = {}
@@ -83,13 +100,20 @@ def conversion(inputs: Inputs) -> Conversion:
 
 
 def tower_rules(config: ViTConfig, *, source: str = "visual.") -> Rules:
-    """Returns the rules of the image tower, for files in which its names begin with `source`; targets are below its module."""
+    """Returns the rules of the image tower, for files in which its names begin with `source`.
+
+    Targets are below its module.
+    """
     projection = Skip("proj", "the projection into the joint space")
     return under((*vision_rules(config, NAMES), projection), source=source)
 
 
 def _both_rules(vit: ViTConfig, text: TextEncoderConfig) -> Rules:
-    tables = {"embedding": "token_embedding.weight", "positions": "positional_embedding", "final_norm": "ln_final"}
+    tables = {
+        "embedding": "token_embedding.weight",
+        "positions": "positional_embedding",
+        "final_norm": "ln_final",
+    }
     return (
         *under(vision_rules(vit, NAMES), source="visual.", target="contrastive/vision/"),
         *under(text_rules(text, NAMES, **tables), target="contrastive/text/"),
@@ -100,8 +124,12 @@ def _both_rules(vit: ViTConfig, text: TextEncoderConfig) -> Rules:
     )
 
 
-def _text_config(model: Mapping[str, Any], files: Weights, activation: Activation) -> tuple[TextEncoderConfig, int]:
-    """(The text tower, J): shapes from the weights; heads from the config, or of 64 channels, as in all of OpenAI's.
+def _text_config(
+    model: Mapping[str, Any], files: Weights, activation: Activation
+) -> tuple[TextEncoderConfig, int]:
+    """(The text tower, J): shapes from the weights.
+
+    Heads from the config, or of 64 channels, as in all of OpenAI's.
 
     Raises:
         ConversionError: if there is no such tower.
@@ -115,9 +143,14 @@ def _text_config(model: Mapping[str, Any], files: Weights, activation: Activatio
     )
     if missing := [name for name in needed if name not in names]:
         raise ConversionError(
-            f"There is no text tower of CLIP in the weights: {', '.join(missing)} is missing. Take the image tower alone with towers=vision."
+            f"There is no text tower of CLIP in the weights: {', '.join(missing)} is missing. Take "
+            "the image tower alone with towers=vision."
         )
-    blocks = {int(found[1]) for name in names if (found := re.match(r"transformer\.resblocks\.(\d+)\.", name))}
+    blocks = {
+        int(found[1])
+        for name in names
+        if (found := re.match(r"transformer\.resblocks\.(\d+)\.", name))
+    }
     vocab_size, width = names[needed[0]].shape
     config = text_config(
         width=width,
@@ -131,7 +164,9 @@ def _text_config(model: Mapping[str, Any], files: Weights, activation: Activatio
     return config, names[needed[2]].shape[1]
 
 
-def vision_config(model: Mapping[str, Any], preprocessing: Mapping[str, Any], *, features: Features) -> ViTConfig:
+def vision_config(
+    model: Mapping[str, Any], preprocessing: Mapping[str, Any], *, features: Features
+) -> ViTConfig:
     """Returns the ViT that an open_clip_config.json describes.
 
     Args:
@@ -143,14 +178,20 @@ def vision_config(model: Mapping[str, Any], preprocessing: Mapping[str, Any], *,
         ConversionError: for a tower that is no plain vision transformer.
     """
     fields = model.get("vision_cfg", {})
-    other = {name: value for name, value in fields.items() if name not in _SHAPE and not _is_harmless(name, value)}
+    other = {
+        name: value
+        for name, value in fields.items()
+        if name not in _SHAPE and not _is_harmless(name, value)
+    }
     if other or not isinstance(fields.get("layers"), int) or "patch_size" not in fields:
         raise ConversionError(
-            f"{_CONFIG} describes another image tower than CLIP's vision transformer: vision_cfg is {dict(fields)}; expected "
-            f"{', '.join(_SHAPE)}. Check --source."
+            f"{_CONFIG} describes another image tower than CLIP's vision transformer: vision_cfg "
+            f"is {dict(fields)}; expected {', '.join(_SHAPE)}. Check --source."
         )
     width = fields.get("width", 768)
-    colours = {name: tuple(preprocessing[name]) for name in ("mean", "std") if preprocessing.get(name)}
+    colours = {
+        name: tuple(preprocessing[name]) for name in ("mean", "std") if preprocessing.get(name)
+    }
     return ViTConfig(
         patch_size=fields["patch_size"],
         width=width,
@@ -167,22 +208,33 @@ def vision_config(model: Mapping[str, Any], preprocessing: Mapping[str, Any], *,
 
 
 def config_of_weights(files: Weights, activation: str | None, *, features: Features) -> ViTConfig:
-    """Returns the ViT that weights without a config are of; heads have 64 channels, as in all of OpenAI's.
+    """Returns the ViT that weights without a config are of.
+
+    Heads have 64 channels, as in all of OpenAI's.
 
     Raises:
         ConversionError: if there is no such tower in them, or the activation is not given.
     """
     names = files.names()
-    blocks = {int(found[1]) for name in names if (found := re.match(r"visual\.transformer\.resblocks\.(\d+)\.", name))}
-    if not blocks or "visual.conv1.weight" not in names or "visual.positional_embedding" not in names:
+    blocks = {
+        int(found[1])
+        for name in names
+        if (found := re.match(r"visual\.transformer\.resblocks\.(\d+)\.", name))
+    }
+    if (
+        not blocks
+        or "visual.conv1.weight" not in names
+        or "visual.positional_embedding" not in names
+    ):
         raise ConversionError(
-            f"There is no {_CONFIG} beside the weights, and no visual.transformer in them: {len(names)} names, such as "
-            f"{', '.join(sorted(names)[:3])}. Check --source."
+            f"There is no {_CONFIG} beside the weights, and no visual.transformer in them: "
+            f"{len(names)} names, such as {', '.join(sorted(names)[:3])}. Check --source."
         )
     if activation not in get_args(Activation):
         raise ConversionError(
-            f"There is no {_CONFIG} beside the weights, which says the activation; got the option activation = {activation!r}, "
-            f"expected quick_gelu (OpenAI's weights) or gelu_exact (LAION's)."
+            f"There is no {_CONFIG} beside the weights, which says the activation; got the option "
+            f"activation = {activation!r}, expected quick_gelu (OpenAI's weights) or gelu_exact "
+            "(LAION's)."
         )
     width, _, patch_size, _ = names["visual.conv1.weight"].shape
     side = round((names["visual.positional_embedding"].shape[0] - 1) ** 0.5)

@@ -4,8 +4,9 @@
     --lm:          the frozen language model, as its publisher has it             --+--> flamingo/{resampler, xattn, new_tokens, lm, vision}
     --vision:      CLIP ViT-L/14                                                  --+
 
-Their model is this one with other options: features straight into the resampler, no time embeddings, no map of the visual tokens to the
-LM's width, cross-attention of 8 heads of 64 without a norm on the visual tokens, exact GeLU, no biases; a layer before block n-1,
+Their model is this one with other options: features straight into the resampler, no time
+embeddings, no map of the visual tokens to the LM's width, cross-attention of 8 heads of 64 without
+a norm on the visual tokens, exact GeLU, no biases; a layer before block n-1,
 2n-1, ... for "every n". `<|endofchunk|>`, `<image>` and perhaps `<PAD>` are the rows behind the tokenizer's, in this order.
 
 The names are in `open_flamingo_layout`, the way back is `export_open_flamingo`.
@@ -56,13 +57,15 @@ def conversion(inputs: Inputs) -> Conversion:
     only(inputs, "lm", "vision")
     if inputs.lm is None or inputs.vision is None:
         raise ConversionError(
-            f"{inputs.input} holds what OpenFlamingo trained. Give its frozen parts too: --lm=DIR, the language model as its "
-            "publisher has it, with its tokenizer, and --vision=PATH, CLIP ViT-L/14."
+            f"{inputs.input} holds what OpenFlamingo trained. Give its frozen parts too: --lm=DIR, "
+            "the language model as its publisher has it, with its tokenizer, and --vision=PATH, "
+            "CLIP ViT-L/14."
         )
     checkpoint, lm = reading.open_weights(inputs.input), hf_lm.conversion(Inputs(inputs.lm))
     if lm.tokenizer is None:
         raise ConversionError(
-            f"{inputs.lm} holds no tokenizer: its length says where the new tokens begin. Put it there."
+            f"{inputs.lm} holds no tokenizer: its length says where the new tokens begin. Put it "
+            "there."
         )
     pieces = load_tokenizer(lm.tokenizer, ()).vocab_size
     return join(checkpoint, lm, _vision(inputs.vision), pieces=pieces)
@@ -113,7 +116,10 @@ def join(checkpoint: Weights, lm: Conversion, vision: Conversion, *, pieces: int
 
 
 def _vision(path: Path) -> Conversion:
-    """The vision encoder, in transformers' or open_clip's layout; a file without a config beside it is taken for OpenAI's."""
+    """The vision encoder, in transformers' or open_clip's layout.
+
+    A file without a config beside it is taken for OpenAI's.
+    """
     if (path / "open_clip_config.json").exists():
         return open_clip.conversion(Inputs(path))
     if (path / "config.json").exists():
@@ -130,11 +136,16 @@ def _rules(pairs: Sequence[Pair], layers: Sequence[int] | None) -> Rules:
 
 
 def _layout(names: Mapping[str, jax.ShapeDtypeStruct]) -> FlamingoLayout:
-    found = [layout for layout in LAYOUTS.values() if any(name.startswith(f"{layout.layers}.") for name in names)]
+    found = [
+        layout
+        for layout in LAYOUTS.values()
+        if any(name.startswith(f"{layout.layers}.") for name in names)
+    ]
     if len(found) != 1:
         raise ConversionError(
-            f"No checkpoint of OpenFlamingo: it has gated layers in none of "
-            f"{', '.join(layout.layers for layout in LAYOUTS.values())}. It holds {len(names)} weights: {few(sorted(names))}."
+            "No checkpoint of OpenFlamingo: it has gated layers in none of "
+            f"{', '.join(layout.layers for layout in LAYOUTS.values())}. It holds {len(names)} "
+            f"weights: {few(sorted(names))}."
         )
     return found[0]
 
@@ -147,21 +158,25 @@ def _xattn(
     places = tuple(sorted(int(found[1]) for name in names if (found := pattern.fullmatch(name))))
     if not places:
         raise ConversionError(
-            f"No checkpoint of OpenFlamingo: {layout.layers} has no gated_cross_attn_layer.attn_gate."
+            f"No checkpoint of OpenFlamingo: {layout.layers} has no "
+            "gated_cross_attn_layer.attn_gate."
         )
     every = places[0] + 1
     expected = tuple(range(every - 1, lm.num_layers, every))
     if places != expected:
         raise ConversionError(
-            f"The checkpoint has gated layers before the blocks {few([str(place) for place in places])}; with the {lm.num_layers} blocks of the "
-            f"language model (--lm) and one layer for every {every} of them, expected {few([str(place) for place in expected])}. Give the language "
-            "model that it was trained with."
+            "The checkpoint has gated layers before the blocks "
+            f"{few([str(place) for place in places])}; with the {lm.num_layers} blocks of the "
+            f"language model (--lm) and one layer for every {every} of them, expected "
+            f"{few([str(place) for place in expected])}. Give the language model that it was "
+            "trained with."
         )
     source = f"{layout.layers}.{places[0]}.gated_cross_attn_layer"
     width = _shape(names, f"{source}.attn.norm.weight")[0]
     if width != lm.width:
         raise ConversionError(
-            f"The checkpoint was trained with a language model of width {width}, --lm has {lm.width}. Give its own."
+            f"The checkpoint was trained with a language model of width {width}, --lm has "
+            f"{lm.width}. Give its own."
         )
     config = XattnConfig(
         every=every,
@@ -175,12 +190,15 @@ def _xattn(
 
 
 def _resampler(names: Mapping[str, jax.ShapeDtypeStruct], vision_width: int) -> ResamplerConfig:
-    numbers = {int(found[1]) for name in names if (found := re.match(r"perceiver\.layers\.(\d+)\.", name))}
+    numbers = {
+        int(found[1]) for name in names if (found := re.match(r"perceiver\.layers\.(\d+)\.", name))
+    }
     latents, width = _shape(names, "perceiver.latents")
     if width != vision_width:
         raise ConversionError(
-            f"The checkpoint's perceiver reads features {width} wide, --vision gives {vision_width}. Give the encoder that it was "
-            "trained with (OpenFlamingo's releases: CLIP ViT-L/14 of OpenAI, 1024 wide)."
+            f"The checkpoint's perceiver reads features {width} wide, --vision gives "
+            f"{vision_width}. Give the encoder that it was trained with (OpenFlamingo's releases: "
+            "CLIP ViT-L/14 of OpenAI, 1024 wide)."
         )
     return ResamplerConfig(
         num_layers=max(numbers, default=-1) + 1,
@@ -196,7 +214,9 @@ def _resampler(names: Mapping[str, jax.ShapeDtypeStruct], vision_width: int) -> 
 
 def _shape(names: Mapping[str, jax.ShapeDtypeStruct], name: str) -> tuple[int, ...]:
     if name not in names:
-        raise ConversionError(f"The checkpoint has no weight {name!r}. It holds {len(names)}: {few(sorted(names))}.")
+        raise ConversionError(
+            f"The checkpoint has no weight {name!r}. It holds {len(names)}: {few(sorted(names))}."
+        )
     return tuple(names[name].shape)
 
 
@@ -205,29 +225,45 @@ def _ratio(names: Mapping[str, jax.ShapeDtypeStruct], up: str) -> int:
     return out // into
 
 
-def _new_tokens(names: Mapping[str, jax.ShapeDtypeStruct], layout: FlamingoLayout, pieces: int) -> tuple[str, ...]:
+def _new_tokens(
+    names: Mapping[str, jax.ShapeDtypeStruct], layout: FlamingoLayout, pieces: int
+) -> tuple[str, ...]:
     rows = _shape(names, layout.embedding)[0]
     if rows - pieces not in (2, 3):
         raise ConversionError(
-            f"The checkpoint's {layout.embedding} has {rows} rows and the tokenizer beside --lm {pieces} pieces; expected 2 or 3 rows "
-            "more, of <|endofchunk|>, <image> and perhaps <PAD>. Give the language model, with its tokenizer, that it was trained with."
+            f"The checkpoint's {layout.embedding} has {rows} rows and the tokenizer beside --lm "
+            f"{pieces} pieces; expected 2 or 3 rows more, of <|endofchunk|>, <image> and perhaps "
+            "<PAD>. Give the language model, with its tokenizer, that it was trained with."
         )
     return NEW_TOKENS[: rows - pieces]
 
 
-def _tables(names: Mapping[str, jax.ShapeDtypeStruct], layout: FlamingoLayout, lm: Conversion, pieces: int) -> Rules:
-    """The rules of the LM: its tables are cut at the tokenizer's end, since the checkpoint's are, and the new tokens' rows stand apart."""
+def _tables(
+    names: Mapping[str, jax.ShapeDtypeStruct], layout: FlamingoLayout, lm: Conversion, pieces: int
+) -> Rules:
+    """The rules of the LM.
+
+    Its tables are cut at the tokenizer's end, since the checkpoint's are, and the new tokens' rows
+    stand apart.
+    """
     config, new = required(lm.model.lm, "lm"), "flamingo/new_tokens"
     own = {
-        rule.target: rule for rule in lm.rules if isinstance(rule, Rule) and rule.target in ("lm/embedding", "lm/head")
+        rule.target: rule
+        for rule in lm.rules
+        if isinstance(rule, Rule) and rule.target in ("lm/embedding", "lm/head")
     }
-    rest = under(tuple(rule for rule in lm.rules if rule not in own.values()), source="lm:", target="flamingo/")
+    rest = under(
+        tuple(rule for rule in lm.rules if rule not in own.values()),
+        source="lm:",
+        target="flamingo/",
+    )
     cut = transforms.chain(transforms.rows(0, pieces), transforms.pad_rows(config.vocab_multiple))
     behind = transforms.rows(pieces, None)
 
     def unused(target: str) -> Rules:
         return tuple(
-            Skip(re.escape(f"lm:{name}"), "the checkpoint's table has these rows too") for name in own[target].sources
+            Skip(re.escape(f"lm:{name}"), "the checkpoint's table has these rows too")
+            for name in own[target].sources
         )
 
     rules: Rules = (
@@ -245,7 +281,9 @@ def _tables(names: Mapping[str, jax.ShapeDtypeStruct], layout: FlamingoLayout, l
             *(Skip(re.escape(name), why) for name in heads),
         )
     if heads:
-        again = tuple(Skip(re.escape(name), "the output table under its other name") for name in heads[1:])
+        again = tuple(
+            Skip(re.escape(name), "the output table under its other name") for name in heads[1:]
+        )
         return (
             *rules,
             Rule(heads[0], "flamingo/lm/head", cut),
@@ -255,10 +293,15 @@ def _tables(names: Mapping[str, jax.ShapeDtypeStruct], layout: FlamingoLayout, l
         )
     (head,) = own["lm/head"].sources
     why = (
-        "NOT IN THE CHECKPOINT. OpenFlamingo draws the output rows of the new tokens anew whenever it loads this model; here they are "
-        "zeros, the mean of that: <EOC> has the logit 0 and rarely ends an answer. Stop at another sign, or train them"
+        "NOT IN THE CHECKPOINT. OpenFlamingo draws the output rows of the new tokens anew whenever "
+        "it loads this model; here they are zeros, the mean of that: <EOC> has the logit 0 and "
+        "rarely ends an answer. Stop at another sign, or train them"
     )
-    return (*rules, Rule(f"lm:{head}", "flamingo/lm/head", cut), Constant(f"{new}/output", np.zeros, why))
+    return (
+        *rules,
+        Rule(f"lm:{head}", "flamingo/lm/head", cut),
+        Constant(f"{new}/output", np.zeros, why),
+    )
 
 
 def _frozen_copies(layout: FlamingoLayout) -> Rules:

@@ -1,4 +1,6 @@
-"""OpenFlamingo's weights by name, and what each is in this model: one table for both directions, `Pair.take` and `Pair.back`.
+"""OpenFlamingo's weights by name, and what each is in this model.
+
+One table for both directions, `Pair.take` and `Pair.back`.
 
 perceiver.layers.0.0.to_kv.weight [2*H*K, E]  --take-->  flamingo/resampler/layers/{key, value}/w [E, H, K], slice 0
 <--back--
@@ -25,7 +27,10 @@ RESAMPLER_OPTIONS = {
     "final_norm": True,
 }
 NEW_TOKENS = (EOC, IMAGE_TAG, "<PAD>")
-"""Our names of <|endofchunk|>, <image> and <PAD>; the last is there where the tokenizer had no padding."""
+"""Our names of <|endofchunk|>, <image> and <PAD>.
+
+The last is there where the tokenizer had no padding.
+"""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,13 +55,17 @@ def _linear(source: str, target: str) -> Pair:
 
 
 def _norm(source: str, target: str) -> tuple[Pair, Pair]:
-    return Pair(f"{source}.weight", (f"{target}/scale",)), Pair(f"{source}.bias", (f"{target}/offset",))
+    return Pair(f"{source}.weight", (f"{target}/scale",)), Pair(
+        f"{source}.bias", (f"{target}/offset",)
+    )
 
 
 def _attention(source: str, target: str, out: str) -> tuple[Pair, Pair, Pair]:
     """Queries, keys and values (one weight in theirs), and the output."""
     into = transforms.heads_in(HEADS, HEAD_DIM)
-    joined = lambda *ours: np.concatenate([w.transpose(1, 2, 0).reshape(-1, w.shape[0]) for w in ours])  # noqa: E731
+    joined = lambda *ours: np.concatenate(
+        [w.transpose(1, 2, 0).reshape(-1, w.shape[0]) for w in ours]
+    )
     halves = tuple(transforms.chain(transforms.chunk(half, 2), into) for half in range(2))
     return (
         Pair(f"{source}.to_q.weight", (f"{target}/query/w",), (into,), joined),
@@ -95,7 +104,12 @@ def xattn_pairs(layers: str) -> tuple[Pair, ...]:
         _linear(f"{source}.ff.1", "flamingo/xattn/block/mlp/up"),
         _linear(f"{source}.ff.3", "flamingo/xattn/block/mlp/down"),
         *(
-            Pair(f"{source}.{theirs}", (f"flamingo/xattn/block/{ours}",), (transforms.scalar,), lambda w: w.reshape(1))
+            Pair(
+                f"{source}.{theirs}",
+                (f"flamingo/xattn/block/{ours}",),
+                (transforms.scalar,),
+                lambda w: w.reshape(1),
+            )
             for theirs, ours in gates
         ),
     )
@@ -109,7 +123,8 @@ class FlamingoLayout:
         layers: the list of blocks.
         embedding: the table of the tokens.
         others: regular expression of what else it has outside of its blocks.
-        heads: names of the output table, as different versions of transformers write it; a tied one may be there too.
+        heads: names of the output table, as different versions of transformers write it; a tied one
+            may be there too.
     """
 
     layers: str

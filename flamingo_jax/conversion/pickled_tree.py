@@ -1,8 +1,9 @@
 """Reads a pickled tree of arrays, as DeepMind published NFNet's weights, without running what the file says.
 
-A pickle is a program: loading one can call any function of any installed package. Here the only names that a file may call
-upon are those that numpy arrays, and JAX's on their way to numpy, are rebuilt with; any other is refused by its name, before
-it is imported. The tree comes whole into memory.
+A pickle is a program: loading one can call any function of any installed package. Here the only
+names that a file may call upon are those that numpy arrays, and JAX's on their way to numpy, are
+rebuilt with; any other is refused by its name, before it is imported. The tree comes whole into
+memory.
 """
 
 from __future__ import annotations
@@ -23,8 +24,9 @@ from flamingo_jax.core.paths import PathLike
 def read_tree(path: PathLike) -> dict[str, dict[str, np.ndarray]]:
     """Returns {module: {name: array}} of a file that pickle or dill wrote.
 
-    Read are dicts (OrderedDict, Haiku's FlatMapping and FlatMap too), lists, tuples, numpy's arrays, scalars and dtypes, and
-    JAX's arrays. The tree may stand inside of {"params": tree, "state": ...}.
+    Read are dicts (OrderedDict, Haiku's FlatMapping and FlatMap too), lists, tuples, numpy's
+    arrays, scalars and dtypes, and JAX's arrays. The tree may stand inside of {"params": tree,
+    "state": ...}.
 
     Raises:
         ConversionError: if the file calls upon anything else, is cut off, or holds another thing.
@@ -37,13 +39,20 @@ def read_tree(path: PathLike) -> dict[str, dict[str, np.ndarray]]:
     except FileNotFoundError as error:
         raise ConversionError(f"There is nothing at {file}. Check --input.") from error
     except Exception as error:  # a damaged pickle raises almost anything
-        raise ConversionError(f"{file} is damaged or cut off: {first_line(error)}. Download it again.") from error
+        raise ConversionError(
+            f"{file} is damaged or cut off: {first_line(error)}. Download it again."
+        ) from error
     content = _plain(content)
     if isinstance(content, dict) and isinstance(content.get("params"), dict):
         content = content["params"]
-    if not isinstance(content, dict) or not content or not all(_is_module(value) for value in content.values()):
+    if (
+        not isinstance(content, dict)
+        or not content
+        or not all(_is_module(value) for value in content.values())
+    ):
         raise ConversionError(
-            f"{file} holds no tree of arrays, {{module: {{name: array}}}}. Check --source and --input."
+            f"{file} holds no tree of arrays, {{module: {{name: array}}}}. Check --source and "
+            "--input."
         )
     return content
 
@@ -61,7 +70,9 @@ class _Reader(pickle.Unpickler):
             ) from None
 
     def persistent_load(self, pid: Any) -> Any:
-        raise ConversionError(f"it refers to something outside of it, {str(pid)[:80]!r}. Take the whole file.")
+        raise ConversionError(
+            f"it refers to something outside of it, {str(pid)[:80]!r}. Take the whole file."
+        )
 
 
 class _Dtype:
@@ -70,7 +81,8 @@ class _Dtype:
     def __init__(self, code: str, *_: Any) -> None:
         if not isinstance(code, str) or code not in _CODES:
             raise ConversionError(
-                f"it holds arrays of {str(code)[:80]!r}; expected numbers, one of {', '.join(_CODES)}."
+                f"it holds arrays of {str(code)[:80]!r}; expected numbers, one of "
+                f"{', '.join(_CODES)}."
             )
         self.dtype = np.dtype(code)
 
@@ -79,14 +91,19 @@ class _Dtype:
 
 
 class _Array:
-    """An array, told by its state; numpy's own way from a state to an array is not trusted with strangers' bytes."""
+    """An array, told by its state.
+
+    Numpy's own way from a state to an array is not trusted with strangers' bytes.
+    """
 
     def __init__(self, *_: Any) -> None:
         self.array = np.zeros(0)
 
     def __setstate__(self, state: Any) -> None:
         _, shape, dtype, is_fortran, data = state
-        self.array = np.frombuffer(data, dtype.dtype).reshape(shape, order="F" if is_fortran else "C")
+        self.array = np.frombuffer(data, dtype.dtype).reshape(
+            shape, order="F" if is_fortran else "C"
+        )
 
 
 def _from_jax(make: Any, args: Any, state: Any, *_: Any) -> _Array:
@@ -122,7 +139,11 @@ def _dtype_class(_: None) -> type[_Dtype]:
 _CODES = ("f2", "f4", "f8", "i4", "i8", "u4")
 _REBUILD = {"_reconstruct": _Array, "scalar": _scalar, "_frombuffer": _from_buffer}
 _KNOWN: Mapping[tuple[str, str], Any] = {
-    **{(f"numpy.{core}.multiarray", name): own for core in ("core", "_core") for name, own in _REBUILD.items()},
+    **{
+        (f"numpy.{core}.multiarray", name): own
+        for core in ("core", "_core")
+        for name, own in _REBUILD.items()
+    },
     **{(f"numpy.{core}.numeric", "_frombuffer"): _from_buffer for core in ("core", "_core")},
     ("numpy", "ndarray"): _Array,
     ("numpy", "dtype"): _Dtype,
@@ -144,4 +165,8 @@ def _plain(content: Any) -> Any:
 
 
 def _is_module(value: Any) -> bool:
-    return isinstance(value, dict) and bool(value) and all(isinstance(array, np.ndarray) for array in value.values())
+    return (
+        isinstance(value, dict)
+        and bool(value)
+        and all(isinstance(array, np.ndarray) for array in value.values())
+    )

@@ -21,7 +21,8 @@ SOURCES: Mapping[str, str] = {
     "open_flamingo": "open_flamingo",
     "idefics": "idefics",
 }
-# name of the source -> the module that has its `write(input, output) -> str`, for models that can go back
+# name of the source -> the module that has its `write(input, output) -> str`, for models that can
+# go back
 BACK: Mapping[str, str] = {"open_flamingo": "export_open_flamingo"}
 
 
@@ -49,7 +50,9 @@ def describe(source: str, inputs: Inputs) -> Conversion:
         ConversionError: if there is no such source, or the files are not what it reads.
     """
     if source not in SOURCES:
-        raise ConversionError(f"There is no source {source!r}; expected one of {', '.join(SOURCES)}.")
+        raise ConversionError(
+            f"There is no source {source!r}; expected one of {', '.join(SOURCES)}."
+        )
     module = importlib.import_module(f"flamingo_jax.conversion.{SOURCES[source]}")
     return module.conversion(inputs)
 
@@ -67,7 +70,9 @@ def write_back(source: str, checkpoint: Path, output: Path) -> str:
         CheckpointError: if there is no such checkpoint.
     """
     if source not in BACK:
-        raise ConversionError(f"There is no way back to {source!r}; there is one to {', '.join(BACK)}.")
+        raise ConversionError(
+            f"There is no way back to {source!r}; there is one to {', '.join(BACK)}."
+        )
     module = importlib.import_module(f"flamingo_jax.conversion.{BACK[source]}")
     return module.write(checkpoint, output)
 
@@ -83,7 +88,10 @@ def only(inputs: Inputs, *allowed: str) -> None:
         ConversionError: naming what is not taken.
     """
     given = {"lm": inputs.lm, "vision": inputs.vision, **inputs.options}
-    if unknown := [name for name, value in given.items() if value is not None and name not in allowed]:
+    if unknown := [
+        name for name, value in given.items() if value is not None and name not in allowed
+    ]:
         raise ConversionError(
-            f"This source takes no {', '.join(unknown)}; it takes {', '.join(allowed) or 'the input alone'}."
+            f"This source takes no {', '.join(unknown)}; it takes "
+            f"{', '.join(allowed) or 'the input alone'}."
         )

@@ -2,7 +2,8 @@
 
     *.safetensors                    one file, or the shards of model.safetensors.index.json
     *.pt, *.bin, *.pth               PyTorch's zip files, or the shards of pytorch_model.bin.index.json; only tensors are
-                                     unpickled, never code; {"model_state_dict": ...} and names "module.x" are seen through
+                                     unpickled, never code; {"model_state_dict": ...} and names
+                                     "module.x" are seen through
 
 A directory stands for the one model that it holds.
 """
@@ -63,7 +64,10 @@ class InMemory:
 
     def names(self) -> dict[str, jax.ShapeDtypeStruct]:
         """See `Weights`."""
-        return {name: jax.ShapeDtypeStruct(array.shape, array.dtype) for name, array in self._arrays.items()}
+        return {
+            name: jax.ShapeDtypeStruct(array.shape, array.dtype)
+            for name, array in self._arrays.items()
+        }
 
     def read(self, name: str) -> np.ndarray:
         """See `Weights`."""
@@ -71,7 +75,9 @@ class InMemory:
 
 
 class Merged:
-    """Several files as one, the names of each behind a prefix: ("vision.", weights), ("lm.", weights).
+    """Several files as one, the names of each behind a prefix.
+
+    ("vision.", weights), ("lm.", weights).
 
     Raises:
         ConversionError: if two of them have a name in common.
@@ -83,7 +89,9 @@ class Merged:
         for prefix, part in parts:
             for name, leaf in part.names().items():
                 if prefix + name in self._where:
-                    raise ConversionError(f"Two files hold a weight {prefix + name!r}; give each of them once.")
+                    raise ConversionError(
+                        f"Two files hold a weight {prefix + name!r}; give each of them once."
+                    )
                 self._where[prefix + name], self._names[prefix + name] = (part, name), leaf
 
     def names(self) -> dict[str, jax.ShapeDtypeStruct]:
@@ -105,14 +113,18 @@ class Safetensors:
 
     def __init__(self, path: PathLike) -> None:
         self._path = local(path)
-        with _reporting(self._path), needs("safetensors").safe_open(str(self._path), framework="numpy") as file:
+        with (
+            _reporting(self._path),
+            needs("safetensors").safe_open(str(self._path), framework="numpy") as file,
+        ):
             pieces = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 (the file is no dict)
             self._names = {name: self._describe(name, piece) for name, piece in pieces.items()}
 
     def _describe(self, name: str, piece: Any) -> jax.ShapeDtypeStruct:
         if (dtype := _SAFETENSORS_DTYPES.get(piece.get_dtype())) is None:
             raise ConversionError(
-                f"Weight {name!r} of {self._path} is {piece.get_dtype()}; expected one of {', '.join(_SAFETENSORS_DTYPES)}."
+                f"Weight {name!r} of {self._path} is {piece.get_dtype()}; expected one of "
+                f"{', '.join(_SAFETENSORS_DTYPES)}."
             )
         return jax.ShapeDtypeStruct(tuple(piece.get_shape()), dtype)
 
@@ -122,7 +134,10 @@ class Safetensors:
 
     def read(self, name: str) -> np.ndarray:
         """See `Weights`."""
-        with _reporting(self._path), needs("safetensors").safe_open(str(self._path), framework="numpy") as file:
+        with (
+            _reporting(self._path),
+            needs("safetensors").safe_open(str(self._path), framework="numpy") as file,
+        ):
             return file.get_tensor(name)
 
 
@@ -130,7 +145,8 @@ class Torch:
     """One file that torch.save wrote, of which nothing but tensors is unpickled.
 
     Raises:
-        ConversionError: if it is not one, is cut off, or holds other things than a dictionary of tensors.
+        ConversionError: if it is not one, is cut off, or holds other things than a dictionary of
+            tensors.
     """
 
     def __init__(self, path: PathLike) -> None:
@@ -141,12 +157,17 @@ class Torch:
                 is_zip = (
                     file.read(2) == b"PK"
                 )  # tensors lie in the file until they are read; the format before 2020 comes whole
-            content = torch.load(str(self._path), map_location="cpu", weights_only=True, mmap=is_zip)
+            content = torch.load(
+                str(self._path), map_location="cpu", weights_only=True, mmap=is_zip
+            )
         self._tensors = _state_dict(content, self._path)
 
     def names(self) -> dict[str, jax.ShapeDtypeStruct]:
         """See `Weights`."""
-        return {name: jax.ShapeDtypeStruct(tuple(t.shape), _torch_dtype(t)) for name, t in self._tensors.items()}
+        return {
+            name: jax.ShapeDtypeStruct(tuple(t.shape), _torch_dtype(t))
+            for name, t in self._tensors.items()
+        }
 
     def read(self, name: str) -> np.ndarray:
         """See `Weights`."""
@@ -173,7 +194,9 @@ def open_weights(path: PathLike) -> Weights:
         return Safetensors(place)
     if place.suffix in TORCH:
         return Torch(place)
-    raise ConversionError(f"{place} is no file of weights; expected *.safetensors or *{', *'.join(TORCH)}.")
+    raise ConversionError(
+        f"{place} is no file of weights; expected *.safetensors or *{', *'.join(TORCH)}."
+    )
 
 
 def read_config(directory: PathLike) -> dict[str, Any]:
@@ -187,16 +210,22 @@ def read_config(directory: PathLike) -> dict[str, Any]:
     try:
         content = paths.read_json(file)
     except paths.PathError as error:
-        raise ConversionError(f"{error} The model's shape is read from it: put the publisher's there.") from error
+        raise ConversionError(
+            f"{error} The model's shape is read from it: put the publisher's there."
+        ) from error
     if not isinstance(content, dict):
         raise ConversionError(
-            f"{file} holds a {type(content).__name__}; expected an object. Put the publisher's there."
+            f"{file} holds a {type(content).__name__}; expected an object. Put the publisher's "
+            "there."
         )
     return content
 
 
 def _model_file(directory: Path) -> Path:
-    """Returns the index or the one file of a model's directory; safetensors come before PyTorch's files."""
+    """Returns the index or the one file of a model's directory.
+
+    Safetensors come before PyTorch's files.
+    """
     for name in _INDICES:
         if (directory / name).exists():
             return directory / name
@@ -207,11 +236,13 @@ def _model_file(directory: Path) -> Path:
             return found[0]
         if found:
             raise ConversionError(
-                f"{directory} holds {len(found)} files of weights and no index: {few([file.name for file in found])}. "
-                f"Give one of them, or put {' or '.join(_INDICES)} beside them."
+                f"{directory} holds {len(found)} files of weights and no index: "
+                f"{few([file.name for file in found])}. Give one of them, or put "
+                f"{' or '.join(_INDICES)} beside them."
             )
     raise ConversionError(
-        f"{directory} holds no weights: {few([file.name for file in files])}; expected *.safetensors or *{', *'.join(TORCH)}."
+        f"{directory} holds no weights: {few([file.name for file in files])}; expected "
+        f"*.safetensors or *{', *'.join(TORCH)}."
     )
 
 
@@ -226,34 +257,48 @@ def _shards(index: Path) -> Weights:
         ) from error
     if missing := [name for name in files if not (index.parent / name).exists()]:
         raise ConversionError(
-            f"{len(missing)} of {len(files)} shards that {index} names are missing: {few(missing)}. Put them beside it."
+            f"{len(missing)} of {len(files)} shards that {index} names are missing: "
+            f"{few(missing)}. Put them beside it."
         )
     merged = Merged(*(("", open_weights(index.parent / name)) for name in files))
-    lost, more = sorted(where.keys() - merged.names().keys()), sorted(merged.names().keys() - where.keys())
+    lost, more = (
+        sorted(where.keys() - merged.names().keys()),
+        sorted(merged.names().keys() - where.keys()),
+    )
     if lost or more:
         raise ConversionError(
-            f"The shards of {index} hold other weights than it says. Only in the index ({len(lost)}): {few(lost)}. "
-            f"Only in the shards ({len(more)}): {few(more)}. Take all files from one release."
+            f"The shards of {index} hold other weights than it says. Only in the index "
+            f"({len(lost)}): {few(lost)}. Only in the shards ({len(more)}): {few(more)}. Take all "
+            "files from one release."
         )
     return merged
 
 
 def _state_dict(content: Any, path: Path) -> dict[str, Any]:
-    """Returns the tensors by name: of a dictionary, or of one inside a dictionary of training's state."""
+    """Returns the tensors by name.
+
+    Of a dictionary, or of one inside a dictionary of training's state.
+    """
     torch = needs("torch")
     for key in _NESTED:
         if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
             content = content[key]
     if not isinstance(content, Mapping) or not content:
-        raise ConversionError(f"{path} holds a {type(content).__name__}; expected a dictionary of tensors.")
+        raise ConversionError(
+            f"{path} holds a {type(content).__name__}; expected a dictionary of tensors."
+        )
     others = [str(name) for name, value in content.items() if not isinstance(value, torch.Tensor)]
     if others:
         raise ConversionError(
-            f"{path} holds {len(others)} things that are no tensors: {few(others)}; expected a dictionary of tensors, bare or "
-            f"under one of {', '.join(_NESTED)}."
+            f"{path} holds {len(others)} things that are no tensors: {few(others)}; expected a "
+            f"dictionary of tensors, bare or under one of {', '.join(_NESTED)}."
         )
-    is_wrapped = all(name.startswith("module.") for name in content)  # as DistributedDataParallel names them
-    return {name.removeprefix("module.") if is_wrapped else name: tensor for name, tensor in content.items()}
+    # as DistributedDataParallel names them
+    is_wrapped = all(name.startswith("module.") for name in content)
+    return {
+        name.removeprefix("module.") if is_wrapped else name: tensor
+        for name, tensor in content.items()
+    }
 
 
 def _torch_dtype(tensor: Any) -> np.dtype:
@@ -261,7 +306,9 @@ def _torch_dtype(tensor: Any) -> np.dtype:
     try:
         return np.dtype(jnp.bfloat16) if name == "bfloat16" else np.dtype(name)
     except TypeError as error:
-        raise ConversionError(f"A tensor of the file is {name}; expected float32, float16 or bfloat16.") from error
+        raise ConversionError(
+            f"A tensor of the file is {name}; expected float32, float16 or bfloat16."
+        ) from error
 
 
 def needs(name: str) -> Any:
@@ -274,7 +321,8 @@ def needs(name: str) -> Any:
         return importlib.import_module(name)
     except ImportError as error:
         raise ConversionError(
-            f"Converting needs the package {name!r}: pip install 'flamingo_jax[conversion]'. ({error})"
+            f"Converting needs the package {name!r}: pip install 'flamingo_jax[conversion]'. "
+            f"({error})"
         ) from error
 
 
@@ -286,7 +334,8 @@ def local(path: PathLike) -> Path:
     """
     if not paths.is_local(path):
         raise ConversionError(
-            f"{path} is not on a file system: copy it to a local disk first; --output may be on gs://."
+            f"{path} is not on a file system: copy it to a local disk first; --output may be on "
+            "gs://."
         )
     return Path(path)
 
@@ -300,10 +349,11 @@ def _reporting(path: Path) -> Iterator[None]:
         raise
     except pickle.UnpicklingError as error:
         raise ConversionError(
-            f"{path} holds more than tensors, and is not read, since unpickling it would run its code: {first_line(error)} "
-            "Save its state_dict() alone."
+            f"{path} holds more than tensors, and is not read, since unpickling it would run its "
+            f"code: {first_line(error)} Save its state_dict() alone."
         ) from error
     except Exception as error:
         raise ConversionError(
-            f"{path} is damaged, cut off or of another kind: {first_line(error)}. Download it again."
+            f"{path} is damaged, cut off or of another kind: {first_line(error)}. Download it "
+            "again."
         ) from error

@@ -1,10 +1,13 @@
-"""timm's dm_nfnet_f0 ... f6 (a state dict: *.pth, *.bin, *.safetensors) -> a vision export that computes what timm computes.
+"""timm's dm_nfnet_f0 ... f6 -> a vision export that computes what timm computes.
+
+The file is a state dict: *.pth, *.bin or *.safetensors.
 
     stages.1.2.conv2.weight [O I kh kw]  -->  vision/stage1/rest/conv1/w [layer, kh kw I O]
 
-timm computes two things otherwise than the code that its weights were trained with: GELU exactly instead of by tanh, which
-`activation` says, and 1 / sqrt(var + 1e-5) for the deviation of a convolution's weights, which goes into their gains. For
-DeepMind's own function take DeepMind's files (nfnet_deepmind).
+timm computes two things otherwise than the code that its weights were trained with: GELU exactly
+instead of by tanh, which `activation` says, and 1 / sqrt(var + 1e-5) for the deviation of a
+convolution's weights, which goes into their gains. For DeepMind's own function take DeepMind's
+files (nfnet_deepmind).
 """
 
 from __future__ import annotations
@@ -37,7 +40,9 @@ def conversion(inputs: Inputs) -> Conversion:
     """
     only(inputs)
     files = open_weights(inputs.input)
-    blocks = sum(re.fullmatch(r"stages\.\d+\.\d+\.skipinit_gain", name) is not None for name in files.names())
+    blocks = sum(
+        re.fullmatch(r"stages\.\d+\.\d+\.skipinit_gain", name) is not None for name in files.names()
+    )
     name = variant(blocks, str(inputs.input))
     config = dataclasses.replace(NFNETS[name], activation="gelu_exact")
     return vision(name, config, rules(config), files)
@@ -51,8 +56,13 @@ def rules(config: NFNetConfig) -> Rules:
     found += _conv("final_conv", "vision/final_conv")
     for target, stage, numbers in stages(config):
         is_first = numbers == (0,)
-        block, layers = f"stages.{stage}.{0 if is_first else '{layer}'}", None if is_first else numbers
-        for theirs, own in (_LAYERS | ({"downsample.conv": "shortcut"} if is_first else {})).items():
+        block, layers = (
+            f"stages.{stage}.{0 if is_first else '{layer}'}",
+            None if is_first else numbers,
+        )
+        for theirs, own in (
+            _LAYERS | ({"downsample.conv": "shortcut"} if is_first else {})
+        ).items():
             found += _conv(f"{block}.{theirs}", f"{target}/{own}", layers)
         for theirs, own in _SQUEEZE.items():  # 1x1 convolutions [out, in, 1, 1]
             found.append(Rule(f"{block}.{theirs}.weight", f"{target}/{own}/w", _as_linear, layers))
@@ -74,7 +84,10 @@ def _as_linear(x: np.ndarray) -> np.ndarray:
 
 
 def _gain(w: np.ndarray, gain: np.ndarray) -> np.ndarray:
-    """Returns gains with which `nn.conv.standardise_weights` gives timm's weights: they differ where the variance is small."""
+    """Returns gains with which `nn.conv.standardise_weights` gives timm's weights.
+
+    They differ where the variance is small.
+    """
     fan_in = w[0].size
     variance = w.reshape(len(w), -1).astype(np.float64).var(axis=1)
     ratio = np.maximum(variance * fan_in, SMALLEST_VARIANCE) / ((variance + EPSILON) * fan_in)

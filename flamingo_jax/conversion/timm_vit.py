@@ -1,9 +1,12 @@
-"""CLIP's image tower in the layout of timm: vit_{base,large,huge}_patchN_clip_S and its `quickgelu` forms.
+"""CLIP's image tower in the layout of timm.
+
+Vit_{base,large,huge}_patchN_clip_S and its `quickgelu` forms.
 
     cls_token, pos_embed, patch_embed.proj, norm_pre, blocks.N, norm      -> vision/...
     head                                                                 is left: a projection or a classifier
 
-timm's config.json names the architecture and the pixels' mean and deviation; the rest of the shape follows from the weights.
+timm's config.json names the architecture and the pixels' mean and deviation; the rest of the shape
+follows from the weights.
 """
 
 from __future__ import annotations
@@ -39,7 +42,9 @@ _HEAD = Skip(r"(head|fc_norm)\..*", "the projection or the classifier")
 
 
 def conversion(inputs: Inputs) -> Conversion:
-    """Returns the conversion of a directory with timm's config.json to an export of kind "vision"; option `features` as of `clip`.
+    """Returns the conversion of a directory with timm's config.json to an export of kind "vision".
+
+    Option `features` as of `clip`.
 
     Raises:
         ConversionError: for another architecture.
@@ -71,10 +76,18 @@ def vision_config(config: Mapping[str, Any], files: Weights, *, features: Featur
     found = re.fullmatch(r"vit_(base|large|huge)_patch\d+_clip_(quickgelu_)?\d+", architecture)
     if not found:
         raise ConversionError(
-            f"config.json has architecture {architecture!r}; expected vit_{{base,large,huge}}_patchN_clip_S. Check --source."
+            f"config.json has architecture {architecture!r}; expected "
+            "vit_{base,large,huge}_patchN_clip_S. Check --source."
         )
-    if missing := [name for name in ("patch_embed.proj.weight", "pos_embed", "norm_pre.weight") if name not in names]:
-        raise ConversionError(f"The weights of {architecture} lack {', '.join(missing)}: take those that belong to it.")
+    if missing := [
+        name
+        for name in ("patch_embed.proj.weight", "pos_embed", "norm_pre.weight")
+        if name not in names
+    ]:
+        raise ConversionError(
+            f"The weights of {architecture} lack {', '.join(missing)}: take "
+            "those that belong to it."
+        )
     width, _, patch_size, _ = names["patch_embed.proj.weight"].shape
     seen = config.get("pretrained_cfg", {})
     return ViTConfig(

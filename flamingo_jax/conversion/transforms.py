@@ -61,12 +61,18 @@ def rows(start: int, stop: int | None) -> Transform:
 
 
 def chunk(index: int, count: int, axis: int = 0) -> Transform:
-    """Returns one of `count` equal parts along an axis: a fused query, key, value [3*H*K, D] -> [H*K, D]."""
+    """Returns one of `count` equal parts along an axis.
+
+    A fused query, key, value [3*H*K, D] -> [H*K, D].
+    """
     return lambda x: np.split(x, count, axis)[index]
 
 
 def head_part(index: int, count: int, num_heads: int) -> Transform:
-    """Returns one of `count` parts of each head's rows, [H*count*K, ...] -> [H*K, ...]: a fused query, key, value head by head."""
+    """Returns one of `count` parts of each head's rows, [H*count*K, ...] -> [H*K, ...].
+
+    A fused query, key, value head by head.
+    """
 
     def take(x: np.ndarray) -> np.ndarray:
         parts = x.reshape(num_heads, count, -1, *x.shape[1:])[:, index]

@@ -26,7 +26,9 @@ from flamingo_jax.models.vit import ViTConfig
 
 @dataclasses.dataclass(frozen=True)
 class Names:
-    """What a publisher calls the parts; each has a `.weight`, and all but the first three a `.bias`.
+    """What a publisher calls the parts.
+
+    Each has a `.weight`, and all but the first three a `.bias`.
 
     Attributes:
         patch: the convolution.
@@ -54,7 +56,9 @@ class Names:
 
 
 def vision_rules(config: ViTConfig, names: Names) -> Rules:
-    """Returns the rules of a ViT, their targets below its module; `mapping.under` moves them to where it stands.
+    """Returns the rules of a ViT, their targets below its module.
+
+    `mapping.under` moves them to where it stands.
 
     Args:
         config: of the ViT; without `final_norm` the files' last norm is skipped.
@@ -69,12 +73,17 @@ def vision_rules(config: ViTConfig, names: Names) -> Rules:
         *norm_rules(names.pre_norm, "pre_norm"),
         *norm_rules(f"{block}{names.attention_norm}", f"{layer}attention_norm"),
         *norm_rules(f"{block}{names.mlp_norm}", f"{layer}mlp_norm"),
-        *projection_rules(names, block, heads, attention=f"{layer}attention/", out="out", mlp=f"{layer}mlp/"),
+        *projection_rules(
+            names, block, heads, attention=f"{layer}attention/", out="out", mlp=f"{layer}mlp/"
+        ),
     ]
     if config.final_norm:
         return (*rules, *norm_rules(names.final_norm, "final_norm"))
     last = names.final_norm.replace(".", r"\.")
-    return (*rules, Skip(rf"{last}\.(weight|bias)", "the last norm: the features are taken before it"))
+    return (
+        *rules,
+        Skip(rf"{last}\.(weight|bias)", "the last norm: the features are taken before it"),
+    )
 
 
 def norm_rules(source: str, target: str) -> Rules:

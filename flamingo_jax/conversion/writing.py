@@ -18,10 +18,13 @@ from flamingo_jax.core.paths import Path, PathLike
 Tell = Callable[[str], None]
 
 
-def write(conversion: Conversion, output: PathLike, *, dtype: Any = None, tell: Tell = lambda line: None) -> Path:
+def write(
+    conversion: Conversion, output: PathLike, *, dtype: Any = None, tell: Tell = lambda line: None
+) -> Path:
     """Writes the export of a conversion; it appears whole, and an export that is there is replaced.
 
-    In memory are at most the sources of one slice (the largest weight of the files) and what is made of them.
+    In memory are at most the sources of one slice (the largest weight of the files) and what is
+    made of them.
 
     Args:
         conversion: what is converted.
@@ -33,8 +36,8 @@ def write(conversion: Conversion, output: PathLike, *, dtype: Any = None, tell: 
         `output`.
 
     Raises:
-        ConversionError: if the mapping does not fit the files (then nothing is written), a file is damaged, or something
-            that is no export stands at `output`.
+        ConversionError: if the mapping does not fit the files (then nothing is written), a file is
+            damaged, or something that is no export stands at `output`.
         CheckpointError: if it cannot be written.
     """
     check_output(output)
@@ -42,7 +45,9 @@ def write(conversion: Conversion, output: PathLike, *, dtype: Any = None, tell: 
     weights = {}
     for number, weight in enumerate(plan.weights, 1):
         parts = functools.partial(_parts, weight, conversion, f"{number}/{len(plan.weights)}", tell)
-        weights[weight.target] = Streamed(weight.shape, weight.dtype, parts, is_stacked=weight.is_stacked)
+        weights[weight.target] = Streamed(
+            weight.shape, weight.dtype, parts, is_stacked=weight.is_stacked
+        )
     return export_lib.export(
         output,
         trees.unflatten(weights),
@@ -63,9 +68,14 @@ def check_output(output: PathLike) -> None:
     """
     place = paths.absolute(output)
     if place.is_dir() and not (place / export_lib.CARD).exists() and any(place.iterdir()):
-        raise ConversionError(f"--output={output} is a directory that holds other things than an export. Give another.")
+        raise ConversionError(
+            f"--output={output} is a directory that holds other things than an "
+            "export. Give another."
+        )
     if place.exists() and not place.is_dir():
-        raise ConversionError(f"--output={output} is a file; expected a directory to be. Give another.")
+        raise ConversionError(
+            f"--output={output} is a file; expected a directory to be. Give another."
+        )
 
 
 def table(conversion: Conversion, *, dtype: Any = None) -> str:
@@ -75,10 +85,15 @@ def table(conversion: Conversion, *, dtype: Any = None) -> str:
         ConversionError: as `mapping.check`.
     """
     plan = mapping.plan(conversion, dtype=dtype)
-    lines = [(_origin(weight), "->", f"{weight.target} {weight.shape} {weight.dtype}") for weight in plan.weights]
+    lines = [
+        (_origin(weight), "->", f"{weight.target} {weight.shape} {weight.dtype}")
+        for weight in plan.weights
+    ]
     lines += [(name, "--", f"skipped: {why}") for name, why in sorted(plan.skipped.items())]
     width = max(len(origin) for origin, _, _ in lines)
-    return "\n".join([*(f"{origin:{width}}  {arrow}  {rest}" for origin, arrow, rest in lines), _summary(plan)])
+    return "\n".join(
+        [*(f"{origin:{width}}  {arrow}  {rest}" for origin, arrow, rest in lines), _summary(plan)]
+    )
 
 
 def _parts(weight: Planned, conversion: Conversion, count: str, tell: Tell) -> Any:
@@ -103,6 +118,6 @@ def _summary(plan: ConversionPlan) -> str:
     sources = {name for weight in plan.weights for names in weight.pieces for name in names}
     numbers = sum(weight.size for weight in plan.weights)
     return (
-        f"{len(sources)} weights of the files become {len(plan.weights)} of the model ({numbers:,} numbers); "
-        f"{len(plan.skipped)} are skipped."
+        f"{len(sources)} weights of the files become {len(plan.weights)} of the model ({numbers:,} "
+        f"numbers); {len(plan.skipped)} are skipped."
     )

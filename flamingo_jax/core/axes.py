@@ -1,10 +1,14 @@
-"""Logical axes -> mesh axes: the whole sharding layout on one screen (paper, B.1.2: Megatron over "model").
+"""Logical axes -> mesh axes: the whole sharding layout on one screen.
 
-A weight says what its dimensions are ("embed", "heads"); this table alone says where they go. QKV and up projections are
-split by columns (heads, mlp), out and down projections by rows, the vocabulary by rows of the table.
+Weights are sharded over "model" as Megatron does it (paper, B.1.2).
 
-Models name the axes of their activations in the same words, with `constrain`; that does nothing until a program sets a
-`AxisLayout` around the trace (`with_layout`), so that no model knows of a mesh.
+A weight says what its dimensions are ("embed", "heads"); this table alone says where they go. QKV
+and up projections are split by columns (heads, mlp), out and down projections by rows, the
+vocabulary by rows of the table.
+
+Models name the axes of their activations in the same words, with `constrain`; that does nothing
+until a program sets a `AxisLayout` around the trace (`with_layout`), so that no model knows of a
+mesh.
 """
 
 from __future__ import annotations
@@ -23,8 +27,10 @@ RULES: Mapping[str, MeshAxes] = {
     # activations
     "batch": ("replica", "data"),
     "length": None,
-    # The residual stream between blocks: tokens are split over model too (sequence parallelism, Korthikanti et al. 2022), by
-    # rows where there are enough of them, since a split of the first dimension moves whole blocks of memory; else by length.
+    # The residual stream between blocks: tokens are split over model too (sequence parallelism,
+    # Korthikanti et al. 2022), by
+    # rows where there are enough of them, since a split of the first dimension moves whole blocks
+    # of memory; else by length.
     "rows": ("replica", "data", "model"),
     "sequence": "model",
     "media": ("replica", "data"),
@@ -45,7 +51,8 @@ RULES: Mapping[str, MeshAxes] = {
     "vocab": "model",
     "new_tokens": None,
     "latents": None,
-    "latent_heads": None,  # the resampler's: its images are spread over all axes, its weights are whole
+    # the resampler's: its images are spread over all axes, its weights are whole
+    "latent_heads": None,
     "latent_mlp": None,
     "vision": None,
     "kernel": None,
@@ -60,9 +67,14 @@ def spec(axes: tuple[str | None, ...], rules: Mapping[str, MeshAxes] = RULES) ->
         ValueError: for an axis that the table does not hold, or two dimensions on one mesh axis.
     """
     if unknown := [axis for axis in axes if axis is not None and axis not in rules]:
-        raise ValueError(f"Unknown logical axes {unknown} in {axes}; expected some of {sorted(rules)} (core/axes.py).")
+        raise ValueError(
+            f"Unknown logical axes {unknown} in {axes}; expected some of "
+            f"{sorted(rules)} (core/axes.py)."
+        )
     entries = [None if axis is None else rules[axis] for axis in axes]
-    used = [name for entry in entries for name in ((entry,) if isinstance(entry, str) else entry or ())]
+    used = [
+        name for entry in entries for name in ((entry,) if isinstance(entry, str) else entry or ())
+    ]
     if len(used) != len(set(used)):
         raise ValueError(f"Axes {axes} put two dimensions on one mesh axis: {entries}.")
     return PartitionSpec(*entries)
@@ -96,7 +108,10 @@ def with_layout(layout: AxisLayout | None) -> Iterator[None]:
 
 
 def constrain(x: Array, *axes: str | None) -> Array:
-    """Returns x, placed by its logical axes, one for each dimension; as it is where no layout is set."""
+    """Returns x, placed by its logical axes, one for each dimension.
+
+    As it is where no layout is set.
+    """
     layout = _LAYOUT.get()
     return x if layout is None else layout.activation(x, axes)
 

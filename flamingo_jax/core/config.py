@@ -1,8 +1,8 @@
 """Dicts at the edge, frozen dataclasses inside, converted once.
 
-A config file holds an ml_collections.ConfigDict and the command line overrides its fields; `from_dict` turns the
-result into nested frozen dataclasses and checks every field against its type. Nothing inside the package reads a dict
-of options.
+A config file holds an ml_collections.ConfigDict and the command line overrides its fields;
+`from_dict` turns the result into nested frozen dataclasses and checks every field against its type.
+Nothing inside the package reads a dict of options.
 
     {"optimizer": {"learning_rate": 1}} --from_dict--> Config(optimizer=Optimizer(learning_rate=1.0)) --to_dict--> JSON
 """
@@ -28,29 +28,38 @@ _ABSENT = object()
 
 
 class ConfigError(ValueError):
-    """A config that does not fit its schema; the message names the dotted path, what was got and what was expected."""
+    """A config that does not fit its schema.
+
+    The message names the dotted path, what was got and what was expected.
+    """
 
 
 def from_dict(cls: type[T], data: Any, where: str = "config") -> T:
-    """Returns the frozen dataclass `cls` with the values of `data`; fields that `data` lacks keep their defaults.
+    """Returns the frozen dataclass `cls` with the values of `data`.
 
-    Field types may be bool, int, float, str, Any, Literal, Optional and unions, tuple[X, ...] and tuple[X, Y] (lists
-    too), dict[str, X], and dataclasses, nested in any way. An int stands for a float; nothing else is converted.
+    Fields that `data` lacks keep their defaults.
+
+    Field types may be bool, int, float, str, Any, Literal, Optional and unions, tuple[X, ...] and
+    tuple[X, Y] (lists too), dict[str, X], and dataclasses, nested in any way. An int stands for a
+    float; nothing else is converted.
 
     Args:
         cls: a dataclass.
-        data: a mapping of field names, an ml_collections.ConfigDict, or an instance of `cls` (returned as it is).
+        data: a mapping of field names, an ml_collections.ConfigDict, or an instance of `cls`
+            (returned as it is).
         where: the dotted path of `data`, for messages.
 
     Raises:
-        ConfigError: for an unknown field (with the nearest known one), a missing field, a value of another type, or
-            values that the dataclass itself refuses.
+        ConfigError: for an unknown field (with the nearest known one), a missing field, a value of
+            another type, or values that the dataclass itself refuses.
     """
     return _dataclass(cls, data, where)
 
 
 def to_dict(config: Any) -> dict[str, Any]:
-    """Returns a dataclass as nested dicts, lists and scalars that JSON can hold; `from_dict` turns it back.
+    """Returns a dataclass as nested dicts, lists and scalars that JSON can hold.
+
+    `from_dict` turns it back.
 
     Raises:
         ConfigError: for a value that JSON cannot hold.
@@ -61,7 +70,9 @@ def to_dict(config: Any) -> dict[str, Any]:
 
 
 def editable(config: Any) -> config_dict.ConfigDict:
-    """Returns a dataclass, or a dict of them, as a locked ConfigDict, for `--config.a.b=value`; `from_dict` turns it back.
+    """Returns a dataclass, or a dict of them, as a locked ConfigDict, for `--config.a.b=value`.
+
+    `from_dict` turns it back.
 
     An optional bool, int, float or str takes None or a value of its type, whatever it is now.
     """
@@ -75,7 +86,9 @@ def _editable(hint: Any, value: Any) -> Any:
         kind: Any = type(value)
         hints = _hints(kind)
         fields = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
-        return config_dict.ConfigDict({name: _editable(hints[name], v) for name, v in fields.items()})
+        return config_dict.ConfigDict(
+            {name: _editable(hints[name], v) for name, v in fields.items()}
+        )
     if isinstance(value, Mapping):
         inner = next((typing.get_args(arm)[1] for arm in arms if typing.get_args(arm)), Any)
         return config_dict.ConfigDict({name: _editable(inner, v) for name, v in value.items()})
@@ -85,7 +98,7 @@ def _editable(hint: Any, value: Any) -> Any:
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
-    """Returns how two config dicts differ, one line for each field: "optimizer.learning_rate: 0.001 -> 0.002"."""
+    """Returns how two config dicts differ, one line a field: "optimizer.learning_rate: 0.1 -> 0.2"."""
     before, after = dict(_leaves(old, "")), dict(_leaves(new, ""))
     paths = dict.fromkeys([*before, *after])  # the order of the fields
     pairs = [(path, before.get(path, _ABSENT), after.get(path, _ABSENT)) for path in paths]
@@ -99,12 +112,18 @@ def _dataclass(cls: Any, data: Any, where: str) -> Any:
     data = _mapping(data, where, cls.__name__)
     fields = {field.name: field for field in dataclasses.fields(cls) if field.init}
     if unknown := [name for name in data if name not in fields]:
-        raise ConfigError(f"Unknown field {where}.{unknown[0]}{_suggestion(cls, unknown[0], fields)}")
+        raise ConfigError(
+            f"Unknown field {where}.{unknown[0]}{_suggestion(cls, unknown[0], fields)}"
+        )
     hints = _hints(cls)
     for name, field in fields.items():
-        required = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
+        required = (
+            field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
+        )
         if required and name not in data:
-            raise ConfigError(f"Field {where}.{name} is missing; expected {_name(hints[name])}. Give it a value.")
+            raise ConfigError(
+                f"Field {where}.{name} is missing; expected {_name(hints[name])}. Give it a value."
+            )
     values = {name: _convert(hints[name], value, f"{where}.{name}") for name, value in data.items()}
     try:
         return cls(**values)
@@ -142,11 +161,16 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
         if type(value) is hint:
             return value
         raise ConfigError(f"{_got(where, value)}; expected {_name(hint)}.")
-    raise ConfigError(f"Field {where} has the type {_name(hint)}, which a config cannot hold: see from_dict.")
+    raise ConfigError(
+        f"Field {where} has the type {_name(hint)}, which a config cannot hold: see from_dict."
+    )
 
 
 def _union(arms: tuple[Any, ...], value: Any, where: str) -> Any:
-    """Converts to the first arm that takes the value; a value that already has an arm's type stays as it is."""
+    """Converts to the first arm that takes the value.
+
+    A value that already has an arm's type stays as it is.
+    """
     if type(value) in arms:
         return value
     others = [arm for arm in arms if arm is not type(None)]
@@ -159,7 +183,10 @@ def _union(arms: tuple[Any, ...], value: Any, where: str) -> Any:
         except ConfigError as error:
             failures.append(str(error))
     names = " | ".join(_name(arm) for arm in arms)
-    raise ConfigError(f"{_got(where, value)}; expected {names}." + "".join(f"\n  {failure}" for failure in failures))
+    raise ConfigError(
+        f"{_got(where, value)}; expected "
+        f"{names}." + "".join(f"\n  {failure}" for failure in failures)
+    )
 
 
 def _tuple(arguments: tuple[Any, ...], value: Any, where: str) -> tuple[Any, ...]:
@@ -171,11 +198,17 @@ def _tuple(arguments: tuple[Any, ...], value: Any, where: str) -> tuple[Any, ...
         arguments = (arguments[0],) * len(value)
     if len(value) != len(arguments):
         raise ConfigError(f"{_got(where, value)} of length {len(value)}; expected {expected}.")
-    return tuple(_convert(a, v, f"{where}[{i}]") for i, (a, v) in enumerate(zip(arguments, value, strict=True)))
+    return tuple(
+        _convert(a, v, f"{where}[{i}]")
+        for i, (a, v) in enumerate(zip(arguments, value, strict=True))
+    )
 
 
 def _mapping(data: Any, where: str, expected: str) -> dict[str, Any]:
-    """Returns a plain dict with str keys; an ml_collections.ConfigDict resolves its references in `to_dict`."""
+    """Returns a plain dict with str keys.
+
+    An ml_collections.ConfigDict resolves its references in `to_dict`.
+    """
     if not isinstance(data, Mapping) and callable(getattr(data, "to_dict", None)):
         data = data.to_dict()
     if not isinstance(data, Mapping):
@@ -191,12 +224,20 @@ def _hints(cls: Any) -> dict[str, Any]:
         return typing.get_type_hints(cls)
     except NameError as error:
         where = f"the field types of {cls.__name__}"
-        raise ConfigError(f"Cannot resolve {where} ({error}): import them in {cls.__module__}.") from error
+        raise ConfigError(
+            f"Cannot resolve {where} ({error}): import them in {cls.__module__}."
+        ) from error
 
 
 def _suggestion(cls: Any, name: str, fields: Mapping[str, Any]) -> str:
-    """Returns what the author of the field `name` may have meant: a near name here, or the same name deeper down."""
-    near = difflib.get_close_matches(name, fields, n=1) or [p for p in _paths(cls) if p.rpartition(".")[2] == name][:1]
+    """Returns what the author of the field `name` may have meant.
+
+    A near name here, or the same name deeper down.
+    """
+    near = (
+        difflib.get_close_matches(name, fields, n=1)
+        or [p for p in _paths(cls) if p.rpartition(".")[2] == name][:1]
+    )
     return f": did you mean {near[0]!r}?" if near else f"; {cls.__name__} has {', '.join(fields)}."
 
 
@@ -205,7 +246,11 @@ def _paths(cls: Any, prefix: str = "") -> Iterator[str]:
     for name, hint in _hints(cls).items():
         yield prefix + name
         for inner in (hint, *typing.get_args(hint)):
-            if dataclasses.is_dataclass(inner) and inner is not cls and typing.get_origin(hint) not in (dict, tuple):
+            if (
+                dataclasses.is_dataclass(inner)
+                and inner is not cls
+                and typing.get_origin(hint) not in (dict, tuple)
+            ):
                 yield from _paths(inner, f"{prefix}{name}.")
 
 
@@ -219,7 +264,9 @@ def _plain(value: Any, where: str) -> Any:
         return [_plain(v, f"{where}[{i}]") for i, v in enumerate(value)]
     if value is None or isinstance(value, (bool, int, float, str)):
         return value
-    raise ConfigError(f"{_got(where, value)}; a config holds bool, int, float, str, None and containers of them.")
+    raise ConfigError(
+        f"{_got(where, value)}; a config holds bool, int, float, str, None and containers of them."
+    )
 
 
 def _leaves(data: Any, prefix: str) -> Iterator[tuple[str, Any]]:
@@ -252,14 +299,19 @@ def _name(hint: Any) -> str:
         return "one of " + ", ".join(repr(choice) for choice in typing.get_args(hint))
     if hint is type(None):
         return "None"
-    return hint.__name__ if isinstance(hint, type) and not typing.get_args(hint) else str(hint).replace("typing.", "")
+    return (
+        hint.__name__
+        if isinstance(hint, type) and not typing.get_args(hint)
+        else str(hint).replace("typing.", "")
+    )
 
 
 def in_one_message(parse: Callable[[list[str]], list[str]]) -> Callable[[list[str]], list[str]]:
     """Returns a parser of flags that says in one message which field a config does not have, and the nearest name.
 
     Args:
-        parse: the parser of a program, `absl.app.parse_flags_with_usage`; ml_collections reads `--config.a.b=value` within it.
+        parse: the parser of a program, `absl.app.parse_flags_with_usage`; ml_collections reads
+            `--config.a.b=value` within it.
     """
 
     def parse_flags(argv: list[str]) -> list[str]:
@@ -267,6 +319,9 @@ def in_one_message(parse: Callable[[list[str]], list[str]]) -> Callable[[list[st
             return parse(argv)
         except AttributeError as error:  # of ml_collections, around its own KeyError
             cause = error.args[0]
-            sys.exit(f"Unknown field in --config: {cause.args[0] if isinstance(cause, Exception) else cause}")
+            sys.exit(
+                "Unknown field in --config: "
+                f"{cause.args[0] if isinstance(cause, Exception) else cause}"
+            )
 
     return parse_flags

@@ -1,7 +1,10 @@
-"""Finds config files by name: `--config=tiny:language_model` is configs/tiny.py with the argument language_model.
+"""Finds config files by name.
 
-A clone has configs/ beside the package. An installed wheel has the same files in flamingo_jax/bundled/configs (see setup.py). Config files import each other
-as `from configs import ...`: the folder above configs/ is put on the import path.
+`--config=tiny:language_model` is configs/tiny.py with the argument language_model.
+
+A clone has configs/ beside the package. An installed wheel has the same files in
+flamingo_jax/bundled/configs (see setup.py). Config files import each other as `from configs import
+...`: the folder above configs/ is put on the import path.
 """
 
 from __future__ import annotations
@@ -41,7 +44,8 @@ def find(config: str) -> str:
     """Turns NAME[:ARGUMENT] into FILE[:ARGUMENT], and makes the file's own imports of `configs` work.
 
     Args:
-        config: a name below configs/ ("tiny", "ablations.contrastive_data"), or a file, each with an optional ":ARGUMENT".
+        config: a name below configs/ ("tiny", "ablations.contrastive_data"), or a file, each with
+            an optional ":ARGUMENT".
 
     Raises:
         SystemExit: there is no config of this name.
@@ -58,11 +62,14 @@ def find(config: str) -> str:
         return config
     file = root() / "configs" / (name.replace(".", "/") + ".py")
     if not file.exists():
-        names = sorted(path.stem for path in (root() / "configs").glob("*.py") if path.stem != "__init__")
+        names = sorted(
+            path.stem for path in (root() / "configs").glob("*.py") if path.stem != "__init__"
+        )
         close = difflib.get_close_matches(name, names, n=1)
         suggestion = f" Did you mean {close[0]!r}?" if close else ""
         sys.exit(
-            f"--config={config}: {root() / 'configs'} has no config {name!r}.{suggestion} Give one of {', '.join(names)}, or a file."
+            f"--config={config}: {root() / 'configs'} has no config {name!r}.{suggestion} Give one "
+            f"of {', '.join(names)}, or a file."
         )
     return f"{file}{colon}{argument}"
 

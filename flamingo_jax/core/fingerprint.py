@@ -1,4 +1,7 @@
-"""Tells weights from others where they lie: no weight leaves its device, and it does not matter how they are spread over devices."""
+"""Tells weights from others where they lie.
+
+No weight leaves its device, and it does not matter how they are spread over devices.
+"""
 
 from __future__ import annotations
 
@@ -14,10 +17,13 @@ from flamingo_jax.core.stack import Layers, stacked
 
 
 def fingerprint(params: trees.Params) -> str:
-    """Returns 32 hexadecimal digits of the paths, dtypes, shapes and values; all processes call it together.
+    """Returns 32 hexadecimal digits of the paths, dtypes, shapes and values.
 
-    Of each weight, the sum of all bits as integers, each number times an odd one that its place decides: the same in any order of summation. Against
-    accidents, not against malice: `trees.content_hash` is for that.
+    All processes call it together.
+
+    Of each weight, the sum of all bits as integers, each number times an odd one that its place
+    decides: the same in any order of summation. Against accidents, not against malice:
+    `trees.content_hash` is for that.
 
     Weights that are `core.stack.unrolled` have the fingerprint of the stacked ones.
     """
@@ -36,9 +42,12 @@ def _checksums(leaves: tuple[Array | Layers, ...]) -> Array:
 
 
 def _checksum(leaf: Array) -> Array:
-    bits = jax.lax.bitcast_convert_type(leaf, jnp.dtype(f"uint{8 * leaf.dtype.itemsize}")).astype(jnp.uint32)
+    bits = jax.lax.bitcast_convert_type(leaf, jnp.dtype(f"uint{8 * leaf.dtype.itemsize}")).astype(
+        jnp.uint32
+    )
     place = jnp.zeros(leaf.shape, jnp.uint32)
     for axis, size in enumerate(leaf.shape):  # modulo 2**32, as all of this
         place = place * jnp.uint32(size) + jax.lax.broadcasted_iota(jnp.uint32, leaf.shape, axis)
-    factor = place * jnp.uint32(2654435769) | jnp.uint32(1)  # 2**32 over the golden ratio: neighbours lie far apart
+    # 2**32 over the golden ratio: neighbours lie far apart
+    factor = place * jnp.uint32(2654435769) | jnp.uint32(1)
     return jnp.sum((bits ^ (bits >> 15)) * factor, dtype=jnp.uint32)

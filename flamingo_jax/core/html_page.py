@@ -1,6 +1,7 @@
 """The pages that show data: one look, texts escaped, and no reaching for anything outside.
 
-Plain HTML and CSS without scripts. html_page.html is the frame of every page; it forbids (Content-Security-Policy) whatever a page was not given.
+Plain HTML and CSS without scripts. html_page.html is the frame of every page; it forbids
+(Content-Security-Policy) whatever a page was not given.
 """
 
 from __future__ import annotations
@@ -27,7 +28,8 @@ _Value = TypeVar("_Value")
 def environment(directory: str = _FRAME) -> jinja2.Environment:
     """Returns what reads the templates of a directory, which may extend html_page.html.
 
-    Every text that a template shows is escaped, and made `visible`. A name that a template was not given is an error.
+    Every text that a template shows is escaped, and made `visible`. A name that a template was not
+    given is an error.
     """
     return jinja2.Environment(
         loader=jinja2.FileSystemLoader([directory, _FRAME]),
@@ -50,10 +52,14 @@ def template(module: str) -> jinja2.Template:
 
 
 def visible(value: _Value) -> _Value | str:
-    """Makes all of a text visible: line breaks get a sign, and control characters, which HTML forbids, become their number."""
+    """Makes all of a text visible.
+
+    Line breaks get a sign, and control characters, which HTML forbids, become their number.
+    """
     if not isinstance(value, str) or isinstance(value, Markup):
         return value
-    text = value.encode(errors="backslashreplace").decode()  # file names, and texts of JSON, need not be Unicode
+    # file names, and texts of JSON, need not be Unicode
+    text = value.encode(errors="backslashreplace").decode()
     shown = re.sub(r"[\x00-\x09\x0b-\x1f\x7f-\x9f]", lambda found: f"\\x{ord(found[0]):02x}", text)
     return shown.replace("\n", "↵\n")
 

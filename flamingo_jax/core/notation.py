@@ -5,8 +5,8 @@
     R latents                D LM width               E vision width                W resampler width
     H heads                  G key/value heads        K head size                   V vocabulary      J joint space
 
-Types are jaxtyping's: `Float[Array, "B L D"]`. The test-suite checks them at run time. Mesh axes (replica, data, model)
-and logical axes (batch, embed, heads, ...) are words: see `core.axes`.
+Types are jaxtyping's: `Float[Array, "B L D"]`. The test-suite checks them at run time. Mesh axes
+(replica, data, model) and logical axes (batch, embed, heads, ...) are words: see `core.axes`.
 """
 
 from jaxtyping import Array, Bool, Float, Float32, Int, PRNGKeyArray, UInt8

@@ -1,10 +1,11 @@
 """Where weights are born: `param`.
 
-Every weight of every model comes from `param`: float32, with one logical axis for each dimension, all on the line
-where it is used. Haiku would give a weight the dtype of its input (bfloat16 activations would mean bfloat16 weights),
-hence no hk.Linear in the models.
+Every weight of every model comes from `param`: float32, with one logical axis for each dimension,
+all on the line where it is used. Haiku would give a weight the dtype of its input (bfloat16
+activations would mean bfloat16 weights), hence no hk.Linear in the models.
 
-While `axes_of` traces an init function, `param` notes path -> axes. The blocks of a `core.stack.Stack` are transformed apart
+While `axes_of` traces an init function, `param` notes path -> axes. The blocks of a
+`core.stack.Stack` are transformed apart
 from the module around them, so `param` alone cannot know the full path there: the stack names it by `inside`.
 """
 
@@ -30,7 +31,10 @@ Initializer = Callable[..., Array]
 
 @dataclasses.dataclass(frozen=True)
 class Scope:
-    """What a weight inside a stack cannot see of its surroundings: the path and the axes that are put in front."""
+    """What a weight inside a stack cannot see of its surroundings.
+
+    The path and the axes that are put in front.
+    """
 
     prefix: str = ""
     axes: Axes = ()
@@ -38,7 +42,9 @@ class Scope:
 
 _NO_SCOPE = Scope()
 _SCOPES: contextvars.ContextVar[Scope] = contextvars.ContextVar("scope", default=_NO_SCOPE)
-_RECORD: contextvars.ContextVar[dict[str, Axes] | None] = contextvars.ContextVar("record", default=None)
+_RECORD: contextvars.ContextVar[dict[str, Axes] | None] = contextvars.ContextVar(
+    "record", default=None
+)
 
 
 def param(name: str, shape: tuple[int, ...], axes: Axes, init: Initializer) -> Array:
@@ -55,20 +61,24 @@ def param(name: str, shape: tuple[int, ...], axes: Axes, init: Initializer) -> A
     """
     if len(axes) != len(shape):
         raise ValueError(
-            f"Weight {hk.experimental.current_name()}/{name} has shape {shape} but axes {axes}: name each dimension."
+            f"Weight {hk.experimental.current_name()}/{name} has shape {shape} but axes {axes}: "
+            "name each dimension."
         )
     record = _RECORD.get()
     if record is not None:
         scope = _SCOPES.get()
         record[f"{scope.prefix}{hk.experimental.current_name()}/{name}"] = scope.axes + tuple(axes)
-    return axes_lib.constrain_gradient(hk.get_parameter(name, shape, jnp.float32, init=init), tuple(axes))
+    return axes_lib.constrain_gradient(
+        hk.get_parameter(name, shape, jnp.float32, init=init), tuple(axes)
+    )
 
 
 def axes_of(init: Callable[..., Any], *args: Any) -> dict[str, Axes]:
     """Returns the logical axes of each weight that `init(*args)` makes, without computing anything.
 
     Args:
-        init: a Haiku init function (or a function that calls one) whose weights all come from `param`.
+        init: a Haiku init function (or a function that calls one) whose weights all come from
+            `param`.
         *args: its arguments; arrays or jax.ShapeDtypeStruct.
 
     Returns:
@@ -83,12 +93,14 @@ def axes_of(init: Callable[..., Any], *args: Any) -> dict[str, Axes]:
         shapes = trees.flatten(jax.eval_shape(lambda *a: init(*a), *args))
     if unknown := sorted(set(shapes) ^ set(record)):
         raise ValueError(
-            f"Weights and recorded axes differ at {unknown[:5]}: make every weight with core.params.param."
+            f"Weights and recorded axes differ at {unknown[:5]}: make every weight with "
+            "core.params.param."
         )
     for path, axes in record.items():
         if len(axes) != len(shapes[path].shape):
             raise ValueError(
-                f"Weight {path} has shape {shapes[path].shape} but axes {axes}: two weights share this path."
+                f"Weight {path} has shape {shapes[path].shape} but axes {axes}: two weights share "
+                "this path."
             )
     return record
 

@@ -1,8 +1,9 @@
 """The one door to files: every path may be local or gs://, through etils.epath.
 
-Nothing else in the package calls open() or imports pathlib (a test looks). A rename is atomic on a file system; on an
-object store a single object appears atomically when its upload ends, but a directory cannot be renamed at once, so
-there a directory is written in place and its last file is the mark of completeness (see `move_directory`).
+Nothing else in the package calls open() or imports pathlib (a test looks). A rename is atomic on a
+file system; on an object store a single object appears atomically when its upload ends, but a
+directory cannot be renamed at once, so there a directory is written in place and its last file is
+the mark of completeness (see `move_directory`).
 """
 
 from __future__ import annotations
@@ -35,7 +36,9 @@ def make_directory(path: PathLike) -> epath.Path:
     try:
         directory.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise PathError(f"Cannot make the directory {directory}: {_reason(error)}. Give a writable place.") from error
+        raise PathError(
+            f"Cannot make the directory {directory}: {_reason(error)}. Give a writable place."
+        ) from error
     return directory
 
 
@@ -59,7 +62,9 @@ def write_atomically(path: PathLike, data: bytes | str) -> epath.Path:
         if temporary != target:
             with contextlib.suppress(OSError):  # clearing up: the error that counts is on its way
                 temporary.unlink(missing_ok=True)
-        raise PathError(f"Cannot write {target}: {_reason(error)}. Give a writable place with room.") from error
+        raise PathError(
+            f"Cannot write {target}: {_reason(error)}. Give a writable place with room."
+        ) from error
     return target
 
 
@@ -79,7 +84,9 @@ def read_json(path: PathLike) -> Any:
     try:
         return json.loads(text)
     except json.JSONDecodeError as error:
-        raise PathError(f"{file} is not valid JSON: {error}. It is cut off or damaged: write it again.") from error
+        raise PathError(
+            f"{file} is not valid JSON: {error}. It is cut off or damaged: write it again."
+        ) from error
 
 
 def write_json(path: PathLike, value: Any) -> epath.Path:
@@ -98,7 +105,10 @@ def is_local(path: PathLike) -> bool:
 
 
 def absolute(path: PathLike) -> epath.Path:
-    """Returns the same place as an absolute path; orbax takes no other. A gs:// path is one already."""
+    """Returns the same place as an absolute path; orbax takes no other.
+
+    A gs:// path is one already.
+    """
     place = epath.Path(path)
     return place.expanduser().resolve() if is_local(place) else place
 
@@ -118,7 +128,9 @@ def temporary_directory(prefix: str) -> Iterator[epath.Path]:
 
 @contextlib.contextmanager
 def written_locally(path: PathLike) -> Iterator[epath.Path]:
-    """A local place for a file that another library writes; what is there goes to `path` when the context ends well, and nothing else.
+    """A local place for a file that another library writes.
+
+    What is there goes to `path` when the context ends well, and nothing else.
 
     Raises:
         PathError: its directory cannot be made.
@@ -140,8 +152,8 @@ def written_locally(path: PathLike) -> Iterator[epath.Path]:
 def move_directory(source: PathLike, target: PathLike) -> epath.Path:
     """Puts a complete directory in the place of `target`; what was there is removed afterwards.
 
-    On a file system the new content appears at once. On an object store epath copies and deletes object by object:
-    write in place there instead.
+    On a file system the new content appears at once. On an object store epath copies and deletes
+    object by object: write in place there instead.
 
     Raises:
         PathError: if the rename fails; then the old content is back in its place.
@@ -155,7 +167,9 @@ def move_directory(source: PathLike, target: PathLike) -> epath.Path:
     except OSError as error:
         if aside and aside.exists() and not old.exists():
             aside.rename(old)
-        raise PathError(f"Cannot move {new} to {old}: {_reason(error)}. Give a writable place.") from error
+        raise PathError(
+            f"Cannot move {new} to {old}: {_reason(error)}. Give a writable place."
+        ) from error
     if aside:
         aside.rmtree()
     return old

@@ -1,7 +1,10 @@
-"""The named boundary at which weights change their dtype (paper, B.1.2; Chinchilla's mixed precision).
+"""The named boundary at which weights change their dtype.
 
-Trainable weights and their moments are float32; compute, activations and gradients have the policy's dtype; frozen weights
-are stored and applied in it. Statistics of norms, softmax, logits and loss are float32 whatever the policy (see nn/).
+The policy is Chinchilla's mixed precision (paper, B.1.2).
+
+Trainable weights and their moments are float32; compute, activations and gradients have the
+policy's dtype; frozen weights are stored and applied in it. Statistics of norms, softmax, logits
+and loss are float32 whatever the policy (see nn/).
 """
 
 from __future__ import annotations
@@ -27,5 +30,8 @@ class Policy:
     def cast(self, tree: Any) -> Any:
         """Returns the tree with its floating-point leaves in the compute dtype."""
         return jax.tree.map(
-            lambda leaf: leaf.astype(self.dtype) if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf, tree
+            lambda leaf: (
+                leaf.astype(self.dtype) if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf
+            ),
+            tree,
         )

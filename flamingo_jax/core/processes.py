@@ -1,14 +1,19 @@
-"""The processes of a run: on a pod one per host, all of them running the same program, each on its part of the data.
+"""The processes of a run.
+
+On a pod one per host, all of them running the same program, each on its part of the data.
 
     one machine         nothing to join; no network and no metadata server is asked for anything
     Cloud TPU slice     known by the chips of this machine; JAX asks the slice for the rest
     anywhere else       JAX_COORDINATOR_ADDRESS=HOST:PORT JAX_NUM_PROCESSES=4 JAX_PROCESS_ID=0..3 in the environment
 
-The last is also a simulated pod: several processes on the CPU of one machine, with JAX_PLATFORMS=cpu.
+The last is also a simulated pod: several processes on the CPU of one machine, with
+JAX_PLATFORMS=cpu.
 
-A process that fails must not leave the others waiting for it in a collective. It says why, with its number in front, and is gone at once, without JAX's
-farewell, which would wait for the others. They fail at their next collective on a CPU; on TPUs the heartbeat ends them: a process that the coordinator
-(process 0) has not heard of for HEARTBEAT_SECONDS is taken for dead, and JAX then ends all others.
+A process that fails must not leave the others waiting for it in a collective. It says why, with its
+number in front, and is gone at once, without JAX's farewell, which would wait for the others. They
+fail at their next collective on a CPU; on TPUs the heartbeat ends them: a process that the
+coordinator (process 0) has not heard of for HEARTBEAT_SECONDS is taken for dead, and JAX then ends
+all others.
 """
 
 from __future__ import annotations
@@ -28,11 +33,17 @@ from flamingo_jax.core.paths import Path
 
 MODES = ("auto", "on", "off")
 
-HEARTBEAT_SECONDS = 60  # heartbeats have a thread of their own, so that a long compilation does not look like death
+# heartbeats have a thread of their own, so that a long compilation does not look like death
+HEARTBEAT_SECONDS = 60
 HINT_SECONDS = 30  # after JOIN_SECONDS, XLA ends the process with a report of its own
-JOIN_SECONDS = 300  # hosts of a slice start within seconds of each other, but their disks may be cold
+# hosts of a slice start within seconds of each other, but their disks may be cold
+JOIN_SECONDS = 300
 
-_ADDRESS, _COUNT, _INDEX = VARIABLES = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
+_ADDRESS, _COUNT, _INDEX = VARIABLES = (
+    "JAX_COORDINATOR_ADDRESS",
+    "JAX_NUM_PROCESSES",
+    "JAX_PROCESS_ID",
+)
 
 
 class ProcessError(RuntimeError):
@@ -40,7 +51,9 @@ class ProcessError(RuntimeError):
 
 
 class Cluster:
-    """The processes of this run, as a context: joined at the beginning, left together at the end, and by all when one fails.
+    """The processes of this run, as a context.
+
+    Joined at the beginning, left together at the end, and by all when one fails.
 
     with Cluster("auto", expected=(ConfigError,)) as cluster:
         work(tell=cluster.tell)
@@ -50,12 +63,15 @@ class Cluster:
         count: of all processes; 1 on one machine.
     """
 
-    def __init__(self, mode: str = "auto", *, expected: tuple[type[BaseException], ...] = ()) -> None:
+    def __init__(
+        self, mode: str = "auto", *, expected: tuple[type[BaseException], ...] = ()
+    ) -> None:
         """Says how to join; nothing happens before the context is entered.
 
         Args:
-            mode: "auto" = where the environment names other processes, or this machine has TPU chips; "on" = always, found by JAX if the
-                environment does not say (Slurm, Open MPI, Kubernetes); "off" = never: this process alone. One of MODES.
+            mode: "auto" = where the environment names other processes, or this machine has TPU
+                chips; "on" = always, found by JAX if the environment does not say (Slurm, Open MPI,
+                Kubernetes); "off" = never: this process alone. One of MODES.
             expected: errors that end the program with their message instead of a traceback.
         """
         self._mode, self._expected = mode, (*expected, ProcessError)
@@ -81,7 +97,10 @@ class Cluster:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
         """Leaves when all are done; after an error, at once and for all."""
         if error is None:
@@ -90,7 +109,11 @@ class Cluster:
             return
         is_expected = isinstance(error, self._expected)
         if self.count > 1:
-            text = _message(error) if is_expected else "".join(traceback.format_exception(kind, error, trace))
+            text = (
+                _message(error)
+                if is_expected
+                else "".join(traceback.format_exception(kind, error, trace))
+            )
             if isinstance(error, jax.errors.JaxRuntimeError):
                 text += "\nIf another process failed before this one, the reason is in its log."
             self._leave(text)
@@ -100,9 +123,15 @@ class Cluster:
     def _leave(self, text: str) -> None:
         """Ends this process with `text` on stderr, every line of it marked with the process's number."""
         sys.stdout.flush()
-        sys.stderr.write("".join(f"[process {self.index} of {self.count}] {line}\n" for line in text.splitlines()))
+        sys.stderr.write(
+            "".join(
+                f"[process {self.index} of {self.count}] {line}\n" for line in text.splitlines()
+            )
+        )
         sys.stderr.flush()
-        os._exit(1)  # sys.exit would stop in JAX's farewell until the others, who wait for this process, come to it
+        # sys.exit would stop in JAX's farewell until the others, who wait for this process, come to
+        # it
+        os._exit(1)
 
 
 def from_first_process(text: str) -> str:
@@ -131,19 +160,30 @@ def _join(mode: str) -> bool:
     if count == 1 or (count is None and mode == "auto" and not _on_tpu()):
         return False
     jax.config.update("jax_cpu_collectives_implementation", "gloo")  # where the CPU is all there is
-    where = "as one of several processes" if count is None else f"as process {index} of {count} at {address}"
-    hint = threading.Timer(HINT_SECONDS, _say, [f"{where.removeprefix('as ')}: still waiting for the others to start"])
+    where = (
+        "as one of several processes"
+        if count is None
+        else f"as process {index} of {count} at {address}"
+    )
+    hint = threading.Timer(
+        HINT_SECONDS, _say, [f"{where.removeprefix('as ')}: still waiting for the others to start"]
+    )
     hint.daemon = True
     hint.start()
     try:
         jax.distributed.initialize(
-            address, count, index, initialization_timeout=JOIN_SECONDS, heartbeat_timeout_seconds=HEARTBEAT_SECONDS
+            address,
+            count,
+            index,
+            initialization_timeout=JOIN_SECONDS,
+            heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
         )
     except (RuntimeError, ValueError, OSError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise ProcessError(
-            f"Cannot start {where}: {reason} Start the same program on all hosts within {JOIN_SECONDS} s, with "
-            f"{', '.join(VARIABLES)} set where JAX does not find them by itself; or run on this host alone with --distributed=off."
+            f"Cannot start {where}: {reason} Start the same program on all hosts within "
+            f"{JOIN_SECONDS} s, with {', '.join(VARIABLES)} set where JAX does not find them by "
+            "itself; or run on this host alone with --distributed=off."
         ) from error
     finally:
         hint.cancel()
@@ -156,21 +196,30 @@ def _say(line: str) -> None:
 
 
 def _from_environment() -> tuple[str | None, int | None, int | None]:
-    """Returns the address of the coordinator, the number of processes and the index of this one; None for all if the environment does not say.
+    """Returns the address of the coordinator, the number of processes and the index of this one.
+
+    None for all if the environment does not say.
 
     Raises:
         ProcessError: if it names only a part, or something that is no number.
     """
     given = {name: os.environ[name] for name in VARIABLES if os.environ.get(name)}
-    if set(given) <= {_ADDRESS}:  # JAX itself reads the address, where it finds the numbers by itself
+    # JAX itself reads the address, where it finds the numbers by itself
+    if set(given) <= {_ADDRESS}:
         return None, None, None
     if missing := [name for name in VARIABLES if name not in given]:
         raise ProcessError(
-            f"The environment has {', '.join(given)}, but not {', '.join(missing)}: set all three of {', '.join(VARIABLES)}, or none."
+            f"The environment has {', '.join(given)}, but not {', '.join(missing)}: set all three "
+            f"of {', '.join(VARIABLES)}, or none."
         )
-    if not (given[_COUNT].isdecimal() and given[_INDEX].isdecimal() and int(given[_INDEX]) < int(given[_COUNT])):
+    if not (
+        given[_COUNT].isdecimal()
+        and given[_INDEX].isdecimal()
+        and int(given[_INDEX]) < int(given[_COUNT])
+    ):
         raise ProcessError(
-            f"The environment has {_INDEX}={given[_INDEX]} and {_COUNT}={given[_COUNT]}; expected a count, and an index from 0 to the count - 1."
+            f"The environment has {_INDEX}={given[_INDEX]} and {_COUNT}={given[_COUNT]}; expected "
+            "a count, and an index from 0 to the count - 1."
         )
     return given[_ADDRESS], int(given[_COUNT]), int(given[_INDEX])
 
@@ -178,7 +227,9 @@ def _from_environment() -> tuple[str | None, int | None, int | None]:
 def _on_tpu() -> bool:
     """Whether this machine has TPU chips that JAX will use; looks at local files only."""
     platforms = os.environ.get("JAX_PLATFORMS")
-    if (platforms and "tpu" not in platforms.split(",")) or importlib.util.find_spec("libtpu") is None:
+    if (platforms and "tpu" not in platforms.split(",")) or importlib.util.find_spec(
+        "libtpu"
+    ) is None:
         return False
     devices = Path("/dev")  # accel0 up to v4, vfio/0 from v5e on
     return any(devices.glob("accel[0-9]*")) or any(devices.glob("vfio/[0-9]*"))

@@ -21,7 +21,9 @@ from flamingo_jax.core.params import Axes, inside, scope_of_stack, unnoted
 
 Remat = Literal["none", "projections", "full"]
 SAVED = ("query", "key", "value", "attended", "mlp_hidden")
-"""Activations that remat "projections" keeps (named with `jax.ad_checkpoint.checkpoint_name`): what column-split products give, and
+"""Activations that remat "projections" keeps (named with `jax.ad_checkpoint.checkpoint_name`).
+
+What column-split products give, and
 the residual stream between attention and feed-forward."""
 
 
@@ -71,11 +73,13 @@ class Stack:
 
         Args:
             num_layers: how many blocks.
-            block: Haiku function `block(x, inputs) -> (x, outputs)`; it may close over arrays, not over modules.
+            block: Haiku function `block(x, inputs) -> (x, outputs)`; it may close over arrays, not
+                over modules.
             name: the name of the stack within the current module.
-            remat: what the backward pass recomputes of a block: "none" keeps all activations; "projections" keeps those that are
-                named with `checkpoint_name` (one of `SAVED`), so that no collective and no large product is done twice; "full"
-                keeps the block's input alone.
+            remat: what the backward pass recomputes of a block: "none" keeps all activations;
+                "projections" keeps those that are named with `checkpoint_name` (one of `SAVED`), so
+                that no collective and no large product is done twice; "full" keeps the block's
+                input alone.
             unrolled: True applies the blocks one by one, although their weights are stacked.
         """
         self.num_layers = num_layers
@@ -85,7 +89,10 @@ class Stack:
         self._unrolled = unrolled
 
     def weights(self, x: Any, inputs: Any = None) -> Any:
-        """Returns the stacked weights; `x` and `inputs` (of one layer) are examples that are needed at init only."""
+        """Returns the stacked weights.
+
+        `x` and `inputs` (of one layer) are examples that are needed at init only.
+        """
         scope = scope_of_stack(self._name)
 
         def init(keys: Array, x: Any, inputs: Any) -> Any:
@@ -102,12 +109,14 @@ class Stack:
     def layer_of(self, weights: Any, number: Any, x: Any, inputs: Any = None) -> tuple[Any, Any]:
         """Applies block `number` with its slice of all weights, which is taken again in the backward pass and never kept.
 
-        For weights that are not trained: a gradient would be as large as the whole stack in each step of a scan. `number` is one of
-        `numbers(weights)`.
+        For weights that are not trained: a gradient would be as large as the whole stack in each
+        step of a scan. `number` is one of `numbers(weights)`.
         """
         if is_unrolled(weights):
             return self.layer(layer_slice(weights, number), x, inputs)
-        own = lambda: jax.tree.map(lambda w: jax.lax.dynamic_index_in_dim(w, number, keepdims=False), weights)  # noqa: E731
+        own = lambda: jax.tree.map(
+            lambda w: jax.lax.dynamic_index_in_dim(w, number, keepdims=False), weights
+        )
         return self._apply(own, x, inputs)
 
     def numbers(self, weights: Any) -> Any:
@@ -123,7 +132,11 @@ class Stack:
 
         if self._remat == "none":
             return apply(x, inputs)
-        policy = jax.checkpoint_policies.save_only_these_names(*SAVED) if self._remat == "projections" else None
+        policy = (
+            jax.checkpoint_policies.save_only_these_names(*SAVED)
+            if self._remat == "projections"
+            else None
+        )
         # prevent_cse: inside a scan nothing can be merged away.
         return jax.checkpoint(apply, prevent_cse=False, policy=policy)(x, inputs)
 
@@ -140,8 +153,13 @@ class Stack:
         return self.scan(x, self.weights(x, layer_slice(inputs, 0)), inputs)
 
     def scan(self, x: Any, weights: Any, inputs: Any = None) -> tuple[Any, Any]:
-        """Applies the layers whose weights (and inputs) stand on the leading axis: all of them, or a range."""
-        return scan(lambda x, w: self.layer(w[0], x, w[1]), x, (weights, inputs), unrolled=self._unrolled)
+        """Applies the layers whose weights (and inputs) stand on the leading axis.
+
+        All of them, or a range.
+        """
+        return scan(
+            lambda x, w: self.layer(w[0], x, w[1]), x, (weights, inputs), unrolled=self._unrolled
+        )
 
 
 def scan(
@@ -175,18 +193,25 @@ def layer_slice(tree: Any, index: int | slice) -> Any:
 def unrolled(tree: Any) -> Any:
     """Returns a stacked tree with `Layers` for leaves (those that are such already stay).
 
-    A `Stack` that finds them applies its blocks one by one, not in a scan. A scan takes each layer's weights out of the stacked array, and
-    where there are few tokens, as in decoding, a CPU spends more time on these copies than on the products. Unrolled layers have none, and
-    take longer to compile, the more there are. For inference: what a gradient passes through is better scanned.
+    A `Stack` that finds them applies its blocks one by one, not in a scan. A scan takes each
+    layer's weights out of the stacked array, and where there are few tokens, as in decoding, a CPU
+    spends more time on these copies than on the products. Unrolled layers have none, and take
+    longer to compile, the more there are. For inference: what a gradient passes through is better
+    scanned.
     """
-    apart = lambda leaf: leaf if _is_layers(leaf) else Layers(leaf[i] for i in range(len(leaf)))  # noqa: E731
+    apart = lambda leaf: leaf if _is_layers(leaf) else Layers(leaf[i] for i in range(len(leaf)))
     return jax.tree.map(apart, tree, is_leaf=_is_layers)
 
 
 def unrolled_weights(params: trees.Params, axes: Mapping[str, Axes]) -> trees.Params:
-    """Returns the weights of a model, those of its stacks `unrolled`; `axes`: of all of them (`axes_of`)."""
+    """Returns the weights of a model, those of its stacks `unrolled`; `axes`.
+
+    Of all of them (`axes_of`).
+    """
     flat = trees.flatten(params)
-    return trees.unflatten({path: unrolled(w) if axes[path][:1] == ("layers",) else w for path, w in flat.items()})
+    return trees.unflatten(
+        {path: unrolled(w) if axes[path][:1] == ("layers",) else w for path, w in flat.items()}
+    )
 
 
 def stacked(leaf: Any) -> Any:
@@ -217,7 +242,11 @@ def concatenate(parts: Iterable[Any]) -> Any:
 
 def single(output: Any, weights: Any) -> Any:
     """Returns the outputs of one layer as those of a range of one, in the form (stacked or unrolled) of `weights`."""
-    return join_layers([output]) if is_unrolled(weights) else jax.tree.map(lambda leaf: leaf[None], output)
+    return (
+        join_layers([output])
+        if is_unrolled(weights)
+        else jax.tree.map(lambda leaf: leaf[None], output)
+    )
 
 
 def grouped(tree: Any, groups: int) -> Any:

@@ -1,4 +1,6 @@
-"""Trees of weights by path: flat views, tables that match each weight exactly once, splits, counts and hashes.
+"""Trees of weights by path.
+
+Flat views, tables that match each weight exactly once, splits, counts and hashes.
 
 A tree is Haiku's two-level dict {module: {name: array}}; the path of a weight is "module/name".
 """
@@ -60,12 +62,16 @@ def match_once(
         if len(rows) != 1:
             got = "no row" if not rows else f"{len(rows)} rows: {[pattern for pattern, _ in rows]}"
             raise TableError(
-                f"The {what} table matches weight {path!r} by {got}; expected exactly one. Mend the table."
+                f"The {what} table matches weight {path!r} by {got}; expected exactly one. Mend "
+                "the table."
             )
         found[path] = rows[0][1]
         unused.discard(rows[0][0])
     if unused and not allow_unused:
-        raise TableError(f"The {what} table has rows that match no weight: {sorted(unused)}. Delete or mend them.")
+        raise TableError(
+            f"The {what} table has rows that match no weight: {sorted(unused)}. "
+            "Delete or mend them."
+        )
     return found
 
 
@@ -85,20 +91,28 @@ def merge(*parts: Params) -> dict[str, dict[str, Any]]:
     for part in parts:
         flat = flatten(part)
         if twice := sorted(set(flat) & set(merged)):
-            raise ValueError(f"Cannot merge trees: weights {twice[:5]} are in more than one of them.")
+            raise ValueError(
+                f"Cannot merge trees: weights {twice[:5]} are in more than one of them."
+            )
         merged.update(flat)
     return unflatten(merged)
 
 
 def subtree(params: Params, prefix: str) -> dict[str, dict[str, Any]]:
     """Returns the modules at or under `prefix`, with `prefix/` cut off (a module equal to `prefix` becomes "")."""
-    cut = {m: m[len(prefix) :].lstrip("/") for m in params if m == prefix or m.startswith(prefix + "/")}
+    cut = {
+        m: m[len(prefix) :].lstrip("/") for m in params if m == prefix or m.startswith(prefix + "/")
+    }
     return {short: dict(params[m]) for m, short in cut.items()}
 
 
 def under(params: Params, prefix: str) -> dict[str, dict[str, Any]]:
     """Returns the modules below `prefix`, with their whole names."""
-    return {module: dict(weights) for module, weights in params.items() if module.startswith(f"{prefix}/")}
+    return {
+        module: dict(weights)
+        for module, weights in params.items()
+        if module.startswith(f"{prefix}/")
+    }
 
 
 def count(params: Params) -> int:
@@ -118,6 +132,7 @@ def content_hash(params: Params) -> str:
 
 def hash_heading(path: str, leaf: Any) -> bytes:
     """Returns what the content hash is fed before a weight's values, which follow in C order, all at once or in parts."""
-    # A scalar counts as numpy's contiguous copy of it has it, so that exports of version 0.3.0 stay what they were.
+    # A scalar counts as numpy's contiguous copy of it has it, so that exports of version 0.3.0 stay
+    # what they were.
     shape = tuple(leaf.shape) or (1,)
     return f"{path}|{leaf.dtype}|{shape}|".encode()

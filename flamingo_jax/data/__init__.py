@@ -1,1 +1,4 @@
-"""Records to batches: schema, tokenizer, images and videos, interleaving, the mixture, and the way to the devices."""
+"""Records to batches.
+
+Schema, tokenizer, images and videos, interleaving, the mixture, and the way to the devices.
+"""

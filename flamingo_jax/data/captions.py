@@ -1,10 +1,13 @@
-"""Paired data: one image or video and its text, as a prompt of one shot (pair syntax: A.3.3), or as a caption alone (contrastive).
+"""Paired data: one image or video and its text.
+
+A pair becomes a prompt of one shot (pair syntax; paper, A.3.3), or a caption alone (contrastive).
 
     captioning    <BOS><image>{text}<EOC><EOS>     phi = 1 everywhere
     contrastive   <BOS>{text}<EOS>                 phi = 0: the text encoder sees no image
 
-With probability 0.5 a space is put before the text, since tokenizers treat a word with and without it differently and
-the model must cope with either after the tag (first version of the paper, section 3.2.1).
+With probability 0.5 a space is put before the text, since tokenizers treat a word with and without
+it differently and the model must cope with either after the tag (first version of the paper,
+section 3.2.1).
 """
 
 import numpy as np
@@ -16,15 +19,21 @@ from flamingo_jax.tokenizers.base import Tokenizer
 from flamingo_jax.tokenizers.markers import IMAGE_TAG
 
 
-def tokenise_pair(text: str, tokenizer: Tokenizer, *, space_prefix: bool = False) -> Int[np.ndarray, "T"]:
-    """Returns `<BOS><image>{text}<EOC><EOS>` as int32[T], as the tokenizer's markers write it; with `space_prefix`, a space before the text.
+def tokenise_pair(
+    text: str, tokenizer: Tokenizer, *, space_prefix: bool = False
+) -> Int[np.ndarray, "T"]:
+    """Returns `<BOS><image>{text}<EOC><EOS>` as int32[T], as the tokenizer's markers write it.
+
+    With `space_prefix`, a space before the text.
 
     Raises:
         CorruptRecord: the text contains the tag's string, so there would be more tags than images.
         ValueError: the tokenizer has no <EOC>.
     """
     if IMAGE_TAG in text:
-        raise CorruptRecord(f"The text of a pair contains {IMAGE_TAG!r}: it has more <image> tags than images.")
+        raise CorruptRecord(
+            f"The text of a pair contains {IMAGE_TAG!r}: it has more <image> tags than images."
+        )
     text_ids = tokenizer.encode(" " + text if space_prefix else text)
     tag = tag_of(tokenizer)
     closing = [end_of_chunk(tokenizer)] if tokenizer.markers.closes_chunks else []

@@ -1,4 +1,7 @@
-"""What a mixture is made of: one entry per dataset, with the lambda_m of the paper as `weight` (section 2.4)."""
+"""What a mixture is made of.
+
+One entry per dataset, with the lambda_m of the paper as `weight` (section 2.4).
+"""
 
 import dataclasses
 from typing import Any, Literal
@@ -11,22 +14,28 @@ class DatasetConfig:
     """One dataset of the mixture.
 
     Attributes:
-        kind: how its records become rows: "interleaved" pages, "pairs" (an image or video and its text, for captioning),
-            "captions" (the same records, for the contrastive stage) or "text" (documents).
+        kind: how its records become rows: "interleaved" pages, "pairs" (an image or video and its
+            text, for captioning), "captions" (the same records, for the contrastive stage) or
+            "text" (documents).
         path: a TFDS directory of ArrayRecord files, as data_pipelines writes it.
         batch_size: B, over all processes.
         length: L, tokens per row.
         split: a split of the dataset, also in the notation of TFDS ("train[:10%]").
         weight: lambda_m, the weight of this dataset's loss (paper, 2.4).
-        max_images: N, images per row of interleaved pages (5 in the paper); pairs and captions have 1, text has 0.
+        max_images: N, images per row of interleaved pages (5 in the paper); pairs and captions have
+            1, text has 0.
         num_frames: F, frames per visual input; 1 = still images.
         frame_rate: frames per second to take of a video (1 in the paper, 2.1).
-        pool: images per data shard that the batch has room for; None = as many as its rows could have.
-        p_next: probability that a page's text attends the next image instead of the previous one (paper, A.3.2).
+        pool: images per data shard that the batch has room for; None = as many as its rows could
+            have.
+        p_next: probability that a page's text attends the next image instead of the previous one
+            (paper, A.3.2).
         space_prefix: probability that a space is put before the text of a pair (paper, B.1.2).
-        documents_per_row: documents set aside for each row of packed text; what does not fit is left out.
-        rows_per_group: rows of packed text that share their documents: what one row's end cuts off goes on in the next. Text is
-            then left out at the end of a group alone, and `data_pipelines.run --pipeline=pool` says how much.
+        documents_per_row: documents set aside for each row of packed text; what does not fit is
+            left out.
+        rows_per_group: rows of packed text that share their documents: what one row's end cuts off
+            goes on in the next. Text is then left out at the end of a group alone, and
+            `data_pipelines.run --pipeline=pool` says how much.
     """
 
     kind: Literal["interleaved", "pairs", "captions", "text"]
@@ -55,13 +64,18 @@ class DatasetConfig:
             "rows_per_group",
         ):
             if getattr(self, name) <= 0:
-                raise ValueError(f"{name} of a dataset is {getattr(self, name)}, expected a positive number.")
+                raise ValueError(
+                    f"{name} of a dataset is {getattr(self, name)}, expected a positive number."
+                )
         for name in ("p_next", "space_prefix"):
             if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"{name} of a dataset is {getattr(self, name)}, expected a probability, 0 to 1.")
+                raise ValueError(
+                    f"{name} of a dataset is {getattr(self, name)}, expected a probability, 0 to 1."
+                )
         if self.pool is not None and self.pool <= 0:
             raise ValueError(
-                f"pool of a dataset is {self.pool}, expected a positive number, or None for rows * images."
+                f"pool of a dataset is {self.pool}, expected a positive number, or None for rows * "
+                "images."
             )
 
     @property
@@ -74,8 +88,9 @@ class DatasetConfig:
 class AugmentConfig:
     """Random flip and colours of the images in training; all zeros = none.
 
-    The paper says "random left/right flip and colour augmentation" and gives no number: these are ours. They are mild,
-    since texts name colours: red must not become orange. A fifth of a turn is from red to yellow; 0.02 is a tenth of that.
+    The paper says "random left/right flip and colour augmentation" and gives no number: these are
+    ours. They are mild, since texts name colours: red must not become orange. A fifth of a turn is
+    from red to yellow; 0.02 is a tenth of that.
 
     Attributes:
         flip: probability of a left/right flip.
@@ -92,9 +107,18 @@ class AugmentConfig:
     hue: float = 0.02
 
     def __post_init__(self) -> None:
-        for name, most in {"flip": 1.0, "brightness": 1.0, "contrast": 1.0, "saturation": 1.0, "hue": 0.5}.items():
+        for name, most in {
+            "flip": 1.0,
+            "brightness": 1.0,
+            "contrast": 1.0,
+            "saturation": 1.0,
+            "hue": 0.5,
+        }.items():
             if not 0 <= getattr(self, name) <= most:
-                raise ValueError(f"augment.{name} is {getattr(self, name)}, expected a number from 0 to {most:g}.")
+                raise ValueError(
+                    f"augment.{name} is {getattr(self, name)}, expected a number from "
+                    f"0 to {most:g}."
+                )
 
     @property
     def changes_colours(self) -> bool:
@@ -111,14 +135,18 @@ class DataConfig:
 
     Attributes:
         tokenizer: path of the tokenizer.
-        image_size: side of the square images, in pixels (320 in the paper, 288 contrastive, 480 in fine-tuning).
-        image_fit: how an image becomes a square: "pad" fills up what its longer side leaves (the paper), "crop" cuts out its
-            middle (CLIP), "squash" changes its proportions (IDEFICS).
-        datasets: by name. The name is part of what decides the order and the randomness of a dataset.
+        image_size: side of the square images, in pixels (320 in the paper, 288 contrastive, 480 in
+            fine-tuning).
+        image_fit: how an image becomes a square: "pad" fills up what its longer side leaves (the
+            paper), "crop" cuts out its middle (CLIP), "squash" changes its proportions (IDEFICS).
+        datasets: by name. The name is part of what decides the order and the randomness of a
+            dataset.
         augment: random flip and colours in training.
-        num_threads: threads of a process that make batches; 0 = one for each core that the process may use.
+        num_threads: threads of a process that make batches; 0 = one for each core that the process
+            may use.
         prefetch: batches (of all datasets) that are made ahead.
-        max_corrupt: share of a dataset's records that may be corrupt; beyond it the run stops with an error.
+        max_corrupt: share of a dataset's records that may be corrupt; beyond it the run stops with
+            an error.
     """
 
     tokenizer: str
@@ -132,10 +160,13 @@ class DataConfig:
 
     def __post_init__(self) -> None:
         if self.image_size <= 0:
-            raise ValueError(f"image_size is {self.image_size}, expected a positive number of pixels.")
+            raise ValueError(
+                f"image_size is {self.image_size}, expected a positive number of pixels."
+            )
         if self.num_threads < 0 or self.prefetch < 1:
             raise ValueError(
-                f"num_threads is {self.num_threads} and prefetch {self.prefetch}, expected at least 0 and at least 1."
+                f"num_threads is {self.num_threads} and prefetch {self.prefetch}, expected at "
+                "least 0 and at least 1."
             )
         if not 0 <= self.max_corrupt <= 1:
             raise ValueError(f"max_corrupt is {self.max_corrupt}, expected a share, 0 to 1.")

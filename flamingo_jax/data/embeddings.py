@@ -1,4 +1,6 @@
-"""Embeddings of images as a saved array, for what comes after the vision encoder: deduplication, and retrieval of similar examples.
+"""Embeddings of images as a saved array, for what comes after the vision encoder.
+
+Deduplication, and retrieval of similar examples.
 
     DIRECTORY/embeddings.npy   float32[n, E]
     DIRECTORY/keys.txt         n lines: which image each row is, "RECORD/IMAGE" for image IMAGE of record RECORD of a dataset
@@ -35,15 +37,23 @@ class EmbeddingWriter:
         """Writes some rows and their keys.
 
         Raises:
-            ValueError: they are not as many, not of the width that was said, not finite, or a key has a line break in it.
+            ValueError: they are not as many, not of the width that was said, not finite, or a key
+                has a line break in it.
         """
         if rows.shape != (len(keys), self._width):
-            raise ValueError(f"{len(keys)} keys with rows of shape {rows.shape}, expected {(len(keys), self._width)}.")
+            raise ValueError(
+                f"{len(keys)} keys with rows of shape {rows.shape}, expected "
+                f"{(len(keys), self._width)}."
+            )
         if not np.isfinite(rows).all():
-            raise ValueError(f"The rows from {keys[0]!r} to {keys[-1]!r} hold numbers that are not finite.")
+            raise ValueError(
+                f"The rows from {keys[0]!r} to {keys[-1]!r} hold numbers that are not finite."
+            )
         for key in keys:
             if key.splitlines() != [key]:
-                raise ValueError(f"The key {key!r} is not one line of text: rows are named by lines.")
+                raise ValueError(
+                    f"The key {key!r} is not one line of text: rows are named by lines."
+                )
         self._array.write(np.ascontiguousarray(rows, np.float32).tobytes())
         self._keys.writelines(f"{key}\n" for key in keys)
         self.num_rows += len(keys)
@@ -56,7 +66,9 @@ class EmbeddingWriter:
         shape = (self.num_rows, self._width)
         self._array.seek(0)
         # numpy leaves room in the header for a number of rows that is known only at the end.
-        np.lib.format.write_array_header_1_0(self._array, {"descr": "<f4", "fortran_order": False, "shape": shape})
+        np.lib.format.write_array_header_1_0(
+            self._array, {"descr": "<f4", "fortran_order": False, "shape": shape}
+        )
 
 
 @contextlib.contextmanager
@@ -64,12 +76,14 @@ def writing(directory: PathLike, width: int) -> Iterator[EmbeddingWriter]:
     """Writes embeddings; both files are at their place when the context has ended well.
 
     Args:
-        directory: where they go; made if need be. On an object store they are written locally and copied.
+        directory: where they go; made if need be. On an object store they are written locally and
+            copied.
         width: E.
     """
     target = Path(directory)
     with (
-        written_locally(target / ARRAY) as array_file,  # ends last: where the array is, its keys are
+        # ends last: where the array is, its keys are
+        written_locally(target / ARRAY) as array_file,
         written_locally(target / KEYS) as keys_file,
         array_file.open("wb") as array,
         keys_file.open("w", encoding="utf-8") as keys,
@@ -98,15 +112,19 @@ class Embeddings:
         file = self._directory / ARRAY
         if not file.exists() or not (self._directory / KEYS).exists():
             raise FileNotFoundError(
-                f"There are no embeddings in {directory}: {ARRAY} or {KEYS} is missing. Make them with "
-                "python -m flamingo_jax.evaluate --task=embed."
+                f"There are no embeddings in {directory}: {ARRAY} or {KEYS} is missing. Make them "
+                "with python -m flamingo_jax.evaluate --task=embed."
             )
         try:
             self.rows = np.load(os.fspath(file), mmap_mode="r", allow_pickle=False)
         except (ValueError, EOFError) as error:
-            raise ValueError(f"{file} cannot be read: {error}. It is cut off or damaged: write it again.") from error
+            raise ValueError(
+                f"{file} cannot be read: {error}. It is cut off or damaged: write it again."
+            ) from error
         if self.rows.ndim != 2 or self.rows.dtype != np.float32:
-            raise ValueError(f"{file} is {self.rows.dtype}{list(self.rows.shape)}, expected float32[n, E].")
+            raise ValueError(
+                f"{file} is {self.rows.dtype}{list(self.rows.shape)}, expected float32[n, E]."
+            )
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -127,7 +145,12 @@ class Embeddings:
                 rows = np.asarray(self.rows[start : start + size])
                 keys = [line.rstrip("\n") for _, line in zip(rows, lines, strict=False)]
                 if len(keys) < len(rows):
-                    raise ValueError(f"{self._directory / KEYS} has {start + len(keys)} lines, expected {len(self)}.")
+                    raise ValueError(
+                        f"{self._directory / KEYS} has {start + len(keys)} lines, "
+                        f"expected {len(self)}."
+                    )
                 yield keys, rows
             if next(lines, None) is not None:
-                raise ValueError(f"{self._directory / KEYS} has more than {len(self)} lines, one for each row.")
+                raise ValueError(
+                    f"{self._directory / KEYS} has more than {len(self)} lines, one for each row."
+                )

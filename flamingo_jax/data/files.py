@@ -1,4 +1,7 @@
-"""Files in a folder and the folders in it, in one order for all: what is embedded by one program is found again by another."""
+"""Files in a folder and the folders in it, in one order for all.
+
+What is embedded by one program is found again by another.
+"""
 
 from collections.abc import Iterator
 
@@ -17,6 +20,11 @@ def files_below(directory: PathLike) -> Iterator[Path]:
 
 
 def image_files(directory: PathLike) -> Iterator[Path]:
-    """Yields those of `files_below` whose name is an image's; nothing where there is no such directory."""
+    """Yields those of `files_below` whose name is an image's.
+
+    Nothing where there is no such directory.
+    """
     if Path(directory).is_dir():
-        yield from (file for file in files_below(directory) if file.suffix.lower() in IMAGE_SUFFIXES)
+        yield from (
+            file for file in files_below(directory) if file.suffix.lower() in IMAGE_SUFFIXES
+        )

@@ -4,10 +4,11 @@
     tokens   <BOS>Cute..pets!<EOC>  <image>My puppy sitting in the grass.<EOC><image>My cat looking very dignified.<EOC><EOS>
     phi      0    0   ..    0       1      1 ..                           1    2      2 ..                         2    2
 
-This is Figure 7 of the paper. phi grows by one at the first token of each tag, so that the tag itself attends its own
-image; the <EOC> before a tag still belongs to the chunk that it closes.
+This is Figure 7 of the paper. phi grows by one at the first token of each tag, so that the tag
+itself attends its own image; the <EOC> before a tag still belongs to the chunk that it closes.
 
-A model that was trained elsewhere may write other signs (`tokenizers.markers`). IDEFICS frames each image, and phi grows inside:
+A model that was trained elsewhere may write other signs (`tokenizers.markers`). IDEFICS frames each
+image, and phi grows inside:
 
     tokens   <s> User: <around> <image> <around> Which?     tokens   <s> <around> <image> <around> <image> <around> Both?
     phi      0   0     0        1       1        1          phi      0   0        1       1        2       2        2
@@ -35,17 +36,26 @@ IMAGE: Final = Marker.IMAGE
 
 
 class Tag(NamedTuple):
-    """What is written where an image stands: ids that still attend what came before, and ids that attend the image."""
+    """What is written where an image stands.
+
+    Ids that still attend what came before, and ids that attend the image.
+    """
 
     opening: list[int]
     own: list[int]
 
 
 def tag_of(tokenizer: Tokenizer) -> Tag:
-    """Returns the tag of an image as the tokenizer's markers have it; in the paper, `<image>` and no opening."""
+    """Returns the tag of an image as the tokenizer's markers have it.
+
+    In the paper, `<image>` and no opening.
+    """
     pieces = tokenizer.markers.image
     at = pieces.index(IMAGE_TAG)
-    opening, own = ([i for piece in part for i in tokenizer.encode(piece)] for part in (pieces[:at], pieces[at:]))
+    opening, own = (
+        [i for piece in part for i in tokenizer.encode(piece)]
+        for part in (pieces[:at], pieces[at:])
+    )
     return Tag(opening, own)
 
 
@@ -55,16 +65,18 @@ def tokenise(
     """Writes texts and images as one token sequence.
 
     <BOS> comes first, where the tokenizer's markers have it so. <EOC> closes a chunk: it stands before every <image> and at
-    the end of the document, before <EOS>. It is left out where there is nothing to close (straight after <BOS>, as in
-    `<BOS><image>..` of the pairs and of the few-shot prompts), where the text already ends in one, and in a model whose
-    markers do not close chunks. A tag's opening is left out where the sequence already ends in it.
+    the end of the document, before <EOS>. It is left out where there is nothing to close (straight
+    after <BOS>, as in `<BOS><image>..` of the pairs and of the few-shot prompts), where the text
+    already ends in one, and in a model whose markers do not close chunks. A tag's opening is left
+    out where the sequence already ends in it.
 
     Args:
-        parts: texts, and IMAGE where an image stands. The tag is written for each IMAGE; a text that contains the tag's
-            string would have a tag without an image, which is an error.
-        tokenizer: needs <EOC>, except for open text without images; <image> may be a new token, or plain text of several
-            pieces (as in the paper).
-        close: ends with <EOC><EOS>, as a page does; False leaves the last chunk open, as a prompt does.
+        parts: texts, and IMAGE where an image stands. The tag is written for each IMAGE; a text
+            that contains the tag's string would have a tag without an image, which is an error.
+        tokenizer: needs <EOC>, except for open text without images; <image> may be a new token, or
+            plain text of several pieces (as in the paper).
+        close: ends with <EOC><EOS>, as a page does; False leaves the last chunk open, as a prompt
+            does.
 
     Returns:
         int32[T] tokens, and int32[T] phi, the number of image tags up to and with each token.
@@ -87,8 +99,8 @@ def tokenise(
             tokens += tag.own
         elif IMAGE_TAG in part:
             raise ValueError(
-                f"A text contains {IMAGE_TAG!r}, so there are more <image> tags than images: {part[:80]!r}. "
-                "Put the image in the place of the tag."
+                f"A text contains {IMAGE_TAG!r}, so there are more <image> tags than images: "
+                f"{part[:80]!r}. Put the image in the place of the tag."
             )
         elif part:
             tokens += tokenizer.encode(part)
@@ -107,25 +119,32 @@ def end_of_chunk(tokenizer: Tokenizer) -> int:
     Raises:
         ValueError: there is none.
     """
-    return tokenizer.eoc_id if tokenizer.eoc_id >= 0 else tokenizer.id(tokenizer.markers.end_of_chunk)
+    return (
+        tokenizer.eoc_id if tokenizer.eoc_id >= 0 else tokenizer.id(tokenizer.markers.end_of_chunk)
+    )
 
 
-def tokenise_page(page: InterleavedPage, tokenizer: Tokenizer) -> tuple[Int[np.ndarray, "T"], Int[np.ndarray, "T"]]:
+def tokenise_page(
+    page: InterleavedPage, tokenizer: Tokenizer
+) -> tuple[Int[np.ndarray, "T"], Int[np.ndarray, "T"]]:
     """Tokenises a page: `tokenise` of its texts and images.
 
     Raises:
         CorruptRecord: the page has more <image> tags than images.
     """
     if any(IMAGE_TAG in text for text in page.texts):
-        raise CorruptRecord(f"A text of the page contains {IMAGE_TAG!r}: it has more <image> tags than images.")
+        raise CorruptRecord(
+            f"A text of the page contains {IMAGE_TAG!r}: it has more <image> tags than images."
+        )
     return tokenise([part if isinstance(part, str) else IMAGE for part in page.parts], tokenizer)
 
 
 def attend_next(phi: Int[np.ndarray, "T"], tag_length: int) -> Int[np.ndarray, "T"]:
     """Turns phi of "attend the previous image" into "attend the next image".
 
-    The text before an image then attends it; the tag itself attends its own image in either mode. Text after the last
-    image has no next one, and the paper does not say what it attends: here nothing (phi = 0).
+    The text before an image then attends it; the tag itself attends its own image in either mode.
+    Text after the last image has no next one, and the paper does not say what it attends: here
+    nothing (phi = 0).
 
     Args:
         phi: int32[T] as `tokenise` gives it, or a window of it that starts anew at 0.
@@ -139,7 +158,10 @@ def attend_next(phi: Int[np.ndarray, "T"], tag_length: int) -> Int[np.ndarray, "
 
 
 class Window(NamedTuple):
-    """A piece of a page: int32[l] tokens and phi, and which of the page's images (first, number) it attends."""
+    """A piece of a page.
+
+    Int32[l] tokens and phi, and which of the page's images (first, number) it attends.
+    """
 
     tokens: np.ndarray
     phi: np.ndarray
@@ -157,14 +179,19 @@ def window(
     tag_length: int,
     rng: np.random.Generator,
 ) -> Window:
-    """Takes the training example of one visit to a page: a window of at most `length` tokens with at most N images.
+    """Takes the training example of one visit to a page.
 
-    The paper takes a random subsequence of L = 256 tokens with up to the first N = 5 of its images (section 2.4), and
-    draws once per page whether text attends the previous or the next image (A.3.2). What it leaves open is decided so:
+    A window of at most `length` tokens with at most N images.
 
-    - A page that fits starts at its <BOS>. Of a longer one, every start whose window holds an <image> tag is equally
-      likely (any start at all, if no tag is there). Tokens before the first tag of the window attend nothing.
-    - The window ends before its (N + 1)-th tag: the text from there on would have no image of its own.
+    The paper takes a random subsequence of L = 256 tokens with up to the first N = 5 of its images
+    (section 2.4), and draws once per page whether text attends the previous or the next image
+    (A.3.2). What it leaves open is decided so:
+
+    - A page that fits starts at its <BOS>. Of a longer one, every start whose window holds an
+      <image> tag is equally likely (any start at all, if no tag is there). Tokens before the first
+      tag of the window attend nothing.
+    - The window ends before its (N + 1)-th tag: the text from there on would have no image of its
+      own.
 
     Args:
         tokens: int32[T] of the whole page.
@@ -178,7 +205,8 @@ def window(
     where, direction = rng.random(2)
     start = 0
     if len(tokens) > length:
-        last = np.minimum(np.arange(len(tokens) - length + 1) + length, len(tokens)) - 1  # last token of each window
+        # last token of each window
+        last = np.minimum(np.arange(len(tokens) - length + 1) + length, len(tokens)) - 1
         before = np.concatenate([[0], phi])[: len(last)]  # images before its first token
         starts = np.flatnonzero(phi[last] > before)
         starts = starts if len(starts) else np.arange(len(last))
@@ -188,4 +216,6 @@ def window(
     end = int(np.searchsorted(phi, max_images, side="right"))  # the (N + 1)-th tag
     tokens, phi = tokens[:end], phi[:end]
     num_images = int(phi[-1]) if end else 0
-    return Window(tokens, attend_next(phi, tag_length) if direction < p_next else phi, first_image, num_images)
+    return Window(
+        tokens, attend_next(phi, tag_length) if direction < p_next else phi, first_image, num_images
+    )

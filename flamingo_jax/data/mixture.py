@@ -1,9 +1,13 @@
-"""The mixture: batch t of dataset m is a pure function of (seed, m, t), on any number of processes (section 2.4).
+"""The mixture.
+
+Batch t of dataset m is a pure function of (seed, m, t), on any number of processes (section 2.4).
 
     position i = t * B + row   --shuffle (seed, m)-->  record   --draw (seed, m, i)-->  row i of the dataset's rows
-                                                                      process p keeps rows [p*b, (p+1)*b) of each batch
+                                                                      process p keeps rows [p*b,
+                                                                      (p+1)*b) of each batch
 
-So the whole state of a dataset is one integer, t. Every record comes once per epoch, in another order each time.
+So the whole state of a dataset is one integer, t. Every record comes once per epoch, in another
+order each time.
 """
 
 import collections
@@ -31,7 +35,8 @@ __all__ = ["BrokenDataset", "DataConfig", "DatasetConfig", "Mixture", "describe"
 _MOST_REJECTED_IN_A_ROW = 1000  # so many corrupt records one after the other are a broken dataset
 _ALWAYS_ALLOWED = 30  # corrupt records, before their share can stop a run
 _NUM_LOGGED = 20  # corrupt records of a dataset that are logged one by one
-_NUM_REMEMBERED = 100_000  # corrupt records of a dataset that are counted once; further ones at each visit
+# corrupt records of a dataset that are counted once; further ones at each visit
+_NUM_REMEMBERED = 100_000
 
 T = TypeVar("T")
 
@@ -50,14 +55,15 @@ class Mixture:
         config: the datasets.
         seed: decides order and randomness, together with the dataset's name and the position.
         tokenizer: for all texts.
-        process_index: which of the readers this is; readers that feed the same data shards have the same index.
+        process_index: which of the readers this is; readers that feed the same data shards have the
+            same index.
         process_count: readers that share a batch.
         num_shards: data shards in all, over which the rows and the pool of images are split.
         cache_bytes: memory in which small datasets are kept decoded, over all datasets.
 
     Raises:
-        ValueError: a batch cannot be split evenly, or a dataset's records do not suit its kind; later, from any batch: too
-            many records are corrupt, or a row does not fit the batch.
+        ValueError: a batch cannot be split evenly, or a dataset's records do not suit its kind;
+            later, from any batch: too many records are corrupt, or a row does not fit the batch.
         FileNotFoundError: a dataset is not there.
     """
 
@@ -74,8 +80,9 @@ class Mixture:
     ):
         if num_shards % process_count or not 0 <= process_index < process_count:
             raise ValueError(
-                f"Process {process_index} of {process_count} cannot read for {num_shards} data shards: the number of "
-                "shards must be a multiple of the number of processes, and the index less than that."
+                f"Process {process_index} of {process_count} cannot read for {num_shards} data "
+                "shards: the number of shards must be a multiple of the number of processes, and "
+                "the index less than that."
             )
         share = cache_bytes // max(len(config.datasets), 1)
         self._num_threads = config.num_threads or _num_cores()
@@ -99,8 +106,15 @@ class Mixture:
 
     @property
     def rejected(self) -> dict[str, dict[str, int]]:
-        """How many records of each dataset this process has found corrupt so far, by reason; datasets without are left out."""
-        return {name: dict(dataset.rejected) for name, dataset in self._datasets.items() if dataset.rejected}
+        """How many records of each dataset this process has found corrupt so far, by reason.
+
+        Datasets without are left out.
+        """
+        return {
+            name: dict(dataset.rejected)
+            for name, dataset in self._datasets.items()
+            if dataset.rejected
+        }
 
     @property
     def sizes(self) -> dict[str, int]:
@@ -116,13 +130,16 @@ class Mixture:
 
         Args:
             name: the dataset.
-            position: row t * batch_size + r of pages, pairs and captions, for row r of batch t; of text, one of the documents
-                set aside for that row, the first of which is number row * documents_per_row.
+            position: row t * batch_size + r of pages, pairs and captions, for row r of batch t; of
+                text, one of the documents set aside for that row, the first of which is number row
+                * documents_per_row.
         """
         return self._datasets[name].record(position)
 
     def iterate(self, positions: Mapping[str, int]) -> Iterator[dict[str, Batch]]:
-        """Yields a batch of each dataset that has a position, starting there, without end; threads read ahead.
+        """Yields a batch of each dataset that has a position, starting there, without end.
+
+        Threads read ahead.
 
         Args:
             positions: number of the next batch by dataset; those of a checkpoint, to resume.
@@ -132,7 +149,9 @@ class Mixture:
         def read(step: int) -> dict[str, Batch]:
             return {name: self.batch(name, t + step) for name, t in start.items()}
 
-        options = grain.ReadOptions(num_threads=self._num_threads, prefetch_buffer_size=self._prefetch)
+        options = grain.ReadOptions(
+            num_threads=self._num_threads, prefetch_buffer_size=self._prefetch
+        )
         yield from grain.MapDataset.range(sys.maxsize).map(read).to_iter_dataset(options)
 
 
@@ -156,21 +175,29 @@ class _Dataset:
     ):
         if config.batch_size % num_shards:
             raise ValueError(
-                f"Dataset {name!r}: batch_size {config.batch_size} cannot be split evenly over {num_shards} data shards."
+                f"Dataset {name!r}: batch_size {config.batch_size} cannot be split evenly over "
+                f"{num_shards} data shards."
             )
         source = Source(config.path, config.split)
         if source.kind not in RECORD_KINDS[config.kind]:
             raise ValueError(
-                f"Dataset {name!r} is of kind {config.kind!r}, which takes {' or '.join(RECORD_KINDS[config.kind])}, but "
-                f"{config.path} holds {source.kind}. Change the kind or the path."
+                f"Dataset {name!r} is of kind {config.kind!r}, which takes "
+                f"{' or '.join(RECORD_KINDS[config.kind])}, but {config.path} holds {source.kind}. "
+                "Change the kind or the path."
             )
-        self._name, self._config, self._tokenizer, self._image_size = name, config, tokenizer, image_size
+        self._name, self._config, self._tokenizer, self._image_size = (
+            name,
+            config,
+            tokenizer,
+            image_size,
+        )
         self._rows = config.batch_size // process_count
         self._first_row = process_index * self._rows
         self._num_shards = num_shards // process_count
         self._maker = RowMaker(config, tokenizer, image_size, image_fit)
         self.examples: Examples[Example] = Examples(source, self._maker.prepare, cache_bytes)
-        stream = zlib.crc32(f"{seed}/{name}".encode())  # not hash(), which differs from process to process
+        # not hash(), which differs from process to process
+        stream = zlib.crc32(f"{seed}/{name}".encode())
         self._key = (seed, stream)
         self._order = grain.MapDataset.range(len(source)).seed(stream).shuffle().repeat()
         self._source = source
@@ -185,7 +212,9 @@ class _Dataset:
         positions = range(first, first + self._rows)
         where = f"batch {t} of dataset {self._name!r}"
         batch = collate(
-            self._text_rows(positions) if self._config.kind == "text" else [self._row(i) for i in positions],
+            self._text_rows(positions)
+            if self._config.kind == "text"
+            else [self._row(i) for i in positions],
             self._config,
             image_size=self._image_size,
             num_shards=self._num_shards,
@@ -205,21 +234,31 @@ class _Dataset:
         return self._draw(position, self._maker.draw)[1]
 
     def _text_rows(self, positions: range) -> list[TrainingRow]:
-        """Rows of packed text; groups that these rows do not fill are packed whole, so that any reader gets the same."""
+        """Rows of packed text.
+
+        Groups that these rows do not fill are packed whole, so that any reader gets the same.
+        """
         size = self._config.rows_per_group
         groups = range(positions.start // size, -(-positions.stop // size))
         rows = [row for group in groups for row in self._packed(group)]
         return rows[positions.start - groups.start * size :][: len(positions)]
 
     def _packed(self, group: int) -> list[TrainingRow]:
-        """Packs the documents from position group * share on into the group's rows; those of its share that do not fit are left out."""
+        """Packs the documents from position group * share on into the group's rows.
+
+        Those of its share that do not fit are left out.
+        """
         share = self._config.documents_per_row * self._config.rows_per_group
-        documents = (self._draw(i, self._maker.window)[1] for i in range(group * share, (group + 1) * share))
+        documents = (
+            self._draw(i, self._maker.window)[1] for i in range(group * share, (group + 1) * share)
+        )
         packed = pack.pack(documents, self._config.length, self._config.rows_per_group)
         return [TrainingRow(tokens, segment, np.zeros_like(tokens)) for tokens, segment in packed]
 
     def _draw(self, position: int, draw: Callable[[Example, Rng], T]) -> tuple[int, T]:
-        """Draws from the record at `position`; a corrupt one is replaced by the next in the store that is not.
+        """Draws from the record at `position`.
+
+        A corrupt one is replaced by the next in the store that is not.
 
         Returns:
             The number of the record, and what was drawn.
@@ -228,7 +267,9 @@ class _Dataset:
         for step in range(min(len(self.examples), _MOST_REJECTED_IN_A_ROW)):
             index = (first + step) % len(self.examples)
             try:
-                drawn = draw(self.examples[index], functools.cache(functools.partial(self._random, position)))
+                drawn = draw(
+                    self.examples[index], functools.cache(functools.partial(self._random, position))
+                )
             except CorruptRecord as error:
                 self._reject(index, error)
             else:
@@ -236,14 +277,16 @@ class _Dataset:
                     self._num_visits += 1
                 return index, drawn
         raise BrokenDataset(
-            f"Dataset {self._name!r}: {step + 1} records of {self._config.path} in a row, from record {first} on, are "
-            "corrupt. See the warnings above, and write the dataset again."
+            f"Dataset {self._name!r}: {step + 1} records of {self._config.path} in a row, from "
+            f"record {first} on, are corrupt. See the warnings above, and write the dataset again."
         )
 
     def _random(self, position: int) -> np.random.Generator:
         """A generator of its own for each (seed, dataset, position)."""
         counter = np.array([0, 0, position, 0], np.uint64)
-        return np.random.Generator(np.random.Philox(key=np.array(self._key, np.uint64), counter=counter))
+        return np.random.Generator(
+            np.random.Philox(key=np.array(self._key, np.uint64), counter=counter)
+        )
 
     def _reject(self, index: int, error: CorruptRecord) -> None:
         with self._lock:
@@ -256,13 +299,25 @@ class _Dataset:
             number, visits = self._num_corrupt_visits, self._num_visits
             total = self.rejected.total()
         if new and total <= _NUM_LOGGED:
-            last = " Further ones are counted without a line of their own." if total == _NUM_LOGGED else ""
-            _log.warning("Dataset %r: record %d is skipped (%s). %s%s", self._name, index, error.reason, error, last)
+            last = (
+                " Further ones are counted without a line of their own."
+                if total == _NUM_LOGGED
+                else ""
+            )
+            _log.warning(
+                "Dataset %r: record %d is skipped (%s). %s%s",
+                self._name,
+                index,
+                error.reason,
+                error,
+                last,
+            )
         if number > max(_ALWAYS_ALLOWED, self._max_corrupt * visits):
             raise BrokenDataset(
-                f"Dataset {self._name!r}: {number} of the {visits} records read from {self._config.path} so far are corrupt "
-                f"({describe(self.rejected)}); expected at most {self._max_corrupt:.1%} (data.max_corrupt). Write the dataset "
-                "again, or raise the limit."
+                f"Dataset {self._name!r}: {number} of the {visits} records read from "
+                f"{self._config.path} so far are corrupt ({describe(self.rejected)}); expected at "
+                f"most {self._max_corrupt:.1%} (data.max_corrupt). Write the dataset again, or "
+                "raise the limit."
             ) from error
 
 
@@ -272,7 +327,11 @@ def _num_cores() -> int:
 
 
 def describe(reasons: Mapping[str, int]) -> str:
-    """Returns counts by reason as text, the most frequent first: "not_an_image 12, broken_text 1"."""
+    """Returns counts by reason as text, the most frequent first.
+
+    "not_an_image 12, broken_text 1".
+    """
     return ", ".join(
-        f"{reason} {number:,}" for reason, number in sorted(reasons.items(), key=lambda item: (-item[1], item[0]))
+        f"{reason} {number:,}"
+        for reason, number in sorted(reasons.items(), key=lambda item: (-item[1], item[0]))
     )

@@ -4,7 +4,8 @@
     segment    1   1 1 1   1     2   2 2   2     0     0
     weight     0   1 1 1   1     0   1 1   1     0     0
 
-Attention stays within a segment, and no document is asked to predict the <BOS> of the next. Rows of a group are packed as
+Attention stays within a segment, and no document is asked to predict the <BOS> of the next. Rows of
+a group are packed as
 one: a document that does not fit in its row goes on in the next one, as a segment of its own.
 """
 
@@ -21,7 +22,9 @@ def tokenise_document(text: str, tokenizer: Tokenizer) -> Int[np.ndarray, "T"]:
     return np.asarray([*tokenizer.start_ids, *tokenizer.encode(text), tokenizer.eos_id], np.int32)
 
 
-def window(tokens: Int[np.ndarray, "T"], length: int, rng: np.random.Generator) -> Int[np.ndarray, "L"]:
+def window(
+    tokens: Int[np.ndarray, "T"], length: int, rng: np.random.Generator
+) -> Int[np.ndarray, "L"]:
     """Returns the whole document if it fits in `length`, else a random window, so that no text is never seen."""
     start = int(rng.integers(len(tokens) - length + 1)) if len(tokens) > length else 0
     return tokens[start : start + length]
@@ -30,7 +33,9 @@ def window(tokens: Int[np.ndarray, "T"], length: int, rng: np.random.Generator) 
 def pack(
     documents: Iterable[np.ndarray], length: int, num_rows: int = 1
 ) -> list[tuple[Int[np.ndarray, "L"], Int[np.ndarray, "L"]]]:
-    """Packs documents, in their order, until the rows are full. A document that a row's end cuts goes on in the next row.
+    """Packs documents, in their order, until the rows are full.
+
+    A document that a row's end cuts goes on in the next row.
 
     Args:
         documents: int32[T] tokens of each; taken one by one, no more of them than the rows need.
@@ -38,7 +43,8 @@ def pack(
         num_rows: rows to fill.
 
     Returns:
-        For each row int32[l] tokens and int32[l] segments, l <= L. The last document is cut where the last row ends.
+        For each row int32[l] tokens and int32[l] segments, l <= L. The last document is cut where
+        the last row ends.
     """
     pieces: list[np.ndarray] = []
     room = num_rows * length
@@ -52,5 +58,7 @@ def pack(
     rows = []
     for start in range(0, num_rows * length, length):
         of_row = numbers[start : start + length]
-        rows.append((tokens[start : start + length], of_row - of_row[:1].sum(dtype=np.int32) + np.int32(1)))
+        rows.append(
+            (tokens[start : start + length], of_row - of_row[:1].sum(dtype=np.int32) + np.int32(1))
+        )
     return rows

@@ -3,8 +3,9 @@
     record --prepare--> Example --draw(rng)--> TrainingRow --collate--> Batch
            once per record      once per visit     once per batch
 
-`prepare` does what is the same at each visit (tokenising); `draw` takes what is random (window, direction, space, start
-of a clip) from the generator of that visit, which is made only if it is needed. No loop here runs over tokens.
+`prepare` does what is the same at each visit (tokenising); `draw` takes what is random (window,
+direction, space, start of a clip) from the generator of that visit, which is made only if it is
+needed. No loop here runs over tokens.
 """
 
 import dataclasses
@@ -18,7 +19,15 @@ from flamingo_jax.data.captions import tokenise_caption, tokenise_pair
 from flamingo_jax.data.config import DatasetConfig, ImageFit
 from flamingo_jax.data.images import video
 from flamingo_jax.data.images.read import place
-from flamingo_jax.data.schema import Batch, CorruptRecord, Document, ImageText, InterleavedPage, Record, VideoText
+from flamingo_jax.data.schema import (
+    Batch,
+    CorruptRecord,
+    Document,
+    ImageText,
+    InterleavedPage,
+    Record,
+    VideoText,
+)
 from flamingo_jax.data.sources import EncodedImages, Room
 from flamingo_jax.tokenizers.base import Tokenizer
 
@@ -39,7 +48,8 @@ class Example:
     """A record, tokenised.
 
     Attributes:
-        tokens: one int32[T] per way to write it: pairs have one without and one with the space prefix, others only one.
+        tokens: one int32[T] per way to write it: pairs have one without and one with the space
+            prefix, others only one.
         phi: int32[T] for pages, else None.
         images: its images, or the frames of its video.
         fps: frames per second of a video, None for images.
@@ -57,7 +67,9 @@ class Example:
         """About how much memory it takes."""
         phi = 0 if self.phi is None else self.phi.nbytes
         media = 0 if self.images is None else self.images.num_bytes
-        return sum(tokens.nbytes for tokens in self.tokens) + phi + media + len(self.video) + _OVERHEAD
+        return (
+            sum(tokens.nbytes for tokens in self.tokens) + phi + media + len(self.video) + _OVERHEAD
+        )
 
     def keep_in(self, room: Room) -> None:
         """Lets its images stay decoded while there is room."""
@@ -69,7 +81,8 @@ class Example:
 class TrainingRow:
     """One sequence: int32[l] tokens, segment and media_index, l <= L, and its visual inputs.
 
-    A visual input is its frames, uint8[h, w, 3] each with the longer side of S pixels: `collate` puts them into the batch.
+    A visual input is its frames, uint8[h, w, 3] each with the longer side of S pixels: `collate`
+    puts them into the batch.
     """
 
     tokens: np.ndarray
@@ -88,7 +101,13 @@ class RowMaker:
         image_fit: how an image becomes a square.
     """
 
-    def __init__(self, config: DatasetConfig, tokenizer: Tokenizer, image_size: int, image_fit: ImageFit = "pad"):
+    def __init__(
+        self,
+        config: DatasetConfig,
+        tokenizer: Tokenizer,
+        image_size: int,
+        image_fit: ImageFit = "pad",
+    ):
         self._config, self._tokenizer, self._image_size = config, tokenizer, image_size
         self._image_fit = image_fit
         self._tag_length = len(interleave.tag_of(tokenizer).own)
@@ -97,7 +116,8 @@ class RowMaker:
         """Tokenises a record.
 
         Raises:
-            CorruptRecord: it cannot be used (a page with more tags than images, a video without frames).
+            CorruptRecord: it cannot be used (a page with more tags than images, a video without
+                frames).
             ValueError: it is of a kind that does not suit the dataset.
         """
         tokenizer, kind = self._tokenizer, self._config.kind
@@ -107,16 +127,22 @@ class RowMaker:
             tokens, phi = interleave.tokenise_page(record, tokenizer)
             return Example((tokens,), phi, self._images(record.images))
         if not isinstance(record, ImageText | VideoText) or kind not in ("pairs", "captions"):
-            raise ValueError(f"A dataset of kind {kind!r} got a {record.kind}, expected {RECORD_KINDS[kind]}.")
+            raise ValueError(
+                f"A dataset of kind {kind!r} got a {record.kind}, expected {RECORD_KINDS[kind]}."
+            )
         if kind == "captions":
             ways = [tokenise_caption(record.text, tokenizer)]
         else:
-            ways = [tokenise_pair(record.text, tokenizer, space_prefix=space) for space in (False, True)]
+            ways = [
+                tokenise_pair(record.text, tokenizer, space_prefix=space) for space in (False, True)
+            ]
         if isinstance(record, ImageText):
             return Example(tuple(ways), images=self._images([record.image]))
         if not record.frames:
             if not record.video:
-                raise CorruptRecord("A video has neither frames nor a file.", reason="missing_video")
+                raise CorruptRecord(
+                    "A video has neither frames nor a file.", reason="missing_video"
+                )
             return Example(tuple(ways), video=record.video)
         return Example(tuple(ways), images=self._images(record.frames), fps=record.fps)
 
@@ -150,8 +176,13 @@ class RowMaker:
         return TrainingRow(tokens, np.ones_like(tokens), attends, (self._clip(example, rng),))
 
     def window(self, example: Example, rng: Rng) -> np.ndarray:
-        """Draws the tokens of one visit to a document: int32[t], t <= L times the rows of a group."""
-        return pack.window(example.tokens[0], self._config.length * self._config.rows_per_group, rng())
+        """Draws the tokens of one visit to a document.
+
+        Int32[t], t <= L times the rows of a group.
+        """
+        return pack.window(
+            example.tokens[0], self._config.length * self._config.rows_per_group, rng()
+        )
 
     def _clip(self, example: Example, rng: Rng) -> Sequence[np.ndarray]:
         config = self._config
@@ -168,7 +199,11 @@ class RowMaker:
         if example.fps is None:
             return (example.images[0],)
         frames = video.choose_frames(
-            len(example.images), example.fps, num_frames=config.num_frames, rate=config.frame_rate, rng=rng()
+            len(example.images),
+            example.fps,
+            num_frames=config.num_frames,
+            rate=config.frame_rate,
+            rng=rng(),
         )
         return [example.images[int(i)] for i in frames]
 
@@ -184,7 +219,9 @@ def collate(
     first: int,
     where: str,
 ) -> Batch:
-    """Puts rows into a batch: pads them, and puts their visual inputs into the pools of their data shards, in order.
+    """Puts rows into a batch.
+
+    Pads them, and puts their visual inputs into the pools of their data shards, in order.
 
     Args:
         rows: those of `num_shards` data shards, one after the other.
@@ -192,7 +229,8 @@ def collate(
         image_size: side of the square images, in pixels.
         num_shards: data shards that the rows belong to.
         tokenizer: tells <pad> and <BOS>.
-        stream: the seed, and what stands for the dataset's name beside it; for the keys of augmentation.
+        stream: the seed, and what stands for the dataset's name beside it; for the keys of
+            augmentation.
         first: position of the first row in the dataset; the others follow on.
         where: names the batch in the error.
 
@@ -200,11 +238,15 @@ def collate(
         ValueError: the visual inputs of a shard are more than its pool holds.
     """
     per_shard = len(rows) // num_shards
-    capacity = per_shard * config.num_media if config.pool is None or not config.num_media else config.pool
+    capacity = (
+        per_shard * config.num_media if config.pool is None or not config.num_media else config.pool
+    )
     tokens = np.full((len(rows), config.length), tokenizer.pad_id, np.int32)
     segment, media_index = np.zeros_like(tokens), np.zeros_like(tokens)
     media_slot = np.full((len(rows), config.num_media), -1, np.int32)
-    frames = np.empty((num_shards * capacity, config.num_frames, image_size, image_size, 3), np.uint8)
+    frames = np.empty(
+        (num_shards * capacity, config.num_frames, image_size, image_size, 3), np.uint8
+    )
     frame_mask = np.zeros(frames.shape[:2], bool)
     used = 0
     for b, row in enumerate(rows):
@@ -212,8 +254,9 @@ def collate(
         used = used if in_shard else 0
         if used + len(row.media) > capacity:
             raise ValueError(
-                f"{where}: rows {shard * per_shard} to {b} need {used + len(row.media)} visual inputs, more than the "
-                f"{capacity} that the pool of data shard {shard} (of those here) holds. Raise `pool` of the dataset."
+                f"{where}: rows {shard * per_shard} to {b} need {used + len(row.media)} visual "
+                f"inputs, more than the {capacity} that the pool of data shard {shard} (of those "
+                "here) holds. Raise `pool` of the dataset."
             )
         tokens[b, : len(row.tokens)] = row.tokens
         segment[b, : len(row.tokens)] = row.segment
@@ -225,7 +268,8 @@ def collate(
             frame_mask[slot, : len(clip)] = True
         used += len(row.media)
     frames[~frame_mask] = 0
-    starts = np.diff(segment, axis=1, prepend=0) != 0  # a vocabulary may have one piece for <BOS> and <EOS>
+    # a vocabulary may have one piece for <BOS> and <EOS>
+    starts = np.diff(segment, axis=1, prepend=0) != 0
     if tokenizer.start_ids:
         starts &= tokens == tokenizer.bos_id
     loss_weights = ((segment > 0) & ~starts).astype(np.float32)
@@ -234,13 +278,17 @@ def collate(
     media_key[owners // per_shard * capacity + media_slot[owners, numbers]] = media_keys(
         stream, first + owners, numbers
     )
-    return Batch(tokens, segment, loss_weights, media_index, media_slot, frames, frame_mask, media_key)
+    return Batch(
+        tokens, segment, loss_weights, media_index, media_slot, frames, frame_mask, media_key
+    )
 
 
 def media_keys(
     stream: tuple[int, int], position: Int64[np.ndarray, "n"], number: Int64[np.ndarray, "n"]
 ) -> UInt32[np.ndarray, "n 2"]:
-    """Returns the keys of augmentation of visual inputs: a hash of where each stands in the run's data.
+    """Returns the keys of augmentation of visual inputs.
+
+    A hash of where each stands in the run's data.
 
     Args:
         stream: the seed, and what stands for the dataset's name beside it.
@@ -256,4 +304,6 @@ def media_keys(
         state = (state ^ (state >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
         state = (state ^ (state >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
         state ^= state >> np.uint64(31)
-    return np.stack([state >> np.uint64(32), state & np.uint64(0xFFFFFFFF)], axis=1).astype(np.uint32)
+    return np.stack([state >> np.uint64(32), state & np.uint64(0xFFFFFFFF)], axis=1).astype(
+        np.uint32
+    )

@@ -2,9 +2,9 @@
 
     web page, pair, video, document  --to_example-->  TFDS example (ArrayRecord)  --from_example-->  record  -->  Batch
 
-Images stay encoded (JPEG, PNG or WebP bytes) until the loader decodes them. A video is its sampled frames, each an
-encoded image, or one encoded file. What a page, a pair and a video hold follows section 2.4 and appendix A.3 of the
-paper, which does not publish a file format.
+Images stay encoded (JPEG, PNG or WebP bytes) until the loader decodes them. A video is its sampled
+frames, each an encoded image, or one encoded file. What a page, a pair and a video hold follows
+section 2.4 and appendix A.3 of the paper, which does not publish a file format.
 """
 
 import dataclasses
@@ -16,10 +16,13 @@ import numpy as np
 
 
 class CorruptRecord(ValueError):
-    """A stored record that cannot be used: the loader counts it and takes the next one in its place.
+    """A stored record that cannot be used.
+
+    The loader counts it and takes the next one in its place.
 
     Attributes:
-        reason: what it is counted under, by the loader and by data_pipelines: lower case words joined by "_".
+        reason: what it is counted under, by the loader and by data_pipelines: lower case words
+            joined by "_".
     """
 
     def __init__(self, message: str, *, reason: str = "corrupt_record"):
@@ -29,7 +32,7 @@ class CorruptRecord(ValueError):
 
 @dataclasses.dataclass(frozen=True)
 class InterleavedPage:
-    """One web page: its texts (str) and encoded images (bytes) in the order of the page (paper: M3W, A.3.1)."""
+    """One web page: its texts (str) and encoded images (bytes) in order (M3W; paper, A.3.1)."""
 
     kind: ClassVar[str] = "interleaved_page"
     parts: tuple[str | bytes, ...]
@@ -60,7 +63,8 @@ class ImageText:
 class VideoText:
     """One short video and its text (paper: VTP).
 
-    It is either sampled `frames` (encoded images, `fps` of them per second) or one encoded file, `video`.
+    It is either sampled `frames` (encoded images, `fps` of them per second) or one encoded file,
+    `video`.
     """
 
     kind: ClassVar[str] = "video_text"
@@ -81,11 +85,16 @@ class Document:
 
 
 Record = InterleavedPage | ImageText | VideoText | Document
-RECORDS: dict[str, type[Record]] = {r.kind: r for r in (InterleavedPage, ImageText, VideoText, Document)}
+RECORDS: dict[str, type[Record]] = {
+    r.kind: r for r in (InterleavedPage, ImageText, VideoText, Document)
+}
 
 
 def images_of(record: Record) -> tuple[bytes, ...]:
-    """The encoded images of a record in order, whatever its kind; of a video its frames, if it is stored as such."""
+    """The encoded images of a record in order, whatever its kind.
+
+    Of a video its frames, if it is stored as such.
+    """
     if isinstance(record, InterleavedPage):
         return record.images
     if isinstance(record, ImageText):
@@ -105,7 +114,8 @@ def features(kind: str) -> Any:
         "interleaved_page": {
             "texts": tfds.features.Sequence(text()),
             "images": tfds.features.Sequence(text()),
-            "order": tfds.features.Sequence(np.int64),  # per part of the page: 0 = the next text, 1 = the next image
+            # per part of the page: 0 = the next text, 1 = the next image
+            "order": tfds.features.Sequence(np.int64),
             "metadata": text(),
         },
         "image_text": {"image": text(), "text": text(), "metadata": text()},
@@ -153,14 +163,19 @@ def to_example(record: Record) -> dict[str, Any]:
             "metadata": record.metadata,
         }
     fields = {field.name: getattr(record, field.name) for field in dataclasses.fields(record)}
-    return {name: list(value) if isinstance(value, tuple) else value for name, value in fields.items()}
+    return {
+        name: list(value) if isinstance(value, tuple) else value for name, value in fields.items()
+    }
 
 
 def from_example(kind: str, example: Mapping[str, Any]) -> Record:
-    """Inverse of `to_example`: `example` is what a TFDS data source of `features(kind)` yields (texts as bytes or str).
+    """Inverse of `to_example`.
+
+    `example` is what a TFDS data source of `features(kind)` yields (texts as bytes or str).
 
     Raises:
-        CorruptRecord: a field is missing, a text is not UTF-8, or a page's order does not fit its texts and images.
+        CorruptRecord: a field is missing, a text is not UTF-8, or a page's order does not fit its
+            texts and images.
     """
     record = RECORDS[_known(kind)]
     try:
@@ -172,7 +187,13 @@ def from_example(kind: str, example: Mapping[str, Any]) -> Record:
         if record is Document:
             return Document(_as_text(example["text"]), metadata)
         frames = tuple(bytes(frame) for frame in example["frames"])
-        return VideoText(frames, _as_text(example["text"]), float(example["fps"]), bytes(example["video"]), metadata)
+        return VideoText(
+            frames,
+            _as_text(example["text"]),
+            float(example["fps"]),
+            bytes(example["video"]),
+            metadata,
+        )
     except (KeyError, TypeError, UnicodeDecodeError) as error:
         reason = "broken_text" if isinstance(error, UnicodeDecodeError) else "corrupt_record"
         raise CorruptRecord(f"A stored {kind} cannot be read: {error!r}.", reason=reason) from error
@@ -191,13 +212,20 @@ def _as_text(value: Any) -> str:
 def _parts(example: Mapping[str, Any]) -> tuple[str | bytes, ...]:
     order = [int(entry) for entry in example["order"]]
     texts, images = list(example["texts"]), list(example["images"])
-    if order.count(_IMAGE) != len(images) or order.count(_TEXT) != len(texts) or len(order) != len(texts) + len(images):
+    if (
+        order.count(_IMAGE) != len(images)
+        or order.count(_TEXT) != len(texts)
+        or len(order) != len(texts) + len(images)
+    ):
         raise CorruptRecord(
-            f"A stored page is inconsistent: its order has {order.count(_IMAGE)} images and {order.count(_TEXT)} texts "
-            f"among {len(order)} parts, but {len(images)} images and {len(texts)} texts are stored."
+            f"A stored page is inconsistent: its order has {order.count(_IMAGE)} images and "
+            f"{order.count(_TEXT)} texts among {len(order)} parts, but {len(images)} images and "
+            f"{len(texts)} texts are stored."
         )
     next_text, next_image = iter(texts), iter(images)
-    return tuple(_as_text(next(next_text)) if entry == _TEXT else bytes(next(next_image)) for entry in order)
+    return tuple(
+        _as_text(next(next_text)) if entry == _TEXT else bytes(next(next_image)) for entry in order
+    )
 
 
 @jax.tree_util.register_dataclass
@@ -205,24 +233,30 @@ def _parts(example: Mapping[str, Any]) -> tuple[str | bytes, ...]:
 class Batch:
     """B sequences and the flat pool of the M visual inputs that they attend.
 
-    A pytree: numpy arrays on the host, jax arrays on the devices. The index phi of the paper (section 2.3, Figure 7) is
-    `media_index`. It is computed in the data pipeline and never re-derived from token ids, so p_next, other tokenizers
-    and text before the first image are all just data.
+    A pytree: numpy arrays on the host, jax arrays on the devices. The index phi of the paper
+    (section 2.3, Figure 7: masking) is `media_index`. It is computed in the data pipeline and never
+    re-derived from token ids, so p_next, other tokenizers and text before the first image are all
+    just data.
 
-    The pool of each data shard is its own: with S shards, rows [s*B/S, (s+1)*B/S) of the batch own rows
-    [s*M/S, (s+1)*M/S) of `frames`, and their `media_slot` counts from the start of the latter.
+    The pool of each data shard is its own: with S shards, rows [s*B/S, (s+1)*B/S) of the batch own
+    rows [s*M/S, (s+1)*M/S) of `frames`, and their `media_slot` counts from the start of the latter.
 
     Attributes:
         tokens: int32[B, L] token ids; ids from the tokenizer's vocab_size on are the new tokens.
         segment: int32[B, L] 0 = padding; packed documents count up from 1.
-        loss_weights: float32[B, L] weight of predicting tokens[b, l] itself, as a target: 0 on padding and on <BOS>,
-            else 1. So the loss at position l, which predicts token l + 1, is weighted by loss_weights[:, l + 1].
-        media_index: int32[B, L] phi: which of the sequence's visual inputs (1..N) a token attends, 0 = none.
-        media_slot: int32[B, N] row of the shard's pool with the sequence's n-th visual input, -1 = there is none.
+        loss_weights: float32[B, L] weight of predicting tokens[b, l] itself, as a target: 0 on
+            padding and on <BOS>, else 1. So the loss at position l, which predicts token l + 1, is
+            weighted by loss_weights[:, l + 1].
+        media_index: int32[B, L] phi: which of the sequence's visual inputs (1..N) a token attends,
+            0 = none.
+        media_slot: int32[B, N] row of the shard's pool with the sequence's n-th visual input, -1 =
+            there is none.
         frames: uint8[M, F, H, W, 3] the pool.
-        frame_mask: bool[M, F] False beyond the end of a shorter video, and on unused rows of the pool.
-        media_key: uint32[M, 2] the key of each visual input's flip and colours in training, a hash of (seed, dataset, position,
-            number of the visual input in its row); zeros on unused rows. None in prompts, which are never augmented.
+        frame_mask: bool[M, F] False beyond the end of a shorter video, and on unused rows of the
+            pool.
+        media_key: uint32[M, 2] the key of each visual input's flip and colours in training, a hash
+            of (seed, dataset, position, number of the visual input in its row); zeros on unused
+            rows. None in prompts, which are never augmented.
     """
 
     tokens: Any
@@ -271,38 +305,52 @@ def check(batch: Batch, *, num_shards: int = 1, where: str = "batch") -> None:
     _check_shapes(batch, where)
     num_rows, pool, max_images = len(batch.tokens), len(batch.frames), batch.media_slot.shape[1]
     if num_rows % num_shards or pool % num_shards:
-        raise ValueError(f"{where}: {num_rows} rows and a pool of {pool} do not split evenly over {num_shards} shards.")
+        raise ValueError(
+            f"{where}: {num_rows} rows and a pool of {pool} do not split evenly over "
+            f"{num_shards} shards."
+        )
     capacity = pool // num_shards
     slot, index, weights = batch.media_slot, batch.media_index, batch.loss_weights
 
     if bad := _first((slot < -1) | (slot >= capacity)):
         raise ValueError(
-            f"{where}: row {bad[0]} has its visual input {bad[1] + 1} in slot {slot[bad]}, expected -1 (none) or less "
-            f"than {capacity}, the size of its shard's pool. Raise `pool` of the dataset."
+            f"{where}: row {bad[0]} has its visual input {bad[1] + 1} in slot {slot[bad]}, "
+            f"expected -1 (none) or less than {capacity}, the size of its shard's pool. Raise "
+            "`pool` of the dataset."
         )
     if bad := _first((index < 0) | (index > max_images)):
         raise ValueError(
-            f"{where}: row {bad[0]}, token {bad[1]} attends visual input {index[bad]}, expected 0 (none) to "
-            f"{max_images}, the number of visual inputs per row. Raise `max_images`, or drop the text."
+            f"{where}: row {bad[0]}, token {bad[1]} attends visual input {index[bad]}, expected 0 "
+            f"(none) to {max_images}, the number of visual inputs per row. Raise `max_images`, or "
+            "drop the text."
         )
-    present = np.concatenate([np.ones((num_rows, 1), bool), slot >= 0], axis=1)  # column 0: no image, always allowed
+    # column 0: no image, always allowed
+    present = np.concatenate([np.ones((num_rows, 1), bool), slot >= 0], axis=1)
     if bad := _first(~np.take_along_axis(present, index, axis=1)):
         raise ValueError(
-            f"{where}: row {bad[0]} has more <image> tags than images: its token {bad[1]} attends visual input "
-            f"{index[bad]}, but the row has {int((slot[bad[0]] >= 0).sum())}. Give each <image> tag its image."
+            f"{where}: row {bad[0]} has more <image> tags than images: its token {bad[1]} attends "
+            f"visual input {index[bad]}, but the row has {int((slot[bad[0]] >= 0).sum())}. Give "
+            "each <image> tag its image."
         )
     padding = batch.segment == 0
     if bad := _first((batch.segment < 0) | (padding & ((weights != 0) | (index != 0)))):
         raise ValueError(
-            f"{where}: row {bad[0]}, token {bad[1]} has segment {batch.segment[bad]}, loss weight {weights[bad]} and "
-            f"media index {index[bad]}; expected segment >= 0, and on padding (segment 0) zeros in all three."
+            f"{where}: row {bad[0]}, token {bad[1]} has segment {batch.segment[bad]}, loss weight "
+            f"{weights[bad]} and media index {index[bad]}; expected segment >= 0, and on padding "
+            "(segment 0) zeros in all three."
         )
     if bad := _first(~(np.isfinite(weights) & (weights >= 0))):
-        raise ValueError(f"{where}: row {bad[0]}, token {bad[1]} has loss weight {weights[bad]}, expected >= 0.")
+        raise ValueError(
+            f"{where}: row {bad[0]}, token {bad[1]} has loss weight {weights[bad]}, expected >= 0."
+        )
     first_slot = (np.arange(num_rows) // max(num_rows // num_shards, 1) * capacity)[:, None]
-    has_frame = np.append(batch.frame_mask.any(axis=1), np.True_)  # the last entry stands for "no visual input"
+    # the last entry stands for "no visual input"
+    has_frame = np.append(batch.frame_mask.any(axis=1), np.True_)
     if bad := _first(~has_frame[np.where(slot >= 0, slot + first_slot, pool)]):
-        raise ValueError(f"{where}: row {bad[0]}, visual input {bad[1] + 1} has no frame: its frame_mask is all False.")
+        raise ValueError(
+            f"{where}: row {bad[0]}, visual input {bad[1] + 1} has no frame: its "
+            "frame_mask is all False."
+        )
 
 
 def _first(bad: np.ndarray) -> tuple[int, int] | None:
@@ -319,8 +367,19 @@ def _check_shapes(batch: Batch, where: str) -> None:
         array, names = getattr(batch, name), letter_list[1:-1].split(", ")
         if not isinstance(array, np.ndarray) or array.dtype != _DTYPES[name]:
             got = f"{type(array).__name__} of {getattr(array, 'dtype', 'no dtype')}"
-            raise ValueError(f"{where}: {name} is a {got}, expected a numpy array of {np.dtype(_DTYPES[name])}.")
-        sizes = {letter: letters.setdefault(letter, size) for letter, size in zip(names, array.shape, strict=False)}
+            raise ValueError(
+                f"{where}: {name} is a {got}, expected a numpy array of {np.dtype(_DTYPES[name])}."
+            )
+        sizes = {
+            letter: letters.setdefault(letter, size)
+            for letter, size in zip(names, array.shape, strict=False)
+        }
         if array.ndim != len(names) or tuple(sizes.values()) != array.shape:
-            known = {letter: size for letter, size in letters.items() if letter in names and not letter.isdigit()}
-            raise ValueError(f"{where}: {name} has shape {array.shape}, expected {letter_list} with {known}.")
+            known = {
+                letter: size
+                for letter, size in letters.items()
+                if letter in names and not letter.isdigit()
+            }
+            raise ValueError(
+                f"{where}: {name} has shape {array.shape}, expected {letter_list} with {known}."
+            )

@@ -1,4 +1,6 @@
-"""Writing what `sources.Source` reads: ArrayRecord files with the metadata of a TFDS builder, without TensorFlow.
+"""Writing what `sources.Source` reads.
+
+ArrayRecord files with the metadata of a TFDS builder, without TensorFlow.
 
 DIRECTORY/records-train.array_record-00000-of-00008   one `writing` each, in any process
           ...
@@ -45,7 +47,8 @@ class ShardWriter:
     def __init__(self, path: PathLike, kind: str):
         self._kind = kind
         self._features = features(kind)
-        # One record per group, as TFDS writes it: reading one record then decompresses no other. Images are compressed already.
+        # One record per group, as TFDS writes it: reading one record then decompresses no other.
+        # Images are compressed already.
         options = "group_size:1" if kind == Document.kind else "group_size:1,uncompressed"
         self._writer = array_record_module.ArrayRecordWriter(os.fspath(path), options)
         self.shard = Shard()
@@ -58,10 +61,13 @@ class ShardWriter:
         """
         if not isinstance(record, RECORDS[self._kind]):
             raise TypeError(
-                f"Record {self.shard.num_records} of this file: got a {type(record).__name__}, expected "
-                f"{RECORDS[self._kind].__name__}, as all records of a dataset have one kind."
+                f"Record {self.shard.num_records} of this file: got a {type(record).__name__}, "
+                f"expected {RECORDS[self._kind].__name__}, as all records of a dataset have one "
+                "kind."
             )
-        self.write_example(self._features.serialize_example(self._features.encode_example(to_example(record))))
+        self.write_example(
+            self._features.serialize_example(self._features.encode_example(to_example(record)))
+        )
 
     def write_example(self, example: bytes) -> None:
         """Writes one record as another file holds it."""
@@ -75,13 +81,18 @@ class ShardWriter:
 
 @contextlib.contextmanager
 def writing(path: PathLike, kind: str) -> Iterator[ShardWriter]:
-    """Writes a file of records; it is at `path` when the context has ended well, and whole. What was there is replaced.
+    """Writes a file of records; it is at `path` when the context has ended well, and whole.
+
+    What was there is replaced.
 
     Args:
         path: where it goes. On an object store (gs://) it is written locally and copied.
         kind: of its records, a key of schema.RECORDS.
     """
-    with written_locally(path) as temporary, contextlib.closing(ShardWriter(temporary, kind)) as writer:
+    with (
+        written_locally(path) as temporary,
+        contextlib.closing(ShardWriter(temporary, kind)) as writer,
+    ):
         yield writer
 
 
@@ -92,7 +103,9 @@ def drop(path: PathLike, positions: AbstractSet[int], kind: str) -> Shard:
         if not is_local(source):
             local = stack.enter_context(temporary_directory("shard-")) / source.name
             source = source.copy(local)
-        reader = stack.enter_context(contextlib.closing(array_record_module.ArrayRecordReader(os.fspath(source))))
+        reader = stack.enter_context(
+            contextlib.closing(array_record_module.ArrayRecordReader(os.fspath(source)))
+        )
         writer = stack.enter_context(writing(path, kind))
         for position in range(reader.num_records()):
             if position not in positions:
@@ -102,7 +115,9 @@ def drop(path: PathLike, positions: AbstractSet[int], kind: str) -> Shard:
 
 
 def write_metadata(directory: PathLike, kind: str, splits: Mapping[str, Sequence[Shard]]) -> None:
-    """Makes a dataset of the files in `directory`: file i of a split is named shard_name(split, i, number of its shards).
+    """Makes a dataset of the files in `directory`.
+
+    File i of a split is named shard_name(split, i, number of its shards).
 
     Args:
         directory: where the files are.

@@ -24,8 +24,8 @@ class Source:
     """The records of one split, by number.
 
     Args:
-        path: directory with dataset_info.json and the ArrayRecord files. ArrayRecord reads from a file system only: mount
-            a bucket with gcsfuse.
+        path: directory with dataset_info.json and the ArrayRecord files. ArrayRecord reads from a
+            file system only: mount a bucket with gcsfuse.
         split: its name, or a slice of it as TFDS writes it ("train[:10%]").
 
     Attributes:
@@ -33,7 +33,8 @@ class Source:
 
     Raises:
         FileNotFoundError: there is no dataset at `path`, or one of its files is missing.
-        ValueError: there is no such split, it is empty, it is not in ArrayRecord format, or of no known kind.
+        ValueError: there is no such split, it is empty, it is not in ArrayRecord format, or of no
+            known kind.
     """
 
     def __init__(self, path: PathLike, split: str = "train"):
@@ -41,22 +42,27 @@ class Source:
 
         self._where = f"{path} ({split})"
         if not (Path(path) / "dataset_info.json").exists():
-            raise FileNotFoundError(f"There is no dataset at {path}: dataset_info.json is missing. Check the path.")
+            raise FileNotFoundError(
+                f"There is no dataset at {path}: dataset_info.json is missing. Check the path."
+            )
         builder = tfds.builder_from_directory(str(path))
         self.kind = kind_of(builder.info.features.keys())
         try:
             self._records = builder.as_data_source(split)
         except (ValueError, NotImplementedError) as error:
             splits = {name: info.num_examples for name, info in builder.info.splits.items()}
-            raise ValueError(f"Cannot read split {split!r} of {path}: {error} It has {splits}.") from error
+            raise ValueError(
+                f"Cannot read split {split!r} of {path}: {error} It has {splits}."
+            ) from error
         pieces = builder.info.splits[split].file_instructions
         self._files = [Path(piece.filename).name for piece in pieces]
         self._ends = np.cumsum([piece.examples_in_shard for piece in pieces])
-        present = {file.name for file in Path(path).iterdir()}  # one listing, since a bucket is slow to ask for each
+        # one listing, since a bucket is slow to ask for each
+        present = {file.name for file in Path(path).iterdir()}
         if missing := [name for name in self._files if name not in present]:
             raise FileNotFoundError(
-                f"The dataset at {path} lacks {len(missing)} of its {len(self._files)} files, the first of them {missing[0]}. "
-                "Copy the whole directory, or write the dataset again."
+                f"The dataset at {path} lacks {len(missing)} of its {len(self._files)} files, the "
+                f"first of them {missing[0]}. Copy the whole directory, or write the dataset again."
             )
         if not len(self._records):
             raise ValueError(f"Split {split!r} of {path} is empty, expected at least one record.")
@@ -73,9 +79,18 @@ class Source:
         try:
             example = self._records[index]
         # What ArrayRecord raises on a bad checksum, and TFDS on an example that does not parse.
-        except (RuntimeError, ValueError, KeyError, AttributeError, TypeError, DecodeError) as error:
+        except (
+            RuntimeError,
+            ValueError,
+            KeyError,
+            AttributeError,
+            TypeError,
+            DecodeError,
+        ) as error:
             file = self._files[int(np.searchsorted(self._ends, index, side="right"))]
-            raise CorruptRecord(f"Record {index} of {self._where}, in {file}, cannot be read: {error}") from error
+            raise CorruptRecord(
+                f"Record {index} of {self._where}, in {file}, cannot be read: {error}"
+            ) from error
         return from_example(self.kind, example)
 
 
@@ -87,7 +102,10 @@ class Room:
         self._lock = threading.Lock()
 
     def take(self, num_bytes: int) -> bool:
-        """Takes `num_bytes` (negative: gives them back), if there is as much room; says whether there was."""
+        """Takes `num_bytes` (negative: gives them back), if there is as much room.
+
+        Says whether there was.
+        """
         with self._lock:
             fits = num_bytes <= self._left
             self._left -= num_bytes if fits else 0
@@ -97,8 +115,8 @@ class Room:
 class EncodedImages:
     """The images of one record: decoded when asked for, and kept so while there is room.
 
-    Only what is asked for is decoded, be there room or not: whether a record counts as corrupt must not depend on the
-    size of the memory.
+    Only what is asked for is decoded, be there room or not: whether a record counts as corrupt must
+    not depend on the size of the memory.
     """
 
     def __init__(self, encoded: Sequence[bytes], size: int, image_fit: ImageFit = "pad"):
@@ -112,14 +130,18 @@ class EncodedImages:
     @property
     def num_bytes(self) -> int:
         """Bytes held now."""
-        return sum(len(image) if isinstance(image, bytes) else image.nbytes for image in self._images)
+        return sum(
+            len(image) if isinstance(image, bytes) else image.nbytes for image in self._images
+        )
 
     def keep_in(self, room: Room) -> None:
         """From now on keeps what is decoded, while there is room."""
         self._room = room
 
     def __getitem__(self, index: int) -> np.ndarray:
-        """Returns one image, uint8[h, w, 3] with the longer side of `size` pixels; not to be written to.
+        """Returns one image, uint8[h, w, 3] with the longer side of `size` pixels.
+
+        Not to be written to.
 
         Raises:
             CorruptRecord: it cannot be decoded.
@@ -138,9 +160,10 @@ class Examples(Generic[T]):
 
     Args:
         source: the records.
-        prepare: what to make of a record, once; pure. Its result tells its size by `num_bytes`, and gets `keep_in(room)`
-            if it is kept.
-        cache_bytes: about how much memory all that is kept may take. Nothing is ever dropped for something else.
+        prepare: what to make of a record, once; pure. Its result tells its size by `num_bytes`, and
+            gets `keep_in(room)` if it is kept.
+        cache_bytes: about how much memory all that is kept may take. Nothing is ever dropped for
+            something else.
     """
 
     def __init__(self, source: Source, prepare: Callable[[Record], T], cache_bytes: int):

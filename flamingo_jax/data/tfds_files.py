@@ -1,6 +1,9 @@
-"""Random access to any dataset that TFDS prepared in ArrayRecord format, such as `coco_captions`: examples as its builder defines them.
+"""Random access to any dataset that TFDS prepared in ArrayRecord format, such as `coco_captions`.
 
-`sources` reads what data_pipelines wrote; this reads what `tfds build NAME --file_format=array_record` wrote, without TensorFlow.
+Examples as its builder defines them.
+
+`sources` reads what data_pipelines wrote; this reads what `tfds build NAME
+--file_format=array_record` wrote, without TensorFlow.
 """
 
 from __future__ import annotations
@@ -33,7 +36,9 @@ def examples(directory: PathLike, split: str) -> Sequence[Mapping[str, Any]]:
     import tensorflow_datasets as tfds
 
     if not is_prepared(directory):
-        raise FileNotFoundError(f"There is no dataset at {directory}: dataset_info.json is missing. Check the path.")
+        raise FileNotFoundError(
+            f"There is no dataset at {directory}: dataset_info.json is missing. Check the path."
+        )
     builder = tfds.builder_from_directory(str(directory))
     encoded = {
         name: tfds.decode.SkipDecoding()
@@ -58,9 +63,14 @@ def class_names(directory: PathLike, feature: str = "label") -> list[str]:
     """
     import tensorflow_datasets as tfds
 
-    features = dict(tfds.builder_from_directory(str(directory)).info.features) if is_prepared(directory) else {}
+    features = (
+        dict(tfds.builder_from_directory(str(directory)).info.features)
+        if is_prepared(directory)
+        else {}
+    )
     if not isinstance(features.get(feature), tfds.features.ClassLabel):
         raise ValueError(
-            f"The dataset at {directory} has no classes {feature!r}; it has {', '.join(features) or 'nothing'}."
+            f"The dataset at {directory} has no classes {feature!r}; it has "
+            f"{', '.join(features) or 'nothing'}."
         )
     return list(features[feature].names)

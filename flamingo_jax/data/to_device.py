@@ -35,8 +35,8 @@ def to_device(batch: Batch, mesh: Mesh | None = None) -> Batch:
             return jax.make_array_from_process_local_data(sharding, array)
         except ValueError as error:
             raise ValueError(
-                f"A batch array of shape {array.shape} cannot be split over {num_shards} data shards on its first axis. "
-                "Make the batch with num_shards = replica * data."
+                f"A batch array of shape {array.shape} cannot be split over {num_shards} data "
+                "shards on its first axis. Make the batch with num_shards = replica * data."
             ) from error
 
     return jax.tree.map(place, batch)

@@ -1,7 +1,10 @@
-"""From episodes to predictions: some batches at a time, longest prompts first, each noted in a journal when it is done.
+"""From episodes to predictions.
 
-Prompts of like size share a batch, whatever the order of the queries: an answer does not depend on what it shares its batch with. The longest come
-first, so that what does not fit shows at once, and the estimate of the time left errs on the safe side.
+Some batches at a time, longest prompts first, each noted in a journal when it is done.
+
+Prompts of like size share a batch, whatever the order of the queries: an answer does not depend on
+what it shares its batch with. The longest come first, so that what does not fit shows at once, and
+the estimate of the time left errs on the safe side.
 """
 
 from __future__ import annotations
@@ -46,14 +49,20 @@ def answer(
         PathError: the journal cannot be written.
     """
     keys = [prompt_hash(episode) for episode in episodes]
-    candidate_tokens = functools.lru_cache(maxsize=4)(  # a classification asks for the same thousand again and again
-        lambda candidates, separator: model.candidate_tokens([f"{separator}{candidate}" for candidate in candidates])
+    # a classification asks for the same thousand again and again
+    candidate_tokens = functools.lru_cache(maxsize=4)(
+        lambda candidates, separator: model.candidate_tokens(
+            [f"{separator}{candidate}" for candidate in candidates]
+        )
     )
     order = sorted(range(len(episodes)), key=lambda number: _size(episodes[number]), reverse=True)
-    step = max(1, BATCHES * batch_size // max((1 + len(episode.orders) for episode in episodes), default=1))
+    step = max(
+        1, BATCHES * batch_size // max((1 + len(episode.orders) for episode in episodes), default=1)
+    )
     for start in range(0, len(order), step):
         wave = order[start : start + step]
-        # Answered as a whole or not at all, so that a run that goes on forms the batches that it would have formed.
+        # Answered as a whole or not at all, so that a run that goes on forms the batches that it
+        # would have formed.
         if any(keys[number] not in journal.finished for number in wave):
             asked = [episodes[number] for number in wave]
             requests = [
@@ -69,10 +78,15 @@ def answer(
             for episode in asked:
                 own = [next(answers) for _ in range(1 + len(episode.orders))]
                 scores = (
-                    np.mean([each.scores for each in own], axis=0).tolist() if score and episode.candidates else None
+                    np.mean([each.scores for each in own], axis=0).tolist()
+                    if score and episode.candidates
+                    else None
                 )
                 found.append(
-                    Finished(model.text(own[0]) if generate else None, None if scores is None else tuple(scores))
+                    Finished(
+                        model.text(own[0]) if generate else None,
+                        None if scores is None else tuple(scores),
+                    )
                 )
             journal.add(asked, [keys[number] for number in wave], found)
         done(len(wave))

@@ -58,11 +58,16 @@ def compare_all(
             )
             for metric, value in result.values.items()
         ]
-        log(f"{task.name:<22} {'  '.join(f'{metric} {value:.3f}' for metric, value in result.values.items())}")
+        log(
+            f"{task.name:<22} "
+            f"{'  '.join(f'{metric} {value:.3f}' for metric, value in result.values.items())}"
+        )
     return rows, found
 
 
-def write_predictions(path: PathLike, tasks: Sequence[ComparisonTask], found: Sequence[Comparison]) -> None:
+def write_predictions(
+    path: PathLike, tasks: Sequence[ComparisonTask], found: Sequence[Comparison]
+) -> None:
     """Writes predictions.jsonl: one line per image or video."""
     lines = [
         json.dumps({"task": task.name, "shots": 0, **prediction}, ensure_ascii=False)

@@ -11,10 +11,20 @@ from flamingo_jax.inference.engine import InferenceConfig
 from flamingo_jax.sharding.mesh import MeshConfig
 
 # Table 6 of the paper, and the classification of Table 7.
-IMAGE_BENCHMARKS = ("coco", "flickr30k", "okvqa", "vqav2", "vizwiz", "textvqa", "visdial", "hateful_memes")
+IMAGE_BENCHMARKS = (
+    "coco",
+    "flickr30k",
+    "okvqa",
+    "vqav2",
+    "vizwiz",
+    "textvqa",
+    "visdial",
+    "hateful_memes",
+)
 VIDEO_BENCHMARKS = ("msvdqa", "vatex", "msrvttqa", "ivqa", "youcook2", "star", "nextqa", "rareact")
 CLASSIFICATION = ("imagenet", "kinetics700")
-# A place for the directory of each, to be filled in on the command line; "world" is the demo's, "embed" what --task=embed reads.
+# A place for the directory of each, to be filled in on the command line; "world" is the demo's,
+# "embed" what --task=embed reads.
 DATA = (*IMAGE_BENCHMARKS, *VIDEO_BENCHMARKS, *CLASSIFICATION, "embed", "embed_split")
 DIRECTORIES: Mapping[str, str | None] = dict.fromkeys(("world", *DATA))
 
@@ -28,14 +38,19 @@ class EvaluateConfig:
         shots: numbers of support examples.
         n: queries per task and number of shots; 0: all that a benchmark has.
         seed: chooses queries and supports.
-        split, selection, ensemble, num_support, num_support_per_class: the few-shot protocol; see `evaluation.task.Settings`.
-        templates: file of sentences around the name of a class, for zero-shot classification; see `evaluation.benchmarks.class_templates`.
-        features: directory of the image features that selection=rices compares, or of the embeddings of images that a contrastive
-            model compares with texts, kept for the next run; by default OUTPUT/features.
+        split, selection, ensemble, num_support, num_support_per_class: the few-shot protocol; see
+        `evaluation.task.Settings`.
+        templates: file of sentences around the name of a class, for zero-shot classification; see
+            `evaluation.benchmarks.class_templates`.
+        features: directory of the image features that selection=rices compares, or of the
+            embeddings of images that a contrastive model compares with texts, kept for the next
+            run; by default OUTPUT/features.
         batch_size: prompts that are answered together, over all devices.
-        num_samples: prompts per task and number of shots that are kept with their images, for the sheet of samples.
+        num_samples: prompts per task and number of shots that are kept with their images, for the
+            sheet of samples.
         data: directory of each benchmark's data by name, such as {"world": "/data/world"}.
-        towers: where frozen towers lie that moved since a checkpoint was written, by name ("lm", "vision").
+        towers: where frozen towers lie that moved since a checkpoint was written, by name ("lm",
+            "vision").
         inference: decoding, scoring and the shapes that prompts are padded to.
         mesh: the devices; one by default, data=-1 spreads the prompts over all of them.
     """
@@ -61,13 +76,17 @@ class EvaluateConfig:
     def __post_init__(self) -> None:
         if not self.tasks or not self.shots:
             raise ConfigError(
-                f"Nothing to evaluate: got tasks={self.tasks}, shots={self.shots}; expected at least one of each."
+                f"Nothing to evaluate: got tasks={self.tasks}, shots={self.shots}; expected at "
+                "least one of each."
             )
         if min(self.shots) < 0:
-            raise ConfigError(f"shots holds {min(self.shots)}; expected numbers of support examples >= 0.")
+            raise ConfigError(
+                f"shots holds {min(self.shots)}; expected numbers of support examples >= 0."
+            )
         if self.n < 0 or self.batch_size < 1:
             raise ConfigError(
-                f"Got n={self.n}, batch_size={self.batch_size}; expected n >= 0 (0 = all), batch_size >= 1."
+                f"Got n={self.n}, batch_size={self.batch_size}; expected n >= 0 (0 = all), "
+                "batch_size >= 1."
             )
         try:
             self.protocol()
@@ -76,5 +95,11 @@ class EvaluateConfig:
 
     def protocol(self) -> Settings:
         """How queries and support examples are chosen, and what stands around the names of classes."""
-        choices = (self.split, self.selection, self.ensemble, self.num_support, self.num_support_per_class)
+        choices = (
+            self.split,
+            self.selection,
+            self.ensemble,
+            self.num_support,
+            self.num_support_per_class,
+        )
         return Settings(*choices, templates=self.templates)

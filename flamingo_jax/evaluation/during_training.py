@@ -1,4 +1,6 @@
-"""What a training run may measure of itself: handed to `training.run.train` by the program, since training knows no benchmark.
+"""What a training run may measure of itself.
+
+Handed to `training.run.train` by the program, since training knows no benchmark.
 
 lm_lookup    the probe that ends the language_model stage (config.until)
 evaluation   the tasks of config.evaluate, every so many updates: few-shot tasks, or in the contrastive stage zero-shot classification and retrieval
@@ -30,7 +32,9 @@ _WAYS, _PAGES = (4, 6), 200
 
 
 def lm_lookup(stage: Stage) -> Measure:
-    """Returns weights -> {"nll": ..., "accuracy": ...}: the worse of look-up among 4 and among 6 words.
+    """Returns weights -> {"nll": ..., "accuracy": ...}.
+
+    The worse of look-up among 4 and among 6 words.
 
     Raises:
         ConfigError: in the contrastive stage, which has no language model.
@@ -45,7 +49,11 @@ def lm_lookup(stage: Stage) -> Measure:
         weights = stage.config.precision.cast(params)
         found = [
             lookup_probe(
-                lambda tokens, segment: losses(weights, tokens, segment), stage.tokenizer, ways=ways, n=_PAGES, seed=0
+                lambda tokens, segment: losses(weights, tokens, segment),
+                stage.tokenizer,
+                ways=ways,
+                n=_PAGES,
+                seed=0,
             )
             for ways in _WAYS
         ]
@@ -70,14 +78,15 @@ def evaluation(stage: Stage) -> Measure:
     if stage.config.stage == "contrastive":
         if prompted:
             raise ConfigError(
-                f"config.evaluate.tasks has {prompted[0].name!r}, and the contrastive stage answers no prompts: take zero-shot and retrieval tasks, such "
-                "as imagenet_zero_shot and world_retrieval."
+                f"config.evaluate.tasks has {prompted[0].name!r}, and the contrastive stage "
+                "answers no prompts: take zero-shot and retrieval tasks, such as "
+                "imagenet_zero_shot and world_retrieval."
             )
         return _comparisons(stage, compared)
     if compared:
         raise ConfigError(
-            f"config.evaluate.tasks has {compared[0].name!r}, which compares images with texts, and the {stage.config.stage} stage has no text encoder: "
-            "leave it out."
+            f"config.evaluate.tasks has {compared[0].name!r}, which compares images with texts, "
+            f"and the {stage.config.stage} stage has no text encoder: leave it out."
         )
     return _few_shot(stage, prompted)
 
@@ -86,8 +95,12 @@ def _few_shot(stage: Stage, tasks: Sequence[task.Task]) -> Measure:
     model, settings = _model(stage, "evaluate.every"), stage.config.evaluate
 
     def measure(params: Any) -> dict[str, float]:
-        flamingo = Flamingo(model, params, stage.tokenizer, **stage.config.data.preprocessing, mesh=stage.mesh)
-        results = evaluate_all(flamingo, tasks, settings.shots, n=settings.n, seed=stage.config.seed)
+        flamingo = Flamingo(
+            model, params, stage.tokenizer, **stage.config.data.preprocessing, mesh=stage.mesh
+        )
+        results = evaluate_all(
+            flamingo, tasks, settings.shots, n=settings.n, seed=stage.config.seed
+        )
         return _numbers(row for result in results for row in result.rows)
 
     return measure
@@ -118,6 +131,7 @@ def _numbers(rows: Iterable[Row]) -> dict[str, float]:
 def _model(stage: Stage, field: str) -> Model:
     if stage.model is None:
         raise ConfigError(
-            f"config.{field} needs a model of text, and the {stage.config.stage} stage has none: unset it."
+            f"config.{field} needs a model of text, and the {stage.config.stage} stage has none: "
+            "unset it."
         )
     return stage.model

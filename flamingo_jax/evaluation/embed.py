@@ -1,8 +1,13 @@
-"""`--task=embed`: the features of a dataset's images as a saved array, for deduplication (and whatever else compares images). It asks no questions.
+"""`--task=embed`.
+
+The features of a dataset's images as a saved array, for deduplication (and whatever else compares
+images). It asks no questions.
 
 --config.data.embed=DIR           records (dataset_info.json), all images of the split `--config.data.embed_split`, "train" by default
-                                      keys RECORD/IMAGE, as data_pipelines.run --pipeline=dedup reads them
-                                  or a folder of image files, also in folders: keys are their paths in it
+                                      keys RECORD/IMAGE, as data_pipelines.run --pipeline=dedup
+                                      reads them
+                                  or a folder of image files, also in folders: keys are their paths
+                                  in it
 OUTPUT/embeddings.npy  keys.txt   see data/embeddings.py; not normalised
 """
 
@@ -41,7 +46,9 @@ def is_asked_for(tasks: Sequence[str]) -> bool:
         TaskError: together with other tasks, which have another kind of report.
     """
     if NAME in tasks and len(tasks) > 1:
-        raise TaskError(f"--task={','.join(tasks)}: {NAME} is a run of its own. Leave the others out.")
+        raise TaskError(
+            f"--task={','.join(tasks)}: {NAME} is a run of its own. Leave the others out."
+        )
     return NAME in tasks
 
 
@@ -65,12 +72,15 @@ class Images:
             try:
                 self._source = Source(self.place, data.get("embed_split", "train"))
             except (ValueError, FileNotFoundError) as error:
-                raise TaskError(f"{error} Another split is chosen with --config.data.embed_split=NAME.") from error
+                raise TaskError(
+                    f"{error} Another split is chosen with --config.data.embed_split=NAME."
+                ) from error
             return
         self._files = list(image_files(self.place))
         if not self._files:
             raise TaskError(
-                f"--config.data.{NAME}={self.place}: there is no dataset (dataset_info.json) and no image file ending in {', '.join(IMAGE_SUFFIXES)} there."
+                f"--config.data.{NAME}={self.place}: there is no dataset (dataset_info.json) and "
+                f"no image file ending in {', '.join(IMAGE_SUFFIXES)} there."
             )
 
     def __len__(self) -> int:
@@ -78,7 +88,10 @@ class Images:
         return len(self._files) if self._source is None else len(self._source)
 
     def __iter__(self) -> Iterator[tuple[int, list[tuple[str, Callable[[], bytes]]]]]:
-        """Yields, for each record or file: its number, and its images as (key, a function that reads its bytes)."""
+        """Yields, for each record or file.
+
+        Its number, and its images as (key, a function that reads its bytes).
+        """
         for number, file in enumerate(self._files):
             yield number, [(os.path.relpath(file, self.place), file.read_bytes)]
         for number in range(0 if self._source is None else len(self._source)):
@@ -87,11 +100,19 @@ class Images:
                 found = images_of(self._source[number])
             except CorruptRecord:
                 found = (b"",)  # counted as an image that cannot be read
-            yield number, [(f"{number}/{image}", functools.partial(bytes, data)) for image, data in enumerate(found)]
+            yield (
+                number,
+                [
+                    (f"{number}/{image}", functools.partial(bytes, data))
+                    for image, data in enumerate(found)
+                ],
+            )
 
 
 def write(encoder: VisionEncoder, images: Images, output: PathLike) -> str:
-    """Writes the features of all images that can be read; all processes call it together, the first one writes.
+    """Writes the features of all images that can be read.
+
+    All processes call it together, the first one writes.
 
     Args:
         encoder: of the model.
@@ -106,7 +127,9 @@ def write(encoder: VisionEncoder, images: Images, output: PathLike) -> str:
     """
     is_first = jax.process_index() == 0
     passes = encoder.passes
-    decode = functools.partial(_try_decode, image_size=passes.image_size, image_fit=passes.image_fit)
+    decode = functools.partial(
+        _try_decode, image_size=passes.image_size, image_fit=passes.image_fit
+    )
     hidden = not (is_first and sys.stderr.isatty())
     left_out = 0
 
@@ -114,7 +137,9 @@ def write(encoder: VisionEncoder, images: Images, output: PathLike) -> str:
         nonlocal left_out
         with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
             numbered = ((number, image) for number, found in images for image in found)
-            with tqdm.tqdm(total=len(images), desc=NAME, unit="record", disable=hidden, dynamic_ncols=True) as bar:
+            with tqdm.tqdm(
+                total=len(images), desc=NAME, unit="record", disable=hidden, dynamic_ncols=True
+            ) as bar:
                 while chunk := list(itertools.islice(numbered, _CHUNK)):
                     decoded = list(pool.map(decode, (get for _, (_, get) in chunk)))
                     good = [
@@ -130,7 +155,8 @@ def write(encoder: VisionEncoder, images: Images, output: PathLike) -> str:
     pieces = chunks()
     if (first := next(pieces, None)) is None:
         raise TaskError(
-            f"--config.data.{NAME}={images.place}: none of its {left_out} images can be read. Check the path."
+            f"--config.data.{NAME}={images.place}: none of its {left_out} images can be read. "
+            "Check the path."
         )
     num_rows = 0
     if is_first:
@@ -148,7 +174,9 @@ def _add_all(writer: EmbeddingWriter, pieces: Iterator[tuple[list[str], np.ndarr
     return writer.num_rows
 
 
-def _try_decode(get: Callable[[], bytes], *, image_size: int, image_fit: ImageFit) -> np.ndarray | None:
+def _try_decode(
+    get: Callable[[], bytes], *, image_size: int, image_fit: ImageFit
+) -> np.ndarray | None:
     """uint8[1, S, S, 3], or None for an image that cannot be read."""
     try:
         return load_frames(get(), image_size, image_fit=image_fit)

@@ -1,11 +1,12 @@
 """What has been answered so far, on disk: a run that is killed goes on from there.
 
     DIR/TASK-SHOTS.jsonl    {"model": "5f0c...", "settings": {...}}                          which model answers, and how
-                            {"query": "test_one/17", "prompt": "9be1...", "text": " red", "scores": [-0.1, -2.3]}
-                            ...
+                            {"query": "test_one/17", "prompt": "9be1...", "text": " red", "scores":
+                            [-0.1, -2.3]} ...
 
-An answer is taken over if the same model got the same prompt (by hash: text, images, candidates) with the same settings; all else is answered again. So more
-queries may be asked for, and a change of the data or of the seed is noticed. A last line that a kill cut off is dropped.
+An answer is taken over if the same model got the same prompt (by hash: text, images, candidates)
+with the same settings; all else is answered again. So more queries may be asked for, and a change
+of the data or of the seed is noticed. A last line that a kill cut off is dropped.
 """
 
 from __future__ import annotations
@@ -25,14 +26,19 @@ from flamingo_jax.inference.visuals import Deferred, Image, Video, identity
 
 
 class Finished(NamedTuple):
-    """The answer to one query: the decoded text, and the scores of its candidates; None for what was not asked for."""
+    """The answer to one query: the decoded text, and the scores of its candidates.
+
+    None for what was not asked for.
+    """
 
     text: str | None
     scores: tuple[float, ...] | None
 
 
 class Journal:
-    """The finished queries of one task at one number of shots; in several processes the first one reads and writes, for all.
+    """The finished queries of one task at one number of shots.
+
+    In several processes the first one reads and writes, for all.
 
     Attributes:
         finished: by `prompt_hash`; what was found, and what was added since.
@@ -61,12 +67,16 @@ class Journal:
         for line in self._lines[1:]:
             entry = json.loads(line)
             scores = entry["scores"]
-            self.finished[entry["prompt"]] = Finished(entry["text"], None if scores is None else tuple(scores))
+            self.finished[entry["prompt"]] = Finished(
+                entry["text"], None if scores is None else tuple(scores)
+            )
         self._num_written = len(self._lines)
         if is_writer:
             self._write_whole()
 
-    def add(self, episodes: Sequence[Episode], keys: Sequence[str], answers: Sequence[Finished]) -> None:
+    def add(
+        self, episodes: Sequence[Episode], keys: Sequence[str], answers: Sequence[Finished]
+    ) -> None:
         """Notes answers.
 
         Raises:
@@ -76,7 +86,9 @@ class Journal:
         if self._file is None or jax.process_index() > 0:
             return
         self._lines += [
-            json.dumps({"query": episode.query_id, "prompt": key, **answer._asdict()}, ensure_ascii=False)
+            json.dumps(
+                {"query": episode.query_id, "prompt": key, **answer._asdict()}, ensure_ascii=False
+            )
             for episode, key, answer in zip(episodes, keys, answers, strict=True)
         ]
         if not paths.is_local(
@@ -101,7 +113,10 @@ class Journal:
 
 
 def prompt_hash(episode: Episode) -> str:
-    """32 hexadecimal digits that tell a query's prompts from all others: its text, which images, its candidates."""
+    """32 hexadecimal digits that tell a query's prompts from all others.
+
+    Its text, which images, its candidates.
+    """
     digest = hashlib.blake2b(digest_size=16)
     for parts in (episode.parts, *episode.orders):
         for part in parts:
@@ -110,7 +125,9 @@ def prompt_hash(episode: Episode) -> str:
             elif isinstance(
                 part, Image | Video | Deferred | Path
             ):  # named, so that a file need not be there to be known
-                digest.update(f"file {part if not isinstance(part, Deferred) else part.name}\0".encode())
+                digest.update(
+                    f"file {part if not isinstance(part, Deferred) else part.name}\0".encode()
+                )
             else:
                 digest.update(b"data " + identity(part))
         digest.update(b"order\0")

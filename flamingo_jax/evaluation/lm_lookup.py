@@ -1,12 +1,16 @@
-"""The text-only probe of a language model: does it look words up in a dictionary that it reads for the first time?
+"""The text-only probe of a language model.
+
+Does it look words up in a dictionary that it reads for the first time?
 
     <BOS> circle : ulb ; red : veck ; red : veck ; circle : ulb ; circle :      -> ulb
 
-Binding names to pictures rests on this circuit: cross-attention writes what it sees in the place of the word, and the frozen language model does
-the rest. So the demo does not start the flamingo stage before the probe passes. Names are the new ones, bound afresh on each page.
+Binding names to pictures rests on this circuit: cross-attention writes what it sees in the place of
+the word, and the frozen language model does the rest. So the demo does not start the flamingo stage
+before the probe passes. Names are the new ones, bound afresh on each page.
 
-`lookup_probe` ends the language_model stage. The task `lm_lookup` asks the same pages of an export; it is text alone, so a language_model export is
-enough. A shot is an entry of the dictionary: at 4 shots the page binds four words to new names.
+`lookup_probe` ends the language_model stage. The task `lm_lookup` asks the same pages of an export;
+it is text alone, so a language_model export is enough. A shot is an entry of the dictionary: at 4
+shots the page binds four words to new names.
 """
 
 from __future__ import annotations
@@ -25,25 +29,31 @@ TokenNLL = Callable[[np.ndarray, np.ndarray], Any]
 _LENGTH_STEP = 64
 
 
-def lookup_probe(token_nll: TokenNLL, tokenizer: Tokenizer, ways: int, n: int, seed: int) -> dict[str, float]:
+def lookup_probe(
+    token_nll: TokenNLL, tokenizer: Tokenizer, ways: int, n: int, seed: int
+) -> dict[str, float]:
     """Asks `n` pages of `ways` words.
 
     Args:
-      token_nll: a language model: (tokens int32[n, L], segment int32[n, L]) -> float[n, L - 1], at l the negative log-likelihood, in nats, of
-        tokens[:, l + 1] given tokens[:, : l + 1]. It is called once for each way, always with the same shape; L is a multiple of 64, 64 up to 7 ways.
+      token_nll: a language model: (tokens int32[n, L], segment int32[n, L]) -> float[n, L - 1], at
+        l the negative log-likelihood, in nats, of tokens[:, l + 1] given tokens[:, : l + 1]. It is
+        called once for each way, always with the same shape; L is a multiple of 64, 64 up to 7
+        ways.
       tokenizer: of the model.
       ways: words and names on a page.
       n: pages.
       seed: decides the pages.
 
     Returns:
-      "accuracy", how often the right name is the likeliest of those on the page (chance 1 / ways), and "nll", the mean over pages of the negative
-      log-likelihood of the right name.
+      "accuracy", how often the right name is the likeliest of those on the page (chance 1 / ways),
+      and "nll", the mean over pages of the negative log-likelihood of the right name.
     """
     pages = lookup_pages(ways, n, seed)
     prompts = [[*tokenizer.start_ids, *tokenizer.encode(page.prompt)] for page in pages]
     answers = [[tokenizer.encode(name) for name in page.candidates] for page in pages]
-    longest = max(len(prompt) + max(map(len, names)) for prompt, names in zip(prompts, answers, strict=True))
+    longest = max(
+        len(prompt) + max(map(len, names)) for prompt, names in zip(prompts, answers, strict=True)
+    )
     length = -(-longest // _LENGTH_STEP) * _LENGTH_STEP
     nll = np.zeros((n, ways))
     for way in range(ways):
@@ -85,7 +95,10 @@ class LookupTask:
         """`n` pages of `shots` words."""
         return [
             task.Episode(
-                parts=(page.prompt,), candidates=page.candidates, answer=page.answer, query_id=f"lookup{shots}/{index}"
+                parts=(page.prompt,),
+                candidates=page.candidates,
+                answer=page.answer,
+                query_id=f"lookup{shots}/{index}",
             )
             for index, page in enumerate(lookup_pages(shots, n, seed))
         ]

@@ -1,17 +1,23 @@
-"""The few-shot protocol: which examples stand in front of a query, and how the prompt is written (paper, A.2, B.1.4 and Figure 8).
+"""The few-shot protocol.
+
+Which examples stand in front of a query, and how the prompt is written (paper, A.2, B.1.4 and
+Figure 8).
 
     training split --seed--> | test supports | validation supports | validation queries | rest |        2048 | 2048 | COCO 5000, others 1024
                                                                                                        (32 | 32 | 10 of each class)
     query --(seed, its id)--> supports in random order        or, RICES, the most similar ones, the most similar last
           --> image "Output: A cat.<EOC>" image "Output: A dog.<EOC>" image "Output:"
 
-At 0 shots an open-ended benchmark has two examples without their images in front of the query ("Output: A cat.<EOC>Output: A dog.<EOC>" image "Output:"); a
-close-ended one has none. With more shots the same supports come first (RICES: last), and nothing depends on how many queries are evaluated, or on
-what they share a batch with. An ensemble asks the same question with the supports in several orders and averages the scores of the candidates.
+At 0 shots an open-ended benchmark has two examples without their images in front of the query
+("Output: A cat.<EOC>Output: A dog.<EOC>" image "Output:"); a close-ended one has none. With more
+shots the same supports come first (RICES: last), and nothing depends on how many queries are
+evaluated, or on what they share a batch with. An ensemble asks the same question with the supports
+in several orders and averages the scores of the candidates.
 
-Differs from the paper, or is not said there: supports are drawn anew for each query (as in OpenFlamingo); the first order of an ensemble is that
-of the prompt without ensembling, the others are random, none twice. The examples without images are drawn at random, with RICES too. A training split
-that has fewer items than the support set is taken whole.
+Differs from the paper, or is not said there: supports are drawn anew for each query (as in
+OpenFlamingo); the first order of an ensemble is that of the prompt without ensembling, the others
+are random, none twice. The examples without images are drawn at random, with RICES too. A training
+split that has fewer items than the support set is taken whole.
 """
 
 from __future__ import annotations
@@ -33,9 +39,11 @@ from flamingo_jax.inference.prompt import Visual
 from flamingo_jax.tokenizers.markers import EOC
 
 OPEN_ENDED_EXAMPLES = 2  # without images, at 0 shots
-VALIDATION_QUERIES_PER_CLASS = 10  # where items have classes; elsewhere `Benchmark.validation_queries`
+# where items have classes; elsewhere `Benchmark.validation_queries`
+VALIDATION_QUERIES_PER_CLASS = 10
 
-# (visuals of queries, visuals of supports, k) -> int[queries, k], the supports most like each query, the most similar first
+# (visuals of queries, visuals of supports, k) -> int[queries, k], the supports most like each
+# query, the most similar first
 Nearest = Callable[[Sequence[Visual], Sequence[Visual], int], np.ndarray]
 
 
@@ -43,7 +51,8 @@ def make(data: Mapping[str, str], settings: task.Settings, *, benchmark: Benchma
     """Makes the task of a benchmark.
 
     Raises:
-        TaskError: its directory is not given, or an ensemble is asked for of a benchmark that is not close-ended.
+        TaskError: its directory is not given, or an ensemble is asked for of a benchmark that is
+            not close-ended.
     """
     place = task.directory(data, benchmark.data or benchmark.name, benchmark.name)
     return FewShotTask(benchmark.at(place), settings)
@@ -51,7 +60,10 @@ def make(data: Mapping[str, str], settings: task.Settings, *, benchmark: Benchma
 
 def with_nearest(tasks: Sequence[task.Task], nearest: Nearest) -> list[task.Task]:
     """The tasks, with what finds similar supports for those that ask for it."""
-    return [dataclasses.replace(each, nearest=nearest) if isinstance(each, FewShotTask) else each for each in tasks]
+    return [
+        dataclasses.replace(each, nearest=nearest) if isinstance(each, FewShotTask) else each
+        for each in tasks
+    ]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,8 +83,9 @@ class FewShotTask:
     def __post_init__(self) -> None:
         if self.settings.ensemble > 1 and self.is_open_ended:
             raise task.TaskError(
-                f"the task {self.name!r} is open-ended (it decodes answers), so an ensemble of {self.settings.ensemble} orders has no scores to average: "
-                "set ensemble=1, or leave the task out."
+                f"the task {self.name!r} is open-ended (it decodes answers), so an ensemble of "
+                f"{self.settings.ensemble} orders has no scores to average: set ensemble=1, or "
+                "leave the task out."
             )
 
     @property
@@ -116,18 +129,24 @@ class FewShotTask:
         """
         num_examples = shots or (OPEN_ENDED_EXAMPLES if self.is_open_ended else 0)
         needs_train = num_examples > 0 or self.settings.split == "validation"
-        drawn = _draw_split(self.benchmark, self._train, self._labels, self.settings, seed) if needs_train else _Split()
+        drawn = (
+            _draw_split(self.benchmark, self._train, self._labels, self.settings, seed)
+            if needs_train
+            else _Split()
+        )
         queries = self._queries(drawn, n, seed)
         if len(drawn.supports) < num_examples:
             raise task.TaskError(
-                f"task {self.name!r}: {shots} shots need {num_examples} support examples, the training split has {len(drawn.supports)} with an answer. "
-                "Take fewer shots, or give the whole split."
+                f"task {self.name!r}: {shots} shots need {num_examples} support examples, the "
+                f"training split has {len(drawn.supports)} with an answer. Take fewer shots, or "
+                "give the whole split."
             )
         if self.settings.selection == "rices" and shots:
             chosen = self._most_similar(queries, drawn.supports, shots)
         else:
             chosen = [self._random(query, drawn.supports, num_examples, seed) for query in queries]
-        texts: dict[str, str] = {}  # a support's text is one object, however many queries it stands in front of
+        # a support's text is one object, however many queries it stands in front of
+        texts: dict[str, str] = {}
         return [
             self._episode(query, supports, seed, has_images=shots > 0, texts=texts)
             for query, supports in zip(queries, chosen, strict=True)
@@ -144,7 +163,11 @@ class FewShotTask:
     @functools.cached_property
     def _labels(self) -> tuple[str, ...]:
         """The class of each training item; none where they have no classes."""
-        return tuple(item.label for item in self._train) if len(self._train) and self._train[0].label else ()
+        return (
+            tuple(item.label for item in self._train)
+            if len(self._train) and self._train[0].label
+            else ()
+        )
 
     def _queries(self, drawn: _Split, n: int, seed: int) -> list[Item]:
         split = self.settings.split
@@ -156,7 +179,8 @@ class FewShotTask:
         rng = generator(seed, f"{self.name}/supports/{query.id}", 0)
         if len(supports) == num and any(item.id == query.id for item in supports):
             raise task.TaskError(
-                f"task {self.name!r}: the query {query.id!r} is itself among its {num} support examples, and {num} others are needed: take fewer shots."
+                f"task {self.name!r}: the query {query.id!r} is itself among its {num} support "
+                f"examples, and {num} others are needed: take fewer shots."
             )
         chosen: list[int] = []
         while len(chosen) < num:
@@ -165,17 +189,24 @@ class FewShotTask:
                 chosen.append(index)
         return [supports[index] for index in chosen]
 
-    def _most_similar(self, queries: Sequence[Item], supports: Sequence[Item], shots: int) -> list[list[Item]]:
+    def _most_similar(
+        self, queries: Sequence[Item], supports: Sequence[Item], shots: int
+    ) -> list[list[Item]]:
         """RICES: the nearest supports of each query, the most similar last."""
         if self.nearest is None:
             raise task.TaskError(
-                f"task {self.name!r}: selection=rices needs the features of a vision encoder, and this run has none: take selection=random."
+                f"task {self.name!r}: selection=rices needs the features of a vision encoder, and "
+                "this run has none: take selection=random."
             )
         if without := next((item for item in (*queries, *supports) if item.visual is None), None):
             raise task.TaskError(
-                f"task {self.name!r}: the item {without.id!r} has no image, so selection=rices cannot compare it: take selection=random."
+                f"task {self.name!r}: the item {without.id!r} has no image, so selection=rices "
+                "cannot compare it: take selection=random."
             )
-        visuals = [[item.visual for item in items if item.visual is not None] for items in (queries, supports)]
+        visuals = [
+            [item.visual for item in items if item.visual is not None]
+            for items in (queries, supports)
+        ]
         rows = self.nearest(visuals[0], visuals[1], min(shots + 1, len(supports)))
         chosen = []
         for query, row in zip(queries, rows.tolist(), strict=True):
@@ -184,7 +215,13 @@ class FewShotTask:
         return chosen
 
     def _episode(
-        self, query: Item, supports: Sequence[Item], seed: int, *, has_images: bool, texts: dict[str, str]
+        self,
+        query: Item,
+        supports: Sequence[Item],
+        seed: int,
+        *,
+        has_images: bool,
+        texts: dict[str, str],
     ) -> task.Episode:
         def prompt(supports: Sequence[Item]) -> tuple[task.Part, ...]:
             parts: list[task.Part] = []
@@ -211,7 +248,13 @@ class FewShotTask:
 
 
 def draw_queries(
-    items: Sequence[Item], n: int, seed: int, *, task_name: str, stream: str, split: task.Split = "test"
+    items: Sequence[Item],
+    n: int,
+    seed: int,
+    *,
+    task_name: str,
+    stream: str,
+    split: task.Split = "test",
 ) -> list[Item]:
     """The queries of a task.
 
@@ -228,15 +271,17 @@ def draw_queries(
     """
     if not 0 <= n <= len(items) or not len(items):
         raise task.TaskError(
-            f"task {task_name!r}: got n={n}; its {split} split has {len(items)} queries. Take n from 1 to that number, or 0 for all."
+            f"task {task_name!r}: got n={n}; its {split} split has {len(items)} queries. Take n "
+            "from 1 to that number, or 0 for all."
         )
     order = generator(seed, f"{stream}/queries", 0).permutation(len(items))[: n or len(items)]
     queries = [items[int(index)] for index in order]
     counts = collections.Counter(item.id for item in queries)
     if repeated := [name for name, count in counts.most_common(3) if count > 1]:
         raise task.TaskError(
-            f"task {task_name!r}: {len(queries) - len(counts)} queries have the id of another one, such as {', '.join(repeated)}; expected an id for "
-            "each. The annotation file holds them twice: take the official one."
+            f"task {task_name!r}: {len(queries) - len(counts)} queries have the id of another one, "
+            f"such as {', '.join(repeated)}; expected an id for each. The annotation file holds "
+            "them twice: take the official one."
         )
     return queries
 
@@ -250,7 +295,11 @@ class _Split:
 
 
 def _draw_split(
-    benchmark: Benchmark, train: Sequence[Item], labels: Sequence[str], settings: task.Settings, seed: int
+    benchmark: Benchmark,
+    train: Sequence[Item],
+    labels: Sequence[str],
+    settings: task.Settings,
+    seed: int,
 ) -> _Split:
     """Cuts the shuffled training split (each class of it, where there are classes) into test supports, validation supports and validation queries."""
     order = generator(seed, f"{benchmark.name}/train", 0).permutation(len(train)).tolist()
@@ -267,13 +316,19 @@ def _draw_split(
         if settings.split == "test":
             supports += test
             continue
-        mine, asked = list(itertools.islice(usable, num_supports)), list(itertools.islice(usable, num_queries))
+        mine, asked = (
+            list(itertools.islice(usable, num_supports)),
+            list(itertools.islice(usable, num_queries)),
+        )
         if len(asked) < num_queries:
             found = len(test) + len(mine) + len(asked)
             raise task.TaskError(
-                f"task {benchmark.name!r}: split=validation needs {num_supports} test supports, as many validation supports and {num_queries} queries from "
-                f"{'each class of ' if labels else ''}the training split, which share none; got {found} items{f' of {label!r}' if labels else ''}. "
-                f"Lower {'num_support_per_class' if labels else 'num_support'}, or give the whole training split."
+                f"task {benchmark.name!r}: split=validation needs {num_supports} test supports, as "
+                f"many validation supports and {num_queries} queries from "
+                f"{'each class of ' if labels else ''}the training split, which share none; got "
+                f"{found} items{f' of {label!r}' if labels else ''}. Lower "
+                f"{'num_support_per_class' if labels else 'num_support'}, or give the whole "
+                "training split."
             )
         supports += mine
         queries += asked
@@ -281,7 +336,10 @@ def _draw_split(
 
 
 def _other_orders(rng: np.random.Generator, size: int, count: int) -> list[tuple[int, ...]]:
-    """Up to `count` random orders, none twice and none the one that is there: fewer where there are not as many."""
+    """Up to `count` random orders, none twice and none the one that is there.
+
+    Fewer where there are not as many.
+    """
     found: dict[tuple[int, ...], None] = {tuple(range(size)): None}
     wanted = min(count + 1, math.factorial(min(size, 8)))  # 8! = 40320: more are never asked for
     while len(found) < wanted:

@@ -1,11 +1,14 @@
-"""How far down a list sorted by cosine the first right entry stands: what recall at k and the accuracy of a classification rest on.
+"""How far down a list sorted by cosine the first right entry stands.
+
+What recall at k and the accuracy of a classification rest on.
 
     queries [q J], gallery [g J]    of length 1
     groups  int[q], int[g]          a query's right entries are those of its group: an image's captions, a caption's image, a picture's class
 
     cosines [q g] --sorted, the largest first; of equal ones the entry that comes first in the gallery--> place of the first right entry, from 0
 
-The cosines are made and looked at in blocks of queries: 5,000 images by 25,000 captions would be half a gigabyte.
+The cosines are made and looked at in blocks of queries: 5,000 images by 25,000 captions would be
+half a gigabyte.
 """
 
 from __future__ import annotations
@@ -38,7 +41,8 @@ def ranks(
     """
     if len(orphans := np.setdiff1d(query_groups, gallery_groups)):
         raise ValueError(
-            f"ranks: no entry of the gallery is of group {orphans[0]}, as a query is ({len(orphans)} groups have none): expected one at least."
+            f"ranks: no entry of the gallery is of group {orphans[0]}, as a query is "
+            f"({len(orphans)} groups have none): expected one at least."
         )
     rows = block or max(1, _SCORES // len(gallery))
     places = np.arange(len(gallery))

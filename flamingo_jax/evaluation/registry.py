@@ -1,4 +1,6 @@
-"""All benchmarks and all tasks by name: what `evaluate --task=NAME` and `config.evaluate.tasks` know.
+"""All benchmarks and all tasks by name.
+
+What `evaluate --task=NAME` and `config.evaluate.tasks` know.
 
 A new benchmark is one file in `evaluation/benchmarks` and one entry in BENCHMARKS.
 """
@@ -27,12 +29,32 @@ from flamingo_jax.evaluation.benchmarks.visdial import VISDIAL
 from flamingo_jax.evaluation.benchmarks.vizwiz import VIZWIZ, VIZWIZ_VAL
 from flamingo_jax.evaluation.benchmarks.vqav2 import VQAV2, VQAV2_VAL
 from flamingo_jax.evaluation.benchmarks.youcook2 import YOUCOOK2
-from flamingo_jax.evaluation.task import ComparisonTask, Settings, Task, TaskFactory, UnknownTaskError
+from flamingo_jax.evaluation.task import (
+    ComparisonTask,
+    Settings,
+    Task,
+    TaskFactory,
+    UnknownTaskError,
+)
 
 BENCHMARKS = {
     benchmark.name: benchmark
     for benchmark in (
-        *(OKVQA, VQAV2, VQAV2_VAL, COCO, MSVDQA, VATEX, VIZWIZ, VIZWIZ_VAL, FLICKR30K, MSRVTTQA, IVQA, YOUCOOK2, STAR),
+        *(
+            OKVQA,
+            VQAV2,
+            VQAV2_VAL,
+            COCO,
+            MSVDQA,
+            VATEX,
+            VIZWIZ,
+            VIZWIZ_VAL,
+            FLICKR30K,
+            MSRVTTQA,
+            IVQA,
+            YOUCOOK2,
+            STAR,
+        ),
         *(VISDIAL, TEXTVQA, NEXTQA, HATEFUL_MEMES, RAREACT, IMAGENET, KINETICS700),
     )
 }
@@ -49,14 +71,18 @@ def merged(*tables: Mapping[str, TaskFactory]) -> dict[str, TaskFactory]:
         for name, factory in table.items():
             if name in tasks:
                 raise ValueError(
-                    f"the task {name!r} is registered twice (by {tasks[name]!r} and {factory!r}): give one of them another name."
+                    f"the task {name!r} is registered twice (by {tasks[name]!r} and {factory!r}): "
+                    "give one of them another name."
                 )
             tasks[name] = factory
     return tasks
 
 
 TASKS = merged(
-    {name: functools.partial(protocol.make, benchmark=benchmark) for name, benchmark in BENCHMARKS.items()},
+    {
+        name: functools.partial(protocol.make, benchmark=benchmark)
+        for name, benchmark in BENCHMARKS.items()
+    },
     zero_shot.TASKS,
     retrieval.TASKS,
     world_tasks.TASKS,
@@ -64,7 +90,9 @@ TASKS = merged(
 )
 
 
-def create(name: str, data: Mapping[str, str], settings: Settings | None = None) -> Task | ComparisonTask:
+def create(
+    name: str, data: Mapping[str, str], settings: Settings | None = None
+) -> Task | ComparisonTask:
     """Makes the task called `name`.
 
     Args:

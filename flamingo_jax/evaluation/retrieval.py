@@ -1,14 +1,18 @@
-"""Retrieval with a contrastive model, image to text and text to image: recall at 1, 5 and 10 (paper, Tables 9 and 11).
+"""Retrieval with a contrastive model, image to text and text to image.
+
+Recall at 1, 5 and 10 (paper, Tables 9 and 11).
 
     coco_retrieval, flickr30k_retrieval   the 5,000 and 1,000 test images of the Karpathy split with five captions each; found among all of them
     world_retrieval                       test pictures of the demo's world, in batches of 64 different scenes; found within the batch
 
-An image's right captions are all of its own, the first of which counts; a caption's right image is its one. Of the few images of COCO with more than
-five captions the first five are taken, as is usual.
+An image's right captions are all of its own, the first of which counts; a caption's right image is
+its one. Of the few images of COCO with more than five captions the first five are taken, as is
+usual.
 
-In the world captions repeat, and "a X and a Y" says no other thing than "a Y and a X": in a batch every scene (the objects, whatever their order) is
-there once. The pictures are those of `test_images` with one and with two objects, which no training split has, in an order that the seed decides; a
-picture whose scene the batch has already waits for the next.
+In the world captions repeat, and "a X and a Y" says no other thing than "a Y and a X": in a batch
+every scene (the objects, whatever their order) is there once. The pictures are those of
+`test_images` with one and with two objects, which no training split has, in an order that the seed
+decides; a picture whose scene the batch has already waits for the next.
 """
 
 from __future__ import annotations
@@ -44,7 +48,8 @@ class Retrieval:
     Attributes:
         name: of the task.
         items: reads the benchmark: images with their captions as references.
-        queries: name of the stream from which the images are drawn: that of the benchmark's few-shot task.
+        queries: name of the stream from which the images are drawn: that of the benchmark's
+            few-shot task.
         metrics: METRICS.
     """
 
@@ -63,10 +68,14 @@ class Retrieval:
         chosen = draw_queries(self.items(), n, seed, task_name=self.name, stream=self.queries)
         images = model.images([item.visual for item in chosen if item.visual is not None])
         captions = [text for item in chosen for text in item.references[:CAPTIONS]]
-        owners = np.repeat(np.arange(len(chosen)), [len(item.references[:CAPTIONS]) for item in chosen])
+        owners = np.repeat(
+            np.arange(len(chosen)), [len(item.references[:CAPTIONS]) for item in chosen]
+        )
         both = both_ways(images, model.texts(captions), owners)
         return task.Comparison(
-            recalls(*both), len(chosen), predictions=_predictions([item.id for item in chosen], *both)
+            recalls(*both),
+            len(chosen),
+            predictions=_predictions([item.id for item in chosen], *both),
         )
 
 
@@ -83,7 +92,9 @@ class WorldRetrieval:
     metrics: tuple[str, ...] = METRICS
 
     def compare(self, model: task.Encoders, n: int, seed: int) -> task.Comparison:
-        """Compares as many whole batches as `n` pictures fill, or one batch of n < 64; 0: all that can be filled.
+        """Compares as many whole batches as `n` pictures fill, or one batch of n < 64; 0.
+
+        All that can be filled.
 
         Raises:
             TaskError: there are not as many pictures, or too few scenes for a batch.
@@ -96,15 +107,19 @@ class WorldRetrieval:
         ]
         if not 0 <= n <= len(pictures):
             raise task.TaskError(
-                f"task {self.name!r}: got n={n}; {self.directory} has {len(pictures)} test pictures. Take n from 1 to {len(pictures)}, or 0 for all."
+                f"task {self.name!r}: got n={n}; {self.directory} has {len(pictures)} test "
+                f"pictures. Take n from 1 to {len(pictures)}, or 0 for all."
             )
         order = generator(seed, f"{self.name}/queries", 0).permutation(len(pictures)).tolist()
         size = min(n, BATCH) or BATCH
-        batches = distinct_batches([_scene(pictures[place][2]) for place in order], size, n // size if n else None)
+        batches = distinct_batches(
+            [_scene(pictures[place][2]) for place in order], size, n // size if n else None
+        )
         if not batches or (n and len(batches) < n // size):
             raise task.TaskError(
-                f"task {self.name!r}: the {len(pictures)} test pictures of {self.directory} fill {len(batches)} batches of {size} different scenes; "
-                f"expected {n // size or 1}. Take a smaller n, or make a world with more test pictures."
+                f"task {self.name!r}: the {len(pictures)} test pictures of {self.directory} fill "
+                f"{len(batches)} batches of {size} different scenes; expected {n // size or 1}. "
+                "Take a smaller n, or make a world with more test pictures."
             )
         rows = [order[place] for batch in batches for place in batch]
         images = model.images([pictures[row][1] for row in rows])
@@ -116,12 +131,16 @@ class WorldRetrieval:
         ]
         both = [np.concatenate(ways) for ways in zip(*found, strict=True)]
         return task.Comparison(
-            recalls(*both), len(rows), predictions=_predictions([pictures[row][0] for row in rows], *both)
+            recalls(*both),
+            len(rows),
+            predictions=_predictions([pictures[row][0] for row in rows], *both),
         )
 
 
 def both_ways(
-    images: Float[np.ndarray, "n J"], captions: Float[np.ndarray, "c J"], owners: Int[np.ndarray, "c"]
+    images: Float[np.ndarray, "n J"],
+    captions: Float[np.ndarray, "c J"],
+    owners: Int[np.ndarray, "c"],
 ) -> tuple[Int[np.ndarray, "n"], Int[np.ndarray, "c"]]:
     """The place, from 0, of the first right caption of each image, and of the right image of each caption.
 
@@ -134,14 +153,18 @@ def both_ways(
     return ranks(images, captions, numbers, owners), ranks(captions, images, owners, numbers)
 
 
-def recalls(image_to_text: Int[np.ndarray, "n"], text_to_image: Int[np.ndarray, "c"]) -> dict[str, float]:
+def recalls(
+    image_to_text: Int[np.ndarray, "n"], text_to_image: Int[np.ndarray, "c"]
+) -> dict[str, float]:
     """The values of METRICS, 0..1, from what `both_ways` gives."""
     ways = zip(_WAYS, (image_to_text, text_to_image), strict=True)
     return {f"{way}_recall_at_{k}": recall(found, k) for way, found in ways for k in _AT}
 
 
 def distinct_batches(scenes: Sequence[Any], size: int, most: int | None = None) -> list[list[int]]:
-    """Cuts a sequence into batches in which no scene is there twice; who cannot join a batch waits for the next.
+    """Cuts a sequence into batches in which no scene is there twice.
+
+    Who cannot join a batch waits for the next.
 
     Args:
         scenes: what is pictured, in the order in which pictures are taken.
@@ -176,11 +199,22 @@ def _scene(attributes: np.ndarray) -> tuple[tuple[int, ...], ...]:
     return tuple(sorted(map(tuple, attributes.tolist())))
 
 
-def _predictions(ids: Sequence[str], image_to_text: np.ndarray, text_to_image: np.ndarray) -> list[dict[str, Any]]:
-    """Of each image the place of its first caption; with one caption per image the place of the image, too."""
-    found = [{"query_id": name, "caption_rank": int(rank) + 1} for name, rank in zip(ids, image_to_text, strict=True)]
+def _predictions(
+    ids: Sequence[str], image_to_text: np.ndarray, text_to_image: np.ndarray
+) -> list[dict[str, Any]]:
+    """Of each image the place of its first caption.
+
+    With one caption per image the place of the image, too.
+    """
+    found = [
+        {"query_id": name, "caption_rank": int(rank) + 1}
+        for name, rank in zip(ids, image_to_text, strict=True)
+    ]
     if len(text_to_image) == len(ids):
-        found = [{**each, "image_rank": int(rank) + 1} for each, rank in zip(found, text_to_image, strict=True)]
+        found = [
+            {**each, "image_rank": int(rank) + 1}
+            for each, rank in zip(found, text_to_image, strict=True)
+        ]
     return found
 
 

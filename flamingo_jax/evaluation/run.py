@@ -1,7 +1,8 @@
 """One evaluation from a config: loads the model, asks the tasks, writes the report.
 
-A Flamingo or a language model is prompted (few-shot tasks); of a contrastive model the embeddings of images and texts are compared (zero-shot
-classification, retrieval): a run has tasks of one of the two kinds.
+A Flamingo or a language model is prompted (few-shot tasks); of a contrastive model the embeddings
+of images and texts are compared (zero-shot classification, retrieval): a run has tasks of one of
+the two kinds.
 
 OUTPUT/results.json, tables, curves    OUTPUT/predictions.jsonl     the answers of this run, in order
 OUTPUT/predictions/TASK-SHOTS.jsonl    the journal, from which a run that was stopped goes on
@@ -19,7 +20,12 @@ from flamingo_jax.core.processes import Cluster
 from flamingo_jax.evaluation import comparing, embed, protocol, registry, task
 from flamingo_jax.evaluation.config import EvaluateConfig
 from flamingo_jax.evaluation.report import logs, report
-from flamingo_jax.evaluation.runner import check_metrics, evaluate_all, write_predictions, write_submissions
+from flamingo_jax.evaluation.runner import (
+    check_metrics,
+    evaluate_all,
+    write_predictions,
+    write_submissions,
+)
 from flamingo_jax.inference.dual_encoder import DualEncoder
 from flamingo_jax.inference.model import Flamingo
 from flamingo_jax.inference.nearest import Rices
@@ -37,7 +43,8 @@ def run(config: EvaluateConfig, checkpoint: str, output: str, cluster: Cluster) 
         cluster: the processes.
 
     Raises:
-        TaskError: an unknown task, one without its data, settings that it does not know, or tasks of two kinds: before anything is loaded.
+        TaskError: an unknown task, one without its data, settings that it does not know, or tasks
+            of two kinds: before anything is loaded.
         MissingResourceError: a metric needs what is not installed; before anything is loaded too.
         CheckpointError: no checkpoint, or not of the kind that the tasks need.
         PromptError: a prompt that cannot be read, or is too long.
@@ -45,15 +52,19 @@ def run(config: EvaluateConfig, checkpoint: str, output: str, cluster: Cluster) 
     """
     data = {name: path for name, path in config.data.items() if path}
     images = embed.Images(data) if embed.is_asked_for(config.tasks) else None
-    created = [] if images else [registry.create(name, data, config.protocol()) for name in config.tasks]
+    created = (
+        [] if images else [registry.create(name, data, config.protocol()) for name in config.tasks]
+    )
     tasks, compared = task.parted(created)
     if tasks and compared:
         raise task.TaskError(
-            f"the task {compared[0].name!r} compares embeddings of a contrastive model, the task {tasks[0].name!r} prompts a Flamingo or a language "
-            "model: no checkpoint does both. Leave one of them out of this run."
+            f"the task {compared[0].name!r} compares embeddings of a contrastive model, the task "
+            f"{tasks[0].name!r} prompts a Flamingo or a language model: no checkpoint does both. "
+            "Leave one of them out of this run."
         )
     check_metrics(tasks)
-    is_default = set(config.mesh.sizes().values()) == {1}  # one device; of several processes, all devices
+    # one device; of several processes, all devices
+    is_default = set(config.mesh.sizes().values()) == {1}
     if is_default:
         mesh = make_mesh(MeshConfig(data=-1)) if cluster.count > 1 else None
     else:
@@ -67,7 +78,9 @@ def run(config: EvaluateConfig, checkpoint: str, output: str, cluster: Cluster) 
         return
     model = Flamingo.load(checkpoint, config.towers, config=config.inference, mesh=mesh)
     if config.selection == "rices":
-        tasks = protocol.with_nearest(tasks, Rices(VisionEncoder.of(model), config.features or f"{output}/features"))
+        tasks = protocol.with_nearest(
+            tasks, Rices(VisionEncoder.of(model), config.features or f"{output}/features")
+        )
     results = evaluate_all(
         model,
         tasks,
@@ -110,7 +123,9 @@ def _compare(
 ) -> None:
     features = config.features or f"{output}/features"
     model = DualEncoder.load(checkpoint, config=config.inference, mesh=mesh, features=features)
-    rows, found = comparing.compare_all(model, tasks, n=config.n, seed=config.seed, log=cluster.tell)
+    rows, found = comparing.compare_all(
+        model, tasks, n=config.n, seed=config.seed, log=cluster.tell
+    )
     if cluster.index > 0:
         return
     comparing.write_predictions(f"{output}/predictions.jsonl", tasks, found)

@@ -1,4 +1,6 @@
-"""What a benchmark is to the evaluator: a source of few-shot episodes (paper, Appendix A.2 and Figure 8).
+"""What a benchmark is to the evaluator.
+
+A source of few-shot episodes (paper, Appendix A.2 and Figure 8).
 
     Task.episodes(shots, n, seed) -> [Episode]      one episode = one query with its support examples already in front of it
 
@@ -8,8 +10,8 @@
 
     ComparisonTask.compare(model, n, seed) -> Comparison        zero-shot classification and retrieval with a contrastive model: it has no prompts
 
-`evaluation.registry` makes tasks by name: a `TaskFactory` receives the directories of `config.data` by name ({"world": "/data/world"}) and the
-settings of the few-shot protocol, and returns the task.
+`evaluation.registry` makes tasks by name: a `TaskFactory` receives the directories of `config.data`
+by name ({"world": "/data/world"}) and the settings of the few-shot protocol, and returns the task.
 """
 
 from __future__ import annotations
@@ -34,8 +36,12 @@ class UnknownTaskError(TaskError):
 
     def __init__(self, name: str, known: Sequence[str]) -> None:
         close = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
-        suggestion = f"did you mean {' or '.join(repr(match) for match in close)}? " if close else ""
-        super().__init__(f"unknown task {name!r}: {suggestion}known tasks: {', '.join(known) or 'none'}.")
+        suggestion = (
+            f"did you mean {' or '.join(repr(match) for match in close)}? " if close else ""
+        )
+        super().__init__(
+            f"unknown task {name!r}: {suggestion}known tasks: {', '.join(known) or 'none'}."
+        )
 
 
 Part: TypeAlias = "str | Visual"
@@ -45,15 +51,21 @@ Selection = Literal["random", "rices"]
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """How queries and support examples are chosen: the same for all benchmarks (paper, A.2 and B.1.4).
+    """How queries and support examples are chosen.
+
+    The same for all benchmarks (paper, A.2 and B.1.4).
 
     Attributes:
-      split: "test": the queries of the paper's tables; "validation": queries from the training split, which no support set shares.
-      selection: of support examples: "random", or "rices": those whose images are most like the query's.
-      ensemble: orders of the support examples over which the scores of candidates are averaged; 1: no ensembling.
+      split: "test": the queries of the paper's tables; "validation": queries from the training
+          split, which no support set shares.
+      selection: of support examples: "random", or "rices": those whose images are most like the
+          query's.
+      ensemble: orders of the support examples over which the scores of candidates are averaged; 1:
+          no ensembling.
       num_support: size of the support set, where items have no classes.
       num_support_per_class: of each class in the support set, where they have.
-      templates: file of sentences around the name of a class, for zero-shot classification; None: see `evaluation.benchmarks.class_templates`.
+      templates: file of sentences around the name of a class, for zero-shot classification; None:
+          see `evaluation.benchmarks.class_templates`.
     """
 
     split: Split = "test"
@@ -76,8 +88,9 @@ class Settings:
         """
         if self.split != "test" or self.selection != "random" or self.ensemble != 1:
             raise TaskError(
-                f"the task {task!r} draws its own support examples for its test pictures: got split={self.split}, selection={self.selection}, "
-                f"ensemble={self.ensemble}; expected test, random, 1. Leave it out of this run."
+                f"the task {task!r} draws its own support examples for its test pictures: got "
+                f"split={self.split}, selection={self.selection}, ensemble={self.ensemble}; "
+                "expected test, random, 1. Leave it out of this run."
             )
 
     def only_test(self, task: str) -> None:
@@ -88,8 +101,9 @@ class Settings:
         """
         if self.split != "test" or self.selection != "random" or self.ensemble != 1:
             raise TaskError(
-                f"the task {task!r} compares embeddings and has no support examples: got split={self.split}, selection={self.selection}, "
-                f"ensemble={self.ensemble}; expected test, random, 1. Leave it out of this run."
+                f"the task {task!r} compares embeddings and has no support examples: got "
+                f"split={self.split}, selection={self.selection}, ensemble={self.ensemble}; "
+                "expected test, random, 1. Leave it out of this run."
             )
 
 
@@ -98,16 +112,22 @@ class Episode:
     """One query of a benchmark, with the support examples in front of it.
 
     Attributes:
-      parts: the prompt in reading order: text, and images or videos in any form that `inference.prompt` reads.
-        `<BOS>` and the `<image>` tags are added by `inference.prompt`; `<EOC>` is written in the text, where a support example ends.
-      candidates: the possible answers of a close-ended task, as the text that follows the prompt; empty for an open-ended one.
-      answer: the right answer; one of `candidates` if there are any; "" if it is not known (hidden test answers).
-      query_id: names the query, for the predictions and for the test that no query is in its own support.
+      parts: the prompt in reading order: text, and images or videos in any form that
+        `inference.prompt` reads. `<BOS>` and the `<image>` tags are added by `inference.prompt`;
+        `<EOC>` is written in the text, where a support example ends.
+      candidates: the possible answers of a close-ended task, as the text that follows the prompt;
+          empty for an open-ended one.
+      answer: the right answer; one of `candidates` if there are any; "" if it is not known (hidden
+          test answers).
+      query_id: names the query, for the predictions and for the test that no query is in its own
+          support.
       support_ids: names the support examples, in prompt order.
-      masked: control: the images are hidden from the text (media_index 0 everywhere), all else being equal.
+      masked: control: the images are hidden from the text (media_index 0 everywhere), all else
+          being equal.
       references: all right answers, as the annotations have them.
       extra: what else the metric or the submission needs; JSON values.
-      orders: of an ensemble: the prompt again with its support examples in other orders; scores are averaged over all of them.
+      orders: of an ensemble: the prompt again with its support examples in other orders; scores are
+          averaged over all of them.
       separator: stands between the prompt and a candidate, and is no part of the answer.
     """
 
@@ -123,15 +143,20 @@ class Episode:
     separator: str = ""
 
     def __post_init__(self) -> None:
-        if self.candidates and self.answer and self.answer not in self.candidates:  # "": the answer is hidden
+        # "": the answer is hidden
+        if self.candidates and self.answer and self.answer not in self.candidates:
             raise ValueError(
-                f"episode {self.query_id!r}: the answer {self.answer!r} is not among its candidates {self.candidates!r}."
+                f"episode {self.query_id!r}: the answer {self.answer!r} is not among its "
+                f"candidates {self.candidates!r}."
             )
 
 
 @runtime_checkable
 class Task(Protocol):
-    """A benchmark. Implementations are small frozen dataclasses, one file per benchmark in `evaluation/benchmarks`."""
+    """A benchmark.
+
+    Implementations are small frozen dataclasses, one file per benchmark in `evaluation/benchmarks`.
+    """
 
     @property
     def name(self) -> str:
@@ -162,7 +187,10 @@ class Task(Protocol):
         ...
 
     def episodes(self, shots: int, n: int, seed: int) -> Sequence[Episode]:
-        """The first `n` episodes at `shots` support examples (n = 0: all): a pure function of its arguments; queries do not depend on `shots`."""
+        """The first `n` episodes at `shots` support examples (n = 0: all).
+
+        A pure function of its arguments; queries do not depend on `shots`.
+        """
         ...
 
 
@@ -198,7 +226,10 @@ class Encoders(Protocol):
 
 @runtime_checkable
 class ComparisonTask(Protocol):
-    """What is asked of a contrastive model: embeddings of images are compared with those of texts."""
+    """What is asked of a contrastive model.
+
+    Embeddings of images are compared with those of texts.
+    """
 
     @property
     def name(self) -> str:
@@ -211,7 +242,10 @@ class ComparisonTask(Protocol):
         ...
 
     def compare(self, model: Encoders, n: int, seed: int) -> Comparison:
-        """Compares `n` images (0: all) that `seed` chooses; raises TaskError if there are not as many."""
+        """Compares `n` images (0: all) that `seed` chooses.
+
+        Raises TaskError if there are not as many.
+        """
         ...
 
 
@@ -232,6 +266,7 @@ def directory(data: Mapping[str, str], benchmark: str, task: str) -> str:
     """
     if not (path := data.get(benchmark)):
         raise TaskError(
-            f"the task {task!r} needs the directory of {benchmark!r}, got none: pass --config.data.{benchmark}=DIRECTORY."
+            f"the task {task!r} needs the directory of {benchmark!r}, got none: pass "
+            f"--config.data.{benchmark}=DIRECTORY."
         )
     return path

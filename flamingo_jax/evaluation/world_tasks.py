@@ -1,24 +1,34 @@
-"""Few-shot tasks of the synthetic world: fresh pictures, and names that no page with pictures ever had.
+"""Few-shot tasks of the synthetic world.
+
+Fresh pictures, and names that no page with pictures ever had.
 
     format   image "output : red<EOC>" image "output : green<EOC>" image "output :"        -> the query's colour, shape or size:
-                                                                                            which of them, only the context tells
+                                                                                            which of
+                                                                                            them,
+                                                                                            only the
+                                                                                            context
+                                                                                            tells
     bind2    image "this is a ulb<EOC>" image "this is a veck<EOC>" image "this is a"      -> the name of the query's colour or shape
     bind4    the same with four names
 
 Controls run the same queries, supports and prompts, and change one thing:
 
-    _shuffled  labels tell nothing about pictures. bind: names in balanced random order. format: each label is that of a random attribute of a
-               random picture, for if labels were exchanged within an episode, they would still tell which attribute is asked for
+    _shuffled  labels tell nothing about pictures. bind: names in balanced random order. format:
+    each label is that of a random attribute of a
+               random picture, for if labels were exchanged within an episode, they would still tell
+               which attribute is asked for
     _hidden    the images are masked
     _held_out  the query (it alone) is of a pair of colour and shape that training never showed
 
-Every test picture is the query of one episode. The episode is a pure function of (seed, task, query): it depends neither on n nor on what else is
-evaluated, and with more shots the same supports come first. Supports are chosen at random, classes in balanced random order, never the query.
-There are no text-only examples at 0 shots.
+Every test picture is the query of one episode. The episode is a pure function of (seed, task,
+query): it depends neither on n nor on what else is evaluated, and with more shots the same supports
+come first. Supports are chosen at random, classes in balanced random order, never the query. There
+are no text-only examples at 0 shots.
 
-What guessing gives: bind, one in `ways` by ranking; no name can be known at 0 shots, and at 1 shot one in `ways`. format, 1/3 for who sees the
-picture but not which attribute is asked for (it is uniform over the three), 1/4 for who knows the attribute but does not see the picture.
-Candidates of `format` are therefore the values of all three attributes.
+What guessing gives: bind, one in `ways` by ranking; no name can be known at 0 shots, and at 1 shot
+one in `ways`. format, 1/3 for who sees the picture but not which attribute is asked for (it is
+uniform over the three), 1/4 for who knows the attribute but does not see the picture. Candidates of
+`format` are therefore the values of all three attributes.
 """
 
 from __future__ import annotations
@@ -92,7 +102,8 @@ class WorldTask:
           seed: decides the order of the queries, and all else.
 
         Raises:
-          ValueError: there are fewer query pictures than n, or fewer pictures of a class than the supports need.
+          ValueError: there are fewer query pictures than n, or fewer pictures of a class than the
+              supports need.
         """
         ways, control = SETTINGS[self.name]
         albums = read_albums(self.directory)
@@ -100,7 +111,8 @@ class WorldTask:
         num = len(albums[pool].images)
         if not 0 <= n <= num:
             raise ValueError(
-                f"task {self.name!r}: got n={n}; {self.directory} has {num} query pictures ({pool}). Take n from 1 to {num}, or 0 for all."
+                f"task {self.name!r}: got n={n}; {self.directory} has {num} query pictures "
+                f"({pool}). Take n from 1 to {num}, or 0 for all."
             )
         stream = f"bind{ways}" if ways else "format"
         order = generator(seed, f"{stream}/queries", 0).permutation(num)[: n or num]
@@ -119,7 +131,9 @@ class WorldTask:
         chosen = used[len(used) - shots :]
         labels = [question.answers[supports.attributes[i, 0, question.attribute]] for i in chosen]
         if control == "shuffled":
-            labels = _shuffled(generator(seed, f"{stream}/labels", row), supports, question, ways, shots)
+            labels = _shuffled(
+                generator(seed, f"{stream}/labels", row), supports, question, ways, shots
+            )
         parts: list[task.Part] = []
         for i, label in zip(chosen, labels, strict=True):
             parts += [supports.images[i], f"{question.prompt} {label}{EOC}"]
@@ -135,7 +149,10 @@ class WorldTask:
 
 @dataclasses.dataclass(frozen=True)
 class _Question:
-    """What an episode asks: the attribute, its values that occur, what each is called, and the possible answers."""
+    """What an episode asks.
+
+    The attribute, its values that occur, what each is called, and the possible answers.
+    """
 
     attribute: int
     values: tuple[int, ...]
@@ -150,7 +167,13 @@ class _Question:
             attribute = int(rng.integers(len(ATTRIBUTES)))
             words = VALUES[attribute]
             candidates = tuple(word for values in VALUES for word in values)
-            return cls(attribute, tuple(range(len(words))), dict(enumerate(words)), candidates, FORMAT_PROMPT)
+            return cls(
+                attribute,
+                tuple(range(len(words))),
+                dict(enumerate(words)),
+                candidates,
+                FORMAT_PROMPT,
+            )
         attribute = (COLOUR, SHAPE)[rng.integers(2)]
         value = int(query[attribute])
         others = [v for v in rng.permutation(len(VALUES[attribute])).tolist() if v != value]
@@ -165,23 +188,29 @@ def _balanced(rng: np.random.Generator, classes: Sequence[int]) -> Iterator[int]
         yield from rng.permutation(classes).tolist()
 
 
-def _choose(rng: np.random.Generator, album: Album, attribute: int, value: int, used: Sequence[int]) -> int:
+def _choose(
+    rng: np.random.Generator, album: Album, attribute: int, value: int, used: Sequence[int]
+) -> int:
     """Draws a picture of a class that is not in use yet."""
     rows = album.having(attribute, value)
     if set(rows.tolist()) <= set(used):
         raise ValueError(
-            f"There are only {len(rows)} test pictures of {VALUES[attribute][value]!r}: make a world with more, or take fewer shots."
+            f"There are only {len(rows)} test pictures of {VALUES[attribute][value]!r}: make a "
+            "world with more, or take fewer shots."
         )
     while (row := int(rows[rng.integers(len(rows))])) in used:
         pass
     return row
 
 
-def _shuffled(rng: np.random.Generator, album: Album, question: _Question, ways: int, shots: int) -> list[str]:
+def _shuffled(
+    rng: np.random.Generator, album: Album, question: _Question, ways: int, shots: int
+) -> list[str]:
     """Labels that are independent of the pictures in front of them, and of the query."""
     if ways:
         return [
-            question.answers[value] for value, _ in zip(_balanced(rng, question.values), range(shots), strict=False)
+            question.answers[value]
+            for value, _ in zip(_balanced(rng, question.values), range(shots), strict=False)
         ]
     attributes = rng.integers(len(ATTRIBUTES), size=shots).tolist()
     rows = rng.integers(len(album.images), size=shots).tolist()
@@ -198,11 +227,15 @@ def read_albums(directory: PathLike) -> dict[str, Album]:
         assert isinstance(record, ImageText)
         metadata = json.loads(record.metadata)
         attributes = [
-            [VALUES[a].index(item[name]) for a, name in enumerate(ATTRIBUTES)] for item in metadata["objects"]
+            [VALUES[a].index(item[name]) for a, name in enumerate(ATTRIBUTES)]
+            for item in metadata["objects"]
         ]
         pools.setdefault(metadata["id"].split("/")[0], []).append((attributes, record.image))
     return {
-        pool: Album(np.array([attributes for attributes, _ in pictures]), tuple(image for _, image in pictures))
+        pool: Album(
+            np.array([attributes for attributes, _ in pictures]),
+            tuple(image for _, image in pictures),
+        )
         for pool, pictures in pools.items()
     }
 
@@ -212,4 +245,6 @@ def _make(data: Mapping[str, str], settings: task.Settings, *, name: str) -> Wor
     return WorldTask(name, task.directory(data, "world", name))
 
 
-TASKS: dict[str, task.TaskFactory] = {name: functools.partial(_make, name=name) for name in SETTINGS}
+TASKS: dict[str, task.TaskFactory] = {
+    name: functools.partial(_make, name=name) for name in SETTINGS
+}

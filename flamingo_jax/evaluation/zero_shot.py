@@ -1,4 +1,6 @@
-"""Zero-shot classification with a contrastive model: the class whose sentences are most like the picture (paper, B.1.3 and Table 7).
+"""Zero-shot classification with a contrastive model.
+
+The class whose sentences are most like the picture (paper, B.1.3 and Table 7).
 
     picture or clip --image encoder--> v                 of a clip the mean over its frames
     class name --templates--text encoder--> t of each sentence --mean, length 1--> the class        (prompt ensembling, after CLIP)
@@ -8,7 +10,8 @@
     kinetics700_zero_shot     the mean of top-1 and top-5 accuracy on the validation split
     world_zero_shot           the demo's test pictures of one object, among the 56 pairs of colour and shape of training
 
-The images, class names and queries are those of the few-shot tasks of these benchmarks: at the same n and seed the same are asked about.
+The images, class names and queries are those of the few-shot tasks of these benchmarks: at the same
+n and seed the same are asked about.
 """
 
 from __future__ import annotations
@@ -44,7 +47,8 @@ class ZeroShot:
         items: reads the benchmark: pictures or clips, each with its class and all classes.
         templates: sentences around the name of a class.
         metrics: of "top1", "top5" and "top1_top5" (their mean), the one that papers report first.
-        queries: name of the stream from which the queries are drawn: that of the benchmark's few-shot task.
+        queries: name of the stream from which the queries are drawn: that of the benchmark's
+            few-shot task.
     """
 
     name: str
@@ -73,7 +77,9 @@ class ZeroShot:
             values={name: values[name] for name in self.metrics},
             n=len(chosen),
             templates=len(self.templates),
-            predictions=[_prediction(item, row @ weights.T) for item, row in zip(chosen, images, strict=True)],
+            predictions=[
+                _prediction(item, row @ weights.T) for item, row in zip(chosen, images, strict=True)
+            ],
         )
 
 
@@ -110,7 +116,9 @@ def _world_items(directory: str) -> Sequence[Item]:
     def item(place: int) -> Item:
         colour, shape = album.attributes[place, 0, [COLOUR, SHAPE]].tolist()
         answer = names[colour, shape]
-        return Item(f"test_one/{place}", album.images[place], "", answer, (answer,), candidates, answer)
+        return Item(
+            f"test_one/{place}", album.images[place], "", answer, (answer,), candidates, answer
+        )
 
     return LazyItems(len(album.images), item)
 
@@ -151,7 +159,8 @@ TASKS: dict[str, task.TaskFactory] = {
         _make,
         of="world",
         items=_world_items,
-        templates=tuple(f"a {size} {{}}" for size in SIZES),  # captions name the size of each thing, and nothing else
+        # captions name the size of each thing, and nothing else
+        templates=tuple(f"a {size} {{}}" for size in SIZES),
         metrics=("top1", "top5"),
     ),
 }

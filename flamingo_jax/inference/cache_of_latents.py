@@ -1,10 +1,13 @@
-"""Latents of the images and videos of a batch: each is read and encoded once, and kept for as long as there is room.
+"""Latents of the images and videos of a batch.
+
+Each is read and encoded once, and kept for as long as there is room.
 
     visuals -> identities -+-> latents in the cache
                            +-> frames, of a few visuals at a time -> vision encoder and resampler -> latents
 
-Support examples come again with other queries; what is known by its identity is not even read again. A video always takes as many places as
-a video can have frames, the rest of them masked, so that neither its time embeddings nor the compiled shape depend on what it is encoded with.
+Support examples come again with other queries; what is known by its identity is not even read
+again. A video always takes as many places as a video can have frames, the rest of them masked, so
+that neither its time embeddings nor the compiled shape depend on what it is encoded with.
 """
 
 from __future__ import annotations
@@ -21,7 +24,8 @@ import numpy as np
 from flamingo_jax.data.config import ImageFit
 from flamingo_jax.inference.visuals import Visual, identity, load_frames
 
-_READERS = 8  # threads that read and decode files, and how many visuals may be decoded before they are encoded
+# threads that read and decode files, and how many visuals may be decoded before they are encoded
+_READERS = 8
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,7 +37,8 @@ class Passes:
         video_frames: F, the places of a video.
         video_rate: frames per second of a video file.
         frames: frames encoded together.
-        multiple: the number of visuals encoded together is a multiple of this, the number of devices.
+        multiple: the number of visuals encoded together is a multiple of this, the number of
+            devices.
         image_fit: how an image becomes a square.
     """
 
@@ -53,12 +58,17 @@ class Latents:
     """Latents of visuals, with a bounded memory."""
 
     def __init__(
-        self, encode: Callable[[np.ndarray, np.ndarray], np.ndarray], passes: Passes, *, megabytes: int
+        self,
+        encode: Callable[[np.ndarray, np.ndarray], np.ndarray],
+        passes: Passes,
+        *,
+        megabytes: int,
     ) -> None:
         """Starts empty.
 
         Args:
-            encode: (uint8[M, F, S, S, 3] frames, bool[M, F] mask) to latents [M, R, D], of every process.
+            encode: (uint8[M, F, S, S, 3] frames, bool[M, F] mask) to latents [M, R, D], of every
+                process.
             passes: shapes.
             megabytes: how much is kept beyond the visuals of the last batch.
         """
@@ -77,7 +87,9 @@ class Latents:
         """
         keys = [identity(visual) for visual in visuals]
         found = {key: self._known[key] for key in keys if key in self._known}
-        missing = {key: visual for key, visual in zip(keys, visuals, strict=True) if key not in found}
+        missing = {
+            key: visual for key, visual in zip(keys, visuals, strict=True) if key not in found
+        }
         waiting: dict[int, dict[bytes, np.ndarray]] = {}  # by number of places
         for key, frames in self._read(missing):
             places = 1 if len(frames) == 1 else self._passes.video_frames
@@ -107,7 +119,10 @@ class Latents:
     def _encoded(self, group: dict[bytes, np.ndarray], places: int) -> dict[bytes, np.ndarray]:
         """Latents of visuals with the same number of places."""
         rows, size = self._passes.rows(places), self._passes.image_size
-        frames, mask = np.zeros((rows, places, size, size, 3), np.uint8), np.zeros((rows, places), bool)
+        frames, mask = (
+            np.zeros((rows, places, size, size, 3), np.uint8),
+            np.zeros((rows, places), bool),
+        )
         for row, real in enumerate(group.values()):
             frames[row, : len(real)], mask[row, : len(real)] = real, True
         latents = self._encode(frames, mask)

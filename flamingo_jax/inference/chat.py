@@ -1,15 +1,17 @@
 """Dialogue about images, with the prompt of the paper's Appendix B.1.6.
 
-    This is a conversation between a human, User, and an intelligent visual AI, Flamingo. User sends images, and Flamingo describes them.
+    This is a conversation between a human, User, and an intelligent visual AI, Flamingo. User sends
+    images, and Flamingo describes them.
     User: <image>
     Flamingo: That is a cat. It's a tiny kitten with really cute big ears.
     ...                                  four example turns; three of them show an image
     User: <image> What breed is it?      what the user says, text and images in any order
     Flamingo:                            the model goes on, until <EOC> or until it begins to speak as "User:"
 
-The images of the example turns are not published. Three of one's own take their places (a cat, people at dinner, a graph); without them these turns
-are text alone, as the images of the paper's zero-shot examples are left out (A.2). As in all prompts here, `<EOC>` stands before each image: so the
-model saw text and images in training.
+The images of the example turns are not published. Three of one's own take their places (a cat,
+people at dinner, a graph); without them these turns are text alone, as the images of the paper's
+zero-shot examples are left out (A.2). As in all prompts here, `<EOC>` stands before each image: so
+the model saw text and images in training.
 """
 
 from __future__ import annotations
@@ -35,7 +37,11 @@ NUM_IMAGES = sum(said is None for said, _ in EXAMPLES)
 
 
 class Chat:
-    """A dialogue: it remembers what was said, and forgets the oldest exchanges first when the prompt grows too long."""
+    """A dialogue.
+
+    It remembers what was said, and forgets the oldest exchanges first when the prompt grows too
+    long.
+    """
 
     def __init__(self, generate: Callable[[Prompt], str], images: Sequence[Visual] = ()) -> None:
         """Starts a dialogue; see `inference.model.Flamingo.chat`.
@@ -49,7 +55,8 @@ class Chat:
         """
         if len(images) not in (0, NUM_IMAGES):
             raise PromptError(
-                f"chat: got {len(images)} image(s) for the example turns; expected {NUM_IMAGES} (a cat, people at dinner, a graph), or none."
+                f"chat: got {len(images)} image(s) for the example turns; expected {NUM_IMAGES} (a "
+                "cat, people at dinner, a graph), or none."
             )
         self._generate = generate
         self._exchanges: list[list[Part]] = []
@@ -57,7 +64,9 @@ class Chat:
         shown = iter(images)
         for said, answer in EXAMPLES:
             words: list[Part] = (
-                [said] if said is not None else [image for image in (next(shown, None),) if image is not None]
+                [said]
+                if said is not None
+                else [image for image in (next(shown, None),) if image is not None]
             )
             self._start += [*_turn(words), f" {answer}\n"]
 
@@ -68,7 +77,8 @@ class Chat:
             parts: text, or a list of text and images.
 
         Raises:
-            PromptError: a part that cannot be read, nothing said, or so much that it does not fit by itself. The dialogue is then as before.
+            PromptError: a part that cannot be read, nothing said, or so much that it does not fit
+                by itself. The dialogue is then as before.
         """
         words: list[Part] = [parts] if isinstance(parts, str) else list(parts)
         if all(isinstance(part, str) and not part.strip() for part in words):
@@ -76,7 +86,9 @@ class Chat:
         turn, kept = _turn(words), list(self._exchanges)
         while True:
             try:
-                text = self._generate([*self._start, *(part for exchange in kept for part in exchange), *turn])
+                text = self._generate(
+                    [*self._start, *(part for exchange in kept for part in exchange), *turn]
+                )
                 break
             except PromptTooLong:
                 if not kept:
@@ -91,6 +103,8 @@ def _turn(words: Sequence[Part]) -> list[Part]:
     """What the user says, up to where the model speaks."""
     texts = (part.strip() if isinstance(part, str) else part for part in words)
     said: list[Part] = [
-        f" {part}" if isinstance(part, str) else part for part in texts if not isinstance(part, str) or part
+        f" {part}" if isinstance(part, str) else part
+        for part in texts
+        if not isinstance(part, str) or part
     ]
     return [USER, *said, f"\n{MODEL}"]

@@ -4,11 +4,13 @@
     <BOS><image>Output: A cat.<EOC><image>Output:| A  dog .  <EOC> <PAD> <PAD>
     positions 0 .. length-1                      length, length+1, ...
 
-Prompts of unequal length share a batch: row b's answer starts at position length[b]. The keys that its padding left there are overwritten
-before anything attends to them, since a query sees keys at positions up to its own.
+Prompts of unequal length share a batch: row b's answer starts at position length[b]. The keys that
+its padding left there are overwritten before anything attends to them, since a query sees keys at
+positions up to its own.
 
-All functions are pure and are traced under jit by their callers; the loops are `lax.while_loop`s that end as soon as every row is finished. They
-see the model through one function, `extend(cache, tokens, positions, media_index, media=None, chunk=None) -> (logits, cache)`: that of
+All functions are pure and are traced under jit by their callers; the loops are `lax.while_loop`s
+that end as soon as every row is finished. They see the model through one function, `extend(cache,
+tokens, positions, media_index, media=None, chunk=None) -> (logits, cache)`: that of
 `models.api.Model`, with the weights bound.
 """
 
@@ -25,14 +27,17 @@ from flamingo_jax.core.notation import Array, Bool, Float, Int
 from flamingo_jax.inference.methods import Ends
 from flamingo_jax.models.cache import Media
 
-# (cache, tokens[B, T], positions[B, T], media_index[B, T], media=None, chunk=None) -> (logits float32[B, T, V], cache)
+# (cache, tokens[B, T], positions[B, T], media_index[B, T], media=None, chunk=None) -> (logits
+# float32[B, T, V], cache)
 Extend = Callable[..., tuple[Array, Any]]
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Prefix:
-    """What the model knows after reading B prompts: enough to go on in several ways without reading them again.
+    """What the model knows after reading B prompts.
+
+    Enough to go on in several ways without reading them again.
 
     Attributes:
         cache: the model's cache; axis 1 of every leaf is the batch.
@@ -54,7 +59,8 @@ class Decoded:
 
     Attributes:
         tokens: int32[B, beams, T] up to and including the stop token, then padding.
-        score: float32[B, beams] sum of log-probabilities, the stop token's included (divided by length**length_penalty).
+        score: float32[B, beams] sum of log-probabilities, the stop token's included (divided by
+            length**length_penalty).
     """
 
     tokens: Any
@@ -72,8 +78,8 @@ def prefill(
 ) -> Prefix:
     """Reads the prompts.
 
-    The last token of each prompt is read a second time, alone: nothing uses the logits of the first pass, so the compiler drops their
-    [B, T, V] array, and the second pass costs one decoding step.
+    The last token of each prompt is read a second time, alone: nothing uses the logits of the first
+    pass, so the compiler drops their [B, T, V] array, and the second pass costs one decoding step.
 
     Args:
         extend: the model.
@@ -81,7 +87,8 @@ def prefill(
         tokens: right-padded prompts, each with at least one token.
         length: real tokens of each prompt.
         media_index: phi of each token.
-        media: the latents of the images and which of them each sequence shows; None for a language model alone.
+        media: the latents of the images and which of them each sequence shows; None for a language
+            model alone.
         chunk: (tokens, span) of the chunked cross-attention; None = the full form.
 
     Returns:
@@ -95,7 +102,9 @@ def prefill(
     return Prefix(cache, _log_softmax(logits[:, 0]), length, last_index[:, 0])
 
 
-def greedy(extend: Extend, prefix: Prefix, *, max_new_tokens: int, stop: tuple[int, ...], pad_id: int) -> Decoded:
+def greedy(
+    extend: Extend, prefix: Prefix, *, max_new_tokens: int, stop: tuple[int, ...], pad_id: int
+) -> Decoded:
     """Takes the most probable token each time.
 
     Args:
@@ -119,9 +128,11 @@ class Sampling(NamedTuple):
     """How each prompt's answer is drawn.
 
     Attributes:
-        seed: uint32[B]; a row's answer depends on its prompt and its seed alone, not on what shares its batch.
+        seed: uint32[B]; a row's answer depends on its prompt and its seed alone, not on what shares
+            its batch.
         temperature: float32[B] > 0; log-probabilities are divided by it.
-        top_p: float32[B] in 0..1; drawn from the fewest tokens that together have this probability (Holtzman et al. 2020), 1 = from all.
+        top_p: float32[B] in 0..1; drawn from the fewest tokens that together have this probability
+            (Holtzman et al. 2020), 1 = from all.
     """
 
     seed: Any
@@ -130,7 +141,13 @@ class Sampling(NamedTuple):
 
 
 def sample(
-    extend: Extend, prefix: Prefix, sampling: Sampling, *, max_new_tokens: int, stop: tuple[int, ...], pad_id: int
+    extend: Extend,
+    prefix: Prefix,
+    sampling: Sampling,
+    *,
+    max_new_tokens: int,
+    stop: tuple[int, ...],
+    pad_id: int,
 ) -> Decoded:
     """Draws each token from the most probable ones.
 
@@ -143,20 +160,26 @@ def sample(
         pad_id: fills the rest of a finished answer.
 
     Returns:
-        One answer per prompt (beams = 1); its score is the model's own log-probability, whatever the temperature.
+        One answer per prompt (beams = 1); its score is the model's own log-probability, whatever
+        the temperature.
     """
     keys = jax.vmap(jax.random.key)(sampling.seed)
 
     def draw(t: Array, log_probs: Array) -> Array:
         scaled = _log_softmax(log_probs / sampling.temperature[:, None])
         kept = jnp.where(_nucleus(scaled, sampling.top_p), scaled, -jnp.inf)
-        return jax.vmap(lambda key, row: jax.random.categorical(jax.random.fold_in(key, t), row))(keys, kept)
+        return jax.vmap(lambda key, row: jax.random.categorical(jax.random.fold_in(key, t), row))(
+            keys, kept
+        )
 
     return _one_by_one(extend, prefix, draw, max_new_tokens, stop, pad_id)
 
 
 def _nucleus(log_probs: Float[Array, "B V"], top_p: Float[Array, "B"]) -> Bool[Array, "B V"]:
-    """The fewest tokens with probability `top_p` together; always the most probable one, and all that are as probable as the last."""
+    """The fewest tokens with probability `top_p` together.
+
+    Always the most probable one, and all that are as probable as the last.
+    """
     ordered = -jnp.sort(-log_probs, axis=-1)
     probability = jnp.exp(ordered)
     before = jnp.cumsum(probability, axis=-1) - probability
@@ -176,7 +199,9 @@ def _one_by_one(
     """Grows one answer per prompt by the token that `pick(t, log_probs float32[B, V])` names, until all have ended."""
     rows = prefix.length.shape[0]
 
-    def choose(t: Array, log_probs: Array, tokens: Array, score: Array, done: Array) -> tuple[Array, Array, Array]:
+    def choose(
+        t: Array, log_probs: Array, tokens: Array, score: Array, done: Array
+    ) -> tuple[Array, Array, Array]:
         token = pick(t, log_probs).astype(jnp.int32)
         gain = jnp.take_along_axis(log_probs, token[:, None], axis=1)[:, 0]
         tokens = tokens.at[:, t].set(jnp.where(done, pad_id, token))
@@ -190,13 +215,18 @@ def _one_by_one(
         t, cache, tokens, score, done = state
         position = (prefix.length + t - 1)[:, None]
         logits, cache = extend(
-            cache, jax.lax.dynamic_slice_in_dim(tokens, t - 1, 1, axis=1), position, prefix.media_index[:, None]
+            cache,
+            jax.lax.dynamic_slice_in_dim(tokens, t - 1, 1, axis=1),
+            position,
+            prefix.media_index[:, None],
         )
         return t + 1, cache, *choose(t, _log_softmax(logits[:, 0]), tokens, score, done)
 
     blank = jnp.full((rows, max_new_tokens), pad_id, jnp.int32)
     start = choose(jnp.int32(0), prefix.log_probs, blank, jnp.zeros(rows), jnp.zeros(rows, bool))
-    _, _, tokens, score, _ = jax.lax.while_loop(unfinished, step, (jnp.int32(1), prefix.cache, *start))
+    _, _, tokens, score, _ = jax.lax.while_loop(
+        unfinished, step, (jnp.int32(1), prefix.cache, *start)
+    )
     return Decoded(tokens[:, None], score[:, None])
 
 
@@ -213,8 +243,9 @@ def beam_search(
 ) -> Decoded:
     """Keeps the `beams` best unfinished answers of each prompt, and apart from them the best finished ones.
 
-    A row is over when its best unfinished answer cannot overtake its worst finished one any more. Answers that reach `max_new_tokens` without
-    a stop token compete as they are. With as many beams as there are answers the search is exhaustive.
+    A row is over when its best unfinished answer cannot overtake its worst finished one any more.
+    Answers that reach `max_new_tokens` without a stop token compete as they are. With as many beams
+    as there are answers the search is exhaustive.
 
     Args:
         extend: the model.
@@ -223,25 +254,32 @@ def beam_search(
         max_new_tokens: static bound on the answer, stop token included.
         stop: ids that end an answer.
         pad_id: fills the rest of a finished answer.
-        length_penalty: answers are ordered by score / length**length_penalty; 0 = off, as in the paper.
-        ends: which answers may end in a step, of the best continuations of all live ones: "any"; or those among the `beams` "best", as
-            transformers' beam search has it, with which the public re-implementations were evaluated. Fewer short answers come of that.
+        length_penalty: answers are ordered by score / length**length_penalty; 0 = off, as in the
+            paper.
+        ends: which answers may end in a step, of the best continuations of all live ones: "any"; or
+            those among the `beams` "best", as transformers' beam search has it, with which the
+            public re-implementations were evaluated. Fewer short answers come of that.
 
     Returns:
-        The `beams` best answers per prompt, best first. With fewer answers than beams the last scores are -inf.
+        The `beams` best answers per prompt, best first. With fewer answers than beams the last
+        scores are -inf.
 
     Raises:
         ValueError: beams below 1 or a negative length penalty.
     """
     if beams < 1 or length_penalty < 0:
         raise ValueError(
-            f"beam search: got beams={beams}, length_penalty={length_penalty}; expected beams >= 1 and length_penalty >= 0."
+            f"beam search: got beams={beams}, length_penalty={length_penalty}; expected beams >= 1 "
+            "and length_penalty >= 0."
         )
     rows, vocabulary = prefix.log_probs.shape
-    # One answer can end in each stop token, so this many expansions hold `beams` unfinished ones for sure.
+    # One answer can end in each stop token, so this many expansions hold `beams` unfinished ones
+    # for sure.
     expansions = min(beams * (1 + len(stop)), beams * vocabulary)
 
-    def select(t: Array, log_probs: Array, live: Decoded, done: Decoded) -> tuple[Decoded, Decoded, Array]:
+    def select(
+        t: Array, log_probs: Array, live: Decoded, done: Decoded
+    ) -> tuple[Decoded, Decoded, Array]:
         """Grows every live answer by one token; `log_probs` float32[B, beams, V]."""
         total = (live.score[:, :, None] + log_probs).reshape(rows, beams * vocabulary)
         score, flat = jax.lax.top_k(total, expansions)
@@ -251,7 +289,9 @@ def beam_search(
         counts = ended if ends == "any" else ended & (jnp.arange(expansions) < beams)[None]
         finished = jnp.where(counts, score / (t + 1.0) ** length_penalty, -jnp.inf)
         done, _ = _best(
-            beams, jnp.concatenate([done.tokens, grown], axis=1), jnp.concatenate([done.score, finished], axis=1)
+            beams,
+            jnp.concatenate([done.tokens, grown], axis=1),
+            jnp.concatenate([done.score, finished], axis=1),
         )
         live, chosen = _best(beams, grown, jnp.where(ended, -jnp.inf, score))
         return live, done, jnp.take_along_axis(parent, chosen, axis=1)
@@ -267,23 +307,37 @@ def beam_search(
         cache = cache.take((jnp.arange(rows)[:, None] * beams + parent).reshape(-1))
         token = jax.lax.dynamic_slice_in_dim(live.tokens, t - 1, 1, axis=2).reshape(rows * beams, 1)
         position = jnp.repeat(prefix.length + t - 1, beams)[:, None]
-        logits, cache = extend(cache, token, position, jnp.repeat(prefix.media_index, beams)[:, None])
-        return t + 1, cache, *select(t, _log_softmax(logits[:, 0]).reshape(rows, beams, vocabulary), live, done)
+        logits, cache = extend(
+            cache, token, position, jnp.repeat(prefix.media_index, beams)[:, None]
+        )
+        return (
+            t + 1,
+            cache,
+            *select(t, _log_softmax(logits[:, 0]).reshape(rows, beams, vocabulary), live, done),
+        )
 
     blank = jnp.full((rows, beams, max_new_tokens), pad_id, jnp.int32)
     nothing = Decoded(blank, jnp.full((rows, beams), -jnp.inf))
     first = Decoded(blank, nothing.score.at[:, 0].set(0.0))  # one live answer, the empty one
     repeated = jnp.broadcast_to(prefix.log_probs[:, None], (rows, beams, vocabulary))
-    state = (jnp.int32(1), prefix.cache.repeat(beams), *select(jnp.int32(0), repeated, first, nothing))
+    state = (
+        jnp.int32(1),
+        prefix.cache.repeat(beams),
+        *select(jnp.int32(0), repeated, first, nothing),
+    )
     t, _, live, done, _ = jax.lax.while_loop(unfinished, step, state)
     cut = live.score / t.astype(jnp.float32) ** length_penalty
     best, _ = _best(
-        beams, jnp.concatenate([done.tokens, live.tokens], axis=1), jnp.concatenate([done.score, cut], axis=1)
+        beams,
+        jnp.concatenate([done.tokens, live.tokens], axis=1),
+        jnp.concatenate([done.score, cut], axis=1),
     )
     return best
 
 
-def _best(count: int, tokens: Int[Array, "B A T"], score: Float[Array, "B A"]) -> tuple[Decoded, Int[Array, "B count"]]:
+def _best(
+    count: int, tokens: Int[Array, "B A T"], score: Float[Array, "B A"]
+) -> tuple[Decoded, Int[Array, "B count"]]:
     score, rows = jax.lax.top_k(score, count)
     return Decoded(jnp.take_along_axis(tokens, rows[:, :, None], axis=1), score), rows
 

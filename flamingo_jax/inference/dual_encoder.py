@@ -1,13 +1,17 @@
-"""A contrastive model for use: images and texts to embeddings of length 1 in one space, whose products are cosines (paper, B.1.3).
+"""A contrastive model for use.
+
+Images and texts to embeddings of length 1 in one space, whose products are cosines (paper, B.1.3).
 
     model = DualEncoder.load("runs/demo/contrastive/export")
     model.images([Image("cat.jpg"), Image("dog.jpg")]) @ model.texts(["a cat", "a dog"]).T       -> float32[2, 2]
 
     images  --image encoder--projection--length 1--> [n J]
-    videos  each frame as an image, the mean of their embeddings, length 1 (paper, Table 7: Kinetics)
+    videos  each frame as an image, the mean of their embeddings, length 1 (paper, Table 7:
+    Kinetics)
     texts   --text encoder--projection--length 1--> [n J]; one that is too long for the encoder is cut, its <EOS> stays
 
-Images and texts are spread over all devices. An embedding does not depend on what it shares its batch with.
+Images and texts are spread over all devices. An embedding does not depend on what it shares its
+batch with.
 """
 
 from __future__ import annotations
@@ -67,7 +71,9 @@ class DualEncoder:
         step: int = 0,
         features: PathLike | None = None,
     ) -> None:
-        """Takes the parts as they are, for instance in the middle of training; `load` reads them from a checkpoint.
+        """Takes the parts as they are, for instance in the middle of training.
+
+        `load` reads them from a checkpoint.
 
         Args:
             model: with the image encoder, the text encoder and what joins them.
@@ -78,7 +84,8 @@ class DualEncoder:
             mesh: the devices; None = one.
             checkpoint: recorded in results.
             step: recorded in results.
-            features: directory where the embeddings of images are kept for the next run; None: in memory alone.
+            features: directory where the embeddings of images are kept for the next run; None: in
+                memory alone.
 
         Raises:
             ValueError: a part of the model is None.
@@ -109,7 +116,8 @@ class DualEncoder:
         """Opens a checkpoint of the contrastive stage.
 
         Args:
-            path: an export, a WORKDIR (its newest step), or WORKDIR/checkpoints/STEP; local or gs://.
+            path: an export, a WORKDIR (its newest step), or WORKDIR/checkpoints/STEP; local or
+                gs://.
             config: dtype and shapes.
             mesh: the devices; None = one.
             features: as above.
@@ -121,14 +129,19 @@ class DualEncoder:
         opened = open_checkpoint(path)
         if opened.kind != "contrastive":
             raise CheckpointError(
-                f"The checkpoint {opened.path} is a {opened.kind} model, and has not both an image and a text encoder in one space: give one of the "
-                "contrastive stage."
+                f"The checkpoint {opened.path} is a {opened.kind} model, and has not both an image "
+                "and a text encoder in one space: give one of the contrastive stage."
             )
         if opened.tokenizer is None:
-            raise CheckpointError(f"The checkpoint {opened.path} has no tokenizer, so its text encoder cannot be used.")
+            raise CheckpointError(
+                f"The checkpoint {opened.path} has no tokenizer, so its text "
+                "encoder cannot be used."
+            )
         params = opened.params
         if mesh is not None:
-            params = jax.tree.map(lambda weight: placement.put(np.asarray(weight), mesh, ()), params)
+            params = jax.tree.map(
+                lambda weight: placement.put(np.asarray(weight), mesh, ()), params
+            )
         return cls(
             from_dict(ModelConfig, opened.model_config, where="model"),
             params,
@@ -142,7 +155,9 @@ class DualEncoder:
         )
 
     def images(self, visuals: Sequence[Visual]) -> Float[np.ndarray, "n J"]:
-        """Embeddings of n >= 1 images and videos, in every process; one that is known is not encoded again.
+        """Embeddings of n >= 1 images and videos, in every process.
+
+        One that is known is not encoded again.
 
         Raises:
             PromptError: one of them cannot be read.
@@ -154,20 +169,27 @@ class DualEncoder:
         unique = {text: place for place, text in enumerate(dict.fromkeys(strings))}
         tokens, segment = self._tokenised(list(unique))
         shards = placement.num_shards(self._mesh, ALL_AXES)
-        # No more rows than there are texts, rounded up to a power of two: few shapes, each a program.
+        # No more rows than there are texts, rounded up to a power of two: few shapes, each a
+        # program.
         rows = min(_TEXTS, 1 << (len(unique) - 1).bit_length()) * shards
         found = []
         for start in range(0, len(tokens), rows):
             some = [array[start : start + rows] for array in (tokens, segment)]
             spare = rows - len(some[0])
             # A row of padding repeats a real one: a text without tokens has no mean.
-            padded = [np.concatenate([array, np.repeat(array[:1], spare, axis=0)]) for array in some]
+            padded = [
+                np.concatenate([array, np.repeat(array[:1], spare, axis=0)]) for array in some
+            ]
             placed = (placement.put(array, self._mesh, ALL_AXES) for array in padded)
-            rows_found = placement.fetch(_embed(self._embed_tokens, self._layout, self._params, *placed))
+            rows_found = placement.fetch(
+                _embed(self._embed_tokens, self._layout, self._params, *placed)
+            )
             found.append(np.asarray(rows_found)[: rows - spare])
         return np.concatenate(found)[[unique[text] for text in strings]]
 
-    def _tokenised(self, texts: Sequence[str]) -> tuple[Int[np.ndarray, "n L"], Int[np.ndarray, "n L"]]:
+    def _tokenised(
+        self, texts: Sequence[str]
+    ) -> tuple[Int[np.ndarray, "n L"], Int[np.ndarray, "n L"]]:
         """(tokens, segment) of texts, as long as the encoder's longest."""
         tokens = np.full((len(texts), self._length), self._tokenizer.pad_id, np.int32)
         segment = np.zeros((len(texts), self._length), np.int32)
@@ -182,7 +204,8 @@ class DualEncoder:
 Embed = Callable[[Any, Array, Array], Array]
 
 
-@functools.lru_cache(maxsize=8)  # the same functions for the same model: what was compiled for them is found again
+# the same functions for the same model: what was compiled for them is found again
+@functools.lru_cache(maxsize=8)
 def _functions(model: ModelConfig) -> tuple[Embed, Embed]:
     """(params, frames, frame_mask) -> [M, J], and (params, tokens, segment) -> [n, J]."""
     parts = (
@@ -201,12 +224,16 @@ def _functions(model: ModelConfig) -> tuple[Embed, Embed]:
 
     see, read = hk.transform(images), hk.transform(texts)
     return (
-        lambda params, frames, mask: see.apply(params, None, frames, mask, jax.tree.leaves(params)[0].dtype),
+        lambda params, frames, mask: see.apply(
+            params, None, frames, mask, jax.tree.leaves(params)[0].dtype
+        ),
         lambda params, tokens, segment: read.apply(params, None, tokens, segment),
     )
 
 
 @functools.partial(jax.jit, static_argnames=("embed", "layout"))
-def _embed(embed: Embed, layout: Layout | None, params: Any, tokens: Array, segment: Array) -> Array:
+def _embed(
+    embed: Embed, layout: Layout | None, params: Any, tokens: Array, segment: Array
+) -> Array:
     with with_layout(layout):
         return embed(params, tokens, segment)

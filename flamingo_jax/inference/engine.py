@@ -1,10 +1,13 @@
-"""Answers prompts in batches of a few fixed shapes: encode each distinct image once, read each prompt once, then decode and score from there.
+"""Answers prompts in batches of a few fixed shapes.
+
+Encode each distinct image once, read each prompt once, then decode and score from there.
 
     prompts -> buckets (length, images) -> batches -> [ images not seen before -> latents ] -> prefill -+-> greedy or beam search -> tokens
                                                                                                         +-> candidates            -> scores
 
-A batch's shape is (rows, length, images, candidates, candidate length), each rounded up to one of a few sizes, so that the number of compiled
-programs is bounded. Rows are independent of each other: an answer does not depend on what shares its batch.
+A batch's shape is (rows, length, images, candidates, candidate length), each rounded up to one of a
+few sizes, so that the number of compiled programs is bounded. Rows are independent of each other:
+an answer does not depend on what shares its batch.
 """
 
 from __future__ import annotations
@@ -34,7 +37,8 @@ from flamingo_jax.sharding.layout import Layout
 from flamingo_jax.sharding.mesh import AXES as ALL_AXES
 from flamingo_jax.sharding.mesh import BATCH_AXES
 
-_NO_IMAGE = np.zeros((1, 1, 3), np.uint8)  # stands in the pool of prompts without images; no slot points at it
+# stands in the pool of prompts without images; no slot points at it
+_NO_IMAGE = np.zeros((1, 1, 3), np.uint8)
 
 
 class PromptTooLong(PromptError):
@@ -46,25 +50,33 @@ class InferenceConfig:
     """How prompts are answered, and the shapes that they are padded to.
 
     Attributes:
-        decoding: "greedy"; "beam" search, the paper's choice for open-ended tasks; or "sample", drawn from the most probable tokens.
+        decoding: "greedy"; "beam" search, the paper's choice for open-ended tasks; or "sample",
+            drawn from the most probable tokens.
         beams: answers kept by beam search.
         max_new_tokens: bound on an answer, `<EOC>` included.
         length_penalty: beam search orders answers by score / length**length_penalty; 0 = off.
-        beam_ends: which answers may end in a step of beam search; "best" as in transformers (`decode.beam_search`).
+        beam_ends: which answers may end in a step of beam search; "best" as in transformers
+            (`decode.beam_search`).
         temperature: of sampling; log-probabilities are divided by it.
-        top_p: of sampling; tokens are drawn from the fewest that together have this probability, 1 = from all.
-        seed: of sampling; an answer depends on it, on the prompt and on the model, not on what shares the batch.
+        top_p: of sampling; tokens are drawn from the fewest that together have this probability, 1
+            = from all.
+        seed: of sampling; an answer depends on it, on the prompt and on the model, not on what
+            shares the batch.
         normalise: a candidate's score is the "sum" or the "mean" of its tokens' log-likelihoods.
-        terminate: whether `<EOC>` counts as the last token of a candidate; the paper appends the answer alone.
+        terminate: whether `<EOC>` counts as the last token of a candidate; the paper appends the
+            answer alone.
         compute: dtype of activations and caches.
-        layers: "unrolled" compiles each layer by itself, with its own weights and cache (`core.stack.unrolled`): a token is decoded two to three
-            times as fast on a CPU, and compilation takes longer.
+        layers: "unrolled" compiles each layer by itself, with its own weights and cache
+            (`core.stack.unrolled`): a token is decoded two to three times as fast on a CPU, and
+            compilation takes longer.
         lengths: prompt lengths in tokens, ascending; the last is the longest possible prompt.
         num_images: images per prompt, ascending; by default up to 4, 8, 16, 32 shots and the query.
         images_per_pass: images encoded together, or frames of videos (at least one video).
         candidates_per_pass: candidates of one prompt scored together.
-        latents_megabytes: memory for the latents of images that may come again (support examples do).
-        xattn_chunk: tokens per chunk of the chunked cross-attention, taken where it spares at least half of the images; 0 = never.
+        latents_megabytes: memory for the latents of images that may come again (support examples
+            do).
+        xattn_chunk: tokens per chunk of the chunked cross-attention, taken where it spares at least
+            half of the images; 0 = never.
         video_frames: the most frames of a video.
         video_rate: frames per second of a video file.
     """
@@ -95,13 +107,20 @@ class InferenceConfig:
             sizes = getattr(self, name)
             if not sizes or sizes[0] < 1 or list(sizes) != sorted(set(sizes)):
                 raise ValueError(f"inference.{name} is {sizes}; expected ascending sizes >= 1.")
-        for name in ("beams", "max_new_tokens", "images_per_pass", "candidates_per_pass", "video_frames"):
+        for name in (
+            "beams",
+            "max_new_tokens",
+            "images_per_pass",
+            "candidates_per_pass",
+            "video_frames",
+        ):
             if getattr(self, name) < 1:
                 raise ValueError(f"inference.{name} is {getattr(self, name)}; expected at least 1.")
         if not self.temperature > 0 or not 0 < self.top_p <= 1:
             raise ValueError(
-                f"inference.temperature is {self.temperature} and inference.top_p {self.top_p}; expected temperature > 0 and "
-                "0 < top_p <= 1. For the most probable token each time, set decoding to 'greedy'."
+                f"inference.temperature is {self.temperature} and inference.top_p {self.top_p}; "
+                "expected temperature > 0 and 0 < top_p <= 1. For the most probable token each "
+                "time, set decoding to 'greedy'."
             )
 
     @property
@@ -116,9 +135,12 @@ class InferenceConfig:
 
 @dataclasses.dataclass(frozen=True)
 class Program:
-    """What of the settings is compiled in, beside the shapes; fields as in InferenceConfig, Engine and `decode.prefill`.
+    """What of the settings is compiled in, beside the shapes.
 
-    `method` is None where nothing is generated. A `Sample` has the defaults of what is an argument of the compiled program.
+    Fields as in InferenceConfig, Engine and `decode.prefill`.
+
+    `method` is None where nothing is generated. A `Sample` has the defaults of what is an argument
+    of the compiled program.
     """
 
     method: Method | None
@@ -160,7 +182,10 @@ class Answer:
 
 
 class Engine:
-    """One model, and the latents of the images that it has seen. Engines of one `Model` share their compiled programs."""
+    """One model, and the latents of the images that it has seen.
+
+    Engines of one `Model` share their compiled programs.
+    """
 
     def __init__(
         self,
@@ -185,14 +210,22 @@ class Engine:
             stop: ids that end an answer.
             pad_id: the padding token.
             config: settings.
-            mesh: prompts are spread over its replica and data axes, images over all, weights over model; None = one device.
-            context: positions that the language model has, prompt and answer together; None = no bound of its own.
+            mesh: prompts are spread over its replica and data axes, images over all, weights over
+                model; None = one device.
+            context: positions that the language model has, prompt and answer together; None = no
+                bound of its own.
 
         Raises:
-            ConfigError: the model axis of the mesh does not divide the model's heads, widths or vocabulary.
+            ConfigError: the model axis of the mesh does not divide the model's heads, widths or
+                vocabulary.
         """
         self.model, self.config, self.mesh, self.context = model, config, mesh, context
-        self.image_size, self.image_fit, self.stop, self.pad_id = image_size, image_fit, stop, pad_id
+        self.image_size, self.image_fit, self.stop, self.pad_id = (
+            image_size,
+            image_fit,
+            stop,
+            pad_id,
+        )
         params = Policy(config.compute).cast(params)
         self.params = params if mesh is None else placement.weights(model, params, mesh)
         if config.layers == "unrolled":
@@ -225,19 +258,26 @@ class Engine:
             One answer per request.
 
         Raises:
-            PromptTooLong: a prompt is longer, or has more images, than the largest bucket; or is longer than the model's context.
+            PromptTooLong: a prompt is longer, or has more images, than the largest bucket; or is
+                longer than the model's context.
             PromptError: an image cannot be read, or a candidate is empty.
         """
         config = config or self.config
         method = (method or config.method) if generate else None
         answers: dict[int, Answer] = {}
-        for (length, num_images), numbers in sorted(self._buckets(requests, config, method).items()):
+        for (length, num_images), numbers in sorted(
+            self._buckets(requests, config, method).items()
+        ):
             rows = self._rows(len(numbers), batch_size)
             for start in range(0, len(numbers), rows):
                 chosen = numbers[start : start + rows]
                 shape = {"rows": rows, "length": length, "num_images": num_images}
                 answers.update(
-                    zip(chosen, self._batch([requests[i] for i in chosen], shape, method, config), strict=True)
+                    zip(
+                        chosen,
+                        self._batch([requests[i] for i in chosen], shape, method, config),
+                        strict=True,
+                    )
                 )
         return [answers[number] for number in range(len(requests))]
 
@@ -249,35 +289,59 @@ class Engine:
             prompt = request.prompt
             if prompt.visuals and self.image_size is None:
                 raise PromptError(
-                    f"prompt {number} has {len(prompt.visuals)} image(s), but this checkpoint is a language model: give it text alone."
+                    f"prompt {number} has {len(prompt.visuals)} image(s), but this checkpoint is a "
+                    "language model: give it text alone."
                 )
             longest = max([method.max_new_tokens if method else 0, *map(len, request.candidates)])
             if self.context is not None and len(prompt.tokens) + longest > self.context:
                 raise PromptTooLong(
-                    f"prompt {number} has {len(prompt.tokens)} tokens and its answer up to {longest}; the language model has positions "
-                    f"for {self.context} in all. Shorten the prompt, or take fewer shots."
+                    f"prompt {number} has {len(prompt.tokens)} tokens and its answer up to "
+                    f"{longest}; the language model has positions for {self.context} in all. "
+                    "Shorten the prompt, or take fewer shots."
                 )
-            length = _round_up(len(prompt.tokens), config.lengths, f"prompt {number} has", "tokens", "lengths")
+            length = _round_up(
+                len(prompt.tokens), config.lengths, f"prompt {number} has", "tokens", "lengths"
+            )
             num_images = _round_up(
-                len(prompt.visuals), config.num_images, f"prompt {number} has", "images", "num_images"
+                len(prompt.visuals),
+                config.num_images,
+                f"prompt {number} has",
+                "images",
+                "num_images",
             )
             buckets.setdefault((length, num_images), []).append(number)
         return buckets
 
     def _rows(self, count: int, batch_size: int) -> int:
-        """The batch size, or a power of two if fewer rows do; divisible by the number of batch shards."""
-        rows, shards = min(batch_size, 1 << (count - 1).bit_length()), placement.num_shards(self.mesh, BATCH_AXES)
+        """The batch size, or a power of two if fewer rows do.
+
+        Divisible by the number of batch shards.
+        """
+        rows, shards = (
+            min(batch_size, 1 << (count - 1).bit_length()),
+            placement.num_shards(self.mesh, BATCH_AXES),
+        )
         return -(-rows // shards) * shards
 
     def _batch(
-        self, requests: list[Request], shape: dict[str, int], method: Method | None, config: InferenceConfig
+        self,
+        requests: list[Request],
+        shape: dict[str, int],
+        method: Method | None,
+        config: InferenceConfig,
     ) -> list[Answer]:
         batch = collate([request.prompt for request in requests], pad_id=self.pad_id, **shape)
         media, chunk = None, None
         if self.image_size is not None:
-            # Every batch of a shape has as large a pool as it can need, so that the shape is compiled once.
-            pool = _pad_rows(self._latents(batch.visuals or (_NO_IMAGE,)), shape["rows"] * shape["num_images"])
-            media = Media(placement.put(pool, self.mesh, ()), placement.put(batch.media_slot, self.mesh, BATCH_AXES))
+            # Every batch of a shape has as large a pool as it can need, so that the shape is
+            # compiled once.
+            pool = _pad_rows(
+                self._latents(batch.visuals or (_NO_IMAGE,)), shape["rows"] * shape["num_images"]
+            )
+            media = Media(
+                placement.put(pool, self.mesh, ()),
+                placement.put(batch.media_slot, self.mesh, BATCH_AXES),
+            )
             chunk = _chunk(batch.media_index, shape["num_images"], config.xattn_chunk)
         arrays = (
             batch.tokens,
@@ -288,7 +352,9 @@ class Engine:
         )
         inputs = jax.tree.map(lambda array: placement.put(array, self.mesh, BATCH_AXES), arrays)
         program = Program(
-            method=Sample(max_new_tokens=method.max_new_tokens) if isinstance(method, Sample) else method,
+            method=Sample(max_new_tokens=method.max_new_tokens)
+            if isinstance(method, Sample)
+            else method,
             normalise=config.normalise,
             candidates_per_pass=config.candidates_per_pass,
             compute=self.config.compute,
@@ -297,14 +363,18 @@ class Engine:
             pad_id=self.pad_id,
             chunk=chunk,
         )
-        decoded, scores = placement.fetch(_answer(self.model, program, self._layout, self.params, media, *inputs))
+        decoded, scores = placement.fetch(
+            _answer(self.model, program, self._layout, self.params, media, *inputs)
+        )
         answers = []
         for row, request in enumerate(requests):
             best, log_likelihood = None, None
             if decoded is not None:
                 best = _before_stop(decoded.tokens[row, 0], (*self.stop, self.pad_id))
                 log_likelihood = float(decoded.score[row, 0])
-            row_scores = () if scores is None else tuple(map(float, scores[row, : len(request.candidates)]))
+            row_scores = (
+                () if scores is None else tuple(map(float, scores[row, : len(request.candidates)]))
+            )
             answers.append(Answer(best, log_likelihood, row_scores))
         return answers
 
@@ -315,14 +385,21 @@ class Engine:
 
 
 @functools.partial(jax.jit, static_argnames=("model", "layout"))
-def _encode(model: Model, layout: Layout | None, params: Any, frames: jax.Array, frame_mask: jax.Array) -> jax.Array:
+def _encode(
+    model: Model, layout: Layout | None, params: Any, frames: jax.Array, frame_mask: jax.Array
+) -> jax.Array:
     with with_layout(layout):
         return model.encode(params, frames, frame_mask)
 
 
 @functools.partial(jax.jit, static_argnames=("model", "program", "layout"))
 def _answer(
-    model: Model, program: Program, layout: Layout | None, params: Any, media: Media | None, *inputs: Any
+    model: Model,
+    program: Program,
+    layout: Layout | None,
+    params: Any,
+    media: Media | None,
+    *inputs: Any,
 ) -> tuple[decode.Decoded | None, jax.Array | None]:
     with with_layout(layout):
         return _prefill_and_answer(model, program, params, media, *inputs)
@@ -343,8 +420,12 @@ def _prefill_and_answer(
     """Prefill, then decoding and scoring from the same cache."""
     extend = functools.partial(model.extend, params)
     method = program.method
-    room = max(method.max_new_tokens if method else 1, 1 if candidates is None else candidates.shape[2])
-    cache = model.empty_cache(tokens.shape[0], tokens.shape[1] + room, jnp.dtype(program.compute), params)
+    room = max(
+        method.max_new_tokens if method else 1, 1 if candidates is None else candidates.shape[2]
+    )
+    cache = model.empty_cache(
+        tokens.shape[0], tokens.shape[1] + room, jnp.dtype(program.compute), params
+    )
     cache = placement.spread_cache(cache)
     cache = cache.unrolled() if program.layers == "unrolled" else cache
     prefix = decode.prefill(extend, cache, tokens, length, media_index, media, program.chunk)
@@ -357,7 +438,12 @@ def _prefill_and_answer(
         }
         if isinstance(method, BeamSearch):
             decoded = decode.beam_search(
-                extend, prefix, beams=method.num_beams, length_penalty=method.length_penalty, ends=method.ends, **bounds
+                extend,
+                prefix,
+                beams=method.num_beams,
+                length_penalty=method.length_penalty,
+                ends=method.ends,
+                **bounds,
             )
         elif sampling is not None:
             decoded = decode.sample(extend, prefix, sampling, **bounds)
@@ -365,13 +451,21 @@ def _prefill_and_answer(
             decoded = decode.greedy(extend, prefix, **bounds)
     if candidates is not None and sizes is not None:
         scores = score.score(
-            extend, prefix, candidates, sizes, normalise=program.normalise, per_pass=program.candidates_per_pass
+            extend,
+            prefix,
+            candidates,
+            sizes,
+            normalise=program.normalise,
+            per_pass=program.candidates_per_pass,
         )
     return decoded, scores
 
 
 def _chunk(media_index: np.ndarray, num_images: int, tokens: int) -> tuple[int, int] | None:
-    """(tokens, span) of the chunked cross-attention, or None where the full form is not dearer; the span is a power of two."""
+    """(tokens, span) of the chunked cross-attention, or None where the full form is not dearer.
+
+    The span is a power of two.
+    """
     if not tokens or media_index.shape[1] % tokens or not media_index.any():
         return None
     phi = media_index.reshape(len(media_index), -1, tokens)
@@ -384,8 +478,13 @@ def _pad_rows(array: np.ndarray, rows: int) -> np.ndarray:
     return np.concatenate([array, np.zeros((rows - len(array), *array.shape[1:]), array.dtype)])
 
 
-def _pad_candidates(requests: Sequence[Request], rows: int) -> tuple[np.ndarray | None, np.ndarray | None]:
-    """Candidates as int32[B, C, T] and their lengths; C and T are rounded up to powers of two, C generously where it costs nothing."""
+def _pad_candidates(
+    requests: Sequence[Request], rows: int
+) -> tuple[np.ndarray | None, np.ndarray | None]:
+    """Candidates as int32[B, C, T] and their lengths.
+
+    C and T are rounded up to powers of two, C generously where it costs nothing.
+    """
     most = max(len(request.candidates) for request in requests)
     if not most:
         return None, None
@@ -396,19 +495,24 @@ def _pad_candidates(requests: Sequence[Request], rows: int) -> tuple[np.ndarray 
     for row, request in enumerate(requests):
         for column, candidate in enumerate(request.candidates):
             if not candidate:
-                raise PromptError(f"candidate {column} is empty: there is nothing to score. Give it some text.")
+                raise PromptError(
+                    f"candidate {column} is empty: there is nothing to score. Give it some text."
+                )
             tokens[row, column, : len(candidate)] = candidate
             sizes[row, column] = len(candidate)
     return tokens, sizes
 
 
 def _sampling(requests: Sequence[Request], rows: int, method: Sample) -> decode.Sampling:
-    """Each row's seed is a hash of the method's and of the prompt's tokens: equal prompts are answered equally, wherever they stand."""
+    """Each row's seed is a hash of the method's and of the prompt's tokens.
+
+    Equal prompts are answered equally, wherever they stand.
+    """
     seeds = np.zeros(rows, np.uint32)
     for row, request in enumerate(requests):
         content = f"{method.seed}:".encode() + request.prompt.tokens.tobytes()
         seeds[row] = int.from_bytes(hashlib.blake2b(content, digest_size=4).digest(), "little")
-    all_rows = lambda value: np.full(rows, value, np.float32)  # noqa: E731
+    all_rows = lambda value: np.full(rows, value, np.float32)
     return decode.Sampling(seeds, all_rows(method.temperature), all_rows(method.top_p))
 
 
@@ -422,5 +526,6 @@ def _round_up(size: int, sizes: tuple[int, ...], who: str, what: str, field: str
         if size <= candidate:
             return candidate
     raise PromptTooLong(
-        f"{who} {size} {what}; expected at most {sizes[-1]}. Shorten it, or add a size to config.inference.{field}."
+        f"{who} {size} {what}; expected at most {sizes[-1]}. Shorten it, or add a size to "
+        f"config.inference.{field}."
     )

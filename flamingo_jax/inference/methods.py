@@ -38,7 +38,8 @@ class BeamSearch:
 
     Attributes:
         num_beams: answers kept; the paper uses 3.
-        length_penalty: answers are ordered by score / length**length_penalty; 0 = off, as in the paper.
+        length_penalty: answers are ordered by score / length**length_penalty; 0 = off, as in the
+            paper.
         ends: which answers may end in a step; "best" as in transformers (`decode.beam_search`).
         max_new_tokens: bound on an answer, `<EOC>` included.
     """
@@ -51,7 +52,10 @@ class BeamSearch:
     def __post_init__(self) -> None:
         _at_least_one(self, "num_beams", "max_new_tokens")
         if not self.length_penalty >= 0:
-            raise ValueError(f"BeamSearch.length_penalty is {self.length_penalty}; expected at least 0 (0 = off).")
+            raise ValueError(
+                f"BeamSearch.length_penalty is {self.length_penalty}; expected at "
+                "least 0 (0 = off)."
+            )
         if self.ends not in ("any", "best"):
             raise ValueError(f"BeamSearch.ends is {self.ends!r}; expected 'any' or 'best'.")
 
@@ -63,7 +67,8 @@ class Sample:
     Attributes:
         temperature: log-probabilities are divided by it.
         top_p: tokens are drawn from the fewest that together have this probability; 1 = from all.
-        seed: an answer depends on it, on the prompt and on the model, not on what else is answered with it.
+        seed: an answer depends on it, on the prompt and on the model, not on what else is answered
+            with it.
         max_new_tokens: bound on an answer, `<EOC>` included.
     """
 
@@ -76,8 +81,9 @@ class Sample:
         _at_least_one(self, "max_new_tokens")
         if not self.temperature > 0 or not 0 < self.top_p <= 1:
             raise ValueError(
-                f"Sample.temperature is {self.temperature} and Sample.top_p {self.top_p}; expected temperature > 0 and "
-                "0 < top_p <= 1. For the most probable token each time, use Greedy()."
+                f"Sample.temperature is {self.temperature} and Sample.top_p {self.top_p}; expected "
+                "temperature > 0 and 0 < top_p <= 1. For the most probable token each time, use "
+                "Greedy()."
             )
 
 
@@ -96,7 +102,8 @@ def from_settings(
     """Returns the method that the flags of `generate` name.
 
     Args:
-        default: taken where neither beams nor a setting of sampling is given; its bound holds for every method.
+        default: taken where neither beams nor a setting of sampling is given; its bound holds for
+            every method.
         beams: 1 = greedy, more = beam search.
         top_p: of sampling.
         temperature: of sampling.
@@ -109,13 +116,18 @@ def from_settings(
     """
     drawn = not (top_p is temperature is None)
     if beams is not None and drawn:
-        raise ConfigError(f"Got beams={beams} with top_p={top_p}, temperature={temperature}: search or draw, not both.")
+        raise ConfigError(
+            f"Got beams={beams} with top_p={top_p}, temperature={temperature}: "
+            "search or draw, not both."
+        )
     method: Method = default
     if beams is not None:
         method = Greedy() if beams == 1 else BeamSearch(beams)
     elif drawn:
         settings: dict[str, Any] = {"temperature": temperature, "top_p": top_p, "seed": seed}
-        method = dataclasses.replace(Sample(), **{k: value for k, value in settings.items() if value is not None})
+        method = dataclasses.replace(
+            Sample(), **{k: value for k, value in settings.items() if value is not None}
+        )
     return dataclasses.replace(method, max_new_tokens=max_new_tokens or default.max_new_tokens)
 
 

@@ -8,8 +8,9 @@
 
     model.generate(["Output: A", "Output: The"], method=BeamSearch(3))                            -> [" dog.", " cat."]
 
-A prompt is a str or a list of parts: text, and images as `Image(path)`, PIL images, encoded bytes or uint8 arrays, or `Video(path)`. A list of
-prompts is answered as a batch, and so is a list of strings without an image (`prompt.as_batch` has the rule). `<BOS>` and the `<image>` tags are
+A prompt is a str or a list of parts: text, and images as `Image(path)`, PIL images, encoded bytes
+or uint8 arrays, or `Video(path)`. A list of prompts is answered as a batch, and so is a list of
+strings without an image (`prompt.as_batch` has the rule). `<BOS>` and the `<image>` tags are
 written for you.
 """
 
@@ -24,7 +25,12 @@ from jax.sharding import Mesh
 
 from flamingo_jax.checkpoint import arrays
 from flamingo_jax.checkpoint.arrays import CheckpointError
-from flamingo_jax.checkpoint.export import OpenedCheckpoint, Placement, describe_checkpoint, open_checkpoint
+from flamingo_jax.checkpoint.export import (
+    OpenedCheckpoint,
+    Placement,
+    describe_checkpoint,
+    open_checkpoint,
+)
 from flamingo_jax.core import trees
 from flamingo_jax.core.config import ConfigError, from_dict
 from flamingo_jax.core.paths import PathError, PathLike
@@ -35,7 +41,16 @@ from flamingo_jax.inference import prompt as prompts
 from flamingo_jax.inference.chat import Chat
 from flamingo_jax.inference.engine import Answer, Engine, InferenceConfig, Request
 from flamingo_jax.inference.methods import BeamSearch, Greedy, Method, Sample
-from flamingo_jax.inference.prompt import Image, Part, Prompt, PromptError, Prompts, Video, Visual, as_batch
+from flamingo_jax.inference.prompt import (
+    Image,
+    Part,
+    Prompt,
+    PromptError,
+    Prompts,
+    Video,
+    Visual,
+    as_batch,
+)
 from flamingo_jax.inference.score import Normalise
 from flamingo_jax.models import api
 from flamingo_jax.models.api import Model
@@ -64,7 +79,9 @@ DIALOGUE = Greedy(max_new_tokens=64)  # as in the paper's figures
 
 
 class Flamingo:
-    """A trained model with its tokenizer, ready to answer prompts. A language model alone (text prompts only) is one without images.
+    """A trained model with its tokenizer, ready to answer prompts.
+
+    A language model alone (text prompts only) is one without images.
 
     Attributes:
         tokenizer: of the model.
@@ -86,7 +103,9 @@ class Flamingo:
         step: int = 0,
         context: int | None = None,
     ) -> None:
-        """Takes the parts as they are, for instance in the middle of training; `load` reads them from a checkpoint.
+        """Takes the parts as they are, for instance in the middle of training.
+
+        `load` reads them from a checkpoint.
 
         Args:
             model: pure functions, from `models.api.flamingo` or `models.api.language_model`.
@@ -101,7 +120,8 @@ class Flamingo:
             context: positions that the language model has; None = no bound of its own.
 
         Raises:
-            ConfigError: the model axis of the mesh does not divide the model's heads, widths or vocabulary.
+            ConfigError: the model axis of the mesh does not divide the model's heads, widths or
+                vocabulary.
         """
         self.tokenizer, self.checkpoint, self.step = tokenizer, checkpoint, step
         stop = tuple(dict.fromkeys(end for end in (tokenizer.eoc_id, tokenizer.eos_id) if end >= 0))
@@ -129,22 +149,30 @@ class Flamingo:
         """Opens a checkpoint.
 
         Args:
-            path: an export, a WORKDIR (its newest step), or WORKDIR/checkpoints/STEP; local or gs://.
+            path: an export, a WORKDIR (its newest step), or WORKDIR/checkpoints/STEP; local or
+                gs://.
             towers: where frozen towers lie that moved since training: {"lm": PATH, "vision": PATH}.
             config: decoding, scoring and shapes.
-            mesh: the devices; None = one. Each process reads those parts of the weights that its devices hold, and no more.
+            mesh: the devices; None = one. Each process reads those parts of the weights that its
+                devices hold, and no more.
 
         Raises:
-            CheckpointError: the path holds no model, one that cannot answer prompts, or other weights than its config says.
-            ConfigError: the model axis of the mesh does not divide the model's heads, widths or vocabulary.
+            CheckpointError: the path holds no model, one that cannot answer prompts, or other
+                weights than its config says.
+            ConfigError: the model axis of the mesh does not divide the model's heads, widths or
+                vocabulary.
         """
         config = config or InferenceConfig()
         described = describe_checkpoint(path, towers)
         model, lm, tokenizer, image_size = _build(described)
         stored = trees.flatten(described.params)
-        wanted = trees.flatten(jax.eval_shape(model.init, jax.eval_shape(lambda: jax.random.key(0))))
+        wanted = trees.flatten(
+            jax.eval_shape(model.init, jax.eval_shape(lambda: jax.random.key(0)))
+        )
         arrays.compare(stored, wanted, where=f"The checkpoint {described.path}")
-        opened = open_checkpoint(path, towers, placement=_placement(model, described.params, config, mesh))
+        opened = open_checkpoint(
+            path, towers, placement=_placement(model, described.params, config, mesh)
+        )
         return cls(
             model,
             opened.params,
@@ -168,12 +196,17 @@ class Flamingo:
         self, prompts: Sequence[Prompt], *, method: Method | None = None, batch_size: int = 16
     ) -> list[str]: ...
     @overload
-    def generate(self, prompts: Sequence[Part], *, method: Method | None = None, batch_size: int = 16) -> str: ...
-    def generate(self, prompts: Prompts, *, method: Method | None = None, batch_size: int = 16) -> str | list[str]:
+    def generate(
+        self, prompts: Sequence[Part], *, method: Method | None = None, batch_size: int = 16
+    ) -> str: ...
+    def generate(
+        self, prompts: Prompts, *, method: Method | None = None, batch_size: int = 16
+    ) -> str | list[str]:
         """Continues prompts until `<EOC>`.
 
         Args:
-            prompts: one prompt, a str or a list that holds an image or a video; or several, a list of strings or a list of such lists.
+            prompts: one prompt, a str or a list that holds an image or a video; or several, a list
+                of strings or a list of such lists.
             method: `Greedy`, `BeamSearch` or `Sample`; None = as the model's config says.
             batch_size: prompts answered together.
 
@@ -185,12 +218,20 @@ class Flamingo:
         """
         batch, is_list = as_batch(prompts)
         requests = [Request(self.read(prompt)) for prompt in batch]
-        texts = [self.text(answer) for answer in self.engine.answer(requests, batch_size=batch_size, method=method)]
+        texts = [
+            self.text(answer)
+            for answer in self.engine.answer(requests, batch_size=batch_size, method=method)
+        ]
         return texts if is_list else texts[0]
 
     @overload
     def score(  # type: ignore[overload-overlap]
-        self, prompt: str, candidates: Sequence[str], *, normalise: Normalise | None = None, batch_size: int = 16
+        self,
+        prompt: str,
+        candidates: Sequence[str],
+        *,
+        normalise: Normalise | None = None,
+        batch_size: int = 16,
     ) -> list[float]: ...
     @overload
     def score(  # type: ignore[overload-overlap]
@@ -211,13 +252,19 @@ class Flamingo:
         batch_size: int = 16,
     ) -> list[float]: ...
     def score(
-        self, prompt: Prompts, candidates: Sequence[str], *, normalise: Normalise | None = None, batch_size: int = 16
+        self,
+        prompt: Prompts,
+        candidates: Sequence[str],
+        *,
+        normalise: Normalise | None = None,
+        batch_size: int = 16,
     ) -> list[float] | list[list[float]]:
         """Log-likelihood of each candidate as the continuation of a prompt.
 
         Args:
             prompt: one prompt or several, as for `generate`.
-            candidates: texts that may follow, each with its leading space if the tokenizer wants one.
+            candidates: texts that may follow, each with its leading space if the tokenizer wants
+                one.
             normalise: "sum" over a candidate's tokens, or their "mean"; by default as configured.
             batch_size: prompts answered together.
 
@@ -227,18 +274,24 @@ class Flamingo:
         Raises:
             PromptError: a prompt or a candidate that cannot be read.
         """
-        config = dataclasses.replace(self.engine.config, normalise=normalise or self.engine.config.normalise)
+        config = dataclasses.replace(
+            self.engine.config, normalise=normalise or self.engine.config.normalise
+        )
         batch, is_list = as_batch(prompt)
         tokens = self.candidate_tokens(candidates)
         requests = [Request(self.read(one), tokens) for one in batch]
         scores = [
             list(answer.scores)
-            for answer in self.engine.answer(requests, generate=False, batch_size=batch_size, config=config)
+            for answer in self.engine.answer(
+                requests, generate=False, batch_size=batch_size, config=config
+            )
         ]
         return scores if is_list else scores[0]
 
     def chat(self, images: Sequence[Visual] = (), *, method: Method = DIALOGUE) -> Chat:
-        """Starts a dialogue about images: `chat().say([Image("dog.jpg"), "What breed is it?"])`; see `inference.chat`.
+        """Starts a dialogue about images: `chat().say([Image("dog.jpg"), "What breed is it?"])`.
+
+        See `inference.chat`.
 
         Args:
             images: for the example turns of the prompt: a cat, people at dinner, a graph; or none.
@@ -249,7 +302,10 @@ class Flamingo:
         """
         # The dialogue is one prompt, also where it is text alone.
         return Chat(
-            lambda prompt: self.generate([[prompt] if isinstance(prompt, str) else prompt], method=method)[0], images
+            lambda prompt: self.generate(
+                [[prompt] if isinstance(prompt, str) else prompt], method=method
+            )[0],
+            images,
         )
 
     def read(self, prompt: Prompt, *, masked: bool = False) -> prompts.TokenisedPrompt:
@@ -260,7 +316,10 @@ class Flamingo:
         """
         parts = [prompt] if isinstance(prompt, str) else prompt
         if all(isinstance(part, str) and not part.strip() for part in parts):
-            raise PromptError("prompt: it is empty. Give it text or an image, such as [Image('cat.jpg'), 'Output:'].")
+            raise PromptError(
+                "prompt: it is empty. Give it text or an image, such as "
+                "[Image('cat.jpg'), 'Output:']."
+            )
         return prompts.read(prompt, self.tokenizer, masked=masked)
 
     def candidate_tokens(self, candidates: Sequence[str]) -> tuple[tuple[int, ...], ...]:
@@ -277,19 +336,28 @@ def _build(described: OpenedCheckpoint) -> tuple[Model, LMConfig, Tokenizer, int
     """The pure functions, the language model's config, the tokenizer and the image size of a checkpoint."""
     if described.kind == "contrastive" or described.tokenizer is None:
         raise CheckpointError(
-            f"The checkpoint {described.path} is a {described.kind} model and cannot answer prompts: give one of the flamingo or language_model stage."
+            f"The checkpoint {described.path} is a {described.kind} model and cannot answer "
+            "prompts: give one of the flamingo or language_model stage."
         )
-    new_tokens = described.new_tokens if described.kind == "flamingo" else ()  # a tower has no rows for them
+    # a tower has no rows for them
+    new_tokens = described.new_tokens if described.kind == "flamingo" else ()
     tokenizer = load_tokenizer(described.tokenizer, new_tokens)
-    config = from_dict(ModelConfig, described.model_config, where="model").with_vocabulary(tokenizer.vocab_size)
+    config = from_dict(ModelConfig, described.model_config, where="model").with_vocabulary(
+        tokenizer.vocab_size
+    )
     lm = required(config.lm, "lm")
     if described.kind == "flamingo":
         return api.flamingo(config.flamingo()), lm, tokenizer, described.preprocessing["image_size"]
     return api.language_model(lm), lm, tokenizer, None
 
 
-def _placement(model: Model, abstract: trees.Params, config: InferenceConfig, mesh: Mesh | None) -> Placement | None:
-    """Where `open_checkpoint` puts each weight of a mesh, in the dtype of `config`; None on one device."""
+def _placement(
+    model: Model, abstract: trees.Params, config: InferenceConfig, mesh: Mesh | None
+) -> Placement | None:
+    """Where `open_checkpoint` puts each weight of a mesh, in the dtype of `config`.
+
+    None on one device.
+    """
     if mesh is None:
         return None
     shardings = trees.flatten(placement.shardings(model, abstract, mesh))

@@ -1,11 +1,15 @@
-"""RICES, retrieval-based in-context example selection: as supports, the examples whose images are most like the query's (paper, A.2 and B.2.1).
+"""RICES, retrieval-based in-context example selection.
+
+As supports, the examples whose images are most like the query's (paper, A.2 and B.2.1).
 
     images, videos --frozen vision encoder--> grid --mean--> features [n, E] --length 1--> cosine with each query --> the k nearest
 
-The paper does not say how features are pooled and compared. Here: the mean over the places of the encoder's last grid (of a video, over its frames too), and
-the cosine. The search is exact: all supports are compared with, in chunks of queries, on the device.
+The paper does not say how features are pooled and compared. Here: the mean over the places of the
+encoder's last grid (of a video, over its frames too), and the cosine. The search is exact: all
+supports are compared with, in chunks of queries, on the device.
 
-Features are kept on disk by the identity of the image and of the encoder's weights, so that a benchmark is encoded once for all shots, seeds and runs:
+Features are kept on disk by the identity of the image and of the encoder's weights, so that a
+benchmark is encoded once for all shots, seeds and runs:
 
     DIRECTORY/ENCODER/00000/{embeddings.npy, keys.txt}, 00001/, ...      one part after the other, so that little is lost with a run that is killed
 """
@@ -50,8 +54,12 @@ class Rices:
                 for keys, rows in Embeddings(part).chunks(PART):
                     self._known.update(zip(map(bytes.fromhex, keys), np.array(rows), strict=True))
 
-    def __call__(self, queries: Sequence[Visual], supports: Sequence[Visual], k: int) -> Int[np.ndarray, "q k"]:
-        """The `k` supports that are most like each query, the most similar first; of equals the first one.
+    def __call__(
+        self, queries: Sequence[Visual], supports: Sequence[Visual], k: int
+    ) -> Int[np.ndarray, "q k"]:
+        """The `k` supports that are most like each query, the most similar first.
+
+        Of equals the first one.
 
         Raises:
             PromptError: an image cannot be read.
@@ -69,7 +77,9 @@ class Rices:
         known = self._agree(list(unique))
         missing = [key for key in unique if key not in known]
         hidden = not (missing and sys.stderr.isatty() and jax.process_index() == 0)
-        with tqdm.tqdm(total=len(missing), desc="features", unit="image", disable=hidden, leave=False) as bar:
+        with tqdm.tqdm(
+            total=len(missing), desc="features", unit="image", disable=hidden, leave=False
+        ) as bar:
             for start in range(0, len(missing), PART):
                 part = missing[start : start + PART]
                 rows = self._encoder([unique[key] for key in part])
@@ -79,15 +89,24 @@ class Rices:
         return np.stack([known[key] for key in keys])
 
     def _agree(self, keys: Sequence[bytes]) -> dict[bytes, np.ndarray]:
-        """What is known of `keys`: the same in all processes, which then encode the same rest together."""
+        """What is known of `keys`.
+
+        The same in all processes, which then encode the same rest together.
+        """
         known = {key: self._known[key] for key in keys if key in self._known}
         if jax.process_count() == 1:
             return known
-        width = int(multihost_utils.broadcast_one_to_all(np.int32(len(next(iter(known.values()), ())))))
+        width = int(
+            multihost_utils.broadcast_one_to_all(np.int32(len(next(iter(known.values()), ()))))
+        )
         has = multihost_utils.broadcast_one_to_all(np.array([key in known for key in keys]))
         blank = np.zeros(width, np.float32)
-        rows = multihost_utils.broadcast_one_to_all(np.stack([known.get(key, blank) for key in keys]))
-        return {key: np.asarray(row) for key, row, there in zip(keys, rows, has, strict=True) if there}
+        rows = multihost_utils.broadcast_one_to_all(
+            np.stack([known.get(key, blank) for key in keys])
+        )
+        return {
+            key: np.asarray(row) for key, row, there in zip(keys, rows, has, strict=True) if there
+        }
 
     def _keep(self, keys: Sequence[bytes], rows: np.ndarray) -> None:
         if jax.process_index() > 0:
@@ -102,13 +121,21 @@ class Rices:
         """The parts that are complete, in order."""
         assert self._directory is not None
         there = self._directory.iterdir() if self._directory.exists() else ()
-        return sorted(part for part in there if part.name.isdecimal() and (part / "embeddings.npy").exists())
+        return sorted(
+            part for part in there if part.name.isdecimal() and (part / "embeddings.npy").exists()
+        )
 
 
 def nearest(
-    queries: Float[np.ndarray, "q E"], supports: Float[np.ndarray, "n E"], k: int, *, chunk: int | None = None
+    queries: Float[np.ndarray, "q E"],
+    supports: Float[np.ndarray, "n E"],
+    k: int,
+    *,
+    chunk: int | None = None,
 ) -> Int[np.ndarray, "q k"]:
-    """The rows of `supports` with the largest cosine with each query, the largest first; of equals the first row.
+    """The rows of `supports` with the largest cosine with each query, the largest first.
+
+    Of equals the first row.
 
     Args:
         queries: features; of any length, but 0.
@@ -120,9 +147,12 @@ def nearest(
         ValueError: there are fewer than k supports.
     """
     if not 0 < k <= len(supports):
-        raise ValueError(f"nearest: got k={k} with {len(supports)} supports, expected k from 1 to their number.")
+        raise ValueError(
+            f"nearest: got k={k} with {len(supports)} supports, expected k from 1 to their number."
+        )
     num_chunks = -(-max(len(queries), 1) // (chunk or max(1, _SCORES // len(supports))))
-    rows = -(-max(len(queries), 1) // num_chunks)  # chunks of one size, so that little of the last is padding
+    # chunks of one size, so that little of the last is padding
+    rows = -(-max(len(queries), 1) // num_chunks)
     placed = jnp.asarray(supports)
     scale = _scale(placed)
     found = []
@@ -130,14 +160,20 @@ def nearest(
         some = queries[start : start + rows]
         padded = np.concatenate([some, np.zeros((rows - len(some), some.shape[1]), np.float32)])
         found.append(_nearest(jnp.asarray(padded), placed, scale, k)[: len(some)])  # not waited for
-    return np.concatenate([np.asarray(each) for each in found]) if found else np.zeros((0, k), np.int32)
+    return (
+        np.concatenate([np.asarray(each) for each in found])
+        if found
+        else np.zeros((0, k), np.int32)
+    )
 
 
 @jax.jit
 def _scale(rows: Float[Array, "n E"]) -> Float[Array, "n"]:
     """One over the length of each row; 0 for a row of zeros, which is like nothing."""
     squares = jnp.sum(jnp.square(rows), axis=1)
-    return jnp.where(squares > 0, jax.lax.rsqrt(jnp.maximum(squares, jnp.finfo(jnp.float32).tiny)), 0.0)
+    return jnp.where(
+        squares > 0, jax.lax.rsqrt(jnp.maximum(squares, jnp.finfo(jnp.float32).tiny)), 0.0
+    )
 
 
 @functools.partial(jax.jit, static_argnames=("k",))
@@ -145,4 +181,6 @@ def _nearest(
     queries: Float[Array, "q E"], supports: Float[Array, "n E"], scale: Float[Array, "n"], k: int
 ) -> Int[Array, "q k"]:
     # The length of the query is the same for all of its supports: it changes no order.
-    return jax.lax.top_k(jnp.einsum("qe,ne->qn", queries, supports, precision="highest") * scale[None], k)[1]
+    return jax.lax.top_k(
+        jnp.einsum("qe,ne->qn", queries, supports, precision="highest") * scale[None], k
+    )[1]

@@ -28,7 +28,9 @@ from flamingo_jax.models.cache import Cache
 from flamingo_jax.sharding import compile as compile_lib
 
 
-def shardings(model: Model, abstract: trees.Params, mesh: Mesh) -> dict[str, dict[str, NamedSharding]]:
+def shardings(
+    model: Model, abstract: trees.Params, mesh: Mesh
+) -> dict[str, dict[str, NamedSharding]]:
     """Returns where each weight goes; nothing is computed.
 
     Args:
@@ -46,7 +48,9 @@ def shardings(model: Model, abstract: trees.Params, mesh: Mesh) -> dict[str, dic
 
 
 def weights(model: Model, params: trees.Params, mesh: Mesh) -> trees.Params:
-    """Puts weights where `shardings` says; those that lie on this mesh already, as in training, stay as they are.
+    """Puts weights where `shardings` says.
+
+    Those that lie on this mesh already, as in training, stay as they are.
 
     Args:
         model: the model's pure functions.
@@ -57,7 +61,10 @@ def weights(model: Model, params: trees.Params, mesh: Mesh) -> trees.Params:
         ConfigError: as `shardings`.
     """
     devices = set(mesh.devices.flat)
-    if all(isinstance(x, jax.Array) and x.sharding.device_set == devices for x in jax.tree.leaves(params)):
+    if all(
+        isinstance(x, jax.Array) and x.sharding.device_set == devices
+        for x in jax.tree.leaves(params)
+    ):
         return params
 
     def place(weight: Any, sharding: NamedSharding) -> jax.Array:
@@ -85,9 +92,17 @@ def put(array: np.ndarray, mesh: Mesh | None, axes: tuple[str, ...]) -> jax.Arra
 
 
 def fetch(tree: Any) -> Any:
-    """Returns device arrays as numpy, in every process; what lies on other hosts too is gathered."""
+    """Returns device arrays as numpy, in every process.
+
+    What lies on other hosts too is gathered.
+    """
     return jax.tree.map(
-        lambda x: np.asarray(x) if x.is_fully_addressable else multihost_utils.process_allgather(x, tiled=True), tree
+        lambda x: (
+            np.asarray(x)
+            if x.is_fully_addressable
+            else multihost_utils.process_allgather(x, tiled=True)
+        ),
+        tree,
     )
 
 
@@ -103,8 +118,11 @@ def spread_cache(cache: Cache) -> Cache:
         name = path[-1].key
         if name == "relative":
             return constrain(leaf, "layers", None, "heads", "head_dim")
-        has_heads = name in ("key", "value")  # [layers, B, ..., H, K]; the convolution's raw channels have none
+        # [layers, B, ..., H, K]; the convolution's raw channels have none
+        has_heads = name in ("key", "value")
         middle = (None,) * (leaf.ndim - (4 if has_heads else 2))
-        return constrain(leaf, "layers", "batch", *middle, *(("kv_heads", "head_dim") if has_heads else ()))
+        return constrain(
+            leaf, "layers", "batch", *middle, *(("kv_heads", "head_dim") if has_heads else ())
+        )
 
     return jax.tree_util.tree_map_with_path(place, cache)

@@ -5,8 +5,9 @@
     phi      0      1      1    1 1  1  1   1      2      2   2        media_index: each token attends the last image before it
     pool   [cat, dog]                                                  an image that several prompts show is there once
 
-`<BOS>` and the `<image>` tags are written here, and so is an `<EOC>` that is missing before an image; the last chunk stays open for the answer.
-A model that was trained elsewhere has its own signs for them (`tokenizers.markers`), and one may have no `<EOC>` before an image.
+`<BOS>` and the `<image>` tags are written here, and so is an `<EOC>` that is missing before an
+image; the last chunk stays open for the answer. A model that was trained elsewhere has its own
+signs for them (`tokenizers.markers`), and one may have no `<EOC>` before an image.
 """
 
 from __future__ import annotations
@@ -71,8 +72,9 @@ class TokenisedPrompt:
 def as_batch(prompts: Prompts) -> tuple[list[Prompt], bool]:
     """Tells one prompt from several.
 
-    A str is one prompt, and so is a list that holds an image or a video itself. A list of strings is several prompts without images, and a
-    list that holds lists is several prompts, each a str or a list of parts. So a prompt of several texts without an image is `[[text, text]]`.
+    A str is one prompt, and so is a list that holds an image or a video itself. A list of strings
+    is several prompts without images, and a list that holds lists is several prompts, each a str or
+    a list of parts. So a prompt of several texts without an image is `[[text, text]]`.
 
     Returns:
         The prompts, and whether several were given (even if it is a list of one).
@@ -82,13 +84,16 @@ def as_batch(prompts: Prompts) -> tuple[list[Prompt], bool]:
     """
     if isinstance(prompts, str):
         return [prompts], False
-    number = next((n for n, part in enumerate(prompts) if not isinstance(part, str | list | tuple)), None)
+    number = next(
+        (n for n, part in enumerate(prompts) if not isinstance(part, str | list | tuple)), None
+    )
     if number is None:
         return [*prompts] or [""], bool(prompts)
     if any(isinstance(part, list | tuple) for part in prompts):
         raise PromptError(
-            f"prompt: item {number} is {type(prompts[number]).__name__} in a list that also holds lists. Expected one prompt, a list of "
-            "text and images, or several prompts, each of them a str or a list."
+            f"prompt: item {number} is {type(prompts[number]).__name__} in a list that also holds "
+            "lists. Expected one prompt, a list of text and images, or several prompts, each of "
+            "them a str or a list."
         )
     return [prompts], False
 
@@ -125,13 +130,16 @@ def parse(template: str) -> list[Part]:
             text, at = text + template[at], at + 2
         elif template[at] == "}":
             raise PromptError(
-                f"prompt: '}}' at character {at} closes no brace in {_around(template, at)}. Write '}}}}' for a literal brace."
+                f"prompt: '}}' at character {at} closes no brace in {_around(template, at)}. Write "
+                "'}}' for a literal brace."
             )
         elif template[at] == "{":
             end = template.find("}", at)
             if end < 0 or "{" in template[at + 1 : end]:
                 raise PromptError(
-                    f"prompt: the brace at character {at} is not closed in {_around(template, at)}. Write {{path}} for an image, '{{{{' for a literal brace."
+                    f"prompt: the brace at character {at} is not closed in "
+                    f"{_around(template, at)}. Write {{path}} for an image, '{{{{' for a literal "
+                    "brace."
                 )
             parts += [text] if text else []
             parts.append(_file(template[at + 1 : end].strip(), at))
@@ -147,13 +155,15 @@ def read(prompt: Prompt, tokenizer: Tokenizer, *, masked: bool = False) -> Token
     Args:
         prompt: parts in reading order; a plain str is a prompt without images.
         tokenizer: of the model.
-        masked: hide the images from the text: phi is 0 everywhere, and everything else as it is (a control of the evaluation).
+        masked: hide the images from the text: phi is 0 everywhere, and everything else as it is (a
+            control of the evaluation).
 
     Returns:
         Tokens, phi and images.
 
     Raises:
-        PromptError: an `<image>` tag in the text (more tags than images), or a part that is neither text nor image.
+        PromptError: an `<image>` tag in the text (more tags than images), or a part that is neither
+            text nor image.
     """
     parts = [prompt] if isinstance(prompt, str) else list(prompt)
     marked: list[str | Marker] = []
@@ -162,8 +172,9 @@ def read(prompt: Prompt, tokenizer: Tokenizer, *, masked: bool = False) -> Token
         if isinstance(part, str):
             if "<image>" in part:
                 raise PromptError(
-                    f"prompt: part {number} has an <image> tag in its text, {part[:60]!r}, so there are more tags than images. "
-                    "Put the image itself there; its tag is written for you."
+                    f"prompt: part {number} has an <image> tag in its text, {part[:60]!r}, so "
+                    "there are more tags than images. Put the image itself there; its tag is "
+                    "written for you."
                 )
             marked.append(part)
         elif isinstance(part, VISUAL_TYPES):
@@ -171,19 +182,25 @@ def read(prompt: Prompt, tokenizer: Tokenizer, *, masked: bool = False) -> Token
             visuals.append(part)
         else:
             raise PromptError(
-                f"prompt: part {number} is {type(part).__name__}; expected str, Image(path), Video(path), a PIL image, encoded bytes or a uint8 array."
+                f"prompt: part {number} is {type(part).__name__}; expected str, Image(path), "
+                "Video(path), a PIL image, encoded bytes or a uint8 array."
             )
     if visuals:
         tokens, phi = tokenise(marked, tokenizer, close=False)
     else:  # a language model's tokenizer may have no <EOC>
-        ids = [*tokenizer.start_ids, *(token for part in parts for token in tokenizer.encode(str(part)))]
+        ids = [
+            *tokenizer.start_ids,
+            *(token for part in parts for token in tokenizer.encode(str(part))),
+        ]
         tokens, phi = np.asarray(ids, np.int32), np.zeros(len(ids), np.int32)
     return TokenisedPrompt(tokens, np.zeros_like(phi) if masked else phi, tuple(visuals))
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class PromptBatch:
-    """Prompts in one shape; media as `data.schema.Batch` has them, with the images still to be encoded.
+    """Prompts in one shape.
+
+    Media as `data.schema.Batch` has them, with the images still to be encoded.
 
     Attributes:
         tokens: int32[B, L].
@@ -229,9 +246,14 @@ def collate(
         size = len(prompt.tokens)
         if size > length or len(prompt.visuals) > num_images:
             raise PromptError(
-                f"batch: prompt {row} has {size} tokens and {len(prompt.visuals)} images; expected at most {length} and {num_images}."
+                f"batch: prompt {row} has {size} tokens and {len(prompt.visuals)} images; expected "
+                f"at most {length} and {num_images}."
             )
-        tokens[row, :size], lengths[row], media_index[row, :size] = prompt.tokens, size, prompt.media_index
+        tokens[row, :size], lengths[row], media_index[row, :size] = (
+            prompt.tokens,
+            size,
+            prompt.media_index,
+        )
         for column, visual in enumerate(prompt.visuals):
             slot = slots.setdefault(identity(visual), len(slots))
             visuals += [visual] if slot == len(visuals) else []
@@ -241,7 +263,10 @@ def collate(
 
 def _file(name: str, at: int) -> Image | Video:
     if not name:
-        raise PromptError(f"prompt: the braces at character {at} are empty. Write {{path}} for an image or a video.")
+        raise PromptError(
+            f"prompt: the braces at character {at} are empty. Write {{path}} for an "
+            "image or a video."
+        )
     visual = from_file(name)
     identity(visual)  # whether it is there
     return visual

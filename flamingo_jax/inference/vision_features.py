@@ -1,4 +1,6 @@
-"""Features of images from the frozen vision encoder alone: for retrieval of similar examples, and for finding near-duplicates.
+"""Features of images from the frozen vision encoder alone.
+
+For retrieval of similar examples, and for finding near-duplicates.
 
 images, videos --vision encoder--> [M F P E] --mean over places and frames--> features [M E]
 """
@@ -74,14 +76,24 @@ class VisionEncoder:
         engine = model.engine
         if not engine.model.sees_images or engine.image_size is None:
             raise CheckpointError(
-                f"The checkpoint {model.checkpoint} is a language model and has no features of images: give one of the flamingo stage."
+                f"The checkpoint {model.checkpoint} is a language model and has no features of "
+                "images: give one of the flamingo stage."
             )
-        passes = passes_of(engine.image_size, engine.config, engine.mesh, image_fit=engine.image_fit)
-        return cls(engine.model.features, engine.params, passes, mesh=engine.mesh, vision="flamingo/vision")
+        passes = passes_of(
+            engine.image_size, engine.config, engine.mesh, image_fit=engine.image_fit
+        )
+        return cls(
+            engine.model.features, engine.params, passes, mesh=engine.mesh, vision="flamingo/vision"
+        )
 
     @classmethod
     def load(
-        cls, path: PathLike, towers: Any = None, *, config: InferenceConfig, mesh: Mesh | None = None
+        cls,
+        path: PathLike,
+        towers: Any = None,
+        *,
+        config: InferenceConfig,
+        mesh: Mesh | None = None,
     ) -> VisionEncoder:
         """The encoder of a checkpoint of the contrastive or the flamingo stage, or an imported encoder; it is read whole.
 
@@ -97,13 +109,20 @@ class VisionEncoder:
         opened = open_checkpoint(path, towers)
         if opened.kind == "language_model":
             raise CheckpointError(
-                f"The checkpoint {opened.path} is a language model and has no features of images: give one of another stage, or an imported encoder."
+                f"The checkpoint {opened.path} is a language model and has no features of images: "
+                "give one of another stage, or an imported encoder."
             )
         encoder = from_dict(ModelConfig, opened.model_config, where="model").encoder()
-        modules = trees.subtree(opened.params, "vision" if opened.kind == "vision" else f"{opened.kind}/vision")
-        params = Policy(config.compute).cast({f"vision/{name}".rstrip("/"): leaves for name, leaves in modules.items()})
+        modules = trees.subtree(
+            opened.params, "vision" if opened.kind == "vision" else f"{opened.kind}/vision"
+        )
+        params = Policy(config.compute).cast(
+            {f"vision/{name}".rstrip("/"): leaves for name, leaves in modules.items()}
+        )
         if mesh is not None:
-            params = jax.tree.map(lambda weight: placement.put(np.asarray(weight), mesh, ()), params)
+            params = jax.tree.map(
+                lambda weight: placement.put(np.asarray(weight), mesh, ()), params
+            )
         size, fit = opened.preprocessing["image_size"], opened.preprocessing.get("image_fit", "pad")
         passes = passes_of(size, config, mesh, image_fit=fit)
         return cls(_features_of(encoder), params, passes, mesh=mesh, vision="vision")
@@ -125,10 +144,14 @@ class VisionEncoder:
 
     def _encode(self, frames: np.ndarray, frame_mask: np.ndarray) -> np.ndarray:
         placed = (placement.put(array, self._mesh, ALL_AXES) for array in (frames, frame_mask))
-        return np.asarray(placement.fetch(_encode(self._features, self._layout, self._params, *placed)))
+        return np.asarray(
+            placement.fetch(_encode(self._features, self._layout, self._params, *placed))
+        )
 
 
-def passes_of(image_size: int, config: InferenceConfig, mesh: Mesh | None, *, image_fit: ImageFit = "pad") -> Passes:
+def passes_of(
+    image_size: int, config: InferenceConfig, mesh: Mesh | None, *, image_fit: ImageFit = "pad"
+) -> Passes:
     """How images go through an encoder that is spread over `mesh` (None = one device).
 
     Args:
@@ -151,10 +174,14 @@ def _features_of(config: VisionConfig) -> Callable[[Any, Array, Array], Array]:
         return pool(seen.reshape(*frames.shape[:2], *seen.shape[1:]), frame_mask)
 
     transformed = hk.transform(features)
-    return lambda params, frames, mask: transformed.apply(params, None, frames, mask, jax.tree.leaves(params)[0].dtype)
+    return lambda params, frames, mask: transformed.apply(
+        params, None, frames, mask, jax.tree.leaves(params)[0].dtype
+    )
 
 
 @functools.partial(jax.jit, static_argnames=("features", "layout"))
-def _encode(features: Any, layout: Layout | None, params: Any, frames: Array, frame_mask: Array) -> Array:
+def _encode(
+    features: Any, layout: Layout | None, params: Any, frames: Array, frame_mask: Array
+) -> Array:
     with with_layout(layout):
         return features(params, frames, frame_mask)

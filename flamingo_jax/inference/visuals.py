@@ -1,10 +1,13 @@
-"""Images and videos in a prompt: what they can be given as, what tells two of them apart, and how they become frames.
+"""Images and videos in a prompt.
+
+What they can be given as, what tells two of them apart, and how they become frames.
 
     Image("cat.jpg"), a PIL image, bytes, uint8[H, W, 3]   -> 1 frame
     Video("clip.mp4", start=12.0, end=20.0)                -> up to 30 frames at 3 per second, from 12.0 s on (paper, B.1.2)
     uint8[F, H, W, 3]                                      -> F frames, taken to be 3 per second
 
-A video longer than its 30 frames is seen from its beginning, for 10 seconds: the paper does not say which part it takes. A shorter one has fewer.
+A video longer than its 30 frames is seen from its beginning, for 10 seconds: the paper does not say
+which part it takes. A shorter one has fewer.
 """
 
 from __future__ import annotations
@@ -79,7 +82,8 @@ def from_file(path: PathLike) -> Image | Video:
 def identity(visual: Visual) -> bytes:
     """16 bytes by which what is known of an image is found again, without decoding it.
 
-    A file is known by its path, size and time of change, and its segment; a `Deferred` by its name; anything else by its content.
+    A file is known by its path, size and time of change, and its segment; a `Deferred` by its name;
+    anything else by its content.
 
     Raises:
         PromptError: no such file.
@@ -96,7 +100,9 @@ def identity(visual: Visual) -> bytes:
         content = visual
     else:
         array = np.asarray(visual)
-        content = f"{array.dtype}{array.shape}{getattr(visual, 'mode', '')}".encode() + array.tobytes()
+        content = (
+            f"{array.dtype}{array.shape}{getattr(visual, 'mode', '')}".encode() + array.tobytes()
+        )
     return hashlib.blake2b(content, digest_size=16).digest()
 
 
@@ -121,8 +127,8 @@ def load_frames(
         uint8[F, S, S, 3]; F = 1 for an image.
 
     Raises:
-        PromptError: no such file, what is neither image nor video, a segment outside of the video, an array of another shape or type, or
-            with more frames.
+        PromptError: no such file, what is neither image nor video, a segment outside of the video,
+            an array of another shape or type, or with more frames.
     """
     if isinstance(visual, Path):
         visual = from_file(visual)
@@ -133,17 +139,26 @@ def load_frames(
     if isinstance(visual, Video):
         return _clip(visual, image_size, video_frames, video_rate, image_fit)
     if isinstance(visual, Image):
-        return _decoded(_existing(visual).read_bytes(), image_size, image_fit, f"the file {str(visual.path)!r}")
+        return _decoded(
+            _existing(visual).read_bytes(), image_size, image_fit, f"the file {str(visual.path)!r}"
+        )
     if isinstance(visual, bytes):
         return _decoded(visual, image_size, image_fit, what)
     if isinstance(visual, np.ndarray):
-        if visual.dtype != np.uint8 or visual.ndim not in (3, 4) or visual.shape[-1] != 3 or not visual.size:
+        if (
+            visual.dtype != np.uint8
+            or visual.ndim not in (3, 4)
+            or visual.shape[-1] != 3
+            or not visual.size
+        ):
             raise PromptError(
-                f"prompt: got {what} {visual.dtype}{list(visual.shape)}; expected uint8[H, W, 3], or uint8[F, H, W, 3] for a video."
+                f"prompt: got {what} {visual.dtype}{list(visual.shape)}; expected uint8[H, W, 3], "
+                "or uint8[F, H, W, 3] for a video."
             )
         if visual.ndim == 4 and len(visual) > video_frames:
             raise PromptError(
-                f"prompt: got {what} of {len(visual)} frames; expected at most {video_frames} (config.inference.video_frames). Leave some out."
+                f"prompt: got {what} of {len(visual)} frames; expected at most {video_frames} "
+                "(config.inference.video_frames). Leave some out."
             )
     frames = visual if isinstance(visual, np.ndarray) else np.asarray(visual.convert("RGB"))
     frames = frames[None] if frames.ndim == 3 else frames
@@ -157,12 +172,15 @@ def _existing(visual: Image | Video) -> Path:
     if not path.exists():
         kind = "video" if isinstance(visual, Video) else "image"
         raise PromptError(
-            f"prompt: there is no {kind} file {str(path)!r}. Check the path; it is relative to the current directory."
+            f"prompt: there is no {kind} file {str(path)!r}. Check the path; it is relative to the "
+            "current directory."
         )
     return path
 
 
-def _clip(visual: Video, image_size: int, num_frames: int, rate: float, image_fit: ImageFit) -> np.ndarray:
+def _clip(
+    visual: Video, image_size: int, num_frames: int, rate: float, image_fit: ImageFit
+) -> np.ndarray:
     path = _existing(visual)
     try:
         with path.open("rb") as file:
@@ -176,7 +194,9 @@ def _clip(visual: Video, image_size: int, num_frames: int, rate: float, image_fi
                 image_fit=image_fit,
             )
     except (ValueError, OSError) as error:
-        raise PromptError(f"prompt: the file {str(path)!r} cannot be read as a video ({error})") from error
+        raise PromptError(
+            f"prompt: the file {str(path)!r} cannot be read as a video ({error})"
+        ) from error
 
 
 def _decoded(data: bytes, image_size: int, image_fit: ImageFit, what: str) -> np.ndarray:

@@ -1,7 +1,9 @@
-"""`Model`: what decoding, scoring and training ask of a model, the same for the LM alone and for Flamingo.
+"""`Model`.
 
-The model is a Haiku module with methods (`models.flamingo.FlamingoModule`, `models.lm.LM`); `hk.multi_transform` makes
-pure functions of the weights from them.
+What decoding, scoring and training ask of a model, the same for the LM alone and for Flamingo.
+
+The model is a Haiku module with methods (`models.flamingo.FlamingoModule`, `models.lm.LM`);
+`hk.multi_transform` makes pure functions of the weights from them.
 """
 
 from __future__ import annotations
@@ -25,22 +27,38 @@ from flamingo_jax.models.lm_config import LMConfig
 
 
 class Module(Protocol):
-    """The methods of a Haiku module that is a whole model; `dtype` is what images are computed in."""
+    """The methods of a Haiku module that is a whole model.
+
+    `dtype` is what images are computed in.
+    """
 
     def token_losses(
-        self, batch: Batch, *, dtype: DTypeLike = jnp.float32, num_shards: int = 1, rng: Array | None = None
+        self,
+        batch: Batch,
+        *,
+        dtype: DTypeLike = jnp.float32,
+        num_shards: int = 1,
+        rng: Array | None = None,
     ) -> Float32[Array, "B T"]:
         """See `Model.token_losses`."""
         ...
 
     def encode(
-        self, frames: UInt8[Array, "M F S S 3"], frame_mask: Bool[Array, "M F"], *, dtype: DTypeLike = jnp.float32
+        self,
+        frames: UInt8[Array, "M F S S 3"],
+        frame_mask: Bool[Array, "M F"],
+        *,
+        dtype: DTypeLike = jnp.float32,
     ) -> Float[Array, "M R D"]:
         """See `Model.encode`."""
         ...
 
     def features(
-        self, frames: UInt8[Array, "M F S S 3"], frame_mask: Bool[Array, "M F"], *, dtype: DTypeLike = jnp.float32
+        self,
+        frames: UInt8[Array, "M F S S 3"],
+        frame_mask: Bool[Array, "M F"],
+        *,
+        dtype: DTypeLike = jnp.float32,
     ) -> Float32[Array, "M E"]:
         """See `Model.features`."""
         ...
@@ -71,7 +89,8 @@ def _transform(module: Callable[[], Module]) -> hk.MultiTransformed:
     def functions() -> tuple[Callable[..., Array], _Functions]:
         own = module()
 
-        def token_losses(batch: Batch, key: Array | None, **options: Any) -> Array:  # Haiku has an `rng` of its own
+        # Haiku has an `rng` of its own
+        def token_losses(batch: Batch, key: Array | None, **options: Any) -> Array:
             return own.token_losses(batch, rng=key, **options)
 
         return own.token_losses, _Functions(token_losses, own.encode, own.features, own.extend)
@@ -80,7 +99,9 @@ def _transform(module: Callable[[], Module]) -> hk.MultiTransformed:
 
 
 class Model:
-    """A model as pure functions of its weights; all but `init` take them in the compute form (`models.frozen`).
+    """A model as pure functions of its weights.
+
+    All but `init` take them in the compute form (`models.frozen`).
 
     Attributes:
         sees_images: False for a language model alone, which ignores images and has no `features`.
@@ -104,7 +125,8 @@ class Model:
             example: returns the smallest batch from which the shapes of all weights follow.
             cache: shapes of its cache.
             sees_images: as above.
-            trains_vision: whether `token_losses` drops blocks of the vision encoder (stochastic depth).
+            trains_vision: whether `token_losses` drops blocks of the vision encoder (stochastic
+                depth).
         """
         self.sees_images, self._trains_vision = sees_images, trains_vision
         self._form, self._example, self._cache = form, example, cache
@@ -136,18 +158,25 @@ class Model:
             rng: for a vision encoder that is trained (stochastic depth); None drops nothing.
         """
         rng = rng if self._trains_vision else None
-        return self._apply.token_losses(params, None, batch, rng, dtype=_dtype(params), num_shards=num_shards)
+        return self._apply.token_losses(
+            params, None, batch, rng, dtype=_dtype(params), num_shards=num_shards
+        )
 
     def encode(
         self, params: Params, frames: UInt8[Array, "M F S S 3"], frame_mask: Bool[Array, "M F"]
     ) -> Float[Array, "M R D"]:
-        """Turns images or videos, in pixels, into R visual tokens each; zeros for a language model alone."""
+        """Turns images or videos, in pixels, into R visual tokens each.
+
+        Zeros for a language model alone.
+        """
         return self._apply.encode(params, None, frames, frame_mask, dtype=_dtype(params))
 
     def features(
         self, params: Params, frames: UInt8[Array, "M F S S 3"], frame_mask: Bool[Array, "M F"]
     ) -> Float32[Array, "M E"]:
-        """Returns what the vision encoder alone sees: the mean over the places of its last grid, and over real frames.
+        """Returns what the vision encoder alone sees.
+
+        The mean over the places of its last grid, and over real frames.
 
         Raises:
             ValueError: for a language model alone.
@@ -164,39 +193,62 @@ class Model:
         media: Media | None = None,
         chunk: tuple[int, int] | None = None,
     ) -> tuple[Float32[Array, "B T V"], Cache]:
-        """Reads the next tokens of each sequence: prefill with `media`; decoding and scoring of candidates without.
+        """Reads the next tokens of each sequence: prefill with `media`.
+
+        Decoding and scoring of candidates without.
 
         Args:
             params: the weights.
             cache: of what came before.
             tokens: of each sequence.
-            positions: of the tokens, consecutive. What the cache holds at or after them is overwritten or not attended.
-            media_index: phi of each token; without `media`, the cached last image is attended where it is above 0.
+            positions: of the tokens, consecutive. What the cache holds at or after them is
+                overwritten or not attended.
+            media_index: phi of each token; without `media`, the cached last image is attended where
+                it is above 0.
             media: the visual inputs of the prompts.
-            chunk: (tokens, span) attends images chunk by chunk (`nn.attention.attend_own_image_chunked`).
+            chunk: (tokens, span) attends images chunk by chunk
+                (`nn.attention.attend_own_image_chunked`).
 
         Returns:
             (logits by token id, new tokens last; the updated cache).
         """
         return self._apply.extend(params, None, cache, tokens, positions, media_index, media, chunk)
 
-    def empty_cache(self, batch_size: int, length: int, dtype: DTypeLike, params: Params | None = None) -> Cache:
-        """Returns a cache for `length` tokens; with weights it holds what follows from them alone, so that no step computes it again."""
+    def empty_cache(
+        self, batch_size: int, length: int, dtype: DTypeLike, params: Params | None = None
+    ) -> Cache:
+        """Returns a cache for `length` tokens.
+
+        With weights it holds what follows from them alone, so that no step computes it again.
+        """
         return self._cache.empty(batch_size, length, dtype, params)
 
 
-def flamingo(config: FlamingoConfig, *, compute_form: bool = False, trains_vision: bool = False) -> Model:
+def flamingo(
+    config: FlamingoConfig, *, compute_form: bool = False, trains_vision: bool = False
+) -> Model:
     """Returns a Flamingo; its weights are named "flamingo/...".
 
     Args:
         config: of all parts.
-        compute_form: whether the functions take frozen weights in the compute form; else all are as `init` makes them.
-        trains_vision: whether the vision encoder is trained: its weights are taken as they are, and `token_losses` drops blocks of it.
+        compute_form: whether the functions take frozen weights in the compute form; else all are as
+            `init` makes them.
+        trains_vision: whether the vision encoder is trained: its weights are taken as they are, and
+            `token_losses` drops blocks of it.
     """
-    form = frozen.of_flamingo(config, trains_vision=trains_vision) if compute_form else frozen.unchanged(config)
+    form = (
+        frozen.of_flamingo(config, trains_vision=trains_vision)
+        if compute_form
+        else frozen.unchanged(config)
+    )
     lm, xattn = form.computed.lm, config.xattn
     heads = xattn.num_heads or lm.num_heads
-    media = (xattn.num_layers(lm.num_layers), config.resampler.num_latents, heads, xattn.head_dim or lm.width // heads)
+    media = (
+        xattn.num_layers(lm.num_layers),
+        config.resampler.num_latents,
+        heads,
+        xattn.head_dim or lm.width // heads,
+    )
 
     def example() -> Batch:
         ids, size = jnp.zeros((1, 2), jnp.int32), vision.example_size(config.vision)

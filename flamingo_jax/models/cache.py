@@ -21,7 +21,10 @@ Rows = dict[str, Array | Layers]
 
 
 class Media(NamedTuple):
-    """The visual inputs of a batch of prompts: a pool that prompts may share, and which rows each sequence uses."""
+    """The visual inputs of a batch of prompts.
+
+    A pool that prompts may share, and which rows each sequence uses.
+    """
 
     pool: Float[Array, "M R D"]
     slot: Int[Array, "B N"]
@@ -29,16 +32,19 @@ class Media(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Cache:
-    """What decoding keeps: one array with a leading layer axis for each name, or one for each layer (`core.stack.unrolled`).
+    """What decoding keeps.
+
+    One array with a leading layer axis for each name, or one for each layer
+    (`core.stack.unrolled`).
 
     The batch is axis 1, or 0 in the arrays of each layer, of all but the shared ones.
 
     Attributes:
         lm: keys and values of the LM, {name: [layers, B, S, ...]}; a token's row is its position.
-        media: keys and values of each sequence's last image, {name: [layers, B, 1, R, H, K]}: generated text attends
-            no other. Empty for an LM alone.
-        shared: what follows from the weights alone, {"relative": [layers, S, H, K]} (`self_attention.distance_table`). If it is
-            empty, each step computes it anew.
+        media: keys and values of each sequence's last image, {name: [layers, B, 1, R, H, K]}:
+            generated text attends no other. Empty for an LM alone.
+        shared: what follows from the weights alone, {"relative": [layers, S, H, K]}
+            (`self_attention.distance_table`). If it is empty, each step computes it anew.
     """
 
     lm: Rows
@@ -81,11 +87,19 @@ class CacheShape:
     blocks: str
     media: tuple[int, int, int, int] | None = None
 
-    def empty(self, batch_size: int, length: int, dtype: DTypeLike, params: Params | None = None) -> Cache:
-        """Returns zeros for `length` tokens; with weights, also what follows from them alone (`Cache.shared`)."""
+    def empty(
+        self, batch_size: int, length: int, dtype: DTypeLike, params: Params | None = None
+    ) -> Cache:
+        """Returns zeros for `length` tokens.
+
+        With weights, also what follows from them alone (`Cache.shared`).
+        """
         config = self.lm
         rows = (config.num_layers, batch_size, length)
-        names = {"key": (config.kv_heads, config.head_size), "value": (config.kv_heads, config.head_size)}
+        names = {
+            "key": (config.kv_heads, config.head_size),
+            "value": (config.kv_heads, config.head_size),
+        }
         lm: Rows = {name: jnp.zeros((*rows, *inner), dtype) for name, inner in names.items()}
         if config.qkv_conv_width:
             channels = (config.num_heads + 2 * config.kv_heads) * config.head_size
@@ -93,11 +107,15 @@ class CacheShape:
         media: Rows = {}
         if self.media is not None:
             layers, *inner = self.media
-            media = {name: jnp.zeros((layers, batch_size, 1, *inner), dtype) for name in ("key", "value")}
+            media = {
+                name: jnp.zeros((layers, batch_size, 1, *inner), dtype) for name in ("key", "value")
+            }
         return Cache(lm, media, self._shared(length, dtype, params))
 
     def _shared(self, length: int, dtype: DTypeLike, params: Params | None) -> Rows:
         if params is None:
             return {}
-        table = self_attention.distance_table(self.lm, trees.subtree(params, self.blocks), length, dtype)
+        table = self_attention.distance_table(
+            self.lm, trees.subtree(params, self.blocks), length, dtype
+        )
         return {} if table is None else {"relative": table}

@@ -43,10 +43,13 @@ def required(part: T | None, name: str) -> T:
 
 @dataclasses.dataclass(frozen=True)
 class ModelConfig:
-    """The parts of the model; a stage reads those it needs, so that one file can describe all stages.
+    """The parts of the model.
+
+    A stage reads those it needs, so that one file can describe all stages.
 
     The vision encoder is an NFNet, `vision`, or a `vit`: one of them is given, and the other None.
-    `lm.vocab_size` and `text_encoder.vocab_size` may be 0, "as the tokenizer has": filled in when it is loaded.
+    `lm.vocab_size` and `text_encoder.vocab_size` may be 0, "as the tokenizer has": filled in when
+    it is loaded.
     """
 
     vision: NFNetConfig | None = None
@@ -66,7 +69,8 @@ class ModelConfig:
         """
         if self.vision is not None and self.vit is not None:
             raise ValueError(
-                "model.vision (an NFNet) and model.vit are both given: set the one that is not used to None."
+                "model.vision (an NFNet) and model.vit are both given: set the one that is not "
+                "used to None."
             )
         return required(self.vision, "vision") if self.vit is None else self.vit
 
@@ -88,9 +92,15 @@ class ModelConfig:
         """Returns the parts that a stage uses alone; only Flamingo has rows for new tokens."""
         used = {*PARTS[stage], "new_tokens", *(("vit",) if "vision" in PARTS[stage] else ())}
         unused = {field.name: None for field in dataclasses.fields(self) if field.name not in used}
-        return dataclasses.replace(self, **unused, new_tokens=self.new_tokens if stage == "flamingo" else ())
+        return dataclasses.replace(
+            self, **unused, new_tokens=self.new_tokens if stage == "flamingo" else ()
+        )
 
     def with_vocabulary(self, vocab_size: int) -> ModelConfig:
         """Returns the config with vocabulary sizes of 0 replaced by the tokenizer's."""
-        fill = lambda part: dataclasses.replace(part, vocab_size=vocab_size) if part and not part.vocab_size else part  # noqa: E731
+        fill = lambda part: (
+            dataclasses.replace(part, vocab_size=vocab_size)
+            if part and not part.vocab_size
+            else part
+        )
         return dataclasses.replace(self, lm=fill(self.lm), text_encoder=fill(self.text_encoder))

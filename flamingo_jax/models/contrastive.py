@@ -1,4 +1,6 @@
-"""The contrastive stage: an image encoder and a text encoder meet in one space (paper, Section 2.1, B.1.3; CLIP, ALIGN).
+"""The contrastive stage.
+
+An image encoder and a text encoder meet in one space (paper, Section 2.1, B.1.3; CLIP, ALIGN).
 
     frames [B 1 S S 3] --NFNet--> [B h w E] --mean--linear--L2--> V [B J] --+
                                                                             +-- beta V T^T --> two cross-entropies
@@ -34,12 +36,13 @@ class ContrastiveConfig:
         joint_dim: J, size of the joint space (1376 in the paper).
         initial_temperature: beta at the start, the inverse temperature; it is learnt.
         label_smoothing: share of the target that is spread over the whole batch (0.1 in the paper).
-        duplicates: what another pair of the batch with the very same caption counts as; "negatives" is the paper's
-            loss, "positives" suits small worlds in which captions repeat.
-        text_pooling: what becomes the text's embedding: the "mean" over its tokens (the paper), or the "last" one, which in
-            CLIP's causal encoder alone has seen them all.
-        chunk: rows of each data shard that are encoded at a time (training/gradient_cache.py), so that memory does not
-            grow with the batch; 0: all at once. A divisor of the rows that a data shard has.
+        duplicates: what another pair of the batch with the very same caption counts as; "negatives"
+            is the paper's loss, "positives" suits small worlds in which captions repeat.
+        text_pooling: what becomes the text's embedding: the "mean" over its tokens (the paper), or
+            the "last" one, which in CLIP's causal encoder alone has seen them all.
+        chunk: rows of each data shard that are encoded at a time (training/gradient_cache.py), so
+            that memory does not grow with the batch; 0: all at once. A divisor of the rows that a
+            data shard has.
     """
 
     joint_dim: int = 1376
@@ -51,14 +54,21 @@ class ContrastiveConfig:
 
     def __post_init__(self) -> None:
         if self.chunk < 0:
-            raise ValueError(f"contrastive.chunk is {self.chunk}; expected a number of rows, or 0 for all at once.")
+            raise ValueError(
+                f"contrastive.chunk is {self.chunk}; expected a number of rows, or 0 "
+                "for all at once."
+            )
 
 
 class Contrastive(hk.Module):
     """Both encoders with their projections."""
 
     def __init__(
-        self, vision: VisionConfig, text: TextEncoderConfig, config: ContrastiveConfig, name: str = "contrastive"
+        self,
+        vision: VisionConfig,
+        text: TextEncoderConfig,
+        config: ContrastiveConfig,
+        name: str = "contrastive",
     ):
         super().__init__(name=name)
         self.vision, self.text, self.config = vision, text, config
@@ -72,7 +82,9 @@ class Contrastive(hk.Module):
         is_training: bool = False,
         rng: Array | None = None,
     ) -> tuple[Float32[Array, "B J"], Float32[Array, "B J"], Float32[Array, ""]]:
-        """Returns (V, T, beta): image and text embeddings of length 1 in float32, and the inverse temperature.
+        """Returns (V, T, beta).
+
+        Image and text embeddings of length 1 in float32, and the inverse temperature.
 
         Args:
             frames: UInt8[B, 1, S, S, 3] one image for each caption.
@@ -90,13 +102,23 @@ class Contrastive(hk.Module):
 
     @hk.name_like("__call__")
     def images(
-        self, frames: UInt8[Array, "B S S 3"], dtype: DTypeLike, *, is_training: bool = False, rng: Array | None = None
+        self,
+        frames: UInt8[Array, "B S S 3"],
+        dtype: DTypeLike,
+        *,
+        is_training: bool = False,
+        rng: Array | None = None,
     ) -> Float32[Array, "B J"]:
-        """Returns V alone: embeddings of images, of length 1; computed in `dtype`, other arguments as above."""
+        """Returns V alone: embeddings of images, of length 1.
+
+        Computed in `dtype`, other arguments as above.
+        """
         frames = constrain(frames, "images", None, None, None)
         features = see(self.vision, frames, dtype, is_training=is_training, rng=rng)
         picture = jnp.mean(features, axis=1, dtype=jnp.float32).astype(features.dtype)
-        v = linear(picture, (self.config.joint_dim,), axes=("vision", "joint"), name="vision_projection")
+        v = linear(
+            picture, (self.config.joint_dim,), axes=("vision", "joint"), name="vision_projection"
+        )
         return constrain(to_length_one(v), "images", "joint")
 
     @hk.name_like("__call__")
@@ -105,14 +127,18 @@ class Contrastive(hk.Module):
         return self._joined(TextEncoder(self.text, name="text")(tokens, segment), segment)
 
     @hk.name_like("__call__")
-    def _joined(self, words: Float[Array, "B L W"], segment: Int[Array, "B L"]) -> Float32[Array, "B J"]:
+    def _joined(
+        self, words: Float[Array, "B L W"], segment: Int[Array, "B L"]
+    ) -> Float32[Array, "B J"]:
         if self.config.text_pooling == "last":
             last = jnp.sum(segment > 0, axis=1) - 1
             sentence = jnp.take_along_axis(words, last[:, None, None], axis=1)[:, 0]
         else:
             real = jnp.broadcast_to((segment > 0)[:, :, None], words.shape)
             sentence = jnp.mean(words, axis=1, where=real, dtype=jnp.float32).astype(words.dtype)
-        t = linear(sentence, (self.config.joint_dim,), axes=("embed", "joint"), name="text_projection")
+        t = linear(
+            sentence, (self.config.joint_dim,), axes=("embed", "joint"), name="text_projection"
+        )
         return constrain(to_length_one(t), "images", "joint")
 
 
@@ -129,31 +155,39 @@ def contrastive_loss(
     label_smoothing: float,
     same: Bool[Array, "B B"] | None = None,
 ) -> tuple[Float32[Array, ""], dict[str, Float32[Array, ""]]]:
-    """Two-term InfoNCE (paper, B.1.3): the sum of the text-to-image and the image-to-text cross-entropy.
+    """Two-term InfoNCE (paper, B.1.3).
 
-    With `same`, a row's target is spread evenly over all its positives. Label smoothing takes its share from the
-    target and spreads it over the batch, which makes 0 unreachable.
+    The sum of the text-to-image and the image-to-text cross-entropy.
+
+    With `same`, a row's target is spread evenly over all its positives. Label smoothing takes its
+    share from the target and spreads it over the batch, which makes 0 unreachable.
 
     Args:
         v: image embeddings of length 1.
         t: text embeddings of length 1.
         beta: inverse temperature.
         label_smoothing: share in 0..1.
-        same: which pairs count as positives; symmetric and True on the diagonal. None is the diagonal alone.
+        same: which pairs count as positives; symmetric and True on the diagonal. None is the
+            diagonal alone.
 
     Returns:
         (loss, metrics): the two terms, recall@1 both ways, and beta.
     """
-    # No chip holds [B, B]: each has the rows of its texts, and as columns of the transpose they stay where they are.
+    # No chip holds [B, B]: each has the rows of its texts, and as columns of the transpose they
+    # stay where they are.
     by_text, by_image = ("pairs", None), (None, "pairs")
     positives = constrain(jnp.eye(v.shape[0], dtype=bool) if same is None else same, *by_text)
     targets = positives / jnp.sum(positives, axis=1, keepdims=True, dtype=jnp.float32)
     targets = (1.0 - label_smoothing) * targets + label_smoothing / v.shape[0]
-    similarity = jnp.einsum("ij,kj->ik", t, v, precision="highest", preferred_element_type=jnp.float32)
+    similarity = jnp.einsum(
+        "ij,kj->ik", t, v, precision="highest", preferred_element_type=jnp.float32
+    )
     similarity = constrain(similarity, *by_text)
 
     def cross_entropy(logits: Array, place: tuple[str | None, ...]) -> Array:
-        return -jnp.mean(jnp.sum(constrain(targets, *place) * jax.nn.log_softmax(logits, axis=1), axis=1))
+        return -jnp.mean(
+            jnp.sum(constrain(targets, *place) * jax.nn.log_softmax(logits, axis=1), axis=1)
+        )
 
     text_to_image = cross_entropy(beta * similarity, by_text)
     image_to_text = cross_entropy(beta * constrain(similarity.T, *by_image), by_image)
@@ -161,7 +195,9 @@ def contrastive_loss(
         "text_to_image_loss": text_to_image,
         "image_to_text_loss": image_to_text,
         "text_to_image_recall": _recall(similarity, positives),
-        "image_to_text_recall": _recall(constrain(similarity.T, *by_image), constrain(positives, *by_image)),
+        "image_to_text_recall": _recall(
+            constrain(similarity.T, *by_image), constrain(positives, *by_image)
+        ),
         "inverse_temperature": beta.astype(jnp.float32),
     }
     return text_to_image + image_to_text, metrics

@@ -1,9 +1,12 @@
-"""Flamingo: a frozen vision encoder and a frozen language model, joined by trained layers (paper, 2, Figure 3).
+"""Flamingo.
+
+A frozen vision encoder and a frozen language model, joined by trained layers (paper, 2, Figure 3).
 
     frames [M F S S 3] -> NFNet or ViT (frozen) -> [M F P E] -> Perceiver Resampler -> [M R W] -> linear -> media [M R D]
     tokens [B T] -> embed -> { GATED XATTN-DENSE(media) before every n-th block ; LM block (frozen) } -> head -> p(next token)
 
-Modules: flamingo/vision, flamingo/lm (frozen); flamingo/resampler, flamingo/media, flamingo/xattn, flamingo/new_tokens
+Modules: flamingo/vision, flamingo/lm (frozen); flamingo/resampler, flamingo/media, flamingo/xattn,
+    flamingo/new_tokens
 (trained).
 """
 
@@ -41,7 +44,10 @@ FROZEN = (
 
 @dataclasses.dataclass(frozen=True)
 class FlamingoConfig:
-    """The parts of a Flamingo, and its new tokens (paper: ("<EOC>",); "<image>" is plain text there)."""
+    """The parts of a Flamingo, and its new tokens.
+
+    The paper adds "<EOC>" alone; "<image>" is plain text there.
+    """
 
     vision: VisionConfig
     resampler: ResamplerConfig
@@ -51,7 +57,10 @@ class FlamingoConfig:
 
 
 class FlamingoModule(hk.Module):
-    """All that the model does, as methods; `models.api.flamingo` makes functions of the weights from them."""
+    """All that the model does, as methods.
+
+    `models.api.flamingo` makes functions of the weights from them.
+    """
 
     def __init__(self, config: FlamingoConfig, *, name: str = "flamingo"):
         """`config`: of all parts."""
@@ -69,8 +78,9 @@ class FlamingoModule(hk.Module):
     ) -> Float[Array, "M R D"]:
         """Turns images or videos, in pixels, into R visual tokens each, of the LM's width (or `XattnConfig.media`); computed in `dtype`.
 
-        Frames are spread over all chips of the mesh, and so are the resampler's visual inputs, where there are enough: what
-        comes back to a model group is its latents, not its features. `rng` is for a vision encoder in training (stochastic depth).
+        Frames are spread over all chips of the mesh, and so are the resampler's visual inputs,
+        where there are enough: what comes back to a model group is its latents, not its features.
+        `rng` is for a vision encoder in training (stochastic depth).
         """
         latents = Resampler(self.config.resampler, name="resampler")(
             self._encode_frames(frames, dtype, rng), frame_mask
@@ -78,13 +88,22 @@ class FlamingoModule(hk.Module):
         latents = constrain(latents, "media", "latents", None)
         if self.config.xattn.media == "resampler":
             return latents
-        return linear(latents, (self.config.lm.width,), axes=("vision", "embed"), bias=True, name="media")
+        return linear(
+            latents, (self.config.lm.width,), axes=("vision", "embed"), bias=True, name="media"
+        )
 
     @hk.name_like("__call__")
     def features(
-        self, frames: UInt8[Array, "M F S S 3"], frame_mask: Bool[Array, "M F"], *, dtype: DTypeLike = jnp.float32
+        self,
+        frames: UInt8[Array, "M F S S 3"],
+        frame_mask: Bool[Array, "M F"],
+        *,
+        dtype: DTypeLike = jnp.float32,
     ) -> Float32[Array, "M E"]:
-        """The mean of what the vision encoder sees, over all places and real frames: for retrieval of similar images."""
+        """The mean of what the vision encoder sees, over all places and real frames.
+
+        For retrieval of similar images.
+        """
         return vision.pool(self._encode_frames(frames, dtype), frame_mask)
 
     @hk.name_like("__call__")
@@ -96,13 +115,23 @@ class FlamingoModule(hk.Module):
         images = constrain(frames.reshape(-1, *frames.shape[2:]), "images", None, None, None)
         seen = vision.see(self.config.vision, images, dtype, is_training=rng is not None, rng=rng)
         seen = constrain(seen, "images", None, None)
-        return constrain(seen.reshape(num_inputs, num_frames, *seen.shape[1:]), "images", None, None, None)
+        return constrain(
+            seen.reshape(num_inputs, num_frames, *seen.shape[1:]), "images", None, None, None
+        )
 
     @hk.name_like("__call__")
     def token_losses(
-        self, batch: Batch, *, dtype: DTypeLike = jnp.float32, num_shards: int = 1, rng: Array | None = None
+        self,
+        batch: Batch,
+        *,
+        dtype: DTypeLike = jnp.float32,
+        num_shards: int = 1,
+        rng: Array | None = None,
     ) -> Float32[Array, "B T"]:
-        """Returns -log p(tokens[:, l+1] | before), unweighted, T = L - 1 (paper, equation 1); arguments as in `models.api.Model`."""
+        """Returns -log p(tokens[:, l+1] | before), unweighted, T = L - 1 (paper, equation 1).
+
+        Arguments as in `models.api.Model`.
+        """
         pool = self.encode(batch.frames, batch.frame_mask, dtype=dtype, rng=rng)
         media = MediaContext(batch.media_index, pool, batch.media_slot, num_shards)
         logits, _ = self.decode(batch.tokens, self_attention.packed_context(batch.segment), media)
@@ -120,7 +149,11 @@ class FlamingoModule(hk.Module):
     ) -> tuple[Float32[Array, "B T V"], Cache]:
         """Reads the next tokens of each sequence; arguments as in `models.api.Model`."""
         context = self_attention.cached_context(positions, layer_slice(cache.lm["key"], 0).shape[1])
-        seen = MediaContext(media_index) if media is None else MediaContext(media_index, *media, chunk=chunk, keep=True)
+        seen = (
+            MediaContext(media_index)
+            if media is None
+            else MediaContext(media_index, *media, chunk=chunk, keep=True)
+        )
         logits, updated = self.decode(tokens, context, seen, cache)
         assert updated is not None  # a cache goes in, a cache comes out
         return joined_logits(*logits, self.config.lm.vocab_size), updated
@@ -142,7 +175,11 @@ class FlamingoModule(hk.Module):
             cache: of what came before; None in training.
         """
         config = self.config
-        new = lm_lib.NewTokens(len(config.new_tokens), config.lm.width)() if config.new_tokens else None
+        new = (
+            lm_lib.NewTokens(len(config.new_tokens), config.lm.width)()
+            if config.new_tokens
+            else None
+        )
         lm = lm_lib.LM(config.lm, new)
         x = lm.embed(tokens, context.positions)
         if media.pool is not None:
@@ -157,9 +194,13 @@ class FlamingoModule(hk.Module):
         xattn_weights = xattn.weights(x, layer_slice(cached, 0))
 
         def through(blocks: Stack, weights: Any, x: Array, lm_cache: Any) -> tuple[Array, Any]:
-            return interleave(config.xattn, (blocks, weights, lm_cache), (xattn, xattn_weights, cached), x)
+            return interleave(
+                config.xattn, (blocks, weights, lm_cache), (xattn, xattn_weights, cached), x
+            )
 
-        x, (rows, kept) = lm.run(x, context, cache.lm | cache.shared if cache is not None else None, through)
+        x, (rows, kept) = lm.run(
+            x, context, cache.lm | cache.shared if cache is not None else None, through
+        )
         if cache is not None:
             written = self_attention.written(cache.lm, rows, context.positions)
             cache = Cache(written, kept if media.keep else cache.media, cache.shared)
@@ -167,13 +208,18 @@ class FlamingoModule(hk.Module):
 
 
 def interleave(
-    config: XattnConfig, lm: tuple[Stack, Any, Any], xattn: tuple[Stack, Any, Any], x: Float[Array, "B T D"]
+    config: XattnConfig,
+    lm: tuple[Stack, Any, Any],
+    xattn: tuple[Stack, Any, Any],
+    x: Float[Array, "B T D"],
 ) -> tuple[Float[Array, "B T D"], tuple[Any, Any]]:
     """Runs the LM's blocks with one cross-attention layer before block i wherever i % every == offset.
 
-    In three runs: the blocks before the offset; a scan over groups of (one xattn layer, a scan over `every` blocks), so that 80
-    layers compile as fast as one of each; and an incomplete last group. A block takes its weights from the whole stack by its
-    number: a scan over groups that sliced the stack would copy all of the LM's weights twice in a pass.
+    In three runs: the blocks before the offset; a scan over groups of (one xattn layer, a scan over
+    `every` blocks), so that 80 layers compile as fast as one of each; and an incomplete last group.
+    A block takes its weights from the whole stack by its
+    number: a scan over groups that sliced the stack would copy all of the LM's weights twice in a
+        pass.
 
     Args:
         config: every and offset.
@@ -182,7 +228,8 @@ def interleave(
         x: the embedded text.
 
     Returns:
-        (x, (outputs of the blocks, outputs of the cross-attention layers)), stacked or unrolled as the weights are.
+        (x, (outputs of the blocks, outputs of the cross-attention layers)), stacked or unrolled as
+        the weights are.
     """
     (blocks, weights, inputs), (layers, xattn_weights, xattn_inputs) = lm, xattn
     every, offset, num_blocks = config.every, config.offset, blocks.num_layers
@@ -211,7 +258,9 @@ def interleave(
         outputs.append(stack.ungrouped(middle))
         last.append(kept)
     if border < num_blocks:
-        x, (tail, kept) = group(x, (layer_slice(of_layers, full), layer_slice(of_blocks, slice(border, None))))
+        x, (tail, kept) = group(
+            x, (layer_slice(of_layers, full), layer_slice(of_blocks, slice(border, None)))
+        )
         outputs.append(tail)
         last.append(stack.single(kept, xattn_weights))
     return x, (stack.concatenate(outputs), stack.concatenate(last))

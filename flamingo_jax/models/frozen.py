@@ -1,13 +1,15 @@
-"""The compute form of frozen weights: what a checkpoint keeps, changed once into what is fastest to compute with.
+"""The compute form of frozen weights.
+
+What a checkpoint keeps, changed once into what is fastest to compute with.
 
     stored form (init, checkpoints)                compute form
     NFNet: w, gain, bias                           w (already standardised), bias
     LM block: query, key, value [D H K] each       qkv [3 H K D]
               relative [D H K]                     relative [H K D]
 
-Both compute the same function. Only frozen weights may take the compute form: a trained convolution would no longer be
-standardised, and a checkpoint keeps the stored form. Fields of the configs say which form a module expects:
-`NFNetConfig.weight_standardisation` and `LMConfig.fused`.
+Both compute the same function. Only frozen weights may take the compute form: a trained convolution
+would no longer be standardised, and a checkpoint keeps the stored form. Fields of the configs say
+which form a module expects: `NFNetConfig.weight_standardisation` and `LMConfig.fused`.
 """
 
 from __future__ import annotations
@@ -50,17 +52,28 @@ def unchanged(config: Config) -> Form[Config]:
 
 
 def of_flamingo(config: FlamingoConfig, *, trains_vision: bool) -> Form[FlamingoConfig]:
-    """Returns the compute form of a Flamingo's towers; a vision encoder that is trained stays as it is."""
+    """Returns the compute form of a Flamingo's towers.
+
+    A vision encoder that is trained stays as it is.
+    """
     changes_vision = isinstance(config.vision, NFNetConfig) and not trains_vision
     changes_lm = config.lm.can_fuse
     vision = config.vision
     if isinstance(vision, NFNetConfig) and changes_vision:
         vision = dataclasses.replace(vision, weight_standardisation="folded")
-    computed = dataclasses.replace(config, vision=vision, lm=dataclasses.replace(config.lm, fused=changes_lm))
+    computed = dataclasses.replace(
+        config, vision=vision, lm=dataclasses.replace(config.lm, fused=changes_lm)
+    )
 
     def change(params: Params) -> Params:
-        encoder, blocks = (trees.under(params, prefix) for prefix in ("flamingo/vision", "flamingo/lm/blocks"))
-        rest = {module: weights for module, weights in params.items() if module not in {*encoder, *blocks}}
+        encoder, blocks = (
+            trees.under(params, prefix) for prefix in ("flamingo/vision", "flamingo/lm/blocks")
+        )
+        rest = {
+            module: weights
+            for module, weights in params.items()
+            if module not in {*encoder, *blocks}
+        }
         encoder = compute_form_of_nfnet(encoder) if changes_vision else encoder
         blocks = _below("flamingo/lm/blocks", config.lm, blocks) if changes_lm else blocks
         return trees.merge(rest, encoder, blocks)
@@ -74,7 +87,10 @@ def _below(prefix: str, config: LMConfig, blocks: Params) -> dict[str, dict[str,
 
 
 def compute_form_of_nfnet(params: Params) -> dict[str, dict[str, Array]]:
-    """Standardises the weights of an NFNet once: {w, gain, bias} becomes {w, bias}; other weights stay."""
+    """Standardises the weights of an NFNet once: {w, gain, bias} becomes {w, bias}.
+
+    Other weights stay.
+    """
     changed = {}
     for module, weights in params.items():
         changed[module] = dict(weights)
@@ -86,8 +102,8 @@ def compute_form_of_nfnet(params: Params) -> dict[str, dict[str, Array]]:
 def compute_form_of_blocks(config: LMConfig, blocks: Params) -> dict[str, dict[str, Array]]:
     """Joins queries, keys and values of a language model's stacked blocks into one product.
 
-    A sharded layer then gathers its input once and reduces one gradient. The contracted axis comes last, which is the order that
-    the TPU compiler would copy the weights into.
+    A sharded layer then gathers its input once and reduces one gradient. The contracted axis comes
+    last, which is the order that the TPU compiler would copy the weights into.
 
     Args:
         config: of the LM, in the stored form.
@@ -95,7 +111,11 @@ def compute_form_of_blocks(config: LMConfig, blocks: Params) -> dict[str, dict[s
     """
     changed = {module: dict(weights) for module, weights in blocks.items()}
     parts = [changed.pop(f"block/attention/{name}")["w"] for name in ("query", "key", "value")]
-    changed["block/attention/qkv"] = {"w": jnp.stack([jnp.moveaxis(w, 1, -1) for w in parts], axis=1)}
+    changed["block/attention/qkv"] = {
+        "w": jnp.stack([jnp.moveaxis(w, 1, -1) for w in parts], axis=1)
+    }
     if config.position == "relative":
-        changed["block/attention/relative"] = {"w": jnp.moveaxis(changed["block/attention/relative"]["w"], 1, -1)}
+        changed["block/attention/relative"] = {
+            "w": jnp.moveaxis(changed["block/attention/relative"]["w"], 1, -1)
+        }
     return changed

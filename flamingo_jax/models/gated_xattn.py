@@ -6,10 +6,11 @@
                                                                                                    |
                                           LN --> 4D squared ReLU --> * tanh(alpha_dense) --> +  <--+
 
-Both gates are 0 at birth, so that the model starts as the language model, bit for bit. A token attends the R latents
-of one image, the one that phi (`media_index`) names; with phi = 0 the attention adds exactly 0 (paper, 2.3, A.1.3).
-Keys and values act on a visual stream of the LM's width D: only so do the counts of Table 5 come out (FACTS 1.2). The options
-of `XattnConfig` beyond Table 4 are those of the public re-implementations; their defaults are the paper's.
+Both gates are 0 at birth, so that the model starts as the language model, bit for bit. A token
+attends the R latents of one image, the one that phi (`media_index`) names; with phi = 0 the
+attention adds exactly 0 (paper, 2.3, A.1.3). Keys and values act on a visual stream of the LM's
+width D: only so do the counts of Table 5 come out (FACTS 1.2). The options of `XattnConfig` beyond
+Table 4 are those of the public re-implementations; their defaults are the paper's.
 """
 
 from __future__ import annotations
@@ -45,15 +46,16 @@ class XattnConfig:
         mlp_ratio: width of the dense part, in D.
         activation: of the dense part (Table 4: squared ReLU).
         mlp_width: M of the dense part; 0 is mlp_ratio * D.
-        media: what keys and values act on: the visual tokens mapped to the LM's width, or the resampler's as they are (then there
-            is no flamingo/media).
+        media: what keys and values act on: the visual tokens mapped to the LM's width, or the
+            resampler's as they are (then there is no flamingo/media).
         media_norm: whether each layer has a LayerNorm on them.
         norm: on the text, before attention and dense part.
         norm_epsilon: of all of its norms.
         qk_norm: whether each head's queries and keys have an RMSNorm (over K).
-        gate: one alpha for a layer's attention and one for its dense part, or one for each channel of D.
-        unseen: what attention gives a token with phi = 0: exactly 0, or the mean over all of its sequence's images (IDEFICS as
-            first published; a sequence without images gets 0).
+        gate: one alpha for a layer's attention and one for its dense part, or one for each channel
+            of D.
+        unseen: what attention gives a token with phi = 0: exactly 0, or the mean over all of its
+            sequence's images (IDEFICS as first published; a sequence without images gets 0).
     """
 
     every: int = 1
@@ -74,7 +76,8 @@ class XattnConfig:
     def __post_init__(self) -> None:
         if self.every < 1 or not 0 <= self.offset < self.every:
             raise ValueError(
-                f"xattn: expected every >= 1 and 0 <= offset < every, got every={self.every}, offset={self.offset}."
+                f"xattn: expected every >= 1 and 0 <= offset < every, got every={self.every}, "
+                f"offset={self.offset}."
             )
 
     def num_layers(self, lm_layers: int) -> int:
@@ -85,9 +88,10 @@ class XattnConfig:
 class MediaContext(NamedTuple):
     """What all cross-attention layers share.
 
-    `pool` [M, R, D] as `normalised_media` gives it, and `slot` [B, N] as in `data.schema.Batch` (`num_shards` pools in a
-    row); both None while decoding, where each layer gets its cached keys and values. `chunk` = (tokens, span) takes the chunked form. `keep`: return the
-    keys and values of each sequence's last image.
+    `pool` [M, R, D] as `normalised_media` gives it, and `slot` [B, N] as in `data.schema.Batch`
+    (`num_shards` pools in a row); both None while decoding, where each layer gets its cached keys
+    and values. `chunk` = (tokens, span) takes the chunked form. `keep`: return the keys and values
+    of each sequence's last image.
     """
 
     media_index: Int[Array, "B T"]
@@ -101,13 +105,20 @@ class MediaContext(NamedTuple):
 class GatedXattn(hk.Module):
     """One GATED XATTN-DENSE layer."""
 
-    def __init__(self, config: XattnConfig, num_heads: int, context: MediaContext, *, name: str = "block"):
-        """`num_heads`: the LM's, taken where the config does not say; `context`: shared by all layers."""
+    def __init__(
+        self, config: XattnConfig, num_heads: int, context: MediaContext, *, name: str = "block"
+    ):
+        """`num_heads`: the LM's, taken where the config does not say; `context`.
+
+        Shared by all layers.
+        """
         super().__init__(name=name)
         self.config, self.context = config, context
         self.num_heads = config.num_heads or num_heads
 
-    def __call__(self, x: Float[Array, "B T D"], cached: Any = None) -> tuple[Float[Array, "B T D"], Any]:
+    def __call__(
+        self, x: Float[Array, "B T D"], cached: Any = None
+    ) -> tuple[Float[Array, "B T D"], Any]:
         """Applies the layer.
 
         Args:
@@ -118,7 +129,9 @@ class GatedXattn(hk.Module):
             (x, the last image's {"key", "value"} if the context says to keep them, else None).
         """
         config = self.config
-        norm = functools.partial(layer_norm if config.norm == "layer" else rms_norm, epsilon=config.norm_epsilon)
+        norm = functools.partial(
+            layer_norm if config.norm == "layer" else rms_norm, epsilon=config.norm_epsilon
+        )
         x = residual(x)
         attended, kept = self._attend(norm(x, name="query_norm"), cached)
         x = checkpoint_name(residual(x + _gate("attention_gate", x, config) * attended), "attended")
@@ -146,7 +159,11 @@ class GatedXattn(hk.Module):
             key, value = cached["key"], cached["value"]
             index = jnp.minimum(index, 1)
         # While decoding, a token with phi = 0 is one of a sequence without images.
-        average = self.context.slot >= 0 if self.config.unseen == "average" and self.context.slot is not None else None
+        average = (
+            self.context.slot >= 0
+            if self.config.unseen == "average" and self.context.slot is not None
+            else None
+        )
         if self.context.chunk is None or cached is not None or average is not None:
             out = attend_own_image(q, key, value, index, average)
         else:
@@ -162,14 +179,20 @@ class GatedXattn(hk.Module):
 
     @hk.name_like("__call__")
     def _keys_and_values(self, shape: tuple[int, int]) -> tuple[Array, Array]:
-        """Projects each visual input of the pool once, then hands every sequence its own: [B, N, R, H, K].
+        """Projects each visual input of the pool once, then hands every sequence its own.
 
-        One LayerNorm for keys and values (v1, 3.1.2), or none. Its statistics are the same in all layers, so the pool comes standardised,
-        and its weights are multiplied into the projection: (x * scale + offset) W = x (scale W) + offset W.
+        [B, N, R, H, K].
+
+        One LayerNorm for keys and values (v1, 3.1.2), or none. Its statistics are the same in all
+        layers, so the pool comes standardised, and its weights are multiplied into the projection:
+        (x * scale + offset) W = x (scale W) + offset W.
         """
         pool, slot = self.context.pool, self.context.slot
         if pool is None or slot is None:
-            raise ValueError("Cross-attention needs visual inputs (a pool and its slots) or cached keys and values.")
+            raise ValueError(
+                "Cross-attention needs visual inputs (a pool and its slots) or cached "
+                "keys and values."
+            )
         config, width = self.config, pool.shape[-1:]
         stream = "embed" if config.media == "language" else "vision"
         if config.media_norm:
@@ -209,11 +232,16 @@ def _gate(name: str, x: Float[Array, "B T D"], config: XattnConfig) -> Array:
 
 
 def normalised_media(pool: Float[Array, "M R W"], config: XattnConfig) -> Float[Array, "M R W"]:
-    """The visual tokens as all layers take them: standardised, where each layer has its own weights of one LayerNorm."""
+    """The visual tokens as all layers take them.
+
+    Standardised, where each layer has its own weights of one LayerNorm.
+    """
     return standardise(pool, epsilon=config.norm_epsilon) if config.media_norm else pool
 
 
-def gather_media(pool: Float[Array, "M R H K"], slot: Int[Array, "B N"], num_shards: int) -> Float[Array, "B N R H K"]:
+def gather_media(
+    pool: Float[Array, "M R H K"], slot: Int[Array, "B N"], num_shards: int
+) -> Float[Array, "B N R H K"]:
     """Hands each sequence its visual inputs: rows `slot` of its own data shard's pool.
 
     Args:

@@ -1,12 +1,16 @@
-"""The decoder language model: Chinchilla by default (FACTS 1.4), other families by options of the one block.
+"""The decoder language model.
+
+Chinchilla by default (FACTS 1.4), other families by options of the one block.
 
     tokens [B T] -> embed [B T D] -> num_layers x ( x + attention(norm x) ; x + feed-forward(norm x) ) -> norm -> x E^T [B T V]
 
-Chinchilla / Gopher: RMSNorm before each part, relative positions of Transformer-XL with one projection per layer,
-GeLU of width 4D, biases in the feed-forward alone, tied embeddings. Frozen in Flamingo (paper, 2.2).
+Chinchilla / Gopher: RMSNorm before each part, relative positions of Transformer-XL with one
+projection per layer, GeLU of width 4D, biases in the feed-forward alone, tied embeddings. Frozen in
+Flamingo (paper, 2.2).
 
-New tokens (`<EOC>`; paper, 2.4) are trainable rows beside the frozen table: ids V, V+1, ... with an input and an output
-row each. The table is padded to a multiple of 128 rows for sharding; the padding is masked and has no id.
+New tokens (`<EOC>`; paper, 2.4) are trainable rows beside the frozen table: ids V, V+1, ... with an
+input and an output row each. The table is padded to a multiple of 128 rows for sharding; the
+padding is masked and has no id.
 """
 
 from __future__ import annotations
@@ -39,14 +43,19 @@ BlockRunner = Callable[[Stack, Any, Array, Any], tuple[Array, Any]]
 
 
 class Block(hk.Module):
-    """One layer: pre-norm self-attention and feed-forward, in sequence or (GPT-NeoX) in parallel."""
+    """One layer.
+
+    Pre-norm self-attention and feed-forward, in sequence or (GPT-NeoX) in parallel.
+    """
 
     def __init__(self, config: LMConfig, context: Context, *, name: str = "block"):
         """`context`: shared by all layers."""
         super().__init__(name=name)
         self.config, self.context = config, context
 
-    def __call__(self, x: Float[Array, "B T D"], cache: Any = None) -> tuple[Float[Array, "B T D"], Any]:
+    def __call__(
+        self, x: Float[Array, "B T D"], cache: Any = None
+    ) -> tuple[Float[Array, "B T D"], Any]:
         """Returns (x, the new tokens' rows of this layer's cache; None without one)."""
         config = self.config
         x = residual(x)
@@ -72,26 +81,45 @@ def normalised(config: LMConfig, x: Float[Array, "B T D"], *, name: str) -> Floa
 
 
 def residual(x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
-    """The residual stream between the parts of a block: its tokens are split over all chips where the layout says so."""
+    """The residual stream between the parts of a block.
+
+    Its tokens are split over all chips where the layout says so.
+    """
     return constrain(x, "rows", "sequence", "embed")
 
 
 class LM(hk.Module):
-    """The language model: alone (`token_losses`, `extend`), or in parts, between whose blocks Flamingo puts its own layers.
+    """The language model.
+
+    Alone (`token_losses`, `extend`), or in parts, between whose blocks Flamingo puts its own
+    layers.
 
     Alone it ignores images, and has no features of them.
     """
 
-    def __init__(self, config: LMConfig, new_tokens: NewTokenRows | None = None, *, name: str = "lm"):
-        """`new_tokens`: the rows of the new tokens, made by the caller (they are not the LM's); None is no new token."""
+    def __init__(
+        self, config: LMConfig, new_tokens: NewTokenRows | None = None, *, name: str = "lm"
+    ):
+        """`new_tokens`: the rows of the new tokens, made by the caller (they are not the LM's).
+
+        None is no new token.
+        """
         super().__init__(name=name)
         self.config, self.new_tokens = config, new_tokens
 
     @hk.name_like("__call__")
     def token_losses(
-        self, batch: Batch, *, dtype: DTypeLike = jnp.float32, num_shards: int = 1, rng: Array | None = None
+        self,
+        batch: Batch,
+        *,
+        dtype: DTypeLike = jnp.float32,
+        num_shards: int = 1,
+        rng: Array | None = None,
     ) -> Float32[Array, "B T"]:
-        """Returns -log p(tokens[:, l+1] | before), unweighted, T = L - 1; arguments as in `models.api.Model`."""
+        """Returns -log p(tokens[:, l+1] | before), unweighted, T = L - 1.
+
+        Arguments as in `models.api.Model`.
+        """
         del dtype, num_shards, rng
         context = self_attention.packed_context(batch.segment)
         x, _ = self.run(self.embed(batch.tokens, context.positions), context)
@@ -112,23 +140,35 @@ class LM(hk.Module):
         context = self_attention.cached_context(positions, layer_slice(cache.lm["key"], 0).shape[1])
         x, rows = self.run(self.embed(tokens, positions), context, cache.lm | cache.shared)
         lm = self_attention.written(cache.lm, rows, positions)
-        return joined_logits(*self.logits(x), self.config.vocab_size), Cache(lm, cache.media, cache.shared)
+        return joined_logits(*self.logits(x), self.config.vocab_size), Cache(
+            lm, cache.media, cache.shared
+        )
 
     def encode(
-        self, frames: UInt8[Array, "M F S S 3"], frame_mask: Bool[Array, "M F"], *, dtype: DTypeLike = jnp.float32
+        self,
+        frames: UInt8[Array, "M F S S 3"],
+        frame_mask: Bool[Array, "M F"],
+        *,
+        dtype: DTypeLike = jnp.float32,
     ) -> Float32[Array, "M 1 D"]:
         """Returns zeros, one row for each image, in place of visual tokens."""
         del frame_mask, dtype
         return jnp.zeros((frames.shape[0], 1, self.config.width))
 
     def features(
-        self, frames: UInt8[Array, "M F S S 3"], frame_mask: Bool[Array, "M F"], *, dtype: DTypeLike = jnp.float32
+        self,
+        frames: UInt8[Array, "M F S S 3"],
+        frame_mask: Bool[Array, "M F"],
+        *,
+        dtype: DTypeLike = jnp.float32,
     ) -> Float32[Array, "M E"]:
         """Raises a ValueError: there is no vision encoder."""
         raise ValueError("A language model alone has no features of images: take a Flamingo.")
 
     @hk.name_like("__call__")
-    def embed(self, tokens: Int[Array, "B T"], positions: Int[Array, "B T"]) -> Float[Array, "B T D"]:
+    def embed(
+        self, tokens: Int[Array, "B T"], positions: Int[Array, "B T"]
+    ) -> Float[Array, "B T D"]:
         """Input embeddings; ids from V on are new tokens."""
         table = self._table("embedding")
         known = self.config.vocab_size
@@ -140,13 +180,19 @@ class LM(hk.Module):
             x = jnp.where((tokens >= known)[:, :, None], new, x)
         if self.config.position == "learned":
             shape = (self.config.max_length, self.config.width)
-            table = param("positions", shape, ("length", "embed"), hk.initializers.RandomNormal(0.02))
+            table = param(
+                "positions", shape, ("length", "embed"), hk.initializers.RandomNormal(0.02)
+            )
             x = x + table.astype(x.dtype)[positions]
         return residual(x)
 
     @hk.name_like("__call__")
     def run(
-        self, x: Float[Array, "B T D"], context: Context, cache: Any = None, through: BlockRunner | None = None
+        self,
+        x: Float[Array, "B T D"],
+        context: Context,
+        cache: Any = None,
+        through: BlockRunner | None = None,
     ) -> tuple[Float[Array, "B T D"], Any]:
         """Runs the blocks.
 
@@ -154,11 +200,12 @@ class LM(hk.Module):
             x: embedded tokens.
             context: positions and mask.
             cache: each layer's keys and values, stacked on a leading layer axis; None in training.
-            through: how to go through the stack, `through(stack, weights, x, cache)`; None is one block after another.
-                Flamingo puts its own layers between the blocks in this way.
+            through: how to go through the stack, `through(stack, weights, x, cache)`; None is one
+                block after another. Flamingo puts its own layers between the blocks in this way.
 
         Returns:
-            (x, the new rows of each layer's cache, for `self_attention.written`), or whatever `through` returns.
+            (x, the new rows of each layer's cache, for `self_attention.written`), or whatever
+            `through` returns.
         """
         stack = Stack(
             self.config.num_layers,
@@ -171,7 +218,9 @@ class LM(hk.Module):
         return through(stack, stack.weights(x, layer_slice(cache, 0)), x, cache)
 
     @hk.name_like("__call__")
-    def logits(self, x: Float[Array, "B T D"]) -> tuple[Float32[Array, "B T V"], Float32[Array, "B T N"] | None]:
+    def logits(
+        self, x: Float[Array, "B T D"]
+    ) -> tuple[Float32[Array, "B T V"], Float32[Array, "B T N"] | None]:
         """Returns the logits of (the padded table, the new tokens), float32, not yet normalised."""
         x = normalised(self.config, x, name="final_norm")
         table = self._table("embedding" if self.config.tied_head else "head").astype(x.dtype)
@@ -201,7 +250,12 @@ class NewTokens(hk.Module):
     def __call__(self) -> NewTokenRows:
         """Makes the two tables [num_tokens, D]."""
         init = hk.initializers.TruncatedNormal(self.shape[1] ** -0.5)
-        return NewTokenRows(*(param(name, self.shape, ("new_tokens", "embed"), init) for name in ("input", "output")))
+        return NewTokenRows(
+            *(
+                param(name, self.shape, ("new_tokens", "embed"), init)
+                for name in ("input", "output")
+            )
+        )
 
 
 class NewTokenRows(NamedTuple):

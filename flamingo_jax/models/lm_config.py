@@ -16,7 +16,8 @@ class LMConfig:
     """Shape and options of the language model; the defaults are Chinchilla's.
 
     Attributes:
-        vocab_size: V, the tokenizer's pieces, without new tokens; 0 is filled in from the tokenizer by the programs.
+        vocab_size: V, the tokenizer's pieces, without new tokens; 0 is filled in from the tokenizer
+            by the programs.
         num_layers, width, num_heads: as in Table 4 of the paper.
         head_dim: K; 0 is width / num_heads.
         num_kv_heads: G; 0 is num_heads.
@@ -25,10 +26,11 @@ class LMConfig:
         rotary_base, rotary_fraction, rotary_scaling: of rotary positions.
         max_length: rows of the table of learned positions.
         sliding_window: how many tokens a token attends, itself among them; 0 is all before it.
-        attention_bias: on queries, keys, values and the way out; `qkv_bias` on the first three alone (Qwen2).
+        attention_bias: on queries, keys, values and the way out; `qkv_bias` on the first three
+            alone (Qwen2).
         qk_norm: a LayerNorm over all heads of the queries together, and one of the keys (MPT).
-        qkv_conv_width: width of a depthwise causal convolution on q, k and v (Primer, So et al. 2021); 0 is none. Not in
-            the paper.
+        qkv_conv_width: width of a depthwise causal convolution on q, k and v (Primer, So et al.
+            2021); 0 is none. Not in the paper.
         vocab_multiple: the table is padded to a multiple of it.
         remat: see `core.stack.Stack`.
         fused: whether the block's weights are in the compute form (`models.frozen`).
@@ -64,13 +66,22 @@ class LMConfig:
 
     def __post_init__(self) -> None:
         if self.fused and not self.can_fuse:
-            raise ValueError("fused: there are biases, or fewer key and value heads than query heads; set it to False.")
+            raise ValueError(
+                "fused: there are biases, or fewer key and value heads than query "
+                "heads; set it to False."
+            )
         if not self.head_dim and self.width % self.num_heads:
-            raise ValueError(f"width {self.width} is not divisible by num_heads {self.num_heads}: give head_dim.")
+            raise ValueError(
+                f"width {self.width} is not divisible by num_heads {self.num_heads}: give head_dim."
+            )
         if self.num_heads % self.kv_heads:
-            raise ValueError(f"num_heads {self.num_heads} is not divisible by num_kv_heads {self.num_kv_heads}.")
+            raise ValueError(
+                f"num_heads {self.num_heads} is not divisible by num_kv_heads {self.num_kv_heads}."
+            )
         if self.sliding_window < 0:
-            raise ValueError(f"sliding_window {self.sliding_window}: expected a number of tokens, or 0 for all.")
+            raise ValueError(
+                f"sliding_window {self.sliding_window}: expected a number of tokens, or 0 for all."
+            )
 
     @property
     def head_size(self) -> int:

@@ -1,4 +1,6 @@
-"""NFNet, the normaliser-free residual network that sees for Flamingo (paper, Section 2.1; Brock et al. 2021, arXiv 2102.06171).
+"""NFNet, the normaliser-free residual network that sees for Flamingo (paper, Section 2.1).
+
+Source: Brock et al. 2021, arXiv 2102.06171.
 
     images [M S S 3] -> stem: 3x3 convolutions, S/4 -> stages 1..4: S/4, S/8, S/16, S/32 -> 1x1 convolution, act -> grid [M h w E]
 
@@ -6,10 +8,10 @@
                             |                                                                          |
                             +-- x itself, or (at the start of a stage) average pool and 1x1 -----------+
 
-There is no normalisation layer: weights are standardised (nn/conv.py), activations are scaled to keep the variance, and
-each block's input is divided by the standard deviation that it has in expectation (beta). `skip gain` starts at 0, so
-that a fresh block is the identity. The classifier is left off; Flamingo takes the grid of features (435,286,116 weights
-for F6, the paper's 435M).
+There is no normalisation layer: weights are standardised (nn/conv.py), activations are scaled to
+keep the variance, and each block's input is divided by the standard deviation that it has in
+expectation (beta). `skip gain` starts at 0, so that a fresh block is the identity. The classifier
+is left off; Flamingo takes the grid of features (435,286,116 weights for F6, the paper's 435M).
 """
 
 from __future__ import annotations
@@ -31,7 +33,8 @@ from flamingo_jax.core.stack import Remat, Stack, layer_slice
 from flamingo_jax.nn.conv import Standardisation, ws_conv
 from flamingo_jax.nn.linear import linear
 
-# Each activation is scaled to keep unit variance on unit Gaussian input (NFNet code, base.py). GELU is the tanh form; "gelu_exact"
+# Each activation is scaled to keep unit variance on unit Gaussian input (NFNet code, base.py). GELU
+# is the tanh form; "gelu_exact"
 # is timm's.
 ACTIVATIONS = {
     "gelu": lambda x: jax.nn.gelu(x) * 1.7015043497085571,
@@ -54,19 +57,26 @@ class NFNetConfig:
         strides: stride of each stage's first block.
         stem_channels: channels of the stem's 3x3 convolutions.
         stem_strides: their strides.
-        expansion: channels inside a block, as a fraction of its output channels (of its input's without `big_width`).
+        expansion: channels inside a block, as a fraction of its output channels (of its input's
+            without `big_width`).
         big_width: which of the two widths `expansion` refers to.
-        group_width: channels of one group of the 3x3 convolutions; a block narrower than this has one group.
-        se_ratio: hidden width of squeeze-and-excite as a fraction of the channels; None leaves it out.
+        group_width: channels of one group of the 3x3 convolutions; a block narrower than this has
+            one group.
+        se_ratio: hidden width of squeeze-and-excite as a fraction of the channels; None leaves it
+            out.
         alpha: scale of every residual branch.
         skip_init: initial value of the learnt gain on the residual branch (0 in NFNet: SkipInit).
-        final_multiplier: the last 1x1 convolution's width as a multiple of the last stage's; None leaves it out.
-        stochastic_depth: probability of dropping the last block's branch in training; it grows linearly from 0.
+        final_multiplier: the last 1x1 convolution's width as a multiple of the last stage's; None
+            leaves it out.
+        stochastic_depth: probability of dropping the last block's branch in training; it grows
+            linearly from 0.
         activation: the non-linearity, see ACTIVATIONS.
-        weight_standardisation: "apply" at each call, or "folded": the weights are in the compute form (`models.frozen`) and have no gains.
+        weight_standardisation: "apply" at each call, or "folded": the weights are in the compute
+            form (`models.frozen`) and have no gains.
         remat: "full" recomputes each block in the backward pass.
-        loop: how a stage's equal blocks are applied: "scan" compiles once for all of them; "unrolled" is for training
-            on a CPU, where XLA's gradient of a convolution inside a loop takes some thirty times as long.
+        loop: how a stage's equal blocks are applied: "scan" compiles once for all of them;
+            "unrolled" is for training on a CPU, where XLA's gradient of a convolution inside a loop
+            takes some thirty times as long.
     """
 
     widths: tuple[int, ...] = (256, 512, 1536, 1536)
@@ -90,23 +100,30 @@ class NFNetConfig:
     def __post_init__(self) -> None:
         if not len(self.widths) == len(self.depths) == len(self.strides):
             raise ValueError(
-                f"NFNet needs a width, depth and stride for each stage; got {self.widths}, {self.depths}, {self.strides}."
+                f"NFNet needs a width, depth and stride for each stage; got {self.widths}, "
+                f"{self.depths}, {self.strides}."
             )
         if len(self.stem_channels) != len(self.stem_strides):
             raise ValueError(
-                f"NFNet's stem has channels {self.stem_channels} but strides {self.stem_strides}: give as many."
+                f"NFNet's stem has channels {self.stem_channels} but strides {self.stem_strides}: "
+                "give as many."
             )
         for width in self.widths if self.big_width else ():
             inner = int(width * self.expansion)
             if inner > self.group_width and inner % self.group_width:
                 raise ValueError(
-                    f"NFNet's group_width {self.group_width} does not divide the {inner} channels inside a block of width {width}."
+                    f"NFNet's group_width {self.group_width} does not divide the {inner} channels "
+                    f"inside a block of width {width}."
                 )
 
     @property
     def width(self) -> int:
         """E, the channels of the feature grid."""
-        return self.widths[-1] if self.final_multiplier is None else int(self.final_multiplier * self.widths[-1])
+        return (
+            self.widths[-1]
+            if self.final_multiplier is None
+            else int(self.final_multiplier * self.widths[-1])
+        )
 
     @property
     def reduction(self) -> int:
@@ -122,15 +139,17 @@ def normalise(
     std: Float[np.ndarray, "3"] = PIXEL_STD,
 ) -> Float[Array, "... 3"]:
     """Returns (pixel - mean) / deviation, computed in float32 and rounded to `dtype` (paper, model card: mean 0, variance 1)."""
-    means, deviations = (jnp.broadcast_to(jnp.asarray(value), images.shape) for value in (mean, std))
+    means, deviations = (
+        jnp.broadcast_to(jnp.asarray(value), images.shape) for value in (mean, std)
+    )
     return ((images.astype(jnp.float32) - means) / deviations).astype(dtype)
 
 
 def betas(config: NFNetConfig) -> list[list[float]]:
     """Returns, for each block of each stage, 1 / the expected deviation of the block's input.
 
-    A block adds alpha^2 to the variance; a stage's first block starts it again at 1, because its shortcut is a
-    standardised convolution of the scaled input.
+    A block adds alpha^2 to the variance; a stage's first block starts it again at 1, because its
+    shortcut is a standardised convolution of the scaled input.
     """
     values, variance = [], 1.0
     for depth in config.depths:
@@ -150,15 +169,21 @@ class NFNet(hk.Module):
         self.config = config
 
     def __call__(
-        self, images: Float[Array, "M S S 3"], *, is_training: bool = False, rng: Array | None = None
+        self,
+        images: Float[Array, "M S S 3"],
+        *,
+        is_training: bool = False,
+        rng: Array | None = None,
     ) -> Float[Array, "M h w E"]:
-        """Returns the grid of features, S / config.reduction on a side (rounded up): 9x9 at 288, 10x10 at 320, 15x15 at 480.
+        """Returns the grid of features, S / config.reduction on a side (rounded up).
+
+        9x9 at 288, 10x10 at 320, 15x15 at 480.
 
         Args:
             images: Float[M, S, S, 3] after `normalise`; their dtype is the one that is computed in.
             is_training: whether blocks are dropped (stochastic depth).
-            rng: key for that, or one for each image, so that what is dropped does not depend on the others; needed only in
-                training with config.stochastic_depth > 0.
+            rng: key for that, or one for each image, so that what is dropped does not depend on the
+                others; needed only in training with config.stochastic_depth > 0.
 
         Raises:
             ValueError: if that key is missing.
@@ -167,7 +192,8 @@ class NFNet(hk.Module):
         if is_training and config.stochastic_depth > 0:
             if rng is None:
                 raise ValueError(
-                    f"NFNet {self.name!r} has stochastic_depth={config.stochastic_depth}: pass rng= in training."
+                    f"NFNet {self.name!r} has stochastic_depth={config.stochastic_depth}: pass "
+                    "rng= in training."
                 )
             own = rng if rng.ndim else jax.random.split(rng, len(images))
             keys = jnp.swapaxes(jax.vmap(lambda key: jax.random.split(key, num_blocks))(own), 0, 1)
@@ -175,7 +201,9 @@ class NFNet(hk.Module):
         act = ACTIVATIONS[config.activation]
 
         x = images
-        for i, (channels, stride) in enumerate(zip(config.stem_channels, config.stem_strides, strict=True)):
+        for i, (channels, stride) in enumerate(
+            zip(config.stem_channels, config.stem_strides, strict=True)
+        ):
             x = conv(act(x) if i else x, channels, kernel=3, stride=stride, name=f"stem_conv{i}")
 
         done = 0
@@ -185,14 +213,23 @@ class NFNet(hk.Module):
                 rates = config.stochastic_depth * jnp.arange(done, done + len(stage)) / num_blocks
                 inputs["drop"] = (rates, keys[done : done + len(stage)])
             done += len(stage)
-            x = _stage(x, inputs, width=config.widths[i], stride=config.strides[i], config=config, name=f"stage{i}")
+            x = _stage(
+                x,
+                inputs,
+                width=config.widths[i],
+                stride=config.strides[i],
+                config=config,
+                name=f"stage{i}",
+            )
 
         if config.final_multiplier is not None:
             x = conv(x, config.width, kernel=1, name="final_conv")
         return act(x)
 
 
-def _stage(x: Array, inputs: dict[str, Any], *, width: int, stride: int, config: NFNetConfig, name: str) -> Array:
+def _stage(
+    x: Array, inputs: dict[str, Any], *, width: int, stride: int, config: NFNetConfig, name: str
+) -> Array:
     """A first block that changes the shape, then equal blocks, stacked and scanned."""
 
     def first(x: Array, inputs: dict[str, Any]) -> Array:
@@ -207,7 +244,9 @@ def _stage(x: Array, inputs: dict[str, Any], *, width: int, stride: int, config:
             x = (hk.remat(first) if config.remat == "full" else first)(x, layer_slice(inputs, 0))
         if depth == 1:
             return x
-        stack = Stack(depth - 1, rest, name="rest", remat=config.remat, unrolled=config.loop == "unrolled")
+        stack = Stack(
+            depth - 1, rest, name="rest", remat=config.remat, unrolled=config.loop == "unrolled"
+        )
         return stack(x, layer_slice(inputs, slice(1, None)))[0]
 
 

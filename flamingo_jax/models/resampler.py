@@ -1,4 +1,7 @@
-"""Perceiver Resampler: any number of visual features in, a fixed number of visual tokens out (paper, Section 2.1, A.1.1, Figure 5).
+"""Perceiver Resampler.
+
+Any number of visual features in, a fixed number of visual tokens out (paper, Section 2.1, A.1.1,
+Figure 5).
 
     features [M F P E] --linear--> (+) time [F W] --> flatten [M F*P W] --------+ keys, values
                                                                                 |
@@ -6,10 +9,11 @@
                                 |                    latents += ffw(latents) }  --> [M R W]
                                 +--> keys, values too
 
-Two readings of the paper's size: its second version gives heads of 96 (= W / H), its first says that all blocks have
-"a same constant key and value size of 128". Only 128 gives the 194M of Table 5 (193.7M; 96 gives 174.8M), together with
-the linear map from the 3072 channels of NFNet-F6; so 128 is "paper" in the zoo and 96 "paper_v2_head96". Biases are as
-in the language model whose count fits: on the feed-forward layers, not on the attention's projections.
+Two readings of the paper's size: its second version gives heads of 96 (= W / H), its first says
+that all blocks have "a same constant key and value size of 128". Only 128 gives the 194M of Table 5
+(193.7M; 96 gives 174.8M), together with the linear map from the 3072 channels of NFNet-F6; so 128
+is "paper" in the zoo and 96 "paper_v2_head96". Biases are as in the language model whose count
+fits: on the feed-forward layers, not on the attention's projections.
 """
 
 from __future__ import annotations
@@ -39,8 +43,10 @@ class ResamplerConfig:
         num_heads: H.
         head_dim: K, size of one head's keys and values.
         num_latents: R, the visual tokens that come out for each image or video.
-        input_projection: whether a linear map takes the features to W; without it they must come W wide.
-        num_time_embeddings: frames in training; other frame counts interpolate. 0: frames are not told apart.
+        input_projection: whether a linear map takes the features to W; without it they must come W
+            wide.
+        num_time_embeddings: frames in training; other frame counts interpolate. 0: frames are not
+            told apart.
         mlp_ratio: hidden width of the feed-forward layer, in widths.
         activation: of the feed-forward layer.
         attention_bias: whether the projections of the attention have biases.
@@ -69,20 +75,26 @@ class ResamplerConfig:
 
 
 class Resampler(hk.Module):
-    """Features of the vision encoder to R visual tokens; the features themselves are not updated."""
+    """Features of the vision encoder to R visual tokens.
+
+    The features themselves are not updated.
+    """
 
     def __init__(self, config: ResamplerConfig, name: str = "resampler"):
         super().__init__(name=name)
         self.config = config
 
-    def __call__(self, features: Float[Array, "M F P E"], frame_mask: Bool[Array, "M F"]) -> Float[Array, "M R W"]:
+    def __call__(
+        self, features: Float[Array, "M F P E"], frame_mask: Bool[Array, "M F"]
+    ) -> Float[Array, "M R W"]:
         """Returns the visual tokens.
 
-        There is no embedding of the position within the image (the paper saw no gain: the encoder's convolutions carry
-        it), and one embedding for each frame. An image is a video of one frame.
+        There is no embedding of the position within the image (the paper saw no gain: the encoder's
+        convolutions carry it), and one embedding for each frame. An image is a video of one frame.
 
         Args:
-            features: Float[M, F, P, E] grid of the encoder for each frame, flattened; computed in their dtype.
+            features: Float[M, F, P, E] grid of the encoder for each frame, flattened; computed in
+                their dtype.
             frame_mask: Bool[M, F] False for frames that are padding: nothing attends them.
 
         Raises:
@@ -97,11 +109,17 @@ class Resampler(hk.Module):
             x = linear(features, (config.width,), axes=("vision", "embed"), bias=True, name="input")
         elif width != config.width:
             raise ValueError(
-                f"Resampler: the vision encoder's features are {width} wide, the resampler {config.width}, and there is no input "
-                "projection: set resampler.width to the encoder's, or resampler.input_projection=True."
+                f"Resampler: the vision encoder's features are {width} wide, the resampler "
+                f"{config.width}, and there is no input projection: set resampler.width to the "
+                "encoder's, or resampler.input_projection=True."
             )
         if config.num_time_embeddings:
-            time = param("time_embeddings", (config.num_time_embeddings, config.width), ("frames", "embed"), init)
+            time = param(
+                "time_embeddings",
+                (config.num_time_embeddings, config.width),
+                ("frames", "embed"),
+                init,
+            )
             x = x + interpolate_time(time, num_frames).astype(x.dtype)[None, :, None]
         x = x.reshape(num_inputs, num_frames * num_patches, config.width)
 
@@ -110,7 +128,9 @@ class Resampler(hk.Module):
 
         visible = jnp.repeat(frame_mask, num_patches, axis=1)
         visible = jnp.pad(visible, ((0, 0), (0, config.num_latents)), constant_values=True)
-        mask = jnp.broadcast_to(visible[:, None, :], (num_inputs, config.num_latents, visible.shape[1]))
+        mask = jnp.broadcast_to(
+            visible[:, None, :], (num_inputs, config.num_latents, visible.shape[1])
+        )
 
         def block(latents: Array, _: None) -> tuple[Array, None]:
             latents = latents + _attention(latents, x, mask, config)
@@ -127,15 +147,27 @@ class Resampler(hk.Module):
             return latents + hidden, None
 
         latents, _ = Stack(config.num_layers, block, name="layers", remat=config.remat)(latents)
-        return layer_norm(latents, epsilon=config.epsilon, name="final_norm") if config.final_norm else latents
+        return (
+            layer_norm(latents, epsilon=config.epsilon, name="final_norm")
+            if config.final_norm
+            else latents
+        )
 
 
 def _attention(
-    latents: Float[Array, "M R W"], x: Float[Array, "M S W"], mask: Bool[Array, "M R Sx"], config: ResamplerConfig
+    latents: Float[Array, "M R W"],
+    x: Float[Array, "M S W"],
+    mask: Bool[Array, "M R Sx"],
+    config: ResamplerConfig,
 ) -> Float[Array, "M R W"]:
-    """The latents attend the features and themselves; features and latents have a LayerNorm each (pre-norm)."""
+    """The latents attend the features and themselves.
+
+    Features and latents have a LayerNorm each (pre-norm).
+    """
     latents = layer_norm(latents, epsilon=config.epsilon, name="latents_norm")
-    attended = jnp.concatenate([layer_norm(x, epsilon=config.epsilon, name="media_norm"), latents], axis=1)
+    attended = jnp.concatenate(
+        [layer_norm(x, epsilon=config.epsilon, name="media_norm"), latents], axis=1
+    )
     axes, bias = ("embed", "latent_heads", "head_dim"), config.attention_bias
     heads = (config.num_heads, config.head_dim)
     q = linear(latents, heads, axes=axes, bias=bias, name="query")
@@ -148,5 +180,10 @@ def _attention(
         )
     out = attend(q, k, v, mask)
     return linear(
-        out, latents.shape[-1:], num_in=2, axes=("latent_heads", "head_dim", "embed"), bias=bias, name="output"
+        out,
+        latents.shape[-1:],
+        num_in=2,
+        axes=("latent_heads", "head_dim", "embed"),
+        bias=bias,
+        name="output",
     )

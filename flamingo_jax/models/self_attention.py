@@ -39,13 +39,19 @@ def packed_context(segment: Int[Array, "B L"]) -> Context:
     length = segment.shape[1]
     index = jnp.broadcast_to(jnp.arange(length, dtype=jnp.int32)[None], segment.shape)
     mask = masks.causal(index, length) & masks.same_segment(segment)
-    return Context(masks.positions_in_segment(segment), mask, _distances(index, length), segment, aligned=True)
+    return Context(
+        masks.positions_in_segment(segment), mask, _distances(index, length), segment, aligned=True
+    )
 
 
 def cached_context(positions: Int[Array, "B T"], cache_length: int) -> Context:
     """Context of prefill and decoding: the keys stand in the cache at their positions."""
     return Context(
-        positions, masks.causal(positions, cache_length), _distances(positions, cache_length), None, aligned=False
+        positions,
+        masks.causal(positions, cache_length),
+        _distances(positions, cache_length),
+        None,
+        aligned=False,
     )
 
 
@@ -65,7 +71,8 @@ class SelfAttention(hk.Module):
         """Attends x itself (cache None) or the cache after x has been written into it.
 
         Returns:
-            (out, this layer's new rows of the cache, {name: [B, T, ...]}, for `written`; None without a cache).
+            (out, this layer's new rows of the cache, {name: [B, T, ...]}, for `written`; None
+            without a cache).
         """
         config, context = self.config, self.context
         q, k, v = self._project(x)
@@ -73,20 +80,35 @@ class SelfAttention(hk.Module):
         if config.qkv_conv_width:
             q, k, v, rows = self._convolve(q, k, v, cache)
         if config.qk_norm:
-            q, k = self._norm_all_heads(q, "heads", "query_norm"), self._norm_all_heads(k, "kv_heads", "key_norm")
+            q, k = (
+                self._norm_all_heads(q, "heads", "query_norm"),
+                self._norm_all_heads(k, "kv_heads", "key_norm"),
+            )
         if config.position == "rotary":
             q, k = (self._rotate(y) for y in (q, k))
         if cache is not None:
-            rows = {**(rows or {}), "key": k.astype(cache["key"].dtype), "value": v.astype(cache["value"].dtype)}
+            rows = {
+                **(rows or {}),
+                "key": k.astype(cache["key"].dtype),
+                "value": v.astype(cache["value"].dtype),
+            }
             k, v = (_write(cache[name], rows[name], context.positions) for name in ("key", "value"))
-        q, bias = self._position_bias(q, k.shape[1], cache.get("relative") if cache is not None else None)
+        q, bias = self._position_bias(
+            q, k.shape[1], cache.get("relative") if cache is not None else None
+        )
         mask = context.mask
         if config.sliding_window:
             mask = mask & (context.distances < config.sliding_window)
         out = constrain(attend(q, k, v, mask, bias), "batch", "length", "heads", "head_dim")
-        out = jax.lax.optimization_barrier(out)  # transposed once, not again for each tile of the product
+        # transposed once, not again for each tile of the product
+        out = jax.lax.optimization_barrier(out)
         out = linear(
-            out, (config.width,), axes=("heads", "head_dim", "embed"), num_in=2, bias=config.attention_bias, name="out"
+            out,
+            (config.width,),
+            axes=("heads", "head_dim", "embed"),
+            num_in=2,
+            bias=config.attention_bias,
+            name="out",
         )
         return out, rows
 
@@ -95,15 +117,23 @@ class SelfAttention(hk.Module):
         config = self.config
         if config.fused:
             qkv = fused_linear(
-                x, (3, config.num_heads, config.head_size), axes=(None, "heads", "head_dim", "embed"), name="qkv"
+                x,
+                (3, config.num_heads, config.head_size),
+                axes=(None, "heads", "head_dim", "embed"),
+                name="qkv",
             )
             qkv = constrain(qkv, "batch", "length", None, "heads", "head_dim")
-            q, k, v = (checkpoint_name(qkv[:, :, i], name) for i, name in enumerate(("query", "key", "value")))
+            q, k, v = (
+                checkpoint_name(qkv[:, :, i], name)
+                for i, name in enumerate(("query", "key", "value"))
+            )
             return q, k, v
 
         def project(heads: int, axis: str, name: str) -> Array:
             shape, axes = (heads, config.head_size), ("embed", axis, "head_dim")
-            y = linear(x, shape, axes=axes, bias=config.attention_bias or config.qkv_bias, name=name)
+            y = linear(
+                x, shape, axes=axes, bias=config.attention_bias or config.qkv_bias, name=name
+            )
             return checkpoint_name(constrain(y, "batch", "length", axis, "head_dim"), name)
 
         q = project(config.num_heads, "heads", "query")
@@ -111,8 +141,13 @@ class SelfAttention(hk.Module):
         return q, k, v
 
     @hk.name_like("__call__")
-    def _position_bias(self, q: Array, num_keys: int, r: Array | None) -> tuple[Array, Array | None]:
-        """Returns (q as it meets the keys, what positions add to the scores); r: `distance_table` of this layer, if it is at hand."""
+    def _position_bias(
+        self, q: Array, num_keys: int, r: Array | None
+    ) -> tuple[Array, Array | None]:
+        """Returns (q as it meets the keys, what positions add to the scores); r.
+
+        `distance_table` of this layer, if it is at hand.
+        """
         config = self.config
         if config.position == "alibi":
             return q, embed.alibi_bias(config.num_heads, self.context.distances)
@@ -120,7 +155,9 @@ class SelfAttention(hk.Module):
             return q, None
         shape = (config.num_heads, config.head_size)
         content, position = (
-            jnp.broadcast_to(param(name, shape, ("heads", "head_dim"), jnp.zeros).astype(q.dtype), q.shape)
+            jnp.broadcast_to(
+                param(name, shape, ("heads", "head_dim"), jnp.zeros).astype(q.dtype), q.shape
+            )
             for name in ("content_bias", "position_bias")
         )
         if r is None:
@@ -140,18 +177,25 @@ class SelfAttention(hk.Module):
     def _rotate(self, y: Array) -> Array:
         config = self.config
         base, fraction, scaling = config.rotary_base, config.rotary_fraction, config.rotary_scaling
-        return embed.rotary(y, self.context.positions, base=base, fraction=fraction, scaling=scaling)
+        return embed.rotary(
+            y, self.context.positions, base=base, fraction=fraction, scaling=scaling
+        )
 
     @hk.name_like("__call__")
     def _norm_all_heads(self, y: Array, axis: str, name: str) -> Array:
         flat, config = y.reshape(*y.shape[:2], -1), self.config
-        return layer_norm(flat, axis_name=axis, epsilon=config.norm_epsilon, bias=config.norm_bias, name=name).reshape(
-            y.shape
-        )
+        return layer_norm(
+            flat, axis_name=axis, epsilon=config.norm_epsilon, bias=config.norm_bias, name=name
+        ).reshape(y.shape)
 
     @hk.name_like("__call__")
-    def _convolve(self, q: Array, k: Array, v: Array, cache: Any) -> tuple[Array, Array, Array, Any]:
-        """Mixes each channel of q, k, v with its own last tokens; the cache keeps the channels as they were: its new rows come fourth."""
+    def _convolve(
+        self, q: Array, k: Array, v: Array, cache: Any
+    ) -> tuple[Array, Array, Array, Any]:
+        """Mixes each channel of q, k, v with its own last tokens.
+
+        The cache keeps the channels as they were: its new rows come fourth.
+        """
         parts = [y.reshape(*y.shape[:2], -1) for y in (q, k, v)]
         raw = jnp.concatenate(parts, axis=-1)
         lags = range(1, self.config.qkv_conv_width)
@@ -164,13 +208,27 @@ class SelfAttention(hk.Module):
             before = [_read(known, self.context.positions - lag) for lag in lags]
         mixed = []
         for y, shape, name, axis in zip(
-            parts, (q, k, v), ("query", "key", "value"), ("heads", "kv_heads", "kv_heads"), strict=True
+            parts,
+            (q, k, v),
+            ("query", "key", "value"),
+            ("heads", "kv_heads", "kv_heads"),
+            strict=True,
         ):
             kernel_shape = (self.config.qkv_conv_width, *shape.shape[2:])
-            kernel = param(f"{name}_kernel", kernel_shape, ("kernel", axis, "head_dim"), _identity_kernel)
-            start = 0 if name == "query" else parts[0].shape[-1] + (parts[1].shape[-1] if name == "value" else 0)
+            kernel = param(
+                f"{name}_kernel", kernel_shape, ("kernel", axis, "head_dim"), _identity_kernel
+            )
+            start = (
+                0
+                if name == "query"
+                else parts[0].shape[-1] + (parts[1].shape[-1] if name == "value" else 0)
+            )
             own = [lag[..., start : start + y.shape[-1]] for lag in before]
-            mixed.append(embed.causal_convolution(y, kernel.reshape(len(kernel), -1), own).reshape(shape.shape))
+            mixed.append(
+                embed.causal_convolution(y, kernel.reshape(len(kernel), -1), own).reshape(
+                    shape.shape
+                )
+            )
         return mixed[0], mixed[1], mixed[2], rows
 
 
@@ -179,7 +237,9 @@ def _identity_kernel(shape: tuple[int, ...], dtype: Any) -> Array:
     return jnp.zeros(shape, dtype).at[0].set(1.0)
 
 
-def written(cache: dict[str, Any], rows: dict[str, Any], positions: Int[Array, "B T"]) -> dict[str, Any]:
+def written(
+    cache: dict[str, Any], rows: dict[str, Any], positions: Int[Array, "B T"]
+) -> dict[str, Any]:
     """Returns the cache with the new rows of all layers, which went through the layers apart from it.
 
     A scan that took the cache in and gave it out again would copy all of it for each decoded token.
@@ -189,16 +249,22 @@ def written(cache: dict[str, Any], rows: dict[str, Any], positions: Int[Array, "
         rows: {name: [layers, B, T, ...]} as the layers give them, or `Layers` likewise.
         positions: of the rows; consecutive.
     """
-    if is_unrolled(cache):  # what each layer has written for itself: the compiler does it once, in place
+    # what each layer has written for itself: the compiler does it once, in place
+    if is_unrolled(cache):
         pairs = {name: zip(cache[name], new, strict=True) for name, new in rows.items()}
-        return {name: Layers(_write(old, new, positions) for old, new in layers) for name, layers in pairs.items()}
+        return {
+            name: Layers(_write(old, new, positions) for old, new in layers)
+            for name, layers in pairs.items()
+        }
     write = jax.vmap(_write, in_axes=(0, 0, None))
     return {name: write(cache[name], new, positions) for name, new in rows.items()}
 
 
 def _write(cache: Array, new: Array, positions: Array) -> Array:
     """Puts T new rows into each cache row at its positions, which are consecutive."""
-    put = lambda row, x, start: jax.lax.dynamic_update_slice_in_dim(row, x.astype(row.dtype), start, axis=0)  # noqa: E731
+    put = lambda row, x, start: jax.lax.dynamic_update_slice_in_dim(
+        row, x.astype(row.dtype), start, axis=0
+    )
     return jax.vmap(put)(cache, new, positions[:, 0])
 
 
@@ -211,9 +277,12 @@ def _read(cache: Array, positions: Array) -> Array:
 def distance_table(
     config: LMConfig, blocks: Params, length: int, dtype: Any
 ) -> Float[Array, "layers S H K"] | Layers | None:
-    """The projected embedding of each distance in each layer: what relative positions need, whatever the tokens.
+    """The projected embedding of each distance in each layer.
 
-    Each decoded token would else project all of them again in every layer, 2 S D^2 FLOPs, where the rest of the layer takes 24 D^2.
+    What relative positions need, whatever the tokens.
+
+    Each decoded token would else project all of them again in every layer, 2 S D^2 FLOPs, where the
+    rest of the layer takes 24 D^2.
 
     Args:
         config: of the LM; with other positions there is no table.

@@ -1,4 +1,6 @@
-"""One vision encoder or another, NFNet (the paper's) or ViT: the only way in which other code sees them.
+"""One vision encoder or another, NFNet (the paper's) or ViT.
+
+The only way in which other code sees them.
 
 frames [M S S 3] uint8 --the encoder's own mean and deviation--> encoder --> features [M P E], row by row of its grid
 """
@@ -34,7 +36,8 @@ def see(
         config: of the encoder.
         frames: pixels, 0..255.
         dtype: what is computed in.
-        is_training: whether NFNet's blocks are dropped (stochastic depth); a ViT has nothing random.
+        is_training: whether NFNet's blocks are dropped (stochastic depth); a ViT has nothing
+            random.
         rng: key for that.
         name: of the module.
 
@@ -44,12 +47,19 @@ def see(
     if isinstance(config, ViTConfig):
         mean, std = (255 * np.array(value, np.float32) for value in (config.mean, config.std))
         return ViT(config, name=name)(nfnet.normalise(frames, dtype, mean=mean, std=std))
-    grid = NFNet(config, name=name)(nfnet.normalise(frames, dtype), is_training=is_training, rng=rng)
+    grid = NFNet(config, name=name)(
+        nfnet.normalise(frames, dtype), is_training=is_training, rng=rng
+    )
     return grid.reshape(len(grid), -1, grid.shape[-1])
 
 
-def pool(features: Float[Array, "M F P E"], frame_mask: Bool[Array, "M F"]) -> Float32[Array, "M E"]:
-    """Returns the mean over places, and over real frames: one vector for an image or a video, to compare it with others."""
+def pool(
+    features: Float[Array, "M F P E"], frame_mask: Bool[Array, "M F"]
+) -> Float32[Array, "M E"]:
+    """Returns the mean over places, and over real frames.
+
+    One vector for an image or a video, to compare it with others.
+    """
     real = jnp.broadcast_to(frame_mask[:, :, None, None], features.shape)
     return jnp.mean(features, axis=(1, 2), where=real, dtype=jnp.float32)
 

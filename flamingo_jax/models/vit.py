@@ -1,11 +1,14 @@
-"""CLIP's vision transformer, the other encoder that sees for Flamingo (paper, Table 3 (vii); Radford et al. 2021, arXiv 2103.00020).
+"""CLIP's vision transformer, the other encoder that sees for Flamingo.
+
+Sources: paper, Table 3 (vii); Radford et al. 2021, arXiv 2103.00020.
 
     images [M S S 3] --p x p patches, linear--> [M P E] --[class, patches] + positions--LayerNorm--> x [M 1+P E]
     num_layers x { x += attention(LN x) ; x += ffw(LN x) } --(LayerNorm)--> features [M P E], without the class token or with it
 
-Public models differ in three things that no shape of a weight tells, and so they are options here. OpenAI's weights have
-the quick GELU, x * sigmoid(1.702 x), LAION's the exact one. OpenFlamingo takes the patches alone, IDEFICS the class token too.
-CLIP's last LayerNorm stands before its projection; neither OpenFlamingo nor IDEFICS was trained with it on the patches.
+Public models differ in three things that no shape of a weight tells, and so they are options here.
+OpenAI's weights have the quick GELU, x * sigmoid(1.702 x), LAION's the exact one. OpenFlamingo
+takes the patches alone, IDEFICS the class token too. CLIP's last LayerNorm stands before its
+projection; neither OpenFlamingo nor IDEFICS was trained with it on the patches.
 """
 
 from __future__ import annotations
@@ -34,7 +37,9 @@ Interpolation = Literal["bicubic", "antialiased"]
 
 @dataclasses.dataclass(frozen=True)
 class ViTConfig:
-    """Shape and options of a vision transformer (models/sizes.py); the defaults are OpenAI's ViT-L/14, as OpenFlamingo reads it.
+    """Shape and options of a vision transformer (models/sizes.py).
+
+    The defaults are OpenAI's ViT-L/14, as OpenFlamingo reads it.
 
     Attributes:
         patch_size: side of a patch, in pixels.
@@ -44,10 +49,12 @@ class ViTConfig:
         mlp_width: hidden width of the feed-forward layers.
         image_size: side of the images that the table of positions was trained at.
         activation: of the feed-forward layers.
-        features: what comes out: the patches, the class token before them, or the class token alone (CLIP's image embedding).
+        features: what comes out: the patches, the class token before them, or the class token alone
+            (CLIP's image embedding).
         final_norm: whether a LayerNorm (CLIP's post-norm) ends it, over all that comes out.
-        interpolation: how the table of positions is brought to another grid: "bicubic" as in transformers (a = -0.75, edges
-            repeated), "antialiased" as in open_clip and timm (a = -0.5, a wider window where the grid shrinks).
+        interpolation: how the table of positions is brought to another grid: "bicubic" as in
+            transformers (a = -0.75, edges repeated), "antialiased" as in open_clip and timm (a =
+            -0.5, a wider window where the grid shrinks).
         epsilon: of the LayerNorms.
         mean: of red, green and blue, for pixels 0..1.
         std: their deviation.
@@ -82,7 +89,8 @@ class ViTConfig:
         """
         if image_size % self.patch_size or not image_size:
             raise ValueError(
-                f"ViT: patches of {self.patch_size} pixels do not fill an image of {image_size}: take a multiple of {self.patch_size}."
+                f"ViT: patches of {self.patch_size} pixels do not fill an image of {image_size}: "
+                f"take a multiple of {self.patch_size}."
             )
         return image_size // self.patch_size
 
@@ -100,10 +108,13 @@ class ViT(hk.Module):
         self.config = config
 
     def __call__(self, images: Float[Array, "M S S 3"]) -> Float[Array, "M P E"]:
-        """Returns the features, row by row of the grid; the class token, where it is wanted, comes first.
+        """Returns the features, row by row of the grid.
+
+        The class token, where it is wanted, comes first.
 
         Args:
-            images: Float[M, S, S, 3] normalised by config.mean and config.std; their dtype is the one that is computed in.
+            images: Float[M, S, S, 3] normalised by config.mean and config.std; their dtype is the
+                one that is computed in.
 
         Raises:
             ValueError: if patches do not fill the images.
@@ -115,13 +126,19 @@ class ViT(hk.Module):
 
         with hk.name_scope("patch_embedding"):
             shape = (size, size, 3, config.width)
-            w = param("w", shape, ("kernel", "kernel", None, "vision"), hk.initializers.RandomNormal(0.02))
+            w = param(
+                "w", shape, ("kernel", "kernel", None, "vision"), hk.initializers.RandomNormal(0.02)
+            )
         patches = images.reshape(num_images, side, size, side, size, 3)
-        patches = jnp.einsum("mhawbc,abce->mhwe", patches, w.astype(dtype)).reshape(num_images, -1, config.width)
+        patches = jnp.einsum("mhawbc,abce->mhwe", patches, w.astype(dtype)).reshape(
+            num_images, -1, config.width
+        )
         first = param("class_embedding", (config.width,), ("vision",), init).astype(dtype)
         first = jnp.broadcast_to(first[None, None], (num_images, 1, config.width))
         positions = param("positions", (1 + trained_side**2, config.width), (None, "vision"), init)
-        positions = interpolate_positions(positions, side, interpolation=config.interpolation).astype(dtype)
+        positions = interpolate_positions(
+            positions, side, interpolation=config.interpolation
+        ).astype(dtype)
         x = jnp.concatenate([first, patches], axis=1) + positions[None]
         x = _norm(x, config, name="pre_norm")
 
@@ -130,12 +147,19 @@ class ViT(hk.Module):
                 y = _norm(x, config, name="attention_norm")
                 with hk.name_scope("attention"):
                     heads = (config.num_heads, config.width // config.num_heads)
-                    q, k, v = (linear(y, heads, axes=axes, bias=True, name=name) for name in ("query", "key", "value"))
+                    q, k, v = (
+                        linear(y, heads, axes=axes, bias=True, name=name)
+                        for name in ("query", "key", "value")
+                    )
                     back = ("vision", "head_dim", "vision")
-                    x = x + linear(attend(q, k, v), x.shape[-1:], num_in=2, axes=back, bias=True, name="out")
+                    x = x + linear(
+                        attend(q, k, v), x.shape[-1:], num_in=2, axes=back, bias=True, name="out"
+                    )
                 y = _norm(x, config, name="mlp_norm")
                 hidden, activation = config.mlp_width, config.activation
-                y = feed_forward(y, hidden, activation=activation, batch="images", axis="vision", name="mlp")
+                y = feed_forward(
+                    y, hidden, activation=activation, batch="images", axis="vision", name="mlp"
+                )
                 return x + y, None
 
         x, _ = Stack(config.num_layers, block, name="layers", remat=config.remat)(x)
@@ -167,7 +191,10 @@ def interpolate_positions(
 
 
 def _bicubic(num_old: int, num_new: int) -> Float[np.ndarray, "new old"]:
-    """Weights of the old places for each new one: cubic convolution (Keys 1981), a = -0.75, beyond the edge the edge again."""
+    """Weights of the old places for each new one.
+
+    Cubic convolution (Keys 1981), a = -0.75, beyond the edge the edge again.
+    """
     a, weights = -0.75, np.zeros((num_new, num_old))
     for i in range(num_new):
         place = (i + 0.5) * num_old / num_new - 0.5

@@ -1,7 +1,10 @@
-"""Attention as pure functions on arrays: masked softmax attention, and cross-attention to one image per token.
+"""Attention as pure functions on arrays.
 
-The softmax and its scores are float32. A query that may attend nothing gets exactly 0, not an average of everything:
-a text token before the first image must not see any image (paper, A.1.3: phi = 0).
+Masked softmax attention, and cross-attention to one image per token.
+
+The softmax and its scores are float32. A query that may attend nothing gets exactly 0, not an
+average of everything: a text token before the first image must not see any image (paper, A.1.3: phi
+= 0).
 """
 
 from __future__ import annotations
@@ -39,7 +42,9 @@ def attend(
     grouped = q.reshape(batch, length, groups, heads // groups, size)
     scores = einsum_float32("blghk,bsgk->bghls", grouped, k) * size**-0.5
     if bias is not None:
-        scores = scores + jnp.broadcast_to(bias.reshape(-1, groups, heads // groups, *bias.shape[2:]), scores.shape)
+        scores = scores + jnp.broadcast_to(
+            bias.reshape(-1, groups, heads // groups, *bias.shape[2:]), scores.shape
+        )
     if mask is not None:
         visible = mask[:, None, None]
         scores = jnp.where(visible, scores, _MASKED)
@@ -57,21 +62,26 @@ def attend_own_image(
     media_index: Int[Array, "B L"],
     average: Bool[Array, "B N"] | None = None,
 ) -> Float[Array, "B L H K"]:
-    """Masked cross-attention of the paper (A.1.3): token l attends the R latents of image phi(l) alone.
+    """Masked cross-attention of the paper (A.1.3).
 
-    This is the full form: all images are scored, all but one masked. It costs L * N * R; `attend_own_image_chunked`
-    costs L * span * R and is equal.
+    Token l attends the R latents of image phi(l) alone.
+
+    This is the full form: all images are scored, all but one masked. It costs L * N * R;
+    `attend_own_image_chunked` costs L * span * R and is equal.
 
     Args:
         q: queries of the text.
         k: keys of each image's latents.
         v: values of each image's latents.
         media_index: phi; 1..N, or 0 for a token that attends no image (its output is exactly 0).
-        average: the images over all of whose latents a token with phi = 0 averages instead, whatever its query; None: as
-            above. Not in the paper; the first IDEFICS.
+        average: the images over all of whose latents a token with phi = 0 averages instead,
+            whatever its query; None: as above. Not in the paper; the first IDEFICS.
     """
     batch, num_images, num_latents, heads, size = k.shape
-    own = media_index[:, :, None] == jnp.arange(1, num_images + 1, dtype=media_index.dtype)[None, None, :]
+    own = (
+        media_index[:, :, None]
+        == jnp.arange(1, num_images + 1, dtype=media_index.dtype)[None, None, :]
+    )
     if average is not None:
         unseen = media_index == 0
         own = own | (unseen[:, :, None] & average[:, None, :])
@@ -91,20 +101,23 @@ def attend_own_image_chunked(
 ) -> Float[Array, "B L H K"]:
     """`attend_own_image` at a cost that does not grow with the number of images.
 
-    phi is constant over each image's stretch of text, so a chunk of consecutive tokens touches few images. Each chunk
-    attends a window of `span` images that starts at its smallest phi. (The paper's first version, 3.1.3, names this
-    saving and does not build it.)
+    phi is constant over each image's stretch of text, so a chunk of consecutive tokens touches few
+    images. Each chunk attends a window of `span` images that starts at its smallest phi. (The
+    paper's first version, 3.1.3, names this saving and does not build it.)
 
     Args:
         q, k, v, media_index: as in `attend_own_image`; `chunk` divides L.
         chunk: number of consecutive tokens that are attended together.
-        span: how many images the window holds: at least the largest (max phi - min phi over phi > 0) + 1 of any chunk,
-            as `data.interleave`'s callers compute it on the host with `chunk_span`.
+        span: how many images the window holds: at least the largest (max phi - min phi over phi >
+            0) + 1 of any chunk, as `data.interleave`'s callers compute it on the host with
+            `chunk_span`.
     """
     batch, length, heads, size = q.shape
     _, num_images, num_latents = k.shape[:3]
     if length % chunk:
-        raise ValueError(f"Chunked cross-attention: {chunk} tokens per chunk do not divide {length} tokens.")
+        raise ValueError(
+            f"Chunked cross-attention: {chunk} tokens per chunk do not divide {length} tokens."
+        )
     span = min(span, num_images)
     num_chunks = length // chunk
     phi = media_index.reshape(batch, num_chunks, chunk)
@@ -117,5 +130,7 @@ def attend_own_image_chunked(
         return picked.reshape(batch * num_chunks, span, num_latents, heads, size)
 
     local = jnp.where(phi > 0, phi - first[:, :, None], 0).reshape(batch * num_chunks, chunk)
-    out = attend_own_image(q.reshape(batch * num_chunks, chunk, heads, size), gather(k), gather(v), local)
+    out = attend_own_image(
+        q.reshape(batch * num_chunks, chunk, heads, size), gather(k), gather(v), local
+    )
     return out.reshape(batch, length, heads, size)

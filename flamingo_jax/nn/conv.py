@@ -1,10 +1,13 @@
-"""Scaled weight standardisation: the convolution of normaliser-free networks (Brock et al. 2021, arXiv 2102.06171).
+"""Scaled weight standardisation.
+
+The convolution of normaliser-free networks (Brock et al. 2021, arXiv 2102.06171).
 
     w [kh, kw, I/groups, O] --(w - mean) * rsqrt(var * fan_in) * gain--> w_hat ;   x [M h w I] * w_hat + bias -> [M h' w' O]
 
-Each output channel's weights are brought to mean 0 and variance 1/fan_in before they are used, so that a convolution
-neither shifts nor scales its input's statistics and no batch normalisation is needed. For a frozen network the outcome
-is a constant: `standardise_weights` is then applied once, ahead of time ("folded").
+Each output channel's weights are brought to mean 0 and variance 1/fan_in before they are used, so
+that a convolution neither shifts nor scales its input's statistics and no batch normalisation is
+needed. For a frozen network the outcome is a constant: `standardise_weights` is then applied once,
+ahead of time ("folded").
 """
 
 from __future__ import annotations
@@ -23,13 +26,19 @@ from flamingo_jax.core.params import param
 
 Standardisation = Literal["apply", "folded"]
 
-SMALLEST_VARIANCE = 1e-4  # of a channel's weights, times fan_in: constant weights become 0 and not NaN
+# of a channel's weights, times fan_in: constant weights become 0 and not NaN
+SMALLEST_VARIANCE = 1e-4
 
 
-def standardise_weights(w: Float[Array, "... kh kw I O"], gain: Float[Array, "... O"]) -> Float[Array, "... kh kw I O"]:
-    """Returns the standardised weights; leading dimensions (stacked layers) are independent of each other.
+def standardise_weights(
+    w: Float[Array, "... kh kw I O"], gain: Float[Array, "... O"]
+) -> Float[Array, "... kh kw I O"]:
+    """Returns the standardised weights.
 
-    `w_hat = (w - mean) * rsqrt(max(var * fan_in, 1e-4)) * gain` with the statistics of each output channel, in float32.
+    Leading dimensions (stacked layers) are independent of each other.
+
+    `w_hat = (w - mean) * rsqrt(max(var * fan_in, 1e-4)) * gain` with the statistics of each output
+    channel, in float32.
 
     Args:
         w: Float[..., kh, kw, I, O] weights, I being the input channels of one group.
@@ -70,10 +79,13 @@ def _convolve(x: Array, w: Array, stride: int, groups: int = 1) -> Array:
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
 def _grouped(x: Array, w: Array, stride: int, groups: int) -> Array:
-    """A convolution whose weights' gradient is taken group by group; for images that are not spread over all chips.
+    """A convolution whose weights' gradient is taken group by group.
 
-    Where several chips have the same images, XLA's partitioner adds the gradient of a convolution in groups up over those chips too: it
-    is twice as large on two (seen in XLA of jax 0.10.2). Without groups it is right. Group by group it takes half as long again.
+    For images that are not spread over all chips.
+
+    Where several chips have the same images, XLA's partitioner adds the gradient of a convolution
+    in groups up over those chips too: it is twice as large on two (seen in XLA of jax 0.10.2).
+    Without groups it is right. Group by group it takes half as long again.
     """
     return _convolve(x, w, stride, groups)
 
@@ -82,11 +94,16 @@ def _forward(x: Array, w: Array, stride: int, groups: int) -> tuple[Array, tuple
     return _convolve(x, w, stride, groups), (x, w)
 
 
-def _backward(stride: int, groups: int, saved: tuple[Array, Array], dy: Array) -> tuple[Array, Array]:
+def _backward(
+    stride: int, groups: int, saved: tuple[Array, Array], dy: Array
+) -> tuple[Array, Array]:
     x, w = saved
     (dx,) = jax.vjp(lambda x: _convolve(x, w, stride, groups), x)[1](dy)
     by_group = zip(*(jnp.split(array, groups, axis=-1) for array in (x, w, dy)), strict=True)
-    dw = [jax.vjp(lambda own, x=x: _convolve(x, own, stride), own)[1](dy)[0] for x, own, dy in by_group]
+    dw = [
+        jax.vjp(lambda own, x=x: _convolve(x, own, stride), own)[1](dy)[0]
+        for x, own, dy in by_group
+    ]
     return dx, jnp.concatenate(dw, axis=-1)
 
 
@@ -103,7 +120,9 @@ def ws_conv(
     standardisation: Standardisation = "apply",
     name: str,
 ) -> Float[Array, "M h2 w2 O"]:
-    """A weight-standardised convolution with bias: weights `name/{w, gain, bias}`, or `name/{w, bias}` when folded.
+    """A weight-standardised convolution with bias.
+
+    Weights `name/{w, gain, bias}`, or `name/{w, bias}` when folded.
 
     Args:
         x: Float[M, h, w, I] images or feature maps.
@@ -111,7 +130,8 @@ def ws_conv(
         kernel: side of the square window.
         stride: step of the window; the output is ceil(h / stride) high.
         groups: number of groups of channels that do not see each other; divides I and O.
-        standardisation: "apply" standardises `w` at every call; "folded" takes `w` as already standardised.
+        standardisation: "apply" standardises `w` at every call; "folded" takes `w` as already
+            standardised.
         name: name of the layer within the current module.
 
     Raises:
@@ -119,7 +139,8 @@ def ws_conv(
     """
     if x.shape[-1] % groups or channels % groups:
         raise ValueError(
-            f"Convolution {name!r}: {groups} groups must divide {x.shape[-1]} input and {channels} output channels."
+            f"Convolution {name!r}: {groups} groups must divide {x.shape[-1]} input and {channels} "
+            "output channels."
         )
     shape = (kernel, kernel, x.shape[-1] // groups, channels)
     with hk.name_scope(name):

@@ -44,9 +44,18 @@ class FeedForward(hk.Module):
         axis: str = "mlp",
         name: str,
     ):
-        """`width`: M, the hidden width; `bias`: on all of its linear maps; `batch`, `axis`: logical axes of rows and of M."""
+        """`width`: M, the hidden width; `bias`: on all of its linear maps; `batch`, `axis`.
+
+        Logical axes of rows and of M.
+        """
         super().__init__(name=name)
-        self.width, self.activation, self.bias, self.batch, self.axis = width, activation, bias, batch, axis
+        self.width, self.activation, self.bias, self.batch, self.axis = (
+            width,
+            activation,
+            bias,
+            batch,
+            axis,
+        )
 
     def __call__(self, x: Float[Array, "B L D"]) -> Float[Array, "B L D"]:
         """Applies the layer, without norm or residual."""
@@ -63,7 +72,8 @@ class FeedForward(hk.Module):
     def _widen(self, x: Array, name: str) -> Array:
         hidden = linear(x, (self.width,), axes=("embed", self.axis), bias=self.bias, name=name)
         hidden = checkpoint_name(constrain(hidden, self.batch, "length", self.axis), "mlp_hidden")
-        # Both ways: fused into a product, an activation or its derivative would be computed again for each tile.
+        # Both ways: fused into a product, an activation or its derivative would be computed again
+        # for each tile.
         return jax.lax.optimization_barrier(hidden)
 
 
@@ -78,4 +88,6 @@ def feed_forward(
     name: str,
 ) -> Float[Array, "B L D"]:
     """Makes and applies one `FeedForward`."""
-    return FeedForward(width, activation=activation, bias=bias, batch=batch, axis=axis, name=name)(x)
+    return FeedForward(width, activation=activation, bias=bias, batch=batch, axis=axis, name=name)(
+        x
+    )

@@ -37,7 +37,13 @@ class Linear(hk.Module):
             name: module name.
         """
         super().__init__(name=name)
-        self.out_shape, self.axes, self.num_in, self.bias, self.init = out_shape, axes, num_in, bias, init
+        self.out_shape, self.axes, self.num_in, self.bias, self.init = (
+            out_shape,
+            axes,
+            num_in,
+            bias,
+            init,
+        )
 
     def __call__(self, x: Float[Array, "..."]) -> Float[Array, "..."]:
         """Applies the map, in the dtype of x."""
@@ -69,34 +75,49 @@ class FusedLinear(hk.Module):
     """y = x W^T into several named axes, with the contracted axis of W last."""
 
     def __init__(self, out_shape: tuple[int, ...], *, axes: Axes, name: str):
-        """`out_shape`: sizes of the new axes; `axes`: logical axes of the weight: the new ones, then the contracted one."""
+        """`out_shape`: sizes of the new axes; `axes`: logical axes of the weight.
+
+        The new ones, then the contracted one.
+        """
         super().__init__(name=name)
         self.out_shape, self.axes = out_shape, axes
 
     def __call__(self, x: Float[Array, "... D"]) -> Float[Array, "..."]:
         """Applies the map, in the dtype of x."""
         width = x.shape[-1]
-        w = param("w", (*self.out_shape, width), self.axes, hk.initializers.TruncatedNormal(width**-0.5))
+        w = param(
+            "w", (*self.out_shape, width), self.axes, hk.initializers.TruncatedNormal(width**-0.5)
+        )
         return jax.lax.dot_general(x, w.astype(x.dtype), (((x.ndim - 1,), (w.ndim - 1,)), ((), ())))
 
 
-def fused_linear(x: Float[Array, "... D"], out_shape: tuple[int, ...], *, axes: Axes, name: str) -> Float[Array, "..."]:
+def fused_linear(
+    x: Float[Array, "... D"], out_shape: tuple[int, ...], *, axes: Axes, name: str
+) -> Float[Array, "..."]:
     """Makes and applies one `FusedLinear`."""
     return FusedLinear(out_shape, axes=axes, name=name)(x)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def einsum_float32(letters: str, a: Float[Array, "..."], b: Float[Array, "..."]) -> Float32[Array, "..."]:
-    """The einsum of two arrays, summed and returned in float32 (scores, logits); what flows back is in the operands' dtype.
+def einsum_float32(
+    letters: str, a: Float[Array, "..."], b: Float[Array, "..."]
+) -> Float32[Array, "..."]:
+    """The einsum of two arrays, summed and returned in float32 (scores, logits).
+
+    What flows back is in the operands' dtype.
 
     JAX alone would multiply float32 copies of both operands in the backward pass.
     """
     return jnp.einsum(letters, a, b, preferred_element_type=jnp.float32)
 
 
-def _einsum_backward(letters: str, operands: tuple[Array, Array], gradient: Array) -> tuple[Array, Array]:
+def _einsum_backward(
+    letters: str, operands: tuple[Array, Array], gradient: Array
+) -> tuple[Array, Array]:
     _, transposed = jax.vjp(lambda a, b: jnp.einsum(letters, a, b), *operands)
     return transposed(gradient.astype(operands[0].dtype))
 
 
-einsum_float32.defvjp(lambda letters, a, b: (einsum_float32(letters, a, b), (a, b)), _einsum_backward)
+einsum_float32.defvjp(
+    lambda letters, a, b: (einsum_float32(letters, a, b), (a, b)), _einsum_backward
+)

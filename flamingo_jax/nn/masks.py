@@ -8,8 +8,14 @@ from flamingo_jax.core.notation import Array, Bool, Int
 
 
 def causal(query_positions: Int[Array, "B T"], num_keys: int) -> Bool[Array, "B T S"]:
-    """A query at position p attends the keys at positions 0..p (itself included); key s stands at position s."""
-    return query_positions[:, :, None] >= jnp.arange(num_keys, dtype=query_positions.dtype)[None, None, :]
+    """A query at position p attends the keys at positions 0..p (itself included).
+
+    Key s stands at position s.
+    """
+    return (
+        query_positions[:, :, None]
+        >= jnp.arange(num_keys, dtype=query_positions.dtype)[None, None, :]
+    )
 
 
 def same_segment(segment: Int[Array, "B L"]) -> Bool[Array, "B L L"]:
@@ -26,4 +32,6 @@ def positions_in_segment(segment: Int[Array, "B L"]) -> Int[Array, "B L"]:
 
 
 def _running_max(x: Int[Array, "B L"]) -> Int[Array, "B L"]:
-    return jnp.max(jnp.where(jnp.tril(jnp.ones((x.shape[1],) * 2, bool))[None], x[:, None, :], 0), axis=-1)
+    return jnp.max(
+        jnp.where(jnp.tril(jnp.ones((x.shape[1],) * 2, bool))[None], x[:, None, :], 0), axis=-1
+    )

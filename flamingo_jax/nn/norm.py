@@ -1,4 +1,7 @@
-"""LayerNorm and RMSNorm over the last axis: statistics in float32, result in the dtype of the input."""
+"""LayerNorm and RMSNorm over the last axis.
+
+Statistics in float32, result in the dtype of the input.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +18,9 @@ EPSILON = 1e-5
 class LayerNorm(hk.Module):
     """(x - mean) / deviation * scale + offset (paper v1, 3.1.2: "learnt biases and offsets")."""
 
-    def __init__(self, *, axis_name: str = "embed", epsilon: float = EPSILON, bias: bool = True, name: str):
+    def __init__(
+        self, *, axis_name: str = "embed", epsilon: float = EPSILON, bias: bool = True, name: str
+    ):
         """`axis_name`: logical axis of the last dimension; `bias`: whether there is an offset."""
         super().__init__(name=name)
         self.axis_name, self.epsilon, self.bias = axis_name, epsilon, bias
@@ -59,7 +64,12 @@ class RMSNorm(hk.Module):
 
 
 def layer_norm(
-    x: Float[Array, "... D"], *, axis_name: str = "embed", epsilon: float = EPSILON, bias: bool = True, name: str
+    x: Float[Array, "... D"],
+    *,
+    axis_name: str = "embed",
+    epsilon: float = EPSILON,
+    bias: bool = True,
+    name: str,
 ) -> Float[Array, "... D"]:
     """Makes and applies one `LayerNorm`."""
     return LayerNorm(axis_name=axis_name, epsilon=epsilon, bias=bias, name=name)(x)

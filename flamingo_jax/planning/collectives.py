@@ -1,12 +1,16 @@
-"""Collectives of a compiled step: along which mesh axis, over which links of the torus, how many bytes, how long.
+"""Collectives of a compiled step.
+
+Along which mesh axis, over which links of the torus, how many bytes, how long.
 
 What one chip must receive, in bytes, from operands of `b` bytes in groups of n:
 
     all-gather (n - 1) b    reduce-scatter (n - 1)/n b    all-reduce 2 (n - 1)/n b    all-to-all (n - 1)/n b    permute b
 
-Time: these bytes, at twice the one-way rate of a link (both directions of a ring) for each dimension of the torus along which the
-group really lies. A permute is counted link by link: every pair sends along the shortest way, dimension after dimension, and
-the most used link decides, at its one-way rate. Latency is not counted.
+Time: these bytes, at twice the one-way rate of a link (both directions of a ring) for each
+    dimension of the torus along which the
+group really lies. A permute is counted link by link: every pair sends along the shortest way,
+dimension after dimension, and the most used link decides, at its one-way rate. Latency is not
+counted.
 """
 
 from __future__ import annotations
@@ -22,7 +26,14 @@ from jax.sharding import Mesh
 from flamingo_jax.planning.hlo import Computation, HloError, HloModule, Instruction
 from flamingo_jax.planning.topologies import Topology
 
-KINDS = ("all-gather", "all-reduce", "reduce-scatter", "collective-permute", "all-to-all", "ragged-all-to-all")
+KINDS = (
+    "all-gather",
+    "all-reduce",
+    "reduce-scatter",
+    "collective-permute",
+    "all-to-all",
+    "ragged-all-to-all",
+)
 
 _IOTA = re.compile(r"\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?")
 _MESH_AXIS = re.compile(r"'([^']+)'=(\d+)")
@@ -37,10 +48,12 @@ class Collective:
       kind: one of KINDS.
       axis: the mesh axes along which its groups run, joined by "+" in mesh order.
       torus: dimensions of the torus along which its groups lie.
-      links: what it occupies while it is under way: directed dimensions for a permute, both directions else.
+      links: what it occupies while it is under way: directed dimensions for a permute, both
+          directions else.
       num_bytes: that each chip must receive (of the chip that receives most).
       seconds: by the rule of this module.
-      sharing: the most groups that share a link with each other, where groups lie interleaved; the rule does not count it.
+      sharing: the most groups that share a link with each other, where groups lie interleaved; the
+          rule does not count it.
     """
 
     kind: str
@@ -71,7 +84,9 @@ class Network:
         """`mesh`: of the compiled program, over all devices of `topology`."""
         self._names = tuple(mesh.axis_names)
         self._topology = topology
-        self._in_mesh = np.stack(np.unravel_index(np.arange(mesh.size), mesh.devices.shape), axis=-1)
+        self._in_mesh = np.stack(
+            np.unravel_index(np.arange(mesh.size), mesh.devices.shape), axis=-1
+        )
         coords = [tuple(device.coords) for device in mesh.devices.flat]
         self._coords = np.asarray(coords)[:, : len(topology.shape)]
         self._routes: dict[str, Route] = {}
@@ -86,19 +101,28 @@ class Network:
         route = self._route(groups, is_permute=kind == "collective-permute")
         if route.size < 2:
             return None
-        sent = sum(scope.instructions[name].num_bytes for name in inner.operands if name in scope.instructions)
+        sent = sum(
+            scope.instructions[name].num_bytes
+            for name in inner.operands
+            if name in scope.instructions
+        )
         n = route.size
         if kind == "collective-permute":
             seconds = sent * route.load / self._topology.kind.link_bandwidth
             return Collective(kind, route.axis, route.torus, route.links, sent, seconds)
-        parts = {"all-gather": n * (n - 1), "all-reduce": 2 * (n - 1)}.get(kind, n - 1)  # in n-ths of what is sent
+        # in n-ths of what is sent
+        parts = {"all-gather": n * (n - 1), "all-reduce": 2 * (n - 1)}.get(kind, n - 1)
         received = sent * parts // n
         rate = self._topology.axis_bandwidth * max(len(route.torus), 1)
-        return Collective(kind, route.axis, route.torus, route.links, received, received / rate, route.sharing)
+        return Collective(
+            kind, route.axis, route.torus, route.links, received, received / rate, route.sharing
+        )
 
     def _route(self, groups: str, *, is_permute: bool) -> Route:
         if groups not in self._routes:
-            self._routes[groups] = self._permute_route(groups) if is_permute else self._group_route(groups)
+            self._routes[groups] = (
+                self._permute_route(groups) if is_permute else self._group_route(groups)
+            )
         return self._routes[groups]
 
     def _group_route(self, text: str) -> Route:
@@ -144,7 +168,8 @@ def device_groups(text: str, num_devices: int) -> np.ndarray:
     """Returns the groups [group, member] of positions that an attribute describes.
 
     Args:
-        text: {{0,1},{2,3}}, [2,2]<=[4], [2,2]<=[2,2]T(1,0), mesh['a'=2,'b'=2] {'b'} or {} (all in one group).
+        text: {{0,1},{2,3}}, [2,2]<=[4], [2,2]<=[2,2]T(1,0), mesh['a'=2,'b'=2] {'b'} or {} (all in
+            one group).
         num_devices: of the program.
 
     Raises:
@@ -153,7 +178,10 @@ def device_groups(text: str, num_devices: int) -> np.ndarray:
     if text == "{}":
         return np.arange(num_devices)[None]
     if text.startswith("{{"):
-        groups = [[int(number) for number in group.split(",")] for group in re.findall(r"\{([\d,]+)\}", text)]
+        groups = [
+            [int(number) for number in group.split(",")]
+            for group in re.findall(r"\{([\d,]+)\}", text)
+        ]
         if len({len(group) for group in groups}) > 1:
             raise HloError(f"Groups of different sizes: {text[:200]}.")
         return np.asarray(groups)
@@ -169,14 +197,18 @@ def _iota(text: str) -> np.ndarray:
     if not found:
         raise HloError(f"Unknown notation of device groups: {text[:200]!r}.")
     shape, source, permutation = (
-        tuple(int(number) for number in part.split(",")) if part else () for part in found.groups(default="")
+        tuple(int(number) for number in part.split(",")) if part else ()
+        for part in found.groups(default="")
     )
     ids = np.arange(np.prod(source)).reshape(source)
     return (ids.transpose(permutation) if permutation else ids).reshape(shape)
 
 
 def _mesh_groups(text: str) -> np.ndarray:
-    """Reads mesh['x'=4,'y'=8], device_ids=(...) {'y','x':(2)2}: groups along y and the second factor 2 of x."""
+    """Reads mesh['x'=4,'y'=8], device_ids=(...) {'y','x':(2)2}.
+
+    Groups along y and the second factor 2 of x.
+    """
     head, _, references = text.rpartition("{")
     sizes = {name: int(size) for name, size in _MESH_AXIS.findall(head)}
     ids = np.arange(np.prod(list(sizes.values())))
@@ -184,7 +216,8 @@ def _mesh_groups(text: str) -> np.ndarray:
     if has_ids:
         listed = listed.strip()[1:-1]
         ids = _listed_ids(listed)
-    factors: list[int] = []  # every axis, cut into (before, wanted, after) where only a part of it is named
+    # every axis, cut into (before, wanted, after) where only a part of it is named
+    factors: list[int] = []
     chosen: list[int] = []
     wanted = {name: (pre, size) for name, pre, size in _AXIS_REFERENCE.findall(references)}
     for name, size in sizes.items():
@@ -203,7 +236,8 @@ class Event(NamedTuple):
     """What an instruction does about a collective.
 
     Attributes:
-      role: "sync": all of it. "start", "done": asynchronous. "beside": compute that carries a collective on.
+      role: "sync": all of it. "start", "done": asynchronous. "beside": compute that carries a
+          collective on.
       key: by which start, compute and done find each other.
       scope: the computation in which `inner` stands.
       inner: the collective itself.
@@ -230,7 +264,13 @@ def event(module: HloModule, computation: Computation, instruction: Instruction)
     if plain in KINDS:
         if opcode.endswith("-done"):
             return Event("done", instruction.operands[0], computation, instruction, plain)
-        return Event("sync" if opcode == plain else "start", instruction.name, computation, instruction, plain)
+        return Event(
+            "sync" if opcode == plain else "start",
+            instruction.name,
+            computation,
+            instruction,
+            plain,
+        )
     if opcode not in ("fusion", "async-start", "async-done"):
         return None
     found = next((inside for name in instruction.called if (inside := _inside(module, name))), None)
@@ -240,11 +280,18 @@ def event(module: HloModule, computation: Computation, instruction: Instruction)
     if opcode != "fusion":
         key = instruction.operands[0] if opcode == "async-done" else instruction.name
         return Event("done" if opcode == "async-done" else "start", key, scope, inner, kind)
-    # The compiler cuts a collective in three: a start, fusions that compute while it goes on, a done; all share a channel.
+    # The compiler cuts a collective in three: a start, fusions that compute while it goes on, a
+    # done; all share a channel.
     key = f"channel {inner.attribute('channel_id')}"
     for other in scope:
         if other.opcode == "custom-call" and "AsyncCollective" in other.attributes:
-            return Event("start" if '"AsyncCollectiveStart"' in other.attributes else "done", key, scope, inner, kind)
+            return Event(
+                "start" if '"AsyncCollectiveStart"' in other.attributes else "done",
+                key,
+                scope,
+                inner,
+                kind,
+            )
     return Event("beside" if instruction.cycles else "sync", key, scope, inner, kind)
 
 
@@ -253,7 +300,9 @@ def _inside(module: HloModule, name: str) -> tuple[Computation, Instruction, str
     scope = module.computations[name]
     for inner in scope:
         if inner.opcode in KINDS:
-            sliced = inner.opcode == "all-reduce" and any(other.opcode == "dynamic-slice" for other in scope)
+            sliced = inner.opcode == "all-reduce" and any(
+                other.opcode == "dynamic-slice" for other in scope
+            )
             return scope, inner, "reduce-scatter" if sliced else inner.opcode
         if inner.opcode == "fusion":
             for called in inner.called:
@@ -269,4 +318,6 @@ def _listed_ids(text: str) -> np.ndarray:
         return np.asarray([int(number) for number in re.findall(r"\d+", text)])
     shape = [int(number) for number in found[1].split(",")]
     ids = np.arange(np.prod(shape)).reshape(shape)
-    return (ids.transpose([int(number) for number in found[2].split(",")]) if found[2] else ids).reshape(-1)
+    return (
+        ids.transpose([int(number) for number in found[2].split(",")]) if found[2] else ids
+    ).reshape(-1)

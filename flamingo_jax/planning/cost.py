@@ -1,11 +1,14 @@
 """How long a compiled step takes, by the compiler's own estimate and the rule for its collectives.
 
-    step = cycles / clock  +  every collective that nothing hides  +  of the others what is left after the compute beside them
+    step = cycles / clock  +  every collective that nothing hides  +  of the others what is left
+    after the compute beside them
 
-The TPU compiler writes `estimated_cycles` beside each fusion and copy, for all that it calls; loops count by their trips, a
-conditional by its dearer branch. A synchronous collective carries no estimate (in libtpu 0.0.42 and 0.0.52), and one that is a
-fusion (all-reduce-scatter) is counted by its bytes alone, so nothing counts twice. Asynchronous collectives (start ... done) make
-way only while compute runs: those that use the same links wait for each other, and what is not done by then is exposed.
+The TPU compiler writes `estimated_cycles` beside each fusion and copy, for all that it calls; loops
+count by their trips, a conditional by its dearer branch. A synchronous collective carries no
+estimate (in libtpu 0.0.42 and 0.0.52), and one that is a fusion (all-reduce-scatter) is counted by
+its bytes alone, so nothing counts twice. Asynchronous collectives (start ... done) make way only
+while compute runs: those that use the same links wait for each other, and what is not done by then
+is exposed.
 """
 
 from __future__ import annotations
@@ -21,9 +24,20 @@ from flamingo_jax.planning import hlo, matmul
 from flamingo_jax.planning.collectives import Collective, Network, event
 from flamingo_jax.planning.topologies import Topology
 
-PARTS = ("vision", "text", "resampler", "xattn", "lm_forward", "backward", "recomputation", "optimizer", "other")
+PARTS = (
+    "vision",
+    "text",
+    "resampler",
+    "xattn",
+    "lm_forward",
+    "backward",
+    "recomputation",
+    "optimizer",
+    "other",
+)
 
-# A word of an operation's path -> its part, the first that is there: the layers of "xattn" stand inside of "lm".
+# A word of an operation's path -> its part, the first that is there: the layers of "xattn" stand
+# inside of "lm".
 _FORWARD = (
     ("vision", "vision"),
     ("text", "text"),
@@ -141,7 +155,8 @@ def analyse(compiled_text: str, mesh: Mesh, topology: Topology) -> Cost:
 def part_of(op_name: str) -> str:
     """Returns which of PARTS an operation belongs to, by its place in the traced program.
 
-    Examples: "jit(step)/optimizer/mul", "jit(step)/jvp(flamingo)/vision/...", "jit(step)/transpose(jvp(flamingo))/...".
+    Examples: "jit(step)/optimizer/mul", "jit(step)/jvp(flamingo)/vision/...",
+        "jit(step)/transpose(jvp(flamingo))/...".
     """
     words = _words(op_name)
     if "optimizer" in words:
@@ -208,7 +223,9 @@ class _Walk:
     def _own(self, computation: hlo.Computation, instruction: hlo.Instruction, part: str) -> Cost:
         """Returns the cost of an instruction that sends nothing itself, with all that it calls."""
         cost = Cost()
-        branches = [(self.of(called), times) for called, times in self._module.branches(instruction)]
+        branches = [
+            (self.of(called), times) for called, times in self._module.branches(instruction)
+        ]
         if instruction.opcode == "conditional":
             branches = [max(branches, key=lambda branch: branch[0].step_seconds)]
         for called, times in branches:

@@ -4,10 +4,10 @@
     attention:              scores and values of the pairs that are attended, by the same rule
     towers on images:       the forward's matmuls and convolutions, traced; three times as many where they are trained
 
-No recomputation, no padding. Looking an embedding up is free; a tied head counts once. Keys and values of cross-attention
-count per visual token. A weight is a weight: norms and biases count, and so does the relative positions' projection, once
-for each token as the paper's own arithmetic has it (4 * 70.06 + 6 * 9.66 GFLOP per token of the 80B), though
-it is applied once per distance.
+No recomputation, no padding. Looking an embedding up is free; a tied head counts once. Keys and
+values of cross-attention count per visual token. A weight is a weight: norms and biases count, and
+so does the relative positions' projection, once for each token as the paper's own arithmetic has it
+(4 * 70.06 + 6 * 9.66 GFLOP per token of the 80B), though it is applied once per distance.
 """
 
 from __future__ import annotations
@@ -59,7 +59,10 @@ class Fill:
 
 @dataclasses.dataclass(frozen=True)
 class Needed:
-    """What an update needs: `flops` by part of the model, and the real text tokens and images that it is about."""
+    """What an update needs.
+
+    `flops` by part of the model, and the real text tokens and images that it is about.
+    """
 
     flops: dict[str, float | int]
     tokens: float | int
@@ -71,7 +74,9 @@ class Needed:
         return sum(self.flops.values())
 
 
-def of_inference(config: TrainConfig, objective: Objective, fill: Fill, *, cached: int = 0) -> Needed:
+def of_inference(
+    config: TrainConfig, objective: Objective, fill: Fill, *, cached: int = 0
+) -> Needed:
     """Returns the model FLOPs of one pass of inference, forward only, over all chips.
 
     Args:
@@ -82,7 +87,9 @@ def of_inference(config: TrainConfig, objective: Objective, fill: Fill, *, cache
     """
     weights = _Weights(objective, forward_only=True)
     if config.stage == "language_model":
-        parts = {"lm": _language_model(required(config.model.lm, "lm"), weights, "lm", fill, 0.0, cached)}
+        parts = {
+            "lm": _language_model(required(config.model.lm, "lm"), weights, "lm", fill, 0.0, cached)
+        }
     else:
         parts = _flamingo(config, weights, fill, cached)
     return Needed(parts, fill.rows * fill.tokens, fill.images)
@@ -100,13 +107,17 @@ def of_update(config: TrainConfig, objective: Objective, fills: Mapping[str, Fil
     flops: dict[str, float | int] = {}
     if config.stage == "contrastive" and config.mixing == "merged":
         # Every row of the one batch is compared with those of all datasets.
-        others = sum(fill.rows for fill in fills.values()) ** 2 - sum(fill.rows**2 for fill in fills.values())
+        others = sum(fill.rows for fill in fills.values()) ** 2 - sum(
+            fill.rows**2 for fill in fills.values()
+        )
         flops["contrastive"] = _similarity(config, others)
     for fill in fills.values():
         if config.stage == "contrastive":
             parts = _contrastive(config, weights, fill)
         elif config.stage == "language_model":
-            parts = {"lm": _language_model(required(config.model.lm, "lm"), weights, "lm", fill, 1.0)}
+            parts = {
+                "lm": _language_model(required(config.model.lm, "lm"), weights, "lm", fill, 1.0)
+            }
         else:
             parts = _flamingo(config, weights, fill)
         for part, number in parts.items():
@@ -126,7 +137,9 @@ class _Weights:
         self._sizes = {path: (size, not frozen[path]) for path, size in sizes.items()}
 
     def per_use(self, pattern: str, *, without: str = "(?!)", passed: float = 1.0) -> float:
-        """Returns the FLOPs of using the matching weights once: forward, activation gradients, weight gradients.
+        """Returns the FLOPs of using the matching weights once.
+
+        Forward, activation gradients, weight gradients.
 
         Args:
             pattern: regular expression of whole paths.
@@ -134,17 +147,29 @@ class _Weights:
             passed: the share of weights through which gradients flow on to what lies below.
         """
         chosen = [
-            entry for path, entry in self._sizes.items() if re.fullmatch(pattern, path) and not re.search(without, path)
+            entry
+            for path, entry in self._sizes.items()
+            if re.fullmatch(pattern, path) and not re.search(without, path)
         ]
-        return sum((size * (2.0 + self.backward * 2.0 * (passed + trained)) for size, trained in chosen), 0.0)
+        return sum(
+            (size * (2.0 + self.backward * 2.0 * (passed + trained)) for size, trained in chosen),
+            0.0,
+        )
 
     def trained(self, pattern: str) -> bool:
         """Whether any matching weight is trained."""
-        return any(trained for path, (_, trained) in self._sizes.items() if re.fullmatch(pattern, path))
+        return any(
+            trained for path, (_, trained) in self._sizes.items() if re.fullmatch(pattern, path)
+        )
 
 
-def _language_model(lm: LMConfig, weights: _Weights, prefix: str, fill: Fill, passed: float, cached: int = 0) -> float:
-    """The language model on text; `passed`: the share of its blocks through which gradients flow."""
+def _language_model(
+    lm: LMConfig, weights: _Weights, prefix: str, fill: Fill, passed: float, cached: int = 0
+) -> float:
+    """The language model on text; `passed`.
+
+    The share of its blocks through which gradients flow.
+    """
     passed, trained = passed * weights.backward, weights.backward * weights.trained(rf"{prefix}/.*")
     each = weights.per_use(rf"{prefix}/.*", without="/(embedding|head|positions)$", passed=passed)
     each += (
@@ -159,17 +184,23 @@ def _language_model(lm: LMConfig, weights: _Weights, prefix: str, fill: Fill, pa
 
 
 def _attended(tokens: float | int, cached: int, window: int) -> float | int:
-    """Pairs of tokens of a row of which one attends the other: all that came before, or a window of them."""
+    """Pairs of tokens of a row of which one attends the other.
+
+    All that came before, or a window of them.
+    """
     growing = tokens if not window else min(tokens, max(window - cached, 0))
     return growing * (cached + (growing + 1) / 2) + (tokens - growing) * window
 
 
-def _flamingo(config: TrainConfig, weights: _Weights, fill: Fill, cached: int = 0) -> dict[str, float | int]:
+def _flamingo(
+    config: TrainConfig, weights: _Weights, fill: Fill, cached: int = 0
+) -> dict[str, float | int]:
     model = config.model.flamingo()
     lm, xattn, size = model.lm, model.xattn, config.data.image_size
     latents = model.resampler.num_latents
     tokens, visual = fill.rows * fill.tokens, fill.images * latents
-    # Gradients flow down to the first trained layer: to the new tokens' rows in the embedding, or to the first xattn layer.
+    # Gradients flow down to the first trained layer: to the new tokens' rows in the embedding, or
+    # to the first xattn layer.
     passed = 1.0 if model.new_tokens else 1.0 - xattn.offset / lm.num_layers
     heads = xattn.num_heads or lm.num_heads
     pair = 2.0 * xattn.num_layers(lm.num_layers) * heads * (xattn.head_dim or lm.width // heads)
@@ -185,7 +216,8 @@ def _flamingo(config: TrainConfig, weights: _Weights, fill: Fill, cached: int = 
         + visual * weights.per_use(f"flamingo/xattn/.*{of_images}.*")
         + visual * weights.per_use("flamingo/media/.*")
         + tokens * latents * pair * 2 * times,
-        "resampler": fill.images * (times * resampled - (0 if vision_trained else weights.backward * projected)),
+        "resampler": fill.images
+        * (times * resampled - (0 if vision_trained else weights.backward * projected)),
         "vision": fill.images * fill.frames * frame * (times if vision_trained else 1.0),
     }
 
@@ -195,8 +227,11 @@ def _contrastive(config: TrainConfig, weights: _Weights, fill: Fill) -> dict[str
     tables = "/(embedding|positions|types)$"
     pairs = fill.rows * fill.tokens**2 * 2.0 * text.num_layers * text.width
     return {
-        "vision": 3.0 * fill.images * vision_forward(config.model.encoder(), config.data.image_size),
-        "text": fill.rows * fill.tokens * weights.per_use("contrastive/text/.*", without=tables) + pairs * 2 * 3,
+        "vision": 3.0
+        * fill.images
+        * vision_forward(config.model.encoder(), config.data.image_size),
+        "text": fill.rows * fill.tokens * weights.per_use("contrastive/text/.*", without=tables)
+        + pairs * 2 * 3,
         "contrastive": fill.rows * weights.per_use(r"contrastive/\w+_projection/.*")
         + _similarity(config, fill.rows**2),
     }
@@ -208,7 +243,10 @@ def _similarity(config: TrainConfig, pairs: int) -> float:
 
 
 def vision_forward(config: VisionConfig, image_size: int) -> int:
-    """Returns the FLOPs of encoding one frame of this many pixels on a side: 2 x 116.55e9 for NFNet-F6 at 320."""
+    """Returns the FLOPs of encoding one frame of this many pixels on a side.
+
+    2 x 116.55e9 for NFNet-F6 at 320.
+    """
     frames = jax.ShapeDtypeStruct((1, image_size, image_size, 3), jnp.uint8)
     return traced(lambda frames: see(config, frames, jnp.float32), frames)
 
@@ -228,7 +266,10 @@ def _abstract(*shape: int) -> jax.ShapeDtypeStruct:
 
 
 def traced(function: Callable[..., Any], *args: jax.ShapeDtypeStruct) -> int:
-    """Returns the FLOPs of the matmuls and convolutions of a Haiku function's forward pass; weights are made inside."""
+    """Returns the FLOPs of the matmuls and convolutions of a Haiku function's forward pass.
+
+    Weights are made inside.
+    """
     model = hk.transform(function)
     key = jax.eval_shape(lambda: jax.random.key(0))
     weights = jax.eval_shape(model.init, key, *args)

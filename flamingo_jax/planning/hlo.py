@@ -2,8 +2,8 @@
 
     compiled.as_text() --parse, one pass--> HloModule {name: Computation [Instruction, ...]} --trip_count--> int
 
-Knows as much of the language as the planner needs, for TPU and CPU programs. The text is scheduled: the order of the
-instructions of a computation is the order in which the chip starts them.
+Knows as much of the language as the planner needs, for TPU and CPU programs. The text is scheduled:
+the order of the instructions of a computation is the order in which the chip starts them.
 """
 
 from __future__ import annotations
@@ -23,7 +23,9 @@ _LEAF = re.compile(r"\b([a-z]\w*)\[([\d,]*)\]")
 _CYCLES = re.compile(r'"estimated_cycles":"(\d+)"')
 _OP_NAME = re.compile(r'op_name="((?:[^"\\]|\\.)*)"')
 _TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
-_CALLED = re.compile(r"\b(?:calls|to_apply|body|condition|true_computation|false_computation)=%?([\w.\-]+)")
+_CALLED = re.compile(
+    r"\b(?:calls|to_apply|body|condition|true_computation|false_computation)=%?([\w.\-]+)"
+)
 _BRANCHES = re.compile(r"branch_computations=\{([^}]*)\}")
 
 _BITS = {"pred": 8, "token": 0, "opaque": 0, "bf16": 16}
@@ -41,7 +43,8 @@ class Instruction:
       name: unique in its module.
       opcode: such as "fusion"; what it starts or ends has "-start" or "-done" behind it.
       type: of its result, as written: "bf16[8,128]{1,0:T(8,128)}", or a tuple of such.
-      operands: names of instructions, or the text between the parentheses of a parameter or constant.
+      operands: names of instructions, or the text between the parentheses of a parameter or
+          constant.
       attributes: all that follows the operands.
       is_root: whether it is what its computation returns.
     """
@@ -55,7 +58,10 @@ class Instruction:
 
     @property
     def cycles(self) -> int:
-        """The compiler's estimate for this instruction, all that it calls included; 0 where it gives none."""
+        """The compiler's estimate for this instruction, all that it calls included.
+
+        0 where it gives none.
+        """
         found = _CYCLES.search(self.attributes)
         return int(found[1]) if found else 0
 
@@ -69,7 +75,9 @@ class Instruction:
     def called(self) -> tuple[str, ...]:
         """Names of the computations that it calls, a while's condition included."""
         branches = _BRANCHES.search(self.attributes)
-        return tuple(_CALLED.findall(self.attributes)) + (tuple(_OPERAND.findall(branches[1])) if branches else ())
+        return tuple(_CALLED.findall(self.attributes)) + (
+            tuple(_OPERAND.findall(branches[1])) if branches else ()
+        )
 
     @property
     def num_bytes(self) -> int:
@@ -92,7 +100,9 @@ class Instruction:
                 depth += 1
             elif letter in ")]}":
                 depth -= 1
-            elif letter == "," and not depth and not self.attributes.startswith(", device_ids=", end):
+            elif (
+                letter == "," and not depth and not self.attributes.startswith(", device_ids=", end)
+            ):
                 return self.attributes[start:end]
         return self.attributes[start:]
 
@@ -123,8 +133,8 @@ class HloModule:
     def branches(self, instruction: Instruction) -> list[tuple[Computation, int]]:
         """Returns (computation, times that it runs) of what an instruction runs beside itself.
 
-        That is the body of a loop, what a call or an asynchronous start calls, each branch of a conditional. A fusion runs
-        nothing beside itself: the estimate of its line holds all of it.
+        That is the body of a loop, what a call or an asynchronous start calls, each branch of a
+        conditional. A fusion runs nothing beside itself: the estimate of its line holds all of it.
         """
         opcode = instruction.opcode
         if opcode == "while":
@@ -147,7 +157,10 @@ class HloModule:
     @functools.cached_property
     def _trips(self) -> dict[str, int]:
         """{while instruction: how often its body runs}."""
-        return {loop.name: _trip_count(self, computation, loop) for computation, loop in self.loops.values()}
+        return {
+            loop.name: _trip_count(self, computation, loop)
+            for computation, loop in self.loops.values()
+        }
 
 
 def parse(text: str) -> HloModule:
@@ -171,7 +184,9 @@ def parse(text: str) -> HloModule:
             instruction = _instruction(line)
             current.instructions[instruction.name] = instruction
     if not entry:
-        raise HloError(f"The text has no ENTRY computation; expected compiled HLO, got {text[:60]!r}...")
+        raise HloError(
+            f"The text has no ENTRY computation; expected compiled HLO, got {text[:60]!r}..."
+        )
     return HloModule(computations, entry)
 
 
@@ -195,7 +210,9 @@ def _instruction(line: str) -> Instruction:
     close = _closing(line, opcode.end() - 1)
     inside = line[opcode.end() : close]
     operands = tuple(_OPERAND.findall(inside)) or ((inside,) if inside else ())
-    return Instruction(name[2], opcode[1], line[start:end], operands, line[close + 1 :], bool(name[1]))
+    return Instruction(
+        name[2], opcode[1], line[start:end], operands, line[close + 1 :], bool(name[1])
+    )
 
 
 def _closing(line: str, start: int) -> int:
@@ -218,8 +235,9 @@ def _leaf_bytes(dtype: str, shape: tuple[int, ...]) -> int:
 def _trip_count(module: HloModule, computation: Computation, loop: Instruction) -> int:
     """Returns how often a loop's body runs.
 
-    From the compiler's own count where it wrote one; else from the condition, which compares a counter with its bound. The
-    counter's first value and the bound may come in through the loop's tuple.
+    From the compiler's own count where it wrote one; else from the condition, which compares a
+    counter with its bound. The counter's first value and the bound may come in through the loop's
+    tuple.
 
     Raises:
         HloError: if the condition has another form.
@@ -231,7 +249,10 @@ def _trip_count(module: HloModule, computation: Computation, loop: Instruction) 
     body = module.computations[loop.attribute("body").lstrip("%")]
     compare = _comparison(module, condition)
     if compare is None:
-        raise HloError(f"The condition {condition.name} of loop {loop.name} does not compare a counter with a bound.")
+        raise HloError(
+            f"The condition {condition.name} of loop {loop.name} does not compare a "
+            "counter with a bound."
+        )
     (left, right), direction = compare
 
     def value(operand: Instruction) -> tuple[int | None, int | None]:
@@ -248,19 +269,28 @@ def _trip_count(module: HloModule, computation: Computation, loop: Instruction) 
     step = _step(module, body, index) if index is not None else None
     if first is None or bound is None or not step:
         raise HloError(
-            f"How often loop {loop.name} runs is not in the text: counter from {first} to {bound} in steps of {step}."
+            f"How often loop {loop.name} runs is not in the text: counter from {first} to {bound} "
+            f"in steps of {step}."
         )
-    distance = bound - first + (0 if direction in ("LT", "GT", "NE") else int(math.copysign(1, step)))
+    distance = (
+        bound - first + (0 if direction in ("LT", "GT", "NE") else int(math.copysign(1, step)))
+    )
     return max(0, -(-distance // step))
 
 
-def _comparison(module: HloModule, condition: Computation) -> tuple[tuple[Instruction, Instruction], str] | None:
-    """Returns ((left, right), direction) of the comparison that a condition returns; they stand in the condition itself."""
+def _comparison(
+    module: HloModule, condition: Computation
+) -> tuple[tuple[Instruction, Instruction], str] | None:
+    """Returns ((left, right), direction) of the comparison that a condition returns.
+
+    They stand in the condition itself.
+    """
     root = _through_copies(condition, condition.root)
     if root.opcode == "compare":
-        return (condition.instructions[root.operands[0]], condition.instructions[root.operands[1]]), root.attribute(
-            "direction"
-        )
+        return (
+            condition.instructions[root.operands[0]],
+            condition.instructions[root.operands[1]],
+        ), root.attribute("direction")
     if root.opcode != "fusion":
         return None
     inner = module.computations[root.called[0]]
@@ -283,7 +313,9 @@ def _through_copies(computation: Computation, instruction: Instruction) -> Instr
     return instruction
 
 
-def _constant(module: HloModule, computation: Computation, tuple_name: str, index: int) -> int | None:
+def _constant(
+    module: HloModule, computation: Computation, tuple_name: str, index: int
+) -> int | None:
     """Returns the integer that stands at `index` of a tuple, None if it is not a constant.
 
     What a loop passes on from its own tuple, unchanged, is looked up where that loop stands.
@@ -319,4 +351,5 @@ def _step(module: HloModule, body: Computation, index: int) -> int | None:
             side = _through_copies(body, body.instructions[arguments[int(side.operands[0])]])
         if side.opcode == "constant":
             return int(side.operands[0]) * (-1 if update.opcode == "subtract" else 1)
-    return 1  # the constant comes in through the loop's tuple: counters that JAX and XLA make go up by one
+    # the constant comes in through the loop's tuple: counters that JAX and XLA make go up by one
+    return 1

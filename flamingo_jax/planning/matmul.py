@@ -1,7 +1,10 @@
-"""FLOPs of the matmuls and convolutions of compiled HLO: two for each multiplication whose two factors exist.
+"""FLOPs of the matmuls and convolutions of compiled HLO.
 
-A TPU turns batched matmuls into convolutions with windows that mostly lie in the padding, so positions are counted one by one:
-a place of the kernel over padding, or over a hole of a dilated input, multiplies nothing.
+Two for each multiplication whose two factors exist.
+
+A TPU turns batched matmuls into convolutions with windows that mostly lie in the padding, so
+positions are counted one by one: a place of the kernel over padding, or over a hole of a dilated
+input, multiplies nothing.
 """
 
 from __future__ import annotations
@@ -18,7 +21,10 @@ _WINDOW_FIELD = re.compile(r"(\w+)=([\dx_\-]+)")
 
 
 def flops(computation: Computation, instruction: Instruction) -> int:
-    """Returns the FLOPs of one instruction of a computation, on one device; 0 if it is no matmul."""
+    """Returns the FLOPs of one instruction of a computation, on one device.
+
+    0 if it is no matmul.
+    """
     if instruction.opcode == "dot":
         return _dot(computation, instruction)
     if instruction.opcode == "convolution":
@@ -72,7 +78,9 @@ _DEFAULTS = (("stride", "1"), ("pad", "0_0"), ("lhs_dilate", "1"), ("rhs_dilate"
 
 
 @functools.cache
-def _places(size: int, kernel: int, result: int, stride: int, low: int, input_step: int, kernel_step: int) -> int:
+def _places(
+    size: int, kernel: int, result: int, stride: int, low: int, input_step: int, kernel_step: int
+) -> int:
     """Returns how many (place of the output, place of the kernel) of one dimension meet an element of the input."""
     if size == kernel == result == 1:
         return 1

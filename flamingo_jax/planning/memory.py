@@ -1,7 +1,8 @@
 """What a program holds in a chip's memory, and what to blame when it does not fit.
 
-A TPU program that does not fit is refused by its compiler, in one line that names no buffer. It is compiled a second time then,
-with the compiler's own notes kept: they list each allocation with the values that lie in it.
+A TPU program that does not fit is refused by its compiler, in one line that names no buffer. It is
+compiled a second time then, with the compiler's own notes kept: they list each allocation with the
+values that lie in it.
 """
 
 from __future__ import annotations
@@ -16,7 +17,9 @@ from flamingo_jax.core.paths import Path
 from flamingo_jax.planning import hlo
 
 _ALLOCATION = re.compile(r"^allocation \d+: size (\d+)(.*)$")
-_VALUE = re.compile(r"^ value: <\d+ ([\w.\-]+)(\S*)( \(phi\))? @(\d+)> \(size=(\d+),offset=(\d+)\): (\S+)")
+_VALUE = re.compile(
+    r"^ value: <\d+ ([\w.\-]+)(\S*)( \(phi\))? @(\d+)> \(size=(\d+),offset=(\d+)\): (\S+)"
+)
 _NOTES = "after_optimizations-buffer-assignment.txt"
 _TEXT = "after_optimizations.txt"
 
@@ -44,7 +47,10 @@ class Memory:
 
 @dataclasses.dataclass(frozen=True)
 class Buffer:
-    """One array in memory: its HLO name, where in the program it comes from ("" if not known), its type, its bytes."""
+    """One array in memory.
+
+    Its HLO name, where in the program it comes from ("" if not known), its type, its bytes.
+    """
 
     name: str
     op_name: str
@@ -67,7 +73,9 @@ def is_too_large(error: Exception) -> bool:
     return isinstance(error, jax.errors.JaxRuntimeError) and "RESOURCE_EXHAUSTED" in str(error)
 
 
-def of_refused(lowered: Any, directory: Path, *, most: int = 10) -> tuple[Memory | None, list[Buffer]]:
+def of_refused(
+    lowered: Any, directory: Path, *, most: int = 10
+) -> tuple[Memory | None, list[Buffer]]:
     """Compiles a program that does not fit once more, to learn why.
 
     Args:
@@ -87,7 +95,9 @@ def of_refused(lowered: Any, directory: Path, *, most: int = 10) -> tuple[Memory
     if not notes:
         return None, []
     text = notes[-1].parent / (notes[-1].name.removesuffix(_NOTES) + _TEXT)
-    return read_assignment(notes[-1].read_text(), text.read_text() if text.exists() else "", most=most)
+    return read_assignment(
+        notes[-1].read_text(), text.read_text() if text.exists() else "", most=most
+    )
 
 
 def read_assignment(notes: str, text: str, *, most: int = 10) -> tuple[Memory, list[Buffer]]:
@@ -104,7 +114,8 @@ def read_assignment(notes: str, text: str, *, most: int = 10) -> tuple[Memory, l
     arguments = temporaries = outputs = 0
     in_hbm = False
     allocation = 0
-    places: dict[tuple[int, int, int], tuple[bool, str, str]] = {}  # (allocation, offset, size) -> what lies there
+    # (allocation, offset, size) -> what lies there
+    places: dict[tuple[int, int, int], tuple[bool, str, str]] = {}
     for line in notes.splitlines():
         if found := _ALLOCATION.match(line):
             size, kind = int(found[1]), found[2]
@@ -122,7 +133,9 @@ def read_assignment(notes: str, text: str, *, most: int = 10) -> tuple[Memory, l
             name, index, phi, _, size_text, offset, type_text = found.groups()
             passed_on = bool(phi) or (index != "{}" and index != "")
             key = (allocation, int(offset), int(size_text))
-            places[key] = min(places.get(key, (True, name, type_text)), (passed_on, name, type_text))
+            places[key] = min(
+                places.get(key, (True, name, type_text)), (passed_on, name, type_text)
+            )
     ordered = sorted(places.items(), key=lambda item: -item[0][2])[:most]
     op_names = _op_names(text)
     return Memory(arguments, temporaries, outputs), [
@@ -135,4 +148,9 @@ def _op_names(text: str) -> dict[str, str]:
     if not text:
         return {}
     module = hlo.parse(text)
-    return {i.name: i.op_name for computation in module.computations.values() for i in computation if i.op_name}
+    return {
+        i.name: i.op_name
+        for computation in module.computations.values()
+        for i in computation
+        if i.op_name
+    }

@@ -1,4 +1,7 @@
-"""From a config and the name of a slice to a plan: lower, compile for the slice, read the result."""
+"""From a config and the name of a slice to a plan.
+
+Lower, compile for the slice, read the result.
+"""
 
 from __future__ import annotations
 
@@ -37,12 +40,14 @@ def make_plan(
         config: the run; its mesh must be as large as the slice.
         topology: name of the slice, "v4:8x12x16".
         program: "train", "prefill" or "decode".
-        fill: real content of the datasets' rows, by name: (tokens, images or None); others are full.
+        fill: real content of the datasets' rows, by name: (tokens, images or None); others are
+            full.
         datasets: which of the config's datasets an update uses; None is all.
         prompts: what evaluation is planned for; None is the defaults.
 
     Raises:
-        ConfigError: if there is no such slice, the config does not fit it, or the TPU compiler is not installed.
+        ConfigError: if there is no such slice, the config does not fit it, or the TPU compiler is
+            not installed.
     """
     slice_ = topologies.describe(topology)
     config = _only(config, datasets)
@@ -60,7 +65,9 @@ def make_plan(
         return _compile(slice_, mesh, lowered, config.steps if program == "train" else 0)
 
 
-def _compile(topology: topologies.Topology, mesh: Mesh, program: program_lib.Program, steps: int) -> Plan:
+def _compile(
+    topology: topologies.Topology, mesh: Mesh, program: program_lib.Program, steps: int
+) -> Plan:
     try:
         compiled = program.lowered.compile()
     except jax.errors.JaxRuntimeError as error:
@@ -86,7 +93,9 @@ def parse_fill(entries: Sequence[str]) -> dict[str, tuple[float, float | None]]:
         try:
             fill[name] = (float(tokens), float(images) if images else None)
         except ValueError as error:
-            raise ConfigError(f"--fill has {entry!r}; expected NAME=TOKENS[:IMAGES], as in m3w=210:3.5.") from error
+            raise ConfigError(
+                f"--fill has {entry!r}; expected NAME=TOKENS[:IMAGES], as in m3w=210:3.5."
+            ) from error
     return fill
 
 
@@ -94,6 +103,8 @@ def _only(config: TrainConfig, datasets: Sequence[str] | None) -> TrainConfig:
     if datasets is None:
         return config
     if unknown := set(datasets) - set(config.data.datasets):
-        raise ConfigError(f"--datasets names {sorted(unknown)}; expected some of {sorted(config.data.datasets)}.")
+        raise ConfigError(
+            f"--datasets names {sorted(unknown)}; expected some of {sorted(config.data.datasets)}."
+        )
     chosen = {name: config.data.datasets[name] for name in datasets}
     return dataclasses.replace(config, data=dataclasses.replace(config.data, datasets=chosen))

@@ -1,10 +1,13 @@
-"""The programs that are planned: the very training step of a config, and what evaluation runs with its model.
+"""The programs that are planned.
+
+The very training step of a config, and what evaluation runs with its model.
 
     train     one update on a batch of each dataset          (any stage)
     prefill   encode the images of the prompts and read them (stages flamingo and language_model)
     decode    one more token for each row
 
-In evaluation, weights are split over "model" as in training, rows and caches over (replica, data), a cache's heads over "model".
+In evaluation, weights are split over "model" as in training, rows and caches over (replica, data),
+a cache's heads over "model".
 """
 
 from __future__ import annotations
@@ -69,23 +72,30 @@ class Program:
     assumptions: tuple[str, ...]
 
 
-def train(config: TrainConfig, mesh: Mesh, fill: Mapping[str, tuple[float, float | None]]) -> Program:
+def train(
+    config: TrainConfig, mesh: Mesh, fill: Mapping[str, tuple[float, float | None]]
+) -> Program:
     """Lowers one update.
 
     Args:
         config: the run; a vocabulary that it leaves to the tokenizer is the paper's.
         mesh: over the devices to plan for.
-        fill: {dataset: (mean of its real tokens per row, mean of its images per row or None)}; others are full.
+        fill: {dataset: (mean of its real tokens per row, mean of its images per row or None)};
+            others are full.
 
     Raises:
-        ConfigError: for a dataset that the config does not have, a batch that the mesh does not divide, or round_robin.
+        ConfigError: for a dataset that the config does not have, a batch that the mesh does not
+            divide, or round_robin.
     """
     if config.mixing == "round_robin" and len(config.data.datasets) > 1:
         raise ConfigError(
-            "config.mixing is 'round_robin', in which each dataset has its own step: plan one at a time, with --datasets=NAME."
+            "config.mixing is 'round_robin', in which each dataset has its own step: plan one at a "
+            "time, with --datasets=NAME."
         )
     if unknown := set(fill) - set(config.data.datasets):
-        raise ConfigError(f"--fill names {sorted(unknown)}; expected some of {sorted(config.data.datasets)}.")
+        raise ConfigError(
+            f"--fill names {sorted(unknown)}; expected some of {sorted(config.data.datasets)}."
+        )
     assumptions = _vocabulary(config)
     config = config.resolved(VOCABULARY)
     shards = num_batch_shards(mesh)
@@ -93,13 +103,16 @@ def train(config: TrainConfig, mesh: Mesh, fill: Mapping[str, tuple[float, float
     for name, dataset in config.data.datasets.items():
         if dataset.batch_size % shards:
             raise ConfigError(
-                f"config.data.datasets.{name}.batch_size is {dataset.batch_size}, which the {shards} batch shards (replica x data) of "
-                f"the mesh do not divide; expected a multiple of {shards}."
+                f"config.data.datasets.{name}.batch_size is {dataset.batch_size}, which the "
+                f"{shards} batch shards (replica x data) of the mesh do not divide; expected a "
+                f"multiple of {shards}."
             )
         fills[name] = _filled(dataset, shards, fill.get(name))
         batches[name] = abstract_batch(config.data, dataset, shards)
         tokens, images = fills[name].tokens, fills[name].images / dataset.batch_size
-        assumptions.append(f"{name}: {tokens:g} real tokens of {dataset.length} and {images:g} images in each row.")
+        assumptions.append(
+            f"{name}: {tokens:g} real tokens of {dataset.length} and {images:g} images in each row."
+        )
     if config.mixing == "merged":
         batches = {"merged": _merge(list(batches.values()))}
     prepared = run.prepare(config, mesh)
@@ -126,12 +139,16 @@ def inference(config: TrainConfig, mesh: Mesh, name: str, prompts: Prompts) -> P
     shards = num_batch_shards(mesh)
     rows = prompts.rows or shards
     if rows % shards:
-        raise ConfigError(f"--batch_size is {rows}; expected a multiple of the {shards} batch shards of the mesh.")
+        raise ConfigError(
+            f"--batch_size is {rows}; expected a multiple of the {shards} batch shards of the mesh."
+        )
     model, objective = run.build_objective(config, shards)
     if model is None:
         raise ConfigError(f"A {config.stage} run has nothing to decode; --program must be train.")
     images = rows * (prompts.shots + 1) if config.stage == "flamingo" else 0
-    assumptions.append(f"{rows} prompts of {prompts.length} tokens and {images // rows} images, all real.")
+    assumptions.append(
+        f"{rows} prompts of {prompts.length} tokens and {images // rows} images, all real."
+    )
     lower = _lower_prefill if name == "prefill" else _lower_decode
     lowered = lower(config, model, mesh, rows, prompts)
     read = (prompts.length, 0) if name == "prefill" else (1, prompts.length)
@@ -170,11 +187,21 @@ def parameters(init: Any) -> dict[str, int]:
 
 def _vocabulary(config: TrainConfig) -> list[str]:
     """The sentence about a vocabulary that the config does not state."""
-    parts = [part for part in (config.model.lm, config.model.text_encoder) if part and not part.vocab_size]
-    return [f"A vocabulary of {VOCABULARY:,} pieces, since the config leaves it to its tokenizer."] if parts else []
+    parts = [
+        part
+        for part in (config.model.lm, config.model.text_encoder)
+        if part and not part.vocab_size
+    ]
+    return (
+        [f"A vocabulary of {VOCABULARY:,} pieces, since the config leaves it to its tokenizer."]
+        if parts
+        else []
+    )
 
 
-def _filled(dataset: DatasetConfig, shards: int, given: tuple[float, float | None] | None) -> flops.Fill:
+def _filled(
+    dataset: DatasetConfig, shards: int, given: tuple[float, float | None] | None
+) -> flops.Fill:
     full = flops.Fill.full(dataset, shards)
     if given is None:
         return full
@@ -182,7 +209,8 @@ def _filled(dataset: DatasetConfig, shards: int, given: tuple[float, float | Non
     most = full.images / dataset.batch_size
     if not 0 < tokens <= dataset.length or (images is not None and not 0 <= images <= most):
         raise ConfigError(
-            f"--fill says {tokens:g} tokens and {images} images in a row; it has room for {dataset.length} and {most:g}."
+            f"--fill says {tokens:g} tokens and {images} images in a row; it has room for "
+            f"{dataset.length} and {most:g}."
         )
     return dataclasses.replace(
         full, tokens=tokens, images=full.images if images is None else images * dataset.batch_size
@@ -203,16 +231,28 @@ def _weights(config: TrainConfig, model: Model, mesh: Mesh) -> Any:
     """The weights in the compute form and dtype, with their shardings."""
     key = jax.eval_shape(lambda: jax.random.key(0))
     axes = params_lib.axes_of(model.compute_form_init, key)
-    abstract = jax.eval_shape(lambda rng: model.compute_form(config.precision.cast(model.init(rng))), key)
+    abstract = jax.eval_shape(
+        lambda rng: model.compute_form(config.precision.cast(model.init(rng))), key
+    )
     return compile_lib.with_shardings(abstract, compile_lib.shardings_of(abstract, axes, mesh))
 
 
-def _placed(mesh: Mesh, shape: tuple[int, ...], dtype: Any, *partition: Any) -> jax.ShapeDtypeStruct:
-    return jax.ShapeDtypeStruct(shape, dtype, sharding=NamedSharding(mesh, PartitionSpec(*partition)))
+def _placed(
+    mesh: Mesh, shape: tuple[int, ...], dtype: Any, *partition: Any
+) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(
+        shape, dtype, sharding=NamedSharding(mesh, PartitionSpec(*partition))
+    )
 
 
-def _cache(config: TrainConfig, model: Model, mesh: Mesh, rows: int, prompts: Prompts) -> dict[str, dict[str, Any]]:
-    """The parts of an abstract cache: [layers, rows, ...], heads in the last but one place of keys and values; what is shared has no rows."""
+def _cache(
+    config: TrainConfig, model: Model, mesh: Mesh, rows: int, prompts: Prompts
+) -> dict[str, dict[str, Any]]:
+    """The parts of an abstract cache.
+
+    [layers, rows, ...], heads in the last but one place of keys and values; what is shared has no
+    rows.
+    """
     dtype = jnp.dtype(config.precision.compute)
 
     def parts(params: Any) -> dict[str, dict[str, Any]]:
@@ -228,10 +268,14 @@ def _cache(config: TrainConfig, model: Model, mesh: Mesh, rows: int, prompts: Pr
         partition = (None, BATCH_AXES, *middle, split, None) if heads else (None, BATCH_AXES)
         return _placed(mesh, leaf.shape, leaf.dtype, *partition)
 
-    return jax.tree_util.tree_map_with_path(place, jax.eval_shape(parts, _weights(config, model, mesh)))
+    return jax.tree_util.tree_map_with_path(
+        place, jax.eval_shape(parts, _weights(config, model, mesh))
+    )
 
 
-def _lower_prefill(config: TrainConfig, model: Model, mesh: Mesh, rows: int, prompts: Prompts) -> Any:
+def _lower_prefill(
+    config: TrainConfig, model: Model, mesh: Mesh, rows: int, prompts: Prompts
+) -> Any:
     cache = _cache(config, model, mesh, rows, prompts)
     size, images = config.data.image_size, rows * (prompts.shots + 1)
     text = _placed(mesh, (rows, prompts.length), jnp.int32, BATCH_AXES)
@@ -241,10 +285,19 @@ def _lower_prefill(config: TrainConfig, model: Model, mesh: Mesh, rows: int, pro
     slot = _placed(mesh, (rows, prompts.shots + 1), jnp.int32, BATCH_AXES)
     has_images = config.stage == "flamingo"
 
-    def prefill(params: Any, cache: Any, tokens: Any, lengths: Any, phi: Any, frames: Any, mask: Any, slot: Any) -> Any:
+    def prefill(
+        params: Any,
+        cache: Any,
+        tokens: Any,
+        lengths: Any,
+        phi: Any,
+        frames: Any,
+        mask: Any,
+        slot: Any,
+    ) -> Any:
         with with_layout(config.mesh.layout(mesh)):
             media = Media(model.encode(params, frames, mask), slot) if has_images else None
-            extend = lambda *args: model.extend(params, *args)  # noqa: E731
+            extend = lambda *args: model.extend(params, *args)
             return decode_lib.prefill(extend, Cache(**cache), tokens, lengths, phi, media)
 
     options = compile_lib.compiler_options(mesh)
@@ -253,7 +306,9 @@ def _lower_prefill(config: TrainConfig, model: Model, mesh: Mesh, rows: int, pro
     )
 
 
-def _lower_decode(config: TrainConfig, model: Model, mesh: Mesh, rows: int, prompts: Prompts) -> Any:
+def _lower_decode(
+    config: TrainConfig, model: Model, mesh: Mesh, rows: int, prompts: Prompts
+) -> Any:
     cache = _cache(config, model, mesh, rows, prompts)
     token = _placed(mesh, (rows, 1), jnp.int32, BATCH_AXES)
 

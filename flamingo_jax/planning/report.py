@@ -1,4 +1,7 @@
-"""The plan of a program as numbers (JSON) and as tables for people. Every time in it is the compiler's estimate, not a measurement."""
+"""The plan of a program as numbers (JSON) and as tables for people.
+
+Every time in it is the compiler's estimate, not a measurement.
+"""
 
 from __future__ import annotations
 
@@ -43,7 +46,10 @@ class Plan:
 
 
 def to_json(plan: Plan) -> dict[str, Any]:
-    """Returns the plan under the keys of `plan --json`; what is not known of a program that does not fit is None."""
+    """Returns the plan under the keys of `plan --json`.
+
+    What is not known of a program that does not fit is None.
+    """
     topology, cost, memory, needed = plan.topology, plan.cost, plan.memory, plan.program.needed
     chips = topology.num_chips
     seconds = cost.step_seconds if cost else None
@@ -68,7 +74,9 @@ def to_json(plan: Plan) -> dict[str, Any]:
         "hardware_flops": cost and cost.flops * topology.num_devices,
         "collectives": cost_lib.rows(cost) if cost else [],
         "times_are": "the compiler's estimates, not measurements",
-        "parts": {part: cost.parts[part] for part in cost_lib.PARTS if part in cost.parts} if cost else {},
+        "parts": {part: cost.parts[part] for part in cost_lib.PARTS if part in cost.parts}
+        if cost
+        else {},
         "compute_seconds": cost and cost.compute_seconds,
         "communication_seconds": cost and cost.communication_seconds,
         "exposed_communication_seconds": cost and cost.exposed_seconds,
@@ -91,8 +99,9 @@ def warnings(plan: Plan) -> list[str]:
         name, (efficiency, _) = max(cost.implausible.items(), key=lambda item: item[1][1])
         total = sum(seconds for _, seconds in cost.implausible.values())
         found.append(
-            f"{len(cost.implausible)} matmuls, {total:.3g} s in all, run at more than 0.95 of the chip's peak in the compiler's estimate, "
-            f"which is implausible; the longest is {name}, at {efficiency:.2f}."
+            f"{len(cost.implausible)} matmuls, {total:.3g} s in all, run at more than 0.95 of the "
+            f"chip's peak in the compiler's estimate, which is implausible; the longest is {name}, "
+            f"at {efficiency:.2f}."
         )
     if cost.unestimated:
         share = cost.unestimated / cost.flops
@@ -102,10 +111,16 @@ def warnings(plan: Plan) -> list[str]:
         where = f"{row.kind} along {row.axis}, {sums.seconds:.3g} s"
         if sums.sharing > 1:
             found.append(
-                f"{where}: up to {sums.sharing} groups share links, which the rule of counting leaves out: up to {sums.sharing} times slower."
+                f"{where}: up to {sums.sharing} groups share links, which the rule of counting "
+                f"leaves out: up to {sums.sharing} times slower."
             )
-        elif row.kind != "collective-permute" and not all(wraps[dimension] for dimension in row.torus):
-            found.append(f"{where}: counted as on rings, but the slice is a line there: up to 2 times slower.")
+        elif row.kind != "collective-permute" and not all(
+            wraps[dimension] for dimension in row.torus
+        ):
+            found.append(
+                f"{where}: counted as on rings, but the slice is a line there: up to 2 "
+                "times slower."
+            )
     return found
 
 
@@ -113,36 +128,61 @@ def to_text(plan: Plan) -> str:
     """Returns the plan as tables."""
     topology, needed = plan.topology, plan.program.needed
     mesh = " x ".join(f"{name} {size}" for name, size in plan.mesh.shape.items())
-    lines = [f"{topology.name} ({topology.cloud_name}), {topology.num_chips} chips; mesh {mesh}", ""]
-    lines += _table("weights", {group: f"{count:,}" for group, count in plan.program.parameters.items()})
+    lines = [
+        f"{topology.name} ({topology.cloud_name}), {topology.num_chips} chips; mesh {mesh}",
+        "",
+    ]
+    lines += _table(
+        "weights", {group: f"{count:,}" for group, count in plan.program.parameters.items()}
+    )
     memory, capacity = plan.memory, topology.kind.hbm_bytes
     sizes = (
-        {"arguments": memory.arguments, "temporaries": memory.temporaries, "outputs": memory.outputs} if memory else {}
+        {
+            "arguments": memory.arguments,
+            "temporaries": memory.temporaries,
+            "outputs": memory.outputs,
+        }
+        if memory
+        else {}
     )
     sizes |= {"total": memory.total} if memory else {}
-    lines += _table("HBM per chip", {name: _gib(size) for name, size in {**sizes, "capacity": capacity}.items()})
+    lines += _table(
+        "HBM per chip", {name: _gib(size) for name, size in {**sizes, "capacity": capacity}.items()}
+    )
     if plan.cost is None:
         lines.append("DOES NOT FIT. The largest buffers:")
-        lines += [f"  {_gib(b.num_bytes):>12}  {b.type}  {b.name}  {b.op_name}" for b in plan.buffers]
+        lines += [
+            f"  {_gib(b.num_bytes):>12}  {b.type}  {b.name}  {b.op_name}" for b in plan.buffers
+        ]
         lines += ["", *plan.program.assumptions]
         return "\n".join(lines)
     cost, data = plan.cost, to_json(plan)
     arithmetic = {f"model, {part}": f"{number:.4g}" for part, number in needed.flops.items()}
-    arithmetic |= {"model, total": f"{needed.total:.4g}", "hardware, total": f"{data['hardware_flops']:.4g}"}
+    arithmetic |= {
+        "model, total": f"{needed.total:.4g}",
+        "hardware, total": f"{data['hardware_flops']:.4g}",
+    }
     lines += _table("FLOPs of one step, all chips", arithmetic)
     times = {part: _ms(seconds) for part, seconds in data["parts"].items()}
-    lines += _table("compute, the compiler's estimate", times | {"total": _ms(cost.compute_seconds)})
+    lines += _table(
+        "compute, the compiler's estimate", times | {"total": _ms(cost.compute_seconds)}
+    )
     lines.append(
-        f"{'communication':34}{'axis':>16}{'count':>8}{'bytes':>12}{'time':>14}{'exposed':>14}  torus  (estimates)"
+        f"{'communication':34}{'axis':>16}{'count':>8}{'bytes':>12}{'time':>14}{'exposed':>14}  "
+        "torus  (estimates)"
     )
     for row, sums in sorted(cost.rows.items(), key=lambda item: -item[1].seconds):
         kind = f"  {row.kind}{' (overlapped)' if row.overlapped else ''}"
         dimensions = "".join("xyz"[i] for i in row.torus)
         times_text = f"{_ms(sums.seconds):>14}{_ms(sums.exposed):>14}"
-        lines.append(f"{kind:34}{row.axis:>16}{sums.count:>8}{sums.num_bytes:>12.4g}{times_text}  {dimensions}")
+        lines.append(
+            f"{kind:34}{row.axis:>16}{sums.count:>8}{sums.num_bytes:>12.4g}{times_text}  "
+            f"{dimensions}"
+        )
     summary = {
         "compute": _ms(cost.compute_seconds),
-        "exposed communication": f"{_ms(cost.exposed_seconds)} of {_ms(cost.communication_seconds)}",
+        "exposed communication": f"{_ms(cost.exposed_seconds)} of "
+        f"{_ms(cost.communication_seconds)}",
         "step": _ms(cost.step_seconds),
         "MFU": f"{data['mfu']:.3f}",
         "text tokens per second": f"{data['tokens_per_second']:,.0f}",

@@ -1,11 +1,14 @@
-"""TPU slices by name: what a chip can do, which shapes a slice can have, and its devices without having one.
+"""TPU slices by name.
+
+What a chip can do, which shapes a slice can have, and its devices without having one.
 
     "v4:8x12x16" --describe--> Topology (numbers only) --devices--> 1536 abstract devices, for `Mesh` and ahead-of-time compilation
 
-Sources: the Cloud TPU documentation of each kind (peak, memory, interconnect, shapes, names), and for v4 the numbers that this
-project's plans are bound to (1.05 GHz; 45 GB/s one way per link, of 50 GB/s nominal). Clocks of the others are not published: they
-follow from peak = clock * TensorCores * MXUs * side^2 * 2, with the MXUs that the compiler's cycle estimates imply (v6e: four of
-256 x 256, or two at twice the rate).
+Sources: the Cloud TPU documentation of each kind (peak, memory, interconnect, shapes, names), and
+    for v4 the numbers that this
+project's plans are bound to (1.05 GHz; 45 GB/s one way per link, of 50 GB/s nominal). Clocks of the
+others are not published: they follow from peak = clock * TensorCores * MXUs * side^2 * 2, with the
+MXUs that the compiler's cycle estimates imply (v6e: four of 256 x 256, or two at twice the rate).
 """
 
 from __future__ import annotations
@@ -42,8 +45,8 @@ class Kind:
       devices_per_chip: JAX devices; a megacore is one device of two TensorCores.
       clock_hz: cycles per second, of which the compiler's estimates speak.
       host: chips of one host along each dimension.
-      wraps_at: a dimension is a ring, and not a line, if it is a multiple of this (v4, v5p: optical links between cubes of 4) or,
-        of a pod's full length, equal to it (v5e, v6e).
+      wraps_at: a dimension is a ring, and not a line, if it is a multiple of this (v4, v5p: optical
+        links between cubes of 4) or, of a pod's full length, equal to it (v5e, v6e).
       config_name: what libtpu calls this kind's megacore configuration, None if it has none.
     """
 
@@ -140,7 +143,9 @@ def names() -> Iterator[str]:
         yield from (f"{kind.name}:{shape}" for shape in _SMALL[kind.name])
         longest, most = _LARGEST[kind.name]
         cubes = itertools.combinations_with_replacement(range(4, longest + 1, 4), 3)
-        shapes = sorted((shape for shape in cubes if math.prod(shape) <= most), key=lambda s: (math.prod(s), s))
+        shapes = sorted(
+            (shape for shape in cubes if math.prod(shape) <= most), key=lambda s: (math.prod(s), s)
+        )
         yield from (f"{kind.name}:{'x'.join(map(str, shape))}" for shape in shapes)
 
 
@@ -162,8 +167,9 @@ def describe(name: str) -> Topology:
             chips = math.prod(int(size or 1) for size in shape.split("x"))
             nearest = sorted(of_kind, key=lambda other: abs(known[other].num_chips - chips))[:3]
         raise ConfigError(
-            f"There is no TPU slice {name!r}; expected KIND:SHAPE with KIND one of {', '.join(KINDS)} and ascending dimensions, as "
-            f"in v4:8x12x16 (Cloud: v4-3072). The nearest: {', '.join(f'{n} ({known[n].cloud_name})' for n in nearest)}."
+            f"There is no TPU slice {name!r}; expected KIND:SHAPE with KIND one of "
+            f"{', '.join(KINDS)} and ascending dimensions, as in v4:8x12x16 (Cloud: v4-3072). The "
+            f"nearest: {', '.join(f'{n} ({known[n].cloud_name})' for n in nearest)}."
         )
     return known[name]
 
@@ -171,16 +177,21 @@ def describe(name: str) -> Topology:
 @functools.cache
 def _known() -> dict[str, Topology]:
     return {
-        name: Topology(KINDS[name.partition(":")[0]], tuple(map(int, name.partition(":")[2].split("x"))))
+        name: Topology(
+            KINDS[name.partition(":")[0]], tuple(map(int, name.partition(":")[2].split("x")))
+        )
         for name in names()
     }
 
 
 def devices(topology: Topology) -> list[Any]:
-    """Returns the abstract devices of a slice, for compiling ahead of time; no TPU is needed, only libtpu.
+    """Returns the abstract devices of a slice, for compiling ahead of time.
 
-    Sets the environment variables that keep libtpu from looking for a TPU around it, and from refusing to be loaded by two
-    processes at once; they must not have been needed earlier in this process.
+    No TPU is needed, only libtpu.
+
+    Sets the environment variables that keep libtpu from looking for a TPU around it, and from
+    refusing to be loaded by two processes at once; they must not have been needed earlier in this
+    process.
 
     Raises:
         ConfigError: if libtpu is not installed.
@@ -198,7 +209,13 @@ def devices(topology: Topology) -> list[Any]:
     from jax.experimental import topologies  # may load libtpu: after the environment is set
 
     shape = topology.shape
-    host = (1, 1, 1) if topology.num_chips == 1 else (2, 4, 1) if shape == (2, 4) else topology.kind.host
+    host = (
+        (1, 1, 1)
+        if topology.num_chips == 1
+        else (2, 4, 1)
+        if shape == (2, 4)
+        else topology.kind.host
+    )
     wrap = (*topology.wraps, False)[:3]
     options: dict[str, Any] = {"chips_per_host_bounds": host, "num_slices": 1, "wrap": wrap}
     if topology.kind.config_name:
@@ -207,14 +224,18 @@ def devices(topology: Topology) -> list[Any]:
         found = topologies.get_topology_desc(platform="tpu", topology_name=topology.name, **options)
     except (RuntimeError, NotImplementedError) as error:
         raise ConfigError(
-            f"Cannot compile for {topology.name}: {str(error).splitlines()[0]} The TPU compiler is libtpu: pip install 'flamingo_jax[tpu]'."
+            f"Cannot compile for {topology.name}: {str(error).splitlines()[0]} The TPU compiler is "
+            "libtpu: pip install 'flamingo_jax[tpu]'."
         ) from error
     return list(found.devices)
 
 
 @contextlib.contextmanager
 def uncached() -> Iterator[None]:
-    """Compiles what is compiled inside afresh: a program for devices that are not there can be written to JAX's cache, but not read."""
+    """Compiles what is compiled inside afresh.
+
+    A program for devices that are not there can be written to JAX's cache, but not read.
+    """
     before = jax.config.values["jax_enable_compilation_cache"]
     jax.config.update("jax_enable_compilation_cache", False)  # noqa: FBT003
     compilation_cache.reset_cache()  # or it goes on as it began

@@ -1,6 +1,9 @@
-"""Compilation onto the mesh: abstract arrays that know their sharding, checks, ahead-of-time lowering, the compilation cache.
+"""Compilation onto the mesh.
 
-The step that trains is the step that is planned and tested: all of them come through `lower`, which needs shapes only.
+Abstract arrays that know their sharding, checks, ahead-of-time lowering, the compilation cache.
+
+The step that trains is the step that is planned and tested: all of them come through `lower`, which
+needs shapes only.
 """
 
 from __future__ import annotations
@@ -15,8 +18,10 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from flamingo_jax.core import axes as axes_lib
 from flamingo_jax.core import paths, trees
 
-# Reduce-scatters as they are, not as loops of permutes around the products before them: a model group that spans several axes
-# of the torus reduces over all of them at once, a loop goes around one ring, and its additions cost what the overlap gains.
+# Reduce-scatters as they are, not as loops of permutes around the products before them: a model
+# group that spans several axes
+# of the torus reduces over all of them at once, a loop goes around one ring, and its additions cost
+# what the overlap gains.
 _TPU_OPTIONS: dict[str, Any] = {"xla_tpu_enable_windowed_einsum_for_reduce_scatter": "false"}
 
 
@@ -39,8 +44,12 @@ def shardings_of(
     return trees.unflatten(shardings)
 
 
-def weight_spec(path: str, shape: tuple[int, ...], axes: tuple[str | None, ...], mesh: Mesh) -> PartitionSpec:
-    """Returns where a weight's dimensions go; key/value heads that are fewer than the chips of a model group are replicated.
+def weight_spec(
+    path: str, shape: tuple[int, ...], axes: tuple[str | None, ...], mesh: Mesh
+) -> PartitionSpec:
+    """Returns where a weight's dimensions go.
+
+    Key/value heads that are fewer than the chips of a model group are replicated.
 
     Args:
         path: of the weight, for the message.
@@ -59,8 +68,9 @@ def weight_spec(path: str, shape: tuple[int, ...], axes: tuple[str | None, ...],
             entry = None
         elif size % parts:
             raise ValueError(
-                f"Weight {path} has {size} of {word!r} in shape {tuple(shape)}, which mesh axis {'*'.join(names)} = {parts} does not divide: "
-                f"choose another config.mesh.{names[-1]}, or a model size that is a multiple of it."
+                f"Weight {path} has {size} of {word!r} in shape {tuple(shape)}, which mesh axis "
+                f"{'*'.join(names)} = {parts} does not divide: choose another "
+                f"config.mesh.{names[-1]}, or a model size that is a multiple of it."
             )
         entries.append(entry)
     return PartitionSpec(*entries)
@@ -69,12 +79,17 @@ def weight_spec(path: str, shape: tuple[int, ...], axes: tuple[str | None, ...],
 def with_shardings(abstract: Any, shardings: Any) -> Any:
     """Returns the tree of jax.ShapeDtypeStruct with these shardings."""
     return jax.tree.map(
-        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), abstract, shardings
+        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+        abstract,
+        shardings,
     )
 
 
 def jit_once(function: Callable[..., Any], out_shardings: Any, mesh: Mesh) -> Callable[..., Any]:
-    """Returns the function compiled for a single call, such as an init: on a CPU it is not worth optimising (3 times as fast to compile)."""
+    """Returns the function compiled for a single call, such as an init.
+
+    On a CPU it is not worth optimising (3 times as fast to compile).
+    """
     on_cpu = mesh.devices.flat[0].platform == "cpu"
     return jax.jit(
         function,
@@ -84,11 +99,17 @@ def jit_once(function: Callable[..., Any], out_shardings: Any, mesh: Mesh) -> Ca
 
 
 def compiler_options(mesh: Mesh) -> dict[str, Any] | None:
-    """Returns the options with which a training step is compiled for the mesh's platform; None is the compiler's own."""
+    """Returns the options with which a training step is compiled for the mesh's platform.
+
+    None is the compiler's own.
+    """
     return dict(_TPU_OPTIONS) if mesh.devices.flat[0].platform == "tpu" else None
 
 
 def use_compilation_cache(directory: str) -> None:
-    """Keeps compiled programs in `directory`, so that a rerun skips compilation (also: env JAX_COMPILATION_CACHE_DIR)."""
+    """Keeps compiled programs in `directory`, so that a rerun skips compilation.
+
+    The environment variable JAX_COMPILATION_CACHE_DIR does the same.
+    """
     jax.config.update("jax_compilation_cache_dir", str(paths.make_directory(directory)))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 1.0)

@@ -1,11 +1,14 @@
-"""How one program lays out what its model names: activations by logical axis, gradients as ZeRO-1 keeps them.
+"""How one program lays out what its model names.
+
+Activations by logical axis, gradients as ZeRO-1 keeps them.
 
     residual stream   [rows: replica x data x model, L, D]         between blocks (sequence parallelism; by length where rows are few)
     inside a block    [batch: replica x data, L, heads or mlp: model]
     images            [replica x data x model, ...]                no chip encodes an image twice
 
-Both parts have to be said. With the residual stream alone split over all chips, the compiler's backward pass gathers whole
-weights instead of activations; tests/distributed/test_compiled_step.py looks for that.
+Both parts have to be said. With the residual stream alone split over all chips, the compiler's
+backward pass gathers whole weights instead of activations; tests/distributed/test_compiled_step.py
+looks for that.
 """
 
 from __future__ import annotations
@@ -30,7 +33,8 @@ class Layout:
 
     Attributes:
         mesh: the device mesh.
-        zero: whether gradients are reduce-scattered over data, to where ZeRO-1 keeps the optimizer's state.
+        zero: whether gradients are reduce-scattered over data, to where ZeRO-1 keeps the
+            optimizer's state.
         sequence_parallel: whether the residual stream is split over model between blocks.
     """
 
@@ -41,7 +45,8 @@ class Layout:
     def activation(self, x: jax.Array, axes: tuple[str | None, ...]) -> jax.Array:
         """Returns x with the sharding of its logical axes.
 
-        A mesh axis that does not divide its dimension, or that an earlier dimension has, is left out.
+        A mesh axis that does not divide its dimension, or that an earlier dimension has, is left
+        out.
         """
         if self.mesh.size == 1:
             return x
@@ -51,7 +56,9 @@ class Layout:
             names = self._dividing(size, axis, free)
             entries.append(names or None)
             free = {name: number for name, number in free.items() if name not in names}
-        return jax.lax.with_sharding_constraint(x, NamedSharding(self.mesh, PartitionSpec(*entries)))
+        return jax.lax.with_sharding_constraint(
+            x, NamedSharding(self.mesh, PartitionSpec(*entries))
+        )
 
     def spreads(self, size: int, axis: str) -> bool:
         """Returns whether a dimension of this size is split over all chips of the mesh."""
@@ -72,15 +79,22 @@ class Layout:
         return tuple(name for name in names if name in free)
 
     def weight(self, w: jax.Array, axes: tuple[str | None, ...]) -> jax.Array:
-        """Returns w; its gradient is placed where ZeRO-1 wants it, block by block inside the backward scan."""
+        """Returns w.
+
+        Its gradient is placed where ZeRO-1 wants it, block by block inside the backward scan.
+        """
         if self.mesh.size == 1 or not self.zero:
             return w
         part = zero.spec(axes, w.shape, self.mesh)
         w = _with_placed_gradient(w, NamedSharding(self.mesh, part))
         if "kernel" in axes or (self.mesh.shape["replica"] == 1 and self.mesh.shape["model"] > 1):
-            # A part on every chip of the mesh, or a part of a convolution's channels: to form it, the compiler would gather the
-            # activations of the whole batch. So the gradient is whole over data first, and then cut.
-            w = _with_placed_gradient(w, NamedSharding(self.mesh, weight_spec("", w.shape, axes, self.mesh)))
+            # A part on every chip of the mesh, or a part of a convolution's channels: to form it,
+            # the compiler would gather the
+            # activations of the whole batch. So the gradient is whole over data first, and then
+            # cut.
+            w = _with_placed_gradient(
+                w, NamedSharding(self.mesh, weight_spec("", w.shape, axes, self.mesh))
+            )
         return w
 
 

@@ -30,9 +30,11 @@ class MeshConfig:
     """How many devices each mesh axis has, and what is split over them.
 
     Attributes:
-        replica, data, model: devices; 1 is allowed everywhere, and -1, once, means "all that are left".
-        model_chips: the block of the torus that holds a model group, such as (4, 4, 1), a plane, or (1, 1, 16), a ring; chips along
-            each axis of the torus. (): as jax.experimental.mesh_utils chooses.
+        replica, data, model: devices; 1 is allowed everywhere, and -1, once, means "all that are
+        left".
+        model_chips: the block of the torus that holds a model group, such as (4, 4, 1), a plane, or
+            (1, 1, 16), a ring; chips along each axis of the torus. (): as
+            jax.experimental.mesh_utils chooses.
         zero: whether gradients, moments and float32 weights are split over data (ZeRO-1).
         sequence_parallel: whether the residual stream between blocks is split over model.
     """
@@ -48,11 +50,13 @@ class MeshConfig:
         for name, size in self.sizes().items():
             if size < 1 and size != -1:
                 raise ValueError(
-                    f"mesh.{name} is {size}; expected a number of devices (>= 1), or -1 for all that are left."
+                    f"mesh.{name} is {size}; expected a number of devices (>= 1), or -1 for all "
+                    "that are left."
                 )
         if list(self.sizes().values()).count(-1) > 1:
             raise ValueError(
-                f"The mesh {self.sizes()} has more than one -1; at most one axis can take all devices that are left."
+                f"The mesh {self.sizes()} has more than one -1; at most one axis can take all "
+                "devices that are left."
             )
 
     def layout(self, mesh: Mesh) -> Layout:
@@ -80,8 +84,9 @@ def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -
     shape = tuple(len(devices) // given if size == -1 else size for size in sizes.values())
     if math.prod(shape) != len(devices):
         raise ConfigError(
-            f"The mesh {sizes} needs {math.prod(shape) or given} device(s), but there are {len(devices)} ({devices[0].platform}): change "
-            f"config.mesh.{{replica,data,model}} so that they multiply to {len(devices)} (mesh.data=-1 takes all that are left)."
+            f"The mesh {sizes} needs {math.prod(shape) or given} device(s), but there are "
+            f"{len(devices)} ({devices[0].platform}): change config.mesh.{{replica,data,model}} so "
+            f"that they multiply to {len(devices)} (mesh.data=-1 takes all that are left)."
         )
     if config.model_chips and hasattr(devices[0], "coords"):
         array = _blocks(devices, shape, config.model_chips)
@@ -91,35 +96,45 @@ def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -
     return Mesh(np.asarray(array), AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
 
-def _blocks(devices: Sequence[jax.Device], shape: tuple[int, ...], block: tuple[int, ...]) -> np.ndarray:
-    """Cuts the torus into blocks of chips, one for each model group; blocks follow each other along the axes in turn.
+def _blocks(
+    devices: Sequence[jax.Device], shape: tuple[int, ...], block: tuple[int, ...]
+) -> np.ndarray:
+    """Cuts the torus into blocks of chips, one for each model group.
 
-    The data axis gets the blocks that are nearest to each other: those along the later axes of the torus, in whole rings
-    where the numbers allow it.
+    Blocks follow each other along the axes in turn.
+
+    The data axis gets the blocks that are nearest to each other: those along the later axes of the
+    torus, in whole rings where the numbers allow it.
     """
     coords = np.array([device.coords for device in devices])
     low = coords.min(axis=0)
     size = coords.max(axis=0) - low + 1
     if len(block) != len(size) or math.prod(block) != shape[2] or np.any(size % np.array(block)):
         raise ConfigError(
-            f"config.mesh.model_chips = {block} must hold mesh.model = {shape[2]} chips and divide the slice of {'x'.join(map(str, size))} chips "
-            "along each axis."
+            f"config.mesh.model_chips = {block} must hold mesh.model = {shape[2]} chips and divide "
+            f"the slice of {'x'.join(map(str, size))} chips along each axis."
         )
     if len(devices) != math.prod(size):
         raise ConfigError(
-            f"config.mesh.model_chips needs one device for each chip, and there are {len(devices)} on {math.prod(size)} chips."
+            f"config.mesh.model_chips needs one device for each chip, and there are {len(devices)} "
+            f"on {math.prod(size)} chips."
         )
     torus = np.empty(tuple(size), dtype=object)
     for device, place in zip(devices, coords - low, strict=True):
         torus[tuple(place)] = device
-    cut = torus.reshape([n for total, part in zip(size, block, strict=True) for n in (total // part, part)])
+    cut = torus.reshape(
+        [n for total, part in zip(size, block, strict=True) for n in (total // part, part)]
+    )
     axes = len(size)
     groups = cut.transpose([*range(0, 2 * axes, 2), *range(1, 2 * axes, 2)])
-    # The replica axis is cut from one axis of the torus, so that data keeps whole rings of the others.
+    # The replica axis is cut from one axis of the torus, so that data keeps whole rings of the
+    # others.
     counts, replicas = groups.shape[:axes], shape[0]
     outer = next((i for i, n in enumerate(counts) if n % replicas == 0), None)
     if outer is not None:
-        groups = groups.reshape(*counts[:outer], replicas, counts[outer] // replicas, *groups.shape[outer + 1 :])
+        groups = groups.reshape(
+            *counts[:outer], replicas, counts[outer] // replicas, *groups.shape[outer + 1 :]
+        )
         groups = np.moveaxis(groups, outer, 0)
     ring = _ring(block)
     return groups.reshape(*shape[:2], *block)[(slice(None), slice(None), *ring.T)]
@@ -128,20 +143,29 @@ def _blocks(devices: Sequence[jax.Device], shape: tuple[int, ...], block: tuple[
 def _ring(block: tuple[int, ...]) -> np.ndarray:
     """Returns the chips of a block in an order in which each is a neighbour of the next, and the last of the first.
 
-    Rows forwards and backwards in turn, but for their first column, which is the way back; the axes after the first are walked
-    as one. Where no such order is (a single axis, which closes as a ring of the torus; odd sides) it is that of the coordinates.
+    Rows forwards and backwards in turn, but for their first column, which is the way back; the axes
+    after the first are walked as one. Where no such order is (a single axis, which closes as a ring
+    of the torus; odd sides) it is that of the coordinates.
     """
-    axes = sorted((axis for axis, size in enumerate(block) if size > 1), key=lambda axis: block[axis] % 2)
+    axes = sorted(
+        (axis for axis, size in enumerate(block) if size > 1), key=lambda axis: block[axis] % 2
+    )
     if len(axes) < 2 or block[axes[0]] % 2:
         return np.argwhere(np.ones(block, bool))
     columns: list[tuple[int, ...]] = [()]
     for axis in axes[1:]:
         there = [
-            (*column, i) for n, column in enumerate(columns) for i in range(block[axis])[:: 1 if n % 2 == 0 else -1]
+            (*column, i)
+            for n, column in enumerate(columns)
+            for i in range(block[axis])[:: 1 if n % 2 == 0 else -1]
         ]
         columns = there
     rows = range(block[axes[0]])
-    order = [(row, *column) for row in rows for column in (columns[1:] if row % 2 == 0 else columns[:0:-1])]
+    order = [
+        (row, *column)
+        for row in rows
+        for column in (columns[1:] if row % 2 == 0 else columns[:0:-1])
+    ]
     order += [(row, *columns[0]) for row in reversed(rows)]
     ring = np.zeros((len(order), len(block)), int)
     ring[:, axes] = order
@@ -166,7 +190,8 @@ def replicated(mesh: Mesh) -> NamedSharding:
 def reader(mesh: Mesh) -> tuple[int, int]:
     """Returns (index, count) of this process among those that read a batch.
 
-    Processes whose devices hold the same part of the batch, because the model axis runs across them, read the same rows.
+    Processes whose devices hold the same part of the batch, because the model axis runs across
+    them, read the same rows.
 
     Raises:
         ValueError: if this process's devices do not hold one even, contiguous part of the batch.
@@ -179,7 +204,8 @@ def reader(mesh: Mesh) -> tuple[int, int]:
     first, size = min(own), len(own)
     if own != set(range(first, first + size)) or num_shards % size or first % size:
         raise ValueError(
-            f"The devices of process {jax.process_index()} hold parts {sorted(own)} of {num_shards} of the batch; expected one even, "
-            "contiguous part. Choose config.mesh so that the model axis divides the devices of a process, or is divided by them."
+            f"The devices of process {jax.process_index()} hold parts {sorted(own)} of "
+            f"{num_shards} of the batch; expected one even, contiguous part. Choose config.mesh so "
+            "that the model axis divides the devices of a process, or is divided by them."
         )
     return first // size, num_shards // size

@@ -1,8 +1,11 @@
-"""ZeRO-1: the float32 weights and their moments are split over "data"; each chip updates its part (Rajbhandari et al. 2020; paper, B.1.2).
+"""ZeRO-1: the float32 weights and their moments are split over "data".
+
+Each chip updates its part (Rajbhandari et al. 2020; paper, B.1.2).
 
     gradient (bf16, whole)  --reduce-scatter-->  part  --clip, AdamW-->  part of float32 weights  --cast, all-gather--> bf16 weights, whole
 
-Once per update bf16 weights are gathered, and once per dataset gradients are reduced: what an all-reduce costs, in two halves.
+Once per update bf16 weights are gathered, and once per dataset gradients are reduced: what an
+all-reduce costs, in two halves.
 """
 
 from __future__ import annotations
@@ -16,11 +19,14 @@ from flamingo_jax.sharding.compile import weight_spec
 
 
 def spec(axes: tuple[str | None, ...], shape: tuple[int, ...], mesh: Mesh) -> PartitionSpec:
-    """Returns where the optimizer keeps a weight: as the model has it, and split over "data" beside.
+    """Returns where the optimizer keeps a weight.
 
-    The largest dimension that "data" divides and that is not split already is split; never "layers", so that the part of a
-    layer is the same inside the scan over layers. A weight that is not split over "model" is split over that too, along
-    another dimension. A weight with no such dimension (a gate) stays as it is: it is small.
+    As the model has it, and split over "data" beside.
+
+    The largest dimension that "data" divides and that is not split already is split; never
+    "layers", so that the part of a layer is the same inside the scan over layers. A weight that is
+    not split over "model" is split over that too, along another dimension. A weight with no such
+    dimension (a gate) stays as it is: it is small.
 
     Args:
         axes: logical axes.
@@ -44,8 +50,14 @@ def spec(axes: tuple[str | None, ...], shape: tuple[int, ...], mesh: Mesh) -> Pa
 def shardings_of(
     abstract: trees.Params, axes: Mapping[str, tuple[str | None, ...]], mesh: Mesh
 ) -> dict[str, dict[str, NamedSharding]]:
-    """Returns the sharding of each master weight; arguments and errors as in `compile.shardings_of`."""
+    """Returns the sharding of each master weight.
+
+    Arguments and errors as in `compile.shardings_of`.
+    """
     flat = trees.flatten(abstract)
     return trees.unflatten(
-        {path: NamedSharding(mesh, spec(axes[path], leaf.shape, mesh)) for path, leaf in flat.items()}
+        {
+            path: NamedSharding(mesh, spec(axes[path], leaf.shape, mesh))
+            for path, leaf in flat.items()
+        }
     )

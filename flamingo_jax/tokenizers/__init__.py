@@ -1,1 +1,4 @@
-"""Tokenizers: SentencePiece and Hugging Face, under one interface, with the tokens that Flamingo adds."""
+"""Tokenizers.
+
+SentencePiece and Hugging Face, under one interface, with the tokens that Flamingo adds.
+"""

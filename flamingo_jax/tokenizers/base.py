@@ -1,14 +1,17 @@
-"""Text to token ids and back: the pieces of a language model, and behind them the few new tokens that Flamingo adds.
+"""Text to token ids and back.
+
+The pieces of a language model, and behind them the few new tokens that Flamingo adds.
 
     ids   0 .. V-1                              V .. V+K-1
           pieces of the language model          new tokens: ("<EOC>",), or ("<EOC>", "<image>")
 
-The paper adds one entry, `<EOC>`, to the vocabulary of 32,000 and writes `<image>` as plain text, "so that they do not
-require any additional special new tokens" (first version, section 3.2.1). The rows of the new tokens are trained, those
-of the pieces belong to the frozen language model: so the two never share a table, and V is the border.
+The paper adds one entry, `<EOC>`, to the vocabulary of 32,000 and writes `<image>` as plain text,
+"so that they do not require any additional special new tokens" (first version, section 3.2.1). The
+rows of the new tokens are trained, those of the pieces belong to the frozen language model: so the
+two never share a table, and V is the border.
 
-An imported model's table may have more rows than its tokenizer has pieces: then V is the table's (prompt.json beside the tokenizer,
-`tokenizers.markers`), and no text has the ids between.
+An imported model's table may have more rows than its tokenizer has pieces: then V is the table's
+(prompt.json beside the tokenizer, `tokenizers.markers`), and no text has the ids between.
 """
 
 import abc
@@ -22,7 +25,8 @@ from flamingo_jax.tokenizers.markers import EOC, Markers
 
 FILE_NAME = "tokenizer.model"
 JSON_NAME = "tokenizer.json"
-# Beside tokenizer.json, as Hugging Face writes them: which pieces are <BOS>, <EOS> and padding. The first that says so counts.
+# Beside tokenizer.json, as Hugging Face writes them: which pieces are <BOS>, <EOS> and padding. The
+# first that says so counts.
 SPECIAL_TOKENS_NAMES = ("tokenizer_config.json", "special_tokens_map.json")
 
 
@@ -58,7 +62,10 @@ class Tokenizer(Protocol):
         """What a sequence begins with: <BOS>, or nothing."""
 
     def encode(self, text: str) -> list[int]:
-        """Ids of `text`, without <BOS> or <EOS>; a new token's string inside the text becomes its one id."""
+        """Ids of `text`, without <BOS> or <EOS>.
+
+        A new token's string inside the text becomes its one id.
+        """
 
     def decode(self, ids: Iterable[SupportsInt]) -> str:
         """The text of `ids`; padding, <BOS> and <EOS> have none."""
@@ -70,8 +77,8 @@ class Tokenizer(Protocol):
 class WithNewTokens(abc.ABC):
     """The part that all tokenizers share: new tokens behind the pieces of a vocabulary.
 
-    Text is cut at the new tokens' strings before the vocabulary sees it: so a new token has its id behind the pieces even
-    where the vocabulary has a piece of the same name.
+    Text is cut at the new tokens' strings before the vocabulary sees it: so a new token has its id
+    behind the pieces even where the vocabulary has a piece of the same name.
 
     Args:
         num_pieces: ids that the vocabulary has; V, unless the markers say it.
@@ -93,7 +100,11 @@ class WithNewTokens(abc.ABC):
         if EOC not in self._new_ids and markers.end_of_chunk != EOC and self.eoc_id >= 0:
             self._ids_in_text[EOC] = self.eoc_id
         longest_first = sorted(self._ids_in_text, key=len, reverse=True)
-        self._split = re.compile("(" + "|".join(map(re.escape, longest_first)) + ")") if longest_first else None
+        self._split = (
+            re.compile("(" + "|".join(map(re.escape, longest_first)) + ")")
+            if longest_first
+            else None
+        )
 
     @abc.abstractmethod
     def _encode(self, text: str) -> list[int]:
@@ -109,12 +120,18 @@ class WithNewTokens(abc.ABC):
 
     @property
     def vocab_size(self) -> int:
-        """V: the pieces, or the rows that the model's table has for them; without the new tokens."""
+        """V: the pieces, or the rows that the model's table has for them.
+
+        Without the new tokens.
+        """
         return self._vocab_size
 
     @property
     def eoc_id(self) -> int:
-        """Id of what <EOC> stands for, be it a new token or a piece; -1 = there is none (as SentencePiece says it)."""
+        """Id of what <EOC> stands for, be it a new token or a piece.
+
+        -1 = there is none (as SentencePiece says it).
+        """
         found = self._find(self.markers.end_of_chunk)
         return -1 if found is None else found
 
@@ -135,7 +152,10 @@ class WithNewTokens(abc.ABC):
             ValueError: there is no such piece.
         """
         if (found := self._find(piece)) is None:
-            raise ValueError(f"{piece!r} is neither a new token {self.new_tokens} nor a piece. Add it to new_tokens.")
+            raise ValueError(
+                f"{piece!r} is neither a new token {self.new_tokens} nor a piece. Add "
+                "it to new_tokens."
+            )
         return found
 
     def encode(self, text: str) -> list[int]:
@@ -169,7 +189,10 @@ class WithNewTokens(abc.ABC):
                     run.append(token)
                 continue
             if not 0 <= token < size + len(self.new_tokens):
-                raise ValueError(f"Token id {token} is out of range: {size} pieces, {len(self.new_tokens)} new tokens.")
+                raise ValueError(
+                    f"Token id {token} is out of range: {size} pieces, "
+                    f"{len(self.new_tokens)} new tokens."
+                )
             text += [self._decode(run), self.new_tokens[token - size]]
             run = []
         return "".join([*text, self._decode(run)])
@@ -183,14 +206,17 @@ class WithNewTokens(abc.ABC):
     def _in_table(self, ids: list[int]) -> list[int]:
         if self._num_pieces > self._vocab_size and max(ids, default=0) >= self._vocab_size:
             raise ValueError(
-                f"A text holds piece {max(ids)} of the tokenizer, and the model's table has {self._vocab_size} rows. If the piece is one "
-                "of the model's new tokens, name it in new_tokens; else take it out of the text."
+                f"A text holds piece {max(ids)} of the tokenizer, and the model's table has "
+                f"{self._vocab_size} rows. If the piece is one of the model's new tokens, name it "
+                "in new_tokens; else take it out of the text."
             )
         return ids
 
 
 def find(path: PathLike, names: Sequence[str] = (FILE_NAME, JSON_NAME)) -> Path:
-    """Returns the file of a tokenizer: `path` itself, or the first of `names` in the directory `path`.
+    """Returns the file of a tokenizer.
+
+    `path` itself, or the first of `names` in the directory `path`.
 
     Raises:
         FileNotFoundError: there is none.
@@ -201,12 +227,15 @@ def find(path: PathLike, names: Sequence[str] = (FILE_NAME, JSON_NAME)) -> Path:
         if file.exists():
             return file
     raise FileNotFoundError(
-        f"No tokenizer at {' or '.join(map(str, files))}. Make one with data_pipelines.run --pipeline=tokenizer."
+        f"No tokenizer at {' or '.join(map(str, files))}. Make one with data_pipelines.run "
+        "--pipeline=tokenizer."
     )
 
 
 def files(path: PathLike) -> dict[str, bytes]:
-    """Returns the files that `load_tokenizer` reads, by name: what to copy where a tokenizer goes along with a model.
+    """Returns the files that `load_tokenizer` reads, by name.
+
+    What to copy where a tokenizer goes along with a model.
 
     Raises:
         FileNotFoundError: there is no tokenizer at `path`.
@@ -215,4 +244,6 @@ def files(path: PathLike) -> dict[str, bytes]:
     names = (markers_lib.FILE_NAME, *(SPECIAL_TOKENS_NAMES if file.suffix == ".json" else ()))
     beside = [file.parent / name for name in names]
     name = JSON_NAME if file.suffix == ".json" else FILE_NAME
-    return {name: file.read_bytes()} | {other.name: other.read_bytes() for other in beside if other.exists()}
+    return {name: file.read_bytes()} | {
+        other.name: other.read_bytes() for other in beside if other.exists()
+    }

@@ -19,16 +19,17 @@ from flamingo_jax.tokenizers.markers import EOC, PAPER, Markers
 class HuggingFaceTokenizer(WithNewTokens):
     """A tokenizer.json with new tokens behind its vocabulary.
 
-    The vocabulary is all that the file names, with its own added tokens: its highest id + 1 is V, unless the markers say it. A text that spells a special
-    token of the file ("</s>") is text, not that token: what stands in a web page cannot end a document.
+    The vocabulary is all that the file names, with its own added tokens: its highest id + 1 is V,
+    unless the markers say it. A text that spells a special token of the file ("</s>") is text, not
+    that token: what stands in a web page cannot end a document.
 
     Args:
         content: of tokenizer.json.
         new_tokens: strings that get ids behind the vocabulary.
         bos: the piece before every sequence; None = the same as `eos`, as GPT-2 does.
         eos: the piece behind every document.
-        pad: the piece that fills rows; None = the same as `eos`, since padding is told by its segment; so is a piece that the model's table
-            has no row for.
+        pad: the piece that fills rows; None = the same as `eos`, since padding is told by its
+            segment; so is a piece that the model's table has no row for.
         markers: the signs of the model.
 
     Raises:
@@ -49,15 +50,20 @@ class HuggingFaceTokenizer(WithNewTokens):
         try:
             self._tokenizer = tokenizers.Tokenizer.from_str(content.decode("utf-8"))
         except Exception as error:
-            raise ValueError(f"These {len(content)} bytes are no {JSON_NAME} of Hugging Face: {error}.") from error
+            raise ValueError(
+                f"These {len(content)} bytes are no {JSON_NAME} of Hugging Face: {error}."
+            ) from error
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
         self._tokenizer.encode_special_tokens = True
-        super().__init__(max(self._tokenizer.get_vocab().values(), default=-1) + 1, new_tokens, markers)
+        super().__init__(
+            max(self._tokenizer.get_vocab().values(), default=-1) + 1, new_tokens, markers
+        )
         if eos is None:
             raise ValueError(
-                f"Nothing says which piece stands behind a document: neither the argument eos nor {SPECIAL_TOKENS_NAMES} beside "
-                f"{JSON_NAME}. Put tokenizer_config.json there, with eos_token and bos_token."
+                "Nothing says which piece stands behind a document: neither the argument eos nor "
+                f"{SPECIAL_TOKENS_NAMES} beside {JSON_NAME}. Put tokenizer_config.json there, with "
+                "eos_token and bos_token."
             )
         self._names = {"bos": bos or eos, "eos": eos, "pad": pad or eos}
         found = {name: self._tokenizer.token_to_id(piece) for name, piece in self._names.items()}
@@ -65,12 +71,14 @@ class HuggingFaceTokenizer(WithNewTokens):
             found["pad"] = found["eos"]
         if missing := [name for name, number in found.items() if number is None]:
             raise ValueError(
-                f"The vocabulary of {JSON_NAME} has no piece {self._names[missing[0]]!r}, the {missing[0]} token."
+                f"The vocabulary of {JSON_NAME} has no piece {self._names[missing[0]]!r}, the "
+                f"{missing[0]} token."
             )
         if beyond := [name for name, number in found.items() if (number or 0) >= self.vocab_size]:
             raise ValueError(
-                f"The {beyond[0]} token {self._names[beyond[0]]!r} is piece {found[beyond[0]]} of {JSON_NAME}, and the model's table has "
-                f"{self.vocab_size} rows. Name another in {SPECIAL_TOKENS_NAMES[0]}."
+                f"The {beyond[0]} token {self._names[beyond[0]]!r} is piece {found[beyond[0]]} of "
+                f"{JSON_NAME}, and the model's table has {self.vocab_size} rows. Name another in "
+                f"{SPECIAL_TOKENS_NAMES[0]}."
             )
         self._ids = {name: number for name, number in found.items() if number is not None}
         self._silent = frozenset(self._ids.values())
@@ -85,7 +93,9 @@ class HuggingFaceTokenizer(WithNewTokens):
         eos: str | None = None,
         pad: str | None = None,
     ) -> "HuggingFaceTokenizer":
-        """Reads tokenizer.json: the file, or the directory that holds it; what is not given as an argument, from the files beside it.
+        """Reads tokenizer.json: the file, or the directory that holds it.
+
+        What is not given as an argument, from the files beside it.
 
         Raises:
             FileNotFoundError: there is none.
@@ -103,10 +113,14 @@ class HuggingFaceTokenizer(WithNewTokens):
         )
 
     def save(self, directory: PathLike) -> None:
-        """Writes tokenizer.json, tokenizer_config.json and the markers into `directory`; the new tokens belong to the model's config."""
+        """Writes tokenizer.json, tokenizer_config.json and the markers into `directory`.
+
+        The new tokens belong to the model's config.
+        """
         write_atomically(Path(directory) / JSON_NAME, self._content)
         write_json(
-            Path(directory) / SPECIAL_TOKENS_NAMES[0], {f"{name}_token": piece for name, piece in self._names.items()}
+            Path(directory) / SPECIAL_TOKENS_NAMES[0],
+            {f"{name}_token": piece for name, piece in self._names.items()},
         )
         markers_lib.write(directory, self.markers)
 
@@ -134,7 +148,9 @@ class HuggingFaceTokenizer(WithNewTokens):
         return self._tokenizer.encode(text, add_special_tokens=False).ids
 
     def _decode(self, ids: list[int]) -> str:
-        return self._tokenizer.decode([i for i in ids if i not in self._silent], skip_special_tokens=False)
+        return self._tokenizer.decode(
+            [i for i in ids if i not in self._silent], skip_special_tokens=False
+        )
 
     def _piece_id(self, piece: str) -> int | None:
         return self._tokenizer.token_to_id(piece)

@@ -10,7 +10,9 @@ from flamingo_jax.tokenizers.sentencepiece import SentencePieceTokenizer
 
 
 def load_tokenizer(path: PathLike, new_tokens: Sequence[str] = (EOC,)) -> Tokenizer:
-    """Reads the tokenizer that is there: tokenizer.model (SentencePiece), else tokenizer.json (Hugging Face).
+    """Reads the tokenizer that is there.
+
+    Tokenizer.model (SentencePiece), else tokenizer.json (Hugging Face).
 
     Args:
         path: the file, or the directory that holds it.

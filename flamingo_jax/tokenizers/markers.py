@@ -1,11 +1,14 @@
-"""What stands around texts and images in a model's sequences: the paper's signs, or those of a model that was trained elsewhere.
+"""What stands around texts and images in a model's sequences.
+
+The paper's signs, or those of a model that was trained elsewhere.
 
     paper         <BOS><image>Output: A cat.<EOC><image>Output:
     OpenFlamingo  <image>Output:A cat.<|endofchunk|><image>Output:                              on MPT there is no <BOS>
     IDEFICS       <s>User:<around><image><around>What is it?                  no <EOC>
 
-They lie beside the tokenizer as prompt.json, in an export too; without that file they are the paper's. In a prompt one writes `<EOC>` for
-whatever ends a chunk, and an image for whatever stands in its place.
+They lie beside the tokenizer as prompt.json, in an export too; without that file they are the
+paper's. In a prompt one writes `<EOC>` for whatever ends a chunk, and an image for whatever stands
+in its place.
 """
 
 from __future__ import annotations
@@ -27,12 +30,15 @@ class Markers:
 
     Attributes:
         bos: whether a sequence begins with `<BOS>`.
-        end_of_chunk: the piece or new token that `<EOC>` stands for, and that ends an answer. Where the vocabulary has none of this name,
-            there is no end of chunk.
-        closes_chunks: whether an end of chunk stands before every image and at the end of a document, and is written where it is missing.
-        image: the pieces or new tokens that are written where an image stands; plain text is cut into pieces. What comes before the
-            first `<image>` still belongs to the image before; where the sequence ends in it already, it is not written again.
-        vocab_size: V, the rows of the model's table, behind which its new tokens have their ids; 0 = the tokenizer's pieces.
+        end_of_chunk: the piece or new token that `<EOC>` stands for, and that ends an answer. Where
+            the vocabulary has none of this name, there is no end of chunk.
+        closes_chunks: whether an end of chunk stands before every image and at the end of a
+            document, and is written where it is missing.
+        image: the pieces or new tokens that are written where an image stands; plain text is cut
+            into pieces. What comes before the first `<image>` still belongs to the image before;
+            where the sequence ends in it already, it is not written again.
+        vocab_size: V, the rows of the model's table, behind which its new tokens have their ids; 0
+            = the tokenizer's pieces.
     """
 
     bos: bool = True
@@ -43,9 +49,13 @@ class Markers:
 
     def __post_init__(self) -> None:
         if IMAGE_TAG not in self.image or not all(self.image):
-            raise ValueError(f"{FILE_NAME}: image is {self.image}; expected pieces, {IMAGE_TAG!r} among them.")
+            raise ValueError(
+                f"{FILE_NAME}: image is {self.image}; expected pieces, {IMAGE_TAG!r} among them."
+            )
         if self.vocab_size < 0:
-            raise ValueError(f"{FILE_NAME}: vocab_size is {self.vocab_size}; expected a number of rows, or 0.")
+            raise ValueError(
+                f"{FILE_NAME}: vocab_size is {self.vocab_size}; expected a number of rows, or 0."
+            )
 
 
 PAPER = Markers()

@@ -21,7 +21,10 @@ class SentencePieceTokenizer(WithNewTokens):
         self._model = model
         for name in ("bos", "eos"):
             if getattr(self, f"{name}_id") < 0:
-                raise ValueError(f"The SentencePiece model has no {name} piece; train it with train_sentencepiece.")
+                raise ValueError(
+                    f"The SentencePiece model has no {name} piece; train it with "
+                    "train_sentencepiece."
+                )
 
     @classmethod
     def load(cls, path: PathLike, new_tokens: Sequence[str] = (EOC,)) -> "SentencePieceTokenizer":
@@ -34,7 +37,10 @@ class SentencePieceTokenizer(WithNewTokens):
         return cls(file.read_bytes(), new_tokens, markers_lib.read(file.parent))
 
     def save(self, directory: PathLike) -> None:
-        """Writes tokenizer.model and the markers into `directory`; the new tokens belong to the model's config."""
+        """Writes tokenizer.model and the markers into `directory`.
+
+        The new tokens belong to the model's config.
+        """
         write_atomically(Path(directory) / FILE_NAME, self._model)
         markers_lib.write(directory, self.markers)
 
@@ -60,7 +66,8 @@ class SentencePieceTokenizer(WithNewTokens):
         return self._pieces.decode(ids)
 
     def _piece_id(self, piece: str) -> int | None:
-        found = self._pieces.piece_to_id(piece)  # that of the unknown piece, if there is no such piece
+        # that of the unknown piece, if there is no such piece
+        found = self._pieces.piece_to_id(piece)
         return found if self._pieces.id_to_piece(found) == piece else None
 
 
@@ -72,10 +79,10 @@ def train_sentencepiece(
 ) -> None:
     """Trains a SentencePiece model and writes it to `path`; pad = 0, bos = 1, eos = 2, unk = 3.
 
-    As for Chinchilla there is no NFKC normalisation. "unigram" and "bpe" keep every space and fall back to bytes, so
-    any text comes back as it was ("▁" alone becomes a space: it is how SentencePiece writes one), and a leading space
-    makes a difference (as the space prefix of the pairs supposes). "word" makes one piece of each word; white space
-    between words counts once.
+    As for Chinchilla there is no NFKC normalisation. "unigram" and "bpe" keep every space and fall
+    back to bytes, so any text comes back as it was ("▁" alone becomes a space: it is how
+    SentencePiece writes one), and a leading space makes a difference (as the space prefix of the
+    pairs supposes). "word" makes one piece of each word; white space between words counts once.
 
     Args:
         lines: the training text; a line may hold spaces of any kind.

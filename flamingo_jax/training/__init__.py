@@ -1,1 +1,4 @@
-"""Training: one program for language_model, contrastive and flamingo; an objective is a pair of pure functions and two tables."""
+"""Training: one program for language_model, contrastive and flamingo.
+
+An objective is a pair of pure functions and two tables.
+"""

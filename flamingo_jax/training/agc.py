@@ -1,12 +1,17 @@
-"""Adaptive gradient clipping: a gradient may be no larger than a share of the weight that it moves (Brock et al. 2021, arXiv 2102.06171).
+"""Adaptive gradient clipping.
+
+A gradient may be no larger than a share of the weight that it moves (Brock et al. 2021, arXiv
+2102.06171).
 
     g_unit --> g_unit * min(1, clip * max(|w_unit|, 1e-3) / |g_unit|)
 
-A unit is what feeds one output channel: of a convolution [kh kw I O] or a linear map [I O] all weights of one o; of an output in heads
-[I H K] those of one (h, k). Vectors and scalars (biases, gains) are one unit as a whole. Of stacked layers each is clipped by itself.
-The logical axes of a weight tell these apart: a stacked gain [layers O] is a vector for each layer, not a linear map.
+A unit is what feeds one output channel: of a convolution [kh kw I O] or a linear map [I O] all
+weights of one o; of an output in heads [I H K] those of one (h, k). Vectors and scalars (biases,
+gains) are one unit as a whole. Of stacked layers each is clipped by itself. The logical axes of a
+weight tell these apart: a stacked gain [layers O] is a vector for each layer, not a linear map.
 
-The paper clips its NFNet so in the contrastive stage, with 1e-2 (B.1.3); the text encoder's gradient has a global norm there.
+The paper clips its NFNet so in the contrastive stage, with 1e-2 (B.1.3); the text encoder's
+gradient has a global norm there.
 """
 
 from __future__ import annotations
@@ -32,7 +37,8 @@ def clip_units(gradient: jax.Array, weight: jax.Array, axes: Axes, clip: float) 
     inputs = _inputs(axes)
     limit = clip * jnp.maximum(_norm(weight, inputs), SMALLEST_NORM)
     norm = _norm(gradient, inputs)
-    factor = limit / jnp.maximum(norm, 1e-6)  # never a division by 0; where the norm is that small, nothing is clipped
+    # never a division by 0; where the norm is that small, nothing is clipped
+    factor = limit / jnp.maximum(norm, 1e-6)
     return jnp.where(norm > limit, gradient * factor, gradient)
 
 

@@ -1,4 +1,6 @@
-"""What happens between updates, as functions: the loop calls each after each update and knows nothing of what they do.
+"""What happens between updates, as functions.
+
+The loop calls each after each update and knows nothing of what they do.
 
 hook(Moment(step, state, is_last))      save, evaluate, ...: wrapped in `every(n, ...)`
 stop(Moment) -> bool                    the look-up probe, which ends the language_model stage when it is good enough
@@ -17,7 +19,9 @@ from flamingo_jax.training.state import TrainState
 
 @dataclasses.dataclass(frozen=True)
 class Moment:
-    """A point between two updates: `step` updates are done, `state` is what they made; `is_last`: none follows.
+    """A point between two updates: `step` updates are done, `state` is what they made; `is_last`.
+
+    None follows.
 
     The buffers of `state` are given to the next update: a hook that keeps anything copies it.
     """
@@ -73,7 +77,8 @@ def below(function: Measure, log: Log, *, metric: str, bound: float, steps: int)
         numbers = dict(function(moment.state.params()))
         if metric not in numbers:
             raise ValueError(
-                f"config.until.metric is {metric!r}; the probe measures {sorted(numbers)}. Name one of these."
+                f"config.until.metric is {metric!r}; the probe measures {sorted(numbers)}. Name "
+                "one of these."
             )
         log(moment.step, {f"until/{name}": value for name, value in numbers.items()})
         return bool(numbers[metric] < bound)

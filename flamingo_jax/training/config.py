@@ -25,9 +25,12 @@ from flamingo_jax.training.optimizer import OptimizerConfig, VisionOptimizerConf
 
 @dataclasses.dataclass(frozen=True)
 class TowersConfig:
-    """Exports that the flamingo stage freezes: of a language_model run, and of a contrastive run; or towers of another Flamingo.
+    """Exports that the flamingo stage freezes: of a language_model run, and of a contrastive run.
 
-    None is that of `initial`, where that is given. A tower that is trained (`unfrozen`) begins as it is in its export.
+    Or towers of another Flamingo.
+
+    None is that of `initial`, where that is given. A tower that is trained (`unfrozen`) begins as
+    it is in its export.
     """
 
     lm: str | None = None
@@ -40,7 +43,8 @@ class HooksConfig:
 
     Attributes:
       log_every: between two reports; numbers leave the devices only then.
-      save_every: between two checkpoints (the last state is always saved); a multiple of log_every, so that a resumed run reports the same means.
+      save_every: between two checkpoints (the last state is always saved); a multiple of log_every,
+          so that a resumed run reports the same means.
       keep: newest checkpoints kept.
       tensorboard: whether events are written beside metrics.jsonl.
       progress: whether a progress bar is drawn.
@@ -55,8 +59,8 @@ class HooksConfig:
     def __post_init__(self) -> None:
         if self.log_every < 1 or self.save_every < 0 or self.save_every % self.log_every:
             raise ValueError(
-                f"save_every {self.save_every} must be a multiple of log_every {self.log_every} (>= 1), so that a resumed run "
-                "reports the same means: change one of them."
+                f"save_every {self.save_every} must be a multiple of log_every {self.log_every} "
+                "(>= 1), so that a resumed run reports the same means: change one of them."
             )
 
 
@@ -81,7 +85,9 @@ class UntilConfig:
 
 @dataclasses.dataclass(frozen=True)
 class EvaluateEvery:
-    """Evaluation during training, into the same log: few-shot, or in the contrastive stage zero-shot classification and retrieval.
+    """Evaluation during training, into the same log.
+
+    Few-shot, or in the contrastive stage zero-shot classification and retrieval.
 
     Attributes:
       every: updates between two evaluations; 0: never.
@@ -109,10 +115,12 @@ class TrainConfig:
       data: datasets, with batch sizes and lambda_m (`weight`).
       name: shown in the log.
       seed: of initialisation, data order and everything random.
-      initial: export of a run of the same stage, or the WORKDIR around it: the trained weights begin as they are there. A run that goes on
+      initial: export of a run of the same stage, or the WORKDIR around it: the trained weights
+          begin as they are there. A run that goes on
           from a checkpoint of its own does not read them again.
       unfrozen: towers that the flamingo stage trains: ("vision",) in fine-tuning (paper, B.2.2).
-      mixing: how datasets share an update; the paper accumulates the gradients of all in each (2.4).
+      mixing: how datasets share an update; the paper accumulates the gradients of all in each
+          (2.4).
       precision: compute dtype; weights that are trained stay float32.
       mesh: devices per mesh axis.
     """
@@ -139,26 +147,37 @@ class TrainConfig:
             raise ValueError(f"steps is {self.steps}; expected at least 1 update.")
         if "vision" in PARTS[self.stage]:
             self.model.encoder()
-        if missing := [part for part in PARTS[self.stage] if part != "vision" and getattr(self.model, part) is None]:
+        if missing := [
+            part
+            for part in PARTS[self.stage]
+            if part != "vision" and getattr(self.model, part) is None
+        ]:
             raise ValueError(
-                f"Stage {self.stage!r} needs model.{{{', '.join(PARTS[self.stage])}}}, and model.{missing[0]} is None: describe it."
+                f"Stage {self.stage!r} needs model.{{{', '.join(PARTS[self.stage])}}}, and "
+                f"model.{missing[0]} is None: describe it."
             )
         if not self.data.datasets:
             raise ValueError("data.datasets is empty; a run needs at least one dataset.")
         weights = {name: dataset.weight for name, dataset in self.data.datasets.items()}
-        if self.stage == "contrastive" and self.mixing == "merged" and set(weights.values()) != {1.0}:
+        if (
+            self.stage == "contrastive"
+            and self.mixing == "merged"
+            and set(weights.values()) != {1.0}
+        ):
             raise ValueError(
-                f"Datasets have the weights {weights}, and in a merged batch of the contrastive stage all rows count alike: expected 1.0 for "
-                "each; or mixing = 'accumulate'."
+                f"Datasets have the weights {weights}, and in a merged batch of the contrastive "
+                "stage all rows count alike: expected 1.0 for each; or mixing = 'accumulate'."
             )
         if self.unfrozen and self.stage != "flamingo":
             raise ValueError(
-                f"unfrozen is {self.unfrozen}, and the {self.stage} stage freezes nothing; expected () outside of the flamingo stage."
+                f"unfrozen is {self.unfrozen}, and the {self.stage} stage freezes nothing; "
+                "expected () outside of the flamingo stage."
             )
         if self.optimizer.vision != VisionOptimizerConfig() and not self.trains_vision:
             raise ValueError(
-                f"optimizer.vision is {self.optimizer.vision}, and this {self.stage} run trains no vision encoder: "
-                "leave its fields None, or train it (unfrozen = ('vision',) in the flamingo stage)."
+                f"optimizer.vision is {self.optimizer.vision}, and this {self.stage} run trains no "
+                "vision encoder: leave its fields None, or train it (unfrozen = ('vision',) in "
+                "the flamingo stage)."
             )
 
     @property
@@ -167,14 +186,18 @@ class TrainConfig:
         return self.stage == "contrastive" or "vision" in self.unfrozen
 
     def resolved(self, vocab_size: int) -> TrainConfig:
-        """Returns the config as it is run, and kept beside its checkpoints: nothing left open, nothing that the stage does not use.
+        """Returns the config as it is run, and kept beside its checkpoints.
+
+        Nothing left open, nothing that the stage does not use.
 
         Args:
             vocab_size: the tokenizer's pieces.
         """
         optimizer = self.optimizer
         if optimizer.schedule != "constant" and optimizer.decay_steps is None:
-            optimizer = dataclasses.replace(optimizer, decay_steps=max(self.steps, optimizer.warmup_steps + 1))
+            optimizer = dataclasses.replace(
+                optimizer, decay_steps=max(self.steps, optimizer.warmup_steps + 1)
+            )
         return dataclasses.replace(
             self,
             model=self.model.of_stage(self.stage).with_vocabulary(vocab_size),

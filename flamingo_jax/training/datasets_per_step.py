@@ -1,4 +1,7 @@
-"""Gradients of a mixture: for each dataset in turn its own batch, loss and gradient, times lambda_m, summed (paper, section 2.4).
+"""Gradients of a mixture.
+
+For each dataset in turn its own batch, loss and gradient, times lambda_m, summed (paper, section
+2.4).
 
 Datasets whose batches have equal shapes (ALIGN and LTIP) share one compiled body.
 
@@ -36,21 +39,28 @@ def accumulate(
 
     Args:
         loss: loss(params, batch, rng) -> (scalar, metrics).
-        params: the weights to differentiate by, in the compute dtype; so are the gradients of each dataset.
+        params: the weights to differentiate by, in the compute dtype; so are the gradients of each
+            dataset.
         batches: {dataset: batch}; batches may differ in shape.
         weights: {dataset: lambda_m}.
         rng: key of this update; dataset i of the sorted names gets fold_in(rng, i).
 
     Returns:
-        (gradients in float32, metrics): "loss" is the weighted sum, "<dataset>/loss" and "<dataset>/<metric>" each dataset's own.
+        (gradients in float32, metrics): "loss" is the weighted sum, "<dataset>/loss" and
+        "<dataset>/<metric>" each dataset's own.
     """
     names = sorted(batches)
     keys = {name: jax.random.fold_in(rng, i) for i, name in enumerate(names)}
 
-    def add(total: trees.Params, one: tuple[Any, Any, Any]) -> tuple[trees.Params, tuple[Array, Metrics]]:
+    def add(
+        total: trees.Params, one: tuple[Any, Any, Any]
+    ) -> tuple[trees.Params, tuple[Array, Metrics]]:
         batch, weight, key = one
         (value, extra), gradients = jax.value_and_grad(loss, has_aux=True)(params, batch, key)
-        return jax.tree.map(lambda t, g: t + weight * g.astype(jnp.float32), total, gradients), (value, extra)
+        return jax.tree.map(lambda t, g: t + weight * g.astype(jnp.float32), total, gradients), (
+            value,
+            extra,
+        )
 
     total = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, jnp.float32), params)
     metrics: Metrics = {"loss": jnp.zeros((), jnp.float32)}
@@ -60,9 +70,12 @@ def accumulate(
             total, results = add(total, rows[0])
             found = [results]
         else:
-            total, results = jax.lax.scan(add, total, jax.tree.map(lambda *leaves: jnp.stack(leaves), *rows))
+            total, results = jax.lax.scan(
+                add, total, jax.tree.map(lambda *leaves: jnp.stack(leaves), *rows)
+            )
             found = [jax.tree.map(lambda leaf, i=i: leaf[i], results) for i in range(len(group))]
-        # One dataset after the other: otherwise the compiler may keep the activations of several at once.
+        # One dataset after the other: otherwise the compiler may keep the activations of several at
+        # once.
         params, total = jax.lax.optimization_barrier((params, total))
         for name, (value, extra) in zip(group, found, strict=True):
             metrics["loss"] += weights[name] * value
@@ -72,11 +85,16 @@ def accumulate(
 
 
 def _of_equal_shape(batches: Mapping[str, Any]) -> list[list[str]]:
-    """Groups the datasets whose batches have the same shapes: one body is compiled for them, and run in a loop."""
+    """Groups the datasets whose batches have the same shapes.
+
+    One body is compiled for them, and run in a loop.
+    """
     groups: dict[Any, list[str]] = {}
     for name in sorted(batches):
         leaves, structure = jax.tree.flatten(batches[name])
-        groups.setdefault((structure, tuple((leaf.shape, leaf.dtype) for leaf in leaves)), []).append(name)
+        groups.setdefault(
+            (structure, tuple((leaf.shape, leaf.dtype) for leaf in leaves)), []
+        ).append(name)
     return list(groups.values())
 
 
@@ -87,18 +105,25 @@ def datasets_of_step(mixing: Mixing, names: Sequence[str], step: int) -> list[st
 
 
 def positions_at(mixing: Mixing, names: Sequence[str], step: int) -> dict[str, int]:
-    """Returns how many batches of each dataset the first `step` updates have used: the data position of a checkpoint."""
+    """Returns how many batches of each dataset the first `step` updates have used.
+
+    The data position of a checkpoint.
+    """
     ordered = sorted(names)
     if mixing == "round_robin":
-        return {name: (step + len(ordered) - 1 - i) // len(ordered) for i, name in enumerate(ordered)}
+        return {
+            name: (step + len(ordered) - 1 - i) // len(ordered) for i, name in enumerate(ordered)
+        }
     return dict.fromkeys(ordered, step)
 
 
 def merge(batches: Mapping[str, Batch], weights: Mapping[str, float], num_shards: int = 1) -> Batch:
-    """Puts the rows of all datasets in one batch; a token's loss weight is multiplied by its dataset's lambda_m.
+    """Puts the rows of all datasets in one batch.
 
-    Shard by shard, since the pool of images and its slots are per data shard. Shorter rows are padded with segment 0, missing
-    images with slot -1, missing frames with mask 0.
+    A token's loss weight is multiplied by its dataset's lambda_m.
+
+    Shard by shard, since the pool of images and its slots are per data shard. Shorter rows are
+    padded with segment 0, missing images with slot -1, missing frames with mask 0.
 
     Args:
         batches: {dataset: batch} of numpy arrays.
@@ -108,7 +133,8 @@ def merge(batches: Mapping[str, Batch], weights: Mapping[str, float], num_shards
     ordered = [batches[name] for name in sorted(batches)]
     scaled = [
         dataclasses.replace(
-            batches[name], loss_weights=np.asarray(batches[name].loss_weights * weights[name], np.float32)
+            batches[name],
+            loss_weights=np.asarray(batches[name].loss_weights * weights[name], np.float32),
         )
         for name in sorted(batches)
     ]
@@ -116,7 +142,10 @@ def merge(batches: Mapping[str, Batch], weights: Mapping[str, float], num_shards
     offsets = [sum(capacities[:i]) for i in range(len(capacities))]
     shifted = [
         dataclasses.replace(
-            batch, media_slot=np.where(batch.media_slot < 0, -1, batch.media_slot + np.int32(offset)).astype(np.int32)
+            batch,
+            media_slot=np.where(
+                batch.media_slot < 0, -1, batch.media_slot + np.int32(offset)
+            ).astype(np.int32),
         )
         for batch, offset in zip(scaled, offsets, strict=True)
     ]
@@ -124,7 +153,9 @@ def merge(batches: Mapping[str, Batch], weights: Mapping[str, float], num_shards
     return Batch(
         **{
             field.name: _concatenate(
-                [np.asarray(getattr(batch, field.name)) for batch in shifted], num_shards, blank.get(field.name, 0)
+                [np.asarray(getattr(batch, field.name)) for batch in shifted],
+                num_shards,
+                blank.get(field.name, 0),
             )
             for field in dataclasses.fields(Batch)
         }
@@ -137,11 +168,17 @@ def _concatenate(arrays: Sequence[np.ndarray], num_shards: int, blank: int) -> n
     padded = [
         np.pad(
             array,
-            [(0, 0), *((0, int(big) - size) for big, size in zip(largest, array.shape[1:], strict=True))],
+            [
+                (0, 0),
+                *((0, int(big) - size) for big, size in zip(largest, array.shape[1:], strict=True)),
+            ],
             constant_values=blank,
         )
         for array in arrays
     ]
-    split = [array.reshape(num_shards, array.shape[0] // num_shards, *array.shape[1:]) for array in padded]
+    split = [
+        array.reshape(num_shards, array.shape[0] // num_shards, *array.shape[1:])
+        for array in padded
+    ]
     joined = np.concatenate(split, axis=1)
     return joined.reshape(-1, *joined.shape[2:])

@@ -2,8 +2,9 @@
 
     step --> metrics on the device --Meter--> means of the last `log_every` updates --> metrics.jsonl, TensorBoard, progress bar
 
-WORKDIR/metrics.jsonl has one JSON object per report: {"step": 200, "loss": 1.25, "pages/loss": 1.2, "gates/attention": [0.01, ...], ...}.
-"step" is the number of updates done; a mean belongs to the updates since the report before.
+WORKDIR/metrics.jsonl has one JSON object per report: {"step": 200, "loss": 1.25, "pages/loss": 1.2,
+"gates/attention": [0.01, ...], ...}. "step" is the number of updates done; a mean belongs to the
+updates since the report before.
 """
 
 from __future__ import annotations
@@ -48,7 +49,10 @@ class Meter:
         self._since += time.perf_counter() - begin
 
     def add(self, step: int, metrics: Mapping[str, jax.Array]) -> None:
-        """Notes the metrics of the update that made `step` updates done; waits for the one before the last only."""
+        """Notes the metrics of the update that made `step` updates done.
+
+        Waits for the one before the last only.
+        """
         self._pending.append((step, metrics))
         if len(self._pending) > RUN_AHEAD:
             jax.block_until_ready(self._pending[-1 - RUN_AHEAD][1])
@@ -57,17 +61,27 @@ class Meter:
         """Fetches what was collected and returns the means, with "step_seconds".
 
         Raises:
-            NonFiniteError: naming the first update, and its datasets, with a loss or gradient that is not finite.
+            NonFiniteError: naming the first update, and its datasets, with a loss or gradient that
+                is not finite.
         """
         rows = [
-            (step, {name: np.asarray(value, np.float64) for name, value in jax.device_get(metrics).items()})
+            (
+                step,
+                {
+                    name: np.asarray(value, np.float64)
+                    for name, value in jax.device_get(metrics).items()
+                },
+            )
             for step, metrics in self._pending
         ]
         seconds = (time.perf_counter() - self._since) / max(len(rows), 1)
         for step, row in rows:
             _check_finite(step, row)
         names = dict.fromkeys(name for _, row in rows for name in row)
-        means = {name: np.mean([row[name] for _, row in rows if name in row], axis=0).tolist() for name in names}
+        means = {
+            name: np.mean([row[name] for _, row in rows if name in row], axis=0).tolist()
+            for name in names
+        }
         self._pending, self._since = [], time.perf_counter()
         return {**means, "step_seconds": round(seconds, 6)}
 
@@ -83,8 +97,9 @@ def _check_finite(step: int, row: Mapping[str, np.ndarray]) -> None:
         else "the gradient of " + ", ".join(_datasets(row))
     )
     raise NonFiniteError(
-        f"Not finite at step {step}, {where}: {values}; expected finite numbers. Nothing of this step or later was saved. "
-        f"Look at batch {step - 1} of that dataset, or lower config.optimizer.learning_rate; a rerun goes on from the newest checkpoint."
+        f"Not finite at step {step}, {where}: {values}; expected finite numbers. Nothing of this "
+        f"step or later was saved. Look at batch {step - 1} of that dataset, or lower "
+        "config.optimizer.learning_rate; a rerun goes on from the newest checkpoint."
     )
 
 
@@ -93,15 +108,20 @@ def _datasets(row: Mapping[str, Any]) -> list[str]:
 
 
 def jsonl_log(path: paths.Path, restored_step: int) -> Log:
-    """Returns a log that keeps `path` up to date, one line per report; lines beyond `restored_step` are dropped first.
+    """Returns a log that keeps `path` up to date, one line per report.
 
-    The file is small (one line per report) and is rewritten whole, so that it is never cut off and may lie on gs://.
+    Lines beyond `restored_step` are dropped first.
+
+    The file is small (one line per report) and is rewritten whole, so that it is never cut off and
+    may lie on gs://.
     """
     lines = [line for line in read_lines(path) if json.loads(line)["step"] <= restored_step]
     paths.write_atomically(path, "".join(line + "\n" for line in lines))
 
     def log(step: int, numbers: Numbers) -> None:
-        lines.append(json.dumps({"step": step, **{name: _plain(value) for name, value in numbers.items()}}))
+        lines.append(
+            json.dumps({"step": step, **{name: _plain(value) for name, value in numbers.items()}})
+        )
         paths.write_atomically(path, "".join(line + "\n" for line in lines))
 
     return log
@@ -118,7 +138,10 @@ def read(path: paths.PathLike) -> list[Numbers]:
 
 
 def tensorboard_log(directory: paths.Path, restored_step: int) -> tuple[Log, Callable[[], None]]:
-    """Returns (a log that writes TensorBoard events, a function that closes it); later events of an earlier run are hidden."""
+    """Returns (a log that writes TensorBoard events, a function that closes it).
+
+    Later events of an earlier run are hidden.
+    """
     import tensorboardX
 
     writer = tensorboardX.SummaryWriter(str(directory), purge_step=restored_step + 1)
@@ -126,7 +149,9 @@ def tensorboard_log(directory: paths.Path, restored_step: int) -> tuple[Log, Cal
     def log(step: int, numbers: Numbers) -> None:
         for name, value in numbers.items():
             for i, number in enumerate(np.ravel(value)):
-                writer.add_scalar(name if np.ndim(value) == 0 else f"{name}/{i}", float(number), step)
+                writer.add_scalar(
+                    name if np.ndim(value) == 0 else f"{name}/{i}", float(number), step
+                )
         writer.flush()
 
     return log, writer.close
@@ -148,12 +173,16 @@ def progress_log(steps: int, restored_step: int, title: str) -> tuple[Log, Calla
             # By the step time alone: tqdm's own estimate would count compilation and probes in.
             left = bar.format_interval((steps - step) * numbers["step_seconds"])
             bar.set_postfix_str(
-                f"loss {numbers['loss']:.4f}, {1e3 * numbers['step_seconds']:.0f} ms/step, ETA {left}", refresh=False
+                f"loss {numbers['loss']:.4f}, {1e3 * numbers['step_seconds']:.0f} ms/step, ETA "
+                f"{left}",
+                refresh=False,
             )
         else:
             bar.write(
                 f"{title} step {step}: "
-                + ", ".join(f"{name} {value:.4g}" for name, value in numbers.items() if np.ndim(value) == 0)
+                + ", ".join(
+                    f"{name} {value:.4g}" for name, value in numbers.items() if np.ndim(value) == 0
+                )
             )
         bar.update(step - bar.n)
 

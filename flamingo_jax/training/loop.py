@@ -1,4 +1,7 @@
-"""The training loop: batches in, updates, reports and hooks out. It knows no model, no dataset and no file."""
+"""The training loop: batches in, updates, reports and hooks out.
+
+It knows no model, no dataset and no file.
+"""
 
 from __future__ import annotations
 
@@ -45,13 +48,15 @@ def run(
         (state, updates done, whether `stop` said so).
 
     Raises:
-        NonFiniteError: if a loss or gradient is not finite; raised before any hook sees a state that it touched.
+        NonFiniteError: if a loss or gradient is not finite; raised before any hook sees a state
+            that it touched.
     """
     stopped = bool(stop and stop(Moment(start, state, is_last=start >= steps)))
     done, meter = start, Meter()
     while done < steps and not stopped:
         batch = next(batches)
-        with meter.paused() if done == start else contextlib.nullcontext():  # the first call compiles
+        # the first call compiles
+        with meter.paused() if done == start else contextlib.nullcontext():
             state, metrics = step(state, batch, rng)
         done += 1
         meter.add(done, metrics)

@@ -1,12 +1,14 @@
 """AdamW with one global clip, a warm-up and a decay table (paper, B.1.2 "Training/optimisation details").
 
-The paper: AdamW, global norm clipped to 1, weight decay 0.1 but 0 on the Perceiver Resampler, learning rate raised linearly
+The paper: AdamW, global norm clipped to 1, weight decay 0.1 but 0 on the Perceiver Resampler,
+learning rate raised linearly
 from 0 to 1e-4 over 5,000 steps and then constant. It leaves the betas and epsilon open: optax's defaults stand here.
 
     gradients --> clip --> Adam moments --> + decay * factor * weight --> * -learning_rate(step) --> updates
 
-A vision encoder that is trained may have a clip and a learning rate of its own: in the contrastive stage (B.1.3: adaptive clipping of
-the NFNet, a global norm of 10 over BERT; Adam, which is AdamW with weight_decay 0), and in fine-tuning (B.2.2).
+A vision encoder that is trained may have a clip and a learning rate of its own: in the contrastive
+stage (B.1.3: adaptive clipping of the NFNet, a global norm of 10 over BERT; Adam, which is AdamW
+with weight_decay 0), and in fine-tuning (B.2.2).
 """
 
 from __future__ import annotations
@@ -27,12 +29,15 @@ Group = Literal["vision", "rest"]
 
 @dataclasses.dataclass(frozen=True)
 class VisionOptimizerConfig:
-    """What is different for the weights of a vision encoder that is trained; the fields' defaults are no difference.
+    """What is different for the weights of a vision encoder that is trained.
+
+    The fields' defaults are no difference.
 
     Attributes:
       learning_rate: its peak; the schedule is that of the others, scaled. None: the others' too.
-      agc: bound of each unit's gradient as a share of its weights (`training.agc`; 0.01 in the paper's contrastive stage). The
-          global clip is then over all other weights alone. None: it takes part in the global clip.
+      agc: bound of each unit's gradient as a share of its weights (`training.agc`; 0.01 in the
+          paper's contrastive stage). The global clip is then over all other weights alone. None: it
+          takes part in the global clip.
     """
 
     learning_rate: float | None = None
@@ -46,14 +51,17 @@ class VisionOptimizerConfig:
 
 @dataclasses.dataclass(frozen=True)
 class OptimizerConfig:
-    """The optimizer of every stage: AdamW as the paper has it (B.1.2), which leaves betas and epsilon open.
+    """The optimizer of every stage.
+
+    AdamW as the paper has it (B.1.2), which leaves betas and epsilon open.
 
     Attributes:
       learning_rate: the peak, reached after the warm-up.
       warmup_steps: updates of linear rise from 0.
-      schedule: what follows the warm-up: "constant" (the paper), or "cosine", "linear" or "exponential" (an equal factor in each update)
-          down to `final_fraction` of the peak.
-      decay_steps: the update, counted from the start, at which the fall ends; None: the run's `steps`.
+      schedule: what follows the warm-up: "constant" (the paper), or "cosine", "linear" or
+          "exponential" (an equal factor in each update) down to `final_fraction` of the peak.
+      decay_steps: the update, counted from the start, at which the fall ends; None: the run's
+          `steps`.
       final_fraction: the learning rate after `decay_steps`, as a fraction of the peak.
       b1: decay of the first moment.
       b2: decay of the second moment.
@@ -78,17 +86,22 @@ class OptimizerConfig:
     def __post_init__(self) -> None:
         if self.learning_rate <= 0 or self.warmup_steps < 0 or self.weight_decay < 0:
             raise ValueError(
-                f"learning_rate {self.learning_rate} must be positive, warmup_steps {self.warmup_steps} and weight_decay {self.weight_decay} not negative."
+                f"learning_rate {self.learning_rate} must be positive, warmup_steps "
+                f"{self.warmup_steps} and weight_decay {self.weight_decay} not negative."
             )
         if self.clip_norm is not None and self.clip_norm <= 0:
-            raise ValueError(f"clip_norm is {self.clip_norm}; expected a positive bound, or None for no clip.")
+            raise ValueError(
+                f"clip_norm is {self.clip_norm}; expected a positive bound, or None for no clip."
+            )
         if self.decay_steps is not None and self.decay_steps <= self.warmup_steps:
             raise ValueError(
-                f"decay_steps {self.decay_steps} must be beyond warmup_steps {self.warmup_steps}: both count from the start."
+                f"decay_steps {self.decay_steps} must be beyond warmup_steps {self.warmup_steps}: "
+                "both count from the start."
             )
         if self.schedule == "exponential" and self.final_fraction <= 0:
             raise ValueError(
-                f"final_fraction is {self.final_fraction}, which no exponential fall reaches; expected a fraction above 0, such as 0.1."
+                f"final_fraction is {self.final_fraction}, which no exponential fall reaches; "
+                "expected a fraction above 0, such as 0.1."
             )
 
     def of_group(self, group: Group) -> OptimizerConfig:
@@ -125,22 +138,31 @@ def make_schedule(config: OptimizerConfig, steps: int) -> optax.Schedule:
         "constant": lambda: optax.constant_schedule(peak),
         "cosine": lambda: optax.cosine_decay_schedule(peak, fall, alpha=config.final_fraction),
         "linear": lambda: optax.linear_schedule(peak, final, fall),
-        "exponential": lambda: optax.exponential_decay(peak, fall, config.final_fraction, end_value=final),
+        "exponential": lambda: optax.exponential_decay(
+            peak, fall, config.final_fraction, end_value=final
+        ),
     }[config.schedule]()
     if config.warmup_steps == 0:
         return after
-    return optax.join_schedules([optax.linear_schedule(0.0, peak, config.warmup_steps), after], [config.warmup_steps])
+    return optax.join_schedules(
+        [optax.linear_schedule(0.0, peak, config.warmup_steps), after], [config.warmup_steps]
+    )
 
 
 def make_schedules(config: OptimizerConfig, steps: int) -> dict[str, optax.Schedule]:
-    """Returns the schedules by their names in the log: "learning_rate", and "learning_rate/vision" where that is another one."""
+    """Returns the schedules by their names in the log.
+
+    "learning_rate", and "learning_rate/vision" where that is another one.
+    """
     schedules = {"learning_rate": make_schedule(config, steps)}
     if config.vision.learning_rate is not None:
         schedules["learning_rate/vision"] = make_schedule(config.of_group("vision"), steps)
     return schedules
 
 
-def make_optimizer(config: OptimizerConfig, schedule: optax.Schedule, traits: Traits) -> optax.GradientTransformation:
+def make_optimizer(
+    config: OptimizerConfig, schedule: optax.Schedule, traits: Traits
+) -> optax.GradientTransformation:
     """Returns AdamW.
 
     Args:
@@ -148,7 +170,10 @@ def make_optimizer(config: OptimizerConfig, schedule: optax.Schedule, traits: Tr
         schedule: learning_rate(number of updates done) of the group "rest".
         traits: of the trainable weights.
     """
-    relative = {group: config.of_group(group).learning_rate / config.learning_rate for group in ("vision", "rest")}
+    relative = {
+        group: config.of_group(group).learning_rate / config.learning_rate
+        for group in ("vision", "rest")
+    }
 
     def decay(path: str, update: jax.Array, weight: jax.Array) -> jax.Array:
         decayed = update + config.weight_decay * traits.decay[path] * weight
@@ -164,7 +189,10 @@ def make_optimizer(config: OptimizerConfig, schedule: optax.Schedule, traits: Tr
 
 
 def _clip(config: OptimizerConfig, traits: Traits) -> optax.GradientTransformation:
-    """One global norm; with AGC over all but the vision encoder, whose units have their own bounds."""
+    """One global norm.
+
+    With AGC over all but the vision encoder, whose units have their own bounds.
+    """
     bound, agc = config.clip_norm, config.vision.agc
     together = optax.identity() if bound is None else optax.clip_by_global_norm(bound)
     if agc is None:
@@ -187,5 +215,8 @@ def _by_path(function: Any, *params: trees.Params) -> Any:
     """Applies function(path, *leaves) to weights of the same paths."""
     first, *others = (trees.flatten(tree) for tree in params)
     return trees.unflatten(
-        {path: function(path, leaf, *(tree[path] for tree in others)) for path, leaf in first.items()}
+        {
+            path: function(path, leaf, *(tree[path] for tree in others))
+            for path, leaf in first.items()
+        }
     )

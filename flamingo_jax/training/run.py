@@ -1,4 +1,6 @@
-"""A stage from its config to its export: everything that the loop needs, put together in the one order that works.
+"""A stage from its config to its export.
+
+Everything that the loop needs, put together in the one order that works.
 
 config --> mesh, tokenizer, towers --> resolved config --> Store (refuses another run's workdir) --> mixture
 --> objective --> abstract state, shardings --> towers loaded --> state restored or made --> loop --> export
@@ -36,7 +38,11 @@ from flamingo_jax.training.step import Step, make_step
 Tell = Callable[[str], None]
 
 # Beside Store's: what is looked at, and how the loader works, change nothing of what is computed.
-_MAY_DIFFER = (r"(until|evaluate)(\..*)?", r"data\.(num_threads|prefetch|max_corrupt)", r"data\.datasets\.[^.]+\.pool")
+_MAY_DIFFER = (
+    r"(until|evaluate)(\..*)?",
+    r"data\.(num_threads|prefetch|max_corrupt)",
+    r"data\.datasets\.[^.]+\.pool",
+)
 
 # What a program shows its user as one message, without a traceback.
 EXPECTED_ERRORS = (
@@ -95,7 +101,8 @@ def train(
         The last state.
 
     Raises:
-        PathError: if the workdir cannot be written; before anything is compiled, as for all that follow but the last three.
+        PathError: if the workdir cannot be written; before anything is compiled, as for all that
+            follow but the last three.
         ConfigError: if the config does not fit its towers, or names an unknown probe.
         CheckpointError: for a missing or damaged tower or checkpoint, or one of another config.
         BrokenDataset: if too many records are corrupt.
@@ -140,7 +147,8 @@ def train(
         stage = Stage(config, tokenizer, prepared.model, prepared.objective, mesh)
         plan = prepared.plan
         keys = jax.jit(
-            lambda: tuple(jax.random.split(jax.random.key(config.seed))), out_shardings=mesh_lib.replicated(mesh)
+            lambda: tuple(jax.random.split(jax.random.key(config.seed))),
+            out_shardings=mesh_lib.replicated(mesh),
         )
         init_key, step_key = keys()
         state, positions = _restore_or_init(config, store, plan, init_key)
@@ -164,8 +172,10 @@ def train(
     if config.until and config.until.required and not stopped:
         until = config.until
         raise callbacks.ProbeNotReached(
-            f"{until.probe}: {until.metric} is still not below {until.below} after all {done} steps of the {config.stage} stage, so nothing was "
-            f"exported. Go on with a larger --config.steps, or export all the same with --config.until.required=False; see {workdir}/metrics.jsonl."
+            f"{until.probe}: {until.metric} is still not below {until.below} after all {done} "
+            f"steps of the {config.stage} stage, so nothing was exported. Go on with a larger "
+            "--config.steps, or export all the same with --config.until.required=False; see "
+            f"{workdir}/metrics.jsonl."
         )
     _export(config, workdir, state, plan, done, tell)
     return state
@@ -173,7 +183,9 @@ def train(
 
 @dataclasses.dataclass(frozen=True)
 class Prepared:
-    """A stage on its mesh, before any array exists: what trains, what `plan` compiles, what the tests run.
+    """A stage on its mesh, before any array exists.
+
+    What trains, what `plan` compiles, what the tests run.
 
     Attributes:
       model: the model as pure functions; None in the contrastive stage.
@@ -203,7 +215,9 @@ def prepare(config: TrainConfig, mesh: Mesh) -> Prepared:
     schedules = optimizer.make_schedules(config.optimizer, config.steps)
     plan, transformation = state_lib.plan_state(
         goal,
-        lambda traits: optimizer.make_optimizer(config.optimizer, schedules["learning_rate"], traits),
+        lambda traits: optimizer.make_optimizer(
+            config.optimizer, schedules["learning_rate"], traits
+        ),
         mesh,
         config.precision,
         zero=config.mesh.zero,
@@ -221,7 +235,9 @@ def prepare(config: TrainConfig, mesh: Mesh) -> Prepared:
     return Prepared(model, goal, plan, step)
 
 
-def build_objective(config: TrainConfig, num_shards: int) -> tuple[api.Model | None, objective.Objective]:
+def build_objective(
+    config: TrainConfig, num_shards: int
+) -> tuple[api.Model | None, objective.Objective]:
     """Returns (the model as pure functions, or None, and the stage's objective) of a resolved config."""
     model = config.model
     if config.stage == "contrastive":
@@ -230,13 +246,20 @@ def build_objective(config: TrainConfig, num_shards: int) -> tuple[api.Model | N
             required(model.text_encoder, "text_encoder"),
             required(model.contrastive, "contrastive"),
         )
-        return None, objective.contrastive(*parts, num_shards=num_shards, augmentation=config.data.augment)
+        return None, objective.contrastive(
+            *parts, num_shards=num_shards, augmentation=config.data.augment
+        )
     if config.stage == "language_model":
         lm = api.language_model(required(model.lm, "lm"))
         return lm, objective.language_model(lm)
-    functions = api.flamingo(model.flamingo(), compute_form=True, trains_vision=config.trains_vision)
+    functions = api.flamingo(
+        model.flamingo(), compute_form=True, trains_vision=config.trains_vision
+    )
     return functions, objective.captioning(
-        functions, num_shards=num_shards, augmentation=config.data.augment, trains_vision=config.trains_vision
+        functions,
+        num_shards=num_shards,
+        augmentation=config.data.augment,
+        trains_vision=config.trains_vision,
     )
 
 
@@ -244,15 +267,20 @@ def _completed(record: dict[str, Any]) -> dict[str, Any]:
     """Returns the record of a run that an older version began, with the fields that have come since: their defaults change nothing."""
     frozen = {"frozen": record["frozen"]}
     try:
-        config = config_lib.from_dict(TrainConfig, {name: record[name] for name in record if name not in frozen})
-    except config_lib.ConfigError:  # it has fields that are no more: they will be told as differences
+        config = config_lib.from_dict(
+            TrainConfig, {name: record[name] for name in record if name not in frozen}
+        )
+    # it has fields that are no more: they will be told as differences
+    except config_lib.ConfigError:
         return record
     return config_lib.to_dict(config) | frozen
 
 
 def _load_tokenizer(config: TrainConfig) -> Tokenizer:
     """The towers know no new tokens: only Flamingo has rows for them."""
-    return load_tokenizer(config.data.tokenizer, config.model.new_tokens if config.stage == "flamingo" else ())
+    return load_tokenizer(
+        config.data.tokenizer, config.model.new_tokens if config.stage == "flamingo" else ()
+    )
 
 
 def _check_vocabulary(config: TrainConfig, tokenizer: Tokenizer) -> None:
@@ -260,8 +288,10 @@ def _check_vocabulary(config: TrainConfig, tokenizer: Tokenizer) -> None:
     lm, pieces = config.model.lm, tokenizer.vocab_size
     if lm and (pieces != lm.vocab_size if tokenizer.new_tokens else pieces > lm.vocab_size):
         raise config_lib.ConfigError(
-            f"config.model.lm.vocab_size is {lm.vocab_size}, and the tokenizer {config.data.tokenizer} has {pieces} pieces. Give the tokenizer of "
-            "the language model's export: where a table has more rows than pieces, the prompt.json beside it says so."
+            f"config.model.lm.vocab_size is {lm.vocab_size}, and the tokenizer "
+            f"{config.data.tokenizer} has {pieces} pieces. Give the tokenizer of the language "
+            "model's export: where a table has more rows than pieces, the prompt.json beside it "
+            "says so."
         )
 
 
@@ -281,7 +311,13 @@ def _restore_or_init(
 
 
 def batches(
-    config: TrainConfig, mixture: Mixture, mesh: Mesh, positions: Mapping[str, int], start: int, *, local_shards: int
+    config: TrainConfig,
+    mixture: Mixture,
+    mesh: Mesh,
+    positions: Mapping[str, int],
+    start: int,
+    *,
+    local_shards: int,
 ) -> Generator[dict[str, Any], None, None]:
     """Yields {dataset: batch} for update `start`, `start` + 1, ... on the devices, without end.
 
@@ -300,11 +336,17 @@ def batches(
             yield {name: to_device(next(streams[name])[name], mesh)}
     weights = {name: dataset.weight for name, dataset in config.data.datasets.items()}
     for read in mixture.iterate(positions):
-        merged = {"merged": datasets_per_step.merge(read, weights, local_shards)} if config.mixing == "merged" else read
+        merged = (
+            {"merged": datasets_per_step.merge(read, weights, local_shards)}
+            if config.mixing == "merged"
+            else read
+        )
         yield {name: to_device(batch, mesh) for name, batch in merged.items()}
 
 
-def _open_logs(config: TrainConfig, workdir: paths.Path, start: int, stack: contextlib.ExitStack) -> metrics.Log:
+def _open_logs(
+    config: TrainConfig, workdir: paths.Path, start: int, stack: contextlib.ExitStack
+) -> metrics.Log:
     """Returns one log for all that are wanted; the first process alone writes."""
     if jax.process_index():
         return lambda step, numbers: None
@@ -334,10 +376,19 @@ def _hooks(
     tell_rejected: callbacks.Hook,
 ) -> list[callbacks.Hook]:
     names = list(config.data.datasets)
-    save = callbacks.save(store, lambda step: datasets_per_step.positions_at(config.mixing, names, step))
-    chosen = [callbacks.every(config.hooks.save_every, hook, at_end=True) for hook in (save, tell_rejected)]
+    save = callbacks.save(
+        store, lambda step: datasets_per_step.positions_at(config.mixing, names, step)
+    )
+    chosen = [
+        callbacks.every(config.hooks.save_every, hook, at_end=True)
+        for hook in (save, tell_rejected)
+    ]
     if evaluation and config.evaluate.every:
-        chosen.append(callbacks.every(config.evaluate.every, callbacks.measure(evaluation(stage), log), at_end=True))
+        chosen.append(
+            callbacks.every(
+                config.evaluate.every, callbacks.measure(evaluation(stage), log), at_end=True
+            )
+        )
     return chosen
 
 
@@ -365,15 +416,17 @@ def _stop(
     return callbacks.below(measure, log, metric=until.metric, bound=until.below, steps=until.every)
 
 
-def _describe(config: TrainConfig, stage: Stage, state: state_lib.TrainState, mixture: Mixture, start: int) -> str:
+def _describe(
+    config: TrainConfig, stage: Stage, state: state_lib.TrainState, mixture: Mixture, start: int
+) -> str:
     trained, frozen = trees.count(state.trainable), trees.count(state.frozen)
     sizes = ", ".join(f"{name} {size:,}" for name, size in mixture.sizes.items())
     mesh = " x ".join(f"{name} {size}" for name, size in stage.mesh.shape.items())
     born = f"starts from {config.initial}," if config.initial else "starts"
     begin = f"resumes at step {start}" if start else born
     return (
-        f"{config.name or config.stage} {begin} of {config.steps}: {trained:,} weights trained, {frozen:,} frozen, "
-        f"{config.precision.compute}; mesh {mesh}; records: {sizes}."
+        f"{config.name or config.stage} {begin} of {config.steps}: {trained:,} weights trained, "
+        f"{frozen:,} frozen, {config.precision.compute}; mesh {mesh}; records: {sizes}."
     )
 
 
@@ -385,7 +438,10 @@ def _export(
     step: int,
     tell: Tell,
 ) -> None:
-    """Writes WORKDIR/export, unless it is of this very step; frozen towers as they are in their own exports."""
+    """Writes WORKDIR/export, unless it is of this very step.
+
+    Frozen towers as they are in their own exports.
+    """
     target = workdir / "export"
     if (target / export_lib.CARD).exists() and export_lib.read_card(target)[1]["step"] == step:
         tell(f"{target} is of step {step} already.")

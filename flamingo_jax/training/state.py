@@ -1,4 +1,6 @@
-"""The training state, made abstract first: eval_shape -> axes -> shardings -> jit(init); no tower exists unsharded on a host.
+"""The training state, made abstract first: eval_shape -> axes -> shardings -> jit(init).
+
+No tower exists unsharded on a host.
 
 TrainState(step, trainable, frozen, opt_state)
 |     float32    |       float32, two moments for each trainable weight and none for frozen ones; both split over data (ZeRO-1)
@@ -49,13 +51,18 @@ class TrainState:
         return trees.merge(self.trainable, self.frozen)
 
     def saved(self) -> dict[str, Any]:
-        """Returns what a checkpoint holds: frozen towers stay where they were exported, and are named by path and hash."""
+        """Returns what a checkpoint holds.
+
+        Frozen towers stay where they were exported, and are named by path and hash.
+        """
         return {"step": self.step, "trainable": self.trainable, "opt_state": self.opt_state}
 
 
 @dataclasses.dataclass(frozen=True)
 class StateLayout:
-    """How a state is laid out: its abstract form, and the functions that make its parts on the mesh.
+    """How a state is laid out.
+
+    Its abstract form, and the functions that make its parts on the mesh.
 
     Attributes:
       abstract: TrainState of jax.ShapeDtypeStruct with shardings.
@@ -63,7 +70,8 @@ class StateLayout:
       gathered: shardings of the trainable weights while they are computed with: whole over data.
       kept: frozen weights as checkpoints keep them, as jax.ShapeDtypeStruct with shardings.
       compute_form: frozen weights as they are kept -> `TrainState.frozen`; gives up its argument.
-      init_trained: init_trained(rng) -> TrainState with an empty `frozen` part, which comes from the towers' exports.
+      init_trained: init_trained(rng) -> TrainState with an empty `frozen` part, which comes from
+          the towers' exports.
       init_frozen: init_frozen(rng) -> frozen weights at random, where there is no export to load.
     """
 
@@ -80,19 +88,27 @@ class StateLayout:
         return dataclasses.replace(self.init_trained(rng), frozen=self.init_frozen(rng))
 
 
-def split(objective: Objective, params: trees.Params) -> tuple[dict[str, dict[str, Any]], dict[str, dict[str, Any]]]:
+def split(
+    objective: Objective, params: trees.Params
+) -> tuple[dict[str, dict[str, Any]], dict[str, dict[str, Any]]]:
     """Splits all weights into (trainable, frozen) by the objective's table."""
-    is_frozen = trees.match_once(trees.flatten(params), objective.frozen, what=f"frozen weights ({objective.name})")
+    is_frozen = trees.match_once(
+        trees.flatten(params), objective.frozen, what=f"frozen weights ({objective.name})"
+    )
     return trees.partition(params, {path: not frozen for path, frozen in is_frozen.items()})
 
 
 def decay_factors(objective: Objective, trainable: trees.Params) -> dict[str, dict[str, float]]:
     """Returns each trainable weight's share of the weight decay, by the objective's table."""
-    factors = trees.match_once(trees.flatten(trainable), objective.decay, what=f"weight decay ({objective.name})")
+    factors = trees.match_once(
+        trees.flatten(trainable), objective.decay, what=f"weight decay ({objective.name})"
+    )
     return trees.unflatten({path: float(factor) for path, factor in factors.items()})
 
 
-def traits(objective: Objective, trainable: trees.Params, axes: Mapping[str, params_lib.Axes]) -> Traits:
+def traits(
+    objective: Objective, trainable: trees.Params, axes: Mapping[str, params_lib.Axes]
+) -> Traits:
     """Returns what the optimizer knows of the trainable weights, by the objective's tables and the weights' logical axes."""
     flat = trees.flatten(trainable)
     return Traits(
@@ -138,9 +154,15 @@ def plan_state(
     def towers(rng: jax.Array) -> Any:
         return objective.compute_form(policy.cast(split(objective, objective.init(rng))[1]))
 
-    computed = params_lib.axes_of(objective.compute_form_init, key) if objective.compute_form_init else axes
+    computed = (
+        params_lib.axes_of(objective.compute_form_init, key)
+        if objective.compute_form_init
+        else axes
+    )
     kept = jax.eval_shape(policy.cast, frozen)
-    abstract = dataclasses.replace(jax.eval_shape(trained, key), frozen=jax.eval_shape(objective.compute_form, kept))
+    abstract = dataclasses.replace(
+        jax.eval_shape(trained, key), frozen=jax.eval_shape(objective.compute_form, kept)
+    )
     gathered = compile_lib.shardings_of(trainable, axes, mesh)
     master = zero_lib.shardings_of(trainable, axes, mesh) if zero else gathered
     shardings = TrainState(
@@ -168,7 +190,10 @@ def plan_state(
 
 
 def _giving_up(change: Callable[[Any], Any], shardings: Any) -> Callable[[Any], Any]:
-    """Compiles a function whose argument is given up; JAX warns that what is put together has no buffer of its size to take over."""
+    """Compiles a function whose argument is given up.
+
+    JAX warns that what is put together has no buffer of its size to take over.
+    """
     compiled = jax.jit(change, out_shardings=shardings, donate_argnums=0)
 
     def run(kept: Any) -> Any:

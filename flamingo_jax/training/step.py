@@ -1,12 +1,16 @@
-"""One update: cast and gather once, accumulate over the datasets, one clip, one AdamW (paper, section 2.4 and B.1.2).
+"""One update.
+
+Cast and gather once, accumulate over the datasets, one clip, one AdamW (paper, section 2.4 and
+B.1.2).
 
     trainable f32 (a part) --cast--> compute dtype --gather--> whole --+
     frozen (compute dtype) --------------------------------------------+--> loss_m(batch_m) --> gradient --reduce-scatter--> a part
     a part of each gradient * lambda_m --sum f32--> clip --> AdamW --> trainable f32 (a part)
 
-A part is what ZeRO-1 leaves to one position on the mesh's data axis (`sharding.zero`); without ZeRO-1 it is the whole.
-The gradient is taken by the trainable weights alone, so that no gradient of a frozen weight is ever formed. This is the step that
-trains, the step that is planned ahead of time and the step that the tests run on eight devices.
+A part is what ZeRO-1 leaves to one position on the mesh's data axis (`sharding.zero`); without
+ZeRO-1 it is the whole. The gradient is taken by the trainable weights alone, so that no gradient of
+a frozen weight is ever formed. This is the step that trains, the step that is planned ahead of time
+and the step that the tests run on eight devices.
 """
 
 from __future__ import annotations
@@ -58,8 +62,8 @@ def update(
         gather: makes the cast weights whole, before the first dataset.
 
     Returns:
-        (state after, metrics): "loss", "<dataset>/loss", "gradient_norm" (before the clip), the learning rates, the objective's gauges;
-        all of them belong to the weights before the update.
+        (state after, metrics): "loss", "<dataset>/loss", "gradient_norm" (before the clip), the
+        learning rates, the objective's gauges; all of them belong to the weights before the update.
     """
 
     def loss(trainable: trees.Params, batch: Any, key: jax.Array) -> tuple[jax.Array, Metrics]:
@@ -77,24 +81,32 @@ def update(
         **{name: schedule(state.step) for name, schedule in schedules.items()},
         **objective.gauges(state.trainable),
     }
-    return dataclasses.replace(state, step=state.step + 1, trainable=after, opt_state=opt_state), metrics
+    return dataclasses.replace(
+        state, step=state.step + 1, trainable=after, opt_state=opt_state
+    ), metrics
 
 
 def make_step(plan: StateLayout, layout: Layout, **parts: Any) -> Step:
-    """Compiles `update` onto the mesh; the state that goes in is given up (its buffers become the new state's).
+    """Compiles `update` onto the mesh.
+
+    The state that goes in is given up (its buffers become the new state's).
 
     Args:
         plan: of the state.
-        layout: of activations and gradients; batches arrive split over (replica, data) of its mesh, metrics leave replicated.
+        layout: of activations and gradients; batches arrive split over (replica, data) of its mesh,
+            metrics leave replicated.
         **parts: the keyword arguments of `update`, but `gather`.
     """
     mesh = layout.mesh
 
     def gather(params: trees.Params) -> trees.Params:
-        part = jax.lax.with_sharding_constraint(params, plan.shardings.trainable)  # cast first: half the bytes
+        # cast first: half the bytes
+        part = jax.lax.with_sharding_constraint(params, plan.shardings.trainable)
         return jax.lax.with_sharding_constraint(part, plan.gathered)
 
-    def step(state: TrainState, batches: Mapping[str, Any], rng: jax.Array) -> tuple[TrainState, Metrics]:
+    def step(
+        state: TrainState, batches: Mapping[str, Any], rng: jax.Array
+    ) -> tuple[TrainState, Metrics]:
         with with_layout(layout):
             return update(state, batches, rng, **parts, gather=gather)
 

@@ -1,10 +1,13 @@
-"""The synthetic world's pages: pictures and text in turn, from which a Flamingo learns to learn in context.
+"""The synthetic world's pages.
+
+Pictures and text in turn, from which a Flamingo learns to learn in context.
 
     binding  image "this is a dax" image "this is a blick" image "this is a dax" ...       names for the values of an attribute, fresh on each page
     format   image "output : red" image "output : green" ...                               which attribute is asked for is only in the context
     qa       image "question : what colour is the circle ? answer : red" image ...         two objects
 
-The loader puts `<image>` before each text and `<EOC>` after it. Only the 48 seen names occur here: the twelve new ones are for evaluation.
+The loader puts `<image>` before each text and `<EOC>` after it. Only the 48 seen names occur here:
+the twelve new ones are for evaluation.
 """
 
 from __future__ import annotations
@@ -21,7 +24,8 @@ from flamingo_jax.world import scenes, text
 from flamingo_jax.world.scenes import COLOUR, SHAPE, VALUES
 
 BIND_PROMPT, FORMAT_PROMPT = "this is a", "output :"
-PICTURES_PER_PAGE = {"binding": 8, "format": 8, "qa": 4}  # 8 * 6 + 2 tokens; a question is 13 tokens long: 4 * 13 + 2
+# 8 * 6 + 2 tokens; a question is 13 tokens long: 4 * 13 + 2
+PICTURES_PER_PAGE = {"binding": 8, "format": 8, "qa": 4}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,17 +62,26 @@ class Album:
     @functools.cached_property
     def _index(self) -> list[list[np.ndarray]]:
         index = [
-            [np.flatnonzero(self.attributes[:, 0, a] == v) for v in range(len(VALUES[a]))] for a in range(len(VALUES))
+            [np.flatnonzero(self.attributes[:, 0, a] == v) for v in range(len(VALUES[a]))]
+            for a in range(len(VALUES))
         ]
-        missing = [VALUES[a][v] for a, rows in enumerate(index) for v, row in enumerate(rows) if not len(row)]
+        missing = [
+            VALUES[a][v]
+            for a, rows in enumerate(index)
+            for v, row in enumerate(rows)
+            if not len(row)
+        ]
         if missing:
             raise ValueError(
-                f"An album of {len(self.images)} pictures shows no {missing[0]!r}, expected each value at least once: draw more pictures."
+                f"An album of {len(self.images)} pictures shows no {missing[0]!r}, expected each "
+                "value at least once: draw more pictures."
             )
         return index
 
 
-def page(seed: int, stream: str, index: int, *, one: Album, two: Album, mix: PageMix) -> InterleavedPage:
+def page(
+    seed: int, stream: str, index: int, *, one: Album, two: Album, mix: PageMix
+) -> InterleavedPage:
     """Page `index` of a stream.
 
     Args:
@@ -109,10 +122,16 @@ def _format(rng: np.random.Generator, album: Album, num: int) -> Parts:
     attribute = text.draw_attribute(rng)
     rows = rng.integers(len(album.images), size=num)
     return [
-        (album.images[row], f"{FORMAT_PROMPT} {VALUES[attribute][album.attributes[row, 0, attribute]]}") for row in rows
+        (
+            album.images[row],
+            f"{FORMAT_PROMPT} {VALUES[attribute][album.attributes[row, 0, attribute]]}",
+        )
+        for row in rows
     ]
 
 
 def _qa(rng: np.random.Generator, album: Album, num: int) -> Parts:
     rows = rng.integers(len(album.images), size=num)
-    return [(album.images[row], " ".join(text.question(rng, album.attributes[row]))) for row in rows]
+    return [
+        (album.images[row], " ".join(text.question(rng, album.attributes[row]))) for row in rows
+    ]

@@ -1,11 +1,15 @@
-"""The synthetic world's pictures: small scenes of one or two coloured shapes, drawn from seeds alone.
+"""The synthetic world's pictures.
+
+Small scenes of one or two coloured shapes, drawn from seeds alone.
 
     seed, pool, block -> attributes int[M, O, 3] -> places, radii, shades -> signed distances -> uint8[M, 32, 32, 3] -> PNG
 
-A shape is a signed distance function, so its edge is anti-aliased by clipping the distance to one pixel. An object has a colour, a shape and
-a size; eight of the 64 pairs of colour and shape are held out: they are drawn for the pools named `held_out` and nowhere else, neither in
-pictures nor in text. Every picture is a pure function of (seed, pool, index); pictures are drawn in blocks of `BLOCK`, so that any number of
-them streams through bounded memory. Sentences and pages about the pictures are in `world/text.py`.
+A shape is a signed distance function, so its edge is anti-aliased by clipping the distance to one
+pixel. An object has a colour, a shape and a size; eight of the 64 pairs of colour and shape are
+held out: they are drawn for the pools named `held_out` and nowhere else, neither in pictures nor in
+text. Every picture is a pure function of (seed, pool, index); pictures are drawn in blocks of
+`BLOCK`, so that any number of them streams through bounded memory. Sentences and pages about the
+pictures are in `world/text.py`.
 """
 
 from __future__ import annotations
@@ -39,12 +43,19 @@ _RADIUS_JITTER, _SHADE_JITTER, _BACKGROUND, _NOISE = 0.07, 0.05, 0.3, 0.03
 
 
 def is_held_out(colour: int, shape: int) -> bool:
-    """Whether a pair of colour and shape is held out: one shape for each colour, eight pairs of 64."""
+    """Whether a pair of colour and shape is held out.
+
+    One shape for each colour, eight pairs of 64.
+    """
     return (shape - colour) % len(SHAPES) == 3
 
 
-HELD_OUT = tuple((c, s) for c in range(len(COLOURS)) for s in range(len(SHAPES)) if is_held_out(c, s))
-SEEN = tuple((c, s) for c in range(len(COLOURS)) for s in range(len(SHAPES)) if not is_held_out(c, s))
+HELD_OUT = tuple(
+    (c, s) for c in range(len(COLOURS)) for s in range(len(SHAPES)) if is_held_out(c, s)
+)
+SEEN = tuple(
+    (c, s) for c in range(len(COLOURS)) for s in range(len(SHAPES)) if not is_held_out(c, s)
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,7 +81,10 @@ POOLS = {
 
 
 def draw_attributes(rng: np.random.Generator, num: int, pool: Pool) -> Int[np.ndarray, "M O 3"]:
-    """Draws what is in `num` pictures: uniform over the pool's pairs of colour and shape; two objects differ in colour and in shape."""
+    """Draws what is in `num` pictures: uniform over the pool's pairs of colour and shape.
+
+    Two objects differ in colour and in shape.
+    """
     pairs = np.array(HELD_OUT if pool.held_out else SEEN)
     chosen = pairs[rng.integers(len(pairs), size=(num, pool.num_objects))]
     if pool.num_objects == 2:
@@ -80,18 +94,23 @@ def draw_attributes(rng: np.random.Generator, num: int, pool: Pool) -> Int[np.nd
     return np.concatenate([chosen, size], axis=-1)
 
 
-def render(rng: np.random.Generator, attributes: Int[np.ndarray, "M O 3"]) -> UInt8[np.ndarray, "M H W 3"]:
+def render(
+    rng: np.random.Generator, attributes: Int[np.ndarray, "M O 3"]
+) -> UInt8[np.ndarray, "M H W 3"]:
     """Draws pictures of the given objects at random places, with random shades, a dark background and noise.
 
     Args:
       rng: decides everything that the attributes leave open.
-      attributes: indices into COLOURS, SHAPES and SIZES; one or two objects, two are put in different halves.
+      attributes: indices into COLOURS, SHAPES and SIZES; one or two objects, two are put in
+          different halves.
     """
     radius = _radii(rng, attributes)
     return _paint(rng, attributes, _places(rng, radius), radius, *_shades(rng, attributes))
 
 
-def _radii(rng: np.random.Generator, attributes: Int[np.ndarray, "M O 3"]) -> Float[np.ndarray, "M O"]:
+def _radii(
+    rng: np.random.Generator, attributes: Int[np.ndarray, "M O 3"]
+) -> Float[np.ndarray, "M O"]:
     jitter = rng.uniform(1 - _RADIUS_JITTER, 1 + _RADIUS_JITTER, attributes.shape[:2])
     return (_RADIUS[attributes[..., SIZE]] * jitter).astype(np.float32)
 
@@ -100,14 +119,19 @@ def _shades(
     rng: np.random.Generator, attributes: Int[np.ndarray, "M O 3"]
 ) -> tuple[Float[np.ndarray, "M O 3"], Float[np.ndarray, "M"]]:
     """The red, green and blue of each object, and the grey of each background."""
-    shade = _RGB[attributes[..., COLOUR]] + rng.uniform(-_SHADE_JITTER, _SHADE_JITTER, attributes.shape).astype(
-        np.float32
-    )
+    shade = _RGB[attributes[..., COLOUR]] + rng.uniform(
+        -_SHADE_JITTER, _SHADE_JITTER, attributes.shape
+    ).astype(np.float32)
     return shade, rng.uniform(0, _BACKGROUND, len(attributes)).astype(np.float32)
 
 
-def _places(rng: np.random.Generator, radius: Float[np.ndarray, "M O"]) -> Float[np.ndarray, "M O 2"]:
-    """Centres (x, y) with the whole object in the picture; two objects lie left and right, or above and below each other."""
+def _places(
+    rng: np.random.Generator, radius: Float[np.ndarray, "M O"]
+) -> Float[np.ndarray, "M O 2"]:
+    """Centres (x, y) with the whole object in the picture.
+
+    Two objects lie left and right, or above and below each other.
+    """
     num, num_objects = radius.shape
     low = np.repeat(radius[..., None] + 0.5, 2, axis=-1)
     high = IMAGE_SIZE - low
@@ -115,7 +139,9 @@ def _places(rng: np.random.Generator, radius: Float[np.ndarray, "M O"]) -> Float
         axis = rng.integers(2, size=num)
         first = rng.integers(2, size=num)  # which object is in the left or upper half
         rows = np.arange(num)
-        high[rows, first, axis] = np.maximum(high[rows, first, axis] - IMAGE_SIZE / 2, low[rows, first, axis])
+        high[rows, first, axis] = np.maximum(
+            high[rows, first, axis] - IMAGE_SIZE / 2, low[rows, first, axis]
+        )
         low[rows, 1 - first, axis] = np.minimum(
             low[rows, 1 - first, axis] + IMAGE_SIZE / 2, high[rows, 1 - first, axis]
         )
@@ -223,7 +249,9 @@ def iterate(seed: int, pool: str, num: int) -> Iterator[tuple[Int[np.ndarray, "O
     """Yields the attributes and the PNG bytes of the first `num` pictures of a pool, a block in memory at a time."""
     for block in range(-(-num // BLOCK)):
         drawn = scenes(seed, pool, block)
-        for attributes, image in list(zip(drawn.attributes, drawn.images, strict=True))[: num - block * BLOCK]:
+        for attributes, image in list(zip(drawn.attributes, drawn.images, strict=True))[
+            : num - block * BLOCK
+        ]:
             yield attributes, encode_png(image)
 
 
@@ -243,7 +271,10 @@ class Clip:
 
 
 def video(seed: int, index: int, num_frames: int) -> Clip:
-    """Video `index` of a seed; its object keeps its shade and its size, the noise of each frame is its own."""
+    """Video `index` of a seed.
+
+    Its object keeps its shade and its size, the noise of each frame is its own.
+    """
     rng = generator(seed, "video", index)
     attributes = np.repeat(draw_attributes(rng, 1, Pool(1)), num_frames, axis=0)
     radius, (shade, grey) = _radii(rng, attributes[:1]), _shades(rng, attributes[:1])
@@ -251,9 +282,13 @@ def video(seed: int, index: int, num_frames: int) -> Clip:
     low, high = float(radius[0, 0]) + 0.5, IMAGE_SIZE - float(radius[0, 0]) - 0.5
     along = np.linspace(*((high, low) if direction in ("left", "up") else (low, high)), num_frames)
     across = np.full(num_frames, rng.uniform(low, high))
-    centre = np.stack([along, across] if direction in ("left", "right") else [across, along], axis=-1)[:, None]
+    centre = np.stack(
+        [along, across] if direction in ("left", "right") else [across, along], axis=-1
+    )[:, None]
     still = (np.repeat(array, num_frames, axis=0) for array in (radius, shade, grey))
-    return Clip(attributes[0, 0], direction, _paint(rng, attributes, centre.astype(np.float32), *still))
+    return Clip(
+        attributes[0, 0], direction, _paint(rng, attributes, centre.astype(np.float32), *still)
+    )
 
 
 def encode_png(image: UInt8[np.ndarray, "H W 3"]) -> bytes:

@@ -1,4 +1,6 @@
-"""The synthetic world's language: captions, and the text without pictures that the language model is trained on.
+"""The synthetic world's language.
+
+Captions, and the text without pictures that the language model is trained on.
 
     dictionary  "circle : dax ; red : blick ; circle : dax ; ..."            words bound to names afresh in each document
     binding     "small red circle . this is a dax ; big red ring . ..."      a binding page with words in the place of pictures
@@ -6,9 +8,10 @@
     qa          "small red circle and big blue ring . question : what colour is the circle ? answer : red ; ..."
     captions    "a small red circle and a big blue ring ; ..."
 
-Text is words with spaces between them, all of them in WORDS. There are 60 made-up names; all of them occur in this text, but the last twelve, the
-new names, never in a page with pictures: few-shot evaluation uses these alone. The dictionary documents teach the look-up circuit that binding
-names to pictures rests on; `lookup_pages` is the probe that measures it.
+Text is words with spaces between them, all of them in WORDS. There are 60 made-up names; all of
+them occur in this text, but the last twelve, the new names, never in a page with pictures: few-shot
+evaluation uses these alone. The dictionary documents teach the look-up circuit that binding names
+to pictures rests on; `lookup_pages` is the probe that measures it.
 """
 
 from __future__ import annotations
@@ -21,22 +24,37 @@ from jaxtyping import Int
 
 from flamingo_jax.core.seeds import generator
 from flamingo_jax.world import scenes
-from flamingo_jax.world.scenes import COLOUR, COLOURS, DIRECTIONS, SHAPE, SHAPES, SIZES, VALUES, Pool, draw_attributes
+from flamingo_jax.world.scenes import (
+    COLOUR,
+    COLOURS,
+    DIRECTIONS,
+    SHAPE,
+    SHAPES,
+    SIZES,
+    VALUES,
+    Pool,
+    draw_attributes,
+)
 
 NAMES = tuple(
     "dax blick wug fep zop gax lorp mib nurb plim quop rix snib tave vorp yim zeb drun fosk glab "
-    "hask jeb krit lomp mox neph prag skeb trum vusk wim yorl zarn brel chaz doop frob gorp hilk jaff "
-    "kulp lish moff norf pilk rask shug tork ulb veck yeth zilt bosk crell dref flim grook hoon jurb kesh".split()
+    "hask jeb krit lomp mox neph prag skeb trum vusk wim yorl zarn brel chaz doop frob gorp hilk "
+    "jaff kulp lish moff norf pilk rask shug tork ulb veck yeth zilt bosk crell dref flim grook "
+    "hoon jurb kesh".split()
 )
 NUM_NEW_NAMES = 12
 SEEN_NAMES, NEW_NAMES = NAMES[:-NUM_NEW_NAMES], NAMES[-NUM_NEW_NAMES:]
-_FUNCTION_WORDS = tuple("a and this is output question what colour shape the answer moves : ? . ;".split())
+_FUNCTION_WORDS = tuple(
+    "a and this is output question what colour shape the answer moves : ? . ;".split()
+)
 WORDS = COLOURS + SHAPES + SIZES + DIRECTIONS + _FUNCTION_WORDS + NAMES
 
 FORMAT_SHARES = (0.4, 0.4, 0.2)  # how often a format page asks for colour, shape, size
-_PAIRS_WITH = tuple(  # [attribute][value] -> the (colour, shape) pairs seen in training that have this value
+# [attribute][value] -> the (colour, shape) pairs seen in training that have this value
+_PAIRS_WITH = tuple(
     tuple(
-        np.array([pair for pair in scenes.SEEN if pair[attribute] == value]) for value in range(len(VALUES[attribute]))
+        np.array([pair for pair in scenes.SEEN if pair[attribute] == value])
+        for value in range(len(VALUES[attribute]))
     )
     for attribute in (COLOUR, SHAPE)
 )
@@ -46,8 +64,9 @@ _PAIRS_WITH = tuple(  # [attribute][value] -> the (colour, shape) pairs seen in 
 class TextMix:
     """Shares of the kinds of documents.
 
-    Half are dictionaries: in the one pair of runs that was compared, 0.35 of them (and as many binding documents) left the
-    look-up probe at an NLL of 0.65 after 700 steps of the tiny language model, where 0.50 had brought it to 0.1 after 500.
+    Half are dictionaries: in the one pair of runs that was compared, 0.35 of them (and as many
+    binding documents) left the look-up probe at an NLL of 0.65 after 700 steps of the tiny language
+    model, where 0.50 had brought it to 0.1 after 500.
     """
 
     dictionary: float = 0.50
@@ -74,7 +93,10 @@ def video_caption(attributes: Int[np.ndarray, "3"], direction: str) -> str:
 
 
 def question(rng: np.random.Generator, attributes: Int[np.ndarray, "2 3"]) -> tuple[str, str]:
-    """A question about one of two objects, and its answer: its colour by its shape, or its shape by its colour."""
+    """A question about one of two objects, and its answer.
+
+    Its colour by its shape, or its shape by its colour.
+    """
     colour, shape, _ = attributes[rng.integers(2)]
     if rng.integers(2):
         return f"question : what colour is the {SHAPES[shape]} ? answer :", COLOURS[colour]
@@ -98,11 +120,15 @@ def document(seed: int, stream: str, index: int, *, mix: TextMix, num_words: int
     return " ".join(words)
 
 
-# An entry maker draws what its document keeps (the names, the attribute) and returns a function that draws one entry.
+# An entry maker draws what its document keeps (the names, the attribute) and returns a function
+# that draws one entry.
 
 
 def _dictionary(rng: np.random.Generator) -> Callable[[], str]:
-    """3 to 7 words stand for names; entries are drawn independently, so that only looking the word up tells its name."""
+    """3 to 7 words stand for names.
+
+    Entries are drawn independently, so that only looking the word up tells its name.
+    """
     ways = rng.integers(3, 8)
     keys = rng.permutation(COLOURS + SHAPES + SIZES)[:ways]
     names = rng.permutation(NAMES)[:ways]
@@ -113,7 +139,10 @@ def _dictionary(rng: np.random.Generator) -> Callable[[], str]:
 
 
 def _binding(rng: np.random.Generator) -> Callable[[], str]:
-    """Names for 2 to 4 values of colour or of shape, which of the two is not said; the other attributes vary."""
+    """Names for 2 to 4 values of colour or of shape, which of the two is not said.
+
+    The other attributes vary.
+    """
     attribute, ways = (COLOUR, SHAPE)[rng.integers(2)], rng.integers(2, 5)
     values = rng.permutation(len(VALUES[attribute]))[:ways]
     names = rng.permutation(NAMES)[:ways]
@@ -141,7 +170,9 @@ def _format(rng: np.random.Generator) -> Callable[[], str]:
 def _qa(rng: np.random.Generator) -> Callable[[], str]:
     def entry() -> str:
         first, second = objects = draw_attributes(rng, 1, Pool(2))[0]
-        return " ".join([describe(first), "and", describe(second), ".", *question(rng, objects), ";"])
+        return " ".join(
+            [describe(first), "and", describe(second), ".", *question(rng, objects), ";"]
+        )
 
     return entry
 
@@ -182,9 +213,15 @@ class Lookup:
 
 
 def lookup_pages(ways: int, n: int, seed: int) -> Sequence[Lookup]:
-    """The text-only probe of dictionary look-up: `ways` words with new names, two passes in random order, then one of the words again."""
+    """The text-only probe of dictionary look-up.
+
+    `ways` words with new names, two passes in random order, then one of the words again.
+    """
     if not 1 <= ways <= NUM_NEW_NAMES:
-        raise ValueError(f"lookup_pages: got ways={ways}, expected 1 to {NUM_NEW_NAMES}, the number of new names.")
+        raise ValueError(
+            f"lookup_pages: got ways={ways}, expected 1 to {NUM_NEW_NAMES}, the "
+            "number of new names."
+        )
     pages = []
     for index in range(n):
         rng = generator(seed, f"lookup/{ways}", index)

@@ -2,8 +2,9 @@ r"""Pages per second of `--pipeline=m3w`, two workers against one, and memory ag
 
     python -m tests.benchmarks.collection [--pages=4000] [--rounds=3] [--directory=DIR]
 
-The crawl is made here: WARC files of pages with the boilerplate of a site, some hundred words of English (the manual pages that come with Python) and four
-photo-like JPEGs each. Whole commands are timed, with their start, one worker and two in turn; the best of the rounds counts.
+The crawl is made here: WARC files of pages with the boilerplate of a site, some hundred words of
+English (the manual pages that come with Python) and four photo-like JPEGs each. Whole commands are
+timed, with their start, one worker and two in turn; the best of the rounds counts.
 """
 
 import argparse
@@ -25,14 +26,18 @@ from tests.data_pipelines import crawl
 
 NUM_FILES = 8
 IMAGES_PER_PAGE = 4
-BOILERPLATE = "".join(f'<li><a class="item-{i}" href="/section/{i}">Section number {i}</a></li>' for i in range(400))
+BOILERPLATE = "".join(
+    f'<li><a class="item-{i}" href="/section/{i}">Section number {i}</a></li>' for i in range(400)
+)
 
 
 def paragraphs() -> list[str]:
     """English paragraphs of at least 30 words."""
     text = "\n\n".join(pydoc_data.topics.topics.values())
     found = (" ".join(paragraph.split()) for paragraph in re.split(r"\n\s*\n", text))
-    return [paragraph for paragraph in found if len(paragraph.split()) >= 30 and paragraph[0].isalpha()]
+    return [
+        paragraph for paragraph in found if len(paragraph.split()) >= 30 and paragraph[0].isalpha()
+    ]
 
 
 def make_crawl(directory: pathlib.Path, num_pages: int, images: list[bytes]) -> None:
@@ -48,9 +53,15 @@ def make_crawl(directory: pathlib.Path, num_pages: int, images: list[bytes]) -> 
                 if i % 2:
                     source = f"/images/{page}/{i}.jpg"
                     body.append(f'<figure><img src="{source}" alt="a picture"></figure>')
-                    responses.append((f"https://site.example{source}", "image/jpeg", rng.choice(images)))
-            html = crawl.article(f"Page {page}", body).replace("<nav>", f"<nav><ul>{BOILERPLATE}</ul>")
-            responses.append((f"https://site.example/{page}.html", "text/html; charset=utf-8", html))
+                    responses.append(
+                        (f"https://site.example{source}", "image/jpeg", rng.choice(images))
+                    )
+            html = crawl.article(f"Page {page}", body).replace(
+                "<nav>", f"<nav><ul>{BOILERPLATE}</ul>"
+            )
+            responses.append(
+                (f"https://site.example/{page}.html", "text/html; charset=utf-8", html)
+            )
         crawl.make_warc(directory / f"{number:05d}.warc.gz", responses)
 
 
@@ -70,7 +81,9 @@ def collect(crawl: pathlib.Path, output: pathlib.Path, num_workers: int) -> tupl
 
 def main() -> None:
     """Measures and prints."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--pages", type=int, default=4000)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--directory", default=None)
@@ -84,13 +97,19 @@ def main() -> None:
             (place / name).mkdir()
             make_crawl(place / name, pages, images)
         size = sum(file.stat().st_size for file in (place / "whole").iterdir())
-        print(f"{arguments.pages} pages in {NUM_FILES} files, {size / arguments.pages / 1e3:.0f} kB of WARC a page")
+        print(
+            f"{arguments.pages} pages in {NUM_FILES} files, {size / arguments.pages / 1e3:.0f} "
+            "kB of WARC a page"
+        )
         times: dict[int, list[float]] = {1: [], 2: []}
         for _ in range(arguments.rounds):
             for workers in times:
                 seconds, peak, report = collect(place / "whole", place / "out", workers)
                 times[workers].append(seconds)
-                print(f"  {workers} worker(s): {seconds:6.1f} s, {peak / 2**20:5.0f} MiB, kept {report['out']}")
+                print(
+                    f"  {workers} worker(s): {seconds:6.1f} s, {peak / 2**20:5.0f} MiB, kept "
+                    f"{report['out']}"
+                )
         half_seconds, half_peak, _ = collect(place / "half", place / "out", 1)
         _, whole_peak, _ = collect(place / "whole", place / "out", 1)
         one, two = min(times[1]), min(times[2])

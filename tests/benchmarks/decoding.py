@@ -2,10 +2,12 @@ r"""Tokens per second of the cached decoder against the uncached forward, and wh
 
     python -m tests.benchmarks.decoding [--layers=8] [--width=512] [--tokens=16] [--rounds=3]
 
-The model is a Flamingo with random weights: an LM with a cross-attention layer before every second block, 64 latents per image, one image and
-24 tokens of text per shot. Times are of the compiled loop alone, images encoded beforehand; the best of the rounds counts. The uncached forward is
-our own: it reads the whole prompt again for every token. FLOPs are the compiler's own count for one step (`cost_analysis`) of the model with one
-layer, since it counts the body of a loop over layers once.
+The model is a Flamingo with random weights: an LM with a cross-attention layer before every second
+block, 64 latents per image, one image and 24 tokens of text per shot. Times are of the compiled
+loop alone, images encoded beforehand; the best of the rounds counts. The uncached forward is our
+own: it reads the whole prompt again for every token. FLOPs are the compiler's own count for one
+step (`cost_analysis`) of the model with one layer, since it counts the body of a loop over layers
+once.
 """
 
 import argparse
@@ -44,23 +46,34 @@ class Size:
         heads = max(self.width // 64, 2)
         config = flamingo.FlamingoConfig(
             vision=NFNetConfig(
-                stem_channels=(8,), stem_strides=(2,), widths=(8,), depths=(1,), strides=(2,), group_width=8
+                stem_channels=(8,),
+                stem_strides=(2,),
+                widths=(8,),
+                depths=(1,),
+                strides=(2,),
+                group_width=8,
             ),
-            resampler=ResamplerConfig(num_layers=1, width=16, num_heads=2, head_dim=8, num_latents=self.latents),
+            resampler=ResamplerConfig(
+                num_layers=1, width=16, num_heads=2, head_dim=8, num_latents=self.latents
+            ),
             lm=LMConfig(self.vocabulary, num_layers=self.layers, width=self.width, num_heads=heads),
             xattn=XattnConfig(every=min(2, self.layers)),
         )
         model = api.flamingo(config)
         shapes = jax.eval_shape(model.init, jax.random.key(0))
         rng = np.random.default_rng(0)
-        return model, jax.tree.map(lambda x: jnp.asarray(0.02 * rng.normal(size=x.shape), jnp.float32), shapes)
+        return model, jax.tree.map(
+            lambda x: jnp.asarray(0.02 * rng.normal(size=x.shape), jnp.float32), shapes
+        )
 
     def prompts(self, rows: int, shots: int) -> tuple[Any, ...]:
         """Returns (tokens, length, phi, media) of prompts with `shots` examples, an image each, and the query's."""
         rng = np.random.default_rng(rows + shots)
         images = shots + 1
         tokens = rng.integers(4, self.vocabulary, (rows, images * TEXT)).astype(np.int32)
-        phi = np.broadcast_to(np.repeat(np.arange(1, images + 1, dtype=np.int32), TEXT), tokens.shape)
+        phi = np.broadcast_to(
+            np.repeat(np.arange(1, images + 1, dtype=np.int32), TEXT), tokens.shape
+        )
         pool = jnp.asarray(rng.normal(size=(images, self.latents, self.width)), jnp.float32)
         slot = np.broadcast_to(np.arange(images, dtype=np.int32), (rows, images))
         length = np.full(rows, tokens.shape[1], np.int32)
@@ -83,13 +96,18 @@ def cached(model: api.Model, tokens: int) -> Any:
 
     def answer(params: Any, prefix: decode.Prefix) -> Any:
         extend = functools.partial(model.extend, params)
-        return decode.greedy(extend, prefix, max_new_tokens=tokens + 1, stop=NEVER, pad_id=0).tokens[:, 0]
+        return decode.greedy(
+            extend, prefix, max_new_tokens=tokens + 1, stop=NEVER, pad_id=0
+        ).tokens[:, 0]
 
     return jax.jit(answer)
 
 
 def uncached(model: api.Model, tokens: int) -> Any:
-    """Returns the same by forwards of the whole sequence, one for each token; nothing is kept from one to the next."""
+    """Returns the same by forwards of the whole sequence, one for each token.
+
+    Nothing is kept from one to the next.
+    """
 
     def answer(params: Any, prompt: Any) -> Any:
         text, _, phi, media = prompt
@@ -102,7 +120,9 @@ def uncached(model: api.Model, tokens: int) -> Any:
             empty = model.empty_cache(rows, length + tokens, jnp.float32)
             logits, _ = model.extend(params, empty, text, positions, phi, media)
             last = jax.lax.dynamic_slice_in_dim(logits, length + t - 1, 1, axis=1)
-            return jax.lax.dynamic_update_slice_in_dim(text, jnp.argmax(last, -1).astype(jnp.int32), length + t, axis=1)
+            return jax.lax.dynamic_update_slice_in_dim(
+                text, jnp.argmax(last, -1).astype(jnp.int32), length + t, axis=1
+            )
 
         return jax.lax.fori_loop(0, tokens, step, text)[:, length:]
 
@@ -110,17 +130,27 @@ def uncached(model: api.Model, tokens: int) -> Any:
 
 
 def step_flops(size: Size, positions: int, *, rows: int = 1) -> float:
-    """Returns the compiled FLOPs of decoding one token after `positions`; nothing of the prompt but its length is in its shapes."""
+    """Returns the compiled FLOPs of decoding one token after `positions`.
+
+    Nothing of the prompt but its length is in its shapes.
+    """
     model, params = size.build()
     one = jnp.ones((rows, 1), jnp.int32)
-    return _extend_flops(model, params, model.empty_cache(rows, positions, jnp.float32, params), one, one, one)
+    return _extend_flops(
+        model, params, model.empty_cache(rows, positions, jnp.float32, params), one, one, one
+    )
 
 
 def forward_flops(size: Size, shots: int, *, rows: int = 1) -> float:
-    """Returns the compiled FLOPs of reading a whole prompt: what each token costs without a cache."""
+    """Returns the compiled FLOPs of reading a whole prompt.
+
+    What each token costs without a cache.
+    """
     model, params = size.build()
     text, _, phi, media = size.prompts(rows, shots)
-    return _extend_flops(model, params, model.empty_cache(*text.shape, jnp.float32), text, text, phi, media)
+    return _extend_flops(
+        model, params, model.empty_cache(*text.shape, jnp.float32), text, text, phi, media
+    )
 
 
 def _extend_flops(model: api.Model, params: Any, cache: Cache, *arguments: Any) -> float:
@@ -128,7 +158,9 @@ def _extend_flops(model: api.Model, params: Any, cache: Cache, *arguments: Any) 
         return model.extend(params, Cache(**parts), *arguments)
 
     return flops(
-        jax.jit(extend).lower(params, {"lm": cache.lm, "media": cache.media, "shared": cache.shared}, *arguments)
+        jax.jit(extend).lower(
+            params, {"lm": cache.lm, "media": cache.media, "shared": cache.shared}, *arguments
+        )
     )
 
 
@@ -138,7 +170,10 @@ def flops(lowered: Any) -> float:
 
 
 def seconds(functions: dict[str, Any], *arguments: Any, rounds: int) -> dict[str, float]:
-    """Returns the best time of each function; they are run in turn, after a first call that compiles."""
+    """Returns the best time of each function.
+
+    They are run in turn, after a first call that compiles.
+    """
     best = dict.fromkeys(functions, float("inf"))
     for turn in range(rounds + 1):
         for name, function in functions.items():
@@ -151,13 +186,18 @@ def seconds(functions: dict[str, Any], *arguments: Any, rounds: int) -> dict[str
 
 def main() -> None:
     """Measures and prints."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     for name, default in (("layers", 8), ("width", 512), ("tokens", 16), ("rounds", 3)):
         parser.add_argument(f"--{name}", type=int, default=default)
     arguments = parser.parse_args()
     size, tokens = Size(arguments.layers, arguments.width), arguments.tokens
     model, params = size.build()
-    print(f"LM {size.layers} x {size.width}, {tokens} new tokens, {jax.devices()[0].platform}, float32")
+    print(
+        f"LM {size.layers} x {size.width}, {tokens} new tokens, {jax.devices()[0].platform}, "
+        "float32"
+    )
     print("rows shots prompt | prefill s   s/step | cached tok/s uncached ratio")
     few = max(tokens // 8, 2)  # of the uncached forward: each of its tokens costs the same
     for rows in (1, 16):
@@ -165,20 +205,31 @@ def main() -> None:
             prompt = size.prompts(rows, shots)
             read, step = reader(model, tokens + 1), cached(model, tokens)
             prefill = seconds({"read": read}, params, prompt, rounds=arguments.rounds)["read"]
-            fast = seconds({"step": step}, params, read(params, prompt), rounds=arguments.rounds)["step"]
+            fast = seconds({"step": step}, params, read(params, prompt), rounds=arguments.rounds)[
+                "step"
+            ]
             slow = seconds({"all": uncached(model, few)}, params, prompt, rounds=1)["all"] / few
-            speed = rows * tokens / (prefill + fast)  # the prefill counts: it is what the cache is filled with
+            # the prefill counts: it is what the cache is filled with
+            speed = rows * tokens / (prefill + fast)
             print(
-                f"{rows:4d} {shots:5d} {prompt[0].shape[1]:6d} | {prefill:9.3f} {fast / tokens:8.5f} | "
-                f"{speed:12.1f} {rows / slow:8.2f} {speed * slow / rows:5.1f}",
+                f"{rows:4d} {shots:5d} {prompt[0].shape[1]:6d} | {prefill:9.3f} "
+                f"{fast / tokens:8.5f} | {speed:12.1f} {rows / slow:8.2f} "
+                f"{speed * slow / rows:5.1f}",
                 flush=True,
             )
     one = dataclasses.replace(size, layers=1)
     print("FLOPs of one decoded token (one layer), and of the forward that it replaces:")
     for shots in (0, 4, 32):
         length = (shots + 1) * TEXT + tokens
-        print(f"{shots:5d} shots: {step_flops(one, length):.4g}, uncached {forward_flops(one, shots):.4g}", flush=True)
-    print(f"32 shots' images and {TEXT} tokens of text: {step_flops(one, TEXT + tokens):.4g}, as for 0 shots")
+        print(
+            f"{shots:5d} shots: {step_flops(one, length):.4g}, uncached "
+            f"{forward_flops(one, shots):.4g}",
+            flush=True,
+        )
+    print(
+        f"32 shots' images and {TEXT} tokens of text: {step_flops(one, TEXT + tokens):.4g}, as "
+        "for 0 shots"
+    )
 
 
 if __name__ == "__main__":

@@ -4,13 +4,16 @@ r"""How fast the loader is, against the least that its files could take, and aga
         --peer="PYTHON tests/benchmarks/open_flamingo_loader.py"
 
     decode   images per second and core, from stored records to batches of 320 px; beside it, on the same files, the bare decode
-             of libjpeg-turbo at the smallest eighth of the size that is not below 320 px, and the peer
+             of libjpeg-turbo at the smallest eighth of the size that is not below 320 px, and the
+             peer
     text     tokens per second and core, from stored documents to packed rows of 2,048 tokens
     memory   resident memory after 1,000 and after 10,000 batches
 
-Everything runs in one process, and per core means per second of processor time; runs alternate and the best of three counts, since other programs can
-only slow one down. The files are made up: smooth noise, shapes and grain as JPEGs of quality 90, a quarter each of 640x480, 500x375, 1024x768 and 320x240.
-The peer is a command that gets the path of a tar of the same files (img2dataset's layout) and the batch size, and prints images per second of processor time.
+Everything runs in one process, and per core means per second of processor time; runs alternate and
+the best of three counts, since other programs can only slow one down. The files are made up: smooth
+noise, shapes and grain as JPEGs of quality 90, a quarter each of 640x480, 500x375, 1024x768 and
+320x240. The peer is a command that gets the path of a tar of the same files (img2dataset's layout)
+and the batch size, and prints images per second of processor time.
 """
 
 from __future__ import annotations
@@ -53,13 +56,16 @@ _WORDS = 5_000
 
 
 def photo(width: int, height: int, rng: np.random.Generator) -> bytes:
-    """Returns a made-up picture that takes about as many bytes as a photograph: noise of three sizes, shapes, and grain."""
+    """Returns a made-up picture that takes about as many bytes as a photograph.
+
+    Noise of three sizes, shapes, and grain.
+    """
     picture = np.zeros((height, width, 3), np.float32)
     for scale in (8, 32, 128):
         small = rng.integers(0, 256, (height // scale + 2, width // scale + 2, 3)).astype(np.uint8)
-        picture += np.asarray(Image.fromarray(small).resize((width, height), Image.Resampling.BICUBIC), np.float32) * (
-            scale / 168
-        )
+        picture += np.asarray(
+            Image.fromarray(small).resize((width, height), Image.Resampling.BICUBIC), np.float32
+        ) * (scale / 168)
     image = Image.fromarray(picture.clip(0, 255).astype(np.uint8))
     draw = ImageDraw.Draw(image)
     for _ in range(12):
@@ -77,7 +83,10 @@ def make(directory: epath.Path, number: int) -> None:
         return
     directory.mkdir(parents=True, exist_ok=True)
     rng = np.random.default_rng(0)
-    words = ["".join(rng.choice(list("abcdefghijklmnopqrstuvwxyz"), int(rng.integers(2, 10)))) for _ in range(_WORDS)]
+    words = [
+        "".join(rng.choice(list("abcdefghijklmnopqrstuvwxyz"), int(rng.integers(2, 10))))
+        for _ in range(_WORDS)
+    ]
     frequencies = 1.0 / np.arange(1, _WORDS + 1)
 
     def text(length: int) -> str:
@@ -100,10 +109,14 @@ def make(directory: epath.Path, number: int) -> None:
     (directory / "pictures.tar").write_bytes(buffer.getvalue())
 
 
-def loader(directory: epath.Path, name: str, tokenizer: Tokenizer, **dataset: object) -> Callable[[int], object]:
+def loader(
+    directory: epath.Path, name: str, tokenizer: Tokenizer, **dataset: object
+) -> Callable[[int], object]:
     """Returns batch(t) of one dataset, read in this thread with nothing kept in memory."""
     config = DatasetConfig(path=str(directory / name), **dataset)  # type: ignore[arg-type]
-    mixture = Mixture(DataConfig("", SIZE, {name: config}), seed=0, tokenizer=tokenizer, cache_bytes=0)
+    mixture = Mixture(
+        DataConfig("", SIZE, {name: config}), seed=0, tokenizer=tokenizer, cache_bytes=0
+    )
     return lambda t: mixture.batch(name, t)
 
 
@@ -114,17 +127,27 @@ def read(batch: Callable[[int], object], numbers: range) -> None:
 
 
 def bare_decode(files: Sequence[bytes]) -> None:
-    """What no loader can do without: libjpeg-turbo, at the smallest eighth of the size that is not below 320 px."""
+    """What no loader can do without.
+
+    Libjpeg-turbo, at the smallest eighth of the size that is not below 320 px.
+    """
     for encoded in files:
         height, width, _, _ = simplejpeg.decode_jpeg_header(encoded)
         scale = SIZE / max(width, height)
         simplejpeg.decode_jpeg(
-            encoded, "RGB", min_height=round(height * scale), min_width=round(width * scale), min_factor=1
+            encoded,
+            "RGB",
+            min_height=round(height * scale),
+            min_width=round(width * scale),
+            min_factor=1,
         )
 
 
 def seconds(function: Callable[[], object]) -> float:
-    """Returns the seconds of processor time that a call takes, over all threads of this process: others do not count."""
+    """Returns the seconds of processor time that a call takes, over all threads of this process.
+
+    Others do not count.
+    """
     start = time.process_time()
     function()
     return time.process_time() - start
@@ -144,7 +167,13 @@ def decode(directory: epath.Path, tokenizer: Tokenizer) -> Iterator[str]:
         bare.append(len(files) / seconds(lambda: bare_decode(files)))
         if _PEER.value:
             command = [*shlex.split(_PEER.value), str(directory / "pictures.tar"), str(BATCH)]
-            peer.append(float(subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()[-1]))
+            peer.append(
+                float(
+                    subprocess.run(
+                        command, check=True, capture_output=True, text=True
+                    ).stdout.split()[-1]
+                )
+            )
     yield f"{len(files)} files of {np.mean([len(file) for file in files]) / 1024:.0f} KiB on average; images per second and core, best of {_ROUNDS}:"
     yield f"  records to batches {max(ours):.0f}; bare decode {max(bare):.0f}; ratio {max(ours) / max(bare):.2f}"
     if peer:
@@ -153,7 +182,15 @@ def decode(directory: epath.Path, tokenizer: Tokenizer) -> Iterator[str]:
 
 def text(directory: epath.Path, tokenizer: Tokenizer) -> Iterator[str]:
     """Yields the lines of the part "text"."""
-    batch = loader(directory, "documents", tokenizer, kind="text", batch_size=8, length=2048, documents_per_row=8)
+    batch = loader(
+        directory,
+        "documents",
+        tokenizer,
+        kind="text",
+        batch_size=8,
+        length=2048,
+        documents_per_row=8,
+    )
     best, filled = 0.0, 0.0
     for turn in range(_ROUNDS):
         start = time.process_time()
@@ -165,14 +202,18 @@ def text(directory: epath.Path, tokenizer: Tokenizer) -> Iterator[str]:
 
 def memory(directory: epath.Path, tokenizer: Tokenizer) -> Iterator[str]:
     """Yields the lines of the part "memory"."""
-    batch = loader(directory, "documents", tokenizer, kind="text", batch_size=2, length=64, documents_per_row=1)
+    batch = loader(
+        directory, "documents", tokenizer, kind="text", batch_size=2, length=64, documents_per_row=1
+    )
     resident = {}
     for t in range(10_000):
         batch(t)
         if t + 1 in (1_000, 10_000):
             pages = int((epath.Path("/proc/self/statm")).read_text().split()[1])
             resident[t + 1] = pages * resource.getpagesize() / 2**20
-    yield "memory: " + ", ".join(f"{size:.0f} MiB after {count:,} batches" for count, size in resident.items())
+    yield "memory: " + ", ".join(
+        f"{size:.0f} MiB after {count:,} batches" for count, size in resident.items()
+    )
 
 
 def main(argv: Sequence[str]) -> None:

@@ -2,20 +2,25 @@
 
     python -m tests.benchmarks.open_flamingo [--rows=1,16] [--shots=0,4,32] [--tokens=16] [--beams=1] [--support=64] [--rounds=3] [--train=8]
 
-Both sides have the random weights of one model, converted, in float32: the geometry of its 3B (MPT with heads of 128 and ALiBi, a gated layer of 8
-heads of 64 before every block, a perceiver of 6 layers and 64 latents) at a quarter of the widths and a third of the layers. All are run
-in turn, round by round; the best of the rounds counts. What is compiled or warmed up is so before.
+Both sides have the random weights of one model, converted, in float32: the geometry of its 3B (MPT
+with heads of 128 and ALiBi, a gated layer of 8 heads of 64 before every block, a perceiver of 6
+layers and 64 latents) at a quarter of the widths and a third of the layers. All are run in turn,
+round by round; the best of the rounds counts. What is compiled or warmed up is so before.
 
-Generation is the whole call: images of the prompt encoded, prompt read, tokens decoded (greedily, or by beam search with --beams), none of which
-ends an answer. A shot is one image and 24 tokens. No two images are equal, so that ours gains nothing from encoding equal ones once; but in the
-last line of the table, where prompts share a set of support images (--support), as they do in a few-shot evaluation (the paper's sets are of
-2,048). Ours is `inference.engine` as users call it, told the length of the prompts and how many images they have, layers unrolled. Theirs is
-`Flamingo.generate` with its cache; one padding token stands before each prompt, without which it does not run on this transformers. The same
-tokens must come out. Whole calls of one new token and calls of the image encoders alone tell the parts.
+Generation is the whole call: images of the prompt encoded, prompt read, tokens decoded (greedily,
+or by beam search with --beams), none of which ends an answer. A shot is one image and 24 tokens. No
+two images are equal, so that ours gains nothing from encoding equal ones once; but in the last line
+of the table, where prompts share a set of support images (--support), as they do in a few-shot
+evaluation (the paper's sets are of 2,048). Ours is `inference.engine` as users call it, told the
+length of the prompts and how many images they have, layers unrolled. Theirs is `Flamingo.generate`
+with its cache; one padding token stands before each prompt, without which it does not run on this
+transformers. The same tokens must come out. Whole calls of one new token and calls of the image
+encoders alone tell the parts.
 
-A training step is forward, backward, a clip at norm 1 and AdamW on what is trained, on pages of 256 tokens and 5 images. Ours is the step of
-`training.run`. Theirs is written as their training code is: gradients of the whole token table, all but the new rows' set to zero. The first
-losses must agree.
+A training step is forward, backward, a clip at norm 1 and AdamW on what is trained, on pages of 256
+tokens and 5 images. Ours is the step of `training.run`. Theirs is written as their training code
+is: gradients of the whole token table, all but the new rows' set to zero. The first losses must
+agree.
 """
 
 import argparse
@@ -60,7 +65,9 @@ LEARNING_RATE, DECAY = 1e-4, 0.1
 LOSSES_AGREE = 1e-4  # relative: float32 sums in another order
 
 REST = (
-    0.3  # seconds between runs: threads of the one side spin for a while before they leave the processor to the other
+    # seconds between runs: threads of the one side spin for a while before they leave the processor
+    # to the other
+    0.3
 )
 
 Run = Callable[[], Any]
@@ -81,22 +88,36 @@ class Pair:
         model = models.build("mpt", 1, sizes=SIZES)
         torch.set_num_threads(threads)
         with tempfile.TemporaryDirectory() as directory:
-            conversion = publishers.describe("open_flamingo", models.write(model, pathlib.Path(directory)))
+            conversion = publishers.describe(
+                "open_flamingo", models.write(model, pathlib.Path(directory))
+            )
             return cls(model.flamingo, conversion, load_params(conversion))
 
 
 def images(count: int, seed: int) -> np.ndarray:
     """Different images, uint8 [count, S, S, 3]."""
-    return np.random.default_rng(seed).integers(0, 256, (count, SIZES.image_size, SIZES.image_size, 3), np.uint8)
+    return np.random.default_rng(seed).integers(
+        0, 256, (count, SIZES.image_size, SIZES.image_size, 3), np.uint8
+    )
 
 
 class Generation:
     """Prompts of one shape, and how each side answers them."""
 
     def __init__(
-        self, pair: Pair, rows: int, shots: int, *, beams: int = 1, support: int = 0, layers: Layers = "unrolled"
+        self,
+        pair: Pair,
+        rows: int,
+        shots: int,
+        *,
+        beams: int = 1,
+        support: int = 0,
+        layers: Layers = "unrolled",
     ):
-        """Makes the prompts: `shots` examples and the query, an image and its text each; `support`: so many images, from which the examples are drawn."""
+        """Makes the prompts: `shots` examples and the query, an image and its text each; `support`.
+
+        So many images, from which the examples are drawn.
+        """
         rng = np.random.default_rng(rows + shots)
         self.tokens = rng.integers(2, SIZES.pieces, (rows, (shots + 1) * TEXT))
         self.tokens[:, ::TEXT] = IMAGE
@@ -105,7 +126,8 @@ class Generation:
             [*rng.choice(support, shots, replace=False), support + row] for row in range(rows)
         ])  # fmt: skip
         self.frames = images(distinct, seed=shots)[which]
-        # Every call encodes its images anew. Long prompts are padded to whole chunks of the cross-attention, and images to what is there.
+        # Every call encodes its images anew. Long prompts are padded to whole chunks of the
+        # cross-attention, and images to what is there.
         length = self.tokens.shape[1]
         multiple = CHUNK if length > CHUNK else SHORT
         self.beams = beams
@@ -120,14 +142,23 @@ class Generation:
         )
         functions = api.flamingo(pair.conversion.model.flamingo())
         self.engine = Engine(
-            functions, pair.params, image_size=SIZES.image_size, stop=(-1,), pad_id=PAD, config=self.config
+            functions,
+            pair.params,
+            image_size=SIZES.image_size,
+            stop=(-1,),
+            pad_id=PAD,
+            config=self.config,
         )
         self.theirs = pair.theirs
 
     def ours(self, new: int) -> list[list[int]]:
         """Returns the new tokens of each prompt."""
         requests = [
-            Request(TokenisedPrompt(row.astype(np.int32), np.cumsum(row == IMAGE).astype(np.int32), tuple(frames)))
+            Request(
+                TokenisedPrompt(
+                    row.astype(np.int32), np.cumsum(row == IMAGE).astype(np.int32), tuple(frames)
+                )
+            )
             for row, frames in zip(self.tokens, self.frames, strict=True)
         ]
         config = dataclasses.replace(self.config, max_new_tokens=new)
@@ -151,7 +182,9 @@ class Generation:
     def encoded_by_theirs(self) -> None:
         """The images alone; once for each beam, as its `generate` does."""
         with torch.inference_mode():
-            self.theirs._encode_vision_x(models.pixels(self.frames).repeat_interleave(self.beams, dim=0))
+            self.theirs._encode_vision_x(
+                models.pixels(self.frames).repeat_interleave(self.beams, dim=0)
+            )
         self.theirs.lang_encoder.clear_conditioned_layers()
 
 
@@ -159,7 +192,10 @@ class Training:
     """One batch of pages, and an update of each side."""
 
     def __init__(self, pair: Pair, rows: int):
-        """Makes the pages: images at even distances, each with its text up to an <EOC>; all of it is predicted but the tags."""
+        """Makes the pages: images at even distances, each with its text up to an <EOC>.
+
+        All of it is predicted but the tags.
+        """
         rng = np.random.default_rng(rows)
         tokens = rng.integers(2, SIZES.pieces, (rows, PAGE))
         starts = np.linspace(0, PAGE, PAGE_IMAGES, endpoint=False).astype(int)
@@ -185,19 +221,27 @@ class Training:
             steps=1_000,
             model=pair.conversion.model,
             data=DataConfig("", SIZES.image_size, {"pages": dataset}, augment=NO_AUGMENTATION),
-            optimizer=OptimizerConfig(learning_rate=LEARNING_RATE, warmup_steps=0, weight_decay=DECAY, clip_norm=1.0),
+            optimizer=OptimizerConfig(
+                learning_rate=LEARNING_RATE, warmup_steps=0, weight_decay=DECAY, clip_norm=1.0
+            ),
             precision=Policy("float32"),
         ).resolved(SIZES.pieces)
         mesh = make_mesh(MeshConfig(), jax.devices()[:1])
         prepared = stage.prepare(config, mesh)
-        frozen = {path: path in trees.flatten(prepared.plan.kept) for path in trees.flatten(pair.params)}
+        frozen = {
+            path: path in trees.flatten(prepared.plan.kept) for path in trees.flatten(pair.params)
+        }
         kept, trained = trees.partition(pair.params, frozen)
-        place = lambda tree: jax.tree.map(jax.numpy.array, tree)  # noqa: E731 - copies: the step gives its state up
+        place = lambda tree: jax.tree.map(jax.numpy.array, tree)
         state = prepared.plan.init_trained(jax.random.key(0))
         self._state = dataclasses.replace(
             state, trainable=place(trained), frozen=prepared.plan.compute_form(place(kept))
         )
-        self._step, self._batches, self._key = prepared.step, {"pages": to_device(batch, mesh)}, jax.random.key(1)
+        self._step, self._batches, self._key = (
+            prepared.step,
+            {"pages": to_device(batch, mesh)},
+            jax.random.key(1),
+        )
 
     def _theirs(self, pair: Pair, tokens: np.ndarray, frames: np.ndarray) -> None:
         self._model, self._ids = pair.theirs.train(), torch.tensor(tokens)
@@ -208,10 +252,15 @@ class Training:
         self._model.requires_grad_(requires_grad=False)
         for part in (self._model.perceiver, lm.gated_cross_attn_layers, lm.get_input_embeddings()):
             part.requires_grad_(requires_grad=True)
-        named = [(name, leaf) for name, leaf in self._model.named_parameters() if leaf.requires_grad]
+        named = [
+            (name, leaf) for name, leaf in self._model.named_parameters() if leaf.requires_grad
+        ]
         decayed = [leaf for name, leaf in named if "gated_cross_attn_layer" in name]
         others = [leaf for name, leaf in named if "gated_cross_attn_layer" not in name]
-        groups = [{"params": decayed, "weight_decay": DECAY}, {"params": others, "weight_decay": 0.0}]
+        groups = [
+            {"params": decayed, "weight_decay": DECAY},
+            {"params": others, "weight_decay": 0.0},
+        ]
         self._trained = decayed + others
         self._optimizer = torch.optim.AdamW(groups, lr=LEARNING_RATE)
 
@@ -224,7 +273,10 @@ class Training:
     def of_theirs(self) -> float:
         """The same."""
         loss = self._model(
-            vision_x=self._pixels, lang_x=self._ids, attention_mask=torch.ones_like(self._ids), labels=self._labels
+            vision_x=self._pixels,
+            lang_x=self._ids,
+            attention_mask=torch.ones_like(self._ids),
+            labels=self._labels,
         ).loss
         loss.backward()
         mask = torch.zeros_like(self._table.grad)
@@ -254,7 +306,9 @@ def generation(pair: Pair, rows: int, shots: int, new: int, *, rounds: int, **se
     ours, theirs = side.ours(new), side.of_theirs(new)
     side.ours(1)
     if ours != theirs:
-        raise SystemExit(f"{rows} prompts of {shots} shots: the two sides answer differently.\n{ours}\n{theirs}")
+        raise SystemExit(
+            f"{rows} prompts of {shots} shots: the two sides answer differently.\n{ours}\n{theirs}"
+        )
     times = best(
         {
             "ours": lambda: side.ours(new),
@@ -272,10 +326,18 @@ def generation(pair: Pair, rows: int, shots: int, new: int, *, rounds: int, **se
         yield times[first] - times[encoded]
         yield (times[whole] - times[first]) / (new - 1)
 
-    columns = [parts("ours", "our first", "our images"), parts("theirs", "their first", "their images")]
-    split = " ".join(f"{ours:7.3f} {theirs:7.3f} {theirs / ours:5.1f} |" for ours, theirs in zip(*columns, strict=True))
+    columns = [
+        parts("ours", "our first", "our images"),
+        parts("theirs", "their first", "their images"),
+    ]
+    split = " ".join(
+        f"{ours:7.3f} {theirs:7.3f} {theirs / ours:5.1f} |"
+        for ours, theirs in zip(*columns, strict=True)
+    )
     speed, their_speed = rows * new / times["ours"], rows * new / times["theirs"]
-    return f"{rows:4d} {shots:5d} | {split} {speed:7.1f} {their_speed:7.1f} {speed / their_speed:5.2f}"
+    return (
+        f"{rows:4d} {shots:5d} | {split} {speed:7.1f} {their_speed:7.1f} {speed / their_speed:5.2f}"
+    )
 
 
 def training(pair: Pair, rows: int, rounds: int) -> str:
@@ -286,14 +348,17 @@ def training(pair: Pair, rows: int, rounds: int) -> str:
         raise SystemExit(f"The first losses differ: ours {ours}, theirs {theirs}.")
     times = best({"ours": side.ours, "theirs": side.of_theirs}, rounds)
     return (
-        f"training step of {rows} pages: ours {times['ours']:.2f} s, theirs {times['theirs']:.2f} s, ratio "
-        f"{times['theirs'] / times['ours']:.2f}; first loss {ours:.5f}, theirs {theirs:.5f}"
+        f"training step of {rows} pages: ours {times['ours']:.2f} s, theirs {times['theirs']:.2f} "
+        f"s, ratio {times['theirs'] / times['ours']:.2f}; first loss {ours:.5f}, theirs "
+        f"{theirs:.5f}"
     )
 
 
 def main() -> None:
     """Measures and prints."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     for name, default in {"rows": "1,16", "shots": "0,4,32"}.items():
         parser.add_argument(f"--{name}", default=default)
     for name, number in {
@@ -310,13 +375,25 @@ def main() -> None:
     host_memory.keep_freed()  # as our programs do; it holds for both sides
     pair = Pair.make(a.threads)
     print(
-        f"{SIZES}, float32, {torch.get_num_threads()} threads, {a.tokens} new tokens, beams {a.beams}, load {os.getloadavg()[0]:.1f}"
+        f"{SIZES}, float32, {torch.get_num_threads()} threads, {a.tokens} new tokens, beams "
+        f"{a.beams}, load {os.getloadavg()[0]:.1f}"
     )
-    print("            |  encode images (s)   |   read prompt (s)    |  each next token (s) |   tokens per second")
-    print("rows  shots |    ours  theirs      |    ours  theirs      |    ours  theirs      |   ours  theirs ratio")
+    print(
+        "            |  encode images (s)   |   read prompt (s)    |  each next token (s) |   "
+        "tokens per second"
+    )
+    print(
+        "rows  shots |    ours  theirs      |    ours  theirs      |    ours  theirs      |   "
+        "ours  theirs ratio"
+    )
     for rows in map(int, filter(None, a.rows.split(","))):
         for shots in map(int, a.shots.split(",")):
-            print(generation(pair, rows, shots, a.tokens, rounds=a.rounds, beams=a.beams, layers=a.layers), flush=True)
+            print(
+                generation(
+                    pair, rows, shots, a.tokens, rounds=a.rounds, beams=a.beams, layers=a.layers
+                ),
+                flush=True,
+            )
     if a.support and a.rows:
         rows, shots = (max(map(int, filter(None, sizes.split(",")))) for sizes in (a.rows, a.shots))
         settings = {"beams": a.beams, "layers": a.layers, "support": a.support}

@@ -2,11 +2,13 @@
 
     PYTHON tests/benchmarks/open_flamingo_loader.py pictures.tar 32
 
-PYTHON needs torch, webdataset 0.2.57 (it does not run with those of 1.0), and open_flamingo 2.0.1 (pip install --no-deps). It is their
-`get_laion_dataset` as it stands, iterated in this process with one thread. What is put in its place of others, each to its advantage:
+PYTHON needs torch, webdataset 0.2.57 (it does not run with those of 1.0), and open_flamingo 2.0.1
+(pip install --no-deps). It is their `get_laion_dataset` as it stands, iterated in this process with
+one thread. What is put in its place of others, each to its advantage:
 
-- torchvision, of which there is no build for torch without CUDA: its Resize (bicubic, shorter side), CenterCrop, ToTensor and Normalize are the same calls of
-  PIL and torch; the flip of a whole batch is left out, as ours runs on the device.
+- torchvision, of which there is no build for torch without CUDA: its Resize (bicubic, shorter
+  side), CenterCrop, ToTensor and Normalize are the same calls of PIL and torch; the flip of a whole
+  batch is left out, as ours runs on the device.
 - the tokenizer: one that takes no time.
 - DataLoader: its worker process and the copy between processes are left out.
 """
@@ -33,7 +35,9 @@ def image_processor(image: Image.Image) -> torch.Tensor:
     image = image.resize((SIZE * width // short, SIZE * height // short), Image.Resampling.BICUBIC)
     left, top = round((image.width - SIZE) / 2), round((image.height - SIZE) / 2)
     image = image.crop((left, top, left + SIZE, top + SIZE)).convert("RGB")
-    pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous().to(torch.float32).div(255)
+    pixels = (
+        torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous().to(torch.float32).div(255)
+    )
     return pixels.sub_(torch.tensor(MEAN)[:, None, None]).div_(torch.tensor(STD)[:, None, None])
 
 

@@ -2,8 +2,9 @@
 
     python -m tests.benchmarks.rices [--supports=100000] [--queries=1000] [--width=1376] [--k=32] [--rounds=5]
 
-Both are timed in turn, in one process and on the same device; the best of the rounds counts. The bare product is that of jax and of numpy, in float32, and
-its result is thrown away. The search starts from features as they are saved: it puts them on the device, multiplies, scales and selects.
+Both are timed in turn, in one process and on the same device; the best of the rounds counts. The
+bare product is that of jax and of numpy, in float32, and its result is thrown away. The search
+starts from features as they are saved: it puts them on the device, multiplies, scales and selects.
 """
 
 import argparse
@@ -26,8 +27,16 @@ def seconds(run: Callable[[], object]) -> float:
 
 def main() -> None:
     """Measures and prints."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    for name, default in {"supports": 100_000, "queries": 1_000, "width": 1376, "k": 32, "rounds": 5}.items():
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    for name, default in {
+        "supports": 100_000,
+        "queries": 1_000,
+        "width": 1376,
+        "k": 32,
+        "rounds": 5,
+    }.items():
         parser.add_argument(f"--{name}", type=int, default=default)
     a = parser.parse_args()
     rng = np.random.default_rng(0)
@@ -48,10 +57,14 @@ def main() -> None:
             times[name].append(seconds(run))
     best = {name: min(found) for name, found in times.items()}
     flops = 2 * a.supports * a.queries * a.width
-    print(f"{a.queries} queries, {a.supports} x {a.width} supports, k = {a.k}, on {jax.devices()[0].device_kind}")
+    print(
+        f"{a.queries} queries, {a.supports} x {a.width} supports, k = {a.k}, on "
+        f"{jax.devices()[0].device_kind}"
+    )
     for name, found in best.items():
         print(
-            f"  {name:<36} {found:7.3f} s  {flops / found / 1e9:8.0f} GFLOP/s  {best['search'] / found:5.2f} times in the search"
+            f"  {name:<36} {found:7.3f} s  {flops / found / 1e9:8.0f} GFLOP/s  "
+            f"{best['search'] / found:5.2f} times in the search"
         )
 
 

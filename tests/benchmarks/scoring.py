@@ -1,8 +1,11 @@
-r"""Scoring C candidates: one prefill and C short continuations, against a forward of the whole prompt for each.
+r"""Scoring C candidates.
+
+One prefill and C short continuations, against a forward of the whole prompt for each.
 
     python -m tests.benchmarks.scoring [--layers=8] [--width=512] [--shots=4] [--length=4] [--rounds=3]
 
-The model and the prompts are those of `tests.benchmarks.decoding`. FLOPs are the compiler's, of the model with one layer and one pass of candidates.
+The model and the prompts are those of `tests.benchmarks.decoding`. FLOPs are the compiler's, of the
+model with one layer and one pass of candidates.
 """
 
 import argparse
@@ -56,7 +59,9 @@ def apart(model: api.Model) -> Any:
 
 def candidates(size: Size, count: int, length: int) -> Any:
     """Returns random candidates int32[1, C, T]."""
-    return jnp.asarray(np.random.default_rng(count).integers(4, size.vocabulary, (1, count, length)), jnp.int32)
+    return jnp.asarray(
+        np.random.default_rng(count).integers(4, size.vocabulary, (1, count, length)), jnp.int32
+    )
 
 
 def score_flops(size: Size, *, shots: int, count: int, length: int) -> float:
@@ -68,30 +73,44 @@ def score_flops(size: Size, *, shots: int, count: int, length: int) -> float:
 
 def main() -> None:
     """Measures and prints."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    for name, default in (("layers", 8), ("width", 512), ("shots", 4), ("length", 4), ("rounds", 3)):
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    for name, default in (
+        ("layers", 8),
+        ("width", 512),
+        ("shots", 4),
+        ("length", 4),
+        ("rounds", 3),
+    ):
         parser.add_argument(f"--{name}", type=int, default=default)
     arguments = parser.parse_args()
     size, shots, length = Size(arguments.layers, arguments.width), arguments.shots, arguments.length
     model, params = size.build()
     prompt = size.prompts(1, shots)
     one = dataclasses.replace(size, layers=1)
-    prefill = score_flops(one, shots=shots, count=1, length=1)  # a single token needs no continuation
+    # a single token needs no continuation
+    prefill = score_flops(one, shots=shots, count=1, length=1)
     print(
-        f"LM {size.layers} x {size.width}, {shots} shots ({prompt[0].shape[1]} tokens), candidates of {length} tokens"
+        f"LM {size.layers} x {size.width}, {shots} shots ({prompt[0].shape[1]} tokens), candidates "
+        f"of {length} tokens"
     )
     print(
-        f"{'C':>4} | {'shared s':>9} {'apart s':>9} {'ratio':>6} | FLOPs of one layer: {'in prefills':>11} {'a candidate':>11}"
+        f"{'C':>4} | {'shared s':>9} {'apart s':>9} {'ratio':>6} | FLOPs of one layer: "
+        f"{'in prefills':>11} {'a candidate':>11}"
     )
     for count in (1, 4, 16, 64):
         ways = {"shared": jax.jit(shared(model, per_pass=16)), "apart": jax.jit(apart(model))}
         given = candidates(size, count, length)
-        np.testing.assert_allclose(*(way(params, prompt, given) for way in ways.values()), rtol=1e-4)
+        np.testing.assert_allclose(
+            *(way(params, prompt, given) for way in ways.values()), rtol=1e-4
+        )
         times = seconds(ways, params, prompt, given, rounds=arguments.rounds)
         total = score_flops(one, shots=shots, count=count, length=length)
         print(
-            f"{count:4d} | {times['shared']:9.4f} {times['apart']:9.4f} {times['apart'] / times['shared']:6.1f} |"
-            f"{'':20}{total / prefill:12.2f} {(total - prefill) / count / prefill:11.4f}",
+            f"{count:4d} | {times['shared']:9.4f} {times['apart']:9.4f} "
+            f"{times['apart'] / times['shared']:6.1f} |{'':20}{total / prefill:12.2f} "
+            f"{(total - prefill) / count / prefill:11.4f}",
             flush=True,
         )
 

@@ -2,9 +2,10 @@
 
     python -m tests.benchmarks.vision [--variant=F0] [--image_size=320] [--batch=1] [--rounds=5] [--dtypes=float32,bfloat16]
 
-All are run in turn, round by round; the best of the rounds counts. Features of the last grid, no classifier; weights as at birth. timm
-standardises its weights at each call, as ours do unless they are folded; it is given both memory layouts. A stage's share is the
-difference between two networks that end after it and before it.
+All are run in turn, round by round; the best of the rounds counts. Features of the last grid, no
+classifier; weights as at birth. timm standardises its weights at each call, as ours do unless they
+are folded; it is given both memory layouts. A stage's share is the difference between two networks
+that end after it and before it.
 """
 
 import argparse
@@ -34,17 +35,25 @@ def ours(config: NFNetConfig, dtype: Any, images: np.ndarray) -> Run:
     model = hk.without_apply_rng(hk.transform(lambda x: NFNet(config)(x)))
     plain = dataclasses.replace(config, weight_standardisation="apply")
     params = jax.jit(hk.transform(lambda x: NFNet(plain)(x)).init)(jax.random.key(0), images)
-    params = frozen.compute_form_of_nfnet(params) if config.weight_standardisation == "folded" else params
+    params = (
+        frozen.compute_form_of_nfnet(params)
+        if config.weight_standardisation == "folded"
+        else params
+    )
     params = jax.tree.map(lambda leaf: leaf.astype(dtype), params)
     placed, compiled = jnp.asarray(images, dtype), jax.jit(model.apply)
     return lambda: jax.block_until_ready(compiled(params, placed))
 
 
-def theirs(variant: str, dtype: torch.dtype, layout: torch.memory_format, images: np.ndarray) -> Run:
+def theirs(
+    variant: str, dtype: torch.dtype, layout: torch.memory_format, images: np.ndarray
+) -> Run:
     """timm's, in evaluation mode and without gradients."""
     model = stand_ins.load("timm").create_model(f"dm_nfnet_{variant.lower()}", num_classes=0).eval()
     model = model.to(dtype=dtype, memory_format=layout)
-    placed = torch.from_numpy(images.transpose(0, 3, 1, 2)).to(dtype).contiguous(memory_format=layout)
+    placed = (
+        torch.from_numpy(images.transpose(0, 3, 1, 2)).to(dtype).contiguous(memory_format=layout)
+    )
 
     def run() -> object:
         with torch.inference_mode():
@@ -54,7 +63,10 @@ def theirs(variant: str, dtype: torch.dtype, layout: torch.memory_format, images
 
 
 def best(runs: dict[str, Run], rounds: int) -> dict[str, float]:
-    """Seconds of each, the best of the rounds; the first run of each compiles and does not count."""
+    """Seconds of each, the best of the rounds.
+
+    The first run of each compiles and does not count.
+    """
     found: dict[str, list[float]] = {name: [] for name in runs}
     for run in runs.values():
         run()
@@ -73,24 +85,38 @@ def stages(config: NFNetConfig, dtype: Any, images: np.ndarray, rounds: int) -> 
         fields = {name: getattr(config, name)[:end] for name in ("widths", "depths", "strides")}
         return dataclasses.replace(config, **fields, final_multiplier=None)
 
-    prefixes = {"stem": cut(0), **{f"stage {n}": cut(n + 1) for n in range(len(config.depths))}, "last conv": config}
+    prefixes = {
+        "stem": cut(0),
+        **{f"stage {n}": cut(n + 1) for n in range(len(config.depths))},
+        "last conv": config,
+    }
     times = best({name: ours(part, dtype, images) for name, part in prefixes.items()}, rounds)
     ends = list(times.values())
-    return {name: max(end - start, 0.0) for name, start, end in zip(times, [0.0, *ends[:-1]], ends, strict=True)}
+    return {
+        name: max(end - start, 0.0)
+        for name, start, end in zip(times, [0.0, *ends[:-1]], ends, strict=True)
+    }
 
 
 def main() -> None:
     """Measures and prints."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--variant", default="F0", choices=[name for name in NFNETS if name != "tiny"])
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--variant", default="F0", choices=[name for name in NFNETS if name != "tiny"]
+    )
     for name, default in {"image_size": 320, "batch": 1, "rounds": 5}.items():
         parser.add_argument(f"--{name}", type=int, default=default)
     parser.add_argument("--dtypes", default="float32,bfloat16")
     a = parser.parse_args()
-    images = np.random.default_rng(0).standard_normal((a.batch, a.image_size, a.image_size, 3), np.float32)
+    images = np.random.default_rng(0).standard_normal(
+        (a.batch, a.image_size, a.image_size, 3), np.float32
+    )
     flops = a.batch * vision_forward(NFNETS[a.variant], a.image_size)
     print(
-        f"NFNet-{a.variant}, {a.batch} x {a.image_size} px, {flops / 1e9:.1f} GFLOP, {torch.get_num_threads()} threads"
+        f"NFNet-{a.variant}, {a.batch} x {a.image_size} px, {flops / 1e9:.1f} GFLOP, "
+        f"{torch.get_num_threads()} threads"
     )
     config = NFNETS[a.variant]
     folded = dataclasses.replace(config, weight_standardisation="folded")
@@ -111,11 +137,15 @@ def main() -> None:
         for which, seconds in times.items():
             rate = flops / seconds / 1e9
             print(
-                f"  {which:<24} {seconds:7.3f} s  {rate:6.0f} GFLOP/s  {fastest / seconds:5.2f} times timm's faster one"
+                f"  {which:<24} {seconds:7.3f} s  {rate:6.0f} GFLOP/s  {fastest / seconds:5.2f} "
+                "times timm's faster one"
             )
         parts = stages(folded, dtype, images, a.rounds)
         whole = sum(parts.values())
-        print("  ours, folded, by part: " + ", ".join(f"{part} {100 * s / whole:.0f} %" for part, s in parts.items()))
+        print(
+            "  ours, folded, by part: "
+            + ", ".join(f"{part} {100 * s / whole:.0f} %" for part, s in parts.items())
+        )
 
 
 if __name__ == "__main__":

@@ -1,4 +1,7 @@
-"""Checkpoints and exports in a cluster of two processes: what one cluster wrote, one process reads, and the other way round."""
+"""Checkpoints and exports in a cluster of two processes.
+
+What one cluster wrote, one process reads, and the other way round.
+"""
 
 from __future__ import annotations
 
@@ -108,5 +111,7 @@ def test_one_process_restores_what_a_cluster_saved(written):
 def test_the_export_of_a_cluster_has_the_same_hash(written):
     params = {"lm": {"w": VALUE}}
     assert read_card(written / "export")[1]["content_hash"] == trees.content_hash(params)
-    np.testing.assert_array_equal(np.asarray(open_checkpoint(written / "export").params["lm"]["w"]), VALUE)
+    np.testing.assert_array_equal(
+        np.asarray(open_checkpoint(written / "export").params["lm"]["w"]), VALUE
+    )
     assert sorted(p.name for p in written.iterdir()) == ["export", "run"]

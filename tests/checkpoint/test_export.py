@@ -1,4 +1,8 @@
-"""checkpoint.export: a model directory is whole or not there, and `open_checkpoint` opens it, a run or a step, or says why not."""
+"""checkpoint.export.
+
+A model directory is whole or not there, and `open_checkpoint` opens it, a run or a step, or says
+why not.
+"""
 
 from __future__ import annotations
 
@@ -20,9 +24,14 @@ from flamingo_jax.core import paths, trees
 
 LM = {
     "lm/embed": {"w": np.arange(32, dtype=np.float32).reshape(8, 4)},
-    "lm/layers/attention/query": {"w": np.linspace(-1, 1, 2 * 4 * 4, dtype=np.float32).reshape(2, 4, 4)},
+    "lm/layers/attention/query": {
+        "w": np.linspace(-1, 1, 2 * 4 * 4, dtype=np.float32).reshape(2, 4, 4)
+    },
 }
-XATTN = {"flamingo/xattn/query": {"w": jnp.ones((4, 4))}, "flamingo/new_tokens": {"w": jnp.full((1, 4), 0.5)}}
+XATTN = {
+    "flamingo/xattn/query": {"w": jnp.ones((4, 4))},
+    "flamingo/new_tokens": {"w": jnp.full((1, 4), 0.5)},
+}
 MODEL = {"lm": {"width": 4, "vocab_size": 8}, "new_tokens": ["<EOC>", "<image>"]}
 
 
@@ -65,7 +74,11 @@ def run(lm, tmp_path_factory):
     with Store(workdir, config) as store:
         for step in (1, 2):
             trainable = jax.tree.map(lambda x, by=step: x * by, XATTN)
-            state = {"trainable": trainable, "opt_state": {"mu": trainable}, "step": jnp.int32(step)}
+            state = {
+                "trainable": trainable,
+                "opt_state": {"mu": trainable},
+                "step": jnp.int32(step),
+            }
             store.save(step, state, {"pages": step})
     return workdir
 
@@ -92,7 +105,8 @@ def test_relative_paths(lm, run, monkeypatch):
     monkeypatch.chdir(run)
     opened = open_checkpoint("checkpoints/1")
     assert_same(opened.params, flamingo_params(1))
-    assert str(opened.path) == "checkpoints/1"  # as it was given, so that a report holds no place of this machine
+    # as it was given, so that a report holds no place of this machine
+    assert str(opened.path) == "checkpoints/1"
     assert_same(open_checkpoint(".").params, flamingo_params(2))
     monkeypatch.chdir(run / "checkpoints" / "1")
     assert_same(open_checkpoint(".").params, flamingo_params(1))
@@ -115,14 +129,21 @@ def test_the_hash_depends_on_the_weights_alone(lm, tmp_path):
 
 def test_the_hash_read_back_from_disk_is_the_same(lm):
     """How it is made in a cluster, where no process holds all weights."""
-    stored = {name: arrays.read_here(lm / "weights", name) for name in arrays.describe(lm / "weights")}
+    stored = {
+        name: arrays.read_here(lm / "weights", name) for name in arrays.describe(lm / "weights")
+    }
     assert trees.content_hash(trees.unflatten(stored)) == trees.content_hash(LM)
 
 
 def test_dtypes_are_kept_and_sharded_weights_come_together(tmp_path):
     mesh = jax.make_mesh((1, 2, 4), ("replica", "data", "model"), axis_types=(AxisType.Auto,) * 3)
     split = NamedSharding(mesh, PartitionSpec("data", "model"))
-    params = {"lm": {"a": jnp.arange(64, dtype=jnp.bfloat16).reshape(8, 8), "b": np.arange(3, dtype=np.int32)}}
+    params = {
+        "lm": {
+            "a": jnp.arange(64, dtype=jnp.bfloat16).reshape(8, 8),
+            "b": np.arange(3, dtype=np.int32),
+        }
+    }
     sharded = {"lm": {"a": jax.device_put(params["lm"]["a"], split), "b": params["lm"]["b"]}}
     opened = open_checkpoint(export_lm(tmp_path / "export", sharded))
     assert_same(opened.params, params)
@@ -148,10 +169,16 @@ def test_placement_decides_dtype_and_sharding(lm, run):
 def test_an_export_replaces_the_one_before(tmp_path):
     export_lm(tmp_path / "export", step=1)
     paths.write_atomically(tmp_path / "export" / "stray", "x")
-    opened = open_checkpoint(export_lm(tmp_path / "export", {"lm": {"w": np.ones(3, np.float32)}}, step=2))
+    opened = open_checkpoint(
+        export_lm(tmp_path / "export", {"lm": {"w": np.ones(3, np.float32)}}, step=2)
+    )
     assert opened.step == 2
     assert_same(opened.params, {"lm": {"w": np.ones(3, np.float32)}})
-    assert sorted(p.name for p in (tmp_path / "export").iterdir()) == ["model.json", "tokenizer.model", "weights"]
+    assert sorted(p.name for p in (tmp_path / "export").iterdir()) == [
+        "model.json",
+        "tokenizer.model",
+        "weights",
+    ]
     assert sorted(p.name for p in tmp_path.iterdir()) == ["export", "made"]
 
 
@@ -166,11 +193,15 @@ def test_an_export_that_fails_leaves_the_one_before(tmp_path, monkeypatch):
         with pytest.raises(paths.PathError, match="No space left"):
             export_lm(tmp_path / "export", step=2)
     assert open_checkpoint(tmp_path / "export").step == 1
-    assert open_checkpoint(export_lm(tmp_path / "export", step=3)).step == 3  # what was left over does not harm
+    # what was left over does not harm
+    assert open_checkpoint(export_lm(tmp_path / "export", step=3)).step == 3
 
 
 def test_on_an_object_store_model_json_goes_first_away_and_comes_last(tmp_path, monkeypatch):
-    """A directory cannot be renamed there: it is written in place, and is no export while it is being written."""
+    """A directory cannot be renamed there.
+
+    It is written in place, and is no export while it is being written.
+    """
     monkeypatch.setattr(paths, "is_local", lambda path: False)
     export_lm(tmp_path / "export", step=1)
     order = []
@@ -193,35 +224,61 @@ def test_on_an_object_store_model_json_goes_first_away_and_comes_last(tmp_path, 
 
 def test_a_model_without_text_has_no_tokenizer(tmp_path):
     config = {"vision": {}}
-    opened = open_checkpoint(export_lm(tmp_path / "export", kind="contrastive", config=config, tokenizer=None))
+    opened = open_checkpoint(
+        export_lm(tmp_path / "export", kind="contrastive", config=config, tokenizer=None)
+    )
     assert opened.tokenizer is None and opened.new_tokens == ()
 
 
 def test_bad_exports(tmp_path):
-    with pytest.raises(CheckpointError, match="kind 'lm'; expected one of language_model, contrastive, flamingo"):
+    with pytest.raises(
+        CheckpointError, match="kind 'lm'; expected one of language_model, contrastive, flamingo"
+    ):
         export_lm(tmp_path / "export", kind="lm")
     with pytest.raises(CheckpointError, match="There is no tokenizer at"):
         export_lm(tmp_path / "export", tokenizer=tmp_path / "none")
     with pytest.raises(CheckpointError, match="'lm/w' has zero size"):
         export_lm(tmp_path / "export", {"lm": {"w": np.ones((0, 2), np.float32)}})
-    with pytest.raises(CheckpointError, match="'lm/w' is float64, which JAX would read back as float32"):
+    with pytest.raises(
+        CheckpointError, match="'lm/w' is float64, which JAX would read back as float32"
+    ):
         export_lm(tmp_path / "export", {"lm": {"w": np.ones(2)}})
     with pytest.raises(paths.PathError, match="Give a writable place"):
-        export("/proc/nowhere", LM, kind="flamingo", config={}, tokenizer=None, preprocessing={}, step=0)
+        export(
+            "/proc/nowhere",
+            LM,
+            kind="flamingo",
+            config={},
+            tokenizer=None,
+            preprocessing={},
+            step=0,
+        )
     assert not (tmp_path / "export").exists()
 
 
-@pytest.mark.parametrize("which, step", [(".", 2), ("checkpoints/1", 1), ("checkpoints/2", 2), ("checkpoints/2/", 2)])
-def test_a_run_opens_with_its_frozen_tower_and_without_optimizer_state(run, lm, which, step, monkeypatch):
+@pytest.mark.parametrize(
+    "which, step", [(".", 2), ("checkpoints/1", 1), ("checkpoints/2", 2), ("checkpoints/2/", 2)]
+)
+def test_a_run_opens_with_its_frozen_tower_and_without_optimizer_state(
+    run, lm, which, step, monkeypatch
+):
     read = []
     original = arrays.read
-    monkeypatch.setattr(arrays, "read", lambda directory, like: read.extend(like) or original(directory, like))
+    monkeypatch.setattr(
+        arrays, "read", lambda directory, like: read.extend(like) or original(directory, like)
+    )
     opened = open_checkpoint(f"{run}/{which}")
     assert_same(opened.params, flamingo_params(step))
-    assert (opened.kind, opened.step, opened.path) == ("flamingo", step, run / "checkpoints" / str(step))
+    assert (opened.kind, opened.step, opened.path) == (
+        "flamingo",
+        step,
+        run / "checkpoints" / str(step),
+    )
     assert opened.model_config == MODEL and opened.preprocessing == {"image_size": 32}
     assert opened.tokenizer == lm / "tokenizer.model"
-    assert sorted(read) == sorted([f"trainable/{path}" for path in trees.flatten(XATTN)] + list(trees.flatten(LM)))
+    assert sorted(read) == sorted(
+        [f"trainable/{path}" for path in trees.flatten(XATTN)] + list(trees.flatten(LM))
+    )
 
 
 def test_a_workdir_opens_its_export_only_without_steps(run, lm, tmp_path):
@@ -235,7 +292,9 @@ def test_a_workdir_opens_its_export_only_without_steps(run, lm, tmp_path):
 def test_a_weight_of_the_tower_that_was_trained_is_the_trained_one(lm, tmp_path):
     trained = {"flamingo/lm/embed": {"w": jnp.zeros((8, 4))}}
     config = {"stage": "flamingo", "model": MODEL, "data": {"tokenizer": str(lm), "image_size": 32}}
-    with Store(tmp_path, config | {"frozen": {"lm": frozen_record(lm, "lm", "flamingo/lm")}}) as store:
+    with Store(
+        tmp_path, config | {"frozen": {"lm": frozen_record(lm, "lm", "flamingo/lm")}}
+    ) as store:
         store.save(1, {"trainable": trained, "step": jnp.int32(1)}, {})
     params = trees.flatten(open_checkpoint(tmp_path).params)
     assert params.keys() == {f"flamingo/{path}" for path in trees.flatten(LM)}
@@ -243,17 +302,23 @@ def test_a_weight_of_the_tower_that_was_trained_is_the_trained_one(lm, tmp_path)
 
 
 def test_what_is_no_checkpoint(tmp_path):
-    expected = "Expected an export, a WORKDIR with checkpoints/ or export/, or WORKDIR/checkpoints/STEP"
+    expected = (
+        "Expected an export, a WORKDIR with checkpoints/ or export/, or WORKDIR/checkpoints/STEP"
+    )
     with pytest.raises(CheckpointError, match=f"no such directory. {expected}"):
         open_checkpoint(tmp_path / "nothing")
-    with pytest.raises(CheckpointError, match=f"is not a checkpoint, or not a complete one. {expected}"):
+    with pytest.raises(
+        CheckpointError, match=f"is not a checkpoint, or not a complete one. {expected}"
+    ):
         open_checkpoint(tmp_path)
     (tmp_path / "checkpoints" / "5.orbax-checkpoint-tmp").mkdir(parents=True)
     with pytest.raises(CheckpointError, match="not a complete one"):
         open_checkpoint(tmp_path)
     with pytest.raises(CheckpointError, match="no complete checkpoint of step 5; it holds none"):
         open_checkpoint(tmp_path / "checkpoints" / "5")
-    with pytest.raises(CheckpointError, match=r"There is no export at .* Give the directory of a finished stage"):
+    with pytest.raises(
+        CheckpointError, match=r"There is no export at .* Give the directory of a finished stage"
+    ):
         read_card(tmp_path)
 
 
@@ -264,7 +329,9 @@ def test_a_damaged_model_json(own_lm):
     with pytest.raises(CheckpointError, match=r"is damaged: .*model\.json is not valid JSON"):
         open_checkpoint(own_lm)
     card.write_text(json.dumps({"kind": "flamingo"}))
-    with pytest.raises(CheckpointError, match=r"model\.json lacks config, content_hash, preprocessing, step"):
+    with pytest.raises(
+        CheckpointError, match=r"model\.json lacks config, content_hash, preprocessing, step"
+    ):
         open_checkpoint(own_lm)
 
 
@@ -275,7 +342,9 @@ def test_damaged_weights(own_lm, damage):
     elif damage == "no list":
         (own_lm / "weights" / "_METADATA").write_text("{")
     for file in (own_lm / "weights").rglob("d/*"):
-        file.write_bytes(file.read_bytes()[:50]) if damage == "cut" else damage == "no file" and file.unlink()
+        file.write_bytes(
+            file.read_bytes()[:50]
+        ) if damage == "cut" else damage == "no file" and file.unlink()
     with pytest.raises(CheckpointError, match=r"damaged or incomplete|There are no arrays"):
         open_checkpoint(own_lm)
 
@@ -306,7 +375,10 @@ def test_a_tower_that_moved(run, lm, tmp_path):
 
 def test_another_tower_is_refused(run, tmp_path):
     other = export_lm(tmp_path / "other", jax.tree.map(lambda x: x + 1, LM))
-    with pytest.raises(CheckpointError, match=r"is not the one that .* was trained with: got hash .*towers\.lm=PATH"):
+    with pytest.raises(
+        CheckpointError,
+        match=r"is not the one that .* was trained with: got hash .*towers\.lm=PATH",
+    ):
         open_checkpoint(run, {"lm": other})
 
 

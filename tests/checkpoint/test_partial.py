@@ -42,7 +42,10 @@ def exports(tmp_path_factory):
 
 @pytest.fixture
 def sources(exports):
-    return {"flamingo/lm": (exports["lm"], "lm"), "flamingo/vision": (exports["clip"], "contrastive/vision")}
+    return {
+        "flamingo/lm": (exports["lm"], "lm"),
+        "flamingo/vision": (exports["clip"], "contrastive/vision"),
+    }
 
 
 def model(dtype=jnp.float32):
@@ -60,7 +63,9 @@ def test_towers_take_their_places_and_the_rest_stays(sources):
     assert got["flamingo/xattn"]["gate"] is params["flamingo/xattn"]["gate"]
     np.testing.assert_array_equal(got["flamingo/lm/layers/query"]["w"], LM["lm/layers/query"]["w"])
     np.testing.assert_array_equal(got["flamingo/lm/embed"]["w"], LM["lm/embed"]["w"])
-    np.testing.assert_array_equal(got["flamingo/vision/stem"]["w"], CLIP["contrastive/vision/stem"]["w"])
+    np.testing.assert_array_equal(
+        got["flamingo/vision/stem"]["w"], CLIP["contrastive/vision/stem"]["w"]
+    )
     assert trees.flatten(got).keys() == trees.flatten(params).keys()
 
 
@@ -68,8 +73,12 @@ def test_abstract_weights_get_their_sharding_and_dtype(sources):
     """The cast is numpy's: rounded to the nearest, ties to even; hence equal, not close."""
     mesh = jax.make_mesh((1, 2, 4), ("replica", "data", "model"), axis_types=(AxisType.Auto,) * 3)
     split = NamedSharding(mesh, PartitionSpec(None, "model"))
-    towers = {module: weights for module, weights in model(jnp.bfloat16).items() if "xattn" not in module}
-    abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=split), towers)
+    towers = {
+        module: weights for module, weights in model(jnp.bfloat16).items() if "xattn" not in module
+    }
+    abstract = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=split), towers
+    )
     abstract["flamingo/xattn"] = {"gate": jax.ShapeDtypeStruct((2,), jnp.float32)}
     got = load_towers(abstract, sources, skip=SKIP)
     for name, expected in LM.items():
@@ -82,19 +91,25 @@ def test_abstract_weights_get_their_sharding_and_dtype(sources):
 def test_only_the_named_weights_are_read(sources, monkeypatch):
     read = []
     original = arrays.read
-    monkeypatch.setattr(arrays, "read", lambda directory, like: read.extend(like) or original(directory, like))
+    monkeypatch.setattr(
+        arrays, "read", lambda directory, like: read.extend(like) or original(directory, like)
+    )
     load_towers(model(), sources, skip=SKIP)
     assert sorted(read) == ["contrastive/vision/stem/w", "lm/embed/w", "lm/layers/query/w"]
 
 
 def test_a_workdir_stands_for_its_export(exports):
-    got = load_towers({"flamingo/lm" + m[2:]: w for m, w in LM.items()}, {"flamingo/lm": (exports["lm"].parent, "lm")})
+    got = load_towers(
+        {"flamingo/lm" + m[2:]: w for m, w in LM.items()},
+        {"flamingo/lm": (exports["lm"].parent, "lm")},
+    )
     np.testing.assert_array_equal(got["flamingo/lm/embed"]["w"], LM["lm/embed"]["w"])
 
 
 def test_a_missing_tower(sources, tmp_path):
     with pytest.raises(
-        CheckpointError, match=r"There is no export at .*nothing.* Give the directory of a finished stage"
+        CheckpointError,
+        match=r"There is no export at .*nothing.* Give the directory of a finished stage",
     ):
         load_towers(model(), sources | {"flamingo/lm": (tmp_path / "nothing", "lm")}, skip=SKIP)
     with pytest.raises(CheckpointError, match="There is no export"):
@@ -102,18 +117,26 @@ def test_a_missing_tower(sources, tmp_path):
 
 
 def test_source_weights_that_go_nowhere(sources):
-    with pytest.raises(CheckpointError, match=r"holds 1 weights that go nowhere: contrastive/log_temperature\. Give"):
+    with pytest.raises(
+        CheckpointError,
+        match=r"holds 1 weights that go nowhere: contrastive/log_temperature\. Give",
+    ):
         load_towers(model(), sources, skip=SKIP[:1])
 
 
 def test_a_tower_with_other_weights(sources):
     params = model()
     params["flamingo/vision/head"] = {"w": jnp.zeros(3)}
-    with pytest.raises(CheckpointError, match=r"Only in the checkpoint \(0\): none\. Only in the model \(1\): head/w"):
+    with pytest.raises(
+        CheckpointError,
+        match=r"Only in the checkpoint \(0\): none\. Only in the model \(1\): head/w",
+    ):
         load_towers(params, sources, skip=SKIP)
     params = model()
     del params["flamingo/lm/embed"]
-    with pytest.raises(CheckpointError, match=r"'flamingo/lm' .*Only in the checkpoint \(1\): embed/w"):
+    with pytest.raises(
+        CheckpointError, match=r"'flamingo/lm' .*Only in the checkpoint \(1\): embed/w"
+    ):
         load_towers(params, sources, skip=SKIP)
 
 
@@ -128,14 +151,18 @@ def test_each_weight_is_used_once(exports, sources):
     params = model()
     params["flamingo/again/stem"] = {"w": jnp.zeros((3, 4))}
     twice = sources | {"flamingo/again": (exports["clip"], "contrastive/vision")}
-    with pytest.raises(CheckpointError, match="contrastive/vision/stem/w are taken twice, or taken and skipped"):
+    with pytest.raises(
+        CheckpointError, match="contrastive/vision/stem/w are taken twice, or taken and skipped"
+    ):
         load_towers(params, twice, skip=SKIP)
     with pytest.raises(CheckpointError, match="taken and skipped"):
         load_towers(model(), sources, skip=(*SKIP, "contrastive/vision/.*"))
 
 
 def test_a_skip_row_that_names_nothing(sources):
-    with pytest.raises(CheckpointError, match=r"Rows of `skip` name no weight of the towers: \['contrastive/txt/"):
+    with pytest.raises(
+        CheckpointError, match=r"Rows of `skip` name no weight of the towers: \['contrastive/txt/"
+    ):
         load_towers(model(), sources, skip=(*SKIP, "contrastive/txt/.*"))
 
 

@@ -1,4 +1,7 @@
-"""checkpoint.store: what is saved comes back bit for bit, on any mesh; what is half-written or of another run does not."""
+"""checkpoint.store: what is saved comes back bit for bit, on any mesh.
+
+What is half-written or of another run does not.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +29,9 @@ CONFIG = {
 
 
 def sharding(data, model, *spec):
-    mesh = jax.make_mesh((1, data, model), ("replica", "data", "model"), axis_types=(AxisType.Auto,) * 3)
+    mesh = jax.make_mesh(
+        (1, data, model), ("replica", "data", "model"), axis_types=(AxisType.Auto,) * 3
+    )
     return NamedSharding(mesh, PartitionSpec(*spec))
 
 
@@ -36,11 +41,17 @@ def make_state(scale=1.0, rows=8):
         "flamingo/new_tokens": {"w": jnp.full((2, 8), scale, jnp.bfloat16)},
     }
     opt_state = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(1e-3)).init(weights)
-    return {"trainable": weights, "opt_state": opt_state, "step": jnp.asarray(int(scale), jnp.int32)}
+    return {
+        "trainable": weights,
+        "opt_state": opt_state,
+        "step": jnp.asarray(int(scale), jnp.int32),
+    }
 
 
 def abstract(state, where=None):
-    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where or x.sharding), state)
+    return jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where or x.sharding), state
+    )
 
 
 def assert_equal(got, expected):
@@ -83,7 +94,11 @@ def test_a_relative_workdir(tmp_path, monkeypatch):
 
 
 def test_layout(saved):
-    assert sorted(p.name for p in (saved / "checkpoints" / "4").iterdir() if p.is_dir()) == ["config", "data", "state"]
+    assert sorted(p.name for p in (saved / "checkpoints" / "4").iterdir() if p.is_dir()) == [
+        "config",
+        "data",
+        "state",
+    ]
     assert paths.read_json(saved / "config.json") == CONFIG
 
 
@@ -97,9 +112,18 @@ def test_restores_onto_another_mesh(tmp_path):
     """Saved on (data, model) = (2, 4), restored on (4, 2) split otherwise, and on one device."""
     state = {"trainable": {"lm": {"w": jnp.arange(64.0).reshape(8, 8)}}, "step": jnp.int32(1)}
     with Store(tmp_path, CONFIG) as store:
-        store.save(1, jax.device_put(state, {"trainable": sharding(2, 4, "data", "model"), "step": sharding(2, 4)}), {})
+        store.save(
+            1,
+            jax.device_put(
+                state, {"trainable": sharding(2, 4, "data", "model"), "step": sharding(2, 4)}
+            ),
+            {},
+        )
         other = sharding(4, 2, "model")
-        like = {"trainable": abstract(state["trainable"], other), "step": abstract(state["step"], sharding(4, 2))}
+        like = {
+            "trainable": abstract(state["trainable"], other),
+            "step": abstract(state["step"], sharding(4, 2)),
+        }
         got, _ = store.restore(1, like)
         assert got["trainable"]["lm"]["w"].sharding == other
         assert_equal(got, state)
@@ -109,10 +133,14 @@ def test_restores_onto_another_mesh(tmp_path):
 def test_restores_in_the_dtype_that_is_asked_for(saved):
     state = make_state(3)
     like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), state)
-    like["trainable"] = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, jnp.bfloat16), state["trainable"])
+    like["trainable"] = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, jnp.bfloat16), state["trainable"]
+    )
     with Store(saved, CONFIG) as store:
         got, _ = store.restore(3, like)
-    assert_equal(got["trainable"], jax.tree.map(lambda x: x.astype(jnp.bfloat16), state["trainable"]))
+    assert_equal(
+        got["trainable"], jax.tree.map(lambda x: x.astype(jnp.bfloat16), state["trainable"])
+    )
 
 
 @pytest.mark.parametrize("split", [True, False])
@@ -142,7 +170,13 @@ def test_another_config_is_refused_with_the_fields_named(saved):
 
 def test_what_may_differ(saved):
     moved = {"path": "moved", "hash": "123"}
-    allowed = {**CONFIG, "steps": 20, "mesh": {"data": 2}, "towers": {"lm": "moved"}, "frozen": {"lm": moved}}
+    allowed = {
+        **CONFIG,
+        "steps": 20,
+        "mesh": {"data": 2},
+        "towers": {"lm": "moved"},
+        "frozen": {"lm": moved},
+    }
     Store(saved, allowed).close()
     with pytest.raises(CheckpointError, match=r"frozen\.lm\.hash: '123' -> '456'"):
         Store(saved, {**allowed, "frozen": {"lm": {"path": "moved", "hash": "456"}}})
@@ -174,7 +208,10 @@ def test_missing_steps_are_clear_errors(saved, tmp_path):
         assert store.latest_step() is None
         with pytest.raises(CheckpointError, match="holds no complete checkpoint"):
             store.restore(None, {})
-    with Store(saved, CONFIG) as store, pytest.raises(CheckpointError, match=r"of step 1; it holds \[3, 4\]"):
+    with (
+        Store(saved, CONFIG) as store,
+        pytest.raises(CheckpointError, match=r"of step 1; it holds \[3, 4\]"),
+    ):
         store.restore(1, {})
 
 
@@ -243,4 +280,5 @@ def test_a_run_killed_while_it_saves_leaves_only_whole_checkpoints(run_program, 
         assert np.all(np.asarray(state["x"]) == newest)
         assert store.save(newest + 1, {"x": jnp.full((1 << 20,), 3.0)}, {"pages": 3})
     assert steps(tmp_path)[-1] == newest + 1
-    assert not [p.name for p in (tmp_path / "checkpoints").iterdir() if "tmp" in p.name]  # cleared up
+    # cleared up
+    assert not [p.name for p in (tmp_path / "checkpoints").iterdir() if "tmp" in p.name]

@@ -21,7 +21,11 @@ def fields_of(kind: object, prefix: str = "") -> set[str]:
     """Returns the dotted names of all fields of a dataclass, through nested and optional dataclasses."""
     names = set()
     for name, field in typing.get_type_hints(kind).items():
-        options = typing.get_args(field) if typing.get_origin(field) in (typing.Union, types.UnionType) else (field,)
+        options = (
+            typing.get_args(field)
+            if typing.get_origin(field) in (typing.Union, types.UnionType)
+            else (field,)
+        )
         nested = [option for option in options if dataclasses.is_dataclass(option)]
         names |= fields_of(nested[0], f"{prefix}{name}.") if nested else {f"{prefix}{name}"}
     return names
@@ -49,7 +53,9 @@ def test_every_config_has_every_field(name):
     config = importlib.import_module(f"configs.{name}").get_config()
     assert config.is_locked
     assert set(config.evaluate.data) == set(DIRECTORIES)
-    assert all(leaves_of(dataset) == fields_of(DatasetConfig) for dataset in config.data.datasets.values())
+    assert all(
+        leaves_of(dataset) == fields_of(DatasetConfig) for dataset in config.data.datasets.values()
+    )
     with config.unlocked():
         config.until = core_config.editable(UntilConfig())
         config.model.vision = core_config.editable(sizes.NFNETS["F6"])
@@ -92,14 +98,26 @@ def test_tiny_lengths_hold_what_their_comments_say():
     assert tiny.get_config("contrastive").data.datasets.captions.length >= caption_words + 2
 
 
-FULL_SIZE = {"flamingo_3b": 64, "flamingo_9b": 128, "flamingo_80b": 1536, "lm_1b4": 64, "lm_7b": 128, "lm_70b": 1536}
+FULL_SIZE = {
+    "flamingo_3b": 64,
+    "flamingo_9b": 128,
+    "flamingo_80b": 1536,
+    "lm_1b4": 64,
+    "lm_7b": 128,
+    "lm_70b": 1536,
+}
 
 
 @pytest.mark.parametrize("name", FULL_SIZE)
 def test_full_size_batches_divide_over_their_chips(name):
-    config = core_config.from_dict(TrainConfig, importlib.import_module(f"configs.{name}").get_config("/records"))
+    config = core_config.from_dict(
+        TrainConfig, importlib.import_module(f"configs.{name}").get_config("/records")
+    )
     if config.stage == "flamingo":
-        assert sum(dataset.weight for dataset in config.data.datasets.values()) == pytest.approx(1.43)  # B.1.2
+        # B.1.2
+        assert sum(dataset.weight for dataset in config.data.datasets.values()) == pytest.approx(
+            1.43
+        )
     mesh = config.mesh
     assert mesh.replica * mesh.data * mesh.model == FULL_SIZE[name]
     for dataset in config.data.datasets.values():
@@ -128,7 +146,10 @@ def test_finetuning_is_a_point_of_the_papers_grid(task):
         assert getattr(config.optimizer, field) in finetune.GRID[f"optimizer.{field}"]
     (dataset,) = config.data.datasets.values()
     assert dataset.path == f"/records/{task}" and dataset.kind == "pairs"
-    assert dataset.batch_size in finetune.GRID["batch_size"] and dataset.batch_size % config.mesh.data == 0
+    assert (
+        dataset.batch_size in finetune.GRID["batch_size"]
+        and dataset.batch_size % config.mesh.data == 0
+    )
     assert config.model == core_config.from_dict(TrainConfig, flamingo_80b.get_config()).model
 
 

@@ -1,4 +1,7 @@
-"""The configs of the public Flamingos: their models have the published numbers of weights, and their batches divide over their meshes."""
+"""The configs of the public Flamingos.
+
+Their models have the published numbers of weights, and their batches divide over their meshes.
+"""
 
 import collections
 import importlib
@@ -36,7 +39,8 @@ def count(name):
         # A layer: a norm, q and out of D x 512, k and v of 1024 x 512, two gates; a norm and 8 D^2.
         (
             "open_flamingo_4b",
-            63_019_008 + 16 * (2 * 2560 + 2 * 2560 * 512 + 2 * 1024 * 512 + 2 + 2 * 2560 + 8 * 2560**2),
+            63_019_008
+            + 16 * (2 * 2560 + 2 * 2560 * 512 + 2 * 1024 * 512 + 2 + 2 * 2560 + 8 * 2560**2),
             2,
         ),
     ],
@@ -44,7 +48,8 @@ def count(name):
 def test_open_flamingo_counts(name, trained, every):
     counts, model = count(name), config_of(name).model
     assert counts["resampler"] + counts["xattn"] == trained
-    assert counts["vision"] == 303_966_208 - 2 * 1024 - 1024 * 768  # ViT-L/14 without its last norm and its projection
+    # ViT-L/14 without its last norm and its projection
+    assert counts["vision"] == 303_966_208 - 2 * 1024 - 1024 * 768
     assert (model.xattn.every, model.xattn.offset) == (every, every - 1)
 
 
@@ -57,7 +62,8 @@ def test_idefics_shapes(name, xattn_layers):
 
 
 @pytest.mark.parametrize(
-    "name", ["open_flamingo_3b", "open_flamingo_4b", "open_flamingo_9b", "idefics_9b", "idefics_80b"]
+    "name",
+    ["open_flamingo_3b", "open_flamingo_4b", "open_flamingo_9b", "idefics_9b", "idefics_80b"],
 )
 def test_further_training_starts_from_the_converted_model(name):
     config = config_of(name)

@@ -1,4 +1,7 @@
-"""Open language models from their files: what a directory becomes, which configs are refused, full sizes."""
+"""Open language models from their files.
+
+What a directory becomes, which configs are refused, full sizes.
+"""
 
 import dataclasses
 import json
@@ -60,7 +63,10 @@ def byte_level(*, with_bos):
     """A tokenizer.json of single bytes, whose own post-processor writes <s> or nothing."""
     names = ["<s>", "</s>", *sorted(pre_tokenizers.ByteLevel.alphabet())]
     made = tokenizers.Tokenizer(models.BPE({name: k for k, name in enumerate(names)}, []))
-    made.pre_tokenizer, made.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    made.pre_tokenizer, made.decoder = (
+        pre_tokenizers.ByteLevel(add_prefix_space=False),
+        decoders.ByteLevel(),
+    )
     made.add_special_tokens(["<s>", "</s>"])
     if with_bos:
         made.post_processor = processors.TemplateProcessing("<s> $A", special_tokens=[("<s>", 0)])
@@ -92,7 +98,12 @@ def test_a_directory_becomes_an_export_with_its_tokenizer(published, tmp_path):
     opened = open_checkpoint(tmp_path / "lm")
     config = from_dict(ModelConfig, opened.model_config)
     assert opened.kind == "language_model" and config.new_tokens == ()
-    assert (config.lm.vocab_size, config.lm.kv_heads, config.lm.norm_epsilon, config.lm.activation) == (
+    assert (
+        config.lm.vocab_size,
+        config.lm.kv_heads,
+        config.lm.norm_epsilon,
+        config.lm.activation,
+    ) == (
         400,
         2,
         1e-6,
@@ -100,20 +111,28 @@ def test_a_directory_becomes_an_export_with_its_tokenizer(published, tmp_path):
     )
     theirs = model.state_dict()
     weights = trees.flatten(opened.params)
-    np.testing.assert_array_equal(weights["lm/embedding"][:400], theirs["model.embed_tokens.weight"])
+    np.testing.assert_array_equal(
+        weights["lm/embedding"][:400], theirs["model.embed_tokens.weight"]
+    )
     assert not np.any(weights["lm/embedding"][400:]) and weights["lm/embedding"].shape == (512, 32)
     np.testing.assert_array_equal(weights["lm/head"][:400], theirs["lm_head.weight"])
     value = theirs["model.layers.1.self_attn.v_proj.weight"].reshape(2, 8, 32)  # [G, K, D]
-    np.testing.assert_array_equal(weights["lm/blocks/block/attention/value/w"][1], value.permute(2, 0, 1))
+    np.testing.assert_array_equal(
+        weights["lm/blocks/block/attention/value/w"][1], value.permute(2, 0, 1)
+    )
     tokenizer = load_tokenizer(opened.tokenizer, ("<EOC>", "<image>"))
     assert (tokenizer.vocab_size, tokenizer.eoc_id, tokenizer.id("<image>")) == (400, 400, 401)
     assert list(tokenizer.start_ids) == [0]
     ids = tokenizer.encode("a<EOC>b")
-    assert tokenizer.decode([*tokenizer.start_ids, *ids, 399]) == "a<EOC>b"  # no piece has the id 399
+    # no piece has the id 399
+    assert tokenizer.decode([*tokenizer.start_ids, *ids, 399]) == "a<EOC>b"
 
 
 def test_whether_a_text_begins_with_bos_is_what_the_files_say(published, tmp_path):
-    """add_bos_token where it stands, else what the tokenizer does; and a padding piece without a row is not used."""
+    """add_bos_token where it stands, else what the tokenizer does.
+
+    And a padding piece without a row is not used.
+    """
     directory, _ = published
     for file in directory.iterdir():
         if not file.name.startswith("tokenizer"):
@@ -137,7 +156,8 @@ def test_whether_a_text_begins_with_bos_is_what_the_files_say(published, tmp_pat
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ({**LLAMA, "model_type": "bert"}, "model_type is 'bert'; supported is 'llama' or 'mistral'"),
+        ({**LLAMA, "model_type": "bert"}, "model_type is 'bert'; supported is 'llama' or "
+                                          "'mistral'"),
         ({**LLAMA, "hidden_act": "gelu"}, "hidden_act is 'gelu'; supported is 'silu'"),
         ({**LLAMA, "rope_scaling": {"type": "dynamic", "factor": 2.0}}, "type is 'dynamic'; supported is 'default' or"),
         ({**LLAMA, "rope_parameters": {"rope_type": "yarn"}}, "rope_type is 'yarn'"),
@@ -146,7 +166,9 @@ def test_whether_a_text_begins_with_bos_is_what_the_files_say(published, tmp_pat
         ({k: v for k, v in LLAMA.items() if k != "hidden_size"}, "has no hidden_size"),
         ({**LLAMA, "model_type": "qwen2", "use_sliding_window": True}, "use_sliding_window is True; supported is False"),
         ({**LLAMA, "model_type": "gpt_neox"}, "hold no embed_in.weight"),
-        ({**OPT, "do_layer_norm_before": False}, "do_layer_norm_before is False; supported is True"),  # the 350M
+        # the 350M
+        ({**OPT, "do_layer_norm_before": False}, "do_layer_norm_before is False; supported is "
+                                                 "True"),
         ({**OPT, "word_embed_proj_dim": 16}, "word_embed_proj_dim is 16; supported is 32"),
         ({**MPT, "attn_config": {"alibi": False}}, "alibi is False"),
         ({**MPT, "attn_config": {"clip_qkv": 6}}, "clip_qkv is 6"),
@@ -164,28 +186,50 @@ def test_rotary_positions_as_both_generations_of_files_write_them():
     new = {"rope_parameters": {"rope_type": "linear", "rope_theta": 5e5, "factor": 2.0}}
     a, b = (lm_families.describe({**LLAMA, **fields}, ROWS)[0] for fields in (old, new))
     assert a == b and (a.rotary_base, a.rotary_scaling) == (5e5, RotaryScaling(factor=2.0))
-    third = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}  # fmt: skip
+    third = {
+        "rope_type": "llama3",
+        "factor": 8.0,
+        "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 8192,
+    }
     lm = lm_families.describe({**LLAMA, "rope_scaling": third}, ROWS)[0]
     assert lm.rotary_scaling == RotaryScaling(8.0, 1.0, 4.0, 8192)
 
 
 def test_names_without_a_prefix_buffers_and_a_head_that_is_tied():
-    """GPT-2 as it was first published; the mapping takes each weight once, and says why it leaves the others."""
+    """GPT-2 as it was first published.
+
+    The mapping takes each weight once, and says why it leaves the others.
+    """
     with torch.device("meta"):
-        model = transformers.GPT2LMHeadModel(transformers.GPT2Config(n_embd=32, n_layer=2, n_head=4, vocab_size=50))
-    files = {name.removeprefix("transformer."): leaf.shape for name, leaf in model.state_dict().items()}
+        model = transformers.GPT2LMHeadModel(
+            transformers.GPT2Config(n_embd=32, n_layer=2, n_head=4, vocab_size=50)
+        )
+    files = {
+        name.removeprefix("transformer."): leaf.shape for name, leaf in model.state_dict().items()
+    }
     files |= {"h.0.attn.bias": (1, 1, 16, 16), "h.1.attn.masked_bias": ()}
     files = {name: jax.ShapeDtypeStruct(tuple(shape), np.float32) for name, shape in files.items()}
     lm, rules = lm_families.describe(model.config.to_dict(), files)
-    plan = mapping.check(rules, files, mapping.targets("language_model", ModelConfig(lm=lm, new_tokens=())))
+    plan = mapping.check(
+        rules, files, mapping.targets("language_model", ModelConfig(lm=lm, new_tokens=()))
+    )
     assert set(plan.skipped) == {"h.0.attn.bias", "h.1.attn.masked_bias", "lm_head.weight"}
     del files["h.1.mlp.c_fc.bias"]
     with pytest.raises(ConversionError, match=r"Only expected \(1\): h\.1\.mlp\.c_fc\.bias"):
-        mapping.check(rules, files, mapping.targets("language_model", ModelConfig(lm=lm, new_tokens=())))
+        mapping.check(
+            rules, files, mapping.targets("language_model", ModelConfig(lm=lm, new_tokens=()))
+        )
 
 
 def llama_fields(rows, layers, width, heads, groups, mlp, **others):
-    sizes = {"vocab_size": rows, "num_hidden_layers": layers, "hidden_size": width, "num_attention_heads": heads}
+    sizes = {
+        "vocab_size": rows,
+        "num_hidden_layers": layers,
+        "hidden_size": width,
+        "num_attention_heads": heads,
+    }
     return {
         "model_type": "llama",
         **sizes,
@@ -197,7 +241,12 @@ def llama_fields(rows, layers, width, heads, groups, mlp, **others):
 
 
 def neox_fields(rows, layers, width, heads, mlp, **others):
-    sizes = {"vocab_size": rows, "num_hidden_layers": layers, "hidden_size": width, "num_attention_heads": heads}
+    sizes = {
+        "vocab_size": rows,
+        "num_hidden_layers": layers,
+        "hidden_size": width,
+        "num_attention_heads": heads,
+    }
     return {"model_type": "gpt_neox", **sizes, "intermediate_size": mlp, **others}
 
 
@@ -254,22 +303,35 @@ def test_full_sizes_are_the_published_ones(name):
     described, _ = lm_families.describe(PUBLISHED[name], rows)
     assert described == dataclasses.replace(options(name), remat="none")
     unpadded = ModelConfig(lm=dataclasses.replace(described, vocab_multiple=1), new_tokens=())
-    assert trees.count(trees.unflatten(mapping.targets("language_model", unpadded))) == lm_open.MODELS[name].weights
+    assert (
+        trees.count(trees.unflatten(mapping.targets("language_model", unpadded)))
+        == lm_open.MODELS[name].weights
+    )
 
 
 @pytest.mark.parity
 @pytest.mark.parametrize("name", sorted(lm_open.MODELS.keys() - ABSENT))
 def test_full_sizes_are_those_of_transformers(name):
     """Its model has as many weights, and ours takes each of them: no memory is used for either."""
-    kind, fields = PUBLISHED[name]["model_type"], {k: v for k, v in PUBLISHED[name].items() if k != "model_type"}
+    kind, fields = (
+        PUBLISHED[name]["model_type"],
+        {k: v for k, v in PUBLISHED[name].items() if k != "model_type"},
+    )
     with torch.device("meta"):
-        model = transformers.AutoModelForCausalLM.from_config(transformers.AutoConfig.for_model(kind, **fields))
+        model = transformers.AutoModelForCausalLM.from_config(
+            transformers.AutoConfig.for_model(kind, **fields)
+        )
     unused = 2 * fields["hidden_size"] if kind == "opt" else 0  # rows before the positions
     assert sum(leaf.numel() for leaf in model.parameters()) == lm_open.MODELS[name].weights + unused
-    files = {key: jax.ShapeDtypeStruct(tuple(leaf.shape), jnp.float32) for key, leaf in model.state_dict().items()}
+    files = {
+        key: jax.ShapeDtypeStruct(tuple(leaf.shape), jnp.float32)
+        for key, leaf in model.state_dict().items()
+    }
     lm, rules = lm_families.describe(model.config.to_dict(), files)
     assert lm == dataclasses.replace(options(name), remat="none")
-    mapping.check(rules, files, mapping.targets("language_model", ModelConfig(lm=lm, new_tokens=())))
+    mapping.check(
+        rules, files, mapping.targets("language_model", ModelConfig(lm=lm, new_tokens=()))
+    )
 
 
 @pytest.mark.parametrize("name", lm_open.MODELS)

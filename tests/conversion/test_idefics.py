@@ -27,8 +27,16 @@ PUBLISHED = {  # config.json of the hub, as far as it is not the default of its 
     "perceiver_config": {"qk_layer_norms_perceiver": True, "use_resampler": True},
     "vision_config": {"embed_dim": 1280},
 }
-LARGE = {"hidden_size": 8192, "intermediate_size": 22_016, "num_hidden_layers": 80, "num_attention_heads": 64}
-SIZES = {"idefics_9b": (PUBLISHED, 8_929_677_072), "idefics_80b": (PUBLISHED | LARGE, 79_967_841_064)}
+LARGE = {
+    "hidden_size": 8192,
+    "intermediate_size": 22_016,
+    "num_hidden_layers": 80,
+    "num_attention_heads": 64,
+}
+SIZES = {
+    "idefics_9b": (PUBLISHED, 8_929_677_072),
+    "idefics_80b": (PUBLISHED | LARGE, 79_967_841_064),
+}
 ADDED = {0: "<unk>", 32_000: idefics.AROUND, 32_001: "<image>"}
 
 
@@ -63,14 +71,16 @@ def test_published_sizes_map_one_to_one_and_count_exactly(name):
     shapes = their_shapes(config)
     described = idefics.describe(config, Described(shapes), ADDED)
     plan = mapping.plan(described)
-    assert sorted(plan.skipped) == [f"model.vision_model.post_layernorm.{part}" for part in ("bias", "weight")]
+    assert sorted(plan.skipped) == [
+        f"model.vision_model.post_layernorm.{part}" for part in ("bias", "weight")
+    ]
     assert sum(np.prod(weight.shape) for weight in plan.weights) == count
     assert sum(np.prod(leaf.shape) for leaf in shapes.values()) == count + 2 * 1280
     assert {str(weight.dtype) for weight in plan.weights} == {"bfloat16"}
     further = from_dict(TrainConfig, importlib.import_module(f"configs.{name}").get_config()).model
-    assert dataclasses.replace(described.model, lm=dataclasses.replace(described.model.lm, remat=further.lm.remat)) == (
-        further.of_stage("flamingo")
-    )
+    assert dataclasses.replace(
+        described.model, lm=dataclasses.replace(described.model.lm, remat=further.lm.remat)
+    ) == (further.of_stage("flamingo"))
 
 
 TINY = {
@@ -112,7 +122,10 @@ def tiny_shapes():
         ({"tie_word_embeddings": True}, "tie_word_embeddings is True; supported is False"),
         ({"alpha_type": "matrix"}, "alpha_type is 'matrix'; supported is 'float' or 'vector'"),
         ({"hidden_act": "relu"}, "hidden_act is 'relu'; supported is 'silu'"),
-        ({"cross_layer_interval": 3}, "cross_layer_interval is 3, which does not divide num_hidden_layers 2"),
+        (
+            {"cross_layer_interval": 3},
+            "cross_layer_interval is 3, which does not divide num_hidden_layers 2",
+        ),
         ({"vision_config": TINY["vision_config"] | {"hidden_act": "swish"}}, "hidden_act 'swish'"),
         ({"additional_vocab_size": 0}, "'<fake_token_around_image>' is not among them"),
     ],
@@ -125,13 +138,18 @@ def test_another_config_is_refused(tiny_shapes, change, message):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"qk_layer_norms": True}, r"Only expected \(4\): .*gated_cross_attn_layers.0.cross_attn.k_layer_norm.weight"),
+        (
+            {"qk_layer_norms": True},
+            r"Only expected \(4\): .*gated_cross_attn_layers.0.cross_attn.k_layer_norm.weight",
+        ),
         ({"num_hidden_layers": 1}, r"Only in the files \(\d+\): .*gated_cross_attn_layers.1"),
         ({"intermediate_size": 16}, "other shapes than the model"),
         ({"alpha_type": "vector"}, r"alpha_cross_attn \(1,\): .*expected \(8,\)"),
     ],
 )
-def test_a_config_of_other_weights_is_refused_with_names_on_both_sides(tiny_shapes, change, message):
+def test_a_config_of_other_weights_is_refused_with_names_on_both_sides(
+    tiny_shapes, change, message
+):
     with pytest.raises(ConversionError, match=message):
         mapping.plan(idefics.describe(TINY | change, Described(tiny_shapes), TINY_ADDED))
 
@@ -140,7 +158,9 @@ def test_weights_of_an_older_transformers_are_named_and_left(tiny_shapes):
     """It kept what follows from the config: rotary frequencies and numbers of positions."""
     old = {
         "model.layers.0.self_attn.rotary_emb.inv_freq": jax.ShapeDtypeStruct((2,), np.float32),
-        "model.gated_cross_attn_layers.1.cross_attn.rotary_emb.inv_freq": jax.ShapeDtypeStruct((2,), np.float32),
+        "model.gated_cross_attn_layers.1.cross_attn.rotary_emb.inv_freq": jax.ShapeDtypeStruct(
+            (2,), np.float32
+        ),
         "model.vision_model.embeddings.position_ids": jax.ShapeDtypeStruct((1, 5), np.int64),
     }
     plan = mapping.plan(idefics.describe(TINY, Described(tiny_shapes | old), TINY_ADDED))
@@ -150,7 +170,10 @@ def test_weights_of_an_older_transformers_are_named_and_left(tiny_shapes):
 def test_added_tokens_are_read_from_each_of_the_publishers_files(tmp_path):
     forms = {
         "tokenizer.json": {"added_tokens": [{"id": 32, "content": "<a>", "special": True}]},
-        "tokenizer_config.json": {"added_tokens_decoder": {"33": {"content": "<b>"}}, "bos_token": "<s>"},
+        "tokenizer_config.json": {
+            "added_tokens_decoder": {"33": {"content": "<b>"}},
+            "bos_token": "<s>",
+        },
         "added_tokens.json": {"<c>": 34},
     }
     for name, content in forms.items():
@@ -183,7 +206,11 @@ def test_an_answer_ends_with_the_line_or_with_the_utterance(words):
     instruct = tokenizer(words, (idefics.AROUND, "<image>", idefics.END_OF_UTTERANCE))
     assert base.eoc_id == base.encode("a cat\n")[-1] == base.encode("a cat<EOC>")[-1]
     assert base.encode("a cat<EOC>") == base.encode("a cat\n")
-    assert instruct.eoc_id == instruct.id(idefics.END_OF_UTTERANCE) == instruct.encode("a cat<EOC>")[-1]
+    assert (
+        instruct.eoc_id
+        == instruct.id(idefics.END_OF_UTTERANCE)
+        == instruct.encode("a cat<EOC>")[-1]
+    )
 
 
 def test_adjacent_images_share_a_sign_and_no_chunk_is_closed(words):
@@ -191,7 +218,9 @@ def test_adjacent_images_share_a_sign_and_no_chunk_is_closed(words):
     tokens, phi = tokenise(["what", IMAGE, IMAGE, "is it?"], pieces)
     around, image = pieces.id(idefics.AROUND), pieces.id("<image>")
     start = 1 + len(pieces.encode("what"))
-    assert tokens[0] == pieces.bos_id and tokens[-1] == pieces.eos_id and pieces.eoc_id not in tokens
+    assert (
+        tokens[0] == pieces.bos_id and tokens[-1] == pieces.eos_id and pieces.eoc_id not in tokens
+    )
     assert tokens[start : start + 5].tolist() == [around, image, around, image, around]
     assert phi[: start + 6].tolist() == [0] * (start + 1) + [1, 1, 2, 2, 2]
     # Where text attends the next image, the sign that opens a tag does so too.

@@ -1,4 +1,8 @@
-"""Mappings: each source is read or skipped, each target is made once, shapes fit, and the message says what does not."""
+"""Mappings.
+
+Each source is read or skipped, each target is made once, shapes fit, and the message says what does
+not.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -40,12 +44,22 @@ ROWS = (
     Constant("m/gate", np.zeros, "starts closed"),
     Skip("mask|position_ids", "a constant"),
 )
-SHAPES = {"m/table": (8, 4), "m/stack/w": (2, 4, 6), "m/stack/q": (2, 4, 2, 3), "m/stack/b": (2, 2, 3), "m/gate": (3,)}
+SHAPES = {
+    "m/table": (8, 4),
+    "m/stack/w": (2, 4, 6),
+    "m/stack/q": (2, 4, 2, 3),
+    "m/stack/b": (2, 2, 3),
+    "m/gate": (3,),
+}
 
 
 def _targets(**changes):
     shapes = SHAPES | {key.replace("__", "/"): shape for key, shape in changes.items()}
-    return {path: jax.ShapeDtypeStruct(shape, np.float32) for path, shape in shapes.items() if shape is not None}
+    return {
+        path: jax.ShapeDtypeStruct(shape, np.float32)
+        for path, shape in shapes.items()
+        if shape is not None
+    }
 
 
 def _files(**changes):
@@ -58,8 +72,12 @@ def test_every_array_arrives_where_the_rows_say():
     params = trees.flatten(assemble(plan, files))
     assert plan.skipped == {"mask": "a constant"}
     assert set(params) == set(SHAPES)
-    np.testing.assert_array_equal(params["m/table"], np.concatenate([FILES["embed.weight"], np.zeros((3, 4))]))
-    np.testing.assert_array_equal(params["m/stack/w"], np.stack([FILES["h.0.w"].T, FILES["h.2.w"].T]))
+    np.testing.assert_array_equal(
+        params["m/table"], np.concatenate([FILES["embed.weight"], np.zeros((3, 4))])
+    )
+    np.testing.assert_array_equal(
+        params["m/stack/w"], np.stack([FILES["h.0.w"].T, FILES["h.2.w"].T])
+    )
     np.testing.assert_array_equal(params["m/stack/q"][1, :, 1, 2], FILES["h.2.q"][5])
     np.testing.assert_array_equal(params["m/stack/b"][1], FILES["h.2.qb"].reshape(2, 3) + 2)
     np.testing.assert_array_equal(params["m/gate"], np.zeros(3))
@@ -89,7 +107,9 @@ def test_transforms(transform, shape, expected):
 def test_a_layer_comes_from_the_number_that_the_row_names():
     rules = (Rule("{layer}", "m/w", layers=(3, 1)),)
     files = InMemory({"1": _float(2), "3": _float(2, start=5)})
-    params = assemble(check(rules, files.names(), {"m/w": jax.ShapeDtypeStruct((2, 2), np.float32)}), files)
+    params = assemble(
+        check(rules, files.names(), {"m/w": jax.ShapeDtypeStruct((2, 2), np.float32)}), files
+    )
     np.testing.assert_array_equal(params["m"]["w"], [[5, 6], [0, 1]])
 
 
@@ -123,8 +143,16 @@ def test_only_one_slice_is_read_at_a_time():
             {},
             r"1 weights .* h\.2\.w \(6, 5\): got shape \(5, 6\), expected \(4, 6\) for m/stack/w",
         ),
-        ({"h.0.q": _float(7, 4)}, {}, r"h\.0\.q \(7, 4\): got no conversion .* expected \(4, 2, 3\) for m/stack/q"),
-        ({}, {"m__stack__w": (3, 4, 6)}, r"'m/stack/w' names 2 layers .* shape \(3, 4, 6\): expected 3"),
+        (
+            {"h.0.q": _float(7, 4)},
+            {},
+            r"h\.0\.q \(7, 4\): got no conversion .* expected \(4, 2, 3\) for m/stack/q",
+        ),
+        (
+            {},
+            {"m__stack__w": (3, 4, 6)},
+            r"'m/stack/w' names 2 layers .* shape \(3, 4, 6\): expected 3",
+        ),
         ({"h.0.w": _float(6, 4).astype(np.int8)}, {}, r"no floating-point numbers: h\.0\.w: int8"),
     ],
 )
@@ -134,14 +162,19 @@ def test_what_does_not_fit_is_named_on_both_sides(files, targets, message):
 
 
 def test_only_the_first_few_of_many_names_are_listed():
-    with pytest.raises(ConversionError, match=r"Only in the files \(9\): x0, x1, x2, \.\.\.\. Only"):
+    with pytest.raises(
+        ConversionError, match=r"Only in the files \(9\): x0, x1, x2, \.\.\.\. Only"
+    ):
         check(ROWS, _files(**{f"x{i}": _float(1) for i in range(9)}).names(), _targets())
 
 
 @pytest.mark.parametrize(
     ("rules", "message"),
     [
-        ((*ROWS, Constant("m/table", np.zeros, "")), "1 weights of the model have several rows: m/table"),
+        (
+            (*ROWS, Constant("m/table", np.zeros, "")),
+            "1 weights of the model have several rows: m/table",
+        ),
         ((*ROWS, Skip("h.0.w", "")), r"both read and skipped: h\.0\.w"),
     ],
 )

@@ -1,4 +1,7 @@
-"""OpenFlamingo's files on disk: what is read and left, what does not belong together, and the way back."""
+"""OpenFlamingo's files on disk.
+
+What is read and left, what does not belong together, and the way back.
+"""
 
 import dataclasses
 
@@ -26,7 +29,8 @@ def describe(tmp_path_factory):
     def run(family, every, checkpoint=None, **options):
         directory = tmp_path_factory.mktemp(family)
         return publishers.describe(
-            "open_flamingo", models.write(models.build(family, every, **options), directory, checkpoint)
+            "open_flamingo",
+            models.write(models.build(family, every, **options), directory, checkpoint),
         )
 
     return run
@@ -38,17 +42,27 @@ def arrays(model):
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_back_and_forth_is_exact(family, describe):
-    """Theirs -> ours -> theirs, to the bit and with the same names; a head has the names of old and new transformers."""
+    """Theirs -> ours -> theirs, to the bit and with the same names.
+
+    A head has the names of old and new transformers.
+    """
     conversion = describe(family, FAMILIES[family])
     params = load_params(conversion)
-    written, theirs = state_dict(conversion.model, params), arrays(models.build(family, FAMILIES[family]))
+    written, theirs = (
+        state_dict(conversion.model, params),
+        arrays(models.build(family, FAMILIES[family])),
+    )
     aliases = {"lang_encoder.lm_head.weight", "lang_encoder.embed_out.weight"}
     frozen = {"lang_encoder.model.decoder.embed_positions.weight"}  # kept for its name, "embed"
     assert written.keys() - aliases == theirs.keys() - aliases - frozen
     assert conversion.model.lm.tied_head == (not written.keys() & aliases)
     for name in written.keys() & theirs.keys():
         np.testing.assert_array_equal(written[name], theirs[name], err_msg=name)
-    again = load_params(describe(family, FAMILIES[family], {k: torch.from_numpy(v.copy()) for k, v in written.items()}))
+    again = load_params(
+        describe(
+            family, FAMILIES[family], {k: torch.from_numpy(v.copy()) for k, v in written.items()}
+        )
+    )
     flat = trees.flatten(again)
     for path, leaf in trees.flatten(params).items():
         np.testing.assert_array_equal(flat[path], leaf, err_msg=path)
@@ -57,12 +71,24 @@ def test_back_and_forth_is_exact(family, describe):
 def test_their_class_reads_what_we_write(describe):
     """load_state_dict finds all of its trained weights, and computes what it computed."""
     conversion = describe("gpt_neox", 2)
-    written = {k: torch.from_numpy(v.copy()) for k, v in state_dict(conversion.model, load_params(conversion)).items()}
+    written = {
+        k: torch.from_numpy(v.copy())
+        for k, v in state_dict(conversion.model, load_params(conversion)).items()
+    }
     theirs = models.build("gpt_neox", 2).flamingo
     found = theirs.load_state_dict(written, strict=False)
-    assert found.unexpected_keys == ["lang_encoder.embed_out.weight"]  # of older versions of transformers
-    frozen = ("vision_encoder.", "lang_encoder.old_decoder_blocks.", "lang_encoder.gated_cross_attn_layers.")
-    missing = [name for name in found.missing_keys if ".decoder_layer." not in name and not name.startswith(frozen)]
+    # of older versions of transformers
+    assert found.unexpected_keys == ["lang_encoder.embed_out.weight"]
+    frozen = (
+        "vision_encoder.",
+        "lang_encoder.old_decoder_blocks.",
+        "lang_encoder.gated_cross_attn_layers.",
+    )
+    missing = [
+        name
+        for name in found.missing_keys
+        if ".decoder_layer." not in name and not name.startswith(frozen)
+    ]
     assert [name for name in missing if "final_layer_norm" not in name] == []
 
 
@@ -79,7 +105,10 @@ def test_export_back_through_the_program_s_function(describe, tmp_path):
 
 def test_training_files_frozen_copies_and_doubles_are_seen_through(describe):
     """{"model_state_dict": {"module.x": ...}} with all that FSDP and version 1 save beside."""
-    whole = {f"module.{name}": leaf for name, leaf in models.build("mpt", 2).flamingo.state_dict().items()}
+    whole = {
+        f"module.{name}": leaf
+        for name, leaf in models.build("mpt", 2).flamingo.state_dict().items()
+    }
     assert any("gated_cross_attn_layers." in name for name in whole)
     assert any(".decoder_layer." in name for name in whole)
     assert any("old_decoder_blocks." in name for name in whole)
@@ -124,15 +153,24 @@ def _without(name):
     return lambda state: {key: leaf for key, leaf in state.items() if name not in key}
 
 
-WTE, BLOCK = "lang_encoder.transformer.wte.weight", "lang_encoder.transformer.blocks.1.gated_cross_attn_layer"
+WTE, BLOCK = (
+    "lang_encoder.transformer.wte.weight",
+    "lang_encoder.transformer.blocks.1.gated_cross_attn_layer",
+)
 WRONG = {
-    "another depth": (_without("blocks.3.gated"), r"before the blocks 1; with the 4 blocks .* expected 1, 3"),
+    "another "
+    "depth": (_without("blocks.3.gated"), r"before the blocks 1; with the 4 blocks .* expected 1, 3"),
     "no gated layers": (_without("gated_cross_attn_layer"), "has gated layers in none of"),
-    "a missing weight": (_without("blocks.1.gated_cross_attn_layer.ff.3"), r"Only expected \(1\): .*blocks.1.*ff.3"),
-    "an unknown weight": (lambda state: {**state, "perceiver.media_time_embs": torch.zeros(2, 1, 32)}, r"Only in the files \(1\): perceiver.media_time_embs"),
-    "another tokenizer": (lambda state: {**state, WTE: state[WTE][:-2]}, "has 51 rows and the tokenizer beside --lm 50 pieces"),
-    "another width": (lambda state: {**state, f"{BLOCK}.attn.norm.weight": torch.zeros(48)}, "of width 48, --lm has 32"),
-    "another encoder": (lambda state: {**state, "perceiver.latents": torch.zeros(64, 48)}, "reads features 48 wide, --vision gives 32"),
+    "a missing "
+    "weight": (_without("blocks.1.gated_cross_attn_layer.ff.3"), r"Only expected \(1\): .*blocks.1.*ff.3"),
+    "an unknown "
+    "weight": (lambda state: {**state, "perceiver.media_time_embs": torch.zeros(2, 1, 32)}, r"Only in the files \(1\): perceiver.media_time_embs"),
+    "another "
+    "tokenizer": (lambda state: {**state, WTE: state[WTE][:-2]}, "has 51 rows and the tokenizer beside --lm 50 pieces"),
+    "another "
+    "width": (lambda state: {**state, f"{BLOCK}.attn.norm.weight": torch.zeros(48)}, "of width 48, --lm has 32"),
+    "another "
+    "encoder": (lambda state: {**state, "perceiver.latents": torch.zeros(64, 48)}, "reads features 48 wide, --vision gives 32"),
 }  # fmt: skip
 
 

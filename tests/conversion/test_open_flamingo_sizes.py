@@ -19,7 +19,9 @@ pytestmark = pytest.mark.parity
 
 PIECES = 50_277  # of GPT-NeoX' tokenizer
 MPT = {"vocab_size": 50_432, "expansion_ratio": 4, "no_bias": True}
-SIZES = {  # model_type, config.json, whether queries and keys are normed (which transformers' class cannot), one layer for so many blocks
+# model_type, config.json, whether queries and keys are normed (which transformers' class cannot),
+# one layer for so many blocks
+SIZES = {
     "open_flamingo_3b": ("mpt", MPT | {"n_layers": 24, "d_model": 2048, "n_heads": 16}, True, 1),
     "open_flamingo_4b": (
         "gpt_neox",
@@ -45,7 +47,8 @@ class Described(reading.InMemory):
 
     def __init__(self, module):
         self._shapes = {
-            name: jax.ShapeDtypeStruct(tuple(leaf.shape), np.float32) for name, leaf in module.state_dict().items()
+            name: jax.ShapeDtypeStruct(tuple(leaf.shape), np.float32)
+            for name, leaf in module.state_dict().items()
         }
 
     def names(self):
@@ -56,7 +59,9 @@ def towers(kind, fields, qk_norm):
     """(their language model, their vision encoder, both without weights, and how each is converted alone)."""
     import transformers
 
-    lm = transformers.AutoModelForCausalLM.from_config(transformers.AutoConfig.for_model(kind, **fields))
+    lm = transformers.AutoModelForCausalLM.from_config(
+        transformers.AutoConfig.for_model(kind, **fields)
+    )
     vision = transformers.CLIPVisionModel(
         transformers.CLIPVisionConfig(
             hidden_size=1024,
@@ -72,20 +77,33 @@ def towers(kind, fields, qk_norm):
         content["attn_config"] = {"qk_ln": True}
         norm = jax.ShapeDtypeStruct((fields["d_model"],), np.float32)
         blocks = [f"transformer.blocks.{layer}.attn" for layer in range(fields["n_layers"])]
-        files.names().update({f"{block}.{name}_ln.weight": norm for block in blocks for name in "qk"})
+        files.names().update(
+            {f"{block}.{name}_ln.weight": norm for block in blocks for name in "qk"}
+        )
     described, rules = lm_families.describe(content, files.names())
     of_lm = Conversion(
-        "language_model", ModelConfig(lm=described, new_tokens=()), rules, files, prompt=Markers(bos=False)
+        "language_model",
+        ModelConfig(lm=described, new_tokens=()),
+        rules,
+        files,
+        prompt=Markers(bos=False),
     )
     seen = clip.vision_config(vision.config.to_dict(), features="patches")
-    source = "vision_model." if any(name.startswith("vision_model.") for name in vision.state_dict()) else ""
+    source = (
+        "vision_model."
+        if any(name.startswith("vision_model.") for name in vision.state_dict())
+        else ""
+    )
     tower = mapping.under(clip.tower_rules(seen, source=source), target="vision/")
     return lm, Conversion("vision", ModelConfig(vit=seen), tower, Described(vision)), of_lm
 
 
 @pytest.mark.parametrize("name", SIZES)
 def test_published_sizes_map_one_to_one_and_are_the_configs(name):
-    """Every weight of the checkpoint and of both towers is taken or skipped by name; the model is that of the config for further training."""
+    """Every weight of the checkpoint and of both towers is taken or skipped by name.
+
+    The model is that of the config for further training.
+    """
     import torch
 
     kind, fields, qk_norm, every = SIZES[name]
@@ -97,7 +115,9 @@ def test_published_sizes_map_one_to_one_and_are_the_configs(name):
         stand_ins.load("open_flamingo.src.utils").extend_instance(lm, mixin)
         lm.set_decoder_layers_attr_name(BLOCKS[kind])
         lm.resize_token_embeddings(PIECES + 3, mean_resizing=False)
-        theirs = of.Flamingo(encoder, lm, PIECES, PIECES + 1, vis_dim=1024, cross_attn_every_n_layers=every)
+        theirs = of.Flamingo(
+            encoder, lm, PIECES, PIECES + 1, vis_dim=1024, cross_attn_every_n_layers=every
+        )
     described = open_flamingo.join(Described(theirs), of_lm, vision, pieces=PIECES)
     plan = mapping.plan(described)
     made = {weight.target.split("/")[1] for weight in plan.weights}

@@ -46,7 +46,12 @@ def test_reads_what_pickle_wrote_in_any_protocol(tmp_path, protocol):
 def test_reads_what_an_older_numpy_wrote(tmp_path):
     content = pickle.dumps(TREE, 2)
     assert b"cnumpy._core.multiarray\n" in content
-    _same(read_tree(_file(tmp_path, content.replace(b"numpy._core.multiarray", b"numpy.core.multiarray"))), TREE)
+    _same(
+        read_tree(
+            _file(tmp_path, content.replace(b"numpy._core.multiarray", b"numpy.core.multiarray"))
+        ),
+        TREE,
+    )
 
 
 @pytest.mark.parametrize(
@@ -55,15 +60,31 @@ def test_reads_what_an_older_numpy_wrote(tmp_path):
         lambda tree: {"params": tree, "state": {}},
         collections.OrderedDict,
         hk.data_structures.to_immutable_dict,
-        lambda tree: {m: {n: jnp.asarray(a) for n, a in arrays.items()} for m, arrays in tree.items()},
-        lambda tree: {m: {n: np.asfortranarray(a) for n, a in arrays.items()} for m, arrays in tree.items()},
-        lambda tree: {m: {n: np.asarray(a).astype(">f4") for n, a in arrays.items()} for m, arrays in tree.items()},
+        lambda tree: {
+            m: {n: jnp.asarray(a) for n, a in arrays.items()} for m, arrays in tree.items()
+        },
+        lambda tree: {
+            m: {n: np.asfortranarray(a) for n, a in arrays.items()} for m, arrays in tree.items()
+        },
+        lambda tree: {
+            m: {n: np.asarray(a).astype(">f4") for n, a in arrays.items()}
+            for m, arrays in tree.items()
+        },
     ],
-    ids=["inside params", "OrderedDict", "FlatMapping", "jax arrays", "Fortran order", "big endian"],
+    ids=[
+        "inside params",
+        "OrderedDict",
+        "FlatMapping",
+        "jax arrays",
+        "Fortran order",
+        "big endian",
+    ],
 )
 def test_reads_trees_in_other_clothes(tmp_path, wrap):
     got = read_tree(_file(tmp_path, pickle.dumps(wrap(TREE))))
-    _same({m: {n: a.astype(np.float32) for n, a in arrays.items()} for m, arrays in got.items()}, TREE)
+    _same(
+        {m: {n: a.astype(np.float32) for n, a in arrays.items()} for m, arrays in got.items()}, TREE
+    )
 
 
 def test_reads_how_dill_names_the_class_dtype(tmp_path):
@@ -94,9 +115,10 @@ class _Malicious:
 )
 def test_a_malicious_pickle_is_refused_and_nothing_ran(tmp_path, function, named):
     canary = tmp_path / "canary"
-    arguments = {os.system: f"touch {canary}", eval: f"__import__('pathlib').Path({str(canary)!r}).touch()"}.get(
-        function, "x"
-    )
+    arguments = {
+        os.system: f"touch {canary}",
+        eval: f"__import__('pathlib').Path({str(canary)!r}).touch()",
+    }.get(function, "x")
     content = (
         pickle.dumps({"NFNet/~/a": {"w": _Malicious(function, arguments)}})
         if function is not types.FunctionType
@@ -137,7 +159,9 @@ def test_a_reference_to_the_outside_is_refused(tmp_path):
         read_tree(_file(tmp_path, b"Pelsewhere\n."))
 
 
-@pytest.mark.parametrize("content", [{}, [1, 2], {"a": 3}, {"a": {}}, {"a": {"b": {"c": np.zeros(1)}}}])
+@pytest.mark.parametrize(
+    "content", [{}, [1, 2], {"a": 3}, {"a": {}}, {"a": {"b": {"c": np.zeros(1)}}}]
+)
 def test_another_thing_than_a_tree_is_an_error(tmp_path, content):
     with pytest.raises(ConversionError, match="no tree of arrays"):
         read_tree(_file(tmp_path, pickle.dumps(content)))

@@ -1,4 +1,7 @@
-"""Publishers' files: safetensors and PyTorch's, whole and in shards; what is missing, damaged or dangerous is one clear error."""
+"""Publishers' files: safetensors and PyTorch's, whole and in shards.
+
+What is missing, damaged or dangerous is one clear error.
+"""
 
 import json
 import os
@@ -8,7 +11,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from flamingo_jax.conversion.reading import ConversionError, InMemory, Merged, open_weights, read_config
+from flamingo_jax.conversion.reading import (
+    ConversionError,
+    InMemory,
+    Merged,
+    open_weights,
+    read_config,
+)
 from flamingo_jax.core.paths import Path
 
 torch = pytest.importorskip("torch")
@@ -63,7 +72,10 @@ def test_safetensors(tmp_path):
     "wrap",
     [
         lambda tensors: tensors,
-        lambda tensors: {"epoch": 3, "model_state_dict": {f"module.{name}": t for name, t in tensors.items()}},
+        lambda tensors: {
+            "epoch": 3,
+            "model_state_dict": {f"module.{name}": t for name, t in tensors.items()},
+        },
         lambda tensors: {"state_dict": tensors, "name": "x"},
     ],
     ids=["bare", "of a training run", "state_dict"],
@@ -93,7 +105,8 @@ def test_a_missing_shard_is_named(tmp_path, suffix):
     index = _sharded(tmp_path, suffix)
     next(file for file in tmp_path.iterdir() if file.stem.endswith("-1")).unlink()
     with pytest.raises(
-        ConversionError, match=rf"1 of 2 shards that .* are missing: \S*-1\.{suffix}\. Put them beside it"
+        ConversionError,
+        match=rf"1 of 2 shards that .* are missing: \S*-1\.{suffix}\. Put them beside it",
     ):
         open_weights(index)
 
@@ -103,7 +116,9 @@ def test_shards_that_do_not_hold_what_the_index_says(tmp_path):
     content = json.loads(index.read_text())
     content["weight_map"]["z"] = content["weight_map"].pop("a")
     index.write_text(json.dumps(content))
-    with pytest.raises(ConversionError, match=r"Only in the index \(1\): z\. Only in the shards \(1\): a\."):
+    with pytest.raises(
+        ConversionError, match=r"Only in the index \(1\): z\. Only in the shards \(1\): a\."
+    ):
         open_weights(index)
 
 
@@ -117,10 +132,15 @@ def test_a_damaged_index_is_an_error(tmp_path, text):
 @pytest.mark.parametrize("name", ["model.safetensors", "pytorch_model.bin"])
 @pytest.mark.parametrize("kept", [0.0, 0.1, 0.7, 0.99])
 def test_a_truncated_file_is_an_error(tmp_path, name, kept):
-    save_file(TENSORS, tmp_path / name) if name.endswith("safetensors") else torch.save(TENSORS, tmp_path / name)
+    save_file(TENSORS, tmp_path / name) if name.endswith("safetensors") else torch.save(
+        TENSORS, tmp_path / name
+    )
     content = (tmp_path / name).read_bytes()
     (tmp_path / name).write_bytes(content[: int(kept * len(content))])
-    with pytest.raises(ConversionError, match=f"{name} is damaged, cut off or of another kind: .* Download it again"):
+    with pytest.raises(
+        ConversionError,
+        match=f"{name} is damaged, cut off or of another kind: .* Download it again",
+    ):
         open_weights(tmp_path)
 
 
@@ -159,21 +179,28 @@ def test_other_content_than_tensors_is_an_error(tmp_path, content, message):
 def test_what_is_not_there_is_an_error(tmp_path):
     with pytest.raises(ConversionError, match="There is nothing at"):
         open_weights(tmp_path / "x.pt")
-    with pytest.raises(ConversionError, match=r"holds no weights: none; expected \*\.safetensors or"):
+    with pytest.raises(
+        ConversionError, match=r"holds no weights: none; expected \*\.safetensors or"
+    ):
         open_weights(tmp_path)
     (tmp_path / "weights.h5").touch()
     with pytest.raises(ConversionError, match=r"weights\.h5 is no file of weights"):
         open_weights(tmp_path / "weights.h5")
     for name in ("a.safetensors", "b.safetensors"):
         save_file({name: torch.zeros(1)}, tmp_path / name)
-    with pytest.raises(ConversionError, match=r"holds 2 files of weights and no index: a\.safetensors, b\.safetensors"):
+    with pytest.raises(
+        ConversionError,
+        match=r"holds 2 files of weights and no index: a\.safetensors, b\.safetensors",
+    ):
         open_weights(tmp_path)
     with pytest.raises(ConversionError, match="not on a file system: copy it"):
         open_weights(Path("gs://bucket/model.safetensors"))
 
 
 def test_config(tmp_path):
-    with pytest.raises(ConversionError, match=r"There is no file .*config\.json.*shape is read from it"):
+    with pytest.raises(
+        ConversionError, match=r"There is no file .*config\.json.*shape is read from it"
+    ):
         read_config(tmp_path)
     (tmp_path / "config.json").write_text('{"hidden_size": 8}')
     assert read_config(tmp_path) == {"hidden_size": 8}
@@ -189,6 +216,7 @@ def test_a_missing_package_says_what_to_install(tmp_path, monkeypatch, package, 
     (tmp_path / name).touch()
     monkeypatch.setitem(sys.modules, package, None)
     with pytest.raises(
-        ConversionError, match=rf"needs the package '{package}': pip install 'flamingo_jax\[conversion\]'"
+        ConversionError,
+        match=rf"needs the package '{package}': pip install 'flamingo_jax\[conversion\]'",
     ):
         open_weights(tmp_path / name)

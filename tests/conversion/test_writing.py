@@ -1,4 +1,7 @@
-"""A conversion on its way to disk: what is read back is what was in the files, and no more than a slice is in memory."""
+"""A conversion on its way to disk.
+
+What is read back is what was in the files, and no more than a slice is in memory.
+"""
 
 import dataclasses
 import json
@@ -21,7 +24,12 @@ from flamingo_jax.models.config import ModelConfig
 from flamingo_jax.models.nfnet import NFNetConfig
 
 NFNET = NFNetConfig(
-    widths=(8, 16), depths=(1, 3), strides=(1, 2), stem_channels=(4, 6), stem_strides=(2, 1), group_width=4
+    widths=(8, 16),
+    depths=(1, 3),
+    strides=(1, 2),
+    stem_channels=(4, 6),
+    stem_strides=(2, 1),
+    group_width=4,
 )
 
 
@@ -29,14 +37,19 @@ def _files(config, model):
     """Random arrays under the publisher's names, in the shapes that the model has."""
     rng = np.random.default_rng(0)
     targets = mapping.targets("vision", model)
-    arrays = {"NFNet/~/linear/w": np.zeros((3, 2), np.float32), "NFNet/~/linear/b": np.zeros(2, np.float32)}
+    arrays = {
+        "NFNet/~/linear/w": np.zeros((3, 2), np.float32),
+        "NFNet/~/linear/b": np.zeros(2, np.float32),
+    }
     for rule in nfnet_deepmind.rules(config):
         if isinstance(rule, mapping.Rule):
             shape = targets[rule.target].shape
             numbers = rule.layers or (None,)
             for number in numbers:
                 name = rule.source.replace("{layer}", str(number))
-                arrays[name] = rng.normal(size=shape[1:] if rule.is_stacked else shape).astype(np.float32)
+                arrays[name] = rng.normal(size=shape[1:] if rule.is_stacked else shape).astype(
+                    np.float32
+                )
     return InMemory(arrays)
 
 
@@ -44,7 +57,9 @@ def _files(config, model):
 def conversion():
     model = ModelConfig(vision=NFNET, new_tokens=())
     rules = nfnet_deepmind.rules(NFNET)
-    return Conversion("vision", model, rules, _files(NFNET, model), preprocessing={"image_size": 32})
+    return Conversion(
+        "vision", model, rules, _files(NFNET, model), preprocessing={"image_size": 32}
+    )
 
 
 @pytest.mark.parametrize("dtype", [None, "bfloat16"])
@@ -74,7 +89,9 @@ class _Counting:
         self._shape, self._num_layers, self.alive, self.most = (1024, 512), num_layers, 0, 0
 
     def names(self):
-        return {f"{i}": jax.ShapeDtypeStruct(self._shape, np.float32) for i in range(self._num_layers)}
+        return {
+            f"{i}": jax.ShapeDtypeStruct(self._shape, np.float32) for i in range(self._num_layers)
+        }
 
     def read(self, name):
         array = np.full(self._shape, float(name), np.float32)
@@ -102,11 +119,15 @@ def _memory(num_layers, directory, monkeypatch):
 
 
 def test_memory_is_that_of_a_few_layers_and_not_of_all(tmp_path, monkeypatch):
-    """48 MiB in 24 layers. What waits for the disk, 4 MiB here, is freed by other threads: hence so much room below a half."""
+    """48 MiB in 24 layers. What waits for the disk, 4 MiB here, is freed by other threads.
+
+    Hence so much room below a half.
+    """
     monkeypatch.setattr(streamed, "PENDING_BYTES", 4 * 2**20)
     memory, most_sources = _memory(24, tmp_path / "many", monkeypatch)
     assert most_sources == 1
-    assert 4 * 2**20 < memory < 24 * 2**20  # at least one layer and its copy: numpy's arrays are seen
+    # at least one layer and its copy: numpy's arrays are seen
+    assert 4 * 2**20 < memory < 24 * 2**20
     layer = open_checkpoint(tmp_path / "many").params["m"]["w"][7]
     np.testing.assert_array_equal(layer, np.full((512, 1024), 8.0))
 
@@ -128,7 +149,8 @@ def test_what_fails_on_the_way_leaves_nothing(conversion, tmp_path):
 def test_what_does_not_fit_is_found_before_anything_is_written(conversion, tmp_path, kept):
     files = InMemory({kept: np.zeros(1)})
     with pytest.raises(
-        ConversionError, match=rf"Only in the files \(1\): {kept}\. Only expected \(\d+\): NFNet/~/final_conv"
+        ConversionError,
+        match=rf"Only in the files \(1\): {kept}\. Only expected \(\d+\): NFNet/~/final_conv",
     ):
         writing.write(dataclasses.replace(conversion, files=files), tmp_path / "out")
     assert not list(tmp_path.iterdir())
@@ -152,7 +174,10 @@ def test_an_export_is_replaced_and_nothing_else(conversion, tmp_path):
 def test_streamed_and_ordinary_arrays_do_not_mix(tmp_path):
     from flamingo_jax.checkpoint import arrays
 
-    there = {"a": np.zeros(2, np.float32), "b": streamed.Streamed((2,), np.dtype(np.float32), lambda: iter(()))}
+    there = {
+        "a": np.zeros(2, np.float32),
+        "b": streamed.Streamed((2,), np.dtype(np.float32), lambda: iter(())),
+    }
     with pytest.raises(CheckpointError, match="Cannot write arrays"):
         arrays.write(tmp_path / "x", there)
 

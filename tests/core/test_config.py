@@ -1,4 +1,7 @@
-"""core.config: every kind of field converts, every misfit is one clear error, and dicts come back as they went."""
+"""core.config.
+
+Every kind of field converts, every misfit is one clear error, and dicts come back as they went.
+"""
 
 from __future__ import annotations
 
@@ -104,7 +107,9 @@ def test_round_trip_through_json():
 
 
 def test_config_dict_with_references_and_tuples():
-    raw = ml_collections.ConfigDict({"steps": 4, "optimizer": {"learning_rate": 0.5}, "new_tokens": ("<EOC>",)})
+    raw = ml_collections.ConfigDict(
+        {"steps": 4, "optimizer": {"learning_rate": 0.5}, "new_tokens": ("<EOC>",)}
+    )
     raw.optimizer.warmup_steps = raw.get_ref("steps")
     raw.steps = 5  # as an override on the command line would
     got = from_dict(Train, raw)
@@ -118,7 +123,10 @@ def test_config_dict_with_references_and_tuples():
             {"steps": 1, "optimizer": {"learning_rat": 1.0}},
             "config.optimizer.learning_rat: did you mean 'learning_rate'",
         ),
-        ({"steps": 1, "learning_rate": 1.0}, "config.learning_rate: did you mean 'optimizer.learning_rate'"),
+        (
+            {"steps": 1, "learning_rate": 1.0},
+            "config.learning_rate: did you mean 'optimizer.learning_rate'",
+        ),
         ({"steps": 1, "zzz": 1.0}, "config.zzz; Train has steps, optimizer"),
         ({}, "config.steps is missing; expected int"),
         ({"steps": "3"}, "config.steps is '3' (str); expected int"),
@@ -126,20 +134,38 @@ def test_config_dict_with_references_and_tuples():
         ({"steps": True}, "config.steps is True (bool); expected int"),
         ({"steps": 1, "resume": 1}, "config.resume is 1 (int); expected bool"),
         ({"steps": 1, "seed": "x"}, "config.seed is 'x' (str); expected int"),
-        ({"steps": 1, "optimizer": {"learning_rate": float("nan")}}, "config.optimizer.learning_rate is nan"),
-        ({"steps": 1, "optimizer": {"learning_rate": None}}, "learning_rate is None (NoneType); expected float"),
+        (
+            {"steps": 1, "optimizer": {"learning_rate": float("nan")}},
+            "config.optimizer.learning_rate is nan",
+        ),
+        (
+            {"steps": 1, "optimizer": {"learning_rate": None}},
+            "learning_rate is None (NoneType); expected float",
+        ),
         (
             {"steps": 1, "optimizer": {"schedule": "cosin"}},
             "expected one of 'constant', 'cosine': did you mean 'cosine'",
         ),
-        ({"steps": 1, "optimizer": 3}, "config.optimizer is 3 (int); expected a dict of the fields of Optimizer"),
-        ({"steps": 1, "datasets": {"pages": {"weight": 1.0}}}, "config.datasets.pages.path is missing"),
+        (
+            {"steps": 1, "optimizer": 3},
+            "config.optimizer is 3 (int); expected a dict of the fields of Optimizer",
+        ),
+        (
+            {"steps": 1, "datasets": {"pages": {"weight": 1.0}}},
+            "config.datasets.pages.path is missing",
+        ),
         ({"steps": 1, "datasets": {1: {"path": "a"}}}, "config.datasets has the key 1"),
-        ({"steps": 1, "new_tokens": "<EOC>"}, "config.new_tokens is '<EOC>' (str); expected tuple[str, ...]"),
+        (
+            {"steps": 1, "new_tokens": "<EOC>"},
+            "config.new_tokens is '<EOC>' (str); expected tuple[str, ...]",
+        ),
         ({"steps": 1, "new_tokens": ["a", 2]}, "config.new_tokens[1] is 2 (int); expected str"),
         ({"steps": 1, "betas": [0.1]}, "of length 1; expected tuple[float, float]"),
         ({"steps": 1, "vision": {"widht": 1}}, "did you mean 'width'"),
-        ({"steps": 1, "optimizer": {"warmup_steps": -1}}, "config.optimizer (Optimizer): warmup_steps is -1; expected"),
+        (
+            {"steps": 1, "optimizer": {"warmup_steps": -1}},
+            "config.optimizer (Optimizer): warmup_steps is -1; expected",
+        ),
     ],
 )
 def test_a_misfit_names_path_got_and_expected(data, message):
@@ -174,7 +200,11 @@ def test_differences_name_the_dotted_path():
     old = to_dict(from_dict(Train, FULL))
     new = to_dict(
         dataclasses.replace(
-            from_dict(Train, FULL), optimizer=Optimizer(0.5, "cosine"), new_tokens=("<EOC>",), datasets={}, until=None
+            from_dict(Train, FULL),
+            optimizer=Optimizer(0.5, "cosine"),
+            new_tokens=("<EOC>",),
+            datasets={},
+            until=None,
         )
     )
     assert differences(old, old) == []
@@ -208,7 +238,11 @@ def test_editable_takes_only_fields_and_values_of_their_types():
     edited.datasets.pages.weight = 2
     edited.seed = 3
     assert (edited.datasets.pages.weight, edited.seed) == (2.0, 3)
-    for part, name, value in ((edited, "seed", "three"), (edited.datasets.pages, "path", 1), (edited, "steps", "1")):
+    for part, name, value in (
+        (edited, "seed", "three"),
+        (edited.datasets.pages, "path", 1),
+        (edited, "steps", "1"),
+    ):
         with pytest.raises(TypeError, match=name):
             part[name] = value
     edited.seed = None

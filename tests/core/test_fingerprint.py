@@ -10,7 +10,10 @@ from flamingo_jax.core.fingerprint import fingerprint
 from flamingo_jax.core.stack import unrolled_weights
 
 WEIGHTS = {
-    "a/linear": {"w": np.arange(24, dtype=np.float32).reshape(4, 6) / 7, "b": np.zeros(6, np.float32)},
+    "a/linear": {
+        "w": np.arange(24, dtype=np.float32).reshape(4, 6) / 7,
+        "b": np.zeros(6, np.float32),
+    },
     "a/scalar": {"gate": np.float32(0.5)},
 }
 
@@ -22,7 +25,10 @@ def changed(module, name, change):
 @pytest.mark.parametrize(
     "other",
     [
-        changed("a/linear", "w", lambda w: np.where(w == w[2, 3], np.nextafter(w, np.float32(9)), w)),  # one last bit
+        # one last bit
+        changed(
+            "a/linear", "w", lambda w: np.where(w == w[2, 3], np.nextafter(w, np.float32(9)), w)
+        ),
         changed("a/linear", "w", lambda w: w[::-1]),
         changed("a/linear", "w", lambda w: w[:, [1, 0, 2, 3, 4, 5]]),
         changed("a/linear", "w", lambda w: w.T),
@@ -35,13 +41,18 @@ def changed(module, name, change):
     ],
 )
 def test_every_change_shows(other):
-    assert fingerprint(other) != fingerprint(WEIGHTS) == fingerprint(jax.tree.map(jnp.asarray, WEIGHTS))
+    assert (
+        fingerprint(other)
+        != fingerprint(WEIGHTS)
+        == fingerprint(jax.tree.map(jnp.asarray, WEIGHTS))
+    )
 
 
 def test_it_does_not_matter_where_weights_lie():
     mesh = Mesh(np.array(jax.devices()[:4]).reshape(2, 2), ("x", "y"))
     spread = jax.tree.map(
-        lambda w: jax.device_put(w, NamedSharding(mesh, PartitionSpec(*("x", "y")[: np.ndim(w)]))), WEIGHTS
+        lambda w: jax.device_put(w, NamedSharding(mesh, PartitionSpec(*("x", "y")[: np.ndim(w)]))),
+        WEIGHTS,
     )
     assert len(spread["a/linear"]["w"].sharding.device_set) == 4
     assert fingerprint(spread) == fingerprint(WEIGHTS)

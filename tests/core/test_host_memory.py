@@ -1,4 +1,7 @@
-"""Freed memory: by default large pieces go back to the system, and come again page by page; then they stay."""
+"""Freed memory: by default large pieces go back to the system, and come again page by page.
+
+Then they stay.
+"""
 
 import ctypes
 import json

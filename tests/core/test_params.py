@@ -29,7 +29,9 @@ ONES = jnp.ones((2, 4))
 
 class Layer(hk.Module):
     def __call__(self, x):
-        return x @ param("w", (4, 4), ("embed", "mlp"), hk.initializers.RandomNormal()).astype(x.dtype)
+        return x @ param("w", (4, 4), ("embed", "mlp"), hk.initializers.RandomNormal()).astype(
+            x.dtype
+        )
 
 
 class Model(hk.Module):
@@ -71,7 +73,8 @@ def test_a_stack_is_its_blocks_in_turn_and_each_has_its_own_weights():
     expected = np.ones((2, 4), np.float64)
     flat = trees.flatten(params)
     outer, inner, other = (
-        np.asarray(flat[f"model/{name}/w"]) for name in ("outer/layer", "outer/inner/layer", "other/layer")
+        np.asarray(flat[f"model/{name}/w"])
+        for name in ("outer/layer", "outer/inner/layer", "other/layer")
     )
     for i in range(3):
         expected = expected @ outer[i] + i
@@ -86,19 +89,27 @@ def test_a_stack_is_its_blocks_in_turn_and_each_has_its_own_weights():
 
 def test_remat_changes_nothing_but_memory():
     params = MODEL.init(jax.random.key(0), ONES)
-    grad = lambda remat: jax.grad(lambda p: jnp.sum(MODEL.apply(p, None, ONES, remat)[0]))(params)  # noqa: E731
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), grad("none"), grad("full"))
+    grad = lambda remat: jax.grad(lambda p: jnp.sum(MODEL.apply(p, None, ONES, remat)[0]))(params)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), grad("none"), grad("full")
+    )
 
 
 def test_unrolled_layers_are_the_same_layers():
     """Outputs of the scan, with each layer's weights apart; 1e-6: float32, fused otherwise."""
     params = MODEL.init(jax.random.key(0), ONES)
     apart = unrolled_weights(params, axes_of(MODEL.init, jax.random.key(0), ONES))
-    assert is_unrolled(apart) and not is_unrolled(params) and isinstance(apart["model/outer/layer"]["w"], Layers)
+    assert (
+        is_unrolled(apart)
+        and not is_unrolled(params)
+        and isinstance(apart["model/outer/layer"]["w"], Layers)
+    )
     (expected, doubled), (got, also_doubled) = (MODEL.apply(w, None, ONES) for w in (params, apart))
     np.testing.assert_allclose(got, expected, rtol=1e-6, atol=1e-6)
     np.testing.assert_array_equal(stacked(also_doubled), doubled)
-    programs = [jax.jit(lambda w: MODEL.apply(w, None, ONES)).lower(w).as_text() for w in (params, apart)]
+    programs = [
+        jax.jit(lambda w: MODEL.apply(w, None, ONES)).lower(w).as_text() for w in (params, apart)
+    ]
     assert [text.count("stablehlo.while") for text in programs] == [
         3,
         3,
@@ -131,7 +142,9 @@ def test_a_weight_that_was_not_made_by_param_is_an_error():
 
 
 def test_axes_become_partition_specs():
-    assert axes.spec(("layers", "embed", "heads", "head_dim")) == jax.sharding.PartitionSpec(None, None, "model", None)
+    assert axes.spec(("layers", "embed", "heads", "head_dim")) == jax.sharding.PartitionSpec(
+        None, None, "model", None
+    )
     assert axes.spec(("batch", "length")) == jax.sharding.PartitionSpec(("replica", "data"), None)
     with pytest.raises(ValueError, match="Unknown logical axes"):
         axes.spec(("colour",))

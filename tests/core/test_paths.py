@@ -31,7 +31,9 @@ def test_write_replaces_the_whole_file_and_leaves_nothing_else(tmp_path, data):
     target = tmp_path / "deep" / "file"
     paths.write_atomically(target, "a much longer text than the next")
     paths.write_atomically(target, data)
-    assert (target.read_bytes() if isinstance(data, bytes) else target.read_text(encoding="utf-8")) == data
+    assert (
+        target.read_bytes() if isinstance(data, bytes) else target.read_text(encoding="utf-8")
+    ) == data
     assert [p.name for p in target.parent.iterdir()] == ["file"]
 
 

@@ -1,4 +1,7 @@
-"""Joining the processes of a run, and leaving them, in one process; several are in tests/distributed."""
+"""Joining the processes of a run, and leaving them, in one process.
+
+Several are in tests/distributed.
+"""
 
 import importlib.util
 
@@ -12,9 +15,14 @@ from flamingo_jax.core.processes import VARIABLES, Cluster
 
 @pytest.fixture
 def joins(monkeypatch):
-    """What jax.distributed.initialize is called with; nothing is joined. The environment names no processes."""
+    """What jax.distributed.initialize is called with; nothing is joined.
+
+    The environment names no processes.
+    """
     calls = []
-    monkeypatch.setattr(jax.distributed, "initialize", lambda *args, **kwargs: calls.append((args, kwargs)))
+    monkeypatch.setattr(
+        jax.distributed, "initialize", lambda *args, **kwargs: calls.append((args, kwargs))
+    )
     monkeypatch.setattr(jax.config, "update", lambda name, value: calls.append((name, value)))
     for name in VARIABLES:
         monkeypatch.delenv(name, raising=False)
@@ -58,7 +66,9 @@ def test_on_a_tpu_and_when_asked_to_jax_finds_the_others(joins, monkeypatch):
     enter("on")
     monkeypatch.setattr(processes, "_on_tpu", lambda: True)
     enter()
-    assert [call[0] for call in joins if call[0] != "jax_cpu_collectives_implementation"] == [(None, None, None)] * 2
+    assert [call[0] for call in joins if call[0] != "jax_cpu_collectives_implementation"] == [
+        (None, None, None)
+    ] * 2
 
 
 @pytest.mark.parametrize(
@@ -87,7 +97,10 @@ def test_a_tpu_is_known_by_its_devices(monkeypatch, tmp_path, device, platforms,
     [
         ({"index": None}, "but not JAX_PROCESS_ID: set all three"),
         ({"address": None}, "but not JAX_COORDINATOR_ADDRESS"),
-        ({"index": "4"}, "JAX_PROCESS_ID=4 and JAX_NUM_PROCESSES=4; expected a count, and an index from 0"),
+        (
+            {"index": "4"},
+            "JAX_PROCESS_ID=4 and JAX_NUM_PROCESSES=4; expected a count, and an index from 0",
+        ),
         ({"count": "four"}, "JAX_NUM_PROCESSES=four"),
     ],
 )
@@ -105,7 +118,8 @@ def test_what_cannot_be_joined_is_one_message(joins, monkeypatch):
 
     monkeypatch.setattr(jax.distributed, "initialize", refuse)
     with pytest.raises(
-        SystemExit, match=r"^ProcessError: Cannot start as one of several processes: .*--distributed=off"
+        SystemExit,
+        match=r"^ProcessError: Cannot start as one of several processes: .*--distributed=off",
     ):
         enter("on")
 

@@ -7,7 +7,10 @@ import pytest
 from flamingo_jax.core import trees
 from flamingo_jax.core.precision import Policy
 
-TREE = {"a/b": {"w": np.ones((2, 3), np.float32), "c": np.zeros((), np.float32)}, "a": {"w": np.ones(4, np.float32)}}
+TREE = {
+    "a/b": {"w": np.ones((2, 3), np.float32), "c": np.zeros((), np.float32)},
+    "a": {"w": np.ones(4, np.float32)},
+}
 
 
 def test_flatten_and_back():
@@ -30,7 +33,9 @@ def test_match_once():
         trees.match_once(trees.flatten(TREE), (*table, (r".*a/w", "twice")), what="test")
     with pytest.raises(trees.TableError, match="match no weight"):
         trees.match_once(trees.flatten(TREE), (*table, (r"never", 0)), what="test")
-    assert trees.match_once(trees.flatten(TREE), (*table, (r"never", 0)), what="test", allow_unused=True)
+    assert trees.match_once(
+        trees.flatten(TREE), (*table, (r"never", 0)), what="test", allow_unused=True
+    )
 
 
 def test_partition_merge_and_subtree():

@@ -13,7 +13,11 @@ from tests.data_pipelines.media import mp4
 @pytest.fixture(scope="session")
 def words(tmp_path_factory) -> SentencePieceTokenizer:
     """One piece per word; <EOC> and <image> are new tokens, as in the tiny world."""
-    names = [f"w{k}" for k in range(40)] + [f"i{k}" for k in range(8)] + ["intro", "only", "text", "a", "b", "c"]
+    names = (
+        [f"w{k}" for k in range(40)]
+        + [f"i{k}" for k in range(8)]
+        + ["intro", "only", "text", "a", "b", "c"]
+    )
     file = tmp_path_factory.mktemp("words") / "tokenizer.model"
     train_sentencepiece([" ".join(names)] * 3, file, 500, "word")
     return SentencePieceTokenizer.load(file, ("<EOC>", "<image>"))
@@ -35,30 +39,44 @@ def pieces(tmp_path_factory) -> SentencePieceTokenizer:
 
 @pytest.fixture(scope="session")
 def datasets(tmp_path_factory):
-    """Directory with the datasets pages, pairs, videos, documents and corrupt (all of it); pair CORRUPT is damaged."""
+    """Directory with the datasets pages, pairs, videos, documents and corrupt (all of it).
+
+    Pair CORRUPT is damaged.
+    """
     root = tmp_path_factory.mktemp("datasets")
 
     def pairs():
         for k in range(NUM_PAIRS):
             image = encode_png(solid(k))
-            yield ImageText(image[: len(image) // 2] if k == CORRUPT else image, f"w{k} a", metadata="{}")
+            yield ImageText(
+                image[: len(image) // 2] if k == CORRUPT else image, f"w{k} a", metadata="{}"
+            )
 
     def videos():
         for k in range(NUM_VIDEOS):  # 2 frames per second; video k lasts k + 1 half seconds
-            yield VideoText(tuple(encode_png(solid(20 * k + f)) for f in range(k + 1)), f"w{k} b", fps=2.0)
+            yield VideoText(
+                tuple(encode_png(solid(20 * k + f)) for f in range(k + 1)), f"w{k} b", fps=2.0
+            )
 
     def files():
-        for k in range(NUM_VIDEOS):  # the same, each frame ten grey levels lighter than the one before
+        # the same, each frame ten grey levels lighter than the one before
+        for k in range(NUM_VIDEOS):
             frames = [solid(20 * k + 10 * f, 16) for f in range(k + 1)]
             yield VideoText((), f"w{k} b", video=mp4(frames, 2))
 
     def documents():
         return (Document(" ".join([f"w{k}"] * (1 + k % 5))) for k in range(NUM_DOCUMENTS))
 
-    write_records(root / "pages", "interleaved_page", {"train": lambda: (page(k) for k in range(NUM_PAGES))})
-    write_records(root / "pairs", "image_text", {"train": pairs, "test": lambda: [ImageText(b"x", "w0")]})
+    write_records(
+        root / "pages", "interleaved_page", {"train": lambda: (page(k) for k in range(NUM_PAGES))}
+    )
+    write_records(
+        root / "pairs", "image_text", {"train": pairs, "test": lambda: [ImageText(b"x", "w0")]}
+    )
     write_records(root / "videos", "video_text", {"train": videos})
     write_records(root / "files", "video_text", {"train": files})
     write_records(root / "documents", "document", {"train": documents})
-    write_records(root / "corrupt", "image_text", {"train": lambda: [ImageText(b"no image", "w0")] * 3})
+    write_records(
+        root / "corrupt", "image_text", {"train": lambda: [ImageText(b"no image", "w0")] * 3}
+    )
     return root

@@ -1,4 +1,7 @@
-"""Saved embeddings: what is written is what is read, in parts of any size, and plain numpy reads it too."""
+"""Saved embeddings.
+
+What is written is what is read, in parts of any size, and plain numpy reads it too.
+"""
 
 import numpy as np
 import pytest

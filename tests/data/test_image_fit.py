@@ -1,4 +1,7 @@
-"""How an image becomes a square for a model that was not trained on padded ones: CLIP's crop, IDEFICS' squash."""
+"""How an image becomes a square for a model that was not trained on padded ones.
+
+CLIP's crop, IDEFICS' squash.
+"""
 
 import functools
 import io
@@ -18,16 +21,23 @@ BICUBIC = PIL.Image.Resampling.BICUBIC
 
 def _picture(width, height):
     rng = np.random.default_rng(width)
-    coarse = PIL.Image.fromarray(rng.integers(0, 256, (height // 3 + 2, width // 3 + 2, 3), np.uint8))
+    coarse = PIL.Image.fromarray(
+        rng.integers(0, 256, (height // 3 + 2, width // 3 + 2, 3), np.uint8)
+    )
     return np.asarray(coarse.resize((width, height), BICUBIC))
 
 
 def _cropped(image, size):
-    """Shorter side to size, then the middle: CLIP's own two steps, the second with the rounding that Python's round has."""
+    """Shorter side to size, then the middle.
+
+    CLIP's own two steps, the second with the rounding that Python's round has.
+    """
     height, width = image.shape[:2]
     short, long = min(width, height), max(width, height)
     other = int(size * long / short)
-    scaled = PIL.Image.fromarray(image).resize((size, other) if width <= height else (other, size), BICUBIC)
+    scaled = PIL.Image.fromarray(image).resize(
+        (size, other) if width <= height else (other, size), BICUBIC
+    )
     left, top = (round((side - size) / 2) for side in scaled.size)
     return np.asarray(scaled)[top : top + size, left : left + size]
 
@@ -35,7 +45,10 @@ def _cropped(image, size):
 @pytest.mark.parametrize("shape", SIZES)
 @pytest.mark.parametrize("size", [32, 33])
 def test_crop_is_clips(shape, size):
-    """Within 1 of 255: only what is left is resized here, at places that are rounded to single precision."""
+    """Within 1 of 255.
+
+    Only what is left is resized here, at places that are rounded to single precision.
+    """
     image = _picture(*shape)
     found, expected = fit(image, size, "crop"), _cropped(image, size)
     assert found.shape == expected.shape == (size, size, 3)
@@ -52,7 +65,10 @@ def test_squash_is_pils_bicubic(shape):
 
 
 def test_a_jpeg_is_decoded_at_full_size_first():
-    """The padded way decodes at a reduced size: features of imported models must not depend on that."""
+    """The padded way decodes at a reduced size.
+
+    Features of imported models must not depend on that.
+    """
     encoded = io.BytesIO()
     PIL.Image.fromarray(_picture(640, 480)).save(encoded, "JPEG", quality=95)
     whole = np.asarray(PIL.Image.open(encoded).convert("RGB"))
@@ -82,7 +98,12 @@ def test_training_and_inference_see_the_same(image_fit, tmp_path):
     (tmp_path / "image.png").write_bytes(encode_png(image))
     expected = fit(image, 32, image_fit)
     load = functools.partial(load_frames, image_size=32, image_fit=image_fit)
-    for visual in (image, PIL.Image.fromarray(image), encode_png(image), Image(str(tmp_path / "image.png"))):
+    for visual in (
+        image,
+        PIL.Image.fromarray(image),
+        encode_png(image),
+        Image(str(tmp_path / "image.png")),
+    ):
         np.testing.assert_array_equal(load(visual), expected[None])
     np.testing.assert_array_equal(EncodedImages([encode_png(image)], 32, image_fit)[0], expected)
 

@@ -1,4 +1,7 @@
-"""Batch t of a dataset is a function of (seed, dataset, t), whoever reads it and whenever; bad records are replaced."""
+"""Batch t of a dataset is a function of (seed, dataset, t), whoever reads it and whenever.
+
+Bad records are replaced.
+"""
 
 import dataclasses
 import hashlib
@@ -23,19 +26,29 @@ def config(datasets) -> DataConfig:
         tokenizer="",
         image_size=SIZE,
         datasets={
-            "pages": DatasetConfig("interleaved", str(datasets / "pages"), batch_size=4, length=16, max_images=2),
+            "pages": DatasetConfig(
+                "interleaved", str(datasets / "pages"), batch_size=4, length=16, max_images=2
+            ),
             "pairs": DatasetConfig("pairs", str(datasets / "pairs"), batch_size=4, length=8),
             "captions": DatasetConfig("captions", str(datasets / "pairs"), batch_size=4, length=8),
-            "videos": DatasetConfig("pairs", str(datasets / "videos"), batch_size=4, length=8, num_frames=2),
-            "files": DatasetConfig("pairs", str(datasets / "files"), batch_size=4, length=8, num_frames=2),
-            "text": DatasetConfig("text", str(datasets / "documents"), batch_size=4, length=12, documents_per_row=3),
+            "videos": DatasetConfig(
+                "pairs", str(datasets / "videos"), batch_size=4, length=8, num_frames=2
+            ),
+            "files": DatasetConfig(
+                "pairs", str(datasets / "files"), batch_size=4, length=8, num_frames=2
+            ),
+            "text": DatasetConfig(
+                "text", str(datasets / "documents"), batch_size=4, length=12, documents_per_row=3
+            ),
         },
     )
 
 
 def only(config: DataConfig, name: str, **changes) -> DataConfig:
     """The config with one dataset, changed."""
-    return dataclasses.replace(config, datasets={name: dataclasses.replace(config.datasets[name], **changes)})
+    return dataclasses.replace(
+        config, datasets={name: dataclasses.replace(config.datasets[name], **changes)}
+    )
 
 
 def arrays(batch: Batch) -> dict[str, np.ndarray]:
@@ -43,7 +56,9 @@ def arrays(batch: Batch) -> dict[str, np.ndarray]:
 
 
 def digest(*batches: Batch) -> str:
-    joined = [np.concatenate(parts) for parts in zip(*(arrays(b).values() for b in batches), strict=True)]
+    joined = [
+        np.concatenate(parts) for parts in zip(*(arrays(b).values() for b in batches), strict=True)
+    ]
     return hashlib.sha256(b"".join(a.tobytes() for a in joined)).hexdigest()
 
 
@@ -56,7 +71,8 @@ def test_one_two_and_four_processes_read_the_same_global_batch(config, words, na
     for count in (1, 2, 4):
         mixtures = [
             Mixture(
-                config if count == 1 else only(config, name),  # other datasets in the mixture change nothing
+                # other datasets in the mixture change nothing
+                config if count == 1 else only(config, name),
                 seed=5,
                 tokenizer=words,
                 num_shards=4,
@@ -103,10 +119,22 @@ def keys(batch: Batch, rows: range = range(4)) -> list[tuple[int, int]]:
 
 
 def test_each_visual_input_has_a_key_of_its_own(config, words):
-    """Told by seed, dataset, position and number: another at each visit, whatever shards and processes there are."""
+    """Told by seed, dataset, position and number.
+
+    Another at each visit, whatever shards and processes there are.
+    """
     mixture = Mixture(config, seed=5, tokenizer=words)
-    seen = [key for name in ("pages", "pairs", "files") for t in range(8) for key in keys(mixture.batch(name, t))]
-    seen += [key for t in range(2) for key in keys(Mixture(config, seed=6, tokenizer=words).batch("pairs", t))]
+    seen = [
+        key
+        for name in ("pages", "pairs", "files")
+        for t in range(8)
+        for key in keys(mixture.batch(name, t))
+    ]
+    seen += [
+        key
+        for t in range(2)
+        for key in keys(Mixture(config, seed=6, tokenizer=words).batch("pairs", t))
+    ]
     assert len(set(seen)) == len(seen) > 80
     for t in range(3):
         whole = mixture.batch("pages", t)
@@ -121,14 +149,20 @@ def test_each_visual_input_has_a_key_of_its_own(config, words):
 
 def _half(batch: Batch, half: int, pool: int) -> Batch:
     return dataclasses.replace(
-        batch, media_slot=batch.media_slot[2 * half :][:2], media_key=batch.media_key[pool * half :][:pool]
+        batch,
+        media_slot=batch.media_slot[2 * half :][:2],
+        media_key=batch.media_key[pool * half :][:pool],
     )
 
 
 def test_keys_are_those_of_earlier_versions():
     """A literal: another version may not change the augmentation under a run."""
     found = media_keys((5, 77), np.array([0, 0, 3]), np.array([0, 1, 0]))
-    assert found.tolist() == [[901855851, 1859788010], [3567790055, 4187486832], [3313789975, 1474861844]]
+    assert found.tolist() == [
+        [901855851, 1859788010],
+        [3567790055, 4187486832],
+        [3313789975, 1474861844],
+    ]
 
 
 def test_an_error_of_a_reading_thread_arrives(config, words):
@@ -151,25 +185,38 @@ def test_each_epoch_has_every_record_once_in_its_own_order(config, words):
         mixture = Mixture(config, seed=seed, tokenizer=words)
         for epoch in (0, 1):
             ts = range(epoch * NUM_DOCUMENTS, (epoch + 1) * NUM_DOCUMENTS)
-            orders[seed, epoch] = tuple(number for t in ts for number in numbers(mixture.batch("text", t), words))
+            orders[seed, epoch] = tuple(
+                number for t in ts for number in numbers(mixture.batch("text", t), words)
+            )
     for order in orders.values():
         assert sorted(order) == list(range(NUM_DOCUMENTS))
     assert len(set(orders.values())) == 4
 
 
 def test_groups_of_rows_lose_no_text_and_are_the_same_for_every_reader(config, words):
-    """17 documents of 3 to 7 tokens, in groups of three rows: with all of them set aside for a group nothing is lost."""
+    """17 documents of 3 to 7 tokens, in groups of three rows.
+
+    With all of them set aside for a group nothing is lost.
+    """
     grouped = only(config, "text", batch_size=12, length=32, documents_per_row=2, rows_per_group=3)
     whole = Mixture(grouped, seed=1, tokenizer=words).batch("text", 0)
-    tokens = [row[:end] for row, end in zip(whole.tokens, (whole.segment > 0).sum(axis=1), strict=True)]
+    tokens = [
+        row[:end] for row, end in zip(whole.tokens, (whole.segment > 0).sum(axis=1), strict=True)
+    ]
     drawn = [np.concatenate(tokens[i : i + 3]) for i in range(0, 12, 3)]
-    assert all((group == words.bos_id).sum() == 6 == (group == words.eos_id).sum() for group in drawn)
+    assert all(
+        (group == words.bos_id).sum() == 6 == (group == words.eos_id).sum() for group in drawn
+    )
     parts = [
-        Mixture(grouped, seed=1, tokenizer=words, process_index=p, process_count=4, num_shards=4).batch("text", 0)
+        Mixture(
+            grouped, seed=1, tokenizer=words, process_index=p, process_count=4, num_shards=4
+        ).batch("text", 0)
         for p in range(4)
     ]
     for name in ("tokens", "segment", "loss_weights"):
-        np.testing.assert_array_equal(np.concatenate([getattr(part, name) for part in parts]), getattr(whole, name))
+        np.testing.assert_array_equal(
+            np.concatenate([getattr(part, name) for part in parts]), getattr(whole, name)
+        )
     halves = only(config, "text", batch_size=4, length=32, documents_per_row=2, rows_per_group=3)
     mixture = Mixture(halves, seed=1, tokenizer=words)  # batches that end inside a group
     again = np.concatenate([mixture.batch("text", t).tokens for t in range(3)])
@@ -177,8 +224,13 @@ def test_groups_of_rows_lose_no_text_and_are_the_same_for_every_reader(config, w
 
 
 def test_the_order_is_that_of_earlier_versions(config, words):
-    """A literal: neither a restarted process nor another version of a library may change the order under a run."""
-    mixture = Mixture(only(config, "text", batch_size=6, documents_per_row=1), seed=1, tokenizer=words)
+    """A literal.
+
+    Neither a restarted process nor another version of a library may change the order under a run.
+    """
+    mixture = Mixture(
+        only(config, "text", batch_size=6, documents_per_row=1), seed=1, tokenizer=words
+    )
     assert numbers(mixture.batch("text", 0), words) == [1, 14, 12, 16, 11, 2]
     assert numbers(mixture.batch("text", 2), words) == [7, 9, 8, 15, 13, 7]
 
@@ -192,7 +244,10 @@ def test_the_name_and_the_seed_decide(config, words, datasets):
 
 
 def test_pages_bring_their_own_images(config, words):
-    """Every token that attends an image names it: page k, image i has grey 10 * k + i next to the words wk, ii."""
+    """Every token that attends an image names it.
+
+    Page k, image i has grey 10 * k + i next to the words wk, ii.
+    """
     mixture = Mixture(only(config, "pages", p_next=0.0), seed=5, tokenizer=words, num_shards=2)
     seen = 0
     for t in range(6):
@@ -200,7 +255,11 @@ def test_pages_bring_their_own_images(config, words):
         pool = len(batch.frames) // 2
         for row in range(4):
             for image in range(1, 3):
-                text = words.decode(batch.tokens[row][batch.media_index[row] == image]).replace("<EOC>", " ").split()
+                text = (
+                    words.decode(batch.tokens[row][batch.media_index[row] == image])
+                    .replace("<EOC>", " ")
+                    .split()
+                )
                 if not text:
                     continue
                 assert text[0].startswith("<image>w")
@@ -222,7 +281,9 @@ def test_weights_and_segments(config, words):
         assert batch.segment[:, 0].min() == 1
     text = mixture.batch("text", 1)
     starts = text.tokens == words.bos_id
-    np.testing.assert_array_equal(np.cumsum(starts, axis=1)[text.segment > 0], text.segment[text.segment > 0])
+    np.testing.assert_array_equal(
+        np.cumsum(starts, axis=1)[text.segment > 0], text.segment[text.segment > 0]
+    )
     assert text.frames.shape == (0, 1, SIZE, SIZE, 3)
     assert text.media_slot.shape == (4, 0)
     pairs = mixture.batch("pairs", 1)
@@ -234,14 +295,19 @@ def test_weights_and_segments(config, words):
 
 def test_space_prefix_of_pairs(config, pieces):
     for probability, expected in ((0.0, {False}), (0.5, {False, True}), (1.0, {True})):
-        mixture = Mixture(only(config, "pairs", space_prefix=probability, length=64), seed=5, tokenizer=pieces)
+        mixture = Mixture(
+            only(config, "pairs", space_prefix=probability, length=64), seed=5, tokenizer=pieces
+        )
         rows = np.concatenate([mixture.batch("pairs", t).tokens for t in range(4)])
         texts = [pieces.decode(row).removeprefix("<image>") for row in rows]
         assert {text.startswith(" ") for text in texts} == expected
 
 
 def test_clips_of_videos(config, words):
-    """2 frames per second are stored, 1 per second is taken: frames f and f + 2, or one frame of a short video."""
+    """2 frames per second are stored, 1 per second is taken.
+
+    Frames f and f + 2, or one frame of a short video.
+    """
     mixture = Mixture(config, seed=5, tokenizer=words)
     lengths = set()
     for t in range(5):
@@ -256,7 +322,10 @@ def test_clips_of_videos(config, words):
 
 
 def test_clips_of_video_files(config, words):
-    """The same videos as files of 2 frames per second: the clips of the stored frames, as far as the codec keeps them."""
+    """The same videos as files of 2 frames per second.
+
+    The clips of the stored frames, as far as the codec keeps them.
+    """
     mixture = Mixture(config, seed=5, tokenizer=words)
     lengths = set()
     for t in range(4):
@@ -266,7 +335,8 @@ def test_clips_of_video_files(config, words):
             lengths.add(int(mask.sum()))
             assert mask.tolist() == [True, video >= 2]
             assert 20 * video - 3 <= clip[0] <= 20 * video + 10 * max(video - 2, 0) + 3
-            assert not mask[1] or abs(clip[1] - clip[0] - 20) <= 4  # two frames further, ten grey levels each
+            # two frames further, ten grey levels each
+            assert not mask[1] or abs(clip[1] - clip[0] - 20) <= 4
     assert lengths == {1, 2}
 
 
@@ -277,7 +347,9 @@ def test_the_record_at_a_position(config, words):
         found = numbers(mixture.batch(name, 1), words)
         stored = [mixture.record(name, (4 + row) * share).text for row in range(4)]
         assert [int(text.split()[0][1:]) for text in stored] == found
-    assert all(mixture.record("pairs", position).text != f"w{CORRUPT} a" for position in range(NUM_PAIRS))
+    assert all(
+        mixture.record("pairs", position).text != f"w{CORRUPT} a" for position in range(NUM_PAIRS)
+    )
 
 
 def test_too_many_corrupt_records_stop_the_run(config, words, monkeypatch):
@@ -314,7 +386,9 @@ def test_a_corrupt_record_is_replaced_and_counted_once(config, words, caplog):
 def test_nothing_but_corrupt_records_is_an_error(config, words, datasets):
     config = only(config, "captions", path=str(datasets / "corrupt"))
     mixture = Mixture(config, seed=5, tokenizer=words)
-    with pytest.raises(ValueError, match=r"'captions': 3 records of .*corrupt in a row, .* are corrupt"):
+    with pytest.raises(
+        ValueError, match=r"'captions': 3 records of .*corrupt in a row, .* are corrupt"
+    ):
         mixture.batch("captions", 0)
     assert mixture.rejected == {"captions": {"not_an_image": 3}}
 
@@ -323,13 +397,15 @@ def test_a_pool_that_is_too_small_is_an_error(config, words):
     mixture = Mixture(only(config, "pages", pool=2), seed=5, tokenizer=words, num_shards=2)
     roomy = Mixture(config, seed=5, tokenizer=words, num_shards=2)
     for t in range(4):
-        needed = (roomy.batch("pages", t).media_slot >= 0).reshape(2, -1).sum(axis=1)  # by each data shard
+        # by each data shard
+        needed = (roomy.batch("pages", t).media_slot >= 0).reshape(2, -1).sum(axis=1)
         if needed.max() <= 2:
             mixture.batch("pages", t)
             continue
         rows = "0 to 1" if needed[0] > 2 else "2 to 3"
         with pytest.raises(
-            ValueError, match=f"batch {t} of dataset 'pages': rows {rows} need [34] visual .* than the 2"
+            ValueError,
+            match=f"batch {t} of dataset 'pages': rows {rows} need [34] visual .* than the 2",
         ):
             mixture.batch("pages", t)
 
@@ -358,8 +434,18 @@ def test_the_pool_holds_real_images_only(config, words):
             {},
             "'pages' is of kind 'pairs', which takes image_text or video_text, but .*page",
         ),
-        ("pages", {"batch_size": 3}, {"num_shards": 2}, "batch_size 3 cannot be split evenly over 2"),
-        ("pages", {}, {"num_shards": 3, "process_count": 2}, "Process 0 of 2 cannot read for 3 data shards"),
+        (
+            "pages",
+            {"batch_size": 3},
+            {"num_shards": 2},
+            "batch_size 3 cannot be split evenly over 2",
+        ),
+        (
+            "pages",
+            {},
+            {"num_shards": 3, "process_count": 2},
+            "Process 0 of 2 cannot read for 3 data shards",
+        ),
         ("pages", {}, {"num_shards": 2, "process_count": 2, "process_index": 2}, "Process 2 of 2"),
     ],
 )
@@ -404,10 +490,22 @@ def test_one_piece_for_begin_and_end_is_predicted_at_the_end(words, tmp_path):
     words.save(tmp_path)
     tokenizer = OnePiece.load(tmp_path)
     end = tokenizer.eos_id
-    row = TrainingRow(*(np.array(row, np.int32) for row in ([end, 5, end, end, 6, end], [1, 1, 1, 2, 2, 2], [0] * 6)))
+    row = TrainingRow(
+        *(
+            np.array(row, np.int32)
+            for row in ([end, 5, end, end, 6, end], [1, 1, 1, 2, 2, 2], [0] * 6)
+        )
+    )
     config = DatasetConfig("text", "", batch_size=1, length=8)
     made = collate(
-        [row], config, image_size=1, num_shards=1, tokenizer=tokenizer, stream=(0, 0), first=0, where="batch"
+        [row],
+        config,
+        image_size=1,
+        num_shards=1,
+        tokenizer=tokenizer,
+        stream=(0, 0),
+        first=0,
+        where="batch",
     )
     np.testing.assert_array_equal(made.loss_weights, [[0, 1, 1, 0, 1, 1, 0, 0]])
 
@@ -415,9 +513,18 @@ def test_one_piece_for_begin_and_end_is_predicted_at_the_end(words, tmp_path):
 def test_without_bos_no_document_predicts_the_first_token_of_the_next(words):
     """As in the models whose sequences begin with the text."""
     words_alone = SentencePieceTokenizer(words._model, (), Markers(bos=False))
-    row = TrainingRow(*(np.array(row, np.int32) for row in ([5, 6, 2, 7, 8, 2], [1, 1, 1, 2, 2, 2], [0] * 6)))
+    row = TrainingRow(
+        *(np.array(row, np.int32) for row in ([5, 6, 2, 7, 8, 2], [1, 1, 1, 2, 2, 2], [0] * 6))
+    )
     config = DatasetConfig("text", "", batch_size=1, length=8)
     made = collate(
-        [row], config, image_size=1, num_shards=1, tokenizer=words_alone, stream=(0, 0), first=0, where="batch"
+        [row],
+        config,
+        image_size=1,
+        num_shards=1,
+        tokenizer=words_alone,
+        stream=(0, 0),
+        first=0,
+        where="batch",
     )
     np.testing.assert_array_equal(made.loss_weights, [[0, 1, 1, 0, 1, 1, 0, 0]])

@@ -11,7 +11,9 @@ from flamingo_jax.data.schema import CorruptRecord
 def test_pair_syntax(words, pieces):
     b, e = words.bos_id, words.eos_id
     assert tokenise_pair("w1 a", words).tolist() == [b, *words.encode("<image> w1 a<EOC>"), e]
-    with_space, without = (tokenise_pair("My cat", pieces, space_prefix=space) for space in (True, False))
+    with_space, without = (
+        tokenise_pair("My cat", pieces, space_prefix=space) for space in (True, False)
+    )
     assert pieces.decode(with_space) == "<image> My cat<EOC>"
     assert pieces.decode(without) == "<image>My cat<EOC>"
     for tokens in (with_space, without):
@@ -67,9 +69,16 @@ def test_long_documents_yield_every_window():
 
 
 def test_rows_of_a_group_are_packed_as_one():
-    """A document that a row's end cuts goes on in the next row; segments count from 1 in each row."""
+    """A document that a row's end cuts goes on in the next row.
+
+    Segments count from 1 in each row.
+    """
     rows = pack([document(10, 3), document(20, 7), document(40, 2)], 5, num_rows=3)
-    assert [tokens.tolist() for tokens, _ in rows] == [[10, 11, 12, 20, 21], [22, 23, 24, 25, 26], [40, 41]]
+    assert [tokens.tolist() for tokens, _ in rows] == [
+        [10, 11, 12, 20, 21],
+        [22, 23, 24, 25, 26],
+        [40, 41],
+    ]
     assert [segment.tolist() for _, segment in rows] == [[1, 1, 1, 2, 2], [1] * 5, [1, 1]]
     rows = pack([document(10, 3)], 2, num_rows=3)
     assert [tokens.tolist() for tokens, _ in rows] == [[10, 11], [12], []]

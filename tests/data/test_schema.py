@@ -8,7 +8,15 @@ import numpy as np
 import pytest
 
 from flamingo_jax.data import schema
-from flamingo_jax.data.schema import Batch, CorruptRecord, Document, ImageText, InterleavedPage, VideoText, check
+from flamingo_jax.data.schema import (
+    Batch,
+    CorruptRecord,
+    Document,
+    ImageText,
+    InterleavedPage,
+    VideoText,
+    check,
+)
 
 RECORDS = [
     InterleavedPage(("Grüße 🦩", b"\x89PNG\x00", b"\xff\xd8", "", "last"), metadata='{"url": "x"}'),
@@ -42,7 +50,8 @@ def test_inconsistent_records_are_corrupt():
         schema.from_example("interleaved_page", {**example, "images": [b"x"]})
     with pytest.raises(CorruptRecord, match="UnicodeDecodeError") as found:
         schema.from_example("document", {"text": b"\xff", "metadata": b""})
-    assert pickle.loads(pickle.dumps(found.value)).reason == "broken_text"  # also from another process
+    # also from another process
+    assert pickle.loads(pickle.dumps(found.value)).reason == "broken_text"
     with pytest.raises(CorruptRecord, match="KeyError"):
         schema.from_example("document", {"text": b"x"})
 
@@ -91,7 +100,10 @@ def test_good_batches_pass_and_are_pytrees():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"media_slot": ((0, 1), -1)}, "row 0 has more <image> tags than images.*visual input 2, but the row has 1"),
+        (
+            {"media_slot": ((0, 1), -1)},
+            "row 0 has more <image> tags than images.*visual input 2, but the row has 1",
+        ),
         ({"media_index": ((2, 1), 2)}, "row 2 has more <image> tags than images"),
         ({"media_slot": ((2, 0), 2)}, "row 2 .*slot 2, expected -1 .*less than 2"),
         ({"media_slot": ((1, 1), -2)}, "row 1 .*slot -2"),
@@ -112,13 +124,29 @@ def test_bad_batches_are_refused(changes, message):
 @pytest.mark.parametrize(
     ("name", "array", "message"),
     [
-        ("segment", np.zeros((4, 2), np.int32), r"segment has shape \(4, 2\), expected \[B, L\] with {'B': 4, 'L': 3}"),
+        (
+            "segment",
+            np.zeros((4, 2), np.int32),
+            r"segment has shape \(4, 2\), expected \[B, L\] with {'B': 4, 'L': 3}",
+        ),
         ("media_slot", np.zeros((3, 2), np.int32), r"media_slot has shape \(3, 2\)"),
         ("frames", np.zeros((4, 1, 2, 2, 1), np.uint8), r"frames has shape \(4, 1, 2, 2, 1\)"),
         ("frame_mask", np.zeros((4, 2), bool), r"frame_mask has shape \(4, 2\), expected \[M, F\]"),
-        ("media_key", np.zeros((4, 1), np.uint32), r"media_key has shape \(4, 1\), expected \[M, 2\] with {'M': 4}"),
-        ("media_key", None, "media_key is a NoneType of no dtype, expected a numpy array of uint32"),
-        ("tokens", np.zeros((4, 3), np.int64), "tokens is a ndarray of int64, expected a numpy array of int32"),
+        (
+            "media_key",
+            np.zeros((4, 1), np.uint32),
+            r"media_key has shape \(4, 1\), expected \[M, 2\] with {'M': 4}",
+        ),
+        (
+            "media_key",
+            None,
+            "media_key is a NoneType of no dtype, expected a numpy array of uint32",
+        ),
+        (
+            "tokens",
+            np.zeros((4, 3), np.int64),
+            "tokens is a ndarray of int64, expected a numpy array of int32",
+        ),
         ("tokens", [[1]], "tokens is a list of no dtype"),
     ],
 )

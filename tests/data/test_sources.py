@@ -28,7 +28,10 @@ def test_missing_datasets_and_splits_are_named(datasets):
 
 
 def damaged(source: Path, target: Path, change) -> Path:
-    """A copy of a dataset, its ArrayRecord file changed by a function of its bytes; None leaves the file out."""
+    """A copy of a dataset, its ArrayRecord file changed by a function of its bytes.
+
+    None leaves the file out.
+    """
     target.mkdir()
     for file in source.iterdir():
         content = file.read_bytes()
@@ -41,7 +44,8 @@ def damaged(source: Path, target: Path, change) -> Path:
 def test_a_missing_file_is_named(datasets, tmp_path):
     directory = damaged(datasets / "documents", tmp_path / "copy", lambda content: None)
     with pytest.raises(
-        FileNotFoundError, match="lacks 1 of its 1 files, the first of them records-train.array_record-00000"
+        FileNotFoundError,
+        match="lacks 1 of its 1 files, the first of them records-train.array_record-00000",
     ):
         Source(directory)
 
@@ -53,7 +57,9 @@ def test_a_missing_file_is_named(datasets, tmp_path):
         lambda content: content[:-100],
         lambda content: b"",
         lambda content: bytes(len(content)),
-        lambda content: content[: len(content) // 2] + b"U" * 300 + content[len(content) // 2 + 300 :],
+        lambda content: (
+            content[: len(content) // 2] + b"U" * 300 + content[len(content) // 2 + 300 :]
+        ),
     ],
     ids=["half", "no_end", "empty", "zeros", "middle"],
 )
@@ -66,7 +72,9 @@ def test_a_damaged_file_never_crashes_and_is_named(datasets, tmp_path, change):
         except CorruptRecord as error:
             failed += 1
             assert error.reason == "corrupt_record"
-            assert "records-train.array_record-00000" in str(error) or "stored document cannot be read" in str(error)
+            assert "records-train.array_record-00000" in str(
+                error
+            ) or "stored document cannot be read" in str(error)
     assert failed
 
 
@@ -90,7 +98,9 @@ def test_a_damaged_chunk_is_a_corrupt_record(datasets, tmp_path):
 def test_images_are_decoded_once_if_there_is_room(monkeypatch):
     decoded = []
     exact = read.decode_inner
-    monkeypatch.setattr(read, "decode_inner", lambda *arguments: decoded.append(1) or exact(*arguments))
+    monkeypatch.setattr(
+        read, "decode_inner", lambda *arguments: decoded.append(1) or exact(*arguments)
+    )
     encoded = [read.encode_png(solid(k)) for k in range(3)]
     more = [SIZE * SIZE * 3 - len(image) for image in encoded]  # that a decoded image takes
     for room, times in ((Room(more[0] + more[1]), 4), (Room(0), 6), (None, 6)):

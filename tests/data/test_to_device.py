@@ -23,7 +23,9 @@ def batch(rows: int, pool: int) -> Batch:
 @pytest.fixture(scope="module")
 def mesh() -> jax.sharding.Mesh:
     devices = np.array(jax.devices()).reshape(2, 2, 2)
-    return jax.sharding.Mesh(devices, ("replica", "data", "model"), axis_types=(jax.sharding.AxisType.Auto,) * 3)
+    return jax.sharding.Mesh(
+        devices, ("replica", "data", "model"), axis_types=(jax.sharding.AxisType.Auto,) * 3
+    )
 
 
 @pytest.mark.parametrize("pool", [8, 0])

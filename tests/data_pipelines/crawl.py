@@ -10,11 +10,13 @@ from warcio.statusandheaders import StatusAndHeaders
 from warcio.warcwriter import WARCWriter
 
 _NOUNS = (
-    "harbour town market ship museum church lighthouse island boat village bridge river garden winter morning story friend window kitchen teacher "
-    "letter mountain road forest horse bakery festival song painter tower sailor library school train station valley storm"
+    "harbour town market ship museum church lighthouse island boat village bridge river garden "
+    "winter morning story friend window kitchen teacher letter mountain road forest horse bakery "
+    "festival song painter tower sailor library school train station valley storm"
 ).split()
 _ADJECTIVES = (
-    "old small quiet bright narrow famous wooden distant cheerful early empty green heavy hidden lovely modern".split()
+    "old small quiet bright narrow famous wooden distant cheerful early empty green heavy hidden "
+    "lovely modern".split()
 )
 _VERBS = "follows reaches watches remembers crosses leaves finds keeps paints visits builds carries".split()
 _JOINS = "and but while because before after".split()
@@ -47,7 +49,10 @@ def webp(seed: int = 0, width: int = 96, height: int = 80) -> bytes:
 
 
 def prose(seed: int, num_sentences: int = 5) -> str:
-    """English that passes the text filters, about 20 words per sentence; no two seeds give the same."""
+    """English that passes the text filters, about 20 words per sentence.
+
+    No two seeds give the same.
+    """
     rng = np.random.default_rng(seed)
 
     def words(kind: list[str], number: int) -> list[str]:
@@ -55,10 +60,15 @@ def prose(seed: int, num_sentences: int = 5) -> str:
 
     sentences = []
     for _ in range(num_sentences):
-        noun, adjective, verb, join = words(_NOUNS, 6), words(_ADJECTIVES, 3), words(_VERBS, 2), words(_JOINS, 1)
+        noun, adjective, verb, join = (
+            words(_NOUNS, 6),
+            words(_ADJECTIVES, 3),
+            words(_VERBS, 2),
+            words(_JOINS, 1),
+        )
         sentences.append(
-            f"The {adjective[0]} {noun[0]} of the {noun[1]} {verb[0]} that {noun[2]} {join[0]} a {adjective[1]} {noun[3]} "
-            f"{verb[1]} the {noun[4]} with {adjective[2]} {noun[5]}."
+            f"The {adjective[0]} {noun[0]} of the {noun[1]} {verb[0]} that {noun[2]} {join[0]} a "
+            f"{adjective[1]} {noun[3]} {verb[1]} the {noun[4]} with {adjective[2]} {noun[5]}."
         )
     return " ".join(sentences)
 
@@ -67,10 +77,12 @@ def article(title: str, paragraphs: Iterable[str], *, head: str = "") -> str:
     """A page as sites make it: the paragraphs (HTML) in an <article>, boilerplate around it."""
     body = "\n".join(paragraphs)
     return (
-        f'<!DOCTYPE html><html lang="en"><head><meta charset="utf-8"><title>{title}</title>{head}</head><body>'
-        '<header><a href="/">Home</a></header><nav><ul><li><a href="/a">A</a></li></ul></nav>'
+        '<!DOCTYPE html><html lang="en"><head><meta '
+        f'charset="utf-8"><title>{title}</title>{head}</head><body><header><a '
+        'href="/">Home</a></header><nav><ul><li><a href="/a">A</a></li></ul></nav>'
         f"<article><h1>{title}</h1>{body}</article>"
-        '<div class="cookie-banner"><p>We use cookies.</p></div><footer>All rights reserved</footer></body></html>'
+        '<div class="cookie-banner"><p>We use cookies.</p></div><footer>All rights '
+        "reserved</footer></body></html>"
     )
 
 
@@ -84,8 +96,8 @@ def make_warc(
 
     Args:
       path: of the file.
-      responses: (url, content type, body) or (url, content type, body, options); options: status "200 OK", record_type "response", headers (HTTP),
-        warc_headers.
+      responses: (url, content type, body) or (url, content type, body, options); options: status
+        "200 OK", record_type "response", headers (HTTP), warc_headers.
       gzip: one gzip member per record; else a plain file.
 
     Returns:
@@ -97,14 +109,23 @@ def make_warc(
         for number, (url, content_type, body, *rest) in enumerate(responses):
             options = rest[0] if rest else {}
             body = body.encode() if isinstance(body, str) else body
-            headers = [("Content-Type", content_type), ("Content-Length", str(len(body))), *options.get("headers", [])]
+            headers = [
+                ("Content-Type", content_type),
+                ("Content-Length", str(len(body))),
+                *options.get("headers", []),
+            ]
             # The same file every time.
-            stated = {"WARC-Record-ID": f"<urn:uuid:{uuid.UUID(int=number)}>", "WARC-Date": "2021-07-01T00:00:00Z"}
+            stated = {
+                "WARC-Record-ID": f"<urn:uuid:{uuid.UUID(int=number)}>",
+                "WARC-Date": "2021-07-01T00:00:00Z",
+            }
             record = writer.create_warc_record(
                 url,
                 options.get("record_type", "response"),
                 payload=io.BytesIO(body),
-                http_headers=StatusAndHeaders(options.get("status", "200 OK"), headers, protocol="HTTP/1.1"),
+                http_headers=StatusAndHeaders(
+                    options.get("status", "200 OK"), headers, protocol="HTTP/1.1"
+                ),
                 length=len(body),
                 warc_headers_dict=stated | options.get("warc_headers", {}),
             )

@@ -2,9 +2,10 @@
 
     python -m tests.data_pipelines.fuzz SCRATCH COUNT SEED FORMAT...
 
-Runs in a process of its own, since what it looks for ends or hangs processes. SCRATCH/FORMAT/current is the input in work, SCRATCH/FORMAT/found gets
-those that raised.
-Prints JSON: {format: {"outcomes": {what came back: count}, "raised": [...], "descriptors": gained, "growth": bytes in the second half, "peak": bytes}}.
+Runs in a process of its own, since what it looks for ends or hangs processes.
+SCRATCH/FORMAT/current is the input in work, SCRATCH/FORMAT/found gets those that raised. Prints
+JSON: {format: {"outcomes": {what came back: count}, "raised": [...], "descriptors": gained,
+"growth": bytes in the second half, "peak": bytes}}.
 """
 
 import collections
@@ -36,7 +37,8 @@ class Format:
 
     Attributes:
       make: sound files; those of a packed format before packing.
-      read: reads a file; yields what each thing in it became ("record", or a reason). What it raises is a fault.
+      read: reads a file; yields what each thing in it became ("record", or a reason). What it
+          raises is a fault.
       suffix: of the file's name.
       pack: compresses; half of the inputs are damaged before it, half after it.
       keeps: bytes that a library is known to keep of each input.
@@ -49,7 +51,9 @@ class Format:
     keeps: int = 0
 
 
-def damaged(form: Format, seeds: Sequence[bytes], packed: Sequence[bytes], rng: np.random.Generator) -> bytes:
+def damaged(
+    form: Format, seeds: Sequence[bytes], packed: Sequence[bytes], rng: np.random.Generator
+) -> bytes:
     """One input."""
     if form.pack is None:
         return mutate(seeds, rng)
@@ -73,7 +77,9 @@ def run(name: str, form: Format, count: int, seed: int, scratch: pathlib.Path) -
     for number in range(count):
         if number == count // 2:
             at_half = _memory()
-        data = damaged(form, seeds, packed, np.random.default_rng([seed, zlib.crc32(name.encode()), number]))
+        data = damaged(
+            form, seeds, packed, np.random.default_rng([seed, zlib.crc32(name.encode()), number])
+        )
         file.write_bytes(data)
         faulthandler.dump_traceback_later(SECONDS, exit=True)
         try:
@@ -98,8 +104,15 @@ def run(name: str, form: Format, count: int, seed: int, scratch: pathlib.Path) -
 
 
 def _peak() -> int:
-    """Bytes, of this program alone: getrusage also counts what started it, since the process was a copy of that at first."""
-    (line,) = (line for line in pathlib.Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
+    """Bytes, of this program alone.
+
+    Getrusage also counts what started it, since the process was a copy of that at first.
+    """
+    (line,) = (
+        line
+        for line in pathlib.Path("/proc/self/status").read_text().splitlines()
+        if line.startswith("VmHWM")
+    )
     return int(line.split()[1]) * 1024
 
 
@@ -109,7 +122,10 @@ def _descriptors() -> int:
 
 
 def _memory() -> int:
-    """Bytes of memory in use, once what is free has gone back to the system: one large image would otherwise look like a leak."""
+    """Bytes of memory in use, once what is free has gone back to the system.
+
+    One large image would otherwise look like a leak.
+    """
     gc.collect()
     getattr(ctypes.CDLL(None), "malloc_trim", bool)(0)
     return int(pathlib.Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")

@@ -54,12 +54,16 @@ TFDS_KEEPS = 20 << 10  # bytes of each dataset that is opened, for good: 15 KB s
 _gzip = functools.partial(gzip.compress, compresslevel=1, mtime=0)
 
 
-def picture(file_format: str, size: tuple[int, int] = (96, 80), mode: str = "RGB", **options) -> bytes:
+def picture(
+    file_format: str, size: tuple[int, int] = (96, 80), mode: str = "RGB", **options
+) -> bytes:
     """A smooth picture."""
     rng = np.random.default_rng(7)
     small = PIL.Image.fromarray(rng.integers(0, 255, (5, 6, 3)).astype(np.uint8))
     buffer = io.BytesIO()
-    small.resize(size, PIL.Image.Resampling.BICUBIC).convert(mode).save(buffer, file_format, **options)
+    small.resize(size, PIL.Image.Resampling.BICUBIC).convert(mode).save(
+        buffer, file_format, **options
+    )
     return buffer.getvalue()
 
 
@@ -84,7 +88,13 @@ def _jpegs() -> list[bytes]:
 def _pngs() -> list[bytes]:
     deep = io.BytesIO()
     PIL.Image.fromarray(np.arange(64 * 64, dtype=np.uint16).reshape(64, 64) * 16).save(deep, "PNG")
-    return [picture("PNG"), picture("PNG", mode="P"), picture("PNG", mode="RGBA"), deep.getvalue(), _animation("PNG")]
+    return [
+        picture("PNG"),
+        picture("PNG", mode="P"),
+        picture("PNG", mode="RGBA"),
+        deep.getvalue(),
+        _animation("PNG"),
+    ]
 
 
 def _image(file: pathlib.Path) -> Iterator[str]:
@@ -102,7 +112,9 @@ def _image(file: pathlib.Path) -> Iterator[str]:
 
 def _clip(file: pathlib.Path) -> Iterator[str]:
     try:
-        clip = video.decode_clip(file.read_bytes(), 32, num_frames=4, rate=3.0, rng=np.random.default_rng(0))
+        clip = video.decode_clip(
+            file.read_bytes(), 32, num_frames=4, rate=3.0, rng=np.random.default_rng(0)
+        )
         assert clip.shape[1:] == (32, 32, 3)
         assert 1 <= len(clip) <= 4
     except CorruptRecord as error:
@@ -118,7 +130,9 @@ def _tars() -> list[bytes]:
         buffer = io.BytesIO()
         with tarfile.open(fileobj=buffer, mode="w", format=form) as archive:
             for k in range(3):
-                meta = json.dumps({"url": f"https://a.example/{k}.jpg", "status": "success"}).encode()
+                meta = json.dumps(
+                    {"url": f"https://a.example/{k}.jpg", "status": "success"}
+                ).encode()
                 members = {"jpg": picture("JPEG"), "txt": b"A caption \xc3\xa9", "json": meta}
                 for suffix, content in members.items():
                     info = tarfile.TarInfo(f"{directory * (k == 1)}{k}.{suffix}")
@@ -159,16 +173,21 @@ def _html() -> list[bytes]:
     table = "<table><tr><td>cell<td>cell</table><pre> as\n it is </pre><ul><li>one<li>two</ul><form><input></form>"
     inline = base64.b64encode(picture("PNG")).decode()
     figures = (
-        '<figure><img src="a.jpg" srcset="a-2x.jpg 2x" alt="an image"><figcaption>Below</figcaption></figure>'
-        '<picture><source srcset="b.webp 640w"><img data-src="b.jpg" width="640" height="480"></picture>'
-        f'<img src="data:image/png;base64,{inline}"><noscript><img src="c.png"></noscript>'
+        '<figure><img src="a.jpg" srcset="a-2x.jpg 2x" alt="an '
+        'image"><figcaption>Below</figcaption></figure><picture><source srcset="b.webp 640w"><img '
+        'data-src="b.jpg" width="640" height="480"></picture><img '
+        f'src="data:image/png;base64,{inline}"><noscript><img src="c.png"></noscript>'
     )
     return [
-        crawl.article("A page", [f"<p>{crawl.prose(1)}</p>", figures, table], head='<base href="/x/">').encode(),
-        crawl.article("Straße", [f"<div hidden>no</div><p>é&eacute;&#x1F600;&nbsp;{crawl.prose(2)}</p>"]).encode(
-            "latin-1", "ignore"
+        crawl.article(
+            "A page", [f"<p>{crawl.prose(1)}</p>", figures, table], head='<base href="/x/">'
+        ).encode(),
+        crawl.article(
+            "Straße", [f"<div hidden>no</div><p>é&eacute;&#x1F600;&nbsp;{crawl.prose(2)}</p>"]
+        ).encode("latin-1", "ignore"),
+        '<meta charset="shift_jis"><title>日本</title><p>日本語の文章。<img src="d.gif">'.encode(
+            "shift_jis"
         ),
-        '<meta charset="shift_jis"><title>日本</title><p>日本語の文章。<img src="d.gif">'.encode("shift_jis"),
         '<html lang="ja"><p>text'.encode("utf-16"),
     ]
 
@@ -177,7 +196,9 @@ def _html_page(file: pathlib.Path) -> Iterator[str]:
     found = html_to_page(file.read_bytes(), "https://a.example/b/c.html")
     assert isinstance(found, Page | Reject)
     if isinstance(found, Page):
-        json.dumps([part if isinstance(part, str) else part.source for part in found.parts]).encode()
+        json.dumps(
+            [part if isinstance(part, str) else part.source for part in found.parts]
+        ).encode()
         found.text.encode()
     yield found.reason if isinstance(found, Reject) else "record"
 
@@ -210,7 +231,9 @@ def _gzip_records(data: bytes) -> bytes:
     return b"".join(_gzip(b"WARC/1." + part) for part in data.split(b"WARC/1.")[1:]) or _gzip(data)
 
 
-_ANY_PAGE = m3w.M3WRequest(languages=(), quality_filter=False, repetition_filter=False, near_duplicates=True)
+_ANY_PAGE = m3w.M3WRequest(
+    languages=(), quality_filter=False, repetition_filter=False, near_duplicates=True
+)
 
 
 def _web_pages(file: pathlib.Path) -> Iterator[str]:
@@ -222,7 +245,9 @@ def _judged_pages(file: pathlib.Path) -> Iterator[str]:
 
 
 def _lines(rows: list[dict]) -> bytes:
-    return b"\n".join(json.dumps(row, ensure_ascii=number % 2 == 0).encode() for number, row in enumerate(rows))
+    return b"\n".join(
+        json.dumps(row, ensure_ascii=number % 2 == 0).encode() for number, row in enumerate(rows)
+    )
 
 
 def _documents() -> list[dict]:
@@ -238,7 +263,9 @@ def _documents() -> list[dict]:
 
 def _parquet(rows: list[dict], **options) -> bytes:
     buffer = io.BytesIO()
-    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), buffer, row_group_size=2, **options)
+    pyarrow.parquet.write_table(
+        pyarrow.Table.from_pylist(rows), buffer, row_group_size=2, **options
+    )
     return buffer.getvalue()
 
 
@@ -257,7 +284,11 @@ def _mmc4() -> list[dict]:
         {"image_name": f"{k}.jpg", "raw_url": f"https://a.example/{k}.jpg", "matched_text_index": 1 - k, "matched_sim": 0.3, "image_base64": image}
         for k in range(2)
     ]  # fmt: skip
-    document = {"text_list": ["First.", "Second."], "url": "https://a.example/", "image_info": infos}
+    document = {
+        "text_list": ["First.", "Second."],
+        "url": "https://a.example/",
+        "image_info": infos,
+    }
     return [document | {"similarity_matrix": [[0.3, 0.4], [0.5, 0.3]]}] * 2
 
 
@@ -271,7 +302,8 @@ def _mmc4_pages(file: pathlib.Path) -> Iterator[str]:
 def _obelics() -> list[bytes]:
     rows = [
         {"images": [None, crawl.jpeg(k), None], "texts": [crawl.prose(k), None, "The end."],
-         "metadata": "[null, {}, null]", "general_metadata": json.dumps({"url": f"https://a.example/{k}"})}
+         "metadata": "[null, {}, "
+                     "null]", "general_metadata": json.dumps({"url": f"https://a.example/{k}"})}
         for k in range(4)
     ]  # fmt: skip
     return [_parquet(rows), _parquet(rows, compression="none", use_dictionary=False)]
@@ -309,7 +341,9 @@ def _table_rows(file: pathlib.Path) -> Iterator[str]:
 
 
 def _video_lines() -> list[bytes]:
-    clips = [{"clip_id": "current.mp4", "span": ["00:00:00.000", "00:00:01.000"], "caption": "A clip"}]
+    clips = [
+        {"clip_id": "current.mp4", "span": ["00:00:00.000", "00:00:01.000"], "caption": "A clip"}
+    ]
     return [_lines([{"video_id": "current", "url": "https://a.example/v", "clip": clips}] * 2)]
 
 
@@ -324,7 +358,10 @@ def _video_clips(file: pathlib.Path) -> Iterator[str]:
 def _videos(file: pathlib.Path) -> Iterator[str]:
     file.with_suffix(".txt").write_text("A caption")
     for store in ("frames", "file"):
-        yield from _read("video_text", videos.read_unit(videos.VideosRequest(store=store, frame_size=48), (str(file),)))
+        yield from _read(
+            "video_text",
+            videos.read_unit(videos.VideosRequest(store=store, frame_size=48), (str(file),)),
+        )
 
 
 @functools.cache
@@ -351,7 +388,9 @@ def _round_trip(file: pathlib.Path) -> Iterator[str]:
     for tokenizer in _tokenizers():
         ids = tokenizer.encode(written)
         assert all(0 <= token < tokenizer.vocab_size + len(NEW_TOKENS) for token in ids)
-        expected = written.replace("▁", " ") if isinstance(tokenizer, SentencePieceTokenizer) else written
+        expected = (
+            written.replace("▁", " ") if isinstance(tokenizer, SentencePieceTokenizer) else written
+        )
         assert tokenizer.decode(ids) == expected
     yield "record"
 
@@ -416,10 +455,15 @@ def _source(kind: str):
 FORMATS: dict[str, Format] = {
     "jpeg": Format(_jpegs, _image),
     "png": Format(_pngs, _image),
-    "webp": Format(lambda: [picture("WEBP"), picture("WEBP", lossless=True, mode="RGBA"), _animation("WEBP")], _image),
+    "webp": Format(
+        lambda: [picture("WEBP"), picture("WEBP", lossless=True, mode="RGBA"), _animation("WEBP")],
+        _image,
+    ),
     "gif": Format(lambda: [picture("GIF"), _animation("GIF")], _image),
     "other_images": Format(lambda: [picture(f) for f in ("BMP", "TIFF", "PPM", "AVIF")], _image),
-    "mp4": Format(lambda: [mp4(grey_frames(12)), mp4(grey_frames(12), faststart=True, sound=True)], _clip),
+    "mp4": Format(
+        lambda: [mp4(grey_frames(12)), mp4(grey_frames(12), faststart=True, sound=True)], _clip
+    ),
     "webm": Format(lambda: [mp4(grey_frames(12), suffix=".webm", codec="libvpx")], _clip),
     "mp4_dataset": Format(lambda: [mp4(grey_frames(12), faststart=True)], _videos, ".mp4"),
     "html": Format(_html, _html_page),
@@ -430,18 +474,27 @@ FORMATS: dict[str, Format] = {
     "jsonl.gz": Format(lambda: [_lines(_documents())], _text, ".jsonl.gz", _gzip),
     "jsonl.zip": Format(lambda: [_lines(_documents())], _text, ".jsonl.zip", _zip),
     "jsonl.zst": Format(lambda: [_lines(_documents())], _text, ".jsonl.zst", zstandard.compress),
-    "parquet": Format(lambda: [_parquet(_documents()), _parquet(_documents(), compression="none")], _text, ".parquet"),
+    "parquet": Format(
+        lambda: [_parquet(_documents()), _parquet(_documents(), compression="none")],
+        _text,
+        ".parquet",
+    ),
     "tfrecord": Format(_tfrecords, _tfrecord_rows, ".tfrecord", keeps=TFDS_KEEPS),
     "mmc4": Format(lambda: [_lines(_mmc4())], _mmc4_pages, ".jsonl"),
     "obelics": Format(_obelics, _obelics_pages, ".parquet"),
     "pairs_table": Format(_tables, _table_rows, ".csv"),
     "pairs_tar": Format(_tars, _pairs, ".tar"),
     "hdvila": Format(_video_lines, _video_clips, ".jsonl"),
-    "texts": Format(lambda: [crawl.prose(1).encode(), "Ünïcode 猫 👩‍👩‍👧 <EOC> <image>\n\t".encode()], _round_trip),
+    "texts": Format(
+        lambda: [crawl.prose(1).encode(), "Ünïcode 猫 👩‍👩‍👧 <EOC> <image>\n\t".encode()],
+        _round_trip,
+    ),
     "tar": Format(_tars, _samples, ".tar"),
     "tar.gz": Format(_tars, _samples, ".tar.gz", _gzip),
     **{
-        f"array_record/{kind}": Format(lambda kind=kind: _array_records(kind), _source(kind), keeps=TFDS_KEEPS)
+        f"array_record/{kind}": Format(
+            lambda kind=kind: _array_records(kind), _source(kind), keeps=TFDS_KEEPS
+        )
         for kind in ("interleaved_page", "image_text", "video_text", "document")
     },
 }

@@ -9,15 +9,22 @@ import av
 import numpy as np
 
 
-def grey_frames(number: int, *, height: int = 48, width: int = 64, step: int = 5) -> list[np.ndarray]:
+def grey_frames(
+    number: int, *, height: int = 48, width: int = 64, step: int = 5
+) -> list[np.ndarray]:
     """Frames of one grey each, by which a test knows them again: frame k has the value step * k."""
     return [np.full((height, width, 3), step * k, np.uint8) for k in range(number)]
 
 
 def number_of(frame: np.ndarray, step: int = 5) -> int:
-    """Which of `grey_frames` this is, by the middle of the picture: coding moves a grey by a level or two."""
+    """Which of `grey_frames` this is, by the middle of the picture.
+
+    Coding moves a grey by a level or two.
+    """
     height, width = frame.shape[:2]
-    return round(float(frame[height // 4 : -(height // 4), width // 4 : -(width // 4)].mean()) / step)
+    return round(
+        float(frame[height // 4 : -(height // 4), width // 4 : -(width // 4)].mean()) / step
+    )
 
 
 def mp4(
@@ -36,7 +43,8 @@ def mp4(
     """Encodes a video.
 
     Args:
-        frames: uint8[h, w, 3] each, all of one size; none = a file without a picture, if it has sound.
+        frames: uint8[h, w, 3] each, all of one size; none = a file without a picture, if it has
+            sound.
         fps: frames per second.
         suffix: of the file, which decides its container: .mp4, .mov, .webm, .mkv or .avi.
         codec: a video encoder of FFmpeg.
@@ -79,7 +87,9 @@ def _write_pictures(container, frames, fps, codec, times, keyframe_every, rotati
 
 
 def _write_silence(container, stream):
-    frame = av.AudioFrame.from_ndarray(np.zeros((1, 16000), np.float32), format="fltp", layout="mono")
+    frame = av.AudioFrame.from_ndarray(
+        np.zeros((1, 16000), np.float32), format="fltp", layout="mono"
+    )
     frame.sample_rate, frame.pts, frame.time_base = 16000, 0, fractions.Fraction(1, 16000)
     container.mux(stream.encode(frame))
     container.mux(stream.encode(None))

@@ -1,11 +1,28 @@
-"""Damages files, in the ways that find faults in readers: what a disk, a network or somebody hostile does to them."""
+"""Damages files, in the ways that find faults in readers.
+
+What a disk, a network or somebody hostile does to them.
+"""
 
 from collections.abc import Sequence
 
 import numpy as np
 
 # What a length, a count or an offset in a header is not expected to be.
-_EXTREMES = (0, 1, 0x7F, 0x80, 0xFF, 0x7FFF, 0x8000, 0xFFFF, 0x7FFFFFFF, 0x80000000, 0xFFFFFFFF, 2**63 - 1, 2**64 - 1)
+_EXTREMES = (
+    0,
+    1,
+    0x7F,
+    0x80,
+    0xFF,
+    0x7FFF,
+    0x8000,
+    0xFFFF,
+    0x7FFFFFFF,
+    0x80000000,
+    0xFFFFFFFF,
+    2**63 - 1,
+    2**64 - 1,
+)
 _MOST_BYTES = 1 << 18  # of a damaged file: reading must end even where damage repeats itself
 
 
@@ -46,7 +63,11 @@ def _extreme_number(data: bytes, seeds: Sequence[bytes], rng: np.random.Generato
     value = _EXTREMES[rng.integers(len(_EXTREMES))] % 256**width
     near_start = rng.random() < 0.5  # where headers are
     start = int(rng.integers(min(len(data), 64) + 1 if near_start else len(data) + 1))
-    return data[:start] + value.to_bytes(width, ("little", "big")[rng.integers(2)]) + data[start + width :]
+    return (
+        data[:start]
+        + value.to_bytes(width, ("little", "big")[rng.integers(2)])
+        + data[start + width :]
+    )
 
 
 def _extreme_digits(data: bytes, seeds: Sequence[bytes], rng: np.random.Generator) -> bytes:
@@ -58,7 +79,9 @@ def _extreme_digits(data: bytes, seeds: Sequence[bytes], rng: np.random.Generato
     end = start
     while end < len(data) and 48 <= data[end] < 58:
         end += 1
-    number = (b"0", b"-1", b"7", b"99999999999999999999", b"1e999", b"4294967296", b"77777777777")[rng.integers(7)]
+    number = (b"0", b"-1", b"7", b"99999999999999999999", b"1e999", b"4294967296", b"77777777777")[
+        rng.integers(7)
+    ]
     return data[:start] + number + data[end:]
 
 
@@ -81,7 +104,9 @@ def _graft(data: bytes, seeds: Sequence[bytes], rng: np.random.Generator) -> byt
     other = seeds[rng.integers(len(seeds))]
     start, end = _span(other, rng)
     place = int(rng.integers(len(data) + 1))
-    return data[:place] + other[start:end] + data[place + (end - start if rng.random() < 0.5 else 0) :]
+    return (
+        data[:place] + other[start:end] + data[place + (end - start if rng.random() < 0.5 else 0) :]
+    )
 
 
 _DAMAGES = (

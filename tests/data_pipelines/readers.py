@@ -8,14 +8,19 @@ from flamingo_jax.data.schema import Document
 
 
 def numbers(unit):
-    """Unit "a": documents "a 0" to "a 4"; number 2 has the same URL in all units, number 3 is refused, number 4 drops an image."""
+    """Unit "a": documents "a 0" to "a 4".
+
+    Number 2 has the same URL in all units, number 3 is refused, number 4 drops an image.
+    """
     for i in range(5):
         if i == 3:
             yield Reject("too_few_words", f"{unit}/{i}")
             continue
         if i == 4:
             yield Reject("image_too_small", f"{unit}/{i}.png", unit="image")
-        yield Found(Document(f"{unit} {i}"), (f"url:{i if i == 2 else (unit, i)}", f"text:{unit}{i}"))
+        yield Found(
+            Document(f"{unit} {i}"), (f"url:{i if i == 2 else (unit, i)}", f"text:{unit}{i}")
+        )
 
 
 def damaged(unit):

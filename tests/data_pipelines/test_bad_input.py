@@ -1,6 +1,9 @@
-"""The table of bad input: what each kind of it is counted under, by every reader that meets it, and that the run goes on.
+"""The table of bad input.
 
-Each reader gets everything at once, beside one sound record, and the report has to be exactly the table's.
+What each kind of it is counted under, by every reader that meets it, and that the run goes on.
+
+Each reader gets everything at once, beside one sound record, and the report has to be exactly the
+table's.
 """
 
 import collections
@@ -37,9 +40,15 @@ ALL = Execution(num_workers=1, max_broken=1.0)
 
 def bomb() -> bytes:
     """A PNG of a few bytes that says it has 2.5 billion pixels."""
-    header, data = struct.pack(">II", 50_000, 50_000) + bytes([8, 2, 0, 0, 0]), zlib.compress(bytes(1000))
+    header, data = (
+        struct.pack(">II", 50_000, 50_000) + bytes([8, 2, 0, 0, 0]),
+        zlib.compress(bytes(1000)),
+    )
     chunks = [
-        struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
+        struct.pack(">I", len(content))
+        + name
+        + content
+        + struct.pack(">I", zlib.crc32(name + content))
         for name, content in ((b"IHDR", header), (b"IDAT", data), (b"IEND", b""))
     ]
     return b"\x89PNG\r\n\x1a\n" + b"".join(chunks)
@@ -53,7 +62,11 @@ def deep() -> bytes:
 
 def animated(kind: str) -> bytes:
     return crawl.encoded(
-        crawl.picture(5), kind, save_all=True, append_images=[crawl.picture(6), crawl.picture(7)], duration=50
+        crawl.picture(5),
+        kind,
+        save_all=True,
+        append_images=[crawl.picture(6), crawl.picture(7)],
+        duration=50,
     )
 
 
@@ -87,8 +100,13 @@ def made(pipeline, request, tmp_path, how=ALL):
 def test_images_of_web_pages(tmp_path):
     pages, images = [], []
     for number, (name, (data, _)) in enumerate(IMAGES.items()):
-        body = [f"<p>{crawl.prose(number)}</p>", f'<img src="/{name}"><img src="/sound-{number}.jpg">']
-        pages.append((f"https://a.example/{number}.html", "text/html", crawl.article(f"Page {number}", body)))
+        body = [
+            f"<p>{crawl.prose(number)}</p>",
+            f'<img src="/{name}"><img src="/sound-{number}.jpg">',
+        ]
+        pages.append(
+            (f"https://a.example/{number}.html", "text/html", crawl.article(f"Page {number}", body))
+        )
         images += [
             (f"https://a.example/{name}", "image/jpeg", data),
             (f"https://a.example/sound-{number}.jpg", "image/jpeg", crawl.jpeg(100 + number)),
@@ -139,21 +157,32 @@ def tar(members) -> bytes:
 def test_pairs(tmp_path):
     members = []
     for number, (name, (data, _)) in enumerate(IMAGES.items()):
-        suffix = name.partition(".")[2].replace("gif", "jpg")  # as img2dataset names what it does not encode anew
+        # as img2dataset names what it does not encode anew
+        suffix = name.partition(".")[2].replace("gif", "jpg")
         members += [(f"{number}.{suffix}", data), (f"{number}.txt", b"A caption.")]
     members += [("../../outside.jpg", crawl.jpeg()), ("../../outside.txt", b"A caption.")]
     members += [("broken.jpg", crawl.jpeg(8)), ("broken.txt", b"\xff\xfe\xff")]
     content = tar([*members, ("last.jpg", crawl.jpeg(9)), ("last.txt", b"x" * 2000)])
     (tmp_path / "00000.tar").write_bytes(content[: content.rindex(b"xx")])
     report, source = made(pairs, pairs.PairsRequest(input=str(tmp_path / "00000.tar")), tmp_path)
-    assert report["rejected"] == {**REASONS, "path_traversal": 1, "broken_text": 1, "truncated_file": 1}
+    assert report["rejected"] == {
+        **REASONS,
+        "path_traversal": 1,
+        "broken_text": 1,
+        "truncated_file": 1,
+    }
     assert len(source) == len(SOUND)
     assert not list(tmp_path.parent.glob("outside*"))
 
 
 def test_videos(tmp_path):
     film = mp4(grey_frames(40), faststart=True)
-    files = {"sound.mp4": film, "cut.mp4": film[: len(film) // 2], "empty.mp4": b"", "page.mp4": b"<html>404</html>"}
+    files = {
+        "sound.mp4": film,
+        "cut.mp4": film[: len(film) // 2],
+        "empty.mp4": b"",
+        "page.mp4": b"<html>404</html>",
+    }
     (tmp_path / "000001_000050").mkdir()
     for name, content in files.items():
         (tmp_path / "000001_000050" / name).write_bytes(content)
@@ -165,22 +194,40 @@ def test_videos(tmp_path):
         ),
     ]
     (tmp_path / "videos.csv").write_text("\n".join(lines))
-    request = videos.VideosRequest(input=str(tmp_path / "videos.csv"), format="webvid", videos=str(tmp_path))
+    request = videos.VideosRequest(
+        input=str(tmp_path / "videos.csv"), format="webvid", videos=str(tmp_path)
+    )
     report, source = made(videos, request, tmp_path)
     assert report["rejected"] == {"broken_video": 3, "missing_video": 1}
     assert len(source) == 1
 
 
 def test_documents(tmp_path):
-    rows = [json.dumps({"text": crawl.prose(1)}).encode(), b'{"text": "\xff"}', b"{", b"[]", b'{"words": 1}']
+    rows = [
+        json.dumps({"text": crawl.prose(1)}).encode(),
+        b'{"text": "\xff"}',
+        b"{",
+        b"[]",
+        b'{"words": 1}',
+    ]
     (tmp_path / "a.jsonl").write_bytes(b"\n".join(rows))
     report, source = made(text, text.TextRequest(input=str(tmp_path / "a.jsonl")), tmp_path)
-    assert report["rejected"] == {"broken_text": 1, "not_json": 1, "not_an_object": 1, "no_text_field": 1}
+    assert report["rejected"] == {
+        "broken_text": 1,
+        "not_json": 1,
+        "not_an_object": 1,
+        "no_text_field": 1,
+    }
     assert len(source) == 1
 
 
 def test_too_much_bad_input_stops_a_pipeline(tmp_path):
-    members = [("0.jpg", crawl.jpeg(1)), ("0.txt", b"A caption."), ("1.jpg", b"404"), ("1.txt", b"A caption.")]
+    members = [
+        ("0.jpg", crawl.jpeg(1)),
+        ("0.txt", b"A caption."),
+        ("1.jpg", b"404"),
+        ("1.txt", b"A caption."),
+    ]
     (tmp_path / "00000.tar").write_bytes(tar(members))
     request = pairs.PairsRequest(input=str(tmp_path / "00000.tar"))
     with pytest.raises(ValueError, match="1 of 2 records are damaged"):
@@ -200,7 +247,9 @@ def tokenizer(tmp_path_factory):
 def loaded(directory, kind, tokenizer, *, max_corrupt=1.0):
     """A mixture of one dataset, after an epoch."""
     dataset = DatasetConfig(kind, str(directory), 1, 16, num_frames=2)
-    mixture = Mixture(DataConfig("", 32, {"data": dataset}, max_corrupt=max_corrupt), seed=0, tokenizer=tokenizer)
+    mixture = Mixture(
+        DataConfig("", 32, {"data": dataset}, max_corrupt=max_corrupt), seed=0, tokenizer=tokenizer
+    )
     for t in range(mixture.sizes["data"]):
         mixture.batch("data", t)
     return mixture.rejected.get("data", {})
@@ -236,7 +285,8 @@ def test_stored_records(tmp_path, tokenizer):
 
 
 def test_damaged_files_of_a_dataset(tmp_path, tokenizer):
-    noise = np.random.default_rng(0).integers(0, 256, (8, 200, 200, 3), np.uint8)  # large: damage hits one record
+    # large: damage hits one record
+    noise = np.random.default_rng(0).integers(0, 256, (8, 200, 200, 3), np.uint8)
     records = [ImageText(encode_png(pixels), "a caption") for pixels in noise]
     write_records(tmp_path / "pairs", "image_text", {"train": lambda: records})
     (file,) = (tmp_path / "pairs").glob("*.array_record*")

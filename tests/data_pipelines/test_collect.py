@@ -1,4 +1,7 @@
-"""Collection on Beam: everything is counted, duplicates go, and the output does not depend on the number of workers."""
+"""Collection on Beam.
+
+Everything is counted, duplicates go, and the output does not depend on the number of workers.
+"""
 
 import json
 import os
@@ -78,11 +81,15 @@ def test_validation_split_is_a_share_that_stays_the_same(output, tmp_path):
 
 
 def test_too_many_damaged_records_end_the_run(output):
-    with pytest.raises(ValueError, match="2 of 4 records are damaged.*truncated_file 2 .such as a ends early"):
+    with pytest.raises(
+        ValueError, match="2 of 4 records are damaged.*truncated_file 2 .such as a ends early"
+    ):
         collect(["a", "b"], readers.damaged, "document", output, ALONE)
     with pytest.raises(FileNotFoundError):
         Source(output)
-    collect(["a", "b"], readers.damaged, "document", output, Execution(num_workers=1, max_broken=0.5))
+    collect(
+        ["a", "b"], readers.damaged, "document", output, Execution(num_workers=1, max_broken=0.5)
+    )
     assert texts(output) == ["a", "b"]
 
 
@@ -98,7 +105,9 @@ def test_a_bug_of_a_reader_ends_the_run_without_a_dataset(output, workers):
     assert not (output / "dataset_info.json").exists()
 
 
-@pytest.mark.parametrize(("field", "value"), [("max_broken", 1.5), ("validation_share", -0.1), ("num_workers", -1)])
+@pytest.mark.parametrize(
+    ("field", "value"), [("max_broken", 1.5), ("validation_share", -0.1), ("num_workers", -1)]
+)
 def test_bad_limits_are_refused(field, value):
     with pytest.raises(ValueError, match=f"--{field}={value}"):
         Execution(**{field: value})
@@ -110,7 +119,9 @@ def test_input_is_a_file_a_directory_or_a_pattern(tmp_path):
         (tmp_path / name).write_text(name)
     names = ["a.warc", "b.warc", "deep/c.warc"]
     assert input_files(str(tmp_path), (".warc",)) == [str(tmp_path / name) for name in names]
-    assert input_files(f"{tmp_path}/*.warc", (".warc",)) == [str(tmp_path / name) for name in names[:2]]
+    assert input_files(f"{tmp_path}/*.warc", (".warc",)) == [
+        str(tmp_path / name) for name in names[:2]
+    ]
     assert input_files(f"{tmp_path}/b.warc,{tmp_path}/notes.txt", (".warc",)) == [
         str(tmp_path / "b.warc"),
         str(tmp_path / "notes.txt"),

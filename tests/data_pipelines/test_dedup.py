@@ -1,4 +1,7 @@
-"""Deduplication: copies of evaluation images are found, resized, encoded again or slightly cropped; other images are not."""
+"""Deduplication: copies of evaluation images are found, resized, encoded again or slightly cropped.
+
+Other images are not.
+"""
 
 import base64
 import functools
@@ -25,12 +28,17 @@ ONE = Execution(num_workers=1, max_broken=0.5)
 
 @functools.cache
 def picture(seed, width=240, height=180):
-    """Smooth shapes of many sizes in colour, as photographs have: noise whose amplitude falls with the frequency."""
+    """Smooth shapes of many sizes in colour, as photographs have.
+
+    Noise whose amplitude falls with the frequency.
+    """
     rng = np.random.default_rng(seed)
     image = np.zeros((height, width, 3))
     for cells in (2, 4, 8, 16, 32):
         noise = Image.fromarray(rng.integers(0, 256, (cells, cells, 3), np.uint8))
-        image += np.asarray(noise.resize((width, height), Image.Resampling.BICUBIC), float) / cells**0.7
+        image += (
+            np.asarray(noise.resize((width, height), Image.Resampling.BICUBIC), float) / cells**0.7
+        )
     return Image.fromarray(np.uint8(255 * (image - image.min()) / np.ptp(image)))
 
 
@@ -72,15 +80,23 @@ def originals():
 def test_copies_are_near(change, originals):
     """At least 38 of 40 within the default distance."""
     found = [distance(originals[seed], phash(COPIES[change](picture(seed)))) for seed in range(40)]
-    assert np.mean(np.asarray(found) <= DedupRequest(against=("x",)).max_distance) >= 0.95, sorted(found)
+    assert np.mean(np.asarray(found) <= DedupRequest(against=("x",)).max_distance) >= 0.95, sorted(
+        found
+    )
 
 
 def test_other_images_are_far(originals):
     hashes = np.stack(originals)
     index = HashIndex(hashes)
-    pairs = [pair for pair in index.search(hashes, DedupRequest(against=("x",)).max_distance) if pair[0] != pair[1]]
+    pairs = [
+        pair
+        for pair in index.search(hashes, DedupRequest(against=("x",)).max_distance)
+        if pair[0] != pair[1]
+    ]
     assert pairs == []
-    distances = np.unpackbits(hashes[:, None] ^ hashes[None], axis=-1).sum(-1)[np.triu_indices(len(hashes), 1)]
+    distances = np.unpackbits(hashes[:, None] ^ hashes[None], axis=-1).sum(-1)[
+        np.triu_indices(len(hashes), 1)
+    ]
     assert abs(distances.mean() - BITS / 2) < 1
 
 
@@ -105,7 +121,9 @@ def test_search_of_hashes_at_the_threshold():
 def test_search_of_embeddings_finds_what_comparing_all_finds():
     rng = np.random.default_rng(0)
     rows = rng.standard_normal((3000, 32)).astype(np.float32)
-    queries = np.concatenate([rows[:300] * 5 + rng.standard_normal((300, 32)).astype(np.float32), -rows[:100]])
+    queries = np.concatenate(
+        [rows[:300] * 5 + rng.standard_normal((300, 32)).astype(np.float32), -rows[:100]]
+    )
     index = EmbeddingIndex(32)
     for start in range(0, 3000, 1000):
         index.add(rows[start : start + 1000])
@@ -149,7 +167,9 @@ def run(tmp_path, **fields):
     candidates = json.loads((output / "candidates.json").read_text())
     shown = lexbor.LexborHTMLParser((output / "candidates.html").read_text())
     rows = [[cell.text() for cell in row.css("td")] for row in shown.css("tr")[1:]]
-    assert rows == [[f"{pair['score']:g}", pair["training"], pair["evaluation"]] for pair in candidates["pairs"]]
+    assert rows == [
+        [f"{pair['score']:g}", pair["training"], pair["evaluation"]] for pair in candidates["pairs"]
+    ]
     readable = 2 if fields.get("method") != "embeddings" else 0
     sources = [image.attributes["src"] for image in shown.css("img")]
     assert len(sources) == readable * len(rows)
@@ -161,27 +181,49 @@ def run(tmp_path, **fields):
 
 
 def test_pairs_against_a_folder(tmp_path, evaluation):
-    records = [ImageText(encoded(picture(number)), f"picture {number}", "{}") for number in range(100, 106)]
+    records = [
+        ImageText(encoded(picture(number)), f"picture {number}", "{}") for number in range(100, 106)
+    ]
     records[2] = ImageText(COPIES["resized"](picture(3)), "a copy")
     records[4] = ImageText(b"rubbish", "damaged")
-    records[5] = ImageText(encoded(Image.new("RGB", (9, 9))), "flat as the one of the evaluation set")
-    counts, left, pairs = run(tmp_path, input=dataset(tmp_path / "pairs", records), against=(evaluation,))
+    records[5] = ImageText(
+        encoded(Image.new("RGB", (9, 9))), "flat as the one of the evaluation set"
+    )
+    counts, left, pairs = run(
+        tmp_path, input=dataset(tmp_path / "pairs", records), against=(evaluation,)
+    )
     assert left == [records[0], records[1], records[3], records[5]]
-    assert counts["left out: in_evaluation_set"] == counts["left out: not_an_image"] == counts["candidates"] == 1
+    assert (
+        counts["left out: in_evaluation_set"]
+        == counts["left out: not_an_image"]
+        == counts["candidates"]
+        == 1
+    )
     assert (counts["evaluation images"], counts["evaluation images left out"]) == (6, 2)
-    assert [(pair["training"], pair["evaluation"]) for pair in pairs] == [("2/0", f"{evaluation}:deep/3.jpg")]
+    assert [(pair["training"], pair["evaluation"]) for pair in pairs] == [
+        ("2/0", f"{evaluation}:deep/3.jpg")
+    ]
     assert 0 <= pairs[0]["score"] <= 6
 
 
 PAGE = InterleavedPage(
-    ("before", encoded(picture(100)), "between", COPIES["png"](picture(1)), COPIES["low quality"](picture(2)), "after")
+    (
+        "before",
+        encoded(picture(100)),
+        "between",
+        COPIES["png"](picture(1)),
+        COPIES["low quality"](picture(2)),
+        "after",
+    )
 )
 ALL_KNOWN = InterleavedPage(("text", COPIES["webp"](picture(999))))
 
 
 def test_pages_lose_the_record(tmp_path, evaluation):
     records = [PAGE, InterleavedPage(("other", encoded(picture(101)))), ALL_KNOWN]
-    counts, left, pairs = run(tmp_path, input=dataset(tmp_path / "pages", records), against=(evaluation,))
+    counts, left, pairs = run(
+        tmp_path, input=dataset(tmp_path / "pages", records), against=(evaluation,)
+    )
     assert left == [records[1]]
     assert counts["left out: in_evaluation_set"] == 2
     assert {(pair["training"], pair["evaluation"][-5:]) for pair in pairs} == {
@@ -193,7 +235,11 @@ def test_pages_lose_the_record(tmp_path, evaluation):
 
 
 def test_pages_lose_the_images(tmp_path, evaluation):
-    fields = {"input": dataset(tmp_path / "pages", [PAGE, ALL_KNOWN]), "against": (evaluation,), "drop": "image"}
+    fields = {
+        "input": dataset(tmp_path / "pages", [PAGE, ALL_KNOWN]),
+        "against": (evaluation,),
+        "drop": "image",
+    }
     counts, left, _ = run(tmp_path, **fields)
     assert left == [InterleavedPage(("before", encoded(picture(100)), "between", "after"))]
     assert counts["images left out: in_evaluation_set"] == 3
@@ -201,14 +247,20 @@ def test_pages_lose_the_images(tmp_path, evaluation):
 
 
 def test_videos_against_a_dataset(tmp_path):
-    against = dataset(tmp_path / "coco", [ImageText(encoded(picture(number)), "") for number in range(3)])
+    against = dataset(
+        tmp_path / "coco", [ImageText(encoded(picture(number)), "") for number in range(3)]
+    )
     clips = [
-        VideoText(tuple(encoded(picture(number), quality=60) for number in numbers), "clip", fps=1.0)
+        VideoText(
+            tuple(encoded(picture(number), quality=60) for number in numbers), "clip", fps=1.0
+        )
         for numbers in ((50, 51), (52, 1))
     ]
     _, left, pairs = run(tmp_path, input=dataset(tmp_path / "clips", clips), against=(against,))
     assert left == clips[:1]
-    assert [(pair["training"], pair["evaluation"]) for pair in pairs] == [("1/1", f"{against}:train/1/0")]
+    assert [(pair["training"], pair["evaluation"]) for pair in pairs] == [
+        ("1/1", f"{against}:train/1/0")
+    ]
 
 
 def test_embeddings(tmp_path):
@@ -229,10 +281,16 @@ def test_embeddings(tmp_path):
     }
     counts, left, pairs = run(tmp_path, **fields)
     assert left == [pages[0], pages[2]]
-    assert [(pair["training"], pair["evaluation"]) for pair in pairs] == [("1/0", f"{tmp_path}/theirs:7")]
+    assert [(pair["training"], pair["evaluation"]) for pair in pairs] == [
+        ("1/0", f"{tmp_path}/theirs:7")
+    ]
     cosine = rows[2] @ known[7] / np.linalg.norm(rows[2]) / np.linalg.norm(known[7])
     assert pairs[0]["score"] == pytest.approx(cosine, abs=1e-5)
-    assert (counts["training images"], counts["evaluation images"], counts["candidates"]) == (5, 30, 1)
+    assert (counts["training images"], counts["evaluation images"], counts["candidates"]) == (
+        5,
+        30,
+        1,
+    )
 
     output = epath.Path(tmp_path / "second")
     output.mkdir()
@@ -274,12 +332,26 @@ def test_missing_inputs(tmp_path, evaluation):
     (tmp_path / "damaged" / "a.jpg").write_bytes(b"")
     for number, (fields, message) in enumerate(
         [
-            ({"input": str(tmp_path / "none"), "against": (evaluation,)}, "--input=.*none: There is no dataset"),
-            ({"input": texts, "against": (evaluation,)}, "holds documents"),
-            ({"input": pairs, "against": (str(tmp_path / "empty"),)}, "--against=.*empty: there is no dataset"),
-            ({"input": pairs, "against": (str(tmp_path / "damaged"),)}, "none of the 1 images there can be compared"),
             (
-                {"input": pairs, "against": (evaluation,), "method": "embeddings", "embeddings": evaluation},
+                {"input": str(tmp_path / "none"), "against": (evaluation,)},
+                "--input=.*none: There is no dataset",
+            ),
+            ({"input": texts, "against": (evaluation,)}, "holds documents"),
+            (
+                {"input": pairs, "against": (str(tmp_path / "empty"),)},
+                "--against=.*empty: there is no dataset",
+            ),
+            (
+                {"input": pairs, "against": (str(tmp_path / "damaged"),)},
+                "none of the 1 images there can be compared",
+            ),
+            (
+                {
+                    "input": pairs,
+                    "against": (evaluation,),
+                    "method": "embeddings",
+                    "embeddings": evaluation,
+                },
                 "--embeddings=.*There are no embeddings",
             ),
         ]

@@ -1,4 +1,8 @@
-"""Gopher's filters: every rule at its threshold and just beyond, in texts whose words and characters can be counted by hand."""
+"""Gopher's filters.
+
+Every rule at its threshold and just beyond, in texts whose words and characters can be counted by
+hand.
+"""
 
 import itertools
 
@@ -22,9 +26,14 @@ def prose(count):
 
 
 def lines_of(count, make):
-    """`count` lines of 5 different words each, "that have" in the first; `make(number, line)` may change them."""
+    """`count` lines of 5 different words each, "that have" in the first.
+
+    `make(number, line)` may change them.
+    """
     every = ["that", "have", *words(5 * count - 2)]
-    return "\n".join(make(number, " ".join(every[5 * number : 5 * number + 5])) for number in range(count))
+    return "\n".join(
+        make(number, " ".join(every[5 * number : 5 * number + 5])) for number in range(count)
+    )
 
 
 def reason(reject):
@@ -39,7 +48,10 @@ def replaced(count, share, word, other=None):
 
 QUALITY = {
     "too_few_words": (prose(50), prose(49)),
-    "too_many_words": (" ".join(["that", "have"] * 50_000), " ".join(["that", "have"] * 50_000 + ["that"])),
+    "too_many_words": (
+        " ".join(["that", "have"] * 50_000),
+        " ".join(["that", "have"] * 50_000 + ["that"]),
+    ),
     # 100 words: 2 of 4 letters, 98 others; 3.0 and 2.99 characters on average, 10.0 and 10.01
     "mean_word_length low": (
         " ".join(["that", "have", "on", "in", *words(96, 3)]),
@@ -130,7 +142,11 @@ def by_characters(share, separator):
 
 REPETITION = {
     "duplicate_lines": ("\n".join(units(10, 3)), "\n".join(units(10, 4)), {"lines": 0.30}),
-    "duplicate_paragraphs": ("\n\n".join(units(10, 3)), "\n \n".join(units(10, 4)), {"paragraphs": 0.30}),
+    "duplicate_paragraphs": (
+        "\n\n".join(units(10, 3)),
+        "\n \n".join(units(10, 4)),
+        {"paragraphs": 0.30},
+    ),
     "duplicate_line_characters": (
         by_characters(0.200, "\n"),
         by_characters(0.202, "\n"),
@@ -167,11 +183,17 @@ def test_top_ngram_at_the_threshold_and_beyond(n, limit):
     total = round(occurrences * n / limit)
     assert occurrences * n / total == limit  # 120, 200 and 300 words
     assert repetition(top_text(n, occurrences, total), only_top(n, limit)) is None
-    assert reason(repetition(top_text(n, occurrences, total - 1), only_top(n, limit))) == f"top_{n}_gram"
+    assert (
+        reason(repetition(top_text(n, occurrences, total - 1), only_top(n, limit)))
+        == f"top_{n}_gram"
+    )
 
 
 def duplicate_text(n, count, total):
-    """`total` words of 4 letters, in which `count` n-grams stand twice each, apart from each other; nothing else repeats."""
+    """`total` words of 4 letters, in which `count` n-grams stand twice each, apart from each other.
+
+    Nothing else repeats.
+    """
     distinct = iter(words(2 * total))
     ngrams = [[next(distinct) for _ in range(n)] for _ in range(count)]
     text = [word for ngram in ngrams * 2 for word in [*ngram, next(distinct)]]
@@ -194,7 +216,9 @@ def test_duplicate_ngrams_at_the_threshold_and_beyond(n, limit, count, total):
     assert count * n / total == limit == RepetitionLimits().duplicate[n - 5]
     only_this = off(duplicate=tuple(limit if m == n else 1.0 for m in range(5, 11)))
     assert repetition(duplicate_text(n, count, total), only_this) is None
-    assert reason(repetition(duplicate_text(n, count, total - 1), only_this)) == f"duplicate_{n}_gram"
+    assert (
+        reason(repetition(duplicate_text(n, count, total - 1), only_this)) == f"duplicate_{n}_gram"
+    )
 
 
 def test_each_rule_is_reached_with_all_thresholds_in_place():
@@ -208,14 +232,18 @@ def test_each_rule_is_reached_with_all_thresholds_in_place():
 
 
 def test_overlapping_occurrences_count_each_character_once():
-    """Of "a b a b a b" + 4 words, "a b" covers 6 of 10 words; of two equally frequent n-grams the longer one counts."""
+    """Of "a b a b a b" + 4 words, "a b" covers 6 of 10 words.
+
+    Of two equally frequent n-grams the longer one counts.
+    """
     text = "aa bb aa bb aa bb cc dd ee ff"
     assert repetition(text, off(top=(0.6, 1, 1))) is None
     assert repetition(text, off(top=(0.599, 1, 1))) == repetition(text, off(top=(0.0, 1, 1)))
     text = "a b c xxxx yyyy d a b e xxxx yyyy f"  # 24 characters: "xxxx yyyy" covers 16
     assert repetition(text, off(top=(16 / 24, 1, 1))) is None
     assert reason(repetition(text, off(top=(15 / 24, 1, 1)))) == "top_2_gram"
-    text = " ".join(["aa"] * 20)  # all but the first word lie in a later occurrence of the one 5-gram
+    # all but the first word lie in a later occurrence of the one 5-gram
+    text = " ".join(["aa"] * 20)
     assert repetition(text, off(duplicate=(19 / 20, 1, 1, 1, 1, 1))) is None
     assert reason(repetition(text, off(duplicate=(18 / 20, 1, 1, 1, 1, 1)))) == "duplicate_5_gram"
 
@@ -242,22 +270,33 @@ def test_duplicate_ngrams_are_those_of_the_definition(every, n):
 
 
 def top_by_definition(text, n):
-    """Characters in the most frequent n-gram, of several the longest; of those the first in the text."""
+    """Characters in the most frequent n-gram, of several the longest.
+
+    Of those the first in the text.
+    """
     every = text.split()
     starts = {}
     for start in range(len(every) - n + 1):
         starts.setdefault(tuple(every[start : start + n]), []).append(start)
-    found = [(len(where), len("".join(ngram)), where) for ngram, where in starts.items() if len(where) > 1]
+    found = [
+        (len(where), len("".join(ngram)), where)
+        for ngram, where in starts.items()
+        if len(where) > 1
+    ]
     most = max((frequency, size) for frequency, size, _ in found) if found else None
     tops = [where for frequency, size, where in found if (frequency, size) == most]
     covered = [{start + offset for start in where for offset in range(n)} for where in tops]
     return {sum(len(every[position]) for position in of) / sum(map(len, every)) for of in covered}
 
 
-@given(st.lists(st.sampled_from(["a", "bb", "ccc", "dddd"]), min_size=5, max_size=60), st.integers(2, 4))
+@given(
+    st.lists(st.sampled_from(["a", "bb", "ccc", "dddd"]), min_size=5, max_size=60),
+    st.integers(2, 4),
+)
 def test_top_ngrams_are_those_of_the_definition(every, n):
     text = " ".join(every)
-    shares = top_by_definition(text, n)  # equally frequent and long ones may overlap themselves differently
+    # equally frequent and long ones may overlap themselves differently
+    shares = top_by_definition(text, n)
     if shares:
         assert repetition(text, only_top(n, max(shares))) is None
         assert reason(repetition(text, only_top(n, min(shares) - 1e-9))) == f"top_{n}_gram"
@@ -295,7 +334,9 @@ def test_many_words_need_work_in_proportion(monkeypatch):
     sizes = []
     argsort = filters.np.argsort
     monkeypatch.setattr(
-        filters.np, "argsort", lambda keys, **options: (sizes.append(len(keys)), argsort(keys, **options))[1]
+        filters.np,
+        "argsort",
+        lambda keys, **options: (sizes.append(len(keys)), argsort(keys, **options))[1],
     )
     work = []
     for count in (2_000, 4_000):

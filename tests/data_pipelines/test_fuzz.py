@@ -1,4 +1,8 @@
-"""Damaged files of every format: no crash, no hang, no leak, nothing but records and reasons (fuzz_formats.py names formats and readers)."""
+"""Damaged files of every format.
+
+No crash, no hang, no leak, nothing but records and reasons (fuzz_formats.py names formats and
+readers).
+"""
 
 import json
 
@@ -15,7 +19,8 @@ from tests.data_pipelines.fuzz_formats import FORMATS
 
 SLOW_INPUTS = 1000  # of each format
 MEGABYTE = 1 << 20
-MOST_PEAK = 1200 * MEGABYTE  # of a process; the largest images that are decoded are of 80 million pixels
+# of a process; the largest images that are decoded are of 80 million pixels
+MOST_PEAK = 1200 * MEGABYTE
 MOST_GROWTH = 3 * MEGABYTE  # in the second half: 6 KB for each input
 
 
@@ -25,7 +30,9 @@ def fuzz(run_program, scratch, names, *, count, seed, timeout):
     done = run_program(*arguments, status=None, timeout=timeout)
     inputs = sorted(scratch.glob("*/current*"), key=lambda file: file.stat().st_mtime)
     assert done.returncode == 0, (
-        f"the process that reads damaged files ended with status {done.returncode} at {inputs[-1:]}:\n{done.stderr[-6000:]}"
+        f"the process that reads damaged files ended with status {done.returncode} at "
+        f"{inputs[-1:]}:\n"
+        f"{done.stderr[-6000:]}"
     )
     results = json.loads(done.stdout)
     assert list(results) == list(names)

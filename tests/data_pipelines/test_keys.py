@@ -39,7 +39,9 @@ def test_different_urls_stay_different(other):
 
 
 def test_host_without_path():
-    assert same_url("http://example.org") == same_url("https://example.org/") == "https://example.org/"
+    assert (
+        same_url("http://example.org") == same_url("https://example.org/") == "https://example.org/"
+    )
 
 
 def test_what_is_no_url():
@@ -54,7 +56,9 @@ def test_case_and_white_space_make_no_other_text():
 @hypothesis.given(st.text(), st.text())
 def test_any_text_has_keys(first, second):
     assert text_key(first).startswith("text:") or not first.split()
-    assert (text_key(first) == text_key(second)) == (first.lower().split() == second.lower().split())
+    assert (text_key(first) == text_key(second)) == (
+        first.lower().split() == second.lower().split()
+    )
     url_key(first), url_key(f"http://{first}/{second}")
 
 
@@ -72,7 +76,9 @@ def test_markers_lose_their_brackets(text, expected):
     assert without_markers(text) == expected
 
 
-@hypothesis.given(st.lists(st.sampled_from(["<", ">", "image", "EOC", "<image>", "<EOC>", " ", "x"])).map("".join))
+@hypothesis.given(
+    st.lists(st.sampled_from(["<", ">", "image", "EOC", "<image>", "<EOC>", " ", "x"])).map("".join)
+)
 def test_no_marker_is_left(text):
     cleaned = without_markers(text)
     assert IMAGE_TAG not in cleaned and EOC not in cleaned

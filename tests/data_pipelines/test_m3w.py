@@ -1,4 +1,7 @@
-"""From an archive of real pages and images to interleaved pages: what is kept, in which order, and why the rest is not."""
+"""From an archive of real pages and images to interleaved pages.
+
+What is kept, in which order, and why the rest is not.
+"""
 
 import collections
 import dataclasses
@@ -42,7 +45,9 @@ def page_record(url, html, **options):
 
 def read(path, request=OPEN, index=""):
     items = list(read_file(request, str(path), index))
-    return [item for item in items if isinstance(item, Found)], [item for item in items if isinstance(item, Reject)]
+    return [item for item in items if isinstance(item, Found)], [
+        item for item in items if isinstance(item, Reject)
+    ]
 
 
 def reasons(rejects):
@@ -79,9 +84,12 @@ def test_page_becomes_a_record(tmp_path):
         "images": [f"{SITE}/a.jpg", f"{SITE}/b.png", f"{SITE}/c"],
     }
     assert (
-        found.keys[0] == "url:https://harbour.example/p" and found.keys[1].startswith("text:") and len(found.keys) == 2
+        found.keys[0] == "url:https://harbour.example/p"
+        and found.keys[1].startswith("text:")
+        and len(found.keys) == 2
     )
-    assert reasons(rejects) == {("missing_image", "image"): 1}  # a film is no image, whatever a page calls it
+    # a film is no image, whatever a page calls it
+    assert reasons(rejects) == {("missing_image", "image"): 1}
 
 
 def test_order_of_texts_and_images_is_that_of_the_page(tmp_path):
@@ -89,24 +97,45 @@ def test_order_of_texts_and_images_is_that_of_the_page(tmp_path):
     images = [(f"{SITE}/{n}", "image/png", crawl.png(n)) for n in (3, 1, 2)]
     crawl.make_warc(tmp_path / "a.warc", [page_record("", html), *images], gzip=False)
     (found,), rejects = read(tmp_path / "a.warc")
-    assert found.record.parts == ("T\n\none", crawl.png(1), "two", crawl.png(2), "three\nfour", crawl.png(3), "five")
+    assert found.record.parts == (
+        "T\n\none",
+        crawl.png(1),
+        "two",
+        crawl.png(2),
+        "three\nfour",
+        crawl.png(3),
+        "five",
+    )
     assert reasons(rejects) == {("duplicate_image", "image"): 1}
 
 
 def test_everything_that_is_left_out_is_counted_under_its_reason(tmp_path):
     german = " ".join(
-        ["Der alte Hafen der Stadt liegt zwischen zwei Hügeln und die Boote kommen mit der Flut herein."] * 5
+        [
+            "Der alte Hafen der Stadt liegt zwischen zwei Hügeln und die Boote kommen mit der Flut "
+            "herein."
+        ]
+        * 5
     )
     plain = crawl.encoded(Image.new("RGB", (90, 90), (9, 9, 9)), "PNG")
     pages = {
         "good": story(
-            1, "/good.jpg", "/small.jpg", "/long.jpg", "/plain.png", "/cut.jpg", "/none.jpg", num_paragraphs=6
+            1,
+            "/good.jpg",
+            "/small.jpg",
+            "/long.jpg",
+            "/plain.png",
+            "/cut.jpg",
+            "/none.jpg",
+            num_paragraphs=6,
         ),
         "no_image": story(2),
         "no_image_left": story(3, "/small.jpg"),
         "language": crawl.article("Hafen", [f"<p>{german}</p><img src=/good.jpg>"]),
         "too_few_words": crawl.article("Short", ["<p>The end of it.</p><img src=/good.jpg>"]),
-        "duplicate_lines": crawl.article("Again", [*[f"<p>{crawl.prose(4)}</p>"] * 5, "<img src=/good.jpg>"]),
+        "duplicate_lines": crawl.article(
+            "Again", [*[f"<p>{crawl.prose(4)}</p>"] * 5, "<img src=/good.jpg>"]
+        ),
         "html_too_deep": "<div>" * 100_000,
         "html_too_large": b"<p>" + b"x" * 50_000_000,
         "no_text": "",
@@ -138,7 +167,11 @@ def test_everything_that_is_left_out_is_counted_under_its_reason(tmp_path):
         "truncated_image": 1,
         "missing_image": 1,
     }
-    assert {reject.reason for reject in rejects if reject.broken} == {"broken_text", "truncated_image", "missing_image"}
+    assert {reject.reason for reject in rejects if reject.broken} == {
+        "broken_text",
+        "truncated_image",
+        "missing_image",
+    }
     assert all(reject.detail for reject in rejects)
 
 
@@ -198,10 +231,14 @@ def test_image_in_another_archive_is_found_with_an_index(tmp_path):
 
 
 def test_images_of_a_folder(tmp_path):
-    crawl.make_warc(tmp_path / "a.warc.gz", [page_record("p", story(1, "/img/a.jpg", "/../../b.jpg"))])
+    crawl.make_warc(
+        tmp_path / "a.warc.gz", [page_record("p", story(1, "/img/a.jpg", "/../../b.jpg"))]
+    )
     (tmp_path / "images" / "harbour.example" / "img").mkdir(parents=True)
     (tmp_path / "images" / "harbour.example" / "img" / "a.jpg").write_bytes(crawl.jpeg())
-    (found,), rejects = read(tmp_path / "a.warc.gz", dataclasses.replace(OPEN, images=str(tmp_path / "images")))
+    (found,), rejects = read(
+        tmp_path / "a.warc.gz", dataclasses.replace(OPEN, images=str(tmp_path / "images"))
+    )
     assert found.record.images == (crawl.jpeg(),)
     assert [reject.reason for reject in rejects] == ["missing_image"]
 
@@ -213,13 +250,22 @@ def test_folder_of_pages(tmp_path):
     (tmp_path / "site" / "top.png").write_bytes(crawl.png(2))
     (pages / "images" / "a b.jpg").write_bytes(crawl.jpeg(1))
     (pages / "page.html").write_text(
-        story(1, "images/a%20b.jpg", "/top.png", "../../secret.jpg", "../../../secret.jpg", num_paragraphs=4)
+        story(
+            1,
+            "images/a%20b.jpg",
+            "/top.png",
+            "../../secret.jpg",
+            "../../../secret.jpg",
+            num_paragraphs=4,
+        )
     )
     request = dataclasses.replace(FILTERED, input=str(tmp_path / "site"))
     (found,), rejects = read(pages / "page.html", request)
     assert found.record.images == (crawl.jpeg(1), crawl.png(2))
     assert json.loads(found.record.metadata)["url"] == "file:///dir%20with%20space/page.html"
-    assert {reject.reason for reject in rejects} <= {"missing_image", "duplicate_image"} and len(rejects) == 2
+    assert {reject.reason for reject in rejects} <= {"missing_image", "duplicate_image"} and len(
+        rejects
+    ) == 2
     (missing,) = read_file(request, str(pages / "gone.html"))
     assert missing.reason == "unreadable_file" and missing.broken
 
@@ -228,7 +274,12 @@ def without_cats(page: Page) -> Page | Reject:
     if "dog" in page.url:
         return Reject("explicit", "a dog")
     return dataclasses.replace(
-        page, parts=tuple(part for part in page.parts if not (isinstance(part, Picture) and part.data == crawl.png(1)))
+        page,
+        parts=tuple(
+            part
+            for part in page.parts
+            if not (isinstance(part, Picture) and part.data == crawl.png(1))
+        ),
     )
 
 
@@ -250,7 +301,8 @@ def test_explicit_filter_sees_texts_and_images(tmp_path, monkeypatch):
 
 def test_near_duplicates_get_keys(tmp_path):
     crawl.make_warc(
-        tmp_path / "a.warc.gz", [page_record("p", story(1, "/a.jpg")), (f"{SITE}/a.jpg", "image/jpeg", crawl.jpeg())]
+        tmp_path / "a.warc.gz",
+        [page_record("p", story(1, "/a.jpg")), (f"{SITE}/a.jpg", "image/jpeg", crawl.jpeg())],
     )
     (found,), _ = read(tmp_path / "a.warc.gz", dataclasses.replace(OPEN, near_duplicates=True))
     assert {key.partition(":")[0] for key in found.keys} == {"url", "text", "text_alike"}
@@ -265,7 +317,10 @@ def test_near_duplicates_get_keys(tmp_path):
         ({"max_image_aspect": 0.5}, "--max_image_aspect .* must be 1 or more"),
         ({"images": "/no/such/directory"}, "--images=/no/such/directory is no directory"),
         ({"languages": ("klingon",)}, "Unknown languages klingon"),
-        ({"explicit_filter": "no_module:f"}, "--explicit_filter=no_module:f: there is no such function"),
+        (
+            {"explicit_filter": "no_module:f"},
+            "--explicit_filter=no_module:f: there is no such function",
+        ),
         ({"explicit_filter": "data_pipelines.m3w"}, "there is no such function"),
         ({"explicit_filter": "data_pipelines.m3w:json"}, "is a module, expected a function"),
     ],
@@ -285,7 +340,11 @@ def test_dataset_of_a_crawl(tmp_path):
     directory.mkdir()
     crawl.make_warc(
         directory / "a.warc.gz",
-        [page_record("1", story(1, "/a.jpg")), page_record("2", story(2, "/b.png")), page_record("3", story(3))],
+        [
+            page_record("1", story(1, "/a.jpg")),
+            page_record("2", story(2, "/b.png")),
+            page_record("3", story(3)),
+        ],
     )
     crawl.make_warc(
         directory / "b.warc.gz",
@@ -312,5 +371,9 @@ def test_dataset_of_a_crawl(tmp_path):
     source = Source(output, "train")
     assert source.kind == "interleaved_page"
     found = {json.loads(source[i].metadata)["url"]: source[i].images for i in range(len(source))}
-    assert found == {f"{SITE}/1": (crawl.jpeg(1),), f"{SITE}/2": (crawl.png(2),), "file:///page.html": (crawl.jpeg(5),)}
+    assert found == {
+        f"{SITE}/1": (crawl.jpeg(1),),
+        f"{SITE}/2": (crawl.png(2),),
+        "file:///page.html": (crawl.jpeg(5),),
+    }
     assert not list(output.glob("*.sqlite"))

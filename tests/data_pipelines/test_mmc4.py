@@ -1,4 +1,8 @@
-"""MMC4: each image before its own sentence, whatever the order of image_info, in both forms in which MMC4 is found."""
+"""MMC4.
+
+Each image before its own sentence, whatever the order of image_info, in both forms in which MMC4 is
+found.
+"""
 
 import base64
 import collections
@@ -61,7 +65,9 @@ def page_of(items):
 
 
 def reasons(items):
-    return collections.Counter(item.reason if isinstance(item, Reject) else "found" for item in items)
+    return collections.Counter(
+        item.reason if isinstance(item, Reject) else "found" for item in items
+    )
 
 
 def test_images_stand_in_the_order_of_their_sentences():
@@ -72,7 +78,13 @@ def test_images_stand_in_the_order_of_their_sentences():
 
 def test_images_of_one_sentence_keep_their_order():
     page = page_of(read_document(document([1, 0, 1]), MMC4Request()))
-    assert page == (IMAGES[1], "Sentence 0.", IMAGES[0], IMAGES[2], "Sentence 1. Sentence 2. Sentence 3.")
+    assert page == (
+        IMAGES[1],
+        "Sentence 0.",
+        IMAGES[0],
+        IMAGES[2],
+        "Sentence 1. Sentence 2. Sentence 3.",
+    )
 
 
 def test_sentences_are_cleaned():
@@ -86,10 +98,18 @@ def test_sentences_are_cleaned():
 
 def test_dissimilar_images_are_left_out():
     items = list(read_document(document([0, 1, 2], [0.2, 0.24, 0.3]), MMC4Request()))
-    assert page_of(items) == ("Sentence 0.", IMAGES[1], "Sentence 1.", IMAGES[2], "Sentence 2. Sentence 3.")
+    assert page_of(items) == (
+        "Sentence 0.",
+        IMAGES[1],
+        "Sentence 1.",
+        IMAGES[2],
+        "Sentence 2. Sentence 3.",
+    )
     assert reasons(items) == {"low_similarity": 1, "found": 1}
     assert next(item.unit for item in items if isinstance(item, Reject)) == "image"
-    assert reasons(read_document(document([0], [0.2]), MMC4Request(min_similarity=0.0))) == {"found": 1}
+    assert reasons(read_document(document([0], [0.2]), MMC4Request(min_similarity=0.0))) == {
+        "found": 1
+    }
 
 
 def test_similarity_may_stand_in_the_matrix_alone():
@@ -104,12 +124,21 @@ def test_similarity_may_stand_in_the_matrix_alone():
 
 
 def test_optimal_assignment_is_that_of_the_images_left():
-    """Image 0, which took sentence 1, is lost: image 1 gets it back. Two images of three sentences take the best sum, not each its best."""
+    """Image 0, which took sentence 1, is lost: image 1 gets it back.
+
+    Two images of three sentences take the best sum, not each its best.
+    """
     matrix = [[0.2, 0.9, 0.1], [0.3, 0.8, 0.2], [0.25, 0.7, 0.6]]
     images = [b"lost", *IMAGES[1:]]
     line = document([1, 0, 2], num_sentences=3, images=images, matrix=matrix)
     request = MMC4Request(assignment="optimal")
-    assert page_of(read_document(line, request)) == ("Sentence 0.", IMAGES[1], "Sentence 1.", IMAGES[2], "Sentence 2.")
+    assert page_of(read_document(line, request)) == (
+        "Sentence 0.",
+        IMAGES[1],
+        "Sentence 1.",
+        IMAGES[2],
+        "Sentence 2.",
+    )
     matched = page_of(read_document(line, MMC4Request()))
     assert matched == (IMAGES[1], "Sentence 0. Sentence 1.", IMAGES[2], "Sentence 2.")
 
@@ -159,7 +188,9 @@ def test_lines_of_another_kind_are_damage(change):
     assert (last.reason, last.broken, last.unit) == ("not_mmc4", True, "record")
 
 
-@pytest.mark.parametrize("matrix", [[], [[0.1]], [[0.1] * 4, [0.1]], [["a"] * 4, [0.1] * 4], "ab", None])
+@pytest.mark.parametrize(
+    "matrix", [[], [[0.1]], [[0.1] * 4, [0.1]], [["a"] * 4, [0.1] * 4], "ab", None]
+)
 def test_matrix_that_does_not_fit_is_damage(matrix):
     line = document([0, 1]) | {"similarity_matrix": matrix}
     (last,) = read_document(line, MMC4Request(assignment="optimal"))
@@ -167,17 +198,24 @@ def test_matrix_that_does_not_fit_is_damage(matrix):
 
 
 def test_half_characters_are_damage():
-    (last,) = read_document(json.loads(json.dumps(document([0]) | {"text_list": ["\ud800"]})), MMC4Request())
+    (last,) = read_document(
+        json.loads(json.dumps(document([0]) | {"text_list": ["\ud800"]})), MMC4Request()
+    )
     assert (last.reason, last.broken) == ("broken_text", True)
 
 
 def test_pages_without_text():
-    assert reasons(read_document(document([0]) | {"text_list": [" "]}, MMC4Request())) == {"no_text": 1}
+    assert reasons(read_document(document([0]) | {"text_list": [" "]}, MMC4Request())) == {
+        "no_text": 1
+    }
 
 
 def test_json_lines(tmp_path):
     file = tmp_path / "docs_shard_0.jsonl"
-    file.write_text(json.dumps(document([1])) + "\n{broken\n" + json.dumps(document([0], url="https://a.org/b")) + "\n")
+    file.write_text(
+        json.dumps(document([1])) + "\n"
+        "{broken\n" + json.dumps(document([0], url="https://a.org/b")) + "\n"
+    )
     items = list(read_unit(MMC4Request(), jsonl.Lines(str(file))))
     assert reasons(items) == {"found": 2, "not_json": 1}
     assert [key.partition(":")[0] for key in items[0].keys] == ["url", "text"]
@@ -187,7 +225,11 @@ def test_json_lines(tmp_path):
 def test_tars_of_the_converter(tmp_path):
     """OpenFlamingo's: one .json for each document."""
     with tarfile.open(tmp_path / "000000000.tar", "w") as tar:
-        for name, content in {"0.json": json.dumps(document([2, 1])).encode(), "1.json": b"{", "2.txt": b"?"}.items():
+        for name, content in {
+            "0.json": json.dumps(document([2, 1])).encode(),
+            "1.json": b"{",
+            "2.txt": b"?",
+        }.items():
             info = tarfile.TarInfo(name)
             info.size = len(content)
             tar.addfile(info, io.BytesIO(content))

@@ -11,7 +11,10 @@ WORDS = np.asarray([f"word{number}" for number in range(50_000)])
 
 
 def pair(similarity, rng, num_shingles=400):
-    """Two texts whose sets of shingles have this Jaccard similarity: they share one run of words, the rest is their own."""
+    """Two texts whose sets of shingles have this Jaccard similarity.
+
+    They share one run of words, the rest is their own.
+    """
     shared = round(2 * num_shingles * similarity / (1 + similarity))
     common, first, second = np.split(
         rng.choice(WORDS, shared + SHINGLE - 1 + 2 * (num_shingles - shared), replace=False),
@@ -39,7 +42,9 @@ def test_pairs_have_the_similarity_that_they_are_made_with():
     assert len(one & other) / len(one | other) == pytest.approx(0.8, abs=0.002)
 
 
-@pytest.mark.parametrize(("similarity", "least", "most"), [(0.8, 0.90, 1.0), (0.9, 0.99, 1.0), (0.3, 0.0, 0.01)])
+@pytest.mark.parametrize(
+    ("similarity", "least", "most"), [(0.8, 0.90, 1.0), (0.9, 0.99, 1.0), (0.3, 0.0, 0.01)]
+)
 def test_share_of_pairs_found(similarity, least, most):
     assert least <= share_of_found(similarity) <= most
 
@@ -48,7 +53,9 @@ def test_probability_is_that_of_the_docstring():
     """Four standard deviations of 400 draws."""
     for similarity in (0.5, 0.7):
         expected = 1 - (1 - similarity**ROWS) ** BANDS
-        assert share_of_found(similarity) == pytest.approx(expected, abs=4 * (expected * (1 - expected) / 400) ** 0.5)
+        assert share_of_found(similarity) == pytest.approx(
+            expected, abs=4 * (expected * (1 - expected) / 400) ** 0.5
+        )
 
 
 def test_unrelated_texts_share_nothing():
@@ -58,7 +65,10 @@ def test_unrelated_texts_share_nothing():
 
 
 def test_keys_are_the_same_in_every_process():
-    assert band_keys("A cat.")[:2] == ("text_alike:0:d555b133e4112ab996d9e8c4", "text_alike:1:a912a5cb8700c05910221293")
+    assert band_keys("A cat.")[:2] == (
+        "text_alike:0:d555b133e4112ab996d9e8c4",
+        "text_alike:1:a912a5cb8700c05910221293",
+    )
 
 
 def test_case_punctuation_and_spacing_do_not_tell_texts_apart():
@@ -78,7 +88,10 @@ def test_short_texts():
 
 
 def test_long_text_is_hashed_in_parts():
-    """The same minima, whatever the parts: a text and itself with all its words twice over differ in their seam only."""
+    """The same minima, whatever the parts.
+
+    A text and itself with all its words twice over differ in their seam only.
+    """
     text = " ".join(f"word{number}" for number in range(20_000))
     assert set(band_keys(text)) & set(band_keys(f"{text} {text}"))
 

@@ -23,11 +23,18 @@ pyarrow.parquet = pytest.importorskip("pyarrow.parquet")
 A, B = picture(10), picture(60)
 ADDRESSES = pyarrow.list_(pyarrow.string())
 INSIDE = pyarrow.list_(pyarrow.binary())
-HUGGING_FACE = pyarrow.list_(pyarrow.struct([("bytes", pyarrow.binary()), ("path", pyarrow.string())]))
+HUGGING_FACE = pyarrow.list_(
+    pyarrow.struct([("bytes", pyarrow.binary()), ("path", pyarrow.string())])
+)
 
 
 def row(images, texts, url="https://a.org/page"):
-    general = {"url": url, "warc_filename": "x.warc.gz", "warc_record_offset": 1, "warc_record_length": 2}
+    general = {
+        "url": url,
+        "warc_filename": "x.warc.gz",
+        "warc_record_offset": 1,
+        "warc_record_length": 2,
+    }
     metadata = [None if image is None else {"src": str(image)} for image in images]
     return {
         "images": images,
@@ -60,7 +67,9 @@ def folder(tmp_path):
 
 
 def reasons(items):
-    return collections.Counter(item.reason if isinstance(item, Reject) else "found" for item in items)
+    return collections.Counter(
+        item.reason if isinstance(item, Reject) else "found" for item in items
+    )
 
 
 def pages(items):
@@ -69,9 +78,14 @@ def pages(items):
 
 def test_parquet_with_images_in_a_folder(tmp_path, folder):
     rows = [
-        row([None, "https://img.org/a.png", None, "https://img.org/b.png"], ["One.", None, " Two.\n\nThree. ", None]),
         row(
-            ["https://img.org/a.png", None, "https://img.org/none.png", None], [None, "x", None, "y"], "https://a.org/2"
+            [None, "https://img.org/a.png", None, "https://img.org/b.png"],
+            ["One.", None, " Two.\n\nThree. ", None],
+        ),
+        row(
+            ["https://img.org/a.png", None, "https://img.org/none.png", None],
+            [None, "x", None, "y"],
+            "https://a.org/2",
         ),
     ]
     items = list(read_file(ObelicsRequest(images=folder), write(tmp_path / "o.parquet", rows)))
@@ -82,10 +96,13 @@ def test_parquet_with_images_in_a_folder(tmp_path, folder):
 
 
 @pytest.mark.parametrize(
-    ("kind", "wrap"), [(INSIDE, bytes), (HUGGING_FACE, lambda data: {"bytes": data, "path": "a.png"})]
+    ("kind", "wrap"),
+    [(INSIDE, bytes), (HUGGING_FACE, lambda data: {"bytes": data, "path": "a.png"})],
 )
 def test_parquet_with_images_inside(tmp_path, kind, wrap):
-    path = write(tmp_path / "o.parquet", [row([wrap(A), None, wrap(B)], [None, "text", None])], kind)
+    path = write(
+        tmp_path / "o.parquet", [row([wrap(A), None, wrap(B)], [None, "text", None])], kind
+    )
     assert pages(read_file(ObelicsRequest(), path)) == [(A, "text", B)]
 
 
@@ -96,8 +113,17 @@ def test_row_groups_are_read_one_after_the_other(tmp_path):
 
 
 def test_documents_of_one_row_become_pages_of_their_own():
-    """No text may attend an image of the document before; and pages of one address are not each other's duplicates."""
-    texts = [None, f"one {END_OF_DOCUMENT} two", None, f"{END_OF_DOCUMENT}three", f"four{END_OF_DOCUMENT}"]
+    """No text may attend an image of the document before.
+
+    And pages of one address are not each other's duplicates.
+    """
+    texts = [
+        None,
+        f"one {END_OF_DOCUMENT} two",
+        None,
+        f"{END_OF_DOCUMENT}three",
+        f"four{END_OF_DOCUMENT}",
+    ]
     items = list(read_row(row([A, None, B, None, None], texts), ObelicsRequest()))
     assert pages(items) == [(A, "one"), ("two", B)]
     assert reasons(items) == {"found": 2, "no_image_left": 1}
@@ -105,7 +131,9 @@ def test_documents_of_one_row_become_pages_of_their_own():
 
 
 def test_markers_are_taken_out():
-    assert pages(read_row(row([A, None], [None, "an <image> tag"]), ObelicsRequest())) == [(A, "an image tag")]
+    assert pages(read_row(row([A, None], [None, "an <image> tag"]), ObelicsRequest())) == [
+        (A, "an image tag")
+    ]
 
 
 def test_images_that_web_pages_lose_are_lost_here():
@@ -134,14 +162,23 @@ def test_bad_rows_have_their_reason(images, texts, reason):
 
 @pytest.mark.parametrize("general", [None, "{", "[]", "{}"])
 def test_pages_without_address(general):
-    (found,) = read_row(row([A, None], [None, "a"]) | {"general_metadata": general}, ObelicsRequest())
+    (found,) = read_row(
+        row([A, None], [None, "a"]) | {"general_metadata": general}, ObelicsRequest()
+    )
     assert [key.partition(":")[0] for key in found.keys] == ["text"]
 
 
 def test_damaged_files(tmp_path):
     rows = [row([A, None], [None, f"text {k}"]) for k in range(200)]
     good = epath.Path(
-        write(tmp_path / "o.parquet", rows, INSIDE, row_group_size=50, compression="none", use_dictionary=False)
+        write(
+            tmp_path / "o.parquet",
+            rows,
+            INSIDE,
+            row_group_size=50,
+            compression="none",
+            use_dictionary=False,
+        )
     )
     content = good.read_bytes()
     broken = bytearray(content)
@@ -163,7 +200,10 @@ def test_damaged_files(tmp_path):
 
 
 def test_dataset(tmp_path):
-    rows = [row([A, None], [None, "a"], "https://a.org/1"), row([B, None], [None, "b"], "https://a.org/2")]
+    rows = [
+        row([A, None], [None, "a"], "https://a.org/1"),
+        row([B, None], [None, "b"], "https://a.org/2"),
+    ]
     write(tmp_path / "o.parquet", rows, INSIDE)
     output = epath.Path(tmp_path / "set")
     output.mkdir()

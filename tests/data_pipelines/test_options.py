@@ -58,7 +58,14 @@ def read(options, pipeline, *arguments):
 
 def test_flags_become_the_fields(options):
     fruit, shared = read(
-        options, "fruit", "--weight_x=5", "--kinds_x=a,b", "--ripe_x", "--red_x=0.25", "--name_x=x", "--speed_x=2"
+        options,
+        "fruit",
+        "--weight_x=5",
+        "--kinds_x=a,b",
+        "--ripe_x",
+        "--red_x=0.25",
+        "--name_x=x",
+        "--speed_x=2",
     )
     assert fruit == Fruit(5, 0.25, ("a", "b"), True, "x")  # noqa: FBT003
     assert shared == Shared(2)
@@ -69,7 +76,9 @@ def test_what_is_not_given_keeps_its_default(options):
 
 
 def test_a_flag_of_another_pipeline_is_refused(options):
-    with pytest.raises(ValueError, match="--shell_x: pipeline 'fruit' has no such option; it has --weight_x"):
+    with pytest.raises(
+        ValueError, match="--shell_x: pipeline 'fruit' has no such option; it has --weight_x"
+    ):
         read(options, "fruit", "--shell_x=soft")
 
 
@@ -84,7 +93,10 @@ def test_help_is_the_docstring():
 
 def test_one_name_has_one_type():
     with pytest.raises(TypeError, match="--weight_x is a int elsewhere"):
-        Options({"fruit": Fruit, "other": dataclasses.make_dataclass("Other", [("weight_x", str, "")])}, Shared)
+        Options(
+            {"fruit": Fruit, "other": dataclasses.make_dataclass("Other", [("weight_x", str, "")])},
+            Shared,
+        )
 
 
 def test_a_field_that_no_flag_can_hold_is_a_mistake():

@@ -1,4 +1,7 @@
-"""Pairs from the tars of img2dataset and from tables: what becomes a record, and the reason of everything that does not."""
+"""Pairs from the tars of img2dataset and from tables.
+
+What becomes a record, and the reason of everything that does not.
+"""
 
 import collections
 import io
@@ -38,12 +41,20 @@ def write_tar(path, samples):
 
 
 def fields(url="https://a.org/1.jpg", status="success", **others) -> bytes:
-    named = {"url": url, "caption": "from json", "key": "000000000", "status": status, "error_message": None}
+    named = {
+        "url": url,
+        "caption": "from json",
+        "key": "000000000",
+        "status": status,
+        "error_message": None,
+    }
     return json.dumps(named | {"width": 40, "height": 30, "exif": "{}"} | others).encode()
 
 
 def reasons(items):
-    return collections.Counter(item.reason if isinstance(item, Reject) else "found" for item in items)
+    return collections.Counter(
+        item.reason if isinstance(item, Reject) else "found" for item in items
+    )
 
 
 def test_tar_of_img2dataset(tmp_path):
@@ -56,7 +67,9 @@ def test_tar_of_img2dataset(tmp_path):
     write_tar(file, samples)
     first, second, third = read_unit(PairsRequest(), str(file))
     metadata = json.dumps({"source": "000000000", "url": "https://a.org/1.jpg"})
-    assert first == Found(ImageText(picture(), "A dog on grass.", metadata), ("url:https://a.org/1.jpg",))
+    assert first == Found(
+        ImageText(picture(), "A dog on grass.", metadata), ("url:https://a.org/1.jpg",)
+    )
     assert second.record.text == "from json"
     assert (third.record.text, third.keys) == ("No JSON.", ())
 
@@ -68,7 +81,11 @@ def test_each_bad_sample_has_its_reason(tmp_path):
         "no_text": {"jpg": picture(), "txt": b" \n"},
         "broken_text": {"jpg": picture(), "txt": b"caf\xe9"},
         "text_too_long": {"jpg": picture(), "txt": b"x" * 2001},
-        "not_downloaded": {"jpg": picture(), "txt": b"a", "json": fields(status="failed_to_download")},
+        "not_downloaded": {
+            "jpg": picture(),
+            "txt": b"a",
+            "json": fields(status="failed_to_download"),
+        },
         "not_json": {"jpg": picture(), "txt": b"a", "json": b"{"},
         "not_an_object": {"jpg": picture(), "txt": b"a", "json": b"[]"},
         "not_an_image": {"jpg": b"<html>404</html>", "txt": b"a"},
@@ -123,7 +140,12 @@ def test_captions_are_cleaned(text, expected):
 
 @pytest.mark.parametrize(
     ("text", "reason"),
-    [("", "no_text"), (b"\xff", "broken_text"), ("\ud800", "broken_text"), ("x" * 11, "text_too_long")],
+    [
+        ("", "no_text"),
+        (b"\xff", "broken_text"),
+        ("\ud800", "broken_text"),
+        ("x" * 11, "text_too_long"),
+    ],
 )
 def test_bad_captions_are_rejected(text, reason):
     assert caption(text, 10).reason == reason

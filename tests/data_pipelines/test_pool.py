@@ -16,7 +16,9 @@ from flamingo_jax.data.schema import Document, ImageText, InterleavedPage
 from flamingo_jax.tokenizers.sentencepiece import SentencePieceTokenizer, train_sentencepiece
 
 
-@given(rows=st.integers(1, 40), weights=st.lists(st.integers(0, 9), min_size=2, max_size=6).filter(any))
+@given(
+    rows=st.integers(1, 40), weights=st.lists(st.integers(0, 9), min_size=2, max_size=6).filter(any)
+)
 def test_distribution_is_that_of_the_sum(rows, weights):
     histogram = np.array(weights) / sum(weights)
     found = pool.distribution(histogram, rows)
@@ -46,11 +48,15 @@ def made(tmp_path_factory):
     def pages():
         for k in range(300):
             yield InterleavedPage(
-                tuple(part for _ in range((0, 0, 1, 1, 1, 3)[k % 6]) for part in (b"never decoded", "one"))
+                tuple(
+                    part
+                    for _ in range((0, 0, 1, 1, 1, 3)[k % 6])
+                    for part in (b"never decoded", "one")
+                )
             )
 
     write_records(root / "pages", "interleaved_page", {"train": pages})
-    documents = lambda: (Document(" ".join(["one"] * (3 + k % 10))) for k in range(100))  # noqa: E731
+    documents = lambda: (Document(" ".join(["one"] * (3 + k % 10))) for k in range(100))
     write_records(root / "text", "document", {"train": documents})
     write_records(root / "pairs", "image_text", {"train": lambda: [ImageText(b"x", "one")]})
     return root
@@ -71,7 +77,11 @@ def test_of_pages(made, tmp_path):
     assert printed["pool"] == pool.capacity(np.array(histogram), 64, 1e-5) == written["pool"]
     assert 64 < printed["pool"] < 128 < printed["without_pool"] == 320
     assert written["share_of_pool_empty"] == pytest.approx(1 - 64 / printed["pool"])
-    assert (printed["percent_empty_without_pool"], printed["sampled"], printed["corrupt"]) == (80, 300, 0)
+    assert (printed["percent_empty_without_pool"], printed["sampled"], printed["corrupt"]) == (
+        80,
+        300,
+        0,
+    )
 
 
 def test_windows_are_those_of_training(made, tmp_path):
@@ -94,7 +104,12 @@ def test_of_documents(rows, made, tmp_path):
     if rows == 10:
         assert printed["percent_text_seen"] >= 90
     dataset = DatasetConfig(
-        "text", str(made / "text"), batch_size=100, length=64, documents_per_row=share, rows_per_group=rows
+        "text",
+        str(made / "text"),
+        batch_size=100,
+        length=64,
+        documents_per_row=share,
+        rows_per_group=rows,
     )
     mixture = Mixture(DataConfig("", 1, {"text": dataset}), seed=0, tokenizer=tokenizer)
     padded = np.mean(mixture.batch("text", 0).segment == 0)

@@ -15,7 +15,13 @@ from data_pipelines import run
 from flamingo_jax.tokenizers.sentencepiece import SentencePieceTokenizer
 from flamingo_jax.world.text import NAMES, WORDS
 
-SMALL = ("--size=smoke", "--num_pages=4", "--num_videos=1", "--num_held_back=2", "--num_documents=400")
+SMALL = (
+    "--size=smoke",
+    "--num_pages=4",
+    "--num_videos=1",
+    "--num_held_back=2",
+    "--num_documents=400",
+)
 
 
 def call(*arguments):
@@ -99,7 +105,10 @@ def test_directory_of_something_else_is_kept(tmp_path):
 
 
 def test_tokenizer_of_another_text_is_made_again(made, tmp_path):
-    """The request holds what the input was made from: the same path with other text is another request."""
+    """The request holds what the input was made from.
+
+    The same path with other text is another request.
+    """
     mark = made / "world" / "pipeline.json"
     told = mark.read_text()
     mark.write_text(told.replace('"seed": 1', '"seed": 7'))
@@ -118,17 +127,32 @@ def test_tokenizer_of_another_text_is_made_again(made, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("--pipeline=worlds", "--output=x"), "expected one of dedup, .*, world. Did you mean 'world'"),
+        (
+            ("--pipeline=worlds", "--output=x"),
+            "expected one of dedup, .*, world. Did you mean 'world'",
+        ),
         (("--output=x",), "--pipeline=None: expected one of"),
         (("--pipeline=world",), "--output is missing"),
         (("--pipeline=tokenizer", "--output=x", "--input=nowhere"), "no dataset at 'nowhere'"),
-        (("--pipeline=tokenizer", "--output=x", "--model_type=words"), "model_type='words', expected one of"),
+        (
+            ("--pipeline=tokenizer", "--output=x", "--model_type=words"),
+            "model_type='words', expected one of",
+        ),
         (("--pipeline=world", "--output=x", "--page_mix=1,0"), "expected 3 numbers"),
         (("--pipeline=world", "--output=x", "--num_one=0"), "one is 0, expected at least 1"),
-        (("--pipeline=world", "--output=x", "--size=huge"), "--size=huge: expected one of demo, smoke"),
-        (("--pipeline=world", "--output=x", "--input=y"), "--input: pipeline 'world' has no such option"),
+        (
+            ("--pipeline=world", "--output=x", "--size=huge"),
+            "--size=huge: expected one of demo, smoke",
+        ),
+        (
+            ("--pipeline=world", "--output=x", "--input=y"),
+            "--input: pipeline 'world' has no such option",
+        ),
         (("--pipeline=m3w", "--output=x"), "--input is missing"),
-        (("--pipeline=m3w", "--output=x", "--input=nowhere"), "--input=nowhere: there is no such file"),
+        (
+            ("--pipeline=m3w", "--output=x", "--input=nowhere"),
+            "--input=nowhere: there is no such file",
+        ),
         (("--pipeline=text", "--output=x", "--max_broken=2"), "--max_broken=2.0: expected a share"),
     ],
 )
@@ -145,7 +169,10 @@ def test_unwritable_output_is_explained(tmp_path):
 
 
 def test_program_makes_a_world_without_a_backend(run_program, tmp_path):
-    """The workers of a pipeline compute with numpy: of jax only the tree utilities are imported, and no backend is started."""
+    """The workers of a pipeline compute with numpy.
+
+    Of jax only the tree utilities are imported, and no backend is started.
+    """
     code = (
         "import sys, atexit; from absl import app; from data_pipelines import run\n"
         "def look():\n"

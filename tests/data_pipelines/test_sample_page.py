@@ -1,4 +1,7 @@
-"""The page of samples: what it says of the very rows that the loader makes, and that a browser shows it."""
+"""The page of samples.
+
+What it says of the very rows that the loader makes, and that a browser shows it.
+"""
 
 import re
 
@@ -44,7 +47,13 @@ def made(tmp_path_factory):
     def pages():
         for k in range(6):
             yield InterleavedPage(
-                (f"A red square {k}.", red, "And\na green one:", green, INJECTION.replace("<image>", ""))
+                (
+                    f"A red square {k}.",
+                    red,
+                    "And\na green one:",
+                    green,
+                    INJECTION.replace("<image>", ""),
+                )
             )
         yield InterleavedPage(("A cat is not an image.", b"no image"))
 
@@ -52,10 +61,22 @@ def made(tmp_path_factory):
     write_records(
         root / "pairs",
         "image_text",
-        {"train": lambda: [ImageText(blue, f"A blue square {k}", f"number <{k}>") for k in range(3)]},
+        {
+            "train": lambda: [
+                ImageText(blue, f"A blue square {k}", f"number <{k}>") for k in range(3)
+            ]
+        },
     )
-    write_records(root / "videos", "video_text", {"train": lambda: [VideoText((red, green, blue), "It changes.", 1.0)]})
-    write_records(root / "text", "document", {"train": lambda: [Document(f"A document, {k}.") for k in range(40)]})
+    write_records(
+        root / "videos",
+        "video_text",
+        {"train": lambda: [VideoText((red, green, blue), "It changes.", 1.0)]},
+    )
+    write_records(
+        root / "text",
+        "document",
+        {"train": lambda: [Document(f"A document, {k}.") for k in range(40)]},
+    )
     return root
 
 
@@ -63,8 +84,17 @@ def inspect(made, output, dataset, **options):
     """Makes a page; returns (counts, its elements as Elements)."""
     output = epath.Path(output) / f"{dataset}-{len(list(epath.Path(output).iterdir()))}"
     output.mkdir()
-    options = {"augment": False, "image_size": SIDE, "length": 128, "num_samples": 8, "max_images": 2, **options}
-    request = InspectRequest(dataset=str(made / dataset), tokenizer=str(made / "tokenizer"), **options)
+    options = {
+        "augment": False,
+        "image_size": SIDE,
+        "length": 128,
+        "num_samples": 8,
+        "max_images": 2,
+        **options,
+    }
+    request = InspectRequest(
+        dataset=str(made / dataset), tokenizer=str(made / "tokenizer"), **options
+    )
     counts = build(request, output, Execution())
     return counts, Elements.of((output / "index.html").read_text()), output
 
@@ -76,7 +106,11 @@ def rows(made, dataset, kind, num, *, name="inspect", seed=0, augmented=True, **
     mixture = Mixture(DataConfig("", SIDE, {name: config}), seed=seed, tokenizer=tokenizer)
     batch = mixture.batch(name, 0)
     on_device = to_device(batch)
-    frames = augment(on_device.frames, on_device.media_key, AugmentConfig()) if augmented else batch.frames
+    frames = (
+        augment(on_device.frames, on_device.media_key, AugmentConfig())
+        if augmented
+        else batch.frames
+    )
     return batch, np.asarray(frames)
 
 
@@ -84,7 +118,9 @@ def rows(made, dataset, kind, num, *, name="inspect", seed=0, augmented=True, **
 def test_shows_the_rows_of_the_run(made, tmp_path, augmented):
     """Each token's image, weight and text, and each image's pixels, are those of the batch, under the run's name and seed."""
     counts, page, output = inspect(made, tmp_path, "pages", name="m3w", seed=3, augment=augmented)
-    batch, frames = rows(made, "pages", "interleaved", 8, name="m3w", seed=3, augmented=augmented, max_images=2)
+    batch, frames = rows(
+        made, "pages", "interleaved", 8, name="m3w", seed=3, augmented=augmented, max_images=2
+    )
     real = batch.segment > 0
     shown = page.all("span", "t")[1:]
     shown = shown[len(shown) - real.sum() :]  # without the legend's
@@ -113,7 +149,10 @@ def test_statistics(made, tmp_path):
     assert page.fact("pool that is padding") == "50.0% of 32"
     assert page.fact("tokens that are padding") == f"{(batch.segment == 0).mean():.1%}"
     assert page.fact("tokens predicted") == f"{(batch.loss_weights > 0).mean():.1%}"
-    assert page.fact("tokens with an image") == f"{(batch.media_index > 0).sum() / (batch.segment > 0).sum():.1%}"
+    assert (
+        page.fact("tokens with an image")
+        == f"{(batch.media_index > 0).sum() / (batch.segment > 0).sum():.1%}"
+    )
     directions = re.fullmatch(r"next (\d+), previous (\d+)", page.fact("text attends image"))
     assert sum(map(int, directions.groups())) == 8
     assert page.fact("corrupt records") == "not_an_image 1"
@@ -139,11 +178,18 @@ def test_nothing_of_a_text_becomes_html(made, tmp_path):
     _, page, output = inspect(made, tmp_path, "pages")
     tags = {tag for tag, _, _ in page.found}
     assert "script" not in tags
-    assert all(attributes.keys() - {"class"} == {"src", "width", "height", "alt"} for attributes, _ in page.all("img"))
+    assert all(
+        attributes.keys() - {"class"} == {"src", "width", "height", "alt"}
+        for attributes, _ in page.all("img")
+    )
     assert "default-src 'none'" in page.all("meta")[1][0]["content"]
     assert "://" not in (output / "index.html").read_text().replace(INJECTION, "")
     hostile = Sample(
-        INJECTION, (INJECTION,), (Token(INJECTION + "\0\n", 1, 0.5, 1, is_new=False),), (Visual(('"><b>',), 8),), 0
+        INJECTION,
+        (INJECTION,),
+        (Token(INJECTION + "\0\n", 1, 0.5, 1, is_new=False),),
+        (Visual(('"><b>',), 8),),
+        0,
     )
     shown = Elements.of(render(INJECTION, INJECTION, {INJECTION: INJECTION}, [hostile]))
     assert not {"script", "b"} & {tag for tag, attributes, text in shown.found if text != "1"}
@@ -189,7 +235,10 @@ def test_requests_that_make_no_sense(made):
 
 
 def test_a_browser_shows_it(made, tmp_path):
-    """In headless Chromium: the images load at the size the model sees, and tokens lie on the colours of their images."""
+    """In headless Chromium.
+
+    The images load at the size the model sees, and tokens lie on the colours of their images.
+    """
     _, _, output = inspect(made, tmp_path, "pages", num_samples=2)
     page = (output / "index.html").read_text()
     blocked = Elements.of(chromium.dump_dom(output / "index.html", tmp_path))
@@ -203,12 +252,15 @@ def test_a_browser_shows_it(made, tmp_path):
     copy = output / "copy.html"
     copy.write_text(re.sub('<meta http-equiv="Content-Security-Policy"[^>]*>', script, page))
     drawn = Elements.of(chromium.dump_dom(copy, tmp_path))
-    assert [attributes["data-natural"] for attributes, _ in drawn.all("img")] == [f"{SIDE}x{SIDE}"] * 4
+    assert [attributes["data-natural"] for attributes, _ in drawn.all("img")] == [
+        f"{SIDE}x{SIDE}"
+    ] * 4
     colours = [{a["data-colour"] for a, _ in drawn.all("span", f"t p{k}")} for k in range(3)]
     assert [len(found) for found in colours] == [1, 1, 1]
     assert len(set.union(*colours)) == 3
     pixels = chromium.screenshot(output / "index.html", tmp_path, width=1200, height=1600)
-    for colour in ((200, 40, 40), (40, 200, 40)):  # the bright halves of the images, drawn under the page's own policy
+    # the bright halves of the images, drawn under the page's own policy
+    for colour in ((200, 40, 40), (40, 200, 40)):
         assert (pixels == colour).all(axis=-1).sum() >= 2 * SIDE * SIDE // 2
     for found in colours:
         (text,) = found

@@ -21,7 +21,15 @@ pyarrow = pytest.importorskip("pyarrow")
 pyarrow.parquet = pytest.importorskip("pyarrow.parquet")
 zstandard = pytest.importorskip("zstandard")
 
-WORDS = np.asarray([f"{a}{b}{c}{d}" for a in "bdfgklmnprst" for b in "aeiou" for c in "bdfgklmnprst" for d in "aeiou"])
+WORDS = np.asarray(
+    [
+        f"{a}{b}{c}{d}"
+        for a in "bdfgklmnprst"
+        for b in "aeiou"
+        for c in "bdfgklmnprst"
+        for d in "aeiou"
+    ]
+)
 
 
 def prose(seed, count=60):
@@ -31,12 +39,18 @@ def prose(seed, count=60):
 
 def collected(request):
     """Everything that is read, in order: texts, and reasons."""
-    found = [item for part in parts(request) for item in read(request, pickle.loads(pickle.dumps(part)))]
+    found = [
+        item for part in parts(request) for item in read(request, pickle.loads(pickle.dumps(part)))
+    ]
     return [item.reason if isinstance(item, Reject) else item.record.text for item in found]
 
 
 def row(seed, **more):
-    return {"text": prose(seed), "url": f"https://example.org/{seed}", "timestamp": "2019-04-25T12:57:54Z"} | more
+    return {
+        "text": prose(seed),
+        "url": f"https://example.org/{seed}",
+        "timestamp": "2019-04-25T12:57:54Z",
+    } | more
 
 
 ROWS = [row(seed) for seed in range(5)]
@@ -64,7 +78,10 @@ class C4(tfds.core.GeneratorBasedBuilder):
         return tfds.core.DatasetInfo(builder=self, features=features, disable_shuffling=True)
 
     def _split_generators(self, download_manager):
-        return {"train": self._generate_examples(ROWS), "validation": self._generate_examples(ROWS[:1])}
+        return {
+            "train": self._generate_examples(ROWS),
+            "validation": self._generate_examples(ROWS[:1]),
+        }
 
     def _generate_examples(self, rows):
         for number, one in enumerate(rows):
@@ -102,7 +119,10 @@ def frame(example):
 
 @pytest.fixture
 def c4_tfrecord(c4, tmp_path):
-    """The same in TFRecord, as TFDS writes it by default; (DATA_DIR, its training file, the framed examples)."""
+    """The same in TFRecord, as TFDS writes it by default.
+
+    (DATA_DIR, its training file, the framed examples).
+    """
     directory = tmp_path / "c4" / "en" / "3.0.1"
     directory.mkdir(parents=True)
     source = c4 / "c4" / "en" / "3.0.1"
@@ -111,7 +131,9 @@ def c4_tfrecord(c4, tmp_path):
     (directory / "dataset_info.json").write_text(info)
     features = tfds.builder_from_directory(str(source)).info.features
     more = {"content-type": "text/html", "content-length": "12"}
-    framed = [frame(features.serialize_example(features.encode_example(one | more))) for one in ROWS]
+    framed = [
+        frame(features.serialize_example(features.encode_example(one | more))) for one in ROWS
+    ]
     file = directory / "c4-train.tfrecord-00000-of-00001"
     file.write_bytes(b"".join(framed))
     return tmp_path, file, framed
@@ -133,7 +155,9 @@ def test_json_lines(name, tmp_path):
 def test_parquet(kind, tmp_path):
     table = pyarrow.table(
         {
-            "content": pyarrow.array([text.encode() for text in TEXTS], pyarrow.binary()).cast(kind),
+            "content": pyarrow.array([text.encode() for text in TEXTS], pyarrow.binary()).cast(
+                kind
+            ),
             "url": [one["url"] for one in ROWS],
             "score": [0.5] * 5,
         }
@@ -147,7 +171,9 @@ def test_parquet(kind, tmp_path):
 
 
 def test_row_groups_are_shared_out(tmp_path, monkeypatch):
-    pyarrow.parquet.write_table(pyarrow.table({"text": TEXTS}), tmp_path / "a.parquet", row_group_size=1)
+    pyarrow.parquet.write_table(
+        pyarrow.table({"text": TEXTS}), tmp_path / "a.parquet", row_group_size=1
+    )
     size = pyarrow.parquet.read_metadata(tmp_path / "a.parquet").row_group(0).total_byte_size
     monkeypatch.setattr("data_pipelines.text.PART", 2 * size + 100)
     request = TextRequest(str(tmp_path))
@@ -157,7 +183,10 @@ def test_row_groups_are_shared_out(tmp_path, monkeypatch):
 
 def test_tfds_builder(c4):
     assert collected(TextRequest("tfds:c4/en:3.0.1", data_dir=str(c4))) == TEXTS
-    assert collected(TextRequest("tfds:c4/en:3.0.1", data_dir=str(c4), split="validation")) == TEXTS[:1]
+    assert (
+        collected(TextRequest("tfds:c4/en:3.0.1", data_dir=str(c4), split="validation"))
+        == TEXTS[:1]
+    )
 
 
 def test_tfds_builder_in_tfrecord(c4_tfrecord):
@@ -219,10 +248,25 @@ def test_unknown_format_and_split_and_field_are_errors(tmp_path, c4):
 
 
 def test_what_is_wrong_with_rows_is_counted(tmp_path):
-    bad = [{"content": "x"}, {"text": None}, {"text": ["x"]}, {"text": "half a pair \ud800"}, {"text": " \n"}]
-    write_jsonl(tmp_path / "a.jsonl", [ROWS[0], *bad, {"text": "too short"}, {"text": f"{prose(9)}\n" * 4}, ROWS[1]])
+    bad = [
+        {"content": "x"},
+        {"text": None},
+        {"text": ["x"]},
+        {"text": "half a pair \ud800"},
+        {"text": " \n"},
+    ]
+    write_jsonl(
+        tmp_path / "a.jsonl",
+        [ROWS[0], *bad, {"text": "too short"}, {"text": f"{prose(9)}\n" * 4}, ROWS[1]],
+    )
     request = TextRequest(str(tmp_path))
-    expected = [*["no_text_field"] * 3, "broken_text", "no_text", "too_few_words", "duplicate_lines"]
+    expected = [
+        *["no_text_field"] * 3,
+        "broken_text",
+        "no_text",
+        "too_few_words",
+        "duplicate_lines",
+    ]
     assert collected(request) == [TEXTS[0], *expected, TEXTS[1]]
     off = TextRequest(str(tmp_path), quality_filter=False, repetition_filter=False)
     assert collected(off)[6:8] == ["too short", f"{prose(9)}\n" * 3 + prose(9)]
@@ -234,7 +278,11 @@ def test_what_is_wrong_with_parquet_is_counted(tmp_path):
     broken = pyarrow.Array.from_buffers(
         pyarrow.string(),
         2,
-        [None, pyarrow.py_buffer(np.asarray([0, 2, 4], np.int32)), pyarrow.py_buffer(b"\xff\xfeab")],
+        [
+            None,
+            pyarrow.py_buffer(np.asarray([0, 2, 4], np.int32)),
+            pyarrow.py_buffer(b"\xff\xfeab"),
+        ],
     )
     pyarrow.parquet.write_table(pyarrow.table({"text": broken}), file)
     assert collected(request) == ["broken_text", "too_few_words"]
@@ -242,7 +290,9 @@ def test_what_is_wrong_with_parquet_is_counted(tmp_path):
     assert collected(request) == ["no_text_field"]
     pyarrow.parquet.write_table(pyarrow.table({"text": [1, 2]}), file)
     assert collected(request) == ["no_text_field"] * 2
-    pyarrow.parquet.write_table(pyarrow.table({"text": TEXTS}), file, row_group_size=3, compression="none")
+    pyarrow.parquet.write_table(
+        pyarrow.table({"text": TEXTS}), file, row_group_size=3, compression="none"
+    )
     data = file.read_bytes()
     file.write_bytes(data[:-20])
     assert collected(request) == ["unreadable_file"]
@@ -273,7 +323,12 @@ def test_one_command_makes_a_dataset(tmp_path):
     nearly = prose(1, 1000).split()
     changed = [*nearly[:500], "otherwise", *nearly[501:]]
     a = [ROWS[0], row(10, text=" ".join(nearly)), {"text": "short"}]
-    b = [row(0, text=prose(7)), row(11, text=TEXTS[0].upper()), row(12, text=" ".join(changed)), ROWS[2]]
+    b = [
+        row(0, text=prose(7)),
+        row(11, text=TEXTS[0].upper()),
+        row(12, text=" ".join(changed)),
+        ROWS[2],
+    ]
     (tmp_path / "in").mkdir()
     write_jsonl(tmp_path / "in" / "a.jsonl", a)
     write_jsonl(tmp_path / "in" / "b.jsonl.gz", b)
@@ -283,8 +338,15 @@ def test_one_command_makes_a_dataset(tmp_path):
     counts = build(request, output, Execution(num_workers=1))
     source = Source(output)
     assert source.kind == "document"
-    assert [source[index].text for index in range(len(source))] == [TEXTS[0], " ".join(nearly), TEXTS[2]]
-    assert json.loads(source[0].metadata) == {"url": "https://example.org/0", "timestamp": "2019-04-25T12:57:54Z"}
+    assert [source[index].text for index in range(len(source))] == [
+        TEXTS[0],
+        " ".join(nearly),
+        TEXTS[2],
+    ]
+    assert json.loads(source[0].metadata) == {
+        "url": "https://example.org/0",
+        "timestamp": "2019-04-25T12:57:54Z",
+    }
     assert counts["in"] == 7
     assert counts["left out: duplicate_url"] == counts["left out: duplicate_text"] == 1
     assert counts["left out: duplicate_text_alike"] == counts["left out: too_few_words"] == 1

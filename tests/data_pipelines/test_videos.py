@@ -1,4 +1,7 @@
-"""Videos from files, tables, WebVid, HD-VILA and tars: what is stored of them, and the reason of everything that is not."""
+"""Videos from files, tables, WebVid, HD-VILA and tars.
+
+What is stored of them, and the reason of everything that is not.
+"""
 
 import collections
 import io
@@ -35,7 +38,9 @@ def numbers(record: VideoText) -> list[int]:
 
 
 def reasons(items):
-    return collections.Counter(item.reason if isinstance(item, Reject) else "found" for item in items)
+    return collections.Counter(
+        item.reason if isinstance(item, Reject) else "found" for item in items
+    )
 
 
 def folder_unit(directory, *names):
@@ -48,9 +53,15 @@ def test_folder_with_captions_beside(tmp_path, encoded):
     (tmp_path / "cat.webm").write_bytes(mp4(grey_frames(50), suffix=".webm", codec="libvpx-vp9"))
     (tmp_path / "cat.txt").write_text("A cat.")
     (tmp_path / "none.mp4").write_bytes(encoded)
-    found, cat, none = read_unit(VideosRequest(), folder_unit(tmp_path, "dog.mp4", "cat.webm", "none.mp4"))
+    found, cat, none = read_unit(
+        VideosRequest(), folder_unit(tmp_path, "dog.mp4", "cat.webm", "none.mp4")
+    )
     assert (found.record.text, found.record.fps, found.record.video) == ("A dog runs.", 3.0, b"")
-    assert numbers(found.record) == numbers(cat.record) == [0, 3, 6, 10, 13, 16, 20, 23, 26, 30, 33, 36, 40, 43, 46]
+    assert (
+        numbers(found.record)
+        == numbers(cat.record)
+        == [0, 3, 6, 10, 13, 16, 20, 23, 26, 30, 33, 36, 40, 43, 46]
+    )
     assert json.loads(found.record.metadata) == {"source": "dog.mp4"}
     assert none.reason == "no_text"
 
@@ -79,9 +90,14 @@ def test_file_as_it_is(tmp_path, encoded):
     request = VideosRequest(store="file")
     (found,) = read_unit(request, folder_unit(tmp_path, "a.mp4"))
     assert found.record == VideoText((), "a", 10.0, encoded, '{"source": "a.mp4"}')
-    assert [number_of(frame) for frame in decode_clip(found.record.video, 32, num_frames=2)] == [0, 10]
+    assert [number_of(frame) for frame in decode_clip(found.record.video, 32, num_frames=2)] == [
+        0,
+        10,
+    ]
     (tmp_path / "a.mp4").write_bytes(encoded + bytes(2 << 20))
-    (large,) = read_unit(VideosRequest(store="file", max_megabytes=1), folder_unit(tmp_path, "a.mp4"))
+    (large,) = read_unit(
+        VideosRequest(store="file", max_megabytes=1), folder_unit(tmp_path, "a.mp4")
+    )
     assert large.reason == "file_too_large"
 
 
@@ -91,7 +107,8 @@ def test_webvid(tmp_path, encoded):
     (tmp_path / "videos" / "000001_000050" / "1066674784.mp4").write_bytes(encoded)
     lines = [
         "videoid,contentUrl,duration,page_dir,name",
-        '1066674784,https://ak.org/1066674784/preview/1.mp4,PT00H00M05S,000001_000050,"Dog, running"',
+        '1066674784,https://ak.org/1066674784/preview/1.mp4,PT00H00M05S,000001_000050,"Dog, '
+        'running"',
         "21179416,https://ak.org/21179416/preview/2.mp4,PT00H00M11S,006001_006050,Missing video",
         "3,https://ak.org/3.mp4,PT00H00M11S,../../etc,Bad directory",
         "4,https://ak.org/4.mp4,PT00H00M11S,000001_000050",
@@ -128,7 +145,11 @@ def test_hdvila_clips_as_files_or_cut_from_the_video(tmp_path, encoded):
     ]
     lines = [
         {"video_id": "X", "url": "https://video.org/watch?v=X", "clip": clips},
-        {"video_id": "Y", "url": "https://video.org/watch?v=Y", "clip": [clips[0] | {"clip_id": "Y.1.mp4"}]},
+        {
+            "video_id": "Y",
+            "url": "https://video.org/watch?v=Y",
+            "clip": [clips[0] | {"clip_id": "Y.1.mp4"}],
+        },
         {"video_id": "Z", "url": "https://video.org/watch?v=Z", "clip": "none"},
     ]
     file = tmp_path / "hdvila.jsonl"
@@ -163,7 +184,11 @@ def test_table_of_paths_and_captions(tmp_path, encoded):
 
 def test_tars(tmp_path, encoded):
     with tarfile.open(tmp_path / "0.tar", "w") as tar:
-        members = {"a.mp4": encoded, "a.txt": b"A dog.", "a.json": b'{"url": "https://a.org/1", "status": "success"}'}
+        members = {
+            "a.mp4": encoded,
+            "a.txt": b"A dog.",
+            "a.json": b'{"url": "https://a.org/1", "status": "success"}',
+        }
         for name, content in (members | {"b.txt": b"No video."}).items():
             info = tarfile.TarInfo(name)
             info.size = len(content)

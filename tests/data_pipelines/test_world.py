@@ -1,4 +1,7 @@
-"""The synthetic world on disk: counts, determinism, and the cheats that must not be possible (the records are scanned)."""
+"""The synthetic world on disk.
+
+Counts, determinism, and the cheats that must not be possible (the records are scanned).
+"""
 
 import json
 import re
@@ -63,7 +66,11 @@ def test_counts_are_as_asked(records):
 
 def test_test_pictures_are_in_no_training_record(records):
     held_back = {
-        image for (_, split), found in records.items() if split == "test" for r in found for image in images(r)
+        image
+        for (_, split), found in records.items()
+        if split == "test"
+        for r in found
+        for image in images(r)
     }
     assert len(held_back) >= 384
     for name in WITH_IMAGES:
@@ -73,14 +80,25 @@ def test_test_pictures_are_in_no_training_record(records):
 
 
 def test_training_pictures_come_from_the_training_pools(records):
-    """Every picture of a page or pair is one of `captions`, whose metadata name its pool; the pools have seeds of their own."""
-    pools = {record.image: json.loads(record.metadata)["id"].split("/")[0] for record in records["captions", "train"]}
+    """Every picture of a page or pair is one of `captions`, whose metadata name its pool.
+
+    The pools have seeds of their own.
+    """
+    pools = {
+        record.image: json.loads(record.metadata)["id"].split("/")[0]
+        for record in records["captions", "train"]
+    }
     assert set(pools.values()) == {"train_one", "train_two"}
     used = {
-        pools[image] for name in ("pages", "pairs") for record in records[name, "train"] for image in images(record)
+        pools[image]
+        for name in ("pages", "pairs")
+        for record in records[name, "train"]
+        for image in images(record)
     }
     assert used == {"train_one", "train_two"}
-    in_test = {json.loads(record.metadata)["id"].split("/")[0] for record in records["test_images", "test"]}
+    in_test = {
+        json.loads(record.metadata)["id"].split("/")[0] for record in records["test_images", "test"]
+    }
     assert in_test == {"test_one", "test_two", "test_held_out"}
 
 
@@ -100,7 +118,10 @@ def test_new_names_are_in_no_record_with_images(records):
 
 
 def test_held_out_pairs_are_in_no_training_record(records):
-    """Neither named in any text, nor shown: the metadata of pictures give their attributes, and pages show pictures of `captions`."""
+    """Neither named in any text, nor shown.
+
+    The metadata of pictures give their attributes, and pages show pictures of `captions`.
+    """
     named = {
         pair
         for (name, split), found in records.items()
@@ -114,7 +135,9 @@ def test_held_out_pairs_are_in_no_training_record(records):
     for name in ("captions", "pairs", "videos"):
         for record in records[name, "train"]:
             for thing in json.loads(record.metadata)["objects"]:
-                assert not scenes.is_held_out(COLOURS.index(thing["colour"]), SHAPES.index(thing["shape"]))
+                assert not scenes.is_held_out(
+                    COLOURS.index(thing["colour"]), SHAPES.index(thing["shape"])
+                )
 
 
 def test_held_out_pictures_show_held_out_pairs_alone(records):
@@ -122,16 +145,23 @@ def test_held_out_pictures_show_held_out_pairs_alone(records):
     for record in records["test_images", "test"]:
         metadata = json.loads(record.metadata)
         held_out = [
-            scenes.is_held_out(COLOURS.index(o["colour"]), SHAPES.index(o["shape"])) for o in metadata["objects"]
+            scenes.is_held_out(COLOURS.index(o["colour"]), SHAPES.index(o["shape"]))
+            for o in metadata["objects"]
         ]
         assert all(held_out) if metadata["id"].startswith("test_held_out/") else not any(held_out)
         kinds[held_out[0]] += 1
-    assert kinds == {True: REQUEST.size.test_held_out, False: REQUEST.size.test_one + REQUEST.size.test_two}
+    assert kinds == {
+        True: REQUEST.size.test_held_out,
+        False: REQUEST.size.test_one + REQUEST.size.test_two,
+    }
 
 
 def test_metadata_agree_with_captions(records):
     for record in records["captions", "train"]:
-        described = [f"a {o['size']} {o['colour']} {o['shape']}" for o in json.loads(record.metadata)["objects"]]
+        described = [
+            f"a {o['size']} {o['colour']} {o['shape']}"
+            for o in json.loads(record.metadata)["objects"]
+        ]
         assert record.text == " and ".join(described)
 
 
@@ -139,7 +169,14 @@ def test_same_request_gives_the_same_records(records, tmp_path):
     small = world.WorldRequest(
         seed=1,
         size=world.WorldSize(
-            **{**vars(REQUEST.size), "pages": 5, "documents": 5, "pairs": 5, "videos": 1, "held_back": 3}
+            **{
+                **vars(REQUEST.size),
+                "pages": 5,
+                "documents": 5,
+                "pairs": 5,
+                "videos": 1,
+                "held_back": 3,
+            }
         ),
     )
     world.build(small, epath.Path(tmp_path))
@@ -161,7 +198,9 @@ def test_other_seed_gives_another_world(records):
 
 
 def test_mixes_decide_the_kinds_of_pages():
-    request = world.WorldRequest(size=REQUEST.size, page_mix=world.PageMix(binding=0.0, format=1.0, qa=0.0))
+    request = world.WorldRequest(
+        size=REQUEST.size, page_mix=world.PageMix(binding=0.0, format=1.0, qa=0.0)
+    )
     pages = world.datasets(request)["pages"][1]["train"]()
     assert all(text.startswith("output :") for _ in range(20) for text in next(pages).texts)
 
@@ -175,7 +214,8 @@ def test_world_json_tells_the_world(directory):
 
 
 @pytest.mark.parametrize(
-    ("field", "value", "message"), [("pages", 0, "pages is 0"), ("album", 257, "album=257 is more than one=256")]
+    ("field", "value", "message"),
+    [("pages", 0, "pages is 0"), ("album", 257, "album=257 is more than one=256")],
 )
 def test_impossible_sizes_are_refused(field, value, message):
     with pytest.raises(ValueError, match=message):

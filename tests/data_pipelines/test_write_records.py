@@ -7,7 +7,10 @@ from flamingo_jax.data.schema import RECORDS, Document, ImageText, InterleavedPa
 from flamingo_jax.data.sources import Source
 
 RECORDS_OF = {
-    "interleaved_page": [InterleavedPage(("a", b"\x00png", "b"), "{}"), InterleavedPage((b"\xff", b"\x01", "c"))],
+    "interleaved_page": [
+        InterleavedPage(("a", b"\x00png", "b"), "{}"),
+        InterleavedPage((b"\xff", b"\x01", "c")),
+    ],
     "image_text": [ImageText(b"\x00\xff", "ein Bär", '{"id": 1}'), ImageText(b"", "")],
     "video_text": [VideoText((b"1", b"22"), "two", fps=2.0), VideoText((), "none", video=b"mp4")],
     "document": [Document("first"), Document("second\nline", "{}")],
@@ -17,7 +20,9 @@ RECORDS_OF = {
 @pytest.mark.parametrize("kind", RECORDS)
 def test_records_of_every_kind_come_back_in_order(kind, tmp_path):
     records = RECORDS_OF[kind]
-    counts = write_records(tmp_path / "set", kind, {"train": lambda: iter(records * 3), "test": lambda: records[:1]})
+    counts = write_records(
+        tmp_path / "set", kind, {"train": lambda: iter(records * 3), "test": lambda: records[:1]}
+    )
     assert counts == {"train": 6, "test": 1}
     train = Source(tmp_path / "set", "train")
     assert train.kind == kind
@@ -52,14 +57,20 @@ def test_existing_directory_is_refused(tmp_path):
 
 
 def test_wrong_kind_is_refused(tmp_path):
-    with pytest.raises(TypeError, match="Record 1 of this file: got a ImageText, expected Document"):
-        write_records(tmp_path / "set", "document", {"train": lambda: [Document("x"), ImageText(b"", "")]})
+    with pytest.raises(
+        TypeError, match="Record 1 of this file: got a ImageText, expected Document"
+    ):
+        write_records(
+            tmp_path / "set", "document", {"train": lambda: [Document("x"), ImageText(b"", "")]}
+        )
     assert not list(tmp_path.iterdir())
 
 
 def test_empty_split_is_refused(tmp_path):
     with pytest.raises(ValueError, match="split 'test' has no records"):
-        write_records(tmp_path / "set", "document", {"train": lambda: [Document("x")], "test": list})
+        write_records(
+            tmp_path / "set", "document", {"train": lambda: [Document("x")], "test": list}
+        )
     assert not list(tmp_path.iterdir())
 
 

@@ -1,8 +1,11 @@
-"""One training step of a small Flamingo on any mesh; `python -m tests.distributed.meshes OUT.npz 1 1 16` writes what it gives.
+"""One training step of a small Flamingo on any mesh.
 
-The model is as the 80B run has it (relative positions, fused projections, remat "projections", a cross-attention layer before every
-second block) with sizes of two kinds: what the model axis splits is a multiple of 16, and every weight of a block is a multiple of 25
-numbers, which no activation is. So a compiled step shows by its shapes alone whether it gathers a weight.
+`python -m tests.distributed.meshes OUT.npz 1 1 16` writes what it gives.
+
+The model is as the 80B run has it (relative positions, fused projections, remat "projections", a
+cross-attention layer before every second block) with sizes of two kinds: what the model axis splits
+is a multiple of 16, and every weight of a block is a multiple of 25 numbers, which no activation
+is. So a compiled step shows by its shapes alone whether it gathers a weight.
 """
 
 import dataclasses
@@ -30,7 +33,8 @@ from tests.training import small
 WIDTH, HEADS, HEAD_SIZE = 40, 16, 5
 WEIGHT_FACTOR = 25  # WIDTH * HEAD_SIZE and WIDTH * WIDTH are multiples of it
 WEIGHTS = {"pages": 1.0, "pairs": 0.5}
-RATE, EPSILON = 1e-2, 1e-3  # of AdamW: an error e of a gradient moves a weight by at most RATE / EPSILON * e
+# of AdamW: an error e of a gradient moves a weight by at most RATE / EPSILON * e
+RATE, EPSILON = 1e-2, 1e-3
 _QUICK = {
     "xla_backend_optimization_level": 0,
     "xla_llvm_disable_expensive_passes": True,
@@ -42,8 +46,12 @@ MOST_SHARDS = 8  # of the batch, on the meshes of the tests
 def run_config(mesh: MeshConfig, **changes: Any) -> TrainConfig:
     """Returns the run, resolved; `changes`: of its fields."""
     described = small.get_config("flamingo")
-    described.model.lm.update(num_layers=4, width=WIDTH, num_heads=HEADS, head_dim=HEAD_SIZE, vocab_multiple=5 * HEADS)
-    described.model.lm.update(norm="rms", position="relative", mlp_bias=True, qkv_conv_width=0, remat="projections")
+    described.model.lm.update(
+        num_layers=4, width=WIDTH, num_heads=HEADS, head_dim=HEAD_SIZE, vocab_multiple=5 * HEADS
+    )
+    described.model.lm.update(
+        norm="rms", position="relative", mlp_bias=True, qkv_conv_width=0, remat="projections"
+    )
     described.model.xattn.update(every=2, head_dim=HEAD_SIZE)
     described.optimizer.update(learning_rate=RATE, warmup_steps=0, eps=EPSILON)
     for name, weight in WEIGHTS.items():
@@ -53,13 +61,17 @@ def run_config(mesh: MeshConfig, **changes: Any) -> TrainConfig:
 
 
 def batches(num_shards: int) -> dict[str, schema.Batch]:
-    """Returns the same rows for any number of data shards: 16, which divide over all chips of every mesh, and 8, which do not over 16."""
+    """Returns the same rows for any number of data shards.
+
+    16, which divide over all chips of every mesh, and 8, which do not over 16.
+    """
     made = {
         "pages": small.batch(rows=16, length=16, images=2, seed=10, num_shards=MOST_SHARDS),
         "pairs": small.batch(rows=8, length=16, images=1, seed=11, num_shards=MOST_SHARDS),
     }
     for name, batch in made.items():
-        batch.tokens[::2, 3], batch.tokens[::3, 5] = small.VOCABULARY, small.VOCABULARY + 1  # the new tokens
+        # the new tokens
+        batch.tokens[::2, 3], batch.tokens[::3, 5] = small.VOCABULARY, small.VOCABULARY + 1
         rows = np.arange(len(batch.tokens))[:, None]
         pool = len(batch.frames)
         place = batch.media_slot + rows * MOST_SHARDS // len(batch.tokens) * (pool // MOST_SHARDS)
@@ -79,12 +91,17 @@ class Ran:
     @property
     def gradients(self) -> dict[str, np.ndarray]:
         """The sum over the datasets, before the clip."""
-        return {path: np.asarray(leaf) for path, leaf in trees.flatten(self.state.opt_state[0].trace).items()}
+        return {
+            path: np.asarray(leaf)
+            for path, leaf in trees.flatten(self.state.opt_state[0].trace).items()
+        }
 
     @property
     def weights(self) -> dict[str, np.ndarray]:
         """The trained weights, after the update."""
-        return {path: np.asarray(leaf) for path, leaf in trees.flatten(self.state.trainable).items()}
+        return {
+            path: np.asarray(leaf) for path, leaf in trees.flatten(self.state.trainable).items()
+        }
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,7 +115,10 @@ class Step:
 
     @functools.cached_property
     def compiled(self) -> Any:
-        """Compiled in less than half the time: how it is partitioned is not touched, what makes the code of a CPU fast is left out."""
+        """Compiled in less than half the time.
+
+        How it is partitioned is not touched, what makes the code of a CPU fast is left out.
+        """
         return self.lowered.compile(_QUICK)
 
     @functools.cached_property
@@ -114,7 +134,10 @@ class Step:
         return Ran(after, jax.device_get(metrics))
 
     def birth(self) -> Any:
-        """Returns the state at birth, as numpy, but with open gates: shut ones would hide all but themselves in the first update."""
+        """Returns the state at birth, as numpy, but with open gates.
+
+        Shut ones would hide all but themselves in the first update.
+        """
         state = jax.tree.map(np.asarray, self.prepared.plan.init(jax.random.key(1)))
         opened = {
             path: np.full_like(leaf, 0.5) if path.endswith("_gate") else leaf
@@ -152,7 +175,9 @@ def step_on(
         prepared = run.prepare(config, mesh)
     rows = made(num_batch_shards(mesh))
     read = {name: rows[name] for name in datasets}
-    return Step(mesh, prepared, read, prepared.step.lower(prepared.plan.abstract, read, jax.random.key(2)))
+    return Step(
+        mesh, prepared, read, prepared.step.lower(prepared.plan.abstract, read, jax.random.key(2))
+    )
 
 
 @functools.cache
@@ -172,7 +197,10 @@ def report(path: str, *sizes: int) -> None:
         "weights": ran.weights,
         "metrics": ran.metrics,
     }
-    np.savez(path, **{f"{part}:{name}": leaf for part, tree in parts.items() for name, leaf in tree.items()})
+    np.savez(
+        path,
+        **{f"{part}:{name}": leaf for part, tree in parts.items() for name, leaf in tree.items()},
+    )
 
 
 if __name__ == "__main__":

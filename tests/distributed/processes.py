@@ -12,7 +12,12 @@ PATIENCE = 240  # seconds; far more than any of them takes
 
 
 def start_processes(
-    arguments: list[str], *, count: int, devices: int = 1, cwd: pathlib.Path = ROOT, different: dict | None = None
+    arguments: list[str],
+    *,
+    count: int,
+    devices: int = 1,
+    cwd: pathlib.Path = ROOT,
+    different: dict | None = None,
 ) -> list[subprocess.Popen]:
     """Starts this Python `count` times with the same arguments, each with `devices` devices.
 
@@ -30,7 +35,8 @@ def start_processes(
         **os.environ,
         "PYTHONPATH": str(ROOT),
         "XLA_FLAGS": f"{BASE_XLA_FLAGS} --xla_force_host_platform_device_count={devices}",
-        "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",  # what takes time here is compilation, in each of them
+        # what takes time here is compilation, in each of them
+        "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
         "JAX_COORDINATOR_ADDRESS": f"localhost:{port}",
         "JAX_NUM_PROCESSES": str(count),
     }
@@ -62,5 +68,7 @@ def run_processes(arguments: list[str], *, count: int, **settings) -> list[str]:
     """Runs processes to their end, which must be a good one; returns what each wrote to stdout."""
     ended = finish(start_processes(arguments, count=count, **settings))
     for index, (status, output, error) in enumerate(ended):
-        assert status == 0, f"process {index} ended with {status}\n{output[-2000:]}\n{error[-4000:]}"
+        assert status == 0, (
+            f"process {index} ended with {status}\n{output[-2000:]}\n{error[-4000:]}"
+        )
     return [output for _, output, _ in ended]

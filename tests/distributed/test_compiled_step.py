@@ -1,4 +1,6 @@
-"""What the compiled step says of itself: which weights cross the mesh, and in which dtypes it computes (DESIGN: Mesh, 6; paper, B.1.2).
+"""What the compiled step says of itself.
+
+Which weights cross the mesh, and in which dtypes it computes (DESIGN: Mesh, 6; paper, B.1.2).
 
 A weight that the model axis splits is told by its size: a multiple of 25 numbers (`meshes`).
 """
@@ -23,7 +25,10 @@ AXES = ("replica", "data", "model")
 
 
 class Gather(NamedTuple):
-    """An array that an all-gather makes: its shape, the mesh axes that it runs along, the loops that it stands in."""
+    """An array that an all-gather makes.
+
+    Its shape, the mesh axes that it runs along, the loops that it stands in.
+    """
 
     shape: tuple[int, ...]
     axes: tuple[str, ...]
@@ -43,7 +48,9 @@ def gathers(text, sizes):
     def walk(computation, depth):
         for instruction in computation:
             if instruction.opcode in ("all-gather", "all-gather-start"):
-                members = places[device_groups(instruction.attribute("replica_groups"), len(places))]
+                members = places[
+                    device_groups(instruction.attribute("replica_groups"), len(places))
+                ]
                 differ = (members != members[:, :1]).any(axis=(0, 1))
                 axes = tuple(name for name, differs in zip(AXES, differ, strict=True) if differs)
                 for _, shape in hlo.leaves(instruction.type):
@@ -61,12 +68,17 @@ def found():
 
 
 def test_no_weight_crosses_the_model_axis_and_none_moves_inside_a_loop(found):
-    wrong = [gather for gather in found if gather.is_weight and ("model" in gather.axes or gather.depth)]
+    wrong = [
+        gather for gather in found if gather.is_weight and ("model" in gather.axes or gather.depth)
+    ]
     assert not wrong, "\n".join(map(str, wrong))
 
 
 def test_loops_gather_over_the_model_axis_alone(found):
-    """Gradients are formed from a chip's own tokens, and reduced; no chip sees the activations of other rows of the batch."""
+    """Gradients are formed from a chip's own tokens, and reduced.
+
+    No chip sees the activations of other rows of the batch.
+    """
     wrong = [gather for gather in found if gather.depth and gather.axes != ("model",)]
     assert not wrong, "\n".join(map(str, wrong))
 
@@ -76,19 +88,29 @@ def test_every_weight_is_gathered_once_along_data(found):
     plan = meshes.step_on(*SIZES).prepared.plan
     leaves, shardings = trees.flatten(plan.abstract.trainable), trees.flatten(plan.gathered)
     local = {path: shardings[path].shard_shape(leaf.shape) for path, leaf in leaves.items()}
-    expected = collections.Counter(s for s in local.values() if math.prod(s) % meshes.WEIGHT_FACTOR == 0)
+    expected = collections.Counter(
+        s for s in local.values() if math.prod(s) % meshes.WEIGHT_FACTOR == 0
+    )
     assert sum(expected.values()) == 6  # query, key, value, out, up, down
     moved = [gather for gather in found if gather.is_weight]
     assert collections.Counter(gather.shape for gather in moved) == expected
-    assert {(gather.axes, gather.name) for gather in moved} == {(("data",), "jit(step)/optimizer/sharding_constraint")}
+    assert {(gather.axes, gather.name) for gather in moved} == {
+        (("data",), "jit(step)/optimizer/sharding_constraint")
+    }
 
 
 def test_the_trap_would_be_seen(monkeypatch):
     """With the residual stream alone on sequence shards, blocks gather weights over the model axis in every layer (DESIGN, 6)."""
     place = Layout.activation
-    monkeypatch.setattr(Layout, "activation", lambda self, x, axes: place(self, x, axes) if axes[0] == "rows" else x)
+    monkeypatch.setattr(
+        Layout, "activation", lambda self, x, axes: place(self, x, axes) if axes[0] == "rows" else x
+    )
     step = meshes.step_on.__wrapped__(*SIZES, datasets=("pairs",))
-    trapped = [gather for gather in gathers(step.compiled.as_text(), SIZES) if gather.is_weight and gather.depth]
+    trapped = [
+        gather
+        for gather in gathers(step.compiled.as_text(), SIZES)
+        if gather.is_weight and gather.depth
+    ]
     assert any(gather.axes == ("model",) for gather in trapped)
 
 
@@ -97,15 +119,24 @@ Operation = collections.namedtuple("Operation", ("kind", "operands", "results", 
 
 @pytest.fixture(scope="module")
 def operations():
-    """Every operation of the step in bfloat16 as it is handed to the compiler: its kind, the dtypes, where it comes from."""
+    """Every operation of the step in bfloat16 as it is handed to the compiler.
+
+    Its kind, the dtypes, where it comes from.
+    """
     module, found = meshes.step_on(*SIZES, compute="bfloat16").lowered.compiler_ir("stablehlo"), []
 
     def dtypes(values):
-        return tuple(str(v.type.element_type) for v in values if isinstance(v.type, ir.RankedTensorType))
+        return tuple(
+            str(v.type.element_type) for v in values if isinstance(v.type, ir.RankedTensorType)
+        )
 
     def visit(operation):
         kind = operation.name.removeprefix("stablehlo.")
-        found.append(Operation(kind, dtypes(operation.operands), dtypes(operation.results), str(operation.location)))
+        found.append(
+            Operation(
+                kind, dtypes(operation.operands), dtypes(operation.results), str(operation.location)
+            )
+        )
         return ir.WalkResult.ADVANCE
 
     with module.context:
@@ -114,17 +145,34 @@ def operations():
 
 
 def test_no_matrix_product_is_float32(operations):
-    """Nor is its gradient: what is summed in float32 (scores, logits) has bfloat16 operands, both ways."""
-    products = [operation for operation in operations if operation.kind in ("dot_general", "convolution")]
+    """Nor is its gradient.
+
+    What is summed in float32 (scores, logits) has bfloat16 operands, both ways.
+    """
+    products = [
+        operation for operation in operations if operation.kind in ("dot_general", "convolution")
+    ]
     assert len(products) > 50
     wrong = [operation for operation in products if set(operation.operands) != {"bf16"}]
-    assert not wrong, "\n".join(f"{operation.operands} {operation.place[:160]}" for operation in wrong)
+    assert not wrong, "\n".join(
+        f"{operation.operands} {operation.place[:160]}" for operation in wrong
+    )
 
 
 @pytest.mark.parametrize(
     ("kind", "where"),
     [
-        ("rsqrt", ("query_norm", "mlp_norm", "attention_norm", "final_norm", "latents_norm", "media_norm")),
+        (
+            "rsqrt",
+            (
+                "query_norm",
+                "mlp_norm",
+                "attention_norm",
+                "final_norm",
+                "latents_norm",
+                "media_norm",
+            ),
+        ),
         (
             "exponential",
             ("attention/exp", "_attend/block/exp", "token_losses)/flamingo/exp"),
@@ -138,14 +186,18 @@ def test_norms_softmaxes_loss_and_moments_are_float32(operations, kind, where):
     found = [operation for operation in operations if operation.kind == kind]
     for place in where:
         assert any(place in operation.place for operation in found), f"no {kind} at {place}"
-    wrong = [operation for operation in found if set(operation.operands + operation.results) != {"f32"}]
+    wrong = [
+        operation for operation in found if set(operation.operands + operation.results) != {"f32"}
+    ]
     assert not wrong, "\n".join(operation.place[:160] for operation in wrong)
 
 
 def test_scores_and_logits_are_summed_in_float32(operations):
     for letters in ("blghk,bsgk->bghls", "blhk,shk->bhls", "btd,vd->btv", "btd,nd->btn"):
         forward = [
-            o for o in operations if o.kind == "dot_general" and letters in o.place and "transpose" not in o.place
+            o
+            for o in operations
+            if o.kind == "dot_general" and letters in o.place and "transpose" not in o.place
         ]
         assert any(operation.results == ("f32",) for operation in forward), letters
 
@@ -156,8 +208,11 @@ def test_what_the_optimizer_holds_is_float32_and_what_is_frozen_is_not():
     assert {leaf.dtype for leaf in jax.tree.leaves(state.frozen)} == {np.dtype("bfloat16")}
     assert {leaf.dtype for leaf in jax.tree.leaves(state.trainable)} == {np.dtype("float32")}
     kept, adam, *_ = state.opt_state[0], state.opt_state[1][1]
-    for tree in (kept.trace, adam.mu, adam.nu):  # the gradients' sum over the datasets, and the moments
+    # the gradients' sum over the datasets, and the moments
+    for tree in (kept.trace, adam.mu, adam.nu):
         assert {leaf.dtype for leaf in jax.tree.leaves(tree)} == {np.dtype("float32")}
     out, metrics = step.lowered.out_info
-    assert jax.tree.map(lambda leaf: leaf.dtype, out) == jax.tree.map(lambda leaf: leaf.dtype, state)
+    assert jax.tree.map(lambda leaf: leaf.dtype, out) == jax.tree.map(
+        lambda leaf: leaf.dtype, state
+    )
     assert {leaf.dtype for leaf in jax.tree.leaves(metrics)} == {np.dtype("float32")}

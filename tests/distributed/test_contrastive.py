@@ -1,4 +1,7 @@
-"""The contrastive step on meshes: the loss is over the whole batch wherever its rows lie, and no chip holds all similarities."""
+"""The contrastive step on meshes.
+
+The loss is over the whole batch wherever its rows lie, and no chip holds all similarities.
+"""
 
 import functools
 from unittest import mock
@@ -44,7 +47,9 @@ def step_on(sizes, chunk=0, mixing="accumulate"):
     config = from_dict(TrainConfig, described).resolved(small.VOCABULARY)
     mesh = make_mesh(MeshConfig(*sizes), jax.devices()[: int(np.prod(sizes))])
     with mock.patch.object(
-        run.optimizer, "make_optimizer", lambda *args: optax.chain(optax.trace(decay=0.0), make_optimizer(*args))
+        run.optimizer,
+        "make_optimizer",
+        lambda *args: optax.chain(optax.trace(decay=0.0), make_optimizer(*args)),
     ):
         prepared = run.prepare(config, mesh)
     batches = {
@@ -60,7 +65,12 @@ def step_on(sizes, chunk=0, mixing="accumulate"):
     after, metrics = compiled(state, placed, key)
     gradients = trees.flatten(after.opt_state[0].trace)
     weights = trees.flatten(after.trainable)
-    return jax.device_get(gradients), jax.device_get(metrics), jax.device_get(weights), compiled.as_text()
+    return (
+        jax.device_get(gradients),
+        jax.device_get(metrics),
+        jax.device_get(weights),
+        compiled.as_text(),
+    )
 
 
 @pytest.mark.parametrize(
@@ -74,16 +84,22 @@ def step_on(sizes, chunk=0, mixing="accumulate"):
     ids=str,
 )
 def test_the_loss_is_over_the_global_batch(sizes, chunk, mixing):
-    """Losses and gradients of eight devices, in chunks or not, are those of one: 1e-5, float32 sums in another order."""
+    """Losses and gradients of eight devices, in chunks or not, are those of one.
+
+    1e-5, float32 sums in another order.
+    """
     gradients, metrics, weights, _ = step_on(sizes, chunk, mixing)
     expected, its_metrics, its_weights, _ = step_on(ONE, 0, mixing)
     assert set(metrics) == set(its_metrics)
     for name, number in its_metrics.items():
         np.testing.assert_allclose(metrics[name], number, rtol=1e-5, atol=1e-7, err_msg=name)
     for path, leaf in expected.items():
-        error = 1e-5 * np.abs(leaf).max() + 1e-7  # the bias of the keys has no gradient but rounding
+        # the bias of the keys has no gradient but rounding
+        error = 1e-5 * np.abs(leaf).max() + 1e-7
         np.testing.assert_allclose(gradients[path], leaf, rtol=0, atol=error, err_msg=path)
-        np.testing.assert_allclose(weights[path], its_weights[path], rtol=1e-6, atol=1e-2 / 1e-3 * error + 1e-7)
+        np.testing.assert_allclose(
+            weights[path], its_weights[path], rtol=1e-6, atol=1e-2 / 1e-3 * error + 1e-7
+        )
 
 
 def wholes(text, rows):
@@ -92,13 +108,20 @@ def wholes(text, rows):
     for computation in hlo.parse(text).computations.values():
         for instruction in computation:
             shapes = [shape for _, shape in hlo.leaves(instruction.type)]
-            found += [f"{instruction.name} {shape}" for shape in shapes if sorted(shape)[-2:] == [rows, rows]]
+            found += [
+                f"{instruction.name} {shape}"
+                for shape in shapes
+                if sorted(shape)[-2:] == [rows, rows]
+            ]
     return found
 
 
 @pytest.mark.parametrize(("sizes", "chunk"), [((1, 8, 1), 0), ((2, 2, 2), 3)], ids=str)
 def test_no_chip_holds_all_similarities(sizes, chunk):
-    """At 16,384 they would be a GiB of float32, several times over; each chip has the rows of its own texts."""
+    """At 16,384 they would be a GiB of float32, several times over.
+
+    Each chip has the rows of its own texts.
+    """
     text = step_on(sizes, chunk)[3]
     assert not wholes(text, ROWS)
     assert wholes(step_on(ONE)[3], ROWS), "this would be seen"

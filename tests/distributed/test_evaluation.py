@@ -1,4 +1,7 @@
-"""Few-shot evaluation in two processes, each with a disk of its own: what the first one has finished counts for both."""
+"""Few-shot evaluation in two processes, each with a disk of its own.
+
+What the first one has finished counts for both.
+"""
 
 import json
 
@@ -36,7 +39,9 @@ def evaluated(model, place, n):
         Settings(selection="rices", num_support=6),
         Rices(VisionEncoder.of(model), place / "features"),
     )
-    (result,) = evaluate_all(model, [task], [2], n=n, seed=1, batch_size=4, journals=place / "predictions")
+    (result,) = evaluate_all(
+        model, [task], [2], n=n, seed=1, batch_size=4, journals=place / "predictions"
+    )
     supports = [episode.support_ids for episode in task.episodes(2, n, 1)]
     return [supports, [prediction.scores for prediction in result.predictions]]
 
@@ -44,7 +49,10 @@ def evaluated(model, place, n):
 @pytest.mark.slow
 def test_two_processes_give_what_one_gives(tmp_path):
     """The same supports; scores to 1e-4, since float32 sums run in another order."""
-    found = [json.loads(text.splitlines()[-1]) for text in run_processes(["-c", PROGRAM, str(tmp_path)], count=2)]
+    found = [
+        json.loads(text.splitlines()[-1])
+        for text in run_processes(["-c", PROGRAM, str(tmp_path)], count=2)
+    ]
     (first, files), (second, others) = found
     assert first == second
     assert "features" in files and "predictions" in files and others == ["tokenizer.model"]

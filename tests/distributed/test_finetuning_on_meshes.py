@@ -1,7 +1,8 @@
 """A step that trains the vision encoder too, with adaptive clipping and a rate of its own, is the same on every mesh (paper, B.1.3, B.2.2).
 
-The clip's norms are sums over parts that lie on different chips, and so is ZeRO-1's share of the encoder's masters. Bounds as in
-test_step_on_meshes.py; the encoder's clipped gradient is smaller than the gradient, and so is its error.
+The clip's norms are sums over parts that lie on different chips, and so is ZeRO-1's share of the
+encoder's masters. Bounds as in test_step_on_meshes.py; the encoder's clipped gradient is smaller
+than the gradient, and so is its error.
 """
 
 import dataclasses
@@ -21,17 +22,26 @@ VISION_RATE, AGC = meshes.RATE / 4, 0.01
 
 
 def changes():
-    """Two blocks in the encoder, one of which is dropped for some images: the same ones on every mesh."""
+    """Two blocks in the encoder, one of which is dropped for some images.
+
+    The same ones on every mesh.
+    """
     run = meshes.run_config(MeshConfig())
     vision = dataclasses.replace(run.model.vision, depths=(2,), stochastic_depth=0.8)
-    optimizer = dataclasses.replace(run.optimizer, vision=VisionOptimizerConfig(learning_rate=VISION_RATE, agc=AGC))
-    lm = dataclasses.replace(run.model.lm, num_layers=2, position="learned", remat="none")  # quickly compiled
+    optimizer = dataclasses.replace(
+        run.optimizer, vision=VisionOptimizerConfig(learning_rate=VISION_RATE, agc=AGC)
+    )
+    # quickly compiled
+    lm = dataclasses.replace(run.model.lm, num_layers=2, position="learned", remat="none")
     model = dataclasses.replace(run.model, vision=vision, lm=lm)
     return ("model", model), ("unfrozen", ("vision",)), ("optimizer", optimizer)
 
 
 def few_images(num_shards):
-    """Four, fewer than the chips of the mesh: those of a model group encode the same ones, as in a fine-tuning batch of 8."""
+    """Four, fewer than the chips of the mesh.
+
+    Those of a model group encode the same ones, as in a fine-tuning batch of 8.
+    """
     return {"pairs": small.batch(rows=4, length=16, images=1, seed=11, num_shards=num_shards)}
 
 
@@ -50,18 +60,25 @@ def reference(born):
     return step_on(1, 1, 1).run(born)
 
 
-@pytest.mark.parametrize("zero", [True, pytest.param(False, marks=pytest.mark.slow)], ids=["zero", "whole"])
+@pytest.mark.parametrize(
+    "zero", [True, pytest.param(False, marks=pytest.mark.slow)], ids=["zero", "whole"]
+)
 def test_a_finetuning_step_is_the_same_on_eight_devices(born, reference, zero):
     ran = step_on(1, 2, 4, zero=zero).run(born)
     assert_same_step(ran.gradients, ran.weights, ran.metrics, reference)
     held = [
-        part(leaf) for path, leaf in trees.flatten(ran.state.trainable).items() if "vision" in path and leaf.size > 99
+        part(leaf)
+        for path, leaf in trees.flatten(ran.state.trainable).items()
+        if "vision" in path and leaf.size > 99
     ]
     assert set(held) == ({1 / 8, 1 / 2} if zero else {1})  # three colours are split over data alone
 
 
 def test_the_encoder_is_clipped_and_moves_by_its_own_rate(born, reference):
-    """Without this, equal steps would say little. A first update is rate * g / (|g| + eps), g after the clip."""
+    """Without this, equal steps would say little.
+
+    A first update is rate * g / (|g| + eps), g after the clip.
+    """
     before = trees.flatten(jax.tree.map(np.asarray, born.trainable))
     clipped = moved = 0
     for path, gradient in reference.gradients.items():

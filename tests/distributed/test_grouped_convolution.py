@@ -1,4 +1,7 @@
-"""The gradient of a convolution in groups, of images that some chips hold alike: XLA's partitioner has a fault there."""
+"""The gradient of a convolution in groups, of images that some chips hold alike.
+
+XLA's partitioner has a fault there.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -36,8 +39,11 @@ def gradients(images, convolve, layout):
 @pytest.mark.parametrize("images", [4, 8])
 @pytest.mark.parametrize("stride", [1, 2])
 def test_gradient_is_that_of_one_device(images, stride):
-    """4 images on (1, 4, 2) are on two chips each, 8 on one. 1e-5: float32 sums of 1e2 terms in another order."""
-    convolve = lambda x, w: conv.convolve(x, w, stride=stride, groups=2)  # noqa: E731
+    """4 images on (1, 4, 2) are on two chips each, 8 on one. 1e-5.
+
+    Float32 sums of 1e2 terms in another order.
+    """
+    convolve = lambda x, w: conv.convolve(x, w, stride=stride, groups=2)
     found, expected = gradients(images, convolve, Layout(MESH))
     for ours, theirs in zip(found, expected, strict=True):
         np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-5 * np.abs(theirs).max())
@@ -45,11 +51,18 @@ def test_gradient_is_that_of_one_device(images, stride):
 
 def test_the_fault_is_still_there():
     """When this fails, XLA is mended, and `conv._grouped` can go."""
-    (_, doubled), (_, expected) = gradients(4, lambda x, w: conv._convolve(x, w, 1, 2), Layout(MESH))
+    (_, doubled), (_, expected) = gradients(
+        4, lambda x, w: conv._convolve(x, w, 1, 2), Layout(MESH)
+    )
     np.testing.assert_allclose(doubled, 2 * expected, rtol=0, atol=1e-4 * np.abs(expected).max())
 
 
 def test_images_are_spread_where_they_divide_over_all_chips():
     assert is_spread(3, "images")  # no layout: one chip
     with with_layout(Layout(MESH)):
-        assert [is_spread(images, "images") for images in (4, 8, 12, 16)] == [False, True, False, True]
+        assert [is_spread(images, "images") for images in (4, 8, 12, 16)] == [
+            False,
+            True,
+            False,
+            True,
+        ]

@@ -1,7 +1,10 @@
-"""OpenFlamingo and IDEFICS on eight chips: a step of further training and answers from the cache are those of one device.
+"""OpenFlamingo and IDEFICS on eight chips.
 
-Their options as the configs for further training have them, with small sizes: ALiBi, a tied table and norms over all heads on one
-side; SwiGLU, norms on the heads of the cross-attention and an untied head on the other; no map to the language model's width in both.
+A step of further training and answers from the cache are those of one device.
+
+Their options as the configs for further training have them, with small sizes: ALiBi, a tied table
+and norms over all heads on one side; SwiGLU, norms on the heads of the cross-attention and an
+untied head on the other; no map to the language model's width in both.
 """
 
 import dataclasses
@@ -28,7 +31,9 @@ from tests.inference import tiny
 from tests.training import small
 
 ONE, MESH = (1, 1, 1), (1, 2, 4)
-INFERENCE = InferenceConfig(lengths=(32,), num_images=(4,), images_per_pass=8, max_new_tokens=4, xattn_chunk=0)
+INFERENCE = InferenceConfig(
+    lengths=(32,), num_images=(4,), images_per_pass=8, max_new_tokens=4, xattn_chunk=0
+)
 PROMPTS = [
     [tiny.image(0, small.SIZE), "output : red<EOC>", tiny.image(1, small.SIZE), "output :"],
     [tiny.image(2, small.SIZE), "this is a"],
@@ -47,25 +52,34 @@ def described(name):
         parts.xattn.update(every=2, mlp_width=48)
         parts.new_tokens = (*parts.new_tokens, idefics.END_OF_UTTERANCE)
     parts.lm.update(vocab_size=0, num_layers=2, width=32, num_heads=4, mlp_width=48)
-    parts.vit.update(patch_size=8, image_size=small.SIZE, width=16, num_layers=2, num_heads=2, mlp_width=24)
+    parts.vit.update(
+        patch_size=8, image_size=small.SIZE, width=16, num_layers=2, num_heads=2, mlp_width=24
+    )
     parts.resampler.update(num_layers=1, width=16, num_heads=2, head_dim=8, num_latents=2)
     config.optimizer.update(learning_rate=1e-2, warmup_steps=0, eps=1e-3)
     return from_dict(TrainConfig, config)
 
 
 def step_on(name, *sizes, born=None):
-    """(the state before, as numpy; weights and metrics after the first update) on a mesh of these sizes."""
+    """Returns the state before, and weights and metrics after the first update.
+
+    All are numpy arrays of a run on a mesh of these sizes.
+    """
     config = described(name).resolved(small.VOCABULARY)
     config = dataclasses.replace(config, mesh=MeshConfig(*sizes), precision=Policy("float32"))
     mesh = make_mesh(config.mesh, jax.devices()[: int(np.prod(sizes))])
     prepared = run.prepare(config, mesh)
     batch = small.batch(rows=8, length=16, images=2, seed=3, num_shards=num_batch_shards(mesh))
-    batch.tokens[::2, 3], batch.tokens[::3, 5] = small.VOCABULARY, small.VOCABULARY + 1  # the new tokens
+    # the new tokens
+    batch.tokens[::2, 3], batch.tokens[::3, 5] = small.VOCABULARY, small.VOCABULARY + 1
     batch = {"pages": to_device(batch, mesh)}
     if born is None:  # with open gates: shut ones would hide all but themselves
         state = jax.tree.map(np.asarray, prepared.plan.init(jax.random.key(1)))
         weights = trees.flatten(state.trainable)
-        opened = {path: np.full_like(x, 0.5) if path.endswith("_gate") else x for path, x in weights.items()}
+        opened = {
+            path: np.full_like(x, 0.5) if path.endswith("_gate") else x
+            for path, x in weights.items()
+        }
         born = dataclasses.replace(state, trainable=trees.unflatten(opened))
     state, key = jax.device_put(born, prepared.plan.shardings), jax.random.key(2)
     step = prepared.step.lower(state, batch, key).compile({"xla_backend_optimization_level": 0})
@@ -75,27 +89,40 @@ def step_on(name, *sizes, born=None):
 
 @pytest.mark.parametrize("name", ["open_flamingo", pytest.param("idefics", marks=pytest.mark.slow)])
 def test_a_step_of_further_training_is_the_same_on_a_mesh_as_on_one_device(name):
-    """1e-5: float32 sums in another order; through AdamW an error of a gradient moves a weight by up to 1e-2 / 1e-3 times as much."""
+    """1e-5: float32 sums in another order.
+
+    Through AdamW an error of a gradient moves a weight by up to 1e-2 / 1e-3 times as much.
+    """
     born, expected, reference = step_on(name, *ONE)
     _, weights, metrics = step_on(name, *MESH, born=born)
     for metric, number in reference.items():
         np.testing.assert_allclose(metrics[metric], number, rtol=1e-5, atol=1e-7, err_msg=metric)
     before = trees.flatten(born.trainable)
     for path, leaf in expected.items():
-        stays = path.endswith("/key_head_norm/offset")  # the same for all keys, so that softmax does not see it
+        # the same for all keys, so that softmax does not see it
+        stays = path.endswith("/key_head_norm/offset")
         assert stays or np.max(np.abs(leaf - before[path])) > 1e-6, f"{path} does not move"
         np.testing.assert_allclose(weights[path], leaf, rtol=1e-5, atol=1e-4, err_msg=path)
 
 
 @pytest.mark.parametrize("name", [pytest.param("open_flamingo", marks=pytest.mark.slow), "idefics"])
 def test_answers_of_a_mesh_are_those_of_one_device(name, tmp_path):
-    """Tokens equal; log-likelihoods within 1e-4 (float32 sums in another order, values of about 10)."""
+    """Tokens equal.
+
+    Log-likelihoods within 1e-4 (float32 sums in another order, values of about 10).
+    """
     words = tiny.tokenizer(tmp_path)
     model = described(name).resolved(words.vocab_size).model.of_stage("flamingo")
     params = tiny.weights(jax.eval_shape(api.flamingo(model.flamingo()).init, jax.random.key(0)))
     prompt = Markers(bos=False) if name == "open_flamingo" else idefics.markers(model.new_tokens, 0)
-    about = {"tokenizer": tmp_path / "tokenizer.model", "preprocessing": {"image_size": small.SIZE}, "step": 0}
-    place = export(tmp_path / "export", params, kind="flamingo", config=to_dict(model), markers=prompt, **about)
+    about = {
+        "tokenizer": tmp_path / "tokenizer.model",
+        "preprocessing": {"image_size": small.SIZE},
+        "step": 0,
+    }
+    place = export(
+        tmp_path / "export", params, kind="flamingo", config=to_dict(model), markers=prompt, **about
+    )
 
     def answers(mesh):
         loaded = Flamingo.load(place, config=INFERENCE, mesh=mesh)

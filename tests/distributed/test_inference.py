@@ -1,4 +1,7 @@
-"""Answers of a model whose weights are split over "model": loaded from an export part by part, equal to those of one device."""
+"""Answers of a model whose weights are split over "model".
+
+Loaded from an export part by part, equal to those of one device.
+"""
 
 import dataclasses
 import re
@@ -26,7 +29,8 @@ PROMPTS = [
     [tiny.image(2), "this is a"],
     ["question : red circle answer :"],
 ]
-# Weights that every device has whole: with neither heads, nor hidden units, nor a vocabulary, or of what is spread by images.
+# Weights that every device has whole: with neither heads, nor hidden units, nor a vocabulary, or of
+# what is spread by images.
 WHOLE = r"flamingo/(vision|resampler|media|new_tokens)/|.*(_norm/|norm/|_gate$|mlp/down/b$)"
 CANDIDATES = ["red", "a big green square"]
 
@@ -34,7 +38,9 @@ CANDIDATES = ["red", "a big green square"]
 def parts(vocabulary):
     """Relative positions and a cross-attention layer before every second block, as in the 80B model; four heads."""
     base = tiny.flamingo_config(vocabulary)
-    lm = LMConfig(vocabulary, num_layers=2, width=16, num_heads=4, tied_head=False, vocab_multiple=8)
+    lm = LMConfig(
+        vocabulary, num_layers=2, width=16, num_heads=4, tied_head=False, vocab_multiple=8
+    )
     return dataclasses.replace(base, lm=lm, xattn=XattnConfig(every=2))
 
 
@@ -43,7 +49,9 @@ def exported(tmp_path_factory):
     """The directory of the model, whose weights are drawn at random."""
     directory = tmp_path_factory.getbasetemp()
     config = parts(tiny.tokenizer(directory).vocab_size)
-    described = ModelConfig(**{field.name: getattr(config, field.name) for field in dataclasses.fields(config)})
+    described = ModelConfig(
+        **{field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
+    )
     params = tiny.weights(jax.eval_shape(api.flamingo(config).init, jax.random.key(0)))
     return export(
         directory / "four_heads",
@@ -57,7 +65,9 @@ def exported(tmp_path_factory):
 
 
 def answers(model):
-    requests = [Request(model.read(prompt), model.candidate_tokens(CANDIDATES)) for prompt in PROMPTS]
+    requests = [
+        Request(model.read(prompt), model.candidate_tokens(CANDIDATES)) for prompt in PROMPTS
+    ]
     return model.engine.answer(requests)
 
 
@@ -68,15 +78,23 @@ def alone(exported):
 
 
 def test_weights_split_over_model_give_the_same_answers(exported, alone, monkeypatch):
-    """Tokens of the beam search equal; log-likelihoods within 1e-4 (float32 sums in another order, values of about 10)."""
+    """Tokens of the beam search equal.
+
+    Log-likelihoods within 1e-4 (float32 sums in another order, values of about 10).
+    """
     mesh = make_mesh(MeshConfig(data=2, model=4))
     asked = {}
     read = arrays.read
-    monkeypatch.setattr(arrays, "read", lambda directory, like: asked.update(like) or read(directory, like))
+    monkeypatch.setattr(
+        arrays, "read", lambda directory, like: asked.update(like) or read(directory, like)
+    )
     model = Flamingo.load(exported, config=CONFIG, mesh=mesh)
-    split = {path for path, leaf in asked.items() if leaf.sharding.shard_shape(leaf.shape) != leaf.shape}
+    split = {
+        path for path, leaf in asked.items() if leaf.sharding.shard_shape(leaf.shape) != leaf.shape
+    }
     assert split == {path for path in asked if not re.match(WHOLE, path)}
-    for path, leaf in trees.flatten(model.engine.params).items():  # they still lie where they were read to
+    # they still lie where they were read to
+    for path, leaf in trees.flatten(model.engine.params).items():
         assert leaf.sharding == asked[path].sharding
         assert leaf.addressable_shards[0].data.size == leaf.size // (4 if path in split else 1)
     found = answers(model)
@@ -91,5 +109,7 @@ def test_weights_split_over_model_give_the_same_answers(exported, alone, monkeyp
 
 def test_a_model_axis_that_does_not_divide_the_heads_is_said_to_be_so(exported):
     mesh = make_mesh(MeshConfig(model=8))
-    with pytest.raises(ConfigError, match=r"has 4 of 'heads' in shape .* which mesh axis model = 8 does not divide"):
+    with pytest.raises(
+        ConfigError, match=r"has 4 of 'heads' in shape .* which mesh axis model = 8 does not divide"
+    ):
         Flamingo.load(exported, config=CONFIG, mesh=mesh)

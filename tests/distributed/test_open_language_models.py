@@ -1,4 +1,8 @@
-"""An open language model on a mesh: grouped heads fewer than the chips, biases on queries, keys and values alone, a window, an untied head."""
+"""An open language model on a mesh.
+
+Grouped heads fewer than the chips, biases on queries, keys and values alone, a window, an untied
+head.
+"""
 
 import dataclasses
 
@@ -49,12 +53,19 @@ def step_on(*sizes):
 
 
 def test_a_step_is_the_same_on_a_mesh_as_on_one_device():
-    """1e-5: float32 sums in another order; through AdamW an error of a gradient moves a weight by up to 1e-2 / 1e-3 times as much."""
+    """1e-5: float32 sums in another order.
+
+    Through AdamW an error of a gradient moves a weight by up to 1e-2 / 1e-3 times as much.
+    """
     (_, expected, reference), (plan, weights, metrics) = step_on(1, 1, 1), step_on(1, 2, 4)
     for name, number in reference.items():
         np.testing.assert_allclose(metrics[name], number, rtol=1e-5, atol=1e-7, err_msg=name)
     for path, leaf in expected.items():
         np.testing.assert_allclose(weights[path], leaf, rtol=1e-5, atol=1e-4, err_msg=path)
-    specs = {path: leaf.sharding.spec for path, leaf in trees.flatten(plan.abstract.trainable).items()}
+    specs = {
+        path: leaf.sharding.spec for path, leaf in trees.flatten(plan.abstract.trainable).items()
+    }
     for name, axis in (("query", "model"), ("key", None), ("value", None)):
-        assert [part for part in specs[f"lm/blocks/block/attention/{name}/b"] if part == "model"] == [axis] * bool(axis)
+        assert [
+            part for part in specs[f"lm/blocks/block/attention/{name}/b"] if part == "model"
+        ] == [axis] * bool(axis)

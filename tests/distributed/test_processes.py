@@ -1,4 +1,7 @@
-"""Two processes on one machine: one that fails ends the other; a Flamingo is trained and evaluated as by one process."""
+"""Two processes on one machine: one that fails ends the other.
+
+A Flamingo is trained and evaluated as by one process.
+"""
 
 import json
 import os
@@ -38,7 +41,9 @@ def test_a_process_that_fails_ends_the_others(kind, lines):
     said = second[2].splitlines()
     marked = [line for line in said if line.startswith("[process 1 of 2] ")]
     assert marked and (lines is None or len(marked) == lines)
-    assert marked[-1].endswith("LookupError: no such thing" if kind == "expected" else "ZeroDivisionError: a bug")
+    assert marked[-1].endswith(
+        "LookupError: no such thing" if kind == "expected" else "ZeroDivisionError: a bug"
+    )
     assert ("Traceback" in "".join(marked)) == (kind == "bug")
 
 
@@ -50,11 +55,23 @@ def test_processes_that_end_well_end_together():
 
 @pytest.mark.slow
 def test_a_flamingo_is_trained_and_evaluated_as_by_one_process(tmp_path, run_program):
-    """Two datasets with images, frozen towers, a mesh of two by two: in training another order of sums, in evaluation the same bits."""
+    """Two datasets with images, frozen towers, a mesh of two by two.
+
+    In training another order of sums, in evaluation the same bits.
+    """
     world = small.make_world(tmp_path / "world")
     towers = small.make_towers(tmp_path / "towers", world)
-    train = ["-m", "flamingo_jax.train", "--config=tests/training/small.py:flamingo", "--config.mesh.data=2"]
-    train += ["--config.mesh.model=2", "--config.evaluate.every=3", "--config.evaluate.tasks=('format',)"]
+    train = [
+        "-m",
+        "flamingo_jax.train",
+        "--config=tests/training/small.py:flamingo",
+        "--config.mesh.data=2",
+    ]
+    train += [
+        "--config.mesh.model=2",
+        "--config.evaluate.every=3",
+        "--config.evaluate.tasks=('format',)",
+    ]
     train += [
         f"--config.evaluate.data.world={world}",
         "--config.evaluate.n=8",
@@ -73,7 +90,12 @@ def test_a_flamingo_is_trained_and_evaluated_as_by_one_process(tmp_path, run_pro
         if "loss" in a:
             np.testing.assert_allclose(a["loss"], b["loss"], rtol=1e-5)
 
-    evaluate = ["-m", "flamingo_jax.evaluate", "--config=configs/evaluate.py", f"--checkpoint={tmp_path / 'one'}"]
+    evaluate = [
+        "-m",
+        "flamingo_jax.evaluate",
+        "--config=configs/evaluate.py",
+        f"--checkpoint={tmp_path / 'one'}",
+    ]
     evaluate += [
         "--task=format,bind2",
         "--shots=0,2",
@@ -82,8 +104,12 @@ def test_a_flamingo_is_trained_and_evaluated_as_by_one_process(tmp_path, run_pro
         f"--config.data.world={world}",
     ]
     run_processes([*evaluate, f"--output={tmp_path / 'report2'}"], count=2, devices=2)
-    run_program(*evaluate, "--config.mesh.data=-1", f"--output={tmp_path / 'report1'}", environment=alone)
+    run_program(
+        *evaluate, "--config.mesh.data=-1", f"--output={tmp_path / 'report1'}", environment=alone
+    )
     for name in ("results.json", "predictions.jsonl"):
-        assert (tmp_path / "report2" / name).read_text() == (tmp_path / "report1" / name).read_text()
+        assert (tmp_path / "report2" / name).read_text() == (
+            tmp_path / "report1" / name
+        ).read_text()
     assert len(json.loads((tmp_path / "report1" / "results.json").read_text())) == 8
     assert os.listdir(tmp_path / "report2") == os.listdir(tmp_path / "report1")

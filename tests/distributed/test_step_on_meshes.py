@@ -1,8 +1,9 @@
 """One training step of the real Flamingo is the same on every mesh, with ZeRO-1 and without (DESIGN: Step, Mesh).
 
-The bounds are those of float32 sums in another order: of up to 1e3 terms they differ by about 1e-6 of the largest partial sum, so
-losses and gradients agree to 1e-5 of their own size, a gradient's size being its largest entry. An error e of a gradient moves a
-weight by at most RATE / EPSILON * e through AdamW, and the rounding of a weight of size 1 is 1e-7.
+The bounds are those of float32 sums in another order: of up to 1e3 terms they differ by about 1e-6
+of the largest partial sum, so losses and gradients agree to 1e-5 of their own size, a gradient's
+size being its largest entry. An error e of a gradient moves a weight by at most RATE / EPSILON * e
+through AdamW, and the rounding of a weight of size 1 is 1e-7.
 """
 
 import os
@@ -24,26 +25,40 @@ PRECISION = 1e-5
 
 @pytest.fixture(scope="module")
 def sixteen(tmp_path_factory, run_program):
-    """{name: array} of a process of 16 devices with a mesh of (1, 1, 16), which runs beside the other tests."""
+    """{name.
+
+    Array} of a process of 16 devices with a mesh of (1, 1, 16), which runs beside the other tests.
+    """
     path = tmp_path_factory.mktemp("sixteen") / "step.npz"
     environment = {"XLA_FLAGS": f"{BASE_XLA_FLAGS} --xla_force_host_platform_device_count=16"}
     with futures.ThreadPoolExecutor(1) as executor:
         running = executor.submit(
-            run_program, "-m", "tests.distributed.meshes", path, 1, 1, 16, environment={**os.environ, **environment}
+            run_program,
+            "-m",
+            "tests.distributed.meshes",
+            path,
+            1,
+            1,
+            16,
+            environment={**os.environ, **environment},
         )
         yield lambda: running.result() and dict(np.load(path))
 
 
 def assert_same_step(gradients, weights, metrics, reference):
     """Compares a step with that of another mesh."""
-    assert set(metrics) == set(reference.metrics) and set(gradients) == set(reference.gradients) == set(weights)
+    assert set(metrics) == set(reference.metrics) and set(gradients) == set(
+        reference.gradients
+    ) == set(weights)
     for name, number in reference.metrics.items():
         np.testing.assert_allclose(metrics[name], number, rtol=PRECISION, atol=1e-7, err_msg=name)
     for path, expected in reference.gradients.items():
         error = PRECISION * np.max(np.abs(expected))
         np.testing.assert_allclose(gradients[path], expected, rtol=0, atol=error, err_msg=path)
         moved = error * meshes.RATE / meshes.EPSILON + 1e-7
-        np.testing.assert_allclose(weights[path], reference.weights[path], rtol=1e-6, atol=moved, err_msg=path)
+        np.testing.assert_allclose(
+            weights[path], reference.weights[path], rtol=1e-6, atol=moved, err_msg=path
+        )
 
 
 @pytest.mark.usefixtures("sixteen")
@@ -53,7 +68,9 @@ def test_the_step_moves_every_trained_weight_and_no_frozen_one():
     before = trees.flatten(state.trainable)
     for path, gradient in step.first.gradients.items():
         assert np.max(np.abs(gradient)) > 1e-6, f"{path}: no gradient"
-        assert np.max(np.abs(step.first.weights[path] - before[path])) > 1e-6, f"{path} does not move"
+        assert np.max(np.abs(step.first.weights[path] - before[path])) > 1e-6, (
+            f"{path} does not move"
+        )
     jax.tree.map(np.testing.assert_array_equal, step.first.state.frozen, state.frozen)
     assert step.first.metrics["gradient_norm"] > 1  # the clip is at work
 
@@ -76,7 +93,10 @@ def part(array):
 
 
 def test_zero_splits_the_optimizer_over_data_and_nothing_else():
-    """On (1, 2, 4) a chip keeps half of what the model's split leaves; weights that the model axis leaves whole are split over both."""
+    """On (1, 2, 4) a chip keeps half of what the model's split leaves.
+
+    Weights that the model axis leaves whole are split over both.
+    """
     state = meshes.step_on(1, 2, 4).first.state
     whole = meshes.step_on(1, 2, 4, zero=False, sequence_parallel=False).first.state
     _, adam, *_ = state.opt_state[1]
@@ -90,13 +110,23 @@ def test_zero_splits_the_optimizer_over_data_and_nothing_else():
         assert part(leaf) == (1 / 4 if split else 1), path
     plan = meshes.step_on(1, 2, 4).prepared.plan
     for sharding in jax.tree.leaves(plan.gathered) + jax.tree.leaves(plan.shardings.frozen):
-        assert "data" not in jax.tree.leaves(tuple(sharding.spec)), "a weight that is computed with is split over data"
-    held = sum(leaf.addressable_shards[0].data.nbytes for leaf in jax.tree.leaves((state.trainable, state.opt_state)))
-    assert held <= 0.14 * sum(leaf.nbytes for leaf in jax.tree.leaves((state.trainable, state.opt_state)))
+        assert "data" not in jax.tree.leaves(tuple(sharding.spec)), (
+            "a weight that is computed with is split over data"
+        )
+    held = sum(
+        leaf.addressable_shards[0].data.nbytes
+        for leaf in jax.tree.leaves((state.trainable, state.opt_state))
+    )
+    assert held <= 0.14 * sum(
+        leaf.nbytes for leaf in jax.tree.leaves((state.trainable, state.opt_state))
+    )
 
 
 def test_a_run_goes_on_from_its_checkpoint_on_other_meshes(tmp_path):
-    """(1, 2, 4) -> (1, 8, 1) -> (1, 1, 1), an update on each, as three updates on one device; what is read is what was saved."""
+    """(1, 2, 4) -> (1, 8, 1) -> (1, 1, 1), an update on each, as three updates on one device.
+
+    What is read is what was saved.
+    """
     state, expected = meshes.start(), meshes.start()
     for number, sizes in enumerate([(1, 2, 4), (1, 8, 1), ONE], start=1):
         step = meshes.step_on(*sizes)
@@ -119,7 +149,10 @@ def test_a_run_goes_on_from_its_checkpoint_on_other_meshes(tmp_path):
 
 
 def test_a_step_is_the_same_over_sixteen_chips_of_one_model_group(sixteen):
-    """In a process of its own; 8 of the rows are fewer than the chips, so that their tokens are split by length."""
+    """In a process of its own.
+
+    8 of the rows are fewer than the chips, so that their tokens are split by length.
+    """
     parts = {}
     for name, array in sixteen().items():
         of, _, path = name.partition(":")
@@ -127,4 +160,6 @@ def test_a_step_is_the_same_over_sixteen_chips_of_one_model_group(sixteen):
     born = trees.flatten(meshes.start().params())
     for path, leaf in born.items():
         np.testing.assert_array_equal(parts["birth"][path], leaf, err_msg=path)
-    assert_same_step(parts["gradients"], parts["weights"], parts["metrics"], meshes.step_on(*ONE).first)
+    assert_same_step(
+        parts["gradients"], parts["weights"], parts["metrics"], meshes.step_on(*ONE).first
+    )

@@ -1,7 +1,10 @@
-"""Training on a pod of four workers, through launch/tpu_pod.sh: each worker is a process of its own with its own home and working folder.
+"""Training on a pod of four workers, through launch/tpu_pod.sh.
 
-gcloud is a stand-in (tests/launch/gcloud.py); the program, the cluster, the collectives and the checkpoints are real. The workers share the
-workdir alone. The steps on one and on two processes are those of `train` on other meshes of four devices.
+Each worker is a process of its own with its own home and working folder.
+
+gcloud is a stand-in (tests/launch/gcloud.py); the program, the cluster, the collectives and the
+checkpoints are real. The workers share the workdir alone. The steps on one and on two processes are
+those of `train` on other meshes of four devices.
 """
 
 import os
@@ -29,7 +32,10 @@ from tests.training import small
 STEPS, SAVE_EVERY = 16, 4
 PATIENCE = 240  # seconds that a run may take; far more than it does
 CONFIG = "tests/training/small.py:language_model"
-RECORDS = ["--config.data.tokenizer=../records/tokenizer", "--config.data.datasets.text.path=../records/text"]
+RECORDS = [
+    "--config.data.tokenizer=../records/tokenizer",
+    "--config.data.datasets.text.path=../records/text",
+]
 SETTINGS = [
     f"--config.steps={STEPS}",
     f"--config.hooks.save_every={SAVE_EVERY}",
@@ -56,11 +62,23 @@ def runs(place):
 
     def options(name):
         program = [f"--config={CONFIG}", *SETTINGS, *RECORDS, f"--workdir={shared / name}"]
-        return ["train", "--watch", "--poll=1", "--mount=records:records", f"--shared={shared}", "--", *program]
+        return [
+            "train",
+            "--watch",
+            "--poll=1",
+            "--mount=records:records",
+            f"--shared={shared}",
+            "--",
+            *program,
+        ]
 
     pod.run(*options("whole"))
     with subprocess.Popen(
-        pod.command(*options("killed")), env=pod.variables, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        pod.command(*options("killed")),
+        env=pod.variables,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
     ) as watcher:
         kill_when(pod, shared / "killed", step=SAVE_EVERY + 2, worker=2)
         said = watcher.communicate(timeout=PATIENCE)[0]
@@ -76,8 +94,14 @@ def kill_when(pod, workdir, *, step, worker):
         assert time.monotonic() < deadline, f"no step {step} in {PATIENCE} s"
         time.sleep(0.002)
     session = (pod.homes()[worker] / "flamingo_pod" / "pid").read_text().split()[0]
-    found = subprocess.run(["ps", "-o", "pid=,args=", "--sid", session], capture_output=True, text=True, check=True)
-    (python,) = [line for line in found.stdout.splitlines() if "-m flamingo_jax.train" in line and "bash" not in line]
+    found = subprocess.run(
+        ["ps", "-o", "pid=,args=", "--sid", session], capture_output=True, text=True, check=True
+    )
+    (python,) = [
+        line
+        for line in found.stdout.splitlines()
+        if "-m flamingo_jax.train" in line and "bash" not in line
+    ]
     os.kill(int(python.split()[0]), signal.SIGKILL)
 
 
@@ -91,7 +115,10 @@ def test_a_killed_worker_leaves_no_trace_in_the_losses(runs):
     assert [row["step"] for row in reports(whole)] == list(range(1, STEPS + 1))
     assert reports(killed) == reports(whole)
     states = [directory / "checkpoints" / str(STEPS) / "state" for directory in (whole, killed)]
-    jax.tree.map(np.testing.assert_array_equal, *(arrays.read(state, arrays.describe(state)) for state in states))
+    jax.tree.map(
+        np.testing.assert_array_equal,
+        *(arrays.read(state, arrays.describe(state)) for state in states),
+    )
 
 
 def test_the_run_really_was_broken_and_resumed(runs):
@@ -106,14 +133,22 @@ def test_the_run_really_was_broken_and_resumed(runs):
 def test_one_process_speaks_for_all_and_each_has_its_own_folder(runs):
     pod = runs[0]
     logs = [(home / "flamingo_pod" / "log").read_text() for home in pod.homes()]
-    assert [log.count("small_language_model starts") > 0 for log in logs] == [True, False, False, False]
-    for worker, log in enumerate(logs):  # whether they come to say why they failed depends on the moment
+    assert [log.count("small_language_model starts") > 0 for log in logs] == [
+        True,
+        False,
+        False,
+        False,
+    ]
+    # whether they come to say why they failed depends on the moment
+    for worker, log in enumerate(logs):
         assert set(re.findall(r"\[process (\d) of 4\]", log)) <= {str(worker)}
     for home in pod.homes():
         assert (home / "flamingo_jax" / "flamingo_jax" / "train.py").exists()
         assert (home / "records" / "text").exists()
         asked = (home / "pip").read_text().splitlines()
-        assert len(asked) == 3 and ".[tpu]" in asked[2], "installed once, however often it was started"
+        assert len(asked) == 3 and ".[tpu]" in asked[2], (
+            "installed once, however often it was started"
+        )
 
 
 def test_logs_come_from_the_workers(runs):
@@ -128,22 +163,40 @@ def test_evaluate_on_the_pod_gives_what_one_process_with_four_devices_gives(runs
     """Every bit of it: the same prompts in the same batches on as many devices."""
     pod, whole, _, _ = runs
     shared = whole.parent
-    flags = ["--config=configs/evaluate.py", f"--checkpoint={whole / 'export'}", "--task=lm_lookup", "--shots=2"]
+    flags = [
+        "--config=configs/evaluate.py",
+        f"--checkpoint={whole / 'export'}",
+        "--task=lm_lookup",
+        "--shots=2",
+    ]
     flags += ["--config.n=8", "--config.batch_size=8"]
     program = [*flags, f"--output={shared / 'report'}"]
-    pod.run("evaluate", "--watch", "--poll=1", "--mount=records:records", f"--shared={shared}", "--", *program)
+    pod.run(
+        "evaluate",
+        "--watch",
+        "--poll=1",
+        "--mount=records:records",
+        f"--shared={shared}",
+        "--",
+        *program,
+    )
     devices = {"XLA_FLAGS": f"{BASE_XLA_FLAGS} --xla_force_host_platform_device_count=4"}
     devices["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
     one = [*flags, f"--output={shared / 'alone'}", "--config.mesh.data=-1"]
     run_program("-m", "flamingo_jax.evaluate", *one, environment=devices)
     for name in ("results.json", "predictions.jsonl"):
         assert (shared / "report" / name).read_text() == (shared / "alone" / name).read_text()
-    logs = [(home / "flamingo_pod" / "log").read_text().split("evaluate")[-1] for home in pod.homes()]
+    logs = [
+        (home / "flamingo_pod" / "log").read_text().split("evaluate")[-1] for home in pod.homes()
+    ]
     assert ["The report is in" in log for log in logs] == [True, False, False, False]
 
 
 def assert_continues(workdir, whole, start):
-    """Losses from `start` on are those of the pod: another order of the sums over four shards, 1e-7 of their size a step, Adam in between."""
+    """Losses from `start` on are those of the pod.
+
+    Another order of the sums over four shards, 1e-7 of their size a step, Adam in between.
+    """
     ours, theirs = reports(workdir), reports(whole)
     assert [row["step"] for row in ours] == list(range(1, STEPS + 1))
     for a, b in zip(ours[start:], theirs[start:], strict=True):
@@ -151,7 +204,10 @@ def assert_continues(workdir, whole, start):
 
 
 def prepared(monkeypatch, place):
-    """The config of the pod's run; the paths in it, which a checkpoint holds a run to, are right from within this directory."""
+    """The config of the pod's run.
+
+    The paths in it, which a checkpoint holds a run to, are right from within this directory.
+    """
     (place / "here").mkdir(exist_ok=True)
     if not (place / "records").exists():
         (place / "records").symlink_to(place / "world")
@@ -173,9 +229,14 @@ def begun(whole, target):
 
 
 def without_gloo(text):
-    """`text` without what the library of the collectives says; its threads write in pieces, which may fall between each other."""
+    """`text` without what the library of the collectives says.
+
+    Its threads write in pieces, which may fall between each other.
+    """
     return re.sub(
-        r"\[Gloo\] Rank|is connected to|peer ranks\.|Expected number of connected peer ranks is :|\d+", "", text
+        r"\[Gloo\] Rank|is connected to|peer ranks\.|Expected number of connected peer ranks is :|\d+",
+        "",
+        text,
     ).split()
 
 
@@ -201,7 +262,9 @@ def test_two_processes_go_on_from_the_checkpoint_of_four(runs, place, monkeypatc
     workdir = begun(runs[1], place / "two_go_on")
     prepared(monkeypatch, place)
     flags = [f"--config={ROOT}/{CONFIG}", *SETTINGS, *RECORDS, f"--workdir={workdir}"]
-    outputs = run_processes(["-m", "flamingo_jax.train", *flags], count=2, devices=2, cwd=place / "here")
+    outputs = run_processes(
+        ["-m", "flamingo_jax.train", *flags], count=2, devices=2, cwd=place / "here"
+    )
     assert f"resumes at step {2 * SAVE_EVERY} " in outputs[0]
     assert not without_gloo(outputs[1]), "one process speaks for all"
     assert_continues(workdir, runs[1], 2 * SAVE_EVERY)

@@ -23,7 +23,9 @@ def get_config(argument):
     config.name, config.steps, config.seed = "imported", STEPS, 3
     model = {}
     for card in cards:
-        model |= {part: _plain(fields) for part, fields in card["config"].items() if fields is not None}
+        model |= {
+            part: _plain(fields) for part, fields in card["config"].items() if fields is not None
+        }
     _set_model(config.model, model)
     config.data.tokenizer = exports[0]
     config.data.update(_plain(cards[-1]["preprocessing"]))
@@ -32,7 +34,9 @@ def get_config(argument):
     else:
         config.towers.lm, config.towers.vision = exports
         config.model.new_tokens = ("<EOC>", "<image>")
-    pages = DatasetConfig("interleaved", f"{world}/pages", batch_size=4, length=48, max_images=2, p_next=0.0)
+    pages = DatasetConfig(
+        "interleaved", f"{world}/pages", batch_size=4, length=48, max_images=2, p_next=0.0
+    )
     config.data.datasets = editable({"pages": pages})
     config.precision.compute = "float32"
     config.optimizer.update(learning_rate=1e-3, warmup_steps=0)

@@ -1,6 +1,9 @@
-"""launch/demo.sh at its smoke size: every part runs, in its order, and the report is what the README says.
+"""launch/demo.sh at its smoke size.
 
-What it learns in so few steps proves nothing: the numbers of the real size are in the README, with how they were measured.
+Every part runs, in its order, and the report is what the README says.
+
+What it learns in so few steps proves nothing: the numbers of the real size are in the README, with
+how they were measured.
 """
 
 import ast
@@ -86,7 +89,9 @@ def test_report_has_its_pictures(demo):
 def test_every_stage_learns_something_and_is_measured(demo):
     output, done = demo
     for stage in STAGES:
-        losses = [line["loss"] for line in logs.read(output / stage / "metrics.jsonl") if "loss" in line]
+        losses = [
+            line["loss"] for line in logs.read(output / stage / "metrics.jsonl") if "loss" in line
+        ]
         assert losses[-1] < losses[0], stage
         assert re.search(rf"^{stage} +[\d.]+ s +\d+ MiB$", done.stdout, re.MULTILINE)
 
@@ -120,11 +125,15 @@ def test_the_readmes_commands_run(readme, run_program, program):
 
 def test_a_rerun_skips_what_is_there_and_refuses_other_options(demo):
     output, _ = demo
-    weights = {stage: (output / stage / "export" / "model.json").stat().st_mtime_ns for stage in STAGES}
+    weights = {
+        stage: (output / stage / "export" / "model.json").stat().st_mtime_ns for stage in STAGES
+    }
     again = run_demo(output)
     assert again.returncode == 0, again.stderr[-3000:]
     assert all(f"{output}/{stage}/export is there, skipped" in again.stderr for stage in STAGES)
-    assert weights == {stage: (output / stage / "export" / "model.json").stat().st_mtime_ns for stage in STAGES}
+    assert weights == {
+        stage: (output / stage / "export" / "model.json").stat().st_mtime_ns for stage in STAGES
+    }
     other = run_demo(output, "--config.seed=2")
     assert other.returncode == 1
     assert "with other options" in other.stderr

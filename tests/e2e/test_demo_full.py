@@ -1,6 +1,7 @@
 """launch/demo.sh at its real size learns what the README says it learns, in less memory than a laptop has.
 
-About ten minutes. FLAMINGO_DEMO=DIR (absolute) looks at a demo that has run already: its stages are skipped, its evaluation is done again.
+About ten minutes. FLAMINGO_DEMO=DIR (absolute) looks at a demo that has run already: its stages are
+skipped, its evaluation is done again.
 """
 
 import json
@@ -56,7 +57,10 @@ def test_new_names_are_bound(value):
 
 @pytest.mark.parametrize("shots", [4, 8])
 def test_without_labels_or_images_nothing_is_learnt(value, shots):
-    """By ranking: binding stays at the chance of two names, format below what naming any property gives."""
+    """By ranking.
+
+    Binding stays at the chance of two names, format below what naming any property gives.
+    """
     for control in ("shuffled", "hidden"):
         assert abs(value(f"bind2_{control}", shots, "ranking") - 0.5) <= 0.1
         assert value(f"format_{control}", shots, "ranking") <= 0.45
@@ -73,5 +77,11 @@ def test_the_encoder_finds_the_captions_of_pictures_it_never_saw(demo):
 
 def test_peak_memory_is_below_4_gib(demo):
     usage = [line.split() for line in (demo / "usage.txt").read_text().splitlines()]
-    assert {line[0] for line in usage} >= {"world", "contrastive", "language_model", "flamingo", "evaluation"}
+    assert {line[0] for line in usage} >= {
+        "world",
+        "contrastive",
+        "language_model",
+        "flamingo",
+        "evaluation",
+    }
     assert all(float(line[3]) < 4096 for line in usage)

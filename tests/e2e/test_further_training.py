@@ -1,6 +1,9 @@
-"""Models of other publishers go the whole road: converted, evaluated, asked, trained further, and back.
+"""Models of other publishers go the whole road.
 
-Small random models in their publishers' files, and records of a small world. The command line is used once for each program.
+Converted, evaluated, asked, trained further, and back.
+
+Small random models in their publishers' files, and records of a small world. The command line is
+used once for each program.
 """
 
 import json
@@ -33,7 +36,12 @@ pytestmark = pytest.mark.parity
 
 ONE = jax.devices()[:1]
 CONFIG = InferenceConfig(
-    lengths=(64,), num_images=(2,), images_per_pass=4, max_new_tokens=4, xattn_chunk=0, compute="float32"
+    lengths=(64,),
+    num_images=(2,),
+    images_per_pass=4,
+    max_new_tokens=4,
+    xattn_chunk=0,
+    compute="float32",
 )
 FAMILY, EVERY = "gpt_neox", 2  # its head is its own, so that the way back stays open
 
@@ -57,7 +65,11 @@ def moved(before, after):
     """{part of the model: the largest step of one of its weights}."""
     largest = {}
     for path, leaf in trees.flatten(after).items():
-        step = np.max(np.abs(np.asarray(leaf, np.float32) - np.asarray(trees.flatten(before)[path], np.float32)))
+        step = np.max(
+            np.abs(
+                np.asarray(leaf, np.float32) - np.asarray(trees.flatten(before)[path], np.float32)
+            )
+        )
         largest[path.split("/")[1]] = max(float(step), largest.get(path.split("/")[1], 0.0))
     return largest
 
@@ -97,13 +109,21 @@ def trained(converted, world, run_program, tmp_path_factory):
     workdir = tmp_path_factory.mktemp("run") / "open_flamingo"
     stage_lib.train(config_of(world, converted, steps=imported.STEPS // 2), workdir, devices=ONE)
     run_program(
-        *("-m", "flamingo_jax.train", f"--config=tests/e2e/imported.py:{world},{converted}", f"--workdir={workdir}")
+        *(
+            "-m",
+            "flamingo_jax.train",
+            f"--config=tests/e2e/imported.py:{world},{converted}",
+            f"--workdir={workdir}",
+        )
     )
     return workdir
 
 
 def test_open_flamingo_trains_further_and_goes_on_where_it_was_stopped(converted, trained):
-    """What OpenFlamingo trained is trained, its towers stay; the pages are easier after a few steps."""
+    """What OpenFlamingo trained is trained, its towers stay.
+
+    The pages are easier after a few steps.
+    """
     assert len(losses(trained)) == imported.STEPS
     assert losses(trained)[-1] < losses(trained)[0]
     steps = moved(open_checkpoint(converted).params, open_checkpoint(trained / "export").params)
@@ -115,14 +135,28 @@ def test_its_export_is_evaluated_on_a_benchmark(trained, run_program, tmp_path):
     """As the commands of configs/open_flamingo_*.py do, at 0 and 2 shots."""
     (data,) = benchmarks.make("okvqa", tmp_path / "okvqa").values()
     run_program(
-        *("-m", "flamingo_jax.evaluate", "--config=configs/evaluate.py:paper", f"--checkpoint={trained}"),
-        *(f"--output={tmp_path / 'report'}", f"--config.data.okvqa={data}", "--task=okvqa", "--shots=0,2"),
+        *(
+            "-m",
+            "flamingo_jax.evaluate",
+            "--config=configs/evaluate.py:paper",
+            f"--checkpoint={trained}",
+        ),
+        *(
+            f"--output={tmp_path / 'report'}",
+            f"--config.data.okvqa={data}",
+            "--task=okvqa",
+            "--shots=0,2",
+        ),
         *(
             "--config.inference.beam_ends=best",
             "--config.inference.max_new_tokens=3",
             "--config.inference.xattn_chunk=0",
         ),
-        *("--config.inference.lengths=(64,)", "--config.inference.num_images=(3,)", "--config.batch_size=3"),
+        *(
+            "--config.inference.lengths=(64,)",
+            "--config.inference.num_images=(3,)",
+            "--config.batch_size=3",
+        ),
     )
     rows = json.loads((tmp_path / "report" / "results.json").read_text())
     assert [(row["task"], row["shots"], row["n"], row["step"]) for row in rows] == [
@@ -149,14 +183,22 @@ def test_the_command_line_says_what_python_does(asked, trained, run_program, tmp
     for name, image in zip("ab", IMAGES, strict=True):
         PIL.Image.fromarray(image).save(tmp_path / f"{name}.png")
     done = run_program(
-        *("-m", "flamingo_jax.generate", f"--checkpoint={trained}", *(f"--candidate={word}" for word in CANDIDATES)),
+        *(
+            "-m",
+            "flamingo_jax.generate",
+            f"--checkpoint={trained}",
+            *(f"--candidate={word}" for word in CANDIDATES),
+        ),
         f"{{{tmp_path}/a.png}}this is a{{{tmp_path}/b.png}}this is",
     )
     ranked = sorted(zip(asked[1], CANDIDATES, strict=True), reverse=True)
     printed = done.stdout.split()
     assert printed[::2] == [word for _, word in ranked]
-    # Two digits are printed, of bfloat16 or float32 as the machine computes: 0.05 is a tenth of what tells candidates apart.
-    np.testing.assert_allclose([float(number) for number in printed[1::2]], [score for score, _ in ranked], atol=0.05)
+    # Two digits are printed, of bfloat16 or float32 as the machine computes: 0.05 is a tenth of
+    # what tells candidates apart.
+    np.testing.assert_allclose(
+        [float(number) for number in printed[1::2]], [score for score, _ in ranked], atol=0.05
+    )
 
 
 def test_the_way_back_gives_their_class_what_was_trained_here(asked, trained, tmp_path):
@@ -165,21 +207,27 @@ def test_the_way_back_gives_their_class_what_was_trained_here(asked, trained, tm
 
     file = Path(tmp_path) / "checkpoint.pt"
     publishers.write_back("open_flamingo", Path(trained), file)
-    theirs = open_flamingo_models.build.__wrapped__(FAMILY, EVERY).flamingo  # one that no other test uses
+    # one that no other test uses
+    theirs = open_flamingo_models.build.__wrapped__(FAMILY, EVERY).flamingo
     theirs.load_state_dict(torch.load(str(file), weights_only=True), strict=False)
     tokens, scores, ids = asked
     with torch.no_grad():
         out = theirs(
-            vision_x=open_flamingo_models.pixels(np.stack(IMAGES)[None]), lang_x=torch.from_numpy(tokens).long()[None]
+            vision_x=open_flamingo_models.pixels(np.stack(IMAGES)[None]),
+            lang_x=torch.from_numpy(tokens).long()[None],
         )
     expected = torch.log_softmax(out.logits[0, -1], -1).numpy()[ids]
     np.testing.assert_allclose(scores, expected, atol=1e-4 * out.logits.abs().max().item())
 
 
 def test_idefics_trains_further(idefics_directory, world, tmp_path):  # noqa: F811
-    """Its signs around images, its tables apart, its gates; what its prompts look like travels with the export."""
+    """Its signs around images, its tables apart, its gates.
+
+    What its prompts look like travels with the export.
+    """
     converted = writing.write(
-        publishers.describe("idefics", publishers.Inputs(Path(idefics_directory[0]))), tmp_path / "export"
+        publishers.describe("idefics", publishers.Inputs(Path(idefics_directory[0]))),
+        tmp_path / "export",
     )
     workdir = tmp_path / "run"
     config = config_of(world, converted, steps=2)
@@ -202,7 +250,9 @@ def language_model(tmp_path_factory):
 
     directory = tmp_path_factory.mktemp("llama")
     torch.manual_seed(0)
-    transformers.LlamaForCausalLM(transformers.LlamaConfig(**hf_lm.LLAMA)).save_pretrained(directory)
+    transformers.LlamaForCausalLM(transformers.LlamaConfig(**hf_lm.LLAMA)).save_pretrained(
+        directory
+    )
     hf_lm.write_tokenizer(directory)
     described = publishers.describe("hf_lm", publishers.Inputs(Path(directory)))
     return writing.write(described, tmp_path_factory.mktemp("towers") / "lm")
@@ -220,16 +270,26 @@ def vision_encoder(request, published, tmp_path, monkeypatch):
     return writing.write(described, tmp_path / "vision")
 
 
-def test_a_new_flamingo_grows_between_converted_towers(language_model, vision_encoder, world, tmp_path):
+def test_a_new_flamingo_grows_between_converted_towers(
+    language_model, vision_encoder, world, tmp_path
+):
     workdir = tmp_path / "run"
     config = config_of(world, language_model, vision_encoder, steps=2)
     stage_lib.train(config, workdir, devices=ONE)
     assert losses(workdir)[1] < losses(workdir)[0]
     params = open_checkpoint(workdir / "export").params
-    towers = {"lm": open_checkpoint(language_model).params, "vision": open_checkpoint(vision_encoder).params}
+    towers = {
+        "lm": open_checkpoint(language_model).params,
+        "vision": open_checkpoint(vision_encoder).params,
+    }
     for name, tower in towers.items():
         for path, leaf in trees.flatten(tower).items():
-            np.testing.assert_array_equal(trees.flatten(params)[f"flamingo/{path}"], leaf, err_msg=name)
-    read = Flamingo.load(workdir, config=CONFIG).read([tiny.image(1, config.data.image_size), "this is a<EOC>"])
-    assert list(read.tokens[:2]) == [0, hf_lm.LLAMA["vocab_size"] + 1]  # <s>, as its tokenizer begins; <image> behind V
+            np.testing.assert_array_equal(
+                trees.flatten(params)[f"flamingo/{path}"], leaf, err_msg=name
+            )
+    read = Flamingo.load(workdir, config=CONFIG).read(
+        [tiny.image(1, config.data.image_size), "this is a<EOC>"]
+    )
+    # <s>, as its tokenizer begins; <image> behind V
+    assert list(read.tokens[:2]) == [0, hf_lm.LLAMA["vocab_size"] + 1]
     assert read.tokens[-1] == hf_lm.LLAMA["vocab_size"]

@@ -23,7 +23,9 @@ from tests.parity import test_idefics as their_idefics
 pytestmark = pytest.mark.parity
 
 ANSWER = 6  # tokens
-CONFIG = InferenceConfig(lengths=(64,), num_images=(3,), images_per_pass=4, max_new_tokens=ANSWER, xattn_chunk=0)
+CONFIG = InferenceConfig(
+    lengths=(64,), num_images=(3,), images_per_pass=4, max_new_tokens=ANSWER, xattn_chunk=0
+)
 
 
 def converted(source, inputs, output) -> Flamingo:
@@ -32,13 +34,19 @@ def converted(source, inputs, output) -> Flamingo:
 
 
 def assert_evaluates(model) -> None:
-    """A benchmark of colours, open-ended and by ranking, at 2 shots: a row of results each. One prompt at a time: one program less."""
+    """A benchmark of colours, open-ended and by ranking, at 2 shots: a row of results each.
+
+    One prompt at a time: one program less.
+    """
     for metric in ("exact_match", "ranking"):
         benchmark = FewShotTask(Colours(metrics=(metric,), num_test=3))
         result = evaluate(model, benchmark, shots=2, n=0, seed=3, batch_size=1)
         (row,) = result.rows
         assert (row.metric, row.n, row.checkpoint) == (metric, 3, model.checkpoint)
-        assert all(prediction.text is not None or len(prediction.scores) == 3 for prediction in result.predictions)
+        assert all(
+            prediction.text is not None or len(prediction.scores) == 3
+            for prediction in result.predictions
+        )
 
 
 @pytest.fixture(scope="module")
@@ -46,12 +54,16 @@ def idefics_directory(tmp_path_factory):
     """config.json, three shards with their index, LLaMA's kind of tokenizer, and the added tokens beside it."""
     directory = tmp_path_factory.mktemp("idefics")
     path = directory / "tokenizer.model"
-    train_sentencepiece(["this is a red green blue dog. User: what? Assistant:"] * 4, path, 300, model_type="bpe")
+    train_sentencepiece(
+        ["this is a red green blue dog. User: what? Assistant:"] * 4, path, 300, model_type="bpe"
+    )
     variant = dataclasses.replace(their_idefics.VARIANTS["9b and 80b"], vocab_size=300)
     model = their_idefics.reference(variant)
     model.save_pretrained(directory, max_shard_size="100KB")
     names = (idefics.AROUND, "<image>", idefics.END_OF_UTTERANCE)
-    (directory / "added_tokens.json").write_text(json.dumps({name: 300 + i for i, name in enumerate(names)}))
+    (directory / "added_tokens.json").write_text(
+        json.dumps({name: 300 + i for i, name in enumerate(names)})
+    )
     return directory, model
 
 
@@ -62,7 +74,10 @@ def idefics_model(idefics_directory, tmp_path_factory):
 
 
 def test_idefics_generates_what_its_own_code_does(idefics_directory, idefics_model):
-    """Greedily; two images side by side, text before and behind. An instruct model: answers end with the utterance."""
+    """Greedily; two images side by side, text before and behind. An instruct model.
+
+    Answers end with the utterance.
+    """
     import torch
 
     directory, theirs = idefics_directory
@@ -84,9 +99,13 @@ def test_idefics_generates_what_its_own_code_does(idefics_directory, idefics_mod
             eos_token_id=[idefics_model.tokenizer.eoc_id, idefics_model.tokenizer.eos_id],
             pad_token_id=0,
         )
-    expected = [int(token) for token in out[0, len(read.tokens) :] if token not in idefics_model.engine.stop]
+    expected = [
+        int(token) for token in out[0, len(read.tokens) :] if token not in idefics_model.engine.stop
+    ]
     assert len(expected) > 1
-    assert idefics_model.generate(prompt, method=Greedy(ANSWER)) == idefics_model.tokenizer.decode(expected)
+    assert idefics_model.generate(prompt, method=Greedy(ANSWER)) == idefics_model.tokenizer.decode(
+        expected
+    )
 
 
 def test_idefics_evaluates(idefics_model):

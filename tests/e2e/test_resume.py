@@ -1,7 +1,10 @@
-"""A run that is killed at any moment, again and again, ends as if it had not been: the same losses, the same weights, bit for bit.
+"""A run that is killed at any moment, again and again, ends as if it had not been.
 
-The programs are run as a user runs them; SIGKILL leaves them no moment to tidy up. Where in a step the kill falls is up to the clock, and
-different each time; the step that the test waits for is drawn from a fixed seed.
+The same losses, the same weights, bit for bit.
+
+The programs are run as a user runs them; SIGKILL leaves them no moment to tidy up. Where in a step
+the kill falls is up to the clock, and different each time; the step that the test waits for is
+drawn from a fixed seed.
 """
 
 import json
@@ -55,7 +58,9 @@ def start(command, workdir):
 
 
 def finish(process, workdir):
-    assert process.wait(timeout=PATIENCE) == 0, (workdir.parent / f"{workdir.name}.log").read_text()[-4000:]
+    assert process.wait(timeout=PATIENCE) == 0, (
+        workdir.parent / f"{workdir.name}.log"
+    ).read_text()[-4000:]
 
 
 def kill_after(process, workdir, step):
@@ -78,7 +83,8 @@ def runs(command, tmp_path_factory):
     in_one_go = start(command, whole)
     rng, begun = np.random.default_rng(5), [0]
     for _ in range(KILLS):
-        # Saved every second step; when the fifth from here is reported, the save at the second is complete.
+        # Saved every second step; when the fifth from here is reported, the save at the second is
+        # complete.
         kill_after(start(command, killed), killed, begun[-1] + int(rng.integers(5, 9)))
         begun.append(max(checkpoint_steps(killed), default=0))
     finish(start(command, killed), killed)
@@ -105,12 +111,16 @@ def test_losses_are_the_same_bits(runs):
 
 def test_weights_and_moments_are_the_same_bits(runs):
     whole, killed, _ = runs
-    for path in (lambda run: run / "export", lambda run: run):  # the exported model, and the last checkpoint's
+    # the exported model, and the last checkpoint's
+    for path in (lambda run: run / "export", lambda run: run):
         a, b = open_checkpoint(path(whole)), open_checkpoint(path(killed))
         assert a.step == b.step == STEPS
         assert set(flatten(a.params)) == set(flatten(b.params))
         jax.tree.map(np.testing.assert_array_equal, a.params, b.params)
-    hashes = [json.loads((run / "export" / "model.json").read_text())["content_hash"] for run in (whole, killed)]
+    hashes = [
+        json.loads((run / "export" / "model.json").read_text())["content_hash"]
+        for run in (whole, killed)
+    ]
     assert hashes[0] == hashes[1]
     moments = [arrays_of(run) for run in (whole, killed)]
     assert any("opt_state" in name for name in moments[0])

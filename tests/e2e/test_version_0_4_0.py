@@ -1,6 +1,7 @@
 """What version 0.4.0 wrote loads, resumes and evaluates to the same numbers (tests/golden/version_0_4_0/README.md).
 
-Names and places of the code change from version to version; users' checkpoints, exports and commands do not.
+Names and places of the code change from version to version; users' checkpoints, exports and
+commands do not.
 """
 
 import hashlib
@@ -71,14 +72,23 @@ STAGES = {
 
 def on_the_same_processor() -> bool:
     """True if this processor has the flags of the one on which the files were made."""
-    lines = pathlib.Path("/proc/cpuinfo").read_text().splitlines() if os.path.exists("/proc/cpuinfo") else []
-    flags = sorted(next((line.split(":")[1] for line in lines if line.startswith("flags")), "").split())
+    lines = (
+        pathlib.Path("/proc/cpuinfo").read_text().splitlines()
+        if os.path.exists("/proc/cpuinfo")
+        else []
+    )
+    flags = sorted(
+        next((line.split(":")[1] for line in lines if line.startswith("flags")), "").split()
+    )
     found = hashlib.sha256("".join(f"{flag}\n" for flag in flags).encode()).hexdigest()
     return found == (GOLDEN / "cpu_flags.txt").read_text().strip()
 
 
 def assert_same(found: object, recorded: object) -> None:
-    """Equal in structure and words, and in numbers to the bit (on another processor: to 0.001 of their size)."""
+    """Asserts equal structure and words, and equal numbers.
+
+    Numbers are equal to the bit; on another processor to 0.001 of their size.
+    """
     if isinstance(recorded, float) and not on_the_same_processor():
         assert math.isclose(found, recorded, rel_tol=1e-3, abs_tol=1e-4), (found, recorded)
     elif isinstance(recorded, dict):
@@ -128,11 +138,21 @@ def test_resumed_losses_are_those_of_0_4_0(stage, place, run):
     shutil.copytree(GOLDEN / stage / "checkpoints", workdir / "checkpoints")
     shutil.copy(GOLDEN / stage / "config.json", workdir)
     lines = (GOLDEN / stage / "metrics.jsonl").read_text().splitlines(keepends=True)
-    (workdir / "metrics.jsonl").write_text("".join(line for line in lines if json.loads(line)["step"] <= step))
+    (workdir / "metrics.jsonl").write_text(
+        "".join(line for line in lines if json.loads(line)["step"] <= step)
+    )
     shutil.rmtree(workdir / "export")  # it is made again
     config = f"--config={ROOT}/configs/tiny.py:{stage}"
     try:
-        run(place, "-m", "flamingo_jax.train", config, f"--workdir={PLACE / stage}", *EVERY, *options)
+        run(
+            place,
+            "-m",
+            "flamingo_jax.train",
+            config,
+            f"--workdir={PLACE / stage}",
+            *EVERY,
+            *options,
+        )
     finally:
         shutil.rmtree(workdir / "export", ignore_errors=True)
         shutil.copytree(GOLDEN / stage / "export", workdir / "export")
@@ -150,7 +170,11 @@ def test_resumed_losses_are_those_of_0_4_0(stage, place, run):
 )
 def test_an_export_evaluates_as_in_0_4_0(stage, options, place, run):
     report = PLACE / f"report_of_{stage}"
-    config = (f"--config={ROOT}/configs/evaluate.py", f"--config.data.world={PLACE}/world", "--config.seed=1")
+    config = (
+        f"--config={ROOT}/configs/evaluate.py",
+        f"--config.data.world={PLACE}/world",
+        "--config.seed=1",
+    )
     checkpoint = f"--checkpoint={PLACE / stage / 'export'}"
     run(place, "-m", "flamingo_jax.evaluate", *config, checkpoint, f"--output={report}", *options)
     for name in ("results.json", "predictions.jsonl"):

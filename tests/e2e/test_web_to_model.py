@@ -1,4 +1,8 @@
-"""From a crawl to a training run: one command makes records of a WARC file, another shows them, a third trains on them with pairs and videos."""
+"""From a crawl to a training run.
+
+One command makes records of a WARC file, another shows them, a third trains on them with pairs and
+videos.
+"""
 
 import io
 import json
@@ -23,7 +27,11 @@ from tests.e2e import web as config_file
 from tests.training import small
 
 NUM_PAGES = 12
-IMAGES = {"jpg": ("image/jpeg", crawl.jpeg), "png": ("image/png", crawl.png), "webp": ("image/webp", crawl.webp)}
+IMAGES = {
+    "jpg": ("image/jpeg", crawl.jpeg),
+    "png": ("image/png", crawl.png),
+    "webp": ("image/webp", crawl.webp),
+}
 
 
 def make_crawl(directory):
@@ -37,10 +45,17 @@ def make_crawl(directory):
             for i, (suffix, (kind, make)) in enumerate(IMAGES.items()):
                 source = f"/{page}-{i}.{suffix}"
                 responses.append((f"https://site.example{source}", kind, make(10 * page + i)))
-                body += [f"<p>{crawl.prose(100 * page + i)}</p>", f'<figure><img src="{source}"></figure>']
-            body.append('<p>See the film: <a href="/film.mp4">film</a> <video src="/film.mp4"></video></p>')
+                body += [
+                    f"<p>{crawl.prose(100 * page + i)}</p>",
+                    f'<figure><img src="{source}"></figure>',
+                ]
+            body.append(
+                '<p>See the film: <a href="/film.mp4">film</a> <video src="/film.mp4"></video></p>'
+            )
             html = crawl.article(f"The harbour, part {page}", body)
-            responses.append((f"https://site.example/{page}.html", "text/html; charset=utf-8", html))
+            responses.append(
+                (f"https://site.example/{page}.html", "text/html; charset=utf-8", html)
+            )
         crawl.make_warc(directory / f"{number}.warc.gz", responses)
 
 
@@ -89,7 +104,12 @@ def data(tmp_path_factory, run_program):
     alone = Execution(num_workers=1)
     run.make("pairs", PairsRequest(str(directory / "00000.tar")), str(directory / "pairs"), alone)
     run.make("videos", VideosRequest(str(directory / "clips")), str(directory / "videos"), alone)
-    run.make("tokenizer", TokenizerRequest(str(directory / "m3w"), vocab_size=400), str(directory / "tokenizer"), alone)
+    run.make(
+        "tokenizer",
+        TokenizerRequest(str(directory / "m3w"), vocab_size=400),
+        str(directory / "tokenizer"),
+        alone,
+    )
     return directory
 
 
@@ -101,7 +121,9 @@ def test_the_crawl_becomes_pages_of_text_and_images_in_order(data):
         assert isinstance(page, InterleavedPage)
         assert len(page.images) == 3
         number = int(json.loads(page.metadata)["url"].rsplit("/", 1)[1].removesuffix(".html"))
-        assert page.images == tuple(make(10 * number + i) for i, (_, make) in enumerate(IMAGES.values()))
+        assert page.images == tuple(
+            make(10 * number + i) for i, (_, make) in enumerate(IMAGES.values())
+        )
         assert page.parts[0].startswith(f"The harbour, part {number}")
         assert "cookies" not in "".join(page.texts)
     report = json.loads((data / "m3w" / "report.json").read_text())
@@ -110,7 +132,13 @@ def test_the_crawl_becomes_pages_of_text_and_images_in_order(data):
 
 def test_the_second_command_shows_what_the_model_sees(data, run_program):
     run_program(
-        *("-m", "data_pipelines.run", "--pipeline=inspect", f"--dataset={data / 'm3w'}", "--num_samples=4"),
+        *(
+            "-m",
+            "data_pipelines.run",
+            "--pipeline=inspect",
+            f"--dataset={data / 'm3w'}",
+            "--num_samples=4",
+        ),
         *(f"--tokenizer={data / 'tokenizer'}", "--image_size=64", f"--output={data / 'samples'}"),
     )
     page = (data / "samples" / "index.html").read_text()
@@ -121,9 +149,17 @@ def test_the_second_command_shows_what_the_model_sees(data, run_program):
 def test_the_third_command_trains_on_pages_pairs_and_videos(data, run_program):
     small.make_towers(data / "towers", data, config_file.get_config)
     run_program(
-        *("-m", "flamingo_jax.train", "--config=tests/e2e/web.py:flamingo", f"--workdir={data / 'run'}"),
+        *(
+            "-m",
+            "flamingo_jax.train",
+            "--config=tests/e2e/web.py:flamingo",
+            f"--workdir={data / 'run'}",
+        ),
         f"--config.data.tokenizer={data / 'tokenizer'}",
-        *(f"--config.data.datasets.{name}.path={data / name}" for name in ("m3w", "pairs", "videos")),
+        *(
+            f"--config.data.datasets.{name}.path={data / name}"
+            for name in ("m3w", "pairs", "videos")
+        ),
         *(f"--config.towers.{name}={data / 'towers' / name}" for name in ("lm", "vision")),
     )
     rows = logs.read(data / "run" / "metrics.jsonl")

@@ -1,4 +1,7 @@
-"""configs/web.py with the model of tests/training/small.py, as a config file: --config=tests/e2e/web.py:flamingo."""
+"""configs/web.py with the model of tests/training/small.py, as a config file.
+
+--config=tests/e2e/web.py:flamingo.
+"""
 
 from configs import web
 from tests.training import small

@@ -11,7 +11,10 @@ WORDS = ("red", "green", "blue")
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class Colours(Benchmark):
-    """Items with an image of four colours and a word; close-ended where `metrics` says so, with classes where `labelled`."""
+    """Items with an image of four colours and a word.
+
+    Close-ended where `metrics` says so, with classes where `labelled`.
+    """
 
     name: str = "colours"
     title: str = "Colours"

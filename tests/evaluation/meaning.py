@@ -1,4 +1,7 @@
-"""A contrastive model that needs no weights: texts have random directions, images those of the texts that they are said to show."""
+"""A contrastive model that needs no weights.
+
+Texts have random directions, images those of the texts that they are said to show.
+"""
 
 import zlib
 
@@ -10,7 +13,8 @@ WIDTH = 64  # of directions, so that chance likeness is small
 class Meaning:
     """What evaluation asks of a `DualEncoder`.
 
-    `shows(visual)` gives the texts that an image shows; its embedding is their mean. All that was asked for is kept.
+    `shows(visual)` gives the texts that an image shows; its embedding is their mean. All that was
+    asked for is kept.
     """
 
     checkpoint, step = "meaning", 7
@@ -20,7 +24,9 @@ class Meaning:
 
     def images(self, visuals):
         self.seen += list(visuals)
-        return np.stack([_length_one(sum(map(direction, self._shows(visual)))) for visual in visuals])
+        return np.stack(
+            [_length_one(sum(map(direction, self._shows(visual)))) for visual in visuals]
+        )
 
     def texts(self, strings):
         self.read += list(strings)
@@ -28,7 +34,9 @@ class Meaning:
 
 
 def direction(text):
-    return _length_one(np.random.default_rng(zlib.crc32(text.encode())).normal(size=WIDTH)).astype(np.float32)
+    return _length_one(np.random.default_rng(zlib.crc32(text.encode())).normal(size=WIDTH)).astype(
+        np.float32
+    )
 
 
 def _length_one(x):

@@ -22,7 +22,10 @@ SHOTS = (0, 2)
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
-    """One shape of prompt for all, so that few programs are compiled: a dialogue of ten questions at 2 shots is the longest, in words that are known."""
+    """One shape of prompt for all, so that few programs are compiled.
+
+    A dialogue of ten questions at 2 shots is the longest, in words that are known.
+    """
     config = dataclasses.replace(tiny.CONFIG, lengths=(96,), xattn_chunk=0, max_new_tokens=3)
     return tiny.load(tmp_path_factory.getbasetemp(), config=config)
 
@@ -52,14 +55,23 @@ def test_benchmark_runs(model, tmp_path, name, shots):
         assert name == "rareact" and shots > 0
         return
     result = evaluate(model, benchmark, shots=shots, n=0, seed=3, batch_size=4)
-    assert len({prediction.query_id for prediction in result.predictions}) == len(result.predictions) >= 3
+    assert (
+        len({prediction.query_id for prediction in result.predictions})
+        == len(result.predictions)
+        >= 3
+    )
     if name in HIDDEN:
         key, ids = HIDDEN[name]
         assert result.rows == ()
         assert {entry[key] for entry in submission.entries(result.predictions)} == ids
         return
     (row,) = result.rows
-    assert (row.task, row.shots, row.metric, row.n) == (name, shots, benchmark.metrics[0], len(result.predictions))
+    assert (row.task, row.shots, row.metric, row.n) == (
+        name,
+        shots,
+        benchmark.metrics[0],
+        len(result.predictions),
+    )
     assert 0 <= row.value <= (10 if row.metric == "cider" else 1)
     is_open_ended = metric(row.metric).needs == "generation"
     for prediction in result.predictions:
@@ -70,7 +82,10 @@ def test_benchmark_runs(model, tmp_path, name, shots):
 
 @pytest.mark.parametrize("name", benchmarks.IMAGES + benchmarks.VIDEOS)
 def test_prompts_follow_the_template(tmp_path, name):
-    """Figure 8: an image in front of each example; at 0 shots two examples of text alone, and none if the benchmark is close-ended."""
+    """Figure 8: an image in front of each example.
+
+    At 0 shots two examples of text alone, and none if the benchmark is close-ended.
+    """
     benchmark = make(name, tmp_path)
     for shots in filter(benchmark.accepts, SHOTS):
         for episode in benchmark.episodes(shots, 0, 3):
@@ -79,7 +94,9 @@ def test_prompts_follow_the_template(tmp_path, name):
             assert text.count("<image>") == shots + 1
             assert text.count("<EOC>") == num_examples
             *examples, query = text.split("<EOC>")
-            assert query.startswith("<image>") and query.endswith(("Output:", "Answer:", "Caption: a person"))
+            assert query.startswith("<image>") and query.endswith(
+                ("Output:", "Answer:", "Caption: a person")
+            )
             for example in examples:
                 assert example.startswith("<image>") == (shots > 0)
             json.dumps(dict(episode.extra))  # goes into the journal

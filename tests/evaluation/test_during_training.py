@@ -1,4 +1,7 @@
-"""What the contrastive stage measures of itself while it is trained, through the same `train`; and what a stage cannot measure."""
+"""What the contrastive stage measures of itself while it is trained, through the same `train`.
+
+And what a stage cannot measure.
+"""
 
 import jax
 import pytest
@@ -43,7 +46,9 @@ def workdir(world, tmp_path_factory):
 
 def test_it_is_measured_as_often_as_was_asked(workdir):
     found = [
-        line for line in logs.read(workdir / "metrics.jsonl") if any(name.startswith("evaluate/") for name in line)
+        line
+        for line in logs.read(workdir / "metrics.jsonl")
+        if any(name.startswith("evaluate/") for name in line)
     ]
     assert [line["step"] for line in found] == [3, 6]
     names = {f"evaluate/world_retrieval/0/{metric}" for metric in METRICS}
@@ -52,24 +57,44 @@ def test_it_is_measured_as_often_as_was_asked(workdir):
 
 
 def test_evaluate_gives_what_the_hook_gave(workdir, world, tmp_path, capsys):
-    """The export of the last step, through `evaluate`: the same numbers for the same seed and n, and the report."""
-    settings = {"n": 32, "seed": 1, "data": {"world": str(world)}, "inference": InferenceConfig(images_per_pass=32)}
-    run(EvaluateConfig(tasks=TASKS, **settings), str(workdir / "export"), str(tmp_path), Cluster("off"))
+    """The export of the last step, through `evaluate`.
+
+    The same numbers for the same seed and n, and the report.
+    """
+    settings = {
+        "n": 32,
+        "seed": 1,
+        "data": {"world": str(world)},
+        "inference": InferenceConfig(images_per_pass=32),
+    }
+    run(
+        EvaluateConfig(tasks=TASKS, **settings),
+        str(workdir / "export"),
+        str(tmp_path),
+        Cluster("off"),
+    )
     rows = paths.read_json(tmp_path / "results.json")
     found = {f"evaluate/{row['task']}/{row['shots']}/{row['metric']}": row["value"] for row in rows}
     last = [line for line in logs.read(workdir / "metrics.jsonl") if line["step"] == 6]
-    assert found == {name: value for line in last for name, value in line.items() if name.startswith("evaluate/")}
+    assert found == {
+        name: value for line in last for name, value in line.items() if name.startswith("evaluate/")
+    }
     assert {(row["decoding"], row["n"], row["step"]) for row in rows} == {("cosine", 32, 6)}
     assert {row["ensemble"] for row in rows if row["task"] == "world_zero_shot"} == {2}
     assert len((tmp_path / "predictions.jsonl").read_text().splitlines()) == 64
-    assert (tmp_path / "losses.png").exists() and list((tmp_path / "features").rglob("embeddings.npy"))
-    assert "i2t R@1" in (tmp_path / "table.md").read_text() and "t2i R@10" in capsys.readouterr().out
+    assert (tmp_path / "losses.png").exists() and list(
+        (tmp_path / "features").rglob("embeddings.npy")
+    )
+    assert (
+        "i2t R@1" in (tmp_path / "table.md").read_text() and "t2i R@10" in capsys.readouterr().out
+    )
 
 
 def test_tasks_of_two_kinds_are_refused(world, tmp_path):
     config = EvaluateConfig(tasks=("world_retrieval", "format"), data={"world": str(world)})
     with pytest.raises(
-        ValueError, match="'world_retrieval' compares embeddings .* 'format' prompts .* Leave one of them out"
+        ValueError,
+        match="'world_retrieval' compares embeddings .* 'format' prompts .* Leave one of them out",
     ):
         run(config, "nowhere", str(tmp_path), Cluster("off"))
 
@@ -78,7 +103,11 @@ def test_tasks_of_two_kinds_are_refused(world, tmp_path):
     ("stage", "task", "message"),
     [
         ("contrastive", "format", "'format', and the contrastive stage answers no prompts"),
-        ("language_model", "world_retrieval", "'world_retrieval', which compares .* language_model stage has no text"),
+        (
+            "language_model",
+            "world_retrieval",
+            "'world_retrieval', which compares .* language_model stage has no text",
+        ),
     ],
 )
 def test_a_stage_says_what_it_cannot_measure(world, stage, task, message):

@@ -35,7 +35,11 @@ def written(directory):
 
 RECORDS = {
     "interleaved_page": [InterleavedPage((png(0), "a", png(1))), InterleavedPage(("b", png(0)))],
-    "image_text": [ImageText(png(0), "a"), ImageText(png(1)[:60], "cut off"), ImageText(png(2), "b")],
+    "image_text": [
+        ImageText(png(0), "a"),
+        ImageText(png(1)[:60], "cut off"),
+        ImageText(png(2), "b"),
+    ],
     "video_text": [VideoText((png(0), png(1)), "a", fps=1.0)],
 }
 KEYS = {
@@ -55,7 +59,9 @@ def test_images_of_records(encoder, tmp_path, kind):
     alone = encoder([tiny.image(seed) for seed in KEYS[kind].values()])
     np.testing.assert_allclose(np.stack(list(found.values())), alone, rtol=1e-5, atol=1e-6)
     left_out = 1 if kind == "image_text" else 0
-    assert told == f"{len(found)} images of {tmp_path}/data are embedded, {left_out} could not be read"
+    assert (
+        told == f"{len(found)} images of {tmp_path}/data are embedded, {left_out} could not be read"
+    )
 
 
 def test_images_of_a_folder(encoder, tmp_path):
@@ -66,18 +72,33 @@ def test_images_of_a_folder(encoder, tmp_path):
     (tmp_path / "in" / "readme.txt").write_text("no image either")
     told = embed.write(encoder, embed.Images({"embed": str(tmp_path / "in")}), tmp_path / "out")
     found = written(tmp_path / "out")
-    assert list(found) == ["a.PNG", "b/dog.png"] and "2 images of" in told and "1 could not be read" in told
-    np.testing.assert_allclose(found["b/dog.png"], encoder([tiny.image(2)])[0], rtol=1e-5, atol=1e-6)
+    assert (
+        list(found) == ["a.PNG", "b/dog.png"]
+        and "2 images of" in told
+        and "1 could not be read" in told
+    )
+    np.testing.assert_allclose(
+        found["b/dog.png"], encoder([tiny.image(2)])[0], rtol=1e-5, atol=1e-6
+    )
 
 
 def test_deduplication_reads_them(encoder, tmp_path):
-    """A training image that is one of the evaluation images is found by its embedding; the others stay."""
+    """A training image that is one of the evaluation images is found by its embedding.
+
+    The others stay.
+    """
     place = epath.Path(tmp_path)
-    write_records(place / "train", "image_text", {"train": lambda: [ImageText(png(seed), "x") for seed in range(4)]})
+    write_records(
+        place / "train",
+        "image_text",
+        {"train": lambda: [ImageText(png(seed), "x") for seed in range(4)]},
+    )
     (tmp_path / "test").mkdir()
     PIL.Image.fromarray(tiny.image(2)).save(tmp_path / "test" / "cat.png")
     for name in ("train", "test"):
-        embed.write(encoder, embed.Images({"embed": str(place / name)}), place / f"{name}_embeddings")
+        embed.write(
+            encoder, embed.Images({"embed": str(place / name)}), place / f"{name}_embeddings"
+        )
     request = DedupRequest(
         input=str(place / "train"), method="embeddings", embeddings=str(place / "train_embeddings"),
         against=(str(place / "test_embeddings"),), min_cosine=0.99999,
@@ -90,9 +111,15 @@ def test_deduplication_reads_them(encoder, tmp_path):
 
 
 def test_a_split_is_chosen(tmp_path):
-    write_records(epath.Path(tmp_path) / "data", "image_text", {"validation": lambda: [ImageText(png(0), "a")]})
+    write_records(
+        epath.Path(tmp_path) / "data",
+        "image_text",
+        {"validation": lambda: [ImageText(png(0), "a")]},
+    )
     assert len(embed.Images({"embed": f"{tmp_path}/data", "embed_split": "validation"})) == 1
-    with pytest.raises(TaskError, match=r"Cannot read split 'train' .* chosen with --config.data.embed_split=NAME"):
+    with pytest.raises(
+        TaskError, match=r"Cannot read split 'train' .* chosen with --config.data.embed_split=NAME"
+    ):
         embed.Images({"embed": f"{tmp_path}/data"})
 
 

@@ -1,4 +1,7 @@
-"""A run that is stopped goes on: what is in the journal is not asked again, and what is not the same is."""
+"""A run that is stopped goes on.
+
+What is in the journal is not asked again, and what is not the same is.
+"""
 
 import dataclasses
 import io
@@ -29,7 +32,10 @@ def model(tmp_path_factory):
 
 @pytest.fixture
 def asked(model, monkeypatch):
-    """The number of prompts of each call of the engine, which is replaced: its answers differ with all that is asked in the same call."""
+    """The number of prompts of each call of the engine, which is replaced.
+
+    Its answers differ with all that is asked in the same call.
+    """
     counts = []
 
     def answer(requests, *, generate, batch_size):
@@ -39,10 +45,15 @@ def asked(model, monkeypatch):
             own = int(np.dot(request.prompt.tokens, np.arange(len(request.prompt.tokens)))) + sum(
                 int(image.sum()) for image in request.prompt.visuals
             )
-            scores = tuple(-float(np.float32((own + company * len(c) + c[-1]) % 1009 / 7)) for c in request.candidates)
+            scores = tuple(
+                -float(np.float32((own + company * len(c) + c[-1]) % 1009 / 7))
+                for c in request.candidates
+            )
             yield Answer((4 + own % 12,) if generate else None, 0.0, scores)
 
-    monkeypatch.setattr(model.engine, "answer", lambda requests, **how: list(answer(requests, **how)))
+    monkeypatch.setattr(
+        model.engine, "answer", lambda requests, **how: list(answer(requests, **how))
+    )
     return counts
 
 
@@ -50,7 +61,9 @@ def test_answers_come_back(tmp_path):
     answers = [Finished("a cat ü\n", None), Finished(None, (-1.5, -0.25))]
     with_other_text = dataclasses.replace(EPISODE, parts=(b"an image", "that is a"))
     episodes = [EPISODE, with_other_text]
-    Journal(tmp_path / "task-0.jsonl", HEADER).add(episodes, [prompt_hash(each) for each in episodes], answers)
+    Journal(tmp_path / "task-0.jsonl", HEADER).add(
+        episodes, [prompt_hash(each) for each in episodes], answers
+    )
     again = Journal(tmp_path / "task-0.jsonl", HEADER).finished
     assert [again[prompt_hash(each)] for each in episodes] == answers
     lines = [json.loads(line) for line in (tmp_path / "task-0.jsonl").read_text().splitlines()]
@@ -58,7 +71,8 @@ def test_answers_come_back(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "left", [b'{"query": "query/2", "prom', b'{"query": "query/2"}', b"\xff\xfe\x00\n", b"no JSON\n"]
+    "left",
+    [b'{"query": "query/2", "prom', b'{"query": "query/2"}', b"\xff\xfe\x00\n", b"no JSON\n"],
 )
 def test_what_a_kill_left_of_a_line_is_dropped(tmp_path, left):
     file = tmp_path / "task-0.jsonl"
@@ -100,14 +114,20 @@ def test_the_hash_sees_all_of_a_prompt(change):
 
 def test_segments_of_a_video_are_different_prompts():
     prompts = [
-        Episode((Video("a.mp4", start, end), "x"), (), "", "q") for start, end in ((0.0, 1.0), (0.0, 2.0), (1.0, 2.0))
+        Episode((Video("a.mp4", start, end), "x"), (), "", "q")
+        for start, end in ((0.0, 1.0), (0.0, 2.0), (1.0, 2.0))
     ]
     assert len(set(map(prompt_hash, prompts))) == 3
 
 
 def test_a_stopped_run_goes_on_and_ends_as_if_it_had_not(model, asked, tmp_path):
-    """Stopped after the first wave of prompts, in the middle of a line: the rest alone is asked, and all predictions are the same, to the bit."""
-    task = FewShotTask(Colours(metrics=("exact_match", "ranking"), num_test=11), Settings(num_support=6))
+    """Stopped after the first wave of prompts, in the middle of a line.
+
+    The rest alone is asked, and all predictions are the same, to the bit.
+    """
+    task = FewShotTask(
+        Colours(metrics=("exact_match", "ranking"), num_test=11), Settings(num_support=6)
+    )
     how = {"shots": 2, "n": 0, "seed": 5, "batch_size": 2}  # a wave is 4 batches
     whole = evaluate(model, task, **how)
     assert asked == [8, 3]
@@ -170,7 +190,10 @@ def test_more_queries_and_other_shapes_use_what_is_there(model, asked, tmp_path)
     task = FewShotTask(Colours(num_test=11), Settings(num_support=6))
     evaluate_all(model, [task], [1], n=4, seed=5, batch_size=1, journals=tmp_path)
     asked.clear()
-    model.engine.config, kept = dataclasses.replace(model.engine.config, candidates_per_pass=2), model.engine.config
+    model.engine.config, kept = (
+        dataclasses.replace(model.engine.config, candidates_per_pass=2),
+        model.engine.config,
+    )
     (result,) = evaluate_all(model, [task], [1], n=4, seed=5, batch_size=2, journals=tmp_path)
     assert asked == [] and result.rows[0].n == 4
     model.engine.config = dataclasses.replace(kept, max_new_tokens=3)
@@ -194,7 +217,9 @@ def test_other_weights_are_asked_again(model, asked, tmp_path, monkeypatch):
 
 def test_scores_are_the_same_in_memory_and_from_the_journal(model, asked, tmp_path):
     task = FewShotTask(Colours(metrics=("ranking",)), Settings(num_support=6, ensemble=6))
-    first, second = (evaluate(model, task, shots=3, n=3, seed=5, journals=tmp_path) for _ in range(2))
+    first, second = (
+        evaluate(model, task, shots=3, n=3, seed=5, journals=tmp_path) for _ in range(2)
+    )
     assert first == second
     alone = evaluate(model, task, shots=3, n=3, seed=5)
     assert [p.scores for p in alone.predictions] == [p.scores for p in first.predictions]
@@ -202,12 +227,19 @@ def test_scores_are_the_same_in_memory_and_from_the_journal(model, asked, tmp_pa
 
 
 def test_an_ensemble_has_the_mean_of_its_orders(model, asked):
-    """Each order is a prompt of its own; here every one is asked alone, and then all six together."""
-    task = FewShotTask(Colours(metrics=("ranking",), num_test=1), Settings(num_support=6, ensemble=6))
+    """Each order is a prompt of its own.
+
+    Here every one is asked alone, and then all six together.
+    """
+    task = FewShotTask(
+        Colours(metrics=("ranking",), num_test=1), Settings(num_support=6, ensemble=6)
+    )
     (episode,) = task.episodes(3, 0, seed=5)
     (together,) = evaluate(model, task, shots=3, n=0, seed=5).predictions
     candidates = model.candidate_tokens([" red", " green", " blue"])
-    requests = [Request(model.read(parts), candidates) for parts in (episode.parts, *episode.orders)]
+    requests = [
+        Request(model.read(parts), candidates) for parts in (episode.parts, *episode.orders)
+    ]
     each = [answer.scores for answer in model.engine.answer(requests, generate=False, batch_size=1)]
     assert len(set(each)) > 1
     np.testing.assert_allclose(together.scores, np.mean(each, axis=0), rtol=1e-12)

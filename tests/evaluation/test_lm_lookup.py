@@ -1,4 +1,8 @@
-"""The look-up probe: a model that looks up gets 1 and nll 0, one that guesses gets chance, and the positions are the right ones."""
+"""The look-up probe.
+
+A model that looks up gets 1 and nll 0, one that guesses gets chance, and the positions are the
+right ones.
+"""
 
 import math
 
@@ -26,7 +30,9 @@ def reader(certainty):
             past, target = tokens[row, : length - 1].tolist(), tokens[row, length - 1]
             key = past[-2:]
             at = max(i for i in range(len(past) - 2) if past[i : i + 2] == key)
-            losses[row, length - 2] = -math.log(certainty if past[at + 2] == target else (1 - certainty) / 99)
+            losses[row, length - 2] = -math.log(
+                certainty if past[at + 2] == target else (1 - certainty) / 99
+            )
         return losses
 
     return token_nll

@@ -35,7 +35,12 @@ def test_a_keyword_without_its_colon_is_a_word():
 
 
 def test_exact_match_is_a_fraction():
-    assert exact_match([decoded("red circle"), decoded("blue"), decoded("red"), decoded("red circle.")]) == 0.5
+    assert (
+        exact_match(
+            [decoded("red circle"), decoded("blue"), decoded("red"), decoded("red circle.")]
+        )
+        == 0.5
+    )
 
 
 def test_ranking_and_nll():
@@ -53,5 +58,7 @@ def test_every_metric_refuses_what_it_cannot_judge():
         with pytest.raises(ValueError, match="decoded|scored|candidates"):
             each.value([Prediction("q", "", "dax")])
         assert metric(name) is each
-    with pytest.raises(ValueError, match="unknown metric 'bleu': expected one of cider, exact_match"):
+    with pytest.raises(
+        ValueError, match="unknown metric 'bleu': expected one of cider, exact_match"
+    ):
         metric("bleu")

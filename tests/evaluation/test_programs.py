@@ -20,7 +20,11 @@ def write_export(directory, kind, tokenizer_directory):
     words = tiny.tokenizer(tokenizer_directory)
     parts = tiny.flamingo_config(words.vocab_size)
     config = ModelConfig(
-        vision=parts.vision, resampler=parts.resampler, lm=parts.lm, xattn=parts.xattn, new_tokens=parts.new_tokens
+        vision=parts.vision,
+        resampler=parts.resampler,
+        lm=parts.lm,
+        xattn=parts.xattn,
+        new_tokens=parts.new_tokens,
     )
     _, params = tiny.parts(words.vocab_size, "language_model" if kind == "contrastive" else kind)
     about = {
@@ -52,7 +56,9 @@ def test_an_export_answers_as_the_model_did(exports, tmp_path_factory):
     loaded = Flamingo.load(exports["flamingo"], config=tiny.CONFIG)
     assert (loaded.step, loaded.checkpoint) == (7, str(exports["flamingo"]))
     prompt = [tiny.image(2), "this is a"]
-    assert loaded.generate(prompt) == tiny.load(tmp_path_factory.getbasetemp()).generate(prompt) != ""
+    assert (
+        loaded.generate(prompt) == tiny.load(tmp_path_factory.getbasetemp()).generate(prompt) != ""
+    )
 
 
 def test_a_contrastive_export_answers_nothing(exports):
@@ -113,7 +119,11 @@ def test_generate_says_what_is_wrong(run_program, prompt, message):
 
 
 def test_evaluate_a_language_model(run_program, exports, tmp_path):
-    arguments = ("--config=configs/evaluate.py", f"--checkpoint={exports['language_model']}", f"--output={tmp_path}")
+    arguments = (
+        "--config=configs/evaluate.py",
+        f"--checkpoint={exports['language_model']}",
+        f"--output={tmp_path}",
+    )
     done = run_program(
         "-m",
         "flamingo_jax.evaluate",

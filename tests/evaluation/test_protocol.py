@@ -1,4 +1,7 @@
-"""The few-shot protocol on a benchmark in memory: which items are drawn, and what the prompt looks like (paper, B.1.5 and Figure 8)."""
+"""The few-shot protocol on a benchmark in memory.
+
+Which items are drawn, and what the prompt looks like (paper, B.1.5 and Figure 8).
+"""
 
 import dataclasses
 import functools
@@ -27,17 +30,27 @@ def text(episode):
 
 
 def test_the_prompt_is_that_of_the_paper():
-    """<image>Output: A cat.<EOC><image>Output: A dog.<EOC><image>Output: (B.1.5, Figure 8; <BOS> comes with the tokens)."""
+    """<image>Output: A cat.<EOC><image>Output: A dog.<EOC><image>Output: as in B.1.5, Figure 8.
+
+    <BOS> comes with the tokens.
+    """
     (episode,) = FewShotTask(CLOSED).episodes(2, 1, seed=3)
     numbers = [int(name.split("/")[1]) for name in episode.support_ids]
     first, second = (WORDS[number % 3] for number in numbers)
-    assert text(episode) == f"<image>this is a {first}<EOC><image>this is a {second}<EOC><image>this is a"
+    assert (
+        text(episode)
+        == f"<image>this is a {first}<EOC><image>this is a {second}<EOC><image>this is a"
+    )
     images = [part for part in episode.parts if not isinstance(part, str)]
     train, test = CLOSED.train(), {item.id: item for item in CLOSED.test()}
-    for image, item in zip(images, [*(train[n] for n in numbers), test[episode.query_id]], strict=True):
+    for image, item in zip(
+        images, [*(train[n] for n in numbers), test[episode.query_id]], strict=True
+    ):
         np.testing.assert_array_equal(image, item.visual)
     assert (episode.candidates, episode.separator) == (WORDS, " ")
-    assert episode.answer == test[episode.query_id].answer and episode.references == (episode.answer,)
+    assert episode.answer == test[episode.query_id].answer and episode.references == (
+        episode.answer,
+    )
     assert episode.extra == {"question_id": int(episode.query_id.split("/")[1])}
 
 
@@ -67,7 +80,9 @@ def test_queries_and_supports_do_not_depend_on_n_or_shots():
         other = FewShotTask(Colours(), SMALL).episodes(shots, 9, seed=3)
         assert ids(other) == ids(all_of_them)
         shared = min(shots, 4)
-        assert [e.support_ids[:shared] for e in other] == [e.support_ids[:shared] for e in all_of_them]
+        assert [e.support_ids[:shared] for e in other] == [
+            e.support_ids[:shared] for e in all_of_them
+        ]
 
 
 def test_supports_are_drawn_per_query_and_by_the_seed():
@@ -81,11 +96,15 @@ def test_supports_are_drawn_per_query_and_by_the_seed():
 def test_supports_come_from_the_support_set_and_none_comes_twice():
     episodes = FewShotTask(Colours(), SMALL).episodes(10, 0, seed=3)
     support_set = {name for episode in episodes for name in episode.support_ids}
-    assert len(support_set) == 10 and all(len(set(episode.support_ids)) == 10 for episode in episodes)
+    assert len(support_set) == 10 and all(
+        len(set(episode.support_ids)) == 10 for episode in episodes
+    )
 
 
 @pytest.mark.parametrize(
-    ("benchmark", "sizes"), [(Colours(num_train=40), (10, 10, 5)), (LABELLED, (6, 6, 12))], ids=["plain", "classes"]
+    ("benchmark", "sizes"),
+    [(Colours(num_train=40), (10, 10, 5)), (LABELLED, (6, 6, 12))],
+    ids=["plain", "classes"],
 )
 def test_validation_shares_nothing_with_test(monkeypatch, benchmark, sizes):
     """Validation queries, validation supports and test supports are disjoint parts of the training split (Table 6)."""
@@ -138,8 +157,12 @@ def test_a_query_is_never_its_own_support():
             lambda q, s, k: np.arange(k)[None].repeat(len(q), 0),
         )
         for episode in leaky.episodes(8, 0, seed=3):
-            assert episode.query_id not in episode.support_ids and len(set(episode.support_ids)) == 8
-    with pytest.raises(TaskError, match="the query 'train/.' is itself among its 9 support examples"):
+            assert (
+                episode.query_id not in episode.support_ids and len(set(episode.support_ids)) == 8
+            )
+    with pytest.raises(
+        TaskError, match="the query 'train/.' is itself among its 9 support examples"
+    ):
         FewShotTask(Leaky(num_train=9), settings).episodes(9, 0, seed=3)
 
 
@@ -147,11 +170,19 @@ def test_examples_without_an_answer_are_no_supports():
     @dataclasses.dataclass(frozen=True)
     class Gaps(Colours):
         def train(self):
-            return [dataclasses.replace(item, answer="") if i % 2 else item for i, item in enumerate(super().train())]
+            return [
+                dataclasses.replace(item, answer="") if i % 2 else item
+                for i, item in enumerate(super().train())
+            ]
 
     episodes = FewShotTask(Gaps(num_train=20)).episodes(10, 0, seed=3)
-    assert all(int(name.split("/")[1]) % 2 == 0 for episode in episodes for name in episode.support_ids)
-    with pytest.raises(TaskError, match="11 shots need 11 support examples, the training split has 10 with an answer"):
+    assert all(
+        int(name.split("/")[1]) % 2 == 0 for episode in episodes for name in episode.support_ids
+    )
+    with pytest.raises(
+        TaskError,
+        match="11 shots need 11 support examples, the training split has 10 with an answer",
+    ):
         FewShotTask(Gaps(num_train=20)).episodes(11, 0, seed=3)
 
 
@@ -163,11 +194,13 @@ def test_rices_puts_the_most_similar_last():
         return np.array([[5, 2, 7, 1][:k]] * len(queries))
 
     rices = FewShotTask(Colours(), Settings(selection="rices", num_support=8), nearest)
-    drawn = FewShotTask(Colours(), Settings(num_support=8)).episodes(8, 1, seed=3)  # all of the support set
+    # all of the support set
+    drawn = FewShotTask(Colours(), Settings(num_support=8)).episodes(8, 1, seed=3)
     (episode,) = rices.episodes(3, 1, seed=3)
     assert asked == [(1, 8, 4)] and set(episode.support_ids) < set(drawn[0].support_ids)
     (fewer,) = rices.episodes(2, 1, seed=3)
-    assert episode.support_ids[1:] == fewer.support_ids  # two are the nearest two, in the same order
+    # two are the nearest two, in the same order
+    assert episode.support_ids[1:] == fewer.support_ids
     assert text(rices.episodes(0, 1, seed=3)[0]) == text(
         FewShotTask(Colours(), Settings(num_support=8)).episodes(0, 1, seed=3)[0]
     )
@@ -177,16 +210,25 @@ def test_rices_puts_the_most_similar_last():
 
 @pytest.mark.parametrize(("shots", "orders"), [(0, 1), (1, 1), (2, 2), (3, 6), (8, 6)])
 def test_an_ensemble_has_six_orders_of_the_same_supports(shots, orders):
-    plain, ensemble = (FewShotTask(CLOSED, Settings(ensemble=size)).episodes(shots, 4, seed=3) for size in (1, 6))
+    plain, ensemble = (
+        FewShotTask(CLOSED, Settings(ensemble=size)).episodes(shots, 4, seed=3) for size in (1, 6)
+    )
     for one, six in zip(plain, ensemble, strict=True):
         assert one.orders == () and one.support_ids == six.support_ids and text(one) == text(six)
         prompts = [six.parts, *six.orders]
         assert len(prompts) == orders
-        images = [tuple(id(part) for part in parts if not isinstance(part, str)) for parts in prompts]
+        images = [
+            tuple(id(part) for part in parts if not isinstance(part, str)) for parts in prompts
+        ]
         assert len(set(images)) == orders  # none twice
-        assert len({frozenset(each) for each in images}) == 1 and len({each[-1] for each in images}) == 1
+        assert (
+            len({frozenset(each) for each in images}) == 1
+            and len({each[-1] for each in images}) == 1
+        )
         for parts in prompts:  # each image keeps its text
-            assert sorted((id(a), b) for a, b in zip(parts[:-2:2], parts[1:-2:2], strict=True)) == sorted(
+            assert sorted(
+                (id(a), b) for a, b in zip(parts[:-2:2], parts[1:-2:2], strict=True)
+            ) == sorted(
                 (id(a), b) for a, b in zip(six.parts[:-2:2], six.parts[1:-2:2], strict=True)
             )
 
@@ -197,7 +239,8 @@ def test_an_ensemble_has_six_orders_of_the_same_supports(shots, orders):
         (Colours(), {}, (4, 10, 1), r"task 'colours': got n=10; its test split has 9 queries. Take n from 1 to that"),
         (Colours(), {"split": "validation"}, (4, 1, 1), r"split=validation needs 2048 test supports, .*; got 40 items"),
         (LABELLED, {"split": "validation"}, (4, 1, 1), r"32 test supports.* each class of the training split.*; got 30 items of '"),
-        (Colours(num_train=1), {}, (0, 1, 1), "0 shots need 2 support examples, the training split has 1 "),
+        (Colours(num_train=1), {}, (0, 1, 1), "0 shots need 2 support examples, the training split "
+                                              "has 1 "),
     ],
 )  # fmt: skip
 def test_what_there_is_not_enough_of_is_said(benchmark, settings, arguments, message):
@@ -221,7 +264,9 @@ def test_settings_say_what_they_expect():
 
 
 def test_a_task_that_draws_its_own_supports_refuses_other_settings():
-    with pytest.raises(TaskError, match="the task 'format' draws its own support examples .* selection=rices"):
+    with pytest.raises(
+        TaskError, match="the task 'format' draws its own support examples .* selection=rices"
+    ):
         registry.create("format", {"world": "somewhere"}, Settings(selection="rices"))
     with pytest.raises(TaskError, match="the task 'lm_lookup' draws its own"):
         registry.create("lm_lookup", {}, Settings(ensemble=6))
@@ -229,10 +274,18 @@ def test_a_task_that_draws_its_own_supports_refuses_other_settings():
 
 def test_a_registered_benchmark_is_a_task(monkeypatch):
     registered = Colours(name="colours_of_tests", data="paint")
-    monkeypatch.setitem(registry.TASKS, "colours_of_tests", functools.partial(protocol.make, benchmark=registered))
+    monkeypatch.setitem(
+        registry.TASKS, "colours_of_tests", functools.partial(protocol.make, benchmark=registered)
+    )
     created = registry.create("colours_of_tests", {"paint": "there"}, SMALL)
-    assert isinstance(created, FewShotTask) and created.benchmark.directory == "there" and created.settings == SMALL
-    with pytest.raises(TaskError, match=r"'colours_of_tests' needs the directory of 'paint', got none"):
+    assert (
+        isinstance(created, FewShotTask)
+        and created.benchmark.directory == "there"
+        and created.settings == SMALL
+    )
+    with pytest.raises(
+        TaskError, match=r"'colours_of_tests' needs the directory of 'paint', got none"
+    ):
         registry.create("colours_of_tests", {})
 
 

@@ -13,13 +13,22 @@ def by_sorting(queries, gallery, query_groups, gallery_groups):
     found = []
     for query, group in zip(queries, query_groups, strict=True):
         order = np.argsort(-(gallery @ query), kind="stable")
-        found.append(next(place for place, entry in enumerate(order) if gallery_groups[entry] == group))
+        found.append(
+            next(place for place, entry in enumerate(order) if gallery_groups[entry] == group)
+        )
     return found
 
 
-@hypothesis.given(seed=st.integers(0, 10**6), num_queries=st.integers(1, 9), block=st.sampled_from([None, 1, 2, 5]))
+@hypothesis.given(
+    seed=st.integers(0, 10**6),
+    num_queries=st.integers(1, 9),
+    block=st.sampled_from([None, 1, 2, 5]),
+)
 def test_it_is_what_sorting_gives(seed, num_queries, block):
-    """Of small whole numbers, whose products are exact and often equal; several right entries for each query."""
+    """Of small whole numbers, whose products are exact and often equal.
+
+    Several right entries for each query.
+    """
     rng = np.random.default_rng(seed)
     queries = rng.integers(-1, 2, (num_queries, 3)).astype(np.float32)
     gallery = rng.integers(-1, 2, (12, 3)).astype(np.float32)

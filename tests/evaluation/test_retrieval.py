@@ -1,4 +1,7 @@
-"""Retrieval: captions by image and images by caption, and batches of the world in which no scene is there twice."""
+"""Retrieval.
+
+Captions by image and images by caption, and batches of the world in which no scene is there twice.
+"""
 
 import json
 
@@ -21,7 +24,10 @@ def world(tmp_path_factory):
 
 
 def test_several_captions_of_an_image():
-    """Image 0 finds its second caption at the third place, image 1 its only one at once; captions find their image."""
+    """Image 0 finds its second caption at the third place, image 1 its only one at once.
+
+    Captions find their image.
+    """
     images = np.array([[1, 0, 0], [0, 1, 0]], np.float32)
     captions = np.array([[-1, 0, 0], [0.5, 0, 0], [0.6, 0.7, 0], [0.9, 0.1, 0]], np.float32)
     to_text, to_image = both_ways(images, captions, np.array([0, 0, 1, 1]))
@@ -39,7 +45,10 @@ def test_several_captions_of_an_image():
 
 @pytest.mark.parametrize("name", ["coco", "flickr30k"])
 def test_captioned_benchmarks(tmp_path, name):
-    """All captions of the test images are searched; who shows the caption of another image is found wrong."""
+    """All captions of the test images are searched.
+
+    Who shows the caption of another image is found wrong.
+    """
     fixture = {"coco": coco, "flickr30k": flickr30k}[name]
     getattr(fixture, f"make_{name}")(epath.Path(tmp_path))
     captions = {each[-2]: each[-1] for each in fixture.IMAGES if each[0] == "test"}
@@ -59,7 +68,9 @@ def test_captioned_benchmarks(tmp_path, name):
     assert wrong.values["image_to_text_recall_at_1"] == pytest.approx(1 / 3)
     assert wrong.values["image_to_text_recall_at_10"] == 1.0
     assert made.compare(model, 2, seed=1).n == 2
-    with pytest.raises(task.TaskError, match=f"task '{name}_retrieval': got n=4; its test split has 3 queries"):
+    with pytest.raises(
+        task.TaskError, match=f"task '{name}_retrieval': got n=4; its test split has 3 queries"
+    ):
         made.compare(model, 4, seed=1)
 
 
@@ -69,7 +80,9 @@ def test_five_captions_count(monkeypatch, tmp_path):
     coco.make_coco(epath.Path(tmp_path))
     model = Meaning(lambda visual: ["anything"])
     registry.create("coco_retrieval", {"coco": str(tmp_path)}).compare(model, 0, seed=1)
-    assert sorted(text for text in model.read if text.startswith("caption")) == [f"caption {i}" for i in range(5)]
+    assert sorted(text for text in model.read if text.startswith("caption")) == [
+        f"caption {i}" for i in range(5)
+    ]
 
 
 def test_in_a_batch_every_scene_is_there_once():
@@ -84,7 +97,10 @@ def test_in_a_batch_every_scene_is_there_once():
 
 
 def test_the_world(world):
-    """Pictures that no training record has; the other order of two objects is the same scene; what shows its caption is found."""
+    """Pictures that no training record has; the other order of two objects is the same scene.
+
+    What shows its caption is found.
+    """
     albums = read_albums(world)
     shown = {
         image: caption(attributes)
@@ -98,7 +114,9 @@ def test_the_world(world):
     assert model.read == [shown[image] for image in model.seen]
     scenes = [frozenset(text.split(" and ")) for text in model.read]
     assert len(set(scenes)) == 64
-    assert all(each["query_id"].startswith(("test_one/", "test_two/")) for each in found.predictions)
+    assert all(
+        each["query_id"].startswith(("test_one/", "test_two/")) for each in found.predictions
+    )
     again = Meaning(lambda image: [shown[image]])
     made.compare(again, 64, seed=1)
     assert again.read == model.read
@@ -119,5 +137,7 @@ def test_a_world_that_is_too_small_says_so(world):
 
 
 def test_settings_of_support_examples_are_refused():
-    with pytest.raises(task.TaskError, match="'coco_retrieval' compares embeddings .* selection=rices"):
+    with pytest.raises(
+        task.TaskError, match="'coco_retrieval' compares embeddings .* selection=rices"
+    ):
         registry.create("coco_retrieval", {"coco": "somewhere"}, task.Settings(selection="rices"))

@@ -1,4 +1,7 @@
-"""A whole evaluation, in this process: RICES, the journal, the report, hidden answers and embeddings, as the command line would have them."""
+"""A whole evaluation, in this process.
+
+RICES, the journal, the report, hidden answers and embeddings, as the command line would have them.
+"""
 
 import dataclasses
 import functools
@@ -28,11 +31,19 @@ def config(monkeypatch):
     ranked = Colours(name="ranked_colours", metrics=("ranking",), num_test=6)
     hidden = Colours(name="hidden_colours", hidden=True, num_test=6)
     for benchmark in (ranked, hidden):
-        monkeypatch.setitem(registry.TASKS, benchmark.name, functools.partial(protocol.make, benchmark=benchmark))
+        monkeypatch.setitem(
+            registry.TASKS, benchmark.name, functools.partial(protocol.make, benchmark=benchmark)
+        )
     inference = dataclasses.replace(tiny.CONFIG, max_new_tokens=3)
     data = {"ranked_colours": "here", "hidden_colours": "here"}
     return EvaluateConfig(
-        tasks=("ranked_colours",), shots=(2,), n=0, seed=1, batch_size=8, data=data, inference=inference
+        tasks=("ranked_colours",),
+        shots=(2,),
+        n=0,
+        seed=1,
+        batch_size=8,
+        data=data,
+        inference=inference,
     )
 
 
@@ -40,8 +51,18 @@ def test_rices_with_an_ensemble(checkpoint, config, tmp_path, capsys):
     config = dataclasses.replace(config, selection="rices", ensemble=2, num_support=7)
     run(config, checkpoint, str(tmp_path), Cluster("off"))
     (row,) = json.loads((tmp_path / "results.json").read_text())
-    assert (row["selection"], row["ensemble"], row["split"], row["shots"], row["n"]) == ("rices", 2, "test", 2, 6)
-    assert (row["task"], row["metric"], row["decoding"]) == ("ranked_colours", "ranking", "log_likelihood")
+    assert (row["selection"], row["ensemble"], row["split"], row["shots"], row["n"]) == (
+        "rices",
+        2,
+        "test",
+        2,
+        6,
+    )
+    assert (row["task"], row["metric"], row["decoding"]) == (
+        "ranked_colours",
+        "ranking",
+        "log_likelihood",
+    )
     assert "ranked_colours" in capsys.readouterr().out
     assert list((tmp_path / "features").rglob("embeddings.npy"))
     journal = (tmp_path / "predictions" / "ranked_colours-2.jsonl").read_bytes()
@@ -53,11 +74,17 @@ def test_rices_with_an_ensemble(checkpoint, config, tmp_path, capsys):
 
 
 def test_where_answers_are_hidden_a_submission_is_written(checkpoint, config, tmp_path, capsys):
-    run(dataclasses.replace(config, tasks=("hidden_colours",)), checkpoint, str(tmp_path), Cluster("off"))
+    run(
+        dataclasses.replace(config, tasks=("hidden_colours",)),
+        checkpoint,
+        str(tmp_path),
+        Cluster("off"),
+    )
     submission = json.loads((tmp_path / "submissions" / "hidden_colours-2.json").read_text())
     assert [sorted(entry) for entry in submission] == [["answer", "question_id"]] * 7
     assert sorted(entry["question_id"] for entry in submission) == list(range(7))
-    assert submission[-1] == {"question_id": 6, "answer": ""}  # not asked, but the server expects it
+    # not asked, but the server expects it
+    assert submission[-1] == {"question_id": 6, "answer": ""}
     assert json.loads((tmp_path / "results.json").read_text()) == []
     assert "hidden_colours-2.json is for the server" in capsys.readouterr().out
 
@@ -71,4 +98,6 @@ def test_embed(checkpoint, config, tmp_path, capsys):
         str(tmp_path / "out"),
         Cluster("off"),
     )
-    assert (tmp_path / "out" / "keys.txt").read_text() == "a.png\n" and "1 images of" in capsys.readouterr().out
+    assert (
+        tmp_path / "out" / "keys.txt"
+    ).read_text() == "a.png\n" and "1 images of" in capsys.readouterr().out

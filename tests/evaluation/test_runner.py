@@ -1,4 +1,7 @@
-"""The runner on a task in memory and the tiny model: rows, sharing of the prefill, independence of batch size and devices."""
+"""The runner on a task in memory and the tiny model.
+
+Rows, sharing of the prefill, independence of batch size and devices.
+"""
 
 import dataclasses
 import json
@@ -45,8 +48,18 @@ class Naming:
             rng = np.random.default_rng((seed, index))
             answer = names[rng.integers(2)]
             images = [tiny.image(int(i)) for i in rng.permutation(4)[: shots + 1]]
-            parts = [part for image in images[:-1] for part in (image, f"this is a {names[rng.integers(2)]}<EOC>")]
-            yield Episode((*parts, images[-1], "this is a"), names, answer, f"query/{index}", masked=self.masked)
+            parts = [
+                part
+                for image in images[:-1]
+                for part in (image, f"this is a {names[rng.integers(2)]}<EOC>")
+            ]
+            yield Episode(
+                (*parts, images[-1], "this is a"),
+                names,
+                answer,
+                f"query/{index}",
+                masked=self.masked,
+            )
 
 
 @pytest.fixture(scope="module")
@@ -66,7 +79,11 @@ def test_rows_are_those_of_results_json(result):
         ("exact_match", "greedy"),
         ("ranking", "log_likelihood"),
     ]
-    first = {name: value for name, value in rows[0].items() if name not in ("value", "metric", "decoding")}
+    first = {
+        name: value
+        for name, value in rows[0].items()
+        if name not in ("value", "metric", "decoding")
+    }
     assert first == {
         "task": "naming", "split": "test", "shots": 2, "n": 11, "seed": 5, "selection": "random", "ensemble": 1, "checkpoint": "tiny", "step": 7,
     }  # fmt: skip
@@ -74,14 +91,22 @@ def test_rows_are_those_of_results_json(result):
 
 def test_values_are_those_of_the_predictions(result):
     assert 0 < result.rows[1].value < 1
-    best = [prediction.candidates[int(np.argmax(prediction.scores))] for prediction in result.predictions]
-    assert result.rows[1].value == np.mean([name == p.answer for name, p in zip(best, result.predictions, strict=True)])
+    best = [
+        prediction.candidates[int(np.argmax(prediction.scores))]
+        for prediction in result.predictions
+    ]
+    assert result.rows[1].value == np.mean(
+        [name == p.answer for name, p in zip(best, result.predictions, strict=True)]
+    )
     assert len({prediction.text for prediction in result.predictions}) > 1
 
 
 @pytest.mark.parametrize("mesh", [None, {"data": 8}], ids=["one batch of 16", "eight devices"])
 def test_results_do_not_depend_on_batch_size_or_devices(result, model, mesh, tmp_path_factory):
-    """Texts and values equal; scores to 1e-4, since float32 sums run in another order in other shapes."""
+    """Texts and values equal.
+
+    Scores to 1e-4, since float32 sums run in another order in other shapes.
+    """
     if mesh is not None:
         model = tiny.load(tmp_path_factory.getbasetemp(), mesh=make_mesh(MeshConfig(**mesh)))
     other = evaluate(model, Naming(), shots=2, n=11, seed=5, batch_size=16)
@@ -94,9 +119,14 @@ def test_results_do_not_depend_on_batch_size_or_devices(result, model, mesh, tmp
 def test_one_prefill_serves_both_metrics(model, monkeypatch):
     calls = []
     answer = engine._answer
-    monkeypatch.setattr(engine, "_answer", lambda *arguments: calls.append(arguments[1].method) or answer(*arguments))
+    monkeypatch.setattr(
+        engine,
+        "_answer",
+        lambda *arguments: calls.append(arguments[1].method) or answer(*arguments),
+    )
     evaluate(model, Naming(), shots=2, n=11, seed=5, batch_size=4)
-    assert calls == [Greedy(tiny.CONFIG.max_new_tokens)] * 3  # three batches of at most 4, nothing else
+    # three batches of at most 4, nothing else
+    assert calls == [Greedy(tiny.CONFIG.max_new_tokens)] * 3
 
 
 def test_masked_episodes_do_not_see_their_images(model):
@@ -111,7 +141,10 @@ def test_predictions_and_samples_can_be_inspected(result, tmp_path):
     write_predictions(tmp_path / "predictions.jsonl", [result])
     lines = [json.loads(line) for line in (tmp_path / "predictions.jsonl").read_text().splitlines()]
     assert len(lines) == 11
-    assert lines[0]["prompt"].startswith("<image>this is a ") and lines[0]["prompt"].count("<image>") == 3
+    assert (
+        lines[0]["prompt"].startswith("<image>this is a ")
+        and lines[0]["prompt"].count("<image>") == 3
+    )
     assert lines[0]["scores"] == list(result.predictions[0].scores)
     assert [sample.prediction for sample in result.samples] == list(result.predictions[:3])
     assert prompt_text(result.samples[0].episode) == lines[0]["prompt"]
@@ -120,12 +153,18 @@ def test_predictions_and_samples_can_be_inspected(result, tmp_path):
 def test_look_up_as_a_task_equals_the_probe(tmp_path_factory):
     """The same pages through cached scoring, and through the losses of the uncached model (1e-4)."""
     lm = tiny.load(
-        tmp_path_factory.getbasetemp(), kind="language_model", config=dataclasses.replace(tiny.CONFIG, lengths=(64,))
+        tmp_path_factory.getbasetemp(),
+        kind="language_model",
+        config=dataclasses.replace(tiny.CONFIG, lengths=(64,)),
     )
-    (result,) = evaluate_all(lm, [create("lm_lookup", {})], shots=(0, 1, 3), n=8, seed=2, batch_size=8)
+    (result,) = evaluate_all(
+        lm, [create("lm_lookup", {})], shots=(0, 1, 3), n=8, seed=2, batch_size=8
+    )
     assert result.shots == 3  # a dictionary of none or one is no question
     fns, params = tiny.parts(lm.tokenizer.vocab_size, "language_model")
-    losses = jax.jit(lambda tokens, segment: fns.token_losses(params, Batch(tokens, segment, *[None] * 5)))
+    losses = jax.jit(
+        lambda tokens, segment: fns.token_losses(params, Batch(tokens, segment, *[None] * 5))
+    )
     probe = lookup_probe(losses, lm.tokenizer, 3, n=8, seed=2)
     found = {row.metric: row.value for row in result.rows}
     assert found["ranking"] == probe["accuracy"]

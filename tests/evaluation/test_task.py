@@ -20,7 +20,8 @@ def test_an_unknown_task_gets_a_suggestion():
 
 def test_a_missing_directory_says_which_field():
     with pytest.raises(
-        ValueError, match=r"the task 'format' needs the directory of 'world', got none: pass --config.data.world"
+        ValueError,
+        match=r"the task 'format' needs the directory of 'world', got none: pass --config.data.world",
     ):
         registry.create("format", {})
 

@@ -1,4 +1,7 @@
-"""The tasks of the synthetic world: the cheats that must not be possible, the controls, and what guessers and an oracle get."""
+"""The tasks of the synthetic world.
+
+The cheats that must not be possible, the controls, and what guessers and an oracle get.
+"""
 
 import functools
 import zlib
@@ -49,7 +52,9 @@ def shown(directory):
 
 
 def labels(episode):
-    return [part.split("<EOC>")[0].split()[-1] for part in episode.parts[:-1] if isinstance(part, str)]
+    return [
+        part.split("<EOC>")[0].split()[-1] for part in episode.parts[:-1] if isinstance(part, str)
+    ]
 
 
 def pictures(episode):
@@ -58,7 +63,14 @@ def pictures(episode):
 
 def facts(episode):
     """All of an episode, comparable."""
-    return (episode.parts, episode.candidates, episode.answer, episode.query_id, episode.support_ids, episode.masked)
+    return (
+        episode.parts,
+        episode.candidates,
+        episode.answer,
+        episode.query_id,
+        episode.support_ids,
+        episode.masked,
+    )
 
 
 @pytest.mark.parametrize("name", world_tasks.SETTINGS)
@@ -140,18 +152,28 @@ def test_held_out_concerns_the_query_alone(episodes, shown):
             assert query
             assert not any(supports)
     for name in ("format", "bind2", "bind4"):
-        assert not any(is_held_out(shown[picture]) for episode in episodes(name, 8) for picture in pictures(episode))
+        assert not any(
+            is_held_out(shown[picture])
+            for episode in episodes(name, 8)
+            for picture in pictures(episode)
+        )
 
 
 @pytest.mark.parametrize("base", ["format", "bind2"])
 def test_controls_change_one_thing(episodes, base):
     for plain, shuffled, hidden in zip(
-        episodes(base, 8), episodes(f"{base}_shuffled", 8), episodes(f"{base}_hidden", 8), strict=True
+        episodes(base, 8),
+        episodes(f"{base}_shuffled", 8),
+        episodes(f"{base}_hidden", 8),
+        strict=True,
     ):
         assert facts(hidden) == (*facts(plain)[:-1], True)
         assert facts(shuffled)[1:] == facts(plain)[1:]
         assert pictures(shuffled) == pictures(plain)
-    changed = [labels(a) != labels(b) for a, b in zip(episodes(base, 8), episodes(f"{base}_shuffled", 8), strict=True)]
+    changed = [
+        labels(a) != labels(b)
+        for a, b in zip(episodes(base, 8), episodes(f"{base}_shuffled", 8), strict=True)
+    ]
     assert np.mean(changed) > 0.9
 
 
@@ -168,15 +190,24 @@ def test_controls_change_one_thing(episodes, base):
     ],
 )
 def test_oracle_is_right(episodes, shown, name, shots, clear):
-    """The answer follows from the pictures; with one example of each name it is at times open whether colours or shapes are named."""
+    """The answer follows from the pictures.
+
+    With one example of each name it is at times open whether colours or shapes are named.
+    """
     found = [readings(episode, shown) for episode in episodes(name, shots)]
-    assert all(episode.answer in answers for episode, answers in zip(episodes(name, shots), found, strict=True))
+    assert all(
+        episode.answer in answers
+        for episode, answers in zip(episodes(name, shots), found, strict=True)
+    )
     assert np.mean([len(answers) == 1 for answers in found]) >= clear
 
 
 @pytest.mark.parametrize("shots", [1, 2, 4, 8])
 def test_shuffled_names_tell_the_oracle_nothing(episodes, shown, shots):
-    """Pooled over four seeds, n = 1024: three standard errors are 0.047. At one shot too, where exchanging one label would leave it true."""
+    """Pooled over four seeds, n = 1024: three standard errors are 0.047.
+
+    At one shot too, where exchanging one label would leave it true.
+    """
     found = [e for seed in range(4) for e in episodes("bind2_shuffled", shots, seed=seed)]
     assert score(found, lambda episode: read(episode, shown)) == pytest.approx(0.5, abs=0.047)
 
@@ -186,7 +217,10 @@ def test_shuffled_labels_do_not_tell_the_format(episodes, shown, shots):
     """Whoever sees the query and guesses the attribute from the labels gets a third (n = 1024, three standard errors: 0.045)."""
 
     def guess(episode):
-        kinds = [next(a for a, values in enumerate(VALUES) if label in values) for label in labels(episode)]
+        kinds = [
+            next(a for a, values in enumerate(VALUES) if label in values)
+            for label in labels(episode)
+        ]
         return shown[pictures(episode)[-1]][np.bincount(kinds).argmax()]
 
     found = [e for seed in range(4) for e in episodes("format_shuffled", shots, seed=seed)]
@@ -197,24 +231,39 @@ def test_shuffled_labels_do_not_tell_the_format(episodes, shown, shots):
 @pytest.mark.parametrize(("name", "ways"), [("bind2", 2), ("bind4", 4), ("bind2_held_out", 2)])
 @pytest.mark.parametrize("shots", [0, 4, 8])
 def test_guessers_get_chance(episodes, name, ways, shots):
-    """Without looking at pictures: the first, the last, the most frequent and the last-heard name (n >= 256, three standard errors)."""
+    """Without looking at pictures.
+
+    The first, the last, the most frequent and the last-heard name (n >= 256, three standard
+    errors).
+    """
     found = [
-        e for seed in range(1 if N[name.endswith("held_out")] > 200 else 4) for e in episodes(name, shots, seed=seed)
+        e
+        for seed in range(1 if N[name.endswith("held_out")] > 200 else 4)
+        for e in episodes(name, shots, seed=seed)
     ]
     error = 3 * (0.25 / len(found)) ** 0.5
     guessers = [lambda e: e.candidates[0], lambda e: e.candidates[-1]]
     if shots:
-        guessers += [lambda e: labels(e)[-1], lambda e: labels(e)[0], lambda e: max(labels(e), key=labels(e).count)]
+        guessers += [
+            lambda e: labels(e)[-1],
+            lambda e: labels(e)[0],
+            lambda e: max(labels(e), key=labels(e).count),
+        ]
     for guess in guessers:
         assert score(found, guess) == pytest.approx(1 / ways, abs=error)
 
 
 @pytest.mark.parametrize("shots", [4, 8])
 def test_hidden_format_is_a_quarter(episodes, shots):
-    """Whoever knows the attribute from the labels but sees no picture: (1/8 + 1/8 + 1/2) / 3; repeating a label gives no more."""
+    """Whoever knows the attribute from the labels but sees no picture: (1/8 + 1/8 + 1/2) / 3.
+
+    Repeating a label gives no more.
+    """
     found = [e for seed in range(4) for e in episodes("format_hidden", shots, seed=seed)]
     assert score(found, lambda e: labels(e)[-1]) == pytest.approx(0.25, abs=0.045)
-    assert score(found, lambda e: max(labels(e), key=labels(e).count)) == pytest.approx(0.25, abs=0.045)
+    assert score(found, lambda e: max(labels(e), key=labels(e).count)) == pytest.approx(
+        0.25, abs=0.045
+    )
 
 
 def test_chance_and_metrics_are_told(directory):
@@ -246,11 +295,19 @@ def test_missing_world_is_explained(tmp_path):
 
 
 def readings(episode, shown):
-    """The oracle: it sees every picture, and returns all answers that an attribute gives under which the labels make sense."""
+    """The oracle.
+
+    It sees every picture, and returns all answers that an attribute gives under which the labels
+    make sense.
+    """
     *supports, query = [shown[picture] for picture in pictures(episode)]
     heard = labels(episode)
     if episode.parts[-1] == "output :":
-        return {query[a] for a in range(3) if all(s[a] == label for s, label in zip(supports, heard, strict=True))}
+        return {
+            query[a]
+            for a in range(3)
+            if all(s[a] == label for s, label in zip(supports, heard, strict=True))
+        }
     found = set()
     for attribute in (0, 1):
         pairs = {(values[attribute], label) for values, label in zip(supports, heard, strict=True)}
@@ -260,7 +317,10 @@ def readings(episode, shown):
 
 
 def read(episode, shown):
-    """One of the oracle's answers, by lot between two of them; the last name where labels make no sense."""
+    """One of the oracle's answers, by lot between two of them.
+
+    The last name where labels make no sense.
+    """
     found = sorted(readings(episode, shown)) or labels(episode)[-1:]
     return found[zlib.crc32(episode.query_id.encode()) % len(found)]
 

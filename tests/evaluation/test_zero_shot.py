@@ -1,4 +1,7 @@
-"""Zero-shot classification: classes from templates, and the pictures of ImageNet, Kinetics and the world."""
+"""Zero-shot classification.
+
+Classes from templates, and the pictures of ImageNet, Kinetics and the world.
+"""
 
 import numpy as np
 import pytest
@@ -19,7 +22,12 @@ def test_a_class_is_the_mean_of_its_sentences():
     templates = ("A photo of a {}.", "A toy {}.")
     model = Meaning(list)
     found = class_embeddings(model, ["cat", "red dog"], templates)
-    assert model.read == ["A photo of a cat.", "A toy cat.", "A photo of a red dog.", "A toy red dog."]
+    assert model.read == [
+        "A photo of a cat.",
+        "A toy cat.",
+        "A photo of a red dog.",
+        "A toy red dog.",
+    ]
     for row, name in zip(found, ("cat", "red dog"), strict=True):
         mean = (direction(f"A photo of a {name}.") + direction(f"A toy {name}.")) / 2
         np.testing.assert_allclose(row, mean / np.linalg.norm(mean), rtol=1e-5)
@@ -36,8 +44,13 @@ def test_templates_of_a_file(tmp_path):
     file = tmp_path / "templates.txt"
     file.write_text("A photo of a {class_name}\n\n  {}, drawn.\n")
     assert class_templates.read(file) == ("A photo of a {}", "{}, drawn.")
-    assert class_templates.fill(class_templates.read(file), "cat") == ["A photo of a cat", "cat, drawn."]
-    made = registry.create("imagenet_zero_shot", {"imagenet": "x"}, task.Settings(templates=str(file)))
+    assert class_templates.fill(class_templates.read(file), "cat") == [
+        "A photo of a cat",
+        "cat, drawn.",
+    ]
+    made = registry.create(
+        "imagenet_zero_shot", {"imagenet": "x"}, task.Settings(templates=str(file))
+    )
     assert made.templates == ("A photo of a {}", "{}, drawn.")
     file.write_text("{}\nA photo.\n")
     with pytest.raises(task.TaskError, match=r"template 2, 'A photo\.', has 0 places"):
@@ -51,15 +64,28 @@ def test_templates_of_a_file(tmp_path):
 
 def shows(names, of):
     """A model whose images show every sentence about the class that `of(visual)` names."""
-    return Meaning(lambda visual: [sentence for name in of(visual) for sentence in class_templates.fill(names, name)])
+    return Meaning(
+        lambda visual: [
+            sentence for name in of(visual) for sentence in class_templates.fill(names, name)
+        ]
+    )
 
 
 def test_imagenet(tmp_path):
-    """Two classes are called crane and are one answer; what is seen as another class is wrong, and right among five."""
+    """Two classes are called crane and are one answer.
+
+    What is seen as another class is wrong, and right among five.
+    """
     imagenet.make_imagenet(epath.Path(tmp_path))
     made = registry.create("imagenet_zero_shot", {"imagenet": str(tmp_path)})
-    truth = {imagenet.val_name(1): "crane", imagenet.val_name(2): "tench", imagenet.val_name(3): "maillot, tank suit"}
-    found = made.compare(shows(made.templates, lambda visual: [truth[visual.path.rpartition("/")[2]]]), 0, seed=1)
+    truth = {
+        imagenet.val_name(1): "crane",
+        imagenet.val_name(2): "tench",
+        imagenet.val_name(3): "maillot, tank suit",
+    }
+    found = made.compare(
+        shows(made.templates, lambda visual: [truth[visual.path.rpartition("/")[2]]]), 0, seed=1
+    )
     assert found.values == {"top1": 1.0, "top5": 1.0}
     assert (found.n, found.templates) == (3, len(class_templates.IMAGES))
     assert all(each["candidates"][0] == each["answer"] for each in found.predictions)
@@ -80,7 +106,10 @@ def test_kinetics(tmp_path):
 
 
 def test_the_world(tmp_path):
-    """Classes are the pairs of colour and shape that training shows; both sizes are said of each."""
+    """Classes are the pairs of colour and shape that training shows.
+
+    Both sizes are said of each.
+    """
     world = str(small.make_world(tmp_path))
     made = registry.create("world_zero_shot", {"world": world})
     assert made.templates == ("a small {}", "a big {}")

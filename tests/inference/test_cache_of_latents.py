@@ -1,4 +1,8 @@
-"""Latents: a visual is read and encoded once, at most so many frames at a time, and what it is encoded with makes no difference."""
+"""Latents.
+
+A visual is read and encoded once, at most so many frames at a time, and what it is encoded with
+makes no difference.
+"""
 
 import numpy as np
 import pytest
@@ -25,7 +29,9 @@ class Encoder:
 
 def make(*, frames=4, multiple=1, megabytes=1, video_frames=3):
     encoder = Encoder()
-    return encoder, Latents(encoder, Passes(16, video_frames, 3.0, frames, multiple), megabytes=megabytes)
+    return encoder, Latents(
+        encoder, Passes(16, video_frames, 3.0, frames, multiple), megabytes=megabytes
+    )
 
 
 def expected(visual):
@@ -76,7 +82,8 @@ def test_what_is_known_is_not_read_again():
 
 def test_memory_is_bounded_and_the_oldest_goes():
     encoder, latents = make(megabytes=0)
-    np.testing.assert_allclose(latents(IMAGES), [expected(image) for image in IMAGES])  # one batch always fits
+    # one batch always fits
+    np.testing.assert_allclose(latents(IMAGES), [expected(image) for image in IMAGES])
     assert encoder.real == 6 and len(latents) == 0
     latents(IMAGES[:1])
     assert encoder.real == 7

@@ -1,4 +1,7 @@
-"""The dialogue of B.1.6: its prompt word by word, what ends an answer, what is forgotten; and the program on a pipe."""
+"""The dialogue of B.1.6: its prompt word by word, what ends an answer, what is forgotten.
+
+And the program on a pipe.
+"""
 
 import subprocess
 import sys
@@ -29,7 +32,10 @@ IMAGES = [Image(str(number)) for number in range(4)]
 
 
 class Parrot:
-    """Answers from a list; notes the prompts; finds prompts beyond `longest` characters too long."""
+    """Answers from a list; notes the prompts.
+
+    Finds prompts beyond `longest` characters too long.
+    """
 
     def __init__(self, *answers, longest=10_000):
         self.answers, self.longest, self.prompts = list(answers), longest, []
@@ -47,7 +53,8 @@ def test_the_prompt_is_the_papers():
     chat = Chat(parrot, IMAGES[:3])
     assert chat.say([IMAGES[3]]) == "A dog."
     assert parrot.prompts[-1] == f"{PROMPT}User:<3>\nFlamingo:"
-    assert chat.say([IMAGES[0], " What breed is it? "]) == "A poodle."  # it began to speak as the user
+    # it began to speak as the user
+    assert chat.say([IMAGES[0], " What breed is it? "]) == "A poodle."
     assert chat.say("Sure?") == "Yes."
     own = "User:<3>\nFlamingo: A dog.\nUser:<0> What breed is it?\nFlamingo: A poodle.\nUser: Sure?\nFlamingo:"
     assert parrot.prompts[-1] == PROMPT + own
@@ -66,7 +73,10 @@ def test_the_oldest_exchange_is_forgotten_first():
     chat = Chat(parrot, IMAGES[:3])
     for words in ("first thing", "second thing", "third thing"):
         chat.say(words)
-    assert parrot.prompts[-1] == f"{PROMPT}User: second thing\nFlamingo: two\nUser: third thing\nFlamingo:"
+    assert (
+        parrot.prompts[-1]
+        == f"{PROMPT}User: second thing\nFlamingo: two\nUser: third thing\nFlamingo:"
+    )
     with pytest.raises(PromptTooLong):
         chat.say("x" * 100)
     parrot.answers.append("four")
@@ -87,7 +97,14 @@ def test_chat_on_a_pipe(tmp_path_factory, tmp_path):
     export = write_export(tmp_path / "export", "flamingo", directory)
     PIL.Image.fromarray(tiny.image(2)).save(tmp_path / "cat.png")
     done = subprocess.run(
-        [sys.executable, "-m", "flamingo_jax.generate", f"--checkpoint={export}", "--chat", "--max_new_tokens=4"],
+        [
+            sys.executable,
+            "-m",
+            "flamingo_jax.generate",
+            f"--checkpoint={export}",
+            "--chat",
+            "--max_new_tokens=4",
+        ],
         input=f"{{{tmp_path}/cat.png}}\n\n{{cow.png}} and this\nthis is a big circle\n",
         cwd=ROOT,
         capture_output=True,
@@ -102,5 +119,7 @@ def test_chat_on_a_pipe(tmp_path_factory, tmp_path):
 
 def test_a_prompt_or_a_dialogue(run_program):
     for arguments in ([], ["--chat", "output :"]):
-        done = run_program("-m", "flamingo_jax.generate", "--checkpoint=nowhere", *arguments, status=1)
+        done = run_program(
+            "-m", "flamingo_jax.generate", "--checkpoint=nowhere", *arguments, status=1
+        )
         assert "Give prompts, such as" in done.stdout + done.stderr

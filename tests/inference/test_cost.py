@@ -12,13 +12,17 @@ HEADS = 2
 def test_a_decoded_token_costs_more_shots_no_more_than_their_attention():
     """Per position of the prompt 4 D for keys and values and 2 D for relative positions, and a few tens for the softmax of each head."""
     none, four, many = (step_flops(SIZE, (shots + 1) * TEXT) for shots in (0, 4, 32))
-    assert four - none == pytest.approx(4 * TEXT * (many - four) / (28 * TEXT), rel=1e-3)  # it grows by the position
+    # it grows by the position
+    assert four - none == pytest.approx(4 * TEXT * (many - four) / (28 * TEXT), rel=1e-3)
     assert 4 * SIZE.width < (many - none) / (32 * TEXT) < 6 * SIZE.width + 40 * HEADS
     assert forward_flops(SIZE, 4) > 50 * four  # what each token costs without a cache
 
 
 def test_candidates_share_one_prefill():
-    """Each of C candidates of T tokens costs T - 1 decoding steps more than the prompt alone; their first tokens nothing."""
+    """Each of C candidates of T tokens costs T - 1 decoding steps more than the prompt alone.
+
+    Their first tokens nothing.
+    """
     length, shots = 4, 4
     prefill = score_flops(SIZE, shots=shots, count=1, length=1)
     assert score_flops(SIZE, shots=shots, count=8, length=1) == pytest.approx(prefill, rel=1e-4)

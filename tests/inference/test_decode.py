@@ -1,4 +1,7 @@
-"""Decoding: brute force on a model one can enumerate, the cache against the uncached forward on the real one."""
+"""Decoding.
+
+Brute force on a model one can enumerate, the cache against the uncached forward on the real one.
+"""
 
 import dataclasses
 import functools
@@ -25,7 +28,10 @@ LONGEST = 3
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Memory:
-    """The whole history of each sequence, as a cache: it must be reordered with its beam, or the answers are wrong."""
+    """The whole history of each sequence, as a cache.
+
+    It must be reordered with its beam, or the answers are wrong.
+    """
 
     tokens: jax.Array  # [1, B, S]
 
@@ -40,7 +46,10 @@ TABLE = jax.random.normal(jax.random.key(0), (97, V)) * 1.5
 
 
 def history_model(cache, tokens, positions, media_index, media=None, chunk=None):
-    """Logits that depend on all tokens before, by a hash of them; the answer differs for every history."""
+    """Logits that depend on all tokens before, by a hash of them.
+
+    The answer differs for every history.
+    """
     put = jax.vmap(lambda row, new, at: jax.lax.dynamic_update_slice(row, new, (at,)))
     memory = put(cache.tokens[0], tokens, positions[:, 0])
     visible = jnp.arange(memory.shape[1])[None, None, :] <= positions[:, :, None]
@@ -51,7 +60,8 @@ def history_model(cache, tokens, positions, media_index, media=None, chunk=None)
 
 def prefix_of(prompts, room=LONGEST):
     longest = max(map(len, prompts))
-    tokens = np.full((len(prompts), longest), 3, np.int32)  # padding that is a real token: it must not be seen
+    # padding that is a real token: it must not be seen
+    tokens = np.full((len(prompts), longest), 3, np.int32)
     for row, prompt in enumerate(prompts):
         tokens[row, : len(prompt)] = prompt
     cache = Memory(jnp.zeros((1, len(prompts), longest + room), jnp.int32))
@@ -67,7 +77,9 @@ def log_probs_after(sequence):
 def _log_probs_after(sequence):
     tokens = jnp.asarray([sequence], jnp.int32)
     positions = jnp.arange(len(sequence), dtype=jnp.int32)[None]
-    logits, _ = history_model(Memory(jnp.zeros((1, 1, len(sequence)), jnp.int32)), tokens, positions, None)
+    logits, _ = history_model(
+        Memory(jnp.zeros((1, 1, len(sequence)), jnp.int32)), tokens, positions, None
+    )
     return np.asarray(jax.nn.log_softmax(logits[0, -1]))
 
 
@@ -92,17 +104,28 @@ PROMPTS = ([1], [1, 2, 3], [1, 2, 2, 1, 3], [1, 4])
 
 @pytest.mark.parametrize("penalty", [0.0, 1.0])
 def test_a_wide_beam_equals_brute_force(penalty):
-    """Unequal prompts in one batch; every one of the best answers and its score (float32 sums: 1e-5)."""
+    """Unequal prompts in one batch: each of the best answers and its score.
+
+    Scores are sums in float32, equal to 1e-5.
+    """
     search = jax.jit(
         lambda prefix: decode.beam_search(
-            history_model, prefix, beams=100, max_new_tokens=LONGEST, stop=(STOP,), pad_id=PAD, length_penalty=penalty
+            history_model,
+            prefix,
+            beams=100,
+            max_new_tokens=LONGEST,
+            stop=(STOP,),
+            pad_id=PAD,
+            length_penalty=penalty,
         )
     )
     found = search(prefix_of(PROMPTS))
     for row, prompt in enumerate(PROMPTS):
         expected = brute_force(prompt, penalty)
         count = min(len(expected), 100)
-        np.testing.assert_allclose(found.score[row, :count], [score for score, _ in expected[:count]], rtol=1e-5)
+        np.testing.assert_allclose(
+            found.score[row, :count], [score for score, _ in expected[:count]], rtol=1e-5
+        )
         assert [tuple(tokens) for tokens in np.asarray(found.tokens[row, :8]).tolist()] == [
             answer for _, answer in expected[:8]
         ]
@@ -121,7 +144,9 @@ def slow_beam_search(prompt, beams, stops=(STOP,), ends="any"):
             ),
             reverse=True,
         )
-        ending = [pair for pair in (grown if ends == "any" else grown[:beams]) if pair[1][-1] in stops]
+        ending = [
+            pair for pair in (grown if ends == "any" else grown[:beams]) if pair[1][-1] in stops
+        ]
         done = sorted(done + ending, reverse=True)[:beams]
         live = [pair for pair in grown if pair[1][-1] not in stops][:beams]
     return sorted(done + live, reverse=True)[:beams]
@@ -129,25 +154,42 @@ def slow_beam_search(prompt, beams, stops=(STOP,), ends="any"):
 
 @pytest.mark.parametrize(
     ("beams", "stops", "ends"),
-    [(2, (STOP,), "any"), (3, (STOP,), "any"), (3, (STOP, 2), "any"), (2, (STOP,), "best"), (3, (STOP, 2), "best")],
+    [
+        (2, (STOP,), "any"),
+        (3, (STOP,), "any"),
+        (3, (STOP, 2), "any"),
+        (2, (STOP,), "best"),
+        (3, (STOP, 2), "best"),
+    ],
 )
 def test_a_narrow_beam_equals_the_textbook(beams, stops, ends):
     """Reordering of the cache, finished beams and early ending, where the beam does prune (scores to 1e-5)."""
     found = jax.jit(
         lambda prefix: decode.beam_search(
-            history_model, prefix, beams=beams, max_new_tokens=LONGEST, stop=stops, pad_id=PAD, ends=ends
+            history_model,
+            prefix,
+            beams=beams,
+            max_new_tokens=LONGEST,
+            stop=stops,
+            pad_id=PAD,
+            ends=ends,
         )
     )(prefix_of(PROMPTS))
     for row, prompt in enumerate(PROMPTS):
         expected = slow_beam_search(prompt, beams, stops, ends)
-        # A row that is over may hold fewer finished answers than an exhaustive run would list; the best is always there.
-        assert tuple(found.tokens[row, 0].tolist()) == expected[0][1] + (PAD,) * (LONGEST - len(expected[0][1]))
+        # A row that is over may hold fewer finished answers than an exhaustive run would list; the
+        # best is always there.
+        assert tuple(found.tokens[row, 0].tolist()) == expected[0][1] + (PAD,) * (
+            LONGEST - len(expected[0][1])
+        )
         np.testing.assert_allclose(found.score[row], [score for score, _ in expected], rtol=1e-5)
 
 
 def test_greedy_takes_the_best_token_each_time_and_pads_after_the_stop():
     found = jax.jit(
-        lambda prefix: decode.greedy(history_model, prefix, max_new_tokens=LONGEST, stop=(STOP,), pad_id=PAD)
+        lambda prefix: decode.greedy(
+            history_model, prefix, max_new_tokens=LONGEST, stop=(STOP,), pad_id=PAD
+        )
     )(prefix_of(PROMPTS))
     stopped = 0
     for row, prompt in enumerate(PROMPTS):
@@ -164,41 +206,55 @@ def test_greedy_takes_the_best_token_each_time_and_pads_after_the_stop():
 
 def test_answers_that_end_in_a_poor_token_are_left_out_where_only_the_best_may_end():
     """The two searches differ on these prompts, so the test above tells them apart."""
-    assert any(slow_beam_search(prompt, 2) != slow_beam_search(prompt, 2, ends="best") for prompt in PROMPTS)
+    assert any(
+        slow_beam_search(prompt, 2) != slow_beam_search(prompt, 2, ends="best")
+        for prompt in PROMPTS
+    )
 
 
 def test_one_beam_is_greedy():
     settings = {"max_new_tokens": LONGEST, "stop": (STOP,), "pad_id": PAD}
-    both = lambda prefix: (  # noqa: E731
+    both = lambda prefix: (
         decode.beam_search(history_model, prefix, beams=1, **settings),
         decode.greedy(history_model, prefix, **settings),
     )
     one, greedy = jax.jit(both)(prefix_of(PROMPTS))
     ended = np.asarray((greedy.tokens == STOP).any(axis=-1)[:, 0])
-    # Where greedy runs into the bound, a shorter finished answer may score higher: beam search rightly prefers it.
+    # Where greedy runs into the bound, a shorter finished answer may score higher: beam search
+    # rightly prefers it.
     np.testing.assert_array_equal(np.asarray(one.tokens)[ended], np.asarray(greedy.tokens)[ended])
     assert np.all(np.asarray(one.score) >= np.asarray(greedy.score) - 1e-5)
 
 
 def test_settings_that_make_no_sense_are_refused():
     with pytest.raises(ValueError, match="expected beams >= 1"):
-        decode.beam_search(history_model, prefix_of(PROMPTS), beams=0, max_new_tokens=2, stop=(STOP,), pad_id=PAD)
+        decode.beam_search(
+            history_model, prefix_of(PROMPTS), beams=0, max_new_tokens=2, stop=(STOP,), pad_id=PAD
+        )
 
 
 @pytest.mark.parametrize("apart", [False, True])
 @pytest.mark.parametrize("fused", [False, True])
 def test_the_table_of_distances_changes_nothing(fused, apart):
-    """Relative positions with the projected distances in the cache, and without: the same logits, in prefill and after (float32: 1e-5)."""
+    """Relative positions with the projected distances in the cache, and without.
+
+    The same logits, in prefill and after (float32: 1e-5).
+    """
     config = LMConfig(8, num_layers=2, width=8, num_heads=2, vocab_multiple=8)
     model = api.language_model(dataclasses.replace(config, fused=fused))
     params = tiny.weights(jax.eval_shape(api.language_model(config).init, jax.random.key(0)))
     if fused:
         blocks = frozen.compute_form_of_blocks(config, trees.subtree(params, "lm/blocks"))
-        rest = {module: value for module, value in params.items() if not module.startswith("lm/blocks")}
+        rest = {
+            module: value for module, value in params.items() if not module.startswith("lm/blocks")
+        }
         params = rest | {f"lm/blocks/{module}": value for module, value in blocks.items()}
     if apart:
         blocks = trees.under(params, "lm/blocks")
-        params = {module: unrolled(value) if module in blocks else value for module, value in params.items()}
+        params = {
+            module: unrolled(value) if module in blocks else value
+            for module, value in params.items()
+        }
     tokens = jnp.asarray([[1, 2, 3, 4, 5, 6], [6, 5, 4, 3, 2, 1]], jnp.int32)
     positions = jnp.broadcast_to(jnp.arange(6, dtype=jnp.int32)[None], tokens.shape)
 
@@ -212,38 +268,55 @@ def test_the_table_of_distances_changes_nothing(fused, apart):
         second, _ = model.extend(params, cache, tokens[:, 4:], positions[:, 4:], tokens[:, 4:])
         return jnp.concatenate([first, second], axis=1)
 
-    np.testing.assert_allclose(logits(params, with_table=True), logits(params, with_table=False), atol=1e-5)
+    np.testing.assert_allclose(
+        logits(params, with_table=True), logits(params, with_table=False), atol=1e-5
+    )
 
 
 @pytest.mark.parametrize("kind", ["flamingo", "language_model"])
 def test_cached_decoding_equals_the_uncached_forward(kind, tmp_path_factory):
-    """Token by token, for prompts of unequal length with images and videos; float32, so sums in another order: 1e-4 on log-probabilities."""
+    """Token by token, for prompts of unequal length with images and videos.
+
+    Float32, so sums in another order: 1e-4 on log-probabilities.
+    """
     words = tiny.tokenizer(tmp_path_factory.getbasetemp())
     model, params = tiny.parts(words.vocab_size, kind)
     rng = np.random.default_rng(0)
     length, total, steps = np.asarray([5, 9, 12], np.int32), 16, 4
     tokens = rng.integers(4, words.vocab_size, (3, total)).astype(np.int32)
-    phi = np.minimum(np.cumsum(rng.random((3, total)) < 0.3, axis=1), [[1], [2], [3]]).astype(np.int32)
+    phi = np.minimum(np.cumsum(rng.random((3, total)) < 0.3, axis=1), [[1], [2], [3]]).astype(
+        np.int32
+    )
     phi = np.where(
         np.arange(total)[None] >= length[:, None], phi[np.arange(3), length - 1][:, None], phi
     )  # answers attend the last image
     frames = np.stack([tiny.image(seed) for seed in range(8)]).reshape(4, 2, *tiny.image(0).shape)
-    mask = np.asarray([[True, True], [True, False], [True, False], [True, True]])  # a video, two images, a video
+    # a video, two images, a video
+    mask = np.asarray([[True, True], [True, False], [True, False], [True, True]])
     slot = np.asarray([[2, -1, -1], [0, 3, -1], [1, 0, 2]], np.int32)
-    media = Media(jax.jit(model.encode)(params, jnp.asarray(frames), jnp.asarray(mask)), jnp.asarray(slot))
+    media = Media(
+        jax.jit(model.encode)(params, jnp.asarray(frames), jnp.asarray(mask)), jnp.asarray(slot)
+    )
 
-    batch = Batch(tokens, np.ones_like(tokens), np.ones(tokens.shape, np.float32), phi, slot, frames, mask)
+    batch = Batch(
+        tokens, np.ones_like(tokens), np.ones(tokens.shape, np.float32), phi, slot, frames, mask
+    )
     expected = -np.asarray(jax.jit(model.token_losses)(params, batch))  # [3, total - 1]
 
     @jax.jit
     def cached(params, prompt, length, phi, answer, media):
-        extend = lambda *arguments: model.extend(params, *arguments)  # noqa: E731
-        prefix = decode.prefill(extend, model.empty_cache(3, 12 + steps, jnp.float32), prompt, length, phi, media)
+        extend = lambda *arguments: model.extend(params, *arguments)
+        prefix = decode.prefill(
+            extend, model.empty_cache(3, 12 + steps, jnp.float32), prompt, length, phi, media
+        )
         found, cache, log_probs = [], prefix.cache, prefix.log_probs
         for t in range(steps):
             found.append(log_probs[jnp.arange(3), answer[:, t]])
             logits, cache = extend(
-                cache, answer[:, t : t + 1], (prefix.length + t)[:, None], prefix.media_index[:, None]
+                cache,
+                answer[:, t : t + 1],
+                (prefix.length + t)[:, None],
+                prefix.media_index[:, None],
             )
             log_probs = jax.nn.log_softmax(logits[:, 0])
         return jnp.stack(found, axis=1)

@@ -1,4 +1,7 @@
-"""Embeddings of a contrastive model: those of the model itself, whatever the batch, the mesh, or the way through an export."""
+"""Embeddings of a contrastive model.
+
+Those of the model itself, whatever the batch, the mesh, or the way through an export.
+"""
 
 import dataclasses
 
@@ -41,22 +44,30 @@ def model(tokenizer):
 @pytest.fixture(scope="module")
 def params(model):
     """Random weights, drawn by numpy: nothing is compiled for them."""
-    config = dataclasses.replace(from_dict(TrainConfig, small.get_config("contrastive")), model=model)
+    config = dataclasses.replace(
+        from_dict(TrainConfig, small.get_config("contrastive")), model=model
+    )
     shapes = jax.eval_shape(build_objective(config, 1)[1].init, jax.random.key(0))
     rng = np.random.default_rng(0)
-    return jax.tree.map(lambda leaf: jnp.asarray(0.3 * rng.normal(size=leaf.shape), jnp.float32), shapes)
+    return jax.tree.map(
+        lambda leaf: jnp.asarray(0.3 * rng.normal(size=leaf.shape), jnp.float32), shapes
+    )
 
 
 @pytest.fixture(scope="module")
 def encoder(model, params, tokenizer):
-    return DualEncoder(model, params, tokenizer, preprocessing={"image_size": tiny.IMAGE_SIZE}, config=CONFIG)
+    return DualEncoder(
+        model, params, tokenizer, preprocessing={"image_size": tiny.IMAGE_SIZE}, config=CONFIG
+    )
 
 
 def test_it_is_the_model_that_is_trained(model, params, tokenizer, encoder):
     """Tolerance 1e-5: the same sums in another order."""
     frames = np.stack([tiny.image(seed) for seed in range(len(TEXTS))])
     rows = [tokenise_caption(text, tokenizer) for text in TEXTS]
-    tokens = np.stack([np.pad(row, (0, LENGTH - len(row)), constant_values=tokenizer.pad_id) for row in rows])
+    tokens = np.stack(
+        [np.pad(row, (0, LENGTH - len(row)), constant_values=tokenizer.pad_id) for row in rows]
+    )
     segment = np.stack([(np.arange(LENGTH) < len(row)).astype(np.int32) for row in rows])
     parts = model.vision, model.text_encoder, model.contrastive
     network = hk.without_apply_rng(hk.transform(lambda *batch: Contrastive(*parts)(*batch)))
@@ -74,8 +85,15 @@ def test_a_video_is_the_mean_of_its_frames(encoder):
 
 
 def test_an_embedding_depends_on_nothing_but_itself(encoder):
-    """Twice the same text is one embedding; more texts and images than one pass takes change none."""
-    many = [f"a {size} {colour} circle" for size in ("big", "small") for colour in ("red", "green", "blue")]
+    """Twice the same text is one embedding.
+
+    More texts and images than one pass takes change none.
+    """
+    many = [
+        f"a {size} {colour} circle"
+        for size in ("big", "small")
+        for colour in ("red", "green", "blue")
+    ]
     found = encoder.texts([*many, many[0]])
     np.testing.assert_array_equal(found[0], found[-1])
     np.testing.assert_allclose(found[2], encoder.texts(many[2:3])[0], atol=1e-6)
@@ -105,7 +123,13 @@ def test_eight_devices_give_what_one_gives(model, params, tokenizer, encoder):
 def test_through_an_export_and_a_directory_of_features(model, params, tokenizer, encoder, tmp_path):
     tokenizer.save(tmp_path)
     about = {"config": to_dict(model), "tokenizer": tmp_path / "tokenizer.model", "step": 5}
-    export(tmp_path / "export", params, kind="contrastive", preprocessing={"image_size": tiny.IMAGE_SIZE}, **about)
+    export(
+        tmp_path / "export",
+        params,
+        kind="contrastive",
+        preprocessing={"image_size": tiny.IMAGE_SIZE},
+        **about,
+    )
     loaded = DualEncoder.load(tmp_path / "export", config=CONFIG, features=tmp_path / "features")
     assert (loaded.step, loaded.checkpoint) == (5, str(tmp_path / "export"))
     images = [tiny.image(seed) for seed in range(3)]
@@ -119,9 +143,15 @@ def test_through_an_export_and_a_directory_of_features(model, params, tokenizer,
 def test_another_model_is_refused(tmp_path, tokenizer):
     tokenizer.save(tmp_path)
     _, weights = tiny.parts(tokenizer.vocab_size, "language_model")
-    about = {"config": {}, "tokenizer": tmp_path / "tokenizer.model", "preprocessing": {}, "step": 0}
+    about = {
+        "config": {},
+        "tokenizer": tmp_path / "tokenizer.model",
+        "preprocessing": {},
+        "step": 0,
+    }
     export(tmp_path / "export", weights, kind="language_model", **about)
     with pytest.raises(
-        CheckpointError, match="is a language_model model, and has not both .* give one of the contrastive"
+        CheckpointError,
+        match="is a language_model model, and has not both .* give one of the contrastive",
     ):
         DualEncoder.load(tmp_path / "export")

@@ -35,9 +35,15 @@ def test_a_description_reads_no_weight(exported, monkeypatch):
     opened = open_checkpoint(exported)
     monkeypatch.setattr(arrays, "read", refuse)
     described = describe_checkpoint(exported)
-    assert (described.kind, described.step, described.tokenizer) == ("flamingo", 7, opened.tokenizer)
+    assert (described.kind, described.step, described.tokenizer) == (
+        "flamingo",
+        7,
+        opened.tokenizer,
+    )
     shapes = {path: (leaf.shape, leaf.dtype) for path, leaf in trees.flatten(opened.params).items()}
-    assert {path: (leaf.shape, leaf.dtype) for path, leaf in trees.flatten(described.params).items()} == shapes
+    assert {
+        path: (leaf.shape, leaf.dtype) for path, leaf in trees.flatten(described.params).items()
+    } == shapes
     assert all(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in jax.tree.leaves(described.params))
 
 
@@ -46,7 +52,11 @@ def test_a_description_reads_no_weight(exported, monkeypatch):
     [
         ("lm", {"width": 32}, r"holds \d+ arrays of other shapes than the model"),
         ("lm", {"tied_head": True}, r"Only in the checkpoint \(1\): flamingo/lm/head"),
-        ("resampler", {"num_layers": 2}, "arrays of other shapes than the model: flamingo/resampler"),
+        (
+            "resampler",
+            {"num_layers": 2},
+            "arrays of other shapes than the model: flamingo/resampler",
+        ),
         ("vision", {"depth": [2]}, "did you mean"),
     ],
 )
@@ -59,15 +69,19 @@ def test_a_checkpoint_of_another_model(exported, monkeypatch, part, fields, mess
 
 
 def test_learned_positions_bound_prompt_and_answer_together(tmp_path_factory):
-    """A table of positions ends: 6 tokens and 5 of the answer fit into 11, not into 10. Nothing is computed for a prompt that does not fit."""
+    """A table of positions ends: 6 tokens and 5 of the answer fit into 11, not into 10.
+
+    Nothing is computed for a prompt that does not fit.
+    """
     model = tiny.load(tmp_path_factory.getbasetemp(), context=10)
     with pytest.raises(
-        PromptError, match="has 6 tokens and its answer up to 5; the language model has positions for 10 in all"
+        PromptError,
+        match="has 6 tokens and its answer up to 5; the language model has positions for 10 in all",
     ):
         model.generate("red red red red red")
-    assert model.engine._buckets([Request(model.read("red red red red"))], tiny.CONFIG, tiny.CONFIG.method) == {
-        (32, 4): [0]
-    }
+    assert model.engine._buckets(
+        [Request(model.read("red red red red"))], tiny.CONFIG, tiny.CONFIG.method
+    ) == {(32, 4): [0]}
 
 
 def test_an_empty_prompt(tmp_path_factory):

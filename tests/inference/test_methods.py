@@ -1,4 +1,7 @@
-"""Sampling methods as objects: what they refuse, and what the config and the command line make of them."""
+"""Sampling methods as objects.
+
+What they refuse, and what the config and the command line make of them.
+"""
 
 import dataclasses
 
@@ -15,9 +18,15 @@ from flamingo_jax.inference.methods import BeamSearch, Greedy, Sample, from_sett
         (lambda: Greedy(0), "Greedy.max_new_tokens is 0; expected at least 1"),
         (lambda: BeamSearch(0), "BeamSearch.num_beams is 0; expected at least 1"),
         (lambda: BeamSearch(max_new_tokens=0), "BeamSearch.max_new_tokens is 0"),
-        (lambda: BeamSearch(length_penalty=-0.5), "BeamSearch.length_penalty is -0.5; expected at least 0"),
+        (
+            lambda: BeamSearch(length_penalty=-0.5),
+            "BeamSearch.length_penalty is -0.5; expected at least 0",
+        ),
         (lambda: Sample(temperature=0.0), r"Sample.temperature is 0.0 .* use Greedy\(\)"),
-        (lambda: Sample(top_p=0.0), "Sample.top_p 0.0; expected temperature > 0 and 0 < top_p <= 1"),
+        (
+            lambda: Sample(top_p=0.0),
+            "Sample.top_p 0.0; expected temperature > 0 and 0 < top_p <= 1",
+        ),
         (lambda: Sample(top_p=1.5), "Sample.top_p 1.5"),
         (lambda: Sample(max_new_tokens=0), "Sample.max_new_tokens is 0"),
     ],
@@ -30,9 +39,18 @@ def test_settings_out_of_range(build, message):
 def test_the_config_names_a_method():
     """Each field of the command line arrives, and none that belongs to another method."""
     config = InferenceConfig(
-        beams=5, length_penalty=0.5, beam_ends="best", temperature=2.0, top_p=0.9, seed=7, max_new_tokens=11
+        beams=5,
+        length_penalty=0.5,
+        beam_ends="best",
+        temperature=2.0,
+        top_p=0.9,
+        seed=7,
+        max_new_tokens=11,
     )
-    named = {way: dataclasses.replace(config, decoding=way).method for way in ("greedy", "beam", "sample")}
+    named = {
+        way: dataclasses.replace(config, decoding=way).method
+        for way in ("greedy", "beam", "sample")
+    }
     assert named == {
         "greedy": Greedy(11),
         "beam": BeamSearch(5, 0.5, "best", 11),
@@ -51,5 +69,7 @@ def test_the_command_line_names_a_method():
     assert from_settings(default, beams=4) == BeamSearch(4, max_new_tokens=64)
     assert from_settings(default, top_p=0.9, seed=4) == Sample(top_p=0.9, seed=4, max_new_tokens=64)
     assert from_settings(Greedy(), temperature=0.5) == Sample(temperature=0.5)
-    with pytest.raises(ConfigError, match=r"Got beams=3 with top_p=0.9, temperature=None: search or draw, not both"):
+    with pytest.raises(
+        ConfigError, match=r"Got beams=3 with top_p=0.9, temperature=None: search or draw, not both"
+    ):
         from_settings(default, beams=3, top_p=0.9)

@@ -1,4 +1,7 @@
-"""Flamingo.generate and .score on a tiny model with open gates: batches, buckets, devices, beams."""
+"""Flamingo.generate and .score on a tiny model with open gates.
+
+Batches, buckets, devices, beams.
+"""
 
 import dataclasses
 
@@ -40,7 +43,9 @@ def model(tmp_path_factory):
 
 def answers(model, prompts=PROMPTS, **settings):
     """Texts and scores of prompts, from one compiled program per shape."""
-    requests = [Request(model.read(prompt), model.candidate_tokens(CANDIDATES)) for prompt in prompts]
+    requests = [
+        Request(model.read(prompt), model.candidate_tokens(CANDIDATES)) for prompt in prompts
+    ]
     found = model.engine.answer(requests, **settings)
     return [model.text(answer) for answer in found], [answer.scores for answer in found]
 
@@ -48,7 +53,9 @@ def answers(model, prompts=PROMPTS, **settings):
 @pytest.fixture(scope="module")
 def alone(model):
     """What the model says to each prompt by itself."""
-    return [model.generate(prompt) for prompt in PROMPTS], [model.score(prompt, CANDIDATES) for prompt in PROMPTS]
+    return [model.generate(prompt) for prompt in PROMPTS], [
+        model.score(prompt, CANDIDATES) for prompt in PROMPTS
+    ]
 
 
 def test_answers_differ_with_the_prompt(alone):
@@ -65,7 +72,9 @@ def test_answers_differ_with_the_prompt(alone):
 )
 def test_a_batch_gives_what_each_prompt_gives(model, alone, batch_size, buckets):
     """Padding and company do not matter (float32 in other shapes: 1e-4 on scores of about 10)."""
-    texts, scores = answers(model, batch_size=batch_size, config=dataclasses.replace(tiny.CONFIG, **buckets))
+    texts, scores = answers(
+        model, batch_size=batch_size, config=dataclasses.replace(tiny.CONFIG, **buckets)
+    )
     assert texts == alone[0]
     np.testing.assert_allclose(scores, alone[1], atol=1e-4)
 
@@ -73,7 +82,9 @@ def test_a_batch_gives_what_each_prompt_gives(model, alone, batch_size, buckets)
 def test_unrolled_layers_give_the_same(model, tmp_path_factory):
     """Each layer with its own weights and cache, which beams reorder (1e-4 as above)."""
     config = dataclasses.replace(tiny.CONFIG, decoding="beam")
-    unrolled = tiny.load(tmp_path_factory.getbasetemp(), config=dataclasses.replace(config, layers="unrolled"))
+    unrolled = tiny.load(
+        tmp_path_factory.getbasetemp(), config=dataclasses.replace(config, layers="unrolled")
+    )
     (texts, scores), expected = answers(unrolled), answers(model, config=config)
     assert texts == expected[0]
     np.testing.assert_allclose(scores, expected[1], atol=1e-4)
@@ -93,9 +104,11 @@ def test_one_prompt_or_many(model, alone):
     assert model.generate(PROMPTS, batch_size=1) == texts
     assert model.score(PROMPTS, CANDIDATES, batch_size=1) == scores
     assert model.generate("question : red circle answer :") == texts[3]
-    assert model.generate(["question : red circle answer :"]) == [texts[3]]  # a list of strings is a batch
+    # a list of strings is a batch
+    assert model.generate(["question : red circle answer :"]) == [texts[3]]
     assert model.score(["question : red circle answer :"], CANDIDATES) == [scores[3]]
-    assert model.generate([["question :", "red circle answer :"]]) == [texts[3]]  # one prompt in two parts
+    # one prompt in two parts
+    assert model.generate([["question :", "red circle answer :"]]) == [texts[3]]
 
 
 def test_the_image_matters(model):
@@ -118,17 +131,24 @@ def test_beams_find_nothing_worse_than_greedy(model):
     requests = [Request(model.read(prompt)) for prompt in PROMPTS]
     greedy = model.engine.answer(requests, batch_size=1)
     beam = model.engine.answer(requests, method=BEAMS)
-    gains = [best.log_likelihood - first.log_likelihood for best, first in zip(beam, greedy, strict=True)]
+    gains = [
+        best.log_likelihood - first.log_likelihood for best, first in zip(beam, greedy, strict=True)
+    ]
     assert min(gains) > -1e-4 and max(gains) > 1e-3
     assert model.generate(PROMPTS, method=BEAMS) == [model.text(answer) for answer in beam]
 
 
 def test_what_is_drawn_does_not_depend_on_the_company(model):
-    """The same prompts in other batches of four, backwards: the same answers; another seed gives others."""
+    """The same prompts in other batches of four, backwards: the same answers.
+
+    Another seed gives others.
+    """
     method = Sample(temperature=1.5, top_p=0.95, seed=3, max_new_tokens=tiny.CONFIG.max_new_tokens)
     texts = model.generate(PROMPTS, method=method, batch_size=4)
     assert model.generate(PROMPTS[::-1], method=method, batch_size=4) == texts[::-1]
-    assert model.generate(PROMPTS, method=dataclasses.replace(method, seed=4), batch_size=4) != texts
+    assert (
+        model.generate(PROMPTS, method=dataclasses.replace(method, seed=4), batch_size=4) != texts
+    )
 
 
 def test_an_image_is_encoded_once(tmp_path_factory, alone, monkeypatch):
@@ -137,18 +157,25 @@ def test_an_image_is_encoded_once(tmp_path_factory, alone, monkeypatch):
     monkeypatch.setattr(
         engine,
         "_encode",
-        lambda fns, layout, params, frames, mask: seen.append(len(frames)) or encode(fns, layout, params, frames, mask),
+        lambda fns, layout, params, frames, mask: (
+            seen.append(len(frames)) or encode(fns, layout, params, frames, mask)
+        ),
     )
     for _ in range(2):
         assert answers(model, batch_size=2)[0] == alone[0]
-        assert seen == [
-            8,
-            8,
-        ]  # one pass each for the images 0, 1, 2 of the first two prompts, and for image 3 of the next two
+        assert (
+            seen
+            == [
+                8,
+                8,
+            ]
+        )  # one pass each for the images 0, 1, 2 of the first two prompts, and for image 3 of the next two
 
 
 def test_latents_beyond_the_memory_bound_are_dropped(tmp_path_factory, alone):
-    small = tiny.load(tmp_path_factory.getbasetemp(), config=dataclasses.replace(tiny.CONFIG, latents_megabytes=0))
+    small = tiny.load(
+        tmp_path_factory.getbasetemp(), config=dataclasses.replace(tiny.CONFIG, latents_megabytes=0)
+    )
     assert answers(small, batch_size=2)[0] == alone[0]
     assert len(small.engine._latents) == 0
 
@@ -157,7 +184,9 @@ def test_chunked_cross_attention_gives_the_same(model, alone):
     """The prefill of many shots by chunks against the full form (float32: 1e-4)."""
     phi = model.read(PROMPTS[4]).media_index
     assert engine._chunk(np.pad(phi, (0, 32 - len(phi)))[None], 4, 4) == (4, 2)
-    texts, scores = answers(model, PROMPTS[4:], config=dataclasses.replace(tiny.CONFIG, xattn_chunk=4))
+    texts, scores = answers(
+        model, PROMPTS[4:], config=dataclasses.replace(tiny.CONFIG, xattn_chunk=4)
+    )
     assert texts == alone[0][4:]
     np.testing.assert_allclose(scores, alone[1][4:], atol=1e-4)
 

@@ -42,7 +42,9 @@ def encoded(monkeypatch):
     counts = []
     encode = features_lib._encode
     monkeypatch.setattr(
-        features_lib, "_encode", lambda *given: counts.append(int(given[-1].any(axis=1).sum())) or encode(*given)
+        features_lib,
+        "_encode",
+        lambda *given: counts.append(int(given[-1].any(axis=1).sum())) or encode(*given),
     )
     return counts
 
@@ -54,13 +56,17 @@ def expected(model, frames):
     config = tiny.flamingo_config(model.tokenizer.vocab_size).vision
     see = hk.without_apply_rng(hk.transform(lambda x: NFNet(config, name="vision")(normalise(x))))
     weights = {
-        f"vision/{name}": leaves for name, leaves in trees.subtree(model.engine.params, "flamingo/vision").items()
+        f"vision/{name}": leaves
+        for name, leaves in trees.subtree(model.engine.params, "flamingo/vision").items()
     }
     return np.asarray(jax.jit(see.apply)(weights, frames)).mean(axis=(0, 1, 2))
 
 
 def test_features_are_the_mean_of_the_encoders_last_grid(model, encoder):
-    """Of an image over its places, of a video over its frames too, however many are padded (1e-5: sums in another order)."""
+    """The mean of an image over its places, of a video over its frames too, padded ones left out.
+
+    Equal to 1e-5, since sums are in another order.
+    """
     found = encoder([IMAGES[0], VIDEO])
     assert found.dtype == np.float32 and found.shape == (2, 8)
     np.testing.assert_allclose(found[0], expected(model, IMAGES[0][None]), rtol=1e-5, atol=1e-6)
@@ -78,19 +84,29 @@ def test_a_contrastive_export_has_the_features_of_its_tower(model, encoder, tmp_
     vision = trees.subtree(model.engine.params, "flamingo/vision")
     params = {f"contrastive/vision/{name}": leaves for name, leaves in vision.items()}
     config = ModelConfig(vision=tiny.flamingo_config(model.tokenizer.vocab_size).vision)
-    about = {"config": to_dict(config), "tokenizer": None, "preprocessing": {"image_size": tiny.IMAGE_SIZE}, "step": 1}
+    about = {
+        "config": to_dict(config),
+        "tokenizer": None,
+        "preprocessing": {"image_size": tiny.IMAGE_SIZE},
+        "step": 1,
+    }
     export(tmp_path / "contrastive", params, kind="contrastive", **about)
     loaded = VisionEncoder.load(tmp_path / "contrastive", config=tiny.CONFIG)
     np.testing.assert_allclose(loaded(IMAGES), encoder(IMAGES), rtol=1e-5, atol=1e-6)
 
 
 def test_a_language_model_sees_nothing(tmp_path_factory):
-    with pytest.raises(CheckpointError, match="tiny is a language model and has no features of images"):
+    with pytest.raises(
+        CheckpointError, match="tiny is a language model and has no features of images"
+    ):
         VisionEncoder.of(tiny.load(tmp_path_factory.getbasetemp(), kind="language_model"))
 
 
 def test_features_are_kept(encoder, encoded, tmp_path, monkeypatch):
-    """Each image is encoded once: within a run, and in the next one; what a killed run had is there."""
+    """Each image is encoded once: within a run, and in the next one.
+
+    What a killed run had is there.
+    """
     monkeypatch.setattr(rices, "PART", 2)
     first = Rices(encoder, tmp_path)
     found = first.features([*IMAGES[:3], IMAGES[0]])
@@ -109,9 +125,13 @@ def test_features_are_kept(encoder, encoded, tmp_path, monkeypatch):
 def test_features_of_other_weights_are_not_taken(encoder, encoded, tmp_path, model):
     Rices(encoder, tmp_path).features(IMAGES[:1])
     params = trees.flatten(model.engine.params)
-    name = next(name for name in params if name.startswith("flamingo/vision/") and params[name].ndim == 4)
+    name = next(
+        name for name in params if name.startswith("flamingo/vision/") and params[name].ndim == 4
+    )
     changed = trees.unflatten({**params, name: params[name] * 1.01})
-    other = VisionEncoder(model.engine.model.features, changed, encoder.passes, mesh=None, vision="flamingo/vision")
+    other = VisionEncoder(
+        model.engine.model.features, changed, encoder.passes, mesh=None, vision="flamingo/vision"
+    )
     assert not np.array_equal(
         Rices(other, tmp_path).features(IMAGES[:1]), Rices(encoder, tmp_path).features(IMAGES[:1])
     )
@@ -133,7 +153,9 @@ def test_the_nearest_are_those_of_a_search_through_all():
     rng = np.random.default_rng(0)
     supports, queries = (rng.integers(-3, 4, (size, 5)).astype(np.float32) for size in (60, 23))
     supports[7] = queries[3] = 0
-    unit = lambda x: x / np.maximum(np.linalg.norm(x.astype(np.float64), axis=1, keepdims=True), 1e-30)  # noqa: E731
+    unit = lambda x: (
+        x / np.maximum(np.linalg.norm(x.astype(np.float64), axis=1, keepdims=True), 1e-30)
+    )
     cosine = unit(queries) @ unit(supports).T
     for k in (1, 4, 60):
         found = nearest(queries, supports, k)

@@ -5,7 +5,16 @@ import io
 import PIL.Image
 import pytest
 
-from flamingo_jax.inference.prompt import Image, PromptError, Video, as_batch, at_once, collate, parse, read
+from flamingo_jax.inference.prompt import (
+    Image,
+    PromptError,
+    Video,
+    as_batch,
+    at_once,
+    collate,
+    parse,
+    read,
+)
 from tests.data_pipelines.media import grey_frames, mp4
 from tests.inference import tiny
 
@@ -41,11 +50,15 @@ def test_a_prompt_is_the_sequence_of_figure_8(words):
 
 def test_text_before_the_first_image_attends_none(words):
     prompt = read(["this is", tiny.image(0), "output :"], words)
-    assert prompt.media_index.tolist() == [0, 0, 0, 0, 1, 1, 1]  # <BOS> this is <EOC> | <image> output :
+    # <BOS> this is <EOC> | <image> output :
+    assert prompt.media_index.tolist() == [0, 0, 0, 0, 1, 1, 1]
 
 
 def test_text_alone_needs_no_end_of_chunk_token(words):
-    assert read("red circle :", words).tokens.tolist() == [words.bos_id, *words.encode("red circle :")]
+    assert read("red circle :", words).tokens.tolist() == [
+        words.bos_id,
+        *words.encode("red circle :"),
+    ]
 
 
 def test_masking_hides_the_images_and_changes_nothing_else(words):
@@ -77,7 +90,9 @@ def test_templates_name_files_in_braces(files):
     assert parse("no image") == ["no image"]
 
 
-@pytest.mark.parametrize(("counts", "expected"), [([], 1), ([0], 1), ([1], 1), ([3], 4), ([3, 0, 6], 16), ([99], 64)])
+@pytest.mark.parametrize(
+    ("counts", "expected"), [([], 1), ([0], 1), ([1], 1), ([3], 4), ([3, 0, 6], 16), ([99], 64)]
+)
 def test_no_more_images_are_encoded_together_than_there_are(counts, expected):
     """Else a single image on a laptop would cost as much as 64."""
     assert at_once([["text", *[tiny.image(0)] * count] for count in counts], 64) == expected

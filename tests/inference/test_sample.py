@@ -6,7 +6,14 @@ import numpy as np
 import pytest
 
 from flamingo_jax.inference import decode
-from tests.inference.test_decode import LONGEST, PAD, STOP, history_model, log_probs_after, prefix_of
+from tests.inference.test_decode import (
+    LONGEST,
+    PAD,
+    STOP,
+    history_model,
+    log_probs_after,
+    prefix_of,
+)
 
 PROMPT = [1, 2, 3]
 MANY = 4000
@@ -15,7 +22,9 @@ MANY = 4000
 @jax.jit
 def draw(prefix, seed, temperature, top_p):
     sampling = decode.Sampling(seed, temperature, top_p)
-    return decode.sample(history_model, prefix, sampling, max_new_tokens=LONGEST, stop=(STOP,), pad_id=PAD)
+    return decode.sample(
+        history_model, prefix, sampling, max_new_tokens=LONGEST, stop=(STOP,), pad_id=PAD
+    )
 
 
 def drawn(prompts, seeds, *, temperature=1.0, top_p=1.0):
@@ -29,7 +38,10 @@ def drawn(prompts, seeds, *, temperature=1.0, top_p=1.0):
 
 
 def expected(temperature, top_p):
-    """First-token probabilities of the textbook's nucleus: sorted, cut once their sum has reached top_p, renormalised."""
+    """First-token probabilities of the textbook's nucleus.
+
+    Sorted, cut once their sum has reached top_p, renormalised.
+    """
     probability = np.exp(log_probs_after(PROMPT) / temperature)
     probability /= probability.sum()
     kept, total = np.zeros_like(probability), 0.0
@@ -44,7 +56,9 @@ def expected(temperature, top_p):
 @pytest.mark.parametrize(("temperature", "top_p"), [(1.0, 1.0), (1.0, 0.7), (2.0, 0.8), (0.5, 1.0)])
 def test_tokens_come_as_often_as_they_should(temperature, top_p):
     """Of 4000 rows, within 4 standard errors; never one from outside of the nucleus."""
-    first = np.asarray(drawn([PROMPT] * MANY, range(MANY), temperature=temperature, top_p=top_p).tokens[:, 0, 0])
+    first = np.asarray(
+        drawn([PROMPT] * MANY, range(MANY), temperature=temperature, top_p=top_p).tokens[:, 0, 0]
+    )
     share = np.bincount(first, minlength=5) / MANY
     wanted = expected(temperature, top_p)
     assert np.all(np.abs(share - wanted) <= 4 * np.sqrt(wanted * (1 - wanted) / MANY) + 1e-9)
@@ -53,7 +67,9 @@ def test_tokens_come_as_often_as_they_should(temperature, top_p):
 
 def test_the_smallest_nucleus_is_greedy():
     prompts = [[1], [1, 2, 3], [1, 2, 2, 1, 3], [1, 4]]
-    greedy = decode.greedy(history_model, prefix_of(prompts), max_new_tokens=LONGEST, stop=(STOP,), pad_id=PAD)
+    greedy = decode.greedy(
+        history_model, prefix_of(prompts), max_new_tokens=LONGEST, stop=(STOP,), pad_id=PAD
+    )
     found = drawn(prompts, range(4), top_p=1e-6)
     np.testing.assert_array_equal(found.tokens, greedy.tokens)
     np.testing.assert_allclose(found.score, greedy.score, rtol=1e-6)
@@ -74,5 +90,7 @@ def test_the_score_is_the_models_own_log_probability():
     found = drawn([PROMPT] * MANY, range(MANY), temperature=3.0, top_p=0.9)
     for tokens, score in zip(found.tokens[:20, 0].tolist(), found.score[:20, 0], strict=True):
         answer = tokens[: tokens.index(STOP) + 1] if STOP in tokens else tokens
-        total = sum(log_probs_after([*PROMPT, *answer[:at]])[token] for at, token in enumerate(answer))
+        total = sum(
+            log_probs_after([*PROMPT, *answer[:at]])[token] for at, token in enumerate(answer)
+        )
         np.testing.assert_allclose(score, total, rtol=1e-5)

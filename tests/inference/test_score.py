@@ -8,7 +8,12 @@ import pytest
 from flamingo_jax.inference import score
 from tests.inference.test_decode import LONGEST, PROMPTS, history_model, log_probs_after, prefix_of
 
-CANDIDATES = [[(1,), (2, 3), (3, 1, 2)], [(2,), (2, 2), (1,)], [(3, 3, 3), (1,), (2, 4)], [(4,), (1, 1)]]
+CANDIDATES = [
+    [(1,), (2, 3), (3, 1, 2)],
+    [(2,), (2, 2), (1,)],
+    [(3, 3, 3), (1,), (2, 4)],
+    [(4,), (1, 1)],
+]
 
 
 def padded():
@@ -20,7 +25,10 @@ def padded():
 
 
 def expected(row, candidate, normalise):
-    total = sum(log_probs_after([*PROMPTS[row], *candidate[:at]])[token] for at, token in enumerate(candidate))
+    total = sum(
+        log_probs_after([*PROMPTS[row], *candidate[:at]])[token]
+        for at, token in enumerate(candidate)
+    )
     return total / len(candidate) if normalise == "mean" else total
 
 
@@ -29,17 +37,24 @@ def test_scores_are_sums_of_log_probabilities(normalise, per_pass):
     """Candidates of unequal number and length, after prompts of unequal length, in passes of several sizes; float32 sums: 1e-5."""
     tokens, length = padded()
     function = jax.jit(
-        lambda prefix: score.score(history_model, prefix, tokens, length, normalise=normalise, per_pass=per_pass)
+        lambda prefix: score.score(
+            history_model, prefix, tokens, length, normalise=normalise, per_pass=per_pass
+        )
     )
     found = function(prefix_of(PROMPTS))
     for row, candidates in enumerate(CANDIDATES):
         for column, candidate in enumerate(candidates):
-            np.testing.assert_allclose(found[row, column], expected(row, candidate, normalise), rtol=1e-5)
+            np.testing.assert_allclose(
+                found[row, column], expected(row, candidate, normalise), rtol=1e-5
+            )
     assert np.isneginf(found[3, 2])  # there is no such candidate
 
 
 def test_one_token_candidates_need_no_further_pass():
-    """Their scores are entries of the prompt's last distribution, exactly; the model is not called at all."""
+    """Their scores are entries of the prompt's last distribution, exactly.
+
+    The model is not called at all.
+    """
     prefix = prefix_of(PROMPTS)
     tokens = jnp.broadcast_to(jnp.arange(3, dtype=jnp.int32)[None, :, None], (4, 3, 1))
 

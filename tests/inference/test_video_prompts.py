@@ -1,4 +1,7 @@
-"""Videos through the whole of inference: what a video is answered does not depend on what it is asked with, nor on how it is given."""
+"""Videos through the whole of inference.
+
+What a video is answered does not depend on what it is asked with, nor on how it is given.
+"""
 
 import dataclasses
 
@@ -36,7 +39,11 @@ def scores(model, *prompts):
 
 def test_answers_do_not_depend_on_what_shares_the_batch(model, clip, tmp_path_factory):
     """A short video, beside a longer one and an image, and each alone (float32: 1e-5)."""
-    short, long, image = [Video(clip, 0.0, 1.0), "this is a"], [Video(clip), "this is a"], [tiny.image(3), "this is a"]
+    short, long, image = (
+        [Video(clip, 0.0, 1.0), "this is a"],
+        [Video(clip), "this is a"],
+        [tiny.image(3), "this is a"],
+    )
     mixed = [tiny.image(3), "red circle<EOC>", Video(clip, 1.0), "this is a"]
     prompts = (short, long, image, mixed)
     together = scores(model, *prompts)
@@ -57,7 +64,9 @@ def test_a_file_and_its_frames_are_answered_alike(model, clip):
 
 
 def test_a_template_names_a_video(model, clip):
-    np.testing.assert_array_equal(*scores(model, parse(f"{{{clip}}}this is a"), [Video(clip), "this is a"]))
+    np.testing.assert_array_equal(
+        *scores(model, parse(f"{{{clip}}}this is a"), [Video(clip), "this is a"])
+    )
 
 
 def test_too_many_frames_are_refused(model):

@@ -1,4 +1,7 @@
-"""Images and videos to frames, in every form; what tells two of them apart; and every way in which one can be wrong."""
+"""Images and videos to frames, in every form; what tells two of them apart.
+
+And every way in which one can be wrong.
+"""
 
 import io
 import os
@@ -8,7 +11,14 @@ import PIL.Image
 import pytest
 from etils import epath
 
-from flamingo_jax.inference.visuals import Deferred, Image, PromptError, Video, identity, load_frames
+from flamingo_jax.inference.visuals import (
+    Deferred,
+    Image,
+    PromptError,
+    Video,
+    identity,
+    load_frames,
+)
 from tests.data_pipelines.media import grey_frames, mp4, number_of
 from tests.inference import tiny
 
@@ -36,18 +46,32 @@ def numbers(visual, **options):
 
 def test_every_form_of_an_image_reads_the_same(files):
     array = tiny.image(0)
-    forms = [array, png(array), PIL.Image.fromarray(array), Image("cat.png"), Image(files / "cat.png")]
-    forms += [epath.Path("cat.png"), Deferred("cat", lambda: array), Deferred("cat", lambda: png(array))]
+    forms = [
+        array,
+        png(array),
+        PIL.Image.fromarray(array),
+        Image("cat.png"),
+        Image(files / "cat.png"),
+    ]
+    forms += [
+        epath.Path("cat.png"),
+        Deferred("cat", lambda: array),
+        Deferred("cat", lambda: png(array)),
+    ]
     for form in forms:
         np.testing.assert_array_equal(load_frames(form, 16), array[None])
-    np.testing.assert_array_equal(load_frames(array, 8), load_frames(png(array), 8))  # resized alike
+    # resized alike
+    np.testing.assert_array_equal(load_frames(array, 8), load_frames(png(array), 8))
 
 
 def test_a_video_is_30_frames_at_3_per_second(files):
     expected = [int(k * 10 / 3) for k in range(30)]
-    np.testing.assert_allclose(numbers(Video("clip.mp4")), expected, atol=1)  # coding moves a grey by a level
+    # coding moves a grey by a level
+    np.testing.assert_allclose(numbers(Video("clip.mp4")), expected, atol=1)
     np.testing.assert_allclose(numbers(epath.Path("clip.mp4")), expected, atol=1)
-    np.testing.assert_allclose(numbers(Video("clip.mp4"), video_frames=3, video_rate=1.0), [0, 10, 20], atol=1)
+    np.testing.assert_allclose(
+        numbers(Video("clip.mp4"), video_frames=3, video_rate=1.0), [0, 10, 20], atol=1
+    )
 
 
 @pytest.mark.parametrize(

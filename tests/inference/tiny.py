@@ -1,4 +1,8 @@
-"""The smallest model that does everything: one-word tokens, 16 x 16 images, two layers, open gates, and weights large enough to be sure of something."""
+"""The smallest model that does everything.
+
+One-word tokens, 16 x 16 images, two layers, open gates, and weights large enough to be sure of
+something.
+"""
 
 import functools
 
@@ -76,7 +80,9 @@ def weights(shapes):
             return jnp.asarray(0.7 * rng.normal(size=x.shape), jnp.float32)
         if x.ndim < 2 or path.endswith(("/b", "bias", "offset")):
             return jnp.zeros(x.shape)
-        return jnp.asarray(2.0 * rng.normal(size=x.shape) * (np.prod(x.shape) // x.shape[-1]) ** -0.5, jnp.float32)
+        return jnp.asarray(
+            2.0 * rng.normal(size=x.shape) * (np.prod(x.shape) // x.shape[-1]) ** -0.5, jnp.float32
+        )
 
     return unflatten({path: leaf(path, x) for path, x in flatten(shapes).items()})
 
@@ -85,7 +91,9 @@ def weights(shapes):
 def parts(vocab_size: int, kind: str = "flamingo"):
     """(pure functions, weights)."""
     model = (
-        api.flamingo(flamingo_config(vocab_size)) if kind == "flamingo" else api.language_model(lm_config(vocab_size))
+        api.flamingo(flamingo_config(vocab_size))
+        if kind == "flamingo"
+        else api.language_model(lm_config(vocab_size))
     )
     return model, weights(jax.eval_shape(model.init, jax.random.key(0)))
 
@@ -106,6 +114,9 @@ def load(directory, kind: str = "flamingo", **settings) -> Flamingo:
 
 
 def image(seed: int, size: int = IMAGE_SIZE) -> np.ndarray:
-    """Four quarters of different colours: noise would look the same to the encoder whatever the seed."""
+    """Four quarters of different colours.
+
+    Noise would look the same to the encoder whatever the seed.
+    """
     quarters = np.random.default_rng(seed).integers(0, 256, (2, 2, 3), np.uint8)
     return quarters.repeat(size // 2, axis=0).repeat(size // 2, axis=1)

@@ -1,4 +1,6 @@
-"""A stand-in for gcloud with the workers of a slice on this machine: it refuses what the real commands refuse, and does what they do.
+"""A stand-in for gcloud with the workers of a slice on this machine.
+
+It refuses what the real commands refuse, and does what they do.
 
 GCLOUD_STATE names its directory:
 
@@ -23,11 +25,13 @@ import subprocess
 import sys
 
 NUM_WORKERS = 4
-# Names of queued resources and nodes: https://cloud.google.com/tpu/docs/reference/rest/v2/projects.locations.queuedResources/create
+# Names of queued resources and nodes:
+# https://cloud.google.com/tpu/docs/reference/rest/v2/projects.locations.queuedResources/create
 NAME = re.compile(r"[A-Za-z0-9_.~+%-]+")
 
 _REFERENCE = "https://cloud.google.com/sdk/gcloud/reference"
-# --zone is on all five pages, the others are https://cloud.google.com/sdk/gcloud/reference#GCLOUD-WIDE-FLAGS
+# --zone is on all five pages, the others are
+# https://cloud.google.com/sdk/gcloud/reference#GCLOUD-WIDE-FLAGS
 WIDE = {"--zone", "--project", "--format", "--quiet", "--verbosity", "--account", "--configuration"}
 SSH = {
     *("--dry-run", "--force-key-file-overwrite", "--internal-ip", "--plain", "--ssh-key-file"),
@@ -52,8 +56,24 @@ FLAGS = {
     ("tpu-vm", "scp"): (f"{_REFERENCE}/compute/tpus/tpu-vm/scp", {*SSH, "--scp-flag", "--compress", "--recurse"}),
 }  # fmt: skip
 SWITCHES = {
-    *("--quiet", "--async", "--guaranteed", "--internal-ips", "--reserved", "--shielded-secure-boot", "--spot"),
-    *("--force", "--dry-run", "--force-key-file-overwrite", "--internal-ip", "--plain", "--compress", "--recurse"),
+    *(
+        "--quiet",
+        "--async",
+        "--guaranteed",
+        "--internal-ips",
+        "--reserved",
+        "--shielded-secure-boot",
+        "--spot",
+    ),
+    *(
+        "--force",
+        "--dry-run",
+        "--force-key-file-overwrite",
+        "--internal-ip",
+        "--plain",
+        "--compress",
+        "--recurse",
+    ),
 }
 STATE = pathlib.Path(os.environ.get("GCLOUD_STATE", "/nowhere"))
 
@@ -77,7 +97,12 @@ def parse(arguments: list[str]) -> tuple[str, list[str], dict[str, str]]:
         elif flag not in known:
             refuse(command, f"unrecognized arguments: {argument}", 2)
         elif (flag in SWITCHES) == bool(equals):
-            refuse(command, f"argument {flag}: {'ignored explicit argument' if equals else 'expected one argument'}", 2)
+            refuse(
+                command,
+                f"argument {flag}: "
+                f"{'ignored explicit argument' if equals else 'expected one argument'}",
+                2,
+            )
         else:
             given[flag] = value
     if "--zone" not in given:
@@ -157,8 +182,14 @@ def ssh(command: str, given: dict[str, str]) -> None:
     variables = (STATE / "worker.json").read_text()
     running = []
     for home in chosen(command, given):
-        environment = json.loads(variables.replace("{worker}", home.name).replace("{port}", str(port)))
-        environment |= {"HOME": str(home), "PATH": f"{STATE / 'bin'}:/usr/bin:/bin", "GCLOUD_STATE": str(STATE)}
+        environment = json.loads(
+            variables.replace("{worker}", home.name).replace("{port}", str(port))
+        )
+        environment |= {
+            "HOME": str(home),
+            "PATH": f"{STATE / 'bin'}:/usr/bin:/bin",
+            "GCLOUD_STATE": str(STATE),
+        }
         environment["HOSTNAME"] = f"t1v-n-0123abcd-w-{home.name}"
         shell = ["bash", "-c", given["--command"]]
         running.append(subprocess.Popen(shell, cwd=home, env=environment, stdin=subprocess.DEVNULL))

@@ -10,7 +10,8 @@ from tests.conftest import BASE_XLA_FLAGS, ROOT
 
 GCLOUD = ROOT / "tests" / "launch" / "gcloud.py"
 
-# An interpreter that has everything already: `-m venv` copies this stub, `-m pip` writes down what it was asked for.
+# An interpreter that has everything already: `-m venv` copies this stub, `-m pip` writes down what
+# it was asked for.
 PYTHON = f"""#!/usr/bin/env bash
 if [ "$1 $2" = "-m venv" ]; then mkdir -p "$3/bin"; cp "$0" "$3/bin/python"; exit 0; fi
 if [ "$1 $2" = "-m pip" ]; then printf '%s\\n' "$*" >>"$HOME/pip"; exit 0; fi
@@ -47,13 +48,17 @@ class Pod:
         programs |= dict.fromkeys(("pip", "sudo", "curl", "apt-get"), FORBIDDEN)
         for name, text in programs.items():
             _write_program(directory / "bin" / name, text)
-        _write_program(directory / "here" / "gcloud", f'#!/bin/sh\nexec {sys.executable} {GCLOUD} "$@"\n')
+        _write_program(
+            directory / "here" / "gcloud", f'#!/bin/sh\nexec {sys.executable} {GCLOUD} "$@"\n'
+        )
         self.variables = {
             **{name: os.environ[name] for name in ("HOME", "LANG", "TMPDIR") if name in os.environ},
             "PATH": f"{directory / 'here'}:/usr/bin:/bin",
             "GCLOUD_STATE": str(directory),
         }
-        workers = {  # what the workers of a slice learn from its metadata server, and that their chips are CPUs here
+        # what the workers of a slice learn from its metadata server, and that their chips are CPUs
+        # here
+        workers = {
             "JAX_COORDINATOR_ADDRESS": "localhost:{port}",
             "JAX_NUM_PROCESSES": "4",
             "JAX_PROCESS_ID": "{worker}",
@@ -76,7 +81,9 @@ class Pod:
             *options,
         ]
 
-    def run(self, *arguments: str, status: int = 0, root: pathlib.Path = ROOT) -> subprocess.CompletedProcess:
+    def run(
+        self, *arguments: str, status: int = 0, root: pathlib.Path = ROOT
+    ) -> subprocess.CompletedProcess:
         """Runs the script to its end, which must be `status`."""
         done = subprocess.run(
             self.command(*arguments, root=root),
@@ -87,7 +94,9 @@ class Pod:
             timeout=300,
             check=False,
         )
-        assert done.returncode == status, f"status {done.returncode}\n{done.stdout[-4000:]}\n{done.stderr[-4000:]}"
+        assert done.returncode == status, (
+            f"status {done.returncode}\n{done.stdout[-4000:]}\n{done.stderr[-4000:]}"
+        )
         return done
 
     def calls(self) -> list[list[str]]:

@@ -1,7 +1,11 @@
-"""launch/tpu_pod.sh: what it refuses, what it would run, and how it goes about slices that come, fail, go, and jobs that break.
+"""launch/tpu_pod.sh.
 
-The stand-in gcloud (gcloud.py) refuses flags that the real one does not know. The program is a stand-in too, in a miniature clone; training on a
-simulated pod is tests/distributed/test_tpu_pod.py.
+What it refuses, what it would run, and how it goes about slices that come, fail, go, and jobs that
+break.
+
+The stand-in gcloud (gcloud.py) refuses flags that the real one does not know. The program is a
+stand-in too, in a miniature clone; training on a simulated pod is
+tests/distributed/test_tpu_pod.py.
 """
 
 import json
@@ -48,8 +52,17 @@ def clone(tmp_path):
     for name in ("tpu_pod.sh", "tpu_worker.sh", "environment.sh"):
         (root / "launch").mkdir(parents=True, exist_ok=True)
         shutil.copy(ROOT / "launch" / name, root / "launch")
-    files = {"launch/requirements.lock": "# empty\n", "setup.py": "", ".gitignore": ".venv/\n__pycache__/\n*.secret\n"}
-    files |= {"flamingo_jax/__init__.py": "", "flamingo_jax/train.py": TRAIN, "configs/a.py": "", "old file.txt": "old"}
+    files = {
+        "launch/requirements.lock": "# empty\n",
+        "setup.py": "",
+        ".gitignore": ".venv/\n__pycache__/\n*.secret\n",
+    }
+    files |= {
+        "flamingo_jax/__init__.py": "",
+        "flamingo_jax/train.py": TRAIN,
+        "configs/a.py": "",
+        "old file.txt": "old",
+    }
     for name, text in files.items():
         (root / name).parent.mkdir(exist_ok=True)
         (root / name).write_text(text)
@@ -59,7 +72,10 @@ def clone(tmp_path):
 
 @pytest.fixture
 def job(pod, clone, tmp_path):
-    """The options of `train` in the miniature repository; what runs at the end of the test is ended."""
+    """The options of `train` in the miniature repository.
+
+    What runs at the end of the test is ended.
+    """
     pod.run("create", "--accelerator_type=v4-32")
     yield [f"--shared={tmp_path}", "--", "--config=configs/a.py", f"--workdir={tmp_path / 'work'}"]
     pod.run("delete", "--quiet")
@@ -110,10 +126,19 @@ def wait_for(condition):
 def test_what_is_wrong_is_one_line(pod, arguments, message):
     script = ROOT / "launch" / "tpu_pod.sh"
     done = subprocess.run(
-        [str(script), *arguments], env=pod.variables, capture_output=True, text=True, timeout=PATIENCE, check=False
+        [str(script), *arguments],
+        env=pod.variables,
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+        check=False,
     )
     assert done.returncode == 1 and done.stdout == ""
-    assert len(done.stderr.splitlines()) == 1 and done.stderr.startswith("error: ") and message in done.stderr
+    assert (
+        len(done.stderr.splitlines()) == 1
+        and done.stderr.startswith("error: ")
+        and message in done.stderr
+    )
     assert not [call for call in pod.calls() if "describe" not in call]
 
 
@@ -122,25 +147,42 @@ def test_without_gcloud_nothing_is_tried(pod, tmp_path):
         (tmp_path / "bare").mkdir(exist_ok=True)
         (tmp_path / "bare" / name).symlink_to(shutil.which(name))
     pod.variables["PATH"] = str(tmp_path / "bare")
-    assert "there is no gcloud here" in pod.run("create", "--accelerator_type=v4-8", status=1).stderr
+    assert (
+        "there is no gcloud here" in pod.run("create", "--accelerator_type=v4-8", status=1).stderr
+    )
 
 
 def test_help_lists_every_option(pod):
     script = (ROOT / "launch" / "tpu_pod.sh").read_text()
     shown = pod.run("create", "--help").stdout
-    options = {line.split("=")[0].split(")")[0].strip() for line in script.splitlines() if line.startswith("    --")}
+    options = {
+        line.split("=")[0].split(")")[0].strip()
+        for line in script.splitlines()
+        if line.startswith("    --")
+    }
     assert len(options) > 15
-    assert not [option for name in options for option in name.split(" | ") if option != "--" and option not in shown]
+    assert not [
+        option
+        for name in options
+        for option in name.split(" | ")
+        if option != "--" and option not in shown
+    ]
 
 
 def commands(done):
     """The gcloud commands that --dry_run printed, as argument lists."""
-    return [shlex.split(line)[1:] for line in done.stdout.splitlines() if line.startswith("gcloud ")]
+    return [
+        shlex.split(line)[1:] for line in done.stdout.splitlines() if line.startswith("gcloud ")
+    ]
 
 
 @pytest.mark.parametrize("action", ["create", "train", "evaluate", "logs", "delete"])
 def test_dry_run_prints_commands_that_gcloud_knows_and_runs_none(pod, golden, action):
-    evaluate = ["--config=configs/evaluate.py", "--checkpoint=gs://bucket/run", "--output=gs://bucket/a report"]
+    evaluate = [
+        "--config=configs/evaluate.py",
+        "--checkpoint=gs://bucket/run",
+        "--output=gs://bucket/a report",
+    ]
     options = {
         "create": [
             "--accelerator_type=v4-3072",
@@ -149,7 +191,12 @@ def test_dry_run_prints_commands_that_gcloud_knows_and_runs_none(pod, golden, ac
             "--service_account=a@b.c",
             "--internal_ips",
         ],
-        "train": ["--mount=records:/mnt/records", "--env=LIBTPU_INIT_ARGS=--a=1 --b=2", *PROGRAM, "--config.name=it's"],
+        "train": [
+            "--mount=records:/mnt/records",
+            "--env=LIBTPU_INIT_ARGS=--a=1 --b=2",
+            *PROGRAM,
+            "--config.name=it's",
+        ],
         "evaluate": ["--", *evaluate],
         "logs": ["--worker=all", "--follow"],
         "delete": ["--quiet"],
@@ -159,7 +206,9 @@ def test_dry_run_prints_commands_that_gcloud_knows_and_runs_none(pod, golden, ac
     assert commands(done)
     for command in commands(done):
         gcloud.parse(command)
-        shell = next((flag.partition("=")[2] for flag in command if flag.startswith("--command=")), "")
+        shell = next(
+            (flag.partition("=")[2] for flag in command if flag.startswith("--command=")), ""
+        )
         assert subprocess.run(["bash", "-n", "-c", shell], check=False).returncode == 0
     golden(
         f"launch/tpu_pod_{action}.txt",
@@ -179,7 +228,9 @@ def test_dry_run_prints_commands_that_gcloud_knows_and_runs_none(pod, golden, ac
 )
 def test_the_image_is_that_of_the_type(pod, accelerator_type, image):
     """https://cloud.google.com/tpu/docs/runtimes."""
-    (_, command) = commands(pod.run("create", "--dry_run", f"--accelerator_type={accelerator_type}"))
+    (_, command) = commands(
+        pod.run("create", "--dry_run", f"--accelerator_type={accelerator_type}")
+    )
     assert {f"--runtime-version={image}", "--node-id=pod"} <= set(command)
 
 
@@ -199,7 +250,11 @@ def test_the_stand_in_refuses_what_gcloud_does_not_know(pod):
 def test_create_asks_and_waits(pod, tier):
     (pod.state / "future").write_text("WAITING_FOR_RESOURCES PROVISIONING PROVISIONING ACTIVE")
     said = pod.run("create", "--accelerator_type=v4-32", *([tier] if tier else [])).stderr
-    assert [line.split()[1] for line in said.splitlines()] == ["WAITING_FOR_RESOURCES", "PROVISIONING", "ACTIVE"]
+    assert [line.split()[1] for line in said.splitlines()] == [
+        "WAITING_FOR_RESOURCES",
+        "PROVISIONING",
+        "ACTIVE",
+    ]
     flags = json.loads((pod.state / "resource.json").read_text())["flags"]
     assert {"--spot", "--reserved"} & set(flags) == ({tier} if tier else set())
     pod.run("create", "--accelerator_type=v4-32")  # it is there
@@ -209,7 +264,9 @@ def test_create_asks_and_waits(pod, tier):
 def test_create_says_when_it_will_not_come(pod):
     (pod.state / "future").write_text("PROVISIONING FAILED")
     said = pod.run("create", "--accelerator_type=v4-32", status=1).stderr
-    assert said.splitlines()[-1].startswith("error: pod is FAILED and will not come. The reason: gcloud compute tpus")
+    assert said.splitlines()[-1].startswith(
+        "error: pod is FAILED and will not come. The reason: gcloud compute tpus"
+    )
     again = pod.run("create", "--accelerator_type=v4-32").stderr
     assert "pod is FAILED; asking for it anew" in again and "ACTIVE" in again
 
@@ -230,7 +287,8 @@ def test_a_request_that_gcloud_refuses(pod):
 def test_train_needs_the_slice(pod):
     said = pod.run("train", *PROGRAM, status=1).stderr
     assert said.splitlines() == [
-        "error: pod is NONE, not ACTIVE: launch/tpu_pod.sh create (or train --watch, which asks for it)"
+        "error: pod is NONE, not ACTIVE: launch/tpu_pod.sh create (or train --watch, which asks "
+        "for it)"
     ]
 
 
@@ -242,7 +300,9 @@ def test_train_ships_what_lies_here_and_outlives_the_script(pod, clone, job, tmp
     pod.run("train", *options, root=clone)
     wait_for(lambda: starts(tmp_path) == [["first"]] * 4)
     leaders = [int((home / "flamingo_pod" / "pid").read_text().split()[0]) for home in pod.homes()]
-    assert [os.getsid(leader) for leader in leaders] == leaders, "a session of its own: no hang-up reaches it"
+    assert [os.getsid(leader) for leader in leaders] == leaders, (
+        "a session of its own: no hang-up reaches it"
+    )
 
     (clone / "old file.txt").unlink()
     (clone / "new file.txt").write_text("new")
@@ -258,12 +318,16 @@ def test_train_ships_what_lies_here_and_outlives_the_script(pod, clone, job, tmp
         assert not {"old file.txt", "of mine.secret", ".git"} & shipped
         assert (home / "data" / "records" / "a").read_text() == "a record"
         assert len((home / "pip").read_text().splitlines()) == 3
-    assert pod.run("logs", "--worker=3", "--lines=1", root=clone).stdout == "[3] a line of the log\n"
+    assert (
+        pod.run("logs", "--worker=3", "--lines=1", root=clone).stdout == "[3] a line of the log\n"
+    )
 
 
 def test_a_wrong_bucket_stops_before_anything_starts(pod, clone, job, tmp_path):
     said = pod.run("train", "--mount=nowhere:data", *job, root=clone, status=1).stderr
-    assert "error: worker 0: cannot mount nowhere" in said and "bucket nowhere does not exist" in said
+    assert (
+        "error: worker 0: cannot mount nowhere" in said and "bucket nowhere does not exist" in said
+    )
     assert said.splitlines()[-1].startswith("error: not all workers of pod have started")
     assert starts(tmp_path) == [[], [], [], []]
 
@@ -279,20 +343,27 @@ def test_watch_asks_again_after_a_preemption(pod, clone, job, tmp_path):
     with watching(pod, clone, "--accelerator_type=v4-32", "--spot", *job) as script:
         wait_for(lambda: starts(tmp_path) == [["none"]] * 4)
         resource = json.loads((pod.state / "resource.json").read_text())
-        (pod.state / "next").write_text(json.dumps({**resource, "states": ["SUSPENDING", "SUSPENDED"]}))
+        (pod.state / "next").write_text(
+            json.dumps({**resource, "states": ["SUSPENDING", "SUSPENDED"]})
+        )
         (pod.state / "next").rename(pod.state / "resource.json")
         wait_for(lambda: starts(tmp_path) == [["none"] * 2] * 4)
         (tmp_path / "work" / "end").write_text("0")
         said = script.communicate(timeout=PATIENCE)[0]
     assert script.returncode == 0
-    assert "pod is SUSPENDED; asking for it anew" in said and "flamingo_jax.train has ended on all workers" in said
+    assert (
+        "pod is SUSPENDED; asking for it anew" in said
+        and "flamingo_jax.train has ended on all workers" in said
+    )
     assert "--spot" in json.loads((pod.state / "resource.json").read_text())["flags"]
 
 
 def test_watch_starts_again_when_a_worker_is_killed(pod, clone, job, tmp_path):
     with watching(pod, clone, *job) as script:
         wait_for(lambda: starts(tmp_path) == [["none"]] * 4)
-        os.killpg(int((pod.homes()[2] / "flamingo_pod" / "pid").read_text().split()[0]), signal.SIGKILL)
+        os.killpg(
+            int((pod.homes()[2] / "flamingo_pod" / "pid").read_text().split()[0]), signal.SIGKILL
+        )
         wait_for(lambda: starts(tmp_path) == [["none"] * 2] * 4)
         (tmp_path / "work" / "end").write_text("0")
         said = script.communicate(timeout=PATIENCE)[0]
@@ -303,7 +374,9 @@ def test_watch_gives_up_a_job_that_always_fails(pod, clone, job, tmp_path):
     (tmp_path / "work").mkdir()
     (tmp_path / "work" / "end").write_text("3")
     said = pod.run("train", "--watch", *job, root=clone, status=1).stderr
-    assert said.splitlines()[-1].startswith("error: it failed 4 times in a row. Its log: launch/tpu_pod.sh logs")
+    assert said.splitlines()[-1].startswith(
+        "error: it failed 4 times in a row. Its log: launch/tpu_pod.sh logs"
+    )
     assert "worker 0: ended 3;worker 1: ended 3;worker 2: ended 3;worker 3: ended 3" in said
     assert starts(tmp_path) == [["none"] * 4] * 4
 

@@ -9,7 +9,12 @@ import numpy as np
 import pytest
 
 from flamingo_jax.core import trees
-from flamingo_jax.models.contrastive import Contrastive, ContrastiveConfig, contrastive_loss, same_caption
+from flamingo_jax.models.contrastive import (
+    Contrastive,
+    ContrastiveConfig,
+    contrastive_loss,
+    same_caption,
+)
 from flamingo_jax.models.nfnet import NFNet, NFNetConfig, normalise
 from flamingo_jax.models.text_encoder import TextEncoder, TextEncoderConfig
 
@@ -31,7 +36,9 @@ FRAMES = jnp.asarray(np.random.default_rng(0).integers(256, size=(3, 1, 8, 8, 3)
 
 @pytest.fixture(scope="module")
 def network():
-    return hk.without_apply_rng(hk.transform(lambda *batch: Contrastive(VISION, TEXT, CONFIG)(*batch)))
+    return hk.without_apply_rng(
+        hk.transform(lambda *batch: Contrastive(VISION, TEXT, CONFIG)(*batch))
+    )
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +46,9 @@ def params(network):
     """Random weights, nothing at its initial value but the temperature."""
     rng = np.random.default_rng(2)
     shapes = jax.eval_shape(network.init, jax.random.key(0), FRAMES, TOKENS, SEGMENT)
-    params = jax.tree.map(lambda leaf: jnp.asarray(rng.normal(0.2, 0.5, size=leaf.shape), jnp.float32), shapes)
+    params = jax.tree.map(
+        lambda leaf: jnp.asarray(rng.normal(0.2, 0.5, size=leaf.shape), jnp.float32), shapes
+    )
     return {**params, "contrastive": {"log_temperature": jnp.log(8.0)}}
 
 
@@ -52,7 +61,9 @@ def apply(network):
 def embeddings():
     """Four pairs on the unit sphere."""
     v, t = np.random.default_rng(1).normal(size=(2, 4, 6))
-    return v / np.linalg.norm(v, axis=-1, keepdims=True), t / np.linalg.norm(t, axis=-1, keepdims=True)
+    return v / np.linalg.norm(v, axis=-1, keepdims=True), t / np.linalg.norm(
+        t, axis=-1, keepdims=True
+    )
 
 
 def test_embeddings_are_the_projected_means_of_the_two_towers(params, apply):
@@ -60,8 +71,14 @@ def test_embeddings_are_the_projected_means_of_the_two_towers(params, apply):
     v, t, beta = apply(params, FRAMES, TOKENS, SEGMENT)
 
     def tower(name, function):
-        weights = {m.removeprefix("contrastive/"): w for m, w in params.items() if m.startswith(f"contrastive/{name}")}
-        return np.asarray(jax.jit(hk.without_apply_rng(hk.transform(function)).apply)(weights), np.float64)
+        weights = {
+            m.removeprefix("contrastive/"): w
+            for m, w in params.items()
+            if m.startswith(f"contrastive/{name}")
+        }
+        return np.asarray(
+            jax.jit(hk.without_apply_rng(hk.transform(function)).apply)(weights), np.float64
+        )
 
     grid = tower("vision", lambda: NFNet(VISION)(normalise(FRAMES[:, 0])))
     words = tower("text", lambda: TextEncoder(TEXT)(TOKENS, SEGMENT))
@@ -70,8 +87,12 @@ def test_embeddings_are_the_projected_means_of_the_two_towers(params, apply):
         np.stack([words[0, :2].mean(0), words[1].mean(0), words[2, :2].mean(0)])
         @ params["contrastive/text_projection"]["w"]
     )
-    np.testing.assert_allclose(v, expected_v / np.linalg.norm(expected_v, axis=-1, keepdims=True), atol=1e-5)
-    np.testing.assert_allclose(t, expected_t / np.linalg.norm(expected_t, axis=-1, keepdims=True), atol=1e-5)
+    np.testing.assert_allclose(
+        v, expected_v / np.linalg.norm(expected_v, axis=-1, keepdims=True), atol=1e-5
+    )
+    np.testing.assert_allclose(
+        t, expected_t / np.linalg.norm(expected_t, axis=-1, keepdims=True), atol=1e-5
+    )
     np.testing.assert_allclose(beta, 8.0, rtol=1e-6)
 
 
@@ -96,7 +117,9 @@ def test_loss_is_the_sum_of_the_papers_two_terms(embeddings):
 
 
 def test_smoothed_labels_and_equal_captions_set_the_targets(embeddings):
-    """The gradient of a cross-entropy by its logits is softmax - target: read the targets off with all logits equal.
+    """The gradient of a cross-entropy by its logits is softmax - target.
+
+    Read the targets off with all logits equal.
 
     Tolerance 1e-6: float32 on values of order 0.1.
     """
@@ -104,16 +127,21 @@ def test_smoothed_labels_and_equal_captions_set_the_targets(embeddings):
     basis = jnp.eye(4)  # image j is the j-th axis: a text is its own row of logits
 
     def loss(t):
-        return contrastive_loss(basis, t, jnp.float32(1), label_smoothing=0.1, same=same)[1]["text_to_image_loss"]
+        return contrastive_loss(basis, t, jnp.float32(1), label_smoothing=0.1, same=same)[1][
+            "text_to_image_loss"
+        ]
 
     targets = 0.25 - 4 * jax.grad(loss)(jnp.zeros((4, 4)))
-    expected = 0.9 * np.array([[0.5, 0, 0.5, 0], [0, 1, 0, 0], [0.5, 0, 0.5, 0], [0, 0, 0, 1]]) + 0.1 / 4
+    expected = (
+        0.9 * np.array([[0.5, 0, 0.5, 0], [0, 1, 0, 0], [0.5, 0, 0.5, 0], [0, 0, 0, 1]]) + 0.1 / 4
+    )
     np.testing.assert_allclose(targets, expected, atol=1e-6)
 
 
 def test_recall_counts_rows_whose_best_match_is_a_positive():
     v = jnp.eye(3)
-    t = jnp.array([[1.0, 0, 0], [1.0, 0, 0], [0, 0, 1.0]])  # text 1 is closest to image 0; image 1 has equal distances
+    # text 1 is closest to image 0; image 1 has equal distances
+    t = jnp.array([[1.0, 0, 0], [1.0, 0, 0], [0, 0, 1.0]])
     _, metrics = contrastive_loss(v, t, jnp.float32(1), label_smoothing=0.0)
     np.testing.assert_allclose(metrics["text_to_image_recall"], 2 / 3, rtol=1e-6)
     same = jnp.array([[1, 1, 0], [1, 1, 0], [0, 0, 1]], bool)
@@ -139,7 +167,9 @@ def test_every_weight_and_the_temperature_get_a_gradient(network, params):
 
 def test_temperature_starts_at_its_configured_value():
     init = hk.transform(lambda *batch: Contrastive(VISION, TEXT, CONFIG)(*batch)).init
-    start = jax.jit(lambda key: init(key, FRAMES, TOKENS, SEGMENT)["contrastive"]["log_temperature"])(jax.random.key(0))
+    start = jax.jit(
+        lambda key: init(key, FRAMES, TOKENS, SEGMENT)["contrastive"]["log_temperature"]
+    )(jax.random.key(0))
     np.testing.assert_allclose(start, np.log(8.0), rtol=1e-6)
 
 

@@ -1,4 +1,7 @@
-"""Full-size models have exactly the published numbers of weights (paper, Table 5; NFNet's and BERT's own); nothing is allocated."""
+"""Full-size models have exactly the published numbers of weights; nothing is allocated.
+
+The numbers are of the paper's Table 5, of NFNet's paper and of BERT's.
+"""
 
 import dataclasses
 import math
@@ -35,7 +38,9 @@ def _count(function, *arrays):
 def test_nfnets(variant, with_classifier):
     """The published counts include a classifier of 3072 * 1000 + 1000 weights, which is not built here."""
     images = jax.ShapeDtypeStruct((1, 64, 64, 3), jnp.float32)
-    assert _count(lambda x: NFNet(NFNETS[variant])(x), images) == with_classifier - (3072 * 1000 + 1000)
+    assert _count(lambda x: NFNet(NFNETS[variant])(x), images) == with_classifier - (
+        3072 * 1000 + 1000
+    )
 
 
 def test_flamingos_nfnet_is_the_435m_of_table_5():
@@ -47,18 +52,23 @@ def test_flamingos_nfnet_is_the_435m_of_table_5():
 def test_resampler_in_both_readings_of_its_head_size(name, millions):
     """Table 5 says 194M; by hand, with W = 1536 and k = 16 heads of 128 (or 96).
 
-    6 layers * (4 W k + 8 W^2 + 5 W feed-forward biases + 6 W norms) + (3072 W + W) input + 64 W latents + 8 W time.
+    6 layers * (4 W k + 8 W^2 + 5 W feed-forward biases + 6 W norms) + (3072 W + W) input + 64 W
+    latents + 8 W time.
     """
     config = RESAMPLERS[name]
     width, inner = 1536, 16 * config.head_dim
-    by_hand = 6 * (4 * width * inner + 8 * width**2 + 5 * width + 6 * width) + (3072 + 1 + 64 + 8) * width
+    by_hand = (
+        6 * (4 * width * inner + 8 * width**2 + 5 * width + 6 * width) + (3072 + 1 + 64 + 8) * width
+    )
     features = jax.ShapeDtypeStruct((1, 1, 100, 3072), jnp.float32)
     mask = jax.ShapeDtypeStruct((1, 1), jnp.bool_)
     assert _count(lambda x, mask: Resampler(config)(x, mask), features, mask) == by_hand
     assert round(by_hand / 1e6, 1) == millions
 
 
-@pytest.mark.parametrize(("name", "published"), [("bert_base", 109_482_240), ("bert_mini", 11_170_560)])
+@pytest.mark.parametrize(
+    ("name", "published"), [("bert_base", 109_482_240), ("bert_mini", 11_170_560)]
+)
 def test_berts(name, published):
     """The published counts include the pooler (W^2 + W), which is not built here, and no padding of the vocabulary."""
     config = dataclasses.replace(TEXT_ENCODERS[name], vocab_multiple=1)
@@ -81,7 +91,8 @@ def _groups(name):
     [
         ("3B", 1_374.6, 1_208, "3.2"),
         ("9B", 7_111.6, 1_611, "9.4"),  # Table 5 adds its rounded parts and prints 9.3
-        ("9B_table4", 8_856.7, 2_013, "11.5"),  # the other reading: 40 blocks, 10 layers; not what Table 5 counts
+        # the other reading: 40 blocks, 10 layers; not what Table 5 counts
+        ("9B_table4", 8_856.7, 2_013, "11.5"),
         ("80B", 70_061, 9_664, "80.4"),
     ],
 )

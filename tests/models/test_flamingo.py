@@ -1,4 +1,7 @@
-"""What the paper says of the whole model: it starts as its language model, and each token sees its own image alone."""
+"""What the paper says of the whole model.
+
+It starts as its language model, and each token sees its own image alone.
+"""
 
 import dataclasses
 import functools
@@ -36,7 +39,9 @@ PLACES = {"every_block": (1, 0), "every_second": (2, 0), "from_the_last_of_three
 
 RNG = np.random.default_rng(0)
 TEXT = jnp.asarray(RNG.integers(0, V, (B, L)), jnp.int32)
-PHI = jnp.asarray([[0, 0, 1, 1, 1, 2, 2, 2, 3, 3, 3, 3], [0, 1, 1, 1, 1, 1, 1, 1, 1, 2, 2, 2]], jnp.int32)
+PHI = jnp.asarray(
+    [[0, 0, 1, 1, 1, 2, 2, 2, 3, 3, 3, 3], [0, 1, 1, 1, 1, 1, 1, 1, 1, 2, 2, 2]], jnp.int32
+)
 BATCH = Batch(
     tokens=jnp.asarray(RNG.integers(0, V + 2, (B, L)), jnp.int32),
     segment=jnp.ones((B, L), jnp.int32),
@@ -58,7 +63,9 @@ def model(place="every_block"):
 @functools.cache
 def weights(place="every_block", *, gates=0.5):
     params = jax.jit(model(place).init)(jax.random.key(0))
-    return trees.unflatten({k: v + gates if k.endswith("_gate") else v for k, v in trees.flatten(params).items()})
+    return trees.unflatten(
+        {k: v + gates if k.endswith("_gate") else v for k, v in trees.flatten(params).items()}
+    )
 
 
 @functools.cache
@@ -70,49 +77,76 @@ def prefill(place="every_block", *, chunk=None):
         pool = functions.encode(params, batch.frames, batch.frame_mask)
         cache = functions.empty_cache(B, 16, pool.dtype)
         return functions.extend(
-            params, cache, tokens, POSITIONS, batch.media_index, Media(pool, batch.media_slot), chunk
+            params,
+            cache,
+            tokens,
+            POSITIONS,
+            batch.media_index,
+            Media(pool, batch.media_slot),
+            chunk,
         )
 
     return jax.jit(run)
 
 
 @pytest.mark.parametrize(
-    ("place", "dtype"), [("every_block", "float32"), ("every_block", "bfloat16"), ("every_second", "float32")]
+    ("place", "dtype"),
+    [("every_block", "float32"), ("every_block", "bfloat16"), ("every_second", "float32")],
 )
 def test_with_closed_gates_the_logits_are_the_language_models_bit_for_bit(place, dtype):
-    """Paper, 2.2: at initialisation the model is the LM. Under jit; bf16 with xla_allow_excess_precision=false (conftest)."""
+    """Paper, 2.2: at initialisation the model is the LM. Under jit.
+
+    Bf16 with xla_allow_excess_precision=false (conftest).
+    """
     params = jax.tree.map(lambda leaf: leaf.astype(dtype), weights(place, gates=0.0))
     lm = api.language_model(CONFIG.lm)
     alone = {
-        module.removeprefix("flamingo/"): leaf for module, leaf in params.items() if module.startswith("flamingo/lm")
+        module.removeprefix("flamingo/"): leaf
+        for module, leaf in params.items()
+        if module.startswith("flamingo/lm")
     }
     expected, _ = jax.jit(lm.extend)(alone, lm.empty_cache(B, 16, dtype), TEXT, POSITIONS, PHI)
     logits, _ = prefill(place)(params, BATCH, TEXT)
     np.testing.assert_array_equal(np.asarray(logits[..., :V]), np.asarray(expected))
-    opened, _ = prefill(place)(jax.tree.map(lambda leaf: leaf.astype(dtype), weights(place)), BATCH, TEXT)
+    opened, _ = prefill(place)(
+        jax.tree.map(lambda leaf: leaf.astype(dtype), weights(place)), BATCH, TEXT
+    )
     assert np.any(np.asarray(opened[..., :V]) != np.asarray(expected))
 
 
 @pytest.mark.parametrize("place", PLACES)
 def test_cached_decoding_equals_the_uncached_forward(place):
-    """Prefill up to the last image, then token by token with that image's keys alone. 1e-5: float32."""
+    """Prefill up to the last image, then token by token with that image's keys alone. 1e-5.
+
+    Float32.
+    """
     whole, _ = prefill(place)(weights(place), BATCH, BATCH.tokens)
     losses = jax.jit(model(place).token_losses)(weights(place), BATCH)
-    picked = jnp.take_along_axis(jax.nn.log_softmax(whole[:, :-1]), BATCH.tokens[:, 1:, None], axis=-1)[..., 0]
+    picked = jnp.take_along_axis(
+        jax.nn.log_softmax(whole[:, :-1]), BATCH.tokens[:, 1:, None], axis=-1
+    )[..., 0]
     np.testing.assert_allclose(losses, -picked, rtol=1e-5, atol=1e-5)
     start = dataclasses.replace(BATCH, media_index=jnp.where(POSITIONS < 10, PHI, 0))
     _, cache = prefill(place)(weights(place), start, BATCH.tokens)  # rows 10, 11 are overwritten
     step = jax.jit(model(place).extend)
     for t in range(10, L):
         logits, cache = step(
-            weights(place), cache, BATCH.tokens[:, t : t + 1], POSITIONS[:, t : t + 1], PHI[:, t : t + 1]
+            weights(place),
+            cache,
+            BATCH.tokens[:, t : t + 1],
+            POSITIONS[:, t : t + 1],
+            PHI[:, t : t + 1],
         )
         np.testing.assert_allclose(logits[:, 0], whole[:, t], rtol=1e-5, atol=1e-5)
 
 
 def test_unrolled_layers_are_the_same_model():
-    """Prefill and decoding with each layer's weights and cache apart. 1e-5: float32, fused otherwise."""
-    place = "from_the_last_of_three"  # blocks in front of the first cross-attention layer, and behind the last
+    """Prefill and decoding with each layer's weights and cache apart. 1e-5.
+
+    Float32, fused otherwise.
+    """
+    # blocks in front of the first cross-attention layer, and behind the last
+    place = "from_the_last_of_three"
     functions, params = model(place), weights(place)
     axes = axes_of(functions.init, jax.random.key(0))
 
@@ -120,14 +154,20 @@ def test_unrolled_layers_are_the_same_model():
     def run(params, cache):
         pool = functions.encode(params, BATCH.frames, BATCH.frame_mask)
         media = Media(pool, BATCH.media_slot)
-        first, cache = functions.extend(params, cache, BATCH.tokens[:, :10], POSITIONS[:, :10], PHI[:, :10], media)
+        first, cache = functions.extend(
+            params, cache, BATCH.tokens[:, :10], POSITIONS[:, :10], PHI[:, :10], media
+        )
         cache = cache.repeat(2).take(jnp.asarray([1, 2]))
-        second, _ = functions.extend(params, cache, BATCH.tokens[:, 10:], POSITIONS[:, 10:], PHI[:, 10:])
+        second, _ = functions.extend(
+            params, cache, BATCH.tokens[:, 10:], POSITIONS[:, 10:], PHI[:, 10:]
+        )
         return first, second
 
     cache = functions.empty_cache(B, 16, jnp.float32)
     ours, expected = run(unrolled_weights(params, axes), cache.unrolled()), run(params, cache)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5), ours, expected)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5), ours, expected
+    )
 
 
 def test_the_chunked_form_gives_the_same_logits():
@@ -138,24 +178,38 @@ def test_the_chunked_form_gives_the_same_logits():
 
 
 def test_tokens_before_the_first_image_are_unchanged_by_any_image():
-    """Phi = 0 (paper, A.1.3): not one bit of them depends on the pictures; those after the first image do."""
+    """Phi = 0 (paper, A.1.3): not one bit of them depends on the pictures.
+
+    Those after the first image do.
+    """
     other = dataclasses.replace(BATCH, frames=255 - BATCH.frames)
-    before, after = (np.asarray(prefill()(weights(), batch, BATCH.tokens)[0]) for batch in (BATCH, other))
+    before, after = (
+        np.asarray(prefill()(weights(), batch, BATCH.tokens)[0]) for batch in (BATCH, other)
+    )
     np.testing.assert_array_equal(after[PHI == 0], before[PHI == 0])
     assert np.all(np.any(after != before, axis=-1)[PHI > 0])
 
 
 def test_one_layer_shows_a_token_its_own_image_alone():
-    """Perturbing every other image changes nothing, not in one bit (paper, 2.3: direct attention to one image)."""
+    """Perturbing every other image changes nothing, not in one bit.
+
+    Each text attends directly to one image (paper, 2.3).
+    """
     x = jnp.asarray(RNG.normal(size=(B, L, 16)), jnp.float32)
     pool = jnp.asarray(RNG.normal(size=(6, 3, 16)), jnp.float32)
-    layer = hk.transform(lambda x, pool: GatedXattn(XattnConfig(), 2, MediaContext(PHI, pool, BATCH.media_slot))(x)[0])
+    layer = hk.transform(
+        lambda x, pool: GatedXattn(XattnConfig(), 2, MediaContext(PHI, pool, BATCH.media_slot))(x)[
+            0
+        ]
+    )
     params = jax.tree.map(lambda leaf: leaf + 0.5, layer.init(jax.random.key(0), x, pool))
     run = jax.jit(lambda pool: layer.apply(params, None, x, pool))
     before = np.asarray(run(pool))
     own = np.where(
         np.asarray(PHI) > 0,
-        np.take_along_axis(np.asarray(BATCH.media_slot), np.maximum(np.asarray(PHI) - 1, 0), axis=1),
+        np.take_along_axis(
+            np.asarray(BATCH.media_slot), np.maximum(np.asarray(PHI) - 1, 0), axis=1
+        ),
         -1,
     )
     for row in range(6):
@@ -167,15 +221,23 @@ def test_gated_block_equals_an_independent_reference():
     """One layer in float64 numpy, token by token, straight from Figure 4. 1e-5: float32."""
     x, pool = RNG.normal(size=(1, 4, 16)), RNG.normal(size=(2, 3, 16))
     phi, slot = np.array([[0, 1, 2, 2]]), np.array([[1, 0]])
-    context = MediaContext(jnp.asarray(phi), standardise(jnp.asarray(pool, jnp.float32)), jnp.asarray(slot))
+    context = MediaContext(
+        jnp.asarray(phi), standardise(jnp.asarray(pool, jnp.float32)), jnp.asarray(slot)
+    )
     layer = hk.transform(lambda x: GatedXattn(XattnConfig(), 2, context)(x)[0])
     params = layer.init(jax.random.key(0), jnp.asarray(x, jnp.float32))
     params = jax.tree.map(lambda leaf: leaf + 0.2, params)
-    p = {path.removeprefix("block/"): np.asarray(leaf, np.float64) for path, leaf in trees.flatten(params).items()}
+    p = {
+        path.removeprefix("block/"): np.asarray(leaf, np.float64)
+        for path, leaf in trees.flatten(params).items()
+    }
 
     def norm(y, name):
         y = y - y.mean(-1, keepdims=True)
-        return y / np.sqrt((y**2).mean(-1, keepdims=True) + 1e-5) * p[f"{name}/scale"] + p[f"{name}/offset"]
+        return (
+            y / np.sqrt((y**2).mean(-1, keepdims=True) + 1e-5) * p[f"{name}/scale"]
+            + p[f"{name}/offset"]
+        )
 
     out = x.copy()
     for t in range(4):
@@ -188,7 +250,9 @@ def test_gated_block_equals_an_independent_reference():
             out[0, t] += np.tanh(p["attention_gate"]) * np.einsum("hk,hkd->d", seen, p["out/w"])
         hidden = np.maximum(norm(out[0, t], "mlp_norm") @ p["mlp/up/w"], 0) ** 2
         out[0, t] += np.tanh(p["dense_gate"]) * (hidden @ p["mlp/down/w"])
-    np.testing.assert_allclose(layer.apply(params, None, jnp.asarray(x, jnp.float32)), out, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(
+        layer.apply(params, None, jnp.asarray(x, jnp.float32)), out, rtol=1e-5, atol=1e-5
+    )
 
 
 def test_two_prompts_may_share_an_image_and_shards_have_their_own_pools():
@@ -219,7 +283,9 @@ def test_every_weight_is_frozen_or_trained_and_has_axes(place):
     trained, kept = trees.partition(params, {path: not value for path, value in frozen.items()})
     assert all(module.startswith(("flamingo/vision", "flamingo/lm")) for module in kept)
     every, offset = PLACES[place]
-    assert trained["flamingo/xattn/block"]["attention_gate"].shape == (len(range(offset, 5, every)),)
+    assert trained["flamingo/xattn/block"]["attention_gate"].shape == (
+        len(range(offset, 5, every)),
+    )
 
 
 def test_no_gradient_reaches_the_image_pool_of_an_unused_slot():
@@ -237,13 +303,17 @@ def test_xattn_places_that_cannot_be_are_refused():
 
 
 def test_weights_of_flamingo_9b_their_shapes_and_axes(golden):
-    """One line for each weight: path, shape, logical axes, frozen or trained. Checkpoints stand on these names."""
+    """One line for each weight: path, shape, logical axes, frozen or trained.
+
+    Checkpoints stand on these names.
+    """
     init = api.flamingo(FLAMINGOS["9B"]).init
     shapes = trees.flatten(jax.eval_shape(init, jax.random.key(0)))
     names = axes_of(init, jax.random.key(0))
     frozen = trees.match_once(shapes, flamingo.FROZEN, what="frozen")
     lines = [
-        f"{path} {list(shapes[path].shape)} {' '.join(map(str, names[path]))} {'frozen' if frozen[path] else 'trained'}"
+        f"{path} {list(shapes[path].shape)} {' '.join(map(str, names[path]))} "
+        f"{'frozen' if frozen[path] else 'trained'}"
         for path in shapes
         if not path.startswith("flamingo/vision")  # golden/models/nfnet_f0.txt
     ]

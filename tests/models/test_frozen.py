@@ -1,4 +1,7 @@
-"""The compute form of frozen towers, and what the backward pass keeps: the same model in other forms."""
+"""The compute form of frozen towers, and what the backward pass keeps.
+
+The same model in other forms.
+"""
 
 import dataclasses
 import functools
@@ -25,7 +28,9 @@ from flamingo_jax.models.resampler import ResamplerConfig
 
 V, B, L = 20, 2, 8
 CHINCHILLA = LMConfig(vocab_size=V, num_layers=3, width=16, num_heads=4, vocab_multiple=8)
-TINY_WORLD = dataclasses.replace(CHINCHILLA, norm="layer", position="rotary", mlp_bias=False, qkv_conv_width=3)
+TINY_WORLD = dataclasses.replace(
+    CHINCHILLA, norm="layer", position="rotary", mlp_bias=False, qkv_conv_width=3
+)
 RNG = np.random.default_rng(0)
 TOKENS = jnp.asarray(RNG.integers(0, V, (B, L)), jnp.int32)
 SEGMENT = jnp.asarray([[1, 1, 1, 2, 2, 2, 2, 0], [1] * L], jnp.int32)
@@ -35,7 +40,9 @@ POSITIONS = jnp.broadcast_to(jnp.arange(L, dtype=jnp.int32)[None], (B, L))
 
 def noisy(params):
     """No bias stays 0, no gate shut."""
-    return jax.tree.map(lambda leaf: leaf + 0.1 * jax.random.normal(jax.random.key(2), leaf.shape), params)
+    return jax.tree.map(
+        lambda leaf: leaf + 0.1 * jax.random.normal(jax.random.key(2), leaf.shape), params
+    )
 
 
 def assert_close(a, b, *, size=1.0):
@@ -44,7 +51,10 @@ def assert_close(a, b, *, size=1.0):
 
 
 def largest(tree):
-    """The largest entry of a gradient: an error in one weight's reaches the others' through the backward pass."""
+    """The largest entry of a gradient.
+
+    An error in one weight's reaches the others' through the backward pass.
+    """
     return max(np.max(np.abs(leaf)) for leaf in jax.tree.leaves(tree))
 
 
@@ -60,19 +70,25 @@ def test_the_fused_language_model_is_the_same_function(config):
     fused = api.language_model(dataclasses.replace(config, fused=True))
     params = noisy(jit(plain.init)(jax.random.key(0)))
     blocks = {
-        f"lm/blocks/{name}": w for name, w in compute_form_of_blocks(config, trees.subtree(params, "lm/blocks")).items()
+        f"lm/blocks/{name}": w
+        for name, w in compute_form_of_blocks(config, trees.subtree(params, "lm/blocks")).items()
     }
     changed = {name: w for name, w in params.items() if not name.startswith("lm/blocks")} | blocks
-    shapes = lambda tree: jax.tree.map(lambda leaf: leaf.shape, tree)  # noqa: E731
+    shapes = lambda tree: jax.tree.map(lambda leaf: leaf.shape, tree)
     assert shapes(changed) == shapes(jax.eval_shape(fused.init, jax.random.key(0)))
-    assert "lm/blocks/block/attention/qkv" in changed and "lm/blocks/block/attention/query" not in changed
+    assert (
+        "lm/blocks/block/attention/qkv" in changed
+        and "lm/blocks/block/attention/query" not in changed
+    )
 
     def run(functions, params):
         cache = functions.empty_cache(B, 12, jnp.float32)
         logits, _ = functions.extend(params, cache, TOKENS, POSITIONS, jnp.zeros_like(TOKENS))
         return functions.token_losses(params, TEXT), logits
 
-    assert_close(jit(functools.partial(run, fused))(changed), jit(functools.partial(run, plain))(params))
+    assert_close(
+        jit(functools.partial(run, fused))(changed), jit(functools.partial(run, plain))(params)
+    )
 
 
 @pytest.mark.parametrize("field", [{"attention_bias": True}, {"num_kv_heads": 2}])
@@ -115,7 +131,9 @@ def test_a_flamingo_in_the_compute_form_has_the_same_losses_gradients_and_logits
         pool = functions.encode(whole, BATCH.frames, BATCH.frame_mask)
         cache = functions.empty_cache(B, 12, jnp.float32)
         media = Media(pool, BATCH.media_slot)
-        logits, _ = functions.extend(whole, cache, BATCH.tokens, POSITIONS, BATCH.media_index, media)
+        logits, _ = functions.extend(
+            whole, cache, BATCH.tokens, POSITIONS, BATCH.media_index, media
+        )
         return jax.value_and_grad(loss)(trained), logits
 
     made = jit(computed.compute_form)(frozen)
@@ -143,7 +161,9 @@ def test_weights_in_the_compute_form_have_names_shapes_and_axes():
     kept = jax.eval_shape(computed.init, key)
     made = trees.flatten(jax.eval_shape(computed.compute_form, kept))
     named = trees.flatten(jax.eval_shape(computed.compute_form_init, key))
-    assert {path: leaf.shape for path, leaf in made.items()} == {path: leaf.shape for path, leaf in named.items()}
+    assert {path: leaf.shape for path, leaf in made.items()} == {
+        path: leaf.shape for path, leaf in named.items()
+    }
     assert axes_of(computed.compute_form_init, key).keys() == made.keys()
     plain = api.flamingo(FLAMINGO)
     assert plain.compute_form_init is not None or plain.compute_form(kept) is kept
@@ -158,11 +178,19 @@ class Layer(hk.Module):
 
 
 def run_by_number(x, remat):
-    """Three layers, each of which takes its weights from the stack by its number; shifted by an input of the layer."""
-    stack = Stack(3, lambda x, shift: (Layer(name="layer")(x) + shift.astype(x.dtype), None), name="stack", remat=remat)
+    """Three layers, each of which takes its weights from the stack by its number.
+
+    Shifted by an input of the layer.
+    """
+    stack = Stack(
+        3,
+        lambda x, shift: (Layer(name="layer")(x) + shift.astype(x.dtype), None),
+        name="stack",
+        remat=remat,
+    )
     shifts = jnp.arange(3.0)
     weights = stack.weights(x, layer_slice(shifts, 0))
-    by_number = lambda x, i: stack.layer_of(weights, i, x, shifts[i])  # noqa: E731
+    by_number = lambda x, i: stack.layer_of(weights, i, x, shifts[i])
     return jax.lax.scan(by_number, x, jnp.arange(3))[0], stack.scan(x, weights, shifts)[0]
 
 
@@ -175,7 +203,9 @@ def test_a_layer_by_its_number_is_the_layer_of_the_scan(remat):
     params = BY_NUMBER.init(jax.random.key(0), x, remat)
     by_number, scanned = BY_NUMBER.apply(params, None, x, remat)
     np.testing.assert_array_equal(by_number, scanned)
-    gradient = lambda which: jax.grad(lambda x: jnp.sum(BY_NUMBER.apply(params, None, x, remat)[which]))(x)  # noqa: E731
+    gradient = lambda which: jax.grad(
+        lambda x: jnp.sum(BY_NUMBER.apply(params, None, x, remat)[which])
+    )(x)
     np.testing.assert_allclose(gradient(0), gradient(1), rtol=1e-6)
 
 
@@ -192,7 +222,7 @@ def test_a_slice_of_frozen_weights_is_never_kept(remat, slices):
     params = BY_NUMBER.init(jax.random.key(0), x, remat)
     stacked = params["stack/layer"]["w"]
     stack = Stack(3, lambda x, _: (Layer(name="layer")(x), None), name="stack", remat=remat)
-    own = lambda x: stack.layer_of({"layer": {"w": stacked}}, 1, x)[0]  # noqa: E731
+    own = lambda x: stack.layer_of({"layer": {"w": stacked}}, 1, x)[0]
     assert kept_by(own, x).count((4, 4)) == slices
 
 

@@ -22,7 +22,12 @@ from flamingo_jax.training import objective
 
 D, W, H, K = 16, 12, 2, 6
 OPEN_FLAMINGO = XattnConfig(
-    num_heads=H, head_dim=K, activation="gelu_exact", media="resampler", media_norm=False, norm_epsilon=1e-3
+    num_heads=H,
+    head_dim=K,
+    activation="gelu_exact",
+    media="resampler",
+    media_norm=False,
+    norm_epsilon=1e-3,
 )
 IDEFICS = XattnConfig(
     num_heads=H, head_dim=K, activation="swiglu", mlp_width=20, media="resampler", media_norm=False,
@@ -38,24 +43,33 @@ SLOT = np.array([[1, 0], [2, -1]])
 def _layer(config):
     """Returns (random weights, function of them)."""
     context = MediaContext(
-        jnp.asarray(PHI), normalised_media(jnp.asarray(POOL, jnp.float32), config), jnp.asarray(SLOT, jnp.int32)
+        jnp.asarray(PHI),
+        normalised_media(jnp.asarray(POOL, jnp.float32), config),
+        jnp.asarray(SLOT, jnp.int32),
     )
     layer = hk.without_apply_rng(hk.transform(lambda x: GatedXattn(config, 4, context)(x)[0]))
     x = jnp.asarray(X, jnp.float32)
     shapes = jax.eval_shape(layer.init, jax.random.key(0), x)
     rng = np.random.default_rng(1)
-    params = jax.tree.map(lambda leaf: jnp.asarray(rng.normal(0.3, 0.4, leaf.shape), jnp.float32), shapes)
+    params = jax.tree.map(
+        lambda leaf: jnp.asarray(rng.normal(0.3, 0.4, leaf.shape), jnp.float32), shapes
+    )
     return params, lambda params: np.asarray(jax.jit(layer.apply)(params, x))
 
 
 def _reference(config, params):
     """Numpy float64, token by token."""
-    p = {path.removeprefix("block/"): np.asarray(leaf, np.float64) for path, leaf in trees.flatten(params).items()}
+    p = {
+        path.removeprefix("block/"): np.asarray(leaf, np.float64)
+        for path, leaf in trees.flatten(params).items()
+    }
 
     def norm(y, name):
         if config.norm == "layer":
             y = y - y.mean(-1, keepdims=True)
-        scaled = y / np.sqrt((y**2).mean(-1, keepdims=True) + config.norm_epsilon) * p[f"{name}/scale"]
+        scaled = (
+            y / np.sqrt((y**2).mean(-1, keepdims=True) + config.norm_epsilon) * p[f"{name}/scale"]
+        )
         return scaled + p.get(f"{name}/offset", 0)
 
     def of_heads(y, name):
@@ -68,10 +82,14 @@ def _reference(config, params):
     out = X.copy()
     for b, t in np.ndindex(PHI.shape):
         own = [PHI[b, t]] if PHI[b, t] else []
-        images = own or ([n + 1 for n in range(2) if SLOT[b, n] >= 0] if config.unseen == "average" else [])
+        images = own or (
+            [n + 1 for n in range(2) if SLOT[b, n] >= 0] if config.unseen == "average" else []
+        )
         if images:
             media = np.concatenate([POOL[SLOT[b, n - 1]] for n in images])
-            q = of_heads(np.einsum("d,dhk->hk", norm(X[b, t], "query_norm"), p["query/w"]), "query_head_norm")
+            q = of_heads(
+                np.einsum("d,dhk->hk", norm(X[b, t], "query_norm"), p["query/w"]), "query_head_norm"
+            )
             k, v = (np.einsum("rd,dhk->rhk", media, p[f"{name}/w"]) for name in ("key", "value"))
             scores = np.einsum("hk,rhk->hr", q, of_heads(k, "key_head_norm")) / np.sqrt(K)
             scores = np.exp(scores if own else 0 * scores)
@@ -107,7 +125,9 @@ def test_the_average_of_the_unseen_changes_no_token_that_sees_an_image():
 
 def test_weights_are_those_that_the_options_name():
     params, _ = _layer(IDEFICS)
-    shapes = {path.removeprefix("block/"): leaf.shape for path, leaf in trees.flatten(params).items()}
+    shapes = {
+        path.removeprefix("block/"): leaf.shape for path, leaf in trees.flatten(params).items()
+    }
     assert shapes == {
         "attention_gate": (D,), "dense_gate": (D,),
         "query_norm/scale": (D,), "mlp_norm/scale": (D,), "query_head_norm/scale": (K,), "key_head_norm/scale": (K,),
@@ -131,7 +151,9 @@ def test_cached_decoding_equals_the_whole_forward():
     """Prefill up to the last image, then token by token. 1e-5: float32."""
     model = api.flamingo(MODEL)
     shapes = jax.eval_shape(model.init, jax.random.key(0))
-    params = jax.tree.map(lambda leaf: jnp.asarray(RNG.normal(0.1, 0.3, leaf.shape), jnp.float32), shapes)
+    params = jax.tree.map(
+        lambda leaf: jnp.asarray(RNG.normal(0.1, 0.3, leaf.shape), jnp.float32), shapes
+    )
     tokens = jnp.asarray(RNG.integers(0, 20, PHI.shape), jnp.int32)
     positions = jnp.broadcast_to(jnp.arange(5, dtype=jnp.int32)[None], tokens.shape)
     phi = jnp.asarray(PHI, jnp.int32)
@@ -139,8 +161,12 @@ def test_cached_decoding_equals_the_whole_forward():
     @jax.jit
     def prefill(phi):
         frames = jnp.asarray(np.random.default_rng(2).integers(0, 256, (3, 1, 8, 8, 3)), jnp.uint8)
-        media = Media(model.encode(params, frames, jnp.ones((3, 1), bool)), jnp.asarray(SLOT, jnp.int32))
-        return model.extend(params, model.empty_cache(2, 8, jnp.float32), tokens, positions, phi, media)
+        media = Media(
+            model.encode(params, frames, jnp.ones((3, 1), bool)), jnp.asarray(SLOT, jnp.int32)
+        )
+        return model.extend(
+            params, model.empty_cache(2, 8, jnp.float32), tokens, positions, phi, media
+        )
 
     whole, _ = prefill(phi)
     _, cache = prefill(jnp.where(positions < 4, phi, 0))  # the last row is overwritten
@@ -155,10 +181,16 @@ def test_every_table_matches_the_weights():
     assert not any(path.startswith("flamingo/media/") for path in shapes)
     frozen = trees.match_once(shapes, flamingo.FROZEN, what="frozen")
     trees.match_once(
-        [path for path in shapes if not frozen[path]], objective.captioning(api.flamingo(MODEL)).decay, what="decay"
+        [path for path in shapes if not frozen[path]],
+        objective.captioning(api.flamingo(MODEL)).decay,
+        what="decay",
     )
     names = axes_of(init, jax.random.key(0))
     assert names.keys() == shapes.keys()
-    split = {path for path, axes in names.items() if "model" in str(spec(axes)) and path.startswith("flamingo/xattn/")}
+    split = {
+        path
+        for path, axes in names.items()
+        if "model" in str(spec(axes)) and path.startswith("flamingo/xattn/")
+    }
     inside = "query/w key/w value/w out/w mlp/up/w mlp/gate/w mlp/down/w".split()
     assert split == {f"flamingo/xattn/block/{name}" for name in inside}

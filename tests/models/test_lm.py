@@ -1,4 +1,7 @@
-"""The language model and its options: causal, blind across documents, the same with a cache, losses that sum up."""
+"""The language model and its options.
+
+Causal, blind across documents, the same with a cache, losses that sum up.
+"""
 
 import functools
 
@@ -35,12 +38,17 @@ SEGMENT = jnp.asarray([[1, 1, 1, 1, 2, 2, 2, 2, 0], [1, 1, 1, 1, 1, 1, 1, 1, 1]]
 
 @functools.cache
 def model(name):
-    """(functions, weights, jitted losses, jitted extend) of one family; compiled once for all tests."""
+    """(functions, weights, jitted losses, jitted extend) of one family.
+
+    Compiled once for all tests.
+    """
     functions = api.language_model(LMConfig(**TINY, **OPTIONS[name]))
     params = jax.jit(functions.init)(jax.random.key(1))
-    noise = lambda leaf: leaf + 0.1 * jax.random.normal(jax.random.key(2), leaf.shape)  # noqa: E731
+    noise = lambda leaf: leaf + 0.1 * jax.random.normal(jax.random.key(2), leaf.shape)
     params = jax.tree.map(noise, params)  # no bias stays 0, no kernel the identity
-    losses = jax.jit(lambda p, tokens, segment: functions.token_losses(p, Batch(tokens, segment, *[None] * 5)))
+    losses = jax.jit(
+        lambda p, tokens, segment: functions.token_losses(p, Batch(tokens, segment, *[None] * 5))
+    )
     return functions, params, losses, jax.jit(functions.extend)
 
 
@@ -55,7 +63,10 @@ def extend(name, cache, tokens, start):
 
 @pytest.mark.parametrize("name", OPTIONS)
 def test_cached_decoding_equals_the_uncached_forward(name):
-    """Prefill of 6 tokens, then one by one: the losses of the whole row. 1e-5: float32, other order of sums."""
+    """Prefill of 6 tokens, then one by one: the losses of the whole row. 1e-5.
+
+    Float32, other order of sums.
+    """
     functions, params, losses, _ = model(name)
     whole = losses(params, TOKENS, jnp.ones_like(SEGMENT))
     logits, cache = extend(name, functions.empty_cache(B, 12, jnp.float32), TOKENS[:, :6], 0)
@@ -64,7 +75,9 @@ def test_cached_decoding_equals_the_uncached_forward(name):
         logits, cache = extend(name, cache, TOKENS[:, t : t + 1], t)
         steps.append(logits)
     logits = jnp.concatenate(steps, axis=1)[:, :-1]
-    expected = -jnp.take_along_axis(jax.nn.log_softmax(logits), TOKENS[:, 1:, None], axis=-1)[..., 0]
+    expected = -jnp.take_along_axis(jax.nn.log_softmax(logits), TOKENS[:, 1:, None], axis=-1)[
+        ..., 0
+    ]
     np.testing.assert_allclose(whole, expected, rtol=1e-5, atol=1e-5)
 
 
@@ -75,7 +88,8 @@ def test_the_past_alone_counts_and_documents_are_blind_to_each_other(name):
     changed = TOKENS.at[0, 2].set((TOKENS[0, 2] + 1) % V)
     after = np.asarray(losses(params, changed, SEGMENT))
     np.testing.assert_array_equal(after[0, 4:7], before[0, 4:7])  # the second document of the row
-    np.testing.assert_array_equal(after[0, :1], before[0, :1])  # the tokens before (loss l predicts token l + 1)
+    # the tokens before (loss l predicts token l + 1)
+    np.testing.assert_array_equal(after[0, :1], before[0, :1])
     np.testing.assert_array_equal(after[1], before[1])
     assert np.all(after[0, 1:3] != before[0, 1:3])
 
@@ -90,14 +104,22 @@ def test_a_document_has_the_same_losses_wherever_it_stands_in_a_row(name):
 
 
 def test_relative_attention_is_transformer_xls():
-    """One head against the four terms of Dai et al. 2019 (3.3), written out in float64. 1e-5: float32."""
+    """One head against the four terms of Dai et al. 2019 (3.3), written out in float64. 1e-5.
+
+    Float32.
+    """
     config = LMConfig(vocab_size=V, num_layers=1, width=4, num_heads=1)
     segment = jnp.ones((1, 5), jnp.int32)
-    layer = hk.transform(lambda x: SelfAttention(config, packed_context(segment), name="attention")(x, None)[0])
+    layer = hk.transform(
+        lambda x: SelfAttention(config, packed_context(segment), name="attention")(x, None)[0]
+    )
     x = jnp.asarray(RNG.normal(size=(1, 5, 4)), jnp.float32)
     params = jax.tree.map(lambda leaf: leaf + 0.3, layer.init(jax.random.key(0), x))
     p = {path: np.asarray(leaf, np.float64) for path, leaf in trees.flatten(params).items()}
-    q, k, v = (np.asarray(x[0], np.float64) @ p[f"attention/{name}/w"][:, 0] for name in ("query", "key", "value"))
+    q, k, v = (
+        np.asarray(x[0], np.float64) @ p[f"attention/{name}/w"][:, 0]
+        for name in ("query", "key", "value")
+    )
     out = np.zeros((5, 4))
     for i in range(5):
         scores = []
@@ -116,7 +138,9 @@ def test_the_tables_padding_is_never_predicted_and_new_tokens_enter_the_softmax(
     """20 pieces in a table of 24 rows, 2 new tokens: the probabilities of 22 ids sum to 1."""
     base = jnp.asarray(RNG.normal(size=(1, 2, 24)), jnp.float32).at[..., V:].set(-1e30)
     new = jnp.asarray(RNG.normal(size=(1, 2, 2)), jnp.float32)
-    every = [next_token_losses(base, new, jnp.full((1, 2), i, jnp.int32), V)[0, 0] for i in range(V + 2)]
+    every = [
+        next_token_losses(base, new, jnp.full((1, 2), i, jnp.int32), V)[0, 0] for i in range(V + 2)
+    ]
     assert abs(sum(np.exp(-np.array(every))) - 1) < 1e-5
     joined = jax.nn.log_softmax(jnp.concatenate([base[..., :V], new], -1))[0, 0]
     np.testing.assert_allclose(every, -joined, rtol=1e-5, atol=1e-5)
@@ -138,19 +162,29 @@ def test_a_sliding_window_hides_what_lies_further_back():
     config = LMConfig(**{**TINY, "num_layers": 1}, position="rotary", sliding_window=4)
     functions = api.language_model(config)
     params = functions.init(jax.random.key(0))
-    losses = jax.jit(lambda tokens: functions.token_losses(params, Batch(tokens, jnp.ones_like(tokens), *[None] * 5)))
+    losses = jax.jit(
+        lambda tokens: functions.token_losses(
+            params, Batch(tokens, jnp.ones_like(tokens), *[None] * 5)
+        )
+    )
     before, after = losses(TOKENS), losses(TOKENS.at[:, 2].set((TOKENS[:, 2] + 1) % V))
     changed = np.asarray(before != after)
     assert np.all(changed[:, 1:6]) and not np.any(changed[:, 6:]) and not np.any(changed[:, :1])
 
 
 def test_stretched_rotary_positions_are_llama_3s():
-    """The publisher's three cases: waves longer than L / low are stretched by the factor, shorter than L / high are not, between by share."""
+    """The publisher's three cases.
+
+    Waves longer than L / low are stretched by the factor, shorter than L / high are not, between by
+    share.
+    """
     scaling = RotaryScaling(factor=8.0, low=1.0, high=4.0, original_length=100)
     lengths = np.array([10.0, 25.0, 50.0, 100.0, 400.0])
     share = (100 / 50 - 1) / (4 - 1)
     between = (1 - share) / 8 + share
     np.testing.assert_allclose(
-        scaling.scale(2 * np.pi / lengths) * lengths / (2 * np.pi), [1, 1, between, 1 / 8, 1 / 8], rtol=1e-12
+        scaling.scale(2 * np.pi / lengths) * lengths / (2 * np.pi),
+        [1, 1, between, 1 / 8, 1 / 8],
+        rtol=1e-12,
     )
     np.testing.assert_allclose(RotaryScaling(factor=2.0).scale(lengths), lengths / 2)

@@ -1,4 +1,7 @@
-"""NFNet against an independent numpy network; the identity at birth, folding, stochastic depth, shapes."""
+"""NFNet against an independent numpy network.
+
+The identity at birth, folding, stochastic depth, shapes.
+"""
 
 import dataclasses
 import math
@@ -15,22 +18,32 @@ from flamingo_jax.models import frozen, nfnet
 from flamingo_jax.models.nfnet import NFNet, NFNetConfig
 from flamingo_jax.models.sizes import NFNETS
 
-# Every feature of the big ones, small: groups, two strides, squeeze-and-excite, a repeated block, a final convolution.
+# Every feature of the big ones, small: groups, two strides, squeeze-and-excite, a repeated block, a
+# final convolution.
 SMALL = NFNetConfig(
-    widths=(8, 16), depths=(2, 3), strides=(1, 2), stem_channels=(4, 6), stem_strides=(2, 1), group_width=4
+    widths=(8, 16),
+    depths=(2, 3),
+    strides=(1, 2),
+    stem_channels=(4, 6),
+    stem_strides=(2, 1),
+    group_width=4,
 )
 
 
 def _network(config):
     return hk.without_apply_rng(
-        hk.transform(lambda x, training=False, rng=None: NFNet(config)(x, is_training=training, rng=rng))
+        hk.transform(
+            lambda x, training=False, rng=None: NFNet(config)(x, is_training=training, rng=rng)
+        )
     )
 
 
 def _weights(config, images):
     shapes = jax.eval_shape(_network(config).init, jax.random.key(0), images)
     rng = np.random.default_rng(1)
-    return jax.tree.map(lambda leaf: jnp.asarray(rng.normal(0.3, 0.5, size=leaf.shape), jnp.float32), shapes)
+    return jax.tree.map(
+        lambda leaf: jnp.asarray(rng.normal(0.3, 0.5, size=leaf.shape), jnp.float32), shapes
+    )
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +53,10 @@ def images():
 
 @pytest.fixture(scope="module")
 def params(images):
-    """Weights of SMALL with nothing at its initial value: gains of 0 would hide the residual branches."""
+    """Weights of SMALL with nothing at its initial value.
+
+    Gains of 0 would hide the residual branches.
+    """
     return _weights(SMALL, images)
 
 
@@ -59,11 +75,20 @@ def _reference(weights, x, config):
     layer = {}
 
     def act(x):
-        return 1.7015043497085571 * 0.5 * x * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
+        return (
+            1.7015043497085571
+            * 0.5
+            * x
+            * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
+        )
 
     def conv(x, name, stride=1, groups=1):
         w, gain, bias = (layer[f"{name}/{key}"] for key in ("w", "gain", "bias"))
-        w = (w - w.mean((0, 1, 2))) / np.sqrt(np.maximum(w.var((0, 1, 2)) * w[..., 0].size, 1e-4)) * gain
+        w = (
+            (w - w.mean((0, 1, 2)))
+            / np.sqrt(np.maximum(w.var((0, 1, 2)) * w[..., 0].size, 1e-4))
+            * gain
+        )
         kernel, size = len(w), x.shape[1]
         out = -(-size // stride)
         total = max((out - 1) * stride + kernel - size, 0)
@@ -74,7 +99,9 @@ def _reference(weights, x, config):
             outputs = slice(group * w.shape[3] // groups, (group + 1) * w.shape[3] // groups)
             for i in range(kernel):
                 for j in range(kernel):
-                    window = x[:, i : i + stride * out : stride, j : j + stride * out : stride, inputs]
+                    window = x[
+                        :, i : i + stride * out : stride, j : j + stride * out : stride, inputs
+                    ]
                     result[..., outputs] += window @ w[i, j, :, outputs]
         return result + bias
 
@@ -85,12 +112,18 @@ def _reference(weights, x, config):
     for i, (width, depth) in enumerate(zip(config.widths, config.depths, strict=True)):
         for j in range(depth):
             prefix = f"stage{i}/{'rest' if j else 'first'}/"
-            block = {path.removeprefix(prefix): leaf for path, leaf in every.items() if path.startswith(prefix)}
+            block = {
+                path.removeprefix(prefix): leaf
+                for path, leaf in every.items()
+                if path.startswith(prefix)
+            }
             layer = {path: leaf[j - 1] for path, leaf in block.items()} if j else block
             stride, groups = 1 if j else config.strides[i], width // 2 // config.group_width
             out = act(x) / math.sqrt(variance)
             if j == 0:
-                pooled = out.reshape(len(out), out.shape[1] // stride, stride, -1, stride, out.shape[3]).mean((2, 4))
+                pooled = out.reshape(
+                    len(out), out.shape[1] // stride, stride, -1, stride, out.shape[3]
+                ).mean((2, 4))
                 x = conv(pooled, "shortcut")
             out = conv(out, "conv0")
             out = conv(act(out), "conv1", stride, groups)
@@ -119,7 +152,10 @@ def test_betas_restart_at_each_stage():
 
 
 def test_folding_changes_the_weights_and_not_the_function(images, params, grid):
-    """Tolerance 1e-6 of the largest value: the standardised weights are equal, only fused differently."""
+    """Tolerance 1e-6 of the largest value.
+
+    The standardised weights are equal, only fused differently.
+    """
     config = dataclasses.replace(SMALL, weight_standardisation="folded")
     folded = frozen.compute_form_of_nfnet(params)
     expected = jax.eval_shape(_network(config).init, jax.random.key(0), images)
@@ -132,39 +168,64 @@ def test_folding_changes_the_weights_and_not_the_function(images, params, grid):
 def test_scanned_and_unrolled_blocks_are_the_same_function(images):
     """Tolerance 1e-5 of the largest value: the compiler orders the sums otherwise."""
     config = dataclasses.replace(
-        SMALL, widths=(4,), depths=(3,), strides=(2,), stem_channels=(4,), stem_strides=(2,), se_ratio=None
+        SMALL,
+        widths=(4,),
+        depths=(3,),
+        strides=(2,),
+        stem_channels=(4,),
+        stem_strides=(2,),
+        se_ratio=None,
     )
     params = _weights(config, images[:2])
 
     def gradient(**change):
         network = _network(dataclasses.replace(config, **change))
-        value = jax.jit(jax.value_and_grad(lambda p: jnp.mean(jnp.square(network.apply(p, images[:2])))))(params)
+        value = jax.jit(
+            jax.value_and_grad(lambda p: jnp.mean(jnp.square(network.apply(p, images[:2]))))
+        )(params)
         return trees.flatten({"value": {"": value[0]}, **value[1]})
 
     got, expected = gradient(loop="unrolled", remat="full"), gradient()
     assert got.keys() == expected.keys()
     for path in got:
-        np.testing.assert_allclose(got[path], expected[path], atol=1e-5 * max(np.abs(expected[path]).max(), 1))
+        np.testing.assert_allclose(
+            got[path], expected[path], atol=1e-5 * max(np.abs(expected[path]).max(), 1)
+        )
 
 
 def test_a_fresh_block_is_the_identity(images, params, apply):
-    """SkipInit: a residual branch starts at gain 0, so the other weights of the branch do not matter."""
-    zero = {path: jnp.zeros_like(w) if path.endswith("skip/gain") else w for path, w in trees.flatten(params).items()}
+    """SkipInit.
+
+    A residual branch starts at gain 0, so the other weights of the branch do not matter.
+    """
+    zero = {
+        path: jnp.zeros_like(w) if path.endswith("skip/gain") else w
+        for path, w in trees.flatten(params).items()
+    }
     branch = ("/conv0/w", "/conv1/w", "/conv1b/w", "/conv2/w")
     changed = {path: w[..., ::-1] if path.endswith(branch) else w for path, w in zero.items()}
     assert sum(changed[path] is not zero[path] for path in zero) == 16
-    np.testing.assert_array_equal(apply(trees.unflatten(changed), images), apply(trees.unflatten(zero), images))
+    np.testing.assert_array_equal(
+        apply(trees.unflatten(changed), images), apply(trees.unflatten(zero), images)
+    )
 
 
 def test_gains_start_at_skip_init(images):
     init = _network(dataclasses.replace(SMALL, skip_init=0.5)).init
-    gain = jax.jit(lambda key: init(key, images)["vision/stage1/rest/skip"]["gain"])(jax.random.key(0))
+    gain = jax.jit(lambda key: init(key, images)["vision/stage1/rest/skip"]["gain"])(
+        jax.random.key(0)
+    )
     np.testing.assert_array_equal(gain, [0.5, 0.5])
 
 
 def test_stochastic_depth_drops_whole_branches_per_image(images):
-    """Of two blocks with rate 1 the second is dropped with probability 1/2: each image is one of the two outcomes."""
-    config = dataclasses.replace(SMALL, widths=(4,), depths=(2,), strides=(1,), se_ratio=None, stochastic_depth=1.0)
+    """Of two blocks with rate 1 the second is dropped with probability 1/2.
+
+    Each image is one of the two outcomes.
+    """
+    config = dataclasses.replace(
+        SMALL, widths=(4,), depths=(2,), strides=(1,), se_ratio=None, stochastic_depth=1.0
+    )
     network, params = _network(config), _weights(config, images)
     run = jax.jit(network.apply)
     train = jax.jit(lambda params, key: network.apply(params, images, True, key))  # noqa: FBT003
@@ -181,8 +242,13 @@ def test_stochastic_depth_drops_whole_branches_per_image(images):
 
 
 def test_bfloat16_is_close_to_float32(images, params, grid):
-    """Tolerance 5 % of the largest value: 24 convolutions with 8 bits of mantissa (2^-8 = 0.4 % each)."""
-    low = jax.jit(_network(SMALL).apply)(Policy("bfloat16").cast(params), images.astype(jnp.bfloat16))
+    """Tolerance 5 % of the largest value.
+
+    24 convolutions with 8 bits of mantissa (2^-8 = 0.4 % each).
+    """
+    low = jax.jit(_network(SMALL).apply)(
+        Policy("bfloat16").cast(params), images.astype(jnp.bfloat16)
+    )
     assert low.dtype == jnp.bfloat16
     np.testing.assert_allclose(low.astype(jnp.float32), grid, atol=0.05 * np.abs(grid).max())
 

@@ -1,4 +1,7 @@
-"""The Perceiver Resampler against an independent numpy reference; masked frames, interpolated time, sizes."""
+"""The Perceiver Resampler against an independent numpy reference.
+
+Masked frames, interpolated time, sizes.
+"""
 
 import dataclasses
 
@@ -13,7 +16,9 @@ from flamingo_jax.core.params import axes_of
 from flamingo_jax.core.precision import Policy
 from flamingo_jax.models.resampler import Resampler, ResamplerConfig
 
-CONFIG = ResamplerConfig(num_layers=2, width=8, num_heads=2, head_dim=6, num_latents=3, num_time_embeddings=4)
+CONFIG = ResamplerConfig(
+    num_layers=2, width=8, num_heads=2, head_dim=6, num_latents=3, num_time_embeddings=4
+)
 E = 10  # channels of the encoder
 
 
@@ -23,7 +28,9 @@ def _network(config=CONFIG):
 
 def _random(tree, seed=0):
     rng = np.random.default_rng(seed)
-    return jax.tree.map(lambda leaf: jnp.asarray(rng.normal(0.2, 0.5, size=leaf.shape), jnp.float32), tree)
+    return jax.tree.map(
+        lambda leaf: jnp.asarray(rng.normal(0.2, 0.5, size=leaf.shape), jnp.float32), tree
+    )
 
 
 @pytest.fixture(scope="module")
@@ -50,9 +57,9 @@ def _reference(w, x, frame_mask):
     """Numpy float64, one video, one head and one latent at a time."""
 
     def norm(x, name):
-        return (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + 1e-5) * w[f"{name}/scale"] + w[
-            f"{name}/offset"
-        ]
+        return (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + 1e-5) * w[
+            f"{name}/scale"
+        ] + w[f"{name}/offset"]
 
     weights, out = w, []
     for video, mask in zip(x, frame_mask, strict=True):
@@ -85,9 +92,13 @@ def _reference(w, x, frame_mask):
 
 
 def test_parity_with_numpy(features, frame_mask, params, apply):
-    """Tolerance 1e-5 of the largest value: float32 through two layers against float64 (2^-24 a step, some hundred terms)."""
+    """Tolerance 1e-5 of the largest value.
+
+    Float32 through two layers against float64 (2^-24 a step, some hundred terms).
+    """
     weights = {
-        path.removeprefix("resampler/"): np.asarray(leaf, np.float64) for path, leaf in trees.flatten(params).items()
+        path.removeprefix("resampler/"): np.asarray(leaf, np.float64)
+        for path, leaf in trees.flatten(params).items()
     }
     expected = _reference(weights, np.asarray(features, np.float64), np.asarray(frame_mask))
     got = apply(params, features, frame_mask)
@@ -109,22 +120,32 @@ def test_an_input_without_any_frame_stays_finite(features, params, apply):
 
 
 def test_frames_are_told_apart_by_time_alone(features, params, apply):
-    """Swapping two frames changes the output; swapping positions within a frame does not (no position embedding)."""
+    """Swapping two frames changes the output.
+
+    Swapping positions within a frame does not (no position embedding).
+    """
     mask = jnp.ones((2, 4), bool)
     before = apply(params, features, mask)
-    np.testing.assert_allclose(apply(params, features[:, :, ::-1], mask), before, atol=1e-5 * np.abs(before).max())
+    np.testing.assert_allclose(
+        apply(params, features[:, :, ::-1], mask), before, atol=1e-5 * np.abs(before).max()
+    )
     assert np.abs(apply(params, features[:, ::-1], mask) - before).max() > 1e-3
 
 
 def test_more_frames_than_in_training_interpolate_the_time_embedding(params):
-    """7 frames over 4 embeddings: frames 0, 2, 4, 6 have the learnt ones, those between them the mean of two neighbours.
+    """7 frames over 4 embeddings.
 
-    So the same network with the 7 embeddings written out gives the same (tolerance 1e-6 of the largest value: rounding).
+    Frames 0, 2, 4, 6 have the learnt ones, those between them the mean of two neighbours.
+
+    So the same network with the 7 embeddings written out gives the same (tolerance 1e-6 of the
+    largest value: rounding).
     """
     features = jnp.asarray(np.random.default_rng(5).normal(size=(1, 7, 5, E)), jnp.float32)
     mask = jnp.ones((1, 7), bool)
     time = params["resampler"]["time_embeddings"]
-    written = jnp.stack([time[i // 2] if i % 2 == 0 else (time[i // 2] + time[i // 2 + 1]) / 2 for i in range(7)])
+    written = jnp.stack(
+        [time[i // 2] if i % 2 == 0 else (time[i // 2] + time[i // 2 + 1]) / 2 for i in range(7)]
+    )
     longer = _network(dataclasses.replace(CONFIG, num_time_embeddings=7))
     expected = jax.jit(longer.apply)(
         {**params, "resampler": {**params["resampler"], "time_embeddings": written}}, features, mask
@@ -141,7 +162,10 @@ def test_an_image_has_the_first_time_embedding(features, params, apply):
 
 
 def test_bfloat16_is_close_to_float32(features, frame_mask, params, apply):
-    """Tolerance 3 % of the largest value: two layers with 8 bits of mantissa (2^-8 = 0.4 % an operation)."""
+    """Tolerance 3 % of the largest value.
+
+    Two layers with 8 bits of mantissa (2^-8 = 0.4 % an operation).
+    """
     high = apply(params, features, frame_mask)
     low = apply(Policy("bfloat16").cast(params), features.astype(jnp.bfloat16), frame_mask)
     assert low.dtype == jnp.bfloat16
@@ -152,41 +176,65 @@ def test_rematerialised_layers_have_the_same_gradient(features, frame_mask, para
     """Tolerance 1e-5 of the largest value: the compiler orders the sums otherwise."""
 
     def gradient(config):
-        loss = lambda p: jnp.mean(jnp.square(_network(config).apply(p, features, frame_mask)))  # noqa: E731
+        loss = lambda p: jnp.mean(jnp.square(_network(config).apply(p, features, frame_mask)))
         return trees.flatten(jax.jit(jax.grad(loss))(params))
 
     expected, got = gradient(CONFIG), gradient(dataclasses.replace(CONFIG, remat="full"))
     for path in expected:
-        np.testing.assert_allclose(got[path], expected[path], atol=1e-5 * np.abs(expected[path]).max(), err_msg=path)
+        np.testing.assert_allclose(
+            got[path], expected[path], atol=1e-5 * np.abs(expected[path]).max(), err_msg=path
+        )
         assert np.abs(expected[path]).max() > 0, path
 
 
 def test_options_add_their_weights_only(features, frame_mask):
     def paths(**change):
         return set(
-            axes_of(_network(dataclasses.replace(CONFIG, **change)).init, jax.random.key(0), features, frame_mask)
+            axes_of(
+                _network(dataclasses.replace(CONFIG, **change)).init,
+                jax.random.key(0),
+                features,
+                frame_mask,
+            )
         )
 
     plain = paths()
-    assert paths(final_norm=True) - plain == {"resampler/final_norm/scale", "resampler/final_norm/offset"}
+    assert paths(final_norm=True) - plain == {
+        "resampler/final_norm/scale",
+        "resampler/final_norm/offset",
+    }
     assert paths(attention_bias=True) - plain == {
         f"resampler/layers/{n}/b" for n in ("query", "key", "value", "output")
     }
-    assert plain - paths(mlp_bias=False) == {"resampler/layers/ffw/up/b", "resampler/layers/ffw/down/b"}
+    assert plain - paths(mlp_bias=False) == {
+        "resampler/layers/ffw/up/b",
+        "resampler/layers/ffw/down/b",
+    }
 
 
 def test_parity_with_numpy_where_the_options_are_those_of_idefics(features, frame_mask):
-    """No input map, no time, norms on each head's queries and keys, ReLU, a last norm. Tolerance as above."""
+    """No input map, no time, norms on each head's queries and keys, ReLU, a last norm.
+
+    Tolerance as above.
+    """
     config = dataclasses.replace(
         CONFIG, num_layers=1, width=E, input_projection=False, num_time_embeddings=0, activation="relu", mlp_bias=False,
         qk_norm=True, final_norm=True, epsilon=1e-3,
     )  # fmt: skip
     params = _random(jax.eval_shape(_network(config).init, jax.random.key(0), features, frame_mask))
-    w = {path.removeprefix("resampler/"): np.asarray(leaf, np.float64) for path, leaf in trees.flatten(params).items()}
-    w = {path.removeprefix("layers/"): leaf[0] if path.startswith("layers/") else leaf for path, leaf in w.items()}
+    w = {
+        path.removeprefix("resampler/"): np.asarray(leaf, np.float64)
+        for path, leaf in trees.flatten(params).items()
+    }
+    w = {
+        path.removeprefix("layers/"): leaf[0] if path.startswith("layers/") else leaf
+        for path, leaf in w.items()
+    }
 
     def norm(x, name):
-        scaled = (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + config.epsilon)
+        scaled = (x - x.mean(-1, keepdims=True)) / np.sqrt(
+            x.var(-1, keepdims=True) + config.epsilon
+        )
         return scaled * w[f"{name}/scale"] + w[f"{name}/offset"]
 
     expected = []
@@ -209,5 +257,7 @@ def test_parity_with_numpy_where_the_options_are_those_of_idefics(features, fram
 
 def test_features_of_another_width_need_the_input_projection(features, frame_mask):
     network = _network(dataclasses.replace(CONFIG, input_projection=False))
-    with pytest.raises(ValueError, match="features are 10 wide, the resampler 8, and there is no input projection"):
+    with pytest.raises(
+        ValueError, match="features are 10 wide, the resampler 8, and there is no input projection"
+    ):
         jax.eval_shape(network.init, jax.random.key(0), features, frame_mask)

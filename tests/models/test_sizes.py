@@ -27,7 +27,9 @@ MODELS = {
         [_of(jnp.float32, 1, 1, 16, NFNETS["tiny"].width), _of(jnp.bool_, 1, 1)],
     ),
     "contrastive_tiny": (
-        lambda *batch: Contrastive(NFNETS["tiny"], TEXT_ENCODERS["tiny"], ContrastiveConfig(joint_dim=64))(*batch),
+        lambda *batch: Contrastive(
+            NFNETS["tiny"], TEXT_ENCODERS["tiny"], ContrastiveConfig(joint_dim=64)
+        )(*batch),
         [_of(jnp.uint8, 2, 1, 32, 32, 3), _of(jnp.int32, 2, 16), _of(jnp.int32, 2, 16)],
     ),
 }
@@ -35,7 +37,10 @@ MODELS = {
 
 @pytest.mark.parametrize("name", MODELS)
 def test_weights_their_shapes_and_axes(name, golden):
-    """One line for each weight: path, shape, logical axes. A renamed weight breaks every checkpoint: think twice."""
+    """One line for each weight: path, shape, logical axes.
+
+    A renamed weight breaks every checkpoint: think twice.
+    """
     function, arrays = MODELS[name]
     init = hk.transform(function).init
     shapes = trees.flatten(jax.eval_shape(init, jax.random.key(0), *arrays))
@@ -45,7 +50,8 @@ def test_weights_their_shapes_and_axes(name, golden):
     golden(
         f"models/{name}.txt",
         "\n".join(
-            f"{path} {list(shapes[path].shape)} {' '.join(str(axis) for axis in names[path])}".rstrip()
+            f"{path} {list(shapes[path].shape)} "
+            f"{' '.join(str(axis) for axis in names[path])}".rstrip()
             for path in shapes
         ),
     )

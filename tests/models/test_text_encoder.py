@@ -21,14 +21,18 @@ SEGMENT = (TOKENS > 0).astype(jnp.int32)
 
 
 def _network(config=CONFIG):
-    return hk.without_apply_rng(hk.transform(lambda tokens, segment: TextEncoder(config)(tokens, segment)))
+    return hk.without_apply_rng(
+        hk.transform(lambda tokens, segment: TextEncoder(config)(tokens, segment))
+    )
 
 
 @pytest.fixture(scope="module")
 def params():
     rng = np.random.default_rng(0)
     shapes = jax.eval_shape(_network().init, jax.random.key(0), TOKENS, SEGMENT)
-    return jax.tree.map(lambda leaf: jnp.asarray(rng.normal(0.2, 0.5, size=leaf.shape), jnp.float32), shapes)
+    return jax.tree.map(
+        lambda leaf: jnp.asarray(rng.normal(0.2, 0.5, size=leaf.shape), jnp.float32), shapes
+    )
 
 
 @pytest.fixture(scope="module")
@@ -38,13 +42,16 @@ def apply():
 
 def test_parity_with_numpy(params, apply):
     """Tolerance 1e-5: values of order 1 after a LayerNorm, float32 against float64."""
-    weights = {path.removeprefix("text/"): np.asarray(leaf, np.float64) for path, leaf in trees.flatten(params).items()}
+    weights = {
+        path.removeprefix("text/"): np.asarray(leaf, np.float64)
+        for path, leaf in trees.flatten(params).items()
+    }
     gelu = np.vectorize(lambda z: z * 0.5 * (1 + math.erf(z / math.sqrt(2))))
 
     def norm(x, w, name):
-        return (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + 1e-5) * w[f"{name}/scale"] + w[
-            f"{name}/offset"
-        ]
+        return (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + 1e-5) * w[
+            f"{name}/scale"
+        ] + w[f"{name}/offset"]
 
     got = apply(params, TOKENS, SEGMENT)
     for row, num_real in enumerate((3, 5)):
@@ -59,11 +66,18 @@ def test_parity_with_numpy(params, apply):
             }
             out = np.zeros_like(x)
             for h in range(2):
-                q, k, v = (x @ w[f"{name}/w"][:, h] + w[f"{name}/b"][h] for name in ("query", "key", "value"))
+                q, k, v = (
+                    x @ w[f"{name}/w"][:, h] + w[f"{name}/b"][h]
+                    for name in ("query", "key", "value")
+                )
                 scores = np.exp(q @ k.T / math.sqrt(4))
                 out += scores / scores.sum(-1, keepdims=True) @ v @ w["output/w"][h]
             x = norm(x + out + w["output/b"], w, "attention_norm")
-            x = norm(x + gelu(x @ w["ffw/up/w"] + w["ffw/up/b"]) @ w["ffw/down/w"] + w["ffw/down/b"], w, "ffw_norm")
+            x = norm(
+                x + gelu(x @ w["ffw/up/w"] + w["ffw/up/b"]) @ w["ffw/down/w"] + w["ffw/down/b"],
+                w,
+                "ffw_norm",
+            )
         np.testing.assert_allclose(got[row, :num_real], x, atol=1e-5)
 
 

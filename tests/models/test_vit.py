@@ -1,4 +1,7 @@
-"""ViT: published counts, the positions of another grid, precision; and a Flamingo that sees through one."""
+"""ViT: published counts, the positions of another grid, precision.
+
+And a Flamingo that sees through one.
+"""
 
 import dataclasses
 
@@ -38,7 +41,9 @@ def _jit(function):
 def _random(init, *arrays):
     """No weight stays at its initial value: gains of 1 and biases of 0 would hide what they do."""
     shapes, rng = jax.eval_shape(init, jax.random.key(0), *arrays), np.random.default_rng(1)
-    return jax.tree.map(lambda leaf: jnp.asarray(rng.normal(0.1, 0.3, leaf.shape), jnp.float32), shapes)
+    return jax.tree.map(
+        lambda leaf: jnp.asarray(rng.normal(0.1, 0.3, leaf.shape), jnp.float32), shapes
+    )
 
 
 @pytest.fixture(scope="module")
@@ -47,14 +52,20 @@ def params():
 
 
 def _without_final_norm(params):
-    return {module: weights for module, weights in params.items() if not module.endswith("final_norm")}
+    return {
+        module: weights for module, weights in params.items() if not module.endswith("final_norm")
+    }
 
 
-@pytest.mark.parametrize(("name", "published", "joint"), [("L14", 303_966_208, 768), ("H14", 632_076_800, 1024)])
+@pytest.mark.parametrize(
+    ("name", "published", "joint"), [("L14", 303_966_208, 768), ("H14", 632_076_800, 1024)]
+)
 def test_counts_are_those_of_clips_towers(name, published, joint):
     """The published counts hold the last norm and the projection into the joint space, of E x J, which is none of the tower's."""
     config = dataclasses.replace(VITS[name], final_norm=True)
-    shapes = jax.eval_shape(_network(config).init, jax.random.key(0), jnp.zeros((1, 224, 224, 3), jnp.uint8))
+    shapes = jax.eval_shape(
+        _network(config).init, jax.random.key(0), jnp.zeros((1, 224, 224, 3), jnp.uint8)
+    )
     assert trees.count(shapes) == published - config.width * joint
 
 
@@ -71,24 +82,34 @@ def every(params):
     return _jit(_network(config).apply)(_without_final_norm(params), FRAMES)
 
 
-@pytest.mark.parametrize(("features", "number"), [("patches", 16), ("class_and_patches", 17), ("class", 1)])
+@pytest.mark.parametrize(
+    ("features", "number"), [("patches", 16), ("class_and_patches", 17), ("class", 1)]
+)
 def test_what_comes_out(params, every, features, number):
     config = dataclasses.replace(TINY, features=features)
     assert vision.num_patches(config, 32) == number
     found = _jit(_network(config).apply)(_without_final_norm(params), FRAMES)
     assert found.shape == (2, number, 32)
-    np.testing.assert_array_equal(found, {"patches": every[:, 1:], "class": every[:, :1]}.get(features, every))
+    np.testing.assert_array_equal(
+        found, {"patches": every[:, 1:], "class": every[:, :1]}.get(features, every)
+    )
     behind = _jit(_network(dataclasses.replace(config, final_norm=True)).apply)(params, FRAMES)
     gain, offset = (params["vision/final_norm"][name] for name in ("scale", "offset"))
     centred = found - found.mean(-1, keepdims=True)
-    expected = centred / np.sqrt((centred**2).mean(-1, keepdims=True) + 1e-5) * gain[None, None] + offset[None, None]
+    expected = (
+        centred / np.sqrt((centred**2).mean(-1, keepdims=True) + 1e-5) * gain[None, None]
+        + offset[None, None]
+    )
     np.testing.assert_allclose(behind, expected, atol=1e-5)
 
 
 @pytest.mark.parametrize("interpolation", ["bicubic", "antialiased"])
 @pytest.mark.parametrize("side", [2, 4, 7])
 def test_positions_of_another_grid(interpolation, side):
-    """A constant stays one, the class token's row stays, and what is symmetric stays symmetric; exact values: tests/parity."""
+    """A constant stays one, the class token's row stays, and what is symmetric stays symmetric.
+
+    Exact values: tests/parity.
+    """
     rng = np.random.default_rng(2)
     grid = rng.normal(size=(4, 4, 3))
     grid[..., 0], grid[..., 1] = 0.5, grid[..., 1] + grid[::-1, ..., 1]
@@ -131,7 +152,9 @@ def test_flops_by_hand(name):
     width, patches = config.width, 256
     tokens = patches + 1
     layer = 2 * tokens * (4 * width**2 + 2 * width * config.mlp_width) + 4 * tokens**2 * width
-    assert vision_forward(config, 224) == config.num_layers * layer + 2 * patches * 3 * 14**2 * width
+    assert (
+        vision_forward(config, 224) == config.num_layers * layer + 2 * patches * 3 * 14**2 * width
+    )
 
 
 @pytest.fixture(scope="module")
@@ -157,19 +180,30 @@ def seeing():
 
 
 def test_flamingo_sees_through_a_vit(seeing):
-    """In the compute form or not, losses and features are the same bits; the images matter; the tower is frozen."""
+    """In the compute form or not, losses and features are the same bits; the images matter.
+
+    The tower is frozen.
+    """
     config, batch = seeing
     plain, computed = api.flamingo(config), api.flamingo(config, compute_form=True)
     params = _random(plain.init)
     is_frozen = trees.match_once(trees.flatten(params), flamingo.FROZEN, what="frozen")
-    assert {path for path in is_frozen if path.startswith("flamingo/vision")} <= {p for p in is_frozen if is_frozen[p]}
+    assert {path for path in is_frozen if path.startswith("flamingo/vision")} <= {
+        p for p in is_frozen if is_frozen[p]
+    }
     losses, ready = _jit(plain.token_losses), computed.compute_form(params)
-    assert ready["flamingo/vision"].keys() == params["flamingo/vision"].keys() == {"class_embedding", "positions"}
-    shapes = lambda tree: jax.tree.map(lambda leaf: leaf.shape, tree)  # noqa: E731
+    assert (
+        ready["flamingo/vision"].keys()
+        == params["flamingo/vision"].keys()
+        == {"class_embedding", "positions"}
+    )
+    shapes = lambda tree: jax.tree.map(lambda leaf: leaf.shape, tree)
     assert shapes(ready) == shapes(jax.eval_shape(computed.compute_form_init, jax.random.key(0)))
     found = losses(params, batch)
     # 1e-5: the language model's fused queries, keys and values are summed in another order.
-    np.testing.assert_allclose(_jit(computed.token_losses)(ready, batch), found, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(
+        _jit(computed.token_losses)(ready, batch), found, rtol=1e-5, atol=1e-5
+    )
     others = losses(params, dataclasses.replace(batch, frames=batch.frames[::-1]))
     assert np.abs(others - found).max() > 1e-3
     pooled = _jit(plain.features)(params, batch.frames, batch.frame_mask)
@@ -182,7 +216,9 @@ def test_one_encoder_is_given():
     assert ModelConfig(vision=tiny).encoder() == tiny and ModelConfig(vit=vit).encoder() == vit
     assert ModelConfig(vit=vit).of_stage("contrastive").vit == vit
     assert ModelConfig(vit=vit).of_stage("language_model").vit is None
-    with pytest.raises(ValueError, match=r"model\.vision \(an NFNet\) and model\.vit are both given"):
+    with pytest.raises(
+        ValueError, match=r"model\.vision \(an NFNet\) and model\.vit are both given"
+    ):
         ModelConfig(vision=tiny, vit=vit).encoder()
     with pytest.raises(ValueError, match=r"model\.vision is None"):
         ModelConfig().encoder()

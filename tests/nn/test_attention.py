@@ -46,7 +46,9 @@ def test_bf16_stays_close_to_float32_and_keeps_its_dtype():
     np.testing.assert_allclose(low.astype(jnp.float32), attend(q, k, v), atol=2e-2)
 
 
-PHI = np.array([[0, 0, 1, 1, 1, 2, 2, 3, 3, 3, 4, 0], [1, 1, 1, 1, 1, 1, 2, 2, 2, 2, 2, 2], [0] * 12], np.int32)
+PHI = np.array(
+    [[0, 0, 1, 1, 1, 2, 2, 3, 3, 3, 4, 0], [1, 1, 1, 1, 1, 1, 2, 2, 2, 2, 2, 2], [0] * 12], np.int32
+)
 
 
 @pytest.mark.parametrize(("chunk", "span"), [(12, 4), (4, 3), (3, 2), (2, 2), (1, 1), (4, 9)])
@@ -62,11 +64,15 @@ def test_the_chunked_form_equals_the_full_form(chunk, span):
 
 def test_a_token_depends_on_its_own_image_alone():
     """Every other image is perturbed: no change, not in one bit; its own: a change (paper, 2.3)."""
-    q, k, v = (jnp.asarray(x) for x in (draw(3, 12, 2, 4), draw(3, 4, 5, 2, 4), draw(3, 4, 5, 2, 4)))
+    q, k, v = (
+        jnp.asarray(x) for x in (draw(3, 12, 2, 4), draw(3, 4, 5, 2, 4), draw(3, 4, 5, 2, 4))
+    )
     before = np.asarray(attend_own_image(q, k, v, jnp.asarray(PHI)))
     for image in range(1, 5):
         after = np.asarray(
-            attend_own_image(q, k.at[:, image - 1].add(1.7), v.at[:, image - 1].mul(-2.0), jnp.asarray(PHI))
+            attend_own_image(
+                q, k.at[:, image - 1].add(1.7), v.at[:, image - 1].mul(-2.0), jnp.asarray(PHI)
+            )
         )
         changed = np.any(after != before, axis=(2, 3))
         np.testing.assert_array_equal(changed, image == PHI)

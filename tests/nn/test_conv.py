@@ -41,13 +41,16 @@ def test_convolution_against_explicit_sums(stride, kernel, size):
     """Tolerance 1e-5: float32 sums of 36 products of order 1."""
     x, w = _normal(0, 2, size, size, 4), _normal(1, kernel, kernel, 4, 6)
     out = -(-size // stride)
-    before = max((out - 1) * stride + kernel - size, 0) // 2  # SAME puts the odd row of padding at the end
+    # SAME puts the odd row of padding at the end
+    before = max((out - 1) * stride + kernel - size, 0) // 2
     padded = np.zeros((2, size + 2 * kernel, size + 2 * kernel, 4))
     padded[:, before : before + size, before : before + size] = x
     expected = np.empty((2, out, out, 6))
     for row in range(out):
         for column in range(out):
-            window = padded[:, row * stride : row * stride + kernel, column * stride : column * stride + kernel]
+            window = padded[
+                :, row * stride : row * stride + kernel, column * stride : column * stride + kernel
+            ]
             expected[:, row, column] = np.einsum("mijc,ijco->mo", window, np.asarray(w, np.float64))
     np.testing.assert_allclose(convolve(x, w, stride=stride), expected, atol=1e-5)
 
@@ -63,18 +66,27 @@ def test_groups_do_not_see_each_other():
 
 
 def test_groups_that_do_not_divide_the_channels_are_an_error():
-    with pytest.raises(ValueError, match="'conv': 3 groups must divide 4 input and 6 output channels"):
+    with pytest.raises(
+        ValueError, match="'conv': 3 groups must divide 4 input and 6 output channels"
+    ):
         _layer(channels=6, kernel=3, groups=3).init(jax.random.key(0), jnp.ones((1, 4, 4, 4)))
 
 
 def test_folded_layer_takes_standardised_weights_and_has_no_gain():
     x = _normal(0, 1, 4, 4, 4)
-    apply, folded = (_layer(channels=6, kernel=3, standardisation=kind) for kind in ("apply", "folded"))
+    apply, folded = (
+        _layer(channels=6, kernel=3, standardisation=kind) for kind in ("apply", "folded")
+    )
     params = apply.init(jax.random.key(0), x)
     params["conv"] |= {"gain": _normal(1, 6), "bias": _normal(2, 6)}
-    assert jax.tree.structure(folded.init(jax.random.key(0), x)) == jax.tree.structure({"conv": {"bias": 0, "w": 0}})
+    assert jax.tree.structure(folded.init(jax.random.key(0), x)) == jax.tree.structure(
+        {"conv": {"bias": 0, "w": 0}}
+    )
     weights = {
-        "conv": {"w": standardise_weights(params["conv"]["w"], params["conv"]["gain"]), "bias": params["conv"]["bias"]}
+        "conv": {
+            "w": standardise_weights(params["conv"]["w"], params["conv"]["gain"]),
+            "bias": params["conv"]["bias"],
+        }
     }
     np.testing.assert_array_equal(folded.apply(weights, x), apply.apply(params, x))
 
@@ -86,7 +98,8 @@ def test_computes_in_the_dtype_of_the_input_with_float32_weights():
     assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {jnp.dtype("float32")}
     low, high = layer.apply(params, x.astype(jnp.bfloat16)), layer.apply(params, x)
     assert low.dtype == jnp.bfloat16
-    np.testing.assert_allclose(low.astype(jnp.float32), high, atol=0.05)  # 36 products, each rounded to 8 bits
+    # 36 products, each rounded to 8 bits
+    np.testing.assert_allclose(low.astype(jnp.float32), high, atol=0.05)
 
 
 def test_fresh_weights_deviate_by_root_fan_in():
@@ -96,7 +109,9 @@ def test_fresh_weights_deviate_by_root_fan_in():
 
 def test_axes():
     layer = _layer(channels=6, kernel=3)
-    assert axes_of(layer.init, jax.random.key(0), jax.ShapeDtypeStruct((1, 4, 4, 4), jnp.float32)) == {
+    assert axes_of(
+        layer.init, jax.random.key(0), jax.ShapeDtypeStruct((1, 4, 4, 4), jnp.float32)
+    ) == {
         "conv/w": ("kernel", "kernel", "vision", "vision"),
         "conv/gain": ("vision",),
         "conv/bias": ("vision",),

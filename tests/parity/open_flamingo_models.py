@@ -13,7 +13,10 @@ from tests.parity import stand_ins
 
 @dataclasses.dataclass(frozen=True)
 class Sizes:
-    """How large a model is; its gated layers and its perceiver have the heads, the depth and the latents of all that were released.
+    """How large a model is.
+
+    Its gated layers and its perceiver have the heads, the depth and the latents of all that were
+    released.
 
     Attributes:
         pieces: of the tokenizer; the new tokens follow.
@@ -51,7 +54,10 @@ EOC, IMAGE, PAD = PIECES, PIECES + 1, PIECES + 2
 
 @dataclasses.dataclass(frozen=True)
 class Model:
-    """A reference: the torch module, and the config and weights of its language model as the publisher has them."""
+    """A reference.
+
+    The torch module, and the config and weights of its language model as the publisher has them.
+    """
 
     flamingo: object
     lm: object
@@ -61,8 +67,18 @@ class Model:
     def checkpoint(self):
         """{name: tensor} as they publish it: what is trained, and the token tables."""
         kept = ("perceiver.", "lang_encoder.")
-        state = {name: leaf.clone() for name, leaf in self.flamingo.state_dict().items() if name.startswith(kept)}
-        frozen = (".decoder_layer.", "old_decoder_blocks", "gated_cross_attn_layers", "norm_f", "final_layer_norm")
+        state = {
+            name: leaf.clone()
+            for name, leaf in self.flamingo.state_dict().items()
+            if name.startswith(kept)
+        }
+        frozen = (
+            ".decoder_layer.",
+            "old_decoder_blocks",
+            "gated_cross_attn_layers",
+            "norm_f",
+            "final_layer_norm",
+        )
         return {
             name: leaf
             for name, leaf in state.items()
@@ -85,7 +101,11 @@ def _lm(family, sizes):
     }
     if family == "mpt":  # its table is longer than its tokenizer, as in the real one
         config = transformers.MptConfig(
-            d_model=width, n_heads=heads, n_layers=layers, vocab_size=table, max_seq_len=sizes.length
+            d_model=width,
+            n_heads=heads,
+            n_layers=layers,
+            vocab_size=table,
+            max_seq_len=sizes.length,
         )
         return transformers.MptForCausalLM(config), "transformer.blocks"
     if family == "gpt_neox":
@@ -95,7 +115,10 @@ def _lm(family, sizes):
         return transformers.GPTNeoXForCausalLM(config), "gpt_neox.layers"
     if family == "llama":
         config = transformers.LlamaConfig(
-            **common, intermediate_size=width * 3 // 2, vocab_size=sizes.pieces, tie_word_embeddings=False
+            **common,
+            intermediate_size=width * 3 // 2,
+            vocab_size=sizes.pieces,
+            tie_word_embeddings=False,
         )
         return transformers.LlamaForCausalLM(config), "model.layers"
     config = transformers.OPTConfig(
@@ -119,7 +142,9 @@ def _randomise(module, seed):
             elif leaf.ndim == 1:
                 leaf.copy_(0.1 * noise)
             else:
-                leaf.copy_(noise * (0.5 if "embed" in name or "wte" in name else leaf[0].numel() ** -0.5))
+                leaf.copy_(
+                    noise * (0.5 if "embed" in name or "wte" in name else leaf[0].numel() ** -0.5)
+                )
 
 
 @functools.cache
@@ -162,7 +187,9 @@ def build(family, every, new_tokens=3, sizes=TINY):
     lm.set_decoder_layers_attr_name(layers)
     lm.resize_token_embeddings(sizes.pieces + new_tokens, mean_resizing=False)
     eoc, image = sizes.pieces, sizes.pieces + 1
-    flamingo = of.Flamingo(Encoder, lm, eoc, image, vis_dim=sizes.vision_width, cross_attn_every_n_layers=every).eval()
+    flamingo = of.Flamingo(
+        Encoder, lm, eoc, image, vis_dim=sizes.vision_width, cross_attn_every_n_layers=every
+    ).eval()
     _randomise(flamingo.perceiver, 3)
     _randomise(lm.gated_cross_attn_layers, 4)
     _randomise(lm.get_input_embeddings(), 5)
@@ -174,7 +201,9 @@ def write(model, directory, checkpoint=None):
     import torch
 
     lm, vision = directory / "lm", directory / "vision"
-    torch.save(model.checkpoint() if checkpoint is None else checkpoint, directory / "checkpoint.pt")
+    torch.save(
+        model.checkpoint() if checkpoint is None else checkpoint, directory / "checkpoint.pt"
+    )
     model.lm.save_pretrained(lm)
     model.vision.save_pretrained(vision)
     words = [f"w{i}" for i in range(model.sizes.pieces - 2)]
@@ -195,15 +224,23 @@ def write(model, directory, checkpoint=None):
     }
     (lm / "tokenizer.json").write_text(json.dumps(content))
     (lm / "tokenizer_config.json").write_text(
-        json.dumps({"bos_token": "<|endoftext|>", "eos_token": "<|endoftext|>", "add_bos_token": False})
+        json.dumps(
+            {"bos_token": "<|endoftext|>", "eos_token": "<|endoftext|>", "add_bos_token": False}
+        )
     )
     return publishers.Inputs(Path(directory) / "checkpoint.pt", Path(lm), Path(vision))
 
 
 def pixels(frames):
-    """Frames uint8 [B, N, S, S, 3] as their `vision_x` [B, N, 1, 3, S, S]: CLIP's mean and deviation."""
+    """Frames uint8 [B, N, S, S, 3] as their `vision_x` [B, N, 1, 3, S, S].
+
+    CLIP's mean and deviation.
+    """
     import torch
 
-    mean, std = np.array([0.48145466, 0.4578275, 0.40821073]), np.array([0.26862954, 0.26130258, 0.27577711])
+    mean, std = (
+        np.array([0.48145466, 0.4578275, 0.40821073]),
+        np.array([0.26862954, 0.26130258, 0.27577711]),
+    )
     x = (frames / 255 - mean) / std
     return torch.tensor(x.transpose(0, 1, 4, 2, 3)[:, :, None], dtype=torch.float32)

@@ -1,4 +1,6 @@
-"""Other implementations, imported without torchvision: of it they need names alone, and there is no build of it that fits.
+"""Other implementations, imported without torchvision.
+
+Of it they need names alone, and there is no build of it that fits.
 
 timm = stand_ins.load("timm")
 """

@@ -1,6 +1,9 @@
-"""IDEFICS imported equals transformers' own, on random weights: logits at every position, and the tokens that are generated.
+"""IDEFICS imported equals transformers' own, on random weights.
 
-Tolerance 1e-4 of the largest logit: float32 sums in another order, through a ViT, a resampler and two stacks of layers.
+Logits at every position, and the tokens that are generated.
+
+Tolerance 1e-4 of the largest logit: float32 sums in another order, through a ViT, a resampler and
+two stacks of layers.
 """
 
 import contextlib
@@ -40,7 +43,9 @@ class Variant:
 
 VARIANTS = {
     "9b and 80b": Variant(every=2, alpha="float"),
-    "vector gates": Variant(every=1, alpha="vector", qk_norm=False, perceiver_qk_norm=False, layers=2),
+    "vector gates": Variant(
+        every=1, alpha="vector", qk_norm=False, perceiver_qk_norm=False, layers=2
+    ),
     "every 4th": Variant(every=4, alpha="vector", perceiver_qk_norm=False),
     "every 3rd": Variant(every=3, qk_norm=False, layers=3),
 }
@@ -112,7 +117,10 @@ def images(count: int) -> np.ndarray:
 
 
 def sequences() -> tuple[np.ndarray, np.ndarray]:
-    """Tokens and phi of three sequences: text first, two images side by side, and (but for the images) text alone."""
+    """Tokens and phi of three sequences.
+
+    Text first, two images side by side, and (but for the images) text alone.
+    """
     around, image, end = 96, 97, 98
     rows = [
         [1, 5, 6, around, image, around, 7, 8, 9, around, image, around, 10, 11],
@@ -127,7 +135,9 @@ def sequences() -> tuple[np.ndarray, np.ndarray]:
 def words(tmp_path_factory):
     """A tokenizer of words with IDEFICS' signs."""
     path = tmp_path_factory.mktemp("words") / "tokenizer.model"
-    train_sentencepiece([" ".join(f"w{number}" for number in range(8))] * 3, path, 32, model_type="word")
+    train_sentencepiece(
+        [" ".join(f"w{number}" for number in range(8))] * 3, path, 32, model_type="word"
+    )
     added = tuple(ADDED.values())
     return SentencePieceTokenizer(path.read_bytes(), added, idefics.markers(added, 0))
 
@@ -142,8 +152,13 @@ def normalised(frames: np.ndarray):
     """[B, N, 3, S, S] in their normalisation."""
     import torch
 
-    mean, std = np.float32([0.48145466, 0.4578275, 0.40821073]), np.float32([0.26862954, 0.26130258, 0.27577711])
-    return torch.from_numpy(((frames.astype(np.float32) / 255 - mean) / std).transpose(0, 1, 4, 2, 3).copy())
+    mean, std = (
+        np.float32([0.48145466, 0.4578275, 0.40821073]),
+        np.float32([0.26862954, 0.26130258, 0.27577711]),
+    )
+    return torch.from_numpy(
+        ((frames.astype(np.float32) / 255 - mean) / std).transpose(0, 1, 4, 2, 3).copy()
+    )
 
 
 @contextlib.contextmanager
@@ -151,7 +166,9 @@ def without_gate(model):
     """Their model as first published: the attention of a token that sees no image is kept."""
 
     def opened(layer, positional, named):
-        return positional, named | {"cross_attention_gate": named["cross_attention_gate"].new_ones(())[None, None]}
+        return positional, named | {
+            "cross_attention_gate": named["cross_attention_gate"].new_ones(())[None, None]
+        }
 
     layers = model.model.gated_cross_attn_layers
     handles = [layer.register_forward_pre_hook(opened, with_kwargs=True) for layer in layers]
@@ -175,9 +192,18 @@ def their_logits(model, tokens: np.ndarray, phi: np.ndarray, frames: np.ndarray)
 
 
 def our_logits(
-    variant: Variant, tokens: np.ndarray, phi: np.ndarray, frames: np.ndarray, *, unseen="zero", prefix: int = 0
+    variant: Variant,
+    tokens: np.ndarray,
+    phi: np.ndarray,
+    frames: np.ndarray,
+    *,
+    unseen="zero",
+    prefix: int = 0,
 ) -> np.ndarray:
-    """Of the whole sequences at once, as a prompt is read; or (but for the prefix) of one token after the other from the cache."""
+    """Of the whole sequences at once, as a prompt is read.
+
+    Or (but for the prefix) of one token after the other from the cache.
+    """
     model, params = ours(variant, unseen)
     batch, count = frames.shape[:2]
     slot = jnp.arange(batch * count, dtype=jnp.int32).reshape(batch, count)
@@ -186,7 +212,9 @@ def our_logits(
     def run(params, tokens, phi, frames):
         pool = model.encode(params, frames, jnp.ones(frames.shape[:2], bool))
         cache = model.empty_cache(batch, tokens.shape[1], jnp.float32, params)
-        positions = jnp.broadcast_to(jnp.arange(tokens.shape[1], dtype=jnp.int32)[None], tokens.shape)
+        positions = jnp.broadcast_to(
+            jnp.arange(tokens.shape[1], dtype=jnp.int32)[None], tokens.shape
+        )
         first = slice(0, prefix or tokens.shape[1])
         logits, cache = model.extend(
             params, cache, tokens[:, first], positions[:, first], phi[:, first], Media(pool, slot)
@@ -223,17 +251,22 @@ def test_logits_are_theirs(name):
     expected = their_logits(reference(variant), tokens, phi, all_frames())
     assert_same(our_logits(variant, tokens, phi, all_frames()), expected)
     blind = their_logits(reference(variant), tokens, np.zeros_like(phi), all_frames())
-    assert np.abs(blind - expected)[:2].max() > 1000 * TOLERANCE * np.abs(expected).max()  # here, images matter
+    # here, images matter
+    assert np.abs(blind - expected)[:2].max() > 1000 * TOLERANCE * np.abs(expected).max()
 
 
 def test_logits_are_theirs_without_the_gate_for_tokens_that_see_nothing():
-    """As first published: softmax over a row that is masked throughout, the mean over all images."""
+    """As first published.
+
+    Softmax over a row that is masked throughout, the mean over all images.
+    """
     variant = VARIANTS["9b and 80b"]
     tokens, phi = sequences()
     gated = their_logits(reference(variant), tokens, phi, all_frames())
     with without_gate(reference(variant)):
         expected = their_logits(reference(variant), tokens, phi, all_frames())
-    assert np.abs(gated - expected).max() > 1000 * TOLERANCE * np.abs(expected).max()  # it makes a difference
+    # it makes a difference
+    assert np.abs(gated - expected).max() > 1000 * TOLERANCE * np.abs(expected).max()
     assert_same(our_logits(variant, tokens, phi, all_frames(), unseen="average"), expected)
 
 
@@ -249,14 +282,19 @@ def test_decoding_from_the_cache_gives_their_logits():
 
 
 def test_training_minimises_what_their_logits_say():
-    """Their own loss fails on transformers 5.23, which forgets the additional columns; so it is taken from their logits."""
+    """Their own loss fails on transformers 5.23, which forgets the additional columns.
+
+    So it is taken from their logits.
+    """
     import torch
 
     variant = VARIANTS["9b and 80b"]
     model, params = ours(variant)
     tokens, phi = sequences()
     frames = all_frames()
-    log_p = torch.log_softmax(torch.from_numpy(their_logits(reference(variant), tokens, phi, frames)), -1).numpy()
+    log_p = torch.log_softmax(
+        torch.from_numpy(their_logits(reference(variant), tokens, phi, frames)), -1
+    ).numpy()
     expected = -np.take_along_axis(log_p[:, :-1], tokens[:, 1:, None], axis=-1)[..., 0]
     batch = Batch(
         tokens=jnp.asarray(tokens),

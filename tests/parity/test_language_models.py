@@ -1,6 +1,9 @@
-"""The families of open language models against transformers: random weights, all positions, with padding, with a cache.
+"""The families of open language models against transformers.
 
-1e-5 of the largest logit: float32, sums in another order; measured are at most 8e-7, and the wrong GeLU gives 7e-5.
+Random weights, all positions, with padding, with a cache.
+
+1e-5 of the largest logit: float32, sums in another order; measured are at most 8e-7, and the wrong
+GeLU gives 7e-5.
 """
 
 import functools
@@ -54,8 +57,22 @@ NEOX = {
     "layer_norm_eps": 1e-2,
     "rope_parameters": {"rope_type": "default", "rope_theta": 100.0, "partial_rotary_factor": 0.5},
 }
-GPT2 = {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 16, "vocab_size": V, "layer_norm_epsilon": 1e-2}
-MPT = {"d_model": 32, "n_heads": 6, "n_layers": 2, "vocab_size": V, "max_seq_len": 16, "layer_norm_epsilon": 1e-2}
+GPT2 = {
+    "n_embd": 32,
+    "n_layer": 2,
+    "n_head": 4,
+    "n_positions": 16,
+    "vocab_size": V,
+    "layer_norm_epsilon": 1e-2,
+}
+MPT = {
+    "d_model": 32,
+    "n_heads": 6,
+    "n_layers": 2,
+    "vocab_size": V,
+    "max_seq_len": 16,
+    "layer_norm_epsilon": 1e-2,
+}
 FAMILIES = {
     "llama": (transformers.LlamaConfig, {**WIDTH, "num_key_value_heads": 2, "head_dim": 16, "rope_parameters": LLAMA3}),
     "llama_tied_with_biases": (
@@ -80,13 +97,17 @@ FAMILIES = {
 
 
 class NormedProjection(torch.nn.Module):
-    """MPT-1B's queries, keys and values: norms over all heads of the first two, which transformers' class has not."""
+    """MPT-1B's queries, keys and values.
+
+    Norms over all heads of the first two, which transformers' class has not.
+    """
 
     def __init__(self, projection, config):
         super().__init__()
         self.projection = projection
         self.q_ln, self.k_ln = (
-            torch.nn.LayerNorm(config.d_model, eps=config.layer_norm_epsilon, bias=False) for _ in "qk"
+            torch.nn.LayerNorm(config.d_model, eps=config.layer_norm_epsilon, bias=False)
+            for _ in "qk"
         )
 
     def forward(self, x):
@@ -120,7 +141,10 @@ def randomised(model):
     with torch.no_grad():
         for name, weight in model.named_parameters():
             scale = "norm" in name or "ln_" in name
-            weight.copy_(torch.randn(weight.shape, generator=generator) * (0.3 if weight.ndim < 2 else 0.2) + scale)
+            weight.copy_(
+                torch.randn(weight.shape, generator=generator) * (0.3 if weight.ndim < 2 else 0.2)
+                + scale
+            )
     return model.eval()
 
 
@@ -139,11 +163,15 @@ def theirs(name):
     arrays = {key: value.numpy() for key, value in model.state_dict().items()}
     if name == "mpt_1b":
         arrays = {as_mosaic(key): value for key, value in arrays.items()}
-        content = {key: value for key, value in content.items() if key != "attn_config"} | MOSAIC_FIELDS
+        content = {
+            key: value for key, value in content.items() if key != "attn_config"
+        } | MOSAIC_FIELDS
     tokens = np.random.default_rng(0).integers(0, V, (B, L))
     mask = np.arange(L)[None] < np.asarray(LENGTHS)[:, None]
     with torch.no_grad():
-        logits = model(torch.from_numpy(tokens), attention_mask=torch.from_numpy(mask).long(), use_cache=False).logits
+        logits = model(
+            torch.from_numpy(tokens), attention_mask=torch.from_numpy(mask).long(), use_cache=False
+        ).logits
     return content, arrays, tokens, mask, logits.numpy()
 
 
@@ -154,7 +182,9 @@ def ours(name):
     files = InMemory(arrays)
     lm, rules = lm_families.describe(content, files.names())
     plan = mapping.check(
-        rules, files.names(), mapping.targets("language_model", mapping.ModelConfig(lm=lm, new_tokens=()))
+        rules,
+        files.names(),
+        mapping.targets("language_model", mapping.ModelConfig(lm=lm, new_tokens=())),
     )
     return lm, mapping.assemble(plan, files)
 

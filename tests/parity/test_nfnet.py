@@ -1,4 +1,7 @@
-"""NFNet against timm's dm_nfnet, stage by stage, and both importers: random weights with nothing at its initial value."""
+"""NFNet against timm's dm_nfnet, stage by stage, and both importers.
+
+Random weights with nothing at its initial value.
+"""
 
 import dataclasses
 
@@ -23,11 +26,18 @@ torch = pytest.importorskip("torch")
 
 pytestmark = pytest.mark.parity
 
-# All parts of F0 - F6, narrow: groups, big width, squeeze-and-excite, first blocks with and without stride, stacked blocks.
+# All parts of F0 - F6, narrow: groups, big width, squeeze-and-excite, first blocks with and without
+# stride, stacked blocks.
 SMALL = NFNetConfig(
-    widths=(32, 64, 96, 96), depths=(2, 1, 3, 2), stem_channels=(2, 4, 8, 16), group_width=16, activation="gelu_exact"
+    widths=(32, 64, 96, 96),
+    depths=(2, 1, 3, 2),
+    stem_channels=(2, 4, 8, 16),
+    group_width=16,
+    activation="gelu_exact",
 )
-RTOL = 1e-4  # of the largest value of a stage: float32 sums of up to 14,000 products, in another order, over 12 blocks
+# of the largest value of a stage: float32 sums of up to 14,000 products, in another order, over 12
+# blocks
+RTOL = 1e-4
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +60,10 @@ def small(timm):
 
 
 def _randomised(model):
-    """Gains with which each branch counts and the images are seen to the end; some weights small, where timm's epsilon counts."""
+    """Gains with which each branch counts and the images are seen to the end.
+
+    Some weights small, where timm's epsilon counts.
+    """
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for name, weight in model.named_parameters():
@@ -71,7 +84,8 @@ def _arrays(model):
 def _theirs(model, images):
     outputs = []
     hooks = [
-        stage.register_forward_hook(lambda *call: outputs.append(call[-1])) for stage in (model.stem, *model.stages)
+        stage.register_forward_hook(lambda *call: outputs.append(call[-1]))
+        for stage in (model.stem, *model.stages)
     ]
     with torch.no_grad():
         outputs.append(model.forward_features(torch.tensor(images.transpose(0, 3, 1, 2))))
@@ -114,7 +128,9 @@ def _images(size):
 
 
 def _conversion(config, model):
-    return mapping.Conversion("vision", ModelConfig(vision=config), timm_nfnet.rules(config), _arrays(model))
+    return mapping.Conversion(
+        "vision", ModelConfig(vision=config), timm_nfnet.rules(config), _arrays(model)
+    )
 
 
 @pytest.mark.parametrize("size", [64, 72])  # 72: grids of 18, 9, 5 and 3, where padding is not even
@@ -155,7 +171,10 @@ def test_f0_as_published_by_timm(timm, tmp_path, monkeypatch):
 @pytest.mark.parametrize("name", ["F1", "F6"])
 def test_timms_larger_models_have_the_weights_that_the_mapping_reads(timm, name):
     model = getattr(timm, f"dm_nfnet_{name.lower()}")(device="meta")
-    sources = {key: jax.ShapeDtypeStruct(tuple(w.shape), np.float32) for key, w in model.state_dict().items()}
+    sources = {
+        key: jax.ShapeDtypeStruct(tuple(w.shape), np.float32)
+        for key, w in model.state_dict().items()
+    }
     targets = mapping.targets("vision", ModelConfig(vision=NFNETS[name]))
     plan = mapping.check(timm_nfnet.rules(NFNETS[name]), sources, targets)
     assert set(plan.skipped) == {"head.fc.weight", "head.fc.bias"}
@@ -166,7 +185,9 @@ def _deepminds(model, copy=np.ascontiguousarray):
     tree = {}
 
     def conv(name, layer):
-        w, gain, bias = (layer.get_parameter(key).detach().numpy() for key in ("weight", "gain", "bias"))
+        w, gain, bias = (
+            layer.get_parameter(key).detach().numpy() for key in ("weight", "gain", "bias")
+        )
         tree[name] = {"w": copy(w.transpose(2, 3, 1, 0)), "gain": gain.reshape(-1), "bias": bias}
 
     def linear(name, layer):
@@ -178,7 +199,12 @@ def _deepminds(model, copy=np.ascontiguousarray):
     for i, block in enumerate(block for stage in model.stages for block in stage):
         name = f"NFNet/~/nf_block_{i}" if i else "NFNet/~/nf_block"
         tree[name] = {"skip_gain": block.skipinit_gain.detach().numpy()}
-        layers = {"conv0": block.conv1, "conv1": block.conv2, "conv1b": block.conv2b, "conv2": block.conv3}
+        layers = {
+            "conv0": block.conv1,
+            "conv1": block.conv2,
+            "conv1b": block.conv2b,
+            "conv2": block.conv3,
+        }
         for key, layer in layers.items():
             conv(f"{name}/~/{key}", layer)
         if block.downsample is not None:
@@ -191,7 +217,10 @@ def _deepminds(model, copy=np.ascontiguousarray):
 
 
 def test_deepminds_layout_gives_the_same_network(small, monkeypatch):
-    """Where variances are of the order of 1, timm's epsilon is next to nothing: both importers give one function."""
+    """Where variances are of the order of 1, timm's epsilon is next to nothing.
+
+    Both importers give one function.
+    """
     tree = _deepminds(small)
     for weights in tree.values():
         if "gain" in weights:
@@ -201,7 +230,10 @@ def test_deepminds_layout_gives_the_same_network(small, monkeypatch):
             if hasattr(layer, "gain"):
                 layer.weight.div_(layer.weight.std(correction=0))
     conversion = mapping.Conversion(
-        "vision", ModelConfig(vision=SMALL), nfnet_deepmind.rules(SMALL), InMemory(trees.flatten(tree))
+        "vision",
+        ModelConfig(vision=SMALL),
+        nfnet_deepmind.rules(SMALL),
+        InMemory(trees.flatten(tree)),
     )
     images = _images(64)
     _compare(_ours(SMALL, load_params(conversion), images, monkeypatch), _theirs(small, images))
@@ -221,5 +253,7 @@ def test_deepminds_trees_are_recognised_and_read_whole(timm, name, num_modules, 
     conversion = describe("nfnet_deepmind", Inputs(Path("F_haiku.npz")))
     assert conversion.model == ModelConfig(vision=NFNETS[name], new_tokens=())
     plan = mapping.plan(conversion)
-    assert sum(weight.size for weight in plan.weights) == {"F0": 68_416_284, "F6": 435_286_116}[name]
+    assert (
+        sum(weight.size for weight in plan.weights) == {"F0": 68_416_284, "F6": 435_286_116}[name]
+    )
     assert set(plan.skipped) == {"NFNet/~/linear/w", "NFNet/~/linear/b"}

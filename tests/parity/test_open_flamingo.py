@@ -1,6 +1,9 @@
-"""OpenFlamingo imported equals its own `Flamingo` class, on random weights: logits at every position, and the tokens that are generated.
+"""OpenFlamingo imported equals its own `Flamingo` class, on random weights.
 
-Tolerance 1e-4 of the largest logit: float32 sums in another order, through a ViT, a resampler and two stacks of layers.
+Logits at every position, and the tokens that are generated.
+
+Tolerance 1e-4 of the largest logit: float32 sums in another order, through a ViT, a resampler and
+two stacks of layers.
 """
 
 import functools
@@ -20,7 +23,8 @@ from tests.parity import open_flamingo_models as models
 pytestmark = pytest.mark.parity
 
 TOLERANCE = 1e-4
-MODELS = {"mpt": 1, "gpt_neox": 2, "llama": 4, "opt": 2}  # family -> a gated layer for every n blocks
+# family -> a gated layer for every n blocks
+MODELS = {"mpt": 1, "gpt_neox": 2, "llama": 4, "opt": 2}
 LENGTH, MOST_IMAGES = 12, 3
 IMAGES_AT = {1: (3,), 2: (0, 7), 3: (2, 5, 6)}  # images per sequence -> where their tags stand
 
@@ -34,18 +38,25 @@ def family(request):
 def imported(family, tmp_path_factory):
     """Returns (theirs, our functions, our weights)."""
     theirs = models.build(family, MODELS[family])
-    conversion = publishers.describe("open_flamingo", models.write(theirs, tmp_path_factory.mktemp(family)))
+    conversion = publishers.describe(
+        "open_flamingo", models.write(theirs, tmp_path_factory.mktemp(family))
+    )
     return theirs.flamingo, api.flamingo(conversion.model.flamingo()), load_params(conversion)
 
 
 @functools.cache
 def _prompts(num_images):
-    """Two sequences: tokens [2, L], frames [2, N, S, S, 3]. Text may come before the first image, and images follow each other."""
+    """Two sequences: tokens [2, L], frames [2, N, S, S, 3].
+
+    Text may come before the first image, and images follow each other.
+    """
     rng = np.random.default_rng(num_images)
     tokens = rng.integers(2, models.PIECES, (2, LENGTH))
     tokens[:, IMAGES_AT[num_images]] = models.IMAGE
     tokens[0, -2] = models.EOC
-    return tokens, rng.integers(0, 256, (2, num_images, models.IMAGE_SIZE, models.IMAGE_SIZE, 3), np.uint8)
+    return tokens, rng.integers(
+        0, 256, (2, num_images, models.IMAGE_SIZE, models.IMAGE_SIZE, 3), np.uint8
+    )
 
 
 def _media(frames):
@@ -73,7 +84,9 @@ def logits(imported):
         positions = jnp.broadcast_to(jnp.arange(LENGTH)[None], tokens.shape)
         return functions.extend(params, cache, tokens, positions, phi, Media(pool, slot))[0]
 
-    return lambda tokens, frames: run(params, jnp.asarray(tokens, jnp.int32), _phi(tokens), *_media(frames))
+    return lambda tokens, frames: run(
+        params, jnp.asarray(tokens, jnp.int32), _phi(tokens), *_media(frames)
+    )
 
 
 @pytest.mark.parametrize("num_images", IMAGES_AT)
@@ -83,7 +96,9 @@ def test_logits(imported, logits, num_images):
     tokens, frames = _prompts(num_images)
     ids = torch.tensor(tokens)
     with torch.no_grad():
-        expected = imported[0](vision_x=models.pixels(frames), lang_x=ids, attention_mask=torch.ones_like(ids)).logits
+        expected = imported[0](
+            vision_x=models.pixels(frames), lang_x=ids, attention_mask=torch.ones_like(ids)
+        ).logits
     got = np.asarray(logits(tokens, frames))
     assert got.shape == expected.shape
     scale = float(expected.abs().max())
@@ -100,7 +115,11 @@ STOP = {"max_new_tokens": NEW, "stop": (models.EOC,), "pad_id": 0}
 
 @pytest.fixture(scope="module")
 def answers(imported):
-    """Our answers to two prompts: (prompts without their padding, frames) -> (greedy [2, 1, NEW], the best of 3 beams first [2, 3, NEW])."""
+    """Our answers to two prompts.
+
+    (prompts without their padding, frames) -> (greedy [2, 1, NEW], the best of 3 beams first [2, 3,
+    NEW]).
+    """
     _, functions, params = imported
 
     @jax.jit
@@ -123,9 +142,12 @@ def answers(imported):
 
 @pytest.mark.parametrize("num_images", [1, 3])
 def test_generated_tokens(imported, answers, num_images):
-    """Greedy and with 3 beams, length penalty 0 on both sides; theirs pads prompts on the left, ours on the right.
+    """Greedy and with 3 beams, length penalty 0 on both sides.
 
-    Theirs runs without its cache: with it, on this transformers, the scores of OPT's beams are not those of its own forward.
+    Theirs pads prompts on the left, ours on the right.
+
+    Theirs runs without its cache: with it, on this transformers, the scores of OPT's beams are not
+    those of its own forward.
     """
     import torch
 

@@ -1,4 +1,7 @@
-"""ViT and its importers against transformers, open_clip and timm: random weights, carried over through the publishers' own files."""
+"""ViT and its importers against transformers, open_clip and timm.
+
+Random weights, carried over through the publishers' own files.
+"""
 
 import dataclasses
 import json
@@ -28,8 +31,20 @@ save_file = pytest.importorskip("safetensors.torch").save_file
 pytestmark = pytest.mark.parity
 
 SIZE, PATCH = 32, 8  # 4 x 4 patches
-SHAPE = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
-VISION = {"image_size": SIZE, "patch_size": PATCH, "width": 32, "layers": 2, "head_width": 8, "mlp_ratio": 2.0}
+SHAPE = {
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "intermediate_size": 64,
+}
+VISION = {
+    "image_size": SIZE,
+    "patch_size": PATCH,
+    "width": 32,
+    "layers": 2,
+    "head_width": 8,
+    "mlp_ratio": 2.0,
+}
 TEXT = {"context_length": 4, "vocab_size": 8, "width": 8, "heads": 1, "layers": 1}
 MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.25, 0.3)
 
@@ -84,7 +99,9 @@ def clip(tmp_path_factory):
 
     def make(activation):
         directory = tmp_path_factory.mktemp(activation)
-        config = transformers.CLIPVisionConfig(image_size=SIZE, patch_size=PATCH, hidden_act=activation, **SHAPE)
+        config = transformers.CLIPVisionConfig(
+            image_size=SIZE, patch_size=PATCH, hidden_act=activation, **SHAPE
+        )
         model = _randomised(transformers.CLIPVisionModel(config))
         model.save_pretrained(directory)
         return model, describe("clip", Inputs(Path(directory)))
@@ -94,7 +111,11 @@ def clip(tmp_path_factory):
 
 @pytest.mark.parametrize("activation", ["quick_gelu", "gelu"])
 def test_features_are_those_of_transformers_before_the_last_norm(clip, frames, activation):
-    """PEERS 2.1: OpenFlamingo's patch tokens were taken before the last norm, and the activation is the one of the config."""
+    """PEERS 2.1.
+
+    OpenFlamingo's patch tokens were taken before the last norm, and the activation is the one of
+    the config.
+    """
     model, conversion = clip[activation]
     config = conversion.model.vit
     assert (config.features, config.final_norm) == ("patches", False)
@@ -121,14 +142,25 @@ def test_another_image_size_interpolates_the_positions_as_transformers(clip, siz
     frames = _frames(size)
     config = conversion.model.vit
     pixels = _normalised(frames, config.mean, config.std)
-    _close(_ours(conversion, frames), model(pixels, interpolate_pos_encoding=True).last_hidden_state[:, 1:])
+    _close(
+        _ours(conversion, frames),
+        model(pixels, interpolate_pos_encoding=True).last_hidden_state[:, 1:],
+    )
 
 
 def test_whole_clip_gives_its_image_tower_alone(tmp_path, frames):
-    text = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1, "intermediate_size": 8, "vocab_size": 8}
+    text = {
+        "hidden_size": 8,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 1,
+        "intermediate_size": 8,
+        "vocab_size": 8,
+    }
     text |= {"bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 2}
     vision = {"image_size": SIZE, "patch_size": PATCH, **SHAPE}
-    model = transformers.CLIPModel(transformers.CLIPConfig(vision_config=vision, text_config=text, projection_dim=8))
+    model = transformers.CLIPModel(
+        transformers.CLIPConfig(vision_config=vision, text_config=text, projection_dim=8)
+    )
     _randomised(model).save_pretrained(tmp_path)
     fit = {"do_center_crop": False, "image_mean": MEAN, "image_std": STD}
     (tmp_path / "preprocessor_config.json").write_text(json.dumps(fit))
@@ -144,13 +176,17 @@ def open_clips():
     """{quick_gelu: open_clip's model}."""
     library = stand_ins.load("open_clip")
     torch.set_num_threads(1)
-    make = lambda quick, size: library.CLIP(8, {**VISION, "image_size": size}, TEXT, quick_gelu=quick, output_dict=True)  # noqa: E731
+    make = lambda quick, size: library.CLIP(
+        8, {**VISION, "image_size": size}, TEXT, quick_gelu=quick, output_dict=True
+    )
     return {quick: _randomised(make(quick, SIZE)) for quick in (True, False)}, make
 
 
 def _saved(directory, model, quick):
     save_file(model.state_dict(), directory / "open_clip_model.safetensors")
-    described = {"embed_dim": 8, "vision_cfg": VISION, "text_cfg": TEXT} | ({"quick_gelu": True} if quick else {})
+    described = {"embed_dim": 8, "vision_cfg": VISION, "text_cfg": TEXT} | (
+        {"quick_gelu": True} if quick else {}
+    )
     described = {"model_cfg": described, "preprocess_cfg": {"mean": MEAN, "std": STD}}
     (directory / "open_clip_config.json").write_text(json.dumps(described))
 
@@ -183,7 +219,10 @@ def test_another_image_size_interpolates_the_positions_as_open_clip(tmp_path, op
     resized.load_state_dict(state)
     resized.visual.output_tokens, frames = True, _frames(size)
     conversion = describe("open_clip", Inputs(Path(tmp_path), options={"features": "class"}))
-    _close(_ours(conversion, frames, features="patches"), resized.visual(_normalised(frames, MEAN, STD))[1])
+    _close(
+        _ours(conversion, frames, features="patches"),
+        resized.visual(_normalised(frames, MEAN, STD))[1],
+    )
 
 
 def test_weights_without_a_config_need_the_activation(open_clips):
@@ -213,7 +252,10 @@ def test_features_are_those_of_timm(tmp_path, frames, form):
 
 
 def test_a_converted_tower_gives_the_features_of_images(clip, tmp_path):
-    """From the publisher's files to the features that retrieval compares: cropped, normalised, encoded, the mean over patches."""
+    """From the publisher's files to the features that retrieval compares.
+
+    Cropped, normalised, encoded, the mean over patches.
+    """
     model, conversion = clip["quick_gelu"]
     export = writing.write(conversion, tmp_path / "export")
     encoder = VisionEncoder.load(str(export), config=InferenceConfig(images_per_pass=2))
@@ -226,9 +268,17 @@ def test_a_converted_tower_gives_the_features_of_images(clip, tmp_path):
 
 BAD = {
     "another model": ("clip", {"model_type": "siglip"}, "model_type 'siglip'"),
-    "another activation": ("clip", {"model_type": "clip_vision_model", "hidden_act": "relu"}, "hidden_act 'relu'"),
+    "another activation": (
+        "clip",
+        {"model_type": "clip_vision_model", "hidden_act": "relu"},
+        "hidden_act 'relu'",
+    ),
     "another architecture": ("timm_vit", {"architecture": "resnet50"}, "architecture 'resnet50'"),
-    "another tower": ("open_clip", {"model_cfg": {"vision_cfg": {"timm_model_name": "x"}}}, "timm_model_name"),
+    "another tower": (
+        "open_clip",
+        {"model_cfg": {"vision_cfg": {"timm_model_name": "x"}}},
+        "timm_model_name",
+    ),
 }
 
 

@@ -16,18 +16,27 @@ class Slice:
         devices = topologies.devices(self.topology)
         by_place = {tuple(device.coords): device for device in devices}
         shape = self.topology.shape
-        planes = [[by_place[x, y, z] for x in range(shape[0]) for y in range(shape[1])] for z in range(shape[2])]
-        self.mesh = Mesh(np.asarray([planes]), ("replica", "data", "model"), axis_types=(AxisType.Auto,) * 3)
+        planes = [
+            [by_place[x, y, z] for x in range(shape[0]) for y in range(shape[1])]
+            for z in range(shape[2])
+        ]
+        self.mesh = Mesh(
+            np.asarray([planes]), ("replica", "data", "model"), axis_types=(AxisType.Auto,) * 3
+        )
 
     def abstract(self, shape, *partition, dtype="bfloat16"):
-        return jax.ShapeDtypeStruct(shape, dtype, sharding=NamedSharding(self.mesh, PartitionSpec(*partition)))
+        return jax.ShapeDtypeStruct(
+            shape, dtype, sharding=NamedSharding(self.mesh, PartitionSpec(*partition))
+        )
 
     def compile(self, function, *args, **options):
         with topologies.uncached():
             return jax.jit(function, **options).lower(*args).compile()
 
     def mapped(self, function, in_specs, out_specs, *args):
-        mapped = jax.shard_map(function, mesh=self.mesh, in_specs=in_specs, out_specs=out_specs, check_vma=False)
+        mapped = jax.shard_map(
+            function, mesh=self.mesh, in_specs=in_specs, out_specs=out_specs, check_vma=False
+        )
         return self.analyse(self.compile(mapped, *args))
 
     def analyse(self, compiled):

@@ -35,7 +35,8 @@ def test_notations_of_groups(text, expected):
         assert found == {frozenset(group) for group in expected}
 
 
-# 1024 x 1024 bfloat16 are 2 MiB. A v4 axis carries 90 GB/s. Model groups lie in the x-y plane, data groups along z.
+# 1024 x 1024 bfloat16 are 2 MiB. A v4 axis carries 90 GB/s. Model groups lie in the x-y plane, data
+# groups along z.
 SIZE = 1024 * 1024 * 2
 CASES = {
     "all-gather": (
@@ -71,7 +72,10 @@ CASES = {
 def test_bytes_axis_and_torus_of_each_kind(small_slice, case):
     function, specs, (kind, axis, torus, num_bytes) = CASES[case]
     found = small_slice.mapped(
-        lambda x: function(x) * 2, specs[:1], specs[1], small_slice.abstract((1024, 1024), *specs[0])
+        lambda x: function(x) * 2,
+        specs[:1],
+        specs[1],
+        small_slice.abstract((1024, 1024), *specs[0]),
     )
     ((row, sums),) = found.rows.items()
     assert (row.kind, row.axis, list(row.torus), row.overlapped) == (kind, axis, torus, False)
@@ -85,14 +89,24 @@ def test_permute_is_counted_link_by_link(cube):
         return jax.lax.ppermute(x, "data", [(i, (i + to) % 4) for i in range(4)])
 
     spec = P("data")
-    one = cube.mapped(lambda x: shift(x * 2, 1) * 2, (spec,), spec, cube.abstract((4096, 1024), *spec))
+    one = cube.mapped(
+        lambda x: shift(x * 2, 1) * 2, (spec,), spec, cube.abstract((4096, 1024), *spec)
+    )
     ((row, sums),) = one.rows.items()
-    assert (row.kind, row.axis, row.torus, row.overlapped) == ("collective-permute", "data", (2,), True)
-    # z is a ring of 4: every chip sends 2 MiB to its neighbour, over one link, one way; nothing lies beside it.
+    assert (row.kind, row.axis, row.torus, row.overlapped) == (
+        "collective-permute",
+        "data",
+        (2,),
+        True,
+    )
+    # z is a ring of 4: every chip sends 2 MiB to its neighbour, over one link, one way; nothing
+    # lies beside it.
     assert sums.num_bytes == SIZE
     assert (sums.seconds, sums.exposed) == pytest.approx((SIZE / 45e9, SIZE / 45e9))
     # Two steps on: each link carries the arrays of two chips.
-    two = cube.mapped(lambda x: shift(x * 2, 2) * 2, (spec,), spec, cube.abstract((4096, 1024), *spec))
+    two = cube.mapped(
+        lambda x: shift(x * 2, 2) * 2, (spec,), spec, cube.abstract((4096, 1024), *spec)
+    )
     assert next(iter(two.rows.values())).seconds == pytest.approx(2 * SIZE / 45e9)
 
 
@@ -105,7 +119,9 @@ def test_positions_are_those_of_the_device_assignment(small_slice):
         ("[8,2]<=[16]", "model", (1,)),  # half of the model axis
     ):
         line = f"  ROOT %g = bf16[64]{{0}} all-gather(%p), replica_groups={text}, dimensions={{0}}"
-        module = hlo.parse(f"ENTRY %m (p: bf16[8]) -> bf16[64] {{\n  %p = bf16[8]{{0}} parameter(0)\n{line}\n}}")
+        module = hlo.parse(
+            f"ENTRY %m (p: bf16[8]) -> bf16[64] {{\n  %p = bf16[8]{{0}} parameter(0)\n{line}\n}}"
+        )
         entry = module.computations["m"]
         found = network.collective(entry, entry.root, "all-gather")
         assert (found.axis, found.torus) == (axis, torus)

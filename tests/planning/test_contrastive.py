@@ -1,4 +1,7 @@
-"""The contrastive stage on a slice: what crosses the chips, and the paper's run on its 512 chips (2.1, B.1.3)."""
+"""The contrastive stage on a slice.
+
+What crosses the chips, and the paper's run on its 512 chips (2.1, B.1.3).
+"""
 
 import pytest
 
@@ -28,9 +31,13 @@ def planned():
 
 @pytest.mark.tpu_compiler
 def test_weights_gradients_and_embeddings_cross_the_chips_and_no_activations(planned):
-    """Gathered: the weights in bfloat16 (ZeRO-1), for the NFNet in each pass (forwards and backwards), and the embeddings in float32.
+    """Gathered.
 
-    The first block's activations are 1024 x 8 x 8 x 256 numbers, 34 MB: one gather of them more would be seen.
+    The weights in bfloat16 (ZeRO-1), for the NFNet in each pass (forwards and backwards), and the
+    embeddings in float32.
+
+    The first block's activations are 1024 x 8 x 8 x 256 numbers, 34 MB: one gather of them more
+    would be seen.
     """
     data = report.to_json(planned)
     weights = 2 * data["parameters"]["total"]
@@ -38,13 +45,20 @@ def test_weights_gradients_and_embeddings_cross_the_chips_and_no_activations(pla
     moved = {"all-gather": 0, "all-reduce": 0}
     for row in data["collectives"]:
         moved[row["kind"]] = moved.get(row["kind"], 0) + row["bytes"]
-    assert moved["all-gather"] < weights + 2 * 2 * data["parameters"]["contrastive/vision"] + 8 * embeddings
-    # A gradient is reduced over the replicas and over data: in all no more than twice an all-reduce of 2 bytes a weight.
+    assert (
+        moved["all-gather"]
+        < weights + 2 * 2 * data["parameters"]["contrastive/vision"] + 8 * embeddings
+    )
+    # A gradient is reduced over the replicas and over data: in all no more than twice an all-reduce
+    # of 2 bytes a weight.
     assert moved["all-reduce"] < 2 * 2 * weights + 8 * embeddings
 
 
 def test_rows_of_a_merged_batch_are_compared_with_all_others():
-    """6 + 4 rows: 10^2 similarities of 8 numbers, each 2 FLOPs forwards and twice that backwards; apart 6^2 + 4^2."""
+    """6 + 4 rows: 10^2 similarities of 8 numbers, each 2 FLOPs forwards and twice that backwards.
+
+    Apart 6^2 + 4^2.
+    """
     described = small.get_config("contrastive")
     captions = described.data.datasets.captions
     described.data.datasets = dict.fromkeys(("align", "ltip"), captions)
@@ -53,18 +67,27 @@ def test_rows_of_a_merged_batch_are_compared_with_all_others():
         described.mixing = mixing
         config = from_dict(TrainConfig, described).resolved(small.VOCABULARY)
         fills = {"align": flops.Fill(6, 5, 6, 1), "ltip": flops.Fill(4, 5, 4, 1)}
-        found[mixing] = flops.of_update(config, build_objective(config, num_shards=1)[1], fills).flops
-    assert found["merged"]["contrastive"] - found["accumulate"]["contrastive"] == 3 * 2 * 8 * (10**2 - 6**2 - 4**2)
+        found[mixing] = flops.of_update(
+            config, build_objective(config, num_shards=1)[1], fills
+        ).flops
+    assert found["merged"]["contrastive"] - found["accumulate"]["contrastive"] == 3 * 2 * 8 * (
+        10**2 - 6**2 - 4**2
+    )
     assert found["merged"]["vision"] == found["accumulate"]["vision"]
 
 
 @pytest.mark.slow
 @pytest.mark.tpu_compiler
 def test_the_papers_run_fits_its_512_chips():
-    data = report.to_json(plan.make_plan(from_dict(TrainConfig, contrastive_f6.get_config()), "v4:8x8x8"))
+    data = report.to_json(
+        plan.make_plan(from_dict(TrainConfig, contrastive_f6.get_config()), "v4:8x8x8")
+    )
     assert data["fits"] and data["hbm_bytes"]["total"] < 32 * GIB
     assert data["chips"] == 512
     assert data["parameters"]["contrastive/vision"] == pytest.approx(435.3e6, rel=1e-3)
     images = 2 * 16_384
-    assert data["model_flops_by_part"]["vision"] == pytest.approx(3 * images * 2 * 94.44e9, rel=1e-3)  # FACTS 1.3
+    # FACTS 1.3
+    assert data["model_flops_by_part"]["vision"] == pytest.approx(
+        3 * images * 2 * 94.44e9, rel=1e-3
+    )
     assert data["mfu"] > 0.1

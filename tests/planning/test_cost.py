@@ -1,4 +1,7 @@
-"""Cycles, FLOPs and overlap of small programs, compiled for slices of TPU v4 that are not there; one text is written by hand."""
+"""Cycles, FLOPs and overlap of small programs, compiled for slices of TPU v4 that are not there.
+
+One text is written by hand.
+"""
 
 import re
 
@@ -46,8 +49,10 @@ def test_loop_counts_its_body_by_its_trips(small_slice):
 
 def test_nested_loops_multiply(small_slice):
     def nested(x, w):
-        inner = lambda x, _: (jnp.tanh(x @ w), None)  # noqa: E731
-        return jax.lax.scan(lambda x, _: (jax.lax.scan(inner, x, None, length=3)[0] + 1, None), x, None, length=4)[0]
+        inner = lambda x, _: (jnp.tanh(x @ w), None)
+        return jax.lax.scan(
+            lambda x, _: (jax.lax.scan(inner, x, None, length=3)[0] + 1, None), x, None, length=4
+        )[0]
 
     x = small_slice.abstract((512, 512))
     assert small_slice.analyse(small_slice.compile(nested, x, x)).flops == 4 * 3 * 2 * 512**3
@@ -65,7 +70,11 @@ def test_gradient_needs_twice_the_forward(small_slice):
 @pytest.mark.parametrize(
     ("function", "shapes", "expected"),
     [
-        (lambda a, b: jnp.einsum("bij,bjk->bik", a, b), ((8, 128, 256), (8, 256, 384)), 2 * 8 * 128 * 256 * 384),
+        (
+            lambda a, b: jnp.einsum("bij,bjk->bik", a, b),
+            ((8, 128, 256), (8, 256, 384)),
+            2 * 8 * 128 * 256 * 384,
+        ),
         (
             lambda x, w: jax.lax.conv_general_dilated(
                 x, w, (1, 1), "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC")
@@ -75,7 +84,12 @@ def test_gradient_needs_twice_the_forward(small_slice):
         ),
         (
             lambda x, w: jax.lax.conv_general_dilated(
-                x, w, (1, 1), "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC"), feature_group_count=4
+                x,
+                w,
+                (1, 1),
+                "VALID",
+                dimension_numbers=("NHWC", "HWIO", "NHWC"),
+                feature_group_count=4,
             ),
             ((2, 10, 10, 512), (3, 3, 128, 512)),
             2 * 2 * 8 * 8 * 9 * 128 * 512,
@@ -112,7 +126,9 @@ def test_parts_come_from_the_names(small_slice):
 
     x = small_slice.abstract((1024, 1024))
     found = small_slice.analyse(small_slice.compile(step, x, x))
-    assert {"vision", "resampler", "xattn", "lm_forward", "backward", "optimizer"} <= set(found.parts)
+    assert {"vision", "resampler", "xattn", "lm_forward", "backward", "optimizer"} <= set(
+        found.parts
+    )
     assert found.parts["vision"] == pytest.approx(found.parts["xattn"], rel=0.5)
     assert found.parts["backward"] > 3 * found.parts["vision"]
 
@@ -125,7 +141,10 @@ def test_parts_come_from_the_names(small_slice):
         ("jit(step)/jvp(flamingo)/lm/while/body/xattn/block/dot_general", "xattn"),
         ("jit(step)/jvp(flamingo)/lm/while/body/block/dot_general", "lm_forward"),
         ("jit(step)/transpose(jvp(flamingo))/lm/block/dot_general", "backward"),
-        ("jit(step)/transpose(jvp(flamingo))/checkpoint/rematted_computation/lm/dot_general", "recomputation"),
+        (
+            "jit(step)/transpose(jvp(flamingo))/checkpoint/rematted_computation/lm/dot_general",
+            "recomputation",
+        ),
         ("jit(step)/jvp(encode)/flamingo/media/dot_general", "resampler"),
         ("jit(step)/add", "other"),
     ],
@@ -147,7 +166,9 @@ SECONDS = 64 * 1024 * 2 / 45e9  # 2.9 microseconds: 3058 cycles
 
 
 @pytest.mark.parametrize(
-    ("beside", "exposed"), [(1050, SECONDS - 1e-6), (10500, 0.0), (0, SECONDS)], ids=["partly", "wholly", "not at all"]
+    ("beside", "exposed"),
+    [(1050, SECONDS - 1e-6), (10500, 0.0), (0, SECONDS)],
+    ids=["partly", "wholly", "not at all"],
 )
 def test_overlapped_communication_counts_beyond_the_compute_beside_it(small_slice, beside, exposed):
     pairs = "{" + ",".join(f"{{{i},{(i + 4) % 16}}}" for i in range(12)) + "}"  # one step along z
@@ -168,7 +189,8 @@ def test_transfers_that_share_links_wait_for_each_other(small_slice):
     assert same_way.exposed_seconds == pytest.approx(2 * SECONDS - 1e-6)
     back = "{" + ",".join(f"{{{i + 4},{i}}}" for i in range(12)) + "}"
     other_way = cost.analyse(text.replace(pairs, back, 1), small_slice.mesh, small_slice.topology)
-    assert other_way.exposed_seconds == pytest.approx(SECONDS - 1e-6)  # the two directions of a link are two links
+    # the two directions of a link are two links
+    assert other_way.exposed_seconds == pytest.approx(SECONDS - 1e-6)
 
 
 def test_matmul_faster_than_the_chip_is_implausible(small_slice):
@@ -180,19 +202,32 @@ def test_matmul_faster_than_the_chip_is_implausible(small_slice):
     fast = re.sub(r'"estimated_cycles":"\d+"', f'"estimated_cycles":"{int(floor)}"', text)
     found = cost.analyse(fast, small_slice.mesh, small_slice.topology)
     ((efficiency, seconds),) = found.implausible.values()
-    assert efficiency == pytest.approx(1.0, abs=1e-4) and seconds == pytest.approx(floor / CLOCK, rel=1e-4)
-    silent = cost.analyse(re.sub(r'"estimated_cycles":"\d+",', "", text), small_slice.mesh, small_slice.topology)
+    assert efficiency == pytest.approx(1.0, abs=1e-4) and seconds == pytest.approx(
+        floor / CLOCK, rel=1e-4
+    )
+    silent = cost.analyse(
+        re.sub(r'"estimated_cycles":"\d+",', "", text), small_slice.mesh, small_slice.topology
+    )
     assert silent.unestimated == 2 * 4096**3
 
 
 def test_windowed_and_synchronous_collectives_of_a_sharded_layer(cube):
-    """A Megatron layer with the sequence split over model: x whole before the first matmul, the sum in parts after the second."""
+    """A Megatron layer with the sequence split over model.
+
+    X whole before the first matmul, the sum in parts after the second.
+    """
 
     def layer(x, up, down):
         whole = jax.lax.all_gather(x, "model", axis=0, tiled=True)
-        return jax.lax.psum_scatter(jnp.tanh(whole @ up) @ down, "model", scatter_dimension=0, tiled=True)
+        return jax.lax.psum_scatter(
+            jnp.tanh(whole @ up) @ down, "model", scatter_dimension=0, tiled=True
+        )
 
-    shapes = ((1024, 1024), P("model")), ((1024, 4096), P(None, "model")), ((4096, 1024), P("model"))
+    shapes = (
+        ((1024, 1024), P("model")),
+        ((1024, 4096), P(None, "model")),
+        ((4096, 1024), P("model")),
+    )
     args = [cube.abstract(shape, *spec) for shape, spec in shapes]
     found = cube.mapped(layer, tuple(spec for _, spec in shapes), P("model"), *args)
     totals = {row.kind: sums.num_bytes for row, sums in found.rows.items()}

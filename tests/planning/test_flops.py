@@ -22,7 +22,9 @@ def run(stage, model, datasets, image_size=320):
 
 def of_flamingo(name, datasets, fills=None):
     parts = sizes.FLAMINGOS[name]
-    model = ModelConfig(vision=parts.vision, lm=parts.lm, resampler=parts.resampler, xattn=parts.xattn)
+    model = ModelConfig(
+        vision=parts.vision, lm=parts.lm, resampler=parts.resampler, xattn=parts.xattn
+    )
     config, objective = run("flamingo", model, datasets)
     fills = fills or {key: flops.Fill.full(dataset, 1) for key, dataset in datasets.items()}
     return flops.of_update(config, objective, fills)
@@ -30,19 +32,34 @@ def of_flamingo(name, datasets, fills=None):
 
 @pytest.mark.parametrize(
     ("variant", "size", "giga"),
-    [("F6", 320, 116.55), ("F6", 288, 94.44), ("F6", 576, 377.28), ("F0", 288, 15.67), ("F0", 320, 19.34)],
+    [
+        ("F6", 320, 116.55),
+        ("F6", 288, 94.44),
+        ("F6", 576, 377.28),
+        ("F0", 288, 15.67),
+        ("F0", 320, 19.34),
+    ],
 )
 def test_nfnet_as_its_authors_count(variant, size, giga):
-    """FACTS 1.3: multiply-adds by the counter of the authors' repository, to the digits printed. It counts the classifier too."""
+    """FACTS 1.3: multiply-adds by the counter of the authors' repository, to the digits printed.
+
+    It counts the classifier too.
+    """
     classifier = 3072 * 1000
-    assert flops.vision_forward(sizes.NFNETS[variant], size) / 2e9 + classifier / 1e9 == pytest.approx(giga, abs=0.005)
+    assert flops.vision_forward(
+        sizes.NFNETS[variant], size
+    ) / 2e9 + classifier / 1e9 == pytest.approx(giga, abs=0.005)
 
 
 def test_80b_on_the_ablation_batches():
-    """FACTS 6: (4 * 70.06 + 6 * 9.66) GFLOP per token over 100,352 tokens = 33.9 PF, 2,816 frames = 0.66 PF; together 34.6 PF.
+    """FACTS 6.
 
-    There every weight of cross-attention counts per text token, and attention and the resampler not at all; here keys and values
-    count per visual token (2,368 inputs of 64), and the rest counts too.
+    (4 * 70.06 + 6 * 9.66) GFLOP per token over 100,352 tokens = 33.9 PF, 2,816 frames = 0.66 PF;
+    together 34.6 PF.
+
+    There every weight of cross-attention counts per text token, and attention and the resampler not
+    at all; here keys and values count per visual token (2,368 inputs of 64), and the rest counts
+    too.
     """
     datasets = from_dict(
         DataConfig, {"tokenizer": "", "image_size": 320, "datasets": mixture.datasets("", scale=1)}
@@ -59,7 +76,9 @@ def test_80b_on_the_ablation_batches():
     matrix = 12 * 8192**2  # a layer has 12 D^2 weights, two of them for keys and values
     attended = 100_352 * 64 * 12 * 64 * 128 * 2 * 2 * 3
     media = visual * 6 * 1536 * 8192
-    assert found.flops["xattn"] == pytest.approx(6 * matrix * (10 * 100_352 + 2 * visual) + attended + media, rel=1e-3)
+    assert found.flops["xattn"] == pytest.approx(
+        6 * matrix * (10 * 100_352 + 2 * visual) + attended + media, rel=1e-3
+    )
     by_the_rule_of_thumb = 100_352 * (4 * 70.06e9 + 6 * 9.66e9) + found.flops["vision"]
     assert by_the_rule_of_thumb == pytest.approx(34.6e15, rel=2e-3)
     assert by_the_rule_of_thumb < found.total < 1.04 * by_the_rule_of_thumb
@@ -67,19 +86,31 @@ def test_80b_on_the_ablation_batches():
 
 def test_language_model_by_hand():
     lm = dataclasses.replace(
-        sizes.LMS["1.4B"], vocab_size=1000, num_layers=2, width=64, num_heads=4, position="rotary", mlp_bias=False
+        sizes.LMS["1.4B"],
+        vocab_size=1000,
+        num_layers=2,
+        width=64,
+        num_heads=4,
+        position="rotary",
+        mlp_bias=False,
     )
     dataset = DatasetConfig("text", "", batch_size=3, length=8)
     config, objective = run("language_model", ModelConfig(lm=lm), {"text": dataset})
     found = flops.of_update(config, objective, {"text": flops.Fill.full(dataset, 1)})
-    weights = 2 * (12 * 64**2 + 2 * 64) + 64 + 1000 * 64  # matrices, norms, the head without the 24 rows of padding
+    # matrices, norms, the head without the 24 rows of padding
+    weights = 2 * (12 * 64**2 + 2 * 64) + 64 + 1000 * 64
     pairs = 3 * 8 * 9 / 2
     assert found.total == 6 * weights * 24 + pairs * 2 * 64 * 2 * 2 * 3
 
 
 def test_a_sliding_window_counts_the_pairs_within_it():
-    """Rows of 8 tokens, 2 read before: a token attends 3 of the 1..8, or of the 3..10, that it could."""
-    lm = dataclasses.replace(sizes.LMS["1.4B"], vocab_size=1000, num_layers=2, width=64, num_heads=4, position="rotary")
+    """Rows of 8 tokens, 2 read before.
+
+    A token attends 3 of the 1..8, or of the 3..10, that it could.
+    """
+    lm = dataclasses.replace(
+        sizes.LMS["1.4B"], vocab_size=1000, num_layers=2, width=64, num_heads=4, position="rotary"
+    )
     dataset = DatasetConfig("text", "", batch_size=3, length=8)
     found = []
     for window in (0, 3):
@@ -104,7 +135,10 @@ def test_only_real_tokens_and_images_count():
 
 
 def test_frozen_towers_have_no_backward_and_no_recomputation():
-    """Per text token of 3B: 4 per frozen weight, 6 per trained one; the same twice for twice the rows."""
+    """Per text token of 3B: 4 per frozen weight, 6 per trained one.
+
+    The same twice for twice the rows.
+    """
     one = of_flamingo("3B", {"a": DatasetConfig("pairs", "", batch_size=4, length=32)})
     two = of_flamingo("3B", {"a": DatasetConfig("pairs", "", batch_size=8, length=32)})
     assert two.total == pytest.approx(2 * one.total)
@@ -122,25 +156,40 @@ def test_pool_of_images_bounds_what_is_real():
 
 def test_contrastive_trains_both_towers():
     text = dataclasses.replace(sizes.TEXT_ENCODERS["tiny"], num_layers=2, width=32, num_heads=2)
-    model = ModelConfig(vision=sizes.NFNETS["tiny"], text_encoder=text, contrastive=ContrastiveConfig(joint_dim=8))
+    model = ModelConfig(
+        vision=sizes.NFNETS["tiny"], text_encoder=text, contrastive=ContrastiveConfig(joint_dim=8)
+    )
     dataset = DatasetConfig("captions", "", batch_size=6, length=10)
     config, objective = run("contrastive", model, {"captions": dataset}, image_size=32)
     found = flops.of_update(config, objective, {"captions": flops.Fill.full(dataset, 1)})
     assert found.flops["vision"] == 3 * 6 * flops.vision_forward(sizes.NFNETS["tiny"], 32)
-    block = 12 * 32**2 + 4 * 32 + (4 + 1) * 32 + 4 * 32  # matrices, biases of q k v out, of the feed-forward, two norms
+    # matrices, biases of q k v out, of the feed-forward, two norms
+    block = 12 * 32**2 + 4 * 32 + (4 + 1) * 32 + 4 * 32
     assert found.flops["text"] == 6 * 60 * (2 * block + 2 * 32) + 6 * 10**2 * 2 * 2 * 32 * 2 * 3
-    assert found.flops["contrastive"] == 6 * 6 * 8 * (32 + sizes.NFNETS["tiny"].width) + 3 * 2 * 6**2 * 8
+    assert (
+        found.flops["contrastive"]
+        == 6 * 6 * 8 * (32 + sizes.NFNETS["tiny"].width) + 3 * 2 * 6**2 * 8
+    )
 
 
 def test_inference_is_forward_only():
     parts = sizes.FLAMINGOS["3B"]
-    model = ModelConfig(vision=parts.vision, lm=parts.lm, resampler=parts.resampler, xattn=parts.xattn)
-    config, objective = run("flamingo", model, {"a": DatasetConfig("pairs", "", batch_size=4, length=32)})
+    model = ModelConfig(
+        vision=parts.vision, lm=parts.lm, resampler=parts.resampler, xattn=parts.xattn
+    )
+    config, objective = run(
+        "flamingo", model, {"a": DatasetConfig("pairs", "", batch_size=4, length=32)}
+    )
     fill = flops.Fill(rows=4, tokens=32, images=4, frames=1)
-    read, trained = flops.of_inference(config, objective, fill), flops.of_update(config, objective, {"a": fill})
+    read, trained = (
+        flops.of_inference(config, objective, fill),
+        flops.of_update(config, objective, {"a": fill}),
+    )
     assert read.flops["vision"] == trained.flops["vision"]
     assert read.flops["xattn"] == pytest.approx(trained.flops["xattn"] / 3)
     assert read.flops["lm"] == pytest.approx(trained.flops["lm"] / 2, rel=1e-2)
-    one = flops.of_inference(config, objective, flops.Fill(rows=4, tokens=1, images=0, frames=1), cached=32)
+    one = flops.of_inference(
+        config, objective, flops.Fill(rows=4, tokens=1, images=0, frames=1), cached=32
+    )
     assert one.flops["vision"] == one.flops["resampler"] == 0
     assert one.flops["lm"] == pytest.approx(read.flops["lm"] / 32, rel=1e-2)

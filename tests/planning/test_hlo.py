@@ -64,7 +64,12 @@ def module(known=""):
 
 def test_instructions():
     loop = module().computations["main"].instructions["loop"]
-    assert (loop.opcode, loop.operands, loop.op_name, loop.cycles) == ("while", ("init",), "jit(f)/while", 12)
+    assert (loop.opcode, loop.operands, loop.op_name, loop.cycles) == (
+        "while",
+        ("init",),
+        "jit(f)/while",
+        12,
+    )
     assert loop.called == ("outer_cond", "outer_body")
     assert loop.num_bytes == 4 + 8 * 4
     assert loop.attribute("body") == "%outer_body"
@@ -89,13 +94,14 @@ def test_bound_that_comes_in_through_both_loops():
         "  %zero = ", "  %nine = s32[]{:T(128)} constant(9)\n  %zero = "
     )
     text = text.replace(
-        "%seven = s32[]{:T(128)} constant(7)", "%seven = s32[]{:T(128)} get-tuple-element(%p.4), index=2"
+        "%seven = s32[]{:T(128)} constant(7)",
+        "%seven = s32[]{:T(128)} get-tuple-element(%p.4), index=2",
     )
     text = text.replace("tuple(%next.4, %y.4)", "tuple(%next.4, %y.4, %seven)")
     parsed = hlo.parse(text)
-    assert [n for _, n in parsed.branches(parsed.computations["outer_body"].instructions["loop.4"])] == [
-        5
-    ]  # 0, 2, 4, 6, 8
+    assert [
+        n for _, n in parsed.branches(parsed.computations["outer_body"].instructions["loop.4"])
+    ] == [5]  # 0, 2, 4, 6, 8
 
 
 def test_known_trip_count_is_taken():

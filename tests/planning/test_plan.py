@@ -14,8 +14,23 @@ from flamingo_jax.training.config import TrainConfig
 from tests.training import small
 
 KEYS = {
-    *("topology", "chips", "mesh", "hbm_capacity_bytes", "hbm_bytes", "parameters", "model_flops", "hardware_flops"),
-    *("collectives", "compute_seconds", "communication_seconds", "exposed_communication_seconds", "step_seconds"),
+    *(
+        "topology",
+        "chips",
+        "mesh",
+        "hbm_capacity_bytes",
+        "hbm_bytes",
+        "parameters",
+        "model_flops",
+        "hardware_flops",
+    ),
+    *(
+        "collectives",
+        "compute_seconds",
+        "communication_seconds",
+        "exposed_communication_seconds",
+        "step_seconds",
+    ),
     *("mfu", "fits"),
 }
 
@@ -36,9 +51,17 @@ def test_json_has_the_keys_of_the_contract(planned):
     data = json.loads(json.dumps(report.to_json(planned)))
     assert set(data) >= KEYS
     assert set(data["hbm_bytes"]) >= {"arguments", "temporaries", "total"}
-    assert all(set(row) >= {"kind", "axis", "bytes", "count", "overlapped"} for row in data["collectives"])
-    assert (data["fits"], data["chips"], data["mesh"]) == (True, 4, {"replica": 1, "data": 4, "model": 1})
-    assert data["step_seconds"] == pytest.approx(data["compute_seconds"] + data["exposed_communication_seconds"])
+    assert all(
+        set(row) >= {"kind", "axis", "bytes", "count", "overlapped"} for row in data["collectives"]
+    )
+    assert (data["fits"], data["chips"], data["mesh"]) == (
+        True,
+        4,
+        {"replica": 1, "data": 4, "model": 1},
+    )
+    assert data["step_seconds"] == pytest.approx(
+        data["compute_seconds"] + data["exposed_communication_seconds"]
+    )
     assert sum(data["parts"].values()) == pytest.approx(data["compute_seconds"])
     assert data["mfu"] == pytest.approx(data["model_flops"] / (data["step_seconds"] * 4 * 2.75e14))
     assert data["days"] == pytest.approx(6 * data["step_seconds"] / 86_400)
@@ -75,7 +98,9 @@ def test_text_says_what_the_numbers_are(planned):
 @pytest.mark.parametrize("name", ["prefill", "decode"])
 def test_programs_of_evaluation(name):
     prompts = program.Prompts(rows=4, shots=1, length=32, new_tokens=4)
-    found = plan.make_plan(config("flamingo", data=2, model=2), "v4:2x2x1", program=name, prompts=prompts)
+    found = plan.make_plan(
+        config("flamingo", data=2, model=2), "v4:2x2x1", program=name, prompts=prompts
+    )
     data = report.to_json(found)
     assert found.fits and data["days"] is None and data["step_seconds"] > 0
     assert ("vision" in data["parts"]) == (name == "prefill")
@@ -86,8 +111,17 @@ def test_programs_of_evaluation(name):
 @pytest.mark.tpu_compiler
 def test_what_does_not_fit_ends_with_status_3_and_names_the_largest_buffers(run_program, tmp_path):
     done = run_program(
-        *("-m", "flamingo_jax.plan", "--config=tests/training/small.py:language_model", "--config.mesh.data=4"),
-        *("--topology=v4:2x2x1", "--config.data.datasets.text.batch_size=262144", f"--json={tmp_path}/plan.json"),
+        *(
+            "-m",
+            "flamingo_jax.plan",
+            "--config=tests/training/small.py:language_model",
+            "--config.mesh.data=4",
+        ),
+        *(
+            "--topology=v4:2x2x1",
+            "--config.data.datasets.text.batch_size=262144",
+            f"--json={tmp_path}/plan.json",
+        ),
         status=3,
     )
     assert "DOES NOT FIT" in done.stdout and "GiB" in done.stdout
@@ -130,7 +164,11 @@ def test_fill_in_another_notation_is_an_error():
 def test_a_mistake_ends_the_program_with_one_line(run_program):
     arguments = ["--config=tests/training/small.py:language_model", "--topology=v4:9x9x9"]
     done = run_program("-m", "flamingo_jax.plan", *arguments, status=1)
-    assert len(done.stderr.splitlines()) == 1 and "no TPU slice 'v4:9x9x9'" in done.stderr and not done.stdout
+    assert (
+        len(done.stderr.splitlines()) == 1
+        and "no TPU slice 'v4:9x9x9'" in done.stderr
+        and not done.stdout
+    )
 
 
 @pytest.mark.tpu_compiler
@@ -158,11 +196,16 @@ def test_abstract_batch_is_what_the_loader_makes(pool):
     """Shapes and dtypes of `data.rows.collate`, here through the batch of the training tests."""
     made = small.batch(rows=4, length=24, images=3, seed=0, num_shards=2)
     dataset = DatasetConfig("interleaved", "", batch_size=4, length=24, max_images=3, pool=pool)
-    abstract = program.abstract_batch(DataConfig("", small.SIZE, {"pages": dataset}), dataset, num_shards=2)
+    abstract = program.abstract_batch(
+        DataConfig("", small.SIZE, {"pages": dataset}), dataset, num_shards=2
+    )
     shapes = jax.tree.map(lambda leaf: (leaf.shape, np.dtype(leaf.dtype)), abstract)
     expected = jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), made)
     if pool:
-        assert shapes.frames == ((10, 1, 32, 32, 3), np.uint8) and shapes.frame_mask == ((10, 1), np.bool_)
+        assert shapes.frames == ((10, 1, 32, 32, 3), np.uint8) and shapes.frame_mask == (
+            (10, 1),
+            np.bool_,
+        )
     else:
         assert shapes == expected
 
@@ -170,9 +213,14 @@ def test_abstract_batch_is_what_the_loader_makes(pool):
 def test_merged_batch_is_as_the_loader_merges():
     one, two = small.batch(4, 24, 3, seed=0), small.batch(8, 16, 1, seed=1)
     merged = datasets_per_step.merge({"a": one, "b": two}, {"a": 1.0, "b": 0.5})
-    abstract = program._merge([jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), b) for b in (one, two)])
+    abstract = program._merge(
+        [jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), b) for b in (one, two)]
+    )
     assert jax.tree.map(lambda x: x.shape, merged) == jax.tree.map(lambda x: x.shape, abstract)
 
 
 def test_fill():
-    assert plan.parse_fill(["m3w=210:3.5", "align=12.4"]) == {"m3w": (210.0, 3.5), "align": (12.4, None)}
+    assert plan.parse_fill(["m3w=210:3.5", "align=12.4"]) == {
+        "m3w": (210.0, 3.5),
+        "align": (12.4, None),
+    }

@@ -34,14 +34,23 @@ def test_cloud_names(name, cloud, chips):
 def test_every_row_can_be_described_and_fits_its_pod():
     rows = [topologies.describe(name) for name in topologies.names()]
     assert len({row.name for row in rows}) == len(rows) == 92
-    largest = {kind: max(row.num_chips for row in rows if row.kind.name == kind) for kind in topologies.KINDS}
+    largest = {
+        kind: max(row.num_chips for row in rows if row.kind.name == kind)
+        for kind in topologies.KINDS
+    }
     assert largest == {"v4": 4096, "v5e": 256, "v5p": 6144, "v6e": 256}
     assert all(list(row.shape) == sorted(row.shape) for row in rows if row.num_chips > 16)
 
 
 def test_peak_is_clock_times_arithmetic_units():
-    # TensorCores x MXUs x side x side x 2 (Cloud's documentation of each kind; v6e: see the module's docstring)
-    per_cycle = {"v4": 2 * 4 * 128**2 * 2, "v5e": 4 * 128**2 * 2, "v5p": 2 * 4 * 128**2 * 2, "v6e": 4 * 256**2 * 2}
+    # TensorCores x MXUs x side x side x 2 (Cloud's documentation of each kind; v6e: see the
+    # module's docstring)
+    per_cycle = {
+        "v4": 2 * 4 * 128**2 * 2,
+        "v5e": 4 * 128**2 * 2,
+        "v5p": 2 * 4 * 128**2 * 2,
+        "v6e": 4 * 256**2 * 2,
+    }
     for name, kind in topologies.KINDS.items():
         assert math.isclose(kind.clock_hz * per_cycle[name], kind.peak_flops, rel_tol=2e-3)
 
@@ -82,7 +91,9 @@ def test_unknown_slice_is_one_message_with_the_nearest(name, nearest):
 
 
 @pytest.mark.tpu_compiler
-@pytest.mark.parametrize("name", ["v4:2x2x4", "v4:8x12x16", "v5p:2x2x2", "v5e:1x1", "v5e:2x4", "v5e:4x8", "v6e:4x4"])
+@pytest.mark.parametrize(
+    "name", ["v4:2x2x4", "v4:8x12x16", "v5p:2x2x2", "v5e:1x1", "v5e:2x4", "v5e:4x8", "v6e:4x4"]
+)
 def test_devices_lie_on_the_torus(name):
     topology = topologies.describe(name)
     devices = topologies.devices(topology)

@@ -1,4 +1,7 @@
-"""Chips that are not there, for meshes of any size: what lays arrays out asks a device for its place and its platform alone."""
+"""Chips that are not there, for meshes of any size.
+
+What lays arrays out asks a device for its place and its platform alone.
+"""
 
 import itertools
 

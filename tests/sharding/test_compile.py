@@ -19,7 +19,8 @@ from tests.sharding import chips
         (("mlp", "embed"), (256, 64), P("model", None)),
         (("vocab", "embed"), (128, 64), P("model", None)),
         (("embed", "kv_heads", "head_dim"), (64, 32, 4), P(None, "model", None)),
-        (("embed", "kv_heads", "head_dim"), (64, 4, 4), P(None, None, None)),  # fewer than the chips: on each of them
+        # fewer than the chips: on each of them
+        (("embed", "kv_heads", "head_dim"), (64, 4, 4), P(None, None, None)),
         (("embed", "kv_heads", "head_dim"), (64, 1, 4), P(None, None, None)),
         (("embed", "latent_heads", "head_dim"), (64, 3, 4), P(None, None, None)),
         (("kernel", "kernel", "vision", "vision"), (3, 3, 5, 7), P(None, None, None, None)),
@@ -39,7 +40,9 @@ def test_weights_follow_their_axes(axes, shape, expected):
         (("vocab", "embed"), (100, 64), 100, "vocab"),
     ],
 )
-def test_a_dimension_that_the_model_axis_does_not_divide_is_one_clear_error(axes, shape, size, word):
+def test_a_dimension_that_the_model_axis_does_not_divide_is_one_clear_error(
+    axes, shape, size, word
+):
     with pytest.raises(ValueError) as caught:
         compile_lib.weight_spec("lm/block/w", shape, axes, chips.mesh(3, 32, 16))
     said = str(caught.value)
@@ -51,7 +54,9 @@ def test_a_dimension_that_the_model_axis_does_not_divide_is_one_clear_error(axes
 def test_abstract_arrays_know_their_sharding():
     mesh = make_mesh(MeshConfig(data=2, model=4))
     tree = {"block": {"w": jax.ShapeDtypeStruct((3, 8, 4), jnp.float32)}}
-    shardings = compile_lib.shardings_of(tree, {"block/w": ("layers", "mlp", "embed"), "other": ()}, mesh)
+    shardings = compile_lib.shardings_of(
+        tree, {"block/w": ("layers", "mlp", "embed"), "other": ()}, mesh
+    )
     assert shardings["block"]["w"].spec == P(None, "model", None)
     abstract = compile_lib.with_shardings(tree, shardings)
     assert abstract["block"]["w"].sharding == shardings["block"]["w"]

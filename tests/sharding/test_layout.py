@@ -13,7 +13,10 @@ RESIDUAL = ("rows", "sequence", "embed")
 
 
 def placed(shape, axes, sizes, **fields):
-    """The PartitionSpec that an activation gets under jit; replicated dimensions at the end are left out, as JAX does."""
+    """The PartitionSpec that an activation gets under jit.
+
+    Replicated dimensions at the end are left out, as JAX does.
+    """
     config = MeshConfig(*sizes, **fields)
     layout = config.layout(make_mesh(config))
     out = jax.jit(lambda x: layout.activation(x, axes))(jnp.zeros(shape))
@@ -24,7 +27,8 @@ def placed(shape, axes, sizes, **fields):
     ("shape", "axes", "expected"),
     [
         ((8, 6, 4), RESIDUAL, (("data", "model"),)),  # rows over all chips
-        ((6, 8, 4), RESIDUAL, ("data", "model")),  # 8 chips do not divide 6 rows: by length within a model group
+        # 8 chips do not divide 6 rows: by length within a model group
+        ((6, 8, 4), RESIDUAL, ("data", "model")),
         ((6, 6, 4), RESIDUAL, ("data",)),  # nor 4 the length
         ((3, 8, 4), RESIDUAL, (None, "model")),
         ((6, 8, 4, 3), ("batch", "length", "heads", "head_dim"), ("data", None, "model")),
@@ -44,7 +48,9 @@ def test_activations(shape, axes, expected):
 
 
 def _without_replica(entry):
-    names = tuple(name for name in ((entry,) if isinstance(entry, str) else entry or ()) if name != "replica")
+    names = tuple(
+        name for name in ((entry,) if isinstance(entry, str) else entry or ()) if name != "replica"
+    )
     return names[0] if len(names) == 1 else names or None
 
 
@@ -62,7 +68,8 @@ def gradient_of(config, axes=("embed", "mlp"), shape=(8, 16)):
     mesh = make_mesh(config)
     layout = config.layout(mesh)
     rows = jax.device_put(
-        jnp.arange(64.0).reshape(8, 8), jax.sharding.NamedSharding(mesh, P(("replica", "data"), None))
+        jnp.arange(64.0).reshape(8, 8),
+        jax.sharding.NamedSharding(mesh, P(("replica", "data"), None)),
     )
 
     def loss(w):

@@ -27,7 +27,11 @@ def test_neighbours_are_on_the_model_axis():
 
 
 def test_minus_one_takes_what_is_left():
-    assert dict(make_mesh(MeshConfig(data=-1, model=2)).shape) == {"replica": 1, "data": 4, "model": 2}
+    assert dict(make_mesh(MeshConfig(data=-1, model=2)).shape) == {
+        "replica": 1,
+        "data": 4,
+        "model": 2,
+    }
 
 
 def test_one_device_of_eight():
@@ -55,7 +59,10 @@ def test_batch_is_split_over_replica_and_data():
 
 def neighbours(a, b, shape):
     """Whether two chips have a link: one step along one dimension of the torus."""
-    steps = [min((x - y) % size, (y - x) % size) for x, y, size in zip(a.coords, b.coords, shape, strict=True)]
+    steps = [
+        min((x - y) % size, (y - x) % size)
+        for x, y, size in zip(a.coords, b.coords, shape, strict=True)
+    ]
     return sum(steps) == 1
 
 
@@ -86,11 +93,16 @@ def test_a_model_group_is_a_block_of_neighbouring_chips(shape, sizes, block, is_
         places = np.array([chip.coords for chip in group])
         np.testing.assert_array_equal(places.max(axis=0) - places.min(axis=0) + 1, block)
         if is_ring:
-            assert all(neighbours(a, b, shape) for a, b in zip(group, np.roll(group, -1), strict=True))
+            assert all(
+                neighbours(a, b, shape) for a, b in zip(group, np.roll(group, -1), strict=True)
+            )
 
 
 def test_the_data_axis_of_the_pod_goes_round_whole_rings():
-    """8 x 12 x 16 in planes of 4 x 4: the 3 replicas share the second axis, a data group has all of the others."""
+    """8 x 12 x 16 in planes of 4 x 4.
+
+    The 3 replicas share the second axis, a data group has all of the others.
+    """
     mesh = make_mesh(MeshConfig(3, 32, 16, model_chips=(4, 4, 1)), chips.torus(8, 12, 16))
     for replica in range(3):
         places = np.array([chip.coords for chip in mesh.devices[replica].flat])
@@ -103,19 +115,33 @@ def test_the_data_axis_of_the_pod_goes_round_whole_rings():
 @pytest.mark.parametrize(
     "block",
     [(4, 2, 1), (3, 4, 1), (16, 1, 1), (4, 4), (1, 16, 1)],
-    ids=["too small", "does not divide", "longer than the slice", "two dimensions", "a ring of another length"],
+    ids=[
+        "too small",
+        "does not divide",
+        "longer than the slice",
+        "two dimensions",
+        "a ring of another length",
+    ],
 )
 def test_a_block_that_does_not_fit_is_one_clear_error(block):
     config = MeshConfig(3, 32, 16, model_chips=block)
-    with pytest.raises(ConfigError, match=r"config\.mesh\.model_chips = .*mesh\.model = 16.*8x12x16 chips"):
+    with pytest.raises(
+        ConfigError, match=r"config\.mesh\.model_chips = .*mesh\.model = 16.*8x12x16 chips"
+    ):
         make_mesh(config, chips.torus(8, 12, 16))
 
 
 def test_blocks_need_each_chip_of_the_slice_once():
     cores = chips.torus(4, 4, 2) * 2  # two devices on each chip, as before megacores
-    with pytest.raises(ConfigError, match=r"config\.mesh\.model_chips needs one device for each chip.* 64 on 32 chips"):
+    with pytest.raises(
+        ConfigError,
+        match=r"config\.mesh\.model_chips needs one device for each chip.* 64 on 32 chips",
+    ):
         make_mesh(MeshConfig(1, 16, 4, model_chips=(2, 2, 1)), cores)
-    with pytest.raises(ConfigError, match=r"config\.mesh\.model_chips needs one device for each chip.* 28 on 32 chips"):
+    with pytest.raises(
+        ConfigError,
+        match=r"config\.mesh\.model_chips needs one device for each chip.* 28 on 32 chips",
+    ):
         make_mesh(MeshConfig(1, 7, 4, model_chips=(2, 2, 1)), chips.torus(4, 4, 2)[4:])
 
 

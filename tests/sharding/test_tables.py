@@ -1,4 +1,7 @@
-"""Where every weight of the full-size models lies, while it is computed with and while it is kept; nothing is allocated."""
+"""Where every weight of the full-size models lies, while it is computed with and while it is kept.
+
+Nothing is allocated.
+"""
 
 import math
 
@@ -34,13 +37,19 @@ def num_bytes(leaf, sharding):
 
 @pytest.mark.parametrize("name", CONFIGS)
 def test_shardings_of_every_weight(name, golden):
-    """One line each: path, shape, dtype and mesh axes while computing; for trained ones those of master and moments."""
+    """One line each: path, shape, dtype and mesh axes while computing.
+
+    For trained ones those of master and moments.
+    """
     mesh, prepared = prepare(name)
     plan, policy = prepared.plan, TrainConfig.precision
     frozen, trained, gathered = (
-        trees.flatten(tree) for tree in (plan.abstract.frozen, plan.abstract.trainable, plan.gathered)
+        trees.flatten(tree)
+        for tree in (plan.abstract.frozen, plan.abstract.trainable, plan.gathered)
     )
-    held = dict.fromkeys(("frozen", "trained, to compute with", "trained, float32", "moments, float32"), 0)
+    held = dict.fromkeys(
+        ("frozen", "trained, to compute with", "trained, float32", "moments, float32"), 0
+    )
     lines = [f"mesh {dict(mesh.shape)}"]
     for path, leaf in frozen.items():
         lines.append(f"{path} {list(leaf.shape)} {leaf.dtype} | {described(leaf.sharding.spec)}")
@@ -48,7 +57,9 @@ def test_shardings_of_every_weight(name, golden):
     for path, leaf in trained.items():
         computed = jax.eval_shape(policy.cast, jax.ShapeDtypeStruct(leaf.shape, leaf.dtype))
         whole, part = described(gathered[path].spec), described(leaf.sharding.spec)
-        lines.append(f"{path} {list(leaf.shape)} {computed.dtype} | {whole} | {leaf.dtype} | {part}")
+        lines.append(
+            f"{path} {list(leaf.shape)} {computed.dtype} | {whole} | {leaf.dtype} | {part}"
+        )
         held["trained, to compute with"] += num_bytes(computed, gathered[path])
         held["trained, float32"] += num_bytes(leaf, leaf.sharding)
     for leaf in jax.tree.leaves(plan.abstract.opt_state):

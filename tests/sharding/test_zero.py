@@ -22,7 +22,8 @@ POD = (3, 32, 16)
             P(None, "model", "data"),
         ),  # never layers, though 32 divides them
         (("embed",), (8192,), P("data")),
-        (("vision", "embed"), (1536, 8192), P("model", "data")),  # whole in each model group: split over both
+        # whole in each model group: split over both
+        (("vision", "embed"), (1536, 8192), P("model", "data")),
         (("latent_heads", "head_dim", "embed"), (16, 128, 1536), P(None, "model", "data")),
         (("frames", "embed"), (8, 1536), P(None, "data")),  # 16 does not divide 8
         (("embed",), (40,), P(None)),  # nor 32 or 16 divide 40
@@ -38,7 +39,9 @@ def test_a_layer_is_split_as_the_stack_of_layers():
     """So that its gradient is placed inside the scan."""
     mesh = chips.mesh(*POD)
     one = zero.spec(("embed", "heads", "head_dim"), (8192, 64, 128), mesh)
-    assert zero.spec(("layers", "embed", "heads", "head_dim"), (12, 8192, 64, 128), mesh) == P(None, *one)
+    assert zero.spec(("layers", "embed", "heads", "head_dim"), (12, 8192, 64, 128), mesh) == P(
+        None, *one
+    )
 
 
 def test_a_mesh_without_data_or_model_splits_nothing_over_them():
@@ -49,8 +52,15 @@ def test_a_mesh_without_data_or_model_splits_nothing_over_them():
 
 
 def test_trees_keep_their_form():
-    tree = {"block": {"w": jax.ShapeDtypeStruct((64, 32), jnp.float32), "b": jax.ShapeDtypeStruct((32,), jnp.float32)}}
-    found = zero.shardings_of(tree, {"block/w": ("mlp", "embed"), "block/b": ("embed",)}, chips.mesh(1, 8, 4))
+    tree = {
+        "block": {
+            "w": jax.ShapeDtypeStruct((64, 32), jnp.float32),
+            "b": jax.ShapeDtypeStruct((32,), jnp.float32),
+        }
+    }
+    found = zero.shardings_of(
+        tree, {"block/w": ("mlp", "embed"), "block/b": ("embed",)}, chips.mesh(1, 8, 4)
+    )
     assert {name: sharding.spec for name, sharding in found["block"].items()} == {
         "w": P("model", "data"),
         "b": P("data"),

@@ -1,4 +1,7 @@
-"""Text to ids and back, for words and for pieces with byte fallback; the new tokens stand behind the pieces."""
+"""Text to ids and back, for words and for pieces with byte fallback.
+
+The new tokens stand behind the pieces.
+"""
 
 import pytest
 import sentencepiece
@@ -42,13 +45,16 @@ def test_any_text_comes_back(pieces, text):
     assert pieces.decode(pieces.encode(text)) == text
 
 
-@given(chunks=st.lists(st.sampled_from([" a", "pets!", "<EOC>", "<image>", "🦩 ", "<pad>", "<BOS>"])))
+@given(
+    chunks=st.lists(st.sampled_from([" a", "pets!", "<EOC>", "<image>", "🦩 ", "<pad>", "<BOS>"]))
+)
 def test_new_tokens_stand_in_the_text(pieces, chunks):
     text = "".join(chunks)
     ids = pieces.encode(text)
     assert pieces.decode(ids) == text
     assert ids.count(pieces.eoc_id) == chunks.count("<EOC>")
-    assert not {pieces.pad_id, pieces.bos_id, pieces.eos_id} & set(ids)  # their strings in a text are just text
+    # their strings in a text are just text
+    assert not {pieces.pad_id, pieces.bos_id, pieces.eos_id} & set(ids)
 
 
 def test_leading_space_makes_a_difference(pieces):
@@ -83,7 +89,12 @@ def test_a_table_with_more_rows_than_pieces_moves_the_new_tokens(words, tmp_path
     wide.save(tmp_path / "wide")
     again = SentencePieceTokenizer.load(tmp_path / "wide", words.new_tokens)
     assert sorted(files(tmp_path / "wide")) == ["prompt.json", "tokenizer.model"]
-    assert (again.vocab_size, again.eoc_id, again.id("<image>"), list(again.start_ids)) == (500, 500, 501, [])
+    assert (again.vocab_size, again.eoc_id, again.id("<image>"), list(again.start_ids)) == (
+        500,
+        500,
+        501,
+        [],
+    )
     assert again.encode("w3<EOC>") == [words.id("▁w3"), 500]
     assert again.decode([words.vocab_size, 499, *again.encode("w3<EOC>")]) == "w3<EOC>"
     with pytest.raises(ValueError, match="out of range"):
@@ -143,7 +154,10 @@ def test_training_is_deterministic(tmp_path):
 
 @pytest.mark.parametrize("model_type", ["unigram", "bpe"])
 def test_nothing_is_normalised(model_type, tmp_path):
-    """As for Chinchilla, no NFKC: a ligature, a superscript, a full-width letter and a split accent stay what they are."""
+    """As for Chinchilla, no NFKC.
+
+    A ligature, a superscript, a full-width letter and a split accent stay what they are.
+    """
     train_sentencepiece(["my cat and my dog"] * 20, tmp_path / "model", 300, model_type)
     tokenizer = SentencePieceTokenizer.load(tmp_path / "model")
     text = "ﬁ x² Ａ e\u0301 é №  \u00a0\t\r\n"

@@ -1,4 +1,7 @@
-"""tokenizer.json behind the Protocol: byte-level pieces as of GPT-2, and pieces with byte fallback as of Llama."""
+"""tokenizer.json behind the Protocol.
+
+Byte-level pieces as of GPT-2, and pieces with byte fallback as of Llama.
+"""
 
 import json
 
@@ -17,7 +20,11 @@ from flamingo_jax.tokenizers.load import load_tokenizer
 from flamingo_jax.tokenizers.markers import Markers
 from flamingo_jax.tokenizers.sentencepiece import SentencePieceTokenizer
 
-LINES = ["Cute pics of my pets!", "My puppy sitting in the grass.", "an <image> and the output of <image>"] * 9
+LINES = [
+    "Cute pics of my pets!",
+    "My puppy sitting in the grass.",
+    "an <image> and the output of <image>",
+] * 9
 NEW = ("<EOC>", "<image>")
 
 
@@ -34,7 +41,9 @@ def gpt2_like() -> tokenizers.Tokenizer:
     made.train_from_iterator(LINES, trainer)
     made.add_special_tokens(["<EOC>"])  # a vocabulary that has a piece of that name already
     end = made.token_to_id("<|endoftext|>")
-    made.post_processor = processors.TemplateProcessing("<|endoftext|> $A", special_tokens=[("<|endoftext|>", end)])
+    made.post_processor = processors.TemplateProcessing(
+        "<|endoftext|> $A", special_tokens=[("<|endoftext|>", end)]
+    )
     made.enable_truncation(4)
     made.enable_padding(length=4)
     return made
@@ -55,10 +64,19 @@ def llama_like() -> tokenizers.Tokenizer:
     ]
     vocabulary = {name: k for k, name in enumerate(names)}
     merges = [("▁", "a"), ("▁", "b"), ("a", "b")]
-    made = tokenizers.Tokenizer(models.BPE(vocabulary, merges, unk_token="<unk>", byte_fallback=True, fuse_unk=True))
-    made.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    made = tokenizers.Tokenizer(
+        models.BPE(vocabulary, merges, unk_token="<unk>", byte_fallback=True, fuse_unk=True)
+    )
+    made.normalizer = normalizers.Sequence(
+        [normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")]
+    )
     made.decoder = decoders.Sequence(
-        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+        [
+            decoders.Replace("▁", " "),
+            decoders.ByteFallback(),
+            decoders.Fuse(),
+            decoders.Strip(" ", 1, 0),
+        ]
     )
     made.add_special_tokens(["<unk>", "<s>", "</s>"])
     return made
@@ -71,9 +89,13 @@ def directories(tmp_path_factory):
     for directory, made in ((gpt2, gpt2_like()), (llama, llama_like())):
         directory.mkdir()
         (directory / "tokenizer.json").write_text(made.to_str())
-    (gpt2 / "special_tokens_map.json").write_text('{"bos_token": "<|endoftext|>", "eos_token": "<|endoftext|>"}')
+    (gpt2 / "special_tokens_map.json").write_text(
+        '{"bos_token": "<|endoftext|>", "eos_token": "<|endoftext|>"}'
+    )
     eos = {"__type": "AddedToken", "content": "</s>", "lstrip": False}
-    (llama / "tokenizer_config.json").write_text(json.dumps({"bos_token": "<s>", "eos_token": eos, "pad_token": None}))
+    (llama / "tokenizer_config.json").write_text(
+        json.dumps({"bos_token": "<s>", "eos_token": eos, "pad_token": None})
+    )
     (llama / "special_tokens_map.json").write_text('{"bos_token": "a", "pad_token": "<unk>"}')
     return {"gpt2": gpt2, "llama": llama}
 
@@ -102,7 +124,11 @@ def test_special_pieces_are_those_of_the_files_or_of_the_arguments(directories):
     llama = HuggingFaceTokenizer.load(directories["llama"] / "tokenizer.json")
     assert (llama.bos_id, llama.eos_id, llama.pad_id) == (1, 2, 0)
     other = HuggingFaceTokenizer.load(directories["llama"], bos="a", eos="b", pad="</s>")
-    assert [other.id(piece) for piece in ("a", "b", "</s>")] == [other.bos_id, other.eos_id, other.pad_id]
+    assert [other.id(piece) for piece in ("a", "b", "</s>")] == [
+        other.bos_id,
+        other.eos_id,
+        other.pad_id,
+    ]
     with pytest.raises(ValueError, match="no piece '<none>', the bos token"):
         HuggingFaceTokenizer.load(directories["llama"], bos="<none>")
 
@@ -112,7 +138,13 @@ def test_any_text_comes_back(loaded, text):
     assert loaded.decode(loaded.encode(text)) == text
 
 
-@given(chunks=st.lists(st.sampled_from([" a", "pets!", "<EOC>", "<image>", "🦩 ", "</s>", "<|endoftext|>", "<unk>"])))
+@given(
+    chunks=st.lists(
+        st.sampled_from(
+            [" a", "pets!", "<EOC>", "<image>", "🦩 ", "</s>", "<|endoftext|>", "<unk>"]
+        )
+    )
+)
 def test_new_tokens_stand_in_the_text_and_special_ones_do_not(loaded, chunks):
     text = "".join(chunks)
     ids = loaded.encode(text)
@@ -126,17 +158,28 @@ def test_save_load_and_files(loaded, tmp_path):
     loaded.save(tmp_path)
     again = load_tokenizer(tmp_path, NEW)
     assert isinstance(again, HuggingFaceTokenizer)
-    assert (again.bos_id, again.eos_id, again.pad_id) == (loaded.bos_id, loaded.eos_id, loaded.pad_id)
+    assert (again.bos_id, again.eos_id, again.pad_id) == (
+        loaded.bos_id,
+        loaded.eos_id,
+        loaded.pad_id,
+    )
     assert again.encode("my cat<EOC>") == loaded.encode("my cat<EOC>")
     assert sorted(tokenizer_lib.files(tmp_path)) == ["tokenizer.json", "tokenizer_config.json"]
 
 
 def test_special_pieces_need_a_row_of_the_models_table(directories):
-    """<EOS> fills rows in place of a padding piece without a row; for <EOS> itself there is nothing else."""
+    """<EOS> fills rows in place of a padding piece without a row.
+
+    For <EOS> itself there is nothing else.
+    """
     content = (directories["llama"] / "tokenizer.json").read_bytes()
-    made = HuggingFaceTokenizer(content, bos="<unk>", eos="<s>", pad="</s>", markers=Markers(vocab_size=2))
+    made = HuggingFaceTokenizer(
+        content, bos="<unk>", eos="<s>", pad="</s>", markers=Markers(vocab_size=2)
+    )
     assert (made.bos_id, made.eos_id, made.pad_id) == (0, 1, 1)
-    with pytest.raises(ValueError, match=r"The eos token '</s>' is piece 2 .*, and the model's table has 2 rows"):
+    with pytest.raises(
+        ValueError, match=r"The eos token '</s>' is piece 2 .*, and the model's table has 2 rows"
+    ):
         HuggingFaceTokenizer(content, bos="<unk>", eos="</s>", markers=Markers(vocab_size=2))
 
 
@@ -180,4 +223,8 @@ def test_a_model_takes_its_tokenizer_along(directories, tmp_path):
     )
     opened = open_checkpoint(tmp_path / "model")
     again, before = load_tokenizer(opened.tokenizer), load_tokenizer(directories["llama"])
-    assert (again.bos_id, again.eos_id, again.pad_id) == (before.bos_id, before.eos_id, before.pad_id)
+    assert (again.bos_id, again.eos_id, again.pad_id) == (
+        before.bos_id,
+        before.eos_id,
+        before.pad_id,
+    )

@@ -14,7 +14,13 @@ def test_without_a_file_prompts_are_the_papers_and_they_need_none(tmp_path):
 
 
 def test_what_is_written_is_read(tmp_path):
-    written = Markers(bos=False, end_of_chunk="<0x0A>", closes_chunks=False, image=("<a>", "<image>"), vocab_size=7)
+    written = Markers(
+        bos=False,
+        end_of_chunk="<0x0A>",
+        closes_chunks=False,
+        image=("<a>", "<image>"),
+        vocab_size=7,
+    )
     markers.write(tmp_path, written)
     assert markers.read(Path(tmp_path)) == written
 

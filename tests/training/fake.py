@@ -66,14 +66,25 @@ def batches(start, names=("pages", "pairs")):
 class Run:
     """A planned state and its compiled step."""
 
-    def __init__(self, mesh=(1, 1, 1), compute="float32", weights=None, config=OPTIMIZER, steps=100, objective=None):
+    def __init__(
+        self,
+        mesh=(1, 1, 1),
+        compute="float32",
+        weights=None,
+        config=OPTIMIZER,
+        steps=100,
+        objective=None,
+    ):
         objective = objective or make_objective()
         size = int(np.prod(mesh))
         self.mesh = make_mesh(MeshConfig(*mesh), jax.devices()[:size])
         self.policy = Policy(compute)
         self.schedule = optimizer_lib.make_schedule(config, steps)
         self.plan, self.optimizer = plan_state(
-            objective, lambda t: optimizer_lib.make_optimizer(config, self.schedule, t), self.mesh, self.policy
+            objective,
+            lambda t: optimizer_lib.make_optimizer(config, self.schedule, t),
+            self.mesh,
+            self.policy,
         )
         self.parts = {
             "objective": objective,

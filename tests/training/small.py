@@ -1,4 +1,7 @@
-"""A config far smaller than tiny, for tests that run real stages; also a config file: --config=tests/training/small.py:flamingo."""
+"""A config far smaller than tiny, for tests that run real stages; also a config file.
+
+--config=tests/training/small.py:flamingo.
+"""
 
 import jax
 import numpy as np
@@ -20,7 +23,10 @@ SIZE = 32
 
 
 def get_config(stage="flamingo"):
-    """The tiny config with one or two narrow layers, and batches of four; `path` fields are set by the test."""
+    """The tiny config with one or two narrow layers, and batches of four.
+
+    `path` fields are set by the test.
+    """
     config = narrow(tiny.get_config(stage))
     config.name = f"small_{stage}"
     config.data.augment = editable(AugmentConfig())
@@ -32,11 +38,21 @@ def get_config(stage="flamingo"):
 
 
 def narrow(config):
-    """Makes a config of the tiny model one that takes seconds: one or two narrow layers, batches of four, six steps."""
+    """Makes a config of the tiny model one that takes seconds.
+
+    One or two narrow layers, batches of four, six steps.
+    """
     config.steps = 6
     config.until = None
     model = config.model
-    model.vision.update(stem_channels=(8,), stem_strides=(4,), widths=(16,), depths=(1,), strides=(2,), group_width=8)
+    model.vision.update(
+        stem_channels=(8,),
+        stem_strides=(4,),
+        widths=(16,),
+        depths=(1,),
+        strides=(2,),
+        group_width=8,
+    )
     model.text_encoder.update(width=16, num_heads=2)
     model.contrastive.joint_dim = 8
     model.lm.update(num_layers=2, width=16, num_heads=4)
@@ -52,7 +68,9 @@ def narrow(config):
 def make_world(directory):
     """Writes a world of a few hundred pictures, and its tokenizer; returns the directory."""
     directory = epath.Path(directory)
-    numbers = dict.fromkeys(("one", "two", "album", "pairs", "pages", "documents", "test_one", "test_two"), 64)
+    numbers = dict.fromkeys(
+        ("one", "two", "album", "pairs", "pages", "documents", "test_one", "test_two"), 64
+    )
     others = dict.fromkeys(("videos", "held_back", "test_held_out", "frames"), 2)
     size = world_pipeline.WorldSize(**numbers, **others)
     world_pipeline.build(world_pipeline.WorldRequest(size=size), directory)
@@ -77,11 +95,15 @@ def overrides(stage, world, towers=None):
     names = with_world(get_config(stage), world).data.datasets
     flags = [f"--config.data.tokenizer={world / 'tokenizer'}"]
     flags += [f"--config.data.datasets.{name}.path={world / name}" for name in names]
-    return flags + [f"--config.towers.{name}={towers / name}" for name in (("lm", "vision") if towers else ())]
+    return flags + [
+        f"--config.towers.{name}={towers / name}" for name in (("lm", "vision") if towers else ())
+    ]
 
 
 def make_towers(directory, world, config_of=get_config):
-    """Exports random towers, as the other two stages would their trained ones; nothing is compiled for it.
+    """Exports random towers, as the other two stages would their trained ones.
+
+    Nothing is compiled for it.
 
     `config_of(stage)` gives the config; `world` holds the tokenizer.
     """
@@ -92,12 +114,17 @@ def make_towers(directory, world, config_of=get_config):
 
 
 def make_export(directory, world, stage, *, config_of=get_config, rng=None):
-    """Exports a random model of a stage to a directory, and returns that; `rng`: numpy's, `world` and `config_of` as above."""
+    """Exports a random model of a stage to a directory, and returns that; `rng`.
+
+    Numpy's, `world` and `config_of` as above.
+    """
     rng = rng or np.random.default_rng(0)
     config = from_dict(TrainConfig, with_world(config_of(stage), world))
     config = config.resolved(SentencePieceTokenizer.load(config.data.tokenizer, ()).vocab_size)
     shapes = jax.eval_shape(build_objective(config, num_shards=1)[1].init, jax.random.key(0))
-    params = jax.tree.map(lambda leaf: (0.2 * rng.normal(size=leaf.shape)).astype(leaf.dtype), shapes)
+    params = jax.tree.map(
+        lambda leaf: (0.2 * rng.normal(size=leaf.shape)).astype(leaf.dtype), shapes
+    )
     return export(
         directory,
         params,

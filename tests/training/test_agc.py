@@ -18,7 +18,8 @@ from flamingo_jax.training.run import build_objective
 from tests.training import small
 
 CLIP = 0.01
-clip = jax.jit(clip_units, static_argnums=(2, 3))  # op by op it would be ten compilations for each shape
+# op by op it would be ten compilations for each shape
+clip = jax.jit(clip_units, static_argnums=(2, 3))
 CONV = ("kernel", "kernel", "vision", "vision")
 # (axes, shape, how many of the last axes are outputs; 0: a vector or a scalar, which is one unit)
 KINDS = {
@@ -57,7 +58,10 @@ def reference(gradient, weight, axes, outputs):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_unit_is_clipped_by_itself(kind):
-    """Gradients of which some are clipped and some are not; float32 norms of at most 36 terms: 1e-5."""
+    """Gradients of which some are clipped and some are not; float32 norms of at most 36 terms.
+
+    1e-5.
+    """
     axes, shape, outputs = KINDS[kind]
     rng = np.random.default_rng(sum(map(ord, kind)))
     weight = np.asarray(rng.normal(size=shape), np.float32)
@@ -83,26 +87,39 @@ def test_a_weight_of_zero_may_move_and_a_gradient_of_zero_stays():
 def weights_of(name):
     """{path: (axes, shape)} of the vision encoder of a stage, or of a ViT."""
     if name == "vit":
-        config = vit.ViTConfig(patch_size=8, width=8, num_layers=2, num_heads=2, mlp_width=16, image_size=16)
+        config = vit.ViTConfig(
+            patch_size=8, width=8, num_layers=2, num_heads=2, mlp_width=16, image_size=16
+        )
         model = hk.transform(lambda x: vit.ViT(config, name="vision")(x))
-        init = lambda key: model.init(key, jnp.zeros((1, 16, 16, 3)))  # noqa: E731
+        init = lambda key: model.init(key, jnp.zeros((1, 16, 16, 3)))
     else:
         described = small.get_config("contrastive")
         described.model.vision.update(depths=(3,), se_ratio=0.5, final_multiplier=2.0)
-        init = build_objective(from_dict(TrainConfig, described).resolved(small.VOCABULARY), num_shards=1)[1].init
-    axes, shapes = axes_of(init, jax.random.key(0)), trees.flatten(jax.eval_shape(init, jax.random.key(0)))
+        init = build_objective(
+            from_dict(TrainConfig, described).resolved(small.VOCABULARY), num_shards=1
+        )[1].init
+    axes, shapes = (
+        axes_of(init, jax.random.key(0)),
+        trees.flatten(jax.eval_shape(init, jax.random.key(0))),
+    )
     return {path: (axes[path], leaf.shape) for path, leaf in shapes.items()}
 
 
 def units(axes, shape):
-    """How many units a weight has: each gets another limit, and so is found in what a uniform gradient becomes."""
+    """How many units a weight has.
+
+    Each gets another limit, and so is found in what a uniform gradient becomes.
+    """
     rng = np.random.default_rng(0)
     weight = np.asarray(1 + rng.random(shape), np.float32)
     return len(np.unique(np.asarray(clip(np.full(shape, 1e3, np.float32), weight, axes, CLIP))))
 
 
 def test_units_of_an_nfnet_are_its_output_channels():
-    """16 channels, 3 blocks of which 2 are stacked: gains and biases are a unit for each layer, not for each channel."""
+    """16 channels, 3 blocks of which 2 are stacked.
+
+    Gains and biases are a unit for each layer, not for each channel.
+    """
     weights, stage = weights_of("nfnet"), "stage0"
     expected = {
         "stem_conv0/w": 8,

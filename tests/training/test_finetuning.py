@@ -1,4 +1,8 @@
-"""Fine-tuning: a run that begins with another's weights, and trains the vision encoder too, on larger images (paper, B.2.2)."""
+"""Fine-tuning.
+
+A run that begins with another's weights, and trains the vision encoder too, on larger images
+(paper, B.2.2).
+"""
 
 import dataclasses
 import math
@@ -38,15 +42,24 @@ def place(tmp_path_factory):
     directory = tmp_path_factory.mktemp("place")
     world = small.make_world(directory / "world")
     small.make_towers(directory / "towers", world, small_of)
-    small.make_export(directory / "flamingo", world, "flamingo", config_of=small_of, rng=np.random.default_rng(1))
+    small.make_export(
+        directory / "flamingo", world, "flamingo", config_of=small_of, rng=np.random.default_rng(1)
+    )
     return directory
 
 
 @pytest.fixture(scope="module")
 def config(place):
-    """The vision encoder at a tenth of the others' rate, with stochastic depth, on larger images; float32, so that Adam's first steps show."""
+    """The vision encoder at a tenth of the others' rate, with stochastic depth, on larger images.
+
+    Float32, so that Adam's first steps show.
+    """
     described = small.with_world(small_of("flamingo"), place / "world")
-    described.initial, described.unfrozen, described.steps = str(place / "flamingo"), ("vision",), STEPS
+    described.initial, described.unfrozen, described.steps = (
+        str(place / "flamingo"),
+        ("vision",),
+        STEPS,
+    )
     described.towers.update(lm=None, vision=None)
     described.data.image_size = 40
     described.model.vision.stochastic_depth = 0.5
@@ -73,12 +86,20 @@ def part(path):
 
 
 def test_trained_weights_begin_where_the_other_run_ended_and_move_by_their_own_rate(done, place):
-    """An update of Adam moves a weight by hardly more than its rate; random weights would be a hundred times farther away."""
-    before, after = (trees.flatten(open_checkpoint(where).params) for where in (place / "flamingo", done[0] / "export"))
+    """An update of Adam moves a weight by hardly more than its rate.
+
+    Random weights would be a hundred times farther away.
+    """
+    before, after = (
+        trees.flatten(open_checkpoint(where).params)
+        for where in (place / "flamingo", done[0] / "export")
+    )
     assert before.keys() == after.keys()
     largest = dict.fromkeys((*TRAINED, "lm"), 0.0)
     for path, leaf in after.items():
-        moved = float(np.max(np.abs(np.asarray(leaf, np.float32) - np.asarray(before[path], np.float32))))
+        moved = float(
+            np.max(np.abs(np.asarray(leaf, np.float32) - np.asarray(before[path], np.float32)))
+        )
         largest[part(path)] = max(largest[part(path)], moved)
     assert largest.pop("lm") == 0.0
     vision = largest.pop("vision")
@@ -90,7 +111,9 @@ def test_trained_weights_begin_where_the_other_run_ended_and_move_by_their_own_r
 def test_both_rates_are_in_the_log_and_the_beginning_in_what_is_told(done, place):
     rows = logs.read(done[0] / "metrics.jsonl")
     np.testing.assert_allclose([row["learning_rate"] for row in rows], RATE, rtol=1e-6)
-    np.testing.assert_allclose([row["learning_rate/vision"] for row in rows], VISION_RATE, rtol=1e-6)
+    np.testing.assert_allclose(
+        [row["learning_rate/vision"] for row in rows], VISION_RATE, rtol=1e-6
+    )
     assert f"starts from {place / 'flamingo'}, of {STEPS}" in done[2][0]
 
 
@@ -113,20 +136,28 @@ def test_the_export_is_self_contained_and_the_newest_step_is_the_same_model(done
     }
 
 
-def test_a_run_in_two_halves_is_the_whole_run_and_reads_its_beginning_once(done, config, tmp_path, monkeypatch):
+def test_a_run_in_two_halves_is_the_whole_run_and_reads_its_beginning_once(
+    done, config, tmp_path, monkeypatch
+):
     """Bit for bit, stochastic depth and all."""
     stage_lib.train(changed(config, steps=2), tmp_path, devices=ONE)
     for name in ("start", "check_start"):
-        monkeypatch.setattr(towers, name, lambda *args: pytest.fail("the second half read the beginning again"))
+        monkeypatch.setattr(
+            towers, name, lambda *args: pytest.fail("the second half read the beginning again")
+        )
     second = stage_lib.train(config, tmp_path, devices=ONE)
     jax.tree.map(np.testing.assert_array_equal, second.saved(), done[1].saved())
-    losses = lambda workdir: [(row["step"], row["loss"]) for row in logs.read(workdir / "metrics.jsonl")]  # noqa: E731
+    losses = lambda workdir: [
+        (row["step"], row["loss"]) for row in logs.read(workdir / "metrics.jsonl")
+    ]
     assert losses(tmp_path) == losses(done[0])
 
 
 def prepared(config):
     """The plan of a run, and the trainable weights as shapes."""
-    plan = stage_lib.prepare(config.resolved(open_tokenizer(config)), make_mesh(config.mesh, ONE)).plan
+    plan = stage_lib.prepare(
+        config.resolved(open_tokenizer(config)), make_mesh(config.mesh, ONE)
+    ).plan
     return plan, plan.abstract.trainable
 
 
@@ -136,27 +167,49 @@ def open_tokenizer(config):
 
 def test_a_tower_that_is_given_comes_before_the_initial_models(config, place):
     """The vision encoder of a contrastive run, or one alone; the rest of the initial Flamingo."""
-    contrastive = trees.subtree(open_checkpoint(place / "towers" / "vision").params, "contrastive/vision")
+    contrastive = trees.subtree(
+        open_checkpoint(place / "towers" / "vision").params, "contrastive/vision"
+    )
     alone = {f"vision/{module}": weights for module, weights in contrastive.items()}
     card = read_card(place / "towers" / "vision")[1]
-    export(place / "vision", alone, kind="vision", config=card["config"], tokenizer=None, preprocessing={}, step=0)
+    export(
+        place / "vision",
+        alone,
+        kind="vision",
+        config=card["config"],
+        tokenizer=None,
+        preprocessing={},
+        step=0,
+    )
     plan, trainable = prepared(config)
     whole = open_checkpoint(place / "flamingo").params
     for given in (place / "towers" / "vision", place / "vision"):
-        own = changed(config, towers=TowersConfig(vision=str(given))).resolved(open_tokenizer(config))
+        own = changed(config, towers=TowersConfig(vision=str(given))).resolved(
+            open_tokenizer(config)
+        )
         started = towers.start(own, trainable)
-        jax.tree.map(np.testing.assert_array_equal, trees.subtree(started, "flamingo/vision"), contrastive)
+        jax.tree.map(
+            np.testing.assert_array_equal, trees.subtree(started, "flamingo/vision"), contrastive
+        )
         for name in TRAINED - {"vision"}:
             where = f"flamingo/{name}"
-            jax.tree.map(np.testing.assert_array_equal, trees.subtree(started, where), trees.subtree(whole, where))
+            jax.tree.map(
+                np.testing.assert_array_equal,
+                trees.subtree(started, where),
+                trees.subtree(whole, where),
+            )
         assert list(towers.frozen_records(own)) == ["lm"]
         frozen = towers.load(own, plan.kept)
-        jax.tree.map(np.testing.assert_array_equal, frozen, {module: whole[module] for module in frozen})
+        jax.tree.map(
+            np.testing.assert_array_equal, frozen, {module: whole[module] for module in frozen}
+        )
 
 
 def test_further_training_of_a_whole_flamingo_needs_no_other_towers(config, place):
     """Nothing unfrozen: both towers are the initial model's."""
-    own = changed(config, unfrozen=(), optimizer=changed(config.optimizer, vision=VisionOptimizerConfig()))
+    own = changed(
+        config, unfrozen=(), optimizer=changed(config.optimizer, vision=VisionOptimizerConfig())
+    )
     own = own.resolved(open_tokenizer(config))
     records = towers.frozen_records(own)
     assert {name: record["source"] for name, record in records.items()} == {
@@ -176,13 +229,20 @@ def test_any_stage_may_go_on_from_an_export_of_its_own(place, stage):
     own = changed(own, initial=str(source)).resolved(open_tokenizer(own))
     towers.check_start(own)
     _, trainable = prepared(own)
-    jax.tree.map(np.testing.assert_array_equal, towers.start(own, trainable), open_checkpoint(source).params)
+    jax.tree.map(
+        np.testing.assert_array_equal, towers.start(own, trainable), open_checkpoint(source).params
+    )
 
 
 @pytest.fixture
 def refused(monkeypatch, tmp_path):
-    """Returns a function of a config and a message: the run is refused before it compiles anything."""
-    monkeypatch.setattr(stage_lib, "make_step", lambda *args, **kwargs: pytest.fail("a step was made"))
+    """Returns a function of a config and a message.
+
+    The run is refused before it compiles anything.
+    """
+    monkeypatch.setattr(
+        stage_lib, "make_step", lambda *args, **kwargs: pytest.fail("a step was made")
+    )
 
     def run(config, message, error=ConfigError):
         with pytest.raises(error, match=message):
@@ -193,7 +253,11 @@ def refused(monkeypatch, tmp_path):
 
 def test_what_a_run_cannot_begin_with_is_refused(config, place, refused):
     lm = str(place / "towers" / "lm")
-    refused(changed(config, initial=str(place / "no")), r"config\.initial: There is no export at .*no", CheckpointError)
+    refused(
+        changed(config, initial=str(place / "no")),
+        r"config\.initial: There is no export at .*no",
+        CheckpointError,
+    )
     both = TowersConfig(lm=lm, vision=str(place / "towers" / "vision"))
     refused(
         changed(config, initial=lm, towers=both),
@@ -223,7 +287,10 @@ def test_settings_that_do_nothing_are_refused(config):
 
 
 def test_the_80b_is_finetuned_with_its_encoders_masters_split_over_all_chips():
-    """The whole of configs/finetune.py as shapes: nothing of NFNet-F6 is frozen, and a chip keeps a 128th of its float32 weights."""
+    """The whole of configs/finetune.py as shapes.
+
+    Nothing of NFNet-F6 is frozen, and a chip keeps a 128th of its float32 weights.
+    """
     config = from_dict(TrainConfig, finetune.get_config("vqav2")).resolved(32_000)
     mesh = chips.mesh(*config.mesh.sizes().values())
     plan = stage_lib.prepare(config, mesh).plan

@@ -1,4 +1,7 @@
-"""A batch embedded in chunks: the plain loss and gradient, in memory that does not grow with the batch."""
+"""A batch embedded in chunks.
+
+The plain loss and gradient, in memory that does not grow with the batch.
+"""
 
 import dataclasses
 
@@ -19,7 +22,10 @@ QUICK = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes
 
 
 def objective(chunk, num_shards=1):
-    """The contrastive stage with all that is random: augmentation, and half of the branches dropped."""
+    """The contrastive stage with all that is random.
+
+    Augmentation, and half of the branches dropped.
+    """
     described = small.get_config("contrastive")
     described.model.vision.update(depths=(2,), stochastic_depth=1.0, loop="scan")
     described.model.contrastive.chunk = chunk
@@ -29,7 +35,11 @@ def objective(chunk, num_shards=1):
 
 @pytest.fixture(scope="module")
 def params():
-    """At birth: random weights would make all embeddings nearly the same, and gradients small differences of large numbers."""
+    """At birth.
+
+    Random weights would make all embeddings nearly the same, and gradients small differences of
+    large numbers.
+    """
     return jax.jit(objective(0).init).lower(KEY).compile(QUICK)(KEY)
 
 
@@ -39,10 +49,13 @@ def loss_and_gradient(goal, params, batch, key):
 
 
 def test_chunks_change_nothing(params):
-    """Stochastic depth and augmentation included: each row has a key of its own, the same in both passes.
+    """Stochastic depth and augmentation included.
 
-    1e-5: float32 sums over rows in another order, of the largest entry of each weight's gradient. That of the temperature is a
-    difference of means of order 10, that of the keys' bias is 0 but for rounding: 1e-6.
+    Each row has a key of its own, the same in both passes.
+
+    1e-5: float32 sums over rows in another order, of the largest entry of each weight's gradient.
+    That of the temperature is a difference of means of order 10, that of the keys' bias is 0 but
+    for rounding: 1e-6.
     """
     batch = small.batch(rows=8, length=6, images=1, seed=3)
     (expected, its_metrics), whole = loss_and_gradient(objective(0), params, batch, KEY)
@@ -53,12 +66,14 @@ def test_chunks_change_nothing(params):
     for path, leaf in trees.flatten(whole).items():
         cancels = path.endswith(("log_temperature", "key/b"))
         error = 1e-6 if cancels else 1e-5 * np.abs(leaf).max()
-        np.testing.assert_allclose(trees.flatten(gradient)[path], leaf, rtol=0, atol=error, err_msg=path)
+        np.testing.assert_allclose(
+            trees.flatten(gradient)[path], leaf, rtol=0, atol=error, err_msg=path
+        )
 
 
 def test_rows_come_back_in_their_order():
     rows = {"a": jnp.arange(24), "b": jnp.arange(48).reshape(24, 2)}
-    embed = lambda params, rows: (rows["a"] * params["m"]["w"], rows["b"])  # noqa: E731
+    embed = lambda params, rows: (rows["a"] * params["m"]["w"], rows["b"])
     weights = {"m": {"w": jnp.float32(2)}}
     for chunk, num_shards in ((1, 1), (2, 3), (4, 2), (0, 1)):
         a, b = in_chunks(embed, weights, rows, chunk=chunk, num_shards=num_shards)
@@ -67,7 +82,10 @@ def test_rows_come_back_in_their_order():
 
 
 def test_gradients_of_chunks_are_summed_in_float32():
-    """256 + 255 ones is 511, in bfloat16 512; there 256 + 1 is 256, so that a sum in bfloat16 would stay at 256."""
+    """256 + 255 ones is 511, in bfloat16 512.
+
+    There 256 + 1 is 256, so that a sum in bfloat16 would stay at 256.
+    """
     rows = jnp.concatenate([jnp.array([256.0]), jnp.ones(255)]).astype(jnp.bfloat16)
 
     def total(params):
@@ -80,7 +98,10 @@ def test_gradients_of_chunks_are_summed_in_float32():
 
 
 def test_memory_does_not_grow_with_the_batch(params):
-    """Beside the rows themselves, handed in, only embeddings [B, 8] and similarities [B, B] do: some ten arrays of either."""
+    """Beside the rows themselves, handed in, only embeddings [B, 8] and similarities [B, B] do.
+
+    Some ten arrays of either.
+    """
 
     def temporaries(rows, chunk):
         batch = small.batch(rows=rows, length=6, images=1, seed=0)
@@ -94,7 +115,11 @@ def test_memory_does_not_grow_with_the_batch(params):
 
 def test_a_chunk_must_divide_the_rows_of_a_shard(params):
     batch = small.batch(rows=8, length=6, images=1, seed=3)
-    with pytest.raises(ConfigError, match=r"chunk is 3, and a batch of 8 rows on 2 data shards has 4 on each"):
+    with pytest.raises(
+        ConfigError, match=r"chunk is 3, and a batch of 8 rows on 2 data shards has 4 on each"
+    ):
         jax.eval_shape(objective(3, num_shards=2).loss, params, batch, KEY)
     with pytest.raises(ValueError, match="chunk is -1"):
-        dataclasses.replace(from_dict(TrainConfig, small.get_config("contrastive")).model.contrastive, chunk=-1)
+        dataclasses.replace(
+            from_dict(TrainConfig, small.get_config("contrastive")).model.contrastive, chunk=-1
+        )

@@ -1,4 +1,7 @@
-"""What a run reports: means, the stop at a number that is not finite, and files that survive a restart."""
+"""What a run reports.
+
+Means, the stop at a number that is not finite, and files that survive a restart.
+"""
 
 import json
 
@@ -8,7 +11,13 @@ import pytest
 
 from flamingo_jax.core.paths import Path
 from flamingo_jax.training import logs as metrics_lib
-from flamingo_jax.training.logs import Meter, NonFiniteError, jsonl_log, progress_log, tensorboard_log
+from flamingo_jax.training.logs import (
+    Meter,
+    NonFiniteError,
+    jsonl_log,
+    progress_log,
+    tensorboard_log,
+)
 
 
 def numbers(loss, pages=None, norm=1.0):
@@ -34,7 +43,14 @@ def test_report_is_the_mean_since_the_last_report():
 def test_round_robin_reports_each_dataset_by_its_own_updates():
     meter = Meter()
     meter.add(1, {**numbers(1.0)})
-    meter.add(2, {"loss": jnp.float32(3.0), "pairs/loss": jnp.float32(3.0), "gradient_norm": jnp.float32(1.0)})
+    meter.add(
+        2,
+        {
+            "loss": jnp.float32(3.0),
+            "pairs/loss": jnp.float32(3.0),
+            "gradient_norm": jnp.float32(1.0),
+        },
+    )
     report = meter.report()
     assert (report["pages/loss"], report["pairs/loss"], report["loss"]) == (1.0, 3.0, 2.0)
 

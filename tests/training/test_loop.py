@@ -1,4 +1,8 @@
-"""The loop: reports, hooks, the early stop, the stop at NaN, and a resumed run that equals the whole one, bit for bit."""
+"""The loop.
+
+Reports, hooks, the early stop, the stop at NaN, and a resumed run that equals the whole one, bit
+for bit.
+"""
 
 import jax
 import numpy as np
@@ -31,7 +35,15 @@ def train(run, *, start=0, state=None, steps=6, log_every=2, **options):
     batches = options.pop("batches", fake.batches(start))
     state = run.init() if state is None else state
     state, done, stopped = loop.run(
-        run.step, state, batches, KEY, start=start, steps=steps, log_every=log_every, log=log, **options
+        run.step,
+        state,
+        batches,
+        KEY,
+        start=start,
+        steps=steps,
+        log_every=log_every,
+        log=log,
+        **options,
     )
     return state, done, stopped, log
 
@@ -68,7 +80,9 @@ def test_stop_ends_the_run_and_hooks_hear_that_it_is_the_last(run):
         return {"nll": nll[2 * len(probed)]}
 
     stop = below(probe, log, metric="nll", bound=0.3, steps=2)
-    _, done, stopped, _ = train(run, steps=100, log_every=50, log=log, stop=stop, hooks=[seen.append])
+    _, done, stopped, _ = train(
+        run, steps=100, log_every=50, log=log, stop=stop, hooks=[seen.append]
+    )
     assert (done, stopped) == (4, True)
     assert [moment.is_last for moment in seen] == [False, False, False, True]
     assert probed == [{"tower", "head", "bias"}] * 2
@@ -84,7 +98,9 @@ def test_a_stopped_run_stays_stopped_when_it_is_resumed(run):
 
 def test_probe_without_the_metric_is_an_error():
     stop = below(lambda params: {"accuracy": 1.0}, Log(), metric="nll", bound=0.3, steps=1)
-    with pytest.raises(ValueError, match=r"until.metric is 'nll'; the probe measures \['accuracy'\]"):
+    with pytest.raises(
+        ValueError, match=r"until.metric is 'nll'; the probe measures \['accuracy'\]"
+    ):
         stop(Moment(1, fake.Run().init()))
 
 
@@ -96,7 +112,9 @@ def test_nan_stops_before_anything_is_saved(run):
             yield batch
 
     saved = []
-    store = type("Store", (), {"save": lambda self, step, state, positions: saved.append((step, positions))})()
+    store = type(
+        "Store", (), {"save": lambda self, step, state, positions: saved.append((step, positions))}
+    )()
     hook = every(2, save(store, lambda step: {"pages": step, "pairs": step}), at_end=True)
     with pytest.raises(NonFiniteError, match="step 5, dataset pairs"):
         train(run, steps=6, batches=batches(), hooks=[hook])
@@ -117,9 +135,13 @@ def test_resumed_run_equals_the_whole_run_bit_for_bit(run):
         snapshots[moment.step] = jax.tree.map(np.array, moment.state)
 
     whole, *_, log = train(run, steps=8, hooks=[every(4, snapshot, at_end=False)])
-    resumed, *_, log_after = train(run, start=4, state=jax.device_put(snapshots[4], run.plan.shardings), steps=8)
+    resumed, *_, log_after = train(
+        run, start=4, state=jax.device_put(snapshots[4], run.plan.shardings), steps=8
+    )
     fake.assert_trees_equal(whole, resumed)
-    without_time = lambda rows: [(step, {k: v for k, v in row.items() if k != "step_seconds"}) for step, row in rows]  # noqa: E731
+    without_time = lambda rows: [
+        (step, {k: v for k, v in row.items() if k != "step_seconds"}) for step, row in rows
+    ]
     assert without_time(log)[2:] == without_time(log_after)
 
 

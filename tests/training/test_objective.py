@@ -1,4 +1,7 @@
-"""The three objectives on real models, as shapes where that is enough: tables, normalisation, gates."""
+"""The three objectives on real models, as shapes where that is enough.
+
+Tables, normalisation, gates.
+"""
 
 import dataclasses
 
@@ -39,9 +42,14 @@ def test_flamingo_freezes_both_towers_and_does_not_decay_the_resampler():
     config = from_dict(TrainConfig, small.get_config("flamingo")).resolved(small.VOCABULARY)
     objective = build_objective(config, num_shards=1)[1]
     trainable, frozen = split(objective, jax.eval_shape(objective.init, KEY))
-    part = lambda path: path.split("/")[1]  # noqa: E731
+    part = lambda path: path.split("/")[1]
     assert {part(path) for path in trees.flatten(frozen)} == {"vision", "lm"}
-    assert {part(path) for path in trees.flatten(trainable)} == {"resampler", "media", "xattn", "new_tokens"}
+    assert {part(path) for path in trees.flatten(trainable)} == {
+        "resampler",
+        "media",
+        "xattn",
+        "new_tokens",
+    }
     factors = trees.flatten(decay_factors(objective, trainable))
     assert {factor for path, factor in factors.items() if part(path) == "resampler"} == {0.0}
     assert {factor for path, factor in factors.items() if part(path) != "resampler"} == {1.0}
@@ -57,7 +65,9 @@ def test_contrastive_temperature_is_not_decayed():
     config = from_dict(TrainConfig, small.get_config("contrastive")).resolved(small.VOCABULARY)
     objective = build_objective(config, num_shards=1)[1]
     factors = trees.flatten(decay_factors(objective, jax.eval_shape(objective.init, KEY)))
-    assert [path for path, factor in factors.items() if factor == 0.0] == ["contrastive/log_temperature"]
+    assert [path for path, factor in factors.items() if factor == 0.0] == [
+        "contrastive/log_temperature"
+    ]
 
 
 def test_loss_is_the_mean_over_the_predicted_tokens_of_the_whole_batch():
@@ -73,8 +83,11 @@ def test_padding_does_not_count():
     objective = build_objective(config, num_shards=1)[1]
     params = jax.jit(objective.init)(KEY)
     short = small.batch(rows=2, length=6, images=0, seed=1)
-    blank = lambda array: np.pad(array, [(0, 0), (0, 3)])  # noqa: E731
-    padded = {name: blank(getattr(short, name)) for name in ("tokens", "segment", "loss_weights", "media_index")}
+    blank = lambda array: np.pad(array, [(0, 0), (0, 3)])
+    padded = {
+        name: blank(getattr(short, name))
+        for name in ("tokens", "segment", "loss_weights", "media_index")
+    }
     longer = dataclasses.replace(short, **padded)
     loss = jax.jit(objective.loss)
     np.testing.assert_allclose(loss(params, short, KEY)[0], loss(params, longer, KEY)[0], rtol=1e-6)
@@ -90,18 +103,27 @@ def test_contrastive_needs_an_image_for_each_text():
 
 @pytest.mark.parametrize("stage", ["contrastive", "flamingo"])
 def test_augmentation_follows_the_keys_of_the_batch(stage):
-    """With it the loss depends on the keys, and is the loss of the images augmented beforehand; without it keys are not looked at."""
+    """With it the loss depends on the keys, and is the loss of the images augmented beforehand.
+
+    Without it keys are not looked at.
+    """
     config = from_dict(TrainConfig, small.get_config(stage)).resolved(small.VOCABULARY)
-    plain = dataclasses.replace(config, data=dataclasses.replace(config.data, augment=NO_AUGMENTATION))
+    plain = dataclasses.replace(
+        config, data=dataclasses.replace(config.data, augment=NO_AUGMENTATION)
+    )
     with_it, without = (build_objective(c, num_shards=1)[1] for c in (config, plain))
     shapes = jax.eval_shape(with_it.init, KEY)
     rng = np.random.default_rng(0)
-    params = jax.tree.map(lambda leaf: jnp.asarray(0.2 * rng.normal(size=leaf.shape), leaf.dtype), shapes)
+    params = jax.tree.map(
+        lambda leaf: jnp.asarray(0.2 * rng.normal(size=leaf.shape), leaf.dtype), shapes
+    )
     batch = small.batch(rows=2, length=6, images=1, seed=0)
     other = dataclasses.replace(batch, media_key=batch.media_key + np.uint32(1))
     augmented = dataclasses.replace(
         batch,
-        frames=jax.jit(augment, static_argnums=2)(batch.frames, batch.media_key, config.data.augment),
+        frames=jax.jit(augment, static_argnums=2)(
+            batch.frames, batch.media_key, config.data.augment
+        ),
         media_key=None,
     )
     loss = {
@@ -118,47 +140,71 @@ def finetuning(**vision):
     described = small.get_config("flamingo")
     described.unfrozen = ("vision",)
     described.model.vision.update(vision)
-    return build_objective(from_dict(TrainConfig, described).resolved(small.VOCABULARY), num_shards=1)[1]
+    return build_objective(
+        from_dict(TrainConfig, described).resolved(small.VOCABULARY), num_shards=1
+    )[1]
 
 
 def test_finetuning_trains_the_vision_encoder_unfolded_and_without_decay():
-    """Paper, B.2.2: the language model stays frozen, and in the form that is fastest; standardisation is part of the trained function."""
+    """Paper, B.2.2: the language model stays frozen, and in the form that is fastest.
+
+    Standardisation is part of the trained function.
+    """
     objective = finetuning()
     trainable, frozen = split(objective, jax.eval_shape(objective.init, KEY))
-    part = lambda path: path.split("/")[1]  # noqa: E731
+    part = lambda path: path.split("/")[1]
     assert {part(path) for path in trees.flatten(frozen)} == {"lm"}
-    assert {part(path) for path in trees.flatten(trainable)} == {"vision", "resampler", "media", "xattn", "new_tokens"}
+    assert {part(path) for path in trees.flatten(trainable)} == {
+        "vision",
+        "resampler",
+        "media",
+        "xattn",
+        "new_tokens",
+    }
     known = traits(objective, trainable, axes_of(objective.init, KEY))
     assert {part(path) for path, group in known.group.items() if group == "vision"} == {"vision"}
-    assert {part(path) for path, factor in known.decay.items() if factor == 0.0} == {"vision", "resampler"}
+    assert {part(path) for path, factor in known.decay.items() if factor == 0.0} == {
+        "vision",
+        "resampler",
+    }
     computed = jax.eval_shape(objective.compute_form, trees.merge(trainable, frozen))
-    assert set(trees.flatten(computed)) == set(trees.flatten(jax.eval_shape(objective.compute_form_init, KEY)))
+    assert set(trees.flatten(computed)) == set(
+        trees.flatten(jax.eval_shape(objective.compute_form_init, KEY))
+    )
     assert "flamingo/vision/stem_conv0/gain" in trees.flatten(computed)
     assert any(path.endswith("/qkv/w") for path in trees.flatten(computed))
 
 
 def test_groups_of_the_contrastive_stage():
-    """Paper, B.1.3: the NFNet has adaptive clipping; what else is trained, projections and temperature too, the global norm."""
+    """Paper, B.1.3: the NFNet has adaptive clipping.
+
+    What else is trained, projections and temperature too, the global norm.
+    """
     config = from_dict(TrainConfig, small.get_config("contrastive")).resolved(small.VOCABULARY)
     objective = build_objective(config, num_shards=1)[1]
     known = traits(objective, jax.eval_shape(objective.init, KEY), axes_of(objective.init, KEY))
-    of = lambda group: {path.split("/")[1] for path, found in known.group.items() if found == group}  # noqa: E731
+    of = lambda group: {path.split("/")[1] for path, found in known.group.items() if found == group}
     assert of("vision") == {"vision"}
     assert of("rest") == {"text", "vision_projection", "text_projection", "log_temperature"}
 
 
 def test_blocks_of_a_trained_vision_encoder_are_dropped_by_key():
     """Stochastic depth is on where the encoder is trained, and off where it is frozen."""
-    dropping = {"depths": (2,), "stochastic_depth": 1.0}  # the second block is dropped for one image in two
+    # the second block is dropped for one image in two
+    dropping = {"depths": (2,), "stochastic_depth": 1.0}
     batch = small.batch(rows=8, length=6, images=1, seed=0)
     described = small.get_config("flamingo")
     described.model.vision.update(dropping)
-    frozen = build_objective(from_dict(TrainConfig, described).resolved(small.VOCABULARY), num_shards=1)[1]
+    frozen = build_objective(
+        from_dict(TrainConfig, described).resolved(small.VOCABULARY), num_shards=1
+    )[1]
     rng = np.random.default_rng(0)
     shapes = jax.eval_shape(frozen.init, KEY)
-    params = jax.tree.map(lambda leaf: jnp.asarray(0.2 * rng.normal(size=leaf.shape), leaf.dtype), shapes)
+    params = jax.tree.map(
+        lambda leaf: jnp.asarray(0.2 * rng.normal(size=leaf.shape), leaf.dtype), shapes
+    )
     for objective, differs in ((finetuning(**dropping), True), (frozen, False)):
-        compute = lambda key, b, o=objective: o.loss(o.compute_form(params), b, key)[0]  # noqa: E731
+        compute = lambda key, b, o=objective: o.loss(o.compute_form(params), b, key)[0]
         loss = jax.jit(
             compute, compiler_options={"xla_backend_optimization_level": 0}
         )  # what takes time is compilation

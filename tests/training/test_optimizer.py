@@ -24,9 +24,13 @@ def test_paper_schedule_is_linear_warmup_then_constant():
     assert float(schedule(5_000)) == float(schedule(499_999)) == pytest.approx(1e-4)
 
 
-@pytest.mark.parametrize(("kind", "middle"), [("cosine", 0.525), ("linear", 0.525), ("exponential", 0.05**0.5)])
+@pytest.mark.parametrize(
+    ("kind", "middle"), [("cosine", 0.525), ("linear", 0.525), ("exponential", 0.05**0.5)]
+)
 def test_falling_schedules_end_at_the_final_fraction(kind, middle):
-    config = OptimizerConfig(learning_rate=1.0, warmup_steps=10, schedule=kind, decay_steps=110, final_fraction=0.05)
+    config = OptimizerConfig(
+        learning_rate=1.0, warmup_steps=10, schedule=kind, decay_steps=110, final_fraction=0.05
+    )
     schedule = make_schedule(config, steps=1_000)
     assert float(schedule(10)) == pytest.approx(1.0)
     assert float(schedule(60)) == pytest.approx(middle)
@@ -35,26 +39,39 @@ def test_falling_schedules_end_at_the_final_fraction(kind, middle):
 
 
 def test_fall_ends_with_the_run_by_default():
-    schedule = make_schedule(OptimizerConfig(learning_rate=1.0, warmup_steps=0, schedule="linear"), steps=100)
+    schedule = make_schedule(
+        OptimizerConfig(learning_rate=1.0, warmup_steps=0, schedule="linear"), steps=100
+    )
     assert float(schedule(0)) == 1.0
     assert float(schedule(50)) == pytest.approx(0.5)
     assert float(schedule(100)) == 0.0
 
 
 def test_exponential_fall_is_by_factors_of_ten():
-    """Paper, B.2.2: a tenth of the peak after half of the updates is a hundredth after all of them."""
-    config = OptimizerConfig(learning_rate=1e-5, warmup_steps=0, schedule="exponential", final_fraction=0.01)
+    """Paper, B.2.2.
+
+    A tenth of the peak after half of the updates is a hundredth after all of them.
+    """
+    config = OptimizerConfig(
+        learning_rate=1e-5, warmup_steps=0, schedule="exponential", final_fraction=0.01
+    )
     schedule = make_schedule(config, steps=200)
-    np.testing.assert_allclose([schedule(0), schedule(100), schedule(200)], [1e-5, 1e-6, 1e-7], rtol=1e-5)
+    np.testing.assert_allclose(
+        [schedule(0), schedule(100), schedule(200)], [1e-5, 1e-6, 1e-7], rtol=1e-5
+    )
 
 
 def test_the_vision_encoder_has_a_schedule_of_the_same_form():
     config = OptimizerConfig(learning_rate=1.0, warmup_steps=10, schedule="linear", decay_steps=110)
     assert set(make_schedules(config, steps=1_000)) == {"learning_rate"}
-    own = make_schedules(dataclasses.replace(config, vision=VisionOptimizerConfig(learning_rate=0.25)), steps=1_000)
+    own = make_schedules(
+        dataclasses.replace(config, vision=VisionOptimizerConfig(learning_rate=0.25)), steps=1_000
+    )
     assert set(own) == {"learning_rate", "learning_rate/vision"}
     for step in (0, 5, 60, 110):
-        np.testing.assert_allclose(own["learning_rate/vision"](step), 0.25 * own["learning_rate"](step), rtol=1e-6)
+        np.testing.assert_allclose(
+            own["learning_rate/vision"](step), 0.25 * own["learning_rate"](step), rtol=1e-6
+        )
 
 
 def one_update(config, gradients, weights, factors, groups=None):
@@ -81,14 +98,22 @@ def test_clip_is_one_global_norm():
     )  # eps 1: the size shows in the update
     weights = {"m": {"a": jnp.zeros(1), "b": jnp.zeros(1)}}
     factors = {"m": {"a": 1.0, "b": 1.0}}
-    large = one_update(config, {"m": {"a": jnp.array([30.0]), "b": jnp.array([40.0])}}, weights, factors)
-    unit = one_update(config, {"m": {"a": jnp.array([0.6]), "b": jnp.array([0.8])}}, weights, factors)
-    np.testing.assert_allclose(large["m"]["a"], unit["m"]["a"], rtol=1e-6)  # float32 rounding of the norm
+    large = one_update(
+        config, {"m": {"a": jnp.array([30.0]), "b": jnp.array([40.0])}}, weights, factors
+    )
+    unit = one_update(
+        config, {"m": {"a": jnp.array([0.6]), "b": jnp.array([0.8])}}, weights, factors
+    )
+    # float32 rounding of the norm
+    np.testing.assert_allclose(large["m"]["a"], unit["m"]["a"], rtol=1e-6)
     np.testing.assert_allclose(large["m"]["b"], unit["m"]["b"], rtol=1e-6)
 
 
 def test_vision_has_its_own_learning_rate():
-    """Adam's first update is the sign of the gradient; the decay is scaled by the rate too. float32: 1 - 0.999 is right to 3e-5, its root to 2e-5."""
+    """Adam's first update is the sign of the gradient.
+
+    The decay is scaled by the rate too. float32: 1 - 0.999 is right to 3e-5, its root to 2e-5.
+    """
     vision = VisionOptimizerConfig(learning_rate=0.05)
     config = OptimizerConfig(learning_rate=0.5, warmup_steps=0, weight_decay=0.1, vision=vision)
     weights = {"m": {"a": jnp.full(3, 2.0), "b": jnp.full(3, 2.0)}}
@@ -100,7 +125,10 @@ def test_vision_has_its_own_learning_rate():
 
 
 def test_agc_bounds_the_vision_encoder_and_the_global_norm_all_else():
-    """Paper, B.1.3. eps = 1e4: Adam's division by (size + eps) hardly depends on the size, which shows in the update."""
+    """Paper, B.1.3. eps = 1e4.
+
+    Adam's division by (size + eps) hardly depends on the size, which shows in the update.
+    """
     config = OptimizerConfig(
         learning_rate=1e4,
         warmup_steps=0,
@@ -110,10 +138,13 @@ def test_agc_bounds_the_vision_encoder_and_the_global_norm_all_else():
         vision=VisionOptimizerConfig(agc=0.01),
     )
     weights = {"m": {"a": jnp.full((2, 2), 3.0), "b": jnp.zeros(1), "c": jnp.zeros(1)}}
-    gradients = {"m": {"a": jnp.full((2, 2), 100.0), "b": jnp.array([30.0]), "c": jnp.array([40.0])}}
+    gradients = {
+        "m": {"a": jnp.full((2, 2), 100.0), "b": jnp.array([30.0]), "c": jnp.array([40.0])}
+    }
     groups = {"m": {"a": "vision", "b": "rest", "c": "rest"}}
     updates = one_update(config, gradients, weights, {"m": dict.fromkeys("abc", 0.0)}, groups)
-    # A column of a: norm 3 * 2**0.5, its gradient 1 % of that; b and c: norm 50, brought to 10, whatever a has.
+    # A column of a: norm 3 * 2**0.5, its gradient 1 % of that; b and c: norm 50, brought to 10,
+    # whatever a has.
     np.testing.assert_allclose(updates["m"]["a"], -0.03, rtol=1e-3)
     np.testing.assert_allclose(updates["m"]["b"], -6.0, rtol=1e-3)
     np.testing.assert_allclose(updates["m"]["c"], -8.0, rtol=1e-3)

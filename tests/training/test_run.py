@@ -1,4 +1,7 @@
-"""A stage as a whole, on a small world: what it writes, how it goes on, and what it refuses before it compiles anything."""
+"""A stage as a whole, on a small world.
+
+What it writes, how it goes on, and what it refuses before it compiles anything.
+"""
 
 import contextlib
 import dataclasses
@@ -54,12 +57,19 @@ def done(config, tmp_path_factory):
 @pytest.fixture
 def never_compiles(monkeypatch):
     """Fails a test that gets as far as making a step."""
-    monkeypatch.setattr(stage_lib, "make_step", lambda *args, **kwargs: pytest.fail("a step was made"))
+    monkeypatch.setattr(
+        stage_lib, "make_step", lambda *args, **kwargs: pytest.fail("a step was made")
+    )
 
 
 def test_a_run_leaves_checkpoints_metrics_config_and_an_export(done, config):
     workdir, state, told = done
-    assert {path.name for path in workdir.iterdir()} == {"checkpoints", "export", "config.json", "metrics.jsonl"}
+    assert {path.name for path in workdir.iterdir()} == {
+        "checkpoints",
+        "export",
+        "config.json",
+        "metrics.jsonl",
+    }
     assert [row["step"] for row in logs.read(workdir / "metrics.jsonl")] == [1, 2, 3, 4, 5, 6]
     resolved = json.loads((workdir / "config.json").read_text())
     assert resolved["model"]["lm"]["vocab_size"] > 0  # the tokenizer's
@@ -92,19 +102,26 @@ def test_a_run_in_two_halves_is_the_whole_run(done, config, tmp_path):
     stage_lib.train(dataclasses.replace(config, steps=4), tmp_path, devices=ONE)
     second = stage_lib.train(config, tmp_path, devices=ONE)
     jax.tree.map(np.testing.assert_array_equal, second.saved(), state.saved())
-    losses = lambda workdir: [(row["step"], row["loss"]) for row in logs.read(workdir / "metrics.jsonl")]  # noqa: E731
+    losses = lambda workdir: [
+        (row["step"], row["loss"]) for row in logs.read(workdir / "metrics.jsonl")
+    ]
     assert losses(tmp_path) == losses(done[0])
     assert open_checkpoint(tmp_path / "export").step == 6
 
 
 def test_another_config_is_refused_by_its_fields(done, config, never_compiles):
-    changed = dataclasses.replace(config, optimizer=dataclasses.replace(config.optimizer, learning_rate=0.5))
+    changed = dataclasses.replace(
+        config, optimizer=dataclasses.replace(config.optimizer, learning_rate=0.5)
+    )
     with pytest.raises(CheckpointError, match=r"optimizer\.learning_rate: 0\.01 -> 0\.5"):
         stage_lib.train(changed, done[0], devices=ONE)
 
 
 def test_a_run_of_an_older_version_goes_on(done, config, tmp_path, monkeypatch):
-    """Fields that have come since have their defaults, which change nothing; another value is refused by its name."""
+    """Fields that have come since have their defaults, which change nothing.
+
+    Another value is refused by its name.
+    """
     read = store.read_item
 
     def older(workdir, step, item):
@@ -121,7 +138,9 @@ def test_a_run_of_an_older_version_goes_on(done, config, tmp_path, monkeypatch):
         stage_lib.train(changed, done[0], devices=ONE)
 
 
-def test_unwritable_workdir_is_refused_before_anything_is_compiled(config, tmp_path, never_compiles):
+def test_unwritable_workdir_is_refused_before_anything_is_compiled(
+    config, tmp_path, never_compiles
+):
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(PathError, match="Cannot make the directory .*file/run.*writable place"):
         stage_lib.train(config, tmp_path / "file" / "run", devices=ONE)
@@ -141,18 +160,27 @@ def test_a_vocabulary_larger_than_the_models_is_refused(config, tmp_path, never_
 
 def test_unknown_probe_is_refused(config, tmp_path, never_compiles):
     until = UntilConfig(probe="lm_lokup")
-    with pytest.raises(ConfigError, match=r"until\.probe is 'lm_lokup'; expected one of \['lm_lookup'\]"):
+    with pytest.raises(
+        ConfigError, match=r"until\.probe is 'lm_lokup'; expected one of \['lm_lookup'\]"
+    ):
         stage_lib.train(
-            dataclasses.replace(config, until=until), tmp_path, probes={"lm_lookup": lambda stage: dict}, devices=ONE
+            dataclasses.replace(config, until=until),
+            tmp_path,
+            probes={"lm_lookup": lambda stage: dict},
+            devices=ONE,
         )
 
 
 def test_a_probe_that_is_content_ends_the_stage(config, tmp_path):
     probes = {
-        "count": lambda stage: lambda params: {"weights": float(len(params)), "vocabulary": stage.tokenizer.vocab_size}
+        "count": lambda stage: (
+            lambda params: {"weights": float(len(params)), "vocabulary": stage.tokenizer.vocab_size}
+        )
     }
     until = UntilConfig(probe="count", metric="weights", below=1e6, every=2)
-    state = stage_lib.train(dataclasses.replace(config, until=until), tmp_path, probes=probes, devices=ONE)
+    state = stage_lib.train(
+        dataclasses.replace(config, until=until), tmp_path, probes=probes, devices=ONE
+    )
     assert int(state.step) == 2
     assert open_checkpoint(tmp_path / "export").step == 2
 
@@ -161,7 +189,9 @@ def test_a_probe_that_is_not_content_in_time_is_an_error_and_nothing_is_exported
     until = UntilConfig(probe="count", metric="weights", below=0.0, every=2)
     probes = {"count": lambda stage: lambda params: {"weights": float(len(params))}}
     wanted = dataclasses.replace(config, until=until, steps=2)
-    with pytest.raises(ProbeNotReached, match=r"count: weights is still not below 0\.0 after all 2 steps"):
+    with pytest.raises(
+        ProbeNotReached, match=r"count: weights is still not below 0\.0 after all 2 steps"
+    ):
         stage_lib.train(wanted, tmp_path, probes=probes, devices=ONE)
     assert not (tmp_path / "export").exists()
     accepted = dataclasses.replace(wanted, until=dataclasses.replace(until, required=False))
@@ -186,14 +216,21 @@ def with_towers(config, **towers):
 def test_missing_towers_are_named(flamingo, tmp_path, never_compiles):
     with pytest.raises(ConfigError, match=r"towers\.lm is None.*language_model run"):
         stage_lib.train(with_towers(flamingo, lm=None), tmp_path / "run", devices=ONE)
-    with pytest.raises(CheckpointError, match=r"towers\.vision: There is no export at .*nowhere.*contrastive stage"):
-        stage_lib.train(with_towers(flamingo, vision=str(tmp_path / "nowhere")), tmp_path / "run", devices=ONE)
+    with pytest.raises(
+        CheckpointError, match=r"towers\.vision: There is no export at .*nowhere.*contrastive stage"
+    ):
+        stage_lib.train(
+            with_towers(flamingo, vision=str(tmp_path / "nowhere")), tmp_path / "run", devices=ONE
+        )
 
 
 def test_a_tower_of_another_model_is_refused_by_its_fields(flamingo, tmp_path, never_compiles):
-    lm = dataclasses.replace(flamingo.model.lm, rotary_base=10_000.0)  # the same shapes, another model
+    # the same shapes, another model
+    lm = dataclasses.replace(flamingo.model.lm, rotary_base=10_000.0)
     changed = dataclasses.replace(flamingo, model=dataclasses.replace(flamingo.model, lm=lm))
-    with pytest.raises(ConfigError, match=r"another config\.model\.lm.*\n.*rotary_base: 500\.0 -> 10000\.0"):
+    with pytest.raises(
+        ConfigError, match=r"another config\.model\.lm.*\n.*rotary_base: 500\.0 -> 10000\.0"
+    ):
         stage_lib.train(changed, tmp_path, devices=ONE)
 
 
@@ -207,11 +244,15 @@ def test_batches_follow_the_mixing_from_any_position(flamingo, mixing):
 
     def from_step(start):
         positions = positions_at(mixing, names, start)
-        with contextlib.closing(stage_lib.batches(config, mixture, mesh, positions, start, local_shards=1)) as stream:
+        with contextlib.closing(
+            stage_lib.batches(config, mixture, mesh, positions, start, local_shards=1)
+        ) as stream:
             return list(itertools.islice(stream, 4 - start))
 
     whole, resumed = from_step(0), from_step(3)
-    expected = {"accumulate": ["pages", "pairs"], "round_robin": ["pairs"], "merged": ["merged"]}[mixing]
+    expected = {"accumulate": ["pages", "pairs"], "round_robin": ["pairs"], "merged": ["merged"]}[
+        mixing
+    ]
     assert sorted(whole[3]) == sorted(resumed[0]) == expected
     jax.tree.map(np.testing.assert_array_equal, whole[3], resumed[0])
     assert not np.array_equal(*(batch[expected[0]].tokens for batch in (whole[1], whole[3])))
@@ -232,9 +273,12 @@ def test_the_step_of_the_real_flamingo_holds_towers_in_bfloat16_and_masters_in_f
     moments = [leaf.shape for leaf in jax.tree.leaves(state.opt_state) if leaf.dtype == jnp.float32]
     assert sorted(moments) == sorted(2 * [leaf.shape for leaf in jax.tree.leaves(state.trainable)])
     after, metrics_after = lowered.out_info
-    assert jax.tree.map(lambda leaf: leaf.dtype, after) == jax.tree.map(lambda leaf: leaf.dtype, state)
+    assert jax.tree.map(lambda leaf: leaf.dtype, after) == jax.tree.map(
+        lambda leaf: leaf.dtype, state
+    )
     assert metrics_after["loss"].dtype == jnp.float32
-    # No matrix product meets float32 on one side and bfloat16 on the other: a forgotten cast would show here.
+    # No matrix product meets float32 on one side and bfloat16 on the other: a forgotten cast would
+    # show here.
     products = [line for line in lowered.as_text().splitlines() if "stablehlo.dot_general" in line]
     operands = [line.rsplit(" : ", 1)[1].split(" -> ")[0] for line in products]
     assert any("bf16>" in types for types in operands)
@@ -255,4 +299,6 @@ def test_corrupt_records_are_told_in_one_line_when_there_are_more():
     mixture.rejected = {"pairs": {"not_an_image": 1, "broken_text": 12}}
     hook(Moment(20, state))
     hook(Moment(30, state))
-    assert told == ["Corrupt records, skipped up to step 20: pairs: broken_text 12, not_an_image 1."]
+    assert told == [
+        "Corrupt records, skipped up to step 20: pairs: broken_text 12, not_an_image 1."
+    ]

@@ -1,4 +1,7 @@
-"""One update: accumulation, frozen weights, dtypes, tables; on a fake objective with the shape of the real one."""
+"""One update: accumulation, frozen weights, dtypes, tables.
+
+On a fake objective with the shape of the real one.
+"""
 
 import dataclasses
 
@@ -28,23 +31,35 @@ def test_accumulation_over_two_datasets_is_the_gradient_of_the_weighted_sum(run)
     gradients, metrics = accumulate(objective.loss, state.params(), batches, weights, KEY)
 
     def weighted_sum(params):
-        return sum(weights[name] * objective.loss(params, batch, KEY)[0] for name, batch in batches.items())
+        return sum(
+            weights[name] * objective.loss(params, batch, KEY)[0] for name, batch in batches.items()
+        )
 
     expected, direct = jax.value_and_grad(weighted_sum)(state.params())
     np.testing.assert_allclose(metrics["loss"], expected, rtol=1e-6)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-7), gradients, direct)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-7), gradients, direct
+    )
 
 
 def test_a_batch_split_over_two_datasets_is_the_same_update(run):
-    """Two halves with weights 1/2 give the update of the whole batch; float32, Adam's division amplifies rounding: 1e-5."""
+    """Two halves with weights 1/2 give the update of the whole batch.
+
+    Float32, Adam's division amplifies rounding: 1e-5.
+    """
     whole = fake.batch(3, rows=8)
-    halves = {name: {k: v[rows] for k, v in whole.items()} for name, rows in (("a", slice(0, 4)), ("b", slice(4, 8)))}
+    halves = {
+        name: {k: v[rows] for k, v in whole.items()}
+        for name, rows in (("a", slice(0, 4)), ("b", slice(4, 8)))
+    }
     split_run = fake.Run(weights={"a": 0.5, "b": 0.5})
     whole_run = fake.Run(weights={"whole": 1.0})
     from_halves = split_run.step(split_run.init(), halves, KEY)[0]
     from_whole = whole_run.step(whole_run.init(), {"whole": whole}, KEY)[0]
     jax.tree.map(
-        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7), from_halves.saved(), from_whole.saved()
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7),
+        from_halves.saved(),
+        from_whole.saved(),
     )
 
 
@@ -58,7 +73,9 @@ def test_frozen_weights_never_change_and_have_no_buffers(run):
     assert set(flatten(state.frozen)) == {"fake/tower"}
     np.testing.assert_array_equal(after["fake/tower"], before["fake/tower"])
     assert not np.array_equal(after["fake/head"], before["fake/head"])
-    moments = [leaf for leaf in jax.tree.leaves(state.opt_state) if leaf.shape == (fake.WIDTH, fake.HIDDEN)]
+    moments = [
+        leaf for leaf in jax.tree.leaves(state.opt_state) if leaf.shape == (fake.WIDTH, fake.HIDDEN)
+    ]
     assert not moments
 
 
@@ -74,7 +91,8 @@ def test_compiled_step_takes_frozen_weights_in_bfloat16_and_masters_in_float32()
     assert all("bf16" in line for line in matmuls)
     of_tower_shape = f"tensor<{fake.WIDTH}x{fake.HIDDEN}x"
     assert f"{of_tower_shape}bf16>" in text
-    assert f"{of_tower_shape}f32>" not in text  # no gradient, no moment, no master copy of the frozen weight
+    # no gradient, no moment, no master copy of the frozen weight
+    assert f"{of_tower_shape}f32>" not in text
     state, metrics = run.step(run.init(), next(fake.batches(0)), KEY)
     assert state.params()["fake"]["tower"].dtype == jnp.bfloat16
     assert metrics["loss"].dtype == jnp.float32
@@ -90,7 +108,8 @@ def test_metrics_belong_to_the_weights_before_the_update(run):
     state = run.init()
     loss = run.parts["objective"].loss(state.params(), next(fake.batches(0))["pages"], KEY)[0]
     _, metrics = run.step(state, next(fake.batches(0)), KEY)
-    np.testing.assert_allclose(metrics["pages/loss"], loss, rtol=1e-6)  # compiled with and without jit
+    # compiled with and without jit
+    np.testing.assert_allclose(metrics["pages/loss"], loss, rtol=1e-6)
     assert float(metrics["learning_rate"]) == 0.0
     assert set(metrics) == {
         *("loss", "pages/loss", "pairs/loss", "pages/rows", "pairs/rows"),
@@ -118,12 +137,19 @@ def test_tables_match_each_weight_exactly_once(run):
     with pytest.raises(TableError, match="fake/tower"):
         split(fake.make_objective(frozen=((r".*/(head|bias)", False),)), params)
     with pytest.raises(TableError, match=r"fake/head.*2 rows"):
-        decay_factors(fake.make_objective(decay=((r".*/head", 1.0), (r".*", 0.0))), run.init().trainable)
-    assert decay_factors(fake.make_objective(), run.init().trainable) == {"fake": {"bias": 0.0, "head": 1.0}}
+        decay_factors(
+            fake.make_objective(decay=((r".*/head", 1.0), (r".*", 0.0))), run.init().trainable
+        )
+    assert decay_factors(fake.make_objective(), run.init().trainable) == {
+        "fake": {"bias": 0.0, "head": 1.0}
+    }
 
 
 def test_eight_devices_hold_shards_and_agree_with_one(run):
-    """float32; sums over 2 x 4 shards come in another order, and Adam divides small numbers: relative 1e-5."""
+    """float32; sums over 2 x 4 shards come in another order, and Adam divides small numbers.
+
+    Relative 1e-5.
+    """
     sharded = fake.Run(mesh=(1, 2, 4))
     one, eight = run.init(), sharded.init()
     fake.assert_trees_equal(one.saved(), eight.saved())
@@ -132,9 +158,15 @@ def test_eight_devices_hold_shards_and_agree_with_one(run):
     }
     moments = [leaf for leaf in jax.tree.leaves(eight.opt_state) if leaf.shape == (fake.HIDDEN,)]
     assert len(moments) == 2
-    assert all({s.data.shape for s in leaf.addressable_shards} == {(fake.HIDDEN // 4,)} for leaf in moments)
+    assert all(
+        {s.data.shape for s in leaf.addressable_shards} == {(fake.HIDDEN // 4,)} for leaf in moments
+    )
     for step in range(3):
         batches = next(fake.batches(step))
         (one, a), (eight, b) = run.step(one, batches, KEY), sharded.step(eight, batches, KEY)
         jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-6), a, b)
-    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-6), one.saved(), eight.saved())
+    jax.tree.map(
+        lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-6),
+        one.saved(),
+        eight.saved(),
+    )

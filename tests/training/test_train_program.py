@@ -9,11 +9,16 @@ CONFIG = "--config=tests/training/small.py:language_model"
     ("flags", "message"),
     [
         (["--config.optimizer.learning_rte=1"], 'Did you mean "learning_rate"'),
-        (["--config.steps=0"], "ConfigError: config (TrainConfig): steps is 0; expected at least 1 update."),
+        (
+            ["--config.steps=0"],
+            "ConfigError: config (TrainConfig): steps is 0; expected at least 1 update.",
+        ),
         (["--config.data.tokenizer=/nowhere"], "No tokenizer at /nowhere"),
     ],
 )
 def test_a_mistake_is_one_message(run_program, tmp_path, flags, message):
-    done = run_program("-m", "flamingo_jax.train", CONFIG, f"--workdir={tmp_path / 'run'}", *flags, status=1)
+    done = run_program(
+        "-m", "flamingo_jax.train", CONFIG, f"--workdir={tmp_path / 'run'}", *flags, status=1
+    )
     assert message in done.stderr
     assert "Traceback" not in done.stderr

@@ -1,4 +1,7 @@
-"""Pages of the synthetic world: their texts are true of their pictures, and no new name is in them."""
+"""Pages of the synthetic world.
+
+Their texts are true of their pictures, and no new name is in them.
+"""
 
 import collections
 import re
@@ -11,7 +14,11 @@ from flamingo_jax.world.pages import PICTURES_PER_PAGE, Album, PageMix
 from flamingo_jax.world.scenes import COLOURS, SHAPES, VALUES
 from flamingo_jax.world.text import NEW_NAMES, SEEN_NAMES
 
-MIXES = {"binding": PageMix(1.0, 0.0, 0.0), "format": PageMix(0.0, 1.0, 0.0), "qa": PageMix(0.0, 0.0, 1.0)}
+MIXES = {
+    "binding": PageMix(1.0, 0.0, 0.0),
+    "format": PageMix(0.0, 1.0, 0.0),
+    "qa": PageMix(0.0, 0.0, 1.0),
+}
 
 
 @pytest.fixture(scope="module")
@@ -23,12 +30,17 @@ def albums():
 def shown(albums):
     """What a picture shows, by its bytes."""
     return {
-        image: attributes for album in albums for image, attributes in zip(album.images, album.attributes, strict=True)
+        image: attributes
+        for album in albums
+        for image, attributes in zip(album.images, album.attributes, strict=True)
     }
 
 
 def pages(albums, kind, num=80):
-    return [synthetic_pages.page(1, "train", i, one=albums[0], two=albums[1], mix=MIXES[kind]) for i in range(num)]
+    return [
+        synthetic_pages.page(1, "train", i, one=albums[0], two=albums[1], mix=MIXES[kind])
+        for i in range(num)
+    ]
 
 
 @pytest.mark.parametrize("kind", MIXES)
@@ -62,7 +74,11 @@ def test_format_page_gives_one_attribute(albums, shown):
     asked = collections.Counter()
     for page in pages(albums, "format"):
         answers = [text.removeprefix("output : ") for text in page.texts]
-        fits = [a for a in range(3) if answers == [VALUES[a][shown[image][0, a]] for image in page.images]]
+        fits = [
+            a
+            for a in range(3)
+            if answers == [VALUES[a][shown[image][0, a]] for image in page.images]
+        ]
         assert len(fits) == 1
         asked[fits[0]] += 1
     assert asked[0] > asked[2] < asked[1]  # 40 / 40 / 20 %
@@ -71,22 +87,31 @@ def test_format_page_gives_one_attribute(albums, shown):
 def test_question_page_is_answered_by_its_picture(albums, shown):
     for page in pages(albums, "qa", 20):
         for image, text in zip(page.images, page.texts, strict=True):
-            about, answer = re.fullmatch(r"question : what \w+ is (?:the )?(\w+) \? answer : (\w+)", text).groups()
+            about, answer = re.fullmatch(
+                r"question : what \w+ is (?:the )?(\w+) \? answer : (\w+)", text
+            ).groups()
             pairs = [{COLOURS[c], SHAPES[s]} for c, s, _ in shown[image]]
             assert {about, answer} in pairs
 
 
 def test_page_follows_from_seed_stream_and_index(albums):
     def page(seed, stream, index):
-        return synthetic_pages.page(seed, stream, index, one=albums[0], two=albums[1], mix=PageMix())
+        return synthetic_pages.page(
+            seed, stream, index, one=albums[0], two=albums[1], mix=PageMix()
+        )
 
     assert page(1, "train", 3) == page(1, "train", 3)
-    assert len({page(1, "train", 3), page(2, "train", 3), page(1, "test", 3), page(1, "train", 4)}) == 4
+    assert (
+        len({page(1, "train", 3), page(2, "train", 3), page(1, "test", 3), page(1, "train", 4)})
+        == 4
+    )
 
 
 def test_album_finds_pictures_by_what_they_show(albums):
     rows = albums[0].having(1, SHAPES.index("ring"))
-    np.testing.assert_array_equal(rows, np.flatnonzero(albums[0].attributes[:, 0, 1] == SHAPES.index("ring")))
+    np.testing.assert_array_equal(
+        rows, np.flatnonzero(albums[0].attributes[:, 0, 1] == SHAPES.index("ring"))
+    )
 
 
 def test_album_that_lacks_a_value_says_so(albums):

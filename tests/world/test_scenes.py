@@ -1,4 +1,7 @@
-"""The pictures of the synthetic world: what they show, what is held out, and that they follow from their seeds."""
+"""The pictures of the synthetic world.
+
+What they show, what is held out, and that they follow from their seeds.
+"""
 
 import io
 
@@ -7,7 +10,17 @@ import pytest
 from PIL import Image
 
 from flamingo_jax.world import scenes as synthetic
-from flamingo_jax.world.scenes import COLOUR, COLOURS, HELD_OUT, POOLS, SEEN, SHAPE, SHAPES, SIZE, SIZES
+from flamingo_jax.world.scenes import (
+    COLOUR,
+    COLOURS,
+    HELD_OUT,
+    POOLS,
+    SEEN,
+    SHAPE,
+    SHAPES,
+    SIZE,
+    SIZES,
+)
 
 
 @pytest.fixture(scope="module")
@@ -40,13 +53,19 @@ def test_two_objects_differ_in_colour_and_shape(drawn):
 
 def test_pools_seeds_and_blocks_are_independent(drawn):
     blocks = [scenes.images for scenes in drawn.values()]
-    blocks += [synthetic.scenes(2, "train_one", 0).images, synthetic.scenes(1, "train_one", 1).images]
+    blocks += [
+        synthetic.scenes(2, "train_one", 0).images,
+        synthetic.scenes(1, "train_one", 1).images,
+    ]
     pictures = [image.tobytes() for block in blocks for image in block]
     assert len(set(pictures)) == len(pictures)
 
 
 def test_picture_follows_from_seed_pool_and_index():
-    """Neither the number of pictures nor what was drawn before changes one: the second block starts at picture 256."""
+    """Neither the number of pictures nor what was drawn before changes one.
+
+    The second block starts at picture 256.
+    """
     many = list(synthetic.iterate(3, "train_two", synthetic.BLOCK + 3))
     few = list(synthetic.iterate(3, "train_two", 5))
     assert len(many) == synthetic.BLOCK + 3
@@ -62,9 +81,15 @@ def test_png_is_lossless(drawn):
 
 
 def test_colour_and_size_can_be_read_off_the_picture(drawn):
-    """An independent reading: the saturated or bright pixels' mean is nearest to the object's colour, and big objects cover more pixels."""
+    """An independent reading.
+
+    The saturated or bright pixels' mean is nearest to the object's colour, and big objects cover
+    more pixels.
+    """
     right, area = 0, {0: [], 1: []}
-    for (colour, shape, size), image in zip(drawn["test_one"].attributes[:, 0], drawn["test_one"].images, strict=True):
+    for (colour, shape, size), image in zip(
+        drawn["test_one"].attributes[:, 0], drawn["test_one"].images, strict=True
+    ):
         pixels = image.reshape(-1, 3).astype(float) / 255
         ground = np.median(pixels, axis=0)
         distance = np.abs(pixels - ground).max(axis=-1)
@@ -78,13 +103,19 @@ def test_colour_and_size_can_be_read_off_the_picture(drawn):
 
 
 def test_shapes_differ_and_lie_inside_the_picture():
-    attributes = np.array([[[COLOURS.index("white"), shape, SIZES.index("big")]] for shape in range(8)])
+    attributes = np.array(
+        [[[COLOURS.index("white"), shape, SIZES.index("big")]] for shape in range(8)]
+    )
     for seed in range(20):
         images = synthetic.render(np.random.default_rng(seed), attributes)
         masks = images.min(axis=-1) > 150
         assert (masks.sum(axis=(1, 2)) > 40).all()
-        border = np.concatenate([masks[:, 0], masks[:, -1], masks[:, :, 0], masks[:, :, -1]], axis=1)
-        assert not border[[SHAPES.index(name) for name in ("circle", "square", "diamond", "ring", "bar")]].any()
+        border = np.concatenate(
+            [masks[:, 0], masks[:, -1], masks[:, :, 0], masks[:, :, -1]], axis=1
+        )
+        assert not border[
+            [SHAPES.index(name) for name in ("circle", "square", "diamond", "ring", "bar")]
+        ].any()
     shapes = {_centred(mask).tobytes() for mask in masks}
     assert len(shapes) == 8
 

@@ -1,4 +1,7 @@
-"""The language of the synthetic world: its kinds of documents, what never occurs in them, and the look-up probe's pages."""
+"""The language of the synthetic world.
+
+Its kinds of documents, what never occurs in them, and the look-up probe's pages.
+"""
 
 import collections
 import dataclasses
@@ -20,7 +23,9 @@ NONE = dict.fromkeys(KINDS, 0.0)
 
 def write(kind, num=60, seed=1):
     mix = TextMix(**{**NONE, kind: 1.0})
-    return [synthetic_text.document(seed, "train", index, mix=mix, num_words=94) for index in range(num)]
+    return [
+        synthetic_text.document(seed, "train", index, mix=mix, num_words=94) for index in range(num)
+    ]
 
 
 def test_words_are_distinct_and_single():
@@ -75,7 +80,8 @@ def test_binding_names_one_attribute():
         for attribute in (0, 1):
             meaning = {entry[attribute]: entry[2] for entry in entries}
             consistent.append(
-                all(meaning[e[attribute]] == e[2] for e in entries) and len(set(meaning.values())) == len(meaning)
+                all(meaning[e[attribute]] == e[2] for e in entries)
+                and len(set(meaning.values())) == len(meaning)
             )
         assert any(consistent)
         assert 2 <= len({name for _, _, name in entries}) <= 4
@@ -90,7 +96,11 @@ def test_answers_are_right():
         assert len(pairs) == 2
         assert [pair for pair in pairs if {about.removeprefix("the "), answer} == set(pair)]
         assert answer in (COLOURS if attribute == "colour" else SHAPES)
-    shown = [found for text in write("format") for found in re.findall(r"([\w ]+) \. output : (\w+)", text)]
+    shown = [
+        found
+        for text in write("format")
+        for found in re.findall(r"([\w ]+) \. output : (\w+)", text)
+    ]
     assert len(shown) > 400
     assert all(answer in described.split() for described, answer in shown)
 
@@ -108,7 +118,10 @@ def test_document_follows_from_seed_stream_and_index():
         return synthetic_text.document(seed, stream, index, mix=TextMix(), num_words=94)
 
     assert text(1, "train", 7) == text(1, "train", 7)
-    assert len({text(1, "train", 7), text(2, "train", 7), text(1, "test", 7), text(1, "train", 8)}) == 4
+    assert (
+        len({text(1, "train", 7), text(2, "train", 7), text(1, "test", 7), text(1, "train", 8)})
+        == 4
+    )
 
 
 @pytest.mark.parametrize("ways", [2, 4, 6])

@@ -1,11 +1,14 @@
-"""Encoded image to square uint8 array: proportions kept, the rest padded with the mean colour (paper, B.1.2).
+"""Encoded image to square uint8 array.
+
+Proportions kept, the rest padded with the mean colour (paper, B.1.2).
 
     bytes --open--> header: format, size, orientation --decode, a JPEG at n/8 of its size--> resize --turn upright--> square
 
-The paper resizes to 320 x 320 (288 in the contrastive stage, 480 in fine-tuning), "padding with the mean value if
-required". That is `image_fit` "pad". Models that were trained on other squares are given theirs, as PIL's bicubic filter makes
-them of the whole image: "crop" (CLIP) brings the shorter side to size and cuts out the middle, "squash" (IDEFICS) both sides.
-Normalisation, flips and colour augmentation run later, on the devices: only bytes travel there.
+The paper resizes to 320 x 320 (288 in the contrastive stage, 480 in fine-tuning), "padding with the
+mean value if required". That is `image_fit` "pad". Models that were trained on other squares are
+given theirs, as PIL's bicubic filter makes them of the whole image: "crop" (CLIP) brings the
+shorter side to size and cuts out the middle, "squash" (IDEFICS) both sides. Normalisation, flips
+and colour augmentation run later, on the devices: only bytes travel there.
 
 What a file is, its content says, not its name. Of an animation the first frame counts.
 """
@@ -25,8 +28,10 @@ from flamingo_jax.data.schema import CorruptRecord
 
 # The mean colour of ImageNet, which the vision encoder's normalisation maps to (almost) 0.
 MEAN_COLOUR = (124, 116, 104)
-MAX_PIXELS = 80_000_000  # beyond, an image is taken for a decompression bomb; less than where PIL begins to warn
-MAX_SCANS = 100  # of a JPEG: progressive ones have about ten, and each is decoded over the whole image
+# beyond, an image is taken for a decompression bomb; less than where PIL begins to warn
+MAX_PIXELS = 80_000_000
+# of a JPEG: progressive ones have about ten, and each is decoded over the whole image
+MAX_SCANS = 100
 # PIL knows more, among them formats that other programs are started for.
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF")
 
@@ -53,7 +58,8 @@ def probe(encoded: bytes) -> ImageInfo:
     """Reads the header alone.
 
     Raises:
-        CorruptRecord: with the reason empty_image, not_an_image, truncated_image (in its header) or image_too_large.
+        CorruptRecord: with the reason empty_image, not_an_image, truncated_image (in its header) or
+            image_too_large.
     """
     with _opened(encoded) as image:
         width, height = image.size[::-1] if _orientation(image) >= 5 else image.size
@@ -64,7 +70,8 @@ def decode(encoded: bytes, size: int, image_fit: ImageFit = "pad") -> UInt8[np.n
     """Decodes an image into a square: `decode_inner`, then `place`.
 
     Returns:
-        uint8[size, size, 3] RGB, not to be written to. Padded, the longer side fills the square, and the image is in its middle.
+        uint8[size, size, 3] RGB, not to be written to. Padded, the longer side fills the square,
+        and the image is in its middle.
 
     Raises:
         CorruptRecord: as of `decode_inner`.
@@ -72,23 +79,29 @@ def decode(encoded: bytes, size: int, image_fit: ImageFit = "pad") -> UInt8[np.n
     return _squared(decode_inner(encoded, size, image_fit), size)
 
 
-def decode_inner(encoded: bytes, size: int, image_fit: ImageFit = "pad") -> UInt8[np.ndarray, "h w 3"]:
+def decode_inner(
+    encoded: bytes, size: int, image_fit: ImageFit = "pad"
+) -> UInt8[np.ndarray, "h w 3"]:
     """Decodes an image of any of FORMATS, without the padding that makes it square.
 
-    A JPEG is decoded at the smallest eighth of its size that is large enough, so that what is thrown away is not computed
-    first; a smooth image differs from its exact reduction by at most 4 of 255.
+    A JPEG is decoded at the smallest eighth of its size that is large enough, so that what is
+    thrown away is not computed first; a smooth image differs from its exact reduction by at most 4
+    of 255.
 
     Args:
         encoded: the bytes of the file.
-        size: pixels of the longer side of the result. An image that has them already passes unchanged.
-        image_fit: how the image becomes a square; only a padded one has sides that differ, and is decoded at reduced size.
+        size: pixels of the longer side of the result. An image that has them already passes
+            unchanged.
+        image_fit: how the image becomes a square; only a padded one has sides that differ, and is
+            decoded at reduced size.
 
     Returns:
         uint8[h, w, 3] RGB, upright, max(h, w) = size; not to be written to.
 
     Raises:
-        CorruptRecord: with the reason empty_image, not_an_image, truncated_image (it begins well and is cut off or damaged) or
-            image_too_large (in pixels, or scans of a JPEG; told before anything is decoded).
+        CorruptRecord: with the reason empty_image, not_an_image, truncated_image (it begins well
+            and is cut off or damaged) or image_too_large (in pixels, or scans of a JPEG; told
+            before anything is decoded).
     """
     if image_fit == "pad" and (plain := _plain_jpeg(encoded, size)) is not None:
         return plain
@@ -97,18 +110,24 @@ def decode_inner(encoded: bytes, size: int, image_fit: ImageFit = "pad") -> UInt
         try:
             if image_fit != "pad":
                 return _filled(_upright(np.asarray(_to_rgb(image)), orientation), size, image_fit)
-            pixels = _jpeg(encoded, inner) if image.format in ("JPEG", "MPO") and image.mode in ("RGB", "L") else None
+            pixels = (
+                _jpeg(encoded, inner)
+                if image.format in ("JPEG", "MPO") and image.mode in ("RGB", "L")
+                else None
+            )
             pixels = _any(image, inner) if pixels is None else pixels
         except Exception as error:
             raise CorruptRecord(
-                f"An image of {len(encoded)} bytes ({image.format}, {image.width} x {image.height} pixels) cannot be "
-                f"decoded: {error!r}.",
+                f"An image of {len(encoded)} bytes ({image.format}, {image.width} x {image.height} "
+                f"pixels) cannot be decoded: {error!r}.",
                 reason="truncated_image",
             ) from error
     return _upright(pixels, orientation)
 
 
-def fit(image: UInt8[np.ndarray, "h w 3"], size: int, image_fit: ImageFit = "pad") -> UInt8[np.ndarray, "S S 3"]:
+def fit(
+    image: UInt8[np.ndarray, "h w 3"], size: int, image_fit: ImageFit = "pad"
+) -> UInt8[np.ndarray, "S S 3"]:
     """Brings a decoded image, uint8[h, w, 3], to uint8[size, size, 3] in the same way."""
     if image_fit != "pad":
         return _filled(image, size, image_fit)
@@ -127,7 +146,10 @@ def place(inner: UInt8[np.ndarray, "h w 3"], square: UInt8[np.ndarray, "S S 3"])
 
 @functools.lru_cache(maxsize=8)
 def _mean(size: int) -> np.ndarray:
-    """A square of the mean colour: copying it is faster than writing three numbers again and again."""
+    """A square of the mean colour.
+
+    Copying it is faster than writing three numbers again and again.
+    """
     return np.full((size, size, 3), MEAN_COLOUR, np.uint8)
 
 
@@ -139,11 +161,15 @@ def encode_png(image: UInt8[np.ndarray, "h w 3"]) -> bytes:
 
 
 def _plain_jpeg(encoded: bytes, size: int) -> np.ndarray | None:
-    """The way of most images, without PIL where it is not needed; None = there is something about this one."""
+    """The way of most images, without PIL where it is not needed.
+
+    None = there is something about this one.
+    """
     if not encoded.startswith(b"\xff\xd8\xff"):
         return None
     head = encoded[: encoded.find(b"\xff\xda")]  # up to the first scan
-    if b"Exif\0\0" in head or b"\xff\xc2" in head:  # may lie on its side; progressive, may have very many scans
+    # may lie on its side; progressive, may have very many scans
+    if b"Exif\0\0" in head or b"\xff\xc2" in head:
         return None
     try:
         height, width, colours, _ = simplejpeg.decode_jpeg_header(encoded)
@@ -168,7 +194,8 @@ def _opened(encoded: bytes) -> Image.Image:
     except Exception as error:
         begins_well = encoded.startswith(_BEGINNINGS) or encoded[8:12] == b"WEBP"
         raise CorruptRecord(
-            f"{len(encoded)} bytes cannot be decoded as an image: {error!r}. Expected one of {FORMATS}.",
+            f"{len(encoded)} bytes cannot be decoded as an image: {error!r}. Expected one of "
+            f"{FORMATS}.",
             reason="truncated_image" if begins_well else "not_an_image",
         ) from error
     if image.width * image.height > MAX_PIXELS:
@@ -224,7 +251,9 @@ def _any(image: Image.Image, inner: tuple[int, int]) -> np.ndarray:
     image.draft("RGB", inner)
     whole = _to_rgb(image)
     return np.asarray(
-        whole if whole.size == inner else whole.resize(inner, _filter(whole.size, inner), reducing_gap=3.0)
+        whole
+        if whole.size == inner
+        else whole.resize(inner, _filter(whole.size, inner), reducing_gap=3.0)
     )
 
 
@@ -239,15 +268,22 @@ def _resized(pixels: np.ndarray, inner: tuple[int, int]) -> np.ndarray:
 
 
 def _filled(pixels: np.ndarray, size: int, image_fit: ImageFit) -> np.ndarray:
-    """A square without padding; for "crop" the rounding is torchvision's, which CLIP's own code uses."""
+    """A square without padding.
+
+    For "crop" the rounding is torchvision's, which CLIP's own code uses.
+    """
     height, width = pixels.shape[:2]
     box: tuple[float, float, float, float] = (0, 0, width, height)
     if image_fit == "crop":
         scaled = [int(size * side / min(width, height)) for side in (width, height)]
         start = [round((side - size) / 2) for side in scaled]
-        # Only what is left of the image is resized: of a very long one the whole would not fit in memory.
+        # Only what is left of the image is resized: of a very long one the whole would not fit in
+        # memory.
         near, far = (
-            [(first + more) * side / whole for first, side, whole in zip(start, (width, height), scaled, strict=True)]
+            [
+                (first + more) * side / whole
+                for first, side, whole in zip(start, (width, height), scaled, strict=True)
+            ]
             for more in (0, size)
         )
         box = (near[0], near[1], far[0], far[1])
@@ -256,7 +292,10 @@ def _filled(pixels: np.ndarray, size: int, image_fit: ImageFit) -> np.ndarray:
 
 
 def _filter(stored: tuple[int, int], inner: tuple[int, int]) -> Image.Resampling:
-    """Hamming is as sharp as bicubic where an image shrinks, at the cost of bilinear; it is poor where one grows."""
+    """Hamming is as sharp as bicubic where an image shrinks, at the cost of bilinear.
+
+    It is poor where one grows.
+    """
     return Image.Resampling.HAMMING if max(stored) >= max(inner) else Image.Resampling.BICUBIC
 
 

@@ -1,10 +1,13 @@
-"""Shrinks an image a little, in whole numbers: the last step after a JPEG was decoded at n/8 of its size.
+"""Shrinks an image a little, in whole numbers.
+
+The last step after a JPEG was decoded at n/8 of its size.
 
     uint8[h, w, 4]  --rows-->  [h', w, 4]  --transpose-->  [w, h', 4]  --rows-->  [w', h', 4]  --transpose-->  [h', w', 3]
 
-Linear interpolation between the two nearest pixels, which is enough where less than half of the pixels of a side go: the
-decoder has filtered before. Rows are mixed as a whole, with whole numbers of 16 bits: the same on every machine, and about
-twice as fast as PIL's resize. A fourth, unused byte makes a pixel one word, which is what makes the transpositions cheap.
+Linear interpolation between the two nearest pixels, which is enough where less than half of the
+pixels of a side go: the decoder has filtered before. Rows are mixed as a whole, with whole numbers
+of 16 bits: the same on every machine, and about twice as fast as PIL's resize. A fourth, unused
+byte makes a pixel one word, which is what makes the transpositions cheap.
 """
 
 import functools
@@ -25,7 +28,8 @@ def shrink(pixels: UInt8[np.ndarray, "h w 4"], size: tuple[int, int]) -> UInt8[n
 
     Args:
         pixels: uint8[h, w, 4]; the fourth channel is not looked at.
-        size: (width, height) of the result; each at most that of the image and at least 1 / MOST of it.
+        size: (width, height) of the result; each at most that of the image and at least 1 / MOST of
+            it.
 
     Returns:
         uint8[height, width, 3], not to be written to.
@@ -33,7 +37,9 @@ def shrink(pixels: UInt8[np.ndarray, "h w 4"], size: tuple[int, int]) -> UInt8[n
     width, height = size
     rows = _mixed(pixels.reshape(len(pixels), -1), height)
     columns = _mixed(_transposed(rows), width)
-    packed = Image.frombuffer("RGBX", size, _transposed(columns), "raw", "RGBX", 0, 1).tobytes("raw", "RGB")
+    packed = Image.frombuffer("RGBX", size, _transposed(columns), "raw", "RGBX", 0, 1).tobytes(
+        "raw", "RGB"
+    )
     return np.frombuffer(packed, np.uint8).reshape(height, width, 3)
 
 
@@ -60,7 +66,10 @@ def _mixed(rows: np.ndarray, number: int) -> np.ndarray:
 
 
 def scratch(name: str, dtype: type[np.generic], shape: tuple[int, ...]) -> np.ndarray:
-    """Returns an array that this thread's next call with the same name overwrites: fresh memory for each image would cost more than its pixels."""
+    """Returns an array that this thread's next call with the same name overwrites.
+
+    Fresh memory for each image would cost more than its pixels.
+    """
     size = math.prod(shape)
     known = getattr(_scratch, name, None)
     if known is None or len(known) < size:

@@ -1,16 +1,20 @@
-"""From a video to the few frames that the model sees: a clip of 8 frames at 1 per second in training (paper, B.1.2).
+"""From a video to the few frames that the model sees.
+
+A clip of 8 frames at 1 per second in training (paper, B.1.2).
 
     stored, 4 per second   0 1 2 3 4 5 6 7 8 9 . . .
     seen, 1 per second     |       |       |             F of them, from a random start (training) or the first frame
 
-The paper does not say what becomes of a video shorter than the clip: here the clip ends early, and frame_mask says so. A
-still image is a video of one frame. At evaluation the paper asks for 30 frames at 3 per second, with the learnt time
-embeddings interpolated: that is another `num_frames` and `rate`.
+The paper does not say what becomes of a video shorter than the clip: here the clip ends early, and
+frame_mask says so. A still image is a video of one frame. At evaluation the paper asks for 30
+frames at 3 per second, with the learnt time embeddings interpolated: that is another `num_frames`
+and `rate`.
 
-A video is stored as its frames, or as a file (MP4, MOV, WebM, Matroska, AVI). Of a file, PyAV decodes what lies between the
-keyframe before the clip and the clip's end. Frames of a file are counted on a grid as fine as its timestamps: frame i is
-the one on screen in the middle of [i, i + 1) / fps seconds, which at a constant rate is the i-th, and at a variable one what
-a viewer would see.
+A video is stored as its frames, or as a file (MP4, MOV, WebM, Matroska, AVI). Of a file, PyAV
+decodes what lies between the keyframe before the clip and the clip's end. Frames of a file are
+counted on a grid as fine as its timestamps: frame i is the one on screen in the middle of [i, i +
+1) / fps seconds, which at a constant rate is the i-th, and at a variable one what a viewer would
+see.
 """
 
 import bisect
@@ -31,7 +35,8 @@ MAX_PIXELS = 40_000_000  # of a frame: 8K has 33 million
 MAX_DECODED = 10_000  # frames, to reach and to read one clip: almost 3 minutes at 60 per second
 _MAX_SECONDS = 1e6  # what claims to last longer is damaged
 _MAX_FPS = 1000.0
-_DAMAGE = (av.FFmpegError, ValueError, ArithmeticError, LookupError)  # the latter: of numbers that make no sense
+# the latter: of numbers that make no sense
+_DAMAGE = (av.FFmpegError, ValueError, ArithmeticError, LookupError)
 
 
 class VideoInfo(NamedTuple):
@@ -52,7 +57,12 @@ class VideoInfo(NamedTuple):
 
 
 def choose_frames(
-    num_stored: int, fps: float, *, num_frames: int, rate: float = 1.0, rng: np.random.Generator | None = None
+    num_stored: int,
+    fps: float,
+    *,
+    num_frames: int,
+    rate: float = 1.0,
+    rng: np.random.Generator | None = None,
 ) -> Int[np.ndarray, "F"]:
     """Chooses which stored frames make a clip.
 
@@ -60,7 +70,8 @@ def choose_frames(
         num_stored: frames that are stored, at least 1.
         fps: how many of them make a second.
         num_frames: F, the most frames to choose.
-        rate: chosen frames per second. A video stored at a lower rate than this yields each of its frames once.
+        rate: chosen frames per second. A video stored at a lower rate than this yields each of its
+            frames once.
         rng: draws where the clip starts; None = at the first frame.
 
     Returns:
@@ -71,8 +82,8 @@ def choose_frames(
     """
     if num_stored < 1 or num_frames < 1 or not (0 < fps < float("inf")) or rate <= 0:
         raise ValueError(
-            f"Cannot choose {num_frames} frames at {rate} per second out of {num_stored} frames at {fps} per second: "
-            "all four must be positive."
+            f"Cannot choose {num_frames} frames at {rate} per second out of {num_stored} frames at "
+            f"{fps} per second: all four must be positive."
         )
     step = max(fps / rate, 1.0)  # stored frames between two chosen ones
     span = int((num_frames - 1) * step)  # stored frames from the first to the last chosen one
@@ -102,7 +113,9 @@ def decode_clip(
     end: float | None = None,
     image_fit: ImageFit = "pad",
 ) -> UInt8[np.ndarray, "F S S 3"]:
-    """Decodes a clip of an encoded file: the frames of `choose_frames`, each brought to a square as `images.fit` does.
+    """Decodes a clip of an encoded file.
+
+    The frames of `choose_frames`, each brought to a square as `images.fit` does.
 
     Args:
         encoded: as of `opened`.
@@ -111,28 +124,33 @@ def decode_clip(
         rate: frames per second.
         rng: draws where the clip starts; None = at the first frame.
         start: seconds at which the segment begins that the clip is taken from.
-        end: seconds at which it ends, or more than there are; None = with the video. A segment shorter than a frame is that frame.
+        end: seconds at which it ends, or more than there are; None = with the video. A segment
+            shorter than a frame is that frame.
         image_fit: how a frame becomes a square.
 
     Returns:
         uint8[f, S, S, 3] RGB, 1 <= f <= num_frames.
 
     Raises:
-        CorruptRecord: it is no video ("broken_video"), a frame of the clip is damaged or missing ("broken_video"), or it
-            takes absurdly much to decode ("video_too_large"), or the segment lies outside of it ("broken_span").
+        CorruptRecord: it is no video ("broken_video"), a frame of the clip is damaged or missing
+            ("broken_video"), or it takes absurdly much to decode ("video_too_large"), or the
+            segment lies outside of it ("broken_span").
     """
     with opened(encoded) as video:
         first, stop = _segment(video.info, start, end)
-        chosen = first + choose_frames(stop - first, video.info.fps, num_frames=num_frames, rate=rate, rng=rng)
+        chosen = first + choose_frames(
+            stop - first, video.info.fps, num_frames=num_frames, rate=rate, rng=rng
+        )
         return np.stack([fit(frame, size, image_fit) for frame in video.frames(chosen.tolist())])
 
 
 def _segment(info: VideoInfo, start: float, end: float | None) -> tuple[int, int]:
-    """The frames [first, stop) of the grid that a segment in seconds has, at least one."""
+    """Returns the numbers first, stop of the frames of a segment in seconds: at least one frame."""
     until = info.duration if end is None else end
     if not (0 <= start < until and start < info.duration):  # not a number is outside too
         raise CorruptRecord(
-            f"There is no segment from {start} to {until} s in a video of {info.duration:.2f} s.", reason="broken_span"
+            f"There is no segment from {start} to {until} s in a video of {info.duration:.2f} s.",
+            reason="broken_span",
         )
     first = min(round(start * info.fps), info.num_frames - 1)
     return first, max(min(round(min(until, info.duration) * info.fps), info.num_frames), first + 1)
@@ -143,11 +161,12 @@ def opened(encoded: Any) -> Iterator["VideoFile"]:
     """Opens an encoded file.
 
     Args:
-        encoded: its bytes; or the file itself, open for reading bytes, of which only what is needed is read.
+        encoded: its bytes; or the file itself, open for reading bytes, of which only what is needed
+            is read.
 
     Raises:
-        CorruptRecord: it is not a video in a container that is read here, or it has no picture ("broken_video"); or its
-            frames are absurdly large ("video_too_large").
+        CorruptRecord: it is not a video in a container that is read here, or it has no picture
+            ("broken_video"); or its frames are absurdly large ("video_too_large").
     """
     file = io.BytesIO(encoded) if isinstance(encoded, bytes) else encoded
     with contextlib.ExitStack() as stack:
@@ -158,12 +177,17 @@ def opened(encoded: Any) -> Iterator["VideoFile"]:
         except _DAMAGE as error:
             if isinstance(error, CorruptRecord):
                 raise
-            raise CorruptRecord(f"A video cannot be opened: {error}.", reason="broken_video") from error
+            raise CorruptRecord(
+                f"A video cannot be opened: {error}.", reason="broken_video"
+            ) from error
         yield video
 
 
 def _container_format(file: Any) -> str:
-    """The container by its first bytes. Left to guess, FFmpeg also takes playlists, which name other files and addresses."""
+    """The container by its first bytes.
+
+    Left to guess, FFmpeg also takes playlists, which name other files and addresses.
+    """
     head = file.read(16)
     file.seek(0)
     if head[4:8] in (b"ftyp", b"moov", b"mdat", b"free", b"skip", b"wide"):
@@ -173,7 +197,8 @@ def _container_format(file: Any) -> str:
     if head[:4] == b"RIFF" and head[8:12] == b"AVI ":
         return "avi"
     raise CorruptRecord(
-        f"These bytes begin no video: {head!r}. MP4, MOV, WebM, Matroska and AVI files are read.", reason="broken_video"
+        f"These bytes begin no video: {head!r}. MP4, MOV, WebM, Matroska and AVI files are read.",
+        reason="broken_video",
     )
 
 
@@ -186,12 +211,15 @@ class VideoFile:
 
     def __init__(self, container: Any):
         if not container.streams.video:
-            raise CorruptRecord("A video file has no picture, only sound or data.", reason="broken_video")
+            raise CorruptRecord(
+                "A video file has no picture, only sound or data.", reason="broken_video"
+            )
         self._container, self._stream = container, container.streams.video[0]
         codec = self._stream.codec_context
         if codec is None:
             raise CorruptRecord(
-                "A video file has a picture in a coding that FFmpeg does not know.", reason="broken_video"
+                "A video file has a picture in a coding that FFmpeg does not know.",
+                reason="broken_video",
             )
         _check_size(codec.width, codec.height)
         codec.thread_count = 1  # the loader has threads of its own, one for each record
@@ -199,23 +227,34 @@ class VideoFile:
         self._start = float((self._stream.start_time or 0) * self._stream.time_base)
         own = self._stream.duration or 0
         self._is_exact = own > 0
-        duration = float(own * self._stream.time_base) if own > 0 else (container.duration or 0) / av.time_base
+        duration = (
+            float(own * self._stream.time_base)
+            if own > 0
+            else (container.duration or 0) / av.time_base
+        )
         count = 0
         if duration <= 0:  # a live recording: only its packets tell
             duration, count = self._measure()
             self._is_exact = True
-        fps = max(float(self._stream.average_rate or count / duration), float(self._stream.base_rate or 0))
+        fps = max(
+            float(self._stream.average_rate or count / duration), float(self._stream.base_rate or 0)
+        )
         if not (0 < duration <= _MAX_SECONDS and fps > 0):
-            raise CorruptRecord(f"A video claims {duration} s at {fps} frames per second.", reason="broken_video")
+            raise CorruptRecord(
+                f"A video claims {duration} s at {fps} frames per second.", reason="broken_video"
+            )
         fps = min(fps, _MAX_FPS)
         self._is_constant = self._is_exact and self._stream.average_rate == self._stream.base_rate
-        self.info = VideoInfo(duration, fps, max(round(duration * fps), 1), codec.width, codec.height)
+        self.info = VideoInfo(
+            duration, fps, max(round(duration * fps), 1), codec.width, codec.height
+        )
 
     def frames(self, indices: Sequence[int]) -> Iterator[np.ndarray]:
         """Decodes frames of the grid, one after the other; memory does not grow with their number.
 
-        A head that speaks of the picture is taken at its word: missing frames are damage. One that speaks of picture and
-        sound together (WebM, Matroska) may promise more than there is: then the frames end early.
+        A head that speaks of the picture is taken at its word: missing frames are damage. One that
+        speaks of picture and sound together (WebM, Matroska) may promise more than there is: then
+        the frames end early.
 
         Args:
             indices: which ones, ascending, from 0 to num_frames - 1, at least one.
@@ -238,7 +277,9 @@ class VideoFile:
                 if done == len(times):
                     return
                 shown = frame
-                end = time + max(float((frame.duration or 0) * (frame.time_base or 0)), 1 / self.info.fps)
+                end = time + max(
+                    float((frame.duration or 0) * (frame.time_base or 0)), 1 / self.info.fps
+                )
             while shown is not None and done < len(times) and times[done] < end:
                 yield _pixels(shown)
                 done += 1
@@ -248,8 +289,8 @@ class VideoFile:
             raise CorruptRecord(f"A video is damaged: {error}.", reason="broken_video") from error
         if done < len(times) and (self._is_exact or not done):
             raise CorruptRecord(
-                f"A video of {self.info.duration:.2f} s ends at {end:.2f} s: {len(times) - done} of {len(times)} frames "
-                "are missing.",
+                f"A video of {self.info.duration:.2f} s ends at {end:.2f} s: {len(times) - done} "
+                f"of {len(times)} frames are missing.",
                 reason="broken_video",
             )
 
@@ -273,9 +314,13 @@ class VideoFile:
             first = False
             yield time, frame
 
-    def _decode_after_seek(self, times: Sequence[float], start: float) -> Iterator[tuple[float, Any]]:
+    def _decode_after_seek(
+        self, times: Sequence[float], start: float
+    ) -> Iterator[tuple[float, Any]]:
         try:
-            self._container.seek(int((start + self._start) / self._stream.time_base), stream=self._stream)
+            self._container.seek(
+                int((start + self._start) / self._stream.time_base), stream=self._stream
+            )
         except av.FFmpegError:  # there is no index
             self._container.seek(0)
         codec = self._stream.codec_context
@@ -283,17 +328,24 @@ class VideoFile:
         for count, packet in enumerate(self._container.demux(self._stream)):
             if count >= MAX_DECODED:
                 raise CorruptRecord(
-                    f"A clip needs more than {MAX_DECODED} frames decoded: the video has too few keyframes.",
+                    f"A clip needs more than {MAX_DECODED} frames decoded: the video has too few "
+                    "keyframes.",
                     reason="video_too_large",
                 )
-            # Frames that no other one refers to need not be decoded: of H.264 that spares half of them, or more.
+            # Frames that no other one refers to need not be decoded: of H.264 that spares half of
+            # them, or more.
             codec.skip_frame = "DEFAULT" if self._may_show(packet, times) else "NONREF"
             for frame in packet.decode():
-                time = frame.time - self._start if frame.time is not None else time + 1 / self.info.fps
+                time = (
+                    frame.time - self._start if frame.time is not None else time + 1 / self.info.fps
+                )
                 yield time, frame
 
     def _may_show(self, packet: Any, times: Sequence[float]) -> bool:
-        """Whether the frame of a packet may be on screen at one of `times`; only at a constant rate its own time tells."""
+        """Whether the frame of a packet may be on screen at one of `times`.
+
+        Only at a constant rate its own time tells.
+        """
         if not self._is_constant or packet.pts is None:
             return True
         time = float(packet.pts * self._stream.time_base) - self._start
@@ -305,9 +357,14 @@ def _pixels(frame: Any) -> np.ndarray:
     if frame.is_corrupt:
         raise CorruptRecord("A frame of a video is damaged.", reason="broken_video")
     _check_size(frame.width, frame.height)
-    return np.ascontiguousarray(np.rot90(frame.to_ndarray(format="rgb24"), frame.rotation // 90 % 4))
+    return np.ascontiguousarray(
+        np.rot90(frame.to_ndarray(format="rgb24"), frame.rotation // 90 % 4)
+    )
 
 
 def _check_size(width: int, height: int) -> None:
     if width * height > MAX_PIXELS:
-        raise CorruptRecord(f"A video has {width} x {height} pixels, more than {MAX_PIXELS}.", reason="video_too_large")
+        raise CorruptRecord(
+            f"A video has {width} x {height} pixels, more than {MAX_PIXELS}.",
+            reason="video_too_large",
+        )

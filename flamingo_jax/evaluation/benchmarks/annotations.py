@@ -1,9 +1,11 @@
 r"""Reading a benchmark's official files from its directory, with one error for what is missing or not what it should be.
 
-    files = Files(directory, "vizwiz", download="vizwiz.org, ...", layout="val.json\nimages/\n  VizWiz_val_00000000.jpg")
-    records(files.json("val.json"), {"image": str, "question": str}, files.path("val.json"))
+    files = Files(directory, "vizwiz", download="vizwiz.org, ...", layout="val.json\nimages/\n
+    VizWiz_val_00000000.jpg") records(files.json("val.json"), {"image": str, "question": str},
+    files.path("val.json"))
 
-Every directory is the user's (`config.data.NAME=DIR`), every file in it as its makers publish it: nothing is renamed or converted first.
+Every directory is the user's (`config.data.NAME=DIR`), every file in it as its makers publish it:
+nothing is renamed or converted first.
 """
 
 from __future__ import annotations
@@ -62,10 +64,13 @@ class Files:
         raise self.missing(names[0])
 
     def folder(self, *folders: str, of: str) -> Path:
-        """The first of several possible folders that holds a certain file: the first image that the annotations name, say.
+        """The first of several possible folders that holds a certain file.
+
+        The first image that the annotations name, say.
 
         Args:
-            *folders: relative to the directory, the official place first; "" is the directory itself.
+            *folders: relative to the directory, the official place first; "" is the directory
+                itself.
             of: name of the file, relative to the folder.
 
         Raises:
@@ -92,8 +97,10 @@ class Files:
         """The error for a file that is not there."""
         tree = "\n".join(f"    {line}" for line in self.layout.strip().splitlines())
         return AnnotationError(
-            f"the benchmark {self.benchmark!r} needs {Path(self.directory) / name}, and it is not there. "
-            f"Get it from {self.download}. Expected in --config.data.{self.benchmark}={self.directory}:\n{tree}"
+            f"the benchmark {self.benchmark!r} needs {Path(self.directory) / name}, and it is not "
+            f"there. Get it from {self.download}. Expected in "
+            f"--config.data.{self.benchmark}={self.directory}:\n"
+            f"{tree}"
         )
 
     def text(self, *names: str) -> str:
@@ -107,7 +114,8 @@ class Files:
             return path.read_text(encoding="utf-8").removeprefix("\ufeff")
         except (OSError, UnicodeDecodeError) as error:
             raise AnnotationError(
-                f"the benchmark {self.benchmark!r} cannot read {path}: {error}. Expected a text file in UTF-8; get it from {self.download}."
+                f"the benchmark {self.benchmark!r} cannot read {path}: {error}. Expected a text "
+                f"file in UTF-8; get it from {self.download}."
             ) from error
 
     def json(self, *names: str) -> Any:
@@ -121,7 +129,8 @@ class Files:
             return read_json(path)
         except PathError as error:
             raise AnnotationError(
-                f"the benchmark {self.benchmark!r}: {error} The official file is at {self.download}."
+                f"the benchmark {self.benchmark!r}: {error} The official file is at "
+                f"{self.download}."
             ) from error
 
     def json_lines(self, *names: str) -> list[Any]:
@@ -138,8 +147,9 @@ class Files:
                 values.append(json.loads(line))
             except json.JSONDecodeError as error:
                 raise AnnotationError(
-                    f"the benchmark {self.benchmark!r}: line {number} of {self.path(*names)} is not JSON ({error}). "
-                    f"It is cut off or damaged: get it again from {self.download}."
+                    f"the benchmark {self.benchmark!r}: line {number} of {self.path(*names)} is "
+                    f"not JSON ({error}). It is cut off or damaged: get it again from "
+                    f"{self.download}."
                 ) from error
         return values
 
@@ -151,15 +161,16 @@ class Files:
             columns: must be in the header; others may be.
 
         Raises:
-            AnnotationError: it is not there, lacks a column, or a row has another number of fields than the header.
+            AnnotationError: it is not there, lacks a column, or a row has another number of fields
+                than the header.
         """
         path = self.path(*names)
         reader = csv.DictReader(io.StringIO(self.text(*names), newline=""), restval="")
         header = reader.fieldnames or ()
         if lacking := [name for name in columns if name not in header]:
             raise AnnotationError(
-                f"the benchmark {self.benchmark!r}: {path} lacks the columns {', '.join(lacking)}; got the header {','.join(header)!r}. "
-                f"Get the official file from {self.download}."
+                f"the benchmark {self.benchmark!r}: {path} lacks the columns {', '.join(lacking)}; "
+                f"got the header {','.join(header)!r}. Get the official file from {self.download}."
             )
         try:
             rows = list(reader)
@@ -169,11 +180,16 @@ class Files:
             ) from error
         if any(None in row for row in rows):
             number = next(number for number, row in enumerate(rows) if None in row)
-            raise self.wrong(path, f"a row {number} of too many fields", f"rows of {len(header)} fields")
+            raise self.wrong(
+                path, f"a row {number} of too many fields", f"rows of {len(header)} fields"
+            )
         return rows
 
     def wrong(self, path: PathLike, got: str, expected: str) -> AnnotationError:
-        """The error for a file that is there, and is another than it should be: of another split, for one."""
+        """The error for a file that is there, and is another than it should be.
+
+        Of another split, for one.
+        """
         return AnnotationError(
             f"the benchmark {self.benchmark!r}: {path} holds {got}, expected {expected}. "
             f"Put the official file of that name there (from {self.download})."
@@ -185,26 +201,38 @@ def records(value: object, fields: Mapping[str, Types], where: PathLike) -> list
 
     Args:
         value: the list.
-        fields: name -> type, or types, that the field of each object must have. Others may be there.
+        fields: name -> type, or types, that the field of each object must have. Others may be
+            there.
         where: the file, for the message.
 
     Raises:
-        AnnotationError: it is no list, is empty, or the field of a record is not there or of another type.
+        AnnotationError: it is no list, is empty, or the field of a record is not there or of
+            another type.
     """
     if not isinstance(value, list) or not value:
         got = f"{type(value).__name__}" if not isinstance(value, list) else "an empty one"
-        raise AnnotationError(f"{where}: expected a list of records, got {got}. It is not the official file.")
+        raise AnnotationError(
+            f"{where}: expected a list of records, got {got}. It is not the official file."
+        )
     for number, record in enumerate(value):
         if not isinstance(record, dict):
             raise AnnotationError(
-                f"{where}: record {number} is {type(record).__name__}, expected an object with {', '.join(fields)}. It is not the official file."
+                f"{where}: record {number} is {type(record).__name__}, expected an object with "
+                f"{', '.join(fields)}. It is not the official file."
             )
         for name, types in fields.items():
             if name not in record or not isinstance(record[name], types):
-                got = f"{record[name]!r:.60}" if name in record else f"only {', '.join(record) or 'nothing'}"
-                wanted = " or ".join(each.__name__ for each in (types if isinstance(types, tuple) else (types,)))
+                got = (
+                    f"{record[name]!r:.60}"
+                    if name in record
+                    else f"only {', '.join(record) or 'nothing'}"
+                )
+                wanted = " or ".join(
+                    each.__name__ for each in (types if isinstance(types, tuple) else (types,))
+                )
                 raise AnnotationError(
-                    f"{where}: record {number} should have {name!r} ({wanted}), got {got}. It is not the official file, or of another split."
+                    f"{where}: record {number} should have {name!r} ({wanted}), got {got}. It is "
+                    "not the official file, or of another split."
                 )
     return value
 
@@ -215,5 +243,8 @@ def one_line(text: str) -> str:
 
 
 def most_common(answers: Sequence[str]) -> str:
-    """The answer that most annotators gave, of equals the first; "" of none. Support examples show it."""
+    """The answer that most annotators gave, of equals the first; "" of none.
+
+    Support examples show it.
+    """
     return collections.Counter(answers).most_common(1)[0][0] if answers else ""

@@ -1,12 +1,15 @@
-"""What a benchmark of the paper is: a declaration, and a function from its official files to items (paper, Table 6 and B.1.4).
+"""What a benchmark of the paper is.
 
-    VATEX = Benchmark(name="vatex", title="VATEX", metrics=("cider",), files={"train": ..., "test": ...}, items=_items, published=..., ...)
+A declaration, and a function from its official files to items (paper, Table 6 and B.1.4).
+
+    VATEX = Benchmark(name="vatex", title="VATEX", metrics=("cider",), files={"train": ..., "test":
+    ...}, items=_items, published=..., ...)
 
     VATEX.at("/data/vatex").train() -> [Item]      supports, and the queries of the paper's validation
                            .test()  -> [Item]      the queries of the paper's Table 1
 
-One file holds one benchmark, and `evaluation/registry.py` lists them. How supports are chosen, how many, and in what order is the same for all
-(`evaluation/protocol.py`).
+One file holds one benchmark, and `evaluation/registry.py` lists them. How supports are chosen, how
+many, and in what order is the same for all (`evaluation/protocol.py`).
 """
 
 from __future__ import annotations
@@ -29,9 +32,12 @@ class Item:
 
     Attributes:
       id: names it; unique within the benchmark.
-      visual: its image or video, mostly a path that is read when the prompt is; None: the item is text alone.
-      prefix: the text between the `<image>` tag and the answer, such as "Output:" or "Question: What is it? Answer:".
-      answer: the text that follows in a support example, without its leading space, such as "A cat."; "" if it is not known (hidden test answers).
+      visual: its image or video, mostly a path that is read when the prompt is; None: the item is
+          text alone.
+      prefix: the text between the `<image>` tag and the answer, such as "Output:" or "Question:
+          What is it? Answer:".
+      answer: the text that follows in a support example, without its leading space, such as "A
+          cat."; "" if it is not known (hidden test answers).
       references: all right answers, as the annotations have them, for the metrics.
       candidates: the possible answers of a close-ended benchmark, in the form of `answer`.
       label: class of the item, where supports are drawn per class; "" elsewhere.
@@ -54,7 +60,8 @@ class Series:
 
     Attributes:
         model: its name.
-        values: by number of shots, in the unit of the publications: percent, and 100 times CIDEr, NDCG, WUPS and ROC AUC.
+        values: by number of shots, in the unit of the publications: percent, and 100 times CIDEr,
+            NDCG, WUPS and ROC AUC.
         selection: how support examples were chosen, "random" or "rices"; "" without any.
         detail: what else is special, such as "5 per class".
     """
@@ -73,7 +80,9 @@ class Series:
     @property
     def label(self) -> str:
         """The model and the setting, such as "Flamingo-3B, RICES, 5 per class"."""
-        return ", ".join(filter(None, (self.model, "RICES" if self.selection == "rices" else "", self.detail)))
+        return ", ".join(
+            filter(None, (self.model, "RICES" if self.selection == "rices" else "", self.detail))
+        )
 
 
 def at_shots(lines: Mapping[str, Line]) -> tuple[Series, ...]:
@@ -83,7 +92,10 @@ def at_shots(lines: Mapping[str, Line]) -> tuple[Series, ...]:
         lines: by model; None where nothing was reported.
     """
     return tuple(
-        Series(model, {shots: value for shots, value in zip(SHOTS, line, strict=True) if value is not None})
+        Series(
+            model,
+            {shots: value for shots, value in zip(SHOTS, line, strict=True) if value is not None},
+        )
         for model, line in lines.items()
     )
 
@@ -95,22 +107,29 @@ class Benchmark:
     Attributes:
         name: in results.json and on the command line, such as "coco".
         title: in tables, such as "COCO".
-        metrics: names from `evaluation.metrics.METRICS`, the paper's first; `report.units` knows the unit of each.
+        metrics: names from `evaluation.metrics.METRICS`, the paper's first; `report.units` knows
+            the unit of each.
         visual: what an item shows.
         queries: what the paper evaluates on, such as "Karpathy test".
-        items: files and "train" or "test" -> items. Test items are the queries of Table 1 (Table 6, last column but one).
+        items: files and "train" or "test" -> items. Test items are the queries of Table 1 (Table 6,
+            last column but one).
         download: official site of the files, in a few words.
         layout: what the directory holds, a line per file, indented by two spaces per folder.
         files: annotation file of each split, the official place first.
         folders: the possible folders of the images or videos, the official one first.
         chance: what guessing gives, in the unit of the first metric; None if that is not defined.
         max_shots: the most support examples that are defined.
-        validation_queries: of the paper's validation; where items have classes, the number is per class and the same for all benchmarks.
-        data: the benchmark in whose directory this variant's files are stored; "": its own, `config.data.NAME`.
-        submission_ids: files -> the questions that the server which knows the right answers expects answers to; None: those that were asked.
+        validation_queries: of the paper's validation; where items have classes, the number is per
+            class and the same for all benchmarks.
+        data: the benchmark in whose directory this variant's files are stored; "": its own,
+            `config.data.NAME`.
+        submission_ids: files -> the questions that the server which knows the right answers expects
+            answers to; None: those that were asked.
         published: what others report, small models first.
-        fine_tuned: the state of the art of fine-tuned models by Table 1 (Table 7: ImageNet, Kinetics700); None: there was none.
-        zero_few_shot: the best of zero-shot and few-shot models before Flamingo, by Table 1 (Table 7: zero-shot, contrastive).
+        fine_tuned: the state of the art of fine-tuned models by Table 1 (Table 7: ImageNet,
+            Kinetics700); None: there was none.
+        zero_few_shot: the best of zero-shot and few-shot models before Flamingo, by Table 1 (Table
+            7: zero-shot, contrastive).
         is_dev: True if the paper's design was chosen on it.
         is_youtube: True if the paper had only the videos that were public in April 2022.
         directory: where the files are; see `at`.
@@ -148,7 +167,10 @@ class Benchmark:
         return dataclasses.replace(self, directory=directory)
 
     def train(self) -> Sequence[Item]:
-        """Reads the training split: supports are drawn from it, and the queries of the paper's validation."""
+        """Reads the training split.
+
+        Supports are drawn from it, and the queries of the paper's validation.
+        """
         return self.items(self._located, "train")
 
     def test(self) -> Sequence[Item]:
@@ -156,9 +178,19 @@ class Benchmark:
         return self.items(self._located, "test")
 
     def submission_questions(self) -> Sequence[int | str]:
-        """Reads which questions the server expects answers to; () if it expects those that were asked."""
+        """Reads which questions the server expects answers to.
+
+        () if it expects those that were asked.
+        """
         return self.submission_ids(self._located) if self.submission_ids else ()
 
     @property
     def _located(self) -> Files:
-        return Files(self.directory, self.data or self.name, self.download, self.layout, self.files, self.folders)
+        return Files(
+            self.directory,
+            self.data or self.name,
+            self.download,
+            self.layout,
+            self.files,
+            self.folders,
+        )

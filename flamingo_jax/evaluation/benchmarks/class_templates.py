@@ -1,8 +1,11 @@
-"""Sentences around the name of a class, whose embeddings are averaged: prompt ensembling (paper, B.1.3, after CLIP).
+"""Sentences around the name of a class, whose embeddings are averaged.
+
+Prompt ensembling (paper, B.1.3, after CLIP).
 
     "tench" --each template--> "A photo of a tench.", "A drawing of a tench.", ... --text encoder, length 1--> mean --length 1--> the class
 
-The paper gives "A photo of a {class_name}" and leaves the others open: these are ours. A file of your own, `config.templates`, has one per line.
+The paper gives "A photo of a {class_name}" and leaves the others open: these are ours. A file of
+your own, `config.templates`, has one per line.
 """
 
 from __future__ import annotations
@@ -45,27 +48,33 @@ VIDEOS = (
 
 
 def read(path: PathLike) -> tuple[str, ...]:
-    """Reads a file of templates: a sentence per line, with {} or {class_name} where the name goes; empty lines are passed over.
+    """Reads a file of templates: a sentence per line, with {} or {class_name} where the name goes.
+
+    Empty lines are passed over.
 
     Raises:
-        TaskError: there is no such file, it is no text, or a line has no place for the name or several.
+        TaskError: there is no such file, it is no text, or a line has no place for the name or
+            several.
     """
     try:
         lines = Path(path).read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise TaskError(
-            f"config.templates={path} cannot be read ({error}). Give a text file, a template per line."
+            f"config.templates={path} cannot be read ({error}). Give a text file, a template per "
+            "line."
         ) from error
     found = tuple(line.strip().replace(NAME, "{}") for line in lines if line.strip())
     for number, template in enumerate(found, 1):
         if template.count("{}") != 1:
             raise TaskError(
-                f"config.templates={path}: template {number}, {template!r}, has {template.count('{}')} places for the name of a class; expected "
-                f"one, as in 'A photo of a {NAME}.'"
+                f"config.templates={path}: template {number}, {template!r}, has "
+                f"{template.count('{}')} places for the name of a class; expected one, as in 'A "
+                f"photo of a {NAME}.'"
             )
     if not found:
         raise TaskError(
-            f"config.templates={path} holds no template; expected one per line, such as 'A photo of a {NAME}.'"
+            f"config.templates={path} holds no template; expected one per line, such as 'A photo "
+            f"of a {NAME}.'"
         )
     return found
 

@@ -1,7 +1,8 @@
 """COCO captions: CIDEr on the 5,000 test images of the Karpathy split (paper, Table 6).
 
-The directory holds the official files, or is a dataset that TFDS prepared (`tfds build coco_captions --file_format=array_record`: the one with
-dataset_info.json). Both have the same splits, captions and ids.
+The directory holds the official files, or is a dataset that TFDS prepared (`tfds build
+coco_captions --file_format=array_record`: the one with dataset_info.json). Both have the same
+splits, captions and ids.
 """
 
 from __future__ import annotations
@@ -37,14 +38,18 @@ def _items(files: Files, split: FileSplit) -> Sequence[Item]:
     chosen = karpathy_splits.images(files, *files.annotations[split], dataset="coco", split=split)
     folders = {each.get("filepath", ""): each["filename"] for each in reversed(chosen)}
     at = {name: files.folder(f"images/{name}", name, of=first) for name, first in folders.items()}
-    return karpathy_splits.items(chosen, lambda each: f"{at[each.get('filepath', '')]}/{each['filename']}", "cocoid")
+    return karpathy_splits.items(
+        chosen, lambda each: f"{at[each.get('filepath', '')]}/{each['filename']}", "cocoid"
+    )
 
 
 def _prepared_items(directory: PathLike, split: str) -> LazyItems:
     try:
         splits = [tfds_files.examples(directory, name) for name in karpathy_splits.SPLITS[split]]
     except ValueError as error:
-        raise AnnotationError(f"the benchmark 'coco': {error} Expected the builder coco_captions.") from error
+        raise AnnotationError(
+            f"the benchmark 'coco': {error} Expected the builder coco_captions."
+        ) from error
     places = [(examples, index) for examples in splits for index in range(len(examples))]
     return LazyItems(len(places), lambda place: _prepared_item(*places[place]))
 
@@ -53,10 +58,13 @@ def _prepared_item(examples: Sequence[Mapping[str, Any]], index: int) -> Item:
     example = examples[index]
     if lacking := {"image/id", "captions"} - set(example):
         raise AnnotationError(
-            f"the benchmark 'coco': an example lacks {', '.join(sorted(lacking))}, it has {', '.join(example)}. "
-            "Expected the TFDS builder coco_captions."
+            f"the benchmark 'coco': an example lacks {', '.join(sorted(lacking))}, it has "
+            f"{', '.join(example)}. Expected the TFDS builder coco_captions."
         )
-    id, captions = str(int(example["image/id"])), [text.decode() for text in example["captions"]["text"]]
+    id, captions = (
+        str(int(example["image/id"])),
+        [text.decode() for text in example["captions"]["text"]],
+    )
     visual = Deferred(f"coco_captions/{id}", functools.partial(_picture, examples, index))
     return karpathy_splits.caption_item(id, visual, captions)
 

@@ -21,7 +21,9 @@ flickr30k-images/
 
 def _items(files: Files, split: FileSplit) -> Sequence[Item]:
     """29,000 training images, 1,000 test images."""
-    chosen = karpathy_splits.images(files, *files.annotations[split], dataset="flickr30k", split=split)
+    chosen = karpathy_splits.images(
+        files, *files.annotations[split], dataset="flickr30k", split=split
+    )
     folder = files.folder(*files.folders, of=chosen[0]["filename"])
     return karpathy_splits.items(chosen, lambda each: f"{folder}/{each['filename']}", "imgid")
 
@@ -35,7 +37,8 @@ FLICKR30K = Benchmark(
     items=_items,
     download=DOWNLOAD,
     layout=LAYOUT,
-    files={"train": ("dataset_flickr30k.json",), "test": ("dataset_flickr30k.json",)},  # of both splits
+    # of both splits
+    files={"train": ("dataset_flickr30k.json",), "test": ("dataset_flickr30k.json",)},
     folders=("flickr30k-images", "flickr30k_images", "images"),
     published=(
         *at_shots(

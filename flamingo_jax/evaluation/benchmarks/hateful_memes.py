@@ -15,7 +15,9 @@ from flamingo_jax.evaluation.benchmarks.benchmark import Benchmark, Item, Series
 from flamingo_jax.evaluation.benchmarks.templates import hateful_meme
 from flamingo_jax.inference.prompt import Image
 
-DOWNLOAD = "hatefulmemeschallenge.com (the data of phase 1 and 2, with the labels of the test split)"
+DOWNLOAD = (
+    "hatefulmemeschallenge.com (the data of phase 1 and 2, with the labels of the test split)"
+)
 LAYOUT = """
 train.jsonl
 test_seen.jsonl

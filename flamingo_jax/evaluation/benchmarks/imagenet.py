@@ -1,9 +1,13 @@
-"""ImageNet-1k classification: top-1 accuracy of the ranked class names on the validation split (paper, Tables 6 and 7).
+"""ImageNet-1k classification.
+
+Top-1 accuracy of the ranked class names on the validation split (paper, Tables 6 and 7).
 
     <image>Output: tench<EOC><image>Output:        -> a score of each of the 1,000 names
 
-The directory holds a folder of training images per class, or is a dataset that TFDS prepared (imagenet2012, or imagenet2012_subset/10pct, in
-ArrayRecord). Supports are drawn per class: of a TFDS dataset the whole training split is read once for its labels (about 140 GB; the tenth of it is enough).
+The directory holds a folder of training images per class, or is a dataset that TFDS prepared
+(imagenet2012, or imagenet2012_subset/10pct, in ArrayRecord). Supports are drawn per class: of a
+TFDS dataset the whole training split is read once for its labels (about 140 GB; the tenth of it is
+enough).
 """
 
 from __future__ import annotations
@@ -21,7 +25,9 @@ from flamingo_jax.evaluation.benchmarks.lazy_items import LazyItems
 from flamingo_jax.evaluation.benchmarks.templates import OUTPUT
 from flamingo_jax.inference.prompt import Deferred, Image, Visual
 
-DOWNLOAD = "image-net.org/download (ILSVRC2012) or kaggle.com (ImageNet Object Localization Challenge)"
+DOWNLOAD = (
+    "image-net.org/download (ILSVRC2012) or kaggle.com (ImageNet Object Localization Challenge)"
+)
 LAYOUT = """
 train/        (or ILSVRC/Data/CLS-LOC/train)
   n01440764/
@@ -38,7 +44,10 @@ FOLDERS = {split: (split, f"ILSVRC/Data/CLS-LOC/{split}") for split in ("train",
 
 
 def _items(files: Files, split: FileSplit) -> Sequence[Item]:
-    """1,281,167 training images, made into items when they are asked for; 50,000 validation images."""
+    """1,281,167 training images, made into items when they are asked for.
+
+    50,000 validation images.
+    """
     if tfds_files.is_prepared(files.directory):
         return _prepared(files, {"train": "train", "test": "validation"}[split])
     if split == "train":
@@ -48,7 +57,9 @@ def _items(files: Files, split: FileSplit) -> Sequence[Item]:
     has_folders = any((folder / id).is_dir() for id in names)
     items = _in_folders(files, "val", names) if has_folders else _by_list(files, folder, names)
     if (first := items[0].id).startswith("n") and first[1:9].isdecimal():
-        raise files.wrong(folder, f"images of the training split ({first})", "ILSVRC2012_val_*.JPEG")
+        raise files.wrong(
+            folder, f"images of the training split ({first})", "ILSVRC2012_val_*.JPEG"
+        )
     return items
 
 
@@ -67,11 +78,16 @@ def _in_folders(files: Files, split: str, names: Mapping[str, str]) -> LazyItems
     folders = sorted(path for path in root.iterdir() if path.is_dir())
     found = [(path.name, name) for path in folders for name in _images(path)]
     if unknown := {id for id, _ in found} - set(names):
-        raise files.wrong(root, f"a class {min(unknown)} that train/ has not", "the classes of train/")
+        raise files.wrong(
+            root, f"a class {min(unknown)} that train/ has not", "the classes of train/"
+        )
     if not found:
         raise files.wrong(root, "folders without images", "a folder of images per class")
     make = functools.partial(_item, candidates=_candidates(names), names=names)
-    return LazyItems(len(found), lambda at: make(found[at][1], Image(f"{root}/{'/'.join(found[at])}"), found[at][0]))
+    return LazyItems(
+        len(found),
+        lambda at: make(found[at][1], Image(f"{root}/{'/'.join(found[at])}"), found[at][0]),
+    )
 
 
 def _by_list(files: Files, folder: Path, names: Mapping[str, str]) -> LazyItems:
@@ -81,30 +97,50 @@ def _by_list(files: Files, folder: Path, names: Mapping[str, str]) -> LazyItems:
     if not found:
         raise files.missing("val/ILSVRC2012_val_00000001.JPEG")
     if lacking := [name for name in found if classes.get(name) not in names]:
-        raise files.wrong(folder, f"{lacking[0]}, of which no list says the class", "ILSVRC2012_val_*.JPEG")
+        raise files.wrong(
+            folder, f"{lacking[0]}, of which no list says the class", "ILSVRC2012_val_*.JPEG"
+        )
     make = functools.partial(_item, candidates=_candidates(names), names=names)
-    return LazyItems(len(found), lambda at: make(found[at], Image(f"{folder}/{found[at]}"), classes[found[at]]))
+    return LazyItems(
+        len(found), lambda at: make(found[at], Image(f"{folder}/{found[at]}"), classes[found[at]])
+    )
 
 
 def _prepared(files: Files, split: str) -> LazyItems:
     try:
-        examples, ids = tfds_files.examples(files.directory, split), tfds_files.class_names(files.directory)
+        examples, ids = (
+            tfds_files.examples(files.directory, split),
+            tfds_files.class_names(files.directory),
+        )
     except ValueError as error:
-        raise AnnotationError(f"the benchmark 'imagenet': {error} Expected the builder imagenet2012.") from error
+        raise AnnotationError(
+            f"the benchmark 'imagenet': {error} Expected the builder imagenet2012."
+        ) from error
     names = imagenet_classes.names(files, ids)
-    return LazyItems(len(examples), functools.partial(_prepared_item, examples, ids, names, _candidates(names)))
+    return LazyItems(
+        len(examples), functools.partial(_prepared_item, examples, ids, names, _candidates(names))
+    )
 
 
 def _images(folder: Path) -> list[str]:
-    """Names of the images in a folder, in order; what else a file system or an archive leaves there is passed over."""
-    return sorted(path.name for path in folder.iterdir() if path.name.lower().endswith((".jpeg", ".jpg", ".png")))
+    """Names of the images in a folder, in order.
+
+    What else a file system or an archive leaves there is passed over.
+    """
+    return sorted(
+        path.name
+        for path in folder.iterdir()
+        if path.name.lower().endswith((".jpeg", ".jpg", ".png"))
+    )
 
 
 def _candidates(names: Mapping[str, str]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(names.values()))
 
 
-def _item(file: str, visual: Visual, id: str, *, candidates: tuple[str, ...], names: Mapping[str, str]) -> Item:
+def _item(
+    file: str, visual: Visual, id: str, *, candidates: tuple[str, ...], names: Mapping[str, str]
+) -> Item:
     return Item(
         id=file.rpartition(".")[0],
         visual=visual,

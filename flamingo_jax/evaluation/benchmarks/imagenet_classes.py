@@ -1,13 +1,15 @@
 """The classes of ImageNet: what each is called, and which of them each validation image shows.
 
-A class is known by its WordNet id, "n01440764", as its folder is named; classes are in the order of these ids. What it is called stands in one of
+A class is known by its WordNet id, "n01440764", as its folder is named; classes are in the order of
+these ids. What it is called stands in one of
 
     classes.txt                     a name per line, in the order of the ids: your own choice of words (prompts depend on it)
     LOC_synset_mapping.txt          "n01440764 tench, Tinca tinca" per line (Kaggle)
     ILSVRC2012_devkit_t12/data/meta.mat          of the official development kit
 
-Of several synonyms the first is taken; as many more as are needed where two classes begin alike ("maillot"; "maillot, tank suit"). Two classes are
-called "crane", the bird and the machine, in all official files: both count as one answer, unless classes.txt calls them differently.
+Of several synonyms the first is taken; as many more as are needed where two classes begin alike
+("maillot"; "maillot, tank suit"). Two classes are called "crane", the bird and the machine, in all
+official files: both count as one answer, unless classes.txt calls them differently.
 """
 
 from __future__ import annotations
@@ -22,7 +24,8 @@ from flamingo_jax.evaluation.benchmarks.annotations import Files, one_line
 MAPPING = ("LOC_synset_mapping.txt", "ILSVRC/LOC_synset_mapping.txt")
 SOLUTION = ("LOC_val_solution.csv", "ILSVRC/LOC_val_solution.csv")
 DEVKIT = "ILSVRC2012_devkit_t12/data"
-NUM_CLASSES = 1000  # of the development kit's synsets the first thousand; the rest are groups of them
+# of the development kit's synsets the first thousand; the rest are groups of them
+NUM_CLASSES = 1000
 
 
 def names(files: Files, ids: Sequence[str]) -> dict[str, str]:
@@ -39,12 +42,16 @@ def names(files: Files, ids: Sequence[str]) -> dict[str, str]:
         lines = [one_line(line) for line in files.text("classes.txt").splitlines() if line.strip()]
         if len(lines) != len(ids):
             raise files.wrong(
-                files.path("classes.txt"), f"{len(lines)} names", f"{len(ids)}, one per class in the order of their ids"
+                files.path("classes.txt"),
+                f"{len(lines)} names",
+                f"{len(ids)}, one per class in the order of their ids",
             )
         return dict(zip(ids, lines, strict=True))
     synonyms, path = _synonyms(files)
     if lacking := [id for id in ids if id not in synonyms]:
-        raise files.wrong(path, f"no name of {len(lacking)} classes ({lacking[0]})", "the names of all classes")
+        raise files.wrong(
+            path, f"no name of {len(lacking)} classes ({lacking[0]})", "the names of all classes"
+        )
     return _shortest({id: synonyms[id] for id in ids})
 
 
@@ -52,7 +59,8 @@ def validation_classes(files: Files) -> dict[str, str]:
     """WordNet id by file name of the validation images ("ILSVRC2012_val_00000001.JPEG"), where they do not lie in folders by class.
 
     Raises:
-        AnnotationError: neither Kaggle's LOC_val_solution.csv nor the development kit is there, or they are damaged.
+        AnnotationError: neither Kaggle's LOC_val_solution.csv nor the development kit is there, or
+            they are damaged.
     """
     if any(files.has(name) for name in SOLUTION):
         rows = files.csv(*SOLUTION, columns=("ImageId", "PredictionString"))
@@ -64,7 +72,9 @@ def validation_classes(files: Files) -> dict[str, str]:
     found = {}
     for number, line in enumerate(files.text(truth).split(), 1):
         if not line.isdecimal() or int(line) not in ids:
-            raise files.wrong(files.path(truth), f"{line!r} in line {number}", f"a number from 1 to {len(ids)}")
+            raise files.wrong(
+                files.path(truth), f"{line!r} in line {number}", f"a number from 1 to {len(ids)}"
+            )
         found[f"ILSVRC2012_val_{number:08d}.JPEG"] = ids[int(line)][0]
     return found
 
@@ -75,9 +85,12 @@ def _synonyms(files: Files) -> tuple[dict[str, tuple[str, ...]], Path]:
         rows = [line.partition(" ") for line in files.text(*MAPPING).splitlines() if line.strip()]
         return {id: _split(words) for id, _, words in rows}, files.path(*MAPPING)
     if files.has(f"{DEVKIT}/meta.mat"):
-        return {id: _split(words) for id, words in _synsets(files).values()}, files.path(f"{DEVKIT}/meta.mat")
+        return {id: _split(words) for id, words in _synsets(files).values()}, files.path(
+            f"{DEVKIT}/meta.mat"
+        )
     raise files.missing(
-        f"{MAPPING[0]} (or {DEVKIT}/meta.mat, or classes.txt: a name per class, in the order of their ids)"
+        f"{MAPPING[0]} (or {DEVKIT}/meta.mat, or classes.txt: a name per class, in the order of "
+        "their ids)"
     )
 
 
@@ -93,7 +106,9 @@ def _synsets(files: Files) -> dict[int, tuple[str, str]]:
     path = files.path(f"{DEVKIT}/meta.mat")
     try:
         synsets = loadmat(io.BytesIO(path.read_bytes()), squeeze_me=True)["synsets"]
-        found = {int(each["ILSVRC2012_ID"]): (str(each["WNID"]), str(each["words"])) for each in synsets}
+        found = {
+            int(each["ILSVRC2012_ID"]): (str(each["WNID"]), str(each["words"])) for each in synsets
+        }
     except (MatReadError, ValueError, KeyError, TypeError, IndexError, OSError) as error:
         raise files.wrong(
             path, f"what cannot be read as MATLAB's synsets ({error!r})", "the development kit's"
@@ -107,7 +122,11 @@ def _shortest(synonyms: Mapping[str, tuple[str, ...]]) -> dict[str, str]:
     while True:
         chosen = {id: ", ".join(words[: counts[id]]) for id, words in synonyms.items()}
         often = collections.Counter(chosen.values())
-        longer = [id for id, words in synonyms.items() if often[chosen[id]] > 1 and counts[id] < len(words)]
+        longer = [
+            id
+            for id, words in synonyms.items()
+            if often[chosen[id]] > 1 and counts[id] < len(words)
+        ]
         if not longer:
             return chosen
         for id in longer:

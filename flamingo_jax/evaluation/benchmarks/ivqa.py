@@ -1,7 +1,11 @@
-"""iVQA: iVQA accuracy on the test split, 2,000 questions with five annotators' answers each (paper, Table 6).
+"""iVQA.
 
-The CSV files have the columns video_id, question, answer1 .. answer5, and start and end, the seconds of the segment in a video of HowTo100M. A
-video is there whole, under its id, and then the segment is seen; or as the segment, under video_id_start_end.
+IVQA accuracy on the test split, 2,000 questions with five annotators' answers each (paper, Table
+6).
+
+The CSV files have the columns video_id, question, answer1 .. answer5, and start and end, the
+seconds of the segment in a video of HowTo100M. A video is there whole, under its id, and then the
+segment is seen; or as the segment, under video_id_start_end.
 """
 
 from __future__ import annotations
@@ -35,7 +39,9 @@ def _items(files: Files, split: FileSplit) -> Sequence[Item]:
             answer=one_line(most_common([row[name] for name in ANSWERS])),
             references=tuple(row[name] for name in ANSWERS),
         )
-        for (number, row), path in video_files.with_videos(files, split, rows, lambda row: _names(row[1]))
+        for (number, row), path in video_files.with_videos(
+            files, split, rows, lambda row: _names(row[1])
+        )
     ]
 
 
@@ -51,7 +57,9 @@ def _names(row: dict[str, str]) -> list[str]:
 def _visual(files: Files, split: FileSplit, row: dict[str, str], path: Path) -> Video:
     if path.stem != row["video_id"] or not (row.get("start") and row.get("end")):
         return Video(path)
-    return Video(path, *video_files.segment(files, files.annotation_path(split), (row["start"], row["end"])))
+    return Video(
+        path, *video_files.segment(files, files.annotation_path(split), (row["start"], row["end"]))
+    )
 
 
 IVQA = Benchmark(

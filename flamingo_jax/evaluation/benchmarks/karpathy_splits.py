@@ -2,10 +2,12 @@
 
 One JSON file holds all images of a dataset, each with its split and its captions:
 
-    {"dataset": "coco", "images": [{"filepath": "val2014", "filename": "COCO_val2014_000000391895.jpg", "cocoid": 391895, "imgid": 0,
+    {"dataset": "coco", "images": [{"filepath": "val2014", "filename":
+    "COCO_val2014_000000391895.jpg", "cocoid": 391895, "imgid": 0,
                                     "split": "train" | "val" | "test" | "restval", "sentences": [{"raw": "A man on a bike.", ...}, ...]}, ...]}
 
-"restval" is what COCO's validation images leave when 5,000 are taken for val and for test each; it is trained on, and so are we.
+"restval" is what COCO's validation images leave when 5,000 are taken for val and for test each; it
+is trained on, and so are we.
 """
 
 from __future__ import annotations
@@ -41,7 +43,9 @@ def images(files: Files, *names: str, dataset: str, split: str) -> list[dict[str
     chosen = [image for image in found if image["split"] in SPLITS[split]]
     if not chosen:
         there = ", ".join(sorted({image["split"] for image in found}))
-        raise files.wrong(path, f"images of {there} alone", f"images of {' and '.join(SPLITS[split])}")
+        raise files.wrong(
+            path, f"images of {there} alone", f"images of {' and '.join(SPLITS[split])}"
+        )
     for image in chosen:
         records(image["sentences"], {"raw": str}, path)
     return chosen
@@ -49,10 +53,18 @@ def images(files: Files, *names: str, dataset: str, split: str) -> list[dict[str
 
 def caption_item(id: str, visual: Visual, captions: Sequence[str]) -> Item:
     """An image with its captions; as a support example it shows the first one."""
-    return Item(id=id, visual=visual, prefix=OUTPUT, answer=one_line(captions[0]), references=tuple(captions))
+    return Item(
+        id=id,
+        visual=visual,
+        prefix=OUTPUT,
+        answer=one_line(captions[0]),
+        references=tuple(captions),
+    )
 
 
-def items(chosen: Sequence[dict[str, Any]], image: Callable[[dict[str, Any]], str], key: str) -> list[Item]:
+def items(
+    chosen: Sequence[dict[str, Any]], image: Callable[[dict[str, Any]], str], key: str
+) -> list[Item]:
     """Items of `images`.
 
     Args:
@@ -61,6 +73,10 @@ def items(chosen: Sequence[dict[str, Any]], image: Callable[[dict[str, Any]], st
         key: the field that names an image.
     """
     return [
-        caption_item(str(each.get(key, each["filename"])), Image(image(each)), [s["raw"] for s in each["sentences"]])
+        caption_item(
+            str(each.get(key, each["filename"])),
+            Image(image(each)),
+            [s["raw"] for s in each["sentences"]],
+        )
         for each in chosen
     ]

@@ -1,6 +1,9 @@
-"""Kinetics-700, the edition of 2020: the mean of top-1 and top-5 accuracy on the validation split (paper, Tables 6 and 7).
+"""Kinetics-700, the edition of 2020.
 
-Clips of ten seconds, named by the video and the seconds that they are cut from; by class in folders, or all in one.
+The mean of top-1 and top-5 accuracy on the validation split (paper, Tables 6 and 7).
+
+Clips of ten seconds, named by the video and the seconds that they are cut from; by class in
+folders, or all in one.
 """
 
 from __future__ import annotations
@@ -32,7 +35,9 @@ def _items(files: Files, split: FileSplit) -> Sequence[Item]:
     """The training clips; up to 50 validation clips of each class."""
     rows, path = files.csv(*files.annotations[split], columns=COLUMNS), files.annotation_path(split)
     if not rows or (others := {row["split"] for row in rows} - set(SPLITS[split])):
-        raise files.wrong(path, f"the split {', '.join(sorted(others))}" if rows else "no clip", SPLITS[split][0])
+        raise files.wrong(
+            path, f"the split {', '.join(sorted(others))}" if rows else "no clip", SPLITS[split][0]
+        )
     classes = tuple(sorted({row["label"] for row in rows}))
     clips = [(_clip(files, path, row), row["label"]) for row in rows]
     found = video_files.find(files, *SPLITS[split]).of(clips, lambda clip: [clip[0]], path)
@@ -67,7 +72,9 @@ KINETICS700 = Benchmark(
     download=DOWNLOAD,
     layout=LAYOUT,
     files={
-        split: tuple(f"{folder}{name}.csv" for folder in ("", "annotations/") for name in SPLITS[split])
+        split: tuple(
+            f"{folder}{name}.csv" for folder in ("", "annotations/") for name in SPLITS[split]
+        )
         for split in SPLITS
     },
     chance=(1 / 700 + 5 / 700) / 2,

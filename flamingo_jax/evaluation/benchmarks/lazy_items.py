@@ -1,4 +1,7 @@
-"""Items that are made when they are asked for: a training split of a million pictures as a sequence that holds none of them."""
+"""Items that are made when they are asked for.
+
+A training split of a million pictures as a sequence that holds none of them.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +31,11 @@ class LazyItems(Sequence[Item]):
     def __getitem__(self, index: slice) -> list[Item]: ...
     def __getitem__(self, index: int | slice) -> Item | list[Item]:
         places = range(self._length)[index]  # raises IndexError, and counts from the end
-        return self._make(places) if isinstance(places, int) else [self._make(place) for place in places]
+        return (
+            self._make(places)
+            if isinstance(places, int)
+            else [self._make(place) for place in places]
+        )
 
     def __iter__(self) -> Iterator[Item]:
         return map(self._make, range(self._length))

@@ -1,6 +1,7 @@
 """MSVD-QA: top-1 accuracy on the test split (paper, Table 6); short clips of YouTube, 1,970 in all.
 
-A clip is found under the name that MSVD gives it ("mv89psg6zh4_33_46", as youtube_mapping.txt says), or as "vid1".
+A clip is found under the name that MSVD gives it ("mv89psg6zh4_33_46", as youtube_mapping.txt
+says), or as "vid1".
 """
 
 from __future__ import annotations
@@ -26,7 +27,10 @@ def _items(files: Files, split: FileSplit) -> Sequence[Item]:
     videos = video_files.find(files, *files.folders)
     official = _mapping(files)
     return question_pairs.items(
-        files, split, videos, lambda id: [each for each in (official.get(f"vid{id}"), f"vid{id}") if each]
+        files,
+        split,
+        videos,
+        lambda id: [each for each in (official.get(f"vid{id}"), f"vid{id}") if each],
     )
 
 
@@ -34,10 +38,14 @@ def _mapping(files: Files) -> dict[str, str]:
     """vid1 -> the clip's name; each line of the file has them in the other order."""
     if not files.has("youtube_mapping.txt"):
         return {}
-    pairs = [line.split() for line in files.text("youtube_mapping.txt").splitlines() if line.strip()]
+    pairs = [
+        line.split() for line in files.text("youtube_mapping.txt").splitlines() if line.strip()
+    ]
     if any(len(pair) != 2 for pair in pairs):
         raise files.wrong(
-            files.path("youtube_mapping.txt"), "a line without two words", "lines such as 'mv89psg6zh4_33_46 vid1'"
+            files.path("youtube_mapping.txt"),
+            "a line without two words",
+            "lines such as 'mv89psg6zh4_33_46 vid1'",
         )
     return {vid: name for name, vid in pairs}
 

@@ -1,6 +1,7 @@
 """NExT-QA, open-ended: WUPS on the 9,178 test questions (paper, Table 6).
 
-The files are those of NExT-OE. Where add_reference_answer_test.json has a second answer, a prediction is compared with both, and the better counts.
+The files are those of NExT-OE. Where add_reference_answer_test.json has a second answer, a
+prediction is compared with both, and the better counts.
 """
 
 from __future__ import annotations
@@ -38,18 +39,23 @@ def _second_answers(files: Files) -> Mapping[str, Mapping[str, str]]:
     """Answers by video and question."""
     second = files.json(SECOND_ANSWERS)
     if not isinstance(second, dict) or not all(isinstance(each, dict) for each in second.values()):
-        raise files.wrong(files.path(SECOND_ANSWERS), "no answers by video and question", "the second answers")
+        raise files.wrong(
+            files.path(SECOND_ANSWERS), "no answers by video and question", "the second answers"
+        )
     return second
 
 
 def _rows(files: Files, split: FileSplit) -> list[dict[str, str]]:
-    return files.csv(*files.annotations[split], columns=("video", "question", "answer", "qid", "type"))
+    return files.csv(
+        *files.annotations[split], columns=("video", "question", "answer", "qid", "type")
+    )
 
 
 def _item(row: dict[str, str], path: Path, additional: str | None) -> Item:
     extra: dict[str, Any] = {"question_type": row["type"], "additional": additional}
     return Item(
-        id=f"{row['video']}/{row['qid']}/{row['type']}",  # train.csv has three question ids twice, of different types
+        # train.csv has three question ids twice, of different types
+        id=f"{row['video']}/{row['qid']}/{row['type']}",
         visual=Video(path),
         prefix=question(row["question"]),
         answer=one_line(row["answer"]),

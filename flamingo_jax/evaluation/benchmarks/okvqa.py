@@ -1,6 +1,7 @@
 """OK-VQA: VQA accuracy on the validation split (paper, Table 6).
 
-An annotator's answer is there twice: `raw_answer` as it was typed, which support examples show, and `answer`, which is stemmed, and is compared with.
+An annotator's answer is there twice: `raw_answer` as it was typed, which support examples show, and
+`answer`, which is stemmed, and is compared with.
 """
 
 from __future__ import annotations
@@ -28,8 +29,13 @@ images/
 def _items(files: Files, split: FileSplit) -> Sequence[Item]:
     """9,009 training questions, 5,046 validation questions."""
     subset = {"train": "train2014", "test": "val2014"}[split]
-    questions, answers = f"OpenEnded_mscoco_{subset}_questions.json", f"mscoco_{subset}_annotations.json"
-    return vqa_files.items(files, questions, answers, subtype=subset, images=subset, shown="raw_answer")
+    questions, answers = (
+        f"OpenEnded_mscoco_{subset}_questions.json",
+        f"mscoco_{subset}_annotations.json",
+    )
+    return vqa_files.items(
+        files, questions, answers, subtype=subset, images=subset, shown="raw_answer"
+    )
 
 
 OKVQA = Benchmark(
@@ -56,7 +62,8 @@ OKVQA = Benchmark(
                 "IDEFICS-80B": (45.2, 52.4, 55.1, 56.8, 57.8),
             }
         ),
-        Series("OpenFlamingo-9B", {4: 42.0, 32: 46.3}, "rices"),  # Table 12; Table 9 prints 38.3 at 4 shots
+        # Table 12; Table 9 prints 38.3 at 4 shots
+        Series("OpenFlamingo-9B", {4: 42.0, 32: 46.3}, "rices"),
     ),
     fine_tuned=54.4,
     zero_few_shot=43.3,

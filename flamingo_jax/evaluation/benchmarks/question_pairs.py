@@ -1,4 +1,6 @@
-"""The annotation format of MSVD-QA and MSRVTT-QA (Xu et al. 2017): one JSON list of question and answer pairs per split.
+"""The annotation format of MSVD-QA and MSRVTT-QA (Xu et al. 2017).
+
+One JSON list of question and answer pairs per split.
 
     train_qa.json, test_qa.json    [{"video_id": 1301, "id": 37348, "question": "what is a man doing?", "answer": "dance"}, ...]
 
@@ -21,7 +23,9 @@ FILES: dict[FileSplit, tuple[str, ...]] = {"train": ("train_qa.json",), "test": 
 FIELDS = {"video_id": int, "id": int, "question": str, "answer": str}
 
 
-def items(files: Files, split: FileSplit, videos: VideoFiles, names: Callable[[int], Sequence[str]]) -> list[Item]:
+def items(
+    files: Files, split: FileSplit, videos: VideoFiles, names: Callable[[int], Sequence[str]]
+) -> list[Item]:
     """Reads the pairs of a split, in the order of their file.
 
     Args:
@@ -31,7 +35,8 @@ def items(files: Files, split: FileSplit, videos: VideoFiles, names: Callable[[i
         names: video_id -> names that its video may have.
 
     Raises:
-        AnnotationError: a file is not there, damaged, or of another split; or not one video is there.
+        AnnotationError: a file is not there, damaged, or of another split; or not one video is
+            there.
     """
     rows = video_files.rows_of(files, split, _rows, lambda row: str(row["video_id"]))
     found = videos.of(rows, lambda row: names(row["video_id"]), files.annotation_path(split))

@@ -1,7 +1,10 @@
-"""RareAct: how well 149 rare actions, such as hammering a phone, are told apart; mWAP, at 0 shots alone (paper, Table 6).
+"""RareAct: how well 149 rare actions, such as hammering a phone, are told apart.
 
-Each of the 7,607 rows of rareact.csv is a segment of ten seconds and one of the actions. Every segment is scored against every action, in the
-paper's template: "Caption: a person cuts a laptop", the verb in the third person, an article before the noun.
+MWAP, at 0 shots alone (paper, Table 6).
+
+Each of the 7,607 rows of rareact.csv is a segment of ten seconds and one of the actions. Every
+segment is scored against every action, in the paper's template: "Caption: a person cuts a laptop",
+the verb in the third person, an article before the noun.
 """
 
 from __future__ import annotations
@@ -14,7 +17,9 @@ from flamingo_jax.evaluation.benchmarks.benchmark import Benchmark, Item, at_sho
 from flamingo_jax.evaluation.benchmarks.templates import ACTION
 from flamingo_jax.inference.prompt import Video
 
-DOWNLOAD = "github.com/antoine77340/RareAct (rareact.csv, and a link to rareact.zip with the videos)"
+DOWNLOAD = (
+    "github.com/antoine77340/RareAct (rareact.csv, and a link to rareact.zip with the videos)"
+)
 LAYOUT = """
 rareact.csv
 rareact/   (or videos/)
@@ -41,7 +46,9 @@ def _items(files: Files, split: FileSplit) -> Sequence[Item]:
     try:
         candidates = tuple(actions[str(number)] for number in range(len(actions)))
     except KeyError as error:
-        raise files.wrong(path, f"{len(actions)} classes, but no class_id {error}", "numbers without a gap") from error
+        raise files.wrong(
+            path, f"{len(actions)} classes, but no class_id {error}", "numbers without a gap"
+        ) from error
     if wrong := {row["annotation"] for row in rows} - set(ANNOTATIONS):
         raise files.wrong(path, f"the annotation {min(wrong)!r}", "0 to 4")
     return [

@@ -1,7 +1,10 @@
-"""STAR: which of four answers to a question about a situation; top-1 accuracy on the 7,098 validation questions (paper, Table 6).
+"""STAR: which of four answers to a question about a situation.
 
-The model sees the question and the seconds from start to end of a video of Charades. The annotated graphs of the situation ("situations") and
-the programs that made questions and choices are not used.
+Top-1 accuracy on the 7,098 validation questions (paper, Table 6).
+
+The model sees the question and the seconds from start to end of a video of Charades. The annotated
+graphs of the situation ("situations") and the programs that made questions and choices are not
+used.
 """
 
 from __future__ import annotations
@@ -11,7 +14,13 @@ from typing import Any
 
 from flamingo_jax.core.paths import Path
 from flamingo_jax.evaluation.benchmarks import video_files
-from flamingo_jax.evaluation.benchmarks.annotations import Files, FileSplit, Types, one_line, records
+from flamingo_jax.evaluation.benchmarks.annotations import (
+    Files,
+    FileSplit,
+    Types,
+    one_line,
+    records,
+)
 from flamingo_jax.evaluation.benchmarks.benchmark import Benchmark, Item, at_shots
 from flamingo_jax.evaluation.benchmarks.templates import question
 from flamingo_jax.inference.prompt import Video
@@ -35,7 +44,10 @@ FIELDS: dict[str, Types] = {
 
 
 def _items(files: Files, split: FileSplit) -> Sequence[Item]:
-    """The training questions; for a test the validation questions, since the answers of the test split are hidden."""
+    """The training questions.
+
+    For a test the validation questions, since the answers of the test split are hidden.
+    """
     rows = video_files.rows_of(files, split, _rows, lambda row: row["question_id"])
     found = video_files.with_videos(files, split, rows, lambda row: [row["video_id"]])
     return [_item(files, row, video, files.annotation_path(split)) for row, video in found]
@@ -46,11 +58,15 @@ def _rows(files: Files, split: FileSplit) -> list[dict[str, Any]]:
 
 
 def _item(files: Files, row: dict[str, Any], video: Path, path: Path) -> Item:
-    candidates = tuple(one_line(each["choice"]) for each in records(row["choices"], {"choice": str}, path))
+    candidates = tuple(
+        one_line(each["choice"]) for each in records(row["choices"], {"choice": str}, path)
+    )
     answer = one_line(row["answer"])
     if answer not in candidates:
         raise files.wrong(
-            path, f"the answer {answer!r} to {row['question_id']}, with the choices {candidates}", "one of them"
+            path,
+            f"the answer {answer!r} to {row['question_id']}, with the choices {candidates}",
+            "one of them",
         )
     return Item(
         id=row["question_id"],
@@ -59,7 +75,8 @@ def _item(files: Files, row: dict[str, Any], video: Path, path: Path) -> Item:
         answer=answer,
         references=(answer,),
         candidates=candidates,
-        extra={"question_type": row["question_id"].split("_")[0]},  # Interaction, Sequence, Prediction or Feasibility
+        # Interaction, Sequence, Prediction or Feasibility
+        extra={"question_type": row["question_id"].split("_")[0]},
     )
 
 

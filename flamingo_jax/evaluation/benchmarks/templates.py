@@ -1,4 +1,6 @@
-"""The paper's prompt templates (Appendix B.1.5): the text between an example's image and its answer.
+"""The paper's prompt templates (Appendix B.1.5).
+
+The text between an example's image and its answer.
 
     Output: {output}                                                                          all tasks without a question
     Question: {question} Answer: {answer}                                                     question answering, visual dialogue
@@ -18,5 +20,8 @@ def question(text: str) -> str:
 
 
 def hateful_meme(text: str) -> str:
-    """The prefix of yes or no, with the text that is written on the meme; the only benchmark whose prompt holds such text."""
+    """The prefix of yes or no, with the text that is written on the meme.
+
+    The only benchmark whose prompt holds such text.
+    """
     return f'is an image with written: "{" ".join(text.split())}" on it. Is it hateful? Answer:'

@@ -1,7 +1,10 @@
-"""TextVQA: VQA accuracy on the validation split (paper, Table 6). The text in the images is for the model to read: no OCR is put in the prompt.
+"""TextVQA: VQA accuracy on the validation split (paper, Table 6).
 
-Some pictures of OpenImages lie on their side, and only its list of images says so (textvqa.org asks to look there). With that list in the directory
-they are turned; without it they are shown as they are.
+The text in the images is for the model to read: no OCR is put in the prompt.
+
+Some pictures of OpenImages lie on their side, and only its list of images says so (textvqa.org asks
+to look there). With that list in the directory they are turned; without it they are shown as they
+are.
 """
 
 from __future__ import annotations
@@ -15,7 +18,14 @@ import numpy as np
 import PIL.Image
 
 from flamingo_jax.core.paths import Path
-from flamingo_jax.evaluation.benchmarks.annotations import Files, FileSplit, Types, most_common, one_line, records
+from flamingo_jax.evaluation.benchmarks.annotations import (
+    Files,
+    FileSplit,
+    Types,
+    most_common,
+    one_line,
+    records,
+)
 from flamingo_jax.evaluation.benchmarks.benchmark import Benchmark, Item, Series, at_shots
 from flamingo_jax.evaluation.benchmarks.templates import question
 from flamingo_jax.inference.prompt import Deferred, Image, Visual
@@ -34,18 +44,28 @@ train-images-boxable-with-rotation.csv        (optional)
 def _items(files: Files, split: FileSplit) -> Sequence[Item]:
     """34,602 training questions, 5,000 validation questions."""
     value, path = files.json(*files.annotations[split]), files.annotation_path(split)
-    fields: dict[str, Types] = {"question_id": (int, str), "image_id": str, "question": str, "answers": list}
+    fields: dict[str, Types] = {
+        "question_id": (int, str),
+        "image_id": str,
+        "question": str,
+        "answers": list,
+    }
     found = records(value.get("data") if isinstance(value, dict) else None, fields, path)
     subset = {"train": "train", "test": "val"}[split]
     if wrong := {each.get("set_name", subset) for each in found} - {subset}:
-        raise files.wrong(path, f"questions of the split {', '.join(sorted(wrong))}", f"of {subset}")
+        raise files.wrong(
+            path, f"questions of the split {', '.join(sorted(wrong))}", f"of {subset}"
+        )
     folder = files.folder(*files.folders, of=f"{found[0]['image_id']}.jpg")
     turns = _quarter_turns(files)
     return [_item(each, folder, turns) for each in found]
 
 
 def _quarter_turns(files: Files) -> Mapping[str, int]:
-    """Counterclockwise quarter turns that set an image upright, by image id; upright ones are left out."""
+    """Counterclockwise quarter turns that set an image upright, by image id.
+
+    Upright ones are left out.
+    """
     if not any(files.has(name) for name in ROTATIONS):
         return {}
     turns = {}
@@ -55,7 +75,11 @@ def _quarter_turns(files: Files) -> Mapping[str, int]:
         except ValueError:
             degrees = 1.0
         if degrees % 90:
-            raise files.wrong(files.path(*ROTATIONS), f"the rotation {row['Rotation']!r}", "multiples of 90 degrees")
+            raise files.wrong(
+                files.path(*ROTATIONS),
+                f"the rotation {row['Rotation']!r}",
+                "multiples of 90 degrees",
+            )
         if degrees % 360:
             turns[row["ImageID"]] = int(degrees // 90)
     return turns
@@ -65,7 +89,9 @@ def _item(record: dict[str, Any], folder: Path, turns: Mapping[str, int]) -> Ite
     path, number = f"{folder}/{record['image_id']}.jpg", turns.get(record["image_id"], 0)
     visual: Visual = Image(path)
     if number:
-        visual = Deferred(f"{path} turned by {90 * number} degrees", functools.partial(_turned, path, number))
+        visual = Deferred(
+            f"{path} turned by {90 * number} degrees", functools.partial(_turned, path, number)
+        )
     return Item(
         id=str(record["question_id"]),
         visual=visual,
@@ -77,7 +103,10 @@ def _item(record: dict[str, Any], folder: Path, turns: Mapping[str, int]) -> Ite
 
 
 def _turned(path: str, turns: int) -> np.ndarray:
-    """Reads an image and turns it counterclockwise. What a camera noted in the file does not count: the list of rotations is of the stored pixels."""
+    """Reads an image and turns it counterclockwise. What a camera noted in the file does not count.
+
+    The list of rotations is of the stored pixels.
+    """
     with PIL.Image.open(io.BytesIO(Path(path).read_bytes())) as image:
         return np.ascontiguousarray(np.rot90(np.asarray(image.convert("RGB")), turns))
 

@@ -1,4 +1,7 @@
-"""VATEX captions, the English ones: CIDEr on the public test split (paper, Table 6); clips of ten seconds, ten captions each."""
+"""VATEX captions, the English ones: CIDEr on the public test split (paper, Table 6).
+
+Clips of ten seconds, ten captions each.
+"""
 
 from __future__ import annotations
 
@@ -52,7 +55,10 @@ VATEX = Benchmark(
     items=_items,
     download=DOWNLOAD,
     layout=LAYOUT,
-    files={"train": ("vatex_training_v1.0.json",), "test": ("vatex_public_test_english_v1.1.json",)},
+    files={
+        "train": ("vatex_training_v1.0.json",),
+        "test": ("vatex_public_test_english_v1.1.json",),
+    },
     folders=("videos", "video"),
     published=at_shots(
         {

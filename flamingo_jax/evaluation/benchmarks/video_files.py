@@ -1,10 +1,13 @@
-"""The video files of a benchmark: found by name wherever they lie in its folder, and left out where they are gone.
+"""The video files of a benchmark.
+
+Found by name wherever they lie in its folder, and left out where they are gone.
 
     annotations: abc, def, ghi        videos/abc.mp4, videos/val/101/ghi.webm        -> abc, ghi    ("1 of 3 items left out")
 
-Most of these benchmarks name videos of YouTube, of which some disappear every year (the paper evaluated on what was public in April 2022). So
-whoever downloads them now has fewer; a score is then not on the same items as a published one, which the log says. A damaged file stops an evaluation,
-and is named: remove it, and its items are left out too.
+Most of these benchmarks name videos of YouTube, of which some disappear every year (the paper
+evaluated on what was public in April 2022). So whoever downloads them now has fewer; a score is
+then not on the same items as a published one, which the log says. A damaged file stops an
+evaluation, and is named: remove it, and its items are left out too.
 """
 
 from __future__ import annotations
@@ -36,8 +39,12 @@ class VideoFiles:
     folder: Path
     paths: Mapping[str, Path]
 
-    def of(self, rows: Sequence[T], names: Callable[[T], Sequence[str]], annotations: PathLike) -> list[tuple[T, Path]]:
-        """Pairs annotated rows with their videos; rows whose video is gone are left out, and the log says how many.
+    def of(
+        self, rows: Sequence[T], names: Callable[[T], Sequence[str]], annotations: PathLike
+    ) -> list[tuple[T, Path]]:
+        """Pairs annotated rows with their videos.
+
+        Rows whose video is gone are left out, and the log says how many.
 
         Args:
             rows: of the annotations.
@@ -49,14 +56,20 @@ class VideoFiles:
         """
         if not rows:
             raise self.files.wrong(annotations, "no items", "some")
-        pairs = [(row, next((self.paths[name] for name in names(row) if name in self.paths), None)) for row in rows]
+        pairs = [
+            (row, next((self.paths[name] for name in names(row) if name in self.paths), None))
+            for row in rows
+        ]
         found = [(row, path) for row, path in pairs if path is not None]
         if not found:
-            name = (self.folder / f"{names(rows[0])[0]}.mp4").relative_to(Path(self.files.directory))
+            name = (self.folder / f"{names(rows[0])[0]}.mp4").relative_to(
+                Path(self.files.directory)
+            )
             raise self.files.missing(str(name))
         if gone := [names(row)[0] for row, path in pairs if path is None]:
             _log.warning(
-                "The benchmark %r: %d of %d items of %s are left out, their videos are not there: %s%s.",
+                "The benchmark %r: %d of %d items of %s are left out, their videos are not there: "
+                "%s%s.",
                 *(
                     self.files.benchmark,
                     len(gone),
@@ -70,7 +83,9 @@ class VideoFiles:
 
 
 def find(files: Files, *folders: str) -> VideoFiles:
-    """The video files below the first of several possible folders that is there; of two with one name the first in alphabetical order.
+    """The video files below the first of several possible folders that is there.
+
+    Of two with one name the first in alphabetical order.
 
     Args:
         files: the benchmark's directory.
@@ -102,16 +117,23 @@ def segment(files: Files, path: PathLike, values: Sequence[Any]) -> tuple[float,
     try:
         start, end = (float(value) for value in values)
     except (TypeError, ValueError) as error:
-        raise files.wrong(path, f"the segment {values!r}", "its start and end in seconds") from error
+        raise files.wrong(
+            path, f"the segment {values!r}", "its start and end in seconds"
+        ) from error
     if not 0 <= start < end < float("inf"):
         raise files.wrong(path, f"the segment {values!r}", "a start, and an end behind it")
     return start, end
 
 
 def rows_of(
-    files: Files, split: FileSplit, read: Callable[[Files, FileSplit], list[T]], key: Callable[[T], str]
+    files: Files,
+    split: FileSplit,
+    read: Callable[[Files, FileSplit], list[T]],
+    key: Callable[[T], str],
 ) -> list[T]:
-    """Reads the annotated rows of a split; of a test split, checks that it is none of the training split's.
+    """Reads the annotated rows of a split.
+
+    Of a test split, checks that it is none of the training split's.
 
     Args:
         files: the benchmark's directory, with `annotations`.
@@ -132,12 +154,19 @@ def rows_of(
 def with_videos(
     files: Files, split: FileSplit, rows: Sequence[T], names: Callable[[T], Sequence[str]]
 ) -> list[tuple[T, Path]]:
-    """Pairs the rows of a split with the videos in the benchmark's folder; arguments and errors as of `find` and `VideoFiles.of`."""
+    """Pairs the rows of a split with the videos in the benchmark's folder.
+
+    Arguments and errors as of `find` and `VideoFiles.of`.
+    """
     return find(files, *files.folders).of(rows, names, files.annotation_path(split))
 
 
-def check_disjoint(files: Files, path: PathLike, test: Collection[str], train: Collection[str]) -> None:
-    """Refuses a test file that shares videos, or questions, with the training file: then it is the file of another split.
+def check_disjoint(
+    files: Files, path: PathLike, test: Collection[str], train: Collection[str]
+) -> None:
+    """Refuses a test file that shares videos, or questions, with the training file.
+
+    Then it is the file of another split.
 
     Raises:
         AnnotationError: it does.

@@ -1,10 +1,14 @@
-"""Visual dialogue: NDCG of 100 ranked answers on the validation split, at most 16 shots (paper, Table 6 and B.1.5).
+"""Visual dialogue.
+
+NDCG of 100 ranked answers on the validation split, at most 16 shots (paper, Table 6 and B.1.5).
 
     <image>A man on a bike. Question: is he old? Answer: no Question: is it sunny? Answer:      -> a score of each of the 100 answers of this round
 
-The caption stands before the questions without any prompt. A query is the round of an image whose answers were weighed by several people (the dense
-annotations, one round per image), with all rounds before it. A support example is a whole dialogue: caption, ten questions and ten answers; 32 of them would
-be longer than the language model's context. The paper does not say whether `<EOC>` stands between rounds: here, only at the end of the dialogue.
+The caption stands before the questions without any prompt. A query is the round of an image whose
+answers were weighed by several people (the dense annotations, one round per image), with all rounds
+before it. A support example is a whole dialogue: caption, ten questions and ten answers; 32 of them
+would be longer than the language model's context. The paper does not say whether `<EOC>` stands
+between rounds: here, only at the end of the dialogue.
 """
 
 from __future__ import annotations
@@ -36,7 +40,9 @@ NUM_OPTIONS = 100
 
 
 def _items(files: Files, split: FileSplit) -> Sequence[Item]:
-    """123,287 training dialogues, each whole; the 2,064 densely annotated rounds of the validation split.
+    """123,287 training dialogues, each whole.
+
+    The 2,064 densely annotated rounds of the validation split.
 
     Training dialogues cannot be queries: their answers were not weighed.
     """
@@ -46,7 +52,10 @@ def _items(files: Files, split: FileSplit) -> Sequence[Item]:
 def _whole_dialogues(files: Files) -> list[Item]:
     dialogs = _read(files, "train")
     image_of = _train_images(files)
-    return [dialogs.item(each, len(each["dialog"]), image_of(each["image_id"])) for each in dialogs.found]
+    return [
+        dialogs.item(each, len(each["dialog"]), image_of(each["image_id"]))
+        for each in dialogs.found
+    ]
 
 
 def _dense_rounds(files: Files) -> list[Item]:
@@ -55,15 +64,22 @@ def _dense_rounds(files: Files) -> list[Item]:
     fields = {"image_id": int, "round_id": int, "gt_relevance": list}
     dense = {each["image_id"]: each for each in records(files.json(name), fields, path)}
     if lacking := [each["image_id"] for each in dialogs.found if each["image_id"] not in dense]:
-        raise files.wrong(path, f"no round of {len(lacking)} images of val (image {lacking[0]})", "one of each")
+        raise files.wrong(
+            path, f"no round of {len(lacking)} images of val (image {lacking[0]})", "one of each"
+        )
     first = f"VisualDialog_val2018_{dialogs.found[0]['image_id']:012d}.jpg"
     folder = files.folder("images/VisualDialog_val2018", "VisualDialog_val2018", of=first)
     items = []
     for each in dialogs.found:
-        rounds, relevance = dense[each["image_id"]]["round_id"], dense[each["image_id"]]["gt_relevance"]
+        rounds, relevance = (
+            dense[each["image_id"]]["round_id"],
+            dense[each["image_id"]]["gt_relevance"],
+        )
         if not 1 <= rounds <= len(each["dialog"]) or len(relevance) != NUM_OPTIONS:
             got = f"round {rounds} of {len(each['dialog'])} and {len(relevance)} values for image {each['image_id']}"
-            raise files.wrong(path, got, f"a round of the dialogue, counted from 1, and {NUM_OPTIONS} values")
+            raise files.wrong(
+                path, got, f"a round of the dialogue, counted from 1, and {NUM_OPTIONS} values"
+            )
         image = f"{folder}/VisualDialog_val2018_{each['image_id']:012d}.jpg"
         items.append(dialogs.item(each, rounds, image, relevance=relevance))
     return items
@@ -82,12 +98,17 @@ def _read(files: Files, subset: str) -> _Dialogs:
         records(each["dialog"], {"question": int, "answer": int, "answer_options": list}, path)
     questions, answers = data.get("questions"), data.get("answers")
     if not isinstance(questions, list) or not isinstance(answers, list):
-        raise files.wrong(path, "no lists `questions` and `answers`", "the texts that the dialogues refer to")
+        raise files.wrong(
+            path, "no lists `questions` and `answers`", "the texts that the dialogues refer to"
+        )
     return _Dialogs(files, path, found, questions, answers)
 
 
 def _train_images(files: Files) -> Callable[[int], str]:
-    """A function image id -> file: the training images are COCO's of both train and val, and only the folders tell which."""
+    """A function image id -> file.
+
+    The training images are COCO's of both train and val, and only the folders tell which.
+    """
     folders = {name: files.path(f"images/{name}", name) for name in ("train2014", "val2014")}
     there = {name: {file.name for file in folder.iterdir()} for name, folder in folders.items()}
 
@@ -95,7 +116,9 @@ def _train_images(files: Files) -> Callable[[int], str]:
         for name, folder in folders.items():
             if (file := f"COCO_{name}_{image_id:012d}.jpg") in there[name]:
                 return f"{folder}/{file}"
-        raise files.missing(f"images/train2014/COCO_train2014_{image_id:012d}.jpg (or the same of val2014)")
+        raise files.missing(
+            f"images/train2014/COCO_train2014_{image_id:012d}.jpg (or the same of val2014)"
+        )
 
     return find
 
@@ -110,14 +133,25 @@ class _Dialogs:
     questions: Sequence[str]
     answers: Sequence[str]
 
-    def item(self, dialog: dict[str, Any], rounds: int, image: str, *, relevance: Sequence[float] = ()) -> Item:
+    def item(
+        self, dialog: dict[str, Any], rounds: int, image: str, *, relevance: Sequence[float] = ()
+    ) -> Item:
         """The first rounds of a dialogue, of which the last is to be answered."""
         *before, last = dialog["dialog"][:rounds]
         try:
-            history = [f"{self._question(each)} {one_line(self.answers[each['answer']])}" for each in before]
-            options = tuple(one_line(self.answers[number]) for number in last["answer_options"]) if relevance else ()
+            history = [
+                f"{self._question(each)} {one_line(self.answers[each['answer']])}"
+                for each in before
+            ]
+            options = (
+                tuple(one_line(self.answers[number]) for number in last["answer_options"])
+                if relevance
+                else ()
+            )
             answer = (
-                options[last["gt_index"]] if "gt_index" in last and options else one_line(self.answers[last["answer"]])
+                options[last["gt_index"]]
+                if "gt_index" in last and options
+                else one_line(self.answers[last["answer"]])
             )
             prefix = " ".join([one_line(dialog["caption"]), *history, self._question(last)])
         except (IndexError, TypeError) as error:
@@ -155,7 +189,8 @@ VISDIAL = Benchmark(
     max_shots=16,
     published=at_shots(
         {
-            # 32 shots are out of the LM's context: v1 prints OOC, v2 repeats the numbers of 4 shots.
+            # 32 shots are out of the LM's context: v1 prints OOC, v2 repeats the numbers of 4
+            # shots.
             "Flamingo-3B": (46.1, 47.3, 47.6, 47.5, None),
             "Flamingo-9B": (48.0, 50.4, 51.2, 51.3, None),
             "Flamingo-80B": (52.0, 55.6, 56.4, 56.8, None),

@@ -1,7 +1,8 @@
 """VizWiz: VQA accuracy on test-dev (paper, Table 6), and on the validation split as `vizwiz_val`.
 
-The answers of the test images are hidden: `vizwiz` writes OUTPUT/submissions/vizwiz-SHOTS.json for eval.ai (the VizWiz challenge), and results.json has
-no row of it. `vizwiz_val` has answers; it is no benchmark of the paper, but what others report where no submission is made.
+The answers of the test images are hidden: `vizwiz` writes OUTPUT/submissions/vizwiz-SHOTS.json for
+eval.ai (the VizWiz challenge), and results.json has no row of it. `vizwiz_val` has answers; it is
+no benchmark of the paper, but what others report where no submission is made.
 """
 
 from __future__ import annotations
@@ -11,7 +12,13 @@ from collections.abc import Sequence
 from typing import Any
 
 from flamingo_jax.core.paths import Path
-from flamingo_jax.evaluation.benchmarks.annotations import Files, FileSplit, most_common, one_line, records
+from flamingo_jax.evaluation.benchmarks.annotations import (
+    Files,
+    FileSplit,
+    most_common,
+    one_line,
+    records,
+)
 from flamingo_jax.evaluation.benchmarks.benchmark import Benchmark, Item, Series, at_shots
 from flamingo_jax.evaluation.benchmarks.templates import question
 from flamingo_jax.inference.prompt import Image
@@ -44,9 +51,15 @@ def _items_val(files: Files, split: FileSplit) -> Sequence[Item]:
 def _of(files: Files, subset: str, *, answered: bool) -> list[Item]:
     names = (f"Annotations/{subset}.json", f"annotations/{subset}.json", f"{subset}.json")
     value, path = files.json(*names), files.path(*names)
-    found = records(value, {"image": str, "question": str, **({"answers": list} if answered else {})}, path)
-    if wrong := [each["image"] for each in found if not each["image"].startswith(f"VizWiz_{subset}_")]:
-        raise files.wrong(path, f"questions about {wrong[0]}", f"about images VizWiz_{subset}_*.jpg")
+    found = records(
+        value, {"image": str, "question": str, **({"answers": list} if answered else {})}, path
+    )
+    if wrong := [
+        each["image"] for each in found if not each["image"].startswith(f"VizWiz_{subset}_")
+    ]:
+        raise files.wrong(
+            path, f"questions about {wrong[0]}", f"about images VizWiz_{subset}_*.jpg"
+        )
     folder = files.folder(subset, f"images/{subset}", "images", of=found[0]["image"])
     if answered:
         for each in found:
@@ -60,7 +73,8 @@ def _item(record: dict[str, Any], folder: Path) -> Item:
         id=record["image"].rpartition(".")[0],  # one question per image
         visual=Image(f"{folder}/{record['image']}"),
         prefix=question(record["question"]),
-        answer=one_line(most_common([answer for answer in answers if answer.strip()])),  # a few of train are empty
+        # a few of train are empty
+        answer=one_line(most_common([answer for answer in answers if answer.strip()])),
         references=answers,
         extra={"image": record["image"]},
     )

@@ -1,8 +1,13 @@
-"""The annotation format of visualqa.org, in which VQAv2 and OK-VQA are published: a file of questions, and one of annotators' answers.
+"""The annotation format of visualqa.org, in which VQAv2 and OK-VQA are published.
+
+A file of questions, and one of annotators' answers.
 
     questions    {"data_subtype": "val2014", "questions": [{"image_id": 42, "question": "What is it?", "question_id": 42000}, ...]}
-    annotations  {"data_subtype": "val2014", "annotations": [{"question_id": 42000, "question_type", "answer_type", "multiple_choice_answer",
-                                                              "answers": [{"answer": "bear", "answer_id": 1}, ... ten of them]}, ...]}
+    annotations  {"data_subtype": "val2014", "annotations": [{"question_id": 42000, "question_type",
+    "answer_type", "multiple_choice_answer",
+                                                              "answers": [{"answer": "bear",
+                                                              "answer_id": 1}, ... ten of them]},
+                                                              ...]}
 
 A test split has questions alone: its answers are known to the server that takes submissions.
 """
@@ -24,7 +29,9 @@ _QUESTION = {"image_id": int, "question": str, "question_id": int}
 
 def question_ids(files: Files, questions: str, *, subtype: str) -> list[int]:
     """The ids of all questions of a file; arguments and errors as of `items`."""
-    return [each["question_id"] for each in _records(files, questions, "questions", _QUESTION, subtype)]
+    return [
+        each["question_id"] for each in _records(files, questions, "questions", _QUESTION, subtype)
+    ]
 
 
 def items(
@@ -37,30 +44,43 @@ def items(
         questions: name of the file of questions.
         annotations: name of the file of answers; None: they are hidden.
         subtype: what the files say that they are ("train2014", "val2014", "test-dev2015").
-        images: name of COCO's folder of images ("train2014", "val2014", "test2015"), and in the images' names.
-        shown: field of an answer that support examples show: of the annotators' answers the most common one.
+        images: name of COCO's folder of images ("train2014", "val2014", "test2015"), and in the
+            images' names.
+        shown: field of an answer that support examples show: of the annotators' answers the most
+            common one.
 
     Raises:
-        AnnotationError: a file is not there, damaged, or of another split; or an image's folder is not there.
+        AnnotationError: a file is not there, damaged, or of another split; or an image's folder is
+            not there.
     """
     asked = _records(files, questions, "questions", _QUESTION, subtype)
     known: Mapping[int, dict[str, Any]] = {}
     if annotations is not None:
-        answered = _records(files, annotations, "annotations", {"question_id": int, "answers": list}, subtype)
+        answered = _records(
+            files, annotations, "annotations", {"question_id": int, "answers": list}, subtype
+        )
         known = {each["question_id"]: each for each in answered}
         if lacking := [each["question_id"] for each in asked if each["question_id"] not in known]:
             raise files.wrong(
-                files.path(annotations), f"no answers to {len(lacking)} of the questions (question {lacking[0]})", "all"
+                files.path(annotations),
+                f"no answers to {len(lacking)} of the questions (question {lacking[0]})",
+                "all",
             )
     folder = files.folder(f"images/{images}", images, of=_file(images, asked[0]["image_id"]))
     try:
-        return [_item(each, known.get(each["question_id"]), folder, images, shown) for each in asked]
+        return [
+            _item(each, known.get(each["question_id"]), folder, images, shown) for each in asked
+        ]
     except (KeyError, TypeError) as error:
         got = f"answers that are no objects with the text {shown!r} ({error!r})"
-        raise files.wrong(files.path(annotations or questions), got, "the official annotations") from error
+        raise files.wrong(
+            files.path(annotations or questions), got, "the official annotations"
+        ) from error
 
 
-def _records(files: Files, name: str, key: str, fields: Mapping[str, type], subtype: str) -> list[dict[str, Any]]:
+def _records(
+    files: Files, name: str, key: str, fields: Mapping[str, type], subtype: str
+) -> list[dict[str, Any]]:
     value, path = files.json(name), files.path(name)
     value = value if isinstance(value, dict) else {}
     if (got := value.get("data_subtype", subtype)) != subtype:
@@ -72,8 +92,11 @@ def _file(images: str, image_id: int) -> str:
     return f"COCO_{images}_{image_id:012d}.jpg"
 
 
-def _item(asked: dict[str, Any], known: dict[str, Any] | None, folder: Path, images: str, shown: str) -> Item:
-    # Of half a million items: a path is a string, since a path object takes 1 kB, and equal answers are one string.
+def _item(
+    asked: dict[str, Any], known: dict[str, Any] | None, folder: Path, images: str, shown: str
+) -> Item:
+    # Of half a million items: a path is a string, since a path object takes 1 kB, and equal answers
+    # are one string.
     answers = known["answers"] if known else ()
     extra: dict[str, Any] = {"question_id": asked["question_id"]}
     for name in ("question_type", "answer_type"):

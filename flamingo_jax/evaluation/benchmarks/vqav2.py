@@ -1,8 +1,10 @@
 """VQAv2: VQA accuracy on test-dev (paper, Table 6), and on the validation split as `vqav2_val`.
 
-The answers of test-dev are hidden: `vqav2` writes OUTPUT/submissions/vqav2-SHOTS.json for eval.ai (the VQA challenge), and results.json has no row of
-it. The server wants an answer to every question of the whole test split: with its file in the directory, those that are not of test-dev get an empty one.
-`vqav2_val` has answers; it is no benchmark of the paper, but what others report where no submission is made.
+The answers of test-dev are hidden: `vqav2` writes OUTPUT/submissions/vqav2-SHOTS.json for eval.ai
+(the VQA challenge), and results.json has no row of it. The server wants an answer to every question
+of the whole test split: with its file in the directory, those that are not of test-dev get an empty
+one. `vqav2_val` has answers; it is no benchmark of the paper, but what others report where no
+submission is made.
 """
 
 from __future__ import annotations
@@ -37,7 +39,9 @@ def _items(files: Files, split: FileSplit) -> Sequence[Item]:
     if split == "train":
         return _answered(files, "train2014")
     name = "v2_OpenEnded_mscoco_test-dev2015_questions.json"
-    return vqa_files.items(files, name, None, subtype="test-dev2015", images="test2015", shown="answer")
+    return vqa_files.items(
+        files, name, None, subtype="test-dev2015", images="test2015", shown="answer"
+    )
 
 
 def _items_val(files: Files, split: FileSplit) -> Sequence[Item]:
@@ -46,12 +50,18 @@ def _items_val(files: Files, split: FileSplit) -> Sequence[Item]:
 
 
 def _answered(files: Files, subset: str) -> Sequence[Item]:
-    questions, answers = f"v2_OpenEnded_mscoco_{subset}_questions.json", f"v2_mscoco_{subset}_annotations.json"
+    questions, answers = (
+        f"v2_OpenEnded_mscoco_{subset}_questions.json",
+        f"v2_mscoco_{subset}_annotations.json",
+    )
     return vqa_files.items(files, questions, answers, subtype=subset, images=subset, shown="answer")
 
 
 def _submission_ids(files: Files) -> Sequence[int]:
-    """The ids of all 447,793 questions of the test split, in their order; none if their file is not there."""
+    """The ids of all 447,793 questions of the test split, in their order.
+
+    None if their file is not there.
+    """
     name = "v2_OpenEnded_mscoco_test2015_questions.json"
     return vqa_files.question_ids(files, name, subtype="test2015") if files.has(name) else ()
 

@@ -1,7 +1,8 @@
 """YouCook2 captions: CIDEr on the 3,492 segments of the validation split (paper, Table 6).
 
-A recipe's video has several annotated segments of some seconds up to minutes; each is an item with one sentence. The paper says no more than "CIDEr":
-segments are taken as annotated, and each is captioned on its own, as is usual.
+A recipe's video has several annotated segments of some seconds up to minutes; each is an item with
+one sentence. The paper says no more than "CIDEr": segments are taken as annotated, and each is
+captioned on its own, as is usual.
 """
 
 from __future__ import annotations
@@ -16,7 +17,10 @@ from flamingo_jax.evaluation.benchmarks.templates import OUTPUT
 from flamingo_jax.inference.prompt import Video
 
 DOWNLOAD = "youcook2.eecs.umich.edu/download (YouCookII annotations), and the videos from YouTube"
-ANNOTATIONS = ("youcookii_annotations_trainval.json", "annotations/youcookii_annotations_trainval.json")
+ANNOTATIONS = (
+    "youcookii_annotations_trainval.json",
+    "annotations/youcookii_annotations_trainval.json",
+)
 LAYOUT = """
 youcookii_annotations_trainval.json
 raw_videos/   (or videos/; folders in it are looked into)
@@ -42,14 +46,28 @@ def _items(files: Files, split: FileSplit) -> Sequence[Item]:
 
 
 def _segments(files: Files, split: FileSplit) -> list[dict[str, Any]]:
-    value, path, subset = files.json(*files.annotations[split]), files.annotation_path(split), SUBSETS[split]
+    value, path, subset = (
+        files.json(*files.annotations[split]),
+        files.annotation_path(split),
+        SUBSETS[split],
+    )
     database = value.get("database") if isinstance(value, dict) else None
-    videos = [{"video": name} | each for name, each in database.items()] if isinstance(database, dict) else []
+    videos = (
+        [{"video": name} | each for name, each in database.items()]
+        if isinstance(database, dict)
+        else []
+    )
     records(videos, {"subset": str, "annotations": list}, path)
     chosen = [each for each in videos if each["subset"] == subset]
     if not chosen:
-        raise files.wrong(path, f"videos of {', '.join(sorted({each['subset'] for each in videos}))} alone", subset)
-    segments = [{"video": each["video"]} | segment for each in chosen for segment in each["annotations"]]
+        raise files.wrong(
+            path,
+            f"videos of {', '.join(sorted({each['subset'] for each in videos}))} alone",
+            subset,
+        )
+    segments = [
+        {"video": each["video"]} | segment for each in chosen for segment in each["annotations"]
+    ]
     return records(segments, {"id": int, "segment": list, "sentence": str}, path)
 
 

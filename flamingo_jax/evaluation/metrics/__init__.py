@@ -1,6 +1,10 @@
-"""Metrics: each is a function of the predictions of one task at one number of shots, to a value in 0..1 (`nll`: in nats; `cider`: 0..10, 1.0 = "100").
+"""Metrics.
 
-They equal the benchmarks' official scripts on the same predictions: tests/golden/metrics holds what those gave.
+Each is a function of the predictions of one task at one number of shots, to a value in 0..1 (`nll`:
+in nats; `cider`: 0..10, 1.0 = "100").
+
+They equal the benchmarks' official scripts on the same predictions: tests/golden/metrics holds what
+those gave.
 """
 
 from __future__ import annotations
@@ -25,7 +29,14 @@ from flamingo_jax.evaluation.metrics.vqa import vqa_accuracy
 from flamingo_jax.evaluation.metrics.wups import check as check_wups
 from flamingo_jax.evaluation.metrics.wups import wups
 
-__all__ = ["METRICS", "HiddenAnswersError", "Metric", "MissingResourceError", "Prediction", "metric"]
+__all__ = [
+    "METRICS",
+    "HiddenAnswersError",
+    "Metric",
+    "MissingResourceError",
+    "Prediction",
+    "metric",
+]
 
 
 def _nothing() -> None:
@@ -38,8 +49,10 @@ class Metric:
 
     Attributes:
         value: predictions -> value of the whole task.
-        needs: of the model: "generation" (open-ended: the decoded text) or "scores" (close-ended: a score of each candidate).
-        check: of the machine: raises MissingResourceError, which names what to install. To be called before hours of decoding, not after.
+        needs: of the model: "generation" (open-ended: the decoded text) or "scores" (close-ended: a
+            score of each candidate).
+        check: of the machine: raises MissingResourceError, which names what to install. To be
+            called before hours of decoding, not after.
     """
 
     value: Callable[[Sequence[Prediction]], float]

@@ -1,9 +1,11 @@
 """CIDEr-D (Vedantam et al., arXiv 1411.5726), as the COCO caption evaluation computes it (pycocoevalcap, cider_scorer.py).
 
-    candidate -> counts of its n-grams, n = 1..4, times idf = log(images) - log(max(1, images whose references hold the n-gram))
+    candidate -> counts of its n-grams, n = 1..4, times idf = log(images) - log(max(1, images whose
+    references hold the n-gram))
     score of n = sum_g min(c_g, r_g) r_g / (|c| |r|) * exp(-(difference of lengths)^2 / (2 * 6^2)),  mean over n and references, times 10
 
-The idf comes from the references of the queries that are evaluated, so that a subset of a benchmark gives another number than the whole, and a single image 0.
+The idf comes from the references of the queries that are evaluated, so that a subset of a benchmark
+gives another number than the whole, and a single image 0.
 """
 
 from __future__ import annotations
@@ -24,27 +26,45 @@ _Counts = Mapping[tuple[str, ...], int]
 def _count(tokens: Tokens) -> _Counts:
     """How often each n-gram occurs."""
     return collections.Counter(
-        tuple(tokens[start : start + n]) for n in range(1, _ORDERS + 1) for start in range(len(tokens) - n + 1)
+        tuple(tokens[start : start + n])
+        for n in range(1, _ORDERS + 1)
+        for start in range(len(tokens) - n + 1)
     )
 
 
 class _Vector:
-    """A caption as weighted n-grams: one vector for each n, its norm, and the length of the caption in bigrams, as the official code counts it."""
+    """A caption as weighted n-grams.
+
+    One vector for each n, its norm, and the length of the caption in bigrams, as the official code
+    counts it.
+    """
 
     def __init__(self, counts: _Counts, images_with: _Counts, log_images: float) -> None:
         self.weights: list[dict[tuple[str, ...], float]] = [{} for _ in range(_ORDERS)]
         for gram, count in counts.items():
-            self.weights[len(gram) - 1][gram] = count * (log_images - math.log(max(1.0, images_with.get(gram, 0))))
-        self.norms = [math.sqrt(sum(weight**2 for weight in vector.values())) for vector in self.weights]
+            self.weights[len(gram) - 1][gram] = count * (
+                log_images - math.log(max(1.0, images_with.get(gram, 0)))
+            )
+        self.norms = [
+            math.sqrt(sum(weight**2 for weight in vector.values())) for vector in self.weights
+        ]
         self.length = sum(count for gram, count in counts.items() if len(gram) == 2)
 
     def similarity(self, reference: _Vector) -> float:
         """The mean over n of the clipped cosine, times the penalty of the lengths' difference."""
         total = 0.0
-        for mine, theirs, norm, other in zip(self.weights, reference.weights, self.norms, reference.norms, strict=True):
-            dot = sum(min(weight, theirs[gram]) * theirs[gram] for gram, weight in mine.items() if gram in theirs)
+        for mine, theirs, norm, other in zip(
+            self.weights, reference.weights, self.norms, reference.norms, strict=True
+        ):
+            dot = sum(
+                min(weight, theirs[gram]) * theirs[gram]
+                for gram, weight in mine.items()
+                if gram in theirs
+            )
             total += dot / (norm * other) if norm and other else dot
-        return total / _ORDERS * math.exp(-((self.length - reference.length) ** 2) / (2 * _SIGMA**2))
+        return (
+            total / _ORDERS * math.exp(-((self.length - reference.length) ** 2) / (2 * _SIGMA**2))
+        )
 
 
 def scores(candidates: Sequence[Tokens], references: Sequence[Sequence[Tokens]]) -> list[float]:
@@ -78,6 +98,10 @@ def cider(predictions: Sequence[Prediction]) -> float:
     references = [needs.references(each, "cider") for each in predictions]
     if not predictions:
         raise ValueError("cider of no predictions is not defined: evaluate at least one episode.")
-    tokens = iter(ptb.tokenize([*texts, *(caption for captions in references for caption in captions)]))
+    tokens = iter(
+        ptb.tokenize([*texts, *(caption for captions in references for caption in captions)])
+    )
     candidates = [next(tokens) for _ in texts]
-    return needs.mean(scores(candidates, [[next(tokens) for _ in captions] for captions in references]), "cider")
+    return needs.mean(
+        scores(candidates, [[next(tokens) for _ in captions] for captions in references]), "cider"
+    )

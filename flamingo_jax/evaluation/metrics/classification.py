@@ -20,7 +20,11 @@ def top1_top5(predictions: Sequence[Prediction]) -> float:
     Reads `scores`, `candidates`, `answer`.
 
     Raises:
-        ValueError: there are no predictions, they were not scored, or an answer is not among its candidates.
+        ValueError: there are no predictions, they were not scored, or an answer is not among its
+            candidates.
     """
-    ranks = [rank(needs.scored(each, "top1_top5"), needs.position(each, "top1_top5")) for each in predictions]
+    ranks = [
+        rank(needs.scored(each, "top1_top5"), needs.position(each, "top1_top5"))
+        for each in predictions
+    ]
     return needs.mean([((place < 1) + (place < 5)) / 2 for place in ranks], "top1_top5")

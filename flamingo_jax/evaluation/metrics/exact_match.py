@@ -1,7 +1,8 @@
 """Exact match of open-ended answers: the text before `<EOC>` equals the answer.
 
-Some models fail to write `<EOC>` and go on with the next example of the prompt, "We therefore trim the prediction to the text
-preceding the prompt keywords before quantitative evaluation" (first version of the paper, section 4.4.1): so do all metrics of text.
+Some models fail to write `<EOC>` and go on with the next example of the prompt, "We therefore trim
+the prediction to the text preceding the prompt keywords before quantitative evaluation" (first
+version of the paper, section 4.4.1): so do all metrics of text.
 """
 
 from __future__ import annotations
@@ -9,7 +10,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from flamingo_jax.evaluation.metrics import needs
-from flamingo_jax.evaluation.metrics.needs import trim as trim  # the page of samples shows what was judged
+
+# the page of samples shows what was judged
+from flamingo_jax.evaluation.metrics.needs import trim as trim
 from flamingo_jax.evaluation.metrics.prediction import Prediction
 
 
@@ -39,11 +42,13 @@ def exact_match(predictions: Sequence[Prediction]) -> float:
 def top1(predictions: Sequence[Prediction]) -> float:
     """The fraction of answers that equal the one annotated string: MSVD-QA and MSRVTT-QA.
 
-    The official code compares entries of an answer vocabulary, all in lower case; a decoded text is put in lower case and freed of outer and double
-    spaces, and of nothing else.
+    The official code compares entries of an answer vocabulary, all in lower case; a decoded text is
+    put in lower case and freed of outer and double spaces, and of nothing else.
 
     Raises:
         ValueError: there are no predictions, or nothing was decoded.
     """
     texts = [" ".join(needs.decoded(each, "top1").lower().split()) for each in predictions]
-    return needs.mean([text == each.answer for text, each in zip(texts, predictions, strict=True)], "top1")
+    return needs.mean(
+        [text == each.answer for text, each in zip(texts, predictions, strict=True)], "top1"
+    )

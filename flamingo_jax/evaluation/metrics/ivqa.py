@@ -1,7 +1,10 @@
-"""iVQA accuracy, as the official script computes it (antoyang/just-ask, util.py): an answer is right if two of the five annotators gave it.
+"""iVQA accuracy, as the official script computes it (antoyang/just-ask, util.py).
 
-One annotator's answer is half right: min(matches / 2, 1). The official model chooses from a vocabulary; a decoded text is compared as a string, in lower
-case and without outer and double spaces.
+An answer is right if two of the five annotators gave it.
+
+One annotator's answer is half right: min(matches / 2, 1). The official model chooses from a
+vocabulary; a decoded text is compared as a string, in lower case and without outer and double
+spaces.
 """
 
 from __future__ import annotations
@@ -27,6 +30,7 @@ def ivqa_accuracy(predictions: Sequence[Prediction]) -> float:
         ValueError: there are no predictions, nothing was decoded, or references are missing.
     """
     values = [
-        accuracy(needs.decoded(each, "ivqa_accuracy"), needs.references(each, "ivqa_accuracy")) for each in predictions
+        accuracy(needs.decoded(each, "ivqa_accuracy"), needs.references(each, "ivqa_accuracy"))
+        for each in predictions
     ]
     return needs.mean(values, "ivqa_accuracy")

@@ -1,4 +1,7 @@
-"""What a metric needs of the predictions, or an error that says what is missing and where: decoded text, scores, keys of `extra`, packages of the system."""
+"""What a metric needs of the predictions, or an error that says what is missing and where.
+
+Decoded text, scores, keys of `extra`, packages of the system.
+"""
 
 from __future__ import annotations
 
@@ -8,17 +11,26 @@ from typing import Any
 
 from flamingo_jax.evaluation.metrics.prediction import Prediction
 
-# The words that begin the next example in the paper's templates (Appendix B.1.5), and the tags between examples.
+# The words that begin the next example in the paper's templates (Appendix B.1.5), and the tags
+# between examples.
 PROMPT_KEYWORDS = ("output", "question", "answer", "caption")
-_NEXT_EXAMPLE = re.compile(r"<EOC>|<image>|\b(?:" + "|".join(PROMPT_KEYWORDS) + r")\s*:", re.IGNORECASE)
+_NEXT_EXAMPLE = re.compile(
+    r"<EOC>|<image>|\b(?:" + "|".join(PROMPT_KEYWORDS) + r")\s*:", re.IGNORECASE
+)
 
 
 class HiddenAnswersError(ValueError):
-    """The answers of this split are not public: no value can be computed here, predictions are written for the benchmark's server."""
+    """The answers of this split are not public.
+
+    No value can be computed here, predictions are written for the benchmark's server.
+    """
 
 
 class MissingResourceError(RuntimeError):
-    """A program, package or data file that a metric needs is not on this machine; the message says how to install it."""
+    """A program, package or data file that a metric needs is not on this machine.
+
+    The message says how to install it.
+    """
 
 
 def trim(text: str) -> str:
@@ -35,7 +47,8 @@ def decoded(prediction: Prediction, metric: str) -> str:
     """
     if prediction.text is None:
         raise ValueError(
-            f"{metric} of query {prediction.query_id!r}: nothing was decoded. Run the evaluation with generation."
+            f"{metric} of query {prediction.query_id!r}: nothing was decoded. Run the evaluation "
+            "with generation."
         )
     return trim(prediction.text)
 
@@ -48,12 +61,16 @@ def scored(prediction: Prediction, metric: str) -> tuple[float, ...]:
     """
     if prediction.scores is None or not prediction.candidates:
         raise ValueError(
-            f"{metric} of query {prediction.query_id!r}: no candidates were scored. The task needs candidates for this metric."
+            f"{metric} of query {prediction.query_id!r}: no candidates were scored. The task needs "
+            "candidates for this metric."
         )
-    if len(prediction.scores) != len(prediction.candidates) or any(score != score for score in prediction.scores):
+    if len(prediction.scores) != len(prediction.candidates) or any(
+        score != score for score in prediction.scores
+    ):
         raise ValueError(
-            f"{metric} of query {prediction.query_id!r}: expected a score for each of {len(prediction.candidates)} candidates, "
-            f"got {len(prediction.scores)} with {sum(s != s for s in prediction.scores)} NaN. Check the model's weights."
+            f"{metric} of query {prediction.query_id!r}: expected a score for each of "
+            f"{len(prediction.candidates)} candidates, got {len(prediction.scores)} with "
+            f"{sum(s != s for s in prediction.scores)} NaN. Check the model's weights."
         )
     return prediction.scores
 
@@ -66,8 +83,8 @@ def position(prediction: Prediction, metric: str) -> int:
     """
     if prediction.answer not in prediction.candidates:
         raise ValueError(
-            f"{metric} of query {prediction.query_id!r}: the answer {prediction.answer!r} is not among its "
-            f"{len(prediction.candidates)} candidates. Check the task's annotations."
+            f"{metric} of query {prediction.query_id!r}: the answer {prediction.answer!r} is not "
+            f"among its {len(prediction.candidates)} candidates. Check the task's annotations."
         )
     return prediction.candidates.index(prediction.answer)
 
@@ -80,7 +97,8 @@ def references(prediction: Prediction, metric: str) -> tuple[str, ...]:
     """
     if not prediction.references:
         raise ValueError(
-            f"{metric} of query {prediction.query_id!r}: it has no references. The task must give all right answers."
+            f"{metric} of query {prediction.query_id!r}: it has no references. The task must give "
+            "all right answers."
         )
     return prediction.references
 
@@ -94,7 +112,8 @@ def extra(prediction: Prediction, metric: str, key: str) -> Any:
     if key not in prediction.extra:
         raise ValueError(
             f"{metric} of query {prediction.query_id!r} reads extra[{key!r}], which is not there "
-            f"(there are: {', '.join(sorted(prediction.extra)) or 'none'}). The task must supply it."
+            f"(there are: {', '.join(sorted(prediction.extra)) or 'none'}). The task must supply "
+            "it."
         )
     return prediction.extra[key]
 
@@ -106,5 +125,7 @@ def mean(values: Sequence[float | bool], metric: str) -> float:
         ValueError: there are no values.
     """
     if not values:
-        raise ValueError(f"{metric} of no predictions is not defined: evaluate at least one episode.")
+        raise ValueError(
+            f"{metric} of no predictions is not defined: evaluate at least one episode."
+        )
     return float(sum(values) / len(values))

@@ -1,13 +1,14 @@
 """VQA accuracy of OK-VQA: the official VQA code on stemmed answers.
 
-The annotations hold each answer as it was given (`raw_answer`) and stemmed (`answer`: "riding horses" -> "ride horse"); the official code compares with the
-stemmed ones, so that a prediction must be stemmed as they were. The stemmer was not published. Here a word of the prediction becomes
+The annotations hold each answer as it was given (`raw_answer`) and stemmed (`answer`: "riding
+horses" -> "ride horse"); the official code compares with the stemmed ones, so that a prediction
+must be stemmed as they were. The stemmer was not published. Here a word of the prediction becomes
 
     what the annotators' own stem of it is, if the word is in a raw answer to the same question;
     else, of a word in -ing, the verb's base form; of a plural, the singular: by WordNet.
 
-Differs from OpenFlamingo, which looks words up in a table made from all annotations, and tells plurals by a tagger: words that no annotator of the
-question used may be stemmed differently.
+Differs from OpenFlamingo, which looks words up in a table made from all annotations, and tells
+plurals by a tagger: words that no annotator of the question used may be stemmed differently.
 """
 
 from __future__ import annotations
@@ -63,12 +64,14 @@ def stem(text: str, known: Mapping[str, str]) -> str:
 def okvqa_accuracy(predictions: Sequence[Prediction]) -> float:
     """The mean accuracy, 0..1.
 
-    Reads `text`; `references`: the field `answer` of each annotator; and, if it is there, `extra["raw_answers"]`: the field `raw_answer`, in the same order.
+    Reads `text`; `references`: the field `answer` of each annotator; and, if it is there,
+    `extra["raw_answers"]`: the field `raw_answer`, in the same order.
 
     Raises:
         MissingResourceError: WordNet is not installed.
         HiddenAnswersError: no prediction has references.
-        ValueError: there are no predictions, nothing was decoded, or references are missing or not as many as raw answers.
+        ValueError: there are no predictions, nothing was decoded, or references are missing or not
+            as many as raw answers.
     """
     values = []
     for text, each in zip(vqa.answers(predictions, "okvqa_accuracy"), predictions, strict=True):
@@ -76,7 +79,10 @@ def okvqa_accuracy(predictions: Sequence[Prediction]) -> float:
         raw = each.extra.get("raw_answers", references)
         if len(raw) != len(references):
             raise ValueError(
-                f"okvqa_accuracy of query {each.query_id!r}: expected a raw answer for each of {len(references)} references, got {len(raw)}."
+                f"okvqa_accuracy of query {each.query_id!r}: expected a raw answer for each of "
+                f"{len(references)} references, got {len(raw)}."
             )
-        values.append(vqa.accuracy(stem(text.strip(), annotated_stems(raw, references)), references))
+        values.append(
+            vqa.accuracy(stem(text.strip(), annotated_stems(raw, references)), references)
+        )
     return needs.mean(values, "okvqa_accuracy")

@@ -18,7 +18,8 @@ class Prediction:
         text: what was decoded, up to `<EOC>`; None if no metric asked for it.
         candidates: the candidates of a close-ended task.
         scores: their log-likelihoods, in the same order; None if no metric asked for them.
-        references: all right answers, as the annotations have them; () where `answer` is the only one.
+        references: all right answers, as the annotations have them; () where `answer` is the only
+            one.
         extra: what else a metric or a submission needs of the annotations; JSON values.
     """
 

@@ -1,6 +1,9 @@
-"""Captions to tokens as the COCO caption evaluation does it: Stanford's PTBTokenizer 3.4.1, lower case, without punctuation.
+"""Captions to tokens as the COCO caption evaluation does it.
 
-The tokenizer is a Java program; it comes with the package pycocoevalcap. All captions go through one run of it, a line each.
+Stanford's PTBTokenizer 3.4.1, lower case, without punctuation.
+
+The tokenizer is a Java program; it comes with the package pycocoevalcap. All captions go through
+one run of it, a line each.
 """
 
 from __future__ import annotations
@@ -15,10 +18,12 @@ from etils import epath
 
 from flamingo_jax.evaluation.metrics.needs import MissingResourceError
 
-# What the tokens of punctuation look like. Brackets are tokens "-lrb-" and so on here and stay: the official list has them in capitals, which never occur.
+# What the tokens of punctuation look like. Brackets are tokens "-lrb-" and so on here and stay: the
+# official list has them in capitals, which never occur.
 _PUNCTUATION = frozenset(["''", "'", "``", "`", ".", "?", "!", ",", ":", "-", "--", "...", ";"])
 _JAR = "stanford-corenlp-3.4.1.jar"
-# The program takes each of these for the end of a line, so that the captions after it would be shifted.
+# The program takes each of these for the end of a line, so that the captions after it would be
+# shifted.
 _LINE_ENDS = re.compile("[\n\r\v\f\x85\u2028\u2029]")
 
 
@@ -29,17 +34,25 @@ def _command() -> tuple[str, ...]:
         subprocess.run(("java", "-version"), capture_output=True, check=True)
     except (OSError, subprocess.CalledProcessError) as error:
         raise MissingResourceError(
-            "CIDEr needs Java for the PTB tokenizer, and the program `java` does not run. On Debian or Ubuntu: apt-get install default-jre-headless."
+            "CIDEr needs Java for the PTB tokenizer, and the program `java` does not run. On "
+            "Debian or Ubuntu: apt-get install default-jre-headless."
         ) from error
     package = importlib.util.find_spec("pycocoevalcap")
     places = list(package.submodule_search_locations or ()) if package else []
     jars = [jar for place in places if (jar := epath.Path(place) / "tokenizer" / _JAR).exists()]
     if not jars:
         raise MissingResourceError(
-            f"CIDEr needs {_JAR} of the package pycocoevalcap, which is not installed: pip install 'flamingo_jax[evaluation]' "
-            "(or pip install pycocoevalcap)."
+            f"CIDEr needs {_JAR} of the package pycocoevalcap, which is not installed: pip install "
+            "'flamingo_jax[evaluation]' (or pip install pycocoevalcap)."
         )
-    return ("java", "-cp", str(jars[0]), "edu.stanford.nlp.process.PTBTokenizer", "-preserveLines", "-lowerCase")
+    return (
+        "java",
+        "-cp",
+        str(jars[0]),
+        "edu.stanford.nlp.process.PTBTokenizer",
+        "-preserveLines",
+        "-lowerCase",
+    )
 
 
 def check() -> None:
@@ -56,11 +69,14 @@ def tokenize(captions: Sequence[str]) -> list[tuple[str, ...]]:
     """
     lines = [_LINE_ENDS.sub(" ", caption) for caption in captions]
     text = "".join(f"{line}\n" for line in lines)
-    run = subprocess.run(_command(), input=text.encode("utf-8", "replace"), capture_output=True, check=False)
+    run = subprocess.run(
+        _command(), input=text.encode("utf-8", "replace"), capture_output=True, check=False
+    )
     found = run.stdout.decode("utf-8").split("\n")[:-1]
     if run.returncode or len(found) != len(lines):
         raise RuntimeError(
-            f"the PTB tokenizer ({' '.join(_command())}) exited with status {run.returncode} and {len(found)} lines for {len(lines)} captions; "
-            f"its last words: {run.stderr.decode('utf-8', 'replace').strip()[-500:]!r}."
+            f"the PTB tokenizer ({' '.join(_command())}) exited with status {run.returncode} and "
+            f"{len(found)} lines for {len(lines)} captions; its last words: "
+            f"{run.stderr.decode('utf-8', 'replace').strip()[-500:]!r}."
         )
     return [tuple(token for token in line.split() if token not in _PUNCTUATION) for line in found]

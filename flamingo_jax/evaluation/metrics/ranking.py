@@ -1,4 +1,7 @@
-"""Top-1 accuracy of close-ended tasks: the answer has the highest log-likelihood of all candidates (paper, Appendix A.2)."""
+"""Top-1 accuracy of close-ended tasks.
+
+The answer has the highest log-likelihood of all candidates (paper, Appendix A.2).
+"""
 
 from __future__ import annotations
 
@@ -15,7 +18,8 @@ def is_first(prediction: Prediction) -> bool:
     """
     if prediction.ranked_first is None:
         raise ValueError(
-            f"ranking of query {prediction.query_id!r}: no candidates were scored. The task needs candidates for this metric."
+            f"ranking of query {prediction.query_id!r}: no candidates were scored. The task needs "
+            "candidates for this metric."
         )
     return prediction.ranked_first == prediction.answer
 
@@ -38,5 +42,10 @@ def answer_nll(predictions: Sequence[Prediction]) -> float:
         ValueError: there are no predictions, or they were not scored.
     """
     if not predictions or any(prediction.scores is None for prediction in predictions):
-        raise ValueError("nll needs the scores of at least one prediction: the task needs candidates for this metric.")
-    return -sum(p.scores[p.candidates.index(p.answer)] for p in predictions if p.scores is not None) / len(predictions)
+        raise ValueError(
+            "nll needs the scores of at least one prediction: the task needs "
+            "candidates for this metric."
+        )
+    return -sum(
+        p.scores[p.candidates.index(p.answer)] for p in predictions if p.scores is not None
+    ) / len(predictions)

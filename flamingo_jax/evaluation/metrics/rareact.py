@@ -1,14 +1,16 @@
 """Mean weighted average precision (mWAP) of RareAct, as the official script computes it (antoine77340/RareAct, compute_score.py).
 
-For each action (a verb and a noun) the clips are ranked by the score of the action; the average precision of the clips that show it is weighted, so that each
-video counts once however many of its clips are in a list. What a clip is to an action depends on the annotation of the clip's own verb and noun:
+For each action (a verb and a noun) the clips are ranked by the score of the action; the average
+precision of the clips that show it is weighted, so that each video counts once however many of its
+clips are in a list. What a clip is to an action depends on the annotation of the clip's own verb
+and noun:
 
     0  neither verb nor noun      negative of its own action
     1  the action is shown        positive of its own action; hard negative of actions that share the verb or the noun; negative of all others
     2, 3, 4  verb or noun alone   hard negative of its own action
 
-The mean is over the actions with at least one positive clip. Negatives and hard negatives differ in their weights alone: a video's clips are counted in each
-of the lists by itself.
+The mean is over the actions with at least one positive clip. Negatives and hard negatives differ in
+their weights alone: a video's clips are counted in each of the lists by itself.
 """
 
 from __future__ import annotations
@@ -22,7 +24,9 @@ from flamingo_jax.evaluation.metrics.prediction import Prediction
 
 
 def average_precision(scores: np.ndarray, positive: np.ndarray, weights: np.ndarray) -> float:
-    """Weighted average precision: the sum of precision times the increase of recall, from the highest score down.
+    """Weighted average precision.
+
+    The sum of precision times the increase of recall, from the highest score down.
 
     Args:
         scores: float[n]; clips of equal score are taken together.
@@ -79,7 +83,8 @@ def mean_average_precision(
         values.append(average_precision(scores[clips, column], lists[0][clips], weights))
     if not values:
         raise ValueError(
-            "rareact_mwap is not defined when no clip is annotated with 1: evaluate all rows of rareact.csv."
+            "rareact_mwap is not defined when no clip is annotated with 1: evaluate all rows of "
+            "rareact.csv."
         )
     return float(np.mean(values))
 
@@ -87,21 +92,30 @@ def mean_average_precision(
 def rareact_mwap(predictions: Sequence[Prediction]) -> float:
     """The mWAP over one prediction for each row of rareact.csv, 0..1.
 
-    Reads `scores` (of candidates that are the actions in the order of their class), and `extra`: "verb", "noun", "class" (class_id), "annotation", "video".
+    Reads `scores` (of candidates that are the actions in the order of their class), and `extra`:
+    "verb", "noun", "class" (class_id), "annotation", "video".
 
     Raises:
-        ValueError: there are no predictions, they were not scored, they differ in the number of candidates, keys are missing, or nothing is positive.
+        ValueError: there are no predictions, they were not scored, they differ in the number of
+            candidates, keys are missing, or nothing is positive.
     """
     if not predictions:
-        raise ValueError("rareact_mwap of no predictions is not defined: evaluate all rows of rareact.csv.")
+        raise ValueError(
+            "rareact_mwap of no predictions is not defined: evaluate all rows of rareact.csv."
+        )
     rows = [needs.scored(each, "rareact_mwap") for each in predictions]
     keys = ("verb", "noun", "annotation", "video", "class")
-    columns = [np.asarray([needs.extra(each, "rareact_mwap", key) for each in predictions]) for key in keys]
+    columns = [
+        np.asarray([needs.extra(each, "rareact_mwap", key) for each in predictions]) for key in keys
+    ]
     widths = {len(row) for row in rows}
     if len(widths) != 1 or not 0 <= columns[4].min() <= columns[4].max() < min(widths):
         raise ValueError(
-            f"rareact_mwap: expected the same candidates for all clips, one for each class; got {sorted(widths)} candidates "
-            f"and classes {columns[4].min()}..{columns[4].max()}. Check the task."
+            "rareact_mwap: expected the same candidates for all clips, one for each class; got "
+            f"{sorted(widths)} candidates and classes {columns[4].min()}..{columns[4].max()}. "
+            "Check the task."
         )
     verbs, nouns, annotations, videos, classes = columns
-    return mean_average_precision(np.asarray(rows, np.float64), verbs, nouns, annotations, videos, classes)
+    return mean_average_precision(
+        np.asarray(rows, np.float64), verbs, nouns, annotations, videos, classes
+    )

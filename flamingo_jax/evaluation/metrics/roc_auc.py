@@ -1,4 +1,6 @@
-"""Area under the ROC curve, HatefulMemes' metric: how often a positive query has a higher score than a negative one; a tie counts one half.
+"""Area under the ROC curve, HatefulMemes' metric.
+
+How often a positive query has a higher score than a negative one; a tie counts one half.
 
 Not scikit-learn's: that is a large dependency for a count of pairs.
 """
@@ -21,7 +23,8 @@ def area(scores: np.ndarray, positive: np.ndarray) -> float:
         positive: bool[n], both values occur.
     """
     _, group, sizes = np.unique(scores, return_inverse=True, return_counts=True)
-    ranks = (np.cumsum(sizes) - (sizes - 1) / 2)[group]  # equal scores share the mean of their ranks
+    # equal scores share the mean of their ranks
+    ranks = (np.cumsum(sizes) - (sizes - 1) / 2)[group]
     num_positive = int(positive.sum())
     above = ranks[positive].sum() - num_positive * (num_positive + 1) / 2
     return float(above / (num_positive * (len(positive) - num_positive)))
@@ -37,10 +40,12 @@ def probability(scores: Sequence[float], index: int) -> float:
 def roc_auc(predictions: Sequence[Prediction]) -> float:
     """The area under the ROC curve of the positive answer's probability, 0..1.
 
-    Reads `scores`, `candidates`, `answer`, and `extra["positive"]`: the candidate that is the positive answer, such as "yes".
+    Reads `scores`, `candidates`, `answer`, and `extra["positive"]`: the candidate that is the
+    positive answer, such as "yes".
 
     Raises:
-        ValueError: there are no predictions, they were not scored, the positive answer is no candidate, or only one of the two classes occurs.
+        ValueError: there are no predictions, they were not scored, the positive answer is no
+            candidate, or only one of the two classes occurs.
     """
     if not predictions:
         raise ValueError("roc_auc of no predictions is not defined: evaluate at least one episode.")
@@ -49,12 +54,14 @@ def roc_auc(predictions: Sequence[Prediction]) -> float:
         scores, positive = needs.scored(each, "roc_auc"), needs.extra(each, "roc_auc", "positive")
         if positive not in each.candidates:
             raise ValueError(
-                f"roc_auc of query {each.query_id!r}: the positive answer {positive!r} is not among its candidates {each.candidates!r}."
+                f"roc_auc of query {each.query_id!r}: the positive answer {positive!r} is not "
+                f"among its candidates {each.candidates!r}."
             )
         values.append(probability(scores, each.candidates.index(positive)))
         labels.append(each.answer == positive)
     if len(set(labels)) == 1:
         raise ValueError(
-            f"roc_auc is not defined when all {len(labels)} queries have the same label (positive: {labels[0]}): evaluate more of them."
+            f"roc_auc is not defined when all {len(labels)} queries have the same label (positive: "
+            f"{labels[0]}): evaluate more of them."
         )
     return area(np.asarray(values), np.asarray(labels))

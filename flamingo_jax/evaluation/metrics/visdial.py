@@ -1,8 +1,9 @@
 """NDCG of VisDial, as the official starter code computes it (batra-mlp-lab/visdial-challenge-starter-pytorch, metrics.py).
 
-Several of the 100 candidate answers to a question may be right: annotators say how relevant each one is. Let k candidates have a relevance above 0. The
-model's first k candidates are worth the sum of relevance / log2(rank + 1), over what the best k would be worth. The order of equal scores is not defined in
-the official code (its sort is not stable); here the earlier candidate comes first.
+Several of the 100 candidate answers to a question may be right: annotators say how relevant each
+one is. Let k candidates have a relevance above 0. The model's first k candidates are worth the sum
+of relevance / log2(rank + 1), over what the best k would be worth. The order of equal scores is not
+defined in the official code (its sort is not stable); here the earlier candidate comes first.
 """
 
 from __future__ import annotations
@@ -33,18 +34,24 @@ def ndcg(scores: Sequence[float], relevance: Sequence[float]) -> float:
 def visdial_ndcg(predictions: Sequence[Prediction]) -> float:
     """The mean NDCG, 0..1; one round of each dialogue has dense annotations.
 
-    Reads `scores`, and `extra["relevance"]`: `gt_relevance` of the dense annotations, one number for each candidate.
+    Reads `scores`, and `extra["relevance"]`: `gt_relevance` of the dense annotations, one number
+    for each candidate.
 
     Raises:
-        ValueError: there are no predictions, they were not scored, or a relevance is missing, of another length, or all 0.
+        ValueError: there are no predictions, they were not scored, or a relevance is missing, of
+            another length, or all 0.
     """
     values = []
     for each in predictions:
-        scores, relevance = needs.scored(each, "visdial_ndcg"), needs.extra(each, "visdial_ndcg", "relevance")
+        scores, relevance = (
+            needs.scored(each, "visdial_ndcg"),
+            needs.extra(each, "visdial_ndcg", "relevance"),
+        )
         if len(relevance) != len(scores) or not any(relevance):
             raise ValueError(
-                f"visdial_ndcg of query {each.query_id!r}: expected a relevance for each of its {len(scores)} candidates, at least one "
-                f"above 0; got {len(relevance)}, {sum(map(bool, relevance))} above 0. Check the dense annotations."
+                f"visdial_ndcg of query {each.query_id!r}: expected a relevance for each of its "
+                f"{len(scores)} candidates, at least one above 0; got {len(relevance)}, "
+                f"{sum(map(bool, relevance))} above 0. Check the dense annotations."
             )
         values.append(ndcg(scores, relevance))
     return needs.mean(values, "visdial_ndcg")

@@ -1,11 +1,17 @@
-"""VQA accuracy, as the official script computes it (GT-Vision-Lab/VQA, vqaEval.py): VQAv2, VizWiz, TextVQA.
+"""VQA accuracy, as the official script computes it (GT-Vision-Lab/VQA, vqaEval.py).
 
-An answer is fully right if at least three annotators gave it: the mean of min(1, matches / 3) over the ten ways of leaving one annotator out. The
-script's oddities change scores, so they are kept, and are tested against it:
+VQAv2, VizWiz, TextVQA.
 
-- answers are normalised only where the annotators disagree; where all ten agree, the prediction must be their string as it stands;
-- one "digit,comma,digit" in an answer makes every punctuation mark in it vanish, where it would else become a space;
-- the full stop's look-behind is mistyped and does nothing: each full stop that no digit follows goes, also the one in "3.m";
+An answer is fully right if at least three annotators gave it: the mean of min(1, matches / 3) over
+the ten ways of leaving one annotator out. The script's oddities change scores, so they are kept,
+and are tested against it:
+
+- answers are normalised only where the annotators disagree; where all ten agree, the prediction
+  must be their string as it stands;
+- one "digit,comma,digit" in an answer makes every punctuation mark in it vanish, where it would
+  else become a space;
+- the full stop's look-behind is mistyped and does nothing: each full stop that no digit follows
+  goes, also the one in "3.m";
 - a flag is passed where a count belongs, so that only the first 32 full stops go.
 
 Predictions are strings of Unicode, as in the script under Python 3.
@@ -25,9 +31,11 @@ _FULL_STOP = re.compile(r"\.(?!\d)")
 _MOST_FULL_STOPS = int(re.UNICODE)  # the flag that is passed as the count
 _ARTICLES = ("a", "an", "the")
 _NUMBERS = {"none": "0"} | {
-    word: str(number) for number, word in enumerate("zero one two three four five six seven eight nine ten".split())
+    word: str(number)
+    for number, word in enumerate("zero one two three four five six seven eight nine ten".split())
 }
-# The contractions that the script repairs: each is recognised with one apostrophe missing (see `_contractions`).
+# The contractions that the script repairs: each is recognised with one apostrophe missing (see
+# `_contractions`).
 _SHORT = """ain't aren't can't could've couldn't didn't doesn't don't hadn't hasn't haven't he'd he's how'd how'll how's isn't it'd it'll ma'am mightn't
 might've mustn't must've needn't not've o'clock oughtn't shan't should've shouldn't somebody'll somebody's someone'd someone'll someone's something'd
 something'll that's there'd there're there's they'd they'll they're they've 'twas wasn't we've weren't what'll what're what's what've when's where'd where's
@@ -37,12 +45,21 @@ we'd've who'd've wouldn't've y'all'll y'all'd've you'd've""".split()
 
 
 def _contractions() -> dict[str, str]:
-    """Misspelt -> spelt: "couldnt" -> "couldn't", "couldnt've" and "couldn'tve" -> "couldn't've"."""
+    """Misspelt -> spelt.
+
+    "couldnt" -> "couldn't", "couldnt've" and "couldn'tve" -> "couldn't've".
+    """
     found = {word.replace("'", ""): word for word in _SHORT}
     for word in _LONG:
-        found |= {word[:at] + word[at + 1 :]: word for at, letter in enumerate(word) if letter == "'"}
+        found |= {
+            word[:at] + word[at + 1 :]: word for at, letter in enumerate(word) if letter == "'"
+        }
     del found["somebody'dve"], found["somebodyd've"]
-    return found | {"somebody'dve": "somebody'd've", "somebodyd've": "somebody'd've", "somebody'd": "somebodyd"}
+    return found | {
+        "somebody'dve": "somebody'd've",
+        "somebodyd've": "somebody'd've",
+        "somebody'd": "somebodyd",
+    }
 
 
 _CONTRACTIONS = _contractions()
@@ -67,7 +84,9 @@ def accuracy(answer: str, annotated: Sequence[str]) -> float:
         answer: what the model said.
         annotated: what each annotator said.
     """
-    answer, *annotated = (text.replace("\n", " ").replace("\t", " ").strip() for text in (answer, *annotated))
+    answer, *annotated = (
+        text.replace("\n", " ").replace("\t", " ").strip() for text in (answer, *annotated)
+    )
     if len(set(annotated)) > 1:
         answer, *annotated = map(normalise, (answer, *annotated))
     matches = annotated.count(answer)
@@ -85,8 +104,9 @@ def answers(predictions: Sequence[Prediction], metric: str) -> list[str]:
     texts = [needs.decoded(each, metric) for each in predictions]
     if texts and not any(each.references for each in predictions):
         raise needs.HiddenAnswersError(
-            f"{metric}: the answers of this split are not public. Write the predictions with metrics.submission.write "
-            "and upload the file to the benchmark's evaluation server, or evaluate a split with answers."
+            f"{metric}: the answers of this split are not public. Write the predictions with "
+            "metrics.submission.write and upload the file to the benchmark's evaluation server, "
+            "or evaluate a split with answers."
         )
     return texts
 
@@ -94,7 +114,8 @@ def answers(predictions: Sequence[Prediction], metric: str) -> list[str]:
 def vqa_accuracy(predictions: Sequence[Prediction]) -> float:
     """The mean accuracy, 0..1.
 
-    Reads `text`, and `references`: each annotator's answer as it stands in the annotations, repetitions included.
+    Reads `text`, and `references`: each annotator's answer as it stands in the annotations,
+    repetitions included.
 
     Raises:
         HiddenAnswersError: no prediction has references (test-dev).
@@ -102,6 +123,7 @@ def vqa_accuracy(predictions: Sequence[Prediction]) -> float:
     """
     texts = answers(predictions, "vqa_accuracy")
     values = [
-        accuracy(text, needs.references(each, "vqa_accuracy")) for text, each in zip(texts, predictions, strict=True)
+        accuracy(text, needs.references(each, "vqa_accuracy"))
+        for text, each in zip(texts, predictions, strict=True)
     ]
     return needs.mean(values, "vqa_accuracy")

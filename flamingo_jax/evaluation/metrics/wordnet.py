@@ -1,9 +1,12 @@
-"""WordNet 3.0, read from the files that Debian's package wordnet-base installs: base forms of words, and Wu-Palmer similarity.
+"""WordNet 3.0, read from the files that Debian's package wordnet-base installs.
 
-Equal to what NLTK gives for its own copy of WordNet 3.0 (`synsets`, `_morphy`, `wup_similarity`), which is what official scripts use; the formats are those of
-the manual pages wndb(5) and morphy(7).
+Base forms of words, and Wu-Palmer similarity.
 
-Not read by NLTK's WordNetCorpusReader: it refuses Debian's directory, which lacks the file lexnames and lies outside NLTK's data.
+Equal to what NLTK gives for its own copy of WordNet 3.0 (`synsets`, `_morphy`, `wup_similarity`),
+which is what official scripts use; the formats are those of the manual pages wndb(5) and morphy(7).
+
+Not read by NLTK's WordNetCorpusReader: it refuses Debian's directory, which lacks the file lexnames
+and lies outside NLTK's data.
 """
 
 from __future__ import annotations
@@ -54,11 +57,16 @@ class WordNet:
 
     def __init__(self, directory: str = DIRECTORY) -> None:
         root = epath.Path(directory)
-        names = [name for file in _FILES.values() for name in (f"index.{file}", f"data.{file}", f"{file}.exc")]
+        names = [
+            name
+            for file in _FILES.values()
+            for name in (f"index.{file}", f"data.{file}", f"{file}.exc")
+        ]
         for name in names:
             if not (root / name).exists():
                 raise MissingResourceError(
-                    f"WordNet's file {name} is not in {directory}. On Debian or Ubuntu: apt-get install wordnet-base."
+                    f"WordNet's file {name} is not in {directory}. On Debian or Ubuntu: apt-get "
+                    "install wordnet-base."
                 )
         # Lines are taken apart when they are asked for: there are 270,000 of them.
         self._index: dict[str, dict[str, str]] = {}
@@ -66,7 +74,9 @@ class WordNet:
         self._data: dict[str, bytes] = {}
         for pos, file in _FILES.items():
             lines = (root / f"index.{file}").read_text(encoding="utf-8").splitlines()
-            self._index[pos] = {line[: line.index(" ")]: line for line in lines if not line.startswith(" ")}
+            self._index[pos] = {
+                line[: line.index(" ")]: line for line in lines if not line.startswith(" ")
+            }
             self._data[pos] = (root / f"data.{file}").read_bytes()
             words = map(str.split, (root / f"{file}.exc").read_text(encoding="utf-8").splitlines())
             self._exceptions[pos] = {each[0]: each[1:] for each in words if each}
@@ -79,7 +89,12 @@ class WordNet:
         endings = [ending.split(":") for ending in _DETACHMENTS[pos]]
         forms, itself = [word], [word]
         while forms:
-            forms = [form[: -len(old)] + new for form in forms for old, new in endings if form.endswith(old)]
+            forms = [
+                form[: -len(old)] + new
+                for form in forms
+                for old, new in endings
+                if form.endswith(old)
+            ]
             if found := _among([*itself, *forms], self._index[pos]):
                 return found
             itself = []
@@ -90,7 +105,10 @@ class WordNet:
         return min(self.base_forms(word, pos), key=len, default=word)
 
     def synsets(self, word: str) -> list[Synset]:
-        """The senses of a word as a noun, then as a verb, adjective and adverb; most frequent first."""
+        """The senses of a word as a noun, then as a verb, adjective and adverb.
+
+        Most frequent first.
+        """
         word = word.lower()
         return [
             self._synset(pos, offset)
@@ -100,9 +118,12 @@ class WordNet:
         ]
 
     def similarity(self, one: Synset, other: Synset) -> float:
-        """Wu-Palmer similarity, 0..1: twice the depth of the lowest sense above both, over the sum of both depths by way of it.
+        """Wu-Palmer similarity, 0..1.
 
-        Verbs, adjectives and adverbs have many roots, and are joined by an imaginary one; 0 if two nouns have nothing above both.
+        Twice the depth of the lowest sense above both, over the sum of both depths by way of it.
+
+        Verbs, adjectives and adverbs have many roots, and are joined by an imaginary one; 0 if two
+        nouns have nothing above both.
         """
         join = not one.pos == other.pos == "n"
         mine, theirs = self._distances(one, join), self._distances(other, join)
@@ -116,7 +137,10 @@ class WordNet:
         depth = self._max_depth(through) + 1
         above = self._distances(through, join)
         both = sum(
-            min((near + above[sense] for sense, near in distances.items() if sense in above), default=0)
+            min(
+                (near + above[sense] for sense, near in distances.items() if sense in above),
+                default=0,
+            )
             for distances in (mine, theirs)
         )
         return 2 * depth / (both + 2 * depth)
@@ -124,7 +148,9 @@ class WordNet:
     def _synset(self, pos: str, offset: int) -> Synset:
         if (pos, offset) not in self._synsets:
             data = self._data[pos]
-            self._synsets[pos, offset] = _read_synset(data[offset : data.index(b"\n", offset)].decode())
+            self._synsets[pos, offset] = _read_synset(
+                data[offset : data.index(b"\n", offset)].decode()
+            )
         return self._synsets[pos, offset]
 
     def _above(self, sense: Synset | None) -> list[Synset]:
@@ -169,11 +195,19 @@ def _offsets(line: str) -> list[int]:
 
 
 def _read_synset(line: str) -> Synset:
-    """A sense: offset file pos #words (word id)... #pointers (symbol offset pos source)... | gloss."""
+    """A sense.
+
+    Offset file pos #words (word id)... #pointers (symbol offset pos source)... | gloss.
+    """
     fields = line.split(" | ")[0].split()
     after_words = 4 + 2 * int(fields[3], 16)
-    pointers = [fields[at : at + 4] for at in range(after_words + 1, after_words + 1 + 4 * int(fields[after_words]), 4)]
-    above = [int(offset) for kind in ("@", "@i") for symbol, offset, *_ in pointers if symbol == kind]
+    pointers = [
+        fields[at : at + 4]
+        for at in range(after_words + 1, after_words + 1 + 4 * int(fields[after_words]), 4)
+    ]
+    above = [
+        int(offset) for kind in ("@", "@i") for symbol, offset, *_ in pointers if symbol == kind
+    ]
     return Synset(fields[2], int(fields[0]), fields[4].split("(")[0], tuple(above))
 
 

@@ -1,14 +1,16 @@
 """WUPS of NExT-QA's open-ended answers, as the official script computes it (doc-doc/NExT-OE, eval_oe.py and metrics.py).
 
-Both answers become lists of base forms without stop words. Each word is worth the highest Wu-Palmer similarity (of first senses) to a word of the other
-answer; words that are like none are left out; the product over the words, in whichever direction it is smaller. Yes/no (DB) and counting (DC) questions are
-right or wrong. Where there is a second reference answer, the better of the two counts. The threshold is 0 ("WUPS@0", the table of that repository in which
-Flamingo stands).
+Both answers become lists of base forms without stop words. Each word is worth the highest Wu-Palmer
+similarity (of first senses) to a word of the other answer; words that are like none are left out;
+the product over the words, in whichever direction it is smaller. Yes/no (DB) and counting (DC)
+questions are right or wrong. Where there is a second reference answer, the better of the two
+counts. The threshold is 0 ("WUPS@0", the table of that repository in which Flamingo stands).
 
     words --NLTK's tagger--> Penn tags --WordNet--> shortest base form; else the Porter stem if WordNet has it; else the word      (pywsd's lemmatize_sentence)
 
-Differs from the official script: words are split by NLTK's tokenizer both times, where pywsd has a copy of an older version of it; they differ in how they
-split "*", dashes of Unicode and two full stops.
+Differs from the official script: words are split by NLTK's tokenizer both times, where pywsd has a
+copy of an older version of it; they differ in how they split "*", dashes of Unicode and two full
+stops.
 """
 
 from __future__ import annotations
@@ -21,7 +23,8 @@ from collections.abc import Callable, Sequence
 from flamingo_jax.evaluation.metrics import needs, wordnet
 from flamingo_jax.evaluation.metrics.prediction import Prediction
 
-# The repository's stopwords.txt, which is made for this benchmark: negations and some more are not among them.
+# The repository's stopwords.txt, which is made for this benchmark: negations and some more are not
+# among them.
 _STOP_WORDS = frozenset(
     """a about again ain all am an and any are aren aren't as at be because been being but can couldn couldn't d did didn didn't do does doesn doesn't doing
 don don't during each for from further had hadn hadn't has hasn hasn't have haven haven't having he her here hers herself him himself his how i if
@@ -61,12 +64,16 @@ def check() -> None:
 def _missing() -> needs.MissingResourceError:
     return needs.MissingResourceError(
         "WUPS needs the package nltk and its data: pip install 'flamingo_jax[evaluation]', then "
-        "python -m nltk.downloader averaged_perceptron_tagger_eng punkt_tab (NLTK_DATA names the directory where they lie)."
+        "python -m nltk.downloader averaged_perceptron_tagger_eng punkt_tab (NLTK_DATA names the "
+        "directory where they lie)."
     )
 
 
 def sentences(text: str) -> list[str]:
-    """The text in sentences; NLTK's splitter needs data, and has something to split only after a mark that can end a sentence.
+    """The text in sentences.
+
+    NLTK's splitter needs data, and has something to split only after a mark that can end a
+    sentence.
 
     Raises:
         MissingResourceError: NLTK or the splitter's data are missing.
@@ -94,7 +101,10 @@ def _part(tag: str) -> str:
 
 
 def _base(word: str, tag: str, tag_words: Tagger) -> str:
-    """The base form of a word that is tagged in its sentence; a word of another part of speech is tagged again by itself, else is a noun."""
+    """The base form of a word that is tagged in its sentence.
+
+    A word of another part of speech is tagged again by itself, else is a noun.
+    """
     from nltk.stem import PorterStemmer
 
     net = wordnet.load()
@@ -148,18 +158,24 @@ def similarity(answer: str, reference: str, *, exact: bool) -> float:
 def wups(predictions: Sequence[Prediction]) -> float:
     """The mean WUPS@0, 0..1.
 
-    Reads `text`, `answer`, and `extra`: "question_type" (the column `type`: CW, CH, TN, TP, TC, DL, DB, DC, DO) and, if it is there and not None, "additional":
-    the answer of add_reference_answer_test.json.
+    Reads `text`, `answer`, and `extra`: "question_type" (the column `type`: CW, CH, TN, TP, TC, DL,
+    DB, DC, DO) and, if it is there and not None, "additional": the answer of
+    add_reference_answer_test.json.
 
     Raises:
         MissingResourceError: NLTK, its data or WordNet is missing.
-        ValueError: there are no predictions, nothing was decoded, or the type of question is missing.
+        ValueError: there are no predictions, nothing was decoded, or the type of question is
+            missing.
     """
     values = []
     for each in predictions:
         answer = needs.decoded(each, "wups")
         exact = needs.extra(each, "wups", "question_type") in _EXACT
-        wanted = [each.answer] + [other for other in (each.extra.get("additional"),) if other is not None]
+        wanted = [each.answer] + [
+            other for other in (each.extra.get("additional"),) if other is not None
+        ]
         said = content(answer)
-        values.append(max(similarity(said, content(reference), exact=exact) for reference in wanted))
+        values.append(
+            max(similarity(said, content(reference), exact=exact) for reference in wanted)
+        )
     return needs.mean(values, "wups")

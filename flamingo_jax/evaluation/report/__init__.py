@@ -1,1 +1,4 @@
-"""What a run of the evaluation writes for a reader: tables, curves, pages, and the numbers that others published."""
+"""What a run of the evaluation writes for a reader.
+
+Tables, curves, pages, and the numbers that others published.
+"""

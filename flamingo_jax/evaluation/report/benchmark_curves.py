@@ -19,7 +19,8 @@ from flamingo_jax.evaluation.report.curves import COLOURS, INK, style
 from flamingo_jax.evaluation.report.units import unit
 from flamingo_jax.evaluation.runner import Row
 
-# The published curves that are drawn: the sizes of Flamingo, and the largest of the others. Model -> (colour, line style)
+# The published curves that are drawn: the sizes of Flamingo, and the largest of the others. Model
+# -> (colour, line style)
 BESIDE: Mapping[str, tuple[str, str]] = {
     "Flamingo-3B": ("#c6d0d9", "-"),
     "Flamingo-9B": ("#a3b2bf", "-"),
@@ -34,7 +35,9 @@ _PANEL, _TOP, _AXIS, _LEGEND_LINE, _LEGEND_ENTRY = (3.3, 2.55), 1.1, 0.45, 0.24,
 
 
 def benchmark_curves(rows: Sequence[Row], chance: Mapping[str, float]) -> Figure:
-    """A panel per benchmark: the metric that papers report, in their unit, against the number of support examples.
+    """A panel per benchmark.
+
+    The metric that papers report, in their unit, against the number of support examples.
 
     Args:
         rows: results on benchmarks; at least one.
@@ -54,7 +57,9 @@ def benchmark_curves(rows: Sequence[Row], chance: Mapping[str, float]) -> Figure
         for axis in axes.flat[len(tasks) :]:
             axis.set_visible(False)
         handles = {line.get_label(): line for axis in axes.flat for line in axis.get_lines()}
-        labels = [label for label in (*map(_own_label, settings), *BESIDE, _GUESSING) if label in handles]
+        labels = [
+            label for label in (*map(_own_label, settings), *BESIDE, _GUESSING) if label in handles
+        ]
         entries = int(width / _LEGEND_ENTRY)
         bottom = 0.1 + _LEGEND_LINE * -(-len(labels) // entries)
         height = lines * _PANEL[1] + _TOP + bottom
@@ -70,7 +75,13 @@ def benchmark_curves(rows: Sequence[Row], chance: Mapping[str, float]) -> Figure
             "ncols": entries,
             "fontsize": 9,
         }
-        figure.legend([handles[label] for label in labels], labels, **place, handlelength=1.8, columnspacing=1.4)
+        figure.legend(
+            [handles[label] for label in labels],
+            labels,
+            **place,
+            handlelength=1.8,
+            columnspacing=1.4,
+        )
     return figure
 
 
@@ -82,7 +93,11 @@ def _panel(axis: Any, rows: Sequence[Row], colours: Mapping[str, str], guess: fl
     shown = unit(task, metric)
     for series in published(rows):
         if series.model in BESIDE and not series.detail and series.selection == "random":
-            points = [(place, series.values[number]) for place, number in enumerate(shots) if number in series.values]
+            points = [
+                (place, series.values[number])
+                for place, number in enumerate(shots)
+                if number in series.values
+            ]
             colour, line = BESIDE[series.model]
             if points:
                 axis.plot(
@@ -93,15 +108,29 @@ def _panel(axis: Any, rows: Sequence[Row], colours: Mapping[str, str], guess: fl
         own = {row.shots: row.value * shown.factor for row in rows if own_setting(row) == setting}
         points = [(place, own[number]) for place, number in enumerate(shots) if number in own]
         colour = colours[setting]
-        axis.plot(*zip(*points, strict=True), "-o", color=colour, label=_own_label(setting), markersize=5, zorder=4)
+        axis.plot(
+            *zip(*points, strict=True),
+            "-o",
+            color=colour,
+            label=_own_label(setting),
+            markersize=5,
+            zorder=4,
+        )
         for place, value in points:
             font = {"size": 8.5, "weight": "bold", "color": colour, "ha": "center", "va": "bottom"}
             note = axis.annotate(
-                f"{value:.{shown.decimals}f}", (place, value), (0, 5), textcoords="offset points", zorder=5, **font
+                f"{value:.{shown.decimals}f}",
+                (place, value),
+                (0, 5),
+                textcoords="offset points",
+                zorder=5,
+                **font,
             )
             note.set_path_effects([withStroke(linewidth=2.5, foreground="white")])
     if guess is not None:
-        axis.axhline(guess * shown.factor, color=INK, linewidth=0.9, dashes=(1, 2), label=_GUESSING, zorder=1)
+        axis.axhline(
+            guess * shown.factor, color=INK, linewidth=0.9, dashes=(1, 2), label=_GUESSING, zorder=1
+        )
     axis.set_title(title_of(task), pad=16)
     axis.text(0, 1.02, shown.title, transform=axis.transAxes, size=8.5, color=INK, va="bottom")
     axis.set_xticks(range(len(shots)), [str(number) for number in shots])

@@ -1,4 +1,6 @@
-"""The paper's Table 1 with a run's own lines in it: a section per benchmark, what others published below.
+"""The paper's Table 1 with a run's own lines in it.
+
+A section per benchmark, what others published below.
 
     COCO: CIDEr-D x 100, 5000 test queries
     paper: Karpathy test; 32.2 before Flamingo with few or no examples, 143.3 fine-tuned in 2022
@@ -15,13 +17,22 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping, Sequence
 
-from flamingo_jax.evaluation.report.published import BENCHMARKS, SOURCES, Series, benchmark_of, overall, series
+from flamingo_jax.evaluation.report.published import (
+    BENCHMARKS,
+    SOURCES,
+    Series,
+    benchmark_of,
+    overall,
+    series,
+)
 from flamingo_jax.evaluation.report.units import unit
 from flamingo_jax.evaluation.runner import Row
 
 _OWN = "this run"
 _CIDER = "CIDEr-D weighs words by the captions of the queries that are evaluated: numbers on a part of a test set are not comparable."
-_YOUTUBE = "Videos: the paper evaluates those of YouTube that were public in April 2022; fewer are today."
+_YOUTUBE = (
+    "Videos: the paper evaluates those of YouTube that were public in April 2022; fewer are today."
+)
 _VISDIAL = "VisDial: 32 shots are longer than the language model's context; v2 of the paper repeats the numbers of 4 shots there, v1 has none."
 _OVERALL = "Overall: the score of the paper's Table 3, the mean over the DEV benchmarks; there on validation queries, here on those of this table."
 
@@ -63,7 +74,9 @@ class TableSection:
 
 
 def sections(rows: Sequence[Row]) -> list[TableSection]:
-    """A section per benchmark, in the order of the paper's table and then of the run; the overall score last, where all five DEV benchmarks were run.
+    """A section per benchmark, in the order of the paper's table and then of the run.
+
+    The overall score last, where all five DEV benchmarks were run.
 
     Args:
         rows: results on benchmarks.
@@ -77,11 +90,23 @@ def markdown(rows: Sequence[Row]) -> str:
     found = sections(rows)
     lines = [_run(rows), ""]
     for section in found:
-        lines += [f"### {section.title}", "", f"{section.about}{f'; {section.paper}' if section.paper else ''}", ""]
-        lines += [f"| shots | {' | '.join(map(str, section.shots))} |", "| --- |" + " ---: |" * len(section.shots)]
+        lines += [
+            f"### {section.title}",
+            "",
+            f"{section.about}{f'; {section.paper}' if section.paper else ''}",
+            "",
+        ]
+        lines += [
+            f"| shots | {' | '.join(map(str, section.shots))} |",
+            "| --- |" + " ---: |" * len(section.shots),
+        ]
         for line in section.lines:
             cells = [line.label, *(line.values.get(number, "-") for number in section.shots)]
-            lines.append(f"| {' | '.join(f'**{cell}**' if line.is_own and cell != '-' else cell for cell in cells)} |")
+            lines.append(
+                "| "
+                f"{' | '.join(f'**{cell}**' if line.is_own and cell != '-' else cell for cell in cells)} "
+                "|"
+            )
         lines.append("")
     return "\n".join([*lines, *(f"- {note}" for note in _notes(found))]) + "\n"
 
@@ -105,12 +130,21 @@ def tasks_of(rows: Sequence[Row]) -> list[str]:
     """The tasks of results on benchmarks: in the order of the paper's table, then of the run."""
     order = list(BENCHMARKS)
     tasks = list(dict.fromkeys(row.task for row in rows))
-    return sorted(tasks, key=lambda task: order.index(name) if (name := benchmark_of(task)) in order else len(order))
+    return sorted(
+        tasks,
+        key=lambda task: order.index(name) if (name := benchmark_of(task)) in order else len(order),
+    )
 
 
 def own_setting(row: Row) -> str:
-    """What is special about a row: "" for supports at random without ensembling, else such as "RICES, 6 orders"."""
-    parts = ("RICES" if row.selection == "rices" else "", f"{row.ensemble} orders" if row.ensemble > 1 else "")
+    """What is special about a row.
+
+    "" for supports at random without ensembling, else such as "RICES, 6 orders".
+    """
+    parts = (
+        "RICES" if row.selection == "rices" else "",
+        f"{row.ensemble} orders" if row.ensemble > 1 else "",
+    )
     return ", ".join(filter(None, parts))
 
 
@@ -125,7 +159,9 @@ def published(rows: Sequence[Row]) -> list[Series]:
 
 
 def main_metric(rows: Sequence[Row]) -> str:
-    """The metric of a task that papers report: the one of the paper's table if it was measured, else the task's first.
+    """The metric of a task that papers report.
+
+    The one of the paper's table if it was measured, else the task's first.
 
     Args:
         rows: of one task.
@@ -146,7 +182,9 @@ def _section(task: str, rows: Sequence[Row]) -> TableSection:
     listed = BENCHMARKS.get(benchmark_of(task))
     if listed and listed.metric == main:
         for each in published(rows):
-            values = {number: f"{value:.1f}" for number, value in each.values.items() if number in shots}
+            values = {
+                number: f"{value:.1f}" for number, value in each.values.items() if number in shots
+            }
             if values:
                 source = list(SOURCES).index(each.source) + 1
                 lines.append(Line(f"{each.label} [{source}]", values, is_own=False))
@@ -161,11 +199,16 @@ def _section(task: str, rows: Sequence[Row]) -> TableSection:
         }
         best = ", ".join(f"{value} {what}" for what, value in before.items() if value)
         paper = f"paper: {listed.queries}; {best}"
-    return TableSection(title_of(task), about, paper, tuple(shots), tuple(lines), tuple(_caveats(task, main, shots)))
+    return TableSection(
+        title_of(task), about, paper, tuple(shots), tuple(lines), tuple(_caveats(task, main, shots))
+    )
 
 
 def title_of(task: str) -> str:
-    """The name of a benchmark in tables and pictures, such as "VQAv2 (val)" for the task vqav2_val; a task that the paper does not have keeps its own."""
+    """The name of a benchmark in tables and pictures, such as "VQAv2 (val)" for the task vqav2_val.
+
+    A task that the paper does not have keeps its own.
+    """
     listed = BENCHMARKS.get(benchmark_of(task))
     if listed is None:
         return task
@@ -205,12 +248,21 @@ def _overall(rows: Sequence[Row]) -> TableSection | None:
 
 
 def _totals(found: Mapping[str, Mapping[int, Mapping[str, float]]]) -> list[Line]:
-    """{label: {shots: {benchmark: value}}} -> the lines that have an overall score, as if all were the run's own."""
+    """{label: {shots: {benchmark.
+
+    Value}}} -> the lines that have an overall score, as if all were the run's own.
+    """
     lines = []
     for label, by_shots in found.items():
-        totals = {shots: total for shots, values in by_shots.items() if (total := overall(values)) is not None}
+        totals = {
+            shots: total
+            for shots, values in by_shots.items()
+            if (total := overall(values)) is not None
+        }
         if totals:
-            lines.append(Line(label, {shots: f"{total:.1f}" for shots, total in totals.items()}, is_own=True))
+            lines.append(
+                Line(label, {shots: f"{total:.1f}" for shots, total in totals.items()}, is_own=True)
+            )
     return lines
 
 

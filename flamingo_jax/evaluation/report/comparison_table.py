@@ -1,4 +1,6 @@
-"""Zero-shot classification and retrieval beside what was published: a section per task, a column per metric (in the manner of the paper's Table 9).
+"""Zero-shot classification and retrieval beside what was published.
+
+A section per task, a column per metric (in the manner of the paper's Table 9).
 
 Flickr30k retrieval: 1000 images; paper: the 1,000 of Karpathy's test split
                                    i2t R@1   i2t R@5  i2t R@10   t2i R@1   t2i R@5  t2i R@10
@@ -22,7 +24,10 @@ TITLES: Mapping[str, tuple[str, str]] = {
     "imagenet_zero_shot": ("ImageNet, zero-shot", "the validation split"),
     "world_retrieval": ("Retrieval in the demo's world, within batches of 64", ""),
     "world_zero_shot": ("Objects of the demo's world, zero-shot", ""),
-    "kinetics700_zero_shot": ("Kinetics700, zero-shot", "the validation split, of what was public in April 2022"),
+    "kinetics700_zero_shot": (
+        "Kinetics700, zero-shot",
+        "the validation split, of what was public in April 2022",
+    ),
 }
 _COLUMNS = {"top1": "top-1", "top5": "top-5", "top1_top5": "their mean"}
 _RETRIEVAL = "i2t, t2i: image to text and text to image; R@k: a right one is among the first k."
@@ -55,7 +60,10 @@ def sections(rows: Sequence[Row]) -> list[ComparisonSection]:
     Args:
         rows: results of comparisons.
     """
-    return [_section([row for row in rows if row.task == task]) for task in dict.fromkeys(row.task for row in rows)]
+    return [
+        _section([row for row in rows if row.task == task])
+        for task in dict.fromkeys(row.task for row in rows)
+    ]
 
 
 def text(rows: Sequence[Row]) -> str:
@@ -63,9 +71,13 @@ def text(rows: Sequence[Row]) -> str:
     lines = [_head(rows), ""]
     for section in sections(rows):
         width = max(len(label) for label, _ in section.lines) + 4
-        lines += [section.about, " " * width + "".join(f"{column:>12}" for column in section.columns)]
         lines += [
-            f"  {label:<{width - 2}}" + "".join(f"{value:>12}" for value in values) for label, values in section.lines
+            section.about,
+            " " * width + "".join(f"{column:>12}" for column in section.columns),
+        ]
+        lines += [
+            f"  {label:<{width - 2}}" + "".join(f"{value:>12}" for value in values)
+            for label, values in section.lines
         ]
         lines.append("")
     return "\n".join([*lines, *_notes(rows)]) + "\n"

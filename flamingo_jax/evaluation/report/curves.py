@@ -1,6 +1,9 @@
-"""The pictures of a report that are made of numbers: few-shot curves, gates over training (paper, Figure 6), losses.
+"""The pictures of a report that are made of numbers.
 
-Families of tasks are found by name: `bind2` and its controls `bind2_shuffled`, `bind2_hidden`, `bind2_held_out` share a panel.
+Few-shot curves, gates over training (paper, Figure 6), losses.
+
+Families of tasks are found by name: `bind2` and its controls `bind2_shuffled`, `bind2_hidden`,
+`bind2_held_out` share a panel.
 """
 
 from __future__ import annotations
@@ -28,7 +31,10 @@ CONTROLS: Mapping[str, tuple[str, str, str]] = {
     "shuffled": ("labels shuffled", COLOURS[1], "--"),
     "hidden": ("images hidden", COLOURS[2], ":"),
 }
-METRIC_TITLES = {"exact_match": "exact match of the written answer", "ranking": "right answer ranked first"}
+METRIC_TITLES = {
+    "exact_match": "exact match of the written answer",
+    "ranking": "right answer ranked first",
+}
 _STYLE: Any = {
     "font.size": 10,
     "font.family": "sans-serif",
@@ -61,7 +67,10 @@ def style() -> Iterator[None]:
 
 
 def families(tasks: Sequence[str]) -> dict[str, dict[str, str]]:
-    """Groups tasks with their controls: {"bind2": {"": "bind2", "hidden": "bind2_hidden"}}, in order of appearance."""
+    """Groups tasks with their controls: {"bind2": {"": "bind2", "hidden".
+
+    "bind2_hidden"}}, in order of appearance.
+    """
     groups: dict[str, dict[str, str]] = {}
     for task in dict.fromkeys(tasks):
         control = next((name for name in CONTROLS if name and task.endswith(f"_{name}")), "")
@@ -70,7 +79,9 @@ def families(tasks: Sequence[str]) -> dict[str, dict[str, str]]:
 
 
 def few_shot_curves(rows: Sequence[Row], chance: Mapping[str, float]) -> Figure:
-    """Value against the number of support examples: a column per family, a row per metric; the band is one standard error.
+    """Value against the number of support examples: a column per family, a row per metric.
+
+    The band is one standard error.
 
     Args:
         rows: results.
@@ -87,7 +98,8 @@ def few_shot_curves(rows: Sequence[Row], chance: Mapping[str, float]) -> Figure:
         for number, (line, metric) in enumerate(zip(axes, metrics, strict=True)):
             for axis, (family, members) in zip(line, columns.items(), strict=True):
                 values = {
-                    c: {r.shots: r for r in rows if (r.task, r.metric) == (t, metric)} for c, t in members.items()
+                    c: {r.shots: r for r in rows if (r.task, r.metric) == (t, metric)}
+                    for c, t in members.items()
                 }
                 _curves(axis, {control: found for control, found in values.items() if found}, shots)
                 if (guess := chance.get(members.get("", family))) is not None:
@@ -99,34 +111,73 @@ def few_shot_curves(rows: Sequence[Row], chance: Mapping[str, float]) -> Figure:
             line[0].set_ylabel(METRIC_TITLES.get(metric, metric.replace("_", " ")))
         lines = {line.get_label(): line for axis in axes.flat for line in axis.get_lines()}
         labels = [label for label, _, _ in CONTROLS.values() if label in lines]
-        edges = {"left": 0.75 / width, "right": 1 - 0.2 / width, "top": 1 - 1.0 / height, "bottom": 0.95 / height}
+        edges = {
+            "left": 0.75 / width,
+            "right": 1 - 0.2 / width,
+            "top": 1 - 1.0 / height,
+            "bottom": 0.95 / height,
+        }
         figure.subplots_adjust(**edges, wspace=0.1, hspace=0.2)
         top = 1 - 0.32 / height
-        figure.text(0.2 / width, top, "Learning from a few examples in the prompt", size=14, weight="bold", va="center")
-        figure.text(1 - 0.2 / width, top, _origin(rows), size=9, color=FAINT, ha="right", va="center")
+        figure.text(
+            0.2 / width,
+            top,
+            "Learning from a few examples in the prompt",
+            size=14,
+            weight="bold",
+            va="center",
+        )
+        figure.text(
+            1 - 0.2 / width, top, _origin(rows), size=9, color=FAINT, ha="right", va="center"
+        )
         handles = [lines[label] for label in labels]
         figure.legend(
-            handles, labels, loc="lower left", ncols=len(labels), bbox_to_anchor=(0.55 / width, 0.01), handlelength=2.6
+            handles,
+            labels,
+            loc="lower left",
+            ncols=len(labels),
+            bbox_to_anchor=(0.55 / width, 0.01),
+            handlelength=2.6,
         )
     return figure
 
 
 def _curves(axis: Any, values: Mapping[str, Mapping[int, Row]], shots: Sequence[int]) -> None:
     """Draws one panel; shots stand at equal distances."""
-    for control in sorted(values, key=lambda name: -list(CONTROLS).index(name)):  # the task itself comes last, on top
+    # the task itself comes last, on top
+    for control in sorted(values, key=lambda name: -list(CONTROLS).index(name)):
         label, colour, line = CONTROLS[control]
-        points = [(place, values[control][number]) for place, number in enumerate(shots) if number in values[control]]
+        points = [
+            (place, values[control][number])
+            for place, number in enumerate(shots)
+            if number in values[control]
+        ]
         x, y = np.array([place for place, _ in points]), np.array([row.value for _, row in points])
         error = np.sqrt(y * (1 - y) / np.array([row.n for _, row in points]))
         main = not control
-        axis.fill_between(x, y - error, y + error, color=colour, alpha=0.18 if main else 0.10, linewidth=0)
-        style = {"linewidth": 2.6 if main else 1.6, "marker": "o", "markersize": 5.5 if main else 3.5, "clip_on": False}
+        axis.fill_between(
+            x, y - error, y + error, color=colour, alpha=0.18 if main else 0.10, linewidth=0
+        )
+        style = {
+            "linewidth": 2.6 if main else 1.6,
+            "marker": "o",
+            "markersize": 5.5 if main else 3.5,
+            "clip_on": False,
+        }
         axis.plot(x, y, line, color=colour, label=label, **style)
         if main:
             for place, value in zip(x, y, strict=True):
                 text = f"{value:.2f}".removeprefix("0")
-                font = {"size": 8.5, "weight": "bold", "color": colour, "ha": "center", "va": "bottom"}
-                note = axis.annotate(text, (place, value), (0, 6), textcoords="offset points", **font)
+                font = {
+                    "size": 8.5,
+                    "weight": "bold",
+                    "color": colour,
+                    "ha": "center",
+                    "va": "bottom",
+                }
+                note = axis.annotate(
+                    text, (place, value), (0, 6), textcoords="offset points", **font
+                )
                 note.set_path_effects([withStroke(linewidth=2.5, foreground="white")])
     axis.set_xticks(range(len(shots)), [str(number) for number in shots])
     axis.set_xlim(-0.3, len(shots) - 0.7)
@@ -140,7 +191,12 @@ def _guessing(axis: Any, guess: float) -> None:
     axis.axhline(guess, color=INK, linewidth=0.9, dashes=(1, 2), zorder=1)
     font = {"size": 8, "style": "italic", "color": INK, "ha": "right", "va": "bottom"}
     axis.annotate(
-        "guessing", (1, guess), (-1, 2), xycoords=("axes fraction", "data"), textcoords="offset points", **font
+        "guessing",
+        (1, guess),
+        (-1, 2),
+        xycoords=("axes fraction", "data"),
+        textcoords="offset points",
+        **font,
     )
 
 
@@ -151,8 +207,15 @@ def _origin(rows: Sequence[Row]) -> str:
 
 
 def gate_curves(log: Sequence[Numbers]) -> Figure | None:
-    """The absolute value of each layer's tanh gates over training (paper, Figure 6); None if the log has no gates."""
-    names = [name for name in dict.fromkeys(key for line in log for key in line) if name.startswith("gates/")]
+    """The absolute value of each layer's tanh gates over training (paper, Figure 6).
+
+    None if the log has no gates.
+    """
+    names = [
+        name
+        for name in dict.fromkeys(key for line in log for key in line)
+        if name.startswith("gates/")
+    ]
     names = [name for name in names if any(isinstance(line.get(name), list) for line in log)]
     if not names:
         return None
@@ -163,7 +226,8 @@ def gate_curves(log: Sequence[Numbers]) -> Figure | None:
         for axis, name in zip(axes, names, strict=True):
             lines = [line for line in log if isinstance(line.get(name), list)]
             steps = [line["step"] for line in lines]
-            values = np.abs(np.array([line[name] for line in lines], np.float64))  # [reports, layers]
+            # One row a report, one column a layer.
+            values = np.abs(np.array([line[name] for line in lines], np.float64))
             colours = mpl.colormaps["viridis_r"](np.linspace(0.12, 1, values.shape[1]))
             for layer in range(values.shape[1]):
                 axis.plot(steps, values[:, layer], color=colours[layer], linewidth=1.8)
@@ -184,7 +248,11 @@ def gate_curves(log: Sequence[Numbers]) -> Figure | None:
 def _labelled(heights: np.ndarray) -> list[tuple[int, float]]:
     """Which layers to name at the right edge (all of up to eight, else some), pushed apart so that names do not overlap."""
     count = len(heights)
-    chosen = range(count) if count <= 8 else sorted({round(place) for place in np.linspace(0, count - 1, 6)})
+    chosen = (
+        range(count)
+        if count <= 8
+        else sorted({round(place) for place in np.linspace(0, count - 1, 6)})
+    )
     apart = 0.055 * float(max(heights.max(), 1e-9)) * 1.2
     placed: list[tuple[int, float]] = []
     for layer in sorted(chosen, key=lambda number: heights[number]):
@@ -194,7 +262,9 @@ def _labelled(heights: np.ndarray) -> list[tuple[int, float]]:
 
 
 def loss_curves(logs: Mapping[str, Sequence[Numbers]]) -> Figure | None:
-    """The losses of each stage, one panel a stage and one line a dataset; None if no log has a loss.
+    """The losses of each stage, one panel a stage and one line a dataset.
+
+    None if no log has a loss.
 
     Args:
         logs: lines of metrics.jsonl by stage.
@@ -207,16 +277,26 @@ def loss_curves(logs: Mapping[str, Sequence[Numbers]]) -> Figure | None:
         for axis, (stage, losses) in zip(
             figure.subplots(1, len(stages), squeeze=False)[0], stages.items(), strict=True
         ):
-            for colour, (name, points) in zip((COLOURS[3], COLOURS[1], *COLOURS[4:]), losses.items(), strict=False):
+            for colour, (name, points) in zip(
+                (COLOURS[3], COLOURS[1], *COLOURS[4:]), losses.items(), strict=False
+            ):
                 steps, values = np.array(points, np.float64).T
                 axis.plot(steps, values, color=colour, linewidth=0.8, alpha=0.3)
-                axis.plot(steps, _smooth(values), color=colour, label=f"{name}  {_smooth(values)[-1]:.2f}")
+                axis.plot(
+                    steps, _smooth(values), color=colour, label=f"{name}  {_smooth(values)[-1]:.2f}"
+                )
             axis.set_title(stage.replace("_", " "))
             axis.set_xlabel("updates")
             axis.set_xlim(left=0)
             axis.set_ylim(bottom=0)
             axis.tick_params(length=0)
-            axis.legend(loc="upper right", title="at the end", title_fontsize=8.5, fontsize=9, alignment="right")
+            axis.legend(
+                loc="upper right",
+                title="at the end",
+                title_fontsize=8.5,
+                fontsize=9,
+                alignment="right",
+            )
         figure.axes[0].set_ylabel("loss")
         figure.suptitle("Losses of the stages", size=14, weight="bold", x=0.01, ha="left")
     return figure
@@ -225,12 +305,16 @@ def loss_curves(logs: Mapping[str, Sequence[Numbers]]) -> Figure | None:
 def _losses(log: Sequence[Numbers]) -> dict[str, list[tuple[int, float]]]:
     """{dataset: [(step, loss)]}; the total alone if a stage has no more than one dataset."""
     names = [
-        name for name in dict.fromkeys(key for line in log for key in line) if name == "loss" or name.endswith("/loss")
+        name
+        for name in dict.fromkeys(key for line in log for key in line)
+        if name == "loss" or name.endswith("/loss")
     ]
     datasets = [name for name in names if name != "loss"]
     chosen = datasets if len(datasets) > 1 else names[:1]
     return {
-        name.removesuffix("/loss"): [(line["step"], line[name]) for line in log if line.get(name) is not None]
+        name.removesuffix("/loss"): [
+            (line["step"], line[name]) for line in log if line.get(name) is not None
+        ]
         for name in chosen
     }
 

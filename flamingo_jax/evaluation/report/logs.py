@@ -1,4 +1,7 @@
-"""Finds and reads the logs of the runs that made a checkpoint: its own, and those of its frozen towers."""
+"""Finds and reads the logs of the runs that made a checkpoint.
+
+Its own, and those of its frozen towers.
+"""
 
 from __future__ import annotations
 
@@ -12,9 +15,12 @@ LOG, CONFIG = "metrics.jsonl", "config.json"
 
 
 def training_logs(checkpoint: PathLike) -> dict[str, Path]:
-    """The metrics.jsonl of each stage, towers first: {"contrastive": ..., "language_model": ..., "flamingo": ...}.
+    """The metrics.jsonl of each stage, towers first: {"contrastive": ..., "language_model".
 
-    A checkpoint without a run around it, such as a published export, has none: what is not found is left out.
+    ..., "flamingo": ...}.
+
+    A checkpoint without a run around it, such as a published export, has none: what is not found is
+    left out.
 
     Args:
         checkpoint: an export, WORKDIR or WORKDIR/checkpoints/STEP.
@@ -31,7 +37,9 @@ def training_logs(checkpoint: PathLike) -> dict[str, Path]:
 
 
 def read_log(path: PathLike) -> list[dict[str, Any]]:
-    """The reports of a metrics.jsonl, one per step, in order; a line that a kill cut off is dropped.
+    """The reports of a metrics.jsonl, one per step, in order.
+
+    A line that a kill cut off is dropped.
 
     Raises:
         PathError: there is no such file.
@@ -45,7 +53,8 @@ def read_log(path: PathLike) -> list[dict[str, Any]]:
             numbers = json.loads(line)
         except json.JSONDecodeError:
             continue
-        merged.setdefault(numbers["step"], {}).update(numbers)  # after a resume the later report of a step counts
+        # after a resume the later report of a step counts
+        merged.setdefault(numbers["step"], {}).update(numbers)
     return [merged[step] for step in sorted(merged)]
 
 

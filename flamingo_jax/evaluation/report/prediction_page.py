@@ -1,4 +1,6 @@
-"""The page of predictions: whole prompts with their images, and what the model made of them, as one HTML file.
+"""The page of predictions.
+
+Whole prompts with their images, and what the model made of them, as one HTML file.
 
     +-- query 17 ------------------------------------------------- top-1 accuracy ✓ --+
     |  1 [frame] Output: A cat.<EOC>  2 [frame] Output: A dog.<EOC>  [[frame] Output:]  |
@@ -6,8 +8,8 @@
     |  right    A dog lies on a couch. / A dog sleeps.                                |
     +---------------------------------------------------------------------------------+
 
-Images are shown as the model sees them, and of videos some of their frames. Close-ended answers have a bar for each candidate: its share of the
-probability of all candidates.
+Images are shown as the model sees them, and of videos some of their frames. Close-ended answers
+have a bar for each candidate: its share of the probability of all candidates.
 """
 
 from __future__ import annotations
@@ -93,7 +95,8 @@ def render(samples: Sequence[Sample], rows: Sequence[Row], load: Load) -> str:
     Args:
         samples: what to show, at least one; those of one task and number of shots stand together.
         rows: results of the same run.
-        load: image or video -> uint8[F, S, S, 3], as the model sees it; `inference.prompt.load_frames` of the model's settings.
+        load: image or video -> uint8[F, S, S, 3], as the model sees it;
+            `inference.prompt.load_frames` of the model's settings.
 
     Raises:
         PromptError: an image or video of a sample cannot be read any more.
@@ -104,11 +107,20 @@ def render(samples: Sequence[Sample], rows: Sequence[Row], load: Load) -> str:
     sections = []
     for (task, shots), members in groups.items():
         own = [row for row in rows if (row.task, row.shots) == (task, shots)]
-        values = "; ".join(f"{unit(task, row.metric).title}: {unit(task, row.metric).text(row.value)}" for row in own)
-        results = f"{values} over {own[0].n} queries" if own else "no results: the right answers are not known"
+        values = "; ".join(
+            f"{unit(task, row.metric).title}: {unit(task, row.metric).text(row.value)}"
+            for row in own
+        )
+        results = (
+            f"{values} over {own[0].n} queries"
+            if own
+            else "no results: the right answers are not known"
+        )
         metrics = list(dict.fromkeys(row.metric for row in own))
         articles = [_article(sample, metrics, load) for sample in members]
-        sections.append(_Section(f"{title_of(task)}, {shots} shot{'s' * (shots != 1)}", results, articles))
+        sections.append(
+            _Section(f"{title_of(task)}, {shots} shot{'s' * (shots != 1)}", results, articles)
+        )
     made = f"{rows[0].checkpoint} at step {rows[0].step}, seed {rows[0].seed}; " if rows else ""
     return template(__file__).render(
         title="Prompts and answers",
@@ -134,10 +146,22 @@ def _article(sample: Sample, metrics: Sequence[str], load: Load) -> _Article:
     episode, prediction = sample.episode, sample.prediction
     marks = []
     for name, value in verdicts(sample.task, prediction, metrics).items():
-        kind, sign = ("right", "✓") if value >= 1 else ("wrong", "✗") if value <= 0 else ("partly", f"{value:.2f}")
+        kind, sign = (
+            ("right", "✓")
+            if value >= 1
+            else ("wrong", "✗")
+            if value <= 0
+            else ("partly", f"{value:.2f}")
+        )
         marks.append((kind, f"{unit(sample.task, name).name} {sign}"))
-    extra = {key: value for key, value in prediction.extra.items() if isinstance(value, str | int | float)}
-    notes = [f"{key} {textwrap.shorten(str(value), 80, placeholder='…')}" for key, value in extra.items()]
+    extra = {
+        key: value
+        for key, value in prediction.extra.items()
+        if isinstance(value, str | int | float)
+    }
+    notes = [
+        f"{key} {textwrap.shorten(str(value), 80, placeholder='…')}" for key, value in extra.items()
+    ]
     notes += [f"scores are means over {len(episode.orders) + 1} orders"] if episode.orders else []
     notes += ["images hidden from the text"] if episode.masked else []
     *supports, query = _chunks(sample)
@@ -146,7 +170,10 @@ def _article(sample: Sample, metrics: Sequence[str], load: Load) -> _Article:
         marks,
         notes,
         episode.masked,
-        [_card(visual, text, f"support {place}", load) for place, (visual, text) in enumerate(supports, start=1)],
+        [
+            _card(visual, text, f"support {place}", load)
+            for place, (visual, text) in enumerate(supports, start=1)
+        ],
         _card(*query, "query", load),
         _answer(prediction),
         _references(prediction),
@@ -162,7 +189,9 @@ def _card(visual: Visual | None, text: str, what: str, load: Load) -> _Card:
     is_query = what == "query"
     side = _FRAME if len(frames) > 1 else _QUERY if is_query else _SUPPORT
     most = _QUERY_FRAMES if is_query else _SUPPORT_FRAMES
-    chosen = np.unique(np.linspace(0, len(frames) - 1, min(most, len(frames))).round().astype(int)).tolist()
+    chosen = np.unique(
+        np.linspace(0, len(frames) - 1, min(most, len(frames))).round().astype(int)
+    ).tolist()
     pictures = [
         _Picture(
             embedded(frames[place] if stored <= side else read.fit(frames[place], side)),
@@ -177,7 +206,10 @@ def _card(visual: Visual | None, text: str, what: str, load: Load) -> _Card:
 
 
 def _chunks(sample: Sample) -> list[tuple[Visual | None, str]]:
-    """The prompt as (image or None, the text after it), an example each; the last one is the query."""
+    """The prompt as (image or None, the text after it), an example each.
+
+    The last one is the query.
+    """
     chunks: list[tuple[Visual | None, str]] = []
     for part in sample.episode.parts:
         if not isinstance(part, str):
@@ -202,7 +234,10 @@ def _examples(text: str) -> Iterator[str]:
 
 
 def _answer(prediction: Prediction) -> tuple[str, str] | None:
-    """What was decoded, as far as it counts, and the rest of it; the candidate ranked first if nothing was decoded."""
+    """What was decoded, as far as it counts, and the rest of it.
+
+    The candidate ranked first if nothing was decoded.
+    """
     if prediction.text is not None:
         kept = trim(prediction.text)
         return kept.strip() or "(nothing)", prediction.text[len(kept) :]
@@ -227,10 +262,20 @@ def _bars(prediction: Prediction) -> list[_Bar]:
     order = sorted(range(len(scores)), key=lambda k: -scores[k])
     chosen = order[:_CANDIDATES]
     if prediction.answer in prediction.candidates:
-        right = min(order.index(k) for k, text in enumerate(prediction.candidates) if text == prediction.answer)
+        right = min(
+            order.index(k)
+            for k, text in enumerate(prediction.candidates)
+            if text == prediction.answer
+        )
         chosen += [order[right]] if right >= _CANDIDATES else []
     texts = prediction.candidates
     return [
-        _Bar(texts[k], weights[k] / total, prediction.scores[k], order.index(k) + 1, texts[k] == prediction.answer)
+        _Bar(
+            texts[k],
+            weights[k] / total,
+            prediction.scores[k],
+            order.index(k) + 1,
+            texts[k] == prediction.answer,
+        )
         for k in chosen
     ]

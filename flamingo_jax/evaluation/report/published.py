@@ -1,4 +1,6 @@
-"""Published results that are not of one benchmark, and those of `evaluation/benchmarks` by name: Flamingo (Tables 1, 7, 9, 11), OpenFlamingo, IDEFICS.
+"""Published results that are not of one benchmark, and those of `evaluation/benchmarks` by name.
+
+Flamingo (Tables 1, 7, 9, 11), OpenFlamingo, IDEFICS.
 
 All are in the unit of the publications: percent, and 100 times CIDEr, NDCG, WUPS and ROC AUC.
 """
@@ -11,7 +13,16 @@ from collections.abc import Mapping, Sequence
 from flamingo_jax.evaluation import registry
 from flamingo_jax.evaluation.benchmarks.benchmark import SHOTS, Benchmark, Series
 
-__all__ = ["BENCHMARKS", "SHOTS", "SOURCES", "Series", "benchmark_of", "contrastive", "overall", "series"]
+__all__ = [
+    "BENCHMARKS",
+    "SHOTS",
+    "SOURCES",
+    "Series",
+    "benchmark_of",
+    "contrastive",
+    "overall",
+    "series",
+]
 
 # The paper's, in the order of its tables; without the labelled variants of two of them.
 BENCHMARKS: Mapping[str, Benchmark] = {
@@ -28,11 +39,16 @@ class Source:
 
 
 SOURCES: Mapping[str, Source] = {
-    "Flamingo": Source("Flamingo, arXiv 2204.14198 v2, Table 1 (ImageNet and Kinetics700: Table 7)"),
-    "OpenFlamingo": Source(
-        "OpenFlamingo, arXiv 2308.01390 v2, Table 11 (RICES: Table 12)", "means of 3 seeds; images of 224 x 224 pixels"
+    "Flamingo": Source(
+        "Flamingo, arXiv 2204.14198 v2, Table 1 (ImageNet and Kinetics700: Table 7)"
     ),
-    "IDEFICS": Source("IDEFICS, the models' card", "images of 224 x 224 pixels; COCO is in its training data"),
+    "OpenFlamingo": Source(
+        "OpenFlamingo, arXiv 2308.01390 v2, Table 11 (RICES: Table 12)",
+        "means of 3 seeds; images of 224 x 224 pixels",
+    ),
+    "IDEFICS": Source(
+        "IDEFICS, the models' card", "images of 224 x 224 pixels; COCO is in its training data"
+    ),
 }
 
 
@@ -61,7 +77,9 @@ _ABLATIONS_IMAGENET = (40.8, 35.2, 45.6, 38.6, 41.2)  # top-1
 
 
 def benchmark_of(task: str) -> str:
-    """The benchmark whose published results stand beside a task's: "vqav2" beside "vqav2_val", its labelled split, too.
+    """The benchmark whose published results stand beside a task's.
+
+    "vqav2" beside "vqav2_val", its labelled split, too.
 
     Args:
         task: name of a task, of this package or of a user's own.
@@ -70,7 +88,9 @@ def benchmark_of(task: str) -> str:
 
 
 def series(benchmark: str) -> Sequence[Series]:
-    """What was published on a benchmark, small models first; () on one that nobody listed here reports.
+    """What was published on a benchmark, small models first.
+
+    () on one that nobody listed here reports.
 
     Args:
         benchmark: its name, such as "coco".
@@ -79,17 +99,25 @@ def series(benchmark: str) -> Sequence[Series]:
 
 
 def contrastive(task: str) -> dict[str, dict[str, float]]:
-    """What was published of contrastive models, {model: {metric: percent}}; {} on a task that the paper does not have.
+    """What was published of contrastive models, {model: {metric: percent}}.
+
+    {} on a task that the paper does not have.
 
     Args:
         task: name of a zero-shot classification or retrieval task.
     """
     if task in _RETRIEVAL:
-        names = [f"{way}_recall_at_{k}" for way in ("image_to_text", "text_to_image") for k in (1, 5, 10)]
-        return {model: dict(zip(names, line, strict=True)) for model, line in _RETRIEVAL[task].items()}
+        names = [
+            f"{way}_recall_at_{k}" for way in ("image_to_text", "text_to_image") for k in (1, 5, 10)
+        ]
+        return {
+            model: dict(zip(names, line, strict=True)) for model, line in _RETRIEVAL[task].items()
+        }
     if task not in ("imagenet_zero_shot", "kinetics700_zero_shot"):
         return {}
-    (final,) = (each.values[0] for each in series(task.removesuffix("_zero_shot")) if each.model == _FINAL)
+    (final,) = (
+        each.values[0] for each in series(task.removesuffix("_zero_shot")) if each.model == _FINAL
+    )
     if task == "kinetics700_zero_shot":
         return {_FINAL: {"top1_top5": final}}
     ablations = zip(_ABLATIONS, _ABLATIONS_IMAGENET, strict=True)
@@ -97,9 +125,13 @@ def contrastive(task: str) -> dict[str, dict[str, float]]:
 
 
 def overall(values: Mapping[str, float]) -> float | None:
-    """The overall score of the ablations (paper, Table 3): the mean over the five DEV benchmarks of the value in percent of the fine-tuned state of the art.
+    """The overall score of the ablations (paper, Table 3).
 
-    It gives what the paper prints to within 0.17 on all rows of Table 10, not exactly; the paper does not say why.
+    The mean over the five DEV benchmarks of the value in percent of the fine-tuned state of the
+    art.
+
+    It gives what the paper prints to within 0.17 on all rows of Table 10, not exactly; the paper
+    does not say why.
 
     Args:
         values: by benchmark, in the unit of this file.
@@ -107,7 +139,11 @@ def overall(values: Mapping[str, float]) -> float | None:
     Returns:
         The score in percent; None if one of the five is missing.
     """
-    best = {name: listed.fine_tuned for name, listed in BENCHMARKS.items() if listed.is_dev and listed.fine_tuned}
+    best = {
+        name: listed.fine_tuned
+        for name, listed in BENCHMARKS.items()
+        if listed.is_dev and listed.fine_tuned
+    }
     if not best.keys() <= values.keys():
         return None
     return sum(100 * values[name] / most for name, most in best.items()) / len(best)

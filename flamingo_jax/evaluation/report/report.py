@@ -1,4 +1,6 @@
-"""The report of an evaluation: results.json, tables, curves, gates, losses, samples and predictions in one directory.
+"""The report of an evaluation.
+
+Results.json, tables, curves, gates, losses, samples and predictions in one directory.
 
 DIR/results.json  predictions.jsonl  table.md  table.txt  predictions.html  gates.png  losses.png
     benchmarks.png            of benchmarks, in the units of papers, beside what others published
@@ -52,7 +54,8 @@ def write_report(
         directory: made if it is not there.
         rows: results; none where all right answers are hidden (submissions to a server).
         samples: episodes with answers; shown if `image_size` is given with them.
-        metrics_files: metrics.jsonl of each stage, in the order of training; gates are read from the last that has some.
+        metrics_files: metrics.jsonl of each stage, in the order of training; gates are read from
+            the last that has some.
         chance: what guessing gives, by task.
         image_size: side of the model's images in pixels.
         image_fit: how an image becomes a square.
@@ -90,11 +93,16 @@ def write_report(
         if image_size and (chosen := sample_figure.choose(of_sheet))
         else None,
     }
-    return written + [_save(figure, target / name) for name, figure in pictures.items() if figure is not None]
+    return written + [
+        _save(figure, target / name) for name, figure in pictures.items() if figure is not None
+    ]
 
 
 def text_table(rows: Sequence[Row]) -> str:
-    """Results for a terminal: tasks by shots, each cell with the values of all metrics; benchmarks and comparisons in the paper's manner."""
+    """Results for a terminal: tasks by shots, each cell with the values of all metrics.
+
+    Benchmarks and comparisons in the paper's manner.
+    """
     benchmarks, others, comparisons = _parted(rows)
     tables = [_plain_text(others)] if others else []
     tables += [benchmark_table.text(benchmarks)] if benchmarks else []
@@ -128,7 +136,8 @@ def _plain_text(rows: Sequence[Row]) -> str:
     widths = [max(len(line[column]) for line in [head, *body]) for column in range(len(head))]
     lines = [
         "  ".join(
-            cell.ljust(w) if not i else cell.rjust(w) for i, (cell, w) in enumerate(zip(line, widths, strict=True))
+            cell.ljust(w) if not i else cell.rjust(w)
+            for i, (cell, w) in enumerate(zip(line, widths, strict=True))
         )
         for line in [head, *body]
     ]
@@ -138,7 +147,12 @@ def _plain_text(rows: Sequence[Row]) -> str:
 def _plain_markdown(rows: Sequence[Row]) -> str:
     head, body = _table(rows)
     rule = ["---", *["---:"] * (len(head) - 1)]
-    return "\n".join([_legend(rows), "", *("| " + " | ".join(line) + " |" for line in [head, rule, *body])]) + "\n"
+    return (
+        "\n".join(
+            [_legend(rows), "", *("| " + " | ".join(line) + " |" for line in [head, rule, *body])]
+        )
+        + "\n"
+    )
 
 
 def _table(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
@@ -149,7 +163,8 @@ def _table(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
     body = []
     for task in dict.fromkeys(row.task for row in rows):
         cells = [
-            [unit(task, metric).text(values.get((task, number, metric))) for metric in metrics] for number in shots
+            [unit(task, metric).text(values.get((task, number, metric))) for metric in metrics]
+            for number in shots
         ]
         body.append([task, *(" / ".join(cell) for cell in cells)])
     return head, body

@@ -27,14 +27,20 @@ _CELL, _IMAGE, _TEXT, _ROW_GAP, _LABEL, _HEAD, _MARGIN = 1.22, 1.02, 0.54, 0.30,
 
 
 def choose(samples: Sequence[Sample], per_task: int = 2, most_shots: int = 4) -> list[Sample]:
-    """Samples for the sheet, family by family: of every task, at its largest number of shots up to `most_shots`."""
+    """Samples for the sheet, family by family.
+
+    Of every task, at its largest number of shots up to `most_shots`.
+    """
     chosen: list[Sample] = []
     for task in (
-        task for members in families([sample.task for sample in samples]).values() for task in members.values()
+        task
+        for members in families([sample.task for sample in samples]).values()
+        for task in members.values()
     ):
         own = [sample for sample in samples if sample.task == task]
         shots = max(
-            (sample.shots for sample in own if sample.shots <= most_shots), default=min(sample.shots for sample in own)
+            (sample.shots for sample in own if sample.shots <= most_shots),
+            default=min(sample.shots for sample in own),
         )
         chosen += [sample for sample in own if sample.shots == shots][:per_task]
     return chosen
@@ -43,7 +49,9 @@ def choose(samples: Sequence[Sample], per_task: int = 2, most_shots: int = 4) ->
 def sample_sheet(
     samples: Sequence[Sample], image_size: int, columns: int = 2, *, image_fit: ImageFit = "pad"
 ) -> Figure:
-    """Draws samples, `columns` prompts side by side: the support examples, then the query in a frame, under it what the model answered.
+    """Draws samples, `columns` prompts side by side.
+
+    The support examples, then the query in a frame, under it what the model answered.
 
     Args:
         samples: at least one.
@@ -65,25 +73,41 @@ def sample_sheet(
         canvas = figure.add_axes((0, 0, 1, 1))
         canvas.set(xlim=(0, width), ylim=(0, height))
         canvas.axis("off")
-        canvas.text(_MARGIN, height - 0.36, "Prompts and answers", size=15, weight="bold", va="center")
+        canvas.text(
+            _MARGIN, height - 0.36, "Prompts and answers", size=15, weight="bold", va="center"
+        )
         note = "framed: the query, and what the model wrote after it"
-        canvas.text(width - _MARGIN, height - 0.36, note, size=9.5, color=FAINT, ha="right", va="center")
+        canvas.text(
+            width - _MARGIN, height - 0.36, note, size=9.5, color=FAINT, ha="right", va="center"
+        )
         for number, (sample, found) in enumerate(zip(samples, chunks, strict=True)):
             x = _MARGIN + (number % columns) * block
             y = height - _HEAD - (number // columns) * step  # top edge
             if number % columns == 0:
-                canvas.plot([_MARGIN, width - _MARGIN], [y + 0.18] * 2, color=FAINT, linewidth=0.4, alpha=0.6)
+                canvas.plot(
+                    [_MARGIN, width - _MARGIN],
+                    [y + 0.18] * 2,
+                    color=FAINT,
+                    linewidth=0.4,
+                    alpha=0.6,
+                )
             _draw(canvas, sample, found, x, y, load)
     return figure
 
 
-def _draw(canvas: Any, sample: Sample, chunks: Sequence[tuple[Any, str]], x: float, y: float, load: Load) -> None:
+def _draw(
+    canvas: Any, sample: Sample, chunks: Sequence[tuple[Any, str]], x: float, y: float, load: Load
+) -> None:
     """Draws one prompt with its top left corner at (x, y)."""
     name, _, control = sample.task.partition("_")
     canvas.text(x, y - 0.06, name, size=11, weight="bold", va="top")
-    canvas.text(x, y - 0.30, control.replace("_", " "), size=9, color=WRONG, va="top", style="italic")
+    canvas.text(
+        x, y - 0.30, control.replace("_", " "), size=9, color=WRONG, va="top", style="italic"
+    )
     below = y - (0.52 if control else 0.30)
-    canvas.text(x, below, f"{sample.shots} shot{'s' * (sample.shots != 1)}", size=9, color=FAINT, va="top")
+    canvas.text(
+        x, below, f"{sample.shots} shot{'s' * (sample.shots != 1)}", size=9, color=FAINT, va="top"
+    )
     for place, (image, text) in enumerate(chunks):
         left = x + _LABEL - 0.15 + place * _CELL
         centre = left + _IMAGE / 2
@@ -91,7 +115,9 @@ def _draw(canvas: Any, sample: Sample, chunks: Sequence[tuple[Any, str]], x: flo
             _picture(canvas, image, left, y, load, hidden=sample.episode.masked)
         lines = textwrap.wrap(text, 17)[:2] or [""]
         for number, line in enumerate(lines):
-            canvas.text(centre, y - _IMAGE - 0.07 - 0.14 * number, line, size=8.5, ha="center", va="top")
+            canvas.text(
+                centre, y - _IMAGE - 0.07 - 0.14 * number, line, size=8.5, ha="center", va="top"
+            )
         if place == len(chunks) - 1:
             corner, size = (left - 0.07, y - _IMAGE - _TEXT), (_IMAGE + 0.14, _IMAGE + _TEXT + 0.07)
             round_box: dict[str, Any] = {
@@ -104,21 +130,53 @@ def _draw(canvas: Any, sample: Sample, chunks: Sequence[tuple[Any, str]], x: flo
             bottom = y - _IMAGE - 0.09 - 0.14 * len(lines)
             said, right = _answer(sample)
             mark, colour = ("✓", RIGHT) if right else ("✗", WRONG)
-            canvas.text(centre, bottom, f"{said} {mark}", size=9.5, weight="bold", color=colour, ha="center", va="top")
+            canvas.text(
+                centre,
+                bottom,
+                f"{said} {mark}",
+                size=9.5,
+                weight="bold",
+                color=colour,
+                ha="center",
+                va="top",
+            )
             if not right:
                 truth = textwrap.shorten(sample.prediction.answer, 14, placeholder="…")
-                canvas.text(centre, bottom - 0.17, f"right: {truth}", size=8, color=INK, ha="center", va="top")
+                canvas.text(
+                    centre,
+                    bottom - 0.17,
+                    f"right: {truth}",
+                    size=8,
+                    color=INK,
+                    ha="center",
+                    va="top",
+                )
 
 
 def _picture(canvas: Any, image: Any, left: float, top: float, load: Load, *, hidden: bool) -> None:
-    """Draws one image (of a video its first frame) as the model sees it; pale if it is hidden from the text."""
+    """Draws one image (of a video its first frame) as the model sees it.
+
+    Pale if it is hidden from the text.
+    """
     pixels = load(image)[0].astype(np.float32) / 255
     extent = (left, left + _IMAGE, top - _IMAGE, top)
     canvas.imshow(
-        pixels * 0.15 + 0.8 if hidden else pixels, extent=extent, interpolation="nearest", aspect="auto", zorder=2
+        pixels * 0.15 + 0.8 if hidden else pixels,
+        extent=extent,
+        interpolation="nearest",
+        aspect="auto",
+        zorder=2,
     )
     canvas.add_patch(
-        Rectangle((left, top - _IMAGE), _IMAGE, _IMAGE, fill=False, edgecolor=FAINT, linewidth=0.5, zorder=3)
+        Rectangle(
+            (left, top - _IMAGE),
+            _IMAGE,
+            _IMAGE,
+            fill=False,
+            edgecolor=FAINT,
+            linewidth=0.5,
+            zorder=3,
+        )
     )
     if hidden:
         font = {"size": 8.5, "color": INK, "ha": "center", "va": "center", "style": "italic"}
@@ -131,7 +189,10 @@ def _answer(sample: Sample) -> tuple[str, bool]:
     if prediction.text is not None:
         said, right = trim(prediction.text).strip() or "(nothing)", is_exact(prediction)
     else:
-        said, right = str(prediction.ranked_first), prediction.scores is not None and is_first(prediction)
+        said, right = (
+            str(prediction.ranked_first),
+            prediction.scores is not None and is_first(prediction),
+        )
     return textwrap.shorten(said, 13, placeholder="…"), right
 
 

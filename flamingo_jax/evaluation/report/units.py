@@ -1,7 +1,10 @@
-"""How each metric is shown: its title, its unit as papers print it, and whether it tells of a single answer how right it is.
+"""How each metric is shown.
 
-Metrics are fractions (CIDEr-D: 0..10, and the papers' 100 points are 1.0). Results of benchmarks are printed as papers do; those of the tiny
-world's tasks, and whatever has no entry here, as they are.
+Its title, its unit as papers print it, and whether it tells of a single answer how right it is.
+
+Metrics are fractions (CIDEr-D: 0..10, and the papers' 100 points are 1.0). Results of benchmarks
+are printed as papers do; those of the tiny world's tasks, and whatever has no entry here, as they
+are.
 """
 
 from __future__ import annotations
@@ -20,7 +23,8 @@ class Unit:
         title: name and unit.
         factor: what values are multiplied by.
         decimals: digits after the point.
-        of_each: whether it is the mean over queries of how right each answer is, in 0..1; CIDEr, ROC AUC, mWAP and nll are not.
+        of_each: whether it is the mean over queries of how right each answer is, in 0..1; CIDEr,
+            ROC AUC, mWAP and nll are not.
     """
 
     title: str
@@ -58,7 +62,9 @@ _PLAIN: Mapping[str, Unit] = {
 
 
 def is_benchmark(task: str, metrics: Iterable[str]) -> bool:
-    """Whether a task's results are shown in the units of papers: it is one of the paper's benchmarks, or has one of their metrics.
+    """Whether a task's results are shown in the units of papers.
+
+    It is one of the paper's benchmarks, or has one of their metrics.
 
     Args:
         task: its name.

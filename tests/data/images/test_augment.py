@@ -15,7 +15,12 @@ FLIP_ONLY = AugmentConfig(flip=0.5, brightness=0.0, contrast=0.0, saturation=0.0
 
 
 def only(**ranges: float) -> AugmentConfig:
-    return AugmentConfig(**({"flip": 0.0, "brightness": 0.0, "contrast": 0.0, "saturation": 0.0, "hue": 0.0} | ranges))
+    return AugmentConfig(
+        **(
+            {"flip": 0.0, "brightness": 0.0, "contrast": 0.0, "saturation": 0.0, "hue": 0.0}
+            | ranges
+        )
+    )
 
 
 def pool(number: int, frames: int = 1, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -46,7 +51,9 @@ def test_a_row_is_a_function_of_its_key_alone():
     for count in (2, 4):
         mesh = jax.make_mesh((count,), ("data",), devices=jax.devices()[:count])
         sharding = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("data"))
-        spread = run(jax.device_put(frames, sharding), jax.device_put(keys, sharding), AugmentConfig())
+        spread = run(
+            jax.device_put(frames, sharding), jax.device_put(keys, sharding), AugmentConfig()
+        )
         np.testing.assert_array_equal(spread, whole)
 
 
@@ -54,7 +61,9 @@ def test_all_frames_of_a_clip_get_the_same():
     frames, keys = pool(4, frames=3)
     clips = np.asarray(run(frames, keys, AugmentConfig()))
     for f in range(3):
-        np.testing.assert_array_equal(clips[:, f : f + 1], run(frames[:, f : f + 1], keys, AugmentConfig()))
+        np.testing.assert_array_equal(
+            clips[:, f : f + 1], run(frames[:, f : f + 1], keys, AugmentConfig())
+        )
 
 
 def test_half_of_the_images_are_flipped():
@@ -68,7 +77,10 @@ def test_half_of_the_images_are_flipped():
 
 @pytest.mark.parametrize("colour", [(200, 60, 40), (90, 90, 90), (60, 120, 180)])
 def test_each_range_does_what_it_says(colour):
-    """Within the ranges, of a plain colour: brightness shifts, contrast moves from the mean, hue turns and keeps the luma."""
+    """Within the ranges, of a plain colour.
+
+    Brightness shifts, contrast moves from the mean, hue turns and keeps the luma.
+    """
     frames = np.full((300, 1, 4, 4, 3), colour, np.uint8)
     _, keys = pool(300)
     luma = np.array([0.299, 0.587, 0.114])

@@ -35,7 +35,9 @@ def test_longer_side_fills_and_the_rest_is_mean(height, width):
     inside = (square == 200).all(axis=-1)
     long, short = max(height, width), min(height, width)
     assert inside.sum() == 12 * max(1, round(12 * short / long))
-    np.testing.assert_array_equal(square[~inside], np.broadcast_to(MEAN_COLOUR, square[~inside].shape))
+    np.testing.assert_array_equal(
+        square[~inside], np.broadcast_to(MEAN_COLOUR, square[~inside].shape)
+    )
     rows, columns = np.nonzero(inside)
     for places in (rows, columns):  # in the middle
         assert abs((places.min() + places.max()) - 11) <= 1
@@ -43,7 +45,10 @@ def test_longer_side_fills_and_the_rest_is_mean(height, width):
 
 
 def test_large_jpeg_is_close_to_its_exact_reduction():
-    """Decoding at an eighth of the size differs from the full way only by filters: a ramp stays within 4 grey levels."""
+    """Decoding at an eighth of the size differs from the full way only by filters.
+
+    A ramp stays within 4 grey levels.
+    """
     ramp = np.repeat(np.linspace(20, 230, 256).astype(np.uint8)[None], 256, axis=0)
     image = np.repeat(ramp[..., None], 3, axis=-1)
     square = decode(saved(PIL.Image.fromarray(image), "JPEG", quality=98), 16).astype(int)
@@ -105,12 +110,14 @@ def claims(width: int, height: int) -> bytes:
     header = b"IHDR" + struct.pack(">II", width, height) + bytes([8, 2, 0, 0, 0])
     data = b"IDAT" + zlib.compress(bytes(100))
     chunks = [
-        struct.pack(">I", len(chunk) - 4) + chunk + struct.pack(">I", zlib.crc32(chunk)) for chunk in (header, data)
+        struct.pack(">I", len(chunk) - 4) + chunk + struct.pack(">I", zlib.crc32(chunk))
+        for chunk in (header, data)
     ]
     return b"\x89PNG\r\n\x1a\n" + b"".join(chunks)
 
 
-@pytest.mark.parametrize("side", [9_000, 10_000, 12_000, 50_000])  # beyond our limit, PIL's warning and PIL's error
+# beyond our limit, PIL's warning and PIL's error
+@pytest.mark.parametrize("side", [9_000, 10_000, 12_000, 50_000])
 def test_bombs_are_refused_before_anything_is_decoded(side, monkeypatch):
     monkeypatch.setattr(PIL.Image.Image, "load", None)
     for function in (probe, lambda encoded: decode(encoded, 8)):
@@ -131,11 +138,24 @@ def test_a_jpeg_of_very_many_scans_is_refused():
 
 @given(st.binary(max_size=64))
 def test_any_bytes_are_an_image_or_corrupt(content):
-    for head in (b"", b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF89a", b"RIFF\x10\0\0\0WEBPVP8 ", b"II*\0", b"BM"):
+    for head in (
+        b"",
+        b"\xff\xd8\xff",
+        b"\x89PNG\r\n\x1a\n",
+        b"GIF89a",
+        b"RIFF\x10\0\0\0WEBPVP8 ",
+        b"II*\0",
+        b"BM",
+    ):
         try:
             decode(head + content, 4)
         except CorruptRecord as error:
-            assert error.reason in ("empty_image", "not_an_image", "truncated_image", "image_too_large")
+            assert error.reason in (
+                "empty_image",
+                "not_an_image",
+                "truncated_image",
+                "image_too_large",
+            )
 
 
 def smooth(width: int, height: int) -> np.ndarray:
@@ -157,14 +177,21 @@ def smooth(width: int, height: int) -> np.ndarray:
         ("PPM", {}),
     ],
 )
-@pytest.mark.parametrize("size", [(64, 48), (100, 75), (48, 200), (320, 240), (1000, 400), (33, 17)])
+@pytest.mark.parametrize(
+    "size", [(64, 48), (100, 75), (48, 200), (320, 240), (1000, 400), (33, 17)]
+)
 def test_all_formats_give_the_same(file_format, options, size):
-    """The documented tolerance, for every ratio of sizes: none but for a JPEG, which is decoded at a part of its size."""
+    """The documented tolerance, for every ratio of sizes.
+
+    None but for a JPEG, which is decoded at a part of its size.
+    """
     image = smooth(*size)
     encoded = saved(PIL.Image.fromarray(image), file_format, **options)
     whole = np.asarray(PIL.Image.open(io.BytesIO(encoded)).convert("RGB"))
     tolerance = 4 if file_format == "JPEG" else 0
-    np.testing.assert_allclose(decode(encoded, 64).astype(int), fit(whole, 64).astype(int), atol=tolerance)
+    np.testing.assert_allclose(
+        decode(encoded, 64).astype(int), fit(whole, 64).astype(int), atol=tolerance
+    )
     assert probe(encoded) == ImageInfo(*size, file_format)
 
 
@@ -174,7 +201,9 @@ def cmyk(image: np.ndarray) -> PIL.Image.Image:
 
 def test_cmyk_jpeg():
     image = smooth(64, 48)
-    np.testing.assert_allclose(decode(saved(cmyk(image), "JPEG", quality=95), 64), fit(image, 64), atol=6)
+    np.testing.assert_allclose(
+        decode(saved(cmyk(image), "JPEG", quality=95), 64), fit(image, 64), atol=6
+    )
 
 
 def test_grey_jpeg():
@@ -192,7 +221,9 @@ def test_16_bits_are_scaled_not_cut_off():
 
 @pytest.mark.parametrize("file_format", ["GIF", "WEBP", "PNG", "TIFF"])
 def test_the_first_frame_of_an_animation_counts(file_format):
-    frames = [PIL.Image.new("RGB", (8, 8), colour) for colour in ((255, 0, 0), (0, 0, 255), (0, 255, 0))]
+    frames = [
+        PIL.Image.new("RGB", (8, 8), colour) for colour in ((255, 0, 0), (0, 0, 255), (0, 255, 0))
+    ]
     animated = saved(frames[0], file_format, save_all=True, append_images=frames[1:])
     np.testing.assert_allclose(decode(animated, 8)[4, 4].astype(int), (255, 0, 0), atol=3)
 
@@ -224,5 +255,7 @@ def test_every_orientation_of_a_camera(file_format, orientation):
     exif[0x0112] = orientation
     encoded = saved(image, file_format, exif=exif)
     upright = PIL.ImageOps.exif_transpose(PIL.Image.open(io.BytesIO(encoded))).convert("RGB")
-    np.testing.assert_allclose(decode(encoded, 32).astype(int), fit(np.asarray(upright), 32).astype(int), atol=4)
+    np.testing.assert_allclose(
+        decode(encoded, 32).astype(int), fit(np.asarray(upright), 32).astype(int), atol=4
+    )
     assert probe(encoded) == ImageInfo(*upright.size, file_format)

@@ -14,14 +14,20 @@ def reference(pixels: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     for axis, number in ((0, size[1]), (1, size[0])):
         stored = pixels.shape[axis]
         place = (np.arange(number) + 0.5) * stored / number - 0.5
-        result = np.apply_along_axis(lambda line: np.interp(place, np.arange(len(line)), line), axis, result)  # noqa: B023
+        result = np.apply_along_axis(
+            lambda line, at=place: np.interp(at, np.arange(len(line)), line), axis, result
+        )
     return result
 
 
 @given(width=st.integers(1, 30), height=st.integers(1, 30), data=st.data())
 def test_shrinking_is_linear_interpolation(width, height, data):
-    size = tuple(data.draw(st.integers(int(np.ceil(side / MOST)), side)) for side in (width, height))
-    pixels = np.random.default_rng(width * height).integers(0, 256, (height, width, 4)).astype(np.uint8)
+    size = tuple(
+        data.draw(st.integers(int(np.ceil(side / MOST)), side)) for side in (width, height)
+    )
+    pixels = (
+        np.random.default_rng(width * height).integers(0, 256, (height, width, 4)).astype(np.uint8)
+    )
     found = shrink(pixels, size)
     assert found.shape == (size[1], size[0], 3)
     np.testing.assert_allclose(

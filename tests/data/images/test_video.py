@@ -1,4 +1,7 @@
-"""The clip of a video: at most F frames, at the asked rate, from a start that fits; of stored frames, and of an encoded file."""
+"""The clip of a video: at most F frames, at the asked rate, from a start that fits.
+
+Of stored frames, and of an encoded file.
+"""
 
 import numpy as np
 import pytest
@@ -17,7 +20,8 @@ CONTAINERS = {
     "fragments": {"options": {"movflags": "frag_keyframe+empty_moov"}},  # starts at 0.2 s
     "mov": {"suffix": ".mov", "codec": "mpeg4"},
     "webm": {"suffix": ".webm", "codec": "libvpx-vp9"},
-    "live webm": {"suffix": ".webm", "codec": "libvpx-vp9", "options": {"live": "1"}},  # states no duration
+    # states no duration
+    "live webm": {"suffix": ".webm", "codec": "libvpx-vp9", "options": {"live": "1"}},
     "mkv": {"suffix": ".mkv"},
     "avi": {"suffix": ".avi", "codec": "mpeg4"},
     "sound": {"sound": True},
@@ -33,10 +37,16 @@ def test_one_per_second_from_the_first():
 def test_short_videos_end_early():
     np.testing.assert_array_equal(choose_frames(3, 1.0, num_frames=8), [0, 1, 2])
     np.testing.assert_array_equal(choose_frames(1, 30.0, num_frames=8), [0])
-    np.testing.assert_array_equal(choose_frames(3, 0.5, num_frames=8), [0, 1, 2])  # stored slower than asked
+    # stored slower than asked
+    np.testing.assert_array_equal(choose_frames(3, 0.5, num_frames=8), [0, 1, 2])
 
 
-@given(num=st.integers(1, 60), fps=st.floats(0.2, 30), num_frames=st.integers(1, 9), seed=st.integers(0, 99))
+@given(
+    num=st.integers(1, 60),
+    fps=st.floats(0.2, 30),
+    num_frames=st.integers(1, 9),
+    seed=st.integers(0, 99),
+)
 def test_random_clips_are_as_long_as_the_first(num, fps, num_frames, seed):
     first = choose_frames(num, fps, num_frames=num_frames)
     drawn = choose_frames(num, fps, num_frames=num_frames, rng=np.random.default_rng(seed))
@@ -45,7 +55,10 @@ def test_random_clips_are_as_long_as_the_first(num, fps, num_frames, seed):
 
 
 def test_every_start_occurs():
-    starts = {choose_frames(5, 1.0, num_frames=3, rng=np.random.default_rng(seed))[0] for seed in range(40)}
+    starts = {
+        choose_frames(5, 1.0, num_frames=3, rng=np.random.default_rng(seed))[0]
+        for seed in range(40)
+    }
     assert starts == {0, 1, 2}
 
 
@@ -59,7 +72,9 @@ def test_nonsense_is_refused(options):
 def noise() -> bytes:
     """Four seconds that take 200 KB, with the index before the frames."""
     rng = np.random.default_rng(0)
-    return mp4([rng.integers(0, 255, (48, 64, 3)).astype(np.uint8) for _ in range(40)], faststart=True)
+    return mp4(
+        [rng.integers(0, 255, (48, 64, 3)).astype(np.uint8) for _ in range(40)], faststart=True
+    )
 
 
 @pytest.mark.parametrize("container", CONTAINERS)
@@ -101,16 +116,22 @@ def test_a_clip_of_a_segment_lies_within_it(container):
     assert [number_of(frame) for frame in first] == list(range(15, 31, 2))
     starts = set()
     for seed in range(30):
-        clip = decode_clip(encoded, 32, num_frames=8, rate=5.0, rng=np.random.default_rng(seed), **segment)
+        clip = decode_clip(
+            encoded, 32, num_frames=8, rate=5.0, rng=np.random.default_rng(seed), **segment
+        )
         numbers = [number_of(frame) for frame in clip]
         assert np.diff(numbers).tolist() == [2] * 7 and numbers[0] >= 15 and numbers[-1] < 35
         starts.add(numbers[0])
     assert starts == set(range(15, 21))
 
 
-@pytest.mark.parametrize(("start", "end"), [(5.0, None), (2.0, 2.0), (3.0, 1.0), (-1.0, 2.0), (float("nan"), 2.0)])
+@pytest.mark.parametrize(
+    ("start", "end"), [(5.0, None), (2.0, 2.0), (3.0, 1.0), (-1.0, 2.0), (float("nan"), 2.0)]
+)
 def test_a_segment_outside_of_the_video_is_broken(start, end):
-    with pytest.raises(CorruptRecord, match=r"There is no segment from .* in a video of 5.00 s") as caught:
+    with pytest.raises(
+        CorruptRecord, match=r"There is no segment from .* in a video of 5.00 s"
+    ) as caught:
         decode_clip(mp4(grey_frames(50), fps=10), 32, num_frames=2, start=start, end=end)
     assert caught.value.reason == "broken_span"
 
@@ -121,7 +142,9 @@ def test_aspect_is_kept_and_padded_with_the_mean():
     np.testing.assert_array_equal(frame[:8], np.broadcast_to(MEAN_COLOUR, (8, 32, 3)))
 
 
-@pytest.mark.parametrize(("rotation", "corner"), [(0, (0, 0)), (90, (-1, 0)), (180, (-1, -1)), (270, (0, -1))])
+@pytest.mark.parametrize(
+    ("rotation", "corner"), [(0, (0, 0)), (90, (-1, 0)), (180, (-1, -1)), (270, (0, -1))]
+)
 def test_rotation_of_a_camera_is_applied(rotation, corner):
     """The white corner at the top left goes counter-clockwise."""
     image = np.zeros((48, 64, 3), np.uint8)
@@ -138,13 +161,19 @@ def test_only_what_lies_behind_the_last_keyframe_is_decoded(monkeypatch):
     monkeypatch.setattr(video, "MAX_DECODED", 12)
     with opened(encoded) as file:
         assert [number_of(frame) for frame in file.frames([43, 47])] == [43, 47]
-    with opened(encoded) as file, pytest.raises(CorruptRecord, match="more than 12 frames decoded") as caught:
+    with (
+        opened(encoded) as file,
+        pytest.raises(CorruptRecord, match="more than 12 frames decoded") as caught,
+    ):
         list(file.frames([3, 40]))
     assert caught.value.reason == "video_too_large"
 
 
 def test_frames_left_out_do_not_change_the_others():
-    """H.264 codes some frames that nothing refers to, and they are not decoded: what is shown is bit-identical to decoding all."""
+    """H.264 codes some frames that nothing refers to, and they are not decoded.
+
+    What is shown is bit-identical to decoding all.
+    """
     rng = np.random.default_rng(0)
     background = rng.integers(0, 255, (48, 64, 3)).astype(np.uint8)
     encoded = mp4([np.roll(background, 2 * k, axis=1) for k in range(60)], keyframe_every=30)
@@ -182,7 +211,8 @@ def test_truncated_webm_ends_early():
     [
         b"",
         b"no video",
-        b"#EXTM3U\n#EXT-X-TARGETDURATION:9\n#EXTINF:9,\nfile:///etc/passwd\n",  # a playlist may name other files
+        # a playlist may name other files
+        b"#EXTM3U\n#EXT-X-TARGETDURATION:9\n#EXTINF:9,\nfile:///etc/passwd\n",
         b"ffconcat version 1.0\nfile /etc/passwd\n",
         b"\x00\x00\x00\x18ftypmp42" + bytes(64),
         b"\x1aE\xdf\xa3" + bytes(64),
@@ -219,7 +249,8 @@ def test_frames_of_absurd_size_are_not_decoded(monkeypatch):
 def test_mutated_files_give_a_clip_or_are_corrupt(noise, data):
     encoded = bytearray(noise)
     for _ in range(data.draw(st.integers(1, 8))):
-        place = data.draw(st.integers(0, len(encoded) - 1) | st.integers(0, 2000))  # the index stands at the beginning
+        # the index stands at the beginning
+        place = data.draw(st.integers(0, len(encoded) - 1) | st.integers(0, 2000))
         encoded[place] = data.draw(st.integers(0, 255))
     try:
         clip = decode_clip(bytes(encoded), 16, num_frames=4)

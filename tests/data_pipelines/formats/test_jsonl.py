@@ -1,4 +1,8 @@
-"""JSON lines: parts that share out every line, compressed files in several streams, and everything that can be wrong with them."""
+"""JSON lines.
+
+Parts that share out every line, compressed files in several streams, and everything that can be
+wrong with them.
+"""
 
 import gzip
 import io
@@ -107,8 +111,16 @@ def test_a_line_that_is_too_long_is_passed_over(tmp_path, monkeypatch):
     monkeypatch.setattr(jsonl, "_CHUNK", 64)
     at, beyond = json.dumps({"a": "x" * 91}), json.dumps({"a": "x" * 92})
     assert len(at) == 100
-    path = write(tmp_path / "a.jsonl", "\n".join([at, beyond, "x" * 10_000, '{"b": 2}', "y" * 500]).encode())
-    assert reasons(path) == [{"a": "x" * 91}, "line_too_long", "line_too_long", {"b": 2}, "line_too_long"]
+    path = write(
+        tmp_path / "a.jsonl", "\n".join([at, beyond, "x" * 10_000, '{"b": 2}', "y" * 500]).encode()
+    )
+    assert reasons(path) == [
+        {"a": "x" * 91},
+        "line_too_long",
+        "line_too_long",
+        {"b": 2},
+        "line_too_long",
+    ]
 
 
 @pytest.mark.parametrize("suffix", [".gz", ".zst"])
@@ -130,7 +142,9 @@ def test_a_compression_bomb_is_read_in_bounded_memory(tmp_path, monkeypatch):
     monkeypatch.setattr(jsonl, "_COMPRESSED_CHUNK", 256)
     sizes = []
     split = jsonl._split
-    monkeypatch.setattr(jsonl, "_split", lambda chunks: split(sizes.append(len(c)) or c for c in chunks))
+    monkeypatch.setattr(
+        jsonl, "_split", lambda chunks: split(sizes.append(len(c)) or c for c in chunks)
+    )
     path = write(tmp_path / "a.jsonl.zst", ZSTD.compress(b" " * (1 << 26) + b'\n{"a": 1}\n'))
     assert reasons(path) == ["line_too_long", {"a": 1}]
     assert sum(sizes) > 1 << 26

@@ -23,7 +23,9 @@ def test_files_of_the_folder_are_read(folder, name):
     assert read_inside(folder, absolute, max_bytes=5, missing="missing_image") == b"image"
 
 
-@pytest.mark.parametrize("name", ["../secret", "a/../../secret", "/etc/passwd", "", ".", "..", "../images2", "a\0b"])
+@pytest.mark.parametrize(
+    "name", ["../secret", "a/../../secret", "/etc/passwd", "", ".", "..", "../images2", "a\0b"]
+)
 def test_other_places_are_refused(folder, name):
     found = read_inside(folder, name, max_bytes=100, missing="missing_image")
     assert isinstance(found, Reject)
@@ -37,7 +39,10 @@ def test_what_is_not_there_is_missing(folder, name):
 
 
 def test_large_files_are_left_out(folder):
-    assert read_inside(folder, "a/1.jpg", max_bytes=4, missing="missing_image").reason == "file_too_large"
+    assert (
+        read_inside(folder, "a/1.jpg", max_bytes=4, missing="missing_image").reason
+        == "file_too_large"
+    )
 
 
 @pytest.mark.parametrize("root", ["gs://bucket/images", "gs://bucket/images/"])

@@ -26,7 +26,10 @@ def reasons(items):
 def test_rows_by_column(table, mark, end):
     lines = [b"filepath,title", b'a.jpg,"one, ""two""\nthree"', b"", b"b.jpg,\xc3\xa9"]
     found = list(rows(Part(table(mark + end.join(lines)))))
-    assert found == [{"filepath": "a.jpg", "title": 'one, "two"\nthree'}, {"filepath": "b.jpg", "title": "é"}]
+    assert found == [
+        {"filepath": "a.jpg", "title": 'one, "two"\nthree'},
+        {"filepath": "b.jpg", "title": "é"},
+    ]
 
 
 def test_tabs_separate_whatever_the_name(table):
@@ -47,7 +50,9 @@ def test_damaged_rows_alone_are_left_out(table):
 @pytest.mark.parametrize("size", [1, 7, 50, 1000])
 def test_parts_hold_every_row_once(table, size):
     """Also where a field has newlines in it."""
-    content = b"path,caption\n" + b"".join(b'%d,"a\nb %d"\n' % (k, k) for k in range(30)) + b"31,last"
+    content = (
+        b"path,caption\n" + b"".join(b'%d,"a\nb %d"\n' % (k, k) for k in range(30)) + b"31,last"
+    )
     path = table(content)
     whole = list(rows(Part(path)))
     cut = parts(path, size)

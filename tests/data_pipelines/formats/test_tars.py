@@ -1,4 +1,7 @@
-"""Tar files of samples: what is one sample, what is left out, and that a hostile archive costs neither files nor memory."""
+"""Tar files of samples.
+
+What is one sample, what is left out, and that a hostile archive costs neither files nor memory.
+"""
 
 import gzip
 import io
@@ -41,7 +44,12 @@ def read(tmp_path):
     return read
 
 
-GOOD = [("000000000.jpg", b"image"), ("000000000.txt", b"a dog"), ("000000000.json", b"{}"), ("000000001.jpg", b"2nd")]
+GOOD = [
+    ("000000000.jpg", b"image"),
+    ("000000000.txt", b"a dog"),
+    ("000000000.json", b"{}"),
+    ("000000001.jpg", b"2nd"),
+]
 
 
 def test_members_of_one_key_are_one_sample(read):
@@ -57,7 +65,14 @@ def test_members_of_one_key_are_one_sample(read):
 def test_long_names_and_directories(read, form):
     long = "part/" + "x" * 150
     found = read(
-        made([(special("part", tarfile.DIRTYPE), b""), (f"{long}.JPG", b"i"), (f"{long}.txt", b"text")], form=form)
+        made(
+            [
+                (special("part", tarfile.DIRTYPE), b""),
+                (f"{long}.JPG", b"i"),
+                (f"{long}.txt", b"text"),
+            ],
+            form=form,
+        )
     )
     assert found == [TarSample(long, {"jpg": b"i", "txt": b"text"})]
 
@@ -86,13 +101,23 @@ def test_what_is_no_file_inside_is_left_out_whole(read, tmp_path, member):
 
 def test_sparse_attributes_are_left_out(read):
     info = special("evil.jpg", tarfile.REGTYPE, pax_headers={"GNU.sparse.realsize": "999999999999"})
-    assert [item.reason for item in read(made([(info, b"x")], form=tarfile.PAX_FORMAT))] == ["path_traversal"]
+    assert [item.reason for item in read(made([(info, b"x")], form=tarfile.PAX_FORMAT))] == [
+        "path_traversal"
+    ]
 
 
 def test_large_and_doubled_members_are_left_out(read, monkeypatch):
     monkeypatch.setattr(tars, "MAX_SAMPLE", 1000)
     found = read(
-        made([("a.jpg", b"x" * 999), ("b.jpg", b"x" * 600), ("b.txt", b"y" * 600), ("c.jpg", b"1"), ("c.jpg", b"2")])
+        made(
+            [
+                ("a.jpg", b"x" * 999),
+                ("b.jpg", b"x" * 600),
+                ("b.txt", b"y" * 600),
+                ("c.jpg", b"1"),
+                ("c.jpg", b"2"),
+            ]
+        )
     )
     assert found[0] == TarSample("a", {"jpg": b"x" * 999})
     assert [item.reason for item in found[1:]] == ["sample_too_large", "duplicate_member"]
@@ -103,14 +128,19 @@ def test_truncated_file_gives_what_is_whole(read, compress):
     """The sample at the cut is left out as well: it may lack members."""
     noise = np.random.default_rng(0).integers(0, 255, (9, 2, 100_000), np.uint8)
     content = made(
-        [(f"{k}.{suffix}", noise[k, i].tobytes()) for k in range(9) for i, suffix in enumerate(("jpg", "txt"))]
+        [
+            (f"{k}.{suffix}", noise[k, i].tobytes())
+            for k in range(9)
+            for i, suffix in enumerate(("jpg", "txt"))
+        ]
     )
     compressed = compress(content)
     found = read(compressed[: int(len(compressed) * 0.7)])
     assert isinstance(found[-1], Reject)
     assert (found[-1].reason, found[-1].broken) == ("truncated_file", True)
     assert found[:-1] == [
-        TarSample(str(k), {"jpg": noise[k, 0].tobytes(), "txt": noise[k, 1].tobytes()}) for k in range(6)
+        TarSample(str(k), {"jpg": noise[k, 0].tobytes(), "txt": noise[k, 1].tobytes()})
+        for k in range(6)
     ]
 
 
@@ -131,7 +161,10 @@ def test_missing_file_is_unreadable(tmp_path):
 
 
 def test_sizes_that_lie_cost_no_memory(read):
-    """A member that claims 8 GiB, or a name of 4 GiB, ends the file; nothing of that size is allocated (pytest would die)."""
+    """A member that claims 8 GiB, or a name of 4 GiB, ends the file.
+
+    Nothing of that size is allocated (pytest would die).
+    """
     for kind in (tarfile.REGTYPE, tarfile.GNUTYPE_LONGNAME, tarfile.XHDTYPE):
         header = special("a.jpg", kind, size=8 << 30).tobuf(tarfile.GNU_FORMAT)
         assert [item.reason for item in read(header + b"x" * 5000)] == ["truncated_file"]

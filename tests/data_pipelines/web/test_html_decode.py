@@ -63,7 +63,10 @@ def test_page_that_says_utf_16_in_ascii_is_not():
 
 
 def test_a_few_broken_characters_are_kept_as_such():
-    assert decode_html(b"<p>" + b"word " * 100 + "\u65e5".encode() + b"\xe6\x97</p>").count("\ufffd") == 1
+    assert (
+        decode_html(b"<p>" + b"word " * 100 + "\u65e5".encode() + b"\xe6\x97</p>").count("\ufffd")
+        == 1
+    )
 
 
 def test_broken_utf_8_is_damage():
@@ -87,12 +90,23 @@ def test_share_of_broken_characters_at_the_limit():
         ("<x-y>" * 100_000 + "</x-z>" * 100_000, "html_too_deep"),
         ("<br>" * 200_001, "html_too_large"),
         ("</p>" * 500_000, "html_too_large"),
-        ("".join(f"<b a={i}><p>" for i in range(3_000)), "html_too_large"),  # 9 million elements, were it parsed
+        # 9 million elements, were it parsed
+        ("".join(f"<b a={i}><p>" for i in range(3_000)), "html_too_large"),
         ("<div " + " ".join(f"a{i}" for i in range(100_000)) + ">", "html_too_large"),
         ("<div " + "/".join(f"a{i}='>'" for i in range(100_000)), "html_too_large"),
         ("x" * 10_000_001, "html_too_large"),
     ],
-    ids=["div", "DIV", "end tags", "void", "closing", "formatting", "attributes", "quoted", "bytes"],
+    ids=[
+        "div",
+        "DIV",
+        "end tags",
+        "void",
+        "closing",
+        "formatting",
+        "attributes",
+        "quoted",
+        "bytes",
+    ],
 )
 def test_bombs_are_refused_unparsed(html, reason):
     found = decode_html(html.encode(), "utf-8")

@@ -22,7 +22,9 @@ def parts(html, url=URL):
     """The parts of a page, pictures as the last component of their URL in brackets."""
     page = html_to_page(html.encode(), url)
     assert isinstance(page, Page), page
-    return [part if isinstance(part, str) else [part.source.rpartition("/")[2]] for part in page.parts]
+    return [
+        part if isinstance(part, str) else [part.source.rpartition("/")[2]] for part in page.parts
+    ]
 
 
 def sources(html):
@@ -74,7 +76,10 @@ def test_adjacent_texts_are_one_part():
         ("<ul><li><p>one</p></li><li></li><li>two</ul>z", "- one\n\n- two\n\nz"),
         ("<ol><li>a<li>b<ul><li>c</ul><li>d</ol>", "1. a\n2. b\n\n- c\n\n3. d"),
         ("<ul><li><img src=x.jpg></li></ul><p>after</p>", "after"),
-        ("<pre>def f():\n    return <b>1</b>\n\nf()</pre><p>x</p>", "def f():\n    return 1\n\nf()\n\nx"),
+        (
+            "<pre>def f():\n    return <b>1</b>\n\nf()</pre><p>x</p>",
+            "def f():\n    return 1\n\nf()\n\nx",
+        ),
         ("<table><tr><th>A<th>B<tr><td>1<td><b>2</b></table>", "A | B\n1 | 2"),
         ("<table><tr><td><p>x</p><p>y</p></td></tr></table>", "x\n\ny"),
         ("<h2>Head</h2>text<blockquote>said</blockquote>", "Head\n\ntext\n\nsaid"),
@@ -83,12 +88,19 @@ def test_adjacent_texts_are_one_part():
             "image <b> &amp; é 中 \ufffd &bogus;",
         ),
         ("<p>a&lt;<b>image</b>&gt; &lt;EOC&gt;</p>", "aimage EOC"),
-        ("<p>zero\u200bwidth soft\u00adhyphen\ufeff \u0007bell \ue123</p>", "zerowidth softhyphen bell"),
-        ("<p>keeps 👨\u200d👩 and \u0645\u06cc\u200c\u062e</p>", "keeps 👨\u200d👩 and \u0645\u06cc\u200c\u062e"),
+        (
+            "<p>zero\u200bwidth soft\u00adhyphen\ufeff \u0007bell \ue123</p>",
+            "zerowidth softhyphen bell",
+        ),
+        (
+            "<p>keeps 👨\u200d👩 and \u0645\u06cc\u200c\u062e</p>",
+            "keeps 👨\u200d👩 and \u0645\u06cc\u200c\u062e",
+        ),
         ("<p>a<?p ?>b</p><?xml version='1.0'?><![CDATA[c]]><!doctype x>d", "ab\n\nd"),
         ("<p>a</p><script>x<y</script><style>p{}</style><template>t</template><p>b</p>", "a\n\nb"),
         (
-            "<p>a</p><!-- <p>c</p> --><noscript>Enable scripts</noscript><iframe>f</iframe><svg><text>s</text></svg>",
+            "<p>a</p><!-- <p>c</p> --><noscript>Enable "
+            "scripts</noscript><iframe>f</iframe><svg><text>s</text></svg>",
             "a",
         ),
     ],
@@ -149,7 +161,12 @@ def test_main_body_is_the_level_that_holds_the_text():
         f'<div><div>{story}</div><div class="right"><img src="other.jpg"><p>Weather</p></div></div>'
     )
     found = parts(html)
-    assert [part for part in found if isinstance(part, list)] == [["0.jpg"], ["1.jpg"], ["2.jpg"], ["3.jpg"]]
+    assert [part for part in found if isinstance(part, list)] == [
+        ["0.jpg"],
+        ["1.jpg"],
+        ["2.jpg"],
+        ["3.jpg"],
+    ]
     assert not any("Welcome" in part or "Weather" in part for part in found)
 
 
@@ -162,8 +179,12 @@ def test_heading_and_article_stay_whole():
 
 
 def test_text_spread_over_many_blocks_stays():
-    html = "".join(f"<div><h2>Part {i}</h2><p>{crawl.prose(i)}</p><img src={i}.jpg></div>" for i in range(5))
-    assert [part for part in parts(html) if isinstance(part, list)] == [[f"{i}.jpg"] for i in range(5)]
+    html = "".join(
+        f"<div><h2>Part {i}</h2><p>{crawl.prose(i)}</p><img src={i}.jpg></div>" for i in range(5)
+    )
+    assert [part for part in parts(html) if isinstance(part, list)] == [
+        [f"{i}.jpg"] for i in range(5)
+    ]
 
 
 @pytest.mark.parametrize(
@@ -197,21 +218,35 @@ def test_title_before_an_image():
         ('<img srcset="a,b/s.jpg 1x, a,b/l.jpg 2x">', ["https://example.org/blog/a,b/l.jpg"]),
         ('<img srcset="only.jpg">', ["https://example.org/blog/only.jpg"]),
         ('<img src="blank.gif" data-src="lazy.jpg">', ["https://example.org/blog/lazy.jpg"]),
-        ('<img src="blank.gif" data-srcset="s.jpg 320w, lazy.jpg 800w">', ["https://example.org/blog/lazy.jpg"]),
+        (
+            '<img src="blank.gif" data-srcset="s.jpg 320w, lazy.jpg 800w">',
+            ["https://example.org/blog/lazy.jpg"],
+        ),
         (
             '<img src="data:image/gif;base64,R0lGODlhAQAB" data-original="lazy.jpg">',
             ["https://example.org/blog/lazy.jpg"],
         ),
-        ('<img src="data:image/gif;base64,R0lGODlhAQAB" srcset="a.jpg 1x">', ["https://example.org/blog/a.jpg"]),
         (
-            '<picture><source type="image/svg+xml" srcset="d.svg"><source srcset="p.webp 700w"><img alt=x></picture>',
+            '<img src="data:image/gif;base64,R0lGODlhAQAB" srcset="a.jpg 1x">',
+            ["https://example.org/blog/a.jpg"],
+        ),
+        (
+            '<picture><source type="image/svg+xml" srcset="d.svg"><source srcset="p.webp '
+            '700w"><img alt=x></picture>',
             ["https://example.org/blog/p.webp"],
         ),
-        ('<picture><source srcset="p.webp"><img src="p.jpg"></picture>', ["https://example.org/blog/p.jpg"]),
+        (
+            '<picture><source srcset="p.webp"><img src="p.jpg"></picture>',
+            ["https://example.org/blog/p.jpg"],
+        ),
         ('<noscript><img src="a.jpg"></noscript>', ["https://example.org/blog/a.jpg"]),
         ("<img><img src><img src=''><img alt=x>", []),
         ('<img src="logo.svg"><img src="data:image/svg+xml,<svg/>">', []),
-        ('<img src="javascript:x"><img src="blob:x"><img src="about:blank"><img src="http://[::1">', []),
+        (
+            '<img src="javascript:x"><img src="blob:x"><img src="about:blank"><img '
+            'src="http://[::1">',
+            [],
+        ),
         ('<a href="movie.mp4">A film</a><video src="movie.mp4"><img src="poster.jpg"></video>', []),
         (f'<img src="{"a" * 5000}.jpg">', []),
         ('<img srcset="' + ", " * 50_000 + '">', []),
@@ -229,9 +264,13 @@ def test_base_of_the_page():
 def test_image_within_the_page():
     data = crawl.png(1)
     packed = base64.b64encode(data).decode()
-    page = html_to_page(f'<p>x</p><img alt="the  dog" src="data:image/png;base64,{packed}">'.encode(), URL)
+    page = html_to_page(
+        f'<p>x</p><img alt="the  dog" src="data:image/png;base64,{packed}">'.encode(), URL
+    )
     assert page.pictures[0].data == data and page.pictures[0].alt == "the dog"
-    assert page.pictures[0].source.startswith("data:image/png,") and len(page.pictures[0].source) < 60
+    assert (
+        page.pictures[0].source.startswith("data:image/png,") and len(page.pictures[0].source) < 60
+    )
     damaged = html_to_page(b'<p>x</p><img src="data:image/png;base64,!!!a">', URL).pictures[0]
     assert damaged.data.startswith(b"damaged")
 
@@ -245,7 +284,15 @@ def test_language_that_the_page_states(lang, expected):
 
 @pytest.mark.parametrize(
     "html",
-    ["", " ", "<html></html>", "<img src=a.jpg>", "<frameset><frame src=a></frameset>", "\0", "<title>x</title>"],
+    [
+        "",
+        " ",
+        "<html></html>",
+        "<img src=a.jpg>",
+        "<frameset><frame src=a></frameset>",
+        "\0",
+        "<title>x</title>",
+    ],
 )
 def test_page_without_text(html):
     assert html_to_page(html.encode(), URL) == Reject("no_text", URL)
@@ -267,14 +314,24 @@ TAGS = """
 FRAGMENTS = st.sampled_from(
     [
         *TAGS.split(),
-        *("<a href=x>", "<p hidden>", "<div class=ad>", "<div id=comments>", "<base href='http://['>", " ", "\n"),
+        *(
+            "<a href=x>",
+            "<p hidden>",
+            "<div class=ad>",
+            "<div id=comments>",
+            "<base href='http://['>",
+            " ",
+            "\n",
+        ),
         *("<img src=a.jpg>", "<img src='data:image/png;base64,AA='>", "<source srcset='a 1x,'>"),
     ]
 )
 
 
 @hypothesis.given(
-    st.one_of(st.binary(), st.lists(FRAGMENTS, max_size=40).map(lambda parts: "".join(parts).encode())),
+    st.one_of(
+        st.binary(), st.lists(FRAGMENTS, max_size=40).map(lambda parts: "".join(parts).encode())
+    ),
     st.text(max_size=9),
 )
 @hypothesis.settings(max_examples=300)
@@ -283,7 +340,9 @@ def test_any_bytes_give_a_page_or_a_reject(body, charset):
     assert isinstance(found, Page | Reject)
     if isinstance(found, Page):
         texts = [part for part in found.parts if isinstance(part, str)]
-        assert texts and all(part == part.strip() and part and "<image>" not in part for part in texts)
+        assert texts and all(
+            part == part.strip() and part and "<image>" not in part for part in texts
+        )
         assert all(
             not isinstance(pair[0], str) or isinstance(pair[1], Picture)
             for pair in zip(found.parts, found.parts[1:], strict=False)

@@ -1,4 +1,7 @@
-"""Fetching images: what is never asked for, and what any server may answer. The servers are on this machine, under made-up names."""
+"""Fetching images: what is never asked for, and what any server may answer.
+
+The servers are on this machine, under made-up names.
+"""
 
 import contextlib
 import http.server
@@ -21,7 +24,9 @@ class Handler(http.server.BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
 
     def do_GET(self):
-        self.server.asked.append((self.headers["Host"].partition(":")[0], self.path, self.headers["User-Agent"]))
+        self.server.asked.append(
+            (self.headers["Host"].partition(":")[0], self.path, self.headers["User-Agent"])
+        )
         status, headers, body = self.server.answers.get(self.path, (404, {}, b""))
         with contextlib.suppress(OSError):  # the other side has had enough
             self.send_response(status)
@@ -79,7 +84,10 @@ def test_image_is_fetched(server, fetcher):
     server.answers["/a%20b.jpg?x=1"] = (200, {"Content-Type": "image/jpeg"}, JPEG)
     assert fetcher()(url(server, "/a b.jpg?x=1")) == JPEG
     assert [path for _, path, _ in server.asked] == ["/robots.txt", "/a%20b.jpg?x=1"]
-    assert all(host == "images.example" and agent.startswith("flamingo_jax") for host, _, agent in server.asked)
+    assert all(
+        host == "images.example" and agent.startswith("flamingo_jax")
+        for host, _, agent in server.asked
+    )
 
 
 @pytest.mark.parametrize("body", [JPEG, b""])
@@ -106,8 +114,26 @@ def test_what_is_no_image_or_not_whole_is_not_taken(body, server, fetcher):
             "192.0.2.1",
         ),
         *("224.0.0.1", "239.1.1.1", "240.0.0.1", "255.255.255.255"),
-        *("::1", "::", "fe80::1", "fe80::1%eth0", "fc00::1", "fd12::1", "fec0::1", "ff02::1", "2001:db8::1"),
-        *("::ffff:127.0.0.1", "::ffff:10.0.0.1", "64:ff9b::7f00:1", "2002:7f00:1::", "2002:a00:1::1", "no address", ""),
+        *(
+            "::1",
+            "::",
+            "fe80::1",
+            "fe80::1%eth0",
+            "fc00::1",
+            "fd12::1",
+            "fec0::1",
+            "ff02::1",
+            "2001:db8::1",
+        ),
+        *(
+            "::ffff:127.0.0.1",
+            "::ffff:10.0.0.1",
+            "64:ff9b::7f00:1",
+            "2002:7f00:1::",
+            "2002:a00:1::1",
+            "no address",
+            "",
+        ),
     ],
 )
 def test_addresses_that_are_not_public(address):
@@ -124,17 +150,25 @@ def test_addresses_that_are(address):
 @pytest.mark.parametrize("address", ["127.0.0.1", "10.0.0.1", "::1", "169.254.169.254"])
 @pytest.mark.parametrize("others", [[], ["8.8.8.8"]])
 def test_a_host_with_one_such_address_is_never_connected_to(address, others, server, monkeypatch):
-    monkeypatch.setattr("socket.create_connection", lambda *args, **kwargs: pytest.fail(f"connects to {args}"))
-    fetch = ImageFetcher(FetchLimits(ports=frozenset({80})), resolve=lambda host, port: [*others, address])
+    monkeypatch.setattr(
+        "socket.create_connection", lambda *args, **kwargs: pytest.fail(f"connects to {args}")
+    )
+    fetch = ImageFetcher(
+        FetchLimits(ports=frozenset({80})), resolve=lambda host, port: [*others, address]
+    )
     found = fetch("http://innocent.example/a.jpg")
     assert isinstance(found, Reject) and found.reason == "fetch_refused" and not found.broken
     assert address in found.detail
 
 
-@pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "[::1]", "2130706433", "0x7f.1", "127.1"])
+@pytest.mark.parametrize(
+    "host", ["127.0.0.1", "localhost", "[::1]", "2130706433", "0x7f.1", "127.1"]
+)
 def test_this_machine_in_all_its_names(host, monkeypatch):
     """With the system's own resolver."""
-    monkeypatch.setattr("socket.create_connection", lambda *args, **kwargs: pytest.fail(f"connects to {args}"))
+    monkeypatch.setattr(
+        "socket.create_connection", lambda *args, **kwargs: pytest.fail(f"connects to {args}")
+    )
     assert ImageFetcher()(f"http://{host}/a.jpg").reason in ("fetch_refused", "fetch_failed")
 
 
@@ -187,7 +221,9 @@ def test_redirects_are_followed_and_each_is_checked(server, fetcher):
     fetch = fetcher(addresses={"inside.example": ["10.0.0.1"]})
     assert fetch(url(server, "/1")) == JPEG
     assert ("other.example", "/robots.txt") in [asked[:2] for asked in server.asked]
-    assert [fetch(url(server, path)).reason for path in ("/in", "/port", "/file")] == ["fetch_refused"] * 3
+    assert [fetch(url(server, path)).reason for path in ("/in", "/port", "/file")] == [
+        "fetch_refused"
+    ] * 3
     assert "10.0.0.1" in fetch(url(server, "/in")).detail
     assert "more than 4 redirects" in fetch(url(server, "/round")).detail
     assert [path for _, path, _ in server.asked].count("/round") == 5
@@ -203,7 +239,11 @@ def test_size_is_limited(stated, server, fetcher):
             sent.append(65536)
 
     headers = {"Content-Type": "image/jpeg", "Connection": "close"}
-    server.answers["/a"] = (200, headers | ({"Content-Length": str(10**12)} if stated else {}), endless)
+    server.answers["/a"] = (
+        200,
+        headers | ({"Content-Length": str(10**12)} if stated else {}),
+        endless,
+    )
     assert fetcher(max_bytes=200_000)(url(server, "/a")).reason == "image_too_large"
     assert sum(sent) < 50_000_000
 
@@ -224,7 +264,11 @@ def test_time_is_limited_for_the_whole_request(path, server, fetcher):
         server.answers[path] = server.answers["/drip"]
     found = fetcher(seconds=0.3)(url(server, path if path != "/robots.txt" else "/a.jpg"))
     assert found.reason == ("fetch_disallowed" if path == "/robots.txt" else "fetch_failed")
-    assert path == "/robots.txt" or "more than 0.3 seconds" in found.detail or "timed out" in found.detail
+    assert (
+        path == "/robots.txt"
+        or "more than 0.3 seconds" in found.detail
+        or "timed out" in found.detail
+    )
 
 
 @pytest.mark.parametrize(
@@ -243,11 +287,17 @@ def test_time_is_limited_for_the_whole_request(path, server, fetcher):
     ],
 )
 def test_robots_txt_is_respected(status, robots, allowed, server, fetcher):
-    server.answers["/robots.txt"] = (status, {"Content-Type": "text/plain"}, robots.encode("latin-1"))
+    server.answers["/robots.txt"] = (
+        status,
+        {"Content-Type": "text/plain"},
+        robots.encode("latin-1"),
+    )
     server.answers["/a.jpg"] = (200, {"Content-Type": "image/jpeg"}, JPEG)
     found = fetcher()(url(server, "/a.jpg"))
     assert (found == JPEG) == allowed
-    assert allowed or (found.reason == "fetch_disallowed" and "/a.jpg" not in [path for _, path, _ in server.asked])
+    assert allowed or (
+        found.reason == "fetch_disallowed" and "/a.jpg" not in [path for _, path, _ in server.asked]
+    )
 
 
 def test_a_host_is_asked_in_intervals_and_for_its_rules_once(server, fetcher):

@@ -16,7 +16,8 @@ def page(text, language=""):
 
 
 @pytest.mark.parametrize(
-    ("text", "found"), [(crawl.prose(0), "en"), (GERMAN, "de"), ("古い港は二つの丘の間にあります。", "ja")]
+    ("text", "found"),
+    [(crawl.prose(0), "en"), (GERMAN, "de"), ("古い港は二つの丘の間にあります。", "ja")],
 )
 def test_language_is_that_of_the_text(text, found):
     assert of_language(page(text, "xx"), (found,)) == page(text, found)
@@ -41,7 +42,9 @@ def test_text_without_a_language_is_no_error(text):
 
 
 def test_unknown_language_is_told():
-    with pytest.raises(ValueError, match=r"Unknown languages klingon: expected ISO 639-1 codes of .*\bde\b.*\ben\b"):
+    with pytest.raises(
+        ValueError, match=r"Unknown languages klingon: expected ISO 639-1 codes of .*\bde\b.*\ben\b"
+    ):
         check_languages(("en", "klingon"))
     with pytest.raises(ValueError, match="klingon"):
         of_language(page("x"), ("klingon",))

@@ -11,7 +11,13 @@ from PIL import Image
 pytest.importorskip("warcio")
 
 from data_pipelines.page import Page, Picture, Reject
-from data_pipelines.web.page_images import ImageLimits, as_stored, keep_image, local_image, with_images
+from data_pipelines.web.page_images import (
+    ImageLimits,
+    as_stored,
+    keep_image,
+    local_image,
+    with_images,
+)
 from flamingo_jax.data.images import read
 from tests.data_pipelines import crawl
 
@@ -60,7 +66,9 @@ def test_single_colour(kind, width, height):
 def test_single_colour_is_not_seen_in_what_pads_the_square():
     assert reason(crawl.encoded(Image.new("RGB", (192, 64), (255, 0, 0)), "PNG")) == "single_colour"
     assert reason(crawl.encoded(Image.new("L", (64, 192), 7), "PNG")) == "single_colour"
-    assert reason(crawl.encoded(Image.new("RGBA", (99, 99), (1, 2, 3, 0)), "PNG")) == "single_colour"
+    assert (
+        reason(crawl.encoded(Image.new("RGBA", (99, 99), (1, 2, 3, 0)), "PNG")) == "single_colour"
+    )
 
 
 @pytest.mark.parametrize(
@@ -115,23 +123,46 @@ def test_animation_is_stored_as_its_first_frame(kind):
 
 
 def page(*parts):
-    return Page("https://example.org/", tuple(Picture(part[0]) if isinstance(part, list) else part for part in parts))
+    return Page(
+        "https://example.org/",
+        tuple(Picture(part[0]) if isinstance(part, list) else part for part in parts),
+    )
 
 
 def test_pictures_get_their_bytes_in_order():
     files = {"a": crawl.jpeg(1), "b": crawl.png(2)}
     found, rejects = with_images(page("one", ["a"], ["b"], "two"), files.get)
-    assert found.parts == ("one", Picture("a", files["a"]), Picture("b", files["b"]), "two") and not rejects
+    assert (
+        found.parts == ("one", Picture("a", files["a"]), Picture("b", files["b"]), "two")
+        and not rejects
+    )
 
 
 def test_pictures_that_go_are_counted_and_their_texts_joined():
-    files = {"good": crawl.jpeg(1), "small": crawl.jpeg(1, 30, 30), "copy": crawl.jpeg(1), "cut": crawl.jpeg()[:99]}
+    files = {
+        "good": crawl.jpeg(1),
+        "small": crawl.jpeg(1, 30, 30),
+        "copy": crawl.jpeg(1),
+        "cut": crawl.jpeg()[:99],
+    }
     refused = Reject("fetch_refused", "not public")
 
     def find(url):
         return refused if url == "refused" else files.get(url)
 
-    whole = page("a", ["small"], "b", ["good"], "c", ["good"], ["copy"], ["missing"], ["cut"], ["refused"], "d")
+    whole = page(
+        "a",
+        ["small"],
+        "b",
+        ["good"],
+        "c",
+        ["good"],
+        ["copy"],
+        ["missing"],
+        ["cut"],
+        ["refused"],
+        "d",
+    )
     found, rejects = with_images(whole, find)
     assert found.parts == ("a\nb", Picture("good", files["good"]), "c\nd")
     reasons = [

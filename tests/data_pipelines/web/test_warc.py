@@ -88,8 +88,18 @@ def test_encodings_of_the_transfer_are_undone(tmp_path):
     crawl.make_warc(
         tmp_path / "a.warc.gz",
         [
-            ("https://e.org/1", "text/html", gzip.compress(PAGE.encode()), {"headers": [("Content-Encoding", "gzip")]}),
-            ("https://e.org/2", "text/html", chunked, {"headers": [("Transfer-Encoding", "chunked")]}),
+            (
+                "https://e.org/1",
+                "text/html",
+                gzip.compress(PAGE.encode()),
+                {"headers": [("Content-Encoding", "gzip")]},
+            ),
+            (
+                "https://e.org/2",
+                "text/html",
+                chunked,
+                {"headers": [("Transfer-Encoding", "chunked")]},
+            ),
             ("https://e.org/3", "text/html", b"?", {"headers": [("Content-Encoding", "rot13")]}),
         ],
     )
@@ -103,7 +113,9 @@ def test_encodings_of_the_transfer_are_undone(tmp_path):
 def test_a_body_is_read_up_to_the_limit(headers, tmp_path):
     page = b"<p>" + b"x" * 5_000_000
     sent = gzip.compress(page) if headers else page
-    crawl.make_warc(tmp_path / "a.warc.gz", [("https://example.org/", "text/html", sent, {"headers": headers})])
+    crawl.make_warc(
+        tmp_path / "a.warc.gz", [("https://example.org/", "text/html", sent, {"headers": headers})]
+    )
     (entry,) = entries(tmp_path / "a.warc.gz")
     assert warc.read(entry.place, 1_000).body == page[:1_001]
 
@@ -169,7 +181,10 @@ def test_archive_in_one_gzip_stream_is_told(tmp_path):
 
 def test_damaged_place(tmp_path):
     crawl.make_warc(tmp_path / "a.warc.gz", RESPONSES)
-    for place in (warc.Place(str(tmp_path / "a.warc.gz"), 7, 100), warc.Place(str(tmp_path / "none"), 0, 9)):
+    for place in (
+        warc.Place(str(tmp_path / "a.warc.gz"), 7, 100),
+        warc.Place(str(tmp_path / "none"), 0, 9),
+    ):
         assert warc.read(place, 1000).broken
 
 
@@ -204,10 +219,18 @@ def test_index_of_images_in_several_files(tmp_path):
     )  # what is broken is told when its pages are read
     assert build_index(files, tmp_path / "index") == 4
     with WarcIndex.opened(str(tmp_path / "index")) as index:
-        found = {url: index.find(f"https://example.org/{url}") for url in ("0.png", "1.png", "2.png", "same", "none")}
+        found = {
+            url: index.find(f"https://example.org/{url}")
+            for url in ("0.png", "1.png", "2.png", "same", "none")
+        }
         assert found.pop("none") is None
         read = {url: warc.read(place, 10**6).body for url, place in found.items()}
-        assert read == {"0.png": crawl.png(0), "1.png": crawl.png(1), "2.png": crawl.png(2), "same": crawl.png(10)}
+        assert read == {
+            "0.png": crawl.png(0),
+            "1.png": crawl.png(1),
+            "2.png": crawl.png(2),
+            "same": crawl.png(10),
+        }
 
 
 def test_warc_is_one_that_warcio_reads(tmp_path):

@@ -1,25 +1,39 @@
-"""Reading annotation files: one error that says what is missing, where it comes from, and what the directory should hold."""
+"""Reading annotation files.
+
+One error that says what is missing, where it comes from, and what the directory should hold.
+"""
 
 import re
 
 import pytest
 from etils import epath
 
-from flamingo_jax.evaluation.benchmarks.annotations import AnnotationError, Files, most_common, one_line, records
+from flamingo_jax.evaluation.benchmarks.annotations import (
+    AnnotationError,
+    Files,
+    most_common,
+    one_line,
+    records,
+)
 from flamingo_jax.evaluation.task import TaskError
 
 
 @pytest.fixture
 def files(tmp_path):
-    return Files(str(tmp_path), "zoo", "zoo.org/download (v1)", "\nval.json\nimages/\n  0.jpg, ...\n")
+    return Files(
+        str(tmp_path), "zoo", "zoo.org/download (v1)", "\nval.json\nimages/\n  0.jpg, ...\n"
+    )
 
 
 def test_a_missing_file_is_named_with_its_source_and_the_layout(files, tmp_path):
     with pytest.raises(TaskError) as caught:
         files.json("val.json", "annotations/val.json")
     assert str(caught.value) == (
-        f"the benchmark 'zoo' needs {tmp_path}/val.json, and it is not there. Get it from zoo.org/download (v1). "
-        f"Expected in --config.data.zoo={tmp_path}:\n    val.json\n    images/\n      0.jpg, ..."
+        f"the benchmark 'zoo' needs {tmp_path}/val.json, and it is not there. Get it from "
+        f"zoo.org/download (v1). Expected in --config.data.zoo={tmp_path}:\n"
+        "    val.json\n"
+        "    images/\n"
+        "      0.jpg, ..."
     )
 
 
@@ -39,12 +53,14 @@ def test_the_first_place_that_is_there_is_taken(files, tmp_path):
 @pytest.mark.parametrize(
     ("content", "read", "message"),
     [
-        (b'{"a": [1, 2', lambda f: f.json("x"), "x is not valid JSON: .*It is cut off or damaged.*zoo.org"),
+        (b'{"a": [1, 2', lambda f: f.json("x"), "x is not valid JSON: .*It is cut off or "
+                                                "damaged.*zoo.org"),
         (b"\xff\xfe", lambda f: f.text("x"), "cannot read .*x: .*Expected a text file in UTF-8"),
         (b"\xff\xfe", lambda f: f.json("x"), "Cannot read .*x: "),
         (b'{"a": 1}\n\n{"a": ', lambda f: f.json_lines("x"), "line 3 of .*x is not JSON .*zoo.org"),
         (b"a,c\n1,2\n", lambda f: f.csv("x", columns=("a", "b")), "x lacks the columns b; got the header 'a,c'"),
-        (b"", lambda f: f.csv("x", columns=("a", "b")), "x lacks the columns a, b; got the header ''"),
+        (b"", lambda f: f.csv("x", columns=("a", "b")), "x lacks the columns a, b; got the header "
+                                                        "''"),
         (b"a,b\n1,2\n1,2,3\n", lambda f: f.csv("x", columns=("a",)), "x holds a row 1 of too many fields, expected rows of 2"),
         (b'a\n"' + b"x" * 140_000 + b'"\n', lambda f: f.csv("x", columns=("a",)), "x holds no CSV in line 1 .field larger"),
     ],
@@ -59,7 +75,11 @@ def test_files_are_read_as_they_are_written_in_the_wild(files, tmp_path):
     """Byte order marks, carriage returns, quotes that hold commas and line breaks."""
     (tmp_path / "x.csv").write_bytes('\ufeffid,text\r\n1,"a, ""b""\nc"\r\n2,\r\n3\r\n'.encode())
     rows = files.csv("x.csv", columns=("id", "text"))
-    assert rows == [{"id": "1", "text": 'a, "b"\nc'}, {"id": "2", "text": ""}, {"id": "3", "text": ""}]
+    assert rows == [
+        {"id": "1", "text": 'a, "b"\nc'},
+        {"id": "2", "text": ""},
+        {"id": "3", "text": ""},
+    ]
     (tmp_path / "x.jsonl").write_bytes('\ufeff{"a": "b\u2028c"}\r\n\r\n[2]'.encode())
     assert files.json_lines("x.jsonl") == [{"a": "b\u2028c"}, [2]]
 
@@ -94,5 +114,7 @@ def test_text_of_prompts():
 def test_another_file_is_an_error_that_says_both(files):
     error = files.wrong("/d/val.json", "the split 'train'", "the split 'val'")
     assert re.search(
-        "'zoo': /d/val.json holds the split 'train', expected the split 'val'. Put the official .*zoo.org", str(error)
+        "'zoo': /d/val.json holds the split 'train', expected the split 'val'. Put the official "
+        ".*zoo.org",
+        str(error),
     )

@@ -30,9 +30,14 @@ def test_coco_has_restval_in_train_and_its_captions_as_they_are(directory):
     assert [item.id for item in train] == ["9", "42", "25", "30"]
     assert [item.id for item in test] == ["391895", "60623", "483108"]
     assert train[1].visual == Image(f"{directory}/images/val2014/COCO_val2014_000000000042.jpg")
-    assert (train[1].prefix, train[1].answer) == ("Output:", "A blue square.")  # one line, in a prompt
+    # one line, in a prompt
+    assert (train[1].prefix, train[1].answer) == ("Output:", "A blue square.")
     assert train[1].references == ("A  blue\nsquare. ", "square")  # as annotated, for the metric
-    assert test[0].references == ("A man with a red helmet.", "A man on a motor bike.", "Man riding.")
+    assert test[0].references == (
+        "A man with a red helmet.",
+        "A man on a motor bike.",
+        "Man riding.",
+    )
     assert test[0].candidates == () and test[0].label == "" and test[0].extra == {}
 
 
@@ -41,7 +46,9 @@ def test_images_may_lie_without_a_folder_above(directory, tmp_path):
     coco.make_coco(moved)
     for name in ("train2014", "val2014"):
         (moved / "images" / name).rename(moved / name)
-    assert COCO.at(moved).test()[0].visual == Image(f"{moved}/val2014/COCO_val2014_000000391895.jpg")
+    assert COCO.at(moved).test()[0].visual == Image(
+        f"{moved}/val2014/COCO_val2014_000000391895.jpg"
+    )
 
 
 def test_tfds_gives_the_same_items(directory, prepared):
@@ -52,16 +59,23 @@ def test_tfds_gives_the_same_items(directory, prepared):
         by_id = {item.id: item for item in builder}
         for item in files:
             other = by_id[item.id]
-            assert (other.prefix, other.answer, other.references) == (item.prefix, item.answer, item.references)
+            assert (other.prefix, other.answer, other.references) == (
+                item.prefix,
+                item.answer,
+                item.references,
+            )
             assert (load_frames(other.visual, 16) == load_frames(item.visual, 16)).all()
-    assert builder[0].visual == builder[0].visual != builder[1].visual  # an image is known by its name
+    # an image is known by its name
+    assert builder[0].visual == builder[0].visual != builder[1].visual
     assert [item.id for item in builder[1:]] == [builder[1].id, builder[-1].id]
 
 
 def test_a_tfds_dataset_of_another_kind_is_an_error(tmp_path):
     from tests.evaluation.fixtures import imagenet
 
-    with pytest.raises(AnnotationError, match="Unknown split 'test'.*Expected the builder coco_captions"):
+    with pytest.raises(
+        AnnotationError, match="Unknown split 'test'.*Expected the builder coco_captions"
+    ):
         COCO.at(imagenet.make_imagenet_prepared(tmp_path)).test()
 
 
@@ -81,7 +95,8 @@ def test_another_dataset_or_split_is_an_error(tmp_path):
     flickr30k.make_flickr30k(path)
     (path / "dataset_flickr30k.json").rename(path / "dataset_coco.json")
     with pytest.raises(
-        AnnotationError, match="dataset_coco.json holds the captions of 'flickr30k', expected those of 'coco'"
+        AnnotationError,
+        match="dataset_coco.json holds the captions of 'flickr30k', expected those of 'coco'",
     ):
         COCO.at(path).test()
     coco.make_coco(path)
@@ -89,7 +104,8 @@ def test_another_dataset_or_split_is_an_error(tmp_path):
     value["images"] = [image for image in value["images"] if image["split"] in ("val", "train")]
     (path / "dataset_coco.json").write_text(json.dumps(value))
     with pytest.raises(
-        AnnotationError, match="dataset_coco.json holds images of train, val alone, expected images of test"
+        AnnotationError,
+        match="dataset_coco.json holds images of train, val alone, expected images of test",
     ):
         COCO.at(path).test()
     value["images"][0]["sentences"] = []

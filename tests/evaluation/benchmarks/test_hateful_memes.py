@@ -18,12 +18,18 @@ def directory(tmp_path):
 def test_prompt_and_answers(directory):
     train, test = HATEFUL_MEMES.at(directory).train(), HATEFUL_MEMES.at(directory).test()
     assert train[0].prefix == (
-        'is an image with written: "its their character not their color that matters" on it. Is it hateful? Answer:'
+        'is an image with written: "its their character not their color that matters" on it. Is it '
+        "hateful? Answer:"
     )
-    assert test[1].prefix == 'is an image with written: "introducing fidget spinner" on it. Is it hateful? Answer:'
+    assert (
+        test[1].prefix
+        == 'is an image with written: "introducing fidget spinner" on it. Is it hateful? Answer:'
+    )
     assert [item.answer for item in train] == ["no", "no", "yes", "yes"]
     assert [item.answer for item in test] == ["yes", "no", "yes"]
-    assert all(item.candidates == ("yes", "no") and item.extra == {"positive": "yes"} for item in test)
+    assert all(
+        item.candidates == ("yes", "no") and item.extra == {"positive": "yes"} for item in test
+    )
     assert (test[0].id, test[0].visual) == ("16395", Image(f"{directory}/img/16395.png"))
 
 
@@ -32,12 +38,14 @@ def test_files_of_another_split_are_an_error(directory):
     hidden = test.read_text().replace('"label": 1, ', "")
     test.write_text((directory / "train.jsonl").read_text())
     with pytest.raises(
-        AnnotationError, match=r"test_seen.jsonl holds 4 memes that are in train.jsonl too \(meme 42953\)"
+        AnnotationError,
+        match=r"test_seen.jsonl holds 4 memes that are in train.jsonl too \(meme 42953\)",
     ):
         HATEFUL_MEMES.at(directory).test()
     test.write_text(hidden)
     with pytest.raises(
-        AnnotationError, match="record 0 should have 'label' .int., got only id, img, text.*of another split"
+        AnnotationError,
+        match="record 0 should have 'label' .int., got only id, img, text.*of another split",
     ):
         HATEFUL_MEMES.at(directory).test()
     test.write_text('{"id": 1, "img": "img/16395.png", "label": 2, "text": ""}')

@@ -30,14 +30,33 @@ def edit(path, change):
 
 def test_vqav2(tmp_path):
     directory = made(vqav2.make_vqav2, tmp_path)
-    train, test, val = VQAV2.at(directory).train(), VQAV2.at(directory).test(), VQAV2_VAL.at(directory).test()
+    train, test, val = (
+        VQAV2.at(directory).train(),
+        VQAV2.at(directory).test(),
+        VQAV2_VAL.at(directory).test(),
+    )
     assert [item.id for item in train[:3]] == ["458752000", "458752001", "262146002"]
     first = train[0]
     assert first.visual == Image(f"{directory}/images/train2014/COCO_train2014_000000458752.jpg")
     assert first.prefix == "Question: What is this photo taken looking through? Answer:"
     assert first.answer == "net" and first.references == ("net",) * 8 + ("netting", "mesh")
-    assert first.extra == {"question_id": 458752000, "question_type": "what is this", "answer_type": "other"}
-    assert train[3].answer == "2" and train[3].references == ("2", "3", "3", "2", "2", "2", "4", "2", "2", "2")
+    assert first.extra == {
+        "question_id": 458752000,
+        "question_type": "what is this",
+        "answer_type": "other",
+    }
+    assert train[3].answer == "2" and train[3].references == (
+        "2",
+        "3",
+        "3",
+        "2",
+        "2",
+        "2",
+        "4",
+        "2",
+        "2",
+        "2",
+    )
     assert test[2].visual == Image(f"{directory}/images/test2015/COCO_test2015_000000000016.jpg")
     assert (test[2].answer, test[2].references, test[2].extra) == ("", (), {"question_id": 16002})
     assert [item.answer for item in val] == ["down", "picnic table", "yes"]  # of equals the first
@@ -64,20 +83,30 @@ def test_okvqa_shows_what_was_typed_and_compares_stems(tmp_path):
     train, test = OKVQA.at(directory).train(), OKVQA.at(directory).test()
     assert (train[3].answer, train[3].references) == ("riding", ("ride",) * 10)
     assert train[3].extra["raw_answers"] == ["riding"] * 6 + ["rides"] * 4
-    assert test[0].answer == "racing" and test[0].references == ("race",) * 6 + ("motocross",) * 2 + ("ride",) * 2
+    assert (
+        test[0].answer == "racing"
+        and test[0].references == ("race",) * 6 + ("motocross",) * 2 + ("ride",) * 2
+    )
     assert test[0].visual == Image(f"{directory}/images/val2014/COCO_val2014_000000297147.jpg")
     assert test[1].prefix == "Question: Name the type of plant this is? Answer:"
 
 
 def test_vizwiz(tmp_path):
     directory = made(vizwiz.make_vizwiz, tmp_path)
-    train, test, val = VIZWIZ.at(directory).train(), VIZWIZ.at(directory).test(), VIZWIZ_VAL.at(directory).test()
+    train, test, val = (
+        VIZWIZ.at(directory).train(),
+        VIZWIZ.at(directory).test(),
+        VIZWIZ_VAL.at(directory).test(),
+    )
     assert train[0].visual == Image(f"{directory}/train/VizWiz_train_00000000.jpg")
     assert (train[0].answer, train[0].extra) == ("basil", {"image": "VizWiz_train_00000000.jpg"})
     assert train[3].answer == "t36m"  # most annotators left it empty
     assert train[3].references == ("",) * 6 + ("t36m",) * 4
     assert [(item.answer, item.references) for item in test] == [("", ())] * 3
-    assert test[2].prefix == "Question: What's this say? Answer:" and test[2].id == "VizWiz_test_00000002"
+    assert (
+        test[2].prefix == "Question: What's this say? Answer:"
+        and test[2].id == "VizWiz_test_00000002"
+    )
     assert [item.answer for item in val] == ["unanswerable", "fan", "pink"]
 
 
@@ -88,8 +117,12 @@ def test_textvqa_turns_images_that_lie_on_their_side(tmp_path):
     assert test[0].references == ("budweiser",) * 5 + ("bud light",) * 5
     assert (test[0].id, test[0].extra) == ("34602", {"question_id": 34602})
     assert train[0].answer == "dakota digital"
-    upright, stored = load_frames(test[0].visual, 16)[0], directory / "train_images/003a8ae2ef43b901.jpg"
-    np.testing.assert_array_equal(upright, np.rot90(load_frames(Image(stored), 16)[0]))  # counterclockwise
+    upright, stored = (
+        load_frames(test[0].visual, 16)[0],
+        directory / "train_images/003a8ae2ef43b901.jpg",
+    )
+    # counterclockwise
+    np.testing.assert_array_equal(upright, np.rot90(load_frames(Image(stored), 16)[0]))
     assert test[0].visual == test[1].visual  # one image, two questions
     assert test[2].visual == Image(f"{directory}/train_images/1fb3fb93b2ae0ff0.jpg")
     half = load_frames(train[2].visual, 16)[0]
@@ -109,7 +142,10 @@ def vqav2_answers_of_others(directory):
 
 
 def vqav2_answers_without_text(directory):
-    edit(directory / "v2_mscoco_val2014_annotations.json", lambda value: value["annotations"][0].update(answers=["a"]))
+    edit(
+        directory / "v2_mscoco_val2014_annotations.json",
+        lambda value: value["annotations"][0].update(answers=["a"]),
+    )
 
 
 def vizwiz_train_as_val(directory):
@@ -131,7 +167,9 @@ def textvqa_odd_rotation(directory):
 @pytest.mark.parametrize(
     ("make", "benchmark", "spoil", "message"),
     [
-        (vqav2.make_vqav2, VQAV2_VAL, vqav2_train_as_val, "val2014_questions.json holds the split 'train2014', expected the split 'val2014'"),
+        (vqav2.make_vqav2, VQAV2_VAL, vqav2_train_as_val, "val2014_questions.json holds the split "
+                                                          "'train2014', expected the split "
+                                                          "'val2014'"),
         (vqav2.make_vqav2, VQAV2_VAL, vqav2_answers_of_others, r"val2014_annotations.json holds no answers to 1 of the questions \(question 262148000\)"),
         (vqav2.make_vqav2, VQAV2_VAL, vqav2_answers_without_text, "val2014_annotations.json holds answers that are no objects with the text 'answer'"),
         (vizwiz.make_vizwiz, VIZWIZ_VAL, vizwiz_train_as_val, "val.json holds questions about VizWiz_train_00000000.jpg, expected about images VizWiz_val_"),

@@ -30,7 +30,9 @@ def directory(tmp_path_factory):
 def test_items_of_folders(directory):
     train, test = IMAGENET.at(directory).train(), IMAGENET.at(directory).test()
     assert len(train) == 5 * imagenet.NUM_TRAIN
-    assert [item.label for item in train] == [id for id in imagenet.WORDS for _ in range(imagenet.NUM_TRAIN)]
+    assert [item.label for item in train] == [
+        id for id in imagenet.WORDS for _ in range(imagenet.NUM_TRAIN)
+    ]
     assert facts(train[-1]) == (
         "n03710721_20",
         "Output:",
@@ -39,8 +41,11 @@ def test_items_of_folders(directory):
         NAMES,
         "n03710721",
     )
-    assert [item.answer for item in test] == ["tench", "crane", "maillot, tank suit"]  # in the order of the folders
-    assert [item.id for item in test] == [imagenet.val_name(n).removesuffix(".JPEG") for n in (2, 1, 3)]
+    # in the order of the folders
+    assert [item.answer for item in test] == ["tench", "crane", "maillot, tank suit"]
+    assert [item.id for item in test] == [
+        imagenet.val_name(n).removesuffix(".JPEG") for n in (2, 1, 3)
+    ]
     assert train[4].visual == Image(f"{directory}/train/n02012849/n02012849_10.JPEG")
     assert IMAGENET.chance == 0.001
 
@@ -50,7 +55,9 @@ def test_other_layouts_hold_the_same(directory, tmp_path, layout):
     """Validation images in one folder, their classes in a list."""
     getattr(imagenet, f"make_imagenet_{layout}")(epath.Path(tmp_path))
     other = IMAGENET.at(tmp_path)
-    assert [facts(item) for item in other.train()] == [facts(item) for item in IMAGENET.at(directory).train()]
+    assert [facts(item) for item in other.train()] == [
+        facts(item) for item in IMAGENET.at(directory).train()
+    ]
     by_id = {item.id: facts(item) for item in IMAGENET.at(directory).test()}
     assert [facts(item) for item in other.test()] == [by_id[id] for id in sorted(by_id)]
 
@@ -61,7 +68,10 @@ def test_tfds_gives_the_same_items(directory, tmp_path):
         IMAGENET.at(place).train()
     (directory / "LOC_synset_mapping.txt").copy(place / "LOC_synset_mapping.txt")
     for split in ("train", "test"):
-        files, builder = getattr(IMAGENET.at(directory), split)(), getattr(IMAGENET.at(place), split)()
+        files, builder = (
+            getattr(IMAGENET.at(directory), split)(),
+            getattr(IMAGENET.at(place), split)(),
+        )
         by_id = {item.id: item for item in builder}
         assert len(by_id) == len(files)
         for item in files:
@@ -72,7 +82,9 @@ def test_tfds_gives_the_same_items(directory, tmp_path):
 def test_own_names_come_first(tmp_path):
     path = epath.Path(tmp_path)
     imagenet.make_imagenet(path)
-    (path / "classes.txt").write_text("tench\ncrane bird\nconstruction crane\nmaillot tights\ntank suit\n")
+    (path / "classes.txt").write_text(
+        "tench\ncrane bird\nconstruction crane\nmaillot tights\ntank suit\n"
+    )
     assert IMAGENET.at(path).test()[0].candidates == (
         "tench",
         "crane bird",
@@ -82,7 +94,8 @@ def test_own_names_come_first(tmp_path):
     )
     (path / "classes.txt").write_text("tench\ncrane\n")
     with pytest.raises(
-        AnnotationError, match="classes.txt holds 2 names, expected 5, one per class in the order of their ids"
+        AnnotationError,
+        match="classes.txt holds 2 names, expected 5, one per class in the order of their ids",
     ):
         IMAGENET.at(path).test()
 
@@ -90,7 +103,12 @@ def test_own_names_come_first(tmp_path):
 def test_synonyms_tell_classes_apart(tmp_path):
     (tmp_path / "LOC_synset_mapping.txt").write_text("n1 a, b\nn2 a, b, c\nn3 a, d\nn4 e, f\n")
     files = Files(tmp_path, "imagenet", "", "")
-    assert list(imagenet_classes.names(files, ["n1", "n2", "n3", "n4"]).values()) == ["a, b", "a, b, c", "a, d", "e"]
+    assert list(imagenet_classes.names(files, ["n1", "n2", "n3", "n4"]).values()) == [
+        "a, b",
+        "a, b, c",
+        "a, d",
+        "e",
+    ]
     with pytest.raises(AnnotationError, match="holds no name of 1 classes .n5."):
         imagenet_classes.names(files, ["n1", "n5"])
 
@@ -100,7 +118,9 @@ def without_list(path):
 
 
 def with_other_numbers(path):
-    (path / "ILSVRC2012_devkit_t12/data/ILSVRC2012_validation_ground_truth.txt").write_text("1\n2\n1001\n")
+    (path / "ILSVRC2012_devkit_t12/data/ILSVRC2012_validation_ground_truth.txt").write_text(
+        "1\n2\n1001\n"
+    )
 
 
 def with_other_meta(path):
@@ -120,9 +140,11 @@ def with_training_images(path):
     ("spoil", "message"),
     [
         (without_list, r"needs .*ILSVRC2012_validation_ground_truth.txt \(or LOC_val_solution.csv, or val/ with a folder per class\)"),
-        (with_other_numbers, "ground_truth.txt holds '1001' in line 3, expected a number from 1 to 5"),
+        (with_other_numbers, "ground_truth.txt holds '1001' in line 3, expected a number from 1 to "
+                             "5"),
         (with_other_meta, "meta.mat holds what cannot be read as MATLAB's synsets"),
-        (with_more_images, "val holds ILSVRC2012_val_00000004.JPEG, of which no list says the class"),
+        (with_more_images, "val holds ILSVRC2012_val_00000004.JPEG, of which no list says the "
+                           "class"),
         (with_training_images, r"val holds images of the training split \(n01440764_0\), expected ILSVRC2012_val_"),
     ],
 )  # fmt: skip
@@ -139,10 +161,14 @@ def test_folders_are_needed(tmp_path):
     with pytest.raises(AnnotationError, match="needs .*/train, and it is not there"):
         IMAGENET.at(path).train()
     (path / "train").mkdir()
-    with pytest.raises(AnnotationError, match="train holds no folders, expected a folder of images per class"):
+    with pytest.raises(
+        AnnotationError, match="train holds no folders, expected a folder of images per class"
+    ):
         IMAGENET.at(path).train()
     for id in imagenet.WORDS:
         (path / "train" / id).mkdir()
-    (path / "LOC_synset_mapping.txt").write_text("".join(f"{id} {words}\n" for id, words in imagenet.WORDS.items()))
+    (path / "LOC_synset_mapping.txt").write_text(
+        "".join(f"{id} {words}\n" for id, words in imagenet.WORDS.items())
+    )
     with pytest.raises(AnnotationError, match="train holds folders without images"):
         IMAGENET.at(path).train()

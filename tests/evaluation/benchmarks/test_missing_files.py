@@ -1,4 +1,7 @@
-"""Each file of each benchmark, left out or cut off: one error that names it, and says where it comes from and what the directory should hold."""
+"""Each file of each benchmark, left out or cut off.
+
+One error that names it, and says where it comes from and what the directory should hold.
+"""
 
 import pytest
 
@@ -54,5 +57,7 @@ def test_missing_images(name, tmp_path):
             path.unlink()
     benchmark = registry.create(name, data).benchmark
     for read in (benchmark.train, benchmark.test):
-        with pytest.raises(task.TaskError, match=r"it is not there\. Get it from|holds folders without images"):
+        with pytest.raises(
+            task.TaskError, match=r"it is not there\. Get it from|holds folders without images"
+        ):
             read()

@@ -1,4 +1,7 @@
-"""Videos without a question: captions of VATEX and YouCook2, classes of Kinetics-700, actions of RareAct."""
+"""Videos without a question.
+
+Captions of VATEX and YouCook2, classes of Kinetics-700, actions of RareAct.
+"""
 
 import dataclasses
 import json
@@ -50,16 +53,28 @@ def test_vatex_without_captions_is_refused(directory):
     rows = json.loads(path.read_text())
     rows[1]["enCap"] = []
     path.write_text(json.dumps(rows))
-    with pytest.raises(AnnotationError, match="a clip without captions, expected ten captions each"):
+    with pytest.raises(
+        AnnotationError, match="a clip without captions, expected ten captions each"
+    ):
         VATEX.at(directory).test()
 
 
 def test_youcook2_captions_segments(directory):
     make_youcook2(directory)
     train, test = YOUCOOK2.at(directory).train(), YOUCOOK2.at(directory).test()
-    assert [item.id for item in train] == ["GLd3aX16zBg/0", "GLd3aX16zBg/1", "aaaaaaaaaaa/0", "aaaaaaaaaaa/1"]
-    assert train[0].visual == Video(directory / "raw_videos" / "training" / "113" / "GLd3aX16zBg.mp4", 1.0, 4.0)
-    assert (train[0].prefix, train[0].answer) == ("Output:", "spread red on two slices of white bread")
+    assert [item.id for item in train] == [
+        "GLd3aX16zBg/0",
+        "GLd3aX16zBg/1",
+        "aaaaaaaaaaa/0",
+        "aaaaaaaaaaa/1",
+    ]
+    assert train[0].visual == Video(
+        directory / "raw_videos" / "training" / "113" / "GLd3aX16zBg.mp4", 1.0, 4.0
+    )
+    assert (train[0].prefix, train[0].answer) == (
+        "Output:",
+        "spread red on two slices of white bread",
+    )
     assert [item.references for item in test] == [
         ("add green",),
         ("fold the blue square and serve",),
@@ -71,7 +86,9 @@ def test_youcook2_needs_both_subsets(directory):
     make_youcook2(directory)
     path = directory / "youcookii_annotations_trainval.json"
     path.write_text(path.read_text().replace('"validation"', '"testing"'))
-    with pytest.raises(AnnotationError, match="videos of testing, training alone, expected validation"):
+    with pytest.raises(
+        AnnotationError, match="videos of testing, training alone, expected validation"
+    ):
         YOUCOOK2.at(directory).test()
 
 
@@ -89,7 +106,9 @@ def test_kinetics_has_all_labels_as_candidates(directory):
         "label": "a red circle",
         "extra": {},
     }
-    assert [each.label for each in benchmark.train()] == ["abseiling"] * 2 + ["a red circle"] * 2 + ["air drumming"] * 2
+    assert [each.label for each in benchmark.train()] == ["abseiling"] * 2 + [
+        "a red circle"
+    ] * 2 + ["air drumming"] * 2
     assert pytest.approx(3 / 700) == benchmark.chance  # the mean of 1 and 5 of 700
 
 
@@ -108,7 +127,9 @@ def test_rareact_scores_every_action_for_every_row(directory):
     make_rareact(directory)
     benchmark = RAREACT.at(directory)
     items = benchmark.test()
-    assert {item.candidates for item in items} == {("shakes a tomato", "fries an orange", "washes the shoes")}
+    assert {item.candidates for item in items} == {
+        ("shakes a tomato", "fries an orange", "washes the shoes")
+    }
     assert fields(items[4]) == {
         "id": "4",
         "visual": Video(directory / "rareact" / "dNZDAKVee-g.mp4", 3.0, 6.0),
@@ -117,7 +138,13 @@ def test_rareact_scores_every_action_for_every_row(directory):
         "references": (),
         "candidates": items[0].candidates,
         "label": "",
-        "extra": {"verb": "fry", "noun": "orange", "class": 1, "annotation": 4, "video": "dNZDAKVee-g"},
+        "extra": {
+            "verb": "fry",
+            "noun": "orange",
+            "class": 1,
+            "annotation": 4,
+            "video": "dNZDAKVee-g",
+        },
     }
     assert benchmark.max_shots == 0 and benchmark.train() == ()
 
@@ -125,7 +152,11 @@ def test_rareact_scores_every_action_for_every_row(directory):
 @pytest.mark.parametrize(
     ("verb", "noun", "text"),
     [
-        *(("cut", "laptop", "cuts a laptop"), ("fry", "phone", "fries a phone"), ("spray", "eggs", "sprays the eggs")),
+        *(
+            ("cut", "laptop", "cuts a laptop"),
+            ("fry", "phone", "fries a phone"),
+            ("spray", "eggs", "sprays the eggs"),
+        ),
         *(
             ("wash", "apple", "washes an apple"),
             ("close", "oven", "closes an oven"),

@@ -81,7 +81,9 @@ def test_ivqa_shows_the_segment_and_keeps_five_answers(directory):
     )
     assert cut.visual == Video(directory / "videos" / "ddddddddddd_20_24.mp4")
     assert cut.answer == "knife"  # of five different ones the first
-    assert IVQA.at(directory).train()[2].prefix == "Question: What is in the pan, if anything? Answer:"
+    assert (
+        IVQA.at(directory).train()[2].prefix == "Question: What is in the pan, if anything? Answer:"
+    )
 
 
 def test_ivqa_without_times_shows_the_whole_video(directory):
@@ -113,7 +115,9 @@ def test_nextqa_needs_the_second_answers(directory, content):
     with pytest.raises(AnnotationError, match="no answers by video and question"):
         NEXTQA.at(directory).test()
     (directory / "add_reference_answer_test.json").unlink()
-    with pytest.raises(AnnotationError, match="add_reference_answer_test.json, and it is not there"):
+    with pytest.raises(
+        AnnotationError, match="add_reference_answer_test.json, and it is not there"
+    ):
         NEXTQA.at(directory).test()
 
 
@@ -138,6 +142,8 @@ def test_star_refuses_an_answer_that_is_no_choice(directory):
     rows[1]["answer"] = "The table."
     (directory / "STAR_val.json").write_text(json.dumps(rows))
     with pytest.raises(
-        AnnotationError, match="the answer 'The table.' to Sequence_T5_20, with the choices .*, expected one of them"
+        AnnotationError,
+        match="the answer 'The table.' to Sequence_T5_20, with the choices .*, "
+        "expected one of them",
     ):
         STAR.at(directory).test()

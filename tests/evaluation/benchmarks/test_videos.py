@@ -1,4 +1,8 @@
-"""What all benchmarks of videos share: every item's clip can be seen, missing videos are left out, missing files and other splits are refused."""
+"""What all benchmarks of videos share.
+
+Every item's clip can be seen, missing videos are left out, missing files and other splits are
+refused.
+"""
 
 import importlib
 import logging
@@ -25,7 +29,14 @@ from flamingo_jax.inference.visuals import load_frames
 BENCHMARKS = {
     each.name: each
     for each in (
-        *(ivqa.IVQA, kinetics700.KINETICS700, msrvttqa.MSRVTTQA, msvdqa.MSVDQA, nextqa.NEXTQA, rareact.RAREACT),
+        *(
+            ivqa.IVQA,
+            kinetics700.KINETICS700,
+            msrvttqa.MSRVTTQA,
+            msvdqa.MSVDQA,
+            nextqa.NEXTQA,
+            rareact.RAREACT,
+        ),
         *(star.STAR, vatex.VATEX, youcook2.YOUCOOK2),
     )
 }
@@ -52,7 +63,9 @@ def made(tmp_path_factory):
     def make(name):
         if name not in directories:
             directories[name] = epath.Path(tmp_path_factory.mktemp(name))
-            getattr(importlib.import_module(f"tests.evaluation.fixtures.{name}"), f"make_{name}")(directories[name])
+            getattr(importlib.import_module(f"tests.evaluation.fixtures.{name}"), f"make_{name}")(
+                directories[name]
+            )
         return directories[name]
 
     return make
@@ -102,8 +115,13 @@ def test_items_whose_video_is_gone_are_left_out_and_counted(copied, name, caplog
     assert [item.id for item in after] == [item.id for item in before if item.id not in lost]
     assert 0 < len(after) < len(before)
     (record,) = caplog.records
-    assert f"{len(lost)} of {len(before)} items" in record.getMessage() and gone.stem in record.getMessage()
-    assert [item.candidates for item in after] == [item.candidates for item in before if item.id not in lost]
+    assert (
+        f"{len(lost)} of {len(before)} items" in record.getMessage()
+        and gone.stem in record.getMessage()
+    )
+    assert [item.candidates for item in after] == [
+        item.candidates for item in before if item.id not in lost
+    ]
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -146,7 +164,8 @@ def test_queries_alone_need_no_training_file(copied, name):
 
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize(
-    "content", ["", "[]", "{}", '{"database": 1}', "[1]", '[{"video_id": null}]', "a,b\n1,2\n", "\x00"]
+    "content",
+    ["", "[]", "{}", '{"database": 1}', "[1]", '[{"video_id": null}]', "a,b\n1,2\n", "\x00"],
 )
 def test_other_content_is_refused(copied, name, content):
     directory = copied(name)
@@ -156,7 +175,9 @@ def test_other_content_is_refused(copied, name, content):
 
 
 @pytest.mark.parametrize("name", ["ivqa", "kinetics700", "rareact", "star", "youcook2"])
-@pytest.mark.parametrize("segment", [("7", "4"), ("4", "4"), ("-1", "4"), ("NaN", "4"), ("1", "Infinity")])
+@pytest.mark.parametrize(
+    "segment", [("7", "4"), ("4", "4"), ("-1", "4"), ("NaN", "4"), ("1", "Infinity")]
+)
 def test_a_segment_that_is_none_is_refused(copied, name, segment):
     directory = copied(name)
     path = directory / FILES[name][0]
@@ -167,9 +188,13 @@ def test_a_segment_that_is_none_is_refused(copied, name, segment):
         "star": '"start": 1.1, "end": 3.9',
         "youcook2": "[2, 5]",
     }
-    written = {"star": '"start": {}, "end": {}', "youcook2": "[{}, {}]"}.get(name, ",{},{},").format(*segment)
+    written = {"star": '"start": {}, "end": {}', "youcook2": "[{}, {}]"}.get(
+        name, ",{},{},"
+    ).format(*segment)
     text = path.read_text()
     assert known[name] in text
     path.write_text(text.replace(known[name], written))
-    with pytest.raises(AnnotationError, match="the segment .*, expected a start, and an end behind it"):
+    with pytest.raises(
+        AnnotationError, match="the segment .*, expected a start, and an end behind it"
+    ):
         BENCHMARKS[name].at(directory).test()

@@ -32,15 +32,21 @@ def test_a_support_example_is_the_whole_dialogue(directory):
     answers = [visdial.ANSWERS[each["answer"]] for each in dialog]
     # image 9 begins with question 9 % 4 = 1; question marks are ours, but for the one that is there
     asked = ["is it big?", "how many are there?", "is this a circle?", "is it red?"] * 3
-    rounds = [f"Question: {question} Answer: {answer}" for question, answer in zip(asked, answers, strict=False)]
-    assert f"{items[0].prefix} {items[0].answer}" == " ".join(["a picture of train number 9", *rounds])
+    rounds = [
+        f"Question: {question} Answer: {answer}"
+        for question, answer in zip(asked, answers, strict=False)
+    ]
+    assert f"{items[0].prefix} {items[0].answer}" == " ".join(
+        ["a picture of train number 9", *rounds]
+    )
     assert items[0].prefix.count("Question:") == 10
     assert items[0].candidates == () and items[0].extra == {}
 
 
 def test_a_query_is_the_annotated_round_with_those_before(directory):
     items = {item.id: item for item in VISDIAL.at(directory).test()}
-    assert list(items) == ["185565", "284024", "574189"]  # the order of the dialogues, not of the annotations
+    # the order of the dialogues, not of the annotations
+    assert list(items) == ["185565", "284024", "574189"]
     assert {id: item.prefix.count("Question:") for id, item in items.items()} == {
         "185565": 1,
         "284024": 10,
@@ -53,17 +59,26 @@ def test_a_query_is_the_annotated_round_with_those_before(directory):
     assert item.answer == visdial.ANSWERS[last["answer"]] == item.candidates[last["gt_index"]]
     assert not item.prefix.endswith(item.answer)
     dense = {each["image_id"]: each for each in read(directory, "val_dense_annotations")}
-    assert item.extra == {"image_id": 574189, "round_id": 4, "relevance": dense[574189]["gt_relevance"]}
-    assert item.visual == Image(f"{directory}/images/VisualDialog_val2018/VisualDialog_val2018_000000574189.jpg")
+    assert item.extra == {
+        "image_id": 574189,
+        "round_id": 4,
+        "relevance": dense[574189]["gt_relevance"],
+    }
+    assert item.visual == Image(
+        f"{directory}/images/VisualDialog_val2018/VisualDialog_val2018_000000574189.jpg"
+    )
     assert VISDIAL.max_shots == 16
 
 
 @pytest.mark.parametrize(
     ("name", "change", "message"),
     [
-        ("val", lambda value: value.update(split="train"), "visdial_1.0_val.json holds the split 'train', expected 'val'"),
-        ("val", lambda value: value.pop("data"), "visdial_1.0_val.json: expected a list of records"),
-        ("val", lambda value: value["data"].pop("answers"), "holds no lists `questions` and `answers`"),
+        ("val", lambda value: value.update(split="train"), "visdial_1.0_val.json holds the split "
+                                                           "'train', expected 'val'"),
+        ("val", lambda value: value.pop("data"), "visdial_1.0_val.json: expected a list of "
+                                                 "records"),
+        ("val", lambda value: value["data"].pop("answers"), "holds no lists `questions` and "
+                                                            "`answers`"),
         ("val", lambda value: value["data"].update(answers=["yes"]), "image 185565 with numbers of no text"),
         ("val", lambda value: value["data"]["dialogs"][0]["dialog"][0]["answer_options"].pop(), "holds .* image 185565"),
         ("val_dense_annotations", lambda value: value.pop(0), r"no round of 1 images of val \(image 574189\)"),
@@ -82,6 +97,7 @@ def test_files_that_do_not_belong_together_are_an_error(directory, name, change,
 def test_a_training_image_that_is_in_neither_folder_is_named(directory):
     (directory / "images/val2014/COCO_val2014_000000000042.jpg").unlink()
     with pytest.raises(
-        AnnotationError, match=r"COCO_train2014_000000000042.jpg \(or the same of val2014\), and it is not there"
+        AnnotationError,
+        match=r"COCO_train2014_000000000042.jpg \(or the same of val2014\), and it is not there",
     ):
         VISDIAL.at(directory).train()

@@ -50,7 +50,9 @@ def test_vqa_accuracy():
     cases, values = golden("vqa_accuracy")
     each = [accuracy(trim(text), annotated) for text, annotated in cases]
     np.testing.assert_allclose(each, values["each"], **EXACT)
-    predictions = [Prediction(str(i), "", "", text, references=tuple(r)) for i, (text, r) in enumerate(cases)]
+    predictions = [
+        Prediction(str(i), "", "", text, references=tuple(r)) for i, (text, r) in enumerate(cases)
+    ]
     np.testing.assert_allclose(value("vqa_accuracy", predictions), values["mean"], **EXACT)
 
 
@@ -75,13 +77,17 @@ def test_cider_of_tokens():
 
 def test_cider_of_captions(needs_java):
     cases, values = golden("cider")
-    predictions = [Prediction(str(i), "", "", text, references=tuple(r)) for i, (text, r) in enumerate(cases)]
+    predictions = [
+        Prediction(str(i), "", "", text, references=tuple(r)) for i, (text, r) in enumerate(cases)
+    ]
     np.testing.assert_allclose(value("cider", predictions), values["mean"], **EXACT)
 
 
 def test_ivqa_accuracy():
     cases, values = golden("ivqa_accuracy")
-    predictions = [Prediction(str(i), "", "", text, references=tuple(r)) for i, (text, r) in enumerate(cases)]
+    predictions = [
+        Prediction(str(i), "", "", text, references=tuple(r)) for i, (text, r) in enumerate(cases)
+    ]
     np.testing.assert_allclose(value("ivqa_accuracy", predictions), values["mean"], **EXACT)
 
 
@@ -95,7 +101,14 @@ def test_visdial_ndcg():
     cases, values = golden("visdial_ndcg")
     options = tuple(f"option {i % 98}" for i in range(100))  # options may recur
     predictions = [
-        Prediction(str(i), "", options[3], candidates=options, scores=tuple(scores), extra={"relevance": relevance})
+        Prediction(
+            str(i),
+            "",
+            options[3],
+            candidates=options,
+            scores=tuple(scores),
+            extra={"relevance": relevance},
+        )
         for i, (scores, relevance) in enumerate(cases)
     ]
     # float32 in the official code: 6 numbers of up to 100 terms each
@@ -106,7 +119,12 @@ def test_roc_auc():
     cases, values = golden("roc_auc")
     predictions = [
         Prediction(
-            str(i), "", ("no", "yes")[hateful], candidates=("yes", "no"), scores=tuple(s), extra={"positive": "yes"}
+            str(i),
+            "",
+            ("no", "yes")[hateful],
+            candidates=("yes", "no"),
+            scores=tuple(s),
+            extra={"positive": "yes"},
         )
         for i, (s, hateful) in enumerate(cases)
     ]
@@ -121,21 +139,35 @@ def test_rareact_mwap():
     for (index, video, _, _, class_id, verb, noun, annotation), scores in zip(
         cases["rows"], cases["scores"], strict=True
     ):
-        extra = {"video": video, "class": class_id, "verb": verb, "noun": noun, "annotation": annotation}
+        extra = {
+            "video": video,
+            "class": class_id,
+            "verb": verb,
+            "noun": noun,
+            "annotation": annotation,
+        }
         predictions.append(
-            Prediction(str(index), "", names[class_id], candidates=names, scores=tuple(scores), extra=extra)
+            Prediction(
+                str(index), "", names[class_id], candidates=names, scores=tuple(scores), extra=extra
+            )
         )
     np.testing.assert_allclose(value("rareact_mwap", predictions), values["mean"], **EXACT)
     np.testing.assert_allclose(value("rareact_mwap", predictions[::-1]), values["mean"], **EXACT)
 
 
 def test_wups(needs_wordnet, monkeypatch):
-    """The tags are those that NLTK's tagger gave the official script: its weights are a download that tests do not have."""
+    """The tags are those that NLTK's tagger gave the official script.
+
+    Its weights are a download that tests do not have.
+    """
     pytest.importorskip("nltk", reason="the package nltk is not installed")
     cases, values = golden("wups")
     tags = values["tags"]
-    module = importlib.import_module("flamingo_jax.evaluation.metrics.wups")  # the package's attribute is the function
-    monkeypatch.setattr(module, "tagger", lambda: lambda words: list(zip(words, tags[" ".join(words)], strict=True)))
+    # the package's attribute is the function
+    module = importlib.import_module("flamingo_jax.evaluation.metrics.wups")
+    monkeypatch.setattr(
+        module, "tagger", lambda: lambda words: list(zip(words, tags[" ".join(words)], strict=True))
+    )
     for (text, answer, _, more), contents in zip(cases, values["contents"], strict=True):
         assert [content(one) for one in (text, answer, more) if one is not None] == contents
     predictions = [

@@ -13,7 +13,9 @@ CLASSES = tuple("abcdefg")
 
 
 def scored(answer, scores, **extra):
-    return Prediction("q7", "", answer, candidates=CLASSES[: len(scores)], scores=tuple(scores), extra=extra)
+    return Prediction(
+        "q7", "", answer, candidates=CLASSES[: len(scores)], scores=tuple(scores), extra=extra
+    )
 
 
 def test_top1_top5():
@@ -23,21 +25,26 @@ def test_top1_top5():
     values = {"a": 0.0, "b": 0.0, "c": 0.5, "f": 0.5, "g": 1.0}
     for answer, value in values.items():
         assert metric("top1_top5").value([scored(answer, scores)]) == value
-    assert metric("top1_top5").value([scored(answer, scores) for answer in values]) == pytest.approx(0.4)
+    assert metric("top1_top5").value(
+        [scored(answer, scores) for answer in values]
+    ) == pytest.approx(0.4)
     with pytest.raises(ValueError, match="'z' is not among its 7 candidates"):
         metric("top1_top5").value([scored("z", scores)])
 
 
 def test_ndcg_by_hand():
     assert ndcg([3.0, 2.0, 1.0], [0.0, 1.0, 0.0]) == 0  # one relevant option, and it is not first
-    assert ndcg([3.0, 2.0, 1.0], [0.0, 1.0, 0.5]) == pytest.approx((1 / np.log2(3)) / (1 + 0.5 / np.log2(3)))
+    assert ndcg([3.0, 2.0, 1.0], [0.0, 1.0, 0.5]) == pytest.approx(
+        (1 / np.log2(3)) / (1 + 0.5 / np.log2(3))
+    )
     assert ndcg([3.0, 2.0, 1.0], [0.2, 0.1, 0.0]) == 1
 
 
 @pytest.mark.parametrize("relevance", [[1.0], [0.0, 0.0], [1.0, 0.0, 0.0]])
 def test_ndcg_refuses_other_annotations(relevance):
     with pytest.raises(
-        ValueError, match="visdial_ndcg of query 'q7': expected a relevance for each of its 2 candidates"
+        ValueError,
+        match="visdial_ndcg of query 'q7': expected a relevance for each of its 2 candidates",
     ):
         metric("visdial_ndcg").value([scored("a", (0.0, 1.0), relevance=relevance)])
 
@@ -62,7 +69,9 @@ def test_roc_auc_refuses_one_class_and_a_foreign_answer():
 def test_average_precision_by_hand():
     scores, positive = np.array([3.0, 2.0, 1.0]), np.array([True, False, True])
     assert average_precision(scores, positive, np.ones(3)) == pytest.approx(0.5 * 1 + 0.5 * 2 / 3)
-    assert average_precision(scores, positive, np.array([1, 3, 1])) == pytest.approx(0.5 * 1 + 0.5 * 2 / 5)
+    assert average_precision(scores, positive, np.array([1, 3, 1])) == pytest.approx(
+        0.5 * 1 + 0.5 * 2 / 5
+    )
     assert average_precision(np.zeros(3), positive, np.ones(3)) == pytest.approx(2 / 3)
 
 
@@ -70,13 +79,21 @@ def test_mwap_weighs_videos_and_refuses_what_it_cannot_judge():
     def clip(scores, class_id, annotation, video, noun=None):
         noun = noun or f"noun {class_id}"
         return scored(
-            "a", scores, verb=f"verb {class_id}", noun=noun, annotation=annotation, video=video, **{"class": class_id}
+            "a",
+            scores,
+            verb=f"verb {class_id}",
+            noun=noun,
+            annotation=annotation,
+            video=video,
+            **{"class": class_id},
         )
 
     shown, absent = clip((3.0, 0.0), 0, 1, "x"), clip((4.0, 0.0), 0, 0, "y")
     assert metric("rareact_mwap").value([shown, absent]) == 0.5
     assert metric("rareact_mwap").value([shown, absent, absent]) == 0.5  # two clips of one video
-    assert metric("rareact_mwap").value([shown, absent, clip((4.0, 0.0), 0, 0, "z")]) == pytest.approx(1 / 3)
+    assert metric("rareact_mwap").value(
+        [shown, absent, clip((4.0, 0.0), 0, 0, "z")]
+    ) == pytest.approx(1 / 3)
     with pytest.raises(ValueError, match="no clip is annotated with 1"):
         metric("rareact_mwap").value([absent])
     with pytest.raises(ValueError, match=r"got \[2\] candidates and classes 0..2"):
@@ -88,6 +105,7 @@ def test_mwap_weighs_videos_and_refuses_what_it_cannot_judge():
 @pytest.mark.parametrize("name", ["top1_top5", "visdial_ndcg", "roc_auc", "rareact_mwap"])
 def test_nan_scores_are_refused(name):
     with pytest.raises(
-        ValueError, match=f"{name} of query 'q7': expected a score for each of 2 candidates, got 2 with 1 NaN"
+        ValueError,
+        match=f"{name} of query 'q7': expected a score for each of 2 candidates, got 2 with 1 NaN",
     ):
         metric(name).value([scored("a", (0.0, float("nan")))])

@@ -5,29 +5,48 @@ import json
 
 import pytest
 
-from flamingo_jax.evaluation.metrics import METRICS, HiddenAnswersError, MissingResourceError, Prediction, metric, ptb
+from flamingo_jax.evaluation.metrics import (
+    METRICS,
+    HiddenAnswersError,
+    MissingResourceError,
+    Prediction,
+    metric,
+    ptb,
+)
 from flamingo_jax.evaluation.metrics.cider import scores
 from flamingo_jax.evaluation.metrics.okvqa import annotated_stems, stem_word
 from flamingo_jax.evaluation.metrics.submission import entries, write
 from flamingo_jax.evaluation.metrics.vqa import normalise
 
-WUPS = importlib.import_module("flamingo_jax.evaluation.metrics.wups")  # the package's attribute is the function
+# the package's attribute is the function
+WUPS = importlib.import_module("flamingo_jax.evaluation.metrics.wups")
 
 
 def decoded(text, *references, **extra):
-    return Prediction("q7", "", references[0] if references else "", text, references=references, extra=extra)
+    return Prediction(
+        "q7", "", references[0] if references else "", text, references=references, extra=extra
+    )
 
 
-@pytest.mark.parametrize("name", [name for name, each in METRICS.items() if each.needs == "generation"])
+@pytest.mark.parametrize(
+    "name", [name for name, each in METRICS.items() if each.needs == "generation"]
+)
 def test_text_is_trimmed_at_the_next_prompt_keyword(name, monkeypatch):
-    monkeypatch.setattr(ptb, "tokenize", lambda captions: [tuple(caption.split()) for caption in captions])
+    monkeypatch.setattr(
+        ptb, "tokenize", lambda captions: [tuple(caption.split()) for caption in captions]
+    )
     monkeypatch.setattr(WUPS, "content", lambda answer: " ".join(answer.split()))
     other = decoded("x y z w", "e f g h", question_type="DB")
 
     def value(text):
         return metric(name).value([decoded(text, *["a b c d"] * 5, question_type="DB"), other])
 
-    assert value("a b c d<EOC> Output: e f") == value("a b c d Question: what") == value("a b c d") > value("a b c e")
+    assert (
+        value("a b c d<EOC> Output: e f")
+        == value("a b c d Question: what")
+        == value("a b c d")
+        > value("a b c e")
+    )
 
 
 @pytest.mark.parametrize("name", ["vqa_accuracy", "okvqa_accuracy"])
@@ -46,10 +65,14 @@ def test_submission_of_vqav2_and_vizwiz(tmp_path):
         {"question_id": 3, "answer": "a dog"},
         {"question_id": 4, "answer": ""},
     ]
-    assert entries([decoded("red", image="VizWiz_test_1.jpg")]) == [{"image": "VizWiz_test_1.jpg", "answer": "red"}]
+    assert entries([decoded("red", image="VizWiz_test_1.jpg")]) == [
+        {"image": "VizWiz_test_1.jpg", "answer": "red"}
+    ]
     with pytest.raises(ValueError, match="question_id 5 is answered twice"):
         entries([predictions[0]] * 2)
-    with pytest.raises(ValueError, match=r"reads extra\['question_id'\], which is not there \(there are: split\)"):
+    with pytest.raises(
+        ValueError, match=r"reads extra\['question_id'\], which is not there \(there are: split\)"
+    ):
         entries([decoded("red", split="x")])
     with pytest.raises(ValueError, match="submission of query 'q7': nothing was decoded"):
         entries([decoded(None, question_id=1)])
@@ -64,7 +87,8 @@ def test_vqa_normalisation_is_idempotent_on_what_it_gives():
 
 def test_okvqa_stems():
     known = annotated_stems(["riding horses", "one two"], ["ride horse", "onetwo"])
-    assert known == {"riding": "ride", "horses": "horse"}  # not of answers whose words cannot be told apart
+    # not of answers whose words cannot be told apart
+    assert known == {"riding": "ride", "horses": "horse"}
     assert stem_word("riding", known) == "ride"
     with pytest.raises(ValueError, match="a raw answer for each of 1 references, got 2"):
         metric("okvqa_accuracy").value([decoded("x", "y", raw_answers=["a", "b"])])
@@ -96,16 +120,22 @@ def test_missing_programs_and_packages_are_named(monkeypatch):
 
     WUPS.tagger.cache_clear()
     with monkeypatch.context() as patch:
-        perceptron = pytest.importorskip("nltk.tag.perceptron", reason="the package nltk is not installed")
+        perceptron = pytest.importorskip(
+            "nltk.tag.perceptron", reason="the package nltk is not installed"
+        )
         patch.setattr(perceptron, "PerceptronTagger", no_data)
-        with pytest.raises(MissingResourceError, match="nltk.downloader averaged_perceptron_tagger_eng punkt_tab"):
+        with pytest.raises(
+            MissingResourceError, match="nltk.downloader averaged_perceptron_tagger_eng punkt_tab"
+        ):
             metric("wups").check()
     WUPS.tagger.cache_clear()
 
 
 def test_a_tokenizer_that_fails_is_quoted(monkeypatch):
     monkeypatch.setattr(ptb, "_command", lambda: ("sh", "-c", "echo no heap >&2; exit 3"))
-    with pytest.raises(RuntimeError, match=r"status 3 and 0 lines for 1 captions; its last words: 'no heap'"):
+    with pytest.raises(
+        RuntimeError, match=r"status 3 and 0 lines for 1 captions; its last words: 'no heap'"
+    ):
         ptb.tokenize(["a cat"])
 
 

@@ -42,8 +42,14 @@ def net(tmp_path_factory):
             offsets.append(offsets[-1] + len(line(index, blank)))
         data = LICENCE + "".join(line(index, offsets) for index in range(len(senses)))
         (root / f"data.{file}").write_text(data)
-        index = {word.split("(")[0].lower(): offsets[i] for i, (words, _) in enumerate(senses) for word in words}
-        lines = [f"{word} {letter} 1 1 @ 1 0 {offset:08d}  \n" for word, offset in sorted(index.items())]
+        index = {
+            word.split("(")[0].lower(): offsets[i]
+            for i, (words, _) in enumerate(senses)
+            for word in words
+        }
+        lines = [
+            f"{word} {letter} 1 1 @ 1 0 {offset:08d}  \n" for word, offset in sorted(index.items())
+        ]
         (root / f"index.{file}").write_text(LICENCE + "".join(lines))
         (root / f"{file}.exc").write_text("men man\n" if file == "noun" else "")
     return wordnet.WordNet(str(root))
@@ -62,9 +68,11 @@ def test_base_forms(net):
 
 def test_senses(net):
     assert [sense.word for sense in net.synsets("DOGS")] == ["dog"]
-    assert [sense.pos for word in ("rex", "stroll", "big", "huge", "slowly") for sense in net.synsets(word)] == list(
-        "nvasr"
-    )
+    assert [
+        sense.pos
+        for word in ("rex", "stroll", "big", "huge", "slowly")
+        for sense in net.synsets(word)
+    ] == list("nvasr")
     assert net.synsets("unknown") == []
 
 
@@ -72,12 +80,14 @@ def test_similarity_by_hand(net):
     def near(one, other):
         return net.similarity(net.synsets(one)[0], net.synsets(other)[0])
 
-    assert near("dog", "beast") == pytest.approx(2 * 2 / (2 + 3))  # depths from 1: entity 1, animal 2, dog 3
+    # depths from 1: entity 1, animal 2, dog 3
+    assert near("dog", "beast") == pytest.approx(2 * 2 / (2 + 3))
     assert near("rex", "man") == pytest.approx(2 * 2 / (4 + 3))
     assert near("dog", "domestic_dog") == 1
     assert near("dog", "box") == pytest.approx(2 * 1 / (3 + 3))
     assert near("beast", "dog") == near("dog", "beast")
-    # A verb without a verb above it is as high as the imaginary root: by itself from its own side, by the root from below, as NLTK has it.
+    # A verb without a verb above it is as high as the imaginary root: by itself from its own side,
+    # by the root from below, as NLTK has it.
     assert near("move", "walk") == pytest.approx(2 / (1 + 2))
     assert near("walk", "move") == pytest.approx(2 / (3 + 2))
     assert near("walk", "think") == pytest.approx(2 / (3 + 2))
@@ -86,5 +96,7 @@ def test_similarity_by_hand(net):
 
 
 def test_a_missing_file_is_named(tmp_path):
-    with pytest.raises(MissingResourceError, match=r"index.noun is not in .*apt-get install wordnet-base"):
+    with pytest.raises(
+        MissingResourceError, match=r"index.noun is not in .*apt-get install wordnet-base"
+    ):
         wordnet.WordNet(str(tmp_path))

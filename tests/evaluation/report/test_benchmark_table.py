@@ -17,7 +17,13 @@ def row(task, shots, metric, value, **fields):
 
 STAR = [row("star", 0, "ranking", 0.397), row("star", 16, "ranking", 0.25, n=7098)]
 COCO = [row("coco", shots, "cider", value) for shots, value in ((0, 0.712), (4, 0.8395))]
-DEV = {"okvqa": "okvqa_accuracy", "vqav2": "vqa_accuracy", "coco": "cider", "msvdqa": "top1", "vatex": "cider"}
+DEV = {
+    "okvqa": "okvqa_accuracy",
+    "vqav2": "vqa_accuracy",
+    "coco": "cider",
+    "msvdqa": "top1",
+    "vatex": "cider",
+}
 
 
 def texts(figure):
@@ -43,8 +49,14 @@ def test_text():
 def test_markdown():
     written = benchmark_table.markdown(COCO)
     assert (
-        "### COCO\n\nCIDEr-D x 100, 5000 test queries; paper: Karpathy test; 32.2 before Flamingo with few or no examples, "
-        "143.3 fine-tuned in 2022\n\n| shots | 0 | 4 |\n| --- | ---: | ---: |\n| **this run** | **71.2** | **84.0** |\n"
+        "### COCO\n"
+        "\n"
+        "CIDEr-D x 100, 5000 test queries; paper: Karpathy test; 32.2 before Flamingo with few or "
+        "no examples, 143.3 fine-tuned in 2022\n"
+        "\n"
+        "| shots | 0 | 4 |\n"
+        "| --- | ---: | ---: |\n"
+        "| **this run** | **71.2** | **84.0** |\n"
         "| Flamingo-3B [1] | 73.0 | 85.0 |\n"
     ) in written
     assert "| OpenFlamingo-3B [2] | 74.9 | 77.3 |\n" in written
@@ -56,7 +68,12 @@ def test_markdown():
 
 def test_blocks_are_in_the_order_of_the_paper_and_show_what_was_run():
     found = benchmark_table.sections(
-        [row("my_captions", 4, "cider", 0.5), *STAR, row("vqav2_val", 4, "vqa_accuracy", 0.5), *COCO]
+        [
+            row("my_captions", 4, "cider", 0.5),
+            *STAR,
+            row("vqav2_val", 4, "vqa_accuracy", 0.5),
+            *COCO,
+        ]
     )
     assert [block.title for block in found] == ["VQAv2 (val)", "COCO", "STAR", "my_captions"]
     assert [block.shots for block in found] == [(4,), (0, 4), (0, 16), (4,)]
@@ -75,7 +92,9 @@ def test_settings_and_further_metrics_have_lines_of_their_own():
         ("this run, exact match, %", {4: "10.0"}),
     ]
     assert "OpenFlamingo-9B, RICES [2]" in [line.label for line in block.lines]
-    (ensembled,) = benchmark_table.sections([row("imagenet", 16, "ranking", 0.5, selection="rices", ensemble=6)])
+    (ensembled,) = benchmark_table.sections(
+        [row("imagenet", 16, "ranking", 0.5, selection="rices", ensemble=6)]
+    )
     labels = [line.label for line in ensembled.lines]
     assert labels[0] == "this run, RICES, 6 orders"
     assert "Flamingo-80B, RICES, 5 per class, ensembling [1]" in labels
@@ -95,9 +114,15 @@ def test_overall_score_needs_all_five():
     assert total.title == "Overall" and total.shots == (4,)
     expected = sum(50 / best for best in (54.4, 80.2, 143.3, 47.9, 76.3)) / 5 * 100
     assert total.lines[0].values == {4: f"{expected:.1f}"}
-    assert [line.label for line in total.lines[1:]] == ["Flamingo-3B [1]", "Flamingo-9B [1]", "Flamingo-80B [1]"]
+    assert [line.label for line in total.lines[1:]] == [
+        "Flamingo-3B [1]",
+        "Flamingo-9B [1]",
+        "Flamingo-80B [1]",
+    ]
     assert not any(line.is_own for line in total.lines[1:])
-    assert "Overall" not in [block.title for block in benchmark_table.sections([r for r in rows if r.shots == 0])]
+    assert "Overall" not in [
+        block.title for block in benchmark_table.sections([r for r in rows if r.shots == 0])
+    ]
 
 
 def test_caveats_stand_where_they_matter():
@@ -117,7 +142,11 @@ def test_benchmarks_and_other_tasks_have_tables_of_their_own():
     assert "\nbind2         0.75\n" in both
     assert both.endswith(benchmark_table.text(STAR))
     assert report.markdown_table([bind]) in report.markdown_table([bind, *COCO])
-    assert report.text_table([]) == report.markdown_table([]) == "No results: the right answers are not known here.\n"
+    assert (
+        report.text_table([])
+        == report.markdown_table([])
+        == "No results: the right answers are not known here.\n"
+    )
 
 
 @pytest.mark.parametrize(
@@ -139,19 +168,27 @@ def test_units(task, metric, value, shown):
 def test_what_is_a_benchmark():
     assert is_benchmark("star", ["ranking"]) and is_benchmark("mine", ["vqa_accuracy"])
     assert is_benchmark("vizwiz_val", [])
-    assert not is_benchmark("bind2", ["exact_match", "ranking"]) and not is_benchmark("mine", ["my_metric"])
+    assert not is_benchmark("bind2", ["exact_match", "ranking"]) and not is_benchmark(
+        "mine", ["my_metric"]
+    )
 
 
 def test_curves_are_in_the_unit_of_papers():
-    figure = benchmark_curves([*STAR, *COCO, row("coco", 4, "cider", 0.9, selection="rices")], {"star": 0.25})
+    figure = benchmark_curves(
+        [*STAR, *COCO, row("coco", 4, "cider", 0.9, selection="rices")], {"star": 0.25}
+    )
     coco, star = figure.axes
     assert [axis.get_title(loc="left") for axis in figure.axes] == ["COCO", "STAR"]
-    lines = {line.get_label(): (list(line.get_xdata()), list(line.get_ydata())) for line in coco.get_lines()}
+    lines = {
+        line.get_label(): (list(line.get_xdata()), list(line.get_ydata()))
+        for line in coco.get_lines()
+    }
     assert lines["this run"] == ([0, 1], pytest.approx([71.2, 83.95]))
     assert lines["this run, RICES"] == ([1], pytest.approx([90.0]))
     assert lines["Flamingo-80B"] == ([0, 1], [84.3, 103.2])
     assert set(lines) == {
-        "this run", "this run, RICES", "Flamingo-3B", "Flamingo-9B", "Flamingo-80B", "OpenFlamingo-9B", "IDEFICS-80B",
+        "this run", "this run, "
+                    "RICES", "Flamingo-3B", "Flamingo-9B", "Flamingo-80B", "OpenFlamingo-9B", "IDEFICS-80B",
     }  # fmt: skip
     assert {"71.2", "84.0", "90.0", "CIDEr-D x 100"} <= set(texts(coco))
     guessing = {line.get_label(): line.get_ydata()[0] for line in star.get_lines()}["guessing"]

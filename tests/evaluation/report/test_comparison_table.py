@@ -1,4 +1,7 @@
-"""The table of zero-shot results beside published ones, to the letter; and the published numbers themselves."""
+"""The table of zero-shot results beside published ones, to the letter.
+
+And the published numbers themselves.
+"""
 
 import pytest
 
@@ -10,7 +13,14 @@ from flamingo_jax.evaluation.runner import Row
 
 
 def row(task, metric, value, **fields):
-    about = {"split": "test", "shots": 0, "n": 1000, "seed": 1, "selection": "random", "ensemble": 1}
+    about = {
+        "split": "test",
+        "shots": 0,
+        "n": 1000,
+        "seed": 1,
+        "selection": "random",
+        "ensemble": 1,
+    }
     about |= {"decoding": "cosine", "checkpoint": "runs/x", "step": 700, **fields}
     return Row(task=task, metric=metric, value=value, **about)
 
@@ -24,17 +34,22 @@ def test_text():
         "This run: runs/x at step 700, seed 1; cosines of embeddings, values in percent.\n"
         "\n"
         "Flickr30k retrieval: 1000 images; paper: the 1,000 of Karpathy's test split\n"
-        "                             i2t R@1     i2t R@5    i2t R@10     t2i R@1     t2i R@5    t2i R@10\n"
-        "  this run                      50.0        55.0        60.0        65.0        70.0        75.0\n"
-        "  contrastive NFNet-F6          89.3        98.8        99.7        79.5        95.3        97.9\n"
+        "                             i2t R@1     i2t R@5    i2t R@10     t2i R@1     t2i R@5    "
+        "t2i R@10\n"
+        "  this run                      50.0        55.0        60.0        65.0        70.0      "
+        "  75.0\n"
+        "  contrastive NFNet-F6          89.3        98.8        99.7        79.5        95.3      "
+        "  97.9\n"
         "\n"
-        "Kinetics700, zero-shot: 1000 clips, 8 templates per class; paper: the validation split, of what was public in April 2022\n"
+        "Kinetics700, zero-shot: 1000 clips, 8 templates per class; paper: the validation split, "
+        "of what was public in April 2022\n"
         "                          their mean       top-1\n"
         "  this run                      25.0        25.0\n"
         "  contrastive NFNet-F6          62.9           -\n"
         "\n"
         "i2t, t2i: image to text and text to image; R@k: a right one is among the first k.\n"
-        "Published: Flamingo, arXiv 2204.14198 v2, Table 9 and, NFNet-F0 with BERT-mini on parts of the data, Table 11; zero-shot classification: Table 7.\n"
+        "Published: Flamingo, arXiv 2204.14198 v2, Table 9 and, NFNet-F0 with BERT-mini on parts "
+        "of the data, Table 11; zero-shot classification: Table 7.\n"
         "Fewer images than the paper's make retrieval easier: such numbers are not comparable.\n"
     )
 
@@ -54,7 +69,10 @@ def test_beside_prompted_tasks():
 
 
 def test_published_numbers():
-    """Control sums of Table 11's rows and of Table 9's; its ImageNet column; Table 7's first row."""
+    """Control sums of Table 11's rows and of Table 9's; its ImageNet column.
+
+    Table 7's first row.
+    """
     coco = contrastive("coco_retrieval")
     sums = {model: round(sum(values.values()), 1) for model, values in coco.items()}
     assert sums == {
@@ -65,11 +83,18 @@ def test_published_numbers():
         "NFNet-F0, data merged": 290.9,
         "NFNet-F0, round-robin": 335.3,
     }
-    assert sum(contrastive("flickr30k_retrieval")["contrastive NFNet-F6"].values()) == pytest.approx(560.5)
-    imagenet = {model: values["top1"] for model, values in contrastive("imagenet_zero_shot").items()}
+    assert sum(
+        contrastive("flickr30k_retrieval")["contrastive NFNet-F6"].values()
+    ) == pytest.approx(560.5)
+    imagenet = {
+        model: values["top1"] for model, values in contrastive("imagenet_zero_shot").items()
+    }
     assert imagenet.pop("contrastive NFNet-F6") == 77.9
     assert max(imagenet, key=imagenet.get) == "NFNet-F0, accumulation"  # what the paper chose
-    assert max(coco, key=lambda model: coco[model]["text_to_image_recall_at_1"]) == "contrastive NFNet-F6"
+    assert (
+        max(coco, key=lambda model: coco[model]["text_to_image_recall_at_1"])
+        == "contrastive NFNet-F6"
+    )
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,7 @@
-"""The page of predictions: whole prompts, what was answered, and that a browser shows it from one file."""
+"""The page of predictions.
+
+Whole prompts, what was answered, and that a browser shows it from one file.
+"""
 
 import base64
 import functools
@@ -33,7 +36,9 @@ def row(task, shots, metric, value=0.5):
 def sample(task, parts, prediction, **fields):
     shots = sum(isinstance(part, np.ndarray) for part in parts) - 1
     answer = prediction.answer
-    return Sample(task, shots, Episode(tuple(parts), prediction.candidates, answer, "q", **fields), prediction)
+    return Sample(
+        task, shots, Episode(tuple(parts), prediction.candidates, answer, "q", **fields), prediction
+    )
 
 
 def page(samples, rows=(), side=64):
@@ -55,13 +60,24 @@ def captioning():
         "Output:",
     ]
     text = " A blue one. Output: A red"
-    said = Prediction("coco/7", "", "Blue.", text, references=("Blue.", "All blue.", "Blue."), extra={"image_id": 7})
+    said = Prediction(
+        "coco/7",
+        "",
+        "Blue.",
+        text,
+        references=("Blue.", "All blue.", "Blue."),
+        extra={"image_id": 7},
+    )
     return sample("coco", parts, said)
 
 
 def test_the_whole_prompt_stands_in_reading_order():
     shown = page([captioning()])
-    assert [pixels(attributes)[1][0, 0].tolist() for attributes, _ in shown.all("img")] == [[*RED], [*GREEN], [*BLUE]]
+    assert [pixels(attributes)[1][0, 0].tolist() for attributes, _ in shown.all("img")] == [
+        [*RED],
+        [*GREEN],
+        [*BLUE],
+    ]
     assert [attributes["alt"] for attributes, _ in shown.all("img")] == [
         "support 1, frame 1", "support 2, frame 1", "query, frame 1",
     ]  # fmt: skip
@@ -69,7 +85,9 @@ def test_the_whole_prompt_stands_in_reading_order():
     assert texts == ["Output: A red one.", "Output: A green one.", "Output:"]
     assert [text for _, text in shown.all("span", "token")] == ["<EOC>"] * 2
     assert len(shown.all("li", "query")) == 1
-    assert shown.found.index(("li", {"class": "query"}, "")) > shown.found.index(("li", {"class": ""}, ""))
+    assert shown.found.index(("li", {"class": "query"}, "")) > shown.found.index(
+        ("li", {"class": ""}, "")
+    )
 
 
 def test_the_answer_is_trimmed_and_repeated_references_are_counted():
@@ -89,7 +107,9 @@ def test_text_only_examples_are_cards_without_images():
 
 def test_many_supports_are_folded_but_there():
     parts = [part for _ in range(9) for part in (picture(RED), "Output: Red.<EOC>")]
-    shown = page([sample("coco", [*parts, picture(BLUE), "Output:"], Prediction("q", "", "A.", "B."))])
+    shown = page(
+        [sample("coco", [*parts, picture(BLUE), "Output:"], Prediction("q", "", "A.", "B."))]
+    )
     assert shown.all("summary")[0][1] == "9 support examples"
     assert len(shown.all("img")) == 10
 
@@ -120,10 +140,20 @@ def test_large_images_are_made_smaller_and_small_ones_are_exact():
 def test_bars_are_shares_of_the_probability():
     scores = tuple(np.log([0.1, 0.6, 0.3]).tolist())
     said = Prediction("q", "", "no", None, ("maybe", "yes", "no"), scores)
-    shown = page([sample("star", [picture(RED), "Is it? Answer:"], said)], [row("star", 0, "ranking")])
+    shown = page(
+        [sample("star", [picture(RED), "Is it? Answer:"], said)], [row("star", 0, "ranking")]
+    )
     assert [text for _, text in shown.all("td")][5::5] == ["yes", "no", "maybe"]
-    assert [a["style"] for a, _ in shown.all("div") if "style" in a] == ["width: 60.0%", "width: 30.0%", "width: 10.0%"]
-    assert [attributes["class"] for attributes, _ in shown.all("tr")[1:]] == ["first", "is_answer", ""]
+    assert [a["style"] for a, _ in shown.all("div") if "style" in a] == [
+        "width: 60.0%",
+        "width: 30.0%",
+        "width: 10.0%",
+    ]
+    assert [attributes["class"] for attributes, _ in shown.all("tr")[1:]] == [
+        "first",
+        "is_answer",
+        "",
+    ]
     assert shown.all("span", "answer")[0][1] == "yes"
     assert shown.all("span", "wrong")[0][1] == "top-1 accuracy ✗"
 
@@ -146,16 +176,22 @@ def test_scores_that_are_not_finite():
 
 def test_marks_and_results():
     right = Prediction("q", "", "dax", "dax", ("dax", "wug"), (-0.1, -3.0))
-    rows = [row("bind2", 0, "exact_match", 0.25), row("bind2", 0, "ranking", 0.75), row("bind2", 0, "nll", 1.5)]
+    rows = [
+        row("bind2", 0, "exact_match", 0.25),
+        row("bind2", 0, "ranking", 0.75),
+        row("bind2", 0, "nll", 1.5),
+    ]
     shown = page([sample("bind2", [picture(RED), "this is a"], right, masked=True)], rows)
     assert [text for _, text in shown.all("span", "right")] == ["exact match ✓", "ranking ✓"]
     assert shown.all("div", "hidden")
     assert shown.all("h2")[0][1].strip() == "bind2, 0 shots"
-    assert "exact match: 0.25; ranking: 0.75; nll: 1.50 over 200 queries" in [text for _, text in shown.all("span")]
+    assert "exact match: 0.25; ranking: 0.75; nll: 1.50 over 200 queries" in [
+        text for _, text in shown.all("span")
+    ]
     partly = Prediction("q", "", "cake", "cake", references=("cake", "cake", *["pie"] * 8))
-    (mark,) = page([sample("vqav2", [picture(RED), "Q"], partly)], [row("vqav2", 0, "vqa_accuracy")]).all(
-        "span", "partly"
-    )
+    (mark,) = page(
+        [sample("vqav2", [picture(RED), "Q"], partly)], [row("vqav2", 0, "vqa_accuracy")]
+    ).all("span", "partly")
     assert mark[1] == "VQA accuracy 0.60"
 
 
@@ -167,7 +203,15 @@ def test_verdicts_are_of_metrics_that_tell_of_one_answer():
 
 
 def test_hidden_answers_have_no_mark():
-    shown = page([sample("vqav2", [picture(RED), "Q"], Prediction("q", "", "", "cake", extra={"question_id": 3}))])
+    shown = page(
+        [
+            sample(
+                "vqav2",
+                [picture(RED), "Q"],
+                Prediction("q", "", "", "cake", extra={"question_id": 3}),
+            )
+        ]
+    )
     assert shown.all("dd")[-1][1] == "not known"
     assert any("the right answers are not known" in text for _, text in shown.all("span"))
     assert not shown.all("span", "right") and not shown.all("span", "wrong")
@@ -182,23 +226,39 @@ def test_an_ensemble_says_so():
 
 def test_nothing_of_a_text_becomes_html():
     hostile = Prediction(
-        INJECTION, "", INJECTION, INJECTION, (INJECTION, "b"), (-1.0, -2.0), (INJECTION,), {INJECTION: INJECTION}
+        INJECTION,
+        "",
+        INJECTION,
+        INJECTION,
+        (INJECTION, "b"),
+        (-1.0, -2.0),
+        (INJECTION,),
+        {INJECTION: INJECTION},
     )
     shown = page(
-        [sample("coco", [f"{INJECTION}<EOC>", picture(RED), INJECTION], hostile)], [row("coco", 0, "exact_match")]
+        [sample("coco", [f"{INJECTION}<EOC>", picture(RED), INJECTION], hostile)],
+        [row("coco", 0, "exact_match")],
     )
     assert "script" not in {tag for tag, _, _ in shown.found}
     assert len(shown.all("img")) == 1
     assert [text for _, text in shown.all("p")][1:] == [INJECTION, INJECTION]
     assert shown.all("span", "answer")[0][1] == INJECTION
     assert all(attributes["src"].startswith("data:image/") for attributes, _ in shown.all("img"))
-    assert "default-src 'none'; img-src data:; style-src 'unsafe-inline'" in shown.all("meta")[1][0]["content"]
-    assert environment().from_string("{{ text }}").render(text="a\0\n\ud800<") == "a\\x00↵\n\\ud800&lt;"
+    assert (
+        "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
+        in shown.all("meta")[1][0]["content"]
+    )
+    assert (
+        environment().from_string("{{ text }}").render(text="a\0\n\ud800<")
+        == "a\\x00↵\n\\ud800&lt;"
+    )
 
 
 def test_a_page_is_written_as_utf8():
     said = Prediction("\ud800", "", "Straße 猫", "\ud83d", references=("\udc80",))
-    assert render([sample("coco", [picture(RED), "\ud800"], said)], [], lambda visual: visual[None]).encode()
+    assert render(
+        [sample("coco", [picture(RED), "\ud800"], said)], [], lambda visual: visual[None]
+    ).encode()
 
 
 @pytest.mark.parametrize("side", [8, 65])
@@ -209,7 +269,10 @@ def test_an_embedded_image_is_the_image(side):
 
 
 def test_a_browser_shows_it(tmp_path):
-    """In headless Chromium, under the page's own policy: all images, the framed query, the bars, and the marks."""
+    """In headless Chromium, under the page's own policy.
+
+    All images, the framed query, the bars, and the marks.
+    """
     scores = tuple(np.log([0.75, 0.25]).tolist())
     ranked = Prediction("star/1", "", "no", None, ("yes", "no"), scores)
     shown = [captioning(), sample("star", [picture(RED), "Question: Is it? Answer:"], ranked)]
@@ -220,7 +283,9 @@ def test_a_browser_shows_it(tmp_path):
     for colour, area in ((RED, 112**2 + 160**2), (GREEN, 112**2), (BLUE, 160**2)):
         found = (drawn == colour).all(axis=-1).sum()
         assert area * 0.98 <= found <= area, colour  # the corners are round
-    right_bar, wrong_bar = ((drawn == colour).all(axis=-1) for colour in ((0x2E, 0x7D, 0x4F), (0xA3, 0xB2, 0xBF)))
+    right_bar, wrong_bar = (
+        (drawn == colour).all(axis=-1) for colour in ((0x2E, 0x7D, 0x4F), (0xA3, 0xB2, 0xBF))
+    )
     assert wrong_bar.any(axis=0).sum() == pytest.approx(3 * right_bar.any(axis=0).sum(), rel=0.15)
     # In a copy that may run scripts, a script writes down what only the browser knows.
     script = """<script>onload = () => {
@@ -231,6 +296,7 @@ def test_a_browser_shows_it(tmp_path):
     copy.write_text(re.sub('<meta http-equiv="Content-Security-Policy"[^>]*>', script, html))
     dom = Elements.of(chromium.dump_dom(copy, tmp_path))
     assert [attributes["data-natural"] for attributes, _ in dom.all("img")] == ["64x64"] * 4
-    assert [attributes["data-width"] for attributes, _ in dom.all("section")] == ["0", "0"]  # nothing sticks out
+    # nothing sticks out
+    assert [attributes["data-width"] for attributes, _ in dom.all("section")] == ["0", "0"]
     targets = {attributes["id"] for attributes, _ in dom.all("section")}
     assert {attributes["href"].removeprefix("#") for attributes, _ in dom.all("a")} == targets

@@ -1,10 +1,20 @@
-"""The published numbers: control sums of the tables that they were taken from, and what the papers say of them."""
+"""The published numbers.
+
+Control sums of the tables that they were taken from, and what the papers say of them.
+"""
 
 import pytest
 
 from flamingo_jax.evaluation import registry
 from flamingo_jax.evaluation.metrics import METRICS
-from flamingo_jax.evaluation.report.published import BENCHMARKS, SHOTS, SOURCES, benchmark_of, overall, series
+from flamingo_jax.evaluation.report.published import (
+    BENCHMARKS,
+    SHOTS,
+    SOURCES,
+    benchmark_of,
+    overall,
+    series,
+)
 from flamingo_jax.evaluation.report.units import unit
 
 TABLE_1 = [name for name in BENCHMARKS if name not in ("imagenet", "kinetics700")]
@@ -13,7 +23,11 @@ MODELS = ("Flamingo-3B", "Flamingo-9B", "Flamingo-80B", "contrastive NFNet-F6")
 
 def values(benchmark, model, selection="random"):
     """{shots: value} of a model in its plain setting."""
-    (found,) = [s.values for s in series(benchmark) if (s.model, s.selection, s.detail) == (model, selection, "")]
+    (found,) = [
+        s.values
+        for s in series(benchmark)
+        if (s.model, s.selection, s.detail) == (model, selection, "")
+    ]
     return found
 
 
@@ -26,7 +40,10 @@ def values(benchmark, model, selection="random"):
     ],
 )
 def test_the_rows_of_table_1_add_up(model, sums):
-    """Each row of the printed table, over its columns; without what v2 prints for VisDial at 32 shots."""
+    """Each row of the printed table, over its columns.
+
+    Without what v2 prints for VisDial at 32 shots.
+    """
     found = [sum(values(name, model).get(shots, 0) for name in TABLE_1) for shots in SHOTS]
     assert found == pytest.approx(sums)
 
@@ -55,18 +72,35 @@ def test_the_other_tables_add_up(model, total):
 def test_nothing_is_reported_where_the_paper_has_nothing():
     assert set(values("rareact", "Flamingo-80B")) == {0}
     assert set(values("visdial", "Flamingo-80B")) == {0, 4, 8, 16}
-    assert sum(len(each.values) for name in TABLE_1 for each in series(name) if each.source == "Flamingo") == 3 * 75
+    assert (
+        sum(
+            len(each.values)
+            for name in TABLE_1
+            for each in series(name)
+            if each.source == "Flamingo"
+        )
+        == 3 * 75
+    )
 
 
 def test_what_the_paper_says_of_table_1():
-    """Better than all before with few or no examples; better than fine-tuned models on 6 of 16 tasks (abstract, section 3.1)."""
+    """Better than all before with few or no examples.
+
+    Better than fine-tuned models on 6 of 16 tasks (abstract, section 3.1).
+    """
     best = {name: max(values(name, "Flamingo-80B").values()) for name in TABLE_1}
-    before = {name: listed.zero_few_shot for name, listed in BENCHMARKS.items() if listed.zero_few_shot}
+    before = {
+        name: listed.zero_few_shot for name, listed in BENCHMARKS.items() if listed.zero_few_shot
+    }
     assert len(TABLE_1) == 16
     assert all(best[name] > before[name] for name in TABLE_1 if name in before)
-    beaten = {name for name in TABLE_1 if (most := BENCHMARKS[name].fine_tuned) and best[name] > most}
+    beaten = {
+        name for name in TABLE_1 if (most := BENCHMARKS[name].fine_tuned) and best[name] > most
+    }
     assert beaten == {"okvqa", "msvdqa", "flickr30k", "ivqa", "star", "nextqa"}
-    assert [name for name, listed in BENCHMARKS.items() if listed.is_dev] == "okvqa vqav2 coco msvdqa vatex".split()
+    assert [
+        name for name, listed in BENCHMARKS.items() if listed.is_dev
+    ] == "okvqa vqav2 coco msvdqa vatex".split()
 
 
 @pytest.mark.parametrize(
@@ -82,7 +116,10 @@ def test_what_the_paper_says_of_table_1():
     ],
 )
 def test_overall_score_is_that_of_table_3(coco, okvqa, vqav2, msvdqa, vatex, printed):
-    """To 0.17, which no rounding explains: the paper's own arithmetic is not known to the last digit."""
+    """To 0.17, which no rounding explains.
+
+    The paper's own arithmetic is not known to the last digit.
+    """
     dev = {"coco": coco, "okvqa": okvqa, "vqav2": vqav2, "msvdqa": msvdqa, "vatex": vatex}
     assert overall(dev) == pytest.approx(printed, abs=0.17)
     assert overall({**dev, "star": 40.0}) == overall(dev)
@@ -91,8 +128,16 @@ def test_overall_score_is_that_of_table_3(coco, okvqa, vqav2, msvdqa, vatex, pri
 
 def test_classification_is_table_7():
     """The best line of each model, and what differs between the lines of one."""
-    best = {model: max(max(s.values.values()) for s in series("imagenet") if s.model == model) for model in MODELS}
-    assert best == {"Flamingo-3B": 72.7, "Flamingo-9B": 75.2, "Flamingo-80B": 77.3, "contrastive NFNet-F6": 77.9}
+    best = {
+        model: max(max(s.values.values()) for s in series("imagenet") if s.model == model)
+        for model in MODELS
+    }
+    assert best == {
+        "Flamingo-3B": 72.7,
+        "Flamingo-9B": 75.2,
+        "Flamingo-80B": 77.3,
+        "contrastive NFNet-F6": 77.9,
+    }
     assert [(s.label, s.values) for s in series("kinetics700") if s.model == "Flamingo-9B"] == [
         ("Flamingo-9B, RICES, 1 per class", {8: 58.0, 16: 59.4}),
         ("Flamingo-9B, RICES, 5 per class", {16: 60.9}),
@@ -106,7 +151,11 @@ def test_every_line_says_where_it_is_from():
         labels = [(each.label, each.source) for each in series(name)]
         assert len(set(labels)) == len(labels)
     assert series("my_benchmark") == ()
-    assert (benchmark_of("vqav2_val"), benchmark_of("my_val"), benchmark_of("coco")) == ("vqav2", "my", "coco")
+    assert (benchmark_of("vqav2_val"), benchmark_of("my_val"), benchmark_of("coco")) == (
+        "vqav2",
+        "my",
+        "coco",
+    )
 
 
 def test_rices_is_better_for_open_flamingo_but_on_flickr30k_at_4_shots():

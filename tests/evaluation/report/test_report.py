@@ -1,4 +1,7 @@
-"""The report: tables to the letter; pictures by what they show (lines, labels, text), not by their pixels."""
+"""The report: tables to the letter.
+
+Pictures by what they show (lines, labels, text), not by their pixels.
+"""
 
 import dataclasses
 import json
@@ -22,12 +25,21 @@ def row(task, shots, metric, value):
 
 ROWS = [
     row(task, shots, metric, value + 0.1 * (metric == "ranking"))
-    for task, values in {"bind2": (0.0, 0.8), "bind2_hidden": (0.1, 0.4), "format": (0.25, 0.9)}.items()
+    for task, values in {
+        "bind2": (0.0, 0.8),
+        "bind2_hidden": (0.1, 0.4),
+        "format": (0.25, 0.9),
+    }.items()
     for shots, value in zip((0, 4), values, strict=True)
     for metric in ("exact_match", "ranking")
 ]
 LOG = [
-    {"step": step, "loss": 2.0 / step, "gates/attention": [-0.1 * step, 0.01 * step], "gates/dense": [0.0, 0.02 * step]}
+    {
+        "step": step,
+        "loss": 2.0 / step,
+        "gates/attention": [-0.1 * step, 0.01 * step],
+        "gates/dense": [0.0, 0.02 * step],
+    }
     for step in range(1, 11)
 ]
 
@@ -36,7 +48,9 @@ def sample(task="bind2", shots=1, text="dax", masked=False):
     image = np.full((8, 8, 3), 90, np.uint8)
     parts = (*(image, "this is a dax<EOC>") * shots, image, "this is a")
     episode = Episode(parts, ("dax", "wug"), "dax", "q", masked=masked)
-    return Sample(task, shots, episode, Prediction("q", "", "dax", text, ("dax", "wug"), (-1.0, -2.0)))
+    return Sample(
+        task, shots, episode, Prediction("q", "", "dax", text, ("dax", "wug"), (-1.0, -2.0))
+    )
 
 
 def texts(figure):
@@ -100,23 +114,33 @@ def test_labels_of_many_layers_are_few_and_apart():
 def test_losses_have_a_line_for_each_dataset():
     log = [{"step": s, "loss": 3.0, "pages/loss": 1.0 + s, "pairs/loss": 2.0} for s in range(5)]
     figure = curves.loss_curves({"flamingo": log, "contrastive": LOG, "empty": []})
-    legends = [[text.get_text().split()[0] for text in axis.get_legend().get_texts()] for axis in figure.axes]
+    legends = [
+        [text.get_text().split()[0] for text in axis.get_legend().get_texts()]
+        for axis in figure.axes
+    ]
     assert legends == [["pages", "pairs"], ["loss"]]
     assert curves.loss_curves({"empty": []}) is None
 
 
 def test_the_sheet_says_what_was_answered():
     shown = texts(
-        sample_figure.sample_sheet([sample(), sample("bind2_hidden", text="wug", masked=True), sample(text="")], 8)
+        sample_figure.sample_sheet(
+            [sample(), sample("bind2_hidden", text="wug", masked=True), sample(text="")], 8
+        )
     )
-    assert "dax ✓" in shown and "wug ✗" in shown and "(nothing) ✗" in shown and "right: dax" in shown
+    assert (
+        "dax ✓" in shown and "wug ✗" in shown and "(nothing) ✗" in shown and "right: dax" in shown
+    )
     assert shown.count("hidden") == 1 + 2  # the name of the control, and both of its images
     assert shown.count("1 shot") == 3
 
 
 def test_the_sheet_takes_each_task_at_its_most_shots_that_fit():
     samples = [
-        sample(task, shots) for task in ("format", "bind2", "format_hidden") for shots in (0, 4, 8) for _ in range(3)
+        sample(task, shots)
+        for task in ("format", "bind2", "format_hidden")
+        for shots in (0, 4, 8)
+        for _ in range(3)
     ]
     chosen = sample_figure.choose(samples)
     assert [s.task for s in chosen] == ["format"] * 2 + ["format_hidden"] * 2 + ["bind2"] * 2
@@ -128,12 +152,19 @@ def test_write_report(tmp_path):
     log = tmp_path / "metrics.jsonl"
     log.write_text("\n".join(map(json.dumps, LOG)))
     written = write_report(
-        tmp_path / "report", ROWS, [sample()], {"flamingo": log}, chance={"bind2": 0.5}, image_size=8
+        tmp_path / "report",
+        ROWS,
+        [sample()],
+        {"flamingo": log},
+        chance={"bind2": 0.5},
+        image_size=8,
     )
     names = {"results.json", "table.md", "table.txt", "predictions.html"}
     names |= {"few_shot.png", "gates.png", "losses.png", "samples.png"}
     assert {path.name for path in written} == names
-    assert json.loads((tmp_path / "report" / "results.json").read_text()) == [dataclasses.asdict(each) for each in ROWS]
+    assert json.loads((tmp_path / "report" / "results.json").read_text()) == [
+        dataclasses.asdict(each) for each in ROWS
+    ]
     for path in written:
         if path.suffix == ".png":
             with PIL.Image.open(path) as picture:
@@ -150,13 +181,21 @@ def test_a_report_without_training_has_no_training_curves(tmp_path):
 
 
 def test_a_report_of_benchmarks(tmp_path):
-    """Pictures in the units of papers in place of those of the tiny world; both, if both were run."""
+    """Pictures in the units of papers in place of those of the tiny world.
+
+    Both, if both were run.
+    """
     benchmark = dataclasses.replace(row("star", 4, "ranking", 0.4), decoding="log_likelihood")
-    names = {path.name for path in write_report(tmp_path, [benchmark], [sample("star")], image_size=8)}
+    names = {
+        path.name for path in write_report(tmp_path, [benchmark], [sample("star")], image_size=8)
+    }
     assert names == {"results.json", "table.md", "table.txt", "predictions.html", "benchmarks.png"}
     written = write_report(tmp_path, [benchmark, *ROWS], [sample("star"), sample()], image_size=8)
     assert {path.name for path in written} == {*names, "few_shot.png", "samples.png"}
-    assert "bind2" in (tmp_path / "table.txt").read_text() and "### STAR" in (tmp_path / "table.md").read_text()
+    assert (
+        "bind2" in (tmp_path / "table.txt").read_text()
+        and "### STAR" in (tmp_path / "table.md").read_text()
+    )
 
 
 def test_a_report_without_results_shows_the_predictions(tmp_path):
@@ -177,12 +216,18 @@ def test_logs_of_a_run_and_of_its_towers(tmp_path):
     }
     for stage, frozen in runs.items():
         (tmp_path / stage / "export").mkdir(parents=True)
-        (tmp_path / stage / "config.json").write_text(json.dumps({"stage": stage, "frozen": frozen}))
+        (tmp_path / stage / "config.json").write_text(
+            json.dumps({"stage": stage, "frozen": frozen})
+        )
         (tmp_path / stage / "metrics.jsonl").write_text(
             '{"step": 1, "loss": 2.0}\n{"step": 2, "loss": 1.0}\n{"step": 2, "acc": 0.5}\n{"ste'
         )
     for checkpoint in ("flamingo", "flamingo/export", "flamingo/checkpoints/700"):
-        assert list(training_logs(tmp_path / checkpoint)) == ["contrastive", "language_model", "flamingo"]
+        assert list(training_logs(tmp_path / checkpoint)) == [
+            "contrastive",
+            "language_model",
+            "flamingo",
+        ]
     assert read_log(tmp_path / "flamingo" / "metrics.jsonl") == [
         {"step": 1, "loss": 2.0},
         {"step": 2, "loss": 1.0, "acc": 0.5},

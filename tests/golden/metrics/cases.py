@@ -1,4 +1,7 @@
-"""The predictions of the golden files: ordinary ones, and those that official scripts treat oddly."""
+"""The predictions of the golden files.
+
+Ordinary ones, and those that official scripts treat oddly.
+"""
 
 import string
 
@@ -140,11 +143,17 @@ WUPS = [  # (decoded text, answer, type of question, additional answer)
 
 
 def captions():
-    """CIDEr: (decoded text, references), with repeated words, empty and long candidates, brackets, Unicode."""
+    """CIDEr.
+
+    (decoded text, references), with repeated words, empty and long candidates, brackets, Unicode.
+    """
     rng = np.random.default_rng(5)
     words = "a the man dog cat on in table red isn't two-wheeled it's café 3.5 , ! (left) \"quoted\"".split()
     found = [
-        ("A man riding a red bike.", ["A man rides a bike.", "a man on a red bike !", "Somebody cycles."]),
+        (
+            "A man riding a red bike.",
+            ["A man rides a bike.", "a man on a red bike !", "Somebody cycles."],
+        ),
         ("", ["a cat"]),
         ("...", ["a cat", ""]),
         ("dog", ["dog", "dog dog dog dog dog"]),
@@ -153,13 +162,19 @@ def captions():
         ("A CAT (left)\non a table", ["a cat on the left - table -- here"]),
     ]
     for _ in range(25):
-        texts = [" ".join(rng.choice(words, size=rng.integers(0, 14))) for _ in range(1 + rng.integers(1, 6))]
+        texts = [
+            " ".join(rng.choice(words, size=rng.integers(0, 14)))
+            for _ in range(1 + rng.integers(1, 6))
+        ]
         found.append((texts[0], texts[1:]))
     return found
 
 
 def dialogues():
-    """VisDial: (scores, relevance) of 100 options; no two scores are equal: the official sort is not stable."""
+    """VisDial: (scores, relevance) of 100 options; no two scores are equal.
+
+    The official sort is not stable.
+    """
     rng = np.random.default_rng(6)
     found = []
     for num_relevant in (1, 2, 7, 30, 100, 5):
@@ -172,19 +187,38 @@ def dialogues():
 def memes():
     """HatefulMemes: (log-likelihoods of yes and no, is hateful), with ties."""
     rng = np.random.default_rng(7)
-    return [([float(-rng.integers(1, 9)), float(-rng.integers(1, 9))], bool(rng.integers(2))) for _ in range(60)]
+    return [
+        ([float(-rng.integers(1, 9)), float(-rng.integers(1, 9))], bool(rng.integers(2)))
+        for _ in range(60)
+    ]
 
 
 def clips():
-    """RareAct: rows of rareact.csv, and a score of each for each class, with ties; some actions are never shown."""
+    """RareAct: rows of rareact.csv, and a score of each for each class, with ties.
+
+    Some actions are never shown.
+    """
     rng = np.random.default_rng(8)
-    actions = [(verb, noun) for verb in ("cut", "wash", "blend") for noun in ("phone", "pizza", "rope", "car")]
+    actions = [
+        (verb, noun)
+        for verb in ("cut", "wash", "blend")
+        for noun in ("phone", "pizza", "rope", "car")
+    ]
     rows = []
     for index in range(150):
         class_id = int(rng.integers(len(actions)))
         annotation = int(rng.integers(5)) if class_id % 4 else int(rng.choice([0, 2, 3]))
         verb, noun = actions[class_id]
         rows.append(
-            [index, "video_" + string.ascii_letters[rng.integers(30)], 10, 20, class_id, verb, noun, annotation]
+            [
+                index,
+                "video_" + string.ascii_letters[rng.integers(30)],
+                10,
+                20,
+                class_id,
+                verb,
+                noun,
+                annotation,
+            ]
         )
     return rows, (-rng.integers(0, 25, (len(rows), len(actions))) / 4).tolist()

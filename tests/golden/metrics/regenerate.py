@@ -29,7 +29,10 @@ def load(path, name, *, edit=lambda source: source):
 
 
 def one_sentence():
-    """The texts here are single sentences: NLTK's splitter into sentences would return them whole, and needs data that is hard to get."""
+    """The texts here are single sentences.
+
+    NLTK's splitter into sentences would return them whole, and needs data that is hard to get.
+    """
     import nltk.tokenize
 
     nltk.sent_tokenize = nltk.tokenize.sent_tokenize = lambda text, language="english": [text]
@@ -41,7 +44,9 @@ def run_vqa(clone, texts, annotated):
     def python3(source):
         return re.sub(r"^(\s*)print (.*)$", r"\1print(\2)", source, flags=re.M)
 
-    official = load(clone / "PythonEvaluationTools/vqaEvaluation/vqaEval.py", "vqa_eval", edit=python3)
+    official = load(
+        clone / "PythonEvaluationTools/vqaEvaluation/vqaEval.py", "vqa_eval", edit=python3
+    )
     truth, said = types.SimpleNamespace(), types.SimpleNamespace()
     truth.qa = {
         index: {
@@ -69,9 +74,13 @@ def vqa_accuracy(clone):
 
 def okvqa_accuracy(clone, stemmer):
     one_sentence()
-    stem = load(stemmer / "open_flamingo/eval/ok_vqa_utils.py", "ok_vqa_utils").postprocess_ok_vqa_generation
+    stem = load(
+        stemmer / "open_flamingo/eval/ok_vqa_utils.py", "ok_vqa_utils"
+    ).postprocess_ok_vqa_generation
     texts = [stem(text) for text, _, _ in cases.OKVQA]
-    return cases.OKVQA, {"stems": texts} | run_vqa(clone, texts, [stems for _, _, stems in cases.OKVQA])
+    return cases.OKVQA, {"stems": texts} | run_vqa(
+        clone, texts, [stems for _, _, stems in cases.OKVQA]
+    )
 
 
 def cider(clone):
@@ -84,7 +93,10 @@ def cider(clone):
     truth = {index: [{"caption": text} for text in texts] for index, (_, texts) in enumerate(found)}
     said, truth = PTBTokenizer().tokenize(said), PTBTokenizer().tokenize(truth)
     mean, each = Cider().compute_score(truth, said)
-    tokens = {"candidates": [said[index][0] for index in said], "references": [truth[index] for index in truth]}
+    tokens = {
+        "candidates": [said[index][0] for index in said],
+        "references": [truth[index] for index in truth],
+    }
     return found, tokens | {"each": each.tolist(), "mean": float(mean)}
 
 
@@ -92,14 +104,20 @@ def _agreements(clone, texts, answers, *, ivqa):
     import torch
 
     official = load(clone / "util.py", "util")
-    vocabulary = sorted({text.strip() for text in texts} | {answer for each in answers for answer in each})
+    vocabulary = sorted(
+        {text.strip() for text in texts} | {answer for each in answers for answer in each}
+    )
     # The model's ten best answers; only the first one matters here.
     best = torch.tensor([[vocabulary.index(text.strip())] * 10 for text in texts])
     if ivqa:
         counts = torch.tensor([[each.count(word) for word in vocabulary] for each in answers])
         target = (counts / 2).clamp(max=1)
     else:
-        target = torch.tensor([vocabulary.index(each[0]) for each in answers]).view(-1, 1).expand_as(best)
+        target = (
+            torch.tensor([vocabulary.index(each[0]) for each in answers])
+            .view(-1, 1)
+            .expand_as(best)
+        )
     found = official.compute_aggreeings(best, target, [1], ["acc"], {"acc": 0}, ivqa=ivqa)
     return {"mean": found["acc"] / len(texts)}
 
@@ -141,9 +159,13 @@ def rareact_mwap(clone):
     with tempfile.TemporaryDirectory() as directory:
         np.save(f"{directory}/scores.npy", np.asarray(scores))
         with open(f"{directory}/rareact.csv", "w", newline="") as file:
-            csv.writer(file).writerows(["id video_id start end class_id verb noun annotation".split(), *rows])
+            csv.writer(file).writerows(
+                ["id video_id start end class_id verb noun annotation".split(), *rows]
+            )
         command = [sys.executable, str(clone.resolve() / "compute_score.py"), "scores.npy"]
-        text = subprocess.run(command, cwd=directory, capture_output=True, text=True, check=True).stdout
+        text = subprocess.run(
+            command, cwd=directory, capture_output=True, text=True, check=True
+        ).stdout
     return {"rows": rows, "scores": scores}, {"mean": float(re.search(r"mWAP (\S+)", text)[1])}
 
 
@@ -164,21 +186,32 @@ def wups(clone):
         import eval_oe
     each, contents = [], []
     for text, answer, kind, additional in cases.WUPS:
-        said, *wanted = (eval_oe.remove_stop(one) for one in (text, answer, additional) if one is not None)
+        said, *wanted = (
+            eval_oe.remove_stop(one) for one in (text, answer, additional) if one is not None
+        )
         exact = kind in ("DB", "DC")
-        each.append(max(float(said == one) if exact else eval_oe.get_wups(said, one, 0) for one in wanted))
+        each.append(
+            max(float(said == one) if exact else eval_oe.get_wups(said, one, 0) for one in wanted)
+        )
         contents.append([said, *wanted])
     with tempfile.TemporaryDirectory() as directory:
         root = pathlib.Path(directory)
         with open(root / "test.csv", "w", newline="") as file:
             header = "video,frame_count,width,height,question,answer,qid,type".split(",")
-            rows = [[f"v{i}", 1, 1, 1, "q", answer, 0, kind] for i, (_, answer, kind, _) in enumerate(cases.WUPS)]
+            rows = [
+                [f"v{i}", 1, 1, 1, "q", answer, 0, kind]
+                for i, (_, answer, kind, _) in enumerate(cases.WUPS)
+            ]
             csv.writer(file).writerows([header, *rows])
-        (root / "said.json").write_text(json.dumps({f"v{i}": {"0": case[0]} for i, case in enumerate(cases.WUPS)}))
+        (root / "said.json").write_text(
+            json.dumps({f"v{i}": {"0": case[0]} for i, case in enumerate(cases.WUPS)})
+        )
         more = {f"v{i}": {"0": case[3]} for i, case in enumerate(cases.WUPS) if case[3] is not None}
         (root / "more.json").write_text(json.dumps(more))
         with contextlib.redirect_stdout(io.StringIO()) as printed:
-            eval_oe.evaluate(str(root / "said.json"), str(root / "test.csv"), str(root / "more.json"))
+            eval_oe.evaluate(
+                str(root / "said.json"), str(root / "test.csv"), str(root / "more.json")
+            )
     total = float(printed.getvalue().split()[-1])
     return cases.WUPS, {"tags": tags, "contents": contents, "each": each, "printed": total}
 
@@ -200,9 +233,13 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("metric", choices=sorted(OFFICIAL))
     parser.add_argument(
-        "--clone", type=pathlib.Path, help="clone of the official repository (none for roc_auc and cider)"
+        "--clone",
+        type=pathlib.Path,
+        help="clone of the official repository (none for roc_auc and cider)",
     )
-    parser.add_argument("--stemmer", type=pathlib.Path, help="okvqa_accuracy: clone of mlfoundations/open_flamingo")
+    parser.add_argument(
+        "--stemmer", type=pathlib.Path, help="okvqa_accuracy: clone of mlfoundations/open_flamingo"
+    )
     arguments = parser.parse_args()
     run, repository, packages = OFFICIAL[arguments.metric]
     clones = {name: path for name in ("clone", "stemmer") if (path := getattr(arguments, name))}
@@ -227,8 +264,13 @@ def main():
         "values": values,
     }
     if "stemmer" in clones:
-        record["stemmer"] = {"repository": "mlfoundations/open_flamingo", "commit": commit(clones["stemmer"])}
-    (HERE / f"{arguments.metric}.json").write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n")
+        record["stemmer"] = {
+            "repository": "mlfoundations/open_flamingo",
+            "commit": commit(clones["stemmer"]),
+        }
+    (HERE / f"{arguments.metric}.json").write_text(
+        json.dumps(record, indent=1, ensure_ascii=False) + "\n"
+    )
 
 
 if __name__ == "__main__":
