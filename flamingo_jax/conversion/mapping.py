@@ -18,7 +18,6 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-import haiku as hk
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -29,10 +28,9 @@ from flamingo_jax.conversion import transforms
 from flamingo_jax.conversion.reading import ConversionError, Weights
 from flamingo_jax.core import trees
 from flamingo_jax.core.paths import Path
-from flamingo_jax.models import api, vision
+from flamingo_jax.models import api, encoders
 from flamingo_jax.models.config import ModelConfig, required
 from flamingo_jax.tokenizers.markers import Markers
-from flamingo_jax.training import objective
 
 LAYER = "{layer}"
 
@@ -303,15 +301,9 @@ def _init_of(kind: str, model: ModelConfig) -> Callable[[Any], Any]:
     if kind == "flamingo":
         return api.flamingo(model.flamingo()).init
     if kind == "contrastive":
-        parts = (
-            required(model.text_encoder, "text_encoder"),
-            required(model.contrastive, "contrastive"),
-        )
-        return objective.contrastive(model.encoder(), *parts).init
+        return encoders.contrastive(model).init
     if kind == "vision":
-        encoder = model.encoder()
-        frames = jnp.zeros((1, *(vision.example_size(encoder),) * 2, 3), jnp.uint8)
-        return hk.transform(lambda: vision.see(encoder, frames, jnp.float32)).init
+        return encoders.vision_encoder(model.encoder()).init
     raise ValueError(
         f"There is no model of kind {kind!r}; expected one of {', '.join(export.KINDS)}."
     )

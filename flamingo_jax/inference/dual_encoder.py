@@ -20,9 +20,7 @@ import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import haiku as hk
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
@@ -40,8 +38,8 @@ from flamingo_jax.inference.engine import ALL_AXES, InferenceConfig
 from flamingo_jax.inference.nearest import Rices
 from flamingo_jax.inference.vision_features import VisionEncoder, passes_of
 from flamingo_jax.inference.visuals import Visual
+from flamingo_jax.models import encoders
 from flamingo_jax.models.config import ModelConfig, required
-from flamingo_jax.models.contrastive import Contrastive, to_length_one
 from flamingo_jax.sharding.layout import Layout
 from flamingo_jax.tokenizers.base import Tokenizer
 from flamingo_jax.tokenizers.load import load_tokenizer
@@ -95,13 +93,15 @@ class DualEncoder:
         self._tokenizer, self._mesh = tokenizer, mesh
         self._layout = None if mesh is None else Layout(mesh)
         self._length = required(model.text_encoder, "text_encoder").max_length
-        embed_frames, self._embed_tokens = _functions(model)
+        self._model = encoders.contrastive(model)
         beta = placement.fetch(params["contrastive"]["log_temperature"])
         self.inverse_temperature = float(np.exp(np.asarray(beta, np.float32)))
         self._params = Policy(config.compute).cast(params)
         size, fit = preprocessing["image_size"], preprocessing.get("image_fit", "pad")
         passes = passes_of(size, config, mesh, image_fit=fit)
-        encoder = VisionEncoder(embed_frames, self._params, passes, mesh=mesh, vision="contrastive")
+        encoder = VisionEncoder(
+            self._model.embed_visuals, self._params, passes, mesh=mesh, vision="contrastive"
+        )
         self._store = Rices(encoder, features)
 
     @classmethod
@@ -182,7 +182,7 @@ class DualEncoder:
             ]
             placed = (placement.put(array, self._mesh, ALL_AXES) for array in padded)
             rows_found = placement.fetch(
-                _embed(self._embed_tokens, self._layout, self._params, *placed)
+                _embed(self._model.embed_texts, self._layout, self._params, *placed)
             )
             found.append(np.asarray(rows_found)[: rows - spare])
         return np.concatenate(found)[[unique[text] for text in strings]]
@@ -202,33 +202,6 @@ class DualEncoder:
 
 
 Embed = Callable[[Any, Array, Array], Array]
-
-
-# the same functions for the same model: what was compiled for them is found again
-@functools.lru_cache(maxsize=8)
-def _functions(model: ModelConfig) -> tuple[Embed, Embed]:
-    """(params, frames, frame_mask) -> [M, J], and (params, tokens, segment) -> [n, J]."""
-    parts = (
-        model.encoder(),
-        required(model.text_encoder, "text_encoder"),
-        required(model.contrastive, "contrastive"),
-    )
-
-    def images(frames: Array, frame_mask: Array, dtype: Any) -> Array:
-        each = Contrastive(*parts).images(frames.reshape(-1, *frames.shape[2:]), dtype)
-        each = each.reshape(*frames.shape[:2], -1)
-        return to_length_one(jnp.sum(jnp.where(frame_mask[:, :, None], each, 0.0), axis=1))
-
-    def texts(tokens: Array, segment: Array) -> Array:
-        return Contrastive(*parts).texts(tokens, segment)
-
-    see, read = hk.transform(images), hk.transform(texts)
-    return (
-        lambda params, frames, mask: see.apply(
-            params, None, frames, mask, jax.tree.leaves(params)[0].dtype
-        ),
-        lambda params, tokens, segment: read.apply(params, None, tokens, segment),
-    )
 
 
 @functools.partial(jax.jit, static_argnames=("embed", "layout"))

@@ -11,7 +11,6 @@ import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import haiku as hk
 import jax
 import numpy as np
 from jax.sharding import Mesh
@@ -31,8 +30,8 @@ from flamingo_jax.inference.cache_of_latents import Latents, Passes
 from flamingo_jax.inference.engine import ALL_AXES, InferenceConfig
 from flamingo_jax.inference.model import Flamingo
 from flamingo_jax.inference.visuals import Visual
+from flamingo_jax.models import encoders
 from flamingo_jax.models.config import ModelConfig
-from flamingo_jax.models.vision import VisionConfig, pool, see
 from flamingo_jax.sharding.layout import Layout
 
 
@@ -125,7 +124,9 @@ class VisionEncoder:
             )
         size, fit = opened.preprocessing["image_size"], opened.preprocessing.get("image_fit", "pad")
         passes = passes_of(size, config, mesh, image_fit=fit)
-        return cls(_features_of(encoder), params, passes, mesh=mesh, vision="vision")
+        return cls(
+            encoders.vision_encoder(encoder).features, params, passes, mesh=mesh, vision="vision"
+        )
 
     def __call__(self, visuals: Sequence[Visual]) -> Float[np.ndarray, "n E"]:
         """Features of n >= 1 images and videos, in every process.
@@ -163,20 +164,6 @@ def passes_of(
     shards = placement.num_shards(mesh, ALL_AXES)
     frames, rate = config.video_frames, config.video_rate
     return Passes(image_size, frames, rate, config.images_per_pass, shards, image_fit)
-
-
-@functools.cache
-def _features_of(config: VisionConfig) -> Callable[[Any, Array, Array], Array]:
-    """The features of an encoder that stands alone, as `models.api.Model.features` has them."""
-
-    def features(frames: Array, frame_mask: Array, dtype: Any) -> Array:
-        seen = see(config, frames.reshape(-1, *frames.shape[2:]), dtype)
-        return pool(seen.reshape(*frames.shape[:2], *seen.shape[1:]), frame_mask)
-
-    transformed = hk.transform(features)
-    return lambda params, frames, mask: transformed.apply(
-        params, None, frames, mask, jax.tree.leaves(params)[0].dtype
-    )
 
 
 @functools.partial(jax.jit, static_argnames=("features", "layout"))

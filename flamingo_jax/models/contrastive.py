@@ -24,7 +24,7 @@ from flamingo_jax.core.axes import constrain
 from flamingo_jax.core.notation import Array, Bool, Float, Float32, Int, UInt8
 from flamingo_jax.core.params import param
 from flamingo_jax.models.text_encoder import TextEncoder, TextEncoderConfig
-from flamingo_jax.models.vision import VisionConfig, see
+from flamingo_jax.models.vision import VisionConfig, encode_frames
 from flamingo_jax.nn.linear import linear
 
 
@@ -94,14 +94,14 @@ class Contrastive(hk.Module):
             rng: passed to the image encoder: one key, or one for each image.
         """
         words = TextEncoder(self.text, name="text")(tokens, segment)
-        v = self.images(frames[:, 0], words.dtype, is_training=is_training, rng=rng)
+        v = self.embed_images(frames[:, 0], words.dtype, is_training=is_training, rng=rng)
         t = self._joined(words, segment)
         start = hk.initializers.Constant(math.log(self.config.initial_temperature))
         beta = jnp.exp(param("log_temperature", (), (), start).astype(jnp.float32))
         return v, t, beta
 
     @hk.name_like("__call__")
-    def images(
+    def embed_images(
         self,
         frames: UInt8[Array, "B S S 3"],
         dtype: DTypeLike,
@@ -114,7 +114,7 @@ class Contrastive(hk.Module):
         Computed in `dtype`, other arguments as above.
         """
         frames = constrain(frames, "images", None, None, None)
-        features = see(self.vision, frames, dtype, is_training=is_training, rng=rng)
+        features = encode_frames(self.vision, frames, dtype, is_training=is_training, rng=rng)
         picture = jnp.mean(features, axis=1, dtype=jnp.float32).astype(features.dtype)
         v = linear(
             picture, (self.config.joint_dim,), axes=("vision", "joint"), name="vision_projection"
@@ -122,7 +122,21 @@ class Contrastive(hk.Module):
         return constrain(to_length_one(v), "images", "joint")
 
     @hk.name_like("__call__")
-    def texts(self, tokens: Int[Array, "B L"], segment: Int[Array, "B L"]) -> Float32[Array, "B J"]:
+    def embed_visuals(
+        self, frames: UInt8[Array, "M F S S 3"], frame_mask: Bool[Array, "M F"], dtype: DTypeLike
+    ) -> Float32[Array, "M J"]:
+        """Returns embeddings of images and videos, of length 1.
+
+        A video has the mean of its frames' embeddings (paper, Table 7: Kinetics).
+        """
+        each = self.embed_images(frames.reshape(-1, *frames.shape[2:]), dtype)
+        each = each.reshape(*frames.shape[:2], -1)
+        return to_length_one(jnp.sum(jnp.where(frame_mask[:, :, None], each, 0.0), axis=1))
+
+    @hk.name_like("__call__")
+    def embed_texts(
+        self, tokens: Int[Array, "B L"], segment: Int[Array, "B L"]
+    ) -> Float32[Array, "B J"]:
         """Returns T alone: embeddings of texts, of length 1; arguments as above."""
         return self._joined(TextEncoder(self.text, name="text")(tokens, segment), segment)
 

@@ -104,7 +104,7 @@ class FlamingoModule(hk.Module):
 
         For retrieval of similar images.
         """
-        return vision.pool(self._encode_frames(frames, dtype), frame_mask)
+        return vision.mean_features(self._encode_frames(frames, dtype), frame_mask)
 
     @hk.name_like("__call__")
     def _encode_frames(
@@ -113,7 +113,9 @@ class FlamingoModule(hk.Module):
         """What the vision encoder sees in each frame."""
         num_inputs, num_frames = frames.shape[:2]
         images = constrain(frames.reshape(-1, *frames.shape[2:]), "images", None, None, None)
-        seen = vision.see(self.config.vision, images, dtype, is_training=rng is not None, rng=rng)
+        seen = vision.encode_frames(
+            self.config.vision, images, dtype, is_training=rng is not None, rng=rng
+        )
         seen = constrain(seen, "images", None, None)
         return constrain(
             seen.reshape(num_inputs, num_frames, *seen.shape[1:]), "images", None, None, None

@@ -21,7 +21,7 @@ from flamingo_jax.models.vit import ViT, ViTConfig
 VisionConfig: TypeAlias = NFNetConfig | ViTConfig
 
 
-def see(
+def encode_frames(
     config: VisionConfig,
     frames: UInt8[Array, "M S S 3"],
     dtype: DTypeLike,
@@ -53,7 +53,7 @@ def see(
     return grid.reshape(len(grid), -1, grid.shape[-1])
 
 
-def pool(
+def mean_features(
     features: Float[Array, "M F P E"], frame_mask: Bool[Array, "M F"]
 ) -> Float32[Array, "M E"]:
     """Returns the mean over places, and over real frames.

@@ -28,7 +28,7 @@ from flamingo_jax.data.config import DatasetConfig
 from flamingo_jax.models.config import required
 from flamingo_jax.models.lm import LMConfig
 from flamingo_jax.models.resampler import Resampler, ResamplerConfig
-from flamingo_jax.models.vision import VisionConfig, num_patches, see
+from flamingo_jax.models.vision import VisionConfig, encode_frames, num_patches
 from flamingo_jax.training.config import TrainConfig
 from flamingo_jax.training.objective import Objective
 
@@ -248,7 +248,7 @@ def vision_forward(config: VisionConfig, image_size: int) -> int:
     2 x 116.55e9 for NFNet-F6 at 320.
     """
     frames = jax.ShapeDtypeStruct((1, image_size, image_size, 3), jnp.uint8)
-    return traced(lambda frames: see(config, frames, jnp.float32), frames)
+    return traced(lambda frames: encode_frames(config, frames, jnp.float32), frames)
 
 
 def resampler_forward(

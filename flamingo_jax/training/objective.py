@@ -17,7 +17,6 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any
 
-import haiku as hk
 import jax
 import jax.numpy as jnp
 
@@ -28,9 +27,8 @@ from flamingo_jax.data.images.augment import augment
 from flamingo_jax.data.schema import Batch
 from flamingo_jax.models import contrastive as contrastive_lib
 from flamingo_jax.models.api import Model
+from flamingo_jax.models.encoders import ContrastiveModel
 from flamingo_jax.models.flamingo import FROZEN
-from flamingo_jax.models.text_encoder import TextEncoderConfig
-from flamingo_jax.models.vision import VisionConfig, example_size
 from flamingo_jax.training.gradient_cache import in_chunks
 
 Metrics = dict[str, Array]
@@ -137,9 +135,7 @@ def captioning(
 
 
 def contrastive(
-    vision: VisionConfig,
-    text: TextEncoderConfig,
-    config: contrastive_lib.ContrastiveConfig,
+    model: ContrastiveModel,
     *,
     num_shards: int = 1,
     augmentation: AugmentConfig = NO_AUGMENTATION,
@@ -151,25 +147,11 @@ def contrastive(
     Each row has one image, and the pool holds the rows' images in order (M = B).
 
     Args:
-        vision: the image tower.
-        text: the text tower.
-        config: their joint space and the loss; and how many rows are encoded at a time.
+        model: the two towers, their joint space and the loss.
         num_shards: data shards, each with its part of the rows.
         augmentation: random flip and colours of the images.
     """
-
-    def embed(
-        frames: Array, tokens: Array, segment: Array, is_training: bool, rng: Array | None
-    ) -> tuple[Array, Array, Array]:
-        model = contrastive_lib.Contrastive(vision, text, config)
-        return model(frames, tokens, segment, is_training=is_training, rng=rng)
-
-    transformed = hk.transform(embed)
-
-    def init(rng: Array) -> trees.Params:
-        tokens, size = jnp.zeros((1, 2), jnp.int32), example_size(vision)
-        frames = jnp.zeros((1, 1, size, size, 3), jnp.uint8)
-        return transformed.init(rng, frames, tokens, tokens + 1, False, None)  # noqa: FBT003
+    config = model.config
 
     def loss(params: trees.Params, batch: Batch, rng: Array) -> tuple[Array, Metrics]:
         if len(batch.frames) != len(batch.tokens):
@@ -185,8 +167,7 @@ def contrastive(
             params: trees.Params, rows: tuple[Batch, Array]
         ) -> tuple[Array, Array, Array]:
             part, keys = _augmented(rows[0], augmentation), rows[1]
-            inputs = (part.frames, part.tokens, part.segment)
-            v, t, beta = transformed.apply(params, None, *inputs, True, keys)  # noqa: FBT003
+            v, t, beta = model.embed(params, part.frames, part.tokens, part.segment, rng=keys)
             return v, t, jnp.broadcast_to(beta, len(v))
 
         v, t, beta = in_chunks(embed_rows, params, rows, chunk=config.chunk, num_shards=num_shards)
@@ -199,7 +180,7 @@ def contrastive(
 
     return Objective(
         name="contrastive",
-        init=init,
+        init=model.init,
         loss=loss,
         frozen=((r"contrastive(/.*)?", False),),
         decay=((r"contrastive/log_temperature", 0.0), (r"contrastive/(?!log_temperature$).*", 1.0)),

@@ -24,7 +24,7 @@ from flamingo_jax.core import config as config_lib
 from flamingo_jax.core import paths, trees
 from flamingo_jax.data.mixture import BrokenDataset, Mixture, describe
 from flamingo_jax.data.to_device import to_device
-from flamingo_jax.models import api
+from flamingo_jax.models import api, encoders
 from flamingo_jax.models.config import required
 from flamingo_jax.sharding import mesh as mesh_lib
 from flamingo_jax.tokenizers.base import Tokenizer
@@ -241,13 +241,8 @@ def build_objective(
     """Returns (the model as pure functions, or None, and the stage's objective) of a resolved config."""
     model = config.model
     if config.stage == "contrastive":
-        parts = (
-            model.encoder(),
-            required(model.text_encoder, "text_encoder"),
-            required(model.contrastive, "contrastive"),
-        )
         return None, objective.contrastive(
-            *parts, num_shards=num_shards, augmentation=config.data.augment
+            encoders.contrastive(model), num_shards=num_shards, augmentation=config.data.augment
         )
     if config.stage == "language_model":
         lm = api.language_model(required(model.lm, "lm"))

@@ -30,7 +30,9 @@ FRAMES = jnp.asarray(np.random.default_rng(0).integers(0, 256, (2, 32, 32, 3)), 
 
 
 def _network(config, dtype=jnp.float32):
-    return hk.without_apply_rng(hk.transform(lambda frames: vision.see(config, frames, dtype)))
+    return hk.without_apply_rng(
+        hk.transform(lambda frames: vision.encode_frames(config, frames, dtype))
+    )
 
 
 def _jit(function):

@@ -20,7 +20,7 @@ from flamingo_jax.core.paths import Path
 from flamingo_jax.data.images.read import fit
 from flamingo_jax.inference.engine import InferenceConfig
 from flamingo_jax.inference.vision_features import VisionEncoder
-from flamingo_jax.models.vision import see
+from flamingo_jax.models.vision import encode_frames
 from flamingo_jax.models.vit import ViTConfig
 from tests.parity import stand_ins
 
@@ -78,7 +78,9 @@ def _randomised(model):
 
 def _ours(conversion, frames, **changes):
     config = dataclasses.replace(conversion.model.vit, **changes)
-    model = hk.without_apply_rng(hk.transform(lambda frames: see(config, frames, jnp.float32)))
+    model = hk.without_apply_rng(
+        hk.transform(lambda frames: encode_frames(config, frames, jnp.float32))
+    )
     return np.asarray(jax.jit(model.apply)(load_params(conversion), frames))
 
 
