@@ -37,7 +37,7 @@ from data_pipelines.formats import jsonl, tars
 from data_pipelines.formats.local_files import MAX_IMAGE_BYTES, read_inside
 from data_pipelines.inputs import input_files
 from data_pipelines.keys import text_key, url_key
-from data_pipelines.markers import without_markers
+from data_pipelines.marker_removal import without_markers
 from data_pipelines.on_beam import Execution
 from data_pipelines.page import Reject
 from data_pipelines.web.page_images import as_stored, keep_image, local_image

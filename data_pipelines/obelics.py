@@ -23,14 +23,12 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
-import pyarrow
-import pyarrow.parquet
 from etils import epath
 
 from data_pipelines.collect import Found, collect
 from data_pipelines.inputs import input_files
 from data_pipelines.keys import text_key, url_key
-from data_pipelines.markers import without_markers
+from data_pipelines.marker_removal import without_markers
 from data_pipelines.on_beam import Execution
 from data_pipelines.page import Page, Picture, Reject
 from data_pipelines.web.page_images import local_image, with_images
@@ -73,6 +71,8 @@ def build(request: ObelicsRequest, output: epath.Path, how: Execution) -> dict[s
 
 def read_file(request: ObelicsRequest, path: str) -> Iterator[Found | Reject]:
     """Yields the pages of a parquet, and a reject for each page and image that is left out."""
+    import pyarrow.parquet
+
     started = False
     try:
         with epath.Path(path).open("rb") as raw:

@@ -25,7 +25,7 @@ from data_pipelines.formats import jsonl, tables, tars
 from data_pipelines.formats.local_files import MAX_IMAGE_BYTES, read_inside
 from data_pipelines.inputs import input_files
 from data_pipelines.keys import url_key
-from data_pipelines.markers import without_markers
+from data_pipelines.marker_removal import without_markers
 from data_pipelines.on_beam import Execution
 from data_pipelines.page import Reject
 from data_pipelines.web.page_images import as_stored
@@ -155,15 +155,12 @@ def _from_sample(sample: tars.TarSample, request: PairsRequest) -> Found | Rejec
 
 
 def _from_row(row: dict[str, str], request: PairsRequest, folder: epath.Path) -> Found | Reject:
-    name = tables.column(row, request.image_column, IMAGE_COLUMNS)
-    text = tables.column(row, request.text_column, TEXT_COLUMNS)
-    if name is None or text is None:
-        asked = "--image_column" if name is None else "--text_column"
-        return Reject(
-            "missing_column",
-            f"the columns are {', '.join(row)}: name the right one by {asked}",
-            broken=True,
-        )
+    name = tables.column(row, request.image_column, IMAGE_COLUMNS, flag="--image_column")
+    if isinstance(name, Reject):
+        return name
+    text = tables.column(row, request.text_column, TEXT_COLUMNS, flag="--text_column")
+    if isinstance(text, Reject):
+        return text
     image = read_inside(folder, name, max_bytes=MAX_IMAGE_BYTES, missing="missing_image")
     if isinstance(image, Reject):
         return image

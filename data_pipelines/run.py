@@ -16,6 +16,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import difflib
+import importlib.util
 import json
 import os
 import sys
@@ -28,6 +29,7 @@ from etils import epath
 
 from data_pipelines import (
     dedup,
+    documents,
     m3w,
     mmc4,
     obelics,
@@ -35,7 +37,6 @@ from data_pipelines import (
     pairs,
     pool,
     sample_page,
-    text,
     tokenizer,
     videos,
     world,
@@ -46,46 +47,59 @@ from data_pipelines.write_records import staged
 
 MARK = "pipeline.json"
 
-_READ = (
-    "input",
-    "dataset",
-    "tokenizer",
-    "against",
-    "embeddings",
-)  # options that name files: other files are another request
+EXTRA = "flamingo_jax[pipelines]"  # brings the packages of all pipelines
+
+# Options that name files. A request is another one if the files there have changed.
+_READ = ("input", "dataset", "tokenizer", "against", "embeddings")
 
 Build = Callable[[Any, epath.Path, Execution], dict[str, int]]
 
 
 @dataclasses.dataclass(frozen=True)
 class Pipeline:
-    """A way to make something.
+    """A way to make a dataset, or something of one.
 
     Attributes:
-      options: frozen dataclass of what can be asked for; its fields are flags.
-      build: build(request, directory, how) makes the output in a directory that is there, and
+      options: frozen dataclass of the command-line options; its fields are flags.
+      build: build(request, directory, how) writes the output into an existing directory, and
           returns what it counted.
-      request: makes of these the frozen dataclass of everything that decides the output.
+      request: turns the options into the frozen dataclass of everything that decides the output.
+      packages: packages of the extra that the pipeline imports when it runs.
     """
 
     options: type
     build: Build
     request: Callable[[Any], Any] = lambda asked: asked
+    packages: tuple[str, ...] = ()
 
 
+class MissingPackageError(ModuleNotFoundError):
+    """A package that the pipeline needs is not installed."""
+
+
+# All modules are imported here, because the flags are the fields of their dataclasses. None of
+# them imports a package of the extra before it runs.
 PIPELINES = {
-    "dedup": Pipeline(dedup.DedupRequest, dedup.build),
+    "dedup": Pipeline(
+        dedup.DedupRequest, dedup.build, packages=("apache_beam", "faiss", "imagehash")
+    ),
     "inspect": Pipeline(sample_page.InspectRequest, sample_page.build),
-    "m3w": Pipeline(m3w.M3WRequest, m3w.build),
-    "mmc4": Pipeline(mmc4.MMC4Request, mmc4.build),
-    "obelics": Pipeline(obelics.ObelicsRequest, obelics.build),
-    "pairs": Pipeline(pairs.PairsRequest, pairs.build),
+    "m3w": Pipeline(
+        m3w.M3WRequest, m3w.build, packages=("apache_beam", "py3langid", "selectolax", "warcio")
+    ),
+    "mmc4": Pipeline(mmc4.MMC4Request, mmc4.build, packages=("apache_beam", "scipy", "zstandard")),
+    "obelics": Pipeline(obelics.ObelicsRequest, obelics.build, packages=("apache_beam", "pyarrow")),
+    "pairs": Pipeline(pairs.PairsRequest, pairs.build, packages=("apache_beam",)),
     "pool": Pipeline(pool.PoolRequest, pool.build),
-    "text": Pipeline(text.TextRequest, text.build),
+    "text": Pipeline(
+        documents.TextRequest,
+        documents.build,
+        packages=("apache_beam", "google_crc32c", "pyarrow", "zstandard"),
+    ),
     "tokenizer": Pipeline(
         tokenizer.TokenizerRequest, lambda request, output, _: tokenizer.build(request, output)
     ),
-    "videos": Pipeline(videos.VideosRequest, videos.build),
+    "videos": Pipeline(videos.VideosRequest, videos.build, packages=("apache_beam", "zstandard")),
     "world": Pipeline(
         world.WorldOptions,
         lambda request, output, _: world.build(request, output),
@@ -179,6 +193,16 @@ def _differences(found: dict[str, Any], asked: dict[str, Any]) -> str:
     )
 
 
+def _check_packages(name: str) -> None:
+    """Raises MissingPackageError if a package that the pipeline needs is not installed."""
+    for package in PIPELINES[name].packages:
+        if importlib.util.find_spec(package) is None:
+            raise MissingPackageError(
+                f"--pipeline={name} needs the package {package!r}: pip install '{EXTRA}'",
+                name=package,
+            )
+
+
 def _run(arguments: list[str]) -> None:
     if arguments:
         raise ValueError(
@@ -191,6 +215,7 @@ def _run(arguments: list[str]) -> None:
         raise ValueError(f"--pipeline={name}: expected one of {', '.join(PIPELINES)}.{suggestion}")
     if not _OUTPUT.value:
         raise ValueError("--output is missing: give the directory to make.")
+    _check_packages(name)
     asked, how = _OPTIONS.read(name, flags.FLAGS)
     make(name, PIPELINES[name].request(asked), _OUTPUT.value, how)
 
@@ -200,7 +225,7 @@ def main(argv: list[str]) -> None:
     logging.set_verbosity(logging.WARNING)  # TFDS tells of every file
     try:
         _run(argv[1:])
-    except ValueError as error:
+    except (ValueError, MissingPackageError) as error:
         sys.exit(f"data_pipelines.run: {error}")
     except OSError as error:
         sys.exit(

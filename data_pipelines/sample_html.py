@@ -58,7 +58,7 @@ class Visual:
 
 
 @dataclasses.dataclass(frozen=True)
-class Sample:
+class SampleRow:
     """One row of a batch, ready to be shown.
 
     Attributes:
@@ -87,7 +87,7 @@ class _Figure(NamedTuple):
     attended: int  # by this many tokens
 
 
-def render(title: str, made: str, facts: Mapping[str, str], samples: Sequence[Sample]) -> str:
+def render(title: str, made: str, facts: Mapping[str, str], samples: Sequence[SampleRow]) -> str:
     """Returns the whole page.
 
     Args:
@@ -111,7 +111,7 @@ def hue(number: int) -> float:
     return _HUES[number - 1] if number <= len(_HUES) else round(number * 137.508 % 360, 1)
 
 
-def _figures(sample: Sample) -> list[_Figure]:
+def _figures(sample: SampleRow) -> list[_Figure]:
     figures = []
     for number, visual in enumerate(sample.visuals, start=1):
         attended = sum(token.phi == number for token in sample.tokens)

@@ -20,7 +20,7 @@ import numpy as np
 from etils import epath
 
 from data_pipelines.on_beam import Execution
-from data_pipelines.sample_html import Sample, Token, Visual, render
+from data_pipelines.sample_html import SampleRow, Token, Visual, render
 from flamingo_jax.data.config import AugmentConfig, DataConfig, DatasetConfig
 from flamingo_jax.data.images.augment import augment
 from flamingo_jax.data.images.read import encode_png
@@ -134,7 +134,7 @@ def build(request: InspectRequest, output: epath.Path, how: Execution) -> dict[s
     )
     mixture = Mixture(config, seed=request.seed, tokenizer=tokenizer)
     (output / "images").mkdir()
-    samples: list[Sample] = []
+    samples: list[SampleRow] = []
     batches = -(-request.num_samples // dataset.batch_size)
     for t in range(batches):
         batch = mixture.batch(request.name, t)
@@ -237,7 +237,7 @@ def _sample(
     output: epath.Path,
     kind: str,
     metadata: str,
-) -> Sample:
+) -> SampleRow:
     """One row of a batch; its images are written."""
     length = int((batch.segment[row] > 0).sum())
     tokens, phi = batch.tokens[row, :length].tolist(), batch.media_index[row, :length].tolist()
@@ -264,7 +264,7 @@ def _sample(
     if len(metadata) > _MOST_METADATA:
         metadata = metadata[:_MOST_METADATA] + "…"
     padding = batch.tokens.shape[1] - length
-    return Sample(f"row {position}", tuple(notes), shown, visuals, padding, attends, metadata)
+    return SampleRow(f"row {position}", tuple(notes), shown, visuals, padding, attends, metadata)
 
 
 def _visuals(batch: Batch, row: int, position: int, output: epath.Path) -> Iterator[Visual]:
@@ -280,7 +280,7 @@ def _visuals(batch: Batch, row: int, position: int, output: epath.Path) -> Itera
 
 
 def _facts(
-    samples: Sequence[Sample], dataset: DatasetConfig, request: InspectRequest
+    samples: Sequence[SampleRow], dataset: DatasetConfig, request: InspectRequest
 ) -> dict[str, str]:
     """What the page says on top, over all its rows."""
     tokens = sum(len(sample.tokens) for sample in samples)

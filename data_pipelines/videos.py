@@ -212,15 +212,12 @@ def _from_row(row: dict[str, str], request: VideosRequest, folder: epath.Path) -
         return _from_file(
             folder, name, _Clip(row["name"], row["videoid"], row["contentUrl"]), request
         )
-    path = tables.column(row, request.video_column, VIDEO_COLUMNS)
-    text = tables.column(row, request.text_column, TEXT_COLUMNS)
-    if path is None or text is None:
-        asked = "--video_column" if path is None else "--text_column"
-        return Reject(
-            "missing_column",
-            f"the columns are {', '.join(row)}: name the right one by {asked}",
-            broken=True,
-        )
+    path = tables.column(row, request.video_column, VIDEO_COLUMNS, flag="--video_column")
+    if isinstance(path, Reject):
+        return path
+    text = tables.column(row, request.text_column, TEXT_COLUMNS, flag="--text_column")
+    if isinstance(text, Reject):
+        return text
     return _from_file(
         folder, path, _Clip(text, os.path.basename(path), row.get("url", "")), request
     )

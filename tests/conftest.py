@@ -47,8 +47,9 @@ hypothesis.settings.load_profile("flamingo")
 # the module is imported while it runs.
 EXTRA_OF_MODULE = {
     **dict.fromkeys(("gcsfs", "libtpu"), "tpu"),
-    **dict.fromkeys(("apache_beam", "faiss", "imagehash", "py3langid", "pyarrow"), "pipelines"),
-    **dict.fromkeys(("scipy", "selectolax", "warcio", "zstandard"), "pipelines"),
+    **dict.fromkeys(("apache_beam", "faiss", "google_crc32c", "imagehash"), "pipelines"),
+    **dict.fromkeys(("py3langid", "pyarrow", "scipy", "selectolax"), "pipelines"),
+    **dict.fromkeys(("warcio", "zstandard"), "pipelines"),
     **dict.fromkeys(("nltk", "pycocoevalcap"), "evaluation"),
     **dict.fromkeys(("safetensors", "torch", "transformers"), "conversion"),
     **dict.fromkeys(
@@ -216,7 +217,9 @@ def run_program() -> Callable[..., subprocess.CompletedProcess]:
         )
         if status is not None and done.returncode != status:
             lacking = re.search(
-                r"^ModuleNotFoundError: No module named '(.+)'$", done.stderr, re.MULTILINE
+                r"(?:^ModuleNotFoundError: No module named|needs the package) '([\w.]+)'",
+                done.stderr,
+                re.MULTILINE,
             )
             if lacking and (reason := missing_extra(lacking[1])):
                 pytest.skip(reason)

@@ -9,19 +9,16 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 # Names that still mean two things, each with why. The lists only shrink.
 CLASSES = {
     "Program": "planning; how the engine is compiled",
-    "Sample": "a method of decoding; an example of the evaluation's report; one of the page that "
-    "shows a dataset",
+    "Sample": "a method of decoding; an example of the evaluation's report",
     "Source": "where published results are from; the records of a dataset",
 }
 MODULES = {
     "config": "each package has one, of its own options",
     "embed": "nn: token embeddings; evaluation: writes embeddings of images",
     "logs": "training writes them, the report reads them",
-    "markers": "of a tokenizer; of pages in the pipelines",
     "plan": "the program; what it calls",
     "report": "planning; evaluation",
     "run": "training; evaluation; the pipelines' program",
-    "text": "of the synthetic world; the pipeline of documents",
     # a benchmark and its metric
     "ivqa": "benchmark; metric",
     "okvqa": "benchmark; metric",

@@ -92,13 +92,23 @@ def rows(part: Part) -> Iterator[dict[str, str] | Reject]:
         )
 
 
-def column(row: dict[str, str], asked: str, known: Sequence[str]) -> str | None:
-    """The value of the column `asked`.
+def column(row: dict[str, str], asked: str, known: Sequence[str], *, flag: str) -> str | Reject:
+    """Returns the value of one column of a row, or a Reject for missing_column.
 
-    Or, where that is "", of the first of the `known` names that the row has.
+    Args:
+      row: by column.
+      asked: name of the column; "": the first of `known` that the row has.
+      known: usual names of the column.
+      flag: the option that names the column, for the Reject.
     """
-    names = (asked,) if asked else known
-    return next((row[name] for name in names if name in row), None)
+    for name in (asked,) if asked else known:
+        if name in row:
+            return row[name]
+    return Reject(
+        "missing_column",
+        f"the columns are {', '.join(row)}: name the right one by {flag}",
+        broken=True,
+    )
 
 
 class _Reader:

@@ -23,9 +23,7 @@ import re
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from selectolax.lexbor import LexborHTMLParser
-
-from data_pipelines.markers import without_markers
+from data_pipelines.marker_removal import without_markers
 from data_pipelines.page import Page, Picture, Reject
 from data_pipelines.web.boilerplate import SKIPPED_TAGS, ElementKind, kind_of
 from data_pipelines.web.html_decode import HtmlLimits, decode_html
@@ -152,6 +150,8 @@ def html_to_page(
       URLs). Or a Reject: html_too_large, html_too_deep, broken_text, or no_text for a page without
       any.
     """
+    from selectolax.lexbor import LexborHTMLParser
+
     html = decode_html(body, charset, limits)
     if isinstance(html, Reject):
         return html

@@ -13,12 +13,10 @@ import dataclasses
 import io
 import re
 import zlib
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import Any, BinaryIO
 
 from etils import epath
-from warcio.bufferedreaders import BufferedReader
-from warcio.recordloader import ArcWarcRecordLoader
 
 from data_pipelines.page import Reject
 
@@ -157,19 +155,14 @@ def read(place: Place, max_bytes: int, file: BinaryIO | None = None) -> Response
         if data.startswith(_MAGIC):
             data = zlib.decompressobj(_GZIP).decompress(data, most)
         record = _parsed(data)
-        encoding = (
-            (record.http_headers.get_header("content-encoding") or "identity").strip().lower()
-        )
-        if (
-            encoding not in ("identity", "none", "")
-            and encoding not in BufferedReader.get_supported_decompressors()
-        ):
+        encoding = _http_header(record, "content-encoding").strip().lower()
+        if encoding not in ("identity", "none", "") and encoding not in _known_encodings():
             return Reject("unknown_encoding", f"{place}: {encoding!r:.40}", broken=True)
         body = _at_most(record.content_stream(), max_bytes + 1)
     except Exception as error:  # noqa: BLE001  warcio raises nearly anything on damaged records
         return Reject("damaged_record", f"{place}: {error!r}", broken=True)
     identified = record.rec_headers.get_header("WARC-Identified-Content-Charset")
-    stated = _CHARSET.search(record.http_headers.get_header("content-type") or "")
+    stated = _CHARSET.search(_http_header(record, "content-type"))
     return Response(_url(record), body, identified or (stated.group(1) if stated else ""))
 
 
@@ -181,16 +174,28 @@ def _entry(head: bytes, place: Place) -> Entry | Reject | None:
         record = _parsed(head)
         if record.http_headers is None or record.http_headers.get_statuscode() != "200":
             return None
-        media_type = (
-            (record.http_headers.get_header("content-type") or "").partition(";")[0].strip().lower()
-        )
+        content_type = _http_header(record, "content-type")
+        media_type = content_type.partition(";")[0].strip().lower()
         return Entry(_url(record), media_type, place)
     except Exception as error:  # noqa: BLE001  warcio raises nearly anything on damaged records
         return Reject("damaged_record", f"{place}: {error!r}", broken=True)
 
 
 def _parsed(data: bytes) -> Any:
+    from warcio.recordloader import ArcWarcRecordLoader
+
     return ArcWarcRecordLoader().parse_record_stream(io.BytesIO(data), known_format="warc")
+
+
+def _known_encodings() -> Collection[str]:
+    """Returns the content encodings that warcio unpacks."""
+    from warcio.bufferedreaders import BufferedReader
+
+    return BufferedReader.get_supported_decompressors()
+
+
+def _http_header(record: Any, name: str) -> str:
+    return record.http_headers.get_header(name) or ""
 
 
 def _url(record: Any) -> str:

@@ -23,7 +23,7 @@ import tokenizers
 import zstandard
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
-from data_pipelines import m3w, mmc4, obelics, pairs, text, videos
+from data_pipelines import documents, m3w, mmc4, obelics, pairs, videos
 from data_pipelines.collect import Found
 from data_pipelines.formats import jsonl, tables, tars, tfrecord
 from data_pipelines.page import Page, Reject
@@ -270,12 +270,12 @@ def _parquet(rows: list[dict], **options) -> bytes:
 
 
 def _text(file: pathlib.Path) -> Iterator[str]:
-    for request in (text.TextRequest(input=str(file), near_duplicates=True), _ANY_TEXT):
-        for part in text.parts(dataclasses.replace(request, input=str(file))):
-            yield from _read("document", text.read(request, part))
+    for request in (documents.TextRequest(input=str(file), near_duplicates=True), _ANY_TEXT):
+        for part in documents.parts(dataclasses.replace(request, input=str(file))):
+            yield from _read("document", documents.read(request, part))
 
 
-_ANY_TEXT = text.TextRequest(quality_filter=False, repetition_filter=False)
+_ANY_TEXT = documents.TextRequest(quality_filter=False, repetition_filter=False)
 
 
 def _mmc4() -> list[dict]:
@@ -409,7 +409,7 @@ def _tfrecords() -> list[bytes]:
 def _tfrecord_rows(file: pathlib.Path) -> Iterator[str]:
     if not (file.parent / "dataset_info.json").exists():
         write_metadata(file.parent, "document", {"train": [Shard(4, 1000)]})
-    yield from _read("document", text.read(_ANY_TEXT, text.ExamplesFile(str(file))))
+    yield from _read("document", documents.read(_ANY_TEXT, documents.ExamplesFile(str(file))))
 
 
 def _array_records(kind: str) -> list[bytes]:

@@ -23,7 +23,7 @@ pytest.importorskip("selectolax")
 pytest.importorskip("pyarrow")
 pytest.importorskip("zstandard")
 
-from data_pipelines import m3w, pairs, text, videos
+from data_pipelines import documents, m3w, pairs, videos
 from data_pipelines.on_beam import Execution
 from data_pipelines.write_records import write_records
 from flamingo_jax.data.config import DataConfig, DatasetConfig
@@ -211,7 +211,9 @@ def test_documents(tmp_path):
         b'{"words": 1}',
     ]
     (tmp_path / "a.jsonl").write_bytes(b"\n".join(rows))
-    report, source = made(text, text.TextRequest(input=str(tmp_path / "a.jsonl")), tmp_path)
+    report, source = made(
+        documents, documents.TextRequest(input=str(tmp_path / "a.jsonl")), tmp_path
+    )
     assert report["rejected"] == {
         "broken_text": 1,
         "not_json": 1,

@@ -5,7 +5,7 @@ import hypothesis.strategies as st
 import pytest
 
 from data_pipelines.keys import same_url, text_key, url_key
-from data_pipelines.markers import without_markers
+from data_pipelines.marker_removal import without_markers
 from flamingo_jax.tokenizers.markers import EOC, IMAGE_TAG
 
 

@@ -1,20 +1,21 @@
 """The pipeline program: what it makes, when it does nothing, and what it refuses."""
 
 import json
+import pathlib
+import re
+import sys
 
-import array_record.python.array_record_data_source  # noqa: F401 (defines flags; were it imported later, flagsaver would drop them)
+# It defines flags. Were it imported later, flagsaver would drop them.
+import array_record.python.array_record_data_source  # noqa: F401
 import pytest
 from absl import flags
 from absl.testing import flagsaver
-
-pytest.importorskip("warcio")
-pytest.importorskip("selectolax")
-pytest.importorskip("pyarrow")
 
 from data_pipelines import run
 from flamingo_jax.tokenizers.sentencepiece import SentencePieceTokenizer
 from flamingo_jax.world.text import NAMES, WORDS
 
+ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
 SMALL = (
     "--size=smoke",
     "--num_pages=4",
@@ -166,6 +167,54 @@ def test_unwritable_output_is_explained(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(SystemExit, match="Give a writable place"):
         call("--pipeline=world", f"--output={tmp_path / 'file' / 'world'}", *SMALL)
+
+
+# jax and tensorflow_datasets import scipy too, so it cannot be missing.
+BLOCKED = sorted({each for one in run.PIPELINES.values() for each in one.packages} - {"scipy"})
+BLOCK = f"""
+import sys
+sys.modules.update(dict.fromkeys({BLOCKED}))
+from absl import app
+from data_pipelines import run
+app.run(run.main)
+"""
+
+
+def test_a_world_needs_no_package_of_the_extra(run_program, tmp_path):
+    done = run_program("-c", BLOCK, "--pipeline=world", f"--output={tmp_path / 'world'}", *SMALL)
+    assert (tmp_path / "world" / "world.json").exists()
+    assert not done.stderr
+
+
+@pytest.mark.parametrize(("pipeline", "package"), [("m3w", "apache_beam"), ("text", "apache_beam")])
+def test_a_missing_package_says_what_to_install(run_program, tmp_path, pipeline, package):
+    output = tmp_path / "output"
+    done = run_program(
+        "-c", BLOCK, f"--pipeline={pipeline}", "--input=x", f"--output={output}", status=1
+    )
+    assert done.stderr == (
+        f"data_pipelines.run: --pipeline={pipeline} needs the package '{package}': "
+        "pip install 'flamingo_jax[pipelines]'\n"
+    )
+    assert not output.exists()
+
+
+@pytest.mark.parametrize("package", BLOCKED)
+def test_each_package_of_a_pipeline_is_looked_for(monkeypatch, package):
+    monkeypatch.setitem(sys.modules, package, None)
+    needing = [name for name, each in run.PIPELINES.items() if package in each.packages]
+    for name in needing:
+        with pytest.raises(SystemExit, match=f"--pipeline={name} needs the package '{package}'"):
+            call(f"--pipeline={name}", "--output=x", "--input=y")
+
+
+def test_the_packages_are_those_of_the_extra():
+    """Distributions and modules have other names."""
+    lines = (ROOT / "setup.py").read_text().partition('"pipelines": [')[2].partition("]")[0]
+    named = {"faiss-cpu": "faiss"}
+    extra = [re.match(r"[\w-]+", line.strip(' ",'))[0] for line in lines.split()]
+    modules = {named.get(each, each).replace("-", "_").lower() for each in extra}
+    assert modules == {each for one in run.PIPELINES.values() for each in one.packages}
 
 
 def test_program_makes_a_world_without_a_backend(run_program, tmp_path):

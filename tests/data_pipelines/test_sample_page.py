@@ -11,7 +11,7 @@ import pytest
 from etils import epath
 
 from data_pipelines.on_beam import Execution
-from data_pipelines.sample_html import Sample, Token, Visual, hue, render
+from data_pipelines.sample_html import SampleRow, Token, Visual, hue, render
 from data_pipelines.sample_page import InspectRequest, build, direction, texts_of
 from data_pipelines.write_records import write_records
 from flamingo_jax.data.config import AugmentConfig, DataConfig, DatasetConfig
@@ -184,7 +184,7 @@ def test_nothing_of_a_text_becomes_html(made, tmp_path):
     )
     assert "default-src 'none'" in page.all("meta")[1][0]["content"]
     assert "://" not in (output / "index.html").read_text().replace(INJECTION, "")
-    hostile = Sample(
+    hostile = SampleRow(
         INJECTION,
         (INJECTION,),
         (Token(INJECTION + "\0\n", 1, 0.5, 1, is_new=False),),

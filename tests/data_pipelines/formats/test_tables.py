@@ -79,6 +79,9 @@ def test_lines_without_end_cost_no_memory(table, monkeypatch):
 
 def test_column_is_the_asked_one_or_the_first_known():
     row = {"title": "t", "caption": "c", "mine": "m"}
-    assert column(row, "", ("caption", "title")) == "c"
-    assert column(row, "mine", ("caption",)) == "m"
-    assert column(row, "none", ("caption",)) is None
+    assert column(row, "", ("caption", "title"), flag="--text_column") == "c"
+    assert column(row, "mine", ("caption",), flag="--text_column") == "m"
+    missing = column(row, "none", ("caption",), flag="--text_column")
+    assert isinstance(missing, Reject)
+    assert missing.reason == "missing_column"
+    assert missing.detail.endswith("name the right one by --text_column")

@@ -11,10 +11,10 @@ import pytest
 import tensorflow_datasets as tfds
 from etils import epath
 
+from data_pipelines.documents import RowGroups, TextRequest, build, parts, read
 from data_pipelines.formats import tfrecord
 from data_pipelines.on_beam import Execution
 from data_pipelines.page import Reject
-from data_pipelines.text import RowGroups, TextRequest, build, parts, read
 from flamingo_jax.data.sources import Source
 
 pyarrow = pytest.importorskip("pyarrow")
@@ -175,7 +175,7 @@ def test_row_groups_are_shared_out(tmp_path, monkeypatch):
         pyarrow.table({"text": TEXTS}), tmp_path / "a.parquet", row_group_size=1
     )
     size = pyarrow.parquet.read_metadata(tmp_path / "a.parquet").row_group(0).total_byte_size
-    monkeypatch.setattr("data_pipelines.text.PART", 2 * size + 100)
+    monkeypatch.setattr("data_pipelines.documents.PART", 2 * size + 100)
     request = TextRequest(str(tmp_path))
     assert [(part.start, part.stop) for part in parts(request)] == [(0, 2), (2, 4), (4, 5)]
     assert collected(request) == TEXTS

@@ -23,7 +23,7 @@ from data_pipelines.filters import quality, repetition
 from data_pipelines.formats import jsonl, tfrecord
 from data_pipelines.inputs import input_files
 from data_pipelines.keys import text_key, url_key
-from data_pipelines.markers import without_markers
+from data_pipelines.marker_removal import without_markers
 from data_pipelines.near_duplicates import band_keys
 from data_pipelines.on_beam import Execution
 from data_pipelines.page import Reject
