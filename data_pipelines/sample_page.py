@@ -24,7 +24,8 @@ from data_pipelines.sample_html import SampleRow, Token, Visual, render
 from flamingo_jax.data.config import AugmentConfig, DataConfig, DatasetConfig
 from flamingo_jax.data.images.augment import augment
 from flamingo_jax.data.images.read import encode_png
-from flamingo_jax.data.mixture import Mixture, describe
+from flamingo_jax.data.mixture import Mixture
+from flamingo_jax.data.rejected import describe_reasons
 from flamingo_jax.data.rows import RECORD_KINDS
 from flamingo_jax.data.schema import Batch
 from flamingo_jax.data.sources import Source
@@ -138,7 +139,7 @@ def build(request: InspectRequest, output: epath.Path, how: Execution) -> dict[s
     batches = -(-request.num_samples // dataset.batch_size)
     for t in range(batches):
         batch = mixture.batch(request.name, t)
-        if request.augment and dataset.num_media:
+        if request.augment and dataset.num_visuals:
             on_device = to_device(batch)
             seen = augment(on_device.frames, on_device.media_key, AugmentConfig())
             batch = dataclasses.replace(batch, frames=np.asarray(seen))
@@ -157,13 +158,15 @@ def build(request: InspectRequest, output: epath.Path, how: Execution) -> dict[s
                 )
             )
     rejected = mixture.rejected.get(request.name, {})
-    facts = _facts(samples, dataset, request) | {"corrupt records": describe(rejected) or "none"}
+    facts = _facts(samples, dataset, request) | {
+        "corrupt records": describe_reasons(rejected) or "none"
+    }
     treated = "augmented as in training" if request.augment else "not augmented"
     pictures = f"; images {request.image_size} x {request.image_size}, {treated}"
     made = (
         f"{request.dataset} ({request.split}), rows 0 to {len(samples) - 1} of dataset "
         f"{request.name!r} with seed {request.seed}, as {kind}; tokenizer "
-        f"{request.tokenizer}{pictures if dataset.num_media else ''}"
+        f"{request.tokenizer}{pictures if dataset.num_visuals else ''}"
     )
     page = render("Samples as the model sees them", made, facts, samples)
     (output / "index.html").write_text(page)
@@ -290,12 +293,12 @@ def _facts(
         "tokens that are padding": f"{1 - tokens / (len(samples) * request.length):.1%}",
         "tokens predicted": f"{predicted / (len(samples) * request.length):.1%}",
     }
-    if dataset.num_media:
+    if dataset.num_visuals:
         images = sum(len(sample.visuals) for sample in samples)
-        room = len(samples) * dataset.num_media
+        room = len(samples) * dataset.num_visuals
         attending = sum(token.phi > 0 for sample in samples for token in sample.tokens)
         facts |= {
-            "images per row": f"{images / len(samples):.2f} of {dataset.num_media}",
+            "images per row": f"{images / len(samples):.2f} of {dataset.num_visuals}",
             "pool that is padding": f"{1 - images / room:.1%} of {room}",
             "tokens with an image": f"{attending / max(tokens, 1):.1%}",
         }

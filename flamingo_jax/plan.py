@@ -19,8 +19,7 @@ from ml_collections import config_flags
 from flamingo_jax.core.config import ConfigError, from_dict, in_one_message
 from flamingo_jax.core.config_files import with_named_configs
 from flamingo_jax.core.paths import Path, PathError, write_atomically
-from flamingo_jax.planning import plan as plan_lib
-from flamingo_jax.planning import report
+from flamingo_jax.planning import planner, summary
 from flamingo_jax.planning.program import Prompts
 from flamingo_jax.training.config import TrainConfig
 
@@ -55,17 +54,17 @@ def main(argv: list[str]) -> None:
     if not flags.FLAGS["verbosity"].present:
         logging.set_verbosity(logging.ERROR)
     try:
-        plan = plan_lib.make_plan(
+        plan = planner.make_plan(
             from_dict(TrainConfig, _CONFIG.value),
             _TOPOLOGY.value,
             program=_PROGRAM.value,
-            fill=plan_lib.parse_fill(_FILL.value),
+            fill=planner.parse_fill(_FILL.value),
             datasets=_DATASETS.value,
             prompts=Prompts(_ROWS.value, _SHOTS.value, _LENGTH.value, _NEW.value),
         )
-        print(report.to_text(plan))
+        print(summary.to_text(plan))
         if _JSON.value:
-            write_atomically(Path(_JSON.value), json.dumps(report.to_json(plan), indent=1) + "\n")
+            write_atomically(Path(_JSON.value), json.dumps(summary.to_json(plan), indent=1) + "\n")
     except (ConfigError, PathError) as error:
         sys.exit(f"{type(error).__name__}: {error}")
     sys.exit(0 if plan.fits else 3)

@@ -16,8 +16,6 @@ MODULES = {
     "config": "each package has one, of its own options",
     "embed": "nn: token embeddings; evaluation: writes embeddings of images",
     "logs": "training writes them, the report reads them",
-    "plan": "the program; what it calls",
-    "report": "planning; evaluation",
     "run": "training; evaluation; the pipelines' program",
     # a benchmark and its metric
     "ivqa": "benchmark; metric",

@@ -79,7 +79,7 @@ class DatasetConfig:
             )
 
     @property
-    def num_media(self) -> int:
+    def num_visuals(self) -> int:
         """N, the visual inputs that one row can have."""
         return {"interleaved": self.max_images, "pairs": 1, "captions": 1, "text": 0}[self.kind]
 

@@ -66,10 +66,9 @@ class Example:
     def num_bytes(self) -> int:
         """About how much memory it takes."""
         phi = 0 if self.phi is None else self.phi.nbytes
-        media = 0 if self.images is None else self.images.num_bytes
-        return (
-            sum(tokens.nbytes for tokens in self.tokens) + phi + media + len(self.video) + _OVERHEAD
-        )
+        images = 0 if self.images is None else self.images.num_bytes
+        tokens = sum(tokens.nbytes for tokens in self.tokens)
+        return tokens + phi + images + len(self.video) + _OVERHEAD
 
     def keep_in(self, room: Room) -> None:
         """Lets its images stay decoded while there is room."""
@@ -88,7 +87,7 @@ class TrainingRow:
     tokens: np.ndarray
     segment: np.ndarray
     media_index: np.ndarray
-    media: tuple[Sequence[np.ndarray], ...] = ()
+    visuals: tuple[Sequence[np.ndarray], ...] = ()
 
 
 class RowMaker:
@@ -167,8 +166,8 @@ class RowMaker:
                 rng=rng(),
             )
             chosen = range(piece.first_image, piece.first_image + piece.num_images)
-            media = tuple((example.images[i],) for i in chosen)
-            return TrainingRow(piece.tokens, np.ones_like(piece.tokens), piece.phi, media)
+            visuals = tuple((example.images[i],) for i in chosen)
+            return TrainingRow(piece.tokens, np.ones_like(piece.tokens), piece.phi, visuals)
         if config.kind == "pairs":
             tokens = example.tokens[int(rng().random() < config.space_prefix)]
         tokens = tokens[: config.length]
@@ -207,80 +206,73 @@ class RowMaker:
         )
         return [example.images[int(i)] for i in frames]
 
+    def collate(
+        self,
+        rows: Sequence[TrainingRow],
+        *,
+        num_shards: int,
+        stream: tuple[int, int],
+        first: int,
+        where: str,
+    ) -> Batch:
+        """Puts rows into a batch.
 
-def collate(
-    rows: Sequence[TrainingRow],
-    config: DatasetConfig,
-    *,
-    image_size: int,
-    num_shards: int,
-    tokenizer: Tokenizer,
-    stream: tuple[int, int],
-    first: int,
-    where: str,
-) -> Batch:
-    """Puts rows into a batch.
+        Pads them, and puts their visual inputs into the pools of their data shards, in order.
 
-    Pads them, and puts their visual inputs into the pools of their data shards, in order.
+        Args:
+            rows: rows of `num_shards` data shards, one shard after the other.
+            num_shards: data shards that the rows belong to.
+            stream: the seed, and the number that identifies the dataset; for the keys of
+                augmentation.
+            first: position of the first row in the dataset. The others follow it.
+            where: names the batch in the error.
 
-    Args:
-        rows: those of `num_shards` data shards, one after the other.
-        config: the dataset's.
-        image_size: side of the square images, in pixels.
-        num_shards: data shards that the rows belong to.
-        tokenizer: tells <pad> and <BOS>.
-        stream: the seed, and what stands for the dataset's name beside it; for the keys of
-            augmentation.
-        first: position of the first row in the dataset; the others follow on.
-        where: names the batch in the error.
-
-    Raises:
-        ValueError: the visual inputs of a shard are more than its pool holds.
-    """
-    per_shard = len(rows) // num_shards
-    capacity = (
-        per_shard * config.num_media if config.pool is None or not config.num_media else config.pool
-    )
-    tokens = np.full((len(rows), config.length), tokenizer.pad_id, np.int32)
-    segment, media_index = np.zeros_like(tokens), np.zeros_like(tokens)
-    media_slot = np.full((len(rows), config.num_media), -1, np.int32)
-    frames = np.empty(
-        (num_shards * capacity, config.num_frames, image_size, image_size, 3), np.uint8
-    )
-    frame_mask = np.zeros(frames.shape[:2], bool)
-    used = 0
-    for b, row in enumerate(rows):
-        shard, in_shard = divmod(b, per_shard)
-        used = used if in_shard else 0
-        if used + len(row.media) > capacity:
-            raise ValueError(
-                f"{where}: rows {shard * per_shard} to {b} need {used + len(row.media)} visual "
-                f"inputs, more than the {capacity} that the pool of data shard {shard} (of those "
-                "here) holds. Raise `pool` of the dataset."
-            )
-        tokens[b, : len(row.tokens)] = row.tokens
-        segment[b, : len(row.tokens)] = row.segment
-        media_index[b, : len(row.tokens)] = row.media_index
-        media_slot[b, : len(row.media)] = np.arange(used, used + len(row.media))
-        for slot, clip in enumerate(row.media, start=shard * capacity + used):
-            for image, square in zip(clip, frames[slot], strict=False):
-                place(image, square)
-            frame_mask[slot, : len(clip)] = True
-        used += len(row.media)
-    frames[~frame_mask] = 0
-    # a vocabulary may have one piece for <BOS> and <EOS>
-    starts = np.diff(segment, axis=1, prepend=0) != 0
-    if tokenizer.start_ids:
-        starts &= tokens == tokenizer.bos_id
-    loss_weights = ((segment > 0) & ~starts).astype(np.float32)
-    media_key = np.zeros((len(frames), 2), np.uint32)
-    owners, numbers = np.nonzero(media_slot >= 0)
-    media_key[owners // per_shard * capacity + media_slot[owners, numbers]] = media_keys(
-        stream, first + owners, numbers
-    )
-    return Batch(
-        tokens, segment, loss_weights, media_index, media_slot, frames, frame_mask, media_key
-    )
+        Raises:
+            ValueError: the visual inputs of a shard do not fit into its pool.
+        """
+        config, tokenizer, size = self._config, self._tokenizer, self._image_size
+        per_shard = len(rows) // num_shards
+        capacity = per_shard * config.num_visuals
+        if config.pool is not None and config.num_visuals:
+            capacity = config.pool
+        tokens = np.full((len(rows), config.length), tokenizer.pad_id, np.int32)
+        segment, media_index = np.zeros_like(tokens), np.zeros_like(tokens)
+        media_slot = np.full((len(rows), config.num_visuals), -1, np.int32)
+        frames = np.empty((num_shards * capacity, config.num_frames, size, size, 3), np.uint8)
+        frame_mask = np.zeros(frames.shape[:2], bool)
+        used = 0
+        for b, row in enumerate(rows):
+            shard, in_shard = divmod(b, per_shard)
+            used = used if in_shard else 0
+            if used + len(row.visuals) > capacity:
+                raise ValueError(
+                    f"{where}: rows {shard * per_shard} to {b} need {used + len(row.visuals)} "
+                    f"visual inputs, more than the {capacity} that the pool of data shard {shard} "
+                    "(of those here) holds. Raise `pool` of the dataset."
+                )
+            tokens[b, : len(row.tokens)] = row.tokens
+            segment[b, : len(row.tokens)] = row.segment
+            media_index[b, : len(row.tokens)] = row.media_index
+            media_slot[b, : len(row.visuals)] = np.arange(used, used + len(row.visuals))
+            for slot, clip in enumerate(row.visuals, start=shard * capacity + used):
+                for image, square in zip(clip, frames[slot], strict=False):
+                    place(image, square)
+                frame_mask[slot, : len(clip)] = True
+            used += len(row.visuals)
+        frames[~frame_mask] = 0
+        # A segment starts with <BOS>, which is no target. The segment is compared too, because a
+        # vocabulary may have one piece for <BOS> and <EOS>.
+        starts = np.diff(segment, axis=1, prepend=0) != 0
+        if tokenizer.start_ids:
+            starts &= tokens == tokenizer.bos_id
+        loss_weights = ((segment > 0) & ~starts).astype(np.float32)
+        media_key = np.zeros((len(frames), 2), np.uint32)
+        owners, numbers = np.nonzero(media_slot >= 0)
+        slots = owners // per_shard * capacity + media_slot[owners, numbers]
+        media_key[slots] = media_keys(stream, first + owners, numbers)
+        return Batch(
+            tokens, segment, loss_weights, media_index, media_slot, frames, frame_mask, media_key
+        )
 
 
 def media_keys(

@@ -52,7 +52,7 @@ class Fill:
     @classmethod
     def full(cls, dataset: DatasetConfig, num_shards: int) -> Fill:
         """Returns the batch in which every row is as long as it can be, and the pool of images is used up."""
-        per_shard = dataset.batch_size // num_shards * dataset.num_media
+        per_shard = dataset.batch_size // num_shards * dataset.num_visuals
         pool = per_shard if dataset.pool is None else min(dataset.pool, per_shard)
         return cls(dataset.batch_size, dataset.length, num_shards * pool, dataset.num_frames)
 

@@ -158,8 +158,8 @@ def inference(config: TrainConfig, mesh: Mesh, name: str, prompts: Prompts) -> P
 
 
 def abstract_batch(config: DataConfig, dataset: DatasetConfig, num_shards: int) -> Batch:
-    """Returns the shapes of a dataset's batch, over all devices, as `data.rows.collate` makes it."""
-    rows, length, images = dataset.batch_size, dataset.length, dataset.num_media
+    """Returns the shapes of a dataset's batch, over all devices, as `data.rows.RowMaker.collate` makes it."""
+    rows, length, images = dataset.batch_size, dataset.length, dataset.num_visuals
     per_shard = rows // num_shards * images if dataset.pool is None or not images else dataset.pool
     pool, frames, size = num_shards * per_shard, dataset.num_frames, config.image_size
     shape = jax.ShapeDtypeStruct

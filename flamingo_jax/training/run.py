@@ -22,7 +22,8 @@ from flamingo_jax.checkpoint.arrays import CheckpointError
 from flamingo_jax.checkpoint.store import MAY_DIFFER, Store, steps
 from flamingo_jax.core import config as config_lib
 from flamingo_jax.core import paths, trees
-from flamingo_jax.data.mixture import BrokenDataset, Mixture, describe
+from flamingo_jax.data.mixture import Mixture
+from flamingo_jax.data.rejected import BrokenDataset, describe_reasons
 from flamingo_jax.data.to_device import to_device
 from flamingo_jax.models import api, encoders
 from flamingo_jax.models.config import required
@@ -395,7 +396,9 @@ def _tell_rejected(mixture: Mixture, tell: Tell) -> callbacks.Hook:
         nonlocal told
         if (rejected := mixture.rejected) != told:
             told = rejected
-            counts = "; ".join(f"{name}: {describe(reasons)}" for name, reasons in rejected.items())
+            counts = "; ".join(
+                f"{name}: {describe_reasons(reasons)}" for name, reasons in rejected.items()
+            )
             tell(f"Corrupt records, skipped up to step {moment.step}: {counts}.")
 
     return hook

@@ -33,7 +33,8 @@ from etils import epath
 from PIL import Image, ImageDraw
 
 from data_pipelines.write_records import write_records
-from flamingo_jax.data.mixture import DataConfig, DatasetConfig, Mixture
+from flamingo_jax.data.config import DataConfig, DatasetConfig
+from flamingo_jax.data.mixture import Mixture
 from flamingo_jax.data.schema import Document, ImageText
 from flamingo_jax.tokenizers.base import Tokenizer
 from flamingo_jax.tokenizers.load import load_tokenizer

@@ -10,9 +10,11 @@ import logging
 import numpy as np
 import pytest
 
-from flamingo_jax.data import mixture as mixture_lib
-from flamingo_jax.data.mixture import BrokenDataset, DataConfig, DatasetConfig, Mixture
-from flamingo_jax.data.rows import TrainingRow, collate, media_keys
+from flamingo_jax.data import rejected
+from flamingo_jax.data.config import DataConfig, DatasetConfig
+from flamingo_jax.data.mixture import Mixture
+from flamingo_jax.data.rejected import BrokenDataset
+from flamingo_jax.data.rows import RowMaker, TrainingRow, media_keys
 from flamingo_jax.data.schema import Batch
 from flamingo_jax.tokenizers.markers import Markers
 from flamingo_jax.tokenizers.sentencepiece import SentencePieceTokenizer
@@ -354,7 +356,7 @@ def test_the_record_at_a_position(config, words):
 
 def test_too_many_corrupt_records_stop_the_run(config, words, monkeypatch):
     """Not the first few; then as soon as their share is beyond the limit. One of 14 is 7 %."""
-    monkeypatch.setattr(mixture_lib, "_ALWAYS_ALLOWED", 3)
+    monkeypatch.setattr(rejected, "_ALWAYS_ALLOWED", 3)
     changed = only(config, "pairs", batch_size=14)
     mixture = Mixture(changed, seed=5, tokenizer=words)
     for t in range(3):
@@ -497,16 +499,8 @@ def test_one_piece_for_begin_and_end_is_predicted_at_the_end(words, tmp_path):
         )
     )
     config = DatasetConfig("text", "", batch_size=1, length=8)
-    made = collate(
-        [row],
-        config,
-        image_size=1,
-        num_shards=1,
-        tokenizer=tokenizer,
-        stream=(0, 0),
-        first=0,
-        where="batch",
-    )
+    maker = RowMaker(config, tokenizer, image_size=1)
+    made = maker.collate([row], num_shards=1, stream=(0, 0), first=0, where="batch")
     np.testing.assert_array_equal(made.loss_weights, [[0, 1, 1, 0, 1, 1, 0, 0]])
 
 
@@ -517,14 +511,6 @@ def test_without_bos_no_document_predicts_the_first_token_of_the_next(words):
         *(np.array(row, np.int32) for row in ([5, 6, 2, 7, 8, 2], [1, 1, 1, 2, 2, 2], [0] * 6))
     )
     config = DatasetConfig("text", "", batch_size=1, length=8)
-    made = collate(
-        [row],
-        config,
-        image_size=1,
-        num_shards=1,
-        tokenizer=words_alone,
-        stream=(0, 0),
-        first=0,
-        where="batch",
-    )
+    maker = RowMaker(config, words_alone, image_size=1)
+    made = maker.collate([row], num_shards=1, stream=(0, 0), first=0, where="batch")
     np.testing.assert_array_equal(made.loss_weights, [[0, 1, 1, 0, 1, 1, 0, 0]])

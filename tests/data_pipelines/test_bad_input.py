@@ -28,7 +28,8 @@ from data_pipelines.on_beam import Execution
 from data_pipelines.write_records import write_records
 from flamingo_jax.data.config import DataConfig, DatasetConfig
 from flamingo_jax.data.images.read import encode_png
-from flamingo_jax.data.mixture import BrokenDataset, Mixture, describe
+from flamingo_jax.data.mixture import Mixture
+from flamingo_jax.data.rejected import BrokenDataset, describe_reasons
 from flamingo_jax.data.schema import ImageText, InterleavedPage, VideoText
 from flamingo_jax.data.sources import Source
 from flamingo_jax.tokenizers.sentencepiece import SentencePieceTokenizer, train_sentencepiece
@@ -266,7 +267,7 @@ def test_stored_records(tmp_path, tokenizer):
     write_records(tmp_path / "pairs", "image_text", {"train": records})
     found = loaded(tmp_path / "pairs", "pairs", tokenizer)
     assert found == REASONS
-    assert describe(found).startswith("truncated_image 3, ")
+    assert describe_reasons(found).startswith("truncated_image 3, ")
     good = InterleavedPage(("a caption", crawl.jpeg(1)))
     more_tags = InterleavedPage(("a caption <image>", crawl.jpeg(2)))
     write_records(tmp_path / "pages", "interleaved_page", {"train": lambda: [good, more_tags]})

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from data_pipelines import pool
 from data_pipelines.on_beam import Execution
 from data_pipelines.write_records import write_records
-from flamingo_jax.data.mixture import DataConfig, DatasetConfig, Mixture
+from flamingo_jax.data.config import DataConfig, DatasetConfig
+from flamingo_jax.data.mixture import Mixture
 from flamingo_jax.data.schema import Document, ImageText, InterleavedPage
 from flamingo_jax.tokenizers.sentencepiece import SentencePieceTokenizer, train_sentencepiece
 

@@ -7,7 +7,7 @@ import pytest
 
 from configs import contrastive_f6
 from flamingo_jax.core.config import from_dict
-from flamingo_jax.planning import flops, plan, report
+from flamingo_jax.planning import flops, planner, summary
 from flamingo_jax.training.config import TrainConfig
 from flamingo_jax.training.run import build_objective
 from tests.training import small
@@ -26,7 +26,7 @@ def planned():
     described.data.datasets = {"align": described.data.datasets.align}
     described.data.datasets.align.batch_size = ROWS
     described.mesh.update(replica=2, data=4)
-    return plan.make_plan(from_dict(TrainConfig, described), "v4:2x2x2")
+    return planner.make_plan(from_dict(TrainConfig, described), "v4:2x2x2")
 
 
 @pytest.mark.tpu_compiler
@@ -39,7 +39,7 @@ def test_weights_gradients_and_embeddings_cross_the_chips_and_no_activations(pla
     The first block's activations are 1024 x 8 x 8 x 256 numbers, 34 MB: one gather of them more
     would be seen.
     """
-    data = report.to_json(planned)
+    data = summary.to_json(planned)
     weights = 2 * data["parameters"]["total"]
     embeddings = 4 * ROWS * JOINT
     moved = {"all-gather": 0, "all-reduce": 0}
@@ -79,8 +79,8 @@ def test_rows_of_a_merged_batch_are_compared_with_all_others():
 @pytest.mark.slow
 @pytest.mark.tpu_compiler
 def test_the_papers_run_fits_its_512_chips():
-    data = report.to_json(
-        plan.make_plan(from_dict(TrainConfig, contrastive_f6.get_config()), "v4:8x8x8")
+    data = summary.to_json(
+        planner.make_plan(from_dict(TrainConfig, contrastive_f6.get_config()), "v4:8x8x8")
     )
     assert data["fits"] and data["hbm_bytes"]["total"] < 32 * GIB
     assert data["chips"] == 512

@@ -11,7 +11,7 @@ import importlib
 import pytest
 
 from flamingo_jax.core.config import from_dict
-from flamingo_jax.planning import plan, report
+from flamingo_jax.planning import planner, summary
 from flamingo_jax.training.config import TrainConfig
 
 GIB = 2**30
@@ -22,7 +22,9 @@ def planned(name, topology, *, one_block_encoder=False, **options):
     if one_block_encoder:  # most of what the compiler works on, for little of what is planned
         described.model.vision.update(widths=(256,), depths=(1,), strides=(1,))
         described.data.image_size = 64
-    return report.to_json(plan.make_plan(from_dict(TrainConfig, described), topology, **options))
+    return summary.to_json(
+        planner.make_plan(from_dict(TrainConfig, described), topology, **options)
+    )
 
 
 @pytest.mark.tpu_compiler

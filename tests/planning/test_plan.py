@@ -8,7 +8,7 @@ import pytest
 
 from flamingo_jax.core.config import ConfigError, from_dict
 from flamingo_jax.data.config import DataConfig, DatasetConfig
-from flamingo_jax.planning import plan, program, report
+from flamingo_jax.planning import planner, program, summary
 from flamingo_jax.training import datasets_per_step
 from flamingo_jax.training.config import TrainConfig
 from tests.training import small
@@ -43,12 +43,12 @@ def config(stage, **mesh):
 
 @pytest.fixture(scope="module")
 def planned():
-    return plan.make_plan(config("language_model"), "v4:2x2x1")
+    return planner.make_plan(config("language_model"), "v4:2x2x1")
 
 
 @pytest.mark.tpu_compiler
 def test_json_has_the_keys_of_the_contract(planned):
-    data = json.loads(json.dumps(report.to_json(planned)))
+    data = json.loads(json.dumps(summary.to_json(planned)))
     assert set(data) >= KEYS
     assert set(data["hbm_bytes"]) >= {"arguments", "temporaries", "total"}
     assert all(
@@ -72,7 +72,7 @@ def test_json_has_the_keys_of_the_contract(planned):
 @pytest.mark.tpu_compiler
 def test_gradients_cross_the_data_axis(planned):
     """The optimizer's part of the step holds every weight's gradient once, in whatever form."""
-    rows = report.to_json(planned)["collectives"]
+    rows = summary.to_json(planned)["collectives"]
     assert {row["axis"] for row in rows} == {"data"}
     weights = planned.program.parameters["total"]
     assert sum(row["bytes"] for row in rows) >= 2 * weights * 3 / 4
@@ -80,7 +80,7 @@ def test_gradients_cross_the_data_axis(planned):
 
 @pytest.mark.tpu_compiler
 def test_text_says_what_the_numbers_are(planned):
-    text = report.to_text(planned)
+    text = summary.to_text(planned)
     for word in (
         "v4-8",
         "weights",
@@ -98,10 +98,10 @@ def test_text_says_what_the_numbers_are(planned):
 @pytest.mark.parametrize("name", ["prefill", "decode"])
 def test_programs_of_evaluation(name):
     prompts = program.Prompts(rows=4, shots=1, length=32, new_tokens=4)
-    found = plan.make_plan(
+    found = planner.make_plan(
         config("flamingo", data=2, model=2), "v4:2x2x1", program=name, prompts=prompts
     )
-    data = report.to_json(found)
+    data = summary.to_json(found)
     assert found.fits and data["days"] is None and data["step_seconds"] > 0
     assert ("vision" in data["parts"]) == (name == "prefill")
     assert (data["model_flops_by_part"]["vision"] > 0) == (name == "prefill")
@@ -152,13 +152,13 @@ def test_mistakes_are_found_before_anything_is_compiled(changes, options, messag
     described.mesh.data = 4
     described.update_from_flattened_dict(changes)
     with pytest.raises(ConfigError, match=message) as error:
-        plan.make_plan(from_dict(TrainConfig, described), **{"topology": "v4:2x2x1", **options})
+        planner.make_plan(from_dict(TrainConfig, described), **{"topology": "v4:2x2x1", **options})
     assert "\n" not in str(error.value)
 
 
 def test_fill_in_another_notation_is_an_error():
     with pytest.raises(ConfigError, match="NAME=TOKENS"):
-        plan.parse_fill(["text"])
+        planner.parse_fill(["text"])
 
 
 def test_a_mistake_ends_the_program_with_one_line(run_program):
@@ -174,7 +174,7 @@ def test_a_mistake_ends_the_program_with_one_line(run_program):
 @pytest.mark.tpu_compiler
 def test_contrastive_has_nothing_to_decode():
     with pytest.raises(ConfigError, match="nothing to decode"):
-        plan.make_plan(config("contrastive"), "v4:2x2x1", program="decode")
+        planner.make_plan(config("contrastive"), "v4:2x2x1", program="decode")
 
 
 def test_round_robin_is_planned_one_dataset_at_a_time(mesh_of_one):
@@ -193,7 +193,7 @@ def mesh_of_one():
 
 @pytest.mark.parametrize("pool", [None, 5])
 def test_abstract_batch_is_what_the_loader_makes(pool):
-    """Shapes and dtypes of `data.rows.collate`, here through the batch of the training tests."""
+    """Shapes and dtypes of `data.rows.RowMaker.collate`, here through the batch of the training tests."""
     made = small.batch(rows=4, length=24, images=3, seed=0, num_shards=2)
     dataset = DatasetConfig("interleaved", "", batch_size=4, length=24, max_images=3, pool=pool)
     abstract = program.abstract_batch(
@@ -220,7 +220,7 @@ def test_merged_batch_is_as_the_loader_merges():
 
 
 def test_fill():
-    assert plan.parse_fill(["m3w=210:3.5", "align=12.4"]) == {
+    assert planner.parse_fill(["m3w=210:3.5", "align=12.4"]) == {
         "m3w": (210.0, 3.5),
         "align": (12.4, None),
     }

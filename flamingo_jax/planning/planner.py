@@ -18,7 +18,7 @@ from flamingo_jax.planning import memory as memory_lib
 from flamingo_jax.planning import program as program_lib
 from flamingo_jax.planning import topologies
 from flamingo_jax.planning.program import Prompts
-from flamingo_jax.planning.report import Plan
+from flamingo_jax.planning.summary import Plan
 from flamingo_jax.sharding.mesh import make_mesh
 from flamingo_jax.training.config import TrainConfig
 
