@@ -9,7 +9,6 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 # Names that still mean two things, each with why. The lists only shrink.
 CLASSES = {
     "Program": "planning; how the engine is compiled",
-    "Sample": "a method of decoding; an example of the evaluation's report",
     "Source": "where published results are from; the records of a dataset",
 }
 MODULES = {

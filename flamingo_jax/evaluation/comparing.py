@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable, Sequence
 
 from flamingo_jax.core.paths import PathLike, write_atomically
-from flamingo_jax.evaluation.runner import Row
+from flamingo_jax.evaluation.episode import Row
 from flamingo_jax.evaluation.task import Comparison, ComparisonTask
 from flamingo_jax.inference.dual_encoder import DualEncoder
 

@@ -18,8 +18,9 @@ from flamingo_jax.core.config import ConfigError
 from flamingo_jax.data.schema import Batch
 from flamingo_jax.evaluation import registry, task
 from flamingo_jax.evaluation.comparing import compare_all
+from flamingo_jax.evaluation.episode import Row
 from flamingo_jax.evaluation.lm_lookup import lookup_probe
-from flamingo_jax.evaluation.runner import Row, evaluate_all
+from flamingo_jax.evaluation.runner import evaluate_all
 from flamingo_jax.inference.dual_encoder import DualEncoder
 from flamingo_jax.inference.engine import InferenceConfig
 from flamingo_jax.inference.model import Flamingo
@@ -98,10 +99,10 @@ def _few_shot(stage: Stage, tasks: Sequence[task.Task]) -> Measure:
         flamingo = Flamingo(
             model, params, stage.tokenizer, **stage.config.data.preprocessing, mesh=stage.mesh
         )
-        results = evaluate_all(
+        rows, _ = evaluate_all(
             flamingo, tasks, settings.shots, n=settings.n, seed=stage.config.seed
         )
-        return _numbers(row for result in results for row in result.rows)
+        return _numbers(rows)
 
     return measure
 

@@ -14,25 +14,18 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, TypeAlias
 
 import jax
 
 from flamingo_jax.core import paths
 from flamingo_jax.core.paths import Path, PathLike
 from flamingo_jax.core.processes import from_first_process
-from flamingo_jax.evaluation.task import Episode
+from flamingo_jax.evaluation.episode import Episode
 from flamingo_jax.inference.visuals import Deferred, Image, Video, identity
 
-
-class Finished(NamedTuple):
-    """The answer to one query: the decoded text, and the scores of its candidates.
-
-    None for what was not asked for.
-    """
-
-    text: str | None
-    scores: tuple[float, ...] | None
+# The decoded text and the scores of the candidates of one answer; None for what was not asked for.
+TextAndScores: TypeAlias = "tuple[str | None, tuple[float, ...] | None]"
 
 
 class Journal:
@@ -56,7 +49,7 @@ class Journal:
         """
         self._file = None if file is None else Path(file)
         self._first = json.dumps(dict(header), sort_keys=True)
-        self.finished: dict[str, Finished] = {}
+        self.finished: dict[str, TextAndScores] = {}
         if self._file is None:
             return
         is_writer = jax.process_index() == 0
@@ -66,16 +59,14 @@ class Journal:
         self._lines = from_first_process("\n".join(found) if is_writer else "").split("\n")
         for line in self._lines[1:]:
             entry = json.loads(line)
-            scores = entry["scores"]
-            self.finished[entry["prompt"]] = Finished(
-                entry["text"], None if scores is None else tuple(scores)
-            )
+            scores = None if entry["scores"] is None else tuple(entry["scores"])
+            self.finished[entry["prompt"]] = (entry["text"], scores)
         self._num_written = len(self._lines)
         if is_writer:
             self._write_whole()
 
     def add(
-        self, episodes: Sequence[Episode], keys: Sequence[str], answers: Sequence[Finished]
+        self, episodes: Sequence[Episode], keys: Sequence[str], answers: Sequence[TextAndScores]
     ) -> None:
         """Notes answers.
 
@@ -85,12 +76,9 @@ class Journal:
         self.finished.update(zip(keys, answers, strict=True))
         if self._file is None or jax.process_index() > 0:
             return
-        self._lines += [
-            json.dumps(
-                {"query": episode.query_id, "prompt": key, **answer._asdict()}, ensure_ascii=False
-            )
-            for episode, key, answer in zip(episodes, keys, answers, strict=True)
-        ]
+        for episode, key, (text, scores) in zip(episodes, keys, answers, strict=True):
+            entry = {"query": episode.query_id, "prompt": key, "text": text, "scores": scores}
+            self._lines.append(json.dumps(entry, ensure_ascii=False))
         if not paths.is_local(
             self._file
         ):  # objects cannot be appended to: written whole, whenever there is a tenth more

@@ -22,6 +22,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from flamingo_jax.evaluation import task
+from flamingo_jax.evaluation.episode import Episode
 from flamingo_jax.tokenizers.base import Tokenizer
 from flamingo_jax.world.text import NEW_NAMES, lookup_pages
 
@@ -91,10 +92,10 @@ class LookupTask:
         """Returns nothing: all answers are known."""
         return ()
 
-    def episodes(self, shots: int, n: int, seed: int) -> list[task.Episode]:
+    def episodes(self, shots: int, n: int, seed: int) -> list[Episode]:
         """`n` pages of `shots` words."""
         return [
-            task.Episode(
+            Episode(
                 parts=(page.prompt,),
                 candidates=page.candidates,
                 answer=page.answer,

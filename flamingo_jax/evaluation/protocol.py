@@ -34,6 +34,7 @@ import numpy as np
 from flamingo_jax.core.seeds import generator
 from flamingo_jax.evaluation import task
 from flamingo_jax.evaluation.benchmarks.benchmark import Benchmark, Item
+from flamingo_jax.evaluation.episode import Episode, Part
 from flamingo_jax.evaluation.metrics import metric
 from flamingo_jax.inference.prompt import Visual
 from flamingo_jax.tokenizers.markers import EOC
@@ -116,7 +117,7 @@ class FewShotTask:
         """Returns True up to the most support examples that the benchmark has."""
         return shots <= self.benchmark.max_shots
 
-    def episodes(self, shots: int, n: int, seed: int) -> list[task.Episode]:
+    def episodes(self, shots: int, n: int, seed: int) -> list[Episode]:
         """The first `n` episodes.
 
         Args:
@@ -222,9 +223,9 @@ class FewShotTask:
         *,
         has_images: bool,
         texts: dict[str, str],
-    ) -> task.Episode:
-        def prompt(supports: Sequence[Item]) -> tuple[task.Part, ...]:
-            parts: list[task.Part] = []
+    ) -> Episode:
+        def prompt(supports: Sequence[Item]) -> tuple[Part, ...]:
+            parts: list[Part] = []
             for item in supports:
                 parts += [item.visual] if has_images and item.visual is not None else []
                 parts.append(texts.setdefault(item.id, f"{item.prefix} {item.answer}{EOC}"))
@@ -234,7 +235,7 @@ class FewShotTask:
         if has_images and self.settings.ensemble > 1:
             rng = generator(seed, f"{self.name}/orders/{query.id}", 0)
             others = _other_orders(rng, len(supports), self.settings.ensemble - 1)
-        return task.Episode(
+        return Episode(
             parts=prompt(supports),
             candidates=query.candidates,
             answer=query.answer,

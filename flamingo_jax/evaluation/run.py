@@ -17,15 +17,10 @@ from collections.abc import Sequence
 from jax.sharding import Mesh
 
 from flamingo_jax.core.processes import Cluster
-from flamingo_jax.evaluation import comparing, embed, protocol, registry, task
+from flamingo_jax.evaluation import comparing, embed, predictions, protocol, registry, task
 from flamingo_jax.evaluation.config import EvaluateConfig
 from flamingo_jax.evaluation.report import logs, report
-from flamingo_jax.evaluation.runner import (
-    check_metrics,
-    evaluate_all,
-    write_predictions,
-    write_submissions,
-)
+from flamingo_jax.evaluation.runner import check_metrics, evaluate_all
 from flamingo_jax.inference.dual_encoder import DualEncoder
 from flamingo_jax.inference.model import Flamingo
 from flamingo_jax.inference.nearest import Rices
@@ -81,28 +76,26 @@ def run(config: EvaluateConfig, checkpoint: str, output: str, cluster: Cluster) 
         tasks = protocol.with_nearest(
             tasks, Rices(VisionEncoder.of(model), config.features or f"{output}/features")
         )
-    results = evaluate_all(
+    rows, answers = evaluate_all(
         model,
         tasks,
         config.shots,
         n=config.n,
         seed=config.seed,
         batch_size=config.batch_size,
-        num_samples=config.num_samples,
         journals=f"{output}/predictions",
         progress=cluster.index == 0,
         log=cluster.tell,
     )
     if cluster.index > 0:
         return
-    write_predictions(f"{output}/predictions.jsonl", results)
-    for file in write_submissions(f"{output}/submissions", results, tasks):
+    predictions.write(f"{output}/predictions.jsonl", answers)
+    for file in predictions.write_submissions(f"{output}/submissions", answers, tasks):
         cluster.tell(f"{file} is for the server that has the right answers")
-    rows = [row for result in results for row in result.rows]
     report.write_report(
         output,
         rows,
-        [sample for result in results for sample in result.samples],
+        predictions.first_of_each(answers, config.num_samples),
         logs.training_logs(checkpoint),
         chance={each.name: each.chance for each in tasks if each.chance is not None},
         image_size=model.engine.image_size,

@@ -13,7 +13,6 @@ from the queries that it had finished.
 from __future__ import annotations
 
 import dataclasses
-import json
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -21,11 +20,13 @@ from typing import Any
 import tqdm
 
 from flamingo_jax.core.fingerprint import fingerprint
-from flamingo_jax.core.paths import Path, PathLike, write_atomically
+from flamingo_jax.core.paths import Path, PathLike
 from flamingo_jax.evaluation.answer import answer
+from flamingo_jax.evaluation.episode import Answer, Row
 from flamingo_jax.evaluation.journal import Journal
-from flamingo_jax.evaluation.metrics import Prediction, metric, submission
-from flamingo_jax.evaluation.task import Episode, Task, TaskError
+from flamingo_jax.evaluation.metrics import metric
+from flamingo_jax.evaluation.predictions import answers_are_hidden
+from flamingo_jax.evaluation.task import Task, TaskError
 from flamingo_jax.inference.model import Flamingo
 
 # Of the engine's settings, those that decide how fast an answer comes, not which.
@@ -37,56 +38,6 @@ _SHAPES = (
     "latents_megabytes",
     "xattn_chunk",
 )
-_MOST_CANDIDATES = 100  # of a prediction that are written for inspection: VisDial has as many
-
-
-@dataclasses.dataclass(frozen=True)
-class Row:
-    """One line of results.json.
-
-    Attributes:
-        task, split, shots, metric, value: what was measured, and the value in the metric's unit.
-        n: queries; seed: that chose them and their supports.
-        selection: of support examples, "random" or "rices".
-        ensemble: permutations of the support examples over which scores are averaged; 1 = no
-            ensembling.
-        decoding: "greedy" or "beam" for decoded answers, "log_likelihood" for ranked ones.
-        checkpoint, step: the model.
-    """
-
-    task: str
-    split: str
-    shots: int
-    metric: str
-    value: float
-    n: int
-    seed: int
-    selection: str
-    ensemble: int
-    decoding: str
-    checkpoint: str
-    step: int
-
-
-@dataclasses.dataclass(frozen=True)
-class Sample:
-    """An episode with the model's answer, for the sheet of samples."""
-
-    task: str
-    shots: int
-    episode: Episode
-    prediction: Prediction
-
-
-@dataclasses.dataclass(frozen=True)
-class Result:
-    """What one task at one number of shots gave."""
-
-    task: str
-    shots: int
-    rows: tuple[Row, ...]
-    predictions: tuple[Prediction, ...]
-    samples: tuple[Sample, ...]
 
 
 def evaluate(
@@ -97,11 +48,10 @@ def evaluate(
     n: int,
     seed: int,
     batch_size: int = 100,
-    num_samples: int = 0,
     journals: PathLike | None = None,
     model_hash: str = "",
     progress: bool = False,
-) -> Result:
+) -> tuple[list[Row], list[Answer]]:
     """Evaluates a model on one task at one number of shots.
 
     Args:
@@ -111,7 +61,6 @@ def evaluate(
         n: queries; 0: all that the task has.
         seed: chooses queries and supports.
         batch_size: prompts answered together.
-        num_samples: the first episodes that are kept with their images.
         journals: directory of TASK-SHOTS.jsonl, the answers so far; those that are there already
             are taken over. None: nothing is kept.
         model_hash: tells the model's weights from others, in the journal; `core.fingerprint` of
@@ -119,8 +68,8 @@ def evaluate(
         progress: show a bar with the time left, on a terminal.
 
     Returns:
-        A row per metric of the task, and all predictions. No row if the right answers are hidden:
-        they are judged elsewhere.
+        A row per metric of the task, and all answers. No row if the right answers are hidden: they
+        are judged elsewhere.
 
     Raises:
         TaskError: the task cannot give such episodes.
@@ -160,23 +109,20 @@ def evaluate(
         leave=False,
         dynamic_ncols=True,
     ) as bar:
-        predictions = answer(
+        answers = answer(
             model,
             episodes,
             journal,
+            task=task.name,
+            shots=shots,
             generate="generation" in needs,
             score="scores" in needs,
             batch_size=batch_size,
             done=bar.update,
         )
-    kept = zip(episodes[:num_samples], predictions, strict=False)
-    samples = tuple(Sample(task.name, shots, episode, prediction) for episode, prediction in kept)
-    rows = (
-        ()
-        if answers_are_hidden(predictions)
-        else _rows(model, task, predictions, shots=shots, seed=seed)
-    )
-    return Result(task.name, shots, rows, tuple(predictions), samples)
+    if answers_are_hidden(answers):
+        return [], answers
+    return _rows(model, task, answers, shots=shots, seed=seed), answers
 
 
 def check_metrics(tasks: Sequence[Task]) -> None:
@@ -193,23 +139,18 @@ def check_metrics(tasks: Sequence[Task]) -> None:
         metric(name).check()
 
 
-def answers_are_hidden(predictions: Sequence[Prediction]) -> bool:
-    """Whether no right answer is known, as in test-dev of VQAv2."""
-    return not any(prediction.answer or prediction.references for prediction in predictions)
-
-
 def _rows(
-    model: Flamingo, task: Task, predictions: Sequence[Prediction], *, shots: int, seed: int
-) -> tuple[Row, ...]:
+    model: Flamingo, task: Task, answers: Sequence[Answer], *, shots: int, seed: int
+) -> list[Row]:
     decoding = {"generation": model.engine.config.decoding, "scores": "log_likelihood"}
-    return tuple(
+    return [
         Row(
             task=task.name,
             split=task.settings.split,
             shots=shots,
             metric=name,
-            value=metric(name).value(predictions),
-            n=len(predictions),
+            value=metric(name).value(answers),
+            n=len(answers),
             seed=seed,
             selection=task.settings.selection,
             ensemble=task.settings.ensemble,
@@ -218,7 +159,7 @@ def _rows(
             step=model.step,
         )
         for name in task.metrics
-    )
+    ]
 
 
 def evaluate_all(
@@ -229,7 +170,7 @@ def evaluate_all(
     journals: PathLike | None = None,
     log: Callable[[str], None] = lambda line: None,
     **settings: Any,
-) -> list[Result]:
+) -> tuple[list[Row], list[Answer]]:
     """Evaluates every task at every number of shots.
 
     Args:
@@ -238,13 +179,17 @@ def evaluate_all(
         shots: numbers of support examples.
         journals: as in `evaluate`.
         log: gets a line per result.
-        **settings: n, seed, batch_size, num_samples, progress of `evaluate`.
+        **settings: n, seed, batch_size, progress of `evaluate`.
+
+    Returns:
+        The rows and the answers of all, in the order of the tasks and of `shots`.
 
     Raises:
         TaskError: a task is defined at none of the numbers of shots.
     """
     model_hash = "" if journals is None else fingerprint(model.engine.params)
-    results = []
+    rows: list[Row] = []
+    answers: list[Answer] = []
     for task in tasks:
         if not (defined := [number for number in shots if task.accepts(number)]):
             raise TaskError(
@@ -252,69 +197,14 @@ def evaluate_all(
                 "others with --shots."
             )
         for number in defined:
-            results.append(
-                evaluate(
-                    model, task, shots=number, journals=journals, model_hash=model_hash, **settings
-                )
+            found, answered = evaluate(
+                model, task, shots=number, journals=journals, model_hash=model_hash, **settings
             )
-            values = "  ".join(f"{row.metric} {row.value:.3f}" for row in results[-1].rows)
+            rows += found
+            answers += answered
+            values = "  ".join(f"{row.metric} {row.value:.3f}" for row in found)
             log(
                 f"{task.name:<18} {number:>2} shots  "
                 f"{values or 'answered; the right answers are hidden'}"
             )
-    return results
-
-
-def write_predictions(path: PathLike, results: Sequence[Result]) -> None:
-    """Writes predictions.jsonl.
-
-    One line per episode, with its prompt, answer, decoded text and scores; of many candidates, the
-    best only.
-    """
-    lines = [
-        json.dumps(
-            {"task": result.task, "shots": result.shots, **_inspectable(prediction)},
-            ensure_ascii=False,
-        )
-        for result in results
-        for prediction in result.predictions
-    ]
-    write_atomically(path, "\n".join(lines) + "\n")
-
-
-def write_submissions(
-    directory: PathLike, results: Sequence[Result], tasks: Sequence[Task]
-) -> list[Path]:
-    """Writes TASK-SHOTS.json, in the form that the benchmark's server takes, for each result whose right answers are hidden; returns the files.
-
-    Args:
-        directory: made if need be.
-        results: of all tasks.
-        tasks: those of the results; `submission_questions` of one are the questions that its server
-            expects answers to, asked or not.
-
-    Raises:
-        ValueError: the task does not name its questions.
-        PathError: a file cannot be written.
-    """
-    by_name = {task.name: task for task in tasks}
-    hidden = {
-        Path(directory) / f"{result.task}-{result.shots}.json": result
-        for result in results
-        if answers_are_hidden(result.predictions)
-    }
-    for file, result in hidden.items():
-        submission.write(file, result.predictions, by_name[result.task].submission_questions())
-    return list(hidden)
-
-
-def _inspectable(prediction: Prediction) -> dict[str, Any]:
-    fields = {
-        field.name: getattr(prediction, field.name) for field in dataclasses.fields(prediction)
-    }
-    scores = prediction.scores
-    if scores is not None and len(scores) > _MOST_CANDIDATES:
-        best = sorted(range(len(scores)), key=lambda place: -scores[place])[:_MOST_CANDIDATES]
-        fields["candidates"] = [prediction.candidates[place] for place in best]
-        fields["scores"] = [scores[place] for place in best]
-    return {**fields, "extra": dict(prediction.extra)}
+    return rows, answers

@@ -24,6 +24,7 @@ from typing import Any, Literal, Protocol, TypeAlias, runtime_checkable
 import numpy as np
 
 from flamingo_jax.core.notation import Float
+from flamingo_jax.evaluation.episode import Episode
 from flamingo_jax.inference.prompt import Visual
 
 
@@ -44,7 +45,6 @@ class UnknownTaskError(TaskError):
         )
 
 
-Part: TypeAlias = "str | Visual"
 Split = Literal["test", "validation"]
 Selection = Literal["random", "rices"]
 
@@ -104,50 +104,6 @@ class Settings:
                 f"the task {task!r} compares embeddings and has no support examples: got "
                 f"split={self.split}, selection={self.selection}, ensemble={self.ensemble}; "
                 "expected test, random, 1. Leave it out of this run."
-            )
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Episode:
-    """One query of a benchmark, with the support examples in front of it.
-
-    Attributes:
-      parts: the prompt in reading order: text, and images or videos in any form that
-        `inference.prompt` reads. `<BOS>` and the `<image>` tags are added by `inference.prompt`;
-        `<EOC>` is written in the text, where a support example ends.
-      candidates: the possible answers of a close-ended task, as the text that follows the prompt;
-          empty for an open-ended one.
-      answer: the right answer; one of `candidates` if there are any; "" if it is not known (hidden
-          test answers).
-      query_id: names the query, for the predictions and for the test that no query is in its own
-          support.
-      support_ids: names the support examples, in prompt order.
-      masked: control: the images are hidden from the text (media_index 0 everywhere), all else
-          being equal.
-      references: all right answers, as the annotations have them.
-      extra: what else the metric or the submission needs; JSON values.
-      orders: of an ensemble: the prompt again with its support examples in other orders; scores are
-          averaged over all of them.
-      separator: stands between the prompt and a candidate, and is no part of the answer.
-    """
-
-    parts: tuple[Part, ...]
-    candidates: tuple[str, ...]
-    answer: str
-    query_id: str
-    support_ids: tuple[str, ...] = ()
-    masked: bool = False
-    references: tuple[str, ...] = ()
-    extra: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    orders: tuple[tuple[Part, ...], ...] = ()
-    separator: str = ""
-
-    def __post_init__(self) -> None:
-        # "": the answer is hidden
-        if self.candidates and self.answer and self.answer not in self.candidates:
-            raise ValueError(
-                f"episode {self.query_id!r}: the answer {self.answer!r} is not among its "
-                f"candidates {self.candidates!r}."
             )
 
 

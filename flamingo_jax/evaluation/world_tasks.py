@@ -46,6 +46,7 @@ from flamingo_jax.core.seeds import generator
 from flamingo_jax.data.schema import ImageText
 from flamingo_jax.data.sources import Source
 from flamingo_jax.evaluation import task
+from flamingo_jax.evaluation.episode import Episode, Part
 from flamingo_jax.tokenizers.markers import EOC
 from flamingo_jax.world.pages import BIND_PROMPT, FORMAT_PROMPT, Album
 from flamingo_jax.world.scenes import ATTRIBUTES, COLOUR, SHAPE, VALUES
@@ -93,7 +94,7 @@ class WorldTask:
         """Returns nothing: all answers are known."""
         return ()
 
-    def episodes(self, shots: int, n: int, seed: int) -> Sequence[task.Episode]:
+    def episodes(self, shots: int, n: int, seed: int) -> Sequence[Episode]:
         """The first `n` episodes.
 
         Args:
@@ -120,7 +121,7 @@ class WorldTask:
 
     def _episode(
         self, albums: Mapping[str, Album], pool: str, row: int, shots: int, seed: int, stream: str
-    ) -> task.Episode:
+    ) -> Episode:
         ways, control = SETTINGS[self.name]
         queries, supports = albums[pool], albums["test_one"]
         rng = generator(seed, f"{stream}/{pool}", row)
@@ -134,10 +135,10 @@ class WorldTask:
             labels = _shuffled(
                 generator(seed, f"{stream}/labels", row), supports, question, ways, shots
             )
-        parts: list[task.Part] = []
+        parts: list[Part] = []
         for i, label in zip(chosen, labels, strict=True):
             parts += [supports.images[i], f"{question.prompt} {label}{EOC}"]
-        return task.Episode(
+        return Episode(
             parts=(*parts, queries.images[row], question.prompt),
             candidates=question.candidates,
             answer=question.answers[queries.attributes[row, 0, question.attribute]],

@@ -167,7 +167,7 @@ class Request:
 
 
 @dataclasses.dataclass(frozen=True)
-class Answer:
+class Reply:
     """What came of one request.
 
     Attributes:
@@ -244,7 +244,7 @@ class Engine:
         batch_size: int = 64,
         config: InferenceConfig | None = None,
         method: Method | None = None,
-    ) -> list[Answer]:
+    ) -> list[Reply]:
         """Answers requests, in their order.
 
         Args:
@@ -264,7 +264,7 @@ class Engine:
         """
         config = config or self.config
         method = (method or config.method) if generate else None
-        answers: dict[int, Answer] = {}
+        answers: dict[int, Reply] = {}
         for (length, num_images), numbers in sorted(
             self._buckets(requests, config, method).items()
         ):
@@ -329,7 +329,7 @@ class Engine:
         shape: dict[str, int],
         method: Method | None,
         config: InferenceConfig,
-    ) -> list[Answer]:
+    ) -> list[Reply]:
         batch = collate([request.prompt for request in requests], pad_id=self.pad_id, **shape)
         media, chunk = None, None
         if self.image_size is not None:
@@ -375,7 +375,7 @@ class Engine:
             row_scores = (
                 () if scores is None else tuple(map(float, scores[row, : len(request.candidates)]))
             )
-            answers.append(Answer(best, log_likelihood, row_scores))
+            answers.append(Reply(best, log_likelihood, row_scores))
         return answers
 
     def _encoded(self, frames: np.ndarray, frame_mask: np.ndarray) -> np.ndarray:

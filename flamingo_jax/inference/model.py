@@ -39,7 +39,7 @@ from flamingo_jax.data.config import ImageFit
 from flamingo_jax.inference import placement
 from flamingo_jax.inference import prompt as prompts
 from flamingo_jax.inference.chat import Chat
-from flamingo_jax.inference.engine import Answer, Engine, InferenceConfig, Request
+from flamingo_jax.inference.engine import Engine, InferenceConfig, Reply, Request
 from flamingo_jax.inference.methods import BeamSearch, Greedy, Method, Sample
 from flamingo_jax.inference.prompt import (
     Image,
@@ -327,7 +327,7 @@ class Flamingo:
         end = self.engine.stop[:1] if self.engine.config.terminate == "end_of_chunk" else ()
         return tuple((*self.tokenizer.encode(candidate), *end) for candidate in candidates)
 
-    def text(self, answer: Answer) -> str:
+    def text(self, answer: Reply) -> str:
         """The text of an answer's tokens."""
         return self.tokenizer.decode(answer.tokens or ())
 

@@ -39,11 +39,11 @@ def evaluated(model, place, n):
         Settings(selection="rices", num_support=6),
         Rices(VisionEncoder.of(model), place / "features"),
     )
-    (result,) = evaluate_all(
+    _, answers = evaluate_all(
         model, [task], [2], n=n, seed=1, batch_size=4, journals=place / "predictions"
     )
     supports = [episode.support_ids for episode in task.episodes(2, n, 1)]
-    return [supports, [prediction.scores for prediction in result.predictions]]
+    return [supports, [answer.scores for answer in answers]]
 
 
 @pytest.mark.slow

@@ -40,13 +40,10 @@ def assert_evaluates(model) -> None:
     """
     for metric in ("exact_match", "ranking"):
         benchmark = FewShotTask(Colours(metrics=(metric,), num_test=3))
-        result = evaluate(model, benchmark, shots=2, n=0, seed=3, batch_size=1)
-        (row,) = result.rows
+        rows, answers = evaluate(model, benchmark, shots=2, n=0, seed=3, batch_size=1)
+        (row,) = rows
         assert (row.metric, row.n, row.checkpoint) == (metric, 3, model.checkpoint)
-        assert all(
-            prediction.text is not None or len(prediction.scores) == 3
-            for prediction in result.predictions
-        )
+        assert all(answer.text is not None or len(answer.scores) == 3 for answer in answers)
 
 
 @pytest.fixture(scope="module")

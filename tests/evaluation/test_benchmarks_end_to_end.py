@@ -7,7 +7,6 @@ import json
 import pytest
 
 from flamingo_jax.evaluation import registry, task
-from flamingo_jax.evaluation.answer import prompt_text
 from flamingo_jax.evaluation.metrics import MissingResourceError, metric, submission
 from flamingo_jax.evaluation.runner import evaluate
 from tests.evaluation.fixtures import benchmarks
@@ -54,30 +53,26 @@ def test_benchmark_runs(model, tmp_path, name, shots):
     if not benchmark.accepts(shots):
         assert name == "rareact" and shots > 0
         return
-    result = evaluate(model, benchmark, shots=shots, n=0, seed=3, batch_size=4)
-    assert (
-        len({prediction.query_id for prediction in result.predictions})
-        == len(result.predictions)
-        >= 3
-    )
+    rows, answers = evaluate(model, benchmark, shots=shots, n=0, seed=3, batch_size=4)
+    assert len({answer.episode.query_id for answer in answers}) == len(answers) >= 3
     if name in HIDDEN:
         key, ids = HIDDEN[name]
-        assert result.rows == ()
-        assert {entry[key] for entry in submission.entries(result.predictions)} == ids
+        assert rows == []
+        assert {entry[key] for entry in submission.entries(answers)} == ids
         return
-    (row,) = result.rows
+    (row,) = rows
     assert (row.task, row.shots, row.metric, row.n) == (
         name,
         shots,
         benchmark.metrics[0],
-        len(result.predictions),
+        len(answers),
     )
     assert 0 <= row.value <= (10 if row.metric == "cider" else 1)
     is_open_ended = metric(row.metric).needs == "generation"
-    for prediction in result.predictions:
-        assert isinstance(prediction.text, str) == is_open_ended
-        assert (prediction.scores is not None) == (not is_open_ended)
-        assert len(prediction.scores or ()) == len(prediction.candidates) * (not is_open_ended)
+    for answer in answers:
+        assert isinstance(answer.text, str) == is_open_ended
+        assert (answer.scores is not None) == (not is_open_ended)
+        assert len(answer.scores or ()) == len(answer.episode.candidates) * (not is_open_ended)
 
 
 @pytest.mark.parametrize("name", benchmarks.IMAGES + benchmarks.VIDEOS)
@@ -89,7 +84,7 @@ def test_prompts_follow_the_template(tmp_path, name):
     benchmark = make(name, tmp_path)
     for shots in filter(benchmark.accepts, SHOTS):
         for episode in benchmark.episodes(shots, 0, 3):
-            text = prompt_text(episode)
+            text = episode.prompt
             num_examples = shots or (0 if episode.candidates else 2)
             assert text.count("<image>") == shots + 1
             assert text.count("<EOC>") == num_examples

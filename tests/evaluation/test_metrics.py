@@ -2,13 +2,14 @@
 
 import pytest
 
-from flamingo_jax.evaluation.metrics import METRICS, Prediction, metric
+from flamingo_jax.evaluation.metrics import METRICS, metric
 from flamingo_jax.evaluation.metrics.exact_match import exact_match, trim
 from flamingo_jax.evaluation.metrics.ranking import answer_nll, ranking
+from tests.evaluation.answers import answered
 
 
 def decoded(text, answer="red circle"):
-    return Prediction("q", "", answer, text)
+    return answered("q", answer, text)
 
 
 @pytest.mark.parametrize(
@@ -44,8 +45,8 @@ def test_exact_match_is_a_fraction():
 
 
 def test_ranking_and_nll():
-    first = Prediction("a", "", "dax", candidates=("wug", "dax"), scores=(-2.0, -1.0))
-    second = Prediction("b", "", "dax", candidates=("dax", "wug"), scores=(-4.0, -3.0))
+    first = answered("a", "dax", candidates=("wug", "dax"), scores=(-2.0, -1.0))
+    second = answered("b", "dax", candidates=("dax", "wug"), scores=(-4.0, -3.0))
     assert first.ranked_first == "dax" and second.ranked_first == "wug"
     assert ranking([first, second]) == 0.5
     assert answer_nll([first, second]) == 2.5
@@ -56,7 +57,7 @@ def test_every_metric_refuses_what_it_cannot_judge():
         with pytest.raises(ValueError):
             each.value([])
         with pytest.raises(ValueError, match="decoded|scored|candidates"):
-            each.value([Prediction("q", "", "dax")])
+            each.value([answered("q", "dax")])
         assert metric(name) is each
     with pytest.raises(
         ValueError, match="unknown metric 'bleu': expected one of cider, exact_match"

@@ -11,11 +11,12 @@ import numpy as np
 import pytest
 
 from flamingo_jax.data.schema import Batch
-from flamingo_jax.evaluation.answer import prompt_text
+from flamingo_jax.evaluation import predictions
+from flamingo_jax.evaluation.episode import Episode
 from flamingo_jax.evaluation.lm_lookup import lookup_probe
 from flamingo_jax.evaluation.registry import create
-from flamingo_jax.evaluation.runner import evaluate, evaluate_all, write_predictions
-from flamingo_jax.evaluation.task import Episode, Settings
+from flamingo_jax.evaluation.runner import evaluate, evaluate_all
+from flamingo_jax.evaluation.task import Settings
 from flamingo_jax.inference import engine
 from flamingo_jax.inference.methods import Greedy
 from flamingo_jax.sharding.mesh import MeshConfig, make_mesh
@@ -69,11 +70,11 @@ def model(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def result(model):
-    return evaluate(model, Naming(), shots=2, n=11, seed=5, batch_size=4, num_samples=3)
+    return evaluate(model, Naming(), shots=2, n=11, seed=5, batch_size=4)
 
 
 def test_rows_are_those_of_results_json(result):
-    rows = [dataclasses.asdict(row) for row in result.rows]
+    rows = [dataclasses.asdict(row) for row in result[0]]
     assert all(list(row) == FIELDS for row in rows)
     assert [(row["metric"], row["decoding"]) for row in rows] == [
         ("exact_match", "greedy"),
@@ -90,15 +91,12 @@ def test_rows_are_those_of_results_json(result):
 
 
 def test_values_are_those_of_the_predictions(result):
-    assert 0 < result.rows[1].value < 1
-    best = [
-        prediction.candidates[int(np.argmax(prediction.scores))]
-        for prediction in result.predictions
-    ]
-    assert result.rows[1].value == np.mean(
-        [name == p.answer for name, p in zip(best, result.predictions, strict=True)]
-    )
-    assert len({prediction.text for prediction in result.predictions}) > 1
+    rows, answers = result
+    assert 0 < rows[1].value < 1
+    best = [each.episode.candidates[int(np.argmax(each.scores))] for each in answers]
+    right = [each.episode.answer for each in answers]
+    assert rows[1].value == np.mean([a == b for a, b in zip(best, right, strict=True)])
+    assert len({each.text for each in answers}) > 1
 
 
 @pytest.mark.parametrize("mesh", [None, {"data": 8}], ids=["one batch of 16", "eight devices"])
@@ -109,10 +107,10 @@ def test_results_do_not_depend_on_batch_size_or_devices(result, model, mesh, tmp
     """
     if mesh is not None:
         model = tiny.load(tmp_path_factory.getbasetemp(), mesh=make_mesh(MeshConfig(**mesh)))
-    other = evaluate(model, Naming(), shots=2, n=11, seed=5, batch_size=16)
-    assert other.rows == result.rows
-    for one, two in zip(result.predictions, other.predictions, strict=True):
-        assert dataclasses.replace(one, scores=None) == dataclasses.replace(two, scores=None)
+    rows, answers = evaluate(model, Naming(), shots=2, n=11, seed=5, batch_size=16)
+    assert rows == result[0]
+    for one, two in zip(result[1], answers, strict=True):
+        assert {**one.line(), "scores": None} == {**two.line(), "scores": None}
         np.testing.assert_allclose(one.scores, two.scores, atol=1e-4)
 
 
@@ -131,23 +129,26 @@ def test_one_prefill_serves_both_metrics(model, monkeypatch):
 
 def test_masked_episodes_do_not_see_their_images(model):
     """The same text and other images: the same scores, exactly."""
-    masked = evaluate(model, Naming(masked=True), shots=0, n=4, seed=5, batch_size=4).predictions
-    assert len({prediction.scores for prediction in masked}) == 1
-    plain = evaluate(model, Naming(), shots=0, n=4, seed=5, batch_size=4).predictions
-    assert len({prediction.scores for prediction in plain}) > 1
+    _, masked = evaluate(model, Naming(masked=True), shots=0, n=4, seed=5, batch_size=4)
+    assert len({each.scores for each in masked}) == 1
+    _, plain = evaluate(model, Naming(), shots=0, n=4, seed=5, batch_size=4)
+    assert len({each.scores for each in plain}) > 1
 
 
 def test_predictions_and_samples_can_be_inspected(result, tmp_path):
-    write_predictions(tmp_path / "predictions.jsonl", [result])
+    _, answers = result
+    predictions.write(tmp_path / "predictions.jsonl", answers)
     lines = [json.loads(line) for line in (tmp_path / "predictions.jsonl").read_text().splitlines()]
     assert len(lines) == 11
     assert (
         lines[0]["prompt"].startswith("<image>this is a ")
         and lines[0]["prompt"].count("<image>") == 3
     )
-    assert lines[0]["scores"] == list(result.predictions[0].scores)
-    assert [sample.prediction for sample in result.samples] == list(result.predictions[:3])
-    assert prompt_text(result.samples[0].episode) == lines[0]["prompt"]
+    assert lines[0]["scores"] == list(answers[0].scores)
+    again = [dataclasses.replace(each, shots=4) for each in answers]
+    samples = predictions.first_of_each([*answers, *again], 3)
+    assert samples == [*answers[:3], *again[:3]]
+    assert samples[0].episode.prompt == lines[0]["prompt"]
 
 
 def test_look_up_as_a_task_equals_the_probe(tmp_path_factory):
@@ -157,16 +158,17 @@ def test_look_up_as_a_task_equals_the_probe(tmp_path_factory):
         kind="language_model",
         config=dataclasses.replace(tiny.CONFIG, lengths=(64,)),
     )
-    (result,) = evaluate_all(
+    rows, answers = evaluate_all(
         lm, [create("lm_lookup", {})], shots=(0, 1, 3), n=8, seed=2, batch_size=8
     )
-    assert result.shots == 3  # a dictionary of none or one is no question
+    # a dictionary of none or one is no question
+    assert {each.shots for each in (*rows, *answers)} == {3}
     fns, params = tiny.parts(lm.tokenizer.vocab_size, "language_model")
     losses = jax.jit(
         lambda tokens, segment: fns.token_losses(params, Batch(tokens, segment, *[None] * 5))
     )
     probe = lookup_probe(losses, lm.tokenizer, 3, n=8, seed=2)
-    found = {row.metric: row.value for row in result.rows}
+    found = {row.metric: row.value for row in rows}
     assert found["ranking"] == probe["accuracy"]
     assert found["nll"] == pytest.approx(probe["nll"], abs=1e-4)
 

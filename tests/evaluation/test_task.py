@@ -3,7 +3,8 @@
 import pytest
 
 from flamingo_jax.evaluation import registry
-from flamingo_jax.evaluation.task import Episode, Task, UnknownTaskError
+from flamingo_jax.evaluation.episode import Episode
+from flamingo_jax.evaluation.task import Task, UnknownTaskError
 
 
 def test_the_tasks_of_the_project_are_registered():

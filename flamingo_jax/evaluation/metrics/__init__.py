@@ -13,6 +13,7 @@ import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from typing import Literal
 
+from flamingo_jax.evaluation.episode import Answer
 from flamingo_jax.evaluation.metrics import ptb, wordnet
 from flamingo_jax.evaluation.metrics.cider import cider
 from flamingo_jax.evaluation.metrics.classification import top1_top5
@@ -20,7 +21,6 @@ from flamingo_jax.evaluation.metrics.exact_match import exact_match, top1
 from flamingo_jax.evaluation.metrics.ivqa import ivqa_accuracy
 from flamingo_jax.evaluation.metrics.needs import HiddenAnswersError, MissingResourceError
 from flamingo_jax.evaluation.metrics.okvqa import okvqa_accuracy
-from flamingo_jax.evaluation.metrics.prediction import Prediction
 from flamingo_jax.evaluation.metrics.ranking import answer_nll, ranking
 from flamingo_jax.evaluation.metrics.rareact import rareact_mwap
 from flamingo_jax.evaluation.metrics.roc_auc import roc_auc
@@ -34,7 +34,6 @@ __all__ = [
     "HiddenAnswersError",
     "Metric",
     "MissingResourceError",
-    "Prediction",
     "metric",
 ]
 
@@ -55,7 +54,7 @@ class Metric:
             called before hours of decoding, not after.
     """
 
-    value: Callable[[Sequence[Prediction]], float]
+    value: Callable[[Sequence[Answer]], float]
     needs: Literal["generation", "scores"]
     check: Callable[[], None] = _nothing
 

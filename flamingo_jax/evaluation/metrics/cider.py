@@ -14,8 +14,8 @@ import collections
 import math
 from collections.abc import Mapping, Sequence
 
+from flamingo_jax.evaluation.episode import Answer
 from flamingo_jax.evaluation.metrics import needs, ptb
-from flamingo_jax.evaluation.metrics.prediction import Prediction
 
 _ORDERS = 4
 _SIGMA = 6.0
@@ -85,7 +85,7 @@ def scores(candidates: Sequence[Tokens], references: Sequence[Sequence[Tokens]])
     return values
 
 
-def cider(predictions: Sequence[Prediction]) -> float:
+def cider(predictions: Sequence[Answer]) -> float:
     """The mean CIDEr-D in its own unit, 0..10: 1.0 is what papers print as 100.
 
     Reads `text`, and `references`: the raw captions of the annotators.

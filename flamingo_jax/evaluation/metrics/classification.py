@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from flamingo_jax.evaluation.episode import Answer
 from flamingo_jax.evaluation.metrics import needs
-from flamingo_jax.evaluation.metrics.prediction import Prediction
 
 
 def rank(scores: Sequence[float], index: int) -> int:
@@ -14,7 +14,7 @@ def rank(scores: Sequence[float], index: int) -> int:
     return better + sum(score == scores[index] for score in scores[:index])
 
 
-def top1_top5(predictions: Sequence[Prediction]) -> float:
+def top1_top5(predictions: Sequence[Answer]) -> float:
     """(top-1 accuracy + top-5 accuracy) / 2, 0..1.
 
     Reads `scores`, `candidates`, `answer`.

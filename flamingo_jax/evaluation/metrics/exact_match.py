@@ -9,11 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from flamingo_jax.evaluation.episode import Answer
 from flamingo_jax.evaluation.metrics import needs
 
 # the page of samples shows what was judged
 from flamingo_jax.evaluation.metrics.needs import trim as trim
-from flamingo_jax.evaluation.metrics.prediction import Prediction
 
 
 def normalise(text: str) -> str:
@@ -21,16 +21,16 @@ def normalise(text: str) -> str:
     return " ".join(text.lower().split()).rstrip(" .")
 
 
-def is_exact(prediction: Prediction) -> bool:
+def is_exact(answer: Answer) -> bool:
     """Whether the decoded text is the answer, after normalising both.
 
     Raises:
         ValueError: nothing was decoded for this episode.
     """
-    return normalise(needs.decoded(prediction, "exact_match")) == normalise(prediction.answer)
+    return normalise(needs.decoded(answer, "exact_match")) == normalise(answer.episode.answer)
 
 
-def exact_match(predictions: Sequence[Prediction]) -> float:
+def exact_match(predictions: Sequence[Answer]) -> float:
     """The fraction of exact answers, after normalising.
 
     Raises:
@@ -39,7 +39,7 @@ def exact_match(predictions: Sequence[Prediction]) -> float:
     return needs.mean([is_exact(each) for each in predictions], "exact_match")
 
 
-def top1(predictions: Sequence[Prediction]) -> float:
+def top1(predictions: Sequence[Answer]) -> float:
     """The fraction of answers that equal the one annotated string: MSVD-QA and MSRVTT-QA.
 
     The official code compares entries of an answer vocabulary, all in lower case; a decoded text is
@@ -50,5 +50,5 @@ def top1(predictions: Sequence[Prediction]) -> float:
     """
     texts = [" ".join(needs.decoded(each, "top1").lower().split()) for each in predictions]
     return needs.mean(
-        [text == each.answer for text, each in zip(texts, predictions, strict=True)], "top1"
+        [text == each.episode.answer for text, each in zip(texts, predictions, strict=True)], "top1"
     )

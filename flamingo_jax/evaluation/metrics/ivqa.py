@@ -11,8 +11,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from flamingo_jax.evaluation.episode import Answer
 from flamingo_jax.evaluation.metrics import needs
-from flamingo_jax.evaluation.metrics.prediction import Prediction
 
 
 def accuracy(answer: str, annotated: Sequence[str]) -> float:
@@ -21,7 +21,7 @@ def accuracy(answer: str, annotated: Sequence[str]) -> float:
     return min(annotated.count(answer) / 2, 1.0)
 
 
-def ivqa_accuracy(predictions: Sequence[Prediction]) -> float:
+def ivqa_accuracy(predictions: Sequence[Answer]) -> float:
     """The mean accuracy, 0..1.
 
     Reads `text`, and `references`: answer1..answer5 of the annotations, repetitions included.

@@ -9,7 +9,7 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from flamingo_jax.evaluation.metrics.prediction import Prediction
+from flamingo_jax.evaluation.episode import Answer
 
 # The words that begin the next example in the paper's templates (Appendix B.1.5), and the tags
 # between examples.
@@ -39,83 +39,87 @@ def trim(text: str) -> str:
     return text[: found.start()] if found else text
 
 
-def decoded(prediction: Prediction, metric: str) -> str:
+def decoded(answer: Answer, metric: str) -> str:
     """What was decoded, trimmed at the next prompt keyword.
 
     Raises:
         ValueError: nothing was decoded for this episode.
     """
-    if prediction.text is None:
+    if answer.text is None:
         raise ValueError(
-            f"{metric} of query {prediction.query_id!r}: nothing was decoded. Run the evaluation "
-            "with generation."
+            f"{metric} of query {answer.episode.query_id!r}: nothing was decoded. Run the "
+            "evaluation with generation."
         )
-    return trim(prediction.text)
+    return trim(answer.text)
 
 
-def scored(prediction: Prediction, metric: str) -> tuple[float, ...]:
+def scored(answer: Answer, metric: str) -> tuple[float, ...]:
     """The log-likelihoods of the candidates, in their order.
 
     Raises:
         ValueError: the candidates were not scored, or one score is not a number.
     """
-    if prediction.scores is None or not prediction.candidates:
+    episode = answer.episode
+    if answer.scores is None or not episode.candidates:
         raise ValueError(
-            f"{metric} of query {prediction.query_id!r}: no candidates were scored. The task needs "
+            f"{metric} of query {episode.query_id!r}: no candidates were scored. The task needs "
             "candidates for this metric."
         )
-    if len(prediction.scores) != len(prediction.candidates) or any(
-        score != score for score in prediction.scores
+    if len(answer.scores) != len(episode.candidates) or any(
+        score != score for score in answer.scores
     ):
         raise ValueError(
-            f"{metric} of query {prediction.query_id!r}: expected a score for each of "
-            f"{len(prediction.candidates)} candidates, got {len(prediction.scores)} with "
-            f"{sum(s != s for s in prediction.scores)} NaN. Check the model's weights."
+            f"{metric} of query {episode.query_id!r}: expected a score for each of "
+            f"{len(episode.candidates)} candidates, got {len(answer.scores)} with "
+            f"{sum(s != s for s in answer.scores)} NaN. Check the model's weights."
         )
-    return prediction.scores
+    return answer.scores
 
 
-def position(prediction: Prediction, metric: str) -> int:
+def position(answer: Answer, metric: str) -> int:
     """The index of the right answer among the candidates.
 
     Raises:
         ValueError: it is not among them.
     """
-    if prediction.answer not in prediction.candidates:
+    episode = answer.episode
+    if episode.answer not in episode.candidates:
         raise ValueError(
-            f"{metric} of query {prediction.query_id!r}: the answer {prediction.answer!r} is not "
-            f"among its {len(prediction.candidates)} candidates. Check the task's annotations."
+            f"{metric} of query {episode.query_id!r}: the answer {episode.answer!r} is not "
+            f"among its {len(episode.candidates)} candidates. Check the task's annotations."
         )
-    return prediction.candidates.index(prediction.answer)
+    return episode.candidates.index(episode.answer)
 
 
-def references(prediction: Prediction, metric: str) -> tuple[str, ...]:
+def references(answer: Answer, metric: str) -> tuple[str, ...]:
     """The right answers of the annotations.
 
     Raises:
         ValueError: there are none.
     """
-    if not prediction.references:
+    episode = answer.episode
+    if not episode.references:
         raise ValueError(
-            f"{metric} of query {prediction.query_id!r}: it has no references. The task must give "
+            f"{metric} of query {episode.query_id!r}: it has no references. The task must give "
             "all right answers."
         )
-    return prediction.references
+    return episode.references
 
 
-def extra(prediction: Prediction, metric: str, key: str) -> Any:
-    """`prediction.extra[key]`.
+def extra(answer: Answer, metric: str, key: str) -> Any:
+    """`answer.episode.extra[key]`.
 
     Raises:
         ValueError: there is no such key.
     """
-    if key not in prediction.extra:
+    episode = answer.episode
+    if key not in episode.extra:
         raise ValueError(
-            f"{metric} of query {prediction.query_id!r} reads extra[{key!r}], which is not there "
-            f"(there are: {', '.join(sorted(prediction.extra)) or 'none'}). The task must supply "
+            f"{metric} of query {episode.query_id!r} reads extra[{key!r}], which is not there "
+            f"(there are: {', '.join(sorted(episode.extra)) or 'none'}). The task must supply "
             "it."
         )
-    return prediction.extra[key]
+    return episode.extra[key]
 
 
 def mean(values: Sequence[float | bool], metric: str) -> float:

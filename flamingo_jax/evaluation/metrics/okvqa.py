@@ -16,8 +16,8 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 
+from flamingo_jax.evaluation.episode import Answer
 from flamingo_jax.evaluation.metrics import needs, vqa, wordnet
-from flamingo_jax.evaluation.metrics.prediction import Prediction
 
 _WORD = re.compile(r"\w[\w'-]*")
 _SHORTEST_SINGULAR = 3  # letters: "gas" is not the plural of the element Ga
@@ -61,7 +61,7 @@ def stem(text: str, known: Mapping[str, str]) -> str:
     return _WORD.sub(lambda found: stem_word(found[0], known), text)
 
 
-def okvqa_accuracy(predictions: Sequence[Prediction]) -> float:
+def okvqa_accuracy(predictions: Sequence[Answer]) -> float:
     """The mean accuracy, 0..1.
 
     Reads `text`; `references`: the field `answer` of each annotator; and, if it is there,
@@ -76,11 +76,11 @@ def okvqa_accuracy(predictions: Sequence[Prediction]) -> float:
     values = []
     for text, each in zip(vqa.answers(predictions, "okvqa_accuracy"), predictions, strict=True):
         references = needs.references(each, "okvqa_accuracy")
-        raw = each.extra.get("raw_answers", references)
+        raw = each.episode.extra.get("raw_answers", references)
         if len(raw) != len(references):
             raise ValueError(
-                f"okvqa_accuracy of query {each.query_id!r}: expected a raw answer for each of "
-                f"{len(references)} references, got {len(raw)}."
+                f"okvqa_accuracy of query {each.episode.query_id!r}: expected a raw answer for "
+                f"each of {len(references)} references, got {len(raw)}."
             )
         values.append(
             vqa.accuracy(stem(text.strip(), annotated_stems(raw, references)), references)

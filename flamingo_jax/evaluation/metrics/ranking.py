@@ -7,24 +7,24 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from flamingo_jax.evaluation.metrics.prediction import Prediction
+from flamingo_jax.evaluation.episode import Answer
 
 
-def is_first(prediction: Prediction) -> bool:
+def is_first(answer: Answer) -> bool:
     """Whether the answer is ranked first.
 
     Raises:
         ValueError: the candidates were not scored.
     """
-    if prediction.ranked_first is None:
+    if answer.ranked_first is None:
         raise ValueError(
-            f"ranking of query {prediction.query_id!r}: no candidates were scored. The task needs "
-            "candidates for this metric."
+            f"ranking of query {answer.episode.query_id!r}: no candidates were scored. The task "
+            "needs candidates for this metric."
         )
-    return prediction.ranked_first == prediction.answer
+    return answer.ranked_first == answer.episode.answer
 
 
-def ranking(predictions: Sequence[Prediction]) -> float:
+def ranking(predictions: Sequence[Answer]) -> float:
     """The fraction of queries whose answer is ranked first.
 
     Raises:
@@ -35,7 +35,7 @@ def ranking(predictions: Sequence[Prediction]) -> float:
     return sum(map(is_first, predictions)) / len(predictions)
 
 
-def answer_nll(predictions: Sequence[Prediction]) -> float:
+def answer_nll(predictions: Sequence[Answer]) -> float:
     """The mean negative log-likelihood of the right answer, in nats.
 
     Raises:
@@ -46,6 +46,9 @@ def answer_nll(predictions: Sequence[Prediction]) -> float:
             "nll needs the scores of at least one prediction: the task needs "
             "candidates for this metric."
         )
-    return -sum(
-        p.scores[p.candidates.index(p.answer)] for p in predictions if p.scores is not None
-    ) / len(predictions)
+    of_right_answers = [
+        each.scores[each.episode.candidates.index(each.episode.answer)]
+        for each in predictions
+        if each.scores is not None
+    ]
+    return -sum(of_right_answers) / len(predictions)

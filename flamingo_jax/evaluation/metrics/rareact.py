@@ -19,8 +19,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from flamingo_jax.evaluation.episode import Answer
 from flamingo_jax.evaluation.metrics import needs
-from flamingo_jax.evaluation.metrics.prediction import Prediction
 
 
 def average_precision(scores: np.ndarray, positive: np.ndarray, weights: np.ndarray) -> float:
@@ -89,7 +89,7 @@ def mean_average_precision(
     return float(np.mean(values))
 
 
-def rareact_mwap(predictions: Sequence[Prediction]) -> float:
+def rareact_mwap(predictions: Sequence[Answer]) -> float:
     """The mWAP over one prediction for each row of rareact.csv, 0..1.
 
     Reads `scores` (of candidates that are the actions in the order of their class), and `extra`:

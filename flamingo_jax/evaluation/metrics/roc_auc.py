@@ -11,8 +11,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from flamingo_jax.evaluation.episode import Answer
 from flamingo_jax.evaluation.metrics import needs
-from flamingo_jax.evaluation.metrics.prediction import Prediction
 
 
 def area(scores: np.ndarray, positive: np.ndarray) -> float:
@@ -37,7 +37,7 @@ def probability(scores: Sequence[float], index: int) -> float:
     return float(weights[index] / weights.sum())
 
 
-def roc_auc(predictions: Sequence[Prediction]) -> float:
+def roc_auc(predictions: Sequence[Answer]) -> float:
     """The area under the ROC curve of the positive answer's probability, 0..1.
 
     Reads `scores`, `candidates`, `answer`, and `extra["positive"]`: the candidate that is the
@@ -52,13 +52,14 @@ def roc_auc(predictions: Sequence[Prediction]) -> float:
     values, labels = [], []
     for each in predictions:
         scores, positive = needs.scored(each, "roc_auc"), needs.extra(each, "roc_auc", "positive")
-        if positive not in each.candidates:
+        candidates = each.episode.candidates
+        if positive not in candidates:
             raise ValueError(
-                f"roc_auc of query {each.query_id!r}: the positive answer {positive!r} is not "
-                f"among its candidates {each.candidates!r}."
+                f"roc_auc of query {each.episode.query_id!r}: the positive answer {positive!r} is "
+                f"not among its candidates {candidates!r}."
             )
-        values.append(probability(scores, each.candidates.index(positive)))
-        labels.append(each.answer == positive)
+        values.append(probability(scores, candidates.index(positive)))
+        labels.append(each.episode.answer == positive)
     if len(set(labels)) == 1:
         raise ValueError(
             f"roc_auc is not defined when all {len(labels)} queries have the same label (positive: "

@@ -10,12 +10,12 @@ from collections.abc import Sequence
 from typing import Any
 
 from flamingo_jax.core.paths import PathLike, write_atomically
+from flamingo_jax.evaluation.episode import Answer
 from flamingo_jax.evaluation.metrics import needs
-from flamingo_jax.evaluation.metrics.prediction import Prediction
 
 
 def entries(
-    predictions: Sequence[Prediction], all_questions: Sequence[int | str] = ()
+    predictions: Sequence[Answer], all_questions: Sequence[int | str] = ()
 ) -> list[dict[str, Any]]:
     """The list of answers, in the order of the predictions.
 
@@ -34,7 +34,7 @@ def entries(
         raise ValueError(
             "a submission of no predictions would be empty: evaluate at least one episode."
         )
-    key = "image" if "image" in predictions[0].extra else "question_id"
+    key = "image" if "image" in predictions[0].episode.extra else "question_id"
     found: dict[int | str, str] = {}
     for each in predictions:
         question = needs.extra(each, "submission", key)
@@ -48,7 +48,7 @@ def entries(
 
 
 def write(
-    path: PathLike, predictions: Sequence[Prediction], all_questions: Sequence[int | str] = ()
+    path: PathLike, predictions: Sequence[Answer], all_questions: Sequence[int | str] = ()
 ) -> None:
     """Writes `entries` as JSON; the file appears complete or not at all.
 

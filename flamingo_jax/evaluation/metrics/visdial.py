@@ -12,8 +12,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from flamingo_jax.evaluation.episode import Answer
 from flamingo_jax.evaluation.metrics import needs
-from flamingo_jax.evaluation.metrics.prediction import Prediction
 
 
 def ndcg(scores: Sequence[float], relevance: Sequence[float]) -> float:
@@ -31,7 +31,7 @@ def ndcg(scores: Sequence[float], relevance: Sequence[float]) -> float:
     return float(ranked @ discounts / (best @ discounts))
 
 
-def visdial_ndcg(predictions: Sequence[Prediction]) -> float:
+def visdial_ndcg(predictions: Sequence[Answer]) -> float:
     """The mean NDCG, 0..1; one round of each dialogue has dense annotations.
 
     Reads `scores`, and `extra["relevance"]`: `gt_relevance` of the dense annotations, one number
@@ -49,8 +49,8 @@ def visdial_ndcg(predictions: Sequence[Prediction]) -> float:
         )
         if len(relevance) != len(scores) or not any(relevance):
             raise ValueError(
-                f"visdial_ndcg of query {each.query_id!r}: expected a relevance for each of its "
-                f"{len(scores)} candidates, at least one above 0; got {len(relevance)}, "
+                f"visdial_ndcg of query {each.episode.query_id!r}: expected a relevance for each of "
+                f"its {len(scores)} candidates, at least one above 0; got {len(relevance)}, "
                 f"{sum(map(bool, relevance))} above 0. Check the dense annotations."
             )
         values.append(ndcg(scores, relevance))

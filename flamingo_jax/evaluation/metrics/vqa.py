@@ -22,8 +22,8 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
+from flamingo_jax.evaluation.episode import Answer
 from flamingo_jax.evaluation.metrics import needs
-from flamingo_jax.evaluation.metrics.prediction import Prediction
 
 _MARKS = ';/[]"{}()=+\\_-><@`,?!'
 _NUMBER_WITH_COMMA = re.compile(r"\d,\d")
@@ -94,7 +94,7 @@ def accuracy(answer: str, annotated: Sequence[str]) -> float:
     return sum(left) / len(annotated)
 
 
-def answers(predictions: Sequence[Prediction], metric: str) -> list[str]:
+def answers(predictions: Sequence[Answer], metric: str) -> list[str]:
     """What was decoded for each prediction.
 
     Raises:
@@ -102,7 +102,7 @@ def answers(predictions: Sequence[Prediction], metric: str) -> list[str]:
         ValueError: nothing was decoded, or there are no predictions.
     """
     texts = [needs.decoded(each, metric) for each in predictions]
-    if texts and not any(each.references for each in predictions):
+    if texts and not any(each.episode.references for each in predictions):
         raise needs.HiddenAnswersError(
             f"{metric}: the answers of this split are not public. Write the predictions with "
             "metrics.submission.write and upload the file to the benchmark's evaluation server, "
@@ -111,7 +111,7 @@ def answers(predictions: Sequence[Prediction], metric: str) -> list[str]:
     return texts
 
 
-def vqa_accuracy(predictions: Sequence[Prediction]) -> float:
+def vqa_accuracy(predictions: Sequence[Answer]) -> float:
     """The mean accuracy, 0..1.
 
     Reads `text`, and `references`: each annotator's answer as it stands in the annotations,

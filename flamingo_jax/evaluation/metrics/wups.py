@@ -20,8 +20,8 @@ import math
 import re
 from collections.abc import Callable, Sequence
 
+from flamingo_jax.evaluation.episode import Answer
 from flamingo_jax.evaluation.metrics import needs, wordnet
-from flamingo_jax.evaluation.metrics.prediction import Prediction
 
 # The repository's stopwords.txt, which is made for this benchmark: negations and some more are not
 # among them.
@@ -155,7 +155,7 @@ def similarity(answer: str, reference: str, *, exact: bool) -> float:
     return min(_one_way(words, others), _one_way(others, words))
 
 
-def wups(predictions: Sequence[Prediction]) -> float:
+def wups(predictions: Sequence[Answer]) -> float:
     """The mean WUPS@0, 0..1.
 
     Reads `text`, `answer`, and `extra`: "question_type" (the column `type`: CW, CH, TN, TP, TC, DL,
@@ -171,8 +171,8 @@ def wups(predictions: Sequence[Prediction]) -> float:
     for each in predictions:
         answer = needs.decoded(each, "wups")
         exact = needs.extra(each, "wups", "question_type") in _EXACT
-        wanted = [each.answer] + [
-            other for other in (each.extra.get("additional"),) if other is not None
+        wanted = [each.episode.answer] + [
+            other for other in (each.episode.extra.get("additional"),) if other is not None
         ]
         said = content(answer)
         values.append(

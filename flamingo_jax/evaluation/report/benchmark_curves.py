@@ -8,6 +8,7 @@ from typing import Any
 from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
 
+from flamingo_jax.evaluation.episode import Row
 from flamingo_jax.evaluation.report.benchmark_table import (
     main_metric,
     own_setting,
@@ -17,7 +18,6 @@ from flamingo_jax.evaluation.report.benchmark_table import (
 )
 from flamingo_jax.evaluation.report.curves import COLOURS, INK, style
 from flamingo_jax.evaluation.report.units import unit
-from flamingo_jax.evaluation.runner import Row
 
 # The published curves that are drawn: the sizes of Flamingo, and the largest of the others. Model
 # -> (colour, line style)

@@ -17,6 +17,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping, Sequence
 
+from flamingo_jax.evaluation.episode import Row
 from flamingo_jax.evaluation.report.published import (
     BENCHMARKS,
     SOURCES,
@@ -26,7 +27,6 @@ from flamingo_jax.evaluation.report.published import (
     series,
 )
 from flamingo_jax.evaluation.report.units import unit
-from flamingo_jax.evaluation.runner import Row
 
 _OWN = "this run"
 _CIDER = "CIDEr-D weighs words by the captions of the queries that are evaluated: numbers on a part of a test set are not comparable."

@@ -14,8 +14,8 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 
 from flamingo_jax.evaluation.comparing import COSINE
+from flamingo_jax.evaluation.episode import Row
 from flamingo_jax.evaluation.report.published import CONTRASTIVE_SOURCE, contrastive
-from flamingo_jax.evaluation.runner import Row
 
 # Task -> (its name in tables, the paper's queries)
 TITLES: Mapping[str, tuple[str, str]] = {

@@ -18,7 +18,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
 
-from flamingo_jax.evaluation.runner import Row
+from flamingo_jax.evaluation.episode import Row
 
 Numbers = Mapping[str, Any]  # one line of metrics.jsonl
 

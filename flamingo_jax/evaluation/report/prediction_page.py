@@ -24,11 +24,11 @@ import numpy as np
 
 from flamingo_jax.core.html_page import embedded, template
 from flamingo_jax.data.images import read
-from flamingo_jax.evaluation.metrics import Prediction, metric
+from flamingo_jax.evaluation.episode import Answer, Row
+from flamingo_jax.evaluation.metrics import metric
 from flamingo_jax.evaluation.metrics.needs import trim
 from flamingo_jax.evaluation.report.benchmark_table import title_of
 from flamingo_jax.evaluation.report.units import unit
-from flamingo_jax.evaluation.runner import Row, Sample
 from flamingo_jax.inference.prompt import Visual
 
 Load: TypeAlias = "Callable[[Visual], np.ndarray]"
@@ -70,7 +70,7 @@ class _Bar(NamedTuple):
 class _Article(NamedTuple):
     """A query."""
 
-    prediction: Prediction
+    sample: Answer
     marks: list[tuple[str, str]]  # (right, wrong or partly; what is shown)
     notes: list[str]
     hidden: bool  # the images
@@ -89,7 +89,7 @@ class _Section(NamedTuple):
     articles: list[_Article]
 
 
-def render(samples: Sequence[Sample], rows: Sequence[Row], load: Load) -> str:
+def render(samples: Sequence[Answer], rows: Sequence[Row], load: Load) -> str:
     """Returns the whole page.
 
     Args:
@@ -101,7 +101,7 @@ def render(samples: Sequence[Sample], rows: Sequence[Row], load: Load) -> str:
     Raises:
         PromptError: an image or video of a sample cannot be read any more.
     """
-    groups: dict[tuple[str, int], list[Sample]] = {}
+    groups: dict[tuple[str, int], list[Answer]] = {}
     for sample in samples:
         groups.setdefault((sample.task, sample.shots), []).append(sample)
     sections = []
@@ -131,21 +131,22 @@ def render(samples: Sequence[Sample], rows: Sequence[Row], load: Load) -> str:
     )
 
 
-def verdicts(task: str, prediction: Prediction, metrics: Sequence[str]) -> dict[str, float]:
+def verdicts(sample: Answer, metrics: Sequence[str]) -> dict[str, float]:
     """How right an answer is by each metric that tells: metric -> value in 0..1.
 
     Args:
-        task: its name.
-        prediction: of one query.
+        sample: the answer to one query.
         metrics: names of the task's metrics.
     """
-    return {name: metric(name).value([prediction]) for name in metrics if unit(task, name).of_each}
+    return {
+        name: metric(name).value([sample]) for name in metrics if unit(sample.task, name).of_each
+    }
 
 
-def _article(sample: Sample, metrics: Sequence[str], load: Load) -> _Article:
-    episode, prediction = sample.episode, sample.prediction
+def _article(sample: Answer, metrics: Sequence[str], load: Load) -> _Article:
+    episode = sample.episode
     marks = []
-    for name, value in verdicts(sample.task, prediction, metrics).items():
+    for name, value in verdicts(sample, metrics).items():
         kind, sign = (
             ("right", "✓")
             if value >= 1
@@ -155,9 +156,7 @@ def _article(sample: Sample, metrics: Sequence[str], load: Load) -> _Article:
         )
         marks.append((kind, f"{unit(sample.task, name).name} {sign}"))
     extra = {
-        key: value
-        for key, value in prediction.extra.items()
-        if isinstance(value, str | int | float)
+        key: value for key, value in episode.extra.items() if isinstance(value, str | int | float)
     }
     notes = [
         f"{key} {textwrap.shorten(str(value), 80, placeholder='…')}" for key, value in extra.items()
@@ -166,7 +165,7 @@ def _article(sample: Sample, metrics: Sequence[str], load: Load) -> _Article:
     notes += ["images hidden from the text"] if episode.masked else []
     *supports, query = _chunks(sample)
     return _Article(
-        prediction,
+        sample,
         marks,
         notes,
         episode.masked,
@@ -175,9 +174,9 @@ def _article(sample: Sample, metrics: Sequence[str], load: Load) -> _Article:
             for place, (visual, text) in enumerate(supports, start=1)
         ],
         _card(*query, "query", load),
-        _answer(prediction),
-        _references(prediction),
-        _bars(prediction),
+        _answer(sample),
+        _references(sample),
+        _bars(sample),
     )
 
 
@@ -205,7 +204,7 @@ def _card(visual: Visual | None, text: str, what: str, load: Load) -> _Card:
     return _Card(text, len(text) > _LONG, pictures, note)
 
 
-def _chunks(sample: Sample) -> list[tuple[Visual | None, str]]:
+def _chunks(sample: Answer) -> list[tuple[Visual | None, str]]:
     """The prompt as (image or None, the text after it), an example each.
 
     The last one is the query.
@@ -233,49 +232,45 @@ def _examples(text: str) -> Iterator[str]:
         start = end
 
 
-def _answer(prediction: Prediction) -> tuple[str, str] | None:
+def _answer(sample: Answer) -> tuple[str, str] | None:
     """What was decoded, as far as it counts, and the rest of it.
 
     The candidate ranked first if nothing was decoded.
     """
-    if prediction.text is not None:
-        kept = trim(prediction.text)
-        return kept.strip() or "(nothing)", prediction.text[len(kept) :]
-    return None if prediction.scores is None else (str(prediction.ranked_first), "")
+    if sample.text is not None:
+        kept = trim(sample.text)
+        return kept.strip() or "(nothing)", sample.text[len(kept) :]
+    return None if sample.scores is None else (str(sample.ranked_first), "")
 
 
-def _references(prediction: Prediction) -> list[str]:
+def _references(sample: Answer) -> list[str]:
     """The right answers, each once."""
-    known = dict.fromkeys(prediction.references or filter(None, (prediction.answer,)))
-    counts = collections.Counter(prediction.references)
+    known = dict.fromkeys(sample.episode.references or filter(None, (sample.episode.answer,)))
+    counts = collections.Counter(sample.episode.references)
     return [f"{text} (x {counts[text]})" if counts[text] > 1 else text for text in known]
 
 
-def _bars(prediction: Prediction) -> list[_Bar]:
+def _bars(sample: Answer) -> list[_Bar]:
     """The best candidates and the right one, each with its share of their probability and its log-likelihood."""
-    if prediction.scores is None or not prediction.candidates:
+    texts, right_text = sample.episode.candidates, sample.episode.answer
+    if sample.scores is None or not texts:
         return []
-    scores = [score if math.isfinite(score) else -math.inf for score in prediction.scores]
+    scores = [score if math.isfinite(score) else -math.inf for score in sample.scores]
     top = max(scores)
     weights = [math.exp(score - top) if top > -math.inf else 0.0 for score in scores]
     total = sum(weights) or 1.0
     order = sorted(range(len(scores)), key=lambda k: -scores[k])
     chosen = order[:_CANDIDATES]
-    if prediction.answer in prediction.candidates:
-        right = min(
-            order.index(k)
-            for k, text in enumerate(prediction.candidates)
-            if text == prediction.answer
-        )
+    if right_text in texts:
+        right = min(order.index(k) for k, text in enumerate(texts) if text == right_text)
         chosen += [order[right]] if right >= _CANDIDATES else []
-    texts = prediction.candidates
     return [
         _Bar(
             texts[k],
             weights[k] / total,
-            prediction.scores[k],
+            sample.scores[k],
             order.index(k) + 1,
-            texts[k] == prediction.answer,
+            texts[k] == right_text,
         )
         for k in chosen
     ]

@@ -20,6 +20,7 @@ from matplotlib.figure import Figure
 from flamingo_jax.core import paths
 from flamingo_jax.core.paths import Path, PathLike
 from flamingo_jax.data.config import ImageFit
+from flamingo_jax.evaluation.episode import Answer, Row
 from flamingo_jax.evaluation.report import (
     benchmark_table,
     comparison_table,
@@ -30,7 +31,6 @@ from flamingo_jax.evaluation.report import (
 from flamingo_jax.evaluation.report.benchmark_curves import benchmark_curves
 from flamingo_jax.evaluation.report.logs import read_log
 from flamingo_jax.evaluation.report.units import is_benchmark, unit
-from flamingo_jax.evaluation.runner import Row, Sample
 from flamingo_jax.inference.visuals import VIDEO_FRAMES, VIDEO_RATE, load_frames
 
 _NOTHING = "No results: the right answers are not known here.\n"
@@ -39,7 +39,7 @@ _NOTHING = "No results: the right answers are not known here.\n"
 def write_report(
     directory: PathLike,
     rows: Sequence[Row],
-    samples: Sequence[Sample] = (),
+    samples: Sequence[Answer] = (),
     metrics_files: Mapping[str, PathLike] | None = None,
     *,
     chance: Mapping[str, float] | None = None,
@@ -53,7 +53,8 @@ def write_report(
     Args:
         directory: made if it is not there.
         rows: results; none where all right answers are hidden (submissions to a server).
-        samples: episodes with answers; shown if `image_size` is given with them.
+        samples: answers to show with their prompts;
+            shown if `image_size` is given with them.
         metrics_files: metrics.jsonl of each stage, in the order of training; gates are read from
             the last that has some.
         chance: what guessing gives, by task.

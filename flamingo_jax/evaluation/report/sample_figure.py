@@ -12,11 +12,11 @@ from matplotlib.figure import Figure
 from matplotlib.patches import FancyBboxPatch, Rectangle
 
 from flamingo_jax.data.config import ImageFit
+from flamingo_jax.evaluation.episode import Answer
 from flamingo_jax.evaluation.metrics.exact_match import is_exact
 from flamingo_jax.evaluation.metrics.needs import trim
 from flamingo_jax.evaluation.metrics.ranking import is_first
 from flamingo_jax.evaluation.report.curves import FAINT, INK, families, style
-from flamingo_jax.evaluation.runner import Sample
 from flamingo_jax.inference.prompt import load_frames
 
 Load = Callable[[Any], np.ndarray]  # an image or a video -> uint8[F, S, S, 3]
@@ -26,12 +26,12 @@ RIGHT, WRONG = "#2e7d4f", "#c2304a"
 _CELL, _IMAGE, _TEXT, _ROW_GAP, _LABEL, _HEAD, _MARGIN = 1.22, 1.02, 0.54, 0.30, 1.25, 0.75, 0.25
 
 
-def choose(samples: Sequence[Sample], per_task: int = 2, most_shots: int = 4) -> list[Sample]:
+def choose(samples: Sequence[Answer], per_task: int = 2, most_shots: int = 4) -> list[Answer]:
     """Samples for the sheet, family by family.
 
     Of every task, at its largest number of shots up to `most_shots`.
     """
-    chosen: list[Sample] = []
+    chosen: list[Answer] = []
     for task in (
         task
         for members in families([sample.task for sample in samples]).values()
@@ -47,7 +47,7 @@ def choose(samples: Sequence[Sample], per_task: int = 2, most_shots: int = 4) ->
 
 
 def sample_sheet(
-    samples: Sequence[Sample], image_size: int, columns: int = 2, *, image_fit: ImageFit = "pad"
+    samples: Sequence[Answer], image_size: int, columns: int = 2, *, image_fit: ImageFit = "pad"
 ) -> Figure:
     """Draws samples, `columns` prompts side by side.
 
@@ -96,7 +96,7 @@ def sample_sheet(
 
 
 def _draw(
-    canvas: Any, sample: Sample, chunks: Sequence[tuple[Any, str]], x: float, y: float, load: Load
+    canvas: Any, sample: Answer, chunks: Sequence[tuple[Any, str]], x: float, y: float, load: Load
 ) -> None:
     """Draws one prompt with its top left corner at (x, y)."""
     name, _, control = sample.task.partition("_")
@@ -141,7 +141,7 @@ def _draw(
                 va="top",
             )
             if not right:
-                truth = textwrap.shorten(sample.prediction.answer, 14, placeholder="…")
+                truth = textwrap.shorten(sample.episode.answer, 14, placeholder="…")
                 canvas.text(
                     centre,
                     bottom - 0.17,
@@ -183,20 +183,16 @@ def _picture(canvas: Any, image: Any, left: float, top: float, load: Load, *, hi
         canvas.text(left + _IMAGE / 2, top - _IMAGE / 2, "hidden", zorder=4, **font)
 
 
-def _answer(sample: Sample) -> tuple[str, bool]:
+def _answer(sample: Answer) -> tuple[str, bool]:
     """What the model said, and whether it was right."""
-    prediction = sample.prediction
-    if prediction.text is not None:
-        said, right = trim(prediction.text).strip() or "(nothing)", is_exact(prediction)
+    if sample.text is not None:
+        said, right = trim(sample.text).strip() or "(nothing)", is_exact(sample)
     else:
-        said, right = (
-            str(prediction.ranked_first),
-            prediction.scores is not None and is_first(prediction),
-        )
+        said, right = str(sample.ranked_first), sample.scores is not None and is_first(sample)
     return textwrap.shorten(said, 13, placeholder="…"), right
 
 
-def _chunks(sample: Sample) -> list[tuple[Any, str]]:
+def _chunks(sample: Answer) -> list[tuple[Any, str]]:
     """The prompt as (image or None, the text after it)."""
     chunks: list[tuple[Any, str]] = []
     for part in sample.episode.parts:

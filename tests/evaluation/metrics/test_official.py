@@ -7,12 +7,13 @@ import pathlib
 import numpy as np
 import pytest
 
-from flamingo_jax.evaluation.metrics import METRICS, Prediction, metric
+from flamingo_jax.evaluation.metrics import METRICS, metric
 from flamingo_jax.evaluation.metrics.cider import scores as cider_scores
 from flamingo_jax.evaluation.metrics.needs import MissingResourceError, trim
 from flamingo_jax.evaluation.metrics.okvqa import annotated_stems, stem
 from flamingo_jax.evaluation.metrics.vqa import accuracy
 from flamingo_jax.evaluation.metrics.wups import content
+from tests.evaluation.answers import answered
 
 GOLDEN = pathlib.Path(__file__).parents[2] / "golden" / "metrics"
 EXACT = {
@@ -51,7 +52,7 @@ def test_vqa_accuracy():
     each = [accuracy(trim(text), annotated) for text, annotated in cases]
     np.testing.assert_allclose(each, values["each"], **EXACT)
     predictions = [
-        Prediction(str(i), "", "", text, references=tuple(r)) for i, (text, r) in enumerate(cases)
+        answered(str(i), "", text, references=tuple(r)) for i, (text, r) in enumerate(cases)
     ]
     np.testing.assert_allclose(value("vqa_accuracy", predictions), values["mean"], **EXACT)
 
@@ -62,7 +63,7 @@ def test_okvqa_accuracy_of_stemmed_answers(needs_wordnet):
     # The other stemmer splits off punctuation, which the metric drops later.
     assert [text.replace(".", " .") for text in texts] == values["stems"]
     predictions = [
-        Prediction(str(i), "", "", text, references=tuple(stems), extra={"raw_answers": raw})
+        answered(str(i), "", text, references=tuple(stems), extra={"raw_answers": raw})
         for i, (text, raw, stems) in enumerate(cases)
     ]
     np.testing.assert_allclose(value("okvqa_accuracy", predictions), values["mean"], **EXACT)
@@ -78,7 +79,7 @@ def test_cider_of_tokens():
 def test_cider_of_captions(needs_java):
     cases, values = golden("cider")
     predictions = [
-        Prediction(str(i), "", "", text, references=tuple(r)) for i, (text, r) in enumerate(cases)
+        answered(str(i), "", text, references=tuple(r)) for i, (text, r) in enumerate(cases)
     ]
     np.testing.assert_allclose(value("cider", predictions), values["mean"], **EXACT)
 
@@ -86,14 +87,14 @@ def test_cider_of_captions(needs_java):
 def test_ivqa_accuracy():
     cases, values = golden("ivqa_accuracy")
     predictions = [
-        Prediction(str(i), "", "", text, references=tuple(r)) for i, (text, r) in enumerate(cases)
+        answered(str(i), "", text, references=tuple(r)) for i, (text, r) in enumerate(cases)
     ]
     np.testing.assert_allclose(value("ivqa_accuracy", predictions), values["mean"], **EXACT)
 
 
 def test_top1():
     cases, values = golden("top1")
-    predictions = [Prediction(str(i), "", answer, text) for i, (text, answer) in enumerate(cases)]
+    predictions = [answered(str(i), answer, text) for i, (text, answer) in enumerate(cases)]
     assert value("top1", predictions) == values["mean"]
 
 
@@ -101,9 +102,8 @@ def test_visdial_ndcg():
     cases, values = golden("visdial_ndcg")
     options = tuple(f"option {i % 98}" for i in range(100))  # options may recur
     predictions = [
-        Prediction(
+        answered(
             str(i),
-            "",
             options[3],
             candidates=options,
             scores=tuple(scores),
@@ -118,9 +118,8 @@ def test_visdial_ndcg():
 def test_roc_auc():
     cases, values = golden("roc_auc")
     predictions = [
-        Prediction(
+        answered(
             str(i),
-            "",
             ("no", "yes")[hateful],
             candidates=("yes", "no"),
             scores=tuple(s),
@@ -147,8 +146,8 @@ def test_rareact_mwap():
             "annotation": annotation,
         }
         predictions.append(
-            Prediction(
-                str(index), "", names[class_id], candidates=names, scores=tuple(scores), extra=extra
+            answered(
+                str(index), names[class_id], candidates=names, scores=tuple(scores), extra=extra
             )
         )
     np.testing.assert_allclose(value("rareact_mwap", predictions), values["mean"], **EXACT)
@@ -171,7 +170,7 @@ def test_wups(needs_wordnet, monkeypatch):
     for (text, answer, _, more), contents in zip(cases, values["contents"], strict=True):
         assert [content(one) for one in (text, answer, more) if one is not None] == contents
     predictions = [
-        Prediction(str(i), "", answer, text, extra={"question_type": kind, "additional": more})
+        answered(str(i), answer, text, extra={"question_type": kind, "additional": more})
         for i, (text, answer, kind, more) in enumerate(cases)
     ]
     each = [value("wups", [prediction]) for prediction in predictions]

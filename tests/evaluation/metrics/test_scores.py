@@ -3,18 +3,19 @@
 import numpy as np
 import pytest
 
-from flamingo_jax.evaluation.metrics import Prediction, metric
+from flamingo_jax.evaluation.metrics import metric
 from flamingo_jax.evaluation.metrics.classification import rank
 from flamingo_jax.evaluation.metrics.rareact import average_precision
 from flamingo_jax.evaluation.metrics.roc_auc import area, probability
 from flamingo_jax.evaluation.metrics.visdial import ndcg
+from tests.evaluation.answers import answered
 
 CLASSES = tuple("abcdefg")
 
 
 def scored(answer, scores, **extra):
-    return Prediction(
-        "q7", "", answer, candidates=CLASSES[: len(scores)], scores=tuple(scores), extra=extra
+    return answered(
+        "q7", answer, candidates=CLASSES[: len(scores)], scores=tuple(scores), extra=extra
     )
 
 

@@ -9,7 +9,6 @@ from flamingo_jax.evaluation.metrics import (
     METRICS,
     HiddenAnswersError,
     MissingResourceError,
-    Prediction,
     metric,
     ptb,
 )
@@ -17,14 +16,15 @@ from flamingo_jax.evaluation.metrics.cider import scores
 from flamingo_jax.evaluation.metrics.okvqa import annotated_stems, stem_word
 from flamingo_jax.evaluation.metrics.submission import entries, write
 from flamingo_jax.evaluation.metrics.vqa import normalise
+from tests.evaluation.answers import answered
 
 # the package's attribute is the function
 WUPS = importlib.import_module("flamingo_jax.evaluation.metrics.wups")
 
 
 def decoded(text, *references, **extra):
-    return Prediction(
-        "q7", "", references[0] if references else "", text, references=references, extra=extra
+    return answered(
+        "q7", references[0] if references else "", text, references=references, extra=extra
     )
 
 

@@ -4,10 +4,10 @@ import dataclasses
 
 import pytest
 
+from flamingo_jax.evaluation.episode import Row
 from flamingo_jax.evaluation.report import benchmark_table, report
 from flamingo_jax.evaluation.report.benchmark_curves import benchmark_curves
 from flamingo_jax.evaluation.report.units import is_benchmark, unit
-from flamingo_jax.evaluation.runner import Row
 
 
 def row(task, shots, metric, value, **fields):

@@ -5,11 +5,11 @@ And the published numbers themselves.
 
 import pytest
 
+from flamingo_jax.evaluation.episode import Row
 from flamingo_jax.evaluation.registry import create
 from flamingo_jax.evaluation.report import comparison_table, report
 from flamingo_jax.evaluation.report.published import contrastive
 from flamingo_jax.evaluation.retrieval import METRICS
-from flamingo_jax.evaluation.runner import Row
 
 
 def row(task, metric, value, **fields):

@@ -4,6 +4,7 @@ Whole prompts, what was answered, and that a browser shows it from one file.
 """
 
 import base64
+import dataclasses
 import functools
 import io
 import re
@@ -13,12 +14,11 @@ import PIL.Image
 import pytest
 
 from flamingo_jax.core.html_page import embedded, environment
-from flamingo_jax.evaluation.metrics import Prediction
+from flamingo_jax.evaluation.episode import Row
 from flamingo_jax.evaluation.report.prediction_page import render, verdicts
-from flamingo_jax.evaluation.runner import Row, Sample
-from flamingo_jax.evaluation.task import Episode
 from flamingo_jax.inference.prompt import load_frames
 from tests import chromium
+from tests.evaluation.answers import answered
 from tests.html_elements import Elements
 
 INJECTION = '<script>document.title="taken"</script><img src=x onerror=alert(1)> & "quoted"'
@@ -33,12 +33,10 @@ def row(task, shots, metric, value=0.5):
     return Row(task, "test", shots, metric, value, 200, 1, "random", 1, "greedy", "runs/x", 700)
 
 
-def sample(task, parts, prediction, **fields):
+def sample(task, parts, said, **fields):
     shots = sum(isinstance(part, np.ndarray) for part in parts) - 1
-    answer = prediction.answer
-    return Sample(
-        task, shots, Episode(tuple(parts), prediction.candidates, answer, "q", **fields), prediction
-    )
+    episode = dataclasses.replace(said.episode, parts=tuple(parts), **fields)
+    return dataclasses.replace(said, task=task, shots=shots, episode=episode)
 
 
 def page(samples, rows=(), side=64):
@@ -60,9 +58,8 @@ def captioning():
         "Output:",
     ]
     text = " A blue one. Output: A red"
-    said = Prediction(
+    said = answered(
         "coco/7",
-        "",
         "Blue.",
         text,
         references=("Blue.", "All blue.", "Blue."),
@@ -100,16 +97,14 @@ def test_the_answer_is_trimmed_and_repeated_references_are_counted():
 
 def test_text_only_examples_are_cards_without_images():
     parts = ["Output: A cat.<EOC>Output: A dog.<EOC>", picture(RED), "Output:"]
-    shown = page([sample("coco", parts, Prediction("q", "", "A.", ""))])
+    shown = page([sample("coco", parts, answered("q", "A.", ""))])
     assert len(shown.all("li")) == 3 and len(shown.all("img")) == 1
     assert shown.all("span", "answer")[0][1] == "(nothing)"
 
 
 def test_many_supports_are_folded_but_there():
     parts = [part for _ in range(9) for part in (picture(RED), "Output: Red.<EOC>")]
-    shown = page(
-        [sample("coco", [*parts, picture(BLUE), "Output:"], Prediction("q", "", "A.", "B."))]
-    )
+    shown = page([sample("coco", [*parts, picture(BLUE), "Output:"], answered("q", "A.", "B."))])
     assert shown.all("summary")[0][1] == "9 support examples"
     assert len(shown.all("img")) == 10
 
@@ -118,7 +113,7 @@ def test_frames_of_videos():
     """Of the support 3 frames, of the query 10, evenly spread; the number of all is told."""
     video = np.stack([picture((8 * k, 0, 0)) for k in range(30)])
     parts = [video, "Output: It goes on.<EOC>", video[:5], "Output:"]
-    shown = page([sample("vatex", parts, Prediction("q", "", "A.", "B."))])
+    shown = page([sample("vatex", parts, answered("q", "A.", "B."))])
     reds = [pixels(attributes)[1][0, 0, 0] for attributes, _ in shown.all("img")]
     assert reds == [0, 8 * 14, 8 * 29, 0, 8, 16, 24, 32]
     assert [text for _, text in shown.all("span", "note")] == ["3 of 30 frames", "5 of 5 frames"]
@@ -129,7 +124,7 @@ def test_large_images_are_made_smaller_and_small_ones_are_exact():
     noise = rng.integers(0, 256, (64, 64, 3), dtype=np.uint8)
     parts = [noise, "Output: A.<EOC>", noise, "Output:"]
     for side, sizes in ((64, [("png", 64), ("png", 64)]), (320, [("jpeg", 112), ("jpeg", 160)])):
-        shown = page([sample("coco", parts, Prediction("q", "", "A.", "B."))], side=side)
+        shown = page([sample("coco", parts, answered("q", "A.", "B."))], side=side)
         found = [pixels(attributes) for attributes, _ in shown.all("img")]
         assert [(kind, len(image)) for kind, image in found] == sizes
         assert ("small" in (shown.all("img")[0][0].get("class") or "")) == (side == 64)
@@ -139,7 +134,7 @@ def test_large_images_are_made_smaller_and_small_ones_are_exact():
 
 def test_bars_are_shares_of_the_probability():
     scores = tuple(np.log([0.1, 0.6, 0.3]).tolist())
-    said = Prediction("q", "", "no", None, ("maybe", "yes", "no"), scores)
+    said = answered("q", "no", None, ("maybe", "yes", "no"), scores)
     shown = page(
         [sample("star", [picture(RED), "Is it? Answer:"], said)], [row("star", 0, "ranking")]
     )
@@ -160,7 +155,7 @@ def test_bars_are_shares_of_the_probability():
 
 def test_of_many_candidates_the_best_and_the_right_one():
     names = tuple(f"class {k}" for k in range(1000))
-    said = Prediction("q", "", "class 900", None, names, tuple(-float(k) for k in range(1000)))
+    said = answered("q", "class 900", None, names, tuple(-float(k) for k in range(1000)))
     shown = page([sample("imagenet", [picture(RED), "Output:"], said)])
     texts = [text for _, text in shown.all("td")][5::5]
     assert texts == [*names[:12], "class 900"]
@@ -169,13 +164,13 @@ def test_of_many_candidates_the_best_and_the_right_one():
 
 
 def test_scores_that_are_not_finite():
-    said = Prediction("q", "", "a", None, ("a", "b"), (-float("inf"), float("nan")))
+    said = answered("q", "a", None, ("a", "b"), (-float("inf"), float("nan")))
     shown = page([sample("star", [picture(RED), "Output:"], said)])
     assert [a["style"] for a, _ in shown.all("div") if "style" in a] == ["width: 0.0%"] * 2
 
 
 def test_marks_and_results():
-    right = Prediction("q", "", "dax", "dax", ("dax", "wug"), (-0.1, -3.0))
+    right = answered("q", "dax", "dax", ("dax", "wug"), (-0.1, -3.0))
     rows = [
         row("bind2", 0, "exact_match", 0.25),
         row("bind2", 0, "ranking", 0.75),
@@ -188,7 +183,7 @@ def test_marks_and_results():
     assert "exact match: 0.25; ranking: 0.75; nll: 1.50 over 200 queries" in [
         text for _, text in shown.all("span")
     ]
-    partly = Prediction("q", "", "cake", "cake", references=("cake", "cake", *["pie"] * 8))
+    partly = answered("q", "cake", "cake", references=("cake", "cake", *["pie"] * 8))
     (mark,) = page(
         [sample("vqav2", [picture(RED), "Q"], partly)], [row("vqav2", 0, "vqa_accuracy")]
     ).all("span", "partly")
@@ -196,10 +191,11 @@ def test_marks_and_results():
 
 
 def test_verdicts_are_of_metrics_that_tell_of_one_answer():
-    said = Prediction("q", "", "yes", "yes", ("yes", "no"), (-1.0, -2.0), extra={"positive": "yes"})
-    assert verdicts("hateful_memes", said, ["roc_auc"]) == {}
-    assert verdicts("coco", said, ["cider", "exact_match"]) == {"exact_match": 1.0}
-    assert verdicts("lm_lookup", said, ["ranking", "nll"]) == {"ranking": 1.0}
+    said = answered("q", "yes", "yes", ("yes", "no"), (-1.0, -2.0), extra={"positive": "yes"})
+    of = functools.partial(dataclasses.replace, said)
+    assert verdicts(of(task="hateful_memes"), ["roc_auc"]) == {}
+    assert verdicts(of(task="coco"), ["cider", "exact_match"]) == {"exact_match": 1.0}
+    assert verdicts(of(task="lm_lookup"), ["ranking", "nll"]) == {"ranking": 1.0}
 
 
 def test_hidden_answers_have_no_mark():
@@ -208,7 +204,7 @@ def test_hidden_answers_have_no_mark():
             sample(
                 "vqav2",
                 [picture(RED), "Q"],
-                Prediction("q", "", "", "cake", extra={"question_id": 3}),
+                answered("q", "", "cake", extra={"question_id": 3}),
             )
         ]
     )
@@ -219,15 +215,14 @@ def test_hidden_answers_have_no_mark():
 
 def test_an_ensemble_says_so():
     parts = (picture(RED), "Output:")
-    said = Prediction("q", "", "a", None, ("a", "b"), (-1.0, -2.0))
+    said = answered("q", "a", None, ("a", "b"), (-1.0, -2.0))
     shown = page([sample("star", parts, said, orders=(parts,) * 5)])
     assert "scores are means over 6 orders" in [text for _, text in shown.all("span")]
 
 
 def test_nothing_of_a_text_becomes_html():
-    hostile = Prediction(
+    hostile = answered(
         INJECTION,
-        "",
         INJECTION,
         INJECTION,
         (INJECTION, "b"),
@@ -255,7 +250,7 @@ def test_nothing_of_a_text_becomes_html():
 
 
 def test_a_page_is_written_as_utf8():
-    said = Prediction("\ud800", "", "Straße 猫", "\ud83d", references=("\udc80",))
+    said = answered("\ud800", "Straße 猫", "\ud83d", references=("\udc80",))
     assert render(
         [sample("coco", [picture(RED), "\ud800"], said)], [], lambda visual: visual[None]
     ).encode()
@@ -274,7 +269,7 @@ def test_a_browser_shows_it(tmp_path):
     All images, the framed query, the bars, and the marks.
     """
     scores = tuple(np.log([0.75, 0.25]).tolist())
-    ranked = Prediction("star/1", "", "no", None, ("yes", "no"), scores)
+    ranked = answered("star/1", "no", None, ("yes", "no"), scores)
     shown = [captioning(), sample("star", [picture(RED), "Question: Is it? Answer:"], ranked)]
     file = tmp_path / "predictions.html"
     html = render(shown, [row("star", 0, "ranking")], functools.partial(load_frames, image_size=64))

@@ -11,12 +11,11 @@ import PIL.Image
 import pytest
 
 from flamingo_jax.core.paths import PathError
-from flamingo_jax.evaluation.metrics import Prediction
+from flamingo_jax.evaluation.episode import Row
 from flamingo_jax.evaluation.report import curves, sample_figure
 from flamingo_jax.evaluation.report.logs import read_log, training_logs
 from flamingo_jax.evaluation.report.report import markdown_table, text_table, write_report
-from flamingo_jax.evaluation.runner import Row, Sample
-from flamingo_jax.evaluation.task import Episode
+from tests.evaluation.answers import answered
 
 
 def row(task, shots, metric, value):
@@ -47,9 +46,16 @@ LOG = [
 def sample(task="bind2", shots=1, text="dax", masked=False):
     image = np.full((8, 8, 3), 90, np.uint8)
     parts = (*(image, "this is a dax<EOC>") * shots, image, "this is a")
-    episode = Episode(parts, ("dax", "wug"), "dax", "q", masked=masked)
-    return Sample(
-        task, shots, episode, Prediction("q", "", "dax", text, ("dax", "wug"), (-1.0, -2.0))
+    return answered(
+        "q",
+        "dax",
+        text,
+        ("dax", "wug"),
+        (-1.0, -2.0),
+        task=task,
+        shots=shots,
+        parts=parts,
+        masked=masked,
     )
 
 

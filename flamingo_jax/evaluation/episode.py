@@ -1,0 +1,150 @@
+"""What flows from a benchmark's files to a line of results: an example, a prompt, an answer, a row.
+
+    annotation files --Benchmark.items--> Item         one annotated example
+                     --Task.episodes----> Episode      an item with the support examples of its prompt
+                     --the model--------> Answer       what the model said; a line of predictions.jsonl
+                     --the metrics------> Row          one line of results.json
+
+`Item` is in `evaluation.benchmarks.benchmark`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, TypeAlias
+
+from flamingo_jax.inference.prompt import Visual
+
+Part: TypeAlias = "str | Visual"
+
+MOST_CANDIDATES = 100  # in a line of predictions.jsonl: VisDial has as many
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Episode:
+    """One query of a benchmark, with the support examples in front of it.
+
+    Attributes:
+        parts: the prompt in reading order: text, and images or videos in any form that
+            `inference.prompt` reads. `<BOS>` and the `<image>` tags are added by
+            `inference.prompt`; `<EOC>` is written in the text, where a support example ends.
+        candidates: the possible answers of a close-ended task, as the text that follows the prompt;
+            empty for an open-ended one.
+        answer: the right answer; one of `candidates` if there are any; "" if it is not known
+            (hidden test answers).
+        query_id: name of the query, for the predictions and for the test that no query is in its
+            own support.
+        support_ids: names of the support examples, in prompt order.
+        masked: control: the images are hidden from the text (media_index 0 everywhere); everything
+            else is the same.
+        references: all right answers, as the annotations have them; () where `answer` is the only
+            one.
+        extra: what else the metric or the submission needs; JSON values.
+        orders: of an ensemble: the prompt again with its support examples in other orders; scores
+            are averaged over all of them.
+        separator: text between the prompt and a candidate that is not part of the answer.
+    """
+
+    parts: tuple[Part, ...]
+    candidates: tuple[str, ...]
+    answer: str
+    query_id: str
+    support_ids: tuple[str, ...] = ()
+    masked: bool = False
+    references: tuple[str, ...] = ()
+    extra: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    orders: tuple[tuple[Part, ...], ...] = ()
+    separator: str = ""
+
+    def __post_init__(self) -> None:
+        # "": the answer is hidden
+        if self.candidates and self.answer and self.answer not in self.candidates:
+            raise ValueError(
+                f"episode {self.query_id!r}: the answer {self.answer!r} is not among its "
+                f"candidates {self.candidates!r}."
+            )
+
+    @property
+    def prompt(self) -> str:
+        """The prompt as text, with `<image>` for each image or video."""
+        return "".join(part if isinstance(part, str) else "<image>" for part in self.parts)
+
+
+@dataclasses.dataclass(frozen=True)
+class Answer:
+    """What the model answered to one episode.
+
+    Attributes:
+        task: name of the task.
+        shots: number of support examples.
+        episode: what was asked, with the right answer.
+        text: the decoded text, up to `<EOC>`; None if no metric asked for it.
+        scores: log-likelihood of each of the episode's candidates; None if no metric asked for
+            them.
+    """
+
+    task: str
+    shots: int
+    episode: Episode
+    text: str | None = None
+    scores: tuple[float, ...] | None = None
+
+    @property
+    def ranked_first(self) -> str | None:
+        """The candidate with the highest score (the first of equals)."""
+        if self.scores is None:
+            return None
+        return self.episode.candidates[max(range(len(self.scores)), key=self.scores.__getitem__)]
+
+    def line(self) -> dict[str, Any]:
+        """Returns the line of predictions.jsonl: of many candidates, the best only."""
+        episode, candidates, scores = self.episode, self.episode.candidates, self.scores
+        if scores is not None and len(scores) > MOST_CANDIDATES:
+            ranked = sorted(zip(scores, candidates, strict=True), key=lambda pair: -pair[0])
+            scores, candidates = zip(*ranked[:MOST_CANDIDATES], strict=True)
+        return {
+            "task": self.task,
+            "shots": self.shots,
+            "query_id": episode.query_id,
+            "prompt": episode.prompt,
+            "answer": episode.answer,
+            "text": self.text,
+            "candidates": () if scores is None else candidates,
+            "scores": scores,
+            "references": episode.references,
+            "extra": dict(episode.extra),
+        }
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """One line of results.json.
+
+    Attributes:
+        task: name of the task.
+        split: "test" or "validation".
+        shots: number of support examples.
+        metric: name of the metric.
+        value: in the metric's unit.
+        n: number of queries.
+        seed: of the choice of queries and support examples.
+        selection: of support examples, "random" or "rices".
+        ensemble: permutations of the support examples over which scores are averaged; 1 = no
+            ensembling.
+        decoding: "greedy" or "beam" for decoded answers, "log_likelihood" for ranked ones.
+        checkpoint, step: the model.
+    """
+
+    task: str
+    split: str
+    shots: int
+    metric: str
+    value: float
+    n: int
+    seed: int
+    selection: str
+    ensemble: int
+    decoding: str
+    checkpoint: str
+    step: int

@@ -1,0 +1,67 @@
+"""Answers as files: predictions.jsonl, and what a benchmark's server takes."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Iterator, Sequence
+
+from flamingo_jax.core.paths import Path, PathLike, write_atomically
+from flamingo_jax.evaluation.episode import Answer
+from flamingo_jax.evaluation.metrics import submission
+from flamingo_jax.evaluation.task import Task
+
+
+def write(path: PathLike, answers: Sequence[Answer]) -> None:
+    """Writes predictions.jsonl, one line per answer.
+
+    Raises:
+        PathError: the file cannot be written.
+    """
+    lines = [json.dumps(answer.line(), ensure_ascii=False) for answer in answers]
+    write_atomically(path, "\n".join(lines) + "\n")
+
+
+def write_submissions(
+    directory: PathLike, answers: Sequence[Answer], tasks: Sequence[Task]
+) -> list[Path]:
+    """Writes TASK-SHOTS.json for each task whose right answers are hidden; returns the files.
+
+    They have the form that the benchmark's server takes.
+
+    Args:
+        directory: made if need be.
+        answers: of all tasks.
+        tasks: those of the answers; `submission_questions` of a task are the questions that its
+            server expects answers to, asked or not.
+
+    Raises:
+        ValueError: the answers do not name their questions.
+        PathError: a file cannot be written.
+    """
+    by_name = {task.name: task for task in tasks}
+    files = []
+    for (name, shots), members in _by_task_and_shots(answers):
+        if answers_are_hidden(members):
+            file = Path(directory) / f"{name}-{shots}.json"
+            submission.write(file, members, by_name[name].submission_questions())
+            files.append(file)
+    return files
+
+
+def answers_are_hidden(answers: Sequence[Answer]) -> bool:
+    """Returns True if no right answer is known, as in test-dev of VQAv2."""
+    return not any(answer.episode.answer or answer.episode.references for answer in answers)
+
+
+def first_of_each(answers: Sequence[Answer], count: int) -> list[Answer]:
+    """Returns the first `count` answers of each task at each number of shots."""
+    return [answer for _, members in _by_task_and_shots(answers) for answer in members[:count]]
+
+
+def _by_task_and_shots(
+    answers: Sequence[Answer],
+) -> Iterator[tuple[tuple[str, int], list[Answer]]]:
+    """Yields ((task, shots), its answers); those of one task and shots follow each other."""
+    for key, members in itertools.groupby(answers, lambda answer: (answer.task, answer.shots)):
+        yield key, list(members)
