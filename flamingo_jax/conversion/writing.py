@@ -15,11 +15,15 @@ from flamingo_jax.core import config as config_lib
 from flamingo_jax.core import paths, trees
 from flamingo_jax.core.paths import Path, PathLike
 
-Tell = Callable[[str], None]
+Report = Callable[[str], None]
 
 
 def write(
-    conversion: Conversion, output: PathLike, *, dtype: Any = None, tell: Tell = lambda line: None
+    conversion: Conversion,
+    output: PathLike,
+    *,
+    dtype: Any = None,
+    report: Report = lambda line: None,
 ) -> Path:
     """Writes the export of a conversion; it appears whole, and an export that is there is replaced.
 
@@ -30,7 +34,7 @@ def write(
         conversion: what is converted.
         output: the model directory to be.
         dtype: of all weights; None = as stored (float16 and float64 become float32).
-        tell: is given a line before each weight.
+        report: called with a line before each weight.
 
     Returns:
         `output`.
@@ -44,7 +48,9 @@ def write(
     plan = mapping.plan(conversion, dtype=dtype)
     weights = {}
     for number, weight in enumerate(plan.weights, 1):
-        parts = functools.partial(_parts, weight, conversion, f"{number}/{len(plan.weights)}", tell)
+        parts = functools.partial(
+            _parts, weight, conversion, f"{number}/{len(plan.weights)}", report
+        )
         weights[weight.target] = Streamed(
             weight.shape, weight.dtype, parts, is_stacked=weight.is_stacked
         )
@@ -96,8 +102,8 @@ def table(conversion: Conversion, *, dtype: Any = None) -> str:
     )
 
 
-def _parts(weight: Planned, conversion: Conversion, count: str, tell: Tell) -> Any:
-    tell(f"{count} {weight.target} {weight.shape}")
+def _parts(weight: Planned, conversion: Conversion, count: str, report: Report) -> Any:
+    report(f"{count} {weight.target} {weight.shape}")
     return weight.parts(conversion.files)
 
 

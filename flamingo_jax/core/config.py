@@ -14,10 +14,9 @@ import dataclasses
 import difflib
 import functools
 import math
-import sys
 import types
 import typing
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, Literal, TypeVar, Union
 
 from ml_collections import config_dict
@@ -304,24 +303,3 @@ def _name(hint: Any) -> str:
         if isinstance(hint, type) and not typing.get_args(hint)
         else str(hint).replace("typing.", "")
     )
-
-
-def in_one_message(parse: Callable[[list[str]], list[str]]) -> Callable[[list[str]], list[str]]:
-    """Returns a parser of flags that says in one message which field a config does not have, and the nearest name.
-
-    Args:
-        parse: the parser of a program, `absl.app.parse_flags_with_usage`; ml_collections reads
-            `--config.a.b=value` within it.
-    """
-
-    def parse_flags(argv: list[str]) -> list[str]:
-        try:
-            return parse(argv)
-        except AttributeError as error:  # of ml_collections, around its own KeyError
-            cause = error.args[0]
-            sys.exit(
-                "Unknown field in --config: "
-                f"{cause.args[0] if isinstance(cause, Exception) else cause}"
-            )
-
-    return parse_flags

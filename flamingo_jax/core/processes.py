@@ -56,7 +56,7 @@ class Cluster:
     Joined at the beginning, left together at the end, and by all when one fails.
 
     with Cluster("auto", expected=(ConfigError,)) as cluster:
-        work(tell=cluster.tell)
+        work(report=cluster.report)
 
     Attributes:
         index: of this process.
@@ -77,7 +77,7 @@ class Cluster:
         self._mode, self._expected = mode, (*expected, ProcessError)
         self.index, self.count = 0, 1
 
-    def tell(self, line: str) -> None:
+    def report(self, line: str) -> None:
         """Writes a line to stdout, if this is the first process: one for the whole run."""
         if self.index == 0:
             sys.stdout.write(f"{line}\n")

@@ -66,7 +66,7 @@ def run(config: EvaluateConfig, checkpoint: str, output: str, cluster: Cluster) 
         mesh = make_mesh(config.mesh)
     if images:
         encoder = VisionEncoder.load(checkpoint, config.towers, config=config.inference, mesh=mesh)
-        cluster.tell(f"{embed.write(encoder, images, output)}: {output}")
+        cluster.report(f"{embed.write(encoder, images, output)}: {output}")
         return
     if compared:
         _compare(config, compared, checkpoint, output, cluster, mesh)
@@ -85,13 +85,13 @@ def run(config: EvaluateConfig, checkpoint: str, output: str, cluster: Cluster) 
         batch_size=config.batch_size,
         journals=f"{output}/predictions",
         progress=cluster.index == 0,
-        log=cluster.tell,
+        log=cluster.report,
     )
     if cluster.index > 0:
         return
     predictions.write(f"{output}/predictions.jsonl", answers)
     for file in predictions.write_submissions(f"{output}/submissions", answers, tasks):
-        cluster.tell(f"{file} is for the server that has the right answers")
+        cluster.report(f"{file} is for the server that has the right answers")
     report.write_report(
         output,
         rows,
@@ -103,7 +103,7 @@ def run(config: EvaluateConfig, checkpoint: str, output: str, cluster: Cluster) 
         video_frames=config.inference.video_frames,
         video_rate=config.inference.video_rate,
     )
-    cluster.tell(f"\n{report.text_table(rows) if rows else ''}\nThe report is in {output}")
+    cluster.report(f"\n{report.text_table(rows) if rows else ''}\nThe report is in {output}")
 
 
 def _compare(
@@ -117,10 +117,10 @@ def _compare(
     features = config.features or f"{output}/features"
     model = DualEncoder.load(checkpoint, config=config.inference, mesh=mesh, features=features)
     rows, found = comparing.compare_all(
-        model, tasks, n=config.n, seed=config.seed, log=cluster.tell
+        model, tasks, n=config.n, seed=config.seed, log=cluster.report
     )
     if cluster.index > 0:
         return
     comparing.write_predictions(f"{output}/predictions.jsonl", tasks, found)
     report.write_report(output, rows, metrics_files=logs.training_logs(checkpoint))
-    cluster.tell(f"\n{report.text_table(rows)}\nThe report is in {output}")
+    cluster.report(f"\n{report.text_table(rows)}\nThe report is in {output}")

@@ -66,7 +66,7 @@ def conversion():
 def test_the_export_holds_what_was_converted(conversion, tmp_path, dtype, monkeypatch):
     monkeypatch.setattr(streamed, "_CHUNK_BYTES", 600)  # so that weights have several chunks
     said = []
-    output = writing.write(conversion, tmp_path / "out", dtype=dtype, tell=said.append)
+    output = writing.write(conversion, tmp_path / "out", dtype=dtype, report=said.append)
     opened = open_checkpoint(output)  # which verifies the hash
     expected = trees.flatten(load_params(conversion, dtype=dtype))
     got = trees.flatten(opened.params)

@@ -133,7 +133,7 @@ def test_an_expected_error_is_its_message_and_another_goes_on(joins):
 
 def test_the_first_process_alone_tells(joins, capsys):
     with Cluster() as cluster:
-        cluster.tell("a line")
+        cluster.report("a line")
         cluster.index = 1
-        cluster.tell("another")
+        cluster.report("another")
     assert capsys.readouterr().out == "a line\n"

@@ -23,13 +23,13 @@ with Cluster(expected=(LookupError,)) as cluster:
     def everywhere():
         from jax.experimental import multihost_utils
         return multihost_utils.process_allgather(jax.numpy.ones(()))
-    cluster.tell(f"joined {cluster.count}, {int(everywhere().sum())}")
+    cluster.report(f"joined {cluster.count}, {int(everywhere().sum())}")
     if sys.argv[1] == "expected" and cluster.index == 1:
         raise LookupError("no such thing")
     if sys.argv[1] == "bug" and cluster.index == 1:
         raise ZeroDivisionError("a bug")
     everywhere()
-    cluster.tell("not reached by a job that failed")
+    cluster.report("not reached by a job that failed")
 """
 
 
