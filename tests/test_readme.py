@@ -105,8 +105,9 @@ def program(module: str) -> Iterator[None]:
         return [
             name
             for name, owner in owners.items()
-            # None: flags that were put back below have no owner any more.
-            if owner.startswith(("flamingo_jax", "data_pipelines", "None"))
+            # None: flags that were put back below have no owner any more. jaxtyping: its hook is
+            # around the functions of cli.py.
+            if owner.startswith(("flamingo_jax", "data_pipelines", "jaxtyping", "None"))
             or name.partition(".")[0] == "config"
         ]
 
