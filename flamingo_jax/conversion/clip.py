@@ -16,8 +16,8 @@ from collections.abc import Mapping
 from typing import Any, cast, get_args
 
 from flamingo_jax.conversion.clip_text import both, text_config, text_rules, towers_of
-from flamingo_jax.conversion.mapping import Conversion, Rule, Rules, Skip, under
-from flamingo_jax.conversion.publishers import Inputs, only
+from flamingo_jax.conversion.mapping import Conversion, Rule, Rules, Skip, with_prefixes
+from flamingo_jax.conversion.publishers import Inputs, check_options
 from flamingo_jax.conversion.reading import ConversionError, open_weights, read_config
 from flamingo_jax.conversion.transforms import scalar, transpose
 from flamingo_jax.conversion.vit_rules import Names, vision_rules
@@ -56,7 +56,7 @@ def conversion(inputs: Inputs) -> Conversion:
     Raises:
         ConversionError: for a config of another model, or a value of `features` that there is not.
     """
-    only(inputs, "features", "towers")
+    check_options(inputs, "features", "towers")
     if towers_of(inputs) == "both":
         return _both(inputs)
     features = features_of(inputs)
@@ -71,7 +71,7 @@ def conversion(inputs: Inputs) -> Conversion:
     return Conversion(
         kind="vision",
         model=ModelConfig(vit=config, new_tokens=()),
-        rules=under(rules, target="vision/"),
+        rules=with_prefixes(rules, target="vision/"),
         files=files,
         preprocessing={"image_size": config.image_size, "image_fit": fit_of(preprocessing)},
     )
@@ -106,8 +106,8 @@ def _both(inputs: Inputs) -> Conversion:
         text,
         joint_dim=described.get("projection_dim", 512),
         rules=(
-            *under(tower_rules(vit, source="vision_model."), target="contrastive/vision/"),
-            *under((*rules, BUFFERS), source="text_model.", target="contrastive/text/"),
+            *with_prefixes(tower_rules(vit, source="vision_model."), target="contrastive/vision/"),
+            *with_prefixes((*rules, BUFFERS), source="text_model.", target="contrastive/text/"),
             Rule("visual_projection.weight", "contrastive/vision_projection/w", transpose),
             Rule("text_projection.weight", "contrastive/text_projection/w", transpose),
             Rule("logit_scale", "contrastive/log_temperature", scalar),
@@ -123,7 +123,7 @@ def tower_rules(config: ViTConfig, *, source: str = "") -> Rules:
 
     Targets are below its module.
     """
-    return under((*vision_rules(config, NAMES), BUFFERS), source=source)
+    return with_prefixes((*vision_rules(config, NAMES), BUFFERS), source=source)
 
 
 def vision_config(

@@ -79,7 +79,7 @@ def text_rules(
 ) -> Rules:
     """Returns the rules of the text tower, its targets below its module.
 
-    `mapping.under` moves them to where it stands.
+    `mapping.with_prefixes` moves them to where it stands.
 
     Args:
         config: of the text tower.

@@ -30,7 +30,7 @@ from flamingo_jax.conversion.open_flamingo_layout import (
     Pair,
     xattn_pairs,
 )
-from flamingo_jax.conversion.reading import ConversionError, needs
+from flamingo_jax.conversion.reading import ConversionError, package
 from flamingo_jax.core import paths, trees
 from flamingo_jax.core.config import from_dict
 from flamingo_jax.core.paths import Path
@@ -89,7 +89,7 @@ def write(checkpoint: Path, output: Path) -> str:
             f"{opened.path} is a {opened.kind}; expected a flamingo. Give --input of that stage."
         )
     weights = state_dict(from_dict(ModelConfig, opened.model_config, where="model"), opened.params)
-    torch = needs("torch")
+    torch = package("torch")
 
     def tensor(x: np.ndarray) -> Any:
         if x.dtype == jnp.bfloat16:  # which numpy alone does not know

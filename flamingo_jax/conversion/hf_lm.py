@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from flamingo_jax.conversion import lm_families
 from flamingo_jax.conversion.mapping import Conversion
-from flamingo_jax.conversion.publishers import Inputs, only
+from flamingo_jax.conversion.publishers import Inputs, check_options
 from flamingo_jax.conversion.reading import ConversionError, open_weights, read_config
 from flamingo_jax.core import paths
 from flamingo_jax.core.paths import Path
@@ -31,7 +31,7 @@ def conversion(inputs: Inputs) -> Conversion:
         ConversionError: a file is missing or damaged, the family is unknown, or the model has an
             option that our block has not.
     """
-    only(inputs)
+    check_options(inputs)
     directory = inputs.input
     files = open_weights(directory)
     lm, rules = lm_families.describe(read_config(directory), files.names())
@@ -41,7 +41,7 @@ def conversion(inputs: Inputs) -> Conversion:
         rules=rules,
         files=files,
         tokenizer=_tokenizer(directory),
-        prompt=Markers(bos=_writes_bos(directory), vocab_size=lm.vocab_size),
+        markers=Markers(bos=_writes_bos(directory), vocab_size=lm.vocab_size),
     )
 
 

@@ -22,8 +22,8 @@ from typing import Any, Literal, cast, get_args
 from flamingo_jax.conversion import clip, lm_families, transforms
 from flamingo_jax.conversion.config_json import Fields
 from flamingo_jax.conversion.lm_rules import PARTS
-from flamingo_jax.conversion.mapping import LAYER, Conversion, Rule, Rules, under
-from flamingo_jax.conversion.publishers import Inputs, only
+from flamingo_jax.conversion.mapping import LAYER, Conversion, Rule, Rules, with_prefixes
+from flamingo_jax.conversion.publishers import Inputs, check_options
 from flamingo_jax.conversion.reading import ConversionError, Weights, open_weights, read_config
 from flamingo_jax.core.paths import Path
 from flamingo_jax.models.config import ModelConfig
@@ -72,7 +72,7 @@ def conversion(inputs: Inputs) -> Conversion:
     Raises:
         ConversionError: as of `describe`, or for what this source does not take.
     """
-    only(inputs, "unseen")
+    check_options(inputs, "unseen")
     unseen = inputs.options.get("unseen", "zero")
     if unseen not in get_args(Unseen):
         raise ConversionError(
@@ -134,27 +134,27 @@ def describe(
         kind="flamingo",
         model=model,
         rules=(
-            *under(
+            *with_prefixes(
                 clip.tower_rules(vision, source="model.vision_model."), target="flamingo/vision/"
             ),
-            *under(
+            *with_prefixes(
                 _resampler(resampler),
                 source="model.perceiver_resampler.",
                 target="flamingo/resampler/",
             ),
-            *under(
+            *with_prefixes(
                 _xattn(lm, xattn),
                 source="model.gated_cross_attn_layers.{layer}.",
                 target="flamingo/xattn/block/",
             ),
-            *under(lm_rules, target="flamingo/"),
+            *with_prefixes(lm_rules, target="flamingo/"),
             Rule("model.embed_tokens.additional_embedding.weight", "flamingo/new_tokens/input"),
             Rule("lm_head.additional_fc.weight", "flamingo/new_tokens/output"),
         ),
         files=files,
         tokenizer=tokenizer,
         preprocessing={"image_size": vision.image_size, "image_fit": "squash"},
-        prompt=markers(model.new_tokens, lm.vocab_size),
+        markers=markers(model.new_tokens, lm.vocab_size),
     )
 
 

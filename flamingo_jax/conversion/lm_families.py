@@ -25,7 +25,7 @@ from typing import Any
 from flamingo_jax.conversion import lm_rules, transforms
 from flamingo_jax.conversion.config_json import Fields
 from flamingo_jax.conversion.lm_rules import BLOCK
-from flamingo_jax.conversion.mapping import LAYER, Rule, Rules, Skip, under
+from flamingo_jax.conversion.mapping import LAYER, Rule, Rules, Skip, with_prefixes
 from flamingo_jax.conversion.reading import ConversionError
 from flamingo_jax.models.lm_config import LMConfig
 from flamingo_jax.nn.embed import RotaryScaling
@@ -83,7 +83,11 @@ def describe(content: Mapping[str, Any], shapes: Mapping[str, Any]) -> tuple[LMC
             f"config.json does not describe a model that can be: {error}"
         ) from error
     body = family.rules(lm, [name.removeprefix(prefix) for name in shapes])
-    return lm, (*_tables(lm, family, embedding, shapes), *under(body, source=prefix), *_BUFFERS)
+    return lm, (
+        *_tables(lm, family, embedding, shapes),
+        *with_prefixes(body, source=prefix),
+        *_BUFFERS,
+    )
 
 
 _BUFFERS = (

@@ -117,11 +117,11 @@ class Conversion:
     files: Weights
     tokenizer: Path | None = None
     preprocessing: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    prompt: Markers | None = None
+    markers: Markers | None = None
 
 
 @dataclasses.dataclass(frozen=True)
-class Planned:
+class PlannedWeight:
     """One weight of the model as it will be written.
 
     Attributes:
@@ -169,11 +169,11 @@ class ConversionPlan:
         skipped: name in the files -> why it is not taken.
     """
 
-    weights: tuple[Planned, ...]
+    weights: tuple[PlannedWeight, ...]
     skipped: Mapping[str, str]
 
 
-def under(rules: Rules, *, source: str = "", target: str = "") -> Rules:
+def with_prefixes(rules: Rules, *, source: str = "", target: str = "") -> Rules:
     """Returns a tower's rules for files in which its names begin with `source`, and a model that has it under `target`."""
 
     def move(rule: Rule | Skip | Constant) -> Rule | Skip | Constant:
@@ -256,7 +256,7 @@ def check(
         own = (
             np.dtype(dtype) if dtype is not None else _common_dtype(stored) if stored else inherited
         )
-        weights.append(Planned(path, shape, own, rule, pieces[path]))
+        weights.append(PlannedWeight(path, shape, own, rule, pieces[path]))
         wrong += _misfits(weights[-1], sources)
     if wrong:
         raise ConversionError(
@@ -328,7 +328,7 @@ def load_params(conversion: Conversion, *, dtype: Any = None) -> dict[str, dict[
     return assemble(plan(conversion, dtype=dtype), conversion.files)
 
 
-def _whole(weight: Planned, files: Weights) -> np.ndarray:
+def _whole(weight: PlannedWeight, files: Weights) -> np.ndarray:
     parts = list(weight.parts(files))
     return np.stack(parts) if weight.is_stacked else parts[0]
 
@@ -370,7 +370,7 @@ def _common_dtype(leaves: Any) -> np.dtype:
     return bf16 if {np.dtype(leaf.dtype) for leaf in leaves} == {bf16} else np.dtype(np.float32)
 
 
-def _misfits(weight: Planned, sources: Mapping[str, Any]) -> list[str]:
+def _misfits(weight: PlannedWeight, sources: Mapping[str, Any]) -> list[str]:
     """Returns what is wrong with the shapes of one weight.
 
     Tries its conversion on zeros that take no memory.

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping
 
 from flamingo_jax.conversion.mapping import Conversion, Rule, Rules, Skip
 from flamingo_jax.conversion.pickled_tree import read_tree
-from flamingo_jax.conversion.publishers import Inputs, only
+from flamingo_jax.conversion.publishers import Inputs, check_options
 from flamingo_jax.conversion.reading import ConversionError, InMemory, Weights
 from flamingo_jax.core.trees import flatten
 from flamingo_jax.models.config import ModelConfig
@@ -42,7 +42,7 @@ def conversion(inputs: Inputs) -> Conversion:
     Raises:
         ConversionError: if the file holds no such tree, or more than arrays.
     """
-    only(inputs)
+    check_options(inputs)
     files = InMemory(flatten(read_tree(inputs.input)))
     blocks = sum(name.endswith("/skip_gain") for name in files.names())
     name = variant(blocks, str(inputs.input))

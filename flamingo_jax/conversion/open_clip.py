@@ -13,8 +13,8 @@ from typing import Any, cast, get_args
 
 from flamingo_jax.conversion.clip import features_of
 from flamingo_jax.conversion.clip_text import both, text_config, text_rules, towers_of
-from flamingo_jax.conversion.mapping import Conversion, Rule, Rules, Skip, under
-from flamingo_jax.conversion.publishers import Inputs, only
+from flamingo_jax.conversion.mapping import Conversion, Rule, Rules, Skip, with_prefixes
+from flamingo_jax.conversion.publishers import Inputs, check_options
 from flamingo_jax.conversion.reading import ConversionError, Weights, open_weights
 from flamingo_jax.conversion.transforms import scalar
 from flamingo_jax.conversion.vit_rules import Names, vision_rules
@@ -61,7 +61,7 @@ def conversion(inputs: Inputs) -> Conversion:
     Raises:
         ConversionError: for a tower of another kind, or an activation that is not known.
     """
-    only(inputs, "features", "activation", "towers")
+    check_options(inputs, "features", "activation", "towers")
     towers, activation = towers_of(inputs), inputs.options.get("activation")
     features: Features = "class" if towers == "both" else features_of(inputs)
     directory = inputs.input if inputs.input.is_dir() else inputs.input.parent
@@ -93,7 +93,7 @@ def conversion(inputs: Inputs) -> Conversion:
     return Conversion(
         kind="vision",
         model=ModelConfig(vit=config, new_tokens=()),
-        rules=under((*tower_rules(config), _OTHERS), target="vision/"),
+        rules=with_prefixes((*tower_rules(config), _OTHERS), target="vision/"),
         files=files,
         preprocessing=preprocessing,
     )
@@ -105,7 +105,7 @@ def tower_rules(config: ViTConfig, *, source: str = "visual.") -> Rules:
     Targets are below its module.
     """
     projection = Skip("proj", "the projection into the joint space")
-    return under((*vision_rules(config, NAMES), projection), source=source)
+    return with_prefixes((*vision_rules(config, NAMES), projection), source=source)
 
 
 def _both_rules(vit: ViTConfig, text: TextEncoderConfig) -> Rules:
@@ -115,8 +115,8 @@ def _both_rules(vit: ViTConfig, text: TextEncoderConfig) -> Rules:
         "final_norm": "ln_final",
     }
     return (
-        *under(vision_rules(vit, NAMES), source="visual.", target="contrastive/vision/"),
-        *under(text_rules(text, NAMES, **tables), target="contrastive/text/"),
+        *with_prefixes(vision_rules(vit, NAMES), source="visual.", target="contrastive/vision/"),
+        *with_prefixes(text_rules(text, NAMES, **tables), target="contrastive/text/"),
         Rule("visual.proj", "contrastive/vision_projection/w"),
         Rule("text_projection", "contrastive/text_projection/w"),
         Rule("logit_scale", "contrastive/log_temperature", scalar),

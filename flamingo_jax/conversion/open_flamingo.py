@@ -23,7 +23,7 @@ import numpy as np
 
 from flamingo_jax.checkpoint.arrays import few
 from flamingo_jax.conversion import clip, hf_lm, open_clip, reading, transforms
-from flamingo_jax.conversion.mapping import Constant, Conversion, Rule, Rules, Skip, under
+from flamingo_jax.conversion.mapping import Constant, Conversion, Rule, Rules, Skip, with_prefixes
 from flamingo_jax.conversion.open_flamingo_layout import (
     HEAD_DIM,
     HEADS,
@@ -37,7 +37,7 @@ from flamingo_jax.conversion.open_flamingo_layout import (
     Pair,
     xattn_pairs,
 )
-from flamingo_jax.conversion.publishers import Inputs, only
+from flamingo_jax.conversion.publishers import Inputs, check_options
 from flamingo_jax.conversion.reading import ConversionError, Weights
 from flamingo_jax.core.paths import Path
 from flamingo_jax.models.config import ModelConfig, required
@@ -54,7 +54,7 @@ def conversion(inputs: Inputs) -> Conversion:
     Raises:
         ConversionError: if a tower is not given, or the three do not belong together.
     """
-    only(inputs, "lm", "vision")
+    check_options(inputs, "lm", "vision")
     if inputs.lm is None or inputs.vision is None:
         raise ConversionError(
             f"{inputs.input} holds what OpenFlamingo trained. Give its frozen parts too: --lm=DIR, "
@@ -94,7 +94,7 @@ def join(checkpoint: Weights, lm: Conversion, vision: Conversion, *, pieces: int
         *_rules(xattn_pairs(layout.layers), places),
         *_tables(names, layout, lm, pieces),
         *_frozen_copies(layout),
-        *under(vision.rules, source="vision:", target="flamingo/"),
+        *with_prefixes(vision.rules, source="vision:", target="flamingo/"),
     )
     model = ModelConfig(
         vision=None,
@@ -111,7 +111,7 @@ def join(checkpoint: Weights, lm: Conversion, vision: Conversion, *, pieces: int
         files=reading.Merged(("", checkpoint), ("lm:", lm.files), ("vision:", vision.files)),
         tokenizer=lm.tokenizer,
         preprocessing=vision.preprocessing,
-        prompt=dataclasses.replace(lm.prompt or Markers(), vocab_size=pieces),
+        markers=dataclasses.replace(lm.markers or Markers(), vocab_size=pieces),
     )
 
 
@@ -252,7 +252,7 @@ def _tables(
         for rule in lm.rules
         if isinstance(rule, Rule) and rule.target in ("lm/embedding", "lm/head")
     }
-    rest = under(
+    rest = with_prefixes(
         tuple(rule for rule in lm.rules if rule not in own.values()),
         source="lm:",
         target="flamingo/",

@@ -77,7 +77,7 @@ def write_back(source: str, checkpoint: Path, output: Path) -> str:
     return module.write(checkpoint, output)
 
 
-def only(inputs: Inputs, *allowed: str) -> None:
+def check_options(inputs: Inputs, *allowed: str) -> None:
     """Refuses what a source does not take.
 
     Args:

@@ -115,7 +115,7 @@ class Safetensors:
         self._path = local(path)
         with (
             _reporting(self._path),
-            needs("safetensors").safe_open(str(self._path), framework="numpy") as file,
+            package("safetensors").safe_open(str(self._path), framework="numpy") as file,
         ):
             pieces = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 (the file is no dict)
             self._names = {name: self._describe(name, piece) for name, piece in pieces.items()}
@@ -136,7 +136,7 @@ class Safetensors:
         """See `Weights`."""
         with (
             _reporting(self._path),
-            needs("safetensors").safe_open(str(self._path), framework="numpy") as file,
+            package("safetensors").safe_open(str(self._path), framework="numpy") as file,
         ):
             return file.get_tensor(name)
 
@@ -150,7 +150,7 @@ class Torch:
     """
 
     def __init__(self, path: PathLike) -> None:
-        torch = needs("torch")
+        torch = package("torch")
         self._path = local(path)
         with _reporting(self._path):
             with self._path.open("rb") as file:
@@ -171,7 +171,7 @@ class Torch:
 
     def read(self, name: str) -> np.ndarray:
         """See `Weights`."""
-        torch, tensor = needs("torch"), self._tensors[name].detach()
+        torch, tensor = package("torch"), self._tensors[name].detach()
         if tensor.dtype == torch.bfloat16:
             return tensor.contiguous().view(torch.int16).numpy().view(_torch_dtype(tensor))
         return tensor.numpy()
@@ -279,7 +279,7 @@ def _state_dict(content: Any, path: Path) -> dict[str, Any]:
 
     Of a dictionary, or of one inside a dictionary of training's state.
     """
-    torch = needs("torch")
+    torch = package("torch")
     for key in _NESTED:
         if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
             content = content[key]
@@ -311,7 +311,7 @@ def _torch_dtype(tensor: Any) -> np.dtype:
         ) from error
 
 
-def needs(name: str) -> Any:
+def package(name: str) -> Any:
     """Returns the package of this name.
 
     Raises:

@@ -19,7 +19,7 @@ import numpy as np
 
 from flamingo_jax.conversion.mapping import Conversion, Rule, Rules, Skip
 from flamingo_jax.conversion.nfnet_deepmind import stages, variant, vision
-from flamingo_jax.conversion.publishers import Inputs, only
+from flamingo_jax.conversion.publishers import Inputs, check_options
 from flamingo_jax.conversion.reading import open_weights
 from flamingo_jax.conversion.transforms import conv, flat, transpose
 from flamingo_jax.models.nfnet import NFNetConfig
@@ -38,7 +38,7 @@ def conversion(inputs: Inputs) -> Conversion:
     Raises:
         ConversionError: if the file is damaged, or holds another model.
     """
-    only(inputs)
+    check_options(inputs)
     files = open_weights(inputs.input)
     blocks = sum(
         re.fullmatch(r"stages\.\d+\.\d+\.skipinit_gain", name) is not None for name in files.names()

@@ -16,8 +16,8 @@ from collections.abc import Mapping
 from typing import Any, cast
 
 from flamingo_jax.conversion.clip import features_of
-from flamingo_jax.conversion.mapping import Conversion, Skip, under
-from flamingo_jax.conversion.publishers import Inputs, only
+from flamingo_jax.conversion.mapping import Conversion, Skip, with_prefixes
+from flamingo_jax.conversion.publishers import Inputs, check_options
 from flamingo_jax.conversion.reading import ConversionError, Weights, open_weights, read_config
 from flamingo_jax.conversion.vit_rules import Names, vision_rules
 from flamingo_jax.models.config import ModelConfig
@@ -49,13 +49,13 @@ def conversion(inputs: Inputs) -> Conversion:
     Raises:
         ConversionError: for another architecture.
     """
-    only(inputs, "features")
+    check_options(inputs, "features")
     files = open_weights(inputs.input)
     config = vision_config(read_config(inputs.input), files, features=features_of(inputs))
     return Conversion(
         kind="vision",
         model=ModelConfig(vit=config, new_tokens=()),
-        rules=under((*vision_rules(config, NAMES), _HEAD), target="vision/"),
+        rules=with_prefixes((*vision_rules(config, NAMES), _HEAD), target="vision/"),
         files=files,
         preprocessing={"image_size": config.image_size, "image_fit": "crop"},
     )

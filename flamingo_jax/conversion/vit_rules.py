@@ -58,7 +58,7 @@ class Names:
 def vision_rules(config: ViTConfig, names: Names) -> Rules:
     """Returns the rules of a ViT, their targets below its module.
 
-    `mapping.under` moves them to where it stands.
+    `mapping.with_prefixes` moves them to where it stands.
 
     Args:
         config: of the ViT; without `final_norm` the files' last norm is skipped.

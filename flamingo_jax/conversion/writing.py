@@ -9,7 +9,13 @@ from typing import Any
 from flamingo_jax.checkpoint import export as export_lib
 from flamingo_jax.checkpoint.streamed import Streamed
 from flamingo_jax.conversion import mapping
-from flamingo_jax.conversion.mapping import Constant, Conversion, ConversionPlan, Planned, Rule
+from flamingo_jax.conversion.mapping import (
+    Constant,
+    Conversion,
+    ConversionPlan,
+    PlannedWeight,
+    Rule,
+)
 from flamingo_jax.conversion.reading import ConversionError
 from flamingo_jax.core import config as config_lib
 from flamingo_jax.core import paths, trees
@@ -62,7 +68,7 @@ def write(
         tokenizer=conversion.tokenizer,
         preprocessing=conversion.preprocessing,
         step=0,
-        markers=conversion.prompt,
+        markers=conversion.markers,
     )
 
 
@@ -102,12 +108,12 @@ def table(conversion: Conversion, *, dtype: Any = None) -> str:
     )
 
 
-def _parts(weight: Planned, conversion: Conversion, count: str, report: Report) -> Any:
+def _parts(weight: PlannedWeight, conversion: Conversion, count: str, report: Report) -> Any:
     report(f"{count} {weight.target} {weight.shape}")
     return weight.parts(conversion.files)
 
 
-def _origin(weight: Planned) -> str:
+def _origin(weight: PlannedWeight) -> str:
     if isinstance(weight.rule, Constant):
         return f"({weight.rule.why})"
     names = " + ".join(weight.rule.sources)

@@ -1,10 +1,10 @@
-"""Memory that was freed stays with the process, where the processor of the host computes.
+"""Keeps freed memory in the process, if JAX computes on the CPU of the host.
 
-A training step frees gigabytes of activations and asks for them again a moment later. The GNU C
-library gives large pieces back to the system, which clears each page before it hands it out anew.
+A training step frees gigabytes of activations and allocates them again a moment later. The GNU C
+library returns large blocks to the system, which clears each page before it gives it out again.
 
-Not by the variables MALLOC_TRIM_THRESHOLD_ and the like: they are read when a process starts, so
-`python -m flamingo_jax.train` would do without.
+The environment variables MALLOC_TRIM_THRESHOLD_ and others would do the same, but they are read
+when a process starts: `python -m flamingo_jax.train` alone would not have them.
 """
 
 from __future__ import annotations
@@ -12,28 +12,25 @@ from __future__ import annotations
 import ctypes
 import os
 
-from flamingo_jax.core.paths import Path
+from flamingo_jax.core import devices
 
-# Parameters of mallopt (malloc.h): give nothing back, take nothing by mmap, which always gives
-# back, and one arena: others use mmap for what is large.
+# Parameters of mallopt (malloc.h): return nothing; do not allocate by mmap, which always returns
+# its memory; use one arena, because other arenas use mmap for large blocks.
 _SETTINGS = {"M_TRIM_THRESHOLD": (-1, -1), "M_MMAP_MAX": (-4, 0), "M_ARENA_MAX": (-8, 1)}
-# in /dev: TPUs up to v4, later ones, NVIDIA, AMD
-_ACCELERATORS = ("accel*", "vfio/[0-9]*", "nvidia[0-9]*", "kfd")
 
 
 def keep_freed() -> bool:
-    """Returns whether freed memory is kept from now on.
+    """Keeps the memory that is freed from now on; returns False if it cannot or should not.
 
-    Where JAX will compute on a CPU, with the GNU C library.
-
-    For programs, since it holds for all of the process; before anything asks JAX for its devices,
-    since its threads would have arenas of their own.
+    It does so with the GNU C library, where JAX will compute on a CPU. Programs call it, since it
+    holds for the whole process, and before anything asks JAX for its devices, since JAX's threads
+    would get arenas of their own.
     """
     platforms = os.environ.get("JAX_PLATFORMS")
     if platforms:
         on_cpu = platforms.split(",")[0] == "cpu"
     else:
-        on_cpu = not any(found for pattern in _ACCELERATORS for found in Path("/dev").glob(pattern))
+        on_cpu = not devices.has_device(*devices.TPU, *devices.GPU)
     if not on_cpu or not hasattr(library := ctypes.CDLL(None), "mallopt"):
         return False
     return all(library.mallopt(*setting) == 1 for setting in _SETTINGS.values())

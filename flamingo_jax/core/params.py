@@ -117,7 +117,7 @@ def inside(scope: Scope) -> contextlib.AbstractContextManager[None]:
     return _set(_SCOPES, scope)
 
 
-def unnoted() -> contextlib.AbstractContextManager[None]:
+def unrecorded() -> contextlib.AbstractContextManager[None]:
     """Within it, `param` notes nothing: for weights that have been noted already."""
     return _set(_RECORD, None)
 

@@ -29,7 +29,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from flamingo_jax.core.paths import Path
+from flamingo_jax.core import devices
 
 MODES = ("auto", "on", "off")
 
@@ -227,9 +227,6 @@ def _from_environment() -> tuple[str | None, int | None, int | None]:
 def _on_tpu() -> bool:
     """Whether this machine has TPU chips that JAX will use; looks at local files only."""
     platforms = os.environ.get("JAX_PLATFORMS")
-    if (platforms and "tpu" not in platforms.split(",")) or importlib.util.find_spec(
-        "libtpu"
-    ) is None:
+    if platforms and "tpu" not in platforms.split(","):
         return False
-    devices = Path("/dev")  # accel0 up to v4, vfio/0 from v5e on
-    return any(devices.glob("accel[0-9]*")) or any(devices.glob("vfio/[0-9]*"))
+    return importlib.util.find_spec("libtpu") is not None and devices.has_device(*devices.TPU)

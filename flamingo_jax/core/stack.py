@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from flamingo_jax.core import trees
-from flamingo_jax.core.params import Axes, inside, scope_of_stack, unnoted
+from flamingo_jax.core.params import Axes, inside, scope_of_stack, unrecorded
 
 Remat = Literal["none", "projections", "full"]
 SAVED = ("query", "key", "value", "attended", "mlp_hidden")
@@ -127,7 +127,7 @@ class Stack:
 
     def _apply(self, weights: Callable[[], Any], x: Any, inputs: Any) -> tuple[Any, Any]:
         def apply(x: Any, inputs: Any) -> tuple[Any, Any]:
-            with unnoted():  # `weights` made and noted them
+            with unrecorded():  # `weights` made and noted them
                 return self._inner.apply(weights(), None, x, inputs)
 
         if self._remat == "none":

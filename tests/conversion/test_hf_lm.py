@@ -144,13 +144,13 @@ def test_whether_a_text_begins_with_bos_is_what_the_files_say(published, tmp_pat
         (True, {"add_bos_token": False}, False),
     ]:
         write_tokenizer(tmp_path, with_bos=with_bos, **fields)
-        assert hf_lm.conversion(Inputs(Path(tmp_path))).prompt.bos is expected
+        assert hf_lm.conversion(Inputs(Path(tmp_path))).markers.bos is expected
     (tmp_path / "tokenizer.json").unlink()
     with pytest.raises(ConversionError, match="neither tokenizer.model nor tokenizer.json"):
         hf_lm.conversion(Inputs(Path(tmp_path)))
     (tmp_path / "tokenizer_config.json").unlink()
     train_sentencepiece(["a b c"] * 9, tmp_path / "tokenizer.model", 20, "word")
-    assert hf_lm.conversion(Inputs(Path(tmp_path))).prompt.bos is True
+    assert hf_lm.conversion(Inputs(Path(tmp_path))).markers.bos is True
 
 
 @pytest.mark.parametrize(

@@ -203,7 +203,7 @@ def test_dtypes(dtypes, asked, expected):
 
 
 def test_a_tower_moves_behind_prefixes():
-    rules = mapping.under(ROWS, source="a.b.", target="tower/")
+    rules = mapping.with_prefixes(ROWS, source="a.b.", target="tower/")
     files = InMemory({f"a.b.{name}": array for name, array in FILES.items()})
     targets = {f"tower/{path}": leaf for path, leaf in _targets().items()}
     assert check(rules, files.names(), targets).skipped == {"a.b.mask": "a constant"}

@@ -144,7 +144,7 @@ def test_what_the_model_is(describe):
     assert (model.xattn.every, model.xattn.offset) == (2, 1)
     assert (model.resampler.num_layers, model.resampler.num_latents) == (6, 64)
     assert model.lm.vocab_size == models.PIECES
-    assert (conversion.prompt.bos, conversion.prompt.vocab_size) == (False, models.PIECES)
+    assert (conversion.markers.bos, conversion.markers.vocab_size) == (False, models.PIECES)
     assert conversion.preprocessing == {"image_size": models.IMAGE_SIZE, "image_fit": "crop"}
     assert model.vit.activation == "quick_gelu"
 

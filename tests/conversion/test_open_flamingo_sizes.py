@@ -86,7 +86,7 @@ def towers(kind, fields, qk_norm):
         ModelConfig(lm=described, new_tokens=()),
         rules,
         files,
-        prompt=Markers(bos=False),
+        markers=Markers(bos=False),
     )
     seen = clip.vision_config(vision.config.to_dict(), features="patches")
     source = (
@@ -94,7 +94,7 @@ def towers(kind, fields, qk_norm):
         if any(name.startswith("vision_model.") for name in vision.state_dict())
         else ""
     )
-    tower = mapping.under(clip.tower_rules(seen, source=source), target="vision/")
+    tower = mapping.with_prefixes(clip.tower_rules(seen, source=source), target="vision/")
     return lm, Conversion("vision", ModelConfig(vit=seen), tower, Described(vision)), of_lm
 
 

@@ -8,7 +8,7 @@ import importlib.util
 import jax
 import pytest
 
-from flamingo_jax.core import processes
+from flamingo_jax.core import devices, processes
 from flamingo_jax.core.paths import Path
 from flamingo_jax.core.processes import VARIABLES, Cluster
 
@@ -84,7 +84,7 @@ def test_on_a_tpu_and_when_asked_to_jax_finds_the_others(joins, monkeypatch):
 def test_a_tpu_is_known_by_its_devices(monkeypatch, tmp_path, device, platforms, libtpu, expected):
     (tmp_path / device).parent.mkdir(exist_ok=True)
     (tmp_path / device).touch()
-    monkeypatch.setattr(processes, "Path", lambda _: Path(tmp_path))
+    monkeypatch.setattr(devices, "Path", lambda _: Path(tmp_path))
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: object() if libtpu else None)
     monkeypatch.delenv("JAX_PLATFORMS")
     if platforms:
