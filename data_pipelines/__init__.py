@@ -1,4 +1,4 @@
-"""From raw material to ArrayRecord datasets that training reads.
+"""Programs that convert raw data to the ArrayRecord datasets that training reads.
 
 `python -m data_pipelines.run --pipeline=NAME --output=DIR`.
 """

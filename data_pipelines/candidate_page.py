@@ -1,6 +1,6 @@
-"""The closest pairs of a deduplication side by side, as one HTML file to look through.
+"""One HTML file with the closest pairs of a deduplication side by side.
 
-Is the threshold right?
+It shows whether the threshold is right.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ _SIDE = 160  # pixels of an image as shown
 
 class _Shown(NamedTuple):
     name: str
-    image: str  # "" where there is none to show
+    image: str  # "" = no image to show
 
 
 def page(pairs: Iterable[tuple[float, str, bytes, str, bytes]], total: int, measure: str) -> str:
@@ -26,7 +26,7 @@ def page(pairs: Iterable[tuple[float, str, bytes, str, bytes]], total: int, meas
 
     Args:
       pairs: (score, name of the training image, its bytes, name of the evaluation image, its
-          bytes); b"" shows the name alone.
+        bytes); for b"" only the name is shown.
       total: number of all pairs, shown or not.
       measure: what the scores are.
     """

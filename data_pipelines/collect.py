@@ -1,13 +1,16 @@
-"""Reads many input files on many workers, with Apache Beam, and writes one dataset with an account of everything left out.
+"""Reads many input files on many workers with Apache Beam, and writes one dataset.
 
-    unit (mostly a file)  --read-->  Found | Reject  --write-->  one ArrayRecord file per unit      on the worker, streaming
-                                        |
-                                  keys  '--group-->  whoever came first stays  -->  files written again without the others
+It counts everything that is left out.
+
+    unit (usually a file)  --read-->  Found | Reject  --write-->  one ArrayRecord file per unit,
+                                        |                         on the worker, streaming
+                                        +-- keys --group--> all but the first of equal keys
+                                                       --> these records are removed from the files
     all counts  -->  report.json
 
-Images and texts stay on the worker that read them: what is shuffled between workers is about 30
-bytes for each key of a record, and one account for each unit. So memory on a worker does not grow
-with the number of records, and the time of N documents is N times that of one.
+Images and texts stay on the worker that read them. Workers exchange about 30 bytes for each key of
+a record, and one account for each unit. So the memory of a worker does not grow with the number of
+records, and the time for N documents is N times the time for one.
 """
 
 from __future__ import annotations
@@ -32,8 +35,8 @@ from flamingo_jax.data.shards import Shard, drop, shard_name, write_metadata, wr
 REPORT = "report.json"
 TRAIN, VALIDATION = "train", "validation"
 
-_EXAMPLES = 3  # details shown of each reason
-_COLLECTED = "collected.json"  # from the workers to the launcher
+_EXAMPLES = 3  # details that the report shows for each reason
+_COLLECTED = "collected.json"  # the accounts, from the workers to the launcher
 
 Unit = Any
 
@@ -44,8 +47,9 @@ class Found:
 
     Attributes:
       record: of the kind of the dataset.
-      keys: what makes it the same as another: "url:https://...", "text:HASH". Of records that share
-        a key the first one stays, the others are counted as "duplicate_url", "duplicate_text", ...
+      keys: what makes it equal to another record: "url:https://...", "text:HASH". Of the records
+        that share a key the first is kept. The others are counted as "duplicate_url",
+        "duplicate_text", ...
     """
 
     record: Record
@@ -60,11 +64,11 @@ class Counts:
     """What became of the input.
 
     Attributes:
-      read: records that were found in the input.
+      read: records found in the input.
       written: records of the dataset, by split.
       rejected: records left out, by reason.
-      images_rejected: images left out of records that went on without them, by reason.
-      broken: how many of the rejected records were damaged.
+      images_rejected: images left out of records that were kept without them, by reason.
+      broken: number of rejected records that were damaged.
       examples: details of the first few of each reason.
     """
 
@@ -78,7 +82,6 @@ class Counts:
     examples: dict[str, list[str]] = dataclasses.field(default_factory=dict)
 
     def reject(self, reject: Reject) -> None:
-        """Counts what is left out."""
         if reject.unit == "image":
             self.images_rejected[reject.reason] += 1
         else:
@@ -90,7 +93,6 @@ class Counts:
             known.append(reject.detail[:300])
 
     def add(self, other: Counts) -> None:
-        """Adds what was counted elsewhere."""
         self.read += other.read
         self.broken += other.broken
         for mine, others in (
@@ -104,7 +106,7 @@ class Counts:
             known.extend(details[: _EXAMPLES - len(known)])
 
     def report(self) -> dict[str, Any]:
-        """Everything, for report.json; the most frequent reasons first."""
+        """Returns everything, for report.json; the most frequent reasons first."""
         return {
             "in": self.read,
             "out": dict(self.written),
@@ -115,7 +117,7 @@ class Counts:
         }
 
     def table(self) -> dict[str, int]:
-        """The numbers alone, one line each."""
+        """Returns the numbers only, one for each line to print."""
         return {
             "in": self.read,
             **{f"out: {split}": count for split, count in self.written.items()},
@@ -141,19 +143,19 @@ def collect(
     """Makes a dataset of everything that `read` finds in the units.
 
     Args:
-      units: what there is to read, one after the other or at the same time: paths, or any values
-          that can be pickled.
-      read: yields records and rejects of one unit; a function that can be pickled. What it raises
-          is a bug, and ends the run.
+      units: the parts of the input: paths, or any values that can be pickled. They are read in any
+        order, or at the same time.
+      read: yields records and rejects of one unit; a function that can be pickled. An exception in
+        it is a bug, and ends the run.
       kind: of the records, a key of schema.RECORDS.
-      output: a directory that is there; gets the dataset and report.json.
+      output: an existing directory, for the dataset and report.json.
       how: runner, workers and limits.
 
     Returns:
-      What was counted.
+      The counts.
 
     Raises:
-      ValueError: too many records are damaged, or none is left. No dataset is there then.
+      ValueError: too many records are damaged, or no record is left. Then no dataset is written.
     """
     splits = (TRAIN, VALIDATION) if how.validation_share else (TRAIN,)
     write = functools.partial(
@@ -224,7 +226,7 @@ def collect(
 
 
 def _first(counts: Counts) -> str:
-    """The three most frequent reasons, with a detail of each."""
+    """Describes the three most frequent reasons, with a detail of each."""
     return "; ".join(
         f"{reason} {count}"
         + (f" (such as {counts.examples[reason][0]})" if counts.examples.get(reason) else "")
@@ -268,24 +270,24 @@ def _write(
             counts.written[split] += 1
             for key in item.keys:
                 name, _, value = key.partition(":")
-                digest = hashlib.blake2b(
-                    value.encode("utf-8", "surrogatepass"), digest_size=12
-                ).hexdigest()
-                yield TaggedOutput("keys", (f"{name}:{digest}", (index, split, position)))
+                short = f"{name}:{_digest(value, 12).hex()}"
+                yield TaggedOutput("keys", (short, (index, split, position)))
     yield index, _Written({split: writer.shard for split, writer in writers.items()}, counts)
 
 
 def _split(key: str, share: float) -> str:
-    number = int.from_bytes(
-        hashlib.blake2b(key.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "big"
-    )
+    number = int.from_bytes(_digest(key, 8), "big")
     return VALIDATION if number < share * 2**64 else TRAIN
+
+
+def _digest(text: str, size: int) -> bytes:
+    return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=size).digest()
 
 
 def _later(
     group: tuple[str, Iterable[tuple[int, str, int]]],
 ) -> Iterator[tuple[int, tuple[str, int, str]]]:
-    """Yields every holder of a key but the first one, as (unit, (split, position, name of the key))."""
+    """Yields all records of a key but the first, as (unit, (split, position, name of the key))."""
     key, holders = group
     for index, split, position in sorted(holders)[1:]:
         yield index, (split, position, key.partition(":")[0])
@@ -294,7 +296,7 @@ def _later(
 def _finish(
     joined: tuple[int, Any], *, kind: str, directory: str, num_units: int
 ) -> dict[str, Any]:
-    """Drops the duplicates of one unit from its files; returns its account as JSON takes it."""
+    """Removes the duplicates of one unit from its files. Returns its account as JSON values."""
     index, groups = joined
     (written,), duplicates = groups["written"], sorted(groups["duplicates"])
     names: dict[tuple[str, int], str] = {}

@@ -1,16 +1,19 @@
-r"""Takes duplicates of evaluation images out of a training set (paper, A.3.4).
+r"""Removes duplicates of evaluation images from a training set (paper, A.3.4).
 
 The datasheets say "deduplicated against the evaluation sets".
 
-    python -m data_pipelines.run --pipeline=dedup --input=data/pairs --against=coco/val2014,flickr30k/images --output=data/pairs_deduplicated
+    python -m data_pipelines.run --pipeline=dedup --input=data/pairs \
+        --against=coco/val2014,flickr30k/images --output=data/pairs_deduplicated
 
 The paper compares embeddings of ALIGN and LTIP with those of ImageNet, COCO, OK-VQA, VQAv2,
-Flickr30k and VisDial, by approximate nearest neighbours; M3W and VTP it leaves as they are. Its
-threshold is not given: ours are the fields' defaults. OUTPUT holds the dataset without the matches,
-and candidates.json with every pair that was found, the closest first; candidates.html shows them.
+Flickr30k and VisDial, by approximate nearest neighbours, and leaves M3W and VTP as they are. It
+does not state its threshold; here it is the default of a field. OUTPUT contains the dataset without
+the matches, candidates.json with every pair that was found, the closest first, and candidates.html,
+which shows them.
 
     evaluation images --> hashes or embeddings --> index
-    training record   --> its images' nearest in the index --> candidates;  matched --> dropped, counted as in_evaluation_set
+    training record   --> nearest images in the index --> candidates
+                          matched --> dropped, counted as in_evaluation_set
 """
 
 from __future__ import annotations
@@ -40,26 +43,26 @@ CANDIDATES, CANDIDATES_PAGE = "candidates.json", "candidates.html"
 METHODS = ("phash", "embeddings")
 DROPS = ("record", "image")
 RECORDS_PER_PART = 10_000
-_WORK = "work"  # below the output while it is made
-_CHUNK = 4096  # embeddings, or evaluation images, held at once
+_WORK = "work"  # folder in the output, removed at the end
+_CHUNK = 4096  # embeddings, or evaluation images, in memory at once
 
 
 @dataclasses.dataclass(frozen=True)
 class DedupRequest:
-    """What decides a deduplicated dataset.
+    """The options that decide a deduplicated dataset.
 
     Attributes:
       input: directory of the dataset to clean: pairs, interleaved pages, or videos stored as
-          frames.
-      split: of it.
+        frames.
+      split: of the dataset.
       against: evaluation sets. For phash, datasets of records or folders of image files; for
-          embeddings, directories with embeddings.npy.
+        embeddings, directories with embeddings.npy.
       method: phash or embeddings.
       embeddings: directory with the embeddings of all images of the split in order, named
-          RECORD/IMAGE, as `evaluate --task=embed` writes them.
-      max_distance: for phash: bits of 64 in which a copy may differ.
-      min_cosine: for embeddings: similarity from which on two images count as the same.
-      drop: of a page with a match, the record or the image alone.
+        RECORD/IMAGE, as `evaluate --task=embed` writes them.
+      max_distance: for phash: bits of 64 in which a copy can differ.
+      min_cosine: for embeddings: smallest similarity at which two images count as the same.
+      drop: record: drop a page with a match; image: drop only the image.
     """
 
     input: str = ""
@@ -104,11 +107,11 @@ class Records:
 
 @dataclasses.dataclass(frozen=True)
 class Match:
-    """A pair of images that are nearly the same.
+    """A pair of nearly equal images.
 
     Attributes:
-      record: of the training set.
-      image: of that record.
+      record: number of the training record.
+      image: number of the image in that record.
       evaluation: the other image: its set, and its file or record there.
       score: bits that differ, or the cosine.
     """
@@ -133,14 +136,13 @@ def build(request: DedupRequest, output: epath.Path, how: Execution) -> dict[str
     Args:
       request: what to compare with what.
       output: an empty directory.
-      how: runner, workers and limits. With --method=embeddings the search itself runs here, on all
-          cores.
+      how: runner, workers and limits. With --method=embeddings the search runs here, on all cores.
 
     Returns:
       The counts of the report, with "candidates" (pairs) and the numbers of evaluation images.
 
     Raises:
-      ValueError: an input is missing, of the wrong kind, or nothing can be read in it.
+      ValueError: an input is missing, has the wrong kind, or nothing can be read in it.
     """
     try:
         source = Source(request.input, request.split)
@@ -161,48 +163,45 @@ def build(request: DedupRequest, output: epath.Path, how: Execution) -> dict[str
         Records(start, min(start + RECORDS_PER_PART, len(source)))
         for start in range(0, len(source), RECORDS_PER_PART)
     ]
-    table = collect(
-        parts, functools.partial(read, request, os.fspath(work)), source.kind, output, how
-    ).table()
-    found = [
-        Match(**match)
-        for part in parts
-        for match in json.loads(_candidates(work, part).read_text())
-    ]
-    found.sort(
-        key=lambda match: (
-            match.score if request.method == "phash" else -match.score,
-            match.record,
-            match.image,
-        )
-    )
-    measure = "bits that differ" if request.method == "phash" else "cosine"
+    read_part = functools.partial(read, request, os.fspath(work))
+    table = collect(parts, read_part, source.kind, output, how).table()
+    saved = (json.loads(_candidates(work, part).read_text()) for part in parts)
+    found = [Match(**match) for matches in saved for match in matches]
+    _write_candidates(request, source, output, found)
+    work.rmtree()
+    return table | {"candidates": len(found)} | counts
+
+
+def _write_candidates(
+    request: DedupRequest, source: Source, output: epath.Path, found: list[Match]
+) -> None:
+    """Writes the pairs, the closest first, to candidates.json and candidates.html."""
+    is_distance = request.method == "phash"
+    measure = "bits that differ" if is_distance else "cosine"
+
+    def by_closeness(match: Match) -> tuple[float, int, int]:
+        return match.score if is_distance else -match.score, match.record, match.image
+
+    def shown(match: Match) -> tuple[float, str, bytes, str, bytes]:
+        training = images_of(source[match.record])[match.image]
+        evaluation = _evaluation_image(request, match)
+        return match.score, match.name, training, match.evaluation, evaluation
+
+    found = sorted(found, key=by_closeness)
     pairs = [
         {"training": match.name, "evaluation": match.evaluation, "score": match.score}
         for match in found
     ]
-    (output / CANDIDATES).write_text(
-        json.dumps({"score": measure, "pairs": pairs}, indent=1) + "\n"
-    )
-    shown = (
-        (
-            match.score,
-            match.name,
-            images_of(source[match.record])[match.image],
-            match.evaluation,
-            _evaluation_image(request, match),
-        )
-        for match in found[:MAX_PAIRS]
-    )
-    (output / CANDIDATES_PAGE).write_text(page(shown, len(pairs), measure))
-    work.rmtree()
-    return table | {"candidates": len(pairs)} | counts
+    text = json.dumps({"score": measure, "pairs": pairs}, indent=1) + "\n"
+    (output / CANDIDATES).write_text(text)
+    html = page(map(shown, found[:MAX_PAIRS]), len(pairs), measure)
+    (output / CANDIDATES_PAGE).write_text(html)
 
 
 def read(request: DedupRequest, work: str, part: Records) -> Iterator[Found | Reject]:
     """Yields the records of a part that have no match.
 
-    Writes the matches of the part into the directory `work` at the end.
+    At the end, writes the matches of the part into the directory `work`.
     """
     one_thread()
     source, find = Source(request.input, request.split), _finder(request, epath.Path(work))
@@ -222,7 +221,7 @@ def read(request: DedupRequest, work: str, part: Records) -> Iterator[Found | Re
 
 
 def _without(record: Record, found: list[Match], drop: str) -> Iterator[Found | Reject]:
-    """The record, without what matches."""
+    """Yields the record without what matches, and a Reject for what is left out."""
     if not found:
         yield Found(record)
         return
@@ -243,7 +242,7 @@ def _without(record: Record, found: list[Match], drop: str) -> Iterator[Found | 
 
 
 def _finder(request: DedupRequest, work: epath.Path) -> Find:
-    """What finds the matches of a record, given its number."""
+    """Returns the function that finds the matches of a record, given its number."""
     if request.method == "embeddings":
         matches: dict[int, list[Match]] = {}
         for saved in json.loads((work / "matches.json").read_text()):
@@ -255,17 +254,13 @@ def _finder(request: DedupRequest, work: epath.Path) -> Find:
     keys = json.loads((work / "keys.json").read_text())
 
     def find(number: int, record: Record) -> list[Match]:
-        hashes = [
-            (image, found)
-            for image, data in enumerate(images_of(record))
-            if (found := phash(data)) is not None
-        ]
-        pairs = index.search(
-            np.asarray([found for _, found in hashes], np.uint8), request.max_distance
-        )
-        return [
-            Match(number, hashes[query][0], keys[row], distance) for query, row, distance in pairs
-        ]
+        images, hashes = [], []
+        for image, data in enumerate(images_of(record)):
+            if (found := phash(data)) is not None:
+                images.append(image)
+                hashes.append(found)
+        pairs = index.search(np.asarray(hashes, np.uint8), request.max_distance)
+        return [Match(number, images[query], keys[row], bits) for query, row, bits in pairs]
 
     return find
 
@@ -275,16 +270,15 @@ def _candidates(work: epath.Path, part: Records) -> epath.Path:
 
 
 def _save_hashes(request: DedupRequest, work: epath.Path) -> dict[str, int]:
-    """Hashes the evaluation images on all cores: decoding leaves Python's lock alone."""
+    """Hashes the evaluation images on all cores: decoding releases Python's lock."""
     hashes: list[np.ndarray] = []
     keys: list[str] = []
     unreadable = 0
     with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
         evaluation = (image for place in request.against for image in _evaluation_images(place))
         while chunk := list(itertools.islice(evaluation, _CHUNK)):
-            for (key, _), found in zip(
-                chunk, pool.map(_try_phash, (get for _, get in chunk)), strict=True
-            ):
+            found_in_order = pool.map(_try_phash, (get for _, get in chunk))
+            for (key, _), found in zip(chunk, found_in_order, strict=True):
                 if isinstance(found, np.ndarray):
                     hashes.append(found)
                     keys.append(key)
@@ -302,7 +296,7 @@ def _save_hashes(request: DedupRequest, work: epath.Path) -> dict[str, int]:
 
 
 def _try_phash(get: Callable[[], bytes]) -> np.ndarray | None:
-    """None for an image that is damaged or has no hash: it is counted, and stops nothing."""
+    """Returns None for an image that is damaged or has no hash, which is counted."""
     try:
         return phash(get())
     except (CorruptRecord, OSError):
@@ -310,7 +304,7 @@ def _try_phash(get: Callable[[], bytes]) -> np.ndarray | None:
 
 
 def _evaluation_images(place: str) -> Iterator[tuple[str, Callable[[], bytes]]]:
-    """(its name, a function that reads its bytes) of each image of an evaluation set."""
+    """Yields (name, function that reads its bytes) of each image of an evaluation set."""
     directory = epath.Path(place)
     if (directory / "dataset_info.json").exists():
         import tensorflow_datasets as tfds
@@ -337,12 +331,11 @@ def _evaluation_images(place: str) -> Iterator[tuple[str, Callable[[], bytes]]]:
 
 
 def _evaluation_image(request: DedupRequest, match: Match) -> bytes:
-    """The evaluation image of a match; b"" where only its embedding is there."""
+    """Returns the evaluation image of a match; b"" if only its embedding is known."""
     if request.method == "embeddings":
         return b""
-    place = max(
-        (place for place in request.against if match.evaluation.startswith(f"{place}:")), key=len
-    )
+    places = [place for place in request.against if match.evaluation.startswith(f"{place}:")]
+    place = max(places, key=len)
     name = match.evaluation.removeprefix(f"{place}:")
     if not (epath.Path(place) / "dataset_info.json").exists():
         return (epath.Path(place) / name).read_bytes()
@@ -351,7 +344,7 @@ def _evaluation_image(request: DedupRequest, match: Match) -> bytes:
 
 
 def _save_matches(request: DedupRequest, source: Source, work: epath.Path) -> dict[str, int]:
-    """Searches all images of the input, chunk by chunk, and saves what matches for the workers."""
+    """Searches all images of the input, chunk by chunk, and saves the matches for the workers."""
     images = _opened(request.embeddings, "--embeddings")
     sets = [_opened(place, "--against") for place in request.against]
     index, keys = EmbeddingIndex(images.width), list[str]()

@@ -1,9 +1,11 @@
-"""Documents for the language model from JSON lines, parquet or a TFDS builder such as c4, through Gopher's filters.
+"""Converts JSON lines, parquet or a TFDS builder such as c4 to documents, through Gopher's filters.
 
-python -m data_pipelines.run --pipeline=text --input=c4/en --output=data/c4 --near_duplicates
-python -m data_pipelines.run --pipeline=text --input=tfds:c4/en:3.0.1 --data_dir=~/tensorflow_datasets --output=data/c4
+--input=c4/en --near_duplicates
+--input=tfds:c4/en:3.0.1 --data_dir=~/tensorflow_datasets
 
-row  --text field-->  quality  -->  repetition  -->  Document, with the keys of its address and its text
+python -m data_pipelines.run --pipeline=text --input=c4/en --output=data/c4
+
+row  --text field-->  quality  -->  repetition  -->  Document, with the keys of its URL and text
 """
 
 from __future__ import annotations
@@ -30,28 +32,27 @@ from data_pipelines.page import Reject
 from flamingo_jax.data.schema import Document
 
 TFDS = "tfds:"
-DEFAULT_DATA_DIR = "~/tensorflow_datasets"  # where TFDS prepares datasets if nothing else is said
-PART = 128 << 20  # bytes, uncompressed, of the row groups of one part
-_BATCH = 256  # rows of a row group held at once
+DEFAULT_DATA_DIR = "~/tensorflow_datasets"  # the default of TFDS
+PART = 128 << 20  # uncompressed bytes of the row groups of one part
+_BATCH = 256  # rows of a row group in memory at once
 
 
 @dataclasses.dataclass(frozen=True)
 class TextRequest:
-    """What decides a dataset of documents.
+    """The options that decide a dataset of documents.
 
     Attributes:
       input: JSON lines (.jsonl, .json.gz, .jsonl.gz, .jsonl.zst) or parquet: a file, a directory or
-          a pattern; or tfds:NAME:VERSION for a builder.
+        a pattern; or tfds:NAME:VERSION for a builder.
       data_dir: where TFDS datasets are prepared; ~/tensorflow_datasets if empty.
       split: of a TFDS dataset.
       text_field: name of the field or column with the text.
-      url_field: the same for the address that a document is known by; documents without one are
-          welcome.
-      metadata_fields: further fields that go to the metadata of a document.
-      quality_filter: whether texts pass Gopher's quality filter. It knows English stop words only.
-      repetition_filter: whether they pass its repetition filter.
-      near_duplicates: whether texts that share about 0.8 of their shingles with an earlier one go
-          too, not only equal ones.
+      url_field: name of the field or column with the URL. A document does not need one.
+      metadata_fields: further fields to store in the metadata of a document.
+      quality_filter: apply Gopher's quality filter. It knows English stop words only.
+      repetition_filter: apply Gopher's repetition filter.
+      near_duplicates: drop also texts that share about 0.8 of their shingles with an earlier text,
+        not only equal ones.
     """
 
     input: str = ""
@@ -73,7 +74,7 @@ class TextRequest:
 
 @dataclasses.dataclass(frozen=True)
 class RowGroups:
-    """Row groups start..stop-1 of a parquet file; stop = -1: to its end."""
+    """Row groups start..stop-1 of a parquet file; stop = -1: to the end of the file."""
 
     path: str
     start: int = 0
@@ -102,8 +103,8 @@ def build(request: TextRequest, output: epath.Path, how: Execution) -> dict[str,
       The counts of the report.
 
     Raises:
-      ValueError: there is no such input, it is in no known format, or `collect` found too little in
-          it.
+      ValueError: there is no such input, its format is not known, or `collect` found too little in
+        it.
     """
     return collect(
         parts(request), functools.partial(read, request), "document", output, how
@@ -111,10 +112,10 @@ def build(request: TextRequest, output: epath.Path, how: Execution) -> dict[str,
 
 
 def parts(request: TextRequest) -> list[Part]:
-    """Returns what there is to read, in order, in parts for the workers.
+    """Returns the parts of the input for the workers, in order.
 
     Raises:
-      ValueError: there is nothing, or it is in no known format.
+      ValueError: there is no input, or its format is not known.
     """
     if request.input.startswith(TFDS):
         return [ExamplesFile(path) for path in _tfds_files(request)]
@@ -133,7 +134,10 @@ def parts(request: TextRequest) -> list[Part]:
 
 
 def read(request: TextRequest, part: Part) -> Iterator[Found | Reject]:
-    """Yields the documents of one part, and what is left out; bad input raises nothing."""
+    """Yields the documents of one part, and a Reject for each that is left out.
+
+    Bad input raises nothing.
+    """
     rows: Iterator[dict[str, Any] | Reject]
     if isinstance(part, jsonl.Lines):
         rows = jsonl.rows(part)
@@ -148,14 +152,11 @@ def read(request: TextRequest, part: Part) -> Iterator[Found | Reject]:
 def _judge(row: dict[str, Any], request: TextRequest) -> Found | Reject:
     text = row.get(request.text_field)
     if not isinstance(text, str | bytes):
-        return Reject(
-            "no_text_field",
-            f"fields {', '.join(sorted(row))[:200]}, not {request.text_field!r}",
-            broken=True,
-        )
+        detail = f"fields {', '.join(sorted(row))[:200]}, not {request.text_field!r}"
+        return Reject("no_text_field", detail, broken=True)
     try:
         text = text.decode() if isinstance(text, bytes) else text
-        text.encode()  # JSON may spell half of a surrogate pair
+        text.encode()  # JSON can contain half a surrogate pair
     except UnicodeError as error:
         return Reject("broken_text", str(error), broken=True)
     text = without_markers(text).strip()
@@ -166,38 +167,33 @@ def _judge(row: dict[str, Any], request: TextRequest) -> Found | Reject:
     if request.repetition_filter and (found := repetition(text)):
         return found
     url = _plain(row.get(request.url_field))
-    kept = {name: _plain(row.get(name)) for name in request.metadata_fields}
-    metadata = {"url": url} | kept
+    fields = {"url": url} | {name: _plain(row.get(name)) for name in request.metadata_fields}
+    metadata = {name: value for name, value in fields.items() if value not in (None, "")}
     keys = [url_key(url) if isinstance(url, str) else "", text_key(text)]
     if request.near_duplicates:
         keys += band_keys(text)
-    described = json.dumps(
-        {name: value for name, value in metadata.items() if value not in (None, "")}
-    )
-    return Found(Document(text, described), tuple(filter(None, keys)))
+    return Found(Document(text, json.dumps(metadata)), tuple(filter(None, keys)))
 
 
 def _plain(value: Any) -> str | int | float | bool | None:
-    """A value as JSON takes it; None for what it does not take."""
+    """Returns a value that JSON can store, or None."""
     if isinstance(value, bytes):
         return value.decode(errors="replace")
     return value if isinstance(value, str | int | float | bool) else None
 
 
 def _row_groups(path: str) -> list[Part]:
-    """Consecutive row groups of about PART bytes.
+    """Returns consecutive row groups of about PART bytes.
 
-    The whole file if it cannot be opened, so that a worker counts it.
+    A file that cannot be opened is one part, so that a worker counts it.
     """
     import pyarrow.parquet
 
     try:
         with epath.Path(path).open("rb") as file:
             metadata = pyarrow.parquet.read_metadata(file)
-            sizes = [
-                metadata.row_group(number).total_byte_size
-                for number in range(metadata.num_row_groups)
-            ]
+            groups = map(metadata.row_group, range(metadata.num_row_groups))
+            sizes = [group.total_byte_size for group in groups]
     except (OSError, ValueError):  # pyarrow's ArrowInvalid is a ValueError
         return [RowGroups(path)]
     starts, size = [0], 0
@@ -206,32 +202,26 @@ def _row_groups(path: str) -> list[Part]:
             starts.append(number)
             size = 0
         size += bytes_of_group
-    return [
-        RowGroups(path, start, stop)
-        for start, stop in zip(starts, [*starts[1:], len(sizes)], strict=True)
-    ]
+    stops = [*starts[1:], len(sizes)]
+    return [RowGroups(path, start, stop) for start, stop in zip(starts, stops, strict=True)]
 
 
 def _parquet_rows(part: RowGroups, request: TextRequest) -> Iterator[dict[str, Any] | Reject]:
-    """The wanted columns of the row groups; a row group that cannot be read is passed over."""
+    """Yields the wanted columns of the rows, and a Reject for a row group that cannot be read."""
     import pyarrow.parquet
 
     with contextlib.ExitStack() as stack:
         try:
-            file = pyarrow.parquet.ParquetFile(
-                stack.enter_context(epath.Path(part.path).open("rb"))
-            )
+            raw = stack.enter_context(epath.Path(part.path).open("rb"))
+            file = pyarrow.parquet.ParquetFile(raw)
             names = set(file.schema_arrow.names)
         except (OSError, ValueError) as error:
             yield Reject("unreadable_file", f"{part.path}: {error}", broken=True)
             return
         if request.text_field not in names:
             columns = ", ".join(sorted(names))
-            yield Reject(
-                "no_text_field",
-                f"{part.path}: columns {columns}, not {request.text_field!r}",
-                broken=True,
-            )
+            detail = f"{part.path}: columns {columns}, not {request.text_field!r}"
+            yield Reject("no_text_field", detail, broken=True)
             return
         wanted = sorted(names & {request.text_field, request.url_field, *request.metadata_fields})
         stop = file.num_row_groups if part.stop < 0 else part.stop
@@ -240,15 +230,14 @@ def _parquet_rows(part: RowGroups, request: TextRequest) -> Iterator[dict[str, A
                 for batch in file.iter_batches(_BATCH, row_groups=[number], columns=wanted):
                     yield from _batch_rows(batch)
             except (OSError, ValueError, NotImplementedError) as error:
-                yield Reject(
-                    "truncated_file", f"{part.path}, row group {number}: {error}", broken=True
-                )
+                detail = f"{part.path}, row group {number}: {error}"
+                yield Reject("truncated_file", detail, broken=True)
 
 
 def _batch_rows(batch: Any) -> Iterator[dict[str, Any]]:
-    """Rows with texts as bytes.
+    """Yields rows in which texts are bytes.
 
-    Pyarrow does not check that a string is UTF-8, and raises when it is not.
+    Pyarrow does not check that a string is UTF-8 when it reads it, and raises when it decodes it.
     """
     import pyarrow
 

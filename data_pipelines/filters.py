@@ -1,23 +1,25 @@
-"""The quality and repetition filters of Gopher (its appendix A, Table A1), which M3W's "similar text filtering heuristics" point to.
+"""The quality and repetition filters of Gopher (its appendix A, Table A1).
+
+M3W's "similar text filtering heuristics" refer to them.
 
     text  --quality-->  None | Reject  --repetition-->  None | Reject
 
-Both are pure functions of a text, one reason per rule, the first rule that is broken is the reason.
-A value at a threshold passes. A pass costs O(words log words), whatever the text is; `quality`,
-which comes first, looks at no more than `max_words` words.
+Both are pure functions of a text. Each rule has its reason, and the first rule that the text breaks
+gives the reason. A value at a threshold passes. The cost is O(words log words) for any text;
+`quality`, which comes first, reads no more than `max_words` words.
 
-What the papers leave open, and other implementations decide differently, is decided here so:
-- A word is what stands between white space, with its punctuation. A line ends at any line break of
-  Unicode; white space around it is no part of it, and blank lines are not counted. A paragraph ends
-  at a blank line.
-- Stop words are looked for without case and without the punctuation around a word; two different
-  ones are asked for.
+The papers leave some questions open, and other implementations answer them differently. Here:
+- A word is what is between white space, including its punctuation. A line ends at any line break of
+  Unicode. White space around a line does not count, and neither do blank lines. A paragraph ends at
+  a blank line.
+- Stop words are compared without case and without the punctuation around a word. Two different ones
+  are required.
 - A duplicate is any occurrence after the first: of three equal lines two are duplicates.
-- Fractions of characters count the characters of words (or of lines, for duplicates of those), not
-  the white space between, and each once, however many duplicate n-grams it lies in. (Counting
-  duplicate n-grams from left to right without overlap, as is also done, gives at most this.)
-- The top n-gram is the most frequent one, of several the longest; all its occurrences count. One
-  that occurs once is none.
+- Fractions of characters count the characters of words (or of lines, for duplicate lines), not the
+  white space between them. A character counts once, however many duplicate n-grams contain it.
+  (Others count duplicate n-grams from left to right without overlap, which gives at most this.)
+- The top n-gram is the most frequent one, and the longest one of several. All its occurrences
+  count. An n-gram that occurs once is not a top n-gram.
 """
 
 from __future__ import annotations
@@ -40,16 +42,16 @@ class QualityLimits:
     """Thresholds of the quality filter.
 
     Attributes:
-      min_words: fewer words are too few.
-      max_words: more words are too many.
-      min_word_length: of the mean, in characters.
-      max_word_length: of the mean, in characters.
-      max_symbols: "#" per word, and ellipses per word.
-      max_bullets: share of lines that start with a bullet.
-      max_ellipses: share of lines that end with an ellipsis.
-      min_alphabetic: share of words with a letter in them.
-      min_stop_words: different stop words in the text.
-      stop_words: the words of English that hardly any text does without.
+      min_words: smallest number of words.
+      max_words: largest number of words.
+      min_word_length: smallest mean length of the words, in characters.
+      max_word_length: largest mean length of the words, in characters.
+      max_symbols: largest number of "#" per word, and of ellipses per word.
+      max_bullets: largest share of lines that start with a bullet.
+      max_ellipses: largest share of lines that end with an ellipsis.
+      min_alphabetic: smallest share of words that contain a letter.
+      min_stop_words: smallest number of different stop words in the text.
+      stop_words: English words that almost every text contains.
     """
 
     min_words: int = 50
@@ -82,41 +84,31 @@ class RepetitionLimits:
     line_characters: float = 0.20
     paragraph_characters: float = 0.20
     top: tuple[float, float, float] = (0.20, 0.18, 0.16)
-    duplicate: tuple[float, float, float, float, float, float] = (
-        0.15,
-        0.14,
-        0.13,
-        0.12,
-        0.11,
-        0.10,
-    )
+    duplicate: tuple[float, ...] = (0.15, 0.14, 0.13, 0.12, 0.11, 0.10)
 
 
 _QUALITY, _REPETITION = QualityLimits(), RepetitionLimits()
 
 
 def quality(text: str, limits: QualityLimits = _QUALITY) -> Reject | None:
-    """Whether a text looks like prose.
+    """Returns None for a text that looks like prose, else why it does not.
 
     Args:
       text: any text; an empty one has too few words.
       limits: the thresholds.
 
     Returns:
-      None if it does, else a Reject for too_few_words, too_many_words, mean_word_length, symbols,
-      bullets, ellipses, alphabetic or stop_words.
+      None, or a Reject for too_few_words, too_many_words, mean_word_length, symbols, bullets,
+      ellipses, alphabetic or stop_words.
     """
-    words = text.split(None, limits.max_words)  # the last one holds what is beyond the limit
+    words = text.split(None, limits.max_words)  # the last one contains all text beyond the limit
     count = len(words)
     if count < limits.min_words or not words:
         return Reject("too_few_words", f"{count}")
     if count > limits.max_words:
         return Reject("too_many_words", f"more than {limits.max_words}")
-    if (
-        not limits.min_word_length
-        <= (mean := sum(map(len, words)) / count)
-        <= limits.max_word_length
-    ):
+    mean = sum(map(len, words)) / count
+    if not limits.min_word_length <= mean <= limits.max_word_length:
         return Reject("mean_word_length", f"{mean:.2f} characters")
     for symbols in (("#",), ELLIPSES):
         if (per_word := sum(map(text.count, symbols)) / count) > limits.max_symbols:
@@ -134,16 +126,16 @@ def quality(text: str, limits: QualityLimits = _QUALITY) -> Reject | None:
 
 
 def repetition(text: str, limits: RepetitionLimits = _REPETITION) -> Reject | None:
-    """Whether a text says the same again and again.
+    """Returns None for a text that repeats little, else why it repeats too much.
 
     Args:
       text: any text; an empty one repeats nothing.
       limits: the thresholds.
 
     Returns:
-      None if it does not, else a Reject for duplicate_lines, duplicate_paragraphs,
-      duplicate_line_characters, duplicate_paragraph_characters, top_2_gram to top_4_gram, or
-      duplicate_5_gram to duplicate_10_gram.
+      None, or a Reject for duplicate_lines, duplicate_paragraphs, duplicate_line_characters,
+      duplicate_paragraph_characters, top_2_gram to top_4_gram, or duplicate_5_gram to
+      duplicate_10_gram.
     """
     lines = _lines(text)
     if not lines:
@@ -168,18 +160,12 @@ def repetition(text: str, limits: RepetitionLimits = _REPETITION) -> Reject | No
     most = first_duplicate + len(limits.duplicate) - 1
     for n, (starts, later) in enumerate(_repeated_ngrams(words, most), 2):
         if n < first_duplicate:
-            share, limit, reason = (
-                _top(starts, later, n, lengths) / total,
-                limits.top[n - 2],
-                f"top_{n}_gram",
-            )
+            characters, limit = _top(starts, later, n, lengths), limits.top[n - 2]
+            reason = f"top_{n}_gram"
         else:
-            share, limit = (
-                _covered(starts[later], n, lengths) / total,
-                limits.duplicate[n - first_duplicate],
-            )
-            reason = f"duplicate_{n}_gram"
-        if share > limit:
+            characters = _covered(starts[later], n, lengths)
+            limit, reason = limits.duplicate[n - first_duplicate], f"duplicate_{n}_gram"
+        if (share := characters / total) > limit:
             return Reject(reason, f"{share:.3f} of the characters")
     return None
 
@@ -194,42 +180,41 @@ def _paragraphs(text: str) -> list[str]:
 
 
 def _num_alphabetic(words: Sequence[str]) -> int:
-    """Number of words with a letter in them."""
-    # few: this spares looking at each character of the rest
+    """Returns the number of words that contain a letter."""
+    # They are few. So the characters of most words need no look at each.
     others = [word for word in words if not word.isalpha()]
     return len(words) - len(others) + sum(any(map(str.isalpha, word)) for word in others)
 
 
 def _num_stop_words(words: Sequence[str], limits: QualityLimits) -> int:
     found = len(limits.stop_words.intersection(words))
-    if found >= limits.min_stop_words:  # most texts: spares cleaning each word
+    if found >= limits.min_stop_words:  # as in most texts, so that not every word is cleaned
         return found
     return len(limits.stop_words.intersection(word.strip(_AROUND_WORDS).lower() for word in words))
 
 
 def _duplicates(units: Sequence[str]) -> tuple[float, float]:
-    """Shares of duplicates among some lines or paragraphs: of their number, of their characters."""
+    """Returns two shares of duplicate lines or paragraphs: of the number, and of the characters."""
     distinct = set(units)
     characters = sum(map(len, units))
-    return (len(units) - len(distinct)) / len(units), (
-        characters - sum(map(len, distinct))
-    ) / characters
+    duplicate_characters = characters - sum(map(len, distinct))
+    return (len(units) - len(distinct)) / len(units), duplicate_characters / characters
 
 
 def _repeated_ngrams(words: Sequence[str], most: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """For n = 2, 3, ... `most`.
+    """Finds the n-grams that occur more than once, for n = 2, 3, ... `most`.
 
-    Where n-grams start that occur more than once, int64[R], and whether this is a later occurrence,
-    bool[R].
+    Yields their starts, int64[R], and whether each is a later occurrence, bool[R]. The occurrences
+    of one n-gram are adjacent, in the order of the text. Ends at the first n without a repeated
+    n-gram.
 
-    The occurrences of one n-gram stand together, in the order of the text. Exact, without hashing:
-    an n-gram is the pair of an (n-1)-gram's number and a word's number. It can be repeated only
-    where both (n-1)-grams in it are, so that a text that repeats little is done soon. Ends at the
-    first n with none.
+    Exact, without hashing: an n-gram is the pair of the number of its first (n-1)-gram and the
+    number of its last word. It can be repeated only where both its (n-1)-grams are, so a text that
+    repeats little is finished early.
     """
     numbers = {word: number for number, word in enumerate(dict.fromkeys(words))}
     word_number = np.fromiter(map(numbers.__getitem__, words), np.int64, len(words))
-    number = word_number.copy()  # of the (n-1)-gram that starts here, -1 = it occurs once
+    number = word_number.copy()  # of the (n-1)-gram that starts here; -1 = it occurs once
     number[np.bincount(word_number)[word_number] == 1] = -1
     for n in range(2, most + 1):
         starts = np.flatnonzero((number[:-1] >= 0) & (number[1:] >= 0))
@@ -237,7 +222,7 @@ def _repeated_ngrams(words: Sequence[str], most: int) -> Iterator[tuple[np.ndarr
         pairs = number[starts] * len(numbers) + word_number[starts + n - 1]
         order = np.argsort(pairs, kind="stable")
         starts, pairs = starts[order], pairs[order]
-        # is the n-gram the one before it? False at both ends
+        # True where an n-gram equals the one before it; False at both ends.
         later = np.zeros(len(pairs) + 1, bool)
         later[1:-1] = pairs[1:] == pairs[:-1]
         repeated = later[:-1] | later[1:]
@@ -250,7 +235,7 @@ def _repeated_ngrams(words: Sequence[str], most: int) -> Iterator[tuple[np.ndarr
 
 
 def _top(starts: np.ndarray, later: np.ndarray, n: int, lengths: np.ndarray) -> int:
-    """Characters in the most frequent n-gram."""
+    """Returns the number of characters in the most frequent n-gram."""
     first = np.flatnonzero(~later)
     counts = np.diff(first, append=len(starts))
     most_frequent = first[counts == counts.max()]
@@ -260,7 +245,7 @@ def _top(starts: np.ndarray, later: np.ndarray, n: int, lengths: np.ndarray) -> 
 
 
 def _covered(starts: np.ndarray, n: int, lengths: np.ndarray) -> int:
-    """Characters in the n-grams that start at `starts`, each counted once."""
+    """Returns the number of characters in the n-grams that start at `starts`, each counted once."""
     change = np.zeros(len(lengths) + 1, np.int64)
     change[starts] += 1
     change[starts + n] -= 1

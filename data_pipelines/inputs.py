@@ -1,4 +1,4 @@
-"""Which files an --input means."""
+"""The files that --input names."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from flamingo_jax.data.files import files_below
 
 
 def input_files(pattern: str, suffixes: Sequence[str]) -> list[str]:
-    """Returns the files that an --input means, sorted.
+    """Returns the files that --input names, sorted.
 
     Args:
-      pattern: a file, a directory (all files in and below it that end in one of `suffixes`), or a
-          pattern with * ? [ ]; several, separated by commas.
-      suffixes: endings of file names, as (".warc.gz", ".warc").
+      pattern: a file, a directory (all files below it that end in one of `suffixes`), or a pattern
+        with * ? [ ]; several of them are separated by commas.
+      suffixes: endings of file names, such as (".warc.gz", ".warc").
 
     Raises:
-      ValueError: there is none.
+      ValueError: there is no such file.
     """
     found: set[str] = set()
     for one in filter(None, pattern.split(",")):
@@ -46,7 +46,10 @@ def input_files(pattern: str, suffixes: Sequence[str]) -> list[str]:
 
 
 def identity(patterns: str | Sequence[str]) -> str:
-    """Returns a hash of the names and sizes of all files that an option means, for telling other files at the same paths."""
+    """Returns a hash of the names and sizes of all files that an option names.
+
+    It changes when there are other files at the same paths.
+    """
     stated = hashlib.sha256()
     for one in filter(None, patterns.split(",") if isinstance(patterns, str) else patterns):
         place = epath.Path(one)

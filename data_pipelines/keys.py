@@ -1,32 +1,33 @@
-"""What makes two records the same: keys for `collect.Found`."""
+"""Keys by which `collect` recognises that two records are the same."""
 
 from __future__ import annotations
 
 import hashlib
 import urllib.parse
 
-_KEPT = "/%:@!$&'()*+,;=~-._?[]"  # of a path: all else is written as %XX, as browsers do
+_KEPT = "/%:@!$&'()*+,;=~-._?[]"  # in a path; other characters become %XX, as in browsers
 _DEFAULT_PORTS = {"http": ":80", "https": ":443"}
 
 
 def url_key(url: str) -> str:
-    """Returns "url:" and a URL in its common form, or "" for an empty one.
+    """Returns "url:" and the normal form of a URL, or "" for an empty URL.
 
-    Without the fragment, user and default port; host in lower case; http and https are one; spaces
-    and other letters as %XX; an empty path is "/". The query stays: it may name the page.
+    The normal form has no fragment, user or default port. The host is in lower case, and http and
+    https are the same. Spaces and other characters are written as %XX, and an empty path is "/".
+    The query is kept, since it can name the page.
     """
     return f"url:{same_url(url)}" if url else ""
 
 
 def same_url(url: str) -> str:
-    """Returns the common form of a URL that `url_key` speaks of.
+    """Returns the normal form of a URL, as in `url_key`.
 
-    What is no URL is returned without its fragment.
+    Text that is no URL is returned without its fragment.
     """
     bare = url.strip().partition("#")[0]
     try:
         parts = urllib.parse.urlsplit(bare)
-    except ValueError:  # an unclosed [ of an IPv6 address, for one
+    except ValueError:  # for example an unclosed [ of an IPv6 address
         return bare
     if not parts.netloc:
         return bare
@@ -40,7 +41,10 @@ def same_url(url: str) -> str:
 
 
 def text_key(text: str) -> str:
-    """Returns "text:" and a hash of a text in which case and white space do not count, or "" for an empty one."""
+    """Returns "text:" and a hash of a text, or "" for an empty text.
+
+    Case and white space do not change the hash.
+    """
     words = text.lower().split()
     digest = hashlib.blake2b(" ".join(words).encode("utf-8", "surrogatepass"), digest_size=16)
     return f"text:{digest.hexdigest()}" if words else ""

@@ -1,22 +1,24 @@
-"""Web pages to interleaved pages, the kind of data of the paper's M3W (A.3.1).
+"""Converts web pages to interleaved pages, as in the paper's M3W (paper, A.3.1).
 
 `--pipeline=m3w --input=CRAWL --output=DIR`.
 
-    WARC or HTML files --> html_to_pages --> language --> quality --> repetition --> page_images --> explicit content --> InterleavedPage --> duplicates out
+    WARC or HTML files --> html_to_pages --> language --> quality --> repetition --+
+    +------------------------------------------------------------------------------+
+    +--> page_images --> explicit content --> InterleavedPage --> duplicates out
 
-The order is MassiveWeb's but for explicit content: there it comes first, here last of the filters,
-when a page is whole, so that a filter may judge images too. As each filter is a function of the
-page alone, the order decides only under which reason a page is counted that two of them would drop.
+The order is that of MassiveWeb, except for explicit content: there it comes first, here it is the
+last filter, when the page is complete, so that it can judge images too. Each filter is a function
+of the page alone. So the order only decides which reason is counted for a page that two filters
+would drop.
 
-Differs from the paper: it filters explicit content with SafeSearch, which is not to be had.
+Differs from the paper: the paper filters explicit content with SafeSearch, which is not available.
 `--explicit_filter=MODULE:FUNCTION` names a function
 
-    def function(page: data_pipelines.page.Page) -> data_pipelines.page.Page |
-    data_pipelines.page.Reject
+    def function(page: data_pipelines.page.Page) -> Page | data_pipelines.page.Reject
 
-that any worker can import. It gets a page with its text, URL and images (Picture.data) and returns
-the page, or one without some of its parts, or Reject("explicit", "why"). It is off by default: a
-dataset for more than research needs one.
+that any worker can import. The function gets a page with its text, URL and images (Picture.data).
+It returns the page, the page without some of its parts, or Reject("explicit", "why"). It is off by
+default. A dataset for anything but research needs one.
 """
 
 from __future__ import annotations
@@ -56,28 +58,28 @@ _INDEX = "images.sqlite"
 
 @dataclasses.dataclass(frozen=True)
 class M3WRequest:
-    """What decides a dataset of web pages.
+    """The options that decide a dataset of web pages.
 
     Attributes:
       input: WARC files (.warc.gz with one gzip member per record, .warc) or pages (.html, .htm)
-        with their images beside them: a file, a directory or a pattern.
+        with their images in the same folder: a file, a directory or a pattern.
       languages: ISO 639-1 codes of the pages to keep; empty: all. The quality filter knows English
-          stop words only.
-      min_language_probability: of the language of a page, as the classifier sees it.
-      quality_filter: whether pages pass Gopher's quality filter.
-      repetition_filter: whether they pass its repetition filter.
-      near_duplicates: whether pages that share about 0.8 of their shingles with an earlier one go
-          too, not only equal ones.
-      min_image_side: pixels of width and height of an image.
-      max_image_aspect: longer side of an image by its shorter side.
-      max_html_bytes: of a page.
-      images: directory of images that were fetched before, by the SHA-256 of their URL or by its
-          path; "" = none.
-      image_index: file: the images of a page are in its own WARC file; input: in any file of the
-          input, which are all read once more, one after the other.
-      image_fetcher: http: what is found nowhere else is fetched, one image after the other, a host
-          at most once a second; off: it is not.
-      explicit_filter: MODULE:FUNCTION, Page -> Page | Reject, for explicit content; "" = none.
+        stop words only.
+      min_language_probability: smallest probability that the classifier gives the language.
+      quality_filter: apply Gopher's quality filter.
+      repetition_filter: apply Gopher's repetition filter.
+      near_duplicates: drop also pages that share about 0.8 of their shingles with an earlier page,
+        not only equal ones.
+      min_image_side: smallest width and height of an image, in pixels.
+      max_image_aspect: longer side of an image divided by its shorter side.
+      max_html_bytes: largest size of a page.
+      images: directory of images that were fetched before, named by the SHA-256 of their URL or by
+        its path; "" = no directory.
+      image_index: file: the images of a page are in its WARC file; input: they can be in any file
+        of the input, and all files are read once more, one after the other.
+      image_fetcher: http: an image that is found nowhere else is fetched, one after the other, and
+        each host is asked at most once a second; off: nothing is fetched.
+      explicit_filter: MODULE:FUNCTION, Page -> Page | Reject, for explicit content; "" = no filter.
     """
 
     input: str = ""
@@ -125,7 +127,7 @@ def build(request: M3WRequest, output: epath.Path, how: Execution) -> dict[str, 
 
     Args:
       request: what to read and keep.
-      output: an empty directory; on a file system that all workers see, for image_index=input.
+      output: an empty directory. For image_index=input all workers must see its file system.
       how: runner, workers and limits.
 
     Returns:
@@ -152,25 +154,25 @@ def build(request: M3WRequest, output: epath.Path, how: Execution) -> dict[str, 
 
 
 def read_file(request: M3WRequest, path: str, index: str = "") -> Iterator[Found | Reject]:
-    """Yields the pages of one file, and what is left out; bad input raises nothing.
+    """Yields the pages of one file, and a Reject for everything left out. Bad input raises nothing.
 
     Args:
       request: what to keep.
-      path: of a WARC or HTML file.
-      index: of the images of all files, as `build_index` writes it; "" = none.
+      path: a WARC or HTML file.
+      index: file that `build_index` wrote, with the images of all files; "" = no index.
     """
     read = _read_html if path.endswith(HTML_SUFFIXES) else _read_warc
-    with contextlib.ExitStack() as stack:
-        other_files = stack.enter_context(WarcIndex.opened(index)) if index else None
+    opened = WarcIndex.opened(index) if index else contextlib.nullcontext()
+    with opened as other_files:
         yield from read(request, path, other_files)
 
 
 def _read_warc(
     request: M3WRequest, path: str, other_files: WarcIndex | None
 ) -> Iterator[Found | Reject]:
-    """Pages by random access, so that an image may stand before or behind them.
+    """Reads pages by random access, since an image can come before or after its page.
 
-    What is held is where records lie, not what they are.
+    Only the places of records are held in memory, not their content.
     """
     pages: list[warc.Place] = []
     images: dict[str, warc.Place] = {}
@@ -207,11 +209,12 @@ def _read_warc(
 def _read_html(
     request: M3WRequest, path: str, other_files: WarcIndex | None
 ) -> Iterator[Found | Reject]:
-    """A page on its own.
+    """Reads one HTML file.
 
-    It is known as file:///PATH from the directory of the input, which no reference leads out of.
+    Its URL is file:///PATH, relative to the input directory. No reference leads out of this
+    directory.
     """
-    del other_files  # the page of a folder shows files of that folder
+    del other_files  # a page in a folder shows images of the same folder
     root = epath.Path(request.input)
     if not root.is_dir():
         root = epath.Path(path).parent
@@ -241,17 +244,15 @@ def _finders(request: M3WRequest) -> list[Find]:
 def _judged(
     request: M3WRequest, body: bytes, url: str, charset: str, finders: tuple[Find, ...]
 ) -> Iterator[Found | Reject]:
-    """Yields the record of one page, or why there is none.
-
-    And the images that it goes on without.
-    """
+    """Yields the record of one page or a Reject, after a Reject for each image that is left out."""
     page = _extracted(request, body, url, charset)
     if isinstance(page, Page):
 
         def find(source: str) -> bytes | Reject | None:
-            return next(
-                (found for finder in finders if (found := finder(source)) is not None), None
-            )
+            for finder in finders:
+                if (found := finder(source)) is not None:
+                    return found
+            return None
 
         limits = ImageLimits(request.min_image_side, request.max_image_aspect)
         page, rejects = with_images(page, find, limits)
@@ -262,7 +263,7 @@ def _judged(
 
 
 def _extracted(request: M3WRequest, body: bytes, url: str, charset: str) -> Page | Reject:
-    """The page with all filters of text passed."""
+    """Returns the page if it passes all filters of text."""
     page = html_to_page(body, url, charset, HtmlLimits(max_bytes=request.max_html_bytes))
     if isinstance(page, Reject):
         return page
@@ -272,7 +273,8 @@ def _extracted(request: M3WRequest, body: bytes, url: str, charset: str) -> Page
     if isinstance(judged, Reject):
         return judged
     reject = quality(judged.text) if request.quality_filter else None
-    reject = reject or (repetition(judged.text) if request.repetition_filter else None)
+    if reject is None and request.repetition_filter:
+        reject = repetition(judged.text)
     return dataclasses.replace(reject, detail=f"{url}: {reject.detail}") if reject else judged
 
 
@@ -295,8 +297,8 @@ def _found(request: M3WRequest, page: Page) -> Found:
         "language": page.language,
         "images": [picture.source for picture in page.pictures],
     }
-    alike = near_duplicates.band_keys(page.text) if request.near_duplicates else ()
-    keys = (url_key(page.url), text_key(page.text), *alike)
+    band_keys = near_duplicates.band_keys(page.text) if request.near_duplicates else ()
+    keys = (url_key(page.url), text_key(page.text), *band_keys)
     return Found(InterleavedPage(parts, json.dumps(metadata)), tuple(filter(None, keys)))
 
 
@@ -306,13 +308,13 @@ def _fetch(url: str) -> bytes | Reject | None:
 
 @functools.cache
 def _fetcher() -> ImageFetcher:
-    """One for each process: it knows when a host may be asked again."""
+    """One fetcher per process: it remembers when it may ask a host again."""
     return ImageFetcher()
 
 
 @functools.cache
 def _function(name: str) -> Callable[[Page], Any]:
-    """The function that MODULE:FUNCTION names."""
+    """Imports the function that MODULE:FUNCTION names."""
     module, _, attribute = name.partition(":")
     try:
         function = getattr(importlib.import_module(module), attribute)

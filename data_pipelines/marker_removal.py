@@ -1,6 +1,6 @@
-"""The strings that mean something to the model are taken out of texts that happen to hold them.
+"""Removes the model's markers from texts that contain them by chance.
 
-The loader would refuse such a record.
+The loader would refuse a record with such a text.
 """
 
 from __future__ import annotations
@@ -10,13 +10,10 @@ import re
 from flamingo_jax.tokenizers.markers import EOC, IMAGE_TAG
 
 _NAMES = "|".join(re.escape(marker.strip("<>")) for marker in (IMAGE_TAG, EOC))
-# All brackets around it, so that "<<image>>" leaves no marker behind.
+# With all brackets around it, so that no marker is left of "<<image>>".
 _MARKER = re.compile(f"<+({_NAMES})>+")
 
 
 def without_markers(text: str) -> str:
-    """Returns a text in which "<image>" reads "image" and "<EOC>" reads "EOC".
-
-    Anything else is as it was.
-    """
+    """Returns the text with "image" in place of "<image>" and "EOC" in place of "<EOC>"."""
     return _MARKER.sub(r"\1", text) if "<" in text else text

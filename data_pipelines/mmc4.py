@@ -1,21 +1,23 @@
-"""MMC4 as interleaved pages: each image stands before the sentence that it belongs to.
+"""Converts MMC4 to interleaved pages: each image comes before the sentence that it belongs to.
 
     python -m data_pipelines.run --pipeline=mmc4 --input=docs/ --images=DIR --output=DIR
 
-    text_list    "My pets."    "My cat."     "My puppy."            image_info   dog -> sentence 2, cat -> sentence 1
+    text_list    "My pets."    "My cat."     "My puppy."
+    image_info   dog -> sentence 2, cat -> sentence 1
     page          My pets. [cat] My cat. [dog] My puppy.
 
-image_info is in no order of sentences, so the images are sorted by theirs. That the text follows
-one order and the images the other is the fault by which OpenFlamingo's reader pairs images with
-each other's text. Read are the published JSON lines (plain, .zip as they are published, .gz or
-.zst), with images in a folder under their image_name or found by their raw_url; and tars of .json
-with images in image_base64, as OpenFlamingo's converter writes them.
+image_info is not sorted by sentence, so the images are sorted here. OpenFlamingo's reader does not
+sort them: the text follows one order and the images another, so images are paired with the wrong
+text. Two inputs are read: the published JSON lines (plain, .zip as published, .gz or .zst), with
+images in a folder under their image_name or found by their raw_url; and tars of .json with images
+in image_base64, as OpenFlamingo's converter writes them.
 
-Left out are images less similar to their sentence than --min_similarity, by default as in
-OpenFlamingo's training command (0.24, of CLIP ViT-L/14), and those that M3W would leave out
-(page_images). --assignment=matched takes the sentence that MMC4 states, the best for all images
-together while each has its own;
---assignment=optimal finds it anew among the images that are left, from the similarity matrix, as images are lost when they are downloaded.
+An image is left out if its similarity to its sentence is below --min_similarity (by default 0.24 of
+CLIP ViT-L/14, as in OpenFlamingo's training command), or if M3W would leave it out (page_images).
+--assignment=matched takes the sentence that MMC4 states. It is the best assignment of all images
+together, with a different sentence for each. Images get lost when a dataset is downloaded, so
+--assignment=optimal computes the assignment again for the remaining images, from the similarity
+matrix.
 """
 
 from __future__ import annotations
@@ -27,7 +29,7 @@ import dataclasses
 import functools
 import json
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeGuard, TypeVar
 
 import numpy as np
 from etils import epath
@@ -44,12 +46,19 @@ from data_pipelines.web.page_images import as_stored, keep_image, local_image
 from flamingo_jax.data.schema import CorruptRecord, InterleavedPage
 
 ASSIGNMENTS = ("matched", "optimal")
+T = TypeVar("T")
 
 _PART = 1 << 24  # bytes of JSON lines for one worker and one shard: some 3,000 documents
 
 
 class PlacedImage(NamedTuple):
-    """An image's number in image_info, and the sentence that it stands before."""
+    """An image, and the sentence that it is placed before.
+
+    Attributes:
+      image: its number in image_info.
+      sentence: the number of the sentence.
+      similarity: between the two.
+    """
 
     image: int
     sentence: int
@@ -58,12 +67,13 @@ class PlacedImage(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class MMC4Request:
-    """What decides the pages.
+    """The options that decide the pages.
 
     Attributes:
       input: files, directories or patterns of .jsonl (.gz, .zst) or .tar, separated by commas.
       images: folder of the images, for JSON lines.
-      assignment: matched (as the dataset states) | optimal (anew, among the images that are left).
+      assignment: matched (as the dataset states) | optimal (computed again for the images that are
+        left).
       min_similarity: an image that is less similar to its sentence is left out.
     """
 
@@ -80,7 +90,6 @@ class MMC4Request:
             )
 
     def keeps(self, match: PlacedImage) -> bool:
-        """Whether an image is similar enough to its sentence."""
         return match.similarity >= self.min_similarity
 
 
@@ -105,7 +114,12 @@ def build(request: MMC4Request, output: epath.Path, how: Execution) -> dict[str,
 
 
 def read_unit(request: MMC4Request, unit: str | jsonl.Lines) -> Iterator[Found | Reject]:
-    """Yields the pages of one tar (its path) or one part of a file of JSON lines, and a reject for each page and image that is left out."""
+    """Yields the pages of one unit, and a Reject for each page and image that is left out.
+
+    Args:
+      request: what to keep.
+      unit: the path of a tar, or a part of a file of JSON lines.
+    """
     for document in _documents(unit):
         if isinstance(document, Reject):
             yield document
@@ -114,27 +128,19 @@ def read_unit(request: MMC4Request, unit: str | jsonl.Lines) -> Iterator[Found |
 
 
 def read_document(document: dict[str, Any], request: MMC4Request) -> Iterator[Found | Reject]:
-    """Yields the rejected images of a document, then its page or why there is none.
+    """Yields a Reject for each image left out of a document, then its page or why there is none.
 
     Args:
-      document: a line of MMC4.
+      document: one line of MMC4.
       request: where its images are, and which of them to keep.
     """
     sentences, infos = document.get("text_list"), document.get("image_info")
-    if (
-        sentences is None
-        or infos is None
-        or not _is_list_of(sentences, str)
-        or not _is_list_of(infos, dict)
-    ):
-        yield Reject(
-            "not_mmc4",
-            f"text_list or image_info is no list of its kind; there are {sorted(document)}",
-            broken=True,
-        )
+    if not _is_list_of(sentences, str) or not _is_list_of(infos, dict):
+        detail = f"text_list or image_info is no list of its kind; there are {sorted(document)}"
+        yield Reject("not_mmc4", detail, broken=True)
         return
     try:
-        "".join(sentences).encode()  # JSON can spell half a character
+        "".join(sentences).encode()  # JSON can contain half a surrogate pair
     except UnicodeEncodeError as error:
         yield Reject("broken_text", str(error), broken=True)
         return
@@ -145,27 +151,21 @@ def read_document(document: dict[str, Any], request: MMC4Request) -> Iterator[Fo
             yield dataclasses.replace(data, unit="image")
         else:
             images[number] = data
+    assign = _optimal if request.assignment == "optimal" else _matched
     try:
-        matches = (_optimal if request.assignment == "optimal" else _matched)(
-            list(images), document
-        )
+        matches = assign(list(images), document)
     except (ValueError, TypeError, LookupError, ArithmeticError) as error:
-        yield Reject(
-            "not_mmc4",
-            f"similarity_matrix or matched_text_index does not fit: {error!r}",
-            broken=True,
-        )
+        detail = f"similarity_matrix or matched_text_index does not fit: {error!r}"
+        yield Reject("not_mmc4", detail, broken=True)
         return
     yield from (Reject("no_sentence", unit="image") for _ in range(len(images) - len(matches)))
-    yield from (
-        Reject("low_similarity", f"{match.similarity:.3f}", unit="image")
-        for match in matches
-        if not request.keeps(match)
-    )
-    parts = interleaved(
-        sentences,
-        [(match.sentence, images[match.image]) for match in matches if request.keeps(match)],
-    )
+    placed = []
+    for match in matches:
+        if request.keeps(match):
+            placed.append((match.sentence, images[match.image]))
+        else:
+            yield Reject("low_similarity", f"{match.similarity:.3f}", unit="image")
+    parts = interleaved(sentences, placed)
     text = "\n".join(part for part in parts if isinstance(part, str))
     if not text:
         yield Reject("no_text")
@@ -174,20 +174,19 @@ def read_document(document: dict[str, Any], request: MMC4Request) -> Iterator[Fo
     else:
         url = str(document.get("url") or "")
         metadata = json.dumps({"url": url} if url else {})
-        yield Found(
-            InterleavedPage(parts, metadata), tuple(filter(None, (url_key(url), text_key(text))))
-        )
+        keys = tuple(filter(None, (url_key(url), text_key(text))))
+        yield Found(InterleavedPage(parts, metadata), keys)
 
 
 def interleaved(
     sentences: Sequence[str], images: Iterable[tuple[int, bytes]]
 ) -> tuple[str | bytes, ...]:
-    """Puts each image before its sentence; sentences between two images become one text.
+    """Puts each image before its sentence, and joins the sentences between two images to one text.
 
     Args:
-      sentences: of the page, in order.
-      images: (number of its sentence, encoded image), in any order; those of one sentence stay in
-          the order given.
+      sentences: sentences of the page, in order.
+      images: (number of its sentence, encoded image), in any order. Images of one sentence keep the
+        order given.
 
     Returns:
       The parts of the page.
@@ -217,15 +216,12 @@ def _documents(unit: str | jsonl.Lines) -> Iterator[dict[str, Any] | Reject]:
         elif "json" in sample.files:
             yield jsonl.parse(sample.files["json"], sample.key)
         else:
-            yield Reject(
-                "not_mmc4",
-                f"{sample.key} has {', '.join(sorted(sample.files))}, no json",
-                broken=True,
-            )
+            detail = f"{sample.key} has {', '.join(sorted(sample.files))}, no json"
+            yield Reject("not_mmc4", detail, broken=True)
 
 
 def _image(info: dict[str, Any], request: MMC4Request) -> bytes | Reject:
-    """The bytes of an image, if it is there and fit for a page."""
+    """Returns the bytes of an image if it exists and is fit for a page."""
     data: bytes | Reject | None
     name, url, encoded = (info.get(key) for key in ("image_name", "raw_url", "image_base64"))
     if isinstance(encoded, str):
@@ -253,7 +249,7 @@ def _image(info: dict[str, Any], request: MMC4Request) -> bytes | Reject:
 
 
 def _matched(images: Sequence[int], document: dict[str, Any]) -> list[PlacedImage]:
-    """The sentences that the dataset states."""
+    """Returns the sentences that the dataset states."""
     found = []
     for number in images:
         info = document["image_info"][number]
@@ -270,22 +266,19 @@ def _matched(images: Sequence[int], document: dict[str, Any]) -> list[PlacedImag
 
 
 def _optimal(images: Sequence[int], document: dict[str, Any]) -> list[PlacedImage]:
-    """The sentences that make the sum of similarities largest, each taken once.
+    """Returns the assignment with the largest sum of similarities, each sentence taken once.
 
-    With too few of them some images get none.
+    If there are fewer sentences than images, some images get no sentence.
     """
     if not images:
         return []
     similarity = np.asarray(
         [document["similarity_matrix"][number] for number in images], np.float64
     )
-    if (
-        similarity.shape != (len(images), len(document["text_list"]))
-        or not np.isfinite(similarity).all()
-    ):
+    expected = (len(images), len(document["text_list"]))
+    if similarity.shape != expected or not np.isfinite(similarity).all():
         raise ValueError(
-            f"shape {similarity.shape}, expected {len(images)} x {len(document['text_list'])} "
-            "finite numbers"
+            f"shape {similarity.shape}, expected {expected[0]} x {expected[1]} finite numbers"
         )
     import scipy.optimize  # takes a third of a second
 
@@ -296,5 +289,5 @@ def _optimal(images: Sequence[int], document: dict[str, Any]) -> list[PlacedImag
     ]
 
 
-def _is_list_of(value: Any, kind: type) -> bool:
+def _is_list_of(value: Any, kind: type[T]) -> TypeGuard[list[T]]:
     return isinstance(value, list) and all(isinstance(entry, kind) for entry in value)

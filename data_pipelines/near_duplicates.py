@@ -1,15 +1,13 @@
-"""Keys for `collect.Found` under which texts that are nearly the same meet.
-
-MinHash (Broder 1997), in bands.
+"""Keys that nearly equal texts share: MinHash (Broder 1997), in bands.
 
 The share of equal minima of two texts' hashed shingles estimates their Jaccard similarity s. With
-16 bands of 8 minima each, texts share a band with probability 1 - (1 - s^8)^16:
+16 bands of 8 minima each, two texts share a band with probability 1 - (1 - s^8)^16:
 
     s             0.3     0.5     0.6     0.7     0.8     0.9
     share a band  0.001   0.06    0.24    0.61    0.95    0.9999
 
-A shared band drops the later text without a closer look, so the row also says how often a text goes
-that is merely alike. Gopher drops at similarity 0.8; our shingles are 5 words.
+A shared band drops the later text without a further check, so the second row also says how often a
+text is dropped that is only similar. Gopher drops at similarity 0.8. A shingle here is 5 words.
 """
 
 from __future__ import annotations
@@ -24,14 +22,14 @@ import numpy as np
 
 SHINGLE = 5  # words
 BANDS, ROWS = 16, 8
-_SEED = 13  # changes every band key: keys of two runs compare only under one seed
+_SEED = 13  # another seed changes every key, so keys of two runs are comparable with one seed only
 _WORD = re.compile(r"\w+")
 
 
 def band_keys(text: str) -> tuple[str, ...]:
-    """Returns the BANDS keys of a text; texts that are nearly the same share one or more.
+    """Returns the BANDS keys of a text. Nearly equal texts share one or more.
 
-    A text without words has none.
+    A text without words has no keys.
     """
     words = _words(text)
     if not words:
@@ -52,11 +50,11 @@ def _digest(data: bytes) -> str:
 
 
 def _shingles(words: Sequence[str]) -> np.ndarray:
-    """uint64[n] hashes of the n different runs of SHINGLE words.
+    """Returns the hashes of the different runs of SHINGLE words, uint64[n].
 
-    Of all words at once if they are fewer.
+    A shorter text is one shingle.
     """
-    # crc32: the same in every process, unlike hash(); 32 bits are enough for the words of one text.
+    # crc32 is the same in every process, unlike hash(). 32 bits are enough for the words of a text.
     hashes = np.fromiter(
         (zlib.crc32(word.encode(errors="surrogatepass")) for word in words), np.uint64, len(words)
     )
@@ -69,10 +67,10 @@ def _shingles(words: Sequence[str]) -> np.ndarray:
 
 
 def _minima(shingles: np.ndarray) -> np.ndarray:
-    """uint64[BANDS * ROWS] the least value of each hash function over all shingles."""
+    """Returns the smallest value of each hash function over all shingles, uint64[BANDS * ROWS]."""
     factors = _factors()
     minima = np.full(len(factors), np.iinfo(np.uint64).max, np.uint64)
-    # stays in the cache, and memory does not grow with the text
+    # Chunks fit in the cache, and the memory does not grow with the text.
     for start in range(0, len(shingles), 256):
         np.minimum(
             minima, (factors[:, None] * shingles[start : start + 256]).min(axis=1), out=minima
@@ -82,15 +80,18 @@ def _minima(shingles: np.ndarray) -> np.ndarray:
 
 @functools.cache
 def _factors() -> np.ndarray:
-    """The hash functions x -> factor * x mod 2^64 of numbers that are well mixed already.
+    """Returns the odd factors of the hash functions x -> factor * x mod 2^64, uint64[BANDS * ROWS].
 
-    Odd uint64[BANDS * ROWS].
+    They hash numbers that are well mixed already.
     """
     return np.random.default_rng(_SEED).integers(0, 1 << 64, BANDS * ROWS, np.uint64) | np.uint64(1)
 
 
 def _mix(value: np.ndarray) -> np.ndarray:
-    """A bijection of 64 bits in which each bit of the result depends on all bits of the value (the finaliser of MurmurHash3)."""
+    """Mixes 64 bits: each bit of the result depends on all bits of the value.
+
+    A bijection, the finaliser of MurmurHash3.
+    """
     value = (value ^ (value >> np.uint64(33))) * np.uint64(0xFF51AFD7ED558CCD)
     value = (value ^ (value >> np.uint64(33))) * np.uint64(0xC4CEB9FE1A85EC53)
     return value ^ (value >> np.uint64(33))

@@ -1,12 +1,14 @@
-"""Images that are nearly the same: by a perceptual hash, or by their embeddings.
+"""Finds nearly equal images by a perceptual hash, or by their embeddings.
 
-phash       image --> 32 x 32 grey --> cosine transform --> signs of its 8 x 8 lowest frequencies: 64 bits; the distance is the number of bits that differ
-embeddings  cosine similarity of two rows; candidates by an approximate search (HNSW), whose
-similarities are then computed exactly
+    phash       image --> 32 x 32 grey --> cosine transform --> signs of its 8 x 8 lowest
+                frequencies: 64 bits. The distance is the number of bits that differ.
+    embeddings  cosine similarity of two rows. An approximate search (HNSW) finds candidates, and
+                their similarities are then computed exactly.
 
-A copy that was resized or encoded again differs in a few bits (of 100 made for the tests, at most
-4), one that lost 2, 5 or 10 percent of its sides in 2, 4 or 8 on average; unrelated images differ
-in half of them, give or take 4. A mirrored copy is another image to the hash.
+A copy that was resized or encoded again differs in a few bits (of 100 copies made for the tests, in
+at most 4). A copy that lost 2, 5 or 10 percent of its sides differs in 2, 4 or 8 on average.
+Unrelated images differ in half of the bits, plus or minus 4. The hash of a mirrored copy is the
+hash of another image.
 """
 
 from __future__ import annotations
@@ -21,17 +23,17 @@ from PIL import Image
 from flamingo_jax.data.images import read
 
 BITS = 64
-_SIDE = 128  # images are decoded at this size: four times what the hash looks at
+_SIDE = 128  # images are decoded at this size, four times the size that is hashed
 _FLAT = 2.0  # standard deviation of grey levels (of 255) below which signs of frequencies are noise
-# of the HNSW graph: links of a node, and candidates kept while searching
+# Of the HNSW graph: links per node, and candidates kept during a search.
 _LINKS, _BREADTH = 32, 256
-_NEIGHBOURS = 8  # of one image that are looked at
+_NEIGHBOURS = 8  # nearest images that are compared with each image
 
 
 def phash(encoded: bytes) -> np.ndarray | None:
     """Returns the perceptual hash of an image, uint8[8].
 
-    None for one of (almost) a single colour, which has none.
+    None for an image of (almost) a single colour, which has no hash.
 
     Raises:
       CorruptRecord: it cannot be decoded.
@@ -50,7 +52,7 @@ def phash(encoded: bytes) -> np.ndarray | None:
 
 
 class HashIndex:
-    """Hashes to compare with, all of them for each query.
+    """Hashes that a query is compared with, one by one.
 
     Args:
       hashes: uint8[n, 8].
@@ -63,11 +65,11 @@ class HashIndex:
         self._index.add(np.ascontiguousarray(hashes))
 
     def search(self, queries: np.ndarray, max_distance: int) -> Iterator[tuple[int, int, int]]:
-        """Yields (query, row of the index, distance) of all pairs at most `max_distance` bits apart.
+        """Yields (query, row of the index, distance) of all close pairs.
 
         Args:
           queries: uint8[q, 8].
-          max_distance: bits.
+          max_distance: largest distance of a pair, in bits.
         """
         if not len(queries):
             return
@@ -80,9 +82,9 @@ class HashIndex:
 
 
 class EmbeddingIndex:
-    """Embeddings to compare with, in a graph that a query walks (HNSW).
+    """Embeddings that a query is compared with, in a graph (HNSW).
 
-    Its time grows with the logarithm of their number.
+    The time of a query grows with the logarithm of their number.
 
     Args:
       width: E.
@@ -91,7 +93,7 @@ class EmbeddingIndex:
     def __init__(self, width: int):
         import faiss
 
-        # Of vectors of length 1, the nearest are those with the largest cosine.
+        # The nearest vectors of length 1 are those with the largest cosine.
         self._index: Any = faiss.IndexHNSWFlat(width, _LINKS)
         self._index.hnsw.efSearch = _BREADTH
 
@@ -100,11 +102,11 @@ class EmbeddingIndex:
         self._index.add(_unit(rows))
 
     def search(self, queries: np.ndarray, min_cosine: float) -> Iterator[tuple[int, int, float]]:
-        """Yields (query, row of the index, cosine) of pairs with at least `min_cosine`, of the nearest rows of each query.
+        """Yields (query, row of the index, cosine) of all similar pairs among the nearest rows.
 
         Args:
           queries: float32[q, E].
-          min_cosine: cosine similarity.
+          min_cosine: smallest cosine similarity of a pair.
         """
         unit = _unit(queries)
         count = min(_NEIGHBOURS, self._index.ntotal)
@@ -121,14 +123,14 @@ class EmbeddingIndex:
 
 
 def _unit(rows: np.ndarray) -> np.ndarray:
-    """Rows of length 1, float32[n, E]; a row of zeros stays one and is like nothing."""
+    """Scales rows to length 1, float32[n, E]. A row of zeros stays zero and is similar to no row."""
     length = np.linalg.norm(rows, axis=1, keepdims=True)
     return np.ascontiguousarray(rows / np.where(length == 0, 1, length), np.float32)
 
 
 @functools.cache
 def one_thread() -> None:
-    """Keeps faiss to one core in this process, once: workers share the cores among themselves."""
+    """Limits faiss to one core in this process, since the workers share the cores."""
     import faiss
 
     faiss.omp_set_num_threads(1)

@@ -1,18 +1,18 @@
-"""OBELICS as interleaved pages.
+"""Converts OBELICS to interleaved pages.
 
     python -m data_pipelines.run --pipeline=obelics --input=obelics/ --images=DIR --output=DIR
 
-    images   null          https://..   null          https://..      one of the two in each place is null
-    texts    "My pets."    null         "My cat."     null
-    page     My pets.      [image]      My cat.       [image]
+    images   null        https://..   null        https://..    at each place one of the two is null
+    texts    "My pets."  null         "My cat."   null
+    page     My pets.    [image]      My cat.     [image]
 
-Read is its parquet, a few rows at a time. It names images by URL: they are looked for in --images,
-as page_images.local_image says; a copy of the dataset whose column `images` holds bytes (binary, or
-the {bytes, path} of Hugging Face's image type) needs no folder. Images that M3W would leave out are
-left out here too.
+The input is the published parquet, read a few rows at a time. It names images by URL, which are
+looked up in --images (see page_images.local_image). A copy of the dataset with bytes in the column
+`images` (binary, or the {bytes, path} of Hugging Face's image type) needs no folder. Images that
+M3W would leave out are left out here too.
 
-Texts may hold "END_OF_DOCUMENT_TOKEN_TO_BE_REPLACED", where the page was several documents: each
-becomes a page of its own, so that no text attends an image of another document.
+Texts can contain "END_OF_DOCUMENT_TOKEN_TO_BE_REPLACED", where a page was several documents. Each
+of them becomes a separate page, so that no text attends an image of another document.
 """
 
 from __future__ import annotations
@@ -37,13 +37,13 @@ from flamingo_jax.data.schema import InterleavedPage
 SUFFIXES = (".parquet",)
 END_OF_DOCUMENT = "END_OF_DOCUMENT_TOKEN_TO_BE_REPLACED"
 
-_BATCH = 32  # rows held at once
+_BATCH = 32  # rows in memory at once
 _COLUMNS = ("images", "texts")
 
 
 @dataclasses.dataclass(frozen=True)
 class ObelicsRequest:
-    """What decides the pages.
+    """The options that decide the pages.
 
     Attributes:
       input: files, directories or patterns of .parquet, separated by commas.
@@ -70,38 +70,33 @@ def build(request: ObelicsRequest, output: epath.Path, how: Execution) -> dict[s
 
 
 def read_file(request: ObelicsRequest, path: str) -> Iterator[Found | Reject]:
-    """Yields the pages of a parquet, and a reject for each page and image that is left out."""
+    """Yields the pages of a parquet file, and a Reject for each page and image that is left out."""
     import pyarrow.parquet
 
     started = False
     try:
         with epath.Path(path).open("rb") as raw:
             file = pyarrow.parquet.ParquetFile(raw)
-            names = [
-                name for name in (*_COLUMNS, "general_metadata") if name in file.schema_arrow.names
-            ]
-            if not set(_COLUMNS) <= set(names):
-                yield Reject(
-                    "not_obelics",
-                    f"{path}: the columns are {', '.join(file.schema_arrow.names)}",
-                    broken=True,
-                )
+            columns = file.schema_arrow.names
+            if not set(_COLUMNS) <= set(columns):
+                detail = f"{path}: the columns are {', '.join(columns)}"
+                yield Reject("not_obelics", detail, broken=True)
                 return
             started = True
-            for batch in file.iter_batches(_BATCH, columns=names):
+            wanted = [name for name in (*_COLUMNS, "general_metadata") if name in columns]
+            for batch in file.iter_batches(_BATCH, columns=wanted):
                 for row in batch.to_pylist():
                     yield from read_row(row, request)
     except (OSError, pyarrow.ArrowException, UnicodeDecodeError) as error:
-        yield Reject(
-            "truncated_file" if started else "unreadable_file", f"{path}: {error}", broken=True
-        )
+        reason = "truncated_file" if started else "unreadable_file"
+        yield Reject(reason, f"{path}: {error}", broken=True)
 
 
 def read_row(row: dict[str, Any], request: ObelicsRequest) -> Iterator[Found | Reject]:
-    """Yields the rejected images of a row, then its page, or pages, or why there is none.
+    """Yields a Reject for each image left out of a row, then its pages, or why there is no page.
 
     Args:
-      row: of OBELICS, by column.
+      row: one row of OBELICS, by column.
       request: where its images are.
     """
     images, texts = row["images"], row["texts"]
@@ -132,7 +127,7 @@ def read_row(row: dict[str, Any], request: ObelicsRequest) -> Iterator[Found | R
 
 
 def _page(page: Page, number: int, request: ObelicsRequest) -> Iterator[Found | Reject]:
-    """The rejected images of one document of a row, and the document."""
+    """Yields a Reject for each image left out of one document of a row, then the document."""
     folder = epath.Path(request.images) if request.images else None
     found, rejects = with_images(page, lambda url: local_image(folder, url) if folder else None)
     yield from rejects
@@ -143,15 +138,14 @@ def _page(page: Page, number: int, request: ObelicsRequest) -> Iterator[Found | 
     else:
         parts = tuple(part if isinstance(part, str) else part.data for part in found.parts)
         metadata = json.dumps({"url": page.url} if page.url else {})
-        # The documents of one row share their address.
+        # All documents of one row have the same URL, so later ones add their number.
         address = url_key(page.url) + (f" {number}" if number else "") if page.url else ""
-        yield Found(
-            InterleavedPage(parts, metadata), tuple(filter(None, (address, text_key(found.text))))
-        )
+        keys = tuple(filter(None, (address, text_key(found.text))))
+        yield Found(InterleavedPage(parts, metadata), keys)
 
 
 def _picture(image: Any, name: str) -> Picture:
-    """A picture by its URL or, under a made-up name, with its bytes."""
+    """Returns a picture named by its URL, or a picture with its bytes, under the name `name`."""
     data = image.get("bytes") or image.get("path") if isinstance(image, dict) else image
     return Picture(name, data) if isinstance(data, bytes) else Picture(str(data))
 

@@ -1,7 +1,4 @@
-"""Running a graph of Apache Beam.
-
-On the cores of this machine by default, on any Beam runner by flag.
-"""
+"""Runs a graph of Apache Beam: on the cores of this machine by default, or on any Beam runner."""
 
 from __future__ import annotations
 
@@ -20,15 +17,15 @@ from etils import epath
 
 @dataclasses.dataclass(frozen=True)
 class Execution:
-    """How a pipeline is run; but for validation_share, the output does not depend on it.
+    """How a pipeline is run. Of these only validation_share changes the output.
 
     Attributes:
       num_workers: processes of the DirectRunner; 0: one for each core.
       runner: any runner of Apache Beam.
       beam_options: further options of Beam, as "name=value".
-      max_broken: largest share of damaged records; more of them end the run with an error.
-      validation_share: share of the records that go to the split "validation", by a hash of their
-          first key.
+      max_broken: largest share of damaged records; a larger share ends the run with an error.
+      validation_share: share of the records that go to the split "validation", chosen by a hash of
+        their first key.
     """
 
     num_workers: int = 0
@@ -55,10 +52,11 @@ def run(
     Args:
       graph: adds the steps to an empty `beam.Pipeline`.
       how: runner and workers.
-      num_units: what there is to do, for the progress bar.
-      count_done: how much of it is done; asked once a second where standard error is a terminal.
+      num_units: number of units to read, for the progress bar.
+      count_done: returns how many units are done; called once a second if standard error is a
+        terminal.
     """
-    with _quiet():  # importing Beam warns of cloud libraries that are not there
+    with _quiet():  # importing Beam warns about cloud libraries that are not installed
         import apache_beam as beam
         from apache_beam.options.pipeline_options import PipelineOptions
 
@@ -73,15 +71,14 @@ def run(
         terminal = stack.enter_context(_silent_children()) if processes else sys.stderr
         stack.enter_context(_quiet())
         stack.enter_context(_progress(num_units, count_done, terminal))
-        with beam.Pipeline(
-            options=PipelineOptions([*options, f"--runner={how.runner}"])
-        ) as pipeline:
+        chosen = PipelineOptions([*options, f"--runner={how.runner}"])
+        with beam.Pipeline(options=chosen) as pipeline:
             graph(pipeline)
 
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """No log messages below errors: Beam tells of every step."""
+    """Drops log messages below errors: Beam logs every step."""
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:
@@ -92,11 +89,10 @@ def _quiet() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _silent_children() -> Iterator[TextIO]:
-    """Lets the worker processes, which report their start and end, write to nowhere.
+    """Redirects the output of worker processes, which log their start and end, to the null device.
 
-    Yields the real standard error.
-
-    What a worker raises reaches the launcher all the same, as an exception of the pipeline.
+    Yields the real standard error. An exception in a worker still reaches the launcher, as an
+    exception of the pipeline.
     """
     real = os.dup(2)
     with os.fdopen(real, "w") as terminal:

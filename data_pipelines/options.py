@@ -1,16 +1,14 @@
-"""Command-line flags from the fields of frozen dataclasses.
-
-What a pipeline can be asked for is written down once.
+"""Command-line flags from the fields of frozen dataclasses, so that each option is defined once.
 
     @dataclass(frozen=True)
     class TextRequest:            -->   --input=...  --text_field=text  --near_duplicates
         input: str = ""
 
-A field of the same name in several pipelines is one flag. A flag that the chosen pipeline does not
-know is an error.
+A field with the same name in several pipelines is one flag. A flag that the chosen pipeline does
+not know is an error.
 
-Not simple-parsing: a field of two pipelines would be two flags (--text.input), lists would be split
-at spaces, and a misspelt flag gets no suggestion.
+Why not simple-parsing: a field of two pipelines would be two flags (--text.input), lists would be
+split at spaces, and a misspelt flag would get no suggestion.
 """
 
 from __future__ import annotations
@@ -38,12 +36,12 @@ class Options:
     """The flags of all pipelines.
 
     Args:
-      pipelines: {name: dataclass with fields of type str, int, float, bool or tuple[str, ...]}; its
-          docstring's "Attributes" are the help.
-      shared: a dataclass that all pipelines take.
+      pipelines: {name: dataclass with fields of type str, int, float, bool or tuple[str, ...]}. The
+        "Attributes" in its docstring are the help.
+      shared: a dataclass of options for all pipelines.
 
     Raises:
-      TypeError: a field has another type, or one name has two types.
+      TypeError: a field has another type, or two fields of one name have different types.
     """
 
     def __init__(self, pipelines: Mapping[str, type], shared: type):
@@ -64,11 +62,10 @@ class Options:
         self._names = frozenset(types)
 
     def read(self, pipeline: str, values: flags.FlagValues) -> tuple[Any, Any]:
-        """Returns the pipeline's dataclass and the shared one, made from the flags that were given.
+        """Makes the pipeline's dataclass and the shared one from the flags that were given.
 
         Raises:
-          ValueError: a flag was given that this pipeline does not know, or a dataclass refuses a
-              value.
+          ValueError: this pipeline does not know a given flag, or a dataclass refuses a value.
         """
         mine, shared = _fields(self._pipelines[pipeline]), _fields(self._shared)
         for name in sorted(self._names - set(mine) - set(shared)):
@@ -93,7 +90,7 @@ class Options:
 
 
 def attributes(of: type) -> dict[str, str]:
-    """Returns what the docstring of a dataclass says of each field, in its "Attributes" section."""
+    """Returns {field: description} from the "Attributes" section of a dataclass's docstring."""
     text = inspect.cleandoc(of.__doc__ or "").partition("Attributes:")[2]
     found: dict[str, str] = {}
     names: list[str] = []

@@ -1,6 +1,9 @@
-"""A web page on its way to a record, and what a step says of a page or an image that it cannot use.
+"""A web page before it becomes a record, and the reason why a page or an image is left out.
 
-    HTML  --html_to_pages-->  Page (Pictures named by their URL)  --page_images-->  Page (with bytes)  --filters-->  InterleavedPage
+    HTML
+      --html_to_pages-->  Page (Pictures named by their URL)
+      --page_images-->    Page (Pictures with bytes)
+      --filters-->        InterleavedPage
 
 A filter is a pure function Page -> Page | Reject.
 """
@@ -16,9 +19,10 @@ class Picture:
     """An image of a page.
 
     Attributes:
-      source: absolute URL that the page refers to.
+      source: absolute URL of the image.
       data: the encoded image; b"" = not found yet.
-      alt: the text that the page gives for it; kept for filters, no part of the record's text.
+      alt: alternative text of the page for it. Filters can use it; it is not part of the record's
+        text.
     """
 
     source: str
@@ -28,7 +32,7 @@ class Picture:
 
 @dataclasses.dataclass(frozen=True)
 class Page:
-    """One web page: its texts and pictures in document order (paper: A.3.1).
+    """One web page: its texts and pictures in document order (paper, A.3.1).
 
     Attributes:
       url: where it was found.
@@ -42,12 +46,11 @@ class Page:
 
     @property
     def text(self) -> str:
-        """All texts, one after the other, each on lines of its own."""
+        """All texts in order, separated by newlines."""
         return "\n".join(part for part in self.parts if isinstance(part, str))
 
     @property
     def pictures(self) -> tuple[Picture, ...]:
-        """The pictures alone, in order."""
         return tuple(part for part in self.parts if isinstance(part, Picture))
 
 
@@ -56,11 +59,11 @@ class Reject:
     """Why something was left out.
 
     Attributes:
-      reason: what it is counted under: lower case words joined by "_", such as "too_few_words".
-      detail: what was found, for the first few of each reason in the report.
-      unit: what was left out: a whole record, or an image of a record that goes on without it.
-      broken: whether the input was damaged (truncated, not decodable, missing), not merely
-          unwanted. Too large a share of damaged records stops a run.
+      reason: what it is counted as: lower case words joined by "_", for example "too_few_words".
+      detail: what was found. The report shows it for the first few of each reason.
+      unit: what was left out: a whole record, or an image of a record that is kept without it.
+      broken: True if the input was damaged (truncated, not decodable, missing), not only unwanted.
+        Too large a share of damaged records stops a run.
     """
 
     reason: str

@@ -1,12 +1,15 @@
-"""Images with a text each, as image_text records: the stand-ins of ALIGN and LTIP (paper: A.3.3).
+"""Converts images with one text each to image_text records.
 
-    python -m data_pipelines.run --pipeline=pairs --input=laion/ --output=DIR                      tars of img2dataset (LAION, COYO)
-    python -m data_pipelines.run --pipeline=pairs --format=table --input=cc3m.csv --output=DIR     CSV or TSV: path of an image, caption
+They are used in place of ALIGN and LTIP (paper, A.3.3).
 
-The paper states image filters for web pages alone (64 pixels, shape, colour); of a pair only what
-cannot be decoded is left out here, and what is smaller than --min_size. "Automatic text
-formatting", by which the paper takes dates and places out of captions, is not published and not
-done.
+    --format=webdataset --input=laion/    tars of img2dataset (LAION, COYO)
+    --format=table --input=cc3m.csv       CSV or TSV with the path of an image and its caption
+
+    python -m data_pipelines.run --pipeline=pairs --format=table --input=cc3m.csv --output=DIR
+
+The paper states image filters only for web pages (64 pixels, shape, colour). Here an image is left
+out only if it cannot be decoded, or is smaller than --min_size. The paper removes dates and places
+from captions by "automatic text formatting". Its rules are not published, so this is not done.
 """
 
 from __future__ import annotations
@@ -38,21 +41,22 @@ IMAGE_COLUMNS = ("filepath", "image_path", "image", "path", "filename", "file")
 TEXT_COLUMNS = ("caption", "title", "text")
 
 _PART = 1 << 18  # bytes of a table for one worker and one shard: some 2,000 pairs
-_DECODED_SIZE = 32  # small: a JPEG is still read to its end
+_DECODED_SIZE = 32  # pixels. So small is fast, and a JPEG is still read to its end.
 
 
 @dataclasses.dataclass(frozen=True)
 class PairsRequest:
-    """What decides the pairs.
+    """The options that decide the pairs.
 
     Attributes:
       input: files, directories or patterns, separated by commas: tars of img2dataset, or tables.
       format: webdataset | table.
-      images: table: folder that the paths of the images start from; "": the folder of the table.
+      images: table: folder that the paths of the images are relative to; "": the folder of the
+        table.
       image_column: table: column with the path of the image; "": the first of filepath, image_path,
-          image, path, filename, file.
+        image, path, filename, file.
       text_column: table: column with the caption; "": the first of caption, title, text.
-      min_size: pixels; an image with a shorter side is left out.
+      min_size: an image with a shorter side of fewer pixels is left out.
       max_characters: a longer caption is left out.
     """
 
@@ -96,7 +100,12 @@ def build(request: PairsRequest, output: epath.Path, how: Execution) -> dict[str
 
 
 def read_unit(request: PairsRequest, unit: str | tables.Part) -> Iterator[Found | Reject]:
-    """Yields the pairs of one tar (its path) or one part of a table, and a reject for each that is left out."""
+    """Yields the pairs of one unit, and a Reject for each pair that is left out.
+
+    Args:
+      request: what to keep.
+      unit: the path of a tar, or a part of a table.
+    """
     if isinstance(unit, str):
         for sample in tars.samples(unit):
             yield sample if isinstance(sample, Reject) else _from_sample(sample, request)
@@ -107,18 +116,18 @@ def read_unit(request: PairsRequest, unit: str | tables.Part) -> Iterator[Found 
 
 
 def caption(text: str | bytes, max_characters: int) -> str | Reject:
-    """Returns a caption in which white space is one space and no marker of the model is left.
+    """Normalises white space in a caption, and removes the model's markers.
 
     Args:
-      text: as found; bytes are taken for UTF-8.
+      text: as found; bytes are decoded as UTF-8.
       max_characters: the longest caption to keep.
 
     Returns:
-      The caption; or "broken_text", "no_text", "text_too_long".
+      The caption; or a Reject for broken_text, no_text or text_too_long.
     """
     try:
         text = text.decode("utf-8-sig") if isinstance(text, bytes) else text
-        text.encode()  # JSON can spell half a character
+        text.encode()  # JSON can contain half a surrogate pair
     except UnicodeError as error:
         return Reject("broken_text", str(error), broken=True)
     text = without_markers(" ".join(text.split()))
@@ -130,10 +139,11 @@ def caption(text: str | bytes, max_characters: int) -> str | Reject:
 
 
 def sample_metadata(sample: tars.TarSample) -> dict[str, Any] | Reject:
-    """Returns what img2dataset and its like say of a sample: its .json, empty if there is none.
+    """Returns the fields of a sample's .json, as img2dataset writes it; {} if there is no .json.
 
     Returns:
-      The fields; or "not_downloaded", if they speak of a failure, or why the JSON cannot be read.
+      The fields; or a Reject for not_downloaded if they report a failure, or if the JSON cannot be
+      read.
     """
     fields = jsonl.parse(sample.files["json"], sample.key) if "json" in sample.files else {}
     if not isinstance(fields, Reject) and fields.get("status", "success") != "success":
@@ -147,9 +157,8 @@ def _from_sample(sample: tars.TarSample, request: PairsRequest) -> Found | Rejec
         return fields
     image = sample.first(*IMAGE_SUFFIXES)
     if image is None:
-        return Reject(
-            "missing_image", f"{sample.key} has {', '.join(sorted(sample.files))} only", broken=True
-        )
+        detail = f"{sample.key} has {', '.join(sorted(sample.files))} only"
+        return Reject("missing_image", detail, broken=True)
     text = sample.files.get("txt", fields.get("caption"))
     return _pair(image, text, str(fields.get("url") or ""), sample.key, request)
 
@@ -170,11 +179,9 @@ def _from_row(row: dict[str, str], request: PairsRequest, folder: epath.Path) ->
 def _pair(
     image: bytes, text: object, url: str, source: str, request: PairsRequest
 ) -> Found | Reject:
-    clean = (
-        caption(text, request.max_characters)
-        if isinstance(text, str | bytes)
-        else Reject("no_text", source)
-    )
+    if not isinstance(text, str | bytes):
+        return Reject("no_text", source)
+    clean = caption(text, request.max_characters)
     if isinstance(clean, Reject):
         return clean
     try:

@@ -1,21 +1,22 @@
-r"""How much room a batch needs.
+r"""Computes how much space a batch needs, from the statistics of a dataset.
 
-The pool of images of a data shard, from the statistics of the pages; or the documents of a row of
-text.
+For pages, the result is the size of a data shard's pool of images. For documents, it is the number
+of documents for a row of text.
 
-    python -m data_pipelines.run --pipeline=pool --dataset=/data/records/m3w --tokenizer=/data/tokenizer --output=/data/pool \
-        --rows_per_shard=32 --batches=48000000
+    python -m data_pipelines.run --pipeline=pool --dataset=/data/records/m3w \
+        --tokenizer=/data/tokenizer --output=/data/pool --rows_per_shard=32 --batches=48000000
 
-    pages   --windows as in training, no image decoded-->  images per row p  --sum of R rows: p * p * .. * p-->  smallest pool
+    pages  --windows as in training, no image decoded-->  images per row: p
+           --sum of R rows: p * p * .. * p-->             smallest pool
 
-The number of images in a shard's R rows is a sum of R independent draws, so its distribution is the
-R-fold convolution of the histogram, here computed exactly. The pool is the smallest with which a
-whole run overflows with less than the given probability. To the histogram one row of the most
-images is added, so that a sample does not say that what it lacks cannot be.
+The number of images in the R rows of a shard is a sum of R independent draws. Its distribution is
+the R-fold convolution of the histogram, which is computed exactly. The pool is the smallest one
+that overflows in a whole run with less than the given probability. One row with the largest number
+of images is added to the histogram, so that what is not in the sample does not count as impossible.
 
-Of documents, the same command says how much of a row `documents_per_row` documents fill, and how
-much of their text is seen in an epoch: what does not fit in the row is left out until another epoch
-brings it in another order.
+For documents, the result says how much of a row `documents_per_row` documents fill, and how much of
+their text an epoch reads. Text that does not fit in the row is skipped until another epoch shows it
+in another order.
 """
 
 from __future__ import annotations
@@ -36,14 +37,14 @@ from flamingo_jax.tokenizers.load import load_tokenizer
 from flamingo_jax.tokenizers.markers import EOC
 
 FILE_NAME = "pool.json"
-_FULL = 0.95  # share of a row of text that documents_per_row is to fill
+_FULL = 0.95  # share of a row of text that documents_per_row must fill
 _MOST_DOCUMENTS = 128
-_ROWS = 4096  # drawn for the fill of rows of text
+_ROWS = 4096  # simulated rows of text
 
 
 @dataclasses.dataclass(frozen=True)
 class PoolRequest:
-    """What decides the size of a pool.
+    """The options that decide the size of a pool.
 
     Attributes:
       dataset: directory of a dataset of pages or of documents.
@@ -52,11 +53,11 @@ class PoolRequest:
       length: L, tokens per row.
       max_images: N, images per row of interleaved pages.
       new_tokens: those of the model, in its order.
-      rows_per_group: of text: rows that share their documents.
+      rows_per_group: for text: rows that share their documents.
       rows_per_shard: rows of a batch on one data shard: batch_size / (replica * data).
-      batches: shards' batches in the whole run: steps * data shards.
+      batches: batches of all shards in the whole run: steps * data shards.
       overflow_probability: of the whole run.
-      num_sampled: records to draw, at most.
+      num_sampled: largest number of records to draw.
       seed: of the sample.
     """
 
@@ -98,14 +99,14 @@ def build(request: PoolRequest, output: epath.Path, how: Execution) -> dict[str,
     """Writes OUTPUT/pool.json.
 
     Returns:
-      The numbers to print, shares in percent: of pages {"pool", "without_pool",
-      "percent_pool_empty", "percent_empty_without_pool", "percent_padded_tokens"}, of documents
+      The numbers to print, shares in percent: for pages {"pool", "without_pool",
+      "percent_pool_empty", "percent_empty_without_pool", "percent_padded_tokens"}, for documents
       {"documents_per_row", "percent_padded_tokens", "percent_text_seen"}; and "sampled", "corrupt".
 
     Raises:
-      ValueError: the dataset holds neither pages nor documents, or none that can be read.
+      ValueError: the dataset contains neither pages nor documents, or no record can be read.
     """
-    del how  # a sample is drawn within minutes on one core
+    del how  # one core draws a sample within minutes
     source = Source(request.dataset, request.split)
     tokenizer = load_tokenizer(request.tokenizer, request.new_tokens)
     if source.kind == "interleaved_page":
@@ -129,21 +130,19 @@ def capacity(histogram: np.ndarray, rows: int, probability: float) -> int:
     Args:
       histogram: float64[N + 1] share of the rows with 0, 1, ... N images.
       rows: R, rows of a shard.
-      probability: of one batch of the shard.
+      probability: of an overflow in one batch of the shard.
     """
     total = distribution(histogram, rows)
-    beyond = np.append(
-        np.cumsum(total[:0:-1])[::-1], 0.0
-    )  # from the small end of the tail, so that nothing is rounded away
+    # Summed from the small end of the tail, so that no small term is rounded away.
+    beyond = np.append(np.cumsum(total[:0:-1])[::-1], 0.0)
     return int(np.flatnonzero(beyond <= probability)[0])
 
 
 def distribution(histogram: np.ndarray, rows: int) -> np.ndarray:
-    """Returns float64[R N + 1], the distribution of the sum of `rows` draws from `histogram`.
+    """Returns the distribution of the sum of `rows` draws from `histogram`, float64[R N + 1].
 
-    Its R-fold convolution.
-
-    All terms are positive, so that small probabilities keep their relative precision.
+    It is the R-fold convolution. All terms are positive, so small probabilities keep their relative
+    precision.
     """
     result, power = np.ones(1), np.asarray(histogram, np.float64)
     while rows:
@@ -155,13 +154,16 @@ def distribution(histogram: np.ndarray, rows: int) -> np.ndarray:
 
 
 def fill(lengths: np.ndarray, length: int, documents: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Returns (share of a group of rows that is filled, share of the text that is seen) with d documents for each group.
+    """Computes how well d documents per group of rows fill it, for each d.
 
     Args:
-      lengths: int[n] tokens of documents; longer ones than a group count as long, since a window of
-          them is taken.
+      lengths: int[n] tokens of the documents. A document longer than a group counts as a group,
+        since only a window of it is read.
       length: tokens of a group, L for each of its rows.
-      documents: int[n, d] which documents the groups get.
+      documents: int[n, d] the documents of each group.
+
+    Returns:
+      (share of a group that is filled, share of the text that is read), float[d] each.
     """
     total = np.minimum(np.asarray(lengths), length)[documents].cumsum(axis=1)
     seen = np.minimum(total, length)
@@ -185,22 +187,16 @@ def _of_pages(
     images, tokens = measured[:, 0], measured[:, 1]
     counts = np.bincount(images, minlength=request.max_images + 1)
     counts[-1] += 1
-    pool = capacity(
-        counts / counts.sum(),
-        request.rows_per_shard,
-        request.overflow_probability / request.batches,
-    )
-    pool = max(pool, 1)
+    histogram = counts / counts.sum()
+    probability = request.overflow_probability / request.batches
+    pool = max(capacity(histogram, request.rows_per_shard, probability), 1)
     without = request.rows_per_shard * request.max_images
     mean = images.mean() * request.rows_per_shard
     padded = 1 - tokens.mean() / request.length
     result = {
         "pool": pool,
         "without_pool": without,
-        "images_per_row": {
-            "mean": float(images.mean()),
-            "histogram": (counts / counts.sum()).tolist(),
-        },
+        "images_per_row": {"mean": float(images.mean()), "histogram": histogram.tolist()},
         "share_of_pool_empty": float(1 - mean / pool),
         "share_empty_without_pool": float(1 - mean / without),
         "share_of_padded_tokens": float(padded),
@@ -227,15 +223,15 @@ def _of_documents(
     rng = np.random.default_rng(request.seed)
     rows = request.rows_per_group
     drawn = rng.integers(len(lengths), size=(max(_ROWS // rows, 1), _MOST_DOCUMENTS * rows))
-    filled, seen = (
-        shares[rows - 1 :: rows] for shares in fill(lengths, request.length * rows, drawn)
-    )
+    shares = fill(lengths, request.length * rows, drawn)
+    filled, seen = (share[rows - 1 :: rows] for share in shares)
     documents = int(np.argmax(filled >= min(_FULL, filled[-1])))
+    shown = (1, 2, 4, 8, 16, 32, 64, 128)
     result = {
         "documents_per_row": documents + 1,
         "tokens_per_document": float(lengths.mean()),
-        "share_filled": {str(d): float(filled[d - 1]) for d in (1, 2, 4, 8, 16, 32, 64, 128)},
-        "share_of_text_seen": {str(d): float(seen[d - 1]) for d in (1, 2, 4, 8, 16, 32, 64, 128)},
+        "share_filled": {str(d): float(filled[d - 1]) for d in shown},
+        "share_of_text_seen": {str(d): float(seen[d - 1]) for d in shown},
         "sampled": len(lengths),
         "corrupt": corrupt,
     }
@@ -251,7 +247,11 @@ def _of_documents(
 def _sample(
     request: PoolRequest, source: Source, measure: Callable[[Record], tuple[int, ...]]
 ) -> tuple[np.ndarray, int]:
-    """What is measured of each record of a sample without repetition, int64[n, k], and how many of them are corrupt."""
+    """Measures a sample of records, drawn without repetition.
+
+    Returns:
+      (what `measure` returns of each record, int64[n, k]; the number of corrupt records).
+    """
     number = min(request.num_sampled, len(source))
     chosen = np.random.default_rng([request.seed, 1]).choice(len(source), number, replace=False)
     measured, corrupt = [], 0

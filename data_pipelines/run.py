@@ -1,14 +1,15 @@
-"""The one program of the data pipelines.
+r"""The program of the data pipelines.
 
     python -m data_pipelines.run --pipeline=world --output=runs/demo/world --seed=1 --size=demo
-    python -m data_pipelines.run --pipeline=tokenizer --input=runs/demo/world/text --output=runs/demo/tokenizer --model_type=word
+    python -m data_pipelines.run --pipeline=tokenizer --input=runs/demo/world/text \
+        --output=runs/demo/tokenizer --model_type=word
     python -m data_pipelines.run --pipeline=m3w --input=/data/crawl --output=/data/records/m3w
     python -m data_pipelines.run --help
 
-The output appears when it is whole: it is written beside its place and renamed, with
-OUTPUT/pipeline.json saying what was asked for and what came out. Asked again for the same, the
-program says so and does nothing; it never writes over something else. On an object store (gs://),
-where no directory can be renamed, it is written in place, and pipeline.json comes last.
+The output is written to a temporary directory next to OUTPUT and renamed when it is complete.
+OUTPUT/pipeline.json contains the request and the counts. For the same request again, the program
+reports this and does nothing. It never overwrites anything else. On an object store (gs://) no
+directory can be renamed. There the output is written in place, and pipeline.json is written last.
 """
 
 from __future__ import annotations
@@ -116,7 +117,7 @@ flags.adopt_module_key_flags(options)  # --help shows them
 
 
 def make(name: str, request: Any, output: str, how: Execution) -> bool:
-    """Makes the output of a request, unless it is there.
+    """Makes the output of a request, unless it exists.
 
     Args:
       name: of the pipeline.
@@ -125,10 +126,10 @@ def make(name: str, request: Any, output: str, how: Execution) -> bool:
       how: how to run it.
 
     Returns:
-      Whether something was done.
+      True if something was done.
 
     Raises:
-      ValueError: the directory holds something else, or nothing can be made of the input.
+      ValueError: the directory contains something else, or nothing can be made of the input.
     """
     target = epath.Path(output)
     decides = dataclasses.asdict(request)
@@ -140,11 +141,9 @@ def make(name: str, request: Any, output: str, how: Execution) -> bool:
         mark = target / MARK
         found = json.loads(mark.read_text()) if mark.exists() else {}
         if {key: found.get(key) for key in asked} != asked:
-            what = (
-                f"the output of another request ({_differences(found, asked)})"
-                if found
-                else "something else"
-            )
+            what = "something else"
+            if found:
+                what = f"the output of another request ({_differences(found, asked)})"
             raise ValueError(f"{target} holds {what}. Remove it, or give another --output.")
         print(f"{name}: {target} is complete, nothing to do")
         return False
@@ -160,7 +159,7 @@ def make(name: str, request: Any, output: str, how: Execution) -> bool:
 
 @contextlib.contextmanager
 def _appearing(target: epath.Path) -> Iterator[epath.Path]:
-    """A directory to write to, which becomes `target` when the context ends well."""
+    """Yields a directory to write to. It becomes `target` if the context ends without an error."""
     if "://" in os.fspath(target):
         yield target
         return
@@ -168,7 +167,7 @@ def _appearing(target: epath.Path) -> Iterator[epath.Path]:
         whole = staging / "whole"
         whole.mkdir()
         yield whole
-        if target.exists():  # an empty directory
+        if target.exists():  # it is an empty directory
             target.rmdir()
         whole.rename(target)
 
@@ -179,11 +178,10 @@ def _differences(found: dict[str, Any], asked: dict[str, Any]) -> str:
     def flat(tree: Any, prefix: str) -> dict[str, Any]:
         if not isinstance(tree, dict):
             return {prefix: tree}
-        return {
-            path: leaf
-            for key, value in tree.items()
-            for path, leaf in flat(value, f"{prefix}.{key}".strip(".")).items()
-        }
+        leaves: dict[str, Any] = {}
+        for key, value in tree.items():
+            leaves |= flat(value, f"{prefix}.{key}".strip("."))
+        return leaves
 
     old, new = flat({key: found.get(key) for key in asked}, ""), flat(asked, "")
     changed = [path for path in old | new if old.get(path) != new.get(path)]
@@ -221,8 +219,8 @@ def _run(arguments: list[str]) -> None:
 
 
 def main(argv: list[str]) -> None:
-    """Reads the flags and makes what they ask for; what is wrong with them is said in one line."""
-    logging.set_verbosity(logging.WARNING)  # TFDS tells of every file
+    """Makes what the flags ask for. An error in the flags ends the program with one line."""
+    logging.set_verbosity(logging.WARNING)  # TFDS logs every file
     try:
         _run(argv[1:])
     except (ValueError, MissingPackageError) as error:

@@ -1,11 +1,11 @@
-"""The page of samples as HTML: each token on the colour of the image that it attends.
+"""The page of samples as HTML: each token has the colour of the image that it attends.
 
     +-- row 17 ------------------------- attends the next image -- 2 images -- 61 of 256 tokens --+
     |  [1: red frame]  [2: blue frame]                                                            |
     |  <BOS>| 1 A dog in the| ... |<EOC>| 2 <image>| ...                      + 195 of padding    |
     +---------------------------------------------------------------------------------------------+
 
-Whatever the page shows lies beside it.
+The files that the page shows are in folders next to it.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from typing import Literal, NamedTuple
 
 from flamingo_jax.core.html_page import template
 
-# Of the images of a row, in order; text on a tint of them stays readable. Rows of more images go
-# round the colour circle.
+# Colours of the images of a row, in order. Text on a tint of them is readable. Rows with more
+# images continue around the colour circle.
 _HUES = (352, 210, 130, 36, 276)
-# Pixels: smaller images are shown this large, larger ones this small; a click shows them as they
-# are.
+# Pixels: smaller images are enlarged to the first, larger ones are reduced to the second. A click
+# shows an image at its size.
 _SMALL, _LARGE = 96, 200
 _FRAME = 96  # pixels: each frame of a video
 
@@ -30,11 +30,11 @@ class Token:
     """One token of a row.
 
     Attributes:
-      text: what it stands for.
-      phi: the image that it attends, from 1 on; 0 = none.
-      weight: of predicting it.
-      segment: the document that it belongs to, from 1 on.
-      is_new: whether it is one of <BOS>, <EOS> and the new tokens, whose text is their name.
+      text: the text of the token.
+      phi: number of the image that it attends, from 1; 0 = no image.
+      weight: loss weight of predicting it.
+      segment: number of its document, from 1.
+      is_new: True for <BOS>, <EOS> and the new tokens, which are shown by name.
     """
 
     text: str
@@ -62,12 +62,12 @@ class SampleRow:
     """One row of a batch, ready to be shown.
 
     Attributes:
-      title: what it is called.
-      notes: what else there is to say of it.
+      title: name of the row.
+      notes: further remarks.
       tokens: without the padding.
-      visuals: number k of `Token.phi` is visuals[k - 1].
-      padding: how many tokens of padding follow.
-      attends: which image the texts of a page attend; "" = the row does not tell.
+      visuals: visuals[k - 1] is image number k of `Token.phi`.
+      padding: number of padding tokens that follow.
+      attends: which image the texts of a page attend; "" = the row does not show it.
       metadata: of the record.
     """
 
@@ -83,17 +83,17 @@ class SampleRow:
 class _Figure(NamedTuple):
     frames: tuple[str, ...]
     side: int  # pixels, as shown
-    is_small: bool  # enlarged
-    attended: int  # by this many tokens
+    is_small: bool  # shown enlarged
+    attended: int  # number of tokens that attend it
 
 
 def render(title: str, made: str, facts: Mapping[str, str], samples: Sequence[SampleRow]) -> str:
     """Returns the whole page.
 
     Args:
-      title: its headline.
+      title: headline.
       made: one line on where the samples come from.
-      facts: name -> value, shown on top.
+      facts: name -> value, shown at the top.
       samples: the rows.
     """
     images = max([len(sample.visuals) for sample in samples], default=0)
@@ -107,7 +107,7 @@ def render(title: str, made: str, facts: Mapping[str, str], samples: Sequence[Sa
 
 
 def hue(number: int) -> float:
-    """The colour of the `number`-th image of a row (from 1 on), in degrees of the colour circle."""
+    """Returns the colour of image `number` of a row (from 1), in degrees of the colour circle."""
     return _HUES[number - 1] if number <= len(_HUES) else round(number * 137.508 % 360, 1)
 
 
@@ -121,7 +121,7 @@ def _figures(sample: SampleRow) -> list[_Figure]:
 
 
 def _tokens(tokens: Sequence[Token]) -> Iterator[tuple[Token, bool, bool]]:
-    """Yields each token, whether another document begins with it, and whether it attends another image than the one before."""
+    """Yields (token, whether it begins another document, whether it attends another image)."""
     phi, segment = -1, 1
     for token in tokens:
         yield token, token.segment != segment, token.phi != phi

@@ -1,13 +1,15 @@
-r"""A page of samples of a dataset, as the model sees them: `--pipeline=inspect`.
+r"""Writes a page that shows samples of a dataset as the model sees them: `--pipeline=inspect`.
 
-    python -m data_pipelines.run --pipeline=inspect --dataset=runs/demo/world/pages --tokenizer=runs/demo/tokenizer \
-        --new_tokens="<EOC>,<image>" --length=96 --image_size=32 --output=runs/demo/samples
+    python -m data_pipelines.run --pipeline=inspect --dataset=runs/demo/world/pages \
+        --tokenizer=runs/demo/tokenizer --new_tokens="<EOC>,<image>" --length=96 --image_size=32 \
+        --output=runs/demo/samples
 
-    OUTPUT/index.html        images as augmented, tokens coloured by the image that they attend (phi), loss weights, segments, padding
+    OUTPUT/index.html    images as augmented, tokens coloured by the image that they attend (phi),
+                         loss weights, segments, padding
     OUTPUT/images/ROW-IMAGE-FRAME.png
 
-The rows come from the loader itself. With the seed of a training run, the dataset's name in its
-config and what the config says of the dataset they are the very rows of that run.
+The rows come from the loader itself. With the seed of a training run, and the name and the options
+of the dataset in its config, they are the rows of that run.
 """
 
 from __future__ import annotations
@@ -36,34 +38,34 @@ from flamingo_jax.tokenizers.markers import IMAGE_TAG
 
 _MOST_ROWS = 32  # of one batch: 32 rows of five images of 320 x 320 are 50 MB
 _MOST_METADATA = 400  # characters
-_CONTEXT = 8  # tokens before one that its text may depend on
+_CONTEXT = 8  # the text of a token can depend on so many tokens before it
 
 
 @dataclasses.dataclass(frozen=True)
 class InspectRequest:
-    """What decides a page of samples.
+    """The options that decide a page of samples.
 
     Attributes:
       dataset: directory of the dataset.
       tokenizer: directory or file of the tokenizer.
       kind: how records become rows: interleaved, pairs, captions or text; "" = interleaved for
-          pages, pairs for images and videos, text for documents.
+        pages, pairs for images and videos, text for documents.
       split: of the dataset.
-      name: of the dataset in the config of a training run; with the seed it decides which rows are
-          drawn.
+      name: of the dataset in the config of a training run. Name and seed decide which rows are
+        drawn.
       seed: of the training run.
       num_samples: rows to show.
       length: L, tokens per row.
       max_images: N, images per row of interleaved pages.
-      num_frames: frames of a clip; 1 = still images alone.
+      num_frames: frames of a clip; 1 = still images only.
       frame_rate: frames per second of a clip.
       image_size: side of the images, in pixels.
-      p_next: probability that a page's text attends the next image.
+      p_next: probability that the text of a page attends the next image.
       space_prefix: probability that a space is put before the text of a pair.
-      documents_per_row: documents set aside for each row of packed text.
+      documents_per_row: documents reserved for each row of packed text.
       rows_per_group: rows of packed text that share their documents.
       new_tokens: those of the model, in its order.
-      augment: whether images are flipped and recoloured as in training.
+      augment: flip and recolour images as in training.
     """
 
     dataset: str = ""
@@ -98,19 +100,20 @@ class InspectRequest:
 
 
 def build(request: InspectRequest, output: epath.Path, how: Execution) -> dict[str, int]:
-    """Writes OUTPUT/index.html and the images it shows.
+    """Writes OUTPUT/index.html and the images that it shows.
 
     Args:
       request: what to show.
       output: an empty directory.
-      how: unused; a page of samples is no work for a cluster.
+      how: not used; one process makes the page.
 
     Returns:
-      {"samples": rows shown, "images": images (or clips) shown, "corrupt_records": records skipped
-      on the way}.
+      {"samples": rows shown, "images": images (or clips) shown, "corrupt_records": records that
+        were
+      skipped}.
 
     Raises:
-      ValueError: the dataset's records are not of the kind asked for.
+      ValueError: the records of the dataset are not of the requested kind.
       FileNotFoundError: there is no dataset, or no tokenizer.
     """
     del how
@@ -141,22 +144,14 @@ def build(request: InspectRequest, output: epath.Path, how: Execution) -> dict[s
         batch = mixture.batch(request.name, t)
         if request.augment and dataset.num_visuals:
             on_device = to_device(batch)
-            seen = augment(on_device.frames, on_device.media_key, AugmentConfig())
-            batch = dataclasses.replace(batch, frames=np.asarray(seen))
+            augmented = augment(on_device.frames, on_device.media_key, AugmentConfig())
+            batch = dataclasses.replace(batch, frames=np.asarray(augmented))
         for row in range(min(dataset.batch_size, request.num_samples - len(samples))):
             position = t * dataset.batch_size + row
             metadata = mixture.record(request.name, position).metadata if kind != "text" else ""
-            samples.append(
-                _sample(
-                    batch,
-                    row,
-                    position=position,
-                    tokenizer=tokenizer,
-                    output=output,
-                    kind=kind,
-                    metadata=metadata,
-                )
-            )
+            visuals = tuple(_visuals(batch, row, position, output))
+            title = f"row {position}"
+            samples.append(_sample(batch, row, title, visuals, tokenizer, kind, metadata))
     rejected = mixture.rejected.get(request.name, {})
     facts = _facts(samples, dataset, request) | {
         "corrupt records": describe_reasons(rejected) or "none"
@@ -180,20 +175,21 @@ def build(request: InspectRequest, output: epath.Path, how: Execution) -> dict[s
 def direction(
     tokens: Sequence[int], phi: Sequence[int], tag: Sequence[int]
 ) -> Literal["", "previous", "next"]:
-    """Which image the text of a page attends, as its phi tells.
-
-    "previous", "next", or "" where nothing tells.
+    """Returns which image the text of a page attends, found from its phi.
 
     Args:
       tokens: ids of a row, without padding.
       phi: the image that each attends.
       tag: ids of one <image> tag.
+
+    Returns:
+      "previous" or "next"; "" if the row does not show it.
     """
     for start in range(len(tokens)):
         end = start + len(tag)
         if list(tokens[start:end]) != list(tag):
             continue
-        if start:  # what stands before a tag attends its image, or one before
+        if start:  # the token before a tag attends the tag's image, or an earlier one
             return "next" if phi[start - 1] == phi[start] else "previous"
         if end < len(tokens):
             return "previous" if phi[end] == phi[start] else "next"
@@ -201,12 +197,10 @@ def direction(
 
 
 def texts_of(tokens: Sequence[int], tokenizer: Tokenizer) -> list[str]:
-    """The text of each token where it stands.
+    """Returns the text of each token at its place in the row. Joined, they are the whole text.
 
-    Together, all of the text. <BOS>, <EOS> and padding go by their names.
-
-    A token that is only a part of a character shows as the sign for a broken one, and the last part
-    as the character.
+    <BOS>, <EOS> and padding are given by their names. A token that is only a part of a character
+    has the text of a broken character, and the last part has the text of the whole character.
     """
     names = {tokenizer.pad_id: "<pad>", tokenizer.bos_id: "<BOS>", tokenizer.eos_id: "<EOS>"}
     texts = []
@@ -215,33 +209,29 @@ def texts_of(tokens: Sequence[int], tokenizer: Tokenizer) -> list[str]:
             texts.append(names[token])
             continue
         start = max(place - _CONTEXT, 0)
-        before, after = (
-            tokenizer.decode(tokens[start:place]),
-            tokenizer.decode(tokens[start : place + 1]),
-        )
-        same = next(
-            (k for k, (old, new) in enumerate(zip(before, after, strict=False)) if old != new), None
-        )
-        texts.append(after[len(before) if same is None else same :])
+        before = tokenizer.decode(tokens[start:place])
+        after = tokenizer.decode(tokens[start : place + 1])
+        pairs = zip(before, after, strict=False)
+        changed = next((k for k, (old, new) in enumerate(pairs) if old != new), len(before))
+        texts.append(after[changed:])
     return texts
 
 
 def _kind_of(records: str) -> str:
-    """How records of a kind become rows, if nothing else is said."""
+    """Returns how records of a kind become rows by default."""
     return next(kind for kind, accepted in RECORD_KINDS.items() if records in accepted)
 
 
 def _sample(
     batch: Batch,
     row: int,
-    *,
-    position: int,
+    title: str,
+    visuals: tuple[Visual, ...],
     tokenizer: Tokenizer,
-    output: epath.Path,
     kind: str,
     metadata: str,
 ) -> SampleRow:
-    """One row of a batch; its images are written."""
+    """Describes one row of a batch."""
     length = int((batch.segment[row] > 0).sum())
     tokens, phi = batch.tokens[row, :length].tolist(), batch.media_index[row, :length].tolist()
     new = {tokenizer.bos_id, tokenizer.eos_id}
@@ -256,7 +246,6 @@ def _sample(
             strict=True,
         )
     )
-    visuals = tuple(_visuals(batch, row, position, output))
     notes = [f"{length} of {batch.tokens.shape[1]} tokens"]
     if kind == "text":
         notes.append(f"{shown[-1].segment if shown else 0} documents")
@@ -267,11 +256,11 @@ def _sample(
     if len(metadata) > _MOST_METADATA:
         metadata = metadata[:_MOST_METADATA] + "…"
     padding = batch.tokens.shape[1] - length
-    return SampleRow(f"row {position}", tuple(notes), shown, visuals, padding, attends, metadata)
+    return SampleRow(title, tuple(notes), shown, visuals, padding, attends, metadata)
 
 
 def _visuals(batch: Batch, row: int, position: int, output: epath.Path) -> Iterator[Visual]:
-    """The visual inputs of a row, from its shard's pool to files."""
+    """Writes the visual inputs of a row, from its shard's pool, to files."""
     for number, slot in enumerate(batch.media_slot[row].tolist(), start=1):
         if slot < 0:
             continue
@@ -285,7 +274,7 @@ def _visuals(batch: Batch, row: int, position: int, output: epath.Path) -> Itera
 def _facts(
     samples: Sequence[SampleRow], dataset: DatasetConfig, request: InspectRequest
 ) -> dict[str, str]:
-    """What the page says on top, over all its rows."""
+    """Returns what the page says at the top about all its rows."""
     tokens = sum(len(sample.tokens) for sample in samples)
     predicted = sum(token.weight > 0 for sample in samples for token in sample.tokens)
     facts = {
@@ -303,10 +292,9 @@ def _facts(
             "tokens with an image": f"{attending / max(tokens, 1):.1%}",
         }
     if dataset.kind == "interleaved":
-        seen = [sample.attends for sample in samples]
-        facts["text attends image"] = (
-            f"next {seen.count('next')}, previous {seen.count('previous')}"
-        )
+        attends = [sample.attends for sample in samples]
+        numbers = f"next {attends.count('next')}, previous {attends.count('previous')}"
+        facts["text attends image"] = numbers
     if dataset.kind == "text":
         documents = sum(sample.tokens[-1].segment for sample in samples if sample.tokens)
         facts["documents per row"] = f"{documents / len(samples):.2f}"

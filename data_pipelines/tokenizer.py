@@ -3,7 +3,8 @@ r"""Trains a SentencePiece model on the texts of a dataset.
     python -m data_pipelines.run --pipeline=tokenizer --input=runs/demo/world/text \
         --output=runs/demo/tokenizer --model_type=word
 
-The output holds tokenizer.model; the new tokens of a model (`<EOC>`, `<image>`) are no part of it.
+The output contains tokenizer.model. The new tokens of a model (`<EOC>`, `<image>`) are not part of
+it.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Iterator
+from typing import Literal, cast
 
 from etils import epath
 
@@ -24,14 +26,14 @@ MODEL_TYPES = ("unigram", "bpe", "word", "char")
 
 @dataclasses.dataclass(frozen=True)
 class TokenizerRequest:
-    """What decides a tokenizer.
+    """The options that decide a tokenizer.
 
     Attributes:
       input: directory of a dataset of any kind; its split "train" is read.
-      vocab_size: pieces in all; fewer where the text has not as many.
-      model_type: one of MODEL_TYPES; "word" takes each word as one piece.
-      input_files: what identifies the content of the input: its dataset_info.json, and the request
-          it was made from if that is known.
+      vocab_size: number of pieces; fewer if the text has not so many.
+      model_type: one of MODEL_TYPES; "word" makes each word one piece.
+      input_files: identifies the content of the input: its dataset_info.json, and the request that
+        it was made from if that is known.
     """
 
     input: str = ""
@@ -74,12 +76,13 @@ def build(request: TokenizerRequest, output: epath.Path) -> dict[str, int]:
             count += 1
             yield text
 
-    train_sentencepiece(lines(), output / FILE_NAME, request.vocab_size, request.model_type)  # type: ignore[arg-type]
+    model_type = cast(Literal["unigram", "bpe", "word", "char"], request.model_type)
+    train_sentencepiece(lines(), output / FILE_NAME, request.vocab_size, model_type)
     return {"texts": count, "pieces": SentencePieceTokenizer.load(output).vocab_size}
 
 
 def _texts(directory: str) -> Iterator[str]:
-    """The texts of the training split of a dataset of any kind, in order."""
+    """Yields the texts of the training split of a dataset of any kind, in order."""
     source = Source(directory)
     for index in range(len(source)):
         record = source[index]

@@ -1,17 +1,21 @@
-"""Short videos with a text each, as video_text records: the stand-ins of VTP (paper: A.3.3).
+"""Converts short videos with one text each to video_text records.
 
-    python -m data_pipelines.run --pipeline=videos --input=clips/ --output=DIR                                              x.mp4 and x.txt
-    python -m data_pipelines.run --pipeline=videos --format=table --input=captions.csv --output=DIR                         path of a video, caption
-    python -m data_pipelines.run --pipeline=videos --format=webvid --input=results_2M_train.csv --videos=DIR --output=DIR   DIR/page_dir/videoid.mp4
-    python -m data_pipelines.run --pipeline=videos --format=hdvila --input=hdvila.jsonl --videos=DIR --output=DIR           DIR/clip_id, DIR/video_id.mp4
-    python -m data_pipelines.run --pipeline=videos --format=webdataset --input=tars/ --output=DIR                           tars of x.mp4 and x.txt
+They are used in place of VTP (paper, A.3.3).
 
-A record holds the first --max_seconds as frames at --fps, which training (8 at 1 per second) and
-evaluation (30 at 3 per second) draw from without decoding a whole file; or, with --store=file, the
-file as it is. Clips of HD-VILA are files of their own, or cut from the whole video. It comes
-without captions, and the speech of its videos is published apart: what is read here is the field
---text_field of each clip, put there by whoever joins the two, or the .txt beside the file of the
-clip.
+    --format=folder --input=clips/                               x.mp4 and x.txt
+    --format=table --input=captions.csv                          path of a video, caption
+    --format=webvid --input=results_2M_train.csv --videos=DIR    DIR/page_dir/videoid.mp4
+    --format=hdvila --input=hdvila.jsonl --videos=DIR            DIR/clip_id, DIR/video_id.mp4
+    --format=webdataset --input=tars/                            tars of x.mp4 and x.txt
+
+    python -m data_pipelines.run --pipeline=videos --format=folder --input=clips/ --output=DIR
+
+A record stores the first --max_seconds as frames at --fps. Training (8 frames at 1 per second) and
+evaluation (30 at 3 per second) choose from them without decoding a whole file. With --store=file a
+record stores the file as it is. Clips of HD-VILA are separate files, or are cut from the whole
+video. HD-VILA has no captions, and the speech of its videos is published separately. So the text is
+the field --text_field of each clip, added by whoever joins the two, or the .txt next to the clip's
+file.
 """
 
 from __future__ import annotations
@@ -47,7 +51,7 @@ VIDEO_COLUMNS = ("video", "filepath", "video_path", "path", "filename", "file")
 
 _MAX_TEXT = 1 << 20  # bytes of a .txt
 _TABLE_PART = 1 << 16  # bytes of a table for one worker and one shard: some 300 videos
-_LINES_PART = 1 << 17  # the same of JSON lines
+_LINES_PART = 1 << 17  # bytes of JSON lines for one worker and one shard
 _FOLDER_PART = 256  # videos
 _JPEG_QUALITY = 90
 _TIME = re.compile(r"(\d{1,3}):(\d\d):(\d\d(?:\.\d{1,9})?)")
@@ -57,20 +61,20 @@ Unit = str | tuple[str, ...] | tables.Part | jsonl.Lines
 
 @dataclasses.dataclass(frozen=True)
 class VideosRequest:
-    """What decides the videos.
+    """The options that decide the videos.
 
     Attributes:
       input: files, directories or patterns, separated by commas.
       format: folder | table | webvid | hdvila | webdataset.
       videos: webvid, hdvila, table: folder of the videos; "": the folder of the table.
       video_column: table: column with the path of the video; "": the first of video, filepath,
-          video_path, path, filename, file.
+        video_path, path, filename, file.
       text_column: table: column with the caption; "": the first of caption, title, text.
       text_field: hdvila: field of each clip with its text.
       store: frames (JPEG) | file (as it is).
-      fps: frames that are stored of each second.
-      max_seconds: length that is stored, from the start.
-      frame_size: pixels of the longer side of a stored frame; a smaller one stays as it is.
+      fps: stored frames per second.
+      max_seconds: stored length, from the start.
+      frame_size: pixels of the longer side of a stored frame; a smaller frame keeps its size.
       max_megabytes: a larger file is left out with --store=file.
       max_characters: a longer caption is left out.
     """
@@ -104,14 +108,14 @@ class VideosRequest:
 
 @dataclasses.dataclass(frozen=True)
 class _Clip:
-    """What is known of a video to store.
+    """A video to store, and what is known about it.
 
     Attributes:
-      text: as found, if it is a str or bytes.
-      source: names it.
-      url: where it was found, "" if not known.
-      span: seconds in the video at `url` from where to where it goes; None: all of that.
-      is_cut: whether the file is the clip already, not the whole video.
+      text: its caption; anything but a str or bytes counts as no caption.
+      source: its name.
+      url: where it was found; "" = not known.
+      span: start and end in the video at `url`, in seconds; None = the whole video.
+      is_cut: True if the file is the clip, not the whole video.
     """
 
     text: object
@@ -136,7 +140,7 @@ def build(request: VideosRequest, output: epath.Path, how: Execution) -> dict[st
 
 
 def read_unit(request: VideosRequest, unit: Unit) -> Iterator[Found | Reject]:
-    """Yields the videos of one part of the input, and a reject for each that is left out.
+    """Yields the videos of one unit, and a Reject for each video that is left out.
 
     Args:
       request: what to store of them.
@@ -146,23 +150,20 @@ def read_unit(request: VideosRequest, unit: Unit) -> Iterator[Found | Reject]:
         for sample in tars.samples(unit):
             yield sample if isinstance(sample, Reject) else _from_sample(sample, request)
     elif isinstance(unit, tables.Part):
+        folder = _folder(request, unit.path)
         for row in tables.rows(unit):
-            yield (
-                row
-                if isinstance(row, Reject)
-                else _from_row(row, request, _folder(request, unit.path))
-            )
+            yield row if isinstance(row, Reject) else _from_row(row, request, folder)
     elif isinstance(unit, jsonl.Lines):
+        folder = _folder(request, unit.path)
         for line in jsonl.rows(unit):
-            yield from (
-                [line]
-                if isinstance(line, Reject)
-                else _from_line(line, request, _folder(request, unit.path))
-            )
+            if isinstance(line, Reject):
+                yield line
+            else:
+                yield from _from_line(line, request, folder)
     else:
         for path in unit:
             folder, name = epath.Path(path).parent, os.path.basename(path)
-            yield _from_file(folder, name, _Clip(_text_beside(folder, name), name), request)
+            yield _from_file(folder, name, _Clip(_text_file(folder, name), name), request)
 
 
 def _units(request: VideosRequest) -> list[Unit]:
@@ -191,42 +192,35 @@ def _from_sample(sample: tars.TarSample, request: VideosRequest) -> Found | Reje
         return fields
     content = sample.first(*(suffix.strip(".") for suffix in SUFFIXES))
     if content is None:
-        return Reject(
-            "missing_video", f"{sample.key} has {', '.join(sorted(sample.files))} only", broken=True
-        )
+        detail = f"{sample.key} has {', '.join(sorted(sample.files))} only"
+        return Reject("missing_video", detail, broken=True)
     text = sample.files.get("txt", fields.get("caption"))
-    return _found(
-        io.BytesIO(content), _Clip(text, sample.key, str(fields.get("url") or "")), request
-    )
+    clip = _Clip(text, sample.key, str(fields.get("url") or ""))
+    return _found(io.BytesIO(content), clip, request)
 
 
 def _from_row(row: dict[str, str], request: VideosRequest, folder: epath.Path) -> Found | Reject:
     if request.format == "webvid":
         if missing := {"videoid", "contentUrl", "page_dir", "name"} - set(row):
-            return Reject(
-                "missing_column",
-                f"no {', '.join(sorted(missing))} among {', '.join(row)}",
-                broken=True,
-            )
+            detail = f"no {', '.join(sorted(missing))} among {', '.join(row)}"
+            return Reject("missing_column", detail, broken=True)
         name = "/".join(filter(None, (row["page_dir"], f"{row['videoid']}.mp4")))
-        return _from_file(
-            folder, name, _Clip(row["name"], row["videoid"], row["contentUrl"]), request
-        )
+        clip = _Clip(row["name"], row["videoid"], row["contentUrl"])
+        return _from_file(folder, name, clip, request)
     path = tables.column(row, request.video_column, VIDEO_COLUMNS, flag="--video_column")
     if isinstance(path, Reject):
         return path
     text = tables.column(row, request.text_column, TEXT_COLUMNS, flag="--text_column")
     if isinstance(text, Reject):
         return text
-    return _from_file(
-        folder, path, _Clip(text, os.path.basename(path), row.get("url", "")), request
-    )
+    clip = _Clip(text, os.path.basename(path), row.get("url", ""))
+    return _from_file(folder, path, clip, request)
 
 
 def _from_line(
     line: dict[str, Any], request: VideosRequest, folder: epath.Path
 ) -> Iterator[Found | Reject]:
-    """The clips of one video of HD-VILA."""
+    """Yields the clips of one video of HD-VILA."""
     clips = line.get("clip")
     whole = f"{line.get('video_id')}.mp4"
     if not isinstance(clips, list) or not all(isinstance(clip, dict) for clip in clips):
@@ -238,22 +232,18 @@ def _from_line(
             yield Reject("broken_span", f"{name}: {clip.get('span')!r:.100}", broken=True)
             continue
         text = clip.get(request.text_field)
-        text = _text_beside(folder, name) if text is None else text
-        address = str(line.get("url") or "")
-        found = _from_file(folder, name, _Clip(text, name, address, span), request)
-        if (
-            isinstance(found, Reject)
-            and found.reason == "missing_video"
-            and request.store == "frames"
-        ):
-            found = _from_file(
-                folder, whole, _Clip(text, name, address, span, is_cut=False), request
-            )
+        text = _text_file(folder, name) if text is None else text
+        cut = _Clip(text, name, str(line.get("url") or ""), span)
+        found = _from_file(folder, name, cut, request)
+        is_missing = isinstance(found, Reject) and found.reason == "missing_video"
+        if is_missing and request.store == "frames":
+            uncut = dataclasses.replace(cut, is_cut=False)
+            found = _from_file(folder, whole, uncut, request)
         yield found
 
 
 def _span(value: object) -> tuple[float, float] | None:
-    """Seconds of ["00:00:17.759", "00:00:23.279"]."""
+    """Returns the seconds of ["00:00:17.759", "00:00:23.279"]."""
     if not isinstance(value, list) or len(value) != 2:
         return None
     matches = [_TIME.fullmatch(str(time)) for time in value]
@@ -261,10 +251,10 @@ def _span(value: object) -> tuple[float, float] | None:
     return (seconds[0], seconds[1]) if len(seconds) == 2 and seconds[0] < seconds[1] else None
 
 
-def _text_beside(folder: epath.Path, name: str) -> bytes | None:
-    text = read_inside(
-        folder, os.path.splitext(name)[0] + ".txt", max_bytes=_MAX_TEXT, missing="no_text"
-    )
+def _text_file(folder: epath.Path, name: str) -> bytes | None:
+    """Returns the content of the .txt next to a video; None if there is no such file."""
+    path = os.path.splitext(name)[0] + ".txt"
+    text = read_inside(folder, path, max_bytes=_MAX_TEXT, missing="no_text")
     return None if isinstance(text, Reject) else text
 
 
@@ -276,18 +266,16 @@ def _from_file(
         return path
     try:
         file = path.open("rb")
-    except (OSError, ValueError) as error:  # ValueError: a name that the file system cannot have
+    except (OSError, ValueError) as error:  # ValueError: not a valid name for the file system
         return Reject("missing_video", f"{name!r:.200}: {error}", broken=True)
     with file:
         return _found(file, clip, request)
 
 
 def _found(file: IO[bytes], clip: _Clip, request: VideosRequest) -> Found | Reject:
-    text = (
-        caption(clip.text, request.max_characters)
-        if isinstance(clip.text, str | bytes)
-        else Reject("no_text")
-    )
+    text: str | Reject = Reject("no_text")
+    if isinstance(clip.text, str | bytes):
+        text = caption(clip.text, request.max_characters)
     if isinstance(text, Reject):
         return dataclasses.replace(text, detail=f"{clip.source}: {text.detail}")
     metadata: dict[str, Any] = {"source": clip.source} | ({"url": clip.url} if clip.url else {})
@@ -300,17 +288,16 @@ def _found(file: IO[bytes], clip: _Clip, request: VideosRequest) -> Found | Reje
                 frames, fps = _frames(opened, clip, request)
                 record = VideoText(frames, text, fps, metadata=stored)
             else:
-                next(iter(opened.frames([0])))  # whether it can be decoded at all
+                next(iter(opened.frames([0])))  # raises CorruptRecord if it cannot be decoded
                 file.seek(0)
                 content = file.read((request.max_megabytes << 20) + 1)
                 if len(content) > request.max_megabytes << 20:
-                    return Reject(
-                        "file_too_large", f"{clip.source}: more than {request.max_megabytes} MiB"
-                    )
+                    detail = f"{clip.source}: more than {request.max_megabytes} MiB"
+                    return Reject("file_too_large", detail)
                 record = VideoText((), text, opened.info.fps, content, stored)
     except CorruptRecord as error:
         return Reject(error.reason, f"{clip.source}: {error}", broken=True)
-    # One video has many clips: only its address and the times together tell that two are the same.
+    # A video has many clips. Two clips are the same only if both the URL and the times are equal.
     span = f" {clip.span}" if clip.span else ""
     return Found(record, (url_key(clip.url) + span,) if clip.url else ())
 
@@ -318,7 +305,7 @@ def _found(file: IO[bytes], clip: _Clip, request: VideosRequest) -> Found | Reje
 def _frames(
     opened: video.VideoFile, clip: _Clip, request: VideosRequest
 ) -> tuple[tuple[bytes, ...], float]:
-    """The frames to store, as JPEG, and how many make a second."""
+    """Returns the frames to store, as JPEG, and the frames per second."""
     info = opened.info
     start, end = (0.0, info.duration) if clip.is_cut or clip.span is None else clip.span
     first, last = round(start * info.fps), min(max(round(end * info.fps), 1), info.num_frames)
@@ -328,9 +315,9 @@ def _frames(
         )
     most = max(round(request.max_seconds * request.fps), 1)
     chosen = first + video.choose_frames(last - first, info.fps, num_frames=most, rate=request.fps)
-    return tuple(
-        _jpeg(pixels, request.frame_size) for pixels in opened.frames(chosen.tolist())
-    ), min(request.fps, info.fps)
+    frames = opened.frames(chosen.tolist())
+    fps = min(request.fps, info.fps)
+    return tuple(_jpeg(pixels, request.frame_size) for pixels in frames), fps
 
 
 def _jpeg(pixels: Any, size: int) -> bytes:

@@ -1,19 +1,22 @@
-"""The synthetic world as datasets.
+"""Writes the synthetic world as datasets.
 
-`python -m data_pipelines.run --pipeline=world --output=runs/demo/world --seed=1 --size=demo`.
+    python -m data_pipelines.run --pipeline=world --output=runs/demo/world --seed=1 --size=demo
 
-    OUTPUT/captions     image_text        every training picture with its full caption                    contrastive
-    OUTPUT/pairs        image_text        as many pictures of one object as of two                        flamingo
-    OUTPUT/pages        interleaved_page  binding, format and question pages                              flamingo
-    OUTPUT/text         document          text without pictures, each document about one row long         language_model
+    OUTPUT/captions     image_text        all training pictures with their full captions
+                                          (contrastive)
+    OUTPUT/pairs        image_text        as many pictures of one object as of two (flamingo)
+    OUTPUT/pages        interleaved_page  binding, format and question pages (flamingo)
+    OUTPUT/text         document          text without pictures, each document about one row long
+                                          (language_model)
     OUTPUT/videos       video_text        a shape that moves; frames as PNG
-    OUTPUT/test_images  image_text        split "test" alone: fresh pictures, and the held-out pairs of colour and shape, for evaluation
+    OUTPUT/test_images  image_text        split "test" only: new pictures, and the held-out pairs of
+                                          colour and shape, for evaluation
     OUTPUT/world.json                     the request, names, held-out pairs and counts
 
-All but `test_images` have splits "train" and "test"; the test splits show fresh pictures and speak
-fresh text, in the same manner. Pictures carry their attributes as JSON in `metadata`. Everything is
-a pure function of the request. Memory is bounded by `album`, the number of pictures that pages draw
-from; all other numbers only stream.
+All except `test_images` have the splits "train" and "test". The test splits contain new pictures
+and new text of the same kind. `metadata` has the attributes of pictures as JSON. Everything is a
+pure function of the request. `album`, the number of pictures that pages draw from, bounds the
+memory; all other records are streamed.
 """
 
 from __future__ import annotations
@@ -41,14 +44,14 @@ class WorldSize:
     """Numbers of records.
 
     Attributes:
-      one, two: training pictures of one and of two objects. Twice as many of two: the encoder
-      learns from these (TINY_WORLD: 70 %).
-      album: how many of either the pages and the pairs draw from, the first ones.
+      one, two: training pictures of one and of two objects. There are twice as many of two, since
+        the encoder learns from these (TINY_WORLD: 70 %).
+      album: number of pictures of each kind that the pages and the pairs draw from, the first ones.
       pairs, pages, documents, videos: records of the training splits.
       held_back: records of each test split.
       test_one, test_two, test_held_out: test pictures of one object, of two, and of one object of a
-      held-out pair of colour and shape.
-      words: the most words in a document; with <BOS> and <EOS> a row of 96 tokens.
+        held-out pair of colour and shape.
+      words: largest number of words in a document; with <BOS> and <EOS> a row of 96 tokens.
       frames: frames of a video.
     """
 
@@ -91,7 +94,7 @@ SIZES = {
 
 @dataclasses.dataclass(frozen=True)
 class WorldRequest:
-    """What decides every byte of a world."""
+    """Everything that decides the bytes of a world."""
 
     seed: int = 1
     size: WorldSize = WorldSize()
@@ -108,12 +111,12 @@ _Numbers: Any = dataclasses.make_dataclass(
 
 @dataclasses.dataclass(frozen=True)
 class WorldOptions(_Numbers):
-    """What can be asked for on the command line.
+    """The options of the command line.
 
-    Num_NAME sets NAME of WorldSize in place of the preset's.
+    Num_NAME replaces the value of NAME in the preset's WorldSize.
 
     Attributes:
-      seed: everything is drawn from it.
+      seed: seed of everything random.
       size: preset of the numbers of records: demo or smoke.
       page_mix: shares of binding, format and question pages.
       text_mix: shares of dictionary, binding, format, question and caption documents.
@@ -132,15 +135,12 @@ class WorldOptions(_Numbers):
         """
         if self.size not in SIZES:
             raise ValueError(f"--size={self.size}: expected one of {', '.join(SIZES)}.")
-        numbers = {
-            field.name: getattr(self, f"num_{field.name}")
-            for field in dataclasses.fields(WorldSize)
-        }
+        names = [field.name for field in dataclasses.fields(WorldSize)]
+        numbers = {name: getattr(self, f"num_{name}") for name in names}
+        given = {name: number for name, number in numbers.items() if number != -1}
         return WorldRequest(
             seed=self.seed,
-            size=dataclasses.replace(
-                SIZES[self.size], **{name: n for name, n in numbers.items() if n != -1}
-            ),
+            size=dataclasses.replace(SIZES[self.size], **given),
             page_mix=_shares(PageMix, "page_mix", self.page_mix),
             text_mix=_shares(TextMix, "text_mix", self.text_mix),
         )
@@ -172,14 +172,13 @@ def build(request: WorldRequest, output: epath.Path) -> dict[str, int]:
     for name, (kind, splits) in datasets(request).items():
         written = write_records(output / name, kind, splits)
         counts |= {f"{name}/{split}": count for split, count in written.items()}
-    (output / "world.json").write_text(
-        json.dumps(describe(request) | {"counts": counts}, indent=2) + "\n"
-    )
+    text = json.dumps(describe(request) | {"counts": counts}, indent=2) + "\n"
+    (output / "world.json").write_text(text)
     return counts
 
 
 def describe(request: WorldRequest) -> dict[str, object]:
-    """What world.json says of a world, beside the counts."""
+    """Returns the content of world.json, except the counts."""
     held_out = [
         f"{scenes.COLOURS[colour]} {scenes.SHAPES[shape]}" for colour, shape in scenes.HELD_OUT
     ]
@@ -194,9 +193,9 @@ def describe(request: WorldRequest) -> dict[str, object]:
 
 
 def datasets(request: WorldRequest) -> dict[str, tuple[str, Splits]]:
-    """{name: (kind of record, splits)} of all datasets of a world.
+    """Returns {name: (kind of record, splits)} of all datasets of a world.
 
-    Nothing is drawn before a split is iterated.
+    A split draws its records when it is iterated.
     """
     size = request.size
     half = -(-size.held_back // 2)
@@ -223,43 +222,41 @@ def datasets(request: WorldRequest) -> dict[str, tuple[str, Splits]]:
         }),
         "test_images": ("image_text", {
             "test": lambda: _captions(
-                request.seed, test_one=size.test_one, test_two=size.test_two, test_held_out=size.test_held_out
+                request.seed,
+                test_one=size.test_one,
+                test_two=size.test_two,
+                test_held_out=size.test_held_out,
             ),
         }),
     }  # fmt: skip
 
 
 def _captions(seed: int, **pools: int) -> Iterator[ImageText]:
-    """The first pictures of each pool, with their captions."""
+    """Yields the first pictures of each pool, with their captions."""
     for pool, num in pools.items():
         for index, (attributes, png) in enumerate(scenes.iterate(seed, pool, num)):
-            yield ImageText(
-                png, synthetic_text.caption(attributes), _metadata(f"{pool}/{index}", attributes)
-            )
+            metadata = _metadata(f"{pool}/{index}", attributes)
+            yield ImageText(png, synthetic_text.caption(attributes), metadata)
 
 
-@functools.lru_cache(maxsize=4)  # pairs and pages draw from the same ones
+@functools.lru_cache(maxsize=4)  # pairs and pages draw from the same albums
 def _album(seed: int, pool: str, num: int) -> Album:
     return Album.draw(seed, pool, num)
 
 
 def _albums(request: WorldRequest, split: str) -> tuple[Album, Album]:
-    """Pictures of one object and of two, from which the records of a split are made."""
+    """Returns the pictures of one object and of two from which the records of a split are made."""
     size = request.size
-    if split == "train":
-        return _album(request.seed, "train_one", size.album), _album(
-            request.seed, "train_two", size.album
-        )
-    return (
-        _album(request.seed, "test_one", min(size.test_one, size.album)),
-        _album(request.seed, "test_two", min(size.test_two, size.album)),
-    )
+    one, two = (size.album, size.album)
+    if split == "test":
+        one, two = min(size.test_one, size.album), min(size.test_two, size.album)
+    return _album(request.seed, f"{split}_one", one), _album(request.seed, f"{split}_two", two)
 
 
 def _pairs(request: WorldRequest, split: str, num: int) -> Iterator[ImageText]:
-    """Pictures of one object and of two in turn, with their captions.
+    """Yields pictures of one object and of two alternately, with their captions.
 
-    The album again where it is too small.
+    Starts again at the first picture of an album if there are too few.
     """
     albums = _albums(request, split)
     for index in range(num):
@@ -297,12 +294,9 @@ def _videos(request: WorldRequest, indices: range) -> Iterator[VideoText]:
 
 
 def _metadata(name: str, attributes: np.ndarray) -> str:
-    """JSON: where a picture comes from, and what is in it (int[O, 3]) as words."""
-    objects = [
-        {
-            name: values[value]
-            for name, values, value in zip(scenes.ATTRIBUTES, scenes.VALUES, row, strict=True)
-        }
-        for row in attributes.tolist()
-    ]
+    """Returns as JSON where a picture comes from, and its objects (int[O, 3]) as words."""
+    objects = []
+    for row in attributes.tolist():
+        words = [values[value] for values, value in zip(scenes.VALUES, row, strict=True)]
+        objects.append(dict(zip(scenes.ATTRIBUTES, words, strict=True)))
     return json.dumps({"id": name, "objects": objects})

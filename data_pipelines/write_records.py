@@ -1,11 +1,11 @@
-"""Writes records of any kind of `flamingo_jax/data/schema.py` as a dataset, one record after the other, in this process.
+"""Writes records as a dataset, one after the other, in this process.
 
-    {"train": make_records, "test": ...} -> DIRECTORY/{dataset_info.json, features.json,
-    records-train.array_record-00000-of-00001, ...}
+    {"train": make_records, "test": ...}  -->
+    DIRECTORY/{dataset_info.json, features.json, records-train.array_record-00000-of-00001, ...}
 
-Records stream through: memory does not grow with their number, and large splits are cut into
-several files. A dataset appears under its name when it is whole: it is written beside it and
-renamed. `collect` does the same on many workers.
+The records have any kind of `flamingo_jax/data/schema.py`. They are streamed: the memory does not
+grow with their number, and large splits become several files. The dataset is written to a temporary
+directory and renamed when it is complete. `collect` does the same on many workers.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def write_records(directory: str | os.PathLike[str], kind: str, splits: Splits) 
     """Writes a dataset.
 
     Args:
-      directory: where it goes; must not be there yet.
+      directory: of the dataset; must not exist.
       kind: a key of `schema.RECORDS`.
       splits: for each split a function that yields its records.
 
@@ -37,7 +37,7 @@ def write_records(directory: str | os.PathLike[str], kind: str, splits: Splits) 
       {split: number of records}.
 
     Raises:
-      ValueError: there is something at `directory`, a split is empty, or the kind is unknown.
+      ValueError: `directory` exists, a split is empty, or the kind is unknown.
       TypeError: a record is of another kind.
     """
     target = epath.Path(directory)
@@ -75,9 +75,10 @@ def _write_split(
 
 @contextlib.contextmanager
 def staged(target: epath.Path) -> Iterator[epath.Path]:
-    """A scratch directory beside `target`, gone at the end: what is renamed out of it is whole.
+    """Makes a temporary directory next to `target`, and removes it at the end.
 
-    Its name is always the same, so that what killed runs leave does not pile up.
+    A complete result is renamed out of it. Its name is always the same, so that the remains of
+    killed runs do not accumulate.
     """
     if "://" in os.fspath(target):
         raise ValueError(

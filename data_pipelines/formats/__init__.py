@@ -1,1 +1,1 @@
-"""Readers of file formats: one part of a file to rows, samples or rejects, with bounded memory."""
+"""Readers of file formats: they yield rows or samples, and Rejects for damage; memory is bounded."""

@@ -1,9 +1,7 @@
-"""Rows of JSON lines, plain or compressed, in bounded memory.
+"""Reads rows of JSON lines, plain or compressed, in bounded memory.
 
-A damaged line is a Reject, and the file goes on.
-
-A plain file is read in parts, each by a worker of its own; a line belongs to the part in which it
-starts. A compressed file is one part.
+A damaged line yields a Reject, and reading continues. A plain file is read in parts, each by one
+worker. A line belongs to the part in which it starts. A compressed file is one part.
 """
 
 from __future__ import annotations
@@ -21,12 +19,14 @@ from etils import epath
 from data_pipelines.page import Reject
 
 SUFFIXES = (".jsonl", ".jsonl.gz", ".jsonl.zst", ".jsonl.zip", ".json.gz", ".json.zst", ".ndjson")
-MAX_LINE = 64 << 20  # bytes; a longer line is no document, and is passed over
+MAX_LINE = 64 << 20  # bytes; a longer line is no document, and is skipped
 PART = 128 << 20  # bytes of a plain file for one worker
 _COMPRESSED = (".gz", ".zst", ".zip")
+# Damage, a member that needs a password, or a compression that Python does not know.
+_BROKEN_ZIP = (zipfile.BadZipFile, RuntimeError, NotImplementedError, ValueError, struct.error)
 _CHUNK = 1 << 20
-_COMPRESSED_CHUNK = 4096  # little, as zstandard makes up to some 30,000 bytes of one
-_ZSTD_WINDOW = 1 << 31  # what `zstd --long=31` writes, as some public dumps are
+_COMPRESSED_CHUNK = 4096  # bytes. Small, since zstandard unpacks up to some 30,000 bytes from one.
+_ZSTD_WINDOW = 1 << 31  # bytes; some public dumps were written by `zstd --long=31`
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,8 +35,8 @@ class Lines:
 
     Attributes:
       path: the file.
-      start: of the part, in bytes.
-      stop: where the next part starts; -1: the end of the file.
+      start: first byte of the part.
+      stop: first byte of the next part; -1: the end of the file.
     """
 
     path: str
@@ -47,7 +47,7 @@ class Lines:
 def parts(path: str, size: int = PART) -> list[Lines]:
     """Returns the parts of a file in order.
 
-    Of about `size` bytes for a plain one, the whole for a compressed one.
+    A plain file has parts of about `size` bytes, a compressed file has one part.
     """
     if path.endswith(_COMPRESSED):
         return [Lines(path)]
@@ -59,9 +59,10 @@ def parts(path: str, size: int = PART) -> list[Lines]:
 def rows(part: Lines) -> Iterator[dict[str, Any] | Reject]:
     """Yields the objects of the lines of a part; blank lines are skipped.
 
-    A line that is not one gives a Reject for broken_text (not UTF-8), not_json, not_an_object or
-    line_too_long; a file that ends within its compression, or cannot be read on, gives
-    truncated_file after all that is whole; one that cannot be opened unreadable_file.
+    A line that is not an object yields a Reject for broken_text (not UTF-8), not_json,
+    not_an_object or line_too_long. A file that ends within its compression, or fails while it is
+    read, yields truncated_file after all complete lines. A file that cannot be opened yields
+    unreadable_file.
     """
     try:
         file = epath.Path(part.path).open("rb")
@@ -72,9 +73,8 @@ def rows(part: Lines) -> Iterator[dict[str, Any] | Reject]:
         try:
             for line in _lines(file, part):
                 if line is None:
-                    yield Reject(
-                        "line_too_long", f"{part.path}: more than {MAX_LINE} bytes", broken=True
-                    )
+                    detail = f"{part.path}: more than {MAX_LINE} bytes"
+                    yield Reject("line_too_long", detail, broken=True)
                 elif line.strip():
                     yield parse(line, part.path)
         except (OSError, EOFError, zlib.error) as error:
@@ -82,7 +82,12 @@ def rows(part: Lines) -> Iterator[dict[str, Any] | Reject]:
 
 
 def parse(line: bytes, where: str) -> dict[str, Any] | Reject:
-    """Returns the object that a line holds, or a Reject for broken_text, not_json or not_an_object, which names `where` it stands."""
+    """Returns the object in a line, or a Reject for broken_text, not_json or not_an_object.
+
+    Args:
+      line: in UTF-8.
+      where: place of the line, for the Reject.
+    """
     try:
         row = json.loads(line.decode("utf-8-sig"))
     except UnicodeDecodeError as error:
@@ -95,14 +100,14 @@ def parse(line: bytes, where: str) -> dict[str, Any] | Reject:
 
 
 def _lines(file: BinaryIO, part: Lines) -> Iterator[bytes | None]:
-    """The lines that start in the part, without their ends; None for one that is too long."""
+    """Yields the lines that start in the part, without their ends. A line too long is None."""
     if part.path.endswith(_COMPRESSED):
         content = _unzipped(file) if part.path.endswith(".zip") else _decompressed(file, part.path)
         for _, line in _split(content):
             yield line
         return
     position = part.start
-    # the line before belongs to the part before; it may end just where this part starts
+    # The line before belongs to the part before. It can end just before this part.
     if part.start:
         file.seek(part.start - 1)
         position -= 1
@@ -115,9 +120,9 @@ def _lines(file: BinaryIO, part: Lines) -> Iterator[bytes | None]:
 
 
 def _split(chunks: Iterator[bytes]) -> Iterator[tuple[int, bytes | None]]:
-    """Splits into lines: (its bytes with the end, the line without, or None if it is too long).
+    """Splits chunks into lines: (bytes including the end, line without its end; None if too long).
 
-    Holds MAX_LINE bytes at most.
+    Keeps at most MAX_LINE bytes in memory.
     """
     pieces: list[bytes] = []
     length = 0
@@ -141,7 +146,7 @@ def _split(chunks: Iterator[bytes]) -> Iterator[tuple[int, bytes | None]]:
 
 
 def _decompressed(file: BinaryIO, path: str) -> Iterator[bytes]:
-    """The content of a .gz or .zst file, which may hold several streams one after the other."""
+    """Yields the content of a .gz or .zst file, which can contain several streams in sequence."""
     import zstandard
 
     def engine() -> Any:
@@ -153,7 +158,7 @@ def _decompressed(file: BinaryIO, path: str) -> Iterator[bytes]:
     while chunk := file.read(_COMPRESSED_CHUNK):
         while chunk:
             if current.eof:
-                chunk = chunk.lstrip(b"\0")  # padding after the end, as tapes leave
+                chunk = chunk.lstrip(b"\0")  # padding after the end, as on tapes
                 if not chunk:
                     break
                 current = engine()
@@ -167,19 +172,13 @@ def _decompressed(file: BinaryIO, path: str) -> Iterator[bytes]:
 
 
 def _unzipped(file: BinaryIO) -> Iterator[bytes]:
-    """The content of all members of a .zip file, such as MMC4's shards, which hold one each."""
+    """Yields the content of all members of a .zip file. MMC4's shards have one member each."""
     try:
         with zipfile.ZipFile(file) as archive:
             for member in archive.infolist():
                 with archive.open(member) as stream:
-                    yield from iter(lambda stream=stream: stream.read(_CHUNK), b"")  # type: ignore[misc]
+                    while chunk := stream.read(_CHUNK):
+                        yield chunk
                 yield b"\n"
-    # Damaged; a member that needs a password; a way of compression that Python does not know.
-    except (
-        zipfile.BadZipFile,
-        RuntimeError,
-        NotImplementedError,
-        ValueError,
-        struct.error,
-    ) as error:
+    except _BROKEN_ZIP as error:
         raise EOFError(f"it cannot be unpacked: {error}") from error

@@ -1,7 +1,4 @@
-"""A file in a folder, by a name that comes from the data.
-
-Such a name may not lead out of the folder.
-"""
+"""Reads a file in a folder by a name from the data. The name must not lead out of the folder."""
 
 from __future__ import annotations
 
@@ -16,14 +13,14 @@ MAX_IMAGE_BYTES = 1 << 26
 
 
 def inside(folder: epath.Path, name: str) -> epath.Path | Reject:
-    """Returns the path of a file in a folder, which need not be there.
+    """Returns the path of a file in a folder. The file need not exist.
 
     Args:
-      folder: that the name starts from.
-      name: a relative path, or an absolute one of something in the folder.
+      folder: folder that the name is relative to.
+      name: a relative path, or the absolute path of something in the folder.
 
     Returns:
-      The path; or "path_traversal", if the name leads elsewhere or is no name.
+      The path; or a Reject for path_traversal if the name leads elsewhere or is no name.
     """
     relative = posixpath.normpath(name.removeprefix(os.fspath(folder).rstrip("/") + "/"))
     if not name or "\0" in name or relative in (".", "..") or relative.startswith(("/", "../")):
@@ -35,13 +32,13 @@ def read_inside(folder: epath.Path, name: str, *, max_bytes: int, missing: str) 
     """Reads a file in a folder.
 
     Args:
-      folder: that the name starts from.
-      name: as of `inside`.
+      folder: folder that the name is relative to.
+      name: as in `inside`.
       max_bytes: a larger file is not read.
-      missing: what it is counted under if it is not there.
+      missing: reason of the Reject if the file does not exist.
 
     Returns:
-      Its content; or "path_traversal", "file_too_large", or the reason `missing`.
+      Its content; or a Reject for path_traversal, file_too_large, or the reason `missing`.
     """
     path = inside(folder, name)
     if isinstance(path, Reject):
@@ -49,10 +46,9 @@ def read_inside(folder: epath.Path, name: str, *, max_bytes: int, missing: str) 
     try:
         with path.open("rb") as file:
             content = file.read(max_bytes + 1)
-    except (OSError, ValueError) as error:  # ValueError: a name that the file system cannot have
+    except (OSError, ValueError) as error:  # ValueError: not a valid name for the file system
         return Reject(missing, f"{name!r:.200}: {error}", broken=True)
     if len(content) > max_bytes:
-        return Reject(
-            "file_too_large", f"{name!r:.200} has more than {max_bytes} bytes", broken=True
-        )
+        detail = f"{name!r:.200} has more than {max_bytes} bytes"
+        return Reject("file_too_large", detail, broken=True)
     return content

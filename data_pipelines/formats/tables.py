@@ -1,8 +1,8 @@
-"""Rows of CSV and TSV files, one at a time.
+"""Reads rows of CSV and TSV files, one at a time.
 
-A large table is read in parts, each by a worker of its own. Where a part may begin, only reading
-the table tells, since a field in quotes can hold newlines: that is done once, before the work is
-given out.
+A large table is read in parts, each by one worker. A field in quotes can contain newlines, so the
+places where a part can begin are only found by reading the table. This is done once, before the
+workers start.
 """
 
 from __future__ import annotations
@@ -18,8 +18,7 @@ from data_pipelines.page import Reject
 
 SUFFIXES = (".csv", ".tsv")
 
-# bytes; a field ends at 131,072 characters already, by the csv module's own limit
-_MAX_LINE = 1 << 20
+_MAX_LINE = 1 << 20  # bytes; the csv module limits a field to 131,072 characters
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,8 +27,8 @@ class Part:
 
     Attributes:
       path: of the file.
-      start: where the first of them begins, in bytes; 0: with the names of the columns.
-      stop: where the next part begins; -1: the end of the file.
+      start: first byte of the rows; 0: the names of the columns come first.
+      stop: first byte of the next part; -1: the end of the file.
     """
 
     path: str
@@ -40,7 +39,7 @@ class Part:
 def parts(path: str, size: int) -> list[Part]:
     """Returns the parts of a table in order, of about `size` bytes each.
 
-    One part if it cannot be read.
+    A table that cannot be read is one part.
     """
     starts = [0]
     try:
@@ -57,17 +56,19 @@ def parts(path: str, size: int) -> list[Part]:
 
 
 def rows(part: Part) -> Iterator[dict[str, str] | Reject]:
-    """Reads rows of a table whose first row names its columns.
+    """Reads rows of a table with the names of its columns in the first row.
 
-    Tabs or commas separate them, whichever that row has.
+    Tabs separate the columns if the first row contains one, else commas.
 
     Args:
-      part: which ones.
+      part: the rows to read.
 
     Yields:
-      In order: a row by column, or why it cannot be used: "broken_text" (not UTF-8), "broken_row"
-      (more or fewer fields than columns, or one without end); "unreadable_file" for the whole,
-      "truncated_file" where reading it fails later.
+      In order: a row by column, or a Reject for broken_text (not UTF-8) or broken_row (more or
+        fewer
+      fields than columns, or a field without end). A file that cannot be opened yields
+        unreadable_file,
+      a file that fails later yields truncated_file.
     """
     columns: list[str] = []
     try:
@@ -77,19 +78,15 @@ def rows(part: Part) -> Iterator[dict[str, str] | Reject]:
             for number, row in enumerate(reader):
                 where = f"{part.path}, near byte {reader.position}"
                 if row is None:
-                    yield Reject(
-                        "broken_row",
-                        f"{where}: a field of more than {csv.field_size_limit()} characters",
-                        broken=True,
-                    )
+                    detail = f"{where}: a field of more than {csv.field_size_limit()} characters"
+                    yield Reject("broken_row", detail, broken=True)
                 elif row and (number or part.start):
                     yield _row(columns, row, where)
                 if 0 <= part.stop <= reader.position:
                     return
     except OSError as error:
-        yield Reject(
-            "truncated_file" if columns else "unreadable_file", f"{part.path}: {error}", broken=True
-        )
+        reason = "truncated_file" if columns else "unreadable_file"
+        yield Reject(reason, f"{part.path}: {error}", broken=True)
 
 
 def column(row: dict[str, str], asked: str, known: Sequence[str], *, flag: str) -> str | Reject:
@@ -104,18 +101,15 @@ def column(row: dict[str, str], asked: str, known: Sequence[str], *, flag: str) 
     for name in (asked,) if asked else known:
         if name in row:
             return row[name]
-    return Reject(
-        "missing_column",
-        f"the columns are {', '.join(row)}: name the right one by {flag}",
-        broken=True,
-    )
+    detail = f"the columns are {', '.join(row)}: name the right one by {flag}"
+    return Reject("missing_column", detail, broken=True)
 
 
 class _Reader:
-    """Yields rows from a place in a file on, None for one without end.
+    """Yields rows from a place in a file to its end; None for a row with a field without end.
 
     Attributes:
-      position: where the next row begins, in bytes.
+      position: first byte of the next row.
     """
 
     def __init__(self, file: IO[bytes], start: int):
@@ -136,9 +130,9 @@ class _Reader:
                 yield None
 
     def _lines(self) -> Iterator[str]:
-        """Lines of bounded length.
+        """Yields lines of bounded length.
 
-        Bytes that are not UTF-8 become lone surrogates, by which a row is known to hold them.
+        Bytes that are not UTF-8 become lone surrogates, which mark the row.
         """
         while line := self._file.readline(_MAX_LINE):
             text = line.decode("utf-8" if self.position else "utf-8-sig", "surrogateescape")
@@ -148,9 +142,8 @@ class _Reader:
 
 def _row(columns: list[str], row: list[str], where: str) -> dict[str, str] | Reject:
     if len(row) != len(columns):
-        return Reject(
-            "broken_row", f"{where}: {len(row)} fields, expected {len(columns)}", broken=True
-        )
+        detail = f"{where}: {len(row)} fields, expected {len(columns)}"
+        return Reject("broken_row", detail, broken=True)
     if not all(field.isascii() or _is_utf8(field) for field in row):
         return Reject("broken_text", f"{where}: not UTF-8", broken=True)
     return dict(zip(columns, row, strict=True))

@@ -1,11 +1,12 @@
-"""Tar files of samples, as img2dataset writes them.
+"""Reads tar files of samples, as img2dataset writes them.
 
 The members 00001.jpg, 00001.txt, 00001.json are one sample.
 
-    shard.tar[.gz]  --stream of 512-byte blocks-->  members  --same key, one after the other-->  Sample | Reject
+    shard.tar[.gz]  --stream of 512-byte blocks-->  members
+      --adjacent members with the same key-->  TarSample | Reject
 
-Nothing is extracted: members are read in order, one sample is in memory at a time, and whatever is
-no plain file below the archive's root is left out.
+Nothing is extracted. Members are read in order, with one sample in memory at a time. Everything but
+a plain file below the archive's root is left out.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from etils import epath
 from data_pipelines.page import Reject
 
 SUFFIXES = (".tar", ".tar.gz", ".tgz")
-MAX_SAMPLE = 1 << 28  # bytes of all members of a sample; more is left out
+MAX_SAMPLE = 1 << 28  # bytes of all members of a sample; a larger sample is left out
 
 _BLOCK = 512
 _CHUNK = 1 << 20
@@ -37,28 +38,29 @@ class TarSample:
 
     Attributes:
       key: path of the members up to the first dot of the file name.
-      files: content by what follows that dot, in lower case, such as "jpg".
+      files: content by the text after that dot in lower case, for example "jpg".
     """
 
     key: str
     files: dict[str, bytes]
 
     def first(self, *suffixes: str) -> bytes | None:
-        """The content of the first of these suffixes that the sample has."""
+        """Returns the content of the first of these suffixes that the sample has, or None."""
         return next((self.files[suffix] for suffix in suffixes if suffix in self.files), None)
 
 
 def samples(path: str) -> Iterator[TarSample | Reject]:
-    """Reads the samples of a tar file, which may be compressed by gzip.
+    """Reads the samples of a tar file, which can be compressed by gzip.
 
     Args:
       path: of the file.
 
     Yields:
-      In order: samples, and one reject for each that cannot be used: "path_traversal" (a member
-      outside of the archive's root, a link or a device), "sample_too_large", "duplicate_member";
-      and at the end of a damaged file "truncated_file", or "unreadable_file" where not even its
-      beginning is a tar.
+      In order: samples, and a Reject for each unusable sample: path_traversal (a member outside of
+        the
+      archive's root, a link or a device), sample_too_large, duplicate_member. At the end of a
+        damaged
+      file truncated_file, or unreadable_file if even its beginning is no tar.
     """
     sample, reason = TarSample("", {}), None
     try:
@@ -71,13 +73,11 @@ def samples(path: str) -> Iterator[TarSample | Reject]:
                 if reason is None:
                     sample.files[member.suffix] = member.read()
         yield from _whole(sample, reason)
-    except _Damage as damage:  # the last sample may lack members, so it is left out
+    except _Damage as damage:  # members of the last sample can be missing, so it is left out
         yield Reject(damage.reason, f"{path}: {damage}", broken=True)
     except (OSError, EOFError, zlib.error) as error:
-        started = bool(sample.key)
-        yield Reject(
-            "truncated_file" if started else "unreadable_file", f"{path}: {error}", broken=True
-        )
+        reason = "truncated_file" if sample.key else "unreadable_file"
+        yield Reject(reason, f"{path}: {error}", broken=True)
 
 
 def _whole(sample: TarSample, reason: str | None) -> Iterator[TarSample | Reject]:
@@ -88,7 +88,7 @@ def _whole(sample: TarSample, reason: str | None) -> Iterator[TarSample | Reject
 
 
 def _refusal(member: _Member, sample: TarSample) -> str | None:
-    """Why a member cannot be part of a sample."""
+    """Returns why a member cannot be part of a sample, or None."""
     if not member.is_file or member.name.startswith("/") or ".." in member.name.split("/"):
         return "path_traversal"
     if member.size + sum(map(len, sample.files.values())) > MAX_SAMPLE:
@@ -104,7 +104,7 @@ class _Damage(Exception):
 
 @dataclasses.dataclass
 class _Member:
-    """One member, whose content is read or skipped before the next one is asked for."""
+    """One member. Its content must be read or skipped before the next one is read."""
 
     name: str
     is_file: bool
@@ -118,21 +118,19 @@ class _Member:
         self.key, self.suffix = directory + slash + stem, suffix.lower()
 
     def read(self) -> bytes:
-        parts = []
-        while self._left:
-            part = self.stream.read(min(self._left, _CHUNK))
-            if not part:
-                raise _Damage("truncated_file", f"ends within {self.name!r}")
-            self._left -= len(part)
-            parts.append(part)
-        return b"".join(parts)[: self.size]
+        return b"".join(self._chunks())[: self.size]
 
     def skip(self) -> None:
+        for _ in self._chunks():
+            pass
+
+    def _chunks(self) -> Iterator[bytes]:
         while self._left:
-            part = self.stream.read(min(self._left, _CHUNK))
-            if not part:
+            chunk = self.stream.read(min(self._left, _CHUNK))
+            if not chunk:
                 raise _Damage("truncated_file", f"ends within {self.name!r}")
-            self._left -= len(part)
+            self._left -= len(chunk)
+            yield chunk
 
 
 def _uncompressed(raw: IO[bytes]) -> IO[bytes]:
@@ -142,16 +140,17 @@ def _uncompressed(raw: IO[bytes]) -> IO[bytes]:
 
 
 def _members(stream: IO[bytes]) -> Iterator[_Member]:
-    """Yields the members but for directories.
+    """Yields the members except directories.
 
-    The standard library parses the headers; the loop over them is ours, since its own keeps a list
-    of all members, reads long names of any length into memory, and lets sparse files grow.
+    The standard library parses the headers. The loop over them is written here, because the
+    library's loop keeps a list of all members, reads long names of any length into memory, and lets
+    sparse files grow.
     """
     long_name, attributes, first = "", {}, True
     while True:
         header = stream.read(_BLOCK)
         if not header and not first:
-            return  # the two empty blocks at the end are missing, but nothing else
+            return  # only the two empty blocks at the end are missing
         if header == bytes(_BLOCK):
             return
         try:
@@ -188,9 +187,9 @@ def _members(stream: IO[bytes]) -> Iterator[_Member]:
 
 
 def _attributes(content: bytes) -> dict[str, str]:
-    """Extended attributes: records of the form "LENGTH NAME=VALUE", a newline at the end.
+    """Parses extended attributes: records "LENGTH NAME=VALUE" with a newline at the end.
 
-    The length is in bytes and of the whole record.
+    LENGTH counts the bytes of the whole record.
     """
     found = {}
     while content:
@@ -198,9 +197,8 @@ def _attributes(content: bytes) -> dict[str, str]:
         end = int(length) if length.isdigit() and len(length) < 9 else 0
         if not len(length) + 1 < end <= len(content):
             break
-        name, _, value = (
-            content[len(length) + 1 : end - 1].decode("utf-8", "surrogateescape").partition("=")
-        )
+        record = content[len(length) + 1 : end - 1].decode("utf-8", "surrogateescape")
+        name, _, value = record.partition("=")
         found[name] = value
         content = content[end:]
     return found

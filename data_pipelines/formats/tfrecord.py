@@ -1,8 +1,7 @@
-"""The examples of TFDS files, in ArrayRecord or TFRecord, without TensorFlow.
+"""Reads the examples of TFDS files, in ArrayRecord or TFRecord, without TensorFlow.
 
-TFRecord: uint64 length, uint32 masked CRC-32C of the length, the example, uint32 masked CRC-32C of
-    it; little endian. The length is checked by its sum;
-an example by being parsed.
+A TFRecord is uint64 length, uint32 masked CRC-32C of the length, the example, uint32 masked CRC-32C
+of the example; little endian. The checksum verifies the length. An example is verified by parsing.
 """
 
 from __future__ import annotations
@@ -17,34 +16,28 @@ from data_pipelines.page import Reject
 
 MAX_EXAMPLE = 1 << 30  # bytes
 
+# What the parser raises on an example that is damaged or has other features.
+_UNPARSED = (RuntimeError, ValueError, KeyError, AttributeError, TypeError, IndexError)
+
 
 def rows(path: str) -> Iterator[dict[str, Any] | Reject]:
     """Yields the examples of one file of a TFDS dataset, as {feature: value}; texts are bytes.
 
-    A file that cannot be read (on) gives a Reject for unreadable_file or truncated_file, an example
-    that does not parse one for corrupt_record.
+    A file that cannot be opened or read to its end yields a Reject for unreadable_file or
+    truncated_file. An example that cannot be parsed yields one for corrupt_record.
     """
     import tensorflow_datasets as tfds
     from google.protobuf.message import DecodeError
 
     features = tfds.builder_from_directory(str(epath.Path(path).parent)).info.features
-    for example in (
-        _arrayrecords(path) if ".array_record" in epath.Path(path).name else _tfrecords(path)
-    ):
+    is_array_record = ".array_record" in epath.Path(path).name
+    for example in _arrayrecords(path) if is_array_record else _tfrecords(path):
         if isinstance(example, Reject):
             yield example
             continue
         try:
             row = features.deserialize_example_np(example)
-        except (
-            DecodeError,
-            RuntimeError,
-            ValueError,
-            KeyError,
-            AttributeError,
-            TypeError,
-            IndexError,
-        ) as error:
+        except (DecodeError, *_UNPARSED) as error:
             yield Reject("corrupt_record", f"{path}: {error}", broken=True)
         else:
             yield row
@@ -64,7 +57,7 @@ def _arrayrecords(path: str) -> Iterator[bytes | Reject]:
                 yield Reject("corrupt_record", f"{path}, record {index}: {error}", broken=True)
             else:
                 yield example
-        reader.close()  # tells what was wrong before, such as a file of another format
+        reader.close()  # raises for earlier errors, for example a file of another format
     except (RuntimeError, ValueError, OSError) as error:
         if not damaged:
             yield Reject("unreadable_file", f"{path}: {error}", broken=True)
@@ -82,11 +75,8 @@ def _tfrecords(path: str) -> Iterator[bytes | Reject]:
                 break
             length, checksum = struct.unpack("<QI", header)
             if _masked_crc32c(header[:8]) != checksum or length > MAX_EXAMPLE:
-                yield Reject(
-                    "truncated_file",
-                    f"{path}: no length of an example where one should be",
-                    broken=True,
-                )
+                detail = f"{path}: no length of an example where one should be"
+                yield Reject("truncated_file", detail, broken=True)
                 return
             example = file.read(length + 4)
             if len(example) < length + 4:

@@ -1,4 +1,1 @@
-"""From what a crawl leaves behind to pages of text and images.
-
-WARC, HTML, boilerplate, language, images.
-"""
+"""Reads a web crawl as pages of text and images: WARC, HTML, boilerplate, language, images."""

@@ -1,4 +1,4 @@
-"""Which elements of a web page are not its content, told by tag, role, style, class and id."""
+"""Recognises elements of a web page that are not its content, by tag, role, style, class and id."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ from collections.abc import Mapping
 
 
 class ElementKind(enum.IntEnum):
-    """What the opening tag of an element tells of it."""
+    """What the opening tag of an element says about it."""
 
     PLAIN = 0
-    # named like boilerplate; but themes name whole pages so: it stays if it holds most of the page
+    # Named like boilerplate. Kept if it has most of the page: some themes name whole pages so.
     SUSPECT = 1
-    FOREIGN = 2  # text of others: reader comments
+    FOREIGN = 2  # text by other people: reader comments
     HIDDEN = 3
 
 
-# Neither their text nor their images are read. A <form> is judged by its content: some servers wrap
-# a whole page in one.
+# Their text and images are not read. <form> is not one of them, since some servers wrap a whole
+# page in one.
 SKIPPED_TAGS = frozenset(
     "script style template iframe object embed applet video audio canvas svg math map button "
     "select textarea nav footer aside dialog menu meter progress datalist frameset noframes head "
@@ -48,7 +48,11 @@ _NO_DISPLAY = re.compile(r"(?:display\s*:\s*none|visibility\s*:\s*hidden)\b", re
 
 
 def _as_word(words: str) -> re.Pattern[str]:
-    """Matches a word in names such as "site-footer", "footer_2" and "siteFooter", but not in "goalfooterless" or "shared"."""
+    """Matches a word as a part of a name.
+
+    For example in "site-footer", "footer_2" and "siteFooter", but not in "goalfooterless" or
+    "shared".
+    """
     lower, title = "|".join(words.split()), "|".join(word.capitalize() for word in words.split())
     upper = "|".join(word.upper() for word in words.split())
     return re.compile(f"(?:(?<![a-zA-Z])(?:{lower}|{upper})|(?<![A-Z])(?:{title}))(?![a-z])")
@@ -61,8 +65,9 @@ def kind_of(attributes: Mapping[str, str | None], *, is_block: bool) -> ElementK
     """Judges an element.
 
     Args:
-      attributes: of its tag; None: one without a value.
-      is_block: whether it is more than a stretch of text; only blocks are judged by their name.
+      attributes: of its tag; None: an attribute without a value.
+      is_block: True for an element that is more than a span of text; only blocks are judged by
+        name.
     """
     if not attributes:
         return ElementKind.PLAIN

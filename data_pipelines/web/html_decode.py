@@ -1,10 +1,11 @@
-"""Bytes of a web page to text that is safe to parse: the right charset, and no bomb.
+"""Decodes the bytes of a web page to text that is safe to parse.
 
-A parser of HTML takes time or memory that grows with the square of its input on some inputs: many
-nested blocks, many open formatting elements (each paragraph opens them all again), many attributes
-of one element. So what a page would cost is estimated first, in one pass over its tags.
+Finds the charset, and rejects pages that would be too expensive. On some inputs the time or memory
+of an HTML parser grows with the square of the input: many nested blocks, many open formatting
+elements (each paragraph opens all of them again), many attributes of one element. So the cost of a
+page is estimated first, in one pass over its tags.
 
-Labels of charsets are Python's, not the WHATWG's (webencodings): those lack names such as cp932,
+Labels of charsets are Python's, not the WHATWG's (webencodings), which lack names such as cp932,
 latin_1 and mac-greek.
 """
 
@@ -22,9 +23,9 @@ _BOMS = (
     (codecs.BOM_UTF16_BE, "utf-16-be"),
 )
 _META = re.compile(rb"<meta\s[^>]{0,500}?charset\s*=\s*[\"']?\s*([\w.:-]{1,40})", re.IGNORECASE)
-_META_WITHIN = 4096  # bytes; browsers look at 1,024, but pages put it behind scripts
-# What servers call Latin-1 or Shift JIS, browsers read as the larger set that Windows made of it,
-# and pages count on it.
+_META_WITHIN = 4096  # bytes; browsers search 1,024, but some pages put it after scripts
+# Where servers state Latin-1 or Shift JIS, browsers read the larger set of Windows, and pages rely
+# on this.
 _READ_AS = {
     "ascii": "cp1252",
     "iso8859-1": "cp1252",
@@ -53,7 +54,7 @@ _CODECS = (*_FAMILIES, "shift_jis", "cp932", "cp949", "gb18030", "iso2022_jp")
 _TAG = re.compile(r"<(/?[a-zA-Z][^\s/>]{0,30})")
 _LONG_TAG = re.compile(r"<[a-zA-Z][^<]{16384,}")
 _QUOTED = re.compile(r"\"[^\"]*\"|'[^']*'")
-_NEVER_DEEP = frozenset(  # void, closed by what follows, or drawings that close themselves
+_NEVER_DEEP = frozenset(  # void, closed by the next element, or drawings that close themselves
     "area base br col embed hr img input link meta param source track wbr frame keygen html head "
     "body p li dt dd tr td th thead tbody tfoot option optgroup colgroup rb rt rp path circle rect "
     "line use polygon polyline ellipse stop image animate".split()
@@ -64,14 +65,14 @@ _STACK_PER_DEPTH = 4  # elements that close themselves with "/>" are counted as 
 
 @dataclasses.dataclass(frozen=True)
 class HtmlLimits:
-    """What a page may cost.
+    """Limits of a page.
 
     Attributes:
-      max_bytes: of the page as it was sent, unpacked.
+      max_bytes: of the page as the server sent it, unpacked.
       max_depth: of nested elements.
       max_nodes: elements of the page.
       max_attributes: of one element.
-      max_broken: largest share of characters that the charset does not know; a few are common.
+      max_broken: largest share of characters that are not in the charset; a few are common.
     """
 
     max_bytes: int = 10_000_000
@@ -82,14 +83,14 @@ class HtmlLimits:
 
 
 def decode_html(body: bytes, charset: str = "", limits: HtmlLimits = HtmlLimits()) -> str | Reject:
-    """Decodes a page and refuses bombs.
+    """Decodes a page, and rejects pages that would be too expensive to parse.
 
-    The charset is that of a byte order mark, else `charset`, else what a <meta> says, else UTF-8 if
-    the page is that, else windows-1252.
+    The charset is that of a byte order mark, else `charset`, else that of a <meta>, else UTF-8 if
+    the page is valid UTF-8, else windows-1252.
 
     Args:
-      body: the page as it was sent, unpacked.
-      charset: what the server or the archive says; one that is unknown counts as none.
+      body: the page as the server sent it, unpacked.
+      charset: as the server or the archive states it; an unknown one is ignored.
       limits: of size and structure.
 
     Returns:
@@ -100,11 +101,8 @@ def decode_html(body: bytes, charset: str = "", limits: HtmlLimits = HtmlLimits(
     text = _decode(body, charset)
     broken = text.count("\ufffd")
     if broken > limits.max_broken * len(text):
-        return Reject(
-            "broken_text",
-            f"{broken} of {len(text)} characters are not in the page's charset {charset!r}",
-            broken=True,
-        )
+        detail = f"{broken} of {len(text)} characters are not in the page's charset {charset!r}"
+        return Reject("broken_text", detail, broken=True)
     return _bomb(text, limits) or text
 
 
@@ -115,20 +113,20 @@ def _decode(body: bytes, charset: str) -> str:
     meta = _META.search(body, 0, _META_WITHIN)
     for label in (charset, meta.group(1).decode("ascii", "replace") if meta else ""):
         if name := _codec(label):
-            # A page whose meta can be read byte by byte is not in UTF-16, whatever it says.
+            # A page with a <meta> that can be read as ASCII is not in UTF-16, whatever it states.
             return body.decode("utf-8" if meta and name.startswith("utf-16") else name, "replace")
     try:
         return body.decode("utf-8")
     except UnicodeDecodeError as error:
-        # A cut or damaged character in text that is UTF-8 up to there does not make it Latin-1.
+        # Text that is UTF-8 up to a cut or damaged character is UTF-8, not Latin-1.
         is_mostly_utf8 = not body[: error.start].isascii()
         return body.decode("utf-8" if is_mostly_utf8 else "cp1252", "replace")
 
 
 def _codec(label: str) -> str:
-    """Python's name of a charset; "" for one that is unknown, or that no page should be read in.
+    """Returns Python's name of a charset, or "" for an unknown one or one that no page is read in.
 
-    There are codecs that unpack, or take forever.
+    Some of Python's codecs decompress, or take very long.
     """
     try:
         name = codecs.lookup(label.strip().strip("\"'")).name if label else ""
@@ -162,8 +160,6 @@ def _bomb(text: str, limits: HtmlLimits) -> Reject | None:
     for long_tag in _LONG_TAG.finditer(text):
         inside = _QUOTED.sub(" ", long_tag.group()).partition(">")[0]
         if (count := len(inside.replace("/", " ").split())) > limits.max_attributes:
-            return Reject(
-                "html_too_large",
-                f"an element with {count} attributes, at most {limits.max_attributes}",
-            )
+            detail = f"an element with {count} attributes, at most {limits.max_attributes}"
+            return Reject("html_too_large", detail)
     return None

@@ -1,6 +1,6 @@
-"""Which image an <img> of a web page means.
+"""Finds the image that an <img> of a web page refers to.
 
-Lazy loading, sizes to choose from, images within the page.
+Handles lazy loading, several sizes to choose from, and images inside the page.
 """
 
 from __future__ import annotations
@@ -26,24 +26,24 @@ _LAZY = (
 )
 _LAZY_SETS = ("data-srcset", "data-lazy-srcset")
 _DESCRIPTOR = re.compile(r"(\d{1,6}(?:\.\d{1,6})?)([wx])")
-_WIDE_ENOUGH = 640  # pixels: of several sizes the smallest such one, twice what the model sees
+_WIDE_ENOUGH = 640  # pixels: twice the model's input; the smallest size with so many is taken
 _LONGEST_URL = 4096
 _LONGEST_ALT = 1000
 
 
 def picture_of(node: Any, attributes: Mapping[str, str | None], base: str) -> Picture | None:
-    """The picture of an <img>.
+    """Returns the picture of an <img>.
 
-    None without a source, for drawings (SVG), and for what is not fetched (blob:, javascript:).
-
-    Where scripts load images late, `src` is a placeholder: an attribute that they read comes first.
-    Else it is `src`, which old crawlers fetched; a srcset, also of the <source>s of a <picture>,
-    stands in for one that is missing or a placeholder within the page.
+    None for an <img> without a source, for drawings (SVG), and for what is not fetched (blob:,
+    javascript:). On pages where scripts load images late, `src` is a placeholder. So the attributes
+    that these scripts read come first. Then comes `src`, which old crawlers fetched. A srcset, also
+    of the <source>s of a <picture>, is used if `src` is missing or is a placeholder inside the
+    page.
 
     Args:
       node: the element.
-      attributes: of it.
-      base: what its references are relative to.
+      attributes: of the element.
+      base: URL that its references are relative to.
     """
     named = (attributes.get(name) for name in _LAZY)
     source = next((value.strip() for value in named if value and not value.startswith("data:")), "")
@@ -57,25 +57,20 @@ def picture_of(node: Any, attributes: Mapping[str, str | None], base: str) -> Pi
         return _inline(inline.lstrip(), alt) if inline else None
     url = joined(base, source)
     is_drawing = url.partition("?")[0].lower().endswith(".svg")
-    if (
-        not url.startswith(("http://", "https://", "file://"))
-        or len(url) > _LONGEST_URL
-        or is_drawing
-    ):
-        return None
-    return Picture(url, alt=alt)
+    is_fetched = url.startswith(("http://", "https://", "file://")) and len(url) <= _LONGEST_URL
+    return Picture(url, alt=alt) if is_fetched and not is_drawing else None
 
 
 def joined(base: str, reference: str) -> str:
-    """The absolute URL of a reference, without its fragment; "" if it is none."""
+    """Returns the absolute URL of a reference without its fragment, or "" if there is none."""
     try:
         return urllib.parse.urljoin(base, reference.strip()).partition("#")[0] if reference else ""
-    except ValueError:  # an unclosed [ of an IPv6 address, for one
+    except ValueError:  # for example an unclosed [ of an IPv6 address
         return ""
 
 
 def _inline(url: str, alt: str) -> Picture | None:
-    """A picture within the page: data:image/png;base64,..."""
+    """Returns a picture inside the page: data:image/png;base64,..."""
     header, _, payload = url.partition(",")
     media_type = header.removeprefix("data:").partition(";")[0].strip().lower()
     if not header.startswith("data:") or media_type == "image/svg+xml":
@@ -85,13 +80,13 @@ def _inline(url: str, alt: str) -> Picture | None:
         try:
             data = base64.b64decode(data + b"==")
         except binascii.Error:
-            data = b"damaged " + data[:80]  # to be counted as what it is
+            data = b"damaged " + data[:80]  # not an image, so it is counted as damaged
     digest = hashlib.blake2b(data, digest_size=16).hexdigest()
     return Picture(f"data:{media_type},{digest}", data, alt)
 
 
 def _of_picture(parent: Any) -> str:
-    """The best of the <source>s of a <picture>."""
+    """Returns the best image of the <source>s of a <picture>, or ""."""
     node = parent.child if parent is not None and parent.tag == "picture" else None
     while node is not None:
         if node.tag == "source":
@@ -105,22 +100,16 @@ def _of_picture(parent: Any) -> str:
 
 
 def _of_set(attributes: Mapping[str, str | None], names: tuple[str, ...]) -> str:
-    """Of the images of a srcset the smallest that is wide enough, else the widest.
-
-    "" without any.
-    """
+    """Returns the smallest image of a srcset that is wide enough, else the widest, else ""."""
     srcset = next((value for name in names if (value := attributes.get(name))), "")
     found: list[tuple[float, str]] = []
     url = ""
-    for word in srcset.split():  # "a.jpg 1x, b.jpg 2x"; a URL may hold commas inside
+    for word in srcset.split():  # "a.jpg 1x, b.jpg 2x"; a URL can contain commas
         if url:
             descriptor, _, following = word.partition(",")
             match = _DESCRIPTOR.fullmatch(descriptor)
-            width = (
-                float(match.group(1)) * (1 if match.group(2) == "w" else _WIDE_ENOUGH / 2)
-                if match
-                else 0.0
-            )
+            pixels = 1 if match and match.group(2) == "w" else _WIDE_ENOUGH / 2  # of a unit
+            width = float(match.group(1)) * pixels if match else 0.0
             found.append((width, url))
             url = following
         else:

@@ -1,18 +1,20 @@
-"""A web page in HTML to its texts and images in document order.
+"""Converts a web page in HTML to its texts and images in document order.
 
-Title and main body, boilerplate out (paper: A.3.1, after MassiveWeb).
+Keeps the title and the main body, and drops boilerplate (paper, A.3.1, after MassiveWeb).
 
-    bytes --html_decode--> text --parser--> tree --one walk--> runs of text and pictures + spans of blocks --cut, choose the main body--> Page
+    bytes  --html_decode-->  text  --parser-->  tree
+      --one walk-->                         runs of text and pictures + spans of blocks
+      --drop blocks, choose the main body-->  Page
 
 The paper takes the text as MassiveWeb does, from groups of text at the same level of the tree, and
-the images of that same level; it names no rule for finding the level. Here it is the deepest
-element that still holds most of the text left when boilerplate is out; an image outside of it (a
-banner above the article, for one) belongs to another level. An <article> or <main> on the way down,
-and a heading <h1>, stay whole.
+the images of that level. It states no rule for finding the level. Here it is the deepest element
+that contains most of the text left after boilerplate is removed. An image outside of it (for
+example a banner above the article) belongs to another level. An <article> or <main> on the way down
+and a heading <h1> are kept whole.
 
-Blocks are separated by newlines: paragraphs, headings, lists and tables by a blank line, lines and
-items by one newline. Items start with "- " or their number, cells are separated by " | ", <pre>
-keeps its lines and spaces. All other white space is one space.
+Newlines separate blocks: a blank line separates paragraphs, headings, lists and tables; one newline
+separates lines and items. Items start with "- " or their number, " | " separates cells, and <pre>
+keeps its lines and spaces. All other white space becomes one space.
 """
 
 from __future__ import annotations
@@ -35,42 +37,45 @@ _SPACE, _CELL, _LINE, _PARAGRAPH = range(1, 5)
 _PARAGRAPHS = (
     "p h1 h2 h3 h4 h5 h6 ul ol dl pre blockquote table figure hr fieldset details address".split()
 )
-_LINES = "body div section article main li dt dd tr center form header summary caption figcaption legend hgroup noscript".split()
-# What separates a block from its surroundings.
+_LINES = (
+    "body div section article main li dt dd tr center form header summary caption figcaption "
+    "legend hgroup noscript".split()
+)
+# The separator of a block from its surroundings.
 _BLOCKS = (
     dict.fromkeys(_PARAGRAPHS, _PARAGRAPH)
     | dict.fromkeys(_LINES, _LINE)
     | dict.fromkeys(("td", "th"), _CELL)
 )
-# the walk remembers that it is inside of them
+# The walk counts how many of them are open.
 _STATEFUL = frozenset("a pre noscript article main li ul ol".split())
-_UNITS = frozenset(_PARAGRAPHS) - {
-    "table"
-}  # one of them is no level of the tree, however long; tables lay out whole pages
+# They are never the main body, however long. Tables can be: they lay out whole pages.
+_UNITS = frozenset(_PARAGRAPHS) - {"table"}
 _WHOLE = frozenset("body main article".split())  # never cut for their name or their links
 
-_MAIN_SHARE = 0.7  # of the text, that the main body holds
-_HEADING_GROWTH = 1.5  # of the main body, at most, to take in the heading
-_FORM_TEXT = 500  # characters; a <form> with less holds controls
-_FEWEST_LINKS = 3  # of a block that is dropped for holding mostly links
+_MAIN_SHARE = 0.7  # smallest share of the text that the main body contains
+_HEADING_GROWTH = 1.5  # largest factor by which the main body grows to include the heading
+_FORM_TEXT = 500  # characters; a <form> with less is made of controls
+_FEWEST_LINKS = 3  # of a block that is dropped because most of its text is in links
 
-# Spaces and newlines of <pre>, until all other white space is settled.
+# They replace the spaces and newlines of <pre> while all other white space is normalised.
 _PRE_SPACE, _PRE_LINE = "\ue000", "\ue001"
 _TO_PRE = str.maketrans(
     {" ": _PRE_SPACE, "\n": _PRE_LINE, "\t": _PRE_SPACE * 4, "\r": None, "\f": None}
 )
 _FROM_PRE = str.maketrans({_PRE_SPACE: " ", _PRE_LINE: "\n"})
-# What shows nothing: controls, soft hyphens, zero-width spaces, byte order marks, icons of private
-# fonts. Joiners stay, scripts and emoji need them.
+# Invisible characters: controls, soft hyphens, zero-width spaces, byte order marks, icons of
+# private fonts. Joiners are kept, because scripts and emoji need them.
 _UNSEEN = re.compile(
-    "[\x00-\x08\x0b-\x1f\x7f-\x9f\u00ad\u200b\u200e\u200f\u202a-\u202e\u2060\u2066-\u2069\ue002-\uf8ff\ufeff\ufff9-\ufffb]"
+    "[\x00-\x08\x0b-\x1f\x7f-\x9f\u00ad\u200b\u200e\u200f\u202a-\u202e\u2060\u2066-\u2069"
+    "\ue002-\uf8ff\ufeff\ufff9-\ufffb]"
 )
 _BLANK_LINES = re.compile("\n(?: *\n){2,}")
 
 
 @dataclasses.dataclass
 class _Block:
-    """A span of the runs: what one block element holds."""
+    """The span of runs inside one block element."""
 
     kind: ElementKind
     tag: str
@@ -80,14 +85,14 @@ class _Block:
 
 
 class _Image(NamedTuple):
-    """An <img>; which image it means is looked up only if it stays."""
+    """An <img>. Its picture is looked up only if it is kept."""
 
     node: Any
     attributes: Mapping[str, str | None]
 
 
 class _Runs:
-    """What the walk has found, flat, in document order."""
+    """What the walk has found, as flat lists in document order."""
 
     def __init__(self) -> None:
         self.parts: list[str | _Image] = []
@@ -95,7 +100,7 @@ class _Runs:
         self.plain: list[int] = []  # characters of each part outside of links
         self.linked: list[int] = []  # and in links
         self.blocks: list[_Block] = []
-        self._pending = 0  # what the next text is separated by
+        self._pending = 0  # separator before the next text
         self._prefix = ""  # "- " of an item that has no text yet
 
     def text(self, data: str, *, is_link: bool) -> None:
@@ -118,7 +123,7 @@ class _Runs:
         self._add(_Image(node, attributes), 0, 0)
 
     def separate(self, separator: int) -> None:
-        """The strongest one wins."""
+        """Requests a separator before the next text. The strongest one wins."""
         self._pending = max(self._pending, separator)
 
     def item(self, prefix: str) -> None:
@@ -140,15 +145,15 @@ def html_to_page(
     """Extracts the texts and pictures of a page.
 
     Args:
-      body: HTML as it was sent, unpacked; any bytes.
-      url: where it was found: what its references are relative to, but for a <base>.
-      charset: what the server or the archive says of it; "" = nothing.
-      limits: beyond which a page is refused.
+      body: HTML as the server sent it, unpacked; any bytes.
+      url: where it was found. References are relative to it, if there is no <base>.
+      charset: as the server or the archive states it; "" = not stated.
+      limits: a page beyond them is rejected.
 
     Returns:
-      The page; its pictures have no bytes yet, but for those that are part of the page (data:
-      URLs). Or a Reject: html_too_large, html_too_deep, broken_text, or no_text for a page without
-      any.
+      The page. Its pictures have no bytes yet, except those inside the page (data: URLs). Or a
+        Reject:
+      html_too_large, html_too_deep, broken_text, or no_text for a page without text.
     """
     from selectolax.lexbor import LexborHTMLParser
 
@@ -171,7 +176,7 @@ def html_to_page(
 
 
 def _head(head: Any) -> tuple[str, str]:
-    """The title and the href of the first <base>."""
+    """Returns the title and the href of the first <base>."""
     title = base = ""
     node = head.child if head else None
     while node is not None:
@@ -184,14 +189,14 @@ def _head(head: Any) -> tuple[str, str]:
 
 
 def _walk(body: Any, limits: HtmlLimits) -> _Runs | Reject:
-    """Walks the tree with a stack of its own: pages are deeper than Python's."""
+    """Walks the tree with an explicit stack: pages are deeper than Python's recursion limit."""
     runs = _Runs()
     runs.blocks.append(_Block(ElementKind.PLAIN, "body", -1, 0))
-    # of the open elements: tag, their block (-1: none), what follows them
+    # For each open element: its tag, its block (-1: no block), and the node that follows it.
     stack: list[tuple[str, int, Any]] = []
     node, block = body.child, 0
     links = preformatted = noscript = articles = 0
-    # of the open lists: number of the last item, -1 for a list without numbers
+    # For each open list: the number of its last item, or -1 for a list without numbers.
     counters: list[int] = []
     num_nodes = 0
     while True:
@@ -219,14 +224,14 @@ def _walk(body: Any, limits: HtmlLimits) -> _Runs | Reject:
             return Reject("html_too_large", f"more than {4 * limits.max_nodes} nodes")
         tag, current, node = node.tag, node, node.next
         if tag == "-text":
-            if not noscript:  # it asks for a browser with scripts
+            if not noscript:  # its text asks for a browser with scripts
                 data = current.text_content or ""
                 runs.verbatim(data) if preformatted else runs.text(data, is_link=links > 0)
             continue
         if tag == "br":
             runs.separate(_LINE)
             continue
-        # No element: a comment ("-comment"), or an instruction such as <?xml ?> (no tag).
+        # A comment ("-comment") or an instruction such as <?xml ?> (no tag) is no element.
         if not tag or tag[0] == "-" or tag in SKIPPED_TAGS or (tag == "header" and not articles):
             continue
         attributes = current.attributes
@@ -238,7 +243,7 @@ def _walk(body: Any, limits: HtmlLimits) -> _Runs | Reject:
             runs.image(current, attributes)
             continue
         if tag == "a" and "href" not in attributes:
-            tag = "span"  # the name of a place, no link
+            tag = "span"  # an anchor, not a link
         opened = -1
         if is_block:
             runs.separate(_BLOCKS[tag])
@@ -269,8 +274,8 @@ def _main_body(runs: _Runs) -> list[tuple[int, str | _Image]]:
     linked = list(itertools.accumulate(runs.linked, initial=0))
     num_links = list(itertools.accumulate((size > 0 for size in runs.linked), initial=0))
     is_cut = bytearray(len(runs.parts))
-    # Inner blocks first: what is cut from them no longer counts for the outer ones. A block comes
-    # before those inside it.
+    # Inner blocks are judged first: text cut from them no longer counts for the outer ones. In the
+    # list a block comes before the blocks inside it.
     gone_plain, gone_linked, gone_links = ([0] * len(runs.blocks) for _ in range(3))
     for index in range(len(runs.blocks) - 1, 0, -1):
         block = runs.blocks[index]
@@ -304,9 +309,14 @@ def _main_body(runs: _Runs) -> list[tuple[int, str | _Image]]:
 
 
 def _is_boilerplate(block: _Block, plain: int, linked: int, num_links: int, *, most: int) -> bool:
-    """Whether to cut a block with so many characters outside and inside of its links; `most`.
+    """Returns True if a block is to be cut.
 
-    Half of the page's.
+    Args:
+      block: the block.
+      plain: its characters outside of links.
+      linked: its characters in links.
+      num_links: number of its links.
+      most: half of the page's characters. A suspect block with more is kept.
     """
     if block.kind is ElementKind.FOREIGN:
         return True
@@ -320,7 +330,12 @@ def _is_boilerplate(block: _Block, plain: int, linked: int, num_links: int, *, m
 
 
 def _level(blocks: list[_Block], sizes: list[int]) -> _Block:
-    """The main body; sizes[i]: plain characters that are left before part i."""
+    """Returns the main body.
+
+    Args:
+      blocks: all blocks, in document order.
+      sizes: sizes[i] is the number of plain characters that are left before part i.
+    """
 
     def size(block: _Block) -> int:
         return sizes[block.end] - sizes[block.start]
@@ -347,7 +362,7 @@ def _level(blocks: list[_Block], sizes: list[int]) -> _Block:
 def _parts(
     body: list[tuple[int, str | _Image]], title: str, base: str
 ) -> tuple[str | Picture, ...]:
-    """Joins what lies between two pictures into one text, the title before the first."""
+    """Joins everything between two pictures to one text, and puts the title before the first."""
     parts: list[str | Picture] = []
     runs: list[str] = []
 
@@ -368,7 +383,7 @@ def _parts(
     title = _finished(title)
     first = parts[0] if parts and isinstance(parts[0], str) else ""
     heading = first.partition("\n")[0]
-    # The heading often is the title, with or without the name of the site.
+    # Often the heading is the title, with or without the name of the site.
     if not title or (heading in title and 3 * len(heading) >= len(title)):
         return tuple(parts)
     if first:

@@ -1,15 +1,15 @@
-"""Fetches images over HTTP for pages whose archive lacks them; off unless it is asked for.
+"""Fetches images over HTTP for pages without images in their archive; off by default.
 
-URLs come from anyone's pages, so nothing in them is trusted:
-- only http and https, on their default ports; names are resolved once, every address must be a
-  public one, and the connection goes to the address that was checked (a second lookup could answer
-  otherwise); each redirect is checked anew;
-- a request has one deadline for all of it, however slowly bytes drip in, and a limit of bytes;
-  redirects are limited;
-- a host is asked again only after `interval` seconds, or what its robots.txt asks for; what that
+The URLs come from arbitrary pages, so nothing in them is trusted:
+- Only http and https on their default ports are allowed. Names are resolved once, every address
+  must be a public one, and the connection goes to the checked address, since a second lookup could
+  give another one. Each redirect is checked again.
+- A request has one deadline for everything, however slowly the bytes arrive, and a limit of bytes.
+  The number of redirects is limited.
+- A host is asked again after `interval` seconds, or after the delay in its robots.txt. What this
   file forbids is not fetched.
-Limits per host hold within one process: with many workers, give each its own hosts, or a longer
-interval.
+Limits per host hold within one process. With many workers, give each worker different hosts, or a
+longer interval.
 """
 
 from __future__ import annotations
@@ -38,24 +38,24 @@ Resolve = Callable[[str, int], list[str]]
 _REDIRECTS = (301, 302, 303, 307, 308)
 _NOT_NOW = (408, 429, 500, 502, 503, 504)
 _CHUNK = 1 << 16
-_NAME = "flamingo_jax"  # that a robots.txt calls us by
+_NAME = "flamingo_jax"  # our name in a robots.txt
 _NOTHING_ALLOWED = ["User-agent: *", "Disallow: /"]
 _ROBOTS_BYTES = 500_000
 _HOSTS_KNOWN = 10_000
-_LONGEST_DELAY = 60.0  # seconds; a host that asks for more is left alone
+_LONGEST_DELAY = 60.0  # seconds; a host that asks for more is not asked
 _EMBEDDED = ipaddress.ip_network("64:ff9b::/96")  # NAT64: an IPv4 address in the last 32 bits
 
 
 @dataclasses.dataclass(frozen=True)
 class FetchLimits:
-    """What a fetch may cost.
+    """Limits of a fetch.
 
     Attributes:
-      seconds: for one request, from the connection to its last byte; a redirect is a new one.
+      seconds: for one request, from the connection to its last byte; a redirect is a new request.
       max_bytes: of the image.
       max_redirects: of one request.
       interval: seconds between the starts of two requests to one host.
-      ports: that may be asked.
+      ports: allowed ports.
     """
 
     seconds: float = 20.0
@@ -66,9 +66,10 @@ class FetchLimits:
 
 
 def is_public(address: str) -> bool:
-    """Whether an IP address is one of the open internet.
+    """Returns True for an IP address of the public internet.
 
-    Not private, loopback, link-local, multicast or reserved, nor a way around that.
+    False for a private, loopback, link-local, multicast or reserved address, and for an address
+    that leads to one of them.
     """
     try:
         ip: Address = ipaddress.ip_address(address.partition("%")[0])
@@ -95,10 +96,10 @@ class ImageFetcher:
     """Fetches images, politely: call it with a URL.
 
     Args:
-        limits: of time, size and hosts.
-        resolve: host, port -> addresses.
-        is_allowed: which addresses may be connected to.
-        sleep: waits for some seconds.
+      limits: of time, size and hosts.
+      resolve: host, port -> addresses.
+      is_allowed: returns True for an address that may be connected to.
+      sleep: waits for a number of seconds.
     """
 
     def __init__(
@@ -109,27 +110,23 @@ class ImageFetcher:
         is_allowed: Callable[[str], bool] = is_public,
         sleep: Callable[[float], None] = time.sleep,
     ):
-        self._limits, self._resolve, self._is_allowed, self._sleep = (
-            limits,
-            resolve,
-            is_allowed,
-            sleep,
-        )
+        self._limits, self._resolve = limits, resolve
+        self._is_allowed, self._sleep = is_allowed, sleep
         self._next: collections.OrderedDict[str, float] = collections.OrderedDict()
-        # Per instance: a cache of the class would keep instances alive.
+        # One cache per instance: a cache of the class would keep instances alive.
         self._rules = functools.lru_cache(maxsize=_HOSTS_KNOWN)(self._read_rules)
 
     def __call__(self, url: str) -> bytes | Reject:
-        """Returns the bytes of an image, or why there are none.
+        """Returns the bytes of an image, or a Reject.
 
-        Reasons: fetch_refused (by us), fetch_disallowed (by robots.txt), fetch_failed,
-            not_an_image, image_too_large.
+        The reasons: fetch_refused (by our rules), fetch_disallowed (by robots.txt), fetch_failed,
+        not_an_image, image_too_large.
         """
         try:
             return self._get(url, self._limits.max_bytes, accept="image/", use_rules=True)
         except _Refused as refused:
             return _reject(refused.reason, f"{refused}")
-        # ValueError: a URL or header that is none
+        # ValueError: an invalid URL or header
         except (OSError, http.client.HTTPException, ValueError) as error:
             return _reject("fetch_failed", f"{error!r}")
 
@@ -141,11 +138,8 @@ class ImageFetcher:
                 self._ask(parts, host, url)
             address = self._address(host, port)
             target = urllib.parse.quote(parts.path or "/", safe="/%:@!$&'()*+,;=~-._")
-            target += (
-                f"?{urllib.parse.quote(parts.query, safe='/%:@!$&()*+,;=~-._?')}"
-                if parts.query
-                else ""
-            )
+            if parts.query:
+                target += f"?{urllib.parse.quote(parts.query, safe='/%:@!$&()*+,;=~-._?')}"
             with _connection(parts.scheme, host, port, address, self._limits.seconds) as connection:
                 headers = {
                     "User-Agent": USER_AGENT,
@@ -163,48 +157,40 @@ class ImageFetcher:
                 if not media_type.startswith((accept, "application/octet-stream")):
                     raise _Refused("not_an_image", f"{url} is {media_type:.60}")
                 return _body(response, max_bytes)
-        raise _Refused(
-            "fetch_failed", f"more than {self._limits.max_redirects} redirects, last to {url:.200}"
-        )
+        detail = f"more than {self._limits.max_redirects} redirects, last to {url:.200}"
+        raise _Refused("fetch_failed", detail)
 
     def _checked(self, parts: urllib.parse.SplitResult) -> tuple[str, int]:
         if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise _Refused(
-                "fetch_refused", f"{parts.geturl():.200}: expected http or https, and a host"
-            )
+            detail = f"{parts.geturl():.200}: expected http or https, and a host"
+            raise _Refused("fetch_refused", detail)
         port = parts.port or (443 if parts.scheme == "https" else 80)
         if port not in self._limits.ports:
-            raise _Refused(
-                "fetch_refused",
-                f"{parts.geturl():.200}: port {port} is none of {sorted(self._limits.ports)}",
-            )
+            detail = f"{parts.geturl():.200}: port {port} is none of {sorted(self._limits.ports)}"
+            raise _Refused("fetch_refused", detail)
         return parts.hostname, port
 
     def _address(self, host: str, port: int) -> str:
-        """An address of a host.
+        """Returns an address of a host.
 
-        All must be allowed, so that no other one can be had by asking again.
+        All addresses must be allowed, so that asking again cannot give a forbidden one.
         """
         addresses = self._resolve(host, port)
         forbidden = [address for address in addresses if not self._is_allowed(address)]
         if forbidden or not addresses:
-            raise _Refused(
-                "fetch_refused",
-                f"{host} has the address {', '.join(forbidden) or 'none'}, which is not public",
-            )
+            found = ", ".join(forbidden) or "none"
+            raise _Refused("fetch_refused", f"{host} has the address {found}, which is not public")
         return addresses[0]
 
     def _ask(self, parts: urllib.parse.SplitResult, host: str, url: str) -> None:
-        """Waits for the host's turn; raises if its robots.txt forbids the URL."""
+        """Waits until the host may be asked. Raises if its robots.txt forbids the URL."""
         rules = self._rules(parts.scheme, parts.netloc.rpartition("@")[2])
         if not rules.can_fetch(_NAME, url):
             raise _Refused("fetch_disallowed", f"robots.txt of {host} forbids {url:.200}")
         delay = max(self._limits.interval, float(rules.crawl_delay(_NAME) or 0))
         if delay > _LONGEST_DELAY:
-            raise _Refused(
-                "fetch_disallowed",
-                f"robots.txt of {host} asks for {delay} seconds between requests",
-            )
+            detail = f"robots.txt of {host} asks for {delay} seconds between requests"
+            raise _Refused("fetch_disallowed", detail)
         now = time.monotonic()
         turn = max(now, self._next.pop(host, now))
         self._next[host] = turn + delay
@@ -214,15 +200,14 @@ class ImageFetcher:
             self._sleep(turn - now)
 
     def _read_rules(self, scheme: str, netloc: str) -> urllib.robotparser.RobotFileParser:
-        """robots.txt of a host, as RFC 9309 says.
+        """Reads the robots.txt of a host, as RFC 9309 says.
 
-        None (4xx) allows everything, a server in trouble (5xx, no answer) nothing.
+        A missing file (4xx) allows everything. A server error (5xx, no answer) allows nothing.
         """
         rules = urllib.robotparser.RobotFileParser()
         try:
-            text = self._get(
-                f"{scheme}://{netloc}/robots.txt", _ROBOTS_BYTES, accept="", use_rules=False
-            )
+            url = f"{scheme}://{netloc}/robots.txt"
+            text = self._get(url, _ROBOTS_BYTES, accept="", use_rules=False)
             rules.parse(text.decode("utf-8", "replace").splitlines())
         except _Status as status:
             rules.parse(_NOTHING_ALLOWED if status.status in _NOT_NOW else [])
@@ -247,14 +232,17 @@ class _Status(http.client.HTTPException):
 def _connection(
     scheme: str, host: str, port: int, address: str, seconds: float
 ) -> Iterator[http.client.HTTPConnection]:
-    """A connection to an address in the name of a host, which is cut when its time is over, whatever it is doing then."""
+    """Connects to an address under the name of a host.
+
+    The connection is cut when its time is over, whatever it is doing then.
+    """
     connection = http.client.HTTPConnection(host, port, timeout=seconds)
     link = socket.create_connection((address, port), timeout=seconds)
     is_over = threading.Event()
 
     def cut() -> None:
         is_over.set()
-        with contextlib.suppress(OSError):  # it has ended
+        with contextlib.suppress(OSError):  # the connection has ended already
             link.shutdown(socket.SHUT_RDWR)
 
     alarm = threading.Timer(seconds, cut)
@@ -271,7 +259,7 @@ def _connection(
         alarm.cancel()
         connection.close()
         link.close()
-        if is_over.is_set():  # what was read before looks like an answer, or fails in many ways
+        if is_over.is_set():  # a cut answer can look complete, or fail in many ways
             raise TimeoutError(f"{host} has taken more than {seconds} seconds")
 
 
@@ -288,9 +276,5 @@ def _body(response: http.client.HTTPResponse, max_bytes: int) -> bytes:
 
 
 def _reject(reason: str, detail: str) -> Reject:
-    return Reject(
-        reason,
-        detail,
-        unit="image",
-        broken=reason in ("fetch_failed", "not_an_image", "image_too_large"),
-    )
+    broken = reason in ("fetch_failed", "not_an_image", "image_too_large")
+    return Reject(reason, detail, unit="image", broken=broken)

@@ -1,6 +1,6 @@
-"""Which language a page is written in.
+"""Finds the language of a page.
 
-The stop words that the quality filter asks for are English ones.
+The quality filter has stop words of English only.
 """
 
 from __future__ import annotations
@@ -12,26 +12,26 @@ from typing import Any
 
 from data_pipelines.page import Page, Reject
 
-_LONGEST = 2_000  # characters that are looked at: more do not change the answer
+_LONGEST = 2_000  # characters that are classified; more do not change the answer
 
 
 def of_language(
     page: Page, languages: Collection[str], min_probability: float = 0.5
 ) -> Page | Reject:
-    """Keeps the pages of some languages.
+    """Keeps pages in some languages.
 
-    What the page says of itself is not asked: templates say "en" of pages in any language.
+    The language that a page states is ignored: templates state "en" for pages in any language.
 
     Args:
-      page: its text counts.
-      languages: ISO 639-1 codes; none: all.
+      page: its text is classified.
+      languages: ISO 639-1 codes; empty: all languages.
       min_probability: of the most likely language.
 
     Returns:
       The page with the language that was found, or a Reject for "language".
 
     Raises:
-      ValueError: a language that the classifier does not know.
+      ValueError: the classifier does not know a language.
     """
     if not languages:
         return page
@@ -54,7 +54,7 @@ def check_languages(languages: Collection[str]) -> None:
 
 @functools.cache
 def _classifier() -> Any:
-    """The model, once for each process."""
+    """Loads the model, once in each process."""
     from py3langid.langid import MODEL_FILE, LanguageIdentifier
 
     return LanguageIdentifier.from_model_file(MODEL_FILE, norm_probs=True)

@@ -1,8 +1,8 @@
-"""The bytes of the pictures of a page, and which of them are worth keeping (paper: A.3.1).
+"""Finds the bytes of the pictures of a page, and chooses which to keep (paper, A.3.1).
 
-The paper drops images whose width or height is below 64 pixels, that are more than three times as
-wide as high or as high as wide, and that show a single colour, and pages that are left without an
-image. An image that a page shows twice stays where it stands first.
+The paper drops images with a width or height below 64 pixels, with an aspect ratio above three, or
+of a single colour; and pages that have no image left. An image that a page shows twice is kept at
+its first place.
 """
 
 from __future__ import annotations
@@ -20,27 +20,27 @@ from data_pipelines.page import Page, Picture, Reject
 from flamingo_jax.data.images import read
 from flamingo_jax.data.schema import CorruptRecord
 
-# The bytes of the image of a URL, or None: not here; or why there are none.
+# Returns the bytes of the image of a URL, None if this source does not have it, or a Reject.
 Find = Callable[[str], bytes | Reject | None]
 
 SUFFIXES = ("", ".jpg", ".jpeg", ".png", ".webp", ".gif")
 
-# how its files start, also those of phones that hold a preview behind the image, which PIL takes
-# for animations
+# The start of JPEG files, also of those by phones with a preview after the image, which PIL reads
+# as animations.
 _JPEG = b"\xff\xd8"
-_STORED = ("PNG", "WEBP")  # beside JPEG
+_STORED = ("PNG", "WEBP")  # formats that are stored as they are, in addition to JPEG
 _PNG_MODES = ("L", "LA", "P", "RGB", "RGBA")
-_PROBE = 64  # pixels: side at which colours are looked at
-_ONE_COLOUR = 4  # of 255: what compression makes of a single colour
+_PROBE = 64  # pixels: side of the image in which colours are compared
+_ONE_COLOUR = 4  # of 255: largest difference that compression makes of a single colour
 
 
 @dataclasses.dataclass(frozen=True)
 class ImageLimits:
-    """Which images stay; the numbers are the paper's, but for max_bytes.
+    """Which images are kept; the numbers are the paper's, except max_bytes.
 
     Attributes:
-      min_side: pixels of width and height.
-      max_aspect: longer side by shorter side.
+      min_side: smallest width and height, in pixels.
+      max_aspect: longer side divided by shorter side.
       max_bytes: of the file.
     """
 
@@ -50,20 +50,19 @@ class ImageLimits:
 
 
 def keep_image(data: bytes, limits: ImageLimits = ImageLimits()) -> Reject | None:
-    """Whether an encoded image is worth keeping.
+    """Returns None for an encoded image that is kept, else why it is not.
 
     Args:
       data: the file; any bytes.
       limits: the thresholds.
 
     Returns:
-      None if it is, else a Reject of an image: image_too_small, image_aspect, single_colour;
-      damaged: empty_image, not_an_image, truncated_image, image_too_large.
+      None, or a Reject of an image: image_too_small, image_aspect, single_colour; or, damaged:
+      empty_image, not_an_image, truncated_image, image_too_large.
     """
     if len(data) > limits.max_bytes:
-        return _reject(
-            "image_too_large", f"{len(data)} bytes or more, at most {limits.max_bytes}", broken=True
-        )
+        detail = f"{len(data)} bytes or more, at most {limits.max_bytes}"
+        return _reject("image_too_large", detail, broken=True)
     try:
         info = read.probe(data)
         width, height = info.width, info.height
@@ -71,10 +70,10 @@ def keep_image(data: bytes, limits: ImageLimits = ImageLimits()) -> Reject | Non
             return _reject("image_too_small", f"{width} x {height} pixels")
         if max(width, height) > limits.max_aspect * min(width, height):
             return _reject("image_aspect", f"{width} x {height} pixels")
-        pixels = read.decode(data, _PROBE)  # also tells whether the file is whole
+        pixels = read.decode(data, _PROBE)  # raises also if the file is truncated
     except CorruptRecord as error:
         return _reject(error.reason, str(error), broken=True)
-    # The middle of the square is image, the rest padding. At aspect 3 a third of the side is left.
+    # The image is in the middle of the square, the rest is padding. At aspect 3 it has a third.
     rows, columns = (max(1, round(side * _PROBE / max(width, height))) for side in (height, width))
     top, left = (_PROBE - rows) // 2, (_PROBE - columns) // 2
     inner = pixels[top : top + rows, left : left + columns].reshape(-1, 3)
@@ -84,9 +83,10 @@ def keep_image(data: bytes, limits: ImageLimits = ImageLimits()) -> Reject | Non
 
 
 def as_stored(data: bytes) -> bytes:
-    """Returns an image that `keep_image` keeps as records hold it.
+    """Returns an image that `keep_image` keeps in the form that records store.
 
-    JPEG, PNG and WebP as they are, anything else and the first frame of an animation as PNG.
+    JPEG, PNG and WebP are not changed. All other images, and the first frame of an animation,
+    become PNG.
 
     Raises:
       CorruptRecord: it cannot be decoded.
@@ -111,16 +111,17 @@ def as_stored(data: bytes) -> bytes:
 def with_images(
     page: Page, find: Find, limits: ImageLimits = ImageLimits()
 ) -> tuple[Page | Reject, list[Reject]]:
-    """Gives the pictures of a page their bytes and drops those that are not to be kept.
+    """Adds the bytes to the pictures of a page, and drops pictures that are not kept.
 
     Args:
-      page: its pictures may have bytes already.
+      page: its pictures can have bytes already.
       find: where to look for the others.
       limits: of images.
 
     Returns:
-      The page, or a Reject for no_image_left; and one Reject for each image left out, of
-      keep_image's reasons, missing_image, duplicate_image, or what `find` says.
+      The page, or a Reject for no_image_left; and one Reject for each image left out, with a reason
+        of
+      keep_image, missing_image, duplicate_image, or the reason that `find` gives.
     """
     parts: list[str | Picture] = []
     rejects: list[Reject] = []
@@ -128,7 +129,7 @@ def with_images(
     contents: set[bytes] = set()
     for part in page.parts:
         if isinstance(part, str):
-            # Texts that an image has stood between are one text now.
+            # Joins two texts if the image between them was dropped.
             if parts and isinstance(parts[-1], str):
                 parts[-1] = f"{parts[-1]}\n{part}"
             else:
@@ -145,18 +146,20 @@ def with_images(
         if isinstance(data, bytes):
             parts.append(dataclasses.replace(part, data=data))
         else:
-            rejects.append(
-                dataclasses.replace(data, detail=f"{part.source}: {data.detail}", unit="image")
-            )
+            detail = f"{part.source}: {data.detail}"
+            rejects.append(dataclasses.replace(data, detail=detail, unit="image"))
     if not any(isinstance(part, Picture) for part in parts):
         return Reject("no_image_left", page.url), rejects
     return dataclasses.replace(page, parts=tuple(parts)), rejects
 
 
 def _kept(data: bytes, limits: ImageLimits, seen: set[bytes]) -> bytes | Reject:
-    """The image as it is stored, or why it is left out; `seen`.
+    """Returns the image in the form that records store, or why it is left out.
 
-    Hashes of the images that the page has shown before.
+    Args:
+      data: the file.
+      limits: the thresholds.
+      seen: hashes of the images that the page has shown before; gets the hash of this one.
     """
     if reject := keep_image(data, limits):
         return reject
@@ -175,18 +178,18 @@ def local_image(
 ) -> bytes | None:
     """Reads the image of a URL from a folder of images that were fetched before.
 
-    Looked for are DIR/<sha256 of the URL, in hex>, with and without a suffix, DIR/<host>/<path of
-    the URL>, DIR/<path of the URL> and DIR/<last component of the path>. No URL leads out of the
-    folder; links in it are followed.
+    It looks for DIR/<sha256 of the URL, in hex>, with and without a suffix, DIR/<host>/<path of the
+    URL>, DIR/<path of the URL> and DIR/<last component of the path>. No URL leads out of the
+    folder. Links in the folder are followed.
 
     Args:
       folder: DIR.
       url: absolute.
-      max_bytes: of the file; of a longer one max_bytes + 1 are returned, so that it is seen to be
-          too long.
+      max_bytes: largest file. Of a longer one max_bytes + 1 bytes are returned, so that the caller
+        can detect it.
 
     Returns:
-      The file, or None: there is none.
+      The file, or None if there is none.
     """
     digest = hashlib.sha256(url.encode("utf-8", "surrogatepass")).hexdigest()
     names = [f"{digest}{suffix}" for suffix in SUFFIXES]
@@ -195,13 +198,10 @@ def local_image(
     except ValueError:
         split = urllib.parse.SplitResult("", "", "", "", "")
     components = [part for part in urllib.parse.unquote(split.path).split("/") if part]
-    if components and not any(
-        part in (".", "..") or "\\" in part or "\0" in part for part in components
-    ):
+    if components and all(map(_is_file_name, components)):
         path = "/".join(components)
-        names += (
-            [f"{split.hostname}/{path}"] if split.hostname and split.hostname.strip(".") else []
-        )
+        if split.hostname and split.hostname.strip("."):
+            names.append(f"{split.hostname}/{path}")
         names += [path, components[-1]]
     for name in names:
         try:
@@ -209,9 +209,13 @@ def local_image(
             if file.is_file():
                 with file.open("rb") as opened:
                     return opened.read(max_bytes + 1)
-        except OSError:  # a name that is too long, for one
+        except OSError:  # for example a name that is too long
             continue
     return None
+
+
+def _is_file_name(part: str) -> bool:
+    return part not in (".", "..") and "\\" not in part and "\0" not in part
 
 
 def _reject(reason: str, detail: str, *, broken: bool = False) -> Reject:

@@ -1,10 +1,12 @@
-"""Reads WARC files, the format of web archives: the pages and images of a crawl, by random access.
+"""Reads WARC files, the format of web archives: pages and images of a crawl, by random access.
 
-    FILE.warc.gz = one gzip member per record --index--> Entry(url, media type, place), one pass, nothing held --read--> Response(body)
+    FILE.warc.gz, one gzip member per record
+      --index-->  Entry(url, media type, place), in one pass with constant memory
+      --read-->   Response(body)
 
-What counts is a `response` with status 200; other records (requests, revisits, redirects, errors,
-metadata) are passed over, without being counted. A file that ends early gives what is whole of it
-and then a Reject; behind a damaged member reading goes on at the next one that holds a record.
+Only `response` records with status 200 count. Other records (requests, revisits, redirects, errors,
+metadata) are skipped and not counted. A file that ends early yields its complete records and then a
+Reject. After a damaged member, reading continues at the next member that contains a record.
 """
 
 from __future__ import annotations
@@ -26,10 +28,10 @@ HTML_TYPES = ("text/html", "application/xhtml+xml")
 _MAGIC = b"\x1f\x8b\x08"  # gzip, deflate
 _GZIP = 31  # zlib's name for a gzip header, window of 32 KiB
 _CHUNK = 1 << 16
-_HEAD = 1 << 16  # bytes of a record that its headers are looked for in
-_LARGEST_RECORD = 1 << 32  # unpacked; beyond, it is a bomb
-_OVERHEAD = 1 << 17  # of a record beside its body: headers, packing, sizes of chunks
-_BETWEEN = 64  # bytes between two records; 4 by the standard
+_HEAD = 1 << 16  # bytes: the headers of a record must be within the first of them
+_LARGEST_RECORD = 1 << 32  # bytes, unpacked; a larger record is a decompression bomb
+_OVERHEAD = 1 << 17  # bytes of a record in addition to its body: headers, packing, sizes of chunks
+_BETWEEN = 64  # largest number of bytes between two records; the standard says 4
 _EXPECTED = (
     "one gzip member per record, as crawlers write them (warcio recompress makes such files)"
 )
@@ -42,12 +44,12 @@ _UNTYPED = ("", "application/octet-stream", "binary/octet-stream")
 
 @dataclasses.dataclass(frozen=True)
 class Place:
-    """Where a record lies.
+    """Where a record is stored.
 
     Attributes:
       file: path of the WARC file.
-      offset: of its first byte there.
-      length: in bytes, as it is stored.
+      offset: of the record's first byte.
+      length: stored bytes.
     """
 
     file: str
@@ -60,9 +62,9 @@ class Entry:
     """What the headers of a response say.
 
     Attributes:
-      url: that it is the response to.
+      url: the URL that was requested.
       media_type: lower case, without parameters; "" = not stated.
-      place: where it lies.
+      place: where the response is stored.
     """
 
     url: str
@@ -71,12 +73,11 @@ class Entry:
 
     @property
     def is_html(self) -> bool:
-        """Whether it is a page."""
         return self.media_type in HTML_TYPES
 
     @property
     def is_image(self) -> bool:
-        """Whether it is an image other than a drawing; what has no type is judged by its name."""
+        """True for an image that is not SVG. Without a type, the file name decides."""
         if self.media_type in _UNTYPED:
             return bool(_IMAGE_NAME.search(self.url.partition("?")[0]))
         return self.media_type.startswith("image/") and self.media_type != "image/svg+xml"
@@ -84,12 +85,12 @@ class Entry:
 
 @dataclasses.dataclass(frozen=True)
 class Response:
-    """A response, unpacked.
+    """An unpacked response.
 
     Attributes:
-      url: that it is the response to.
-      body: its content, without encodings of the transfer.
-      charset: that the archive identified, else that the server stated; "" = neither.
+      url: the URL that was requested.
+      body: content, without the encodings of the transfer.
+      charset: as identified by the archive, else as stated by the server; "" = neither.
     """
 
     url: str
@@ -98,10 +99,10 @@ class Response:
 
 
 def index(path: str) -> Iterator[Entry | Reject]:
-    """Yields the entries of all pages and images of a file, in order, in one pass and constant memory.
+    """Yields the entries of all pages and images of a file, in order, in one pass.
 
-    A Reject (damaged) stands for: unreadable_file, truncated_file, damaged_record; the last one
-    once for each stretch that is lost.
+    The memory is constant. A Reject (damaged) has the reason unreadable_file, truncated_file or
+    damaged_record; the last one comes once for each stretch of the file that is lost.
     """
     try:
         with epath.Path(path).open("rb") as file:
@@ -112,11 +113,8 @@ def index(path: str) -> Iterator[Entry | Reject]:
             elif start == b"WAR":
                 records = _plain(file)
             else:
-                yield Reject(
-                    "unreadable_file",
-                    f"{path} is no WARC file: it starts with {start!r}",
-                    broken=True,
-                )
+                detail = f"{path} is no WARC file: it starts with {start!r}"
+                yield Reject("unreadable_file", detail, broken=True)
                 return
             for record in records:
                 if isinstance(record, Reject):
@@ -135,9 +133,9 @@ def read(place: Place, max_bytes: int, file: BinaryIO | None = None) -> Response
 
     Args:
       place: of an entry.
-      max_bytes: of the body; of a longer one max_bytes + 1 are returned, so that it is seen to be
-          too long.
-      file: place.file, open for reading, where several are read from it.
+      max_bytes: largest body. Of a longer one max_bytes + 1 bytes are returned, so that the caller
+        can detect it.
+      file: place.file, open for reading, for a caller that reads several entries from it.
 
     Returns:
       The response, or a Reject (damaged) for damaged_record or unreadable_file.
@@ -167,7 +165,7 @@ def read(place: Place, max_bytes: int, file: BinaryIO | None = None) -> Response
 
 
 def _entry(head: bytes, place: Place) -> Entry | Reject | None:
-    """The entry of a record by its first bytes; None for one that is passed over."""
+    """Parses the first bytes of a record. Returns None for a record that is skipped."""
     if not _IS_RESPONSE.search(head.partition(b"\r\n\r\n")[0]):
         return None
     try:
@@ -211,23 +209,16 @@ def _at_most(stream: Any, size: int) -> bytes:
 
 
 def _members(file: BinaryIO) -> Iterator[tuple[int, int, bytes] | Reject]:
-    """Yields (offset, length, first bytes unpacked) of each gzip member that holds a record."""
+    """Yields (offset, length, first unpacked bytes) of each gzip member that contains a record."""
     offset, lost = 0, None
     while True:
         found = _member(file, offset)
         if isinstance(found, _Member):
             if lost:
-                yield Reject(
-                    "damaged_record",
-                    f"the record at byte {lost[0]} cannot be unpacked",
-                    broken=True,
-                )
-            if _holds_more(found):
-                yield Reject(
-                    "unreadable_file",
-                    f"the gzip member at byte {offset} holds several records; expected {_EXPECTED}",
-                    broken=True,
-                )
+                yield _not_unpacked(lost[0])
+            if _has_more_records(found):
+                detail = f"the gzip member at byte {offset} holds several records"
+                yield Reject("unreadable_file", f"{detail}; expected {_EXPECTED}", broken=True)
                 return
             yield offset, found.length, found.head
             offset, lost = offset + found.length, None
@@ -239,27 +230,38 @@ def _members(file: BinaryIO) -> Iterator[tuple[int, int, bytes] | Reject]:
             continue
         start, what = lost
         if what == "damaged":
-            yield Reject(
-                "damaged_record", f"the record at byte {start} cannot be unpacked", broken=True
-            )
+            yield _not_unpacked(start)
         elif what == "truncated":
-            yield Reject(
-                "truncated_file", f"it ends within the record at byte {start}", broken=True
-            )
+            yield _ends_within(start)
         return
+
+
+def _not_unpacked(start: int) -> Reject:
+    detail = f"the record at byte {start} cannot be unpacked"
+    return Reject("damaged_record", detail, broken=True)
+
+
+def _ends_within(start: int) -> Reject:
+    return Reject("truncated_file", f"it ends within the record at byte {start}", broken=True)
 
 
 @dataclasses.dataclass(frozen=True)
 class _Member:
-    """A gzip member: its bytes in the file, its bytes unpacked, and the first of these."""
+    """A gzip member.
+
+    Attributes:
+      length: bytes in the file.
+      size: unpacked bytes.
+      head: the first unpacked bytes.
+    """
 
     length: int
     size: int
     head: bytes
 
 
-def _holds_more(member: _Member) -> bool:
-    """Whether a member goes on behind its first record, which two newlines end."""
+def _has_more_records(member: _Member) -> bool:
+    """Returns True if a member continues after its first record, which two newlines end."""
     headers, blank, _ = member.head.partition(b"\r\n\r\n")
     length = _LENGTH.search(headers)
     return (
@@ -269,7 +271,7 @@ def _holds_more(member: _Member) -> bool:
 
 
 def _member(file: BinaryIO, offset: int) -> _Member | str:
-    """The gzip member at an offset, or "end", "truncated", "damaged"."""
+    """Reads the gzip member at an offset. Returns "end", "truncated" or "damaged" on failure."""
     file.seek(offset)
     unpacker, head, size, length = zlib.decompressobj(_GZIP), b"", 0, 0
     while not unpacker.eof:
@@ -306,7 +308,7 @@ def _next_magic(file: BinaryIO, offset: int) -> int | None:
 
 
 def _plain(file: BinaryIO) -> Iterator[tuple[int, int, bytes] | Reject]:
-    """The same of a file that is not packed; what follows a damaged record there is lost."""
+    """Does the same as `_members` for an uncompressed file. After a damaged record all is lost."""
     size = file.seek(0, io.SEEK_END)
     offset = 0
     while offset < size:
@@ -319,9 +321,7 @@ def _plain(file: BinaryIO) -> Iterator[tuple[int, int, bytes] | Reject]:
             return
         whole = len(headers) + len(blank) + int(length.group(1)) + len(b"\r\n\r\n")
         if offset + whole > size:
-            yield Reject(
-                "truncated_file", f"it ends within the record at byte {offset}", broken=True
-            )
+            yield _ends_within(offset)
             return
         yield offset, whole, head[:whole]
         offset += whole

@@ -1,9 +1,8 @@
-"""Where the images of several WARC files lie, on disk.
+"""An index on disk of the images in several WARC files.
 
-A page may show an image that the crawler put into another file.
-
-One table of 16 bytes of hash, file, offset and length for each image, in SQLite: about 50 bytes on
-disk for each, and no memory. Several processes may read it at the same time.
+A page can show an image that the crawler stored in another file. The index is one table in SQLite
+with 16 bytes of hash, the file, offset and length of each image. It takes about 50 bytes on disk
+per image, and no memory. Several processes can read it at the same time.
 """
 
 from __future__ import annotations
@@ -26,15 +25,16 @@ _BATCH = 10_000
 def build_index(files: Sequence[str], path: epath.Path) -> int:
     """Writes the index of all images of some WARC files.
 
-    Of several images with one URL the first counts.
+    Of several images with the same URL, the first is stored.
 
     Args:
-      files: in the order of which comes first.
-      path: of the index; on a file system.
+      files: the WARC files. Their order decides which image is first.
+      path: the index, on a file system.
 
     Returns:
-      Number of images. What cannot be read of a file is passed over: whoever reads its pages will
-      say so.
+      The number of images. What cannot be read of a file is skipped here, and counted when the
+        pages
+      of the file are read.
     """
     with contextlib.closing(sqlite3.connect(os.fspath(path))) as database, database:
         database.execute("PRAGMA synchronous=OFF")
@@ -65,14 +65,14 @@ class WarcIndex:
     @classmethod
     @contextlib.contextmanager
     def opened(cls, path: str) -> Iterator[WarcIndex]:
-        """The index at `path`, while the context lasts."""
+        """Opens the index at `path`, as a context."""
         with contextlib.closing(
             sqlite3.connect(f"{epath.Path(path).resolve().as_uri()}?mode=ro&immutable=1", uri=True)
         ) as database:
             yield cls(database)
 
     def find(self, url: str) -> warc.Place | None:
-        """Where the image of a URL lies, if any file has it."""
+        """Returns the place of the image of a URL, or None if no file has it."""
         row = self._database.execute(
             "SELECT file.path, offset, length FROM image JOIN file ON file.number = image.file "
             "WHERE url = ?",
