@@ -33,9 +33,9 @@ from ml_collections import config_dict
 
 from flamingo_jax.core.config import editable
 from flamingo_jax.evaluation.config import (
+    CONTRASTIVE_TASKS,
     DIRECTORIES,
-    IMAGE_BENCHMARKS,
-    VIDEO_BENCHMARKS,
+    FEW_SHOT_TASKS,
     EvaluateConfig,
 )
 from flamingo_jax.inference.engine import InferenceConfig
@@ -51,13 +51,6 @@ TASKS = (
     "bind2_hidden",
     "bind2_held_out",
     "bind4",
-)
-
-COMPARISONS = (
-    "imagenet_zero_shot",
-    "kinetics700_zero_shot",
-    "coco_retrieval",
-    "flickr30k_retrieval",
 )
 
 DEMO = EvaluateConfig(
@@ -86,7 +79,7 @@ def get_config(setting: str = "demo") -> config_dict.ConfigDict:
     if setting == "paper":
         config = dataclasses.replace(
             config,
-            tasks=(*IMAGE_BENCHMARKS, *VIDEO_BENCHMARKS),
+            tasks=FEW_SHOT_TASKS,
             shots=(0, 4, 8, 16, 32),
             n=0,  # all queries
             batch_size=32,
@@ -104,5 +97,5 @@ def get_config(setting: str = "demo") -> config_dict.ConfigDict:
     if setting == "contrastive":
         inference = dataclasses.replace(config.inference, compute="bfloat16")
         # fewer: easier retrieval
-        config = dataclasses.replace(config, tasks=COMPARISONS, n=0, inference=inference)
+        config = dataclasses.replace(config, tasks=CONTRASTIVE_TASKS, n=0, inference=inference)
     return editable(config)

@@ -9,18 +9,11 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 # Names that still mean two things, each with why. The lists only shrink.
 CLASSES = {
     "Program": "planning; how the engine is compiled",
-    "Source": "where published results are from; the records of a dataset",
 }
 MODULES = {
     "config": "each package has one, of its own options",
     "embed": "nn: token embeddings; evaluation: writes embeddings of images",
-    "logs": "training writes them, the report reads them",
     "run": "training; evaluation; the pipelines' program",
-    # a benchmark and its metric
-    "ivqa": "benchmark; metric",
-    "okvqa": "benchmark; metric",
-    "rareact": "benchmark; metric",
-    "visdial": "benchmark; metric",
 }
 
 

@@ -6,27 +6,29 @@ import dataclasses
 from collections.abc import Mapping
 
 from flamingo_jax.core.config import ConfigError
+from flamingo_jax.evaluation.registry import PAPER_BENCHMARKS
 from flamingo_jax.evaluation.task import Selection, Settings, Split
 from flamingo_jax.inference.engine import InferenceConfig
 from flamingo_jax.sharding.mesh import MeshConfig
 
-# Table 6 of the paper, and the classification of Table 7.
-IMAGE_BENCHMARKS = (
-    "coco",
-    "flickr30k",
-    "okvqa",
-    "vqav2",
-    "vizwiz",
-    "textvqa",
-    "visdial",
-    "hateful_memes",
+# The tasks of the paper: few-shot, Table 1 (images first); of contrastive models, Tables 7 and 9.
+FEW_SHOT_TASKS = tuple(
+    each.name
+    for visual in ("image", "video")
+    for each in PAPER_BENCHMARKS.values()
+    if each.table == 1 and each.visual == visual
 )
-VIDEO_BENCHMARKS = ("msvdqa", "vatex", "msrvttqa", "ivqa", "youcook2", "star", "nextqa", "rareact")
-CLASSIFICATION = ("imagenet", "kinetics700")
-# A place for the directory of each, to be filled in on the command line; "world" is the demo's,
-# "embed" what --task=embed reads.
-DATA = (*IMAGE_BENCHMARKS, *VIDEO_BENCHMARKS, *CLASSIFICATION, "embed", "embed_split")
-DIRECTORIES: Mapping[str, str | None] = dict.fromkeys(("world", *DATA))
+CONTRASTIVE_TASKS = tuple(
+    f"{each.name}_{kind}"
+    for kind in ("zero_shot", "retrieval")
+    for each in PAPER_BENCHMARKS.values()
+    if each.contrastive and each.contrastive.kind == kind
+)
+# A place for the directory of each benchmark, to be filled in on the command line; "world" is the
+# demo's, "embed" what --task=embed reads.
+DIRECTORIES: Mapping[str, str | None] = dict.fromkeys(
+    ("world", *PAPER_BENCHMARKS, "embed", "embed_split")
+)
 
 
 @dataclasses.dataclass(frozen=True)

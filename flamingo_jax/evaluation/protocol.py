@@ -35,7 +35,6 @@ from flamingo_jax.core.seeds import generator
 from flamingo_jax.evaluation import task
 from flamingo_jax.evaluation.benchmarks.benchmark import Benchmark, Item
 from flamingo_jax.evaluation.episode import Episode, Part
-from flamingo_jax.evaluation.metrics import metric
 from flamingo_jax.inference.prompt import Visual
 from flamingo_jax.tokenizers.markers import EOC
 
@@ -96,8 +95,8 @@ class FewShotTask:
 
     @property
     def metrics(self) -> tuple[str, ...]:
-        """Of the benchmark."""
-        return self.benchmark.metrics
+        """Names of the benchmark's."""
+        return tuple(each.name for each in self.benchmark.metrics)
 
     @property
     def chance(self) -> float | None:
@@ -107,7 +106,7 @@ class FewShotTask:
     @property
     def is_open_ended(self) -> bool:
         """Whether answers are decoded."""
-        return any(metric(name).needs == "generation" for name in self.metrics)
+        return any(each.needs == "generation" for each in self.benchmark.metrics)
 
     def submission_questions(self) -> Sequence[int | str]:
         """What the server that knows the right answers expects answers to beyond the queries, where a benchmark says so."""

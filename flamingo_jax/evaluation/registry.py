@@ -59,6 +59,9 @@ BENCHMARKS = {
     )
 }
 
+# The paper's, in the order of its tables; without the labelled variants of two of them.
+PAPER_BENCHMARKS = {name: benchmark for name, benchmark in BENCHMARKS.items() if not benchmark.data}
+
 
 def merged(*tables: Mapping[str, TaskFactory]) -> dict[str, TaskFactory]:
     """Merges tables of tasks.
@@ -82,6 +85,16 @@ TASKS = merged(
     {
         name: functools.partial(protocol.make, benchmark=benchmark)
         for name, benchmark in BENCHMARKS.items()
+    },
+    {
+        f"{name}_zero_shot": functools.partial(zero_shot.make, benchmark=benchmark)
+        for name, benchmark in BENCHMARKS.items()
+        if benchmark.contrastive and benchmark.contrastive.kind == "zero_shot"
+    },
+    {
+        f"{name}_retrieval": functools.partial(retrieval.make, benchmark=benchmark)
+        for name, benchmark in BENCHMARKS.items()
+        if benchmark.contrastive and benchmark.contrastive.kind == "retrieval"
     },
     zero_shot.TASKS,
     retrieval.TASKS,

@@ -18,7 +18,6 @@ decides; a picture whose scene the batch has already waits for the next.
 from __future__ import annotations
 
 import dataclasses
-import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -28,8 +27,7 @@ from flamingo_jax.core.notation import Float, Int
 from flamingo_jax.core.seeds import generator
 from flamingo_jax.evaluation import task
 from flamingo_jax.evaluation.benchmarks.benchmark import Benchmark, Item
-from flamingo_jax.evaluation.benchmarks.coco import COCO
-from flamingo_jax.evaluation.benchmarks.flickr30k import FLICKR30K
+from flamingo_jax.evaluation.benchmarks.contrastive_task import CUTOFFS, DIRECTIONS, RECALLS
 from flamingo_jax.evaluation.protocol import draw_queries
 from flamingo_jax.evaluation.ranks import ranks, recall
 from flamingo_jax.evaluation.world_tasks import read_albums
@@ -37,8 +35,18 @@ from flamingo_jax.world.text import caption
 
 CAPTIONS = 5  # of an image
 BATCH = 64  # pictures of the world that are compared with each other
-_WAYS, _AT = ("image_to_text", "text_to_image"), (1, 5, 10)
-METRICS = tuple(f"{way}_recall_at_{k}" for way in _WAYS for k in _AT)
+
+
+def make(data: Mapping[str, str], settings: task.Settings, *, benchmark: Benchmark) -> Retrieval:
+    """Makes the retrieval task of a benchmark.
+
+    Raises:
+        TaskError: its directory is not given, or it is asked for what it does not have.
+    """
+    name = f"{benchmark.name}_retrieval"
+    settings.only_test(name)
+    place = task.directory(data, benchmark.name, name)
+    return Retrieval(name, benchmark.at(place).test, benchmark.name)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,13 +58,13 @@ class Retrieval:
         items: reads the benchmark: images with their captions as references.
         queries: name of the stream from which the images are drawn: that of the benchmark's
             few-shot task.
-        metrics: METRICS.
+        metrics: RECALLS.
     """
 
     name: str
     items: Callable[[], Sequence[Item]]
     queries: str
-    metrics: tuple[str, ...] = METRICS
+    metrics: tuple[str, ...] = RECALLS
 
     def compare(self, model: task.Encoders, n: int, seed: int) -> task.Comparison:
         """Compares `n` images with all of their captions; 0: all images.
@@ -89,7 +97,7 @@ class WorldRetrieval:
 
     directory: str
     name: str = "world_retrieval"
-    metrics: tuple[str, ...] = METRICS
+    metrics: tuple[str, ...] = RECALLS
 
     def compare(self, model: task.Encoders, n: int, seed: int) -> task.Comparison:
         """Compares as many whole batches as `n` pictures fill, or one batch of n < 64; 0.
@@ -156,9 +164,10 @@ def both_ways(
 def recalls(
     image_to_text: Int[np.ndarray, "n"], text_to_image: Int[np.ndarray, "c"]
 ) -> dict[str, float]:
-    """The values of METRICS, 0..1, from what `both_ways` gives."""
-    ways = zip(_WAYS, (image_to_text, text_to_image), strict=True)
-    return {f"{way}_recall_at_{k}": recall(found, k) for way, found in ways for k in _AT}
+    """The values of RECALLS, 0..1, from what `both_ways` gives."""
+    found = zip(DIRECTIONS, (image_to_text, text_to_image), strict=True)
+    values = [recall(ranks, k) for _, ranks in found for k in CUTOFFS]
+    return dict(zip(RECALLS, values, strict=True))
 
 
 def distinct_batches(scenes: Sequence[Any], size: int, most: int | None = None) -> list[list[int]]:
@@ -218,19 +227,11 @@ def _predictions(
     return found
 
 
-def _make(data: Mapping[str, str], settings: task.Settings, *, of: Benchmark) -> Retrieval:
-    name = f"{of.name}_retrieval"
-    settings.only_test(name)
-    place = task.directory(data, of.name, name)
-    return Retrieval(name, of.at(place).test, of.name)
-
-
 def _make_world(data: Mapping[str, str], settings: task.Settings) -> WorldRetrieval:
     settings.only_test("world_retrieval")
     return WorldRetrieval(task.directory(data, "world", "world_retrieval"))
 
 
 TASKS: dict[str, task.TaskFactory] = {
-    **{f"{each.name}_retrieval": functools.partial(_make, of=each) for each in (COCO, FLICKR30K)},
     "world_retrieval": _make_world,
 }

@@ -19,7 +19,8 @@ from jax.sharding import Mesh
 from flamingo_jax.core.processes import Cluster
 from flamingo_jax.evaluation import comparing, embed, predictions, protocol, registry, task
 from flamingo_jax.evaluation.config import EvaluateConfig
-from flamingo_jax.evaluation.report import logs, report
+from flamingo_jax.evaluation.report import report_writer
+from flamingo_jax.evaluation.report.training_logs import training_logs
 from flamingo_jax.evaluation.runner import check_metrics, evaluate_all
 from flamingo_jax.inference.dual_encoder import DualEncoder
 from flamingo_jax.inference.model import Flamingo
@@ -92,18 +93,18 @@ def run(config: EvaluateConfig, checkpoint: str, output: str, cluster: Cluster) 
     predictions.write(f"{output}/predictions.jsonl", answers)
     for file in predictions.write_submissions(f"{output}/submissions", answers, tasks):
         cluster.report(f"{file} is for the server that has the right answers")
-    report.write_report(
+    report_writer.write_report(
         output,
         rows,
         predictions.first_of_each(answers, config.num_samples),
-        logs.training_logs(checkpoint),
+        training_logs(checkpoint),
         chance={each.name: each.chance for each in tasks if each.chance is not None},
         image_size=model.engine.image_size,
         image_fit=model.engine.image_fit,
         video_frames=config.inference.video_frames,
         video_rate=config.inference.video_rate,
     )
-    cluster.report(f"\n{report.text_table(rows) if rows else ''}\nThe report is in {output}")
+    cluster.report(f"\n{report_writer.text_table(rows) if rows else ''}\nThe report is in {output}")
 
 
 def _compare(
@@ -122,5 +123,5 @@ def _compare(
     if cluster.index > 0:
         return
     comparing.write_predictions(f"{output}/predictions.jsonl", tasks, found)
-    report.write_report(output, rows, metrics_files=logs.training_logs(checkpoint))
-    cluster.report(f"\n{report.text_table(rows)}\nThe report is in {output}")
+    report_writer.write_report(output, rows, metrics_files=training_logs(checkpoint))
+    cluster.report(f"\n{report_writer.text_table(rows)}\nThe report is in {output}")

@@ -26,9 +26,7 @@ import numpy as np
 from flamingo_jax.core.notation import Float
 from flamingo_jax.evaluation import task
 from flamingo_jax.evaluation.benchmarks import class_templates
-from flamingo_jax.evaluation.benchmarks.benchmark import Item
-from flamingo_jax.evaluation.benchmarks.imagenet import IMAGENET
-from flamingo_jax.evaluation.benchmarks.kinetics700 import KINETICS700
+from flamingo_jax.evaluation.benchmarks.benchmark import Benchmark, Item
 from flamingo_jax.evaluation.benchmarks.lazy_items import LazyItems
 from flamingo_jax.evaluation.protocol import draw_queries
 from flamingo_jax.evaluation.ranks import ranks, recall
@@ -36,6 +34,22 @@ from flamingo_jax.evaluation.world_tasks import read_albums
 from flamingo_jax.world.scenes import COLOUR, COLOURS, SEEN, SHAPE, SHAPES, SIZES
 
 _SHOWN = 5  # classes of a prediction that are written for inspection
+
+
+def make(data: Mapping[str, str], settings: task.Settings, *, benchmark: Benchmark) -> ZeroShot:
+    """Makes the zero-shot task of a benchmark, as its `contrastive` says.
+
+    Raises:
+        TaskError: its directory is not given, it is asked for what it does not have, or the file of
+            templates cannot be read.
+    """
+    name = f"{benchmark.name}_zero_shot"
+    settings.only_test(name)
+    place = task.directory(data, benchmark.name, name)
+    about = benchmark.contrastive
+    assert about is not None, f"{benchmark.name} declares no zero-shot task"
+    templates = class_templates.read(settings.templates) if settings.templates else about.templates
+    return ZeroShot(name, benchmark.at(place).test, templates, about.metrics, benchmark.name)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -123,44 +137,15 @@ def _world_items(directory: str) -> Sequence[Item]:
     return LazyItems(len(album.images), item)
 
 
-def _make(
-    data: Mapping[str, str],
-    settings: task.Settings,
-    *,
-    of: str,
-    items: Callable[[str], Sequence[Item]],
-    templates: tuple[str, ...],
-    metrics: tuple[str, ...],
-) -> ZeroShot:
-    name = f"{of}_zero_shot"
-    settings.only_test(name)
-    place = task.directory(data, of, name)
+def _make_world(data: Mapping[str, str], settings: task.Settings) -> ZeroShot:
+    settings.only_test("world_zero_shot")
+    place = task.directory(data, "world", "world_zero_shot")
+    # captions name the size of each thing, and nothing else
+    templates = tuple(f"a {size} {{}}" for size in SIZES)
     if settings.templates:
         templates = class_templates.read(settings.templates)
-    return ZeroShot(name, functools.partial(items, place), templates, metrics, of)
+    items = functools.partial(_world_items, place)
+    return ZeroShot("world_zero_shot", items, templates, ("top1", "top5"), "world")
 
 
-TASKS: dict[str, task.TaskFactory] = {
-    "imagenet_zero_shot": functools.partial(
-        _make,
-        of="imagenet",
-        items=lambda place: IMAGENET.at(place).test(),
-        templates=class_templates.IMAGES,
-        metrics=("top1", "top5"),
-    ),
-    "kinetics700_zero_shot": functools.partial(
-        _make,
-        of="kinetics700",
-        items=lambda place: KINETICS700.at(place).test(),
-        templates=class_templates.VIDEOS,
-        metrics=("top1_top5", "top1", "top5"),
-    ),
-    "world_zero_shot": functools.partial(
-        _make,
-        of="world",
-        items=_world_items,
-        # captions name the size of each thing, and nothing else
-        templates=tuple(f"a {size} {{}}" for size in SIZES),
-        metrics=("top1", "top5"),
-    ),
-}
+TASKS: dict[str, task.TaskFactory] = {"world_zero_shot": _make_world}

@@ -8,6 +8,7 @@ import json
 import numpy as np
 import pytest
 
+from flamingo_jax.evaluation.metrics.ranking import RANKING
 from flamingo_jax.evaluation.protocol import FewShotTask
 from flamingo_jax.evaluation.runner import evaluate_all
 from flamingo_jax.evaluation.task import Settings
@@ -35,7 +36,7 @@ with Cluster("on") as cluster:
 def evaluated(model, place, n):
     """(supports, scores) of each query."""
     task = FewShotTask(
-        Colours(metrics=("ranking",)),
+        Colours(metrics=(RANKING,)),
         Settings(selection="rices", num_support=6),
         Rices(VisionEncoder.of(model), place / "features"),
     )

@@ -4,6 +4,9 @@ import dataclasses
 from typing import Any
 
 from flamingo_jax.evaluation.benchmarks.benchmark import Benchmark, Item
+from flamingo_jax.evaluation.metrics import Metric
+from flamingo_jax.evaluation.metrics.exact_match import EXACT_MATCH
+from flamingo_jax.evaluation.metrics.ranking import RANKING
 from tests.inference import tiny
 
 WORDS = ("red", "green", "blue")
@@ -18,7 +21,7 @@ class Colours(Benchmark):
 
     name: str = "colours"
     title: str = "Colours"
-    metrics: tuple[str, ...] = ("exact_match",)
+    metrics: tuple[Metric, ...] = (EXACT_MATCH,)
     visual: str = "image"
     queries: str = "test"
     items: Any = None  # `train` and `test` make them
@@ -48,7 +51,7 @@ class Colours(Benchmark):
             prefix="this is a",
             answer="" if hidden else word,
             references=() if hidden else (word,),
-            candidates=WORDS if "ranking" in self.metrics else (),
+            candidates=WORDS if RANKING in self.metrics else (),
             label=word if self.labelled else "",
             extra={"question_id": number},
         )

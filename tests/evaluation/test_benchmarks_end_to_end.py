@@ -1,13 +1,12 @@
 """Every benchmark from its official files to a row of results.json, with a tiny model at 0 and at 2 shots."""
 
 import dataclasses
-import importlib
 import json
 
 import pytest
 
 from flamingo_jax.evaluation import registry, task
-from flamingo_jax.evaluation.metrics import MissingResourceError, metric, submission
+from flamingo_jax.evaluation.metrics import MissingResourceError, metric, submission, wups
 from flamingo_jax.evaluation.runner import evaluate
 from tests.evaluation.fixtures import benchmarks
 from tests.inference import tiny
@@ -32,7 +31,6 @@ def model(tmp_path_factory):
 @pytest.fixture(autouse=True)
 def tagger(monkeypatch):
     """WUPS without the tagger's data, which is a download: every word a noun."""
-    wups = importlib.import_module("flamingo_jax.evaluation.metrics.wups")
     monkeypatch.setattr(wups, "tagger", lambda: lambda words: [(word, "NN") for word in words])
     monkeypatch.setattr(wups, "sentences", lambda text: [text])
 

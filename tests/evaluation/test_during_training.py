@@ -10,8 +10,8 @@ from flamingo_jax.core import paths
 from flamingo_jax.core.config import ConfigError, from_dict
 from flamingo_jax.core.processes import Cluster
 from flamingo_jax.evaluation import during_training
+from flamingo_jax.evaluation.benchmarks.contrastive_task import RECALLS
 from flamingo_jax.evaluation.config import EvaluateConfig
-from flamingo_jax.evaluation.retrieval import METRICS
 from flamingo_jax.evaluation.run import run
 from flamingo_jax.inference.engine import InferenceConfig
 from flamingo_jax.sharding.mesh import make_mesh
@@ -51,7 +51,7 @@ def test_it_is_measured_as_often_as_was_asked(workdir):
         if any(name.startswith("evaluate/") for name in line)
     ]
     assert [line["step"] for line in found] == [3, 6]
-    names = {f"evaluate/world_retrieval/0/{metric}" for metric in METRICS}
+    names = {f"evaluate/world_retrieval/0/{metric}" for metric in RECALLS}
     names |= {f"evaluate/world_zero_shot/0/{metric}" for metric in ("top1", "top5")}
     assert all({name for name in line if name.startswith("evaluate/")} == names for line in found)
 

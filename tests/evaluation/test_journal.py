@@ -14,6 +14,8 @@ import pytest
 from flamingo_jax.core.paths import PathError
 from flamingo_jax.evaluation.episode import Episode
 from flamingo_jax.evaluation.journal import Journal, prompt_hash
+from flamingo_jax.evaluation.metrics.exact_match import EXACT_MATCH
+from flamingo_jax.evaluation.metrics.ranking import RANKING
 from flamingo_jax.evaluation.protocol import FewShotTask
 from flamingo_jax.evaluation.runner import evaluate, evaluate_all
 from flamingo_jax.evaluation.task import Settings
@@ -133,7 +135,7 @@ def test_a_stopped_run_goes_on_and_ends_as_if_it_had_not(model, asked, tmp_path)
     The rest alone is asked, and all predictions are the same, to the bit.
     """
     task = FewShotTask(
-        Colours(metrics=("exact_match", "ranking"), num_test=11), Settings(num_support=6)
+        Colours(metrics=(EXACT_MATCH, RANKING), num_test=11), Settings(num_support=6)
     )
     how = {"shots": 2, "n": 0, "seed": 5, "batch_size": 2}  # a wave is 4 batches
     whole = outcome(evaluate(model, task, **how))
@@ -224,7 +226,7 @@ def test_other_weights_are_asked_again(model, asked, tmp_path, monkeypatch):
 
 
 def test_scores_are_the_same_in_memory_and_from_the_journal(model, asked, tmp_path):
-    task = FewShotTask(Colours(metrics=("ranking",)), Settings(num_support=6, ensemble=6))
+    task = FewShotTask(Colours(metrics=(RANKING,)), Settings(num_support=6, ensemble=6))
     first, second = (
         evaluate(model, task, shots=3, n=3, seed=5, journals=tmp_path) for _ in range(2)
     )
@@ -239,9 +241,7 @@ def test_an_ensemble_has_the_mean_of_its_orders(model, asked):
 
     Here every one is asked alone, and then all six together.
     """
-    task = FewShotTask(
-        Colours(metrics=("ranking",), num_test=1), Settings(num_support=6, ensemble=6)
-    )
+    task = FewShotTask(Colours(metrics=(RANKING,), num_test=1), Settings(num_support=6, ensemble=6))
     (episode,) = task.episodes(3, 0, seed=5)
     (row,), (together,) = evaluate(model, task, shots=3, n=0, seed=5)
     candidates = model.candidate_tokens([" red", " green", " blue"])

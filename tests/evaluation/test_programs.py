@@ -9,7 +9,7 @@ from configs import evaluate as evaluate_config
 from flamingo_jax.checkpoint.export import export
 from flamingo_jax.core.config import from_dict, to_dict
 from flamingo_jax.evaluation import registry, task
-from flamingo_jax.evaluation.config import CLASSIFICATION, DATA, EvaluateConfig
+from flamingo_jax.evaluation.config import DIRECTORIES, EvaluateConfig
 from flamingo_jax.evaluation.report.published import contrastive
 from flamingo_jax.inference.model import CheckpointError, Flamingo
 from flamingo_jax.models.config import ModelConfig
@@ -78,17 +78,20 @@ def test_the_papers_setting_has_a_place_for_all_benchmarks():
     config = from_dict(EvaluateConfig, evaluate_config.get_config("paper"))
     assert (len(config.tasks), config.shots, config.n) == (16, (0, 4, 8, 16, 32), 0)
     assert (config.inference.decoding, config.inference.beams) == ("beam", 3)
-    directories = dict.fromkeys(DATA, "somewhere")
-    created = [registry.create(name, directories) for name in (*config.tasks, *CLASSIFICATION)]
-    assert [each.name for each in created] == [*config.tasks, *CLASSIFICATION]
+    directories = dict.fromkeys(DIRECTORIES, "somewhere")
+    names = [*config.tasks, "imagenet", "kinetics700"]
+    assert sorted(names) == sorted(registry.PAPER_BENCHMARKS)
+    assert [registry.create(name, directories).name for name in names] == names
     with pytest.raises(ValueError, match="configs/evaluate.py:papers is not known"):
         evaluate_config.get_config("papers")
 
 
 def test_the_contrastive_setting_compares_all_that_was_published():
     config = from_dict(EvaluateConfig, evaluate_config.get_config("contrastive"))
-    assert (config.tasks, config.n) == (evaluate_config.COMPARISONS, 0)
-    created = [registry.create(name, dict.fromkeys(DATA, "somewhere")) for name in config.tasks]
+    names = "imagenet_zero_shot kinetics700_zero_shot coco_retrieval flickr30k_retrieval".split()
+    assert (list(config.tasks), config.n) == (names, 0)
+    directories = dict.fromkeys(DIRECTORIES, "somewhere")
+    created = [registry.create(name, directories) for name in config.tasks]
     assert all(isinstance(each, task.ComparisonTask) and contrastive(each.name) for each in created)
 
 

@@ -12,13 +12,14 @@ import pytest
 from flamingo_jax.core.config import ConfigError, from_dict
 from flamingo_jax.evaluation import protocol, registry, task
 from flamingo_jax.evaluation.config import EvaluateConfig
+from flamingo_jax.evaluation.metrics.ranking import RANKING
 from flamingo_jax.evaluation.protocol import FewShotTask
 from flamingo_jax.evaluation.task import Settings, TaskError
 from tests.evaluation.in_memory import WORDS, Colours
 
 SMALL = Settings(num_support=10)
-CLOSED = Colours(metrics=("ranking",))
-LABELLED = Colours(metrics=("ranking",), labelled=True, num_train=90)
+CLOSED = Colours(metrics=(RANKING,))
+LABELLED = Colours(metrics=(RANKING,), labelled=True, num_train=90)
 
 
 def ids(episodes):
@@ -65,7 +66,7 @@ def test_at_0_shots_open_ended_prompts_have_two_examples_without_images():
 
 
 def test_a_close_ended_benchmark_needs_no_training_split_at_0_shots():
-    rareact = Colours(metrics=("ranking",), num_train=0, max_shots=0)
+    rareact = Colours(metrics=(RANKING,), num_train=0, max_shots=0)
     created = FewShotTask(rareact)
     assert len(created.episodes(0, 0, seed=1)) == rareact.num_test
     assert created.accepts(0) and not created.accepts(1)

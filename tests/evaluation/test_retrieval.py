@@ -10,7 +10,8 @@ import pytest
 from etils import epath
 
 from flamingo_jax.evaluation import registry, task
-from flamingo_jax.evaluation.retrieval import METRICS, both_ways, distinct_batches, recalls
+from flamingo_jax.evaluation.benchmarks.contrastive_task import RECALLS
+from flamingo_jax.evaluation.retrieval import both_ways, distinct_batches, recalls
 from flamingo_jax.evaluation.world_tasks import read_albums
 from flamingo_jax.world.text import caption
 from tests.evaluation.fixtures import coco, flickr30k
@@ -54,7 +55,7 @@ def test_captioned_benchmarks(tmp_path, name):
     captions = {each[-2]: each[-1] for each in fixture.IMAGES if each[0] == "test"}
     named = {f"{key:012d}.jpg" if name == "coco" else key: texts for key, texts in captions.items()}
     made = registry.create(f"{name}_retrieval", {name: str(tmp_path)})
-    assert isinstance(made, task.ComparisonTask) and made.metrics == METRICS
+    assert isinstance(made, task.ComparisonTask) and made.metrics == RECALLS
 
     def own(visual):
         return next(texts for key, texts in named.items() if str(visual.path).endswith(key))

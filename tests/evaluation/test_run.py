@@ -13,6 +13,7 @@ import pytest
 from flamingo_jax.core.processes import Cluster
 from flamingo_jax.evaluation import protocol, registry
 from flamingo_jax.evaluation.config import EvaluateConfig
+from flamingo_jax.evaluation.metrics.ranking import RANKING
 from flamingo_jax.evaluation.run import run
 from tests.evaluation.in_memory import Colours
 from tests.evaluation.test_programs import write_export
@@ -28,7 +29,7 @@ def checkpoint(tmp_path_factory):
 @pytest.fixture
 def config(monkeypatch):
 
-    ranked = Colours(name="ranked_colours", metrics=("ranking",), num_test=6)
+    ranked = Colours(name="ranked_colours", metrics=(RANKING,), num_test=6)
     hidden = Colours(name="hidden_colours", hidden=True, num_test=6)
     for benchmark in (ranked, hidden):
         monkeypatch.setitem(

@@ -15,6 +15,7 @@ import csv
 import dataclasses
 import io
 import json
+import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
@@ -23,6 +24,7 @@ from flamingo_jax.evaluation.task import TaskError
 
 Types = type | tuple[type, ...]
 FileSplit = Literal["train", "test"]
+OWN_SPLITS: Mapping[FileSplit, tuple[str, ...]] = {"train": ("train",), "test": ("test",)}
 
 
 class AnnotationError(TaskError):
@@ -40,6 +42,7 @@ class Files:
         layout: what the directory holds, a line per file, indented by two spaces per folder.
         annotations: annotation file of each split, the official place first.
         folders: the possible folders of the images or videos, the official one first.
+        splits: the names that the official files give to each split.
     """
 
     directory: PathLike
@@ -48,6 +51,9 @@ class Files:
     layout: str
     annotations: Mapping[FileSplit, Sequence[str]] = dataclasses.field(default_factory=dict)
     folders: Sequence[str] = ()
+    splits: Mapping[FileSplit, Sequence[str]] = dataclasses.field(
+        default_factory=lambda: OWN_SPLITS
+    )
 
     def path(self, *names: str) -> Path:
         """The first of several possible files or folders that is there.
@@ -89,13 +95,31 @@ class Files:
         """
         return self.path(*self.annotations[split])
 
+    def records(self, split: FileSplit, fields: Mapping[str, Types]) -> list[dict[str, Any]]:
+        """The annotation file of a split, a JSON list of objects; see `records`.
+
+        Raises:
+            AnnotationError: it is not there, or not such a list.
+        """
+        return records(self.json(*self.annotations[split]), fields, self.annotation_path(split))
+
+    def rows(self, split: FileSplit, columns: Sequence[str]) -> list[dict[str, str]]:
+        """The annotation file of a split, a table; see `csv`.
+
+        Raises:
+            AnnotationError: it is not there, or lacks a column.
+        """
+        return self.csv(*self.annotations[split], columns=columns)
+
     def has(self, *names: str) -> bool:
         """Returns True if one of several possible files or folders is there."""
         return any((Path(self.directory) / name).exists() for name in names)
 
     def missing(self, name: str) -> AnnotationError:
         """The error for a file that is not there."""
-        tree = "\n".join(f"    {line}" for line in self.layout.strip().splitlines())
+        tree = "\n".join(
+            f"    {line}" for line in textwrap.dedent(self.layout).strip().splitlines()
+        )
         return AnnotationError(
             f"the benchmark {self.benchmark!r} needs {Path(self.directory) / name}, and it is not "
             f"there. Get it from {self.download}. Expected in "

@@ -2,8 +2,8 @@
 
 A declaration, and a function from its official files to items (paper, Table 6 and B.1.4).
 
-    VATEX = Benchmark(name="vatex", title="VATEX", metrics=("cider",), files={"train": ..., "test":
-    ...}, items=_items, published=..., ...)
+    VATEX = Benchmark(name="vatex", title="VATEX", metrics=(CIDER,), files={"train": ..., "test": ...},
+                      download="...", layout="...", items=_items, published=..., ...)
 
     VATEX.at("/data/vatex").train() -> [Item]      supports, and the queries of the paper's validation
                            .test()  -> [Item]      the queries of the paper's Table 1
@@ -19,7 +19,9 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, TypeAlias
 
 from flamingo_jax.core.paths import PathLike
-from flamingo_jax.evaluation.benchmarks.annotations import Files, FileSplit
+from flamingo_jax.evaluation.benchmarks.annotations import OWN_SPLITS, Files, FileSplit
+from flamingo_jax.evaluation.benchmarks.contrastive_task import ContrastiveTask
+from flamingo_jax.evaluation.metrics import Metric
 from flamingo_jax.inference.prompt import Visual
 
 SHOTS = (0, 4, 8, 16, 32)  # of Table 1
@@ -107,8 +109,7 @@ class Benchmark:
     Attributes:
         name: in results.json and on the command line, such as "coco".
         title: in tables, such as "COCO".
-        metrics: names from `evaluation.metrics.METRICS`, the paper's first; `report.units` knows
-            the unit of each.
+        metrics: the paper's first; each has its unit.
         visual: what an item shows.
         queries: what the paper evaluates on, such as "Karpathy test".
         items: files and "train" or "test" -> items. Test items are the queries of Table 1 (Table 6,
@@ -116,9 +117,11 @@ class Benchmark:
         download: official site of the files, in a few words.
         layout: what the directory holds, a line per file, indented by two spaces per folder.
         files: annotation file of each split, the official place first.
+        splits: the names that the official files give to each split.
         folders: the possible folders of the images or videos, the official one first.
         chance: what guessing gives, in the unit of the first metric; None if that is not defined.
         max_shots: the most support examples that are defined.
+        beyond_max_shots: a sentence below tables that have more shots.
         validation_queries: of the paper's validation; where items have classes, the number is per
             class and the same for all benchmarks.
         data: the benchmark in whose directory this variant's files are stored; "": its own,
@@ -126,10 +129,12 @@ class Benchmark:
         submission_ids: files -> the questions that the server which knows the right answers expects
             answers to; None: those that were asked.
         published: what others report, small models first.
-        fine_tuned: the state of the art of fine-tuned models by Table 1 (Table 7: ImageNet,
+        table: number of the paper's table with its results.
+        fine_tuned_sota: the state of the art of fine-tuned models by Table 1 (Table 7: ImageNet,
             Kinetics700); None: there was none.
-        zero_few_shot: the best of zero-shot and few-shot models before Flamingo, by Table 1 (Table
+        zero_few_shot_sota: the best of zero-shot and few-shot models before Flamingo, by Table 1 (Table
             7: zero-shot, contrastive).
+        contrastive: its task for contrastive models; None: it has none.
         is_dev: True if the paper's design was chosen on it.
         is_youtube: True if the paper had only the videos that were public in April 2022.
         directory: where the files are; see `at`.
@@ -137,28 +142,34 @@ class Benchmark:
 
     name: str
     title: str
-    metrics: tuple[str, ...]
+    metrics: tuple[Metric, ...]
     visual: Literal["image", "video"]
     queries: str
     items: Callable[[Files, FileSplit], Sequence[Item]]
     download: str
     layout: str
     files: Mapping[FileSplit, tuple[str, ...]] = dataclasses.field(default_factory=dict)
+    splits: Mapping[FileSplit, tuple[str, ...]] = dataclasses.field(
+        default_factory=lambda: OWN_SPLITS
+    )
     folders: tuple[str, ...] = ()
     chance: float | None = None
     max_shots: int = 32
+    beyond_max_shots: str = ""
     validation_queries: int = 1024
     data: str = ""
     submission_ids: Callable[[Files], Sequence[int | str]] | None = None
     published: tuple[Series, ...] = ()
-    fine_tuned: float | None = None
-    zero_few_shot: float | None = None
+    table: Literal[1, 7] = 1
+    fine_tuned_sota: float | None = None
+    zero_few_shot_sota: float | None = None
+    contrastive: ContrastiveTask | None = None
     is_dev: bool = False
     is_youtube: bool = False
     directory: PathLike = ""
 
     @property
-    def metric(self) -> str:
+    def metric(self) -> Metric:
         """The metric that the paper reports."""
         return self.metrics[0]
 
@@ -193,4 +204,5 @@ class Benchmark:
             self.layout,
             self.files,
             self.folders,
+            self.splits,
         )

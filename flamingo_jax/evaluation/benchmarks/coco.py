@@ -11,31 +11,21 @@ import functools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from flamingo_jax.core.paths import PathLike
 from flamingo_jax.data import tfds_files
 from flamingo_jax.evaluation.benchmarks import karpathy_splits
 from flamingo_jax.evaluation.benchmarks.annotations import AnnotationError, Files, FileSplit
 from flamingo_jax.evaluation.benchmarks.benchmark import Benchmark, Item, Series, at_shots
+from flamingo_jax.evaluation.benchmarks.contrastive_task import ContrastiveTask, recalls
 from flamingo_jax.evaluation.benchmarks.lazy_items import LazyItems
+from flamingo_jax.evaluation.metrics.cider import CIDER
 from flamingo_jax.inference.prompt import Deferred
-
-DOWNLOAD = "cs.stanford.edu/people/karpathy/deepimagesent (caption_datasets.zip) and cocodataset.org (2014 Train and Val images)"
-LAYOUT = """
-dataset_coco.json
-images/
-  train2014/
-    COCO_train2014_000000000009.jpg, ...
-  val2014/
-    COCO_val2014_000000000042.jpg, ...
-or the directory of a TFDS dataset coco_captions, with dataset_info.json
-"""
 
 
 def _items(files: Files, split: FileSplit) -> Sequence[Item]:
     """The 113,287 images of train and restval; 5,000 test images."""
     if tfds_files.is_prepared(files.directory):
-        return _prepared_items(files.directory, split)
-    chosen = karpathy_splits.images(files, *files.annotations[split], dataset="coco", split=split)
+        return _prepared_items(files, split)
+    chosen = karpathy_splits.images(files, split, dataset="coco")
     folders = {each.get("filepath", ""): each["filename"] for each in reversed(chosen)}
     at = {name: files.folder(f"images/{name}", name, of=first) for name, first in folders.items()}
     return karpathy_splits.items(
@@ -43,9 +33,9 @@ def _items(files: Files, split: FileSplit) -> Sequence[Item]:
     )
 
 
-def _prepared_items(directory: PathLike, split: str) -> LazyItems:
+def _prepared_items(files: Files, split: FileSplit) -> LazyItems:
     try:
-        splits = [tfds_files.examples(directory, name) for name in karpathy_splits.SPLITS[split]]
+        splits = [tfds_files.examples(files.directory, name) for name in files.splits[split]]
     except ValueError as error:
         raise AnnotationError(
             f"the benchmark 'coco': {error} Expected the builder coco_captions."
@@ -76,13 +66,23 @@ def _picture(examples: Sequence[Mapping[str, Any]], index: int) -> bytes:
 COCO = Benchmark(
     name="coco",
     title="COCO",
-    metrics=("cider",),
+    metrics=(CIDER,),
     visual="image",
     queries="Karpathy test",
-    items=_items,
-    download=DOWNLOAD,
-    layout=LAYOUT,
+    splits=karpathy_splits.SPLITS,
     files={"train": ("dataset_coco.json",), "test": ("dataset_coco.json",)},  # of both splits
+    download="cs.stanford.edu/people/karpathy/deepimagesent (caption_datasets.zip) and "
+    "cocodataset.org (2014 Train and Val images)",
+    layout="""
+        dataset_coco.json
+        images/
+          train2014/
+            COCO_train2014_000000000009.jpg, ...
+          val2014/
+            COCO_val2014_000000000042.jpg, ...
+        or the directory of a TFDS dataset coco_captions, with dataset_info.json
+    """,
+    items=_items,
     validation_queries=5000,  # Table 6
     published=(
         *at_shots(
@@ -101,7 +101,21 @@ COCO = Benchmark(
         ),
         Series("OpenFlamingo-9B", {4: 93.1, 32: 109.0}, "rices"),
     ),
-    fine_tuned=143.3,
-    zero_few_shot=32.2,
+    fine_tuned_sota=143.3,
+    zero_few_shot_sota=32.2,
+    contrastive=ContrastiveTask(
+        "retrieval",
+        queries="the 5,000 of Karpathy's test split",
+        published=recalls(
+            {
+                "contrastive NFNet-F6": (65.9, 87.3, 92.9, 48.0, 73.3, 82.1),
+                "NFNet-F0, LTIP": (38.6, 66.4, 76.4, 31.1, 57.4, 68.4),
+                "NFNet-F0, ALIGN": (32.2, 58.9, 70.6, 23.7, 47.7, 59.4),
+                "NFNet-F0, accumulation": (42.3, 68.3, 78.4, 31.5, 58.3, 69.0),
+                "NFNet-F0, data merged": (36.9, 65.8, 76.5, 15.2, 40.8, 55.7),
+                "NFNet-F0, round-robin": (40.1, 66.7, 77.6, 29.2, 55.1, 66.6),
+            }
+        ),
+    ),
     is_dev=True,
 )

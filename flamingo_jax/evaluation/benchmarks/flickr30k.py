@@ -7,23 +7,13 @@ from collections.abc import Sequence
 from flamingo_jax.evaluation.benchmarks import karpathy_splits
 from flamingo_jax.evaluation.benchmarks.annotations import Files, FileSplit
 from flamingo_jax.evaluation.benchmarks.benchmark import Benchmark, Item, Series, at_shots
-
-DOWNLOAD = (
-    "cs.stanford.edu/people/karpathy/deepimagesent (caption_datasets.zip) and "
-    "shannon.cs.illinois.edu/DenotationGraph (the images, on request)"
-)
-LAYOUT = """
-dataset_flickr30k.json
-flickr30k-images/
-  1000092795.jpg, ...
-"""
+from flamingo_jax.evaluation.benchmarks.contrastive_task import ContrastiveTask, recalls
+from flamingo_jax.evaluation.metrics.cider import CIDER
 
 
 def _items(files: Files, split: FileSplit) -> Sequence[Item]:
     """29,000 training images, 1,000 test images."""
-    chosen = karpathy_splits.images(
-        files, *files.annotations[split], dataset="flickr30k", split=split
-    )
+    chosen = karpathy_splits.images(files, split, dataset="flickr30k")
     folder = files.folder(*files.folders, of=chosen[0]["filename"])
     return karpathy_splits.items(chosen, lambda each: f"{folder}/{each['filename']}", "imgid")
 
@@ -31,15 +21,21 @@ def _items(files: Files, split: FileSplit) -> Sequence[Item]:
 FLICKR30K = Benchmark(
     name="flickr30k",
     title="Flickr30k",
-    metrics=("cider",),
+    metrics=(CIDER,),
     visual="image",
     queries="Karpathy test",
-    items=_items,
-    download=DOWNLOAD,
-    layout=LAYOUT,
+    splits=karpathy_splits.SPLITS,
     # of both splits
     files={"train": ("dataset_flickr30k.json",), "test": ("dataset_flickr30k.json",)},
     folders=("flickr30k-images", "flickr30k_images", "images"),
+    download="cs.stanford.edu/people/karpathy/deepimagesent (caption_datasets.zip) and "
+    "shannon.cs.illinois.edu/DenotationGraph (the images, on request)",
+    layout="""
+        dataset_flickr30k.json
+        flickr30k-images/
+          1000092795.jpg, ...
+    """,
+    items=_items,
     published=(
         *at_shots(
             {
@@ -57,5 +53,10 @@ FLICKR30K = Benchmark(
         ),
         Series("OpenFlamingo-9B", {4: 52.2, 32: 63.0}, "rices"),
     ),
-    fine_tuned=67.4,
+    fine_tuned_sota=67.4,
+    contrastive=ContrastiveTask(
+        "retrieval",
+        queries="the 1,000 of Karpathy's test split",
+        published=recalls({"contrastive NFNet-F6": (89.3, 98.8, 99.7, 79.5, 95.3, 97.9)}),
+    ),
 )

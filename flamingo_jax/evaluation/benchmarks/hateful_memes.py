@@ -13,17 +13,9 @@ from typing import Any
 from flamingo_jax.evaluation.benchmarks.annotations import Files, FileSplit, Types, records
 from flamingo_jax.evaluation.benchmarks.benchmark import Benchmark, Item, Series, at_shots
 from flamingo_jax.evaluation.benchmarks.templates import hateful_meme
+from flamingo_jax.evaluation.metrics.roc_auc import ROC_AUC
 from flamingo_jax.inference.prompt import Image
 
-DOWNLOAD = (
-    "hatefulmemeschallenge.com (the data of phase 1 and 2, with the labels of the test split)"
-)
-LAYOUT = """
-train.jsonl
-test_seen.jsonl
-img/
-  42953.png, ...
-"""
 ANSWERS = ("yes", "no")  # of labels 1 and 0
 
 
@@ -64,13 +56,19 @@ def _item(files: Files, record: dict[str, Any]) -> Item:
 HATEFUL_MEMES = Benchmark(
     name="hateful_memes",
     title="HatefulMemes",
-    metrics=("roc_auc",),
+    metrics=(ROC_AUC,),
     visual="image",
     queries="seen test",
-    items=_items,
-    download=DOWNLOAD,
-    layout=LAYOUT,
     files={"train": ("train.jsonl",), "test": ("test_seen.jsonl",)},
+    download="hatefulmemeschallenge.com (the data of phase 1 and 2, with the labels of the test "
+    "split)",
+    layout="""
+        train.jsonl
+        test_seen.jsonl
+        img/
+          42953.png, ...
+    """,
+    items=_items,
     chance=0.5,
     published=(
         *at_shots(
@@ -89,6 +87,6 @@ HATEFUL_MEMES = Benchmark(
         ),
         Series("OpenFlamingo-9B", {4: 70.1, 32: 73.6}, "rices"),
     ),
-    fine_tuned=75.4,
-    zero_few_shot=66.1,
+    fine_tuned_sota=75.4,
+    zero_few_shot_sota=66.1,
 )

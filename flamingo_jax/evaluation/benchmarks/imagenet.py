@@ -18,29 +18,14 @@ from typing import Any
 
 from flamingo_jax.core.paths import Path
 from flamingo_jax.data import tfds_files
-from flamingo_jax.evaluation.benchmarks import imagenet_classes
+from flamingo_jax.evaluation.benchmarks import class_templates, imagenet_classes
 from flamingo_jax.evaluation.benchmarks.annotations import AnnotationError, Files, FileSplit
 from flamingo_jax.evaluation.benchmarks.benchmark import Benchmark, Item, Series
+from flamingo_jax.evaluation.benchmarks.contrastive_task import ContrastiveTask
 from flamingo_jax.evaluation.benchmarks.lazy_items import LazyItems
 from flamingo_jax.evaluation.benchmarks.templates import OUTPUT
+from flamingo_jax.evaluation.metrics.ranking import RANKING
 from flamingo_jax.inference.prompt import Deferred, Image, Visual
-
-DOWNLOAD = (
-    "image-net.org/download (ILSVRC2012) or kaggle.com (ImageNet Object Localization Challenge)"
-)
-LAYOUT = """
-train/        (or ILSVRC/Data/CLS-LOC/train)
-  n01440764/
-    n01440764_10026.JPEG, ...
-  ..., a folder per class
-val/          (or ILSVRC/Data/CLS-LOC/val)
-  n01440764/
-    ILSVRC2012_val_00000293.JPEG, ...
-  ..., or all images in val/ itself, with LOC_val_solution.csv or ILSVRC2012_devkit_t12/data/ILSVRC2012_validation_ground_truth.txt
-LOC_synset_mapping.txt        (or ILSVRC2012_devkit_t12/data/meta.mat, or classes.txt)
-or the directory of a TFDS dataset imagenet2012, with dataset_info.json, and LOC_synset_mapping.txt or classes.txt beside it
-"""
-FOLDERS = {split: (split, f"ILSVRC/Data/CLS-LOC/{split}") for split in ("train", "val")}
 
 
 def _items(files: Files, split: FileSplit) -> Sequence[Item]:
@@ -51,11 +36,11 @@ def _items(files: Files, split: FileSplit) -> Sequence[Item]:
     if tfds_files.is_prepared(files.directory):
         return _prepared(files, {"train": "train", "test": "validation"}[split])
     if split == "train":
-        return _in_folders(files, "train", _classes(files))
-    folder = files.path(*FOLDERS["val"])
+        return _in_folders(files, split, _classes(files))
+    folder = _folder(files, split)
     names = _classes(files)
     has_folders = any((folder / id).is_dir() for id in names)
-    items = _in_folders(files, "val", names) if has_folders else _by_list(files, folder, names)
+    items = _in_folders(files, split, names) if has_folders else _by_list(files, folder, names)
     if (first := items[0].id).startswith("n") and first[1:9].isdecimal():
         raise files.wrong(
             folder, f"images of the training split ({first})", "ILSVRC2012_val_*.JPEG"
@@ -63,18 +48,23 @@ def _items(files: Files, split: FileSplit) -> Sequence[Item]:
     return items
 
 
+def _folder(files: Files, split: FileSplit) -> Path:
+    (name,) = files.splits[split]
+    return files.path(name, f"ILSVRC/Data/CLS-LOC/{name}")
+
+
 def _classes(files: Files) -> dict[str, str]:
     """Name by WordNet id, in the order of the ids: that of the training folders."""
-    folder = files.path(*FOLDERS["train"])
+    folder = _folder(files, "train")
     ids = sorted(path.name for path in folder.iterdir() if path.is_dir())
     if not ids:
         raise files.wrong(folder, "no folders", "a folder of images per class, such as n01440764")
     return imagenet_classes.names(files, ids)
 
 
-def _in_folders(files: Files, split: str, names: Mapping[str, str]) -> LazyItems:
+def _in_folders(files: Files, split: FileSplit, names: Mapping[str, str]) -> LazyItems:
     """Images in a folder per class."""
-    root = files.path(*FOLDERS[split])
+    root = _folder(files, split)
     folders = sorted(path for path in root.iterdir() if path.is_dir())
     found = [(path.name, name) for path in folders for name in _images(path)]
     if unknown := {id for id, _ in found} - set(names):
@@ -172,12 +162,25 @@ def _picture(examples: Sequence[Mapping[str, Any]], index: int) -> bytes:
 IMAGENET = Benchmark(
     name="imagenet",
     title="ImageNet",
-    metrics=("ranking",),
+    metrics=(RANKING,),
     visual="image",
     queries="val",
+    splits={"train": ("train",), "test": ("val",)},
+    download="image-net.org/download (ILSVRC2012) or kaggle.com (ImageNet Object Localization "
+    "Challenge)",
+    layout="""
+        train/        (or ILSVRC/Data/CLS-LOC/train)
+          n01440764/
+            n01440764_10026.JPEG, ...
+          ..., a folder per class
+        val/          (or ILSVRC/Data/CLS-LOC/val)
+          n01440764/
+            ILSVRC2012_val_00000293.JPEG, ...
+          ..., or all images in val/ itself, with LOC_val_solution.csv or ILSVRC2012_devkit_t12/data/ILSVRC2012_validation_ground_truth.txt
+        LOC_synset_mapping.txt        (or ILSVRC2012_devkit_t12/data/meta.mat, or classes.txt)
+        or the directory of a TFDS dataset imagenet2012, with dataset_info.json, and LOC_synset_mapping.txt or classes.txt beside it
+    """,
     items=_items,
-    download=DOWNLOAD,
-    layout=LAYOUT,
     chance=1 / imagenet_classes.NUM_CLASSES,
     published=(
         Series("contrastive NFNet-F6", {0: 77.9}, ""),
@@ -194,6 +197,20 @@ IMAGENET = Benchmark(
         Series("IDEFICS-9B", {16: 64.5}, "rices", "5,000 support examples"),
         Series("IDEFICS-80B", {16: 72.9}, "rices", "5,000 support examples"),
     ),
-    fine_tuned=91.0,
-    zero_few_shot=85.7,
+    table=7,
+    fine_tuned_sota=91.0,
+    zero_few_shot_sota=85.7,
+    contrastive=ContrastiveTask(
+        "zero_shot",
+        queries="the validation split",
+        metrics=("top1", "top5"),
+        templates=class_templates.IMAGES,
+        published={
+            "NFNet-F0, LTIP": {"top1": 40.8},
+            "NFNet-F0, ALIGN": {"top1": 35.2},
+            "NFNet-F0, accumulation": {"top1": 45.6},
+            "NFNet-F0, data merged": {"top1": 38.6},
+            "NFNet-F0, round-robin": {"top1": 41.2},
+        },
+    ),
 )

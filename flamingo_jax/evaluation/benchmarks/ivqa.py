@@ -17,15 +17,9 @@ from flamingo_jax.evaluation.benchmarks import video_files
 from flamingo_jax.evaluation.benchmarks.annotations import Files, FileSplit, most_common, one_line
 from flamingo_jax.evaluation.benchmarks.benchmark import Benchmark, Item, at_shots
 from flamingo_jax.evaluation.benchmarks.templates import question
+from flamingo_jax.evaluation.metrics.ivqa_accuracy import IVQA_ACCURACY
 from flamingo_jax.inference.prompt import Video
 
-DOWNLOAD = "antoyang.github.io/just-ask.html (iVQA), and the videos from YouTube"
-LAYOUT = """
-train.csv
-test.csv
-videos/   (or video/)
-  kTbTMBPvMqg.mp4, ...   (or segments: kTbTMBPvMqg_10_17.mp4, ...)
-"""
 ANSWERS = tuple(f"answer{number}" for number in range(1, 6))
 
 
@@ -46,7 +40,7 @@ def _items(files: Files, split: FileSplit) -> Sequence[Item]:
 
 
 def _rows(files: Files, split: FileSplit) -> list[dict[str, str]]:
-    return files.csv(*files.annotations[split], columns=("video_id", "question", *ANSWERS))
+    return files.rows(split, ("video_id", "question", *ANSWERS))
 
 
 def _names(row: dict[str, str]) -> list[str]:
@@ -65,14 +59,19 @@ def _visual(files: Files, split: FileSplit, row: dict[str, str], path: Path) -> 
 IVQA = Benchmark(
     name="ivqa",
     title="iVQA",
-    metrics=("ivqa_accuracy",),
+    metrics=(IVQA_ACCURACY,),
     visual="video",
     queries="test",
-    items=_items,
-    download=DOWNLOAD,
-    layout=LAYOUT,
     files={"train": ("train.csv",), "test": ("test.csv",)},
     folders=("videos", "video"),
+    download="antoyang.github.io/just-ask.html (iVQA), and the videos from YouTube",
+    layout="""
+        train.csv
+        test.csv
+        videos/   (or video/)
+          kTbTMBPvMqg.mp4, ...   (or segments: kTbTMBPvMqg_10_17.mp4, ...)
+    """,
+    items=_items,
     published=at_shots(
         {
             "Flamingo-3B": (32.7, 35.7, 36.8, 37.4, 37.7),
@@ -80,7 +79,7 @@ IVQA = Benchmark(
             "Flamingo-80B": (40.7, 44.1, 44.8, 45.2, 45.3),
         }
     ),
-    fine_tuned=35.4,
-    zero_few_shot=12.2,
+    fine_tuned_sota=35.4,
+    zero_few_shot_sota=12.2,
     is_youtube=True,
 )

@@ -15,36 +15,35 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from flamingo_jax.evaluation.benchmarks.annotations import Files, one_line, records
+from flamingo_jax.evaluation.benchmarks.annotations import Files, FileSplit, one_line, records
 from flamingo_jax.evaluation.benchmarks.benchmark import Item
 from flamingo_jax.evaluation.benchmarks.templates import OUTPUT
 from flamingo_jax.inference.prompt import Image, Visual
 
-SPLITS = {"train": ("train", "restval"), "test": ("test",)}  # ours -> theirs
+SPLITS: dict[FileSplit, tuple[str, ...]] = {"train": ("train", "restval"), "test": ("test",)}
 
 
-def images(files: Files, *names: str, dataset: str, split: str) -> list[dict[str, Any]]:
+def images(files: Files, split: FileSplit, *, dataset: str) -> list[dict[str, Any]]:
     """The images of a split, as the file has them.
 
     Args:
         files: the benchmark's directory.
-        *names: the possible places of the file.
+        split: "train" or "test".
         dataset: what the file says that it is, "coco" or "flickr30k".
-        split: a key of SPLITS.
 
     Raises:
         AnnotationError: the file is not there, is another dataset's, or has no images of the split.
     """
-    value, path = files.json(*names), files.path(*names)
+    value, path = files.json(*files.annotations[split]), files.annotation_path(split)
     value = value if isinstance(value, dict) else {}
     if (got := value.get("dataset", dataset)) != dataset:
         raise files.wrong(path, f"the captions of {got!r}", f"those of {dataset!r}")
     found = records(value.get("images"), {"filename": str, "split": str, "sentences": list}, path)
-    chosen = [image for image in found if image["split"] in SPLITS[split]]
+    chosen = [image for image in found if image["split"] in files.splits[split]]
     if not chosen:
         there = ", ".join(sorted({image["split"] for image in found}))
         raise files.wrong(
-            path, f"images of {there} alone", f"images of {' and '.join(SPLITS[split])}"
+            path, f"images of {there} alone", f"images of {' and '.join(files.splits[split])}"
         )
     for image in chosen:
         records(image["sentences"], {"raw": str}, path)

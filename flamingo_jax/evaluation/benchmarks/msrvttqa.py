@@ -7,14 +7,7 @@ from collections.abc import Sequence
 from flamingo_jax.evaluation.benchmarks import question_pairs, video_files
 from flamingo_jax.evaluation.benchmarks.annotations import Files, FileSplit
 from flamingo_jax.evaluation.benchmarks.benchmark import Benchmark, Item, at_shots
-
-DOWNLOAD = "github.com/xudejing/video-question-answering (MSRVTT-QA), and the clips of MSR-VTT (train_val_videos.zip, test_videos.zip)"
-LAYOUT = """
-train_qa.json
-test_qa.json
-videos/   (or video/; folders in it are looked into)
-  video0.mp4, ...
-"""
+from flamingo_jax.evaluation.metrics.exact_match import TOP1
 
 
 def _items(files: Files, split: FileSplit) -> Sequence[Item]:
@@ -26,14 +19,20 @@ def _items(files: Files, split: FileSplit) -> Sequence[Item]:
 MSRVTTQA = Benchmark(
     name="msrvttqa",
     title="MSRVTTQA",
-    metrics=("top1",),
+    metrics=(TOP1,),
     visual="video",
     queries="test",
-    items=_items,
-    download=DOWNLOAD,
-    layout=LAYOUT,
     files=question_pairs.FILES,
     folders=("videos", "video"),
+    download="github.com/xudejing/video-question-answering (MSRVTT-QA), and the clips of MSR-VTT "
+    "(train_val_videos.zip, test_videos.zip)",
+    layout="""
+        train_qa.json
+        test_qa.json
+        videos/   (or video/; folders in it are looked into)
+          video0.mp4, ...
+    """,
+    items=_items,
     published=at_shots(
         {
             "Flamingo-3B": (11.0, 14.9, 19.6, 23.4, 25.6),
@@ -41,7 +40,7 @@ MSRVTTQA = Benchmark(
             "Flamingo-80B": (17.4, 23.9, 27.6, 30.0, 31.0),
         }
     ),
-    fine_tuned=46.8,
-    zero_few_shot=19.2,
+    fine_tuned_sota=46.8,
+    zero_few_shot_sota=19.2,
     is_youtube=True,
 )

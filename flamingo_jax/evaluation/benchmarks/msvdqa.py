@@ -11,15 +11,7 @@ from collections.abc import Sequence
 from flamingo_jax.evaluation.benchmarks import question_pairs, video_files
 from flamingo_jax.evaluation.benchmarks.annotations import Files, FileSplit
 from flamingo_jax.evaluation.benchmarks.benchmark import Benchmark, Item, at_shots
-
-DOWNLOAD = "github.com/xudejing/video-question-answering (MSVD-QA), and the clips from www.cs.utexas.edu/users/ml/clamp/videoDescription (YouTubeClips)"
-LAYOUT = """
-train_qa.json
-test_qa.json
-youtube_mapping.txt
-YouTubeClips/   (or video/)
-  mv89psg6zh4_33_46.avi, ...   (or vid1.avi, ...)
-"""
+from flamingo_jax.evaluation.metrics.exact_match import TOP1
 
 
 def _items(files: Files, split: FileSplit) -> Sequence[Item]:
@@ -53,14 +45,21 @@ def _mapping(files: Files) -> dict[str, str]:
 MSVDQA = Benchmark(
     name="msvdqa",
     title="MSVDQA",
-    metrics=("top1",),
+    metrics=(TOP1,),
     visual="video",
     queries="test",
-    items=_items,
-    download=DOWNLOAD,
-    layout=LAYOUT,
     files=question_pairs.FILES,
     folders=("YouTubeClips", "video", "videos"),
+    download="github.com/xudejing/video-question-answering (MSVD-QA), and the clips from "
+    "www.cs.utexas.edu/users/ml/clamp/videoDescription (YouTubeClips)",
+    layout="""
+        train_qa.json
+        test_qa.json
+        youtube_mapping.txt
+        YouTubeClips/   (or video/)
+          mv89psg6zh4_33_46.avi, ...   (or vid1.avi, ...)
+    """,
+    items=_items,
     published=at_shots(
         {
             "Flamingo-3B": (27.5, 33.0, 37.0, 40.2, 42.6),
@@ -68,8 +67,8 @@ MSVDQA = Benchmark(
             "Flamingo-80B": (35.6, 41.7, 45.5, 48.4, 52.3),
         }
     ),
-    fine_tuned=47.9,
-    zero_few_shot=35.2,
+    fine_tuned_sota=47.9,
+    zero_few_shot_sota=35.2,
     is_dev=True,
     is_youtube=True,
 )

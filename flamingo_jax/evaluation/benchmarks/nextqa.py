@@ -14,16 +14,9 @@ from flamingo_jax.evaluation.benchmarks import video_files
 from flamingo_jax.evaluation.benchmarks.annotations import Files, FileSplit, one_line
 from flamingo_jax.evaluation.benchmarks.benchmark import Benchmark, Item, at_shots
 from flamingo_jax.evaluation.benchmarks.templates import question
+from flamingo_jax.evaluation.metrics.wups import WUPS
 from flamingo_jax.inference.prompt import Video
 
-DOWNLOAD = "github.com/doc-doc/NExT-OE (dataset/nextqa), and the videos that github.com/doc-doc/NExT-QA links to"
-LAYOUT = """
-train.csv
-test.csv
-add_reference_answer_test.json
-NExTVideo/   (or videos/; folders in it are looked into)
-  1164/4010069381.mp4, ...
-"""
 SECOND_ANSWERS = "add_reference_answer_test.json"
 
 
@@ -46,9 +39,7 @@ def _second_answers(files: Files) -> Mapping[str, Mapping[str, str]]:
 
 
 def _rows(files: Files, split: FileSplit) -> list[dict[str, str]]:
-    return files.csv(
-        *files.annotations[split], columns=("video", "question", "answer", "qid", "type")
-    )
+    return files.rows(split, ("video", "question", "answer", "qid", "type"))
 
 
 def _item(row: dict[str, str], path: Path, additional: str | None) -> Item:
@@ -66,14 +57,21 @@ def _item(row: dict[str, str], path: Path, additional: str | None) -> Item:
 NEXTQA = Benchmark(
     name="nextqa",
     title="NextQA",
-    metrics=("wups",),
+    metrics=(WUPS,),
     visual="video",
     queries="test",
-    items=_items,
-    download=DOWNLOAD,
-    layout=LAYOUT,
     files={"train": ("train.csv",), "test": ("test.csv",)},
     folders=("NExTVideo", "videos", "video"),
+    download="github.com/doc-doc/NExT-OE (dataset/nextqa), and the videos that github.com/doc-"
+    "doc/NExT-QA links to",
+    layout="""
+        train.csv
+        test.csv
+        add_reference_answer_test.json
+        NExTVideo/   (or videos/; folders in it are looked into)
+          1164/4010069381.mp4, ...
+    """,
+    items=_items,
     published=at_shots(
         {
             "Flamingo-3B": (21.3, 22.4, 23.9, 25.2, 26.1),
@@ -81,5 +79,5 @@ NEXTQA = Benchmark(
             "Flamingo-80B": (26.7, 30.8, 32.3, 32.9, 33.5),
         }
     ),
-    fine_tuned=25.2,
+    fine_tuned_sota=25.2,
 )

@@ -11,42 +11,41 @@ from collections.abc import Sequence
 from flamingo_jax.evaluation.benchmarks import vqa_files
 from flamingo_jax.evaluation.benchmarks.annotations import Files, FileSplit
 from flamingo_jax.evaluation.benchmarks.benchmark import Benchmark, Item, Series, at_shots
-
-DOWNLOAD = "okvqa.allenai.org/download.html (v1.1) and cocodataset.org (2014 Train and Val images)"
-LAYOUT = """
-OpenEnded_mscoco_train2014_questions.json
-OpenEnded_mscoco_val2014_questions.json
-mscoco_train2014_annotations.json
-mscoco_val2014_annotations.json
-images/
-  train2014/
-    COCO_train2014_000000000009.jpg, ...
-  val2014/
-    COCO_val2014_000000000042.jpg, ...
-"""
+from flamingo_jax.evaluation.metrics.okvqa_accuracy import OKVQA_ACCURACY
 
 
 def _items(files: Files, split: FileSplit) -> Sequence[Item]:
     """9,009 training questions, 5,046 validation questions."""
-    subset = {"train": "train2014", "test": "val2014"}[split]
-    questions, answers = (
-        f"OpenEnded_mscoco_{subset}_questions.json",
-        f"mscoco_{subset}_annotations.json",
-    )
-    return vqa_files.items(
-        files, questions, answers, subtype=subset, images=subset, shown="raw_answer"
-    )
+    (subset,) = files.splits[split]
+    answers = f"mscoco_{subset}_annotations.json"
+    return vqa_files.items(files, split, answers, images=subset, shown="raw_answer")
 
 
 OKVQA = Benchmark(
     name="okvqa",
     title="OKVQA",
-    metrics=("okvqa_accuracy",),
+    metrics=(OKVQA_ACCURACY,),
     visual="image",
     queries="val",
+    splits={"train": ("train2014",), "test": ("val2014",)},
+    files={
+        "train": ("OpenEnded_mscoco_train2014_questions.json",),
+        "test": ("OpenEnded_mscoco_val2014_questions.json",),
+    },
+    download="okvqa.allenai.org/download.html (v1.1) and cocodataset.org (2014 Train and Val "
+    "images)",
+    layout="""
+        OpenEnded_mscoco_train2014_questions.json
+        OpenEnded_mscoco_val2014_questions.json
+        mscoco_train2014_annotations.json
+        mscoco_val2014_annotations.json
+        images/
+          train2014/
+            COCO_train2014_000000000009.jpg, ...
+          val2014/
+            COCO_val2014_000000000042.jpg, ...
+    """,
     items=_items,
-    download=DOWNLOAD,
-    layout=LAYOUT,
     published=(
         *at_shots(
             {
@@ -65,7 +64,7 @@ OKVQA = Benchmark(
         # Table 12; Table 9 prints 38.3 at 4 shots
         Series("OpenFlamingo-9B", {4: 42.0, 32: 46.3}, "rices"),
     ),
-    fine_tuned=54.4,
-    zero_few_shot=43.3,
+    fine_tuned_sota=54.4,
+    zero_few_shot_sota=43.3,
     is_dev=True,
 )

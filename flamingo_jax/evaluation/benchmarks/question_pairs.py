@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from flamingo_jax.evaluation.benchmarks import video_files
-from flamingo_jax.evaluation.benchmarks.annotations import Files, FileSplit, one_line, records
+from flamingo_jax.evaluation.benchmarks.annotations import Files, FileSplit, one_line
 from flamingo_jax.evaluation.benchmarks.benchmark import Item
 from flamingo_jax.evaluation.benchmarks.templates import question
 from flamingo_jax.evaluation.benchmarks.video_files import VideoFiles
@@ -52,4 +52,4 @@ def items(
 
 
 def _rows(files: Files, split: FileSplit) -> list[dict[str, Any]]:
-    return records(files.json(*files.annotations[split]), FIELDS, files.annotation_path(split))
+    return files.records(split, FIELDS)

@@ -15,16 +15,9 @@ from flamingo_jax.evaluation.benchmarks import video_files
 from flamingo_jax.evaluation.benchmarks.annotations import Files, FileSplit
 from flamingo_jax.evaluation.benchmarks.benchmark import Benchmark, Item, at_shots
 from flamingo_jax.evaluation.benchmarks.templates import ACTION
+from flamingo_jax.evaluation.metrics.rareact_mwap import RAREACT_MWAP
 from flamingo_jax.inference.prompt import Video
 
-DOWNLOAD = (
-    "github.com/antoine77340/RareAct (rareact.csv, and a link to rareact.zip with the videos)"
-)
-LAYOUT = """
-rareact.csv
-rareact/   (or videos/)
-  7frRY7aGwMU.mp4, ...
-"""
 COLUMNS = ("id", "video_id", "start", "end", "class_id", "verb", "noun", "annotation")
 ANNOTATIONS = (
     "0",
@@ -41,7 +34,7 @@ def _items(files: Files, split: FileSplit) -> Sequence[Item]:
     """All rows are test items: there is no training split."""
     if split == "train":
         return ()
-    rows, path = files.csv(*files.annotations[split], columns=COLUMNS), files.annotation_path(split)
+    rows, path = files.rows(split, COLUMNS), files.annotation_path(split)
     actions = {row["class_id"]: action(row["verb"], row["noun"]) for row in rows}
     try:
         candidates = tuple(actions[str(number)] for number in range(len(actions)))
@@ -85,14 +78,19 @@ def action(verb: str, noun: str) -> str:
 RAREACT = Benchmark(
     name="rareact",
     title="RareAct",
-    metrics=("rareact_mwap",),
+    metrics=(RAREACT_MWAP,),
     visual="video",
     queries="test",
-    items=_items,
-    download=DOWNLOAD,
-    layout=LAYOUT,
     files={"test": ("rareact.csv",)},
     folders=("rareact", "videos", "video"),
+    download="github.com/antoine77340/RareAct (rareact.csv, and a link to rareact.zip with the "
+    "videos)",
+    layout="""
+        rareact.csv
+        rareact/   (or videos/)
+          7frRY7aGwMU.mp4, ...
+    """,
+    items=_items,
     max_shots=0,
     published=at_shots(
         {
@@ -101,6 +99,6 @@ RAREACT = Benchmark(
             "Flamingo-80B": (60.8, None, None, None, None),
         }
     ),
-    zero_few_shot=40.7,
+    zero_few_shot_sota=40.7,
     is_youtube=True,
 )

@@ -23,15 +23,9 @@ from flamingo_jax.evaluation.benchmarks.annotations import (
 )
 from flamingo_jax.evaluation.benchmarks.benchmark import Benchmark, Item, at_shots
 from flamingo_jax.evaluation.benchmarks.templates import question
+from flamingo_jax.evaluation.metrics.ranking import RANKING
 from flamingo_jax.inference.prompt import Video
 
-DOWNLOAD = "bobbywu.com/STAR (questions), and prior.allenai.org/projects/charades (the videos, scaled to 480p)"
-LAYOUT = """
-STAR_train.json
-STAR_val.json
-Charades_v1_480/   (or Charades_v1/, videos/)
-  6H78U.mp4, ...
-"""
 FIELDS: dict[str, Types] = {
     "question_id": str,
     "question": str,
@@ -54,7 +48,7 @@ def _items(files: Files, split: FileSplit) -> Sequence[Item]:
 
 
 def _rows(files: Files, split: FileSplit) -> list[dict[str, Any]]:
-    return records(files.json(*files.annotations[split]), FIELDS, files.annotation_path(split))
+    return files.records(split, FIELDS)
 
 
 def _item(files: Files, row: dict[str, Any], video: Path, path: Path) -> Item:
@@ -83,14 +77,20 @@ def _item(files: Files, row: dict[str, Any], video: Path, path: Path) -> Item:
 STAR = Benchmark(
     name="star",
     title="STAR",
-    metrics=("ranking",),
+    metrics=(RANKING,),
     visual="video",
     queries="test",
-    items=_items,
-    download=DOWNLOAD,
-    layout=LAYOUT,
     files={"train": ("STAR_train.json",), "test": ("STAR_val.json",)},
     folders=("Charades_v1_480", "Charades_v1", "videos"),
+    download="bobbywu.com/STAR (questions), and prior.allenai.org/projects/charades (the videos, "
+    "scaled to 480p)",
+    layout="""
+        STAR_train.json
+        STAR_val.json
+        Charades_v1_480/   (or Charades_v1/, videos/)
+          6H78U.mp4, ...
+    """,
+    items=_items,
     chance=1 / 4,
     published=at_shots(
         {
@@ -99,6 +99,6 @@ STAR = Benchmark(
             "Flamingo-80B": (39.7, 42.4, 42.3, 41.1, 42.2),
         }
     ),
-    fine_tuned=36.7,
-    zero_few_shot=39.4,
+    fine_tuned_sota=36.7,
+    zero_few_shot_sota=39.4,
 )

@@ -28,17 +28,10 @@ from flamingo_jax.evaluation.benchmarks.annotations import (
 )
 from flamingo_jax.evaluation.benchmarks.benchmark import Benchmark, Item, Series, at_shots
 from flamingo_jax.evaluation.benchmarks.templates import question
+from flamingo_jax.evaluation.metrics.vqa_accuracy import VQA_ACCURACY
 from flamingo_jax.inference.prompt import Deferred, Image, Visual
 
-DOWNLOAD = "textvqa.org/dataset (v0.5.1), and the rotations from storage.googleapis.com/openimages (2018_04/train)"
 ROTATIONS = ("train_images/rotation.csv", "train-images-boxable-with-rotation.csv")
-LAYOUT = """
-TextVQA_0.5.1_train.json
-TextVQA_0.5.1_val.json
-train_images/        (the images of train and of val)
-  003a8ae2ef43b901.jpg, ...
-train-images-boxable-with-rotation.csv        (optional)
-"""
 
 
 def _items(files: Files, split: FileSplit) -> Sequence[Item]:
@@ -51,7 +44,7 @@ def _items(files: Files, split: FileSplit) -> Sequence[Item]:
         "answers": list,
     }
     found = records(value.get("data") if isinstance(value, dict) else None, fields, path)
-    subset = {"train": "train", "test": "val"}[split]
+    (subset,) = files.splits[split]
     if wrong := {each.get("set_name", subset) for each in found} - {subset}:
         raise files.wrong(
             path, f"questions of the split {', '.join(sorted(wrong))}", f"of {subset}"
@@ -114,14 +107,22 @@ def _turned(path: str, turns: int) -> np.ndarray:
 TEXTVQA = Benchmark(
     name="textvqa",
     title="TextVQA",
-    metrics=("vqa_accuracy",),
+    metrics=(VQA_ACCURACY,),
     visual="image",
     queries="val",
-    items=_items,
-    download=DOWNLOAD,
-    layout=LAYOUT,
+    splits={"train": ("train",), "test": ("val",)},
     files={"train": ("TextVQA_0.5.1_train.json",), "test": ("TextVQA_0.5.1_val.json",)},
     folders=("train_images", "images/train_images"),  # of both splits
+    download="textvqa.org/dataset (v0.5.1), and the rotations from "
+    "storage.googleapis.com/openimages (2018_04/train)",
+    layout="""
+        TextVQA_0.5.1_train.json
+        TextVQA_0.5.1_val.json
+        train_images/        (the images of train and of val)
+          003a8ae2ef43b901.jpg, ...
+        train-images-boxable-with-rotation.csv        (optional)
+    """,
+    items=_items,
     published=(
         *at_shots(
             {
@@ -139,5 +140,5 @@ TEXTVQA = Benchmark(
         ),
         Series("OpenFlamingo-9B", {4: 34.2, 32: 31.1}, "rices"),
     ),
-    fine_tuned=54.7,
+    fine_tuned_sota=54.7,
 )

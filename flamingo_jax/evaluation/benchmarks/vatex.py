@@ -9,18 +9,11 @@ from collections.abc import Sequence
 from typing import Any
 
 from flamingo_jax.evaluation.benchmarks import video_files
-from flamingo_jax.evaluation.benchmarks.annotations import Files, FileSplit, one_line, records
+from flamingo_jax.evaluation.benchmarks.annotations import Files, FileSplit, one_line
 from flamingo_jax.evaluation.benchmarks.benchmark import Benchmark, Item, at_shots
 from flamingo_jax.evaluation.benchmarks.templates import OUTPUT
+from flamingo_jax.evaluation.metrics.cider import CIDER
 from flamingo_jax.inference.prompt import Video
-
-DOWNLOAD = "eric-xw.github.io/vatex-website/download.html, and the clips from YouTube"
-LAYOUT = """
-vatex_training_v1.0.json
-vatex_public_test_english_v1.1.json
-videos/   (folders in it are looked into)
-  Ptf_2VRj-V0_000122_000132.mp4, ...   (the clip of 10 seconds, under its videoID)
-"""
 
 
 def _items(files: Files, split: FileSplit) -> Sequence[Item]:
@@ -39,27 +32,33 @@ def _items(files: Files, split: FileSplit) -> Sequence[Item]:
 
 
 def _rows(files: Files, split: FileSplit) -> list[dict[str, Any]]:
-    path = files.annotation_path(split)
-    rows = records(files.json(*files.annotations[split]), {"videoID": str, "enCap": list}, path)
+    rows = files.records(split, {"videoID": str, "enCap": list})
     if not all(row["enCap"] for row in rows):
-        raise files.wrong(path, "a clip without captions", "ten captions each")
+        raise files.wrong(
+            files.annotation_path(split), "a clip without captions", "ten captions each"
+        )
     return rows
 
 
 VATEX = Benchmark(
     name="vatex",
     title="VATEX",
-    metrics=("cider",),
+    metrics=(CIDER,),
     visual="video",
     queries="test",
-    items=_items,
-    download=DOWNLOAD,
-    layout=LAYOUT,
     files={
         "train": ("vatex_training_v1.0.json",),
         "test": ("vatex_public_test_english_v1.1.json",),
     },
     folders=("videos", "video"),
+    download="eric-xw.github.io/vatex-website/download.html, and the clips from YouTube",
+    layout="""
+        vatex_training_v1.0.json
+        vatex_public_test_english_v1.1.json
+        videos/   (folders in it are looked into)
+          Ptf_2VRj-V0_000122_000132.mp4, ...   (the clip of 10 seconds, under its videoID)
+    """,
+    items=_items,
     published=at_shots(
         {
             "Flamingo-3B": (40.1, 50.0, 54.5, 57.1, 59.2),
@@ -67,7 +66,7 @@ VATEX = Benchmark(
             "Flamingo-80B": (46.7, 56.0, 60.6, 62.8, 65.1),
         }
     ),
-    fine_tuned=76.3,
+    fine_tuned_sota=76.3,
     is_dev=True,
     is_youtube=True,
 )

@@ -21,21 +21,10 @@ from flamingo_jax.core.paths import Path
 from flamingo_jax.evaluation.benchmarks.annotations import Files, FileSplit, one_line, records
 from flamingo_jax.evaluation.benchmarks.benchmark import Benchmark, Item, at_shots
 from flamingo_jax.evaluation.benchmarks.templates import question
+from flamingo_jax.evaluation.metrics.visdial_ndcg import VISDIAL_NDCG
 from flamingo_jax.inference.prompt import Image
 
-DOWNLOAD = "visualdialog.org/data (v1.0: dialogs, dense annotations of val, val2018 images) and cocodataset.org (2014 Train and Val images)"
-LAYOUT = """
-visdial_1.0_train.json
-visdial_1.0_val.json
-visdial_1.0_val_dense_annotations.json
-images/
-  train2014/
-    COCO_train2014_000000000009.jpg, ...
-  val2014/
-    COCO_val2014_000000000042.jpg, ...
-  VisualDialog_val2018/
-    VisualDialog_val2018_000000000235.jpg, ...
-"""
+DENSE = "visdial_1.0_val_dense_annotations.json"
 NUM_OPTIONS = 100
 
 
@@ -59,10 +48,9 @@ def _whole_dialogues(files: Files) -> list[Item]:
 
 
 def _dense_rounds(files: Files) -> list[Item]:
-    dialogs, name = _read(files, "val"), "visdial_1.0_val_dense_annotations.json"
-    path = files.path(name)
+    dialogs, path = _read(files, "test"), files.path(DENSE)
     fields = {"image_id": int, "round_id": int, "gt_relevance": list}
-    dense = {each["image_id"]: each for each in records(files.json(name), fields, path)}
+    dense = {each["image_id"]: each for each in records(files.json(DENSE), fields, path)}
     if lacking := [each["image_id"] for each in dialogs.found if each["image_id"] not in dense]:
         raise files.wrong(
             path, f"no round of {len(lacking)} images of val (image {lacking[0]})", "one of each"
@@ -85,9 +73,9 @@ def _dense_rounds(files: Files) -> list[Item]:
     return items
 
 
-def _read(files: Files, subset: str) -> _Dialogs:
-    name = f"visdial_1.0_{subset}.json"
-    value, path = files.json(name), files.path(name)
+def _read(files: Files, split: FileSplit) -> _Dialogs:
+    value, path = files.json(*files.annotations[split]), files.annotation_path(split)
+    (subset,) = files.splits[split]
     value = value if isinstance(value, dict) else {}
     if not str(got := value.get("split", subset)).startswith(subset):
         raise files.wrong(path, f"the split {got!r}", f"{subset!r}")
@@ -180,13 +168,29 @@ class _Dialogs:
 VISDIAL = Benchmark(
     name="visdial",
     title="VisDial",
-    metrics=("visdial_ndcg",),
+    metrics=(VISDIAL_NDCG,),
     visual="image",
     queries="val",
+    splits={"train": ("train",), "test": ("val",)},
+    files={"train": ("visdial_1.0_train.json",), "test": ("visdial_1.0_val.json",)},
+    download="visualdialog.org/data (v1.0: dialogs, dense annotations of val, val2018 images) and "
+    "cocodataset.org (2014 Train and Val images)",
+    layout="""
+        visdial_1.0_train.json
+        visdial_1.0_val.json
+        visdial_1.0_val_dense_annotations.json
+        images/
+          train2014/
+            COCO_train2014_000000000009.jpg, ...
+          val2014/
+            COCO_val2014_000000000042.jpg, ...
+          VisualDialog_val2018/
+            VisualDialog_val2018_000000000235.jpg, ...
+    """,
     items=_items,
-    download=DOWNLOAD,
-    layout=LAYOUT,
     max_shots=16,
+    beyond_max_shots="VisDial: 32 shots are longer than the language model's context; v2 of the "
+    "paper repeats the numbers of 4 shots there, v1 has none.",
     published=at_shots(
         {
             # 32 shots are out of the LM's context: v1 prints OOC, v2 repeats the numbers of 4
@@ -196,6 +200,6 @@ VISDIAL = Benchmark(
             "Flamingo-80B": (52.0, 55.6, 56.4, 56.8, None),
         }
     ),
-    fine_tuned=75.2,
-    zero_few_shot=11.6,
+    fine_tuned_sota=75.2,
+    zero_few_shot_sota=11.6,
 )

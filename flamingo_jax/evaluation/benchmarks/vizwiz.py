@@ -21,39 +21,19 @@ from flamingo_jax.evaluation.benchmarks.annotations import (
 )
 from flamingo_jax.evaluation.benchmarks.benchmark import Benchmark, Item, Series, at_shots
 from flamingo_jax.evaluation.benchmarks.templates import question
+from flamingo_jax.evaluation.metrics.vqa_accuracy import VQA_ACCURACY
 from flamingo_jax.inference.prompt import Image
-
-DOWNLOAD = "vizwiz.org/tasks-and-datasets/vqa (images, and Annotations.zip)"
-LAYOUT = """
-Annotations/
-  train.json
-  val.json        (vizwiz_val alone)
-  test.json
-train/
-  VizWiz_train_00000000.jpg, ...
-val/
-  VizWiz_val_00000000.jpg, ...
-test/
-  VizWiz_test_00000000.jpg, ...
-"""
 
 
 def _items(files: Files, split: FileSplit) -> Sequence[Item]:
-    """20,523 training questions; 8,000 test questions, without answers."""
-    return _of(files, split, answered=split == "train")
+    """20,523 training questions; 8,000 test questions, without answers.
 
-
-def _items_val(files: Files, split: FileSplit) -> Sequence[Item]:
-    """20,523 training questions, 4,319 validation questions."""
-    return _of(files, "train" if split == "train" else "val", answered=True)
-
-
-def _of(files: Files, subset: str, *, answered: bool) -> list[Item]:
-    names = (f"Annotations/{subset}.json", f"annotations/{subset}.json", f"{subset}.json")
-    value, path = files.json(*names), files.path(*names)
-    found = records(
-        value, {"image": str, "question": str, **({"answers": list} if answered else {})}, path
-    )
+    `vizwiz_val`: 4,319 validation questions.
+    """
+    (subset,), path = files.splits[split], files.annotation_path(split)
+    answered = subset != "test"
+    fields = {"image": str, "question": str, **({"answers": list} if answered else {})}
+    found = files.records(split, fields)
     if wrong := [
         each["image"] for each in found if not each["image"].startswith(f"VizWiz_{subset}_")
     ]:
@@ -80,15 +60,31 @@ def _item(record: dict[str, Any], folder: Path) -> Item:
     )
 
 
+def _places(subset: str) -> tuple[str, ...]:
+    return (f"Annotations/{subset}.json", f"annotations/{subset}.json", f"{subset}.json")
+
+
 VIZWIZ = Benchmark(
     name="vizwiz",
     title="VizWiz",
-    metrics=("vqa_accuracy",),
+    metrics=(VQA_ACCURACY,),
     visual="image",
     queries="test-dev",
+    files={"train": _places("train"), "test": _places("test")},
+    download="vizwiz.org/tasks-and-datasets/vqa (images, and Annotations.zip)",
+    layout="""
+        Annotations/
+          train.json
+          val.json        (vizwiz_val alone)
+          test.json
+        train/
+          VizWiz_train_00000000.jpg, ...
+        val/
+          VizWiz_val_00000000.jpg, ...
+        test/
+          VizWiz_test_00000000.jpg, ...
+    """,
     items=_items,
-    download=DOWNLOAD,
-    layout=LAYOUT,
     published=(
         *at_shots(
             {
@@ -106,6 +102,12 @@ VIZWIZ = Benchmark(
         ),
         Series("OpenFlamingo-9B", {4: 41.0, 32: 46.4}, "rices"),
     ),
-    fine_tuned=57.2,
+    fine_tuned_sota=57.2,
 )
-VIZWIZ_VAL = dataclasses.replace(VIZWIZ, name="vizwiz_val", data="vizwiz", items=_items_val)
+VIZWIZ_VAL = dataclasses.replace(
+    VIZWIZ,
+    name="vizwiz_val",
+    data="vizwiz",
+    splits={"train": ("train",), "test": ("val",)},
+    files={"train": _places("train"), "test": _places("val")},
+)

@@ -19,7 +19,13 @@ from collections.abc import Mapping
 from typing import Any
 
 from flamingo_jax.core.paths import Path
-from flamingo_jax.evaluation.benchmarks.annotations import Files, most_common, one_line, records
+from flamingo_jax.evaluation.benchmarks.annotations import (
+    Files,
+    FileSplit,
+    most_common,
+    one_line,
+    records,
+)
 from flamingo_jax.evaluation.benchmarks.benchmark import Item
 from flamingo_jax.evaluation.benchmarks.templates import question
 from flamingo_jax.inference.prompt import Image
@@ -28,22 +34,31 @@ _QUESTION = {"image_id": int, "question": str, "question_id": int}
 
 
 def question_ids(files: Files, questions: str, *, subtype: str) -> list[int]:
-    """The ids of all questions of a file; arguments and errors as of `items`."""
+    """The ids of all questions of a file.
+
+    Args:
+        files: the benchmark's directory.
+        questions: name of the file.
+        subtype: what the file says that it is, such as "test2015".
+
+    Raises:
+        AnnotationError: the file is not there, damaged, or of another split.
+    """
     return [
         each["question_id"] for each in _records(files, questions, "questions", _QUESTION, subtype)
     ]
 
 
 def items(
-    files: Files, questions: str, annotations: str | None, *, subtype: str, images: str, shown: str
+    files: Files, split: FileSplit, annotations: str | None, *, images: str, shown: str
 ) -> list[Item]:
     """Reads the questions of a split, in the order of their file.
 
     Args:
-        files: the benchmark's directory.
-        questions: name of the file of questions.
+        files: the benchmark's directory; `splits` has what the files say that they are
+            ("train2014", "val2014", "test-dev2015"), `annotations` the files of questions.
+        split: "train" or "test".
         annotations: name of the file of answers; None: they are hidden.
-        subtype: what the files say that they are ("train2014", "val2014", "test-dev2015").
         images: name of COCO's folder of images ("train2014", "val2014", "test2015"), and in the
             images' names.
         shown: field of an answer that support examples show: of the annotators' answers the most
@@ -53,6 +68,7 @@ def items(
         AnnotationError: a file is not there, damaged, or of another split; or an image's folder is
             not there.
     """
+    (questions,), (subtype,) = files.annotations[split], files.splits[split]
     asked = _records(files, questions, "questions", _QUESTION, subtype)
     known: Mapping[int, dict[str, Any]] = {}
     if annotations is not None:

@@ -15,46 +15,19 @@ from collections.abc import Sequence
 from flamingo_jax.evaluation.benchmarks import vqa_files
 from flamingo_jax.evaluation.benchmarks.annotations import Files, FileSplit
 from flamingo_jax.evaluation.benchmarks.benchmark import Benchmark, Item, Series, at_shots
-
-DOWNLOAD = "visualqa.org/download.html (Balanced Real Images, v2.0: questions, annotations, and COCO's images)"
-LAYOUT = """
-v2_OpenEnded_mscoco_train2014_questions.json
-v2_OpenEnded_mscoco_val2014_questions.json
-v2_OpenEnded_mscoco_test-dev2015_questions.json
-v2_OpenEnded_mscoco_test2015_questions.json        (for the submission alone)
-v2_mscoco_train2014_annotations.json
-v2_mscoco_val2014_annotations.json
-images/
-  train2014/
-    COCO_train2014_000000000009.jpg, ...
-  val2014/        (vqav2_val alone)
-    COCO_val2014_000000000042.jpg, ...
-  test2015/
-    COCO_test2015_000000000001.jpg, ...
-"""
+from flamingo_jax.evaluation.metrics.vqa_accuracy import VQA_ACCURACY
 
 
 def _items(files: Files, split: FileSplit) -> Sequence[Item]:
-    """443,757 training questions; the 107,394 questions of test-dev, without answers."""
-    if split == "train":
-        return _answered(files, "train2014")
-    name = "v2_OpenEnded_mscoco_test-dev2015_questions.json"
-    return vqa_files.items(
-        files, name, None, subtype="test-dev2015", images="test2015", shown="answer"
-    )
+    """443,757 training questions; 107,394 questions of test-dev, without answers.
 
-
-def _items_val(files: Files, split: FileSplit) -> Sequence[Item]:
-    """443,757 training questions, 214,354 validation questions."""
-    return _answered(files, "train2014" if split == "train" else "val2014")
-
-
-def _answered(files: Files, subset: str) -> Sequence[Item]:
-    questions, answers = (
-        f"v2_OpenEnded_mscoco_{subset}_questions.json",
-        f"v2_mscoco_{subset}_annotations.json",
-    )
-    return vqa_files.items(files, questions, answers, subtype=subset, images=subset, shown="answer")
+    `vqav2_val`: 214,354 validation questions.
+    """
+    (subset,) = files.splits[split]
+    if subset == "test-dev2015":
+        return vqa_files.items(files, split, None, images="test2015", shown="answer")
+    answers = f"v2_mscoco_{subset}_annotations.json"
+    return vqa_files.items(files, split, answers, images=subset, shown="answer")
 
 
 def _submission_ids(files: Files) -> Sequence[int]:
@@ -69,12 +42,32 @@ def _submission_ids(files: Files) -> Sequence[int]:
 VQAV2 = Benchmark(
     name="vqav2",
     title="VQAv2",
-    metrics=("vqa_accuracy",),
+    metrics=(VQA_ACCURACY,),
     visual="image",
     queries="test-dev",
+    splits={"train": ("train2014",), "test": ("test-dev2015",)},
+    files={
+        "train": ("v2_OpenEnded_mscoco_train2014_questions.json",),
+        "test": ("v2_OpenEnded_mscoco_test-dev2015_questions.json",),
+    },
+    download="visualqa.org/download.html (Balanced Real Images, v2.0: questions, annotations, and "
+    "COCO's images)",
+    layout="""
+        v2_OpenEnded_mscoco_train2014_questions.json
+        v2_OpenEnded_mscoco_val2014_questions.json
+        v2_OpenEnded_mscoco_test-dev2015_questions.json
+        v2_OpenEnded_mscoco_test2015_questions.json        (for the submission alone)
+        v2_mscoco_train2014_annotations.json
+        v2_mscoco_val2014_annotations.json
+        images/
+          train2014/
+            COCO_train2014_000000000009.jpg, ...
+          val2014/        (vqav2_val alone)
+            COCO_val2014_000000000042.jpg, ...
+          test2015/
+            COCO_test2015_000000000001.jpg, ...
+    """,
     items=_items,
-    download=DOWNLOAD,
-    layout=LAYOUT,
     submission_ids=_submission_ids,
     published=(
         *at_shots(
@@ -93,8 +86,14 @@ VQAV2 = Benchmark(
         ),
         Series("OpenFlamingo-9B", {4: 55.1, 32: 56.8}, "rices"),
     ),
-    fine_tuned=80.2,
-    zero_few_shot=38.2,
+    fine_tuned_sota=80.2,
+    zero_few_shot_sota=38.2,
     is_dev=True,
 )
-VQAV2_VAL = dataclasses.replace(VQAV2, name="vqav2_val", data="vqav2", items=_items_val)
+VQAV2_VAL = dataclasses.replace(
+    VQAV2,
+    name="vqav2_val",
+    data="vqav2",
+    splits={**VQAV2.splits, "test": ("val2014",)},
+    files={**VQAV2.files, "test": ("v2_OpenEnded_mscoco_val2014_questions.json",)},
+)

@@ -14,20 +14,13 @@ from flamingo_jax.evaluation.benchmarks import video_files
 from flamingo_jax.evaluation.benchmarks.annotations import Files, FileSplit, one_line, records
 from flamingo_jax.evaluation.benchmarks.benchmark import Benchmark, Item, at_shots
 from flamingo_jax.evaluation.benchmarks.templates import OUTPUT
+from flamingo_jax.evaluation.metrics.cider import CIDER
 from flamingo_jax.inference.prompt import Video
 
-DOWNLOAD = "youcook2.eecs.umich.edu/download (YouCookII annotations), and the videos from YouTube"
 ANNOTATIONS = (
     "youcookii_annotations_trainval.json",
     "annotations/youcookii_annotations_trainval.json",
 )
-LAYOUT = """
-youcookii_annotations_trainval.json
-raw_videos/   (or videos/; folders in it are looked into)
-  training/101/GLd3aX16zBg.mp4, ...
-  validation/101/fn9anlEL4FI.mp4, ...
-"""
-SUBSETS = {"train": "training", "test": "validation"}
 
 
 def _items(files: Files, split: FileSplit) -> Sequence[Item]:
@@ -46,11 +39,8 @@ def _items(files: Files, split: FileSplit) -> Sequence[Item]:
 
 
 def _segments(files: Files, split: FileSplit) -> list[dict[str, Any]]:
-    value, path, subset = (
-        files.json(*files.annotations[split]),
-        files.annotation_path(split),
-        SUBSETS[split],
-    )
+    value, path = files.json(*files.annotations[split]), files.annotation_path(split)
+    (subset,) = files.splits[split]
     database = value.get("database") if isinstance(value, dict) else None
     videos = (
         [{"video": name} | each for name, each in database.items()]
@@ -74,14 +64,21 @@ def _segments(files: Files, split: FileSplit) -> list[dict[str, Any]]:
 YOUCOOK2 = Benchmark(
     name="youcook2",
     title="YouCook2",
-    metrics=("cider",),
+    metrics=(CIDER,),
     visual="video",
     queries="val",
-    items=_items,
-    download=DOWNLOAD,
-    layout=LAYOUT,
+    splits={"train": ("training",), "test": ("validation",)},
     files={"train": ANNOTATIONS, "test": ANNOTATIONS},  # of both splits
     folders=("raw_videos", "videos"),
+    download="youcook2.eecs.umich.edu/download (YouCookII annotations), and the videos from "
+    "YouTube",
+    layout="""
+        youcookii_annotations_trainval.json
+        raw_videos/   (or videos/; folders in it are looked into)
+          training/101/GLd3aX16zBg.mp4, ...
+          validation/101/fn9anlEL4FI.mp4, ...
+    """,
+    items=_items,
     published=at_shots(
         {
             "Flamingo-3B": (55.8, 64.6, 68.0, 73.2, 76.7),
@@ -89,6 +86,6 @@ YOUCOOK2 = Benchmark(
             "Flamingo-80B": (60.1, 74.5, 80.7, 84.2, 86.8),
         }
     ),
-    fine_tuned=138.7,
+    fine_tuned_sota=138.7,
     is_youtube=True,
 )

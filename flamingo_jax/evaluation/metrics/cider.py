@@ -15,7 +15,8 @@ import math
 from collections.abc import Mapping, Sequence
 
 from flamingo_jax.evaluation.episode import Answer
-from flamingo_jax.evaluation.metrics import needs, ptb
+from flamingo_jax.evaluation.metrics import ptb, required
+from flamingo_jax.evaluation.metrics.declaration import Metric, Unit
 
 _ORDERS = 4
 _SIGMA = 6.0
@@ -94,14 +95,25 @@ def cider(predictions: Sequence[Answer]) -> float:
         MissingResourceError: Java or the package pycocoevalcap is missing.
         ValueError: there are no predictions, nothing was decoded, or references are missing.
     """
-    texts = [needs.decoded(each, "cider") for each in predictions]
-    references = [needs.references(each, "cider") for each in predictions]
+    texts = [required.decoded(each, "cider") for each in predictions]
+    references = [required.references(each, "cider") for each in predictions]
     if not predictions:
         raise ValueError("cider of no predictions is not defined: evaluate at least one episode.")
     tokens = iter(
         ptb.tokenize([*texts, *(caption for captions in references for caption in captions)])
     )
     candidates = [next(tokens) for _ in texts]
-    return needs.mean(
+    return required.mean(
         scores(candidates, [[next(tokens) for _ in captions] for captions in references]), "cider"
     )
+
+
+CIDER = Metric(
+    name="cider",
+    value=cider,
+    needs="generation",
+    unit=Unit("CIDEr-D x 100", of_each=False),
+    check=ptb.check,
+    caveat="CIDEr-D weighs words by the captions of the queries that are evaluated: numbers on a "
+    "part of a test set are not comparable.",
+)

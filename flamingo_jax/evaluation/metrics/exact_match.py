@@ -10,10 +10,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from flamingo_jax.evaluation.episode import Answer
-from flamingo_jax.evaluation.metrics import needs
+from flamingo_jax.evaluation.metrics import required
+from flamingo_jax.evaluation.metrics.declaration import Metric, Unit
 
 # the page of samples shows what was judged
-from flamingo_jax.evaluation.metrics.needs import trim as trim
+from flamingo_jax.evaluation.metrics.required import trim as trim
 
 
 def normalise(text: str) -> str:
@@ -27,7 +28,7 @@ def is_exact(answer: Answer) -> bool:
     Raises:
         ValueError: nothing was decoded for this episode.
     """
-    return normalise(needs.decoded(answer, "exact_match")) == normalise(answer.episode.answer)
+    return normalise(required.decoded(answer, "exact_match")) == normalise(answer.episode.answer)
 
 
 def exact_match(predictions: Sequence[Answer]) -> float:
@@ -36,7 +37,7 @@ def exact_match(predictions: Sequence[Answer]) -> float:
     Raises:
         ValueError: there are no predictions, or nothing was decoded.
     """
-    return needs.mean([is_exact(each) for each in predictions], "exact_match")
+    return required.mean([is_exact(each) for each in predictions], "exact_match")
 
 
 def top1(predictions: Sequence[Answer]) -> float:
@@ -48,7 +49,17 @@ def top1(predictions: Sequence[Answer]) -> float:
     Raises:
         ValueError: there are no predictions, or nothing was decoded.
     """
-    texts = [" ".join(needs.decoded(each, "top1").lower().split()) for each in predictions]
-    return needs.mean(
+    texts = [" ".join(required.decoded(each, "top1").lower().split()) for each in predictions]
+    return required.mean(
         [text == each.episode.answer for text, each in zip(texts, predictions, strict=True)], "top1"
     )
+
+
+EXACT_MATCH = Metric(
+    name="exact_match",
+    value=exact_match,
+    needs="generation",
+    unit=Unit("exact match, %"),
+    plain_unit=Unit("exact match", factor=1.0, decimals=2),
+)
+TOP1 = Metric(name="top1", value=top1, needs="generation", unit=Unit("top-1 accuracy, %"))

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 
 from etils import epath
 
-from flamingo_jax.evaluation.metrics.needs import MissingResourceError
+from flamingo_jax.evaluation.metrics.required import MissingResourceError
 
 # What the tokens of punctuation look like. Brackets are tokens "-lrb-" and so on here and stay: the
 # official list has them in capitals, which never occur.

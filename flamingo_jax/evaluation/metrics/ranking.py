@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from flamingo_jax.evaluation.episode import Answer
+from flamingo_jax.evaluation.metrics.declaration import Metric, Unit
 
 
 def is_first(answer: Answer) -> bool:
@@ -52,3 +53,14 @@ def answer_nll(predictions: Sequence[Answer]) -> float:
         if each.scores is not None
     ]
     return -sum(of_right_answers) / len(predictions)
+
+
+RANKING = Metric(
+    name="ranking",
+    value=ranking,
+    needs="scores",
+    unit=Unit("top-1 accuracy, %"),
+    plain_unit=Unit("ranking", factor=1.0, decimals=2),
+)
+_NATS = Unit("nll", factor=1.0, decimals=2, of_each=False)
+NLL = Metric(name="nll", value=answer_nll, needs="scores", unit=_NATS, plain_unit=_NATS)

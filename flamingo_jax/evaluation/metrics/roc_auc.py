@@ -12,7 +12,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from flamingo_jax.evaluation.episode import Answer
-from flamingo_jax.evaluation.metrics import needs
+from flamingo_jax.evaluation.metrics import required
+from flamingo_jax.evaluation.metrics.declaration import Metric, Unit
 
 
 def area(scores: np.ndarray, positive: np.ndarray) -> float:
@@ -51,7 +52,10 @@ def roc_auc(predictions: Sequence[Answer]) -> float:
         raise ValueError("roc_auc of no predictions is not defined: evaluate at least one episode.")
     values, labels = [], []
     for each in predictions:
-        scores, positive = needs.scored(each, "roc_auc"), needs.extra(each, "roc_auc", "positive")
+        scores, positive = (
+            required.scored(each, "roc_auc"),
+            required.extra(each, "roc_auc", "positive"),
+        )
         candidates = each.episode.candidates
         if positive not in candidates:
             raise ValueError(
@@ -66,3 +70,11 @@ def roc_auc(predictions: Sequence[Answer]) -> float:
             f"{labels[0]}): evaluate more of them."
         )
     return area(np.asarray(values), np.asarray(labels))
+
+
+ROC_AUC = Metric(
+    name="roc_auc",
+    value=roc_auc,
+    needs="scores",
+    unit=Unit("ROC AUC x 100", of_each=False),
+)

@@ -11,7 +11,7 @@ from typing import Any
 
 from flamingo_jax.core.paths import PathLike, write_atomically
 from flamingo_jax.evaluation.episode import Answer
-from flamingo_jax.evaluation.metrics import needs
+from flamingo_jax.evaluation.metrics import required
 
 
 def entries(
@@ -37,12 +37,12 @@ def entries(
     key = "image" if "image" in predictions[0].episode.extra else "question_id"
     found: dict[int | str, str] = {}
     for each in predictions:
-        question = needs.extra(each, "submission", key)
+        question = required.extra(each, "submission", key)
         if question in found:
             raise ValueError(
                 f"submission: {key} {question!r} is answered twice. Evaluate each query once."
             )
-        found[question] = needs.decoded(each, "submission").strip()
+        found[question] = required.decoded(each, "submission").strip()
     found |= {question: "" for question in all_questions if question not in found}
     return [{key: question, "answer": answer} for question, answer in found.items()]
 

@@ -18,7 +18,7 @@ from collections.abc import Mapping, Sequence
 
 from etils import epath
 
-from flamingo_jax.evaluation.metrics.needs import MissingResourceError
+from flamingo_jax.evaluation.metrics.required import MissingResourceError
 
 DIRECTORY = "/usr/share/wordnet"
 _FILES = {"n": "noun", "v": "verb", "a": "adj", "r": "adv"}

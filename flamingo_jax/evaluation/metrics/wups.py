@@ -21,7 +21,8 @@ import re
 from collections.abc import Callable, Sequence
 
 from flamingo_jax.evaluation.episode import Answer
-from flamingo_jax.evaluation.metrics import needs, wordnet
+from flamingo_jax.evaluation.metrics import required, wordnet
+from flamingo_jax.evaluation.metrics.declaration import Metric, Unit
 
 # The repository's stopwords.txt, which is made for this benchmark: negations and some more are not
 # among them.
@@ -61,8 +62,8 @@ def check() -> None:
     sentences("One. Two.")
 
 
-def _missing() -> needs.MissingResourceError:
-    return needs.MissingResourceError(
+def _missing() -> required.MissingResourceError:
+    return required.MissingResourceError(
         "WUPS needs the package nltk and its data: pip install 'flamingo_jax[evaluation]', then "
         "python -m nltk.downloader averaged_perceptron_tagger_eng punkt_tab (NLTK_DATA names the "
         "directory where they lie)."
@@ -169,8 +170,8 @@ def wups(predictions: Sequence[Answer]) -> float:
     """
     values = []
     for each in predictions:
-        answer = needs.decoded(each, "wups")
-        exact = needs.extra(each, "wups", "question_type") in _EXACT
+        answer = required.decoded(each, "wups")
+        exact = required.extra(each, "wups", "question_type") in _EXACT
         wanted = [each.episode.answer] + [
             other for other in (each.episode.extra.get("additional"),) if other is not None
         ]
@@ -178,4 +179,7 @@ def wups(predictions: Sequence[Answer]) -> float:
         values.append(
             max(similarity(said, content(reference), exact=exact) for reference in wanted)
         )
-    return needs.mean(values, "wups")
+    return required.mean(values, "wups")
+
+
+WUPS = Metric(name="wups", value=wups, needs="generation", unit=Unit("WUPS x 100"), check=check)

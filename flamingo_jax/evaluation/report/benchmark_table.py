@@ -17,23 +17,17 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping, Sequence
 
+from flamingo_jax.evaluation.benchmarks.benchmark import Series
 from flamingo_jax.evaluation.episode import Row
-from flamingo_jax.evaluation.report.published import (
-    BENCHMARKS,
-    SOURCES,
-    Series,
-    benchmark_of,
-    overall,
-    series,
-)
+from flamingo_jax.evaluation.metrics import METRICS
+from flamingo_jax.evaluation.registry import PAPER_BENCHMARKS
+from flamingo_jax.evaluation.report.published import SOURCES, benchmark_of, overall, series
 from flamingo_jax.evaluation.report.units import unit
 
 _OWN = "this run"
-_CIDER = "CIDEr-D weighs words by the captions of the queries that are evaluated: numbers on a part of a test set are not comparable."
 _YOUTUBE = (
     "Videos: the paper evaluates those of YouTube that were public in April 2022; fewer are today."
 )
-_VISDIAL = "VisDial: 32 shots are longer than the language model's context; v2 of the paper repeats the numbers of 4 shots there, v1 has none."
 _OVERALL = "Overall: the score of the paper's Table 3, the mean over the DEV benchmarks; there on validation queries, here on those of this table."
 
 
@@ -128,7 +122,7 @@ def text(rows: Sequence[Row]) -> str:
 
 def tasks_of(rows: Sequence[Row]) -> list[str]:
     """The tasks of results on benchmarks: in the order of the paper's table, then of the run."""
-    order = list(BENCHMARKS)
+    order = list(PAPER_BENCHMARKS)
     tasks = list(dict.fromkeys(row.task for row in rows))
     return sorted(
         tasks,
@@ -167,8 +161,8 @@ def main_metric(rows: Sequence[Row]) -> str:
         rows: of one task.
     """
     measured = [row.metric for row in rows]
-    listed = BENCHMARKS.get(benchmark_of(rows[0].task))
-    return listed.metric if listed and listed.metric in measured else measured[0]
+    listed = PAPER_BENCHMARKS.get(benchmark_of(rows[0].task))
+    return listed.metric.name if listed and listed.metric.name in measured else measured[0]
 
 
 def _section(task: str, rows: Sequence[Row]) -> TableSection:
@@ -179,8 +173,8 @@ def _section(task: str, rows: Sequence[Row]) -> TableSection:
         label = ", ".join(filter(None, (_OWN, own_setting(row), name)))
         own.setdefault(label, {})[row.shots] = unit(task, row.metric).text(row.value)
     lines = [Line(label, values, is_own=True) for label, values in own.items()]
-    listed = BENCHMARKS.get(benchmark_of(task))
-    if listed and listed.metric == main:
+    listed = PAPER_BENCHMARKS.get(benchmark_of(task))
+    if listed and listed.metric.name == main:
         for each in published(rows):
             values = {
                 number: f"{value:.1f}" for number, value in each.values.items() if number in shots
@@ -194,8 +188,8 @@ def _section(task: str, rows: Sequence[Row]) -> TableSection:
     paper = ""
     if listed:
         before = {
-            "before Flamingo with few or no examples": listed.zero_few_shot,
-            "fine-tuned in 2022": listed.fine_tuned,
+            "before Flamingo with few or no examples": listed.zero_few_shot_sota,
+            "fine-tuned in 2022": listed.fine_tuned_sota,
         }
         best = ", ".join(f"{value} {what}" for what, value in before.items() if value)
         paper = f"paper: {listed.queries}; {best}"
@@ -209,26 +203,27 @@ def title_of(task: str) -> str:
 
     A task that the paper does not have keeps its own.
     """
-    listed = BENCHMARKS.get(benchmark_of(task))
+    listed = PAPER_BENCHMARKS.get(benchmark_of(task))
     if listed is None:
         return task
-    return listed.title if task in BENCHMARKS else f"{listed.title} (val)"
+    return listed.title if task in PAPER_BENCHMARKS else f"{listed.title} (val)"
 
 
 def _caveats(task: str, metric: str, shots: Sequence[int]) -> list[str]:
-    listed = BENCHMARKS.get(benchmark_of(task))
-    notes = [_CIDER] if metric == "cider" else []
+    listed = PAPER_BENCHMARKS.get(benchmark_of(task))
+    notes = [METRICS[metric].caveat] if metric in METRICS else []
     notes += [_YOUTUBE] if listed and listed.is_youtube else []
-    return notes + ([_VISDIAL] if task == "visdial" and 32 in shots else [])
+    notes += [listed.beyond_max_shots] if listed and max(shots) > listed.max_shots else []
+    return list(filter(None, notes))
 
 
 def _overall(rows: Sequence[Row]) -> TableSection | None:
     """The overall score of the run and of the models that report all five DEV benchmarks."""
-    dev = [name for name, listed in BENCHMARKS.items() if listed.is_dev]
+    dev = [name for name, listed in PAPER_BENCHMARKS.items() if listed.is_dev]
     own: dict[str, dict[int, dict[str, float]]] = {}
     theirs: dict[str, dict[int, dict[str, float]]] = {}
     for row in rows:
-        if row.task in dev and row.metric == BENCHMARKS[row.task].metric:
+        if row.task in dev and row.metric == PAPER_BENCHMARKS[row.task].metric.name:
             label = ", ".join(filter(None, (_OWN, own_setting(row))))
             value = row.value * unit(row.task, row.metric).factor
             own.setdefault(label, {}).setdefault(row.shots, {})[row.task] = value

@@ -11,23 +11,20 @@ Flickr30k retrieval: 1000 images; paper: the 1,000 of Karpathy's test split
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 from flamingo_jax.evaluation.comparing import COSINE
 from flamingo_jax.evaluation.episode import Row
-from flamingo_jax.evaluation.report.published import CONTRASTIVE_SOURCE, contrastive
+from flamingo_jax.evaluation.report.published import (
+    CONTRASTIVE_SOURCE,
+    contrastive,
+    contrastive_benchmark,
+)
 
-# Task -> (its name in tables, the paper's queries)
-TITLES: Mapping[str, tuple[str, str]] = {
-    "coco_retrieval": ("COCO retrieval", "the 5,000 of Karpathy's test split"),
-    "flickr30k_retrieval": ("Flickr30k retrieval", "the 1,000 of Karpathy's test split"),
-    "imagenet_zero_shot": ("ImageNet, zero-shot", "the validation split"),
-    "world_retrieval": ("Retrieval in the demo's world, within batches of 64", ""),
-    "world_zero_shot": ("Objects of the demo's world, zero-shot", ""),
-    "kinetics700_zero_shot": (
-        "Kinetics700, zero-shot",
-        "the validation split, of what was public in April 2022",
-    ),
+# Names in tables of the tasks of the demo's world.
+_WORLD = {
+    "world_retrieval": "Retrieval in the demo's world, within batches of 64",
+    "world_zero_shot": "Objects of the demo's world, zero-shot",
 }
 _COLUMNS = {"top1": "top-1", "top5": "top-5", "top1_top5": "their mean"}
 _RETRIEVAL = "i2t, t2i: image to text and text to image; R@k: a right one is among the first k."
@@ -100,8 +97,13 @@ def markdown(rows: Sequence[Row]) -> str:
 
 def _section(rows: Sequence[Row]) -> ComparisonSection:
     first, metrics = rows[0], [row.metric for row in rows]
-    title, paper = TITLES.get(first.task, (first.task, ""))
-    about = f"{title}: {first.n} {'clips' if 'kinetics' in first.task else 'images'}"
+    title, paper, shown = _WORLD.get(first.task, first.task), "", "images"
+    benchmark = contrastive_benchmark(first.task)
+    if benchmark and (task := benchmark.contrastive):
+        title = f"{benchmark.title}{' retrieval' if task.kind == 'retrieval' else ', zero-shot'}"
+        paper = task.queries
+        shown = "clips" if benchmark.visual == "video" else "images"
+    about = f"{title}: {first.n} {shown}"
     about += f", {first.ensemble} templates per class" if first.ensemble > 1 else ""
     own = ("this run", tuple(f"{100 * row.value:.1f}" for row in rows))
     theirs = [

@@ -26,7 +26,7 @@ from flamingo_jax.core.html_page import embedded, template
 from flamingo_jax.data.images import read
 from flamingo_jax.evaluation.episode import Answer, Row
 from flamingo_jax.evaluation.metrics import metric
-from flamingo_jax.evaluation.metrics.needs import trim
+from flamingo_jax.evaluation.metrics.required import trim
 from flamingo_jax.evaluation.report.benchmark_table import title_of
 from flamingo_jax.evaluation.report.units import unit
 from flamingo_jax.inference.prompt import Visual

@@ -14,8 +14,8 @@ from matplotlib.patches import FancyBboxPatch, Rectangle
 from flamingo_jax.data.config import ImageFit
 from flamingo_jax.evaluation.episode import Answer
 from flamingo_jax.evaluation.metrics.exact_match import is_exact
-from flamingo_jax.evaluation.metrics.needs import trim
 from flamingo_jax.evaluation.metrics.ranking import is_first
+from flamingo_jax.evaluation.metrics.required import trim
 from flamingo_jax.evaluation.report.curves import FAINT, INK, families, style
 from flamingo_jax.inference.prompt import load_frames
 

@@ -14,6 +14,7 @@ from flamingo_jax.evaluation.benchmarks.kinetics700 import KINETICS700
 from flamingo_jax.evaluation.benchmarks.rareact import RAREACT, action
 from flamingo_jax.evaluation.benchmarks.vatex import VATEX
 from flamingo_jax.evaluation.benchmarks.youcook2 import YOUCOOK2
+from flamingo_jax.evaluation.metrics.cider import CIDER
 from flamingo_jax.inference.prompt import Video
 from tests.evaluation.fixtures.kinetics700 import make_kinetics700
 from tests.evaluation.fixtures.rareact import make_rareact
@@ -44,7 +45,7 @@ def test_vatex_keeps_the_english_captions_as_they_are(directory):
         "label": "",
         "extra": {},
     }
-    assert len(VATEX.at(directory).test()) == 3 and VATEX.metrics == ("cider",)
+    assert len(VATEX.at(directory).test()) == 3 and VATEX.metrics == (CIDER,)
 
 
 def test_vatex_without_captions_is_refused(directory):

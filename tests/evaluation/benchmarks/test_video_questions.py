@@ -12,6 +12,7 @@ from flamingo_jax.evaluation.benchmarks.msrvttqa import MSRVTTQA
 from flamingo_jax.evaluation.benchmarks.msvdqa import MSVDQA
 from flamingo_jax.evaluation.benchmarks.nextqa import NEXTQA
 from flamingo_jax.evaluation.benchmarks.star import STAR
+from flamingo_jax.evaluation.metrics.exact_match import TOP1
 from flamingo_jax.inference.prompt import Video
 from tests.evaluation.fixtures.ivqa import make_ivqa
 from tests.evaluation.fixtures.msrvttqa import make_msrvttqa
@@ -45,7 +46,7 @@ def test_msvdqa(directory):
         answer="guitar",
     )
     assert [each.answer for each in benchmark.train()] == ["squirrel", "nut", "man", "square"]
-    assert benchmark.metrics == ("top1",) and benchmark.max_shots == 32
+    assert benchmark.metrics == (TOP1,) and benchmark.max_shots == 32
 
 
 def test_msvdqa_clips_may_be_numbered(directory):

@@ -1,18 +1,16 @@
 """Each metric against its official script: tests/golden/metrics holds what the scripts gave."""
 
-import importlib
 import json
 import pathlib
 
 import numpy as np
 import pytest
 
-from flamingo_jax.evaluation.metrics import METRICS, metric
+from flamingo_jax.evaluation.metrics import METRICS, metric, wups
 from flamingo_jax.evaluation.metrics.cider import scores as cider_scores
-from flamingo_jax.evaluation.metrics.needs import MissingResourceError, trim
-from flamingo_jax.evaluation.metrics.okvqa import annotated_stems, stem
-from flamingo_jax.evaluation.metrics.vqa import accuracy
-from flamingo_jax.evaluation.metrics.wups import content
+from flamingo_jax.evaluation.metrics.okvqa_accuracy import annotated_stems, stem
+from flamingo_jax.evaluation.metrics.required import MissingResourceError, trim
+from flamingo_jax.evaluation.metrics.vqa_accuracy import accuracy
 from tests.evaluation.answers import answered
 
 GOLDEN = pathlib.Path(__file__).parents[2] / "golden" / "metrics"
@@ -162,13 +160,11 @@ def test_wups(needs_wordnet, monkeypatch):
     pytest.importorskip("nltk", reason="the package nltk is not installed")
     cases, values = golden("wups")
     tags = values["tags"]
-    # the package's attribute is the function
-    module = importlib.import_module("flamingo_jax.evaluation.metrics.wups")
     monkeypatch.setattr(
-        module, "tagger", lambda: lambda words: list(zip(words, tags[" ".join(words)], strict=True))
+        wups, "tagger", lambda: lambda words: list(zip(words, tags[" ".join(words)], strict=True))
     )
     for (text, answer, _, more), contents in zip(cases, values["contents"], strict=True):
-        assert [content(one) for one in (text, answer, more) if one is not None] == contents
+        assert [wups.content(one) for one in (text, answer, more) if one is not None] == contents
     predictions = [
         answered(str(i), answer, text, extra={"question_type": kind, "additional": more})
         for i, (text, answer, kind, more) in enumerate(cases)

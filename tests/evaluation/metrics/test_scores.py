@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 
 from flamingo_jax.evaluation.metrics import metric
-from flamingo_jax.evaluation.metrics.classification import rank
-from flamingo_jax.evaluation.metrics.rareact import average_precision
+from flamingo_jax.evaluation.metrics.rareact_mwap import average_precision
 from flamingo_jax.evaluation.metrics.roc_auc import area, probability
-from flamingo_jax.evaluation.metrics.visdial import ndcg
+from flamingo_jax.evaluation.metrics.top1_top5 import rank
+from flamingo_jax.evaluation.metrics.visdial_ndcg import ndcg
 from tests.evaluation.answers import answered
 
 CLASSES = tuple("abcdefg")

@@ -1,6 +1,5 @@
 """Metrics of decoded text: what goes in, what is refused, and what a missing package says."""
 
-import importlib
 import json
 
 import pytest
@@ -11,15 +10,13 @@ from flamingo_jax.evaluation.metrics import (
     MissingResourceError,
     metric,
     ptb,
+    wups,
 )
 from flamingo_jax.evaluation.metrics.cider import scores
-from flamingo_jax.evaluation.metrics.okvqa import annotated_stems, stem_word
+from flamingo_jax.evaluation.metrics.okvqa_accuracy import annotated_stems, stem_word
 from flamingo_jax.evaluation.metrics.submission import entries, write
-from flamingo_jax.evaluation.metrics.vqa import normalise
+from flamingo_jax.evaluation.metrics.vqa_accuracy import normalise
 from tests.evaluation.answers import answered
-
-# the package's attribute is the function
-WUPS = importlib.import_module("flamingo_jax.evaluation.metrics.wups")
 
 
 def decoded(text, *references, **extra):
@@ -35,7 +32,7 @@ def test_text_is_trimmed_at_the_next_prompt_keyword(name, monkeypatch):
     monkeypatch.setattr(
         ptb, "tokenize", lambda captions: [tuple(caption.split()) for caption in captions]
     )
-    monkeypatch.setattr(WUPS, "content", lambda answer: " ".join(answer.split()))
+    monkeypatch.setattr(wups, "content", lambda answer: " ".join(answer.split()))
     other = decoded("x y z w", "e f g h", question_type="DB")
 
     def value(text):
@@ -118,7 +115,7 @@ def test_missing_programs_and_packages_are_named(monkeypatch):
     def no_data():
         raise LookupError("Resource averaged_perceptron_tagger_eng not found.")
 
-    WUPS.tagger.cache_clear()
+    wups.tagger.cache_clear()
     with monkeypatch.context() as patch:
         perceptron = pytest.importorskip(
             "nltk.tag.perceptron", reason="the package nltk is not installed"
@@ -128,7 +125,7 @@ def test_missing_programs_and_packages_are_named(monkeypatch):
             MissingResourceError, match="nltk.downloader averaged_perceptron_tagger_eng punkt_tab"
         ):
             metric("wups").check()
-    WUPS.tagger.cache_clear()
+    wups.tagger.cache_clear()
 
 
 def test_a_tokenizer_that_fails_is_quoted(monkeypatch):

@@ -3,7 +3,7 @@
 import pytest
 
 from flamingo_jax.evaluation.metrics import wordnet
-from flamingo_jax.evaluation.metrics.needs import MissingResourceError
+from flamingo_jax.evaluation.metrics.required import MissingResourceError
 
 LICENCE = "  1 This software and database is being provided to you.  \n"
 # Part of speech -> senses: words, then the senses above as (symbol, index in the list).

@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 
 from flamingo_jax.evaluation.episode import Row
-from flamingo_jax.evaluation.report import benchmark_table, report
+from flamingo_jax.evaluation.report import benchmark_table, report_writer
 from flamingo_jax.evaluation.report.benchmark_curves import benchmark_curves
 from flamingo_jax.evaluation.report.units import is_benchmark, unit
 
@@ -137,14 +137,14 @@ def test_caveats_stand_where_they_matter():
 
 def test_benchmarks_and_other_tasks_have_tables_of_their_own():
     bind = row("bind2", 4, "ranking", 0.75)
-    both = report.text_table([bind, *STAR])
+    both = report_writer.text_table([bind, *STAR])
     assert both.startswith("ranking; n = 5000 per cell")
     assert "\nbind2         0.75\n" in both
     assert both.endswith(benchmark_table.text(STAR))
-    assert report.markdown_table([bind]) in report.markdown_table([bind, *COCO])
+    assert report_writer.markdown_table([bind]) in report_writer.markdown_table([bind, *COCO])
     assert (
-        report.text_table([])
-        == report.markdown_table([])
+        report_writer.text_table([])
+        == report_writer.markdown_table([])
         == "No results: the right answers are not known here.\n"
     )
 

@@ -13,8 +13,8 @@ import pytest
 from flamingo_jax.core.paths import PathError
 from flamingo_jax.evaluation.episode import Row
 from flamingo_jax.evaluation.report import curves, sample_figure
-from flamingo_jax.evaluation.report.logs import read_log, training_logs
-from flamingo_jax.evaluation.report.report import markdown_table, text_table, write_report
+from flamingo_jax.evaluation.report.report_writer import markdown_table, text_table, write_report
+from flamingo_jax.evaluation.report.training_logs import read_log, training_logs
 from tests.evaluation.answers import answered
 
 

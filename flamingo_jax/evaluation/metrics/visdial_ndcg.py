@@ -13,7 +13,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from flamingo_jax.evaluation.episode import Answer
-from flamingo_jax.evaluation.metrics import needs
+from flamingo_jax.evaluation.metrics import required
+from flamingo_jax.evaluation.metrics.declaration import Metric, Unit
 
 
 def ndcg(scores: Sequence[float], relevance: Sequence[float]) -> float:
@@ -44,8 +45,8 @@ def visdial_ndcg(predictions: Sequence[Answer]) -> float:
     values = []
     for each in predictions:
         scores, relevance = (
-            needs.scored(each, "visdial_ndcg"),
-            needs.extra(each, "visdial_ndcg", "relevance"),
+            required.scored(each, "visdial_ndcg"),
+            required.extra(each, "visdial_ndcg", "relevance"),
         )
         if len(relevance) != len(scores) or not any(relevance):
             raise ValueError(
@@ -54,4 +55,9 @@ def visdial_ndcg(predictions: Sequence[Answer]) -> float:
                 f"{sum(map(bool, relevance))} above 0. Check the dense annotations."
             )
         values.append(ndcg(scores, relevance))
-    return needs.mean(values, "visdial_ndcg")
+    return required.mean(values, "visdial_ndcg")
+
+
+VISDIAL_NDCG = Metric(
+    name="visdial_ndcg", value=visdial_ndcg, needs="scores", unit=Unit("NDCG x 100")
+)

@@ -23,7 +23,8 @@ import re
 from collections.abc import Sequence
 
 from flamingo_jax.evaluation.episode import Answer
-from flamingo_jax.evaluation.metrics import needs
+from flamingo_jax.evaluation.metrics import required
+from flamingo_jax.evaluation.metrics.declaration import Metric, Unit
 
 _MARKS = ';/[]"{}()=+\\_-><@`,?!'
 _NUMBER_WITH_COMMA = re.compile(r"\d,\d")
@@ -101,9 +102,9 @@ def answers(predictions: Sequence[Answer], metric: str) -> list[str]:
         HiddenAnswersError: no prediction has references.
         ValueError: nothing was decoded, or there are no predictions.
     """
-    texts = [needs.decoded(each, metric) for each in predictions]
+    texts = [required.decoded(each, metric) for each in predictions]
     if texts and not any(each.episode.references for each in predictions):
-        raise needs.HiddenAnswersError(
+        raise required.HiddenAnswersError(
             f"{metric}: the answers of this split are not public. Write the predictions with "
             "metrics.submission.write and upload the file to the benchmark's evaluation server, "
             "or evaluate a split with answers."
@@ -123,7 +124,12 @@ def vqa_accuracy(predictions: Sequence[Answer]) -> float:
     """
     texts = answers(predictions, "vqa_accuracy")
     values = [
-        accuracy(text, needs.references(each, "vqa_accuracy"))
+        accuracy(text, required.references(each, "vqa_accuracy"))
         for text, each in zip(texts, predictions, strict=True)
     ]
-    return needs.mean(values, "vqa_accuracy")
+    return required.mean(values, "vqa_accuracy")
+
+
+VQA_ACCURACY = Metric(
+    name="vqa_accuracy", value=vqa_accuracy, needs="generation", unit=Unit("VQA accuracy, %")
+)

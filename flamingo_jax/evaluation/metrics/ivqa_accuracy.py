@@ -12,7 +12,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from flamingo_jax.evaluation.episode import Answer
-from flamingo_jax.evaluation.metrics import needs
+from flamingo_jax.evaluation.metrics import required
+from flamingo_jax.evaluation.metrics.declaration import Metric, Unit
 
 
 def accuracy(answer: str, annotated: Sequence[str]) -> float:
@@ -30,7 +31,17 @@ def ivqa_accuracy(predictions: Sequence[Answer]) -> float:
         ValueError: there are no predictions, nothing was decoded, or references are missing.
     """
     values = [
-        accuracy(needs.decoded(each, "ivqa_accuracy"), needs.references(each, "ivqa_accuracy"))
+        accuracy(
+            required.decoded(each, "ivqa_accuracy"), required.references(each, "ivqa_accuracy")
+        )
         for each in predictions
     ]
-    return needs.mean(values, "ivqa_accuracy")
+    return required.mean(values, "ivqa_accuracy")
+
+
+IVQA_ACCURACY = Metric(
+    name="ivqa_accuracy",
+    value=ivqa_accuracy,
+    needs="generation",
+    unit=Unit("iVQA accuracy, %"),
+)

@@ -20,7 +20,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from flamingo_jax.evaluation.episode import Answer
-from flamingo_jax.evaluation.metrics import needs
+from flamingo_jax.evaluation.metrics import required
+from flamingo_jax.evaluation.metrics.declaration import Metric, Unit
 
 
 def average_precision(scores: np.ndarray, positive: np.ndarray, weights: np.ndarray) -> float:
@@ -103,10 +104,11 @@ def rareact_mwap(predictions: Sequence[Answer]) -> float:
         raise ValueError(
             "rareact_mwap of no predictions is not defined: evaluate all rows of rareact.csv."
         )
-    rows = [needs.scored(each, "rareact_mwap") for each in predictions]
+    rows = [required.scored(each, "rareact_mwap") for each in predictions]
     keys = ("verb", "noun", "annotation", "video", "class")
     columns = [
-        np.asarray([needs.extra(each, "rareact_mwap", key) for each in predictions]) for key in keys
+        np.asarray([required.extra(each, "rareact_mwap", key) for each in predictions])
+        for key in keys
     ]
     widths = {len(row) for row in rows}
     if len(widths) != 1 or not 0 <= columns[4].min() <= columns[4].max() < min(widths):
@@ -119,3 +121,11 @@ def rareact_mwap(predictions: Sequence[Answer]) -> float:
     return mean_average_precision(
         np.asarray(rows, np.float64), verbs, nouns, annotations, videos, classes
     )
+
+
+RAREACT_MWAP = Metric(
+    name="rareact_mwap",
+    value=rareact_mwap,
+    needs="scores",
+    unit=Unit("mWAP, %", of_each=False),
+)

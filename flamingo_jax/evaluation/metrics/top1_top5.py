@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from flamingo_jax.evaluation.episode import Answer
-from flamingo_jax.evaluation.metrics import needs
+from flamingo_jax.evaluation.metrics import required
+from flamingo_jax.evaluation.metrics.declaration import Metric, Unit
 
 
 def rank(scores: Sequence[float], index: int) -> int:
@@ -24,7 +25,15 @@ def top1_top5(predictions: Sequence[Answer]) -> float:
             candidates.
     """
     ranks = [
-        rank(needs.scored(each, "top1_top5"), needs.position(each, "top1_top5"))
+        rank(required.scored(each, "top1_top5"), required.position(each, "top1_top5"))
         for each in predictions
     ]
-    return needs.mean([((place < 1) + (place < 5)) / 2 for place in ranks], "top1_top5")
+    return required.mean([((place < 1) + (place < 5)) / 2 for place in ranks], "top1_top5")
+
+
+TOP1_TOP5 = Metric(
+    name="top1_top5",
+    value=top1_top5,
+    needs="scores",
+    unit=Unit("mean of top-1 and top-5 accuracy, %"),
+)

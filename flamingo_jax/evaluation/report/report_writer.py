@@ -29,7 +29,7 @@ from flamingo_jax.evaluation.report import (
     sample_figure,
 )
 from flamingo_jax.evaluation.report.benchmark_curves import benchmark_curves
-from flamingo_jax.evaluation.report.logs import read_log
+from flamingo_jax.evaluation.report.training_logs import read_log
 from flamingo_jax.evaluation.report.units import is_benchmark, unit
 from flamingo_jax.inference.visuals import VIDEO_FRAMES, VIDEO_RATE, load_frames
 

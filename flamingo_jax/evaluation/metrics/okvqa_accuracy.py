@@ -17,7 +17,8 @@ import re
 from collections.abc import Mapping, Sequence
 
 from flamingo_jax.evaluation.episode import Answer
-from flamingo_jax.evaluation.metrics import needs, vqa, wordnet
+from flamingo_jax.evaluation.metrics import required, vqa_accuracy, wordnet
+from flamingo_jax.evaluation.metrics.declaration import Metric, Unit
 
 _WORD = re.compile(r"\w[\w'-]*")
 _SHORTEST_SINGULAR = 3  # letters: "gas" is not the plural of the element Ga
@@ -74,8 +75,10 @@ def okvqa_accuracy(predictions: Sequence[Answer]) -> float:
             as many as raw answers.
     """
     values = []
-    for text, each in zip(vqa.answers(predictions, "okvqa_accuracy"), predictions, strict=True):
-        references = needs.references(each, "okvqa_accuracy")
+    for text, each in zip(
+        vqa_accuracy.answers(predictions, "okvqa_accuracy"), predictions, strict=True
+    ):
+        references = required.references(each, "okvqa_accuracy")
         raw = each.episode.extra.get("raw_answers", references)
         if len(raw) != len(references):
             raise ValueError(
@@ -83,6 +86,15 @@ def okvqa_accuracy(predictions: Sequence[Answer]) -> float:
                 f"each of {len(references)} references, got {len(raw)}."
             )
         values.append(
-            vqa.accuracy(stem(text.strip(), annotated_stems(raw, references)), references)
+            vqa_accuracy.accuracy(stem(text.strip(), annotated_stems(raw, references)), references)
         )
-    return needs.mean(values, "okvqa_accuracy")
+    return required.mean(values, "okvqa_accuracy")
+
+
+OKVQA_ACCURACY = Metric(
+    name="okvqa_accuracy",
+    value=okvqa_accuracy,
+    needs="generation",
+    unit=Unit("VQA accuracy, %"),
+    check=wordnet.check,
+)
