@@ -1,4 +1,1 @@
-"""Records to batches.
-
-Schema, tokenizer, images and videos, interleaving, the mixture, and the way to the devices.
-"""
+"""Turns stored records into batches: images, videos, interleaving, packing, and the mixture."""

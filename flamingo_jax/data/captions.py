@@ -1,13 +1,13 @@
-"""Paired data: one image or video and its text.
+"""Tokenises paired data: one image or video and its text.
 
 A pair becomes a prompt of one shot (pair syntax; paper, A.3.3), or a caption alone (contrastive).
 
-    captioning    <BOS><image>{text}<EOC><EOS>     phi = 1 everywhere
-    contrastive   <BOS>{text}<EOS>                 phi = 0: the text encoder sees no image
+    pairs      <BOS><image>{text}<EOC><EOS>     phi = 1 everywhere
+    captions   <BOS>{text}<EOS>                 phi = 0: the text encoder gets no image
 
-With probability 0.5 a space is put before the text, since tokenizers treat a word with and without
-it differently and the model must cope with either after the tag (first version of the paper,
-section 3.2.1).
+With probability 0.5 a space is put before the text of a pair. Tokenizers encode a word with and
+without a space differently, and the model must understand both after the tag (first version of the
+paper, section 3.2.1).
 """
 
 import numpy as np
@@ -22,12 +22,15 @@ from flamingo_jax.tokenizers.markers import IMAGE_TAG
 def tokenise_pair(
     text: str, tokenizer: Tokenizer, *, space_prefix: bool = False
 ) -> Int[np.ndarray, "T"]:
-    """Returns `<BOS><image>{text}<EOC><EOS>` as int32[T], as the tokenizer's markers write it.
+    """Returns `<BOS><image>{text}<EOC><EOS>` as int32[T], in the form of the tokenizer's markers.
 
-    With `space_prefix`, a space before the text.
+    Args:
+        text: the caption.
+        tokenizer: must have <EOC>.
+        space_prefix: puts a space before the text.
 
     Raises:
-        CorruptRecord: the text contains the tag's string, so there would be more tags than images.
+        CorruptRecord: the text contains the string of the tag, which would be a tag without image.
         ValueError: the tokenizer has no <EOC>.
     """
     if IMAGE_TAG in text:

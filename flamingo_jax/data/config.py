@@ -1,6 +1,6 @@
-"""What a mixture is made of.
+"""The config of a mixture: its datasets, the images, and the reading threads.
 
-One entry per dataset, with the lambda_m of the paper as `weight` (section 2.4).
+`DatasetConfig.weight` is the lambda_m of a dataset (paper, 2.4).
 """
 
 import dataclasses
@@ -14,7 +14,7 @@ class DatasetConfig:
     """One dataset of the mixture.
 
     Attributes:
-        kind: how its records become rows: "interleaved" pages, "pairs" (an image or video and its
+        kind: how records become rows: "interleaved" (pages), "pairs" (an image or video and its
             text, for captioning), "captions" (the same records, for the contrastive stage) or
             "text" (documents).
         path: a TFDS directory of ArrayRecord files, as data_pipelines writes it.
@@ -22,20 +22,20 @@ class DatasetConfig:
         length: L, tokens per row.
         split: a split of the dataset, also in the notation of TFDS ("train[:10%]").
         weight: lambda_m, the weight of this dataset's loss (paper, 2.4).
-        max_images: N, images per row of interleaved pages (5 in the paper); pairs and captions have
+        max_images: N, images per row of interleaved pages (5 in the paper). Pairs and captions have
             1, text has 0.
-        num_frames: F, frames per visual input; 1 = still images.
-        frame_rate: frames per second to take of a video (1 in the paper, 2.1).
-        pool: images per data shard that the batch has room for; None = as many as its rows could
+        num_frames: F, frames per visual input; 1 for still images.
+        frame_rate: frames per second that are taken from a video (1 in the paper, 2.1).
+        pool: images per data shard that a batch has room for; None = the most that its rows can
             have.
-        p_next: probability that a page's text attends the next image instead of the previous one
-            (paper, A.3.2).
+        p_next: probability that the text of a page attends the next image instead of the previous
+            one (paper, A.3.2).
         space_prefix: probability that a space is put before the text of a pair (paper, B.1.2).
-        documents_per_row: documents set aside for each row of packed text; what does not fit is
-            left out.
-        rows_per_group: rows of packed text that share their documents: what one row's end cuts off
-            goes on in the next. Text is then left out at the end of a group alone, and
-            `data_pipelines.run --pipeline=pool` says how much.
+        documents_per_row: documents that are read for each row of packed text. Documents that do
+            not fit are left out.
+        rows_per_group: rows of packed text that share their documents. A document that is cut at
+            the end of a row goes on in the next row of the group, so that text is left out only at
+            the end of a group. `data_pipelines.run --pipeline=pool` reports how much.
     """
 
     kind: Literal["interleaved", "pairs", "captions", "text"]
@@ -80,24 +80,24 @@ class DatasetConfig:
 
     @property
     def num_visuals(self) -> int:
-        """N, the visual inputs that one row can have."""
+        """N, the most visual inputs of a row."""
         return {"interleaved": self.max_images, "pairs": 1, "captions": 1, "text": 0}[self.kind]
 
 
 @dataclasses.dataclass(frozen=True)
 class AugmentConfig:
-    """Random flip and colours of the images in training; all zeros = none.
+    """Random flip and colours of the images in training; all zeros switch it off.
 
-    The paper says "random left/right flip and colour augmentation" and gives no number: these are
-    ours. They are mild, since texts name colours: red must not become orange. A fifth of a turn is
-    from red to yellow; 0.02 is a tenth of that.
+    The paper says "random left/right flip and colour augmentation" and gives no number: these
+    numbers are ours. They are small, because texts name colours: red must not become orange. A
+    fifth of a turn leads from red to yellow; 0.02 is a tenth of that.
 
     Attributes:
         flip: probability of a left/right flip.
         brightness: largest shift, up or down, as a share of the full range.
         contrast: largest change of the contrast; 0.2 draws a factor between 0.8 and 1.2.
         saturation: largest change of the saturation; 0.2 draws a factor between 0.8 and 1.2.
-        hue: largest turn of the colour circle, either way, in turns.
+        hue: largest turn of the colour circle, in both directions, in turns.
     """
 
     flip: float = 0.5
@@ -107,22 +107,16 @@ class AugmentConfig:
     hue: float = 0.02
 
     def __post_init__(self) -> None:
-        for name, most in {
-            "flip": 1.0,
-            "brightness": 1.0,
-            "contrast": 1.0,
-            "saturation": 1.0,
-            "hue": 0.5,
-        }.items():
-            if not 0 <= getattr(self, name) <= most:
+        for field in dataclasses.fields(self):
+            value, most = getattr(self, field.name), 0.5 if field.name == "hue" else 1.0
+            if not 0 <= value <= most:
                 raise ValueError(
-                    f"augment.{name} is {getattr(self, name)}, expected a number from "
-                    f"0 to {most:g}."
+                    f"augment.{field.name} is {value}, expected a number from 0 to {most:g}."
                 )
 
     @property
     def changes_colours(self) -> bool:
-        """Whether anything but the flip is on."""
+        """True if at least one change of colour is on."""
         return bool(self.brightness or self.contrast or self.saturation or self.hue)
 
 
@@ -137,16 +131,15 @@ class DataConfig:
         tokenizer: path of the tokenizer.
         image_size: side of the square images, in pixels (320 in the paper, 288 contrastive, 480 in
             fine-tuning).
-        image_fit: how an image becomes a square: "pad" fills up what its longer side leaves (the
-            paper), "crop" cuts out its middle (CLIP), "squash" changes its proportions (IDEFICS).
-        datasets: by name. The name is part of what decides the order and the randomness of a
-            dataset.
+        image_fit: how an image becomes a square: "pad" adds borders along the longer sides (the
+            paper), "crop" cuts out the middle (CLIP), "squash" changes the proportions (IDEFICS).
+        datasets: by name. The order and the randomness of a dataset depend on its name.
         augment: random flip and colours in training.
         num_threads: threads of a process that make batches; 0 = one for each core that the process
             may use.
         prefetch: batches (of all datasets) that are made ahead.
-        max_corrupt: share of a dataset's records that may be corrupt; beyond it the run stops with
-            an error.
+        max_corrupt: share of a dataset's records that may be corrupt. If more are, the run stops
+            with an error.
     """
 
     tokenizer: str
@@ -173,6 +166,6 @@ class DataConfig:
 
     @property
     def preprocessing(self) -> dict[str, Any]:
-        """What an export says of its images; without `image_fit` they are padded."""
+        """What an export stores about its images. Without `image_fit` they are padded."""
         fit = {} if self.image_fit == "pad" else {"image_fit": self.image_fit}
         return {"image_size": self.image_size, **fit}

@@ -1,11 +1,10 @@
-"""Embeddings of images as a saved array, for what comes after the vision encoder.
-
-Deduplication, and retrieval of similar examples.
+"""Saves and reads image embeddings, for deduplication and for retrieval of similar examples.
 
     DIRECTORY/embeddings.npy   float32[n, E]
-    DIRECTORY/keys.txt         n lines: which image each row is, "RECORD/IMAGE" for image IMAGE of record RECORD of a dataset
+    DIRECTORY/keys.txt         n lines, the image of each row: "RECORD/IMAGE" for image IMAGE of
+                               record RECORD of a dataset
 
-Both are written and read in parts, so memory does not grow with n.
+Both files are written and read in parts, so that memory does not grow with n.
 """
 
 import contextlib
@@ -22,10 +21,10 @@ ARRAY, KEYS = "embeddings.npy", "keys.txt"
 
 
 class EmbeddingWriter:
-    """Writes rows one after the other; `writing` makes it.
+    """Writes rows one after the other; made by `writing`.
 
     Attributes:
-        num_rows: written so far.
+        num_rows: rows written so far.
     """
 
     def __init__(self, array: BinaryIO, keys: TextIO, width: int):
@@ -37,8 +36,8 @@ class EmbeddingWriter:
         """Writes some rows and their keys.
 
         Raises:
-            ValueError: they are not as many, not of the width that was said, not finite, or a key
-                has a line break in it.
+            ValueError: the number of keys and rows differs, the rows have another width or numbers
+                that are not finite, or a key contains a line break.
         """
         if rows.shape != (len(keys), self._width):
             raise ValueError(
@@ -59,13 +58,13 @@ class EmbeddingWriter:
         self.num_rows += len(keys)
 
     def close(self) -> None:
-        """Writes how many rows there are."""
+        """Writes the number of rows into the header."""
         self._write_header()
 
     def _write_header(self) -> None:
         shape = (self.num_rows, self._width)
         self._array.seek(0)
-        # numpy leaves room in the header for a number of rows that is known only at the end.
+        # The header has room for a number of rows that is known only at the end.
         np.lib.format.write_array_header_1_0(
             self._array, {"descr": "<f4", "fortran_order": False, "shape": shape}
         )
@@ -73,16 +72,16 @@ class EmbeddingWriter:
 
 @contextlib.contextmanager
 def writing(directory: PathLike, width: int) -> Iterator[EmbeddingWriter]:
-    """Writes embeddings; both files are at their place when the context has ended well.
+    """Writes embeddings. Both files appear in `directory` when the context ends without an error.
 
     Args:
-        directory: where they go; made if need be. On an object store they are written locally and
-            copied.
+        directory: is made if it does not exist. For an object store the files are written locally
+            and copied.
         width: E.
     """
     target = Path(directory)
     with (
-        # ends last: where the array is, its keys are
+        # The context of the array ends last: if the array exists, its keys exist too.
         written_locally(target / ARRAY) as array_file,
         written_locally(target / KEYS) as keys_file,
         array_file.open("wb") as array,
@@ -97,13 +96,13 @@ class Embeddings:
     """Saved embeddings, mapped into memory.
 
     Args:
-        directory: with the two files, on a file system (mount a bucket with gcsfuse).
+        directory: contains the two files, on a file system (mount a bucket with gcsfuse).
 
     Attributes:
-        rows: float32[n, E], read from the file when looked at; not to be written to.
+        rows: float32[n, E], read from the file on access; read-only.
 
     Raises:
-        FileNotFoundError: there are none.
+        FileNotFoundError: a file is missing.
         ValueError: the array is damaged, or not float32[n, E].
     """
 
@@ -135,10 +134,10 @@ class Embeddings:
         return self.rows.shape[1]
 
     def chunks(self, size: int) -> Iterator[tuple[list[str], np.ndarray]]:
-        """Yields the keys and rows, float32[size, E] (the last fewer), in order.
+        """Yields keys and rows in order, `size` of them at a time; the last part may be smaller.
 
         Raises:
-            ValueError: there are not as many keys as rows.
+            ValueError: the number of keys and rows differs.
         """
         with (self._directory / KEYS).open("r", encoding="utf-8") as lines:
             for start in range(0, len(self), size):

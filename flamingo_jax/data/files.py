@@ -1,6 +1,6 @@
-"""Files in a folder and the folders in it, in one order for all.
+"""Lists files in directories, in the same order for all programs.
 
-What is embedded by one program is found again by another.
+One program embeds the images of a directory; another finds them again by their number.
 """
 
 from collections.abc import Iterator
@@ -11,7 +11,7 @@ IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".ti
 
 
 def files_below(directory: PathLike) -> Iterator[Path]:
-    """Yields all files in a directory and the directories in it, in the order of their names."""
+    """Yields all files in a directory and its subdirectories, in the order of their names."""
     for entry in sorted(Path(directory).iterdir()):
         if entry.is_dir():
             yield from files_below(entry)
@@ -20,10 +20,7 @@ def files_below(directory: PathLike) -> Iterator[Path]:
 
 
 def image_files(directory: PathLike) -> Iterator[Path]:
-    """Yields those of `files_below` whose name is an image's.
-
-    Nothing where there is no such directory.
-    """
+    """Yields the image files of `files_below`; nothing if the directory does not exist."""
     if Path(directory).is_dir():
         yield from (
             file for file in files_below(directory) if file.suffix.lower() in IMAGE_SUFFIXES

@@ -1,17 +1,22 @@
-"""Interleaved text and images to tokens and phi, the index of the image that each token attends (section 2.3; p_next: A.3.2).
+"""Tokenises interleaved text and images, and computes phi.
 
-    page     Cute pics of my pets!  [image]   My puppy sitting in the grass.  [image]   My cat looking very dignified.
-    tokens   <BOS>Cute..pets!<EOC>  <image>My puppy sitting in the grass.<EOC><image>My cat looking very dignified.<EOC><EOS>
-    phi      0    0   ..    0       1      1 ..                           1    2      2 ..                         2    2
+phi is the index of the image that each token attends (paper, 2.3; p_next: A.3.2).
 
-This is Figure 7 of the paper. phi grows by one at the first token of each tag, so that the tag
-itself attends its own image; the <EOC> before a tag still belongs to the chunk that it closes.
+    page     Cute pics of my pets!  [image]  My puppy.           [image]  My cat.
+    tokens   <BOS>Cute..pets!<EOC>  <image>  My puppy.<EOC>      <image>  My cat.<EOC><EOS>
+    phi      0    0   ..    0       1        1        1          2        2      2    2
 
-A model that was trained elsewhere may write other signs (`tokenizers.markers`). IDEFICS frames each
-image, and phi grows inside:
+This is Figure 7 of the paper. phi increases by one at the first token of each tag, so that the tag
+attends its own image. The <EOC> before a tag belongs to the chunk that it closes.
 
-    tokens   <s> User: <around> <image> <around> Which?     tokens   <s> <around> <image> <around> <image> <around> Both?
-    phi      0   0     0        1       1        1          phi      0   0        1       1        2       2        2
+Models that were trained elsewhere may have other markers (`tokenizers.markers`). IDEFICS writes a
+token around each image, and phi increases after the first of them:
+
+    tokens   <s>  User:  <around>  <image>  <around>  Which?
+    phi      0    0      0         1        1         1
+
+    tokens   <s>  <around>  <image>  <around>  <image>  <around>  Both?
+    phi      0    0         1        1         2        2         2
 """
 
 import enum
@@ -27,7 +32,7 @@ from flamingo_jax.tokenizers.markers import IMAGE_TAG
 
 
 class Marker(enum.Enum):
-    """Has one member, IMAGE, which stands for an image among the texts given to `tokenise`."""
+    """Has one member, IMAGE: the place of an image among the texts for `tokenise`."""
 
     IMAGE = IMAGE_TAG
 
@@ -36,9 +41,11 @@ IMAGE: Final = Marker.IMAGE
 
 
 class Tag(NamedTuple):
-    """What is written where an image stands.
+    """The token ids that are written for an image.
 
-    Ids that still attend what came before, and ids that attend the image.
+    Attributes:
+        opening: ids that still attend the image before.
+        own: ids that attend this image.
     """
 
     opening: list[int]
@@ -46,10 +53,7 @@ class Tag(NamedTuple):
 
 
 def tag_of(tokenizer: Tokenizer) -> Tag:
-    """Returns the tag of an image as the tokenizer's markers have it.
-
-    In the paper, `<image>` and no opening.
-    """
+    """Returns the tag that the tokenizer's markers define; in the paper `<image>`, no opening."""
     pieces = tokenizer.markers.image
     at = pieces.index(IMAGE_TAG)
     opening, own = (
@@ -64,25 +68,25 @@ def tokenise(
 ) -> tuple[Int[np.ndarray, "T"], Int[np.ndarray, "T"]]:
     """Writes texts and images as one token sequence.
 
-    <BOS> comes first, where the tokenizer's markers have it so. <EOC> closes a chunk: it stands before every <image> and at
-    the end of the document, before <EOS>. It is left out where there is nothing to close (straight
-    after <BOS>, as in `<BOS><image>..` of the pairs and of the few-shot prompts), where the text
-    already ends in one, and in a model whose markers do not close chunks. A tag's opening is left
-    out where the sequence already ends in it.
+    <BOS> is first, unless the tokenizer's markers have no <BOS>. <EOC> closes a chunk: it is
+    written before every <image>, and before the <EOS> at the end of the document. It is left out
+    where no chunk is open (directly after <BOS>, as in the `<BOS><image>..` of pairs and few-shot
+    prompts), where the text already ends in <EOC>, and if the markers do not close chunks. The
+    opening of a tag is left out if the sequence already ends in it.
 
     Args:
-        parts: texts, and IMAGE where an image stands. The tag is written for each IMAGE; a text
-            that contains the tag's string would have a tag without an image, which is an error.
-        tokenizer: needs <EOC>, except for open text without images; <image> may be a new token, or
+        parts: texts, and IMAGE in the place of each image. A text must not contain the string of
+            the tag, which would be a tag without an image.
+        tokenizer: needs <EOC>, except for open text without images. <image> may be a new token, or
             plain text of several pieces (as in the paper).
-        close: ends with <EOC><EOS>, as a page does; False leaves the last chunk open, as a prompt
+        close: ends with <EOC><EOS>, as a page does. False leaves the last chunk open, as a prompt
             does.
 
     Returns:
-        int32[T] tokens, and int32[T] phi, the number of image tags up to and with each token.
+        int32[T] tokens, and int32[T] phi, the number of image tags up to and including each token.
 
     Raises:
-        ValueError: a text contains "<image>", or there is no <EOC>.
+        ValueError: a text contains "<image>", or the tokenizer has no <EOC>.
     """
     closes = tokenizer.markers.closes_chunks
     eoc = end_of_chunk(tokenizer) if closes and (close or IMAGE in parts) else tokenizer.eoc_id
@@ -114,20 +118,20 @@ def tokenise(
 
 
 def end_of_chunk(tokenizer: Tokenizer) -> int:
-    """Returns the id that <EOC> stands for.
+    """Returns the id of the piece or new token that closes a chunk.
 
     Raises:
-        ValueError: there is none.
+        ValueError: the tokenizer has no such piece.
     """
-    return (
-        tokenizer.eoc_id if tokenizer.eoc_id >= 0 else tokenizer.id(tokenizer.markers.end_of_chunk)
-    )
+    if tokenizer.eoc_id >= 0:
+        return tokenizer.eoc_id
+    return tokenizer.id(tokenizer.markers.end_of_chunk)
 
 
 def tokenise_page(
     page: InterleavedPage, tokenizer: Tokenizer
 ) -> tuple[Int[np.ndarray, "T"], Int[np.ndarray, "T"]]:
-    """Tokenises a page: `tokenise` of its texts and images.
+    """Tokenises the texts and images of a page.
 
     Raises:
         CorruptRecord: the page has more <image> tags than images.
@@ -140,15 +144,15 @@ def tokenise_page(
 
 
 def attend_next(phi: Int[np.ndarray, "T"], tag_length: int) -> Int[np.ndarray, "T"]:
-    """Turns phi of "attend the previous image" into "attend the next image".
+    """Changes phi from "attend the previous image" to "attend the next image".
 
-    The text before an image then attends it; the tag itself attends its own image in either mode.
-    Text after the last image has no next one, and the paper does not say what it attends: here
-    nothing (phi = 0).
+    The text before an image then attends this image. The tag attends its own image in both modes.
+    Text after the last image has no next image, and the paper does not say what it attends: here it
+    attends nothing (phi = 0).
 
     Args:
-        phi: int32[T] as `tokenise` gives it, or a window of it that starts anew at 0.
-        tag_length: tokens of one tag from where phi grows: `len(tag_of(tokenizer).own)`.
+        phi: int32[T] as `tokenise` returns it, or a window of it that starts again at 0.
+        tag_length: tokens of one tag from where phi increases: `len(tag_of(tokenizer).own)`.
     """
     starts = np.flatnonzero(np.diff(phi, prepend=0) > 0)
     in_tag = np.zeros(len(phi) + tag_length, bool)  # a tag may be cut off at the end of the window
@@ -160,7 +164,11 @@ def attend_next(phi: Int[np.ndarray, "T"], tag_length: int) -> Int[np.ndarray, "
 class Window(NamedTuple):
     """A piece of a page.
 
-    Int32[l] tokens and phi, and which of the page's images (first, number) it attends.
+    Attributes:
+        tokens: int32[l].
+        phi: int32[l], counted from the first image of the piece.
+        first_image: number of this image in the page, from 0.
+        num_images: images of the page that the piece attends.
     """
 
     tokens: np.ndarray
@@ -179,35 +187,33 @@ def window(
     tag_length: int,
     rng: np.random.Generator,
 ) -> Window:
-    """Takes the training example of one visit to a page.
-
-    A window of at most `length` tokens with at most N images.
+    """Draws a window of at most `length` tokens with at most N images from a page.
 
     The paper takes a random subsequence of L = 256 tokens with up to the first N = 5 of its images
     (section 2.4), and draws once per page whether text attends the previous or the next image
-    (A.3.2). What it leaves open is decided so:
+    (A.3.2). It leaves two things open:
 
-    - A page that fits starts at its <BOS>. Of a longer one, every start whose window holds an
-      <image> tag is equally likely (any start at all, if no tag is there). Tokens before the first
-      tag of the window attend nothing.
-    - The window ends before its (N + 1)-th tag: the text from there on would have no image of its
-      own.
+    - Where the window starts. Here a page that fits starts at its <BOS>. In a longer page every
+      start with an <image> tag in its window is equally likely (if there is no tag, every start).
+      Tokens before the first tag of the window attend nothing.
+    - Where the window ends. Here before its (N + 1)-th tag, because the text from there on has no
+      image.
 
     Args:
         tokens: int32[T] of the whole page.
         phi: int32[T] of the whole page.
         length: L.
         max_images: N.
-        p_next: probability that this visit lets text attend the next image.
-        tag_length: tokens of one tag from where phi grows.
-        rng: decides the start and the direction; always two draws.
+        p_next: probability that text attends the next image.
+        tag_length: tokens of one tag from where phi increases.
+        rng: draws the start and the direction; always two draws.
     """
     where, direction = rng.random(2)
     start = 0
     if len(tokens) > length:
-        # last token of each window
+        # For each window: its last token, and the number of images before its first token.
         last = np.minimum(np.arange(len(tokens) - length + 1) + length, len(tokens)) - 1
-        before = np.concatenate([[0], phi])[: len(last)]  # images before its first token
+        before = np.concatenate([[0], phi])[: len(last)]
         starts = np.flatnonzero(phi[last] > before)
         starts = starts if len(starts) else np.arange(len(last))
         start = int(starts[int(where * len(starts))])
@@ -216,6 +222,6 @@ def window(
     end = int(np.searchsorted(phi, max_images, side="right"))  # the (N + 1)-th tag
     tokens, phi = tokens[:end], phi[:end]
     num_images = int(phi[-1]) if end else 0
-    return Window(
-        tokens, attend_next(phi, tag_length) if direction < p_next else phi, first_image, num_images
-    )
+    if direction < p_next:
+        phi = attend_next(phi, tag_length)
+    return Window(tokens, phi, first_image, num_images)

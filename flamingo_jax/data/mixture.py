@@ -73,7 +73,7 @@ class Mixture:
         process_index: which of the readers this is. Readers that feed the same data shards have the
             same index.
         process_count: readers that share a batch.
-        num_shards: all data shards of the mesh. The rows and the pool of images are split over them.
+        num_shards: all data shards of the mesh, over which rows and pool of images are split.
         cache_bytes: memory in which small datasets are kept decoded, over all datasets.
 
     Raises:

@@ -1,12 +1,12 @@
-"""Text for the language model: documents packed into rows of L tokens, told apart by their segment.
+"""Packs documents into rows of L tokens; each document is one segment.
 
     tokens   <BOS> a b c <EOS> <BOS> d e <EOS> <pad> <pad>
     segment    1   1 1 1   1     2   2 2   2     0     0
     weight     0   1 1 1   1     0   1 1   1     0     0
 
-Attention stays within a segment, and no document is asked to predict the <BOS> of the next. Rows of
-a group are packed as
-one: a document that does not fit in its row goes on in the next one, as a segment of its own.
+Attention stays within a segment, and no document predicts the <BOS> of the next one. The rows of a
+group are packed like one long row: a document that is cut at the end of a row goes on in the next
+row, as a new segment.
 """
 
 from collections.abc import Iterable
@@ -25,7 +25,10 @@ def tokenise_document(text: str, tokenizer: Tokenizer) -> Int[np.ndarray, "T"]:
 def window(
     tokens: Int[np.ndarray, "T"], length: int, rng: np.random.Generator
 ) -> Int[np.ndarray, "L"]:
-    """Returns the whole document if it fits in `length`, else a random window, so that no text is never seen."""
+    """Returns the document if it fits in `length`, else a random window of it.
+
+    The window is random so that every part of a long document is trained on.
+    """
     start = int(rng.integers(len(tokens) - length + 1)) if len(tokens) > length else 0
     return tokens[start : start + length]
 
@@ -33,18 +36,18 @@ def window(
 def pack(
     documents: Iterable[np.ndarray], length: int, num_rows: int = 1
 ) -> list[tuple[Int[np.ndarray, "L"], Int[np.ndarray, "L"]]]:
-    """Packs documents, in their order, until the rows are full.
+    """Packs documents in their order until the rows are full.
 
-    A document that a row's end cuts goes on in the next row.
+    A document that is cut at the end of a row goes on in the next row. The last document is cut at
+    the end of the last row.
 
     Args:
-        documents: int32[T] tokens of each; taken one by one, no more of them than the rows need.
+        documents: int32[T] tokens of each. They are read one by one, only as many as needed.
         length: L.
         num_rows: rows to fill.
 
     Returns:
-        For each row int32[l] tokens and int32[l] segments, l <= L. The last document is cut where
-        the last row ends.
+        For each row int32[l] tokens and int32[l] segments, l <= L.
     """
     pieces: list[np.ndarray] = []
     room = num_rows * length
@@ -57,8 +60,7 @@ def pack(
     numbers = np.repeat(np.arange(len(pieces), dtype=np.int32), [len(piece) for piece in pieces])
     rows = []
     for start in range(0, num_rows * length, length):
-        of_row = numbers[start : start + length]
-        rows.append(
-            (tokens[start : start + length], of_row - of_row[:1].sum(dtype=np.int32) + np.int32(1))
-        )
+        row = slice(start, start + length)
+        first = numbers[row][:1].sum(dtype=np.int32)  # 0 if the row is empty
+        rows.append((tokens[row], numbers[row] - first + np.int32(1)))
     return rows

@@ -1,10 +1,10 @@
-"""From a record to a row, and from rows to a batch.
+"""Makes rows from records, and batches from rows.
 
     record --prepare--> Example --draw(rng)--> TrainingRow --collate--> Batch
-           once per record      once per visit     once per batch
+           once per record      once per visit             once per batch
 
-`prepare` does what is the same at each visit (tokenising); `draw` takes what is random (window,
-direction, space, start of a clip) from the generator of that visit, which is made only if it is
+`prepare` does what is the same at each visit: it tokenises. `draw` does what is random: the window,
+the direction, the space, the start of a clip. The generator of a visit is made only if it is
 needed. No loop here runs over tokens.
 """
 
@@ -45,15 +45,15 @@ _OVERHEAD = 1000  # bytes of the Python objects of an example, roughly
 
 @dataclasses.dataclass(frozen=True)
 class Example:
-    """A record, tokenised.
+    """A tokenised record.
 
     Attributes:
-        tokens: one int32[T] per way to write it: pairs have one without and one with the space
-            prefix, others only one.
+        tokens: one int32[T] for each way to write the text. Pairs have two: without and with the
+            space prefix.
         phi: int32[T] for pages, else None.
-        images: its images, or the frames of its video.
+        images: the images, or the stored frames of the video.
         fps: frames per second of a video, None for images.
-        video: its video, if that is stored as a file.
+        video: the video, if it is stored as a file.
     """
 
     tokens: tuple[np.ndarray, ...]
@@ -64,24 +64,25 @@ class Example:
 
     @property
     def num_bytes(self) -> int:
-        """About how much memory it takes."""
+        """Memory that the example takes, roughly."""
         phi = 0 if self.phi is None else self.phi.nbytes
         images = 0 if self.images is None else self.images.num_bytes
         tokens = sum(tokens.nbytes for tokens in self.tokens)
         return tokens + phi + images + len(self.video) + _OVERHEAD
 
     def keep_in(self, room: Room) -> None:
-        """Lets its images stay decoded while there is room."""
+        """Keeps decoded images in memory from now on, while there is room."""
         if self.images is not None:
             self.images.keep_in(room)
 
 
 @dataclasses.dataclass(frozen=True)
 class TrainingRow:
-    """One sequence: int32[l] tokens, segment and media_index, l <= L, and its visual inputs.
+    """One sequence and its visual inputs, before padding.
 
-    A visual input is its frames, uint8[h, w, 3] each with the longer side of S pixels: `collate`
-    puts them into the batch.
+    Attributes:
+        tokens, segment, media_index: int32[l], l <= L, as in Batch.
+        visuals: the frames of each visual input, uint8[h, w, 3] with a longer side of S pixels.
     """
 
     tokens: np.ndarray
@@ -91,10 +92,10 @@ class TrainingRow:
 
 
 class RowMaker:
-    """Makes examples and rows of one dataset.
+    """Makes the examples, rows and batches of one dataset.
 
     Args:
-        config: the dataset's.
+        config: of the dataset.
         tokenizer: for its texts.
         image_size: side of the square images, in pixels.
         image_fit: how an image becomes a square.
@@ -115,9 +116,9 @@ class RowMaker:
         """Tokenises a record.
 
         Raises:
-            CorruptRecord: it cannot be used (a page with more tags than images, a video without
-                frames).
-            ValueError: it is of a kind that does not suit the dataset.
+            CorruptRecord: the record cannot be used (a page with more tags than images, a video
+                without frames).
+            ValueError: the kind of the record does not suit the dataset.
         """
         tokenizer, kind = self._tokenizer, self._config.kind
         if kind == "text" and isinstance(record, Document):
@@ -152,7 +153,7 @@ class RowMaker:
         """Draws the row of one visit to a page, a pair or a caption.
 
         Raises:
-            CorruptRecord: one of the images that the row needs, or its video, cannot be decoded.
+            CorruptRecord: an image that the row needs, or its video, cannot be decoded.
         """
         config, tokens = self._config, example.tokens[0]
         if example.phi is not None and example.images is not None:
@@ -175,13 +176,9 @@ class RowMaker:
         return TrainingRow(tokens, np.ones_like(tokens), attends, (self._clip(example, rng),))
 
     def window(self, example: Example, rng: Rng) -> np.ndarray:
-        """Draws the tokens of one visit to a document.
-
-        Int32[t], t <= L times the rows of a group.
-        """
-        return pack.window(
-            example.tokens[0], self._config.length * self._config.rows_per_group, rng()
-        )
+        """Draws the tokens of one visit to a document: at most L times the rows of a group."""
+        most = self._config.length * self._config.rows_per_group
+        return pack.window(example.tokens[0], most, rng())
 
     def _clip(self, example: Example, rng: Rng) -> Sequence[np.ndarray]:
         config = self._config
@@ -278,13 +275,11 @@ class RowMaker:
 def media_keys(
     stream: tuple[int, int], position: Int64[np.ndarray, "n"], number: Int64[np.ndarray, "n"]
 ) -> UInt32[np.ndarray, "n 2"]:
-    """Returns the keys of augmentation of visual inputs.
-
-    A hash of where each stands in the run's data.
+    """Returns the augmentation keys of visual inputs: a hash of their place in the data of the run.
 
     Args:
-        stream: the seed, and what stands for the dataset's name beside it.
-        position: int64[n] of the row in the dataset; each visit to a record has its own.
+        stream: the seed, and the number that identifies the dataset.
+        position: int64[n] of the row in the dataset; different at each visit to a record.
         number: int64[n] of the visual input in its row, from 0.
 
     Returns:

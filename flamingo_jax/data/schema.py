@@ -1,10 +1,11 @@
-"""What the data pipelines write and the model reads: four records, and one batch.
+"""The four kinds of records that the data pipelines write, and the batch that the model reads.
 
-    web page, pair, video, document  --to_example-->  TFDS example (ArrayRecord)  --from_example-->  record  -->  Batch
+    page, pair, video, document --to_example--> TFDS example (ArrayRecord)
+        --from_example--> page, pair, video, document --mixture--> Batch
 
-Images stay encoded (JPEG, PNG or WebP bytes) until the loader decodes them. A video is its sampled
-frames, each an encoded image, or one encoded file. What a page, a pair and a video hold follows
-section 2.4 and appendix A.3 of the paper, which does not publish a file format.
+Images stay encoded (JPEG, PNG or WebP bytes) until the loader decodes them. A video is stored as
+its sampled frames, each an encoded image, or as one encoded file. The contents of a page, a pair
+and a video follow section 2.4 and appendix A.3 of the paper, which does not publish a file format.
 """
 
 import dataclasses
@@ -16,13 +17,11 @@ import numpy as np
 
 
 class CorruptRecord(ValueError):
-    """A stored record that cannot be used.
-
-    The loader counts it and takes the next one in its place.
+    """A stored record that cannot be used. The loader counts it and takes the next one instead.
 
     Attributes:
-        reason: what it is counted under, by the loader and by data_pipelines: lower case words
-            joined by "_".
+        reason: the name under which the loader and data_pipelines count it: lower case words joined
+            by "_".
     """
 
     def __init__(self, message: str, *, reason: str = "corrupt_record"):
@@ -32,7 +31,7 @@ class CorruptRecord(ValueError):
 
 @dataclasses.dataclass(frozen=True)
 class InterleavedPage:
-    """One web page: its texts (str) and encoded images (bytes) in order (M3W; paper, A.3.1)."""
+    """A web page: its texts (str) and encoded images (bytes) in order (M3W; paper, A.3.1)."""
 
     kind: ClassVar[str] = "interleaved_page"
     parts: tuple[str | bytes, ...]
@@ -40,18 +39,18 @@ class InterleavedPage:
 
     @property
     def texts(self) -> tuple[str, ...]:
-        """The texts alone, in order."""
+        """The texts of the page, in order."""
         return tuple(part for part in self.parts if isinstance(part, str))
 
     @property
     def images(self) -> tuple[bytes, ...]:
-        """The encoded images alone, in order."""
+        """The encoded images of the page, in order."""
         return tuple(part for part in self.parts if isinstance(part, bytes))
 
 
 @dataclasses.dataclass(frozen=True)
 class ImageText:
-    """One encoded image and its text (paper: ALIGN, LTIP)."""
+    """An encoded image and its text (paper: ALIGN, LTIP)."""
 
     kind: ClassVar[str] = "image_text"
     image: bytes
@@ -61,10 +60,10 @@ class ImageText:
 
 @dataclasses.dataclass(frozen=True)
 class VideoText:
-    """One short video and its text (paper: VTP).
+    """A short video and its text (paper: VTP).
 
-    It is either sampled `frames` (encoded images, `fps` of them per second) or one encoded file,
-    `video`.
+    The video is stored either as sampled `frames` (encoded images, `fps` of them per second) or as
+    one encoded file, `video`.
     """
 
     kind: ClassVar[str] = "video_text"
@@ -77,7 +76,7 @@ class VideoText:
 
 @dataclasses.dataclass(frozen=True)
 class Document:
-    """Text alone, for the language model."""
+    """A text without images, for the language model."""
 
     kind: ClassVar[str] = "document"
     text: str
@@ -91,9 +90,9 @@ RECORDS: dict[str, type[Record]] = {
 
 
 def images_of(record: Record) -> tuple[bytes, ...]:
-    """The encoded images of a record in order, whatever its kind.
+    """Returns the encoded images of a record of any kind, in order.
 
-    Of a video its frames, if it is stored as such.
+    For a video these are its stored frames; a video that is stored as a file has none.
     """
     if isinstance(record, InterleavedPage):
         return record.images
@@ -106,7 +105,7 @@ _TEXT, _IMAGE = 0, 1  # the values of "order" in a stored page
 
 
 def features(kind: str) -> Any:
-    """Returns the `tfds.features.FeaturesDict` under which records of `kind` (a key of RECORDS) are stored."""
+    """Returns the `tfds.features.FeaturesDict` of stored records of `kind`, a key of RECORDS."""
     import tensorflow_datasets as tfds
 
     text = tfds.features.Text  # stores bytes as they are, str as UTF-8
@@ -114,7 +113,7 @@ def features(kind: str) -> Any:
         "interleaved_page": {
             "texts": tfds.features.Sequence(text()),
             "images": tfds.features.Sequence(text()),
-            # per part of the page: 0 = the next text, 1 = the next image
+            # For each part of the page: 0 = the next text, 1 = the next image.
             "order": tfds.features.Sequence(np.int64),
             "metadata": text(),
         },
@@ -132,10 +131,10 @@ def features(kind: str) -> Any:
 
 
 def kind_of(names: Any) -> str:
-    """Returns the kind of record whose stored fields have just these `names`.
+    """Returns the kind of record that has exactly these fields.
 
     Raises:
-        ValueError: the names are those of no kind.
+        ValueError: no kind has these fields.
     """
     fields = {
         "interleaved_page": {"texts", "images", "order", "metadata"},
@@ -153,7 +152,7 @@ def kind_of(names: Any) -> str:
 
 
 def to_example(record: Record) -> dict[str, Any]:
-    """Returns the fields of `record` as a TFDS builder of `features(record.kind)` takes them."""
+    """Returns the fields of `record`, in the form that `features(record.kind)` encodes."""
     if isinstance(record, InterleavedPage):
         order = [_TEXT if isinstance(part, str) else _IMAGE for part in record.parts]
         return {
@@ -169,13 +168,15 @@ def to_example(record: Record) -> dict[str, Any]:
 
 
 def from_example(kind: str, example: Mapping[str, Any]) -> Record:
-    """Inverse of `to_example`.
+    """Makes a record from a stored example: the inverse of `to_example`.
 
-    `example` is what a TFDS data source of `features(kind)` yields (texts as bytes or str).
+    Args:
+        kind: of the record.
+        example: from a TFDS data source of `features(kind)`; texts are bytes or str.
 
     Raises:
-        CorruptRecord: a field is missing, a text is not UTF-8, or a page's order does not fit its
-            texts and images.
+        CorruptRecord: a field is missing, a text is not UTF-8, or the order of a page does not fit
+            its texts and images.
     """
     record = RECORDS[_known(kind)]
     try:
@@ -231,32 +232,32 @@ def _parts(example: Mapping[str, Any]) -> tuple[str | bytes, ...]:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Batch:
-    """B sequences and the flat pool of the M visual inputs that they attend.
+    """B sequences and the pool of the M visual inputs that they attend.
 
-    A pytree: numpy arrays on the host, jax arrays on the devices. The index phi of the paper
-    (section 2.3, Figure 7: masking) is `media_index`. It is computed in the data pipeline and never
-    re-derived from token ids, so p_next, other tokenizers and text before the first image are all
-    just data.
+    A batch is a pytree: numpy arrays on the host, jax arrays on the devices. `media_index` is the
+    index phi of the paper (section 2.3, Figure 7). It is computed when the data is read and never
+    from token ids, so that p_next, other tokenizers and text before the first image need no code in
+    the model.
 
-    The pool of each data shard is its own: with S shards, rows [s*B/S, (s+1)*B/S) of the batch own
-    rows [s*M/S, (s+1)*M/S) of `frames`, and their `media_slot` counts from the start of the latter.
+    Each data shard has a pool: with S shards, rows [s*B/S, (s+1)*B/S) of the batch use rows
+    [s*M/S, (s+1)*M/S) of `frames`, and their `media_slot` counts from the first of these rows.
 
     Attributes:
         tokens: int32[B, L] token ids; ids from the tokenizer's vocab_size on are the new tokens.
-        segment: int32[B, L] 0 = padding; packed documents count up from 1.
-        loss_weights: float32[B, L] weight of predicting tokens[b, l] itself, as a target: 0 on
-            padding and on <BOS>, else 1. So the loss at position l, which predicts token l + 1, is
-            weighted by loss_weights[:, l + 1].
-        media_index: int32[B, L] phi: which of the sequence's visual inputs (1..N) a token attends,
-            0 = none.
-        media_slot: int32[B, N] row of the shard's pool with the sequence's n-th visual input, -1 =
-            there is none.
+        segment: int32[B, L] number of the packed document, from 1; 0 = padding.
+        loss_weights: float32[B, L] weight of token l as a target: 0 on padding and on <BOS>, else
+            1. The loss at position l predicts token l + 1 and has the weight
+            loss_weights[:, l + 1].
+        media_index: int32[B, L] phi: the number (1..N) of the visual input of its sequence that a
+            token attends; 0 = no visual input.
+        media_slot: int32[B, N] row of the shard's pool that contains the n-th visual input of the
+            sequence; -1 = the sequence has no n-th visual input.
         frames: uint8[M, F, H, W, 3] the pool.
-        frame_mask: bool[M, F] False beyond the end of a shorter video, and on unused rows of the
+        frame_mask: bool[M, F] False after the end of a shorter video, and on unused rows of the
             pool.
-        media_key: uint32[M, 2] the key of each visual input's flip and colours in training, a hash
-            of (seed, dataset, position, number of the visual input in its row); zeros on unused
-            rows. None in prompts, which are never augmented.
+        media_key: uint32[M, 2] key of each visual input for flip and colours in training: a hash of
+            (seed, dataset, position, number of the visual input in its row). Zeros on unused rows.
+            None in prompts, which are never augmented.
     """
 
     tokens: Any
@@ -292,15 +293,15 @@ _SHAPES = {
 
 
 def check(batch: Batch, *, num_shards: int = 1, where: str = "batch") -> None:
-    """Checks a host batch against its contract.
+    """Checks that a batch on the host is consistent, as the attributes of Batch say.
 
     Args:
         batch: the batch, in numpy arrays.
-        num_shards: data shards whose rows and pools the batch holds, in order.
+        num_shards: data shards of the batch, one after the other.
         where: names the batch in the error.
 
     Raises:
-        ValueError: the first thing that is wrong, with its row and position.
+        ValueError: names the first error, with its row and position.
     """
     _check_shapes(batch, where)
     num_rows, pool, max_images = len(batch.tokens), len(batch.frames), batch.media_slot.shape[1]
@@ -324,7 +325,7 @@ def check(batch: Batch, *, num_shards: int = 1, where: str = "batch") -> None:
             f"(none) to {max_images}, the number of visual inputs per row. Raise `max_images`, or "
             "drop the text."
         )
-    # column 0: no image, always allowed
+    # Column 0 is "no image", which is always allowed.
     present = np.concatenate([np.ones((num_rows, 1), bool), slot >= 0], axis=1)
     if bad := _first(~np.take_along_axis(present, index, axis=1)):
         raise ValueError(
@@ -344,7 +345,7 @@ def check(batch: Batch, *, num_shards: int = 1, where: str = "batch") -> None:
             f"{where}: row {bad[0]}, token {bad[1]} has loss weight {weights[bad]}, expected >= 0."
         )
     first_slot = (np.arange(num_rows) // max(num_rows // num_shards, 1) * capacity)[:, None]
-    # the last entry stands for "no visual input"
+    # The last entry is for "no visual input".
     has_frame = np.append(batch.frame_mask.any(axis=1), np.True_)
     if bad := _first(~has_frame[np.where(slot >= 0, slot + first_slot, pool)]):
         raise ValueError(
@@ -354,7 +355,7 @@ def check(batch: Batch, *, num_shards: int = 1, where: str = "batch") -> None:
 
 
 def _first(bad: np.ndarray) -> tuple[int, int] | None:
-    """Position of the first True of a matrix, as (row, column)."""
+    """Returns (row, column) of the first True of a matrix."""
     if not bad.any():
         return None
     row, column = np.unravel_index(int(bad.argmax()), bad.shape)

@@ -1,10 +1,10 @@
-"""Writing what `sources.Source` reads.
+"""Writes datasets that `sources.Source` reads: ArrayRecord files with the metadata of TFDS.
 
-ArrayRecord files with the metadata of a TFDS builder, without TensorFlow.
+    DIRECTORY/records-train.array_record-00000-of-00008   by `writing`, each in any process
+              ...
+    DIRECTORY/features.json, dataset_info.json            by `write_metadata`, once, at the end
 
-DIRECTORY/records-train.array_record-00000-of-00008   one `writing` each, in any process
-          ...
-DIRECTORY/features.json, dataset_info.json            `write_metadata`, once, last: without it there is no dataset
+A directory without dataset_info.json is no dataset. TensorFlow is not needed.
 """
 
 from __future__ import annotations
@@ -26,29 +26,29 @@ VERSION = "1.0.0"
 
 @dataclasses.dataclass(frozen=True)
 class Shard:
-    """What one file holds: records, and bytes of them before compression."""
+    """The size of one file: its records, and their bytes before compression."""
 
     num_records: int = 0
     num_bytes: int = 0
 
 
 def shard_name(split: str, index: int, num_shards: int) -> str:
-    """Returns the name of one file of a split, as TFDS writes it."""
+    """Returns the name that TFDS gives to one file of a split."""
     return f"{NAME}-{split}.array_record-{index:05d}-of-{num_shards:05d}"
 
 
 class ShardWriter:
-    """Writes one file of records, in their order; `writing` makes it.
+    """Writes the records of one file in order; made by `writing`.
 
     Attributes:
-        shard: what has been written so far.
+        shard: the size of what has been written so far.
     """
 
     def __init__(self, path: PathLike, kind: str):
         self._kind = kind
         self._features = features(kind)
-        # One record per group, as TFDS writes it: reading one record then decompresses no other.
-        # Images are compressed already.
+        # One record per group, as TFDS does it, so that reading a record decompresses only this
+        # record. Images are compressed already.
         options = "group_size:1" if kind == Document.kind else "group_size:1,uncompressed"
         self._writer = array_record_module.ArrayRecordWriter(os.fspath(path), options)
         self.shard = Shard()
@@ -57,7 +57,7 @@ class ShardWriter:
         """Writes one record.
 
         Raises:
-            TypeError: it is of another kind.
+            TypeError: the record has another kind.
         """
         if not isinstance(record, RECORDS[self._kind]):
             raise TypeError(
@@ -70,23 +70,23 @@ class ShardWriter:
         )
 
     def write_example(self, example: bytes) -> None:
-        """Writes one record as another file holds it."""
+        """Writes one serialized example, for example a copy from another file."""
         self._writer.write(example)
         self.shard = Shard(self.shard.num_records + 1, self.shard.num_bytes + len(example))
 
     def close(self) -> None:
-        """Ends the file."""
+        """Closes the file."""
         self._writer.close()
 
 
 @contextlib.contextmanager
 def writing(path: PathLike, kind: str) -> Iterator[ShardWriter]:
-    """Writes a file of records; it is at `path` when the context has ended well, and whole.
+    """Writes a file of records. The file appears when the context ends without an error.
 
-    What was there is replaced.
+    An existing file is replaced.
 
     Args:
-        path: where it goes. On an object store (gs://) it is written locally and copied.
+        path: of the file. For an object store (gs://) it is written locally and copied.
         kind: of its records, a key of schema.RECORDS.
     """
     with (
@@ -97,7 +97,7 @@ def writing(path: PathLike, kind: str) -> Iterator[ShardWriter]:
 
 
 def drop(path: PathLike, positions: AbstractSet[int], kind: str) -> Shard:
-    """Writes a file again without the records at `positions`; returns what is left."""
+    """Writes a file again without the records at `positions`, and returns its new size."""
     source = Path(path)
     with contextlib.ExitStack() as stack:
         if not is_local(source):
@@ -115,14 +115,13 @@ def drop(path: PathLike, positions: AbstractSet[int], kind: str) -> Shard:
 
 
 def write_metadata(directory: PathLike, kind: str, splits: Mapping[str, Sequence[Shard]]) -> None:
-    """Makes a dataset of the files in `directory`.
-
-    File i of a split is named shard_name(split, i, number of its shards).
+    """Makes the files in `directory` a dataset, by writing its metadata.
 
     Args:
-        directory: where the files are.
+        directory: contains the files. File i of a split has the name
+            `shard_name(split, i, number of files)`.
         kind: of their records.
-        splits: what each file of each split holds.
+        splits: the sizes of the files of each split.
     """
     import tensorflow_datasets as tfds
     from tensorflow_datasets.core import dataset_info, naming

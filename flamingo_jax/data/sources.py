@@ -1,8 +1,12 @@
-"""Random access to stored records: a TFDS directory of ArrayRecord files, read without TensorFlow.
+"""Reads the stored records of a dataset in any order, without TensorFlow.
 
-Source     path, split  ->  records by number
-Examples   the same, prepared (tokenised once), with images that are decoded when asked for
-           and all of it kept in memory while there is room: a small dataset is decoded once
+A dataset is a TFDS directory of ArrayRecord files.
+
+    Source          path, split -> records by number
+    Examples        records, prepared (tokenised) and kept in memory while there is room
+    EncodedImages   the images of one record, decoded on access and kept while there is room
+
+So a small dataset is read, tokenised and decoded only once.
 """
 
 import threading
@@ -17,6 +21,10 @@ from flamingo_jax.data.config import ImageFit
 from flamingo_jax.data.images import read
 from flamingo_jax.data.schema import CorruptRecord, Record, from_example, kind_of
 
+# ArrayRecord raises RuntimeError on a bad checksum; TFDS raises the others on an example that does
+# not parse.
+_READING_ERRORS = (RuntimeError, ValueError, KeyError, AttributeError, TypeError, DecodeError)
+
 T = TypeVar("T")
 
 
@@ -24,17 +32,17 @@ class Source:
     """The records of one split, by number.
 
     Args:
-        path: directory with dataset_info.json and the ArrayRecord files. ArrayRecord reads from a
-            file system only: mount a bucket with gcsfuse.
-        split: its name, or a slice of it as TFDS writes it ("train[:10%]").
+        path: directory with dataset_info.json and the ArrayRecord files. ArrayRecord reads only
+            from a file system: mount a bucket with gcsfuse.
+        split: name of the split, or a slice in the notation of TFDS ("train[:10%]").
 
     Attributes:
-        kind: kind of its records (a key of schema.RECORDS).
+        kind: kind of the records, a key of schema.RECORDS.
 
     Raises:
         FileNotFoundError: there is no dataset at `path`, or one of its files is missing.
-        ValueError: there is no such split, it is empty, it is not in ArrayRecord format, or of no
-            known kind.
+        ValueError: the split does not exist, is empty, is not in ArrayRecord format, or its records
+            have an unknown kind.
     """
 
     def __init__(self, path: PathLike, split: str = "train"):
@@ -57,7 +65,7 @@ class Source:
         pieces = builder.info.splits[split].file_instructions
         self._files = [Path(piece.filename).name for piece in pieces]
         self._ends = np.cumsum([piece.examples_in_shard for piece in pieces])
-        # one listing, since a bucket is slow to ask for each
+        # One listing, because asking a bucket for each file is slow.
         present = {file.name for file in Path(path).iterdir()}
         if missing := [name for name in self._files if name not in present]:
             raise FileNotFoundError(
@@ -74,19 +82,11 @@ class Source:
         """Reads one record.
 
         Raises:
-            CorruptRecord: it cannot be read, or its fields make no record.
+            CorruptRecord: the record cannot be read, or its fields are not those of its kind.
         """
         try:
             example = self._records[index]
-        # What ArrayRecord raises on a bad checksum, and TFDS on an example that does not parse.
-        except (
-            RuntimeError,
-            ValueError,
-            KeyError,
-            AttributeError,
-            TypeError,
-            DecodeError,
-        ) as error:
+        except _READING_ERRORS as error:
             file = self._files[int(np.searchsorted(self._ends, index, side="right"))]
             raise CorruptRecord(
                 f"Record {index} of {self._where}, in {file}, cannot be read: {error}"
@@ -95,16 +95,16 @@ class Source:
 
 
 class Room:
-    """Bytes that may still be kept in memory; shared by threads."""
+    """A budget of memory in bytes, shared by threads."""
 
     def __init__(self, num_bytes: int):
         self._left = num_bytes
         self._lock = threading.Lock()
 
     def take(self, num_bytes: int) -> bool:
-        """Takes `num_bytes` (negative: gives them back), if there is as much room.
+        """Takes `num_bytes` from the budget if enough is left, and returns whether it was.
 
-        Says whether there was.
+        A negative number gives bytes back.
         """
         with self._lock:
             fits = num_bytes <= self._left
@@ -113,10 +113,10 @@ class Room:
 
 
 class EncodedImages:
-    """The images of one record: decoded when asked for, and kept so while there is room.
+    """The images of one record, decoded on access and kept decoded while there is room.
 
-    Only what is asked for is decoded, be there room or not: whether a record counts as corrupt must
-    not depend on the size of the memory.
+    An image is decoded only on access, also if there is room for all of them: whether a record
+    counts as corrupt must not depend on the size of the memory.
     """
 
     def __init__(self, encoded: Sequence[bytes], size: int, image_fit: ImageFit = "pad"):
@@ -129,22 +129,20 @@ class EncodedImages:
 
     @property
     def num_bytes(self) -> int:
-        """Bytes held now."""
+        """Bytes that the images take now, encoded or decoded."""
         return sum(
             len(image) if isinstance(image, bytes) else image.nbytes for image in self._images
         )
 
     def keep_in(self, room: Room) -> None:
-        """From now on keeps what is decoded, while there is room."""
+        """Keeps decoded images from now on, while there is room."""
         self._room = room
 
     def __getitem__(self, index: int) -> np.ndarray:
-        """Returns one image, uint8[h, w, 3] with the longer side of `size` pixels.
-
-        Not to be written to.
+        """Returns one image, uint8[h, w, 3] with a longer side of `size` pixels; read-only.
 
         Raises:
-            CorruptRecord: it cannot be decoded.
+            CorruptRecord: the image cannot be decoded.
         """
         image = self._images[index]
         if isinstance(image, np.ndarray):
@@ -160,10 +158,10 @@ class Examples(Generic[T]):
 
     Args:
         source: the records.
-        prepare: what to make of a record, once; pure. Its result tells its size by `num_bytes`, and
-            gets `keep_in(room)` if it is kept.
-        cache_bytes: about how much memory all that is kept may take. Nothing is ever dropped for
-            something else.
+        prepare: makes an example of a record; a pure function. The example has `num_bytes`, its
+            size, and `keep_in(room)`, which is called if the example is kept.
+        cache_bytes: memory that all kept examples may take, roughly. A kept example stays in
+            memory; it is never replaced.
     """
 
     def __init__(self, source: Source, prepare: Callable[[Record], T], cache_bytes: int):

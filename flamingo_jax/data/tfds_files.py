@@ -1,9 +1,7 @@
-"""Random access to any dataset that TFDS prepared in ArrayRecord format, such as `coco_captions`.
+"""Reads datasets of TFDS (`coco_captions` and others) in ArrayRecord format, without TensorFlow.
 
-Examples as its builder defines them.
-
-`sources` reads what data_pipelines wrote; this reads what `tfds build NAME
---file_format=array_record` wrote, without TensorFlow.
+The datasets are written by `tfds build NAME --file_format=array_record`, with the features of their
+builders. `sources` reads the datasets that data_pipelines writes.
 """
 
 from __future__ import annotations
@@ -15,23 +13,23 @@ from flamingo_jax.core.paths import Path, PathLike
 
 
 def is_prepared(directory: PathLike) -> bool:
-    """Whether a directory is a dataset of TFDS."""
+    """Returns True if a directory is a dataset of TFDS."""
     return (Path(directory) / "dataset_info.json").exists()
 
 
 def examples(directory: PathLike, split: str) -> Sequence[Mapping[str, Any]]:
-    """The examples of a split, read one by one when they are asked for.
+    """Returns the examples of a split; each is read on access.
 
     Args:
-        directory: with dataset_info.json and the ArrayRecord files.
-        split: its name.
+        directory: contains dataset_info.json and the ArrayRecord files.
+        split: name of the split.
 
     Returns:
         A sequence of dicts: images as encoded bytes, text as bytes, numbers as numpy scalars.
 
     Raises:
         FileNotFoundError: there is no dataset at `directory`.
-        ValueError: it has no such split, or is not in ArrayRecord format.
+        ValueError: the dataset has no such split, or is not in ArrayRecord format.
     """
     import tensorflow_datasets as tfds
 
@@ -56,18 +54,16 @@ def examples(directory: PathLike, split: str) -> Sequence[Mapping[str, Any]]:
 
 
 def class_names(directory: PathLike, feature: str = "label") -> list[str]:
-    """The names of the classes of a dataset's label, in the order of their numbers.
+    """Returns the names of the classes of a label, in the order of their numbers.
 
     Raises:
         ValueError: there is no dataset at `directory`, or it has no such label.
     """
     import tensorflow_datasets as tfds
 
-    features = (
-        dict(tfds.builder_from_directory(str(directory)).info.features)
-        if is_prepared(directory)
-        else {}
-    )
+    features = {}
+    if is_prepared(directory):
+        features = dict(tfds.builder_from_directory(str(directory)).info.features)
     if not isinstance(features.get(feature), tfds.features.ClassLabel):
         raise ValueError(
             f"The dataset at {directory} has no classes {feature!r}; it has "

@@ -1,6 +1,7 @@
-"""From host batches to global arrays, sharded over the data axes of the mesh (replica and data).
+"""Moves batches to the devices, as global arrays sharded over the data axes of the mesh.
 
-Each process hands over its own rows; no process ever holds the global batch.
+The data axes are replica and data. Each process passes only its rows: no process has the global
+batch in memory.
 """
 
 import jax
@@ -16,11 +17,12 @@ def to_device(batch: Batch, mesh: Mesh | None = None) -> Batch:
     """Moves a batch to the devices.
 
     Args:
-        batch: this process's rows, in numpy arrays, made for as many data shards as the mesh has.
-        mesh: mesh with axes replica and data; None = the default device.
+        batch: this process's rows, in numpy arrays, made for the number of data shards of the mesh.
+        mesh: has the axes replica and data; None = the default device.
 
     Returns:
-        The global batch, every array split on its first axis over replica and data, in that order.
+        The global batch. The first axis of each array is split over replica and data, in this
+        order.
 
     Raises:
         ValueError: the rows or the pool do not split evenly over the shards.

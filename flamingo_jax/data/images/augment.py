@@ -1,18 +1,18 @@
-"""Random left/right flip and colours of training images, on the device.
+"""Flips training images left to right and changes their colours, at random, on the device.
 
-The paper describes both in B.1.2, and in B.1.3 for the contrastive stage.
+The paper describes both in B.1.2, and in B.1.3 for the contrastive stage. It gives no numbers for
+them; ours are in `AugmentConfig`.
 
-    frames uint8[M, F, H, W, 3]  --flip-->  --3 x 3 matrix + offset per visual input-->  uint8[M, F, H, W, 3]
-                                                drawn from media_key[m] alone
+    frames uint8[M, F, H, W, 3] --flip--> --3 x 3 matrix + offset--> uint8[M, F, H, W, 3]
 
-All frames of a clip get the same. What a visual input becomes is a function of its pixels and its
-key: not of the batch, the place in it, or the number of devices. The paper names the two
-augmentations and gives no number for them; ours are those of `AugmentConfig`.
+Flip, matrix and offset are drawn for each visual input m from media_key[m]. All frames of a clip
+are changed in the same way. The result depends only on the pixels and the key of a visual input,
+not on the batch, the place in the batch, or the number of devices.
 
-Saturation and hue scale and turn the colour (chroma) and leave the brightness (luma), so that all
-changes together are one affine map of (R, G, B): nine multiplications per pixel, no tables, no
-gathers. dm-pix recolours in HSV instead: up to 70 of 255 apart at our ranges, and 8 times slower on
-a CPU.
+Saturation and hue scale and turn the colour (chroma) and keep the brightness (luma). So all changes
+together are one affine map of (R, G, B): nine multiplications per pixel, no tables, no gathers.
+dm-pix changes colours in HSV instead: up to 70 of 255 apart at our ranges, and 8 times slower on a
+CPU.
 """
 
 import jax
@@ -26,29 +26,28 @@ from flamingo_jax.data.images.read import MEAN_COLOUR
 # RGB to luma and two orthogonal axes of colour (YIQ, the colour space of NTSC).
 _YIQ = np.array([[0.299, 0.587, 0.114], [0.5959, -0.2746, -0.3213], [0.2115, -0.5227, 0.3112]])
 _QUARTER_TURN = np.array([[0, 0, 0], [0, 0, -1], [0, 1, 0]])
-_LUMA = np.tile(_YIQ[0], (3, 1))  # projects on the grey of the same luma
+_LUMA = np.tile(_YIQ[0], (3, 1))  # projects a colour to the grey of the same luma
 _CHROMA = np.eye(3) - _LUMA
-# the chroma, a quarter of the colour circle further
-_TURNED = np.linalg.inv(_YIQ) @ _QUARTER_TURN @ _YIQ
+_TURNED = np.linalg.inv(_YIQ) @ _QUARTER_TURN @ _YIQ  # the chroma, turned by a quarter
 
 
 def augment(
     frames: UInt8[Array, "M F H W 3"], media_key: UInt32[Array, "M 2"] | None, config: AugmentConfig
 ) -> UInt8[Array, "M F H W 3"]:
-    """Flips and recolours visual inputs; pure.
+    """Flips visual inputs and changes their colours.
 
     Args:
         frames: uint8[M, F, H, W, 3] the pool of a batch.
-        media_key: uint32[M, 2] the batch's; each row is a threefry key. None will do where `config`
-            has all zeros.
-        config: probability and ranges. With all of them 0, `frames` come back bit for bit.
+        media_key: uint32[M, 2] of the batch; each row is a threefry key. May be None if `config`
+            is all zeros.
+        config: probability and ranges. If all are 0, `frames` are returned unchanged.
 
     Returns:
-        uint8[M, F, H, W, 3]. Rows and columns that are padding (of the mean colour from end to end)
-        keep their colour.
+        uint8[M, F, H, W, 3]. Padding (rows and columns that have the mean colour everywhere) keeps
+        its colour.
 
     Raises:
-        ValueError: the batch has no keys, and something is to be changed.
+        ValueError: the batch has no keys, and `config` is not all zeros.
     """
     if config == NO_AUGMENTATION or not len(frames):
         return frames
@@ -63,41 +62,41 @@ def augment(
     if config.flip:
         flipped = (draws[:, 0] < config.flip)[:, None, None, None, None]
         frames = jnp.where(flipped, frames[:, :, :, ::-1], frames)
-    return (
-        _recoloured(frames, 2.0 * draws[:, 1:] - 1.0, config) if config.changes_colours else frames
-    )
+    if config.changes_colours:
+        frames = _change_colours(frames, 2.0 * draws[:, 1:] - 1.0, config)
+    return frames
 
 
-def _recoloured(
+def _change_colours(
     frames: UInt8[Array, "M F H W 3"], draws: Float[Array, "M 4"], config: AugmentConfig
 ) -> UInt8[Array, "M F H W 3"]:
-    """The draws, -1 to 1, are those of brightness, contrast, saturation and hue."""
+    """Changes brightness, contrast, saturation and hue, with one draw from -1 to 1 for each."""
     brightness, contrast, saturation, hue = (draws[:, i, None, None] for i in range(4))
     contrast, saturation = 1.0 + config.contrast * contrast, 1.0 + config.saturation * saturation
     angle = 2.0 * np.pi * config.hue * hue
     luma, chroma, turned = (jnp.asarray(m, jnp.float32)[None] for m in (_LUMA, _CHROMA, _TURNED))
     # One 3 x 3 matrix for each image.
     matrix = contrast * (luma + saturation * (jnp.cos(angle) * chroma + jnp.sin(angle) * turned))
+    # Contrast scales the distance to the mean colour.
     mean = jnp.asarray(MEAN_COLOUR, jnp.float32)[None]
-    offset = (1.0 - contrast[:, 0]) * mean + 255.0 * config.brightness * brightness[
-        :, 0
-    ]  # contrast turns about the mean
+    shift = 255.0 * config.brightness * brightness[:, 0]
+    offset = (1.0 - contrast[:, 0]) * mean + shift
 
-    def per_media(values: Float[Array, "M 3"]) -> Float[Array, "M 1 1 1 3"]:
+    def per_visual(values: Float[Array, "M 3"]) -> Float[Array, "M 1 1 1 3"]:
         return values[:, None, None, None, :]
 
     values = frames.astype(jnp.float32)
-    changed = per_media(offset)
-    for channel in range(3):  # written out: a matrix product would round to bfloat16 on a TPU
-        changed = changed + values[..., channel, None] * per_media(matrix[:, :, channel])
+    changed = per_visual(offset)
+    for channel in range(3):  # a matrix product would round to bfloat16 on a TPU
+        changed = changed + values[..., channel, None] * per_visual(matrix[:, :, channel])
     changed = jnp.clip(jnp.round(changed), 0.0, 255.0).astype(jnp.uint8)
     return jnp.where(_padding(frames), frames, changed)
 
 
 def _padding(frames: UInt8[Array, "M F H W 3"]) -> Bool[Array, "M F H W 1"]:
-    """Whole rows and columns of the mean colour.
+    """Returns True on whole rows and columns of the mean colour.
 
-    `images.decode` pads with them, and photographs do not have them.
+    `read.decode` pads with such rows and columns, and photographs do not have them.
     """
     mean = jnp.asarray(MEAN_COLOUR, jnp.uint8)[None, None, None, None]
     equal = jnp.all(frames == mean, axis=-1, keepdims=True)

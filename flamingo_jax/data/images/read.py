@@ -1,16 +1,17 @@
-"""Encoded image to square uint8 array.
+"""Decodes an image file into a square uint8 array, padded with the mean colour (paper, B.1.2).
 
-Proportions kept, the rest padded with the mean colour (paper, B.1.2).
-
-    bytes --open--> header: format, size, orientation --decode, a JPEG at n/8 of its size--> resize --turn upright--> square
+    bytes --open--> header --decode--> pixels --resize--> --turn upright--> --pad--> square
+                    format, size,      a JPEG at
+                    orientation        n/8 of its size
 
 The paper resizes to 320 x 320 (288 in the contrastive stage, 480 in fine-tuning), "padding with the
-mean value if required". That is `image_fit` "pad". Models that were trained on other squares are
-given theirs, as PIL's bicubic filter makes them of the whole image: "crop" (CLIP) brings the
-shorter side to size and cuts out the middle, "squash" (IDEFICS) both sides. Normalisation, flips
-and colour augmentation run later, on the devices: only bytes travel there.
+mean value if required". This is `image_fit` "pad". Models that were trained on other squares get
+these, made from the whole image by PIL's bicubic filter: "crop" (CLIP) resizes the shorter side and
+cuts out the middle, "squash" (IDEFICS) resizes both sides. Normalisation, flips and colour
+augmentation run later, on the devices, so that only bytes are transferred.
 
-What a file is, its content says, not its name. Of an animation the first frame counts.
+The format of a file is read from its content, not from its name. Only the first frame of an
+animation is used.
 """
 
 import dataclasses
@@ -26,13 +27,13 @@ from flamingo_jax.data.config import ImageFit
 from flamingo_jax.data.images.shrink import MOST, scratch, shrink
 from flamingo_jax.data.schema import CorruptRecord
 
-# The mean colour of ImageNet, which the vision encoder's normalisation maps to (almost) 0.
+# The mean colour of ImageNet, which the normalisation of the vision encoder maps to almost 0.
 MEAN_COLOUR = (124, 116, 104)
-# beyond, an image is taken for a decompression bomb; less than where PIL begins to warn
+# A larger image counts as a decompression bomb. PIL warns only at larger sizes.
 MAX_PIXELS = 80_000_000
-# of a JPEG: progressive ones have about ten, and each is decoded over the whole image
+# Scans of a JPEG. A progressive one has about ten, and each scan decodes the whole image.
 MAX_SCANS = 100
-# PIL knows more, among them formats that other programs are started for.
+# PIL reads more formats; for some of them it starts other programs.
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF")
 
 _ORIENTATION = 0x0112  # a tag of EXIF
@@ -41,12 +42,12 @@ _BEGINNINGS = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF87a", b"GIF89a")
 
 @dataclasses.dataclass(frozen=True)
 class ImageInfo:
-    """What the header of an encoded image says.
+    """The header of an encoded image.
 
     Attributes:
         width: in pixels, of the upright image.
         height: in pixels, of the upright image.
-        format: as PIL names it: "JPEG", "PNG", "WEBP", ...
+        format: PIL's name of it: "JPEG", "PNG", "WEBP", ...
     """
 
     width: int
@@ -55,10 +56,10 @@ class ImageInfo:
 
 
 def probe(encoded: bytes) -> ImageInfo:
-    """Reads the header alone.
+    """Reads the header of an image, without decoding it.
 
     Raises:
-        CorruptRecord: with the reason empty_image, not_an_image, truncated_image (in its header) or
+        CorruptRecord: with the reason empty_image, not_an_image, truncated_image (in the header) or
             image_too_large.
     """
     with _opened(encoded) as image:
@@ -67,14 +68,14 @@ def probe(encoded: bytes) -> ImageInfo:
 
 
 def decode(encoded: bytes, size: int, image_fit: ImageFit = "pad") -> UInt8[np.ndarray, "S S 3"]:
-    """Decodes an image into a square: `decode_inner`, then `place`.
+    """Decodes an image into a square.
 
     Returns:
-        uint8[size, size, 3] RGB, not to be written to. Padded, the longer side fills the square,
-        and the image is in its middle.
+        uint8[size, size, 3] RGB, read-only. With padding, the longer side of the image fills the
+        square, and the image is in the middle.
 
     Raises:
-        CorruptRecord: as of `decode_inner`.
+        CorruptRecord: as in `decode_inner`.
     """
     return _squared(decode_inner(encoded, size, image_fit), size)
 
@@ -84,24 +85,23 @@ def decode_inner(
 ) -> UInt8[np.ndarray, "h w 3"]:
     """Decodes an image of any of FORMATS, without the padding that makes it square.
 
-    A JPEG is decoded at the smallest eighth of its size that is large enough, so that what is
-    thrown away is not computed first; a smooth image differs from its exact reduction by at most 4
-    of 255.
+    A JPEG is decoded at the smallest n/8 of its size that is large enough, so that no pixels are
+    computed only to be thrown away. A smooth image differs from its exact reduction by at most 4 of
+    255.
 
     Args:
         encoded: the bytes of the file.
-        size: pixels of the longer side of the result. An image that has them already passes
-            unchanged.
-        image_fit: how the image becomes a square; only a padded one has sides that differ, and is
-            decoded at reduced size.
+        size: pixels of the longer side of the result. An image of this size is not resized.
+        image_fit: how the image becomes a square. With "pad" the sides of the result differ, and a
+            JPEG is decoded at reduced size; otherwise the result is a square.
 
     Returns:
-        uint8[h, w, 3] RGB, upright, max(h, w) = size; not to be written to.
+        uint8[h, w, 3] RGB, upright, max(h, w) = size; read-only.
 
     Raises:
-        CorruptRecord: with the reason empty_image, not_an_image, truncated_image (it begins well
-            and is cut off or damaged) or image_too_large (in pixels, or scans of a JPEG; told
-            before anything is decoded).
+        CorruptRecord: with the reason empty_image, not_an_image, truncated_image (the image begins
+            correctly and is cut off or damaged) or image_too_large (too many pixels, or scans of a
+            JPEG; checked before decoding).
     """
     if image_fit == "pad" and (plain := _plain_jpeg(encoded, size)) is not None:
         return plain
@@ -128,14 +128,14 @@ def decode_inner(
 def fit(
     image: UInt8[np.ndarray, "h w 3"], size: int, image_fit: ImageFit = "pad"
 ) -> UInt8[np.ndarray, "S S 3"]:
-    """Brings a decoded image, uint8[h, w, 3], to uint8[size, size, 3] in the same way."""
+    """Resizes a decoded image, uint8[h, w, 3], to uint8[size, size, 3] in the same way."""
     if image_fit != "pad":
         return _filled(image, size, image_fit)
     return _squared(_resized(image, _inner(image.shape[1::-1], size)), size)
 
 
 def place(inner: UInt8[np.ndarray, "h w 3"], square: UInt8[np.ndarray, "S S 3"]) -> None:
-    """Writes an image into the middle of a square that it fits in, and the mean colour around it."""
+    """Writes an image into the middle of a square, and the mean colour around it."""
     size, (height, width) = len(square), inner.shape[:2]
     top, left = (size - height) // 2, (size - width) // 2
     square[top : top + height, left : left + width] = inner
@@ -146,29 +146,23 @@ def place(inner: UInt8[np.ndarray, "h w 3"], square: UInt8[np.ndarray, "S S 3"])
 
 @functools.lru_cache(maxsize=8)
 def _mean(size: int) -> np.ndarray:
-    """A square of the mean colour.
-
-    Copying it is faster than writing three numbers again and again.
-    """
+    """Returns a square of the mean colour; copying it is faster than filling in three numbers."""
     return np.full((size, size, 3), MEAN_COLOUR, np.uint8)
 
 
 def encode_png(image: UInt8[np.ndarray, "h w 3"]) -> bytes:
-    """Returns a uint8[h, w, 3] image as PNG, without loss."""
+    """Encodes a uint8[h, w, 3] image as PNG, without loss."""
     buffer = io.BytesIO()
     Image.fromarray(image).save(buffer, format="PNG")
     return buffer.getvalue()
 
 
 def _plain_jpeg(encoded: bytes, size: int) -> np.ndarray | None:
-    """The way of most images, without PIL where it is not needed.
-
-    None = there is something about this one.
-    """
+    """Decodes a plain JPEG, as most images are, without PIL; None if it needs more checks."""
     if not encoded.startswith(b"\xff\xd8\xff"):
         return None
     head = encoded[: encoded.find(b"\xff\xda")]  # up to the first scan
-    # may lie on its side; progressive, may have very many scans
+    # EXIF data may say that the image is rotated; a progressive JPEG may have very many scans.
     if b"Exif\0\0" in head or b"\xff\xc2" in head:
         return None
     try:
@@ -181,7 +175,7 @@ def _plain_jpeg(encoded: bytes, size: int) -> np.ndarray | None:
 
 
 def _opened(encoded: bytes) -> Image.Image:
-    """Reads the header, and refuses what would take too much to decode."""
+    """Reads the header, and raises an error for images that are too large to decode."""
     if not encoded:
         raise CorruptRecord("An image has no bytes.", reason="empty_image")
     too_large = None
@@ -210,13 +204,13 @@ def _opened(encoded: bytes) -> Image.Image:
 
 @functools.cache
 def _known_formats() -> tuple[str, ...]:
-    """Those of FORMATS that this build of PIL has."""
+    """Returns those of FORMATS that the installed PIL supports."""
     Image.init()
     return tuple(name for name in FORMATS if name in Image.OPEN)
 
 
 def _orientation(image: Image.Image) -> int:
-    """How a camera was held: 1 = upright, 5 to 8 = on its side (EXIF)."""
+    """Returns the orientation of the camera (EXIF): 1 = upright, 5 to 8 = on its side."""
     if "exif" not in image.info:
         return 1
     try:
@@ -227,19 +221,18 @@ def _orientation(image: Image.Image) -> int:
 
 
 def _inner(stored: tuple[int, int], size: int) -> tuple[int, int]:
-    """(width, height) of the image within the square."""
+    """Returns (width, height) of the image within the square."""
     scale = size / max(stored)
     return max(1, round(stored[0] * scale)), max(1, round(stored[1] * scale))
 
 
 def _jpeg(encoded: bytes, inner: tuple[int, int]) -> np.ndarray | None:
-    """The image at its inner size, or None where PIL must say whether a flaw is serious."""
+    """Decodes a JPEG at its inner size; None if PIL must decide whether it is damaged."""
     least = {"min_width": inner[0], "min_height": inner[1], "min_factor": 1}
     try:
         height, width, _, _ = simplejpeg.decode_jpeg_header(encoded, **least)
-        if max(width, height) == max(inner) or not all(
-            1 <= a / b <= MOST for a, b in zip((width, height), inner, strict=True)
-        ):
+        ratios = (width / inner[0], height / inner[1])
+        if max(width, height) == max(inner) or not all(1 <= ratio <= MOST for ratio in ratios):
             return _resized(simplejpeg.decode_jpeg(encoded, "RGB", **least), inner)
         buffer = scratch("decoded", np.uint8, (height * width * 4,))
         return shrink(simplejpeg.decode_jpeg(encoded, "RGBX", buffer=buffer, **least), inner)
@@ -249,61 +242,58 @@ def _jpeg(encoded: bytes, inner: tuple[int, int]) -> np.ndarray | None:
 
 def _any(image: Image.Image, inner: tuple[int, int]) -> np.ndarray:
     image.draft("RGB", inner)
-    whole = _to_rgb(image)
-    return np.asarray(
-        whole
-        if whole.size == inner
-        else whole.resize(inner, _filter(whole.size, inner), reducing_gap=3.0)
-    )
+    image = _to_rgb(image)
+    if image.size != inner:
+        image = image.resize(inner, _filter(image.size, inner), reducing_gap=3.0)
+    return np.asarray(image)
 
 
 def _resized(pixels: np.ndarray, inner: tuple[int, int]) -> np.ndarray:
     stored = pixels.shape[1::-1]
     if stored == inner:
         return pixels
-    image = Image.frombuffer(
-        "RGB", stored, np.ascontiguousarray(pixels), "raw", "RGB", 0, 1
-    )  # one copy less than fromarray
+    # One copy less than fromarray.
+    image = Image.frombuffer("RGB", stored, np.ascontiguousarray(pixels), "raw", "RGB", 0, 1)
     return np.asarray(image.resize(inner, _filter(stored, inner), reducing_gap=3.0))
 
 
 def _filled(pixels: np.ndarray, size: int, image_fit: ImageFit) -> np.ndarray:
-    """A square without padding.
+    """Returns a square without padding.
 
-    For "crop" the rounding is torchvision's, which CLIP's own code uses.
+    For "crop" the rounding is that of torchvision, which CLIP's code uses.
     """
     height, width = pixels.shape[:2]
     box: tuple[float, float, float, float] = (0, 0, width, height)
     if image_fit == "crop":
-        scaled = [int(size * side / min(width, height)) for side in (width, height)]
-        start = [round((side - size) / 2) for side in scaled]
-        # Only what is left of the image is resized: of a very long one the whole would not fit in
-        # memory.
-        near, far = (
-            [
-                (first + more) * side / whole
-                for first, side, whole in zip(start, (width, height), scaled, strict=True)
-            ]
-            for more in (0, size)
+        # Only the middle is resized: a very long image would not fit in memory as a whole.
+        (left, right), (top, bottom) = (
+            _middle(side, int(size * side / min(width, height)), size) for side in (width, height)
         )
-        box = (near[0], near[1], far[0], far[1])
+        box = (left, top, right, bottom)
     image = Image.fromarray(np.ascontiguousarray(pixels))
     return np.asarray(image.resize((size, size), Image.Resampling.BICUBIC, box=box))
 
 
-def _filter(stored: tuple[int, int], inner: tuple[int, int]) -> Image.Resampling:
-    """Hamming is as sharp as bicubic where an image shrinks, at the cost of bilinear.
+def _middle(side: int, scaled: int, size: int) -> tuple[float, float]:
+    """Returns the ends, in pixels of the image, of the middle `size` pixels of its scaled side."""
+    start = round((scaled - size) / 2)
+    return start * side / scaled, (start + size) * side / scaled
 
-    It is poor where one grows.
+
+def _filter(stored: tuple[int, int], inner: tuple[int, int]) -> Image.Resampling:
+    """Returns the filter for resizing.
+
+    To shrink an image, Hamming is as sharp as bicubic and as fast as bilinear. To enlarge it,
+    Hamming is poor.
     """
     return Image.Resampling.HAMMING if max(stored) >= max(inner) else Image.Resampling.BICUBIC
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
-    """Drops the colour model and puts whatever is transparent on the mean colour."""
+    """Converts an image to RGB, with the mean colour behind transparent pixels."""
     if image.mode == "RGB":
         return image
-    if image.mode.startswith("I"):  # 16 bits per pixel; PIL itself would cut off all above 255
+    if image.mode.startswith("I"):  # 16 bits per pixel; PIL would clip all values above 255
         values = np.clip(np.asarray(image, np.int64), 0, 0xFFFF)
         return Image.fromarray((values // 257).astype(np.uint8)).convert("RGB")
     if not image.has_transparency_data:

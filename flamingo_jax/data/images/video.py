@@ -1,20 +1,18 @@
-"""From a video to the few frames that the model sees.
-
-A clip of 8 frames at 1 per second in training (paper, B.1.2).
+"""Takes a clip of few frames from a video: 8 frames at 1 per second in training (paper, B.1.2).
 
     stored, 4 per second   0 1 2 3 4 5 6 7 8 9 . . .
-    seen, 1 per second     |       |       |             F of them, from a random start (training) or the first frame
+    clip, 1 per second     |       |       |
 
-The paper does not say what becomes of a video shorter than the clip: here the clip ends early, and
-frame_mask says so. A still image is a video of one frame. At evaluation the paper asks for 30
-frames at 3 per second, with the learnt time embeddings interpolated: that is another `num_frames`
+In training the clip starts at a random frame, otherwise at the first frame. The paper does not say
+how to treat a video that is shorter than the clip: here the clip ends early, and frame_mask is
+False after its end. A still image is a video of one frame. For evaluation the paper takes 30 frames
+at 3 per second and interpolates the learnt time embeddings: here with other values of `num_frames`
 and `rate`.
 
-A video is stored as its frames, or as a file (MP4, MOV, WebM, Matroska, AVI). Of a file, PyAV
-decodes what lies between the keyframe before the clip and the clip's end. Frames of a file are
-counted on a grid as fine as its timestamps: frame i is the one on screen in the middle of [i, i +
-1) / fps seconds, which at a constant rate is the i-th, and at a variable one what a viewer would
-see.
+A video is stored as its frames, or as a file (MP4, MOV, WebM, Matroska, AVI). PyAV decodes a file
+from the keyframe before the clip to the end of the clip. The frames of a file are numbered by time:
+frame i is the frame on screen in the middle of [i, i + 1) / fps seconds. At a constant rate this is
+the i-th frame, at a variable rate it is what a viewer would see.
 """
 
 import bisect
@@ -32,21 +30,22 @@ from flamingo_jax.data.images.read import fit
 from flamingo_jax.data.schema import CorruptRecord
 
 MAX_PIXELS = 40_000_000  # of a frame: 8K has 33 million
-MAX_DECODED = 10_000  # frames, to reach and to read one clip: almost 3 minutes at 60 per second
-_MAX_SECONDS = 1e6  # what claims to last longer is damaged
+# Frames that are decoded to reach and to read one clip: almost 3 minutes at 60 per second.
+MAX_DECODED = 10_000
+_MAX_SECONDS = 1e6  # a file with a longer duration in its header is damaged
 _MAX_FPS = 1000.0
-# the latter: of numbers that make no sense
+# Damaged numbers in a file lead to the last three.
 _DAMAGE = (av.FFmpegError, ValueError, ArithmeticError, LookupError)
 
 
 class VideoInfo(NamedTuple):
-    """What the head of a file says.
+    """The header of a video file.
 
     Attributes:
         duration: seconds.
-        fps: frames per second; where the rate varies, as many as the closest ones would make.
+        fps: frames per second; at a variable rate, that of the frames with the shortest distance.
         num_frames: duration * fps, at least 1.
-        width, height: in pixels, as coded, that is before any rotation.
+        width, height: in pixels, as coded (before rotation).
     """
 
     duration: float
@@ -64,15 +63,15 @@ def choose_frames(
     rate: float = 1.0,
     rng: np.random.Generator | None = None,
 ) -> Int[np.ndarray, "F"]:
-    """Chooses which stored frames make a clip.
+    """Chooses the stored frames of a clip.
 
     Args:
-        num_stored: frames that are stored, at least 1.
-        fps: how many of them make a second.
+        num_stored: number of stored frames, at least 1.
+        fps: stored frames per second.
         num_frames: F, the most frames to choose.
-        rate: chosen frames per second. A video stored at a lower rate than this yields each of its
-            frames once.
-        rng: draws where the clip starts; None = at the first frame.
+        rate: chosen frames per second. If a video is stored at a lower rate, each of its frames is
+            chosen once.
+        rng: draws the start of the clip; None = the first frame.
 
     Returns:
         int[f] indices of stored frames, 1 <= f <= num_frames, ascending.
@@ -85,7 +84,7 @@ def choose_frames(
             f"Cannot choose {num_frames} frames at {rate} per second out of {num_stored} frames at "
             f"{fps} per second: all four must be positive."
         )
-    step = max(fps / rate, 1.0)  # stored frames between two chosen ones
+    step = max(fps / rate, 1.0)  # stored frames from one chosen frame to the next
     span = int((num_frames - 1) * step)  # stored frames from the first to the last chosen one
     start = 0 if rng is None else int(rng.integers(max(num_stored - span, 1)))
     indices = start + (np.arange(num_frames) * step).astype(np.int64)
@@ -93,10 +92,10 @@ def choose_frames(
 
 
 def info(encoded: bytes) -> VideoInfo:
-    """Returns what the head of an encoded file says; nothing is decoded.
+    """Reads the header of an encoded file, without decoding it.
 
     Raises:
-        CorruptRecord: as of `opened`.
+        CorruptRecord: as in `opened`.
     """
     with opened(encoded) as video:
         return video.info
@@ -113,28 +112,28 @@ def decode_clip(
     end: float | None = None,
     image_fit: ImageFit = "pad",
 ) -> UInt8[np.ndarray, "F S S 3"]:
-    """Decodes a clip of an encoded file.
+    """Decodes a clip from a segment of an encoded file.
 
-    The frames of `choose_frames`, each brought to a square as `images.fit` does.
+    `choose_frames` chooses the frames, and `read.fit` makes each of them a square.
 
     Args:
-        encoded: as of `opened`.
+        encoded: as in `opened`.
         size: S, side of the frames in pixels.
         num_frames: F, the most frames.
         rate: frames per second.
-        rng: draws where the clip starts; None = at the first frame.
-        start: seconds at which the segment begins that the clip is taken from.
-        end: seconds at which it ends, or more than there are; None = with the video. A segment
-            shorter than a frame is that frame.
+        rng: draws the start of the clip; None = the first frame.
+        start: seconds at which the segment starts.
+        end: seconds at which the segment ends, at most at the end of the video; None = the end of
+            the video. A segment that is shorter than a frame is one frame.
         image_fit: how a frame becomes a square.
 
     Returns:
         uint8[f, S, S, 3] RGB, 1 <= f <= num_frames.
 
     Raises:
-        CorruptRecord: it is no video ("broken_video"), a frame of the clip is damaged or missing
-            ("broken_video"), or it takes absurdly much to decode ("video_too_large"), or the
-            segment lies outside of it ("broken_span").
+        CorruptRecord: the file is no video, or a frame of the clip is damaged or missing
+            ("broken_video"); decoding would take far too long ("video_too_large"); or the segment
+            is outside of the video ("broken_span").
     """
     with opened(encoded) as video:
         first, stop = _segment(video.info, start, end)
@@ -145,9 +144,9 @@ def decode_clip(
 
 
 def _segment(info: VideoInfo, start: float, end: float | None) -> tuple[int, int]:
-    """Returns the numbers first, stop of the frames of a segment in seconds: at least one frame."""
+    """Returns (first, stop), the range of frames of a segment in seconds; at least one frame."""
     until = info.duration if end is None else end
-    if not (0 <= start < until and start < info.duration):  # not a number is outside too
+    if not (0 <= start < until and start < info.duration):  # NaN is outside too
         raise CorruptRecord(
             f"There is no segment from {start} to {until} s in a video of {info.duration:.2f} s.",
             reason="broken_span",
@@ -161,12 +160,11 @@ def opened(encoded: Any) -> Iterator["VideoFile"]:
     """Opens an encoded file.
 
     Args:
-        encoded: its bytes; or the file itself, open for reading bytes, of which only what is needed
-            is read.
+        encoded: the bytes of the file, or a binary file object; only the needed parts are read.
 
     Raises:
-        CorruptRecord: it is not a video in a container that is read here, or it has no picture
-            ("broken_video"); or its frames are absurdly large ("video_too_large").
+        CorruptRecord: the file is no video in a supported container, or it has no picture
+            ("broken_video"); or its frames are far too large ("video_too_large").
     """
     file = io.BytesIO(encoded) if isinstance(encoded, bytes) else encoded
     with contextlib.ExitStack() as stack:
@@ -184,9 +182,9 @@ def opened(encoded: Any) -> Iterator["VideoFile"]:
 
 
 def _container_format(file: Any) -> str:
-    """The container by its first bytes.
+    """Returns the container format, by the first bytes of a file.
 
-    Left to guess, FFmpeg also takes playlists, which name other files and addresses.
+    If FFmpeg guessed the format, it would also accept playlists, which name other files and URLs.
     """
     head = file.read(16)
     file.seek(0)
@@ -203,10 +201,10 @@ def _container_format(file: Any) -> str:
 
 
 class VideoFile:
-    """An open file; made by `opened`.
+    """An open video file; made by `opened`.
 
     Attributes:
-        info: what its head says.
+        info: the header.
     """
 
     def __init__(self, container: Any):
@@ -222,64 +220,60 @@ class VideoFile:
                 reason="broken_video",
             )
         _check_size(codec.width, codec.height)
-        codec.thread_count = 1  # the loader has threads of its own, one for each record
+        codec.thread_count = 1  # the loader has threads, one for each record
         codec.options = {"max_pixels": str(MAX_PIXELS)}
-        self._start = float((self._stream.start_time or 0) * self._stream.time_base)
-        own = self._stream.duration or 0
-        self._is_exact = own > 0
-        duration = (
-            float(own * self._stream.time_base)
-            if own > 0
-            else (container.duration or 0) / av.time_base
-        )
+        stream = self._stream
+        self._start = float((stream.start_time or 0) * stream.time_base)
+        # The duration of the picture is exact; that of the container includes the sound.
+        self._is_exact = (stream.duration or 0) > 0
+        if self._is_exact:
+            duration = float(stream.duration * stream.time_base)
+        else:
+            duration = (container.duration or 0) / av.time_base
         count = 0
-        if duration <= 0:  # a live recording: only its packets tell
+        if duration <= 0:  # a live recording: its header has no duration, so its packets are read
             duration, count = self._measure()
             self._is_exact = True
-        fps = max(
-            float(self._stream.average_rate or count / duration), float(self._stream.base_rate or 0)
-        )
+        fps = max(float(stream.average_rate or count / duration), float(stream.base_rate or 0))
         if not (0 < duration <= _MAX_SECONDS and fps > 0):
             raise CorruptRecord(
                 f"A video claims {duration} s at {fps} frames per second.", reason="broken_video"
             )
         fps = min(fps, _MAX_FPS)
-        self._is_constant = self._is_exact and self._stream.average_rate == self._stream.base_rate
-        self.info = VideoInfo(
-            duration, fps, max(round(duration * fps), 1), codec.width, codec.height
-        )
+        self._is_constant = self._is_exact and stream.average_rate == stream.base_rate
+        num_frames = max(round(duration * fps), 1)
+        self.info = VideoInfo(duration, fps, num_frames, codec.width, codec.height)
 
     def frames(self, indices: Sequence[int]) -> Iterator[np.ndarray]:
-        """Decodes frames of the grid, one after the other; memory does not grow with their number.
+        """Decodes frames one after the other; memory does not grow with their number.
 
-        A head that speaks of the picture is taken at its word: missing frames are damage. One that
-        speaks of picture and sound together (WebM, Matroska) may promise more than there is: then
-        the frames end early.
+        If the header has the duration of the picture, missing frames are an error. If it has only
+        the duration of picture and sound together (WebM, Matroska), the picture may be shorter:
+        then the frames end early.
 
         Args:
-            indices: which ones, ascending, from 0 to num_frames - 1, at least one.
+            indices: numbers of the frames, ascending, from 0 to num_frames - 1, at least one.
 
         Yields:
             uint8[h, w, 3] RGB, upright.
 
         Raises:
-            CorruptRecord: one of them is damaged or missing, or too much lies before it.
+            CorruptRecord: a frame is damaged or missing, or too many frames are before it.
         """
         times = [(index + 0.5) / self.info.fps for index in indices]
         done, shown, end = 0, None, 0.0
         try:
             for time, frame in self._decode(times):
                 if shown is None:
-                    shown = frame  # also stands for a gap before the first frame
+                    shown = frame  # is shown in a gap before the first frame, too
                 while done < len(times) and times[done] < time:
                     yield _pixels(shown)
                     done += 1
                 if done == len(times):
                     return
                 shown = frame
-                end = time + max(
-                    float((frame.duration or 0) * (frame.time_base or 0)), 1 / self.info.fps
-                )
+                seconds = float((frame.duration or 0) * (frame.time_base or 0))
+                end = time + max(seconds, 1 / self.info.fps)
             while shown is not None and done < len(times) and times[done] < end:
                 yield _pixels(shown)
                 done += 1
@@ -295,7 +289,7 @@ class VideoFile:
             )
 
     def _measure(self) -> tuple[float, int]:
-        """Seconds to the end of the last packet, and how many packets there are."""
+        """Returns the seconds to the end of the last packet, and the number of packets."""
         end, count = 0.0, 0
         for packet in self._container.demux(self._stream):
             if packet.pts is not None:
@@ -305,10 +299,14 @@ class VideoFile:
         return end - self._start, count
 
     def _decode(self, times: Sequence[float]) -> Iterator[tuple[float, Any]]:
-        """Yields (seconds, frame) in order of time, among them those on screen at `times`, the first of them or an earlier one first."""
+        """Yields (seconds, frame) in order of time.
+
+        All frames that are on screen at `times` are among them. The first frame is the first of
+        these, or an earlier one.
+        """
         first = True
         for time, frame in self._decode_after_seek(times, times[0]):
-            if first and time > times[0] > 1 / self.info.fps:  # the index lied
+            if first and time > times[0] > 1 / self.info.fps:  # the index of the file is wrong
                 yield from self._decode_after_seek(times, 0.0)
                 return
             first = False
@@ -317,11 +315,10 @@ class VideoFile:
     def _decode_after_seek(
         self, times: Sequence[float], start: float
     ) -> Iterator[tuple[float, Any]]:
+        target = int((start + self._start) / self._stream.time_base)
         try:
-            self._container.seek(
-                int((start + self._start) / self._stream.time_base), stream=self._stream
-            )
-        except av.FFmpegError:  # there is no index
+            self._container.seek(target, stream=self._stream)
+        except av.FFmpegError:  # the file has no index
             self._container.seek(0)
         codec = self._stream.codec_context
         time = start
@@ -332,19 +329,20 @@ class VideoFile:
                     "keyframes.",
                     reason="video_too_large",
                 )
-            # Frames that no other one refers to need not be decoded: of H.264 that spares half of
-            # them, or more.
+            # A frame that no other frame refers to is skipped if it is not shown. In H.264 these
+            # are half of the frames, or more.
             codec.skip_frame = "DEFAULT" if self._may_show(packet, times) else "NONREF"
             for frame in packet.decode():
-                time = (
-                    frame.time - self._start if frame.time is not None else time + 1 / self.info.fps
-                )
+                if frame.time is None:
+                    time += 1 / self.info.fps
+                else:
+                    time = frame.time - self._start
                 yield time, frame
 
     def _may_show(self, packet: Any, times: Sequence[float]) -> bool:
-        """Whether the frame of a packet may be on screen at one of `times`.
+        """Returns True if the frame of a packet may be on screen at one of `times`.
 
-        Only at a constant rate its own time tells.
+        Only at a constant rate the time of a packet says when its frame ends.
         """
         if not self._is_constant or packet.pts is None:
             return True
