@@ -1,4 +1,1 @@
-"""Tokenizers.
-
-SentencePiece and Hugging Face, under one interface, with the tokens that Flamingo adds.
-"""
+"""Tokenizers: SentencePiece and Hugging Face behind one interface, with the new tokens."""

@@ -1,17 +1,15 @@
-"""Text to token ids and back.
-
-The pieces of a language model, and behind them the few new tokens that Flamingo adds.
+"""The interface of tokenizers, and the new tokens that Flamingo adds to a vocabulary.
 
     ids   0 .. V-1                              V .. V+K-1
           pieces of the language model          new tokens: ("<EOC>",), or ("<EOC>", "<image>")
 
 The paper adds one entry, `<EOC>`, to the vocabulary of 32,000 and writes `<image>` as plain text,
 "so that they do not require any additional special new tokens" (first version, section 3.2.1). The
-rows of the new tokens are trained, those of the pieces belong to the frozen language model: so the
-two never share a table, and V is the border.
+embeddings of the new tokens are trained, those of the pieces belong to the frozen language model.
+Therefore they are in separate tables: ids below V are in the language model's table.
 
-An imported model's table may have more rows than its tokenizer has pieces: then V is the table's
-(prompt.json beside the tokenizer, `tokenizers.markers`), and no text has the ids between.
+The table of an imported model may have more rows than its tokenizer has pieces. Then V is the
+number of rows (stored in prompt.json, see `tokenizers.markers`), and no text has the ids between.
 """
 
 import abc
@@ -25,14 +23,14 @@ from flamingo_jax.tokenizers.markers import EOC, Markers
 
 FILE_NAME = "tokenizer.model"
 JSON_NAME = "tokenizer.json"
-# Beside tokenizer.json, as Hugging Face writes them: which pieces are <BOS>, <EOS> and padding. The
-# first that says so counts.
+# Files of Hugging Face next to tokenizer.json that name the pieces of <BOS>, <EOS> and padding. If
+# both name one, the first file counts.
 SPECIAL_TOKENS_NAMES = ("tokenizer_config.json", "special_tokens_map.json")
 
 
 @runtime_checkable
 class Tokenizer(Protocol):
-    """What the package asks of a tokenizer."""
+    """What the package needs from a tokenizer."""
 
     new_tokens: tuple[str, ...]
     markers: Markers
@@ -43,50 +41,50 @@ class Tokenizer(Protocol):
 
     @property
     def pad_id(self) -> int:
-        """Fills rows to their length."""
+        """Id that fills rows to their length."""
 
     @property
     def bos_id(self) -> int:
-        """Stands before every sequence."""
+        """Id of <BOS>, the start of a sequence."""
 
     @property
     def eos_id(self) -> int:
-        """Stands behind every document."""
+        """Id of <EOS>, the end of a document."""
 
     @property
     def eoc_id(self) -> int:
-        """-1 = the vocabulary has no <EOC>: a language model alone needs none."""
+        """Id of <EOC>, the end of a chunk; -1 if a language model's vocabulary has no <EOC>."""
 
     @property
     def start_ids(self) -> list[int]:
-        """What a sequence begins with: <BOS>, or nothing."""
+        """The ids at the start of a sequence: <BOS>, or nothing."""
 
     def encode(self, text: str) -> list[int]:
-        """Ids of `text`, without <BOS> or <EOS>.
+        """Returns the ids of `text`, without <BOS> or <EOS>.
 
-        A new token's string inside the text becomes its one id.
+        The string of a new token inside the text becomes one id.
         """
 
     def decode(self, ids: Iterable[SupportsInt]) -> str:
-        """The text of `ids`; padding, <BOS> and <EOS> have none."""
+        """Returns the text of `ids`; padding, <BOS> and <EOS> have no text."""
 
     def id(self, piece: str) -> int:
-        """The id of one piece or new token, which must exist."""
+        """Returns the id of a piece or new token, which must exist."""
 
 
 class WithNewTokens(abc.ABC):
-    """The part that all tokenizers share: new tokens behind the pieces of a vocabulary.
+    """The base class of tokenizers: adds new tokens after the pieces of a vocabulary.
 
-    Text is cut at the new tokens' strings before the vocabulary sees it: so a new token has its id
-    behind the pieces even where the vocabulary has a piece of the same name.
+    Text is split at the strings of the new tokens first. So a new token has an id after the pieces,
+    even if the vocabulary has a piece of the same name.
 
     Args:
-        num_pieces: ids that the vocabulary has; V, unless the markers say it.
-        new_tokens: strings, the longest of which wins where one begins with another.
-        markers: the signs of the model.
+        num_pieces: ids of the vocabulary; V, unless the markers define V.
+        new_tokens: strings. If one begins with another, the longer one is found first.
+        markers: the markers of the model.
 
     Raises:
-        ValueError: a new token is empty, or there twice.
+        ValueError: a new token is empty, or occurs twice.
     """
 
     def __init__(self, num_pieces: int, new_tokens: Sequence[str], markers: Markers):
@@ -108,30 +106,24 @@ class WithNewTokens(abc.ABC):
 
     @abc.abstractmethod
     def _encode(self, text: str) -> list[int]:
-        """Ids of a text without new tokens."""
+        """Returns the ids of a text without new tokens."""
 
     @abc.abstractmethod
     def _decode(self, ids: list[int]) -> str:
-        """Text of ids below V."""
+        """Returns the text of ids below V."""
 
     @abc.abstractmethod
     def _piece_id(self, piece: str) -> int | None:
-        """The id of a piece, None if there is no such piece."""
+        """Returns the id of a piece, None if the vocabulary has no such piece."""
 
     @property
     def vocab_size(self) -> int:
-        """V: the pieces, or the rows that the model's table has for them.
-
-        Without the new tokens.
-        """
+        """V: the number of pieces, or of rows in the model's table, without the new tokens."""
         return self._vocab_size
 
     @property
     def eoc_id(self) -> int:
-        """Id of what <EOC> stands for, be it a new token or a piece.
-
-        -1 = there is none (as SentencePiece says it).
-        """
+        """Id of the new token or piece that closes a chunk; -1 if there is no such token."""
         found = self._find(self.markers.end_of_chunk)
         return -1 if found is None else found
 
@@ -142,11 +134,14 @@ class WithNewTokens(abc.ABC):
 
     @property
     def start_ids(self) -> list[int]:
-        """What a sequence begins with: <BOS>, or nothing where the model was trained so."""
+        """The ids at the start of a sequence: <BOS>, or nothing if the model was trained so."""
         return [self.bos_id] if self.markers.bos else []
 
     def id(self, piece: str) -> int:
-        """Returns the id of a new token or of a piece (written as its vocabulary does, with "▁" or "Ġ" for a space).
+        """Returns the id of a new token or a piece.
+
+        Args:
+            piece: as in the vocabulary, with "▁" or "Ġ" for a space.
 
         Raises:
             ValueError: there is no such piece.
@@ -162,7 +157,7 @@ class WithNewTokens(abc.ABC):
         """Returns the ids of `text`, without <BOS> or <EOS>; new tokens inside it become their ids.
 
         Raises:
-            ValueError: the text holds a piece for which the model's table has no row.
+            ValueError: the text contains a piece that has no row in the model's table.
         """
         if self._split is None:
             return self._in_table(self._encode(text))
@@ -175,17 +170,17 @@ class WithNewTokens(abc.ABC):
         return ids
 
     def decode(self, ids: Iterable[SupportsInt]) -> str:
-        """Returns the text of `ids`; padding, <BOS> and <EOS> have none.
+        """Returns the text of `ids`; padding, <BOS> and <EOS> have no text.
 
         Raises:
-            ValueError: an id is negative, or beyond the new tokens.
+            ValueError: an id is negative, or larger than those of the new tokens.
         """
         text: list[str] = []
         run: list[int] = []  # pieces between two new tokens
         size = self.vocab_size
         for token in map(int, ids):
             if 0 <= token < size:
-                if token < self._num_pieces:  # rows of the table that no piece has are no text
+                if token < self._num_pieces:  # rows of the table without a piece have no text
                     run.append(token)
                 continue
             if not 0 <= token < size + len(self.new_tokens):
@@ -214,12 +209,10 @@ class WithNewTokens(abc.ABC):
 
 
 def find(path: PathLike, names: Sequence[str] = (FILE_NAME, JSON_NAME)) -> Path:
-    """Returns the file of a tokenizer.
-
-    `path` itself, or the first of `names` in the directory `path`.
+    """Returns the file of a tokenizer: `path`, or the first of `names` in the directory `path`.
 
     Raises:
-        FileNotFoundError: there is none.
+        FileNotFoundError: there is no such file.
     """
     given = Path(path)
     files = [given / name for name in names] if given.is_dir() else [given]
@@ -233,17 +226,17 @@ def find(path: PathLike, names: Sequence[str] = (FILE_NAME, JSON_NAME)) -> Path:
 
 
 def files(path: PathLike) -> dict[str, bytes]:
-    """Returns the files that `load_tokenizer` reads, by name.
+    """Returns the contents of the files that `load_tokenizer` reads, by name.
 
-    What to copy where a tokenizer goes along with a model.
+    They are copied into an export, so that a model has its tokenizer.
 
     Raises:
         FileNotFoundError: there is no tokenizer at `path`.
     """
     file = find(path)
     names = (markers_lib.FILE_NAME, *(SPECIAL_TOKENS_NAMES if file.suffix == ".json" else ()))
-    beside = [file.parent / name for name in names]
+    others = [file.parent / name for name in names]
     name = JSON_NAME if file.suffix == ".json" else FILE_NAME
     return {name: file.read_bytes()} | {
-        other.name: other.read_bytes() for other in beside if other.exists()
+        other.name: other.read_bytes() for other in others if other.exists()
     }

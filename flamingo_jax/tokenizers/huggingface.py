@@ -1,7 +1,10 @@
-"""The tokenizers of language models from Hugging Face (tokenizer.json), behind the same Protocol.
+"""Reads and writes the tokenizers of language models from Hugging Face.
 
-DIR/tokenizer.json                                    the vocabulary, and how text is cut
-DIR/tokenizer_config.json, special_tokens_map.json    which of its pieces are <BOS>, <EOS> and padding
+    DIR/tokenizer.json            the vocabulary, and how text is split
+    DIR/tokenizer_config.json     the pieces of <BOS>, <EOS> and padding
+    DIR/special_tokens_map.json   the same, for those that tokenizer_config.json does not name
+
+The tokenizers have the interface of `tokenizers.base`.
 """
 
 import json
@@ -17,23 +20,23 @@ from flamingo_jax.tokenizers.markers import EOC, PAPER, Markers
 
 
 class HuggingFaceTokenizer(WithNewTokens):
-    """A tokenizer.json with new tokens behind its vocabulary.
+    """A tokenizer.json, with new tokens after its vocabulary.
 
-    The vocabulary is all that the file names, with its own added tokens: its highest id + 1 is V,
-    unless the markers say it. A text that spells a special token of the file ("</s>") is text, not
-    that token: what stands in a web page cannot end a document.
+    The vocabulary includes the added tokens of the file. Its highest id + 1 is V, unless the
+    markers define V. A special token of the file ("</s>") inside a text is encoded as plain text,
+    so that the text of a web page cannot end a document.
 
     Args:
         content: of tokenizer.json.
-        new_tokens: strings that get ids behind the vocabulary.
-        bos: the piece before every sequence; None = the same as `eos`, as GPT-2 does.
-        eos: the piece behind every document.
-        pad: the piece that fills rows; None = the same as `eos`, since padding is told by its
-            segment; so is a piece that the model's table has no row for.
-        markers: the signs of the model.
+        new_tokens: strings that get ids after the vocabulary.
+        bos: the piece at the start of a sequence; None = the same as `eos`, as in GPT-2.
+        eos: the piece at the end of a document.
+        pad: the piece that fills rows; None = the same as `eos`, because padding is known by its
+            segment. `eos` is also used if `pad` has no row in the model's table.
+        markers: the markers of the model.
 
     Raises:
-        ValueError: the content is no tokenizer, or lacks one of the three pieces.
+        ValueError: the content is no tokenizer, or has no piece for <BOS>, <EOS> or padding.
     """
 
     def __init__(
@@ -93,29 +96,34 @@ class HuggingFaceTokenizer(WithNewTokens):
         eos: str | None = None,
         pad: str | None = None,
     ) -> "HuggingFaceTokenizer":
-        """Reads tokenizer.json: the file, or the directory that holds it.
+        """Reads tokenizer.json and the files next to it.
 
-        What is not given as an argument, from the files beside it.
+        Args:
+            path: the file, or the directory that contains it.
+            new_tokens: strings that get ids after the vocabulary.
+            bos: as in the class; None = the piece that the other files name.
+            eos: as `bos`.
+            pad: as `bos`.
 
         Raises:
-            FileNotFoundError: there is none.
-            ValueError: as of the class, or a file beside it is damaged.
+            FileNotFoundError: there is no tokenizer.json.
+            ValueError: as in the class, or one of the other files is damaged.
         """
         file = find(path, (JSON_NAME,))
-        said = _special_tokens(file.parent)
+        pieces = _special_tokens(file.parent)
         return cls(
             file.read_bytes(),
             new_tokens,
-            bos=bos or said.get("bos"),
-            eos=eos or said.get("eos"),
-            pad=pad or said.get("pad"),
+            bos=bos or pieces.get("bos"),
+            eos=eos or pieces.get("eos"),
+            pad=pad or pieces.get("pad"),
             markers=markers_lib.read(file.parent),
         )
 
     def save(self, directory: PathLike) -> None:
         """Writes tokenizer.json, tokenizer_config.json and the markers into `directory`.
 
-        The new tokens belong to the model's config.
+        The new tokens are not written: they are in the config of the model.
         """
         write_atomically(Path(directory) / JSON_NAME, self._content)
         write_json(
@@ -141,7 +149,10 @@ class HuggingFaceTokenizer(WithNewTokens):
 
     @property
     def writes_bos(self) -> bool:
-        """Whether the file itself puts <BOS> before a text, where special tokens are asked for (which is never done here)."""
+        """True if the file puts <BOS> before a text that is encoded with special tokens.
+
+        Texts are never encoded with special tokens here.
+        """
         return self._tokenizer.encode("", add_special_tokens=True).ids[:1] == [self.bos_id]
 
     def _encode(self, text: str) -> list[int]:
@@ -157,8 +168,8 @@ class HuggingFaceTokenizer(WithNewTokens):
 
 
 def _special_tokens(directory: Path) -> dict[str, str]:
-    """{"bos": piece, ...} as the files beside tokenizer.json say it."""
-    said: dict[str, str] = {}
+    """Returns {"bos": piece, ...} from the files next to tokenizer.json."""
+    pieces: dict[str, str] = {}
     for name in SPECIAL_TOKENS_NAMES:
         file = directory / name
         if not file.exists():
@@ -171,5 +182,5 @@ def _special_tokens(directory: Path) -> dict[str, str]:
             piece = fields.get(f"{key}_token")
             piece = piece.get("content") if isinstance(piece, dict) else piece
             if isinstance(piece, str):
-                said.setdefault(key, piece)
-    return said
+                pieces.setdefault(key, piece)
+    return pieces

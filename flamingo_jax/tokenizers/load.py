@@ -1,4 +1,4 @@
-"""Opens a tokenizer of either library, by the file that a directory holds."""
+"""Loads a tokenizer of either library; the file in the directory decides which."""
 
 from collections.abc import Sequence
 
@@ -10,17 +10,15 @@ from flamingo_jax.tokenizers.sentencepiece import SentencePieceTokenizer
 
 
 def load_tokenizer(path: PathLike, new_tokens: Sequence[str] = (EOC,)) -> Tokenizer:
-    """Reads the tokenizer that is there.
-
-    Tokenizer.model (SentencePiece), else tokenizer.json (Hugging Face).
+    """Reads a tokenizer.model (SentencePiece), else a tokenizer.json (Hugging Face).
 
     Args:
-        path: the file, or the directory that holds it.
-        new_tokens: strings that get ids behind the vocabulary, in this order.
+        path: the file, or the directory that contains it.
+        new_tokens: strings that get ids after the vocabulary, in this order.
 
     Raises:
-        FileNotFoundError: there is neither.
-        ValueError: the file is damaged, or does not say what stands before and behind a sequence.
+        FileNotFoundError: neither of the files exists.
+        ValueError: the file is damaged, or has no piece for the start or end of a sequence.
     """
     file = find(path)
     if file.suffix != ".json":

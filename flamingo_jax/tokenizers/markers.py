@@ -1,14 +1,12 @@
-"""What stands around texts and images in a model's sequences.
-
-The paper's signs, or those of a model that was trained elsewhere.
+"""The markers that a model has around the texts and images of a sequence.
 
     paper         <BOS><image>Output: A cat.<EOC><image>Output:
-    OpenFlamingo  <image>Output:A cat.<|endofchunk|><image>Output:                              on MPT there is no <BOS>
-    IDEFICS       <s>User:<around><image><around>What is it?                  no <EOC>
+    OpenFlamingo  <image>Output:A cat.<|endofchunk|><image>Output:    on MPT there is no <BOS>
+    IDEFICS       <s>User:<around><image><around>What is it?          no <EOC>
 
-They lie beside the tokenizer as prompt.json, in an export too; without that file they are the
-paper's. In a prompt one writes `<EOC>` for whatever ends a chunk, and an image for whatever stands
-in its place.
+Markers are stored as prompt.json next to the tokenizer, also in an export. Without this file they
+are those of the paper. A prompt is written in the same way for all models: `<EOC>` for the end of a
+chunk, and an image for all that is written in its place.
 """
 
 from __future__ import annotations
@@ -20,25 +18,25 @@ from flamingo_jax.core.config import ConfigError, from_dict, to_dict
 from flamingo_jax.core.paths import Path, PathLike, write_json
 
 EOC = "<EOC>"  # end of chunk: after the text that belongs to an image
-IMAGE_TAG = "<image>"  # where an image stands
+IMAGE_TAG = "<image>"  # in the place of an image
 FILE_NAME = "prompt.json"
 
 
 @dataclasses.dataclass(frozen=True)
 class Markers:
-    """The signs of a model.
+    """The markers of a model.
 
     Attributes:
-        bos: whether a sequence begins with `<BOS>`.
-        end_of_chunk: the piece or new token that `<EOC>` stands for, and that ends an answer. Where
-            the vocabulary has none of this name, there is no end of chunk.
-        closes_chunks: whether an end of chunk stands before every image and at the end of a
-            document, and is written where it is missing.
-        image: the pieces or new tokens that are written where an image stands; plain text is cut
-            into pieces. What comes before the first `<image>` still belongs to the image before;
-            where the sequence ends in it already, it is not written again.
-        vocab_size: V, the rows of the model's table, behind which its new tokens have their ids; 0
-            = the tokenizer's pieces.
+        bos: True if a sequence begins with `<BOS>`.
+        end_of_chunk: the piece or new token that is written for `<EOC>`, and that ends an answer.
+            If the vocabulary has no such piece, chunks have no end.
+        closes_chunks: True if the end of a chunk is written before every image and at the end of a
+            document where it is missing.
+        image: the pieces or new tokens that are written for an image. Plain text is split into
+            pieces. What is before the first `<image>` belongs to the image before, and is not
+            written again if the sequence already ends in it.
+        vocab_size: V, the rows of the model's table; the ids of new tokens follow. 0 = the number
+            of the tokenizer's pieces.
     """
 
     bos: bool = True
@@ -62,10 +60,10 @@ PAPER = Markers()
 
 
 def read(directory: Path) -> Markers:
-    """Returns what prompt.json in `directory` says; the paper's signs if there is none.
+    """Reads prompt.json from `directory`; without this file, returns the markers of the paper.
 
     Raises:
-        ValueError: the file is damaged, or says what is not known.
+        ValueError: the file is damaged, or has unknown fields.
     """
     file = directory / FILE_NAME
     if not file.exists():
@@ -77,10 +75,10 @@ def read(directory: Path) -> Markers:
 
 
 def write(directory: PathLike, markers: Markers) -> None:
-    """Writes prompt.json into `directory`; no file where the signs are the paper's.
+    """Writes prompt.json into `directory`, unless the markers are those of the paper.
 
     Raises:
-        PathError: it cannot be written.
+        PathError: the file cannot be written.
     """
     if markers != PAPER:
         write_json(Path(directory) / FILE_NAME, to_dict(markers))

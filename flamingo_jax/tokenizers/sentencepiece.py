@@ -1,4 +1,4 @@
-"""SentencePiece tokenizers: read, written and trained (tokenizer.model)."""
+"""Reads, writes and trains SentencePiece tokenizers (tokenizer.model)."""
 
 import io
 from collections.abc import Iterable, Sequence
@@ -13,7 +13,10 @@ from flamingo_jax.tokenizers.markers import EOC, PAPER, Markers
 
 
 class SentencePieceTokenizer(WithNewTokens):
-    """A SentencePiece model with new tokens behind its pieces. <EOS> fills rows where there is no padding piece, as in LLaMA's."""
+    """A SentencePiece model, with new tokens after its pieces.
+
+    If the model has no padding piece, as LLaMA's, rows are filled with <EOS>.
+    """
 
     def __init__(self, model: bytes, new_tokens: Sequence[str] = (EOC,), markers: Markers = PAPER):
         self._pieces = sentencepiece.SentencePieceProcessor(model_proto=model)
@@ -28,10 +31,10 @@ class SentencePieceTokenizer(WithNewTokens):
 
     @classmethod
     def load(cls, path: PathLike, new_tokens: Sequence[str] = (EOC,)) -> "SentencePieceTokenizer":
-        """Reads a SentencePiece model: the file, or a directory that holds it as tokenizer.model.
+        """Reads a SentencePiece model: the file, or tokenizer.model in a directory.
 
         Raises:
-            FileNotFoundError: there is none.
+            FileNotFoundError: the file does not exist.
         """
         file = find(path, (FILE_NAME,))
         return cls(file.read_bytes(), new_tokens, markers_lib.read(file.parent))
@@ -39,7 +42,7 @@ class SentencePieceTokenizer(WithNewTokens):
     def save(self, directory: PathLike) -> None:
         """Writes tokenizer.model and the markers into `directory`.
 
-        The new tokens belong to the model's config.
+        The new tokens are not written: they are in the config of the model.
         """
         write_atomically(Path(directory) / FILE_NAME, self._model)
         markers_lib.write(directory, self.markers)
@@ -66,7 +69,7 @@ class SentencePieceTokenizer(WithNewTokens):
         return self._pieces.decode(ids)
 
     def _piece_id(self, piece: str) -> int | None:
-        # that of the unknown piece, if there is no such piece
+        # SentencePiece returns the id of the unknown piece if there is no such piece.
         found = self._pieces.piece_to_id(piece)
         return found if self._pieces.id_to_piece(found) == piece else None
 
@@ -80,14 +83,15 @@ def train_sentencepiece(
     """Trains a SentencePiece model and writes it to `path`; pad = 0, bos = 1, eos = 2, unk = 3.
 
     As for Chinchilla there is no NFKC normalisation. "unigram" and "bpe" keep every space and fall
-    back to bytes, so any text comes back as it was ("▁" alone becomes a space: it is how
-    SentencePiece writes one), and a leading space makes a difference (as the space prefix of the
-    pairs supposes). "word" makes one piece of each word; white space between words counts once.
+    back to bytes, so that decoding returns the encoded text. The one exception is "▁", which is how
+    SentencePiece writes a space and becomes a space. A leading space changes the pieces, as the
+    space prefix of pairs assumes. "word" makes one piece of each word, and ignores the amount of
+    white space between words.
 
     Args:
-        lines: the training text; a line may hold spaces of any kind.
-        path: file to write, by custom tokenizer.model.
-        vocab_size: pieces in all, or fewer where the text does not yield as many.
+        lines: the training text; a line may contain white space of any kind.
+        path: file to write, usually tokenizer.model.
+        vocab_size: number of pieces; the result may have fewer if the text is too short.
         model_type: the kind of pieces.
     """
     model = io.BytesIO()

@@ -1,1 +1,1 @@
-"""The synthetic world of coloured shapes: scenes, their texts, and interleaved pages. No jax."""
+"""The synthetic world of coloured shapes: scenes, texts and interleaved pages, without jax."""

@@ -1,13 +1,14 @@
-"""The synthetic world's pages.
+"""Interleaved pages of the synthetic world, from which a Flamingo learns to learn in context.
 
-Pictures and text in turn, from which a Flamingo learns to learn in context.
+    binding  image "this is a dax" image "this is a blick" image "this is a dax" ...
+             Made-up names for the values of an attribute; each page draws other names.
+    format   image "output : red" image "output : green" ...
+             The attribute that is asked for is known only from the context.
+    qa       image "question : what colour is the circle ? answer : red" image ...
+             Each picture shows two objects.
 
-    binding  image "this is a dax" image "this is a blick" image "this is a dax" ...       names for the values of an attribute, fresh on each page
-    format   image "output : red" image "output : green" ...                               which attribute is asked for is only in the context
-    qa       image "question : what colour is the circle ? answer : red" image ...         two objects
-
-The loader puts `<image>` before each text and `<EOC>` after it. Only the 48 seen names occur here:
-the twelve new ones are for evaluation.
+The loader puts `<image>` before each text and `<EOC>` after it. Only the 48 seen names are used:
+the twelve new names are for evaluation.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from flamingo_jax.world import scenes, text
 from flamingo_jax.world.scenes import COLOUR, SHAPE, VALUES
 
 BIND_PROMPT, FORMAT_PROMPT = "this is a", "output :"
-# 8 * 6 + 2 tokens; a question is 13 tokens long: 4 * 13 + 2
+# 8 * 6 + 2 tokens. A question has 13 tokens: 4 * 13 + 2.
 PICTURES_PER_PAGE = {"binding": 8, "format": 8, "qa": 4}
 
 
@@ -39,7 +40,7 @@ class PageMix:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Album:
-    """Encoded pictures, to be looked up by what they show.
+    """Encoded pictures, indexed by what they show.
 
     Attributes:
       attributes: int[M, O, 3] indices into COLOURS, SHAPES and SIZES.
@@ -51,46 +52,41 @@ class Album:
 
     @classmethod
     def draw(cls, seed: int, pool: str, num: int) -> Album:
-        """The first `num` pictures of a pool of `synthetic.POOLS`."""
+        """Returns the first `num` pictures of a pool of `scenes.POOLS`."""
         attributes, images = zip(*scenes.iterate(seed, pool, num), strict=True)
         return cls(np.stack(attributes), images)
 
     def having(self, attribute: int, value: int) -> Int[np.ndarray, "k"]:
-        """Indices of the pictures whose (first) object has this value."""
+        """Returns the indices of the pictures with this value in their (first) object."""
         return self._index[attribute][value]
 
     @functools.cached_property
     def _index(self) -> list[list[np.ndarray]]:
-        index = [
-            [np.flatnonzero(self.attributes[:, 0, a] == v) for v in range(len(VALUES[a]))]
-            for a in range(len(VALUES))
-        ]
-        missing = [
-            VALUES[a][v]
-            for a, rows in enumerate(index)
-            for v, row in enumerate(rows)
-            if not len(row)
-        ]
-        if missing:
-            raise ValueError(
-                f"An album of {len(self.images)} pictures shows no {missing[0]!r}, expected each "
-                "value at least once: draw more pictures."
-            )
+        index: list[list[np.ndarray]] = []
+        for attribute, values in enumerate(VALUES):
+            shown = self.attributes[:, 0, attribute]
+            index.append([np.flatnonzero(shown == value) for value in range(len(values))])
+            missing = [name for name, rows in zip(values, index[-1], strict=True) if not len(rows)]
+            if missing:
+                raise ValueError(
+                    f"An album of {len(self.images)} pictures shows no {missing[0]!r}, expected "
+                    "each value at least once: draw more pictures."
+                )
         return index
 
 
 def page(
     seed: int, stream: str, index: int, *, one: Album, two: Album, mix: PageMix
 ) -> InterleavedPage:
-    """Page `index` of a stream.
+    """Returns page `index` of a stream.
 
     Args:
-      seed: the world's seed.
-      stream: names the split; pages of different streams are independent.
-      index: which page.
+      seed: of the world.
+      stream: name of the split; pages of different streams are independent.
+      index: number of the page.
       one: pictures of one object, for binding and format pages.
       two: pictures of two objects, for question pages.
-      mix: how often each kind of page occurs.
+      mix: the share of each kind of page.
     """
     rng = generator(seed, f"{stream}/pages", index)
     kind = text.choose_kind(rng, mix)
@@ -121,17 +117,14 @@ def _binding(rng: np.random.Generator, album: Album, num: int) -> Parts:
 def _format(rng: np.random.Generator, album: Album, num: int) -> Parts:
     attribute = text.draw_attribute(rng)
     rows = rng.integers(len(album.images), size=num)
+    answers = [VALUES[attribute][album.attributes[row, 0, attribute]] for row in rows]
     return [
-        (
-            album.images[row],
-            f"{FORMAT_PROMPT} {VALUES[attribute][album.attributes[row, 0, attribute]]}",
-        )
-        for row in rows
+        (album.images[row], f"{FORMAT_PROMPT} {answer}")
+        for row, answer in zip(rows, answers, strict=True)
     ]
 
 
 def _qa(rng: np.random.Generator, album: Album, num: int) -> Parts:
     rows = rng.integers(len(album.images), size=num)
-    return [
-        (album.images[row], " ".join(text.question(rng, album.attributes[row]))) for row in rows
-    ]
+    questions = [" ".join(text.question(rng, album.attributes[row])) for row in rows]
+    return [(album.images[row], question) for row, question in zip(rows, questions, strict=True)]

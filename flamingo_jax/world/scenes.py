@@ -1,15 +1,14 @@
-"""The synthetic world's pictures.
+"""Pictures of the synthetic world: scenes of one or two coloured shapes, drawn from a seed.
 
-Small scenes of one or two coloured shapes, drawn from seeds alone.
+    seed, pool, block -> attributes int[M, O, 3] -> places, radii, shades -> signed distances
+                      -> uint8[M, 32, 32, 3] -> PNG
 
-    seed, pool, block -> attributes int[M, O, 3] -> places, radii, shades -> signed distances -> uint8[M, 32, 32, 3] -> PNG
-
-A shape is a signed distance function, so its edge is anti-aliased by clipping the distance to one
-pixel. An object has a colour, a shape and a size; eight of the 64 pairs of colour and shape are
-held out: they are drawn for the pools named `held_out` and nowhere else, neither in pictures nor in
-text. Every picture is a pure function of (seed, pool, index); pictures are drawn in blocks of
-`BLOCK`, so that any number of them streams through bounded memory. Sentences and pages about the
-pictures are in `world/text.py`.
+A shape is a signed distance function, so that its edge is anti-aliased by clipping the distance to
+one pixel. An object has a colour, a shape and a size. Eight of the 64 pairs of colour and shape are
+held out: they are drawn only for the pools named `held_out`, and are in no other picture or text.
+Every picture is a pure function of (seed, pool, index). Pictures are drawn in blocks of `BLOCK`, so
+that the memory does not grow with their number. Texts about the pictures are in `world/text.py`,
+pages in `world/pages.py`.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ from PIL import Image
 from flamingo_jax.core.seeds import generator
 
 IMAGE_SIZE = 32  # pixels
-BLOCK = 256  # pictures drawn at once
+BLOCK = 256  # pictures that are drawn at once
 COLOURS = ("red", "green", "blue", "yellow", "purple", "cyan", "orange", "white")
 SHAPES = ("circle", "square", "diamond", "triangle", "cross", "ring", "bar", "ex")
 SIZES = ("small", "big")
@@ -43,10 +42,7 @@ _RADIUS_JITTER, _SHADE_JITTER, _BACKGROUND, _NOISE = 0.07, 0.05, 0.3, 0.03
 
 
 def is_held_out(colour: int, shape: int) -> bool:
-    """Whether a pair of colour and shape is held out.
-
-    One shape for each colour, eight pairs of 64.
-    """
+    """Returns True if a pair of colour and shape is held out: one shape for each colour."""
     return (shape - colour) % len(SHAPES) == 3
 
 
@@ -60,11 +56,11 @@ SEEN = tuple(
 
 @dataclasses.dataclass(frozen=True)
 class Pool:
-    """A source of pictures: its own random stream for every seed.
+    """A source of pictures, with a random stream for every seed.
 
     Attributes:
       num_objects: objects in each picture, one or two.
-      held_out: whether all objects are of held-out pairs of colour and shape, or none is.
+      held_out: True: all objects have held-out pairs of colour and shape. False: no object has.
     """
 
     num_objects: int
@@ -81,9 +77,9 @@ POOLS = {
 
 
 def draw_attributes(rng: np.random.Generator, num: int, pool: Pool) -> Int[np.ndarray, "M O 3"]:
-    """Draws what is in `num` pictures: uniform over the pool's pairs of colour and shape.
+    """Draws the objects of `num` pictures, uniformly over the pool's pairs of colour and shape.
 
-    Two objects differ in colour and in shape.
+    Two objects of a picture differ in colour and in shape.
     """
     pairs = np.array(HELD_OUT if pool.held_out else SEEN)
     chosen = pairs[rng.integers(len(pairs), size=(num, pool.num_objects))]
@@ -97,12 +93,14 @@ def draw_attributes(rng: np.random.Generator, num: int, pool: Pool) -> Int[np.nd
 def render(
     rng: np.random.Generator, attributes: Int[np.ndarray, "M O 3"]
 ) -> UInt8[np.ndarray, "M H W 3"]:
-    """Draws pictures of the given objects at random places, with random shades, a dark background and noise.
+    """Paints pictures of the given objects.
+
+    Places, shades, the dark background and the noise are random.
 
     Args:
-      rng: decides everything that the attributes leave open.
-      attributes: indices into COLOURS, SHAPES and SIZES; one or two objects, two are put in
-          different halves.
+      rng: draws all that the attributes do not define.
+      attributes: indices into COLOURS, SHAPES and SIZES of one or two objects. Two objects are
+          placed in different halves of the picture.
     """
     radius = _radii(rng, attributes)
     return _paint(rng, attributes, _places(rng, radius), radius, *_shades(rng, attributes))
@@ -118,33 +116,28 @@ def _radii(
 def _shades(
     rng: np.random.Generator, attributes: Int[np.ndarray, "M O 3"]
 ) -> tuple[Float[np.ndarray, "M O 3"], Float[np.ndarray, "M"]]:
-    """The red, green and blue of each object, and the grey of each background."""
-    shade = _RGB[attributes[..., COLOUR]] + rng.uniform(
-        -_SHADE_JITTER, _SHADE_JITTER, attributes.shape
-    ).astype(np.float32)
+    """Returns red, green and blue of each object, and the grey of each background."""
+    jitter = rng.uniform(-_SHADE_JITTER, _SHADE_JITTER, attributes.shape).astype(np.float32)
+    shade = _RGB[attributes[..., COLOUR]] + jitter
     return shade, rng.uniform(0, _BACKGROUND, len(attributes)).astype(np.float32)
 
 
 def _places(
     rng: np.random.Generator, radius: Float[np.ndarray, "M O"]
 ) -> Float[np.ndarray, "M O 2"]:
-    """Centres (x, y) with the whole object in the picture.
+    """Draws centres (x, y), with the whole object in the picture.
 
-    Two objects lie left and right, or above and below each other.
+    Two objects are next to each other, or one above the other.
     """
     num, num_objects = radius.shape
     low = np.repeat(radius[..., None] + 0.5, 2, axis=-1)
     high = IMAGE_SIZE - low
     if num_objects == 2:
         axis = rng.integers(2, size=num)
-        first = rng.integers(2, size=num)  # which object is in the left or upper half
-        rows = np.arange(num)
-        high[rows, first, axis] = np.maximum(
-            high[rows, first, axis] - IMAGE_SIZE / 2, low[rows, first, axis]
-        )
-        low[rows, 1 - first, axis] = np.minimum(
-            low[rows, 1 - first, axis] + IMAGE_SIZE / 2, high[rows, 1 - first, axis]
-        )
+        first = rng.integers(2, size=num)  # the object in the left or upper half
+        one, other = (np.arange(num), first, axis), (np.arange(num), 1 - first, axis)
+        high[one] = np.maximum(high[one] - IMAGE_SIZE / 2, low[one])
+        low[other] = np.minimum(low[other] + IMAGE_SIZE / 2, high[other])
     return low + (high - low) * rng.random((num, num_objects, 2), dtype=np.float32)
 
 
@@ -156,7 +149,7 @@ def _paint(
     shade: Float[np.ndarray, "M O 3"],
     grey: Float[np.ndarray, "M"],
 ) -> UInt8[np.ndarray, "M H W 3"]:
-    """Paints anti-aliased objects over a grey background, adds noise, rounds to bytes."""
+    """Paints anti-aliased objects on a grey background, adds noise, and rounds to bytes."""
     num, num_objects, _ = attributes.shape
     noise = _NOISE * rng.standard_normal((num, IMAGE_SIZE, IMAGE_SIZE, 3), dtype=np.float32)
     grey = grey[:, None, None, None]
@@ -173,9 +166,8 @@ def _paint(
     return (np.clip(image, 0, 1) * 255 + 0.5).astype(np.uint8)
 
 
-Distance = Callable[
-    [np.ndarray, np.ndarray, np.ndarray], np.ndarray
-]  # (x, y, radius) -> pixels to the edge, negative inside
+# (x, y, radius) -> pixels to the edge, negative inside
+Distance = Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]
 
 
 def _circle(x: np.ndarray, y: np.ndarray, r: np.ndarray) -> np.ndarray:
@@ -191,7 +183,7 @@ def _diamond(x: np.ndarray, y: np.ndarray, r: np.ndarray) -> np.ndarray:
 
 
 def _triangle(x: np.ndarray, y: np.ndarray, r: np.ndarray) -> np.ndarray:
-    """Equilateral, its point up (y grows downwards), inscribed radius 0.55 r, its box centred."""
+    """Equilateral, one corner at the top (y grows downwards), inscribed radius 0.55 r, centred."""
     up = 0.275 * r - y
     return np.maximum(-up, np.float32(0.75**0.5) * np.abs(x) + 0.5 * up) - 0.55 * r
 
@@ -213,21 +205,15 @@ def _ex(x: np.ndarray, y: np.ndarray, r: np.ndarray) -> np.ndarray:
     return _cross((x + y) * turn, (x - y) * turn, r)
 
 
+# In the order of SHAPES.
 _DISTANCES: tuple[Distance, ...] = (
-    _circle,
-    _square,
-    _diamond,
-    _triangle,
-    _cross,
-    _ring,
-    _bar,
-    _ex,
-)  # in the order of SHAPES
+    _circle, _square, _diamond, _triangle, _cross, _ring, _bar, _ex,
+)  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Scenes:
-    """Pictures and what is in them.
+    """Pictures and their objects.
 
     Attributes:
       attributes: int[M, O, 3] indices into COLOURS, SHAPES and SIZES of each object.
@@ -239,25 +225,26 @@ class Scenes:
 
 
 def scenes(seed: int, pool: str, block: int) -> Scenes:
-    """Pictures `block * BLOCK` to `(block + 1) * BLOCK - 1` of a pool."""
+    """Returns pictures `block * BLOCK` to `(block + 1) * BLOCK - 1` of a pool."""
     rng = generator(seed, pool, block)
     attributes = draw_attributes(rng, BLOCK, POOLS[pool])
     return Scenes(attributes, render(rng, attributes))
 
 
 def iterate(seed: int, pool: str, num: int) -> Iterator[tuple[Int[np.ndarray, "O 3"], bytes]]:
-    """Yields the attributes and the PNG bytes of the first `num` pictures of a pool, a block in memory at a time."""
+    """Yields the attributes and the PNG bytes of the first `num` pictures of a pool.
+
+    Only one block is in memory at a time.
+    """
     for block in range(-(-num // BLOCK)):
         drawn = scenes(seed, pool, block)
-        for attributes, image in list(zip(drawn.attributes, drawn.images, strict=True))[
-            : num - block * BLOCK
-        ]:
-            yield attributes, encode_png(image)
+        for i in range(min(BLOCK, num - block * BLOCK)):
+            yield drawn.attributes[i], encode_png(drawn.images[i])
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Clip:
-    """A shape that moves from one edge of the picture to the other.
+    """A video of a shape that moves from one edge of the picture to the other.
 
     Attributes:
       attributes: int[3] indices into COLOURS, SHAPES and SIZES.
@@ -271,28 +258,27 @@ class Clip:
 
 
 def video(seed: int, index: int, num_frames: int) -> Clip:
-    """Video `index` of a seed.
+    """Returns video `index` of a seed.
 
-    Its object keeps its shade and its size, the noise of each frame is its own.
+    The object keeps its shade and its size. Each frame has other noise.
     """
     rng = generator(seed, "video", index)
     attributes = np.repeat(draw_attributes(rng, 1, Pool(1)), num_frames, axis=0)
     radius, (shade, grey) = _radii(rng, attributes[:1]), _shades(rng, attributes[:1])
     direction = DIRECTIONS[rng.integers(len(DIRECTIONS))]
     low, high = float(radius[0, 0]) + 0.5, IMAGE_SIZE - float(radius[0, 0]) - 0.5
-    along = np.linspace(*((high, low) if direction in ("left", "up") else (low, high)), num_frames)
+    first, last = (high, low) if direction in ("left", "up") else (low, high)
+    along = np.linspace(first, last, num_frames)
     across = np.full(num_frames, rng.uniform(low, high))
-    centre = np.stack(
-        [along, across] if direction in ("left", "right") else [across, along], axis=-1
-    )[:, None]
-    still = (np.repeat(array, num_frames, axis=0) for array in (radius, shade, grey))
-    return Clip(
-        attributes[0, 0], direction, _paint(rng, attributes, centre.astype(np.float32), *still)
-    )
+    x, y = (along, across) if direction in ("left", "right") else (across, along)
+    centre = np.stack([x, y], axis=-1)[:, None].astype(np.float32)
+    repeated = (np.repeat(array, num_frames, axis=0) for array in (radius, shade, grey))
+    frames = _paint(rng, attributes, centre, *repeated)
+    return Clip(attributes[0, 0], direction, frames)
 
 
 def encode_png(image: UInt8[np.ndarray, "H W 3"]) -> bytes:
-    """The picture as PNG bytes, without loss."""
+    """Encodes a picture as PNG, without loss."""
     buffer = io.BytesIO()
     Image.fromarray(image).save(buffer, "png")
     return buffer.getvalue()

@@ -1,17 +1,19 @@
-"""The synthetic world's language.
+"""Texts of the synthetic world: captions, and the documents that train the language model.
 
-Captions, and the text without pictures that the language model is trained on.
-
-    dictionary  "circle : dax ; red : blick ; circle : dax ; ..."            words bound to names afresh in each document
-    binding     "small red circle . this is a dax ; big red ring . ..."      a binding page with words in the place of pictures
-    format      "small red circle . output : red ; ..."                      a format page, likewise
-    qa          "small red circle and big blue ring . question : what colour is the circle ? answer : red ; ..."
+    dictionary  "circle : dax ; red : blick ; circle : dax ; ..."
+                Each document binds words to other names.
+    binding     "small red circle . this is a dax ; big red ring . ..."
+                A binding page, with words in the place of pictures.
+    format      "small red circle . output : red ; ..."
+                A format page, with words in the place of pictures.
+    qa          "small red circle and big blue ring .
+                 question : what colour is the circle ? answer : red ; ..."
     captions    "a small red circle and a big blue ring ; ..."
 
-Text is words with spaces between them, all of them in WORDS. There are 60 made-up names; all of
-them occur in this text, but the last twelve, the new names, never in a page with pictures: few-shot
-evaluation uses these alone. The dictionary documents teach the look-up circuit that binding names
-to pictures rests on; `lookup_pages` is the probe that measures it.
+A text consists of words from WORDS with spaces between them. There are 60 made-up names. All of
+them are in the documents, but the last twelve, the new names, are in no page with pictures:
+few-shot evaluation uses only these. The dictionary documents teach the look-up that is needed to
+bind names to pictures; `lookup_pages` is the probe that measures it.
 """
 
 from __future__ import annotations
@@ -64,9 +66,9 @@ _PAIRS_WITH = tuple(
 class TextMix:
     """Shares of the kinds of documents.
 
-    Half are dictionaries: in the one pair of runs that was compared, 0.35 of them (and as many
+    Half are dictionaries. In the one pair of runs that was compared, a share of 0.35 (and as many
     binding documents) left the look-up probe at an NLL of 0.65 after 700 steps of the tiny language
-    model, where 0.50 had brought it to 0.1 after 500.
+    model; with a share of 0.50 it was 0.1 after 500 steps.
     """
 
     dictionary: float = 0.50
@@ -93,9 +95,9 @@ def video_caption(attributes: Int[np.ndarray, "3"], direction: str) -> str:
 
 
 def question(rng: np.random.Generator, attributes: Int[np.ndarray, "2 3"]) -> tuple[str, str]:
-    """A question about one of two objects, and its answer.
+    """Draws a question about one of two objects, and its answer.
 
-    Its colour by its shape, or its shape by its colour.
+    It asks for the colour of a shape, or for the shape of a colour.
     """
     colour, shape, _ = attributes[rng.integers(2)]
     if rng.integers(2):
@@ -104,14 +106,14 @@ def question(rng: np.random.Generator, attributes: Int[np.ndarray, "2 3"]) -> tu
 
 
 def choose_kind(rng: np.random.Generator, mix: object) -> str:
-    """Draws the name of one of the fields of `mix` (TextMix, PageMix) by its share."""
+    """Draws the name of a field of `mix` (TextMix, PageMix), by their shares."""
     shares = np.array(dataclasses.astuple(mix))  # type: ignore[call-overload]
     names = [field.name for field in dataclasses.fields(mix)]  # type: ignore[arg-type]
     return names[np.searchsorted(shares.cumsum(), rng.random() * shares.sum(), side="right")]
 
 
 def document(seed: int, stream: str, index: int, *, mix: TextMix, num_words: int) -> str:
-    """Document `index` of a stream: whole entries, at most `num_words` words."""
+    """Returns document `index` of a stream: complete entries, at most `num_words` words."""
     rng = generator(seed, f"{stream}/text", index)
     entry = _ENTRIES[choose_kind(rng, mix)](rng)
     words: list[str] = []
@@ -120,14 +122,14 @@ def document(seed: int, stream: str, index: int, *, mix: TextMix, num_words: int
     return " ".join(words)
 
 
-# An entry maker draws what its document keeps (the names, the attribute) and returns a function
-# that draws one entry.
+# Each function below draws what all entries of a document share (the names, the attribute), and
+# returns a function that draws one entry.
 
 
 def _dictionary(rng: np.random.Generator) -> Callable[[], str]:
-    """3 to 7 words stand for names.
+    """Binds 3 to 7 words to names.
 
-    Entries are drawn independently, so that only looking the word up tells its name.
+    Entries are drawn independently, so that a name can be predicted only by looking its word up.
     """
     ways = rng.integers(3, 8)
     keys = rng.permutation(COLOURS + SHAPES + SIZES)[:ways]
@@ -139,9 +141,9 @@ def _dictionary(rng: np.random.Generator) -> Callable[[], str]:
 
 
 def _binding(rng: np.random.Generator) -> Callable[[], str]:
-    """Names for 2 to 4 values of colour or of shape, which of the two is not said.
+    """Binds 2 to 4 values of colour or of shape to names.
 
-    The other attributes vary.
+    The text does not say which of the two attributes is named. The other attributes vary.
     """
     attribute, ways = (COLOUR, SHAPE)[rng.integers(2)], rng.integers(2, 5)
     values = rng.permutation(len(VALUES[attribute]))[:ways]
@@ -157,7 +159,7 @@ def _binding(rng: np.random.Generator) -> Callable[[], str]:
 
 
 def _format(rng: np.random.Generator) -> Callable[[], str]:
-    """The value of one attribute, the same in the whole document."""
+    """Asks for the value of one attribute, which is the same in the whole document."""
     attribute = draw_attribute(rng)
 
     def entry() -> str:
@@ -188,12 +190,16 @@ def _captions(rng: np.random.Generator) -> Callable[[], str]:
 
 
 _ENTRIES: dict[str, Callable[[np.random.Generator], Callable[[], str]]] = {
-    "dictionary": _dictionary, "binding": _binding, "format": _format, "qa": _qa, "captions": _captions,
-}  # fmt: skip
+    "dictionary": _dictionary,
+    "binding": _binding,
+    "format": _format,
+    "qa": _qa,
+    "captions": _captions,
+}
 
 
 def draw_attribute(rng: np.random.Generator) -> int:
-    """The attribute that a format page asks for, by FORMAT_SHARES."""
+    """Draws the attribute that a format page asks for, by FORMAT_SHARES."""
     return int(np.searchsorted(np.cumsum(FORMAT_SHARES), rng.random(), side="right"))
 
 
@@ -204,7 +210,7 @@ class Lookup:
     Attributes:
       prompt: "circle : ulb ; red : veck ; red : veck ; circle : ulb ; circle :".
       candidates: the names on the page.
-      answer: the one that the last word stands for.
+      answer: the name of the last word.
     """
 
     prompt: str
@@ -213,9 +219,9 @@ class Lookup:
 
 
 def lookup_pages(ways: int, n: int, seed: int) -> Sequence[Lookup]:
-    """The text-only probe of dictionary look-up.
+    """Returns `n` pages of the text-only probe of dictionary look-up.
 
-    `ways` words with new names, two passes in random order, then one of the words again.
+    A page has `ways` words with new names, twice in random order, and then one of the words again.
     """
     if not 1 <= ways <= NUM_NEW_NAMES:
         raise ValueError(
