@@ -235,9 +235,9 @@ class Batch:
     """B sequences and the pool of the M visual inputs that they attend.
 
     A batch is a pytree: numpy arrays on the host, jax arrays on the devices. `media_index` is the
-    index phi of the paper (section 2.3, Figure 7). It is computed when the data is read and never
-    from token ids, so that p_next, other tokenizers and text before the first image need no code in
-    the model.
+    index phi of the paper (section 2.3, Figure 7: masking). It is computed when the data is read
+    and never from token ids, so that p_next, other tokenizers and text before the first image need
+    no code in the model.
 
     Each data shard has a pool: with S shards, rows [s*B/S, (s+1)*B/S) of the batch use rows
     [s*M/S, (s+1)*M/S) of `frames`, and their `media_slot` counts from the first of these rows.
