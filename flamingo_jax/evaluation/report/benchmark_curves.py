@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -16,7 +17,7 @@ from flamingo_jax.evaluation.report.benchmark_table import (
     tasks_of,
     title_of,
 )
-from flamingo_jax.evaluation.report.curves import COLOURS, INK, style
+from flamingo_jax.evaluation.report.curves import COLOURS, INK, headline, style
 from flamingo_jax.evaluation.report.units import unit
 
 # The published curves that are drawn: the sizes of Flamingo, and the largest of the others. Model
@@ -31,7 +32,7 @@ BESIDE: Mapping[str, tuple[str, str]] = {
 _OWN = (COLOURS[0], COLOURS[1], COLOURS[3], COLOURS[4])
 _GUESSING = "guessing"
 _COLUMNS = 4
-_PANEL, _TOP, _AXIS, _LEGEND_LINE, _LEGEND_ENTRY = (3.3, 2.55), 1.1, 0.45, 0.24, 1.75  # inches
+_PANEL, _LEGEND_ENTRY, _HEADLINE = (3.3, 2.8), (1.75, 0.24), 0.8  # inches
 
 
 def benchmark_curves(rows: Sequence[Row], chance: Mapping[str, float]) -> Figure:
@@ -45,12 +46,12 @@ def benchmark_curves(rows: Sequence[Row], chance: Mapping[str, float]) -> Figure
     """
     tasks = tasks_of(rows)
     columns = min(_COLUMNS, len(tasks))
-    lines = -(-len(tasks) // columns)
+    lines = math.ceil(len(tasks) / columns)
     settings = list(dict.fromkeys(own_setting(row) for row in rows))
     colours = {setting: _OWN[number % len(_OWN)] for number, setting in enumerate(settings)}
     with style():
         width = max(columns * _PANEL[0], 7.4)
-        figure = Figure()
+        figure = Figure(layout="constrained")
         axes = figure.subplots(lines, columns, squeeze=False)
         for axis, task in zip(axes.flat, tasks, strict=False):
             _panel(axis, [row for row in rows if row.task == task], colours, chance.get(task))
@@ -60,25 +61,16 @@ def benchmark_curves(rows: Sequence[Row], chance: Mapping[str, float]) -> Figure
         labels = [
             label for label in (*map(_own_label, settings), *BESIDE, _GUESSING) if label in handles
         ]
-        entries = int(width / _LEGEND_ENTRY)
-        bottom = 0.1 + _LEGEND_LINE * -(-len(labels) // entries)
-        height = lines * _PANEL[1] + _TOP + bottom
-        figure.set_size_inches(width, height)
-        edges = {"left": 0.5 / width, "right": 1 - 0.2 / width}
-        edges |= {"top": 1 - _TOP / height, "bottom": (bottom + _AXIS) / height}
-        figure.subplots_adjust(**edges, wspace=0.24, hspace=0.5)
-        headline = "Benchmarks over the number of support examples"
-        figure.text(0.2 / width, 1 - 0.3 / height, headline, size=14, weight="bold", va="center")
-        place: dict[str, Any] = {
-            "loc": "lower left",
-            "bbox_to_anchor": (0.1 / width, 0.0),
-            "ncols": entries,
-            "fontsize": 9,
-        }
+        entries = int(width / _LEGEND_ENTRY[0])
+        legend_height = _LEGEND_ENTRY[1] * math.ceil(len(labels) / entries)
+        figure.set_size_inches(width, lines * _PANEL[1] + legend_height + _HEADLINE)
+        headline(figure, "Benchmarks over the number of support examples")
         figure.legend(
             [handles[label] for label in labels],
             labels,
-            **place,
+            loc="outside lower left",
+            ncols=entries,
+            fontsize=9,
             handlelength=1.8,
             columnspacing=1.4,
         )

@@ -22,6 +22,7 @@ from flamingo_jax.evaluation.episode import Row
 from flamingo_jax.evaluation.metrics import METRICS
 from flamingo_jax.evaluation.registry import PAPER_BENCHMARKS
 from flamingo_jax.evaluation.report.published import SOURCES, benchmark_of, overall, series
+from flamingo_jax.evaluation.report.table import MISSING, Table, TableRow
 from flamingo_jax.evaluation.report.units import unit
 
 _OWN = "this run"
@@ -66,6 +67,19 @@ class TableSection:
     lines: tuple[Line, ...]
     notes: tuple[str, ...] = ()
 
+    def table(self, corner: str) -> Table:
+        """Returns the lines by the numbers of shots; `corner` is the title of the first column."""
+        return Table(
+            (corner, *map(str, self.shots)),
+            tuple(
+                TableRow(
+                    (line.label, *(line.values.get(shots, MISSING) for shots in self.shots)),
+                    is_bold=line.is_own,
+                )
+                for line in self.lines
+            ),
+        )
+
 
 def sections(rows: Sequence[Row]) -> list[TableSection]:
     """A section per benchmark, in the order of the paper's table and then of the run.
@@ -90,32 +104,18 @@ def markdown(rows: Sequence[Row]) -> str:
             f"{section.about}{f'; {section.paper}' if section.paper else ''}",
             "",
         ]
-        lines += [
-            f"| shots | {' | '.join(map(str, section.shots))} |",
-            "| --- |" + " ---: |" * len(section.shots),
-        ]
-        for line in section.lines:
-            cells = [line.label, *(line.values.get(number, "-") for number in section.shots)]
-            lines.append(
-                "| "
-                f"{' | '.join(f'**{cell}**' if line.is_own and cell != '-' else cell for cell in cells)} "
-                "|"
-            )
-        lines.append("")
+        lines += [*section.table("shots").markdown(), ""]
     return "\n".join([*lines, *(f"- {note}" for note in _notes(found))]) + "\n"
 
 
 def text(rows: Sequence[Row]) -> str:
     """The same for a terminal."""
     found = sections(rows)
-    width = max(len(line.label) for section in found for line in section.lines) + 2
+    label_width = max(len(line.label) for section in found for line in section.lines)
     lines = [_run(rows), ""]
     for section in found:
         lines += [f"{section.title}: {section.about}", *filter(None, [section.paper])]
-        lines.append(" " * width + "".join(f"{number:>8}" for number in section.shots))
-        for line in section.lines:
-            values = "".join(f"{line.values.get(number, '-'):>8}" for number in section.shots)
-            lines.append(f"  {line.label:<{width - 2}}{values}")
+        lines += section.table("").text(label_width=label_width, column_width=8, indent=2)
         lines.append("")
     return "\n".join([*lines, *_notes(found)]) + "\n"
 

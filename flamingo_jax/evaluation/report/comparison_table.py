@@ -20,6 +20,7 @@ from flamingo_jax.evaluation.report.published import (
     contrastive,
     contrastive_benchmark,
 )
+from flamingo_jax.evaluation.report.table import MISSING, Table, TableRow
 
 # Names in tables of the tasks of the demo's world.
 _WORLD = {
@@ -37,13 +38,11 @@ class ComparisonSection:
 
     Attributes:
         about: its name, on how much it was measured, and on what the paper did.
-        columns: what is measured.
-        lines: (model, a value in percent per column, "-" where there is none); this run's first.
+        table: models by metrics, in percent; this run first.
     """
 
     about: str
-    columns: tuple[str, ...]
-    lines: tuple[tuple[str, tuple[str, ...]], ...]
+    table: Table
 
 
 def is_comparison(row: Row) -> bool:
@@ -67,16 +66,9 @@ def text(rows: Sequence[Row]) -> str:
     """The table for a terminal."""
     lines = [_head(rows), ""]
     for section in sections(rows):
-        width = max(len(label) for label, _ in section.lines) + 4
-        lines += [
-            section.about,
-            " " * width + "".join(f"{column:>12}" for column in section.columns),
-        ]
-        lines += [
-            f"  {label:<{width - 2}}" + "".join(f"{value:>12}" for value in values)
-            for label, values in section.lines
-        ]
-        lines.append("")
+        label_width = section.table.widths()[0] + 2
+        table = section.table.text(label_width=label_width, column_width=12, indent=2)
+        lines += [section.about, *table, ""]
     return "\n".join([*lines, *_notes(rows)]) + "\n"
 
 
@@ -84,14 +76,7 @@ def markdown(rows: Sequence[Row]) -> str:
     """The same in Markdown."""
     lines = [_head(rows), ""]
     for section in sections(rows):
-        lines += [
-            section.about,
-            "",
-            f"| | {' | '.join(section.columns)} |",
-            "| --- |" + " ---: |" * len(section.columns),
-        ]
-        lines += [f"| {label} | {' | '.join(values)} |" for label, values in section.lines]
-        lines.append("")
+        lines += [section.about, "", *section.table.markdown(), ""]
     return "\n".join([*lines, *(f"- {note}" for note in _notes(rows))]) + "\n"
 
 
@@ -105,14 +90,14 @@ def _section(rows: Sequence[Row]) -> ComparisonSection:
         shown = "clips" if benchmark.visual == "video" else "images"
     about = f"{title}: {first.n} {shown}"
     about += f", {first.ensemble} templates per class" if first.ensemble > 1 else ""
-    own = ("this run", tuple(f"{100 * row.value:.1f}" for row in rows))
-    theirs = [
-        (model, tuple(f"{values[metric]:.1f}" if metric in values else "-" for metric in metrics))
-        for model, values in contrastive(first.task).items()
+    about += f"; paper: {paper}" if paper else ""
+    values = {"this run": {row.metric: 100 * row.value for row in rows}, **contrastive(first.task)}
+    lines = [
+        (model, *(f"{found[name]:.1f}" if name in found else MISSING for name in metrics))
+        for model, found in values.items()
     ]
-    return ComparisonSection(
-        about + (f"; paper: {paper}" if paper else ""), tuple(map(_column, metrics)), (own, *theirs)
-    )
+    head = ("", *map(_column, metrics))
+    return ComparisonSection(about, Table(head, tuple(map(TableRow, lines))))
 
 
 def _column(metric: str) -> str:

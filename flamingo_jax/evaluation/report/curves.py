@@ -56,6 +56,10 @@ _STYLE: Any = {
     "legend.frameon": False,
     "savefig.dpi": 140,
     "figure.facecolor": "white",
+    "figure.constrained_layout.h_pad": 0.13,  # inches
+    "figure.constrained_layout.w_pad": 0.13,
+    "figure.constrained_layout.hspace": 0.02,  # of a panel
+    "figure.constrained_layout.wspace": 0.02,
 }
 
 
@@ -64,6 +68,15 @@ def style() -> Iterator[None]:
     """The look of every picture of the report."""
     with mpl.rc_context(_STYLE):
         yield
+
+
+def headline(figure: Figure, title: str, note: str = "") -> None:
+    """Writes a title above all panels, and a note at the right end of its line."""
+    text = figure.suptitle(title, size=14, weight="bold", x=0.01, ha="left")
+    if note:
+        place = ("axes fraction", text)  # the panel's right end, the title's height
+        font: dict[str, Any] = {"size": 9, "color": FAINT, "ha": "right", "va": "baseline"}
+        figure.axes[-1].annotate(note, (1, 0.2), xycoords=place, in_layout=False, **font)
 
 
 def families(tasks: Sequence[str]) -> dict[str, dict[str, str]]:
@@ -92,8 +105,8 @@ def few_shot_curves(rows: Sequence[Row], chance: Mapping[str, float]) -> Figure:
     metrics = list(dict.fromkeys(row.metric for row in rows))
     shots = sorted({row.shots for row in rows})
     with style():
-        width, height = max(7.0, 3.6 * len(columns) + 0.6), 2.75 * len(metrics) + 1.3
-        figure = Figure(figsize=(width, height))
+        size = (max(8.0, 3.6 * len(columns) + 0.6), 2.75 * len(metrics) + 1.3)  # inches
+        figure = Figure(figsize=size, layout="constrained")
         axes = figure.subplots(len(metrics), len(columns), sharex=True, sharey=True, squeeze=False)
         for number, (line, metric) in enumerate(zip(axes, metrics, strict=True)):
             for axis, (family, members) in zip(line, columns.items(), strict=True):
@@ -111,32 +124,12 @@ def few_shot_curves(rows: Sequence[Row], chance: Mapping[str, float]) -> Figure:
             line[0].set_ylabel(METRIC_TITLES.get(metric, metric.replace("_", " ")))
         lines = {line.get_label(): line for axis in axes.flat for line in axis.get_lines()}
         labels = [label for label, _, _ in CONTROLS.values() if label in lines]
-        edges = {
-            "left": 0.75 / width,
-            "right": 1 - 0.2 / width,
-            "top": 1 - 1.0 / height,
-            "bottom": 0.95 / height,
-        }
-        figure.subplots_adjust(**edges, wspace=0.1, hspace=0.2)
-        top = 1 - 0.32 / height
-        figure.text(
-            0.2 / width,
-            top,
-            "Learning from a few examples in the prompt",
-            size=14,
-            weight="bold",
-            va="center",
-        )
-        figure.text(
-            1 - 0.2 / width, top, _origin(rows), size=9, color=FAINT, ha="right", va="center"
-        )
-        handles = [lines[label] for label in labels]
+        headline(figure, "Learning from a few examples in the prompt", _origin(rows))
         figure.legend(
-            handles,
+            [lines[label] for label in labels],
             labels,
-            loc="lower left",
+            loc="outside lower left",
             ncols=len(labels),
-            bbox_to_anchor=(0.55 / width, 0.01),
             handlelength=2.6,
         )
     return figure
@@ -221,7 +214,7 @@ def gate_curves(log: Sequence[Numbers]) -> Figure | None:
         return None
     titles = {"gates/attention": "cross-attention gates", "gates/dense": "feed-forward gates"}
     with style():
-        figure = Figure(figsize=(4.6 * len(names) + 0.6, 3.7), layout="constrained")
+        figure = Figure(figsize=(4.6 * len(names) + 0.6, 4.0), layout="constrained")
         axes = figure.subplots(1, len(names), sharey=True, squeeze=False)[0]
         for axis, name in zip(axes, names, strict=True):
             lines = [line for line in log if isinstance(line.get(name), list)]
@@ -241,7 +234,7 @@ def gate_curves(log: Sequence[Numbers]) -> Figure | None:
             axis.tick_params(length=0)
         axes[0].set_ylim(bottom=0)
         axes[0].set_ylabel(r"$|\tanh(\alpha)|$")
-        figure.suptitle("How far the gates have opened", size=14, weight="bold", x=0.01, ha="left")
+        headline(figure, "How far the gates have opened")
     return figure
 
 
@@ -273,7 +266,7 @@ def loss_curves(logs: Mapping[str, Sequence[Numbers]]) -> Figure | None:
     if not stages:
         return None
     with style():
-        figure = Figure(figsize=(4.1 * len(stages) + 0.4, 3.5), layout="constrained")
+        figure = Figure(figsize=(4.1 * len(stages) + 0.4, 3.8), layout="constrained")
         for axis, (stage, losses) in zip(
             figure.subplots(1, len(stages), squeeze=False)[0], stages.items(), strict=True
         ):
@@ -298,7 +291,7 @@ def loss_curves(logs: Mapping[str, Sequence[Numbers]]) -> Figure | None:
                 alignment="right",
             )
         figure.axes[0].set_ylabel("loss")
-        figure.suptitle("Losses of the stages", size=14, weight="bold", x=0.01, ha="left")
+        headline(figure, "Losses of the stages")
     return figure
 
 

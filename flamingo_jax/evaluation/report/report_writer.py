@@ -29,6 +29,7 @@ from flamingo_jax.evaluation.report import (
     sample_figure,
 )
 from flamingo_jax.evaluation.report.benchmark_curves import benchmark_curves
+from flamingo_jax.evaluation.report.table import Table, TableRow
 from flamingo_jax.evaluation.report.training_logs import read_log
 from flamingo_jax.evaluation.report.units import is_benchmark, unit
 from flamingo_jax.inference.visuals import VIDEO_FRAMES, VIDEO_RATE, load_frames
@@ -133,42 +134,30 @@ def _parted(rows: Sequence[Row]) -> tuple[list[Row], list[Row], list[Row]]:
 
 
 def _plain_text(rows: Sequence[Row]) -> str:
-    head, body = _table(rows)
-    widths = [max(len(line[column]) for line in [head, *body]) for column in range(len(head))]
-    lines = [
-        "  ".join(
-            cell.ljust(w) if not i else cell.rjust(w)
-            for i, (cell, w) in enumerate(zip(line, widths, strict=True))
-        )
-        for line in [head, *body]
-    ]
-    return "\n".join([_legend(rows), "", lines[0], "-" * len(lines[0]), *lines[1:]]) + "\n"
+    head, *lines = _table(rows).text(gap=2)
+    return "\n".join([_legend(rows), "", head, "-" * len(head), *lines]) + "\n"
 
 
 def _plain_markdown(rows: Sequence[Row]) -> str:
-    head, body = _table(rows)
-    rule = ["---", *["---:"] * (len(head) - 1)]
-    return (
-        "\n".join(
-            [_legend(rows), "", *("| " + " | ".join(line) + " |" for line in [head, rule, *body])]
-        )
-        + "\n"
-    )
+    return "\n".join([_legend(rows), "", *_table(rows).markdown()]) + "\n"
 
 
-def _table(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
+def _table(rows: Sequence[Row]) -> Table:
+    """Tasks by numbers of shots, each cell with the values of all metrics."""
     shots = sorted({row.shots for row in rows})
     metrics = list(dict.fromkeys(row.metric for row in rows))
     values = {(row.task, row.shots, row.metric): row.value for row in rows}
-    head = ["task \\ shots", *map(str, shots)]
-    body = []
-    for task in dict.fromkeys(row.task for row in rows):
-        cells = [
-            [unit(task, metric).text(values.get((task, number, metric))) for metric in metrics]
-            for number in shots
-        ]
-        body.append([task, *(" / ".join(cell) for cell in cells)])
-    return head, body
+
+    def cell(task: str, number: int) -> str:
+        return " / ".join(
+            unit(task, metric).text(values.get((task, number, metric))) for metric in metrics
+        )
+
+    lines = [
+        TableRow((task, *(cell(task, number) for number in shots)))
+        for task in dict.fromkeys(row.task for row in rows)
+    ]
+    return Table(("task \\ shots", *map(str, shots)), tuple(lines))
 
 
 def _legend(rows: Sequence[Row]) -> str:

@@ -1,4 +1,8 @@
-"""A picture of sample prompts, as the model saw them, with its answers (in the manner of the paper's Figures 1 and 8)."""
+"""A picture of sample prompts and answers (in the manner of the paper's Figures 1 and 8).
+
+Places are in inches and not from matplotlib's constrained layout, which arranges axes: here frames,
+images and lines of text share one.
+"""
 
 from __future__ import annotations
 
