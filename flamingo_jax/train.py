@@ -40,7 +40,7 @@ def main(_: list[str], cluster: Cluster) -> None:
         _WORKDIR.value,
         probes={"lm_lookup": during_training.lm_lookup},
         evaluation=during_training.evaluation,
-        tell=cluster.report,
+        report=cluster.report,
     )
 
 

@@ -26,13 +26,14 @@ from flamingo_jax.inference.engine import InferenceConfig
 from flamingo_jax.inference.model import Flamingo
 from flamingo_jax.models.api import Model
 from flamingo_jax.sharding.mesh import replicated
-from flamingo_jax.training.run import Stage
+from flamingo_jax.tokenizers.base import Tokenizer
+from flamingo_jax.training.run import Run
 
 Measure = Callable[[Any], dict[str, float]]
 _WAYS, _PAGES = (4, 6), 200
 
 
-def lm_lookup(stage: Stage) -> Measure:
+def lm_lookup(run: Run, tokenizer: Tokenizer) -> Measure:
     """Returns weights -> {"nll": ..., "accuracy": ...}.
 
     The worse of look-up among 4 and among 6 words.
@@ -40,18 +41,18 @@ def lm_lookup(stage: Stage) -> Measure:
     Raises:
         ConfigError: in the contrastive stage, which has no language model.
     """
-    model = _model(stage, "until.probe = 'lm_lookup'")
+    model = _model(run, "until.probe = 'lm_lookup'")
 
-    @functools.partial(jax.jit, out_shardings=replicated(stage.mesh))  # whole in every process
+    @functools.partial(jax.jit, out_shardings=replicated(run.mesh))  # whole in every process
     def losses(weights: Any, tokens: jax.Array, segment: jax.Array) -> jax.Array:
         return model.token_losses(weights, Batch(tokens, segment, *[None] * 5))
 
     def measure(params: Any) -> dict[str, float]:
-        weights = stage.config.precision.cast(params)
+        weights = run.config.precision.cast(params)
         found = [
             lookup_probe(
                 lambda tokens, segment: losses(weights, tokens, segment),
-                stage.tokenizer,
+                tokenizer,
                 ways=ways,
                 n=_PAGES,
                 seed=0,
@@ -66,59 +67,57 @@ def lm_lookup(stage: Stage) -> Measure:
     return measure
 
 
-def evaluation(stage: Stage) -> Measure:
+def evaluation(run: Run, tokenizer: Tokenizer) -> Measure:
     """Returns weights -> {"evaluate/TASK/SHOTS/METRIC": value} for the tasks of `config.evaluate`.
 
     Raises:
         ConfigError: for a task that the stage's model cannot do.
         TaskError: an unknown task, or one without its data.
     """
-    settings = stage.config.evaluate
+    settings = run.config.evaluate
     data = {name: path for name, path in settings.data.items() if path}
     prompted, compared = task.parted([registry.create(name, data) for name in settings.tasks])
-    if stage.config.stage == "contrastive":
+    if run.config.stage == "contrastive":
         if prompted:
             raise ConfigError(
                 f"config.evaluate.tasks has {prompted[0].name!r}, and the contrastive stage "
                 "answers no prompts: take zero-shot and retrieval tasks, such as "
                 "imagenet_zero_shot and world_retrieval."
             )
-        return _comparisons(stage, compared)
+        return _comparisons(run, tokenizer, compared)
     if compared:
         raise ConfigError(
             f"config.evaluate.tasks has {compared[0].name!r}, which compares images with texts, "
-            f"and the {stage.config.stage} stage has no text encoder: leave it out."
+            f"and the {run.config.stage} stage has no text encoder: leave it out."
         )
-    return _few_shot(stage, prompted)
+    return _few_shot(run, tokenizer, prompted)
 
 
-def _few_shot(stage: Stage, tasks: Sequence[task.Task]) -> Measure:
-    model, settings = _model(stage, "evaluate.every"), stage.config.evaluate
+def _few_shot(run: Run, tokenizer: Tokenizer, tasks: Sequence[task.Task]) -> Measure:
+    model, settings = _model(run, "evaluate.every"), run.config.evaluate
 
     def measure(params: Any) -> dict[str, float]:
         flamingo = Flamingo(
-            model, params, stage.tokenizer, **stage.config.data.preprocessing, mesh=stage.mesh
+            model, params, tokenizer, **run.config.data.preprocessing, mesh=run.mesh
         )
-        rows, _ = evaluate_all(
-            flamingo, tasks, settings.shots, n=settings.n, seed=stage.config.seed
-        )
+        rows, _ = evaluate_all(flamingo, tasks, settings.shots, n=settings.n, seed=run.config.seed)
         return _numbers(rows)
 
     return measure
 
 
-def _comparisons(stage: Stage, tasks: Sequence[task.ComparisonTask]) -> Measure:
-    config = stage.config
+def _comparisons(run: Run, tokenizer: Tokenizer, tasks: Sequence[task.ComparisonTask]) -> Measure:
+    config = run.config
     inference = InferenceConfig(compute=config.precision.compute)
 
     def measure(params: Any) -> dict[str, float]:
         model = DualEncoder(
             config.model,
             params,
-            stage.tokenizer,
+            tokenizer,
             preprocessing=config.data.preprocessing,
             config=inference,
-            mesh=stage.mesh,
+            mesh=run.mesh,
         )
         return _numbers(compare_all(model, tasks, n=config.evaluate.n, seed=config.seed)[0])
 
@@ -129,10 +128,11 @@ def _numbers(rows: Iterable[Row]) -> dict[str, float]:
     return {f"evaluate/{row.task}/{row.shots}/{row.metric}": row.value for row in rows}
 
 
-def _model(stage: Stage, field: str) -> Model:
-    if stage.model is None:
+def _model(run: Run, field: str) -> Model:
+    model = run.objective.model
+    if not isinstance(model, Model):
         raise ConfigError(
-            f"config.{field} needs a model of text, and the {stage.config.stage} stage has none: "
+            f"config.{field} needs a model of text, and the {run.config.stage} stage has none: "
             "unset it."
         )
-    return stage.model
+    return model

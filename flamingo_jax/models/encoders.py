@@ -73,6 +73,14 @@ class ContrastiveModel:
         frames, tokens = jnp.zeros((1, 1, size, size, 3), jnp.uint8), jnp.zeros((1, 2), jnp.int32)
         return self._transformed.init(rng, frames, tokens, tokens + 1)
 
+    def compute_form_init(self, rng: Array) -> Params:
+        """The same as `init`: all weights are trained, so none has another compute form."""
+        return self.init(rng)
+
+    def compute_form(self, params: Params) -> Params:
+        """Returns the weights unchanged."""
+        return params
+
     def embed(
         self,
         params: Params,

@@ -34,13 +34,6 @@ from flamingo_jax.models.resampler import Resampler, ResamplerConfig
 from flamingo_jax.models.vision import VisionConfig
 from flamingo_jax.nn.linear import linear
 
-FROZEN = (
-    (r"flamingo/vision/.*", True),
-    (r"flamingo/lm(/.*)?", True),
-    (r"flamingo/(resampler|media|xattn|new_tokens)/.*", False),
-)
-"""Which weights are frozen (paper, 2.2); a table for `core.trees.match_once`."""
-
 
 @dataclasses.dataclass(frozen=True)
 class FlamingoConfig:

@@ -131,10 +131,10 @@ class _Weights:
 
     def __init__(self, objective: Objective, *, forward_only: bool = False):
         self.backward = 0.0 if forward_only else 1.0
-        shapes = jax.eval_shape(objective.init, jax.eval_shape(lambda: jax.random.key(0)))
+        shapes = jax.eval_shape(objective.model.init, jax.eval_shape(lambda: jax.random.key(0)))
         sizes = {path: math.prod(leaf.shape) for path, leaf in trees.flatten(shapes).items()}
-        frozen = trees.match_once(sizes, objective.frozen, what="frozen weights")
-        self._sizes = {path: (size, not frozen[path]) for path, size in sizes.items()}
+        rules = objective.rules(sizes)
+        self._sizes = {path: (size, not rules[path].frozen) for path, size in sizes.items()}
 
     def per_use(self, pattern: str, *, without: str = "(?!)", passed: float = 1.0) -> float:
         """Returns the FLOPs of using the matching weights once.

@@ -32,7 +32,7 @@ from flamingo_jax.models.cache import Cache, Media
 from flamingo_jax.planning import flops
 from flamingo_jax.sharding import compile as compile_lib
 from flamingo_jax.sharding.mesh import BATCH_AXES, num_batch_shards
-from flamingo_jax.training import run
+from flamingo_jax.training import run as run_lib
 from flamingo_jax.training.config import TrainConfig
 
 VOCABULARY = 32_000  # the paper's, where the config leaves it to the tokenizer
@@ -115,11 +115,11 @@ def train(
         )
     if config.mixing == "merged":
         batches = {"merged": _merge(list(batches.values()))}
-    prepared = run.prepare(config, mesh)
+    run = run_lib.compile(config, mesh)
     rng = jax.eval_shape(lambda: jax.random.key(0))
-    lowered = prepared.step.lower(prepared.plan.abstract, batches, rng)  # type: ignore[attr-defined]
-    needed = flops.of_update(config, prepared.objective, fills)
-    return Program(lowered, needed, parameters(prepared.objective.init), tuple(assumptions))
+    lowered = run.step.lower(run.layout.abstract, batches, rng)  # type: ignore[attr-defined]
+    needed = flops.of_update(config, run.objective, fills)
+    return Program(lowered, needed, parameters(run.objective.model.init), tuple(assumptions))
 
 
 def inference(config: TrainConfig, mesh: Mesh, name: str, prompts: Prompts) -> Program:
@@ -142,8 +142,9 @@ def inference(config: TrainConfig, mesh: Mesh, name: str, prompts: Prompts) -> P
         raise ConfigError(
             f"--batch_size is {rows}; expected a multiple of the {shards} batch shards of the mesh."
         )
-    model, objective = run.build_objective(config, shards)
-    if model is None:
+    objective = run_lib.build_objective(config, shards)
+    model = objective.model
+    if not isinstance(model, Model):
         raise ConfigError(f"A {config.stage} run has nothing to decode; --program must be train.")
     images = rows * (prompts.shots + 1) if config.stage == "flamingo" else 0
     assumptions.append(
@@ -154,7 +155,7 @@ def inference(config: TrainConfig, mesh: Mesh, name: str, prompts: Prompts) -> P
     read = (prompts.length, 0) if name == "prefill" else (1, prompts.length)
     fill = flops.Fill(rows, read[0], images if name == "prefill" else 0, 1)
     needed = flops.of_inference(config, objective, fill, cached=read[1])
-    return Program(lowered, needed, parameters(objective.init), tuple(assumptions))
+    return Program(lowered, needed, parameters(objective.model.init), tuple(assumptions))
 
 
 def abstract_batch(config: DataConfig, dataset: DatasetConfig, num_shards: int) -> Batch:

@@ -187,11 +187,19 @@ def replicated(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec())
 
 
-def reader(mesh: Mesh) -> tuple[int, int]:
-    """Returns (index, count) of this process among those that read a batch.
+@dataclasses.dataclass(frozen=True)
+class Reader:
+    """A process among those that read a batch: reader `index` of `count`."""
 
-    Processes whose devices hold the same part of the batch, because the model axis runs across
-    them, read the same rows.
+    index: int
+    count: int
+
+
+def reader(mesh: Mesh) -> Reader:
+    """Returns which part of the batch this process reads.
+
+    Where the model axis runs across processes, several have devices with the same part of the
+    batch: they read the same rows.
 
     Raises:
         ValueError: if this process's devices do not hold one even, contiguous part of the batch.
@@ -208,4 +216,4 @@ def reader(mesh: Mesh) -> tuple[int, int]:
             f"{num_shards} of the batch; expected one even, contiguous part. Choose config.mesh so "
             "that the model axis divides the devices of a process, or is divided by them."
         )
-    return first // size, num_shards // size
+    return Reader(first // size, num_shards // size)

@@ -13,6 +13,7 @@ import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from flamingo_jax.data.rejected import describe_reasons
 from flamingo_jax.training.logs import Log
 from flamingo_jax.training.state import TrainState
 
@@ -64,6 +65,27 @@ def measure(function: Measure, log: Log) -> Hook:
 
     def hook(moment: Moment) -> None:
         log(moment.step, dict(function(moment.state.params())))
+
+    return hook
+
+
+def report_rejected(
+    rejected: Callable[[], dict[str, dict[str, int]]], report: Callable[[str], None]
+) -> Hook:
+    """Says in one line how many records were skipped so far, if there are more than last time.
+
+    Args:
+        rejected: returns {dataset: {reason: records skipped so far}}.
+        report: receives the line.
+    """
+    reported: dict[str, dict[str, int]] = {}
+
+    def hook(moment: Moment) -> None:
+        nonlocal reported
+        if (now := rejected()) != reported:
+            reported = now
+            counts = "; ".join(f"{name}: {describe_reasons(reasons)}" for name, reasons in now.items())
+            report(f"Corrupt records, skipped up to step {moment.step}: {counts}.")
 
     return hook
 

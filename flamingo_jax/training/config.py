@@ -19,8 +19,9 @@ from flamingo_jax.core.precision import Policy
 from flamingo_jax.data.config import DataConfig
 from flamingo_jax.models.config import PARTS, ModelConfig, Stage
 from flamingo_jax.sharding.mesh import MeshConfig
-from flamingo_jax.training.datasets_per_step import Mixing
 from flamingo_jax.training.optimizer import OptimizerConfig, VisionOptimizerConfig
+
+Mixing = Literal["accumulate", "round_robin", "merged"]  # training.datasets_per_step
 
 
 @dataclasses.dataclass(frozen=True)

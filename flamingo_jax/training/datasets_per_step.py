@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -23,9 +23,8 @@ import numpy as np
 from flamingo_jax.core import trees
 from flamingo_jax.core.notation import Array
 from flamingo_jax.data.schema import Batch
+from flamingo_jax.training.config import Mixing
 from flamingo_jax.training.objective import Metrics
-
-Mixing = Literal["accumulate", "round_robin", "merged"]
 
 
 def accumulate(

@@ -137,11 +137,9 @@ def read(path: paths.PathLike) -> list[Numbers]:
     return [json.loads(line) for line in read_lines(paths.Path(path))]
 
 
-def tensorboard_log(directory: paths.Path, restored_step: int) -> tuple[Log, Callable[[], None]]:
-    """Returns (a log that writes TensorBoard events, a function that closes it).
-
-    Later events of an earlier run are hidden.
-    """
+@contextlib.contextmanager
+def tensorboard_log(directory: paths.Path, restored_step: int) -> Iterator[Log]:
+    """A log that writes TensorBoard events; it hides events after `restored_step`."""
     import tensorboardX
 
     writer = tensorboardX.SummaryWriter(str(directory), purge_step=restored_step + 1)
@@ -154,11 +152,13 @@ def tensorboard_log(directory: paths.Path, restored_step: int) -> tuple[Log, Cal
                 )
         writer.flush()
 
-    return log, writer.close
+    with contextlib.closing(writer):
+        yield log
 
 
-def progress_log(steps: int, restored_step: int, title: str) -> tuple[Log, Callable[[], None]]:
-    """Returns (a log that moves a progress bar with loss, step time and ETA, a function that closes it)."""
+@contextlib.contextmanager
+def progress_log(steps: int, restored_step: int, title: str) -> Iterator[Log]:
+    """A log that moves a progress bar with loss, time per update and ETA."""
     bar = tqdm.tqdm(
         total=steps,
         initial=restored_step,
@@ -186,7 +186,45 @@ def progress_log(steps: int, restored_step: int, title: str) -> tuple[Log, Calla
             )
         bar.update(step - bar.n)
 
-    return log, bar.close
+    with contextlib.closing(bar):
+        yield log
+
+
+@contextlib.contextmanager
+def all_logs(
+    workdir: paths.Path,
+    restored_step: int,
+    *,
+    steps: int,
+    title: str,
+    tensorboard: bool,
+    progress: bool,
+) -> Iterator[Log]:
+    """One log that writes all of a run's logs; only the first process writes.
+
+    Args:
+        workdir: of the run.
+        restored_step: updates done before; later reports of an earlier attempt are dropped.
+        steps: updates of the run.
+        title: of the progress bar.
+        tensorboard: True to write TensorBoard events too.
+        progress: True to draw a progress bar.
+    """
+    with contextlib.ExitStack() as stack:
+        logs: list[Log] = []
+        if jax.process_index() == 0:
+            logs.append(jsonl_log(workdir / "metrics.jsonl", restored_step))
+            if tensorboard:
+                opened = tensorboard_log(workdir / "tensorboard", restored_step)
+                logs.append(stack.enter_context(opened))
+            if progress:
+                logs.append(stack.enter_context(progress_log(steps, restored_step, title)))
+
+        def log(step: int, numbers: Numbers) -> None:
+            for one in logs:
+                one(step, numbers)
+
+        yield log
 
 
 def _plain(value: Any) -> Any:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 
@@ -15,6 +15,20 @@ from flamingo_jax.training.callbacks import Hook, Moment, Stop
 from flamingo_jax.training.logs import Log, Meter
 from flamingo_jax.training.state import TrainState
 from flamingo_jax.training.step import Step
+
+
+class Ended(NamedTuple):
+    """How a loop ended.
+
+    Attributes:
+      state: after the last update.
+      step: updates done.
+      stopped: True if `stop` ended the loop.
+    """
+
+    state: TrainState
+    step: int
+    stopped: bool
 
 
 def run(
@@ -29,7 +43,7 @@ def run(
     log: Log,
     hooks: Sequence[Hook] = (),
     stop: Stop | None = None,
-) -> tuple[TrainState, int, bool]:
+) -> Ended:
     """Updates the state until `steps` updates are done, or `stop` says so.
 
     Args:
@@ -43,9 +57,6 @@ def run(
         log: receives each report.
         hooks: called after each update, after its report.
         stop: asked before the first update and after each.
-
-    Returns:
-        (state, updates done, whether `stop` said so).
 
     Raises:
         NonFiniteError: if a loss or gradient is not finite; raised before any hook sees a state
@@ -69,4 +80,4 @@ def run(
         with meter.paused():
             for hook in hooks:
                 hook(Moment(done, state, is_last=stopped or done == steps))
-    return state, done, stopped
+    return Ended(state, done, stopped)

@@ -1,49 +1,40 @@
 """A stage from its config to its export.
 
-Everything that the loop needs, put together in the one order that works.
-
-config --> mesh, tokenizer, towers --> resolved config --> Store (refuses another run's workdir) --> mixture
---> objective --> abstract state, shardings --> towers loaded --> state restored or made --> loop --> export
+config --> mesh, tokenizer, checks --> Store --> Mixture --> Run: shapes, shardings, functions
+--> state: restored or made --> batches --> loop --> export
 """
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
-import itertools
-from collections.abc import Callable, Generator, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
 
 import jax
 from jax.sharding import Mesh
 
 from flamingo_jax.checkpoint import export as export_lib
 from flamingo_jax.checkpoint.arrays import CheckpointError
-from flamingo_jax.checkpoint.store import MAY_DIFFER, Store, steps
+from flamingo_jax.checkpoint.store import Store, steps
 from flamingo_jax.core import config as config_lib
 from flamingo_jax.core import paths, trees
 from flamingo_jax.data.mixture import Mixture
-from flamingo_jax.data.rejected import BrokenDataset, describe_reasons
-from flamingo_jax.data.to_device import to_device
+from flamingo_jax.data.rejected import BrokenDataset
 from flamingo_jax.models import api, encoders
 from flamingo_jax.models.config import required
 from flamingo_jax.sharding import mesh as mesh_lib
 from flamingo_jax.tokenizers.base import Tokenizer
-from flamingo_jax.tokenizers.load import load_tokenizer
-from flamingo_jax.training import callbacks, datasets_per_step, loop, objective, optimizer, towers
-from flamingo_jax.training import logs as metrics
+from flamingo_jax.training import callbacks, loop, resume, towers
+from flamingo_jax.training import logs as logs_lib
+from flamingo_jax.training import objective as objective_lib
+from flamingo_jax.training import optimizer as optimizer_lib
 from flamingo_jax.training import state as state_lib
+from flamingo_jax.training.batches import batches, dataset_weights, positions_at
 from flamingo_jax.training.config import TrainConfig
+from flamingo_jax.training.objective import Objective
 from flamingo_jax.training.step import Step, make_step
 
-Tell = Callable[[str], None]
-
-# Beside Store's: what is looked at, and how the loader works, change nothing of what is computed.
-_MAY_DIFFER = (
-    r"(until|evaluate)(\..*)?",
-    r"data\.(num_threads|prefetch|max_corrupt)",
-    r"data\.datasets\.[^.]+\.pool",
-)
+Report = Callable[[str], None]
 
 # What a program shows its user as one message, without a traceback.
 EXPECTED_ERRORS = (
@@ -52,31 +43,34 @@ EXPECTED_ERRORS = (
     CheckpointError,
     FileNotFoundError,
     BrokenDataset,
-    metrics.NonFiniteError,
+    logs_lib.NonFiniteError,
     callbacks.ProbeNotReached,
 )
 
 
 @dataclasses.dataclass(frozen=True)
-class Stage:
-    """What a probe or an evaluation, handed in by the program, sees of a run.
+class Run:
+    """What is needed to train one stage on a mesh, before any array exists.
+
+    `train` runs it, `plan` compiles it for other devices, the tests run it on eight.
 
     Attributes:
       config: the resolved config.
-      tokenizer: of the run.
-      model: the model as pure functions; None in the contrastive stage.
-      objective: what is minimised.
       mesh: the devices.
+      objective: the model and what is minimised.
+      layout: shapes and shardings of the state, and the functions that make it.
+      step: one update, jitted: step(state, {dataset: batch}, rng).
     """
 
     config: TrainConfig
-    tokenizer: Tokenizer
-    model: api.Model | None
-    objective: objective.Objective
     mesh: Mesh
+    objective: Objective
+    layout: state_lib.StateLayout
+    step: Step
 
 
-Measurer = Callable[[Stage], callbacks.Measure]  # a run -> (its weights -> numbers)
+# What a program hands in as a probe or an evaluation: (run, tokenizer) -> (weights -> numbers).
+Measurer = Callable[[Run, Tokenizer], callbacks.Measure]
 
 
 def train(
@@ -86,9 +80,9 @@ def train(
     probes: Mapping[str, Measurer] | None = None,
     evaluation: Measurer | None = None,
     devices: Sequence[jax.Device] | None = None,
-    tell: Tell = lambda line: None,
+    report: Report = lambda line: None,
 ) -> state_lib.TrainState:
-    """Runs a stage, from its newest checkpoint if there is one, and exports the model.
+    """Trains a stage, from its newest checkpoint if there is one, and exports the model.
 
     Args:
         config: the run.
@@ -96,70 +90,83 @@ def train(
         probes: what `config.until.probe` may name.
         evaluation: few-shot evaluation, done as `config.evaluate` says.
         devices: the devices; all of them by default.
-        tell: receives a line for people now and then.
+        report: receives a line for people now and then.
 
     Returns:
         The last state.
 
     Raises:
-        PathError: if the workdir cannot be written; before anything is compiled, as for all that
-            follow but the last three.
+        PathError: if the workdir cannot be written. This and the next two are raised before
+            anything is compiled.
         ConfigError: if the config does not fit its towers, or names an unknown probe.
         CheckpointError: for a missing or damaged tower or checkpoint, or one of another config.
         BrokenDataset: if too many records are corrupt.
         NonFiniteError: if a loss or gradient is not finite.
         ProbeNotReached: if the steps are used up, and `config.until` asks for more.
     """
-    workdir = paths.make_directory(workdir)
     # How to begin: the order is important. What can be wrong comes first, what takes time last.
+    workdir = paths.make_directory(workdir)
     mesh = mesh_lib.make_mesh(config.mesh, devices)
-    tokenizer = _load_tokenizer(config)
+    tokenizer = resume.tokenizer_of(config)
     config = config.resolved(tokenizer.vocab_size)
-    _check_vocabulary(config, tokenizer)
-    if config.until and config.until.probe not in (probes or {}):
-        raise config_lib.ConfigError(
-            f"config.until.probe is {config.until.probe!r}; expected one of {sorted(probes or {})}."
-        )
-    record = {**config_lib.to_dict(config), "frozen": towers.frozen_records(config)}
+    probes = probes or {}
+    resume.check(config, tokenizer, probes)
+    record = resume.record_of(config)
     if not steps(workdir):
         towers.check_start(config)
 
     with contextlib.ExitStack() as stack:
-        store = stack.enter_context(
-            Store(
-                workdir,
-                record,
-                keep=config.hooks.keep,
-                may_differ=(*MAY_DIFFER, *_MAY_DIFFER),
-                completed=_completed,
-            )
-        )
-        index, count = mesh_lib.reader(mesh)
-        num_shards = mesh_lib.num_batch_shards(mesh)
+        store = stack.enter_context(resume.open_store(config, record, workdir))
+        shards, reader = mesh_lib.num_batch_shards(mesh), mesh_lib.reader(mesh)
         mixture = Mixture(
             config.data,
             seed=config.seed,
             tokenizer=tokenizer,
-            process_index=index,
-            process_count=count,
-            num_shards=num_shards,
+            process_index=reader.index,
+            process_count=reader.count,
+            num_shards=shards,
         )
-        prepared = prepare(config, mesh)
-        stage = Stage(config, tokenizer, prepared.model, prepared.objective, mesh)
-        plan = prepared.plan
-        keys = jax.jit(
-            lambda: tuple(jax.random.split(jax.random.key(config.seed))),
-            out_shardings=mesh_lib.replicated(mesh),
-        )
-        init_key, step_key = keys()
-        state, positions = _restore_or_init(config, store, plan, init_key)
-        start = int(state.step)
-        tell(_describe(config, stage, state, mixture, start))
 
-        log = _open_logs(config, workdir, start, stack)
-        stream = batches(config, mixture, mesh, positions, start, local_shards=num_shards // count)
-        state, done, stopped = loop.run(
-            prepared.step,
+        # Shapes, shardings and functions to compile: no array exists yet.
+        run = compile(config, mesh)
+
+        # The state: read or made on the devices that keep it.
+        split_seed = lambda: tuple(jax.random.split(jax.random.key(config.seed)))
+        init_key, step_key = jax.jit(split_seed, out_shardings=mesh_lib.replicated(mesh))()
+        if store.latest_step() is None:
+            state, positions = resume.init(config, run.layout, init_key)
+        else:
+            state, positions = resume.restore(config, run.layout, store)
+        start = int(state.step)
+        report(_describe(run, state, mixture, start))
+
+        # The loop, with its data from the same position on.
+        log = stack.enter_context(
+            logs_lib.all_logs(
+                workdir,
+                start,
+                steps=config.steps,
+                title=config.name or config.stage,
+                tensorboard=config.hooks.tensorboard,
+                progress=config.hooks.progress,
+            )
+        )
+        stream = batches(
+            config, mixture, mesh, positions, start, local_shards=shards // reader.count
+        )
+        hooks = [
+            _save(run, store),
+            callbacks.every(
+                config.hooks.save_every,
+                callbacks.report_rejected(lambda: mixture.rejected, report),
+                at_end=True,
+            ),
+        ]
+        if evaluation and config.evaluate.every:
+            measure = callbacks.measure(evaluation(run, tokenizer), log)
+            hooks.append(callbacks.every(config.evaluate.every, measure, at_end=True))
+        ended = loop.run(
+            run.step,
             state,
             stack.enter_context(contextlib.closing(stream)),
             step_key,
@@ -167,291 +174,125 @@ def train(
             steps=config.steps,
             log_every=config.hooks.log_every,
             log=log,
-            hooks=_hooks(config, stage, store, log, evaluation, _tell_rejected(mixture, tell)),
-            stop=_stop(config, stage, log, probes),
+            hooks=hooks,
+            stop=_stop(run, tokenizer, log, probes),
         )
-    if config.until and config.until.required and not stopped:
-        until = config.until
-        raise callbacks.ProbeNotReached(
-            f"{until.probe}: {until.metric} is still not below {until.below} after all {done} "
-            f"steps of the {config.stage} stage, so nothing was exported. Go on with a larger "
-            "--config.steps, or export all the same with --config.until.required=False; see "
-            f"{workdir}/metrics.jsonl."
-        )
-    _export(config, workdir, state, plan, done, tell)
-    return state
+    _check_probe(config, ended, workdir)
+    _export(run, workdir, ended, report)
+    return ended.state
 
 
-@dataclasses.dataclass(frozen=True)
-class Prepared:
-    """A stage on its mesh, before any array exists.
-
-    What trains, what `plan` compiles, what the tests run.
-
-    Attributes:
-      model: the model as pure functions; None in the contrastive stage.
-      objective: what is minimised.
-      plan: the abstract state, its shardings, its init.
-      step: one update, jitted: step(state, {dataset: batch}, rng).
-    """
-
-    model: api.Model | None
-    objective: objective.Objective
-    plan: state_lib.StateLayout
-    step: Step
-
-
-def prepare(config: TrainConfig, mesh: Mesh) -> Prepared:
-    """Lays a run out on a mesh; the devices may be those of a topology that is described only.
+def compile(config: TrainConfig, mesh: Mesh) -> Run:
+    """Lays a run out on a mesh; nothing is computed, so devices may be only described.
 
     Args:
         config: a resolved run.
         mesh: the device mesh.
 
     Raises:
-        TableError: if a table of the objective does not match each weight exactly once.
+        TableError: if the objective's table does not match each weight exactly once.
         ValueError: if the mesh does not divide a weight.
     """
-    model, goal = build_objective(config, mesh_lib.num_batch_shards(mesh))
-    schedules = optimizer.make_schedules(config.optimizer, config.steps)
-    plan, transformation = state_lib.plan_state(
-        goal,
-        lambda traits: optimizer.make_optimizer(
-            config.optimizer, schedules["learning_rate"], traits
-        ),
-        mesh,
-        config.precision,
-        zero=config.mesh.zero,
+    objective = build_objective(config, mesh_lib.num_batch_shards(mesh))
+    weights = state_lib.abstract_weights(objective)
+    schedules = optimizer_lib.make_schedules(config.optimizer, config.steps)
+    optimizer = optimizer_lib.make_optimizer(
+        config.optimizer, schedules["learning_rate"], state_lib.traits(objective, weights)
     )
-    weights = {name: dataset.weight for name, dataset in config.data.datasets.items()}
+    layout = state_lib.lay_out(
+        objective, weights, optimizer, mesh, config.precision, zero=config.mesh.zero
+    )
     step = make_step(
-        plan,
+        layout,
         config.mesh.layout(mesh),
-        objective=goal,
-        optimizer=transformation,
+        objective=objective,
+        optimizer=optimizer,
         schedules=schedules,
-        weights={"merged": 1.0} if config.mixing == "merged" else weights,
+        weights={"merged": 1.0} if config.mixing == "merged" else dataset_weights(config),
         policy=config.precision,
     )
-    return Prepared(model, goal, plan, step)
+    return Run(config, mesh, objective, layout, step)
 
 
-def build_objective(
-    config: TrainConfig, num_shards: int
-) -> tuple[api.Model | None, objective.Objective]:
-    """Returns (the model as pure functions, or None, and the stage's objective) of a resolved config."""
-    model = config.model
-    if config.stage == "contrastive":
-        return None, objective.contrastive(
-            encoders.contrastive(model), num_shards=num_shards, augmentation=config.data.augment
-        )
-    if config.stage == "language_model":
-        lm = api.language_model(required(model.lm, "lm"))
-        return lm, objective.language_model(lm)
-    functions = api.flamingo(
-        model.flamingo(), compute_form=True, trains_vision=config.trains_vision
-    )
-    return functions, objective.captioning(
-        functions,
-        num_shards=num_shards,
-        augmentation=config.data.augment,
-        trains_vision=config.trains_vision,
-    )
-
-
-def _completed(record: dict[str, Any]) -> dict[str, Any]:
-    """Returns the record of a run that an older version began, with the fields that have come since: their defaults change nothing."""
-    frozen = {"frozen": record["frozen"]}
-    try:
-        config = config_lib.from_dict(
-            TrainConfig, {name: record[name] for name in record if name not in frozen}
-        )
-    # it has fields that are no more: they will be told as differences
-    except config_lib.ConfigError:
-        return record
-    return config_lib.to_dict(config) | frozen
-
-
-def _load_tokenizer(config: TrainConfig) -> Tokenizer:
-    """The towers know no new tokens: only Flamingo has rows for them."""
-    return load_tokenizer(
-        config.data.tokenizer, config.model.new_tokens if config.stage == "flamingo" else ()
-    )
-
-
-def _check_vocabulary(config: TrainConfig, tokenizer: Tokenizer) -> None:
-    """The ids of new tokens are counted from V by model and tokenizer alike."""
-    lm, pieces = config.model.lm, tokenizer.vocab_size
-    if lm and (pieces != lm.vocab_size if tokenizer.new_tokens else pieces > lm.vocab_size):
-        raise config_lib.ConfigError(
-            f"config.model.lm.vocab_size is {lm.vocab_size}, and the tokenizer "
-            f"{config.data.tokenizer} has {pieces} pieces. Give the tokenizer of the language "
-            "model's export: where a table has more rows than pieces, the prompt.json beside it "
-            "says so."
-        )
-
-
-def _restore_or_init(
-    config: TrainConfig, store: Store, plan: state_lib.StateLayout, key: jax.Array
-) -> tuple[state_lib.TrainState, dict[str, int]]:
-    """Returns (state, data positions); frozen towers come from their exports either way."""
-    frozen = plan.compute_form(towers.load(config, plan.kept)) if plan.kept else {}
-    if store.latest_step() is None:
-        state = plan.init_trained(key)
-        state = dataclasses.replace(state, trainable=towers.start(config, state.trainable))
-        positions = datasets_per_step.positions_at(config.mixing, list(config.data.datasets), 0)
-    else:
-        saved, positions = store.restore(None, plan.abstract.saved())
-        state = state_lib.TrainState(**saved, frozen={})
-    return dataclasses.replace(state, frozen=frozen), positions
-
-
-def batches(
-    config: TrainConfig,
-    mixture: Mixture,
-    mesh: Mesh,
-    positions: Mapping[str, int],
-    start: int,
-    *,
-    local_shards: int,
-) -> Generator[dict[str, Any], None, None]:
-    """Yields {dataset: batch} for update `start`, `start` + 1, ... on the devices, without end.
+def build_objective(config: TrainConfig, num_shards: int) -> Objective:
+    """Returns what a resolved config minimises, with its model.
 
     Args:
-        config: the run; its `mixing` says which datasets an update gets.
-        mixture: the datasets.
-        mesh: the devices.
-        positions: next batch of each dataset.
-        start: the updates done.
-        local_shards: data shards that this process reads for.
+        config: a resolved run.
+        num_shards: data shards of the mesh.
     """
-    if config.mixing == "round_robin":
-        streams = {name: mixture.iterate({name: position}) for name, position in positions.items()}
-        for update in itertools.count(start):
-            (name,) = datasets_per_step.datasets_of_step(config.mixing, list(positions), update)
-            yield {name: to_device(next(streams[name])[name], mesh)}
-    weights = {name: dataset.weight for name, dataset in config.data.datasets.items()}
-    for read in mixture.iterate(positions):
-        merged = (
-            {"merged": datasets_per_step.merge(read, weights, local_shards)}
-            if config.mixing == "merged"
-            else read
+    model, augmentation = config.model, config.data.augment
+    if config.stage == "contrastive":
+        return objective_lib.contrastive(
+            encoders.contrastive(model), num_shards=num_shards, augmentation=augmentation
         )
-        yield {name: to_device(batch, mesh) for name, batch in merged.items()}
-
-
-def _open_logs(
-    config: TrainConfig, workdir: paths.Path, start: int, stack: contextlib.ExitStack
-) -> metrics.Log:
-    """Returns one log for all that are wanted; the first process alone writes."""
-    if jax.process_index():
-        return lambda step, numbers: None
-    logs = [metrics.jsonl_log(workdir / "metrics.jsonl", start)]
-    opened = []
-    if config.hooks.tensorboard:
-        opened.append(metrics.tensorboard_log(workdir / "tensorboard", start))
-    if config.hooks.progress:
-        opened.append(metrics.progress_log(config.steps, start, config.name or config.stage))
-    for log, close in opened:
-        logs.append(log)
-        stack.callback(close)
-
-    def log_all(step: int, numbers: metrics.Numbers) -> None:
-        for log in logs:
-            log(step, numbers)
-
-    return log_all
-
-
-def _hooks(
-    config: TrainConfig,
-    stage: Stage,
-    store: Store,
-    log: metrics.Log,
-    evaluation: Measurer | None,
-    tell_rejected: callbacks.Hook,
-) -> list[callbacks.Hook]:
-    names = list(config.data.datasets)
-    save = callbacks.save(
-        store, lambda step: datasets_per_step.positions_at(config.mixing, names, step)
+    if config.stage == "language_model":
+        return objective_lib.language_model(api.language_model(required(model.lm, "lm")))
+    trains_vision = config.trains_vision
+    return objective_lib.flamingo(
+        api.flamingo(model.flamingo(), compute_form=True, trains_vision=trains_vision),
+        num_shards=num_shards,
+        augmentation=augmentation,
+        trains_vision=trains_vision,
     )
-    chosen = [
-        callbacks.every(config.hooks.save_every, hook, at_end=True)
-        for hook in (save, tell_rejected)
-    ]
-    if evaluation and config.evaluate.every:
-        chosen.append(
-            callbacks.every(
-                config.evaluate.every, callbacks.measure(evaluation(stage), log), at_end=True
-            )
-        )
-    return chosen
 
 
-def _tell_rejected(mixture: Mixture, tell: Tell) -> callbacks.Hook:
-    """Says in one line how many records were skipped so far, if they have become more."""
-    told: dict[str, dict[str, int]] = {}
-
-    def hook(moment: callbacks.Moment) -> None:
-        nonlocal told
-        if (rejected := mixture.rejected) != told:
-            told = rejected
-            counts = "; ".join(
-                f"{name}: {describe_reasons(reasons)}" for name, reasons in rejected.items()
-            )
-            tell(f"Corrupt records, skipped up to step {moment.step}: {counts}.")
-
-    return hook
-
-
-def _stop(
-    config: TrainConfig, stage: Stage, log: metrics.Log, probes: Mapping[str, Measurer] | None
-) -> callbacks.Stop | None:
-    until = config.until
-    if until is None:
-        return None
-    measure = (probes or {})[until.probe](stage)
-    return callbacks.below(measure, log, metric=until.metric, bound=until.below, steps=until.every)
-
-
-def _describe(
-    config: TrainConfig, stage: Stage, state: state_lib.TrainState, mixture: Mixture, start: int
-) -> str:
+def _describe(run: Run, state: state_lib.TrainState, mixture: Mixture, start: int) -> str:
+    config = run.config
     trained, frozen = trees.count(state.trainable), trees.count(state.frozen)
     sizes = ", ".join(f"{name} {size:,}" for name, size in mixture.sizes.items())
-    mesh = " x ".join(f"{name} {size}" for name, size in stage.mesh.shape.items())
-    born = f"starts from {config.initial}," if config.initial else "starts"
-    begin = f"resumes at step {start}" if start else born
+    mesh = " x ".join(f"{name} {size}" for name, size in run.mesh.shape.items())
+    begin = f"starts from {config.initial}," if config.initial else "starts"
+    if start:
+        begin = f"resumes at step {start}"
     return (
         f"{config.name or config.stage} {begin} of {config.steps}: {trained:,} weights trained, "
         f"{frozen:,} frozen, {config.precision.compute}; mesh {mesh}; records: {sizes}."
     )
 
 
-def _export(
-    config: TrainConfig,
-    workdir: paths.Path,
-    state: state_lib.TrainState,
-    plan: state_lib.StateLayout,
-    step: int,
-    tell: Tell,
-) -> None:
-    """Writes WORKDIR/export, unless it is of this very step.
+def _save(run: Run, store: Store) -> callbacks.Hook:
+    save = callbacks.save(store, lambda step: positions_at(run.config, step))
+    return callbacks.every(run.config.hooks.save_every, save, at_end=True)
 
-    Frozen towers as they are in their own exports.
-    """
-    target = workdir / "export"
-    if (target / export_lib.CARD).exists() and export_lib.read_card(target)[1]["step"] == step:
-        tell(f"{target} is of step {step} already.")
+
+def _stop(
+    run: Run, tokenizer: Tokenizer, log: logs_lib.Log, probes: Mapping[str, Measurer]
+) -> callbacks.Stop | None:
+    until = run.config.until
+    if until is None:
+        return None
+    measure = probes[until.probe](run, tokenizer)
+    return callbacks.below(measure, log, metric=until.metric, bound=until.below, steps=until.every)
+
+
+def _check_probe(config: TrainConfig, ended: loop.Ended, workdir: paths.Path) -> None:
+    until = config.until
+    if until and until.required and not ended.stopped:
+        raise callbacks.ProbeNotReached(
+            f"{until.probe}: {until.metric} is still not below {until.below} after all "
+            f"{ended.step} steps of the {config.stage} stage, so nothing was exported. Go on with "
+            "a larger --config.steps, or export all the same with --config.until.required=False; "
+            f"see {workdir}/metrics.jsonl."
+        )
+
+
+def _export(run: Run, workdir: paths.Path, ended: loop.Ended, report: Report) -> None:
+    """Writes WORKDIR/export, unless it is of this step; frozen towers as in their own exports."""
+    target, config = workdir / "export", run.config
+    is_written = (target / export_lib.CARD).exists()
+    if is_written and export_lib.read_card(target)[1]["step"] == ended.step:
+        report(f"{target} is of step {ended.step} already.")
         return
-    frozen = towers.load(config, plan.kept) if plan.kept else {}
+    stored = run.layout.stored_frozen
+    frozen = towers.load(config, stored) if stored else {}
     export_lib.export(
         target,
-        trees.merge(state.trainable, frozen),
+        trees.merge(ended.state.trainable, frozen),
         kind=config.stage,
         config=config_lib.to_dict(config.model),
         tokenizer=config.data.tokenizer,
         preprocessing=config.data.preprocessing,
-        step=step,
+        step=ended.step,
     )
-    tell(f"Exported step {step} to {target}.")
+    report(f"Exported step {ended.step} to {target}.")

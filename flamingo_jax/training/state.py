@@ -1,10 +1,12 @@
 """The training state, made abstract first: eval_shape -> axes -> shardings -> jit(init).
 
-No tower exists unsharded on a host.
+No host ever has a whole tower: each array is made on, or read onto, the devices that keep it.
 
-TrainState(step, trainable, frozen, opt_state)
-|     float32    |       float32, two moments for each trainable weight and none for frozen ones; both split over data (ZeRO-1)
-updates done     compute dtype (bfloat16), from the towers' exports, in the form that is fastest to compute with
+    TrainState
+      step        updates done
+      trainable   float32; split over data (ZeRO-1)
+      frozen      compute dtype (bfloat16), from the towers' exports, in the compute form
+      opt_state   float32, two moments for each trainable weight; split over data (ZeRO-1)
 """
 
 from __future__ import annotations
@@ -12,7 +14,7 @@ from __future__ import annotations
 import dataclasses
 import warnings
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -22,6 +24,7 @@ from jax.sharding import Mesh
 from flamingo_jax.core import params as params_lib
 from flamingo_jax.core import trees
 from flamingo_jax.core.precision import Policy
+from flamingo_jax.core.trees import Params
 from flamingo_jax.sharding import compile as compile_lib
 from flamingo_jax.sharding import zero as zero_lib
 from flamingo_jax.sharding.mesh import replicated
@@ -37,7 +40,7 @@ class TrainState:
     Attributes:
       step: int32 scalar, the updates done.
       trainable: float32 master weights.
-      frozen: frozen weights in the compute dtype and the compute form (`Objective.compute_form`).
+      frozen: frozen weights in the compute dtype and the compute form (`models.frozen`).
       opt_state: optax state, sharded like the trainable weights.
     """
 
@@ -51,154 +54,174 @@ class TrainState:
         return trees.merge(self.trainable, self.frozen)
 
     def saved(self) -> dict[str, Any]:
-        """Returns what a checkpoint holds.
+        """Returns what a checkpoint stores: all but the frozen towers.
 
-        Frozen towers stay where they were exported, and are named by path and hash.
+        The checkpoint names the towers' exports by path and hash.
         """
         return {"step": self.step, "trainable": self.trainable, "opt_state": self.opt_state}
 
 
+class AbstractWeights(NamedTuple):
+    """The shapes of an objective's weights, in the form that checkpoints keep, and their axes.
+
+    Attributes:
+      trainable: weights that get a gradient, as jax.ShapeDtypeStruct.
+      frozen: the others.
+      axes: {path: logical axes} of both.
+    """
+
+    trainable: Params
+    frozen: Params
+    axes: Mapping[str, params_lib.Axes]
+
+
+class SplitWeights(NamedTuple):
+    """A tree of weights in two parts."""
+
+    trainable: dict[str, dict[str, Any]]
+    frozen: dict[str, dict[str, Any]]
+
+
 @dataclasses.dataclass(frozen=True)
 class StateLayout:
-    """How a state is laid out.
-
-    Its abstract form, and the functions that make its parts on the mesh.
+    """Where a state's arrays are on a mesh, and the functions that make them there.
 
     Attributes:
       abstract: TrainState of jax.ShapeDtypeStruct with shardings.
       shardings: TrainState of shardings.
-      gathered: shardings of the trainable weights while they are computed with: whole over data.
-      kept: frozen weights as checkpoints keep them, as jax.ShapeDtypeStruct with shardings.
-      compute_form: frozen weights as they are kept -> `TrainState.frozen`; gives up its argument.
-      init_trained: init_trained(rng) -> TrainState with an empty `frozen` part, which comes from
-          the towers' exports.
-      init_frozen: init_frozen(rng) -> frozen weights at random, where there is no export to load.
+      gathered: shardings of the trainable weights during an update: not split over data.
+      stored_frozen: frozen weights in the form of their exports, as jax.ShapeDtypeStruct with
+          shardings.
+      compute_form: changes frozen weights from that form into `TrainState.frozen`; their buffers
+          are given up.
+      init_trained: init_trained(rng) -> TrainState without its `frozen` part, which comes from the
+          towers' exports.
+      init_frozen: init_frozen(rng) -> random frozen weights, where there is no export to load.
     """
 
     abstract: TrainState
     shardings: TrainState
     gathered: Any
-    kept: Any
+    stored_frozen: Any
     compute_form: Callable[[Any], Any]
     init_trained: Callable[[jax.Array], TrainState]
     init_frozen: Callable[[jax.Array], Any]
 
     def init(self, rng: jax.Array) -> TrainState:
-        """Returns the whole state at step 0, frozen weights included, all at random."""
+        """Returns the whole state at step 0, all weights random, frozen ones too."""
         return dataclasses.replace(self.init_trained(rng), frozen=self.init_frozen(rng))
 
 
-def split(
-    objective: Objective, params: trees.Params
-) -> tuple[dict[str, dict[str, Any]], dict[str, dict[str, Any]]]:
-    """Splits all weights into (trainable, frozen) by the objective's table."""
-    is_frozen = trees.match_once(
-        trees.flatten(params), objective.frozen, what=f"frozen weights ({objective.name})"
-    )
-    return trees.partition(params, {path: not frozen for path, frozen in is_frozen.items()})
+def split(objective: Objective, params: Params) -> SplitWeights:
+    """Splits all weights into trainable and frozen ones, by the objective's table."""
+    rules = objective.rules(trees.flatten(params))
+    is_trained = {path: not rule.frozen for path, rule in rules.items()}
+    return SplitWeights(*trees.partition(params, is_trained))
 
 
-def decay_factors(objective: Objective, trainable: trees.Params) -> dict[str, dict[str, float]]:
-    """Returns each trainable weight's share of the weight decay, by the objective's table."""
-    factors = trees.match_once(
-        trees.flatten(trainable), objective.decay, what=f"weight decay ({objective.name})"
-    )
-    return trees.unflatten({path: float(factor) for path, factor in factors.items()})
+def abstract_weights(objective: Objective) -> AbstractWeights:
+    """Returns the shapes of all weights, without making any array.
+
+    Raises:
+        TableError: if the objective's table does not match each weight exactly once.
+    """
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    axes = params_lib.axes_of(objective.model.init, key)
+    shapes = split(objective, jax.eval_shape(objective.model.init, key))
+    return AbstractWeights(*shapes, axes)
 
 
-def traits(
-    objective: Objective, trainable: trees.Params, axes: Mapping[str, params_lib.Axes]
-) -> Traits:
-    """Returns what the optimizer knows of the trainable weights, by the objective's tables and the weights' logical axes."""
-    flat = trees.flatten(trainable)
+def traits(objective: Objective, weights: AbstractWeights) -> Traits:
+    """Returns what the optimizer knows of the trainable weights."""
+    rules = objective.rules(trees.flatten(weights.trainable), some=True)
     return Traits(
-        decay=trees.flatten(decay_factors(objective, trainable)),
-        group=trees.match_once(flat, objective.groups, what=f"optimizer groups ({objective.name})"),
-        axes={path: axes[path] for path in flat},
+        decay={path: rule.decay for path, rule in rules.items()},
+        group={path: rule.group for path, rule in rules.items()},
+        axes={path: weights.axes[path] for path in rules},
     )
 
 
-def plan_state(
+def lay_out(
     objective: Objective,
-    make_optimizer: Callable[[Traits], optax.GradientTransformation],
+    weights: AbstractWeights,
+    optimizer: optax.GradientTransformation,
     mesh: Mesh,
     policy: Policy,
     *,
     zero: bool = True,
-) -> tuple[StateLayout, optax.GradientTransformation]:
-    """Lays the state out without making any array.
+) -> StateLayout:
+    """Lays the state out on a mesh, without making any array.
 
     Args:
-        objective: whose weights.
-        make_optimizer: make_optimizer(traits of the trainable weights) -> optimizer.
+        objective: the model and its table.
+        weights: their shapes.
+        optimizer: of the trainable weights.
         mesh: the device mesh.
         policy: dtype of the frozen weights.
-        zero: whether the optimizer's state is split over data (ZeRO-1).
-
-    Returns:
-        (plan, optimizer).
+        zero: True to split float32 weights and the optimizer's state over data (ZeRO-1).
 
     Raises:
-        TableError: if a table of the objective does not match each weight exactly once.
         ValueError: if the mesh does not divide a weight.
     """
+    model, axes = objective.model, weights.axes
+
+    def init_trained(rng: jax.Array) -> TrainState:
+        params = split(objective, model.init(rng)).trainable  # the compiler drops the others
+        return TrainState(jnp.zeros((), jnp.int32), params, {}, optimizer.init(params))
+
+    def init_frozen(rng: jax.Array) -> Params:
+        return model.compute_form(policy.cast(split(objective, model.init(rng)).frozen))
+
+    # 1. Shapes.
     key = jax.eval_shape(lambda: jax.random.key(0))
-    axes = params_lib.axes_of(objective.init, key)
-    trainable, frozen = split(objective, jax.eval_shape(objective.init, key))
-    optimizer = make_optimizer(traits(objective, trainable, axes))
-
-    def trained(rng: jax.Array) -> TrainState:
-        weights = split(objective, objective.init(rng))[0]  # what is not returned is not computed
-        return TrainState(jnp.zeros((), jnp.int32), weights, {}, optimizer.init(weights))
-
-    def towers(rng: jax.Array) -> Any:
-        return objective.compute_form(policy.cast(split(objective, objective.init(rng))[1]))
-
-    computed = (
-        params_lib.axes_of(objective.compute_form_init, key)
-        if objective.compute_form_init
-        else axes
-    )
-    kept = jax.eval_shape(policy.cast, frozen)
+    stored_frozen = jax.eval_shape(policy.cast, weights.frozen)
     abstract = dataclasses.replace(
-        jax.eval_shape(trained, key), frozen=jax.eval_shape(objective.compute_form, kept)
+        jax.eval_shape(init_trained, key), frozen=jax.eval_shape(model.compute_form, stored_frozen)
     )
-    gathered = compile_lib.shardings_of(trainable, axes, mesh)
-    master = zero_lib.shardings_of(trainable, axes, mesh) if zero else gathered
+
+    # 2. Shardings.
+    gathered = compile_lib.shardings_of(weights.trainable, axes, mesh)
+    master = zero_lib.shardings_of(weights.trainable, axes, mesh) if zero else gathered
+    computed_axes = params_lib.axes_of(model.compute_form_init, key)
+    moments = optax.tree_map_params(
+        optimizer,
+        lambda _, sharding: sharding,
+        abstract.opt_state,
+        master,
+        transform_non_params=lambda _: replicated(mesh),
+    )
     shardings = TrainState(
         step=replicated(mesh),
         trainable=master,
-        frozen=compile_lib.shardings_of(abstract.frozen, computed, mesh),
-        opt_state=optax.tree_map_params(
-            optimizer,
-            lambda _, s: s,
-            abstract.opt_state,
-            master,
-            transform_non_params=lambda _: replicated(mesh),
-        ),
+        frozen=compile_lib.shardings_of(abstract.frozen, computed_axes, mesh),
+        opt_state=moments,
     )
-    plan = StateLayout(
+    stored_shardings = compile_lib.shardings_of(weights.frozen, axes, mesh)
+
+    # 3. Compiled functions.
+    return StateLayout(
         abstract=compile_lib.with_shardings(abstract, shardings),
         shardings=shardings,
         gathered=gathered,
-        kept=compile_lib.with_shardings(kept, compile_lib.shardings_of(frozen, axes, mesh)),
-        compute_form=_giving_up(objective.compute_form, shardings.frozen),
-        init_trained=compile_lib.jit_once(trained, dataclasses.replace(shardings, frozen={}), mesh),
-        init_frozen=compile_lib.jit_once(towers, shardings.frozen, mesh),
+        stored_frozen=compile_lib.with_shardings(stored_frozen, stored_shardings),
+        compute_form=_giving_up(model.compute_form, shardings.frozen),
+        init_trained=compile_lib.jit_once(
+            init_trained, dataclasses.replace(shardings, frozen={}), mesh
+        ),
+        init_frozen=compile_lib.jit_once(init_frozen, shardings.frozen, mesh),
     )
-    return plan, optimizer
 
 
 def _giving_up(change: Callable[[Any], Any], shardings: Any) -> Callable[[Any], Any]:
-    """Compiles a function whose argument is given up.
+    """Compiles a function that may reuse the buffers of its argument.
 
-    JAX warns that what is put together has no buffer of its size to take over.
+    JAX warns of buffers that no output can reuse, since no output has their size.
     """
     compiled = jax.jit(change, out_shardings=shardings, donate_argnums=0)
 
-    def run(kept: Any) -> Any:
+    def run(params: Any) -> Any:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Some donated buffers were not usable")
-            return compiled(kept)
+            return compiled(params)
 
     return run

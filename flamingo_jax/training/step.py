@@ -86,13 +86,13 @@ def update(
     ), metrics
 
 
-def make_step(plan: StateLayout, layout: Layout, **parts: Any) -> Step:
+def make_step(state: StateLayout, layout: Layout, **parts: Any) -> Step:
     """Compiles `update` onto the mesh.
 
     The state that goes in is given up (its buffers become the new state's).
 
     Args:
-        plan: of the state.
+        state: where its arrays are.
         layout: of activations and gradients; batches arrive split over (replica, data) of its mesh,
             metrics leave replicated.
         **parts: the keyword arguments of `update`, but `gather`.
@@ -101,19 +101,19 @@ def make_step(plan: StateLayout, layout: Layout, **parts: Any) -> Step:
 
     def gather(params: trees.Params) -> trees.Params:
         # cast first: half the bytes
-        part = jax.lax.with_sharding_constraint(params, plan.shardings.trainable)
-        return jax.lax.with_sharding_constraint(part, plan.gathered)
+        part = jax.lax.with_sharding_constraint(params, state.shardings.trainable)
+        return jax.lax.with_sharding_constraint(part, state.gathered)
 
     def step(
-        state: TrainState, batches: Mapping[str, Any], rng: jax.Array
+        before: TrainState, batches: Mapping[str, Any], rng: jax.Array
     ) -> tuple[TrainState, Metrics]:
         with with_layout(layout):
-            return update(state, batches, rng, **parts, gather=gather)
+            return update(before, batches, rng, **parts, gather=gather)
 
     return jax.jit(
         step,
-        in_shardings=(plan.shardings, batch_sharding(mesh), replicated(mesh)),
-        out_shardings=(plan.shardings, replicated(mesh)),
+        in_shardings=(state.shardings, batch_sharding(mesh), replicated(mesh)),
+        out_shardings=(state.shardings, replicated(mesh)),
         donate_argnums=0,
         compiler_options=compiler_options(mesh),
     )

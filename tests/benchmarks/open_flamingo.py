@@ -47,7 +47,7 @@ from flamingo_jax.inference.engine import Engine, InferenceConfig, Request
 from flamingo_jax.inference.prompt import TokenisedPrompt
 from flamingo_jax.models import api
 from flamingo_jax.sharding.mesh import MeshConfig, make_mesh
-from flamingo_jax.training import run as stage
+from flamingo_jax.training import run as run_lib
 from flamingo_jax.training.config import TrainConfig
 from flamingo_jax.training.optimizer import OptimizerConfig
 from tests.parity import open_flamingo_models as models
@@ -227,18 +227,19 @@ class Training:
             precision=Policy("float32"),
         ).resolved(SIZES.pieces)
         mesh = make_mesh(MeshConfig(), jax.devices()[:1])
-        prepared = stage.prepare(config, mesh)
+        run = run_lib.compile(config, mesh)
         frozen = {
-            path: path in trees.flatten(prepared.plan.kept) for path in trees.flatten(pair.params)
+            path: path in trees.flatten(run.layout.stored_frozen)
+            for path in trees.flatten(pair.params)
         }
         kept, trained = trees.partition(pair.params, frozen)
         place = lambda tree: jax.tree.map(jax.numpy.array, tree)
-        state = prepared.plan.init_trained(jax.random.key(0))
+        state = run.layout.init_trained(jax.random.key(0))
         self._state = dataclasses.replace(
-            state, trainable=place(trained), frozen=prepared.plan.compute_form(place(kept))
+            state, trainable=place(trained), frozen=run.layout.compute_form(place(kept))
         )
         self._step, self._batches, self._key = (
-            prepared.step,
+            run.step,
             {"pages": to_device(batch, mesh)},
             jax.random.key(1),
         )

@@ -25,9 +25,10 @@ from flamingo_jax.core.precision import Policy
 from flamingo_jax.data import schema
 from flamingo_jax.data.to_device import to_device
 from flamingo_jax.sharding.mesh import MeshConfig, make_mesh, num_batch_shards
-from flamingo_jax.training import run
+from flamingo_jax.training import run as run_lib
 from flamingo_jax.training.config import TrainConfig
 from flamingo_jax.training.optimizer import make_optimizer
+from flamingo_jax.training.state import StateLayout
 from tests.training import small
 
 WIDTH, HEADS, HEAD_SIZE = 40, 16, 5
@@ -109,7 +110,7 @@ class Step:
     """The step of a run on a mesh: the very one that trains."""
 
     mesh: jax.sharding.Mesh
-    prepared: run.Prepared
+    layout: StateLayout
     batches: dict[str, schema.Batch]
     lowered: Any
 
@@ -128,7 +129,7 @@ class Step:
 
     def run(self, state: Any) -> Ran:
         """Does one update from a state, which is given up if it lies on this mesh already."""
-        before = jax.device_put(state, self.prepared.plan.shardings)
+        before = jax.device_put(state, self.layout.shardings)
         placed = {name: to_device(batch, self.mesh) for name, batch in self.batches.items()}
         after, metrics = self.compiled(before, placed, jax.random.key(2))
         return Ran(after, jax.device_get(metrics))
@@ -138,7 +139,7 @@ class Step:
 
         Shut ones would hide all but themselves in the first update.
         """
-        state = jax.tree.map(np.asarray, self.prepared.plan.init(jax.random.key(1)))
+        state = jax.tree.map(np.asarray, self.layout.init(jax.random.key(1)))
         opened = {
             path: np.full_like(leaf, 0.5) if path.endswith("_gate") else leaf
             for path, leaf in trees.flatten(state.trainable).items()
@@ -171,12 +172,12 @@ def step_on(
     def keep_gradients(*args: Any) -> optax.GradientTransformation:
         return optax.chain(optax.trace(decay=0.0), make_optimizer(*args))
 
-    with mock.patch.object(run.optimizer, "make_optimizer", keep_gradients):
-        prepared = run.prepare(config, mesh)
+    with mock.patch.object(run_lib.optimizer_lib, "make_optimizer", keep_gradients):
+        run = run_lib.compile(config, mesh)
     rows = made(num_batch_shards(mesh))
     read = {name: rows[name] for name in datasets}
     return Step(
-        mesh, prepared, read, prepared.step.lower(prepared.plan.abstract, read, jax.random.key(2))
+        mesh, run.layout, read, run.step.lower(run.layout.abstract, read, jax.random.key(2))
     )
 
 

@@ -85,8 +85,8 @@ def test_loops_gather_over_the_model_axis_alone(found):
 
 def test_every_weight_is_gathered_once_along_data(found):
     """As the model axis leaves it, all layers at once, before the first dataset."""
-    plan = meshes.step_on(*SIZES).prepared.plan
-    leaves, shardings = trees.flatten(plan.abstract.trainable), trees.flatten(plan.gathered)
+    layout = meshes.step_on(*SIZES).layout
+    leaves, shardings = trees.flatten(layout.abstract.trainable), trees.flatten(layout.gathered)
     local = {path: shardings[path].shard_shape(leaf.shape) for path, leaf in leaves.items()}
     expected = collections.Counter(
         s for s in local.values() if math.prod(s) % meshes.WEIGHT_FACTOR == 0
@@ -204,7 +204,7 @@ def test_scores_and_logits_are_summed_in_float32(operations):
 
 def test_what_the_optimizer_holds_is_float32_and_what_is_frozen_is_not():
     step = meshes.step_on(*SIZES, compute="bfloat16")
-    state = step.prepared.plan.abstract
+    state = step.layout.abstract
     assert {leaf.dtype for leaf in jax.tree.leaves(state.frozen)} == {np.dtype("bfloat16")}
     assert {leaf.dtype for leaf in jax.tree.leaves(state.trainable)} == {np.dtype("float32")}
     kept, adam, *_ = state.opt_state[0], state.opt_state[1][1]

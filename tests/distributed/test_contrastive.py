@@ -16,7 +16,7 @@ from flamingo_jax.core.config import from_dict
 from flamingo_jax.data.to_device import to_device
 from flamingo_jax.planning import hlo
 from flamingo_jax.sharding.mesh import MeshConfig, make_mesh, num_batch_shards
-from flamingo_jax.training import run
+from flamingo_jax.training import run as run_lib
 from flamingo_jax.training.config import TrainConfig
 from flamingo_jax.training.datasets_per_step import merge
 from flamingo_jax.training.optimizer import make_optimizer
@@ -51,7 +51,7 @@ def step_on(sizes, chunk=0, mixing="accumulate"):
         "make_optimizer",
         lambda *args: optax.chain(optax.trace(decay=0.0), make_optimizer(*args)),
     ):
-        prepared = run.prepare(config, mesh)
+        run = run_lib.compile(config, mesh)
     batches = {
         name: small.batch(rows=ROWS, length=length, images=1, seed=i)
         for i, (name, length) in enumerate(LENGTHS.items())
@@ -59,8 +59,8 @@ def step_on(sizes, chunk=0, mixing="accumulate"):
     if mixing == "merged":
         batches = {"merged": merge(batches, dict.fromkeys(LENGTHS, 1.0), num_batch_shards(mesh))}
     key = jax.random.key(2)
-    compiled = prepared.step.lower(prepared.plan.abstract, batches, key).compile(QUICK)
-    state = prepared.plan.init(jax.random.key(1))
+    compiled = run.step.lower(run.layout.abstract, batches, key).compile(QUICK)
+    state = run.layout.init(jax.random.key(1))
     placed = {name: to_device(batch, mesh) for name, batch in batches.items()}
     after, metrics = compiled(state, placed, key)
     gradients = trees.flatten(after.opt_state[0].trace)

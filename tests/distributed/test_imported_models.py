@@ -25,7 +25,7 @@ from flamingo_jax.inference.model import Flamingo, InferenceConfig
 from flamingo_jax.models import api
 from flamingo_jax.sharding.mesh import MeshConfig, make_mesh, num_batch_shards
 from flamingo_jax.tokenizers.markers import Markers
-from flamingo_jax.training import run
+from flamingo_jax.training import run as run_lib
 from flamingo_jax.training.config import TrainConfig
 from tests.inference import tiny
 from tests.training import small
@@ -68,21 +68,21 @@ def step_on(name, *sizes, born=None):
     config = described(name).resolved(small.VOCABULARY)
     config = dataclasses.replace(config, mesh=MeshConfig(*sizes), precision=Policy("float32"))
     mesh = make_mesh(config.mesh, jax.devices()[: int(np.prod(sizes))])
-    prepared = run.prepare(config, mesh)
+    run = run_lib.compile(config, mesh)
     batch = small.batch(rows=8, length=16, images=2, seed=3, num_shards=num_batch_shards(mesh))
     # the new tokens
     batch.tokens[::2, 3], batch.tokens[::3, 5] = small.VOCABULARY, small.VOCABULARY + 1
     batch = {"pages": to_device(batch, mesh)}
     if born is None:  # with open gates: shut ones would hide all but themselves
-        state = jax.tree.map(np.asarray, prepared.plan.init(jax.random.key(1)))
+        state = jax.tree.map(np.asarray, run.layout.init(jax.random.key(1)))
         weights = trees.flatten(state.trainable)
         opened = {
             path: np.full_like(x, 0.5) if path.endswith("_gate") else x
             for path, x in weights.items()
         }
         born = dataclasses.replace(state, trainable=trees.unflatten(opened))
-    state, key = jax.device_put(born, prepared.plan.shardings), jax.random.key(2)
-    step = prepared.step.lower(state, batch, key).compile({"xla_backend_optimization_level": 0})
+    state, key = jax.device_put(born, run.layout.shardings), jax.random.key(2)
+    step = run.step.lower(state, batch, key).compile({"xla_backend_optimization_level": 0})
     after, metrics = step(state, batch, key)
     return born, trees.flatten(jax.device_get(after.trainable)), jax.device_get(metrics)
 

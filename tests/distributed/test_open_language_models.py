@@ -14,7 +14,7 @@ from flamingo_jax.core.config import from_dict
 from flamingo_jax.core.precision import Policy
 from flamingo_jax.data.to_device import to_device
 from flamingo_jax.sharding.mesh import MeshConfig, make_mesh
-from flamingo_jax.training import run
+from flamingo_jax.training import run as run_lib
 from flamingo_jax.training.config import TrainConfig
 from tests.training import small
 
@@ -37,19 +37,19 @@ LM = {
 
 
 def step_on(*sizes):
-    """(the plan, what the first update gives: weights and metrics) on a mesh of these sizes."""
+    """(the layout, what the first update gives: weights and metrics) on a mesh of these sizes."""
     described = small.get_config("language_model")
     described.model.lm.update(LM)
     described.optimizer.update(warmup_steps=0, eps=1e-3)
     config = from_dict(TrainConfig, described).resolved(small.VOCABULARY)
     config = dataclasses.replace(config, mesh=MeshConfig(*sizes), precision=Policy("float32"))
     mesh = make_mesh(config.mesh, jax.devices()[: int(np.prod(sizes))])
-    prepared = run.prepare(config, mesh)
+    run = run_lib.compile(config, mesh)
     batch = {"text": to_device(small.batch(rows=8, length=16, images=0, seed=3), mesh)}
-    state, key = prepared.plan.init(jax.random.key(1)), jax.random.key(2)
-    step = prepared.step.lower(state, batch, key).compile({"xla_backend_optimization_level": 0})
+    state, key = run.layout.init(jax.random.key(1)), jax.random.key(2)
+    step = run.step.lower(state, batch, key).compile({"xla_backend_optimization_level": 0})
     after, metrics = step(state, batch, key)
-    return prepared.plan, trees.flatten(jax.device_get(after.trainable)), jax.device_get(metrics)
+    return run.layout, trees.flatten(jax.device_get(after.trainable)), jax.device_get(metrics)
 
 
 def test_a_step_is_the_same_on_a_mesh_as_on_one_device():
@@ -57,13 +57,13 @@ def test_a_step_is_the_same_on_a_mesh_as_on_one_device():
 
     Through AdamW an error of a gradient moves a weight by up to 1e-2 / 1e-3 times as much.
     """
-    (_, expected, reference), (plan, weights, metrics) = step_on(1, 1, 1), step_on(1, 2, 4)
+    (_, expected, reference), (layout, weights, metrics) = step_on(1, 1, 1), step_on(1, 2, 4)
     for name, number in reference.items():
         np.testing.assert_allclose(metrics[name], number, rtol=1e-5, atol=1e-7, err_msg=name)
     for path, leaf in expected.items():
         np.testing.assert_allclose(weights[path], leaf, rtol=1e-5, atol=1e-4, err_msg=path)
     specs = {
-        path: leaf.sharding.spec for path, leaf in trees.flatten(plan.abstract.trainable).items()
+        path: leaf.sharding.spec for path, leaf in trees.flatten(layout.abstract.trainable).items()
     }
     for name, axis in (("query", "model"), ("key", None), ("value", None)):
         assert [

@@ -108,8 +108,8 @@ def test_zero_splits_the_optimizer_over_data_and_nothing_else():
     for path, leaf in trees.flatten(whole.trainable).items():
         split = path.startswith("flamingo/xattn") and path.rpartition("/")[2] == "w"
         assert part(leaf) == (1 / 4 if split else 1), path
-    plan = meshes.step_on(1, 2, 4).prepared.plan
-    for sharding in jax.tree.leaves(plan.gathered) + jax.tree.leaves(plan.shardings.frozen):
+    layout = meshes.step_on(1, 2, 4).layout
+    for sharding in jax.tree.leaves(layout.gathered) + jax.tree.leaves(layout.shardings.frozen):
         assert "data" not in jax.tree.leaves(tuple(sharding.spec)), (
             "a weight that is computed with is split over data"
         )
@@ -132,11 +132,11 @@ def test_a_run_goes_on_from_its_checkpoint_on_other_meshes(tmp_path):
         step = meshes.step_on(*sizes)
         if number > 1:
             with Store(tmp_path, {"name": "moves"}) as store:
-                restored, positions = store.restore(None, step.prepared.plan.abstract.saved())
+                restored, positions = store.restore(None, step.layout.abstract.saved())
             jax.tree.map(np.testing.assert_array_equal, restored, saved)
             assert positions == {"pages": number - 1}
             placed = jax.tree.leaves(jax.tree.map(lambda leaf: leaf.sharding, restored))
-            assert placed == jax.tree.leaves(step.prepared.plan.shardings.saved())
+            assert placed == jax.tree.leaves(step.layout.shardings.saved())
             state = type(state)(**restored, frozen=meshes.start().frozen)
         ran = step.run(state)
         reference = meshes.step_on(*ONE).run(expected)

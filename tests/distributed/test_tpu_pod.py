@@ -252,9 +252,9 @@ def test_one_process_with_four_devices_gives_the_same_losses(runs, place, monkey
 
 
 def test_one_process_goes_on_from_the_checkpoint_of_four(runs, place, monkeypatch):
-    workdir, told = begun(runs[1], place / "one_goes_on"), []
-    train(prepared(monkeypatch, place), workdir, devices=jax.devices()[:4], tell=told.append)
-    assert f"resumes at step {2 * SAVE_EVERY} " in told[0]
+    workdir, lines = begun(runs[1], place / "one_goes_on"), []
+    train(prepared(monkeypatch, place), workdir, devices=jax.devices()[:4], report=lines.append)
+    assert f"resumes at step {2 * SAVE_EVERY} " in lines[0]
     assert_continues(workdir, runs[1], 2 * SAVE_EVERY)
 
 

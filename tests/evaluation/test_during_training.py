@@ -18,7 +18,8 @@ from flamingo_jax.sharding.mesh import make_mesh
 from flamingo_jax.tokenizers.load import load_tokenizer
 from flamingo_jax.training import logs
 from flamingo_jax.training.config import TrainConfig
-from flamingo_jax.training.run import Stage, build_objective, train
+from flamingo_jax.training.run import compile as compile_run
+from flamingo_jax.training.run import train
 from tests.training import small
 
 TASKS = ("world_retrieval", "world_zero_shot")
@@ -113,7 +114,6 @@ def test_tasks_of_two_kinds_are_refused(world, tmp_path):
 def test_a_stage_says_what_it_cannot_measure(world, stage, task, message):
     tokenizer = load_tokenizer(world / "tokenizer", ())
     config = config_of(stage, world, task).resolved(tokenizer.vocab_size)
-    model, objective = build_objective(config, 1)
-    made = Stage(config, tokenizer, model, objective, make_mesh(config.mesh, jax.devices()[:1]))
+    run = compile_run(config, make_mesh(config.mesh, jax.devices()[:1]))
     with pytest.raises(ConfigError, match=message):
-        during_training.evaluation(made)
+        during_training.evaluation(run, tokenizer)

@@ -47,7 +47,7 @@ def params(model):
     config = dataclasses.replace(
         from_dict(TrainConfig, small.get_config("contrastive")), model=model
     )
-    shapes = jax.eval_shape(build_objective(config, 1)[1].init, jax.random.key(0))
+    shapes = jax.eval_shape(build_objective(config, 1).model.init, jax.random.key(0))
     rng = np.random.default_rng(0)
     return jax.tree.map(
         lambda leaf: jnp.asarray(0.3 * rng.normal(size=leaf.shape), jnp.float32), shapes

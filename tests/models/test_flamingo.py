@@ -24,6 +24,7 @@ from flamingo_jax.models.nfnet import NFNetConfig
 from flamingo_jax.models.resampler import ResamplerConfig
 from flamingo_jax.models.sizes import FLAMINGOS
 from flamingo_jax.nn.norm import standardise
+from flamingo_jax.training.objective import FLAMINGO, rules_of
 
 V, B, L, N = 20, 2, 12, 3
 CONFIG = flamingo.FlamingoConfig(
@@ -278,7 +279,8 @@ def test_a_masked_frame_has_no_influence_and_a_video_may_have_other_frame_counts
 @pytest.mark.parametrize("place", PLACES)
 def test_every_weight_is_frozen_or_trained_and_has_axes(place):
     params = weights(place)
-    frozen = trees.match_once(trees.flatten(params), flamingo.FROZEN, what="frozen")
+    rules = rules_of(FLAMINGO, trees.flatten(params), name="flamingo")
+    frozen = {path: rule.frozen for path, rule in rules.items()}
     assert axes_of(model(place).init, jax.random.key(0)).keys() == trees.flatten(params).keys()
     trained, kept = trees.partition(params, {path: not value for path, value in frozen.items()})
     assert all(module.startswith(("flamingo/vision", "flamingo/lm")) for module in kept)
@@ -310,7 +312,8 @@ def test_weights_of_flamingo_9b_their_shapes_and_axes(golden):
     init = api.flamingo(FLAMINGOS["9B"]).init
     shapes = trees.flatten(jax.eval_shape(init, jax.random.key(0)))
     names = axes_of(init, jax.random.key(0))
-    frozen = trees.match_once(shapes, flamingo.FROZEN, what="frozen")
+    rules = rules_of(FLAMINGO, shapes, name="flamingo")
+    frozen = {path: rule.frozen for path, rule in rules.items()}
     lines = [
         f"{path} {list(shapes[path].shape)} {' '.join(map(str, names[path]))} "
         f"{'frozen' if frozen[path] else 'trained'}"

@@ -25,6 +25,7 @@ from flamingo_jax.models.gated_xattn import XattnConfig
 from flamingo_jax.models.lm import LMConfig
 from flamingo_jax.models.nfnet import NFNetConfig
 from flamingo_jax.models.resampler import ResamplerConfig
+from flamingo_jax.training import objective
 
 V, B, L = 20, 2, 8
 CHINCHILLA = LMConfig(vocab_size=V, num_layers=3, width=16, num_heads=4, vocab_multiple=8)
@@ -120,7 +121,8 @@ def test_a_flamingo_in_the_compute_form_has_the_same_losses_gradients_and_logits
     """As a step of training runs: towers changed once, gradients of what is trained."""
     plain, computed = api.flamingo(FLAMINGO), api.flamingo(FLAMINGO, compute_form=True)
     params = noisy(jit(plain.init)(jax.random.key(0)))
-    is_frozen = trees.match_once(trees.flatten(params), flamingo.FROZEN, what="frozen")
+    rules = objective.rules_of(objective.FLAMINGO, trees.flatten(params), name="flamingo")
+    is_frozen = {path: rule.frozen for path, rule in rules.items()}
     frozen, trained = trees.partition(params, is_frozen)
 
     def run(functions, frozen):

@@ -18,7 +18,7 @@ from flamingo_jax.models.gated_xattn import GatedXattn, MediaContext, XattnConfi
 from flamingo_jax.models.lm import LMConfig
 from flamingo_jax.models.resampler import ResamplerConfig
 from flamingo_jax.models.vit import ViTConfig
-from flamingo_jax.training import objective
+from flamingo_jax.training.objective import FLAMINGO, rules_of
 
 D, W, H, K = 16, 12, 2, 6
 OPEN_FLAMINGO = XattnConfig(
@@ -179,12 +179,7 @@ def test_every_table_matches_the_weights():
     init = api.flamingo(MODEL).init
     shapes = trees.flatten(jax.eval_shape(init, jax.random.key(0)))
     assert not any(path.startswith("flamingo/media/") for path in shapes)
-    frozen = trees.match_once(shapes, flamingo.FROZEN, what="frozen")
-    trees.match_once(
-        [path for path in shapes if not frozen[path]],
-        objective.captioning(api.flamingo(MODEL)).decay,
-        what="decay",
-    )
+    rules_of(FLAMINGO, shapes, name="flamingo")
     names = axes_of(init, jax.random.key(0))
     assert names.keys() == shapes.keys()
     split = {

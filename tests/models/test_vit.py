@@ -24,6 +24,7 @@ from flamingo_jax.models.resampler import ResamplerConfig
 from flamingo_jax.models.sizes import NFNETS, PARTS, VITS
 from flamingo_jax.models.vit import ViTConfig, interpolate_positions
 from flamingo_jax.planning.flops import vision_forward
+from flamingo_jax.training.objective import FLAMINGO, rules_of
 
 TINY = VITS["tiny"]  # 4 x 4 patches of 32 x 32 pixels
 FRAMES = jnp.asarray(np.random.default_rng(0).integers(0, 256, (2, 32, 32, 3)), jnp.uint8)
@@ -189,7 +190,8 @@ def test_flamingo_sees_through_a_vit(seeing):
     config, batch = seeing
     plain, computed = api.flamingo(config), api.flamingo(config, compute_form=True)
     params = _random(plain.init)
-    is_frozen = trees.match_once(trees.flatten(params), flamingo.FROZEN, what="frozen")
+    rules = rules_of(FLAMINGO, trees.flatten(params), name="flamingo")
+    is_frozen = {path: rule.frozen for path, rule in rules.items()}
     assert {path for path in is_frozen if path.startswith("flamingo/vision")} <= {
         p for p in is_frozen if is_frozen[p]
     }

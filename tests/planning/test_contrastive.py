@@ -67,9 +67,7 @@ def test_rows_of_a_merged_batch_are_compared_with_all_others():
         described.mixing = mixing
         config = from_dict(TrainConfig, described).resolved(small.VOCABULARY)
         fills = {"align": flops.Fill(6, 5, 6, 1), "ltip": flops.Fill(4, 5, 4, 1)}
-        found[mixing] = flops.of_update(
-            config, build_objective(config, num_shards=1)[1], fills
-        ).flops
+        found[mixing] = flops.of_update(config, build_objective(config, num_shards=1), fills).flops
     assert found["merged"]["contrastive"] - found["accumulate"]["contrastive"] == 3 * 2 * 8 * (
         10**2 - 6**2 - 4**2
     )

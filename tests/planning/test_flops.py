@@ -17,7 +17,7 @@ from flamingo_jax.training.run import build_objective
 
 def run(stage, model, datasets, image_size=320):
     config = TrainConfig(stage, 1, model, DataConfig("", image_size, datasets)).resolved(32_000)
-    return config, build_objective(config, num_shards=1)[1]
+    return config, build_objective(config, num_shards=1)
 
 
 def of_flamingo(name, datasets, fills=None):

@@ -11,7 +11,7 @@ import pytest
 from configs import flamingo_3b, flamingo_9b, flamingo_80b
 from flamingo_jax.core import trees
 from flamingo_jax.core.config import from_dict
-from flamingo_jax.training import run
+from flamingo_jax.training import run as run_lib
 from flamingo_jax.training.config import TrainConfig
 from tests.sharding import chips
 
@@ -19,10 +19,10 @@ CONFIGS = {"3b": flamingo_3b, "9b": flamingo_9b, "80b": flamingo_80b}
 PIECES = 32_000
 
 
-def prepare(name):
+def compile_run(name):
     config = from_dict(TrainConfig, CONFIGS[name].get_config()).resolved(PIECES)
     mesh = chips.mesh(*config.mesh.sizes().values())
-    return mesh, run.prepare(config, mesh)
+    return mesh, run_lib.compile(config, mesh)
 
 
 def described(spec):
@@ -41,11 +41,11 @@ def test_shardings_of_every_weight(name, golden):
 
     For trained ones those of master and moments.
     """
-    mesh, prepared = prepare(name)
-    plan, policy = prepared.plan, TrainConfig.precision
+    mesh, run = compile_run(name)
+    layout, policy = run.layout, TrainConfig.precision
     frozen, trained, gathered = (
         trees.flatten(tree)
-        for tree in (plan.abstract.frozen, plan.abstract.trainable, plan.gathered)
+        for tree in (layout.abstract.frozen, layout.abstract.trainable, layout.gathered)
     )
     held = dict.fromkeys(
         ("frozen", "trained, to compute with", "trained, float32", "moments, float32"), 0
@@ -62,9 +62,11 @@ def test_shardings_of_every_weight(name, golden):
         )
         held["trained, to compute with"] += num_bytes(computed, gathered[path])
         held["trained, float32"] += num_bytes(leaf, leaf.sharding)
-    for leaf in jax.tree.leaves(plan.abstract.opt_state):
+    for leaf in jax.tree.leaves(layout.abstract.opt_state):
         held["moments, float32"] += num_bytes(leaf, leaf.sharding)
-    weights = trees.flatten(jax.eval_shape(prepared.objective.compute_form_init, jax.random.key(0)))
+    weights = trees.flatten(
+        jax.eval_shape(run.objective.model.compute_form_init, jax.random.key(0))
+    )
     assert len(lines) - 1 == len(weights) and set(frozen) | set(trained) == set(weights)
     lines += [f"bytes per chip: {what} {size:,}" for what, size in held.items()]
     golden(f"sharding/flamingo_{name}.txt", "\n".join(lines))

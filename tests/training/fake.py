@@ -9,8 +9,8 @@ from flamingo_jax.core.params import param
 from flamingo_jax.core.precision import Policy
 from flamingo_jax.sharding.mesh import MeshConfig, make_mesh
 from flamingo_jax.training import optimizer as optimizer_lib
-from flamingo_jax.training.objective import Objective
-from flamingo_jax.training.state import plan_state
+from flamingo_jax.training.objective import Objective, WeightRule
+from flamingo_jax.training.state import abstract_weights, lay_out, traits
 from flamingo_jax.training.step import make_step
 
 WIDTH, HIDDEN = 4, 8
@@ -26,7 +26,26 @@ class _Fake(hk.Module):
         return (hidden @ head + param("bias", (), (), jnp.zeros)).astype(jnp.float32)
 
 
-_MODEL = hk.transform(lambda x: _Fake(name="fake")(x))
+class _Model:
+    """The weights of the objective: `objective.HasWeights`."""
+
+    def __init__(self):
+        self._functions = hk.transform(lambda x: _Fake(name="fake")(x))
+        self.apply = self._functions.apply
+
+    def init(self, rng):
+        return self._functions.init(rng, jnp.zeros((1, WIDTH)))
+
+    compute_form_init = init
+
+    def compute_form(self, params):
+        return params
+
+
+_MODEL = _Model()
+
+
+TOWER, HEAD = WeightRule(r".*/tower", frozen=True), WeightRule(r".*/head")
 
 
 def make_objective(**changes):
@@ -39,10 +58,9 @@ def make_objective(**changes):
 
     parts = {
         "name": "fake",
-        "init": lambda rng: _MODEL.init(rng, jnp.zeros((1, WIDTH))),
+        "model": _MODEL,
         "loss": loss,
-        "frozen": ((r".*/tower", True), (r".*/(head|bias)", False)),
-        "decay": ((r".*/head", 1.0), (r".*/bias", 0.0)),
+        "table": (TOWER, HEAD, WeightRule(r".*/bias", decay=0.0)),
         "gauges": lambda params: {"gates/bias": jnp.tanh(params["fake"]["bias"])},
     }
     return Objective(**{**parts, **changes})
@@ -64,7 +82,7 @@ def batches(start, names=("pages", "pairs")):
 
 
 class Run:
-    """A planned state and its compiled step."""
+    """A state's layout and the compiled step."""
 
     def __init__(
         self,
@@ -80,12 +98,11 @@ class Run:
         self.mesh = make_mesh(MeshConfig(*mesh), jax.devices()[:size])
         self.policy = Policy(compute)
         self.schedule = optimizer_lib.make_schedule(config, steps)
-        self.plan, self.optimizer = plan_state(
-            objective,
-            lambda t: optimizer_lib.make_optimizer(config, self.schedule, t),
-            self.mesh,
-            self.policy,
+        weights_of_model = abstract_weights(objective)
+        self.optimizer = optimizer_lib.make_optimizer(
+            config, self.schedule, traits(objective, weights_of_model)
         )
+        self.layout = lay_out(objective, weights_of_model, self.optimizer, self.mesh, self.policy)
         self.parts = {
             "objective": objective,
             "optimizer": self.optimizer,
@@ -93,11 +110,11 @@ class Run:
             "weights": weights or {"pages": 1.0, "pairs": 0.2},
             "policy": self.policy,
         }
-        self.step = make_step(self.plan, MeshConfig(*mesh).layout(self.mesh), **self.parts)
+        self.step = make_step(self.layout, MeshConfig(*mesh).layout(self.mesh), **self.parts)
 
     def init(self, seed=0):
         """The state at step 0."""
-        return self.plan.init(jax.random.key(seed))
+        return self.layout.init(jax.random.key(seed))
 
 
 def assert_trees_equal(a, b):

@@ -121,7 +121,7 @@ def make_export(directory, world, stage, *, config_of=get_config, rng=None):
     rng = rng or np.random.default_rng(0)
     config = from_dict(TrainConfig, with_world(config_of(stage), world))
     config = config.resolved(SentencePieceTokenizer.load(config.data.tokenizer, ()).vocab_size)
-    shapes = jax.eval_shape(build_objective(config, num_shards=1)[1].init, jax.random.key(0))
+    shapes = jax.eval_shape(build_objective(config, num_shards=1).model.init, jax.random.key(0))
     params = jax.tree.map(
         lambda leaf: (0.2 * rng.normal(size=leaf.shape)).astype(leaf.dtype), shapes
     )

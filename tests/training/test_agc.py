@@ -97,7 +97,7 @@ def weights_of(name):
         described.model.vision.update(depths=(3,), se_ratio=0.5, final_multiplier=2.0)
         init = build_objective(
             from_dict(TrainConfig, described).resolved(small.VOCABULARY), num_shards=1
-        )[1].init
+        ).model.init
     axes, shapes = (
         axes_of(init, jax.random.key(0)),
         trees.flatten(jax.eval_shape(init, jax.random.key(0))),

@@ -17,8 +17,8 @@ from flamingo_jax.checkpoint.export import export, open_checkpoint, read_card
 from flamingo_jax.core import trees
 from flamingo_jax.core.config import ConfigError, from_dict
 from flamingo_jax.sharding.mesh import make_mesh
-from flamingo_jax.training import logs, towers
-from flamingo_jax.training import run as stage_lib
+from flamingo_jax.training import logs, resume, towers
+from flamingo_jax.training import run as run_lib
 from flamingo_jax.training.config import TowersConfig, TrainConfig
 from flamingo_jax.training.optimizer import VisionOptimizerConfig
 from tests.sharding import chips
@@ -74,7 +74,7 @@ def config(place):
 def done(config, tmp_path_factory):
     """(workdir, last state, lines told) of a finished run; not to be changed."""
     workdir, told = tmp_path_factory.mktemp("run"), []
-    return workdir, stage_lib.train(config, workdir, devices=ONE, tell=told.append), told
+    return workdir, run_lib.train(config, workdir, devices=ONE, tell=told.append), told
 
 
 def changed(config, **fields):
@@ -140,12 +140,12 @@ def test_a_run_in_two_halves_is_the_whole_run_and_reads_its_beginning_once(
     done, config, tmp_path, monkeypatch
 ):
     """Bit for bit, stochastic depth and all."""
-    stage_lib.train(changed(config, steps=2), tmp_path, devices=ONE)
+    run_lib.train(changed(config, steps=2), tmp_path, devices=ONE)
     for name in ("start", "check_start"):
         monkeypatch.setattr(
             towers, name, lambda *args: pytest.fail("the second half read the beginning again")
         )
-    second = stage_lib.train(config, tmp_path, devices=ONE)
+    second = run_lib.train(config, tmp_path, devices=ONE)
     jax.tree.map(np.testing.assert_array_equal, second.saved(), done[1].saved())
     losses = lambda workdir: [
         (row["step"], row["loss"]) for row in logs.read(workdir / "metrics.jsonl")
@@ -153,16 +153,14 @@ def test_a_run_in_two_halves_is_the_whole_run_and_reads_its_beginning_once(
     assert losses(tmp_path) == losses(done[0])
 
 
-def prepared(config):
-    """The plan of a run, and the trainable weights as shapes."""
-    plan = stage_lib.prepare(
-        config.resolved(open_tokenizer(config)), make_mesh(config.mesh, ONE)
-    ).plan
-    return plan, plan.abstract.trainable
+def layout_of(config):
+    """Where the arrays of a run's state are, on one device."""
+    resolved = config.resolved(pieces_of(config))
+    return run_lib.compile(resolved, make_mesh(config.mesh, ONE)).layout
 
 
-def open_tokenizer(config):
-    return stage_lib._load_tokenizer(config).vocab_size
+def pieces_of(config):
+    return resume.tokenizer_of(config).vocab_size
 
 
 def test_a_tower_that_is_given_comes_before_the_initial_models(config, place):
@@ -181,13 +179,11 @@ def test_a_tower_that_is_given_comes_before_the_initial_models(config, place):
         preprocessing={},
         step=0,
     )
-    plan, trainable = prepared(config)
+    layout = layout_of(config)
     whole = open_checkpoint(place / "flamingo").params
     for given in (place / "towers" / "vision", place / "vision"):
-        own = changed(config, towers=TowersConfig(vision=str(given))).resolved(
-            open_tokenizer(config)
-        )
-        started = towers.start(own, trainable)
+        own = changed(config, towers=TowersConfig(vision=str(given))).resolved(pieces_of(config))
+        started = towers.start(own, layout.abstract.trainable)
         jax.tree.map(
             np.testing.assert_array_equal, trees.subtree(started, "flamingo/vision"), contrastive
         )
@@ -199,7 +195,7 @@ def test_a_tower_that_is_given_comes_before_the_initial_models(config, place):
                 trees.subtree(whole, where),
             )
         assert list(towers.frozen_records(own)) == ["lm"]
-        frozen = towers.load(own, plan.kept)
+        frozen = towers.load(own, layout.stored_frozen)
         jax.tree.map(
             np.testing.assert_array_equal, frozen, {module: whole[module] for module in frozen}
         )
@@ -210,15 +206,17 @@ def test_further_training_of_a_whole_flamingo_needs_no_other_towers(config, plac
     own = changed(
         config, unfrozen=(), optimizer=changed(config.optimizer, vision=VisionOptimizerConfig())
     )
-    own = own.resolved(open_tokenizer(config))
+    own = own.resolved(pieces_of(config))
     records = towers.frozen_records(own)
     assert {name: record["source"] for name, record in records.items()} == {
         "lm": "flamingo/lm",
         "vision": "flamingo/vision",
     }
-    plan, trainable = prepared(own)
+    layout = layout_of(own)
     whole = open_checkpoint(place / "flamingo").params
-    started = trees.merge(towers.start(own, trainable), towers.load(own, plan.kept))
+    started = trees.merge(
+        towers.start(own, layout.abstract.trainable), towers.load(own, layout.stored_frozen)
+    )
     jax.tree.map(np.testing.assert_array_equal, started, whole)
 
 
@@ -226,11 +224,13 @@ def test_further_training_of_a_whole_flamingo_needs_no_other_towers(config, plac
 def test_any_stage_may_go_on_from_an_export_of_its_own(place, stage):
     source = place / "towers" / {"language_model": "lm", "contrastive": "vision"}[stage]
     own = from_dict(TrainConfig, small.with_world(small_of(stage), place / "world"))
-    own = changed(own, initial=str(source)).resolved(open_tokenizer(own))
+    own = changed(own, initial=str(source)).resolved(pieces_of(own))
     towers.check_start(own)
-    _, trainable = prepared(own)
+    layout = layout_of(own)
     jax.tree.map(
-        np.testing.assert_array_equal, towers.start(own, trainable), open_checkpoint(source).params
+        np.testing.assert_array_equal,
+        towers.start(own, layout.abstract.trainable),
+        open_checkpoint(source).params,
     )
 
 
@@ -246,7 +246,7 @@ def refused(monkeypatch, tmp_path):
 
     def run(config, message, error=ConfigError):
         with pytest.raises(error, match=message):
-            stage_lib.train(config, tmp_path, devices=ONE)
+            run_lib.train(config, tmp_path, devices=ONE)
 
     return run
 
@@ -293,8 +293,8 @@ def test_the_80b_is_finetuned_with_its_encoders_masters_split_over_all_chips():
     """
     config = from_dict(TrainConfig, finetune.get_config("vqav2")).resolved(32_000)
     mesh = chips.mesh(*config.mesh.sizes().values())
-    plan = stage_lib.prepare(config, mesh).plan
-    frozen, trained = trees.flatten(plan.abstract.frozen), trees.flatten(plan.abstract.trainable)
+    abstract = run_lib.compile(config, mesh).layout.abstract
+    frozen, trained = trees.flatten(abstract.frozen), trees.flatten(abstract.trainable)
     assert {part(path) for path in frozen} == {"lm"} and {part(path) for path in trained} == TRAINED
     vision = {path: leaf for path, leaf in trained.items() if part(path) == "vision"}
     assert sum(leaf.size for leaf in vision.values()) == 435_286_116  # NFNet-F6 without its head

@@ -30,7 +30,7 @@ def objective(chunk, num_shards=1):
     described.model.vision.update(depths=(2,), stochastic_depth=1.0, loop="scan")
     described.model.contrastive.chunk = chunk
     config = from_dict(TrainConfig, described).resolved(small.VOCABULARY)
-    return build_objective(config, num_shards)[1]
+    return build_objective(config, num_shards)
 
 
 @pytest.fixture(scope="module")
@@ -40,11 +40,11 @@ def params():
     Random weights would make all embeddings nearly the same, and gradients small differences of
     large numbers.
     """
-    return jax.jit(objective(0).init).lower(KEY).compile(QUICK)(KEY)
+    return jax.jit(objective(0).model.init).lower(KEY).compile(QUICK)(KEY)
 
 
-def loss_and_gradient(goal, params, batch, key):
-    lowered = jax.jit(jax.value_and_grad(goal.loss, has_aux=True)).lower(params, batch, key)
+def loss_and_gradient(chosen, params, batch, key):
+    lowered = jax.jit(jax.value_and_grad(chosen.loss, has_aux=True)).lower(params, batch, key)
     return lowered.compile(QUICK)(params, batch, key)
 
 

@@ -93,18 +93,16 @@ def test_file_is_plain_json(tmp_path):
 
 
 def test_tensorboard_has_a_curve_per_layer(tmp_path):
-    log, close = tensorboard_log(Path(tmp_path), restored_step=0)
-    log(3, {"loss": 1.5, "gates/dense": [0.25, 0.75]})
-    close()
+    with tensorboard_log(Path(tmp_path), restored_step=0) as log:
+        log(3, {"loss": 1.5, "gates/dense": [0.25, 0.75]})
     events = b"".join(path.read_bytes() for path in tmp_path.iterdir())
     assert all(name in events for name in (b"loss", b"gates/dense/0", b"gates/dense/1"))
 
 
 def test_progress_bar_shows_loss_and_step_time(capsys):
-    log, close = progress_log(steps=10, restored_step=4, title="tiny")
-    log(8, {"loss": 1.25, "step_seconds": 0.02})
-    log(8, {"until/nll": 0.5})
-    close()
+    with progress_log(steps=10, restored_step=4, title="tiny") as log:
+        log(8, {"loss": 1.25, "step_seconds": 0.02})
+        log(8, {"until/nll": 0.5})
     shown = capsys.readouterr()
     assert "8/10" in shown.err
     assert "loss 1.2500, 20 ms/step" in shown.err

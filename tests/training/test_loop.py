@@ -136,7 +136,7 @@ def test_resumed_run_equals_the_whole_run_bit_for_bit(run):
 
     whole, *_, log = train(run, steps=8, hooks=[every(4, snapshot, at_end=False)])
     resumed, *_, log_after = train(
-        run, start=4, state=jax.device_put(snapshots[4], run.plan.shardings), steps=8
+        run, start=4, state=jax.device_put(snapshots[4], run.layout.shardings), steps=8
     )
     fake.assert_trees_equal(whole, resumed)
     without_time = lambda rows: [

@@ -12,13 +12,12 @@ import pytest
 
 from flamingo_jax.core import trees
 from flamingo_jax.core.config import from_dict
-from flamingo_jax.core.params import axes_of
 from flamingo_jax.data.config import NO_AUGMENTATION
 from flamingo_jax.data.images.augment import augment
 from flamingo_jax.training.config import TrainConfig
 from flamingo_jax.training.objective import weighted_mean
 from flamingo_jax.training.run import build_objective
-from flamingo_jax.training.state import decay_factors, split, traits
+from flamingo_jax.training.state import abstract_weights, split, traits
 from tests.training import small
 
 KEY = jax.random.key(0)
@@ -27,21 +26,22 @@ KEY = jax.random.key(0)
 @pytest.fixture(scope="module", params=["language_model", "contrastive", "flamingo"])
 def objective(request):
     config = from_dict(TrainConfig, small.get_config(request.param)).resolved(small.VOCABULARY)
-    return build_objective(config, num_shards=1)[1]
+    return build_objective(config, num_shards=1)
 
 
 def test_tables_cover_each_weight_exactly_once(objective):
-    shapes = jax.eval_shape(objective.init, KEY)
+    shapes = jax.eval_shape(objective.model.init, KEY)
     trainable, frozen = split(objective, shapes)
     assert set(trees.flatten(trainable)) | set(trees.flatten(frozen)) == set(trees.flatten(shapes))
-    assert set(trees.flatten(decay_factors(objective, trainable))) == set(trees.flatten(trainable))
+    known = traits(objective, abstract_weights(objective))
+    assert set(known.decay) == set(known.group) == set(trees.flatten(trainable))
 
 
 def test_flamingo_freezes_both_towers_and_does_not_decay_the_resampler():
     """Paper, 2.2 and B.1.2."""
     config = from_dict(TrainConfig, small.get_config("flamingo")).resolved(small.VOCABULARY)
-    objective = build_objective(config, num_shards=1)[1]
-    trainable, frozen = split(objective, jax.eval_shape(objective.init, KEY))
+    objective = build_objective(config, num_shards=1)
+    trainable, frozen = split(objective, jax.eval_shape(objective.model.init, KEY))
     part = lambda path: path.split("/")[1]
     assert {part(path) for path in trees.flatten(frozen)} == {"vision", "lm"}
     assert {part(path) for path in trees.flatten(trainable)} == {
@@ -50,7 +50,7 @@ def test_flamingo_freezes_both_towers_and_does_not_decay_the_resampler():
         "xattn",
         "new_tokens",
     }
-    factors = trees.flatten(decay_factors(objective, trainable))
+    factors = traits(objective, abstract_weights(objective)).decay
     assert {factor for path, factor in factors.items() if part(path) == "resampler"} == {0.0}
     assert {factor for path, factor in factors.items() if part(path) != "resampler"} == {1.0}
     gates = objective.gauges(jax.tree.map(lambda leaf: jnp.zeros(leaf.shape), trainable))
@@ -63,8 +63,8 @@ def test_flamingo_freezes_both_towers_and_does_not_decay_the_resampler():
 
 def test_contrastive_temperature_is_not_decayed():
     config = from_dict(TrainConfig, small.get_config("contrastive")).resolved(small.VOCABULARY)
-    objective = build_objective(config, num_shards=1)[1]
-    factors = trees.flatten(decay_factors(objective, jax.eval_shape(objective.init, KEY)))
+    objective = build_objective(config, num_shards=1)
+    factors = traits(objective, abstract_weights(objective)).decay
     assert [path for path, factor in factors.items() if factor == 0.0] == [
         "contrastive/log_temperature"
     ]
@@ -80,8 +80,8 @@ def test_loss_is_the_mean_over_the_predicted_tokens_of_the_whole_batch():
 def test_padding_does_not_count():
     """Two packed lengths of the same text; float32 sums in another order: 1e-6."""
     config = from_dict(TrainConfig, small.get_config("language_model")).resolved(small.VOCABULARY)
-    objective = build_objective(config, num_shards=1)[1]
-    params = jax.jit(objective.init)(KEY)
+    objective = build_objective(config, num_shards=1)
+    params = jax.jit(objective.model.init)(KEY)
     short = small.batch(rows=2, length=6, images=0, seed=1)
     blank = lambda array: np.pad(array, [(0, 0), (0, 3)])
     padded = {
@@ -95,10 +95,10 @@ def test_padding_does_not_count():
 
 def test_contrastive_needs_an_image_for_each_text():
     config = from_dict(TrainConfig, small.get_config("contrastive")).resolved(small.VOCABULARY)
-    objective = build_objective(config, num_shards=1)[1]
+    objective = build_objective(config, num_shards=1)
     batch = small.batch(rows=2, length=6, images=2, seed=0)
     with pytest.raises(ValueError, match="2 texts and a pool of 4 images"):
-        jax.eval_shape(objective.loss, jax.eval_shape(objective.init, KEY), batch, KEY)
+        jax.eval_shape(objective.loss, jax.eval_shape(objective.model.init, KEY), batch, KEY)
 
 
 @pytest.mark.parametrize("stage", ["contrastive", "flamingo"])
@@ -111,8 +111,8 @@ def test_augmentation_follows_the_keys_of_the_batch(stage):
     plain = dataclasses.replace(
         config, data=dataclasses.replace(config.data, augment=NO_AUGMENTATION)
     )
-    with_it, without = (build_objective(c, num_shards=1)[1] for c in (config, plain))
-    shapes = jax.eval_shape(with_it.init, KEY)
+    with_it, without = (build_objective(c, num_shards=1) for c in (config, plain))
+    shapes = jax.eval_shape(with_it.model.init, KEY)
     rng = np.random.default_rng(0)
     params = jax.tree.map(
         lambda leaf: jnp.asarray(0.2 * rng.normal(size=leaf.shape), leaf.dtype), shapes
@@ -127,7 +127,7 @@ def test_augmentation_follows_the_keys_of_the_batch(stage):
         media_key=None,
     )
     loss = {
-        on: jax.jit(lambda b, o=o: o.loss(o.compute_form(params), b, KEY)[0])
+        on: jax.jit(lambda b, o=o: o.loss(o.model.compute_form(params), b, KEY)[0])
         for on, o in ((True, with_it), (False, without))
     }
     assert loss[True](batch) != loss[True](other)
@@ -142,7 +142,7 @@ def finetuning(**vision):
     described.model.vision.update(vision)
     return build_objective(
         from_dict(TrainConfig, described).resolved(small.VOCABULARY), num_shards=1
-    )[1]
+    )
 
 
 def test_finetuning_trains_the_vision_encoder_unfolded_and_without_decay():
@@ -151,7 +151,7 @@ def test_finetuning_trains_the_vision_encoder_unfolded_and_without_decay():
     Standardisation is part of the trained function.
     """
     objective = finetuning()
-    trainable, frozen = split(objective, jax.eval_shape(objective.init, KEY))
+    trainable, frozen = split(objective, jax.eval_shape(objective.model.init, KEY))
     part = lambda path: path.split("/")[1]
     assert {part(path) for path in trees.flatten(frozen)} == {"lm"}
     assert {part(path) for path in trees.flatten(trainable)} == {
@@ -161,15 +161,15 @@ def test_finetuning_trains_the_vision_encoder_unfolded_and_without_decay():
         "xattn",
         "new_tokens",
     }
-    known = traits(objective, trainable, axes_of(objective.init, KEY))
+    known = traits(objective, abstract_weights(objective))
     assert {part(path) for path, group in known.group.items() if group == "vision"} == {"vision"}
     assert {part(path) for path, factor in known.decay.items() if factor == 0.0} == {
         "vision",
         "resampler",
     }
-    computed = jax.eval_shape(objective.compute_form, trees.merge(trainable, frozen))
+    computed = jax.eval_shape(objective.model.compute_form, trees.merge(trainable, frozen))
     assert set(trees.flatten(computed)) == set(
-        trees.flatten(jax.eval_shape(objective.compute_form_init, KEY))
+        trees.flatten(jax.eval_shape(objective.model.compute_form_init, KEY))
     )
     assert "flamingo/vision/stem_conv0/gain" in trees.flatten(computed)
     assert any(path.endswith("/qkv/w") for path in trees.flatten(computed))
@@ -181,8 +181,8 @@ def test_groups_of_the_contrastive_stage():
     What else is trained, projections and temperature too, the global norm.
     """
     config = from_dict(TrainConfig, small.get_config("contrastive")).resolved(small.VOCABULARY)
-    objective = build_objective(config, num_shards=1)[1]
-    known = traits(objective, jax.eval_shape(objective.init, KEY), axes_of(objective.init, KEY))
+    objective = build_objective(config, num_shards=1)
+    known = traits(objective, abstract_weights(objective))
     of = lambda group: {path.split("/")[1] for path, found in known.group.items() if found == group}
     assert of("vision") == {"vision"}
     assert of("rest") == {"text", "vision_projection", "text_projection", "log_temperature"}
@@ -197,14 +197,14 @@ def test_blocks_of_a_trained_vision_encoder_are_dropped_by_key():
     described.model.vision.update(dropping)
     frozen = build_objective(
         from_dict(TrainConfig, described).resolved(small.VOCABULARY), num_shards=1
-    )[1]
+    )
     rng = np.random.default_rng(0)
-    shapes = jax.eval_shape(frozen.init, KEY)
+    shapes = jax.eval_shape(frozen.model.init, KEY)
     params = jax.tree.map(
         lambda leaf: jnp.asarray(0.2 * rng.normal(size=leaf.shape), leaf.dtype), shapes
     )
     for objective, differs in ((finetuning(**dropping), True), (frozen, False)):
-        compute = lambda key, b, o=objective: o.loss(o.compute_form(params), b, key)[0]
+        compute = lambda key, b, o=objective: o.loss(o.model.compute_form(params), b, key)[0]
         loss = jax.jit(
             compute, compiler_options={"xla_backend_optimization_level": 0}
         )  # what takes time is compilation

@@ -24,8 +24,9 @@ from flamingo_jax.data.mixture import Mixture
 from flamingo_jax.sharding.mesh import make_mesh
 from flamingo_jax.tokenizers.sentencepiece import SentencePieceTokenizer
 from flamingo_jax.training import logs
-from flamingo_jax.training import run as stage_lib
-from flamingo_jax.training.callbacks import Moment, ProbeNotReached
+from flamingo_jax.training import run as run_lib
+from flamingo_jax.training.batches import batches
+from flamingo_jax.training.callbacks import Moment, ProbeNotReached, report_rejected
 from flamingo_jax.training.config import TrainConfig, UntilConfig
 from flamingo_jax.training.datasets_per_step import positions_at
 from flamingo_jax.training.state import TrainState
@@ -49,21 +50,21 @@ def config(world):
 
 @pytest.fixture(scope="module")
 def done(config, tmp_path_factory):
-    """(workdir, last state, lines told) of a finished run; not to be changed."""
-    workdir, told = tmp_path_factory.mktemp("run"), []
-    return workdir, stage_lib.train(config, workdir, devices=ONE, tell=told.append), told
+    """(workdir, last state, reported lines) of a finished run; not to be changed."""
+    workdir, lines = tmp_path_factory.mktemp("run"), []
+    return workdir, run_lib.train(config, workdir, devices=ONE, report=lines.append), lines
 
 
 @pytest.fixture
 def never_compiles(monkeypatch):
     """Fails a test that gets as far as making a step."""
     monkeypatch.setattr(
-        stage_lib, "make_step", lambda *args, **kwargs: pytest.fail("a step was made")
+        run_lib, "make_step", lambda *args, **kwargs: pytest.fail("a step was made")
     )
 
 
 def test_a_run_leaves_checkpoints_metrics_config_and_an_export(done, config):
-    workdir, state, told = done
+    workdir, state, lines = done
     assert {path.name for path in workdir.iterdir()} == {
         "checkpoints",
         "export",
@@ -77,7 +78,7 @@ def test_a_run_leaves_checkpoints_metrics_config_and_an_export(done, config):
     opened = open_checkpoint(workdir / "export")
     assert (opened.kind, opened.step, opened.new_tokens) == ("language_model", 6, ())
     jax.tree.map(np.testing.assert_array_equal, opened.params, state.params())
-    assert "starts of 6" in told[0]
+    assert "starts of 6" in lines[0]
 
 
 def test_the_newest_step_opens_too(done):
@@ -89,18 +90,18 @@ def test_the_newest_step_opens_too(done):
 
 def test_a_finished_run_does_nothing_when_started_again(done, config):
     workdir, state, _ = done
-    before, told = (workdir / "metrics.jsonl").read_text(), []
-    again = stage_lib.train(config, workdir, devices=ONE, tell=told.append)
+    before, lines = (workdir / "metrics.jsonl").read_text(), []
+    again = run_lib.train(config, workdir, devices=ONE, report=lines.append)
     jax.tree.map(np.testing.assert_array_equal, again.saved(), state.saved())
     assert (workdir / "metrics.jsonl").read_text() == before
-    assert "is of step 6 already" in told[-1]
+    assert "is of step 6 already" in lines[-1]
 
 
 def test_a_run_in_two_halves_is_the_whole_run(done, config, tmp_path):
     """Bit for bit."""
     _, state, _ = done
-    stage_lib.train(dataclasses.replace(config, steps=4), tmp_path, devices=ONE)
-    second = stage_lib.train(config, tmp_path, devices=ONE)
+    run_lib.train(dataclasses.replace(config, steps=4), tmp_path, devices=ONE)
+    second = run_lib.train(config, tmp_path, devices=ONE)
     jax.tree.map(np.testing.assert_array_equal, second.saved(), state.saved())
     losses = lambda workdir: [
         (row["step"], row["loss"]) for row in logs.read(workdir / "metrics.jsonl")
@@ -114,7 +115,7 @@ def test_another_config_is_refused_by_its_fields(done, config, never_compiles):
         config, optimizer=dataclasses.replace(config.optimizer, learning_rate=0.5)
     )
     with pytest.raises(CheckpointError, match=r"optimizer\.learning_rate: 0\.01 -> 0\.5"):
-        stage_lib.train(changed, done[0], devices=ONE)
+        run_lib.train(changed, done[0], devices=ONE)
 
 
 def test_a_run_of_an_older_version_goes_on(done, config, tmp_path, monkeypatch):
@@ -131,11 +132,11 @@ def test_a_run_of_an_older_version_goes_on(done, config, tmp_path, monkeypatch):
         return found
 
     monkeypatch.setattr(store, "read_item", older)
-    again = stage_lib.train(config, done[0], devices=ONE)
+    again = run_lib.train(config, done[0], devices=ONE)
     jax.tree.map(np.testing.assert_array_equal, again.saved(), done[1].saved())
     changed = dataclasses.replace(config, optimizer=dataclasses.replace(config.optimizer, eps=0.5))
     with pytest.raises(CheckpointError, match=r"optimizer\.eps: 1e-08 -> 0\.5"):
-        stage_lib.train(changed, done[0], devices=ONE)
+        run_lib.train(changed, done[0], devices=ONE)
 
 
 def test_unwritable_workdir_is_refused_before_anything_is_compiled(
@@ -143,19 +144,19 @@ def test_unwritable_workdir_is_refused_before_anything_is_compiled(
 ):
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(PathError, match="Cannot make the directory .*file/run.*writable place"):
-        stage_lib.train(config, tmp_path / "file" / "run", devices=ONE)
+        run_lib.train(config, tmp_path / "file" / "run", devices=ONE)
 
 
 def test_wrong_mesh_is_refused(config, tmp_path, never_compiles):
     with pytest.raises(ConfigError, match="needs 1 device"):
-        stage_lib.train(config, tmp_path)  # on all eight
+        run_lib.train(config, tmp_path)  # on all eight
 
 
 def test_a_vocabulary_larger_than_the_models_is_refused(config, tmp_path, never_compiles):
     lm = dataclasses.replace(config.model.lm, vocab_size=8)
     config = dataclasses.replace(config, model=dataclasses.replace(config.model, lm=lm))
     with pytest.raises(ConfigError, match=r"vocab_size is 8, and the tokenizer .* has \d+ pieces"):
-        stage_lib.train(config, tmp_path, devices=ONE)
+        run_lib.train(config, tmp_path, devices=ONE)
 
 
 def test_unknown_probe_is_refused(config, tmp_path, never_compiles):
@@ -163,22 +164,22 @@ def test_unknown_probe_is_refused(config, tmp_path, never_compiles):
     with pytest.raises(
         ConfigError, match=r"until\.probe is 'lm_lokup'; expected one of \['lm_lookup'\]"
     ):
-        stage_lib.train(
+        run_lib.train(
             dataclasses.replace(config, until=until),
             tmp_path,
-            probes={"lm_lookup": lambda stage: dict},
+            probes={"lm_lookup": lambda run, tokenizer: dict},
             devices=ONE,
         )
 
 
 def test_a_probe_that_is_content_ends_the_stage(config, tmp_path):
     probes = {
-        "count": lambda stage: (
-            lambda params: {"weights": float(len(params)), "vocabulary": stage.tokenizer.vocab_size}
+        "count": lambda run, tokenizer: (
+            lambda params: {"weights": float(len(params)), "vocabulary": tokenizer.vocab_size}
         )
     }
     until = UntilConfig(probe="count", metric="weights", below=1e6, every=2)
-    state = stage_lib.train(
+    state = run_lib.train(
         dataclasses.replace(config, until=until), tmp_path, probes=probes, devices=ONE
     )
     assert int(state.step) == 2
@@ -187,15 +188,15 @@ def test_a_probe_that_is_content_ends_the_stage(config, tmp_path):
 
 def test_a_probe_that_is_not_content_in_time_is_an_error_and_nothing_is_exported(config, tmp_path):
     until = UntilConfig(probe="count", metric="weights", below=0.0, every=2)
-    probes = {"count": lambda stage: lambda params: {"weights": float(len(params))}}
+    probes = {"count": lambda run, tokenizer: lambda params: {"weights": float(len(params))}}
     wanted = dataclasses.replace(config, until=until, steps=2)
     with pytest.raises(
         ProbeNotReached, match=r"count: weights is still not below 0\.0 after all 2 steps"
     ):
-        stage_lib.train(wanted, tmp_path, probes=probes, devices=ONE)
+        run_lib.train(wanted, tmp_path, probes=probes, devices=ONE)
     assert not (tmp_path / "export").exists()
     accepted = dataclasses.replace(wanted, until=dataclasses.replace(until, required=False))
-    stage_lib.train(accepted, tmp_path, probes=probes, devices=ONE)
+    run_lib.train(accepted, tmp_path, probes=probes, devices=ONE)
     assert open_checkpoint(tmp_path / "export").step == 2
 
 
@@ -215,11 +216,11 @@ def with_towers(config, **towers):
 
 def test_missing_towers_are_named(flamingo, tmp_path, never_compiles):
     with pytest.raises(ConfigError, match=r"towers\.lm is None.*language_model run"):
-        stage_lib.train(with_towers(flamingo, lm=None), tmp_path / "run", devices=ONE)
+        run_lib.train(with_towers(flamingo, lm=None), tmp_path / "run", devices=ONE)
     with pytest.raises(
         CheckpointError, match=r"towers\.vision: There is no export at .*nowhere.*contrastive stage"
     ):
-        stage_lib.train(
+        run_lib.train(
             with_towers(flamingo, vision=str(tmp_path / "nowhere")), tmp_path / "run", devices=ONE
         )
 
@@ -231,7 +232,7 @@ def test_a_tower_of_another_model_is_refused_by_its_fields(flamingo, tmp_path, n
     with pytest.raises(
         ConfigError, match=r"another config\.model\.lm.*\n.*rotary_base: 500\.0 -> 10000\.0"
     ):
-        stage_lib.train(changed, tmp_path, devices=ONE)
+        run_lib.train(changed, tmp_path, devices=ONE)
 
 
 @pytest.mark.parametrize("mixing", ["accumulate", "round_robin", "merged"])
@@ -245,7 +246,7 @@ def test_batches_follow_the_mixing_from_any_position(flamingo, mixing):
     def from_step(start):
         positions = positions_at(mixing, names, start)
         with contextlib.closing(
-            stage_lib.batches(config, mixture, mesh, positions, start, local_shards=1)
+            batches(config, mixture, mesh, positions, start, local_shards=1)
         ) as stream:
             return list(itertools.islice(stream, 4 - start))
 
@@ -264,9 +265,9 @@ def test_batches_follow_the_mixing_from_any_position(flamingo, mixing):
 def test_the_step_of_the_real_flamingo_holds_towers_in_bfloat16_and_masters_in_float32(flamingo):
     """Paper, B.1.2; by the types of the step as it is handed to the compiler."""
     config = dataclasses.replace(flamingo, precision=Policy("bfloat16")).resolved(small.VOCABULARY)
-    prepared = stage_lib.prepare(config, make_mesh(config.mesh, ONE))
+    run = run_lib.compile(config, make_mesh(config.mesh, ONE))
     batch = small.batch(rows=2, length=6, images=1, seed=0)
-    lowered = prepared.step.lower(prepared.plan.abstract, {"pages": batch}, jax.random.key(0))
+    lowered = run.step.lower(run.layout.abstract, {"pages": batch}, jax.random.key(0))
     state = lowered.in_avals[0][0]
     assert {leaf.dtype for leaf in jax.tree.leaves(state.frozen)} == {jnp.dtype("bfloat16")}
     assert {leaf.dtype for leaf in jax.tree.leaves(state.trainable)} == {jnp.dtype("float32")}
@@ -285,20 +286,14 @@ def test_the_step_of_the_real_flamingo_holds_towers_in_bfloat16_and_masters_in_f
     assert not [types for types in operands if "bf16>" in types and "xf32>" in types]
 
 
-def test_corrupt_records_are_told_in_one_line_when_there_are_more():
-    class Counted(Mixture):
-        rejected = {}
-
-        def __init__(self):
-            pass
-
-    mixture, told = Counted(), []
+def test_corrupt_records_are_reported_in_one_line_when_there_are_more():
+    rejected, lines = {}, []
     state = TrainState(step=jnp.zeros((), jnp.int32), trainable={}, opt_state=(), frozen={})
-    hook = stage_lib._tell_rejected(mixture, told.append)
+    hook = report_rejected(lambda: rejected, lines.append)
     hook(Moment(10, state))
-    mixture.rejected = {"pairs": {"not_an_image": 1, "broken_text": 12}}
+    rejected = {"pairs": {"not_an_image": 1, "broken_text": 12}}
     hook(Moment(20, state))
     hook(Moment(30, state))
-    assert told == [
+    assert lines == [
         "Corrupt records, skipped up to step 20: pairs: broken_text 12, not_an_image 1."
     ]

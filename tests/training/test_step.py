@@ -12,7 +12,8 @@ import pytest
 
 from flamingo_jax.core.trees import TableError, flatten
 from flamingo_jax.training.datasets_per_step import accumulate
-from flamingo_jax.training.state import decay_factors, split
+from flamingo_jax.training.objective import WeightRule
+from flamingo_jax.training.state import abstract_weights, split, traits
 from tests.training import fake
 
 
@@ -81,7 +82,7 @@ def test_frozen_weights_never_change_and_have_no_buffers(run):
 
 def test_compiled_step_takes_frozen_weights_in_bfloat16_and_masters_in_float32():
     run = fake.Run(compute="bfloat16")
-    lowered = run.step.lower(run.plan.abstract, next(fake.batches(0)), KEY)
+    lowered = run.step.lower(run.layout.abstract, next(fake.batches(0)), KEY)
     state, _ = lowered.in_avals[0][0], None
     assert flatten(state.frozen)["fake/tower"].dtype == jnp.bfloat16
     assert all(leaf.dtype == jnp.float32 for leaf in flatten(state.trainable).values())
@@ -135,14 +136,13 @@ def test_randomness_depends_on_seed_and_step_alone():
 def test_tables_match_each_weight_exactly_once(run):
     params = run.init().params()
     with pytest.raises(TableError, match="fake/tower"):
-        split(fake.make_objective(frozen=((r".*/(head|bias)", False),)), params)
+        split(fake.make_objective(table=(WeightRule(r".*/(head|bias)"),)), params)
+    twice = (fake.TOWER, fake.HEAD, WeightRule(r".*/(head|bias)", decay=0.0))
     with pytest.raises(TableError, match=r"fake/head.*2 rows"):
-        decay_factors(
-            fake.make_objective(decay=((r".*/head", 1.0), (r".*", 0.0))), run.init().trainable
-        )
-    assert decay_factors(fake.make_objective(), run.init().trainable) == {
-        "fake": {"bias": 0.0, "head": 1.0}
-    }
+        abstract_weights(fake.make_objective(table=twice))
+    objective = fake.make_objective()
+    known = traits(objective, abstract_weights(objective))
+    assert known.decay == {"fake/bias": 0.0, "fake/head": 1.0}
 
 
 def test_eight_devices_hold_shards_and_agree_with_one(run):

@@ -1,0 +1,124 @@
+"""How a run begins or goes on: what is checked first, and the state it starts from."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Collection
+from typing import Any, NamedTuple
+
+import jax
+
+from flamingo_jax.checkpoint.store import MAY_DIFFER, Store
+from flamingo_jax.core import config as config_lib
+from flamingo_jax.core import paths
+from flamingo_jax.tokenizers.base import Tokenizer
+from flamingo_jax.tokenizers.load import load_tokenizer
+from flamingo_jax.training import towers
+from flamingo_jax.training.batches import positions_at
+from flamingo_jax.training.config import TrainConfig
+from flamingo_jax.training.state import StateLayout, TrainState
+
+# Fields that do not change what is computed, in addition to the store's: what is measured, and how
+# the loader works.
+_MAY_DIFFER = (
+    *MAY_DIFFER,
+    r"(until|evaluate)(\..*)?",
+    r"data\.(num_threads|prefetch|max_corrupt)",
+    r"data\.datasets\.[^.]+\.pool",
+)
+
+
+def tokenizer_of(config: TrainConfig) -> Tokenizer:
+    """Returns the run's tokenizer; only the flamingo stage has rows for new tokens."""
+    new_tokens = config.model.new_tokens if config.stage == "flamingo" else ()
+    return load_tokenizer(config.data.tokenizer, new_tokens)
+
+
+def check(config: TrainConfig, tokenizer: Tokenizer, probes: Collection[str]) -> None:
+    """Checks what the config says of the tokenizer and of probes.
+
+    The model and the tokenizer both count the ids of new tokens from V.
+
+    Raises:
+        ConfigError: if the vocabulary does not fit, or if the probe of `config.until` is unknown.
+    """
+    lm, pieces = config.model.lm, tokenizer.vocab_size
+    if lm and (pieces != lm.vocab_size if tokenizer.new_tokens else pieces > lm.vocab_size):
+        raise config_lib.ConfigError(
+            f"config.model.lm.vocab_size is {lm.vocab_size}, and the tokenizer "
+            f"{config.data.tokenizer} has {pieces} pieces. Give the tokenizer of the language "
+            "model's export: where a table has more rows than pieces, the prompt.json beside it "
+            "says so."
+        )
+    if config.until and config.until.probe not in probes:
+        raise config_lib.ConfigError(
+            f"config.until.probe is {config.until.probe!r}; expected one of {sorted(probes)}."
+        )
+
+
+def record_of(config: TrainConfig) -> dict[str, Any]:
+    """Returns what checkpoints store of the config: all fields, and where frozen towers are from.
+
+    Raises:
+        CheckpointError: if a tower's export is missing, or is of another kind.
+        ConfigError: if a tower is not given, or was made with another model config or tokenizer.
+    """
+    return {**config_lib.to_dict(config), "frozen": towers.frozen_records(config)}
+
+
+def open_store(config: TrainConfig, record: dict[str, Any], workdir: paths.Path) -> Store:
+    """Opens the run's checkpoints.
+
+    Raises:
+        CheckpointError: if the newest checkpoint was made with another config.
+    """
+    return Store(
+        workdir, record, keep=config.hooks.keep, may_differ=_MAY_DIFFER, completed=_completed
+    )
+
+
+def _completed(record: dict[str, Any]) -> dict[str, Any]:
+    """Adds the fields that came after a record was written, at their defaults.
+
+    The defaults change nothing of what an older version computed.
+    """
+    frozen = {"frozen": record["frozen"]}
+    fields = {name: record[name] for name in record if name not in frozen}
+    try:
+        config = config_lib.from_dict(TrainConfig, fields)
+    except config_lib.ConfigError:  # it has fields that are gone: the store reports them
+        return record
+    return config_lib.to_dict(config) | frozen
+
+
+class Start(NamedTuple):
+    """Where a run starts from.
+
+    Attributes:
+      state: after the updates done so far.
+      positions: next batch of each dataset.
+    """
+
+    state: TrainState
+    positions: dict[str, int]
+
+
+def init(config: TrainConfig, layout: StateLayout, rng: jax.Array) -> Start:
+    """Makes the state at step 0: random weights, and those of `config.initial` and of towers."""
+    frozen = _frozen(config, layout)
+    state = layout.init_trained(rng)
+    trainable = towers.start(config, state.trainable)
+    state = dataclasses.replace(state, trainable=trainable, frozen=frozen)
+    return Start(state, positions_at(config, 0))
+
+
+def restore(config: TrainConfig, layout: StateLayout, store: Store) -> Start:
+    """Reads the newest checkpoint; frozen towers come from their exports again."""
+    frozen = _frozen(config, layout)
+    saved, positions = store.restore(None, layout.abstract.saved())
+    return Start(TrainState(**saved, frozen=frozen), positions)
+
+
+def _frozen(config: TrainConfig, layout: StateLayout) -> Any:
+    stored = layout.stored_frozen
+    return layout.compute_form(towers.load(config, stored)) if stored else {}
