@@ -11,13 +11,14 @@ import hashlib
 import math
 import re
 from collections.abc import Mapping
-from typing import Any, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 import numpy as np
 
+T = TypeVar("T")
+Tree: TypeAlias = Mapping[str, Mapping[str, T]]
 Params = Mapping[str, Mapping[str, Any]]
 Table = tuple[tuple[str, Any], ...]
-T = TypeVar("T")
 
 
 class TableError(ValueError):

@@ -13,6 +13,7 @@ import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from flamingo_jax.core.notation import Array
 from flamingo_jax.data.rejected import describe_reasons
 from flamingo_jax.training.logs import Log
 from flamingo_jax.training.state import TrainState
@@ -28,7 +29,7 @@ class Moment:
     """
 
     step: int
-    state: TrainState
+    state: TrainState[Array]
     is_last: bool = False
 
 

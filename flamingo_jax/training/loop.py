@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import jax
 
+from flamingo_jax.core.notation import Array
 from flamingo_jax.training.callbacks import Hook, Moment, Stop
 from flamingo_jax.training.logs import Log, Meter
 from flamingo_jax.training.state import TrainState
@@ -26,14 +27,14 @@ class Ended(NamedTuple):
       stopped: True if `stop` ended the loop.
     """
 
-    state: TrainState
+    state: TrainState[Array]
     step: int
     stopped: bool
 
 
 def run(
     step: Step,
-    state: TrainState,
+    state: TrainState[Array],
     batches: Iterator[Mapping[str, Any]],
     rng: jax.Array,
     *,

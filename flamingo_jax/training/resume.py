@@ -11,6 +11,7 @@ import jax
 from flamingo_jax.checkpoint.store import MAY_DIFFER, Store
 from flamingo_jax.core import config as config_lib
 from flamingo_jax.core import paths
+from flamingo_jax.core.notation import Array
 from flamingo_jax.tokenizers.base import Tokenizer
 from flamingo_jax.tokenizers.load import load_tokenizer
 from flamingo_jax.training import towers
@@ -99,7 +100,7 @@ class Start(NamedTuple):
       positions: next batch of each dataset.
     """
 
-    state: TrainState
+    state: TrainState[Array]
     positions: dict[str, int]
 
 

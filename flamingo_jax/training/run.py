@@ -18,6 +18,7 @@ from flamingo_jax.checkpoint.arrays import CheckpointError
 from flamingo_jax.checkpoint.store import Store, steps
 from flamingo_jax.core import config as config_lib
 from flamingo_jax.core import paths, trees
+from flamingo_jax.core.notation import Array
 from flamingo_jax.data.mixture import Mixture
 from flamingo_jax.data.rejected import BrokenDataset
 from flamingo_jax.models import api, encoders
@@ -81,7 +82,7 @@ def train(
     evaluation: Measurer | None = None,
     devices: Sequence[jax.Device] | None = None,
     report: Report = lambda line: None,
-) -> state_lib.TrainState:
+) -> state_lib.TrainState[Array]:
     """Trains a stage, from its newest checkpoint if there is one, and exports the model.
 
     Args:
@@ -237,7 +238,7 @@ def build_objective(config: TrainConfig, num_shards: int) -> Objective:
     )
 
 
-def _describe(run: Run, state: state_lib.TrainState, mixture: Mixture, start: int) -> str:
+def _describe(run: Run, state: state_lib.TrainState[Array], mixture: Mixture, start: int) -> str:
     config = run.config
     trained, frozen = trees.count(state.trainable), trees.count(state.frozen)
     sizes = ", ".join(f"{name} {size:,}" for name, size in mixture.sizes.items())

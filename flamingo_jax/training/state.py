@@ -14,17 +14,17 @@ from __future__ import annotations
 import dataclasses
 import warnings
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any, Generic, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding
 
 from flamingo_jax.core import params as params_lib
 from flamingo_jax.core import trees
 from flamingo_jax.core.precision import Policy
-from flamingo_jax.core.trees import Params
+from flamingo_jax.core.trees import Params, T, Tree
 from flamingo_jax.sharding import compile as compile_lib
 from flamingo_jax.sharding import zero as zero_lib
 from flamingo_jax.sharding.mesh import replicated
@@ -34,8 +34,11 @@ from flamingo_jax.training.optimizer import Traits
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class TrainState:
+class TrainState(Generic[T]):
     """Everything an update reads and writes.
+
+    TrainState[jax.Array] are its values, TrainState[jax.ShapeDtypeStruct] its shapes,
+    TrainState[NamedSharding] its shardings.
 
     Attributes:
       step: int32 scalar, the updates done.
@@ -44,12 +47,12 @@ class TrainState:
       opt_state: optax state, sharded like the trainable weights.
     """
 
-    step: Any
-    trainable: Any
-    frozen: Any
-    opt_state: Any
+    step: T
+    trainable: Tree[T]
+    frozen: Tree[T]
+    opt_state: optax.OptState
 
-    def params(self) -> dict[str, dict[str, Any]]:
+    def params(self) -> dict[str, dict[str, T]]:
         """Returns all weights as one tree, frozen ones in the compute form."""
         return trees.merge(self.trainable, self.frozen)
 
@@ -70,8 +73,8 @@ class AbstractWeights(NamedTuple):
       axes: {path: logical axes} of both.
     """
 
-    trainable: Params
-    frozen: Params
+    trainable: Tree[jax.ShapeDtypeStruct]
+    frozen: Tree[jax.ShapeDtypeStruct]
     axes: Mapping[str, params_lib.Axes]
 
 
@@ -99,15 +102,15 @@ class StateLayout:
       init_frozen: init_frozen(rng) -> random frozen weights, where there is no export to load.
     """
 
-    abstract: TrainState
-    shardings: TrainState
-    gathered: Any
-    stored_frozen: Any
-    compute_form: Callable[[Any], Any]
-    init_trained: Callable[[jax.Array], TrainState]
-    init_frozen: Callable[[jax.Array], Any]
+    abstract: TrainState[jax.ShapeDtypeStruct]
+    shardings: TrainState[NamedSharding]
+    gathered: Tree[NamedSharding]
+    stored_frozen: Tree[jax.ShapeDtypeStruct]
+    compute_form: Callable[[Tree[jax.Array]], Tree[jax.Array]]
+    init_trained: Callable[[jax.Array], TrainState[jax.Array]]
+    init_frozen: Callable[[jax.Array], Tree[jax.Array]]
 
-    def init(self, rng: jax.Array) -> TrainState:
+    def init(self, rng: jax.Array) -> TrainState[jax.Array]:
         """Returns the whole state at step 0, all weights random, frozen ones too."""
         return dataclasses.replace(self.init_trained(rng), frozen=self.init_frozen(rng))
 
@@ -165,7 +168,7 @@ def lay_out(
     """
     model, axes = objective.model, weights.axes
 
-    def init_trained(rng: jax.Array) -> TrainState:
+    def init_trained(rng: jax.Array) -> TrainState[jax.Array]:
         params = split(objective, model.init(rng)).trainable  # the compiler drops the others
         return TrainState(jnp.zeros((), jnp.int32), params, {}, optimizer.init(params))
 

@@ -24,6 +24,7 @@ import optax
 
 from flamingo_jax.core import trees
 from flamingo_jax.core.axes import with_layout
+from flamingo_jax.core.notation import Array
 from flamingo_jax.core.precision import Policy
 from flamingo_jax.sharding.compile import compiler_options
 from flamingo_jax.sharding.layout import Layout
@@ -33,11 +34,13 @@ from flamingo_jax.training.objective import Metrics, Objective
 from flamingo_jax.training.state import StateLayout, TrainState
 
 Gather = Callable[[trees.Params], trees.Params]
-Step = Callable[[TrainState, Mapping[str, Any], jax.Array], tuple[TrainState, Metrics]]
+Step = Callable[
+    [TrainState[Array], Mapping[str, Any], jax.Array], tuple[TrainState[Array], Metrics]
+]
 
 
 def update(
-    state: TrainState,
+    state: TrainState[Array],
     batches: Mapping[str, Any],
     rng: jax.Array,
     *,
@@ -47,7 +50,7 @@ def update(
     weights: Mapping[str, float],
     policy: Policy,
     gather: Gather = lambda params: params,
-) -> tuple[TrainState, Metrics]:
+) -> tuple[TrainState[Array], Metrics]:
     """Does one update; pure.
 
     Args:
@@ -105,8 +108,8 @@ def make_step(state: StateLayout, layout: Layout, **parts: Any) -> Step:
         return jax.lax.with_sharding_constraint(part, state.gathered)
 
     def step(
-        before: TrainState, batches: Mapping[str, Any], rng: jax.Array
-    ) -> tuple[TrainState, Metrics]:
+        before: TrainState[Array], batches: Mapping[str, Any], rng: jax.Array
+    ) -> tuple[TrainState[Array], Metrics]:
         with with_layout(layout):
             return update(before, batches, rng, **parts, gather=gather)
 
