@@ -123,7 +123,7 @@ class Mixture:
         """Number of records of each dataset."""
         return {name: len(dataset.examples) for name, dataset in self._datasets.items()}
 
-    def batch(self, name: str, t: int) -> Batch:
+    def batch(self, name: str, t: int) -> Batch[np.ndarray]:
         """Returns this process's rows of batch `t` of dataset `name`, in numpy arrays."""
         return self._datasets[name].batch(t)
 
@@ -138,7 +138,7 @@ class Mixture:
         """
         return self._datasets[name].record(position)
 
-    def iterate(self, positions: Mapping[str, int]) -> Iterator[dict[str, Batch]]:
+    def iterate(self, positions: Mapping[str, int]) -> Iterator[dict[str, Batch[np.ndarray]]]:
         """Yields a batch of each dataset that has a position, starting there, without end.
 
         Threads read ahead.
@@ -148,7 +148,7 @@ class Mixture:
         """
         start = dict(positions)
 
-        def read(step: int) -> dict[str, Batch]:
+        def read(step: int) -> dict[str, Batch[np.ndarray]]:
             return {name: self.batch(name, t + step) for name, t in start.items()}
 
         options = grain.ReadOptions(
@@ -188,7 +188,7 @@ class _Dataset:
         self._key = (reader.seed, stream)
         self._order = grain.MapDataset.range(len(source)).seed(stream).shuffle().repeat()
 
-    def batch(self, t: int) -> Batch:
+    def batch(self, t: int) -> Batch[np.ndarray]:
         first = t * self._config.batch_size + self._first_row
         positions = range(first, first + self._num_rows)
         if self._config.kind == "text":

@@ -211,7 +211,7 @@ class RowMaker:
         stream: tuple[int, int],
         first: int,
         where: str,
-    ) -> Batch:
+    ) -> Batch[np.ndarray]:
         """Puts rows into a batch.
 
         Pads them, and puts their visual inputs into the pools of their data shards, in order.

@@ -10,10 +10,12 @@ and a video follow section 2.4 and appendix A.3 of the paper, which does not pub
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Generic
 
 import jax.tree_util
 import numpy as np
+
+from flamingo_jax.core.trees import T
 
 
 class CorruptRecord(ValueError):
@@ -231,7 +233,7 @@ def _parts(example: Mapping[str, Any]) -> tuple[str | bytes, ...]:
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class Batch:
+class Batch(Generic[T]):
     """B sequences and the pool of the M visual inputs that they attend.
 
     A batch is a pytree: numpy arrays on the host, jax arrays on the devices. `media_index` is the
@@ -260,14 +262,19 @@ class Batch:
             None in prompts, which are never augmented.
     """
 
-    tokens: Any
-    segment: Any
-    loss_weights: Any
-    media_index: Any
-    media_slot: Any
-    frames: Any
-    frame_mask: Any
-    media_key: Any = None
+    tokens: T
+    segment: T
+    loss_weights: T
+    media_index: T
+    media_slot: T
+    frames: T
+    frame_mask: T
+    media_key: T | None = None
+
+    @classmethod
+    def of_text(cls, tokens: T, segment: T) -> "Batch[T]":
+        """Returns packed text for a language model, without loss weights: other fields are None."""
+        return cls(tokens, segment, *[None] * 5)  # type: ignore[arg-type]
 
 
 _DTYPES = {
@@ -292,7 +299,7 @@ _SHAPES = {
 }
 
 
-def check(batch: Batch, *, num_shards: int = 1, where: str = "batch") -> None:
+def check(batch: Batch[np.ndarray], *, num_shards: int = 1, where: str = "batch") -> None:
     """Checks that a batch on the host is consistent, as the attributes of Batch say.
 
     Args:
@@ -362,7 +369,7 @@ def _first(bad: np.ndarray) -> tuple[int, int] | None:
     return int(row), int(column)
 
 
-def _check_shapes(batch: Batch, where: str) -> None:
+def _check_shapes(batch: Batch[np.ndarray], where: str) -> None:
     letters: dict[str, int] = {"2": 2, "3": 3}
     for name, letter_list in _SHAPES.items():
         array, names = getattr(batch, name), letter_list[1:-1].split(", ")

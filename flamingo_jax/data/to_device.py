@@ -13,7 +13,7 @@ from flamingo_jax.data.schema import Batch
 DATA_AXES = ("replica", "data")
 
 
-def to_device(batch: Batch, mesh: Mesh | None = None) -> Batch:
+def to_device(batch: Batch[np.ndarray], mesh: Mesh | None = None) -> Batch[jax.Array]:
     """Moves a batch to the devices.
 
     Args:

@@ -45,7 +45,7 @@ def lm_lookup(run: Run, tokenizer: Tokenizer) -> Measure:
 
     @functools.partial(jax.jit, out_shardings=replicated(run.mesh))  # whole in every process
     def losses(weights: Any, tokens: jax.Array, segment: jax.Array) -> jax.Array:
-        return model.token_losses(weights, Batch(tokens, segment, *[None] * 5))
+        return model.token_losses(weights, Batch.of_text(tokens, segment))
 
     def measure(params: Any) -> dict[str, float]:
         weights = run.config.precision.cast(params)

@@ -34,7 +34,7 @@ class Module(Protocol):
 
     def token_losses(
         self,
-        batch: Batch,
+        batch: Batch[Array],
         *,
         dtype: DTypeLike = jnp.float32,
         num_shards: int = 1,
@@ -90,7 +90,7 @@ def _transform(module: Callable[[], Module]) -> hk.MultiTransformed:
         own = module()
 
         # Haiku has an `rng` of its own
-        def token_losses(batch: Batch, key: Array | None, **options: Any) -> Array:
+        def token_losses(batch: Batch[Array], key: Array | None, **options: Any) -> Array:
             return own.token_losses(batch, rng=key, **options)
 
         return own.token_losses, _Functions(token_losses, own.encode, own.features, own.extend)
@@ -112,7 +112,7 @@ class Model:
         module: Callable[[frozen.Config], Module],
         form: frozen.Form[frozen.Config],
         *,
-        example: Callable[[], Batch],
+        example: Callable[[], Batch[Array]],
         cache: CacheShape,
         sees_images: bool,
         trains_vision: bool = False,
@@ -147,7 +147,7 @@ class Model:
         return self._form.change(params)
 
     def token_losses(
-        self, params: Params, batch: Batch, *, num_shards: int = 1, rng: Array | None = None
+        self, params: Params, batch: Batch[Array], *, num_shards: int = 1, rng: Array | None = None
     ) -> Float32[Array, "B T"]:
         """Returns -log p(tokens[:, l+1] | before), unweighted, T = L - 1.
 
@@ -250,7 +250,7 @@ def flamingo(
         xattn.head_dim or lm.width // heads,
     )
 
-    def example() -> Batch:
+    def example() -> Batch[Array]:
         ids, size = jnp.zeros((1, 2), jnp.int32), vision.example_size(config.vision)
         return Batch(
             tokens=ids,
@@ -275,9 +275,9 @@ def flamingo(
 def language_model(config: LMConfig) -> Model:
     """Returns the language model alone; its weights are named "lm/..."."""
 
-    def example() -> Batch:
+    def example() -> Batch[Array]:
         ids = jnp.zeros((1, 2), jnp.int32)
-        return Batch(ids, ids + 1, *[None] * 5)
+        return Batch.of_text(ids, ids + 1)
 
     return Model(
         LM,

@@ -110,7 +110,7 @@ class LM(hk.Module):
     @hk.name_like("__call__")
     def token_losses(
         self,
-        batch: Batch,
+        batch: Batch[Array],
         *,
         dtype: DTypeLike = jnp.float32,
         num_shards: int = 1,

@@ -158,8 +158,10 @@ def inference(config: TrainConfig, mesh: Mesh, name: str, prompts: Prompts) -> P
     return Program(lowered, needed, parameters(objective.model.init), tuple(assumptions))
 
 
-def abstract_batch(config: DataConfig, dataset: DatasetConfig, num_shards: int) -> Batch:
-    """Returns the shapes of a dataset's batch, over all devices, as `data.rows.RowMaker.collate` makes it."""
+def abstract_batch(
+    config: DataConfig, dataset: DatasetConfig, num_shards: int
+) -> Batch[jax.ShapeDtypeStruct]:
+    """Returns the shapes of a dataset's batch over all devices (`data.rows.RowMaker.collate`)."""
     rows, length, images = dataset.batch_size, dataset.length, dataset.num_visuals
     per_shard = rows // num_shards * images if dataset.pool is None or not images else dataset.pool
     pool, frames, size = num_shards * per_shard, dataset.num_frames, config.image_size
@@ -218,7 +220,7 @@ def _filled(
     )
 
 
-def _merge(batches: list[Batch]) -> Batch:
+def _merge(batches: list[Batch[jax.ShapeDtypeStruct]]) -> Batch[jax.ShapeDtypeStruct]:
     """The batch that holds the rows of all datasets, each axis but the first as long as the longest."""
 
     def join(*leaves: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:

@@ -7,6 +7,7 @@ from collections.abc import Generator, Mapping
 
 from jax.sharding import Mesh
 
+from flamingo_jax.core.notation import Array
 from flamingo_jax.data.mixture import Mixture
 from flamingo_jax.data.schema import Batch
 from flamingo_jax.data.to_device import to_device
@@ -32,7 +33,7 @@ def batches(
     start: int,
     *,
     local_shards: int,
-) -> Generator[dict[str, Batch], None, None]:
+) -> Generator[dict[str, Batch[Array]], None, None]:
     """Yields {dataset: batch} for update `start`, `start` + 1, ... on the devices, without end.
 
     Args:

@@ -85,7 +85,9 @@ def report_rejected(
         nonlocal reported
         if (now := rejected()) != reported:
             reported = now
-            counts = "; ".join(f"{name}: {describe_reasons(reasons)}" for name, reasons in now.items())
+            counts = "; ".join(
+                f"{name}: {describe_reasons(reasons)}" for name, reasons in now.items()
+            )
             report(f"Corrupt records, skipped up to step {moment.step}: {counts}.")
 
     return hook

@@ -116,7 +116,9 @@ def positions_at(mixing: Mixing, names: Sequence[str], step: int) -> dict[str, i
     return dict.fromkeys(ordered, step)
 
 
-def merge(batches: Mapping[str, Batch], weights: Mapping[str, float], num_shards: int = 1) -> Batch:
+def merge(
+    batches: Mapping[str, Batch[np.ndarray]], weights: Mapping[str, float], num_shards: int = 1
+) -> Batch[np.ndarray]:
     """Puts the rows of all datasets in one batch.
 
     A token's loss weight is multiplied by its dataset's lambda_m.

@@ -206,12 +206,12 @@ def contrastive(
     """
     config = model.config
 
-    def embed(params: Params, rows: tuple[Batch, Array]) -> tuple[Array, Array, Array]:
+    def embed(params: Params, rows: tuple[Batch[Array], Array]) -> tuple[Array, Array, Array]:
         batch, keys = _augmented(rows[0], augmentation), rows[1]
         v, t, beta = model.embed(params, batch.frames, batch.tokens, batch.segment, rng=keys)
         return v, t, jnp.broadcast_to(beta, len(v))
 
-    def loss(params: Params, batch: Batch, rng: Array) -> tuple[Array, Metrics]:
+    def loss(params: Params, batch: Batch[Array], rng: Array) -> tuple[Array, Metrics]:
         if len(batch.frames) != len(batch.tokens):
             raise ValueError(
                 f"The contrastive batch has {len(batch.tokens)} texts and a pool of "
@@ -234,7 +234,7 @@ def contrastive(
 def _next_token_loss(
     model: Model, num_shards: int, augmentation: AugmentConfig = NO_AUGMENTATION
 ) -> Callable[..., tuple[Array, Metrics]]:
-    def loss(params: Params, batch: Batch, rng: Array) -> tuple[Array, Metrics]:
+    def loss(params: Params, batch: Batch[Array], rng: Array) -> tuple[Array, Metrics]:
         weights = batch.loss_weights[:, 1:]  # weights[:, l] is of the target tokens[:, l + 1]
         nll = model.token_losses(
             params, _augmented(batch, augmentation), num_shards=num_shards, rng=rng
@@ -244,7 +244,7 @@ def _next_token_loss(
     return loss
 
 
-def _augmented(batch: Batch, augmentation: AugmentConfig) -> Batch:
+def _augmented(batch: Batch[Array], augmentation: AugmentConfig) -> Batch[Array]:
     with jax.named_scope("augment"):
         return dataclasses.replace(
             batch, frames=augment(batch.frames, batch.media_key, augmentation)

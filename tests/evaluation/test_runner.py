@@ -165,7 +165,7 @@ def test_look_up_as_a_task_equals_the_probe(tmp_path_factory):
     assert {each.shots for each in (*rows, *answers)} == {3}
     fns, params = tiny.parts(lm.tokenizer.vocab_size, "language_model")
     losses = jax.jit(
-        lambda tokens, segment: fns.token_losses(params, Batch(tokens, segment, *[None] * 5))
+        lambda tokens, segment: fns.token_losses(params, Batch.of_text(tokens, segment))
     )
     probe = lookup_probe(losses, lm.tokenizer, 3, n=8, seed=2)
     found = {row.metric: row.value for row in rows}

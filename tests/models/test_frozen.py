@@ -35,7 +35,7 @@ TINY_WORLD = dataclasses.replace(
 RNG = np.random.default_rng(0)
 TOKENS = jnp.asarray(RNG.integers(0, V, (B, L)), jnp.int32)
 SEGMENT = jnp.asarray([[1, 1, 1, 2, 2, 2, 2, 0], [1] * L], jnp.int32)
-TEXT = Batch(TOKENS, SEGMENT, *[None] * 5)
+TEXT = Batch.of_text(TOKENS, SEGMENT)
 POSITIONS = jnp.broadcast_to(jnp.arange(L, dtype=jnp.int32)[None], (B, L))
 
 

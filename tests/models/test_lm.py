@@ -47,7 +47,7 @@ def model(name):
     noise = lambda leaf: leaf + 0.1 * jax.random.normal(jax.random.key(2), leaf.shape)
     params = jax.tree.map(noise, params)  # no bias stays 0, no kernel the identity
     losses = jax.jit(
-        lambda p, tokens, segment: functions.token_losses(p, Batch(tokens, segment, *[None] * 5))
+        lambda p, tokens, segment: functions.token_losses(p, Batch.of_text(tokens, segment))
     )
     return functions, params, losses, jax.jit(functions.extend)
 
@@ -163,9 +163,7 @@ def test_a_sliding_window_hides_what_lies_further_back():
     functions = api.language_model(config)
     params = functions.init(jax.random.key(0))
     losses = jax.jit(
-        lambda tokens: functions.token_losses(
-            params, Batch(tokens, jnp.ones_like(tokens), *[None] * 5)
-        )
+        lambda tokens: functions.token_losses(params, Batch.of_text(tokens, jnp.ones_like(tokens)))
     )
     before, after = losses(TOKENS), losses(TOKENS.at[:, 2].set((TOKENS[:, 2] + 1) % V))
     changed = np.asarray(before != after)

@@ -72,9 +72,9 @@ def config(place):
 
 @pytest.fixture(scope="module")
 def done(config, tmp_path_factory):
-    """(workdir, last state, lines told) of a finished run; not to be changed."""
-    workdir, told = tmp_path_factory.mktemp("run"), []
-    return workdir, run_lib.train(config, workdir, devices=ONE, tell=told.append), told
+    """(workdir, last state, reported lines) of a finished run; not to be changed."""
+    workdir, lines = tmp_path_factory.mktemp("run"), []
+    return workdir, run_lib.train(config, workdir, devices=ONE, report=lines.append), lines
 
 
 def changed(config, **fields):
@@ -108,7 +108,7 @@ def test_trained_weights_begin_where_the_other_run_ended_and_move_by_their_own_r
         assert RATE / 2 < moved < 2 * STEPS * RATE, name
 
 
-def test_both_rates_are_in_the_log_and_the_beginning_in_what_is_told(done, place):
+def test_both_rates_are_in_the_log_and_the_beginning_in_what_is_reported(done, place):
     rows = logs.read(done[0] / "metrics.jsonl")
     np.testing.assert_allclose([row["learning_rate"] for row in rows], RATE, rtol=1e-6)
     np.testing.assert_allclose(
