@@ -1,10 +1,10 @@
-"""What happens between updates, as functions.
+"""Callbacks: functions that the training loop calls after each update.
 
-The loop calls each after each update and knows nothing of what they do.
+The loop does not know what they do.
 
-hook(Moment(step, state, is_last))      save, evaluate, ...: wrapped in `every(n, ...)`
-stop(Moment) -> bool                    the look-up probe, which ends the language_model stage when it is good enough
-log(step, numbers)                      metrics.jsonl, TensorBoard, progress bar: see metrics.py
+    hook(Moment(step, state, is_last))   saves, evaluates, ...; wrapped in `every(n, ...)`
+    stop(Moment) -> bool                 ends the language_model stage when its probe is good enough
+    log(step, numbers)                   metrics.jsonl, TensorBoard, progress bar (`training.logs`)
 """
 
 from __future__ import annotations
@@ -21,11 +21,13 @@ from flamingo_jax.training.state import TrainState
 
 @dataclasses.dataclass(frozen=True)
 class Moment:
-    """A point between two updates: `step` updates are done, `state` is what they made; `is_last`.
+    """A point between two updates.
 
-    None follows.
-
-    The buffers of `state` are given to the next update: a hook that keeps anything copies it.
+    Attributes:
+      step: the updates done.
+      state: after these updates. The next update reuses its buffers, so a hook must copy whatever
+          it keeps.
+      is_last: True if no update follows.
     """
 
     step: int
@@ -39,11 +41,17 @@ Measure = Callable[[Any], Mapping[str, float]]  # weights -> numbers
 
 
 class ProbeNotReached(RuntimeError):
-    """The stage has used all its steps and its probe is still not below the bound."""
+    """All steps of the stage are done, and its probe is still not below the bound."""
 
 
 def every(steps: int, hook: Hook, *, at_end: bool) -> Hook:
-    """Calls `hook` after each `steps` updates (0: never), and after the last one if `at_end`."""
+    """Returns a hook that calls `hook` after every `steps` updates.
+
+    Args:
+        steps: number of updates between two calls; 0 is never.
+        hook: the hook to call.
+        at_end: True to call it after the last update too.
+    """
 
     def scheduled(moment: Moment) -> None:
         if (steps and moment.step % steps == 0) or (at_end and moment.is_last):
@@ -53,7 +61,12 @@ def every(steps: int, hook: Hook, *, at_end: bool) -> Hook:
 
 
 def save(store: Any, positions: Callable[[int], dict[str, int]]) -> Hook:
-    """Hands the state and the data positions to a checkpoint store; it writes in the background."""
+    """Returns a hook that saves a checkpoint, in the background.
+
+    Args:
+        store: a `checkpoint.store.Store`.
+        positions: positions(step) -> {dataset: batches used by the first `step` updates}.
+    """
 
     def hook(moment: Moment) -> None:
         store.save(moment.step, moment.state.saved(), positions(moment.step))
@@ -62,7 +75,7 @@ def save(store: Any, positions: Callable[[int], dict[str, int]]) -> Hook:
 
 
 def measure(function: Measure, log: Log) -> Hook:
-    """Logs what `function` measures of the weights: the few-shot tasks, for one."""
+    """Returns a hook that logs what `function` measures of the weights, such as few-shot tasks."""
 
     def hook(moment: Moment) -> None:
         log(moment.step, dict(function(moment.state.params())))
@@ -94,7 +107,15 @@ def report_rejected(
 
 
 def below(function: Measure, log: Log, *, metric: str, bound: float, steps: int) -> Stop:
-    """Returns a test, made after each `steps` updates, of whether `function`'s `metric` has come below `bound`."""
+    """Returns a stop that ends the loop when a metric is below a bound.
+
+    Args:
+        function: measures the weights.
+        log: receives all numbers that are measured, as "until/NAME".
+        metric: the number that is compared.
+        bound: its bound.
+        steps: updates between two measurements.
+    """
 
     def stop(moment: Moment) -> bool:
         if moment.step == 0 or not (moment.step % steps == 0 or moment.is_last):

@@ -1,10 +1,10 @@
-"""Numbers of a run: gathered on the devices, fetched now and then, written where people look.
+"""Logs: the numbers of a run, from the devices to metrics.jsonl, TensorBoard and a progress bar.
 
-    step --> metrics on the device --Meter--> means of the last `log_every` updates --> metrics.jsonl, TensorBoard, progress bar
+    step --> metrics on the devices --Meter--> means over the last `log_every` updates --> logs
 
 WORKDIR/metrics.jsonl has one JSON object per report: {"step": 200, "loss": 1.25, "pages/loss": 1.2,
-"gates/attention": [0.01, ...], ...}. "step" is the number of updates done; a mean belongs to the
-updates since the report before.
+"gates/attention": [0.01, ...], ...}. "step" is the number of updates done. A mean is over the
+updates since the previous report.
 """
 
 from __future__ import annotations
@@ -26,54 +26,47 @@ from flamingo_jax.core import paths
 Numbers = dict[str, Any]  # float, or a list of floats with one entry per layer
 Log = Callable[[int, Numbers], None]
 
-RUN_AHEAD = 2  # updates; more would only pile up batches on the device
+RUN_AHEAD = 2  # updates that may be queued; more would only fill the device with batches
 
 
 class NonFiniteError(FloatingPointError):
-    """A loss or a gradient is infinite or not a number; the state since then was not saved."""
+    """A loss or a gradient is infinite or not a number; no state after it was saved."""
 
 
 class Meter:
-    """Collects the metrics of updates without waiting for them, and reports their means."""
+    """Collects the metrics of updates without waiting for them, and reports their means.
+
+    Its clock starts when it is made.
+    """
 
     def __init__(self) -> None:
-        """Starts the clock."""
         self._pending: list[tuple[int, Mapping[str, jax.Array]]] = []
         self._since = time.perf_counter()
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
-        """Leaves what happens inside (compilation, a probe, saving) out of the time per update."""
+        """Stops the clock inside the context: for compilation, a probe, saving."""
         begin = time.perf_counter()
         yield
         self._since += time.perf_counter() - begin
 
     def add(self, step: int, metrics: Mapping[str, jax.Array]) -> None:
-        """Notes the metrics of the update that made `step` updates done.
+        """Adds the metrics of an update, after which `step` updates are done.
 
-        Waits for the one before the last only.
+        Waits only until at most RUN_AHEAD updates are still running.
         """
         self._pending.append((step, metrics))
         if len(self._pending) > RUN_AHEAD:
             jax.block_until_ready(self._pending[-1 - RUN_AHEAD][1])
 
     def report(self) -> Numbers:
-        """Fetches what was collected and returns the means, with "step_seconds".
+        """Fetches what was collected; returns the means, and "step_seconds", the time per update.
 
         Raises:
-            NonFiniteError: naming the first update, and its datasets, with a loss or gradient that
-                is not finite.
+            NonFiniteError: if a loss or gradient is not finite; names the first such update and its
+                datasets.
         """
-        rows = [
-            (
-                step,
-                {
-                    name: np.asarray(value, np.float64)
-                    for name, value in jax.device_get(metrics).items()
-                },
-            )
-            for step, metrics in self._pending
-        ]
+        rows = [(step, _fetch(metrics)) for step, metrics in self._pending]
         seconds = (time.perf_counter() - self._since) / max(len(rows), 1)
         for step, row in rows:
             _check_finite(step, row)
@@ -86,16 +79,19 @@ class Meter:
         return {**means, "step_seconds": round(seconds, 6)}
 
 
+def _fetch(metrics: Mapping[str, jax.Array]) -> dict[str, np.ndarray]:
+    return {name: np.asarray(value, np.float64) for name, value in jax.device_get(metrics).items()}
+
+
 def _check_finite(step: int, row: Mapping[str, np.ndarray]) -> None:
     bad = [name for name in row if name.endswith("/loss") and not np.isfinite(row[name]).all()]
     if not bad and np.isfinite(row["loss"]).all() and np.isfinite(row["gradient_norm"]).all():
         return
     values = ", ".join(f"{name} = {row[name]}" for name in sorted({*bad, "loss", "gradient_norm"}))
-    where = (
-        f"dataset {', '.join(name.removesuffix('/loss') for name in bad)}"
-        if bad
-        else "the gradient of " + ", ".join(_datasets(row))
-    )
+    if bad:
+        where = "dataset " + ", ".join(name.removesuffix("/loss") for name in bad)
+    else:
+        where = "the gradient of " + ", ".join(_datasets(row))
     raise NonFiniteError(
         f"Not finite at step {step}, {where}: {values}; expected finite numbers. Nothing of this "
         f"step or later was saved. Look at batch {step - 1} of that dataset, or lower "
@@ -108,27 +104,28 @@ def _datasets(row: Mapping[str, Any]) -> list[str]:
 
 
 def jsonl_log(path: paths.Path, restored_step: int) -> Log:
-    """Returns a log that keeps `path` up to date, one line per report.
+    """Returns a log that writes one line per report to `path`; first drops lines after a step.
 
-    Lines beyond `restored_step` are dropped first.
+    The file is small and is rewritten whole each time, so that a killed run leaves no broken line,
+    and `path` may be on gs://.
 
-    The file is small (one line per report) and is rewritten whole, so that it is never cut off and
-    may lie on gs://.
+    Args:
+        path: the file.
+        restored_step: lines of later steps are dropped.
     """
     lines = [line for line in read_lines(path) if json.loads(line)["step"] <= restored_step]
     paths.write_atomically(path, "".join(line + "\n" for line in lines))
 
     def log(step: int, numbers: Numbers) -> None:
-        lines.append(
-            json.dumps({"step": step, **{name: _plain(value) for name, value in numbers.items()}})
-        )
+        plain = {name: _plain(value) for name, value in numbers.items()}
+        lines.append(json.dumps({"step": step, **plain}))
         paths.write_atomically(path, "".join(line + "\n" for line in lines))
 
     return log
 
 
 def read_lines(path: paths.Path) -> list[str]:
-    """Returns the lines of a metrics.jsonl; none if there is no such file."""
+    """Returns the lines of a metrics.jsonl; [] if there is no such file."""
     return path.read_text().splitlines() if path.exists() else []
 
 
@@ -147,9 +144,8 @@ def tensorboard_log(directory: paths.Path, restored_step: int) -> Iterator[Log]:
     def log(step: int, numbers: Numbers) -> None:
         for name, value in numbers.items():
             for i, number in enumerate(np.ravel(value)):
-                writer.add_scalar(
-                    name if np.ndim(value) == 0 else f"{name}/{i}", float(number), step
-                )
+                curve = name if np.ndim(value) == 0 else f"{name}/{i}"
+                writer.add_scalar(curve, float(number), step)
         writer.flush()
 
     with contextlib.closing(writer):
@@ -170,20 +166,15 @@ def progress_log(steps: int, restored_step: int, title: str) -> Iterator[Log]:
 
     def log(step: int, numbers: Numbers) -> None:
         if "loss" in numbers:
-            # By the step time alone: tqdm's own estimate would count compilation and probes in.
-            left = bar.format_interval((steps - step) * numbers["step_seconds"])
-            bar.set_postfix_str(
-                f"loss {numbers['loss']:.4f}, {1e3 * numbers['step_seconds']:.0f} ms/step, ETA "
-                f"{left}",
-                refresh=False,
-            )
+            # From the time per update alone: tqdm's own estimate includes compilation and probes.
+            seconds = numbers["step_seconds"]
+            left = bar.format_interval((steps - step) * seconds)
+            shown = f"loss {numbers['loss']:.4f}, {1e3 * seconds:.0f} ms/step, ETA {left}"
+            bar.set_postfix_str(shown, refresh=False)
         else:
-            bar.write(
-                f"{title} step {step}: "
-                + ", ".join(
-                    f"{name} {value:.4g}" for name, value in numbers.items() if np.ndim(value) == 0
-                )
-            )
+            scalars = {name: value for name, value in numbers.items() if np.ndim(value) == 0}
+            shown = ", ".join(f"{name} {value:.4g}" for name, value in scalars.items())
+            bar.write(f"{title} step {step}: {shown}")
         bar.update(step - bar.n)
 
     with contextlib.closing(bar):
@@ -228,7 +219,7 @@ def all_logs(
 
 
 def _plain(value: Any) -> Any:
-    """Returns a number as JSON can hold it: no NaN, which JSON lacks."""
+    """Returns a number for JSON, which has no NaN: None in its place."""
     if isinstance(value, (list, tuple, np.ndarray)):
         return [_plain(v) for v in value]
     return float(value) if math.isfinite(value) else None

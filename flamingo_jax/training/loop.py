@@ -1,6 +1,6 @@
-"""The training loop: batches in, updates, reports and hooks out.
+"""The training loop: updates, reports and hooks.
 
-It knows no model, no dataset and no file.
+It knows no model, no dataset and no file: these are functions that it gets.
 """
 
 from __future__ import annotations
@@ -45,23 +45,23 @@ def run(
     hooks: Sequence[Hook] = (),
     stop: Stop | None = None,
 ) -> Ended:
-    """Updates the state until `steps` updates are done, or `stop` says so.
+    """Updates the state until `steps` updates are done, or until `stop` returns True.
 
     Args:
-        step: one update; it gives up the state it gets.
+        step: one update; it reuses the buffers of the state it gets.
         state: after `start` updates.
         batches: {dataset: batch} for update start, start + 1, ...; on the devices.
         rng: key of the run.
         start: updates done before.
-        steps: updates to be done in all.
+        steps: updates in all.
         log_every: updates between two reports; nothing is fetched from the devices in between.
         log: receives each report.
         hooks: called after each update, after its report.
-        stop: asked before the first update and after each.
+        stop: called before the first update and after each.
 
     Raises:
-        NonFiniteError: if a loss or gradient is not finite; raised before any hook sees a state
-            that it touched.
+        NonFiniteError: if a loss or gradient is not finite; raised before any hook gets a state
+            that depends on it.
     """
     stopped = bool(stop and stop(Moment(start, state, is_last=start >= steps)))
     done, meter = start, Meter()

@@ -1,16 +1,17 @@
-"""One update.
+"""One update: cast, gather, accumulate over the datasets, clip, AdamW (paper, 2.4 and B.1.2).
 
-Cast and gather once, accumulate over the datasets, one clip, one AdamW (paper, section 2.4 and
-B.1.2).
+    trainable, float32, a part --cast--> compute dtype --gather--> whole --+
+    frozen, compute dtype -------------------------------------------------+
+                                                                           |
+                                                                           v
+    a part of the gradient <--reduce-scatter-- gradient <-- loss_m(batch_m)
+      |
+      +-- * lambda_m --sum over datasets in float32--> clip --> AdamW --> trainable, float32, a part
 
-    trainable f32 (a part) --cast--> compute dtype --gather--> whole --+
-    frozen (compute dtype) --------------------------------------------+--> loss_m(batch_m) --> gradient --reduce-scatter--> a part
-    a part of each gradient * lambda_m --sum f32--> clip --> AdamW --> trainable f32 (a part)
-
-A part is what ZeRO-1 leaves to one position on the mesh's data axis (`sharding.zero`); without
-ZeRO-1 it is the whole. The gradient is taken by the trainable weights alone, so that no gradient of
-a frozen weight is ever formed. This is the step that trains, the step that is planned ahead of time
-and the step that the tests run on eight devices.
+A part is what ZeRO-1 keeps on one position of the mesh's data axis (`sharding.zero`); without
+ZeRO-1 it is the whole. Gradients are taken with respect to the trainable weights alone, so no
+gradient of a frozen weight is ever formed. The same step trains, is planned ahead of time, and is
+run by the tests on eight devices.
 """
 
 from __future__ import annotations
@@ -51,22 +52,23 @@ def update(
     policy: Policy,
     gather: Gather = lambda params: params,
 ) -> tuple[TrainState[Array], Metrics]:
-    """Does one update; pure.
+    """Does one update: a pure function.
 
     Args:
         state: before the update.
         batches: {dataset: batch}.
         rng: key of the run; the key of this update is fold_in(rng, state.step).
         objective: what is minimised.
-        optimizer: from the gradient sum to the updates.
+        optimizer: turns the sum of the gradients into updates.
         schedules: the learning rates by their names in the log (`optimizer.make_schedules`).
         weights: {dataset: lambda_m}.
         policy: the compute dtype.
-        gather: makes the cast weights whole, before the first dataset.
+        gather: makes the cast weights whole, once, before the first dataset.
 
     Returns:
-        (state after, metrics): "loss", "<dataset>/loss", "gradient_norm" (before the clip), the
-        learning rates, the objective's gauges; all of them belong to the weights before the update.
+        (state after, metrics). The metrics are "loss", "<dataset>/loss", "gradient_norm" (before
+        the clip), the learning rates and the objective's gauges. All are measured with the weights
+        before the update.
     """
 
     def loss(trainable: trees.Params, batch: Any, key: jax.Array) -> tuple[jax.Array, Metrics]:
@@ -92,18 +94,18 @@ def update(
 def make_step(state: StateLayout, layout: Layout, **parts: Any) -> Step:
     """Compiles `update` onto the mesh.
 
-    The state that goes in is given up (its buffers become the new state's).
+    The step reuses the buffers of the state it gets for the new state.
 
     Args:
-        state: where its arrays are.
-        layout: of activations and gradients; batches arrive split over (replica, data) of its mesh,
-            metrics leave replicated.
-        **parts: the keyword arguments of `update`, but `gather`.
+        state: where the state's arrays are.
+        layout: of activations and gradients. Batches must be split over (replica, data) of its
+            mesh; metrics are replicated.
+        **parts: the keyword arguments of `update` except `gather`.
     """
     mesh = layout.mesh
 
     def gather(params: trees.Params) -> trees.Params:
-        # cast first: half the bytes
+        # `update` casts before it gathers: half the bytes
         part = jax.lax.with_sharding_constraint(params, state.shardings.trainable)
         return jax.lax.with_sharding_constraint(part, state.gathered)
 

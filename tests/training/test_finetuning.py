@@ -241,7 +241,7 @@ def refused(monkeypatch, tmp_path):
     The run is refused before it compiles anything.
     """
     monkeypatch.setattr(
-        stage_lib, "make_step", lambda *args, **kwargs: pytest.fail("a step was made")
+        run_lib, "make_step", lambda *args, **kwargs: pytest.fail("a step was made")
     )
 
     def run(config, message, error=ConfigError):
