@@ -1,9 +1,7 @@
-"""Compilation onto the mesh.
+"""Compilation onto the mesh: shardings of weights, compiler options, the compilation cache.
 
-Abstract arrays that know their sharding, checks, ahead-of-time lowering, the compilation cache.
-
-The step that trains is the step that is planned and tested: all of them come through `lower`, which
-needs shapes only.
+Shapes with shardings are enough to compile, so the step that trains is also the step that is
+planned ahead of time and tested.
 """
 
 from __future__ import annotations
@@ -18,10 +16,9 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from flamingo_jax.core import axes as axes_lib
 from flamingo_jax.core import paths, trees
 
-# Reduce-scatters as they are, not as loops of permutes around the products before them: a model
-# group that spans several axes
-# of the torus reduces over all of them at once, a loop goes around one ring, and its additions cost
-# what the overlap gains.
+# Keeps reduce-scatters as they are, instead of loops of permutes around the matrix products before
+# them. Where a model group spans several axes of the torus, a reduce-scatter uses all of them at
+# once; a loop uses one ring, and its additions cost as much as the overlap saves.
 _TPU_OPTIONS: dict[str, Any] = {"xla_tpu_enable_windowed_einsum_for_reduce_scatter": "false"}
 
 
@@ -32,11 +29,11 @@ def shardings_of(
 
     Args:
         abstract: tree of arrays or jax.ShapeDtypeStruct.
-        axes: {path: logical axes}, from `core.params.axes_of`; it may hold other paths too.
+        axes: {path: logical axes}, from `core.params.axes_of`; it may have other paths too.
         mesh: the device mesh.
 
     Raises:
-        ValueError: if a mesh axis does not divide a dimension that the layout puts on it.
+        ValueError: if a mesh axis does not divide a dimension that is split over it.
     """
     shardings = {}
     for path, leaf in trees.flatten(abstract).items():
@@ -47,18 +44,18 @@ def shardings_of(
 def weight_spec(
     path: str, shape: tuple[int, ...], axes: tuple[str | None, ...], mesh: Mesh
 ) -> PartitionSpec:
-    """Returns where a weight's dimensions go.
+    """Returns the mesh axis of each dimension of a weight.
 
-    Key/value heads that are fewer than the chips of a model group are replicated.
+    Key/value heads are replicated if there are fewer of them than chips of a model group.
 
     Args:
         path: of the weight, for the message.
         shape: of the weight.
-        axes: its logical axes.
+        axes: logical axes of the weight.
         mesh: the device mesh.
 
     Raises:
-        ValueError: if a mesh axis does not divide a dimension that the layout puts on it.
+        ValueError: if a mesh axis does not divide a dimension that is split over it.
     """
     entries: list[axes_lib.MeshAxes] = []
     for size, word, entry in zip(shape, axes, axes_lib.spec(axes), strict=True):
@@ -77,7 +74,7 @@ def weight_spec(
 
 
 def with_shardings(abstract: Any, shardings: Any) -> Any:
-    """Returns the tree of jax.ShapeDtypeStruct with these shardings."""
+    """Returns a tree of jax.ShapeDtypeStruct with shapes of one tree and shardings of another."""
     return jax.tree.map(
         lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
         abstract,
@@ -86,9 +83,9 @@ def with_shardings(abstract: Any, shardings: Any) -> Any:
 
 
 def jit_once(function: Callable[..., Any], out_shardings: Any, mesh: Mesh) -> Callable[..., Any]:
-    """Returns the function compiled for a single call, such as an init.
+    """Jits a function that is called once, such as an init.
 
-    On a CPU it is not worth optimising (3 times as fast to compile).
+    On a CPU the compiler's optimisation is off, which makes compilation 3 times as fast.
     """
     on_cpu = mesh.devices.flat[0].platform == "cpu"
     return jax.jit(
@@ -99,15 +96,15 @@ def jit_once(function: Callable[..., Any], out_shardings: Any, mesh: Mesh) -> Ca
 
 
 def compiler_options(mesh: Mesh) -> dict[str, Any] | None:
-    """Returns the options with which a training step is compiled for the mesh's platform.
+    """Returns the compiler options of a training step on the mesh's platform.
 
-    None is the compiler's own.
+    None uses the compiler's defaults.
     """
     return dict(_TPU_OPTIONS) if mesh.devices.flat[0].platform == "tpu" else None
 
 
 def use_compilation_cache(directory: str) -> None:
-    """Keeps compiled programs in `directory`, so that a rerun skips compilation.
+    """Stores compiled programs in `directory`, so that a rerun skips compilation.
 
     The environment variable JAX_COMPILATION_CACHE_DIR does the same.
     """

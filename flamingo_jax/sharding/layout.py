@@ -1,14 +1,15 @@
-"""How one program lays out what its model names.
+"""Where the activations and gradients of a program are on the mesh.
 
-Activations by logical axis, gradients as ZeRO-1 keeps them.
+Activations are split by logical axis, gradients as ZeRO-1 splits the optimizer's state.
 
-    residual stream   [rows: replica x data x model, L, D]         between blocks (sequence parallelism; by length where rows are few)
+    residual stream   [rows: replica x data x model, L, D]    between blocks (sequence parallelism;
+                                                              by length where rows are few)
     inside a block    [batch: replica x data, L, heads or mlp: model]
-    images            [replica x data x model, ...]                no chip encodes an image twice
+    images            [replica x data x model, ...]           no chip encodes an image twice
 
-Both parts have to be said. With the residual stream alone split over all chips, the compiler's
+The first two must both be given. If only the residual stream is split over all chips, the compiled
 backward pass gathers whole weights instead of activations; tests/distributed/test_compiled_step.py
-looks for that.
+checks this.
 """
 
 from __future__ import annotations
@@ -33,9 +34,8 @@ class Layout:
 
     Attributes:
         mesh: the device mesh.
-        zero: whether gradients are reduce-scattered over data, to where ZeRO-1 keeps the
-            optimizer's state.
-        sequence_parallel: whether the residual stream is split over model between blocks.
+        zero: True to reduce-scatter gradients over data, as ZeRO-1 splits the optimizer's state.
+        sequence_parallel: True to split the residual stream over model between blocks.
     """
 
     mesh: Mesh
@@ -45,8 +45,8 @@ class Layout:
     def activation(self, x: jax.Array, axes: tuple[str | None, ...]) -> jax.Array:
         """Returns x with the sharding of its logical axes.
 
-        A mesh axis that does not divide its dimension, or that an earlier dimension has, is left
-        out.
+        A mesh axis is left out if it does not divide the dimension, or if an earlier dimension is
+        split over it.
         """
         if self.mesh.size == 1:
             return x
@@ -61,7 +61,7 @@ class Layout:
         )
 
     def spreads(self, size: int, axis: str) -> bool:
-        """Returns whether a dimension of this size is split over all chips of the mesh."""
+        """Returns True if a dimension of this size is split over all chips of the mesh."""
         names = self._dividing(size, axis, self.mesh.shape)
         return math.prod(self.mesh.shape[name] for name in names) == self.mesh.size
 
@@ -79,22 +79,17 @@ class Layout:
         return tuple(name for name in names if name in free)
 
     def weight(self, w: jax.Array, axes: tuple[str | None, ...]) -> jax.Array:
-        """Returns w.
-
-        Its gradient is placed where ZeRO-1 wants it, block by block inside the backward scan.
-        """
+        """Returns w; its gradient is split as in ZeRO-1, block by block in the backward scan."""
         if self.mesh.size == 1 or not self.zero:
             return w
         part = zero.spec(axes, w.shape, self.mesh)
         w = _with_placed_gradient(w, NamedSharding(self.mesh, part))
         if "kernel" in axes or (self.mesh.shape["replica"] == 1 and self.mesh.shape["model"] > 1):
-            # A part on every chip of the mesh, or a part of a convolution's channels: to form it,
-            # the compiler would gather the
-            # activations of the whole batch. So the gradient is whole over data first, and then
-            # cut.
-            w = _with_placed_gradient(
-                w, NamedSharding(self.mesh, weight_spec("", w.shape, axes, self.mesh))
-            )
+            # Here each chip of the mesh has another part, or a part is some channels of a
+            # convolution. To form such a part directly, the compiler would gather the activations
+            # of the whole batch. So the gradient is first reduced to a whole over data, then cut.
+            whole = weight_spec("", w.shape, axes, self.mesh)
+            w = _with_placed_gradient(w, NamedSharding(self.mesh, whole))
         return w
 
 

@@ -1,10 +1,11 @@
 """The device mesh: always three axes, (replica, data, model) (paper, B.1.2).
 
     replica   whole copies of the model; only gradients cross it
-    data      the batch is split over replica x data; the optimizer state can be sharded over it (ZeRO-1)
-    model     Megatron's tensor parallelism: heads, mlp and vocabulary are split over it
+    data      the batch is split over replica x data, and the optimizer's state over data (ZeRO-1)
+    model     Megatron's tensor parallelism: splits heads, mlp and vocabulary
 
-The 80B run: 1536 chips = (3, 32, 16), since 8192 is not divisible by 96 and must be by 32.
+The 80B run has 1536 chips = (3, 32, 16). One data axis of 96 would not divide its width of 8192; 32
+does.
 """
 
 from __future__ import annotations
@@ -27,16 +28,16 @@ BATCH_AXES = ("replica", "data")
 
 @dataclasses.dataclass(frozen=True)
 class MeshConfig:
-    """How many devices each mesh axis has, and what is split over them.
+    """The number of devices of each mesh axis, and what is split over them.
 
     Attributes:
-        replica, data, model: devices; 1 is allowed everywhere, and -1, once, means "all that are
-        left".
-        model_chips: the block of the torus that holds a model group, such as (4, 4, 1), a plane, or
-            (1, 1, 16), a ring; chips along each axis of the torus. (): as
-            jax.experimental.mesh_utils chooses.
-        zero: whether gradients, moments and float32 weights are split over data (ZeRO-1).
-        sequence_parallel: whether the residual stream between blocks is split over model.
+        replica, data, model: devices along each mesh axis. One of them may be -1: all devices that
+            are left.
+        model_chips: the block of the torus that a model group occupies, as chips along each axis of
+            the torus, such as (4, 4, 1), a plane, or (1, 1, 16), a ring. () leaves the choice to
+            jax.experimental.mesh_utils.
+        zero: True to split gradients, moments and float32 weights over data (ZeRO-1).
+        sequence_parallel: True to split the residual stream between blocks over model.
     """
 
     replica: int = 1
@@ -60,7 +61,7 @@ class MeshConfig:
             )
 
     def layout(self, mesh: Mesh) -> Layout:
-        """Returns where activations and gradients go on this mesh."""
+        """Returns the layout of activations and gradients on a mesh."""
         return Layout(mesh, zero=self.zero, sequence_parallel=self.sequence_parallel)
 
     def sizes(self) -> dict[str, int]:
@@ -69,7 +70,7 @@ class MeshConfig:
 
 
 def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -> Mesh:
-    """Arranges the devices in a (replica, data, model) mesh, with neighbours on the model axis.
+    """Arranges devices in a (replica, data, model) mesh; the model axis connects neighbours.
 
     Args:
         config: the sizes of the axes.
@@ -99,12 +100,10 @@ def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -
 def _blocks(
     devices: Sequence[jax.Device], shape: tuple[int, ...], block: tuple[int, ...]
 ) -> np.ndarray:
-    """Cuts the torus into blocks of chips, one for each model group.
+    """Cuts the torus into blocks of chips, one block for each model group.
 
-    Blocks follow each other along the axes in turn.
-
-    The data axis gets the blocks that are nearest to each other: those along the later axes of the
-    torus, in whole rings where the numbers allow it.
+    Neighbouring blocks are neighbours on the data axis: those along the later axes of the torus,
+    in whole rings where the sizes allow it.
     """
     coords = np.array([device.coords for device in devices])
     low = coords.min(axis=0)
@@ -127,8 +126,8 @@ def _blocks(
     )
     axes = len(size)
     groups = cut.transpose([*range(0, 2 * axes, 2), *range(1, 2 * axes, 2)])
-    # The replica axis is cut from one axis of the torus, so that data keeps whole rings of the
-    # others.
+    # The replica axis takes a part of one axis of the torus, so that data has whole rings of the
+    # other axes.
     counts, replicas = groups.shape[:axes], shape[0]
     outer = next((i for i, n in enumerate(counts) if n % replicas == 0), None)
     if outer is not None:
@@ -141,11 +140,12 @@ def _blocks(
 
 
 def _ring(block: tuple[int, ...]) -> np.ndarray:
-    """Returns the chips of a block in an order in which each is a neighbour of the next, and the last of the first.
+    """Returns the chips of a block as a ring: each is a neighbour of the next, the last of the first.
 
-    Rows forwards and backwards in turn, but for their first column, which is the way back; the axes
-    after the first are walked as one. Where no such order is (a single axis, which closes as a ring
-    of the torus; odd sides) it is that of the coordinates.
+    The ring goes through the rows forwards and backwards in turn, without their first column, and
+    returns along the first column. All axes after the first form one row. If there is no such ring
+    (odd sides), or only one axis (which is a ring of the torus itself), the chips have the order of
+    their coordinates.
     """
     axes = sorted(
         (axis for axis, size in enumerate(block) if size > 1), key=lambda axis: block[axis] % 2
@@ -173,7 +173,7 @@ def _ring(block: tuple[int, ...]) -> np.ndarray:
 
 
 def num_batch_shards(mesh: Mesh) -> int:
-    """Returns over how many shards the batch is split."""
+    """Returns the number of parts that the batch is split into, over replica and data."""
     return math.prod(mesh.shape[name] for name in BATCH_AXES)
 
 
@@ -183,7 +183,7 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-    """Returns the sharding of what every device holds whole."""
+    """Returns the sharding of an array that every device has whole."""
     return NamedSharding(mesh, PartitionSpec())
 
 
@@ -202,7 +202,7 @@ def reader(mesh: Mesh) -> Reader:
     batch: they read the same rows.
 
     Raises:
-        ValueError: if this process's devices do not hold one even, contiguous part of the batch.
+        ValueError: if this process's devices do not have one even, contiguous part of the batch.
     """
     num_shards, own = num_batch_shards(mesh), set()
     by_shard = mesh.devices.reshape(num_shards, -1)

@@ -1,11 +1,13 @@
-"""ZeRO-1: the float32 weights and their moments are split over "data".
+"""ZeRO-1: the float32 weights and their moments are split over "data" (paper, B.1.2).
 
-Each chip updates its part (Rajbhandari et al. 2020; paper, B.1.2).
+Each chip updates its part (Rajbhandari et al. 2020).
 
-    gradient (bf16, whole)  --reduce-scatter-->  part  --clip, AdamW-->  part of float32 weights  --cast, all-gather--> bf16 weights, whole
+    gradient, bf16, whole --reduce-scatter--> part --clip, AdamW--> part of the float32 weights
+                                                                      |
+                          bf16 weights, whole <--cast, all-gather-----+
 
-Once per update bf16 weights are gathered, and once per dataset gradients are reduced: what an
-all-reduce costs, in two halves.
+bf16 weights are gathered once per update, gradients are reduced once per dataset: together the cost
+of an all-reduce.
 """
 
 from __future__ import annotations
@@ -19,18 +21,16 @@ from flamingo_jax.sharding.compile import weight_spec
 
 
 def spec(axes: tuple[str | None, ...], shape: tuple[int, ...], mesh: Mesh) -> PartitionSpec:
-    """Returns where the optimizer keeps a weight.
+    """Returns the mesh axes of a float32 weight's dimensions: as in the model, and over "data".
 
-    As the model has it, and split over "data" beside.
-
-    The largest dimension that "data" divides and that is not split already is split; never
-    "layers", so that the part of a layer is the same inside the scan over layers. A weight that is
-    not split over "model" is split over that too, along another dimension. A weight with no such
-    dimension (a gate) stays as it is: it is small.
+    "data" splits the largest dimension that it divides and that is not split yet. It never splits
+    "layers", so that the part of a layer is the same inside the scan over layers. If "model" does
+    not split the weight, it then splits another dimension in the same way. A weight without such a
+    dimension (a gate) is small, and is not split.
 
     Args:
-        axes: logical axes.
-        shape: of the weight; with or without a leading "layers".
+        axes: logical axes of the weight.
+        shape: of the weight, with or without a leading "layers".
         mesh: the device mesh.
     """
     entries = list(weight_spec("", shape, axes, mesh))
@@ -50,14 +50,8 @@ def spec(axes: tuple[str | None, ...], shape: tuple[int, ...], mesh: Mesh) -> Pa
 def shardings_of(
     abstract: trees.Params, axes: Mapping[str, tuple[str | None, ...]], mesh: Mesh
 ) -> dict[str, dict[str, NamedSharding]]:
-    """Returns the sharding of each master weight.
-
-    Arguments and errors as in `compile.shardings_of`.
-    """
-    flat = trees.flatten(abstract)
-    return trees.unflatten(
-        {
-            path: NamedSharding(mesh, spec(axes[path], leaf.shape, mesh))
-            for path, leaf in flat.items()
-        }
-    )
+    """Returns the sharding of each float32 weight; see `compile.shardings_of`."""
+    shardings = {}
+    for path, leaf in trees.flatten(abstract).items():
+        shardings[path] = NamedSharding(mesh, spec(axes[path], leaf.shape, mesh))
+    return trees.unflatten(shardings)

@@ -1,12 +1,14 @@
-"""One schema for every stage: what `--config=FILE` is turned into, once.
+"""One schema for every stage: `--config=FILE` is turned into a TrainConfig, once.
 
-TrainConfig
-stage, name, seed, steps
-model      vision | vit, text_encoder, contrastive, lm, resampler, xattn, new_tokens     the parts that the stage uses
-data       tokenizer, image_size, datasets {name: batch size, lambda, ...}
-initial, unfrozen                                                                        fine-tuning (paper, B.2.2)
-mixing     accumulate | round_robin | merged
-optimizer, precision, mesh, towers, hooks, until, evaluate
+    TrainConfig
+      stage, name, seed, steps
+      model      vision | vit, text_encoder, contrastive, lm, resampler, xattn, new_tokens
+      data       tokenizer, image_size, datasets {name: batch size, lambda, ...}
+      initial, unfrozen         fine-tuning (paper, B.2.2)
+      mixing     accumulate | round_robin | merged
+      optimizer, precision, mesh, towers, hooks, until, evaluate
+
+A stage uses some parts of the model; the others are None in its checkpoints.
 """
 
 from __future__ import annotations
@@ -26,12 +28,13 @@ Mixing = Literal["accumulate", "round_robin", "merged"]  # training.datasets_per
 
 @dataclasses.dataclass(frozen=True)
 class TowersConfig:
-    """Exports that the flamingo stage freezes: of a language_model run, and of a contrastive run.
+    """Exports that the flamingo stage takes its towers from.
 
-    Or towers of another Flamingo.
+    A tower that is trained (`unfrozen`) starts with the weights of its export.
 
-    None is that of `initial`, where that is given. A tower that is trained (`unfrozen`) begins as
-    it is in its export.
+    Attributes:
+      lm: export of a language_model run or of a Flamingo; None takes the tower of `initial`.
+      vision: export of a contrastive run, of a vision encoder or of a Flamingo; None likewise.
     """
 
     lm: str | None = None
@@ -43,12 +46,12 @@ class HooksConfig:
     """What happens between updates; counts are in updates, 0 is never.
 
     Attributes:
-      log_every: between two reports; numbers leave the devices only then.
-      save_every: between two checkpoints (the last state is always saved); a multiple of log_every,
-          so that a resumed run reports the same means.
-      keep: newest checkpoints kept.
-      tensorboard: whether events are written beside metrics.jsonl.
-      progress: whether a progress bar is drawn.
+      log_every: updates between two reports; numbers leave the devices only then.
+      save_every: updates between two checkpoints; the last state is always saved. A multiple of
+          log_every, so that a resumed run reports the same means.
+      keep: number of checkpoints to keep, the newest ones.
+      tensorboard: True to write TensorBoard events in addition to metrics.jsonl.
+      progress: True to draw a progress bar.
     """
 
     log_every: int = 50
@@ -71,10 +74,10 @@ class UntilConfig:
 
     Attributes:
       probe: name of a probe that the program knows ("lm_lookup").
-      metric: which of its numbers.
+      metric: the number that is compared.
       below: the bound.
-      every: updates between two probes; 0: none, and all steps are run.
-      required: whether running out of steps is an error, and nothing is exported.
+      every: updates between two probes; 0 runs all steps without a probe.
+      required: True if it is an error to reach `steps` first; then nothing is exported.
     """
 
     probe: str = "lm_lookup"
@@ -107,23 +110,26 @@ class EvaluateEvery:
 
 @dataclasses.dataclass(frozen=True)
 class TrainConfig:
-    """A run.
+    """A run of one stage.
 
     Attributes:
-      stage: which objective.
+      stage: decides the objective.
       steps: updates in all.
       model: the model's parts.
       data: datasets, with batch sizes and lambda_m (`weight`).
       name: shown in the log.
-      seed: of initialisation, data order and everything random.
-      initial: export of a run of the same stage, or the WORKDIR around it: the trained weights
-          begin as they are there. A run that goes on
-          from a checkpoint of its own does not read them again.
+      seed: of initialisation, data order and everything else that is random.
+      initial: export of a run of the same stage, or the WORKDIR that contains it. The trained
+          weights start with its values. A run that is resumed from its own checkpoint does not read
+          it again.
       unfrozen: towers that the flamingo stage trains: ("vision",) in fine-tuning (paper, B.2.2).
-      mixing: how datasets share an update; the paper accumulates the gradients of all in each
-          (2.4).
-      precision: compute dtype; weights that are trained stay float32.
-      mesh: devices per mesh axis.
+      mixing: how datasets share an update. The paper accumulates the gradients of all datasets in
+          each update (paper, 2.4).
+      precision: the compute dtype; trained weights stay float32.
+      mesh: devices of each mesh axis.
+      towers: exports of the frozen towers, in the flamingo stage.
+      hooks: reports, checkpoints and what is drawn.
+      until: ends the stage early; None runs all steps.
     """
 
     stage: Stage
@@ -183,16 +189,16 @@ class TrainConfig:
 
     @property
     def trains_vision(self) -> bool:
-        """Whether the vision encoder is among the trained weights."""
+        """True if the vision encoder is among the trained weights."""
         return self.stage == "contrastive" or "vision" in self.unfrozen
 
     def resolved(self, vocab_size: int) -> TrainConfig:
-        """Returns the config as it is run, and kept beside its checkpoints.
+        """Returns the config as it is run and stored with its checkpoints.
 
-        Nothing left open, nothing that the stage does not use.
+        All fields that follow from others are filled; parts that the stage does not use are None.
 
         Args:
-            vocab_size: the tokenizer's pieces.
+            vocab_size: number of the tokenizer's pieces.
         """
         optimizer = self.optimizer
         if optimizer.schedule != "constant" and optimizer.decay_steps is None:

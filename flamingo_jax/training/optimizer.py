@@ -1,14 +1,15 @@
-"""AdamW with one global clip, a warm-up and a decay table (paper, B.1.2 "Training/optimisation details").
+"""AdamW with one global clip, a warm-up and weight decay by group of weights.
 
-The paper: AdamW, global norm clipped to 1, weight decay 0.1 but 0 on the Perceiver Resampler,
-learning rate raised linearly
-from 0 to 1e-4 over 5,000 steps and then constant. It leaves the betas and epsilon open: optax's defaults stand here.
+    gradients --> clip --> Adam moments --> + decay * factor * weight --> * -learning_rate(step)
 
-    gradients --> clip --> Adam moments --> + decay * factor * weight --> * -learning_rate(step) --> updates
+The paper (paper, B.1.2 "Training/optimisation details"): AdamW; the global norm clipped to 1;
+weight decay 0.1, but 0 on the Perceiver Resampler; a learning rate that rises linearly from 0 to
+1e-4 over 5,000 steps and then stays constant. The paper does not state the betas and epsilon:
+optax's defaults are used.
 
-A vision encoder that is trained may have a clip and a learning rate of its own: in the contrastive
-stage (B.1.3: adaptive clipping of the NFNet, a global norm of 10 over BERT; Adam, which is AdamW
-with weight_decay 0), and in fine-tuning (B.2.2).
+A vision encoder that is trained can have its own clip and learning rate. In the contrastive stage
+the paper clips the NFNet adaptively and BERT by a global norm of 10, with Adam, which is AdamW with
+weight_decay 0 (paper, B.1.3). In fine-tuning the encoder is trained too (paper, B.2.2).
 """
 
 from __future__ import annotations
@@ -29,15 +30,14 @@ Group = Literal["vision", "rest"]
 
 @dataclasses.dataclass(frozen=True)
 class VisionOptimizerConfig:
-    """What is different for the weights of a vision encoder that is trained.
-
-    The fields' defaults are no difference.
+    """Settings for the weights of a vision encoder that is trained.
 
     Attributes:
-      learning_rate: its peak; the schedule is that of the others, scaled. None: the others' too.
-      agc: bound of each unit's gradient as a share of its weights (`training.agc`; 0.01 in the
-          paper's contrastive stage). The global clip is then over all other weights alone. None: it
-          takes part in the global clip.
+      learning_rate: peak of its learning rate; its schedule is the common one, scaled. None uses
+          the common learning rate.
+      agc: bound of each unit's gradient norm, relative to the norm of its weights (`training.agc`);
+          0.01 in the paper's contrastive stage. The global clip is then over all other weights.
+          None includes the encoder in the global clip.
     """
 
     learning_rate: float | None = None
@@ -51,24 +51,23 @@ class VisionOptimizerConfig:
 
 @dataclasses.dataclass(frozen=True)
 class OptimizerConfig:
-    """The optimizer of every stage.
-
-    AdamW as the paper has it (B.1.2), which leaves betas and epsilon open.
+    """AdamW, its schedule and its clip, for every stage (paper, B.1.2).
 
     Attributes:
       learning_rate: the peak, reached after the warm-up.
-      warmup_steps: updates of linear rise from 0.
+      warmup_steps: updates in which the learning rate rises linearly from 0.
       schedule: what follows the warm-up: "constant" (the paper), or "cosine", "linear" or
-          "exponential" (an equal factor in each update) down to `final_fraction` of the peak.
-      decay_steps: the update, counted from the start, at which the fall ends; None: the run's
-          `steps`.
+          "exponential" (the same factor in each update) down to `final_fraction` of the peak.
+      decay_steps: the update, counted from the start, at which the learning rate stops falling;
+          None is the run's `steps`.
       final_fraction: the learning rate after `decay_steps`, as a fraction of the peak.
       b1: decay of the first moment.
       b2: decay of the second moment.
       eps: added to the root of the second moment.
-      weight_decay: times the learning rate and the weight's factor in the objective's decay table.
-      clip_norm: bound of the global gradient norm; None: no clip.
-      vision: what is different for a trained vision encoder.
+      weight_decay: multiplied by the learning rate and by the weight's `decay` in the objective's
+          table.
+      clip_norm: bound of the global gradient norm; None does not clip.
+      vision: settings of a vision encoder that is trained.
     """
 
     learning_rate: float = 1e-4
@@ -106,18 +105,18 @@ class OptimizerConfig:
 
     def of_group(self, group: Group) -> OptimizerConfig:
         """Returns the config with the learning rate of a group of weights."""
-        own = self.vision.learning_rate if group == "vision" else None
-        return self if own is None else dataclasses.replace(self, learning_rate=own)
+        rate = self.vision.learning_rate if group == "vision" else None
+        return self if rate is None else dataclasses.replace(self, learning_rate=rate)
 
 
 @dataclasses.dataclass(frozen=True)
 class Traits:
-    """What the optimizer knows of each weight that it moves, by path.
+    """What the optimizer knows of each trainable weight, by path.
 
     Attributes:
-      decay: its share of `weight_decay`.
-      group: whose settings it has.
-      axes: its logical axes.
+      decay: the factor of `weight_decay`.
+      group: the group of settings that the weight has.
+      axes: the logical axes.
     """
 
     decay: Mapping[str, float]
@@ -130,7 +129,7 @@ def make_schedule(config: OptimizerConfig, steps: int) -> optax.Schedule:
 
     Args:
         config: the shape of the schedule.
-        steps: the length of the run, where the fall ends unless `decay_steps` says otherwise.
+        steps: updates of the run; the learning rate falls until then if `decay_steps` is None.
     """
     peak, final = config.learning_rate, config.learning_rate * config.final_fraction
     fall = max((config.decay_steps or steps) - config.warmup_steps, 1)
@@ -152,7 +151,7 @@ def make_schedule(config: OptimizerConfig, steps: int) -> optax.Schedule:
 def make_schedules(config: OptimizerConfig, steps: int) -> dict[str, optax.Schedule]:
     """Returns the schedules by their names in the log.
 
-    "learning_rate", and "learning_rate/vision" where that is another one.
+    These are "learning_rate" and, if the vision encoder has its own, "learning_rate/vision".
     """
     schedules = {"learning_rate": make_schedule(config, steps)}
     if config.vision.learning_rate is not None:
@@ -167,7 +166,7 @@ def make_optimizer(
 
     Args:
         config: its numbers.
-        schedule: learning_rate(number of updates done) of the group "rest".
+        schedule: learning_rate(updates done) of the group "rest".
         traits: of the trainable weights.
     """
     relative = {
@@ -189,14 +188,11 @@ def make_optimizer(
 
 
 def _clip(config: OptimizerConfig, traits: Traits) -> optax.GradientTransformation:
-    """One global norm.
-
-    With AGC over all but the vision encoder, whose units have their own bounds.
-    """
+    """Clips the global norm; with AGC the vision encoder's units are clipped one by one instead."""
     bound, agc = config.clip_norm, config.vision.agc
-    together = optax.identity() if bound is None else optax.clip_by_global_norm(bound)
+    clip_globally = optax.identity() if bound is None else optax.clip_by_global_norm(bound)
     if agc is None:
-        return together
+        return clip_globally
 
     def clip(updates: trees.Params, weights: trees.Params) -> Any:
         flat, masters = trees.flatten(updates), trees.flatten(weights)
@@ -206,7 +202,8 @@ def _clip(config: OptimizerConfig, traits: Traits) -> optax.GradientTransformati
             for path, gradient in flat.items()
             if traits.group[path] == "vision"
         }
-        return trees.unflatten(vision | together.update(rest, together.init(rest))[0])
+        clipped, _ = clip_globally.update(rest, clip_globally.init(rest))
+        return trees.unflatten(vision | clipped)
 
     return optax.stateless(clip)
 

@@ -1,21 +1,22 @@
-"""Where a run's weights come from.
+"""Where a run's weights come from: frozen towers, and the values that trained weights start with.
 
-The frozen towers of the flamingo stage, and what the trained weights begin with.
+    config         kind of export     weights there                   weights of the run
+    towers.lm      "language_model"   lm/...                          flamingo/lm/...
+    towers.vision  "contrastive"      contrastive/vision/...          flamingo/vision/...
+                   "vision"           vision/...                      flamingo/vision/...
+    either         "flamingo"         flamingo/lm/, flamingo/vision/  the same
+    initial        of the same stage  every trained weight            the same
 
-towers.lm      export "language_model"   lm/...                          --> flamingo/lm/...
-towers.vision  export "contrastive"      contrastive/vision/...          --> flamingo/vision/...     (its text side goes nowhere)
-               export "vision"           vision/...                      --> flamingo/vision/...
-either         export "flamingo"         flamingo/lm/, flamingo/vision/  --> the same place
-initial        export of the same stage  every trained weight            --> the same place; and a flamingo run's towers, if not given
-
-A tower that is trained begins as it is in its export, and is then the run's own.
+The text side of a contrastive export is not used. A flamingo run takes a tower from `initial` if
+`towers` does not name one. A tower that is trained starts with the weights of its export; from then
+on the run's checkpoints store it.
 """
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from flamingo_jax.checkpoint import export as export_lib
 from flamingo_jax.checkpoint import partial
@@ -26,7 +27,7 @@ from flamingo_jax.models.config import ModelConfig
 from flamingo_jax.tokenizers import base as tokenizer_lib
 from flamingo_jax.training.config import TrainConfig
 
-# fields that do not change what a tower computes
+# Fields that do not change what a tower computes.
 _FREE = ("remat", "vocab_multiple", "loop", "stochastic_depth")
 
 
@@ -34,7 +35,10 @@ _FREE = ("remat", "vocab_multiple", "loop", "stochastic_depth")
 class _Tower:
     """A tower.
 
-    The stage that makes it, its parts of the model config, and its place in each kind of export.
+    Attributes:
+      stage: the stage that trains it.
+      parts: its parts of the model config.
+      places: {kind of export: prefix of its weights there}.
     """
 
     stage: str
@@ -50,12 +54,24 @@ _TOWERS = {
         {"contrastive": "contrastive/vision", "vision": "vision", "flamingo": "flamingo/vision"},
     ),
 }
-# Of each stage: where the weights are that it always trains, and the parts of the model config that
-# say what they mean.
+
+
+class _Trained(NamedTuple):
+    """The weights that a stage always trains.
+
+    Attributes:
+      places: prefixes of the weights.
+      parts: parts of the model config that decide what the weights mean.
+    """
+
+    places: tuple[str, ...]
+    parts: tuple[str, ...]
+
+
 _TRAINED = {
-    "language_model": (("lm",), ("lm",)),
-    "contrastive": (("contrastive",), ("vision", "vit", "text_encoder")),
-    "flamingo": (
+    "language_model": _Trained(("lm",), ("lm",)),
+    "contrastive": _Trained(("contrastive",), ("vision", "vit", "text_encoder")),
+    "flamingo": _Trained(
         ("flamingo/resampler", "flamingo/media", "flamingo/xattn", "flamingo/new_tokens"),
         ("resampler", "xattn", "new_tokens"),
     ),
@@ -63,9 +79,9 @@ _TRAINED = {
 
 
 def frozen_records(config: TrainConfig) -> dict[str, dict[str, str]]:
-    """Returns what a run's config keeps of its frozen towers: path, hash and prefixes of each.
+    """Returns what checkpoints record of the frozen towers: path, hash and prefixes of each.
 
-    {} in a stage without towers.
+    It is {} in a stage without towers.
 
     Raises:
         CheckpointError: if a tower's export is missing, or is of another kind.
@@ -79,7 +95,11 @@ def frozen_records(config: TrainConfig) -> dict[str, dict[str, str]]:
 
 
 def load(config: TrainConfig, abstract: trees.Params) -> dict[str, dict[str, Any]]:
-    """Returns the frozen weights, from the towers' exports onto the shardings and in the dtypes of `abstract`.
+    """Reads the frozen weights from the towers' exports.
+
+    Args:
+        config: the run.
+        abstract: the frozen weights, with the dtypes and shardings that they get.
 
     Raises:
         CheckpointError: if a tower does not have exactly these weights.
@@ -89,7 +109,7 @@ def load(config: TrainConfig, abstract: trees.Params) -> dict[str, dict[str, Any
 
 
 def check_start(config: TrainConfig) -> None:
-    """Checks what `start` will read, but for the weights themselves.
+    """Checks all that `start` will read, except the weights themselves.
 
     Raises:
         CheckpointError: if an export is missing, or is of another kind.
@@ -104,18 +124,18 @@ def check_start(config: TrainConfig) -> None:
             f"config.initial: {directory} is the export of kind {card['kind']!r}; expected one of "
             f"a {config.stage} run."
         )
-    _check("initial", _TRAINED[config.stage][1], directory, card, config)
+    _check("initial", _TRAINED[config.stage].parts, directory, card, config)
     _check_tokenizer(directory, card, config)
 
 
 def start(config: TrainConfig, trainable: trees.Params) -> dict[str, dict[str, Any]]:
-    """Returns the trained weights that a new run begins with.
+    """Returns the trained weights that a new run starts with.
 
-    Those of `config.initial` and of trained towers, or as they are.
+    They are read from `config.initial` and from the exports of trained towers.
 
     Args:
         config: the run.
-        trainable: at birth, on their shardings; each that has no source stays.
+        trainable: new weights, on their shardings; weights that no export has stay as they are.
 
     Raises:
         CheckpointError: if an export does not have exactly these weights.
@@ -124,24 +144,21 @@ def start(config: TrainConfig, trainable: trees.Params) -> dict[str, dict[str, A
         f"flamingo/{name}": source for name, source in _sources(config, trained=True).items()
     }
     if config.initial is not None:
-        sources |= {place: (config.initial, place) for place in _TRAINED[config.stage][0]}
+        sources |= {place: (config.initial, place) for place in _TRAINED[config.stage].places}
     return _read(trainable, sources)
 
 
 def _sources(config: TrainConfig, *, trained: bool) -> dict[str, tuple[str, str]]:
-    """Returns {tower.
-
-    (export, place of its weights there)} of the towers that are trained, or of those that are
-    frozen, checked.
-    """
+    """Checks the trained or the frozen towers; returns {tower: (export, its prefix there)}."""
     if config.stage != "flamingo":
         return {}
     sources = {}
     for name, tower in _TOWERS.items():
         if (name in config.unfrozen) != trained:
             continue
-        own = getattr(config.towers, name)
-        path, field = (own, f"towers.{name}") if own is not None else (config.initial, "initial")
+        path, field = getattr(config.towers, name), f"towers.{name}"
+        if path is None:
+            path, field = config.initial, "initial"
         if path is None:
             raise config_lib.ConfigError(
                 f"config.towers.{name} is None; the flamingo stage needs the export of a "
@@ -171,18 +188,21 @@ def _card(field: str, path: str, stage: str) -> tuple[paths.Path, dict[str, Any]
 
 
 def _read(params: trees.Params, sources: partial.Sources) -> dict[str, dict[str, Any]]:
-    """Reads export by export: what the run does not take of one is named for that one alone."""
+    """Reads one export after the other, and tells each reader which weights it must skip."""
     loaded = {module: dict(weights) for module, weights in params.items()}
     for path in dict.fromkeys(path for path, _ in sources.values()):
-        own = {target: source for target, source in sources.items() if source[0] == path}
-        loaded = partial.load_towers(
-            loaded, own, skip=_others([place for _, place in own.values()])
-        )
+        of_export = {target: source for target, source in sources.items() if source[0] == path}
+        skip = _others([place for _, place in of_export.values()])
+        loaded = partial.load_towers(loaded, of_export, skip=skip)
     return loaded
 
 
 def _others(places: Sequence[str]) -> tuple[str, ...]:
-    """Returns the row that names all weights of an export beside those at `places`, "contrastive/vision" or a whole "lm"."""
+    """Returns a pattern for all weights of an export except those at `places`.
+
+    A place is a part, such as "contrastive/vision", or the whole export, such as "lm"; a whole
+    export has no others.
+    """
     root, _, part = places[0].partition("/")
     parts = "|".join(place.partition("/")[2] for place in places)
     return (rf"{root}/(?!(?:{parts})/).*",) if part else ()
@@ -195,7 +215,10 @@ def _check(
     card: Mapping[str, Any],
     config: TrainConfig,
 ) -> None:
-    """Weights of equal shapes may still mean another model (positions, activation, another vocabulary)."""
+    """Compares parts of the model config; equal shapes may hide another model.
+
+    Positions, the activation and the vocabulary may differ in weights of equal shapes.
+    """
     for part in parts:
         theirs, ours = _plain(card["config"], part), _plain(config_lib.to_dict(config.model), part)
         if changed := config_lib.differences(theirs, ours):
@@ -210,15 +233,15 @@ def _check(
 
 
 def _plain(model: Mapping[str, Any], part: str) -> dict[str, Any]:
-    """Returns the fields of a part of a model's config that decide what it computes.
+    """Returns the fields of a part of a model's config that decide what the part computes.
 
-    Those that it was made without have their defaults.
+    Fields that came after the export was written have their defaults.
     """
     if not isinstance(model.get(part), Mapping):
         return {part: model.get(part)}
     try:
         filled = config_lib.to_dict(config_lib.from_dict(ModelConfig, {part: model[part]}))[part]
-    except config_lib.ConfigError:  # of a version that has other fields: they will differ
+    except config_lib.ConfigError:  # it has fields that are gone: the caller reports them
         filled = model[part]
     return {field: value for field, value in filled.items() if field not in _FREE}
 
