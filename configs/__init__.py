@@ -1,1 +1,1 @@
-"""Experiments: each file is one, with its command and what to expect of it in the docstring."""
+"""Experiments: one file each, with its command and expected result in the docstring."""

@@ -1,23 +1,27 @@
-"""Fine-tuning on one benchmark.
+r"""Fine-tuning on one benchmark, at 480 pixels (paper, B.2.2).
 
-The language model frozen, the vision encoder trained too, at 480 pixels (paper, B.2.2).
+The language model is frozen; the vision encoder is trained too.
 
-    COMMAND  python -m data_pipelines.run --pipeline=pairs --format=table --input=vqav2_train.csv --output=/data/vqav2
-             python -m flamingo_jax.plan --config=configs/finetune.py:vqav2 --topology=v4:4x4x8
-             launch/tpu_pod.sh train --name=NAME --mount=BUCKET:/data -- --config=configs/finetune.py:vqav2,/data --workdir=gs://BUCKET/vqav2
-                 --config.initial=gs://BUCKET/80b/export
-    EXPECTED The plan of vqav2 (libtpu 0.0.42.1): 23.4 GiB per chip, 0.23 s per update. Scores: Tables 2 and 8 of the
-             paper, with its Flamingo-80B and the best point of the grid for each task: see TASKS
-             below.
+    COMMAND
+        python -m data_pipelines.run --pipeline=pairs --format=table \
+            --input=vqav2_train.csv --output=/data/vqav2
+        python -m flamingo_jax.plan --config=configs/finetune.py:vqav2 --topology=v4:4x4x8
+        launch/tpu_pod.sh train --name=NAME --mount=BUCKET:/data -- \
+            --config=configs/finetune.py:vqav2,/data --workdir=gs://BUCKET/vqav2 \
+            --config.initial=gs://BUCKET/80b/export
+    EXPECTED
+        The plan of vqav2 (libtpu 0.0.42.1): 23.4 GiB per chip, 0.23 s per update.
+        Scores: Tables 2 and 8 of the paper, with its Flamingo-80B and the best point of the grid
+        for each task: see TASKS below.
 
 The argument is TASK[,DIRECTORY[,SIZE]]: one of TASKS; the directory of the tokenizer and of the
-records, one directory for each task; and 80b (default), 9b or 3b. The records are pairs of an image
-or a video and its text, "Question: ... Answer: ..." or "Output: ...", as the few-shot prompts have
-it; the loss is over the whole text, as for all pairs. The paper fine-tunes in "the
+records, with one directory for each task; and 80b (default), 9b or 3b. Records are pairs of an
+image or video and its text, "Question: ... Answer: ..." or "Output: ...", in the form of the
+few-shot prompts. The loss is over the whole text, as for all pairs. The paper fine-tunes in "the
 single-image/video format".
 
-The paper searches a grid for each task on a part of its validation set: GRID. Numbers of updates
-are searched too, and not stated.
+The paper searches a grid for each task on a part of its validation set: GRID. It searches the
+number of updates too, without stating it.
 """
 
 from ml_collections import config_dict
@@ -26,7 +30,7 @@ from configs import flamingo_3b, flamingo_9b, flamingo_80b
 from flamingo_jax.core.config import editable
 from flamingo_jax.data.config import DatasetConfig
 
-# Task: tokens of a row, frames of its visual input, and the paper's result. The lengths are ours.
+# {task: (tokens of a row, frames of a visual input, the paper's result)}. We chose the lengths.
 TASKS = {
     "vqav2": (64, 1, "accuracy 82.0 test-dev, 82.1 test-std"),
     "coco": (64, 1, "CIDEr 138.1"),
@@ -36,12 +40,16 @@ TASKS = {
     "visdial": (512, 1, "NDCG 61.8 validation, 59.7 test-std"),  # a caption and ten rounds
     "youcook2": (64, 8, "CIDEr 118.6"),
     "textvqa": (64, 1, "accuracy 57.1 validation, 54.1 test-std"),
-    "hateful_memes": (128, 1, "ROC AUC 86.6 test seen"),  # with the words on the picture
+# {task: (tokens of a row, frames of its visual input, the paper's result)}; the lengths are ours.
+        128,
+        1,
+        "ROC AUC 86.6 test seen",
+    ),  # the text includes the words on the picture
 }
 SIZES = {"80b": flamingo_80b, "9b": flamingo_9b, "3b": flamingo_3b}
 
-# The paper gives the ends of the learning rates, that they fall "by factors of 10", the two batch
-# sizes, and augmentation on or off.
+# The paper states the lowest and the highest learning rate, that it falls "by factors of 10", the
+# two batch sizes, and augmentation on or off.
 GRID = {
     "optimizer.learning_rate": (3e-8, 1e-7, 3e-7, 1e-6, 3e-6, 1e-5),
     "optimizer.final_fraction": (0.1, 0.01),
@@ -57,7 +65,7 @@ def get_config(argument: str = "vqav2") -> config_dict.ConfigDict:
         argument: TASK, TASK,DIRECTORY or TASK,DIRECTORY,SIZE.
 
     Raises:
-        ValueError: for a task or a size that is not there.
+        ValueError: if there is no such task or size.
     """
     parts = argument.split(",")
     task, directory, size = (*parts, *("", "/data", "80b")[len(parts) :])[:3]
@@ -72,8 +80,8 @@ def get_config(argument: str = "vqav2") -> config_dict.ConfigDict:
     config.name = f"finetune_{task}_{size}"
     config.unfrozen = ("vision",)
     config.steps = 5_000
-    # Down by a factor of ten. Of the vision encoder no other rate is stated;
-    # --config.optimizer.vision.learning_rate gives it one.
+    # The rate falls by a factor of ten. The paper states no other rate for the vision encoder;
+    # --config.optimizer.vision.learning_rate sets one.
     config.optimizer.update(
         learning_rate=1e-6, warmup_steps=0, schedule="exponential", final_fraction=0.1
     )
@@ -83,5 +91,5 @@ def get_config(argument: str = "vqav2") -> config_dict.ConfigDict:
     )
     config.data.datasets = editable({task: pairs})
     config.hooks.update(save_every=500)
-    config.mesh.update(replica=1, data=8)  # 8 rows
+    config.mesh.update(replica=1, data=8)  # a batch has 8 rows
     return config

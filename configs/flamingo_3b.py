@@ -1,13 +1,19 @@
-"""Flamingo-3B (Tables 4 and 5): a 1.4B language model, a cross-attention layer before every block.
+r"""Flamingo-3B: a 1.4B language model, cross-attention before every block (paper, Tables 4 and 5).
 
 No model sharding, as in the paper.
 
-    COMMAND  python -m flamingo_jax.plan --config=configs/flamingo_3b.py --topology=v4:4x4x4
-             launch/tpu_pod.sh train --name=NAME -- --config=configs/flamingo_3b.py:/data --workdir=gs://BUCKET/3b --config.towers.lm=gs://BUCKET/lm/export --config.towers.vision=gs://BUCKET/vision/export
-    EXPECTED The plan says "fits". The paper: 0-shot COCO CIDEr 73.0, 32-shot 99.0 (Table 1); its private data are not to be had.
+    COMMAND
+        python -m flamingo_jax.plan --config=configs/flamingo_3b.py --topology=v4:4x4x4
+        launch/tpu_pod.sh train --name=NAME -- \
+            --config=configs/flamingo_3b.py:/data --workdir=gs://BUCKET/3b \
+            --config.towers.lm=gs://BUCKET/lm/export \
+            --config.towers.vision=gs://BUCKET/vision/export
+    EXPECTED
+        The plan says "fits". The paper: 0-shot COCO CIDEr 73.0, 32-shot 99.0 (Table 1); its data
+        are private.
 
-The argument is the directory of the tokenizer and of the records. Batches are the ablation's
-(B.3.1); those of the paper's final run are not stated. `mesh.data` is the number of chips: change
+The argument is the directory of the tokenizer and of the records. Batches have the ablation's sizes
+(B.3.1); the paper does not state those of its final run. `mesh.data` is the number of chips: change
 it with the topology.
 """
 
@@ -26,7 +32,7 @@ def get_config(data: str = "/data") -> config_dict.ConfigDict:
     """Returns the config.
 
     Args:
-        data: directory of the tokenizer and of the datasets.
+        data: directory with the tokenizer and the datasets.
     """
     config = TrainConfig(
         name="flamingo_3b",
@@ -36,7 +42,7 @@ def get_config(data: str = "/data") -> config_dict.ConfigDict:
         data=DataConfig(
             f"{data}/tokenizer", image_size=320, datasets=mixture.datasets(data, scale=1)
         ),
-        mesh=MeshConfig(data=64),  # divides the smallest batch, VTP's 64
+        mesh=MeshConfig(data=64),  # 64 divides the smallest batch, VTP's 64 rows
         evaluate=EvaluateEvery(data=DIRECTORIES),
     )
     return editable(config)

@@ -1,12 +1,16 @@
-"""Flamingo-80B on 1536 TPUv4 chips, as in the paper (Tables 4 and 5, B.1.2).
+r"""Flamingo-80B on 1536 TPUv4 chips, as in the paper (paper, Tables 4 and 5, B.1.2).
 
-    COMMAND  python -m flamingo_jax.plan --config=configs/flamingo_80b.py --topology=v4:8x12x16
-             launch/tpu_pod.sh train --name=NAME --mount=BUCKET:/data -- --config=configs/flamingo_80b.py:/data --workdir=gs://BUCKET/80b
-                 --config.towers.lm=gs://BUCKET/lm/export --config.towers.vision=gs://BUCKET/vision/export
-    EXPECTED The plan (libtpu 0.0.42.1): 21.7 GiB per chip, 2.50 s per update, MFU 0.40; 14.5 days. Few-shot results are the paper's (Table 1) only with its
-             data, which are not to be had.
+    COMMAND
+        python -m flamingo_jax.plan --config=configs/flamingo_80b.py --topology=v4:8x12x16
+        launch/tpu_pod.sh train --name=NAME --mount=BUCKET:/data -- \
+            --config=configs/flamingo_80b.py:/data --workdir=gs://BUCKET/80b \
+            --config.towers.lm=gs://BUCKET/lm/export \
+            --config.towers.vision=gs://BUCKET/vision/export
+    EXPECTED
+        The plan (libtpu 0.0.42.1): 21.7 GiB per chip, 2.50 s per update, MFU 0.40; 14.5 days.
+        Few-shot results equal the paper's (Table 1) only with its data, which are private.
 
-The argument is the directory of the records: --config=configs/flamingo_80b.py:/data.
+The argument is the directory of the tokenizer and of the records.
 """
 
 from ml_collections import config_dict
@@ -24,24 +28,23 @@ def get_config(data: str = "/data") -> config_dict.ConfigDict:
     """Returns the config.
 
     Args:
-        data: directory of the tokenizer and of the datasets.
+        data: directory with the tokenizer and the datasets.
     """
     config = TrainConfig(
         name="flamingo_80b",
         stage="flamingo",
         steps=500_000,
         model=sizes.FLAMINGO_80B,
-        # 12 times the ablation's batches: 3072, 6144, 6144 and 768 rows, each divisible by the 96
-        # replicas. With 35e15 FLOPs for the
-        # ablation's 100,352 tokens and 2,816 frames, 15 days of 500k updates leave 2.6 s each:
-        # 1.1e18 at peak, about 12 times at 0.4.
+        # 12 times the ablation's batches: 3072, 6144, 6144 and 768 rows, all divisible by the 96
+        # batch shards. The arithmetic: 500k updates in 15 days leave 2.6 s each, in which the chips
+        # do 1.1e18 FLOPs at peak. The ablation's 100,352 tokens and 2,816 frames are 35e15 FLOPs:
+        # 12 times that is an MFU of 0.4.
         data=DataConfig(
             f"{data}/tokenizer", image_size=320, datasets=mixture.datasets(data, scale=12)
         ),
-        # 1536 = 96 replicas x 16; 8192 = 32 * 256 is divisible by the 32 of the optimizer's
-        # sharding, not by 96.
-        # A model group is a block of 4x2x2 neighbouring chips: three axes of the torus carry its
-        # collectives.
+        # 1536 chips = 96 batch shards x 16. ZeRO-1 splits over data: 32 divides the width of 8192,
+        # 96 does not. A model group is a block of 4x2x2 neighbouring chips, so that its collectives
+        # use three axes of the torus.
         mesh=MeshConfig(replica=3, data=32, model=16, model_chips=(4, 2, 2)),
         evaluate=EvaluateEvery(data=DIRECTORIES),
     )

@@ -1,13 +1,15 @@
-"""Flamingo-9B (Table 5): a 7.1B language model, a cross-attention layer before every 4th block.
+"""Flamingo-9B: a 7.1B language model, cross-attention before every 4th block (paper, Table 5).
 
 No model sharding, as in the paper.
 
-    COMMAND  python -m flamingo_jax.plan --config=configs/flamingo_9b.py --topology=v4:4x4x8
-    EXPECTED The plan says "fits".
+    COMMAND
+        python -m flamingo_jax.plan --config=configs/flamingo_9b.py --topology=v4:4x4x8
+    EXPECTED
+        The plan says "fits".
 
-Table 4 gives 40 blocks and 10 cross-attention layers, which are 8.86B + 2.01B weights; 32 blocks
-and 8 layers give the 7.1B + 1.6B of Table 5, and are taken here (models/sizes.py has both).
-Batches: twice the ablation's; those of the paper's run are not stated.
+Table 4 of the paper has 40 blocks and 10 cross-attention layers, which are 8.86B + 2.01B weights;
+32 blocks and 8 layers give the 7.1B + 1.6B of Table 5. This config has the latter (models/sizes.py
+has both). Batches are twice the ablation's; the paper does not state those of its run.
 """
 
 from ml_collections import config_dict
@@ -25,7 +27,7 @@ def get_config(data: str = "/data") -> config_dict.ConfigDict:
     """Returns the config.
 
     Args:
-        data: directory of the tokenizer and of the datasets.
+        data: directory with the tokenizer and the datasets.
     """
     config = TrainConfig(
         name="flamingo_9b",

@@ -1,21 +1,30 @@
-"""IDEFICS-9B (Hugging Face M4, 2023), imported.
+r"""IDEFICS-9B (Hugging Face M4, 2023), converted.
 
 LLaMA-7B, CLIP-H/14, a cross-attention layer before every 4th block.
 
-    COMMAND  python -m flamingo_jax.convert --source=idefics --input=idefics-9b --output=DIR/idefics_9b
-                 # --input: a clone of HuggingFaceM4/idefics-9b of the Hugging Face hub (or
-                 idefics-9b-instruct); 18 GB in bfloat16
-             python -m flamingo_jax.evaluate --config=configs/evaluate.py:paper --checkpoint=DIR/idefics_9b
-                 --output=DIR/report --config.inference.beam_ends=best --config.data.coco=...
-                 --task=okvqa,vqav2,textvqa,vizwiz,flickr30k,hateful_memes,coco        writes DIR/report/results.json
-    EXPECTED the publishers' scores at 0, 4, 8, 16 and 32 shots (their model card; other prompts than ours, so no promise):
-                 VQAv2          50.9 55.4 56.4 57.0 57.9        OKVQA          38.4 45.5 47.7 48.4 49.6
-                 TextVQA        25.9 27.6 27.5 27.9 28.3        VizWiz         35.5 36.9 40.4 42.6 43.7
-                 COCO           46.0 93.0 97.0 99.7 98.0        Flickr30k      27.3 59.7 61.9 64.5 64.4
-                 HatefulMemes   51.7 50.7 51.0 50.9 49.8        COCO's training images are among what it was trained on
+    COMMAND
+        # idefics-9b: a clone of HuggingFaceM4/idefics-9b of the Hugging Face hub (or
+        # idefics-9b-instruct); 18 GB in bfloat16
+        python -m flamingo_jax.convert --source=idefics --input=idefics-9b \
+            --output=DIR/idefics_9b
+        python -m flamingo_jax.evaluate --config=configs/evaluate.py:paper \
+            --checkpoint=DIR/idefics_9b --output=DIR/report --config.inference.beam_ends=best \
+            --config.data.coco=... \
+            --task=okvqa,vqav2,textvqa,vizwiz,flickr30k,hateful_memes,coco
+    EXPECTED
+        DIR/report/results.json. The publishers' scores at 0, 4, 8, 16 and 32 shots (their model
+        card) have other prompts than ours, so they are no promise. COCO's training images are among
+        the training data.
 
-    COMMAND  python -m flamingo_jax.train --config=configs/idefics_9b.py:DIR --workdir=DIR/run
-    EXPECTED further training from there: its resampler, cross-attention and new tokens on web pages and pairs.
+        VQAv2          50.9 55.4 56.4 57.0 57.9        OKVQA          38.4 45.5 47.7 48.4 49.6
+        TextVQA        25.9 27.6 27.5 27.9 28.3        VizWiz         35.5 36.9 40.4 42.6 43.7
+        COCO           46.0 93.0 97.0 99.7 98.0        Flickr30k      27.3 59.7 61.9 64.5 64.4
+        HatefulMemes   51.7 50.7 51.0 50.9 49.8
+
+    COMMAND
+        python -m flamingo_jax.train --config=configs/idefics_9b.py:DIR --workdir=DIR/run
+    EXPECTED
+        Further training of its resampler, cross-attention and new tokens on web pages and pairs.
 
 8,929,677,072 weights: LLaMA-7B 6,738,415,616, CLIP-H 630,763,520 (without its last norm), resampler
 and 8 layers 1.56B, 2 new tokens.
@@ -54,7 +63,7 @@ def model(size: str) -> ModelConfig:
     return dataclasses.replace(
         sizes.PARTS,
         vision=None,
-        # 257 vectors, and no last norm
+        # 257 vectors (the class and 256 patches), no last norm.
         vit=dataclasses.replace(sizes.VITS["H14"], features="class_and_patches"),
         lm=lm,
         resampler=ResamplerConfig(
@@ -82,17 +91,15 @@ def model(size: str) -> ModelConfig:
 
 
 def datasets(directory: str, *, pages: int, pairs: int) -> dict[str, DatasetConfig]:
-    """Returns public stand-ins of its training sets.
-
-    OBELICS and LAION, as data_pipelines writes them.
+    """Returns public datasets like those it was trained on: OBELICS and LAION.
 
     Args:
-        directory: where the records are, one directory for each dataset.
+        directory: has one directory of records for each dataset, as data_pipelines writes them.
         pages: rows of web pages in a batch.
-        pairs: rows of image-text pairs.
+        pairs: rows of image-text pairs in a batch.
     """
     return {
-        # Its text attends the image before it, never the next.
+        # p_next=0: text attends the image before it, never the next one.
         "obelics": DatasetConfig(
             "interleaved",
             f"{directory}/obelics",
@@ -111,7 +118,7 @@ def get_config(data: str = "/data") -> config_dict.ConfigDict:
     """Returns the config.
 
     Args:
-        data: directory of the converted model and of the datasets.
+        data: directory with the converted model and the datasets.
     """
     converted = f"{data}/idefics_9b"
     config = TrainConfig(
@@ -126,9 +133,8 @@ def get_config(data: str = "/data") -> config_dict.ConfigDict:
             datasets=datasets(data, pages=256, pairs=512),
         ),
         initial=converted,
-        optimizer=OptimizerConfig(
-            learning_rate=1e-5
-        ),  # ours, like the batches: a tenth of what layers from scratch take (B.1.2)
+        # Our choice, like the batches: a tenth of the rate of new layers (paper, B.1.2).
+        optimizer=OptimizerConfig(learning_rate=1e-5),
         mesh=MeshConfig(data=16, model=4),
         evaluate=EvaluateEvery(data=DIRECTORIES),
     )

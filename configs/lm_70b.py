@@ -1,12 +1,15 @@
-"""The 70B language model of Flamingo's LM tower, trained on packed text as Chinchilla was (Hoffmann et al. 2022).
+r"""The 70B language model of Flamingo, trained like Chinchilla (Hoffmann et al. 2022).
 
-    COMMAND  python -m flamingo_jax.plan --config=configs/lm_70b.py --topology=v4:8x12x16
-             launch/tpu_pod.sh train --name=NAME -- --config=configs/lm_70b.py:/data --workdir=gs://BUCKET/lm_70b
-    EXPECTED The plan says "fits".
+    COMMAND
+        python -m flamingo_jax.plan --config=configs/lm_70b.py --topology=v4:8x12x16
+        launch/tpu_pod.sh train --name=NAME -- \
+            --config=configs/lm_70b.py:/data --workdir=gs://BUCKET/lm_70b
+    EXPECTED
+        The plan says "fits".
 
-80 blocks of width 8192 with 64 heads of 128: 70.06B weights (models/sizes.py). Chinchilla's 70B
-took a learning rate of 1e-4 and batches of 1.5M, then 3M tokens; this is the 1.5M tokens twice,
-3.1M.
+80 blocks of width 8192 with 64 heads of 128: 70.06B weights (models/sizes.py). Chinchilla's 70B was
+trained with a learning rate of 1e-4 and batches of 1.5M, then 3M tokens. Here batches have twice
+the 1.5M tokens: 1536 x 2048 = 3.1M.
 """
 
 import dataclasses
@@ -26,10 +29,10 @@ def get_config(data: str = "/data") -> config_dict.ConfigDict:
     """Returns the config.
 
     Args:
-        data: directory of the tokenizer and of the records of text.
+        data: directory with the tokenizer and the records of text.
     """
-    # Documents of 512 tokens or more fill the rows; `--pipeline=pool --rows_per_group=16` says what
-    # suits the data.
+    # 4 documents of 512 tokens fill a row of 2048. For other data,
+    # `data_pipelines.run --pipeline=pool --rows_per_group=16` says how many documents suit them.
     text = DatasetConfig(
         "text", f"{data}/text", batch_size=1536, length=2048, documents_per_row=4, rows_per_group=16
     )

@@ -1,12 +1,15 @@
-"""The 7.1B language model of Flamingo's LM tower, trained on packed text as Chinchilla was (Hoffmann et al. 2022).
+r"""The 7.1B language model of Flamingo, trained like Chinchilla (Hoffmann et al. 2022).
 
-    COMMAND  python -m flamingo_jax.plan --config=configs/lm_7b.py --topology=v4:4x4x8
-             launch/tpu_pod.sh train --name=NAME -- --config=configs/lm_7b.py:/data --workdir=gs://BUCKET/lm_7b
-    EXPECTED The plan says "fits".
+    COMMAND
+        python -m flamingo_jax.plan --config=configs/lm_7b.py --topology=v4:4x4x8
+        launch/tpu_pod.sh train --name=NAME -- \
+            --config=configs/lm_7b.py:/data --workdir=gs://BUCKET/lm_7b
+    EXPECTED
+        The plan says "fits".
 
-32 blocks of width 4096 with 32 heads of 128: 7.112B weights (models/sizes.py). Chinchilla's 70B
-took a learning rate of 1e-4 and batches of 1.5M, then 3M tokens; for the smaller ones its paper
-gives no row, and learning rate and batch here are our choice.
+32 blocks of width 4096 with 32 heads of 128: 7.112B weights (models/sizes.py). Chinchilla's 70B was
+trained with a learning rate of 1e-4 and batches of 1.5M, then 3M tokens. Its paper has no row for
+smaller models: we chose the learning rate and the batch.
 """
 
 import dataclasses
@@ -26,10 +29,10 @@ def get_config(data: str = "/data") -> config_dict.ConfigDict:
     """Returns the config.
 
     Args:
-        data: directory of the tokenizer and of the records of text.
+        data: directory with the tokenizer and the records of text.
     """
-    # Documents of 512 tokens or more fill the rows; `--pipeline=pool --rows_per_group=16` says what
-    # suits the data.
+    # 4 documents of 512 tokens fill a row of 2048. For other data,
+    # `data_pipelines.run --pipeline=pool --rows_per_group=16` says how many documents suit them.
     text = DatasetConfig(
         "text", f"{data}/text", batch_size=1024, length=2048, documents_per_row=4, rows_per_group=16
     )

@@ -1,16 +1,18 @@
-"""Open language models, as a tower for Flamingo or to train further.
+r"""Published language models, as a tower of Flamingo or to train further.
 
-Where they are published, and their shapes.
-
-    COMMAND  python -m flamingo_jax.convert --source=hf_lm --input=DIR --output=OUT
-             python -m flamingo_jax.plan --config=configs/lm_open.py:mistral_7b --topology=v4:4x4x4
-             python -m flamingo_jax.train --config=configs/lm_open.py:mistral_7b --config.initial=OUT --config.data.tokenizer=OUT --workdir=WORKDIR
-    EXPECTED `convert` reads the publisher's files in DIR, each weight once. OUT then is what --config.towers.lm of a Flamingo run takes, with
-             the options below as its config.model.lm. The plan says "fits", 25.1 of 32 GiB.
+    COMMAND
+        python -m flamingo_jax.convert --source=hf_lm --input=DIR --output=OUT
+        python -m flamingo_jax.plan --config=configs/lm_open.py:mistral_7b --topology=v4:4x4x4
+        python -m flamingo_jax.train --config=configs/lm_open.py:mistral_7b --workdir=WORKDIR \
+            --config.initial=OUT --config.data.tokenizer=OUT
+    EXPECTED
+        `convert` reads the publisher's files in DIR, each weight once. A Flamingo run takes OUT as
+        --config.towers.lm, with the options below as its config.model.lm. The plan says "fits",
+        25.1 of 32 GiB.
 
 The numbers of weights are those of transformers' own models (tests/conversion/test_hf_lm.py builds
-both). V is the number of rows of the table, which may be more than the tokenizer has pieces: 50,432
-of MPT for 50,277.
+both). V is the number of rows of the token table, which may be more than the tokenizer's pieces:
+MPT has 50,432 rows for 50,277 pieces.
 """
 
 import dataclasses
@@ -34,9 +36,9 @@ class Model:
     """One published model.
 
     Attributes:
-        published: publisher/name.
-        weights: their number.
-        lm: its block.
+        published: publisher/name on the Hugging Face hub.
+        weights: number of weights.
+        lm: config of the model.
     """
 
     published: str
@@ -68,11 +70,11 @@ _MPT = functools.partial(
 _Learned = functools.partial(_Block, norm="layer", position="learned", attention_bias=True)
 _STRETCHED = RotaryScaling(factor=32.0, low=1.0, high=4.0, original_length=8192)
 
-# With D the width and M the feed-forward's, a layer of LLaMA has 4 D^2 + 3 D M + 2 D weights, of
-# which keys and values take the share
-# G / H of D^2 each; a layer of GPT 12 D^2 + 13 D with all biases, 12 D^2 + 2 D without. A table has
-# V D, an untied head as many.
-# The first four numbers of a block are V, the layers, D and the heads.
+# The arithmetic, with D the width, M the width of the feed-forward layer, H heads and G key/value
+# heads: a layer of LLaMA has 4 D^2 + 3 D M + 2 D weights if G = H; keys and values have G / H of
+# D^2 each. A layer of GPT has 12 D^2 + 13 D with all biases, 12 D^2 + 2 D without. The token table
+# has V D, an untied head has V D more.
+# The first four numbers of each model are V, the number of layers, D and H.
 MODELS: dict[str, Model] = {
     "llama_7b": Model(
         "huggyllama/llama-7b",
@@ -127,14 +129,14 @@ MODELS: dict[str, Model] = {
         2_775_864_320,
         _NeoX(50_432, 32, 2560, 32, mlp_width=10_240),
     ),
-    # Beside a layer's 12 D^2 + 2 D, norms of D on queries and keys.
+    # A layer has 12 D^2 + 2 D, and norms of D on queries and keys.
     "mpt_1b": Model(
         "mosaicml/mpt-1b-redpajama-200b",
         1_311_442_944,
         _MPT(50_432, 24, 2048, 16, mlp_width=8192, qk_norm=True),
     ),
     "mpt_7b": Model("mosaicml/mpt-7b", 6_649_286_656, _MPT(50_432, 32, 4096, 32, mlp_width=16_384)),
-    # Without the 2 rows before the positions, which no text uses.
+    # Without the first 2 rows of the position table, which no text uses.
     "opt_1.3b": Model(
         "facebook/opt-1.3b",
         1_315_753_984,
@@ -150,13 +152,13 @@ def get_config(name: str = "llama2_7b") -> config_dict.ConfigDict:
     """Returns a run that trains one of `MODELS` further on packed text.
 
     Args:
-        name: of the model.
+        name: key of `MODELS`.
 
     Raises:
-        KeyError: there is no such model.
+        KeyError: if there is no such model.
     """
-    # Documents of 512 tokens or more fill the rows; `--pipeline=pool --rows_per_group=16` says what
-    # suits the data.
+    # 4 documents of 512 tokens fill a row of 2048. For other data,
+    # `data_pipelines.run --pipeline=pool --rows_per_group=16` says how many documents suit them.
     text = DatasetConfig(
         "text", "/data/text", batch_size=128, length=2048, documents_per_row=4, rows_per_group=16
     )
@@ -165,7 +167,7 @@ def get_config(name: str = "llama2_7b") -> config_dict.ConfigDict:
         stage="language_model",
         steps=10_000,
         model=dataclasses.replace(sizes.PARTS, lm=MODELS[name].lm),
-        # the tokenizer that `convert` wrote
+        # /data/lm: the tokenizer that `convert` wrote
         data=DataConfig("/data/lm", image_size=320, datasets={"text": text}),
         optimizer=OptimizerConfig(
             learning_rate=2e-5, warmup_steps=500, schedule="cosine", final_fraction=0.1

@@ -1,9 +1,10 @@
-"""The four training sets of Flamingo with their weights and batch sizes (paper, 2.4, B.1.2, B.3.1).
+"""The four training sets of Flamingo, their weights and batch sizes (paper, 2.4, B.1.2, B.3.1).
 
-Not an experiment by itself: other configs take it.
+This is a part of other configs, not an experiment.
 
-The paper gives lambda_m (1.0, 0.2, 0.2, 0.03) and the batch sizes of its ablations alone (256, 512,
-512, 64); those of the final runs are not stated. Here they are `scale` times the ablation's.
+The paper states lambda_m (1.0, 0.2, 0.2, 0.03), and batch sizes only for its ablations (256, 512,
+512, 64). The batch sizes of its final runs are not stated; here they are `scale` times the
+ablation's.
 """
 
 from flamingo_jax.data.config import DatasetConfig
@@ -15,9 +16,8 @@ def datasets(directory: str, *, scale: int) -> dict[str, DatasetConfig]:
     """Returns the mixture.
 
     Args:
-        directory: where the records are, one directory for each dataset, as data_pipelines writes
-            them.
-        scale: batch sizes in units of the ablation's; 1 is 256 pages and 1,088 pairs.
+        directory: has one directory of records for each dataset, as data_pipelines writes them.
+        scale: batch sizes, as a multiple of the ablation's: 256 pages and 1,088 pairs.
     """
     return {
         "m3w": DatasetConfig(
@@ -25,11 +25,11 @@ def datasets(directory: str, *, scale: int) -> dict[str, DatasetConfig]:
             f"{directory}/m3w",
             batch_size=256 * scale,
             length=256,
-            max_images=5,  # the first five of the window, padded to five (v1, 3.2)
+            max_images=5,  # the first five of the window (arXiv version 1, 3.2)
             weight=1.0,
         ),
-        # "L = 32 or L = 64" for pairs, and which is which is not said: 32 holds the mean caption
-        # (12.4 and 20.5 tokens) with its tags.
+        # The paper has "L = 32 or L = 64" for pairs, and does not say which has which. 32 is enough
+        # for the mean caption (12.4 and 20.5 tokens) with its tags.
         "align": DatasetConfig(
             "pairs", f"{directory}/align", batch_size=512 * scale, length=32, weight=0.2
         ),

@@ -1,20 +1,26 @@
-"""A Flamingo that learns to learn from a few examples, in minutes on a laptop's CPU, in a synthetic world of coloured shapes.
+r"""A tiny Flamingo that learns to learn from a few examples, in minutes on a laptop's CPU.
 
-launch/demo.sh runs all of it. By hand, from the repository root:
+Its world is synthetic: pictures of coloured shapes, and texts about them. launch/demo.sh runs all
+of it. By hand, from the repository root:
 
-    COMMAND  python -m data_pipelines.run --pipeline=world --output=runs/demo/world
-             python -m data_pipelines.run --pipeline=tokenizer --model_type=word --input=runs/demo/world/text --output=runs/demo/tokenizer
-             python -m flamingo_jax.train --config=configs/tiny.py:contrastive    --workdir=runs/demo/contrastive
-             python -m flamingo_jax.train --config=configs/tiny.py:language_model --workdir=runs/demo/language_model
-             python -m flamingo_jax.train --config=configs/tiny.py:flamingo       --workdir=runs/demo/flamingo
-    EXPECTED language_model: the look-up probe's NLL falls below 0.3 (else the stage fails: without look-up in text there is
-             no binding in pictures). flamingo: `format` exact match at most 0.45 at 0 shots, at
-             least 0.90 from 1 shot on; `bind2` at least 0.70 at 4 shots, 0.75 at 8.
-    MEASURED seeds 1, 2 (2 CPU cores, n = 400, README): 118, 149, 187 s for the three stages; `format` 0.26, 0.30 at 0 shots,
-             1.00, 1.00 at 1; `bind2` 0.82, 0.72 at 4 shots, 0.85, 0.77 at 8.
+    COMMAND
+        python -m data_pipelines.run --pipeline=world --output=runs/demo/world
+        python -m data_pipelines.run --pipeline=tokenizer --model_type=word \
+            --input=runs/demo/world/text --output=runs/demo/tokenizer
+        for stage in contrastive language_model flamingo; do
+            python -m flamingo_jax.train --config=configs/tiny.py:$stage --workdir=runs/demo/$stage
+        done
+    EXPECTED
+        language_model: the NLL of the look-up probe falls below 0.3; otherwise the stage fails,
+        since a model that cannot look up in text cannot do it in pictures. flamingo: `format` exact
+        match at most 0.45 at 0 shots, at least 0.90 from 1 shot on; `bind2` at least 0.70 at 4
+        shots, 0.75 at 8.
+    MEASURED
+        Seeds 1, 2 (2 CPU cores, n = 400): 118, 149, 187 s for the three stages; `format` 0.26, 0.30
+        at 0 shots, 1.00, 1.00 at 1; `bind2` 0.82, 0.72 at 4 shots, 0.85, 0.77 at 8.
 
-Not in the paper: the width-3 convolution on q, k and v of the language model (Primer, So et al.
-2021). The language model is a stand-in for Chinchilla, and one this small does not form the look-up
+Differs from the paper: the language model has a convolution of width 3 on q, k and v (Primer, So et
+al. 2021). It takes the place of Chinchilla, and a model this small does not learn the look-up
 within minutes without it.
 """
 
@@ -44,13 +50,13 @@ STAGES = ("contrastive", "language_model", "flamingo")
 NO_TOWERS = TowersConfig()
 
 # 32 x 32 pixels -> stem 16 x 16 x 24, 8 x 8 x 48 -> stages 8 x 8 x 48, 4 x 4 x 96 -> 4 latents of
-# 64 -> a language model of 4 x 64.
+# width 64 -> a language model of 4 blocks of width 64.
 MODEL = ModelConfig(
     vision=sizes.NFNETS["tiny"],
     text_encoder=TextEncoderConfig(
         vocab_size=0, num_layers=1, width=64, num_heads=4, max_length=16
     ),
-    # Captions of equal scenes are equal: they are no negatives of each other.
+    # Equal scenes have equal captions, which must not be negatives of each other.
     contrastive=ContrastiveConfig(
         joint_dim=64, initial_temperature=10.0, label_smoothing=0.0, duplicates="positives"
     ),
@@ -61,13 +67,13 @@ MODEL = ModelConfig(
         num_heads=4,
         norm="layer",
         position="rotary",
-        rotary_base=500.0,  # rows are 96 tokens long
+        rotary_base=500.0,  # small, since rows are only 96 tokens long
         mlp_bias=False,
         qkv_conv_width=3,
     ),
     resampler=sizes.RESAMPLERS["tiny"],
     xattn=XattnConfig(every=1),
-    # In this vocabulary <image> is one piece, which the language model never saw.
+    # Here <image> is one token, which the language model was not trained on.
     new_tokens=("<EOC>", "<image>"),
 )
 
@@ -86,20 +92,17 @@ def get_config(stage: str = "flamingo") -> config_dict.ConfigDict:
             f"configs/tiny.py has no stage {stage!r}; expected one of {STAGES}, as in "
             "--config=configs/tiny.py:flamingo"
         )
-    return editable(
-        {"contrastive": _contrastive, "language_model": _language_model, "flamingo": _flamingo}[
-            stage
-        ]()
-    )
+    make = {"contrastive": _contrastive, "language_model": _language_model, "flamingo": _flamingo}
+    return editable(make[stage]())
 
 
 def _contrastive() -> TrainConfig:
-    """The vision encoder learns what full captions say.
+    """Returns the stage that trains the vision encoder on full captions.
 
-    500 x 256 = 128,000 pictures, about 5 passes over the pool.
+    500 x 256 = 128,000 pictures, about 5 passes over the data.
     """
-    # Longest caption: "a big red circle and a small blue ring" = 9 words, <BOS> and <EOS>: 11
-    # tokens.
+    # The longest caption, "a big red circle and a small blue ring", has 9 words; with <BOS> and
+    # <EOS> 11 tokens.
     captions = DatasetConfig("captions", f"{WORLD}/captions", batch_size=256, length=12)
     return _config(
         "contrastive",
@@ -110,9 +113,9 @@ def _contrastive() -> TrainConfig:
 
 
 def _language_model() -> TrainConfig:
-    """Text with look-ups to copy.
+    """Returns the stage that trains on text with look-ups.
 
-    600 x 32 x 96 = 1.8 M tokens, or up to two thirds more until the probe is content.
+    600 x 32 x 96 = 1.8M tokens, or up to two thirds more until the probe is below its bound.
     """
     # A document of the world is about one row long.
     text = DatasetConfig("text", f"{WORLD}/text", batch_size=32, length=96, documents_per_row=1)
@@ -120,19 +123,19 @@ def _language_model() -> TrainConfig:
         "language_model",
         steps=1_000,
         datasets={"text": text},
-        # The fall would end at 800; what follows runs on at its end, 5 %.
+        # The learning rate falls until update 800 and then stays at 5 % of the peak.
         optimizer=_adam(learning_rate=3e-3, warmup_steps=50, decay_steps=800),
         until=UntilConfig("lm_lookup", metric="nll", below=0.3, every=200),
     )
 
 
 def _flamingo() -> TrainConfig:
-    """Both towers frozen.
+    """Returns the flamingo stage, with both towers frozen.
 
-    700 x (24 pages of 8 pictures + 64 pairs), that is 179,200 pictures through the encoder.
+    700 x (24 pages of 8 pictures + 64 pairs) = 179,200 pictures.
     """
-    # A page: 8 x "<image> this is a dax <EOC>" = 8 x 6 = 48 tokens, <BOS>, <EOC>, <EOS>; with
-    # questions 4 x 13 + 3 = 55.
+    # A page is 8 x "<image> this is a dax <EOC>" = 8 x 6 = 48 tokens, and <BOS>, <EOC>, <EOS>: 51.
+    # A page with questions is 4 x 13 + 3 = 55 tokens.
     pages = DatasetConfig(
         "interleaved",
         f"{WORLD}/pages",
@@ -142,8 +145,8 @@ def _flamingo() -> TrainConfig:
         weight=1.0,
         p_next=0.0,
     )
-    # A pair: <BOS> <image> + 9 words + <EOC> <EOS> = 13 tokens. Every word of the world is one
-    # piece, with its space.
+    # A pair is <BOS>, <image>, 9 words, <EOC> and <EOS> = 13 tokens. Every word of the world is
+    # one piece, together with its space.
     pairs = DatasetConfig(
         "pairs",
         f"{WORLD}/pairs",
@@ -157,8 +160,8 @@ def _flamingo() -> TrainConfig:
         "flamingo",
         steps=700,
         datasets={"pages": pages, "pairs": pairs},
-        # At 8e-3 (and 32 pairs, seed 1) the gradient norm jumped from 2 to 37, and nearly half of
-        # the shapes were named wrongly.
+        # With 8e-3 (and 32 pairs, seed 1) the gradient norm jumped from 2 to 37, and the model
+        # named nearly half of the shapes wrongly.
         optimizer=_adam(learning_rate=4e-3, warmup_steps=30),
         towers=TowersConfig(
             lm="runs/demo/language_model/export", vision="runs/demo/contrastive/export"
@@ -175,7 +178,7 @@ def _config(
     towers: TowersConfig = NO_TOWERS,
     until: UntilConfig | None = None,
 ) -> TrainConfig:
-    """Returns the config of a stage: what all three share, and what is its own."""
+    """Returns the config of a stage: the arguments, and all that the three stages share."""
     return TrainConfig(
         name=f"tiny_{stage}",
         stage=stage,
@@ -186,11 +189,10 @@ def _config(
             "runs/demo/tokenizer",
             image_size=32,
             datasets=datasets,
-            # colours, and what is left or right, are what the texts of this world are about
-            augment=NO_AUGMENTATION,
+            augment=NO_AUGMENTATION,  # the texts are about colours, and about left and right
         ),
         optimizer=optimizer,
-        precision=Policy("float32"),  # CPUs compute bf16 by way of float32
+        precision=Policy("float32"),  # CPUs compute bfloat16 in float32
         towers=towers,
         hooks=HooksConfig(log_every=10, save_every=100, keep=1),
         until=until,

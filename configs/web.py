@@ -1,21 +1,24 @@
-"""The demo's small model on your own data.
+r"""The demo's small model on your own data: web pages, image-text pairs, videos and text.
 
-Web pages, image-text pairs, videos and text, as the data pipelines write them.
+All four datasets of the paper's kinds, at a size for a laptop or one GPU; configs/flamingo_3b.py
+and the larger ones take the same datasets at the paper's sizes. Run this from the repository root,
+with a crawl in runs/web/crawl (WARC files), img2dataset's tar files in runs/web/laion, clips in
+runs/web/clips and documents in runs/web/jsonl:
 
-All four datasets of the paper's kind, at a size for a laptop or one GPU; configs/flamingo_3b.py and
-its siblings take the same datasets at the paper's sizes. From the repository root, with a crawl in
-runs/web/crawl (WARC files), img2dataset's tars in runs/web/laion, clips in runs/web/clips:
-
-    COMMAND  python -m data_pipelines.run --pipeline=m3w       --input=runs/web/crawl  --output=runs/web/m3w
-             python -m data_pipelines.run --pipeline=pairs     --input=runs/web/laion  --output=runs/web/pairs
-             python -m data_pipelines.run --pipeline=videos    --input=runs/web/clips  --output=runs/web/videos
-             python -m data_pipelines.run --pipeline=text      --input=runs/web/jsonl  --output=runs/web/text
-             python -m data_pipelines.run --pipeline=tokenizer --input=runs/web/text   --output=runs/web/tokenizer
-             python -m data_pipelines.run --pipeline=inspect   --dataset=runs/web/m3w  --tokenizer=runs/web/tokenizer --output=runs/web/samples
-             python -m flamingo_jax.train --config=configs/web.py:contrastive    --workdir=runs/web/contrastive
-             python -m flamingo_jax.train --config=configs/web.py:language_model --workdir=runs/web/language_model
-             python -m flamingo_jax.train --config=configs/web.py:flamingo       --workdir=runs/web/flamingo
-    EXPECTED A loss that falls on each dataset. The model is far too small to describe photographs.
+    COMMAND
+        data="python -m data_pipelines.run"
+        $data --pipeline=m3w       --input=runs/web/crawl --output=runs/web/m3w
+        $data --pipeline=pairs     --input=runs/web/laion --output=runs/web/pairs
+        $data --pipeline=videos    --input=runs/web/clips --output=runs/web/videos
+        $data --pipeline=text      --input=runs/web/jsonl --output=runs/web/text
+        $data --pipeline=tokenizer --input=runs/web/text  --output=runs/web/tokenizer
+        $data --pipeline=inspect   --dataset=runs/web/m3w --output=runs/web/samples \
+            --tokenizer=runs/web/tokenizer
+        for stage in contrastive language_model flamingo; do
+            python -m flamingo_jax.train --config=configs/web.py:$stage --workdir=runs/web/$stage
+        done
+    EXPECTED
+        A loss that falls on each dataset. The model is far too small to describe photographs.
 """
 
 from ml_collections import config_dict
@@ -55,8 +58,8 @@ def get_config(stage: str = "flamingo") -> config_dict.ConfigDict:
 def _datasets(stage: str) -> dict[str, DatasetConfig]:
     """Returns the datasets of a stage.
 
-    Of flamingo the paper's mixture (configs/mixture.py), its lambdas and lengths, and small batches
-    in its proportions.
+    The flamingo stage has the lambdas and lengths of the paper's mixture (configs/mixture.py), and
+    small batches.
     """
     if stage == "contrastive":
         return {"pairs": DatasetConfig("captions", f"{DATA}/pairs", batch_size=256, length=32)}

@@ -1,1 +1,1 @@
-"""The paper's ablations: each file is one table, each row of it an argument."""
+"""The paper's ablations: one file for each table; the config's argument is a row of it."""
