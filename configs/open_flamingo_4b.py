@@ -27,8 +27,8 @@ RedPajama-INCITE-3B, OpenAI's CLIP ViT-L/14, a cross-attention layer for every 2
         VizWiz         18.8 26.6 28.8 24.6 23.1        21.5 26.5 29.1 31.0 31.3
         HatefulMemes   52.3 51.5 55.2 54.5 52.2        53.1 54.9 58.5 56.9 54.9
 
-        The publishers never trained the rows of its new tokens (section 3.1 of their paper);
-        further training here does.
+        The rows of its new tokens were never trained (its publishers' section 3.1); further
+        training here trains them.
 
     COMMAND
         python -m flamingo_jax.train --config=configs/open_flamingo_4b.py:DIR --workdir=DIR/run
