@@ -1,4 +1,4 @@
-"""Every config has every field of the schema, and describes what the paper says."""
+"""Every config has every field of the schema, and says what the paper says."""
 
 import dataclasses
 import importlib
@@ -18,14 +18,11 @@ from flamingo_jax.training.config import TrainConfig, UntilConfig
 
 
 def fields_of(kind: object, prefix: str = "") -> set[str]:
-    """Returns the dotted names of all fields of a dataclass, through nested and optional dataclasses."""
+    """Returns the dotted names of all fields of a dataclass, also of nested and optional ones."""
     names = set()
     for name, field in typing.get_type_hints(kind).items():
-        options = (
-            typing.get_args(field)
-            if typing.get_origin(field) in (typing.Union, types.UnionType)
-            else (field,)
-        )
+        is_union = typing.get_origin(field) in (typing.Union, types.UnionType)
+        options = typing.get_args(field) if is_union else (field,)
         nested = [option for option in options if dataclasses.is_dataclass(option)]
         names |= fields_of(nested[0], f"{prefix}{name}.") if nested else {f"{prefix}{name}"}
     return names
@@ -49,7 +46,7 @@ RUNS = sorted(
 
 @pytest.mark.parametrize("name", RUNS)
 def test_every_config_has_every_field(name):
-    """The parts that a stage does not use too, so that one command line fits all stages."""
+    """Also those of parts that a stage does not use, so that one command line fits all stages."""
     config = importlib.import_module(f"configs.{name}").get_config()
     assert config.is_locked
     assert set(config.evaluate.data) == set(DIRECTORIES)
@@ -60,7 +57,7 @@ def test_every_config_has_every_field(name):
         config.until = core_config.editable(UntilConfig())
         config.model.vision = core_config.editable(sizes.NFNETS["F6"])
         config.model.vit = core_config.editable(sizes.VITS["L14"])
-        config.evaluate.data = config.data.datasets = {}  # by name; in the schema each is one field
+        config.evaluate.data = config.data.datasets = {}  # their keys are no fields
     assert leaves_of(config) == fields_of(TrainConfig)
 
 
@@ -80,7 +77,7 @@ def test_tiny_converts(stage):
     config = core_config.from_dict(TrainConfig, tiny.get_config(stage))
     assert config.stage == stage
     assert config.data.datasets
-    # All stages describe the same model, so that the exports of two are the towers of the third.
+    # All stages have the same model, so that exports of two stages are the towers of the third.
     assert config.model == core_config.from_dict(TrainConfig, tiny.get_config()).model
 
 
@@ -89,8 +86,8 @@ def test_tiny_knows_its_stages():
         tiny.get_config("stage3")
 
 
-def test_tiny_lengths_hold_what_their_comments_say():
-    """The longest page, caption and pair of the world fit, so that no record loses its end."""
+def test_tiny_lengths_are_what_their_comments_say():
+    """The longest page, caption and pair of the world fit, so that no record is cut."""
     flamingo = tiny.get_config("flamingo").data.datasets
     caption_words = len("a big red circle and a small blue ring".split())
     assert flamingo.pages.length >= max(flamingo.pages.max_images * 6 + 3, 4 * 13 + 3)
@@ -114,10 +111,8 @@ def test_full_size_batches_divide_over_their_chips(name):
         TrainConfig, importlib.import_module(f"configs.{name}").get_config("/records")
     )
     if config.stage == "flamingo":
-        # B.1.2
-        assert sum(dataset.weight for dataset in config.data.datasets.values()) == pytest.approx(
-            1.43
-        )
+        weights = [dataset.weight for dataset in config.data.datasets.values()]
+        assert sum(weights) == pytest.approx(1.43)  # paper, B.1.2
     mesh = config.mesh
     assert mesh.replica * mesh.data * mesh.model == FULL_SIZE[name]
     for dataset in config.data.datasets.values():
@@ -126,7 +121,7 @@ def test_full_size_batches_divide_over_their_chips(name):
 
 
 def test_batches_of_the_80b_are_twelve_times_the_ablations():
-    """DESIGN, Step; the paper states those of the ablation alone: 256, 512, 512, 64 (B.3.1)."""
+    """The paper states only those of the ablation: 256, 512, 512, 64 (paper, B.3.1)."""
     datasets = flamingo_80b.get_config().data.datasets
     assert {name: dataset.batch_size for name, dataset in datasets.items()} == {
         "m3w": 3072,
@@ -138,7 +133,7 @@ def test_batches_of_the_80b_are_twelve_times_the_ablations():
 
 @pytest.mark.parametrize("task", finetune.TASKS)
 def test_finetuning_is_a_point_of_the_papers_grid(task):
-    """B.2.2."""
+    """Paper, B.2.2."""
     config = core_config.from_dict(TrainConfig, finetune.get_config(f"{task},/records"))
     assert config.trains_vision and config.data.image_size == 480
     assert config.optimizer.schedule == "exponential"
@@ -146,10 +141,8 @@ def test_finetuning_is_a_point_of_the_papers_grid(task):
         assert getattr(config.optimizer, field) in finetune.GRID[f"optimizer.{field}"]
     (dataset,) = config.data.datasets.values()
     assert dataset.path == f"/records/{task}" and dataset.kind == "pairs"
-    assert (
-        dataset.batch_size in finetune.GRID["batch_size"]
-        and dataset.batch_size % config.mesh.data == 0
-    )
+    assert dataset.batch_size in finetune.GRID["batch_size"]
+    assert dataset.batch_size % config.mesh.data == 0
     assert config.model == core_config.from_dict(TrainConfig, flamingo_80b.get_config()).model
 
 

@@ -1,4 +1,4 @@
-"""The contrastive stage and the rows of Table 11 are what the paper says of them."""
+"""The contrastive stage and the rows of Table 11 are as in the paper."""
 
 import dataclasses
 
@@ -12,31 +12,20 @@ from flamingo_jax.training.config import TrainConfig
 
 
 def test_contrastive_stage_is_the_papers():
-    """FACTS 2.3; the size of BERT is not stated."""
+    """Paper, B.1.3; the size of BERT is not stated."""
     config = core_config.from_dict(TrainConfig, contrastive_f6.get_config("/records"))
     assert dataclasses.replace(config.model.vision, remat="none") == sizes.NFNETS["F6"]
-    assert (config.steps, config.data.image_size, config.model.contrastive.joint_dim) == (
-        1_200_000,
-        288,
-        1376,
-    )
+    assert config.steps == 1_200_000
+    assert config.data.image_size == 288
+    assert config.model.contrastive.joint_dim == 1376
     assert {name: dataset.batch_size for name, dataset in config.data.datasets.items()} == {
         "align": 16384,
         "ltip": 16384,
     }
     optimizer = config.optimizer
-    assert (
-        optimizer.learning_rate,
-        optimizer.schedule,
-        optimizer.final_fraction,
-        optimizer.warmup_steps,
-    ) == (
-        1e-3,
-        "linear",
-        0,
-        0,
-    )
-    # Adam
+    assert (optimizer.learning_rate, optimizer.warmup_steps) == (1e-3, 0)
+    assert (optimizer.schedule, optimizer.final_fraction) == ("linear", 0)
+    # Adam is AdamW without decay.
     assert (optimizer.weight_decay, optimizer.clip_norm, optimizer.vision.agc) == (0.0, 10.0, 1e-2)
     assert config.model.contrastive.label_smoothing == 0.1
     assert config.mixing == "accumulate"
@@ -45,14 +34,12 @@ def test_contrastive_stage_is_the_papers():
 
 @pytest.mark.parametrize("row", contrastive_data.ROWS)
 def test_rows_of_table_11(row):
-    """NFNet-F0 and BERT-mini, batches of 2,048, a million gradients (FACTS 2.3)."""
+    """NFNet-F0 and BERT-mini, batches of 2,048, a million gradients (paper, B.3.2)."""
     config = core_config.from_dict(TrainConfig, contrastive_data.get_config(f"{row},/records"))
     assert config.model.vision == sizes.NFNETS["F0"]
     mini = sizes.TEXT_ENCODERS["bert_mini"]
-    assert (config.model.text_encoder.num_layers, config.model.text_encoder.width) == (
-        mini.num_layers,
-        mini.width,
-    )
+    text = config.model.text_encoder
+    assert (text.num_layers, text.width) == (mini.num_layers, mini.width)
     datasets = config.data.datasets
     expected = {row} if row in ("align", "ltip") else {"align", "ltip"}
     assert set(datasets) == expected

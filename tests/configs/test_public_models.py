@@ -1,7 +1,4 @@
-"""The configs of the public Flamingos.
-
-Their models have the published numbers of weights, and their batches divide over their meshes.
-"""
+"""The public Flamingos: published numbers of weights, and batches that divide over their meshes."""
 
 import collections
 import importlib
@@ -22,7 +19,7 @@ def config_of(name):
 
 
 def count(name):
-    """{part: weights}, of shapes alone."""
+    """Returns {part: number of weights}, from shapes alone."""
     shapes = jax.eval_shape(api.flamingo(config_of(name).model.flamingo()).init, jax.random.key(0))
     counts = collections.Counter()
     for path, leaf in trees.flatten(shapes).items():
@@ -33,10 +30,10 @@ def count(name):
 @pytest.mark.parametrize(
     ("name", "trained", "every"),
     [
-        # What its publishers counted, their tied token table taken off.
+        # The number that its publishers trained, without their tied token table.
         ("open_flamingo_3b", 1_046_992_944 - VOCABULARY * 2048, 1),
         ("open_flamingo_9b", 1_384_781_840 - VOCABULARY * 4096, 4),
-        # A layer: a norm, q and out of D x 512, k and v of 1024 x 512, two gates; a norm and 8 D^2.
+        # A layer has a norm, q and out of D x 512, k and v of 1024 x 512, two gates, a norm, 8 D^2.
         (
             "open_flamingo_4b",
             63_019_008
@@ -55,7 +52,7 @@ def test_open_flamingo_counts(name, trained, every):
 
 @pytest.mark.parametrize(("name", "xattn_layers"), [("idefics_9b", 8), ("idefics_80b", 20)])
 def test_idefics_shapes(name, xattn_layers):
-    """The counts, exact, are tested beside the conversion."""
+    """Exact counts are tested with the conversion."""
     model = config_of(name).model
     assert model.xattn.num_layers(model.lm.num_layers) == xattn_layers
     assert model.encoder().num_features(224) == 257

@@ -1,11 +1,11 @@
 """One training step of a small Flamingo on any mesh.
 
-`python -m tests.distributed.meshes OUT.npz 1 1 16` writes what it gives.
+`python -m tests.distributed.meshes OUT.npz 1 1 16` writes its results.
 
-The model is as the 80B run has it (relative positions, fused projections, remat "projections", a
-cross-attention layer before every second block) with sizes of two kinds: what the model axis splits
-is a multiple of 16, and every weight of a block is a multiple of 25 numbers, which no activation
-is. So a compiled step shows by its shapes alone whether it gathers a weight.
+The model is built as the 80B (relative positions, fused projections, remat "projections",
+cross-attention before every second block). What the model axis splits is a multiple of 16, and
+every weight of a block has a multiple of 25 numbers, which no activation has. So the shapes in a
+compiled step show if it gathers a weight.
 """
 
 import dataclasses
@@ -34,7 +34,7 @@ from tests.training import small
 WIDTH, HEADS, HEAD_SIZE = 40, 16, 5
 WEIGHT_FACTOR = 25  # WIDTH * HEAD_SIZE and WIDTH * WIDTH are multiples of it
 WEIGHTS = {"pages": 1.0, "pairs": 0.5}
-# of AdamW: an error e of a gradient moves a weight by at most RATE / EPSILON * e
+# In AdamW an error e of a gradient moves a weight by at most RATE / EPSILON * e.
 RATE, EPSILON = 1e-2, 1e-3
 _QUICK = {
     "xla_backend_optimization_level": 0,
@@ -45,7 +45,7 @@ MOST_SHARDS = 8  # of the batch, on the meshes of the tests
 
 
 def run_config(mesh: MeshConfig, **changes: Any) -> TrainConfig:
-    """Returns the run, resolved; `changes`: of its fields."""
+    """Returns the resolved config of the run; `changes` are other fields of it."""
     described = small.get_config("flamingo")
     described.model.lm.update(
         num_layers=4, width=WIDTH, num_heads=HEADS, head_dim=HEAD_SIZE, vocab_multiple=5 * HEADS
@@ -62,16 +62,17 @@ def run_config(mesh: MeshConfig, **changes: Any) -> TrainConfig:
 
 
 def batches(num_shards: int) -> dict[str, schema.Batch]:
-    """Returns the same rows for any number of data shards.
+    """Returns batches with the same rows for any number of data shards.
 
-    16, which divide over all chips of every mesh, and 8, which do not over 16.
+    All chips of every mesh divide the 16 rows of one dataset; 16 chips do not divide the 8 rows of
+    the other.
     """
     made = {
         "pages": small.batch(rows=16, length=16, images=2, seed=10, num_shards=MOST_SHARDS),
         "pairs": small.batch(rows=8, length=16, images=1, seed=11, num_shards=MOST_SHARDS),
     }
     for name, batch in made.items():
-        # the new tokens
+        # Some are the new tokens.
         batch.tokens[::2, 3], batch.tokens[::3, 5] = small.VOCABULARY, small.VOCABULARY + 1
         rows = np.arange(len(batch.tokens))[:, None]
         pool = len(batch.frames)
@@ -84,14 +85,14 @@ def batches(num_shards: int) -> dict[str, schema.Batch]:
 
 @dataclasses.dataclass(frozen=True)
 class Ran:
-    """What an update gave: the state, on the devices, and the metrics."""
+    """Results of an update: the state, on the devices, and the metrics."""
 
     state: Any
     metrics: dict[str, Any]
 
     @property
     def gradients(self) -> dict[str, np.ndarray]:
-        """The sum over the datasets, before the clip."""
+        """Sums over the datasets, before the clip."""
         return {
             path: np.asarray(leaf)
             for path, leaf in trees.flatten(self.state.opt_state[0].trace).items()
@@ -107,7 +108,7 @@ class Ran:
 
 @dataclasses.dataclass(frozen=True)
 class Step:
-    """The step of a run on a mesh: the very one that trains."""
+    """The step of a run on a mesh; it is the step that trains."""
 
     mesh: jax.sharding.Mesh
     layout: StateLayout
@@ -116,28 +117,25 @@ class Step:
 
     @functools.cached_property
     def compiled(self) -> Any:
-        """Compiled in less than half the time.
-
-        How it is partitioned is not touched, what makes the code of a CPU fast is left out.
-        """
+        """The compiled step, without optimisations for the CPU: they do not change partitioning."""
         return self.lowered.compile(_QUICK)
 
     @functools.cached_property
     def first(self) -> Ran:
-        """What the first update gives."""
+        """Results of the first update."""
         return self.run(start())
 
     def run(self, state: Any) -> Ran:
-        """Does one update from a state, which is given up if it lies on this mesh already."""
+        """Does one update; it reuses the buffers of a state that is on this mesh already."""
         before = jax.device_put(state, self.layout.shardings)
         placed = {name: to_device(batch, self.mesh) for name, batch in self.batches.items()}
         after, metrics = self.compiled(before, placed, jax.random.key(2))
         return Ran(after, jax.device_get(metrics))
 
     def birth(self) -> Any:
-        """Returns the state at birth, as numpy, but with open gates.
+        """Returns the initial state as numpy arrays, but with open gates.
 
-        Shut ones would hide all but themselves in the first update.
+        With closed gates the first update would change only the gates.
         """
         state = jax.tree.map(np.asarray, self.layout.init(jax.random.key(1)))
         opened = {
@@ -156,14 +154,14 @@ def step_on(
     made: Callable[[int], dict[str, schema.Batch]] = batches,
     **fields: Any,
 ) -> Step:
-    """Returns the step on a mesh of `sizes`; beside what AdamW keeps, its state keeps the gradient.
+    """Returns the step on a mesh; its optimizer state also stores the gradient.
 
     Args:
-        *sizes: replica, data, model; of the first devices.
+        *sizes: replica, data, model; the mesh has the first devices.
         compute: dtype of the run.
-        datasets: of which batches it takes.
+        datasets: names of the datasets that an update uses.
         changes: other fields of the run, as (name, value).
-        made: gives the batches for a number of data shards.
+        made: returns the batches for a number of data shards.
         **fields: other fields of MeshConfig.
     """
     config = run_config(MeshConfig(*sizes, **fields), precision=Policy(compute), **dict(changes))
@@ -183,12 +181,12 @@ def step_on(
 
 @functools.cache
 def start() -> Any:
-    """Returns the state that all meshes start from: that of one device at birth."""
+    """Returns the state that all meshes start from: the initial state of one device."""
     return step_on(1, 1, 1).birth()
 
 
 def report(path: str, *sizes: int) -> None:
-    """Writes the state at birth and what the first update gives, as float32 arrays by name."""
+    """Writes the initial state and the results of the first update, as float32 arrays by name."""
     step = step_on(*sizes)
     born = step.birth()
     ran = step.run(born)

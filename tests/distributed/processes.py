@@ -8,7 +8,7 @@ import sys
 
 from tests.conftest import BASE_XLA_FLAGS, ROOT
 
-PATIENCE = 240  # seconds; far more than any of them takes
+PATIENCE = 240  # seconds; much more than any of them takes
 
 
 def start_processes(
@@ -23,10 +23,10 @@ def start_processes(
 
     Args:
         arguments: of Python.
-        count: how many processes.
-        devices: of each.
-        cwd: where they run; they import from the repository all the same.
-        different: {process: arguments in addition}.
+        count: number of processes.
+        devices: devices of each process.
+        cwd: working directory; imports come from the repository in any case.
+        different: {process: additional arguments}.
     """
     with socket.socket() as free:
         free.bind(("localhost", 0))
@@ -35,7 +35,7 @@ def start_processes(
         **os.environ,
         "PYTHONPATH": str(ROOT),
         "XLA_FLAGS": f"{BASE_XLA_FLAGS} --xla_force_host_platform_device_count={devices}",
-        # what takes time here is compilation, in each of them
+        # Compilation takes most of the time, in each process.
         "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
         "JAX_COORDINATOR_ADDRESS": f"localhost:{port}",
         "JAX_NUM_PROCESSES": str(count),
@@ -65,7 +65,7 @@ def finish(processes: list[subprocess.Popen]) -> list[tuple[int, str, str]]:
 
 
 def run_processes(arguments: list[str], *, count: int, **settings) -> list[str]:
-    """Runs processes to their end, which must be a good one; returns what each wrote to stdout."""
+    """Runs processes, which must end with status 0; returns what each wrote to stdout."""
     ended = finish(start_processes(arguments, count=count, **settings))
     for index, (status, output, error) in enumerate(ended):
         assert status == 0, (

@@ -1,8 +1,6 @@
-"""What the compiled step says of itself.
+"""What the compiled step does: the weights that it moves, and its dtypes (paper, B.1.2).
 
-Which weights cross the mesh, and in which dtypes it computes (DESIGN: Mesh, 6; paper, B.1.2).
-
-A weight that the model axis splits is told by its size: a multiple of 25 numbers (`meshes`).
+A weight that the model axis splits is known by its size: a multiple of 25 numbers (`meshes`).
 """
 
 import collections
@@ -27,7 +25,7 @@ AXES = ("replica", "data", "model")
 class Gather(NamedTuple):
     """An array that an all-gather makes.
 
-    Its shape, the mesh axes that it runs along, the loops that it stands in.
+    `axes` are the mesh axes that it runs along, `depth` is the number of loops around it.
     """
 
     shape: tuple[int, ...]
@@ -75,16 +73,13 @@ def test_no_weight_crosses_the_model_axis_and_none_moves_inside_a_loop(found):
 
 
 def test_loops_gather_over_the_model_axis_alone(found):
-    """Gradients are formed from a chip's own tokens, and reduced.
-
-    No chip sees the activations of other rows of the batch.
-    """
+    """A chip computes gradients from its own tokens; no chip gathers other rows' activations."""
     wrong = [gather for gather in found if gather.depth and gather.axes != ("model",)]
     assert not wrong, "\n".join(map(str, wrong))
 
 
 def test_every_weight_is_gathered_once_along_data(found):
-    """As the model axis leaves it, all layers at once, before the first dataset."""
+    """Each gather has a model shard of a weight, all layers at once, before the first dataset."""
     layout = meshes.step_on(*SIZES).layout
     leaves, shardings = trees.flatten(layout.abstract.trainable), trees.flatten(layout.gathered)
     local = {path: shardings[path].shard_shape(leaf.shape) for path, leaf in leaves.items()}
@@ -99,8 +94,8 @@ def test_every_weight_is_gathered_once_along_data(found):
     }
 
 
-def test_the_trap_would_be_seen(monkeypatch):
-    """With the residual stream alone on sequence shards, blocks gather weights over the model axis in every layer (DESIGN, 6)."""
+def test_gathers_of_weights_would_be_found(monkeypatch):
+    """If only the residual stream is split by rows, each layer gathers weights over model."""
     place = Layout.activation
     monkeypatch.setattr(
         Layout, "activation", lambda self, x, axes: place(self, x, axes) if axes[0] == "rows" else x
@@ -119,10 +114,7 @@ Operation = collections.namedtuple("Operation", ("kind", "operands", "results", 
 
 @pytest.fixture(scope="module")
 def operations():
-    """Every operation of the step in bfloat16 as it is handed to the compiler.
-
-    Its kind, the dtypes, where it comes from.
-    """
+    """All operations of the step in bfloat16, before compilation."""
     module, found = meshes.step_on(*SIZES, compute="bfloat16").lowered.compiler_ir("stablehlo"), []
 
     def dtypes(values):
@@ -145,9 +137,9 @@ def operations():
 
 
 def test_no_matrix_product_is_float32(operations):
-    """Nor is its gradient.
+    """No product of the forward or backward pass has float32 operands.
 
-    What is summed in float32 (scores, logits) has bfloat16 operands, both ways.
+    Scores and logits are summed in float32, from bfloat16 operands.
     """
     products = [
         operation for operation in operations if operation.kind in ("dot_general", "convolution")
@@ -175,8 +167,9 @@ def test_no_matrix_product_is_float32(operations):
         ),
         (
             "exponential",
+            # softmaxes of the towers and of the loss
             ("attention/exp", "_attend/block/exp", "token_losses)/flamingo/exp"),
-        ),  # softmaxes of the towers, of the loss
+        ),
         ("log", ("token_losses)/flamingo/log",)),
         ("log_plus_one", ("token_losses)/flamingo/log1p",)),
         ("sqrt", ("optimizer/sqrt",)),
@@ -202,13 +195,13 @@ def test_scores_and_logits_are_summed_in_float32(operations):
         assert any(operation.results == ("f32",) for operation in forward), letters
 
 
-def test_what_the_optimizer_holds_is_float32_and_what_is_frozen_is_not():
+def test_the_optimizers_state_is_float32_and_frozen_weights_are_not():
     step = meshes.step_on(*SIZES, compute="bfloat16")
     state = step.layout.abstract
     assert {leaf.dtype for leaf in jax.tree.leaves(state.frozen)} == {np.dtype("bfloat16")}
     assert {leaf.dtype for leaf in jax.tree.leaves(state.trainable)} == {np.dtype("float32")}
     kept, adam, *_ = state.opt_state[0], state.opt_state[1][1]
-    # the gradients' sum over the datasets, and the moments
+    # The sum of the gradients over the datasets, and the moments.
     for tree in (kept.trace, adam.mu, adam.nu):
         assert {leaf.dtype for leaf in jax.tree.leaves(tree)} == {np.dtype("float32")}
     out, metrics = step.lowered.out_info

@@ -1,6 +1,6 @@
-"""The contrastive step on meshes.
+"""The contrastive step on meshes: the loss is over the whole batch on any number of chips.
 
-The loss is over the whole batch wherever its rows lie, and no chip holds all similarities.
+No chip has all similarities.
 """
 
 import functools
@@ -22,10 +22,10 @@ from flamingo_jax.training.datasets_per_step import merge
 from flamingo_jax.training.optimizer import make_optimizer
 from tests.training import small
 
-ROWS = 24  # of each dataset; no other size of the model is 24 or 48
+ROWS = 24  # of each dataset; no dimension of the model is 24 or 48
 LENGTHS = {"align": 8, "ltip": 8}
 ONE = (1, 1, 1)
-# How the step is partitioned is not touched; what makes the code of a CPU fast is left out.
+# Leaves out optimisations for the CPU; they do not change how the step is partitioned.
 QUICK = {
     "xla_backend_optimization_level": 0,
     "xla_llvm_disable_expensive_passes": True,
@@ -35,7 +35,7 @@ QUICK = {
 
 @functools.cache
 def step_on(sizes, chunk=0, mixing="accumulate"):
-    """Returns (gradients, metrics, weights, compiled text) of the first update on a mesh of the first devices."""
+    """Returns (gradients, metrics, weights, compiled text) of the first update on a mesh."""
     described = small.get_config("contrastive")
     captions = described.data.datasets.captions
     described.data.datasets = dict.fromkeys(LENGTHS, captions)
@@ -81,9 +81,9 @@ def step_on(sizes, chunk=0, mixing="accumulate"):
     ids=str,
 )
 def test_the_loss_is_over_the_global_batch(sizes, chunk, mixing):
-    """Losses and gradients of eight devices, in chunks or not, are those of one.
+    """Losses and gradients on eight devices, in chunks or not, equal those on one.
 
-    1e-5, float32 sums in another order.
+    1e-5: float32 sums in another order.
     """
     gradients, metrics, weights, _ = step_on(sizes, chunk, mixing)
     expected, its_metrics, its_weights, _ = step_on(ONE, 0, mixing)
@@ -91,7 +91,7 @@ def test_the_loss_is_over_the_global_batch(sizes, chunk, mixing):
     for name, number in its_metrics.items():
         np.testing.assert_allclose(metrics[name], number, rtol=1e-5, atol=1e-7, err_msg=name)
     for path, leaf in expected.items():
-        # the bias of the keys has no gradient but rounding
+        # The gradient of the keys' bias is only rounding.
         error = 1e-5 * np.abs(leaf).max() + 1e-7
         np.testing.assert_allclose(gradients[path], leaf, rtol=0, atol=error, err_msg=path)
         np.testing.assert_allclose(
@@ -115,11 +115,8 @@ def wholes(text, rows):
 
 @pytest.mark.parametrize(("sizes", "chunk"), [((1, 8, 1), 0), ((2, 2, 2), 3)], ids=str)
 def test_no_chip_holds_all_similarities(sizes, chunk):
-    """At 16,384 they would be a GiB of float32, several times over.
-
-    Each chip has the rows of its own texts.
-    """
+    """Each chip has the rows of its texts: with 16,384 rows the whole is a GiB of float32."""
     text = step_on(sizes, chunk)[3]
     assert not wholes(text, ROWS)
-    assert wholes(step_on(ONE)[3], ROWS), "this would be seen"
+    assert wholes(step_on(ONE)[3], ROWS), "the check finds none on one device"
     assert f"[{ROWS // 8},{ROWS}]" in text

@@ -1,6 +1,6 @@
-"""Few-shot evaluation in two processes, each with a disk of its own.
+"""Few-shot evaluation in two processes, each with its own disk.
 
-What the first one has finished counts for both.
+What the first process has finished counts for both.
 """
 
 import json
@@ -34,7 +34,7 @@ with Cluster("on") as cluster:
 
 
 def evaluated(model, place, n):
-    """(supports, scores) of each query."""
+    """Returns [supports, scores] of all queries."""
     task = FewShotTask(
         Colours(metrics=(RANKING,)),
         Settings(selection="rices", num_support=6),
@@ -49,7 +49,7 @@ def evaluated(model, place, n):
 
 @pytest.mark.slow
 def test_two_processes_give_what_one_gives(tmp_path):
-    """The same supports; scores to 1e-4, since float32 sums run in another order."""
+    """The same supports; scores to 1e-4, since float32 sums have another order."""
     found = [
         json.loads(text.splitlines()[-1])
         for text in run_processes(["-c", PROGRAM, str(tmp_path)], count=2)

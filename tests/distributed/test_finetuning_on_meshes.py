@@ -1,8 +1,8 @@
-"""A step that trains the vision encoder too, with adaptive clipping and a rate of its own, is the same on every mesh (paper, B.1.3, B.2.2).
+"""Fine-tuning the vision encoder gives the same step on every mesh (paper, B.1.3, B.2.2).
 
-The clip's norms are sums over parts that lie on different chips, and so is ZeRO-1's share of the
-encoder's masters. Bounds as in test_step_on_meshes.py; the encoder's clipped gradient is smaller
-than the gradient, and so is its error.
+The norms of adaptive clipping are sums over parts on different chips, and ZeRO-1 splits the
+encoder's float32 weights. Bounds are as in test_step_on_meshes.py; the clipped gradient of the
+encoder is smaller than the gradient, and so is its error.
 """
 
 import dataclasses
@@ -22,25 +22,25 @@ VISION_RATE, AGC = meshes.RATE / 4, 0.01
 
 
 def changes():
-    """Two blocks in the encoder, one of which is dropped for some images.
+    """Returns fields of a run with two encoder blocks; one is dropped for some images.
 
-    The same ones on every mesh.
+    These images are the same on every mesh.
     """
     run = meshes.run_config(MeshConfig())
     vision = dataclasses.replace(run.model.vision, depths=(2,), stochastic_depth=0.8)
     optimizer = dataclasses.replace(
         run.optimizer, vision=VisionOptimizerConfig(learning_rate=VISION_RATE, agc=AGC)
     )
-    # quickly compiled
+    # These compile quickly.
     lm = dataclasses.replace(run.model.lm, num_layers=2, position="learned", remat="none")
     model = dataclasses.replace(run.model, vision=vision, lm=lm)
     return ("model", model), ("unfrozen", ("vision",)), ("optimizer", optimizer)
 
 
 def few_images(num_shards):
-    """Four, fewer than the chips of the mesh.
+    """Returns four images, fewer than chips; chips of a model group encode the same ones.
 
-    Those of a model group encode the same ones, as in a fine-tuning batch of 8.
+    A fine-tuning batch of 8 does this too.
     """
     return {"pairs": small.batch(rows=4, length=16, images=1, seed=11, num_shards=num_shards)}
 
@@ -51,7 +51,7 @@ def step_on(*sizes, **fields):
 
 @pytest.fixture(scope="module")
 def born():
-    """The state of one device at birth."""
+    """The initial state on one device."""
     return step_on(1, 1, 1).birth()
 
 
@@ -75,9 +75,9 @@ def test_a_finetuning_step_is_the_same_on_eight_devices(born, reference, zero):
 
 
 def test_the_encoder_is_clipped_and_moves_by_its_own_rate(born, reference):
-    """Without this, equal steps would say little.
+    """Equal steps prove something only if weights move and clips act.
 
-    A first update is rate * g / (|g| + eps), g after the clip.
+    A first update is rate * g / (|g| + eps), with g after the clip.
     """
     before = trees.flatten(jax.tree.map(np.asarray, born.trainable))
     clipped = moved = 0

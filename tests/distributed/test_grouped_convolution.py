@@ -1,4 +1,4 @@
-"""The gradient of a convolution in groups, of images that some chips hold alike.
+"""The gradient of a grouped convolution on images that several chips have in common.
 
 XLA's partitioner has a fault there.
 """
@@ -39,9 +39,9 @@ def gradients(images, convolve, layout):
 @pytest.mark.parametrize("images", [4, 8])
 @pytest.mark.parametrize("stride", [1, 2])
 def test_gradient_is_that_of_one_device(images, stride):
-    """4 images on (1, 4, 2) are on two chips each, 8 on one. 1e-5.
+    """On (1, 4, 2) each of 4 images is on two chips, each of 8 on one.
 
-    Float32 sums of 1e2 terms in another order.
+    1e-5: float32 sums of 1e2 terms in another order.
     """
     convolve = lambda x, w: conv.convolve(x, w, stride=stride, groups=2)
     found, expected = gradients(images, convolve, Layout(MESH))
@@ -50,7 +50,7 @@ def test_gradient_is_that_of_one_device(images, stride):
 
 
 def test_the_fault_is_still_there():
-    """When this fails, XLA is mended, and `conv._grouped` can go."""
+    """If this fails, XLA is repaired, and `conv._grouped` can be removed."""
     (_, doubled), (_, expected) = gradients(
         4, lambda x, w: conv._convolve(x, w, 1, 2), Layout(MESH)
     )

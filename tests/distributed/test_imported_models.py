@@ -1,10 +1,8 @@
-"""OpenFlamingo and IDEFICS on eight chips.
+"""OpenFlamingo and IDEFICS on eight chips: training steps and answers equal those of one chip.
 
-A step of further training and answers from the cache are those of one device.
-
-Their options as the configs for further training have them, with small sizes: ALiBi, a tied table
-and norms over all heads on one side; SwiGLU, norms on the heads of the cross-attention and an
-untied head on the other; no map to the language model's width in both.
+The models have the options of their configs, in small sizes. OpenFlamingo has ALiBi, a tied table
+and norms over all heads; IDEFICS has SwiGLU, norms on each head of the cross-attention and an
+untied head. Neither maps visual tokens to the language model's width.
 """
 
 import dataclasses
@@ -42,7 +40,7 @@ PROMPTS = [
 
 
 def described(name):
-    """The options of a public Flamingo; four heads, so that each chip of a model group has one."""
+    """Returns a public Flamingo's options, with four heads: one per chip of a model group."""
     config = small.get_config("flamingo")
     if name == "open_flamingo":
         config.model = parts = editable(open_flamingo_3b.model(lm="mpt_1b", every=2))
@@ -61,16 +59,13 @@ def described(name):
 
 
 def step_on(name, *sizes, born=None):
-    """Returns the state before, and weights and metrics after the first update.
-
-    All are numpy arrays of a run on a mesh of these sizes.
-    """
+    """Returns (state before, weights after, metrics) of the first update, as numpy arrays."""
     config = described(name).resolved(small.VOCABULARY)
     config = dataclasses.replace(config, mesh=MeshConfig(*sizes), precision=Policy("float32"))
     mesh = make_mesh(config.mesh, jax.devices()[: int(np.prod(sizes))])
     run = run_lib.compile(config, mesh)
     batch = small.batch(rows=8, length=16, images=2, seed=3, num_shards=num_batch_shards(mesh))
-    # the new tokens
+    # Some are the new tokens.
     batch.tokens[::2, 3], batch.tokens[::3, 5] = small.VOCABULARY, small.VOCABULARY + 1
     batch = {"pages": to_device(batch, mesh)}
     if born is None:  # with open gates: shut ones would hide all but themselves
@@ -91,7 +86,7 @@ def step_on(name, *sizes, born=None):
 def test_a_step_of_further_training_is_the_same_on_a_mesh_as_on_one_device(name):
     """1e-5: float32 sums in another order.
 
-    Through AdamW an error of a gradient moves a weight by up to 1e-2 / 1e-3 times as much.
+    In AdamW an error of a gradient moves a weight by up to 1e-2 / 1e-3 times as much.
     """
     born, expected, reference = step_on(name, *ONE)
     _, weights, metrics = step_on(name, *MESH, born=born)
@@ -99,7 +94,7 @@ def test_a_step_of_further_training_is_the_same_on_a_mesh_as_on_one_device(name)
         np.testing.assert_allclose(metrics[metric], number, rtol=1e-5, atol=1e-7, err_msg=metric)
     before = trees.flatten(born.trainable)
     for path, leaf in expected.items():
-        # the same for all keys, so that softmax does not see it
+        # It adds the same to all scores of a query, which softmax ignores.
         stays = path.endswith("/key_head_norm/offset")
         assert stays or np.max(np.abs(leaf - before[path])) > 1e-6, f"{path} does not move"
         np.testing.assert_allclose(weights[path], leaf, rtol=1e-5, atol=1e-4, err_msg=path)
@@ -107,10 +102,7 @@ def test_a_step_of_further_training_is_the_same_on_a_mesh_as_on_one_device(name)
 
 @pytest.mark.parametrize("name", [pytest.param("open_flamingo", marks=pytest.mark.slow), "idefics"])
 def test_answers_of_a_mesh_are_those_of_one_device(name, tmp_path):
-    """Tokens equal.
-
-    Log-likelihoods within 1e-4 (float32 sums in another order, values of about 10).
-    """
+    """Tokens are equal, log-likelihoods (about 10) within 1e-4: float32 sums in another order."""
     words = tiny.tokenizer(tmp_path)
     model = described(name).resolved(words.vocab_size).model.of_stage("flamingo")
     params = tiny.weights(jax.eval_shape(api.flamingo(model.flamingo()).init, jax.random.key(0)))

@@ -1,6 +1,6 @@
-"""Answers of a model whose weights are split over "model".
+"""Answers of a model with weights split over "model" equal those of one device.
 
-Loaded from an export part by part, equal to those of one device.
+The weights are loaded part by part.
 """
 
 import dataclasses
@@ -36,7 +36,7 @@ CANDIDATES = ["red", "a big green square"]
 
 
 def parts(vocabulary):
-    """Relative positions and a cross-attention layer before every second block, as in the 80B model; four heads."""
+    """Returns a Flamingo like the 80B: relative positions, cross-attention every second block."""
     base = tiny.flamingo_config(vocabulary)
     lm = LMConfig(
         vocabulary, num_layers=2, width=16, num_heads=4, tied_head=False, vocab_multiple=8
@@ -46,7 +46,7 @@ def parts(vocabulary):
 
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory):
-    """The directory of the model, whose weights are drawn at random."""
+    """The directory of a model with random weights."""
     directory = tmp_path_factory.getbasetemp()
     config = parts(tiny.tokenizer(directory).vocab_size)
     described = ModelConfig(
@@ -73,14 +73,14 @@ def answers(model):
 
 @pytest.fixture(scope="module")
 def alone(exported):
-    """The answers of one device."""
+    """Answers of one device."""
     return answers(Flamingo.load(exported, config=CONFIG))
 
 
 def test_weights_split_over_model_give_the_same_answers(exported, alone, monkeypatch):
-    """Tokens of the beam search equal.
+    """Tokens of the beam search are equal, log-likelihoods (about 10) within 1e-4.
 
-    Log-likelihoods within 1e-4 (float32 sums in another order, values of about 10).
+    1e-4: float32 sums in another order.
     """
     mesh = make_mesh(MeshConfig(data=2, model=4))
     asked = {}

@@ -1,6 +1,6 @@
 """Two processes on one machine: one that fails ends the other.
 
-A Flamingo is trained and evaluated as by one process.
+Two processes train and evaluate a Flamingo as one does.
 """
 
 import json
@@ -57,7 +57,7 @@ def test_processes_that_end_well_end_together():
 def test_a_flamingo_is_trained_and_evaluated_as_by_one_process(tmp_path, run_program):
     """Two datasets with images, frozen towers, a mesh of two by two.
 
-    In training another order of sums, in evaluation the same bits.
+    Sums have another order in training; evaluation gives the same bits.
     """
     world = small.make_world(tmp_path / "world")
     towers = small.make_towers(tmp_path / "towers", world)

@@ -1,9 +1,9 @@
-"""One training step of the real Flamingo is the same on every mesh, with ZeRO-1 and without (DESIGN: Step, Mesh).
+"""A training step of the real Flamingo is the same on every mesh, with and without ZeRO-1.
 
-The bounds are those of float32 sums in another order: of up to 1e3 terms they differ by about 1e-6
-of the largest partial sum, so losses and gradients agree to 1e-5 of their own size, a gradient's
-size being its largest entry. An error e of a gradient moves a weight by at most RATE / EPSILON * e
-through AdamW, and the rounding of a weight of size 1 is 1e-7.
+Float32 sums have another order. Sums of up to 1e3 terms then differ by about 1e-6 of the largest
+partial sum, so losses and gradients agree to 1e-5 of their size; the size of a gradient is its
+largest entry. In AdamW an error e of a gradient moves a weight by at most RATE / EPSILON * e. The
+rounding of a weight of size 1 is 1e-7.
 """
 
 import os
@@ -25,9 +25,9 @@ PRECISION = 1e-5
 
 @pytest.fixture(scope="module")
 def sixteen(tmp_path_factory, run_program):
-    """{name.
+    """A function that returns {name: array} of a process with 16 devices on a mesh (1, 1, 16).
 
-    Array} of a process of 16 devices with a mesh of (1, 1, 16), which runs beside the other tests.
+    The process runs at the same time as the other tests.
     """
     path = tmp_path_factory.mktemp("sixteen") / "step.npz"
     environment = {"XLA_FLAGS": f"{BASE_XLA_FLAGS} --xla_force_host_platform_device_count=16"}
@@ -63,16 +63,15 @@ def assert_same_step(gradients, weights, metrics, reference):
 
 @pytest.mark.usefixtures("sixteen")
 def test_the_step_moves_every_trained_weight_and_no_frozen_one():
-    """Without this, equal steps would say little."""
+    """Equal steps prove something only if all trained weights move."""
     step, state = meshes.step_on(*ONE), meshes.start()
     before = trees.flatten(state.trainable)
     for path, gradient in step.first.gradients.items():
         assert np.max(np.abs(gradient)) > 1e-6, f"{path}: no gradient"
-        assert np.max(np.abs(step.first.weights[path] - before[path])) > 1e-6, (
-            f"{path} does not move"
-        )
+        moved = np.max(np.abs(step.first.weights[path] - before[path]))
+        assert moved > 1e-6, f"{path} does not move"
     jax.tree.map(np.testing.assert_array_equal, step.first.state.frozen, state.frozen)
-    assert step.first.metrics["gradient_norm"] > 1  # the clip is at work
+    assert step.first.metrics["gradient_norm"] > 1  # it is clipped
 
 
 @pytest.mark.parametrize("sizes", MESHES, ids=str)
@@ -82,20 +81,20 @@ def test_a_step_is_the_same_on_every_mesh(sizes):
 
 
 def test_what_is_split_over_chips_changes_no_result():
-    """Without ZeRO-1, and with the whole residual stream on every chip of a model group."""
+    """Without ZeRO-1 and without sequence parallelism the step is the same."""
     ran = meshes.step_on(1, 2, 4, zero=False, sequence_parallel=False).first
     assert_same_step(ran.gradients, ran.weights, ran.metrics, meshes.step_on(1, 2, 4).first)
 
 
 def part(array):
-    """The share of an array that one device holds."""
+    """Returns the fraction of an array that is on one device."""
     return array.addressable_shards[0].data.size / array.size
 
 
 def test_zero_splits_the_optimizer_over_data_and_nothing_else():
-    """On (1, 2, 4) a chip keeps half of what the model's split leaves.
+    """On (1, 2, 4) a chip keeps half of its model shard of a float32 weight.
 
-    Weights that the model axis leaves whole are split over both.
+    Weights that the model axis does not split in the layout are split over both axes.
     """
     state = meshes.step_on(1, 2, 4).first.state
     whole = meshes.step_on(1, 2, 4, zero=False, sequence_parallel=False).first.state
@@ -113,19 +112,15 @@ def test_zero_splits_the_optimizer_over_data_and_nothing_else():
         assert "data" not in jax.tree.leaves(tuple(sharding.spec)), (
             "a weight that is computed with is split over data"
         )
-    held = sum(
-        leaf.addressable_shards[0].data.nbytes
-        for leaf in jax.tree.leaves((state.trainable, state.opt_state))
-    )
-    assert held <= 0.14 * sum(
-        leaf.nbytes for leaf in jax.tree.leaves((state.trainable, state.opt_state))
-    )
+    leaves = jax.tree.leaves((state.trainable, state.opt_state))
+    held = sum(leaf.addressable_shards[0].data.nbytes for leaf in leaves)
+    assert held <= 0.14 * sum(leaf.nbytes for leaf in leaves)
 
 
 def test_a_run_goes_on_from_its_checkpoint_on_other_meshes(tmp_path):
-    """(1, 2, 4) -> (1, 8, 1) -> (1, 1, 1), an update on each, as three updates on one device.
+    """An update on each of (1, 2, 4), (1, 8, 1), (1, 1, 1) equals three updates on one device.
 
-    What is read is what was saved.
+    A checkpoint is read exactly as it was saved.
     """
     state, expected = meshes.start(), meshes.start()
     for number, sizes in enumerate([(1, 2, 4), (1, 8, 1), ONE], start=1):
@@ -149,9 +144,9 @@ def test_a_run_goes_on_from_its_checkpoint_on_other_meshes(tmp_path):
 
 
 def test_a_step_is_the_same_over_sixteen_chips_of_one_model_group(sixteen):
-    """In a process of its own.
+    """One dataset has 8 rows, fewer than chips, so its tokens are split by length.
 
-    8 of the rows are fewer than the chips, so that their tokens are split by length.
+    The 16 devices are in another process.
     """
     parts = {}
     for name, array in sixteen().items():

@@ -1,10 +1,8 @@
 """Training on a pod of four workers, through launch/tpu_pod.sh.
 
-Each worker is a process of its own with its own home and working folder.
-
-gcloud is a stand-in (tests/launch/gcloud.py); the program, the cluster, the collectives and the
-checkpoints are real. The workers share the workdir alone. The steps on one and on two processes are
-those of `train` on other meshes of four devices.
+Each worker is a process with its own home and working folder; workers share only the workdir.
+gcloud is replaced (tests/launch/gcloud.py); the program, the cluster, the collectives and the
+checkpoints are real. Runs in one and in two processes use `train` on other meshes of four devices.
 """
 
 import os
@@ -30,7 +28,7 @@ from tests.launch.pod import Pod
 from tests.training import small
 
 STEPS, SAVE_EVERY = 16, 4
-PATIENCE = 240  # seconds that a run may take; far more than it does
+PATIENCE = 240  # seconds that a run may take; much more than it takes
 CONFIG = "tests/training/small.py:language_model"
 RECORDS = [
     "--config.data.tokenizer=../records/tokenizer",
@@ -46,7 +44,7 @@ SETTINGS = [
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
-    """A directory with a world, which stands for the bucket of records."""
+    """A directory with a world, in place of the bucket of records."""
     directory = tmp_path_factory.mktemp("pod")
     small.make_world(directory / "world")
     return directory
@@ -54,7 +52,10 @@ def place(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def runs(place):
-    """(the pod, the workdir of an undisturbed run, that of one in which a worker was killed, what the script said of the latter)."""
+    """Two runs: one undisturbed, one in which a worker is killed.
+
+    (the pod, the workdir of the first, the workdir of the second, the second's output)
+    """
     pod, shared = Pod(place / "cloud"), place / "shared"
     shared.mkdir()
     (pod.state / "buckets" / "records").symlink_to(place / "world")
@@ -139,16 +140,14 @@ def test_one_process_speaks_for_all_and_each_has_its_own_folder(runs):
         False,
         False,
     ]
-    # whether they come to say why they failed depends on the moment
+    # Depending on the moment, a worker may not write why it failed.
     for worker, log in enumerate(logs):
         assert set(re.findall(r"\[process (\d) of 4\]", log)) <= {str(worker)}
     for home in pod.homes():
         assert (home / "flamingo_jax" / "flamingo_jax" / "train.py").exists()
         assert (home / "records" / "text").exists()
         asked = (home / "pip").read_text().splitlines()
-        assert len(asked) == 3 and ".[tpu]" in asked[2], (
-            "installed once, however often it was started"
-        )
+        assert len(asked) == 3 and ".[tpu]" in asked[2], "installed once for all starts"
 
 
 def test_logs_come_from_the_workers(runs):
@@ -160,7 +159,7 @@ def test_logs_come_from_the_workers(runs):
 
 
 def test_evaluate_on_the_pod_gives_what_one_process_with_four_devices_gives(runs, run_program):
-    """Every bit of it: the same prompts in the same batches on as many devices."""
+    """All bits are equal: the same prompts in the same batches on as many devices."""
     pod, whole, _, _ = runs
     shared = whole.parent
     flags = [
@@ -193,9 +192,10 @@ def test_evaluate_on_the_pod_gives_what_one_process_with_four_devices_gives(runs
 
 
 def assert_continues(workdir, whole, start):
-    """Losses from `start` on are those of the pod.
+    """Checks that losses from `start` on equal the pod's.
 
-    Another order of the sums over four shards, 1e-7 of their size a step, Adam in between.
+    1e-5: sums over four shards have another order, 1e-7 of their size per step, and pass through
+    Adam.
     """
     ours, theirs = reports(workdir), reports(whole)
     assert [row["step"] for row in ours] == list(range(1, STEPS + 1))
@@ -204,9 +204,10 @@ def assert_continues(workdir, whole, start):
 
 
 def prepared(monkeypatch, place):
-    """The config of the pod's run.
+    """Returns the config of the pod's run.
 
-    The paths in it, which a checkpoint holds a run to, are right from within this directory.
+    Its relative paths are part of a checkpoint, so this also changes to a directory where they are
+    correct.
     """
     (place / "here").mkdir(exist_ok=True)
     if not (place / "records").exists():
@@ -220,7 +221,7 @@ def prepared(monkeypatch, place):
 
 
 def begun(whole, target):
-    """A copy of the pod's run as it was after its second checkpoint."""
+    """Copies the pod's run as it was after its second checkpoint."""
     shutil.copytree(whole, target)
     shutil.rmtree(target / "export")
     for step in range(3 * SAVE_EVERY, STEPS + 1, SAVE_EVERY):
@@ -229,15 +230,18 @@ def begun(whole, target):
 
 
 def without_gloo(text):
-    """`text` without what the library of the collectives says.
+    """Returns the words of `text` that are not written by the library of the collectives.
 
-    Its threads write in pieces, which may fall between each other.
+    Its threads write lines in pieces, which may be mixed.
     """
-    return re.sub(
-        r"\[Gloo\] Rank|is connected to|peer ranks\.|Expected number of connected peer ranks is :|\d+",
-        "",
-        text,
-    ).split()
+    pieces = (
+        r"\[Gloo\] Rank",
+        "is connected to",
+        r"peer ranks\.",
+        "Expected number of connected peer ranks is :",
+        r"\d+",
+    )
+    return re.sub("|".join(pieces), "", text).split()
 
 
 def test_lines_of_gloo_are_told_from_ours_even_when_they_are_mixed():

@@ -1,6 +1,6 @@
-"""Chips that are not there, for meshes of any size.
+"""Chips that do not exist, for meshes of any size.
 
-What lays arrays out asks a device for its place and its platform alone.
+Code that lays out arrays asks a device only for its coordinates and its platform.
 """
 
 import itertools
@@ -26,7 +26,7 @@ class Chip:
 
     @property
     def __class__(self):
-        """The type that annotations ask for."""
+        """The type in annotations, which are checked at run time."""
         return jax.Device
 
 
@@ -37,6 +37,6 @@ def torus(*shape):
 
 
 def mesh(replica, data, model):
-    """Returns a mesh of so many chips; where they are does not matter."""
+    """Returns a mesh of these sizes; its chips have arbitrary coordinates."""
     chips = np.array(torus(replica, data, model)).reshape(replica, data, model)
     return Mesh(chips, AXES, axis_types=(AxisType.Auto,) * len(AXES))

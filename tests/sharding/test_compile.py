@@ -1,4 +1,4 @@
-"""Weights on the mesh: which dimensions go where, and what is refused."""
+"""Shardings of weights on the mesh, and what is refused."""
 
 import jax
 import jax.numpy as jnp
@@ -19,7 +19,7 @@ from tests.sharding import chips
         (("mlp", "embed"), (256, 64), P("model", None)),
         (("vocab", "embed"), (128, 64), P("model", None)),
         (("embed", "kv_heads", "head_dim"), (64, 32, 4), P(None, "model", None)),
-        # fewer than the chips: on each of them
+        # Fewer heads than chips: each chip has all of them.
         (("embed", "kv_heads", "head_dim"), (64, 4, 4), P(None, None, None)),
         (("embed", "kv_heads", "head_dim"), (64, 1, 4), P(None, None, None)),
         (("embed", "latent_heads", "head_dim"), (64, 3, 4), P(None, None, None)),
@@ -34,7 +34,12 @@ def test_weights_follow_their_axes(axes, shape, expected):
     ("axes", "shape", "size", "word"),
     [
         (("embed", "heads", "head_dim"), (64, 40, 4), 40, "heads"),
-        (("embed", "heads", "head_dim"), (64, 8, 4), 8, "heads"),  # fewer query heads are no excuse
+        (
+            ("embed", "heads", "head_dim"),
+            (64, 8, 4),
+            8,
+            "heads",
+        ),  # too few query heads are an error
         (("embed", "kv_heads", "head_dim"), (64, 24, 4), 24, "kv_heads"),
         (("mlp", "embed"), (200, 64), 200, "mlp"),
         (("vocab", "embed"), (100, 64), 100, "vocab"),
@@ -63,7 +68,7 @@ def test_abstract_arrays_know_their_sharding():
     assert (abstract["block"]["w"].shape, abstract["block"]["w"].dtype) == ((3, 8, 4), jnp.float32)
 
 
-def test_an_init_makes_its_parts_where_they_belong():
+def test_an_init_makes_its_parts_on_their_devices():
     mesh = make_mesh(MeshConfig(data=2, model=4))
     sharding = jax.sharding.NamedSharding(mesh, P("model", "data"))
     made = compile_lib.jit_once(lambda x: x + 1, sharding, mesh)(jnp.zeros((8, 4)))
@@ -71,6 +76,6 @@ def test_an_init_makes_its_parts_where_they_belong():
     np.testing.assert_array_equal(made, np.ones((8, 4)))
 
 
-def test_options_are_the_platforms():
+def test_compiler_options_depend_on_the_platform():
     assert compile_lib.compiler_options(make_mesh(MeshConfig(data=8))) is None
     assert compile_lib.compiler_options(chips.mesh(1, 2, 4)) is not None

@@ -1,4 +1,4 @@
-"""Where activations and gradients go on eight devices."""
+"""Shardings of activations and gradients on eight devices."""
 
 import jax
 import jax.numpy as jnp
@@ -13,10 +13,7 @@ RESIDUAL = ("rows", "sequence", "embed")
 
 
 def placed(shape, axes, sizes, **fields):
-    """The PartitionSpec that an activation gets under jit.
-
-    Replicated dimensions at the end are left out, as JAX does.
-    """
+    """Returns the PartitionSpec of an activation under jit, without replicated last dimensions."""
     config = MeshConfig(*sizes, **fields)
     layout = config.layout(make_mesh(config))
     out = jax.jit(lambda x: layout.activation(x, axes))(jnp.zeros(shape))
@@ -27,9 +24,9 @@ def placed(shape, axes, sizes, **fields):
     ("shape", "axes", "expected"),
     [
         ((8, 6, 4), RESIDUAL, (("data", "model"),)),  # rows over all chips
-        # 8 chips do not divide 6 rows: by length within a model group
+        # 8 chips do not divide 6 rows: split by length in a model group.
         ((6, 8, 4), RESIDUAL, ("data", "model")),
-        ((6, 6, 4), RESIDUAL, ("data",)),  # nor 4 the length
+        ((6, 6, 4), RESIDUAL, ("data",)),  # and 4 does not divide the length
         ((3, 8, 4), RESIDUAL, (None, "model")),
         ((6, 8, 4, 3), ("batch", "length", "heads", "head_dim"), ("data", None, "model")),
         ((6, 8, 16), ("batch", "length", "mlp"), ("data", None, "model")),
@@ -39,7 +36,7 @@ def placed(shape, axes, sizes, **fields):
     ],
 )
 def test_activations(shape, axes, expected):
-    """Mesh (1, 2, 4); the replica axis of size 1 is left out of what is compared."""
+    """On a mesh (1, 2, 4); the replica axis of size 1 is not compared."""
     found = placed(shape, axes, (1, 2, 4))
     without = tuple(_without_replica(entry) for entry in found)
     while without and without[-1] is None:
@@ -48,9 +45,8 @@ def test_activations(shape, axes, expected):
 
 
 def _without_replica(entry):
-    names = tuple(
-        name for name in ((entry,) if isinstance(entry, str) else entry or ()) if name != "replica"
-    )
+    names = (entry,) if isinstance(entry, str) else entry or ()
+    names = tuple(name for name in names if name != "replica")
     return names[0] if len(names) == 1 else names or None
 
 
@@ -64,13 +60,11 @@ def test_the_residual_stream_is_whole_in_each_model_group_without_sequence_paral
 
 
 def gradient_of(config, axes=("embed", "mlp"), shape=(8, 16)):
-    """The gradient of a weight by a sum over rows that are split over the batch."""
+    """Returns one device's shape of a gradient; the loss sums over rows of a split batch."""
     mesh = make_mesh(config)
     layout = config.layout(mesh)
-    rows = jax.device_put(
-        jnp.arange(64.0).reshape(8, 8),
-        jax.sharding.NamedSharding(mesh, P(("replica", "data"), None)),
-    )
+    by_row = jax.sharding.NamedSharding(mesh, P(("replica", "data"), None))
+    rows = jax.device_put(jnp.arange(64.0).reshape(8, 8), by_row)
 
     def loss(w):
         with with_layout(layout):
@@ -89,11 +83,11 @@ def gradient_of(config, axes=("embed", "mlp"), shape=(8, 16)):
     [
         ((1, 2, 4), True, (4, 4)),
         ((2, 2, 2), True, (4, 8)),
-        ((1, 8, 1), True, (1, 16)),  # mlp belongs to the model axis, whatever its size
+        ((1, 8, 1), True, (1, 16)),  # mlp is split over the model axis only, of any size
         ((1, 2, 4), False, None),
     ],
 )
-def test_gradients_lie_where_zero_keeps_the_optimizer(sizes, zero, part):
+def test_gradients_are_split_as_zero_splits_the_optimizer(sizes, zero, part):
     found = gradient_of(MeshConfig(*sizes, zero=zero))
     assert found[0] == 8 if part is None else found == part
 

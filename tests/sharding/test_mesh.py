@@ -1,4 +1,4 @@
-"""The mesh has three axes, always, and says what is wrong when the devices do not fit."""
+"""The mesh always has three axes, and an error says what is wrong if devices do not fit."""
 
 import random
 
@@ -58,7 +58,7 @@ def test_batch_is_split_over_replica_and_data():
 
 
 def neighbours(a, b, shape):
-    """Whether two chips have a link: one step along one dimension of the torus."""
+    """Returns True if two chips have a link: one step along one dimension of the torus."""
     steps = [
         min((x - y) % size, (y - x) % size)
         for x, y, size in zip(a.coords, b.coords, shape, strict=True)
@@ -75,12 +75,12 @@ def neighbours(a, b, shape):
         ((8, 12, 16), (3, 32, 16), (2, 1, 8), True),
         ((8, 12, 16), (3, 64, 8), (2, 4, 1), True),
         ((4, 4, 4), (1, 16, 4), (2, 2, 1), True),
-        ((4, 4, 4), (1, 8, 8), (2, 2, 2), False),  # in three dimensions: the block, not the ring
+        ((4, 4, 4), (1, 8, 8), (2, 2, 2), False),  # three dimensions: a block, but no ring
         ((3, 3, 4), (1, 4, 9), (3, 3, 1), False),  # an odd block has no ring
     ],
 )
 def test_a_model_group_is_a_block_of_neighbouring_chips(shape, sizes, block, is_ring):
-    """Wherever the slice begins: coordinates may start at any number."""
+    """Coordinates of a slice may start at any number."""
     chips_of_slice = chips.torus(*shape)
     for chip in chips_of_slice:
         chip.coords = tuple(place + 2 for place in chip.coords)
@@ -99,9 +99,9 @@ def test_a_model_group_is_a_block_of_neighbouring_chips(shape, sizes, block, is_
 
 
 def test_the_data_axis_of_the_pod_goes_round_whole_rings():
-    """8 x 12 x 16 in planes of 4 x 4.
+    """8 x 12 x 16 in planes of 4 x 4: the second axis has the 3 replicas.
 
-    The 3 replicas share the second axis, a data group has all of the others.
+    A data group has all chips along the other axes.
     """
     mesh = make_mesh(MeshConfig(3, 32, 16, model_chips=(4, 4, 1)), chips.torus(8, 12, 16))
     for replica in range(3):
@@ -146,5 +146,5 @@ def test_blocks_need_each_chip_of_the_slice_once():
 
 
 def test_devices_without_a_place_ignore_blocks():
-    """So that the config of a pod runs on CPU devices too."""
+    """The config of a pod also runs on CPU devices."""
     assert make_mesh(MeshConfig(data=2, model=4, model_chips=(2, 2, 1))).size == 8

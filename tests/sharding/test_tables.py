@@ -1,4 +1,4 @@
-"""Where every weight of the full-size models lies, while it is computed with and while it is kept.
+"""Shardings of every weight of the full-size models, in training and in checkpoints.
 
 Nothing is allocated.
 """
@@ -26,7 +26,7 @@ def compile_run(name):
 
 
 def described(spec):
-    """As "-, data, model": the mesh axes of each dimension."""
+    """Returns the mesh axes of each dimension, such as "-, data, model"."""
     names = [(entry,) if isinstance(entry, str) else entry or ("-",) for entry in spec]
     return ", ".join("+".join(entry) for entry in names) or "-"
 
@@ -37,9 +37,9 @@ def num_bytes(leaf, sharding):
 
 @pytest.mark.parametrize("name", CONFIGS)
 def test_shardings_of_every_weight(name, golden):
-    """One line each: path, shape, dtype and mesh axes while computing.
+    """One line per weight: path, shape, dtype and mesh axes while it is computed with.
 
-    For trained ones those of master and moments.
+    The line of a trained weight also has dtype and mesh axes of its float32 weight and moments.
     """
     mesh, run = compile_run(name)
     layout, policy = run.layout, TrainConfig.precision

@@ -1,4 +1,4 @@
-"""ZeRO-1: what of a weight each chip keeps."""
+"""ZeRO-1: the part of a weight that each chip keeps."""
 
 import jax
 import jax.numpy as jnp
@@ -16,17 +16,14 @@ POD = (3, 32, 16)
     [
         (("embed", "heads", "head_dim"), (8192, 64, 128), P("data", "model", None)),
         (("heads", "head_dim", "embed"), (64, 128, 8192), P("model", None, "data")),
-        (
-            ("layers", "mlp", "embed"),
-            (32, 32768, 8192),
-            P(None, "model", "data"),
-        ),  # never layers, though 32 divides them
+        # Never layers, although 32 divides them.
+        (("layers", "mlp", "embed"), (32, 32768, 8192), P(None, "model", "data")),
         (("embed",), (8192,), P("data")),
-        # whole in each model group: split over both
+        # Not split over model in the layout: split over both.
         (("vision", "embed"), (1536, 8192), P("model", "data")),
         (("latent_heads", "head_dim", "embed"), (16, 128, 1536), P(None, "model", "data")),
         (("frames", "embed"), (8, 1536), P(None, "data")),  # 16 does not divide 8
-        (("embed",), (40,), P(None)),  # nor 32 or 16 divide 40
+        (("embed",), (40,), P(None)),  # neither 32 nor 16 divides 40
         ((), (), P()),  # a gate
         (("layers",), (32,), P(None)),  # the gates of all layers
     ],
@@ -36,7 +33,7 @@ def test_the_largest_free_dimension_is_split_over_data(axes, shape, expected):
 
 
 def test_a_layer_is_split_as_the_stack_of_layers():
-    """So that its gradient is placed inside the scan."""
+    """So its gradient can be split inside the scan."""
     mesh = chips.mesh(*POD)
     one = zero.spec(("embed", "heads", "head_dim"), (8192, 64, 128), mesh)
     assert zero.spec(("layers", "embed", "heads", "head_dim"), (12, 8192, 64, 128), mesh) == P(

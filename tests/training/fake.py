@@ -1,4 +1,4 @@
-"""The smallest objective with a frozen tower: what the training loop is tested with."""
+"""The smallest objective with a frozen tower, for tests of the training loop."""
 
 import haiku as hk
 import jax
@@ -67,14 +67,14 @@ def make_objective(**changes):
 
 
 def batch(seed, rows=8):
-    """A batch that depends on the seed alone."""
+    """Returns a batch that depends on the seed alone."""
     rng = np.random.default_rng(seed)
     x = rng.normal(size=(rows, WIDTH)).astype(np.float32)
     return {"x": x, "y": x.sum(axis=1) + np.float32(0.5)}
 
 
 def batches(start, names=("pages", "pairs")):
-    """The endless batches of updates start, start + 1, ..."""
+    """Yields batches for updates start, start + 1, ..., without end."""
     step = start
     while True:
         yield {name: batch(1000 * step + i) for i, name in enumerate(names)}
@@ -113,10 +113,10 @@ class Run:
         self.step = make_step(self.layout, MeshConfig(*mesh).layout(self.mesh), **self.parts)
 
     def init(self, seed=0):
-        """The state at step 0."""
+        """Returns the state at step 0."""
         return self.layout.init(jax.random.key(seed))
 
 
 def assert_trees_equal(a, b):
-    """Bit for bit."""
+    """Compares two trees bit for bit."""
     jax.tree.map(np.testing.assert_array_equal, a, b)

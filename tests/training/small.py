@@ -1,6 +1,6 @@
-"""A config far smaller than tiny, for tests that run real stages; also a config file.
+"""A config much smaller than tiny, for tests that run real stages.
 
---config=tests/training/small.py:flamingo.
+It is also a config file: --config=tests/training/small.py:flamingo.
 """
 
 import jax
@@ -23,10 +23,7 @@ SIZE = 32
 
 
 def get_config(stage="flamingo"):
-    """The tiny config with one or two narrow layers, and batches of four.
-
-    `path` fields are set by the test.
-    """
+    """Returns the tiny config with narrow layers and batches of four; tests set its paths."""
     config = narrow(tiny.get_config(stage))
     config.name = f"small_{stage}"
     config.data.augment = editable(AugmentConfig())
@@ -38,10 +35,7 @@ def get_config(stage="flamingo"):
 
 
 def narrow(config):
-    """Makes a config of the tiny model one that takes seconds.
-
-    One or two narrow layers, batches of four, six steps.
-    """
+    """Reduces the tiny config to seconds: one or two narrow layers, batches of four, six steps."""
     config.steps = 6
     config.until = None
     model = config.model
@@ -66,7 +60,7 @@ def narrow(config):
 
 
 def make_world(directory):
-    """Writes a world of a few hundred pictures, and its tokenizer; returns the directory."""
+    """Writes a world of a few hundred pictures and its tokenizer; returns the directory."""
     directory = epath.Path(directory)
     numbers = dict.fromkeys(
         ("one", "two", "album", "pairs", "pages", "documents", "test_one", "test_two"), 64
@@ -81,7 +75,7 @@ def make_world(directory):
 
 
 def with_world(config, world, towers=None):
-    """Sets the paths of a config to a world's datasets and to towers."""
+    """Sets the paths of a config to a world's datasets and to the towers."""
     config.data.tokenizer = str(world / "tokenizer")
     for name, dataset in config.data.datasets.items():
         dataset.path = str(world / name)
@@ -91,7 +85,7 @@ def with_world(config, world, towers=None):
 
 
 def overrides(stage, world, towers=None):
-    """The same as command-line flags."""
+    """Returns the paths of `with_world` as command-line flags."""
     names = with_world(get_config(stage), world).data.datasets
     flags = [f"--config.data.tokenizer={world / 'tokenizer'}"]
     flags += [f"--config.data.datasets.{name}.path={world / name}" for name in names]
@@ -101,11 +95,9 @@ def overrides(stage, world, towers=None):
 
 
 def make_towers(directory, world, config_of=get_config):
-    """Exports random towers, as the other two stages would their trained ones.
+    """Exports random towers in place of those that the other two stages train; compiles nothing.
 
-    Nothing is compiled for it.
-
-    `config_of(stage)` gives the config; `world` holds the tokenizer.
+    `config_of(stage)` returns the config; `world` is the directory of the tokenizer.
     """
     rng = np.random.default_rng(0)
     for name, stage in (("lm", "language_model"), ("vision", "contrastive")):
@@ -114,10 +106,7 @@ def make_towers(directory, world, config_of=get_config):
 
 
 def make_export(directory, world, stage, *, config_of=get_config, rng=None):
-    """Exports a random model of a stage to a directory, and returns that; `rng`.
-
-    Numpy's, `world` and `config_of` as above.
-    """
+    """Exports a random model of a stage; returns the directory. `rng` is NumPy's."""
     rng = rng or np.random.default_rng(0)
     config = from_dict(TrainConfig, with_world(config_of(stage), world))
     config = config.resolved(SentencePieceTokenizer.load(config.data.tokenizer, ()).vocab_size)
@@ -137,7 +126,7 @@ def make_export(directory, world, stage, *, config_of=get_config, rng=None):
 
 
 def batch(rows, length, images, seed, num_shards=1):
-    """A batch of random tokens in which every row has `images` images, told apart by phi."""
+    """Returns a batch of random tokens in which every row has `images` images, with random phi."""
     rng = np.random.default_rng(seed)
     tokens = rng.integers(4, VOCABULARY, (rows, length)).astype(np.int32)
     phi = np.sort(rng.integers(0, images + 1, (rows, length)), axis=1).astype(np.int32)

@@ -1,4 +1,4 @@
-"""Adaptive gradient clipping against NumPy, unit by unit, for every kind of weight (Brock et al. 2021)."""
+"""Adaptive gradient clipping against NumPy, for every kind of weight (Brock et al. 2021)."""
 
 import itertools
 
@@ -18,10 +18,11 @@ from flamingo_jax.training.run import build_objective
 from tests.training import small
 
 CLIP = 0.01
-# op by op it would be ten compilations for each shape
+# Jitted: without jit each shape costs ten compilations.
 clip = jax.jit(clip_units, static_argnums=(2, 3))
 CONV = ("kernel", "kernel", "vision", "vision")
-# (axes, shape, how many of the last axes are outputs; 0: a vector or a scalar, which is one unit)
+# {kind: (axes, shape, number of last axes that are outputs)}; 0 outputs: a vector or scalar, which
+# is one unit.
 KINDS = {
     "convolution": (CONV, (3, 3, 4, 5), 1),
     "stacked convolution": (("layers", *CONV), (2, 3, 3, 4, 5), 1),
@@ -58,10 +59,7 @@ def reference(gradient, weight, axes, outputs):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_unit_is_clipped_by_itself(kind):
-    """Gradients of which some are clipped and some are not; float32 norms of at most 36 terms.
-
-    1e-5.
-    """
+    """Some gradients are clipped, others not. 1e-5: float32 norms of at most 36 terms."""
     axes, shape, outputs = KINDS[kind]
     rng = np.random.default_rng(sum(map(ord, kind)))
     weight = np.asarray(rng.normal(size=shape), np.float32)
@@ -78,14 +76,14 @@ def test_every_unit_is_clipped_by_itself(kind):
 
 
 def test_a_weight_of_zero_may_move_and_a_gradient_of_zero_stays():
-    """A gain is born as 0 (SkipInit): its gradient may be 1 % of 1e-3."""
+    """A gain starts at 0 (SkipInit); its gradient may then be 1 % of 1e-3."""
     np.testing.assert_allclose(clip(jnp.ones(()), jnp.zeros(()), (), CLIP), 1e-5, rtol=1e-6)
     nothing = np.zeros((6, 5), np.float32)
     np.testing.assert_array_equal(clip(nothing, nothing, ("vision", "vision"), CLIP), 0.0)
 
 
 def weights_of(name):
-    """{path: (axes, shape)} of the vision encoder of a stage, or of a ViT."""
+    """Returns {path: (axes, shape)} of the contrastive stage, or of a ViT."""
     if name == "vit":
         config = vit.ViTConfig(
             patch_size=8, width=8, num_layers=2, num_heads=2, mlp_width=16, image_size=16
@@ -98,17 +96,15 @@ def weights_of(name):
         init = build_objective(
             from_dict(TrainConfig, described).resolved(small.VOCABULARY), num_shards=1
         ).model.init
-    axes, shapes = (
-        axes_of(init, jax.random.key(0)),
-        trees.flatten(jax.eval_shape(init, jax.random.key(0))),
-    )
+    axes = axes_of(init, jax.random.key(0))
+    shapes = trees.flatten(jax.eval_shape(init, jax.random.key(0)))
     return {path: (axes[path], leaf.shape) for path, leaf in shapes.items()}
 
 
 def units(axes, shape):
-    """How many units a weight has.
+    """Returns the number of units of a weight.
 
-    Each gets another limit, and so is found in what a uniform gradient becomes.
+    Each unit has another limit, so a uniform gradient gets as many values as there are units.
     """
     rng = np.random.default_rng(0)
     weight = np.asarray(1 + rng.random(shape), np.float32)
@@ -116,9 +112,9 @@ def units(axes, shape):
 
 
 def test_units_of_an_nfnet_are_its_output_channels():
-    """16 channels, 3 blocks of which 2 are stacked.
+    """A gain or bias is one unit per layer, not per channel.
 
-    Gains and biases are a unit for each layer, not for each channel.
+    The NFNet has 16 channels and 3 blocks, of which 2 are stacked.
     """
     weights, stage = weights_of("nfnet"), "stage0"
     expected = {

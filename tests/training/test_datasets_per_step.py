@@ -1,7 +1,4 @@
-"""How datasets share updates.
-
-In turn, or as one merged batch (ablations of the paper, Table 3 (ii) and Table 11).
-"""
+"""How datasets share updates (paper, Table 3 (ii) and Table 11)."""
 
 import numpy as np
 import pytest
@@ -36,19 +33,18 @@ def test_positions_count_the_batches_used(mixing):
 
 
 def batch(rows, length, images, frames, pool, fill):
-    """Two shards; every row has one image, the last of its shard's pool."""
+    """Returns a batch of two shards; the image of every row is the last of its shard's pool."""
     slot = np.full((rows, images), -1, np.int32)
     slot[:, 0] = pool // 2 - 1
     ones = np.ones((rows, length), np.int32)
+    pixels = np.arange(pool, dtype=np.uint8) + np.uint8(10 * fill)
     return schema.Batch(
         tokens=ones * fill,
         segment=ones,
         loss_weights=np.ones((rows, length), np.float32),
         media_index=ones,
         media_slot=slot,
-        frames=np.arange(pool, dtype=np.uint8)[:, None, None, None, None]
-        * np.ones((1, frames, 2, 2, 3), np.uint8)
-        + np.uint8(10 * fill),
+        frames=np.broadcast_to(pixels[:, None, None, None, None], (pool, frames, 2, 2, 3)),
         frame_mask=np.ones((pool, frames), bool),
         media_key=np.arange(2 * pool, dtype=np.uint32).reshape(pool, 2) + np.uint32(100 * fill),
     )
@@ -59,18 +55,16 @@ def test_merge_pads_and_keeps_each_shards_pool():
     pairs = batch(rows=2, length=4, images=1, frames=2, pool=2, fill=2)
     merged = merge({"pages": pages, "pairs": pairs}, {"pages": 1.0, "pairs": 0.5}, num_shards=2)
     schema.check(merged, num_shards=2)
-    # each shard: two pages, one pair
+    # Each shard has two pages and one pair.
     np.testing.assert_array_equal(merged.tokens[:, 0], [1, 1, 2, 1, 1, 2])
     np.testing.assert_array_equal(merged.segment[2], [1, 1, 1, 1, 0, 0])
     np.testing.assert_array_equal(merged.loss_weights[2], [0.5, 0.5, 0.5, 0.5, 0, 0])
     np.testing.assert_array_equal(merged.media_slot[2], [4, -1, -1])
     np.testing.assert_array_equal(merged.frame_mask[:5].sum(axis=1), [1, 1, 1, 1, 2])
     capacity = merged.frames.shape[0] // 2
-    # the pixel of each row's own image before the merge
-    for row, own in ((0, 13), (2, 20), (3, 17), (5, 21)):
+    # (row, the pixel of its image before the merge)
+    for row, pixel in ((0, 13), (2, 20), (3, 17), (5, 21)):
         slot = row // 3 * capacity + merged.media_slot[row, 0]
-        assert merged.frames[slot, 0, 0, 0, 0] == own
-        assert merged.media_key[slot].tolist() == [
-            80 * (own // 10) + 2 * own,
-            80 * (own // 10) + 2 * own + 1,
-        ]
+        assert merged.frames[slot, 0, 0, 0, 0] == pixel
+        key = 80 * (pixel // 10) + 2 * pixel
+        assert merged.media_key[slot].tolist() == [key, key + 1]

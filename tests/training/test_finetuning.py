@@ -1,8 +1,4 @@
-"""Fine-tuning.
-
-A run that begins with another's weights, and trains the vision encoder too, on larger images
-(paper, B.2.2).
-"""
+"""Fine-tuning from another run, with the vision encoder, at a larger size (paper, B.2.2)."""
 
 import dataclasses
 import math
@@ -30,7 +26,7 @@ TRAINED = {"resampler", "media", "xattn", "new_tokens", "vision"}
 
 
 def small_of(stage):
-    """The small model with two blocks to drop in the vision encoder."""
+    """Returns the small model; its vision encoder has two blocks, for stochastic depth."""
     config = small.get_config(stage)
     config.model.vision.depths = (2,)
     return config
@@ -38,7 +34,7 @@ def small_of(stage):
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
-    """world/, towers/{lm,vision} and flamingo/, all at random and of one model."""
+    """A directory with world/, and random exports of one model: towers/{lm,vision}, flamingo/."""
     directory = tmp_path_factory.mktemp("place")
     world = small.make_world(directory / "world")
     small.make_towers(directory / "towers", world, small_of)
@@ -50,16 +46,10 @@ def place(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def config(place):
-    """The vision encoder at a tenth of the others' rate, with stochastic depth, on larger images.
-
-    Float32, so that Adam's first steps show.
-    """
+    """Fine-tuning in float32, the vision encoder with stochastic depth and a tenth of the rate."""
     described = small.with_world(small_of("flamingo"), place / "world")
-    described.initial, described.unfrozen, described.steps = (
-        str(place / "flamingo"),
-        ("vision",),
-        STEPS,
-    )
+    described.initial, described.unfrozen = str(place / "flamingo"), ("vision",)
+    described.steps = STEPS
     described.towers.update(lm=None, vision=None)
     described.data.image_size = 40
     described.model.vision.stochastic_depth = 0.5
@@ -86,10 +76,7 @@ def part(path):
 
 
 def test_trained_weights_begin_where_the_other_run_ended_and_move_by_their_own_rate(done, place):
-    """An update of Adam moves a weight by hardly more than its rate.
-
-    Random weights would be a hundred times farther away.
-    """
+    """An update of Adam moves a weight by about its rate; random weights are 100 times farther."""
     before, after = (
         trees.flatten(open_checkpoint(where).params)
         for where in (place / "flamingo", done[0] / "export")
@@ -97,9 +84,8 @@ def test_trained_weights_begin_where_the_other_run_ended_and_move_by_their_own_r
     assert before.keys() == after.keys()
     largest = dict.fromkeys((*TRAINED, "lm"), 0.0)
     for path, leaf in after.items():
-        moved = float(
-            np.max(np.abs(np.asarray(leaf, np.float32) - np.asarray(before[path], np.float32)))
-        )
+        difference = np.asarray(leaf, np.float32) - np.asarray(before[path], np.float32)
+        moved = float(np.max(np.abs(difference)))
         largest[part(path)] = max(largest[part(path)], moved)
     assert largest.pop("lm") == 0.0
     vision = largest.pop("vision")
@@ -123,7 +109,7 @@ def test_the_export_is_self_contained_and_the_newest_step_is_the_same_model(done
     assert exported.kind == "flamingo" and exported.preprocessing["image_size"] == 40
     jax.tree.map(np.testing.assert_array_equal, exported.params, step.params)
     assert {part(path) for path in trees.flatten(state.trainable)} == TRAINED
-    # The frozen tower is named by the export that it comes from, and is not copied.
+    # The record names the export of the frozen tower; its weights are not copied.
     frozen = logs.paths.read_json(workdir / "config.json")["frozen"]
     directory, card = read_card(place / "flamingo")
     assert frozen == {
@@ -139,7 +125,7 @@ def test_the_export_is_self_contained_and_the_newest_step_is_the_same_model(done
 def test_a_run_in_two_halves_is_the_whole_run_and_reads_its_beginning_once(
     done, config, tmp_path, monkeypatch
 ):
-    """Bit for bit, stochastic depth and all."""
+    """Bit for bit, also with stochastic depth."""
     run_lib.train(changed(config, steps=2), tmp_path, devices=ONE)
     for name in ("start", "check_start"):
         monkeypatch.setattr(
@@ -164,7 +150,7 @@ def pieces_of(config):
 
 
 def test_a_tower_that_is_given_comes_before_the_initial_models(config, place):
-    """The vision encoder of a contrastive run, or one alone; the rest of the initial Flamingo."""
+    """A tower may be from a contrastive run or a lone encoder; other weights are `initial`'s."""
     contrastive = trees.subtree(
         open_checkpoint(place / "towers" / "vision").params, "contrastive/vision"
     )
@@ -182,8 +168,10 @@ def test_a_tower_that_is_given_comes_before_the_initial_models(config, place):
     layout = layout_of(config)
     whole = open_checkpoint(place / "flamingo").params
     for given in (place / "towers" / "vision", place / "vision"):
-        own = changed(config, towers=TowersConfig(vision=str(given))).resolved(pieces_of(config))
-        started = towers.start(own, layout.abstract.trainable)
+        run_config = changed(config, towers=TowersConfig(vision=str(given))).resolved(
+            pieces_of(config)
+        )
+        started = towers.start(run_config, layout.abstract.trainable)
         jax.tree.map(
             np.testing.assert_array_equal, trees.subtree(started, "flamingo/vision"), contrastive
         )
@@ -194,28 +182,29 @@ def test_a_tower_that_is_given_comes_before_the_initial_models(config, place):
                 trees.subtree(started, where),
                 trees.subtree(whole, where),
             )
-        assert list(towers.frozen_records(own)) == ["lm"]
-        frozen = towers.load(own, layout.stored_frozen)
+        assert list(towers.frozen_records(run_config)) == ["lm"]
+        frozen = towers.load(run_config, layout.stored_frozen)
         jax.tree.map(
             np.testing.assert_array_equal, frozen, {module: whole[module] for module in frozen}
         )
 
 
 def test_further_training_of_a_whole_flamingo_needs_no_other_towers(config, place):
-    """Nothing unfrozen: both towers are the initial model's."""
-    own = changed(
+    """If nothing is unfrozen, both towers come from `initial`."""
+    run_config = changed(
         config, unfrozen=(), optimizer=changed(config.optimizer, vision=VisionOptimizerConfig())
     )
-    own = own.resolved(pieces_of(config))
-    records = towers.frozen_records(own)
+    run_config = run_config.resolved(pieces_of(config))
+    records = towers.frozen_records(run_config)
     assert {name: record["source"] for name, record in records.items()} == {
         "lm": "flamingo/lm",
         "vision": "flamingo/vision",
     }
-    layout = layout_of(own)
+    layout = layout_of(run_config)
     whole = open_checkpoint(place / "flamingo").params
     started = trees.merge(
-        towers.start(own, layout.abstract.trainable), towers.load(own, layout.stored_frozen)
+        towers.start(run_config, layout.abstract.trainable),
+        towers.load(run_config, layout.stored_frozen),
     )
     jax.tree.map(np.testing.assert_array_equal, started, whole)
 
@@ -223,23 +212,20 @@ def test_further_training_of_a_whole_flamingo_needs_no_other_towers(config, plac
 @pytest.mark.parametrize("stage", ["language_model", "contrastive"])
 def test_any_stage_may_go_on_from_an_export_of_its_own(place, stage):
     source = place / "towers" / {"language_model": "lm", "contrastive": "vision"}[stage]
-    own = from_dict(TrainConfig, small.with_world(small_of(stage), place / "world"))
-    own = changed(own, initial=str(source)).resolved(pieces_of(own))
-    towers.check_start(own)
-    layout = layout_of(own)
+    run_config = from_dict(TrainConfig, small.with_world(small_of(stage), place / "world"))
+    run_config = changed(run_config, initial=str(source)).resolved(pieces_of(run_config))
+    towers.check_start(run_config)
+    layout = layout_of(run_config)
     jax.tree.map(
         np.testing.assert_array_equal,
-        towers.start(own, layout.abstract.trainable),
+        towers.start(run_config, layout.abstract.trainable),
         open_checkpoint(source).params,
     )
 
 
 @pytest.fixture
 def refused(monkeypatch, tmp_path):
-    """Returns a function of a config and a message.
-
-    The run is refused before it compiles anything.
-    """
+    """Returns a function that checks that a config is refused before anything is compiled."""
     monkeypatch.setattr(
         run_lib, "make_step", lambda *args, **kwargs: pytest.fail("a step was made")
     )
@@ -287,10 +273,7 @@ def test_settings_that_do_nothing_are_refused(config):
 
 
 def test_the_80b_is_finetuned_with_its_encoders_masters_split_over_all_chips():
-    """The whole of configs/finetune.py as shapes.
-
-    Nothing of NFNet-F6 is frozen, and a chip keeps a 128th of its float32 weights.
-    """
+    """configs/finetune.py as shapes: each chip keeps a 128th of NFNet-F6's float32 weights."""
     config = from_dict(TrainConfig, finetune.get_config("vqav2")).resolved(32_000)
     mesh = chips.mesh(*config.mesh.sizes().values())
     abstract = run_lib.compile(config, mesh).layout.abstract

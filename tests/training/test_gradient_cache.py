@@ -1,7 +1,4 @@
-"""A batch embedded in chunks.
-
-The plain loss and gradient, in memory that does not grow with the batch.
-"""
+"""A batch embedded in chunks: the loss and gradient of the whole batch, in constant memory."""
 
 import dataclasses
 
@@ -22,10 +19,7 @@ QUICK = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes
 
 
 def objective(chunk, num_shards=1):
-    """The contrastive stage with all that is random.
-
-    Augmentation, and half of the branches dropped.
-    """
+    """Returns the contrastive stage with augmentation, and half of the branches dropped."""
     described = small.get_config("contrastive")
     described.model.vision.update(depths=(2,), stochastic_depth=1.0, loop="scan")
     described.model.contrastive.chunk = chunk
@@ -35,9 +29,9 @@ def objective(chunk, num_shards=1):
 
 @pytest.fixture(scope="module")
 def params():
-    """At birth.
+    """Initial weights.
 
-    Random weights would make all embeddings nearly the same, and gradients small differences of
+    Larger random weights would make all embeddings nearly equal, and gradients small differences of
     large numbers.
     """
     return jax.jit(objective(0).model.init).lower(KEY).compile(QUICK)(KEY)
@@ -49,13 +43,11 @@ def loss_and_gradient(chosen, params, batch, key):
 
 
 def test_chunks_change_nothing(params):
-    """Stochastic depth and augmentation included.
+    """Also with stochastic depth and augmentation: each row has the same key in both passes.
 
-    Each row has a key of its own, the same in both passes.
-
-    1e-5: float32 sums over rows in another order, of the largest entry of each weight's gradient.
-    That of the temperature is a difference of means of order 10, that of the keys' bias is 0 but
-    for rounding: 1e-6.
+    Float32 sums over rows have another order: 1e-5 of the largest entry of each gradient. The
+    gradient of the temperature is a difference of means of about 10, that of the keys' bias is 0
+    except for rounding: 1e-6.
     """
     batch = small.batch(rows=8, length=6, images=1, seed=3)
     (expected, its_metrics), whole = loss_and_gradient(objective(0), params, batch, KEY)
@@ -82,9 +74,9 @@ def test_rows_come_back_in_their_order():
 
 
 def test_gradients_of_chunks_are_summed_in_float32():
-    """256 + 255 ones is 511, in bfloat16 512.
+    """256 + 255 ones is 511, which is 512 in bfloat16.
 
-    There 256 + 1 is 256, so that a sum in bfloat16 would stay at 256.
+    A sum in bfloat16 would stay at 256, since there 256 + 1 is 256.
     """
     rows = jnp.concatenate([jnp.array([256.0]), jnp.ones(255)]).astype(jnp.bfloat16)
 
@@ -98,9 +90,9 @@ def test_gradients_of_chunks_are_summed_in_float32():
 
 
 def test_memory_does_not_grow_with_the_batch(params):
-    """Beside the rows themselves, handed in, only embeddings [B, 8] and similarities [B, B] do.
+    """Only the rows themselves, embeddings [B, 8] and similarities [B, B] grow.
 
-    Some ten arrays of either.
+    The bound allows ten arrays of the last two.
     """
 
     def temporaries(rows, chunk):

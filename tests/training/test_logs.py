@@ -1,7 +1,4 @@
-"""What a run reports.
-
-Means, the stop at a number that is not finite, and files that survive a restart.
-"""
+"""Logs: means, the stop at a number that is not finite, and files after a restart."""
 
 import json
 
@@ -10,7 +7,7 @@ import numpy as np
 import pytest
 
 from flamingo_jax.core.paths import Path
-from flamingo_jax.training import logs as metrics_lib
+from flamingo_jax.training import logs
 from flamingo_jax.training.logs import (
     Meter,
     NonFiniteError,
@@ -43,14 +40,8 @@ def test_report_is_the_mean_since_the_last_report():
 def test_round_robin_reports_each_dataset_by_its_own_updates():
     meter = Meter()
     meter.add(1, {**numbers(1.0)})
-    meter.add(
-        2,
-        {
-            "loss": jnp.float32(3.0),
-            "pairs/loss": jnp.float32(3.0),
-            "gradient_norm": jnp.float32(1.0),
-        },
-    )
+    three, one = jnp.float32(3.0), jnp.float32(1.0)
+    meter.add(2, {"loss": three, "pairs/loss": three, "gradient_norm": one})
     report = meter.report()
     assert (report["pages/loss"], report["pairs/loss"], report["loss"]) == (1.0, 3.0, 2.0)
 
@@ -78,9 +69,9 @@ def test_resume_drops_lines_beyond_the_restored_step(tmp_path):
     for step in (2, 4, 6):
         log(step, {"loss": float(step), "gates/dense": [0.0, 0.5]})
     log = jsonl_log(path, restored_step=4)
-    assert [row["step"] for row in metrics_lib.read(path)] == [2, 4]
+    assert [row["step"] for row in logs.read(path)] == [2, 4]
     log(6, {"loss": 60.0})
-    assert metrics_lib.read(path)[1:] == [
+    assert logs.read(path)[1:] == [
         {"step": 4, "loss": 4.0, "gates/dense": [0.0, 0.5]},
         {"step": 6, "loss": 60.0},
     ]

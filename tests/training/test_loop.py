@@ -1,8 +1,4 @@
-"""The loop.
-
-Reports, hooks, the early stop, the stop at NaN, and a resumed run that equals the whole one, bit
-for bit.
-"""
+"""The loop: reports, hooks, early stop, stop at NaN, and a resumed run equal to a whole one."""
 
 import jax
 import numpy as np
@@ -71,7 +67,7 @@ def test_hooks_are_called_on_time_and_at_the_end(run):
     assert final == [(4, False), (5, True)]
 
 
-def test_stop_ends_the_run_and_hooks_hear_that_it_is_the_last(run):
+def test_stop_ends_the_run_and_hooks_know_that_it_is_the_last_update(run):
     nll = {2: 0.5, 4: 0.2}
     probed, log, seen = [], Log(), []
 
@@ -128,7 +124,7 @@ def test_measure_logs_what_a_task_measures(run):
 
 
 def test_resumed_run_equals_the_whole_run_bit_for_bit(run):
-    """Same program, same batches, same keys: no tolerance."""
+    """No tolerance: the same program, batches and keys."""
     snapshots = {}
 
     def snapshot(moment):
@@ -145,6 +141,6 @@ def test_resumed_run_equals_the_whole_run_bit_for_bit(run):
     assert without_time(log)[2:] == without_time(log_after)
 
 
-def test_moment_says_what_a_checkpoint_holds(run):
+def test_a_checkpoint_stores_all_but_the_frozen_weights(run):
     assert set(run.init().saved()) == {"step", "trainable", "opt_state"}
     assert issubclass(hooks_lib.ProbeNotReached, RuntimeError)

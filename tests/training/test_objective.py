@@ -1,6 +1,6 @@
-"""The three objectives on real models, as shapes where that is enough.
+"""The three objectives on real models: tables, normalisation, gates.
 
-Tables, normalisation, gates.
+Shapes are used instead of arrays where they are enough.
 """
 
 import dataclasses
@@ -78,7 +78,7 @@ def test_loss_is_the_mean_over_the_predicted_tokens_of_the_whole_batch():
 
 
 def test_padding_does_not_count():
-    """Two packed lengths of the same text; float32 sums in another order: 1e-6."""
+    """The same text in rows of two lengths; 1e-6: float32 sums in another order."""
     config = from_dict(TrainConfig, small.get_config("language_model")).resolved(small.VOCABULARY)
     objective = build_objective(config, num_shards=1)
     params = jax.jit(objective.model.init)(KEY)
@@ -103,9 +103,9 @@ def test_contrastive_needs_an_image_for_each_text():
 
 @pytest.mark.parametrize("stage", ["contrastive", "flamingo"])
 def test_augmentation_follows_the_keys_of_the_batch(stage):
-    """With it the loss depends on the keys, and is the loss of the images augmented beforehand.
+    """With augmentation the loss depends on the keys; without it, it does not.
 
-    Without it keys are not looked at.
+    The loss equals that of images augmented beforehand.
     """
     config = from_dict(TrainConfig, small.get_config(stage)).resolved(small.VOCABULARY)
     plain = dataclasses.replace(
@@ -136,7 +136,7 @@ def test_augmentation_follows_the_keys_of_the_batch(stage):
 
 
 def finetuning(**vision):
-    """The objective that trains the vision encoder too; `vision`: changes of that."""
+    """Returns the objective that trains the vision encoder too; `vision` changes its config."""
     described = small.get_config("flamingo")
     described.unfrozen = ("vision",)
     described.model.vision.update(vision)
@@ -145,10 +145,10 @@ def finetuning(**vision):
     )
 
 
-def test_finetuning_trains_the_vision_encoder_unfolded_and_without_decay():
-    """Paper, B.2.2: the language model stays frozen, and in the form that is fastest.
+def test_finetuning_trains_the_vision_encoder_in_its_stored_form_and_without_decay():
+    """The language model stays frozen, in the compute form (paper, B.2.2).
 
-    Standardisation is part of the trained function.
+    The vision encoder's weight standardisation is part of the trained function.
     """
     objective = finetuning()
     trainable, frozen = split(objective, jax.eval_shape(objective.model.init, KEY))
@@ -176,10 +176,7 @@ def test_finetuning_trains_the_vision_encoder_unfolded_and_without_decay():
 
 
 def test_groups_of_the_contrastive_stage():
-    """Paper, B.1.3: the NFNet has adaptive clipping.
-
-    What else is trained, projections and temperature too, the global norm.
-    """
+    """The NFNet has adaptive clipping; all other weights the global norm (paper, B.1.3)."""
     config = from_dict(TrainConfig, small.get_config("contrastive")).resolved(small.VOCABULARY)
     objective = build_objective(config, num_shards=1)
     known = traits(objective, abstract_weights(objective))
@@ -189,8 +186,8 @@ def test_groups_of_the_contrastive_stage():
 
 
 def test_blocks_of_a_trained_vision_encoder_are_dropped_by_key():
-    """Stochastic depth is on where the encoder is trained, and off where it is frozen."""
-    # the second block is dropped for one image in two
+    """Stochastic depth is on if the encoder is trained, and off if it is frozen."""
+    # The second block is dropped for half of the images.
     dropping = {"depths": (2,), "stochastic_depth": 1.0}
     batch = small.batch(rows=8, length=6, images=1, seed=0)
     described = small.get_config("flamingo")
@@ -205,8 +202,7 @@ def test_blocks_of_a_trained_vision_encoder_are_dropped_by_key():
     )
     for objective, differs in ((finetuning(**dropping), True), (frozen, False)):
         compute = lambda key, b, o=objective: o.loss(o.model.compute_form(params), b, key)[0]
-        loss = jax.jit(
-            compute, compiler_options={"xla_backend_optimization_level": 0}
-        )  # what takes time is compilation
+        # Compilation takes most of the time.
+        loss = jax.jit(compute, compiler_options={"xla_backend_optimization_level": 0})
         losses = {float(loss(jax.random.key(i), batch)) for i in range(4)}
         assert (len(losses) > 1) == differs

@@ -1,4 +1,4 @@
-"""Schedules, clips, weight decay, and what is different for a vision encoder (paper, B.1.2, B.1.3, B.2.2)."""
+"""Schedules, clips and decay, and the vision encoder's own (paper, B.1.2, B.1.3, B.2.2)."""
 
 import dataclasses
 
@@ -35,7 +35,7 @@ def test_falling_schedules_end_at_the_final_fraction(kind, middle):
     assert float(schedule(10)) == pytest.approx(1.0)
     assert float(schedule(60)) == pytest.approx(middle)
     assert float(schedule(110)) == pytest.approx(0.05)
-    assert float(schedule(999)) == pytest.approx(0.05)  # steps is a maximum; the fall has ended
+    assert float(schedule(999)) == pytest.approx(0.05)  # the rate stays there until `steps`
 
 
 def test_fall_ends_with_the_run_by_default():
@@ -48,10 +48,7 @@ def test_fall_ends_with_the_run_by_default():
 
 
 def test_exponential_fall_is_by_factors_of_ten():
-    """Paper, B.2.2.
-
-    A tenth of the peak after half of the updates is a hundredth after all of them.
-    """
+    """A tenth of the peak after half of the updates is a hundredth after all (paper, B.2.2)."""
     config = OptimizerConfig(
         learning_rate=1e-5, warmup_steps=0, schedule="exponential", final_fraction=0.01
     )
@@ -64,18 +61,19 @@ def test_exponential_fall_is_by_factors_of_ten():
 def test_the_vision_encoder_has_a_schedule_of_the_same_form():
     config = OptimizerConfig(learning_rate=1.0, warmup_steps=10, schedule="linear", decay_steps=110)
     assert set(make_schedules(config, steps=1_000)) == {"learning_rate"}
-    own = make_schedules(
-        dataclasses.replace(config, vision=VisionOptimizerConfig(learning_rate=0.25)), steps=1_000
-    )
-    assert set(own) == {"learning_rate", "learning_rate/vision"}
+    config = dataclasses.replace(config, vision=VisionOptimizerConfig(learning_rate=0.25))
+    schedules = make_schedules(config, steps=1_000)
+    assert set(schedules) == {"learning_rate", "learning_rate/vision"}
+    rate, vision_rate = schedules["learning_rate"], schedules["learning_rate/vision"]
     for step in (0, 5, 60, 110):
-        np.testing.assert_allclose(
-            own["learning_rate/vision"](step), 0.25 * own["learning_rate"](step), rtol=1e-6
-        )
+        np.testing.assert_allclose(vision_rate(step), 0.25 * rate(step), rtol=1e-6)
 
 
 def one_update(config, gradients, weights, factors, groups=None):
-    """`factors` and `groups`: trees of the weights' decay and group ("rest" by default)."""
+    """Returns the first updates.
+
+    `factors` and `groups` are trees: the decay and the group ("rest" by default) of each weight.
+    """
     decay = trees.flatten(factors)
     axes = {path: ("vision",) * leaf.ndim for path, leaf in trees.flatten(weights).items()}
     traits = Traits(decay, trees.flatten(groups) if groups else dict.fromkeys(decay, "rest"), axes)
@@ -93,26 +91,22 @@ def test_decay_is_decoupled_and_by_weight():
 
 
 def test_clip_is_one_global_norm():
-    config = OptimizerConfig(
-        learning_rate=1.0, warmup_steps=0, weight_decay=0.0, eps=1.0
-    )  # eps 1: the size shows in the update
+    # With eps = 1 the update depends on the size of the gradient.
+    config = OptimizerConfig(learning_rate=1.0, warmup_steps=0, weight_decay=0.0, eps=1.0)
     weights = {"m": {"a": jnp.zeros(1), "b": jnp.zeros(1)}}
     factors = {"m": {"a": 1.0, "b": 1.0}}
-    large = one_update(
-        config, {"m": {"a": jnp.array([30.0]), "b": jnp.array([40.0])}}, weights, factors
-    )
-    unit = one_update(
-        config, {"m": {"a": jnp.array([0.6]), "b": jnp.array([0.8])}}, weights, factors
-    )
+    gradients = lambda a, b: {"m": {"a": jnp.array([a]), "b": jnp.array([b])}}
+    large = one_update(config, gradients(30.0, 40.0), weights, factors)
+    unit = one_update(config, gradients(0.6, 0.8), weights, factors)
     # float32 rounding of the norm
     np.testing.assert_allclose(large["m"]["a"], unit["m"]["a"], rtol=1e-6)
     np.testing.assert_allclose(large["m"]["b"], unit["m"]["b"], rtol=1e-6)
 
 
 def test_vision_has_its_own_learning_rate():
-    """Adam's first update is the sign of the gradient.
+    """Adam's first update is the sign of the gradient; the decay is scaled by the rate too.
 
-    The decay is scaled by the rate too. float32: 1 - 0.999 is right to 3e-5, its root to 2e-5.
+    In float32 1 - 0.999 is correct to 3e-5, its root to 2e-5.
     """
     vision = VisionOptimizerConfig(learning_rate=0.05)
     config = OptimizerConfig(learning_rate=0.5, warmup_steps=0, weight_decay=0.1, vision=vision)
@@ -125,9 +119,10 @@ def test_vision_has_its_own_learning_rate():
 
 
 def test_agc_bounds_the_vision_encoder_and_the_global_norm_all_else():
-    """Paper, B.1.3. eps = 1e4.
+    """Paper, B.1.3.
 
-    Adam's division by (size + eps) hardly depends on the size, which shows in the update.
+    With eps = 1e4, Adam's division by (size + eps) is almost constant, so the update is
+    proportional to the gradient.
     """
     config = OptimizerConfig(
         learning_rate=1e4,
@@ -143,8 +138,8 @@ def test_agc_bounds_the_vision_encoder_and_the_global_norm_all_else():
     }
     groups = {"m": {"a": "vision", "b": "rest", "c": "rest"}}
     updates = one_update(config, gradients, weights, {"m": dict.fromkeys("abc", 0.0)}, groups)
-    # A column of a: norm 3 * 2**0.5, its gradient 1 % of that; b and c: norm 50, brought to 10,
-    # whatever a has.
+    # A column of a has norm 3 * 2**0.5; its gradient is clipped to 1 % of that. b and c together
+    # have norm 50, which is clipped to 10 independently of a.
     np.testing.assert_allclose(updates["m"]["a"], -0.03, rtol=1e-3)
     np.testing.assert_allclose(updates["m"]["b"], -6.0, rtol=1e-3)
     np.testing.assert_allclose(updates["m"]["c"], -8.0, rtol=1e-3)

@@ -1,7 +1,4 @@
-"""A stage as a whole, on a small world.
-
-What it writes, how it goes on, and what it refuses before it compiles anything.
-"""
+"""A whole stage on a small world: its files, its resumption, what it refuses to compile."""
 
 import contextlib
 import dataclasses
@@ -42,7 +39,7 @@ def world(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def config(world):
-    """A language_model run of one narrow layer."""
+    """Returns a language_model run of one narrow layer."""
     config = from_dict(TrainConfig, small.with_world(small.get_config("language_model"), world))
     lm = dataclasses.replace(config.model.lm, num_layers=1)
     return dataclasses.replace(config, model=dataclasses.replace(config.model, lm=lm))
@@ -57,7 +54,7 @@ def done(config, tmp_path_factory):
 
 @pytest.fixture
 def never_compiles(monkeypatch):
-    """Fails a test that gets as far as making a step."""
+    """Fails a test that makes a step."""
     monkeypatch.setattr(
         run_lib, "make_step", lambda *args, **kwargs: pytest.fail("a step was made")
     )
@@ -98,7 +95,7 @@ def test_a_finished_run_does_nothing_when_started_again(done, config):
 
 
 def test_a_run_in_two_halves_is_the_whole_run(done, config, tmp_path):
-    """Bit for bit."""
+    """The last states are equal bit for bit."""
     _, state, _ = done
     run_lib.train(dataclasses.replace(config, steps=4), tmp_path, devices=ONE)
     second = run_lib.train(config, tmp_path, devices=ONE)
@@ -119,10 +116,7 @@ def test_another_config_is_refused_by_its_fields(done, config, never_compiles):
 
 
 def test_a_run_of_an_older_version_goes_on(done, config, tmp_path, monkeypatch):
-    """Fields that have come since have their defaults, which change nothing.
-
-    Another value is refused by its name.
-    """
+    """New fields must have their defaults, which change nothing; other values are refused."""
     read = store.read_item
 
     def older(workdir, step, item):
@@ -172,7 +166,7 @@ def test_unknown_probe_is_refused(config, tmp_path, never_compiles):
         )
 
 
-def test_a_probe_that_is_content_ends_the_stage(config, tmp_path):
+def test_a_probe_below_its_bound_ends_the_stage(config, tmp_path):
     probes = {
         "count": lambda run, tokenizer: (
             lambda params: {"weights": float(len(params)), "vocabulary": tokenizer.vocab_size}
@@ -186,7 +180,7 @@ def test_a_probe_that_is_content_ends_the_stage(config, tmp_path):
     assert open_checkpoint(tmp_path / "export").step == 2
 
 
-def test_a_probe_that_is_not_content_in_time_is_an_error_and_nothing_is_exported(config, tmp_path):
+def test_a_probe_not_below_its_bound_in_time_is_an_error_and_nothing_is_exported(config, tmp_path):
     until = UntilConfig(probe="count", metric="weights", below=0.0, every=2)
     probes = {"count": lambda run, tokenizer: lambda params: {"weights": float(len(params))}}
     wanted = dataclasses.replace(config, until=until, steps=2)
@@ -237,7 +231,7 @@ def test_a_tower_of_another_model_is_refused_by_its_fields(flamingo, tmp_path, n
 
 @pytest.mark.parametrize("mixing", ["accumulate", "round_robin", "merged"])
 def test_batches_follow_the_mixing_from_any_position(flamingo, mixing):
-    """Update 3 gets the same batches whether the run began at 0 or at 3."""
+    """Update 3 gets the same batches if the run began at 0 or at 3."""
     config = dataclasses.replace(flamingo, mixing=mixing)
     names, mesh = list(config.data.datasets), make_mesh(config.mesh, ONE)
     tokenizer = SentencePieceTokenizer.load(config.data.tokenizer, config.model.new_tokens)
@@ -262,8 +256,8 @@ def test_batches_follow_the_mixing_from_any_position(flamingo, mixing):
         schema.check(jax.tree.map(np.asarray, whole[0]["merged"]))
 
 
-def test_the_step_of_the_real_flamingo_holds_towers_in_bfloat16_and_masters_in_float32(flamingo):
-    """Paper, B.1.2; by the types of the step as it is handed to the compiler."""
+def test_the_step_of_the_real_flamingo_has_towers_in_bfloat16_and_masters_in_float32(flamingo):
+    """The types of the step before compilation (paper, B.1.2)."""
     config = dataclasses.replace(flamingo, precision=Policy("bfloat16")).resolved(small.VOCABULARY)
     run = run_lib.compile(config, make_mesh(config.mesh, ONE))
     batch = small.batch(rows=2, length=6, images=1, seed=0)
@@ -278,8 +272,7 @@ def test_the_step_of_the_real_flamingo_holds_towers_in_bfloat16_and_masters_in_f
         lambda leaf: leaf.dtype, state
     )
     assert metrics_after["loss"].dtype == jnp.float32
-    # No matrix product meets float32 on one side and bfloat16 on the other: a forgotten cast would
-    # show here.
+    # No matrix product has one operand in float32 and one in bfloat16, as after a missing cast.
     products = [line for line in lowered.as_text().splitlines() if "stablehlo.dot_general" in line]
     operands = [line.rsplit(" : ", 1)[1].split(" -> ")[0] for line in products]
     assert any("bf16>" in types for types in operands)

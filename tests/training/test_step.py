@@ -1,7 +1,4 @@
-"""One update: accumulation, frozen weights, dtypes, tables.
-
-On a fake objective with the shape of the real one.
-"""
+"""One update on a small objective: accumulation, frozen weights, dtypes, tables."""
 
 import dataclasses
 
@@ -26,7 +23,7 @@ KEY = jax.random.key(0)
 
 
 def test_accumulation_over_two_datasets_is_the_gradient_of_the_weighted_sum(run):
-    """float32 sums of a handful of terms in another order: relative 1e-6."""
+    """Relative 1e-6: float32 sums of a few terms in another order."""
     state, batches = run.init(), next(fake.batches(0))
     objective, weights = run.parts["objective"], {"pages": 1.0, "pairs": 0.2}
     gradients, metrics = accumulate(objective.loss, state.params(), batches, weights, KEY)
@@ -46,7 +43,7 @@ def test_accumulation_over_two_datasets_is_the_gradient_of_the_weighted_sum(run)
 def test_a_batch_split_over_two_datasets_is_the_same_update(run):
     """Two halves with weights 1/2 give the update of the whole batch.
 
-    Float32, Adam's division amplifies rounding: 1e-5.
+    1e-5: Adam's division amplifies the rounding of float32.
     """
     whole = fake.batch(3, rows=8)
     halves = {
@@ -109,7 +106,7 @@ def test_metrics_belong_to_the_weights_before_the_update(run):
     state = run.init()
     loss = run.parts["objective"].loss(state.params(), next(fake.batches(0))["pages"], KEY)[0]
     _, metrics = run.step(state, next(fake.batches(0)), KEY)
-    # compiled with and without jit
+    # 1e-6: one is compiled with jit, the other is not.
     np.testing.assert_allclose(metrics["pages/loss"], loss, rtol=1e-6)
     assert float(metrics["learning_rate"]) == 0.0
     assert set(metrics) == {
@@ -146,10 +143,7 @@ def test_tables_match_each_weight_exactly_once(run):
 
 
 def test_eight_devices_hold_shards_and_agree_with_one(run):
-    """float32; sums over 2 x 4 shards come in another order, and Adam divides small numbers.
-
-    Relative 1e-5.
-    """
+    """Relative 1e-5: sums over 2 x 4 shards have another order, and Adam divides small numbers."""
     sharded = fake.Run(mesh=(1, 2, 4))
     one, eight = run.init(), sharded.init()
     fake.assert_trees_equal(one.saved(), eight.saved())

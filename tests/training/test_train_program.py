@@ -1,4 +1,4 @@
-"""python -m flamingo_jax.train: mistakes of its user are one message without a traceback."""
+"""python -m flamingo_jax.train: an error of its user is one message without a traceback."""
 
 import pytest
 
