@@ -1,4 +1,4 @@
-"""Makes what a crawl leaves behind: images in the formats of the web, pages, and WARC files."""
+"""Makes the files of a crawl: images in the formats of the web, pages, and WARC files."""
 
 import io
 import uuid
@@ -18,19 +18,21 @@ _ADJECTIVES = (
     "old small quiet bright narrow famous wooden distant cheerful early empty green heavy hidden "
     "lovely modern".split()
 )
-_VERBS = "follows reaches watches remembers crosses leaves finds keeps paints visits builds carries".split()
+_VERBS = (
+    "follows reaches watches remembers crosses leaves finds keeps paints visits builds carries"
+).split()
 _JOINS = "and but while because before after".split()
 
 
 def picture(seed: int = 0, width: int = 96, height: int = 80) -> Image.Image:
-    """A picture that compresses like a photo: smooth colours that differ by seed."""
+    """Returns a picture that compresses like a photo: smooth colours that differ by seed."""
     rng = np.random.default_rng(seed)
     small = rng.integers(0, 256, (4, 5, 3), np.uint8)
     return Image.fromarray(small).resize((width, height), Image.Resampling.BICUBIC)
 
 
 def encoded(image: Image.Image, kind: str = "JPEG", **options) -> bytes:
-    """An image as a file of the format that PIL calls `kind`."""
+    """Returns an image as a file; `kind` is PIL's name of the format."""
     buffer = io.BytesIO()
     image.save(buffer, kind, **options)
     return buffer.getvalue()
@@ -49,9 +51,9 @@ def webp(seed: int = 0, width: int = 96, height: int = 80) -> bytes:
 
 
 def prose(seed: int, num_sentences: int = 5) -> str:
-    """English that passes the text filters, about 20 words per sentence.
+    """Returns English text that passes the text filters, about 20 words per sentence.
 
-    No two seeds give the same.
+    Different seeds give different texts.
     """
     rng = np.random.default_rng(seed)
 
@@ -60,12 +62,8 @@ def prose(seed: int, num_sentences: int = 5) -> str:
 
     sentences = []
     for _ in range(num_sentences):
-        noun, adjective, verb, join = (
-            words(_NOUNS, 6),
-            words(_ADJECTIVES, 3),
-            words(_VERBS, 2),
-            words(_JOINS, 1),
-        )
+        noun, adjective = words(_NOUNS, 6), words(_ADJECTIVES, 3)
+        verb, join = words(_VERBS, 2), words(_JOINS, 1)
         sentences.append(
             f"The {adjective[0]} {noun[0]} of the {noun[1]} {verb[0]} that {noun[2]} {join[0]} a "
             f"{adjective[1]} {noun[3]} {verb[1]} the {noun[4]} with {adjective[2]} {noun[5]}."
@@ -74,7 +72,7 @@ def prose(seed: int, num_sentences: int = 5) -> str:
 
 
 def article(title: str, paragraphs: Iterable[str], *, head: str = "") -> str:
-    """A page as sites make it: the paragraphs (HTML) in an <article>, boilerplate around it."""
+    """Returns a page like real ones: paragraphs (HTML) in an <article>, with boilerplate."""
     body = "\n".join(paragraphs)
     return (
         '<!DOCTYPE html><html lang="en"><head><meta '
@@ -86,19 +84,14 @@ def article(title: str, paragraphs: Iterable[str], *, head: str = "") -> str:
     )
 
 
-def make_warc(
-    path,
-    responses: Iterable[tuple],
-    *,
-    gzip: bool = True,
-) -> list[tuple[int, int]]:
+def make_warc(path, responses: Iterable[tuple], *, gzip: bool = True) -> list[tuple[int, int]]:
     """Writes a WARC file with one `response` per item, as crawlers do.
 
     Args:
       path: of the file.
       responses: (url, content type, body) or (url, content type, body, options); options: status
         "200 OK", record_type "response", headers (HTTP), warc_headers.
-      gzip: one gzip member per record; else a plain file.
+      gzip: True for one gzip member per record, False for a plain file.
 
     Returns:
       (offset, length) of each record.
@@ -114,20 +107,18 @@ def make_warc(
                 ("Content-Length", str(len(body))),
                 *options.get("headers", []),
             ]
-            # The same file every time.
-            stated = {
+            fixed = {  # so that the file is the same every time
                 "WARC-Record-ID": f"<urn:uuid:{uuid.UUID(int=number)}>",
                 "WARC-Date": "2021-07-01T00:00:00Z",
             }
+            status = options.get("status", "200 OK")
             record = writer.create_warc_record(
                 url,
                 options.get("record_type", "response"),
                 payload=io.BytesIO(body),
-                http_headers=StatusAndHeaders(
-                    options.get("status", "200 OK"), headers, protocol="HTTP/1.1"
-                ),
+                http_headers=StatusAndHeaders(status, headers, protocol="HTTP/1.1"),
                 length=len(body),
-                warc_headers_dict=stated | options.get("warc_headers", {}),
+                warc_headers_dict=fixed | options.get("warc_headers", {}),
             )
             start = file.tell()
             writer.write_record(record)

@@ -1,11 +1,14 @@
-"""Gives damaged files to the readers, each of which must come back with records or with what is wrong, in little time and memory.
+"""Gives damaged files to the readers.
+
+Each reader must return records or the reasons of what is wrong, in little time and memory.
 
     python -m tests.data_pipelines.fuzz SCRATCH COUNT SEED FORMAT...
 
-Runs in a process of its own, since what it looks for ends or hangs processes.
-SCRATCH/FORMAT/current is the input in work, SCRATCH/FORMAT/found gets those that raised. Prints
-JSON: {format: {"outcomes": {what came back: count}, "raised": [...], "descriptors": gained,
-"growth": bytes in the second half, "peak": bytes}}.
+This is a separate process, since the faults that it looks for end or block a process.
+SCRATCH/FORMAT/current is the input that is being read. SCRATCH/FORMAT/found gets the inputs on
+which a reader raised. Prints JSON: {format: {"outcomes": {record or reason: count}, "raised":
+[...], "descriptors": number of files left open, "growth": bytes in the second half, "peak":
+bytes}}.
 """
 
 import collections
@@ -28,20 +31,20 @@ import numpy as np
 from tests.data_pipelines.mutate import mutate
 
 SECONDS = 20  # for one input; a process that takes longer ends with a traceback
-_MOST_RAISED = 20  # different ones of a format
+_MOST_RAISED = 20  # different exceptions that are reported of a format
 
 
 @dataclasses.dataclass(frozen=True)
 class Format:
-    """A format of files and what reads it.
+    """A file format and its reader.
 
     Attributes:
-      make: sound files; those of a packed format before packing.
-      read: reads a file; yields what each thing in it became ("record", or a reason). What it
-          raises is a fault.
+      make: undamaged files; of a packed format before packing.
+      read: reads a file and yields what each thing in it became ("record", or a reason). An
+        exception is a fault.
       suffix: of the file's name.
       pack: compresses; half of the inputs are damaged before it, half after it.
-      keeps: bytes that a library is known to keep of each input.
+      keeps: bytes of memory that a library is known to keep for each input.
     """
 
     make: Callable[[], Sequence[bytes]]
@@ -54,7 +57,7 @@ class Format:
 def damaged(
     form: Format, seeds: Sequence[bytes], packed: Sequence[bytes], rng: np.random.Generator
 ) -> bytes:
-    """One input."""
+    """Makes one input."""
     if form.pack is None:
         return mutate(seeds, rng)
     return form.pack(mutate(seeds, rng)) if rng.random() < 0.5 else mutate(packed, rng)
@@ -67,9 +70,9 @@ def run(name: str, form: Format, count: int, seed: int, scratch: pathlib.Path) -
     outcomes: collections.Counter[str] = collections.Counter()
     raised: dict[str, str] = {}
     file = scratch / f"current{form.suffix}"
-    for data in (
-        packed or seeds
-    ):  # what is sound has to be read as such, and everything imported before memory is looked at
+    # Undamaged files must be read without a reason. This also imports everything before the memory
+    # is measured.
+    for data in packed or seeds:
         file.write_bytes(data)
         if set(form.read(file)) != {"record"}:
             raise AssertionError(f"{name}: a sound file gave {list(form.read(file))}")
@@ -77,14 +80,13 @@ def run(name: str, form: Format, count: int, seed: int, scratch: pathlib.Path) -
     for number in range(count):
         if number == count // 2:
             at_half = _memory()
-        data = damaged(
-            form, seeds, packed, np.random.default_rng([seed, zlib.crc32(name.encode()), number])
-        )
+        rng = np.random.default_rng([seed, zlib.crc32(name.encode()), number])
+        data = damaged(form, seeds, packed, rng)
         file.write_bytes(data)
         faulthandler.dump_traceback_later(SECONDS, exit=True)
         try:
             outcomes.update(form.read(file))
-        except Exception as error:  # noqa: BLE001 (all of them are what is looked for)
+        except Exception as error:  # noqa: BLE001 (any exception is a fault)
             where = traceback.extract_tb(error.__traceback__)[-1]
             what = f"{type(error).__name__} in {pathlib.Path(where.filename).name}:{where.lineno}"
             if what not in raised and len(raised) < _MOST_RAISED:
@@ -104,15 +106,12 @@ def run(name: str, form: Format, count: int, seed: int, scratch: pathlib.Path) -
 
 
 def _peak() -> int:
-    """Bytes, of this program alone.
+    """Returns the peak memory of this program, in bytes.
 
-    Getrusage also counts what started it, since the process was a copy of that at first.
+    Getrusage also counts the parent process, since this process starts as a copy of it.
     """
-    (line,) = (
-        line
-        for line in pathlib.Path("/proc/self/status").read_text().splitlines()
-        if line.startswith("VmHWM")
-    )
+    lines = pathlib.Path("/proc/self/status").read_text().splitlines()
+    (line,) = (line for line in lines if line.startswith("VmHWM"))
     return int(line.split()[1]) * 1024
 
 
@@ -122,9 +121,9 @@ def _descriptors() -> int:
 
 
 def _memory() -> int:
-    """Bytes of memory in use, once what is free has gone back to the system.
+    """Returns the bytes of memory in use, after free memory was returned to the system.
 
-    One large image would otherwise look like a leak.
+    Otherwise one large image would look like a leak.
     """
     gc.collect()
     getattr(ctypes.CDLL(None), "malloc_trim", bool)(0)
@@ -137,9 +136,9 @@ def main(scratch: str, count: str, seed: str, *names: str) -> None:
 
     faulthandler.enable()
     warnings.simplefilter("error")
-    warnings.simplefilter("ignore", DeprecationWarning)  # of libraries among themselves
+    warnings.simplefilter("ignore", DeprecationWarning)  # libraries deprecate parts of others
     gc.collect()
-    gc.freeze()  # what is there by now need not be looked through each time that memory is measured
+    gc.freeze()  # so that later collections, before each measurement, skip what exists now
     results = {}
     for name in names:
         with contextlib.redirect_stdout(sys.stderr):

@@ -1,4 +1,4 @@
-"""Makes small videos, for the tests of whatever reads them."""
+"""Makes small videos for tests."""
 
 import fractions
 import pathlib
@@ -12,19 +12,17 @@ import numpy as np
 def grey_frames(
     number: int, *, height: int = 48, width: int = 64, step: int = 5
 ) -> list[np.ndarray]:
-    """Frames of one grey each, by which a test knows them again: frame k has the value step * k."""
+    """Returns frames of a single grey. Frame k has the value step * k, by which a test finds it."""
     return [np.full((height, width, 3), step * k, np.uint8) for k in range(number)]
 
 
 def number_of(frame: np.ndarray, step: int = 5) -> int:
-    """Which of `grey_frames` this is, by the middle of the picture.
+    """Returns the number of a frame of `grey_frames`, from the middle of the picture.
 
-    Coding moves a grey by a level or two.
+    Coding changes a grey by a level or two.
     """
-    height, width = frame.shape[:2]
-    return round(
-        float(frame[height // 4 : -(height // 4), width // 4 : -(width // 4)].mean()) / step
-    )
+    top, left = frame.shape[0] // 4, frame.shape[1] // 4
+    return round(float(frame[top:-top, left:-left].mean()) / step)
 
 
 def mp4(
@@ -43,17 +41,17 @@ def mp4(
     """Encodes a video.
 
     Args:
-        frames: uint8[h, w, 3] each, all of one size; none = a file without a picture, if it has
-            sound.
-        fps: frames per second.
-        suffix: of the file, which decides its container: .mp4, .mov, .webm, .mkv or .avi.
-        codec: a video encoder of FFmpeg.
-        times: seconds at which the frames appear, in place of `fps`.
-        keyframe_every: frames from one keyframe to the next.
-        rotation: degrees counter-clockwise by which a player has to turn the picture.
-        faststart: the index stands before the frames, as in files for the web.
-        sound: one second of silence.
-        options: further options of the container.
+      frames: uint8[h, w, 3] each, all of one size; empty: a file without a picture, if it has
+        sound.
+      fps: frames per second.
+      suffix: of the file, which decides its container: .mp4, .mov, .webm, .mkv or .avi.
+      codec: a video encoder of FFmpeg.
+      times: seconds at which the frames appear, instead of `fps`.
+      keyframe_every: frames from one keyframe to the next.
+      rotation: degrees counter-clockwise by which a player must turn the picture.
+      faststart: True to store the index before the frames, as in files for the web.
+      sound: True to add one second of silence.
+      options: further options of the container.
     """
     with tempfile.TemporaryDirectory() as directory:
         path = pathlib.Path(directory) / f"video{suffix}"

@@ -1,37 +1,28 @@
-"""Damages files, in the ways that find faults in readers.
-
-What a disk, a network or somebody hostile does to them.
-"""
+"""Damages files as a disk, a network or an attacker does, to find faults in readers."""
 
 from collections.abc import Sequence
 
 import numpy as np
 
-# What a length, a count or an offset in a header is not expected to be.
+# Unexpected values of a length, a count or an offset in a header.
 _EXTREMES = (
-    0,
-    1,
-    0x7F,
-    0x80,
-    0xFF,
-    0x7FFF,
-    0x8000,
-    0xFFFF,
-    0x7FFFFFFF,
-    0x80000000,
-    0xFFFFFFFF,
-    2**63 - 1,
-    2**64 - 1,
+    *(0, 1, 0x7F, 0x80, 0xFF, 0x7FFF, 0x8000, 0xFFFF),
+    *(0x7FFFFFFF, 0x80000000, 0xFFFFFFFF, 2**63 - 1, 2**64 - 1),
 )
-_MOST_BYTES = 1 << 18  # of a damaged file: reading must end even where damage repeats itself
+# Unexpected numbers in digits.
+_EXTREME_DIGITS = (
+    *(b"0", b"-1", b"7", b"99999999999999999999"),
+    *(b"1e999", b"4294967296", b"77777777777"),
+)
+_MOST_BYTES = 1 << 18  # of a damaged file, since some damage repeats parts many times
 
 
 def mutate(seeds: Sequence[bytes], rng: np.random.Generator) -> bytes:
     """Returns one of the files after one to four kinds of damage.
 
     Args:
-      seeds: sound files of one format.
-      rng: decides everything.
+      seeds: undamaged files of one format.
+      rng: source of all random choices.
     """
     data = seeds[rng.integers(len(seeds))]
     for _ in range(rng.integers(1, 5)):
@@ -63,15 +54,12 @@ def _extreme_number(data: bytes, seeds: Sequence[bytes], rng: np.random.Generato
     value = _EXTREMES[rng.integers(len(_EXTREMES))] % 256**width
     near_start = rng.random() < 0.5  # where headers are
     start = int(rng.integers(min(len(data), 64) + 1 if near_start else len(data) + 1))
-    return (
-        data[:start]
-        + value.to_bytes(width, ("little", "big")[rng.integers(2)])
-        + data[start + width :]
-    )
+    number = value.to_bytes(width, ("little", "big")[rng.integers(2)])
+    return data[:start] + number + data[start + width :]
 
 
 def _extreme_digits(data: bytes, seeds: Sequence[bytes], rng: np.random.Generator) -> bytes:
-    """Another number where one is written in digits, as in the headers of WARC, tar and HTML's attributes."""
+    """Replaces a number in digits, as in headers of WARC and tar, and attributes of HTML."""
     digits = [place for place, byte in enumerate(data[:4096]) if 48 <= byte < 58]
     if not digits:
         return data
@@ -79,9 +67,7 @@ def _extreme_digits(data: bytes, seeds: Sequence[bytes], rng: np.random.Generato
     end = start
     while end < len(data) and 48 <= data[end] < 58:
         end += 1
-    number = (b"0", b"-1", b"7", b"99999999999999999999", b"1e999", b"4294967296", b"77777777777")[
-        rng.integers(7)
-    ]
+    number = _EXTREME_DIGITS[rng.integers(len(_EXTREME_DIGITS))]
     return data[:start] + number + data[end:]
 
 
@@ -104,18 +90,18 @@ def _graft(data: bytes, seeds: Sequence[bytes], rng: np.random.Generator) -> byt
     other = seeds[rng.integers(len(seeds))]
     start, end = _span(other, rng)
     place = int(rng.integers(len(data) + 1))
-    return (
-        data[:place] + other[start:end] + data[place + (end - start if rng.random() < 0.5 else 0) :]
-    )
+    replaced = end - start if rng.random() < 0.5 else 0
+    return data[:place] + other[start:end] + data[place + replaced :]
 
 
 _DAMAGES = (
-    _flip_bits, _set_bytes, _truncate, _extreme_number, _extreme_digits, _remove, _repeat, _splice, _graft
-)  # fmt: skip
+    *(_flip_bits, _set_bytes, _truncate, _extreme_number, _extreme_digits),
+    *(_remove, _repeat, _splice, _graft),
+)
 
 
 def _span(data: bytes, rng: np.random.Generator, most: int | None = None) -> tuple[int, int]:
-    """Start and end of a part of the file."""
+    """Returns the start and end of a random part of the file."""
     start = int(rng.integers(len(data) + 1))
     longest = len(data) - start if most is None else min(most, len(data) - start)
     return start, start + int(rng.integers(longest + 1))

@@ -1,4 +1,4 @@
-"""Readers for the tests of `collect`; worker processes import them by name."""
+"""Readers for the tests of `collect`. Worker processes import them by name."""
 
 import os
 
@@ -8,9 +8,9 @@ from flamingo_jax.data.schema import Document
 
 
 def numbers(unit):
-    """Unit "a": documents "a 0" to "a 4".
+    """Yields of unit "a" the documents "a 0" to "a 4".
 
-    Number 2 has the same URL in all units, number 3 is refused, number 4 drops an image.
+    Number 2 has the same URL in all units, number 3 is rejected, number 4 drops an image.
     """
     for i in range(5):
         if i == 3:
@@ -24,7 +24,7 @@ def numbers(unit):
 
 
 def damaged(unit):
-    """One damaged record for each good one."""
+    """Yields one damaged record for each good one."""
     yield Found(Document(unit))
     yield Reject("truncated_file", f"{unit} ends early", broken=True)
 

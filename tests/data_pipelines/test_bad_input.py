@@ -1,9 +1,7 @@
-"""The table of bad input.
+"""The reasons of all kinds of bad input, for every reader that can get them.
 
-What each kind of it is counted under, by every reader that meets it, and that the run goes on.
-
-Each reader gets everything at once, beside one sound record, and the report has to be exactly the
-table's.
+Each reader gets all kinds at once, with one good record. The report must be exactly the table's,
+and the run must continue.
 """
 
 import collections
@@ -40,38 +38,30 @@ ALL = Execution(num_workers=1, max_broken=1.0)
 
 
 def bomb() -> bytes:
-    """A PNG of a few bytes that says it has 2.5 billion pixels."""
-    header, data = (
-        struct.pack(">II", 50_000, 50_000) + bytes([8, 2, 0, 0, 0]),
-        zlib.compress(bytes(1000)),
-    )
-    chunks = [
-        struct.pack(">I", len(content))
-        + name
-        + content
-        + struct.pack(">I", zlib.crc32(name + content))
-        for name, content in ((b"IHDR", header), (b"IDAT", data), (b"IEND", b""))
-    ]
-    return b"\x89PNG\r\n\x1a\n" + b"".join(chunks)
+    """Returns a PNG of a few bytes that claims to have 2.5 billion pixels."""
+    header = struct.pack(">II", 50_000, 50_000) + bytes([8, 2, 0, 0, 0])
+    data = zlib.compress(bytes(1000))
+
+    def chunk(name: bytes, content: bytes) -> bytes:
+        checksum = struct.pack(">I", zlib.crc32(name + content))
+        return struct.pack(">I", len(content)) + name + content + checksum
+
+    chunks = chunk(b"IHDR", header) + chunk(b"IDAT", data) + chunk(b"IEND", b"")
+    return b"\x89PNG\r\n\x1a\n" + chunks
 
 
 def deep() -> bytes:
-    """A PNG of 16 bits."""
+    """Returns a PNG of 16 bits."""
     ramp = np.linspace(0, 65535, 96 * 80).reshape(80, 96).astype(np.uint16)
     return crawl.encoded(PIL.Image.fromarray(ramp), "PNG")
 
 
 def animated(kind: str) -> bytes:
-    return crawl.encoded(
-        crawl.picture(5),
-        kind,
-        save_all=True,
-        append_images=[crawl.picture(6), crawl.picture(7)],
-        duration=50,
-    )
+    more = [crawl.picture(6), crawl.picture(7)]
+    return crawl.encoded(crawl.picture(5), kind, save_all=True, append_images=more, duration=50)
 
 
-# name -> (file, the reason it is counted under; None = it is an image like any other)
+# name -> (file, its reason; None = a good image)
 IMAGES = {
     "truncated.jpg": (crawl.jpeg(1)[: len(crawl.jpeg(1)) // 2], "truncated_image"),
     "truncated.png": (crawl.png(1)[: len(crawl.png(1)) // 2], "truncated_image"),
@@ -91,7 +81,7 @@ SOUND = [data for data, reason in IMAGES.values() if reason is None]
 
 
 def made(pipeline, request, tmp_path, how=ALL):
-    """What a pipeline makes of a request: (report, dataset)."""
+    """Returns what a pipeline makes of a request: (report, dataset)."""
     output = epath.Path(tmp_path / "dataset")
     output.mkdir()
     pipeline.build(request, output, how)
@@ -105,9 +95,8 @@ def test_images_of_web_pages(tmp_path):
             f"<p>{crawl.prose(number)}</p>",
             f'<img src="/{name}"><img src="/sound-{number}.jpg">',
         ]
-        pages.append(
-            (f"https://a.example/{number}.html", "text/html", crawl.article(f"Page {number}", body))
-        )
+        page = crawl.article(f"Page {number}", body)
+        pages.append((f"https://a.example/{number}.html", "text/html", page))
         images += [
             (f"https://a.example/{name}", "image/jpeg", data),
             (f"https://a.example/sound-{number}.jpg", "image/jpeg", crawl.jpeg(100 + number)),
@@ -158,7 +147,7 @@ def tar(members) -> bytes:
 def test_pairs(tmp_path):
     members = []
     for number, (name, (data, _)) in enumerate(IMAGES.items()):
-        # as img2dataset names what it does not encode anew
+        # The name that img2dataset gives to an image that it does not encode again.
         suffix = name.partition(".")[2].replace("gif", "jpg")
         members += [(f"{number}.{suffix}", data), (f"{number}.txt", b"A caption.")]
     members += [("../../outside.jpg", crawl.jpeg()), ("../../outside.txt", b"A caption.")]
@@ -212,9 +201,8 @@ def test_documents(tmp_path):
         b'{"words": 1}',
     ]
     (tmp_path / "a.jsonl").write_bytes(b"\n".join(rows))
-    report, source = made(
-        documents, documents.TextRequest(input=str(tmp_path / "a.jsonl")), tmp_path
-    )
+    request = documents.TextRequest(input=str(tmp_path / "a.jsonl"))
+    report, source = made(documents, request, tmp_path)
     assert report["rejected"] == {
         "broken_text": 1,
         "not_json": 1,
@@ -248,18 +236,17 @@ def tokenizer(tmp_path_factory):
 
 
 def loaded(directory, kind, tokenizer, *, max_corrupt=1.0):
-    """A mixture of one dataset, after an epoch."""
+    """Reads one epoch of a dataset, and returns the rejected records of the mixture."""
     dataset = DatasetConfig(kind, str(directory), 1, 16, num_frames=2)
-    mixture = Mixture(
-        DataConfig("", 32, {"data": dataset}, max_corrupt=max_corrupt), seed=0, tokenizer=tokenizer
-    )
+    config = DataConfig("", 32, {"data": dataset}, max_corrupt=max_corrupt)
+    mixture = Mixture(config, seed=0, tokenizer=tokenizer)
     for t in range(mixture.sizes["data"]):
         mixture.batch("data", t)
     return mixture.rejected.get("data", {})
 
 
 def test_stored_records(tmp_path, tokenizer):
-    """What is damaged in the store, after it was written."""
+    """Records that were damaged after they were written."""
 
     def records():
         return [ImageText(data, "a caption", "") for data, _ in IMAGES.values()]
@@ -288,7 +275,7 @@ def test_stored_records(tmp_path, tokenizer):
 
 
 def test_damaged_files_of_a_dataset(tmp_path, tokenizer):
-    # large: damage hits one record
+    # The records are large, so that the damage is in one of them.
     noise = np.random.default_rng(0).integers(0, 256, (8, 200, 200, 3), np.uint8)
     records = [ImageText(encode_png(pixels), "a caption") for pixels in noise]
     write_records(tmp_path / "pairs", "image_text", {"train": lambda: records})
@@ -306,11 +293,8 @@ def test_damaged_files_of_a_dataset(tmp_path, tokenizer):
 def test_too_many_corrupt_records_stop_training(tmp_path, tokenizer):
     bad = [ImageText(b"404", "a caption")] * 60
     good = [ImageText(crawl.jpeg(1), "a caption")] * 60
-    write_records(
-        tmp_path / "pairs",
-        "image_text",
-        {"train": lambda: [record for pair in zip(good, bad, strict=True) for record in pair]},
-    )
+    mixed = [record for pair in zip(good, bad, strict=True) for record in pair]
+    write_records(tmp_path / "pairs", "image_text", {"train": lambda: mixed})
     with pytest.raises(BrokenDataset, match="not_an_image"):
         loaded(tmp_path / "pairs", "pairs", tokenizer, max_corrupt=0.05)
     assert loaded(tmp_path / "pairs", "pairs", tokenizer, max_corrupt=0.9) == {"not_an_image": 60}

@@ -1,6 +1,6 @@
 """Collection on Beam.
 
-Everything is counted, duplicates go, and the output does not depend on the number of workers.
+Everything is counted, duplicates are removed, and the number of workers does not change the output.
 """
 
 import json
@@ -81,15 +81,13 @@ def test_validation_split_is_a_share_that_stays_the_same(output, tmp_path):
 
 
 def test_too_many_damaged_records_end_the_run(output):
-    with pytest.raises(
-        ValueError, match="2 of 4 records are damaged.*truncated_file 2 .such as a ends early"
-    ):
+    message = "2 of 4 records are damaged.*truncated_file 2 .such as a ends early"
+    with pytest.raises(ValueError, match=message):
         collect(["a", "b"], readers.damaged, "document", output, ALONE)
     with pytest.raises(FileNotFoundError):
         Source(output)
-    collect(
-        ["a", "b"], readers.damaged, "document", output, Execution(num_workers=1, max_broken=0.5)
-    )
+    how = Execution(num_workers=1, max_broken=0.5)
+    collect(["a", "b"], readers.damaged, "document", output, how)
     assert texts(output) == ["a", "b"]
 
 

@@ -21,15 +21,8 @@ pyarrow = pytest.importorskip("pyarrow")
 pyarrow.parquet = pytest.importorskip("pyarrow.parquet")
 zstandard = pytest.importorskip("zstandard")
 
-WORDS = np.asarray(
-    [
-        f"{a}{b}{c}{d}"
-        for a in "bdfgklmnprst"
-        for b in "aeiou"
-        for c in "bdfgklmnprst"
-        for d in "aeiou"
-    ]
-)
+SYLLABLES = [f"{consonant}{vowel}" for consonant in "bdfgklmnprst" for vowel in "aeiou"]
+WORDS = np.asarray([f"{first}{second}" for first in SYLLABLES for second in SYLLABLES])
 
 
 def prose(seed, count=60):
@@ -38,10 +31,9 @@ def prose(seed, count=60):
 
 
 def collected(request):
-    """Everything that is read, in order: texts, and reasons."""
-    found = [
-        item for part in parts(request) for item in read(request, pickle.loads(pickle.dumps(part)))
-    ]
+    """Returns everything that is read, in order: texts, and reasons."""
+    sent = (pickle.loads(pickle.dumps(part)) for part in parts(request))
+    found = [item for part in sent for item in read(request, part)]
     return [item.reason if isinstance(item, Reject) else item.record.text for item in found]
 
 
@@ -67,7 +59,7 @@ def write_jsonl(path, rows):
 
 
 class C4(tfds.core.GeneratorBasedBuilder):
-    """The features of TFDS's own builder c4, on a few documents."""
+    """The features of TFDS's builder c4, on a few documents."""
 
     VERSION = tfds.core.Version("3.0.1")
     BUILDER_CONFIGS = [tfds.core.BuilderConfig(name="en")]
@@ -90,7 +82,7 @@ class C4(tfds.core.GeneratorBasedBuilder):
 
 @pytest.fixture(scope="module")
 def c4(tmp_path_factory):
-    """DATA_DIR that holds c4/en/3.0.1 in ArrayRecord."""
+    """DATA_DIR that contains c4/en/3.0.1 in ArrayRecord."""
     directory = tmp_path_factory.mktemp("tfds")
     tfds.disable_progress_bar()
     C4(config="en", data_dir=str(directory), file_format="array_record").download_and_prepare()
@@ -119,7 +111,7 @@ def frame(example):
 
 @pytest.fixture
 def c4_tfrecord(c4, tmp_path):
-    """The same in TFRecord, as TFDS writes it by default.
+    """The same dataset in TFRecord, the default of TFDS.
 
     (DATA_DIR, its training file, the framed examples).
     """
@@ -131,9 +123,8 @@ def c4_tfrecord(c4, tmp_path):
     (directory / "dataset_info.json").write_text(info)
     features = tfds.builder_from_directory(str(source)).info.features
     more = {"content-type": "text/html", "content-length": "12"}
-    framed = [
-        frame(features.serialize_example(features.encode_example(one | more))) for one in ROWS
-    ]
+    encoded = [features.encode_example(one | more) for one in ROWS]
+    framed = [frame(features.serialize_example(example)) for example in encoded]
     file = directory / "c4-train.tfrecord-00000-of-00001"
     file.write_bytes(b"".join(framed))
     return tmp_path, file, framed
@@ -153,15 +144,9 @@ def test_json_lines(name, tmp_path):
 
 @pytest.mark.parametrize("kind", [pyarrow.string(), pyarrow.large_string(), pyarrow.binary()])
 def test_parquet(kind, tmp_path):
-    table = pyarrow.table(
-        {
-            "content": pyarrow.array([text.encode() for text in TEXTS], pyarrow.binary()).cast(
-                kind
-            ),
-            "url": [one["url"] for one in ROWS],
-            "score": [0.5] * 5,
-        }
-    )
+    content = pyarrow.array([text.encode() for text in TEXTS], pyarrow.binary()).cast(kind)
+    urls = [one["url"] for one in ROWS]
+    table = pyarrow.table({"content": content, "url": urls, "score": [0.5] * 5})
     pyarrow.parquet.write_table(table, tmp_path / "a.parquet", row_group_size=2, compression="zstd")
     request = TextRequest(str(tmp_path), text_field="content", metadata_fields=("score",))
     assert parts(request) == [RowGroups(str(tmp_path / "a.parquet"), 0, 3)]
@@ -170,10 +155,9 @@ def test_parquet(kind, tmp_path):
     assert json.loads(first.record.metadata) == {"url": "https://example.org/0", "score": 0.5}
 
 
-def test_row_groups_are_shared_out(tmp_path, monkeypatch):
-    pyarrow.parquet.write_table(
-        pyarrow.table({"text": TEXTS}), tmp_path / "a.parquet", row_group_size=1
-    )
+def test_row_groups_are_divided_into_parts(tmp_path, monkeypatch):
+    table = pyarrow.table({"text": TEXTS})
+    pyarrow.parquet.write_table(table, tmp_path / "a.parquet", row_group_size=1)
     size = pyarrow.parquet.read_metadata(tmp_path / "a.parquet").row_group(0).total_byte_size
     monkeypatch.setattr("data_pipelines.documents.PART", 2 * size + 100)
     request = TextRequest(str(tmp_path))
@@ -183,10 +167,8 @@ def test_row_groups_are_shared_out(tmp_path, monkeypatch):
 
 def test_tfds_builder(c4):
     assert collected(TextRequest("tfds:c4/en:3.0.1", data_dir=str(c4))) == TEXTS
-    assert (
-        collected(TextRequest("tfds:c4/en:3.0.1", data_dir=str(c4), split="validation"))
-        == TEXTS[:1]
-    )
+    request = TextRequest("tfds:c4/en:3.0.1", data_dir=str(c4), split="validation")
+    assert collected(request) == TEXTS[:1]
 
 
 def test_tfds_builder_in_tfrecord(c4_tfrecord):
@@ -209,9 +191,8 @@ def test_damaged_array_record(c4, tmp_path):
     shutil.copytree(c4, tmp_path / "copy")
     (file,) = (tmp_path / "copy").rglob("c4-train*")
     data = bytearray(file.read_bytes())
-    filled = [position for position, byte in enumerate(data) if byte][
-        :-100
-    ]  # the rest is padding, and the index at the end
+    # Without padding, and without the index at the end.
+    filled = [position for position, byte in enumerate(data) if byte][:-100]
     position = filled[len(filled) // 2]
     data[position : position + 8] = b"\xff" * 8
     file.write_bytes(data)
@@ -255,18 +236,11 @@ def test_what_is_wrong_with_rows_is_counted(tmp_path):
         {"text": "half a pair \ud800"},
         {"text": " \n"},
     ]
-    write_jsonl(
-        tmp_path / "a.jsonl",
-        [ROWS[0], *bad, {"text": "too short"}, {"text": f"{prose(9)}\n" * 4}, ROWS[1]],
-    )
+    filtered = [{"text": "too short"}, {"text": f"{prose(9)}\n" * 4}]
+    write_jsonl(tmp_path / "a.jsonl", [ROWS[0], *bad, *filtered, ROWS[1]])
     request = TextRequest(str(tmp_path))
-    expected = [
-        *["no_text_field"] * 3,
-        "broken_text",
-        "no_text",
-        "too_few_words",
-        "duplicate_lines",
-    ]
+    damaged = ["no_text_field"] * 3 + ["broken_text", "no_text"]
+    expected = [*damaged, "too_few_words", "duplicate_lines"]
     assert collected(request) == [TEXTS[0], *expected, TEXTS[1]]
     off = TextRequest(str(tmp_path), quality_filter=False, repetition_filter=False)
     assert collected(off)[6:8] == ["too short", f"{prose(9)}\n" * 3 + prose(9)]
@@ -275,24 +249,17 @@ def test_what_is_wrong_with_rows_is_counted(tmp_path):
 def test_what_is_wrong_with_parquet_is_counted(tmp_path):
     request = TextRequest(str(tmp_path))
     file = tmp_path / "a.parquet"
-    broken = pyarrow.Array.from_buffers(
-        pyarrow.string(),
-        2,
-        [
-            None,
-            pyarrow.py_buffer(np.asarray([0, 2, 4], np.int32)),
-            pyarrow.py_buffer(b"\xff\xfeab"),
-        ],
-    )
+    offsets = pyarrow.py_buffer(np.asarray([0, 2, 4], np.int32))
+    content = pyarrow.py_buffer(b"\xff\xfeab")
+    broken = pyarrow.Array.from_buffers(pyarrow.string(), 2, [None, offsets, content])
     pyarrow.parquet.write_table(pyarrow.table({"text": broken}), file)
     assert collected(request) == ["broken_text", "too_few_words"]
     pyarrow.parquet.write_table(pyarrow.table({"content": TEXTS}), file)
     assert collected(request) == ["no_text_field"]
     pyarrow.parquet.write_table(pyarrow.table({"text": [1, 2]}), file)
     assert collected(request) == ["no_text_field"] * 2
-    pyarrow.parquet.write_table(
-        pyarrow.table({"text": TEXTS}), file, row_group_size=3, compression="none"
-    )
+    table = pyarrow.table({"text": TEXTS})
+    pyarrow.parquet.write_table(table, file, row_group_size=3, compression="none")
     data = file.read_bytes()
     file.write_bytes(data[:-20])
     assert collected(request) == ["unreadable_file"]
@@ -301,7 +268,7 @@ def test_what_is_wrong_with_parquet_is_counted(tmp_path):
     assert collected(request) == ["truncated_file", *TEXTS[3:]]
 
 
-def test_strings_that_mean_something_to_the_model_are_taken_out(tmp_path):
+def test_markers_of_the_model_are_removed(tmp_path):
     write_jsonl(tmp_path / "a.jsonl", [row(0, text=f"{prose(0)} <image> and <EOC>")])
     assert collected(TextRequest(str(tmp_path))) == [f"{prose(0)} image and EOC"]
 
@@ -319,7 +286,7 @@ def test_keys(tmp_path):
 
 
 def test_one_command_makes_a_dataset(tmp_path):
-    """Duplicates across files: the same address, the same text, nearly the same text."""
+    """Duplicates across files: the same URL, the same text, nearly the same text."""
     nearly = prose(1, 1000).split()
     changed = [*nearly[:500], "otherwise", *nearly[501:]]
     a = [ROWS[0], row(10, text=" ".join(nearly)), {"text": "short"}]

@@ -1,7 +1,6 @@
-"""Gopher's filters.
+"""Gopher's filters: every rule at its threshold and just beyond.
 
-Every rule at its threshold and just beyond, in texts whose words and characters can be counted by
-hand.
+The words and characters of the texts can be counted by hand.
 """
 
 import itertools
@@ -15,25 +14,24 @@ from data_pipelines.filters import QualityLimits, RepetitionLimits, quality, rep
 
 
 def words(count, length=4, first=0):
-    """`count` different words of `length` letters."""
+    """Returns `count` different words of `length` letters."""
     letters = itertools.product("abcdefghij", repeat=length)
     return ["".join(word) for word in itertools.islice(letters, first, first + count)]
 
 
 def prose(count):
-    """`count` different words in one line, two of them stop words."""
+    """Returns `count` different words in one line, two of them stop words."""
     return " ".join(["that", "have", *words(count - 2)])
 
 
 def lines_of(count, make):
-    """`count` lines of 5 different words each, "that have" in the first.
+    """Returns `count` lines of 5 different words each, "that have" in the first.
 
-    `make(number, line)` may change them.
+    `make(number, line)` can change them.
     """
     every = ["that", "have", *words(5 * count - 2)]
-    return "\n".join(
-        make(number, " ".join(every[5 * number : 5 * number + 5])) for number in range(count)
-    )
+    lines = [" ".join(every[5 * number : 5 * number + 5]) for number in range(count)]
+    return "\n".join(make(number, line) for number, line in enumerate(lines))
 
 
 def reason(reject):
@@ -41,7 +39,7 @@ def reason(reject):
 
 
 def replaced(count, share, word, other=None):
-    """Prose of `count` words of which `share` are `word`."""
+    """Returns prose of `count` words of which the share `share` are `word`."""
     num = round(count * share)
     return " ".join([*prose(count - num).split(), *([word] * num)])
 
@@ -93,7 +91,7 @@ def test_ellipses_count_as_symbols(ellipsis):
 
 
 def test_words_are_counted_before_they_are_split():
-    """A text far beyond the limit costs no list of its words."""
+    """No list of words is made of a text far beyond the limit."""
     found = quality("ab " * 3_000_000)
     assert reason(found) == "too_many_words"
 
@@ -103,7 +101,7 @@ def test_stop_words_are_found_without_case_and_punctuation(stop):
     assert quality(f"{stop} {prose(60).removeprefix('that have ')}") is None
 
 
-def test_stop_words_inside_words_are_none():
+def test_a_part_of_a_word_is_no_stop_word():
     assert reason(quality(" ".join(["there", "ofte", *words(98)]))) == "stop_words"
 
 
@@ -115,24 +113,28 @@ def test_texts_without_words(text):
 
 
 def off(**changed):
-    """Limits under which nothing but the changed ones rejects."""
-    none = {"lines": 1.0, "paragraphs": 1.0, "line_characters": 1.0, "paragraph_characters": 1.0}
-    return RepetitionLimits(**(none | {"top": (1.0,) * 3, "duplicate": (1.0,) * 6} | changed))
+    """Returns limits that reject nothing, except the changed ones."""
+    shares = ("lines", "paragraphs", "line_characters", "paragraph_characters")
+    limits = dict.fromkeys(shares, 1.0) | {"top": (1.0,) * 3, "duplicate": (1.0,) * 6}
+    return RepetitionLimits(**(limits | changed))
 
 
 def only_top(n, limit):
-    """Limits under which nothing but the top n-gram rejects."""
+    """Returns limits that only the top n-gram can break."""
     return off(top=tuple(limit if m == n else 1.0 for m in (2, 3, 4)))
 
 
 def units(total, duplicates):
-    """`total` units of one word of 4 letters, of which `duplicates` repeat the first."""
+    """Returns `total` units of one word of 4 letters, of which `duplicates` repeat the first."""
     distinct = words(total - duplicates)
     return distinct + distinct[:1] * duplicates
 
 
 def by_characters(share, separator):
-    """20 units of 1000 characters, of which 2 are duplicates and make up `share` of the characters."""
+    """Returns 20 units of 1000 characters in all.
+
+    Two of them are duplicates, with the share `share` of the characters.
+    """
     duplicate = round(1000 * share / 2)
     long = "x" * duplicate
     rest = 1000 - 3 * duplicate
@@ -169,7 +171,10 @@ def test_repeated_lines_and_paragraphs_at_the_threshold_and_beyond(rule):
 
 
 def top_text(n, occurrences, total):
-    """`total` words of 4 letters, in which one n-gram of fixed words stands `occurrences` times, apart from each other; nothing else repeats."""
+    """Returns `total` words of 4 letters.
+
+    One n-gram of fixed words occurs `occurrences` times, never adjacent. Nothing else repeats.
+    """
     ngram, others = words(n), iter(words(total, 4, 100))
     text = []
     for _ in range(occurrences):
@@ -182,15 +187,14 @@ def test_top_ngram_at_the_threshold_and_beyond(n, limit):
     occurrences = 12
     total = round(occurrences * n / limit)
     assert occurrences * n / total == limit  # 120, 200 and 300 words
-    assert repetition(top_text(n, occurrences, total), only_top(n, limit)) is None
-    assert (
-        reason(repetition(top_text(n, occurrences, total - 1), only_top(n, limit)))
-        == f"top_{n}_gram"
-    )
+    limits = only_top(n, limit)
+    assert repetition(top_text(n, occurrences, total), limits) is None
+    shorter = top_text(n, occurrences, total - 1)
+    assert reason(repetition(shorter, limits)) == f"top_{n}_gram"
 
 
 def duplicate_text(n, count, total):
-    """`total` words of 4 letters, in which `count` n-grams stand twice each, apart from each other.
+    """Returns `total` words of 4 letters. `count` n-grams occur twice each, never adjacent.
 
     Nothing else repeats.
     """
@@ -216,13 +220,12 @@ def test_duplicate_ngrams_at_the_threshold_and_beyond(n, limit, count, total):
     assert count * n / total == limit == RepetitionLimits().duplicate[n - 5]
     only_this = off(duplicate=tuple(limit if m == n else 1.0 for m in range(5, 11)))
     assert repetition(duplicate_text(n, count, total), only_this) is None
-    assert (
-        reason(repetition(duplicate_text(n, count, total - 1), only_this)) == f"duplicate_{n}_gram"
-    )
+    shorter = duplicate_text(n, count, total - 1)
+    assert reason(repetition(shorter, only_this)) == f"duplicate_{n}_gram"
 
 
 def test_each_rule_is_reached_with_all_thresholds_in_place():
-    """The rules in their order, each with a text that passes all before it."""
+    """Each rule in order, with a text that passes all rules before it."""
     assert repetition(" ".join(words(500))) is None
     assert reason(repetition("\n".join(units(10, 4)))) == "duplicate_lines"
     assert reason(repetition(top_text(2, 12, 119))) == "top_2_gram"
@@ -232,7 +235,7 @@ def test_each_rule_is_reached_with_all_thresholds_in_place():
 
 
 def test_overlapping_occurrences_count_each_character_once():
-    """Of "a b a b a b" + 4 words, "a b" covers 6 of 10 words.
+    """In "a b a b a b" + 4 words, "a b" covers 6 of 10 words.
 
     Of two equally frequent n-grams the longer one counts.
     """
@@ -242,14 +245,14 @@ def test_overlapping_occurrences_count_each_character_once():
     text = "a b c xxxx yyyy d a b e xxxx yyyy f"  # 24 characters: "xxxx yyyy" covers 16
     assert repetition(text, off(top=(16 / 24, 1, 1))) is None
     assert reason(repetition(text, off(top=(15 / 24, 1, 1)))) == "top_2_gram"
-    # all but the first word lie in a later occurrence of the one 5-gram
+    # All words but the first are in a later occurrence of the only 5-gram.
     text = " ".join(["aa"] * 20)
     assert repetition(text, off(duplicate=(19 / 20, 1, 1, 1, 1, 1))) is None
     assert reason(repetition(text, off(duplicate=(18 / 20, 1, 1, 1, 1, 1)))) == "duplicate_5_gram"
 
 
 def by_definition(text, n):
-    """Characters in the n-grams that occurred before, the plain way."""
+    """Returns the share of characters in n-grams that occurred before, by a simple loop."""
     every, seen, covered = text.split(), set(), set()
     for start in range(len(every) - n + 1):
         ngram = tuple(every[start : start + n])
@@ -270,9 +273,9 @@ def test_duplicate_ngrams_are_those_of_the_definition(every, n):
 
 
 def top_by_definition(text, n):
-    """Characters in the most frequent n-gram, of several the longest.
+    """Returns the share of characters in the most frequent n-gram, in the longest one of several.
 
-    Of those the first in the text.
+    A set, with one share for each n-gram of that frequency and length.
     """
     every = text.split()
     starts = {}
@@ -295,7 +298,7 @@ def top_by_definition(text, n):
 )
 def test_top_ngrams_are_those_of_the_definition(every, n):
     text = " ".join(every)
-    # equally frequent and long ones may overlap themselves differently
+    # N-grams of equal frequency and length can overlap themselves differently.
     shares = top_by_definition(text, n)
     if shares:
         assert repetition(text, only_top(n, max(shares))) is None
@@ -324,20 +327,21 @@ def test_any_text_is_judged(text, times):
         ("- \n" * 500_000, "duplicate_lines"),
     ],
 )
-def test_pathological_texts_pass_through(text, expected):
+def test_pathological_texts(text, expected):
     assert reason(quality(text)) in ("too_few_words", "too_many_words", "mean_word_length")
     assert reason(repetition(text)) == expected
 
 
 def test_many_words_need_work_in_proportion(monkeypatch):
-    """Twice the words, about twice the n-grams that are sorted, however repetitive the text."""
+    """For twice the words, about twice as many n-grams are sorted, in any repetitive text."""
     sizes = []
     argsort = filters.np.argsort
-    monkeypatch.setattr(
-        filters.np,
-        "argsort",
-        lambda keys, **options: (sizes.append(len(keys)), argsort(keys, **options))[1],
-    )
+
+    def counting(keys, **options):
+        sizes.append(len(keys))
+        return argsort(keys, **options)
+
+    monkeypatch.setattr(filters.np, "argsort", counting)
     work = []
     for count in (2_000, 4_000):
         sizes.clear()

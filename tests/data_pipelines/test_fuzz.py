@@ -1,7 +1,6 @@
-"""Damaged files of every format.
+"""Damaged files of every format cause no crash, no hang and no leak: only records and reasons.
 
-No crash, no hang, no leak, nothing but records and reasons (fuzz_formats.py names formats and
-readers).
+fuzz_formats.py lists the formats and readers.
 """
 
 import json
@@ -19,13 +18,12 @@ from tests.data_pipelines.fuzz_formats import FORMATS
 
 SLOW_INPUTS = 1000  # of each format
 MEGABYTE = 1 << 20
-# of a process; the largest images that are decoded are of 80 million pixels
-MOST_PEAK = 1200 * MEGABYTE
+MOST_PEAK = 1200 * MEGABYTE  # of a process; the largest images have 80 million pixels
 MOST_GROWTH = 3 * MEGABYTE  # in the second half: 6 KB for each input
 
 
 def fuzz(run_program, scratch, names, *, count, seed, timeout):
-    """Results by format, of a process that ended well."""
+    """Runs the fuzz process, checks its results, and returns them by format."""
     arguments = ("-m", "tests.data_pipelines.fuzz", scratch, count, seed, *names)
     done = run_program(*arguments, status=None, timeout=timeout)
     inputs = sorted(scratch.glob("*/current*"), key=lambda file: file.stat().st_mtime)
@@ -44,12 +42,12 @@ def fuzz(run_program, scratch, names, *, count, seed, timeout):
 
 
 def test_damaged_files(run_program, tmp_path):
-    """A few of each format, in one process."""
+    """A few files of each format, in one process."""
     fuzz(run_program, tmp_path, list(FORMATS), count=6, seed=0, timeout=120)
 
 
 def test_faults_are_found(tmp_path):
-    """Of a reader that raises on what does not start well, keeps files open, and keeps what it read."""
+    """The reader raises on a bad start, keeps files open, and keeps what it read."""
     kept = []
 
     def read(file):

@@ -1,6 +1,6 @@
-"""From an archive of real pages and images to interleaved pages.
+"""From an archive of pages and images to interleaved pages.
 
-What is kept, in which order, and why the rest is not.
+What is kept, in which order, and the reason of everything left out.
 """
 
 import collections
@@ -31,7 +31,7 @@ OPEN = dataclasses.replace(FILTERED, languages=(), quality_filter=False, repetit
 
 
 def story(seed, *images, title=None, num_paragraphs=3):
-    """A page of some paragraphs, an image before each of the first ones."""
+    """Returns a page of some paragraphs, with an image before each of the first ones."""
     paragraphs = []
     for number in range(num_paragraphs):
         paragraphs += [f'<img src="{images[number]}">'] if number < len(images) else []
@@ -45,9 +45,8 @@ def page_record(url, html, **options):
 
 def read(path, request=OPEN, index=""):
     items = list(read_file(request, str(path), index))
-    return [item for item in items if isinstance(item, Found)], [
-        item for item in items if isinstance(item, Reject)
-    ]
+    found = [item for item in items if isinstance(item, Found)]
+    return found, [item for item in items if isinstance(item, Reject)]
 
 
 def reasons(rejects):
@@ -61,7 +60,7 @@ def test_page_becomes_a_record(tmp_path):
     crawl.make_warc(
         tmp_path / "a.warc.gz",
         [
-            (f"{SITE}/a.jpg", "image/jpeg", crawl.jpeg(1)),  # before the page, the others behind it
+            (f"{SITE}/a.jpg", "image/jpeg", crawl.jpeg(1)),  # before the page, the others after it
             page_record("p#top", html),
             (f"{SITE}/b.png", "image/png", crawl.png(2)),
             (f"{SITE}/c", "image/webp", crawl.webp(3)),
@@ -83,17 +82,18 @@ def test_page_becomes_a_record(tmp_path):
         "language": "en",
         "images": [f"{SITE}/a.jpg", f"{SITE}/b.png", f"{SITE}/c"],
     }
-    assert (
-        found.keys[0] == "url:https://harbour.example/p"
-        and found.keys[1].startswith("text:")
-        and len(found.keys) == 2
-    )
-    # a film is no image, whatever a page calls it
+    address, text = found.keys
+    assert address == "url:https://harbour.example/p"
+    assert text.startswith("text:")
+    # A film is no image, even in an <img>.
     assert reasons(rejects) == {("missing_image", "image"): 1}
 
 
 def test_order_of_texts_and_images_is_that_of_the_page(tmp_path):
-    html = "<title>T</title><p>one<img src=1>two</p><img src=2><p>three</p><img src=1><p>four</p><div><img src=3></div>five"
+    html = (
+        "<title>T</title><p>one<img src=1>two</p><img src=2><p>three</p><img src=1><p>four</p>"
+        "<div><img src=3></div>five"
+    )
     images = [(f"{SITE}/{n}", "image/png", crawl.png(n)) for n in (3, 1, 2)]
     crawl.make_warc(tmp_path / "a.warc", [page_record("", html), *images], gzip=False)
     (found,), rejects = read(tmp_path / "a.warc")
@@ -110,25 +110,15 @@ def test_order_of_texts_and_images_is_that_of_the_page(tmp_path):
 
 
 def test_everything_that_is_left_out_is_counted_under_its_reason(tmp_path):
-    german = " ".join(
-        [
-            "Der alte Hafen der Stadt liegt zwischen zwei Hügeln und die Boote kommen mit der Flut "
-            "herein."
-        ]
-        * 5
+    german = (
+        "Der alte Hafen der Stadt liegt zwischen zwei Hügeln und die Boote kommen mit der Flut "
+        "herein."
     )
+    german = " ".join([german] * 5)
     plain = crawl.encoded(Image.new("RGB", (90, 90), (9, 9, 9)), "PNG")
+    shown = ("good.jpg", "small.jpg", "long.jpg", "plain.png", "cut.jpg", "none.jpg")
     pages = {
-        "good": story(
-            1,
-            "/good.jpg",
-            "/small.jpg",
-            "/long.jpg",
-            "/plain.png",
-            "/cut.jpg",
-            "/none.jpg",
-            num_paragraphs=6,
-        ),
+        "good": story(1, *(f"/{name}" for name in shown), num_paragraphs=6),
         "no_image": story(2),
         "no_image_left": story(3, "/small.jpg"),
         "language": crawl.article("Hafen", [f"<p>{german}</p><img src=/good.jpg>"]),
@@ -217,7 +207,9 @@ def test_truncated_and_damaged_archives_give_what_is_whole(tmp_path):
 def test_what_is_no_archive_is_one_reject(content, tmp_path):
     (tmp_path / "a.warc.gz").write_bytes(content)
     found, rejects = read(tmp_path / "a.warc.gz")
-    assert not found and len(rejects) == 1 and rejects[0].broken
+    assert not found
+    (reject,) = rejects
+    assert reject.broken
 
 
 def test_image_in_another_archive_is_found_with_an_index(tmp_path):
@@ -227,18 +219,18 @@ def test_image_in_another_archive_is_found_with_an_index(tmp_path):
     assert [reject.reason for reject in rejects] == ["missing_image", "no_image_left"]
     build_index([str(tmp_path / "b.warc.gz")], epath.Path(tmp_path / "index"))
     (found,), rejects = read(tmp_path / "a.warc.gz", index=str(tmp_path / "index"))
-    assert found.record.images == (crawl.jpeg(),) and not rejects
+    assert found.record.images == (crawl.jpeg(),)
+    assert not rejects
 
 
 def test_images_of_a_folder(tmp_path):
-    crawl.make_warc(
-        tmp_path / "a.warc.gz", [page_record("p", story(1, "/img/a.jpg", "/../../b.jpg"))]
-    )
-    (tmp_path / "images" / "harbour.example" / "img").mkdir(parents=True)
-    (tmp_path / "images" / "harbour.example" / "img" / "a.jpg").write_bytes(crawl.jpeg())
-    (found,), rejects = read(
-        tmp_path / "a.warc.gz", dataclasses.replace(OPEN, images=str(tmp_path / "images"))
-    )
+    page = page_record("p", story(1, "/img/a.jpg", "/../../b.jpg"))
+    crawl.make_warc(tmp_path / "a.warc.gz", [page])
+    folder = tmp_path / "images" / "harbour.example" / "img"
+    folder.mkdir(parents=True)
+    (folder / "a.jpg").write_bytes(crawl.jpeg())
+    request = dataclasses.replace(OPEN, images=str(tmp_path / "images"))
+    (found,), rejects = read(tmp_path / "a.warc.gz", request)
     assert found.record.images == (crawl.jpeg(),)
     assert [reject.reason for reject in rejects] == ["missing_image"]
 
@@ -249,41 +241,27 @@ def test_folder_of_pages(tmp_path):
     (tmp_path / "secret.jpg").write_bytes(crawl.jpeg(9))
     (tmp_path / "site" / "top.png").write_bytes(crawl.png(2))
     (pages / "images" / "a b.jpg").write_bytes(crawl.jpeg(1))
-    (pages / "page.html").write_text(
-        story(
-            1,
-            "images/a%20b.jpg",
-            "/top.png",
-            "../../secret.jpg",
-            "../../../secret.jpg",
-            num_paragraphs=4,
-        )
-    )
+    shown = ("images/a%20b.jpg", "/top.png", "../../secret.jpg", "../../../secret.jpg")
+    (pages / "page.html").write_text(story(1, *shown, num_paragraphs=4))
     request = dataclasses.replace(FILTERED, input=str(tmp_path / "site"))
     (found,), rejects = read(pages / "page.html", request)
     assert found.record.images == (crawl.jpeg(1), crawl.png(2))
     assert json.loads(found.record.metadata)["url"] == "file:///dir%20with%20space/page.html"
-    assert {reject.reason for reject in rejects} <= {"missing_image", "duplicate_image"} and len(
-        rejects
-    ) == 2
+    assert {reject.reason for reject in rejects} <= {"missing_image", "duplicate_image"}
+    assert len(rejects) == 2
     (missing,) = read_file(request, str(pages / "gone.html"))
-    assert missing.reason == "unreadable_file" and missing.broken
+    assert missing.reason == "unreadable_file"
+    assert missing.broken
 
 
 def without_cats(page: Page) -> Page | Reject:
     if "dog" in page.url:
         return Reject("explicit", "a dog")
-    return dataclasses.replace(
-        page,
-        parts=tuple(
-            part
-            for part in page.parts
-            if not (isinstance(part, Picture) and part.data == crawl.png(1))
-        ),
-    )
+    is_cat = lambda part: isinstance(part, Picture) and part.data == crawl.png(1)
+    return dataclasses.replace(page, parts=tuple(part for part in page.parts if not is_cat(part)))
 
 
-def test_explicit_filter_sees_texts_and_images(tmp_path, monkeypatch):
+def test_explicit_filter_gets_texts_and_images(tmp_path, monkeypatch):
     monkeypatch.setattr(m3w, "judge", without_cats, raising=False)
     request = dataclasses.replace(OPEN, explicit_filter="data_pipelines.m3w:judge")
     images = [(f"{SITE}/{n}.png", "image/png", crawl.png(n)) for n in (1, 2)]
@@ -325,7 +303,7 @@ def test_near_duplicates_get_keys(tmp_path):
         ({"explicit_filter": "data_pipelines.m3w:json"}, "is a module, expected a function"),
     ],
 )
-def test_wrong_requests_are_told(wrong, message):
+def test_wrong_requests_are_refused(wrong, message):
     with pytest.raises(ValueError, match=message):
         M3WRequest(**wrong)
 
@@ -335,7 +313,7 @@ def test_request_can_be_sent_to_workers():
 
 
 def test_dataset_of_a_crawl(tmp_path):
-    """The whole pipeline: two archives and a folder, an image across archives, duplicates out."""
+    """The whole pipeline: two archives and a folder, an image in another archive, duplicates."""
     directory = tmp_path / "crawl"
     directory.mkdir()
     crawl.make_warc(

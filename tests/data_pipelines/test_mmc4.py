@@ -1,8 +1,4 @@
-"""MMC4.
-
-Each image before its own sentence, whatever the order of image_info, in both forms in which MMC4 is
-found.
-"""
+"""MMC4 in both published forms: each image comes before its sentence, in any order of images."""
 
 import base64
 import collections
@@ -37,7 +33,7 @@ IMAGES = [picture(10), picture(60), picture(100)]
 
 
 def document(matches, sims=None, num_sentences=4, images=IMAGES, matrix=None, **others):
-    """A line of MMC4 whose image k belongs to sentence matches[k]."""
+    """Returns a line of MMC4 in which image k belongs to sentence matches[k]."""
     sims = sims or [0.3] * len(matches)
     infos = [
         {
@@ -70,8 +66,11 @@ def reasons(items):
     )
 
 
-def test_images_stand_in_the_order_of_their_sentences():
-    """The example of MMC4's README, in which image 0 belongs to sentence 2 and image 1 to sentence 1: the first image of the page is image 1."""
+def test_images_are_in_the_order_of_their_sentences():
+    """The example of MMC4's README: image 0 belongs to sentence 2 and image 1 to sentence 1.
+
+    So the first image of the page is image 1.
+    """
     page = page_of(read_document(document([2, 1]), MMC4Request()))
     assert page == ("Sentence 0.", IMAGES[1], "Sentence 1.", IMAGES[0], "Sentence 2. Sentence 3.")
 
@@ -88,12 +87,8 @@ def test_images_of_one_sentence_keep_their_order():
 
 
 def test_sentences_are_cleaned():
-    assert interleaved([" a\n<image> b ", "", " \t", "c<EOC>"], [(1, b"x"), (3, b"y")]) == (
-        "a image b",
-        b"x",
-        b"y",
-        "cEOC",
-    )
+    parts = interleaved([" a\n<image> b ", "", " \t", "c<EOC>"], [(1, b"x"), (3, b"y")])
+    assert parts == ("a image b", b"x", b"y", "cEOC")
 
 
 def test_dissimilar_images_are_left_out():
@@ -107,12 +102,11 @@ def test_dissimilar_images_are_left_out():
     )
     assert reasons(items) == {"low_similarity": 1, "found": 1}
     assert next(item.unit for item in items if isinstance(item, Reject)) == "image"
-    assert reasons(read_document(document([0], [0.2]), MMC4Request(min_similarity=0.0))) == {
-        "found": 1
-    }
+    items = read_document(document([0], [0.2]), MMC4Request(min_similarity=0.0))
+    assert reasons(items) == {"found": 1}
 
 
-def test_similarity_may_stand_in_the_matrix_alone():
+def test_similarity_can_be_in_the_matrix_only():
     line = document([1, 2], matrix=[[0.0, 0.3, 0.0, 0.0], [0.0, 0.0, 0.1, 0.0]])
     for info in line["image_info"]:
         del info["matched_sim"]
@@ -124,9 +118,9 @@ def test_similarity_may_stand_in_the_matrix_alone():
 
 
 def test_optimal_assignment_is_that_of_the_images_left():
-    """Image 0, which took sentence 1, is lost: image 1 gets it back.
+    """Image 0, which had sentence 1, is lost, so image 1 gets this sentence.
 
-    Two images of three sentences take the best sum, not each its best.
+    Two images of three sentences take the largest sum, not the largest similarity of each.
     """
     matrix = [[0.2, 0.9, 0.1], [0.3, 0.8, 0.2], [0.25, 0.7, 0.6]]
     images = [b"lost", *IMAGES[1:]]
@@ -198,16 +192,14 @@ def test_matrix_that_does_not_fit_is_damage(matrix):
 
 
 def test_half_characters_are_damage():
-    (last,) = read_document(
-        json.loads(json.dumps(document([0]) | {"text_list": ["\ud800"]})), MMC4Request()
-    )
+    line = json.dumps(document([0]) | {"text_list": ["\ud800"]})
+    (last,) = read_document(json.loads(line), MMC4Request())
     assert (last.reason, last.broken) == ("broken_text", True)
 
 
 def test_pages_without_text():
-    assert reasons(read_document(document([0]) | {"text_list": [" "]}, MMC4Request())) == {
-        "no_text": 1
-    }
+    items = read_document(document([0]) | {"text_list": [" "]}, MMC4Request())
+    assert reasons(items) == {"no_text": 1}
 
 
 def test_json_lines(tmp_path):
@@ -223,7 +215,7 @@ def test_json_lines(tmp_path):
 
 
 def test_tars_of_the_converter(tmp_path):
-    """OpenFlamingo's: one .json for each document."""
+    """The tars of OpenFlamingo's converter have one .json for each document."""
     with tarfile.open(tmp_path / "000000000.tar", "w") as tar:
         for name, content in {
             "0.json": json.dumps(document([2, 1])).encode(),

@@ -1,4 +1,4 @@
-"""MinHash: how often texts of a known similarity share one, measured."""
+"""MinHash: how often texts of a known similarity share a key, measured."""
 
 import numpy as np
 import pytest
@@ -11,15 +11,14 @@ WORDS = np.asarray([f"word{number}" for number in range(50_000)])
 
 
 def pair(similarity, rng, num_shingles=400):
-    """Two texts whose sets of shingles have this Jaccard similarity.
+    """Returns two texts with this Jaccard similarity of their sets of shingles.
 
-    They share one run of words, the rest is their own.
+    They share one run of words, and all other words differ.
     """
     shared = round(2 * num_shingles * similarity / (1 + similarity))
-    common, first, second = np.split(
-        rng.choice(WORDS, shared + SHINGLE - 1 + 2 * (num_shingles - shared), replace=False),
-        [shared + SHINGLE - 1, num_shingles + SHINGLE - 1],
-    )
+    num_common = shared + SHINGLE - 1
+    words = rng.choice(WORDS, num_common + 2 * (num_shingles - shared), replace=False)
+    common, first, second = np.split(words, [num_common, num_shingles + SHINGLE - 1])
     return " ".join([*common, *first]), " ".join([*common, *second])
 
 
@@ -50,12 +49,11 @@ def test_share_of_pairs_found(similarity, least, most):
 
 
 def test_probability_is_that_of_the_docstring():
-    """Four standard deviations of 400 draws."""
+    """The tolerance is four standard deviations of 400 draws."""
     for similarity in (0.5, 0.7):
         expected = 1 - (1 - similarity**ROWS) ** BANDS
-        assert share_of_found(similarity) == pytest.approx(
-            expected, abs=4 * (expected * (1 - expected) / 400) ** 0.5
-        )
+        tolerance = 4 * (expected * (1 - expected) / 400) ** 0.5
+        assert share_of_found(similarity) == pytest.approx(expected, abs=tolerance)
 
 
 def test_unrelated_texts_share_nothing():
@@ -71,7 +69,7 @@ def test_keys_are_the_same_in_every_process():
     )
 
 
-def test_case_punctuation_and_spacing_do_not_tell_texts_apart():
+def test_case_punctuation_and_spacing_do_not_count():
     one, other = "The cat - 'Tom' - sat,\nand sat.", "the CAT Tom sat and sat"
     assert band_keys(one) == band_keys(other)
     assert band_keys("Ä b") == band_keys("ä  b!") != band_keys("a b")
@@ -88,9 +86,9 @@ def test_short_texts():
 
 
 def test_long_text_is_hashed_in_parts():
-    """The same minima, whatever the parts.
+    """The parts do not change the minima.
 
-    A text and itself with all its words twice over differ in their seam only.
+    A text and the same text twice differ only where the two copies meet.
     """
     text = " ".join(f"word{number}" for number in range(20_000))
     assert set(band_keys(text)) & set(band_keys(f"{text} {text}"))

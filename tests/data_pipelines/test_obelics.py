@@ -1,4 +1,4 @@
-"""OBELICS: its parquet, with images by URL or inside; documents that share a row; damage."""
+"""OBELICS: its parquet, with images by URL or inside; several documents in a row; damage."""
 
 import collections
 import hashlib
@@ -6,8 +6,6 @@ import json
 
 import pytest
 from etils import epath
-
-pytest.importorskip("pyarrow")
 
 from data_pipelines import obelics
 from data_pipelines.collect import Found
@@ -100,9 +98,8 @@ def test_parquet_with_images_in_a_folder(tmp_path, folder):
     [(INSIDE, bytes), (HUGGING_FACE, lambda data: {"bytes": data, "path": "a.png"})],
 )
 def test_parquet_with_images_inside(tmp_path, kind, wrap):
-    path = write(
-        tmp_path / "o.parquet", [row([wrap(A), None, wrap(B)], [None, "text", None])], kind
-    )
+    rows = [row([wrap(A), None, wrap(B)], [None, "text", None])]
+    path = write(tmp_path / "o.parquet", rows, kind)
     assert pages(read_file(ObelicsRequest(), path)) == [(A, "text", B)]
 
 
@@ -112,10 +109,10 @@ def test_row_groups_are_read_one_after_the_other(tmp_path):
     assert pages(read_file(ObelicsRequest(), path)) == [(A, f"text {k}") for k in range(100)]
 
 
-def test_documents_of_one_row_become_pages_of_their_own():
-    """No text may attend an image of the document before.
+def test_documents_of_one_row_become_separate_pages():
+    """No text attends an image of the document before it.
 
-    And pages of one address are not each other's duplicates.
+    Pages with the same URL are not duplicates of each other.
     """
     texts = [
         None,
@@ -131,9 +128,8 @@ def test_documents_of_one_row_become_pages_of_their_own():
 
 
 def test_markers_are_taken_out():
-    assert pages(read_row(row([A, None], [None, "an <image> tag"]), ObelicsRequest())) == [
-        (A, "an image tag")
-    ]
+    items = read_row(row([A, None], [None, "an <image> tag"]), ObelicsRequest())
+    assert pages(items) == [(A, "an image tag")]
 
 
 def test_images_that_web_pages_lose_are_lost_here():
@@ -162,24 +158,15 @@ def test_bad_rows_have_their_reason(images, texts, reason):
 
 @pytest.mark.parametrize("general", [None, "{", "[]", "{}"])
 def test_pages_without_address(general):
-    (found,) = read_row(
-        row([A, None], [None, "a"]) | {"general_metadata": general}, ObelicsRequest()
-    )
+    without = row([A, None], [None, "a"]) | {"general_metadata": general}
+    (found,) = read_row(without, ObelicsRequest())
     assert [key.partition(":")[0] for key in found.keys] == ["text"]
 
 
 def test_damaged_files(tmp_path):
     rows = [row([A, None], [None, f"text {k}"]) for k in range(200)]
-    good = epath.Path(
-        write(
-            tmp_path / "o.parquet",
-            rows,
-            INSIDE,
-            row_group_size=50,
-            compression="none",
-            use_dictionary=False,
-        )
-    )
+    options = {"row_group_size": 50, "compression": "none", "use_dictionary": False}
+    good = epath.Path(write(tmp_path / "o.parquet", rows, INSIDE, **options))
     content = good.read_bytes()
     broken = bytearray(content)
     broken[len(content) // 2 : len(content) // 2 + 60_000] = b"\xff" * 60_000

@@ -57,16 +57,8 @@ def read(options, pipeline, *arguments):
 
 
 def test_flags_become_the_fields(options):
-    fruit, shared = read(
-        options,
-        "fruit",
-        "--weight_x=5",
-        "--kinds_x=a,b",
-        "--ripe_x",
-        "--red_x=0.25",
-        "--name_x=x",
-        "--speed_x=2",
-    )
+    given = ("--weight_x=5", "--kinds_x=a,b", "--ripe_x", "--red_x=0.25", "--name_x=x")
+    fruit, shared = read(options, "fruit", *given, "--speed_x=2")
     assert fruit == Fruit(5, 0.25, ("a", "b"), True, "x")  # noqa: FBT003
     assert shared == Shared(2)
 
@@ -76,9 +68,8 @@ def test_what_is_not_given_keeps_its_default(options):
 
 
 def test_a_flag_of_another_pipeline_is_refused(options):
-    with pytest.raises(
-        ValueError, match="--shell_x: pipeline 'fruit' has no such option; it has --weight_x"
-    ):
+    message = "--shell_x: pipeline 'fruit' has no such option; it has --weight_x"
+    with pytest.raises(ValueError, match=message):
         read(options, "fruit", "--shell_x=soft")
 
 
@@ -92,13 +83,12 @@ def test_help_is_the_docstring():
 
 
 def test_one_name_has_one_type():
+    other = dataclasses.make_dataclass("Other", [("weight_x", str, "")])
     with pytest.raises(TypeError, match="--weight_x is a int elsewhere"):
-        Options(
-            {"fruit": Fruit, "other": dataclasses.make_dataclass("Other", [("weight_x", str, "")])},
-            Shared,
-        )
+        Options({"fruit": Fruit, "other": other}, Shared)
 
 
-def test_a_field_that_no_flag_can_hold_is_a_mistake():
+def test_a_field_of_a_type_without_a_flag_is_a_mistake():
+    other = dataclasses.make_dataclass("Other", [("weights_y", dict, None)])
     with pytest.raises(TypeError, match=r"a flag takes one of str, int"):
-        Options({"other": dataclasses.make_dataclass("Other", [("weights_y", dict, None)])}, Shared)
+        Options({"other": other}, Shared)

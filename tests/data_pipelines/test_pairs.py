@@ -1,6 +1,6 @@
 """Pairs from the tars of img2dataset and from tables.
 
-What becomes a record, and the reason of everything that does not.
+What becomes a record, and the reason of everything left out.
 """
 
 import collections
@@ -31,7 +31,7 @@ def picture(kind="JPEG", size=(40, 30)) -> bytes:
 
 
 def write_tar(path, samples):
-    """As img2dataset does: {key}.jpg, {key}.txt, {key}.json for each sample."""
+    """Writes a tar as img2dataset does: {key}.jpg, {key}.txt, {key}.json for each sample."""
     with tarfile.open(path, "w") as tar:
         for key, files in samples:
             for suffix, content in files.items():
@@ -101,7 +101,7 @@ def test_each_bad_sample_has_its_reason(tmp_path):
     assert {item.reason for item in items if isinstance(item, Reject) and not item.broken} == wanted
 
 
-def test_table_beside_its_images(tmp_path):
+def test_table_in_the_folder_of_its_images(tmp_path):
     (tmp_path / "a").mkdir()
     (tmp_path / "a" / "1.jpg").write_bytes(picture())
     table = tmp_path / "cc3m.csv"
@@ -152,7 +152,7 @@ def test_bad_captions_are_rejected(text, reason):
 
 
 def test_dataset_of_tars_and_of_tables(tmp_path):
-    """Pictures of one address are one record, over all files."""
+    """Pictures with the same URL are one record, across all files."""
     for k in range(2):
         samples = [
             (f"{k}0", {"jpg": picture(), "txt": b"a", "json": fields(url=f"https://a.org/{k}")}),

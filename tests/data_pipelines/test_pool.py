@@ -1,4 +1,4 @@
-"""The pool of a data shard holds what its rows bring, but for a run in a million."""
+"""The pool of a data shard has space for the images of its rows, except in one run of a million."""
 
 import json
 import math
@@ -31,7 +31,7 @@ def test_distribution_is_that_of_the_sum(rows, weights):
 
 
 def test_capacity_is_exact_to_the_end_of_the_tail():
-    """Of 64 rows with one image at probability 1/2: the binomial tail, down to 2**-64."""
+    """64 rows with one image at probability 1/2: the binomial tail, down to 2**-64."""
     for probability in (0.5, 1e-3, 1e-9, 1e-15, 2.0**-63):
         found = pool.capacity(np.array([0.5, 0.5]), 64, probability)
         tail = [sum(math.comb(64, k) for k in range(c + 1, 65)) / 2**64 for c in range(65)]
@@ -42,19 +42,16 @@ def test_capacity_is_exact_to_the_end_of_the_tail():
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
-    """300 pages of 0 to 3 images (0, 0, 1, 1, 1, 3 in turn), 100 documents of 3 to 12 words, and a tokenizer of words."""
+    """Datasets of pages and documents, and a tokenizer of words.
+
+    300 pages of 0 to 3 images (0, 0, 1, 1, 1, 3 in turn), and 100 documents of 3 to 12 words.
+    """
     root = tmp_path_factory.mktemp("pool")
     train_sentencepiece(["one two three"] * 9, root / "tokenizer.model", 100, "word")
 
     def pages():
         for k in range(300):
-            yield InterleavedPage(
-                tuple(
-                    part
-                    for _ in range((0, 0, 1, 1, 1, 3)[k % 6])
-                    for part in (b"never decoded", "one")
-                )
-            )
+            yield InterleavedPage((b"never decoded", "one") * (0, 0, 1, 1, 1, 3)[k % 6])
 
     write_records(root / "pages", "interleaved_page", {"train": pages})
     documents = lambda: (Document(" ".join(["one"] * (3 + k % 10))) for k in range(100))
@@ -78,15 +75,12 @@ def test_of_pages(made, tmp_path):
     assert printed["pool"] == pool.capacity(np.array(histogram), 64, 1e-5) == written["pool"]
     assert 64 < printed["pool"] < 128 < printed["without_pool"] == 320
     assert written["share_of_pool_empty"] == pytest.approx(1 - 64 / printed["pool"])
-    assert (printed["percent_empty_without_pool"], printed["sampled"], printed["corrupt"]) == (
-        80,
-        300,
-        0,
-    )
+    assert printed["percent_empty_without_pool"] == 80
+    assert (printed["sampled"], printed["corrupt"]) == (300, 0)
 
 
 def test_windows_are_those_of_training(made, tmp_path):
-    """Fewer images than a page has, where the row or N cuts it."""
+    """A window has fewer images than its page where the row or N cuts it."""
     request = asked(made, "pages", max_images=2, rows_per_shard=1)
     pool.build(request, tmp_path, Execution())
     histogram = json.loads((tmp_path / "pool.json").read_text())["images_per_row"]["histogram"]
@@ -95,7 +89,7 @@ def test_windows_are_those_of_training(made, tmp_path):
 
 @pytest.mark.parametrize("rows", [1, 10])
 def test_of_documents(rows, made, tmp_path):
-    """What is said of a row is what the loader makes of it."""
+    """The numbers for a row are those of the rows that the loader makes."""
     printed = pool.build(asked(made, "text", length=64, rows_per_group=rows), tmp_path, Execution())
     written = json.loads((tmp_path / "pool.json").read_text())
     assert written["tokens_per_document"] == pytest.approx(9.5)

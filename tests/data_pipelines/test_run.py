@@ -60,7 +60,7 @@ def test_every_word_of_the_world_is_one_piece(made):
     assert len(tokenizer.encode(text)) == 9
 
 
-def test_report_tells_counts_and_seconds(tmp_path, capsys):
+def test_report_has_counts_and_seconds(tmp_path, capsys):
     call("--pipeline=world", f"--output={tmp_path / 'world'}", *SMALL)
     out = capsys.readouterr().out
     assert "pages/train" in out
@@ -106,13 +106,13 @@ def test_directory_of_something_else_is_kept(tmp_path):
 
 
 def test_tokenizer_of_another_text_is_made_again(made, tmp_path):
-    """The request holds what the input was made from.
+    """The request includes what the input was made from.
 
-    The same path with other text is another request.
+    The same path with another text is another request.
     """
     mark = made / "world" / "pipeline.json"
-    told = mark.read_text()
-    mark.write_text(told.replace('"seed": 1', '"seed": 7'))
+    before = mark.read_text()
+    mark.write_text(before.replace('"seed": 1', '"seed": 7'))
     try:
         with pytest.raises(SystemExit, match="another request"):
             call(
@@ -122,7 +122,7 @@ def test_tokenizer_of_another_text_is_made_again(made, tmp_path):
                 "--model_type=word",
             )
     finally:
-        mark.write_text(told)
+        mark.write_text(before)
 
 
 @pytest.mark.parametrize(
@@ -209,7 +209,7 @@ def test_each_package_of_a_pipeline_is_looked_for(monkeypatch, package):
 
 
 def test_the_packages_are_those_of_the_extra():
-    """Distributions and modules have other names."""
+    """Some distributions have another name than their module."""
     lines = (ROOT / "setup.py").read_text().partition('"pipelines": [')[2].partition("]")[0]
     named = {"faiss-cpu": "faiss"}
     extra = [re.match(r"[\w-]+", line.strip(' ",'))[0] for line in lines.split()]
@@ -220,7 +220,7 @@ def test_the_packages_are_those_of_the_extra():
 def test_program_makes_a_world_without_a_backend(run_program, tmp_path):
     """The workers of a pipeline compute with numpy.
 
-    Of jax only the tree utilities are imported, and no backend is started.
+    Only the tree utilities of jax are imported, and no backend is started.
     """
     code = (
         "import sys, atexit; from absl import app; from data_pipelines import run\n"

@@ -1,7 +1,4 @@
-"""The page of samples.
-
-What it says of the very rows that the loader makes, and that a browser shows it.
-"""
+"""The page of samples shows the rows that the loader makes, and a browser shows the page."""
 
 import re
 
@@ -29,7 +26,7 @@ SIDE = 64
 
 
 def picture(*colour: int) -> bytes:
-    """A colour with a dark left half: a flip is seen."""
+    """Returns a colour with a dark left half, so that a flip is visible."""
     image = np.full((SIDE, SIDE, 3), colour, np.uint8)
     image[:, : SIDE // 2] //= 4
     return encode_png(image)
@@ -45,53 +42,28 @@ def made(tmp_path_factory):
     red, green, blue = picture(200, 40, 40), picture(40, 200, 40), picture(40, 40, 200)
 
     def pages():
+        last = INJECTION.replace("<image>", "")
         for k in range(6):
-            yield InterleavedPage(
-                (
-                    f"A red square {k}.",
-                    red,
-                    "And\na green one:",
-                    green,
-                    INJECTION.replace("<image>", ""),
-                )
-            )
+            parts = (f"A red square {k}.", red, "And\na green one:", green, last)
+            yield InterleavedPage(parts)
         yield InterleavedPage(("A cat is not an image.", b"no image"))
 
     write_records(root / "pages", "interleaved_page", {"train": pages})
-    write_records(
-        root / "pairs",
-        "image_text",
-        {
-            "train": lambda: [
-                ImageText(blue, f"A blue square {k}", f"number <{k}>") for k in range(3)
-            ]
-        },
-    )
-    write_records(
-        root / "videos",
-        "video_text",
-        {"train": lambda: [VideoText((red, green, blue), "It changes.", 1.0)]},
-    )
-    write_records(
-        root / "text",
-        "document",
-        {"train": lambda: [Document(f"A document, {k}.") for k in range(40)]},
-    )
+    pairs = [ImageText(blue, f"A blue square {k}", f"number <{k}>") for k in range(3)]
+    video = VideoText((red, green, blue), "It changes.", 1.0)
+    documents = [Document(f"A document, {k}.") for k in range(40)]
+    write_records(root / "pairs", "image_text", {"train": lambda: pairs})
+    write_records(root / "videos", "video_text", {"train": lambda: [video]})
+    write_records(root / "text", "document", {"train": lambda: documents})
     return root
 
 
 def inspect(made, output, dataset, **options):
-    """Makes a page; returns (counts, its elements as Elements)."""
+    """Makes a page. Returns (counts, its elements, the output directory)."""
     output = epath.Path(output) / f"{dataset}-{len(list(epath.Path(output).iterdir()))}"
     output.mkdir()
-    options = {
-        "augment": False,
-        "image_size": SIDE,
-        "length": 128,
-        "num_samples": 8,
-        "max_images": 2,
-        **options,
-    }
+    small = {"image_size": SIDE, "length": 128, "num_samples": 8, "max_images": 2}
+    options = {"augment": False, **small, **options}
     request = InspectRequest(
         dataset=str(made / dataset), tokenizer=str(made / "tokenizer"), **options
     )
@@ -100,23 +72,24 @@ def inspect(made, output, dataset, **options):
 
 
 def rows(made, dataset, kind, num, *, name="inspect", seed=0, augmented=True, **options):
-    """The batch that the loader makes of a dataset, its frames as the training step augments them."""
+    """Returns the loader's batch, and its frames as the training step augments them."""
     tokenizer = SentencePieceTokenizer.load(made / "tokenizer")
     config = DatasetConfig(kind, str(made / dataset), num, 128, **options)
     mixture = Mixture(DataConfig("", SIDE, {name: config}), seed=seed, tokenizer=tokenizer)
     batch = mixture.batch(name, 0)
-    on_device = to_device(batch)
-    frames = (
-        augment(on_device.frames, on_device.media_key, AugmentConfig())
-        if augmented
-        else batch.frames
-    )
+    frames = batch.frames
+    if augmented:
+        on_device = to_device(batch)
+        frames = augment(on_device.frames, on_device.media_key, AugmentConfig())
     return batch, np.asarray(frames)
 
 
 @pytest.mark.parametrize("augmented", [True, False])
 def test_shows_the_rows_of_the_run(made, tmp_path, augmented):
-    """Each token's image, weight and text, and each image's pixels, are those of the batch, under the run's name and seed."""
+    """Each token's image, weight and text, and each image's pixels, are those of the batch.
+
+    The batch has the name and seed of the run.
+    """
     counts, page, output = inspect(made, tmp_path, "pages", name="m3w", seed=3, augment=augmented)
     batch, frames = rows(
         made, "pages", "interleaved", 8, name="m3w", seed=3, augmented=augmented, max_images=2
@@ -149,10 +122,8 @@ def test_statistics(made, tmp_path):
     assert page.fact("pool that is padding") == "50.0% of 32"
     assert page.fact("tokens that are padding") == f"{(batch.segment == 0).mean():.1%}"
     assert page.fact("tokens predicted") == f"{(batch.loss_weights > 0).mean():.1%}"
-    assert (
-        page.fact("tokens with an image")
-        == f"{(batch.media_index > 0).sum() / (batch.segment > 0).sum():.1%}"
-    )
+    attending = (batch.media_index > 0).sum() / (batch.segment > 0).sum()
+    assert page.fact("tokens with an image") == f"{attending:.1%}"
     directions = re.fullmatch(r"next (\d+), previous (\d+)", page.fact("text attends image"))
     assert sum(map(int, directions.groups())) == 8
     assert page.fact("corrupt records") == "not_an_image 1"
@@ -235,31 +206,32 @@ def test_requests_that_make_no_sense(made):
 
 
 def test_a_browser_shows_it(made, tmp_path):
-    """In headless Chromium.
+    """In headless Chromium the images load in the size of the model's input.
 
-    The images load at the size the model sees, and tokens lie on the colours of their images.
+    The tokens have the colours of their images.
     """
     _, _, output = inspect(made, tmp_path, "pages", num_samples=2)
     page = (output / "index.html").read_text()
     blocked = Elements.of(chromium.dump_dom(output / "index.html", tmp_path))
     assert len(blocked.all("article")) == 2
     assert not blocked.all("script")
-    # In a copy that may run scripts, a script writes down what only the browser knows.
+    # In a copy that allows scripts, a script writes what only the browser knows into the page.
     script = """<script>onload = () => {
-        for (const image of document.images) image.dataset.natural = image.naturalWidth + "x" + image.naturalHeight;
-        for (const part of document.querySelectorAll(".t")) part.dataset.colour = getComputedStyle(part).backgroundColor;
+        for (const image of document.images)
+            image.dataset.natural = image.naturalWidth + "x" + image.naturalHeight;
+        for (const part of document.querySelectorAll(".t"))
+            part.dataset.colour = getComputedStyle(part).backgroundColor;
     }</script>"""
     copy = output / "copy.html"
     copy.write_text(re.sub('<meta http-equiv="Content-Security-Policy"[^>]*>', script, page))
     drawn = Elements.of(chromium.dump_dom(copy, tmp_path))
-    assert [attributes["data-natural"] for attributes, _ in drawn.all("img")] == [
-        f"{SIDE}x{SIDE}"
-    ] * 4
+    sizes = [attributes["data-natural"] for attributes, _ in drawn.all("img")]
+    assert sizes == [f"{SIDE}x{SIDE}"] * 4
     colours = [{a["data-colour"] for a, _ in drawn.all("span", f"t p{k}")} for k in range(3)]
     assert [len(found) for found in colours] == [1, 1, 1]
     assert len(set.union(*colours)) == 3
     pixels = chromium.screenshot(output / "index.html", tmp_path, width=1200, height=1600)
-    # the bright halves of the images, drawn under the page's own policy
+    # The bright halves of the images, drawn under the policy of the page.
     for colour in ((200, 40, 40), (40, 200, 40)):
         assert (pixels == colour).all(axis=-1).sum() >= 2 * SIDE * SIDE // 2
     for found in colours:

@@ -1,6 +1,6 @@
 """Videos from files, tables, WebVid, HD-VILA and tars.
 
-What is stored of them, and the reason of everything that is not.
+What is stored of them, and the reason of everything left out.
 """
 
 import collections
@@ -28,12 +28,12 @@ from tests.data_pipelines.media import grey_frames, mp4, number_of
 
 @pytest.fixture(scope="module")
 def encoded() -> bytes:
-    """Five seconds, 10 frames per second."""
+    """A video of five seconds with 10 frames per second."""
     return mp4(grey_frames(50), faststart=True)
 
 
 def numbers(record: VideoText) -> list[int]:
-    """Which frames of the source are stored."""
+    """Returns the numbers of the stored frames in the source."""
     return [number_of(np.asarray(PIL.Image.open(io.BytesIO(frame)))) for frame in record.frames]
 
 
@@ -47,21 +47,17 @@ def folder_unit(directory, *names):
     return tuple(str(directory / name) for name in names)
 
 
-def test_folder_with_captions_beside(tmp_path, encoded):
+def test_folder_of_videos_and_captions(tmp_path, encoded):
     (tmp_path / "dog.mp4").write_bytes(encoded)
     (tmp_path / "dog.txt").write_text(" A dog\nruns. ")
     (tmp_path / "cat.webm").write_bytes(mp4(grey_frames(50), suffix=".webm", codec="libvpx-vp9"))
     (tmp_path / "cat.txt").write_text("A cat.")
     (tmp_path / "none.mp4").write_bytes(encoded)
-    found, cat, none = read_unit(
-        VideosRequest(), folder_unit(tmp_path, "dog.mp4", "cat.webm", "none.mp4")
-    )
+    unit = folder_unit(tmp_path, "dog.mp4", "cat.webm", "none.mp4")
+    found, cat, none = read_unit(VideosRequest(), unit)
     assert (found.record.text, found.record.fps, found.record.video) == ("A dog runs.", 3.0, b"")
-    assert (
-        numbers(found.record)
-        == numbers(cat.record)
-        == [0, 3, 6, 10, 13, 16, 20, 23, 26, 30, 33, 36, 40, 43, 46]
-    )
+    stored = [0, 3, 6, 10, 13, 16, 20, 23, 26, 30, 33, 36, 40, 43, 46]
+    assert numbers(found.record) == numbers(cat.record) == stored
     assert json.loads(found.record.metadata) == {"source": "dog.mp4"}
     assert none.reason == "no_text"
 
@@ -90,25 +86,22 @@ def test_file_as_it_is(tmp_path, encoded):
     request = VideosRequest(store="file")
     (found,) = read_unit(request, folder_unit(tmp_path, "a.mp4"))
     assert found.record == VideoText((), "a", 10.0, encoded, '{"source": "a.mp4"}')
-    assert [number_of(frame) for frame in decode_clip(found.record.video, 32, num_frames=2)] == [
-        0,
-        10,
-    ]
+    frames = decode_clip(found.record.video, 32, num_frames=2)
+    assert [number_of(frame) for frame in frames] == [0, 10]
     (tmp_path / "a.mp4").write_bytes(encoded + bytes(2 << 20))
-    (large,) = read_unit(
-        VideosRequest(store="file", max_megabytes=1), folder_unit(tmp_path, "a.mp4")
-    )
+    request = VideosRequest(store="file", max_megabytes=1)
+    (large,) = read_unit(request, folder_unit(tmp_path, "a.mp4"))
     assert large.reason == "file_too_large"
 
 
 def test_webvid(tmp_path, encoded):
-    """results_2M_train.csv and DIR/page_dir/videoid.mp4."""
+    """The files are results_2M_train.csv and DIR/page_dir/videoid.mp4."""
     (tmp_path / "videos" / "000001_000050").mkdir(parents=True)
     (tmp_path / "videos" / "000001_000050" / "1066674784.mp4").write_bytes(encoded)
+    url = "https://ak.org/1066674784/preview/1.mp4"
     lines = [
         "videoid,contentUrl,duration,page_dir,name",
-        '1066674784,https://ak.org/1066674784/preview/1.mp4,PT00H00M05S,000001_000050,"Dog, '
-        'running"',
+        f'1066674784,{url},PT00H00M05S,000001_000050,"Dog, running"',
         "21179416,https://ak.org/21179416/preview/2.mp4,PT00H00M11S,006001_006050,Missing video",
         "3,https://ak.org/3.mp4,PT00H00M11S,../../etc,Bad directory",
         "4,https://ak.org/4.mp4,PT00H00M11S,000001_000050",
@@ -120,7 +113,7 @@ def test_webvid(tmp_path, encoded):
     assert reasons(items) == {"found": 1, "missing_video": 1, "path_traversal": 1, "broken_row": 1}
     assert all(item.broken for item in items[1:])
     assert items[0].record.text == "Dog, running"
-    assert items[0].keys == ("url:https://ak.org/1066674784/preview/1.mp4",)
+    assert items[0].keys == (f"url:{url}",)
     table.write_text("a,b\n1,2\n")
     assert reasons(read_unit(request, Part(str(table)))) == {"missing_column": 1}
 
@@ -128,7 +121,7 @@ def test_webvid(tmp_path, encoded):
 def test_hdvila_clips_as_files_or_cut_from_the_video(tmp_path, encoded):
     (tmp_path / "X.mp4").write_bytes(encoded)
     (tmp_path / "X.2.mp4").write_bytes(mp4(grey_frames(20)))
-    (tmp_path / "X.2.txt").write_text("From the file beside.")
+    (tmp_path / "X.2.txt").write_text("From the .txt file.")
     clips = [
         {"clip_id": "X.1.mp4", "span": ["00:00:01.500", "00:00:03.000"], "caption": "Cut."},
         {"clip_id": "X.2.mp4", "span": ["00:00:03.000", "00:00:05.000"]},
@@ -168,9 +161,10 @@ def test_hdvila_clips_as_files_or_cut_from_the_video(tmp_path, encoded):
     assert cut.keys == ("url:https://video.org/watch?v=X (1.5, 3.0)",)
     assert json.loads(cut.record.metadata)["span"] == [1.5, 3.0]
     assert numbers(whole.record) == [0, 5, 10, 15]
-    assert whole.record.text == "From the file beside."
+    assert whole.record.text == "From the .txt file."
     filed = read_unit(VideosRequest(format="hdvila", store="file"), jsonl.Lines(str(file)))
-    assert reasons(filed)["missing_video"] == 5  # nothing is cut: that would need coding it anew
+    # A clip is not cut from the whole video, since that would need encoding it again.
+    assert reasons(filed)["missing_video"] == 5
 
 
 def test_table_of_paths_and_captions(tmp_path, encoded):

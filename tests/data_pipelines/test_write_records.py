@@ -1,4 +1,4 @@
-"""Datasets of records: what is written is what is read, whole or not at all."""
+"""Datasets of records: reading gives what was written, and a dataset is complete or absent."""
 
 import pytest
 
@@ -20,9 +20,8 @@ RECORDS_OF = {
 @pytest.mark.parametrize("kind", RECORDS)
 def test_records_of_every_kind_come_back_in_order(kind, tmp_path):
     records = RECORDS_OF[kind]
-    counts = write_records(
-        tmp_path / "set", kind, {"train": lambda: iter(records * 3), "test": lambda: records[:1]}
-    )
+    splits = {"train": lambda: iter(records * 3), "test": lambda: records[:1]}
+    counts = write_records(tmp_path / "set", kind, splits)
     assert counts == {"train": 6, "test": 1}
     train = Source(tmp_path / "set", "train")
     assert train.kind == kind
@@ -41,7 +40,7 @@ def test_failure_leaves_nothing_behind(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_what_a_killed_run_left_is_cleared(tmp_path):
+def test_the_remains_of_a_killed_run_are_removed(tmp_path):
     left = tmp_path / ".set.dataset.incomplete"
     (left / "set").mkdir(parents=True)
     (left / "set" / "set-train.array_record-00000-of-00001").write_bytes(b"half")
@@ -57,20 +56,17 @@ def test_existing_directory_is_refused(tmp_path):
 
 
 def test_wrong_kind_is_refused(tmp_path):
-    with pytest.raises(
-        TypeError, match="Record 1 of this file: got a ImageText, expected Document"
-    ):
-        write_records(
-            tmp_path / "set", "document", {"train": lambda: [Document("x"), ImageText(b"", "")]}
-        )
+    mixed = {"train": lambda: [Document("x"), ImageText(b"", "")]}
+    message = "Record 1 of this file: got a ImageText, expected Document"
+    with pytest.raises(TypeError, match=message):
+        write_records(tmp_path / "set", "document", mixed)
     assert not list(tmp_path.iterdir())
 
 
 def test_empty_split_is_refused(tmp_path):
+    splits = {"train": lambda: [Document("x")], "test": list}
     with pytest.raises(ValueError, match="split 'test' has no records"):
-        write_records(
-            tmp_path / "set", "document", {"train": lambda: [Document("x")], "test": list}
-        )
+        write_records(tmp_path / "set", "document", splits)
     assert not list(tmp_path.iterdir())
 
 

@@ -1,8 +1,4 @@
-"""JSON lines.
-
-Parts that share out every line, compressed files in several streams, and everything that can be
-wrong with them.
-"""
+"""JSON lines: parts that cover every line, compressed files in several streams, and all damage."""
 
 import gzip
 import io
@@ -74,7 +70,7 @@ def test_blank_lines_a_byte_order_mark_and_a_missing_last_newline(tmp_path):
 
 
 @given(st.lists(st.text(max_size=9), max_size=12), st.integers(1, 40), st.booleans())
-def test_parts_share_out_every_line(texts, size, newline):
+def test_parts_cover_every_line(texts, size, newline):
     data = lines(*({"text": text} for text in texts))
     with tempfile.TemporaryDirectory() as directory:
         path = f"{directory}/a.jsonl"
@@ -83,7 +79,7 @@ def test_parts_share_out_every_line(texts, size, newline):
         assert read(path, size) == [{"text": text} for text in texts]
 
 
-def test_a_part_of_a_large_file_is_what_starts_in_it(tmp_path):
+def test_a_part_has_the_lines_that_start_in_it(tmp_path):
     path = write(tmp_path / "a.jsonl", lines(*range(10)))  # two bytes each
     assert [reason.detail[-4:] for reason in rows(Lines(path, 4, 8))] == ["b'2'", "b'3'"]
     assert [reason.detail[-4:] for reason in rows(Lines(path, 5, 8))] == ["b'3'"]
@@ -106,14 +102,13 @@ def test_damaged_lines_are_counted_and_the_rest_is_read(tmp_path):
     ]
 
 
-def test_a_line_that_is_too_long_is_passed_over(tmp_path, monkeypatch):
+def test_a_line_that_is_too_long_is_skipped(tmp_path, monkeypatch):
     monkeypatch.setattr(jsonl, "MAX_LINE", 100)
     monkeypatch.setattr(jsonl, "_CHUNK", 64)
     at, beyond = json.dumps({"a": "x" * 91}), json.dumps({"a": "x" * 92})
     assert len(at) == 100
-    path = write(
-        tmp_path / "a.jsonl", "\n".join([at, beyond, "x" * 10_000, '{"b": 2}', "y" * 500]).encode()
-    )
+    content = "\n".join([at, beyond, "x" * 10_000, '{"b": 2}', "y" * 500])
+    path = write(tmp_path / "a.jsonl", content.encode())
     assert reasons(path) == [
         {"a": "x" * 91},
         "line_too_long",
@@ -137,14 +132,18 @@ def test_truncated_and_damaged_compression(suffix, tmp_path):
 
 
 def test_a_compression_bomb_is_read_in_bounded_memory(tmp_path, monkeypatch):
-    """What is decompressed at once is bounded by the piece that is read, whose content is at most some 32,768 times as large."""
+    """Compressed data is read in small pieces, and unpacks to at most some 32,768 times as much."""
     monkeypatch.setattr(jsonl, "MAX_LINE", 1 << 16)
     monkeypatch.setattr(jsonl, "_COMPRESSED_CHUNK", 256)
     sizes = []
     split = jsonl._split
-    monkeypatch.setattr(
-        jsonl, "_split", lambda chunks: split(sizes.append(len(c)) or c for c in chunks)
-    )
+
+    def counted(chunks):
+        for chunk in chunks:
+            sizes.append(len(chunk))
+            yield chunk
+
+    monkeypatch.setattr(jsonl, "_split", lambda chunks: split(counted(chunks)))
     path = write(tmp_path / "a.jsonl.zst", ZSTD.compress(b" " * (1 << 26) + b'\n{"a": 1}\n'))
     assert reasons(path) == ["line_too_long", {"a": 1}]
     assert sum(sizes) > 1 << 26
@@ -164,5 +163,5 @@ def test_missing_file(tmp_path):
         (lambda data: b"in front" + data, VALUES),  # an archive is read from its end
     ],
 )
-def test_a_damaged_zip_is_told(tmp_path, damage, expected):
+def test_a_damaged_zip_is_reported(tmp_path, damage, expected):
     assert reasons(write(tmp_path / "a.jsonl.zip", damage(zipped(lines(*VALUES))))) == expected

@@ -1,4 +1,4 @@
-"""Names that come from data lead to files in the folder alone."""
+"""Names from data lead only to files in the folder."""
 
 import pytest
 from etils import epath
@@ -33,16 +33,14 @@ def test_other_places_are_refused(folder, name):
 
 
 @pytest.mark.parametrize("name", ["b.jpg", "a", "x" * 5000, "\udcff.jpg"])
-def test_what_is_not_there_is_missing(folder, name):
+def test_files_that_do_not_exist_are_missing(folder, name):
     found = read_inside(folder, name, max_bytes=100, missing="missing_video")
     assert (found.reason, found.broken) == ("missing_video", True)
 
 
 def test_large_files_are_left_out(folder):
-    assert (
-        read_inside(folder, "a/1.jpg", max_bytes=4, missing="missing_image").reason
-        == "file_too_large"
-    )
+    found = read_inside(folder, "a/1.jpg", max_bytes=4, missing="missing_image")
+    assert found.reason == "file_too_large"
 
 
 @pytest.mark.parametrize("root", ["gs://bucket/images", "gs://bucket/images/"])

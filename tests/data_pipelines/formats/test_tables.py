@@ -1,4 +1,4 @@
-"""Tables: columns by name, in parts that lose no row, and damage that stays in its row."""
+"""Tables: columns by name, parts that lose no row, and damage that affects only its row."""
 
 import pytest
 
@@ -32,14 +32,14 @@ def test_rows_by_column(table, mark, end):
     ]
 
 
-def test_tabs_separate_whatever_the_name(table):
-    """OpenCLIP's .csv files are separated by tabs."""
+def test_tabs_separate_columns_with_any_file_name(table):
+    """The .csv files of OpenCLIP are separated by tabs."""
     assert list(rows(Part(table(b"filepath\ttitle\na.jpg\tone, two\n")))) == [
         {"filepath": "a.jpg", "title": "one, two"}
     ]
 
 
-def test_damaged_rows_alone_are_left_out(table):
+def test_only_damaged_rows_are_left_out(table):
     content = b"path,caption\na,1\nb\nc,3,3\nd,\xff\n" + b'e,"' + b"x" * 200_000 + b"\nf,6\n"
     found = list(rows(Part(table(content))))
     assert reasons(found) == ["row", "broken_row", "broken_row", "broken_text", "broken_row", "row"]
@@ -48,11 +48,10 @@ def test_damaged_rows_alone_are_left_out(table):
 
 
 @pytest.mark.parametrize("size", [1, 7, 50, 1000])
-def test_parts_hold_every_row_once(table, size):
-    """Also where a field has newlines in it."""
-    content = (
-        b"path,caption\n" + b"".join(b'%d,"a\nb %d"\n' % (k, k) for k in range(30)) + b"31,last"
-    )
+def test_parts_contain_every_row_once(table, size):
+    """Also if a field contains newlines."""
+    middle = b"".join(b'%d,"a\nb %d"\n' % (k, k) for k in range(30))
+    content = b"path,caption\n" + middle + b"31,last"
     path = table(content)
     whole = list(rows(Part(path)))
     cut = parts(path, size)
@@ -77,7 +76,7 @@ def test_lines_without_end_cost_no_memory(table, monkeypatch):
     assert set(reasons(found[1:-1])) == {"broken_row"}
 
 
-def test_column_is_the_asked_one_or_the_first_known():
+def test_column_is_the_given_one_or_the_first_known():
     row = {"title": "t", "caption": "c", "mine": "m"}
     assert column(row, "", ("caption", "title"), flag="--text_column") == "c"
     assert column(row, "mine", ("caption",), flag="--text_column") == "m"

@@ -1,6 +1,6 @@
-"""Tar files of samples.
+"""Tar files of samples: what is one sample, and what is left out.
 
-What is one sample, what is left out, and that a hostile archive costs neither files nor memory.
+A hostile archive writes no files and uses little memory.
 """
 
 import gzip
@@ -16,7 +16,7 @@ from data_pipelines.page import Reject
 
 
 def made(members, *, form=tarfile.USTAR_FORMAT) -> bytes:
-    """A tar of (name, content) or (TarInfo, content)."""
+    """Returns a tar of (name, content) or (TarInfo, content)."""
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w", format=form) as tar:
         for member, content in members:
@@ -64,16 +64,9 @@ def test_members_of_one_key_are_one_sample(read):
 @pytest.mark.parametrize("form", [tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
 def test_long_names_and_directories(read, form):
     long = "part/" + "x" * 150
-    found = read(
-        made(
-            [
-                (special("part", tarfile.DIRTYPE), b""),
-                (f"{long}.JPG", b"i"),
-                (f"{long}.txt", b"text"),
-            ],
-            form=form,
-        )
-    )
+    folder = (special("part", tarfile.DIRTYPE), b"")
+    content = made([folder, (f"{long}.JPG", b"i"), (f"{long}.txt", b"text")], form=form)
+    found = read(content)
     assert found == [TarSample(long, {"jpg": b"i", "txt": b"text"})]
 
 
@@ -90,7 +83,7 @@ def test_long_names_and_directories(read, form):
         (special("evil.jpg", tarfile.GNUTYPE_SPARSE), b"x"),
     ],
 )
-def test_what_is_no_file_inside_is_left_out_whole(read, tmp_path, member):
+def test_a_sample_with_a_bad_member_is_left_out(read, tmp_path, member):
     name = member[0].name if isinstance(member[0], tarfile.TarInfo) else member[0]
     found = read(made([*GOOD[:3], member, (name.replace(".jpg", ".txt"), b"caption"), GOOD[3]]))
     assert [type(item) for item in found] == [TarSample, Reject, TarSample]
@@ -101,40 +94,26 @@ def test_what_is_no_file_inside_is_left_out_whole(read, tmp_path, member):
 
 def test_sparse_attributes_are_left_out(read):
     info = special("evil.jpg", tarfile.REGTYPE, pax_headers={"GNU.sparse.realsize": "999999999999"})
-    assert [item.reason for item in read(made([(info, b"x")], form=tarfile.PAX_FORMAT))] == [
-        "path_traversal"
-    ]
+    (found,) = read(made([(info, b"x")], form=tarfile.PAX_FORMAT))
+    assert found.reason == "path_traversal"
 
 
 def test_large_and_doubled_members_are_left_out(read, monkeypatch):
     monkeypatch.setattr(tars, "MAX_SAMPLE", 1000)
-    found = read(
-        made(
-            [
-                ("a.jpg", b"x" * 999),
-                ("b.jpg", b"x" * 600),
-                ("b.txt", b"y" * 600),
-                ("c.jpg", b"1"),
-                ("c.jpg", b"2"),
-            ]
-        )
-    )
+    members = [("a.jpg", b"x" * 999), ("b.jpg", b"x" * 600), ("b.txt", b"y" * 600)]
+    found = read(made([*members, ("c.jpg", b"1"), ("c.jpg", b"2")]))
     assert found[0] == TarSample("a", {"jpg": b"x" * 999})
     assert [item.reason for item in found[1:]] == ["sample_too_large", "duplicate_member"]
 
 
 @pytest.mark.parametrize("compress", [lambda content: content, gzip.compress])
-def test_truncated_file_gives_what_is_whole(read, compress):
-    """The sample at the cut is left out as well: it may lack members."""
+def test_truncated_file_gives_its_complete_samples(read, compress):
+    """The sample at the cut is left out too, since members of it can be missing."""
     noise = np.random.default_rng(0).integers(0, 255, (9, 2, 100_000), np.uint8)
-    content = made(
-        [
-            (f"{k}.{suffix}", noise[k, i].tobytes())
-            for k in range(9)
-            for i, suffix in enumerate(("jpg", "txt"))
-        ]
-    )
-    compressed = compress(content)
+    images = [(f"{k}.jpg", noise[k, 0].tobytes()) for k in range(9)]
+    texts = [(f"{k}.txt", noise[k, 1].tobytes()) for k in range(9)]
+    members = [member for pair in zip(images, texts, strict=True) for member in pair]
+    compressed = compress(made(members))
     found = read(compressed[: int(len(compressed) * 0.7)])
     assert isinstance(found[-1], Reject)
     assert (found[-1].reason, found[-1].broken) == ("truncated_file", True)
@@ -146,7 +125,7 @@ def test_truncated_file_gives_what_is_whole(read, compress):
 
 def test_damaged_header_ends_the_file(read):
     content = bytearray(made(GOOD))
-    content[2048:2148] = b"\xff" * 100  # a header stands there
+    content[2048:2148] = b"\xff" * 100  # the place of a header
     found = read(bytes(content))
     assert [item.reason for item in found if isinstance(item, Reject)] == ["truncated_file"]
 
@@ -160,10 +139,10 @@ def test_missing_file_is_unreadable(tmp_path):
     assert [item.reason for item in samples(str(tmp_path / "none.tar"))] == ["unreadable_file"]
 
 
-def test_sizes_that_lie_cost_no_memory(read):
-    """A member that claims 8 GiB, or a name of 4 GiB, ends the file.
+def test_false_sizes_use_no_memory(read):
+    """A member with a stated size of 8 GiB, or a name of 4 GiB, ends the file.
 
-    Nothing of that size is allocated (pytest would die).
+    Nothing of that size is allocated; if it were, pytest would be killed.
     """
     for kind in (tarfile.REGTYPE, tarfile.GNUTYPE_LONGNAME, tarfile.XHDTYPE):
         header = special("a.jpg", kind, size=8 << 30).tobuf(tarfile.GNU_FORMAT)

@@ -1,4 +1,4 @@
-"""The language filter: what a text is in, whatever its page says."""
+"""The language filter: the language of a text, not the one that its page states."""
 
 import pytest
 
@@ -8,7 +8,11 @@ from data_pipelines.page import Page, Reject
 from data_pipelines.web.language import check_languages, of_language
 from tests.data_pipelines import crawl
 
-GERMAN = "Der alte Hafen der Stadt liegt zwischen zwei Hügeln, und die Boote kommen mit der Flut vor dem Morgengrauen herein."
+GERMAN = (
+    "Der alte Hafen der Stadt liegt zwischen zwei Hügeln, und die Boote kommen mit der Flut vor "
+    "dem Morgengrauen herein."
+)
+JAPANESE = "古い港は二つの丘の間にあります。"
 
 
 def page(text, language=""):
@@ -16,18 +20,18 @@ def page(text, language=""):
 
 
 @pytest.mark.parametrize(
-    ("text", "found"),
-    [(crawl.prose(0), "en"), (GERMAN, "de"), ("古い港は二つの丘の間にあります。", "ja")],
+    ("text", "found"), [(crawl.prose(0), "en"), (GERMAN, "de"), (JAPANESE, "ja")]
 )
 def test_language_is_that_of_the_text(text, found):
     assert of_language(page(text, "xx"), (found,)) == page(text, found)
     others = {"en", "de", "ja"} - {found}
     reject = of_language(page(text, "en"), others)
-    assert isinstance(reject, Reject) and reject.reason == "language" and not reject.broken
+    assert isinstance(reject, Reject)
+    assert (reject.reason, reject.broken) == ("language", False)
     assert f"is {found} with" in reject.detail
 
 
-def test_all_languages_are_welcome_without_a_list():
+def test_all_languages_are_kept_without_a_list():
     assert of_language(page(GERMAN, "xx"), ()) == page(GERMAN, "xx")
 
 
@@ -41,10 +45,9 @@ def test_text_without_a_language_is_no_error(text):
     assert of_language(page(text), ("en",), 0.999).reason == "language"
 
 
-def test_unknown_language_is_told():
-    with pytest.raises(
-        ValueError, match=r"Unknown languages klingon: expected ISO 639-1 codes of .*\bde\b.*\ben\b"
-    ):
+def test_unknown_language_is_an_error():
+    message = r"Unknown languages klingon: expected ISO 639-1 codes of .*\bde\b.*\ben\b"
+    with pytest.raises(ValueError, match=message):
         check_languages(("en", "klingon"))
     with pytest.raises(ValueError, match="klingon"):
         of_language(page("x"), ("klingon",))

@@ -1,4 +1,4 @@
-"""Images of pages: the paper's filters at their thresholds, damage, where bytes come from."""
+"""Images of pages: the paper's filters at their thresholds, damage, and the sources of bytes."""
 
 import hashlib
 import io
@@ -51,7 +51,8 @@ def test_sides_are_those_of_the_upright_image():
     turned = Image.Exif()
     turned[0x0112] = 6
     data = crawl.encoded(crawl.picture(0, 80, 240), "JPEG", exif=turned)
-    assert read.probe(data).width == 240 and reason(data) is None
+    assert read.probe(data).width == 240
+    assert reason(data) is None
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "GIF"])
@@ -63,12 +64,12 @@ def test_single_colour(kind, width, height):
     assert reason(crawl.encoded(plain, kind)) is None
 
 
-def test_single_colour_is_not_seen_in_what_pads_the_square():
-    assert reason(crawl.encoded(Image.new("RGB", (192, 64), (255, 0, 0)), "PNG")) == "single_colour"
-    assert reason(crawl.encoded(Image.new("L", (64, 192), 7), "PNG")) == "single_colour"
-    assert (
-        reason(crawl.encoded(Image.new("RGBA", (99, 99), (1, 2, 3, 0)), "PNG")) == "single_colour"
-    )
+@pytest.mark.parametrize(
+    ("mode", "size", "colour"),
+    [("RGB", (192, 64), (255, 0, 0)), ("L", (64, 192), 7), ("RGBA", (99, 99), (1, 2, 3, 0))],
+)
+def test_padding_of_the_square_is_no_second_colour(mode, size, colour):
+    assert reason(crawl.encoded(Image.new(mode, size, colour), "PNG")) == "single_colour"
 
 
 @pytest.mark.parametrize(
@@ -86,7 +87,7 @@ def test_single_colour_is_not_seen_in_what_pads_the_square():
 )
 def test_damaged_images(data, expected):
     found = keep_image(data)
-    assert found.reason == expected and found.broken and found.unit == "image"
+    assert (found.reason, found.broken, found.unit) == (expected, True, "image")
 
 
 def test_bytes_at_the_limit():
@@ -117,28 +118,25 @@ def test_animation_is_stored_as_its_first_frame(kind):
     data = crawl.encoded(frames[0], kind, save_all=True, append_images=frames[1:], lossless=True)
     stored = as_stored(data)
     with Image.open(io.BytesIO(stored)) as image:
-        assert image.format == "PNG" and not getattr(image, "is_animated", False)
+        assert image.format == "PNG"
+        assert not getattr(image, "is_animated", False)
     np.testing.assert_array_equal(read.decode(stored, 96), read.decode(data, 96))
     assert reason(data) is None
 
 
 def page(*parts):
-    return Page(
-        "https://example.org/",
-        tuple(Picture(part[0]) if isinstance(part, list) else part for part in parts),
-    )
+    parts = tuple(Picture(part[0]) if isinstance(part, list) else part for part in parts)
+    return Page("https://example.org/", parts)
 
 
 def test_pictures_get_their_bytes_in_order():
     files = {"a": crawl.jpeg(1), "b": crawl.png(2)}
     found, rejects = with_images(page("one", ["a"], ["b"], "two"), files.get)
-    assert (
-        found.parts == ("one", Picture("a", files["a"]), Picture("b", files["b"]), "two")
-        and not rejects
-    )
+    assert found.parts == ("one", Picture("a", files["a"]), Picture("b", files["b"]), "two")
+    assert not rejects
 
 
-def test_pictures_that_go_are_counted_and_their_texts_joined():
+def test_dropped_pictures_are_counted_and_their_texts_joined():
     files = {
         "good": crawl.jpeg(1),
         "small": crawl.jpeg(1, 30, 30),
@@ -150,20 +148,8 @@ def test_pictures_that_go_are_counted_and_their_texts_joined():
     def find(url):
         return refused if url == "refused" else files.get(url)
 
-    whole = page(
-        "a",
-        ["small"],
-        "b",
-        ["good"],
-        "c",
-        ["good"],
-        ["copy"],
-        ["missing"],
-        ["cut"],
-        ["refused"],
-        "d",
-    )
-    found, rejects = with_images(whole, find)
+    bad = (["good"], ["copy"], ["missing"], ["cut"], ["refused"])
+    found, rejects = with_images(page("a", ["small"], "b", ["good"], "c", *bad, "d"), find)
     assert found.parts == ("a\nb", Picture("good", files["good"]), "c\nd")
     reasons = [
         "image_too_small",
@@ -179,15 +165,16 @@ def test_pictures_that_go_are_counted_and_their_texts_joined():
     assert rejects[0].detail == "small: 30 x 30 pixels"
 
 
-def test_bytes_within_the_page_are_not_looked_for():
+def test_bytes_inside_the_page_are_not_searched():
     picture = Picture("data:image/jpeg,1", crawl.jpeg())
     found, _ = with_images(Page("u", ("x", picture)), lambda url: pytest.fail(url))
     assert found.pictures == (picture,)
 
 
-def test_page_without_image_goes():
+def test_page_without_image_is_left_out():
     found, rejects = with_images(page("a", ["none"]), {}.get)
-    assert found == Reject("no_image_left", "https://example.org/") and len(rejects) == 1
+    assert found == Reject("no_image_left", "https://example.org/")
+    assert len(rejects) == 1
 
 
 URL = "https://example.org/dir/my%20dog.jpg?size=2"

@@ -1,4 +1,4 @@
-"""WARC files: what is found in them, by random access, whole and damaged."""
+"""WARC files: finding and reading records by random access, undamaged and damaged."""
 
 import gzip
 import io
@@ -63,7 +63,7 @@ def test_charset_is_that_of_the_archive_then_of_the_server(tmp_path):
     assert found == ["shift_jis", "iso-8859-1", ""]
 
 
-def test_what_is_no_page_or_image_is_passed_over(tmp_path):
+def test_other_records_are_skipped(tmp_path):
     url = "https://example.org/"
     crawl.make_warc(
         tmp_path / "a.warc.gz",
@@ -106,33 +106,33 @@ def test_encodings_of_the_transfer_are_undone(tmp_path):
     packed, in_chunks, unknown = map(body, entries(tmp_path / "a.warc.gz"))
     assert packed == PAGE.encode()
     assert in_chunks == b"<p>one.\n"
-    assert unknown.reason == "unknown_encoding" and unknown.broken
+    assert (unknown.reason, unknown.broken) == ("unknown_encoding", True)
 
 
 @pytest.mark.parametrize("headers", [[], [("Content-Encoding", "gzip")]])
 def test_a_body_is_read_up_to_the_limit(headers, tmp_path):
     page = b"<p>" + b"x" * 5_000_000
     sent = gzip.compress(page) if headers else page
-    crawl.make_warc(
-        tmp_path / "a.warc.gz", [("https://example.org/", "text/html", sent, {"headers": headers})]
-    )
+    response = ("https://example.org/", "text/html", sent, {"headers": headers})
+    crawl.make_warc(tmp_path / "a.warc.gz", [response])
     (entry,) = entries(tmp_path / "a.warc.gz")
     assert warc.read(entry.place, 1_000).body == page[:1_001]
 
 
 @pytest.mark.parametrize("packed", [True, False])
 @pytest.mark.parametrize("missing", [1, 5, 300])
-def test_truncated_file_gives_what_is_whole(packed, missing, tmp_path):
+def test_truncated_file_gives_its_complete_records(packed, missing, tmp_path):
     path = tmp_path / "a.warc.gz"
     crawl.make_warc(path, RESPONSES, gzip=packed)
     path.write_bytes(path.read_bytes()[:-missing])
     *whole, last = entries(path)
     assert [body(entry) for entry in whole] == [PAGE.encode(), JPEG, crawl.webp()]
-    assert last.reason == "truncated_file" and last.broken and str(path) in last.detail
+    assert (last.reason, last.broken) == ("truncated_file", True)
+    assert str(path) in last.detail
 
 
 @pytest.mark.parametrize("where", [0, 4, 12, 100, -6])
-def test_damaged_member_loses_itself_alone(where, tmp_path):
+def test_only_the_damaged_member_is_lost(where, tmp_path):
     path = tmp_path / "a.warc.gz"
     places = crawl.make_warc(path, RESPONSES)
     data = bytearray(path.read_bytes())
@@ -142,19 +142,22 @@ def test_damaged_member_loses_itself_alone(where, tmp_path):
     found = entries(path)
     rejects = [entry for entry in found if isinstance(entry, Reject)]
     urls = [entry.url for entry in found if not isinstance(entry, Reject)]
-    if where == 4:  # time stamp of the gzip header: nobody reads it
-        assert not rejects and len(urls) == 4
+    if where == 4:  # the time stamp of the gzip header, which is not read
+        assert not rejects
+        assert len(urls) == 4
         return
     assert urls == [RESPONSES[0][0], RESPONSES[2][0], RESPONSES[3][0]]
-    assert [reject.reason for reject in rejects] == ["damaged_record"] and rejects[0].broken
+    (reject,) = rejects
+    assert (reject.reason, reject.broken) == ("damaged_record", True)
 
 
-def test_damage_to_the_last_record_and_padding_behind(tmp_path):
+def test_padding_after_the_last_record_is_damage(tmp_path):
     path = tmp_path / "a.warc.gz"
     crawl.make_warc(path, RESPONSES[:2])
     path.write_bytes(path.read_bytes() + bytes(1000))
     *whole, last = entries(path)
-    assert len(whole) == 2 and last.reason == "damaged_record"
+    assert len(whole) == 2
+    assert last.reason == "damaged_record"
 
 
 @pytest.mark.parametrize(
@@ -165,18 +168,21 @@ def test_damage_to_the_last_record_and_padding_behind(tmp_path):
 def test_what_is_no_warc_file(content, tmp_path):
     (tmp_path / "a.warc.gz").write_bytes(content)
     (found,) = entries(tmp_path / "a.warc.gz")
-    assert found.reason in ("unreadable_file", "damaged_record") and found.broken
+    assert found.reason in ("unreadable_file", "damaged_record")
+    assert found.broken
     (missing,) = entries(tmp_path / "missing.warc.gz")
-    assert missing.reason == "unreadable_file" and "missing.warc.gz" in missing.detail
+    assert missing.reason == "unreadable_file"
+    assert "missing.warc.gz" in missing.detail
 
 
-def test_archive_in_one_gzip_stream_is_told(tmp_path):
-    """Its records cannot be read by random access: only the first one is seen."""
+def test_archive_in_one_gzip_stream_is_reported(tmp_path):
+    """Its records cannot be read by random access: only the first one is found."""
     plain = tmp_path / "plain.warc"
     crawl.make_warc(plain, RESPONSES, gzip=False)
     (tmp_path / "a.warc.gz").write_bytes(gzip.compress(plain.read_bytes()))
     *_, last = entries(tmp_path / "a.warc.gz")
-    assert last.reason == "unreadable_file" and "one gzip member per record" in last.detail
+    assert last.reason == "unreadable_file"
+    assert "one gzip member per record" in last.detail
 
 
 def test_damaged_place(tmp_path):
@@ -214,9 +220,8 @@ def test_index_of_images_in_several_files(tmp_path):
             ("https://example.org/same", "image/png", crawl.png(10 + number)),
         ]
         crawl.make_warc(files[-1], [("https://example.org/", "text/html", PAGE), *images])
-    (tmp_path / "1.warc.gz").write_bytes(
-        (tmp_path / "1.warc.gz").read_bytes()[:-9]
-    )  # what is broken is told when its pages are read
+    # The index skips damage. It is counted when the pages of the file are read.
+    (tmp_path / "1.warc.gz").write_bytes((tmp_path / "1.warc.gz").read_bytes()[:-9])
     assert build_index(files, tmp_path / "index") == 4
     with WarcIndex.opened(str(tmp_path / "index")) as index:
         found = {
@@ -234,7 +239,7 @@ def test_index_of_images_in_several_files(tmp_path):
 
 
 def test_warc_is_one_that_warcio_reads(tmp_path):
-    """The maker's files are the format, not our idea of it."""
+    """The files that the tests make have the standard format."""
     from warcio.archiveiterator import ArchiveIterator
 
     crawl.make_warc(tmp_path / "a.warc.gz", RESPONSES)
@@ -243,4 +248,5 @@ def test_warc_is_one_that_warcio_reads(tmp_path):
             (record.rec_headers["WARC-Target-URI"], record.content_stream().read())
             for record in ArchiveIterator(io.BytesIO(file.read()))
         ]
-    assert [url for url, _ in found] == [url for url, *_ in RESPONSES] and found[1][1] == JPEG
+    assert [url for url, _ in found] == [url for url, *_ in RESPONSES]
+    assert found[1][1] == JPEG
