@@ -1,1 +1,1 @@
-"""What everything stands on: weights and their axes, trees, precision, configs and paths."""
+"""The base of all packages: weights and their axes, trees, precision, configs and paths."""

@@ -1,14 +1,12 @@
-"""Logical axes -> mesh axes: the whole sharding layout on one screen.
+"""The whole sharding layout as one table: logical axes -> mesh axes.
 
-Weights are sharded over "model" as Megatron does it (paper, B.1.2).
-
-A weight says what its dimensions are ("embed", "heads"); this table alone says where they go. QKV
-and up projections are split by columns (heads, mlp), out and down projections by rows, the
+Weights are sharded over "model" as in Megatron (paper, B.1.2). Each weight names its dimensions
+("embed", "heads"), and only this table decides how a dimension is split. Projections to queries,
+keys, values and up are split by columns (heads, mlp), projections out and down by rows, and the
 vocabulary by rows of the table.
 
-Models name the axes of their activations in the same words, with `constrain`; that does nothing
-until a program sets a `AxisLayout` around the trace (`with_layout`), so that no model knows of a
-mesh.
+Models name the axes of their activations with `constrain`. It does nothing until a program sets an
+`AxisLayout` around the trace (`with_layout`). So a model does not depend on a mesh.
 """
 
 from __future__ import annotations
@@ -28,19 +26,15 @@ RULES: Mapping[str, MeshAxes] = {
     "batch": ("replica", "data"),
     "length": None,
     # The residual stream between blocks: tokens are split over model too (sequence parallelism,
-    # Korthikanti et al. 2022), by
-    # rows where there are enough of them, since a split of the first dimension moves whole blocks
-    # of memory; else by length.
+    # Korthikanti et al. 2022). They are split by rows if there are enough rows, because a split of
+    # the first dimension moves whole blocks of memory; else by length.
     "rows": ("replica", "data", "model"),
     "sequence": "model",
     "media": ("replica", "data"),
     "images": ("replica", "data", "model"),  # no chip encodes an image twice
     "frames": None,
-    "pairs": (
-        "replica",
-        "data",
-        "model",
-    ),  # of the contrastive loss: rows of the similarity of all texts with all images
+    # The contrastive loss: rows of the similarity of all texts with all images.
+    "pairs": ("replica", "data", "model"),
     # weights
     "layers": None,
     "embed": None,
@@ -51,7 +45,7 @@ RULES: Mapping[str, MeshAxes] = {
     "vocab": "model",
     "new_tokens": None,
     "latents": None,
-    # the resampler's: its images are spread over all axes, its weights are whole
+    # The resampler: its images are split over all axes, its weights are not split.
     "latent_heads": None,
     "latent_mlp": None,
     "vision": None,
@@ -64,7 +58,7 @@ def spec(axes: tuple[str | None, ...], rules: Mapping[str, MeshAxes] = RULES) ->
     """Returns the PartitionSpec of an array with these logical axes.
 
     Raises:
-        ValueError: for an axis that the table does not hold, or two dimensions on one mesh axis.
+        ValueError: if an axis is not in the table, or two dimensions are on one mesh axis.
     """
     if unknown := [axis for axis in axes if axis is not None and axis not in rules]:
         raise ValueError(
@@ -82,16 +76,16 @@ def spec(axes: tuple[str | None, ...], rules: Mapping[str, MeshAxes] = RULES) ->
 
 @runtime_checkable
 class AxisLayout(Protocol):
-    """Where a program wants what a model names; see `sharding.layout`."""
+    """Decides where the arrays of a model are placed; see `sharding.layout`."""
 
     def activation(self, x: Array, axes: tuple[str | None, ...]) -> Array:
-        """Returns x, placed."""
+        """Returns x with a sharding constraint."""
 
     def spreads(self, size: int, axis: str) -> bool:
-        """Whether a dimension of this size is split over all chips of the mesh."""
+        """Returns True if a dimension of this size is split over all chips of the mesh."""
 
     def weight(self, w: Array, axes: tuple[str | None, ...]) -> Array:
-        """Returns w as it is; its gradient will be placed."""
+        """Returns w unchanged, with a sharding constraint on its gradient."""
 
 
 _LAYOUT: contextvars.ContextVar[AxisLayout | None] = contextvars.ContextVar("layout", default=None)
@@ -99,7 +93,7 @@ _LAYOUT: contextvars.ContextVar[AxisLayout | None] = contextvars.ContextVar("lay
 
 @contextlib.contextmanager
 def with_layout(layout: AxisLayout | None) -> Iterator[None]:
-    """What is traced inside has its activations and gradients placed by `layout`."""
+    """Makes `layout` place the activations and gradients that are traced inside the context."""
     token = _LAYOUT.set(layout)
     try:
         yield
@@ -108,21 +102,21 @@ def with_layout(layout: AxisLayout | None) -> Iterator[None]:
 
 
 def constrain(x: Array, *axes: str | None) -> Array:
-    """Returns x, placed by its logical axes, one for each dimension.
-
-    As it is where no layout is set.
-    """
+    """Returns x placed by its logical axes, one for each dimension; unchanged without a layout."""
     layout = _LAYOUT.get()
     return x if layout is None else layout.activation(x, axes)
 
 
 def is_spread(size: int, axis: str) -> bool:
-    """Whether a dimension of this size, of this logical axis, is split over all chips, none of which holds the same as another."""
+    """Returns True if a dimension of this logical axis and size is split over all chips.
+
+    No two chips then have the same part of it.
+    """
     layout = _LAYOUT.get()
     return layout is None or layout.spreads(size, axis)
 
 
 def constrain_gradient(w: Array, axes: tuple[str | None, ...]) -> Array:
-    """Returns the weight w as it is; what flows back to it is placed by its logical axes."""
+    """Returns the weight w unchanged; its gradient is placed by its logical axes."""
     layout = _LAYOUT.get()
     return w if layout is None else layout.weight(w, axes)

@@ -1,10 +1,11 @@
-"""Dicts at the edge, frozen dataclasses inside, converted once.
+"""Converts configs: dicts outside the package, frozen dataclasses inside.
 
-A config file holds an ml_collections.ConfigDict and the command line overrides its fields;
-`from_dict` turns the result into nested frozen dataclasses and checks every field against its type.
-Nothing inside the package reads a dict of options.
+    {"optimizer": {"learning_rate": 1}}
+        --from_dict--> Config(optimizer=Optimizer(learning_rate=1.0)) --to_dict--> JSON
 
-    {"optimizer": {"learning_rate": 1}} --from_dict--> Config(optimizer=Optimizer(learning_rate=1.0)) --to_dict--> JSON
+A config file returns an ml_collections.ConfigDict, and the command line overrides its fields.
+`from_dict` converts the result to nested frozen dataclasses once, and checks the type of every
+field. No code inside the package reads a dict of options.
 """
 
 from __future__ import annotations
@@ -27,41 +28,37 @@ _ABSENT = object()
 
 
 class ConfigError(ValueError):
-    """A config that does not fit its schema.
+    """A config does not fit its schema.
 
-    The message names the dotted path, what was got and what was expected.
+    The message names the dotted path, the value and what was expected.
     """
 
 
 def from_dict(cls: type[T], data: Any, where: str = "config") -> T:
-    """Returns the frozen dataclass `cls` with the values of `data`.
-
-    Fields that `data` lacks keep their defaults.
+    """Returns the frozen dataclass `cls` with the values of `data`; other fields keep defaults.
 
     Field types may be bool, int, float, str, Any, Literal, Optional and unions, tuple[X, ...] and
-    tuple[X, Y] (lists too), dict[str, X], and dataclasses, nested in any way. An int stands for a
-    float; nothing else is converted.
+    tuple[X, Y] (the value may be a list), dict[str, X], and dataclasses, nested in any way. An int
+    is accepted as a float; nothing else is converted.
 
     Args:
         cls: a dataclass.
         data: a mapping of field names, an ml_collections.ConfigDict, or an instance of `cls`
-            (returned as it is).
+            (returned unchanged).
         where: the dotted path of `data`, for messages.
 
     Raises:
-        ConfigError: for an unknown field (with the nearest known one), a missing field, a value of
-            another type, or values that the dataclass itself refuses.
+        ConfigError: if a field is unknown (the message names the nearest known field) or missing,
+            a value has the wrong type, or the dataclass itself refuses the values.
     """
     return _dataclass(cls, data, where)
 
 
 def to_dict(config: Any) -> dict[str, Any]:
-    """Returns a dataclass as nested dicts, lists and scalars that JSON can hold.
-
-    `from_dict` turns it back.
+    """Returns a dataclass as nested dicts, lists and scalars for JSON; inverse of `from_dict`.
 
     Raises:
-        ConfigError: for a value that JSON cannot hold.
+        ConfigError: if JSON cannot represent a value.
     """
     if not _is_instance(config):
         raise ConfigError(f"to_dict got {type(config).__name__}; expected a dataclass instance.")
@@ -71,15 +68,14 @@ def to_dict(config: Any) -> dict[str, Any]:
 def editable(config: Any) -> config_dict.ConfigDict:
     """Returns a dataclass, or a dict of them, as a locked ConfigDict, for `--config.a.b=value`.
 
-    `from_dict` turns it back.
-
-    An optional bool, int, float or str takes None or a value of its type, whatever it is now.
+    `from_dict` converts it back. An optional bool, int, float or str accepts None and values of its
+    type, also when its present value is None.
     """
     return _editable(type(config), config).lock()
 
 
 def _editable(hint: Any, value: Any) -> Any:
-    """Returns one value of the type `hint` as a ConfigDict holds it."""
+    """Returns one value of the type `hint` in the form that a ConfigDict stores."""
     arms = typing.get_args(hint) if typing.get_origin(hint) in (Union, types.UnionType) else (hint,)
     if _is_instance(value):
         kind: Any = type(value)
@@ -97,7 +93,7 @@ def _editable(hint: Any, value: Any) -> Any:
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
-    """Returns how two config dicts differ, one line a field: "optimizer.learning_rate: 0.1 -> 0.2"."""
+    """Returns the differences of two config dicts, as lines "optimizer.decay: 0.1 -> 0.2"."""
     before, after = dict(_leaves(old, "")), dict(_leaves(new, ""))
     paths = dict.fromkeys([*before, *after])  # the order of the fields
     pairs = [(path, before.get(path, _ABSENT), after.get(path, _ABSENT)) for path in paths]
@@ -133,7 +129,7 @@ def _dataclass(cls: Any, data: Any, where: str) -> Any:
 
 
 def _convert(hint: Any, value: Any, where: str) -> Any:
-    """Converts one value to the type `hint`; any failure is a ConfigError that names `where`."""
+    """Converts one value to the type `hint`; every ConfigError names `where`."""
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if hint is Any:
         return value
@@ -166,9 +162,9 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
 
 
 def _union(arms: tuple[Any, ...], value: Any, where: str) -> Any:
-    """Converts to the first arm that takes the value.
+    """Converts to the first type of a union that accepts the value.
 
-    A value that already has an arm's type stays as it is.
+    A value that already has one of the types is not converted.
     """
     if type(value) in arms:
         return value
@@ -189,7 +185,7 @@ def _union(arms: tuple[Any, ...], value: Any, where: str) -> Any:
 
 
 def _tuple(arguments: tuple[Any, ...], value: Any, where: str) -> tuple[Any, ...]:
-    """Converts a list or a tuple; a str is no tuple of letters."""
+    """Converts a list or a tuple. A str is an error, not a tuple of letters."""
     expected = f"tuple[{', '.join('...' if a is Ellipsis else _name(a) for a in arguments)}]"
     if not isinstance(value, (list, tuple)):
         raise ConfigError(f"{_got(where, value)}; expected {expected}.")
@@ -204,10 +200,7 @@ def _tuple(arguments: tuple[Any, ...], value: Any, where: str) -> tuple[Any, ...
 
 
 def _mapping(data: Any, where: str, expected: str) -> dict[str, Any]:
-    """Returns a plain dict with str keys.
-
-    An ml_collections.ConfigDict resolves its references in `to_dict`.
-    """
+    """Returns a plain dict with str keys; the references in a ConfigDict are resolved."""
     if not isinstance(data, Mapping) and callable(getattr(data, "to_dict", None)):
         data = data.to_dict()
     if not isinstance(data, Mapping):
@@ -229,10 +222,7 @@ def _hints(cls: Any) -> dict[str, Any]:
 
 
 def _suggestion(cls: Any, name: str, fields: Mapping[str, Any]) -> str:
-    """Returns what the author of the field `name` may have meant.
-
-    A near name here, or the same name deeper down.
-    """
+    """Returns ": did you mean ...?" for a similar name here, or the same name deeper down."""
     near = (
         difflib.get_close_matches(name, fields, n=1)
         or [p for p in _paths(cls) if p.rpartition(".")[2] == name][:1]
@@ -269,7 +259,7 @@ def _plain(value: Any, where: str) -> Any:
 
 
 def _leaves(data: Any, prefix: str) -> Iterator[tuple[str, Any]]:
-    """Yields (dotted path, value); lists are compared as a whole, and as equal to tuples."""
+    """Yields (dotted path, value). A list is one value, and equals the tuple of its items."""
     if isinstance(data, Mapping) and (data or not prefix):
         for name, value in data.items():
             yield from _leaves(value, f"{prefix}.{name}" if prefix else str(name))

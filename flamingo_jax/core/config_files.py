@@ -2,9 +2,9 @@
 
 `--config=tiny:language_model` is configs/tiny.py with the argument language_model.
 
-A clone has configs/ beside the package. An installed wheel has the same files in
+In a clone, configs/ is next to the package. In an installed wheel, the same files are in
 flamingo_jax/bundled/configs (see setup.py). Config files import each other as `from configs import
-...`: the folder above configs/ is put on the import path.
+...`. For this, the folder above configs/ is added to the import path.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ _PACKAGE = Path(__file__).parent.parent
 
 
 def root() -> Path:
-    """Returns the folder that holds configs/: the wheel's, else the clone's."""
+    """Returns the folder that contains configs/: that of the wheel, else that of the clone."""
     bundled = _PACKAGE / "bundled"
     return bundled if bundled.exists() else _PACKAGE.parent
 
 
 def with_named_configs(parse: Callable[[list[str]], list[str]]) -> Callable[[list[str]], list[str]]:
-    """Returns a parser of flags that takes NAME[:ARGUMENT] for `--config`, besides FILE[:ARGUMENT]."""
+    """Returns a parser of flags that accepts --config=NAME[:ARGUMENT] and FILE[:ARGUMENT]."""
 
     def parse_flags(argv: list[str]) -> list[str]:
         argv = list(argv)
@@ -41,14 +41,14 @@ def with_named_configs(parse: Callable[[list[str]], list[str]]) -> Callable[[lis
 
 
 def find(config: str) -> str:
-    """Turns NAME[:ARGUMENT] into FILE[:ARGUMENT], and makes the file's own imports of `configs` work.
+    """Converts NAME[:ARGUMENT] to FILE[:ARGUMENT], and lets the file import `configs`.
 
     Args:
         config: a name below configs/ ("tiny", "ablations.contrastive_data"), or a file, each with
             an optional ":ARGUMENT".
 
     Raises:
-        SystemExit: there is no config of this name.
+        SystemExit: if there is no config of this name.
     """
     name, colon, argument = config.partition(":")
     _put_on_import_path(root())

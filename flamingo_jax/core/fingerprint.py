@@ -1,6 +1,6 @@
-"""Tells weights from others where they lie.
+"""Computes a fingerprint of weights on their devices.
 
-No weight leaves its device, and it does not matter how they are spread over devices.
+No weight leaves its device. The result does not depend on how weights are sharded.
 """
 
 from __future__ import annotations
@@ -17,15 +17,13 @@ from flamingo_jax.core.stack import Layers, stacked
 
 
 def fingerprint(params: trees.Params) -> str:
-    """Returns 32 hexadecimal digits of the paths, dtypes, shapes and values.
+    """Returns 32 hexadecimal digits that identify the paths, dtypes, shapes and values.
 
-    All processes call it together.
+    All processes call it together. Each value's bits, as an integer, are multiplied by an odd
+    number that depends on its index, and summed: the order of summation does not matter. This
+    detects accidents; `trees.content_hash` also detects deliberate changes.
 
-    Of each weight, the sum of all bits as integers, each number times an odd one that its place
-    decides: the same in any order of summation. Against accidents, not against malice:
-    `trees.content_hash` is for that.
-
-    Weights that are `core.stack.unrolled` have the fingerprint of the stacked ones.
+    Weights that are `core.stack.unrolled` have the same fingerprint as stacked ones.
     """
     flat = trees.flatten(params)
     sums = np.asarray(_checksums(tuple(flat.values())))
@@ -46,8 +44,8 @@ def _checksum(leaf: Array) -> Array:
         jnp.uint32
     )
     place = jnp.zeros(leaf.shape, jnp.uint32)
-    for axis, size in enumerate(leaf.shape):  # modulo 2**32, as all of this
+    for axis, size in enumerate(leaf.shape):  # modulo 2**32, like all numbers here
         place = place * jnp.uint32(size) + jax.lax.broadcasted_iota(jnp.uint32, leaf.shape, axis)
-    # 2**32 over the golden ratio: neighbours lie far apart
+    # 2**32 divided by the golden ratio: factors of neighbours differ much
     factor = place * jnp.uint32(2654435769) | jnp.uint32(1)
     return jnp.sum((bits ^ (bits >> 15)) * factor, dtype=jnp.uint32)

@@ -1,7 +1,7 @@
-"""The pages that show data: one look, texts escaped, and no reaching for anything outside.
+"""Makes the HTML pages that show data: one style, escaped text, and no outside resources.
 
-Plain HTML and CSS without scripts. html_page.html is the frame of every page; it forbids
-(Content-Security-Policy) whatever a page was not given.
+The pages are plain HTML and CSS without scripts. html_page.html is the frame of every page. Its
+Content-Security-Policy forbids everything that a page does not contain.
 """
 
 from __future__ import annotations
@@ -19,17 +19,16 @@ from jaxtyping import UInt8
 from markupsafe import Markup
 from PIL import Image
 
-_LOSSLESS = 64 * 64  # pixels: PNG is as small up to here, and a pixel of a small image is seen
+_LOSSLESS = 64 * 64  # pixels. Up to here a PNG is as small as a JPEG, and keeps every pixel.
 _FRAME = os.path.dirname(__file__)
 _Value = TypeVar("_Value")
 
 
 @functools.cache
 def environment(directory: str = _FRAME) -> jinja2.Environment:
-    """Returns what reads the templates of a directory, which may extend html_page.html.
+    """Returns the jinja2 environment of a directory; its templates may extend html_page.html.
 
-    Every text that a template shows is escaped, and made `visible`. A name that a template was not
-    given is an error.
+    Every text that a template shows is escaped and made `visible`. An undefined name is an error.
     """
     return jinja2.Environment(
         loader=jinja2.FileSystemLoader([directory, _FRAME]),
@@ -42,7 +41,7 @@ def environment(directory: str = _FRAME) -> jinja2.Environment:
 
 
 def template(module: str) -> jinja2.Template:
-    """Returns the template beside a module, of the same name.
+    """Returns the template next to a module, with the same name.
 
     Args:
         module: `__file__` of the module.
@@ -52,23 +51,23 @@ def template(module: str) -> jinja2.Template:
 
 
 def visible(value: _Value) -> _Value | str:
-    """Makes all of a text visible.
+    """Makes every character of a text visible.
 
-    Line breaks get a sign, and control characters, which HTML forbids, become their number.
+    A line break gets a sign. A control character, which HTML forbids, is shown as its number.
     """
     if not isinstance(value, str) or isinstance(value, Markup):
         return value
-    # file names, and texts of JSON, need not be Unicode
+    # File names and texts from JSON may contain characters that cannot be encoded.
     text = value.encode(errors="backslashreplace").decode()
     shown = re.sub(r"[\x00-\x09\x0b-\x1f\x7f-\x9f]", lambda found: f"\\x{ord(found[0]):02x}", text)
     return shown.replace("\n", "↵\n")
 
 
 def embedded(image: UInt8[np.ndarray, "h w 3"]) -> str:
-    """An image as the address that holds all of it (data:), so that the page is one file.
+    """Returns an image as a data: URL, so that the page is one file.
 
     Args:
-        image: uint8[h, w, 3]; without loss if it is small, else a JPEG.
+        image: uint8[h, w, 3]. A small image becomes a PNG, another one a JPEG.
     """
     kind = "png" if image.shape[0] * image.shape[1] <= _LOSSLESS else "jpeg"
     buffer = io.BytesIO()

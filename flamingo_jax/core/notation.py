@@ -1,11 +1,13 @@
-"""The letters: one name for each dimension, the same in types, einsums and comments.
+"""The letters of dimensions, the same in types, einsums and comments.
 
-    B batch                  L text tokens            S attended-to length (keys)   T tokens fed at once (prefill, decoding)
-    M pool of visual inputs  N visual inputs/sequence F frames                      P patches (h*w)
-    R latents                D LM width               E vision width                W resampler width
-    H heads                  G key/value heads        K head size                   V vocabulary      J joint space
+    B batch            L text tokens             S attended-to length (keys)
+    T tokens fed at once (prefill, decoding)     V vocabulary
+    M pool of visual inputs                      N visual inputs of a sequence
+    F frames           P patches (h*w)           R latents
+    D LM width         E vision width            W resampler width
+    H heads            G key/value heads         K head size        J joint space
 
-Types are jaxtyping's: `Float[Array, "B L D"]`. The test-suite checks them at run time. Mesh axes
+Types are jaxtyping's: `Float[Array, "B L D"]`. The tests check them at run time. Mesh axes
 (replica, data, model) and logical axes (batch, embed, heads, ...) are words: see `core.axes`.
 """
 

@@ -1,12 +1,12 @@
-"""Where weights are born: `param`.
+"""Creates weights: every weight of every model comes from `param`.
 
-Every weight of every model comes from `param`: float32, with one logical axis for each dimension,
-all on the line where it is used. Haiku would give a weight the dtype of its input (bfloat16
-activations would mean bfloat16 weights), hence no hk.Linear in the models.
+A weight is float32 and has one logical axis for each dimension. Shape, axes and initializer are on
+the line where the weight is used. The models do not use hk.Linear, because Haiku gives a weight the
+dtype of its input: bfloat16 activations would mean bfloat16 weights.
 
-While `axes_of` traces an init function, `param` notes path -> axes. The blocks of a
-`core.stack.Stack` are transformed apart
-from the module around them, so `param` alone cannot know the full path there: the stack names it by `inside`.
+While `axes_of` traces an init function, `param` records path -> axes. The blocks of a
+`core.stack.Stack` are transformed apart from the module around them. There `param` does not know
+the full path, so the stack names it with `inside`.
 """
 
 from __future__ import annotations
@@ -31,10 +31,7 @@ Initializer = Callable[..., Array]
 
 @dataclasses.dataclass(frozen=True)
 class Scope:
-    """What a weight inside a stack cannot see of its surroundings.
-
-    The path and the axes that are put in front.
-    """
+    """The path and the axes in front of those of a weight that is inside a stack."""
 
     prefix: str = ""
     axes: Axes = ()
@@ -48,10 +45,10 @@ _RECORD: contextvars.ContextVar[dict[str, Axes] | None] = contextvars.ContextVar
 
 
 def param(name: str, shape: tuple[int, ...], axes: Axes, init: Initializer) -> Array:
-    """Returns the weight `name` of the current Haiku module, float32 at birth.
+    """Returns the weight `name` of the current Haiku module, created as float32.
 
     Args:
-        name: the weight's own name; its path is `module/path/name`.
+        name: name within the module; the weight's path is `module/path/name`.
         shape: its shape, without the layer axis that a `core.stack.Stack` adds.
         axes: one logical axis (a word of `core.axes.RULES`) or None for each dimension of `shape`.
         init: a Haiku initializer, `init(shape, dtype)`.
@@ -74,22 +71,21 @@ def param(name: str, shape: tuple[int, ...], axes: Axes, init: Initializer) -> A
 
 
 def axes_of(init: Callable[..., Any], *args: Any) -> dict[str, Axes]:
-    """Returns the logical axes of each weight that `init(*args)` makes, without computing anything.
+    """Returns the logical axes of each weight that `init(*args)` creates; computes nothing.
 
     Args:
-        init: a Haiku init function (or a function that calls one) whose weights all come from
-            `param`.
+        init: a Haiku init function, or a function that calls one. All weights come from `param`.
         *args: its arguments; arrays or jax.ShapeDtypeStruct.
 
     Returns:
         {"module/path/name": axes}, exactly one entry for each weight.
 
     Raises:
-        ValueError: if a weight was made otherwise than by `param`, or two weights share a path.
+        ValueError: if a weight was not created by `param`, or two weights share a path.
     """
     record: dict[str, Axes] = {}
     with _set(_RECORD, record):
-        # A fresh function: jax caches traces, and a cached trace would not pass through `param`.
+        # A new function, because jax caches traces, and a cached trace would not call `param`.
         shapes = trees.flatten(jax.eval_shape(lambda *a: init(*a), *args))
     if unknown := sorted(set(shapes) ^ set(record)):
         raise ValueError(
@@ -113,12 +109,12 @@ def scope_of_stack(name: str) -> Scope:
 
 
 def inside(scope: Scope) -> contextlib.AbstractContextManager[None]:
-    """Within it, `param` notes weights below `scope`."""
+    """In this context `param` records weights below `scope`."""
     return _set(_SCOPES, scope)
 
 
 def unrecorded() -> contextlib.AbstractContextManager[None]:
-    """Within it, `param` notes nothing: for weights that have been noted already."""
+    """In this context `param` records nothing, because the weights are already recorded."""
     return _set(_RECORD, None)
 
 

@@ -1,9 +1,9 @@
-"""The one door to files: every path may be local or gs://, through etils.epath.
+"""Reads and writes files, local or on gs://, through etils.epath.
 
-Nothing else in the package calls open() or imports pathlib (a test looks). A rename is atomic on a
-file system; on an object store a single object appears atomically when its upload ends, but a
-directory cannot be renamed at once, so there a directory is written in place and its last file is
-the mark of completeness (see `move_directory`).
+No other file of the package calls open() or imports pathlib (a test checks it). On a file system a
+rename is atomic. On an object store a single object appears atomically when its upload ends, but a
+directory cannot be renamed at once: there it is written in place, and the last file marks it as
+complete (see `move_directory`).
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ PathLike = str | os.PathLike[str]
 
 
 class PathError(OSError):
-    """A path that cannot be read or written; the message says which, and what to do."""
+    """A path cannot be read or written. The message names it and says what to do."""
 
 
 def make_directory(path: PathLike) -> epath.Path:
-    """Makes a directory with its parents, if it is not there, and returns it.
+    """Creates a directory and its parents if they do not exist, and returns it.
 
     Raises:
-        PathError: if it cannot be made, or is a file.
+        PathError: if it cannot be created, or is a file.
     """
     directory = epath.Path(path)
     try:
@@ -43,7 +43,7 @@ def make_directory(path: PathLike) -> epath.Path:
 
 
 def write_atomically(path: PathLike, data: bytes | str) -> epath.Path:
-    """Writes a file whole or not at all: whoever reads it meanwhile sees the old content.
+    """Writes a file completely or not at all; until it is complete, readers get the old content.
 
     Raises:
         PathError: if it cannot be written.
@@ -60,7 +60,7 @@ def write_atomically(path: PathLike, data: bytes | str) -> epath.Path:
             temporary.replace(target)
     except OSError as error:
         if temporary != target:
-            with contextlib.suppress(OSError):  # clearing up: the error that counts is on its way
+            with contextlib.suppress(OSError):  # clean up; the first error is raised below
                 temporary.unlink(missing_ok=True)
         raise PathError(
             f"Cannot write {target}: {_reason(error)}. Give a writable place with room."
@@ -72,7 +72,7 @@ def read_json(path: PathLike) -> Any:
     """Returns the content of a JSON file.
 
     Raises:
-        PathError: if there is no such file, or it is not JSON (cut off, for one).
+        PathError: if there is no such file, or it is not valid JSON.
     """
     file = epath.Path(path)
     try:
@@ -90,50 +90,47 @@ def read_json(path: PathLike) -> Any:
 
 
 def write_json(path: PathLike, value: Any) -> epath.Path:
-    """Writes a JSON file atomically, indented, with the keys in their order.
+    """Writes a JSON file atomically, indented, with the keys in the order of `value`.
 
     Raises:
         PathError: if it cannot be written.
-        TypeError: if `value` holds what JSON cannot.
+        TypeError: if JSON cannot represent `value`.
     """
     return write_atomically(path, json.dumps(value, indent=2) + "\n")
 
 
 def is_local(path: PathLike) -> bool:
-    """Whether a path is on a file system, where renames are atomic, rather than on an object store such as gs://."""
+    """Returns True if a path is on a file system, False if on an object store such as gs://."""
     return "://" not in str(epath.Path(path))
 
 
 def absolute(path: PathLike) -> epath.Path:
-    """Returns the same place as an absolute path; orbax takes no other.
-
-    A gs:// path is one already.
-    """
+    """Returns a path as an absolute one, which orbax requires; gs:// paths are absolute."""
     place = epath.Path(path)
     return place.expanduser().resolve() if is_local(place) else place
 
 
 def temporary_sibling(path: PathLike) -> epath.Path:
-    """Returns a fresh hidden name beside `path`, from which a rename to `path` stays on one file system."""
+    """Returns a new hidden name in the directory of `path`, to be renamed to `path` later."""
     target = epath.Path(path)
     return target.parent / f".{target.name}.tmp-{uuid.uuid4().hex[:8]}"
 
 
 @contextlib.contextmanager
 def temporary_directory(prefix: str) -> Iterator[epath.Path]:
-    """Makes a local directory for what another library writes (env TMPDIR says where), gone when the context ends."""
+    """Creates a local directory (env TMPDIR says where), which is removed when the context ends."""
     with tempfile.TemporaryDirectory(prefix=prefix) as name:
         yield epath.Path(name)
 
 
 @contextlib.contextmanager
 def written_locally(path: PathLike) -> Iterator[epath.Path]:
-    """A local place for a file that another library writes.
+    """Gives another library a local file to write, which becomes `path` when the context ends.
 
-    What is there goes to `path` when the context ends well, and nothing else.
+    After an error `path` is unchanged.
 
     Raises:
-        PathError: its directory cannot be made.
+        PathError: if its directory cannot be created.
     """
     target = epath.Path(path)
     with contextlib.ExitStack() as stack:
@@ -150,13 +147,13 @@ def written_locally(path: PathLike) -> Iterator[epath.Path]:
 
 
 def move_directory(source: PathLike, target: PathLike) -> epath.Path:
-    """Puts a complete directory in the place of `target`; what was there is removed afterwards.
+    """Renames a complete directory to `target`, and removes what `target` was before.
 
-    On a file system the new content appears at once. On an object store epath copies and deletes
+    On a file system the new content appears at once. On an object store, epath copies and deletes
     object by object: write in place there instead.
 
     Raises:
-        PathError: if the rename fails; then the old content is back in its place.
+        PathError: if the rename fails; then the old content is restored.
     """
     new, old = epath.Path(source), epath.Path(target)
     aside = temporary_sibling(old) if old.exists() else None

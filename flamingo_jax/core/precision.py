@@ -1,10 +1,8 @@
-"""The named boundary at which weights change their dtype.
+"""Defines in which dtype the model computes, and casts weights to it.
 
-The policy is Chinchilla's mixed precision (paper, B.1.2).
-
-Trainable weights and their moments are float32; compute, activations and gradients have the
-policy's dtype; frozen weights are stored and applied in it. Statistics of norms, softmax, logits
-and loss are float32 whatever the policy (see nn/).
+The policy is Chinchilla's mixed precision (paper, B.1.2). Trainable weights and their moments are
+float32. Computation, activations and gradients have the policy's dtype. Frozen weights are stored
+and applied in it. Statistics of norms, softmax, logits and loss are always float32 (see nn/).
 """
 
 from __future__ import annotations
@@ -18,20 +16,20 @@ import jax.numpy as jnp
 
 @dataclasses.dataclass(frozen=True)
 class Policy:
-    """Which dtype the towers compute in."""
+    """The dtype in which the towers compute."""
 
     compute: Literal["bfloat16", "float32"] = "bfloat16"
 
     @property
     def dtype(self) -> Any:
-        """The compute dtype as a jax dtype."""
+        """The dtype, not its name."""
         return jnp.dtype(self.compute)
 
     def cast(self, tree: Any) -> Any:
         """Returns the tree with its floating-point leaves in the compute dtype."""
-        return jax.tree.map(
-            lambda leaf: (
-                leaf.astype(self.dtype) if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf
-            ),
-            tree,
-        )
+
+        def cast(leaf: Any) -> Any:
+            is_float = jnp.issubdtype(leaf.dtype, jnp.floating)
+            return leaf.astype(self.dtype) if is_float else leaf
+
+        return jax.tree.map(cast, tree)

@@ -1,19 +1,19 @@
-"""The processes of a run.
+"""Joins and leaves the processes of a run: `Cluster`.
 
-On a pod one per host, all of them running the same program, each on its part of the data.
+On a pod each host has one process. All run the same program, each on its part of the data.
 
-    one machine         nothing to join; no network and no metadata server is asked for anything
-    Cloud TPU slice     known by the chips of this machine; JAX asks the slice for the rest
-    anywhere else       JAX_COORDINATOR_ADDRESS=HOST:PORT JAX_NUM_PROCESSES=4 JAX_PROCESS_ID=0..3 in the environment
+    one machine        There is nothing to join. No network or metadata server is used.
+    Cloud TPU slice    Recognised by the chips of this machine. JAX asks the slice for the rest.
+    other clusters     The environment has JAX_COORDINATOR_ADDRESS=HOST:PORT, JAX_NUM_PROCESSES=4
+                       and JAX_PROCESS_ID=0..3.
 
-The last is also a simulated pod: several processes on the CPU of one machine, with
-JAX_PLATFORMS=cpu.
+Several processes on the CPU of one machine, with JAX_PLATFORMS=cpu, simulate a pod.
 
-A process that fails must not leave the others waiting for it in a collective. It says why, with its
-number in front, and is gone at once, without JAX's farewell, which would wait for the others. They
-fail at their next collective on a CPU; on TPUs the heartbeat ends them: a process that the
-coordinator (process 0) has not heard of for HEARTBEAT_SECONDS is taken for dead, and JAX then ends
-all others.
+A process that fails must not leave the others waiting for it in a collective. It prints the reason
+with its number, and exits at once, without JAX's shutdown, which would wait for the others.
+On a CPU the others fail at their next collective. On TPUs the heartbeat ends them: if the
+coordinator (process 0) gets no heartbeat of a process for HEARTBEAT_SECONDS, it considers it dead,
+and JAX then ends all others.
 """
 
 from __future__ import annotations
@@ -33,10 +33,11 @@ from flamingo_jax.core import devices
 
 MODES = ("auto", "on", "off")
 
-# heartbeats have a thread of their own, so that a long compilation does not look like death
+# Heartbeats have their own thread, so a long compilation does not stop them.
 HEARTBEAT_SECONDS = 60
-HINT_SECONDS = 30  # after JOIN_SECONDS, XLA ends the process with a report of its own
-# hosts of a slice start within seconds of each other, but their disks may be cold
+HINT_SECONDS = 30  # when this process says that it still waits for the others
+# The hosts of a slice start within seconds of each other, but may read the program from cold disks.
+# After this time XLA ends the process with its own report.
 JOIN_SECONDS = 300
 
 _ADDRESS, _COUNT, _INDEX = VARIABLES = (
@@ -47,47 +48,47 @@ _ADDRESS, _COUNT, _INDEX = VARIABLES = (
 
 
 class ProcessError(RuntimeError):
-    """This process could not join the others; the message says what to do."""
+    """This process cannot join the others. The message says what to do."""
 
 
 class Cluster:
     """The processes of this run, as a context.
 
-    Joined at the beginning, left together at the end, and by all when one fails.
+        with Cluster("auto", expected=(ConfigError,)) as cluster:
+            work(report=cluster.report)
 
-    with Cluster("auto", expected=(ConfigError,)) as cluster:
-        work(report=cluster.report)
+    The processes join at the beginning and leave together at the end. If one fails, all end.
 
     Attributes:
-        index: of this process.
-        count: of all processes; 1 on one machine.
+        index: number of this process.
+        count: number of processes; 1 on one machine.
     """
 
     def __init__(
         self, mode: str = "auto", *, expected: tuple[type[BaseException], ...] = ()
     ) -> None:
-        """Says how to join; nothing happens before the context is entered.
+        """Stores the options; the processes join when the context is entered.
 
         Args:
-            mode: "auto" = where the environment names other processes, or this machine has TPU
-                chips; "on" = always, found by JAX if the environment does not say (Slurm, Open MPI,
-                Kubernetes); "off" = never: this process alone. One of MODES.
+            mode: one of MODES. "auto" joins if the environment names other processes, or this
+                machine has TPU chips. "on" joins always: JAX finds the others if the environment
+                does not name them (Slurm, Open MPI, Kubernetes). "off" never joins.
             expected: errors that end the program with their message instead of a traceback.
         """
         self._mode, self._expected = mode, (*expected, ProcessError)
         self.index, self.count = 0, 1
 
     def report(self, line: str) -> None:
-        """Writes a line to stdout, if this is the first process: one for the whole run."""
+        """Writes a line to stdout in the first process only, so a run writes it once."""
         if self.index == 0:
             sys.stdout.write(f"{line}\n")
             sys.stdout.flush()
 
     def __enter__(self) -> Cluster:
-        """Joins the other processes; must come before anything that touches a device.
+        """Joins the other processes, before any code uses a device.
 
         Raises:
-            SystemExit: with the message of a ProcessError, if they cannot be joined.
+            SystemExit: with the message of a ProcessError, if this fails.
         """
         try:
             if _join(self._mode):
@@ -102,9 +103,9 @@ class Cluster:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        """Leaves when all are done; after an error, at once and for all."""
+        """Waits until all processes are done; after an error, ends this process at once."""
         if error is None:
-            if self.count > 1:  # the first may still be writing the report
+            if self.count > 1:  # the first process may still write the report
                 multihost_utils.sync_global_devices("flamingo_jax:end")
             return
         is_expected = isinstance(error, self._expected)
@@ -121,7 +122,7 @@ class Cluster:
             sys.exit(_message(error))
 
     def _leave(self, text: str) -> None:
-        """Ends this process with `text` on stderr, every line of it marked with the process's number."""
+        """Ends this process with `text` on stderr, its number in front of each line."""
         sys.stdout.flush()
         sys.stderr.write(
             "".join(
@@ -129,13 +130,13 @@ class Cluster:
             )
         )
         sys.stderr.flush()
-        # sys.exit would stop in JAX's farewell until the others, who wait for this process, come to
-        # it
+        # sys.exit would call JAX's shutdown, which waits for the others, and they wait for this
+        # process.
         os._exit(1)
 
 
 def from_first_process(text: str) -> str:
-    """The text that the first process has, in all of them; they call it together."""
+    """Returns the first process's `text` in all processes; all of them call it together."""
     if jax.process_count() == 1:
         return text
     data = np.frombuffer(text.encode(), np.uint8)
@@ -149,17 +150,17 @@ def _message(error: BaseException) -> str:
 
 
 def _join(mode: str) -> bool:
-    """Joins the other processes if there are any, or may be; returns whether it did.
+    """Joins the other processes if there are or may be any, and returns True if it joined.
 
     Raises:
-        ProcessError: if they cannot be joined.
+        ProcessError: if this fails.
     """
     if mode == "off":
         return False
     address, count, index = _from_environment()
     if count == 1 or (count is None and mode == "auto" and not _on_tpu()):
         return False
-    jax.config.update("jax_cpu_collectives_implementation", "gloo")  # where the CPU is all there is
+    jax.config.update("jax_cpu_collectives_implementation", "gloo")  # used on CPUs only
     where = (
         "as one of several processes"
         if count is None
@@ -196,36 +197,36 @@ def _say(line: str) -> None:
 
 
 def _from_environment() -> tuple[str | None, int | None, int | None]:
-    """Returns the address of the coordinator, the number of processes and the index of this one.
+    """Returns the coordinator's address, the number of processes and the index of this process.
 
-    None for all if the environment does not say.
+    All are None if the environment does not name the processes.
 
     Raises:
-        ProcessError: if it names only a part, or something that is no number.
+        ProcessError: if only a part is set, or a number is not valid.
     """
-    given = {name: os.environ[name] for name in VARIABLES if os.environ.get(name)}
-    # JAX itself reads the address, where it finds the numbers by itself
-    if set(given) <= {_ADDRESS}:
+    found = {name: os.environ[name] for name in VARIABLES if os.environ.get(name)}
+    # With the address alone, JAX reads it and finds the numbers itself.
+    if set(found) <= {_ADDRESS}:
         return None, None, None
-    if missing := [name for name in VARIABLES if name not in given]:
+    if missing := [name for name in VARIABLES if name not in found]:
         raise ProcessError(
-            f"The environment has {', '.join(given)}, but not {', '.join(missing)}: set all three "
+            f"The environment has {', '.join(found)}, but not {', '.join(missing)}: set all three "
             f"of {', '.join(VARIABLES)}, or none."
         )
     if not (
-        given[_COUNT].isdecimal()
-        and given[_INDEX].isdecimal()
-        and int(given[_INDEX]) < int(given[_COUNT])
+        found[_COUNT].isdecimal()
+        and found[_INDEX].isdecimal()
+        and int(found[_INDEX]) < int(found[_COUNT])
     ):
         raise ProcessError(
-            f"The environment has {_INDEX}={given[_INDEX]} and {_COUNT}={given[_COUNT]}; expected "
+            f"The environment has {_INDEX}={found[_INDEX]} and {_COUNT}={found[_COUNT]}; expected "
             "a count, and an index from 0 to the count - 1."
         )
-    return given[_ADDRESS], int(given[_COUNT]), int(given[_INDEX])
+    return found[_ADDRESS], int(found[_COUNT]), int(found[_INDEX])
 
 
 def _on_tpu() -> bool:
-    """Whether this machine has TPU chips that JAX will use; looks at local files only."""
+    """Returns True if this machine has TPU chips that JAX will use; reads local files only."""
     platforms = os.environ.get("JAX_PLATFORMS")
     if platforms and "tpu" not in platforms.split(","):
         return False

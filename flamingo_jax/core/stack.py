@@ -1,9 +1,10 @@
-"""A block repeated over layers: `Stack`, and the two forms in which its weights come.
+"""Applies a block to one layer after another: `Stack`, and the two forms of its weights.
 
-stacked    one array for each weight, with a leading axis "layers": blocks are scanned, so that 80 layers compile as fast as one
-unrolled   one array for each weight and layer (`Layers`): blocks are applied one by one
+    stacked    one array for each weight, with a leading axis "layers": the blocks are scanned, so
+               80 layers compile as fast as one
+    unrolled   one array for each weight and layer (`Layers`): a Python loop applies the blocks
 
-Only this file knows that blocks are scanned or applied in a Python loop.
+Only this file distinguishes the scan from the Python loop.
 """
 
 from __future__ import annotations
@@ -23,41 +24,38 @@ Remat = Literal["none", "projections", "full"]
 SAVED = ("query", "key", "value", "attended", "mlp_hidden")
 """Activations that remat "projections" keeps (named with `jax.ad_checkpoint.checkpoint_name`).
 
-What column-split products give, and
-the residual stream between attention and feed-forward."""
+They are the results of column-split products, and the residual stream between attention and
+feed-forward.
+"""
 
 
 @jax.tree_util.register_pytree_node_class
 class Layers:
-    """The arrays of each layer by themselves, where a stack has one array with a leading layer axis (see `unrolled`)."""
+    """One array for each layer, in place of one array with a leading layer axis (`unrolled`)."""
 
     def __init__(self, layers: Iterable[Any]):
-        """`layers`: in their order."""
         self.layers = tuple(layers)
 
     def __len__(self) -> int:
-        """How many layers."""
         return len(self.layers)
 
     def __getitem__(self, index: int | slice) -> Any:
-        """One layer, or a range of layers."""
+        """Returns one layer, or the `Layers` of a range."""
         found = self.layers[index]
         return Layers(found) if isinstance(index, slice) else found
 
     def tree_flatten(self) -> tuple[tuple[Any, ...], None]:
-        """For jax.tree_util."""
         return self.layers, None
 
     @classmethod
     def tree_unflatten(cls, _: None, layers: Iterable[Any]) -> Layers:
-        """For jax.tree_util."""
         return cls(layers)
 
 
 class Stack:
-    """`num_layers` blocks of equal shape, with their weights stacked and their application scanned.
+    """`num_layers` blocks of equal shape, with stacked weights, applied by a scan.
 
-    The weights live under `<current module>/<name>/...` with a leading axis "layers".
+    The weights are named `<current module>/<name>/...` and have a leading axis "layers".
     """
 
     def __init__(
@@ -72,15 +70,15 @@ class Stack:
         """Describes the stack.
 
         Args:
-            num_layers: how many blocks.
-            block: Haiku function `block(x, inputs) -> (x, outputs)`; it may close over arrays, not
+            num_layers: number of blocks.
+            block: Haiku function `block(x, inputs) -> (x, outputs)`. It may close over arrays, not
                 over modules.
-            name: the name of the stack within the current module.
-            remat: what the backward pass recomputes of a block: "none" keeps all activations;
-                "projections" keeps those that are named with `checkpoint_name` (one of `SAVED`), so
-                that no collective and no large product is done twice; "full" keeps the block's
-                input alone.
-            unrolled: True applies the blocks one by one, although their weights are stacked.
+            name: name of the stack within the current module.
+            remat: which activations of a block the backward pass keeps and does not recompute:
+                "none" keeps all; "projections" keeps those that are named with `checkpoint_name`
+                (one of `SAVED`), so that no collective and no large product is computed twice;
+                "full" keeps only the input of the block.
+            unrolled: True applies stacked weights in a Python loop.
         """
         self.num_layers = num_layers
         self._inner = hk.transform(block)
@@ -89,10 +87,7 @@ class Stack:
         self._unrolled = unrolled
 
     def weights(self, x: Any, inputs: Any = None) -> Any:
-        """Returns the stacked weights.
-
-        `x` and `inputs` (of one layer) are examples that are needed at init only.
-        """
+        """Returns the stacked weights; init needs `x` and `inputs` (of one layer) as examples."""
         scope = scope_of_stack(self._name)
 
         def init(keys: Array, x: Any, inputs: Any) -> Any:
@@ -107,10 +102,11 @@ class Stack:
         return self._apply(lambda: weights, x, inputs)
 
     def layer_of(self, weights: Any, number: Any, x: Any, inputs: Any = None) -> tuple[Any, Any]:
-        """Applies block `number` with its slice of all weights, which is taken again in the backward pass and never kept.
+        """Applies block `number` with its slice of all weights.
 
-        For weights that are not trained: a gradient would be as large as the whole stack in each
-        step of a scan. `number` is one of `numbers(weights)`.
+        The slice is not kept for the backward pass but taken again. This is for weights that are
+        not trained: in each step of a scan a gradient would be as large as the whole stack.
+        `number` is one of `numbers(weights)`.
         """
         if is_unrolled(weights):
             return self.layer(layer_slice(weights, number), x, inputs)
@@ -120,14 +116,14 @@ class Stack:
         return self._apply(own, x, inputs)
 
     def numbers(self, weights: Any) -> Any:
-        """Returns the blocks' numbers 0, 1, ... in the form of the weights, for `scan` over `layer_of`."""
+        """Returns the numbers of the blocks, in the form of `weights`, to scan `layer_of`."""
         if is_unrolled(weights):
             return Layers(range(self.num_layers))
         return jnp.arange(self.num_layers, dtype=jnp.int32)
 
     def _apply(self, weights: Callable[[], Any], x: Any, inputs: Any) -> tuple[Any, Any]:
         def apply(x: Any, inputs: Any) -> tuple[Any, Any]:
-            with unrecorded():  # `weights` made and noted them
+            with unrecorded():  # `weights` has recorded them
                 return self._inner.apply(weights(), None, x, inputs)
 
         if self._remat == "none":
@@ -141,7 +137,7 @@ class Stack:
         return jax.checkpoint(apply, prevent_cse=False, policy=policy)(x, inputs)
 
     def __call__(self, x: Any, inputs: Any = None) -> tuple[Any, Any]:
-        """Applies all blocks in turn.
+        """Applies all blocks, one after another.
 
         Args:
             x: what the blocks transform.
@@ -153,10 +149,7 @@ class Stack:
         return self.scan(x, self.weights(x, layer_slice(inputs, 0)), inputs)
 
     def scan(self, x: Any, weights: Any, inputs: Any = None) -> tuple[Any, Any]:
-        """Applies the layers whose weights (and inputs) stand on the leading axis.
-
-        All of them, or a range.
-        """
+        """Applies the layers (all, or a range) of which `weights` and `inputs` are given."""
         return scan(
             lambda x, w: self.layer(w[0], x, w[1]), x, (weights, inputs), unrolled=self._unrolled
         )
@@ -168,13 +161,13 @@ def scan(
     """Applies function(x, one layer's inputs) -> (x, outputs) to one layer after another.
 
     Args:
-        function: of a layer.
+        function: one layer.
         x: what the layers transform.
-        inputs: of all layers, stacked or unrolled; the first leaf says how many there are.
-        unrolled: True applies the layers one by one, although their inputs are stacked.
+        inputs: of all layers, stacked or unrolled; the first leaf determines their number.
+        unrolled: True applies stacked inputs in a Python loop.
 
     Returns:
-        (x, outputs): stacked on a leading layer axis if the layers are scanned, else unrolled.
+        (x, outputs): outputs stacked on a leading layer axis after a scan, else unrolled.
     """
     if not (unrolled or is_unrolled(inputs)):
         return jax.lax.scan(function, x, inputs)
@@ -186,28 +179,24 @@ def scan(
 
 
 def layer_slice(tree: Any, index: int | slice) -> Any:
-    """Returns the weights or inputs of one layer, or of a range of layers, of a stacked or unrolled tree."""
+    """Returns one layer, or a range of layers, of a stacked or unrolled tree."""
     return jax.tree.map(lambda leaf: leaf[index], tree, is_leaf=_is_layers)
 
 
 def unrolled(tree: Any) -> Any:
-    """Returns a stacked tree with `Layers` for leaves (those that are such already stay).
+    """Splits the stacked arrays of a tree into one array for each layer (`Layers`).
 
-    A `Stack` that finds them applies its blocks one by one, not in a scan. A scan takes each
-    layer's weights out of the stacked array, and where there are few tokens, as in decoding, a CPU
-    spends more time on these copies than on the products. Unrolled layers have none, and take
-    longer to compile, the more there are. For inference: what a gradient passes through is better
-    scanned.
+    A `Stack` applies unrolled weights in a Python loop, not in a scan. A scan copies each layer's
+    weights out of the stacked array. With few tokens, as in decoding, a CPU spends more time on
+    these copies than on the products. Unrolled layers need no copies, but compile more slowly, the
+    more layers there are. This is for inference; in training a scan is better.
     """
     apart = lambda leaf: leaf if _is_layers(leaf) else Layers(leaf[i] for i in range(len(leaf)))
     return jax.tree.map(apart, tree, is_leaf=_is_layers)
 
 
 def unrolled_weights(params: trees.Params, axes: Mapping[str, Axes]) -> trees.Params:
-    """Returns the weights of a model, those of its stacks `unrolled`; `axes`.
-
-    Of all of them (`axes_of`).
-    """
+    """Returns the weights of a model with its stacks `unrolled`; `axes`: of all weights."""
     flat = trees.flatten(params)
     return trees.unflatten(
         {path: unrolled(w) if axes[path][:1] == ("layers",) else w for path, w in flat.items()}
@@ -215,22 +204,22 @@ def unrolled_weights(params: trees.Params, axes: Mapping[str, Axes]) -> trees.Pa
 
 
 def stacked(leaf: Any) -> Any:
-    """Returns the one array of `Layers`; other arrays as they are."""
+    """Returns `Layers` as one stacked array, and other arrays unchanged."""
     return jnp.stack(leaf.layers) if isinstance(leaf, Layers) else leaf
 
 
 def is_unrolled(tree: Any) -> bool:
-    """Whether a stack's weights, inputs or outputs are `unrolled`."""
+    """Returns True if the layers are stored separately instead of stacked."""
     return any(map(_is_layers, jax.tree.leaves(tree, is_leaf=_is_layers)))
 
 
 def join_layers(outputs: Iterable[Any]) -> Any:
-    """Returns the outputs of each layer as one tree of `Layers`."""
+    """Returns the outputs of single layers as one tree of `Layers`."""
     return jax.tree.map(lambda *leaves: Layers(leaves), *outputs, is_leaf=_is_layers)
 
 
 def concatenate(parts: Iterable[Any]) -> Any:
-    """Returns the outputs of several ranges of layers as those of one, stacked or unrolled as they are."""
+    """Concatenates the outputs of several ranges of layers; all stacked, or all unrolled."""
 
     def join(*leaves: Any) -> Any:
         if _is_layers(leaves[0]):
@@ -241,7 +230,7 @@ def concatenate(parts: Iterable[Any]) -> Any:
 
 
 def single(output: Any, weights: Any) -> Any:
-    """Returns the outputs of one layer as those of a range of one, in the form (stacked or unrolled) of `weights`."""
+    """Returns the output of one layer as that of a range of one, in the form of `weights`."""
     return (
         join_layers([output])
         if is_unrolled(weights)
@@ -262,7 +251,7 @@ def grouped(tree: Any, groups: int) -> Any:
 
 
 def ungrouped(tree: Any) -> Any:
-    """Joins the two axes that `grouped` made."""
+    """Inverse of `grouped`: joins the two leading axes."""
 
     def join(leaf: Any) -> Any:
         if _is_layers(leaf):

@@ -1,8 +1,6 @@
-"""Trees of weights by path.
+"""Functions on trees of weights: flat views, tables of patterns, splits, counts and hashes.
 
-Flat views, tables that match each weight exactly once, splits, counts and hashes.
-
-A tree is Haiku's two-level dict {module: {name: array}}; the path of a weight is "module/name".
+A tree is Haiku's two-level dict {module: {name: array}}. The path of a weight is "module/name".
 """
 
 from __future__ import annotations
@@ -22,7 +20,7 @@ Table = tuple[tuple[str, Any], ...]
 
 
 class TableError(ValueError):
-    """A weight is matched by no row, or by several rows, of a table that speaks of weights."""
+    """A weight is matched by no row, or by several rows, of a table of weights."""
 
 
 def flatten(params: Params) -> dict[str, Any]:
@@ -42,19 +40,19 @@ def unflatten(flat: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
 def match_once(
     paths: Mapping[str, Any] | list[str], table: Table, *, what: str, allow_unused: bool = False
 ) -> dict[str, Any]:
-    """Looks each path up in a table of (regular expression, value).
+    """Looks up each path in a table of (regular expression, value), where one row must match it.
 
     Args:
         paths: the weights' paths.
-        table: rows; an expression must match the whole path.
-        what: the table's name, for messages ("weight decay").
+        table: the rows. An expression must match the whole path.
+        what: name of the table in messages, such as "weight decay".
         allow_unused: whether a row may match no weight.
 
     Returns:
         {path: value}.
 
     Raises:
-        TableError: if a weight is matched by no row or by more than one, or a row by no weight.
+        TableError: if no row or several rows match a weight, or a row matches no weight.
     """
     found: dict[str, Any] = {}
     unused = {pattern for pattern, _ in table}
@@ -87,7 +85,7 @@ def partition(
 
 
 def merge(*parts: Params) -> dict[str, dict[str, Any]]:
-    """Puts disjoint trees together; a weight in two of them is an error."""
+    """Returns the union of trees; a weight that is in two of them is an error."""
     merged: dict[str, Any] = {}
     for part in parts:
         flat = flatten(part)
@@ -100,7 +98,7 @@ def merge(*parts: Params) -> dict[str, dict[str, Any]]:
 
 
 def subtree(params: Params, prefix: str) -> dict[str, dict[str, Any]]:
-    """Returns the modules at or under `prefix`, with `prefix/` cut off (a module equal to `prefix` becomes "")."""
+    """Returns the modules at or below `prefix`, named without `prefix/`; `prefix` itself is ""."""
     cut = {
         m: m[len(prefix) :].lstrip("/") for m in params if m == prefix or m.startswith(prefix + "/")
     }
@@ -108,7 +106,7 @@ def subtree(params: Params, prefix: str) -> dict[str, dict[str, Any]]:
 
 
 def under(params: Params, prefix: str) -> dict[str, dict[str, Any]]:
-    """Returns the modules below `prefix`, with their whole names."""
+    """Returns the modules below `prefix`, with their full names."""
     return {
         module: dict(weights)
         for module, weights in params.items()
@@ -117,12 +115,12 @@ def under(params: Params, prefix: str) -> dict[str, dict[str, Any]]:
 
 
 def count(params: Params) -> int:
-    """Returns the number of scalars; arrays or abstract shapes."""
+    """Returns the number of scalars in a tree of arrays or abstract shapes."""
     return sum(math.prod(leaf.shape) for leaf in flatten(params).values())
 
 
 def content_hash(params: Params) -> str:
-    """Returns a sha256 of all paths, dtypes, shapes and values: the identity of a frozen tower."""
+    """Returns a sha256 of all paths, dtypes, shapes and values; it identifies a frozen tower."""
     digest = hashlib.sha256()
     for path, leaf in flatten(params).items():
         array = np.asarray(leaf)
@@ -132,8 +130,8 @@ def content_hash(params: Params) -> str:
 
 
 def hash_heading(path: str, leaf: Any) -> bytes:
-    """Returns what the content hash is fed before a weight's values, which follow in C order, all at once or in parts."""
-    # A scalar counts as numpy's contiguous copy of it has it, so that exports of version 0.3.0 stay
-    # what they were.
+    """Returns the bytes that `content_hash` reads before the values of a weight (in C order)."""
+    # A scalar has the shape of numpy's contiguous copy of it, so the hashes of exports of version
+    # 0.3.0 remain valid.
     shape = tuple(leaf.shape) or (1,)
     return f"{path}|{leaf.dtype}|{shape}|".encode()

@@ -1,6 +1,3 @@
-"""The version of the package, for what writes it into files.
-
-`setup.py` reads it here without importing anything.
-"""
+"""The version of the package. `setup.py` reads it from this text and imports nothing."""
 
 __version__ = "0.4.0"
