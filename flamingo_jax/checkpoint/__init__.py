@@ -1,4 +1,1 @@
-"""What is kept on disk.
-
-The steps of a run (`store`), model directories (`export`), towers for a model (`partial`).
-"""
+"""Saves and loads: the steps of a run (`store`), whole models (`export`), towers (`partial`)."""

@@ -1,9 +1,8 @@
-"""Named arrays in an orbax directory: the one format in which weights and optimizer state are kept.
+"""Stores named arrays in an orbax directory: the format of all weights and optimizer states.
 
-A tree is stored flat, {"trainable/flamingo/xattn/query/w": array, ...}. A flat dict says all of its
-structure by its
-names: it can be listed without reading data, compared by name, and read in part; nothing is ever
-    unpickled.
+A tree is stored flat, {"trainable/flamingo/xattn/query/w": array, ...}. The names contain the whole
+structure, so a directory can be listed without reading data, compared by name, and read in part.
+Nothing is unpickled.
 """
 
 from __future__ import annotations
@@ -18,22 +17,22 @@ import orbax.checkpoint as ocp
 from flamingo_jax.checkpoint.streamed import Streamed, StreamedHandler
 from flamingo_jax.core.paths import PathLike, absolute
 
-# what orbax and TensorStore raise on bad files
+# What orbax and TensorStore raise for damaged files.
 ORBAX_ERRORS = (OSError, ValueError, KeyError, TypeError, RuntimeError)
 
 
 class CheckpointError(RuntimeError):
-    """A checkpoint that is missing, incomplete, damaged or not the right one.
+    """A checkpoint is missing, incomplete, damaged or not the right one.
 
     The message says what to do.
     """
 
 
 def named(tree: Any) -> dict[str, Any]:
-    """Returns the leaves of any pytree by name: keys, fields and indices joined by "/".
+    """Returns the leaves of a pytree by name: keys, fields and indices joined by "/".
 
     Raises:
-        CheckpointError: if two leaves share a name, or a leaf has zero size (orbax stores none).
+        CheckpointError: if two leaves share a name, or a leaf has zero size (orbax has no such array).
     """
     names: dict[str, Any] = {}
     for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]:
@@ -52,9 +51,9 @@ def named(tree: Any) -> dict[str, Any]:
 
 
 def write(directory: PathLike, arrays: Mapping[str, Any]) -> None:
-    """Writes named arrays, replacing the directory; all processes of a cluster call it together.
+    """Writes named arrays and replaces the directory; all processes of a cluster call it together.
 
-    All of them may be `Streamed` instead: then they are asked for their parts one after the other,
+    If the arrays are `Streamed` (all of them), their parts are made and written one after another,
     in the order of `arrays`.
 
     Raises:
@@ -62,7 +61,7 @@ def write(directory: PathLike, arrays: Mapping[str, Any]) -> None:
     """
     options = {}
     if any(isinstance(array, Streamed) for array in arrays.values()):
-        # Without a handler of jax.Array, which there are none of, orbax warns.
+        # orbax warns if there is no handler of jax.Array, although there is no such array.
         handlers = (
             (Streamed, StreamedHandler(list(arrays))),
             (jax.Array, ocp.type_handlers.ArrayHandler()),
@@ -73,17 +72,17 @@ def write(directory: PathLike, arrays: Mapping[str, Any]) -> None:
             checkpointer.save(
                 absolute(directory), args=ocp.args.PyTreeSave(dict(arrays)), force=True
             )
-    except CheckpointError:  # of the one who makes the parts
+    except CheckpointError:  # raised while a part was made
         raise
     except ORBAX_ERRORS as error:
         raise CheckpointError(f"Cannot write arrays to {directory}: {first_line(error)}") from error
 
 
 def describe(directory: PathLike) -> dict[str, jax.ShapeDtypeStruct]:
-    """Returns name -> shape and dtype of what a directory holds; reads no data.
+    """Returns name -> shape and dtype of the stored arrays; reads no data.
 
     Raises:
-        CheckpointError: if there is nothing, or it is damaged.
+        CheckpointError: if there are no arrays, or they are damaged.
     """
     path = absolute(directory)
     if not path.is_dir():
@@ -103,12 +102,12 @@ def describe(directory: PathLike) -> dict[str, jax.ShapeDtypeStruct]:
 
 
 def read(directory: PathLike, like: Mapping[str, jax.ShapeDtypeStruct]) -> dict[str, jax.Array]:
-    """Reads the arrays that `like` names, and no others, onto its shardings and in its dtypes.
+    """Reads only the arrays that `like` names, with its shardings and dtypes.
 
     Args:
         directory: written by `write` or by a `Store`.
-        like: name -> shape, dtype and sharding (none: the default device). Names and shapes must be
-            those of the file.
+        like: name -> shape, dtype and sharding (None: the default device). Names and shapes must be
+            those of the stored arrays.
 
     Raises:
         CheckpointError: if the data are damaged.
@@ -138,17 +137,15 @@ def compare(found: Mapping[str, Any], wanted: Mapping[str, Any], *, where: str) 
     """Checks that two sets of arrays have the same names and shapes.
 
     Args:
-        found: name -> shape of what is stored.
-        wanted: name -> shape of what the program needs.
-        where: the checkpoint, for the message.
+        found: name -> shape of the stored arrays.
+        wanted: name -> shape of the arrays that the program needs.
+        where: name of the checkpoint in the message.
 
     Raises:
-        CheckpointError: naming the first few on both sides.
+        CheckpointError: if they differ; names the first few differences.
     """
-    only_found, only_wanted = (
-        sorted(found.keys() - wanted.keys()),
-        sorted(wanted.keys() - found.keys()),
-    )
+    only_found = sorted(found.keys() - wanted.keys())
+    only_wanted = sorted(wanted.keys() - found.keys())
     if only_found or only_wanted:
         raise CheckpointError(
             f"{where} holds other arrays than the model. Only in the checkpoint "
@@ -170,21 +167,19 @@ def compare(found: Mapping[str, Any], wanted: Mapping[str, Any], *, where: str) 
 
 def few(items: list[str], *, separator: str = ", ") -> str:
     """Returns the first three items as text."""
-    return (
-        separator.join(items[:3]) + (f"{separator}..." if len(items) > 3 else "")
-        if items
-        else "none"
-    )
+    if not items:
+        return "none"
+    return separator.join(items[:3]) + (f"{separator}..." if len(items) > 3 else "")
 
 
 def first_line(error: BaseException) -> str:
-    """Returns the beginning of an error's text: TensorStore's run to pages."""
+    """Returns the first line of an error's text, since TensorStore's texts are pages long."""
     line = (str(error).splitlines() or [""])[0]
     return f"{type(error).__name__}: {line[:300]}"
 
 
 def read_here(directory: PathLike, name: str) -> np.ndarray:
-    """Reads one array into the memory of this process, whatever the other processes of a cluster do.
+    """Reads one array in this process alone, independently of the other processes of a cluster.
 
     Raises:
         CheckpointError: if the data are damaged.

@@ -1,16 +1,17 @@
-"""A self-contained model directory, and the one way to open a model for use.
+"""Writes a model as a self-contained directory, and opens any checkpoint for use.
 
     DIR/weights/         all weights, as named arrays (orbax): {"flamingo/lm/...": array}
-    DIR/tokenizer.model  SentencePiece; or tokenizer.json of Hugging Face and what lies beside it;
-    absent for a model without text
-    DIR/model.json       kind, config, new_tokens, preprocessing, content_hash, step, parameters, created_by
+    DIR/tokenizer.model  SentencePiece; or Hugging Face's tokenizer.json with the files next to it;
+                         absent for a model without text
+    DIR/model.json       kind, config, new_tokens, preprocessing, content_hash, step, parameters,
+                         created_by
 
-An export appears whole: written beside its place and renamed there. On gs://, where a directory
-cannot be renamed at once, it is written in place, and model.json, without which there is no export,
-goes first away and comes last.
+An export appears as a whole: it is written under another name and renamed. On gs://, where a
+directory cannot be renamed at once, it is written in place: model.json, without which there is no
+export, is deleted first and written last.
 
-`open_checkpoint` takes an export, a run's WORKDIR or one of its steps; see there.
-`describe_checkpoint` reads all of it but the weights.
+`open_checkpoint` opens an export, a run's WORKDIR or one of its steps. `describe_checkpoint` reads
+everything but the weights.
 """
 
 from __future__ import annotations
@@ -40,25 +41,26 @@ from flamingo_jax.tokenizers.markers import Markers
 KINDS = ("language_model", "contrastive", "flamingo", "vision")
 CARD = "model.json"
 
-# placement(weight's path, its stored shape and dtype) -> the shape, dtype and sharding that it is
-# read into
+# placement(path of a weight, its stored shape and dtype) -> the shape, dtype and sharding of the
+# array that it is read into
 Placement = Callable[[str, jax.ShapeDtypeStruct], jax.ShapeDtypeStruct]
 
 
 @dataclasses.dataclass(frozen=True)
 class OpenedCheckpoint:
-    """A model for use: its weights and what is needed to build and to feed it.
+    """A model for use: its weights, and what is needed to build it and to make its inputs.
 
     Attributes:
-      kind: which model `model_config` is for: one of KINDS ("vision": an encoder alone, imported).
-      params: all weights, {module: {name: array}}.
-      model_config: `core.config.to_dict` of training's ModelConfig.
-      tokenizer: the tokenizer's file, for `tokenizers.load.load_tokenizer`; None if the model has
-          no text.
-      preprocessing: {"image_size": pixels, "image_fit": how an image becomes a square (absent:
-          "pad")}.
-      step: updates done.
-      path: the export, or WORKDIR/checkpoints/STEP.
+        kind: the model that `model_config` describes: one of KINDS ("vision": an encoder alone,
+            which was converted).
+        params: all weights, {module: {name: array}}.
+        model_config: `core.config.to_dict` of `models.config.ModelConfig`.
+        tokenizer: the tokenizer's file, for `tokenizers.load.load_tokenizer`; None if the model has
+            no text.
+        preprocessing: {"image_size": pixels, "image_fit": how an image becomes a square (absent:
+            "pad")}.
+        step: number of updates.
+        path: the export, or WORKDIR/checkpoints/STEP.
     """
 
     kind: str
@@ -71,7 +73,7 @@ class OpenedCheckpoint:
 
     @property
     def new_tokens(self) -> tuple[str, ...]:
-        """The new tokens, in the order of their ids."""
+        """The tokens that were added to the vocabulary, in the order of their ids."""
         return tuple(self.model_config.get("new_tokens") or ())
 
 
@@ -86,28 +88,26 @@ def export(
     step: int,
     markers: Markers | None = None,
 ) -> Path:
-    """Writes a model directory; one that is there is replaced.
-
-    All processes of a cluster call it together.
+    """Writes a model directory, or replaces it; all processes of a cluster call it together.
 
     Args:
-        directory: the model directory to be, such as WORKDIR/export.
-        params: all weights, in the dtypes they shall be kept in; or all of them `Streamed`.
-        kind: which model: one of KINDS.
-        config: `core.config.to_dict` of training's ModelConfig.
-        tokenizer: the tokenizer (a file, or the directory that holds it), copied; None without
-            text.
+        directory: the model directory, such as WORKDIR/export.
+        params: all weights, in the dtypes in which they are stored; or all of them `Streamed`.
+        kind: one of KINDS.
+        config: `core.config.to_dict` of `models.config.ModelConfig`.
+        tokenizer: the tokenizer (a file, or the directory that contains it), which is copied; None
+            without text.
         preprocessing: {"image_size": pixels, "image_fit": how an image becomes a square (absent:
             "pad")}.
-        step: updates done.
-        markers: what stands around texts and images; None = what lies beside the tokenizer.
+        step: number of updates.
+        markers: the tokens around texts and images; None = those stored with the tokenizer.
 
     Returns:
         `directory`.
 
     Raises:
-        CheckpointError: for an unknown kind, a weight of zero size or of a dtype that JAX has not,
-            a missing tokenizer.
+        CheckpointError: if the kind is unknown, a weight has zero size or a dtype that JAX does not
+            have, or the tokenizer is missing.
         PathError: if the directory cannot be written.
     """
     if kind not in KINDS:
@@ -125,7 +125,7 @@ def export(
     if pieces and markers is not None:
         pieces[markers_lib.FILE_NAME] = json.dumps(config_lib.to_dict(markers), indent=2).encode()
     target = paths.absolute(directory)
-    # every process knows its name
+    # the same name in every process
     place = target.parent / f".{target.name}.tmp" if paths.is_local(target) else target
     is_primary = ocp.multihost.process_index() == 0
     if is_primary:
@@ -142,21 +142,22 @@ def export(
         )
     except CheckpointError:
         if is_primary and place != target:
-            with contextlib.suppress(OSError):  # clearing up: the error that counts is on its way
+            with contextlib.suppress(OSError):  # clean up; the first error is raised below
                 place.rmtree(missing_ok=True)
         raise
     if is_primary:
         for name, content in pieces.items():
             paths.write_atomically(place / name, content)
+        is_streamed = all(isinstance(leaf, Streamed) for leaf in flat.values())
         card = {
             "kind": kind,
             "config": dict(config),
             "new_tokens": list(config.get("new_tokens") or ()),
             "preprocessing": dict(preprocessing),
-            # the vocabulary; what belongs to it lies beside it
+            # the vocabulary; its other files are next to it
             "tokenizer": next(iter(pieces), None),
             "content_hash": digest.hexdigest()
-            if _are_streamed(flat)
+            if is_streamed
             else _hash_of(flat, place / "weights"),
             "step": int(step),
             "parameters": trees.count(params),
@@ -170,11 +171,11 @@ def export(
 
 
 def read_card(path: PathLike, *, what: str = "checkpoint") -> tuple[Path, dict[str, Any]]:
-    """Returns (directory, content of model.json) of an export; a WORKDIR stands for its export.
+    """Returns (directory, content of model.json) of an export.
 
     Args:
-        path: the export, or the WORKDIR around it.
-        what: what the export is for, for messages.
+        path: the export, or the WORKDIR that contains it.
+        what: what the export is used for, in messages.
 
     Raises:
         CheckpointError: if there is no export, or its model.json is damaged.
@@ -206,16 +207,16 @@ def describe_checkpoint(
 ) -> OpenedCheckpoint:
     """`open_checkpoint` without reading a weight: `params` are jax.ShapeDtypeStruct, as stored.
 
-    From it follows the model, from the model where its weights go, and so the `placement` of a
-    model larger than one host.
+    A program builds the model from this description, and from the model the `placement` that opens
+    a model larger than one host.
 
     Args:
-        path: as for `open_checkpoint`, and so are the others.
+        path: as for `open_checkpoint`, like the other arguments.
         towers: frozen towers that have moved.
         tokenizer: where the tokenizer is, if it has moved.
 
     Raises:
-        CheckpointError: as `open_checkpoint`, but for damage to the weights themselves.
+        CheckpointError: as `open_checkpoint`, except that damaged weights are not noticed.
     """
     return open_checkpoint(path, towers, tokenizer=tokenizer, placement=_describe)
 
@@ -230,32 +231,32 @@ def open_checkpoint(
     """Opens a model for use.
 
     Args:
-        path: an export; or a run's WORKDIR: its newest step, or its export if it has no step; or
-            WORKDIR/checkpoints/STEP. Of a step only the weights are read, no optimizer state, and
-            frozen towers come from where the run had them.
-        towers: {"lm": PATH} for towers that have moved since; None entries do not count. They must
+        path: an export; or WORKDIR/checkpoints/STEP; or a run's WORKDIR, for its newest step, or
+            its export if there is no step. Of a step only the weights are read, not the optimizer
+            state, and the frozen towers are read from the paths in the run's config.
+        towers: {"lm": PATH} for towers that have moved since; None entries are ignored. They must
             be the same towers.
         tokenizer: where the tokenizer of a run's step is, if it has moved.
-        placement: where each weight goes (dtype and sharding), for models larger than one device.
-            Without it weights come as stored, on the default device, and those of an export are
-            checked against the hash.
+        placement: dtype and sharding of each weight, for models larger than one device. Without it
+            weights are read as stored, on the default device, and those of an export are checked
+            against the hash.
 
     Raises:
-        CheckpointError: if `path` is none of these, or a file is missing, cut off or changed, or a
-            tower is not there or not the one that the run had.
+        CheckpointError: if `path` is no checkpoint, a file is missing, cut off or changed, or a
+            tower is missing or not the one of the run.
     """
-    given = {name: tower for name, tower in (towers or {}).items() if tower is not None}
+    moved = {name: tower for name, tower in (towers or {}).items() if tower is not None}
     location = Path(path)
     if (location / CARD).exists():
-        return _open_export(location, given, tokenizer, placement)
+        return _open_export(location, moved, tokenizer, placement)
     if there := store.steps(location):
-        return _open_step(location, there[-1], given, tokenizer, placement)
+        return _open_step(location, there[-1], moved, tokenizer, placement)
     if (location / "export" / CARD).exists():
-        return _open_export(location / "export", given, tokenizer, placement)
-    # "." may be a step
+        return _open_export(location / "export", moved, tokenizer, placement)
+    # "." may be the directory of a step
     one = location if location.parent.name == "checkpoints" else paths.absolute(location)
     if one.parent.name == "checkpoints" and one.name.isdigit():
-        return _open_step(one.parent.parent, int(one.name), given, tokenizer, placement)
+        return _open_step(one.parent.parent, int(one.name), moved, tokenizer, placement)
     expected = "an export, a WORKDIR with checkpoints/ or export/, or WORKDIR/checkpoints/STEP"
     if not location.exists():
         raise CheckpointError(
@@ -314,7 +315,7 @@ def _open_step(
     flat = _read_weights(directory / "state", "trainable/", placement)
     for name, record in frozen.items():
         tower = _read_tower(name, record, towers.get(name), directory, placement)
-        flat = tower | flat  # a weight of the tower that was trained after all is the trained one
+        flat = tower | flat  # a weight of the tower that the run trained is the trained one
     try:
         kind, model_config, data = config["stage"], config["model"], config["data"]
         fit = data.get("image_fit", "pad")
@@ -345,7 +346,7 @@ def _read_tower(
     checkpoint: Path,
     placement: Placement | None,
 ) -> dict[str, Any]:
-    """Returns a frozen tower's weights, by their paths in the model that holds it."""
+    """Returns a frozen tower's weights, by their paths in the larger model."""
     override = f"--config.towers.{name}=PATH"
     try:
         directory, card = read_card(
@@ -390,7 +391,7 @@ def _read_weights(
 
 
 def _describe(path: str, stored: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
-    """The placement that reads nothing."""
+    """The placement of `describe_checkpoint`: nothing is read."""
     return stored
 
 
@@ -404,7 +405,7 @@ def _tokenizer_file(path: PathLike) -> Path:
 
 
 class _Stored:
-    """A weight that is read from disk when numpy asks for it, so that one at a time is in memory."""
+    """A weight that is read from disk when numpy converts it, so only one is in memory."""
 
     def __init__(self, directory: Path, name: str):
         self._directory, self._name = directory, name
@@ -413,14 +414,10 @@ class _Stored:
         return arrays.read_here(self._directory, self._name)
 
 
-def _are_streamed(flat: Mapping[str, Any]) -> bool:
-    return all(isinstance(leaf, Streamed) for leaf in flat.values())
-
-
 def _hashed(path: str, leaf: Any, digest: Any) -> Any:
-    """Returns a weight that feeds the content hash while it streams by.
+    """Returns a `Streamed` weight that updates the content hash while it is written.
 
-    One that is there already as it is.
+    Other weights are returned unchanged.
     """
     if not isinstance(leaf, Streamed):
         return leaf
@@ -435,10 +432,7 @@ def _hashed(path: str, leaf: Any, digest: Any) -> Any:
 
 
 def _hash_of(flat: Mapping[str, Any], directory: Path) -> str:
-    """Returns the content hash of weights.
-
-    Those that lie on other hosts too are read back from disk.
-    """
+    """Returns the content hash; weights that are partly on other hosts are read from disk."""
     if all(getattr(leaf, "is_fully_addressable", True) for leaf in flat.values()):
         return trees.content_hash(trees.unflatten(flat))
     return trees.content_hash(trees.unflatten({name: _Stored(directory, name) for name in flat}))

@@ -1,12 +1,12 @@
-"""Puts trained towers into a larger model, strict both ways.
+"""Loads trained towers into a larger model.
 
     export "language_model": lm/...                      --->  flamingo/lm/...
     export "contrastive":    contrastive/vision/...      --->  flamingo/vision/...
                              contrastive/text/...        skipped, by name
 
-Every weight under a target must come from its source in the same shape, and every weight of a
-source must go somewhere or be named by a row of `skip`: a tower that does not fit is an error,
-never a model that is random in part.
+Every weight below a target must be in its source, with the same shape. Every weight of a source
+must have a target or match a row of `skip`. So a tower that does not fit is an error, and no part
+of a model stays random by mistake.
 """
 
 from __future__ import annotations
@@ -29,24 +29,22 @@ Sources = Mapping[str, tuple[PathLike, str]]
 def load_towers(
     params: trees.Params, sources: Sources, *, skip: tuple[str, ...] = ()
 ) -> dict[str, dict[str, Any]]:
-    """Returns `params` with the weights under each target read from an export.
+    """Returns `params` with the weights below each target replaced by those of an export.
 
-    The others are as they were.
-
-    Only the named weights are read, each onto the sharding and in the dtype of the weight whose
-    place it takes.
+    Only these weights are read, each with the sharding and the dtype of the weight that it
+    replaces.
 
     Args:
         params: {module: {name: leaf}}; leaves are arrays, or jax.ShapeDtypeStruct with shardings.
-        sources: {target: (export, source)}, such as {"flamingo/lm": ("runs/lm/export", "lm")}:
-            prefixes of paths.
-        skip: regular expressions over whole paths of source weights that go nowhere, such as
-            "contrastive/text/.*".
+        sources: {target: (export, source)}, such as {"flamingo/lm": ("runs/lm/export", "lm")};
+            target and source are prefixes of paths.
+        skip: regular expressions that match whole paths of source weights without a target, such
+            as "contrastive/text/.*".
 
     Raises:
-        CheckpointError: for a missing export; a weight under a target without a source; a source
-            weight without a target that no row of `skip` names, or that is used twice; other
-            shapes; or a row of `skip` that names nothing.
+        CheckpointError: if an export is missing; a weight below a target has no source; a source
+            weight is used twice, or has no target and matches no row of `skip`; shapes differ; or a
+            row of `skip` matches nothing.
     """
     flat = trees.flatten(params)
     exports = {
@@ -83,10 +81,10 @@ def load_towers(
 
 
 def frozen_record(path: PathLike, source: str, target: str) -> dict[str, str]:
-    """Returns what a run's config keeps of a frozen tower, as config["frozen"]["lm"].
+    """Returns how a run's config describes a frozen tower, in config["frozen"]["lm"].
 
     Args:
-        path: the tower's export (or the WORKDIR around it).
+        path: the tower's export (or the WORKDIR that contains it).
         source: prefix of its weights in the export ("lm", "contrastive/vision").
         target: prefix of its weights in the model ("flamingo/lm", "flamingo/vision").
 

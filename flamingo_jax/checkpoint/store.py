@@ -1,20 +1,22 @@
-"""The checkpoints of a run.
-
-Saved in the background, found again by themselves, refused when they are of another run.
+"""Saves and restores the checkpoints of a run.
 
     WORKDIR/config.json                 the resolved config
-    WORKDIR/checkpoints/STEP/state/     trainable weights and optimizer state, as named arrays (orbax, OCDBT)
+    WORKDIR/checkpoints/STEP/state/     trainable weights and optimizer state, as named arrays
+                                        (orbax, OCDBT)
                             /data/      {dataset: position}, JSON
                             /config/    the resolved config, JSON
 
-What the training loop saves is one tree, {"trainable": {module: {name: array}}, "opt_state": ...,
-"step": int32 scalar}. Frozen towers are not in it: the config's entry "frozen" names where each
-comes from (see `partial.frozen_record`), and every weight of the model is either trainable or under
-the target of one such entry.
+Checkpoints are saved in the background. A run finds its newest checkpoint again, and refuses one of
+another config.
 
-A step appears by a rename (on gs://, by a commit file written last), so one that was cut off never
-counts. In a cluster all processes make the same calls in the same order; orbax is what keeps them
-in step.
+The training loop saves one tree, {"trainable": {module: {name: array}}, "opt_state": ..., "step":
+int32 scalar}. Frozen towers are not in it: the entry "frozen" of the config names the export of
+each (see `partial.frozen_record`). Every weight of the model is either trainable or below the
+target of one of these entries.
+
+A step appears by a rename (on gs://, by a commit file that is written last), so an incomplete one
+does not count. In a cluster all processes make the same calls in the same order, and orbax
+synchronises them.
 """
 
 from __future__ import annotations
@@ -32,9 +34,8 @@ from flamingo_jax.core import config as config_lib
 from flamingo_jax.core import paths
 from flamingo_jax.core.paths import Path, PathLike
 
-# A run may go on with other values in these fields: how long and where it runs, not what it
-# computes. A tower may have
-# moved, since its hash (frozen.TOWER.hash) may not differ.
+# A run may continue with other values in these fields. They decide how long and where it runs, not
+# what it computes. A tower may have moved, because its hash (frozen.TOWER.hash) must be the same.
 MAY_DIFFER = (
     r"name",
     r"steps",
@@ -47,10 +48,7 @@ MAY_DIFFER = (
 
 
 class Store:
-    """The checkpoints of one run, in WORKDIR/checkpoints.
-
-    Close it, or use it as a context manager.
-    """
+    """The checkpoints of one run, in WORKDIR/checkpoints. Close it, or use it in a `with`."""
 
     def __init__(
         self,
@@ -61,17 +59,16 @@ class Store:
         may_differ: tuple[str, ...] = MAY_DIFFER,
         completed: Callable[[dict[str, Any]], Mapping[str, Any]] = lambda config: config,
     ):
-        """Opens the run, and refuses a workdir that holds another one.
+        """Opens the run, and refuses a workdir with another one.
 
         Args:
-            workdir: made if it is not there.
-            config: the resolved config as `core.config.to_dict` gives it, with "frozen" for the
-                towers.
-            keep: how many of the newest checkpoints stay; at least 1.
-            may_differ: regular expressions over dotted fields in which a checkpoint's config may
+            workdir: created if it does not exist.
+            config: the resolved config from `core.config.to_dict`, with "frozen" for the towers.
+            keep: how many of the newest checkpoints are kept; at least 1.
+            may_differ: regular expressions of dotted fields in which a checkpoint's config may
                 differ from `config`.
-            completed: gives a checkpoint's config the fields that it was made without, at their
-                defaults.
+            completed: adds to a checkpoint's config the fields that are newer than the checkpoint,
+                with their defaults.
 
         Raises:
             PathError: if the workdir cannot be written.
@@ -80,18 +77,14 @@ class Store:
         """
         if keep < 1:
             raise ValueError(f"keep is {keep}; expected at least 1 checkpoint to be kept.")
-        self._workdir, self._config, self._may_differ = (
-            paths.absolute(workdir),
-            dict(config),
-            may_differ,
-        )
-        self._completed = completed
+        self._workdir, self._config = paths.absolute(workdir), dict(config)
+        self._may_differ, self._completed = may_differ, completed
         self._directory = paths.make_directory(self._workdir / "checkpoints")
         self._manager = ocp.CheckpointManager(
             self._directory,
             options=ocp.CheckpointManagerOptions(
                 preservation_policy=ocp.checkpoint_managers.LatestN(keep),
-                cleanup_tmp_directories=True,  # what a killed run left
+                cleanup_tmp_directories=True,  # of a run that was killed
             ),
         )
         if (step := self.latest_step()) is not None:
@@ -100,29 +93,24 @@ class Store:
             paths.write_json(self._workdir / "config.json", self._config)
 
     def latest_step(self) -> int | None:
-        """Returns the newest complete checkpoint's step, or None.
-
-        One that is still being written does not count.
-        """
+        """Returns the step of the newest complete checkpoint, or None."""
         return max(steps(self._workdir), default=None)
 
     def save(self, step: int, state: Any, positions: Mapping[str, int]) -> bool:
-        """Starts to save a step, and returns as soon as the arrays are copied.
+        """Starts to save a step, and returns when the arrays are copied and may be donated.
 
-        They may be donated afterwards.
-
-        Waits for the save before, if that still goes on. An error of that one comes up here.
+        First waits for the previous save to end.
 
         Args:
-            step: the number of updates done.
+            step: number of updates.
             state: tree of (sharded) arrays, without None and without frozen towers.
             positions: how many batches of each dataset were used.
 
         Returns:
-            False if that step is already there (nothing is written then).
+            False if this step is already saved; then nothing is written.
 
         Raises:
-            CheckpointError: if it cannot be saved.
+            CheckpointError: if this save cannot start, or the previous one failed.
         """
         flat = arrays.named(state)
         try:
@@ -143,15 +131,15 @@ class Store:
             ) from error
 
     def restore(self, step: int | None, like: Any) -> tuple[Any, dict[str, int]]:
-        """Returns (state, positions) of a step, bit for bit as saved, on the shardings and in the dtypes of `like`.
+        """Returns (state, positions) of a step, equal to the bit, with the shardings of `like`.
 
         Args:
             step: None for the newest.
-            like: the state's tree of jax.ShapeDtypeStruct with shardings; any mesh, not only the
-                one that saved.
+            like: the state's tree of jax.ShapeDtypeStruct with shardings. The mesh may be another
+                one than that of the save.
 
         Raises:
-            CheckpointError: if there is no such step, it is damaged, of another config or of
+            CheckpointError: if there is no such step, it is damaged, or it has another config or
                 another structure.
         """
         self.wait()
@@ -181,7 +169,7 @@ class Store:
             ) from error
 
     def close(self) -> None:
-        """Waits, and ends the background threads."""
+        """Waits for the last save, and ends the background threads."""
         try:
             self.wait()
         finally:
@@ -208,7 +196,7 @@ class Store:
 
 
 def steps(workdir: PathLike) -> list[int]:
-    """Returns the complete checkpoints of a run, oldest first; [] if it is no workdir."""
+    """Returns the steps of a run's complete checkpoints, oldest first; [] if there are none."""
     directory = Path(workdir) / "checkpoints"
     if not directory.is_dir():
         return []
@@ -221,7 +209,7 @@ def step_directory(workdir: PathLike, step: int) -> Path:
 
 
 def read_item(workdir: PathLike, step: int, item: str) -> dict[str, Any]:
-    """Returns the "config" or the "data" of a step.
+    """Returns the item "config" or "data" of a step.
 
     Raises:
         CheckpointError: if there is no such step, or the file is damaged.
@@ -231,7 +219,7 @@ def read_item(workdir: PathLike, step: int, item: str) -> dict[str, Any]:
             f"{workdir} holds no complete checkpoint of step {step}; it holds {there or 'none'}."
         )
     try:
-        # the name of orbax's JSON handler
+        # orbax's JSON handler names the file so
         return paths.read_json(step_directory(workdir, step) / item / "metadata")
     except paths.PathError as error:
         raise CheckpointError(
