@@ -32,7 +32,7 @@ def named(tree: Any) -> dict[str, Any]:
     """Returns the leaves of a pytree by name: keys, fields and indices joined by "/".
 
     Raises:
-        CheckpointError: if two leaves share a name, or a leaf has zero size (orbax has no such array).
+        CheckpointError: if two leaves share a name, or a leaf has zero size, as orbax forbids.
     """
     names: dict[str, Any] = {}
     for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]:

@@ -1,1 +1,1 @@
-"""Weights of other implementations, turned into exports: tables of what becomes what, not logic."""
+"""Converts weights of other implementations to exports, by tables of source and target names."""

@@ -1,13 +1,12 @@
-"""CLIP in the layout of transformers.
+"""Converts CLIP in the layout of transformers: the image tower, or both towers.
 
-Its image tower, of a CLIPModel or a CLIPVisionModel, or both towers; of OpenAI's weights or
-LAION's.
+    vision_model.{embeddings, pre_layrnorm, encoder.layers.N, post_layernorm}  -> vision/...
+    visual_projection, text_model, text_projection, logit_scale                -> contrastive/...
+                                                        with towers=both; else they are skipped
 
-    vision_model.embeddings, pre_layrnorm, encoder.layers.N, post_layernorm      -> vision/...
-    visual_projection, text_model, text_projection, logit_scale                  -> contrastive/... with towers=both, else left
-
-The activation is what config.json says, which no weight tells: quick_gelu for OpenAI's, gelu (the
-exact one) for LAION's.
+The files are those of a CLIPModel or a CLIPVisionModel, with the weights of OpenAI or of LAION. The
+activation is read from config.json, because it does not follow from the weights: quick_gelu for
+OpenAI's weights, gelu (the exact one) for LAION's.
 """
 
 from __future__ import annotations
@@ -28,7 +27,7 @@ from flamingo_jax.models.vit import Features, ViTConfig
 
 NAMES = Names(
     patch="embeddings.patch_embedding",
-    first="embeddings.class_embedding",
+    class_token="embeddings.class_embedding",
     positions="embeddings.position_embedding.weight",
     pre_norm="pre_layrnorm",  # the publisher's spelling
     block="encoder.layers.{layer}.",
@@ -48,13 +47,13 @@ _OTHERS = Skip(r"(?!vision_model\.).*", "no part of the image tower")
 def conversion(inputs: Inputs) -> Conversion:
     """Returns the conversion of a directory with config.json to an export of kind "vision".
 
-    Its option `features` says what comes out of the tower: "patches" (the default, as in
-    OpenFlamingo), "class_and_patches" (as in IDEFICS), both before the last norm, or "class"
-    (CLIP's own image embedding before its projection) after it. With the option towers=both the
-    whole CLIPModel becomes an export of kind "contrastive".
+    The option `features` selects the output of the tower: "patches" (the default, as in
+    OpenFlamingo) or "class_and_patches" (as in IDEFICS), before the last norm; or "class", after
+    it (CLIP's image embedding before its projection). With the option towers=both the whole
+    CLIPModel becomes an export of kind "contrastive".
 
     Raises:
-        ConversionError: for a config of another model, or a value of `features` that there is not.
+        ConversionError: if the config is of another model, or an option has an unknown value.
     """
     check_options(inputs, "features", "towers")
     if towers_of(inputs) == "both":
@@ -119,9 +118,9 @@ def _both(inputs: Inputs) -> Conversion:
 
 
 def tower_rules(config: ViTConfig, *, source: str = "") -> Rules:
-    """Returns the rules of the image tower, for files in which its names begin with `source`.
+    """Returns the rules of the image tower; `source` is the prefix of its names in the files.
 
-    Targets are below its module.
+    The targets have no prefix.
     """
     return with_prefixes((*vision_rules(config, NAMES), BUFFERS), source=source)
 
@@ -132,14 +131,14 @@ def vision_config(
     """Returns the ViT that a config.json describes.
 
     Args:
-        config: its content, of a CLIPModel (then `vision_config` in it counts) or a
-            CLIPVisionModel; what it lacks has CLIP's values.
-        features: what comes out. Only "class" is behind the last norm.
-        preprocessing: content of preprocessor_config.json; None or empty: CLIP's mean and
+        config: its content, of a CLIPModel (with a field `vision_config`) or a CLIPVisionModel.
+            Missing fields have CLIP's values.
+        features: output of the tower. Only "class" is taken after the last norm.
+        preprocessing: content of preprocessor_config.json. None or empty: CLIP's mean and standard
             deviation.
 
     Raises:
-        ConversionError: for a model that is no CLIP, or an activation that is not known here.
+        ConversionError: if the model is no CLIP, or the activation is unknown.
     """
     kind = config.get("model_type", "clip")
     if kind not in ("clip", "clip_vision_model"):
@@ -148,8 +147,8 @@ def vision_config(
             "--source."
         )
     fields = config.get("vision_config", {}) if kind == "clip" else config
-    seen = preprocessing or {}
-    colours = {"mean": seen.get("image_mean"), "std": seen.get("image_std")}
+    preprocessing = preprocessing or {}
+    colours = {"mean": preprocessing.get("image_mean"), "std": preprocessing.get("image_std")}
     return ViTConfig(
         patch_size=fields.get("patch_size", 32),
         width=fields.get("hidden_size", 768),
@@ -179,7 +178,7 @@ def features_of(inputs: Inputs) -> Features:
     """Returns the option `features`.
 
     Raises:
-        ConversionError: for a value that there is not.
+        ConversionError: if the value is unknown.
     """
     features = inputs.options.get("features", "patches")
     if features not in get_args(Features):
@@ -190,11 +189,11 @@ def features_of(inputs: Inputs) -> Features:
 
 
 def read_preprocessing(directory: Path) -> dict[str, Any]:
-    """Returns the content of preprocessor_config.json, {} without one."""
+    """Returns the content of preprocessor_config.json, or {} if there is no such file."""
     file = directory / "preprocessor_config.json"
     return paths.read_json(file) if file.exists() else {}
 
 
 def fit_of(preprocessing: Mapping[str, Any]) -> str:
-    """Returns how images become squares: CLIP cuts out the middle unless it says otherwise."""
+    """Returns how images become squares; by default CLIP crops the centre."""
     return "crop" if preprocessing.get("do_center_crop", True) else "squash"

@@ -1,12 +1,10 @@
-"""CLIP whole, with its text tower and the maps into the joint space.
-
-An export of kind "contrastive", for zero-shot evaluation.
+"""Converts both towers of CLIP and their projections to an export of kind "contrastive".
 
     image tower -> class token, last norm --projection--+
     text tower  -> last token, last norm  --projection--+--> cosines, times exp(logit_scale)
 
-The tokenizer comes along (tokenizer.json and what lies beside it). CLIP fills rows with its <EOS>;
-here what is padding is told by the segment, and a causal encoder never looks there from the last
+The tokenizer is copied too (tokenizer.json and the files next to it). CLIP pads texts with its
+<EOS>. Here the segment marks padding, and the causal encoder does not attend to it from the last
 real token, so the embeddings are the same.
 """
 
@@ -18,9 +16,7 @@ from typing import Any, Literal
 from flamingo_jax.conversion.mapping import Conversion, Rule, Rules
 from flamingo_jax.conversion.publishers import Inputs
 from flamingo_jax.conversion.reading import ConversionError, Weights
-from flamingo_jax.conversion.transforms import (
-    pad_rows,
-)
+from flamingo_jax.conversion.transforms import pad_rows
 from flamingo_jax.conversion.vit_rules import Names, norm_rules, projection_rules
 from flamingo_jax.core.paths import Path
 from flamingo_jax.models.config import ModelConfig
@@ -33,11 +29,11 @@ Towers = Literal["vision", "both"]
 
 
 def towers_of(inputs: Inputs) -> Towers:
-    """Returns the option `towers`: "vision" (the default), the image tower alone, or "both".
+    """Returns the option `towers`: "vision" (the default, the image tower alone) or "both".
 
     Raises:
-        ConversionError: for another value, or `features` with both: what is compared with texts is
-            the class token.
+        ConversionError: if the value is unknown, or `features` is set for both towers: texts are
+            compared with the class token.
     """
     towers = inputs.options.get("towers", "vision")
     if towers not in ("vision", "both"):
@@ -54,12 +50,12 @@ def text_config(*, width: int, mlp_width: int, **fields: Any) -> TextEncoderConf
 
     Args:
         width: W.
-        mlp_width: of the feed-forward layers.
+        mlp_width: width of the feed-forward layers.
         **fields: vocab_size, num_layers, num_heads, max_length, activation, epsilon.
 
     Raises:
-        ConversionError: if the feed-forward layers are no multiple of the width, or the heads do
-            not divide it.
+        ConversionError: if the width does not divide `mlp_width`, or the number of heads does not
+            divide the width.
     """
     if mlp_width % width:
         raise ConversionError(
@@ -71,21 +67,19 @@ def text_config(*, width: int, mlp_width: int, **fields: Any) -> TextEncoderConf
             width=width, mlp_ratio=mlp_width // width, norm="before", causal=True, **fields
         )
     except ValueError as error:
-        raise ConversionError(f"{error} Check the config beside the files.") from error
+        raise ConversionError(f"{error} Check the config of the files.") from error
 
 
 def text_rules(
     config: TextEncoderConfig, names: Names, *, embedding: str, positions: str, final_norm: str
 ) -> Rules:
-    """Returns the rules of the text tower, its targets below its module.
-
-    `mapping.with_prefixes` moves them to where it stands.
+    """Returns the rules of the text tower; `mapping.with_prefixes` adds the prefixes.
 
     Args:
-        config: of the text tower.
-        names: what the files call the parts of a block; the same as in the image tower.
-        embedding: name of the table of tokens.
-        positions: name of the table of positions.
+        config: the text tower.
+        names: names of the parts of a block in the files; the same as in the image tower.
+        embedding: name of the token table.
+        positions: name of the position table.
         final_norm: name of the last norm.
     """
     heads = (config.num_heads, config.width // config.num_heads)
@@ -115,13 +109,13 @@ def both(
     """Returns the conversion of both towers.
 
     Args:
-        vit: the image tower, with the class token behind the last norm as its features.
+        vit: the image tower; its features are the class token after the last norm.
         text: the text tower.
         joint_dim: J.
-        rules: of everything, their targets whole.
+        rules: all rules, with full targets.
         files: the weights.
-        directory: where the tokenizer lies.
-        preprocessing: of an export.
+        directory: contains the tokenizer.
+        preprocessing: as in an export.
 
     Raises:
         ConversionError: if there is no tokenizer.json.

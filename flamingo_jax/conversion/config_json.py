@@ -1,7 +1,4 @@
-"""What a publisher's config.json says, field by field.
-
-A value that we cannot compute is refused by its name.
-"""
+"""Reads the fields of a publisher's config.json, and refuses values that are not supported."""
 
 from __future__ import annotations
 
@@ -29,10 +26,10 @@ class Fields:
         self._content = content
 
     def get(self, *names: str, default: Any = _REQUIRED) -> Any:
-        """Returns the first field of these names that is there and not null, else the default.
+        """Returns the first of these fields that exists and is not null, else the default.
 
         Raises:
-            ConversionError: there is none, and no default.
+            ConversionError: if there is no such field and no default.
         """
         for name in names:
             value: Any = self._content
@@ -47,12 +44,10 @@ class Fields:
         return default
 
     def only(self, name: str, *supported: Any, default: Any) -> Any:
-        """Returns a field that must have one of the supported values.
-
-        The default stands for a field that is not there.
+        """Returns a field that must have one of the supported values; `default` if it is missing.
 
         Raises:
-            ConversionError: it has another.
+            ConversionError: if it has another value.
         """
         value = self.get(name, default=default)
         if value not in supported:

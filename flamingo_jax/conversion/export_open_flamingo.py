@@ -1,12 +1,12 @@
-"""This model back to OpenFlamingo's checkpoint.pt, so that it can be read in PyTorch.
+"""Converts a Flamingo back to OpenFlamingo's checkpoint.pt, for use in PyTorch.
 
-The table of `open_flamingo_layout` from right to left.
-
-    model, _, tokenizer = open_flamingo.create_model_and_transforms(..., cross_attn_every_n_layers=n)     # their towers
+    model, _, tokenizer = open_flamingo.create_model_and_transforms(
+        ..., cross_attn_every_n_layers=n)                                # with their towers
     model.load_state_dict(torch.load("checkpoint.pt"), strict=False)
 
-What is written is what they publish: perceiver, gated layers, token tables. The frozen towers must
-be theirs. Only a model with their geometry has this form.
+This applies the table of `open_flamingo_layout` in the other direction. The file contains what
+OpenFlamingo publishes: perceiver, gated layers, token tables. The frozen towers must be theirs, and
+the model must have their architecture.
 """
 
 from __future__ import annotations
@@ -63,24 +63,21 @@ _THEIRS = {
     },
     "vit": {"features": "patches", "final_norm": False},
 }
-"""What their `Flamingo` class makes, whatever its arguments.
-
-Part of the model -> field -> value.
-"""
+"""Fields that are fixed in their `Flamingo` class: part of the model -> field -> value."""
 
 
 def write(checkpoint: Path, output: Path) -> str:
-    """Writes checkpoint.pt; the whole model is in memory meanwhile.
+    """Writes checkpoint.pt; the whole model is in memory.
 
     Args:
         checkpoint: an export, a WORKDIR or one of its steps, of a Flamingo.
         output: the file.
 
     Returns:
-        One line about it.
+        A line that describes the file.
 
     Raises:
-        ConversionError: as `state_dict`, or for a model of another kind.
+        ConversionError: as `state_dict`, or if the model is of another kind.
         CheckpointError: if there is no such checkpoint.
     """
     opened = open_checkpoint(checkpoint)
@@ -92,7 +89,7 @@ def write(checkpoint: Path, output: Path) -> str:
     torch = package("torch")
 
     def tensor(x: np.ndarray) -> Any:
-        if x.dtype == jnp.bfloat16:  # which numpy alone does not know
+        if x.dtype == jnp.bfloat16:  # torch cannot convert it from numpy
             return torch.from_numpy(np.array(x).view(np.int16)).view(torch.bfloat16)
         return torch.from_numpy(np.array(x))
 
@@ -102,24 +99,22 @@ def write(checkpoint: Path, output: Path) -> str:
 
 
 def state_dict(model: ModelConfig, params: trees.Params) -> dict[str, np.ndarray]:
-    """Returns the model in the names and shapes of OpenFlamingo's checkpoint.pt, in the dtypes that the weights have.
+    """Returns the weights with the names and shapes of OpenFlamingo; the dtypes are not changed.
 
     Args:
-        model: of a Flamingo.
+        model: a Flamingo.
         params: all its weights.
 
     Raises:
-        ConversionError: naming the fields in which the model is not one of theirs.
+        ConversionError: as `check`, or if the new tokens have other rows in embedding and head
+            where OpenFlamingo has one table.
     """
-    layout = check(model)
-    flat, lm, every = (
-        trees.flatten(params),
-        required(model.lm, "lm"),
-        required(model.xattn, "xattn").every,
-    )
-    places = range(every - 1, lm.num_layers, every)
-    out = dict(_renamed(RESAMPLER, flat, range(required(model.resampler, "resampler").num_layers)))
-    out.update(_renamed(xattn_pairs(layout.layers), flat, places))
+    layout, flat = check(model), trees.flatten(params)
+    lm, every = required(model.lm, "lm"), required(model.xattn, "xattn").every
+    resampler_layers = range(required(model.resampler, "resampler").num_layers)
+    xattn_layers = range(every - 1, lm.num_layers, every)
+    out = dict(_renamed(RESAMPLER, flat, resampler_layers))
+    out.update(_renamed(xattn_pairs(layout.layers), flat, xattn_layers))
     read = lambda path: np.asarray(flat[f"flamingo/{path}"])
     known = lm.vocab_size
     new = {name: read(f"new_tokens/{name}") for name in ("input", "output")}
@@ -138,17 +133,16 @@ def state_dict(model: ModelConfig, params: trees.Params) -> dict[str, np.ndarray
 
 
 def check(model: ModelConfig) -> FlamingoLayout:
-    """Returns where a model's language model would be in theirs.
+    """Returns the names of the language model's weights in their checkpoint.
 
     Raises:
-        ConversionError: naming the fields in which the model is not one of theirs.
+        ConversionError: if OpenFlamingo cannot represent the model; names the fields.
     """
     wrong = [
-        f"{part}.{field} = {getattr(required(getattr(model, part), part), field)!r} (theirs: "
-        f"{value!r})"
+        f"{part}.{field} = {value!r} (theirs: {theirs!r})"
         for part, fields in _THEIRS.items()
-        for field, value in fields.items()
-        if getattr(required(getattr(model, part), part), field) != value
+        for field, theirs in fields.items()
+        if (value := getattr(required(getattr(model, part), part), field)) != theirs
     ]
     xattn = required(model.xattn, "xattn")
     if xattn.offset != xattn.every - 1:
@@ -167,7 +161,7 @@ def check(model: ModelConfig) -> FlamingoLayout:
 
 
 def _family(lm: LMConfig) -> str | None:
-    """The family of language models whose options these are."""
+    """Returns the family of language models that has these options."""
     if lm.position == "alibi":
         return "mpt"
     if lm.position == "rotary":
@@ -183,8 +177,6 @@ def _renamed(
         if "{layer}" not in pair.source:
             yield pair.source, np.ascontiguousarray(pair.back(*ours))
             continue
-        for slot, layer in enumerate(layers):
-            yield (
-                pair.source.replace("{layer}", str(layer)),
-                np.ascontiguousarray(pair.back(*(w[slot] for w in ours))),
-            )
+        for index, layer in enumerate(layers):
+            theirs = pair.back(*(w[index] for w in ours))
+            yield pair.source.replace("{layer}", str(layer)), np.ascontiguousarray(theirs)

@@ -1,13 +1,13 @@
-"""Open language models as the frozen tower.
+"""Converts open language models, of the families of `lm_families`, for use as the frozen tower.
 
-A directory as Hugging Face's transformers writes it, of one of the families of `lm_families`.
-
-    DIR/config.json                                          model_type and shape
-    DIR/model.safetensors, pytorch_model.bin, or shards      weights                        -->  a language_model export
+    DIR/config.json                                        model_type and shape
+    DIR/model.safetensors, pytorch_model.bin, or shards    weights
     DIR/tokenizer.model, or tokenizer.json and tokenizer_config.json
+        --> an export of kind "language_model"
 
-V is the number of rows of the checkpoint's table, which may have more of them than its tokenizer
-has pieces; new tokens stand behind it.
+DIR is a directory that Hugging Face's transformers writes. V is the number of rows of the
+checkpoint's token table, which may be larger than the number of the tokenizer's pieces. New tokens
+come after these rows.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ def conversion(inputs: Inputs) -> Conversion:
     """Returns the conversion of the directory that `--input` names.
 
     Raises:
-        ConversionError: a file is missing or damaged, the family is unknown, or the model has an
-            option that our block has not.
+        ConversionError: if a file is missing or damaged, the family is unknown, or the model has an
+            option that our block does not have.
     """
     check_options(inputs)
     directory = inputs.input
@@ -57,11 +57,11 @@ def _tokenizer(directory: Path) -> Path:
 
 
 def _writes_bos(directory: Path) -> bool:
-    """Whether the model's own tokenizer puts <BOS> before a text."""
+    """Returns True if the model's own tokenizer puts <BOS> before a text."""
     file = _tokenizer(directory)
-    said = file.parent / tokenizer_lib.SPECIAL_TOKENS_NAMES[0]
-    if said.exists() and isinstance(says := paths.read_json(said).get("add_bos_token"), bool):
-        return says
+    config = file.parent / tokenizer_lib.SPECIAL_TOKENS_NAMES[0]
+    if config.exists() and isinstance(adds := paths.read_json(config).get("add_bos_token"), bool):
+        return adds
     if file.suffix != ".json":
-        return True  # SentencePiece is LLaMA's and Mistral's
+        return True  # LLaMA and Mistral use SentencePiece
     return HuggingFaceTokenizer.load(file, ()).writes_bos

@@ -1,16 +1,20 @@
-"""IDEFICS 9B and 80B, and their instruct forms (Hugging Face M4, 2023).
+"""Converts IDEFICS 9B and 80B, and their instruct forms (Hugging Face M4, 2023).
 
-CLIP-H, a resampler and LLaMA 7B or 65B, all in one directory.
+One directory contains CLIP-H, a resampler and LLaMA 7B or 65B:
 
-    model.vision_model               CLIP's ViT, its class token kept, its last norm not            -> flamingo/vision
-    model.perceiver_resampler        no input map, no time embeddings, norms on the heads           -> flamingo/resampler
-    model.gated_cross_attn_layers    numbered by themselves, not by the block they stand before     -> flamingo/xattn
-    model.layers, model.norm         LLaMA                                                          -> flamingo/lm
-    embed_tokens, lm_head            32,000 rows -> flamingo/lm, additional rows                    -> flamingo/new_tokens
+    model.vision_model             CLIP's ViT: class token kept,          -> flamingo/vision
+                                   last norm left out
+    model.perceiver_resampler      no input projection, no time           -> flamingo/resampler
+                                   embeddings, norms on the heads
+    model.gated_cross_attn_layers  numbered 0, 1, ..., not by the         -> flamingo/xattn
+                                   number of the block after them
+    model.layers, model.norm       LLaMA                                  -> flamingo/lm
+    embed_tokens, lm_head          32,000 rows                            -> flamingo/lm
+                                   additional rows                        -> flamingo/new_tokens
 
-What no weight tells is read from config.json. One thing is written nowhere: whether, in training,
-the attention of a token that sees no image was zeroed. The published code does it today; as first
-published, it took the mean over all images (`--option=unseen=average`).
+Options that do not follow from the weights are read from config.json. One option is not in any
+file: what attention gives to a token without an image in training. The published code gives zero
+today. As first published, it gave the mean over all images (`--option=unseen=average`).
 """
 
 from __future__ import annotations
@@ -36,16 +40,16 @@ from flamingo_jax.tokenizers.markers import IMAGE_TAG, Markers
 Unseen = Literal["zero", "average"]
 
 AROUND = "<fake_token_around_image>"
-END_OF_UTTERANCE = "<end_of_utterance>"  # of the instruct models
-NEWLINE = "<0x0A>"  # LLaMA's piece; the examples of the others' prompts end in it
+END_OF_UTTERANCE = "<end_of_utterance>"  # ends an answer of the instruct models
+NEWLINE = "<0x0A>"  # LLaMA's piece; ends an example in the prompts of the other models
 
-# (field of config.json, its one value that is known here, what it is where it is left out)
+# (field of config.json, the only supported value, the value of a missing field)
 _ONLY = (
     ("model_type", "idefics", "missing"),
     ("use_resampler", True, False),
     ("tie_word_embeddings", False, False),
 )
-# What config.json leaves out, since it equals the default of its class.
+# config.json omits fields that have the default of its class.
 _DEFAULTS = {
     "vocab_size": 32_000,
     "hidden_size": 4096,
@@ -70,7 +74,7 @@ def conversion(inputs: Inputs) -> Conversion:
     The option `unseen` is "zero" or "average".
 
     Raises:
-        ConversionError: as of `describe`, or for what this source does not take.
+        ConversionError: as `describe`, or if an option is unknown.
     """
     check_options(inputs, "unseen")
     unseen = inputs.options.get("unseen", "zero")
@@ -100,14 +104,14 @@ def describe(
 
     Args:
         config: content of config.json.
-        files: its weights.
-        added: id -> string of the tokens that the tokenizer has beside its vocabulary.
-        tokenizer: its file, or the directory that holds it.
-        unseen: what attention gives a token that sees no image: nothing, or (as first published)
-            the mean over all.
+        files: the weights.
+        added: id -> string of the tokens that the tokenizer adds to its vocabulary.
+        tokenizer: the tokenizer's file, or the directory that contains it.
+        unseen: what attention gives to a token without an image: zero, or (as first published) the
+            mean over all images.
 
     Raises:
-        ConversionError: for a config of another model, or a tokenizer without IDEFICS' tokens.
+        ConversionError: if the config is of another model, or the tokenizer lacks IDEFICS's tokens.
     """
     fields = Fields(_DEFAULTS | dict(config))
     for name, value, default in _ONLY:
@@ -159,11 +163,11 @@ def describe(
 
 
 def markers(new_tokens: Sequence[str], vocab_size: int) -> Markers:
-    """Returns how its prompts are written; there is no end of chunk between text and image.
+    """Returns the markers of its prompts; there is no end of chunk between text and image.
 
-    An answer ends with `<end_of_utterance>` where the model has learnt it; else with the line, as
-    the few-shot examples do (`<EOC>` in a prompt becomes either): the model itself knows no other
-    end but that of the document.
+    An answer ends with `<end_of_utterance>` if the model has this token, else with a line break,
+    like the few-shot examples: the model has learnt no other end than that of the document. `<EOC>`
+    in a prompt becomes this marker.
     """
     end = END_OF_UTTERANCE if END_OF_UTTERANCE in new_tokens else NEWLINE
     return Markers(
@@ -175,10 +179,7 @@ def markers(new_tokens: Sequence[str], vocab_size: int) -> Markers:
 
 
 def added_tokens(directory: Path) -> dict[int, str]:
-    """Returns id -> string of the tokens that a tokenizer's files add to its vocabulary.
-
-    In any of the forms of Hugging Face.
-    """
+    """Returns id -> string of the added tokens, from any of Hugging Face's tokenizer files."""
     found: dict[int, str] = {}
     for name in ("tokenizer.json", "tokenizer_config.json", "added_tokens.json"):
         if not (directory / name).exists():
@@ -219,6 +220,7 @@ def _resampler_config(fields: Fields, vision: ViTConfig) -> ResamplerConfig:
 
 def _xattn_config(fields: Fields, lm: LMConfig, unseen: Unseen) -> XattnConfig:
     every = fields.get("cross_layer_interval", default=1)
+    gate = fields.only("alpha_type", "float", "vector", default="float")
     if lm.num_layers % every:
         raise ConversionError(
             f"config.json: cross_layer_interval is {every}, which does not divide "
@@ -233,17 +235,15 @@ def _xattn_config(fields: Fields, lm: LMConfig, unseen: Unseen) -> XattnConfig:
         norm="rms",
         norm_epsilon=lm.norm_epsilon,
         qk_norm=fields.get("qk_layer_norms", default=False),
-        gate="vector"
-        if fields.only("alpha_type", "float", "vector", default="float") == "vector"
-        else "scalar",
+        gate="vector" if gate == "vector" else "scalar",
         unseen=unseen,
     )
 
 
 def _resampler(config: ResamplerConfig) -> Rules:
     attention, mlp = f"blocks.{LAYER}.0.", f"blocks.{LAYER}.1."
-    inward = transforms.heads_in(config.num_heads, config.head_dim)
-    outward = transforms.heads_out(config.num_heads, config.head_dim)
+    heads_in = transforms.heads_in(config.num_heads, config.head_dim)
+    heads_out = transforms.heads_out(config.num_heads, config.head_dim)
     norms = {"context_layer_norm": "media_norm", "latents_layer_norm": "latents_norm"}
     if config.qk_norm:
         norms |= {"q_layer_norm": "query_head_norm", "k_layer_norm": "key_head_norm"}
@@ -255,8 +255,11 @@ def _resampler(config: ResamplerConfig) -> Rules:
             for theirs, ours in norms.items()
             for rule in _layer_norm(attention + theirs, f"layers/{ours}")
         ),
-        *(Rule(f"{attention}{part[0]}_proj.weight", f"layers/{part}/w", inward) for part in PARTS),
-        Rule(f"{attention}output_proj.weight", "layers/output/w", outward),
+        *(
+            Rule(f"{attention}{part[0]}_proj.weight", f"layers/{part}/w", heads_in)
+            for part in PARTS
+        ),
+        Rule(f"{attention}output_proj.weight", "layers/output/w", heads_out),
         *_layer_norm(f"{mlp}ln", "layers/ffw_norm"),
         Rule(f"{mlp}fc.weight", "layers/ffw/up/w", transforms.transpose),
         Rule(f"{mlp}c_proj.weight", "layers/ffw/down/w", transforms.transpose),
@@ -264,10 +267,8 @@ def _resampler(config: ResamplerConfig) -> Rules:
 
 
 def _xattn(lm: LMConfig, config: XattnConfig) -> Rules:
-    inward, outward = (
-        transforms.heads_in(lm.num_heads, lm.head_size),
-        transforms.heads_out(lm.num_heads, lm.head_size),
-    )
+    heads_in = transforms.heads_in(lm.num_heads, lm.head_size)
+    heads_out = transforms.heads_out(lm.num_heads, lm.head_size)
     gate = transforms.flat if config.gate == "vector" else transforms.scalar
     norms = {"input_layernorm": "query_norm", "post_attention_layernorm": "mlp_norm"}
     if config.qk_norm:
@@ -279,8 +280,8 @@ def _xattn(lm: LMConfig, config: XattnConfig) -> Rules:
         Rule("alpha_cross_attn", "attention_gate", gate),
         Rule("alpha_dense", "dense_gate", gate),
         *(Rule(f"{theirs}.weight", f"{ours}/scale") for theirs, ours in norms.items()),
-        *(Rule(f"cross_attn.{part[0]}_proj.weight", f"{part}/w", inward) for part in PARTS),
-        Rule("cross_attn.o_proj.weight", "out/w", outward),
+        *(Rule(f"cross_attn.{part[0]}_proj.weight", f"{part}/w", heads_in) for part in PARTS),
+        Rule("cross_attn.o_proj.weight", "out/w", heads_out),
         *(
             Rule(f"mlp.{part}_proj.weight", f"mlp/{part}/w", transforms.transpose)
             for part in ("gate", "up", "down")
@@ -293,10 +294,7 @@ def _layer_norm(source: str, target: str) -> Rules:
 
 
 def _new_tokens(fields: Fields, start: int, added: Mapping[int, str]) -> tuple[str, ...]:
-    """The strings of the additional rows.
-
-    A row that no token of the tokenizer has gets a name of its own.
-    """
+    """Returns the tokens of the additional rows; a row without a token is <additional_ID>."""
     count = fields.get("additional_vocab_size", default=0)
     names = tuple(
         added.get(number, f"<additional_{number}>") for number in range(start, start + count)
@@ -305,6 +303,6 @@ def _new_tokens(fields: Fields, start: int, added: Mapping[int, str]) -> tuple[s
         raise ConversionError(
             f"The {count} tokens behind the vocabulary of {start} are {names}; {missing[0]!r} is "
             "not among them. Put the publisher's tokenizer.json, tokenizer_config.json or "
-            "added_tokens.json beside config.json."
+            "added_tokens.json next to config.json."
         )
     return names

@@ -1,18 +1,18 @@
-"""The families of open language models.
+"""The families of open language models: their options, and the names of their weights.
 
-How each one's config.json describes our block, and where its files keep the block's weights.
+    family    norm   positions        feed-forward  biases      other properties
+    llama     RMS    rotary           SwiGLU        optional    grouped heads, scaled rotary
+                                                                positions, tied or not
+    mistral   RMS    rotary           SwiGLU        no          grouped heads, sliding window
+    qwen2     RMS    rotary           SwiGLU        q, k, v     grouped heads, tied or not
+    gpt_neox  Layer  rotary, in part  GeLU          all         parallel residual; q, k, v fused
+                                                                head by head
+    mpt       Layer  ALiBi            GeLU          no          q, k, v fused; norms on q and k (1B)
+    opt       Layer  learned          ReLU          all         two unused rows before the positions
+    gpt2      Layer  learned          GeLU (tanh)   all         weights are [in, out]; q, k, v fused
 
-    family     norm   positions            feed-forward  biases           beside
-    llama      RMS    rotary               SwiGLU        none (or named)  grouped heads, stretched rotary positions, tied or not
-    mistral    RMS    rotary               SwiGLU        none             grouped heads, a sliding window
-    qwen2      RMS    rotary               SwiGLU        q, k, v          grouped heads, tied or not
-    gpt_neox   Layer  rotary, in part      GeLU          all              parallel residual; q, k, v fused head by head
-    mpt        Layer  ALiBi                GeLU          none             q, k, v fused; norms on q and k (the 1B)
-    opt        Layer  learned              ReLU          all              two unused rows before the positions
-    gpt2       Layer  learned              GeLU (tanh)   all              weights stored [in, out]; q, k, v fused
-
-A value that the block cannot compute is refused by name. What a table does not name and the files
-hold is refused by the mapping.
+Each family converts its config.json to the options of our block, and refuses values that the block
+does not support. The mapping refuses weights that are not in a family's table.
 """
 
 from __future__ import annotations
@@ -36,12 +36,11 @@ class Family:
     """One family.
 
     Attributes:
-        config: (fields of config.json, rows of the embedding) -> the block's options.
-        rules: (those options, names in the files) -> the table; targets begin with "lm/".
-        embedding: how the name of the embedding ends; what stands before it ("model.",
-            "transformer.", or nothing) does so in all names.
-        fixed: fields of config.json for which only the value given here is supported; it also
-            stands for a field that is not there.
+        config: (fields of config.json, rows of the embedding) -> options of the model.
+        rules: (these options, names in the files) -> the table; targets begin with "lm/".
+        embedding: end of the embedding's name. What is in front of it ("model.", "transformer.", or
+            nothing) is the prefix of all names.
+        fixed: fields of config.json with the only supported value, which is also their default.
         heads: names of the head's weights, in the order of preference.
     """
 
@@ -53,15 +52,15 @@ class Family:
 
 
 def describe(content: Mapping[str, Any], shapes: Mapping[str, Any]) -> tuple[LMConfig, Rules]:
-    """Returns the model that a config.json and its files are of, and the table from one to the other.
+    """Returns the model that a config.json describes, and the rules for its files.
 
     Args:
-        content: of config.json.
+        content: content of config.json.
         shapes: name -> shape and dtype of the files' weights.
 
     Raises:
-        ConversionError: for an unknown family, a value that the block cannot compute, or shapes
-            that make no model.
+        ConversionError: if the family is unknown, a value is not supported, or the config does not
+            describe a valid model.
     """
     fields = Fields(content)
     family = FAMILIES[fields.only("model_type", *FAMILIES, default="missing")]
@@ -109,19 +108,19 @@ def _tables(lm: LMConfig, family: Family, embedding: str, shapes: Mapping[str, A
 
 
 def _rotary(fields: Fields) -> dict[str, Any]:
-    """Base and scaling, as transformers 4 and 5 write them."""
-    said = Fields(fields.get("rope_parameters", "rope_scaling", default={}))
-    name = "rope_type" if said.get("rope_type", default=None) else "type"
-    kind = said.only(name, "default", "linear", "llama3", default="default")
-    scaling = (
-        RotaryScaling() if kind == "default" else RotaryScaling(factor=float(said.get("factor")))
-    )
+    """Returns base and scaling, as transformers 4 and 5 write them."""
+    rope = Fields(fields.get("rope_parameters", "rope_scaling", default={}))
+    name = "rope_type" if rope.get("rope_type", default=None) else "type"
+    kind = rope.only(name, "default", "linear", "llama3", default="default")
+    scaling = RotaryScaling()
+    if kind != "default":
+        scaling = RotaryScaling(factor=float(rope.get("factor")))
     if kind == "llama3":
         scaling = dataclasses.replace(
             scaling,
-            low=float(said.get("low_freq_factor")),
-            high=float(said.get("high_freq_factor")),
-            original_length=said.get("original_max_position_embeddings"),
+            low=float(rope.get("low_freq_factor")),
+            high=float(rope.get("high_freq_factor")),
+            original_length=rope.get("original_max_position_embeddings"),
         )
     base = fields.get(
         "rope_parameters.rope_theta", "rope_theta", "rotary_emb_base", default=10_000.0
@@ -131,16 +130,14 @@ def _rotary(fields: Fields) -> dict[str, Any]:
 
 def _llama_config(fields: Fields, vocab_size: int) -> LMConfig:
     width, heads = fields.get("hidden_size"), fields.get("num_attention_heads")
-    head_dim, kv_heads = (
-        fields.get("head_dim", default=0),
-        fields.get("num_key_value_heads", default=heads),
-    )
+    head_dim = fields.get("head_dim", default=0)
+    kv_heads = fields.get("num_key_value_heads", default=heads)
     return LMConfig(
         vocab_size=vocab_size,
         num_layers=fields.get("num_hidden_layers"),
         width=width,
         num_heads=heads,
-        # what follows from other fields is 0 in ours
+        # 0 if the size follows from other fields
         head_dim=0 if head_dim * heads == width else head_dim,
         num_kv_heads=0 if kv_heads == heads else kv_heads,
         mlp_width=fields.get("intermediate_size"),
@@ -217,7 +214,7 @@ def _neox_rules(lm: LMConfig, names: Sequence[str]) -> Rules:
 
 
 def _mpt_config(fields: Fields, vocab_size: int) -> LMConfig:
-    """`attn_config.x` of MPT; `attn_x` or `x` of its first form, MosaicGPT, which the 1B is."""
+    """Reads `attn_config.x` of MPT; `attn_x` or `x` of its first form, MosaicGPT (the 1B)."""
     get = lambda name, default: fields.get(
         f"attn_config.{name}", f"attn_{name}", name, default=default
     )
@@ -243,8 +240,7 @@ def _mpt_config(fields: Fields, vocab_size: int) -> LMConfig:
     )
 
 
-# Fields of the attention for which only this value is supported; it also stands for a field that is
-# not there.
+# Fields of the attention with the only supported value, which is also their default.
 _MPT_ATTENTION: Mapping[str, Any] = {
     "alibi": True,
     "alibi_bias_max": 8,
@@ -297,7 +293,7 @@ def _opt_config(fields: Fields, vocab_size: int) -> LMConfig:
 def _opt_rules(lm: LMConfig, names: Sequence[str]) -> Rules:
     layer = f"layers.{LAYER}."
     return (
-        # rows 0 and 1 were for padding
+        # rows 0 and 1 are for padding
         Rule("embed_positions.weight", "lm/positions", transforms.rows(2, None)),
         *lm_rules.norm(lm, f"{layer}self_attn_layer_norm", f"{BLOCK}attention_norm"),
         *lm_rules.separate(lm, [f"{layer}self_attn.{part}_proj" for part in "qkv"]),

@@ -1,7 +1,4 @@
-"""The rules of a language model's block, in the words of the families' tables.
-
-Targets begin with "lm/".
-"""
+"""Makes the rules of the parts of a language model's block; targets begin with "lm/"."""
 
 from __future__ import annotations
 
@@ -17,7 +14,7 @@ PARTS = ("query", "key", "value")
 
 
 def norm(lm: LMConfig, source: str, target: str) -> Rules:
-    """A norm: its scale, and its offset where the block has one."""
+    """Returns the rules of a norm: its scale, and its offset if the block has one."""
     with_offset = lm.norm == "layer" and lm.norm_bias
     return (
         Rule(f"{source}.weight", f"{target}/scale"),
@@ -26,9 +23,13 @@ def norm(lm: LMConfig, source: str, target: str) -> Rules:
 
 
 def linear(source: str, target: str, transform: Transform, bias: Transform | None) -> Rules:
-    """A linear map; `transform`, `bias`.
+    """Returns the rules of a linear map.
 
-    How its weight and its bias are laid out anew, None = it has no bias.
+    Args:
+        source: its name in the files.
+        target: its path in the model.
+        transform: applied to the weight.
+        bias: applied to the bias; None = the map has no bias.
     """
     return (
         Rule(f"{source}.weight", f"{target}/w", transform),
@@ -39,7 +40,7 @@ def linear(source: str, target: str, transform: Transform, bias: Transform | Non
 def feed_forward(
     lm: LMConfig, names: Mapping[str, str], transform: Transform = transforms.transpose
 ) -> Rules:
-    """The feed-forward; `names`: part (up, down, gate) -> its name."""
+    """Returns the rules of the feed-forward; `names`: part (up, down, gate) -> its name."""
     bias = transforms.identity if lm.mlp_bias else None
     return tuple(
         rule
@@ -49,44 +50,39 @@ def feed_forward(
 
 
 def out(lm: LMConfig, source: str, *before: Transform) -> Rules:
-    """The attention's way out; `before`: what brings its weight to [D, H*K]."""
+    """Returns the rules of the output of attention; `before` changes its weight to [D, H*K]."""
     transform = transforms.chain(*before, transforms.heads_out(lm.num_heads, lm.head_size))
-    return linear(
-        source,
-        f"{BLOCK}attention/out",
-        transform,
-        transforms.identity if lm.attention_bias else None,
-    )
+    bias = transforms.identity if lm.attention_bias else None
+    return linear(source, f"{BLOCK}attention/out", transform, bias)
 
 
 def separate(lm: LMConfig, names: Sequence[str]) -> Rules:
-    """Queries, keys and values with a map each, by these names."""
+    """Returns the rules of queries, keys and values that are three maps with these names."""
+    has_bias = lm.attention_bias or lm.qkv_bias
+    num_heads = (lm.num_heads, lm.kv_heads, lm.kv_heads)
     rules: Rules = ()
-    for part, name, heads in zip(
-        PARTS, names, (lm.num_heads, lm.kv_heads, lm.kv_heads), strict=True
-    ):
-        bias = (
-            transforms.heads_bias(heads, lm.head_size) if lm.attention_bias or lm.qkv_bias else None
-        )
-        rules += linear(
-            name, f"{BLOCK}attention/{part}", transforms.heads_in(heads, lm.head_size), bias
-        )
+    for part, name, heads in zip(PARTS, names, num_heads, strict=True):
+        bias = transforms.heads_bias(heads, lm.head_size) if has_bias else None
+        weight = transforms.heads_in(heads, lm.head_size)
+        rules += linear(name, f"{BLOCK}attention/{part}", weight, bias)
     return rules
 
 
 def fused(lm: LMConfig, source: str, take: Callable[[int], Transform], *before: Transform) -> Rules:
-    """Queries, keys and values in one map; `before`: what brings its weight to [3*H*K, D]; `take`.
+    """Returns the rules of queries, keys and values that are one map.
 
-    Part 0, 1 or 2 of its rows.
+    Args:
+        lm: the model.
+        source: name of the map in the files.
+        take: returns the transform that takes part 0, 1 or 2 of the rows.
+        *before: transforms that change the weight to [3*H*K, D].
     """
     shape = lm.num_heads, lm.head_size
     rules: Rules = ()
     for number, part in enumerate(PARTS):
-        transform = transforms.chain(*before, take(number), transforms.heads_in(*shape))
-        bias = (
-            transforms.chain(take(number), transforms.heads_bias(*shape))
-            if lm.attention_bias
-            else None
+        weight = transforms.chain(*before, take(number), transforms.heads_in(*shape))
+        bias = transforms.chain(take(number), transforms.heads_bias(*shape))
+        rules += linear(
+            source, f"{BLOCK}attention/{part}", weight, bias if lm.attention_bias else None
         )
-        rules += linear(source, f"{BLOCK}attention/{part}", transform, bias)
     return rules

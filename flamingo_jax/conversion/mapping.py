@@ -1,13 +1,11 @@
-"""Which weight of a publisher's files becomes which weight of a model.
+"""Maps the weights of a publisher's files to the weights of a model, by a table of rules.
 
-Tables, checked before a byte is written.
+    files {name: array} --rules--> {"flamingo/lm/blocks/block/mlp/up/w": array}
 
-    files {name: array} --rules-->{"flamingo/lm/blocks/block/mlp/up/w": array}
-
-Each weight of the files is read by a rule or skipped by name, each weight of the model is made by
-exactly one rule, and all shapes fit; anything else is an error that names the first few on both
-sides. A stacked weight is made slice by slice, a layer at a time, so that the largest thing in
-memory is the largest weight of the files.
+Each weight of the files is read by a rule or skipped by name. Each weight of the model is made by
+exactly one rule. All shapes fit. Otherwise an error names the first few weights on both sides,
+before anything is written. A stacked weight is made one layer at a time, so memory is needed for
+the largest weight of the files only.
 """
 
 from __future__ import annotations
@@ -37,16 +35,16 @@ LAYER = "{layer}"
 
 @dataclasses.dataclass(frozen=True)
 class Rule:
-    """One weight of the model, and what it is made of.
+    """Makes one weight of the model from one or several weights of the files.
 
     Attributes:
-        source: name of the weight in the files, or several names. `{layer}` in it stands for the
-            number of a layer: the target is then a stacked weight (leading axis "layers"), made of
-            one slice for each layer.
-        target: its path in the model.
-        transform: (arrays as stored, one for each source) -> array of the target's shape (of a
-            slice's shape).
-        layers: the numbers in the files that become slices 0, 1, ...; None = 0, 1, ...
+        source: name of the weight in the files, or several names. If it contains `{layer}` (the
+            number of a layer), the target is a stacked weight (leading axis "layers") with a slice
+            for each layer.
+        target: path in the model.
+        transform: (stored arrays, one for each source) -> array with the shape of the target, or of
+            its slice.
+        layers: numbers in the files of the slices 0, 1, ...; None = 0, 1, ...
     """
 
     source: str | tuple[str, ...]
@@ -56,22 +54,22 @@ class Rule:
 
     @property
     def sources(self) -> tuple[str, ...]:
-        """The names, `{layer}` not yet filled in."""
+        """The names, with `{layer}`."""
         return (self.source,) if isinstance(self.source, str) else self.source
 
     @property
     def is_stacked(self) -> bool:
-        """Whether the target is made layer by layer."""
+        """True if the target is made layer by layer."""
         return any(LAYER in name for name in self.sources)
 
 
 @dataclasses.dataclass(frozen=True)
 class Skip:
-    """Weights of the files that are deliberately not taken; that there are none is no error.
+    """Leaves out weights of the files; that none has this name is no error.
 
     Attributes:
         source: regular expression of whole names.
-        why: the reason, as the dry run prints it.
+        why: the reason, which the dry run prints.
     """
 
     source: str
@@ -80,12 +78,12 @@ class Skip:
 
 @dataclasses.dataclass(frozen=True)
 class Constant:
-    """A weight of the model that the files do not have.
+    """Makes a weight of the model that is not in the files.
 
     Attributes:
-        target: its path in the model.
+        target: path in the model.
         make: (shape) -> array.
-        why: the reason, as the dry run prints it.
+        why: the reason, which the dry run prints.
     """
 
     target: str
@@ -98,17 +96,16 @@ Rules = tuple[Rule | Skip | Constant, ...]
 
 @dataclasses.dataclass(frozen=True)
 class Conversion:
-    """A publisher's model, described: all that an export of it is made of.
+    """Everything that the export of a publisher's model is made of.
 
     Attributes:
         kind: one of `checkpoint.export.KINDS`.
-        model: the model that the weights are for.
-        rules: the mapping.
-        files: the weights that it reads.
-        tokenizer: its file, or the directory that holds it; None without text.
+        model: the model.
+        rules: the mapping of its weights.
+        files: the publisher's weights.
+        tokenizer: the tokenizer's file, or the directory that contains it; None without text.
         preprocessing: {"image_size": pixels, ...}, as in an export.
-        prompt: what stands around texts and images, for the export's prompt.json; None = what lies
-            beside the tokenizer.
+        markers: the tokens around texts and images; None = those stored with the tokenizer.
     """
 
     kind: str
@@ -122,14 +119,14 @@ class Conversion:
 
 @dataclasses.dataclass(frozen=True)
 class PlannedWeight:
-    """One weight of the model as it will be written.
+    """One weight of the model, before it is written.
 
     Attributes:
-        target: its path.
-        shape: its shape.
-        dtype: its dtype.
-        rule: how it is made.
-        pieces: of a Rule, the names that make the whole, or each layer in turn.
+        target: path in the model.
+        shape: shape in the model.
+        dtype: dtype in the export.
+        rule: makes it.
+        pieces: the source names of the whole weight, or of each layer. Empty for a Constant.
     """
 
     target: str
@@ -140,19 +137,16 @@ class PlannedWeight:
 
     @property
     def size(self) -> int:
-        """How many numbers it has."""
+        """Number of elements."""
         return math.prod(self.shape)
 
     @property
     def is_stacked(self) -> bool:
-        """Whether `parts` are its layers."""
+        """True if `parts` are its layers."""
         return isinstance(self.rule, Rule) and self.rule.is_stacked
 
     def parts(self, files: Weights) -> Iterator[np.ndarray]:
-        """Yields the weight in C order.
-
-        Its layers one after the other, or the whole at once, read when they are asked for.
-        """
+        """Yields the layers, or the whole weight; reads each when it is needed."""
         if isinstance(self.rule, Constant):
             yield np.asarray(self.rule.make(self.shape), self.dtype)
             return
@@ -162,11 +156,11 @@ class PlannedWeight:
 
 @dataclasses.dataclass(frozen=True)
 class ConversionPlan:
-    """A mapping that fits.
+    """The result of a mapping that fits.
 
     Attributes:
         weights: all weights of the model, in the order of `core.trees.flatten`.
-        skipped: name in the files -> why it is not taken.
+        skipped: name in the files -> why it is skipped.
     """
 
     weights: tuple[PlannedWeight, ...]
@@ -174,7 +168,7 @@ class ConversionPlan:
 
 
 def with_prefixes(rules: Rules, *, source: str = "", target: str = "") -> Rules:
-    """Returns a tower's rules for files in which its names begin with `source`, and a model that has it under `target`."""
+    """Returns rules with the prefix `source` on all source names, and `target` on all targets."""
 
     def move(rule: Rule | Skip | Constant) -> Rule | Skip | Constant:
         if isinstance(rule, Skip):
@@ -198,17 +192,19 @@ def check(
     *,
     dtype: Any = None,
 ) -> ConversionPlan:
-    """Returns what will be written, if each source is taken or skipped, each target made once, and all shapes fit.
+    """Checks that the rules fit the files and the model, and returns what will be written.
+
+    They fit if each source is read or skipped, each target is made once, and all shapes agree.
 
     Args:
         rules: the mapping.
         sources: name -> shape and dtype of the files' weights.
         targets: path -> shape of the model's weights.
-        dtype: of all weights; None = as stored (float16 and float64, which no TPU computes in,
-            become float32).
+        dtype: dtype of all weights; None = as stored (float16 and float64, in which TPUs do not
+            compute, become float32).
 
     Raises:
-        ConversionError: otherwise, with the first few names on both sides.
+        ConversionError: if they do not fit; names the first few weights on both sides.
     """
     makers = [rule for rule in rules if not isinstance(rule, Skip)]
     made = [rule.target for rule in makers]
@@ -242,8 +238,8 @@ def check(
             f"The files do not hold the model that was expected. Only in the files ({len(left)}): "
             f"{few(left)}. Only expected ({len(missing)}): {few(missing)}. Weights of the model "
             f"without a row ({len(unmade)}): {few(unmade)}. Rows for weights that the model has "
-            f"not ({len(unknown)}): {few(unknown)}. Check --source, and that the config beside the "
-            "files is theirs."
+            f"not ({len(unknown)}): {few(unknown)}. Check --source, and that the config next to the "
+            "files belongs to them."
         )
     _check_dtypes(wanted, sources)
     by_target = {rule.target: rule for rule in makers}
@@ -253,22 +249,21 @@ def check(
     for path, leaf in order.items():
         rule, shape = by_target[path], tuple(leaf.shape)
         stored = [sources[name] for names in pieces[path] for name in names]
-        own = (
-            np.dtype(dtype) if dtype is not None else _common_dtype(stored) if stored else inherited
-        )
-        weights.append(PlannedWeight(path, shape, own, rule, pieces[path]))
+        stored_dtype = _common_dtype(stored) if stored else inherited
+        weight_dtype = np.dtype(dtype) if dtype is not None else stored_dtype
+        weights.append(PlannedWeight(path, shape, weight_dtype, rule, pieces[path]))
         wrong += _misfits(weights[-1], sources)
     if wrong:
         raise ConversionError(
             f"{len(wrong)} weights of the files have other shapes than the model: "
-            f"{few(wrong, separator='; ')}. Check --source, and that the config beside the files "
-            "is theirs."
+            f"{few(wrong, separator='; ')}. Check --source, and that the config next to the "
+            "files belongs to them."
         )
     return ConversionPlan(tuple(weights), skipped)
 
 
 def plan(conversion: Conversion, *, dtype: Any = None) -> ConversionPlan:
-    """`check` of a whole conversion.
+    """Applies `check` to a whole conversion.
 
     Raises:
         ConversionError: as `check`.
@@ -282,11 +277,11 @@ def plan(conversion: Conversion, *, dtype: Any = None) -> ConversionPlan:
 
 
 def targets(kind: str, model: ModelConfig) -> dict[str, jax.ShapeDtypeStruct]:
-    """Returns path -> shape of all weights of a model; nothing is computed.
+    """Returns path -> shape of all weights of a model; computes nothing.
 
     Args:
         kind: one of `checkpoint.export.KINDS`.
-        model: its parts.
+        model: the model.
 
     Raises:
         ValueError: if a part is missing.
@@ -310,17 +305,14 @@ def _init_of(kind: str, model: ModelConfig) -> Callable[[Any], Any]:
 
 
 def assemble(plan: ConversionPlan, files: Weights) -> dict[str, dict[str, jax.Array]]:
-    """Returns the model's weights in memory, {module: {name: array}}.
-
-    For tests and small models.
-    """
+    """Returns the weights of a (small) model in memory, {module: {name: array}}."""
     return trees.unflatten(
         {weight.target: jnp.asarray(_whole(weight, files)) for weight in plan.weights}
     )
 
 
 def load_params(conversion: Conversion, *, dtype: Any = None) -> dict[str, dict[str, jax.Array]]:
-    """Returns what the export would hold, in memory.
+    """Returns the weights that the export would contain, in memory.
 
     Raises:
         ConversionError: as `check`.
@@ -334,7 +326,7 @@ def _whole(weight: PlannedWeight, files: Weights) -> np.ndarray:
 
 
 def _pieces(rule: Rule | Constant, target: jax.ShapeDtypeStruct) -> tuple[tuple[str, ...], ...]:
-    """Returns the names in the files of each part of a target."""
+    """Returns the source names of each part of a target."""
     if isinstance(rule, Constant):
         return ()
     if not rule.is_stacked:
@@ -365,16 +357,13 @@ def _check_dtypes(wanted: set[str], sources: Mapping[str, Any]) -> None:
 
 
 def _common_dtype(leaves: Any) -> np.dtype:
-    """Returns the narrowest of bfloat16 and float32 that holds all of them exactly."""
+    """Returns bfloat16 if all leaves have this dtype, else float32."""
     bf16 = np.dtype(jnp.bfloat16)
     return bf16 if {np.dtype(leaf.dtype) for leaf in leaves} == {bf16} else np.dtype(np.float32)
 
 
 def _misfits(weight: PlannedWeight, sources: Mapping[str, Any]) -> list[str]:
-    """Returns what is wrong with the shapes of one weight.
-
-    Tries its conversion on zeros that take no memory.
-    """
+    """Returns what is wrong with the shapes of one weight, tried on zeros that need no memory."""
     rule, problems, tried = weight.rule, [], {}
     if isinstance(rule, Constant):
         return []
@@ -393,9 +382,8 @@ def _misfits(weight: PlannedWeight, sources: Mapping[str, Any]) -> list[str]:
 def _converted_shape(
     transform: Callable[..., np.ndarray], shapes: tuple[tuple[int, ...], ...]
 ) -> tuple[int, ...] | str:
+    zeros = [np.broadcast_to(np.zeros((), np.float16), shape) for shape in shapes]
     try:
-        return tuple(
-            transform(*(np.broadcast_to(np.zeros((), np.float16), shape) for shape in shapes)).shape
-        )
-    except (ValueError, IndexError) as error:  # what numpy raises for shapes that do not fit
+        return tuple(transform(*zeros).shape)
+    except (ValueError, IndexError) as error:  # numpy raises these if shapes do not fit
         return f"no conversion ({error})"

@@ -1,11 +1,10 @@
-"""NFNet F0-F6 as DeepMind published them -> a vision export.
-
-The files F0_haiku.npz ... F6_haiku.npz are pickled trees, whatever their name says.
+"""Converts NFNet F0-F6, as DeepMind published them, to an export of kind "vision".
 
     NFNet/~/nf_block_7/~/conv1/w  -->  vision/stage1/rest/conv1/w [layer]
 
-They are ImageNet classifiers: the last layer is left behind. (The contrastive encoder of the paper
-was never published.)
+The files F0_haiku.npz ... F6_haiku.npz are pickled trees, in spite of their names. They are
+ImageNet classifiers, of which the last layer is skipped. (The contrastive encoder of the paper was
+never published.)
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ from flamingo_jax.models.config import ModelConfig
 from flamingo_jax.models.nfnet import NFNetConfig
 from flamingo_jax.models.sizes import NFNETS
 
-# The size of images that each variant's published accuracy is for (Brock et al. 2021, Table 1).
+# The image size at which the accuracy of each variant was published (Brock et al. 2021, Table 1).
 IMAGE_SIZES: Mapping[str, int] = {
     "F0": 256,
     "F1": 320,
@@ -37,10 +36,10 @@ _SQUEEZE = (("linear", "squeeze"), ("linear_1", "excite"))
 
 
 def conversion(inputs: Inputs) -> Conversion:
-    """Returns the conversion of one published file; the variant is told by its number of blocks.
+    """Returns the conversion of one published file; its number of blocks determines the variant.
 
     Raises:
-        ConversionError: if the file holds no such tree, or more than arrays.
+        ConversionError: if the file is no tree of arrays, or of another model.
     """
     check_options(inputs)
     files = InMemory(flatten(read_tree(inputs.input)))
@@ -50,10 +49,10 @@ def conversion(inputs: Inputs) -> Conversion:
 
 
 def variant(num_blocks: int, where: str) -> str:
-    """Returns the name of the NFNet with this many blocks, 12 for F0 and as many more for each that follows.
+    """Returns the name of the NFNet with this many blocks: 12 for F0, 24 for F1, and so on.
 
     Raises:
-        ConversionError: if there is none.
+        ConversionError: if there is no such NFNet.
     """
     blocks = {name: sum(NFNETS[name].depths) for name in IMAGE_SIZES}
     for name, number in blocks.items():
@@ -67,24 +66,16 @@ def variant(num_blocks: int, where: str) -> str:
 
 
 def vision(name: str, config: NFNetConfig, rules: Rules, files: Weights) -> Conversion:
-    """Returns the conversion to an export of an NFNet alone.
-
-    Its images are cut to a square, as for its published accuracy.
-    """
+    """Returns the conversion of an NFNet; images are cropped, as for its published accuracy."""
     preprocessing = {"image_size": IMAGE_SIZES[name], "image_fit": "crop"}
-    return Conversion(
-        "vision",
-        ModelConfig(vision=config, new_tokens=()),
-        rules,
-        files,
-        preprocessing=preprocessing,
-    )
+    model = ModelConfig(vision=config, new_tokens=())
+    return Conversion("vision", model, rules, files, preprocessing=preprocessing)
 
 
 def stages(config: NFNetConfig) -> Iterator[tuple[str, int, tuple[int, ...]]]:
-    """Yields (path in the model, stage, the numbers of its blocks within the stage).
+    """Yields (path in the model, stage, numbers of its blocks within the stage).
 
-    The first block, then the stack of the others.
+    Each stage has its first block, and a stack of the other blocks.
     """
     for stage, depth in enumerate(config.depths):
         yield f"vision/stage{stage}/first", stage, (0,)
@@ -93,7 +84,7 @@ def stages(config: NFNetConfig) -> Iterator[tuple[str, int, tuple[int, ...]]]:
 
 
 def rules(config: NFNetConfig) -> Rules:
-    """Returns the mapping of a tree's weights, "module/name"."""
+    """Returns the rules of a tree's weights, "module/name"."""
     top = "NFNet/~"
     convs = [
         (f"{top}/stem_conv{i}", f"vision/stem_conv{i}") for i in range(len(config.stem_channels))
@@ -106,21 +97,19 @@ def rules(config: NFNetConfig) -> Rules:
     ]
     for target, stage, numbers in stages(config):
         before = sum(config.depths[:stage])
+        layers: tuple[int, ...] | None
         if numbers == (0,):
             block, layers = f"{top}/nf_block_{before}" if before else f"{top}/nf_block", None
         else:
-            block, layers = (
-                f"{top}/nf_block_{{layer}}",
-                tuple(before + number for number in numbers),
-            )
+            block, layers = f"{top}/nf_block_{{layer}}", tuple(before + n for n in numbers)
         names = {
             f"{layer}/{name}": f"~/{layer}/{name}"
             for layer in _LAYERS
             for name in ("w", "gain", "bias")
         }
         names |= {
-            f"{own}/{name}": f"~/squeeze_excite/~/{theirs}/{name}"
-            for theirs, own in _SQUEEZE
+            f"{ours}/{name}": f"~/squeeze_excite/~/{theirs}/{name}"
+            for theirs, ours in _SQUEEZE
             for name in ("w", "b")
         }
         names["skip/gain"] = "skip_gain"
@@ -129,7 +118,7 @@ def rules(config: NFNetConfig) -> Rules:
                 f"shortcut/{name}": f"~/conv_shortcut/{name}" for name in ("w", "gain", "bias")
             }
         found += [
-            Rule(f"{block}/{theirs}", f"{target}/{own}", layers=layers)
-            for own, theirs in names.items()
+            Rule(f"{block}/{theirs}", f"{target}/{ours}", layers=layers)
+            for ours, theirs in names.items()
         ]
     return (*found, Skip(f"{top}/linear/[wb]", "the classifier of ImageNet"))

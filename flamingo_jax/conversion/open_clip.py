@@ -1,8 +1,12 @@
-"""CLIP's image tower, or both towers, in the layout of open_clip, which is also that of OpenAI's own files: `visual.*`, query, key and value in one.
+"""Converts CLIP's image tower, or both towers, in the layout of open_clip.
 
-Shape and activation are read from open_clip_config.json beside the weights. Without one, the shape
-follows from the weights, and the activation must be given: OpenAI's weights were trained with
-quick_gelu, LAION's with gelu_exact, and either loads.
+    visual.*                                      -> vision/..., or contrastive/vision/...
+    transformer.*, token_embedding, ln_final      -> contrastive/text/...
+
+OpenAI's own files have this layout too. Query, key and value are one weight. The sizes and the
+activation are read from open_clip_config.json next to the weights. Without this file the sizes
+follow from the weights, and the option `activation` is required: OpenAI's weights were trained with
+quick_gelu, LAION's with gelu_exact, and both load with either.
 """
 
 from __future__ import annotations
@@ -25,7 +29,7 @@ from flamingo_jax.models.vit import Activation, Features, ViTConfig
 
 NAMES = Names(
     patch="conv1",
-    first="class_embedding",
+    class_token="class_embedding",
     positions="positional_embedding",
     pre_norm="ln_pre",
     block="transformer.resblocks.{layer}.",
@@ -44,33 +48,28 @@ _FILES = (
     "open_clip_pytorch_model.bin",
 )
 _NUMBERS = Skip(
-    "input_resolution|context_length|vocab_size", "shapes that OpenAI's files name: no weights"
+    "input_resolution|context_length|vocab_size", "sizes that OpenAI's files contain: no weights"
 )
 _OTHERS = Skip(r"(?!visual\.).*", "no part of the image tower")
-# Fields of vision_cfg; any other would make another tower than that of models/vit.py, but for those
-# of _is_harmless.
+# The supported fields of vision_cfg. Other fields change the tower, except those of _is_harmless.
 _SHAPE = ("image_size", "layers", "width", "head_width", "mlp_ratio", "patch_size")
 
 
 def conversion(inputs: Inputs) -> Conversion:
     """Returns the conversion of a directory, or a file of weights, to an export of kind "vision".
 
-    Options: `features` and `towers`, as of `clip`, and `activation` ("quick_gelu" or "gelu_exact")
-        where there is no open_clip_config.json.
+    The options `features` and `towers` are those of `clip.conversion`. The option `activation` is
+    "quick_gelu" or "gelu_exact", if there is no open_clip_config.json.
 
     Raises:
-        ConversionError: for a tower of another kind, or an activation that is not known.
+        ConversionError: if the tower is of another kind, or the activation is unknown.
     """
     check_options(inputs, "features", "activation", "towers")
     towers, activation = towers_of(inputs), inputs.options.get("activation")
     features: Features = "class" if towers == "both" else features_of(inputs)
     directory = inputs.input if inputs.input.is_dir() else inputs.input.parent
-    named = (
-        [directory / name for name in _FILES if (directory / name).exists()]
-        if inputs.input.is_dir()
-        else []
-    )
-    files = open_weights(named[0] if named else inputs.input)
+    named = [directory / name for name in _FILES if (directory / name).exists()]
+    files = open_weights(named[0] if named and inputs.input.is_dir() else inputs.input)
     if (directory / _CONFIG).exists():
         if activation is not None:
             raise ConversionError(
@@ -88,8 +87,15 @@ def conversion(inputs: Inputs) -> Conversion:
     if towers == "both":
         text, joint_dim = _text_config(described.get("model_cfg", {}), files, config.activation)
         rules = _both_rules(config, text)
-        found = {"files": files, "directory": directory, "preprocessing": preprocessing}
-        return both(config, text, joint_dim=joint_dim, rules=rules, **cast(Any, found))
+        return both(
+            config,
+            text,
+            joint_dim=joint_dim,
+            rules=rules,
+            files=files,
+            directory=directory,
+            preprocessing=preprocessing,
+        )
     return Conversion(
         kind="vision",
         model=ModelConfig(vit=config, new_tokens=()),
@@ -100,9 +106,9 @@ def conversion(inputs: Inputs) -> Conversion:
 
 
 def tower_rules(config: ViTConfig, *, source: str = "visual.") -> Rules:
-    """Returns the rules of the image tower, for files in which its names begin with `source`.
+    """Returns the rules of the image tower; `source` is the prefix of its names in the files.
 
-    Targets are below its module.
+    The targets have no prefix.
     """
     projection = Skip("proj", "the projection into the joint space")
     return with_prefixes((*vision_rules(config, NAMES), projection), source=source)
@@ -127,9 +133,10 @@ def _both_rules(vit: ViTConfig, text: TextEncoderConfig) -> Rules:
 def _text_config(
     model: Mapping[str, Any], files: Weights, activation: Activation
 ) -> tuple[TextEncoderConfig, int]:
-    """(The text tower, J): shapes from the weights.
+    """Returns (the text tower, J), with sizes from the weights.
 
-    Heads from the config, or of 64 channels, as in all of OpenAI's.
+    The number of heads is that of the config. Without one, heads have 64 channels, as in all models
+    of OpenAI.
 
     Raises:
         ConversionError: if there is no such tower.
@@ -171,11 +178,11 @@ def vision_config(
 
     Args:
         model: its `model_cfg`.
-        preprocessing: its `preprocess_cfg`: mean and std.
-        features: what comes out.
+        preprocessing: its `preprocess_cfg`, with mean and std.
+        features: output of the tower.
 
     Raises:
-        ConversionError: for a tower that is no plain vision transformer.
+        ConversionError: if the tower is no plain vision transformer.
     """
     fields = model.get("vision_cfg", {})
     other = {
@@ -208,12 +215,10 @@ def vision_config(
 
 
 def config_of_weights(files: Weights, activation: str | None, *, features: Features) -> ViTConfig:
-    """Returns the ViT that weights without a config are of.
-
-    Heads have 64 channels, as in all of OpenAI's.
+    """Returns the ViT of weights without a config; heads have 64 channels, as in OpenAI's models.
 
     Raises:
-        ConversionError: if there is no such tower in them, or the activation is not given.
+        ConversionError: if there is no such tower, or the activation is missing.
     """
     names = files.names()
     blocks = {
@@ -227,12 +232,12 @@ def config_of_weights(files: Weights, activation: str | None, *, features: Featu
         or "visual.positional_embedding" not in names
     ):
         raise ConversionError(
-            f"There is no {_CONFIG} beside the weights, and no visual.transformer in them: "
+            f"There is no {_CONFIG} next to the weights, and no visual.transformer in them: "
             f"{len(names)} names, such as {', '.join(sorted(names)[:3])}. Check --source."
         )
     if activation not in get_args(Activation):
         raise ConversionError(
-            f"There is no {_CONFIG} beside the weights, which says the activation; got the option "
+            f"There is no {_CONFIG} next to the weights, which says the activation; got the option "
             f"activation = {activation!r}, expected quick_gelu (OpenAI's weights) or gelu_exact "
             "(LAION's)."
         )

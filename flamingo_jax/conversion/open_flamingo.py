@@ -1,15 +1,17 @@
-"""OpenFlamingo's checkpoints, v2 (3B, 4B, 9B and their instruction-tuned ones) and the deprecated 9B: into this model and back.
+"""Converts OpenFlamingo's checkpoints: v2 (3B, 4B, 9B, instruction-tuned) and the deprecated 9B.
 
-    checkpoint.pt: perceiver, gated layers, the LM's token table (new rows last)  --+
-    --lm:          the frozen language model, as its publisher has it             --+--> flamingo/{resampler, xattn, new_tokens, lm, vision}
-    --vision:      CLIP ViT-L/14                                                  --+
+    checkpoint.pt: perceiver, gated layers, token table (new rows last)  -> flamingo/resampler,
+                                                                            xattn, new_tokens
+    --lm:          the frozen language model, as its publisher has it    -> flamingo/lm
+    --vision:      CLIP ViT-L/14                                         -> flamingo/vision
 
-Their model is this one with other options: features straight into the resampler, no time
-embeddings, no map of the visual tokens to the LM's width, cross-attention of 8 heads of 64 without
-a norm on the visual tokens, exact GeLU, no biases; a layer before block n-1,
-2n-1, ... for "every n". `<|endofchunk|>`, `<image>` and perhaps `<PAD>` are the rows behind the tokenizer's, in this order.
+Their model is ours with other options. The features go directly into the resampler. There are no
+time embeddings, and no projection of the visual tokens to the LM's width. The cross-attention has 8
+heads of size 64 and no norm on the visual tokens. GeLU is exact, and there are no biases. With
+"every n", a gated layer is before block n-1, 2n-1, ... The rows after those of the tokenizer are
+`<|endofchunk|>`, `<image>` and in some models `<PAD>`, in this order.
 
-The names are in `open_flamingo_layout`, the way back is `export_open_flamingo`.
+The names are in `open_flamingo_layout`. `export_open_flamingo` converts in the other direction.
 """
 
 from __future__ import annotations
@@ -49,10 +51,10 @@ from flamingo_jax.tokenizers.markers import Markers
 
 
 def conversion(inputs: Inputs) -> Conversion:
-    """Describes the whole model: the checkpoint, and the two towers that it leaves out.
+    """Returns the conversion of a checkpoint, and of the two towers that it does not contain.
 
     Raises:
-        ConversionError: if a tower is not given, or the three do not belong together.
+        ConversionError: if a tower is missing, or the three do not belong together.
     """
     check_options(inputs, "lm", "vision")
     if inputs.lm is None or inputs.vision is None:
@@ -78,7 +80,7 @@ def join(checkpoint: Weights, lm: Conversion, vision: Conversion, *, pieces: int
         checkpoint: the weights of checkpoint.pt.
         lm: the language model alone, as `hf_lm` describes it.
         vision: the vision encoder alone, as `clip` describes it.
-        pieces: of the LM's tokenizer; the rows of the new tokens stand behind them.
+        pieces: number of pieces of the LM's tokenizer; the rows of the new tokens come after them.
 
     Raises:
         ConversionError: if they do not belong together.
@@ -116,9 +118,9 @@ def join(checkpoint: Weights, lm: Conversion, vision: Conversion, *, pieces: int
 
 
 def _vision(path: Path) -> Conversion:
-    """The vision encoder, in transformers' or open_clip's layout.
+    """Returns the conversion of the vision encoder, in the layout of transformers or open_clip.
 
-    A file without a config beside it is taken for OpenAI's.
+    A file without a config is assumed to be OpenAI's.
     """
     if (path / "open_clip_config.json").exists():
         return open_clip.conversion(Inputs(path))
@@ -153,7 +155,7 @@ def _layout(names: Mapping[str, jax.ShapeDtypeStruct]) -> FlamingoLayout:
 def _xattn(
     names: Mapping[str, jax.ShapeDtypeStruct], layout: FlamingoLayout, lm: LMConfig
 ) -> tuple[tuple[int, ...], XattnConfig]:
-    """Returns (the blocks before which gated layers stand, what they are made of)."""
+    """Returns (numbers of the blocks with a gated layer before them, options of these layers)."""
     pattern = re.compile(rf"{re.escape(layout.layers)}\.(\d+)\.gated_cross_attn_layer\.attn_gate")
     places = tuple(sorted(int(found[1]) for name in names if (found := pattern.fullmatch(name))))
     if not places:
@@ -231,7 +233,7 @@ def _new_tokens(
     rows = _shape(names, layout.embedding)[0]
     if rows - pieces not in (2, 3):
         raise ConversionError(
-            f"The checkpoint's {layout.embedding} has {rows} rows and the tokenizer beside --lm "
+            f"The checkpoint's {layout.embedding} has {rows} rows and the tokenizer of --lm "
             f"{pieces} pieces; expected 2 or 3 rows more, of <|endofchunk|>, <image> and perhaps "
             "<PAD>. Give the language model, with its tokenizer, that it was trained with."
         )
@@ -241,34 +243,34 @@ def _new_tokens(
 def _tables(
     names: Mapping[str, jax.ShapeDtypeStruct], layout: FlamingoLayout, lm: Conversion, pieces: int
 ) -> Rules:
-    """The rules of the LM.
+    """Returns the rules of the LM.
 
-    Its tables are cut at the tokenizer's end, since the checkpoint's are, and the new tokens' rows
-    stand apart.
+    The rows of the tokenizer's pieces become the LM's tables, and the rows after them the tables of
+    the new tokens.
     """
     config, new = required(lm.model.lm, "lm"), "flamingo/new_tokens"
-    own = {
+    tables = {
         rule.target: rule
         for rule in lm.rules
         if isinstance(rule, Rule) and rule.target in ("lm/embedding", "lm/head")
     }
     rest = with_prefixes(
-        tuple(rule for rule in lm.rules if rule not in own.values()),
+        tuple(rule for rule in lm.rules if rule not in tables.values()),
         source="lm:",
         target="flamingo/",
     )
     cut = transforms.chain(transforms.rows(0, pieces), transforms.pad_rows(config.vocab_multiple))
-    behind = transforms.rows(pieces, None)
+    rest_of_rows = transforms.rows(pieces, None)
 
     def unused(target: str) -> Rules:
         return tuple(
             Skip(re.escape(f"lm:{name}"), "the checkpoint's table has these rows too")
-            for name in own[target].sources
+            for name in tables[target].sources
         )
 
     rules: Rules = (
         Rule(layout.embedding, "flamingo/lm/embedding", cut),
-        Rule(layout.embedding, f"{new}/input", behind),
+        Rule(layout.embedding, f"{new}/input", rest_of_rows),
         *unused("lm/embedding"),
         *rest,
     )
@@ -277,7 +279,7 @@ def _tables(
         why = "tied: the same as the token table"
         return (
             *rules,
-            Rule(layout.embedding, f"{new}/output", behind),
+            Rule(layout.embedding, f"{new}/output", rest_of_rows),
             *(Skip(re.escape(name), why) for name in heads),
         )
     if heads:
@@ -287,11 +289,11 @@ def _tables(
         return (
             *rules,
             Rule(heads[0], "flamingo/lm/head", cut),
-            Rule(heads[0], f"{new}/output", behind),
+            Rule(heads[0], f"{new}/output", rest_of_rows),
             *unused("lm/head"),
             *again,
         )
-    (head,) = own["lm/head"].sources
+    (head,) = tables["lm/head"].sources
     why = (
         "NOT IN THE CHECKPOINT. OpenFlamingo draws the output rows of the new tokens anew whenever "
         "it loads this model; here they are zeros, the mean of that: <EOC> has the logit 0 and "
@@ -305,7 +307,7 @@ def _tables(
 
 
 def _frozen_copies(layout: FlamingoLayout) -> Rules:
-    """What files hold beside the trained weights: version 1, and runs with FSDP."""
+    """Skips the other weights in the files of version 1 and of runs with FSDP."""
     lm = "a frozen copy of what --lm holds"
     return (
         Skip(

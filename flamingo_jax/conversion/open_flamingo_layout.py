@@ -1,9 +1,8 @@
-"""OpenFlamingo's weights by name, and what each is in this model.
+"""The table of OpenFlamingo's weights and ours, for both directions.
 
-One table for both directions, `Pair.take` and `Pair.back`.
-
-perceiver.layers.0.0.to_kv.weight [2*H*K, E]  --take-->  flamingo/resampler/layers/{key, value}/w [E, H, K], slice 0
-<--back--
+perceiver.layers.0.0.to_kv.weight [2*H*K, E]
+    --Pair.take-->  flamingo/resampler/layers/{key, value}/w [E, H, K], slice 0
+    <--Pair.back--
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ from flamingo_jax.conversion import transforms
 from flamingo_jax.conversion.transforms import Transform
 from flamingo_jax.tokenizers.markers import EOC, IMAGE_TAG
 
-HEADS, HEAD_DIM = 8, 64  # of all their cross-attention; no file says it
+HEADS, HEAD_DIM = 8, 64  # of all their cross-attention; fixed in their code
 XATTN_OPTIONS = {"activation": "gelu_exact", "media": "resampler", "media_norm": False}
 RESAMPLER_OPTIONS = {
     "input_projection": False,
@@ -27,21 +26,18 @@ RESAMPLER_OPTIONS = {
     "final_norm": True,
 }
 NEW_TOKENS = (EOC, IMAGE_TAG, "<PAD>")
-"""Our names of <|endofchunk|>, <image> and <PAD>.
-
-The last is there where the tokenizer had no padding.
-"""
+"""Our names of <|endofchunk|>, <image> and <PAD> (only if their tokenizer had no padding)."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Pair:
-    """One weight of theirs, and what it is in this model.
+    """One weight of theirs, and the weights of ours that it becomes.
 
     Attributes:
         source: its name; `{layer}` is the number of a layer.
-        targets: one path, or two where theirs is two in one.
-        take: for each target, theirs -> ours.
-        back: ours -> theirs.
+        targets: one path, or two if it contains two of our weights.
+        take: for each target, the transform theirs -> ours.
+        back: the transform ours -> theirs.
     """
 
     source: str
@@ -61,14 +57,15 @@ def _norm(source: str, target: str) -> tuple[Pair, Pair]:
 
 
 def _attention(source: str, target: str, out: str) -> tuple[Pair, Pair, Pair]:
-    """Queries, keys and values (one weight in theirs), and the output."""
-    into = transforms.heads_in(HEADS, HEAD_DIM)
-    joined = lambda *ours: np.concatenate(
-        [w.transpose(1, 2, 0).reshape(-1, w.shape[0]) for w in ours]
-    )
-    halves = tuple(transforms.chain(transforms.chunk(half, 2), into) for half in range(2))
+    """Queries; keys and values (one weight in theirs); and the output."""
+    heads_in = transforms.heads_in(HEADS, HEAD_DIM)
+    halves = tuple(transforms.chain(transforms.chunk(half, 2), heads_in) for half in range(2))
+
+    def joined(*ours: np.ndarray) -> np.ndarray:
+        return np.concatenate([w.transpose(1, 2, 0).reshape(-1, w.shape[0]) for w in ours])
+
     return (
-        Pair(f"{source}.to_q.weight", (f"{target}/query/w",), (into,), joined),
+        Pair(f"{source}.to_q.weight", (f"{target}/query/w",), (heads_in,), joined),
         Pair(f"{source}.to_kv.weight", (f"{target}/key/w", f"{target}/value/w"), halves, joined),
         Pair(
             f"{source}.to_out.weight",
@@ -90,11 +87,11 @@ RESAMPLER: tuple[Pair, ...] = (
     *_norm("perceiver.norm", "flamingo/resampler/final_norm"),
 )
 TIME = Pair("perceiver.frame_embs", ("flamingo/resampler/time_embeddings",))
-"""Of models that were trained on videos; no release has it."""
+"""In models that were trained on videos; no release has it."""
 
 
 def xattn_pairs(layers: str) -> tuple[Pair, ...]:
-    """Returns the rules of the gated layers; `layers`: the name of the LM's list of blocks."""
+    """Returns the pairs of the gated layers; `layers`: name of the LM's list of blocks."""
     source = f"{layers}.{{layer}}.gated_cross_attn_layer"
     gates = (("attn_gate", "attention_gate"), ("ff_gate", "dense_gate"))
     return (
@@ -117,14 +114,14 @@ def xattn_pairs(layers: str) -> tuple[Pair, ...]:
 
 @dataclasses.dataclass(frozen=True)
 class FlamingoLayout:
-    """Where their language models keep what this model has apart.
+    """Names of a language model's weights in their checkpoints.
 
     Attributes:
         layers: the list of blocks.
-        embedding: the table of the tokens.
-        others: regular expression of what else it has outside of its blocks.
-        heads: names of the output table, as different versions of transformers write it; a tied one
-            may be there too.
+        embedding: the token table.
+        others: regular expression of its other weights outside of the blocks.
+        heads: names of the output table in different versions of transformers. A tied table may be
+            stored too.
     """
 
     layers: str

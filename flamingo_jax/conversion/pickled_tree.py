@@ -1,9 +1,8 @@
-"""Reads a pickled tree of arrays, as DeepMind published NFNet's weights, without running what the file says.
+"""Reads a pickled tree of arrays, such as DeepMind's NFNets, without running code in the file.
 
-A pickle is a program: loading one can call any function of any installed package. Here the only
-names that a file may call upon are those that numpy arrays, and JAX's on their way to numpy, are
-rebuilt with; any other is refused by its name, before it is imported. The tree comes whole into
-memory.
+A pickle is a program: loading one can call any function of any installed package. This reader
+allows only the names that rebuild arrays of numpy and JAX. Every other name is refused before it is
+imported. The whole tree is read into memory.
 """
 
 from __future__ import annotations
@@ -24,12 +23,12 @@ from flamingo_jax.core.paths import PathLike
 def read_tree(path: PathLike) -> dict[str, dict[str, np.ndarray]]:
     """Returns {module: {name: array}} of a file that pickle or dill wrote.
 
-    Read are dicts (OrderedDict, Haiku's FlatMapping and FlatMap too), lists, tuples, numpy's
-    arrays, scalars and dtypes, and JAX's arrays. The tree may stand inside of {"params": tree,
+    Allowed are dicts (also OrderedDict and Haiku's FlatMapping and FlatMap), lists, tuples, numpy's
+    arrays, scalars and dtypes, and JAX's arrays. The tree may be inside of {"params": tree,
     "state": ...}.
 
     Raises:
-        ConversionError: if the file calls upon anything else, is cut off, or holds another thing.
+        ConversionError: if the file names anything else, is cut off, or contains no tree of arrays.
     """
     file = local(path)
     try:
@@ -45,11 +44,7 @@ def read_tree(path: PathLike) -> dict[str, dict[str, np.ndarray]]:
     content = _plain(content)
     if isinstance(content, dict) and isinstance(content.get("params"), dict):
         content = content["params"]
-    if (
-        not isinstance(content, dict)
-        or not content
-        or not all(_is_module(value) for value in content.values())
-    ):
+    if not _is_filled_dict(content) or not all(map(_is_module, content.values())):
         raise ConversionError(
             f"{file} holds no tree of arrays, {{module: {{name: array}}}}. Check --source and "
             "--input."
@@ -58,7 +53,7 @@ def read_tree(path: PathLike) -> dict[str, dict[str, np.ndarray]]:
 
 
 class _Reader(pickle.Unpickler):
-    """Knows the names of `_KNOWN`, and no others."""
+    """Allows only the names in `_KNOWN`."""
 
     def find_class(self, module: str, name: str) -> Any:
         try:
@@ -66,7 +61,7 @@ class _Reader(pickle.Unpickler):
         except KeyError:
             raise ConversionError(
                 f"it calls upon {module}.{name}, which no array needs and which could do anything. "
-                "Take the publisher's own file of weights."
+                "Take the publisher's file of weights."
             ) from None
 
     def persistent_load(self, pid: Any) -> Any:
@@ -76,7 +71,7 @@ class _Reader(pickle.Unpickler):
 
 
 class _Dtype:
-    """A number's type, told by its code ("f4") and its state, of which only the order of bytes is used."""
+    """A dtype, from its code ("f4") and its state, of which only the byte order is used."""
 
     def __init__(self, code: str, *_: Any) -> None:
         if not isinstance(code, str) or code not in _CODES:
@@ -91,10 +86,7 @@ class _Dtype:
 
 
 class _Array:
-    """An array, told by its state.
-
-    Numpy's own way from a state to an array is not trusted with strangers' bytes.
-    """
+    """An array, from its state. numpy's own `__setstate__` is not used for untrusted data."""
 
     def __init__(self, *_: Any) -> None:
         self.array = np.zeros(0)
@@ -123,7 +115,7 @@ def _scalar(dtype: _Dtype, data: bytes) -> _Array:
 
 
 def _latin1(text: str, encoding: str) -> bytes:
-    """Bytes, as pickles of the old protocols hold them."""
+    """Decodes the bytes in pickles of old protocols."""
     return text.encode("latin1")
 
 
@@ -132,7 +124,7 @@ def _mapping(content: Any) -> dict[Any, Any]:
 
 
 def _dtype_class(_: None) -> type[_Dtype]:
-    """How dill writes the class numpy.dtype."""
+    """Stands for the class numpy.dtype in files of dill."""
     return _Dtype
 
 
@@ -158,15 +150,15 @@ _KNOWN: Mapping[tuple[str, str], Any] = {
 
 
 def _plain(content: Any) -> Any:
-    """Returns dicts of arrays for what the file was made of."""
+    """Replaces the objects of this file by dicts and arrays."""
     if isinstance(content, Mapping):
         return {str(key): _plain(value) for key, value in content.items()}
     return content.array if isinstance(content, _Array) else content
 
 
+def _is_filled_dict(value: Any) -> bool:
+    return isinstance(value, dict) and bool(value)
+
+
 def _is_module(value: Any) -> bool:
-    return (
-        isinstance(value, dict)
-        and bool(value)
-        and all(isinstance(array, np.ndarray) for array in value.values())
-    )
+    return _is_filled_dict(value) and all(isinstance(a, np.ndarray) for a in value.values())

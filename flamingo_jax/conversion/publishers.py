@@ -1,4 +1,4 @@
-"""The publishers whose files can be converted, by the name that `--source` takes."""
+"""The publishers of which files can be converted, by the name in `--source`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from flamingo_jax.conversion.mapping import Conversion
 from flamingo_jax.conversion.reading import ConversionError
 from flamingo_jax.core.paths import Path
 
-# name of the source -> the module of this package that has its `conversion(inputs) -> Conversion`
+# name of the source -> the module of this package with its `conversion(inputs) -> Conversion`
 SOURCES: Mapping[str, str] = {
     "nfnet_deepmind": "nfnet_deepmind",
     "timm_nfnet": "timm_nfnet",
@@ -21,20 +21,20 @@ SOURCES: Mapping[str, str] = {
     "open_flamingo": "open_flamingo",
     "idefics": "idefics",
 }
-# name of the source -> the module that has its `write(input, output) -> str`, for models that can
-# go back
+# name of the source -> the module with its `write(input, output) -> str`, for those that are
+# converted in both directions
 BACK: Mapping[str, str] = {"open_flamingo": "export_open_flamingo"}
 
 
 @dataclasses.dataclass(frozen=True)
 class Inputs:
-    """What the command line names.
+    """The inputs from the command line.
 
     Attributes:
         input: the file or the directory that is converted.
-        lm: the language model's directory, for a publisher who left it out (open_flamingo).
-        vision: the vision encoder's, likewise.
-        options: what a source takes beside, by name; see its module.
+        lm: directory of the language model, if it is not part of `input` (open_flamingo).
+        vision: file or directory of the vision encoder, likewise.
+        options: further options by name; see the module of the source.
     """
 
     input: Path
@@ -44,10 +44,10 @@ class Inputs:
 
 
 def describe(source: str, inputs: Inputs) -> Conversion:
-    """Returns the conversion of a publisher's files; of the weights only names and shapes are read.
+    """Returns the conversion of a publisher's files; reads names and shapes of weights, no data.
 
     Raises:
-        ConversionError: if there is no such source, or the files are not what it reads.
+        ConversionError: if there is no such source, or the files are of another kind.
     """
     if source not in SOURCES:
         raise ConversionError(
@@ -58,15 +58,15 @@ def describe(source: str, inputs: Inputs) -> Conversion:
 
 
 def write_back(source: str, checkpoint: Path, output: Path) -> str:
-    """Writes a model of ours as a publisher's file; returns one line about it.
+    """Writes a model of ours as a publisher's file; returns a line that describes it.
 
     Args:
-        source: whose file it shall be.
+        source: name of the publisher.
         checkpoint: an export, a WORKDIR or one of its steps.
         output: the file.
 
     Raises:
-        ConversionError: if there is no such way back, or the model does not fit.
+        ConversionError: if this publisher is not supported, or the model does not fit.
         CheckpointError: if there is no such checkpoint.
     """
     if source not in BACK:
@@ -78,19 +78,18 @@ def write_back(source: str, checkpoint: Path, output: Path) -> str:
 
 
 def check_options(inputs: Inputs, *allowed: str) -> None:
-    """Refuses what a source does not take.
+    """Checks that only inputs and options are set that a source has.
 
     Args:
         inputs: of the command line.
         *allowed: "lm", "vision", or names of options.
 
     Raises:
-        ConversionError: naming what is not taken.
+        ConversionError: if another one is set; names it.
     """
-    given = {"lm": inputs.lm, "vision": inputs.vision, **inputs.options}
-    if unknown := [
-        name for name, value in given.items() if value is not None and name not in allowed
-    ]:
+    values = {"lm": inputs.lm, "vision": inputs.vision, **inputs.options}
+    used = [name for name, value in values.items() if value is not None]
+    if unknown := [name for name in used if name not in allowed]:
         raise ConversionError(
             f"This source takes no {', '.join(unknown)}; it takes "
             f"{', '.join(allowed) or 'the input alone'}."

@@ -1,11 +1,11 @@
-"""Weights in publishers' files, named and described without reading them, and read one at a time.
+"""Reads weights from publishers' files: first names and shapes only, then one weight at a time.
 
-    *.safetensors                    one file, or the shards of model.safetensors.index.json
-    *.pt, *.bin, *.pth               PyTorch's zip files, or the shards of pytorch_model.bin.index.json; only tensors are
-                                     unpickled, never code; {"model_state_dict": ...} and names
-                                     "module.x" are seen through
+    *.safetensors         one file, or the shards of model.safetensors.index.json
+    *.pt, *.bin, *.pth    PyTorch's zip files, or the shards of pytorch_model.bin.index.json. Only
+                          tensors are unpickled, never code. The weights may be inside of
+                          {"model_state_dict": ...}, and have names "module.x".
 
-A directory stands for the one model that it holds.
+A directory must contain one model.
 """
 
 from __future__ import annotations
@@ -42,42 +42,38 @@ _SAFETENSORS_DTYPES = {
 
 
 class ConversionError(CheckpointError):
-    """Files that cannot be converted; the message says which, what was expected, and what to do."""
+    """Files cannot be converted. The message names them, what was expected, and what to do."""
 
 
 @runtime_checkable
 class Weights(Protocol):
-    """Named arrays of which one is read at a time."""
+    """Named arrays that are read one at a time."""
 
     def names(self) -> dict[str, jax.ShapeDtypeStruct]:
         """Returns name -> shape and dtype; reads no data."""
 
     def read(self, name: str) -> np.ndarray:
-        """Returns one array, as stored."""
+        """Returns one array as it is stored."""
 
 
 class InMemory:
-    """Arrays that are there already."""
+    """Arrays that are in memory."""
 
     def __init__(self, arrays: Mapping[str, np.ndarray]) -> None:
         self._arrays = {name: np.asarray(array) for name, array in arrays.items()}
 
     def names(self) -> dict[str, jax.ShapeDtypeStruct]:
-        """See `Weights`."""
         return {
             name: jax.ShapeDtypeStruct(array.shape, array.dtype)
             for name, array in self._arrays.items()
         }
 
     def read(self, name: str) -> np.ndarray:
-        """See `Weights`."""
         return self._arrays[name]
 
 
 class Merged:
-    """Several files as one, the names of each behind a prefix.
-
-    ("vision.", weights), ("lm.", weights).
+    """Several sets of weights as one, each with a prefix: ("vision.", weights), ("lm.", weights).
 
     Raises:
         ConversionError: if two of them have a name in common.
@@ -95,20 +91,18 @@ class Merged:
                 self._where[prefix + name], self._names[prefix + name] = (part, name), leaf
 
     def names(self) -> dict[str, jax.ShapeDtypeStruct]:
-        """See `Weights`."""
         return dict(self._names)
 
     def read(self, name: str) -> np.ndarray:
-        """See `Weights`."""
-        part, own = self._where[name]
-        return part.read(own)
+        part, name_in_part = self._where[name]
+        return part.read(name_in_part)
 
 
 class Safetensors:
     """One safetensors file.
 
     Raises:
-        ConversionError: if it is not one, or is cut off.
+        ConversionError: if it is of another kind or cut off.
     """
 
     def __init__(self, path: PathLike) -> None:
@@ -117,7 +111,8 @@ class Safetensors:
             _reporting(self._path),
             package("safetensors").safe_open(str(self._path), framework="numpy") as file,
         ):
-            pieces = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 (the file is no dict)
+            keys = file.keys()  # the file is no dict
+            pieces = {name: file.get_slice(name) for name in keys}
             self._names = {name: self._describe(name, piece) for name, piece in pieces.items()}
 
     def _describe(self, name: str, piece: Any) -> jax.ShapeDtypeStruct:
@@ -129,11 +124,9 @@ class Safetensors:
         return jax.ShapeDtypeStruct(tuple(piece.get_shape()), dtype)
 
     def names(self) -> dict[str, jax.ShapeDtypeStruct]:
-        """See `Weights`."""
         return dict(self._names)
 
     def read(self, name: str) -> np.ndarray:
-        """See `Weights`."""
         with (
             _reporting(self._path),
             package("safetensors").safe_open(str(self._path), framework="numpy") as file,
@@ -142,11 +135,10 @@ class Safetensors:
 
 
 class Torch:
-    """One file that torch.save wrote, of which nothing but tensors is unpickled.
+    """One file that torch.save wrote. Only tensors are unpickled.
 
     Raises:
-        ConversionError: if it is not one, is cut off, or holds other things than a dictionary of
-            tensors.
+        ConversionError: if it is of another kind, is cut off, or is no dictionary of tensors.
     """
 
     def __init__(self, path: PathLike) -> None:
@@ -154,23 +146,21 @@ class Torch:
         self._path = local(path)
         with _reporting(self._path):
             with self._path.open("rb") as file:
-                is_zip = (
-                    file.read(2) == b"PK"
-                )  # tensors lie in the file until they are read; the format before 2020 comes whole
+                # In a zip file the tensors stay on disk until they are read. A file in the format
+                # before 2020 is read completely.
+                is_zip = file.read(2) == b"PK"
             content = torch.load(
                 str(self._path), map_location="cpu", weights_only=True, mmap=is_zip
             )
         self._tensors = _state_dict(content, self._path)
 
     def names(self) -> dict[str, jax.ShapeDtypeStruct]:
-        """See `Weights`."""
         return {
             name: jax.ShapeDtypeStruct(tuple(t.shape), _torch_dtype(t))
             for name, t in self._tensors.items()
         }
 
     def read(self, name: str) -> np.ndarray:
-        """See `Weights`."""
         torch, tensor = package("torch"), self._tensors[name].detach()
         if tensor.dtype == torch.bfloat16:
             return tensor.contiguous().view(torch.int16).numpy().view(_torch_dtype(tensor))
@@ -181,7 +171,7 @@ def open_weights(path: PathLike) -> Weights:
     """Opens a file of weights, an index of shards, or the directory of one model.
 
     Raises:
-        ConversionError: if there is nothing of the kind, a shard is missing, or a file is damaged.
+        ConversionError: if there are no weights, a shard is missing, or a file is damaged.
     """
     place = local(path)
     if not place.exists():
@@ -200,10 +190,10 @@ def open_weights(path: PathLike) -> Weights:
 
 
 def read_config(directory: PathLike) -> dict[str, Any]:
-    """Returns the content of config.json beside the weights.
+    """Returns the content of config.json in the directory of the weights.
 
     Raises:
-        ConversionError: if there is none, or it is damaged.
+        ConversionError: if there is no such file, or it is damaged.
     """
     place = Path(directory)
     file = (place if place.is_dir() else place.parent) / "config.json"
@@ -222,10 +212,7 @@ def read_config(directory: PathLike) -> dict[str, Any]:
 
 
 def _model_file(directory: Path) -> Path:
-    """Returns the index or the one file of a model's directory.
-
-    Safetensors come before PyTorch's files.
-    """
+    """Returns the index or the only file of weights in a directory; prefers safetensors."""
     for name in _INDICES:
         if (directory / name).exists():
             return directory / name
@@ -238,7 +225,7 @@ def _model_file(directory: Path) -> Path:
             raise ConversionError(
                 f"{directory} holds {len(found)} files of weights and no index: "
                 f"{few([file.name for file in found])}. Give one of them, or put "
-                f"{' or '.join(_INDICES)} beside them."
+                f"{' or '.join(_INDICES)} next to them."
             )
     raise ConversionError(
         f"{directory} holds no weights: {few([file.name for file in files])}; expected "
@@ -247,7 +234,7 @@ def _model_file(directory: Path) -> Path:
 
 
 def _shards(index: Path) -> Weights:
-    """Opens all files that an index names, and checks that they hold what it says."""
+    """Opens all files that an index names, and checks that they contain its weights."""
     try:
         where = paths.read_json(index)["weight_map"]
         files = sorted(set(where.values()))
@@ -258,13 +245,11 @@ def _shards(index: Path) -> Weights:
     if missing := [name for name in files if not (index.parent / name).exists()]:
         raise ConversionError(
             f"{len(missing)} of {len(files)} shards that {index} names are missing: "
-            f"{few(missing)}. Put them beside it."
+            f"{few(missing)}. Put them next to it."
         )
     merged = Merged(*(("", open_weights(index.parent / name)) for name in files))
-    lost, more = (
-        sorted(where.keys() - merged.names().keys()),
-        sorted(merged.names().keys() - where.keys()),
-    )
+    lost = sorted(where.keys() - merged.names().keys())
+    more = sorted(merged.names().keys() - where.keys())
     if lost or more:
         raise ConversionError(
             f"The shards of {index} hold other weights than it says. Only in the index "
@@ -275,10 +260,7 @@ def _shards(index: Path) -> Weights:
 
 
 def _state_dict(content: Any, path: Path) -> dict[str, Any]:
-    """Returns the tensors by name.
-
-    Of a dictionary, or of one inside a dictionary of training's state.
-    """
+    """Returns the tensors by name, from a state dict or a dictionary that contains one."""
     torch = package("torch")
     for key in _NESTED:
         if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
@@ -293,7 +275,7 @@ def _state_dict(content: Any, path: Path) -> dict[str, Any]:
             f"{path} holds {len(others)} things that are no tensors: {few(others)}; expected a "
             f"dictionary of tensors, bare or under one of {', '.join(_NESTED)}."
         )
-    # as DistributedDataParallel names them
+    # names of DistributedDataParallel
     is_wrapped = all(name.startswith("module.") for name in content)
     return {
         name.removeprefix("module.") if is_wrapped else name: tensor
@@ -312,7 +294,7 @@ def _torch_dtype(tensor: Any) -> np.dtype:
 
 
 def package(name: str) -> Any:
-    """Returns the package of this name.
+    """Imports an optional package and returns it.
 
     Raises:
         ConversionError: if it is not installed.
@@ -327,7 +309,7 @@ def package(name: str) -> Any:
 
 
 def local(path: PathLike) -> Path:
-    """Returns a path on a file system, which the readers of other packages need.
+    """Returns a local path, because the readers of other packages take no other.
 
     Raises:
         ConversionError: if it is on an object store.
@@ -342,7 +324,7 @@ def local(path: PathLike) -> Path:
 
 @contextlib.contextmanager
 def _reporting(path: Path) -> Iterator[None]:
-    """Turns what the readers of other packages raise into one sentence."""
+    """Converts errors of other packages' readers to a ConversionError."""
     try:
         yield
     except (ConversionError, MemoryError):

@@ -1,13 +1,11 @@
-"""timm's dm_nfnet_f0 ... f6 -> a vision export that computes what timm computes.
-
-The file is a state dict: *.pth, *.bin or *.safetensors.
+"""Converts timm's dm_nfnet_f0 ... f6 to a "vision" export that computes the same as timm.
 
     stages.1.2.conv2.weight [O I kh kw]  -->  vision/stage1/rest/conv1/w [layer, kh kw I O]
 
-timm computes two things otherwise than the code that its weights were trained with: GELU exactly
-instead of by tanh, which `activation` says, and 1 / sqrt(var + 1e-5) for the deviation of a
-convolution's weights, which goes into their gains. For DeepMind's own function take DeepMind's
-files (nfnet_deepmind).
+The file is a state dict: *.pth, *.bin or *.safetensors. timm differs in two points from the code
+that trained its weights. It computes GELU exactly instead of by tanh (option `activation`). And it
+divides a convolution's weights by sqrt(var + 1e-5), which the conversion includes in their gains.
+For DeepMind's own function convert DeepMind's files (nfnet_deepmind).
 """
 
 from __future__ import annotations
@@ -26,17 +24,17 @@ from flamingo_jax.models.nfnet import NFNetConfig
 from flamingo_jax.models.sizes import NFNETS
 from flamingo_jax.nn.conv import SMALLEST_VARIANCE
 
-EPSILON = 1e-5  # timm's, added to the variance of a convolution's weights
+EPSILON = 1e-5  # timm adds it to the variance of a convolution's weights
 
 _LAYERS = {"conv1": "conv0", "conv2": "conv1", "conv2b": "conv1b", "conv3": "conv2"}
 _SQUEEZE = {"attn_last.fc1": "squeeze", "attn_last.fc2": "excite"}
 
 
 def conversion(inputs: Inputs) -> Conversion:
-    """Returns the conversion of a state dict; the variant is told by its number of blocks.
+    """Returns the conversion of a state dict; its number of blocks determines the variant.
 
     Raises:
-        ConversionError: if the file is damaged, or holds another model.
+        ConversionError: if the file is damaged, or of another model.
     """
     check_options(inputs)
     files = open_weights(inputs.input)
@@ -49,24 +47,21 @@ def conversion(inputs: Inputs) -> Conversion:
 
 
 def rules(config: NFNetConfig) -> Rules:
-    """Returns the mapping of a state dict's weights."""
+    """Returns the rules of a state dict's weights."""
     found: list[Rule | Skip] = []
     for i in range(len(config.stem_channels)):
         found += _conv(f"stem.conv{i + 1}", f"vision/stem_conv{i}")
     found += _conv("final_conv", "vision/final_conv")
     for target, stage, numbers in stages(config):
         is_first = numbers == (0,)
-        block, layers = (
-            f"stages.{stage}.{0 if is_first else '{layer}'}",
-            None if is_first else numbers,
-        )
-        for theirs, own in (
-            _LAYERS | ({"downsample.conv": "shortcut"} if is_first else {})
-        ).items():
-            found += _conv(f"{block}.{theirs}", f"{target}/{own}", layers)
-        for theirs, own in _SQUEEZE.items():  # 1x1 convolutions [out, in, 1, 1]
-            found.append(Rule(f"{block}.{theirs}.weight", f"{target}/{own}/w", _as_linear, layers))
-            found.append(Rule(f"{block}.{theirs}.bias", f"{target}/{own}/b", layers=layers))
+        block = f"stages.{stage}.0" if is_first else f"stages.{stage}.{{layer}}"
+        layers = None if is_first else numbers
+        convs = _LAYERS | ({"downsample.conv": "shortcut"} if is_first else {})
+        for theirs, ours in convs.items():
+            found += _conv(f"{block}.{theirs}", f"{target}/{ours}", layers)
+        for theirs, ours in _SQUEEZE.items():  # 1x1 convolutions [out, in, 1, 1]
+            found.append(Rule(f"{block}.{theirs}.weight", f"{target}/{ours}/w", _as_linear, layers))
+            found.append(Rule(f"{block}.{theirs}.bias", f"{target}/{ours}/b", layers=layers))
         found.append(Rule(f"{block}.skipinit_gain", f"{target}/skip/gain", layers=layers))
     return (*found, Skip(r"head\.fc\.(weight|bias)", "the classifier of ImageNet"))
 
@@ -84,9 +79,9 @@ def _as_linear(x: np.ndarray) -> np.ndarray:
 
 
 def _gain(w: np.ndarray, gain: np.ndarray) -> np.ndarray:
-    """Returns gains with which `nn.conv.standardise_weights` gives timm's weights.
+    """Returns gains with which `nn.conv.standardise_weights` computes timm's weights.
 
-    They differ where the variance is small.
+    They differ from timm's gains where the variance is small.
     """
     fan_in = w[0].size
     variance = w.reshape(len(w), -1).astype(np.float64).var(axis=1)

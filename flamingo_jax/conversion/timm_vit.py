@@ -1,12 +1,11 @@
-"""CLIP's image tower in the layout of timm.
+"""Converts CLIP's image tower in the layout of timm.
 
-Vit_{base,large,huge}_patchN_clip_S and its `quickgelu` forms.
+    cls_token, pos_embed, patch_embed.proj, norm_pre, blocks.N, norm   -> vision/...
+    head                                          is skipped: a projection or a classifier
 
-    cls_token, pos_embed, patch_embed.proj, norm_pre, blocks.N, norm      -> vision/...
-    head                                                                 is left: a projection or a classifier
-
-timm's config.json names the architecture and the pixels' mean and deviation; the rest of the shape
-follows from the weights.
+The architectures are vit_{base,large,huge}_patchN_clip_S and their `quickgelu` forms. timm's
+config.json names the architecture, and the mean and standard deviation of the pixels. The other
+sizes follow from the weights.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ from flamingo_jax.models.vit import Features, ViTConfig
 
 NAMES = Names(
     patch="patch_embed.proj",
-    first="cls_token",
+    class_token="cls_token",
     positions="pos_embed",
     pre_norm="norm_pre",
     block="blocks.{layer}.",
@@ -44,10 +43,10 @@ _HEAD = Skip(r"(head|fc_norm)\..*", "the projection or the classifier")
 def conversion(inputs: Inputs) -> Conversion:
     """Returns the conversion of a directory with timm's config.json to an export of kind "vision".
 
-    Option `features` as of `clip`.
+    The option `features` is that of `clip.conversion`.
 
     Raises:
-        ConversionError: for another architecture.
+        ConversionError: if the architecture is another one.
     """
     check_options(inputs, "features")
     files = open_weights(inputs.input)
@@ -67,10 +66,10 @@ def vision_config(config: Mapping[str, Any], files: Weights, *, features: Featur
     Args:
         config: content of config.json.
         files: the weights.
-        features: what comes out.
+        features: output of the tower.
 
     Raises:
-        ConversionError: for an architecture that is no CLIP, or weights of another.
+        ConversionError: if the architecture is no CLIP, or the weights do not belong to it.
     """
     architecture, names = config.get("architecture", ""), files.names()
     found = re.fullmatch(r"vit_(base|large|huge)_patch\d+_clip_(quickgelu_)?\d+", architecture)
@@ -79,17 +78,14 @@ def vision_config(config: Mapping[str, Any], files: Weights, *, features: Featur
             f"config.json has architecture {architecture!r}; expected "
             "vit_{base,large,huge}_patchN_clip_S. Check --source."
         )
-    if missing := [
-        name
-        for name in ("patch_embed.proj.weight", "pos_embed", "norm_pre.weight")
-        if name not in names
-    ]:
+    needed = ("patch_embed.proj.weight", "pos_embed", "norm_pre.weight")
+    if missing := [name for name in needed if name not in names]:
         raise ConversionError(
             f"The weights of {architecture} lack {', '.join(missing)}: take "
             "those that belong to it."
         )
     width, _, patch_size, _ = names["patch_embed.proj.weight"].shape
-    seen = config.get("pretrained_cfg", {})
+    pixels = config.get("pretrained_cfg", {})
     return ViTConfig(
         patch_size=patch_size,
         width=width,
@@ -101,5 +97,5 @@ def vision_config(config: Mapping[str, Any], files: Weights, *, features: Featur
         features=features,
         final_norm=features == "class",
         interpolation="antialiased",
-        **cast(Any, {name: tuple(seen[name]) for name in ("mean", "std") if seen.get(name)}),
+        **cast(Any, {name: tuple(pixels[name]) for name in ("mean", "std") if pixels.get(name)}),
     )

@@ -1,9 +1,9 @@
-"""How one array of a publisher's files is laid out anew: the words that the rules of a mapping use.
+"""Changes the axes of arrays in publishers' files: the functions that the rules of a mapping use.
 
-Linear (PyTorch)  [out, in]   --transpose-->  [in, out]
-query, key, value [H*K, D]    --heads_in--->  [D, H, K]
-output            [D, H*K]    --heads_out-->  [H, K, D]
-convolution       [O, I, kh, kw] --conv--->   [kh, kw, I, O]
+Linear (PyTorch)  [out, in]      --transpose-->  [in, out]
+query, key, value [H*K, D]       --heads_in--->  [D, H, K]
+output            [D, H*K]       --heads_out-->  [H, K, D]
+convolution       [O, I, kh, kw] --conv------->  [kh, kw, I, O]
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ Transform = Callable[[np.ndarray], np.ndarray]
 
 
 def identity(x: np.ndarray) -> np.ndarray:
-    """Returns x as it is."""
+    """Returns x unchanged."""
     return x
 
 
@@ -31,12 +31,12 @@ def conv(x: np.ndarray) -> np.ndarray:
 
 
 def flat(x: np.ndarray) -> np.ndarray:
-    """Any shape -> [n]."""
+    """[...] -> [n]."""
     return x.reshape(-1)
 
 
 def scalar(x: np.ndarray) -> np.ndarray:
-    """A shape of one element -> ()."""
+    """[1, ..., 1] -> []."""
     return x.reshape(())
 
 
@@ -56,22 +56,19 @@ def heads_bias(num_heads: int, head_dim: int) -> Transform:
 
 
 def rows(start: int, stop: int | None) -> Transform:
-    """Returns rows start..stop of the first axis."""
+    """Takes the rows start to stop (excluded) of the first axis."""
     return lambda x: x[start:stop]
 
 
 def chunk(index: int, count: int, axis: int = 0) -> Transform:
-    """Returns one of `count` equal parts along an axis.
-
-    A fused query, key, value [3*H*K, D] -> [H*K, D].
-    """
+    """Takes one of `count` equal parts along an axis, such as the queries of [3*H*K, D]."""
     return lambda x: np.split(x, count, axis)[index]
 
 
 def head_part(index: int, count: int, num_heads: int) -> Transform:
-    """Returns one of `count` parts of each head's rows, [H*count*K, ...] -> [H*K, ...].
+    """Takes one of `count` parts of each head's rows: [H*count*K, ...] -> [H*K, ...].
 
-    A fused query, key, value head by head.
+    This splits queries, keys and values that are fused head by head.
     """
 
     def take(x: np.ndarray) -> np.ndarray:
@@ -82,7 +79,7 @@ def head_part(index: int, count: int, num_heads: int) -> Transform:
 
 
 def pad_rows(multiple: int) -> Transform:
-    """Appends rows of zeros until their number is a multiple: a vocabulary table."""
+    """Appends rows of zeros to a vocabulary table until their number is a multiple."""
 
     def pad(x: np.ndarray) -> np.ndarray:
         more = -len(x) % multiple
@@ -92,7 +89,7 @@ def pad_rows(multiple: int) -> Transform:
 
 
 def chain(*steps: Transform) -> Transform:
-    """Applies one after the other."""
+    """Applies transforms one after another."""
 
     def run(x: np.ndarray) -> np.ndarray:
         for step in steps:

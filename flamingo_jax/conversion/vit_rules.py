@@ -1,6 +1,7 @@
-"""A vision transformer's weights under the names of any publisher: one table for all of them.
+"""Makes the rules of a vision transformer for the names of any publisher.
 
-patch convolution [E, 3, p, p] -> patch_embedding/w [p, p, 3, E] ;  query, key, value [E, E] -> [E, H, K], also out of one [3E, E]
+patch convolution [E, 3, p, p]                          -> patch_embedding/w [p, p, 3, E]
+query, key, value [E, E] each, or together [3E, E]      -> [E, H, K] each
 """
 
 from __future__ import annotations
@@ -26,23 +27,21 @@ from flamingo_jax.models.vit import ViTConfig
 
 @dataclasses.dataclass(frozen=True)
 class Names:
-    """What a publisher calls the parts.
-
-    Each has a `.weight`, and all but the first three a `.bias`.
+    """A publisher's names of the parts, without the endings `.weight` and `.bias`.
 
     Attributes:
-        patch: the convolution.
-        first: the class token, whole name.
-        positions: the table of positions, whole name.
-        pre_norm: before the blocks.
-        block: a block's prefix, with `{layer}`; the names below it follow.
+        patch: the patch convolution, which has no bias.
+        class_token: full name.
+        positions: full name of the position table.
+        pre_norm: the norm before the blocks.
+        block: prefix of a block, with `{layer}`. The names of its parts come after it.
         attention_norm, out, mlp_norm, up, down: parts of a block.
-        qkv: (weight, bias) of query, key and value, or of the three in one.
-        final_norm: after the blocks.
+        qkv: (weight, bias) of query, key and value, or one pair for the three together.
+        final_norm: the norm after the blocks.
     """
 
     patch: str
-    first: str
+    class_token: str
     positions: str
     pre_norm: str
     block: str
@@ -56,19 +55,17 @@ class Names:
 
 
 def vision_rules(config: ViTConfig, names: Names) -> Rules:
-    """Returns the rules of a ViT, their targets below its module.
-
-    `mapping.with_prefixes` moves them to where it stands.
+    """Returns the rules of a ViT; `mapping.with_prefixes` adds the prefixes.
 
     Args:
-        config: of the ViT; without `final_norm` the files' last norm is skipped.
-        names: what the files call its parts.
+        config: the ViT. Without `final_norm` the last norm in the files is skipped.
+        names: names in the files.
     """
     heads = (config.num_heads, config.width // config.num_heads)
     block, layer = names.block, "layers/block/"
     rules = [
         Rule(f"{names.patch}.weight", "patch_embedding/w", conv),
-        Rule(names.first, "class_embedding", flat),
+        Rule(names.class_token, "class_embedding", flat),
         Rule(names.positions, "positions", _rows_of_table),
         *norm_rules(names.pre_norm, "pre_norm"),
         *norm_rules(f"{block}{names.attention_norm}", f"{layer}attention_norm"),
@@ -80,29 +77,27 @@ def vision_rules(config: ViTConfig, names: Names) -> Rules:
     if config.final_norm:
         return (*rules, *norm_rules(names.final_norm, "final_norm"))
     last = names.final_norm.replace(".", r"\.")
-    return (
-        *rules,
-        Skip(rf"{last}\.(weight|bias)", "the last norm: the features are taken before it"),
-    )
+    why = "the last norm: the features are taken before it"
+    return (*rules, Skip(rf"{last}\.(weight|bias)", why))
 
 
 def norm_rules(source: str, target: str) -> Rules:
-    """The rules of a LayerNorm: its weight is our scale, its bias our offset."""
+    """Returns the rules of a LayerNorm: its weight is our scale, its bias our offset."""
     return (Rule(f"{source}.weight", f"{target}/scale"), Rule(f"{source}.bias", f"{target}/offset"))
 
 
 def projection_rules(
     names: Names, block: str, heads: tuple[int, int], *, attention: str, out: str, mlp: str
 ) -> tuple[Rule, ...]:
-    """Rules of the linear maps of a block of either tower.
+    """Returns the rules of the linear maps of a block of either tower.
 
     Args:
-        names: the publisher's.
-        block: what they begin with.
+        names: names in the files.
+        block: prefix of the block in the files.
         heads: H, K.
-        attention: what our names of query, key, value and `out` begin with.
-        out: our name of the map out of the heads.
-        mlp: what our names of up and down begin with.
+        attention: our prefix of query, key, value and `out`.
+        out: our name of the output of attention.
+        mlp: our prefix of up and down.
     """
     rules = [
         Rule(f"{block}{names.out}.weight", f"{attention}{out}/w", heads_out(*heads)),
@@ -124,5 +119,5 @@ def projection_rules(
 
 
 def _rows_of_table(x: np.ndarray) -> np.ndarray:
-    """[1, P, E], or as it is."""
+    """[1, P, E] or [P, E] -> [P, E]."""
     return x.reshape(-1, x.shape[-1])

@@ -1,4 +1,4 @@
-"""A conversion becomes an export, weight by weight and layer by layer, so that a model larger than memory can be converted."""
+"""Writes a conversion as an export, layer by layer, so the model may be larger than memory."""
 
 from __future__ import annotations
 
@@ -31,15 +31,15 @@ def write(
     dtype: Any = None,
     report: Report = lambda line: None,
 ) -> Path:
-    """Writes the export of a conversion; it appears whole, and an export that is there is replaced.
+    """Writes the export of a conversion, or replaces it.
 
-    In memory are at most the sources of one slice (the largest weight of the files) and what is
-    made of them.
+    Memory is needed for the sources of one slice (the largest weight of the files) and their
+    conversion.
 
     Args:
         conversion: what is converted.
-        output: the model directory to be.
-        dtype: of all weights; None = as stored (float16 and float64 become float32).
+        output: the model directory.
+        dtype: dtype of all weights; None = as stored (float16 and float64 become float32).
         report: called with a line before each weight.
 
     Returns:
@@ -47,8 +47,8 @@ def write(
 
     Raises:
         ConversionError: if the mapping does not fit the files (then nothing is written), a file is
-            damaged, or something that is no export stands at `output`.
-        CheckpointError: if it cannot be written.
+            damaged, or `output` is something else than an export.
+        CheckpointError: if the export cannot be written.
     """
     check_output(output)
     plan = mapping.plan(conversion, dtype=dtype)
@@ -73,10 +73,10 @@ def write(
 
 
 def check_output(output: PathLike) -> None:
-    """Checks that an export may be written.
+    """Checks that an export may be written to `output`.
 
     Raises:
-        ConversionError: if something else is there.
+        ConversionError: if it is a file, or a directory with other things.
     """
     place = paths.absolute(output)
     if place.is_dir() and not (place / export_lib.CARD).exists() and any(place.iterdir()):
@@ -91,7 +91,7 @@ def check_output(output: PathLike) -> None:
 
 
 def table(conversion: Conversion, *, dtype: Any = None) -> str:
-    """Returns the mapping as text, a line for each weight of the model and for each that is skipped.
+    """Returns the mapping as text: a line for each weight of the model and each skipped weight.
 
     Raises:
         ConversionError: as `mapping.check`.
@@ -128,8 +128,8 @@ def _layers(rule: Rule, length: int) -> str:
 
 def _summary(plan: ConversionPlan) -> str:
     sources = {name for weight in plan.weights for names in weight.pieces for name in names}
-    numbers = sum(weight.size for weight in plan.weights)
+    size = sum(weight.size for weight in plan.weights)
     return (
-        f"{len(sources)} weights of the files become {len(plan.weights)} of the model ({numbers:,} "
+        f"{len(sources)} weights of the files become {len(plan.weights)} of the model ({size:,} "
         f"numbers); {len(plan.skipped)} are skipped."
     )
