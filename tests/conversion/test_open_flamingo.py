@@ -166,7 +166,7 @@ WRONG = {
     "an unknown "
     "weight": (lambda state: {**state, "perceiver.media_time_embs": torch.zeros(2, 1, 32)}, r"Only in the files \(1\): perceiver.media_time_embs"),
     "another "
-    "tokenizer": (lambda state: {**state, WTE: state[WTE][:-2]}, "has 51 rows and the tokenizer beside --lm 50 pieces"),
+    "tokenizer": (lambda state: {**state, WTE: state[WTE][:-2]}, "has 51 rows and the tokenizer of --lm 50 pieces"),
     "another "
     "width": (lambda state: {**state, f"{BLOCK}.attn.norm.weight": torch.zeros(48)}, "of width 48, --lm has 32"),
     "another "

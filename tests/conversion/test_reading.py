@@ -106,7 +106,7 @@ def test_a_missing_shard_is_named(tmp_path, suffix):
     next(file for file in tmp_path.iterdir() if file.stem.endswith("-1")).unlink()
     with pytest.raises(
         ConversionError,
-        match=rf"1 of 2 shards that .* are missing: \S*-1\.{suffix}\. Put them beside it",
+        match=rf"1 of 2 shards that .* are missing: \S*-1\.{suffix}\. Put them next to it",
     ):
         open_weights(index)
 
