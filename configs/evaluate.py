@@ -38,7 +38,7 @@ from flamingo_jax.evaluation.config import (
     FEW_SHOT_TASKS,
     EvaluateConfig,
 )
-from flamingo_jax.inference.engine import InferenceConfig
+from flamingo_jax.inference.config import InferenceConfig
 
 # Each family, and its controls: the same queries and code, one thing changed.
 TASKS = (

@@ -46,7 +46,7 @@ SCHEMA = (
     "flamingo_jax.core.precision.",
     "flamingo_jax.data.config.",
     "flamingo_jax.evaluation.config.",
-    "flamingo_jax.inference.engine.InferenceConfig",
+    "flamingo_jax.inference.config.",
     "flamingo_jax.sharding.mesh.MeshConfig",
     "flamingo_jax.training.config.",
     "flamingo_jax.training.optimizer.",

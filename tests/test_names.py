@@ -7,9 +7,7 @@ import pathlib
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 
 # Names that still mean two things, each with why. The lists only shrink.
-CLASSES = {
-    "Program": "planning; how the engine is compiled",
-}
+CLASSES: dict[str, str] = {}
 MODULES = {
     "config": "each package has one, of its own options",
     "embed": "nn: token embeddings; evaluation: writes embeddings of images",

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from flamingo_jax.core.config import ConfigError
 from flamingo_jax.evaluation.registry import PAPER_BENCHMARKS
 from flamingo_jax.evaluation.task import Selection, Settings, Split
-from flamingo_jax.inference.engine import InferenceConfig
+from flamingo_jax.inference.config import InferenceConfig
 from flamingo_jax.sharding.mesh import MeshConfig
 
 # The tasks of the paper: few-shot, Table 1 (images first); of contrastive models, Tables 7 and 9.

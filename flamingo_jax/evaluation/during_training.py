@@ -21,8 +21,8 @@ from flamingo_jax.evaluation.comparing import compare_all
 from flamingo_jax.evaluation.episode import Row
 from flamingo_jax.evaluation.lm_lookup import lookup_probe
 from flamingo_jax.evaluation.runner import evaluate_all
+from flamingo_jax.inference.config import InferenceConfig
 from flamingo_jax.inference.dual_encoder import DualEncoder
-from flamingo_jax.inference.engine import InferenceConfig
 from flamingo_jax.inference.model import Flamingo
 from flamingo_jax.models.api import Model
 from flamingo_jax.sharding.mesh import replicated

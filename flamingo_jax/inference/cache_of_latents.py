@@ -22,6 +22,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 import numpy as np
 
 from flamingo_jax.data.config import ImageFit
+from flamingo_jax.inference.config import InferenceConfig
 from flamingo_jax.inference.visuals import Visual, identity, load_frames
 
 # threads that read and decode files, and how many visuals may be decoded before they are encoded
@@ -52,6 +53,20 @@ class Passes:
     def rows(self, places: int) -> int:
         """Visuals of so many places that are encoded together."""
         return -(-max(self.frames // places, 1) // self.multiple) * self.multiple
+
+
+def passes_of(
+    image_size: int, config: InferenceConfig, *, multiple: int, image_fit: ImageFit
+) -> Passes:
+    """Returns how visuals go through an encoder with the settings of a run; arguments as `Passes`."""
+    return Passes(
+        image_size,
+        config.video_frames,
+        config.video_rate,
+        config.images_per_pass,
+        multiple,
+        image_fit,
+    )
 
 
 class Latents:
@@ -132,5 +147,6 @@ class Latents:
         for key, latents in found.items():
             self._known[key] = latents
             self._known.move_to_end(key)
-        while len(self._known) > self._bytes // latents.nbytes:
+        of_one = next(iter(found.values())).nbytes
+        while len(self._known) > self._bytes // of_one:
             self._known.popitem(last=False)

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from flamingo_jax.inference.engine import PromptTooLong
+from flamingo_jax.inference.padding import PromptTooLong
 from flamingo_jax.inference.prompt import Part, Prompt, PromptError, Visual
 
 INTRODUCTION = "This is a conversation between a human, User, and an intelligent visual AI, Flamingo. User sends images, and Flamingo describes them.\n"

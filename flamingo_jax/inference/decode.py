@@ -18,23 +18,48 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, Generic, NamedTuple, Protocol, TypeVar, runtime_checkable
 
 import jax
 import jax.numpy as jnp
 
 from flamingo_jax.core.notation import Array, Bool, Float, Int
-from flamingo_jax.inference.methods import Ends
+from flamingo_jax.inference.methods import BeamSearch
 from flamingo_jax.models.cache import Media
 
-# (cache, tokens[B, T], positions[B, T], media_index[B, T], media=None, chunk=None) -> (logits
-# float32[B, T, V], cache)
-Extend = Callable[..., tuple[Array, Any]]
+CacheT = TypeVar("CacheT", bound="SequenceCache")
+
+
+@runtime_checkable
+class SequenceCache(Protocol):
+    """What decoding does with a cache; `models.cache.Cache` is one."""
+
+    def repeat(self: CacheT, times: int) -> CacheT:
+        """Returns every sequence `times` times in a row."""
+
+    def take(self: CacheT, rows: Int[Array, "B"]) -> CacheT:
+        """Returns these sequences."""
+
+
+@runtime_checkable
+class Extend(Protocol[CacheT]):
+    """The model: `models.api.Model.extend` with the weights bound."""
+
+    def __call__(
+        self,
+        cache: CacheT,
+        tokens: Int[Array, "B T"],
+        positions: Int[Array, "B T"],
+        media_index: Int[Array, "B T"],
+        media: Media | None = None,
+        chunk: tuple[int, int] | None = None,
+    ) -> tuple[Float[Array, "B T V"], CacheT]:
+        """Reads the next tokens of each sequence."""
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class Prefix:
+class Prefix(Generic[CacheT]):
     """What the model knows after reading B prompts.
 
     Enough to go on in several ways without reading them again.
@@ -46,15 +71,13 @@ class Prefix:
         media_index: int32[B] which of its sequence's images the next token attends; 0 = none.
     """
 
-    cache: Any
-    log_probs: Any
-    length: Any
-    media_index: Any
+    cache: CacheT
+    log_probs: Array
+    length: Array
+    media_index: Array
 
 
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class Decoded:
+class Decoded(NamedTuple):
     """Answers, best first (jax arrays, or numpy arrays once fetched).
 
     Attributes:
@@ -63,19 +86,19 @@ class Decoded:
             length**length_penalty).
     """
 
-    tokens: Any
-    score: Any
+    tokens: Array
+    score: Array
 
 
 def prefill(
-    extend: Extend,
-    cache: Any,
+    extend: Extend[CacheT],
+    cache: CacheT,
     tokens: Int[Array, "B T"],
     length: Int[Array, "B"],
     media_index: Int[Array, "B T"],
     media: Media | None = None,
     chunk: tuple[int, int] | None = None,
-) -> Prefix:
+) -> Prefix[CacheT]:
     """Reads the prompts.
 
     The last token of each prompt is read a second time, alone: nothing uses the logits of the first
@@ -103,7 +126,12 @@ def prefill(
 
 
 def greedy(
-    extend: Extend, prefix: Prefix, *, max_new_tokens: int, stop: tuple[int, ...], pad_id: int
+    extend: Extend[CacheT],
+    prefix: Prefix,
+    *,
+    max_new_tokens: int,
+    stop: tuple[int, ...],
+    pad_id: int,
 ) -> Decoded:
     """Takes the most probable token each time.
 
@@ -135,14 +163,14 @@ class Sampling(NamedTuple):
             (Holtzman et al. 2020), 1 = from all.
     """
 
-    seed: Any
-    temperature: Any
-    top_p: Any
+    seed: Array
+    temperature: Array
+    top_p: Array
 
 
 def sample(
-    extend: Extend,
-    prefix: Prefix,
+    extend: Extend[CacheT],
+    prefix: Prefix[CacheT],
     sampling: Sampling,
     *,
     max_new_tokens: int,
@@ -189,8 +217,8 @@ def _nucleus(log_probs: Float[Array, "B V"], top_p: Float[Array, "B"]) -> Bool[A
 
 
 def _one_by_one(
-    extend: Extend,
-    prefix: Prefix,
+    extend: Extend[CacheT],
+    prefix: Prefix[CacheT],
     pick: Callable[[Array, Array], Array],
     max_new_tokens: int,
     stop: tuple[int, ...],
@@ -231,15 +259,12 @@ def _one_by_one(
 
 
 def beam_search(
-    extend: Extend,
-    prefix: Prefix,
+    extend: Extend[CacheT],
+    prefix: Prefix[CacheT],
+    method: BeamSearch,
     *,
-    beams: int,
-    max_new_tokens: int,
     stop: tuple[int, ...],
     pad_id: int,
-    length_penalty: float = 0.0,
-    ends: Ends = "any",
 ) -> Decoded:
     """Keeps the `beams` best unfinished answers of each prompt, and apart from them the best finished ones.
 
@@ -250,28 +275,19 @@ def beam_search(
     Args:
         extend: the model.
         prefix: the prompts.
-        beams: static number of answers kept (the paper: 3).
-        max_new_tokens: static bound on the answer, stop token included.
+        method: its settings, all static. `ends` says which answers may end in a step, of the best
+            continuations of all live ones: "any"; or those among the `beams` "best", as
+            transformers' beam search has it, with which the public re-implementations were
+            evaluated. Fewer short answers come of that.
         stop: ids that end an answer.
         pad_id: fills the rest of a finished answer.
-        length_penalty: answers are ordered by score / length**length_penalty; 0 = off, as in the
-            paper.
-        ends: which answers may end in a step, of the best continuations of all live ones: "any"; or
-            those among the `beams` "best", as transformers' beam search has it, with which the
-            public re-implementations were evaluated. Fewer short answers come of that.
 
     Returns:
         The `beams` best answers per prompt, best first. With fewer answers than beams the last
         scores are -inf.
-
-    Raises:
-        ValueError: beams below 1 or a negative length penalty.
     """
-    if beams < 1 or length_penalty < 0:
-        raise ValueError(
-            f"beam search: got beams={beams}, length_penalty={length_penalty}; expected beams >= 1 "
-            "and length_penalty >= 0."
-        )
+    beams, length_penalty = method.num_beams, method.length_penalty
+    ends, max_new_tokens = method.ends, method.max_new_tokens
     rows, vocabulary = prefix.log_probs.shape
     # One answer can end in each stop token, so this many expansions hold `beams` unfinished ones
     # for sure.

@@ -16,31 +16,29 @@ batch with.
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-import jax
 import numpy as np
 from jax.sharding import Mesh
 
 from flamingo_jax.checkpoint.arrays import CheckpointError
 from flamingo_jax.checkpoint.export import open_checkpoint
 from flamingo_jax.core import trees
-from flamingo_jax.core.axes import with_layout
 from flamingo_jax.core.config import from_dict
-from flamingo_jax.core.notation import Array, Float, Int
+from flamingo_jax.core.notation import Float, Int
 from flamingo_jax.core.paths import PathLike
 from flamingo_jax.core.precision import Policy
 from flamingo_jax.data.captions import tokenise_caption
-from flamingo_jax.inference import placement
-from flamingo_jax.inference.engine import ALL_AXES, InferenceConfig
+from flamingo_jax.inference.cache_of_latents import passes_of
+from flamingo_jax.inference.compiled import Compiled, fetch, whole_on_each_device
+from flamingo_jax.inference.config import InferenceConfig
 from flamingo_jax.inference.nearest import Rices
-from flamingo_jax.inference.vision_features import VisionEncoder, passes_of
+from flamingo_jax.inference.vision_features import VisionEncoder
 from flamingo_jax.inference.visuals import Visual
 from flamingo_jax.models import encoders
 from flamingo_jax.models.config import ModelConfig, required
-from flamingo_jax.sharding.layout import Layout
+from flamingo_jax.sharding.mesh import AXES as ALL_AXES
 from flamingo_jax.tokenizers.base import Tokenizer
 from flamingo_jax.tokenizers.load import load_tokenizer
 
@@ -90,18 +88,20 @@ class DualEncoder:
         """
         config = config or InferenceConfig()
         self.checkpoint, self.step = checkpoint, step
-        self._tokenizer, self._mesh = tokenizer, mesh
-        self._layout = None if mesh is None else Layout(mesh)
+        self._tokenizer = tokenizer
         self._length = required(model.text_encoder, "text_encoder").max_length
         self._model = encoders.contrastive(model)
-        beta = placement.fetch(params["contrastive"]["log_temperature"])
+        beta = fetch(params["contrastive"]["log_temperature"])
         self.inverse_temperature = float(np.exp(np.asarray(beta, np.float32)))
-        self._params = Policy(config.compute).cast(params)
-        size, fit = preprocessing["image_size"], preprocessing.get("image_fit", "pad")
-        passes = passes_of(size, config, mesh, image_fit=fit)
-        encoder = VisionEncoder(
-            self._model.embed_visuals, self._params, passes, mesh=mesh, vision="contrastive"
+        self._compiled = Compiled(Policy(config.compute).cast(params), mesh)
+        passes = passes_of(
+            preprocessing["image_size"],
+            config,
+            multiple=self._compiled.num_shards(ALL_AXES),
+            image_fit=preprocessing.get("image_fit", "pad"),
         )
+        embed_visuals = self._model.embed_visuals
+        encoder = VisionEncoder(self._compiled, embed_visuals, passes, vision="contrastive")
         self._store = Rices(encoder, features)
 
     @classmethod
@@ -137,14 +137,9 @@ class DualEncoder:
                 f"The checkpoint {opened.path} has no tokenizer, so its text "
                 "encoder cannot be used."
             )
-        params = opened.params
-        if mesh is not None:
-            params = jax.tree.map(
-                lambda weight: placement.put(np.asarray(weight), mesh, ()), params
-            )
         return cls(
             from_dict(ModelConfig, opened.model_config, where="model"),
-            params,
+            whole_on_each_device(opened.params, mesh),
             load_tokenizer(opened.tokenizer, opened.new_tokens),
             preprocessing=opened.preprocessing,
             config=config,
@@ -168,7 +163,7 @@ class DualEncoder:
         """Embeddings of n >= 1 texts, in every process; each distinct one is encoded once."""
         unique = {text: place for place, text in enumerate(dict.fromkeys(strings))}
         tokens, segment = self._tokenised(list(unique))
-        shards = placement.num_shards(self._mesh, ALL_AXES)
+        shards = self._compiled.num_shards(ALL_AXES)
         # No more rows than there are texts, rounded up to a power of two: few shapes, each a
         # program.
         rows = min(_TEXTS, 1 << (len(unique) - 1).bit_length()) * shards
@@ -180,11 +175,9 @@ class DualEncoder:
             padded = [
                 np.concatenate([array, np.repeat(array[:1], spare, axis=0)]) for array in some
             ]
-            placed = (placement.put(array, self._mesh, ALL_AXES) for array in padded)
-            rows_found = placement.fetch(
-                _embed(self._model.embed_texts, self._layout, self._params, *placed)
-            )
-            found.append(np.asarray(rows_found)[: rows - spare])
+            placed = self._compiled.put(padded, ALL_AXES)
+            embeddings = self._compiled(self._model.embed_texts, *placed)
+            found.append(embeddings[: rows - spare])
         return np.concatenate(found)[[unique[text] for text in strings]]
 
     def _tokenised(
@@ -199,14 +192,3 @@ class DualEncoder:
                 ids = np.append(ids[: self._length - 1], ids[-1])
             tokens[row, : len(ids)], segment[row, : len(ids)] = ids, 1
         return tokens, segment
-
-
-Embed = Callable[[Any, Array, Array], Array]
-
-
-@functools.partial(jax.jit, static_argnames=("embed", "layout"))
-def _embed(
-    embed: Embed, layout: Layout | None, params: Any, tokens: Array, segment: Array
-) -> Array:
-    with with_layout(layout):
-        return embed(params, tokens, segment)

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Any, overload
+from typing import overload
 
 import jax
 from jax.sharding import Mesh
@@ -35,11 +35,13 @@ from flamingo_jax.core import trees
 from flamingo_jax.core.config import ConfigError, from_dict
 from flamingo_jax.core.paths import PathError, PathLike
 from flamingo_jax.core.precision import Policy
+from flamingo_jax.core.trees import Params
 from flamingo_jax.data.config import ImageFit
-from flamingo_jax.inference import placement
+from flamingo_jax.inference import compiled
 from flamingo_jax.inference import prompt as prompts
 from flamingo_jax.inference.chat import Chat
-from flamingo_jax.inference.engine import Engine, InferenceConfig, Reply, Request
+from flamingo_jax.inference.config import InferenceConfig
+from flamingo_jax.inference.engine import Engine, Reply, Request
 from flamingo_jax.inference.methods import BeamSearch, Greedy, Method, Sample
 from flamingo_jax.inference.prompt import (
     Image,
@@ -92,7 +94,7 @@ class Flamingo:
     def __init__(
         self,
         model: Model,
-        params: Any,
+        params: Params,
         tokenizer: Tokenizer,
         *,
         image_size: int | None,
@@ -360,7 +362,7 @@ def _placement(
     """
     if mesh is None:
         return None
-    shardings = trees.flatten(placement.shardings(model, abstract, mesh))
+    shardings = trees.flatten(compiled.shardings(model, abstract, mesh))
     dtype = Policy(config.compute).dtype
 
     def place(path: str, stored: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:

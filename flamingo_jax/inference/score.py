@@ -20,14 +20,14 @@ import jax
 import jax.numpy as jnp
 
 from flamingo_jax.core.notation import Array, Float, Int
-from flamingo_jax.inference.decode import Extend, Prefix
+from flamingo_jax.inference.decode import CacheT, Extend, Prefix
 
 Normalise = Literal["sum", "mean"]
 
 
 def score(
-    extend: Extend,
-    prefix: Prefix,
+    extend: Extend[CacheT],
+    prefix: Prefix[CacheT],
     candidates: Int[Array, "B C T"],
     length: Int[Array, "B C"],
     *,
@@ -63,8 +63,8 @@ def _first_token(log_probs: Float[Array, "B V"], token: Int[Array, "B C"]) -> Fl
 
 
 def _remaining_tokens(
-    extend: Extend,
-    prefix: Prefix,
+    extend: Extend[CacheT],
+    prefix: Prefix[CacheT],
     candidates: Int[Array, "B C T"],
     length: Int[Array, "B C"],
     per_pass: int,

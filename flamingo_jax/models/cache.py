@@ -1,10 +1,17 @@
-"""What decoding keeps from one token to the next, and the visual inputs of a batch of prompts."""
+"""The cache of decoding, and the visual inputs of a batch of prompts.
+
+    lm        key, value     [layers, B, S, G, K]       a token's row is its position
+    media     key, value     [layers, B, 1, R, H, K]    each sequence's last image
+    shared    relative       [layers, S, H, K]          the same for all sequences
+
+Weights that are `core.stack.unrolled` have a cache with one array for each layer.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +19,7 @@ from jax.typing import DTypeLike
 
 from flamingo_jax.core import trees
 from flamingo_jax.core.notation import Array, Float, Int
+from flamingo_jax.core.params import Axes
 from flamingo_jax.core.stack import Layers, is_unrolled, unrolled
 from flamingo_jax.core.trees import Params
 from flamingo_jax.models import self_attention
@@ -23,7 +31,9 @@ Rows = dict[str, Array | Layers]
 class Media(NamedTuple):
     """The visual inputs of a batch of prompts.
 
-    A pool that prompts may share, and which rows each sequence uses.
+    Attributes:
+        pool: latents; prompts may share them.
+        slot: the row of the pool of each sequence's visual inputs, -1 = none.
     """
 
     pool: Float[Array, "M R D"]
@@ -32,19 +42,14 @@ class Media(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Cache:
-    """What decoding keeps.
-
-    One array with a leading layer axis for each name, or one for each layer
-    (`core.stack.unrolled`).
-
-    The batch is axis 1, or 0 in the arrays of each layer, of all but the shared ones.
+    """What decoding keeps from one token to the next.
 
     Attributes:
-        lm: keys and values of the LM, {name: [layers, B, S, ...]}; a token's row is its position.
-        media: keys and values of each sequence's last image, {name: [layers, B, 1, R, H, K]}:
-            generated text attends no other. Empty for an LM alone.
-        shared: what follows from the weights alone, {"relative": [layers, S, H, K]}
-            (`self_attention.distance_table`). If it is empty, each step computes it anew.
+        lm: keys and values of the LM, and "raw", the input of its convolution, if it has one.
+        media: keys and values of each sequence's last image; generated text attends no other image.
+            Empty for a language model.
+        shared: what depends on the weights alone (`self_attention.distance_table`). If it is empty,
+            each step computes it again.
     """
 
     lm: Rows
@@ -52,16 +57,25 @@ class Cache:
     shared: Rows = dataclasses.field(default_factory=dict)
 
     def repeat(self, times: int) -> Cache:
-        """Every sequence `times` times in a row (beams, candidates)."""
+        """Returns every sequence `times` times in a row (beams, candidates)."""
         return self._map(lambda leaf, batch: jnp.repeat(leaf, times, axis=batch))
 
     def take(self, rows: Int[Array, "B"]) -> Cache:
-        """Reorders or selects sequences."""
+        """Returns these sequences, in this order."""
         return self._map(lambda leaf, batch: jnp.take(leaf, rows, axis=batch, mode="clip"))
 
     def unrolled(self) -> Cache:
-        """Returns the cache with one array per layer, for weights that are `core.stack.unrolled`."""
+        """Returns the cache with one array for each layer, for weights that are unrolled."""
         return Cache(*map(unrolled, (self.lm, self.media, self.shared)))
+
+    def map_with_axes(self, function: Callable[[Array, Axes], Array]) -> Cache:
+        """Applies function(array, its logical axes) to each array, all of them stacked."""
+
+        def at(path: Any, leaf: Array) -> Array:
+            return function(leaf, logical_axes(path[-1].key, leaf.ndim))
+
+        parts = ({"lm": self.lm, "media": self.media, "shared": self.shared},)
+        return Cache(**jax.tree_util.tree_map_with_path(at, *parts))
 
     def _map(self, function: Callable[[Array, int], Array]) -> Cache:
         """Applies function(leaf, its batch axis)."""
@@ -73,14 +87,29 @@ class Cache:
 jax.tree_util.register_dataclass(Cache, data_fields=["lm", "media", "shared"], meta_fields=[])
 
 
+def logical_axes(name: str, num_dims: int) -> Axes:
+    """Returns the logical axes of a stacked array of a cache, words of `core.axes.RULES`.
+
+    Args:
+        name: of the array: "key", "value", "raw" (what the convolution reads; it has no heads) or
+            "relative" (shared by all sequences).
+        num_dims: of the array.
+    """
+    if name == "relative":
+        return ("layers", None, "heads", "head_dim")
+    inner: Axes = ("kv_heads", "head_dim") if name in ("key", "value") else ()
+    return ("layers", "batch", *(None,) * (num_dims - 2 - len(inner)), *inner)
+
+
 @dataclasses.dataclass(frozen=True)
 class CacheShape:
-    """From what the shapes of a model's cache follow.
+    """The sizes of a model that give the shapes of its cache.
 
     Attributes:
         lm: the language model.
-        blocks: prefix of its blocks among the weights.
-        media: (layers, R, H, K) of the cross-attention's keys and values; None for an LM alone.
+        blocks: prefix of its blocks' weights.
+        media: (layers, R, H, K) of the cross-attention's keys and values; None for a language
+            model.
     """
 
     lm: LMConfig
@@ -90,32 +119,24 @@ class CacheShape:
     def empty(
         self, batch_size: int, length: int, dtype: DTypeLike, params: Params | None = None
     ) -> Cache:
-        """Returns zeros for `length` tokens.
-
-        With weights, also what follows from them alone (`Cache.shared`).
-        """
+        """Returns zeros for `length` tokens; with weights, also `Cache.shared`."""
         config = self.lm
         rows = (config.num_layers, batch_size, length)
-        names = {
-            "key": (config.kv_heads, config.head_size),
-            "value": (config.kv_heads, config.head_size),
-        }
-        lm: Rows = {name: jnp.zeros((*rows, *inner), dtype) for name, inner in names.items()}
+        inner = (config.kv_heads, config.head_size)
+        lm: Rows = {name: jnp.zeros((*rows, *inner), dtype) for name in ("key", "value")}
         if config.qkv_conv_width:
             channels = (config.num_heads + 2 * config.kv_heads) * config.head_size
             lm["raw"] = jnp.zeros((*rows, channels), dtype)
         media: Rows = {}
         if self.media is not None:
-            layers, *inner = self.media
-            media = {
-                name: jnp.zeros((layers, batch_size, 1, *inner), dtype) for name in ("key", "value")
-            }
+            layers, *latents = self.media
+            shape = (layers, batch_size, 1, *latents)
+            media = {name: jnp.zeros(shape, dtype) for name in ("key", "value")}
         return Cache(lm, media, self._shared(length, dtype, params))
 
     def _shared(self, length: int, dtype: DTypeLike, params: Params | None) -> Rows:
         if params is None:
             return {}
-        table = self_attention.distance_table(
-            self.lm, trees.subtree(params, self.blocks), length, dtype
-        )
+        blocks = trees.subtree(params, self.blocks)
+        table = self_attention.distance_table(self.lm, blocks, length, dtype)
         return {} if table is None else {"relative": table}

@@ -28,7 +28,7 @@ from flamingo_jax.data.config import DataConfig, DatasetConfig
 from flamingo_jax.data.schema import Batch
 from flamingo_jax.inference import decode as decode_lib
 from flamingo_jax.models.api import Model
-from flamingo_jax.models.cache import Cache, Media
+from flamingo_jax.models.cache import Cache, Media, logical_axes
 from flamingo_jax.planning import flops
 from flamingo_jax.sharding import compile as compile_lib
 from flamingo_jax.sharding.mesh import BATCH_AXES, num_batch_shards
@@ -251,11 +251,7 @@ def _placed(
 def _cache(
     config: TrainConfig, model: Model, mesh: Mesh, rows: int, prompts: Prompts
 ) -> dict[str, dict[str, Any]]:
-    """The parts of an abstract cache.
-
-    [layers, rows, ...], heads in the last but one place of keys and values; what is shared has no
-    rows.
-    """
+    """The parts of an abstract cache, placed as inference places them."""
     dtype = jnp.dtype(config.precision.compute)
 
     def parts(params: Any) -> dict[str, dict[str, Any]]:
@@ -263,13 +259,9 @@ def _cache(
         return {"lm": cache.lm, "media": cache.media, "shared": cache.shared}
 
     def place(path: Any, leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
-        if path[0].key == "shared":
-            return _placed(mesh, leaf.shape, leaf.dtype, None, None, "model", None)
-        heads = leaf.shape[-2] if path[-1].key in ("key", "value") else 0
-        split = "model" if heads and heads % mesh.shape["model"] == 0 else None
-        middle = (None,) * (len(leaf.shape) - 4)
-        partition = (None, BATCH_AXES, *middle, split, None) if heads else (None, BATCH_AXES)
-        return _placed(mesh, leaf.shape, leaf.dtype, *partition)
+        axes = logical_axes(path[-1].key, leaf.ndim)
+        sharding = config.mesh.layout(mesh).sharding(leaf.shape, axes)
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
 
     return jax.tree_util.tree_map_with_path(
         place, jax.eval_shape(parts, _weights(config, model, mesh))

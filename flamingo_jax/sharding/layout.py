@@ -50,15 +50,17 @@ class Layout:
         """
         if self.mesh.size == 1:
             return x
+        return jax.lax.with_sharding_constraint(x, self.sharding(x.shape, axes))
+
+    def sharding(self, shape: tuple[int, ...], axes: tuple[str | None, ...]) -> NamedSharding:
+        """Returns the sharding of an activation of this shape, as `activation` places it."""
         entries: list[MeshAxes] = []
         free = dict(self.mesh.shape)
-        for size, axis in zip(x.shape, axes, strict=True):
+        for size, axis in zip(shape, axes, strict=True):
             names = self._dividing(size, axis, free)
             entries.append(names or None)
             free = {name: number for name, number in free.items() if name not in names}
-        return jax.lax.with_sharding_constraint(
-            x, NamedSharding(self.mesh, PartitionSpec(*entries))
-        )
+        return NamedSharding(self.mesh, PartitionSpec(*entries))
 
     def spreads(self, size: int, axis: str) -> bool:
         """Returns True if a dimension of this size is split over all chips of the mesh."""

@@ -43,7 +43,8 @@ from flamingo_jax.core.precision import Policy
 from flamingo_jax.data.config import NO_AUGMENTATION, DataConfig, DatasetConfig
 from flamingo_jax.data.schema import Batch
 from flamingo_jax.data.to_device import to_device
-from flamingo_jax.inference.engine import Engine, InferenceConfig, Request
+from flamingo_jax.inference.config import InferenceConfig
+from flamingo_jax.inference.engine import Engine, Request
 from flamingo_jax.inference.prompt import TokenisedPrompt
 from flamingo_jax.models import api
 from flamingo_jax.sharding.mesh import MeshConfig, make_mesh

@@ -14,7 +14,7 @@ from flamingo_jax.conversion.publishers import Inputs
 from flamingo_jax.conversion.reading import ConversionError
 from flamingo_jax.core import trees
 from flamingo_jax.core.paths import Path
-from flamingo_jax.inference.engine import InferenceConfig
+from flamingo_jax.inference.config import InferenceConfig
 from flamingo_jax.inference.vision_features import VisionEncoder
 from flamingo_jax.models.config import ModelConfig
 from flamingo_jax.models.nfnet import NFNetConfig

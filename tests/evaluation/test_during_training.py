@@ -13,7 +13,7 @@ from flamingo_jax.evaluation import during_training
 from flamingo_jax.evaluation.benchmarks.contrastive_task import RECALLS
 from flamingo_jax.evaluation.config import EvaluateConfig
 from flamingo_jax.evaluation.run import run
-from flamingo_jax.inference.engine import InferenceConfig
+from flamingo_jax.inference.config import InferenceConfig
 from flamingo_jax.sharding.mesh import make_mesh
 from flamingo_jax.tokenizers.load import load_tokenizer
 from flamingo_jax.training import logs

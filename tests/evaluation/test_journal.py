@@ -219,7 +219,7 @@ def test_other_weights_are_asked_again(model, asked, tmp_path, monkeypatch):
     params = {**model.engine.params}
     name = "flamingo/media"
     params[name] = {**params[name], "w": params[name]["w"].at[0, 0].add(jnp.float32(1e-3))}
-    monkeypatch.setattr(model.engine, "params", params)
+    monkeypatch.setattr(model.engine.compiled, "params", params)
     asked.clear()
     evaluate_all(model, [task], [1], n=4, seed=5, journals=tmp_path)
     assert asked == [4]

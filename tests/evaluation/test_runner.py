@@ -17,7 +17,7 @@ from flamingo_jax.evaluation.lm_lookup import lookup_probe
 from flamingo_jax.evaluation.registry import create
 from flamingo_jax.evaluation.runner import evaluate, evaluate_all
 from flamingo_jax.evaluation.task import Settings
-from flamingo_jax.inference import engine
+from flamingo_jax.inference.compiled import Compiled
 from flamingo_jax.inference.methods import Greedy
 from flamingo_jax.sharding.mesh import MeshConfig, make_mesh
 from tests.inference import tiny
@@ -116,12 +116,13 @@ def test_results_do_not_depend_on_batch_size_or_devices(result, model, mesh, tmp
 
 def test_one_prefill_serves_both_metrics(model, monkeypatch):
     calls = []
-    answer = engine._answer
-    monkeypatch.setattr(
-        engine,
-        "_answer",
-        lambda *arguments: calls.append(arguments[1].method) or answer(*arguments),
-    )
+    call = Compiled.__call__
+
+    def counting(self, function, *inputs, **static):
+        calls.append(static["method"])
+        return call(self, function, *inputs, **static)
+
+    monkeypatch.setattr(Compiled, "__call__", counting)
     evaluate(model, Naming(), shots=2, n=11, seed=5, batch_size=4)
     # three batches of at most 4, nothing else
     assert calls == [Greedy(tiny.CONFIG.max_new_tokens)] * 3

@@ -10,7 +10,7 @@ import PIL.Image
 import pytest
 
 from flamingo_jax.inference.chat import Chat
-from flamingo_jax.inference.engine import PromptTooLong
+from flamingo_jax.inference.padding import PromptTooLong
 from flamingo_jax.inference.prompt import Image, PromptError
 from tests.conftest import ROOT
 from tests.evaluation.test_programs import write_export

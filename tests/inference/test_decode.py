@@ -16,6 +16,7 @@ from flamingo_jax.core import trees
 from flamingo_jax.core.stack import unrolled
 from flamingo_jax.data.schema import Batch
 from flamingo_jax.inference import decode
+from flamingo_jax.inference.methods import BeamSearch
 from flamingo_jax.models import api, frozen
 from flamingo_jax.models.cache import Media
 from flamingo_jax.models.lm import LMConfig
@@ -112,11 +113,9 @@ def test_a_wide_beam_equals_brute_force(penalty):
         lambda prefix: decode.beam_search(
             history_model,
             prefix,
-            beams=100,
-            max_new_tokens=LONGEST,
+            BeamSearch(100, length_penalty=penalty, max_new_tokens=LONGEST),
             stop=(STOP,),
             pad_id=PAD,
-            length_penalty=penalty,
         )
     )
     found = search(prefix_of(PROMPTS))
@@ -168,11 +167,9 @@ def test_a_narrow_beam_equals_the_textbook(beams, stops, ends):
         lambda prefix: decode.beam_search(
             history_model,
             prefix,
-            beams=beams,
-            max_new_tokens=LONGEST,
+            BeamSearch(beams, ends=ends, max_new_tokens=LONGEST),
             stop=stops,
             pad_id=PAD,
-            ends=ends,
         )
     )(prefix_of(PROMPTS))
     for row, prompt in enumerate(PROMPTS):
@@ -213,10 +210,11 @@ def test_answers_that_end_in_a_poor_token_are_left_out_where_only_the_best_may_e
 
 
 def test_one_beam_is_greedy():
-    settings = {"max_new_tokens": LONGEST, "stop": (STOP,), "pad_id": PAD}
+    ends = {"stop": (STOP,), "pad_id": PAD}
+    one_beam = BeamSearch(1, max_new_tokens=LONGEST)
     both = lambda prefix: (
-        decode.beam_search(history_model, prefix, beams=1, **settings),
-        decode.greedy(history_model, prefix, **settings),
+        decode.beam_search(history_model, prefix, one_beam, **ends),
+        decode.greedy(history_model, prefix, max_new_tokens=LONGEST, **ends),
     )
     one, greedy = jax.jit(both)(prefix_of(PROMPTS))
     ended = np.asarray((greedy.tokens == STOP).any(axis=-1)[:, 0])
@@ -224,13 +222,6 @@ def test_one_beam_is_greedy():
     # rightly prefers it.
     np.testing.assert_array_equal(np.asarray(one.tokens)[ended], np.asarray(greedy.tokens)[ended])
     assert np.all(np.asarray(one.score) >= np.asarray(greedy.score) - 1e-5)
-
-
-def test_settings_that_make_no_sense_are_refused():
-    with pytest.raises(ValueError, match="expected beams >= 1"):
-        decode.beam_search(
-            history_model, prefix_of(PROMPTS), beams=0, max_new_tokens=2, stop=(STOP,), pad_id=PAD
-        )
 
 
 @pytest.mark.parametrize("apart", [False, True])

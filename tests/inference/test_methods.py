@@ -8,7 +8,7 @@ import dataclasses
 import pytest
 
 from flamingo_jax.core.config import ConfigError
-from flamingo_jax.inference.engine import InferenceConfig
+from flamingo_jax.inference.config import InferenceConfig
 from flamingo_jax.inference.methods import BeamSearch, Greedy, Sample, from_settings
 
 
@@ -59,6 +59,23 @@ def test_the_config_names_a_method():
     assert InferenceConfig().method == Greedy()
     assert InferenceConfig(decoding="beam").method == BeamSearch()
     assert InferenceConfig(decoding="sample").method == Sample()
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"beams": 0}, "inference: BeamSearch.num_beams is 0; expected at least 1"),
+        ({"max_new_tokens": 0}, "inference: Greedy.max_new_tokens is 0"),
+        ({"temperature": 0.0}, "inference: Sample.temperature is 0.0"),
+        ({"top_p": 1.5}, "Sample.top_p 1.5; expected temperature > 0 and 0 < top_p <= 1"),
+        ({"lengths": (8, 4)}, r"inference.lengths is \(8, 4\); expected ascending sizes >= 1"),
+        ({"video_frames": 0}, "inference.video_frames is 0; expected at least 1"),
+    ],
+)
+def test_a_config_out_of_range(fields, message):
+    """Also the settings of methods that `decoding` does not name."""
+    with pytest.raises(ValueError, match=message):
+        InferenceConfig(**fields)
 
 
 def test_the_command_line_names_a_method():

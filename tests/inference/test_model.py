@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 
 from flamingo_jax.core.fingerprint import fingerprint
-from flamingo_jax.inference import engine
+from flamingo_jax.inference.compiled import Compiled
 from flamingo_jax.inference.engine import Request
 from flamingo_jax.inference.methods import BeamSearch, Sample
 from flamingo_jax.inference.model import PromptError
+from flamingo_jax.inference.padding import xattn_chunk
 from flamingo_jax.sharding.mesh import MeshConfig, make_mesh
 from tests.inference import tiny
 
@@ -153,14 +154,14 @@ def test_what_is_drawn_does_not_depend_on_the_company(model):
 
 def test_an_image_is_encoded_once(tmp_path_factory, alone, monkeypatch):
     model, seen = tiny.load(tmp_path_factory.getbasetemp()), []
-    encode = engine._encode
-    monkeypatch.setattr(
-        engine,
-        "_encode",
-        lambda fns, layout, params, frames, mask: (
-            seen.append(len(frames)) or encode(fns, layout, params, frames, mask)
-        ),
-    )
+    call = Compiled.__call__
+
+    def counting(self, function, *inputs, **static):
+        if function.__name__ == "encode":
+            seen.append(len(inputs[0]))
+        return call(self, function, *inputs, **static)
+
+    monkeypatch.setattr(Compiled, "__call__", counting)
     for _ in range(2):
         assert answers(model, batch_size=2)[0] == alone[0]
         assert (
@@ -183,7 +184,7 @@ def test_latents_beyond_the_memory_bound_are_dropped(tmp_path_factory, alone):
 def test_chunked_cross_attention_gives_the_same(model, alone):
     """The prefill of many shots by chunks against the full form (float32: 1e-4)."""
     phi = model.read(PROMPTS[4]).media_index
-    assert engine._chunk(np.pad(phi, (0, 32 - len(phi)))[None], 4, 4) == (4, 2)
+    assert xattn_chunk(np.pad(phi, (0, 32 - len(phi)))[None], 4, 4) == (4, 2)
     texts, scores = answers(
         model, PROMPTS[4:], config=dataclasses.replace(tiny.CONFIG, xattn_chunk=4)
     )

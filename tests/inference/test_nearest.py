@@ -12,7 +12,7 @@ from flamingo_jax.core import trees
 from flamingo_jax.core.config import to_dict
 from flamingo_jax.data.embeddings import Embeddings
 from flamingo_jax.inference import nearest as rices
-from flamingo_jax.inference import vision_features as features_lib
+from flamingo_jax.inference.compiled import Compiled
 from flamingo_jax.inference.model import CheckpointError
 from flamingo_jax.inference.nearest import Rices, nearest
 from flamingo_jax.inference.prompt import Image
@@ -40,11 +40,11 @@ def encoder(model):
 def encoded(monkeypatch):
     """How many images went through the encoder, one number for each call."""
     counts = []
-    encode = features_lib._encode
+    call = Compiled.__call__
     monkeypatch.setattr(
-        features_lib,
-        "_encode",
-        lambda *given: counts.append(int(given[-1].any(axis=1).sum())) or encode(*given),
+        Compiled,
+        "__call__",
+        lambda *given: counts.append(int(given[-1].any(axis=1).sum())) or call(*given),
     )
     return counts
 
@@ -130,7 +130,10 @@ def test_features_of_other_weights_are_not_taken(encoder, encoded, tmp_path, mod
     )
     changed = trees.unflatten({**params, name: params[name] * 1.01})
     other = VisionEncoder(
-        model.engine.model.features, changed, encoder.passes, mesh=None, vision="flamingo/vision"
+        Compiled(changed, None),
+        model.engine.model.features,
+        encoder.passes,
+        vision="flamingo/vision",
     )
     assert not np.array_equal(
         Rices(other, tmp_path).features(IMAGES[:1]), Rices(encoder, tmp_path).features(IMAGES[:1])

@@ -21,8 +21,8 @@ from flamingo_jax.core.paths import Path
 from flamingo_jax.core.processes import Cluster
 from flamingo_jax.evaluation.config import EvaluateConfig
 from flamingo_jax.evaluation.run import run
+from flamingo_jax.inference.config import InferenceConfig
 from flamingo_jax.inference.dual_encoder import DualEncoder
-from flamingo_jax.inference.engine import InferenceConfig
 from flamingo_jax.tokenizers.load import load_tokenizer
 from tests.evaluation.fixtures import coco, imagenet
 from tests.parity import stand_ins

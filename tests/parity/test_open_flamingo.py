@@ -16,6 +16,7 @@ import pytest
 from flamingo_jax.conversion import publishers
 from flamingo_jax.conversion.mapping import load_params
 from flamingo_jax.inference import decode
+from flamingo_jax.inference.methods import BeamSearch
 from flamingo_jax.models import api
 from flamingo_jax.models.cache import Media
 from tests.parity import open_flamingo_models as models
@@ -110,7 +111,7 @@ def test_logits(imported, logits, num_images):
 
 
 NEW = 6  # tokens of an answer
-STOP = {"max_new_tokens": NEW, "stop": (models.EOC,), "pad_id": 0}
+STOP = {"stop": (models.EOC,), "pad_id": 0}
 
 
 @pytest.fixture(scope="module")
@@ -128,8 +129,9 @@ def answers(imported):
         pool = functions.encode(params, frames, frame_mask)
         cache = functions.empty_cache(len(tokens), LENGTH + NEW, pool.dtype)
         prefix = decode.prefill(extend, cache, tokens, length, phi, Media(pool, slot))
-        beams = decode.beam_search(extend, prefix, beams=3, ends="best", **STOP)
-        return decode.greedy(extend, prefix, **STOP).tokens, beams.tokens
+        method = BeamSearch(3, ends="best", max_new_tokens=NEW)
+        beams = decode.beam_search(extend, prefix, method, **STOP)
+        return decode.greedy(extend, prefix, max_new_tokens=NEW, **STOP).tokens, beams.tokens
 
     def answer(prompts, frames):
         length = jnp.asarray([len(prompt) for prompt in prompts], jnp.int32)

@@ -18,7 +18,7 @@ from flamingo_jax.conversion.publishers import Inputs, describe
 from flamingo_jax.conversion.reading import ConversionError, InMemory
 from flamingo_jax.core.paths import Path
 from flamingo_jax.data.images.read import fit
-from flamingo_jax.inference.engine import InferenceConfig
+from flamingo_jax.inference.config import InferenceConfig
 from flamingo_jax.inference.vision_features import VisionEncoder
 from flamingo_jax.models.vision import encode_frames
 from flamingo_jax.models.vit import ViTConfig

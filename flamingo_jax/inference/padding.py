@@ -1,0 +1,135 @@
+"""The arrays of a batch of prompts, padded to one of a few shapes.
+
+Each size is rounded up to one of a few, so that the number of compiled programs is bounded.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from flamingo_jax.inference.methods import Sample
+from flamingo_jax.inference.prompt import PromptError, TokenisedPrompt
+
+
+class PromptTooLong(PromptError):
+    """A prompt with more tokens or images than the model, or the largest of the shapes, takes."""
+
+
+class Shape(NamedTuple):
+    """The shape of a batch of prompts: B rows, L tokens and N images for each row."""
+
+    rows: int
+    length: int
+    num_images: int
+
+
+def round_up(size: int, sizes: tuple[int, ...], *, who: str, what: str, field: str) -> int:
+    """Returns the smallest of `sizes` that is at least `size`.
+
+    Args:
+        size: tokens or images of a prompt.
+        sizes: ascending.
+        who: the prompt, for the message.
+        what: "tokens" or "images", for the message.
+        field: of InferenceConfig, for the message.
+
+    Raises:
+        PromptTooLong: none is large enough.
+    """
+    for candidate in sizes:
+        if size <= candidate:
+            return candidate
+    raise PromptTooLong(
+        f"{who} has {size} {what}; expected at most {sizes[-1]}. Shorten it, or add a size to "
+        f"config.inference.{field}."
+    )
+
+
+def num_rows(count: int, batch_size: int, shards: int) -> int:
+    """Returns the rows of a batch: `batch_size`, or a power of two if fewer are enough.
+
+    A multiple of the number of batch shards.
+    """
+    rows = min(batch_size, 1 << (count - 1).bit_length())
+    return -(-rows // shards) * shards
+
+
+def pad_rows(array: np.ndarray, rows: int) -> np.ndarray:
+    """Returns the array with rows of zeros at its end."""
+    return np.concatenate([array, np.zeros((rows - len(array), *array.shape[1:]), array.dtype)])
+
+
+def pad_candidates(
+    candidates: Sequence[tuple[tuple[int, ...], ...]], rows: int
+) -> tuple[np.ndarray, np.ndarray] | None:
+    """Returns (int32[B, C, T] tokens, int32[B, C] lengths) of candidates, or None if there is none.
+
+    A length of 0 is no candidate. C and T are rounded up to powers of two, and C further where it costs nothing.
+
+    Args:
+        candidates: token ids of each candidate of each prompt.
+        rows: B.
+
+    Raises:
+        PromptError: a candidate without tokens.
+    """
+    most = max(map(len, candidates))
+    if not most:
+        return None
+    longest = max(len(candidate) for of_prompt in candidates for candidate in of_prompt)
+    count, width = (1 << (size - 1).bit_length() for size in (most, max(longest, 1)))
+    count = max(count, 32) if width == 1 else count
+    tokens, lengths = np.zeros((rows, count, width), np.int32), np.zeros((rows, count), np.int32)
+    for row, of_prompt in enumerate(candidates):
+        for column, candidate in enumerate(of_prompt):
+            if not candidate:
+                raise PromptError(
+                    f"candidate {column} is empty: there is nothing to score. Give it some text."
+                )
+            tokens[row, column, : len(candidate)] = candidate
+            lengths[row, column] = len(candidate)
+    return tokens, lengths
+
+
+def sampling(
+    prompts: Sequence[TokenisedPrompt], rows: int, method: Sample
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Returns the fields of `decode.Sampling`; a row's seed is a hash of the method's seed and of its prompt.
+
+    Equal prompts are answered equally, in whichever row they are.
+    """
+    seeds = np.zeros(rows, np.uint32)
+    for row, prompt in enumerate(prompts):
+        content = f"{method.seed}:".encode() + prompt.tokens.tobytes()
+        seeds[row] = int.from_bytes(hashlib.blake2b(content, digest_size=4).digest(), "little")
+    all_rows = lambda value: np.full(rows, value, np.float32)
+    return seeds, all_rows(method.temperature), all_rows(method.top_p)
+
+
+def xattn_chunk(media_index: np.ndarray, num_images: int, tokens: int) -> tuple[int, int] | None:
+    """Returns (tokens, span) of the chunked cross-attention, or None if the full form is as cheap.
+
+    Args:
+        media_index: int32[B, L] phi.
+        num_images: N.
+        tokens: of a chunk; 0 = never chunked.
+
+    Returns:
+        The span is the most images that a chunk attends, rounded up to a power of two.
+    """
+    if not tokens or media_index.shape[1] % tokens or not media_index.any():
+        return None
+    phi = media_index.reshape(len(media_index), -1, tokens)
+    span = int((phi.max(axis=2) - np.where(phi > 0, phi, num_images + 1).min(axis=2)).max()) + 1
+    span = 1 << max(span - 1, 0).bit_length()
+    return (tokens, span) if 2 * span <= num_images else None
+
+
+def before_stop(tokens: np.ndarray, ends: tuple[int, ...]) -> tuple[int, ...]:
+    """Returns the tokens before the first of `ends`."""
+    found = np.isin(tokens, ends)
+    return tuple(int(token) for token in (tokens[: int(found.argmax())] if found.any() else tokens))
