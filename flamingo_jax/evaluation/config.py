@@ -6,9 +6,8 @@ import dataclasses
 from collections.abc import Mapping
 
 from flamingo_jax.core.config import ConfigError
+from flamingo_jax.evaluation.protocol import Protocol
 from flamingo_jax.evaluation.registry import PAPER_BENCHMARKS
-from flamingo_jax.evaluation.task import Selection, Settings, Split
-from flamingo_jax.inference.config import InferenceConfig
 from flamingo_jax.sharding.mesh import MeshConfig
 
 # The tasks of the paper: few-shot, Table 1 (images first); of contrastive models, Tables 7 and 9.
@@ -32,47 +31,28 @@ DIRECTORIES: Mapping[str, str | None] = dict.fromkeys(
 
 
 @dataclasses.dataclass(frozen=True)
-class EvaluateConfig:
-    """What `evaluate` runs.
+class EvaluateConfig(Protocol):
+    """What `evaluate` runs: a protocol, and the tasks, data and devices of this run.
 
     Attributes:
-        tasks: names of the tasks; see `evaluation/benchmarks`.
-        shots: numbers of support examples.
-        n: queries per task and number of shots; 0: all that a benchmark has.
-        seed: chooses queries and supports.
-        split, selection, ensemble, num_support, num_support_per_class: the few-shot protocol; see
-        `evaluation.task.Settings`.
-        templates: file of sentences around the name of a class, for zero-shot classification; see
-            `evaluation.benchmarks.class_templates`.
+        tasks: names of the tasks; see `evaluation/registry.py`.
         features: directory of the image features that selection=rices compares, or of the
             embeddings of images that a contrastive model compares with texts, kept for the next
-            run; by default OUTPUT/features.
+            run; None: OUTPUT/features.
         batch_size: prompts that are answered together, over all devices.
-        num_samples: prompts per task and number of shots that are kept with their images, for the
-            sheet of samples.
+        num_samples: answers per task and number of shots that the report shows with their prompts.
         data: directory of each benchmark's data by name, such as {"world": "/data/world"}.
-        towers: where frozen towers lie that moved since a checkpoint was written, by name ("lm",
-            "vision").
-        inference: decoding, scoring and the shapes that prompts are padded to.
+        towers: directories of frozen towers that moved since a checkpoint was written, by name
+            ("lm", "vision").
         mesh: the devices; one by default, data=-1 spreads the prompts over all of them.
     """
 
     tasks: tuple[str, ...] = ("format", "bind2")
-    shots: tuple[int, ...] = (0, 1, 2, 4, 8)
-    n: int = 200
-    seed: int = 1
-    split: Split = "test"
-    selection: Selection = "random"
-    ensemble: int = 1
-    num_support: int = 2048
-    num_support_per_class: int = 32
-    templates: str | None = None
     features: str | None = None
     batch_size: int = 100
     num_samples: int = 2
     data: Mapping[str, str | None] = dataclasses.field(default_factory=dict)
     towers: Mapping[str, str | None] = dataclasses.field(default_factory=dict)
-    inference: InferenceConfig = dataclasses.field(default_factory=InferenceConfig)
     mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
 
     def __post_init__(self) -> None:
@@ -91,17 +71,6 @@ class EvaluateConfig:
                 "batch_size >= 1."
             )
         try:
-            self.protocol()
+            super().__post_init__()
         except ValueError as error:
             raise ConfigError(str(error)) from error
-
-    def protocol(self) -> Settings:
-        """How queries and support examples are chosen, and what stands around the names of classes."""
-        choices = (
-            self.split,
-            self.selection,
-            self.ensemble,
-            self.num_support,
-            self.num_support_per_class,
-        )
-        return Settings(*choices, templates=self.templates)

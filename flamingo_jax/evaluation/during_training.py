@@ -17,9 +17,10 @@ import jax
 from flamingo_jax.core.config import ConfigError
 from flamingo_jax.data.schema import Batch
 from flamingo_jax.evaluation import registry, task
-from flamingo_jax.evaluation.comparing import compare_all
+from flamingo_jax.evaluation.comparison import ComparisonTask, compare_all
 from flamingo_jax.evaluation.episode import Row
 from flamingo_jax.evaluation.lm_lookup import lookup_probe
+from flamingo_jax.evaluation.protocol import Protocol
 from flamingo_jax.evaluation.runner import evaluate_all
 from flamingo_jax.inference.config import InferenceConfig
 from flamingo_jax.inference.dual_encoder import DualEncoder
@@ -27,6 +28,7 @@ from flamingo_jax.inference.model import Flamingo
 from flamingo_jax.models.api import Model
 from flamingo_jax.sharding.mesh import replicated
 from flamingo_jax.tokenizers.base import Tokenizer
+from flamingo_jax.training.config import TrainConfig
 from flamingo_jax.training.run import Run
 
 Measure = Callable[[Any], dict[str, float]]
@@ -74,9 +76,10 @@ def evaluation(run: Run, tokenizer: Tokenizer) -> Measure:
         ConfigError: for a task that the stage's model cannot do.
         TaskError: an unknown task, or one without its data.
     """
-    settings = run.config.evaluate
+    settings, protocol = run.config.evaluate, protocol_of(run.config)
     data = {name: path for name, path in settings.data.items() if path}
-    prompted, compared = task.parted([registry.create(name, data) for name in settings.tasks])
+    tasks = [registry.create(name, data, protocol) for name in settings.tasks]
+    prompted, compared = task.split_by_kind(tasks)
     if run.config.stage == "contrastive":
         if prompted:
             raise ConfigError(
@@ -84,31 +87,53 @@ def evaluation(run: Run, tokenizer: Tokenizer) -> Measure:
                 "answers no prompts: take zero-shot and retrieval tasks, such as "
                 "imagenet_zero_shot and world_retrieval."
             )
-        return _comparisons(run, tokenizer, compared)
+        return _comparisons(run, tokenizer, compared, protocol.inference)
     if compared:
         raise ConfigError(
             f"config.evaluate.tasks has {compared[0].name!r}, which compares images with texts, "
             f"and the {run.config.stage} stage has no text encoder: leave it out."
         )
-    return _few_shot(run, tokenizer, prompted)
+    return _few_shot(run, tokenizer, prompted, protocol.inference)
 
 
-def _few_shot(run: Run, tokenizer: Tokenizer, tasks: Sequence[task.Task]) -> Measure:
-    model, settings = _model(run, "evaluate.every"), run.config.evaluate
+def protocol_of(config: TrainConfig) -> Protocol:
+    """Returns the protocol of an evaluation during this training run.
+
+    Few-shot prompts are answered in float32, whatever the run computes in.
+    """
+    settings = config.evaluate
+    compute = config.precision.compute if config.stage == "contrastive" else "float32"
+    return Protocol(
+        shots=settings.shots,
+        n=settings.n,
+        seed=config.seed,
+        inference=InferenceConfig(compute=compute),
+    )
+
+
+def _few_shot(
+    run: Run, tokenizer: Tokenizer, tasks: Sequence[task.Task], inference: InferenceConfig
+) -> Measure:
+    model = _model(run, "evaluate.every")
 
     def measure(params: Any) -> dict[str, float]:
         flamingo = Flamingo(
-            model, params, tokenizer, **run.config.data.preprocessing, mesh=run.mesh
+            model,
+            params,
+            tokenizer,
+            **run.config.data.preprocessing,
+            config=inference,
+            mesh=run.mesh,
         )
-        rows, _ = evaluate_all(flamingo, tasks, settings.shots, n=settings.n, seed=run.config.seed)
-        return _numbers(rows)
+        return _numbers(evaluate_all(flamingo, tasks)[0])
 
     return measure
 
 
-def _comparisons(run: Run, tokenizer: Tokenizer, tasks: Sequence[task.ComparisonTask]) -> Measure:
+def _comparisons(
+    run: Run, tokenizer: Tokenizer, tasks: Sequence[ComparisonTask], inference: InferenceConfig
+) -> Measure:
     config = run.config
-    inference = InferenceConfig(compute=config.precision.compute)
 
     def measure(params: Any) -> dict[str, float]:
         model = DualEncoder(
@@ -119,7 +144,7 @@ def _comparisons(run: Run, tokenizer: Tokenizer, tasks: Sequence[task.Comparison
             config=inference,
             mesh=run.mesh,
         )
-        return _numbers(compare_all(model, tasks, n=config.evaluate.n, seed=config.seed)[0])
+        return _numbers(compare_all(model, tasks)[0])
 
     return measure
 

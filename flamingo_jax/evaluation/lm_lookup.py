@@ -17,12 +17,13 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 
 from flamingo_jax.evaluation import task
 from flamingo_jax.evaluation.episode import Episode
+from flamingo_jax.evaluation.protocol import Protocol
 from flamingo_jax.tokenizers.base import Tokenizer
 from flamingo_jax.world.text import NEW_NAMES, lookup_pages
 
@@ -82,7 +83,7 @@ class LookupTask:
     name: str = "lm_lookup"
     metrics: tuple[str, ...] = ("ranking", "nll")
     chance: float | None = None  # 1 / shots
-    settings: ClassVar[task.Settings] = task.Settings()
+    protocol: Protocol = Protocol()
 
     def accepts(self, shots: int) -> bool:
         """A dictionary has two entries or more, and there are so many names."""
@@ -92,8 +93,9 @@ class LookupTask:
         """Returns nothing: all answers are known."""
         return ()
 
-    def episodes(self, shots: int, n: int, seed: int) -> list[Episode]:
-        """`n` pages of `shots` words."""
+    def episodes(self, shots: int) -> list[Episode]:
+        """Returns `protocol.n` pages of `shots` words."""
+        pages = lookup_pages(shots, self.protocol.n, self.protocol.seed)
         return [
             Episode(
                 parts=(page.prompt,),
@@ -101,13 +103,13 @@ class LookupTask:
                 answer=page.answer,
                 query_id=f"lookup{shots}/{index}",
             )
-            for index, page in enumerate(lookup_pages(shots, n, seed))
+            for index, page in enumerate(pages)
         ]
 
 
-def _make(data: Mapping[str, str], settings: task.Settings) -> LookupTask:
-    settings.only_random("lm_lookup")
-    return LookupTask()
+def _make(data: Mapping[str, str], protocol: Protocol) -> LookupTask:
+    task.check_draws_its_own("lm_lookup", protocol)
+    return LookupTask(protocol=protocol)
 
 
 TASKS: dict[str, task.TaskFactory] = {"lm_lookup": _make}

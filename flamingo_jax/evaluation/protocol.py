@@ -1,347 +1,58 @@
-"""The few-shot protocol.
+"""The protocol of an evaluation: all that decides a number besides the model and the data.
 
-Which examples stand in front of a query, and how the prompt is written (paper, A.2, B.1.4 and
-Figure 8).
-
-    training split --seed--> | test supports | validation supports | validation queries | rest |        2048 | 2048 | COCO 5000, others 1024
-                                                                                                       (32 | 32 | 10 of each class)
-    query --(seed, its id)--> supports in random order        or, RICES, the most similar ones, the most similar last
-          --> image "Output: A cat.<EOC>" image "Output: A dog.<EOC>" image "Output:"
-
-At 0 shots an open-ended benchmark has two examples without their images in front of the query
-("Output: A cat.<EOC>Output: A dog.<EOC>" image "Output:"); a close-ended one has none. With more
-shots the same supports come first (RICES: last), and nothing depends on how many queries are
-evaluated, or on what they share a batch with. An ensemble asks the same question with the supports
-in several orders and averages the scores of the candidates.
-
-Differs from the paper, or is not said there: supports are drawn anew for each query (as in
-OpenFlamingo); the first order of an ensemble is that of the prompt without ensembling, the others
-are random, none twice. The examples without images are drawn at random, with RICES too. A training
-split that has fewer items than the support set is taken whole.
+Support examples and queries are chosen in the same way for all benchmarks (paper, A.2 and B.1.4).
+`evaluate` reads the protocol from its config. An evaluation during training makes it from
+`TrainConfig.evaluate`. Each task gets it when it is made.
 """
 
 from __future__ import annotations
 
-import collections
 import dataclasses
-import functools
-import itertools
-import math
-from collections.abc import Callable, Mapping, Sequence
+from typing import ClassVar, Literal
 
-import numpy as np
+from flamingo_jax.inference.config import InferenceConfig
 
-from flamingo_jax.core.seeds import generator
-from flamingo_jax.evaluation import task
-from flamingo_jax.evaluation.benchmarks.benchmark import Benchmark, Item
-from flamingo_jax.evaluation.episode import Episode, Part
-from flamingo_jax.inference.prompt import Visual
-from flamingo_jax.tokenizers.markers import EOC
-
-OPEN_ENDED_EXAMPLES = 2  # without images, at 0 shots
-# where items have classes; elsewhere `Benchmark.validation_queries`
-VALIDATION_QUERIES_PER_CLASS = 10
-
-# (visuals of queries, visuals of supports, k) -> int[queries, k], the supports most like each
-# query, the most similar first
-Nearest = Callable[[Sequence[Visual], Sequence[Visual], int], np.ndarray]
-
-
-def make(data: Mapping[str, str], settings: task.Settings, *, benchmark: Benchmark) -> FewShotTask:
-    """Makes the task of a benchmark.
-
-    Raises:
-        TaskError: its directory is not given, or an ensemble is asked for of a benchmark that is
-            not close-ended.
-    """
-    place = task.directory(data, benchmark.data or benchmark.name, benchmark.name)
-    return FewShotTask(benchmark.at(place), settings)
-
-
-def with_nearest(tasks: Sequence[task.Task], nearest: Nearest) -> list[task.Task]:
-    """The tasks, with what finds similar supports for those that ask for it."""
-    return [
-        dataclasses.replace(each, nearest=nearest) if isinstance(each, FewShotTask) else each
-        for each in tasks
-    ]
+Split = Literal["test", "validation"]
+Selection = Literal["random", "rices"]
 
 
 @dataclasses.dataclass(frozen=True)
-class FewShotTask:
-    """A benchmark under the few-shot protocol.
+class Protocol:
+    """How queries and support examples are chosen, and how the model answers.
 
     Attributes:
-        benchmark: what there is.
-        settings: how queries and supports are chosen.
-        nearest: finds similar supports; needed where settings.selection is "rices".
+        shots: numbers of support examples; each is an evaluation of its own.
+        n: queries per task and number of shots; 0: all that a benchmark has.
+        seed: of the choice of queries and support examples.
+        split: "test": the queries of the paper's tables; "validation": queries from the training
+            split, which no support set shares.
+        selection: of support examples: "random", or "rices": those with the images most similar to
+            the query's.
+        ensemble: orders of the support examples over which the scores of candidates are averaged;
+            1: no ensembling.
+        num_support: size of the support set, where items have no classes.
+        num_support_per_class: size per class of the support set, where items have classes.
+        templates: file of sentences around the name of a class, for zero-shot classification; None:
+            see `evaluation.benchmarks.class_templates`.
+        inference: decoding, scoring and the shapes that prompts are padded to.
+        num_text_examples: examples without images in front of a query at 0 shots, of open-ended
+            tasks (paper, A.2); not an option.
     """
 
-    benchmark: Benchmark
-    settings: task.Settings = task.Settings()
-    nearest: Nearest | None = None
+    shots: tuple[int, ...] = (0, 1, 2, 4, 8)
+    n: int = 200
+    seed: int = 1
+    split: Split = "test"
+    selection: Selection = "random"
+    ensemble: int = 1
+    num_support: int = 2048
+    num_support_per_class: int = 32
+    templates: str | None = None
+    inference: InferenceConfig = dataclasses.field(default_factory=InferenceConfig)
+
+    num_text_examples: ClassVar[int] = 2
 
     def __post_init__(self) -> None:
-        if self.settings.ensemble > 1 and self.is_open_ended:
-            raise task.TaskError(
-                f"the task {self.name!r} is open-ended (it decodes answers), so an ensemble of "
-                f"{self.settings.ensemble} orders has no scores to average: set ensemble=1, or "
-                "leave the task out."
-            )
-
-    @property
-    def name(self) -> str:
-        """Of the benchmark."""
-        return self.benchmark.name
-
-    @property
-    def metrics(self) -> tuple[str, ...]:
-        """Names of the benchmark's."""
-        return tuple(each.name for each in self.benchmark.metrics)
-
-    @property
-    def chance(self) -> float | None:
-        """Of the benchmark."""
-        return self.benchmark.chance
-
-    @property
-    def is_open_ended(self) -> bool:
-        """Whether answers are decoded."""
-        return any(each.needs == "generation" for each in self.benchmark.metrics)
-
-    def submission_questions(self) -> Sequence[int | str]:
-        """What the server that knows the right answers expects answers to beyond the queries, where a benchmark says so."""
-        return self.benchmark.submission_questions()
-
-    def accepts(self, shots: int) -> bool:
-        """Returns True up to the most support examples that the benchmark has."""
-        return shots <= self.benchmark.max_shots
-
-    def episodes(self, shots: int, n: int, seed: int) -> list[Episode]:
-        """The first `n` episodes.
-
-        Args:
-            shots: support examples of each query.
-            n: queries; 0: all there are.
-            seed: chooses queries, the support set, and the supports of each query.
-
-        Raises:
-            TaskError: there are fewer queries than `n`, or too few items for the supports.
-        """
-        num_examples = shots or (OPEN_ENDED_EXAMPLES if self.is_open_ended else 0)
-        needs_train = num_examples > 0 or self.settings.split == "validation"
-        drawn = (
-            _draw_split(self.benchmark, self._train, self._labels, self.settings, seed)
-            if needs_train
-            else _Split()
-        )
-        queries = self._queries(drawn, n, seed)
-        if len(drawn.supports) < num_examples:
-            raise task.TaskError(
-                f"task {self.name!r}: {shots} shots need {num_examples} support examples, the "
-                f"training split has {len(drawn.supports)} with an answer. Take fewer shots, or "
-                "give the whole split."
-            )
-        if self.settings.selection == "rices" and shots:
-            chosen = self._most_similar(queries, drawn.supports, shots)
-        else:
-            chosen = [self._random(query, drawn.supports, num_examples, seed) for query in queries]
-        # a support's text is one object, however many queries it stands in front of
-        texts: dict[str, str] = {}
-        return [
-            self._episode(query, supports, seed, has_images=shots > 0, texts=texts)
-            for query, supports in zip(queries, chosen, strict=True)
-        ]
-
-    @functools.cached_property
-    def _train(self) -> Sequence[Item]:
-        return self.benchmark.train()
-
-    @functools.cached_property
-    def _test(self) -> Sequence[Item]:
-        return self.benchmark.test()
-
-    @functools.cached_property
-    def _labels(self) -> tuple[str, ...]:
-        """The class of each training item; none where they have no classes."""
-        return (
-            tuple(item.label for item in self._train)
-            if len(self._train) and self._train[0].label
-            else ()
-        )
-
-    def _queries(self, drawn: _Split, n: int, seed: int) -> list[Item]:
-        split = self.settings.split
-        items: Sequence[Item] = drawn.queries if split == "validation" else self._test
-        return draw_queries(items, n, seed, task_name=self.name, stream=self.name, split=split)
-
-    def _random(self, query: Item, supports: Sequence[Item], num: int, seed: int) -> list[Item]:
-        """Drawn one after the other, so that more shots only add to them."""
-        rng = generator(seed, f"{self.name}/supports/{query.id}", 0)
-        if len(supports) == num and any(item.id == query.id for item in supports):
-            raise task.TaskError(
-                f"task {self.name!r}: the query {query.id!r} is itself among its {num} support "
-                f"examples, and {num} others are needed: take fewer shots."
-            )
-        chosen: list[int] = []
-        while len(chosen) < num:
-            index = int(rng.integers(len(supports)))
-            if index not in chosen and supports[index].id != query.id:
-                chosen.append(index)
-        return [supports[index] for index in chosen]
-
-    def _most_similar(
-        self, queries: Sequence[Item], supports: Sequence[Item], shots: int
-    ) -> list[list[Item]]:
-        """RICES: the nearest supports of each query, the most similar last."""
-        if self.nearest is None:
-            raise task.TaskError(
-                f"task {self.name!r}: selection=rices needs the features of a vision encoder, and "
-                "this run has none: take selection=random."
-            )
-        if without := next((item for item in (*queries, *supports) if item.visual is None), None):
-            raise task.TaskError(
-                f"task {self.name!r}: the item {without.id!r} has no image, so selection=rices "
-                "cannot compare it: take selection=random."
-            )
-        visuals = [
-            [item.visual for item in items if item.visual is not None]
-            for items in (queries, supports)
-        ]
-        rows = self.nearest(visuals[0], visuals[1], min(shots + 1, len(supports)))
-        chosen = []
-        for query, row in zip(queries, rows.tolist(), strict=True):
-            others = [supports[index] for index in row if supports[index].id != query.id]
-            chosen.append(others[:shots][::-1])
-        return chosen
-
-    def _episode(
-        self,
-        query: Item,
-        supports: Sequence[Item],
-        seed: int,
-        *,
-        has_images: bool,
-        texts: dict[str, str],
-    ) -> Episode:
-        def prompt(supports: Sequence[Item]) -> tuple[Part, ...]:
-            parts: list[Part] = []
-            for item in supports:
-                parts += [item.visual] if has_images and item.visual is not None else []
-                parts.append(texts.setdefault(item.id, f"{item.prefix} {item.answer}{EOC}"))
-            return (*parts, *([] if query.visual is None else [query.visual]), query.prefix)
-
-        others = []
-        if has_images and self.settings.ensemble > 1:
-            rng = generator(seed, f"{self.name}/orders/{query.id}", 0)
-            others = _other_orders(rng, len(supports), self.settings.ensemble - 1)
-        return Episode(
-            parts=prompt(supports),
-            candidates=query.candidates,
-            answer=query.answer,
-            query_id=query.id,
-            support_ids=tuple(item.id for item in supports),
-            references=query.references,
-            extra=query.extra,
-            orders=tuple(prompt([supports[index] for index in order]) for order in others),
-            separator=" ",
-        )
-
-
-def draw_queries(
-    items: Sequence[Item],
-    n: int,
-    seed: int,
-    *,
-    task_name: str,
-    stream: str,
-    split: task.Split = "test",
-) -> list[Item]:
-    """The queries of a task.
-
-    Args:
-        items: of a split.
-        n: how many; 0: all.
-        seed: decides which, and their order.
-        task_name: for messages.
-        stream: tasks of one stream are asked the same.
-        split: for messages.
-
-    Raises:
-        TaskError: there are fewer items than `n`, or two have one id.
-    """
-    if not 0 <= n <= len(items) or not len(items):
-        raise task.TaskError(
-            f"task {task_name!r}: got n={n}; its {split} split has {len(items)} queries. Take n "
-            "from 1 to that number, or 0 for all."
-        )
-    order = generator(seed, f"{stream}/queries", 0).permutation(len(items))[: n or len(items)]
-    queries = [items[int(index)] for index in order]
-    counts = collections.Counter(item.id for item in queries)
-    if repeated := [name for name, count in counts.most_common(3) if count > 1]:
-        raise task.TaskError(
-            f"task {task_name!r}: {len(queries) - len(counts)} queries have the id of another one, "
-            f"such as {', '.join(repeated)}; expected an id for each. The annotation file holds "
-            "them twice: take the official one."
-        )
-    return queries
-
-
-@dataclasses.dataclass(frozen=True)
-class _Split:
-    """What was drawn from the training split for one split of the evaluation."""
-
-    supports: Sequence[Item] = ()
-    queries: Sequence[Item] = ()
-
-
-def _draw_split(
-    benchmark: Benchmark,
-    train: Sequence[Item],
-    labels: Sequence[str],
-    settings: task.Settings,
-    seed: int,
-) -> _Split:
-    """Cuts the shuffled training split (each class of it, where there are classes) into test supports, validation supports and validation queries."""
-    order = generator(seed, f"{benchmark.name}/train", 0).permutation(len(train)).tolist()
-    groups: dict[str, list[int]] = {}
-    for index in order:
-        groups.setdefault(labels[index] if labels else "", []).append(index)
-    num_supports = settings.num_support_per_class if labels else settings.num_support
-    num_queries = VALIDATION_QUERIES_PER_CLASS if labels else benchmark.validation_queries
-    supports: list[Item] = []
-    queries: list[Item] = []
-    for label, group in groups.items():
-        usable = (item for item in map(train.__getitem__, group) if item.answer)
-        test = list(itertools.islice(usable, num_supports))
-        if settings.split == "test":
-            supports += test
-            continue
-        mine, asked = (
-            list(itertools.islice(usable, num_supports)),
-            list(itertools.islice(usable, num_queries)),
-        )
-        if len(asked) < num_queries:
-            found = len(test) + len(mine) + len(asked)
-            raise task.TaskError(
-                f"task {benchmark.name!r}: split=validation needs {num_supports} test supports, as "
-                f"many validation supports and {num_queries} queries from "
-                f"{'each class of ' if labels else ''}the training split, which share none; got "
-                f"{found} items{f' of {label!r}' if labels else ''}. Lower "
-                f"{'num_support_per_class' if labels else 'num_support'}, or give the whole "
-                "training split."
-            )
-        supports += mine
-        queries += asked
-    return _Split(supports, queries)
-
-
-def _other_orders(rng: np.random.Generator, size: int, count: int) -> list[tuple[int, ...]]:
-    """Up to `count` random orders, none twice and none the one that is there.
-
-    Fewer where there are not as many.
-    """
-    found: dict[tuple[int, ...], None] = {tuple(range(size)): None}
-    wanted = min(count + 1, math.factorial(min(size, 8)))  # 8! = 40320: more are never asked for
-    while len(found) < wanted:
-        found.setdefault(tuple(rng.permutation(size).tolist()))
-    return list(found)[1:]
+        for name in ("ensemble", "num_support", "num_support_per_class"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; expected at least 1.")

@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Mapping
 
-from flamingo_jax.evaluation import lm_lookup, protocol, retrieval, world_tasks, zero_shot
+from flamingo_jax.evaluation import few_shot, lm_lookup, retrieval, world_tasks, zero_shot
 from flamingo_jax.evaluation.benchmarks.coco import COCO
 from flamingo_jax.evaluation.benchmarks.flickr30k import FLICKR30K
 from flamingo_jax.evaluation.benchmarks.hateful_memes import HATEFUL_MEMES
@@ -29,13 +29,9 @@ from flamingo_jax.evaluation.benchmarks.visdial import VISDIAL
 from flamingo_jax.evaluation.benchmarks.vizwiz import VIZWIZ, VIZWIZ_VAL
 from flamingo_jax.evaluation.benchmarks.vqav2 import VQAV2, VQAV2_VAL
 from flamingo_jax.evaluation.benchmarks.youcook2 import YOUCOOK2
-from flamingo_jax.evaluation.task import (
-    ComparisonTask,
-    Settings,
-    Task,
-    TaskFactory,
-    UnknownTaskError,
-)
+from flamingo_jax.evaluation.comparison import ComparisonTask
+from flamingo_jax.evaluation.protocol import Protocol
+from flamingo_jax.evaluation.task import Task, TaskFactory, UnknownTaskError
 
 BENCHMARKS = {
     benchmark.name: benchmark
@@ -83,7 +79,7 @@ def merged(*tables: Mapping[str, TaskFactory]) -> dict[str, TaskFactory]:
 
 TASKS = merged(
     {
-        name: functools.partial(protocol.make, benchmark=benchmark)
+        name: functools.partial(few_shot.make, benchmark=benchmark)
         for name, benchmark in BENCHMARKS.items()
     },
     {
@@ -104,19 +100,19 @@ TASKS = merged(
 
 
 def create(
-    name: str, data: Mapping[str, str], settings: Settings | None = None
+    name: str, data: Mapping[str, str], protocol: Protocol | None = None
 ) -> Task | ComparisonTask:
     """Makes the task called `name`.
 
     Args:
         name: a key of TASKS.
         data: directories of the benchmarks by name, `config.data`.
-        settings: of the few-shot protocol; by default the paper's.
+        protocol: how queries and support examples are chosen; None: the default.
 
     Raises:
         UnknownTaskError: no such task; the message suggests the closest names.
-        TaskError: it needs a directory that `data` does not have, or does not know a setting.
+        TaskError: it needs a directory that `data` does not have, or does not know a choice of the protocol.
     """
     if name not in TASKS:
         raise UnknownTaskError(name, sorted(TASKS))
-    return TASKS[name](data, settings or Settings())
+    return TASKS[name](data, protocol or Protocol())

@@ -28,7 +28,9 @@ from flamingo_jax.core.seeds import generator
 from flamingo_jax.evaluation import task
 from flamingo_jax.evaluation.benchmarks.benchmark import Benchmark, Item
 from flamingo_jax.evaluation.benchmarks.contrastive_task import CUTOFFS, DIRECTIONS, RECALLS
-from flamingo_jax.evaluation.protocol import draw_queries
+from flamingo_jax.evaluation.comparison import Comparison, Encoders
+from flamingo_jax.evaluation.draws import draw_queries
+from flamingo_jax.evaluation.protocol import Protocol
 from flamingo_jax.evaluation.ranks import ranks, recall
 from flamingo_jax.evaluation.world_tasks import read_albums
 from flamingo_jax.world.text import caption
@@ -37,16 +39,16 @@ CAPTIONS = 5  # of an image
 BATCH = 64  # pictures of the world that are compared with each other
 
 
-def make(data: Mapping[str, str], settings: task.Settings, *, benchmark: Benchmark) -> Retrieval:
+def make(data: Mapping[str, str], protocol: Protocol, *, benchmark: Benchmark) -> Retrieval:
     """Makes the retrieval task of a benchmark.
 
     Raises:
         TaskError: its directory is not given, or it is asked for what it does not have.
     """
     name = f"{benchmark.name}_retrieval"
-    settings.only_test(name)
+    task.check_has_no_supports(name, protocol)
     place = task.directory(data, benchmark.name, name)
-    return Retrieval(name, benchmark.at(place).test, benchmark.name)
+    return Retrieval(name, benchmark.at(place).test, benchmark.name, protocol)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,29 +60,31 @@ class Retrieval:
         items: reads the benchmark: images with their captions as references.
         queries: name of the stream from which the images are drawn: that of the benchmark's
             few-shot task.
+        protocol: how many images are compared, and the seed that chooses them.
         metrics: RECALLS.
     """
 
     name: str
     items: Callable[[], Sequence[Item]]
     queries: str
+    protocol: Protocol = Protocol()
     metrics: tuple[str, ...] = RECALLS
 
-    def compare(self, model: task.Encoders, n: int, seed: int) -> task.Comparison:
-        """Compares `n` images with all of their captions; 0: all images.
+    def compare(self, model: Encoders) -> Comparison:
+        """Compares `protocol.n` images with all of their captions; 0: all images.
 
         Raises:
             TaskError: there are fewer.
             PromptError: one of them cannot be read.
         """
-        chosen = draw_queries(self.items(), n, seed, task_name=self.name, stream=self.queries)
+        chosen = draw_queries(self.items(), self.protocol, task_name=self.name, stream=self.queries)
         images = model.images([item.visual for item in chosen if item.visual is not None])
         captions = [text for item in chosen for text in item.references[:CAPTIONS]]
         owners = np.repeat(
             np.arange(len(chosen)), [len(item.references[:CAPTIONS]) for item in chosen]
         )
         both = both_ways(images, model.texts(captions), owners)
-        return task.Comparison(
+        return Comparison(
             recalls(*both),
             len(chosen),
             predictions=_predictions([item.id for item in chosen], *both),
@@ -93,20 +97,23 @@ class WorldRetrieval:
 
     Attributes:
         directory: of the world, as data_pipelines wrote it; `test_images` is read.
+        protocol: how many pictures are compared, and the seed that chooses them.
     """
 
     directory: str
+    protocol: Protocol = Protocol()
     name: str = "world_retrieval"
     metrics: tuple[str, ...] = RECALLS
 
-    def compare(self, model: task.Encoders, n: int, seed: int) -> task.Comparison:
-        """Compares as many whole batches as `n` pictures fill, or one batch of n < 64; 0.
+    def compare(self, model: Encoders) -> Comparison:
+        """Compares as many whole batches as `protocol.n` pictures fill (0: all that can be filled).
 
-        All that can be filled.
+        Fewer than 64 pictures are one batch.
 
         Raises:
             TaskError: there are not as many pictures, or too few scenes for a batch.
         """
+        n, seed = self.protocol.n, self.protocol.seed
         albums = read_albums(self.directory)
         pictures = [
             (f"{pool}/{place}", albums[pool].images[place], albums[pool].attributes[place])
@@ -138,7 +145,7 @@ class WorldRetrieval:
             for start in range(0, len(rows), size)
         ]
         both = [np.concatenate(ways) for ways in zip(*found, strict=True)]
-        return task.Comparison(
+        return Comparison(
             recalls(*both),
             len(rows),
             predictions=_predictions([pictures[row][0] for row in rows], *both),
@@ -227,9 +234,9 @@ def _predictions(
     return found
 
 
-def _make_world(data: Mapping[str, str], settings: task.Settings) -> WorldRetrieval:
-    settings.only_test("world_retrieval")
-    return WorldRetrieval(task.directory(data, "world", "world_retrieval"))
+def _make_world(data: Mapping[str, str], protocol: Protocol) -> WorldRetrieval:
+    task.check_has_no_supports("world_retrieval", protocol)
+    return WorldRetrieval(task.directory(data, "world", "world_retrieval"), protocol)
 
 
 TASKS: dict[str, task.TaskFactory] = {

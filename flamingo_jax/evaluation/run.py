@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from jax.sharding import Mesh
 
 from flamingo_jax.core.processes import Cluster
-from flamingo_jax.evaluation import comparing, embed, predictions, protocol, registry, task
+from flamingo_jax.evaluation import comparison, embed, few_shot, predictions, registry, task
 from flamingo_jax.evaluation.config import EvaluateConfig
 from flamingo_jax.evaluation.report import report_writer
 from flamingo_jax.evaluation.report.training_logs import training_logs
@@ -48,10 +48,8 @@ def run(config: EvaluateConfig, checkpoint: str, output: str, cluster: Cluster) 
     """
     data = {name: path for name, path in config.data.items() if path}
     images = embed.Images(data) if embed.is_asked_for(config.tasks) else None
-    created = (
-        [] if images else [registry.create(name, data, config.protocol()) for name in config.tasks]
-    )
-    tasks, compared = task.parted(created)
+    created = [] if images else [registry.create(name, data, config) for name in config.tasks]
+    tasks, compared = task.split_by_kind(created)
     if tasks and compared:
         raise task.TaskError(
             f"the task {compared[0].name!r} compares embeddings of a contrastive model, the task "
@@ -74,15 +72,12 @@ def run(config: EvaluateConfig, checkpoint: str, output: str, cluster: Cluster) 
         return
     model = Flamingo.load(checkpoint, config.towers, config=config.inference, mesh=mesh)
     if config.selection == "rices":
-        tasks = protocol.with_nearest(
+        tasks = few_shot.with_nearest(
             tasks, Rices(VisionEncoder.of(model), config.features or f"{output}/features")
         )
     rows, answers = evaluate_all(
         model,
         tasks,
-        config.shots,
-        n=config.n,
-        seed=config.seed,
         batch_size=config.batch_size,
         journals=f"{output}/predictions",
         progress=cluster.index == 0,
@@ -109,7 +104,7 @@ def run(config: EvaluateConfig, checkpoint: str, output: str, cluster: Cluster) 
 
 def _compare(
     config: EvaluateConfig,
-    tasks: Sequence[task.ComparisonTask],
+    tasks: Sequence[comparison.ComparisonTask],
     checkpoint: str,
     output: str,
     cluster: Cluster,
@@ -117,11 +112,9 @@ def _compare(
 ) -> None:
     features = config.features or f"{output}/features"
     model = DualEncoder.load(checkpoint, config=config.inference, mesh=mesh, features=features)
-    rows, found = comparing.compare_all(
-        model, tasks, n=config.n, seed=config.seed, log=cluster.report
-    )
+    rows, comparisons = comparison.compare_all(model, tasks, log=cluster.report)
     if cluster.index > 0:
         return
-    comparing.write_predictions(f"{output}/predictions.jsonl", tasks, found)
+    comparison.write_predictions(f"{output}/predictions.jsonl", tasks, comparisons)
     report_writer.write_report(output, rows, metrics_files=training_logs(checkpoint))
     cluster.report(f"\n{report_writer.text_table(rows)}\nThe report is in {output}")

@@ -15,7 +15,6 @@ from __future__ import annotations
 import dataclasses
 import sys
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import tqdm
 
@@ -45,8 +44,6 @@ def evaluate(
     task: Task,
     *,
     shots: int,
-    n: int,
-    seed: int,
     batch_size: int = 100,
     journals: PathLike | None = None,
     model_hash: str = "",
@@ -56,10 +53,8 @@ def evaluate(
 
     Args:
         model: the model; its engine's config says how it decodes and scores.
-        task: the task.
+        task: the task, with its protocol.
         shots: support examples per query.
-        n: queries; 0: all that the task has.
-        seed: chooses queries and supports.
         batch_size: prompts answered together.
         journals: directory of TASK-SHOTS.jsonl, the answers so far; those that are there already
             are taken over. None: nothing is kept.
@@ -79,12 +74,12 @@ def evaluate(
     """
     needs = {metric(name).needs for name in task.metrics}
     try:
-        episodes = list(task.episodes(shots, n, seed))
+        episodes = list(task.episodes(shots))
     except ValueError as error:
         raise TaskError(str(error)) from error
     if not episodes:
         raise TaskError(
-            f"task {task.name!r} at {shots} shots gave no episodes; expected {n}. Check its data."
+            f"task {task.name!r} at {shots} shots gave no episodes; expected {task.protocol.n}. Check its data."
         )
     decides = {
         name: value
@@ -122,7 +117,7 @@ def evaluate(
         )
     if answers_are_hidden(answers):
         return [], answers
-    return _rows(model, task, answers, shots=shots, seed=seed), answers
+    return _rows(model, task, answers, shots), answers
 
 
 def check_metrics(tasks: Sequence[Task]) -> None:
@@ -139,21 +134,20 @@ def check_metrics(tasks: Sequence[Task]) -> None:
         metric(name).check()
 
 
-def _rows(
-    model: Flamingo, task: Task, answers: Sequence[Answer], *, shots: int, seed: int
-) -> list[Row]:
+def _rows(model: Flamingo, task: Task, answers: Sequence[Answer], shots: int) -> list[Row]:
     decoding = {"generation": model.engine.config.decoding, "scores": "log_likelihood"}
+    protocol = task.protocol
     return [
         Row(
             task=task.name,
-            split=task.settings.split,
+            split=protocol.split,
             shots=shots,
             metric=name,
             value=metric(name).value(answers),
             n=len(answers),
-            seed=seed,
-            selection=task.settings.selection,
-            ensemble=task.settings.ensemble,
+            seed=protocol.seed,
+            selection=protocol.selection,
+            ensemble=protocol.ensemble,
             decoding=decoding[metric(name).needs],
             checkpoint=model.checkpoint,
             step=model.step,
@@ -165,24 +159,24 @@ def _rows(
 def evaluate_all(
     model: Flamingo,
     tasks: Sequence[Task],
-    shots: Sequence[int],
     *,
+    batch_size: int = 100,
     journals: PathLike | None = None,
+    progress: bool = False,
     log: Callable[[str], None] = lambda line: None,
-    **settings: Any,
 ) -> tuple[list[Row], list[Answer]]:
-    """Evaluates every task at every number of shots.
+    """Evaluates every task at every number of shots of its protocol.
 
     Args:
         model: the model.
         tasks: the tasks.
-        shots: numbers of support examples.
+        batch_size: prompts answered together.
         journals: as in `evaluate`.
-        log: gets a line per result.
-        **settings: n, seed, batch_size, progress of `evaluate`.
+        progress: as in `evaluate`.
+        log: called with a line per task and number of shots.
 
     Returns:
-        The rows and the answers of all, in the order of the tasks and of `shots`.
+        The rows and the answers of all, in the order of the tasks and of their shots.
 
     Raises:
         TaskError: a task is defined at none of the numbers of shots.
@@ -191,20 +185,26 @@ def evaluate_all(
     rows: list[Row] = []
     answers: list[Answer] = []
     for task in tasks:
-        if not (defined := [number for number in shots if task.accepts(number)]):
+        if not (defined := [number for number in task.protocol.shots if task.accepts(number)]):
             raise TaskError(
-                f"task {task.name!r} is not defined at {list(shots)} shots. Choose "
+                f"task {task.name!r} is not defined at {list(task.protocol.shots)} shots. Choose "
                 "others with --shots."
             )
-        for number in defined:
+        for shots in defined:
             found, answered = evaluate(
-                model, task, shots=number, journals=journals, model_hash=model_hash, **settings
+                model,
+                task,
+                shots=shots,
+                batch_size=batch_size,
+                journals=journals,
+                model_hash=model_hash,
+                progress=progress,
             )
             rows += found
             answers += answered
             values = "  ".join(f"{row.metric} {row.value:.3f}" for row in found)
             log(
-                f"{task.name:<18} {number:>2} shots  "
+                f"{task.name:<18} {shots:>2} shots  "
                 f"{values or 'answered; the right answers are hidden'}"
             )
     return rows, answers

@@ -37,7 +37,7 @@ import dataclasses
 import functools
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from typing import ClassVar, Literal
+from typing import Literal
 
 import numpy as np
 
@@ -47,6 +47,7 @@ from flamingo_jax.data.schema import ImageText
 from flamingo_jax.data.sources import Source
 from flamingo_jax.evaluation import task
 from flamingo_jax.evaluation.episode import Episode, Part
+from flamingo_jax.evaluation.protocol import Protocol
 from flamingo_jax.tokenizers.markers import EOC
 from flamingo_jax.world.pages import BIND_PROMPT, FORMAT_PROMPT, Album
 from flamingo_jax.world.scenes import ATTRIBUTES, COLOUR, SHAPE, VALUES
@@ -78,7 +79,7 @@ class WorldTask:
     name: str
     directory: str
     metrics: tuple[str, ...] = ("exact_match", "ranking")
-    settings: ClassVar[task.Settings] = task.Settings()
+    protocol: Protocol = Protocol()
 
     @property
     def chance(self) -> float:
@@ -94,18 +95,17 @@ class WorldTask:
         """Returns nothing: all answers are known."""
         return ()
 
-    def episodes(self, shots: int, n: int, seed: int) -> Sequence[Episode]:
-        """The first `n` episodes.
+    def episodes(self, shots: int) -> Sequence[Episode]:
+        """Returns the first `protocol.n` episodes (0: as many as there are query pictures).
 
         Args:
-          shots: support examples.
-          n: episodes, at most as many as there are query pictures; 0: all.
-          seed: decides the order of the queries, and all else.
+            shots: support examples.
 
         Raises:
-          ValueError: there are fewer query pictures than n, or fewer pictures of a class than the
-              supports need.
+            ValueError: there are fewer query pictures than `protocol.n`, or fewer pictures of a
+                class than the supports need.
         """
+        n, seed = self.protocol.n, self.protocol.seed
         ways, control = SETTINGS[self.name]
         albums = read_albums(self.directory)
         pool = "test_held_out" if control == "held_out" else "test_one"
@@ -241,9 +241,9 @@ def read_albums(directory: PathLike) -> dict[str, Album]:
     }
 
 
-def _make(data: Mapping[str, str], settings: task.Settings, *, name: str) -> WorldTask:
-    settings.only_random(name)
-    return WorldTask(name, task.directory(data, "world", name))
+def _make(data: Mapping[str, str], protocol: Protocol, *, name: str) -> WorldTask:
+    task.check_draws_its_own(name, protocol)
+    return WorldTask(name, task.directory(data, "world", name), protocol=protocol)
 
 
 TASKS: dict[str, task.TaskFactory] = {

@@ -28,7 +28,9 @@ from flamingo_jax.evaluation import task
 from flamingo_jax.evaluation.benchmarks import class_templates
 from flamingo_jax.evaluation.benchmarks.benchmark import Benchmark, Item
 from flamingo_jax.evaluation.benchmarks.lazy_items import LazyItems
-from flamingo_jax.evaluation.protocol import draw_queries
+from flamingo_jax.evaluation.comparison import Comparison, Encoders
+from flamingo_jax.evaluation.draws import draw_queries
+from flamingo_jax.evaluation.protocol import Protocol
 from flamingo_jax.evaluation.ranks import ranks, recall
 from flamingo_jax.evaluation.world_tasks import read_albums
 from flamingo_jax.world.scenes import COLOUR, COLOURS, SEEN, SHAPE, SHAPES, SIZES
@@ -36,7 +38,7 @@ from flamingo_jax.world.scenes import COLOUR, COLOURS, SEEN, SHAPE, SHAPES, SIZE
 _SHOWN = 5  # classes of a prediction that are written for inspection
 
 
-def make(data: Mapping[str, str], settings: task.Settings, *, benchmark: Benchmark) -> ZeroShot:
+def make(data: Mapping[str, str], protocol: Protocol, *, benchmark: Benchmark) -> ZeroShot:
     """Makes the zero-shot task of a benchmark, as its `contrastive` says.
 
     Raises:
@@ -44,12 +46,14 @@ def make(data: Mapping[str, str], settings: task.Settings, *, benchmark: Benchma
             templates cannot be read.
     """
     name = f"{benchmark.name}_zero_shot"
-    settings.only_test(name)
+    task.check_has_no_supports(name, protocol)
     place = task.directory(data, benchmark.name, name)
     about = benchmark.contrastive
     assert about is not None, f"{benchmark.name} declares no zero-shot task"
-    templates = class_templates.read(settings.templates) if settings.templates else about.templates
-    return ZeroShot(name, benchmark.at(place).test, templates, about.metrics, benchmark.name)
+    templates = class_templates.read(protocol.templates) if protocol.templates else about.templates
+    return ZeroShot(
+        name, benchmark.at(place).test, templates, about.metrics, benchmark.name, protocol
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,6 +67,7 @@ class ZeroShot:
         metrics: of "top1", "top5" and "top1_top5" (their mean), the one that papers report first.
         queries: name of the stream from which the queries are drawn: that of the benchmark's
             few-shot task.
+        protocol: how many are classified, and the seed that chooses them.
     """
 
     name: str
@@ -70,15 +75,16 @@ class ZeroShot:
     templates: tuple[str, ...]
     metrics: tuple[str, ...]
     queries: str
+    protocol: Protocol = Protocol()
 
-    def compare(self, model: task.Encoders, n: int, seed: int) -> task.Comparison:
-        """Classifies `n` pictures or clips; 0: all.
+    def compare(self, model: Encoders) -> Comparison:
+        """Classifies `protocol.n` pictures or clips; 0: all.
 
         Raises:
             TaskError: there are fewer.
             PromptError: one of them cannot be read.
         """
-        chosen = draw_queries(self.items(), n, seed, task_name=self.name, stream=self.queries)
+        chosen = draw_queries(self.items(), self.protocol, task_name=self.name, stream=self.queries)
         classes = chosen[0].candidates
         number = {name: place for place, name in enumerate(classes)}
         weights = class_embeddings(model, classes, self.templates)
@@ -87,7 +93,7 @@ class ZeroShot:
         found = ranks(images, weights, groups, np.arange(len(classes)))
         top1, top5 = recall(found, 1), recall(found, 5)
         values = {"top1": top1, "top5": top5, "top1_top5": (top1 + top5) / 2}
-        return task.Comparison(
+        return Comparison(
             values={name: values[name] for name in self.metrics},
             n=len(chosen),
             templates=len(self.templates),
@@ -98,7 +104,7 @@ class ZeroShot:
 
 
 def class_embeddings(
-    model: task.Encoders, classes: Sequence[str], templates: Sequence[str]
+    model: Encoders, classes: Sequence[str], templates: Sequence[str]
 ) -> Float[np.ndarray, "classes J"]:
     """The embedding of each class: the mean of those of its sentences, of length 1.
 
@@ -137,15 +143,15 @@ def _world_items(directory: str) -> Sequence[Item]:
     return LazyItems(len(album.images), item)
 
 
-def _make_world(data: Mapping[str, str], settings: task.Settings) -> ZeroShot:
-    settings.only_test("world_zero_shot")
+def _make_world(data: Mapping[str, str], protocol: Protocol) -> ZeroShot:
+    task.check_has_no_supports("world_zero_shot", protocol)
     place = task.directory(data, "world", "world_zero_shot")
     # captions name the size of each thing, and nothing else
     templates = tuple(f"a {size} {{}}" for size in SIZES)
-    if settings.templates:
-        templates = class_templates.read(settings.templates)
+    if protocol.templates:
+        templates = class_templates.read(protocol.templates)
     items = functools.partial(_world_items, place)
-    return ZeroShot("world_zero_shot", items, templates, ("top1", "top5"), "world")
+    return ZeroShot("world_zero_shot", items, templates, ("top1", "top5"), "world", protocol)
 
 
 TASKS: dict[str, task.TaskFactory] = {"world_zero_shot": _make_world}

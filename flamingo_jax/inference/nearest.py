@@ -37,7 +37,7 @@ _SCORES = 1 << 26  # similarities held at once
 
 
 class Rices:
-    """Finds the examples that are most like a query; `evaluation.protocol` calls it."""
+    """Finds the examples that are most like a query; `evaluation.few_shot` calls it."""
 
     def __init__(self, encoder: VisionEncoder, directory: PathLike | None = None) -> None:
         """Reads the features that there are.

@@ -8,10 +8,10 @@ import json
 import numpy as np
 import pytest
 
+from flamingo_jax.evaluation.few_shot import FewShotTask
 from flamingo_jax.evaluation.metrics.ranking import RANKING
-from flamingo_jax.evaluation.protocol import FewShotTask
+from flamingo_jax.evaluation.protocol import Protocol
 from flamingo_jax.evaluation.runner import evaluate_all
-from flamingo_jax.evaluation.task import Settings
 from flamingo_jax.inference.nearest import Rices
 from flamingo_jax.inference.vision_features import VisionEncoder
 from tests.distributed.processes import run_processes
@@ -37,13 +37,11 @@ def evaluated(model, place, n):
     """Returns [supports, scores] of all queries."""
     task = FewShotTask(
         Colours(metrics=(RANKING,)),
-        Settings(selection="rices", num_support=6),
+        Protocol(shots=(2,), n=n, seed=1, selection="rices", num_support=6),
         Rices(VisionEncoder.of(model), place / "features"),
     )
-    _, answers = evaluate_all(
-        model, [task], [2], n=n, seed=1, batch_size=4, journals=place / "predictions"
-    )
-    supports = [episode.support_ids for episode in task.episodes(2, n, 1)]
+    _, answers = evaluate_all(model, [task], batch_size=4, journals=place / "predictions")
+    supports = [episode.support_ids for episode in task.episodes(2)]
     return [supports, [answer.scores for answer in answers]]
 
 

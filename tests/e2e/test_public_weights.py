@@ -9,8 +9,9 @@ import pytest
 
 from flamingo_jax.conversion import idefics, publishers, writing
 from flamingo_jax.core.paths import Path
+from flamingo_jax.evaluation.few_shot import FewShotTask
 from flamingo_jax.evaluation.metrics import METRICS
-from flamingo_jax.evaluation.protocol import FewShotTask
+from flamingo_jax.evaluation.protocol import Protocol
 from flamingo_jax.evaluation.runner import evaluate
 from flamingo_jax.inference.engine import Request
 from flamingo_jax.inference.methods import Greedy
@@ -40,8 +41,10 @@ def assert_evaluates(model) -> None:
     One prompt at a time: one program less.
     """
     for metric in ("exact_match", "ranking"):
-        benchmark = FewShotTask(Colours(metrics=(METRICS[metric],), num_test=3))
-        rows, answers = evaluate(model, benchmark, shots=2, n=0, seed=3, batch_size=1)
+        benchmark = FewShotTask(
+            Colours(metrics=(METRICS[metric],), num_test=3), Protocol(n=0, seed=3)
+        )
+        rows, answers = evaluate(model, benchmark, shots=2, batch_size=1)
         (row,) = rows
         assert (row.metric, row.n, row.checkpoint) == (metric, 3, model.checkpoint)
         assert all(answer.text is not None or len(answer.scores) == 3 for answer in answers)

@@ -3,9 +3,12 @@
 Texts have random directions, images those of the texts that they are said to show.
 """
 
+import dataclasses
 import zlib
 
 import numpy as np
+
+from flamingo_jax.evaluation.protocol import Protocol
 
 WIDTH = 64  # of directions, so that chance likeness is small
 
@@ -31,6 +34,11 @@ class Meaning:
     def texts(self, strings):
         self.read += list(strings)
         return np.stack([direction(text) for text in strings])
+
+
+def compare(task, model, **choices):
+    """What a comparison task gives under a protocol with these choices."""
+    return dataclasses.replace(task, protocol=Protocol(**choices)).compare(model)
 
 
 def direction(text):

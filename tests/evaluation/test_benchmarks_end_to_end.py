@@ -7,6 +7,7 @@ import pytest
 
 from flamingo_jax.evaluation import registry, task
 from flamingo_jax.evaluation.metrics import MissingResourceError, metric, submission, wups
+from flamingo_jax.evaluation.protocol import Protocol
 from flamingo_jax.evaluation.runner import evaluate
 from tests.evaluation.fixtures import benchmarks
 from tests.inference import tiny
@@ -37,7 +38,9 @@ def tagger(monkeypatch):
 
 def make(name, directory) -> task.Task:
     data = benchmarks.make(name, directory)
-    return registry.create(name, data, task.Settings(num_support=4, num_support_per_class=2))
+    return registry.create(
+        name, data, Protocol(n=0, seed=3, num_support=4, num_support_per_class=2)
+    )
 
 
 @pytest.mark.parametrize("shots", SHOTS)
@@ -51,7 +54,7 @@ def test_benchmark_runs(model, tmp_path, name, shots):
     if not benchmark.accepts(shots):
         assert name == "rareact" and shots > 0
         return
-    rows, answers = evaluate(model, benchmark, shots=shots, n=0, seed=3, batch_size=4)
+    rows, answers = evaluate(model, benchmark, shots=shots, batch_size=4)
     assert len({answer.episode.query_id for answer in answers}) == len(answers) >= 3
     if name in HIDDEN:
         key, ids = HIDDEN[name]
@@ -81,7 +84,7 @@ def test_prompts_follow_the_template(tmp_path, name):
     """
     benchmark = make(name, tmp_path)
     for shots in filter(benchmark.accepts, SHOTS):
-        for episode in benchmark.episodes(shots, 0, 3):
+        for episode in benchmark.episodes(shots):
             text = episode.prompt
             num_examples = shots or (0 if episode.candidates else 2)
             assert text.count("<image>") == shots + 1

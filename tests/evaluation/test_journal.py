@@ -13,17 +13,19 @@ import pytest
 
 from flamingo_jax.core.paths import PathError
 from flamingo_jax.evaluation.episode import Episode
+from flamingo_jax.evaluation.few_shot import FewShotTask
 from flamingo_jax.evaluation.journal import Journal, prompt_hash
 from flamingo_jax.evaluation.metrics.exact_match import EXACT_MATCH
 from flamingo_jax.evaluation.metrics.ranking import RANKING
-from flamingo_jax.evaluation.protocol import FewShotTask
+from flamingo_jax.evaluation.protocol import Protocol
 from flamingo_jax.evaluation.runner import evaluate, evaluate_all
-from flamingo_jax.evaluation.task import Settings
 from flamingo_jax.inference.engine import Reply, Request
 from flamingo_jax.inference.prompt import Image, Video
 from tests.evaluation.in_memory import Colours
 from tests.inference import tiny
 
+ALL = Protocol(shots=(1,), n=0, seed=5, num_support=6)
+FOUR = dataclasses.replace(ALL, n=4)
 HEADER = {"model": "abc", "settings": {"beams": 3}}
 EPISODE = Episode((b"an image", "this is a"), ("red", "blue"), "red", "query/1")
 
@@ -134,10 +136,8 @@ def test_a_stopped_run_goes_on_and_ends_as_if_it_had_not(model, asked, tmp_path)
 
     The rest alone is asked, and all predictions are the same, to the bit.
     """
-    task = FewShotTask(
-        Colours(metrics=(EXACT_MATCH, RANKING), num_test=11), Settings(num_support=6)
-    )
-    how = {"shots": 2, "n": 0, "seed": 5, "batch_size": 2}  # a wave is 4 batches
+    task = FewShotTask(Colours(metrics=(EXACT_MATCH, RANKING), num_test=11), ALL)
+    how = {"shots": 2, "batch_size": 2}  # a wave is 4 batches
     whole = outcome(evaluate(model, task, **how))
     assert asked == [8, 3]
     evaluate(model, task, **how, journals=tmp_path)
@@ -158,8 +158,8 @@ def test_a_stopped_run_goes_on_and_ends_as_if_it_had_not(model, asked, tmp_path)
 
 
 def test_an_error_in_the_middle_loses_no_finished_query(model, asked, tmp_path, monkeypatch):
-    task = FewShotTask(Colours(num_test=11), Settings(num_support=6))
-    how = {"shots": 1, "n": 0, "seed": 5, "batch_size": 1, "journals": tmp_path}
+    task = FewShotTask(Colours(num_test=11), ALL)
+    how = {"shots": 1, "batch_size": 1, "journals": tmp_path}
     answer = model.engine.answer
 
     def dying(requests, **settings):
@@ -188,8 +188,8 @@ class Terminal(io.StringIO):
 def test_a_terminal_gets_a_bar_with_the_time_left(model, asked, monkeypatch, is_terminal):
     stream = Terminal(is_terminal)
     monkeypatch.setattr("sys.stderr", stream)
-    task = FewShotTask(Colours(num_test=9), Settings(num_support=6))
-    evaluate(model, task, shots=1, n=0, seed=5, batch_size=1, progress=True)
+    task = FewShotTask(Colours(num_test=9), ALL)
+    evaluate(model, task, shots=1, batch_size=1, progress=True)
     if is_terminal:
         assert "colours 1 shots" in stream.getvalue() and "/9 [" in stream.getvalue()
     else:
@@ -197,41 +197,39 @@ def test_a_terminal_gets_a_bar_with_the_time_left(model, asked, monkeypatch, is_
 
 
 def test_more_queries_and_other_shapes_use_what_is_there(model, asked, tmp_path):
-    task = FewShotTask(Colours(num_test=11), Settings(num_support=6))
-    evaluate_all(model, [task], [1], n=4, seed=5, batch_size=1, journals=tmp_path)
+    task = FewShotTask(Colours(num_test=11), FOUR)
+    evaluate_all(model, [task], batch_size=1, journals=tmp_path)
     asked.clear()
     model.engine.config, kept = (
         dataclasses.replace(model.engine.config, candidates_per_pass=2),
         model.engine.config,
     )
-    rows, _ = evaluate_all(model, [task], [1], n=4, seed=5, batch_size=2, journals=tmp_path)
+    rows, _ = evaluate_all(model, [task], batch_size=2, journals=tmp_path)
     assert asked == [] and rows[0].n == 4
     model.engine.config = dataclasses.replace(kept, max_new_tokens=3)
-    evaluate_all(model, [task], [1], n=4, seed=5, batch_size=2, journals=tmp_path)
+    evaluate_all(model, [task], batch_size=2, journals=tmp_path)
     model.engine.config = kept
     assert asked == [4]
 
 
 def test_other_weights_are_asked_again(model, asked, tmp_path, monkeypatch):
     """The same checkpoint path and step, other weights: a run that was trained again."""
-    task = FewShotTask(Colours(), Settings(num_support=6))
-    evaluate_all(model, [task], [1], n=4, seed=5, journals=tmp_path)
+    task = FewShotTask(Colours(), FOUR)
+    evaluate_all(model, [task], journals=tmp_path)
     params = {**model.engine.params}
     name = "flamingo/media"
     params[name] = {**params[name], "w": params[name]["w"].at[0, 0].add(jnp.float32(1e-3))}
     monkeypatch.setattr(model.engine.compiled, "params", params)
     asked.clear()
-    evaluate_all(model, [task], [1], n=4, seed=5, journals=tmp_path)
+    evaluate_all(model, [task], journals=tmp_path)
     assert asked == [4]
 
 
 def test_scores_are_the_same_in_memory_and_from_the_journal(model, asked, tmp_path):
-    task = FewShotTask(Colours(metrics=(RANKING,)), Settings(num_support=6, ensemble=6))
-    first, second = (
-        evaluate(model, task, shots=3, n=3, seed=5, journals=tmp_path) for _ in range(2)
-    )
+    task = FewShotTask(Colours(metrics=(RANKING,)), dataclasses.replace(ALL, n=3, ensemble=6))
+    first, second = (evaluate(model, task, shots=3, journals=tmp_path) for _ in range(2))
     assert outcome(first) == outcome(second)
-    alone = evaluate(model, task, shots=3, n=3, seed=5)
+    alone = evaluate(model, task, shots=3)
     assert outcome(alone) == outcome(first)
     assert asked == [18, 18]
 
@@ -241,9 +239,11 @@ def test_an_ensemble_has_the_mean_of_its_orders(model, asked):
 
     Here every one is asked alone, and then all six together.
     """
-    task = FewShotTask(Colours(metrics=(RANKING,), num_test=1), Settings(num_support=6, ensemble=6))
-    (episode,) = task.episodes(3, 0, seed=5)
-    (row,), (together,) = evaluate(model, task, shots=3, n=0, seed=5)
+    task = FewShotTask(
+        Colours(metrics=(RANKING,), num_test=1), dataclasses.replace(ALL, ensemble=6)
+    )
+    (episode,) = task.episodes(3)
+    (row,), (together,) = evaluate(model, task, shots=3)
     candidates = model.candidate_tokens([" red", " green", " blue"])
     requests = [
         Request(model.read(parts), candidates) for parts in (episode.parts, *episode.orders)

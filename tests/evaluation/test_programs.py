@@ -8,7 +8,8 @@ import pytest
 from configs import evaluate as evaluate_config
 from flamingo_jax.checkpoint.export import export
 from flamingo_jax.core.config import from_dict, to_dict
-from flamingo_jax.evaluation import registry, task
+from flamingo_jax.evaluation import registry
+from flamingo_jax.evaluation.comparison import ComparisonTask
 from flamingo_jax.evaluation.config import DIRECTORIES, EvaluateConfig
 from flamingo_jax.evaluation.report.published import contrastive
 from flamingo_jax.inference.model import CheckpointError, Flamingo
@@ -92,7 +93,7 @@ def test_the_contrastive_setting_compares_all_that_was_published():
     assert (list(config.tasks), config.n) == (names, 0)
     directories = dict.fromkeys(DIRECTORIES, "somewhere")
     created = [registry.create(name, directories) for name in config.tasks]
-    assert all(isinstance(each, task.ComparisonTask) and contrastive(each.name) for each in created)
+    assert all(isinstance(each, ComparisonTask) and contrastive(each.name) for each in created)
 
 
 def test_generate(run_program, exports, cat):

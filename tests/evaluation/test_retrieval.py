@@ -11,11 +11,13 @@ from etils import epath
 
 from flamingo_jax.evaluation import registry, task
 from flamingo_jax.evaluation.benchmarks.contrastive_task import RECALLS
+from flamingo_jax.evaluation.comparison import ComparisonTask
+from flamingo_jax.evaluation.protocol import Protocol
 from flamingo_jax.evaluation.retrieval import both_ways, distinct_batches, recalls
 from flamingo_jax.evaluation.world_tasks import read_albums
 from flamingo_jax.world.text import caption
 from tests.evaluation.fixtures import coco, flickr30k
-from tests.evaluation.meaning import Meaning
+from tests.evaluation.meaning import Meaning, compare
 from tests.training import small
 
 
@@ -55,24 +57,24 @@ def test_captioned_benchmarks(tmp_path, name):
     captions = {each[-2]: each[-1] for each in fixture.IMAGES if each[0] == "test"}
     named = {f"{key:012d}.jpg" if name == "coco" else key: texts for key, texts in captions.items()}
     made = registry.create(f"{name}_retrieval", {name: str(tmp_path)})
-    assert isinstance(made, task.ComparisonTask) and made.metrics == RECALLS
+    assert isinstance(made, ComparisonTask) and made.metrics == RECALLS
 
     def own(visual):
         return next(texts for key, texts in named.items() if str(visual.path).endswith(key))
 
     model = Meaning(own)
-    found = made.compare(model, 0, seed=1)
+    found = compare(made, model, n=0, seed=1)
     assert sorted(model.read) == sorted(text for texts in captions.values() for text in texts)
     assert found.n == 3 and set(found.values.values()) == {1.0}
     assert {each["caption_rank"] for each in found.predictions} == {1}
-    wrong = made.compare(Meaning(lambda visual: next(iter(named.values()))), 0, seed=1)
+    wrong = compare(made, Meaning(lambda visual: next(iter(named.values()))), n=0, seed=1)
     assert wrong.values["image_to_text_recall_at_1"] == pytest.approx(1 / 3)
     assert wrong.values["image_to_text_recall_at_10"] == 1.0
-    assert made.compare(model, 2, seed=1).n == 2
+    assert compare(made, model, n=2, seed=1).n == 2
     with pytest.raises(
         task.TaskError, match=f"task '{name}_retrieval': got n=4; its test split has 3 queries"
     ):
-        made.compare(model, 4, seed=1)
+        compare(made, model, n=4, seed=1)
 
 
 def test_five_captions_count(monkeypatch, tmp_path):
@@ -80,7 +82,7 @@ def test_five_captions_count(monkeypatch, tmp_path):
     monkeypatch.setattr(coco, "IMAGES", (*many, *coco.IMAGES))
     coco.make_coco(epath.Path(tmp_path))
     model = Meaning(lambda visual: ["anything"])
-    registry.create("coco_retrieval", {"coco": str(tmp_path)}).compare(model, 0, seed=1)
+    compare(registry.create("coco_retrieval", {"coco": str(tmp_path)}), model, n=0, seed=1)
     assert sorted(text for text in model.read if text.startswith("caption")) == [
         f"caption {i}" for i in range(5)
     ]
@@ -110,7 +112,7 @@ def test_the_world(world):
     }
     made = registry.create("world_retrieval", {"world": world})
     model = Meaning(lambda image: [shown[image]])
-    found = made.compare(model, 64, seed=1)
+    found = compare(made, model, n=64, seed=1)
     assert (found.n, set(found.values.values())) == (64, {1.0})
     assert model.read == [shown[image] for image in model.seen]
     scenes = [frozenset(text.split(" and ")) for text in model.read]
@@ -119,26 +121,26 @@ def test_the_world(world):
         each["query_id"].startswith(("test_one/", "test_two/")) for each in found.predictions
     )
     again = Meaning(lambda image: [shown[image]])
-    made.compare(again, 64, seed=1)
+    compare(made, again, n=64, seed=1)
     assert again.read == model.read
-    made.compare(again, 64, seed=2)
+    compare(made, again, n=64, seed=2)
     assert again.read[64:] != model.read
-    blind = made.compare(Meaning(lambda image: ["nothing"]), 64, seed=1).values
+    blind = compare(made, Meaning(lambda image: ["nothing"]), n=64, seed=1).values
     assert blind["image_to_text_recall_at_1"] == blind["text_to_image_recall_at_1"] == 1 / 64
-    assert made.compare(model, 9, seed=1).n == 9  # fewer than a batch: a smaller one
+    assert compare(made, model, n=9, seed=1).n == 9  # fewer than a batch: a smaller one
     json.dumps(found.predictions)
 
 
 def test_a_world_that_is_too_small_says_so(world):
     made = registry.create("world_retrieval", {"world": world})
     with pytest.raises(task.TaskError, match="got n=129; .* has 128 test pictures"):
-        made.compare(Meaning(lambda image: ["a"]), 129, seed=1)
+        compare(made, Meaning(lambda image: ["a"]), n=129, seed=1)
     with pytest.raises(task.TaskError, match="fill 1 batches of 64 different scenes; expected 2"):
-        made.compare(Meaning(lambda image: ["a"]), 128, seed=1)
+        compare(made, Meaning(lambda image: ["a"]), n=128, seed=1)
 
 
 def test_settings_of_support_examples_are_refused():
     with pytest.raises(
         task.TaskError, match="'coco_retrieval' compares embeddings .* selection=rices"
     ):
-        registry.create("coco_retrieval", {"coco": "somewhere"}, task.Settings(selection="rices"))
+        registry.create("coco_retrieval", {"coco": "somewhere"}, Protocol(selection="rices"))

@@ -11,7 +11,7 @@ import PIL.Image
 import pytest
 
 from flamingo_jax.core.processes import Cluster
-from flamingo_jax.evaluation import protocol, registry
+from flamingo_jax.evaluation import few_shot, registry
 from flamingo_jax.evaluation.config import EvaluateConfig
 from flamingo_jax.evaluation.metrics.ranking import RANKING
 from flamingo_jax.evaluation.run import run
@@ -33,7 +33,7 @@ def config(monkeypatch):
     hidden = Colours(name="hidden_colours", hidden=True, num_test=6)
     for benchmark in (ranked, hidden):
         monkeypatch.setitem(
-            registry.TASKS, benchmark.name, functools.partial(protocol.make, benchmark=benchmark)
+            registry.TASKS, benchmark.name, functools.partial(few_shot.make, benchmark=benchmark)
         )
     inference = dataclasses.replace(tiny.CONFIG, max_new_tokens=3)
     data = {"ranked_colours": "here", "hidden_colours": "here"}

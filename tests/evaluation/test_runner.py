@@ -14,9 +14,9 @@ from flamingo_jax.data.schema import Batch
 from flamingo_jax.evaluation import predictions
 from flamingo_jax.evaluation.episode import Episode
 from flamingo_jax.evaluation.lm_lookup import lookup_probe
+from flamingo_jax.evaluation.protocol import Protocol
 from flamingo_jax.evaluation.registry import create
 from flamingo_jax.evaluation.runner import evaluate, evaluate_all
-from flamingo_jax.evaluation.task import Settings
 from flamingo_jax.inference.compiled import Compiled
 from flamingo_jax.inference.methods import Greedy
 from flamingo_jax.sharding.mesh import MeshConfig, make_mesh
@@ -35,7 +35,7 @@ class Naming:
     metrics: tuple[str, ...] = ("exact_match", "ranking")
     chance: float | None = 0.5
     masked: bool = False
-    settings: Settings = Settings()
+    protocol: Protocol = Protocol(n=11, seed=5)
 
     def accepts(self, shots):
         return True
@@ -43,10 +43,10 @@ class Naming:
     def submission_questions(self):
         return ()
 
-    def episodes(self, shots, n, seed):
+    def episodes(self, shots):
         names = ("dax", "wug")
-        for index in range(n):
-            rng = np.random.default_rng((seed, index))
+        for index in range(self.protocol.n):
+            rng = np.random.default_rng((self.protocol.seed, index))
             answer = names[rng.integers(2)]
             images = [tiny.image(int(i)) for i in rng.permutation(4)[: shots + 1]]
             parts = [
@@ -70,7 +70,7 @@ def model(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def result(model):
-    return evaluate(model, Naming(), shots=2, n=11, seed=5, batch_size=4)
+    return evaluate(model, Naming(), shots=2, batch_size=4)
 
 
 def test_rows_are_those_of_results_json(result):
@@ -107,7 +107,7 @@ def test_results_do_not_depend_on_batch_size_or_devices(result, model, mesh, tmp
     """
     if mesh is not None:
         model = tiny.load(tmp_path_factory.getbasetemp(), mesh=make_mesh(MeshConfig(**mesh)))
-    rows, answers = evaluate(model, Naming(), shots=2, n=11, seed=5, batch_size=16)
+    rows, answers = evaluate(model, Naming(), shots=2, batch_size=16)
     assert rows == result[0]
     for one, two in zip(result[1], answers, strict=True):
         assert {**one.line(), "scores": None} == {**two.line(), "scores": None}
@@ -123,16 +123,17 @@ def test_one_prefill_serves_both_metrics(model, monkeypatch):
         return call(self, function, *inputs, **static)
 
     monkeypatch.setattr(Compiled, "__call__", counting)
-    evaluate(model, Naming(), shots=2, n=11, seed=5, batch_size=4)
+    evaluate(model, Naming(), shots=2, batch_size=4)
     # three batches of at most 4, nothing else
     assert calls == [Greedy(tiny.CONFIG.max_new_tokens)] * 3
 
 
 def test_masked_episodes_do_not_see_their_images(model):
     """The same text and other images: the same scores, exactly."""
-    _, masked = evaluate(model, Naming(masked=True), shots=0, n=4, seed=5, batch_size=4)
+    four = Protocol(n=4, seed=5)
+    _, masked = evaluate(model, Naming(masked=True, protocol=four), shots=0, batch_size=4)
     assert len({each.scores for each in masked}) == 1
-    _, plain = evaluate(model, Naming(), shots=0, n=4, seed=5, batch_size=4)
+    _, plain = evaluate(model, Naming(protocol=four), shots=0, batch_size=4)
     assert len({each.scores for each in plain}) > 1
 
 
@@ -159,9 +160,8 @@ def test_look_up_as_a_task_equals_the_probe(tmp_path_factory):
         kind="language_model",
         config=dataclasses.replace(tiny.CONFIG, lengths=(64,)),
     )
-    rows, answers = evaluate_all(
-        lm, [create("lm_lookup", {})], shots=(0, 1, 3), n=8, seed=2, batch_size=8
-    )
+    task = create("lm_lookup", {}, Protocol(shots=(0, 1, 3), n=8, seed=2))
+    rows, answers = evaluate_all(lm, [task], batch_size=8)
     # a dictionary of none or one is no question
     assert {each.shots for each in (*rows, *answers)} == {3}
     fns, params = tiny.parts(lm.tokenizer.vocab_size, "language_model")
@@ -176,6 +176,6 @@ def test_look_up_as_a_task_equals_the_probe(tmp_path_factory):
 
 def test_a_task_without_episodes_or_without_shots_is_an_error(model):
     with pytest.raises(ValueError, match="task 'naming' at 2 shots gave no episodes"):
-        evaluate(model, Naming(), shots=2, n=0, seed=5)
+        evaluate(model, Naming(protocol=Protocol(n=0)), shots=2)
     with pytest.raises(ValueError, match=r"'lm_lookup' is not defined at \[0, 1\] shots"):
-        evaluate_all(model, [create("lm_lookup", {})], shots=(0, 1), n=1, seed=0)
+        evaluate_all(model, [create("lm_lookup", {}, Protocol(shots=(0, 1), n=1))])

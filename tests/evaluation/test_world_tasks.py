@@ -12,6 +12,7 @@ from etils import epath
 
 from data_pipelines import world as pipeline
 from flamingo_jax.evaluation import registry, world_tasks
+from flamingo_jax.evaluation.protocol import Protocol
 from flamingo_jax.world import scenes
 from flamingo_jax.world.scenes import COLOURS, SHAPES, VALUES
 from flamingo_jax.world.text import NEW_NAMES
@@ -34,8 +35,8 @@ def episodes(directory):
 
     @functools.cache
     def get(name, shots, n=None, seed=1):
-        task = registry.create(name, {"world": directory})
-        return task.episodes(shots, n or N[name.endswith("held_out")], seed)
+        protocol = Protocol(n=n or N[name.endswith("held_out")], seed=seed)
+        return registry.create(name, {"world": directory}, protocol).episodes(shots)
 
     return get
 
@@ -276,22 +277,22 @@ def test_chance_and_metrics_are_told(directory):
 
 
 def test_more_episodes_than_pictures_are_refused(directory):
-    task = registry.create("bind2_held_out", {"world": directory})
+    task = registry.create("bind2_held_out", {"world": directory}, Protocol(n=65))
     with pytest.raises(ValueError, match="n=65; .* has 64 query pictures"):
-        task.episodes(0, 65, 1)
+        task.episodes(0)
 
 
 def test_more_shots_than_pictures_are_refused(directory):
-    task = registry.create("format", {"world": directory})
+    task = registry.create("format", {"world": directory}, Protocol(n=1))
     with pytest.raises(ValueError, match="take fewer shots"):
-        task.episodes(500, 1, 1)
+        task.episodes(500)
 
 
 def test_missing_world_is_explained(tmp_path):
     with pytest.raises(ValueError, match=r"--config\.data\.world=DIRECTORY"):
         registry.create("bind2", {})
     with pytest.raises(FileNotFoundError, match="no dataset at"):
-        registry.create("bind2", {"world": str(tmp_path)}).episodes(0, 1, 1)
+        registry.create("bind2", {"world": str(tmp_path)}).episodes(0)
 
 
 def readings(episode, shown):

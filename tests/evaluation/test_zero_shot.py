@@ -11,9 +11,10 @@ pytest.importorskip("scipy")
 
 from flamingo_jax.evaluation import registry, task
 from flamingo_jax.evaluation.benchmarks import class_templates
+from flamingo_jax.evaluation.protocol import Protocol
 from flamingo_jax.evaluation.zero_shot import class_embeddings
 from tests.evaluation.fixtures import imagenet, kinetics700
-from tests.evaluation.meaning import Meaning, direction
+from tests.evaluation.meaning import Meaning, compare, direction
 from tests.training import small
 
 
@@ -48,9 +49,7 @@ def test_templates_of_a_file(tmp_path):
         "A photo of a cat",
         "cat, drawn.",
     ]
-    made = registry.create(
-        "imagenet_zero_shot", {"imagenet": "x"}, task.Settings(templates=str(file))
-    )
+    made = registry.create("imagenet_zero_shot", {"imagenet": "x"}, Protocol(templates=str(file)))
     assert made.templates == ("A photo of a {}", "{}, drawn.")
     file.write_text("{}\nA photo.\n")
     with pytest.raises(task.TaskError, match=r"template 2, 'A photo\.', has 0 places"):
@@ -83,14 +82,13 @@ def test_imagenet(tmp_path):
         imagenet.val_name(2): "tench",
         imagenet.val_name(3): "maillot, tank suit",
     }
-    found = made.compare(
-        shows(made.templates, lambda visual: [truth[visual.path.rpartition("/")[2]]]), 0, seed=1
-    )
+    model = shows(made.templates, lambda visual: [truth[visual.path.rpartition("/")[2]]])
+    found = compare(made, model, n=0, seed=1)
     assert found.values == {"top1": 1.0, "top5": 1.0}
     assert (found.n, found.templates) == (3, len(class_templates.IMAGES))
     assert all(each["candidates"][0] == each["answer"] for each in found.predictions)
     assert all(each["scores"] == sorted(each["scores"], reverse=True) for each in found.predictions)
-    found = made.compare(shows(made.templates, lambda visual: ["tench"]), 0, seed=1)
+    found = compare(made, shows(made.templates, lambda visual: ["tench"]), n=0, seed=1)
     assert found.values == {"top1": pytest.approx(1 / 3), "top5": 1.0}  # there are four classes
 
 
@@ -98,7 +96,7 @@ def test_kinetics(tmp_path):
     kinetics700.make_kinetics700(epath.Path(tmp_path))
     made = registry.create("kinetics700_zero_shot", {"kinetics700": str(tmp_path)})
     model = shows(made.templates, lambda video: ["abseiling"])
-    found = made.compare(model, 0, seed=1)
+    found = compare(made, model, n=0, seed=1)
     assert list(found.values) == ["top1_top5", "top1", "top5"]
     assert found.values["top1"] == pytest.approx(1 / 3)
     assert found.values["top1_top5"] == pytest.approx((1 / 3 + 1) / 2)
@@ -114,18 +112,21 @@ def test_the_world(tmp_path):
     made = registry.create("world_zero_shot", {"world": world})
     assert made.templates == ("a small {}", "a big {}")
     model = shows(made.templates, lambda image: ["red circle"])
-    found = made.compare(model, 0, seed=1)
+    found = compare(made, model, n=0, seed=1)
     assert found.n == 64 and len(set(model.read)) == 2 * 56
     share = sum(each["answer"] == "red circle" for each in found.predictions) / 64
     assert found.values["top1"] == share > 0
     with pytest.raises(task.TaskError, match="task 'world_zero_shot': got n=65"):
-        made.compare(model, 65, seed=1)
+        compare(made, model, n=65, seed=1)
 
 
 def test_the_queries_are_those_of_the_few_shot_task(tmp_path):
     imagenet.make_imagenet(epath.Path(tmp_path))
     data = {"imagenet": str(tmp_path)}
-    few_shot = [episode.query_id for episode in registry.create("imagenet", data).episodes(0, 2, 5)]
-    made = registry.create("imagenet_zero_shot", data)
-    found = made.compare(shows(made.templates, lambda visual: ["tench"]), 2, seed=5)
-    assert [each["query_id"] for each in found.predictions] == few_shot
+    protocol = Protocol(n=2, seed=5)
+    episodes = registry.create("imagenet", data, protocol).episodes(0)
+    made = registry.create("imagenet_zero_shot", data, protocol)
+    found = made.compare(shows(made.templates, lambda visual: ["tench"]))
+    assert [each["query_id"] for each in found.predictions] == [
+        episode.query_id for episode in episodes
+    ]

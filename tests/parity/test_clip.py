@@ -210,7 +210,9 @@ def test_an_imported_clip_is_evaluated(clip, tmp_path):
     coco.make_coco(tmp_path / "coco")
     data = {name: str(tmp_path / name) for name in ("imagenet", "coco")}
     tasks = ("imagenet_zero_shot", "coco_retrieval")
-    config = EvaluateConfig(tasks, n=0, data=data, inference=InferenceConfig(images_per_pass=4))
+    config = EvaluateConfig(
+        tasks=tasks, n=0, data=data, inference=InferenceConfig(images_per_pass=4)
+    )
     run(
         config,
         str(write(conversion, tmp_path / "export")),

@@ -9,7 +9,7 @@ A declaration, and a function from its official files to items (paper, Table 6 a
                            .test()  -> [Item]      the queries of the paper's Table 1
 
 One file holds one benchmark, and `evaluation/registry.py` lists them. How supports are chosen, how
-many, and in what order is the same for all (`evaluation/protocol.py`).
+many, and in what order is the same for all (`evaluation/few_shot.py`).
 """
 
 from __future__ import annotations

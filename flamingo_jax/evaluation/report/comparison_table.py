@@ -13,7 +13,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 
-from flamingo_jax.evaluation.comparing import COSINE
+from flamingo_jax.evaluation.comparison import COSINE
 from flamingo_jax.evaluation.episode import Row
 from flamingo_jax.evaluation.report.published import (
     CONTRASTIVE_SOURCE,

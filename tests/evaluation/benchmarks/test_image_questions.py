@@ -12,6 +12,7 @@ from flamingo_jax.evaluation.benchmarks.okvqa import OKVQA
 from flamingo_jax.evaluation.benchmarks.textvqa import TEXTVQA
 from flamingo_jax.evaluation.benchmarks.vizwiz import VIZWIZ, VIZWIZ_VAL
 from flamingo_jax.evaluation.benchmarks.vqav2 import VQAV2, VQAV2_VAL
+from flamingo_jax.evaluation.protocol import Protocol
 from flamingo_jax.inference.prompt import Image
 from flamingo_jax.inference.visuals import load_frames
 from tests.evaluation.fixtures import okvqa, textvqa, vizwiz, vqav2
@@ -72,7 +73,9 @@ def test_vqav2_knows_all_questions_of_the_submission(tmp_path):
 
 def test_variants_of_a_benchmark_share_its_directory(tmp_path):
     directory = str(made(vqav2.make_vqav2, tmp_path))
-    (episode, *_) = registry.create("vqav2_val", {"vqav2": directory}).episodes(1, 2, 0)
+    (episode, *_) = registry.create(
+        "vqav2_val", {"vqav2": directory}, Protocol(n=2, seed=0)
+    ).episodes(1)
     assert len(episode.references) == 10
     with pytest.raises(task.TaskError, match="--config.data.vizwiz=DIRECTORY"):
         registry.create("vizwiz_val", {"vqav2": directory})

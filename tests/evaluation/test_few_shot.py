@@ -10,16 +10,21 @@ import numpy as np
 import pytest
 
 from flamingo_jax.core.config import ConfigError, from_dict
-from flamingo_jax.evaluation import protocol, registry, task
+from flamingo_jax.evaluation import draws, few_shot, registry, task
 from flamingo_jax.evaluation.config import EvaluateConfig
+from flamingo_jax.evaluation.few_shot import FewShotTask
 from flamingo_jax.evaluation.metrics.ranking import RANKING
-from flamingo_jax.evaluation.protocol import FewShotTask
-from flamingo_jax.evaluation.task import Settings, TaskError
+from flamingo_jax.evaluation.protocol import Protocol
+from flamingo_jax.evaluation.task import TaskError
 from tests.evaluation.in_memory import WORDS, Colours
 
-SMALL = Settings(num_support=10)
 CLOSED = Colours(metrics=(RANKING,))
 LABELLED = Colours(metrics=(RANKING,), labelled=True, num_train=90)
+
+
+def drawn(benchmark, shots, n=0, seed=3, **choices):
+    """The episodes of a benchmark."""
+    return FewShotTask(benchmark, Protocol(n=n, seed=seed, **choices)).episodes(shots)
 
 
 def ids(episodes):
@@ -35,7 +40,7 @@ def test_the_prompt_is_that_of_the_paper():
 
     <BOS> comes with the tokens.
     """
-    (episode,) = FewShotTask(CLOSED).episodes(2, 1, seed=3)
+    (episode,) = drawn(CLOSED, 2, n=1)
     numbers = [int(name.split("/")[1]) for name in episode.support_ids]
     first, second = (WORDS[number % 3] for number in numbers)
     assert (
@@ -56,29 +61,29 @@ def test_the_prompt_is_that_of_the_paper():
 
 
 def test_at_0_shots_open_ended_prompts_have_two_examples_without_images():
-    open_ended, more = (FewShotTask(Colours()).episodes(shots, 5, seed=3) for shots in (0, 2))
+    open_ended, more = (drawn(Colours(), shots, n=5) for shots in (0, 2))
     for episode, with_images in zip(open_ended, more, strict=True):
         one, two = (WORDS[int(name.split("/")[1]) % 3] for name in episode.support_ids)
         assert text(episode) == f"this is a {one}<EOC>this is a {two}<EOC><image>this is a"
         assert episode.support_ids == with_images.support_ids
-    for episode in FewShotTask(CLOSED).episodes(0, 5, seed=3):
+    for episode in drawn(CLOSED, 0, n=5):
         assert text(episode) == "<image>this is a" and episode.support_ids == ()
 
 
 def test_a_close_ended_benchmark_needs_no_training_split_at_0_shots():
     rareact = Colours(metrics=(RANKING,), num_train=0, max_shots=0)
-    created = FewShotTask(rareact)
-    assert len(created.episodes(0, 0, seed=1)) == rareact.num_test
+    created = FewShotTask(rareact, Protocol(n=0))
+    assert len(created.episodes(0)) == rareact.num_test
     assert created.accepts(0) and not created.accepts(1)
     assert isinstance(created, task.Task)
 
 
 def test_queries_and_supports_do_not_depend_on_n_or_shots():
-    some, all_of_them = (FewShotTask(Colours(), SMALL).episodes(4, n, seed=3) for n in (3, 0))
+    some, all_of_them = (drawn(Colours(), 4, n=n, num_support=10) for n in (3, 0))
     assert ids(some) == ids(all_of_them)[:3] and len(set(ids(all_of_them))) == 9
     assert [e.support_ids for e in some] == [e.support_ids for e in all_of_them[:3]]
     for shots in (1, 2, 8):
-        other = FewShotTask(Colours(), SMALL).episodes(shots, 9, seed=3)
+        other = drawn(Colours(), shots, n=9, num_support=10)
         assert ids(other) == ids(all_of_them)
         shared = min(shots, 4)
         assert [e.support_ids[:shared] for e in other] == [
@@ -87,7 +92,7 @@ def test_queries_and_supports_do_not_depend_on_n_or_shots():
 
 
 def test_supports_are_drawn_per_query_and_by_the_seed():
-    episodes, others = (FewShotTask(Colours(), SMALL).episodes(4, 0, seed=seed) for seed in (3, 4))
+    episodes, others = (drawn(Colours(), 4, seed=seed, num_support=10) for seed in (3, 4))
     assert len({episode.support_ids for episode in episodes}) > 5
     assert ids(episodes) != ids(others)
     by_query = {episode.query_id: episode.support_ids for episode in others}
@@ -95,7 +100,7 @@ def test_supports_are_drawn_per_query_and_by_the_seed():
 
 
 def test_supports_come_from_the_support_set_and_none_comes_twice():
-    episodes = FewShotTask(Colours(), SMALL).episodes(10, 0, seed=3)
+    episodes = drawn(Colours(), 10, num_support=10)
     support_set = {name for episode in episodes for name in episode.support_ids}
     assert len(support_set) == 10 and all(
         len(set(episode.support_ids)) == 10 for episode in episodes
@@ -110,11 +115,10 @@ def test_supports_come_from_the_support_set_and_none_comes_twice():
 def test_validation_shares_nothing_with_test(monkeypatch, benchmark, sizes):
     """Validation queries, validation supports and test supports are disjoint parts of the training split (Table 6)."""
     benchmark = dataclasses.replace(benchmark, validation_queries=5)
-    monkeypatch.setattr(protocol, "VALIDATION_QUERIES_PER_CLASS", 4)
+    monkeypatch.setattr(draws, "VALIDATION_QUERIES_PER_CLASS", 4)
     found = {}
     for split in ("test", "validation"):
-        settings = Settings(split=split, num_support=10, num_support_per_class=2)
-        episodes = FewShotTask(benchmark, settings).episodes(sizes[0], 0, seed=3)
+        episodes = drawn(benchmark, sizes[0], split=split, num_support=10, num_support_per_class=2)
         found[split] = {name for episode in episodes for name in episode.support_ids}
         found[f"{split} queries"] = set(ids(episodes))
     parts = found["test"], found["validation"], found["validation queries"]
@@ -128,7 +132,7 @@ def test_validation_shares_nothing_with_test(monkeypatch, benchmark, sizes):
 
 def test_of_classes_each_has_as_many_supports():
     """Table 7: 5 of each class."""
-    episodes = FewShotTask(LABELLED, Settings(num_support_per_class=5)).episodes(15, 2, seed=3)
+    episodes = drawn(LABELLED, 15, n=2, num_support_per_class=5)
     words = [WORDS[int(name.split("/")[1]) % 3] for name in episodes[0].support_ids]
     assert sorted(words) == sorted(WORDS * 5) and words != sorted(words)
 
@@ -138,7 +142,7 @@ def test_validation_queries_are_as_many_as_the_paper_has(name, expected):
     number = registry.BENCHMARKS[name].validation_queries
     benchmark = Colours(name=name, num_train=5100, has_images=False, validation_queries=number)
     with pytest.raises(TaskError, match=f"its validation split has {expected} queries"):
-        FewShotTask(benchmark, Settings(split="validation", num_support=20)).episodes(0, 6000, 1)
+        drawn(benchmark, 0, n=6000, seed=1, split="validation", num_support=20)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -150,21 +154,21 @@ class Leaky(Colours):
 
 
 def test_a_query_is_never_its_own_support():
-    settings = Settings(num_support=9)
+    protocol = Protocol(n=0, seed=3, num_support=9)
     for selection in ("random", "rices"):
         leaky = FewShotTask(
             Leaky(num_train=9),
-            dataclasses.replace(settings, selection=selection),
+            dataclasses.replace(protocol, selection=selection),
             lambda q, s, k: np.arange(k)[None].repeat(len(q), 0),
         )
-        for episode in leaky.episodes(8, 0, seed=3):
+        for episode in leaky.episodes(8):
             assert (
                 episode.query_id not in episode.support_ids and len(set(episode.support_ids)) == 8
             )
     with pytest.raises(
         TaskError, match="the query 'train/.' is itself among its 9 support examples"
     ):
-        FewShotTask(Leaky(num_train=9), settings).episodes(9, 0, seed=3)
+        FewShotTask(Leaky(num_train=9), protocol).episodes(9)
 
 
 def test_examples_without_an_answer_are_no_supports():
@@ -176,7 +180,7 @@ def test_examples_without_an_answer_are_no_supports():
                 for i, item in enumerate(super().train())
             ]
 
-    episodes = FewShotTask(Gaps(num_train=20)).episodes(10, 0, seed=3)
+    episodes = drawn(Gaps(num_train=20), 10)
     assert all(
         int(name.split("/")[1]) % 2 == 0 for episode in episodes for name in episode.support_ids
     )
@@ -184,7 +188,7 @@ def test_examples_without_an_answer_are_no_supports():
         TaskError,
         match="11 shots need 11 support examples, the training split has 10 with an answer",
     ):
-        FewShotTask(Gaps(num_train=20)).episodes(11, 0, seed=3)
+        drawn(Gaps(num_train=20), 11)
 
 
 def test_rices_puts_the_most_similar_last():
@@ -194,26 +198,24 @@ def test_rices_puts_the_most_similar_last():
         asked.append((len(queries), len(supports), k))
         return np.array([[5, 2, 7, 1][:k]] * len(queries))
 
-    rices = FewShotTask(Colours(), Settings(selection="rices", num_support=8), nearest)
-    # all of the support set
-    drawn = FewShotTask(Colours(), Settings(num_support=8)).episodes(8, 1, seed=3)
-    (episode,) = rices.episodes(3, 1, seed=3)
-    assert asked == [(1, 8, 4)] and set(episode.support_ids) < set(drawn[0].support_ids)
-    (fewer,) = rices.episodes(2, 1, seed=3)
+    protocol = Protocol(n=1, seed=3, selection="rices", num_support=8)
+    rices = FewShotTask(Colours(), protocol, nearest)
+    (whole_support_set,) = drawn(Colours(), 8, n=1, num_support=8)
+    (episode,) = rices.episodes(3)
+    assert asked == [(1, 8, 4)]
+    assert set(episode.support_ids) < set(whole_support_set.support_ids)
+    (fewer,) = rices.episodes(2)
     # two are the nearest two, in the same order
     assert episode.support_ids[1:] == fewer.support_ids
-    assert text(rices.episodes(0, 1, seed=3)[0]) == text(
-        FewShotTask(Colours(), Settings(num_support=8)).episodes(0, 1, seed=3)[0]
-    )
+    (random,) = drawn(Colours(), 0, n=1, num_support=8)
+    assert text(rices.episodes(0)[0]) == text(random)
     with pytest.raises(TaskError, match="selection=rices needs the features of a vision encoder"):
-        FewShotTask(Colours(), Settings(selection="rices")).episodes(1, 1, seed=3)
+        drawn(Colours(), 1, n=1, selection="rices")
 
 
 @pytest.mark.parametrize(("shots", "orders"), [(0, 1), (1, 1), (2, 2), (3, 6), (8, 6)])
 def test_an_ensemble_has_six_orders_of_the_same_supports(shots, orders):
-    plain, ensemble = (
-        FewShotTask(CLOSED, Settings(ensemble=size)).episodes(shots, 4, seed=3) for size in (1, 6)
-    )
+    plain, ensemble = (drawn(CLOSED, shots, n=4, ensemble=size) for size in (1, 6))
     for one, six in zip(plain, ensemble, strict=True):
         assert one.orders == () and one.support_ids == six.support_ids and text(one) == text(six)
         prompts = [six.parts, *six.orders]
@@ -235,28 +237,28 @@ def test_an_ensemble_has_six_orders_of_the_same_supports(shots, orders):
 
 
 @pytest.mark.parametrize(
-    ("benchmark", "settings", "arguments", "message"),
+    ("benchmark", "choices", "shots", "n", "message"),
     [
-        (Colours(), {}, (4, 10, 1), r"task 'colours': got n=10; its test split has 9 queries. Take n from 1 to that"),
-        (Colours(), {"split": "validation"}, (4, 1, 1), r"split=validation needs 2048 test supports, .*; got 40 items"),
-        (LABELLED, {"split": "validation"}, (4, 1, 1), r"32 test supports.* each class of the training split.*; got 30 items of '"),
-        (Colours(num_train=1), {}, (0, 1, 1), "0 shots need 2 support examples, the training split "
+        (Colours(), {}, 4, 10, r"task 'colours': got n=10; its test split has 9 queries. Take n from 1 to that"),
+        (Colours(), {"split": "validation"}, 4, 1, r"split=validation needs 2048 test supports, .*; got 40 items"),
+        (LABELLED, {"split": "validation"}, 4, 1, r"32 test supports.* each class of the training split.*; got 30 items of '"),
+        (Colours(num_train=1), {}, 0, 1, "0 shots need 2 support examples, the training split "
                                               "has 1 "),
     ],
 )  # fmt: skip
-def test_what_there_is_not_enough_of_is_said(benchmark, settings, arguments, message):
+def test_what_there_is_not_enough_of_is_said(benchmark, choices, shots, n, message):
     with pytest.raises(TaskError, match=message):
-        FewShotTask(benchmark, Settings(**settings)).episodes(*arguments)
+        drawn(benchmark, shots, n=n, seed=1, **choices)
 
 
 def test_an_ensemble_of_decoded_answers_is_an_error():
     with pytest.raises(TaskError, match="'colours' is open-ended"):
-        FewShotTask(Colours(), Settings(ensemble=6))
+        FewShotTask(Colours(), Protocol(ensemble=6))
 
 
-def test_settings_say_what_they_expect():
+def test_a_protocol_says_what_it_expects():
     with pytest.raises(ValueError, match="ensemble is 0; expected at least 1"):
-        Settings(ensemble=0)
+        Protocol(ensemble=0)
     with pytest.raises(ConfigError, match="num_support is -1; expected at least 1"):
         EvaluateConfig(num_support=-1)
     for field, value in {"split": "train", "selection": "best"}.items():
@@ -264,25 +266,26 @@ def test_settings_say_what_they_expect():
             from_dict(EvaluateConfig, {field: value})
 
 
-def test_a_task_that_draws_its_own_supports_refuses_other_settings():
+def test_a_task_that_draws_its_own_supports_refuses_other_choices():
     with pytest.raises(
         TaskError, match="the task 'format' draws its own support examples .* selection=rices"
     ):
-        registry.create("format", {"world": "somewhere"}, Settings(selection="rices"))
+        registry.create("format", {"world": "somewhere"}, Protocol(selection="rices"))
     with pytest.raises(TaskError, match="the task 'lm_lookup' draws its own"):
-        registry.create("lm_lookup", {}, Settings(ensemble=6))
+        registry.create("lm_lookup", {}, Protocol(ensemble=6))
 
 
 def test_a_registered_benchmark_is_a_task(monkeypatch):
     registered = Colours(name="colours_of_tests", data="paint")
     monkeypatch.setitem(
-        registry.TASKS, "colours_of_tests", functools.partial(protocol.make, benchmark=registered)
+        registry.TASKS, "colours_of_tests", functools.partial(few_shot.make, benchmark=registered)
     )
-    created = registry.create("colours_of_tests", {"paint": "there"}, SMALL)
+    protocol = Protocol(num_support=10)
+    created = registry.create("colours_of_tests", {"paint": "there"}, protocol)
     assert (
         isinstance(created, FewShotTask)
         and created.benchmark.directory == "there"
-        and created.settings == SMALL
+        and created.protocol == protocol
     )
     with pytest.raises(
         TaskError, match=r"'colours_of_tests' needs the directory of 'paint', got none"
@@ -298,4 +301,4 @@ def test_two_queries_of_one_id_are_refused():
             return [*super().test(), super().test()[4]]
 
     with pytest.raises(TaskError, match="1 queries have the id of another one, such as test/4"):
-        FewShotTask(Twice()).episodes(0, 0, seed=1)
+        drawn(Twice(), 0, seed=1)

@@ -1,0 +1,248 @@
+"""The few-shot protocol.
+
+Which examples stand in front of a query, and how the prompt is written (paper, A.2, B.1.4 and
+Figure 8).
+
+    query --(seed, its id)--> supports in random order
+                              or, RICES, the most similar ones, the most similar last
+          --> image "Output: A cat.<EOC>" image "Output: A dog.<EOC>" image "Output:"
+
+At 0 shots an open-ended benchmark has two examples without their images in front of the query
+("Output: A cat.<EOC>Output: A dog.<EOC>" image "Output:"); a close-ended one has none. With more
+shots the same supports come first (RICES: last), and nothing depends on how many queries are
+evaluated, or on what they share a batch with. An ensemble asks the same question with the supports
+in several orders and averages the scores of the candidates.
+
+Differs from the paper, or is not said there: supports are drawn anew for each query (as in
+OpenFlamingo); the first order of an ensemble is that of the prompt without ensembling, the others
+are random, none twice. The examples without images are drawn at random, with RICES too.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+
+from flamingo_jax.core.seeds import generator
+from flamingo_jax.evaluation import task
+from flamingo_jax.evaluation.benchmarks.benchmark import Benchmark, Item
+from flamingo_jax.evaluation.draws import TrainingDraw, draw_from_training, draw_queries
+from flamingo_jax.evaluation.episode import Episode, Part
+from flamingo_jax.evaluation.protocol import Protocol
+from flamingo_jax.inference.prompt import Visual
+from flamingo_jax.tokenizers.markers import EOC
+
+# (visuals of queries, visuals of supports, k) -> int[queries, k], the supports most like each
+# query, the most similar first
+Nearest = Callable[[Sequence[Visual], Sequence[Visual], int], np.ndarray]
+
+
+def make(data: Mapping[str, str], protocol: Protocol, *, benchmark: Benchmark) -> FewShotTask:
+    """Makes the task of a benchmark.
+
+    Raises:
+        TaskError: its directory is not given, or an ensemble is asked for of a benchmark that is
+            not close-ended.
+    """
+    place = task.directory(data, benchmark.data or benchmark.name, benchmark.name)
+    return FewShotTask(benchmark.at(place), protocol)
+
+
+def with_nearest(tasks: Sequence[task.Task], nearest: Nearest) -> list[task.Task]:
+    """The tasks, with what finds similar supports for those that ask for it."""
+    return [
+        dataclasses.replace(each, nearest=nearest) if isinstance(each, FewShotTask) else each
+        for each in tasks
+    ]
+
+
+@dataclasses.dataclass(frozen=True)
+class FewShotTask:
+    """A benchmark under the few-shot protocol.
+
+    Attributes:
+        benchmark: what there is.
+        protocol: how queries and supports are chosen.
+        nearest: finds similar supports; needed where protocol.selection is "rices".
+    """
+
+    benchmark: Benchmark
+    protocol: Protocol = Protocol()
+    nearest: Nearest | None = None
+
+    def __post_init__(self) -> None:
+        if self.protocol.ensemble > 1 and self.is_open_ended:
+            raise task.TaskError(
+                f"the task {self.name!r} is open-ended (it decodes answers), so an ensemble of "
+                f"{self.protocol.ensemble} orders has no scores to average: set ensemble=1, or "
+                "leave the task out."
+            )
+
+    @property
+    def name(self) -> str:
+        """Of the benchmark."""
+        return self.benchmark.name
+
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        """Names of the benchmark's metrics."""
+        return tuple(each.name for each in self.benchmark.metrics)
+
+    @property
+    def chance(self) -> float | None:
+        """Of the benchmark."""
+        return self.benchmark.chance
+
+    @property
+    def is_open_ended(self) -> bool:
+        """Whether answers are decoded."""
+        return any(each.needs == "generation" for each in self.benchmark.metrics)
+
+    def submission_questions(self) -> Sequence[int | str]:
+        """What the server that knows the right answers expects answers to beyond the queries, where a benchmark says so."""
+        return self.benchmark.submission_questions()
+
+    def accepts(self, shots: int) -> bool:
+        """Returns True up to the most support examples that the benchmark has."""
+        return shots <= self.benchmark.max_shots
+
+    def episodes(self, shots: int) -> list[Episode]:
+        """Returns the first `protocol.n` episodes (0: all there are).
+
+        Args:
+            shots: support examples of each query.
+
+        Raises:
+            TaskError: there are fewer queries than `protocol.n`, or too few items for the supports.
+        """
+        protocol = self.protocol
+        num_examples = shots or (protocol.num_text_examples if self.is_open_ended else 0)
+        drawn = TrainingDraw()
+        if num_examples > 0 or protocol.split == "validation":
+            drawn = draw_from_training(self.benchmark, self._train, self._labels, protocol)
+        queries = draw_queries(
+            drawn.queries if protocol.split == "validation" else self._test,
+            protocol,
+            task_name=self.name,
+            stream=self.name,
+        )
+        if len(drawn.supports) < num_examples:
+            raise task.TaskError(
+                f"task {self.name!r}: {shots} shots need {num_examples} support examples, the "
+                f"training split has {len(drawn.supports)} with an answer. Take fewer shots, or "
+                "give the whole split."
+            )
+        if protocol.selection == "rices" and shots:
+            chosen = self._most_similar(queries, drawn.supports, shots)
+        else:
+            chosen = [self._random(query, drawn.supports, num_examples) for query in queries]
+        # a support's text is one object, however many queries it stands in front of
+        texts: dict[str, str] = {}
+        return [
+            self._episode(query, supports, has_images=shots > 0, texts=texts)
+            for query, supports in zip(queries, chosen, strict=True)
+        ]
+
+    @functools.cached_property
+    def _train(self) -> Sequence[Item]:
+        return self.benchmark.train()
+
+    @functools.cached_property
+    def _test(self) -> Sequence[Item]:
+        return self.benchmark.test()
+
+    @functools.cached_property
+    def _labels(self) -> tuple[str, ...]:
+        """The class of each training item; none where they have no classes."""
+        return (
+            tuple(item.label for item in self._train)
+            if len(self._train) and self._train[0].label
+            else ()
+        )
+
+    def _random(self, query: Item, supports: Sequence[Item], num: int) -> list[Item]:
+        """Drawn one after the other, so that more shots only add to them."""
+        rng = generator(self.protocol.seed, f"{self.name}/supports/{query.id}", 0)
+        if len(supports) == num and any(item.id == query.id for item in supports):
+            raise task.TaskError(
+                f"task {self.name!r}: the query {query.id!r} is itself among its {num} support "
+                f"examples, and {num} others are needed: take fewer shots."
+            )
+        chosen: list[int] = []
+        while len(chosen) < num:
+            index = int(rng.integers(len(supports)))
+            if index not in chosen and supports[index].id != query.id:
+                chosen.append(index)
+        return [supports[index] for index in chosen]
+
+    def _most_similar(
+        self, queries: Sequence[Item], supports: Sequence[Item], shots: int
+    ) -> list[list[Item]]:
+        """RICES: the nearest supports of each query, the most similar last."""
+        if self.nearest is None:
+            raise task.TaskError(
+                f"task {self.name!r}: selection=rices needs the features of a vision encoder, and "
+                "this run has none: take selection=random."
+            )
+        if without := next((item for item in (*queries, *supports) if item.visual is None), None):
+            raise task.TaskError(
+                f"task {self.name!r}: the item {without.id!r} has no image, so selection=rices "
+                "cannot compare it: take selection=random."
+            )
+        visuals = [
+            [item.visual for item in items if item.visual is not None]
+            for items in (queries, supports)
+        ]
+        rows = self.nearest(visuals[0], visuals[1], min(shots + 1, len(supports)))
+        chosen = []
+        for query, row in zip(queries, rows.tolist(), strict=True):
+            others = [supports[index] for index in row if supports[index].id != query.id]
+            chosen.append(others[:shots][::-1])
+        return chosen
+
+    def _episode(
+        self,
+        query: Item,
+        supports: Sequence[Item],
+        *,
+        has_images: bool,
+        texts: dict[str, str],
+    ) -> Episode:
+        def prompt(supports: Sequence[Item]) -> tuple[Part, ...]:
+            parts: list[Part] = []
+            for item in supports:
+                parts += [item.visual] if has_images and item.visual is not None else []
+                parts.append(texts.setdefault(item.id, f"{item.prefix} {item.answer}{EOC}"))
+            return (*parts, *([] if query.visual is None else [query.visual]), query.prefix)
+
+        others = []
+        if has_images and self.protocol.ensemble > 1:
+            rng = generator(self.protocol.seed, f"{self.name}/orders/{query.id}", 0)
+            others = _other_orders(rng, len(supports), self.protocol.ensemble - 1)
+        return Episode(
+            parts=prompt(supports),
+            candidates=query.candidates,
+            answer=query.answer,
+            query_id=query.id,
+            support_ids=tuple(item.id for item in supports),
+            references=query.references,
+            extra=query.extra,
+            orders=tuple(prompt([supports[index] for index in order]) for order in others),
+            separator=" ",
+        )
+
+
+def _other_orders(rng: np.random.Generator, size: int, count: int) -> list[tuple[int, ...]]:
+    """Up to `count` random orders, none twice and none the one that is there.
+
+    Fewer where there are not as many.
+    """
+    found: dict[tuple[int, ...], None] = {tuple(range(size)): None}
+    wanted = min(count + 1, math.factorial(min(size, 8)))  # 8! = 40320: more are never asked for
+    while len(found) < wanted:
+        found.setdefault(tuple(rng.permutation(size).tolist()))
+    return list(found)[1:]
