@@ -1,11 +1,10 @@
 """Converts JSON lines, parquet or a TFDS builder such as c4 to documents, through Gopher's filters.
 
---input=c4/en --near_duplicates
---input=tfds:c4/en:3.0.1 --data_dir=~/tensorflow_datasets
+    python -m data_pipelines.run --pipeline=text --input=c4/en --output=data/c4
 
-python -m data_pipelines.run --pipeline=text --input=c4/en --output=data/c4
+    row  --text field-->  quality  -->  repetition  -->  Document, with the keys of its URL and text
 
-row  --text field-->  quality  -->  repetition  -->  Document, with the keys of its URL and text
+A builder is named as in `--input=tfds:c4/en:3.0.1 --data_dir=~/tensorflow_datasets`.
 """
 
 from __future__ import annotations

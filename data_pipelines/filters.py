@@ -181,7 +181,7 @@ def _paragraphs(text: str) -> list[str]:
 
 def _num_alphabetic(words: Sequence[str]) -> int:
     """Returns the number of words that contain a letter."""
-    # They are few. So the characters of most words need no look at each.
+    # Only the words with other characters, which are few, are checked letter by letter.
     others = [word for word in words if not word.isalpha()]
     return len(words) - len(others) + sum(any(map(str.isalpha, word)) for word in others)
 

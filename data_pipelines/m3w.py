@@ -103,11 +103,8 @@ class M3WRequest:
                     f"m3w: got --{name}={getattr(self, name)}, expected {' or '.join(known)}."
                 )
         if not 0 <= self.min_language_probability <= 1:
-            raise ValueError(
-                "m3w: got "
-                f"--min_language_probability={self.min_language_probability}, "
-                "expected 0 to 1."
-            )
+            given = f"--min_language_probability={self.min_language_probability}"
+            raise ValueError(f"m3w: got {given}, expected 0 to 1.")
         if self.min_image_side < 1 or self.max_image_aspect < 1 or self.max_html_bytes < 1:
             raise ValueError(
                 "m3w: --min_image_side, --max_image_aspect and --max_html_bytes must be 1 or more."

@@ -58,12 +58,12 @@ Build = Callable[[Any, epath.Path, Execution], dict[str, int]]
 
 @dataclasses.dataclass(frozen=True)
 class Pipeline:
-    """A way to make a dataset, or something of one.
+    """The options of a pipeline, and the function that runs it.
 
     Attributes:
       options: frozen dataclass of the command-line options; its fields are flags.
       build: build(request, directory, how) writes the output into an existing directory, and
-          returns what it counted.
+        returns what it counted.
       request: turns the options into the frozen dataclass of everything that decides the output.
       packages: packages of the extra that the pipeline imports when it runs.
     """

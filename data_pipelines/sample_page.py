@@ -109,8 +109,7 @@ def build(request: InspectRequest, output: epath.Path, how: Execution) -> dict[s
 
     Returns:
       {"samples": rows shown, "images": images (or clips) shown, "corrupt_records": records that
-        were
-      skipped}.
+      were skipped}.
 
     Raises:
       ValueError: the records of the dataset are not of the requested kind.

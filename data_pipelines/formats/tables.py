@@ -65,10 +65,8 @@ def rows(part: Part) -> Iterator[dict[str, str] | Reject]:
 
     Yields:
       In order: a row by column, or a Reject for broken_text (not UTF-8) or broken_row (more or
-        fewer
-      fields than columns, or a field without end). A file that cannot be opened yields
-        unreadable_file,
-      a file that fails later yields truncated_file.
+      fewer fields than columns, or a field without end). A file that cannot be opened yields
+      unreadable_file, a file that fails later yields truncated_file.
     """
     columns: list[str] = []
     try:

@@ -57,10 +57,8 @@ def samples(path: str) -> Iterator[TarSample | Reject]:
 
     Yields:
       In order: samples, and a Reject for each unusable sample: path_traversal (a member outside of
-        the
-      archive's root, a link or a device), sample_too_large, duplicate_member. At the end of a
-        damaged
-      file truncated_file, or unreadable_file if even its beginning is no tar.
+      the archive's root, a link or a device), sample_too_large, duplicate_member. At the end of a
+      damaged file truncated_file, or unreadable_file if even its beginning is no tar.
     """
     sample, reason = TarSample("", {}), None
     try:

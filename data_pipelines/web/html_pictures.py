@@ -108,8 +108,10 @@ def _of_set(attributes: Mapping[str, str | None], names: tuple[str, ...]) -> str
         if url:
             descriptor, _, following = word.partition(",")
             match = _DESCRIPTOR.fullmatch(descriptor)
-            pixels = 1 if match and match.group(2) == "w" else _WIDE_ENOUGH / 2  # of a unit
-            width = float(match.group(1)) * pixels if match else 0.0
+            width = 0.0
+            if match:  # "640w" is in pixels, and "1x" counts as the size of the model's input
+                unit = 1 if match.group(2) == "w" else _WIDE_ENOUGH / 2
+                width = float(match.group(1)) * unit
             found.append((width, url))
             url = following
         else:

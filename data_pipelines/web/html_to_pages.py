@@ -152,8 +152,7 @@ def html_to_page(
 
     Returns:
       The page. Its pictures have no bytes yet, except those inside the page (data: URLs). Or a
-        Reject:
-      html_too_large, html_too_deep, broken_text, or no_text for a page without text.
+      Reject: html_too_large, html_too_deep, broken_text, or no_text for a page without text.
     """
     from selectolax.lexbor import LexborHTMLParser
 
@@ -262,45 +261,36 @@ def _walk(body: Any, limits: HtmlLimits) -> _Runs | Reject:
                 counters.append(0 if tag == "ol" else -1)
         stack.append((tag, opened, node))
         if len(stack) > limits.max_depth:
-            return Reject(
-                "html_too_deep", f"more than {limits.max_depth} elements inside each other"
-            )
+            detail = f"more than {limits.max_depth} elements inside each other"
+            return Reject("html_too_deep", detail)
         node = current.child
 
 
 def _main_body(runs: _Runs) -> list[tuple[int, str | _Image]]:
     """Cuts boilerplate and returns what is left of the main body, as (separator, part)."""
-    plain = list(itertools.accumulate(runs.plain, initial=0))
-    linked = list(itertools.accumulate(runs.linked, initial=0))
-    num_links = list(itertools.accumulate((size > 0 for size in runs.linked), initial=0))
+    # Of each part: characters outside of links, characters in links, whether it is in a link.
+    counts = (runs.plain, runs.linked, [size > 0 for size in runs.linked])
+    before = [list(itertools.accumulate(each, initial=0)) for each in counts]
+    most = before[0][-1] // 2
     is_cut = bytearray(len(runs.parts))
     # Inner blocks are judged first: text cut from them no longer counts for the outer ones. In the
     # list a block comes before the blocks inside it.
-    gone_plain, gone_linked, gone_links = ([0] * len(runs.blocks) for _ in range(3))
+    cut_inside = [(0, 0, 0)] * len(runs.blocks)
     for index in range(len(runs.blocks) - 1, 0, -1):
         block = runs.blocks[index]
-        start, end, parent = block.start, block.end, block.parent
-        held_plain, held_linked, held_links = (
-            plain[end] - plain[start],
-            linked[end] - linked[start],
-            num_links[end] - num_links[start],
-        )
-        left_plain, left_linked, left_links = (
-            held_plain - gone_plain[index],
-            held_linked - gone_linked[index],
-            held_links - gone_links[index],
-        )
-        if start < end and _is_boilerplate(
-            block, left_plain, left_linked, left_links, most=plain[-1] // 2
-        ):
+        start, end = block.start, block.end
+        plain, linked, links = (sums[end] - sums[start] for sums in before)
+        cut_plain, cut_linked, cut_links = cut_inside[index]
+        left = (plain - cut_plain, linked - cut_linked, links - cut_links)
+        if start < end and _is_boilerplate(block, *left, most=most):
             is_cut[start:end] = b"\1" * (end - start)
-            gone_plain[parent] += held_plain
-            gone_linked[parent] += held_linked
-            gone_links[parent] += held_links
-        else:
-            gone_plain[parent] += gone_plain[index]
-            gone_linked[parent] += gone_linked[index]
-            gone_links[parent] += gone_links[index]
+            cut_plain, cut_linked, cut_links = plain, linked, links
+        outer = cut_inside[block.parent]
+        cut_inside[block.parent] = (
+            outer[0] + cut_plain,
+            outer[1] + cut_linked,
+            outer[2] + cut_links,
+        )
     kept = [0 if cut else size for cut, size in zip(is_cut, runs.plain, strict=True)]
     main = _level(runs.blocks, list(itertools.accumulate(kept, initial=0)))
     return [

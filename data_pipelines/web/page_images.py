@@ -73,7 +73,8 @@ def keep_image(data: bytes, limits: ImageLimits = ImageLimits()) -> Reject | Non
         pixels = read.decode(data, _PROBE)  # raises also if the file is truncated
     except CorruptRecord as error:
         return _reject(error.reason, str(error), broken=True)
-    # The image is in the middle of the square, the rest is padding. At aspect 3 it has a third.
+    # The image is in the middle of the square, the rest is padding. At the aspect ratio 3 the image
+    # covers a third of the square.
     rows, columns = (max(1, round(side * _PROBE / max(width, height))) for side in (height, width))
     top, left = (_PROBE - rows) // 2, (_PROBE - columns) // 2
     inner = pixels[top : top + rows, left : left + columns].reshape(-1, 3)
@@ -120,8 +121,7 @@ def with_images(
 
     Returns:
       The page, or a Reject for no_image_left; and one Reject for each image left out, with a reason
-        of
-      keep_image, missing_image, duplicate_image, or the reason that `find` gives.
+      of keep_image, missing_image, duplicate_image, or the reason that `find` gives.
     """
     parts: list[str | Picture] = []
     rejects: list[Reject] = []

@@ -33,8 +33,7 @@ def build_index(files: Sequence[str], path: epath.Path) -> int:
 
     Returns:
       The number of images. What cannot be read of a file is skipped here, and counted when the
-        pages
-      of the file are read.
+      pages of the file are read.
     """
     with contextlib.closing(sqlite3.connect(os.fspath(path))) as database, database:
         database.execute("PRAGMA synchronous=OFF")
