@@ -1,13 +1,14 @@
-"""The whole system of the Flamingo paper (arXiv 2204.14198) in JAX and Haiku.
+"""The system of the Flamingo paper (arXiv 2204.14198) in JAX and Haiku.
 
     from flamingo_jax import BeamSearch, Flamingo, Image
 
     model = Flamingo.load("runs/demo/flamingo/export")
     model.generate([Image("dog.jpg"), "Output:"], method=BeamSearch(3))        -> " A dog."
 
-Names are resolved when they are used: importing the package alone imports neither jax nor anything
-else of it. `flamingo_jax.train` and `flamingo_jax.evaluate` are programs (`python -m
-flamingo_jax.train`). What they call is `flamingo_jax.training.run.train(config, workdir)` and
+Names are imported when they are used: `import flamingo_jax` alone imports neither jax nor a module
+of the package. `flamingo_jax.train` and `flamingo_jax.evaluate` are programs (`python -m
+flamingo_jax.train`). To train or evaluate in Python, call the functions that these programs call:
+`flamingo_jax.training.run.train(config, workdir)` and
 `flamingo_jax.evaluation.run.run(config, checkpoint, output, cluster)`.
 """
 
@@ -49,7 +50,7 @@ _MODULES = {
     "load": "inference.model",
 }
 
-if not TYPE_CHECKING:  # a type checker that saw __getattr__ would take any name to exist
+if not TYPE_CHECKING:  # with __getattr__, a type checker would accept every name
 
     def __getattr__(name: str) -> object:
         if name not in _MODULES:

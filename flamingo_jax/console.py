@@ -1,6 +1,6 @@
-"""The commands that an installed package has.
+"""The commands of an installed package: flamingo-train is `python -m flamingo_jax.train`, etc.
 
-Flamingo-train is `python -m flamingo_jax.train`, and so on (setup.py names them).
+setup.py lists them.
 """
 
 from __future__ import annotations
@@ -39,6 +39,6 @@ def data() -> None:
 
 
 def _run(module: str) -> None:
-    # As the main module: absl then shows the program's own flags for --help, and multiprocessing
-    # finds it again.
+    # The program runs as the main module, so that absl lists its flags for --help, and
+    # multiprocessing finds it.
     runpy.run_module(module, run_name="__main__", alter_sys=True)

@@ -1,12 +1,14 @@
 #!/usr/bin/env bash
-# The whole path on one machine: a synthetic world, a vision encoder, a language model, a Flamingo, and what it learns from a few examples.
+# Trains and evaluates the tiny Flamingo on one machine: makes a synthetic world, trains a vision
+# encoder, a language model and a Flamingo, and tests what it learns from a few examples.
 #
-#   launch/demo.sh                                       everything into runs/demo, the report into runs/demo/report
-#   launch/demo.sh --config.seed=2 --output=runs/demo2   another seed, of the world too
-#   launch/demo.sh --config.model.lm.num_layers=6 ...    any field of configs/tiny.py, for every stage
-#   launch/demo.sh --size=smoke                          a small world with the format task only, to see that all parts run
+#   launch/demo.sh                                      writes runs/demo, with a folder report
+#   launch/demo.sh --config.seed=2 --output=runs/demo2  another seed, also for the world
+#   launch/demo.sh --config.model.lm.num_layers=6 ...   any field of configs/tiny.py, for all stages
+#   launch/demo.sh --size=smoke                         a small world and only the format task, to
+#                                                       check that all parts run
 #
-# Started again it goes on: a stage whose export is there is skipped, an interrupted one resumes.
+# Started again, it continues: a stage with an export is skipped, and an interrupted stage resumes.
 set -euo pipefail
 
 usage() {
@@ -20,7 +22,7 @@ overrides=()
 for argument in "$@"; do
   case "$argument" in
     --output=/?*) output="${argument#*=}" ;;
-    --output=?*) output="$PWD/${argument#*=}" ;; # what follows runs in the repository root
+    --output=?*) output="$PWD/${argument#*=}" ;; # the commands below run in the repository root
     --size=demo | --size=smoke) size="${argument#*=}" ;;
     --config.seed=?*) seed="${argument#*=}" ;;
     --config.?*=*) overrides+=("$argument") ;;
@@ -35,15 +37,19 @@ done
 
 # shellcheck source=launch/environment.sh
 source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
-output="${output#"$PWD"/}" # inside the repository paths stay relative: with or without --output, a rerun finds what is there
+# Paths inside of the repository are relative, so that a rerun finds the files with any --output.
+output="${output#"$PWD"/}"
 started=$SECONDS
-# A bf16 value is a bf16 value, so that closed gates leave the language model as it is, bit for bit.
+# Every bfloat16 value is rounded to bfloat16. Then closed gates give the language model's output,
+# equal to the bit.
 export XLA_FLAGS="${XLA_FLAGS:-} --xla_allow_excess_precision=false"
 export MPLBACKEND=Agg
 
-# What the stages do at each size.
+# The options of the stages for each size.
 world=(--size="$size")
-evaluation=("--task=format,bind2,bind4,format_shuffled,format_hidden,format_held_out,bind2_shuffled,bind2_hidden,bind2_held_out")
+tasks=format,bind2,bind4,format_shuffled,format_hidden,format_held_out
+tasks=$tasks,bind2_shuffled,bind2_hidden,bind2_held_out
+evaluation=("--task=$tasks")
 retrieval=(--config.n=0) # all test pictures
 contrastive=()
 language_model=()
@@ -53,28 +59,32 @@ if [ "$size" = smoke ]; then
   evaluation=("--task=format,format_shuffled" "--shots=0,4" --config.n=32)
   retrieval=(--config.n=64)
   contrastive=(--config.steps=20 --config.data.datasets.captions.batch_size=32)
-  # So few steps make no look-up: the probe reports, and lets pass.
-  language_model=(--config.steps=40 --config.optimizer.warmup_steps=10 --config.optimizer.decay_steps=40 --config.until.every=20
-    --config.until.required=False)
-  flamingo=(--config.steps=20 --config.data.datasets.pages.batch_size=8 --config.data.datasets.pairs.batch_size=8)
+  # The model learns no look-up in so few steps: the probe reports it, and the stage does not fail.
+  language_model=(--config.steps=40 --config.optimizer.warmup_steps=10
+    --config.optimizer.decay_steps=40 --config.until.every=20 --config.until.required=False)
+  flamingo=(--config.steps=20 --config.data.datasets.pages.batch_size=8
+    --config.data.datasets.pairs.batch_size=8)
 fi
 
-# What was asked for is written down: a rerun with other options must not pass off old stages as its own.
-asked="size=$size seed=$seed ${overrides[*]+"${overrides[*]}"}"
+# The options are stored: a rerun with other options must not use the old stages.
+options="size=$size seed=$seed ${overrides[*]+"${overrides[*]}"}"
 mkdir -p "$output" || die "cannot make $output: give a writable place, --output=DIRECTORY"
-if [ -e "$output/options" ] && [ "$(cat "$output/options")" != "$asked" ]; then
-  die "$output holds a demo with other options ($(cat "$output/options")). Remove it, or give another --output=DIRECTORY"
+if [ -e "$output/options" ] && [ "$(cat "$output/options")" != "$options" ]; then
+  die "$output holds a demo with other options ($(cat "$output/options"))." \
+    "Remove it, or give another --output=DIRECTORY"
 fi
-printf '%s\n' "$asked" >"$output/options"
+printf '%s\n' "$options" >"$output/options"
 
-# Runs a command and adds its name, seconds and peak memory to $output/usage.txt. $1: the name; the rest: the command.
+# Runs a command, and adds its name, seconds and peak memory to $output/usage.txt.
+# $1: the name; the rest: the command.
 measured() {
   "$PYTHON" - "$output/usage.txt" "$@" <<'PY'
 import os, resource, subprocess, sys, time
 path, name, *command = sys.argv[1:]
 start = time.monotonic()
 status = subprocess.run(command, stdin=subprocess.DEVNULL).returncode
-peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
+unit = 2**20 if sys.platform == "darwin" else 2**10
+peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / unit
 lines = open(path).readlines() if os.path.exists(path) else []
 lines = [line for line in lines if line.split()[0] != name]
 lines.append(f"{name:<16}{time.monotonic() - start:>8.1f} s{peak:>8.0f} MiB\n")
@@ -83,7 +93,7 @@ sys.exit(status if status >= 0 else 128 - status)
 PY
 }
 
-# Trains a stage unless its export is there. $1: the stage; the rest: its options.
+# Trains a stage, unless it has an export. $1: the stage; the rest: its options.
 stage() {
   local name="$1"
   shift
@@ -92,33 +102,44 @@ stage() {
     return
   fi
   say "== $name"
-  measured "$name" "$PYTHON" -m flamingo_jax.train --config="configs/tiny.py:$name" --workdir="$output/$name" \
-    --config.seed="$seed" --config.data.tokenizer="$output/tokenizer" --config.evaluate.data.world="$output/world" \
-    "$@" ${overrides[@]+"${overrides[@]}"} \
-    || die "the stage $name did not succeed (the reason is above); what it did is in $output/$name. The demo stops here"
+  measured "$name" "$PYTHON" -m flamingo_jax.train --config="configs/tiny.py:$name" \
+    --workdir="$output/$name" --config.seed="$seed" --config.data.tokenizer="$output/tokenizer" \
+    --config.evaluate.data.world="$output/world" "$@" ${overrides[@]+"${overrides[@]}"} \
+    || die "the stage $name did not succeed (the reason is above);" \
+      "what it did is in $output/$name. The demo stops here"
 }
 
 say "== world"
-measured world "$PYTHON" -m data_pipelines.run --pipeline=world --output="$output/world" --seed="$seed" "${world[@]}"
-measured tokenizer "$PYTHON" -m data_pipelines.run --pipeline=tokenizer --model_type=word --input="$output/world/text" \
-  --output="$output/tokenizer"
+measured world "$PYTHON" -m data_pipelines.run --pipeline=world --output="$output/world" \
+  --seed="$seed" "${world[@]}"
+measured tokenizer "$PYTHON" -m data_pipelines.run --pipeline=tokenizer --model_type=word \
+  --input="$output/world/text" --output="$output/tokenizer"
 
-stage contrastive --config.data.datasets.captions.path="$output/world/captions" ${contrastive[@]+"${contrastive[@]}"}
-# Ends as soon as the look-up probe is content, and fails if it never is: then pictures could not be bound to names either.
-stage language_model --config.data.datasets.text.path="$output/world/text" ${language_model[@]+"${language_model[@]}"}
-stage flamingo --config.data.datasets.pages.path="$output/world/pages" --config.data.datasets.pairs.path="$output/world/pairs" \
-  --config.towers.lm="$output/language_model/export" --config.towers.vision="$output/contrastive/export" \
-  ${flamingo[@]+"${flamingo[@]}"}
+stage contrastive --config.data.datasets.captions.path="$output/world/captions" \
+  ${contrastive[@]+"${contrastive[@]}"}
+# This stage ends when the look-up probe is passed. It fails if that never happens, because then the
+# Flamingo could not learn the names of pictures either.
+stage language_model --config.data.datasets.text.path="$output/world/text" \
+  ${language_model[@]+"${language_model[@]}"}
+stage flamingo --config.data.datasets.pages.path="$output/world/pages" \
+  --config.data.datasets.pairs.path="$output/world/pairs" \
+  --config.towers.lm="$output/language_model/export" \
+  --config.towers.vision="$output/contrastive/export" ${flamingo[@]+"${flamingo[@]}"}
 
 say "== report"
-measured retrieval "$PYTHON" -m flamingo_jax.evaluate --config=configs/evaluate.py --checkpoint="$output/contrastive/export" \
-  --output="$output/contrastive/report" --config.data.world="$output/world" --config.seed="$seed" \
+measured retrieval "$PYTHON" -m flamingo_jax.evaluate --config=configs/evaluate.py \
+  --checkpoint="$output/contrastive/export" --output="$output/contrastive/report" \
+  --config.data.world="$output/world" --config.seed="$seed" \
   --task=world_retrieval,world_zero_shot "${retrieval[@]}" \
-  || die "the evaluation of the vision encoder did not succeed (the reason is above); it is in $output/contrastive/export"
-measured evaluation "$PYTHON" -m flamingo_jax.evaluate --config=configs/evaluate.py --checkpoint="$output/flamingo" \
-  --output="$output/report" --config.data.world="$output/world" --config.seed="$seed" "${evaluation[@]}" \
-  || die "the evaluation did not succeed (the reason is above); the trained model is in $output/flamingo/export"
+  || die "the evaluation of the vision encoder did not succeed (the reason is above);" \
+    "it is in $output/contrastive/export"
+measured evaluation "$PYTHON" -m flamingo_jax.evaluate --config=configs/evaluate.py \
+  --checkpoint="$output/flamingo" --output="$output/report" \
+  --config.data.world="$output/world" --config.seed="$seed" "${evaluation[@]}" \
+  || die "the evaluation did not succeed (the reason is above);" \
+    "the trained model is in $output/flamingo/export"
 
 printf '\n'
 cat "$output/usage.txt"
-printf 'this run: %d s after installation; the report is in %s\n' $((SECONDS - started)) "$output/report"
+printf 'this run: %d s after installation; the report is in %s\n' \
+  $((SECONDS - started)) "$output/report"
