@@ -1,11 +1,12 @@
-r"""Reading a benchmark's official files from its directory, with one error for what is missing or not what it should be.
+r"""Reads a benchmark's official files from its directory.
 
-    files = Files(directory, "vizwiz", download="vizwiz.org, ...", layout="val.json\nimages/\n
-    VizWiz_val_00000000.jpg") records(files.json("val.json"), {"image": str, "question": str},
-    files.path("val.json"))
+A file that is missing, or is another file than expected, is one error that says where to get it.
 
-Every directory is the user's (`config.data.NAME=DIR`), every file in it as its makers publish it:
-nothing is renamed or converted first.
+    files = Files(directory, "vizwiz", download="vizwiz.org, ...", layout="val.json\nval/\n  ...")
+    records(files.json("val.json"), {"image": str, "question": str}, files.path("val.json"))
+
+The user names each directory (`config.data.NAME=DIR`). Its files are those that the benchmark's
+makers publish: they are not renamed or converted first.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ OWN_SPLITS: Mapping[FileSplit, tuple[str, ...]] = {"train": ("train",), "test": 
 
 
 class AnnotationError(TaskError):
-    """A file of a benchmark that is not there, cannot be read, or is not the file that is needed."""
+    """A file of a benchmark is missing, cannot be read, or is another file than expected."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,13 +37,14 @@ class Files:
     """The directory of one benchmark.
 
     Attributes:
-        directory: where its files lie.
-        benchmark: its name, as in `config.data.NAME`.
+        directory: the directory.
+        benchmark: name of the benchmark, as in `config.data.NAME`.
         download: official site of the files, in a few words.
-        layout: what the directory holds, a line per file, indented by two spaces per folder.
-        annotations: annotation file of each split, the official place first.
-        folders: the possible folders of the images or videos, the official one first.
-        splits: the names that the official files give to each split.
+        layout: expected content of the directory: a line per file, indented by two spaces per
+            folder.
+        annotations: possible places of each split's annotation file, the official one first.
+        folders: possible folders of the images or videos, the official one first.
+        splits: names of each split in the official files.
     """
 
     directory: PathLike
@@ -56,13 +58,13 @@ class Files:
     )
 
     def path(self, *names: str) -> Path:
-        """The first of several possible files or folders that is there.
+        """Returns the first of several possible files or folders that exists.
 
         Args:
             *names: relative to the directory, the official place first.
 
         Raises:
-            AnnotationError: none of them is; says where to get it, and the whole layout.
+            AnnotationError: no file exists; the message says where to get it, and the layout.
         """
         for name in names:
             if (found := Path(self.directory) / name).exists():
@@ -70,17 +72,15 @@ class Files:
         raise self.missing(names[0])
 
     def folder(self, *folders: str, of: str) -> Path:
-        """The first of several possible folders that holds a certain file.
-
-        The first image that the annotations name, say.
+        """Returns the first of several possible folders that has a given file.
 
         Args:
             *folders: relative to the directory, the official place first; "" is the directory
                 itself.
-            of: name of the file, relative to the folder.
+            of: the file, relative to the folder, such as the first image of the annotations.
 
         Raises:
-            AnnotationError: none of them does; names the file.
+            AnnotationError: no folder has the file; the message names it.
         """
         found = self.path(*(f"{folder}/{of}" if folder else of for folder in folders))
         for _ in range(of.count("/") + 1):
@@ -91,32 +91,32 @@ class Files:
         """Returns the annotation file of a split.
 
         Raises:
-            AnnotationError: it is not there.
+            AnnotationError: the file is missing.
         """
         return self.path(*self.annotations[split])
 
     def records(self, split: FileSplit, fields: Mapping[str, Types]) -> list[dict[str, Any]]:
-        """The annotation file of a split, a JSON list of objects; see `records`.
+        """Reads the annotation file of a split, a JSON list of objects; see `records`.
 
         Raises:
-            AnnotationError: it is not there, or not such a list.
+            AnnotationError: the file is missing, or is not a list of objects with these fields.
         """
         return records(self.json(*self.annotations[split]), fields, self.annotation_path(split))
 
     def rows(self, split: FileSplit, columns: Sequence[str]) -> list[dict[str, str]]:
-        """The annotation file of a split, a table; see `csv`.
+        """Reads the annotation file of a split, a table; see `csv`.
 
         Raises:
-            AnnotationError: it is not there, or lacks a column.
+            AnnotationError: the file is missing, or lacks a column.
         """
         return self.csv(*self.annotations[split], columns=columns)
 
     def has(self, *names: str) -> bool:
-        """Returns True if one of several possible files or folders is there."""
+        """Returns True if one of several possible files or folders exists."""
         return any((Path(self.directory) / name).exists() for name in names)
 
     def missing(self, name: str) -> AnnotationError:
-        """The error for a file that is not there."""
+        """Returns the error for a file that does not exist."""
         tree = "\n".join(
             f"    {line}" for line in textwrap.dedent(self.layout).strip().splitlines()
         )
@@ -128,10 +128,10 @@ class Files:
         )
 
     def text(self, *names: str) -> str:
-        """The content of a text file, without a byte order mark.
+        """Reads a text file, without its byte order mark.
 
         Raises:
-            AnnotationError: it is not there, or not UTF-8.
+            AnnotationError: the file is missing, or is not UTF-8.
         """
         path = self.path(*names)
         try:
@@ -143,10 +143,10 @@ class Files:
             ) from error
 
     def json(self, *names: str) -> Any:
-        """The content of a JSON file.
+        """Reads a JSON file.
 
         Raises:
-            AnnotationError: it is not there, or not JSON.
+            AnnotationError: the file is missing, or is not JSON.
         """
         path = self.path(*names)
         try:
@@ -158,10 +158,10 @@ class Files:
             ) from error
 
     def json_lines(self, *names: str) -> list[Any]:
-        """The values of a file of one JSON value per line; empty lines are passed over.
+        """Reads a file with one JSON value per line; skips empty lines.
 
         Raises:
-            AnnotationError: it is not there, or a line is not JSON.
+            AnnotationError: the file is missing, or a line is not JSON.
         """
         values = []
         for number, line in enumerate(self.text(*names).split("\n"), 1):
@@ -178,14 +178,14 @@ class Files:
         return values
 
     def csv(self, *names: str, columns: Sequence[str]) -> list[dict[str, str]]:
-        """The rows of a CSV file with a header, each a dict of strings.
+        """Reads a CSV file with a header; each row is a dict of strings.
 
         Args:
-            *names: the file, see `path`.
-            columns: must be in the header; others may be.
+            *names: possible places of the file, see `path`.
+            columns: required columns; the header may have more.
 
         Raises:
-            AnnotationError: it is not there, lacks a column, or a row has another number of fields
+            AnnotationError: the file is missing, lacks a column, or has a row with more fields
                 than the header.
         """
         path = self.path(*names)
@@ -210,10 +210,7 @@ class Files:
         return rows
 
     def wrong(self, path: PathLike, got: str, expected: str) -> AnnotationError:
-        """The error for a file that is there, and is another than it should be.
-
-        Of another split, for one.
-        """
+        """Returns the error for a file with other content than expected, such as another split."""
         return AnnotationError(
             f"the benchmark {self.benchmark!r}: {path} holds {got}, expected {expected}. "
             f"Put the official file of that name there (from {self.download})."
@@ -221,17 +218,16 @@ class Files:
 
 
 def records(value: object, fields: Mapping[str, Types], where: PathLike) -> list[dict[str, Any]]:
-    """Checks that a JSON value is a list of objects with certain fields, and returns it.
+    """Checks that a JSON value is a list of objects with the required fields, and returns it.
 
     Args:
         value: the list.
-        fields: name -> type, or types, that the field of each object must have. Others may be
-            there.
+        fields: required field -> type, or types; the objects may have more fields.
         where: the file, for the message.
 
     Raises:
-        AnnotationError: it is no list, is empty, or the field of a record is not there or of
-            another type.
+        AnnotationError: the value is no list, the list is empty, or an object lacks a field or has
+            one of another type.
     """
     if not isinstance(value, list) or not value:
         got = f"{type(value).__name__}" if not isinstance(value, list) else "an empty one"
@@ -262,13 +258,13 @@ def records(value: object, fields: Mapping[str, Types], where: PathLike) -> list
 
 
 def one_line(text: str) -> str:
-    """Text with single spaces in place of any white space, for prompts."""
+    """Replaces any white space by single spaces, for prompts."""
     return " ".join(text.split())
 
 
 def most_common(answers: Sequence[str]) -> str:
-    """The answer that most annotators gave, of equals the first; "" of none.
+    """Returns the answer that most annotators gave, which support examples show.
 
-    Support examples show it.
+    Of equally frequent answers, the first; "" without answers.
     """
     return collections.Counter(answers).most_common(1)[0][0] if answers else ""

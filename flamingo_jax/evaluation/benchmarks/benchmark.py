@@ -1,15 +1,17 @@
-"""What a benchmark of the paper is.
+"""What a benchmark of the paper is (paper, Table 6 and B.1.4).
 
-A declaration, and a function from its official files to items (paper, Table 6 and B.1.4).
+A benchmark is one declaration: its names, metric, official files and published results, and a
+function from the files to items.
 
-    VATEX = Benchmark(name="vatex", title="VATEX", metrics=(CIDER,), files={"train": ..., "test": ...},
-                      download="...", layout="...", items=_items, published=..., ...)
+    VATEX = Benchmark(name="vatex", title="VATEX", metrics=(CIDER,), files={...}, download="...",
+                      layout="...", items=_items, published=..., ...)
 
-    VATEX.at("/data/vatex").train() -> [Item]      supports, and the queries of the paper's validation
-                           .test()  -> [Item]      the queries of the paper's Table 1
+    VATEX.at("/data/vatex").train() -> [Item]   support examples, queries of the paper's validation
+                           .test()  -> [Item]   the queries of the paper's Table 1
 
-One file holds one benchmark, and `evaluation/registry.py` lists them. How supports are chosen, how
-many, and in what order is the same for all (`evaluation/few_shot.py`).
+Each file of this folder declares one benchmark, and `evaluation/registry.py` lists them. How many
+support examples there are, and how they are chosen and ordered, is the same for all benchmarks
+(`evaluation/few_shot.py`).
 """
 
 from __future__ import annotations
@@ -25,25 +27,25 @@ from flamingo_jax.evaluation.metrics import Metric
 from flamingo_jax.inference.prompt import Visual
 
 SHOTS = (0, 4, 8, 16, 32)  # of Table 1
-Line: TypeAlias = "Sequence[float | None]"  # values at SHOTS
+ValuesAtShots: TypeAlias = "Sequence[float | None]"
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Item:
-    """One annotated example, to be a support example or a query.
+    """One annotated example: a support example or a query.
 
     Attributes:
-      id: names it; unique within the benchmark.
-      visual: its image or video, mostly a path that is read when the prompt is; None: the item is
-          text alone.
-      prefix: the text between the `<image>` tag and the answer, such as "Output:" or "Question:
-          What is it? Answer:".
-      answer: the text that follows in a support example, without its leading space, such as "A
-          cat."; "" if it is not known (hidden test answers).
-      references: all right answers, as the annotations have them, for the metrics.
-      candidates: the possible answers of a close-ended benchmark, in the form of `answer`.
-      label: class of the item, where supports are drawn per class; "" elsewhere.
-      extra: what else the metric or the submission needs; JSON values.
+        id: unique within the benchmark.
+        visual: image or video, usually a path that is read together with the prompt; None if the
+            item has only text.
+        prefix: text between the `<image>` tag and the answer, such as "Output:" or "Question: What
+            is it? Answer:".
+        answer: text after the prefix in a support example, without the space before it, such as
+            "A cat."; "" if it is not known (hidden test answers).
+        references: all right answers as annotated, for the metrics.
+        candidates: possible answers of a close-ended benchmark, in the form of `answer`.
+        label: class of the item, where support examples are drawn per class; else "".
+        extra: other values that the metric or the submission needs; JSON values.
     """
 
     id: str
@@ -61,11 +63,12 @@ class Series:
     """The published results of one model on one benchmark.
 
     Attributes:
-        model: its name.
-        values: by number of shots, in the unit of the publications: percent, and 100 times CIDEr,
-            NDCG, WUPS and ROC AUC.
-        selection: how support examples were chosen, "random" or "rices"; "" without any.
-        detail: what else is special, such as "5 per class".
+        model: name of the model.
+        values: number of shots -> value in the unit of the publications: percent, and 100 times
+            CIDEr, NDCG, WUPS and ROC AUC.
+        selection: how support examples were chosen, "random" or "rices"; "" without support
+            examples.
+        detail: other settings, such as "5 per class".
     """
 
     model: str
@@ -75,69 +78,67 @@ class Series:
 
     @property
     def source(self) -> str:
-        """A key of `report.published.SOURCES`."""
+        """The publication: a key of `report.published.SOURCES`."""
         family = self.model.partition("-")[0]
         return family if family in ("OpenFlamingo", "IDEFICS") else "Flamingo"
 
     @property
     def label(self) -> str:
-        """The model and the setting, such as "Flamingo-3B, RICES, 5 per class"."""
+        """Model and setting, such as "Flamingo-3B, RICES, 5 per class"."""
         return ", ".join(
             filter(None, (self.model, "RICES" if self.selection == "rices" else "", self.detail))
         )
 
 
-def at_shots(lines: Mapping[str, Line]) -> tuple[Series, ...]:
-    """Returns the rows of a table over SHOTS.
+def at_shots(lines: Mapping[str, ValuesAtShots]) -> tuple[Series, ...]:
+    """Returns the rows of a table with a column for each of SHOTS.
 
     Args:
-        lines: by model; None where nothing was reported.
+        lines: model -> a value for each of SHOTS, None where nothing was reported.
     """
-    return tuple(
-        Series(
-            model,
-            {shots: value for shots, value in zip(SHOTS, line, strict=True) if value is not None},
-        )
-        for model, line in lines.items()
-    )
+    found = []
+    for model, line in lines.items():
+        values = zip(SHOTS, line, strict=True)
+        found.append(Series(model, {shots: value for shots, value in values if value is not None}))
+    return tuple(found)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class Benchmark:
-    """One of the paper's benchmarks, declared in one file of `evaluation/benchmarks`.
+    """One of the paper's benchmarks.
 
     Attributes:
-        name: in results.json and on the command line, such as "coco".
-        title: in tables, such as "COCO".
-        metrics: the paper's first; each has its unit.
+        name: name in results.json and on the command line, such as "coco".
+        title: name in tables, such as "COCO".
+        metrics: the metric of the paper first; each has its unit.
         visual: what an item shows.
-        queries: what the paper evaluates on, such as "Karpathy test".
-        items: files and "train" or "test" -> items. Test items are the queries of Table 1 (Table 6,
-            last column but one).
+        queries: name of the split that the paper evaluates on, such as "Karpathy test".
+        items: (files, "train" or "test") -> items. The test items are the queries of Table 1 (Table
+            6, last column but one).
         download: official site of the files, in a few words.
-        layout: what the directory holds, a line per file, indented by two spaces per folder.
-        files: annotation file of each split, the official place first.
-        splits: the names that the official files give to each split.
-        folders: the possible folders of the images or videos, the official one first.
-        chance: what guessing gives, in the unit of the first metric; None if that is not defined.
-        max_shots: the most support examples that are defined.
-        beyond_max_shots: a sentence below tables that have more shots.
-        validation_queries: of the paper's validation; where items have classes, the number is per
-            class and the same for all benchmarks.
-        data: the benchmark in whose directory this variant's files are stored; "": its own,
-            `config.data.NAME`.
-        submission_ids: files -> the questions that the server which knows the right answers expects
-            answers to; None: those that were asked.
-        published: what others report, small models first.
-        table: number of the paper's table with its results.
-        fine_tuned_sota: the state of the art of fine-tuned models by Table 1 (Table 7: ImageNet,
-            Kinetics700); None: there was none.
-        zero_few_shot_sota: the best of zero-shot and few-shot models before Flamingo, by Table 1 (Table
-            7: zero-shot, contrastive).
-        contrastive: its task for contrastive models; None: it has none.
-        is_dev: True if the paper's design was chosen on it.
+        layout: expected content of the directory: a line per file, indented by two spaces per
+            folder.
+        files: possible places of each split's annotation file, the official one first.
+        splits: names of "train" and "test" in the official files.
+        folders: possible folders of the images or videos, the official one first.
+        chance: value of the first metric for guessed answers; None if it is not defined.
+        max_shots: largest number of support examples.
+        beyond_max_shots: note below tables that have more shots than `max_shots`.
+        validation_queries: number of queries of the paper's validation. Where items have classes,
+            `protocol.VALIDATION_QUERIES_PER_CLASS` is used instead.
+        data: name of the benchmark that has this variant's files in its directory; "": this one.
+        submission_ids: files -> the questions that the evaluation server expects answers to; None:
+            those that were asked.
+        published: results of others, small models first.
+        table: number of the paper's table that has the results.
+        fine_tuned_sota: state of the art of fine-tuned models by Table 1 (ImageNet and Kinetics700:
+            Table 7); None if the table has no value.
+        zero_few_shot_sota: best zero-shot or few-shot model before Flamingo by Table 1 (Table 7:
+            zero-shot, contrastive); None if the table has no value.
+        contrastive: the benchmark's task for contrastive models; None if it has no such task.
+        is_dev: True if the paper's design was chosen on this benchmark.
         is_youtube: True if the paper had only the videos that were public in April 2022.
-        directory: where the files are; see `at`.
+        directory: directory of the files; see `at`.
     """
 
     name: str
@@ -178,10 +179,7 @@ class Benchmark:
         return dataclasses.replace(self, directory=directory)
 
     def train(self) -> Sequence[Item]:
-        """Reads the training split.
-
-        Supports are drawn from it, and the queries of the paper's validation.
-        """
+        """Reads the training split, which has the support examples and the validation queries."""
         return self.items(self._located, "train")
 
     def test(self) -> Sequence[Item]:
@@ -189,9 +187,9 @@ class Benchmark:
         return self.items(self._located, "test")
 
     def submission_questions(self) -> Sequence[int | str]:
-        """Reads which questions the server expects answers to.
+        """Reads the questions that the evaluation server expects answers to.
 
-        () if it expects those that were asked.
+        Returns () if the server expects the questions that were asked.
         """
         return self.submission_ids(self._located) if self.submission_ids else ()
 

@@ -1,11 +1,11 @@
-"""Sentences around the name of a class, whose embeddings are averaged.
+"""Sentences around the name of a class, for prompt ensembling (paper, B.1.3, after CLIP).
 
-Prompt ensembling (paper, B.1.3, after CLIP).
+    "tench" --each template--> "A photo of a tench.", "A drawing of a tench.", ...
+            --text encoder, length 1--> an embedding each
+            --mean, length 1--> the embedding of the class
 
-    "tench" --each template--> "A photo of a tench.", "A drawing of a tench.", ... --text encoder, length 1--> mean --length 1--> the class
-
-The paper gives "A photo of a {class_name}" and leaves the others open: these are ours. A file of
-your own, `config.templates`, has one per line.
+The paper gives "A photo of a {class_name}" and leaves the other templates open: the others here
+are our choice. `config.templates` names a file of other templates, one per line.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from flamingo_jax.core.paths import Path, PathLike
 from flamingo_jax.evaluation.task import TaskError
 
-NAME = "{class_name}"  # what the name of a class takes the place of; "{}" does as well
+NAME = "{class_name}"  # replaced by the name of a class, like "{}"
 
 IMAGES = (
     "A photo of a {}.",
@@ -48,13 +48,13 @@ VIDEOS = (
 
 
 def read(path: PathLike) -> tuple[str, ...]:
-    """Reads a file of templates: a sentence per line, with {} or {class_name} where the name goes.
+    """Reads a file of templates: a sentence per line, with {} or {class_name} for the name.
 
-    Empty lines are passed over.
+    Skips empty lines.
 
     Raises:
-        TaskError: there is no such file, it is no text, or a line has no place for the name or
-            several.
+        TaskError: the file is missing or no text, or a line does not have exactly one place for
+            the name.
     """
     try:
         lines = Path(path).read_text(encoding="utf-8").splitlines()
@@ -80,5 +80,5 @@ def read(path: PathLike) -> tuple[str, ...]:
 
 
 def fill(templates: Sequence[str], name: str) -> list[str]:
-    """Returns each template with the name in its place."""
+    """Returns each template with the name filled in."""
     return [template.replace("{}", name) for template in templates]

@@ -1,8 +1,8 @@
 """COCO captions: CIDEr on the 5,000 test images of the Karpathy split (paper, Table 6).
 
-The directory holds the official files, or is a dataset that TFDS prepared (`tfds build
-coco_captions --file_format=array_record`: the one with dataset_info.json). Both have the same
-splits, captions and ids.
+The directory has the official files, or a dataset that TFDS prepared: `tfds build coco_captions
+--file_format=array_record` writes it, with a file dataset_info.json. Both have the same splits,
+captions and ids.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from flamingo_jax.inference.prompt import Deferred
 
 
 def _items(files: Files, split: FileSplit) -> Sequence[Item]:
-    """The 113,287 images of train and restval; 5,000 test images."""
+    """Reads 113,287 training images (train and restval), or 5,000 test images."""
     if tfds_files.is_prepared(files.directory):
         return _prepared_items(files, split)
     chosen = karpathy_splits.images(files, split, dataset="coco")
@@ -51,10 +51,8 @@ def _prepared_item(examples: Sequence[Mapping[str, Any]], index: int) -> Item:
             f"the benchmark 'coco': an example lacks {', '.join(sorted(lacking))}, it has "
             f"{', '.join(example)}. Expected the TFDS builder coco_captions."
         )
-    id, captions = (
-        str(int(example["image/id"])),
-        [text.decode() for text in example["captions"]["text"]],
-    )
+    id = str(int(example["image/id"]))
+    captions = [text.decode() for text in example["captions"]["text"]]
     visual = Deferred(f"coco_captions/{id}", functools.partial(_picture, examples, index))
     return karpathy_splits.caption_item(id, visual, captions)
 

@@ -1,6 +1,6 @@
-"""What a benchmark declares for contrastive models.
+"""A benchmark's task for contrastive models.
 
-Zero-shot classification (paper, B.1.3 and Table 7) and retrieval (paper, Tables 9 and 11).
+It is zero-shot classification (paper, B.1.3 and Table 7) or retrieval (paper, Tables 9 and 11).
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ class ContrastiveTask:
     """The task NAME_KIND of a benchmark, such as "coco_retrieval".
 
     Attributes:
-        kind: "zero_shot" classification among the candidates of the items, or "retrieval" among
-            their references.
-        queries: what the paper evaluates on.
-        metrics: names of values, the one that papers report first.
-        templates: of "zero_shot": sentences around the name of a class, see `class_templates`.
-        published: model -> metric -> percent. A model that `Benchmark.published` has without
-            support examples comes before these.
+        kind: "zero_shot": classification among the candidates of the items; "retrieval": of their
+            captions, and of images by captions.
+        queries: the images that the paper evaluates on, as tables print it.
+        metrics: names of the values; the one that papers report first.
+        templates: sentences around the name of a class ("zero_shot"); see `class_templates`.
+        published: model -> metric -> percent. Tables print the models that `Benchmark.published`
+            has without support examples before these.
     """
 
     kind: Literal["zero_shot", "retrieval"]
@@ -35,7 +35,7 @@ class ContrastiveTask:
 
 
 def recalls(lines: Mapping[str, Sequence[float]]) -> dict[str, dict[str, float]]:
-    """Returns the rows of a table over RECALLS.
+    """Returns the rows of a table with a column for each of RECALLS.
 
     Args:
         lines: model -> recall at 1, 5, 10 of image to text, then of text to image.

@@ -2,7 +2,8 @@
 
     <image>is an image with written: "look who is here" on it. Is it hateful? Answer: no
 
-The one benchmark whose prompt holds the text of the image. Close-ended: "yes" and "no" are ranked.
+No other benchmark has the text of the image in its prompt. The task is close-ended: the model ranks
+"yes" and "no".
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ ANSWERS = ("yes", "no")  # of labels 1 and 0
 
 
 def _items(files: Files, split: FileSplit) -> Sequence[Item]:
-    """8,500 training memes; the 1,000 memes of the seen test split."""
+    """Reads 8,500 training memes, or the 1,000 memes of the seen test split."""
     found = _records(files, split)
     if split == "test":
         train = {each["id"] for each in _records(files, "train")}

@@ -1,13 +1,13 @@
-"""ImageNet-1k classification.
+"""ImageNet-1k classification by ranking the class names (paper, Tables 6 and 7).
 
-Top-1 accuracy of the ranked class names on the validation split (paper, Tables 6 and 7).
+The metric is the top-1 accuracy on the validation split.
 
     <image>Output: tench<EOC><image>Output:        -> a score of each of the 1,000 names
 
-The directory holds a folder of training images per class, or is a dataset that TFDS prepared
-(imagenet2012, or imagenet2012_subset/10pct, in ArrayRecord). Supports are drawn per class: of a
-TFDS dataset the whole training split is read once for its labels (about 140 GB; the tenth of it is
-enough).
+The directory has a folder of training images per class, or a dataset that TFDS prepared
+(imagenet2012, or imagenet2012_subset/10pct, in ArrayRecord). Support examples are drawn per class:
+for that, the whole training split of a TFDS dataset is read once for its labels (about 140 GB; the
+10% subset is enough).
 """
 
 from __future__ import annotations
@@ -29,10 +29,7 @@ from flamingo_jax.inference.prompt import Deferred, Image, Visual
 
 
 def _items(files: Files, split: FileSplit) -> Sequence[Item]:
-    """1,281,167 training images, made into items when they are asked for.
-
-    50,000 validation images.
-    """
+    """Reads 1,281,167 training images, or 50,000 validation images; makes items on request."""
     if tfds_files.is_prepared(files.directory):
         return _prepared(files, {"train": "train", "test": "validation"}[split])
     if split == "train":
@@ -54,7 +51,7 @@ def _folder(files: Files, split: FileSplit) -> Path:
 
 
 def _classes(files: Files) -> dict[str, str]:
-    """Name by WordNet id, in the order of the ids: that of the training folders."""
+    """Returns {WordNet id: name}, in the order of the ids, which are the training folders."""
     folder = _folder(files, "train")
     ids = sorted(path.name for path in folder.iterdir() if path.is_dir())
     if not ids:
@@ -63,7 +60,7 @@ def _classes(files: Files) -> dict[str, str]:
 
 
 def _in_folders(files: Files, split: FileSplit, names: Mapping[str, str]) -> LazyItems:
-    """Images in a folder per class."""
+    """Reads a folder of images per class."""
     root = _folder(files, split)
     folders = sorted(path for path in root.iterdir() if path.is_dir())
     found = [(path.name, name) for path in folders for name in _images(path)]
@@ -81,7 +78,7 @@ def _in_folders(files: Files, split: FileSplit, names: Mapping[str, str]) -> Laz
 
 
 def _by_list(files: Files, folder: Path, names: Mapping[str, str]) -> LazyItems:
-    """Validation images as the official archive has them: in one folder."""
+    """Reads the validation images of one folder, as the official archive has them."""
     classes = imagenet_classes.validation_classes(files)
     found = _images(folder)
     if not found:
@@ -98,10 +95,8 @@ def _by_list(files: Files, folder: Path, names: Mapping[str, str]) -> LazyItems:
 
 def _prepared(files: Files, split: str) -> LazyItems:
     try:
-        examples, ids = (
-            tfds_files.examples(files.directory, split),
-            tfds_files.class_names(files.directory),
-        )
+        examples = tfds_files.examples(files.directory, split)
+        ids = tfds_files.class_names(files.directory)
     except ValueError as error:
         raise AnnotationError(
             f"the benchmark 'imagenet': {error} Expected the builder imagenet2012."
@@ -113,10 +108,7 @@ def _prepared(files: Files, split: str) -> LazyItems:
 
 
 def _images(folder: Path) -> list[str]:
-    """Names of the images in a folder, in order.
-
-    What else a file system or an archive leaves there is passed over.
-    """
+    """Returns the sorted names of the images in a folder, without other files."""
     return sorted(
         path.name
         for path in folder.iterdir()
@@ -176,9 +168,11 @@ IMAGENET = Benchmark(
         val/          (or ILSVRC/Data/CLS-LOC/val)
           n01440764/
             ILSVRC2012_val_00000293.JPEG, ...
-          ..., or all images in val/ itself, with LOC_val_solution.csv or ILSVRC2012_devkit_t12/data/ILSVRC2012_validation_ground_truth.txt
+          ..., or all images in val/ itself, with LOC_val_solution.csv or
+          ILSVRC2012_devkit_t12/data/ILSVRC2012_validation_ground_truth.txt
         LOC_synset_mapping.txt        (or ILSVRC2012_devkit_t12/data/meta.mat, or classes.txt)
-        or the directory of a TFDS dataset imagenet2012, with dataset_info.json, and LOC_synset_mapping.txt or classes.txt beside it
+        or the directory of a TFDS dataset imagenet2012, with dataset_info.json, and
+        LOC_synset_mapping.txt or classes.txt
     """,
     items=_items,
     chance=1 / imagenet_classes.NUM_CLASSES,

@@ -1,15 +1,16 @@
-"""The classes of ImageNet: what each is called, and which of them each validation image shows.
+"""The names of ImageNet's classes, and the class of each validation image.
 
-A class is known by its WordNet id, "n01440764", as its folder is named; classes are in the order of
-these ids. What it is called stands in one of
+The id of a class is its WordNet id, such as "n01440764", which is also the name of its folder.
+Classes are in the order of the ids. The names are in one of these files:
 
-    classes.txt                     a name per line, in the order of the ids: your own choice of words (prompts depend on it)
-    LOC_synset_mapping.txt          "n01440764 tench, Tinca tinca" per line (Kaggle)
-    ILSVRC2012_devkit_t12/data/meta.mat          of the official development kit
+    classes.txt               a name per line, in the order of the ids: for names of your own
+                              choice, since prompts depend on them
+    LOC_synset_mapping.txt    "n01440764 tench, Tinca tinca" per line (Kaggle)
+    ILSVRC2012_devkit_t12/data/meta.mat    of the official development kit
 
-Of several synonyms the first is taken; as many more as are needed where two classes begin alike
-("maillot"; "maillot, tank suit"). Two classes are called "crane", the bird and the machine, in all
-official files: both count as one answer, unless classes.txt calls them differently.
+Of several synonyms the first is taken. Where two classes have the same first synonym, as many as
+differ ("maillot"; "maillot, tank suit"). Two classes are called "crane", the bird and the machine,
+in all official files: both count as one answer, unless classes.txt has different names for them.
 """
 
 from __future__ import annotations
@@ -24,19 +25,19 @@ from flamingo_jax.evaluation.benchmarks.annotations import Files, one_line
 MAPPING = ("LOC_synset_mapping.txt", "ILSVRC/LOC_synset_mapping.txt")
 SOLUTION = ("LOC_val_solution.csv", "ILSVRC/LOC_val_solution.csv")
 DEVKIT = "ILSVRC2012_devkit_t12/data"
-# of the development kit's synsets the first thousand; the rest are groups of them
+# the first thousand synsets of the development kit; the others are groups of classes
 NUM_CLASSES = 1000
 
 
 def names(files: Files, ids: Sequence[str]) -> dict[str, str]:
-    """What each class is called.
+    """Reads the names of the classes: {WordNet id: name}.
 
     Args:
         files: the benchmark's directory.
-        ids: WordNet ids of the classes that there are, in order.
+        ids: sorted WordNet ids of the classes.
 
     Raises:
-        AnnotationError: no file says it, or the file has not these classes.
+        AnnotationError: no file has the names, or the file has other classes.
     """
     if files.has("classes.txt"):
         lines = [one_line(line) for line in files.text("classes.txt").splitlines() if line.strip()]
@@ -56,11 +57,13 @@ def names(files: Files, ids: Sequence[str]) -> dict[str, str]:
 
 
 def validation_classes(files: Files) -> dict[str, str]:
-    """WordNet id by file name of the validation images ("ILSVRC2012_val_00000001.JPEG"), where they do not lie in folders by class.
+    """Reads {"ILSVRC2012_val_00000001.JPEG": WordNet id} of the validation images.
+
+    Needed where the images are not in a folder per class.
 
     Raises:
-        AnnotationError: neither Kaggle's LOC_val_solution.csv nor the development kit is there, or
-            they are damaged.
+        AnnotationError: Kaggle's LOC_val_solution.csv and the development kit are both missing, or
+            damaged.
     """
     if any(files.has(name) for name in SOLUTION):
         rows = files.csv(*SOLUTION, columns=("ImageId", "PredictionString"))
@@ -80,14 +83,13 @@ def validation_classes(files: Files) -> dict[str, str]:
 
 
 def _synonyms(files: Files) -> tuple[dict[str, tuple[str, ...]], Path]:
-    """Synonyms by WordNet id, and where they stand."""
+    """Reads {WordNet id: synonyms}; returns them with their file."""
     if any(files.has(name) for name in MAPPING):
         rows = [line.partition(" ") for line in files.text(*MAPPING).splitlines() if line.strip()]
         return {id: _split(words) for id, _, words in rows}, files.path(*MAPPING)
     if files.has(f"{DEVKIT}/meta.mat"):
-        return {id: _split(words) for id, words in _synsets(files).values()}, files.path(
-            f"{DEVKIT}/meta.mat"
-        )
+        found = {id: _split(words) for id, words in _synsets(files).values()}
+        return found, files.path(f"{DEVKIT}/meta.mat")
     raise files.missing(
         f"{MAPPING[0]} (or {DEVKIT}/meta.mat, or classes.txt: a name per class, in the order of "
         "their ids)"
@@ -99,7 +101,7 @@ def _split(words: str) -> tuple[str, ...]:
 
 
 def _synsets(files: Files) -> dict[int, tuple[str, str]]:
-    """(WordNet id, its words) by number, from the development kit."""
+    """Reads {number: (WordNet id, its words)} from the development kit."""
     from scipy.io import loadmat
     from scipy.io.matlab import MatReadError
 
@@ -117,7 +119,7 @@ def _synsets(files: Files) -> dict[int, tuple[str, str]]:
 
 
 def _shortest(synonyms: Mapping[str, tuple[str, ...]]) -> dict[str, str]:
-    """The first synonym of each class; of classes that begin alike, as many as tell them apart."""
+    """Returns the first synonym of each class; more where classes would have the same name."""
     counts = dict.fromkeys(synonyms, 1)
     while True:
         chosen = {id: ", ".join(words[: counts[id]]) for id, words in synonyms.items()}

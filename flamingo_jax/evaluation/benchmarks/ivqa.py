@@ -1,11 +1,9 @@
-"""iVQA.
+"""iVQA: iVQA accuracy on the 2,000 questions of the test split (paper, Table 6).
 
-IVQA accuracy on the test split, 2,000 questions with five annotators' answers each (paper, Table
-6).
-
-The CSV files have the columns video_id, question, answer1 .. answer5, and start and end, the
-seconds of the segment in a video of HowTo100M. A video is there whole, under its id, and then the
-segment is seen; or as the segment, under video_id_start_end.
+Five annotators answered each question. The CSV files have the columns video_id, question, answer1
+.. answer5, start and end: the seconds of a segment in a video of HowTo100M. The file of a video is
+the whole video (video_id), of which the model gets the segment, or the segment alone
+(video_id_start_end).
 """
 
 from __future__ import annotations

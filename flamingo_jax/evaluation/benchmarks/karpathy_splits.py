@@ -1,13 +1,14 @@
-"""Captions in the splits of Karpathy and Li (2015), on which all captioning results of COCO and Flickr30k are reported.
+"""Captions in the splits of Karpathy and Li (2015), the usual ones for COCO and Flickr30k.
 
-One JSON file holds all images of a dataset, each with its split and its captions:
+One JSON file has all images of a dataset, each with its split and its captions:
 
-    {"dataset": "coco", "images": [{"filepath": "val2014", "filename":
-    "COCO_val2014_000000391895.jpg", "cocoid": 391895, "imgid": 0,
-                                    "split": "train" | "val" | "test" | "restval", "sentences": [{"raw": "A man on a bike.", ...}, ...]}, ...]}
+    {"dataset": "coco",
+     "images": [{"filepath": "val2014", "filename": "COCO_val2014_000000391895.jpg",
+                 "cocoid": 391895, "imgid": 0, "split": "train" | "val" | "test" | "restval",
+                 "sentences": [{"raw": "A man on a bike.", ...}, ...]}, ...]}
 
-"restval" is what COCO's validation images leave when 5,000 are taken for val and for test each; it
-is trained on, and so are we.
+"restval" is the rest of COCO's validation images, of which val and test take 5,000 each. It is
+usual to train on it, so support examples come from it too.
 """
 
 from __future__ import annotations
@@ -24,15 +25,15 @@ SPLITS: dict[FileSplit, tuple[str, ...]] = {"train": ("train", "restval"), "test
 
 
 def images(files: Files, split: FileSplit, *, dataset: str) -> list[dict[str, Any]]:
-    """The images of a split, as the file has them.
+    """Reads the images of a split, as the file has them.
 
     Args:
         files: the benchmark's directory.
         split: "train" or "test".
-        dataset: what the file says that it is, "coco" or "flickr30k".
+        dataset: expected name of the dataset in the file, "coco" or "flickr30k".
 
     Raises:
-        AnnotationError: the file is not there, is another dataset's, or has no images of the split.
+        AnnotationError: the file is missing, is of another dataset, or has no images of the split.
     """
     value, path = files.json(*files.annotations[split]), files.annotation_path(split)
     value = value if isinstance(value, dict) else {}
@@ -51,7 +52,7 @@ def images(files: Files, split: FileSplit, *, dataset: str) -> list[dict[str, An
 
 
 def caption_item(id: str, visual: Visual, captions: Sequence[str]) -> Item:
-    """An image with its captions; as a support example it shows the first one."""
+    """Returns an image with its captions; a support example shows the first caption."""
     return Item(
         id=id,
         visual=visual,
@@ -64,12 +65,12 @@ def caption_item(id: str, visual: Visual, captions: Sequence[str]) -> Item:
 def items(
     chosen: Sequence[dict[str, Any]], image: Callable[[dict[str, Any]], str], key: str
 ) -> list[Item]:
-    """Items of `images`.
+    """Returns the items of images.
 
     Args:
-        chosen: of `images`.
-        image: record -> the image's file.
-        key: the field that names an image.
+        chosen: what `images` returned.
+        image: record -> file of the image.
+        key: field with the id of an image.
     """
     return [
         caption_item(

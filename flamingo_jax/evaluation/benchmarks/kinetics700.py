@@ -1,9 +1,8 @@
-"""Kinetics-700, the edition of 2020.
+"""Kinetics-700, the 2020 edition: classification by ranking the class names (paper, Table 7).
 
-The mean of top-1 and top-5 accuracy on the validation split (paper, Tables 6 and 7).
-
-Clips of ten seconds, named by the video and the seconds that they are cut from; by class in
-folders, or all in one.
+The metric is the mean of top-1 and top-5 accuracy on the validation split (paper, Table 6). Clips
+have ten seconds. Their files are named after the video and the seconds, and are in a folder per
+class or all in one folder.
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ COLUMNS = ("label", "youtube_id", "time_start", "time_end", "split")
 
 
 def _items(files: Files, split: FileSplit) -> Sequence[Item]:
-    """The training clips; up to 50 validation clips of each class."""
+    """Reads the training clips, or up to 50 validation clips of each class."""
     rows, path, names = (
         files.rows(split, COLUMNS),
         files.annotation_path(split),

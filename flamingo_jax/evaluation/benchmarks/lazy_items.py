@@ -1,7 +1,4 @@
-"""Items that are made when they are asked for.
-
-A training split of a million pictures as a sequence that holds none of them.
-"""
+"""Items that are made on request, for training splits of a million images."""
 
 from __future__ import annotations
 
@@ -12,7 +9,7 @@ from flamingo_jax.evaluation.benchmarks.benchmark import Item
 
 
 class LazyItems(Sequence[Item]):
-    """A sequence of items, each made anew by a function whenever it is asked for.
+    """A sequence that stores no items: each access makes the item again.
 
     Args:
         length: number of items.
@@ -30,12 +27,10 @@ class LazyItems(Sequence[Item]):
     @overload
     def __getitem__(self, index: slice) -> list[Item]: ...
     def __getitem__(self, index: int | slice) -> Item | list[Item]:
-        places = range(self._length)[index]  # raises IndexError, and counts from the end
-        return (
-            self._make(places)
-            if isinstance(places, int)
-            else [self._make(place) for place in places]
-        )
+        places = range(self._length)[index]  # handles negative indices, raises IndexError
+        if isinstance(places, int):
+            return self._make(places)
+        return [self._make(place) for place in places]
 
     def __iter__(self) -> Iterator[Item]:
         return map(self._make, range(self._length))

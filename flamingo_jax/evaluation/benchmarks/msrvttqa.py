@@ -1,4 +1,4 @@
-"""MSRVTT-QA: top-1 accuracy on the test split (paper, Table 6); clips of YouTube, 10,000 in all."""
+"""MSRVTT-QA: top-1 accuracy on the test split (paper, Table 6); 10,000 clips of YouTube."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from flamingo_jax.evaluation.metrics.exact_match import TOP1
 
 
 def _items(files: Files, split: FileSplit) -> Sequence[Item]:
-    """72,821 test questions."""
+    """Reads the training questions, or 72,821 test questions."""
     videos = video_files.find(files, *files.folders)
     return question_pairs.items(files, split, videos, lambda id: [f"video{id}"])
 

@@ -1,7 +1,7 @@
-"""MSVD-QA: top-1 accuracy on the test split (paper, Table 6); short clips of YouTube, 1,970 in all.
+"""MSVD-QA: top-1 accuracy on the test split (paper, Table 6); 1,970 short clips of YouTube.
 
-A clip is found under the name that MSVD gives it ("mv89psg6zh4_33_46", as youtube_mapping.txt
-says), or as "vid1".
+The file of a clip has the name that MSVD gives it ("mv89psg6zh4_33_46", see youtube_mapping.txt),
+or "vid1".
 """
 
 from __future__ import annotations
@@ -15,24 +15,22 @@ from flamingo_jax.evaluation.metrics.exact_match import TOP1
 
 
 def _items(files: Files, split: FileSplit) -> Sequence[Item]:
-    """The training questions are about 1,200 clips, the test questions about 670 others."""
+    """Reads the questions about 1,200 training clips, or about 670 test clips."""
     videos = video_files.find(files, *files.folders)
     official = _mapping(files)
-    return question_pairs.items(
-        files,
-        split,
-        videos,
-        lambda id: [each for each in (official.get(f"vid{id}"), f"vid{id}") if each],
-    )
+
+    def names(id: int) -> list[str]:
+        return [each for each in (official.get(f"vid{id}"), f"vid{id}") if each]
+
+    return question_pairs.items(files, split, videos, names)
 
 
 def _mapping(files: Files) -> dict[str, str]:
-    """vid1 -> the clip's name; each line of the file has them in the other order."""
+    """Reads {"vid1": name of the clip}; a line of the file has the name first."""
     if not files.has("youtube_mapping.txt"):
         return {}
-    pairs = [
-        line.split() for line in files.text("youtube_mapping.txt").splitlines() if line.strip()
-    ]
+    lines = files.text("youtube_mapping.txt").splitlines()
+    pairs = [line.split() for line in lines if line.strip()]
     if any(len(pair) != 2 for pair in pairs):
         raise files.wrong(
             files.path("youtube_mapping.txt"),

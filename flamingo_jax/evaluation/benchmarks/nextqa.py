@@ -1,7 +1,7 @@
 """NExT-QA, open-ended: WUPS on the 9,178 test questions (paper, Table 6).
 
-The files are those of NExT-OE. Where add_reference_answer_test.json has a second answer, a
-prediction is compared with both, and the better counts.
+The files are those of NExT-OE. add_reference_answer_test.json has a second answer to some
+questions: the metric takes the better of the two.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ SECOND_ANSWERS = "add_reference_answer_test.json"
 
 
 def _items(files: Files, split: FileSplit) -> Sequence[Item]:
-    """37,523 training questions, 9,178 test questions."""
+    """Reads 37,523 training questions, or 9,178 test questions."""
     second = _second_answers(files) if split == "test" else {}
     rows = video_files.rows_of(files, split, _rows, lambda row: row["video"])
     found = video_files.with_videos(files, split, rows, lambda row: [row["video"]])
@@ -29,7 +29,7 @@ def _items(files: Files, split: FileSplit) -> Sequence[Item]:
 
 
 def _second_answers(files: Files) -> Mapping[str, Mapping[str, str]]:
-    """Answers by video and question."""
+    """Reads {video: {question id: answer}}."""
     second = files.json(SECOND_ANSWERS)
     if not isinstance(second, dict) or not all(isinstance(each, dict) for each in second.values()):
         raise files.wrong(
@@ -45,7 +45,7 @@ def _rows(files: Files, split: FileSplit) -> list[dict[str, str]]:
 def _item(row: dict[str, str], path: Path, additional: str | None) -> Item:
     extra: dict[str, Any] = {"question_type": row["type"], "additional": additional}
     return Item(
-        # train.csv has three question ids twice, of different types
+        # three question ids occur twice in train.csv, with different types
         id=f"{row['video']}/{row['qid']}/{row['type']}",
         visual=Video(path),
         prefix=question(row["question"]),

@@ -1,7 +1,7 @@
 """OK-VQA: VQA accuracy on the validation split (paper, Table 6).
 
-An annotator's answer is there twice: `raw_answer` as it was typed, which support examples show, and
-`answer`, which is stemmed, and is compared with.
+The files have each annotator's answer twice: `raw_answer`, as typed, which support examples show;
+and `answer`, which is stemmed, and which the metric compares with.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from flamingo_jax.evaluation.metrics.okvqa_accuracy import OKVQA_ACCURACY
 
 
 def _items(files: Files, split: FileSplit) -> Sequence[Item]:
-    """9,009 training questions, 5,046 validation questions."""
+    """Reads 9,009 training questions, or 5,046 validation questions."""
     (subset,) = files.splits[split]
     answers = f"mscoco_{subset}_annotations.json"
     return vqa_files.items(files, split, answers, images=subset, shown="raw_answer")

@@ -1,10 +1,11 @@
 """The annotation format of MSVD-QA and MSRVTT-QA (Xu et al. 2017).
 
-One JSON list of question and answer pairs per split.
+Each split has one JSON list of questions with their answer.
 
-    train_qa.json, test_qa.json    [{"video_id": 1301, "id": 37348, "question": "what is a man doing?", "answer": "dance"}, ...]
+    train_qa.json, test_qa.json    [{"video_id": 1301, "id": 37348,
+                                     "question": "what is a man doing?", "answer": "dance"}, ...]
 
-An answer is one word, and there is one: a prediction counts if it is exactly that word.
+There is one right answer, which is one word: a prediction is right if it is exactly that word.
 """
 
 from __future__ import annotations
@@ -26,17 +27,16 @@ FIELDS = {"video_id": int, "id": int, "question": str, "answer": str}
 def items(
     files: Files, split: FileSplit, videos: VideoFiles, names: Callable[[int], Sequence[str]]
 ) -> list[Item]:
-    """Reads the pairs of a split, in the order of their file.
+    """Reads the questions of a split, in the order of their file.
 
     Args:
         files: the benchmark's directory.
         split: "train" or "test".
-        videos: of `video_files.find`.
-        names: video_id -> names that its video may have.
+        videos: what `video_files.find` returned.
+        names: video_id -> possible names of its video.
 
     Raises:
-        AnnotationError: a file is not there, damaged, or of another split; or not one video is
-            there.
+        AnnotationError: a file is missing, damaged, or of another split; or there are no videos.
     """
     rows = video_files.rows_of(files, split, _rows, lambda row: str(row["video_id"]))
     found = videos.of(rows, lambda row: names(row["video_id"]), files.annotation_path(split))

@@ -1,10 +1,8 @@
-"""RareAct: how well 149 rare actions, such as hammering a phone, are told apart.
+"""RareAct: ranking of 149 rare actions, such as hammering a phone, at 0 shots (paper, Table 6).
 
-MWAP, at 0 shots alone (paper, Table 6).
-
-Each of the 7,607 rows of rareact.csv is a segment of ten seconds and one of the actions. Every
-segment is scored against every action, in the paper's template: "Caption: a person cuts a laptop",
-the verb in the third person, an article before the noun.
+The metric is mWAP. Each of the 7,607 rows of rareact.csv is a segment of ten seconds with one
+action. The model scores every segment against every action, in the paper's template: "Caption: a
+person cuts a laptop", with the verb in the third person and an article before the noun.
 """
 
 from __future__ import annotations
@@ -19,19 +17,14 @@ from flamingo_jax.evaluation.metrics.rareact_mwap import RAREACT_MWAP
 from flamingo_jax.inference.prompt import Video
 
 COLUMNS = ("id", "video_id", "start", "end", "class_id", "verb", "noun", "annotation")
-ANNOTATIONS = (
-    "0",
-    "1",
-    "2",
-    "3",
-    "4",
-)  # nothing of it, the action, its verb alone, its noun alone, both and yet not it
-# Of the annotated nouns those that no "a" can stand before.
+# A segment shows: neither verb nor noun, the action, the verb, the noun, both but not the action.
+ANNOTATIONS = ("0", "1", "2", "3", "4")
+# The annotated nouns that take no "a".
 PLURAL_OR_UNCOUNTED = ("bacon", "carrots", "chocolate", "clothe", "corn", "eggs", "hair", "shoes")
 
 
 def _items(files: Files, split: FileSplit) -> Sequence[Item]:
-    """All rows are test items: there is no training split."""
+    """Reads all rows as test items: there is no training split."""
     if split == "train":
         return ()
     rows, path = files.rows(split, COLUMNS), files.annotation_path(split)
@@ -64,7 +57,7 @@ def _items(files: Files, split: FileSplit) -> Sequence[Item]:
 
 
 def action(verb: str, noun: str) -> str:
-    """What the person does: ("cut", "laptop") -> "cuts a laptop"."""
+    """Returns what the person does: ("cut", "laptop") -> "cuts a laptop"."""
     if verb.endswith(("s", "sh", "ch", "x", "z", "o")):
         third_person = f"{verb}es"
     elif verb.endswith("y") and verb[-2:-1] not in "aeiou":

@@ -1,10 +1,8 @@
-"""STAR: which of four answers to a question about a situation.
+"""STAR: choice of one of four answers to a question about a situation (paper, Table 6).
 
-Top-1 accuracy on the 7,098 validation questions (paper, Table 6).
-
-The model sees the question and the seconds from start to end of a video of Charades. The annotated
-graphs of the situation ("situations") and the programs that made questions and choices are not
-used.
+The metric is the top-1 accuracy on the 7,098 validation questions. The model gets the question, and
+the seconds from start to end of a video of Charades. The annotated graphs of the situation
+("situations"), and the programs that made questions and choices, are not used.
 """
 
 from __future__ import annotations
@@ -38,9 +36,9 @@ FIELDS: dict[str, Types] = {
 
 
 def _items(files: Files, split: FileSplit) -> Sequence[Item]:
-    """The training questions.
+    """Reads the training questions, or the validation questions.
 
-    For a test the validation questions, since the answers of the test split are hidden.
+    The answers of the test split are hidden.
     """
     rows = video_files.rows_of(files, split, _rows, lambda row: row["question_id"])
     found = video_files.with_videos(files, split, rows, lambda row: [row["video_id"]])
@@ -52,9 +50,8 @@ def _rows(files: Files, split: FileSplit) -> list[dict[str, Any]]:
 
 
 def _item(files: Files, row: dict[str, Any], video: Path, path: Path) -> Item:
-    candidates = tuple(
-        one_line(each["choice"]) for each in records(row["choices"], {"choice": str}, path)
-    )
+    choices = records(row["choices"], {"choice": str}, path)
+    candidates = tuple(one_line(each["choice"]) for each in choices)
     answer = one_line(row["answer"])
     if answer not in candidates:
         raise files.wrong(

@@ -1,13 +1,12 @@
-"""The paper's prompt templates (Appendix B.1.5).
+"""The paper's prompt templates: the text between an example's image and its answer (paper, B.1.5).
 
-The text between an example's image and its answer.
+    all tasks without a question         Output: {output}
+    question answering, visual dialogue  Question: {question} Answer: {answer}
+    HatefulMemes                         is an image with written: "{meme_text}" on it.
+                                         Is it hateful? Answer: {answer}
+    RareAct                              Caption: a person {verb + object}
 
-    Output: {output}                                                                          all tasks without a question
-    Question: {question} Answer: {answer}                                                     question answering, visual dialogue
-    is an image with written: "{meme_text}" on it. Is it hateful? Answer: {answer}            HatefulMemes
-    Caption: a person {verb + object}                                                         RareAct
-
-One setting for all benchmarks; HatefulMemes and RareAct alone have a prompt of their own.
+The setting is the same for all benchmarks; only HatefulMemes and RareAct have their own template.
 """
 
 OUTPUT = "Output:"
@@ -15,13 +14,10 @@ ACTION = "Caption: a person"
 
 
 def question(text: str) -> str:
-    """The prefix of a question's answer: "What is it?" -> "Question: What is it? Answer:"."""
+    """Returns the prefix of an answer: "What is it?" -> "Question: What is it? Answer:"."""
     return f"Question: {' '.join(text.split())} Answer:"
 
 
 def hateful_meme(text: str) -> str:
-    """The prefix of yes or no, with the text that is written on the meme.
-
-    The only benchmark whose prompt holds such text.
-    """
+    """Returns the prefix of "yes" or "no", with the text that is written on the meme."""
     return f'is an image with written: "{" ".join(text.split())}" on it. Is it hateful? Answer:'

@@ -1,10 +1,10 @@
 """TextVQA: VQA accuracy on the validation split (paper, Table 6).
 
-The text in the images is for the model to read: no OCR is put in the prompt.
+The model reads the text in the images: the prompt has no OCR.
 
-Some pictures of OpenImages lie on their side, and only its list of images says so (textvqa.org asks
-to look there). With that list in the directory they are turned; without it they are shown as they
-are.
+Some images of OpenImages are stored rotated, and only its list of images has their rotation
+(textvqa.org says to look there). If the directory has that list, the images are turned upright;
+else they are shown as stored.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ ROTATIONS = ("train_images/rotation.csv", "train-images-boxable-with-rotation.cs
 
 
 def _items(files: Files, split: FileSplit) -> Sequence[Item]:
-    """34,602 training questions, 5,000 validation questions."""
+    """Reads 34,602 training questions, or 5,000 validation questions."""
     value, path = files.json(*files.annotations[split]), files.annotation_path(split)
     fields: dict[str, Types] = {
         "question_id": (int, str),
@@ -55,9 +55,9 @@ def _items(files: Files, split: FileSplit) -> Sequence[Item]:
 
 
 def _quarter_turns(files: Files) -> Mapping[str, int]:
-    """Counterclockwise quarter turns that set an image upright, by image id.
+    """Reads {image id: counterclockwise quarter turns that set the image upright}.
 
-    Upright ones are left out.
+    Upright images are left out.
     """
     if not any(files.has(name) for name in ROTATIONS):
         return {}
@@ -96,9 +96,10 @@ def _item(record: dict[str, Any], folder: Path, turns: Mapping[str, int]) -> Ite
 
 
 def _turned(path: str, turns: int) -> np.ndarray:
-    """Reads an image and turns it counterclockwise. What a camera noted in the file does not count.
+    """Reads an image and turns it counterclockwise.
 
-    The list of rotations is of the stored pixels.
+    The orientation that a camera stored in the file is ignored: the list has the rotation of the
+    stored pixels.
     """
     with PIL.Image.open(io.BytesIO(Path(path).read_bytes())) as image:
         return np.ascontiguousarray(np.rot90(np.asarray(image.convert("RGB")), turns))

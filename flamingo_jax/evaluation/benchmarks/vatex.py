@@ -1,6 +1,6 @@
-"""VATEX captions, the English ones: CIDEr on the public test split (paper, Table 6).
+"""VATEX captions, in English: CIDEr on the public test split (paper, Table 6).
 
-Clips of ten seconds, ten captions each.
+Clips have ten seconds, and ten captions each.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from flamingo_jax.inference.prompt import Video
 
 
 def _items(files: Files, split: FileSplit) -> Sequence[Item]:
-    """25,991 training clips, 6,000 public test clips."""
+    """Reads 25,991 training clips, or 6,000 public test clips."""
     rows = video_files.rows_of(files, split, _rows, lambda row: row["videoID"])
     return [
         Item(

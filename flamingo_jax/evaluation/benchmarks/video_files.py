@@ -1,13 +1,13 @@
-"""The video files of a benchmark.
+"""Finds the video files of a benchmark by name, and leaves out items without a video.
 
-Found by name wherever they lie in its folder, and left out where they are gone.
+    annotations    abc, def, ghi
+    files          videos/abc.mp4, videos/val/101/ghi.webm
+    found          abc, ghi          log: "1 of 3 items ... are left out"
 
-    annotations: abc, def, ghi        videos/abc.mp4, videos/val/101/ghi.webm        -> abc, ghi    ("1 of 3 items left out")
-
-Most of these benchmarks name videos of YouTube, of which some disappear every year (the paper
-evaluated on what was public in April 2022). So whoever downloads them now has fewer; a score is
-then not on the same items as a published one, which the log says. A damaged file stops an
-evaluation, and is named: remove it, and its items are left out too.
+Most of these benchmarks name videos of YouTube, of which some disappear every year: the paper had
+those that were public in April 2022, and later downloads have fewer. The items are then not those
+of published scores, so the log says how many are missing. A damaged file stops the evaluation with
+an error that names it; without the file, its items are left out too.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ _log = logging.getLogger(__name__)
 
 @dataclasses.dataclass(frozen=True)
 class VideoFiles:
-    """The videos of a benchmark; made by `find`.
+    """The videos of a benchmark; see `find`.
 
     Attributes:
         files: the benchmark's directory.
-        folder: in which they lie.
+        folder: folder of the videos.
         paths: name without suffix -> file.
     """
 
@@ -44,15 +44,15 @@ class VideoFiles:
     ) -> list[tuple[T, Path]]:
         """Pairs annotated rows with their videos.
 
-        Rows whose video is gone are left out, and the log says how many.
+        Rows without a video are left out, and the log says how many.
 
         Args:
-            rows: of the annotations.
-            names: row -> names that its video may have, without suffix.
-            annotations: the file that the rows are of.
+            rows: rows of the annotations.
+            names: row -> possible names of its video, without suffix.
+            annotations: file of the rows.
 
         Raises:
-            AnnotationError: there is no row, or not one video is there.
+            AnnotationError: there are no rows, or no row has a video.
         """
         if not rows:
             raise self.files.wrong(annotations, "no items", "some")
@@ -66,33 +66,27 @@ class VideoFiles:
                 Path(self.files.directory)
             )
             raise self.files.missing(str(name))
-        if gone := [names(row)[0] for row, path in pairs if path is None]:
+        if missing := [names(row)[0] for row, path in pairs if path is None]:
+            some = ", ".join(missing[:3]) + ", ..." * (len(missing) > 3)
             _log.warning(
                 "The benchmark %r: %d of %d items of %s are left out, their videos are not there: "
-                "%s%s.",
-                *(
-                    self.files.benchmark,
-                    len(gone),
-                    len(rows),
-                    annotations,
-                    ", ".join(gone[:3]),
-                    ", ..." * (len(gone) > 3),
-                ),
+                "%s.",
+                *(self.files.benchmark, len(missing), len(rows), annotations, some),
             )
         return found
 
 
 def find(files: Files, *folders: str) -> VideoFiles:
-    """The video files below the first of several possible folders that is there.
+    """Finds the video files below the first of several possible folders that exists.
 
-    Of two with one name the first in alphabetical order.
+    Of two files with the same name, the first in alphabetical order is taken.
 
     Args:
         files: the benchmark's directory.
-        *folders: relative to it, the official one first.
+        *folders: relative to the directory, the official one first.
 
     Raises:
-        AnnotationError: none of the folders is there.
+        AnnotationError: no folder exists.
     """
     folder, found = files.path(*folders), dict[str, Path]()
     for path in _walk(folder):
@@ -109,10 +103,10 @@ def _walk(folder: Path) -> Iterator[Path]:
 
 
 def segment(files: Files, path: PathLike, values: Sequence[Any]) -> tuple[float, float]:
-    """Start and end of a segment in seconds, as annotations have them: numbers, or their text.
+    """Returns start and end of a segment in seconds; annotations have numbers, or their text.
 
     Raises:
-        AnnotationError: it is not two numbers, or it ends before it starts.
+        AnnotationError: the values are not two numbers, or the end is not after the start.
     """
     try:
         start, end = (float(value) for value in values)
@@ -131,18 +125,16 @@ def rows_of(
     read: Callable[[Files, FileSplit], list[T]],
     key: Callable[[T], str],
 ) -> list[T]:
-    """Reads the annotated rows of a split.
-
-    Of a test split, checks that it is none of the training split's.
+    """Reads the annotated rows of a split; checks that a test split is not the training split.
 
     Args:
-        files: the benchmark's directory, with `annotations`.
+        files: the benchmark's directory.
         split: "train" or "test".
         read: reads the rows of a split.
-        key: row -> the video, or the question, that the splits must not share.
+        key: row -> the video, or the question, that only one split has.
 
     Raises:
-        AnnotationError: a file is not there, damaged, or of another split.
+        AnnotationError: a file is missing, damaged, or of another split.
     """
     rows = read(files, split)
     if split == "test" and files.has(*files.annotations["train"]):
@@ -156,7 +148,14 @@ def with_videos(
 ) -> list[tuple[T, Path]]:
     """Pairs the rows of a split with the videos in the benchmark's folder.
 
-    Arguments and errors as of `find` and `VideoFiles.of`.
+    Args:
+        files: the benchmark's directory.
+        split: "train" or "test".
+        rows: rows of its annotations.
+        names: row -> possible names of its video, without suffix.
+
+    Raises:
+        AnnotationError: no folder exists, there are no rows, or no row has a video.
     """
     return find(files, *files.folders).of(rows, names, files.annotation_path(split))
 
@@ -164,12 +163,10 @@ def with_videos(
 def check_disjoint(
     files: Files, path: PathLike, test: Collection[str], train: Collection[str]
 ) -> None:
-    """Refuses a test file that shares videos, or questions, with the training file.
-
-    Then it is the file of another split.
+    """Checks that a test file shares no video, or question, with the training file.
 
     Raises:
-        AnnotationError: it does.
+        AnnotationError: they share some; one of them is the file of another split.
     """
     if shared := set(test) & set(train):
         got = f"{len(shared)} of {len(set(test))} from the training split ({min(shared)})"

@@ -1,14 +1,13 @@
-"""Visual dialogue.
+"""Visual dialogue: NDCG of 100 ranked answers on the validation split (paper, Table 6 and B.1.5).
 
-NDCG of 100 ranked answers on the validation split, at most 16 shots (paper, Table 6 and B.1.5).
+    <image>A man on a bike. Question: is he old? Answer: no Question: is it sunny? Answer:
+                                         -> a score of each of the 100 answers of this round
 
-    <image>A man on a bike. Question: is he old? Answer: no Question: is it sunny? Answer:      -> a score of each of the 100 answers of this round
-
-The caption stands before the questions without any prompt. A query is the round of an image whose
-answers were weighed by several people (the dense annotations, one round per image), with all rounds
-before it. A support example is a whole dialogue: caption, ten questions and ten answers; 32 of them
-would be longer than the language model's context. The paper does not say whether `<EOC>` stands
-between rounds: here, only at the end of the dialogue.
+The caption is before the questions, without a prompt of its own. A query is the round of an image
+whose answers were rated by several people (the dense annotations, one round per image), with all
+earlier rounds. A support example is a whole dialogue: caption, ten questions and ten answers. At
+most 16 shots: 32 dialogues are longer than the language model's context. The paper does not say
+whether `<EOC>` follows each round: here, it follows only the dialogue.
 """
 
 from __future__ import annotations
@@ -29,11 +28,9 @@ NUM_OPTIONS = 100
 
 
 def _items(files: Files, split: FileSplit) -> Sequence[Item]:
-    """123,287 training dialogues, each whole.
+    """Reads 123,287 whole training dialogues, or 2,064 rounds of the validation split.
 
-    The 2,064 densely annotated rounds of the validation split.
-
-    Training dialogues cannot be queries: their answers were not weighed.
+    The rounds have dense annotations. Training dialogues have none, so they cannot be queries.
     """
     return _dense_rounds(files) if split == "test" else _whole_dialogues(files)
 
@@ -59,16 +56,14 @@ def _dense_rounds(files: Files) -> list[Item]:
     folder = files.folder("images/VisualDialog_val2018", "VisualDialog_val2018", of=first)
     items = []
     for each in dialogs.found:
-        rounds, relevance = (
-            dense[each["image_id"]]["round_id"],
-            dense[each["image_id"]]["gt_relevance"],
-        )
-        if not 1 <= rounds <= len(each["dialog"]) or len(relevance) != NUM_OPTIONS:
-            got = f"round {rounds} of {len(each['dialog'])} and {len(relevance)} values for image {each['image_id']}"
+        id, most = each["image_id"], len(each["dialog"])
+        rounds, relevance = dense[id]["round_id"], dense[id]["gt_relevance"]
+        if not 1 <= rounds <= most or len(relevance) != NUM_OPTIONS:
+            got = f"round {rounds} of {most} and {len(relevance)} values for image {id}"
             raise files.wrong(
                 path, got, f"a round of the dialogue, counted from 1, and {NUM_OPTIONS} values"
             )
-        image = f"{folder}/VisualDialog_val2018_{each['image_id']:012d}.jpg"
+        image = f"{folder}/VisualDialog_val2018_{id:012d}.jpg"
         items.append(dialogs.item(each, rounds, image, relevance=relevance))
     return items
 
@@ -93,9 +88,9 @@ def _read(files: Files, split: FileSplit) -> _Dialogs:
 
 
 def _train_images(files: Files) -> Callable[[int], str]:
-    """A function image id -> file.
+    """Returns a function image id -> file.
 
-    The training images are COCO's of both train and val, and only the folders tell which.
+    The training images are COCO's of train and of val: the function looks into both folders.
     """
     folders = {name: files.path(f"images/{name}", name) for name in ("train2014", "val2014")}
     there = {name: {file.name for file in folder.iterdir()} for name, folder in folders.items()}
@@ -124,23 +119,16 @@ class _Dialogs:
     def item(
         self, dialog: dict[str, Any], rounds: int, image: str, *, relevance: Sequence[float] = ()
     ) -> Item:
-        """The first rounds of a dialogue, of which the last is to be answered."""
+        """Returns the first rounds of a dialogue as an item: the last round is to be answered."""
         *before, last = dialog["dialog"][:rounds]
+        numbers = last["answer_options"] if relevance else ()
         try:
-            history = [
-                f"{self._question(each)} {one_line(self.answers[each['answer']])}"
-                for each in before
-            ]
-            options = (
-                tuple(one_line(self.answers[number]) for number in last["answer_options"])
-                if relevance
-                else ()
-            )
-            answer = (
-                options[last["gt_index"]]
-                if "gt_index" in last and options
-                else one_line(self.answers[last["answer"]])
-            )
+            history = [f"{self._question(each)} {self._answer(each['answer'])}" for each in before]
+            options = tuple(self._answer(number) for number in numbers)
+            if "gt_index" in last and options:
+                answer = options[last["gt_index"]]
+            else:
+                answer = self._answer(last["answer"])
             prefix = " ".join([one_line(dialog["caption"]), *history, self._question(last)])
         except (IndexError, TypeError) as error:
             got = f"a dialogue about image {dialog['image_id']} with numbers of no text ({error})"
@@ -148,6 +136,7 @@ class _Dialogs:
         if relevance and (len(options) != NUM_OPTIONS or answer not in options):
             got = f"{len(options)} answers to choose from about image {dialog['image_id']}"
             raise self.files.wrong(self.path, got, f"{NUM_OPTIONS}, the right one among them")
+        extra = {"image_id": dialog["image_id"], "round_id": rounds, "relevance": list(relevance)}
         return Item(
             id=str(dialog["image_id"]),
             visual=Image(image),
@@ -155,14 +144,17 @@ class _Dialogs:
             answer=answer,
             references=(answer,),
             candidates=options,
-            extra={"image_id": dialog["image_id"], "round_id": rounds, "relevance": list(relevance)}
-            if relevance
-            else {},
+            extra=extra if relevance else {},
         )
+
+    def _answer(self, number: int) -> str:
+        return one_line(self.answers[number])
 
     def _question(self, exchange: dict[str, Any]) -> str:
         text = one_line(self.questions[exchange["question"]])
-        return question(text if text.endswith("?") else f"{text}?")  # the files have them without
+        return question(
+            text if text.endswith("?") else f"{text}?"
+        )  # the files have no question marks
 
 
 VISDIAL = Benchmark(
@@ -193,8 +185,7 @@ VISDIAL = Benchmark(
     "paper repeats the numbers of 4 shots there, v1 has none.",
     published=at_shots(
         {
-            # 32 shots are out of the LM's context: v1 prints OOC, v2 repeats the numbers of 4
-            # shots.
+            # 32 shots exceed the LM's context: v1 prints OOC, v2 repeats the numbers of 4 shots.
             "Flamingo-3B": (46.1, 47.3, 47.6, 47.5, None),
             "Flamingo-9B": (48.0, 50.4, 51.2, 51.3, None),
             "Flamingo-80B": (52.0, 55.6, 56.4, 56.8, None),

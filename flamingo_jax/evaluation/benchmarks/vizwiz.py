@@ -1,8 +1,8 @@
 """VizWiz: VQA accuracy on test-dev (paper, Table 6), and on the validation split as `vizwiz_val`.
 
 The answers of the test images are hidden: `vizwiz` writes OUTPUT/submissions/vizwiz-SHOTS.json for
-eval.ai (the VizWiz challenge), and results.json has no row of it. `vizwiz_val` has answers; it is
-no benchmark of the paper, but what others report where no submission is made.
+eval.ai (the VizWiz challenge), and results.json has no row of it. `vizwiz_val` has answers. It is
+no benchmark of the paper, but others report it where they make no submission.
 """
 
 from __future__ import annotations
@@ -26,21 +26,19 @@ from flamingo_jax.inference.prompt import Image
 
 
 def _items(files: Files, split: FileSplit) -> Sequence[Item]:
-    """20,523 training questions; 8,000 test questions, without answers.
+    """Reads 20,523 training questions, or 8,000 test questions without answers.
 
-    `vizwiz_val`: 4,319 validation questions.
+    Of `vizwiz_val`, the 4,319 validation questions are the test questions.
     """
     (subset,), path = files.splits[split], files.annotation_path(split)
     answered = subset != "test"
     fields = {"image": str, "question": str, **({"answers": list} if answered else {})}
     found = files.records(split, fields)
-    if wrong := [
-        each["image"] for each in found if not each["image"].startswith(f"VizWiz_{subset}_")
-    ]:
-        raise files.wrong(
-            path, f"questions about {wrong[0]}", f"about images VizWiz_{subset}_*.jpg"
-        )
-    folder = files.folder(subset, f"images/{subset}", "images", of=found[0]["image"])
+    images = [each["image"] for each in found]
+    if wrong := [image for image in images if not image.startswith(f"VizWiz_{subset}_")]:
+        expected = f"about images VizWiz_{subset}_*.jpg"
+        raise files.wrong(path, f"questions about {wrong[0]}", expected)
+    folder = files.folder(subset, f"images/{subset}", "images", of=images[0])
     if answered:
         for each in found:
             records(each["answers"], {"answer": str}, path)
@@ -53,7 +51,7 @@ def _item(record: dict[str, Any], folder: Path) -> Item:
         id=record["image"].rpartition(".")[0],  # one question per image
         visual=Image(f"{folder}/{record['image']}"),
         prefix=question(record["question"]),
-        # a few of train are empty
+        # a few training answers are empty
         answer=one_line(most_common([answer for answer in answers if answer.strip()])),
         references=answers,
         extra={"image": record["image"]},

@@ -1,15 +1,16 @@
 """The annotation format of visualqa.org, in which VQAv2 and OK-VQA are published.
 
-A file of questions, and one of annotators' answers.
+A split has a file of questions and a file of annotators' answers.
 
-    questions    {"data_subtype": "val2014", "questions": [{"image_id": 42, "question": "What is it?", "question_id": 42000}, ...]}
-    annotations  {"data_subtype": "val2014", "annotations": [{"question_id": 42000, "question_type",
-    "answer_type", "multiple_choice_answer",
-                                                              "answers": [{"answer": "bear",
-                                                              "answer_id": 1}, ... ten of them]},
-                                                              ...]}
+    questions    {"data_subtype": "val2014",
+                  "questions": [{"image_id": 42, "question": "What is it?",
+                                 "question_id": 42000}, ...]}
+    annotations  {"data_subtype": "val2014",
+                  "annotations": [{"question_id": 42000, "question_type", "answer_type",
+                                   "multiple_choice_answer",
+                                   "answers": [{"answer": "bear", "answer_id": 1}, ... ten]}, ...]}
 
-A test split has questions alone: its answers are known to the server that takes submissions.
+A test split has only questions: the evaluation server has its answers.
 """
 
 from __future__ import annotations
@@ -34,15 +35,15 @@ _QUESTION = {"image_id": int, "question": str, "question_id": int}
 
 
 def question_ids(files: Files, questions: str, *, subtype: str) -> list[int]:
-    """The ids of all questions of a file.
+    """Reads the ids of all questions of a file.
 
     Args:
         files: the benchmark's directory.
         questions: name of the file.
-        subtype: what the file says that it is, such as "test2015".
+        subtype: expected name of the split in the file, such as "test2015".
 
     Raises:
-        AnnotationError: the file is not there, damaged, or of another split.
+        AnnotationError: the file is missing, damaged, or of another split.
     """
     return [
         each["question_id"] for each in _records(files, questions, "questions", _QUESTION, subtype)
@@ -55,18 +56,17 @@ def items(
     """Reads the questions of a split, in the order of their file.
 
     Args:
-        files: the benchmark's directory; `splits` has what the files say that they are
-            ("train2014", "val2014", "test-dev2015"), `annotations` the files of questions.
+        files: the benchmark's directory. `files.annotations` has the files of questions,
+            `files.splits` the names of the splits in the files ("train2014", "test-dev2015").
         split: "train" or "test".
-        annotations: name of the file of answers; None: they are hidden.
-        images: name of COCO's folder of images ("train2014", "val2014", "test2015"), and in the
-            images' names.
-        shown: field of an answer that support examples show: of the annotators' answers the most
-            common one.
+        annotations: name of the file of answers; None if they are hidden.
+        images: COCO's name of the images ("train2014", "val2014", "test2015"), which is the name of
+            their folder and part of their file names.
+        shown: field of an answer that support examples show; they show the most common one.
 
     Raises:
-        AnnotationError: a file is not there, damaged, or of another split; or an image's folder is
-            not there.
+        AnnotationError: a file is missing, damaged, or of another split; or the folder of the
+            images is missing.
     """
     (questions,), (subtype,) = files.annotations[split], files.splits[split]
     asked = _records(files, questions, "questions", _QUESTION, subtype)
@@ -111,8 +111,8 @@ def _file(images: str, image_id: int) -> str:
 def _item(
     asked: dict[str, Any], known: dict[str, Any] | None, folder: Path, images: str, shown: str
 ) -> Item:
-    # Of half a million items: a path is a string, since a path object takes 1 kB, and equal answers
-    # are one string.
+    # There are half a million items: a path is a string, since a path object takes 1 kB, and equal
+    # answers share one string.
     answers = known["answers"] if known else ()
     extra: dict[str, Any] = {"question_id": asked["question_id"]}
     for name in ("question_type", "answer_type"):

@@ -2,9 +2,9 @@
 
 The answers of test-dev are hidden: `vqav2` writes OUTPUT/submissions/vqav2-SHOTS.json for eval.ai
 (the VQA challenge), and results.json has no row of it. The server wants an answer to every question
-of the whole test split: with its file in the directory, those that are not of test-dev get an empty
-one. `vqav2_val` has answers; it is no benchmark of the paper, but what others report where no
-submission is made.
+of the whole test split: if the directory has its file, the questions that are not of test-dev get
+an empty answer. `vqav2_val` has answers. It is no benchmark of the paper, but others report it
+where they make no submission.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from flamingo_jax.evaluation.metrics.vqa_accuracy import VQA_ACCURACY
 
 
 def _items(files: Files, split: FileSplit) -> Sequence[Item]:
-    """443,757 training questions; 107,394 questions of test-dev, without answers.
+    """Reads 443,757 training questions, or 107,394 questions of test-dev without answers.
 
-    `vqav2_val`: 214,354 validation questions.
+    Of `vqav2_val`, the 214,354 validation questions are the test questions.
     """
     (subset,) = files.splits[split]
     if subset == "test-dev2015":
@@ -31,9 +31,9 @@ def _items(files: Files, split: FileSplit) -> Sequence[Item]:
 
 
 def _submission_ids(files: Files) -> Sequence[int]:
-    """The ids of all 447,793 questions of the test split, in their order.
+    """Reads the ids of all 447,793 questions of the test split, in their order.
 
-    None if their file is not there.
+    Returns () if their file is missing.
     """
     name = "v2_OpenEnded_mscoco_test2015_questions.json"
     return vqa_files.question_ids(files, name, subtype="test2015") if files.has(name) else ()

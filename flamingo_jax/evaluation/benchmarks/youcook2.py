@@ -1,8 +1,8 @@
 """YouCook2 captions: CIDEr on the 3,492 segments of the validation split (paper, Table 6).
 
-A recipe's video has several annotated segments of some seconds up to minutes; each is an item with
-one sentence. The paper says no more than "CIDEr": segments are taken as annotated, and each is
-captioned on its own, as is usual.
+The video of a recipe has several annotated segments, from some seconds to minutes long. Each is an
+item with one sentence. The paper says only "CIDEr": as is usual, segments are taken as annotated,
+and each is captioned on its own.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ ANNOTATIONS = (
 
 
 def _items(files: Files, split: FileSplit) -> Sequence[Item]:
-    """The segments of the training videos, of the validation videos."""
+    """Reads the segments of the training videos, or of the validation videos."""
     rows, path = _segments(files, split), files.annotation_path(split)
     return [
         Item(
