@@ -3,8 +3,9 @@
 import pytest
 
 from flamingo_jax.evaluation.metrics import METRICS, metric
-from flamingo_jax.evaluation.metrics.exact_match import exact_match, trim
+from flamingo_jax.evaluation.metrics.exact_match import exact_match
 from flamingo_jax.evaluation.metrics.ranking import answer_nll, ranking
+from flamingo_jax.evaluation.metrics.required import trim
 from tests.evaluation.answers import answered
 
 

@@ -1,10 +1,10 @@
-"""Metrics.
+"""Metrics: functions of a task's answers at one number of shots (paper, Table 6).
 
-Each is a function of the predictions of one task at one number of shots, to a value in 0..1 (`nll`:
-in nats; `cider`: 0..10, 1.0 = "100").
+A value is in 0..1, except `nll` (in nats) and `cider` (0..10, 1.0 = "100").
 
-They equal the benchmarks' official scripts on the same predictions: tests/golden/metrics holds what
-those gave.
+The values equal those of the benchmarks' official scripts for the same predictions:
+tests/golden/metrics has the outputs of the scripts. Each file of this folder declares one or two
+metrics, and METRICS lists them.
 """
 
 from __future__ import annotations
@@ -44,10 +44,10 @@ METRICS: Mapping[str, Metric] = {
 
 
 def metric(name: str) -> Metric:
-    """The metric called `name`.
+    """Returns the metric called `name`.
 
     Raises:
-        ValueError: there is none.
+        ValueError: no metric has this name.
     """
     if name not in METRICS:
         raise ValueError(f"unknown metric {name!r}: expected one of {', '.join(sorted(METRICS))}.")

@@ -1,11 +1,15 @@
-"""CIDEr-D (Vedantam et al., arXiv 1411.5726), as the COCO caption evaluation computes it (pycocoevalcap, cider_scorer.py).
+"""CIDEr-D (Vedantam et al., arXiv 1411.5726) as in the COCO caption evaluation.
 
-    candidate -> counts of its n-grams, n = 1..4, times idf = log(images) - log(max(1, images whose
-    references hold the n-gram))
-    score of n = sum_g min(c_g, r_g) r_g / (|c| |r|) * exp(-(difference of lengths)^2 / (2 * 6^2)),  mean over n and references, times 10
+The implementation follows pycocoevalcap, cider_scorer.py:
 
-The idf comes from the references of the queries that are evaluated, so that a subset of a benchmark
-gives another number than the whole, and a single image 0.
+    weights of a caption  (count of each n-gram, n = 1..4) * idf of the n-gram
+    idf                   log(images) - log(max(1, images with the n-gram in a reference))
+    score of n            sum_g min(c_g, r_g) r_g / (|c| |r|) * penalty
+    penalty               exp(-(difference of lengths)^2 / (2 * 6^2))
+    CIDEr-D               10 * mean over n and references
+
+The idf comes from the references of the queries that are evaluated. So a subset of a benchmark has
+another value than the whole, and a single image has 0.
 """
 
 from __future__ import annotations
@@ -25,7 +29,7 @@ _Counts = Mapping[tuple[str, ...], int]
 
 
 def _count(tokens: Tokens) -> _Counts:
-    """How often each n-gram occurs."""
+    """Counts each n-gram."""
     return collections.Counter(
         tuple(tokens[start : start + n])
         for n in range(1, _ORDERS + 1)
@@ -36,23 +40,22 @@ def _count(tokens: Tokens) -> _Counts:
 class _Vector:
     """A caption as weighted n-grams.
 
-    One vector for each n, its norm, and the length of the caption in bigrams, as the official code
-    counts it.
+    It has a vector and its norm for each n, and the length of the caption in bigrams, as the
+    official code counts it.
     """
 
     def __init__(self, counts: _Counts, images_with: _Counts, log_images: float) -> None:
         self.weights: list[dict[tuple[str, ...], float]] = [{} for _ in range(_ORDERS)]
         for gram, count in counts.items():
-            self.weights[len(gram) - 1][gram] = count * (
-                log_images - math.log(max(1.0, images_with.get(gram, 0)))
-            )
+            idf = log_images - math.log(max(1.0, images_with.get(gram, 0)))
+            self.weights[len(gram) - 1][gram] = count * idf
         self.norms = [
             math.sqrt(sum(weight**2 for weight in vector.values())) for vector in self.weights
         ]
         self.length = sum(count for gram, count in counts.items() if len(gram) == 2)
 
     def similarity(self, reference: _Vector) -> float:
-        """The mean over n of the clipped cosine, times the penalty of the lengths' difference."""
+        """Returns the mean over n of the clipped cosine, times the penalty for lengths."""
         total = 0.0
         for mine, theirs, norm, other in zip(
             self.weights, reference.weights, self.norms, reference.norms, strict=True
@@ -63,17 +66,16 @@ class _Vector:
                 if gram in theirs
             )
             total += dot / (norm * other) if norm and other else dot
-        return (
-            total / _ORDERS * math.exp(-((self.length - reference.length) ** 2) / (2 * _SIGMA**2))
-        )
+        penalty = math.exp(-((self.length - reference.length) ** 2) / (2 * _SIGMA**2))
+        return total / _ORDERS * penalty
 
 
 def scores(candidates: Sequence[Tokens], references: Sequence[Sequence[Tokens]]) -> list[float]:
-    """CIDEr-D of each candidate, 0..10.
+    """Returns CIDEr-D of each candidate, 0..10.
 
     Args:
-        candidates: one tokenized caption for each image.
-        references: the tokenized references of each image, at least one.
+        candidates: a tokenized caption for each image.
+        references: tokenized references of each image, at least one.
     """
     counted = [[_count(reference) for reference in image] for image in references]
     images_with = collections.Counter(gram for image in counted for gram in set().union(*image))
@@ -86,26 +88,24 @@ def scores(candidates: Sequence[Tokens], references: Sequence[Sequence[Tokens]])
     return values
 
 
-def cider(predictions: Sequence[Answer]) -> float:
-    """The mean CIDEr-D in its own unit, 0..10: 1.0 is what papers print as 100.
+def cider(answers: Sequence[Answer]) -> float:
+    """Returns the mean CIDEr-D, 0..10; papers print 1.0 as 100.
 
-    Reads `text`, and `references`: the raw captions of the annotators.
+    Reads `text`, and `references`: the captions as annotated.
 
     Raises:
         MissingResourceError: Java or the package pycocoevalcap is missing.
-        ValueError: there are no predictions, nothing was decoded, or references are missing.
+        ValueError: there are no answers, nothing was decoded, or references are missing.
     """
-    texts = [required.decoded(each, "cider") for each in predictions]
-    references = [required.references(each, "cider") for each in predictions]
-    if not predictions:
+    texts = [required.decoded(each, "cider") for each in answers]
+    references = [required.references(each, "cider") for each in answers]
+    if not answers:
         raise ValueError("cider of no predictions is not defined: evaluate at least one episode.")
-    tokens = iter(
-        ptb.tokenize([*texts, *(caption for captions in references for caption in captions)])
-    )
+    all_references = [caption for captions in references for caption in captions]
+    tokens = iter(ptb.tokenize([*texts, *all_references]))
     candidates = [next(tokens) for _ in texts]
-    return required.mean(
-        scores(candidates, [[next(tokens) for _ in captions] for captions in references]), "cider"
-    )
+    tokenized_references = [[next(tokens) for _ in captions] for captions in references]
+    return required.mean(scores(candidates, tokenized_references), "cider")
 
 
 CIDER = Metric(

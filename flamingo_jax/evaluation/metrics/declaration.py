@@ -1,4 +1,4 @@
-"""A metric, and the unit in which its values are printed."""
+"""What a metric is, and the unit in which its values are printed."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ class Unit:
 
     Attributes:
         title: name and unit, such as "VQA accuracy, %".
-        factor: values are multiplied by it.
+        factor: factor from the metric's value to the printed one.
         decimals: digits after the point.
-        of_each: True if the metric is the mean over queries of how right each answer is, in 0..1;
+        of_each: True if the metric is the mean over queries of a value in 0..1 for each answer.
             CIDEr, ROC AUC, mWAP and nll are not.
     """
 
@@ -37,23 +37,24 @@ class Unit:
 
 
 def _nothing() -> None:
-    """Most metrics need nothing but the predictions."""
+    """Checks nothing: most metrics need only the answers."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Metric:
-    """A metric, declared in one file of `evaluation/metrics`.
+    """A metric.
 
     Attributes:
-        name: in results.json.
-        value: predictions -> value of the whole task.
-        needs: of the model: "generation" (open-ended: the decoded text) or "scores" (close-ended: a
-            score of each candidate).
-        unit: on the paper's benchmarks, as papers print it.
-        plain_unit: on other tasks; None: `unit` there too, and the task is reported as a benchmark.
+        name: name in results.json.
+        value: answers of a task -> value.
+        needs: what the model must do: "generation" (decode text, for open-ended tasks) or "scores"
+            (score each candidate, for close-ended tasks).
+        unit: unit on the paper's benchmarks, as papers print it.
+        plain_unit: unit on other tasks; None if it is `unit` there too, and such tasks are reported
+            like benchmarks.
         check: raises MissingResourceError if this machine lacks a program, a package or a file; the
-            message says what to install. It is called before hours of decoding, not after.
-        caveat: a sentence below tables, on what makes two values not comparable.
+            message says what to install. Called before the hours of decoding.
+        caveat: note below tables about values that are not comparable.
     """
 
     name: str

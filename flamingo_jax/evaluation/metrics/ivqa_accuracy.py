@@ -1,10 +1,8 @@
 """iVQA accuracy, as the official script computes it (antoyang/just-ask, util.py).
 
-An answer is right if two of the five annotators gave it.
-
-One annotator's answer is half right: min(matches / 2, 1). The official model chooses from a
-vocabulary; a decoded text is compared as a string, in lower case and without outer and double
-spaces.
+Five annotators answered each question. An answer is right if two of them gave it, and half right if
+one did: min(matches / 2, 1). The official model chooses from a vocabulary; here a decoded text is
+compared as a string, in lower case and without outer and double spaces.
 """
 
 from __future__ import annotations
@@ -17,24 +15,24 @@ from flamingo_jax.evaluation.metrics.declaration import Metric, Unit
 
 
 def accuracy(answer: str, annotated: Sequence[str]) -> float:
-    """How right an answer is: 0, 0.5 or 1."""
+    """Returns the accuracy of one answer: 0, 0.5 or 1."""
     answer, *annotated = (" ".join(text.lower().split()) for text in (answer, *annotated))
     return min(annotated.count(answer) / 2, 1.0)
 
 
-def ivqa_accuracy(predictions: Sequence[Answer]) -> float:
-    """The mean accuracy, 0..1.
+def ivqa_accuracy(answers: Sequence[Answer]) -> float:
+    """Returns the mean accuracy, 0..1.
 
-    Reads `text`, and `references`: answer1..answer5 of the annotations, repetitions included.
+    Reads `text`, and `references`: answer1..answer5 of the annotations, with repetitions.
 
     Raises:
-        ValueError: there are no predictions, nothing was decoded, or references are missing.
+        ValueError: there are no answers, nothing was decoded, or references are missing.
     """
     values = [
         accuracy(
             required.decoded(each, "ivqa_accuracy"), required.references(each, "ivqa_accuracy")
         )
-        for each in predictions
+        for each in answers
     ]
     return required.mean(values, "ivqa_accuracy")
 

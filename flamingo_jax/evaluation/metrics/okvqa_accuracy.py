@@ -1,14 +1,14 @@
 """VQA accuracy of OK-VQA: the official VQA code on stemmed answers.
 
-The annotations hold each answer as it was given (`raw_answer`) and stemmed (`answer`: "riding
-horses" -> "ride horse"); the official code compares with the stemmed ones, so that a prediction
-must be stemmed as they were. The stemmer was not published. Here a word of the prediction becomes
+The annotations have each answer as typed (`raw_answer`: "riding horses") and stemmed (`answer`:
+"ride horse"). The official code compares with the stemmed answers, so a prediction must be stemmed
+in the same way. The stemmer was not published. Here the stem of a word of the prediction is
 
-    what the annotators' own stem of it is, if the word is in a raw answer to the same question;
-    else, of a word in -ing, the verb's base form; of a plural, the singular: by WordNet.
+    the annotators' stem, if the word is in a raw answer to the same question;
+    else WordNet's base form of the verb (a word in -ing), or singular (a plural).
 
-Differs from OpenFlamingo, which looks words up in a table made from all annotations, and tells
-plurals by a tagger: words that no annotator of the question used may be stemmed differently.
+Differs from OpenFlamingo, which looks words up in a table made from all annotations, and finds
+plurals with a tagger: words that no annotator of the question used may have another stem.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _SHORTEST_SINGULAR = 3  # letters: "gas" is not the plural of the element Ga
 
 
 def annotated_stems(raw: Sequence[str], stemmed: Sequence[str]) -> dict[str, str]:
-    """Word -> stem, from answers that have as many words stemmed as raw."""
+    """Returns {word: stem} from the answers with as many stemmed words as raw words."""
     pairs = [(one.split(), other.split()) for one, other in zip(raw, stemmed, strict=True)]
     return {
         word: stem
@@ -36,7 +36,7 @@ def annotated_stems(raw: Sequence[str], stemmed: Sequence[str]) -> dict[str, str
 
 
 def stem_word(word: str, known: Mapping[str, str]) -> str:
-    """The stem of one word."""
+    """Returns the stem of one word."""
     if word in known:
         return known[word]
     lower = stemmed = word.lower()
@@ -45,16 +45,16 @@ def stem_word(word: str, known: Mapping[str, str]) -> str:
     elif lower.endswith("s") and not lower.endswith("ss"):
         stemmed = wordnet.load().shortest(lower, "n")
         stemmed = stemmed if len(stemmed) >= _SHORTEST_SINGULAR else lower
-    # Where all annotators agree, the official code compares capitals too.
+    # If all annotators agree, the official code compares capitals too.
     return word if stemmed == lower else stemmed.capitalize() if word[0].isupper() else stemmed
 
 
 def stem(text: str, known: Mapping[str, str]) -> str:
-    """The text with its words stemmed, all else as it was.
+    """Replaces each word of a text by its stem.
 
     Args:
         text: an answer.
-        known: the stems that the annotations show.
+        known: word -> stem, from the annotations.
 
     Raises:
         MissingResourceError: WordNet is not installed.
@@ -62,21 +62,21 @@ def stem(text: str, known: Mapping[str, str]) -> str:
     return _WORD.sub(lambda found: stem_word(found[0], known), text)
 
 
-def okvqa_accuracy(predictions: Sequence[Answer]) -> float:
-    """The mean accuracy, 0..1.
+def okvqa_accuracy(answers: Sequence[Answer]) -> float:
+    """Returns the mean accuracy, 0..1.
 
-    Reads `text`; `references`: the field `answer` of each annotator; and, if it is there,
+    Reads `text`; `references`: the field `answer` of each annotator; and, if it exists,
     `extra["raw_answers"]`: the field `raw_answer`, in the same order.
 
     Raises:
         MissingResourceError: WordNet is not installed.
-        HiddenAnswersError: no prediction has references.
-        ValueError: there are no predictions, nothing was decoded, or references are missing or not
-            as many as raw answers.
+        HiddenAnswersError: no answer has references.
+        ValueError: there are no answers, nothing was decoded, references are missing, or there are
+            more or fewer of them than raw answers.
     """
     values = []
     for text, each in zip(
-        vqa_accuracy.answers(predictions, "okvqa_accuracy"), predictions, strict=True
+        vqa_accuracy.decoded_texts(answers, "okvqa_accuracy"), answers, strict=True
     ):
         references = required.references(each, "okvqa_accuracy")
         raw = each.episode.extra.get("raw_answers", references)

@@ -1,9 +1,8 @@
-"""Captions to tokens as the COCO caption evaluation does it.
+"""Tokenizes captions like the COCO caption evaluation.
 
-Stanford's PTBTokenizer 3.4.1, lower case, without punctuation.
-
-The tokenizer is a Java program; it comes with the package pycocoevalcap. All captions go through
-one run of it, a line each.
+The tokenizer is Stanford's PTBTokenizer 3.4.1; tokens are in lower case, without punctuation. It is
+a Java program that the package pycocoevalcap contains. One run of it tokenizes all captions, one
+per line.
 """
 
 from __future__ import annotations
@@ -18,18 +17,17 @@ from etils import epath
 
 from flamingo_jax.evaluation.metrics.required import MissingResourceError
 
-# What the tokens of punctuation look like. Brackets are tokens "-lrb-" and so on here and stay: the
-# official list has them in capitals, which never occur.
+# The tokens of punctuation. Tokens of brackets, "-lrb-" and so on, are kept: the official list has
+# them in capitals, which do not occur.
 _PUNCTUATION = frozenset(["''", "'", "``", "`", ".", "?", "!", ",", ":", "-", "--", "...", ";"])
 _JAR = "stanford-corenlp-3.4.1.jar"
-# The program takes each of these for the end of a line, so that the captions after it would be
-# shifted.
+# The program ends a line at each of these, which would shift the captions after it.
 _LINE_ENDS = re.compile("[\n\r\v\f\x85\u2028\u2029]")
 
 
 @functools.cache
 def _command() -> tuple[str, ...]:
-    """The command line of the tokenizer."""
+    """Returns the command line of the tokenizer."""
     try:
         subprocess.run(("java", "-version"), capture_output=True, check=True)
     except (OSError, subprocess.CalledProcessError) as error:
@@ -56,12 +54,12 @@ def _command() -> tuple[str, ...]:
 
 
 def check() -> None:
-    """Raises MissingResourceError unless Java and the tokenizer are there."""
+    """Raises MissingResourceError unless Java and the tokenizer are installed."""
     _command()
 
 
 def tokenize(captions: Sequence[str]) -> list[tuple[str, ...]]:
-    """The tokens of each caption; () for one of blanks or punctuation.
+    """Returns the tokens of each caption; () if it has only blanks or punctuation.
 
     Raises:
         MissingResourceError: Java or the package pycocoevalcap is missing.

@@ -1,6 +1,6 @@
-"""Top-1 accuracy of close-ended tasks.
+"""Top-1 accuracy of close-ended tasks (paper, A.2).
 
-The answer has the highest log-likelihood of all candidates (paper, Appendix A.2).
+An answer is right if it has the highest log-likelihood of all candidates.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from flamingo_jax.evaluation.metrics.declaration import Metric, Unit
 
 
 def is_first(answer: Answer) -> bool:
-    """Whether the answer is ranked first.
+    """Returns True if the right answer is ranked first.
 
     Raises:
         ValueError: the candidates were not scored.
@@ -25,34 +25,34 @@ def is_first(answer: Answer) -> bool:
     return answer.ranked_first == answer.episode.answer
 
 
-def ranking(predictions: Sequence[Answer]) -> float:
-    """The fraction of queries whose answer is ranked first.
+def ranking(answers: Sequence[Answer]) -> float:
+    """Returns the fraction of queries with the right answer ranked first.
 
     Raises:
-        ValueError: there are no predictions, or they were not scored.
+        ValueError: there are no answers, or they were not scored.
     """
-    if not predictions:
+    if not answers:
         raise ValueError("ranking of no predictions is not defined: evaluate at least one episode.")
-    return sum(map(is_first, predictions)) / len(predictions)
+    return sum(map(is_first, answers)) / len(answers)
 
 
-def answer_nll(predictions: Sequence[Answer]) -> float:
-    """The mean negative log-likelihood of the right answer, in nats.
+def answer_nll(answers: Sequence[Answer]) -> float:
+    """Returns the mean negative log-likelihood of the right answer, in nats.
 
     Raises:
-        ValueError: there are no predictions, or they were not scored.
+        ValueError: there are no answers, or they were not scored.
     """
-    if not predictions or any(prediction.scores is None for prediction in predictions):
+    if not answers or any(each.scores is None for each in answers):
         raise ValueError(
             "nll needs the scores of at least one prediction: the task needs "
             "candidates for this metric."
         )
     of_right_answers = [
         each.scores[each.episode.candidates.index(each.episode.answer)]
-        for each in predictions
+        for each in answers
         if each.scores is not None
     ]
-    return -sum(of_right_answers) / len(predictions)
+    return -sum(of_right_answers) / len(answers)
 
 
 RANKING = Metric(

@@ -1,16 +1,18 @@
-"""Mean weighted average precision (mWAP) of RareAct, as the official script computes it (antoine77340/RareAct, compute_score.py).
+"""Mean weighted average precision (mWAP) of RareAct.
 
-For each action (a verb and a noun) the clips are ranked by the score of the action; the average
-precision of the clips that show it is weighted, so that each video counts once however many of its
-clips are in a list. What a clip is to an action depends on the annotation of the clip's own verb
-and noun:
+The implementation follows the official script (antoine77340/RareAct, compute_score.py). For each
+action (a verb and a noun), the clips are ranked by the score of the action. The average precision
+of the clips that show the action is weighted, so that each video counts once, however many of its
+clips are in a list. The annotation of a clip, about its own verb and noun, decides its role:
 
-    0  neither verb nor noun      negative of its own action
-    1  the action is shown        positive of its own action; hard negative of actions that share the verb or the noun; negative of all others
-    2, 3, 4  verb or noun alone   hard negative of its own action
+    0        neither verb nor noun  negative of its own action
+    1        the action             positive of its own action; hard negative of actions that share
+                                    the verb or the noun; negative of all other actions
+    2, 3, 4  verb, noun, or both    hard negative of its own action
+             without the action
 
-The mean is over the actions with at least one positive clip. Negatives and hard negatives differ in
-their weights alone: a video's clips are counted in each of the lists by itself.
+The mean is over the actions with at least one positive clip. Negatives and hard negatives differ
+only in weight: the clips of a video are counted in each list separately.
 """
 
 from __future__ import annotations
@@ -25,13 +27,11 @@ from flamingo_jax.evaluation.metrics.declaration import Metric, Unit
 
 
 def average_precision(scores: np.ndarray, positive: np.ndarray, weights: np.ndarray) -> float:
-    """Weighted average precision.
-
-    The sum of precision times the increase of recall, from the highest score down.
+    """Returns the sum of weighted precision times increase of recall, from the highest score down.
 
     Args:
         scores: float[n]; clips of equal score are taken together.
-        positive: bool[n], at least one.
+        positive: bool[n], at least one is True.
         weights: float[n], above 0.
     """
     order = np.argsort(-scores, kind="stable")
@@ -43,7 +43,7 @@ def average_precision(scores: np.ndarray, positive: np.ndarray, weights: np.ndar
 
 
 def _one_per_video(videos: np.ndarray) -> np.ndarray:
-    """float[n]: for each clip, 1 / (clips of its video in this list)."""
+    """Returns float[n]: for each clip, 1 / (clips of its video in this list)."""
     _, group, sizes = np.unique(videos, return_inverse=True, return_counts=True)
     return 1 / sizes[group]
 
@@ -56,11 +56,11 @@ def mean_average_precision(
     videos: np.ndarray,
     classes: np.ndarray,
 ) -> float:
-    """The mWAP, 0..1.
+    """Returns the mWAP, 0..1.
 
     Args:
         scores: float[clips, actions].
-        verbs, nouns: str[clips], of the clip's own action.
+        verbs, nouns: str[clips], the clip's own action.
         annotations: int[clips], 0..4.
         videos: str[clips].
         classes: int[clips], the column of the clip's own action in `scores`.
@@ -90,25 +90,24 @@ def mean_average_precision(
     return float(np.mean(values))
 
 
-def rareact_mwap(predictions: Sequence[Answer]) -> float:
-    """The mWAP over one prediction for each row of rareact.csv, 0..1.
+def rareact_mwap(answers: Sequence[Answer]) -> float:
+    """Returns the mWAP of one answer for each row of rareact.csv, 0..1.
 
     Reads `scores` (of candidates that are the actions in the order of their class), and `extra`:
     "verb", "noun", "class" (class_id), "annotation", "video".
 
     Raises:
-        ValueError: there are no predictions, they were not scored, they differ in the number of
+        ValueError: there are no answers, they were not scored, they differ in the number of
             candidates, keys are missing, or nothing is positive.
     """
-    if not predictions:
+    if not answers:
         raise ValueError(
             "rareact_mwap of no predictions is not defined: evaluate all rows of rareact.csv."
         )
-    rows = [required.scored(each, "rareact_mwap") for each in predictions]
+    rows = [required.scored(each, "rareact_mwap") for each in answers]
     keys = ("verb", "noun", "annotation", "video", "class")
     columns = [
-        np.asarray([required.extra(each, "rareact_mwap", key) for each in predictions])
-        for key in keys
+        np.asarray([required.extra(each, "rareact_mwap", key) for each in answers]) for key in keys
     ]
     widths = {len(row) for row in rows}
     if len(widths) != 1 or not 0 <= columns[4].min() <= columns[4].max() < min(widths):

@@ -1,18 +1,18 @@
-"""What a metric needs of the predictions, or an error that says what is missing and where.
+"""Reads what a metric requires of an answer: decoded text, scores, references, keys of `extra`.
 
-Decoded text, scores, keys of `extra`, packages of the system.
+What is missing is an error that names the metric and the query.
 """
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Sequence
 from typing import Any
 
 from flamingo_jax.evaluation.episode import Answer
 
-# The words that begin the next example in the paper's templates (Appendix B.1.5), and the tags
-# between examples.
+# The words that begin an example in the paper's templates (B.1.5).
 PROMPT_KEYWORDS = ("output", "question", "answer", "caption")
 _NEXT_EXAMPLE = re.compile(
     r"<EOC>|<image>|\b(?:" + "|".join(PROMPT_KEYWORDS) + r")\s*:", re.IGNORECASE
@@ -20,27 +20,27 @@ _NEXT_EXAMPLE = re.compile(
 
 
 class HiddenAnswersError(ValueError):
-    """The answers of this split are not public.
+    """The right answers of this split are not public.
 
-    No value can be computed here, predictions are written for the benchmark's server.
+    The metric has no value. The answers are written to a file for the benchmark's server.
     """
 
 
 class MissingResourceError(RuntimeError):
-    """A program, package or data file that a metric needs is not on this machine.
+    """A metric needs a program, package or file that this machine lacks.
 
     The message says how to install it.
     """
 
 
 def trim(text: str) -> str:
-    """The prediction up to the first tag or prompt keyword: "a cat Output: a dog" -> "a cat "."""
+    """Cuts a text at the first tag or prompt keyword: "a cat Output: a dog" -> "a cat "."""
     found = _NEXT_EXAMPLE.search(text)
     return text[: found.start()] if found else text
 
 
 def decoded(answer: Answer, metric: str) -> str:
-    """What was decoded, trimmed at the next prompt keyword.
+    """Returns the decoded text, trimmed at the next prompt keyword.
 
     Raises:
         ValueError: nothing was decoded for this episode.
@@ -54,10 +54,10 @@ def decoded(answer: Answer, metric: str) -> str:
 
 
 def scored(answer: Answer, metric: str) -> tuple[float, ...]:
-    """The log-likelihoods of the candidates, in their order.
+    """Returns the log-likelihoods of the candidates, in their order.
 
     Raises:
-        ValueError: the candidates were not scored, or one score is not a number.
+        ValueError: the candidates were not scored, or a score is NaN.
     """
     episode = answer.episode
     if answer.scores is None or not episode.candidates:
@@ -65,22 +65,21 @@ def scored(answer: Answer, metric: str) -> tuple[float, ...]:
             f"{metric} of query {episode.query_id!r}: no candidates were scored. The task needs "
             "candidates for this metric."
         )
-    if len(answer.scores) != len(episode.candidates) or any(
-        score != score for score in answer.scores
-    ):
+    num_nan = sum(map(math.isnan, answer.scores))
+    if len(answer.scores) != len(episode.candidates) or num_nan:
         raise ValueError(
             f"{metric} of query {episode.query_id!r}: expected a score for each of "
-            f"{len(episode.candidates)} candidates, got {len(answer.scores)} with "
-            f"{sum(s != s for s in answer.scores)} NaN. Check the model's weights."
+            f"{len(episode.candidates)} candidates, got {len(answer.scores)} with {num_nan} NaN. "
+            "Check the model's weights."
         )
     return answer.scores
 
 
 def position(answer: Answer, metric: str) -> int:
-    """The index of the right answer among the candidates.
+    """Returns the index of the right answer among the candidates.
 
     Raises:
-        ValueError: it is not among them.
+        ValueError: the right answer is not a candidate.
     """
     episode = answer.episode
     if episode.answer not in episode.candidates:
@@ -92,10 +91,10 @@ def position(answer: Answer, metric: str) -> int:
 
 
 def references(answer: Answer, metric: str) -> tuple[str, ...]:
-    """The right answers of the annotations.
+    """Returns the right answers of the annotations.
 
     Raises:
-        ValueError: there are none.
+        ValueError: the episode has no references.
     """
     episode = answer.episode
     if not episode.references:
@@ -107,10 +106,10 @@ def references(answer: Answer, metric: str) -> tuple[str, ...]:
 
 
 def extra(answer: Answer, metric: str, key: str) -> Any:
-    """`answer.episode.extra[key]`.
+    """Returns `answer.episode.extra[key]`.
 
     Raises:
-        ValueError: there is no such key.
+        ValueError: the key is missing.
     """
     episode = answer.episode
     if key not in episode.extra:
@@ -123,7 +122,7 @@ def extra(answer: Answer, metric: str, key: str) -> Any:
 
 
 def mean(values: Sequence[float | bool], metric: str) -> float:
-    """The mean.
+    """Returns the mean of one value per answer.
 
     Raises:
         ValueError: there are no values.

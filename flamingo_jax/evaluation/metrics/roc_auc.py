@@ -1,8 +1,9 @@
-"""Area under the ROC curve, HatefulMemes' metric.
+"""Area under the ROC curve, the metric of HatefulMemes.
 
-How often a positive query has a higher score than a negative one; a tie counts one half.
+It is the probability that a positive query has a higher score than a negative one; equal scores
+count one half.
 
-Not scikit-learn's: that is a large dependency for a count of pairs.
+Not scikit-learn's: that would be a large dependency for counting pairs.
 """
 
 from __future__ import annotations
@@ -17,11 +18,11 @@ from flamingo_jax.evaluation.metrics.declaration import Metric, Unit
 
 
 def area(scores: np.ndarray, positive: np.ndarray) -> float:
-    """The area, 0..1, from the ranks (Mann-Whitney).
+    """Returns the area, 0..1, computed from the ranks (Mann-Whitney).
 
     Args:
         scores: float[n].
-        positive: bool[n], both values occur.
+        positive: bool[n] with both values.
     """
     _, group, sizes = np.unique(scores, return_inverse=True, return_counts=True)
     # equal scores share the mean of their ranks
@@ -32,26 +33,26 @@ def area(scores: np.ndarray, positive: np.ndarray) -> float:
 
 
 def probability(scores: Sequence[float], index: int) -> float:
-    """The probability of a candidate among the candidates, given their log-likelihoods."""
+    """Returns the probability of a candidate, from the log-likelihoods of all candidates."""
     values = np.asarray(scores, np.float64)
     weights = np.exp(values - values.max())
     return float(weights[index] / weights.sum())
 
 
-def roc_auc(predictions: Sequence[Answer]) -> float:
-    """The area under the ROC curve of the positive answer's probability, 0..1.
+def roc_auc(answers: Sequence[Answer]) -> float:
+    """Returns the area under the ROC curve of the positive answer's probability, 0..1.
 
-    Reads `scores`, `candidates`, `answer`, and `extra["positive"]`: the candidate that is the
-    positive answer, such as "yes".
+    Reads `scores`, `candidates`, `answer`, and `extra["positive"]`: the positive candidate, such as
+    "yes".
 
     Raises:
-        ValueError: there are no predictions, they were not scored, the positive answer is no
+        ValueError: there are no answers, they were not scored, the positive answer is no
             candidate, or only one of the two classes occurs.
     """
-    if not predictions:
+    if not answers:
         raise ValueError("roc_auc of no predictions is not defined: evaluate at least one episode.")
     values, labels = [], []
-    for each in predictions:
+    for each in answers:
         scores, positive = (
             required.scored(each, "roc_auc"),
             required.extra(each, "roc_auc", "positive"),

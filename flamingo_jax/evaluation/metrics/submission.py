@@ -1,6 +1,6 @@
-"""Predictions as the file that EvalAI takes, for splits whose answers are not public.
+"""The file of answers that EvalAI takes for splits with hidden answers.
 
-Test-dev of VQAv2 and VizWiz.
+These are test-dev of VQAv2 and VizWiz.
 """
 
 from __future__ import annotations
@@ -15,28 +15,28 @@ from flamingo_jax.evaluation.metrics import required
 
 
 def entries(
-    predictions: Sequence[Answer], all_questions: Sequence[int | str] = ()
+    answers: Sequence[Answer], all_questions: Sequence[int | str] = ()
 ) -> list[dict[str, Any]]:
-    """The list of answers, in the order of the predictions.
+    """Returns the entries of the file, in the order of the answers.
 
-    Reads `text`, and `extra`: "image" (VizWiz: the file's name) or else "question_id" (VQAv2).
+    Reads `text`, and `extra`: "image" (VizWiz: name of the file) or else "question_id" (VQAv2).
 
     Args:
-        predictions: one for each question that was asked.
+        answers: one for each question that was asked.
         all_questions: the questions that the server expects answers to; those that were not asked
-            get an empty one. VQAv2's server wants all of test2015 when test-dev is scored.
+            get an empty answer. VQAv2's server expects all of test2015, to score test-dev.
 
     Raises:
-        ValueError: there are no predictions, nothing was decoded, a key is missing, or a question
+        ValueError: there are no answers, nothing was decoded, a key is missing, or a question
             is answered twice.
     """
-    if not predictions:
+    if not answers:
         raise ValueError(
             "a submission of no predictions would be empty: evaluate at least one episode."
         )
-    key = "image" if "image" in predictions[0].episode.extra else "question_id"
+    key = "image" if "image" in answers[0].episode.extra else "question_id"
     found: dict[int | str, str] = {}
-    for each in predictions:
+    for each in answers:
         question = required.extra(each, "submission", key)
         if question in found:
             raise ValueError(
@@ -48,11 +48,11 @@ def entries(
 
 
 def write(
-    path: PathLike, predictions: Sequence[Answer], all_questions: Sequence[int | str] = ()
+    path: PathLike, answers: Sequence[Answer], all_questions: Sequence[int | str] = ()
 ) -> None:
     """Writes `entries` as JSON; the file appears complete or not at all.
 
     Raises:
         ValueError: see `entries`.
     """
-    write_atomically(path, json.dumps(entries(predictions, all_questions)).encode())
+    write_atomically(path, json.dumps(entries(answers, all_questions)).encode())

@@ -1,9 +1,10 @@
-"""NDCG of VisDial, as the official starter code computes it (batra-mlp-lab/visdial-challenge-starter-pytorch, metrics.py).
+"""NDCG of VisDial, as the official starter code computes it.
 
-Several of the 100 candidate answers to a question may be right: annotators say how relevant each
-one is. Let k candidates have a relevance above 0. The model's first k candidates are worth the sum
-of relevance / log2(rank + 1), over what the best k would be worth. The order of equal scores is not
-defined in the official code (its sort is not stable); here the earlier candidate comes first.
+The code is batra-mlp-lab/visdial-challenge-starter-pytorch, metrics.py. Several of the 100
+candidate answers to a question may be right: annotators rated the relevance of each. Let k
+candidates have a relevance above 0. The value of a ranking is the sum of relevance / log2(rank + 1)
+over its first k candidates, divided by the value of the best ranking. The official code does not
+define the order of equal scores (its sort is not stable); here the earlier candidate is first.
 """
 
 from __future__ import annotations
@@ -18,11 +19,11 @@ from flamingo_jax.evaluation.metrics.declaration import Metric, Unit
 
 
 def ndcg(scores: Sequence[float], relevance: Sequence[float]) -> float:
-    """The normalised discounted cumulative gain of one question, 0..1.
+    """Returns the normalised discounted cumulative gain of one question, 0..1.
 
     Args:
-        scores: the model's, one for each candidate.
-        relevance: the annotators', in the same order; at least one is above 0.
+        scores: the model's score of each candidate.
+        relevance: the annotators' rating of each candidate; at least one is above 0.
     """
     gains = np.asarray(relevance, np.float64)
     num_relevant = int((gains != 0).sum())
@@ -32,26 +33,26 @@ def ndcg(scores: Sequence[float], relevance: Sequence[float]) -> float:
     return float(ranked @ discounts / (best @ discounts))
 
 
-def visdial_ndcg(predictions: Sequence[Answer]) -> float:
-    """The mean NDCG, 0..1; one round of each dialogue has dense annotations.
+def visdial_ndcg(answers: Sequence[Answer]) -> float:
+    """Returns the mean NDCG, 0..1; one round of each dialogue has dense annotations.
 
     Reads `scores`, and `extra["relevance"]`: `gt_relevance` of the dense annotations, one number
     for each candidate.
 
     Raises:
-        ValueError: there are no predictions, they were not scored, or a relevance is missing, of
-            another length, or all 0.
+        ValueError: there are no answers, they were not scored, or the relevance is missing, has
+            another length, or is 0 for all candidates.
     """
     values = []
-    for each in predictions:
+    for each in answers:
         scores, relevance = (
             required.scored(each, "visdial_ndcg"),
             required.extra(each, "visdial_ndcg", "relevance"),
         )
         if len(relevance) != len(scores) or not any(relevance):
             raise ValueError(
-                f"visdial_ndcg of query {each.episode.query_id!r}: expected a relevance for each of "
-                f"its {len(scores)} candidates, at least one above 0; got {len(relevance)}, "
+                f"visdial_ndcg of query {each.episode.query_id!r}: expected a relevance for each "
+                f"of its {len(scores)} candidates, at least one above 0; got {len(relevance)}, "
                 f"{sum(map(bool, relevance))} above 0. Check the dense annotations."
             )
         values.append(ndcg(scores, relevance))

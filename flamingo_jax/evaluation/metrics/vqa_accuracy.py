@@ -1,18 +1,17 @@
-"""VQA accuracy, as the official script computes it (GT-Vision-Lab/VQA, vqaEval.py).
+"""VQA accuracy of VQAv2, VizWiz and TextVQA.
 
-VQAv2, VizWiz, TextVQA.
+It is computed as in the official script (GT-Vision-Lab/VQA, vqaEval.py). An answer is fully right
+if at least three annotators gave it: the accuracy is the mean of min(1, matches / 3) over the ten
+ways to leave one annotator out. The script has oddities that change scores. They are kept, and
+tested against the script:
 
-An answer is fully right if at least three annotators gave it: the mean of min(1, matches / 3) over
-the ten ways of leaving one annotator out. The script's oddities change scores, so they are kept,
-and are tested against it:
-
-- answers are normalised only where the annotators disagree; where all ten agree, the prediction
-  must be their string as it stands;
-- one "digit,comma,digit" in an answer makes every punctuation mark in it vanish, where it would
-  else become a space;
-- the full stop's look-behind is mistyped and does nothing: each full stop that no digit follows
-  goes, also the one in "3.m";
-- a flag is passed where a count belongs, so that only the first 32 full stops go.
+- Answers are normalised only where the annotators disagree. If all ten agree, the prediction must
+  be the same string.
+- One "digit,comma,digit" in an answer removes all of its punctuation marks; otherwise a mark
+  becomes a space.
+- The look-behind for full stops is mistyped and does nothing: each full stop without a digit after
+  it is removed, also the one in "3.m".
+- A flag is passed as the count, so only the first 32 full stops are removed.
 
 Predictions are strings of Unicode, as in the script under Python 3.
 """
@@ -29,24 +28,32 @@ from flamingo_jax.evaluation.metrics.declaration import Metric, Unit
 _MARKS = ';/[]"{}()=+\\_-><@`,?!'
 _NUMBER_WITH_COMMA = re.compile(r"\d,\d")
 _FULL_STOP = re.compile(r"\.(?!\d)")
-_MOST_FULL_STOPS = int(re.UNICODE)  # the flag that is passed as the count
+_MOST_FULL_STOPS = int(re.UNICODE)  # the flag that the script passes as the count
 _ARTICLES = ("a", "an", "the")
 _NUMBERS = {"none": "0"} | {
     word: str(number)
     for number, word in enumerate("zero one two three four five six seven eight nine ten".split())
 }
-# The contractions that the script repairs: each is recognised with one apostrophe missing (see
+# The contractions that the script repairs; it recognises them without one apostrophe (see
 # `_contractions`).
-_SHORT = """ain't aren't can't could've couldn't didn't doesn't don't hadn't hasn't haven't he'd he's how'd how'll how's isn't it'd it'll ma'am mightn't
-might've mustn't must've needn't not've o'clock oughtn't shan't should've shouldn't somebody'll somebody's someone'd someone'll someone's something'd
-something'll that's there'd there're there's they'd they'll they're they've 'twas wasn't we've weren't what'll what're what's what've when's where'd where's
-where've who'd who'll who's who've why'll why're why's won't would've wouldn't y'all you'd you'll you're you've""".split()
-_LONG = """couldn't've hadn't've he'd've it'd've mightn't've 'ow's'at she'd've shouldn't've somebody'd've someone'd've something'd've there'd've they'd've
-we'd've who'd've wouldn't've y'all'll y'all'd've you'd've""".split()
+_SHORT = """
+    ain't aren't can't could've couldn't didn't doesn't don't hadn't hasn't haven't he'd he's
+    how'd how'll how's isn't it'd it'll ma'am mightn't might've mustn't must've needn't not've
+    o'clock oughtn't shan't should've shouldn't somebody'll somebody's someone'd someone'll
+    someone's something'd something'll that's there'd there're there's they'd they'll they're
+    they've 'twas wasn't we've weren't what'll what're what's what've when's where'd where's
+    where've who'd who'll who's who've why'll why're why's won't would've wouldn't y'all you'd
+    you'll you're you've
+""".split()
+_LONG = """
+    couldn't've hadn't've he'd've it'd've mightn't've 'ow's'at she'd've shouldn't've
+    somebody'd've someone'd've something'd've there'd've they'd've we'd've who'd've wouldn't've
+    y'all'll y'all'd've you'd've
+""".split()
 
 
 def _contractions() -> dict[str, str]:
-    """Misspelt -> spelt.
+    """Returns {misspelt: correct}.
 
     "couldnt" -> "couldn't", "couldnt've" and "couldn'tve" -> "couldn't've".
     """
@@ -67,7 +74,7 @@ _CONTRACTIONS = _contractions()
 
 
 def normalise(answer: str) -> str:
-    """An answer without punctuation, articles and capitals, its small numbers in digits, its contractions spelt out."""
+    """Removes punctuation, articles and capitals; writes digits and correct contractions."""
     text = answer
     vanish = _NUMBER_WITH_COMMA.search(answer) is not None
     for mark in _MARKS:
@@ -79,11 +86,11 @@ def normalise(answer: str) -> str:
 
 
 def accuracy(answer: str, annotated: Sequence[str]) -> float:
-    """How right an answer is, 0..1.
+    """Returns the accuracy of one answer, 0..1.
 
     Args:
-        answer: what the model said.
-        annotated: what each annotator said.
+        answer: the model's answer.
+        annotated: the answer of each annotator.
     """
     answer, *annotated = (
         text.replace("\n", " ").replace("\t", " ").strip() for text in (answer, *annotated)
@@ -95,15 +102,15 @@ def accuracy(answer: str, annotated: Sequence[str]) -> float:
     return sum(left) / len(annotated)
 
 
-def answers(predictions: Sequence[Answer], metric: str) -> list[str]:
-    """What was decoded for each prediction.
+def decoded_texts(answers: Sequence[Answer], metric: str) -> list[str]:
+    """Returns the decoded text of each answer.
 
     Raises:
-        HiddenAnswersError: no prediction has references.
-        ValueError: nothing was decoded, or there are no predictions.
+        HiddenAnswersError: no answer has references.
+        ValueError: nothing was decoded, or there are no answers.
     """
-    texts = [required.decoded(each, metric) for each in predictions]
-    if texts and not any(each.episode.references for each in predictions):
+    texts = [required.decoded(each, metric) for each in answers]
+    if texts and not any(each.episode.references for each in answers):
         raise required.HiddenAnswersError(
             f"{metric}: the answers of this split are not public. Write the predictions with "
             "metrics.submission.write and upload the file to the benchmark's evaluation server, "
@@ -112,20 +119,19 @@ def answers(predictions: Sequence[Answer], metric: str) -> list[str]:
     return texts
 
 
-def vqa_accuracy(predictions: Sequence[Answer]) -> float:
-    """The mean accuracy, 0..1.
+def vqa_accuracy(answers: Sequence[Answer]) -> float:
+    """Returns the mean accuracy, 0..1.
 
-    Reads `text`, and `references`: each annotator's answer as it stands in the annotations,
-    repetitions included.
+    Reads `text`, and `references`: each annotator's answer as annotated, with repetitions.
 
     Raises:
-        HiddenAnswersError: no prediction has references (test-dev).
-        ValueError: there are no predictions, nothing was decoded, or some references are missing.
+        HiddenAnswersError: no answer has references (test-dev).
+        ValueError: there are no answers, nothing was decoded, or some references are missing.
     """
-    texts = answers(predictions, "vqa_accuracy")
+    texts = decoded_texts(answers, "vqa_accuracy")
     values = [
         accuracy(text, required.references(each, "vqa_accuracy"))
-        for text, each in zip(texts, predictions, strict=True)
+        for text, each in zip(texts, answers, strict=True)
     ]
     return required.mean(values, "vqa_accuracy")
 

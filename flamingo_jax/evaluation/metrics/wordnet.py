@@ -1,12 +1,11 @@
-"""WordNet 3.0, read from the files that Debian's package wordnet-base installs.
+"""Reads WordNet 3.0 from the files that Debian's package wordnet-base installs.
 
-Base forms of words, and Wu-Palmer similarity.
-
-Equal to what NLTK gives for its own copy of WordNet 3.0 (`synsets`, `_morphy`, `wup_similarity`),
-which is what official scripts use; the formats are those of the manual pages wndb(5) and morphy(7).
+It gives base forms of words, and Wu-Palmer similarity. The results equal those of NLTK with its own
+copy of WordNet 3.0 (`synsets`, `_morphy`, `wup_similarity`), which official scripts use. The
+formats are those of the manual pages wndb(5) and morphy(7).
 
 Not read by NLTK's WordNetCorpusReader: it refuses Debian's directory, which lacks the file lexnames
-and lies outside NLTK's data.
+and is outside NLTK's data.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ from flamingo_jax.evaluation.metrics.required import MissingResourceError
 
 DIRECTORY = "/usr/share/wordnet"
 _FILES = {"n": "noun", "v": "verb", "a": "adj", "r": "adv"}
-# Endings and what stands for them in a base form, in the order in which they are tried: morphy(7).
+# Endings and their replacements in a base form, in the order in which they are tried: morphy(7).
 _DETACHMENTS = {
     "n": ("s:", "ses:s", "ves:f", "xes:x", "zes:z", "ches:ch", "shes:sh", "men:man", "ies:y"),
     "v": ("s:", "ies:y", "es:e", "es:", "ed:e", "ed:", "ing:e", "ing:"),
@@ -33,13 +32,13 @@ _DETACHMENTS = {
 
 @dataclasses.dataclass(frozen=True)
 class Synset:
-    """A sense: words that mean the same.
+    """A sense: words with the same meaning.
 
     Attributes:
         pos: part of speech: n, v, a, r, or s for an adjective that belongs to another one.
-        offset: its place in the file of its part of speech.
-        word: its first word.
-        above: the offsets of the senses that it is a kind or an instance of.
+        offset: place of the sense in the file of its part of speech.
+        word: first word of the sense.
+        above: offsets of the senses that this one is a kind or an instance of.
     """
 
     pos: str
@@ -49,7 +48,7 @@ class Synset:
 
 
 class WordNet:
-    """The database in a directory.
+    """The database of a directory.
 
     Raises:
         MissingResourceError: a file of the database is missing.
@@ -68,7 +67,7 @@ class WordNet:
                     f"WordNet's file {name} is not in {directory}. On Debian or Ubuntu: apt-get "
                     "install wordnet-base."
                 )
-        # Lines are taken apart when they are asked for: there are 270,000 of them.
+        # There are 270,000 lines: each is parsed when it is needed.
         self._index: dict[str, dict[str, str]] = {}
         self._exceptions: dict[str, dict[str, list[str]]] = {}
         self._data: dict[str, bytes] = {}
@@ -83,7 +82,7 @@ class WordNet:
         self._synsets: dict[tuple[str, int], Synset] = {}
 
     def base_forms(self, word: str, pos: str) -> list[str]:
-        """The words of this part of speech that `word` may be a form of, itself first if it is one."""
+        """Returns the words of a part of speech that `word` can be a form of, `word` first."""
         if word in self._exceptions[pos]:
             return _among([word, *self._exceptions[pos][word]], self._index[pos])
         endings = [ending.split(":") for ending in _DETACHMENTS[pos]]
@@ -101,13 +100,13 @@ class WordNet:
         return []
 
     def shortest(self, word: str, pos: str) -> str:
-        """The shortest base form; the word itself if there is none."""
+        """Returns the shortest base form; the word itself if it has no base form."""
         return min(self.base_forms(word, pos), key=len, default=word)
 
     def synsets(self, word: str) -> list[Synset]:
-        """The senses of a word as a noun, then as a verb, adjective and adverb.
+        """Returns the senses of a word as a noun, then as a verb, adjective and adverb.
 
-        Most frequent first.
+        The senses of each part of speech have the most frequent first.
         """
         word = word.lower()
         return [
@@ -118,12 +117,11 @@ class WordNet:
         ]
 
     def similarity(self, one: Synset, other: Synset) -> float:
-        """Wu-Palmer similarity, 0..1.
+        """Returns the Wu-Palmer similarity, 0..1.
 
-        Twice the depth of the lowest sense above both, over the sum of both depths by way of it.
-
-        Verbs, adjectives and adverbs have many roots, and are joined by an imaginary one; 0 if two
-        nouns have nothing above both.
+        It is twice the depth of the lowest sense above both, divided by the sum of both depths by
+        way of this sense. Verbs, adjectives and adverbs have many roots: an imaginary root joins
+        them. The similarity of two nouns without a common sense above them is 0.
         """
         join = not one.pos == other.pos == "n"
         mine, theirs = self._distances(one, join), self._distances(other, join)
@@ -132,7 +130,7 @@ class WordNet:
             return 0.0
         deepest = max(map(self._min_depth, common))
         lowest = [sense for sense in common if self._min_depth(sense) == deepest]
-        # Of several, the first by name; the names are NLTK's.
+        # If there are several, the first by NLTK's name.
         through = one if one in lowest else min(lowest, key=self._name)
         depth = self._max_depth(through) + 1
         above = self._distances(through, join)
@@ -158,7 +156,7 @@ class WordNet:
         return [self._synset(pos, offset) for offset in sense.above] if sense else []
 
     def _distances(self, sense: Synset | None, join: bool) -> Mapping[Synset | None, int]:
-        """Steps up to every sense above this one, and to itself; the imaginary root is None."""
+        """Returns the steps up to each sense above this one, with itself; None is the root."""
         steps: dict[Synset | None, int] = {}
         queue = collections.deque([(sense, 0)])
         while queue:
@@ -184,21 +182,18 @@ class WordNet:
 
 
 def _among(forms: Sequence[str], known: Mapping[str, str]) -> list[str]:
-    """The forms that are known, each once."""
+    """Returns the forms that are known, without repetitions."""
     return list(dict.fromkeys(form for form in forms if form in known))
 
 
 def _offsets(line: str) -> list[int]:
-    """The senses of a word: word pos #senses #pointers pointer... #senses #tagged offset..."""
+    """Parses a line: word pos #senses #pointers pointer... #senses #tagged offset..."""
     fields = line.split()
     return [int(field) for field in fields[6 + int(fields[3]) :]]
 
 
 def _read_synset(line: str) -> Synset:
-    """A sense.
-
-    Offset file pos #words (word id)... #pointers (symbol offset pos source)... | gloss.
-    """
+    """Parses a line: offset file pos #words (word id)... #pointers (symbol offset pos source)..."""
     fields = line.split(" | ")[0].split()
     after_words = 4 + 2 * int(fields[3], 16)
     pointers = [
@@ -213,7 +208,7 @@ def _read_synset(line: str) -> Synset:
 
 @functools.cache
 def load(directory: str = DIRECTORY) -> WordNet:
-    """The database, read once.
+    """Reads the database, once.
 
     Raises:
         MissingResourceError: it is not installed.

@@ -1,16 +1,20 @@
-"""WUPS of NExT-QA's open-ended answers, as the official script computes it (doc-doc/NExT-OE, eval_oe.py and metrics.py).
+"""WUPS of NExT-QA's open-ended answers, as the official script computes it.
 
-Both answers become lists of base forms without stop words. Each word is worth the highest Wu-Palmer
-similarity (of first senses) to a word of the other answer; words that are like none are left out;
-the product over the words, in whichever direction it is smaller. Yes/no (DB) and counting (DC)
-questions are right or wrong. Where there is a second reference answer, the better of the two
-counts. The threshold is 0 ("WUPS@0", the table of that repository in which Flamingo stands).
+The script is eval_oe.py with metrics.py in doc-doc/NExT-OE. Both answers become lists of base forms
+without stop words. The value of a word is the highest Wu-Palmer similarity (of first senses) to a
+word of the other answer; words with similarity 0 to all others are left out. The value of an answer
+is the product over its words, in the direction with the smaller product. Answers to yes/no (DB) and
+counting (DC) questions are only right or wrong. If there is a second reference answer, the better
+of the two counts. The threshold is 0 ("WUPS@0", which is that of Flamingo's row in the repository's
+table).
 
-    words --NLTK's tagger--> Penn tags --WordNet--> shortest base form; else the Porter stem if WordNet has it; else the word      (pywsd's lemmatize_sentence)
+    words --NLTK's tagger--> Penn tags
+          --WordNet--> the shortest base form; else the Porter stem, if WordNet has it;
+                       else the word (pywsd's lemmatize_sentence)
 
-Differs from the official script: words are split by NLTK's tokenizer both times, where pywsd has a
-copy of an older version of it; they differ in how they split "*", dashes of Unicode and two full
-stops.
+Differs from the official script: NLTK's tokenizer splits words both times. The script uses pywsd's
+copy of an older version the first time. The versions split "*", dashes of Unicode and two full
+stops differently.
 """
 
 from __future__ import annotations
@@ -24,15 +28,20 @@ from flamingo_jax.evaluation.episode import Answer
 from flamingo_jax.evaluation.metrics import required, wordnet
 from flamingo_jax.evaluation.metrics.declaration import Metric, Unit
 
-# The repository's stopwords.txt, which is made for this benchmark: negations and some more are not
-# among them.
+# The repository's stopwords.txt, made for this benchmark: it lacks negations and some other words.
 _STOP_WORDS = frozenset(
-    """a about again ain all am an and any are aren aren't as at be because been being but can couldn couldn't d did didn didn't do does doesn doesn't doing
-don don't during each for from further had hadn hadn't has hasn hasn't have haven haven't having he her here hers herself him himself his how i if
-into is isn isn't it it's its itself just ll m ma me mightn mightn't most mustn mustn't my myself needn needn't now o of only or other our ours
-ourselves own re s shan shan't she she's should should've shouldn shouldn't so some such t than that that'll the their theirs them themselves then
-there these they this those through to too until ve very was wasn wasn't we were weren weren't what when where which while who whom why will with won
-won't wouldn wouldn't y you you'd you'll you're you've your yours yourself yourselves""".split()
+    """
+    a about again ain all am an and any are aren aren't as at be because been being but can
+    couldn couldn't d did didn didn't do does doesn doesn't doing don don't during each for from
+    further had hadn hadn't has hasn hasn't have haven haven't having he her here hers herself
+    him himself his how i if into is isn isn't it it's its itself just ll m ma me mightn
+    mightn't most mustn mustn't my myself needn needn't now o of only or other our ours
+    ourselves own re s shan shan't she she's should should've shouldn shouldn't so some such t
+    than that that'll the their theirs them themselves then there these they this those through
+    to too until ve very was wasn wasn't we were weren weren't what when where which while who
+    whom why will with won won't wouldn wouldn't y you you'd you'll you're you've your yours
+    yourself yourselves
+""".split()
 )
 _PARTS = {"NN": "n", "JJ": "a", "VB": "v", "RB": "r"}
 _INNER_SENTENCE_END = re.compile(r"[.?!]\S*\s+\S")
@@ -42,7 +51,7 @@ Tagger = Callable[[Sequence[str]], Sequence[tuple[str, str]]]
 
 @functools.cache
 def tagger() -> Tagger:
-    """NLTK's tagger of parts of speech: words -> (word, Penn tag), read once.
+    """Returns NLTK's tagger of parts of speech: words -> (word, Penn tag); reads it once.
 
     Raises:
         MissingResourceError: NLTK or the tagger's weights are missing.
@@ -56,7 +65,7 @@ def tagger() -> Tagger:
 
 
 def check() -> None:
-    """Raises MissingResourceError unless NLTK, its data and WordNet are there."""
+    """Raises MissingResourceError unless NLTK, its data and WordNet are installed."""
     tagger()
     wordnet.check()
     sentences("One. Two.")
@@ -71,10 +80,10 @@ def _missing() -> required.MissingResourceError:
 
 
 def sentences(text: str) -> list[str]:
-    """The text in sentences.
+    """Splits a text into sentences.
 
-    NLTK's splitter needs data, and has something to split only after a mark that can end a
-    sentence.
+    NLTK's splitter needs data, so it is used only for texts with a mark that can end a sentence
+    before the end.
 
     Raises:
         MissingResourceError: NLTK or the splitter's data are missing.
@@ -90,21 +99,22 @@ def sentences(text: str) -> list[str]:
 
 
 def _words(text: str) -> list[str]:
-    """The text in words and punctuation marks."""
+    """Splits a text into words and punctuation marks."""
     from nltk.tokenize import NLTKWordTokenizer
 
     return [word for sentence in sentences(text) for word in NLTKWordTokenizer().tokenize(sentence)]
 
 
 def _part(tag: str) -> str:
-    """WordNet's part of speech of a Penn tag; "" if it has none."""
+    """Returns WordNet's part of speech for a Penn tag; "" if there is no such part."""
     return _PARTS.get(tag[:2], "")
 
 
 def _base(word: str, tag: str, tag_words: Tagger) -> str:
-    """The base form of a word that is tagged in its sentence.
+    """Returns the base form of a word that is tagged in its sentence.
 
-    A word of another part of speech is tagged again by itself, else is a noun.
+    If WordNet lacks the tag's part of speech, the word is tagged again without its sentence; if
+    that fails too, it is taken as a noun.
     """
     from nltk.stem import PorterStemmer
 
@@ -117,7 +127,7 @@ def _base(word: str, tag: str, tag_words: Tagger) -> str:
 
 
 def content(answer: str) -> str:
-    """The base forms of an answer's words but for stop words, with spaces between.
+    """Returns the base forms of an answer's words, without stop words, joined by spaces.
 
     Raises:
         MissingResourceError: NLTK, its data or WordNet is missing.
@@ -129,7 +139,7 @@ def content(answer: str) -> str:
 
 @functools.cache
 def _similarity(one: str, other: str) -> float:
-    """Wu-Palmer similarity of two words' first senses."""
+    """Returns the Wu-Palmer similarity of the first senses of two words."""
     if one == other:
         return 1.0
     net = wordnet.load()
@@ -144,11 +154,11 @@ def _one_way(words: Sequence[str], others: Sequence[str]) -> float:
 
 
 def similarity(answer: str, reference: str, *, exact: bool) -> float:
-    """How near an answer is to a reference, 0..1.
+    """Returns the similarity of an answer and a reference, 0..1.
 
     Args:
-        answer, reference: as `content` gives them.
-        exact: they must be equal.
+        answer, reference: what `content` returned.
+        exact: True for 1 if they are equal, else 0.
     """
     if exact:
         return float(answer == reference)
@@ -156,29 +166,26 @@ def similarity(answer: str, reference: str, *, exact: bool) -> float:
     return min(_one_way(words, others), _one_way(others, words))
 
 
-def wups(predictions: Sequence[Answer]) -> float:
-    """The mean WUPS@0, 0..1.
+def wups(answers: Sequence[Answer]) -> float:
+    """Returns the mean WUPS@0, 0..1.
 
     Reads `text`, `answer`, and `extra`: "question_type" (the column `type`: CW, CH, TN, TP, TC, DL,
-    DB, DC, DO) and, if it is there and not None, "additional": the answer of
+    DB, DC, DO) and, if it exists and is not None, "additional": the answer of
     add_reference_answer_test.json.
 
     Raises:
         MissingResourceError: NLTK, its data or WordNet is missing.
-        ValueError: there are no predictions, nothing was decoded, or the type of question is
+        ValueError: there are no answers, nothing was decoded, or the type of question is
             missing.
     """
     values = []
-    for each in predictions:
+    for each in answers:
         answer = required.decoded(each, "wups")
         exact = required.extra(each, "wups", "question_type") in _EXACT
-        wanted = [each.episode.answer] + [
-            other for other in (each.episode.extra.get("additional"),) if other is not None
-        ]
+        both = (each.episode.answer, each.episode.extra.get("additional"))
+        references = [content(reference) for reference in both if reference is not None]
         said = content(answer)
-        values.append(
-            max(similarity(said, content(reference), exact=exact) for reference in wanted)
-        )
+        values.append(max(similarity(said, reference, exact=exact) for reference in references))
     return required.mean(values, "wups")
 
 
