@@ -1,6 +1,6 @@
-"""Top-1 accuracy of close-ended tasks (paper, A.2).
+"""Top-1 accuracy of close-ended tasks.
 
-An answer is right if it has the highest log-likelihood of all candidates.
+An answer is right if it has the highest log-likelihood of all candidates (paper, A.2).
 """
 
 from __future__ import annotations

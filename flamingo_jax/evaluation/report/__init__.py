@@ -1,4 +1,1 @@
-"""What a run of the evaluation writes for a reader.
-
-Tables, curves, pages, and the numbers that others published.
-"""
+"""What an evaluation writes for readers: tables, curves, pages, and the numbers of others."""

@@ -1,4 +1,7 @@
-"""Curves of the paper's benchmarks over the number of support examples, with published ones faint beside them (in the manner of the paper's Figure 2)."""
+"""Curves of the paper's benchmarks over the number of support examples.
+
+Published curves are faint, in the manner of the paper's Figure 2.
+"""
 
 from __future__ import annotations
 
@@ -20,9 +23,9 @@ from flamingo_jax.evaluation.report.benchmark_table import (
 from flamingo_jax.evaluation.report.curves import COLOURS, INK, headline, style
 from flamingo_jax.evaluation.report.units import unit
 
-# The published curves that are drawn: the sizes of Flamingo, and the largest of the others. Model
-# -> (colour, line style)
-BESIDE: Mapping[str, tuple[str, str]] = {
+# The published curves that are drawn, of Flamingo and the largest of the other models:
+# model -> (colour, line style).
+PUBLISHED: Mapping[str, tuple[str, str]] = {
     "Flamingo-3B": ("#c6d0d9", "-"),
     "Flamingo-9B": ("#a3b2bf", "-"),
     "Flamingo-80B": ("#74889a", "-"),
@@ -36,13 +39,11 @@ _PANEL, _LEGEND_ENTRY, _HEADLINE = (3.3, 2.8), (1.75, 0.24), 0.8  # inches
 
 
 def benchmark_curves(rows: Sequence[Row], chance: Mapping[str, float]) -> Figure:
-    """A panel per benchmark.
-
-    The metric that papers report, in their unit, against the number of support examples.
+    """Draws a panel per benchmark: the metric that papers report over the number of shots.
 
     Args:
         rows: results on benchmarks; at least one.
-        chance: what guessing gives, by task, in the unit of the metric itself.
+        chance: task -> value for guessed answers, in the metric's own unit.
     """
     tasks = tasks_of(rows)
     columns = min(_COLUMNS, len(tasks))
@@ -59,7 +60,9 @@ def benchmark_curves(rows: Sequence[Row], chance: Mapping[str, float]) -> Figure
             axis.set_visible(False)
         handles = {line.get_label(): line for axis in axes.flat for line in axis.get_lines()}
         labels = [
-            label for label in (*map(_own_label, settings), *BESIDE, _GUESSING) if label in handles
+            label
+            for label in (*map(_own_label, settings), *PUBLISHED, _GUESSING)
+            if label in handles
         ]
         entries = int(width / _LEGEND_ENTRY[0])
         legend_height = _LEGEND_ENTRY[1] * math.ceil(len(labels) / entries)
@@ -78,24 +81,24 @@ def benchmark_curves(rows: Sequence[Row], chance: Mapping[str, float]) -> Figure
 
 
 def _panel(axis: Any, rows: Sequence[Row], colours: Mapping[str, str], guess: float | None) -> None:
-    """Draws one benchmark; shots stand at equal distances."""
+    """Draws one benchmark; the numbers of shots are at equal distances."""
     task, metric = rows[0].task, main_metric(rows)
     rows = [row for row in rows if row.metric == metric]
     shots = sorted({row.shots for row in rows})
     shown = unit(task, metric)
     for series in published(rows):
-        if series.model in BESIDE and not series.detail and series.selection == "random":
+        if series.model in PUBLISHED and not series.detail and series.selection == "random":
             points = [
                 (place, series.values[number])
                 for place, number in enumerate(shots)
                 if number in series.values
             ]
-            colour, line = BESIDE[series.model]
+            colour, line = PUBLISHED[series.model]
             if points:
+                faint = {"linewidth": 1.4, "marker": "o", "markersize": 2.8, "zorder": 2}
                 axis.plot(
-                    *zip(*points, strict=True), line, color=colour, linewidth=1.4, marker="o", markersize=2.8,
-                    label=series.model, zorder=2,
-                )  # fmt: skip
+                    *zip(*points, strict=True), line, color=colour, label=series.model, **faint
+                )
     for setting in dict.fromkeys(own_setting(row) for row in rows):
         own = {row.shots: row.value * shown.factor for row in rows if own_setting(row) == setting}
         points = [(place, own[number]) for place, number in enumerate(shots) if number in own]

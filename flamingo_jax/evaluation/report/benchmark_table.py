@@ -1,6 +1,6 @@
-"""The paper's Table 1 with a run's own lines in it.
+"""Results of a run in the manner of the paper's Table 1, with the results of others.
 
-A section per benchmark, what others published below.
+Each benchmark is a section, with the benchmarks and numbers of shots of this run:
 
     COCO: CIDEr-D x 100, 5000 test queries
     paper: Karpathy test; 32.2 before Flamingo with few or no examples, 143.3 fine-tuned in 2022
@@ -8,8 +8,6 @@ A section per benchmark, what others published below.
       this run              71.2   84.0   97.9
       Flamingo-3B [1]       73.0   85.0   99.0
       OpenFlamingo-3B [2]   74.9   77.3   93.0
-
-Only benchmarks and numbers of shots that were run are shown.
 """
 
 from __future__ import annotations
@@ -29,7 +27,10 @@ _OWN = "this run"
 _YOUTUBE = (
     "Videos: the paper evaluates those of YouTube that were public in April 2022; fewer are today."
 )
-_OVERALL = "Overall: the score of the paper's Table 3, the mean over the DEV benchmarks; there on validation queries, here on those of this table."
+_OVERALL = (
+    "Overall: the score of the paper's Table 3, the mean over the DEV benchmarks; there on "
+    "validation queries, here on those of this table."
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,9 +38,9 @@ class Line:
     """One model in one setting.
 
     Attributes:
-        label: the model and the setting.
-        values: number of shots -> what is shown.
-        is_own: whether it is this run's.
+        label: model and setting.
+        values: number of shots -> printed value.
+        is_own: True if the line is of this run.
     """
 
     label: str
@@ -52,12 +53,12 @@ class TableSection:
     """One benchmark.
 
     Attributes:
-        title: its name.
+        title: name of the benchmark.
         about: metric and queries.
-        paper: the paper's queries, and what it compares with; "" if it does not have the benchmark.
-        shots: the numbers that were run.
-        lines: this run's first.
-        notes: what to know when comparing.
+        paper: the paper's queries and the state of the art; "" if the paper lacks the benchmark.
+        shots: numbers of shots of this run.
+        lines: the lines of this run first.
+        notes: what makes the numbers differ from published ones.
     """
 
     title: str
@@ -68,7 +69,7 @@ class TableSection:
     notes: tuple[str, ...] = ()
 
     def table(self, corner: str) -> Table:
-        """Returns the lines by the numbers of shots; `corner` is the title of the first column."""
+        """Returns models by numbers of shots; `corner` is the title of the first column."""
         return Table(
             (corner, *map(str, self.shots)),
             tuple(
@@ -82,9 +83,9 @@ class TableSection:
 
 
 def sections(rows: Sequence[Row]) -> list[TableSection]:
-    """A section per benchmark, in the order of the paper's table and then of the run.
+    """Returns a section per benchmark, in the order of `tasks_of`.
 
-    The overall score last, where all five DEV benchmarks were run.
+    The overall score is last, if all five DEV benchmarks were run.
 
     Args:
         rows: results on benchmarks.
@@ -94,7 +95,7 @@ def sections(rows: Sequence[Row]) -> list[TableSection]:
 
 
 def markdown(rows: Sequence[Row]) -> str:
-    """The table in Markdown, with its sources."""
+    """Returns the table in Markdown, with its sources."""
     found = sections(rows)
     lines = [_run(rows), ""]
     for section in found:
@@ -109,7 +110,7 @@ def markdown(rows: Sequence[Row]) -> str:
 
 
 def text(rows: Sequence[Row]) -> str:
-    """The same for a terminal."""
+    """Returns the table for a terminal, with its sources."""
     found = sections(rows)
     label_width = max(len(line.label) for section in found for line in section.lines)
     lines = [_run(rows), ""]
@@ -121,19 +122,16 @@ def text(rows: Sequence[Row]) -> str:
 
 
 def tasks_of(rows: Sequence[Row]) -> list[str]:
-    """The tasks of results on benchmarks: in the order of the paper's table, then of the run."""
-    order = list(PAPER_BENCHMARKS)
+    """Returns the tasks of rows, in the order of the paper's table, then of the run."""
+    place = {name: number for number, name in enumerate(PAPER_BENCHMARKS)}
     tasks = list(dict.fromkeys(row.task for row in rows))
-    return sorted(
-        tasks,
-        key=lambda task: order.index(name) if (name := benchmark_of(task)) in order else len(order),
-    )
+    return sorted(tasks, key=lambda task: place.get(benchmark_of(task), len(place)))
 
 
 def own_setting(row: Row) -> str:
-    """What is special about a row.
+    """Returns the setting of a row, such as "RICES, 6 orders".
 
-    "" for supports at random without ensembling, else such as "RICES, 6 orders".
+    "" for random support examples without ensembling.
     """
     parts = (
         "RICES" if row.selection == "rices" else "",
@@ -143,22 +141,22 @@ def own_setting(row: Row) -> str:
 
 
 def published(rows: Sequence[Row]) -> list[Series]:
-    """What to set beside the rows of a task: with RICES only where the run has it, too.
+    """Returns the published results to print with the rows of a task.
+
+    Those with RICES are included only if the run has rows with RICES.
 
     Args:
-        rows: of one task.
+        rows: rows of one task.
     """
     chosen = {"", "random", *(row.selection for row in rows)}
     return [each for each in series(benchmark_of(rows[0].task)) if each.selection in chosen]
 
 
 def main_metric(rows: Sequence[Row]) -> str:
-    """The metric of a task that papers report.
-
-    The one of the paper's table if it was measured, else the task's first.
+    """Returns the metric of the paper's table if it was measured, else the first of the rows.
 
     Args:
-        rows: of one task.
+        rows: rows of one task.
     """
     measured = [row.metric for row in rows]
     listed = PAPER_BENCHMARKS.get(benchmark_of(rows[0].task))
@@ -184,7 +182,8 @@ def _section(task: str, rows: Sequence[Row]) -> TableSection:
                 lines.append(Line(f"{each.label} [{source}]", values, is_own=False))
     numbers = sorted({row.n for row in rows})
     count = " to ".join(map(str, dict.fromkeys((numbers[0], numbers[-1]))))
-    about = f"{unit(task, main).title}, {count} {' and '.join(dict.fromkeys(row.split for row in rows))} queries"
+    splits = " and ".join(dict.fromkeys(row.split for row in rows))
+    about = f"{unit(task, main).title}, {count} {splits} queries"
     paper = ""
     if listed:
         before = {
@@ -199,9 +198,9 @@ def _section(task: str, rows: Sequence[Row]) -> TableSection:
 
 
 def title_of(task: str) -> str:
-    """The name of a benchmark in tables and pictures, such as "VQAv2 (val)" for the task vqav2_val.
+    """Returns the name of a task in tables and pictures, such as "VQAv2 (val)" for vqav2_val.
 
-    A task that the paper does not have keeps its own.
+    A task that the paper does not have keeps its name.
     """
     listed = PAPER_BENCHMARKS.get(benchmark_of(task))
     if listed is None:
@@ -218,7 +217,7 @@ def _caveats(task: str, metric: str, shots: Sequence[int]) -> list[str]:
 
 
 def _overall(rows: Sequence[Row]) -> TableSection | None:
-    """The overall score of the run and of the models that report all five DEV benchmarks."""
+    """Returns the overall score of the run, and of models that report all five DEV benchmarks."""
     dev = [name for name, listed in PAPER_BENCHMARKS.items() if listed.is_dev]
     own: dict[str, dict[int, dict[str, float]]] = {}
     theirs: dict[str, dict[int, dict[str, float]]] = {}
@@ -243,21 +242,13 @@ def _overall(rows: Sequence[Row]) -> TableSection | None:
 
 
 def _totals(found: Mapping[str, Mapping[int, Mapping[str, float]]]) -> list[Line]:
-    """{label: {shots: {benchmark.
-
-    Value}}} -> the lines that have an overall score, as if all were the run's own.
-    """
+    """Returns the lines with an overall score, from {label: {shots: {benchmark: value}}}."""
     lines = []
     for label, by_shots in found.items():
-        totals = {
-            shots: total
-            for shots, values in by_shots.items()
-            if (total := overall(values)) is not None
-        }
-        if totals:
-            lines.append(
-                Line(label, {shots: f"{total:.1f}" for shots, total in totals.items()}, is_own=True)
-            )
+        totals = {shots: overall(values) for shots, values in by_shots.items()}
+        texts = {shots: f"{total:.1f}" for shots, total in totals.items() if total is not None}
+        if texts:
+            lines.append(Line(label, texts, is_own=True))
     return lines
 
 
@@ -272,7 +263,7 @@ def _run(rows: Sequence[Row]) -> str:
 
 
 def _notes(found: Sequence[TableSection]) -> list[str]:
-    """The sources that are cited, then what to know when comparing."""
+    """Returns the cited sources, then the notes of the sections."""
     cited = {line.label for section in found for line in section.lines}
     notes = [
         f"[{number}] {source.where}{f': {source.caveat}' if source.caveat else ''}."

@@ -1,11 +1,11 @@
-"""Zero-shot classification and retrieval beside what was published.
+"""Results of zero-shot classification and retrieval, with the results of others.
 
-A section per task, a column per metric (in the manner of the paper's Table 9).
+Each task is a section, in the manner of the paper's Table 9:
 
 Flickr30k retrieval: 1000 images; paper: the 1,000 of Karpathy's test split
-                                   i2t R@1   i2t R@5  i2t R@10   t2i R@1   t2i R@5  t2i R@10
-  this run                            88.0      98.7      99.4      68.7      90.6      95.2
-  contrastive NFNet-F6                89.3      98.8      99.7      79.5      95.3      97.9
+                             i2t R@1     i2t R@5    i2t R@10     t2i R@1     t2i R@5    t2i R@10
+  this run                      88.0        98.7        99.4        68.7        90.6        95.2
+  contrastive NFNet-F6          89.3        98.8        99.7        79.5        95.3        97.9
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class ComparisonSection:
     """One task.
 
     Attributes:
-        about: its name, on how much it was measured, and on what the paper did.
+        about: name of the task, number of images, and the paper's images.
         table: models by metrics, in percent; this run first.
     """
 
@@ -46,12 +46,12 @@ class ComparisonSection:
 
 
 def is_comparison(row: Row) -> bool:
-    """Whether a row is of a task that compares embeddings."""
+    """Returns True if the row is of a task that compares embeddings."""
     return row.decoding == COSINE
 
 
 def sections(rows: Sequence[Row]) -> list[ComparisonSection]:
-    """A section per task, in the order of the run.
+    """Returns a section per task, in the order of the run.
 
     Args:
         rows: results of comparisons.
@@ -63,7 +63,7 @@ def sections(rows: Sequence[Row]) -> list[ComparisonSection]:
 
 
 def text(rows: Sequence[Row]) -> str:
-    """The table for a terminal."""
+    """Returns the table for a terminal."""
     lines = [_head(rows), ""]
     for section in sections(rows):
         label_width = section.table.widths()[0] + 2
@@ -73,7 +73,7 @@ def text(rows: Sequence[Row]) -> str:
 
 
 def markdown(rows: Sequence[Row]) -> str:
-    """The same in Markdown."""
+    """Returns the table in Markdown."""
     lines = [_head(rows), ""]
     for section in sections(rows):
         lines += [section.about, "", *section.table.markdown(), ""]
@@ -108,7 +108,11 @@ def _column(metric: str) -> str:
 
 
 def _head(rows: Sequence[Row]) -> str:
-    return f"This run: {rows[0].checkpoint} at step {rows[0].step}, seed {rows[0].seed}; cosines of embeddings, values in percent."
+    first = rows[0]
+    return (
+        f"This run: {first.checkpoint} at step {first.step}, seed {first.seed}; "
+        "cosines of embeddings, values in percent."
+    )
 
 
 def _notes(rows: Sequence[Row]) -> list[str]:

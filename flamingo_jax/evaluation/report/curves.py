@@ -1,9 +1,8 @@
-"""The pictures of a report that are made of numbers.
+"""The pictures of a report that show numbers.
 
-Few-shot curves, gates over training (paper, Figure 6), losses.
-
-Families of tasks are found by name: `bind2` and its controls `bind2_shuffled`, `bind2_hidden`,
-`bind2_held_out` share a panel.
+They are few-shot curves, gates over training (paper, Figure 6), and losses. Tasks that differ in
+one thing share a panel, by name: `bind2` and its controls `bind2_shuffled`, `bind2_hidden`,
+`bind2_held_out`.
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ Numbers = Mapping[str, Any]  # one line of metrics.jsonl
 
 INK, FAINT, GRID = "#22303c", "#8795a1", "#e6eaee"
 COLOURS = ("#c2304a", "#e08a1e", "#7a8793", "#1f7a8c", "#6a4c93", "#3a7d44", "#b56576", "#495867")
-# What is changed in a control -> (label, colour, line style)
+# End of a control's name -> (label, colour, line style).
 CONTROLS: Mapping[str, tuple[str, str, str]] = {
     "": ("the task", COLOURS[0], "-"),
     "held_out": ("query never seen in training", COLOURS[3], "-."),
@@ -65,7 +64,7 @@ _STYLE: Any = {
 
 @contextlib.contextmanager
 def style() -> Iterator[None]:
-    """The look of every picture of the report."""
+    """Applies the look of the report's pictures."""
     with mpl.rc_context(_STYLE):
         yield
 
@@ -80,9 +79,9 @@ def headline(figure: Figure, title: str, note: str = "") -> None:
 
 
 def families(tasks: Sequence[str]) -> dict[str, dict[str, str]]:
-    """Groups tasks with their controls: {"bind2": {"": "bind2", "hidden".
+    """Groups tasks with their controls: {"bind2": {"": "bind2", "hidden": "bind2_hidden"}}.
 
-    "bind2_hidden"}}, in order of appearance.
+    Families, and their tasks, are in order of appearance.
     """
     groups: dict[str, dict[str, str]] = {}
     for task in dict.fromkeys(tasks):
@@ -92,13 +91,13 @@ def families(tasks: Sequence[str]) -> dict[str, dict[str, str]]:
 
 
 def few_shot_curves(rows: Sequence[Row], chance: Mapping[str, float]) -> Figure:
-    """Value against the number of support examples: a column per family, a row per metric.
+    """Draws values over the number of support examples: a column per family, a row per metric.
 
-    The band is one standard error.
+    Bands are one standard error.
 
     Args:
         rows: results.
-        chance: what guessing gives, by task; drawn where it is known.
+        chance: task -> value for guessed answers, drawn as a line.
     """
     rows = [row for row in rows if row.metric in METRIC_TITLES]
     columns = families([row.task for row in rows])
@@ -136,8 +135,8 @@ def few_shot_curves(rows: Sequence[Row], chance: Mapping[str, float]) -> Figure:
 
 
 def _curves(axis: Any, values: Mapping[str, Mapping[int, Row]], shots: Sequence[int]) -> None:
-    """Draws one panel; shots stand at equal distances."""
-    # the task itself comes last, on top
+    """Draws one panel; the numbers of shots are at equal distances."""
+    # the task itself is drawn last, above its controls
     for control in sorted(values, key=lambda name: -list(CONTROLS).index(name)):
         label, colour, line = CONTROLS[control]
         points = [
@@ -151,26 +150,14 @@ def _curves(axis: Any, values: Mapping[str, Mapping[int, Row]], shots: Sequence[
         axis.fill_between(
             x, y - error, y + error, color=colour, alpha=0.18 if main else 0.10, linewidth=0
         )
-        style = {
-            "linewidth": 2.6 if main else 1.6,
-            "marker": "o",
-            "markersize": 5.5 if main else 3.5,
-            "clip_on": False,
-        }
-        axis.plot(x, y, line, color=colour, label=label, **style)
+        widths = {"linewidth": 2.6 if main else 1.6, "markersize": 5.5 if main else 3.5}
+        axis.plot(x, y, line, color=colour, label=label, marker="o", clip_on=False, **widths)
         if main:
             for place, value in zip(x, y, strict=True):
                 text = f"{value:.2f}".removeprefix("0")
-                font = {
-                    "size": 8.5,
-                    "weight": "bold",
-                    "color": colour,
-                    "ha": "center",
-                    "va": "bottom",
-                }
-                note = axis.annotate(
-                    text, (place, value), (0, 6), textcoords="offset points", **font
-                )
+                font = {"size": 8.5, "weight": "bold", "color": colour}
+                above = {"textcoords": "offset points", "ha": "center", "va": "bottom"}
+                note = axis.annotate(text, (place, value), (0, 6), **above, **font)
                 note.set_path_effects([withStroke(linewidth=2.5, foreground="white")])
     axis.set_xticks(range(len(shots)), [str(number) for number in shots])
     axis.set_xlim(-0.3, len(shots) - 0.7)
@@ -200,9 +187,9 @@ def _origin(rows: Sequence[Row]) -> str:
 
 
 def gate_curves(log: Sequence[Numbers]) -> Figure | None:
-    """The absolute value of each layer's tanh gates over training (paper, Figure 6).
+    """Draws the absolute value of each layer's tanh gates over training (paper, Figure 6).
 
-    None if the log has no gates.
+    Returns None if the log has no gates.
     """
     names = [
         name
@@ -219,7 +206,7 @@ def gate_curves(log: Sequence[Numbers]) -> Figure | None:
         for axis, name in zip(axes, names, strict=True):
             lines = [line for line in log if isinstance(line.get(name), list)]
             steps = [line["step"] for line in lines]
-            # One row a report, one column a layer.
+            # a row per report, a column per layer
             values = np.abs(np.array([line[name] for line in lines], np.float64))
             colours = mpl.colormaps["viridis_r"](np.linspace(0.12, 1, values.shape[1]))
             for layer in range(values.shape[1]):
@@ -239,7 +226,10 @@ def gate_curves(log: Sequence[Numbers]) -> Figure | None:
 
 
 def _labelled(heights: np.ndarray) -> list[tuple[int, float]]:
-    """Which layers to name at the right edge (all of up to eight, else some), pushed apart so that names do not overlap."""
+    """Returns the layers that are named at the right edge, with the heights of the names.
+
+    All of up to eight layers are named, else some. Names are moved apart so that none overlap.
+    """
     count = len(heights)
     chosen = (
         range(count)
@@ -255,12 +245,12 @@ def _labelled(heights: np.ndarray) -> list[tuple[int, float]]:
 
 
 def loss_curves(logs: Mapping[str, Sequence[Numbers]]) -> Figure | None:
-    """The losses of each stage, one panel a stage and one line a dataset.
+    """Draws the losses: a panel per stage, a line per dataset.
 
-    None if no log has a loss.
+    Returns None if no log has a loss.
 
     Args:
-        logs: lines of metrics.jsonl by stage.
+        logs: stage -> lines of its metrics.jsonl.
     """
     stages = {stage: found for stage, log in logs.items() if (found := _losses(log))}
     if not stages:
@@ -296,7 +286,7 @@ def loss_curves(logs: Mapping[str, Sequence[Numbers]]) -> Figure | None:
 
 
 def _losses(log: Sequence[Numbers]) -> dict[str, list[tuple[int, float]]]:
-    """{dataset: [(step, loss)]}; the total alone if a stage has no more than one dataset."""
+    """Returns {dataset: [(step, loss)]}; only the total if a stage has one dataset."""
     names = [
         name
         for name in dict.fromkeys(key for line in log for key in line)
@@ -313,7 +303,7 @@ def _losses(log: Sequence[Numbers]) -> dict[str, list[tuple[int, float]]]:
 
 
 def _smooth(values: np.ndarray, share: float = 0.05) -> np.ndarray:
-    """Mean over a window around each report, `share` of all reports wide."""
+    """Returns means over windows around each report; a window has `share` of all reports."""
     half = max(1, round(share * len(values) / 2))
     sums = np.cumsum(np.concatenate([[0.0], values]))
     place = np.arange(len(values))

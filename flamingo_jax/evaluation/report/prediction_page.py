@@ -1,6 +1,4 @@
-"""The page of predictions.
-
-Whole prompts with their images, and what the model made of them, as one HTML file.
+"""The page of predictions: whole prompts with their images and answers, as one HTML file.
 
     +-- query 17 ------------------------------------------------- top-1 accuracy ✓ --+
     |  1 [frame] Output: A cat.<EOC>  2 [frame] Output: A dog.<EOC>  [[frame] Output:]  |
@@ -8,8 +6,8 @@ Whole prompts with their images, and what the model made of them, as one HTML fi
     |  right    A dog lies on a couch. / A dog sleeps.                                |
     +---------------------------------------------------------------------------------+
 
-Images are shown as the model sees them, and of videos some of their frames. Close-ended answers
-have a bar for each candidate: its share of the probability of all candidates.
+Images are those that the model gets; of a video, some frames are shown. Close-ended answers have a
+bar for each candidate: its share of the probability of all candidates.
 """
 
 from __future__ import annotations
@@ -33,9 +31,9 @@ from flamingo_jax.inference.prompt import Visual
 
 Load: TypeAlias = "Callable[[Visual], np.ndarray]"
 
-# Pixels of an image as shown: of a support, of the query, of a frame of a video
+# Pixels of an image on the page: of a support example, of the query, of a frame of a video.
 _SUPPORT, _QUERY, _FRAME = 112, 160, 72
-_SUPPORT_FRAMES, _QUERY_FRAMES = 3, 10  # shown of a video
+_SUPPORT_FRAMES, _QUERY_FRAMES = 3, 10  # of a video that are shown
 _OPEN = 8  # support examples that are shown without a click
 _CANDIDATES = 12  # shown of each query
 _LONG = 160  # characters of a text that needs a wider place
@@ -93,13 +91,13 @@ def render(samples: Sequence[Answer], rows: Sequence[Row], load: Load) -> str:
     """Returns the whole page.
 
     Args:
-        samples: what to show, at least one; those of one task and number of shots stand together.
+        samples: at least one; grouped by task and number of shots.
         rows: results of the same run.
-        load: image or video -> uint8[F, S, S, 3], as the model sees it;
-            `inference.prompt.load_frames` of the model's settings.
+        load: image or video -> uint8[F, S, S, 3], the frames that the model gets;
+            `inference.prompt.load_frames` with the model's settings.
 
     Raises:
-        PromptError: an image or video of a sample cannot be read any more.
+        PromptError: an image or video of a sample can no longer be read.
     """
     groups: dict[tuple[str, int], list[Answer]] = {}
     for sample in samples:
@@ -107,20 +105,15 @@ def render(samples: Sequence[Answer], rows: Sequence[Row], load: Load) -> str:
     sections = []
     for (task, shots), members in groups.items():
         own = [row for row in rows if (row.task, row.shots) == (task, shots)]
-        values = "; ".join(
-            f"{unit(task, row.metric).title}: {unit(task, row.metric).text(row.value)}"
-            for row in own
-        )
-        results = (
-            f"{values} over {own[0].n} queries"
-            if own
-            else "no results: the right answers are not known"
-        )
+        units = [(unit(task, row.metric), row.value) for row in own]
+        values = "; ".join(f"{each.title}: {each.text(value)}" for each, value in units)
+        results = "no results: the right answers are not known"
+        if own:
+            results = f"{values} over {own[0].n} queries"
         metrics = list(dict.fromkeys(row.metric for row in own))
         articles = [_article(sample, metrics, load) for sample in members]
-        sections.append(
-            _Section(f"{title_of(task)}, {shots} shot{'s' * (shots != 1)}", results, articles)
-        )
+        title = f"{title_of(task)}, {shots} shot{'s' * (shots != 1)}"
+        sections.append(_Section(title, results, articles))
     made = f"{rows[0].checkpoint} at step {rows[0].step}, seed {rows[0].seed}; " if rows else ""
     return template(__file__).render(
         title="Prompts and answers",
@@ -132,47 +125,40 @@ def render(samples: Sequence[Answer], rows: Sequence[Row], load: Load) -> str:
 
 
 def verdicts(sample: Answer, metrics: Sequence[str]) -> dict[str, float]:
-    """How right an answer is by each metric that tells: metric -> value in 0..1.
+    """Returns {metric: value in 0..1} of one answer, for metrics with a value for each answer.
 
     Args:
         sample: the answer to one query.
         metrics: names of the task's metrics.
     """
-    return {
-        name: metric(name).value([sample]) for name in metrics if unit(sample.task, name).of_each
-    }
+    chosen = [name for name in metrics if unit(sample.task, name).of_each]
+    return {name: metric(name).value([sample]) for name in chosen}
 
 
 def _article(sample: Answer, metrics: Sequence[str], load: Load) -> _Article:
     episode = sample.episode
     marks = []
     for name, value in verdicts(sample, metrics).items():
-        kind, sign = (
-            ("right", "✓")
-            if value >= 1
-            else ("wrong", "✗")
-            if value <= 0
-            else ("partly", f"{value:.2f}")
-        )
+        kind, sign = "partly", f"{value:.2f}"
+        if value >= 1:
+            kind, sign = "right", "✓"
+        elif value <= 0:
+            kind, sign = "wrong", "✗"
         marks.append((kind, f"{unit(sample.task, name).name} {sign}"))
-    extra = {
-        key: value for key, value in episode.extra.items() if isinstance(value, str | int | float)
-    }
-    notes = [
-        f"{key} {textwrap.shorten(str(value), 80, placeholder='…')}" for key, value in extra.items()
-    ]
+    notes = []
+    for key, value in episode.extra.items():
+        if isinstance(value, str | int | float):
+            notes.append(f"{key} {textwrap.shorten(str(value), 80, placeholder='…')}")
     notes += [f"scores are means over {len(episode.orders) + 1} orders"] if episode.orders else []
     notes += ["images hidden from the text"] if episode.masked else []
     *supports, query = _chunks(sample)
+    cards = [_card(*each, f"support {place}", load) for place, each in enumerate(supports, start=1)]
     return _Article(
         sample,
         marks,
         notes,
         episode.masked,
-        [
-            _card(visual, text, f"support {place}", load)
-            for place, (visual, text) in enumerate(supports, start=1)
-        ],
+        cards,
         _card(*query, "query", load),
         _answer(sample),
         _references(sample),
@@ -188,27 +174,18 @@ def _card(visual: Visual | None, text: str, what: str, load: Load) -> _Card:
     is_query = what == "query"
     side = _FRAME if len(frames) > 1 else _QUERY if is_query else _SUPPORT
     most = _QUERY_FRAMES if is_query else _SUPPORT_FRAMES
-    chosen = np.unique(
-        np.linspace(0, len(frames) - 1, min(most, len(frames))).round().astype(int)
-    ).tolist()
-    pictures = [
-        _Picture(
-            embedded(frames[place] if stored <= side else read.fit(frames[place], side)),
-            side,
-            stored < side,
-            f"{what}, frame {place + 1}",
-        )
-        for place in chosen
-    ]
+    places = np.linspace(0, len(frames) - 1, min(most, len(frames)))
+    chosen = np.unique(places.round().astype(int)).tolist()
+    pictures = []
+    for place in chosen:
+        source = embedded(frames[place] if stored <= side else read.fit(frames[place], side))
+        pictures.append(_Picture(source, side, stored < side, f"{what}, frame {place + 1}"))
     note = f"{len(chosen)} of {len(frames)} frames" if len(frames) > 1 else ""
     return _Card(text, len(text) > _LONG, pictures, note)
 
 
 def _chunks(sample: Answer) -> list[tuple[Visual | None, str]]:
-    """The prompt as (image or None, the text after it), an example each.
-
-    The last one is the query.
-    """
+    """Splits the prompt into examples: (image or None, the text after it); the query is last."""
     chunks: list[tuple[Visual | None, str]] = []
     for part in sample.episode.parts:
         if not isinstance(part, str):
@@ -223,7 +200,7 @@ def _chunks(sample: Answer) -> list[tuple[Visual | None, str]]:
 
 
 def _examples(text: str) -> Iterator[str]:
-    """Splits text behind each <EOC>."""
+    """Splits text after each <EOC>."""
     start = 0
     while start < len(text):
         end = text.find("<EOC>", start)
@@ -233,9 +210,9 @@ def _examples(text: str) -> Iterator[str]:
 
 
 def _answer(sample: Answer) -> tuple[str, str] | None:
-    """What was decoded, as far as it counts, and the rest of it.
+    """Returns the decoded text in two parts: what metrics read, and the rest.
 
-    The candidate ranked first if nothing was decoded.
+    If nothing was decoded, the first part is the candidate ranked first.
     """
     if sample.text is not None:
         kept = trim(sample.text)
@@ -244,14 +221,14 @@ def _answer(sample: Answer) -> tuple[str, str] | None:
 
 
 def _references(sample: Answer) -> list[str]:
-    """The right answers, each once."""
+    """Returns the right answers without repetitions; a repeated one has its count."""
     known = dict.fromkeys(sample.episode.references or filter(None, (sample.episode.answer,)))
     counts = collections.Counter(sample.episode.references)
     return [f"{text} (x {counts[text]})" if counts[text] > 1 else text for text in known]
 
 
 def _bars(sample: Answer) -> list[_Bar]:
-    """The best candidates and the right one, each with its share of their probability and its log-likelihood."""
+    """Returns the best candidates and the right one, with probability and log-likelihood."""
     texts, right_text = sample.episode.candidates, sample.episode.answer
     if sample.scores is None or not texts:
         return []

@@ -1,8 +1,7 @@
-"""Published results that are not of one benchmark, and those of `evaluation/benchmarks` by name.
+"""Published results by task: of Flamingo, OpenFlamingo and IDEFICS.
 
-Flamingo (Tables 1, 7, 9, 11), OpenFlamingo, IDEFICS.
-
-All are in the unit of the publications: percent, and 100 times CIDEr, NDCG, WUPS and ROC AUC.
+The numbers are in `evaluation/benchmarks`, in the unit of the publications: percent, and 100 times
+CIDEr, NDCG, WUPS and ROC AUC. Those of Flamingo are from Tables 1, 7, 9 and 11.
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ from flamingo_jax.evaluation.registry import PAPER_BENCHMARKS
 
 @dataclasses.dataclass(frozen=True)
 class Publication:
-    """Where numbers stand, and what was different there."""
+    """Where numbers are published, and what was different there."""
 
     where: str
     caveat: str = ""
@@ -36,35 +35,36 @@ SOURCES: Mapping[str, Publication] = {
 }
 
 
-CONTRASTIVE_SOURCE = "Flamingo, arXiv 2204.14198 v2, Table 9 and, NFNet-F0 with BERT-mini on parts of the data, Table 11; zero-shot classification: Table 7"
+CONTRASTIVE_SOURCE = (
+    "Flamingo, arXiv 2204.14198 v2, Table 9 and, NFNet-F0 with BERT-mini on parts of the data, "
+    "Table 11; zero-shot classification: Table 7"
+)
 
 
 def benchmark_of(task: str) -> str:
-    """The benchmark whose published results stand beside a task's.
+    """Returns the name of the benchmark with the published results for a task.
 
-    "vqav2" beside "vqav2_val", its labelled split, too.
+    "vqav2" for "vqav2", and for "vqav2_val", its labelled split.
 
     Args:
-        task: name of a task, of this package or of a user's own.
+        task: name of a task, of this package or of a user.
     """
     return task if task in PAPER_BENCHMARKS else task.removesuffix("_val")
 
 
 def series(benchmark: str) -> Sequence[Series]:
-    """What was published on a benchmark, small models first.
-
-    () on one that nobody listed here reports.
+    """Returns the published results on a benchmark, small models first; () if there are none.
 
     Args:
-        benchmark: its name, such as "coco".
+        benchmark: name of the benchmark, such as "coco".
     """
     return PAPER_BENCHMARKS[benchmark].published if benchmark in PAPER_BENCHMARKS else ()
 
 
 def contrastive(task: str) -> dict[str, Mapping[str, float]]:
-    """What was published of contrastive models, {model: {metric: percent}}.
+    """Returns the published results of contrastive models: {model: {metric: percent}}.
 
-    {} on a task that the paper does not have.
+    {} for a task that the paper does not have.
 
     Args:
         task: name of a zero-shot classification or retrieval task.
@@ -79,9 +79,9 @@ def contrastive(task: str) -> dict[str, Mapping[str, float]]:
 
 
 def contrastive_benchmark(task: str) -> Benchmark | None:
-    """The benchmark of a zero-shot classification or retrieval task.
+    """Returns the benchmark of a zero-shot classification or retrieval task.
 
-    None of a task that the paper does not have.
+    None for a task that the paper does not have.
     """
     for name, benchmark in PAPER_BENCHMARKS.items():
         if benchmark.contrastive and task == f"{name}_{benchmark.contrastive.kind}":
@@ -90,16 +90,14 @@ def contrastive_benchmark(task: str) -> Benchmark | None:
 
 
 def overall(values: Mapping[str, float]) -> float | None:
-    """The overall score of the ablations (paper, Table 3).
+    """Returns the overall score of the ablations (paper, Table 3).
 
-    The mean over the five DEV benchmarks of the value in percent of the fine-tuned state of the
-    art.
-
-    It gives what the paper prints to within 0.17 on all rows of Table 10, not exactly; the paper
+    It is the mean over the five DEV benchmarks of the value in percent of the fine-tuned state of
+    the art. On all rows of Table 10 it differs from the printed score by at most 0.17; the paper
     does not say why.
 
     Args:
-        values: by benchmark, in the unit of this file.
+        values: benchmark -> value, in the unit of the publications.
 
     Returns:
         The score in percent; None if one of the five is missing.

@@ -1,10 +1,8 @@
-"""The report of an evaluation.
+"""Writes the report of an evaluation into one directory.
 
-Results.json, tables, curves, gates, losses, samples and predictions in one directory.
-
-DIR/results.json  predictions.jsonl  table.md  table.txt  predictions.html  gates.png  losses.png
-    benchmarks.png            of benchmarks, in the units of papers, beside what others published
-    few_shot.png samples.png  of other tasks, such as those of the tiny world, whose values are 0..1
+results.json, predictions.jsonl, table.md, table.txt, predictions.html, gates.png, losses.png
+benchmarks.png                of benchmarks, in the units of papers, with published results
+few_shot.png, samples.png     of other tasks, such as those of the tiny world (values in 0..1)
 """
 
 from __future__ import annotations
@@ -49,19 +47,18 @@ def write_report(
     video_frames: int = VIDEO_FRAMES,
     video_rate: float = VIDEO_RATE,
 ) -> list[Path]:
-    """Writes what there is to write: pictures without data are left out.
+    """Writes the report, without pictures that have no data.
 
     Args:
-        directory: made if it is not there.
-        rows: results; none where all right answers are hidden (submissions to a server).
-        samples: answers to show with their prompts;
-            shown if `image_size` is given with them.
-        metrics_files: metrics.jsonl of each stage, in the order of training; gates are read from
-            the last that has some.
-        chance: what guessing gives, by task.
+        directory: created if it does not exist.
+        rows: results; empty if all right answers are hidden (submissions to a server).
+        samples: answers to show with their prompts; needs `image_size`.
+        metrics_files: stage -> its metrics.jsonl, in the order of training; the gates are those of
+            the last file that has some.
+        chance: task -> value for guessed answers.
         image_size: side of the model's images in pixels.
         image_fit: how an image becomes a square.
-        video_frames: the most frames of a video that the model sees.
+        video_frames: largest number of frames of a video that the model gets.
         video_rate: frames per second of a video.
 
     Returns:
@@ -82,30 +79,30 @@ def write_report(
         settings |= {"video_frames": video_frames, "video_rate": video_rate}
         page = prediction_page.render(samples, rows, functools.partial(load_frames, **settings))
         written.append(paths.write_atomically(target / "predictions.html", page))
-    benchmarks, others, _ = _parted(rows)
+    benchmarks, others, _ = _split_by_kind(rows)
     drawn = [row for row in others if row.metric in curves.METRIC_TITLES]
-    of_sheet = [sample for sample in samples if sample.task in {row.task for row in drawn}]
+    drawn_tasks = {row.task for row in drawn}
+    chosen = sample_figure.choose([sample for sample in samples if sample.task in drawn_tasks])
+    pictures: dict[str, Figure | None] = {}
+    if benchmarks:
+        pictures["benchmarks.png"] = benchmark_curves(benchmarks, chance or {})
+    if drawn:
+        pictures["few_shot.png"] = curves.few_shot_curves(drawn, chance or {})
     gates = [figure for log in logs.values() if (figure := curves.gate_curves(log)) is not None]
-    pictures = {
-        "benchmarks.png": benchmark_curves(benchmarks, chance or {}) if benchmarks else None,
-        "few_shot.png": curves.few_shot_curves(drawn, chance or {}) if drawn else None,
-        "gates.png": gates[-1] if gates else None,
-        "losses.png": curves.loss_curves(logs),
-        "samples.png": sample_figure.sample_sheet(chosen, image_size, image_fit=image_fit)
-        if image_size and (chosen := sample_figure.choose(of_sheet))
-        else None,
-    }
-    return written + [
-        _save(figure, target / name) for name, figure in pictures.items() if figure is not None
-    ]
+    pictures["gates.png"] = gates[-1] if gates else None
+    pictures["losses.png"] = curves.loss_curves(logs)
+    if image_size and chosen:
+        pictures["samples.png"] = sample_figure.draw(chosen, image_size, image_fit=image_fit)
+    figures = {name: figure for name, figure in pictures.items() if figure is not None}
+    return written + [_save(figure, target / name) for name, figure in figures.items()]
 
 
 def text_table(rows: Sequence[Row]) -> str:
-    """Results for a terminal: tasks by shots, each cell with the values of all metrics.
+    """Returns the results for a terminal: tasks by shots, with all metrics in each cell.
 
-    Benchmarks and comparisons in the paper's manner.
+    Benchmarks and comparisons have tables in the paper's manner.
     """
-    benchmarks, others, comparisons = _parted(rows)
+    benchmarks, others, comparisons = _split_by_kind(rows)
     tables = [_plain_text(others)] if others else []
     tables += [benchmark_table.text(benchmarks)] if benchmarks else []
     tables += [comparison_table.text(comparisons)] if comparisons else []
@@ -113,16 +110,16 @@ def text_table(rows: Sequence[Row]) -> str:
 
 
 def markdown_table(rows: Sequence[Row]) -> str:
-    """The same in Markdown."""
-    benchmarks, others, comparisons = _parted(rows)
+    """Returns the results in Markdown."""
+    benchmarks, others, comparisons = _split_by_kind(rows)
     tables = [_plain_markdown(others)] if others else []
     tables += [benchmark_table.markdown(benchmarks)] if benchmarks else []
     tables += [comparison_table.markdown(comparisons)] if comparisons else []
     return "\n".join(tables) or _NOTHING
 
 
-def _parted(rows: Sequence[Row]) -> tuple[list[Row], list[Row], list[Row]]:
-    """Rows of benchmarks that were prompted for, the other prompted ones, and comparisons of embeddings."""
+def _split_by_kind(rows: Sequence[Row]) -> tuple[list[Row], list[Row], list[Row]]:
+    """Returns the rows of benchmarks, of other prompted tasks, and of embedding comparisons."""
     comparisons = [row for row in rows if comparison_table.is_comparison(row)]
     prompted = [row for row in rows if not comparison_table.is_comparison(row)]
     metrics: dict[str, list[str]] = {}
@@ -163,7 +160,11 @@ def _table(rows: Sequence[Row]) -> Table:
 def _legend(rows: Sequence[Row]) -> str:
     metrics = " / ".join(dict.fromkeys(unit(row.task, row.metric).title for row in rows))
     counts = sorted({row.n for row in rows})
-    return f"{metrics}; n = {', '.join(map(str, counts))} per cell, seed {rows[0].seed}; {rows[0].checkpoint} at step {rows[0].step}"
+    first = rows[0]
+    return (
+        f"{metrics}; n = {', '.join(map(str, counts))} per cell, seed {first.seed}; "
+        f"{first.checkpoint} at step {first.step}"
+    )
 
 
 def _save(figure: Figure, path: Path) -> Path:

@@ -1,7 +1,7 @@
 """A picture of sample prompts and answers (in the manner of the paper's Figures 1 and 8).
 
-Places are in inches and not from matplotlib's constrained layout, which arranges axes: here frames,
-images and lines of text share one.
+Places are hand-computed inches: matplotlib's constrained layout arranges axes, and here frames,
+images and lines of text are in one.
 """
 
 from __future__ import annotations
@@ -31,35 +31,29 @@ _CELL, _IMAGE, _TEXT, _ROW_GAP, _LABEL, _HEAD, _MARGIN = 1.22, 1.02, 0.54, 0.30,
 
 
 def choose(samples: Sequence[Answer], per_task: int = 2, most_shots: int = 4) -> list[Answer]:
-    """Samples for the sheet, family by family.
+    """Chooses the samples of the picture, family by family.
 
-    Of every task, at its largest number of shots up to `most_shots`.
+    Each task has its largest number of shots up to `most_shots`.
     """
+    grouped = families([sample.task for sample in samples])
+    tasks = [task for members in grouped.values() for task in members.values()]
     chosen: list[Answer] = []
-    for task in (
-        task
-        for members in families([sample.task for sample in samples]).values()
-        for task in members.values()
-    ):
-        own = [sample for sample in samples if sample.task == task]
-        shots = max(
-            (sample.shots for sample in own if sample.shots <= most_shots),
-            default=min(sample.shots for sample in own),
-        )
-        chosen += [sample for sample in own if sample.shots == shots][:per_task]
+    for task in tasks:
+        of_task = [sample for sample in samples if sample.task == task]
+        shots = {sample.shots for sample in of_task}
+        shown = max((number for number in shots if number <= most_shots), default=min(shots))
+        chosen += [sample for sample in of_task if sample.shots == shown][:per_task]
     return chosen
 
 
-def sample_sheet(
+def draw(
     samples: Sequence[Answer], image_size: int, columns: int = 2, *, image_fit: ImageFit = "pad"
 ) -> Figure:
-    """Draws samples, `columns` prompts side by side.
-
-    The support examples, then the query in a frame, under it what the model answered.
+    """Draws samples: the support examples, then the query in a frame with the model's answer.
 
     Args:
         samples: at least one.
-        image_size: side of the images in pixels, as the model sees them.
+        image_size: side of the model's images in pixels.
         columns: prompts in one row.
         image_fit: how an image becomes a square.
     """
@@ -88,40 +82,31 @@ def sample_sheet(
             x = _MARGIN + (number % columns) * block
             y = height - _HEAD - (number // columns) * step  # top edge
             if number % columns == 0:
-                canvas.plot(
-                    [_MARGIN, width - _MARGIN],
-                    [y + 0.18] * 2,
-                    color=FAINT,
-                    linewidth=0.4,
-                    alpha=0.6,
-                )
-            _draw(canvas, sample, found, x, y, load)
+                faint = {"color": FAINT, "linewidth": 0.4, "alpha": 0.6}
+                canvas.plot([_MARGIN, width - _MARGIN], [y + 0.18] * 2, **faint)
+            _draw_prompt(canvas, sample, found, x, y, load)
     return figure
 
 
-def _draw(
+def _draw_prompt(
     canvas: Any, sample: Answer, chunks: Sequence[tuple[Any, str]], x: float, y: float, load: Load
 ) -> None:
     """Draws one prompt with its top left corner at (x, y)."""
     name, _, control = sample.task.partition("_")
+    control = control.replace("_", " ")
     canvas.text(x, y - 0.06, name, size=11, weight="bold", va="top")
-    canvas.text(
-        x, y - 0.30, control.replace("_", " "), size=9, color=WRONG, va="top", style="italic"
-    )
-    below = y - (0.52 if control else 0.30)
-    canvas.text(
-        x, below, f"{sample.shots} shot{'s' * (sample.shots != 1)}", size=9, color=FAINT, va="top"
-    )
+    canvas.text(x, y - 0.30, control, size=9, color=WRONG, va="top", style="italic")
+    below, shots = y - (0.52 if control else 0.30), f"{sample.shots} shot"
+    canvas.text(x, below, f"{shots}{'s' * (sample.shots != 1)}", size=9, color=FAINT, va="top")
     for place, (image, text) in enumerate(chunks):
         left = x + _LABEL - 0.15 + place * _CELL
         centre = left + _IMAGE / 2
         if image is not None:
             _picture(canvas, image, left, y, load, hidden=sample.episode.masked)
         lines = textwrap.wrap(text, 17)[:2] or [""]
+        font = {"ha": "center", "va": "top"}
         for number, line in enumerate(lines):
-            canvas.text(
-                centre, y - _IMAGE - 0.07 - 0.14 * number, line, size=8.5, ha="center", va="top"
-            )
+            canvas.text(centre, y - _IMAGE - 0.07 - 0.14 * number, line, size=8.5, **font)
         if place == len(chunks) - 1:
             corner, size = (left - 0.07, y - _IMAGE - _TEXT), (_IMAGE + 0.14, _IMAGE + _TEXT + 0.07)
             round_box: dict[str, Any] = {
@@ -134,61 +119,28 @@ def _draw(
             bottom = y - _IMAGE - 0.09 - 0.14 * len(lines)
             said, right = _answer(sample)
             mark, colour = ("✓", RIGHT) if right else ("✗", WRONG)
-            canvas.text(
-                centre,
-                bottom,
-                f"{said} {mark}",
-                size=9.5,
-                weight="bold",
-                color=colour,
-                ha="center",
-                va="top",
-            )
+            verdict = f"{said} {mark}"
+            canvas.text(centre, bottom, verdict, size=9.5, weight="bold", color=colour, **font)
             if not right:
                 truth = textwrap.shorten(sample.episode.answer, 14, placeholder="…")
-                canvas.text(
-                    centre,
-                    bottom - 0.17,
-                    f"right: {truth}",
-                    size=8,
-                    color=INK,
-                    ha="center",
-                    va="top",
-                )
+                canvas.text(centre, bottom - 0.17, f"right: {truth}", size=8, color=INK, **font)
 
 
 def _picture(canvas: Any, image: Any, left: float, top: float, load: Load, *, hidden: bool) -> None:
-    """Draws one image (of a video its first frame) as the model sees it.
-
-    Pale if it is hidden from the text.
-    """
+    """Draws the image that the model gets (the first frame of a video), pale if it is hidden."""
     pixels = load(image)[0].astype(np.float32) / 255
+    shown = pixels * 0.15 + 0.8 if hidden else pixels
     extent = (left, left + _IMAGE, top - _IMAGE, top)
-    canvas.imshow(
-        pixels * 0.15 + 0.8 if hidden else pixels,
-        extent=extent,
-        interpolation="nearest",
-        aspect="auto",
-        zorder=2,
-    )
-    canvas.add_patch(
-        Rectangle(
-            (left, top - _IMAGE),
-            _IMAGE,
-            _IMAGE,
-            fill=False,
-            edgecolor=FAINT,
-            linewidth=0.5,
-            zorder=3,
-        )
-    )
+    canvas.imshow(shown, extent=extent, interpolation="nearest", aspect="auto", zorder=2)
+    edge: dict[str, Any] = {"edgecolor": FAINT, "linewidth": 0.5, "fill": False, "zorder": 3}
+    canvas.add_patch(Rectangle((left, top - _IMAGE), _IMAGE, _IMAGE, **edge))
     if hidden:
         font = {"size": 8.5, "color": INK, "ha": "center", "va": "center", "style": "italic"}
         canvas.text(left + _IMAGE / 2, top - _IMAGE / 2, "hidden", zorder=4, **font)
 
 
 def _answer(sample: Answer) -> tuple[str, bool]:
-    """What the model said, and whether it was right."""
+    """Returns the model's answer, and whether it is right."""
     if sample.text is not None:
         said, right = trim(sample.text).strip() or "(nothing)", is_exact(sample)
     else:
@@ -197,7 +149,7 @@ def _answer(sample: Answer) -> tuple[str, bool]:
 
 
 def _chunks(sample: Answer) -> list[tuple[Any, str]]:
-    """The prompt as (image or None, the text after it)."""
+    """Splits the prompt into (image or None, the text after it)."""
     chunks: list[tuple[Any, str]] = []
     for part in sample.episode.parts:
         if not isinstance(part, str):

@@ -1,7 +1,4 @@
-"""Finds and reads the logs of the runs that made a checkpoint.
-
-Its own, and those of its frozen towers.
-"""
+"""Finds and reads the logs of a checkpoint's runs: its own, and those of its frozen towers."""
 
 from __future__ import annotations
 
@@ -15,12 +12,9 @@ LOG, CONFIG = "metrics.jsonl", "config.json"
 
 
 def training_logs(checkpoint: PathLike) -> dict[str, Path]:
-    """The metrics.jsonl of each stage, towers first: {"contrastive": ..., "language_model".
+    """Finds the metrics.jsonl of each stage, towers first: {"contrastive": ..., "flamingo": ...}.
 
-    ..., "flamingo": ...}.
-
-    A checkpoint without a run around it, such as a published export, has none: what is not found is
-    left out.
+    Logs that are not found are left out: a published export is not in the directory of a run.
 
     Args:
         checkpoint: an export, WORKDIR or WORKDIR/checkpoints/STEP.
@@ -37,12 +31,12 @@ def training_logs(checkpoint: PathLike) -> dict[str, Path]:
 
 
 def read_log(path: PathLike) -> list[dict[str, Any]]:
-    """The reports of a metrics.jsonl, one per step, in order.
+    """Reads the reports of a metrics.jsonl, one per step, in order.
 
-    A line that a kill cut off is dropped.
+    Drops a line that was cut off when the run was killed.
 
     Raises:
-        PathError: there is no such file.
+        PathError: the file does not exist.
     """
     file = Path(path)
     if not file.exists():

@@ -1,8 +1,7 @@
 """The unit in which a metric of a task is printed.
 
-Metrics are fractions (CIDEr-D: 0..10, and the papers' 100 points are 1.0). Results of benchmarks
-are printed as papers do; those of the tiny world's tasks, and of metrics that `METRICS` does not
-have, as they are.
+Results of benchmarks are printed like in papers: in percent, or 100 times the metric. Results of
+the tiny world's tasks, and of metrics that METRICS lacks, are printed without a factor.
 """
 
 from __future__ import annotations
@@ -15,12 +14,10 @@ from flamingo_jax.evaluation.report.published import benchmark_of
 
 
 def is_benchmark(task: str, metrics: Iterable[str]) -> bool:
-    """Whether a task's results are shown in the units of papers.
-
-    It is one of the paper's benchmarks, or has one of their metrics.
+    """Returns True if a task is one of the paper's benchmarks, or has one of their metrics.
 
     Args:
-        task: its name.
+        task: name of the task.
         metrics: names of its metrics.
     """
     known = [METRICS[name] for name in metrics if name in METRICS]
@@ -28,11 +25,11 @@ def is_benchmark(task: str, metrics: Iterable[str]) -> bool:
 
 
 def unit(task: str, metric: str) -> Unit:
-    """How a metric of a task is shown.
+    """Returns the unit in which a metric of a task is printed.
 
     Args:
-        task: its name.
-        metric: name from `evaluation.metrics.METRICS`, or of a comparison of embeddings.
+        task: name of the task.
+        metric: name of the metric; METRICS lacks those of embedding comparisons.
     """
     if metric not in METRICS:
         return Unit(metric.replace("_", " "), factor=1.0, decimals=2, of_each=False)

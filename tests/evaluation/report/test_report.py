@@ -130,7 +130,7 @@ def test_losses_have_a_line_for_each_dataset():
 
 def test_the_sheet_says_what_was_answered():
     shown = texts(
-        sample_figure.sample_sheet(
+        sample_figure.draw(
             [sample(), sample("bind2_hidden", text="wug", masked=True), sample(text="")], 8
         )
     )
