@@ -1,8 +1,7 @@
 """All benchmarks and all tasks by name.
 
-What `evaluate --task=NAME` and `config.evaluate.tasks` know.
-
-A new benchmark is one file in `evaluation/benchmarks` and one entry in BENCHMARKS.
+These are the names in `evaluate --task=NAME` and `config.evaluate.tasks`. A new benchmark is one
+file in `evaluation/benchmarks` and one entry in BENCHMARKS.
 """
 
 from __future__ import annotations
@@ -33,29 +32,16 @@ from flamingo_jax.evaluation.comparison import ComparisonTask
 from flamingo_jax.evaluation.protocol import Protocol
 from flamingo_jax.evaluation.task import Task, TaskFactory, UnknownTaskError
 
+# In the order of the paper's Tables 1 and 7.
 BENCHMARKS = {
     benchmark.name: benchmark
     for benchmark in (
-        *(
-            OKVQA,
-            VQAV2,
-            VQAV2_VAL,
-            COCO,
-            MSVDQA,
-            VATEX,
-            VIZWIZ,
-            VIZWIZ_VAL,
-            FLICKR30K,
-            MSRVTTQA,
-            IVQA,
-            YOUCOOK2,
-            STAR,
-        ),
-        *(VISDIAL, TEXTVQA, NEXTQA, HATEFUL_MEMES, RAREACT, IMAGENET, KINETICS700),
+        *(OKVQA, VQAV2, VQAV2_VAL, COCO, MSVDQA, VATEX, VIZWIZ, VIZWIZ_VAL, FLICKR30K, MSRVTTQA),
+        *(IVQA, YOUCOOK2, STAR, VISDIAL, TEXTVQA, NEXTQA, HATEFUL_MEMES, RAREACT),
+        *(IMAGENET, KINETICS700),
     )
 }
-
-# The paper's, in the order of its tables; without the labelled variants of two of them.
+# Without the variants with labels of two benchmarks.
 PAPER_BENCHMARKS = {name: benchmark for name, benchmark in BENCHMARKS.items() if not benchmark.data}
 
 
@@ -63,7 +49,7 @@ def merged(*tables: Mapping[str, TaskFactory]) -> dict[str, TaskFactory]:
     """Merges tables of tasks.
 
     Raises:
-        ValueError: two of them have the same name.
+        ValueError: two tasks have the same name.
     """
     tasks: dict[str, TaskFactory] = {}
     for table in tables:
@@ -77,21 +63,27 @@ def merged(*tables: Mapping[str, TaskFactory]) -> dict[str, TaskFactory]:
     return tasks
 
 
-TASKS = merged(
-    {
+def _few_shot() -> dict[str, TaskFactory]:
+    return {
         name: functools.partial(few_shot.make, benchmark=benchmark)
         for name, benchmark in BENCHMARKS.items()
-    },
-    {
-        f"{name}_zero_shot": functools.partial(zero_shot.make, benchmark=benchmark)
-        for name, benchmark in BENCHMARKS.items()
-        if benchmark.contrastive and benchmark.contrastive.kind == "zero_shot"
-    },
-    {
-        f"{name}_retrieval": functools.partial(retrieval.make, benchmark=benchmark)
-        for name, benchmark in BENCHMARKS.items()
-        if benchmark.contrastive and benchmark.contrastive.kind == "retrieval"
-    },
+    }
+
+
+def _contrastive() -> dict[str, TaskFactory]:
+    tasks: dict[str, TaskFactory] = {}
+    for name, benchmark in BENCHMARKS.items():
+        kind = benchmark.contrastive.kind if benchmark.contrastive else None
+        if kind == "zero_shot":
+            tasks[f"{name}_zero_shot"] = functools.partial(zero_shot.make, benchmark=benchmark)
+        elif kind == "retrieval":
+            tasks[f"{name}_retrieval"] = functools.partial(retrieval.make, benchmark=benchmark)
+    return tasks
+
+
+TASKS = merged(
+    _few_shot(),
+    _contrastive(),
     zero_shot.TASKS,
     retrieval.TASKS,
     world_tasks.TASKS,
@@ -110,8 +102,9 @@ def create(
         protocol: how queries and support examples are chosen; None: the default.
 
     Raises:
-        UnknownTaskError: no such task; the message suggests the closest names.
-        TaskError: it needs a directory that `data` does not have, or does not know a choice of the protocol.
+        UnknownTaskError: no task has this name; the message suggests the closest names.
+        TaskError: `data` lacks a directory that the task needs, or the task cannot follow the
+            protocol.
     """
     if name not in TASKS:
         raise UnknownTaskError(name, sorted(TASKS))

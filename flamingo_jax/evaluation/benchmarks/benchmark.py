@@ -125,7 +125,7 @@ class Benchmark:
         max_shots: largest number of support examples.
         beyond_max_shots: note below tables that have more shots than `max_shots`.
         validation_queries: number of queries of the paper's validation. Where items have classes,
-            `protocol.VALIDATION_QUERIES_PER_CLASS` is used instead.
+            `draws.VALIDATION_QUERIES_PER_CLASS` is used instead.
         data: name of the benchmark that has this variant's files in its directory; "": this one.
         submission_ids: files -> the questions that the evaluation server expects answers to; None:
             those that were asked.

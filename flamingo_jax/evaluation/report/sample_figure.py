@@ -82,7 +82,7 @@ def draw(
             x = _MARGIN + (number % columns) * block
             y = height - _HEAD - (number // columns) * step  # top edge
             if number % columns == 0:
-                faint = {"color": FAINT, "linewidth": 0.4, "alpha": 0.6}
+                faint: dict[str, Any] = {"color": FAINT, "linewidth": 0.4, "alpha": 0.6}
                 canvas.plot([_MARGIN, width - _MARGIN], [y + 0.18] * 2, **faint)
             _draw_prompt(canvas, sample, found, x, y, load)
     return figure
