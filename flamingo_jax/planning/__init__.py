@@ -1,5 +1,1 @@
-"""The planner.
-
-Compiles the step for a TPU that need not be there, and reads from the compiled text how large and
-how fast it is.
-"""
+"""Plans runs: compiles a step for a TPU slice without a TPU, and estimates its memory and time."""

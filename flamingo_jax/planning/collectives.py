@@ -1,16 +1,17 @@
-"""Collectives of a compiled step.
+"""Collectives of a compiled step: their mesh axis, links of the torus, bytes and seconds.
 
-Along which mesh axis, over which links of the torus, how many bytes, how long.
+Bytes that one chip must receive, from operands of `b` bytes in groups of n:
 
-What one chip must receive, in bytes, from operands of `b` bytes in groups of n:
-
-    all-gather (n - 1) b    reduce-scatter (n - 1)/n b    all-reduce 2 (n - 1)/n b    all-to-all (n - 1)/n b    permute b
+    all-gather       (n - 1) b
+    reduce-scatter   (n - 1)/n b
+    all-reduce       2 (n - 1)/n b
+    all-to-all       (n - 1)/n b
+    permute          b
 
 Time: these bytes, at twice the one-way rate of a link (both directions of a ring) for each
-    dimension of the torus along which the
-group really lies. A permute is counted link by link: every pair sends along the shortest way,
-dimension after dimension, and the most used link decides, at its one-way rate. Latency is not
-counted.
+dimension of the torus that the group spans. A permute is counted link by link: every pair sends
+along the shortest path, one dimension after the other, and the time is that of the most used link,
+at its one-way rate. Latency is not counted.
 """
 
 from __future__ import annotations
@@ -42,18 +43,18 @@ _AXIS_REFERENCE = re.compile(r"'([^']+)'(?::\((\d+)\)(\d+))?")
 
 @dataclasses.dataclass(frozen=True)
 class Collective:
-    """One collective, once.
+    """One run of a collective.
 
     Attributes:
       kind: one of KINDS.
-      axis: the mesh axes along which its groups run, joined by "+" in mesh order.
-      torus: dimensions of the torus along which its groups lie.
-      links: what it occupies while it is under way: directed dimensions for a permute, both
-          directions else.
-      num_bytes: that each chip must receive (of the chip that receives most).
+      axis: the mesh axes that its groups span, joined by "+" in the order of the mesh.
+      torus: the dimensions of the torus that its groups span.
+      links: (dimension, direction) of the links that it uses; both directions, except for a
+          permute.
+      num_bytes: bytes that a chip must receive (the chip that receives most).
       seconds: by the rule of this module.
-      sharing: the most groups that share a link with each other, where groups lie interleaved; the
-          rule does not count it.
+      sharing: the largest number of groups that share a link, if groups are interleaved. The rule
+          does not count it.
     """
 
     kind: str
@@ -67,7 +68,13 @@ class Collective:
 
 @dataclasses.dataclass(frozen=True)
 class Route:
-    """What groups of devices mean on the torus; see Collective."""
+    """The place of groups of devices on the torus.
+
+    Attributes:
+      size: devices of a group.
+      axis, torus, links, sharing: as in Collective.
+      load: for a permute, the number of pairs that use the most used link; else 1.
+    """
 
     size: int
     axis: str
@@ -78,10 +85,14 @@ class Route:
 
 
 class Network:
-    """Where each position of the device assignment lies, in the mesh and on the torus."""
+    """The place of each position of the device assignment, in the mesh and on the torus.
+
+    Args:
+        mesh: of the compiled program, over all devices of `topology`.
+        topology: the slice.
+    """
 
     def __init__(self, mesh: Mesh, topology: Topology):
-        """`mesh`: of the compiled program, over all devices of `topology`."""
         self._names = tuple(mesh.axis_names)
         self._topology = topology
         self._in_mesh = np.stack(
@@ -92,7 +103,7 @@ class Network:
         self._routes: dict[str, Route] = {}
 
     def collective(self, scope: Computation, inner: Instruction, kind: str) -> Collective | None:
-        """Returns what a collective sends, None if it sends nothing.
+        """Returns a collective with its cost, None if it sends nothing.
 
         Args:
             scope, inner, kind: as in Event.
@@ -101,21 +112,18 @@ class Network:
         route = self._route(groups, is_permute=kind == "collective-permute")
         if route.size < 2:
             return None
-        sent = sum(
-            scope.instructions[name].num_bytes
-            for name in inner.operands
-            if name in scope.instructions
-        )
+        known = [name for name in inner.operands if name in scope.instructions]
+        sent = sum(scope.instructions[name].num_bytes for name in known)
         n = route.size
         if kind == "collective-permute":
             seconds = sent * route.load / self._topology.kind.link_bandwidth
             return Collective(kind, route.axis, route.torus, route.links, sent, seconds)
-        # in n-ths of what is sent
+        # The share of what is sent that a chip receives, in units of 1/n.
         parts = {"all-gather": n * (n - 1), "all-reduce": 2 * (n - 1)}.get(kind, n - 1)
         received = sent * parts // n
-        rate = self._topology.axis_bandwidth * max(len(route.torus), 1)
+        seconds = received / (self._topology.axis_bandwidth * max(len(route.torus), 1))
         return Collective(
-            kind, route.axis, route.torus, route.links, received, received / rate, route.sharing
+            kind, route.axis, route.torus, route.links, received, seconds, route.sharing
         )
 
     def _route(self, groups: str, *, is_permute: bool) -> Route:
@@ -129,7 +137,7 @@ class Network:
         groups = device_groups(text, len(self._coords))
         places = self._coords[groups]  # [group, member, dimension]
         spans = (places != places[:, :1]).any(axis=1)
-        # Where groups differ, the one on the fewest dimensions is the last to finish.
+        # If groups differ, the group that spans the fewest dimensions finishes last.
         torus = tuple(int(i) for i in np.flatnonzero(spans[spans.sum(axis=1).argmin()]))
         sharing = 1
         for dimension in torus:
@@ -173,7 +181,7 @@ def device_groups(text: str, num_devices: int) -> np.ndarray:
         num_devices: of the program.
 
     Raises:
-        HloError: if the notation is another one, or the groups differ in size.
+        HloError: the notation is unknown, or the groups differ in size.
     """
     if text == "{}":
         return np.arange(num_devices)[None]
@@ -207,7 +215,7 @@ def _iota(text: str) -> np.ndarray:
 def _mesh_groups(text: str) -> np.ndarray:
     """Reads mesh['x'=4,'y'=8], device_ids=(...) {'y','x':(2)2}.
 
-    Groups along y and the second factor 2 of x.
+    The example has groups along y and along the second factor 2 of x.
     """
     head, _, references = text.rpartition("{")
     sizes = {name: int(size) for name, size in _MESH_AXIS.findall(head)}
@@ -216,7 +224,7 @@ def _mesh_groups(text: str) -> np.ndarray:
     if has_ids:
         listed = listed.strip()[1:-1]
         ids = _listed_ids(listed)
-    # every axis, cut into (before, wanted, after) where only a part of it is named
+    # The factors of all axes; an axis of which a part is named has three: before, named, after.
     factors: list[int] = []
     chosen: list[int] = []
     wanted = {name: (pre, size) for name, pre, size in _AXIS_REFERENCE.findall(references)}
@@ -233,18 +241,18 @@ def _mesh_groups(text: str) -> np.ndarray:
 
 
 class Event(NamedTuple):
-    """What an instruction does about a collective.
+    """The part of a collective that an instruction runs.
 
     Attributes:
-      role: "sync": all of it. "start", "done": asynchronous. "beside": compute that carries a
-          collective on.
-      key: by which start, compute and done find each other.
-      scope: the computation in which `inner` stands.
-      inner: the collective itself.
-      kind: one of KINDS; of an all-reduce from which each chip keeps its slice, reduce-scatter.
+      role: "sync": all of it. "start", "done": the ends of an asynchronous collective. "overlap":
+          compute that continues a collective while it runs.
+      key: the same for the start, overlapping compute and done of a collective.
+      scope: the computation that contains `inner`.
+      inner: the instruction of the collective.
+      kind: one of KINDS. An all-reduce of which each chip keeps only a slice is a reduce-scatter.
     """
 
-    role: Literal["sync", "start", "beside", "done"]
+    role: Literal["sync", "start", "overlap", "done"]
     key: str
     scope: Computation
     inner: Instruction
@@ -252,58 +260,48 @@ class Event(NamedTuple):
 
 
 def event(module: HloModule, computation: Computation, instruction: Instruction) -> Event | None:
-    """Returns what an instruction does about a collective, None if nothing.
+    """Returns the part of a collective that an instruction runs, None if it runs none.
 
     Args:
         module: the program.
-        computation: where the instruction stands.
-        instruction: a collective, its start or done, or a fusion that holds one.
+        computation: contains the instruction.
+        instruction: a collective, its start or done, or a fusion that contains one.
     """
     opcode = instruction.opcode
     plain = opcode.removesuffix("-start").removesuffix("-done")
     if plain in KINDS:
         if opcode.endswith("-done"):
             return Event("done", instruction.operands[0], computation, instruction, plain)
-        return Event(
-            "sync" if opcode == plain else "start",
-            instruction.name,
-            computation,
-            instruction,
-            plain,
-        )
+        role: Literal["sync", "start"] = "sync" if opcode == plain else "start"
+        return Event(role, instruction.name, computation, instruction, plain)
     if opcode not in ("fusion", "async-start", "async-done"):
         return None
     found = next((inside for name in instruction.called if (inside := _inside(module, name))), None)
     if found is None:
         return None
     scope, inner, kind = found
-    if opcode != "fusion":
-        key = instruction.operands[0] if opcode == "async-done" else instruction.name
-        return Event("done" if opcode == "async-done" else "start", key, scope, inner, kind)
-    # The compiler cuts a collective in three: a start, fusions that compute while it goes on, a
-    # done; all share a channel.
+    if opcode == "async-done":
+        return Event("done", instruction.operands[0], scope, inner, kind)
+    if opcode == "async-start":
+        return Event("start", instruction.name, scope, inner, kind)
+    # The compiler splits a collective into a start, fusions that compute while it runs, and a done.
+    # They have the same channel.
     key = f"channel {inner.attribute('channel_id')}"
     for other in scope:
         if other.opcode == "custom-call" and "AsyncCollective" in other.attributes:
-            return Event(
-                "start" if '"AsyncCollectiveStart"' in other.attributes else "done",
-                key,
-                scope,
-                inner,
-                kind,
-            )
-    return Event("beside" if instruction.cycles else "sync", key, scope, inner, kind)
+            is_start = '"AsyncCollectiveStart"' in other.attributes
+            return Event("start" if is_start else "done", key, scope, inner, kind)
+    return Event("overlap" if instruction.cycles else "sync", key, scope, inner, kind)
 
 
 def _inside(module: HloModule, name: str) -> tuple[Computation, Instruction, str] | None:
-    """Returns (where it stands, the collective, its kind) of the first collective in a computation."""
+    """Returns (scope, inner, kind), as in Event, of the first collective in a computation."""
     scope = module.computations[name]
     for inner in scope:
         if inner.opcode in KINDS:
-            sliced = inner.opcode == "all-reduce" and any(
-                other.opcode == "dynamic-slice" for other in scope
-            )
-            return scope, inner, "reduce-scatter" if sliced else inner.opcode
+            has_slice = any(other.opcode == "dynamic-slice" for other in scope)
+            is_sliced = inner.opcode == "all-reduce" and has_slice
+            return scope, inner, "reduce-scatter" if is_sliced else inner.opcode
         if inner.opcode == "fusion":
             for called in inner.called:
                 if found := _inside(module, called):
@@ -312,12 +310,12 @@ def _inside(module: HloModule, name: str) -> tuple[Computation, Instruction, str
 
 
 def _listed_ids(text: str) -> np.ndarray:
-    """Reads [3,32,16]T(2,1,0), an iota of that shape, transposed; or a plain list."""
+    """Reads [3,32,16]T(2,1,0), a transposed iota of this shape; or a plain list."""
     found = re.match(r"\[([\d,]+)\](?:T\(([\d,]+)\))?", text)
     if not found:
         return np.asarray([int(number) for number in re.findall(r"\d+", text)])
     shape = [int(number) for number in found[1].split(",")]
     ids = np.arange(np.prod(shape)).reshape(shape)
-    return (
-        ids.transpose([int(number) for number in found[2].split(",")]) if found[2] else ids
-    ).reshape(-1)
+    if found[2]:
+        ids = ids.transpose([int(number) for number in found[2].split(",")])
+    return ids.reshape(-1)

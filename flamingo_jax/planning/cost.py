@@ -1,14 +1,14 @@
-"""How long a compiled step takes, by the compiler's own estimate and the rule for its collectives.
+"""Estimates the time of a compiled step, from the compiler's cycles and a rule for collectives.
 
-    step = cycles / clock  +  every collective that nothing hides  +  of the others what is left
-    after the compute beside them
+    step = cycles / clock + synchronous collectives
+         + the part of asynchronous collectives that overlapping compute does not hide
 
-The TPU compiler writes `estimated_cycles` beside each fusion and copy, for all that it calls; loops
-count by their trips, a conditional by its dearer branch. A synchronous collective carries no
-estimate (in libtpu 0.0.42 and 0.0.52), and one that is a fusion (all-reduce-scatter) is counted by
-its bytes alone, so nothing counts twice. Asynchronous collectives (start ... done) make way only
-while compute runs: those that use the same links wait for each other, and what is not done by then
-is exposed.
+The TPU compiler writes `estimated_cycles` next to each fusion and copy, which include all that it
+calls. Loops count by their trips, a conditional by its more expensive branch. A synchronous
+collective has no estimate (in libtpu 0.0.42 and 0.0.52), and a collective that is a fusion
+(all-reduce-scatter) is counted only by its bytes, so that nothing counts twice. Asynchronous
+collectives (start ... done) run while compute runs. Collectives that use the same links wait for
+each other. The time that a "done" still waits is exposed.
 """
 
 from __future__ import annotations
@@ -36,8 +36,8 @@ PARTS = (
     "other",
 )
 
-# A word of an operation's path -> its part, the first that is there: the layers of "xattn" stand
-# inside of "lm".
+# (word in the path of an operation, its part). The first word that is found counts: the layers of
+# "xattn" are inside "lm".
 _FORWARD = (
     ("vision", "vision"),
     ("text", "text"),
@@ -47,12 +47,12 @@ _FORWARD = (
     ("lm", "lm_forward"),
 )
 
-# What is plausible: a matmul faster than this share of the peak is an error of the estimate.
+# A matmul that reaches more than this share of the peak is an error of the estimate.
 _MOST_EFFICIENT = 0.95
 
 
 class CollectiveCost(NamedTuple):
-    """Collectives that are alike."""
+    """The key of a row of the table of collectives; as in `collectives.Collective`."""
 
     kind: str
     axis: str
@@ -62,14 +62,14 @@ class CollectiveCost(NamedTuple):
 
 @dataclasses.dataclass
 class Sums:
-    """Totals of a row over a step, of one chip.
+    """The totals of a row of collectives over a step, for one chip.
 
     Attributes:
-      num_bytes: that each chip must receive.
-      count: of collectives.
-      seconds: on the links.
-      exposed: seconds of these with no compute beside them.
-      sharing: see `collectives.Collective`.
+      num_bytes: bytes that a chip must receive.
+      count: number of collectives.
+      seconds: time on the links.
+      exposed: the part of `seconds` that no compute overlaps.
+      sharing: as in `collectives.Collective`.
     """
 
     num_bytes: int = 0
@@ -89,14 +89,14 @@ class Sums:
 
 @dataclasses.dataclass
 class Cost:
-    """What a computation costs, run once on one chip.
+    """The cost of one run of a computation on one chip.
 
     Attributes:
       parts: {part of the step: seconds of compute}.
-      rows: {kind of collective: totals}.
+      rows: {row of collectives: totals}.
       flops: of matmuls and convolutions.
       implausible: {instruction: (efficiency, seconds)} of matmuls that are faster than the chip.
-      unestimated: FLOPs of matmuls for which the compiler gives no estimate.
+      unestimated: FLOPs of matmuls without an estimate of the compiler.
     """
 
     parts: dict[str, float] = dataclasses.field(default_factory=dict)
@@ -107,22 +107,22 @@ class Cost:
 
     @property
     def compute_seconds(self) -> float:
-        """Of all parts."""
+        """Compute of all parts."""
         return sum(self.parts.values(), start=0.0)
 
     @property
     def communication_seconds(self) -> float:
-        """On the links, exposed or not."""
+        """Time on the links, exposed or not."""
         return sum((sums.seconds for sums in self.rows.values()), start=0.0)
 
     @property
     def exposed_seconds(self) -> float:
-        """Of communication, with no compute beside it."""
+        """Communication that no compute overlaps."""
         return sum((sums.exposed for sums in self.rows.values()), start=0.0)
 
     @property
     def step_seconds(self) -> float:
-        """Compute, and the communication that it does not hide."""
+        """Compute, and exposed communication."""
         return self.compute_seconds + self.exposed_seconds
 
     def add(self, other: Cost, times: int = 1) -> None:
@@ -142,21 +142,22 @@ def analyse(compiled_text: str, mesh: Mesh, topology: Topology) -> Cost:
     """Returns the cost of one run of a compiled program.
 
     Args:
-        compiled_text: `compiled.as_text()`, of a program compiled for `topology`.
-        mesh: that it was compiled on, over all devices of the topology.
+        compiled_text: `compiled.as_text()` of a program that is compiled for `topology`.
+        mesh: of the program, over all devices of the topology.
         topology: the slice.
 
     Raises:
-        HloError: if the text holds what the planner cannot read.
+        HloError: the planner cannot read the text.
     """
     return _Walk(hlo.parse(compiled_text), Network(mesh, topology), topology).of(None)
 
 
 def part_of(op_name: str) -> str:
-    """Returns which of PARTS an operation belongs to, by its place in the traced program.
+    """Returns the part of the step, one of PARTS, that an operation belongs to.
 
-    Examples: "jit(step)/optimizer/mul", "jit(step)/jvp(flamingo)/vision/...",
-        "jit(step)/transpose(jvp(flamingo))/...".
+    Args:
+        op_name: its place in the traced program: "jit(step)/optimizer/mul",
+            "jit(step)/jvp(flamingo)/vision/...", "jit(step)/transpose(jvp(flamingo))/...".
     """
     words = _words(op_name)
     if "optimizer" in words:
@@ -174,7 +175,7 @@ def _words(op_name: str) -> frozenset[str]:
 
 
 class _Walk:
-    """Costs of the computations of one module, each computed once."""
+    """The costs of the computations of one module; each is computed once."""
 
     def __init__(self, module: hlo.HloModule, network: Network, topology: Topology):
         self._module, self._network, self._topology = module, network, topology
@@ -182,46 +183,48 @@ class _Walk:
         self._flops: dict[str, int] = {}
 
     def of(self, computation: hlo.Computation | None) -> Cost:
-        """Returns the cost of one run; of the whole program for None."""
+        """Returns the cost of one run of a computation; None = the whole program."""
         computation = computation or self._module.computations[self._module.entry]
         if computation.name not in self._costs:
             self._costs[computation.name] = self._run(computation)
         return self._costs[computation.name]
 
     def _run(self, computation: hlo.Computation) -> Cost:
-        """Goes through the schedule with a clock that compute, and waiting for a transfer, moves on."""
+        """Simulates the schedule; compute and waiting for a collective advance the clock `now`."""
         cost, now, part = Cost(), 0.0, "other"
-        free: dict[tuple[int, int], float] = {}  # when each link has done all that it was given
-        flying: dict[str, tuple[float, Sums]] = {}  # start -> (when it arrives, its row)
+        free: dict[tuple[int, int], float] = {}  # link -> time at which it is free again
+        running: dict[str, tuple[float, Sums]] = {}  # key -> (time at which it is done, its row)
         for instruction in computation:
             found = event(self._module, computation, instruction)
             if found and found.role == "done":
-                if found.key in flying:
-                    now = _arrive(now, *flying.pop(found.key))
+                if found.key in running:
+                    now = _wait(now, *running.pop(found.key))
                 continue
             sent = None
-            if found and found.key not in flying:
+            if found and found.key not in running:
                 sent = self._network.collective(found.scope, found.inner, found.kind)
             if found and sent and found.role != "sync":
-                begin = max([now, *(free.get(link, 0.0) for link in sent.links)])
-                free |= dict.fromkeys(sent.links, begin + sent.seconds)
-                flying[found.key] = (begin + sent.seconds, _record(cost, sent, overlapped=True))
+                start = max([now, *(free.get(link, 0.0) for link in sent.links)])
+                free |= dict.fromkeys(sent.links, start + sent.seconds)
+                running[found.key] = (start + sent.seconds, _record(cost, sent, overlapped=True))
             elif sent:
                 _record(cost, sent, overlapped=False)
-            if found is None or found.role == "beside":
-                # What the compiler adds has no name: it belongs to what comes before it.
+            if found is None or found.role == "overlap":
+                # An operation that the compiler adds has no name: it belongs to the part before it.
                 part = part_of(instruction.op_name) if instruction.op_name else part
-                own = self._own(computation, instruction, part)
-                cost.add(own)
-                now += own.compute_seconds
-                if found and sent:  # it began here: nothing else waits for it
-                    now = _arrive(now, *flying.pop(found.key))
-        for arrival in flying.values():  # what another computation waits for
-            now = _arrive(now, *arrival)
+                compute = self._compute(computation, instruction, part)
+                cost.add(compute)
+                now += compute.compute_seconds
+                if found and sent:  # the collective started here: no "done" waits for it
+                    now = _wait(now, *running.pop(found.key))
+        for pending in running.values():  # another computation has the "done"
+            now = _wait(now, *pending)
         return cost
 
-    def _own(self, computation: hlo.Computation, instruction: hlo.Instruction, part: str) -> Cost:
-        """Returns the cost of an instruction that sends nothing itself, with all that it calls."""
+    def _compute(
+        self, computation: hlo.Computation, instruction: hlo.Instruction, part: str
+    ) -> Cost:
+        """Returns the cost of an instruction, without a collective, with all that it calls."""
         cost = Cost()
         branches = [
             (self.of(called), times) for called, times in self._module.branches(instruction)
@@ -257,7 +260,7 @@ class _Walk:
 
 
 def _record(cost: Cost, sent: Collective, *, overlapped: bool) -> Sums:
-    """Adds a collective to its row, as exposed if it is synchronous, and returns the row."""
+    """Adds a collective to its row and returns the row; a synchronous one is exposed."""
     row = CollectiveCost(sent.kind, sent.axis, overlapped, sent.torus)
     sums = cost.rows.setdefault(row, Sums())
     exposed = 0.0 if overlapped else sent.seconds
@@ -265,14 +268,14 @@ def _record(cost: Cost, sent: Collective, *, overlapped: bool) -> Sums:
     return sums
 
 
-def _arrive(now: float, arrival: float, sums: Sums) -> float:
-    """Waits for a transfer; returns the time after it."""
-    sums.exposed += max(0.0, arrival - now)
-    return max(now, arrival)
+def _wait(now: float, end: float, sums: Sums) -> float:
+    """Waits for a collective, counts the wait as exposed, and returns the time after it."""
+    sums.exposed += max(0.0, end - now)
+    return max(now, end)
 
 
 def rows(cost: Cost) -> list[Mapping[str, object]]:
-    """Returns the collectives of a step as rows of the JSON, the slowest first."""
+    """Returns the collectives of a step as rows of the JSON; the slowest are first."""
     table = sorted(cost.rows.items(), key=lambda item: -item[1].seconds)
     return [
         {

@@ -1,13 +1,15 @@
-"""Model FLOPs: what an update needs, however it is computed.
+"""Counts model FLOPs: what an update needs, independent of how it is computed.
 
-    each real text token:   2 per weight forward + 2 for the gradient of activations + 2 for the gradient of trained weights
-    attention:              scores and values of the pairs that are attended, by the same rule
-    towers on images:       the forward's matmuls and convolutions, traced; three times as many where they are trained
+    each real text token:   2 per weight for the forward pass, 2 for the gradient of activations,
+                            2 for the gradient of trained weights
+    attention:              scores and values of the attended pairs, by the same rule
+    towers on images:       the matmuls and convolutions of the traced forward pass; three times as
+                            many if the tower is trained
 
-No recomputation, no padding. Looking an embedding up is free; a tied head counts once. Keys and
-values of cross-attention count per visual token. A weight is a weight: norms and biases count, and
-so does the relative positions' projection, once for each token as the paper's own arithmetic has it
-(4 * 70.06 + 6 * 9.66 GFLOP per token of the 80B), though it is applied once per distance.
+Recomputation and padding do not count. An embedding look-up is free; a tied head counts once. Keys
+and values of cross-attention count per visual token. All weights count alike, norms and biases too.
+The projection of relative positions counts once for each token, as in the paper's arithmetic
+(4 * 70.06 + 6 * 9.66 GFLOP per token of the 80B), although it is computed once per distance.
 """
 
 from __future__ import annotations
@@ -35,13 +37,13 @@ from flamingo_jax.training.objective import Objective
 
 @dataclasses.dataclass(frozen=True)
 class Fill:
-    """What a batch of one dataset really holds.
+    """The real content of a batch of one dataset, without padding.
 
     Attributes:
-      rows: of the batch.
-      tokens: real ones, the mean of a row.
-      images: visual inputs, over all rows.
-      frames: of each visual input.
+      rows: rows of the batch.
+      tokens: mean of the real tokens per row.
+      images: visual inputs of all rows.
+      frames: frames of each visual input.
     """
 
     rows: int
@@ -51,7 +53,7 @@ class Fill:
 
     @classmethod
     def full(cls, dataset: DatasetConfig, num_shards: int) -> Fill:
-        """Returns the batch in which every row is as long as it can be, and the pool of images is used up."""
+        """Returns the content of a batch in which all rows and the pool of images are full."""
         per_shard = dataset.batch_size // num_shards * dataset.num_visuals
         pool = per_shard if dataset.pool is None else min(dataset.pool, per_shard)
         return cls(dataset.batch_size, dataset.length, num_shards * pool, dataset.num_frames)
@@ -61,7 +63,10 @@ class Fill:
 class Needed:
     """What an update needs.
 
-    `flops` by part of the model, and the real text tokens and images that it is about.
+    Attributes:
+      flops: by part of the model.
+      tokens: real text tokens of the update.
+      images: visual inputs of the update.
     """
 
     flops: dict[str, float | int]
@@ -70,7 +75,7 @@ class Needed:
 
     @property
     def total(self) -> float | int:
-        """Over all parts."""
+        """FLOPs of all parts."""
         return sum(self.flops.values())
 
 
@@ -82,14 +87,13 @@ def of_inference(
     Args:
         config: a resolved run of stage language_model or flamingo.
         objective: of the run.
-        fill: what is read; `images` are encoded in the same pass.
+        fill: what is read. The images are encoded in the same pass.
         cached: tokens of each row that were read before.
     """
     weights = _Weights(objective, forward_only=True)
     if config.stage == "language_model":
-        parts = {
-            "lm": _language_model(required(config.model.lm, "lm"), weights, "lm", fill, 0.0, cached)
-        }
+        lm = required(config.model.lm, "lm")
+        parts = {"lm": _language_model(lm, weights, "lm", fill, 0.0, cached)}
     else:
         parts = _flamingo(config, weights, fill, cached)
     return Needed(parts, fill.rows * fill.tokens, fill.images)
@@ -100,24 +104,21 @@ def of_update(config: TrainConfig, objective: Objective, fills: Mapping[str, Fil
 
     Args:
         config: a resolved run.
-        objective: of the run; its tables say what is trained.
-        fills: of the batch of each dataset that the update uses.
+        objective: of the run; it says what is trained.
+        fills: the content of the batch of each dataset that the update uses.
     """
     weights = _Weights(objective)
     flops: dict[str, float | int] = {}
     if config.stage == "contrastive" and config.mixing == "merged":
-        # Every row of the one batch is compared with those of all datasets.
-        others = sum(fill.rows for fill in fills.values()) ** 2 - sum(
-            fill.rows**2 for fill in fills.values()
-        )
-        flops["contrastive"] = _similarity(config, others)
+        # Every row of the one batch is compared with the rows of all datasets.
+        rows = [fill.rows for fill in fills.values()]
+        flops["contrastive"] = _similarity(config, sum(rows) ** 2 - sum(n**2 for n in rows))
     for fill in fills.values():
         if config.stage == "contrastive":
             parts = _contrastive(config, weights, fill)
         elif config.stage == "language_model":
-            parts = {
-                "lm": _language_model(required(config.model.lm, "lm"), weights, "lm", fill, 1.0)
-            }
+            lm = required(config.model.lm, "lm")
+            parts = {"lm": _language_model(lm, weights, "lm", fill, 1.0)}
         else:
             parts = _flamingo(config, weights, fill)
         for part, number in parts.items():
@@ -127,7 +128,7 @@ def of_update(config: TrainConfig, objective: Objective, fills: Mapping[str, Fil
 
 
 class _Weights:
-    """How many weights there are below a path, and which of them are trained."""
+    """The sizes of the weights by path, and which of them are trained."""
 
     def __init__(self, objective: Objective, *, forward_only: bool = False):
         self.backward = 0.0 if forward_only else 1.0
@@ -139,25 +140,23 @@ class _Weights:
     def per_use(self, pattern: str, *, without: str = "(?!)", passed: float = 1.0) -> float:
         """Returns the FLOPs of using the matching weights once.
 
-        Forward, activation gradients, weight gradients.
+        They include the forward pass, activation gradients and weight gradients.
 
         Args:
-            pattern: regular expression of whole paths.
-            without: of paths that are left out, where it is found.
-            passed: the share of weights through which gradients flow on to what lies below.
+            pattern: regular expression that matches whole paths.
+            without: regular expression; paths that contain it are left out.
+            passed: the share of weights through which gradients flow to the layers below.
         """
         chosen = [
             entry
             for path, entry in self._sizes.items()
             if re.fullmatch(pattern, path) and not re.search(without, path)
         ]
-        return sum(
-            (size * (2.0 + self.backward * 2.0 * (passed + trained)) for size, trained in chosen),
-            0.0,
-        )
+        per_weight = lambda trained: 2.0 + self.backward * 2.0 * (passed + trained)
+        return sum((size * per_weight(trained) for size, trained in chosen), 0.0)
 
     def trained(self, pattern: str) -> bool:
-        """Whether any matching weight is trained."""
+        """Returns True if a matching weight is trained."""
         return any(
             trained for path, (_, trained) in self._sizes.items() if re.fullmatch(pattern, path)
         )
@@ -166,27 +165,33 @@ class _Weights:
 def _language_model(
     lm: LMConfig, weights: _Weights, prefix: str, fill: Fill, passed: float, cached: int = 0
 ) -> float:
-    """The language model on text; `passed`.
+    """Returns the FLOPs of the language model on text.
 
-    The share of its blocks through which gradients flow.
+    Args:
+        lm: the model.
+        weights: of the run.
+        prefix: path of the weights.
+        fill: what is read.
+        passed: the share of the blocks through which gradients flow.
+        cached: tokens of each row that were read before.
     """
     passed, trained = passed * weights.backward, weights.backward * weights.trained(rf"{prefix}/.*")
     each = weights.per_use(rf"{prefix}/.*", without="/(embedding|head|positions)$", passed=passed)
-    each += (
-        lm.vocab_size * lm.width * (2.0 + 2.0 * weights.backward + 2.0 * trained)
-    )  # the head, without the rows that pad its table
+    # The head, without the rows that pad its table.
+    each += lm.vocab_size * lm.width * (2.0 + 2.0 * weights.backward + 2.0 * trained)
     pairs = fill.rows * _attended(fill.tokens, cached, lm.sliding_window)
     pair = 2.0 * lm.num_layers * lm.num_heads * lm.head_size
-    attention = pair * 2 * (1 + 2 * passed)  # both factors of scores and of values are activations
+    # Both factors of scores and of values are activations.
+    attention = pair * 2 * (1 + 2 * passed)
     if lm.position == "relative":
         attention += pair * (1 + passed + trained)
     return fill.rows * fill.tokens * each + pairs * attention
 
 
 def _attended(tokens: float | int, cached: int, window: int) -> float | int:
-    """Pairs of tokens of a row of which one attends the other.
+    """Returns the number of pairs of tokens in a row of which one attends the other.
 
-    All that came before, or a window of them.
+    A token attends itself and all tokens before it, or a window of these (`window` > 0).
     """
     growing = tokens if not window else min(tokens, max(window - cached, 0))
     return growing * (cached + (growing + 1) / 2) + (tokens - growing) * window
@@ -199,8 +204,8 @@ def _flamingo(
     lm, xattn, size = model.lm, model.xattn, config.data.image_size
     latents = model.resampler.num_latents
     tokens, visual = fill.rows * fill.tokens, fill.images * latents
-    # Gradients flow down to the first trained layer: to the new tokens' rows in the embedding, or
-    # to the first xattn layer.
+    # Gradients flow down to the first trained layer: to the embeddings of the new tokens, or to the
+    # first xattn layer.
     passed = 1.0 if model.new_tokens else 1.0 - xattn.offset / lm.num_layers
     heads = xattn.num_heads or lm.num_heads
     pair = 2.0 * xattn.num_layers(lm.num_layers) * heads * (xattn.head_dim or lm.width // heads)
@@ -209,6 +214,8 @@ def _flamingo(
     vision_trained = weights.trained("flamingo/vision/.*")
     frame = vision_forward(model.vision, size)
     resampled, projected = resampler_forward(model.resampler, model.vision, size, fill.frames)
+    # Features of a frozen encoder need no gradient.
+    not_needed = 0 if vision_trained else weights.backward * projected
     return {
         "lm": _language_model(lm, weights, "flamingo/lm", fill, passed, cached)
         + tokens * weights.per_use("flamingo/new_tokens/output"),
@@ -216,8 +223,7 @@ def _flamingo(
         + visual * weights.per_use(f"flamingo/xattn/.*{of_images}.*")
         + visual * weights.per_use("flamingo/media/.*")
         + tokens * latents * pair * 2 * times,
-        "resampler": fill.images
-        * (times * resampled - (0 if vision_trained else weights.backward * projected)),
+        "resampler": fill.images * (times * resampled - not_needed),
         "vision": fill.images * fill.frames * frame * (times if vision_trained else 1.0),
     }
 
@@ -226,10 +232,9 @@ def _contrastive(config: TrainConfig, weights: _Weights, fill: Fill) -> dict[str
     text = required(config.model.text_encoder, "text_encoder")
     tables = "/(embedding|positions|types)$"
     pairs = fill.rows * fill.tokens**2 * 2.0 * text.num_layers * text.width
+    image = vision_forward(config.model.encoder(), config.data.image_size)
     return {
-        "vision": 3.0
-        * fill.images
-        * vision_forward(config.model.encoder(), config.data.image_size),
+        "vision": 3.0 * fill.images * image,
         "text": fill.rows * fill.tokens * weights.per_use("contrastive/text/.*", without=tables)
         + pairs * 2 * 3,
         "contrastive": fill.rows * weights.per_use(r"contrastive/\w+_projection/.*")
@@ -238,15 +243,12 @@ def _contrastive(config: TrainConfig, weights: _Weights, fill: Fill) -> dict[str
 
 
 def _similarity(config: TrainConfig, pairs: int) -> float:
-    """Of this many pairs of a text and an image."""
+    """Returns the FLOPs of the similarities of `pairs` pairs of a text and an image."""
     return 3 * 2.0 * pairs * required(config.model.contrastive, "contrastive").joint_dim
 
 
 def vision_forward(config: VisionConfig, image_size: int) -> int:
-    """Returns the FLOPs of encoding one frame of this many pixels on a side.
-
-    2 x 116.55e9 for NFNet-F6 at 320.
-    """
+    """Returns the FLOPs of encoding one frame: 2 x 116.55e9 for NFNet-F6 at 320 x 320 pixels."""
     frames = jax.ShapeDtypeStruct((1, image_size, image_size, 3), jnp.uint8)
     return traced(lambda frames: encode_frames(config, frames, jnp.float32), frames)
 
@@ -254,7 +256,10 @@ def vision_forward(config: VisionConfig, image_size: int) -> int:
 def resampler_forward(
     config: ResamplerConfig, vision: VisionConfig, image_size: int, num_frames: int
 ) -> tuple[int, int]:
-    """Returns (FLOPs for one visual input, those of the projection of its features among them, 0 where there is none)."""
+    """Returns the FLOPs of the resampler for one visual input, in all and of the input projection.
+
+    The second number is 0 if the resampler has no input projection.
+    """
     features = _abstract(1, num_frames, num_patches(vision, image_size), vision.width)
     mask = jax.ShapeDtypeStruct((1, num_frames), jnp.bool_)
     whole = traced(lambda x, visible: Resampler(config)(x, visible), features, mask)
@@ -266,10 +271,7 @@ def _abstract(*shape: int) -> jax.ShapeDtypeStruct:
 
 
 def traced(function: Callable[..., Any], *args: jax.ShapeDtypeStruct) -> int:
-    """Returns the FLOPs of the matmuls and convolutions of a Haiku function's forward pass.
-
-    Weights are made inside.
-    """
+    """Returns the FLOPs of the matmuls and convolutions in the forward pass of a Haiku function."""
     model = hk.transform(function)
     key = jax.eval_shape(lambda: jax.random.key(0))
     weights = jax.eval_shape(model.init, key, *args)

@@ -1,9 +1,10 @@
-"""Reads compiled HLO text: computations, instructions, how often each runs.
+"""Reads compiled HLO text: computations, instructions, and how often each runs.
 
-    compiled.as_text() --parse, one pass--> HloModule {name: Computation [Instruction, ...]} --trip_count--> int
+    compiled.as_text() --parse--> HloModule {name: Computation {name: Instruction}}
+                       --branches--> (computation, times that it runs)
 
-Knows as much of the language as the planner needs, for TPU and CPU programs. The text is scheduled:
-the order of the instructions of a computation is the order in which the chip starts them.
+It reads only what the planner needs, for TPU and CPU programs. The text is scheduled: the chip
+starts the instructions of a computation in their order in the text.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ _BITS = {"pred": 8, "token": 0, "opaque": 0, "bf16": 16}
 
 
 class HloError(ValueError):
-    """The text is not the HLO that the planner knows."""
+    """The planner cannot read the HLO text."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -41,12 +42,12 @@ class Instruction:
 
     Attributes:
       name: unique in its module.
-      opcode: such as "fusion"; what it starts or ends has "-start" or "-done" behind it.
-      type: of its result, as written: "bf16[8,128]{1,0:T(8,128)}", or a tuple of such.
+      opcode: for example "fusion"; with the suffix "-start" or "-done" if it is asynchronous.
+      type: of the result, as in the text: "bf16[8,128]{1,0:T(8,128)}", or a tuple of types.
       operands: names of instructions, or the text between the parentheses of a parameter or
           constant.
-      attributes: all that follows the operands.
-      is_root: whether it is what its computation returns.
+      attributes: the text after the operands.
+      is_root: True if the computation returns its result.
     """
 
     name: str
@@ -58,36 +59,34 @@ class Instruction:
 
     @property
     def cycles(self) -> int:
-        """The compiler's estimate for this instruction, all that it calls included.
-
-        0 where it gives none.
-        """
+        """The compiler's estimate for this instruction and all that it calls; 0 if it has none."""
         found = _CYCLES.search(self.attributes)
         return int(found[1]) if found else 0
 
     @property
     def op_name(self) -> str:
-        """Where in the traced program it comes from, "" if that is not known."""
+        """Its place in the traced program, "" if it is not known."""
         found = _OP_NAME.search(self.attributes)
         return found[1] if found else ""
 
     @property
     def called(self) -> tuple[str, ...]:
-        """Names of the computations that it calls, a while's condition included."""
-        branches = _BRANCHES.search(self.attributes)
-        return tuple(_CALLED.findall(self.attributes)) + (
-            tuple(_OPERAND.findall(branches[1])) if branches else ()
-        )
+        """Names of the computations that it calls, including the condition of a while loop."""
+        names = _CALLED.findall(self.attributes)
+        if branches := _BRANCHES.search(self.attributes):
+            names += _OPERAND.findall(branches[1])
+        return tuple(names)
 
     @property
     def num_bytes(self) -> int:
-        """Bytes of the result; of a tuple, the sum of its parts."""
+        """Bytes of the result; for a tuple, the sum over its parts."""
         return sum(_leaf_bytes(dtype, shape) for dtype, shape in leaves(self.type))
 
     def attribute(self, name: str) -> str:
-        """Returns the text of `name=...` up to the next comma outside of brackets, "" if it is not there.
+        """Returns the value of the attribute `name=...`, "" if there is no such attribute.
 
-        The device_ids of a mesh belong to its groups.
+        The value ends at the next comma outside of brackets. The device_ids of a mesh belong to the
+        value.
         """
         start = self.attributes.find(f" {name}=")
         if start < 0:
@@ -109,14 +108,14 @@ class Instruction:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Computation:
-    """A function of the module; `instructions` in schedule order, by name."""
+    """A function of the module; its instructions by name, in the order of the schedule."""
 
     name: str
     instructions: dict[str, Instruction]
 
     @property
     def root(self) -> Instruction:
-        """What it returns."""
+        """The instruction whose result the computation returns."""
         return next(instruction for instruction in self if instruction.is_root)
 
     def __iter__(self) -> Iterator[Instruction]:
@@ -125,16 +124,22 @@ class Computation:
 
 @dataclasses.dataclass(frozen=True)
 class HloModule:
-    """A compiled program; `entry` names the computation that runs."""
+    """A compiled program.
+
+    Attributes:
+      computations: by name.
+      entry: name of the computation that runs.
+    """
 
     computations: dict[str, Computation]
     entry: str
 
     def branches(self, instruction: Instruction) -> list[tuple[Computation, int]]:
-        """Returns (computation, times that it runs) of what an instruction runs beside itself.
+        """Returns (computation, times that it runs) of the computations that an instruction calls.
 
-        That is the body of a loop, what a call or an asynchronous start calls, each branch of a
-        conditional. A fusion runs nothing beside itself: the estimate of its line holds all of it.
+        These are the body of a loop, what a call or an asynchronous start calls, and each branch of
+        a conditional. The computations of a fusion are not returned: the estimate of the fusion
+        includes them.
         """
         opcode = instruction.opcode
         if opcode == "while":
@@ -146,7 +151,7 @@ class HloModule:
 
     @functools.cached_property
     def loops(self) -> dict[str, tuple[Computation, Instruction]]:
-        """{body: (computation in which its loop stands, the loop)}."""
+        """{name of a body: (computation that contains the loop, the loop)}."""
         return {
             instruction.attribute("body").lstrip("%"): (computation, instruction)
             for computation in self.computations.values()
@@ -156,7 +161,7 @@ class HloModule:
 
     @functools.cached_property
     def _trips(self) -> dict[str, int]:
-        """{while instruction: how often its body runs}."""
+        """{name of a while instruction: times that its body runs}."""
         return {
             loop.name: _trip_count(self, computation, loop)
             for computation, loop in self.loops.values()
@@ -167,7 +172,7 @@ def parse(text: str) -> HloModule:
     """Parses the text of a compiled module.
 
     Raises:
-        HloError: if it has no entry computation, or an instruction is not understood.
+        HloError: the text has no entry computation, or an instruction cannot be read.
     """
     computations: dict[str, Computation] = {}
     entry, current = "", None
@@ -193,7 +198,7 @@ def parse(text: str) -> HloModule:
 def leaves(type_text: str) -> list[tuple[str, tuple[int, ...]]]:
     """Returns (dtype, shape) of each array in a type."""
     return [
-        (dtype, tuple(int(size) for size in shape.split(",")) if shape else ())
+        (dtype, tuple(int(size) for size in shape.split(",") if size))
         for dtype, shape in _LEAF.findall(type_text)
     ]
 
@@ -216,7 +221,7 @@ def _instruction(line: str) -> Instruction:
 
 
 def _closing(line: str, start: int) -> int:
-    """Returns where the parenthesis that opens at `start` closes."""
+    """Returns the position that closes the parenthesis at `start`."""
     depth = 0
     for found in _PARENTHESIS.finditer(line, start):
         depth += 1 if found[0] == "(" else -1
@@ -233,14 +238,14 @@ def _leaf_bytes(dtype: str, shape: tuple[int, ...]) -> int:
 
 
 def _trip_count(module: HloModule, computation: Computation, loop: Instruction) -> int:
-    """Returns how often a loop's body runs.
+    """Returns how often the body of a loop runs.
 
-    From the compiler's own count where it wrote one; else from the condition, which compares a
-    counter with its bound. The counter's first value and the bound may come in through the loop's
-    tuple.
+    The compiler may have written the number. Otherwise it follows from the condition, which
+    compares a counter with its bound. The first value of the counter and the bound may be elements
+    of the loop's tuple.
 
     Raises:
-        HloError: if the condition has another form.
+        HloError: the condition has another form.
     """
     known = _TRIPS.search(loop.attributes)
     if known:
@@ -256,7 +261,7 @@ def _trip_count(module: HloModule, computation: Computation, loop: Instruction) 
     (left, right), direction = compare
 
     def value(operand: Instruction) -> tuple[int | None, int | None]:
-        """Returns (what is known of it, its place in the loop's tuple)."""
+        """Returns (value, place in the loop's tuple), each None if it is not known."""
         operand = _through_copies(condition, operand)
         if operand.opcode == "constant":
             return int(operand.operands[0]), None
@@ -272,9 +277,9 @@ def _trip_count(module: HloModule, computation: Computation, loop: Instruction) 
             f"How often loop {loop.name} runs is not in the text: counter from {first} to {bound} "
             f"in steps of {step}."
         )
-    distance = (
-        bound - first + (0 if direction in ("LT", "GT", "NE") else int(math.copysign(1, step)))
-    )
+    distance = bound - first
+    if direction not in ("LT", "GT", "NE"):  # LE, GE: the bound is included
+        distance += int(math.copysign(1, step))
     return max(0, -(-distance // step))
 
 
@@ -283,14 +288,12 @@ def _comparison(
 ) -> tuple[tuple[Instruction, Instruction], str] | None:
     """Returns ((left, right), direction) of the comparison that a condition returns.
 
-    They stand in the condition itself.
+    Both sides are instructions of the condition, also if the comparison is inside a fusion.
     """
     root = _through_copies(condition, condition.root)
     if root.opcode == "compare":
-        return (
-            condition.instructions[root.operands[0]],
-            condition.instructions[root.operands[1]],
-        ), root.attribute("direction")
+        left, right = (condition.instructions[name] for name in root.operands[:2])
+        return (left, right), root.attribute("direction")
     if root.opcode != "fusion":
         return None
     inner = module.computations[root.called[0]]
@@ -307,7 +310,7 @@ def _comparison(
 
 
 def _through_copies(computation: Computation, instruction: Instruction) -> Instruction:
-    """Returns where a value comes from, before copies and the like."""
+    """Returns the instruction that makes a value, before copies, bitcasts and conversions."""
     while instruction.opcode in ("copy", "bitcast", "copy-done", "copy-start", "convert"):
         instruction = computation.instructions[instruction.operands[0]]
     return instruction
@@ -316,9 +319,9 @@ def _through_copies(computation: Computation, instruction: Instruction) -> Instr
 def _constant(
     module: HloModule, computation: Computation, tuple_name: str, index: int
 ) -> int | None:
-    """Returns the integer that stands at `index` of a tuple, None if it is not a constant.
+    """Returns the integer at `index` of a tuple, None if it is not a constant.
 
-    What a loop passes on from its own tuple, unchanged, is looked up where that loop stands.
+    If the tuple is the parameter of a loop's body, the tuple that enters this loop is read.
     """
     made = _through_copies(computation, computation.instructions[tuple_name])
     if made.opcode == "parameter":
@@ -333,7 +336,7 @@ def _constant(
 
 
 def _step(module: HloModule, body: Computation, index: int) -> int | None:
-    """Returns what a loop's body adds to element `index` of its tuple, None if that is not a constant."""
+    """Returns the number that a loop's body adds to element `index` of its tuple, or None."""
     root = body.root
     if root.opcode != "tuple":
         return None
@@ -351,5 +354,5 @@ def _step(module: HloModule, body: Computation, index: int) -> int | None:
             side = _through_copies(body, body.instructions[arguments[int(side.operands[0])]])
         if side.opcode == "constant":
             return int(side.operands[0]) * (-1 if update.opcode == "subtract" else 1)
-    # the constant comes in through the loop's tuple: counters that JAX and XLA make go up by one
+    # The step is an element of the loop's tuple. The counters of JAX and XLA increase by one.
     return 1

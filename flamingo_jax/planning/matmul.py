@@ -1,10 +1,8 @@
-"""FLOPs of the matmuls and convolutions of compiled HLO.
+"""Counts the FLOPs of the matmuls and convolutions of compiled HLO.
 
-Two for each multiplication whose two factors exist.
-
-A TPU turns batched matmuls into convolutions with windows that mostly lie in the padding, so
-positions are counted one by one: a place of the kernel over padding, or over a hole of a dilated
-input, multiplies nothing.
+Each multiplication of two elements counts as two. The TPU compiler turns batched matmuls into
+convolutions with windows that are mostly in the padding. Therefore positions are counted one by
+one: an element of the kernel over padding, or over a hole of a dilated input, multiplies nothing.
 """
 
 from __future__ import annotations
@@ -21,10 +19,7 @@ _WINDOW_FIELD = re.compile(r"(\w+)=([\dx_\-]+)")
 
 
 def flops(computation: Computation, instruction: Instruction) -> int:
-    """Returns the FLOPs of one instruction of a computation, on one device.
-
-    0 if it is no matmul.
-    """
+    """Returns the FLOPs of one instruction on one device; 0 if it is no matmul or convolution."""
     if instruction.opcode == "dot":
         return _dot(computation, instruction)
     if instruction.opcode == "convolution":
@@ -48,7 +43,7 @@ def _convolution(computation: Computation, instruction: Instruction) -> int:
     result = leaves(instruction.type)[0][1]
     inputs, rest = instruction.attribute("dim_labels").split("_")
     kernel, outputs = rest.split("->")
-    # `window={size=3x3 pad=1_1x1_1 rhs_reversal=1x1}`; a convolution without one is a plain matmul.
+    # `window={size=3x3 pad=1_1x1_1 rhs_reversal=1x1}`; a convolution without window is a matmul.
     fields = dict(_WINDOW_FIELD.findall(instruction.attribute("window")))
     dimensions = len(inputs) - 2
 
@@ -81,7 +76,10 @@ _DEFAULTS = (("stride", "1"), ("pad", "0_0"), ("lhs_dilate", "1"), ("rhs_dilate"
 def _places(
     size: int, kernel: int, result: int, stride: int, low: int, input_step: int, kernel_step: int
 ) -> int:
-    """Returns how many (place of the output, place of the kernel) of one dimension meet an element of the input."""
+    """Returns the number of (output element, kernel element) with an input element.
+
+    All three are along one dimension.
+    """
     if size == kernel == result == 1:
         return 1
     at = (np.arange(result) * stride - low)[:, None] + (np.arange(kernel) * kernel_step)[None, :]

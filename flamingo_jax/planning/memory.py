@@ -1,8 +1,8 @@
-"""What a program holds in a chip's memory, and what to blame when it does not fit.
+"""The memory that a program needs on a chip, and its largest buffers if it does not fit.
 
-A TPU program that does not fit is refused by its compiler, in one line that names no buffer. It is
-compiled a second time then, with the compiler's own notes kept: they list each allocation with the
-values that lie in it.
+The TPU compiler rejects a program that does not fit, with an error that names no buffer. The
+program is then compiled a second time, and the compiler writes its notes into files. The notes list
+each allocation with the values that are stored in it.
 """
 
 from __future__ import annotations
@@ -26,13 +26,12 @@ _TEXT = "after_optimizations.txt"
 
 @dataclasses.dataclass(frozen=True)
 class Memory:
-    """Bytes of one chip.
+    """Memory of one chip, in bytes.
 
     Attributes:
-      arguments: what is handed to the program: weights, optimizer state, batch.
-      temporaries: what it needs beside these.
-      outputs: results that take the place of no argument.
-      total: what must fit at once; an argument that is given up is not counted again as a result.
+      arguments: arguments of the program: weights, optimizer state, batch.
+      temporaries: memory that the program needs besides its arguments and results.
+      outputs: results that are not stored in the place of a donated argument.
     """
 
     arguments: int
@@ -41,7 +40,7 @@ class Memory:
 
     @property
     def total(self) -> int:
-        """All of it together."""
+        """Memory that must fit at the same time."""
         return self.arguments + self.temporaries + self.outputs
 
 
@@ -49,7 +48,11 @@ class Memory:
 class Buffer:
     """One array in memory.
 
-    Its HLO name, where in the program it comes from ("" if not known), its type, its bytes.
+    Attributes:
+      name: in the HLO.
+      op_name: place in the traced program, "" if it is not known.
+      type: as in the HLO.
+      num_bytes: size.
     """
 
     name: str
@@ -69,22 +72,22 @@ def of_compiled(compiled: Any) -> Memory:
 
 
 def is_too_large(error: Exception) -> bool:
-    """Returns whether a compiler's error says that the program does not fit."""
+    """Returns True if the error of the compiler says that the program does not fit."""
     return isinstance(error, jax.errors.JaxRuntimeError) and "RESOURCE_EXHAUSTED" in str(error)
 
 
 def of_refused(
     lowered: Any, directory: Path, *, most: int = 10
 ) -> tuple[Memory | None, list[Buffer]]:
-    """Compiles a program that does not fit once more, to learn why.
+    """Compiles a program that does not fit again, to find its largest buffers.
 
     Args:
-        lowered: the program; the compiler refuses it.
+        lowered: the program.
         directory: an empty directory for the compiler's notes.
-        most: buffers to return.
+        most: number of buffers to return.
 
     Returns:
-        (its memory, its largest buffers); (None, []) if the compiler left no notes.
+        (memory, largest buffers) of the program; (None, []) if the compiler wrote no notes.
     """
     try:
         lowered.compile(compiler_options={"xla_dump_to": str(directory)})
@@ -105,8 +108,8 @@ def read_assignment(notes: str, text: str, *, most: int = 10) -> tuple[Memory, l
 
     Args:
         notes: the assignment.
-        text: HLO of the module, from which the names of operations come; "" for none.
-        most: buffers to return; those that share their place count once.
+        text: HLO of the module, which has the names of the operations; "" if it is not known.
+        most: number of buffers to return. Buffers that share a place count once.
 
     Returns:
         (memory, largest buffers first).
@@ -114,7 +117,7 @@ def read_assignment(notes: str, text: str, *, most: int = 10) -> tuple[Memory, l
     arguments = temporaries = outputs = 0
     in_hbm = False
     allocation = 0
-    # (allocation, offset, size) -> what lies there
+    # (allocation, offset, size) -> the value that is stored there
     places: dict[tuple[int, int, int], tuple[bool, str, str]] = {}
     for line in notes.splitlines():
         if found := _ALLOCATION.match(line):
@@ -133,9 +136,8 @@ def read_assignment(notes: str, text: str, *, most: int = 10) -> tuple[Memory, l
             name, index, phi, _, size_text, offset, type_text = found.groups()
             passed_on = bool(phi) or (index != "{}" and index != "")
             key = (allocation, int(offset), int(size_text))
-            places[key] = min(
-                places.get(key, (True, name, type_text)), (passed_on, name, type_text)
-            )
+            known = places.get(key, (True, name, type_text))
+            places[key] = min(known, (passed_on, name, type_text))
     ordered = sorted(places.items(), key=lambda item: -item[0][2])[:most]
     op_names = _op_names(text)
     return Memory(arguments, temporaries, outputs), [

@@ -1,7 +1,4 @@
-"""From a config and the name of a slice to a plan.
-
-Lower, compile for the slice, read the result.
-"""
+"""Makes a plan from a config and the name of a slice: lowers, compiles, and reads the result."""
 
 from __future__ import annotations
 
@@ -17,12 +14,10 @@ from flamingo_jax.planning import cost as cost_lib
 from flamingo_jax.planning import memory as memory_lib
 from flamingo_jax.planning import program as program_lib
 from flamingo_jax.planning import topologies
-from flamingo_jax.planning.program import Prompts
+from flamingo_jax.planning.program import Prompts, RowContent
 from flamingo_jax.planning.summary import Plan
 from flamingo_jax.sharding.mesh import make_mesh
 from flamingo_jax.training.config import TrainConfig
-
-Fill = Mapping[str, tuple[float, float | None]]
 
 
 def make_plan(
@@ -30,24 +25,23 @@ def make_plan(
     topology: str,
     *,
     program: str = "train",
-    fill: Fill | None = None,
+    fill: Mapping[str, RowContent] | None = None,
     datasets: Sequence[str] | None = None,
     prompts: Prompts | None = None,
 ) -> Plan:
     """Plans one program of a run.
 
     Args:
-        config: the run; its mesh must be as large as the slice.
-        topology: name of the slice, "v4:8x12x16".
+        config: the run. Its mesh must have as many devices as the slice.
+        topology: name of the slice, for example "v4:8x12x16".
         program: "train", "prefill" or "decode".
-        fill: real content of the datasets' rows, by name: (tokens, images or None); others are
-            full.
-        datasets: which of the config's datasets an update uses; None is all.
-        prompts: what evaluation is planned for; None is the defaults.
+        fill: real content of the rows, by name of the dataset. The rows of other datasets are full.
+        datasets: the datasets of the config that an update uses; None = all.
+        prompts: the prompts of prefill and decode; None = the defaults.
 
     Raises:
-        ConfigError: if there is no such slice, the config does not fit it, or the TPU compiler is
-            not installed.
+        ConfigError: there is no such slice, the config does not fit it, or the TPU compiler is not
+            installed.
     """
     slice_ = topologies.describe(topology)
     config = _only(config, datasets)
@@ -59,7 +53,7 @@ def make_plan(
             lowered = program_lib.inference(config, mesh, program, prompts or Prompts())
     except ConfigError:
         raise
-    except ValueError as error:  # a dimension that the mesh does not divide
+    except ValueError as error:  # the mesh does not divide a dimension
         raise ConfigError(str(error)) from error
     with topologies.uncached():
         return _compile(slice_, mesh, lowered, config.steps if program == "train" else 0)
@@ -80,18 +74,18 @@ def _compile(
     return Plan(topology, mesh, program, steps, memory_lib.of_compiled(compiled), cost)
 
 
-def parse_fill(entries: Sequence[str]) -> dict[str, tuple[float, float | None]]:
-    """Reads NAME=TOKENS[:IMAGES], the mean content of one row of a dataset.
+def parse_fill(entries: Sequence[str]) -> dict[str, RowContent]:
+    """Reads entries NAME=TOKENS[:IMAGES], the mean content of a row of a dataset.
 
     Raises:
-        ConfigError: for anything else.
+        ConfigError: an entry has another form.
     """
-    fill: dict[str, tuple[float, float | None]] = {}
+    fill: dict[str, RowContent] = {}
     for entry in entries:
         name, _, numbers = entry.partition("=")
         tokens, _, images = numbers.partition(":")
         try:
-            fill[name] = (float(tokens), float(images) if images else None)
+            fill[name] = RowContent(float(tokens), float(images) if images else None)
         except ValueError as error:
             raise ConfigError(
                 f"--fill has {entry!r}; expected NAME=TOKENS[:IMAGES], as in m3w=210:3.5."

@@ -1,20 +1,18 @@
-"""The programs that are planned.
-
-The very training step of a config, and what evaluation runs with its model.
+"""Lowers the programs that are planned: the training step of a config, and two of evaluation.
 
     train     one update on a batch of each dataset          (any stage)
     prefill   encode the images of the prompts and read them (stages flamingo and language_model)
     decode    one more token for each row
 
 In evaluation, weights are split over "model" as in training, rows and caches over (replica, data),
-a cache's heads over "model".
+and the heads of a cache over "model".
 """
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -40,11 +38,11 @@ VOCABULARY = 32_000  # the paper's, where the config leaves it to the tokenizer
 
 @dataclasses.dataclass(frozen=True)
 class Prompts:
-    """What evaluation is planned for.
+    """The prompts of prefill and decode.
 
     Attributes:
-      rows: prompts of a batch, over all devices; 0 is one for each batch shard.
-      shots: support examples, one image each; the query has one more.
+      rows: prompts of a batch, over all devices; 0 = one for each batch shard.
+      shots: support examples, with one image each; the query has one more image.
       length: tokens of a prompt.
       new_tokens: room in the cache for the answer.
     """
@@ -55,15 +53,27 @@ class Prompts:
     new_tokens: int = 20
 
 
+class RowContent(NamedTuple):
+    """The mean real content of a row of a dataset, without padding.
+
+    Attributes:
+      tokens: real tokens per row.
+      images: images per row; None = the most that a row can have.
+    """
+
+    tokens: float
+    images: float | None
+
+
 @dataclasses.dataclass(frozen=True)
 class Program:
     """A program before it is compiled.
 
     Attributes:
       lowered: by `jax.jit(...).lower`.
-      needed: model FLOPs of one run.
-      parameters: {group: weights}.
-      assumptions: what the numbers take for granted, as sentences.
+      needed: model FLOPs of one run of the program.
+      parameters: {group: number of weights}.
+      assumptions: sentences that say what the numbers assume.
     """
 
     lowered: Any
@@ -72,20 +82,17 @@ class Program:
     assumptions: tuple[str, ...]
 
 
-def train(
-    config: TrainConfig, mesh: Mesh, fill: Mapping[str, tuple[float, float | None]]
-) -> Program:
+def train(config: TrainConfig, mesh: Mesh, fill: Mapping[str, RowContent]) -> Program:
     """Lowers one update.
 
     Args:
-        config: the run; a vocabulary that it leaves to the tokenizer is the paper's.
+        config: the run. If it does not state the vocabulary, it has the size of the paper's.
         mesh: over the devices to plan for.
-        fill: {dataset: (mean of its real tokens per row, mean of its images per row or None)};
-            others are full.
+        fill: real content of the rows, by name of the dataset. The rows of other datasets are full.
 
     Raises:
-        ConfigError: for a dataset that the config does not have, a batch that the mesh does not
-            divide, or round_robin.
+        ConfigError: `fill` names an unknown dataset, the mesh does not divide a batch, or the
+            datasets are mixed by round_robin.
     """
     if config.mixing == "round_robin" and len(config.data.datasets) > 1:
         raise ConfigError(
@@ -117,22 +124,23 @@ def train(
         batches = {"merged": _merge(list(batches.values()))}
     run = run_lib.compile(config, mesh)
     rng = jax.eval_shape(lambda: jax.random.key(0))
-    lowered = run.step.lower(run.layout.abstract, batches, rng)  # type: ignore[attr-defined]
+    step: Any = run.step  # a jitted function, which has `lower`
+    lowered = step.lower(run.layout.abstract, batches, rng)
     needed = flops.of_update(config, run.objective, fills)
     return Program(lowered, needed, parameters(run.objective.model.init), tuple(assumptions))
 
 
 def inference(config: TrainConfig, mesh: Mesh, name: str, prompts: Prompts) -> Program:
-    """Lowers what evaluation runs: prefill, or the decoding of one token.
+    """Lowers a program of evaluation: prefill, or the decoding of one token.
 
     Args:
-        config: the run whose model is evaluated.
+        config: the run with the model that is evaluated.
         mesh: over the devices to plan for.
         name: "prefill" or "decode".
-        prompts: their number and size.
+        prompts: number and size of the prompts.
 
     Raises:
-        ConfigError: if the stage has no decoder, or the mesh does not divide the prompts.
+        ConfigError: the stage has no decoder, or the mesh does not divide the prompts.
     """
     assumptions = _vocabulary(config)
     config = config.resolved(VOCABULARY)
@@ -161,7 +169,7 @@ def inference(config: TrainConfig, mesh: Mesh, name: str, prompts: Prompts) -> P
 def abstract_batch(
     config: DataConfig, dataset: DatasetConfig, num_shards: int
 ) -> Batch[jax.ShapeDtypeStruct]:
-    """Returns the shapes of a dataset's batch over all devices (`data.rows.RowMaker.collate`)."""
+    """Returns the shapes of a dataset's batch over all devices, as in `data.rows.RowMaker`."""
     rows, length, images = dataset.batch_size, dataset.length, dataset.num_visuals
     per_shard = rows // num_shards * images if dataset.pool is None or not images else dataset.pool
     pool, frames, size = num_shards * per_shard, dataset.num_frames, config.image_size
@@ -179,7 +187,7 @@ def abstract_batch(
 
 
 def parameters(init: Any) -> dict[str, int]:
-    """Returns the number of weights by the first two parts of their path ("flamingo/lm"), and "total"."""
+    """Returns the number of weights in total, and by the first two parts of their path."""
     flat = trees.flatten(jax.eval_shape(init, jax.eval_shape(lambda: jax.random.key(0))))
     groups: dict[str, int] = {}
     for path, leaf in flat.items():
@@ -189,26 +197,18 @@ def parameters(init: Any) -> dict[str, int]:
 
 
 def _vocabulary(config: TrainConfig) -> list[str]:
-    """The sentence about a vocabulary that the config does not state."""
-    parts = [
-        part
-        for part in (config.model.lm, config.model.text_encoder)
-        if part and not part.vocab_size
-    ]
-    return (
-        [f"A vocabulary of {VOCABULARY:,} pieces, since the config leaves it to its tokenizer."]
-        if parts
-        else []
-    )
+    """Returns a sentence about the vocabulary, if the config does not state its size."""
+    parts = (config.model.lm, config.model.text_encoder)
+    if all(part is None or part.vocab_size for part in parts):
+        return []
+    return [f"A vocabulary of {VOCABULARY:,} pieces, since the config leaves it to its tokenizer."]
 
 
-def _filled(
-    dataset: DatasetConfig, shards: int, given: tuple[float, float | None] | None
-) -> flops.Fill:
+def _filled(dataset: DatasetConfig, shards: int, content: RowContent | None) -> flops.Fill:
     full = flops.Fill.full(dataset, shards)
-    if given is None:
+    if content is None:
         return full
-    tokens, images = given
+    tokens, images = content
     most = full.images / dataset.batch_size
     if not 0 < tokens <= dataset.length or (images is not None and not 0 <= images <= most):
         raise ConfigError(
@@ -221,7 +221,7 @@ def _filled(
 
 
 def _merge(batches: list[Batch[jax.ShapeDtypeStruct]]) -> Batch[jax.ShapeDtypeStruct]:
-    """The batch that holds the rows of all datasets, each axis but the first as long as the longest."""
+    """Returns one batch with the rows of all datasets; its other axes have the largest size."""
 
     def join(*leaves: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
         rest = tuple(max(sizes) for sizes in zip(*(leaf.shape[1:] for leaf in leaves), strict=True))
@@ -231,7 +231,7 @@ def _merge(batches: list[Batch[jax.ShapeDtypeStruct]]) -> Batch[jax.ShapeDtypeSt
 
 
 def _weights(config: TrainConfig, model: Model, mesh: Mesh) -> Any:
-    """The weights in the compute form and dtype, with their shardings."""
+    """Returns the abstract weights in the compute form and dtype, with their shardings."""
     key = jax.eval_shape(lambda: jax.random.key(0))
     axes = params_lib.axes_of(model.compute_form_init, key)
     abstract = jax.eval_shape(
@@ -251,7 +251,7 @@ def _placed(
 def _cache(
     config: TrainConfig, model: Model, mesh: Mesh, rows: int, prompts: Prompts
 ) -> dict[str, dict[str, Any]]:
-    """The parts of an abstract cache, placed as inference places them."""
+    """Returns the parts of an abstract cache, with the shardings of inference."""
     dtype = jnp.dtype(config.precision.compute)
 
     def parts(params: Any) -> dict[str, dict[str, Any]]:

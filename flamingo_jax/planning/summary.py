@@ -1,6 +1,6 @@
-"""The plan of a program as numbers (JSON) and as tables for people.
+"""Shows the plan of a program, as JSON and as tables.
 
-Every time in it is the compiler's estimate, not a measurement.
+All times are the compiler's estimates, not measurements.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ _DAY = 86_400.0
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """All that is known of a program on a slice.
+    """What is known about a program on a slice.
 
     Attributes:
-      topology, mesh: for which it was compiled.
+      topology, mesh: that the program was compiled for.
       program: before compilation.
-      steps: updates of the run, for the days; 0 is none.
-      memory: None if not even the compiler's notes tell it.
-      cost: None if it does not fit.
-      buffers: the largest ones, if it does not fit.
+      steps: updates of the run, to compute its days; 0 = the program is no update.
+      memory: None if the compiler reports none.
+      cost: None if the program does not fit.
+      buffers: the largest buffers, if the program does not fit.
     """
 
     topology: Topology
@@ -41,18 +41,16 @@ class Plan:
 
     @property
     def fits(self) -> bool:
-        """Whether the compiler accepted it."""
+        """True if the compiler accepted the program."""
         return self.cost is not None
 
 
 def to_json(plan: Plan) -> dict[str, Any]:
-    """Returns the plan under the keys of `plan --json`.
-
-    What is not known of a program that does not fit is None.
-    """
+    """Returns the content of `plan --json`; for a program that does not fit, values may be None."""
     topology, cost, memory, needed = plan.topology, plan.cost, plan.memory, plan.program.needed
     chips = topology.num_chips
     seconds = cost.step_seconds if cost else None
+    parts = cost.parts if cost else {}
     return {
         "topology": topology.name,
         "cloud_name": topology.cloud_name,
@@ -60,13 +58,7 @@ def to_json(plan: Plan) -> dict[str, Any]:
         "mesh": dict(plan.mesh.shape),
         "fits": plan.fits,
         "hbm_capacity_bytes": topology.kind.hbm_bytes,
-        "hbm_bytes": memory
-        and {
-            "arguments": memory.arguments,
-            "temporaries": memory.temporaries,
-            "outputs": memory.outputs,
-            "total": memory.total,
-        },
+        "hbm_bytes": memory and _sizes(memory),
         "largest_buffers": [dataclasses.asdict(buffer) for buffer in plan.buffers],
         "parameters": plan.program.parameters,
         "model_flops": needed.total,
@@ -74,9 +66,7 @@ def to_json(plan: Plan) -> dict[str, Any]:
         "hardware_flops": cost and cost.flops * topology.num_devices,
         "collectives": cost_lib.rows(cost) if cost else [],
         "times_are": "the compiler's estimates, not measurements",
-        "parts": {part: cost.parts[part] for part in cost_lib.PARTS if part in cost.parts}
-        if cost
-        else {},
+        "parts": {part: parts[part] for part in cost_lib.PARTS if part in parts},
         "compute_seconds": cost and cost.compute_seconds,
         "communication_seconds": cost and cost.communication_seconds,
         "exposed_communication_seconds": cost and cost.exposed_seconds,
@@ -91,7 +81,7 @@ def to_json(plan: Plan) -> dict[str, Any]:
 
 
 def warnings(plan: Plan) -> list[str]:
-    """Returns why the estimate may be wrong, as sentences."""
+    """Returns sentences that say why the estimate may be wrong."""
     cost, found = plan.cost, []
     if cost is None:
         return []
@@ -132,23 +122,11 @@ def to_text(plan: Plan) -> str:
         f"{topology.name} ({topology.cloud_name}), {topology.num_chips} chips; mesh {mesh}",
         "",
     ]
-    lines += _table(
-        "weights", {group: f"{count:,}" for group, count in plan.program.parameters.items()}
-    )
-    memory, capacity = plan.memory, topology.kind.hbm_bytes
-    sizes = (
-        {
-            "arguments": memory.arguments,
-            "temporaries": memory.temporaries,
-            "outputs": memory.outputs,
-        }
-        if memory
-        else {}
-    )
-    sizes |= {"total": memory.total} if memory else {}
-    lines += _table(
-        "HBM per chip", {name: _gib(size) for name, size in {**sizes, "capacity": capacity}.items()}
-    )
+    weights = {group: f"{count:,}" for group, count in plan.program.parameters.items()}
+    lines += _table("weights", weights)
+    sizes = _sizes(plan.memory) if plan.memory else {}
+    sizes |= {"capacity": topology.kind.hbm_bytes}
+    lines += _table("HBM per chip", {name: _gib(size) for name, size in sizes.items()})
     if plan.cost is None:
         lines.append("DOES NOT FIT. The largest buffers:")
         lines += [
@@ -164,36 +142,47 @@ def to_text(plan: Plan) -> str:
     }
     lines += _table("FLOPs of one step, all chips", arithmetic)
     times = {part: _ms(seconds) for part, seconds in data["parts"].items()}
-    lines += _table(
-        "compute, the compiler's estimate", times | {"total": _ms(cost.compute_seconds)}
-    )
-    lines.append(
-        f"{'communication':34}{'axis':>16}{'count':>8}{'bytes':>12}{'time':>14}{'exposed':>14}  "
-        "torus  (estimates)"
-    )
-    for row, sums in sorted(cost.rows.items(), key=lambda item: -item[1].seconds):
-        kind = f"  {row.kind}{' (overlapped)' if row.overlapped else ''}"
-        dimensions = "".join("xyz"[i] for i in row.torus)
-        times_text = f"{_ms(sums.seconds):>14}{_ms(sums.exposed):>14}"
-        lines.append(
-            f"{kind:34}{row.axis:>16}{sums.count:>8}{sums.num_bytes:>12.4g}{times_text}  "
-            f"{dimensions}"
-        )
-    summary = {
+    times["total"] = _ms(cost.compute_seconds)
+    lines += _table("compute, the compiler's estimate", times)
+    lines += _collectives_table(cost)
+    exposed = f"{_ms(cost.exposed_seconds)} of {_ms(cost.communication_seconds)}"
+    step = {
         "compute": _ms(cost.compute_seconds),
-        "exposed communication": f"{_ms(cost.exposed_seconds)} of "
-        f"{_ms(cost.communication_seconds)}",
+        "exposed communication": exposed,
         "step": _ms(cost.step_seconds),
         "MFU": f"{data['mfu']:.3f}",
         "text tokens per second": f"{data['tokens_per_second']:,.0f}",
         "images per second": f"{data['images_per_second']:,.0f}",
     }
     if data["days"]:
-        summary[f"days for {plan.steps:,} steps"] = f"{data['days']:.2f}"
-    lines += ["", *_table("step, the compiler's estimate", summary)]
+        step[f"days for {plan.steps:,} steps"] = f"{data['days']:.2f}"
+    lines += _table("step, the compiler's estimate", step)
     lines += [f"Assumed: {sentence}" for sentence in plan.program.assumptions]
     lines += [f"Warning: {sentence}" for sentence in warnings(plan)]
     return "\n".join(lines)
+
+
+def _sizes(memory: Memory) -> dict[str, int]:
+    return {
+        "arguments": memory.arguments,
+        "temporaries": memory.temporaries,
+        "outputs": memory.outputs,
+        "total": memory.total,
+    }
+
+
+def _collectives_table(cost: cost_lib.Cost) -> list[str]:
+    lines = [
+        f"{'communication':34}{'axis':>16}{'count':>8}{'bytes':>12}{'time':>14}{'exposed':>14}  "
+        "torus  (estimates)"
+    ]
+    for row, sums in sorted(cost.rows.items(), key=lambda item: -item[1].seconds):
+        kind = f"  {row.kind}{' (overlapped)' if row.overlapped else ''}"
+        times = f"{_ms(sums.seconds):>14}{_ms(sums.exposed):>14}"
+        numbers = f"{sums.count:>8}{sums.num_bytes:>12.4g}{times}"
+        dimensions = "".join("xyz"[i] for i in row.torus)
+        lines.append(f"{kind:34}{row.axis:>16}{numbers}  {dimensions}")
+    return [*lines, ""]
 
 
 def _table(title: str, rows: dict[str, str]) -> list[str]:

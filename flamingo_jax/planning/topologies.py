@@ -1,14 +1,13 @@
-"""TPU slices by name.
+"""TPU slices by name: the numbers of their chips, their shapes, and abstract devices.
 
-What a chip can do, which shapes a slice can have, and its devices without having one.
+    "v4:8x12x16" --describe--> Topology (numbers only)
+                 --devices--> 1536 abstract devices, for `Mesh` and ahead-of-time compilation
 
-    "v4:8x12x16" --describe--> Topology (numbers only) --devices--> 1536 abstract devices, for `Mesh` and ahead-of-time compilation
-
-Sources: the Cloud TPU documentation of each kind (peak, memory, interconnect, shapes, names), and
-    for v4 the numbers that this
-project's plans are bound to (1.05 GHz; 45 GB/s one way per link, of 50 GB/s nominal). Clocks of the
-others are not published: they follow from peak = clock * TensorCores * MXUs * side^2 * 2, with the
-MXUs that the compiler's cycle estimates imply (v6e: four of 256 x 256, or two at twice the rate).
+Sources: the Cloud TPU documentation of each kind (peak, memory, interconnect, shapes, names). For
+v4, the numbers that all plans of this project use (1.05 GHz; 45 GB/s one way per link, of 50 GB/s
+nominal). The clocks of the other kinds are not published. They follow from peak = clock *
+TensorCores * MXUs * side^2 * 2, with the MXUs that the compiler's cycle estimates imply (v6e: four
+of 256 x 256, or two at twice the rate).
 """
 
 from __future__ import annotations
@@ -31,11 +30,12 @@ from flamingo_jax.core.config import ConfigError
 
 @dataclasses.dataclass(frozen=True)
 class Kind:
-    """One generation of TPU, as a chip.
+    """One generation of TPU; the numbers are those of a chip.
 
     Attributes:
-      name: as in "v4:2x2x1".
-      cloud_name: the first part of the Cloud accelerator type; what follows counts `counted`.
+      name: for example "v4", as in "v4:2x2x1".
+      cloud_name: the first part of the Cloud accelerator type; the number after it counts
+        `counted`.
       counted: "cores" (TensorCores) or "chips".
       peak_flops: bfloat16 FLOP/s.
       hbm_bytes, hbm_bandwidth: bytes; bytes per second.
@@ -43,11 +43,11 @@ class Kind:
       num_dimensions: of the torus.
       tensor_cores: per chip.
       devices_per_chip: JAX devices; a megacore is one device of two TensorCores.
-      clock_hz: cycles per second, of which the compiler's estimates speak.
+      clock_hz: cycles per second; the compiler's estimates count these cycles.
       host: chips of one host along each dimension.
-      wraps_at: a dimension is a ring, and not a line, if it is a multiple of this (v4, v5p: optical
-        links between cubes of 4) or, of a pod's full length, equal to it (v5e, v6e).
-      config_name: what libtpu calls this kind's megacore configuration, None if it has none.
+      wraps_at: a dimension is a ring, and not a line, if its size is a multiple of this number (v4,
+        v5p: optical links between cubes of 4; v5e, v6e: the full length of a pod).
+      config_name: libtpu's name of the megacore configuration; None if the kind has none.
     """
 
     name: str
@@ -59,31 +59,69 @@ class Kind:
     link_bandwidth: float
     num_dimensions: int
     tensor_cores: int
-    devices_per_chip: int
     clock_hz: float
-    host: tuple[int, int, int]
     wraps_at: int
+    devices_per_chip: int = 1
+    host: tuple[int, int, int] = (2, 2, 1)
     config_name: str | None = None
 
 
 _MXU = 128 * 128 * 2  # FLOP per cycle
 _GIB = 1 << 30
 
+# A torus of 3 dimensions; the two TensorCores of a chip are one device.
+_Kind3D = functools.partial(
+    Kind, counted="cores", num_dimensions=3, tensor_cores=2, wraps_at=4, config_name="megacore"
+)
+_Kind2D = functools.partial(Kind, counted="chips", num_dimensions=2, tensor_cores=1, wraps_at=16)
+
 KINDS = {
     kind.name: kind
     for kind in (
-        # 2 cores x 4 MXUs x 128 x 128 x 2 x 1.05 GHz = 275 TFLOP/s
-        Kind("v4", "v4", "cores", 2.75e14, 32 * _GIB, 1.2e12, 4.5e10, 3, 2, 1, 1.05e9, (2, 2, 1), 4, "megacore"),
-        # 197e12 / (4 MXUs x 128 x 128 x 2) = 1.503 GHz
-        Kind("v5e", "v5litepod", "chips", 1.97e14, 16 * _GIB, 8.19e11, 5e10, 2, 1, 1, 1.97e14 / (4 * _MXU), (2, 2, 1), 16),
-        # 459e12 / (2 cores x 4 MXUs x 128 x 128 x 2) = 1.751 GHz
-        Kind("v5p", "v5p", "cores", 4.59e14, 95 * _GIB, 2.765e12, 1e11, 3, 2, 1, 4.59e14 / (8 * _MXU), (2, 2, 1), 4, "megacore"),
-        # 918e12 / (16 x 128 x 128 x 2) = 1.751 GHz
-        Kind("v6e", "v6e", "chips", 9.18e14, 32 * _GIB, 1.638e12, 1e11, 2, 1, 1, 9.18e14 / (16 * _MXU), (2, 2, 1), 16),
+        _Kind3D(
+            name="v4",
+            cloud_name="v4",
+            # 2 cores x 4 MXUs x 128 x 128 x 2 x 1.05 GHz = 275 TFLOP/s
+            peak_flops=2.75e14,
+            clock_hz=1.05e9,
+            hbm_bytes=32 * _GIB,
+            hbm_bandwidth=1.2e12,
+            link_bandwidth=4.5e10,
+        ),
+        _Kind2D(
+            name="v5e",
+            cloud_name="v5litepod",
+            # 197e12 / (4 MXUs x 128 x 128 x 2) = 1.503 GHz
+            peak_flops=1.97e14,
+            clock_hz=1.97e14 / (4 * _MXU),
+            hbm_bytes=16 * _GIB,
+            hbm_bandwidth=8.19e11,
+            link_bandwidth=5e10,
+        ),
+        _Kind3D(
+            name="v5p",
+            cloud_name="v5p",
+            # 459e12 / (2 cores x 4 MXUs x 128 x 128 x 2) = 1.751 GHz
+            peak_flops=4.59e14,
+            clock_hz=4.59e14 / (8 * _MXU),
+            hbm_bytes=95 * _GIB,
+            hbm_bandwidth=2.765e12,
+            link_bandwidth=1e11,
+        ),
+        _Kind2D(
+            name="v6e",
+            cloud_name="v6e",
+            # 918e12 / (16 x 128 x 128 x 2) = 1.751 GHz
+            peak_flops=9.18e14,
+            clock_hz=9.18e14 / (16 * _MXU),
+            hbm_bytes=32 * _GIB,
+            hbm_bandwidth=1.638e12,
+            link_bandwidth=1e11,
+        ),
     )
-}  # fmt: skip
+}
 
-# Slices smaller than a cube, and the largest one, in chips.
+# Slices that are smaller than a cube, and the largest slice.
 _SMALL = {"v4": ("2x2x1", "2x2x2", "2x2x4", "2x4x4"), "v5p": ("2x2x1", "2x2x2", "2x2x4", "2x4x4")}
 _LARGEST = {"v4": (16, 4096), "v5p": (24, 6144)}  # longest dimension, chips
 _FLAT = ("1x1", "2x2", "2x4", "4x4", "4x8", "8x8", "8x16", "16x16")
@@ -94,7 +132,7 @@ class Topology:
     """A slice.
 
     Attributes:
-      kind: of its chips.
+      kind: of the chips.
       shape: chips along each dimension of the torus.
     """
 
@@ -103,17 +141,17 @@ class Topology:
 
     @property
     def name(self) -> str:
-        """As in "v4:8x12x16"."""
+        """Kind and shape, for example "v4:8x12x16"."""
         return f"{self.kind.name}:{'x'.join(map(str, self.shape))}"
 
     @property
     def num_chips(self) -> int:
-        """Chips of the slice."""
+        """Number of chips."""
         return math.prod(self.shape)
 
     @property
     def num_devices(self) -> int:
-        """JAX devices of the slice."""
+        """Number of JAX devices."""
         return self.num_chips * self.kind.devices_per_chip
 
     @property
@@ -124,18 +162,18 @@ class Topology:
 
     @property
     def wraps(self) -> tuple[bool, ...]:
-        """Whether each dimension is a ring; on v4 and v5p all of them are, or none is."""
+        """True for each dimension that is a ring; on v4 and v5p they are all rings or all lines."""
         multiples = tuple(size % self.kind.wraps_at == 0 for size in self.shape)
         return (all(multiples),) * len(multiples) if self.kind.num_dimensions == 3 else multiples
 
     @property
     def axis_bandwidth(self) -> float:
-        """Bytes per second that a chip receives along one dimension of the torus, from both sides together."""
+        """Bytes per second that a chip receives along one dimension, from both sides together."""
         return 2 * self.kind.link_bandwidth
 
 
 def names() -> Iterator[str]:
-    """Yields the name of every slice, by kind, smaller ones first."""
+    """Yields the names of all slices, kind by kind, the smaller ones first."""
     for kind in KINDS.values():
         if kind.num_dimensions == 2:
             yield from (f"{kind.name}:{shape}" for shape in _FLAT)
@@ -153,10 +191,10 @@ def describe(name: str) -> Topology:
     """Returns the slice of this name.
 
     Args:
-        name: a kind and a shape, "v4:8x12x16"; dimensions ascend.
+        name: kind and shape, "v4:8x12x16", with ascending dimensions.
 
     Raises:
-        ConfigError: if there is no such slice; it names the nearest ones.
+        ConfigError: there is no such slice. The message names the nearest slices.
     """
     known = _known()
     if name not in known:
@@ -176,25 +214,22 @@ def describe(name: str) -> Topology:
 
 @functools.cache
 def _known() -> dict[str, Topology]:
-    return {
-        name: Topology(
-            KINDS[name.partition(":")[0]], tuple(map(int, name.partition(":")[2].split("x")))
-        )
-        for name in names()
-    }
+    known = {}
+    for name in names():
+        kind, _, shape = name.partition(":")
+        known[name] = Topology(KINDS[kind], tuple(map(int, shape.split("x"))))
+    return known
 
 
 def devices(topology: Topology) -> list[Any]:
-    """Returns the abstract devices of a slice, for compiling ahead of time.
+    """Returns the abstract devices of a slice, to compile ahead of time.
 
-    No TPU is needed, only libtpu.
-
-    Sets the environment variables that keep libtpu from looking for a TPU around it, and from
-    refusing to be loaded by two processes at once; they must not have been needed earlier in this
-    process.
+    This needs libtpu, but no TPU. The function sets the environment variables with which libtpu
+    does not search for a TPU, and two processes can load it at the same time. They have no effect
+    if this process has loaded libtpu before.
 
     Raises:
-        ConfigError: if libtpu is not installed.
+        ConfigError: libtpu is not installed.
     """
     settings = {
         "TPU_SKIP_MDS_QUERY": "1",
@@ -208,14 +243,11 @@ def devices(topology: Topology) -> list[Any]:
         os.environ.setdefault(key, value)
     from jax.experimental import topologies  # may load libtpu: after the environment is set
 
-    shape = topology.shape
-    host = (
-        (1, 1, 1)
-        if topology.num_chips == 1
-        else (2, 4, 1)
-        if shape == (2, 4)
-        else topology.kind.host
-    )
+    host = topology.kind.host
+    if topology.num_chips == 1:
+        host = (1, 1, 1)
+    elif topology.shape == (2, 4):
+        host = (2, 4, 1)
     wrap = (*topology.wraps, False)[:3]
     options: dict[str, Any] = {"chips_per_host_bounds": host, "num_slices": 1, "wrap": wrap}
     if topology.kind.config_name:
@@ -232,13 +264,13 @@ def devices(topology: Topology) -> list[Any]:
 
 @contextlib.contextmanager
 def uncached() -> Iterator[None]:
-    """Compiles what is compiled inside afresh.
+    """Switches the compilation cache off inside the context.
 
-    A program for devices that are not there can be written to JAX's cache, but not read.
+    JAX can write a program for abstract devices into its cache, but it cannot read it.
     """
     before = jax.config.values["jax_enable_compilation_cache"]
     jax.config.update("jax_enable_compilation_cache", False)  # noqa: FBT003
-    compilation_cache.reset_cache()  # or it goes on as it began
+    compilation_cache.reset_cache()  # JAX reads the setting only when the cache starts
     try:
         yield
     finally:
