@@ -35,8 +35,8 @@ def test_notations_of_groups(text, expected):
         assert found == {frozenset(group) for group in expected}
 
 
-# 1024 x 1024 bfloat16 are 2 MiB. A v4 axis carries 90 GB/s. Model groups lie in the x-y plane, data
-# groups along z.
+# 1024 x 1024 bfloat16 are 2 MiB. A v4 axis carries 90 GB/s. Model groups span the x-y plane, data
+# groups span z.
 SIZE = 1024 * 1024 * 2
 CASES = {
     "all-gather": (
@@ -70,13 +70,9 @@ CASES = {
 @pytest.mark.tpu_compiler
 @pytest.mark.parametrize("case", list(CASES))
 def test_bytes_axis_and_torus_of_each_kind(small_slice, case):
-    function, specs, (kind, axis, torus, num_bytes) = CASES[case]
-    found = small_slice.mapped(
-        lambda x: function(x) * 2,
-        specs[:1],
-        specs[1],
-        small_slice.abstract((1024, 1024), *specs[0]),
-    )
+    function, (in_spec, out_spec), (kind, axis, torus, num_bytes) = CASES[case]
+    x = small_slice.abstract((1024, 1024), *in_spec)
+    found = small_slice.mapped(lambda x: function(x) * 2, (in_spec,), out_spec, x)
     ((row, sums),) = found.rows.items()
     assert (row.kind, row.axis, list(row.torus), row.overlapped) == (kind, axis, torus, False)
     assert (sums.num_bytes, sums.count) == (num_bytes, 1)
@@ -89,24 +85,16 @@ def test_permute_is_counted_link_by_link(cube):
         return jax.lax.ppermute(x, "data", [(i, (i + to) % 4) for i in range(4)])
 
     spec = P("data")
-    one = cube.mapped(
-        lambda x: shift(x * 2, 1) * 2, (spec,), spec, cube.abstract((4096, 1024), *spec)
-    )
+    x = cube.abstract((4096, 1024), *spec)
+    one = cube.mapped(lambda x: shift(x * 2, 1) * 2, (spec,), spec, x)
     ((row, sums),) = one.rows.items()
-    assert (row.kind, row.axis, row.torus, row.overlapped) == (
-        "collective-permute",
-        "data",
-        (2,),
-        True,
-    )
-    # z is a ring of 4: every chip sends 2 MiB to its neighbour, over one link, one way; nothing
-    # lies beside it.
+    assert row == ("collective-permute", "data", True, (2,))  # kind, axis, overlapped, torus
+    # z is a ring of 4: every chip sends 2 MiB to its neighbour, over one link, one way. No compute
+    # overlaps it.
     assert sums.num_bytes == SIZE
     assert (sums.seconds, sums.exposed) == pytest.approx((SIZE / 45e9, SIZE / 45e9))
-    # Two steps on: each link carries the arrays of two chips.
-    two = cube.mapped(
-        lambda x: shift(x * 2, 2) * 2, (spec,), spec, cube.abstract((4096, 1024), *spec)
-    )
+    # To the next but one chip: each link carries the arrays of two chips.
+    two = cube.mapped(lambda x: shift(x * 2, 2) * 2, (spec,), spec, x)
     assert next(iter(two.rows.values())).seconds == pytest.approx(2 * SIZE / 45e9)
 
 

@@ -1,7 +1,4 @@
-"""The contrastive stage on a slice.
-
-What crosses the chips, and the paper's run on its 512 chips (2.1, B.1.3).
-"""
+"""The contrastive stage on a slice: its collectives, and the paper's run (2.1, B.1.3)."""
 
 import pytest
 
@@ -18,7 +15,7 @@ ROWS, JOINT = 1024, 1376
 
 @pytest.fixture(scope="module")
 def planned():
-    """As the paper's run, but with a block of the first two stages alone, and a BERT of one layer."""
+    """The paper's run, with only one block in each of two stages, and a BERT of one layer."""
     described = contrastive_f6.get_config()
     described.model.vision.update(widths=(256, 512), depths=(1, 1), strides=(1, 2), remat="none")
     described.model.text_encoder.update(num_layers=1, width=256, num_heads=4)
@@ -31,33 +28,29 @@ def planned():
 
 @pytest.mark.tpu_compiler
 def test_weights_gradients_and_embeddings_cross_the_chips_and_no_activations(planned):
-    """Gathered.
+    """Gathers the weights in bfloat16 (ZeRO-1) and the embeddings in float32, nothing else.
 
-    The weights in bfloat16 (ZeRO-1), for the NFNet in each pass (forwards and backwards), and the
-    embeddings in float32.
-
-    The first block's activations are 1024 x 8 x 8 x 256 numbers, 34 MB: one gather of them more
-    would be seen.
+    The weights of the NFNet are gathered in each pass (forward and backward). The activations of
+    the first block are 1024 x 8 x 8 x 256 numbers, 34 MB: the bound is too small for a gather of
+    them.
     """
     data = summary.to_json(planned)
     weights = 2 * data["parameters"]["total"]
+    vision = 2 * data["parameters"]["contrastive/vision"]
     embeddings = 4 * ROWS * JOINT
     moved = {"all-gather": 0, "all-reduce": 0}
     for row in data["collectives"]:
         moved[row["kind"]] = moved.get(row["kind"], 0) + row["bytes"]
-    assert (
-        moved["all-gather"]
-        < weights + 2 * 2 * data["parameters"]["contrastive/vision"] + 8 * embeddings
-    )
-    # A gradient is reduced over the replicas and over data: in all no more than twice an all-reduce
-    # of 2 bytes a weight.
+    assert moved["all-gather"] < weights + 2 * vision + 8 * embeddings
+    # A gradient is reduced over the replicas and over data: in all at most twice an all-reduce of 2
+    # bytes per weight.
     assert moved["all-reduce"] < 2 * 2 * weights + 8 * embeddings
 
 
 def test_rows_of_a_merged_batch_are_compared_with_all_others():
-    """6 + 4 rows: 10^2 similarities of 8 numbers, each 2 FLOPs forwards and twice that backwards.
+    """6 + 4 rows are 10^2 similarities of 8 numbers, in separate batches only 6^2 + 4^2.
 
-    Apart 6^2 + 4^2.
+    Each number is 2 FLOPs in the forward pass and 4 in the backward pass.
     """
     described = small.get_config("contrastive")
     captions = described.data.datasets.captions
@@ -67,10 +60,10 @@ def test_rows_of_a_merged_batch_are_compared_with_all_others():
         described.mixing = mixing
         config = from_dict(TrainConfig, described).resolved(small.VOCABULARY)
         fills = {"align": flops.Fill(6, 5, 6, 1), "ltip": flops.Fill(4, 5, 4, 1)}
-        found[mixing] = flops.of_update(config, build_objective(config, num_shards=1), fills).flops
-    assert found["merged"]["contrastive"] - found["accumulate"]["contrastive"] == 3 * 2 * 8 * (
-        10**2 - 6**2 - 4**2
-    )
+        objective = build_objective(config, num_shards=1)
+        found[mixing] = flops.of_update(config, objective, fills).flops
+    more = found["merged"]["contrastive"] - found["accumulate"]["contrastive"]
+    assert more == 3 * 2 * 8 * (10**2 - 6**2 - 4**2)
     assert found["merged"]["vision"] == found["accumulate"]["vision"]
 
 
@@ -84,8 +77,6 @@ def test_the_papers_run_fits_its_512_chips():
     assert data["chips"] == 512
     assert data["parameters"]["contrastive/vision"] == pytest.approx(435.3e6, rel=1e-3)
     images = 2 * 16_384
-    # FACTS 1.3
-    assert data["model_flops_by_part"]["vision"] == pytest.approx(
-        3 * images * 2 * 94.44e9, rel=1e-3
-    )
+    vision = 3 * images * 2 * 94.44e9  # FACTS 1.3
+    assert data["model_flops_by_part"]["vision"] == pytest.approx(vision, rel=1e-3)
     assert data["mfu"] > 0.1

@@ -1,7 +1,4 @@
-"""Cycles, FLOPs and overlap of small programs, compiled for slices of TPU v4 that are not there.
-
-One text is written by hand.
-"""
+"""Cycles, FLOPs and overlap of small programs, compiled for slices of TPU v4 without a TPU."""
 
 import re
 
@@ -17,7 +14,7 @@ CLOCK = 1.05e9
 
 
 def cycles(text, pattern):
-    """Sum of the estimates of the lines that hold the pattern."""
+    """The sum of the estimates of the lines that match the pattern."""
     return sum(
         int(n)
         for line in text.splitlines()
@@ -103,10 +100,11 @@ def test_flops_of_what_the_compiler_rewrites(small_slice, function, shapes, expe
 
 
 def test_padding_multiplies_nothing():
-    # "SAME": 10 places with 3 taps, of which two fall outside.
+    # "SAME": 10 positions of a kernel of 3; two of the 30 elements are over padding.
     text = "ENTRY %m (x: f32[1,10,1], w: f32[3,1,1]) -> f32[1,10,1] {\n"
     text += "  %x = f32[1,10,1]{2,1,0} parameter(0)\n  %w = f32[3,1,1]{2,1,0} parameter(1)\n"
-    text += "  ROOT %c = f32[1,10,1]{2,1,0} convolution(%x, %w), window={size=3 pad=1_1}, dim_labels=b0f_0io->b0f\n}"
+    text += "  ROOT %c = f32[1,10,1]{2,1,0} convolution(%x, %w), window={size=3 pad=1_1}"
+    text += ", dim_labels=b0f_0io->b0f\n}"
     entry = hlo.parse(text).computations["m"]
     assert matmul.flops(entry, entry.root) == 2 * (10 * 3 - 2)
 
@@ -153,75 +151,73 @@ def test_part_of(op_name, part):
     assert cost.part_of(op_name) == part
 
 
-OVERLAP = """ENTRY %m (x: bf16[64,1024], y: bf16[8]) -> bf16[8] {
-  %x = bf16[64,1024]{1,0} parameter(0)
-  %y = bf16[8]{0} parameter(1)
-  %s1 = (bf16[64,1024]{1,0}, bf16[64,1024]{1,0}) collective-permute-start(%x), source_target_pairs=PAIRS
-  %a = bf16[8]{0} fusion(%y), kind=kLoop, backend_config={"estimated_cycles":"BESIDE"}
-  %d1 = bf16[64,1024]{1,0} collective-permute-done(%s1)
-  ROOT %b = bf16[8]{0} fusion(%a), kind=kLoop, backend_config={"estimated_cycles":"1050"}
-}
+PAIR = "(bf16[64,1024]{1,0}, bf16[64,1024]{1,0})"
+OVERLAP = f"""ENTRY %m (x: bf16[64,1024], y: bf16[8]) -> bf16[8] {{
+  %x = bf16[64,1024]{{1,0}} parameter(0)
+  %y = bf16[8]{{0}} parameter(1)
+  %s1 = {PAIR} collective-permute-start(%x), source_target_pairs=PAIRS
+  %a = bf16[8]{{0}} fusion(%y), kind=kLoop, backend_config={{"estimated_cycles":"OVERLAPPING"}}
+  %d1 = bf16[64,1024]{{1,0}} collective-permute-done(%s1)
+  ROOT %b = bf16[8]{{0}} fusion(%a), kind=kLoop, backend_config={{"estimated_cycles":"1050"}}
+}}
 """
 SECONDS = 64 * 1024 * 2 / 45e9  # 2.9 microseconds: 3058 cycles
 
 
 @pytest.mark.parametrize(
-    ("beside", "exposed"),
+    ("overlapping", "exposed"),
     [(1050, SECONDS - 1e-6), (10500, 0.0), (0, SECONDS)],
     ids=["partly", "wholly", "not at all"],
 )
-def test_overlapped_communication_counts_beyond_the_compute_beside_it(small_slice, beside, exposed):
+def test_communication_is_exposed_beyond_the_overlapping_compute(small_slice, overlapping, exposed):
     pairs = "{" + ",".join(f"{{{i},{(i + 4) % 16}}}" for i in range(12)) + "}"  # one step along z
-    text = OVERLAP.replace("PAIRS", pairs).replace("BESIDE", str(beside))
+    text = OVERLAP.replace("PAIRS", pairs).replace("OVERLAPPING", str(overlapping))
     found = cost.analyse(text, small_slice.mesh, small_slice.topology)
     assert found.communication_seconds == pytest.approx(SECONDS)
     assert found.exposed_seconds == pytest.approx(exposed)
-    assert found.step_seconds == pytest.approx(exposed + beside / CLOCK + 1e-6)
+    assert found.step_seconds == pytest.approx(exposed + overlapping / CLOCK + 1e-6)
 
 
-def test_transfers_that_share_links_wait_for_each_other(small_slice):
+def test_collectives_that_share_links_wait_for_each_other(small_slice):
     pairs = "{" + ",".join(f"{{{i},{i + 4}}}" for i in range(12)) + "}"
     again = OVERLAP.splitlines()
     again.insert(4, again[3].replace("%s1", "%s2"))
     again.insert(7, again[6].replace("%d1", "%d2").replace("%s1", "%s2"))
-    text = "\n".join(again).replace("PAIRS", pairs).replace("BESIDE", "1050")
+    text = "\n".join(again).replace("PAIRS", pairs).replace("OVERLAPPING", "1050")
     same_way = cost.analyse(text, small_slice.mesh, small_slice.topology)
     assert same_way.exposed_seconds == pytest.approx(2 * SECONDS - 1e-6)
     back = "{" + ",".join(f"{{{i + 4},{i}}}" for i in range(12)) + "}"
     other_way = cost.analyse(text.replace(pairs, back, 1), small_slice.mesh, small_slice.topology)
-    # the two directions of a link are two links
+    # The two directions of a link count as two links.
     assert other_way.exposed_seconds == pytest.approx(SECONDS - 1e-6)
 
 
 def test_matmul_faster_than_the_chip_is_implausible(small_slice):
     x = small_slice.abstract((4096, 4096))
     text = small_slice.compile(lambda a, b: a @ b, x, x).as_text()
-    honest = cost.analyse(text, small_slice.mesh, small_slice.topology)
-    assert not honest.implausible and not honest.unestimated
-    floor = 2 * 4096**3 / 2.75e14 * CLOCK
-    fast = re.sub(r'"estimated_cycles":"\d+"', f'"estimated_cycles":"{int(floor)}"', text)
+    plausible = cost.analyse(text, small_slice.mesh, small_slice.topology)
+    assert not plausible.implausible and not plausible.unestimated
+    least = 2 * 4096**3 / 2.75e14 * CLOCK
+    fast = re.sub(r'"estimated_cycles":"\d+"', f'"estimated_cycles":"{int(least)}"', text)
     found = cost.analyse(fast, small_slice.mesh, small_slice.topology)
     ((efficiency, seconds),) = found.implausible.values()
-    assert efficiency == pytest.approx(1.0, abs=1e-4) and seconds == pytest.approx(
-        floor / CLOCK, rel=1e-4
-    )
-    silent = cost.analyse(
-        re.sub(r'"estimated_cycles":"\d+",', "", text), small_slice.mesh, small_slice.topology
-    )
-    assert silent.unestimated == 2 * 4096**3
+    assert efficiency == pytest.approx(1.0, abs=1e-4)
+    assert seconds == pytest.approx(least / CLOCK, rel=1e-4)
+    without = re.sub(r'"estimated_cycles":"\d+",', "", text)
+    found = cost.analyse(without, small_slice.mesh, small_slice.topology)
+    assert found.unestimated == 2 * 4096**3
 
 
 def test_windowed_and_synchronous_collectives_of_a_sharded_layer(cube):
     """A Megatron layer with the sequence split over model.
 
-    X whole before the first matmul, the sum in parts after the second.
+    x is gathered before the first matmul, and the sum is scattered after the second.
     """
 
     def layer(x, up, down):
         whole = jax.lax.all_gather(x, "model", axis=0, tiled=True)
-        return jax.lax.psum_scatter(
-            jnp.tanh(whole @ up) @ down, "model", scatter_dimension=0, tiled=True
-        )
+        partial = jnp.tanh(whole @ up) @ down
+        return jax.lax.psum_scatter(partial, "model", scatter_dimension=0, tiled=True)
 
     shapes = (
         ((1024, 1024), P("model")),

@@ -1,4 +1,4 @@
-"""Model FLOPs against arithmetic by hand, the paper's numbers (FACTS 1.3, 6), and the trace of a whole model."""
+"""Model FLOPs against arithmetic by hand and against the paper's numbers (FACTS 1.3, 6)."""
 
 import dataclasses
 
@@ -41,25 +41,21 @@ def of_flamingo(name, datasets, fills=None):
     ],
 )
 def test_nfnet_as_its_authors_count(variant, size, giga):
-    """FACTS 1.3: multiply-adds by the counter of the authors' repository, to the digits printed.
+    """FACTS 1.3: multiply-adds by the counter of the authors' repository, to the printed digits.
 
-    It counts the classifier too.
+    The counter includes the classifier.
     """
-    classifier = 3072 * 1000
-    assert flops.vision_forward(
-        sizes.NFNETS[variant], size
-    ) / 2e9 + classifier / 1e9 == pytest.approx(giga, abs=0.005)
+    classifier = 3072 * 1000 / 1e9
+    encoder = flops.vision_forward(sizes.NFNETS[variant], size) / 2e9
+    assert encoder + classifier == pytest.approx(giga, abs=0.005)
 
 
 def test_80b_on_the_ablation_batches():
-    """FACTS 6.
+    """FACTS 6: (4 * 70.06 + 6 * 9.66) GFLOP for each of 100,352 tokens, and 2,816 frames.
 
-    (4 * 70.06 + 6 * 9.66) GFLOP per token over 100,352 tokens = 33.9 PF, 2,816 frames = 0.66 PF;
-    together 34.6 PF.
-
-    There every weight of cross-attention counts per text token, and attention and the resampler not
-    at all; here keys and values count per visual token (2,368 inputs of 64), and the rest counts
-    too.
+    These are 33.9 PF and 0.66 PF, together 34.6 PF. In this rule of thumb all weights of
+    cross-attention count per text token, and attention and the resampler do not count. Here keys
+    and values count per visual token (2,368 inputs of 64), and attention and the resampler count.
     """
     datasets = from_dict(
         DataConfig, {"tokenizer": "", "image_size": 320, "datasets": mixture.datasets("", scale=1)}
@@ -67,21 +63,19 @@ def test_80b_on_the_ablation_batches():
     found = of_flamingo("80B", datasets)
     assert (found.tokens, found.images) == (100_352, 2_368)
     assert found.flops["vision"] == pytest.approx(0.656e15, rel=1e-3)
-    attention = (
-        80 * 64 * 128 * 2 * (2 * 3 + 2)
-    )  # per pair of tokens: scores and values, and the relative positions' scores
+    # Per pair of tokens: scores and values, and the scores of the relative positions.
+    attention = 80 * 64 * 128 * 2 * (2 * 3 + 2)
     pairs = 256 * 256 * 257 / 2 + 1088 * 32 * 33 / 2
     assert found.flops["lm"] == pytest.approx(100_352 * 4 * 70.06e9 + pairs * attention, rel=1e-3)
     visual = 2_368 * 64
-    matrix = 12 * 8192**2  # a layer has 12 D^2 weights, two of them for keys and values
+    matrix = 12 * 8192**2  # a layer has 12 D^2 weights, 2 D^2 of them for keys and values
+    weights = 6 * matrix * (10 * 100_352 + 2 * visual)
     attended = 100_352 * 64 * 12 * 64 * 128 * 2 * 2 * 3
-    media = visual * 6 * 1536 * 8192
-    assert found.flops["xattn"] == pytest.approx(
-        6 * matrix * (10 * 100_352 + 2 * visual) + attended + media, rel=1e-3
-    )
-    by_the_rule_of_thumb = 100_352 * (4 * 70.06e9 + 6 * 9.66e9) + found.flops["vision"]
-    assert by_the_rule_of_thumb == pytest.approx(34.6e15, rel=2e-3)
-    assert by_the_rule_of_thumb < found.total < 1.04 * by_the_rule_of_thumb
+    projected = visual * 6 * 1536 * 8192
+    assert found.flops["xattn"] == pytest.approx(weights + attended + projected, rel=1e-3)
+    rule_of_thumb = 100_352 * (4 * 70.06e9 + 6 * 9.66e9) + found.flops["vision"]
+    assert rule_of_thumb == pytest.approx(34.6e15, rel=2e-3)
+    assert rule_of_thumb < found.total < 1.04 * rule_of_thumb
 
 
 def test_language_model_by_hand():
@@ -97,16 +91,16 @@ def test_language_model_by_hand():
     dataset = DatasetConfig("text", "", batch_size=3, length=8)
     config, objective = run("language_model", ModelConfig(lm=lm), {"text": dataset})
     found = flops.of_update(config, objective, {"text": flops.Fill.full(dataset, 1)})
-    # matrices, norms, the head without the 24 rows of padding
+    # Matrices and norms, and the head without the 24 rows of padding.
     weights = 2 * (12 * 64**2 + 2 * 64) + 64 + 1000 * 64
     pairs = 3 * 8 * 9 / 2
     assert found.total == 6 * weights * 24 + pairs * 2 * 64 * 2 * 2 * 3
 
 
 def test_a_sliding_window_counts_the_pairs_within_it():
-    """Rows of 8 tokens, 2 read before.
+    """Rows of 8 tokens, without and with 2 tokens that were read before; a window of 3.
 
-    A token attends 3 of the 1..8, or of the 3..10, that it could.
+    Without the window a token attends 1 to 8 tokens, or 3 to 10.
     """
     lm = dataclasses.replace(
         sizes.LMS["1.4B"], vocab_size=1000, num_layers=2, width=64, num_heads=4, position="rotary"
@@ -135,10 +129,7 @@ def test_only_real_tokens_and_images_count():
 
 
 def test_frozen_towers_have_no_backward_and_no_recomputation():
-    """Per text token of 3B: 4 per frozen weight, 6 per trained one.
-
-    The same twice for twice the rows.
-    """
+    """A text token of 3B needs 4 FLOPs per frozen weight; twice the rows need twice the FLOPs."""
     one = of_flamingo("3B", {"a": DatasetConfig("pairs", "", batch_size=4, length=32)})
     two = of_flamingo("3B", {"a": DatasetConfig("pairs", "", batch_size=8, length=32)})
     assert two.total == pytest.approx(2 * one.total)
@@ -163,13 +154,11 @@ def test_contrastive_trains_both_towers():
     config, objective = run("contrastive", model, {"captions": dataset}, image_size=32)
     found = flops.of_update(config, objective, {"captions": flops.Fill.full(dataset, 1)})
     assert found.flops["vision"] == 3 * 6 * flops.vision_forward(sizes.NFNETS["tiny"], 32)
-    # matrices, biases of q k v out, of the feed-forward, two norms
+    # Matrices, biases of q, k, v and out, biases of the feed-forward layer, two norms.
     block = 12 * 32**2 + 4 * 32 + (4 + 1) * 32 + 4 * 32
     assert found.flops["text"] == 6 * 60 * (2 * block + 2 * 32) + 6 * 10**2 * 2 * 2 * 32 * 2 * 3
-    assert (
-        found.flops["contrastive"]
-        == 6 * 6 * 8 * (32 + sizes.NFNETS["tiny"].width) + 3 * 2 * 6**2 * 8
-    )
+    projections, similarities = 6 * 6 * 8 * (32 + sizes.NFNETS["tiny"].width), 3 * 2 * 6**2 * 8
+    assert found.flops["contrastive"] == projections + similarities
 
 
 def test_inference_is_forward_only():
@@ -177,19 +166,15 @@ def test_inference_is_forward_only():
     model = ModelConfig(
         vision=parts.vision, lm=parts.lm, resampler=parts.resampler, xattn=parts.xattn
     )
-    config, objective = run(
-        "flamingo", model, {"a": DatasetConfig("pairs", "", batch_size=4, length=32)}
-    )
+    dataset = DatasetConfig("pairs", "", batch_size=4, length=32)
+    config, objective = run("flamingo", model, {"a": dataset})
     fill = flops.Fill(rows=4, tokens=32, images=4, frames=1)
-    read, trained = (
-        flops.of_inference(config, objective, fill),
-        flops.of_update(config, objective, {"a": fill}),
-    )
+    read = flops.of_inference(config, objective, fill)
+    trained = flops.of_update(config, objective, {"a": fill})
     assert read.flops["vision"] == trained.flops["vision"]
     assert read.flops["xattn"] == pytest.approx(trained.flops["xattn"] / 3)
     assert read.flops["lm"] == pytest.approx(trained.flops["lm"] / 2, rel=1e-2)
-    one = flops.of_inference(
-        config, objective, flops.Fill(rows=4, tokens=1, images=0, frames=1), cached=32
-    )
+    token = flops.Fill(rows=4, tokens=1, images=0, frames=1)
+    one = flops.of_inference(config, objective, token, cached=32)
     assert one.flops["vision"] == one.flops["resampler"] == 0
     assert one.flops["lm"] == pytest.approx(read.flops["lm"] / 32, rel=1e-2)

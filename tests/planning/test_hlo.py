@@ -4,6 +4,7 @@ import pytest
 
 from flamingo_jax.planning import hlo
 
+STATE = "(s32[]{:T(128)}, s32[]{:T(128)}, /*index=2*/f32[8]{0:T(1024)})"
 LOOPS = """HloModule jit_f, is_scheduled=true
 
 %inner_cond (p.1: (s32[], s32[], f32[8])) -> pred[] {
@@ -39,8 +40,8 @@ LOOPS = """HloModule jit_f, is_scheduled=true
   %zero.4 = s32[]{:T(128)} constant(0)
   %start.4 = s32[]{:T(128)} copy(%zero.4)
   %seven = s32[]{:T(128)} constant(7)
-  %init.4 = (s32[]{:T(128)}, s32[]{:T(128)}, /*index=2*/f32[8]{0:T(1024)}) tuple(%start.4, %seven, %x.4)
-  %loop.4 = (s32[]{:T(128)}, s32[]{:T(128)}, /*index=2*/f32[8]{0:T(1024)}) while(%init.4), condition=%inner_cond, body=%inner_body
+  %init.4 = STATE tuple(%start.4, %seven, %x.4)
+  %loop.4 = STATE while(%init.4), condition=%inner_cond, body=%inner_body
   %y.4 = f32[8]{0:T(1024)} get-tuple-element(%loop.4), index=2
   ROOT %t.4 = (s32[]{:T(128)}, f32[8]{0:T(1024)}) tuple(%next.4, %y.4)
 }
@@ -49,13 +50,16 @@ ENTRY %main (a: f32[8]) -> f32[8] {
   %a = f32[8]{0:T(1024)} parameter(0), metadata={op_name="a"}
   %zero = s32[]{:T(128)} constant(0)
   %init = (s32[]{:T(128)}, f32[8]{0:T(1024)}) tuple(%zero, %a)
-  %loop = (s32[]{:T(128)}, f32[8]{0:T(1024)}) while(%init), condition=%outer_cond, body=%outer_body, ATTRIBUTES
+  %loop = (s32[]{:T(128)}, f32[8]{0:T(1024)}) while(%init), LOOP, ATTRIBUTES
   ROOT %out = f32[8]{0:T(1024)} get-tuple-element(%loop), index=1
 }
-"""
+""".replace("STATE", STATE).replace("LOOP", "condition=%outer_cond, body=%outer_body")
 
 
-ATTRIBUTES = 'metadata={op_name="jit(f)/while" id=2}, backend_config={KNOWN"window_config":{"estimated_cycles":"12"}}'
+ATTRIBUTES = (
+    'metadata={op_name="jit(f)/while" id=2}, '
+    'backend_config={KNOWN"window_config":{"estimated_cycles":"12"}}'
+)
 
 
 def module(known=""):
@@ -64,12 +68,8 @@ def module(known=""):
 
 def test_instructions():
     loop = module().computations["main"].instructions["loop"]
-    assert (loop.opcode, loop.operands, loop.op_name, loop.cycles) == (
-        "while",
-        ("init",),
-        "jit(f)/while",
-        12,
-    )
+    assert (loop.opcode, loop.operands) == ("while", ("init",))
+    assert (loop.op_name, loop.cycles) == ("jit(f)/while", 12)
     assert loop.called == ("outer_cond", "outer_body")
     assert loop.num_bytes == 4 + 8 * 4
     assert loop.attribute("body") == "%outer_body"
@@ -81,12 +81,11 @@ def test_trip_counts_of_nested_loops():
     (outer,) = [i for i in parsed.computations["main"] if i.opcode == "while"]
     (inner,) = [i for i in parsed.computations["outer_body"] if i.opcode == "while"]
     assert [(c.name, n) for c, n in parsed.branches(outer)] == [("outer_body", 10)]
-    assert [(c.name, n) for c, n in parsed.branches(inner)] == [
-        ("inner_body", 4)
-    ]  # 0, 2, 4, 6: the bound comes in with the tuple
+    # 0, 2, 4, 6: the bound is an element of the tuple.
+    assert [(c.name, n) for c, n in parsed.branches(inner)] == [("inner_body", 4)]
 
 
-def test_bound_that_comes_in_through_both_loops():
+def test_bound_that_is_passed_through_both_loops():
     text = LOOPS.replace("ATTRIBUTES", "").replace(
         "(s32[]{:T(128)}, f32[8]{0:T(1024)})", "(s32[]{:T(128)}, f32[8]{0:T(1024)}, s32[]{:T(128)})"
     )
@@ -99,14 +98,14 @@ def test_bound_that_comes_in_through_both_loops():
     )
     text = text.replace("tuple(%next.4, %y.4)", "tuple(%next.4, %y.4, %seven)")
     parsed = hlo.parse(text)
-    assert [
-        n for _, n in parsed.branches(parsed.computations["outer_body"].instructions["loop.4"])
-    ] == [5]  # 0, 2, 4, 6, 8
+    loop = parsed.computations["outer_body"].instructions["loop.4"]
+    assert [n for _, n in parsed.branches(loop)] == [5]  # 0, 2, 4, 6, 8
 
 
-def test_known_trip_count_is_taken():
+def test_known_trip_count_is_used():
     parsed = module('"known_trip_count":{"n":"3"},')
-    assert [n for _, n in parsed.branches(parsed.computations["main"].instructions["loop"])] == [3]
+    loop = parsed.computations["main"].instructions["loop"]
+    assert [n for _, n in parsed.branches(loop)] == [3]
 
 
 def test_what_cannot_be_read_is_an_error():

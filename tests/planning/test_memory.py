@@ -30,12 +30,8 @@ TEXT = """ENTRY %m (p: f32[8]) -> f32[8] {
 
 def test_buffer_assignment_is_read():
     found, buffers = memory.read_assignment(NOTES, TEXT, most=3)
-    assert (found.arguments, found.outputs, found.temporaries, found.total) == (
-        4096,
-        1024,
-        24576,
-        29696,
-    )
+    assert (found.arguments, found.outputs, found.temporaries) == (4096, 1024, 24576)
+    assert found.total == 29696
     assert [(b.name, b.op_name, b.type, b.num_bytes) for b in buffers] == [
         ("fusion.1", "jit(step)/lm/mlp", "f32[4096]", 16384),
         ("fusion.2", "", "bf16[4096]", 8192),
@@ -61,14 +57,13 @@ def test_refused_program_names_its_largest_buffer(small_slice, tmp_path):
             saved = jax.lax.scan(lambda x, _: (jnp.tanh(x @ x), x), x, None, length=80)[1]
         return jnp.sum(saved * saved[::-1], axis=0)
 
-    # 80 times 512 MiB
+    # `saved` is 80 times 512 MiB.
     lowered = jax.jit(too_large).lower(small_slice.abstract((16384, 16384), *P()))
     with topologies.uncached():
         with pytest.raises(jax.errors.JaxRuntimeError) as error:
             lowered.compile()
-        assert memory.is_too_large(error.value) and not memory.is_too_large(
-            ValueError("RESOURCE_EXHAUSTED")
-        )
+        assert memory.is_too_large(error.value)
+        assert not memory.is_too_large(ValueError("RESOURCE_EXHAUSTED"))
         found, buffers = memory.of_refused(lowered, epath.Path(tmp_path))
     assert found.total > small_slice.topology.kind.hbm_bytes
     assert (buffers[0].num_bytes, buffers[0].type) == (80 * 16384**2 * 2, "bf16[80,16384,16384]")

@@ -1,7 +1,4 @@
-"""IDEFICS-80B, imported, fits TPU v4 slices.
-
-16 chips answer prompts, 256 train it further (by the compiler's estimates).
-"""
+"""IDEFICS-80B, imported, fits TPU v4 slices: 16 chips for prompts, 256 chips for training."""
 
 import pytest
 
@@ -16,8 +13,8 @@ def test_idefics_80b_decodes_on_16_chips():
     data = planned("idefics_80b", "v4:2x2x4", program="decode")
     assert data["fits"] and data["mesh"] == {"replica": 1, "data": 1, "model": 16}
     assert data["parameters"]["total"] == WEIGHTS
-    # bfloat16 over 16 chips: all but the encoder and the resampler, and the maps to keys and values
-    # that the cache holds.
+    # Weights in bfloat16 over 16 chips. Decoding needs no encoder and no resampler, and no maps to
+    # keys and values of the images: these are in the cache.
     used = WEIGHTS - 630_763_520 - 125_961_984 - 2 * 20 * 1280 * 8192
     assert data["hbm_bytes"]["arguments"] == pytest.approx(2 * used / 16, rel=0.01)
     assert data["hbm_bytes"]["total"] < 16 * GIB
@@ -35,7 +32,7 @@ def test_idefics_80b_reads_32_shots_on_16_chips():
 @pytest.mark.slow
 @pytest.mark.tpu_compiler
 def test_idefics_80b_trains_on_256_chips():
-    """One dataset, since each compiles as long as the next."""
+    """Only one dataset is planned: each takes as long to compile as the others."""
     data = planned("idefics_80b", "v4:4x8x8", datasets=["laion"])
     assert data["fits"] and data["hbm_bytes"]["total"] < 20 * GIB
     assert data["mesh"] == {"replica": 1, "data": 16, "model": 16}

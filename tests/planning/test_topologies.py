@@ -13,7 +13,7 @@ from flamingo_jax.planning import topologies
 @pytest.mark.parametrize(
     ("name", "cloud", "chips"),
     [
-        ("v4:2x2x1", "v4-8", 4),  # v4 and v5p count TensorCores, two to a chip
+        ("v4:2x2x1", "v4-8", 4),  # v4 and v5p count TensorCores, two per chip
         ("v4:4x4x4", "v4-128", 64),
         ("v4:8x12x16", "v4-3072", 1536),
         ("v4:16x16x16", "v4-8192", 4096),
@@ -43,8 +43,8 @@ def test_every_row_can_be_described_and_fits_its_pod():
 
 
 def test_peak_is_clock_times_arithmetic_units():
-    # TensorCores x MXUs x side x side x 2 (Cloud's documentation of each kind; v6e: see the
-    # module's docstring)
+    # TensorCores x MXUs x side x side x 2, from Cloud's documentation of each kind; for v6e see the
+    # docstring of `topologies`.
     per_cycle = {
         "v4": 2 * 4 * 128**2 * 2,
         "v5e": 4 * 128**2 * 2,
@@ -60,7 +60,7 @@ def test_peak_is_clock_times_arithmetic_units():
     [
         ("v4:2x2x4", (False, False, False)),  # below a cube of 4 there are no optical links
         ("v4:8x12x16", (True, True, True)),
-        ("v5e:8x16", (False, True)),  # only a pod's full length closes
+        ("v5e:8x16", (False, True)),  # only the full length of a pod is a ring
         ("v6e:16x16", (True, True)),
     ],
 )
