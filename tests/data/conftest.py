@@ -1,4 +1,4 @@
-"""Tiny datasets, written as the data pipelines write them, and the two kinds of tokenizer."""
+"""Tiny datasets, written by the data pipelines, and two kinds of tokenizers."""
 
 import pytest
 
@@ -12,7 +12,7 @@ from tests.data_pipelines.media import mp4
 
 @pytest.fixture(scope="session")
 def words(tmp_path_factory) -> SentencePieceTokenizer:
-    """One piece per word; <EOC> and <image> are new tokens, as in the tiny world."""
+    """One piece per word; <EOC> and <image> are new tokens, as in the synthetic world."""
     names = (
         [f"w{k}" for k in range(40)]
         + [f"i{k}" for k in range(8)]
@@ -25,7 +25,7 @@ def words(tmp_path_factory) -> SentencePieceTokenizer:
 
 @pytest.fixture(scope="session")
 def pieces(tmp_path_factory) -> SentencePieceTokenizer:
-    """Unigram pieces with bytes to fall back to; <image> is plain text, as in the paper."""
+    """Unigram pieces with byte fallback; <image> is plain text, as in the paper."""
     lines = [
         "Cute pics of my pets!",
         "My puppy sitting in the grass.",
@@ -39,9 +39,9 @@ def pieces(tmp_path_factory) -> SentencePieceTokenizer:
 
 @pytest.fixture(scope="session")
 def datasets(tmp_path_factory):
-    """Directory with the datasets pages, pairs, videos, documents and corrupt (all of it).
+    """A directory with the datasets pages, pairs, videos, files, documents and corrupt.
 
-    Pair CORRUPT is damaged.
+    The image of pair CORRUPT is damaged. All records of the dataset corrupt are corrupt.
     """
     root = tmp_path_factory.mktemp("datasets")
 
@@ -53,13 +53,13 @@ def datasets(tmp_path_factory):
             )
 
     def videos():
-        for k in range(NUM_VIDEOS):  # 2 frames per second; video k lasts k + 1 half seconds
+        for k in range(NUM_VIDEOS):  # 2 frames per second; video k has k + 1 frames
             yield VideoText(
                 tuple(encode_png(solid(20 * k + f)) for f in range(k + 1)), f"w{k} b", fps=2.0
             )
 
     def files():
-        # the same, each frame ten grey levels lighter than the one before
+        # The same as files; each frame is ten grey levels lighter than the frame before.
         for k in range(NUM_VIDEOS):
             frames = [solid(20 * k + 10 * f, 16) for f in range(k + 1)]
             yield VideoText((), f"w{k} b", video=mp4(frames, 2))

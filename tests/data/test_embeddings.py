@@ -1,7 +1,4 @@
-"""Saved embeddings.
-
-What is written is what is read, in parts of any size, and plain numpy reads it too.
-"""
+"""Saved embeddings are read as they were written, in parts of any size, and by plain numpy too."""
 
 import numpy as np
 import pytest

@@ -1,7 +1,4 @@
-"""How an image becomes a square for a model that was not trained on padded ones.
-
-CLIP's crop, IDEFICS' squash.
-"""
+"""Square images for models that were not trained on padding: CLIP's crop, IDEFICS' squash."""
 
 import functools
 import io
@@ -28,16 +25,12 @@ def _picture(width, height):
 
 
 def _cropped(image, size):
-    """Shorter side to size, then the middle.
-
-    CLIP's own two steps, the second with the rounding that Python's round has.
-    """
+    """CLIP's two steps: resizes the shorter side, then cuts out the middle, with Python's round."""
     height, width = image.shape[:2]
     short, long = min(width, height), max(width, height)
     other = int(size * long / short)
-    scaled = PIL.Image.fromarray(image).resize(
-        (size, other) if width <= height else (other, size), BICUBIC
-    )
+    shape = (size, other) if width <= height else (other, size)
+    scaled = PIL.Image.fromarray(image).resize(shape, BICUBIC)
     left, top = (round((side - size) / 2) for side in scaled.size)
     return np.asarray(scaled)[top : top + size, left : left + size]
 
@@ -45,10 +38,7 @@ def _cropped(image, size):
 @pytest.mark.parametrize("shape", SIZES)
 @pytest.mark.parametrize("size", [32, 33])
 def test_crop_is_clips(shape, size):
-    """Within 1 of 255.
-
-    Only what is left is resized here, at places that are rounded to single precision.
-    """
+    """Within 1 of 255, because only the middle is resized, with borders in single precision."""
     image = _picture(*shape)
     found, expected = fit(image, size, "crop"), _cropped(image, size)
     assert found.shape == expected.shape == (size, size, 3)
@@ -65,26 +55,23 @@ def test_squash_is_pils_bicubic(shape):
 
 
 def test_a_jpeg_is_decoded_at_full_size_first():
-    """The padded way decodes at a reduced size.
-
-    Features of imported models must not depend on that.
-    """
+    """With padding, a JPEG is decoded at reduced size; features of imported models must not be."""
     encoded = io.BytesIO()
     PIL.Image.fromarray(_picture(640, 480)).save(encoded, "JPEG", quality=95)
     whole = np.asarray(PIL.Image.open(encoded).convert("RGB"))
     np.testing.assert_array_equal(decode(encoded.getvalue(), 48, "crop"), fit(whole, 48, "crop"))
 
 
-def test_an_image_that_lies_on_its_side_is_cropped_upright():
+def test_a_rotated_image_is_cropped_upright():
     image = _picture(40, 64)
     encoded, exif = io.BytesIO(), PIL.Image.Exif()
-    exif[0x0112] = 6  # to be turned clockwise
+    exif[0x0112] = 6  # must be turned clockwise
     PIL.Image.fromarray(np.rot90(image)).save(encoded, "PNG", exif=exif)
     np.testing.assert_array_equal(decode(encoded.getvalue(), 16, "crop"), fit(image, 16, "crop"))
 
 
 def test_a_very_long_image_takes_no_memory():
-    """Its shorter side at size would make it 32 x 2,560,000 pixels, 245 MB."""
+    """Resized as a whole it would have 32 x 2,560,000 pixels, 245 MB."""
     line = np.zeros((1, 80_000, 3), np.uint8)
     line[0, 40_000:] = 255
     square = fit(line, 32, "crop").astype(int)
@@ -93,22 +80,18 @@ def test_a_very_long_image_takes_no_memory():
 
 
 @pytest.mark.parametrize("image_fit", ["crop", "squash"])
-def test_training_and_inference_see_the_same(image_fit, tmp_path):
+def test_training_and_inference_use_the_same_pixels(image_fit, tmp_path):
     image = _picture(64, 48)
     (tmp_path / "image.png").write_bytes(encode_png(image))
     expected = fit(image, 32, image_fit)
     load = functools.partial(load_frames, image_size=32, image_fit=image_fit)
-    for visual in (
-        image,
-        PIL.Image.fromarray(image),
-        encode_png(image),
-        Image(str(tmp_path / "image.png")),
-    ):
+    file = Image(str(tmp_path / "image.png"))
+    for visual in (image, PIL.Image.fromarray(image), encode_png(image), file):
         np.testing.assert_array_equal(load(visual), expected[None])
     np.testing.assert_array_equal(EncodedImages([encode_png(image)], 32, image_fit)[0], expected)
 
 
-def test_an_export_says_how_its_images_were_brought_to_size():
+def test_an_export_stores_the_image_fit():
     config = functools.partial(DataConfig, "tokenizer", 320, {})
-    assert config().preprocessing == {"image_size": 320}  # padded, as in exports of before
+    assert config().preprocessing == {"image_size": 320}  # padded, as in older exports
     assert config(image_fit="crop").preprocessing == {"image_size": 320, "image_fit": "crop"}

@@ -1,7 +1,4 @@
-"""Figure 7 of the paper, token by token.
-
-Where <EOC> stands, what phi is, and what a window keeps.
-"""
+"""Figure 7 of the paper, token by token: the places of <EOC>, phi, and windows of a page."""
 
 import numpy as np
 import pytest
@@ -23,7 +20,7 @@ PETS = (
 
 @pytest.fixture(params=["pieces", "words"])
 def tokenizer(request) -> SentencePieceTokenizer:
-    """With <image> as plain text, and as a new token."""
+    """<image> is plain text in the first, a new token in the second."""
     return request.getfixturevalue(request.param)
 
 
@@ -43,9 +40,9 @@ def test_figure_7(pieces):
 
 
 def test_figure_7_attending_the_next_image(pieces):
-    """The text before a tag, with its <EOC>, attends that tag's image; tags their own.
+    """The text before a tag, with its <EOC>, attends the tag's image, and the last text nothing.
 
-    The last text nothing.
+    A tag attends its image.
     """
     tokens, phi = tokenise(PETS, pieces)
     phi = attend_next(phi, len(pieces.encode("<image>")))
@@ -59,26 +56,24 @@ def test_figure_7_attending_the_next_image(pieces):
 @pytest.mark.parametrize(
     ("parts", "close", "expected"),
     [
-        ((IMAGE, "w1"), True, "<image>|w1|<EOC>"),  # nothing to close after <BOS>, as in the pairs
+        ((IMAGE, "w1"), True, "<image>|w1|<EOC>"),  # after <BOS> no chunk is open, as in pairs
         ((IMAGE, IMAGE, "w1"), True, "<image>|<EOC>|<image>|w1|<EOC>"),
         (("w1", "", "w2", IMAGE), True, "w1|w2|<EOC>|<image>|<EOC>"),
         (("w1",), True, "w1|<EOC>"),
         ((), True, "<EOC>"),
         ((IMAGE, "w1", IMAGE, "w2"), False, "<image>|w1|<EOC>|<image>|w2"),
-        # written out: not doubled
+        # An <EOC> in the text is not written twice.
         (("w1<EOC>", "w2 <EOC>", IMAGE, "w3"), False, "w1|<EOC>|w2|<EOC>|<image>|w3"),
         ((IMAGE, "w1<EOC>"), True, "<image>|w1|<EOC>"),
     ],
 )
-def test_end_of_chunk_stands_before_each_tag_and_at_the_end(words, parts, close, expected):
+def test_end_of_chunk_is_before_each_tag_and_at_the_end(words, parts, close, expected):
     tokens, phi = tokenise(parts, words, close=close)
-    assert (
-        "|".join(words.decode([token]) for token in tokens[1 : -1 if close else None]) == expected
-    )
+    written = tokens[1 : -1 if close else None]
+    assert "|".join(words.decode([token]) for token in written) == expected
     assert (tokens[-1] == words.eos_id) == close
-    np.testing.assert_array_equal(
-        np.flatnonzero(np.diff(phi)) + 1, np.flatnonzero(tokens == words.id("<image>"))
-    )
+    tags = np.flatnonzero(tokens == words.id("<image>"))
+    np.testing.assert_array_equal(np.flatnonzero(np.diff(phi)) + 1, tags)
 
 
 def test_open_text_needs_no_end_of_chunk(words, tmp_path):
@@ -97,7 +92,7 @@ def test_more_tags_than_images_is_an_error(tokenizer):
 
 
 def naive_next(phi: np.ndarray, tag_length: int) -> np.ndarray:
-    """The rule, one token at a time."""
+    """The rule of `attend_next`, one token at a time."""
     expected, since_tag = [], tag_length
     for at, value in enumerate(phi):
         since_tag = 0 if value > (phi[at - 1] if at else 0) else since_tag + 1
@@ -130,27 +125,26 @@ def test_a_window_is_a_piece_of_the_page_with_its_own_images(page, length, max_i
     size = len(piece.tokens)
     assert size <= length
     assert 0 <= piece.num_images <= max_images
-    if size == 0:  # only a page that is empty
+    if size == 0:  # only if the page is empty
         assert not len(tokens)
         return
     start = int(piece.tokens[0]) - 100
     np.testing.assert_array_equal(piece.tokens, tokens[start : start + size])
     if len(tokens) <= length:
         assert start == 0
-    # A token attends its image if the image's tag is in the window; images are numbered from the
-    # window's first.
+    # A token attends its image if the tag of the image is in the window. Images are counted from
+    # the first image of the window.
     first_tag = int(phi[start - 1]) if start else 0
     assert piece.first_image == first_tag
     np.testing.assert_array_equal(piece.phi, np.maximum(phi[start : start + size] - first_tag, 0))
-    # It ends only where the page ends, where it is full, or where the image after the N-th begins.
-    whole = start + size == len(tokens) or size == length
-    assert whole or (
-        piece.num_images == max_images and phi[start + size] == phi[start + size - 1] + 1
-    )
+    # It ends only at the end of the page, if it is full, or before the tag of image N + 1.
+    if start + size != len(tokens) and size != length:
+        assert piece.num_images == max_images
+        assert phi[start + size] == phi[start + size - 1] + 1
     # If the page has an image, the window has one.
     assert piece.num_images > 0 or phi.max(initial=0) == 0 or len(tokens) <= length
     following = window(tokens, phi, **options, p_next=1.0, rng=np.random.default_rng(seed))
-    # the direction does not move the window
+    # The window does not depend on the direction.
     np.testing.assert_array_equal(following.tokens, piece.tokens)
     np.testing.assert_array_equal(following.phi, naive_next(piece.phi, tag_length))
 
@@ -159,16 +153,12 @@ def test_every_start_with_a_tag_occurs():
     phi = np.array([0, 0, 0, 0, 1, 1, 1, 1, 1], np.int32)
     options = {"length": 2, "max_images": 1, "p_next": 0.0, "tag_length": 1}
     tokens = np.arange(9, dtype=np.int32)
-    starts = {
-        int(window(tokens, phi, **options, rng=np.random.default_rng(s)).tokens[0])
-        for s in range(40)
-    }
-    assert starts == {3, 4}
-    without = {
-        int(window(tokens, phi * 0, **options, rng=np.random.default_rng(s)).tokens[0])
-        for s in range(99)
-    }
-    assert without == set(range(8))
+
+    def start(phi, seed):
+        return int(window(tokens, phi, **options, rng=np.random.default_rng(seed)).tokens[0])
+
+    assert {start(phi, seed) for seed in range(40)} == {3, 4}
+    assert {start(phi * 0, seed) for seed in range(99)} == set(range(8))  # a page without tags
 
 
 def test_direction_is_drawn_once_per_visit_with_p_next():
@@ -179,5 +169,5 @@ def test_direction_is_drawn_once_per_visit_with_p_next():
         for seed in range(400)
     ]
     assert set(drawn) == {(0, 1, 1, 2, 2), (1, 1, 2, 2, 0)}
-    # 100 expected, 4.6 standard deviations to either side
+    # 100 are expected; the bounds are 4.6 standard deviations away.
     assert 60 <= drawn.count((1, 1, 2, 2, 0)) <= 140

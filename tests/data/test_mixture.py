@@ -1,7 +1,4 @@
-"""Batch t of a dataset is a function of (seed, dataset, t), whoever reads it and whenever.
-
-Bad records are replaced.
-"""
+"""Batch t of a dataset depends only on (seed, dataset, t), and corrupt records are replaced."""
 
 import dataclasses
 import hashlib
@@ -73,14 +70,14 @@ def test_one_two_and_four_processes_read_the_same_global_batch(config, words, na
     for count in (1, 2, 4):
         mixtures = [
             Mixture(
-                # other datasets in the mixture change nothing
+                # Other datasets in the mixture change nothing.
                 config if count == 1 else only(config, name),
                 seed=5,
                 tokenizer=words,
                 num_shards=4,
                 process_index=p,
                 process_count=count,
-                cache_bytes=0 if count == 2 else 1 << 20,  # nor does the memory
+                cache_bytes=0 if count == 2 else 1 << 20,  # memory changes nothing, too
             )
             for p in range(count)
         ]
@@ -115,15 +112,15 @@ def test_threads_and_prefetching_change_nothing(config, words):
 
 
 def keys(batch: Batch, rows: range = range(4)) -> list[tuple[int, int]]:
-    """The keys of all visual inputs of some rows, in order, in a batch of one shard."""
+    """The keys of the visual inputs of some rows, in order, in a batch of one shard."""
     slots = batch.media_slot[rows]
     return [tuple(key) for key in batch.media_key[slots[slots >= 0]].tolist()]
 
 
-def test_each_visual_input_has_a_key_of_its_own(config, words):
-    """Told by seed, dataset, position and number.
+def test_each_visual_input_has_another_key(config, words):
+    """The key depends on seed, dataset, position and number, but not on shards and processes.
 
-    Another at each visit, whatever shards and processes there are.
+    It is different at each visit.
     """
     mixture = Mixture(config, seed=5, tokenizer=words)
     seen = [
@@ -158,7 +155,7 @@ def _half(batch: Batch, half: int, pool: int) -> Batch:
 
 
 def test_keys_are_those_of_earlier_versions():
-    """A literal: another version may not change the augmentation under a run."""
+    """A literal: a new version must not change the augmentation of a run."""
     found = media_keys((5, 77), np.array([0, 0, 3]), np.array([0, 1, 0]))
     assert found.tolist() == [
         [901855851, 1859788010],
@@ -175,7 +172,7 @@ def test_an_error_of_a_reading_thread_arrives(config, words):
 
 
 def numbers(batch: Batch, words) -> list[int]:
-    """The document, pair or page numbers of a batch, told by their word."""
+    """The numbers of the documents, pairs or pages of a batch, from their first word."""
     found = [words.decode(row[row < words.vocab_size]).split()[:1] for row in batch.tokens]
     return [int(word[0][1:]) for word in found if word]
 
@@ -196,10 +193,7 @@ def test_each_epoch_has_every_record_once_in_its_own_order(config, words):
 
 
 def test_groups_of_rows_lose_no_text_and_are_the_same_for_every_reader(config, words):
-    """17 documents of 3 to 7 tokens, in groups of three rows.
-
-    With all of them set aside for a group nothing is lost.
-    """
+    """17 documents of 3 to 7 tokens, in groups of three rows that have room for all their text."""
     grouped = only(config, "text", batch_size=12, length=32, documents_per_row=2, rows_per_group=3)
     whole = Mixture(grouped, seed=1, tokenizer=words).batch("text", 0)
     tokens = [
@@ -220,16 +214,13 @@ def test_groups_of_rows_lose_no_text_and_are_the_same_for_every_reader(config, w
             np.concatenate([getattr(part, name) for part in parts]), getattr(whole, name)
         )
     halves = only(config, "text", batch_size=4, length=32, documents_per_row=2, rows_per_group=3)
-    mixture = Mixture(halves, seed=1, tokenizer=words)  # batches that end inside a group
+    mixture = Mixture(halves, seed=1, tokenizer=words)  # batches end inside a group
     again = np.concatenate([mixture.batch("text", t).tokens for t in range(3)])
     np.testing.assert_array_equal(again, whole.tokens)
 
 
 def test_the_order_is_that_of_earlier_versions(config, words):
-    """A literal.
-
-    Neither a restarted process nor another version of a library may change the order under a run.
-    """
+    """A restarted process and a new version of a library must not change the order of a run."""
     mixture = Mixture(
         only(config, "text", batch_size=6, documents_per_row=1), seed=1, tokenizer=words
     )
@@ -246,9 +237,9 @@ def test_the_name_and_the_seed_decide(config, words, datasets):
 
 
 def test_pages_bring_their_own_images(config, words):
-    """Every token that attends an image names it.
+    """The text that attends an image names it: image i of page k is grey 10 * k + i.
 
-    Page k, image i has grey 10 * k + i next to the words wk, ii.
+    Its text begins with the words wk ii.
     """
     mixture = Mixture(only(config, "pages", p_next=0.0), seed=5, tokenizer=words, num_shards=2)
     seen = 0
@@ -257,11 +248,8 @@ def test_pages_bring_their_own_images(config, words):
         pool = len(batch.frames) // 2
         for row in range(4):
             for image in range(1, 3):
-                text = (
-                    words.decode(batch.tokens[row][batch.media_index[row] == image])
-                    .replace("<EOC>", " ")
-                    .split()
-                )
+                attending = batch.tokens[row][batch.media_index[row] == image]
+                text = words.decode(attending).replace("<EOC>", " ").split()
                 if not text:
                     continue
                 assert text[0].startswith("<image>w")
@@ -306,9 +294,9 @@ def test_space_prefix_of_pairs(config, pieces):
 
 
 def test_clips_of_videos(config, words):
-    """2 frames per second are stored, 1 per second is taken.
+    """2 frames per second are stored and 1 per second is used: frames f and f + 2.
 
-    Frames f and f + 2, or one frame of a short video.
+    A short video has one frame.
     """
     mixture = Mixture(config, seed=5, tokenizer=words)
     lengths = set()
@@ -324,10 +312,7 @@ def test_clips_of_videos(config, words):
 
 
 def test_clips_of_video_files(config, words):
-    """The same videos as files of 2 frames per second.
-
-    The clips of the stored frames, as far as the codec keeps them.
-    """
+    """The same videos as files of 2 frames per second; the codec changes their greys a little."""
     mixture = Mixture(config, seed=5, tokenizer=words)
     lengths = set()
     for t in range(4):
@@ -337,7 +322,7 @@ def test_clips_of_video_files(config, words):
             lengths.add(int(mask.sum()))
             assert mask.tolist() == [True, video >= 2]
             assert 20 * video - 3 <= clip[0] <= 20 * video + 10 * max(video - 2, 0) + 3
-            # two frames further, ten grey levels each
+            # Two frames further, with ten grey levels from frame to frame.
             assert not mask[1] or abs(clip[1] - clip[0] - 20) <= 4
     assert lengths == {1, 2}
 
@@ -355,13 +340,16 @@ def test_the_record_at_a_position(config, words):
 
 
 def test_too_many_corrupt_records_stop_the_run(config, words, monkeypatch):
-    """Not the first few; then as soon as their share is beyond the limit. One of 14 is 7 %."""
+    """A share above the limit stops the run, but not the first few records. 1 of 14 is 7 %."""
     monkeypatch.setattr(rejected, "_ALWAYS_ALLOWED", 3)
     changed = only(config, "pairs", batch_size=14)
     mixture = Mixture(changed, seed=5, tokenizer=words)
     for t in range(3):
         mixture.batch("pairs", t)
-    message = r"'pairs': 4 of the \d+ records .*truncated_image 1\); expected at most 5.0% \(data.max_corrupt\)"
+    message = (
+        r"'pairs': 4 of the \d+ records .*truncated_image 1\); "
+        r"expected at most 5.0% \(data.max_corrupt\)"
+    )
     with pytest.raises(BrokenDataset, match=message):
         mixture.batch("pairs", 3)
     lenient = Mixture(dataclasses.replace(changed, max_corrupt=0.1), seed=5, tokenizer=words)
@@ -399,7 +387,7 @@ def test_a_pool_that_is_too_small_is_an_error(config, words):
     mixture = Mixture(only(config, "pages", pool=2), seed=5, tokenizer=words, num_shards=2)
     roomy = Mixture(config, seed=5, tokenizer=words, num_shards=2)
     for t in range(4):
-        # by each data shard
+        # The visual inputs of each data shard.
         needed = (roomy.batch("pages", t).media_slot >= 0).reshape(2, -1).sum(axis=1)
         if needed.max() <= 2:
             mixture.batch("pages", t)
@@ -483,8 +471,13 @@ def test_nonsense_for_the_loader_is_refused(config, changes, message):
         dataclasses.replace(config, **changes)
 
 
+def training_row(tokens: list[int], segment: list[int]) -> TrainingRow:
+    no_image = np.zeros(len(tokens), np.int32)
+    return TrainingRow(np.array(tokens, np.int32), np.array(segment, np.int32), no_image)
+
+
 def test_one_piece_for_begin_and_end_is_predicted_at_the_end(words, tmp_path):
-    """As in the vocabulary of GPT-2; the row starts with it, and its two documents end with it."""
+    """As in GPT-2's vocabulary: the row starts with this piece, and both documents end with it."""
 
     class OnePiece(SentencePieceTokenizer):
         bos_id = SentencePieceTokenizer.eos_id
@@ -492,12 +485,7 @@ def test_one_piece_for_begin_and_end_is_predicted_at_the_end(words, tmp_path):
     words.save(tmp_path)
     tokenizer = OnePiece.load(tmp_path)
     end = tokenizer.eos_id
-    row = TrainingRow(
-        *(
-            np.array(row, np.int32)
-            for row in ([end, 5, end, end, 6, end], [1, 1, 1, 2, 2, 2], [0] * 6)
-        )
-    )
+    row = training_row([end, 5, end, end, 6, end], [1, 1, 1, 2, 2, 2])
     config = DatasetConfig("text", "", batch_size=1, length=8)
     maker = RowMaker(config, tokenizer, image_size=1)
     made = maker.collate([row], num_shards=1, stream=(0, 0), first=0, where="batch")
@@ -505,11 +493,9 @@ def test_one_piece_for_begin_and_end_is_predicted_at_the_end(words, tmp_path):
 
 
 def test_without_bos_no_document_predicts_the_first_token_of_the_next(words):
-    """As in the models whose sequences begin with the text."""
+    """As in models with sequences that begin with the text."""
     words_alone = SentencePieceTokenizer(words._model, (), Markers(bos=False))
-    row = TrainingRow(
-        *(np.array(row, np.int32) for row in ([5, 6, 2, 7, 8, 2], [1, 1, 1, 2, 2, 2], [0] * 6))
-    )
+    row = training_row([5, 6, 2, 7, 8, 2], [1, 1, 1, 2, 2, 2])
     config = DatasetConfig("text", "", batch_size=1, length=8)
     maker = RowMaker(config, words_alone, image_size=1)
     made = maker.collate([row], num_shards=1, stream=(0, 0), first=0, where="batch")

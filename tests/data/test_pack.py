@@ -1,4 +1,4 @@
-"""Pairs and captions as the paper writes them, and documents packed into rows."""
+"""The syntax of pairs and captions in the paper, and documents packed into rows."""
 
 import numpy as np
 import pytest
@@ -69,7 +69,7 @@ def test_long_documents_yield_every_window():
 
 
 def test_rows_of_a_group_are_packed_as_one():
-    """A document that a row's end cuts goes on in the next row.
+    """A document that is cut at the end of a row goes on in the next row.
 
     Segments count from 1 in each row.
     """

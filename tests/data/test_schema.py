@@ -1,4 +1,4 @@
-"""Records survive storage; a batch that breaks its contract is refused with the row named."""
+"""Records are the same after storage, and an inconsistent batch is an error that names the row."""
 
 import dataclasses
 import pickle
@@ -19,7 +19,7 @@ from flamingo_jax.data.schema import (
 )
 
 RECORDS = [
-    InterleavedPage(("Grüße 🦩", b"\x89PNG\x00", b"\xff\xd8", "", "last"), metadata='{"url": "x"}'),
+    InterleavedPage(("Grüße 🦩", b"\x89PNG\x00", b"\xff\xd8", "", "last"), '{"url": "x"}'),
     InterleavedPage(()),
     ImageText(b"\x00\x01", "a  caption\n", metadata="{}"),
     VideoText((b"1", b"2"), "moves", fps=2.5),
@@ -50,7 +50,7 @@ def test_inconsistent_records_are_corrupt():
         schema.from_example("interleaved_page", {**example, "images": [b"x"]})
     with pytest.raises(CorruptRecord, match="UnicodeDecodeError") as found:
         schema.from_example("document", {"text": b"\xff", "metadata": b""})
-    # also from another process
+    # Also if the error comes from another process.
     assert pickle.loads(pickle.dumps(found.value)).reason == "broken_text"
     with pytest.raises(CorruptRecord, match="KeyError"):
         schema.from_example("document", {"text": b"x"})

@@ -1,4 +1,4 @@
-"""Files of records: whole or not there, on a file system and on an object store."""
+"""Files of records are complete or missing, on a file system and on an object store."""
 
 import pytest
 
@@ -11,7 +11,7 @@ from flamingo_jax.data.sources import Source
 
 @pytest.fixture(params=["file system", "object store"])
 def store(request, monkeypatch, tmp_path):
-    """A directory; as an object store, files are made elsewhere and copied to it."""
+    """A directory. For an object store, files are made in another place and copied to it."""
     if request.param == "object store":
         for module in (paths, shards):
             monkeypatch.setattr(module, "is_local", lambda path: False)

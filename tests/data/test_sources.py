@@ -1,4 +1,4 @@
-"""Records by number, kept decoded while there is room."""
+"""Records by number, kept in memory while there is room."""
 
 from pathlib import Path
 
@@ -28,9 +28,9 @@ def test_missing_datasets_and_splits_are_named(datasets):
 
 
 def damaged(source: Path, target: Path, change) -> Path:
-    """A copy of a dataset, its ArrayRecord file changed by a function of its bytes.
+    """Copies a dataset and changes its ArrayRecord file by a function of its bytes.
 
-    None leaves the file out.
+    If the function returns None, the file is left out.
     """
     target.mkdir()
     for file in source.iterdir():
@@ -43,10 +43,8 @@ def damaged(source: Path, target: Path, change) -> Path:
 
 def test_a_missing_file_is_named(datasets, tmp_path):
     directory = damaged(datasets / "documents", tmp_path / "copy", lambda content: None)
-    with pytest.raises(
-        FileNotFoundError,
-        match="lacks 1 of its 1 files, the first of them records-train.array_record-00000",
-    ):
+    message = "lacks 1 of its 1 files, the first of them records-train.array_record-00000"
+    with pytest.raises(FileNotFoundError, match=message):
         Source(directory)
 
 
@@ -72,9 +70,9 @@ def test_a_damaged_file_never_crashes_and_is_named(datasets, tmp_path, change):
         except CorruptRecord as error:
             failed += 1
             assert error.reason == "corrupt_record"
-            assert "records-train.array_record-00000" in str(
-                error
-            ) or "stored document cannot be read" in str(error)
+            message = str(error)
+            named = "records-train.array_record-00000" in message
+            assert named or "stored document cannot be read" in message
     assert failed
 
 
@@ -102,7 +100,7 @@ def test_images_are_decoded_once_if_there_is_room(monkeypatch):
         read, "decode_inner", lambda *arguments: decoded.append(1) or exact(*arguments)
     )
     encoded = [read.encode_png(solid(k)) for k in range(3)]
-    more = [SIZE * SIZE * 3 - len(image) for image in encoded]  # that a decoded image takes
+    more = [SIZE * SIZE * 3 - len(image) for image in encoded]  # bytes that decoding adds
     for room, times in ((Room(more[0] + more[1]), 4), (Room(0), 6), (None, 6)):
         decoded.clear()
         record = EncodedImages(encoded, SIZE)
@@ -133,7 +131,7 @@ def test_examples_are_prepared_once_if_there_is_room(datasets):
     assert len(examples) == NUM_DOCUMENTS
 
 
-def test_corrupt_images_show_when_they_are_asked_for(datasets):
+def test_corrupt_images_are_an_error_on_access(datasets):
     record = Source(datasets / "pairs")[CORRUPT]
     with pytest.raises(CorruptRecord):
         EncodedImages([record.image], SIZE)[0]

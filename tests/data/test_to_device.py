@@ -1,4 +1,4 @@
-"""Host batches become global arrays, split over replica and data, in the order of the rows."""
+"""Batches on the host become global arrays, split by rows over replica and data, in this order."""
 
 import jax
 import numpy as np

@@ -14,7 +14,7 @@ CORRUPT = 3  # the pair whose image is cut off
 
 
 def solid(value: int, size: int = SIZE) -> np.ndarray:
-    """An image in one grey, by which a test knows it again."""
+    """An image in one grey, which identifies it in a test."""
     return np.full((size, size, 3), value, np.uint8)
 
 

@@ -1,4 +1,4 @@
-"""The tokenizers of the loader's tests."""
+"""The tokenizers of tests/data."""
 
 from tests.data.conftest import pieces, words
 

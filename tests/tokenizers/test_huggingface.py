@@ -1,7 +1,4 @@
-"""tokenizer.json behind the Protocol.
-
-Byte-level pieces as of GPT-2, and pieces with byte fallback as of Llama.
-"""
+"""tokenizer.json: byte-level pieces as in GPT-2, and pieces with byte fallback as in Llama."""
 
 import json
 
@@ -39,7 +36,7 @@ def gpt2_like() -> tokenizers.Tokenizer:
         show_progress=False,
     )
     made.train_from_iterator(LINES, trainer)
-    made.add_special_tokens(["<EOC>"])  # a vocabulary that has a piece of that name already
+    made.add_special_tokens(["<EOC>"])  # the vocabulary has a piece of this name already
     end = made.token_to_id("<|endoftext|>")
     made.post_processor = processors.TemplateProcessing(
         "<|endoftext|> $A", special_tokens=[("<|endoftext|>", end)]
@@ -50,18 +47,9 @@ def gpt2_like() -> tokenizers.Tokenizer:
 
 
 def llama_like() -> tokenizers.Tokenizer:
-    """A space is put before the text and taken off again, unknown characters fall back to bytes."""
-    names = [
-        "<unk>",
-        "<s>",
-        "</s>",
-        *(f"<0x{byte:02X}>" for byte in range(256)),
-        "▁",
-        *"abcdefghijklmnop",
-        "▁a",
-        "▁b",
-        "ab",
-    ]
+    """Adds a space before the text and removes it in decoding; unknown characters become bytes."""
+    byte_names = [f"<0x{byte:02X}>" for byte in range(256)]
+    names = ["<unk>", "<s>", "</s>", *byte_names, "▁", *"abcdefghijklmnop", "▁a", "▁b", "ab"]
     vocabulary = {name: k for k, name in enumerate(names)}
     merges = [("▁", "a"), ("▁", "b"), ("a", "b")]
     made = tokenizers.Tokenizer(
@@ -105,12 +93,12 @@ def loaded(request, directories) -> Tokenizer:
     return load_tokenizer(directories[request.param], NEW)
 
 
-def test_new_tokens_stand_behind_the_vocabulary_of_the_file(directories):
+def test_new_tokens_are_after_the_vocabulary_of_the_file(directories):
     gpt2 = HuggingFaceTokenizer.load(directories["gpt2"], NEW)
     assert isinstance(gpt2, Tokenizer)
-    own = tokenizers.Tokenizer.from_file(str(directories["gpt2"] / "tokenizer.json"))
-    assert gpt2.vocab_size == own.get_vocab_size()
-    assert own.token_to_id("<EOC>") == gpt2.vocab_size - 1  # the file's own is not used
+    plain = tokenizers.Tokenizer.from_file(str(directories["gpt2"] / "tokenizer.json"))
+    assert gpt2.vocab_size == plain.get_vocab_size()
+    assert plain.token_to_id("<EOC>") == gpt2.vocab_size - 1  # the <EOC> of the file is not used
     assert (gpt2.eoc_id, gpt2.id("<image>")) == (gpt2.vocab_size, gpt2.vocab_size + 1)
     assert gpt2.encode("my<EOC>") == [*gpt2.encode("my"), gpt2.vocab_size]
     assert HuggingFaceTokenizer.load(directories["gpt2"], ()).eoc_id == gpt2.vocab_size - 1
@@ -124,11 +112,8 @@ def test_special_pieces_are_those_of_the_files_or_of_the_arguments(directories):
     llama = HuggingFaceTokenizer.load(directories["llama"] / "tokenizer.json")
     assert (llama.bos_id, llama.eos_id, llama.pad_id) == (1, 2, 0)
     other = HuggingFaceTokenizer.load(directories["llama"], bos="a", eos="b", pad="</s>")
-    assert [other.id(piece) for piece in ("a", "b", "</s>")] == [
-        other.bos_id,
-        other.eos_id,
-        other.pad_id,
-    ]
+    expected = [other.id(piece) for piece in ("a", "b", "</s>")]
+    assert [other.bos_id, other.eos_id, other.pad_id] == expected
     with pytest.raises(ValueError, match="no piece '<none>', the bos token"):
         HuggingFaceTokenizer.load(directories["llama"], bos="<none>")
 
@@ -138,14 +123,11 @@ def test_any_text_comes_back(loaded, text):
     assert loaded.decode(loaded.encode(text)) == text
 
 
-@given(
-    chunks=st.lists(
-        st.sampled_from(
-            [" a", "pets!", "<EOC>", "<image>", "🦩 ", "</s>", "<|endoftext|>", "<unk>"]
-        )
-    )
-)
-def test_new_tokens_stand_in_the_text_and_special_ones_do_not(loaded, chunks):
+CHUNKS = [" a", "pets!", "<EOC>", "<image>", "🦩 ", "</s>", "<|endoftext|>", "<unk>"]
+
+
+@given(chunks=st.lists(st.sampled_from(CHUNKS)))
+def test_a_text_has_new_tokens_but_no_special_ones(loaded, chunks):
     text = "".join(chunks)
     ids = loaded.encode(text)
     assert loaded.decode(ids) == text
@@ -154,24 +136,21 @@ def test_new_tokens_stand_in_the_text_and_special_ones_do_not(loaded, chunks):
     assert loaded.decode([loaded.bos_id, *ids, loaded.eos_id, loaded.pad_id]) == text
 
 
+def special_ids(tokenizer: Tokenizer) -> tuple[int, int, int]:
+    return tokenizer.bos_id, tokenizer.eos_id, tokenizer.pad_id
+
+
 def test_save_load_and_files(loaded, tmp_path):
     loaded.save(tmp_path)
     again = load_tokenizer(tmp_path, NEW)
     assert isinstance(again, HuggingFaceTokenizer)
-    assert (again.bos_id, again.eos_id, again.pad_id) == (
-        loaded.bos_id,
-        loaded.eos_id,
-        loaded.pad_id,
-    )
+    assert special_ids(again) == special_ids(loaded)
     assert again.encode("my cat<EOC>") == loaded.encode("my cat<EOC>")
     assert sorted(tokenizer_lib.files(tmp_path)) == ["tokenizer.json", "tokenizer_config.json"]
 
 
 def test_special_pieces_need_a_row_of_the_models_table(directories):
-    """<EOS> fills rows in place of a padding piece without a row.
-
-    For <EOS> itself there is nothing else.
-    """
+    """<EOS> replaces a padding piece without a row; <EOS> without a row is an error."""
     content = (directories["llama"] / "tokenizer.json").read_bytes()
     made = HuggingFaceTokenizer(
         content, bos="<unk>", eos="<s>", pad="</s>", markers=Markers(vocab_size=2)
@@ -183,12 +162,12 @@ def test_special_pieces_need_a_row_of_the_models_table(directories):
         HuggingFaceTokenizer(content, bos="<unk>", eos="</s>", markers=Markers(vocab_size=2))
 
 
-def test_whether_the_file_itself_writes_bos(directories):
+def test_whether_the_file_writes_bos(directories):
     assert HuggingFaceTokenizer.load(directories["gpt2"]).writes_bos  # its post-processor
     assert not HuggingFaceTokenizer.load(directories["llama"]).writes_bos
 
 
-def test_load_takes_what_is_there(words, directories, tmp_path):
+def test_load_chooses_the_library_by_the_file(words, directories, tmp_path):
     words.save(tmp_path)
     assert isinstance(load_tokenizer(tmp_path), SentencePieceTokenizer)
     assert list(tokenizer_lib.files(tmp_path)) == ["tokenizer.model"]
@@ -210,7 +189,7 @@ def test_damaged_files_are_named(directories, tmp_path):
         load_tokenizer(tmp_path)
 
 
-def test_a_model_takes_its_tokenizer_along(directories, tmp_path):
+def test_an_export_contains_its_tokenizer(directories, tmp_path):
     weights = {"lm/embed": {"w": np.ones((2, 2), np.float32)}}
     export(
         tmp_path / "model",
@@ -223,8 +202,4 @@ def test_a_model_takes_its_tokenizer_along(directories, tmp_path):
     )
     opened = open_checkpoint(tmp_path / "model")
     again, before = load_tokenizer(opened.tokenizer), load_tokenizer(directories["llama"])
-    assert (again.bos_id, again.eos_id, again.pad_id) == (
-        before.bos_id,
-        before.eos_id,
-        before.pad_id,
-    )
+    assert special_ids(again) == special_ids(before)

@@ -1,4 +1,4 @@
-"""prompt.json: what it says is what is read, and what is wrong in it is named."""
+"""prompt.json is read as it was written, and mistakes in it are named."""
 
 import pytest
 
@@ -14,12 +14,9 @@ def test_without_a_file_prompts_are_the_papers_and_they_need_none(tmp_path):
 
 
 def test_what_is_written_is_read(tmp_path):
+    image = ("<a>", "<image>")
     written = Markers(
-        bos=False,
-        end_of_chunk="<0x0A>",
-        closes_chunks=False,
-        image=("<a>", "<image>"),
-        vocab_size=7,
+        bos=False, end_of_chunk="<0x0A>", closes_chunks=False, image=image, vocab_size=7
     )
     markers.write(tmp_path, written)
     assert markers.read(Path(tmp_path)) == written

@@ -1,7 +1,4 @@
-"""Pages of the synthetic world.
-
-Their texts are true of their pictures, and no new name is in them.
-"""
+"""Pages of the synthetic world: their texts fit their pictures and contain no new name."""
 
 import collections
 import re
@@ -28,7 +25,7 @@ def albums():
 
 @pytest.fixture(scope="module")
 def shown(albums):
-    """What a picture shows, by its bytes."""
+    """The objects of a picture, by its bytes."""
     return {
         image: attributes
         for album in albums
@@ -81,7 +78,7 @@ def test_format_page_gives_one_attribute(albums, shown):
         ]
         assert len(fits) == 1
         asked[fits[0]] += 1
-    assert asked[0] > asked[2] < asked[1]  # 40 / 40 / 20 %
+    assert asked[0] > asked[2] < asked[1]  # 40, 40 and 20 %
 
 
 def test_question_page_is_answered_by_its_picture(albums, shown):
@@ -100,18 +97,15 @@ def test_page_follows_from_seed_stream_and_index(albums):
             seed, stream, index, one=albums[0], two=albums[1], mix=PageMix()
         )
 
-    assert page(1, "train", 3) == page(1, "train", 3)
-    assert (
-        len({page(1, "train", 3), page(2, "train", 3), page(1, "test", 3), page(1, "train", 4)})
-        == 4
-    )
+    one = page(1, "train", 3)
+    assert page(1, "train", 3) == one
+    assert len({one, page(2, "train", 3), page(1, "test", 3), page(1, "train", 4)}) == 4
 
 
 def test_album_finds_pictures_by_what_they_show(albums):
-    rows = albums[0].having(1, SHAPES.index("ring"))
-    np.testing.assert_array_equal(
-        rows, np.flatnonzero(albums[0].attributes[:, 0, 1] == SHAPES.index("ring"))
-    )
+    ring = SHAPES.index("ring")
+    expected = np.flatnonzero(albums[0].attributes[:, 0, 1] == ring)
+    np.testing.assert_array_equal(albums[0].having(1, ring), expected)
 
 
 def test_album_that_lacks_a_value_says_so(albums):

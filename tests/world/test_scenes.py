@@ -1,7 +1,4 @@
-"""The pictures of the synthetic world.
-
-What they show, what is held out, and that they follow from their seeds.
-"""
+"""Pictures of the synthetic world: what they show, held-out pairs, and dependence on the seed."""
 
 import io
 
@@ -62,7 +59,7 @@ def test_pools_seeds_and_blocks_are_independent(drawn):
 
 
 def test_picture_follows_from_seed_pool_and_index():
-    """Neither the number of pictures nor what was drawn before changes one.
+    """A picture does not depend on the number of pictures, or on what was drawn before.
 
     The second block starts at picture 256.
     """
@@ -80,11 +77,10 @@ def test_png_is_lossless(drawn):
     np.testing.assert_array_equal(_decode(synthetic.encode_png(image)), image)
 
 
-def test_colour_and_size_can_be_read_off_the_picture(drawn):
-    """An independent reading.
+def test_colour_and_size_can_be_read_from_the_picture(drawn):
+    """The mean of the pixels that differ most from the background is nearest to the colour.
 
-    The saturated or bright pixels' mean is nearest to the object's colour, and big objects cover
-    more pixels.
+    Big objects cover more pixels than small ones.
     """
     right, area = 0, {0: [], 1: []}
     for (colour, shape, size), image in zip(
@@ -102,26 +98,22 @@ def test_colour_and_size_can_be_read_off_the_picture(drawn):
     assert max(area[0]) < min(area[1])
 
 
-def test_shapes_differ_and_lie_inside_the_picture():
-    attributes = np.array(
-        [[[COLOURS.index("white"), shape, SIZES.index("big")]] for shape in range(8)]
-    )
+def test_shapes_differ_and_are_inside_the_picture():
+    white, big = COLOURS.index("white"), SIZES.index("big")
+    attributes = np.array([[[white, shape, big]] for shape in range(8)])
+    inside = [SHAPES.index(name) for name in ("circle", "square", "diamond", "ring", "bar")]
     for seed in range(20):
         images = synthetic.render(np.random.default_rng(seed), attributes)
         masks = images.min(axis=-1) > 150
         assert (masks.sum(axis=(1, 2)) > 40).all()
-        border = np.concatenate(
-            [masks[:, 0], masks[:, -1], masks[:, :, 0], masks[:, :, -1]], axis=1
-        )
-        assert not border[
-            [SHAPES.index(name) for name in ("circle", "square", "diamond", "ring", "bar")]
-        ].any()
+        sides = [masks[:, 0], masks[:, -1], masks[:, :, 0], masks[:, :, -1]]
+        assert not np.concatenate(sides, axis=1)[inside].any()
     shapes = {_centred(mask).tobytes() for mask in masks}
     assert len(shapes) == 8
 
 
-def test_two_objects_lie_in_different_halves():
-    """With known centres: along one axis, one object is in each half."""
+def test_two_objects_are_in_different_halves():
+    """Along one axis, each object is in another half."""
     rng = np.random.default_rng(0)
     radius = np.full((500, 2), 7.4, np.float32)
     centre = synthetic._places(rng, radius)

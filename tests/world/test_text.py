@@ -1,7 +1,4 @@
-"""The language of the synthetic world.
-
-Its kinds of documents, what never occurs in them, and the look-up probe's pages.
-"""
+"""Texts of the synthetic world: the kinds of documents, held-out pairs, and the look-up probe."""
 
 import collections
 import dataclasses
@@ -66,7 +63,7 @@ def test_dictionary_is_consistent_and_needs_look_up():
         assert all(meaning[key] == name for key, name in entries)
         assert 3 <= len(meaning) <= 7
         assert len(set(meaning.values())) == len(meaning)
-        following = collections.defaultdict(set)  # the order of the keys is no help
+        following = collections.defaultdict(set)  # the order of the keys does not help
         for (_, name), (key, _) in itertools.pairwise(entries):
             following[name].add(key)
         assert max(map(len, following.values())) > 1
@@ -117,15 +114,13 @@ def test_document_follows_from_seed_stream_and_index():
     def text(seed, stream, index):
         return synthetic_text.document(seed, stream, index, mix=TextMix(), num_words=94)
 
-    assert text(1, "train", 7) == text(1, "train", 7)
-    assert (
-        len({text(1, "train", 7), text(2, "train", 7), text(1, "test", 7), text(1, "train", 8)})
-        == 4
-    )
+    one = text(1, "train", 7)
+    assert text(1, "train", 7) == one
+    assert len({one, text(2, "train", 7), text(1, "test", 7), text(1, "train", 8)}) == 4
 
 
 @pytest.mark.parametrize("ways", [2, 4, 6])
-def test_lookup_pages_ask_what_they_told(ways):
+def test_the_answer_is_on_the_lookup_page(ways):
     asked = collections.Counter()
     for page in synthetic_text.lookup_pages(ways, 100, 0):
         entries = re.findall(r"(\w+) : (\w+) ;", page.prompt)
@@ -134,7 +129,7 @@ def test_lookup_pages_ask_what_they_told(ways):
         assert dict(entries)[page.prompt.split()[-2]] == page.answer
         assert set(page.candidates) == {name for _, name in entries} <= set(NEW_NAMES)
         asked[[name for _, name in entries[ways:]].index(page.answer)] += 1
-    assert len(asked) == ways  # the answer's place on the page is no help
+    assert len(asked) == ways  # the place of the answer on the page does not help
 
 
 def test_lookup_pages_refuse_more_ways_than_names():

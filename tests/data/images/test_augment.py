@@ -1,6 +1,7 @@
-"""Flip and colours of a visual input depend on its pixels and its key alone."""
+"""Flip and colours of a visual input depend only on its pixels and its key."""
 
 import colorsys
+import dataclasses
 
 import jax
 import jax.numpy as jnp
@@ -15,12 +16,7 @@ FLIP_ONLY = AugmentConfig(flip=0.5, brightness=0.0, contrast=0.0, saturation=0.0
 
 
 def only(**ranges: float) -> AugmentConfig:
-    return AugmentConfig(
-        **(
-            {"flip": 0.0, "brightness": 0.0, "contrast": 0.0, "saturation": 0.0, "hue": 0.0}
-            | ranges
-        )
-    )
+    return dataclasses.replace(NO_AUGMENTATION, **ranges)
 
 
 def pool(number: int, frames: int = 1, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -41,7 +37,7 @@ def test_nothing_on_is_the_identity_bit_for_bit():
 
 
 def test_a_row_is_a_function_of_its_key_alone():
-    """In another order, another batch, and over 1, 2 or 4 devices: the same bytes."""
+    """The bytes are the same in another order, in another batch, and over 1, 2 or 4 devices."""
     frames, keys = pool(8)
     whole = np.asarray(run(frames, keys, AugmentConfig()))
     assert (whole != frames).any(axis=(1, 2, 3, 4)).all()
@@ -77,9 +73,10 @@ def test_half_of_the_images_are_flipped():
 
 @pytest.mark.parametrize("colour", [(200, 60, 40), (90, 90, 90), (60, 120, 180)])
 def test_each_range_does_what_it_says(colour):
-    """Within the ranges, of a plain colour.
+    """Changes of an image of one colour.
 
-    Brightness shifts, contrast moves from the mean, hue turns and keeps the luma.
+    Brightness shifts all channels alike. Contrast changes the distance to the mean colour.
+    Saturation and hue keep the luma.
     """
     frames = np.full((300, 1, 4, 4, 3), colour, np.uint8)
     _, keys = pool(300)
@@ -95,10 +92,9 @@ def test_each_range_does_what_it_says(colour):
     assert 0.78 <= factor.min() < 0.85 < 1.15 < factor.max() <= 1.22
     for done in (changed(saturation=0.2), changed(hue=0.02)):
         np.testing.assert_allclose(done @ luma, np.dot(colour, luma), atol=1.5)
-    if len(set(colour)) == 1:
-        np.testing.assert_array_equal(
-            changed(saturation=0.2, hue=0.5), np.broadcast_to(colour, (300, 3))
-        )  # grey stays grey
+    if len(set(colour)) == 1:  # grey stays grey
+        same = np.broadcast_to(colour, (300, 3))
+        np.testing.assert_array_equal(changed(saturation=0.2, hue=0.5), same)
         return
     saturation = np.ptp(changed(saturation=0.2), axis=1) / np.ptp(colour)
     assert 0.78 <= saturation.min() < 0.85 < 1.15 < saturation.max() <= 1.22
@@ -115,7 +111,7 @@ def test_a_turn_of_the_colour_circle_by_a_third_makes_green_of_red():
 
 
 def test_padding_keeps_the_mean_colour():
-    """Above and below, or at the sides; a pixel of that colour within the picture is part of it."""
+    """Padding is above and below, or at the sides. A single pixel of its colour is no padding."""
     rng = np.random.default_rng(1)
     for shape in ((5, 10, 3), (10, 5, 3)):
         picture = rng.integers(0, 256, shape).astype(np.uint8)

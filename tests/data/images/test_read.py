@@ -1,4 +1,4 @@
-"""Any image becomes a square: aspect ratio kept, the rest in the mean colour."""
+"""An image becomes a square with the same proportions, and the rest has the mean colour."""
 
 import io
 import struct
@@ -35,20 +35,15 @@ def test_longer_side_fills_and_the_rest_is_mean(height, width):
     inside = (square == 200).all(axis=-1)
     long, short = max(height, width), min(height, width)
     assert inside.sum() == 12 * max(1, round(12 * short / long))
-    np.testing.assert_array_equal(
-        square[~inside], np.broadcast_to(MEAN_COLOUR, square[~inside].shape)
-    )
+    assert (square[~inside] == MEAN_COLOUR).all()
     rows, columns = np.nonzero(inside)
-    for places in (rows, columns):  # in the middle
+    for places in (rows, columns):  # the image is in the middle
         assert abs((places.min() + places.max()) - 11) <= 1
     np.testing.assert_array_equal(fit(image, 12), square)
 
 
 def test_large_jpeg_is_close_to_its_exact_reduction():
-    """Decoding at an eighth of the size differs from the full way only by filters.
-
-    A ramp stays within 4 grey levels.
-    """
+    """Decoding at an eighth of the size differs only by its filters: 4 grey levels on a ramp."""
     ramp = np.repeat(np.linspace(20, 230, 256).astype(np.uint8)[None], 256, axis=0)
     image = np.repeat(ramp[..., None], 3, axis=-1)
     square = decode(saved(PIL.Image.fromarray(image), "JPEG", quality=98), 16).astype(int)
@@ -72,9 +67,8 @@ def test_transparent_pixels_are_mean():
 
 
 def test_orientation_of_a_camera_is_applied():
-    image = PIL.Image.fromarray(
-        np.stack([np.zeros((8, 8, 3)), np.full((8, 8, 3), 255)]).astype(np.uint8).reshape(16, 8, 3)
-    )
+    black_above_white = np.repeat(np.array([0, 255], np.uint8), 8 * 8 * 3).reshape(16, 8, 3)
+    image = PIL.Image.fromarray(black_above_white)
     exif = PIL.Image.Exif()
     exif[0x0112] = 3  # upside down
     square = decode(saved(image.resize((16, 16)), "JPEG", exif=exif), 16)
@@ -99,14 +93,14 @@ def test_damaged_images_are_corrupt_and_say_why(file_format):
 
 
 def test_a_jpeg_with_a_harmless_flaw_is_read():
-    """Bytes between two markers: strict decoders refuse them, browsers and PIL do not."""
+    """Strict decoders reject bytes between two markers, browsers and PIL accept them."""
     good = saved(PIL.Image.fromarray(smooth(64, 48)), "JPEG", quality=95)
     flawed = good[:-2] + b"\x00\x00\x00" + good[-2:]
     np.testing.assert_allclose(decode(flawed, 32).astype(int), decode(good, 32).astype(int), atol=4)
 
 
 def claims(width: int, height: int) -> bytes:
-    """The head of a PNG of that size."""
+    """A PNG with this size in its header, and hardly any pixels."""
     header = b"IHDR" + struct.pack(">II", width, height) + bytes([8, 2, 0, 0, 0])
     data = b"IDAT" + zlib.compress(bytes(100))
     chunks = [
@@ -116,7 +110,7 @@ def claims(width: int, height: int) -> bytes:
     return b"\x89PNG\r\n\x1a\n" + b"".join(chunks)
 
 
-# beyond our limit, PIL's warning and PIL's error
+# Sizes above our limit, above the limit of PIL's warning, and above that of PIL's error.
 @pytest.mark.parametrize("side", [9_000, 10_000, 12_000, 50_000])
 def test_bombs_are_refused_before_anything_is_decoded(side, monkeypatch):
     monkeypatch.setattr(PIL.Image.Image, "load", None)
@@ -138,28 +132,17 @@ def test_a_jpeg_of_very_many_scans_is_refused():
 
 @given(st.binary(max_size=64))
 def test_any_bytes_are_an_image_or_corrupt(content):
-    for head in (
-        b"",
-        b"\xff\xd8\xff",
-        b"\x89PNG\r\n\x1a\n",
-        b"GIF89a",
-        b"RIFF\x10\0\0\0WEBPVP8 ",
-        b"II*\0",
-        b"BM",
-    ):
+    heads = (b"", b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF89a", b"RIFF\x10\0\0\0WEBPVP8 ")
+    reasons = ("empty_image", "not_an_image", "truncated_image", "image_too_large")
+    for head in (*heads, b"II*\0", b"BM"):
         try:
             decode(head + content, 4)
         except CorruptRecord as error:
-            assert error.reason in (
-                "empty_image",
-                "not_an_image",
-                "truncated_image",
-                "image_too_large",
-            )
+            assert error.reason in reasons
 
 
 def smooth(width: int, height: int) -> np.ndarray:
-    """An image without hard edges, of which all reductions are alike."""
+    """An image without hard edges: all ways to reduce it have almost the same result."""
     x, y = np.meshgrid(np.linspace(0, 1, width), np.linspace(0, 1, height))
     return np.stack([40 + 150 * x, 220 - 150 * y, 60 + 70 * (x + y)], axis=-1).astype(np.uint8)
 
@@ -181,10 +164,7 @@ def smooth(width: int, height: int) -> np.ndarray:
     "size", [(64, 48), (100, 75), (48, 200), (320, 240), (1000, 400), (33, 17)]
 )
 def test_all_formats_give_the_same(file_format, options, size):
-    """The documented tolerance, for every ratio of sizes.
-
-    None but for a JPEG, which is decoded at a part of its size.
-    """
+    """For a JPEG, which is decoded at reduced size, within the documented tolerance; else exact."""
     image = smooth(*size)
     encoded = saved(PIL.Image.fromarray(image), file_format, **options)
     whole = np.asarray(PIL.Image.open(io.BytesIO(encoded)).convert("RGB"))

@@ -1,4 +1,4 @@
-"""Shrinking in whole numbers is linear interpolation."""
+"""Shrinking in integers is linear interpolation."""
 
 import numpy as np
 import pytest
@@ -9,7 +9,7 @@ from flamingo_jax.data.images.shrink import MOST, shrink
 
 
 def reference(pixels: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """The same in floating point, one axis after the other, by numpy's own interpolation."""
+    """The same in floating point, one axis after the other, by numpy's interpolation."""
     result = pixels.astype(float)
     for axis, number in ((0, size[1]), (1, size[0])):
         stored = pixels.shape[axis]
@@ -25,14 +25,12 @@ def test_shrinking_is_linear_interpolation(width, height, data):
     size = tuple(
         data.draw(st.integers(int(np.ceil(side / MOST)), side)) for side in (width, height)
     )
-    pixels = (
-        np.random.default_rng(width * height).integers(0, 256, (height, width, 4)).astype(np.uint8)
-    )
+    rng = np.random.default_rng(width * height)
+    pixels = rng.integers(0, 256, (height, width, 4)).astype(np.uint8)
     found = shrink(pixels, size)
     assert found.shape == (size[1], size[0], 3)
-    np.testing.assert_allclose(
-        found, reference(pixels, size)[..., :3], atol=1.6
-    )  # half a level of rounding each time, and 1/256 of a share
+    # Rounding is half a level for each axis, and weights are exact to 1/256.
+    np.testing.assert_allclose(found, reference(pixels, size)[..., :3], atol=1.6)
 
 
 @pytest.mark.parametrize("value", [0, 255])

@@ -1,7 +1,4 @@
-"""The clip of a video: at most F frames, at the asked rate, from a start that fits.
-
-Of stored frames, and of an encoded file.
-"""
+"""A clip has at most F frames at the given rate, from stored frames or from an encoded file."""
 
 import numpy as np
 import pytest
@@ -20,7 +17,7 @@ CONTAINERS = {
     "fragments": {"options": {"movflags": "frag_keyframe+empty_moov"}},  # starts at 0.2 s
     "mov": {"suffix": ".mov", "codec": "mpeg4"},
     "webm": {"suffix": ".webm", "codec": "libvpx-vp9"},
-    # states no duration
+    # Its header has no duration.
     "live webm": {"suffix": ".webm", "codec": "libvpx-vp9", "options": {"live": "1"}},
     "mkv": {"suffix": ".mkv"},
     "avi": {"suffix": ".avi", "codec": "mpeg4"},
@@ -37,7 +34,7 @@ def test_one_per_second_from_the_first():
 def test_short_videos_end_early():
     np.testing.assert_array_equal(choose_frames(3, 1.0, num_frames=8), [0, 1, 2])
     np.testing.assert_array_equal(choose_frames(1, 30.0, num_frames=8), [0])
-    # stored slower than asked
+    # Stored at a lower rate than that of the clip.
     np.testing.assert_array_equal(choose_frames(3, 0.5, num_frames=8), [0, 1, 2])
 
 
@@ -70,7 +67,7 @@ def test_nonsense_is_refused(options):
 
 @pytest.fixture(scope="module")
 def noise() -> bytes:
-    """Four seconds that take 200 KB, with the index before the frames."""
+    """Four seconds of 200 KB, with the index before the frames."""
     rng = np.random.default_rng(0)
     return mp4(
         [rng.integers(0, 255, (48, 64, 3)).astype(np.uint8) for _ in range(40)], faststart=True
@@ -79,7 +76,7 @@ def noise() -> bytes:
 
 @pytest.mark.parametrize("container", CONTAINERS)
 def test_frames_of_a_file_are_those_of_choose_frames(container):
-    """At a constant rate a file and its stored frames give the same clip, from any start, at any rate."""
+    """At a constant rate, a file and its stored frames have the same clips."""
     encoded = mp4(grey_frames(50), fps=10, **CONTAINERS[container])
     assert info(encoded) == (5.0, 10.0, 50, 64, 48)
     for num_frames, rate, seed in [
@@ -105,11 +102,11 @@ def test_frames_of_a_file_are_those_of_choose_frames(container):
 def test_variable_rate_shows_what_is_on_screen(options):
     encoded = mp4(grey_frames(6, step=40), times=[0, 0.1, 0.2, 1.2, 1.3, 4.0], **options)
     clip = decode_clip(encoded, 32, num_frames=8)
-    assert [number_of(frame, 40) for frame in clip] == [0, 2, 4, 4, 5]  # after 0, 1, 2, 3 and 4 s
+    assert [number_of(frame, 40) for frame in clip] == [0, 2, 4, 4, 5]  # at 0, 1, 2, 3 and 4 s
 
 
 @pytest.mark.parametrize("container", ["mp4", "webm", "fragments"])
-def test_a_clip_of_a_segment_lies_within_it(container):
+def test_a_clip_of_a_segment_is_within_it(container):
     encoded = mp4(grey_frames(50), fps=10, **CONTAINERS[container])
     segment = {"start": 1.5, "end": 3.5}
     first = decode_clip(encoded, 32, num_frames=8, rate=5.0, **segment)
@@ -146,7 +143,7 @@ def test_aspect_is_kept_and_padded_with_the_mean():
     ("rotation", "corner"), [(0, (0, 0)), (90, (-1, 0)), (180, (-1, -1)), (270, (0, -1))]
 )
 def test_rotation_of_a_camera_is_applied(rotation, corner):
-    """The white corner at the top left goes counter-clockwise."""
+    """The white corner at the top left moves counter-clockwise."""
     image = np.zeros((48, 64, 3), np.uint8)
     image[:24, :32] = 255
     with opened(mp4([image] * 2, rotation=rotation)) as file:
@@ -156,7 +153,7 @@ def test_rotation_of_a_camera_is_applied(rotation, corner):
     assert frame[-1 - corner[0], -1 - corner[1]].max() < 50
 
 
-def test_only_what_lies_behind_the_last_keyframe_is_decoded(monkeypatch):
+def test_decoding_starts_at_the_last_keyframe(monkeypatch):
     encoded = mp4(grey_frames(50), keyframe_every=5, options={"movflags": "faststart"})
     monkeypatch.setattr(video, "MAX_DECODED", 12)
     with opened(encoded) as file:
@@ -170,10 +167,7 @@ def test_only_what_lies_behind_the_last_keyframe_is_decoded(monkeypatch):
 
 
 def test_frames_left_out_do_not_change_the_others():
-    """H.264 codes some frames that nothing refers to, and they are not decoded.
-
-    What is shown is bit-identical to decoding all.
-    """
+    """In H.264 no other frame refers to some frames; they are skipped, and others stay the same."""
     rng = np.random.default_rng(0)
     background = rng.integers(0, 255, (48, 64, 3)).astype(np.uint8)
     encoded = mp4([np.roll(background, 2 * k, axis=1) for k in range(60)], keyframe_every=30)
@@ -197,7 +191,7 @@ def test_clip_before_the_damage_is_whole(noise):
 
 
 def test_truncated_webm_ends_early():
-    """Its head does not say how long the picture alone lasts."""
+    """Its header does not have the duration of the picture without the sound."""
     rng = np.random.default_rng(0)
     frames = [rng.integers(0, 255, (48, 64, 3)).astype(np.uint8) for _ in range(40)]
     encoded = mp4(frames, suffix=".webm", codec="libvpx-vp9")
@@ -211,7 +205,7 @@ def test_truncated_webm_ends_early():
     [
         b"",
         b"no video",
-        # a playlist may name other files
+        # A playlist may name other files.
         b"#EXTM3U\n#EXT-X-TARGETDURATION:9\n#EXTINF:9,\nfile:///etc/passwd\n",
         b"ffconcat version 1.0\nfile /etc/passwd\n",
         b"\x00\x00\x00\x18ftypmp42" + bytes(64),
@@ -249,7 +243,7 @@ def test_frames_of_absurd_size_are_not_decoded(monkeypatch):
 def test_mutated_files_give_a_clip_or_are_corrupt(noise, data):
     encoded = bytearray(noise)
     for _ in range(data.draw(st.integers(1, 8))):
-        # the index stands at the beginning
+        # The index is at the beginning.
         place = data.draw(st.integers(0, len(encoded) - 1) | st.integers(0, 2000))
         encoded[place] = data.draw(st.integers(0, 255))
     try:
