@@ -1,10 +1,11 @@
-r"""Pages per second of `--pipeline=m3w`, two workers against one, and memory against the number of pages.
+r"""Measures pages per second of `--pipeline=m3w` with one and two workers, and memory.
 
     python -m tests.benchmarks.collection [--pages=4000] [--rounds=3] [--directory=DIR]
 
-The crawl is made here: WARC files of pages with the boilerplate of a site, some hundred words of
-English (the manual pages that come with Python) and four photo-like JPEGs each. Whole commands are
-timed, with their start, one worker and two in turn; the best of the rounds counts.
+The crawl is generated: WARC files of pages with the boilerplate of a site, some hundred words of
+English (Python's manual pages) and four JPEGs like photos each. Whole commands are timed, start
+included, with one and two workers in turn; the best of the rounds counts. Memory is measured for
+several numbers of pages.
 """
 
 import argparse

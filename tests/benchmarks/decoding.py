@@ -1,13 +1,12 @@
-r"""Tokens per second of the cached decoder against the uncached forward, and what a decoded token costs as the shots grow.
+r"""Measures tokens per second with and without a cache, and the cost of a token by shots.
 
     python -m tests.benchmarks.decoding [--layers=8] [--width=512] [--tokens=16] [--rounds=3]
 
 The model is a Flamingo with random weights: an LM with a cross-attention layer before every second
-block, 64 latents per image, one image and 24 tokens of text per shot. Times are of the compiled
-loop alone, images encoded beforehand; the best of the rounds counts. The uncached forward is our
-own: it reads the whole prompt again for every token. FLOPs are the compiler's own count for one
-step (`cost_analysis`) of the model with one layer, since it counts the body of a loop over layers
-once.
+block, 64 latents per image, one image and 24 tokens of text per shot. Only the compiled loop is
+timed, with encoded images; the best of the rounds counts. The uncached forward is ours: it reads
+the whole prompt again for each token. FLOPs are the compiler's count (`cost_analysis`) for one step
+of the model with one layer, since it counts the body of a loop over layers once.
 """
 
 import argparse
@@ -67,7 +66,7 @@ class Size:
         )
 
     def prompts(self, rows: int, shots: int) -> tuple[Any, ...]:
-        """Returns (tokens, length, phi, media) of prompts with `shots` examples, an image each, and the query's."""
+        """Returns (tokens, length, phi, media) of prompts with `shots` examples and a query."""
         rng = np.random.default_rng(rows + shots)
         images = shots + 1
         tokens = rng.integers(4, self.vocabulary, (rows, images * TEXT)).astype(np.int32)
@@ -92,7 +91,10 @@ def reader(model: api.Model, tokens: int) -> Any:
 
 
 def cached(model: api.Model, tokens: int) -> Any:
-    """Returns the compiled function (weights, prefix) -> tokens, by `tokens` cached steps (the first token is known from the prefix)."""
+    """Returns the compiled function (weights, prefix) -> tokens, with `tokens` cached steps.
+
+    The prefix gives the first token.
+    """
 
     def answer(params: Any, prefix: decode.Prefix) -> Any:
         extend = functools.partial(model.extend, params)

@@ -1,16 +1,16 @@
-r"""How fast the loader is, against the least that its files could take, and against another loader of the same files.
+r"""Measures the loader against bare decoding, and another loader, of the same files.
 
     python -m tests.benchmarks.loader --directory=/tmp/loader_benchmark \
         --peer="PYTHON tests/benchmarks/open_flamingo_loader.py"
 
-    decode   images per second and core, from stored records to batches of 320 px; beside it, on the same files, the bare decode
-             of libjpeg-turbo at the smallest eighth of the size that is not below 320 px, and the
-             peer
+    decode   images per second and core, from stored records to batches of 320 px; on the same
+             files, the bare decode of libjpeg-turbo at the smallest eighth of the size that is not
+             below 320 px, and the peer
     text     tokens per second and core, from stored documents to packed rows of 2,048 tokens
     memory   resident memory after 1,000 and after 10,000 batches
 
-Everything runs in one process, and per core means per second of processor time; runs alternate and
-the best of three counts, since other programs can only slow one down. The files are made up: smooth
+Everything runs in one process; "per core" is per second of processor time. Runs alternate, and the
+best of three counts, since other programs can only slow a run down. The files are generated: smooth
 noise, shapes and grain as JPEGs of quality 90, a quarter each of 640x480, 500x375, 1024x768 and
 320x240. The peer is a command that gets the path of a tar of the same files (img2dataset's layout)
 and the batch size, and prints images per second of processor time.
@@ -18,6 +18,7 @@ and the batch size, and prints images per second of processor time.
 
 from __future__ import annotations
 
+import functools
 import io
 import resource
 import shlex
@@ -164,19 +165,18 @@ def decode(directory: epath.Path, tokenizer: Tokenizer) -> Iterator[str]:
     ours, bare, peer = [], [], []
     for turn in range(_ROUNDS):
         numbers = range(turn * batches, (turn + 1) * batches)
-        ours.append(batches * BATCH / seconds(lambda numbers=numbers: read(batch, numbers)))  # type: ignore[misc]
+        ours.append(batches * BATCH / seconds(functools.partial(read, batch, numbers)))
         bare.append(len(files) / seconds(lambda: bare_decode(files)))
         if _PEER.value:
             command = [*shlex.split(_PEER.value), str(directory / "pictures.tar"), str(BATCH)]
-            peer.append(
-                float(
-                    subprocess.run(
-                        command, check=True, capture_output=True, text=True
-                    ).stdout.split()[-1]
-                )
-            )
-    yield f"{len(files)} files of {np.mean([len(file) for file in files]) / 1024:.0f} KiB on average; images per second and core, best of {_ROUNDS}:"
-    yield f"  records to batches {max(ours):.0f}; bare decode {max(bare):.0f}; ratio {max(ours) / max(bare):.2f}"
+            done = subprocess.run(command, check=True, capture_output=True, text=True)
+            peer.append(float(done.stdout.split()[-1]))
+    size, ratio = np.mean([len(file) for file in files]) / 1024, max(ours) / max(bare)
+    yield (
+        f"{len(files)} files of {size:.0f} KiB on average; images per second and core, best of "
+        f"{_ROUNDS}:"
+    )
+    yield (f"  records to batches {max(ours):.0f}; bare decode {max(bare):.0f}; ratio {ratio:.2f}")
     if peer:
         yield f"  the peer {max(peer):.0f}; ratio {max(ours) / max(peer):.2f}"
 
@@ -195,10 +195,14 @@ def text(directory: epath.Path, tokenizer: Tokenizer) -> Iterator[str]:
     best, filled = 0.0, 0.0
     for turn in range(_ROUNDS):
         start = time.process_time()
-        rows = [np.asarray(batch(8 * turn + t).segment > 0) for t in range(8)]  # type: ignore[attr-defined]
+        batches = [batch(8 * turn + t) for t in range(8)]
+        rows = [np.asarray(each.segment > 0) for each in batches]  # type: ignore[attr-defined]
         best = max(best, np.sum(rows) / (time.process_time() - start))
         filled = float(np.mean(rows))
-    yield f"text: {best:,.0f} tokens per second and core; rows filled {filled:.1%} with 8 documents for each"
+    yield (
+        f"text: {best:,.0f} tokens per second and core; rows filled {filled:.1%} with 8 documents "
+        "for each"
+    )
 
 
 def memory(directory: epath.Path, tokenizer: Tokenizer) -> Iterator[str]:

@@ -1,25 +1,28 @@
-"""Speed against OpenFlamingo's own code with the same weights, on the same processor in one process: generation, and the training step.
+"""Measures generation and the training step against OpenFlamingo's code.
 
-    python -m tests.benchmarks.open_flamingo [--rows=1,16] [--shots=0,4,32] [--tokens=16] [--beams=1] [--support=64] [--rounds=3] [--train=8]
+Both have the same weights, and run on the same processor in one process.
+
+    python -m tests.benchmarks.open_flamingo [--rows=1,16] [--shots=0,4,32] [--tokens=16]
+        [--beams=1] [--support=64] [--rounds=3] [--train=8]
 
 Both sides have the random weights of one model, converted, in float32: the geometry of its 3B (MPT
 with heads of 128 and ALiBi, a gated layer of 8 heads of 64 before every block, a perceiver of 6
-layers and 64 latents) at a quarter of the widths and a third of the layers. All are run in turn,
-round by round; the best of the rounds counts. What is compiled or warmed up is so before.
+layers and 64 latents) at a quarter of the widths and a third of the layers. All run in turn, round
+by round, after compilation and warm-up; the best of the rounds counts.
 
-Generation is the whole call: images of the prompt encoded, prompt read, tokens decoded (greedily,
-or by beam search with --beams), none of which ends an answer. A shot is one image and 24 tokens. No
-two images are equal, so that ours gains nothing from encoding equal ones once; but in the last line
-of the table, where prompts share a set of support images (--support), as they do in a few-shot
-evaluation (the paper's sets are of 2,048). Ours is `inference.engine` as users call it, told the
-length of the prompts and how many images they have, layers unrolled. Theirs is `Flamingo.generate`
-with its cache; one padding token stands before each prompt, without which it does not run on this
-transformers. The same tokens must come out. Whole calls of one new token and calls of the image
-encoders alone tell the parts.
+Generation is the whole call: it encodes the images of the prompt, reads the prompt and decodes
+tokens (greedily, or by beam search with --beams), none of which ends an answer. A shot is one image
+and 24 tokens. All images differ, so ours gains nothing from encoding equal images once. The last
+line of the table is an exception: its prompts share a set of support images (--support), as in a
+few-shot evaluation (the paper's sets have 2,048). Ours is `inference.engine` as users call it, with
+the length of the prompts and their number of images, and unrolled layers. Theirs is
+`Flamingo.generate` with its cache. One padding token is before each prompt, since it does not run
+without on this version of transformers. Both must give the same tokens. The parts are timed by
+whole calls of one new token, and by calls of the image encoders alone.
 
 A training step is forward, backward, a clip at norm 1 and AdamW on what is trained, on pages of 256
 tokens and 5 images. Ours is the step of `training.run`. Theirs is written as their training code
-is: gradients of the whole token table, all but the new rows' set to zero. The first losses must
+is: gradients of the whole token table, set to zero except for the new rows. The first losses must
 agree.
 """
 
@@ -55,7 +58,8 @@ from tests.parity import open_flamingo_models as models
 
 SIZES = models.Sizes(
     pieces=8_000, table=8_064, width=512, num_heads=4, num_layers=8, length=2_048,
-    vision_width=256, vision_layers=2, vision_heads=4, vision_mlp=1_024, image_size=112, patch_size=14,
+    vision_width=256, vision_layers=2, vision_heads=4, vision_mlp=1_024,
+    image_size=112, patch_size=14,
 )  # fmt: skip
 EOC, IMAGE, PAD = range(SIZES.pieces, SIZES.pieces + 3)
 TEXT = 24  # tokens of a shot, its tag included
@@ -175,9 +179,17 @@ class Generation:
         ids = torch.tensor(np.pad(self.tokens, ((0, 0), (1, 0)), constant_values=PAD))
         with torch.inference_mode():
             out = self.theirs.generate(
-                vision_x=models.pixels(self.frames), lang_x=ids, attention_mask=(ids != PAD).long(), max_new_tokens=new,
-                num_beams=self.beams, length_penalty=0.0, do_sample=False, eos_token_id=None, pad_token_id=PAD, use_cache=True,
-            )  # fmt: skip
+                vision_x=models.pixels(self.frames),
+                lang_x=ids,
+                attention_mask=(ids != PAD).long(),
+                max_new_tokens=new,
+                num_beams=self.beams,
+                length_penalty=0.0,
+                do_sample=False,
+                eos_token_id=None,
+                pad_token_id=PAD,
+                use_cache=True,
+            )
         return out[:, ids.shape[1] :].tolist()
 
     def encoded_by_theirs(self) -> None:

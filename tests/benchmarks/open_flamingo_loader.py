@@ -1,16 +1,16 @@
-"""Images per second of processor time of OpenFlamingo's loader, for `tests.benchmarks.loader --peer`.
+"""Measures OpenFlamingo's loader, for `tests.benchmarks.loader --peer`.
 
     PYTHON tests/benchmarks/open_flamingo_loader.py pictures.tar 32
 
-PYTHON needs torch, webdataset 0.2.57 (it does not run with those of 1.0), and open_flamingo 2.0.1
-(pip install --no-deps). It is their `get_laion_dataset` as it stands, iterated in this process with
-one thread. What is put in its place of others, each to its advantage:
+It prints images per second of processor time. PYTHON needs torch, webdataset 0.2.57 (it does not
+run with 1.0), and open_flamingo 2.0.1 (pip install --no-deps). This runs their `get_laion_dataset`
+unchanged, in this process with one thread. These parts are replaced, each to its advantage:
 
 - torchvision, of which there is no build for torch without CUDA: its Resize (bicubic, shorter
   side), CenterCrop, ToTensor and Normalize are the same calls of PIL and torch; the flip of a whole
   batch is left out, as ours runs on the device.
-- the tokenizer: one that takes no time.
-- DataLoader: its worker process and the copy between processes are left out.
+- The tokenizer takes no time.
+- DataLoader has no worker process, and no copy between processes.
 """
 
 import importlib.util

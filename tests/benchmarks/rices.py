@@ -1,10 +1,11 @@
-"""The exact search of RICES against the bare product of the same two matrices.
+"""Measures the exact search of RICES against the bare product of the same two matrices.
 
-    python -m tests.benchmarks.rices [--supports=100000] [--queries=1000] [--width=1376] [--k=32] [--rounds=5]
+    python -m tests.benchmarks.rices [--supports=100000] [--queries=1000] [--width=1376] [--k=32]
+        [--rounds=5]
 
 Both are timed in turn, in one process and on the same device; the best of the rounds counts. The
-bare product is that of jax and of numpy, in float32, and its result is thrown away. The search
-starts from features as they are saved: it puts them on the device, multiplies, scales and selects.
+bare product is that of jax and of numpy, in float32, without its result. The search starts from
+saved features: it puts them on the device, multiplies, scales and selects.
 """
 
 import argparse

@@ -1,8 +1,9 @@
-r"""Scoring C candidates.
+r"""Measures the scoring of C candidates.
 
-One prefill and C short continuations, against a forward of the whole prompt for each.
+It compares one prefill and C short continuations with a forward of the whole prompt for each.
 
-    python -m tests.benchmarks.scoring [--layers=8] [--width=512] [--shots=4] [--length=4] [--rounds=3]
+    python -m tests.benchmarks.scoring [--layers=8] [--width=512] [--shots=4] [--length=4]
+        [--rounds=3]
 
 The model and the prompts are those of `tests.benchmarks.decoding`. FLOPs are the compiler's, of the
 model with one layer and one pass of candidates.
@@ -23,7 +24,7 @@ from tests.benchmarks.decoding import Size, flops, seconds
 
 
 def shared(model: api.Model, *, per_pass: int) -> Any:
-    """Returns the function (weights, prompt, candidates[1, C, T]) -> scores[1, C] of the package."""
+    """Returns the package's function (weights, prompt, candidates[1, C, T]) -> scores[1, C]."""
 
     def scores(params: Any, prompt: Any, candidates: Any) -> Any:
         extend = functools.partial(model.extend, params)
@@ -37,7 +38,7 @@ def shared(model: api.Model, *, per_pass: int) -> Any:
 
 
 def apart(model: api.Model) -> Any:
-    """Returns the same by a forward of prompt and candidate for each candidate, one after the other."""
+    """Returns the same function by a forward of prompt and candidate for each candidate."""
 
     def scores(params: Any, prompt: Any, candidates: Any) -> Any:
         text, _, phi, media = prompt

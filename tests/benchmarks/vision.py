@@ -1,10 +1,12 @@
-"""NFNet's forward pass against timm's dm_nfnet, on the same processor in one process, and where ours spends its time.
+"""Measures NFNet's forward pass against timm's dm_nfnet, and the time of each stage.
 
-    python -m tests.benchmarks.vision [--variant=F0] [--image_size=320] [--batch=1] [--rounds=5] [--dtypes=float32,bfloat16]
+    python -m tests.benchmarks.vision [--variant=F0] [--image_size=320] [--batch=1] [--rounds=5]
+        [--dtypes=float32,bfloat16]
 
-All are run in turn, round by round; the best of the rounds counts. Features of the last grid, no
-classifier; weights as at birth. timm standardises its weights at each call, as ours do unless they
-are folded; it is given both memory layouts. A stage's share is the difference between two networks
+Both run on the same processor in one process, in turn, round by round; the best of the rounds
+counts. The output is the last grid of features, without a classifier; weights are those of the
+initialisation. timm standardises its weights at each call; so does ours, except in the compute
+form. timm runs in both memory layouts. The share of a stage is the difference between two networks
 that end after it and before it.
 """
 

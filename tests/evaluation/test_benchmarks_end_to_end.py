@@ -1,4 +1,7 @@
-"""Every benchmark from its official files to a row of results.json, with a tiny model at 0 and at 2 shots."""
+"""Each benchmark from its official files to a row of results.json.
+
+A tiny model answers at 0 and at 2 shots.
+"""
 
 import dataclasses
 import json
@@ -12,7 +15,8 @@ from flamingo_jax.evaluation.runner import evaluate
 from tests.evaluation.fixtures import benchmarks
 from tests.inference import tiny
 
-HIDDEN = {  # answers known to a server alone: a submission in place of a row, with these keys
+# Benchmarks with hidden answers: a submission with these keys, and no row.
+HIDDEN = {
     "vqav2": ("question_id", {1000, 1001, 16002}),
     "vizwiz": ("image", {f"VizWiz_test_{number:08d}.jpg" for number in range(3)}),
 }
@@ -21,7 +25,7 @@ SHOTS = (0, 2)
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
-    """One shape of prompt for all, so that few programs are compiled.
+    """All prompts have one shape, so that few programs are compiled.
 
     A dialogue of ten questions at 2 shots is the longest, in words that are known.
     """
@@ -31,7 +35,7 @@ def model(tmp_path_factory):
 
 @pytest.fixture(autouse=True)
 def tagger(monkeypatch):
-    """WUPS without the tagger's data, which is a download: every word a noun."""
+    """Makes every word a noun: the data of WUPS's tagger is a download."""
     monkeypatch.setattr(wups, "tagger", lambda: lambda words: [(word, "NN") for word in words])
     monkeypatch.setattr(wups, "sentences", lambda text: [text])
 

@@ -1,7 +1,4 @@
-"""Reading annotation files.
-
-One error that says what is missing, where it comes from, and what the directory should hold.
-"""
+"""Reading annotation files: errors say what is missing, its source, and the expected layout."""
 
 import re
 
@@ -37,7 +34,7 @@ def test_a_missing_file_is_named_with_its_source_and_the_layout(files, tmp_path)
     )
 
 
-def test_the_first_place_that_is_there_is_taken(files, tmp_path):
+def test_the_first_existing_place_is_taken(files, tmp_path):
     (tmp_path / "b").mkdir()
     (tmp_path / "b" / "0.jpg").write_bytes(b"x")
     (tmp_path / "1.jpg").write_bytes(b"x")
@@ -50,21 +47,39 @@ def test_the_first_place_that_is_there_is_taken(files, tmp_path):
         files.folder("a", "b", of="2.jpg")
 
 
+def json_file(files):
+    return files.json("x")
+
+
+def text_file(files):
+    return files.text("x")
+
+
+def json_lines(files):
+    return files.json_lines("x")
+
+
+def csv_of_a(files):
+    return files.csv("x", columns=("a",))
+
+
+def csv_of_a_and_b(files):
+    return files.csv("x", columns=("a", "b"))
+
+
 @pytest.mark.parametrize(
     ("content", "read", "message"),
     [
-        (b'{"a": [1, 2', lambda f: f.json("x"), "x is not valid JSON: .*It is cut off or "
-                                                "damaged.*zoo.org"),
-        (b"\xff\xfe", lambda f: f.text("x"), "cannot read .*x: .*Expected a text file in UTF-8"),
-        (b"\xff\xfe", lambda f: f.json("x"), "Cannot read .*x: "),
-        (b'{"a": 1}\n\n{"a": ', lambda f: f.json_lines("x"), "line 3 of .*x is not JSON .*zoo.org"),
-        (b"a,c\n1,2\n", lambda f: f.csv("x", columns=("a", "b")), "x lacks the columns b; got the header 'a,c'"),
-        (b"", lambda f: f.csv("x", columns=("a", "b")), "x lacks the columns a, b; got the header "
-                                                        "''"),
-        (b"a,b\n1,2\n1,2,3\n", lambda f: f.csv("x", columns=("a",)), "x holds a row 1 of too many fields, expected rows of 2"),
-        (b'a\n"' + b"x" * 140_000 + b'"\n', lambda f: f.csv("x", columns=("a",)), "x holds no CSV in line 1 .field larger"),
+        (b'{"a": [1, 2', json_file, "x is not valid JSON: .*It is cut off or damaged.*zoo.org"),
+        (b"\xff\xfe", text_file, "cannot read .*x: .*Expected a text file in UTF-8"),
+        (b"\xff\xfe", json_file, "Cannot read .*x: "),
+        (b'{"a": 1}\n\n{"a": ', json_lines, "line 3 of .*x is not JSON .*zoo.org"),
+        (b"a,c\n1,2\n", csv_of_a_and_b, "x lacks the columns b; got the header 'a,c'"),
+        (b"", csv_of_a_and_b, "x lacks the columns a, b; got the header ''"),
+        (b"a,b\n1,2\n1,2,3\n", csv_of_a, "x holds a row 1 of too many fields, expected rows of 2"),
+        (b'a\n"' + b"x" * 140_000 + b'"\n', csv_of_a, "x holds no CSV in line 1 .field larger"),
     ],
-)  # fmt: skip
+)
 def test_damaged_files_are_one_error(files, tmp_path, content, read, message):
     (tmp_path / "x").write_bytes(content)
     with pytest.raises(AnnotationError, match=message):
@@ -72,7 +87,7 @@ def test_damaged_files_are_one_error(files, tmp_path, content, read, message):
 
 
 def test_files_are_read_as_they_are_written_in_the_wild(files, tmp_path):
-    """Byte order marks, carriage returns, quotes that hold commas and line breaks."""
+    """Byte order marks, carriage returns, commas and line breaks in quotes."""
     (tmp_path / "x.csv").write_bytes('\ufeffid,text\r\n1,"a, ""b""\nc"\r\n2,\r\n3\r\n'.encode())
     rows = files.csv("x.csv", columns=("id", "text"))
     assert rows == [
@@ -99,14 +114,14 @@ def test_records_are_checked(value, message):
         records(value, {"a": (int, str)}, "f.json")
 
 
-def test_records_may_hold_more():
+def test_records_may_have_more_fields():
     value = [{"a": 1, "b": 2}]
     assert records(value, {"a": int}, "f.json") is value
 
 
 def test_text_of_prompts():
     assert one_line("  A man\n on\ta bike. ") == "A man on a bike."
-    assert most_common(["b", "a", "a", "b"]) == "b"  # the first of equals
+    assert most_common(["b", "a", "a", "b"]) == "b"  # the first of equally frequent ones
     assert most_common(["b", "a", "a"]) == "a"
     assert most_common([]) == ""
 

@@ -30,7 +30,7 @@ def test_coco_has_restval_in_train_and_its_captions_as_they_are(directory):
     assert [item.id for item in train] == ["9", "42", "25", "30"]
     assert [item.id for item in test] == ["391895", "60623", "483108"]
     assert train[1].visual == Image(f"{directory}/images/val2014/COCO_val2014_000000000042.jpg")
-    # one line, in a prompt
+    # prompts have captions in one line
     assert (train[1].prefix, train[1].answer) == ("Output:", "A blue square.")
     assert train[1].references == ("A  blue\nsquare. ", "square")  # as annotated, for the metric
     assert test[0].references == (
@@ -41,7 +41,7 @@ def test_coco_has_restval_in_train_and_its_captions_as_they_are(directory):
     assert test[0].candidates == () and test[0].label == "" and test[0].extra == {}
 
 
-def test_images_may_lie_without_a_folder_above(directory, tmp_path):
+def test_images_may_be_in_the_directory_itself(directory, tmp_path):
     moved = epath.Path(tmp_path)
     coco.make_coco(moved)
     for name in ("train2014", "val2014"):
@@ -52,20 +52,17 @@ def test_images_may_lie_without_a_folder_above(directory, tmp_path):
 
 
 def test_tfds_gives_the_same_items(directory, prepared):
-    """But for the order, which TFDS shuffles."""
+    """In another order: TFDS shuffles."""
     for split in ("train", "test"):
         files, builder = getattr(COCO.at(directory), split)(), getattr(COCO.at(prepared), split)()
         assert len(files) == len(builder)
         by_id = {item.id: item for item in builder}
         for item in files:
             other = by_id[item.id]
-            assert (other.prefix, other.answer, other.references) == (
-                item.prefix,
-                item.answer,
-                item.references,
-            )
+            for name in ("prefix", "answer", "references"):
+                assert getattr(other, name) == getattr(item, name)
             assert (load_frames(other.visual, 16) == load_frames(item.visual, 16)).all()
-    # an image is known by its name
+    # images are compared by name
     assert builder[0].visual == builder[0].visual != builder[1].visual
     assert [item.id for item in builder[1:]] == [builder[1].id, builder[-1].id]
 
@@ -73,9 +70,8 @@ def test_tfds_gives_the_same_items(directory, prepared):
 def test_a_tfds_dataset_of_another_kind_is_an_error(tmp_path):
     from tests.evaluation.fixtures import imagenet
 
-    with pytest.raises(
-        AnnotationError, match="Unknown split 'test'.*Expected the builder coco_captions"
-    ):
+    message = "Unknown split 'test'.*Expected the builder coco_captions"
+    with pytest.raises(AnnotationError, match=message):
         COCO.at(imagenet.make_imagenet_prepared(tmp_path)).test()
 
 
@@ -94,19 +90,15 @@ def test_another_dataset_or_split_is_an_error(tmp_path):
     path = epath.Path(tmp_path)
     flickr30k.make_flickr30k(path)
     (path / "dataset_flickr30k.json").rename(path / "dataset_coco.json")
-    with pytest.raises(
-        AnnotationError,
-        match="dataset_coco.json holds the captions of 'flickr30k', expected those of 'coco'",
-    ):
+    message = "dataset_coco.json holds the captions of 'flickr30k', expected those of 'coco'"
+    with pytest.raises(AnnotationError, match=message):
         COCO.at(path).test()
     coco.make_coco(path)
     value = json.loads((path / "dataset_coco.json").read_text())
     value["images"] = [image for image in value["images"] if image["split"] in ("val", "train")]
     (path / "dataset_coco.json").write_text(json.dumps(value))
-    with pytest.raises(
-        AnnotationError,
-        match="dataset_coco.json holds images of train, val alone, expected images of test",
-    ):
+    message = "dataset_coco.json holds images of train, val alone, expected images of test"
+    with pytest.raises(AnnotationError, match=message):
         COCO.at(path).test()
     value["images"][0]["sentences"] = []
     (path / "dataset_coco.json").write_text(json.dumps(value))

@@ -1,4 +1,4 @@
-"""ImageNet: the layouts that it is published in, and what its classes are called."""
+"""ImageNet: the layouts of its files, and the names of its classes."""
 
 import shutil
 
@@ -51,8 +51,8 @@ def test_items_of_folders(directory):
 
 
 @pytest.mark.parametrize("layout", ["kaggle", "official"])
-def test_other_layouts_hold_the_same(directory, tmp_path, layout):
-    """Validation images in one folder, their classes in a list."""
+def test_other_layouts_have_the_same_items(directory, tmp_path, layout):
+    """The validation images are in one folder, and a list has their classes."""
     getattr(imagenet, f"make_imagenet_{layout}")(epath.Path(tmp_path))
     other = IMAGENET.at(tmp_path)
     assert [facts(item) for item in other.train()] == [
@@ -68,10 +68,8 @@ def test_tfds_gives_the_same_items(directory, tmp_path):
         IMAGENET.at(place).train()
     (directory / "LOC_synset_mapping.txt").copy(place / "LOC_synset_mapping.txt")
     for split in ("train", "test"):
-        files, builder = (
-            getattr(IMAGENET.at(directory), split)(),
-            getattr(IMAGENET.at(place), split)(),
-        )
+        files = getattr(IMAGENET.at(directory), split)()
+        builder = getattr(IMAGENET.at(place), split)()
         by_id = {item.id: item for item in builder}
         assert len(by_id) == len(files)
         for item in files:
@@ -79,7 +77,7 @@ def test_tfds_gives_the_same_items(directory, tmp_path):
             assert (load_frames(by_id[item.id].visual, 16) == load_frames(item.visual, 16)).all()
 
 
-def test_own_names_come_first(tmp_path):
+def test_names_of_the_user_are_used_first(tmp_path):
     path = epath.Path(tmp_path)
     imagenet.make_imagenet(path)
     (path / "classes.txt").write_text(
@@ -100,7 +98,7 @@ def test_own_names_come_first(tmp_path):
         IMAGENET.at(path).test()
 
 
-def test_synonyms_tell_classes_apart(tmp_path):
+def test_classes_with_equal_names_get_more_synonyms(tmp_path):
     (tmp_path / "LOC_synset_mapping.txt").write_text("n1 a, b\nn2 a, b, c\nn3 a, d\nn4 e, f\n")
     files = Files(tmp_path, "imagenet", "", "")
     assert list(imagenet_classes.names(files, ["n1", "n2", "n3", "n4"]).values()) == [
@@ -139,16 +137,27 @@ def with_training_images(path):
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
-        (without_list, r"needs .*ILSVRC2012_validation_ground_truth.txt \(or LOC_val_solution.csv, or val/ with a folder per class\)"),
-        (with_other_numbers, "ground_truth.txt holds '1001' in line 3, expected a number from 1 to "
-                             "5"),
+        (
+            without_list,
+            r"needs .*ILSVRC2012_validation_ground_truth.txt \(or LOC_val_solution.csv, "
+            r"or val/ with a folder per class\)",
+        ),
+        (
+            with_other_numbers,
+            "ground_truth.txt holds '1001' in line 3, expected a number from 1 to 5",
+        ),
         (with_other_meta, "meta.mat holds what cannot be read as MATLAB's synsets"),
-        (with_more_images, "val holds ILSVRC2012_val_00000004.JPEG, of which no list says the "
-                           "class"),
-        (with_training_images, r"val holds images of the training split \(n01440764_0\), expected ILSVRC2012_val_"),
+        (
+            with_more_images,
+            "val holds ILSVRC2012_val_00000004.JPEG, of which no list says the class",
+        ),
+        (
+            with_training_images,
+            r"val holds images of the training split \(n01440764_0\), expected ILSVRC2012_val_",
+        ),
     ],
-)  # fmt: skip
-def test_what_does_not_belong_together_is_an_error(tmp_path, spoil, message):
+)
+def test_files_that_do_not_match_are_an_error(tmp_path, spoil, message):
     path = epath.Path(tmp_path)
     imagenet.make_imagenet_official(path)
     spoil(path)

@@ -1,6 +1,6 @@
-"""Each file of each benchmark, left out or cut off.
+"""Each file of each benchmark, missing or cut off.
 
-One error that names it, and says where it comes from and what the directory should hold.
+The error names the file, its source, and the expected layout of the directory.
 """
 
 import pytest
@@ -9,14 +9,21 @@ from flamingo_jax.evaluation import registry, task
 from tests.evaluation.fixtures import benchmarks
 
 ANNOTATIONS = (".json", ".jsonl", ".csv", ".txt")
-# What a benchmark does without, or another variant of it needs.
+# Files that a benchmark does not need, or that only its other variant needs.
 OPTIONAL = {
-    "vqav2": ("v2_OpenEnded_mscoco_test2015_questions.json", "v2_OpenEnded_mscoco_val2014_questions.json", "v2_mscoco_val2014_annotations.json"),
-    "vqav2_val": ("v2_OpenEnded_mscoco_test2015_questions.json", "v2_OpenEnded_mscoco_test-dev2015_questions.json"),
+    "vqav2": (
+        "v2_OpenEnded_mscoco_test2015_questions.json",
+        "v2_OpenEnded_mscoco_val2014_questions.json",
+        "v2_mscoco_val2014_annotations.json",
+    ),
+    "vqav2_val": (
+        "v2_OpenEnded_mscoco_test2015_questions.json",
+        "v2_OpenEnded_mscoco_test-dev2015_questions.json",
+    ),
     "vizwiz": ("val.json",),
     "vizwiz_val": ("test.json",),
     "textvqa": ("train-images-boxable-with-rotation.csv",),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", benchmarks.IMAGES + benchmarks.VIDEOS)
@@ -50,7 +57,7 @@ def test_missing_and_damaged_files(name, tmp_path):
 
 @pytest.mark.parametrize("name", benchmarks.IMAGES)
 def test_missing_images(name, tmp_path):
-    """That there are none where the annotations say is seen at once, not after hours."""
+    """Missing images are an error at the start, not after hours."""
     data = benchmarks.make(name, tmp_path)
     for path in tmp_path.rglob("*"):
         if path.suffix in (".jpg", ".png", ".JPEG"):

@@ -30,7 +30,7 @@ def test_a_support_example_is_the_whole_dialogue(directory):
     ]
     dialog = read(directory, "train")["data"]["dialogs"][0]["dialog"]
     answers = [visdial.ANSWERS[each["answer"]] for each in dialog]
-    # image 9 begins with question 9 % 4 = 1; question marks are ours, but for the one that is there
+    # image 9 begins with question 9 % 4 = 1; the file has only one question mark
     asked = ["is it big?", "how many are there?", "is this a circle?", "is it red?"] * 3
     rounds = [
         f"Question: {question} Answer: {answer}"
@@ -45,7 +45,7 @@ def test_a_support_example_is_the_whole_dialogue(directory):
 
 def test_a_query_is_the_annotated_round_with_those_before(directory):
     items = {item.id: item for item in VISDIAL.at(directory).test()}
-    # the order of the dialogues, not of the annotations
+    # in the order of the dialogues, not of the annotations
     assert list(items) == ["185565", "284024", "574189"]
     assert {id: item.prefix.count("Question:") for id, item in items.items()} == {
         "185565": 1,
@@ -73,19 +73,48 @@ def test_a_query_is_the_annotated_round_with_those_before(directory):
 @pytest.mark.parametrize(
     ("name", "change", "message"),
     [
-        ("val", lambda value: value.update(split="train"), "visdial_1.0_val.json holds the split "
-                                                           "'train', expected 'val'"),
-        ("val", lambda value: value.pop("data"), "visdial_1.0_val.json: expected a list of "
-                                                 "records"),
-        ("val", lambda value: value["data"].pop("answers"), "holds no lists `questions` and "
-                                                            "`answers`"),
-        ("val", lambda value: value["data"].update(answers=["yes"]), "image 185565 with numbers of no text"),
-        ("val", lambda value: value["data"]["dialogs"][0]["dialog"][0]["answer_options"].pop(), "holds .* image 185565"),
-        ("val_dense_annotations", lambda value: value.pop(0), r"no round of 1 images of val \(image 574189\)"),
-        ("val_dense_annotations", lambda value: value[-1].update(round_id=11), "holds round 11 of 10 and 100 values for image 185565"),
-        ("val_dense_annotations", lambda value: value[-1]["gt_relevance"].pop(), "holds round 1 of 10 and 99 values"),
+        (
+            "val",
+            lambda value: value.update(split="train"),
+            "visdial_1.0_val.json holds the split 'train', expected 'val'",
+        ),
+        (
+            "val",
+            lambda value: value.pop("data"),
+            "visdial_1.0_val.json: expected a list of records",
+        ),
+        (
+            "val",
+            lambda value: value["data"].pop("answers"),
+            "holds no lists `questions` and `answers`",
+        ),
+        (
+            "val",
+            lambda value: value["data"].update(answers=["yes"]),
+            "image 185565 with numbers of no text",
+        ),
+        (
+            "val",
+            lambda value: value["data"]["dialogs"][0]["dialog"][0]["answer_options"].pop(),
+            "holds .* image 185565",
+        ),
+        (
+            "val_dense_annotations",
+            lambda value: value.pop(0),
+            r"no round of 1 images of val \(image 574189\)",
+        ),
+        (
+            "val_dense_annotations",
+            lambda value: value[-1].update(round_id=11),
+            "holds round 11 of 10 and 100 values for image 185565",
+        ),
+        (
+            "val_dense_annotations",
+            lambda value: value[-1]["gt_relevance"].pop(),
+            "holds round 1 of 10 and 99 values",
+        ),
     ],
-)  # fmt: skip
+)
 def test_files_that_do_not_belong_together_are_an_error(directory, name, change, message):
     value = read(directory, name)
     change(value)

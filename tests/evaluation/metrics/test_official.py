@@ -1,4 +1,4 @@
-"""Each metric against its official script: tests/golden/metrics holds what the scripts gave."""
+"""Each metric against its official script, whose outputs are in tests/golden/metrics."""
 
 import json
 import pathlib
@@ -14,10 +14,9 @@ from flamingo_jax.evaluation.metrics.vqa_accuracy import accuracy
 from tests.evaluation.answers import answered
 
 GOLDEN = pathlib.Path(__file__).parents[2] / "golden" / "metrics"
-EXACT = {
-    "rtol": 0,
-    "atol": 1e-9,
-}  # the scripts print 10 digits or compute in float64; one torch script in float32 has its own below
+# The scripts print 10 digits or compute in float64. One torch script computes in float32 and has its
+# own tolerance below.
+EXACT = {"rtol": 0, "atol": 1e-9}
 
 
 def golden(name):

@@ -35,7 +35,8 @@ def net(tmp_path_factory):
             kind = "s" if file == "adj" and index else letter
             listed = " ".join(f"{word} 0" for word in words)
             above = "".join(f" {symbol} {offsets[to]:08d} {letter} 0000" for symbol, to in pointers)
-            return f"{offsets[index]:08d} 03 {kind} {len(words):02x} {listed} {len(pointers):03d}{above} | gloss with @ 1  \n"
+            fields = f"{offsets[index]:08d} 03 {kind} {len(words):02x} {listed}"
+            return f"{fields} {len(pointers):03d}{above} | gloss with @ 1  \n"
 
         blank, offsets = [0] * len(senses), [len(LICENCE)]
         for index in range(len(senses) - 1):

@@ -68,7 +68,7 @@ def captioning():
     return sample("coco", parts, said)
 
 
-def test_the_whole_prompt_stands_in_reading_order():
+def test_the_whole_prompt_is_in_reading_order():
     shown = page([captioning()])
     assert [pixels(attributes)[1][0, 0].tolist() for attributes, _ in shown.all("img")] == [
         [*RED],
@@ -110,7 +110,7 @@ def test_many_supports_are_folded_but_there():
 
 
 def test_frames_of_videos():
-    """Of the support 3 frames, of the query 10, evenly spread; the number of all is told."""
+    """3 frames of the support, 10 of the query, evenly spread, and the number of all frames."""
     video = np.stack([picture((8 * k, 0, 0)) for k in range(30)])
     parts = [video, "Output: It goes on.<EOC>", video[:5], "Output:"]
     shown = page([sample("vatex", parts, answered("q", "A.", "B."))])
@@ -190,7 +190,7 @@ def test_marks_and_results():
     assert mark[1] == "VQA accuracy 0.60"
 
 
-def test_verdicts_are_of_metrics_that_tell_of_one_answer():
+def test_verdicts_are_of_metrics_with_a_value_for_each_answer():
     said = answered("q", "yes", "yes", ("yes", "no"), (-1.0, -2.0), extra={"positive": "yes"})
     of = functools.partial(dataclasses.replace, said)
     assert verdicts(of(task="hateful_memes"), ["roc_auc"]) == {}
@@ -282,10 +282,12 @@ def test_a_browser_shows_it(tmp_path):
         (drawn == colour).all(axis=-1) for colour in ((0x2E, 0x7D, 0x4F), (0xA3, 0xB2, 0xBF))
     )
     assert wrong_bar.any(axis=0).sum() == pytest.approx(3 * right_bar.any(axis=0).sum(), rel=0.15)
-    # In a copy that may run scripts, a script writes down what only the browser knows.
+    # In a copy that allows scripts, a script writes sizes that only the browser knows.
     script = """<script>onload = () => {
-        for (const image of document.images) image.dataset.natural = image.naturalWidth + "x" + image.naturalHeight;
-        for (const part of document.querySelectorAll("section")) part.dataset.width = part.scrollWidth - part.clientWidth;
+        for (const image of document.images)
+            image.dataset.natural = image.naturalWidth + "x" + image.naturalHeight;
+        for (const part of document.querySelectorAll("section"))
+            part.dataset.width = part.scrollWidth - part.clientWidth;
     }</script>"""
     copy = tmp_path / "copy.html"
     copy.write_text(re.sub('<meta http-equiv="Content-Security-Policy"[^>]*>', script, html))

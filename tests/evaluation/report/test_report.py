@@ -128,7 +128,7 @@ def test_losses_have_a_line_for_each_dataset():
     assert curves.loss_curves({"empty": []}) is None
 
 
-def test_the_sheet_says_what_was_answered():
+def test_the_figure_of_samples_shows_the_answers():
     shown = texts(
         sample_figure.draw(
             [sample(), sample("bind2_hidden", text="wug", masked=True), sample(text="")], 8
@@ -141,7 +141,7 @@ def test_the_sheet_says_what_was_answered():
     assert shown.count("1 shot") == 3
 
 
-def test_the_sheet_takes_each_task_at_its_most_shots_that_fit():
+def test_the_figure_has_each_task_at_its_largest_number_of_shots():
     samples = [
         sample(task, shots)
         for task in ("format", "bind2", "format_hidden")
@@ -205,7 +205,7 @@ def test_a_report_of_benchmarks(tmp_path):
 
 
 def test_a_report_without_results_shows_the_predictions(tmp_path):
-    """All right answers may be hidden: they are judged elsewhere."""
+    """All right answers may be hidden: a server has them."""
     names = {path.name for path in write_report(tmp_path, [], [sample("vqav2")], image_size=8)}
     assert names == {"results.json", "table.md", "table.txt", "predictions.html"}
     assert "not known" in (tmp_path / "table.md").read_text()
