@@ -1,7 +1,4 @@
-"""Checkpoints and exports in a cluster of two processes.
-
-What one cluster wrote, one process reads, and the other way round.
-"""
+"""Checkpoints and exports in a cluster of two processes; one process reads what they wrote."""
 
 from __future__ import annotations
 
@@ -50,15 +47,19 @@ with Store(base + "/run", {"name": "cluster"}) as store:
     store.save(1, {"trainable": {"lm": {"w": w}}, "step": one}, {"pages": 1})
     store.save(2, {"trainable": {"lm": {"w": 2 * w}}, "step": one}, {"pages": 2})
     like = {
-        "trainable": {"lm": {"w": jax.ShapeDtypeStruct((8, 8), jnp.float32, sharding=split("model"))}},
+        "trainable": {"lm": {"w": jax.ShapeDtypeStruct(w.shape, w.dtype, sharding=split("model"))}},
         "step": jax.ShapeDtypeStruct((), jnp.int32, sharding=split()),
     }
     state, positions = store.restore(None, like)
     assert store.latest_step() == 2 and positions == {"pages": 2} and int(state["step"]) == 2
     check(state["trainable"]["lm"]["w"], 2 * value)
 
-export(base + "/export", {"lm": {"w": w}}, kind="language_model", config={}, tokenizer=None, preprocessing={}, step=2)
-place = lambda path, stored: jax.ShapeDtypeStruct(stored.shape, stored.dtype, sharding=split("data"))
+empty = {"config": {}, "tokenizer": None, "preprocessing": {}}
+export(base + "/export", {"lm": {"w": w}}, kind="language_model", step=2, **empty)
+
+def place(path, stored):
+    return jax.ShapeDtypeStruct(stored.shape, stored.dtype, sharding=split("data"))
+
 check(open_checkpoint(base + "/export", placement=place).params["lm"]["w"], value)
 got = load_towers({"flamingo/lm": {"w": place("", w)}}, {"flamingo/lm": (base + "/export", "lm")})
 check(got["flamingo/lm"]["w"], value)
@@ -68,7 +69,7 @@ print("done", process)
 
 @pytest.fixture(scope="module")
 def written(tmp_path_factory):
-    """A directory that a cluster of two processes with two devices each has written to."""
+    """A directory to which a cluster of two processes with two devices each has written."""
     base = tmp_path_factory.mktemp("cluster")
     with socket.socket() as free:
         free.bind(("localhost", 0))

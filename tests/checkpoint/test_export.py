@@ -1,8 +1,4 @@
-"""checkpoint.export.
-
-A model directory is whole or not there, and `open_checkpoint` opens it, a run or a step, or says
-why not.
-"""
+"""checkpoint.export: exports are complete or absent; `open_checkpoint` opens exports and runs."""
 
 from __future__ import annotations
 
@@ -51,19 +47,19 @@ def assert_same(got, expected):
 
 @pytest.fixture(scope="module")
 def lm(tmp_path_factory):
-    """An export of a language model; not to be changed."""
+    """An export of a language model, which tests must not change."""
     return export_lm(tmp_path_factory.mktemp("lm") / "export")
 
 
 @pytest.fixture
-def own_lm(lm, tmp_path):
-    """A copy of it, to be damaged."""
+def copy_of_lm(lm, tmp_path):
+    """A copy of `lm`, which tests may damage."""
     return shutil.copytree(lm, tmp_path / "own")
 
 
 @pytest.fixture(scope="module")
 def run(lm, tmp_path_factory):
-    """A flamingo run with the steps 1 and 2, whose frozen tower is the export `lm`."""
+    """A flamingo run with the steps 1 and 2; its frozen tower is the export `lm`."""
     workdir = tmp_path_factory.mktemp("flamingo")
     config = {
         "stage": "flamingo",
@@ -105,7 +101,7 @@ def test_relative_paths(lm, run, monkeypatch):
     monkeypatch.chdir(run)
     opened = open_checkpoint("checkpoints/1")
     assert_same(opened.params, flamingo_params(1))
-    # as it was given, so that a report holds no place of this machine
+    # the path is not made absolute, so that a report contains no path of this machine
     assert str(opened.path) == "checkpoints/1"
     assert_same(open_checkpoint(".").params, flamingo_params(2))
     monkeypatch.chdir(run / "checkpoints" / "1")
@@ -128,7 +124,7 @@ def test_the_hash_depends_on_the_weights_alone(lm, tmp_path):
 
 
 def test_the_hash_read_back_from_disk_is_the_same(lm):
-    """How it is made in a cluster, where no process holds all weights."""
+    """A cluster computes the hash so, because no process has all weights."""
     stored = {
         name: arrays.read_here(lm / "weights", name) for name in arrays.describe(lm / "weights")
     }
@@ -193,15 +189,12 @@ def test_an_export_that_fails_leaves_the_one_before(tmp_path, monkeypatch):
         with pytest.raises(paths.PathError, match="No space left"):
             export_lm(tmp_path / "export", step=2)
     assert open_checkpoint(tmp_path / "export").step == 1
-    # what was left over does not harm
+    # the files of the failed export do not matter
     assert open_checkpoint(export_lm(tmp_path / "export", step=3)).step == 3
 
 
 def test_on_an_object_store_model_json_goes_first_away_and_comes_last(tmp_path, monkeypatch):
-    """A directory cannot be renamed there.
-
-    It is written in place, and is no export while it is being written.
-    """
+    """A directory cannot be renamed there, so it is written in place, and is no export then."""
     monkeypatch.setattr(paths, "is_local", lambda path: False)
     export_lm(tmp_path / "export", step=1)
     order = []
@@ -322,44 +315,45 @@ def test_what_is_no_checkpoint(tmp_path):
         read_card(tmp_path)
 
 
-def test_a_damaged_model_json(own_lm):
-    card = own_lm / "model.json"
+def test_a_damaged_model_json(copy_of_lm):
+    card = copy_of_lm / "model.json"
     text = card.read_text()
     card.write_text(text[:30])
     with pytest.raises(CheckpointError, match=r"is damaged: .*model\.json is not valid JSON"):
-        open_checkpoint(own_lm)
+        open_checkpoint(copy_of_lm)
     card.write_text(json.dumps({"kind": "flamingo"}))
     with pytest.raises(
         CheckpointError, match=r"model\.json lacks config, content_hash, preprocessing, step"
     ):
-        open_checkpoint(own_lm)
+        open_checkpoint(copy_of_lm)
 
 
 @pytest.mark.parametrize("damage", ["cut", "no file", "no weights", "no list"])
-def test_damaged_weights(own_lm, damage):
+def test_damaged_weights(copy_of_lm, damage):
     if damage == "no weights":
-        shutil.rmtree(own_lm / "weights")
+        shutil.rmtree(copy_of_lm / "weights")
     elif damage == "no list":
-        (own_lm / "weights" / "_METADATA").write_text("{")
-    for file in (own_lm / "weights").rglob("d/*"):
-        file.write_bytes(
-            file.read_bytes()[:50]
-        ) if damage == "cut" else damage == "no file" and file.unlink()
+        (copy_of_lm / "weights" / "_METADATA").write_text("{")
+    for file in (copy_of_lm / "weights").rglob("d/*"):
+        if damage == "cut":
+            file.write_bytes(file.read_bytes()[:50])
+        elif damage == "no file":
+            file.unlink()
     with pytest.raises(CheckpointError, match=r"damaged or incomplete|There are no arrays"):
-        open_checkpoint(own_lm)
+        open_checkpoint(copy_of_lm)
 
 
-def test_other_weights_than_the_hash_says(own_lm):
-    arrays.write(own_lm / "weights", trees.flatten(jax.tree.map(lambda x: x + 1, LM)))
+def test_other_weights_than_the_hash_says(copy_of_lm):
+    arrays.write(copy_of_lm / "weights", trees.flatten(jax.tree.map(lambda x: x + 1, LM)))
     with pytest.raises(CheckpointError, match="were changed since it was made: got hash"):
-        open_checkpoint(own_lm)
+        open_checkpoint(copy_of_lm)
 
 
-def test_a_missing_tokenizer(own_lm, lm):
-    (own_lm / "tokenizer.model").unlink()
+def test_a_missing_tokenizer(copy_of_lm, lm):
+    (copy_of_lm / "tokenizer.model").unlink()
     with pytest.raises(CheckpointError, match=r"no tokenizer at .*--config\.data\.tokenizer=PATH"):
-        open_checkpoint(own_lm)
-    assert open_checkpoint(own_lm, tokenizer=lm).tokenizer == lm / "tokenizer.model"
+        open_checkpoint(copy_of_lm)
+    assert open_checkpoint(copy_of_lm, tokenizer=lm).tokenizer == lm / "tokenizer.model"
 
 
 def test_a_tower_that_moved(run, lm, tmp_path):

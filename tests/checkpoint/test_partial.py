@@ -1,4 +1,4 @@
-"""checkpoint.partial: towers fit a model exactly, or the first weights that do not are named."""
+"""checkpoint.partial: towers fit a model exactly, or an error names the first wrong weights."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def test_towers_take_their_places_and_the_rest_stays(sources):
 
 
 def test_abstract_weights_get_their_sharding_and_dtype(sources):
-    """The cast is numpy's: rounded to the nearest, ties to even; hence equal, not close."""
+    """The cast rounds like numpy (to nearest, ties to even), so results are equal to the bit."""
     mesh = jax.make_mesh((1, 2, 4), ("replica", "data", "model"), axis_types=(AxisType.Auto,) * 3)
     split = NamedSharding(mesh, PartitionSpec(None, "model"))
     towers = {

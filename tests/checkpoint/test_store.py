@@ -1,7 +1,4 @@
-"""checkpoint.store: what is saved comes back bit for bit, on any mesh.
-
-What is half-written or of another run does not.
-"""
+"""checkpoint.store: restores equal to the bit, on any mesh; refuses incomplete and other runs."""
 
 from __future__ import annotations
 
@@ -109,7 +106,7 @@ def test_a_step_that_is_there_is_not_saved_again(saved):
 
 
 def test_restores_onto_another_mesh(tmp_path):
-    """Saved on (data, model) = (2, 4), restored on (4, 2) split otherwise, and on one device."""
+    """Saved on (data, model) = (2, 4); restored on (4, 2) with other shardings, or one device."""
     state = {"trainable": {"lm": {"w": jnp.arange(64.0).reshape(8, 8)}}, "step": jnp.int32(1)}
     with Store(tmp_path, CONFIG) as store:
         store.save(
@@ -145,7 +142,7 @@ def test_restores_in_the_dtype_that_is_asked_for(saved):
 
 @pytest.mark.parametrize("split", [True, False])
 def test_arrays_may_be_donated_once_save_returns(tmp_path, split):
-    """Saving goes on in the background while the step overwrites the very buffers."""
+    """The save continues in the background while the step overwrites the same buffers."""
     where = sharding(2, 4, "data", "model") if split else jax.devices()[0]
     x = jax.device_put(jnp.arange(float(1 << 20)).reshape(1024, 1024), where)
     expected = np.array(x)
@@ -165,7 +162,7 @@ def test_another_config_is_refused_with_the_fields_named(saved):
         Store(saved, other)
     assert "optimizer.learning_rate: 0.001 -> 0.002\n  extra: absent -> 1\n" in str(error.value)
     assert "\n  steps" not in str(error.value)
-    assert paths.read_json(saved / "config.json") == CONFIG  # not overwritten by the refused one
+    assert paths.read_json(saved / "config.json") == CONFIG  # the refused run did not overwrite it
 
 
 def test_what_may_differ(saved):
@@ -182,7 +179,7 @@ def test_what_may_differ(saved):
         Store(saved, {**allowed, "frozen": {"lm": {"path": "moved", "hash": "456"}}})
     with pytest.raises(CheckpointError, match="steps: 10 -> 20"):
         Store(saved, {**CONFIG, "steps": 20}, may_differ=())
-    Store(saved, CONFIG).close()  # config.json as it was, for the other tests
+    Store(saved, CONFIG).close()  # restores config.json for the other tests
 
 
 def test_another_structure_is_refused_with_names_of_both_sides(saved):
@@ -270,7 +267,7 @@ def test_a_run_killed_while_it_saves_leaves_only_whole_checkpoints(run_program, 
     run_program("-c", SAVE_AND_DIE, tmp_path, when, status=-signal.SIGKILL)
     left = sorted(p.name for p in (tmp_path / "checkpoints").iterdir())
     if when == "before the rename":
-        assert len(left) == 2 and left[1].startswith("2.")  # something half-written is there indeed
+        assert len(left) == 2 and left[1].startswith("2.")  # there are incomplete files
         assert steps(tmp_path) == [1]
     with Store(tmp_path, {"name": "killed"}) as store:
         newest = store.latest_step()
@@ -280,5 +277,5 @@ def test_a_run_killed_while_it_saves_leaves_only_whole_checkpoints(run_program, 
         assert np.all(np.asarray(state["x"]) == newest)
         assert store.save(newest + 1, {"x": jnp.full((1 << 20,), 3.0)}, {"pages": 3})
     assert steps(tmp_path)[-1] == newest + 1
-    # cleared up
+    # they are removed
     assert not [p.name for p in (tmp_path / "checkpoints").iterdir() if "tmp" in p.name]

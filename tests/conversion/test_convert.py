@@ -1,7 +1,4 @@
-"""`python -m flamingo_jax.convert`: published files become an export that other parts open.
-
-A mistake is one clear message.
-"""
+"""`python -m flamingo_jax.convert`: other programs open its export; a mistake is one message."""
 
 import pickle
 
@@ -30,9 +27,9 @@ CONFIG = NFNetConfig(
 
 
 def write(directory, monkeypatch):
-    """Returns a file in DeepMind's layout and its weights.
+    """Writes a file in DeepMind's layout, of a network with three blocks in place of F0.
 
-    A network with three blocks stands in for F0.
+    Returns (the file, its weights).
     """
     monkeypatch.setattr(nfnet_deepmind, "NFNETS", {"F0": CONFIG})
     monkeypatch.setattr(nfnet_deepmind, "IMAGE_SIZES", {"F0": 32})

@@ -1,7 +1,4 @@
-"""Open language models from their files.
-
-What a directory becomes, which configs are refused, full sizes.
-"""
+"""Conversion of open language models: directories, configs that are refused, published sizes."""
 
 import dataclasses
 import json
@@ -60,7 +57,7 @@ ROWS = {"model.embed_tokens.weight": jax.ShapeDtypeStruct((400, 32), np.float32)
 
 
 def byte_level(*, with_bos):
-    """A tokenizer.json of single bytes, whose own post-processor writes <s> or nothing."""
+    """A tokenizer.json of single bytes, with a post-processor that writes <s> or nothing."""
     names = ["<s>", "</s>", *sorted(pre_tokenizers.ByteLevel.alphabet())]
     made = tokenizers.Tokenizer(models.BPE({name: k for k, name in enumerate(names)}, []))
     made.pre_tokenizer, made.decoder = (
@@ -81,7 +78,7 @@ def write_tokenizer(directory, *, with_bos=True, **fields):
 
 @pytest.fixture(scope="module")
 def published(tmp_path_factory):
-    """A LLaMA as transformers writes one, in several files, and its tokenizer of 258 pieces beside a table of 400 rows."""
+    """A LLaMA in several files, as transformers writes it; 258 pieces and a table of 400 rows."""
     directory = tmp_path_factory.mktemp("llama")
     torch.manual_seed(0)
     model = transformers.LlamaForCausalLM(transformers.LlamaConfig(**LLAMA))
@@ -129,9 +126,9 @@ def test_a_directory_becomes_an_export_with_its_tokenizer(published, tmp_path):
 
 
 def test_whether_a_text_begins_with_bos_is_what_the_files_say(published, tmp_path):
-    """add_bos_token where it stands, else what the tokenizer does.
+    """They say it by add_bos_token, else by what the tokenizer does.
 
-    And a padding piece without a row is not used.
+    A padding piece without a row is not used.
     """
     directory, _ = published
     for file in directory.iterdir():
@@ -156,25 +153,34 @@ def test_whether_a_text_begins_with_bos_is_what_the_files_say(published, tmp_pat
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ({**LLAMA, "model_type": "bert"}, "model_type is 'bert'; supported is 'llama' or "
-                                          "'mistral'"),
+        (
+            {**LLAMA, "model_type": "bert"},
+            "model_type is 'bert'; supported is 'llama' or 'mistral'",
+        ),
         ({**LLAMA, "hidden_act": "gelu"}, "hidden_act is 'gelu'; supported is 'silu'"),
-        ({**LLAMA, "rope_scaling": {"type": "dynamic", "factor": 2.0}}, "type is 'dynamic'; supported is 'default' or"),
+        (
+            {**LLAMA, "rope_scaling": {"type": "dynamic", "factor": 2.0}},
+            "type is 'dynamic'; supported is 'default' or",
+        ),
         ({**LLAMA, "rope_parameters": {"rope_type": "yarn"}}, "rope_type is 'yarn'"),
         ({**LLAMA, "quantization_config": {"bits": 4}}, "quantization_config is"),
         ({**LLAMA, "num_attention_heads": 5}, "not divisible by num_heads 5"),
         ({k: v for k, v in LLAMA.items() if k != "hidden_size"}, "has no hidden_size"),
-        ({**LLAMA, "model_type": "qwen2", "use_sliding_window": True}, "use_sliding_window is True; supported is False"),
+        (
+            {**LLAMA, "model_type": "qwen2", "use_sliding_window": True},
+            "use_sliding_window is True; supported is False",
+        ),
         ({**LLAMA, "model_type": "gpt_neox"}, "hold no embed_in.weight"),
-        # the 350M
-        ({**OPT, "do_layer_norm_before": False}, "do_layer_norm_before is False; supported is "
-                                                 "True"),
+        (
+            {**OPT, "do_layer_norm_before": False},  # the 350M
+            "do_layer_norm_before is False; supported is True",
+        ),
         ({**OPT, "word_embed_proj_dim": 16}, "word_embed_proj_dim is 16; supported is 32"),
         ({**MPT, "attn_config": {"alibi": False}}, "alibi is False"),
         ({**MPT, "attn_config": {"clip_qkv": 6}}, "clip_qkv is 6"),
         ({**MPT, "norm_type": "rmsnorm"}, "norm_type is 'rmsnorm'"),
     ],
-)  # fmt: skip
+)
 def test_what_the_block_cannot_compute_is_refused_by_name(content, message):
     rows = {**ROWS, "transformer.wte.weight": ROWS["model.embed_tokens.weight"]}
     with pytest.raises(ConversionError, match=message):
@@ -198,10 +204,7 @@ def test_rotary_positions_as_both_generations_of_files_write_them():
 
 
 def test_names_without_a_prefix_buffers_and_a_head_that_is_tied():
-    """GPT-2 as it was first published.
-
-    The mapping takes each weight once, and says why it leaves the others.
-    """
+    """GPT-2 as it was first published: each weight is read once, or skipped with a reason."""
     with torch.device("meta"):
         model = transformers.GPT2LMHeadModel(
             transformers.GPT2Config(n_embd=32, n_layer=2, n_head=4, vocab_size=50)
@@ -250,7 +253,7 @@ def neox_fields(rows, layers, width, heads, mlp, **others):
     return {"model_type": "gpt_neox", **sizes, "intermediate_size": mlp, **others}
 
 
-STRETCHED = {
+SCALED = {
     "rope_type": "llama3",
     "factor": 32.0,
     "low_freq_factor": 1.0,
@@ -263,38 +266,81 @@ PUBLISHED = {
     "llama2_7b": llama_fields(32_000, 32, 4096, 32, 32, 11_008),
     "llama3_8b": llama_fields(128_256, 32, 4096, 32, 8, 14_336, rope_theta=5e5),
     "llama3.2_1b": llama_fields(
-        128_256, 16, 2048, 32, 8, 8192, rope_theta=5e5, head_dim=64, tie_word_embeddings=True, rope_scaling=STRETCHED, max_position_embeddings=131_072
+        128_256,
+        16,
+        2048,
+        32,
+        8,
+        8192,
+        rope_theta=5e5,
+        head_dim=64,
+        tie_word_embeddings=True,
+        rope_scaling=SCALED,
+        max_position_embeddings=131_072,
     ),
-    "mistral_7b": llama_fields(32_000, 32, 4096, 32, 8, 14_336, model_type="mistral", sliding_window=4096),
+    "mistral_7b": llama_fields(
+        32_000, 32, 4096, 32, 8, 14_336, model_type="mistral", sliding_window=4096
+    ),
     "qwen2_7b": llama_fields(152_064, 28, 3584, 28, 4, 18_944, **QWEN2),
     "qwen2_0.5b": llama_fields(151_936, 24, 896, 14, 2, 4864, tie_word_embeddings=True, **QWEN2),
-    "pythia_1.4b": neox_fields(50_304, 24, 2048, 16, 8192, rotary_pct=0.25, use_parallel_residual=True),
-    "redpajama_3b": neox_fields(50_432, 32, 2560, 32, 10_240, rotary_pct=1.0, use_parallel_residual=False),
+    "pythia_1.4b": neox_fields(
+        50_304, 24, 2048, 16, 8192, rotary_pct=0.25, use_parallel_residual=True
+    ),
+    "redpajama_3b": neox_fields(
+        50_432, 32, 2560, 32, 10_240, rotary_pct=1.0, use_parallel_residual=False
+    ),
     "mpt_1b": {
-        "model_type": "mosaic_gpt", "vocab_size": 50_432, "n_layers": 24, "d_model": 2048, "n_heads": 16, "mlp_ratio": 4,
-        "alibi": True, "alibi_bias_max": 8, "attn_qk_ln": True, "no_bias": True,
+        "model_type": "mosaic_gpt",
+        "vocab_size": 50_432,
+        "n_layers": 24,
+        "d_model": 2048,
+        "n_heads": 16,
+        "mlp_ratio": 4,
+        "alibi": True,
+        "alibi_bias_max": 8,
+        "attn_qk_ln": True,
+        "no_bias": True,
     },
     "mpt_7b": {
-        "model_type": "mpt", "vocab_size": 50_432, "n_layers": 32, "d_model": 4096, "n_heads": 32, "expansion_ratio": 4,
-        "attn_config": {"alibi": True, "alibi_bias_max": 8, "qk_ln": False}, "no_bias": True,
+        "model_type": "mpt",
+        "vocab_size": 50_432,
+        "n_layers": 32,
+        "d_model": 4096,
+        "n_heads": 32,
+        "expansion_ratio": 4,
+        "attn_config": {"alibi": True, "alibi_bias_max": 8, "qk_ln": False},
+        "no_bias": True,
     },
     "opt_1.3b": {
-        "model_type": "opt", "vocab_size": 50_272, "num_hidden_layers": 24, "hidden_size": 2048, "num_attention_heads": 32,
-        "ffn_dim": 8192, "max_position_embeddings": 2048, "word_embed_proj_dim": 2048,
+        "model_type": "opt",
+        "vocab_size": 50_272,
+        "num_hidden_layers": 24,
+        "hidden_size": 2048,
+        "num_attention_heads": 32,
+        "ffn_dim": 8192,
+        "max_position_embeddings": 2048,
+        "word_embed_proj_dim": 2048,
     },
-    "gpt2": {"model_type": "gpt2", "vocab_size": 50_257, "n_layer": 12, "n_embd": 768, "n_head": 12, "n_positions": 1024},
-}  # fmt: skip
-ABSENT = {"mpt_1b"}  # transformers does not have its class
+    "gpt2": {
+        "model_type": "gpt2",
+        "vocab_size": 50_257,
+        "n_layer": 12,
+        "n_embd": 768,
+        "n_head": 12,
+        "n_positions": 1024,
+    },
+}
+ABSENT = {"mpt_1b"}  # transformers has no class for it
 
 
 def options(name):
-    """The block's options as configs/lm_open.py has them."""
+    """Returns the options of a model in configs/lm_open.py."""
     return from_dict(TrainConfig, lm_open.get_config(name)).model.lm
 
 
 @pytest.mark.parametrize("name", lm_open.MODELS)
 def test_full_sizes_are_the_published_ones(name):
-    """configs/lm_open.py against the fields of the publisher's config.json, and the number of weights by eval_shape."""
+    """configs/lm_open.py agrees with the publisher's config.json, also in the number of weights."""
     rows = {
         f"{lm_families.FAMILIES[PUBLISHED[name]['model_type']].embedding}": jax.ShapeDtypeStruct(
             (PUBLISHED[name]["vocab_size"], 1), np.float32
@@ -312,7 +358,7 @@ def test_full_sizes_are_the_published_ones(name):
 @pytest.mark.parity
 @pytest.mark.parametrize("name", sorted(lm_open.MODELS.keys() - ABSENT))
 def test_full_sizes_are_those_of_transformers(name):
-    """Its model has as many weights, and ours takes each of them: no memory is used for either."""
+    """Its model has as many weights, and ours reads each of them. Neither is made in memory."""
     kind, fields = (
         PUBLISHED[name]["model_type"],
         {k: v for k, v in PUBLISHED[name].items() if k != "model_type"},

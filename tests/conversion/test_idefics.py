@@ -1,4 +1,4 @@
-"""The table of IDEFICS at its published sizes, what is read beside the weights, and files that are not IDEFICS'."""
+"""Conversion of IDEFICS: the table at published sizes, the config, and files of other models."""
 
 import dataclasses
 import importlib
@@ -18,7 +18,7 @@ from flamingo_jax.data.interleave import IMAGE, attend_next, tag_of, tokenise
 from flamingo_jax.tokenizers.sentencepiece import SentencePieceTokenizer, train_sentencepiece
 from flamingo_jax.training.config import TrainConfig
 
-PUBLISHED = {  # config.json of the hub, as far as it is not the default of its class
+PUBLISHED = {  # config.json of the hub, without fields that have the default of their class
     "model_type": "idefics",
     "additional_vocab_size": 2,
     "cross_layer_interval": 4,
@@ -51,7 +51,7 @@ class Described(reading.InMemory):
 
 
 def their_shapes(config):
-    """The state dict of transformers' own model, of which no weight exists, as the hub has it (bfloat16)."""
+    """The state dict of transformers' model, in bfloat16 as on the hub, without making weights."""
     import torch
     from transformers import IdeficsConfig, IdeficsForVisionText2Text
 
@@ -66,7 +66,7 @@ def their_shapes(config):
 @pytest.mark.parity
 @pytest.mark.parametrize("name", SIZES)
 def test_published_sizes_map_one_to_one_and_count_exactly(name):
-    """Every weight of theirs but the last norm of CLIP, and the model is that of the config for further training."""
+    """All weights but CLIP's last norm are read; the model is that of our config for IDEFICS."""
     config, count = SIZES[name]
     shapes = their_shapes(config)
     described = idefics.describe(config, Described(shapes), ADDED)
@@ -155,7 +155,7 @@ def test_a_config_of_other_weights_is_refused_with_names_on_both_sides(
 
 
 def test_weights_of_an_older_transformers_are_named_and_left(tiny_shapes):
-    """It kept what follows from the config: rotary frequencies and numbers of positions."""
+    """It stored values that follow from the config: rotary frequencies and position ids."""
     old = {
         "model.layers.0.self_attn.rotary_emb.inv_freq": jax.ShapeDtypeStruct((2,), np.float32),
         "model.gated_cross_attn_layers.1.cross_attn.rotary_emb.inv_freq": jax.ShapeDtypeStruct(
@@ -191,7 +191,7 @@ def test_an_option_that_is_not_known_is_refused(tmp_path):
 
 @pytest.fixture(scope="module")
 def words(tmp_path_factory):
-    """Pieces are letters, and bytes: with LLaMA's piece for the end of a line."""
+    """A tokenizer of letters and bytes, with LLaMA's piece for a line break."""
     path = tmp_path_factory.mktemp("pieces") / "tokenizer.model"
     train_sentencepiece(["User: what is it? a cat Assistant:"] * 4, path, 290, model_type="bpe")
     return path.read_bytes()
@@ -223,6 +223,6 @@ def test_adjacent_images_share_a_sign_and_no_chunk_is_closed(words):
     )
     assert tokens[start : start + 5].tolist() == [around, image, around, image, around]
     assert phi[: start + 6].tolist() == [0] * (start + 1) + [1, 1, 2, 2, 2]
-    # Where text attends the next image, the sign that opens a tag does so too.
+    # If text attends to the next image, so does the token that opens a tag.
     following = attend_next(phi, len(tag_of(pieces).own))
     assert following[: start + 6].tolist() == [1] * (start + 1) + [1, 1, 2, 2, 0]

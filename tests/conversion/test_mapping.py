@@ -1,8 +1,4 @@
-"""Mappings.
-
-Each source is read or skipped, each target is made once, shapes fit, and the message says what does
-not.
-"""
+"""Mappings: each source is read or skipped, each target is made once, all shapes fit."""
 
 import jax
 import jax.numpy as jnp

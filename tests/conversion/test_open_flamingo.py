@@ -1,7 +1,4 @@
-"""OpenFlamingo's files on disk.
-
-What is read and left, what does not belong together, and the way back.
-"""
+"""Conversion of OpenFlamingo's files, in both directions, and files that do not fit together."""
 
 import dataclasses
 
@@ -42,9 +39,9 @@ def arrays(model):
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_back_and_forth_is_exact(family, describe):
-    """Theirs -> ours -> theirs, to the bit and with the same names.
+    """Theirs -> ours -> theirs, equal to the bit and with the same names.
 
-    A head has the names of old and new transformers.
+    A head gets the names of old and new versions of transformers.
     """
     conversion = describe(family, FAMILIES[family])
     params = load_params(conversion)
@@ -69,7 +66,7 @@ def test_back_and_forth_is_exact(family, describe):
 
 
 def test_their_class_reads_what_we_write(describe):
-    """load_state_dict finds all of its trained weights, and computes what it computed."""
+    """load_state_dict finds all trained weights, and the model computes the same."""
     conversion = describe("gpt_neox", 2)
     written = {
         k: torch.from_numpy(v.copy())
@@ -77,7 +74,7 @@ def test_their_class_reads_what_we_write(describe):
     }
     theirs = models.build("gpt_neox", 2).flamingo
     found = theirs.load_state_dict(written, strict=False)
-    # of older versions of transformers
+    # for older versions of transformers
     assert found.unexpected_keys == ["lang_encoder.embed_out.weight"]
     frozen = (
         "vision_encoder.",
@@ -104,7 +101,7 @@ def test_export_back_through_the_program_s_function(describe, tmp_path):
 
 
 def test_training_files_frozen_copies_and_doubles_are_seen_through(describe):
-    """{"model_state_dict": {"module.x": ...}} with all that FSDP and version 1 save beside."""
+    """{"model_state_dict": {"module.x": ...}} with all other entries of FSDP and version 1."""
     whole = {
         f"module.{name}": leaf
         for name, leaf in models.build("mpt", 2).flamingo.state_dict().items()
@@ -124,7 +121,7 @@ def test_training_files_frozen_copies_and_doubles_are_seen_through(describe):
 
 
 def test_the_head_s_missing_rows_are_zeros_and_said_so(describe):
-    """The deprecated 9B: output rows of the new tokens were never saved."""
+    """The deprecated 9B does not contain the output rows of the new tokens."""
     checkpoint = models.build("llama", 4).checkpoint()
     del checkpoint["lang_encoder.lm_head.weight"]
     conversion = describe("llama", 4, checkpoint)
@@ -153,25 +150,35 @@ def _without(name):
     return lambda state: {key: leaf for key, leaf in state.items() if name not in key}
 
 
-WTE, BLOCK = (
-    "lang_encoder.transformer.wte.weight",
-    "lang_encoder.transformer.blocks.1.gated_cross_attn_layer",
-)
+WTE = "lang_encoder.transformer.wte.weight"
+BLOCK = "lang_encoder.transformer.blocks.1.gated_cross_attn_layer"
 WRONG = {
-    "another "
-    "depth": (_without("blocks.3.gated"), r"before the blocks 1; with the 4 blocks .* expected 1, 3"),
+    "another depth": (
+        _without("blocks.3.gated"),
+        r"before the blocks 1; with the 4 blocks .* expected 1, 3",
+    ),
     "no gated layers": (_without("gated_cross_attn_layer"), "has gated layers in none of"),
-    "a missing "
-    "weight": (_without("blocks.1.gated_cross_attn_layer.ff.3"), r"Only expected \(1\): .*blocks.1.*ff.3"),
-    "an unknown "
-    "weight": (lambda state: {**state, "perceiver.media_time_embs": torch.zeros(2, 1, 32)}, r"Only in the files \(1\): perceiver.media_time_embs"),
-    "another "
-    "tokenizer": (lambda state: {**state, WTE: state[WTE][:-2]}, "has 51 rows and the tokenizer of --lm 50 pieces"),
-    "another "
-    "width": (lambda state: {**state, f"{BLOCK}.attn.norm.weight": torch.zeros(48)}, "of width 48, --lm has 32"),
-    "another "
-    "encoder": (lambda state: {**state, "perceiver.latents": torch.zeros(64, 48)}, "reads features 48 wide, --vision gives 32"),
-}  # fmt: skip
+    "a missing weight": (
+        _without("blocks.1.gated_cross_attn_layer.ff.3"),
+        r"Only expected \(1\): .*blocks.1.*ff.3",
+    ),
+    "an unknown weight": (
+        lambda state: {**state, "perceiver.media_time_embs": torch.zeros(2, 1, 32)},
+        r"Only in the files \(1\): perceiver.media_time_embs",
+    ),
+    "another tokenizer": (
+        lambda state: {**state, WTE: state[WTE][:-2]},
+        "has 51 rows and the tokenizer of --lm 50 pieces",
+    ),
+    "another width": (
+        lambda state: {**state, f"{BLOCK}.attn.norm.weight": torch.zeros(48)},
+        "of width 48, --lm has 32",
+    ),
+    "another encoder": (
+        lambda state: {**state, "perceiver.latents": torch.zeros(64, 48)},
+        "reads features 48 wide, --vision gives 32",
+    ),
+}
 
 
 @pytest.mark.parametrize("name", WRONG)

@@ -1,4 +1,7 @@
-"""OpenFlamingo 3B, 4B and 9B at their published sizes, made by its own class without a single weight: the table fits, and so do the configs."""
+"""Conversion of OpenFlamingo 3B, 4B and 9B at their published sizes, without making weights.
+
+Their own class says the names and shapes. The table fits them, and so do the configs.
+"""
 
 import dataclasses
 import importlib
@@ -19,7 +22,7 @@ pytestmark = pytest.mark.parity
 
 PIECES = 50_277  # of GPT-NeoX' tokenizer
 MPT = {"vocab_size": 50_432, "expansion_ratio": 4, "no_bias": True}
-# model_type, config.json, whether queries and keys are normed (which transformers' class cannot),
+# model_type, config.json, norms on queries and keys (which transformers' class does not have),
 # one layer for so many blocks
 SIZES = {
     "open_flamingo_3b": ("mpt", MPT | {"n_layers": 24, "d_model": 2048, "n_heads": 16}, True, 1),
@@ -56,7 +59,7 @@ class Described(reading.InMemory):
 
 
 def towers(kind, fields, qk_norm):
-    """(their language model, their vision encoder, both without weights, and how each is converted alone)."""
+    """(their language model and vision encoder without weights, and the conversion of each)."""
     import transformers
 
     lm = transformers.AutoModelForCausalLM.from_config(
@@ -100,9 +103,9 @@ def towers(kind, fields, qk_norm):
 
 @pytest.mark.parametrize("name", SIZES)
 def test_published_sizes_map_one_to_one_and_are_the_configs(name):
-    """Every weight of the checkpoint and of both towers is taken or skipped by name.
+    """Every weight of the checkpoint and of both towers is read or skipped by name.
 
-    The model is that of the config for further training.
+    The model is that of the config to train it further.
     """
     import torch
 

@@ -1,4 +1,4 @@
-"""The restricted reader of pickled trees: it reads arrays, and runs nothing that a file says."""
+"""The restricted reader of pickled trees: it reads arrays, and runs no code of a file."""
 
 import collections
 import os
@@ -88,7 +88,7 @@ def test_reads_trees_in_other_clothes(tmp_path, wrap):
 
 
 def test_reads_how_dill_names_the_class_dtype(tmp_path):
-    """As a call: dtype('float32') is _create_dtypemeta(None)('f4', ...)."""
+    """Dill writes dtype('float32') as the call _create_dtypemeta(None)('f4', ...)."""
     content = pickle.dumps(TREE, 2)
     assert b"cnumpy\ndtype\n" in content
     called = content.replace(b"cnumpy\ndtype\n", b"cdill._dill\n_create_dtypemeta\n(NtR")
@@ -130,12 +130,12 @@ def test_a_malicious_pickle_is_refused_and_nothing_ran(tmp_path, function, named
     assert "F0_haiku.npz" in str(error.value)
     assert not canary.exists()
     if function in (os.system, eval):
-        pickle.loads(content)  # it does what it was refused for
+        pickle.loads(content)  # the standard library runs the refused code
         assert canary.exists()
 
 
 def test_no_known_name_leads_further(tmp_path):
-    """Protocol 4 lets a name be a path of attributes."""
+    """In protocol 4 a name may be a path of attributes."""
     content = b"\x80\x04\x8c\x05numpy\x8c\x12ndarray.__reduce__\x93."
     with pytest.raises(ConversionError, match=r"numpy\.ndarray\.__reduce__"):
         read_tree(_file(tmp_path, content))

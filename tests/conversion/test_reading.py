@@ -1,7 +1,4 @@
-"""Publishers' files: safetensors and PyTorch's, whole and in shards.
-
-What is missing, damaged or dangerous is one clear error.
-"""
+"""Reading of safetensors and PyTorch's files, whole and in shards; bad files are one error."""
 
 import json
 import os

@@ -1,7 +1,4 @@
-"""A conversion on its way to disk.
-
-What is read back is what was in the files, and no more than a slice is in memory.
-"""
+"""Writing of a conversion: the export has the weights of the files; one slice is in memory."""
 
 import dataclasses
 import json
@@ -34,7 +31,7 @@ NFNET = NFNetConfig(
 
 
 def _files(config, model):
-    """Random arrays under the publisher's names, in the shapes that the model has."""
+    """Returns random arrays with the publisher's names and the shapes of the model."""
     rng = np.random.default_rng(0)
     targets = mapping.targets("vision", model)
     arrays = {
@@ -83,7 +80,7 @@ def test_the_export_holds_what_was_converted(conversion, tmp_path, dtype, monkey
 
 
 class _Counting:
-    """Weights of 2 MiB a layer, made when they are read; knows how many of them are alive."""
+    """Weights of 2 MiB a layer, made when they are read; counts those that are in memory."""
 
     def __init__(self, num_layers):
         self._shape, self._num_layers, self.alive, self.most = (1024, 512), num_layers, 0, 0
@@ -105,7 +102,7 @@ class _Counting:
 
 
 def _memory(num_layers, directory, monkeypatch):
-    """Converts a stack, and returns the bytes that were in use at the most, and how many sources at once."""
+    """Converts a stack; returns the largest number of bytes, and of sources, in memory at once."""
     files = _Counting(num_layers)
     target = {"m/w": jax.ShapeDtypeStruct((num_layers, 512, 1024), np.float32)}
     monkeypatch.setattr(mapping, "targets", lambda kind, model: target)
@@ -119,14 +116,15 @@ def _memory(num_layers, directory, monkeypatch):
 
 
 def test_memory_is_that_of_a_few_layers_and_not_of_all(tmp_path, monkeypatch):
-    """48 MiB in 24 layers. What waits for the disk, 4 MiB here, is freed by other threads.
+    """There are 48 MiB in 24 layers.
 
-    Hence so much room below a half.
+    The bound is as high as half of them, because other threads free the data that wait for the
+    disk (4 MiB here).
     """
     monkeypatch.setattr(streamed, "PENDING_BYTES", 4 * 2**20)
     memory, most_sources = _memory(24, tmp_path / "many", monkeypatch)
     assert most_sources == 1
-    # at least one layer and its copy: numpy's arrays are seen
+    # At least one layer and its copy: tracemalloc measures numpy's arrays.
     assert 4 * 2**20 < memory < 24 * 2**20
     layer = open_checkpoint(tmp_path / "many").params["m"]["w"][7]
     np.testing.assert_array_equal(layer, np.full((512, 1024), 8.0))
@@ -196,6 +194,7 @@ def test_the_table_of_a_dry_run(conversion):
         "4)",
         "float32",
     ] in words
-    stacked = "NFNet/~/nf_block_{layer}/~/conv1/w (2..3) -> vision/stage1/rest/conv1/w (2, 3, 3, 4, 8) float32"
-    assert stacked.split() in words
+    source = "NFNet/~/nf_block_{layer}/~/conv1/w (2..3)"
+    target = "vision/stage1/rest/conv1/w (2, 3, 3, 4, 8) float32"
+    assert f"{source} -> {target}".split() in words
     assert "NFNet/~/linear/w -- skipped: the classifier of ImageNet".split() in words

@@ -1,7 +1,4 @@
-"""core.config.
-
-Every kind of field converts, every misfit is one clear error, and dicts come back as they went.
-"""
+"""core.config: every kind of field is converted both ways, and every mistake is one clear error."""
 
 from __future__ import annotations
 
@@ -88,8 +85,8 @@ def test_every_kind_of_field_converts():
         resume=False,
         extra={"free": [1]},
     )
-    assert isinstance(got.optimizer.learning_rate, float)  # an int stood for a float
-    assert isinstance(got.scale, int)  # int | float keeps what it got
+    assert isinstance(got.optimizer.learning_rate, float)  # an int is accepted as a float
+    assert isinstance(got.scale, int)  # int | float keeps the type
 
 
 def test_missing_fields_keep_their_defaults():
@@ -111,7 +108,7 @@ def test_config_dict_with_references_and_tuples():
         {"steps": 4, "optimizer": {"learning_rate": 0.5}, "new_tokens": ("<EOC>",)}
     )
     raw.optimizer.warmup_steps = raw.get_ref("steps")
-    raw.steps = 5  # as an override on the command line would
+    raw.steps = 5  # like an override on the command line
     got = from_dict(Train, raw)
     assert got == Train(steps=5, optimizer=Optimizer(0.5, warmup_steps=5))
 
@@ -182,7 +179,7 @@ def test_where_is_the_start_of_the_path():
 def test_a_field_type_that_a_config_cannot_hold():
     @dataclasses.dataclass(frozen=True)
     class Odd:
-        shape: list[int]  # mutable: a tuple is the way
+        shape: list[int]  # a list is mutable: use a tuple
 
     config._hints.cache_clear()
     with pytest.raises(ConfigError, match="which a config cannot hold"):

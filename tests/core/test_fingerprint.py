@@ -1,4 +1,4 @@
-"""Fingerprints of weights: every change shows, and nothing else does."""
+"""Fingerprints of weights: they differ after every change of a weight, and only then."""
 
 import jax
 import jax.numpy as jnp
@@ -25,7 +25,7 @@ def changed(module, name, change):
 @pytest.mark.parametrize(
     "other",
     [
-        # one last bit
+        # the last bit
         changed(
             "a/linear", "w", lambda w: np.where(w == w[2, 3], np.nextafter(w, np.float32(9)), w)
         ),

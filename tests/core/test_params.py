@@ -1,4 +1,4 @@
-"""Weights are float32 at birth, know their axes, and stack under one name without colliding."""
+"""core.params and core.stack: new weights are float32 with axes; stacks do not share names."""
 
 import haiku as hk
 import jax
@@ -35,7 +35,7 @@ class Layer(hk.Module):
 
 
 class Model(hk.Module):
-    """A stack within a stack, and another stack with equal inner names."""
+    """A stack inside of a stack, and another stack with the same inner names."""
 
     def __call__(self, x, remat="none"):
         def inner(x, _):
@@ -96,7 +96,7 @@ def test_remat_changes_nothing_but_memory():
 
 
 def test_unrolled_layers_are_the_same_layers():
-    """Outputs of the scan, with each layer's weights apart; 1e-6: float32, fused otherwise."""
+    """They give the outputs of the scan, up to 1e-6: float32, compiled differently."""
     params = MODEL.init(jax.random.key(0), ONES)
     apart = unrolled_weights(params, axes_of(MODEL.init, jax.random.key(0), ONES))
     assert (
@@ -113,7 +113,7 @@ def test_unrolled_layers_are_the_same_layers():
     assert [text.count("stablehlo.while") for text in programs] == [
         3,
         3,
-    ]  # apart: the stack within, in each of three layers
+    ]  # separately: the inner stack in each of three layers
     assert "dynamic_slice" in programs[0]
 
 
@@ -154,7 +154,7 @@ def test_axes_become_partition_specs():
 
 @pytest.mark.parametrize("form", [lambda tree: tree, unrolled], ids=["stacked", "unrolled"])
 def test_layers_in_groups_are_the_same_layers(form):
-    """A scan over groups, an incomplete group and a single layer give what a scan over all layers gives."""
+    """Groups, an incomplete group and a single layer give the outputs of a scan over all layers."""
     weights = form(jnp.arange(1.0, 6.0))
 
     def layer(x, w):

@@ -1,4 +1,4 @@
-"""core.paths: whole files or none, and errors that say which path."""
+"""core.paths: files are complete or absent, and errors name the path."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def test_make_directory_is_idempotent_and_refuses_a_file(tmp_path):
 
 def test_unwritable_place_is_a_clear_error():
     with pytest.raises(PathError, match=r"/proc/nowhere.*Give a writable place"):
-        paths.make_directory("/proc/nowhere")  # refuses root too
+        paths.make_directory("/proc/nowhere")  # refuses the user root too
     with pytest.raises(PathError, match="/proc/nowhere"):
         paths.write_atomically("/proc/nowhere/file", "x")
 

@@ -1,7 +1,4 @@
-"""Joining the processes of a run, and leaving them, in one process.
-
-Several are in tests/distributed.
-"""
+"""core.processes in one process; tests/distributed has several."""
 
 import importlib.util
 
@@ -15,7 +12,7 @@ from flamingo_jax.core.processes import VARIABLES, Cluster
 
 @pytest.fixture
 def joins(monkeypatch):
-    """What jax.distributed.initialize is called with; nothing is joined.
+    """The arguments of jax.distributed.initialize, which joins nothing here.
 
     The environment names no processes.
     """

@@ -1,4 +1,4 @@
-"""Tables match every weight once; splits and merges lose nothing; hashes see every bit."""
+"""core.trees: tables match every weight once; merge undoes splits; hashes depend on every bit."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -62,7 +62,7 @@ def test_the_hash_sees_values_names_shapes_and_dtypes():
 
 
 def test_the_hash_is_that_of_exports_made_before():
-    """Computed with version 0.3.0; a scalar is in it, as temperatures and gates are."""
+    """The hash is from version 0.3.0. One weight is a scalar, like temperatures and gates."""
     tree = {"m": {"s": np.float32(0.5), "w": np.arange(6, dtype=np.float32).reshape(2, 3)}}
     assert trees.content_hash(tree).startswith("22623318f705443a")
 

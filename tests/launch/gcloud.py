@@ -1,14 +1,14 @@
-"""A stand-in for gcloud with the workers of a slice on this machine.
+"""A replacement of gcloud, with the workers of a slice as processes on this machine.
 
-It refuses what the real commands refuse, and does what they do.
+It refuses what the real commands refuse, and does what they do. GCLOUD_STATE is its directory:
 
-GCLOUD_STATE names its directory:
-
-    future          states that the queued resource will have, one per look, until it is ACTIVE (or what else the last one is)
-    resource.json   the queued resource; there is one at most
-    workers/N/      the home of worker N, made when the resource becomes ACTIVE, gone when it does not exist any more
-    worker.json     environment of the workers' processes, with {worker} and {port} filled in
-    bin/            what the workers have besides the system's commands: a Python, gcsfuse, findmnt
+    future          the next states of the queued resource, one for each request, until it is
+                    ACTIVE (or has the last of these states)
+    resource.json   the queued resource; at most one exists
+    workers/N/      the home of worker N, created when the resource becomes ACTIVE, removed when it
+                    no longer exists
+    worker.json     environment of the workers' processes, with {worker} and {port} to fill in
+    bin/            commands of the workers in addition to the system's: a Python, gcsfuse, findmnt
     buckets/        what gcsfuse mounts
     calls           the command lines, as JSON
 """
@@ -37,24 +37,39 @@ SSH = {
     *("--dry-run", "--force-key-file-overwrite", "--internal-ip", "--plain", "--ssh-key-file"),
     *("--strict-host-key-checking", "--worker", "--ssh-key-expiration", "--ssh-key-expire-after"),
 }
-# (group, command): the page that lists its flags (seen with release 528.0.0), and the flags
+# (group, command): the page that lists its flags (release 528.0.0), and the flags
 FLAGS = {
     ("queued-resources", "create"): (
         f"{_REFERENCE}/compute/tpus/queued-resources/create",
         {
-            *("--runtime-version", "--accelerator-type", "--topology", "--type", "--node-id", "--node-count"),
-            *("--node-prefix", "--async", "--data-disk", "--description", "--guaranteed", "--internal-ips", "--labels"),
-            *("--metadata", "--metadata-from-file", "--network", "--range", "--reserved", "--scopes"),
-            *("--service-account", "--shielded-secure-boot", "--spot", "--subnetwork", "--tags"),
-            *("--valid-after-duration", "--valid-after-time", "--valid-until-duration", "--valid-until-time"),
-            *("--reservation-host-folder", "--reservation-host-organization", "--reservation-host-project"),
+            *("--runtime-version", "--accelerator-type", "--topology", "--type", "--node-id"),
+            *("--node-count", "--node-prefix", "--async", "--data-disk", "--description"),
+            *("--guaranteed", "--internal-ips", "--labels", "--metadata", "--metadata-from-file"),
+            *("--network", "--range", "--reserved", "--scopes", "--service-account"),
+            *("--shielded-secure-boot", "--spot", "--subnetwork", "--tags"),
+            *("--valid-after-duration", "--valid-after-time"),
+            *("--valid-until-duration", "--valid-until-time"),
+            *("--reservation-host-folder", "--reservation-host-organization"),
+            *("--reservation-host-project",),
         },
     ),
-    ("queued-resources", "describe"): (f"{_REFERENCE}/compute/tpus/queued-resources/describe", set()),
-    ("queued-resources", "delete"): (f"{_REFERENCE}/compute/tpus/queued-resources/delete", {"--async", "--force"}),
-    ("tpu-vm", "ssh"): (f"{_REFERENCE}/compute/tpus/tpu-vm/ssh", {*SSH, "--ssh-flag", "--command", "--output-directory"}),
-    ("tpu-vm", "scp"): (f"{_REFERENCE}/compute/tpus/tpu-vm/scp", {*SSH, "--scp-flag", "--compress", "--recurse"}),
-}  # fmt: skip
+    ("queued-resources", "describe"): (
+        f"{_REFERENCE}/compute/tpus/queued-resources/describe",
+        set(),
+    ),
+    ("queued-resources", "delete"): (
+        f"{_REFERENCE}/compute/tpus/queued-resources/delete",
+        {"--async", "--force"},
+    ),
+    ("tpu-vm", "ssh"): (
+        f"{_REFERENCE}/compute/tpus/tpu-vm/ssh",
+        {*SSH, "--ssh-flag", "--command", "--output-directory"},
+    ),
+    ("tpu-vm", "scp"): (
+        f"{_REFERENCE}/compute/tpus/tpu-vm/scp",
+        {*SSH, "--scp-flag", "--compress", "--recurse"},
+    ),
+}
 SWITCHES = {
     *(
         "--quiet",
@@ -120,7 +135,7 @@ def save(resource: dict) -> None:
 
 
 def end_workers() -> None:
-    """The VMs go, with all that ran on them."""
+    """Removes the VMs, and ends all processes on them."""
     for pid in (STATE / "workers").glob("*/flamingo_pod/pid"):
         with contextlib.suppress(ProcessLookupError):
             os.killpg(int(pid.read_text().split()[0]), signal.SIGKILL)
@@ -128,7 +143,7 @@ def end_workers() -> None:
 
 
 def named(command: str, name: str) -> dict:
-    """Returns the resource of that name, one look later; it must be there."""
+    """Returns the resource of this name in its next state; it must exist."""
     resource = load()
     if resource is None or resource["name"] != name:
         kind = "queuedResources" if command.startswith("queued") else "nodes"
@@ -153,7 +168,7 @@ def create(command: str, name: str, given: dict[str, str]) -> None:
 
 
 def look(resource: dict) -> str:
-    """Returns the state, and moves on to the next."""
+    """Returns the state, and changes to the next one."""
     state, *later = resource["states"]
     if state == "ACTIVE" and not (STATE / "workers").exists():
         for worker in range(NUM_WORKERS):

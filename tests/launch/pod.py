@@ -1,4 +1,4 @@
-"""A directory in which launch/tpu_pod.sh finds the stand-in gcloud, and the stand-in's workers find theirs."""
+"""Runs launch/tpu_pod.sh with the replacement of gcloud and its workers (gcloud.py)."""
 
 import json
 import os
@@ -34,10 +34,10 @@ exit 1
 
 
 class Pod:
-    """A Google Cloud with one slice of four workers at most, which are processes of this machine.
+    """A cloud with at most one slice of four workers, which are processes on this machine.
 
     Attributes:
-        state: the stand-in's directory; see gcloud.py.
+        state: directory of the replacement; see gcloud.py.
         variables: environment of the script.
     """
 
@@ -70,7 +70,7 @@ class Pod:
         (directory / "worker.json").write_text(json.dumps(workers))
 
     def command(self, *arguments: str, root: pathlib.Path = ROOT) -> list[str]:
-        """Returns the command line of the script; the name and the zone are filled in."""
+        """Returns the command line of the script, with the name and the zone."""
         action, *options = map(str, arguments)
         return [
             str(root / "launch" / "tpu_pod.sh"),
@@ -84,7 +84,7 @@ class Pod:
     def run(
         self, *arguments: str, status: int = 0, root: pathlib.Path = ROOT
     ) -> subprocess.CompletedProcess:
-        """Runs the script to its end, which must be `status`."""
+        """Runs the script; its exit status must be `status`."""
         done = subprocess.run(
             self.command(*arguments, root=root),
             env=self.variables,
@@ -100,7 +100,7 @@ class Pod:
         return done
 
     def calls(self) -> list[list[str]]:
-        """Returns the command lines that gcloud was called with."""
+        """Returns the command lines of the calls of gcloud."""
         path = self.state / "calls"
         return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 

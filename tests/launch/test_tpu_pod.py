@@ -1,11 +1,7 @@
-"""launch/tpu_pod.sh.
+"""launch/tpu_pod.sh: what it refuses, what it runs, and how it handles failing slices and jobs.
 
-What it refuses, what it would run, and how it goes about slices that come, fail, go, and jobs that
-break.
-
-The stand-in gcloud (gcloud.py) refuses flags that the real one does not know. The program is a
-stand-in too, in a miniature clone; training on a simulated pod is
-tests/distributed/test_tpu_pod.py.
+A replacement of gcloud (gcloud.py) refuses flags that the real one does not have. The program is a
+small one in a miniature clone. tests/distributed/test_tpu_pod.py trains on a simulated pod.
 """
 
 import json
@@ -23,9 +19,10 @@ from tests.launch import gcloud
 from tests.launch.pod import Pod
 
 PROGRAM = ["--", "--config=configs/tiny.py:flamingo", "--workdir=gs://bucket/run"]
-PATIENCE = 60  # seconds; far more than anything here takes
+TRAIN_TINY = "train --name=pod -- --config=configs/tiny.py"
+PATIENCE = 60  # seconds; much more than any step here takes
 
-# Says that it started, and ends when it is told to.
+# Writes that it started, and ends when it is asked to.
 TRAIN = """
 import os, pathlib, sys, time
 workdir = pathlib.Path(sys.argv[-1].partition("=")[2])
@@ -47,7 +44,7 @@ def pod(tmp_path):
 
 @pytest.fixture
 def clone(tmp_path):
-    """A miniature repository, whose program is TRAIN."""
+    """A miniature repository with the program TRAIN."""
     root = tmp_path / "clone"
     for name in ("tpu_pod.sh", "tpu_worker.sh", "environment.sh"):
         (root / "launch").mkdir(parents=True, exist_ok=True)
@@ -72,17 +69,14 @@ def clone(tmp_path):
 
 @pytest.fixture
 def job(pod, clone, tmp_path):
-    """The options of `train` in the miniature repository.
-
-    What runs at the end of the test is ended.
-    """
+    """The options of `train` in the miniature repository; ends all jobs after the test."""
     pod.run("create", "--accelerator_type=v4-32")
     yield [f"--shared={tmp_path}", "--", "--config=configs/a.py", f"--workdir={tmp_path / 'work'}"]
     pod.run("delete", "--quiet")
 
 
 def starts(tmp_path):
-    """What each worker's program wrote when it started, start by start."""
+    """Returns what each worker's program wrote at each of its starts."""
     files = [tmp_path / "work" / f"starts{worker}" for worker in range(gcloud.NUM_WORKERS)]
     return [file.read_text().split() if file.exists() else [] for file in files]
 
@@ -97,36 +91,48 @@ def wait_for(condition):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "no action"),
-        (["begin"], "no action begin"),
-        (["create", "train"], "two actions"),
-        (["create"], "no name"),
-        (["create", "--name=pod"], "no accelerator type"),
-        (["create", "--name=a pod", "--accelerator_type=v4-8"], "--name=a pod"),
-        (["create", "--name=-pod", "--accelerator_type=v4-8"], "--name=-pod"),
-        (["create", "--name=pod", "--accelerator_type=v4"], "--accelerator_type=v4"),
-        (["create", "--name=pod", "--accelerator_type=v9x-8"], "no runtime version is known for v9x-8"),
-        (["create", "--name=pod", "--accelerator_type=v4-8", "--zone=us central"], "--zone=us central"),
-        (["create", "--name=pod", "--accelerator_type=v4-8", "--spot", "--reserved"], "exclude each other"),
-        (["create", "--name=pod", "--acelerator_type=v4-8"], "does not know --acelerator_type=v4-8"),
-        (["train", "--name=pod"], "needs the flags of the program"),
-        (["train", "--name=pod", "--", "--workdir=gs://b/run"], "no config"),
-        (["train", "--name=pod", "--", "--config=configs/none.py", "--workdir=gs://b/run"], "configs/none.py is not"),
-        (["train", "--name=pod", "--", "--config=/etc/hosts", "--workdir=gs://b/run"], "/etc/hosts is not"),
-        (["train", "--name=pod", "--", "--config=configs/tiny.py"], "no --workdir"),
-        (["train", "--name=pod", "--", "--config=configs/tiny.py", "--workdir=runs/a"], "--workdir=runs/a is not"),
-        (["train", "--name=pod", "--", "--config=configs/tiny.py", "--workdir=/home/me/a"], "--workdir=/home/me/a is"),
-        (["train", "--name=pod", "--", "--config=configs/tiny.py", "--workdir=gs://b"], "--workdir=gs://b is not"),
-        (["train", "--name=pod", "--shared=/nfs", "--", "--config=configs/tiny.py", "--workdir=/nfs/../a"], "is not a"),
-        (["evaluate", "--name=pod", "--", "--config=configs/evaluate.py", "--output=gs://b/o"], "no --checkpoint"),
-        (["train", "--name=pod", "--mount=gs://b:/mnt", *PROGRAM], "expected the bucket's name alone"),
-        (["logs", "--name=pod", "--worker=last"], "--worker=last"),
+        ("", "no action"),
+        ("begin", "no action begin"),
+        ("create train", "two actions"),
+        ("create", "no name"),
+        ("create --name=pod", "no accelerator type"),
+        ("create '--name=a pod' --accelerator_type=v4-8", "--name=a pod"),
+        ("create --name=-pod --accelerator_type=v4-8", "--name=-pod"),
+        ("create --name=pod --accelerator_type=v4", "--accelerator_type=v4"),
+        ("create --name=pod --accelerator_type=v9x-8", "no runtime version is known for v9x-8"),
+        ("create --name=pod --accelerator_type=v4-8 '--zone=us central'", "--zone=us central"),
+        ("create --name=pod --accelerator_type=v4-8 --spot --reserved", "exclude each other"),
+        ("create --name=pod --acelerator_type=v4-8", "does not know --acelerator_type=v4-8"),
+        ("train --name=pod", "needs the flags of the program"),
+        ("train --name=pod -- --workdir=gs://b/run", "no config"),
+        (
+            "train --name=pod -- --config=configs/none.py --workdir=gs://b/run",
+            "configs/none.py is not",
+        ),
+        ("train --name=pod -- --config=/etc/hosts --workdir=gs://b/run", "/etc/hosts is not"),
+        (TRAIN_TINY, "no --workdir"),
+        (f"{TRAIN_TINY} --workdir=runs/a", "--workdir=runs/a is not"),
+        (f"{TRAIN_TINY} --workdir=/home/me/a", "--workdir=/home/me/a is"),
+        (f"{TRAIN_TINY} --workdir=gs://b", "--workdir=gs://b is not"),
+        (
+            "train --name=pod --shared=/nfs -- --config=configs/tiny.py --workdir=/nfs/../a",
+            "is not a",
+        ),
+        (
+            "evaluate --name=pod -- --config=configs/evaluate.py --output=gs://b/o",
+            "no --checkpoint",
+        ),
+        (
+            shlex.join(["train", "--name=pod", "--mount=gs://b:/mnt", *PROGRAM]),
+            "expected the bucket's name alone",
+        ),
+        ("logs --name=pod --worker=last", "--worker=last"),
     ],
-)  # fmt: skip
+)
 def test_what_is_wrong_is_one_line(pod, arguments, message):
     script = ROOT / "launch" / "tpu_pod.sh"
     done = subprocess.run(
-        [str(script), *arguments],
+        [str(script), *shlex.split(arguments)],
         env=pod.variables,
         capture_output=True,
         text=True,
@@ -170,7 +176,7 @@ def test_help_lists_every_option(pod):
 
 
 def commands(done):
-    """The gcloud commands that --dry_run printed, as argument lists."""
+    """Returns the gcloud commands that --dry_run printed, as lists of arguments."""
     return [
         shlex.split(line)[1:] for line in done.stdout.splitlines() if line.startswith("gcloud ")
     ]
@@ -335,8 +341,12 @@ def test_a_wrong_bucket_stops_before_anything_starts(pod, clone, job, tmp_path):
 def watching(pod, clone, *options):
     return subprocess.Popen(
         pod.command("train", "--watch", *options, root=clone),
-        env=pod.variables, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-    )  # fmt: skip
+        env=pod.variables,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
 
 
 def test_watch_asks_again_after_a_preemption(pod, clone, job, tmp_path):
