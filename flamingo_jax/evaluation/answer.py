@@ -1,7 +1,7 @@
-"""Asks the model a task's episodes, some batches at a time, and notes the answers in a journal.
+"""Asks the model the episodes of a task, and writes the answers to a journal.
 
 Prompts of similar size share a batch, whatever the order of the queries: an answer does not depend
-on what it shares its batch with. The longest come first, so that a prompt that does not fit shows at
+on the other prompts of its batch. The longest come first. So a prompt that does not fit is found at
 once, and the estimate of the time left is too long rather than too short.
 """
 
@@ -36,13 +36,13 @@ def answer(
 
     Args:
         model: the model.
-        episodes: what is asked.
-        journal: of answers; an answer that is there is not asked for again, and each new one is
+        episodes: the queries with their prompts.
+        journal: answers so far. An answer in the journal is not asked for again; each new one is
             added.
         task: name of the task.
         shots: number of support examples.
         generate: whether to decode an answer.
-        score: whether to score the candidates; of an ensemble, the mean over its orders.
+        score: whether to score the candidates; an ensemble's scores are the mean over its orders.
         batch_size: prompts answered together.
         done: called with the number of queries that were finished since the last call.
 
@@ -51,7 +51,7 @@ def answer(
         PathError: the journal cannot be written.
     """
     keys = [prompt_hash(episode) for episode in episodes]
-    # a classification asks for the same thousand again and again
+    # A classification has the same thousand candidates in every query.
     candidate_tokens = functools.lru_cache(maxsize=4)(
         lambda candidates, separator: model.candidate_tokens(
             [f"{separator}{candidate}" for candidate in candidates]
@@ -62,8 +62,8 @@ def answer(
     step = max(1, BATCHES * batch_size // most_prompts)
     for start in range(0, len(order), step):
         wave = order[start : start + step]
-        # Answered as a whole or not at all, so that a run that goes on forms the batches that it
-        # would have formed.
+        # Answered as a whole or not at all, so that a resumed run forms the same batches as a run
+        # that was not stopped.
         if any(keys[number] not in journal.finished for number in wave):
             asked = [episodes[number] for number in wave]
             requests = [

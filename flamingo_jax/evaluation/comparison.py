@@ -25,11 +25,11 @@ COSINE = "cosine"  # `Row.decoding` of these tasks
 
 @dataclasses.dataclass(frozen=True)
 class Comparison:
-    """What a comparison of embeddings gave.
+    """The result of a comparison of embeddings.
 
     Attributes:
-        values: by metric, 0..1.
-        n: images or videos that were asked about.
+        values: value of each metric, 0..1.
+        n: number of images or videos that were compared.
         templates: sentences per class; 1 in retrieval.
         predictions: a JSON object for each query, for inspection.
     """
@@ -42,7 +42,7 @@ class Comparison:
 
 @runtime_checkable
 class Encoders(Interface):
-    """What a comparison needs of a model; `inference.dual_encoder.DualEncoder` is one."""
+    """What a comparison needs of a model; `inference.dual_encoder.DualEncoder` implements it."""
 
     def images(self, visuals: Sequence[Visual]) -> Float[np.ndarray, "n J"]:
         """Returns the embeddings of images and videos, of length 1."""
@@ -64,7 +64,7 @@ class ComparisonTask(Interface):
 
     @property
     def metrics(self) -> tuple[str, ...]:
-        """The keys of `Comparison.values`, the one that papers report first."""
+        """The keys of `Comparison.values`; the one that papers report is the first."""
         ...
 
     @property
@@ -76,7 +76,7 @@ class ComparisonTask(Interface):
         """Compares `protocol.n` images (0: all).
 
         Raises:
-            TaskError: there are not as many.
+            TaskError: there are fewer images.
         """
         ...
 
@@ -91,14 +91,14 @@ def compare_all(
 
     Args:
         model: the encoders.
-        tasks: what is compared.
+        tasks: the tasks.
         log: called with a line per task.
 
     Returns:
         A row per task and metric, and the comparison of each task.
 
     Raises:
-        TaskError: a task has not as many images as its protocol asks for.
+        TaskError: a task has fewer images than its protocol asks for.
         PromptError: an image or a video cannot be read.
     """
     rows, comparisons = [], []

@@ -1,4 +1,4 @@
-"""The settings of an evaluation run: one setting for all benchmarks (paper, Appendix B.1.5)."""
+"""The config of an evaluation run: one setting for all benchmarks (paper, Appendix B.1.5)."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ CONTRASTIVE_TASKS = tuple(
     for each in PAPER_BENCHMARKS.values()
     if each.contrastive and each.contrastive.kind == kind
 )
-# A place for the directory of each benchmark, to be filled in on the command line; "world" is the
-# demo's, "embed" what --task=embed reads.
+# The directory of each benchmark, to be given on the command line; "world" is the demo's, "embed"
+# and "embed_split" belong to --task=embed.
 DIRECTORIES: Mapping[str, str | None] = dict.fromkeys(
     ("world", *PAPER_BENCHMARKS, "embed", "embed_split")
 )
@@ -36,15 +36,14 @@ class EvaluateConfig(Protocol):
 
     Attributes:
         tasks: names of the tasks; see `evaluation/registry.py`.
-        features: directory of the image features that selection=rices compares, or of the
-            embeddings of images that a contrastive model compares with texts, kept for the next
-            run; None: OUTPUT/features.
+        features: directory where image features are stored for the next run: those that
+            selection=rices compares, or a contrastive model's embeddings; None: OUTPUT/features.
         batch_size: prompts that are answered together, over all devices.
         num_samples: answers per task and number of shots that the report shows with their prompts.
         data: directory of each benchmark's data by name, such as {"world": "/data/world"}.
-        towers: directories of frozen towers that moved since a checkpoint was written, by name
-            ("lm", "vision").
-        mesh: the devices; one by default, data=-1 spreads the prompts over all of them.
+        towers: new directory of each frozen tower that moved after the checkpoint was written, by
+            name ("lm", "vision").
+        mesh: the devices; one by default. data=-1 spreads the prompts over all of them.
     """
 
     tasks: tuple[str, ...] = ("format", "bind2")

@@ -1,4 +1,4 @@
-"""Which items of a benchmark are queries, and which may be support examples (paper, B.1.4).
+"""Draws the queries and the support set of a benchmark (paper, B.1.4).
 
     training split --seed--> | test supports | validation supports | validation queries | rest |
                                2048            2048                  COCO 5000, others 1024
@@ -19,14 +19,16 @@ from flamingo_jax.evaluation import task
 from flamingo_jax.evaluation.benchmarks.benchmark import Benchmark, Item
 from flamingo_jax.evaluation.protocol import Protocol
 
-# where items have classes; elsewhere `Benchmark.validation_queries`
+# Of a benchmark without classes: `Benchmark.validation_queries`.
 VALIDATION_QUERIES_PER_CLASS = 10
 
 
 class TrainingDraw(NamedTuple):
-    """What is drawn from the training split for one split of the evaluation.
+    """The items drawn from the training split.
 
-    `queries` is empty for the test split, which has its own.
+    Attributes:
+        supports: the support set.
+        queries: the validation queries; empty where the test split is evaluated.
     """
 
     supports: Sequence[Item] = ()
@@ -39,13 +41,13 @@ def draw_queries(
     """Returns the queries of a task, `protocol.n` of them (0: all).
 
     Args:
-        items: of a split.
-        protocol: its seed decides which items, and their order.
-        task_name: for messages.
-        stream: tasks of one stream are asked the same.
+        items: the evaluated split.
+        protocol: its seed decides which items are drawn, and their order.
+        task_name: name of the task, for messages.
+        stream: name of the random stream; tasks with the same stream get the same queries.
 
     Raises:
-        TaskError: there are fewer items than `n`, or two have one id.
+        TaskError: there are fewer items than `protocol.n`, or two items have the same id.
     """
     n = protocol.n
     if not 0 <= n <= len(items) or not len(items):
@@ -74,7 +76,7 @@ def draw_from_training(
     and validation queries.
 
     Args:
-        benchmark: for its name and the number of its validation queries.
+        benchmark: gives its name and the number of its validation queries.
         train: the training split.
         labels: the class of each of its items; () where they have no classes.
         protocol: the sizes, the seed and the split.

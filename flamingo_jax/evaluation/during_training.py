@@ -1,9 +1,10 @@
-"""What a training run may measure of itself.
+"""Measurements that a training run takes of its own model.
 
-Handed to `training.run.train` by the program, since training knows no benchmark.
+The program passes them to `training.run.train`, because training does not know the benchmarks.
 
-lm_lookup    the probe that ends the language_model stage (config.until)
-evaluation   the tasks of config.evaluate, every so many updates: few-shot tasks, or in the contrastive stage zero-shot classification and retrieval
+    lm_lookup     the probe that ends the language_model stage (config.until)
+    evaluation    the tasks of config.evaluate, every so many updates: few-shot tasks, or in the
+                  contrastive stage zero-shot classification and retrieval
 """
 
 from __future__ import annotations
@@ -36,16 +37,14 @@ _WAYS, _PAGES = (4, 6), 200
 
 
 def lm_lookup(run: Run, tokenizer: Tokenizer) -> Measure:
-    """Returns weights -> {"nll": ..., "accuracy": ...}.
-
-    The worse of look-up among 4 and among 6 words.
+    """Returns weights -> {"nll": ..., "accuracy": ...}, the worse of 4 and of 6 words a page.
 
     Raises:
         ConfigError: in the contrastive stage, which has no language model.
     """
     model = _model(run, "until.probe = 'lm_lookup'")
 
-    @functools.partial(jax.jit, out_shardings=replicated(run.mesh))  # whole in every process
+    @functools.partial(jax.jit, out_shardings=replicated(run.mesh))  # every process needs all
     def losses(weights: Any, tokens: jax.Array, segment: jax.Array) -> jax.Array:
         return model.token_losses(weights, Batch.of_text(tokens, segment))
 
@@ -73,8 +72,8 @@ def evaluation(run: Run, tokenizer: Tokenizer) -> Measure:
     """Returns weights -> {"evaluate/TASK/SHOTS/METRIC": value} for the tasks of `config.evaluate`.
 
     Raises:
-        ConfigError: for a task that the stage's model cannot do.
-        TaskError: an unknown task, or one without its data.
+        ConfigError: the stage's model cannot do a task.
+        TaskError: a task is unknown, or its directory is not given.
     """
     settings, protocol = run.config.evaluate, protocol_of(run.config)
     data = {name: path for name, path in settings.data.items() if path}

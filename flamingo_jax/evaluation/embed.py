@@ -1,14 +1,13 @@
-"""`--task=embed`.
+"""`--task=embed`: writes the features of a dataset's images as an array, for deduplication.
 
-The features of a dataset's images as a saved array, for deduplication (and whatever else compares
-images). It asks no questions.
+It asks no questions.
 
---config.data.embed=DIR           records (dataset_info.json), all images of the split `--config.data.embed_split`, "train" by default
-                                      keys RECORD/IMAGE, as data_pipelines.run --pipeline=dedup
-                                      reads them
-                                  or a folder of image files, also in folders: keys are their paths
-                                  in it
-OUTPUT/embeddings.npy  keys.txt   see data/embeddings.py; not normalised
+    --config.data.embed=DIR           records (dataset_info.json): all images of the split
+                                      `--config.data.embed_split`, "train" by default. Keys are
+                                      RECORD/IMAGE, as --pipeline=dedup of data_pipelines.run reads
+                                      or a folder of image files, also in folders: keys are their
+                                      paths in it
+    OUTPUT/embeddings.npy, keys.txt   see data/embeddings.py; the features are not normalised
 """
 
 from __future__ import annotations
@@ -40,10 +39,10 @@ _CHUNK = 1024  # images that are decoded at once, on all cores
 
 
 def is_asked_for(tasks: Sequence[str]) -> bool:
-    """Whether the run is to write embeddings.
+    """Returns True if the task of this run is to write embeddings.
 
     Raises:
-        TaskError: together with other tasks, which have another kind of report.
+        TaskError: there are other tasks too; they have another kind of report.
     """
     if NAME in tasks and len(tasks) > 1:
         raise TaskError(
@@ -53,17 +52,17 @@ def is_asked_for(tasks: Sequence[str]) -> bool:
 
 
 class Images:
-    """The images of a place, to be read once, in order.
+    """The images of a directory, read once, in order.
 
     Attributes:
         place: the directory.
     """
 
     def __init__(self, data: Mapping[str, str]) -> None:
-        """Looks at what there is.
+        """Opens the dataset, or lists the image files.
 
         Raises:
-            TaskError: no directory is given, or there is neither a dataset nor an image in it.
+            TaskError: no directory is given, or it has neither a dataset nor an image.
         """
         self.place = directory(data, NAME, NAME)
         self._source: Source | None = None
@@ -84,14 +83,11 @@ class Images:
             )
 
     def __len__(self) -> int:
-        """Records, or files."""
+        """The number of records, or of files."""
         return len(self._files) if self._source is None else len(self._source)
 
     def __iter__(self) -> Iterator[tuple[int, list[tuple[str, Callable[[], bytes]]]]]:
-        """Yields, for each record or file.
-
-        Its number, and its images as (key, a function that reads its bytes).
-        """
+        """Yields (number, [(key, function that reads the image's bytes)]) per record or file."""
         for number, file in enumerate(self._files):
             yield number, [(os.path.relpath(file, self.place), file.read_bytes)]
         for number in range(0 if self._source is None else len(self._source)):
@@ -112,15 +108,15 @@ class Images:
 def write(encoder: VisionEncoder, images: Images, output: PathLike) -> str:
     """Writes the features of all images that can be read.
 
-    All processes call it together, the first one writes.
+    All processes call it together; the first one writes.
 
     Args:
-        encoder: of the model.
-        images: what is embedded.
-        output: where embeddings.npy and keys.txt go.
+        encoder: the model's vision encoder.
+        images: the images.
+        output: directory of embeddings.npy and keys.txt.
 
     Returns:
-        How many there are, and how many were left out, in words.
+        A sentence with the numbers of images that were embedded and left out.
 
     Raises:
         TaskError: no image could be read.
@@ -177,7 +173,7 @@ def _add_all(writer: EmbeddingWriter, pieces: Iterator[tuple[list[str], np.ndarr
 def _try_decode(
     get: Callable[[], bytes], *, image_size: int, image_fit: ImageFit
 ) -> np.ndarray | None:
-    """uint8[1, S, S, 3], or None for an image that cannot be read."""
+    """Returns uint8[1, S, S, 3], or None for an image that cannot be read."""
     try:
         return load_frames(get(), image_size, image_fit=image_fit)
     except (PromptError, OSError):

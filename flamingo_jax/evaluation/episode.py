@@ -1,9 +1,10 @@
 """What flows from a benchmark's files to a line of results: an example, a prompt, an answer, a row.
 
-    annotation files --Benchmark.items--> Item         one annotated example
-                     --Task.episodes----> Episode      an item with the support examples of its prompt
-                     --the model--------> Answer       what the model said; a line of predictions.jsonl
-                     --the metrics------> Row          one line of results.json
+    annotation files --Benchmark.items--> Item       one annotated example
+                     --Task.episodes----> Episode    an item, with its prompt's support examples
+                     --the model--------> Answer     the model's text and scores; a line of
+                                                     predictions.jsonl
+                     --the metrics------> Row        one line of results.json
 
 `Item` is in `evaluation.benchmarks.benchmark`.
 """
@@ -18,31 +19,30 @@ from flamingo_jax.inference.prompt import Visual
 
 Part: TypeAlias = "str | Visual"
 
-MOST_CANDIDATES = 100  # in a line of predictions.jsonl: VisDial has as many
+MOST_CANDIDATES = 100  # in a line of predictions.jsonl; VisDial has as many
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Episode:
-    """One query of a benchmark, with the support examples in front of it.
+    """One query of a benchmark, with the support examples before it.
 
     Attributes:
         parts: the prompt in reading order: text, and images or videos in any form that
             `inference.prompt` reads. `<BOS>` and the `<image>` tags are added by
-            `inference.prompt`; `<EOC>` is written in the text, where a support example ends.
+            `inference.prompt`; `<EOC>` is in the text, at the end of each support example.
         candidates: the possible answers of a close-ended task, as the text that follows the prompt;
             empty for an open-ended one.
         answer: the right answer; one of `candidates` if there are any; "" if it is not known
             (hidden test answers).
-        query_id: name of the query, for the predictions and for the test that no query is in its
-            own support.
+        query_id: name of the query, for the predictions and for the test that no query is its own
+            support.
         support_ids: names of the support examples, in prompt order.
-        masked: control: the images are hidden from the text (media_index 0 everywhere); everything
-            else is the same.
+        masked: True in a control: the images are hidden from the text (media_index 0 everywhere).
         references: all right answers, as the annotations have them; () where `answer` is the only
             one.
-        extra: what else the metric or the submission needs; JSON values.
-        orders: of an ensemble: the prompt again with its support examples in other orders; scores
-            are averaged over all of them.
+        extra: other values that the metric or the submission needs; JSON values.
+        orders: an ensemble's other prompts: the same support examples in other orders. Scores are
+            averaged over all prompts.
         separator: text between the prompt and a candidate that is not part of the answer.
     """
 
@@ -128,12 +128,14 @@ class Row:
         metric: name of the metric.
         value: in the metric's unit.
         n: number of queries.
-        seed: of the choice of queries and support examples.
-        selection: of support examples, "random" or "rices".
-        ensemble: permutations of the support examples over which scores are averaged; 1 = no
-            ensembling.
-        decoding: "greedy" or "beam" for decoded answers, "log_likelihood" for ranked ones.
-        checkpoint, step: the model.
+        seed: seed of the choice of queries and support examples.
+        selection: how support examples were chosen, "random" or "rices".
+        ensemble: number of orders of the support examples, or of sentences per class, over which
+            scores are averaged; 1 = no ensembling.
+        decoding: "greedy", "beam" or "sample" for decoded answers, "log_likelihood" for ranked
+            candidates, "cosine" for compared embeddings.
+        checkpoint: the model's checkpoint.
+        step: the checkpoint's step.
     """
 
     task: str

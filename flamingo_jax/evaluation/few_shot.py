@@ -1,21 +1,20 @@
-"""The few-shot protocol.
+"""The few-shot protocol: which examples precede a query, and how the prompt is written.
 
-Which examples stand in front of a query, and how the prompt is written (paper, A.2, B.1.4 and
-Figure 8).
+It follows the paper (A.2, B.1.4 and Figure 8).
 
     query --(seed, its id)--> supports in random order
-                              or, RICES, the most similar ones, the most similar last
+                              or, with RICES, the most similar ones, the most similar last
           --> image "Output: A cat.<EOC>" image "Output: A dog.<EOC>" image "Output:"
 
 At 0 shots an open-ended benchmark has two examples without their images in front of the query
-("Output: A cat.<EOC>Output: A dog.<EOC>" image "Output:"); a close-ended one has none. With more
-shots the same supports come first (RICES: last), and nothing depends on how many queries are
-evaluated, or on what they share a batch with. An ensemble asks the same question with the supports
-in several orders and averages the scores of the candidates.
+("Output: A cat.<EOC>Output: A dog.<EOC>" image "Output:"); a close-ended one has no examples. With
+more shots the same supports come first (RICES: last). Supports do not depend on the number of
+queries that are evaluated. An ensemble asks the same question with the supports in several orders
+and averages the scores of the candidates.
 
-Differs from the paper, or is not said there: supports are drawn anew for each query (as in
-OpenFlamingo); the first order of an ensemble is that of the prompt without ensembling, the others
-are random, none twice. The examples without images are drawn at random, with RICES too.
+Differs from the paper, or is not described there: supports are drawn anew for each query (as in
+OpenFlamingo). The first order of an ensemble is that of the prompt without ensembling; the others
+are random and all different. The examples without images are drawn at random, with RICES too.
 """
 
 from __future__ import annotations
@@ -36,8 +35,8 @@ from flamingo_jax.evaluation.protocol import Protocol
 from flamingo_jax.inference.prompt import Visual
 from flamingo_jax.tokenizers.markers import EOC
 
-# (visuals of queries, visuals of supports, k) -> int[queries, k], the supports most like each
-# query, the most similar first
+# (visuals of queries, visuals of supports, k) -> int[queries, k]: the indices of the k supports
+# most similar to each query, the most similar first.
 Nearest = Callable[[Sequence[Visual], Sequence[Visual], int], np.ndarray]
 
 
@@ -45,15 +44,15 @@ def make(data: Mapping[str, str], protocol: Protocol, *, benchmark: Benchmark) -
     """Makes the task of a benchmark.
 
     Raises:
-        TaskError: its directory is not given, or an ensemble is asked for of a benchmark that is
-            not close-ended.
+        TaskError: the benchmark's directory is not given, or it is open-ended and the protocol asks
+            for an ensemble.
     """
     place = task.directory(data, benchmark.data or benchmark.name, benchmark.name)
     return FewShotTask(benchmark.at(place), protocol)
 
 
 def with_nearest(tasks: Sequence[task.Task], nearest: Nearest) -> list[task.Task]:
-    """The tasks, with what finds similar supports for those that ask for it."""
+    """Returns the tasks; those of benchmarks find similar supports with `nearest`."""
     return [
         dataclasses.replace(each, nearest=nearest) if isinstance(each, FewShotTask) else each
         for each in tasks
@@ -65,9 +64,9 @@ class FewShotTask:
     """A benchmark under the few-shot protocol.
 
     Attributes:
-        benchmark: what there is.
+        benchmark: the benchmark, with its directory.
         protocol: how queries and supports are chosen.
-        nearest: finds similar supports; needed where protocol.selection is "rices".
+        nearest: finds similar supports; required if protocol.selection is "rices".
     """
 
     benchmark: Benchmark
@@ -84,7 +83,7 @@ class FewShotTask:
 
     @property
     def name(self) -> str:
-        """Of the benchmark."""
+        """The benchmark's name."""
         return self.benchmark.name
 
     @property
@@ -94,20 +93,20 @@ class FewShotTask:
 
     @property
     def chance(self) -> float | None:
-        """Of the benchmark."""
+        """What guessing gives; None if that is not defined."""
         return self.benchmark.chance
 
     @property
     def is_open_ended(self) -> bool:
-        """Whether answers are decoded."""
+        """True if answers are decoded, rather than candidates scored."""
         return any(each.needs == "generation" for each in self.benchmark.metrics)
 
     def submission_questions(self) -> Sequence[int | str]:
-        """What the server that knows the right answers expects answers to beyond the queries, where a benchmark says so."""
+        """Returns all questions that the benchmark's server expects answers to, as it declares."""
         return self.benchmark.submission_questions()
 
     def accepts(self, shots: int) -> bool:
-        """Returns True up to the most support examples that the benchmark has."""
+        """Returns True up to the benchmark's largest number of support examples."""
         return shots <= self.benchmark.max_shots
 
     def episodes(self, shots: int) -> list[Episode]:
@@ -140,7 +139,7 @@ class FewShotTask:
             chosen = self._most_similar(queries, drawn.supports, shots)
         else:
             chosen = [self._random(query, drawn.supports, num_examples) for query in queries]
-        # a support's text is one object, however many queries it stands in front of
+        # The text of a support is one object, however many prompts it is part of.
         texts: dict[str, str] = {}
         return [
             self._episode(query, supports, has_images=shots > 0, texts=texts)
@@ -157,15 +156,12 @@ class FewShotTask:
 
     @functools.cached_property
     def _labels(self) -> tuple[str, ...]:
-        """The class of each training item; none where they have no classes."""
-        return (
-            tuple(item.label for item in self._train)
-            if len(self._train) and self._train[0].label
-            else ()
-        )
+        """The class of each training item; () if they have no classes."""
+        has_classes = len(self._train) > 0 and self._train[0].label
+        return tuple(item.label for item in self._train) if has_classes else ()
 
     def _random(self, query: Item, supports: Sequence[Item], num: int) -> list[Item]:
-        """Drawn one after the other, so that more shots only add to them."""
+        """Draws supports one after the other, so that more shots only add to them."""
         rng = generator(self.protocol.seed, f"{self.name}/supports/{query.id}", 0)
         if len(supports) == num and any(item.id == query.id for item in supports):
             raise task.TaskError(
@@ -182,7 +178,7 @@ class FewShotTask:
     def _most_similar(
         self, queries: Sequence[Item], supports: Sequence[Item], shots: int
     ) -> list[list[Item]]:
-        """RICES: the nearest supports of each query, the most similar last."""
+        """Returns the nearest supports of each query, the most similar last (RICES)."""
         if self.nearest is None:
             raise task.TaskError(
                 f"task {self.name!r}: selection=rices needs the features of a vision encoder, and "
@@ -237,12 +233,12 @@ class FewShotTask:
 
 
 def _other_orders(rng: np.random.Generator, size: int, count: int) -> list[tuple[int, ...]]:
-    """Up to `count` random orders, none twice and none the one that is there.
+    """Returns up to `count` different random orders other than 0, 1, 2, ...
 
-    Fewer where there are not as many.
+    There are fewer if `size` items do not have as many orders.
     """
     found: dict[tuple[int, ...], None] = {tuple(range(size)): None}
-    wanted = min(count + 1, math.factorial(min(size, 8)))  # 8! = 40320: more are never asked for
+    wanted = min(count + 1, math.factorial(min(size, 8)))  # 8! = 40320 orders are always enough
     while len(found) < wanted:
         found.setdefault(tuple(rng.permutation(size).tolist()))
     return list(found)[1:]

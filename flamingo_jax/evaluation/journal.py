@@ -1,12 +1,13 @@
-"""What has been answered so far, on disk: a run that is killed goes on from there.
+"""The answers of a run so far, on disk: a run that was stopped goes on from there.
 
-    DIR/TASK-SHOTS.jsonl    {"model": "5f0c...", "settings": {...}}                          which model answers, and how
-                            {"query": "test_one/17", "prompt": "9be1...", "text": " red", "scores":
-                            [-0.1, -2.3]} ...
+    DIR/TASK-SHOTS.jsonl
+        {"model": "5f0c...", "settings": {...}}          the model and its settings
+        {"query": "test_one/17", "prompt": "9be1...",    one line per answer
+         "text": " red", "scores": [-0.1, -2.3]}
 
-An answer is taken over if the same model got the same prompt (by hash: text, images, candidates)
-with the same settings; all else is answered again. So more queries may be asked for, and a change
-of the data or of the seed is noticed. A last line that a kill cut off is dropped.
+An answer is reused if the same model got the same prompt (by hash: text, images, candidates) with
+the same settings; all other queries are answered again. So a later run may ask more queries, and a
+change of the data or of the seed is noticed. If a last line was cut off, it is dropped.
 """
 
 from __future__ import annotations
@@ -24,25 +25,26 @@ from flamingo_jax.core.processes import from_first_process
 from flamingo_jax.evaluation.episode import Episode
 from flamingo_jax.inference.visuals import Deferred, Image, Video, identity
 
-# The decoded text and the scores of the candidates of one answer; None for what was not asked for.
+# The decoded text and the scores of the candidates; None for the one that was not asked for.
 TextAndScores: TypeAlias = "tuple[str | None, tuple[float, ...] | None]"
 
 
 class Journal:
     """The finished queries of one task at one number of shots.
 
-    In several processes the first one reads and writes, for all.
+    In a run of several processes the first one reads and writes for all.
 
     Attributes:
-        finished: by `prompt_hash`; what was found, and what was added since.
+        finished: text and scores of each answer by `prompt_hash`: those of the file, and those that
+            were added.
     """
 
     def __init__(self, file: PathLike | None, header: Mapping[str, Any]) -> None:
-        """Reads what there is; a file with another header is begun anew.
+        """Reads the file, if there is one. A file with another header is replaced.
 
         Args:
-            file: the journal; None: nothing is kept.
-            header: names the model and the settings that its answers depend on; JSON values.
+            file: the journal; None: nothing is stored.
+            header: the model and the settings that its answers depend on; JSON values.
 
         Raises:
             PathError: the file cannot be written.
@@ -68,7 +70,12 @@ class Journal:
     def add(
         self, episodes: Sequence[Episode], keys: Sequence[str], answers: Sequence[TextAndScores]
     ) -> None:
-        """Notes answers.
+        """Adds answers, to the file too.
+
+        Args:
+            episodes: what was asked.
+            keys: `prompt_hash` of each.
+            answers: text and scores of each.
 
         Raises:
             PathError: the file cannot be written.
@@ -79,9 +86,8 @@ class Journal:
         for episode, key, (text, scores) in zip(episodes, keys, answers, strict=True):
             entry = {"query": episode.query_id, "prompt": key, "text": text, "scores": scores}
             self._lines.append(json.dumps(entry, ensure_ascii=False))
-        if not paths.is_local(
-            self._file
-        ):  # objects cannot be appended to: written whole, whenever there is a tenth more
+        if not paths.is_local(self._file):
+            # An object of a bucket cannot be appended to: it is written whole, at each tenth more.
             if len(self._lines) > 1.1 * self._num_written:
                 self._write_whole()
             return
@@ -101,21 +107,19 @@ class Journal:
 
 
 def prompt_hash(episode: Episode) -> str:
-    """32 hexadecimal digits that tell a query's prompts from all others.
+    """Returns 32 hexadecimal digits that differ for all prompts.
 
-    Its text, which images, its candidates.
+    They depend on the text, the images and the candidates of all orders of a query.
     """
     digest = hashlib.blake2b(digest_size=16)
     for parts in (episode.parts, *episode.orders):
         for part in parts:
             if isinstance(part, str):
                 digest.update(f"text {part}\0".encode())
-            elif isinstance(
-                part, Image | Video | Deferred | Path
-            ):  # named, so that a file need not be there to be known
-                digest.update(
-                    f"file {part if not isinstance(part, Deferred) else part.name}\0".encode()
-                )
+            elif isinstance(part, Image | Video | Deferred | Path):
+                # By name, so that the file need not exist.
+                name = part.name if isinstance(part, Deferred) else part
+                digest.update(f"file {name}\0".encode())
             else:
                 digest.update(b"data " + identity(part))
         digest.update(b"order\0")
@@ -125,15 +129,15 @@ def prompt_hash(episode: Episode) -> str:
 
 
 def _whole_lines(file: Path) -> list[str]:
-    """The lines of a journal up to the first that is no JSON: a cut-off one is the last."""
+    """Returns the lines of a journal up to the first that is not JSON: that one was cut off."""
     if not file.exists():
         return []
-    *lines, _ = file.read_bytes().split(b"\n")  # the last is empty, or cut off
+    *lines, _ = file.read_bytes().split(b"\n")  # the last is empty or cut off
     whole = []
     for line in lines:
         try:
             json.loads(line)
             whole.append(line.decode())
-        except ValueError:  # UnicodeDecodeError is one too
+        except ValueError:  # JSONDecodeError or UnicodeDecodeError
             break
     return whole

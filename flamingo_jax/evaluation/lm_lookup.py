@@ -1,16 +1,14 @@
-"""The text-only probe of a language model.
-
-Does it look words up in a dictionary that it reads for the first time?
+"""A probe of a language model: does it look words up in a dictionary that it has not read before?
 
     <BOS> circle : ulb ; red : veck ; red : veck ; circle : ulb ; circle :      -> ulb
 
-Binding names to pictures rests on this circuit: cross-attention writes what it sees in the place of
-the word, and the frozen language model does the rest. So the demo does not start the flamingo stage
-before the probe passes. Names are the new ones, bound afresh on each page.
+Binding names to pictures needs this ability: cross-attention writes what is in the picture in the
+place of the word, and the frozen language model does the rest. So the demo does not start the
+flamingo stage before the probe passes. Names are drawn from `NEW_NAMES` anew for each page.
 
 `lookup_probe` ends the language_model stage. The task `lm_lookup` asks the same pages of an export;
-it is text alone, so a language_model export is enough. A shot is an entry of the dictionary: at 4
-shots the page binds four words to new names.
+the pages have no images, so a language_model export is enough. A shot is an entry of the
+dictionary: at 4 shots the page binds four words to new names.
 """
 
 from __future__ import annotations
@@ -34,21 +32,21 @@ _LENGTH_STEP = 64
 def lookup_probe(
     token_nll: TokenNLL, tokenizer: Tokenizer, ways: int, n: int, seed: int
 ) -> dict[str, float]:
-    """Asks `n` pages of `ways` words.
+    """Asks a language model `n` pages of `ways` words.
 
     Args:
-      token_nll: a language model: (tokens int32[n, L], segment int32[n, L]) -> float[n, L - 1], at
-        l the negative log-likelihood, in nats, of tokens[:, l + 1] given tokens[:, : l + 1]. It is
-        called once for each way, always with the same shape; L is a multiple of 64, 64 up to 7
-        ways.
-      tokenizer: of the model.
-      ways: words and names on a page.
-      n: pages.
-      seed: decides the pages.
+        token_nll: the language model: (tokens int32[n, L], segment int32[n, L]) -> float[n, L - 1],
+            at l the negative log-likelihood, in nats, of tokens[:, l + 1] given tokens[:, : l + 1].
+            It is called once per way, always with the same shape; L is a multiple of 64, and 64 up
+            to 7 ways.
+        tokenizer: the model's tokenizer.
+        ways: number of words, and of names, on a page.
+        n: number of pages.
+        seed: of the pages.
 
     Returns:
-      "accuracy", how often the right name is the likeliest of those on the page (chance 1 / ways),
-      and "nll", the mean over pages of the negative log-likelihood of the right name.
+        "accuracy": how often the right name is the most probable one of the page (chance: 1 /
+        ways); "nll": the negative log-likelihood of the right name in nats, mean over pages.
     """
     pages = lookup_pages(ways, n, seed)
     prompts = [[*tokenizer.start_ids, *tokenizer.encode(page.prompt)] for page in pages]
@@ -78,7 +76,7 @@ def lookup_probe(
 
 @dataclasses.dataclass(frozen=True)
 class LookupTask:
-    """Which of the page's names belongs to the word that is asked for."""
+    """The task of choosing the name that the page binds to a word."""
 
     name: str = "lm_lookup"
     metrics: tuple[str, ...] = ("ranking", "nll")
@@ -86,11 +84,11 @@ class LookupTask:
     protocol: Protocol = Protocol()
 
     def accepts(self, shots: int) -> bool:
-        """A dictionary has two entries or more, and there are so many names."""
+        """Returns True from two entries up to as many as there are names."""
         return 2 <= shots <= len(NEW_NAMES)
 
     def submission_questions(self) -> Sequence[int | str]:
-        """Returns nothing: all answers are known."""
+        """Returns (): there is no server, all right answers are known."""
         return ()
 
     def episodes(self, shots: int) -> list[Episode]:

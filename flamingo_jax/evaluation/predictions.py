@@ -1,4 +1,4 @@
-"""Answers as files: predictions.jsonl, and what a benchmark's server takes."""
+"""Writes answers to files: predictions.jsonl, and the files that benchmarks' servers take."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ def write_submissions(
 ) -> list[Path]:
     """Writes TASK-SHOTS.json for each task whose right answers are hidden; returns the files.
 
-    They have the form that the benchmark's server takes.
+    The files have the form that the benchmark's server takes.
 
     Args:
-        directory: made if need be.
-        answers: of all tasks.
-        tasks: those of the answers; `submission_questions` of a task are the questions that its
-            server expects answers to, asked or not.
+        directory: of the files; it is made if it does not exist.
+        answers: the answers to all tasks.
+        tasks: the tasks; `submission_questions` of a task are the questions that its server expects
+            answers to, asked or not.
 
     Raises:
         ValueError: the answers do not name their questions.
@@ -62,6 +62,6 @@ def first_of_each(answers: Sequence[Answer], count: int) -> list[Answer]:
 def _by_task_and_shots(
     answers: Sequence[Answer],
 ) -> Iterator[tuple[tuple[str, int], list[Answer]]]:
-    """Yields ((task, shots), its answers); those of one task and shots follow each other."""
+    """Yields ((task, shots), its answers); `answers` has them one after another."""
     for key, members in itertools.groupby(answers, lambda answer: (answer.task, answer.shots)):
         yield key, list(members)

@@ -1,4 +1,4 @@
-"""The protocol of an evaluation: all that decides a number besides the model and the data.
+"""The protocol of an evaluation: all that determines a number besides the model and the data.
 
 Support examples and queries are chosen in the same way for all benchmarks (paper, A.2 and B.1.4).
 `evaluate` reads the protocol from its config. An evaluation during training makes it from
@@ -23,20 +23,20 @@ class Protocol:
     Attributes:
         shots: numbers of support examples; each is an evaluation of its own.
         n: queries per task and number of shots; 0: all that a benchmark has.
-        seed: of the choice of queries and support examples.
+        seed: seed of the choice of queries and support examples.
         split: "test": the queries of the paper's tables; "validation": queries from the training
-            split, which no support set shares.
-        selection: of support examples: "random", or "rices": those with the images most similar to
-            the query's.
-        ensemble: orders of the support examples over which the scores of candidates are averaged;
-            1: no ensembling.
-        num_support: size of the support set, where items have no classes.
-        num_support_per_class: size per class of the support set, where items have classes.
+            split that are in no support set.
+        selection: which support examples a query gets: "random" ones, or "rices": those with the
+            images most similar to the query's.
+        ensemble: number of orders of the support examples over which the scores of candidates are
+            averaged; 1: no ensembling.
+        num_support: size of the support set of a benchmark without classes.
+        num_support_per_class: size of the support set per class, of a benchmark with classes.
         templates: file of sentences around the name of a class, for zero-shot classification; None:
             see `evaluation.benchmarks.class_templates`.
         inference: decoding, scoring and the shapes that prompts are padded to.
-        num_text_examples: examples without images in front of a query at 0 shots, of open-ended
-            tasks (paper, A.2); not an option.
+        num_text_examples: examples without images before a query at 0 shots, in open-ended tasks
+            (paper, A.2); not an option.
     """
 
     shots: tuple[int, ...] = (0, 1, 2, 4, 8)

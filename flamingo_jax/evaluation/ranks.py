@@ -1,14 +1,16 @@
-"""How far down a list sorted by cosine the first right entry stands.
+"""The rank of the first right entry in a list sorted by cosine.
 
-What recall at k and the accuracy of a classification rest on.
+Recall at k and the accuracy of a classification are computed from it.
 
     queries [q J], gallery [g J]    of length 1
-    groups  int[q], int[g]          a query's right entries are those of its group: an image's captions, a caption's image, a picture's class
+    groups  int[q], int[g]          a query's right entries have its group: an image's captions, a
+                                    caption's image, a picture's class
 
-    cosines [q g] --sorted, the largest first; of equal ones the entry that comes first in the gallery--> place of the first right entry, from 0
+    cosines [q g] --sorted, the largest first; of equal ones the first in the gallery-->
+        rank of the first right entry, from 0
 
-The cosines are made and looked at in blocks of queries: 5,000 images by 25,000 captions would be
-half a gigabyte.
+The cosines are computed in blocks of queries: 5,000 images by 25,000 captions would need half a
+gigabyte.
 """
 
 from __future__ import annotations
@@ -16,7 +18,7 @@ from __future__ import annotations
 import numpy as np
 from jaxtyping import Float, Int
 
-_SCORES = 1 << 24  # cosines held at once
+_SCORES = 1 << 24  # cosines in memory at once
 
 
 def ranks(
@@ -27,17 +29,17 @@ def ranks(
     *,
     block: int | None = None,
 ) -> Int[np.ndarray, "q"]:
-    """For each query, how many entries of the gallery stand before the first of its own group.
+    """Returns, for each query, how many entries of the gallery come before the first right one.
 
     Args:
         queries: embeddings of length 1.
         gallery: embeddings of length 1.
         query_groups: group of each query.
         gallery_groups: group of each entry.
-        block: queries compared at once; by default as many as keep 2**24 cosines.
+        block: queries compared at once; None: as many as give 2**24 cosines.
 
     Raises:
-        ValueError: no entry of the gallery is of a query's group.
+        ValueError: the gallery has no entry of a query's group.
     """
     if len(orphans := np.setdiff1d(query_groups, gallery_groups)):
         raise ValueError(
@@ -50,19 +52,19 @@ def ranks(
     for start in range(0, len(queries), rows):
         scores = queries[start : start + rows] @ gallery.T
         right = query_groups[start : start + rows, None] == gallery_groups[None]
-        own = np.where(right, scores, -np.inf)
-        first = own.argmax(axis=1)[:, None]
-        best = np.take_along_axis(own, first, axis=1)
+        right_scores = np.where(right, scores, -np.inf)
+        first = right_scores.argmax(axis=1)[:, None]
+        best = np.take_along_axis(right_scores, first, axis=1)
         before = (scores > best) | ((scores == best) & (places[None] < first))
         found[start : start + rows] = before.sum(axis=1)
     return found
 
 
 def recall(found: Int[np.ndarray, "q"], k: int) -> float:
-    """The share of queries, 0..1, whose first right entry is among the first `k`.
+    """Returns the share of queries, 0..1, with a right entry among the first `k`.
 
     Args:
-        found: of `ranks`.
+        found: the result of `ranks`.
         k: at least 1.
     """
     return float(np.mean(found < k))

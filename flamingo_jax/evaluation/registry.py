@@ -41,7 +41,7 @@ BENCHMARKS = {
         *(IMAGENET, KINETICS700),
     )
 }
-# Without the variants with labels of two benchmarks.
+# The paper's benchmarks, in the order of its tables; without the variants on labelled splits.
 PAPER_BENCHMARKS = {name: benchmark for name, benchmark in BENCHMARKS.items() if not benchmark.data}
 
 

@@ -2,17 +2,19 @@
 
 Recall at 1, 5 and 10 (paper, Tables 9 and 11).
 
-    coco_retrieval, flickr30k_retrieval   the 5,000 and 1,000 test images of the Karpathy split with five captions each; found among all of them
-    world_retrieval                       test pictures of the demo's world, in batches of 64 different scenes; found within the batch
+    coco_retrieval        the 5,000 test images of the Karpathy split, with five captions each;
+                          found among all of them
+    flickr30k_retrieval   the same with its 1,000 test images
+    world_retrieval       test pictures of the demo's world, in batches of 64 different scenes;
+                          found within the batch
 
-An image's right captions are all of its own, the first of which counts; a caption's right image is
-its one. Of the few images of COCO with more than five captions the first five are taken, as is
-usual.
+All captions of an image are right, and the one with the best rank counts; a caption has one right
+image. A few images of COCO have more than five captions: the first five are taken, as is usual.
 
-In the world captions repeat, and "a X and a Y" says no other thing than "a Y and a X": in a batch
-every scene (the objects, whatever their order) is there once. The pictures are those of
-`test_images` with one and with two objects, which no training split has, in an order that the seed
-decides; a picture whose scene the batch has already waits for the next.
+In the world captions repeat, and "a X and a Y" means the same as "a Y and a X". So each scene (the
+objects, in any order) is in a batch only once. The pictures are those of `test_images` with one and
+with two objects, which no training split has; the seed decides their order. A picture with a scene
+that is already in the batch waits for the next batch.
 """
 
 from __future__ import annotations
@@ -43,7 +45,8 @@ def make(data: Mapping[str, str], protocol: Protocol, *, benchmark: Benchmark) -
     """Makes the retrieval task of a benchmark.
 
     Raises:
-        TaskError: its directory is not given, or it is asked for what it does not have.
+        TaskError: its directory is not given, or the protocol asks for support examples or for
+            another split.
     """
     name = f"{benchmark.name}_retrieval"
     task.check_has_no_supports(name, protocol)
@@ -56,10 +59,9 @@ class Retrieval:
     """Retrieval among the captioned images of a benchmark.
 
     Attributes:
-        name: of the task.
+        name: name of the task.
         items: reads the benchmark: images with their captions as references.
-        queries: name of the stream from which the images are drawn: that of the benchmark's
-            few-shot task.
+        queries: random stream of the choice of images: that of the benchmark's few-shot task.
         protocol: how many images are compared, and the seed that chooses them.
         metrics: RECALLS.
     """
@@ -74,8 +76,8 @@ class Retrieval:
         """Compares `protocol.n` images with all of their captions; 0: all images.
 
         Raises:
-            TaskError: there are fewer.
-            PromptError: one of them cannot be read.
+            TaskError: there are fewer images.
+            PromptError: an image cannot be read.
         """
         chosen = draw_queries(self.items(), self.protocol, task_name=self.name, stream=self.queries)
         images = model.images([item.visual for item in chosen if item.visual is not None])
@@ -96,7 +98,7 @@ class WorldRetrieval:
     """Retrieval within batches of the world's test pictures.
 
     Attributes:
-        directory: of the world, as data_pipelines wrote it; `test_images` is read.
+        directory: the world, as data_pipelines wrote it; `test_images` is read.
         protocol: how many pictures are compared, and the seed that chooses them.
     """
 
@@ -111,7 +113,7 @@ class WorldRetrieval:
         Fewer than 64 pictures are one batch.
 
         Raises:
-            TaskError: there are not as many pictures, or too few scenes for a batch.
+            TaskError: there are fewer pictures, or too few scenes for a batch.
         """
         n, seed = self.protocol.n, self.protocol.seed
         albums = read_albums(self.directory)
@@ -139,9 +141,9 @@ class WorldRetrieval:
         rows = [order[place] for batch in batches for place in batch]
         images = model.images([pictures[row][1] for row in rows])
         texts = model.texts([caption(pictures[row][2]) for row in rows])
-        own = np.arange(size)
+        owners = np.arange(size)
         found = [
-            both_ways(images[start : start + size], texts[start : start + size], own)
+            both_ways(images[start : start + size], texts[start : start + size], owners)
             for start in range(0, len(rows), size)
         ]
         both = [np.concatenate(ways) for ways in zip(*found, strict=True)]
@@ -157,12 +159,14 @@ def both_ways(
     captions: Float[np.ndarray, "c J"],
     owners: Int[np.ndarray, "c"],
 ) -> tuple[Int[np.ndarray, "n"], Int[np.ndarray, "c"]]:
-    """The place, from 0, of the first right caption of each image, and of the right image of each caption.
+    """Returns the rank of each image's first right caption, and of each caption's right image.
+
+    Ranks are from 0.
 
     Args:
         images: embeddings of length 1.
         captions: embeddings of length 1.
-        owners: number of each caption's image.
+        owners: index of each caption's image.
     """
     numbers = np.arange(len(images))
     return ranks(images, captions, numbers, owners), ranks(captions, images, owners, numbers)
@@ -171,24 +175,24 @@ def both_ways(
 def recalls(
     image_to_text: Int[np.ndarray, "n"], text_to_image: Int[np.ndarray, "c"]
 ) -> dict[str, float]:
-    """The values of RECALLS, 0..1, from what `both_ways` gives."""
+    """Returns the values of RECALLS, 0..1, from the ranks of `both_ways`."""
     found = zip(DIRECTIONS, (image_to_text, text_to_image), strict=True)
     values = [recall(ranks, k) for _, ranks in found for k in CUTOFFS]
     return dict(zip(RECALLS, values, strict=True))
 
 
 def distinct_batches(scenes: Sequence[Any], size: int, most: int | None = None) -> list[list[int]]:
-    """Cuts a sequence into batches in which no scene is there twice.
+    """Cuts a sequence into batches without a repeated scene.
 
-    Who cannot join a batch waits for the next.
+    A picture with a scene that is already in the batch waits for the next batch.
 
     Args:
-        scenes: what is pictured, in the order in which pictures are taken.
-        size: of a batch; what is left at the end and fills none is left out.
+        scenes: the scene of each picture, in the order in which pictures are taken.
+        size: pictures per batch. The last pictures that do not fill a batch are left out.
         most: number of batches; None: all that can be filled.
 
     Returns:
-        Places in `scenes`.
+        The batches, as indices of `scenes`.
     """
     batches: list[list[int]] = []
     waiting = list(range(len(scenes)))
@@ -211,26 +215,24 @@ def distinct_batches(scenes: Sequence[Any], size: int, most: int | None = None) 
 
 
 def _scene(attributes: np.ndarray) -> tuple[tuple[int, ...], ...]:
-    """int[O, 3] -> the objects, whatever their order."""
+    """Returns the objects, int[O, 3], as a value that does not depend on their order."""
     return tuple(sorted(map(tuple, attributes.tolist())))
 
 
 def _predictions(
     ids: Sequence[str], image_to_text: np.ndarray, text_to_image: np.ndarray
 ) -> list[dict[str, Any]]:
-    """Of each image the place of its first caption.
+    """Returns the rank, from 1, of each image's first right caption.
 
-    With one caption per image the place of the image, too.
+    If images have one caption each, the rank of the image among all images is added.
     """
     found = [
         {"query_id": name, "caption_rank": int(rank) + 1}
         for name, rank in zip(ids, image_to_text, strict=True)
     ]
     if len(text_to_image) == len(ids):
-        found = [
-            {**each, "image_rank": int(rank) + 1}
-            for each, rank in zip(found, text_to_image, strict=True)
-        ]
+        for each, rank in zip(found, text_to_image, strict=True):
+            each["image_rank"] = int(rank) + 1
     return found
 
 

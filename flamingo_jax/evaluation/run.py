@@ -1,13 +1,14 @@
 """One evaluation from a config: loads the model, asks the tasks, writes the report.
 
-A Flamingo or a language model is prompted (few-shot tasks); of a contrastive model the embeddings
-of images and texts are compared (zero-shot classification, retrieval): a run has tasks of one of
-the two kinds.
+Few-shot tasks prompt a Flamingo or a language model. Zero-shot classification and retrieval compare
+a contrastive model's embeddings of images and texts. A run has tasks of one of the two kinds.
 
-OUTPUT/results.json, tables, curves    OUTPUT/predictions.jsonl     the answers of this run, in order
-OUTPUT/predictions/TASK-SHOTS.jsonl    the journal, from which a run that was stopped goes on
-OUTPUT/features/                       of images, for selection=rices and for what is compared
-OUTPUT/submissions/TASK-SHOTS.json     for the server that knows the right answers, where they are hidden
+    OUTPUT/results.json, tables, curves    the results
+    OUTPUT/predictions.jsonl               the answers of this run, in order
+    OUTPUT/predictions/TASK-SHOTS.jsonl    the journal, from which a stopped run goes on
+    OUTPUT/features/                       of images, for selection=rices and for comparisons
+    OUTPUT/submissions/TASK-SHOTS.json     for the server that knows the right answers, if they are
+                                           hidden
 """
 
 from __future__ import annotations
@@ -39,11 +40,12 @@ def run(config: EvaluateConfig, checkpoint: str, output: str, cluster: Cluster) 
         cluster: the processes.
 
     Raises:
-        TaskError: an unknown task, one without its data, settings that it does not know, or tasks
-            of two kinds: before anything is loaded.
-        MissingResourceError: a metric needs what is not installed; before anything is loaded too.
-        CheckpointError: no checkpoint, or not of the kind that the tasks need.
-        PromptError: a prompt that cannot be read, or is too long.
+        TaskError: a task is unknown, its directory is not given, it does not have a choice of the
+            protocol, or the tasks are of two kinds. It is raised before anything is loaded.
+        MissingResourceError: something that a metric needs is not installed. It is raised before
+            anything is loaded.
+        CheckpointError: there is no checkpoint, or it is not of the kind that the tasks need.
+        PromptError: a prompt cannot be read, or is too long.
         PathError: `output` cannot be written.
     """
     data = {name: path for name, path in config.data.items() if path}
@@ -57,9 +59,8 @@ def run(config: EvaluateConfig, checkpoint: str, output: str, cluster: Cluster) 
             "Leave one of them out of this run."
         )
     check_metrics(tasks)
-    # one device; of several processes, all devices
-    is_default = set(config.mesh.sizes().values()) == {1}
-    if is_default:
+    # The default is one device, and with several processes all devices.
+    if set(config.mesh.sizes().values()) == {1}:
         mesh = make_mesh(MeshConfig(data=-1)) if cluster.count > 1 else None
     else:
         mesh = make_mesh(config.mesh)

@@ -1,13 +1,9 @@
-"""Runs a task.
+"""Runs tasks: episodes -> prompts -> answers -> metrics -> rows of results.json.
 
-Episodes -> prompts -> one prefill each -> decoded answer and candidate scores -> metrics -> rows of
-results.json.
-
-Open-ended metrics (exact match of what was decoded) and close-ended ones (ranking of the
-candidates) share the reading of the prompt. Queries, support examples and answers depend on (n,
-seed) alone, not on the batch size or on the devices. With a directory for its journals, a run that
-is killed goes on
-from the queries that it had finished.
+Open-ended metrics (exact match of the decoded text) and close-ended ones (ranking of the
+candidates) share one prefill of the prompt. Queries, support examples and answers depend on the
+protocol alone, not on the batch size or on the devices. With a directory for its journals, a
+stopped run goes on from the queries that it had finished.
 """
 
 from __future__ import annotations
@@ -28,7 +24,7 @@ from flamingo_jax.evaluation.predictions import answers_are_hidden
 from flamingo_jax.evaluation.task import Task, TaskError
 from flamingo_jax.inference.model import Flamingo
 
-# Of the engine's settings, those that decide how fast an answer comes, not which.
+# The engine's settings that decide how fast an answer is computed, but not which answer.
 _SHAPES = (
     "lengths",
     "num_images",
@@ -56,20 +52,19 @@ def evaluate(
         task: the task, with its protocol.
         shots: support examples per query.
         batch_size: prompts answered together.
-        journals: directory of TASK-SHOTS.jsonl, the answers so far; those that are there already
-            are taken over. None: nothing is kept.
-        model_hash: tells the model's weights from others, in the journal; `core.fingerprint` of
-            them.
-        progress: show a bar with the time left, on a terminal.
+        journals: directory of TASK-SHOTS.jsonl, the answers so far, which are not asked for again.
+            None: nothing is stored.
+        model_hash: `core.fingerprint` of the model's weights, for the journal.
+        progress: whether a terminal shows a bar with the time left.
 
     Returns:
-        A row per metric of the task, and all answers. No row if the right answers are hidden: they
-        are judged elsewhere.
+        A row per metric of the task, and all answers. There is no row if the right answers are
+        hidden.
 
     Raises:
-        TaskError: the task cannot give such episodes.
-        ValueError: an unknown metric.
-        PromptError: a prompt that cannot be read, or is too long.
+        TaskError: the task cannot make the episodes.
+        ValueError: a metric is unknown.
+        PromptError: a prompt cannot be read, or is too long.
         PathError: the journal cannot be written.
     """
     needs = {metric(name).needs for name in task.metrics}
@@ -79,22 +74,18 @@ def evaluate(
         raise TaskError(str(error)) from error
     if not episodes:
         raise TaskError(
-            f"task {task.name!r} at {shots} shots gave no episodes; expected {task.protocol.n}. Check its data."
+            f"task {task.name!r} at {shots} shots gave no episodes; expected {task.protocol.n}. "
+            "Check its data."
         )
-    decides = {
-        name: value
-        for name, value in dataclasses.asdict(model.engine.config).items()
-        if name not in _SHAPES
+    settings = dataclasses.asdict(model.engine.config).items()
+    header = {
+        "model": model_hash,
+        "checkpoint": model.checkpoint,
+        "step": model.step,
+        "settings": {name: value for name, value in settings if name not in _SHAPES},
     }
-    journal = Journal(
-        None if journals is None else Path(journals) / f"{task.name}-{shots}.jsonl",
-        {
-            "model": model_hash,
-            "checkpoint": model.checkpoint,
-            "step": model.step,
-            "settings": decides,
-        },
-    )
+    file = None if journals is None else Path(journals) / f"{task.name}-{shots}.jsonl"
+    journal = Journal(file, header)
     hidden = not (progress and sys.stderr.isatty())
     with tqdm.tqdm(
         total=len(episodes),
@@ -121,14 +112,14 @@ def evaluate(
 
 
 def check_metrics(tasks: Sequence[Task]) -> None:
-    """Looks for what the metrics of all tasks need on this machine.
+    """Checks that this machine has all that the metrics of the tasks need.
 
-    Before hours of decoding, not after.
+    It is called before hours of decoding, not after.
 
     Raises:
-        MissingResourceError: a program, package or file is not there; the message says how to
-            install it.
-        ValueError: an unknown metric.
+        MissingResourceError: a program, package or file is missing; the message says how to install
+            it.
+        ValueError: a metric is unknown.
     """
     for name in dict.fromkeys(name for task in tasks for name in task.metrics):
         metric(name).check()
@@ -179,7 +170,7 @@ def evaluate_all(
         The rows and the answers of all, in the order of the tasks and of their shots.
 
     Raises:
-        TaskError: a task is defined at none of the numbers of shots.
+        TaskError: a task is not defined at any of the numbers of shots.
     """
     model_hash = "" if journals is None else fingerprint(model.engine.params)
     rows: list[Row] = []

@@ -1,6 +1,6 @@
 """What a task is to the evaluator: a source of few-shot episodes (paper, A.2 and Figure 8).
 
-    Task.episodes(shots) -> [Episode]    one query each, with its support examples in front of it
+    Task.episodes(shots) -> [Episode]    one query each, after its support examples
 
 A contrastive model has no prompts; its tasks are `evaluation.comparison.ComparisonTask`.
 
@@ -56,12 +56,12 @@ class Task(Interface):
 
     @property
     def chance(self) -> float | None:
-        """What guessing gives, drawn as a line in the report; None if that is not defined."""
+        """What guessing gives, a line in the report's curves; None if that is not defined."""
         ...
 
     @property
     def protocol(self) -> Protocol:
-        """How queries and support examples are chosen; goes into results.json."""
+        """How queries and support examples are chosen; results.json has it."""
         ...
 
     def accepts(self, shots: int) -> bool:

@@ -1,34 +1,28 @@
-"""Few-shot tasks of the synthetic world.
+"""Few-shot tasks of the synthetic world: new pictures, and names that no page with pictures had.
 
-Fresh pictures, and names that no page with pictures ever had.
-
-    format   image "output : red<EOC>" image "output : green<EOC>" image "output :"        -> the query's colour, shape or size:
-                                                                                            which of
-                                                                                            them,
-                                                                                            only the
-                                                                                            context
-                                                                                            tells
-    bind2    image "this is a ulb<EOC>" image "this is a veck<EOC>" image "this is a"      -> the name of the query's colour or shape
+    format   image "output : red<EOC>" image "output : green<EOC>" image "output :"
+             -> the query's colour, shape or size; only the context says which of them
+    bind2    image "this is a ulb<EOC>" image "this is a veck<EOC>" image "this is a"
+             -> the name of the query's colour or shape
     bind4    the same with four names
 
-Controls run the same queries, supports and prompts, and change one thing:
+Controls have the same queries, supports and prompts, and change one thing:
 
-    _shuffled  labels tell nothing about pictures. bind: names in balanced random order. format:
-    each label is that of a random attribute of a
-               random picture, for if labels were exchanged within an episode, they would still tell
-               which attribute is asked for
+    _shuffled  labels do not depend on the pictures. bind: names in balanced random order. format:
+               each label is that of a random attribute of a random picture; labels exchanged within
+               an episode would still show which attribute is asked for
     _hidden    the images are masked
-    _held_out  the query (it alone) is of a pair of colour and shape that training never showed
+    _held_out  the query alone shows a pair of colour and shape that training never showed
 
 Every test picture is the query of one episode. The episode is a pure function of (seed, task,
-query): it depends neither on n nor on what else is evaluated, and with more shots the same supports
-come first. Supports are chosen at random, classes in balanced random order, never the query. There
-are no text-only examples at 0 shots.
+query): it does not depend on n or on other tasks, and with more shots the same supports come first.
+Supports are chosen at random, with classes in balanced random order; the query is never a support.
+There are no text-only examples at 0 shots.
 
-What guessing gives: bind, one in `ways` by ranking; no name can be known at 0 shots, and at 1 shot
-one in `ways`. format, 1/3 for who sees the picture but not which attribute is asked for (it is
-uniform over the three), 1/4 for who knows the attribute but does not see the picture. Candidates of
-`format` are therefore the values of all three attributes.
+What guessing gives. bind: one in `ways` by ranking; no name can be known at 0 shots, and at 1 shot
+one in `ways`. format: 1/3 with the picture but without the attribute that is asked for (it is
+uniform over the three), 1/4 with the attribute but without the picture. So the candidates of
+`format` are the values of all three attributes.
 """
 
 from __future__ import annotations
@@ -54,7 +48,7 @@ from flamingo_jax.world.scenes import ATTRIBUTES, COLOUR, SHAPE, VALUES
 from flamingo_jax.world.text import NEW_NAMES
 
 Control = Literal["", "shuffled", "hidden", "held_out"]
-SETTINGS: dict[str, tuple[int, Control]] = {  # name -> (ways, 0 for format; control)
+VARIANTS: dict[str, tuple[int, Control]] = {  # name -> (ways, or 0 for format; control)
     "format": (0, ""),
     "format_shuffled": (0, "shuffled"),
     "format_hidden": (0, "hidden"),
@@ -69,11 +63,13 @@ SETTINGS: dict[str, tuple[int, Control]] = {  # name -> (ways, 0 for format; con
 
 @dataclasses.dataclass(frozen=True)
 class WorldTask:
-    """One of the tasks in SETTINGS.
+    """One of the tasks in VARIANTS.
 
     Attributes:
-      name: its name.
-      directory: of the world, as data_pipelines wrote it; `test_images` is read.
+        name: a key of VARIANTS.
+        directory: the world, as data_pipelines wrote it; `test_images` is read.
+        metrics: names of the metrics.
+        protocol: how many queries there are, and the seed.
     """
 
     name: str
@@ -84,15 +80,15 @@ class WorldTask:
     @property
     def chance(self) -> float:
         """What guessing gives: 1 / ways, or one attribute of three."""
-        ways, _ = SETTINGS[self.name]
+        ways, _ = VARIANTS[self.name]
         return 1 / (ways or len(ATTRIBUTES))
 
     def accepts(self, shots: int) -> bool:
-        """Returns True: `episodes` says which pictures there are not enough of."""
+        """Returns True; `episodes` raises if there are too few pictures."""
         return True
 
     def submission_questions(self) -> Sequence[int | str]:
-        """Returns nothing: all answers are known."""
+        """Returns (): there is no server, all right answers are known."""
         return ()
 
     def episodes(self, shots: int) -> Sequence[Episode]:
@@ -106,7 +102,7 @@ class WorldTask:
                 class than the supports need.
         """
         n, seed = self.protocol.n, self.protocol.seed
-        ways, control = SETTINGS[self.name]
+        ways, control = VARIANTS[self.name]
         albums = read_albums(self.directory)
         pool = "test_held_out" if control == "held_out" else "test_one"
         num = len(albums[pool].images)
@@ -122,7 +118,7 @@ class WorldTask:
     def _episode(
         self, albums: Mapping[str, Album], pool: str, row: int, shots: int, seed: int, stream: str
     ) -> Episode:
-        ways, control = SETTINGS[self.name]
+        ways, control = VARIANTS[self.name]
         queries, supports = albums[pool], albums["test_one"]
         rng = generator(seed, f"{stream}/{pool}", row)
         question = _Question.draw(rng, queries.attributes[row, 0], ways)
@@ -150,9 +146,14 @@ class WorldTask:
 
 @dataclasses.dataclass(frozen=True)
 class _Question:
-    """What an episode asks.
+    """The question of an episode.
 
-    The attribute, its values that occur, what each is called, and the possible answers.
+    Attributes:
+        attribute: which attribute is asked for.
+        values: the attribute's values that occur.
+        answers: the word for each value.
+        candidates: the possible answers.
+        prompt: the text after the query's picture.
     """
 
     attribute: int
@@ -163,7 +164,7 @@ class _Question:
 
     @classmethod
     def draw(cls, rng: np.random.Generator, query: np.ndarray, ways: int) -> _Question:
-        """Draws a question about a picture: its format (ways = 0), or a name among `ways`."""
+        """Draws a question about a picture: an attribute (ways = 0), or one of `ways` names."""
         if not ways:
             attribute = int(rng.integers(len(ATTRIBUTES)))
             words = VALUES[attribute]
@@ -184,7 +185,7 @@ class _Question:
 
 
 def _balanced(rng: np.random.Generator, classes: Sequence[int]) -> Iterator[int]:
-    """Classes without end: each once in random order, then each once more, and so on."""
+    """Yields classes without end: each once in random order, then each once again, and so on."""
     while True:
         yield from rng.permutation(classes).tolist()
 
@@ -192,7 +193,7 @@ def _balanced(rng: np.random.Generator, classes: Sequence[int]) -> Iterator[int]
 def _choose(
     rng: np.random.Generator, album: Album, attribute: int, value: int, used: Sequence[int]
 ) -> int:
-    """Draws a picture of a class that is not in use yet."""
+    """Draws an unused picture of a class."""
     rows = album.having(attribute, value)
     if set(rows.tolist()) <= set(used):
         raise ValueError(
@@ -207,7 +208,7 @@ def _choose(
 def _shuffled(
     rng: np.random.Generator, album: Album, question: _Question, ways: int, shots: int
 ) -> list[str]:
-    """Labels that are independent of the pictures in front of them, and of the query."""
+    """Returns labels that are independent of the supports' pictures and of the query."""
     if ways:
         return [
             question.answers[value]
@@ -247,5 +248,5 @@ def _make(data: Mapping[str, str], protocol: Protocol, *, name: str) -> WorldTas
 
 
 TASKS: dict[str, task.TaskFactory] = {
-    name: functools.partial(_make, name=name) for name in SETTINGS
+    name: functools.partial(_make, name=name) for name in VARIANTS
 }

@@ -1,17 +1,19 @@
 """Zero-shot classification with a contrastive model.
 
-The class whose sentences are most like the picture (paper, B.1.3 and Table 7).
+The class with the sentences most similar to the picture (paper, B.1.3 and Table 7).
 
-    picture or clip --image encoder--> v                 of a clip the mean over its frames
-    class name --templates--text encoder--> t of each sentence --mean, length 1--> the class        (prompt ensembling, after CLIP)
-    answer: the class with the largest cosine; equal ones in the order of the classes
+    picture or clip --image encoder--> v          of a clip the mean over its frames
+    class name --templates--text encoder--> t of each sentence --mean, length 1--> the class
+                                                  (prompt ensembling, after CLIP)
+    answer: the class with the largest cosine; of equal ones the first class
 
     imagenet_zero_shot        top-1 accuracy on the validation split
     kinetics700_zero_shot     the mean of top-1 and top-5 accuracy on the validation split
-    world_zero_shot           the demo's test pictures of one object, among the 56 pairs of colour and shape of training
+    world_zero_shot           the demo's test pictures of one object, among the 56 pairs of colour
+                              and shape of training
 
-The images, class names and queries are those of the few-shot tasks of these benchmarks: at the same
-n and seed the same are asked about.
+The images, class names and queries are those of the few-shot tasks of these benchmarks: with the
+same n and seed the queries are the same.
 """
 
 from __future__ import annotations
@@ -35,15 +37,15 @@ from flamingo_jax.evaluation.ranks import ranks, recall
 from flamingo_jax.evaluation.world_tasks import read_albums
 from flamingo_jax.world.scenes import COLOUR, COLOURS, SEEN, SHAPE, SHAPES, SIZES
 
-_SHOWN = 5  # classes of a prediction that are written for inspection
+_SHOWN = 5  # classes of a line of predictions.jsonl
 
 
 def make(data: Mapping[str, str], protocol: Protocol, *, benchmark: Benchmark) -> ZeroShot:
-    """Makes the zero-shot task of a benchmark, as its `contrastive` says.
+    """Makes the zero-shot task that a benchmark declares in `contrastive`.
 
     Raises:
-        TaskError: its directory is not given, it is asked for what it does not have, or the file of
-            templates cannot be read.
+        TaskError: its directory is not given, the protocol asks for support examples or for another
+            split, or the file of templates cannot be read.
     """
     name = f"{benchmark.name}_zero_shot"
     task.check_has_no_supports(name, protocol)
@@ -61,12 +63,12 @@ class ZeroShot:
     """Classification among the candidates of its items.
 
     Attributes:
-        name: of the task.
+        name: name of the task.
         items: reads the benchmark: pictures or clips, each with its class and all classes.
         templates: sentences around the name of a class.
-        metrics: of "top1", "top5" and "top1_top5" (their mean), the one that papers report first.
-        queries: name of the stream from which the queries are drawn: that of the benchmark's
-            few-shot task.
+        metrics: some of "top1", "top5" and "top1_top5" (their mean); the one that papers report is
+            the first.
+        queries: random stream of the choice of queries: that of the benchmark's few-shot task.
         protocol: how many are classified, and the seed that chooses them.
     """
 
@@ -81,15 +83,15 @@ class ZeroShot:
         """Classifies `protocol.n` pictures or clips; 0: all.
 
         Raises:
-            TaskError: there are fewer.
-            PromptError: one of them cannot be read.
+            TaskError: there are fewer pictures or clips.
+            PromptError: a picture or a clip cannot be read.
         """
         chosen = draw_queries(self.items(), self.protocol, task_name=self.name, stream=self.queries)
         classes = chosen[0].candidates
-        number = {name: place for place, name in enumerate(classes)}
+        index = {name: number for number, name in enumerate(classes)}
         weights = class_embeddings(model, classes, self.templates)
         images = model.images([item.visual for item in chosen if item.visual is not None])
-        groups = np.array([number[item.answer] for item in chosen])
+        groups = np.array([index[item.answer] for item in chosen])
         found = ranks(images, weights, groups, np.arange(len(classes)))
         top1, top5 = recall(found, 1), recall(found, 5)
         values = {"top1": top1, "top5": top5, "top1_top5": (top1 + top5) / 2}
@@ -106,11 +108,11 @@ class ZeroShot:
 def class_embeddings(
     model: Encoders, classes: Sequence[str], templates: Sequence[str]
 ) -> Float[np.ndarray, "classes J"]:
-    """The embedding of each class: the mean of those of its sentences, of length 1.
+    """Returns the embedding of each class: the mean over its sentences, scaled to length 1.
 
     Args:
         model: the encoders.
-        classes: their names.
+        classes: the names of the classes.
         templates: see `class_templates`.
     """
     sentences = [sentence for name in classes for sentence in class_templates.fill(templates, name)]
@@ -146,7 +148,7 @@ def _world_items(directory: str) -> Sequence[Item]:
 def _make_world(data: Mapping[str, str], protocol: Protocol) -> ZeroShot:
     task.check_has_no_supports("world_zero_shot", protocol)
     place = task.directory(data, "world", "world_zero_shot")
-    # captions name the size of each thing, and nothing else
+    # The world's captions name the size, the colour and the shape of a thing.
     templates = tuple(f"a {size} {{}}" for size in SIZES)
     if protocol.templates:
         templates = class_templates.read(protocol.templates)

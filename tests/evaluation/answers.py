@@ -4,7 +4,7 @@ from flamingo_jax.evaluation.episode import Answer, Episode
 
 
 class _Unchecked(Episode):
-    """An episode with a right answer that need not be among the candidates."""
+    """An episode that does not check its right answer."""
 
     def __post_init__(self):
         pass
@@ -24,10 +24,10 @@ def answered(
     parts=(),
     **fields,
 ):
-    """An answer to a query with these annotations.
+    """Returns an answer to a query with these annotations.
 
     Args:
-        query_id: names the query.
+        query_id: name of the query.
         answer: the right answer.
         text: the decoded text.
         candidates: possible answers.

@@ -1,4 +1,4 @@
-"""A benchmark in memory, for tests of what is the same for all benchmarks."""
+"""A benchmark in memory, for tests of the code that all benchmarks share."""
 
 import dataclasses
 from typing import Any
@@ -16,7 +16,7 @@ WORDS = ("red", "green", "blue")
 class Colours(Benchmark):
     """Items with an image of four colours and a word.
 
-    Close-ended where `metrics` says so, with classes where `labelled`.
+    `metrics` makes it open-ended or close-ended; `labelled` gives the items classes.
     """
 
     name: str = "colours"

@@ -1,6 +1,6 @@
-"""A contrastive model that needs no weights.
+"""A contrastive model without weights.
 
-Texts have random directions, images those of the texts that they are said to show.
+A text has a random direction; an image has the mean direction of the texts that it shows.
 """
 
 import dataclasses
@@ -10,14 +10,14 @@ import numpy as np
 
 from flamingo_jax.evaluation.protocol import Protocol
 
-WIDTH = 64  # of directions, so that chance likeness is small
+WIDTH = 64  # large, so that random directions have a small cosine
 
 
 class Meaning:
-    """What evaluation asks of a `DualEncoder`.
+    """Implements the encoders of a comparison.
 
-    `shows(visual)` gives the texts that an image shows; its embedding is their mean. All that was
-    asked for is kept.
+    `shows(visual)` returns the texts that an image shows. `seen` and `read` list all images and
+    texts that were embedded.
     """
 
     checkpoint, step = "meaning", 7
@@ -37,7 +37,7 @@ class Meaning:
 
 
 def compare(task, model, **choices):
-    """What a comparison task gives under a protocol with these choices."""
+    """Returns the task's comparison under a protocol with these choices."""
     return dataclasses.replace(task, protocol=Protocol(**choices)).compare(model)
 
 

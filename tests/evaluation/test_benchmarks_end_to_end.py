@@ -27,7 +27,7 @@ SHOTS = (0, 2)
 def model(tmp_path_factory):
     """All prompts have one shape, so that few programs are compiled.
 
-    A dialogue of ten questions at 2 shots is the longest, in words that are known.
+    The longest prompt is a dialogue of ten questions at 2 shots, in words of the tokenizer.
     """
     config = dataclasses.replace(tiny.CONFIG, lengths=(96,), xattn_chunk=0, max_new_tokens=3)
     return tiny.load(tmp_path_factory.getbasetemp(), config=config)
@@ -82,9 +82,9 @@ def test_benchmark_runs(model, tmp_path, name, shots):
 
 @pytest.mark.parametrize("name", benchmarks.IMAGES + benchmarks.VIDEOS)
 def test_prompts_follow_the_template(tmp_path, name):
-    """Figure 8: an image in front of each example.
+    """Each example comes after its image (Figure 8).
 
-    At 0 shots two examples of text alone, and none if the benchmark is close-ended.
+    At 0 shots there are two examples of text alone, or no example if the benchmark is close-ended.
     """
     benchmark = make(name, tmp_path)
     for shots in filter(benchmark.accepts, SHOTS):

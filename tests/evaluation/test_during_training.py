@@ -1,4 +1,4 @@
-"""What the contrastive stage measures of itself while it is trained, through the same `train`.
+"""Evaluation during training: what the contrastive stage measures.
 
 And what a stage cannot measure.
 """
@@ -38,7 +38,7 @@ def config_of(stage, world, *tasks):
 
 @pytest.fixture(scope="module")
 def workdir(world, tmp_path_factory):
-    """A contrastive run of six steps that measured itself after three and at its end."""
+    """A contrastive run of six steps, evaluated after three steps and at the end."""
     directory = tmp_path_factory.mktemp("run")
     config = config_of("contrastive", world, *TASKS)
     train(config, directory, evaluation=during_training.evaluation, devices=jax.devices()[:1])
@@ -58,9 +58,9 @@ def test_it_is_measured_as_often_as_was_asked(workdir):
 
 
 def test_evaluate_gives_what_the_hook_gave(workdir, world, tmp_path, capsys):
-    """The export of the last step, through `evaluate`.
+    """`evaluate` gives the export of the last step the same numbers for the same seed and n.
 
-    The same numbers for the same seed and n, and the report.
+    It writes the report, too.
     """
     settings = {
         "n": 32,

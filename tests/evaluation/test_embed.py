@@ -51,16 +51,16 @@ KEYS = {
 
 @pytest.mark.parametrize("kind", RECORDS)
 def test_images_of_records(encoder, tmp_path, kind):
-    """RECORD/IMAGE names each, and its row is the features of that image, whatever stands beside it."""
+    """Keys are RECORD/IMAGE, and a row has the features of its image alone."""
     write_records(epath.Path(tmp_path) / "data", kind, {"train": lambda: RECORDS[kind]})
-    told = embed.write(encoder, embed.Images({"embed": f"{tmp_path}/data"}), tmp_path / "out")
+    message = embed.write(encoder, embed.Images({"embed": f"{tmp_path}/data"}), tmp_path / "out")
     found = written(tmp_path / "out")
     assert list(found) == list(KEYS[kind])
     alone = encoder([tiny.image(seed) for seed in KEYS[kind].values()])
     np.testing.assert_allclose(np.stack(list(found.values())), alone, rtol=1e-5, atol=1e-6)
     left_out = 1 if kind == "image_text" else 0
-    assert (
-        told == f"{len(found)} images of {tmp_path}/data are embedded, {left_out} could not be read"
+    assert message == (
+        f"{len(found)} images of {tmp_path}/data are embedded, {left_out} could not be read"
     )
 
 
@@ -70,12 +70,12 @@ def test_images_of_a_folder(encoder, tmp_path):
         PIL.Image.fromarray(tiny.image(seed)).save(tmp_path / "in" / name)
     (tmp_path / "in" / "broken.jpg").write_bytes(b"no image")
     (tmp_path / "in" / "readme.txt").write_text("no image either")
-    told = embed.write(encoder, embed.Images({"embed": str(tmp_path / "in")}), tmp_path / "out")
+    message = embed.write(encoder, embed.Images({"embed": str(tmp_path / "in")}), tmp_path / "out")
     found = written(tmp_path / "out")
     assert (
         list(found) == ["a.PNG", "b/dog.png"]
-        and "2 images of" in told
-        and "1 could not be read" in told
+        and "2 images of" in message
+        and "1 could not be read" in message
     )
     np.testing.assert_allclose(
         found["b/dog.png"], encoder([tiny.image(2)])[0], rtol=1e-5, atol=1e-6
@@ -83,10 +83,7 @@ def test_images_of_a_folder(encoder, tmp_path):
 
 
 def test_deduplication_reads_them(encoder, tmp_path):
-    """A training image that is one of the evaluation images is found by its embedding.
-
-    The others stay.
-    """
+    """Deduplication finds the one training image that is an evaluation image, by its embedding."""
     place = epath.Path(tmp_path)
     write_records(
         place / "train",

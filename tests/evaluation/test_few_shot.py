@@ -1,6 +1,6 @@
 """The few-shot protocol on a benchmark in memory.
 
-Which items are drawn, and what the prompt looks like (paper, B.1.5 and Figure 8).
+Which items are drawn, and how the prompt is written (paper, B.1.5 and Figure 8).
 """
 
 import dataclasses
@@ -36,9 +36,9 @@ def text(episode):
 
 
 def test_the_prompt_is_that_of_the_paper():
-    """<image>Output: A cat.<EOC><image>Output: A dog.<EOC><image>Output: as in B.1.5, Figure 8.
+    """The prompt has the form of B.1.5 and Figure 8.
 
-    <BOS> comes with the tokens.
+    <image>Output: A cat.<EOC><image>Output: A dog.<EOC><image>Output: (<BOS> is one of the tokens.)
     """
     (episode,) = drawn(CLOSED, 2, n=1)
     numbers = [int(name.split("/")[1]) for name in episode.support_ids]
@@ -99,7 +99,7 @@ def test_supports_are_drawn_per_query_and_by_the_seed():
     assert all(episode.support_ids != by_query[episode.query_id] for episode in episodes)
 
 
-def test_supports_come_from_the_support_set_and_none_comes_twice():
+def test_supports_are_different_items_of_the_support_set():
     episodes = drawn(Colours(), 10, num_support=10)
     support_set = {name for episode in episodes for name in episode.support_ids}
     assert len(support_set) == 10 and all(
@@ -113,7 +113,10 @@ def test_supports_come_from_the_support_set_and_none_comes_twice():
     ids=["plain", "classes"],
 )
 def test_validation_shares_nothing_with_test(monkeypatch, benchmark, sizes):
-    """Validation queries, validation supports and test supports are disjoint parts of the training split (Table 6)."""
+    """The training split has three disjoint parts (Table 6).
+
+    They are the validation queries, the validation supports and the test supports.
+    """
     benchmark = dataclasses.replace(benchmark, validation_queries=5)
     monkeypatch.setattr(draws, "VALIDATION_QUERIES_PER_CLASS", 4)
     found = {}
@@ -131,7 +134,7 @@ def test_validation_shares_nothing_with_test(monkeypatch, benchmark, sizes):
 
 
 def test_of_classes_each_has_as_many_supports():
-    """Table 7: 5 of each class."""
+    """Each class has 5 supports (Table 7)."""
     episodes = drawn(LABELLED, 15, n=2, num_support_per_class=5)
     words = [WORDS[int(name.split("/")[1]) % 3] for name in episodes[0].support_ids]
     assert sorted(words) == sorted(WORDS * 5) and words != sorted(words)
@@ -205,7 +208,7 @@ def test_rices_puts_the_most_similar_last():
     assert asked == [(1, 8, 4)]
     assert set(episode.support_ids) < set(whole_support_set.support_ids)
     (fewer,) = rices.episodes(2)
-    # two are the nearest two, in the same order
+    # At 2 shots the supports are the two nearest of those at 3 shots, in the same order.
     assert episode.support_ids[1:] == fewer.support_ids
     (random,) = drawn(Colours(), 0, n=1, num_support=8)
     assert text(rices.episodes(0)[0]) == text(random)
@@ -223,7 +226,7 @@ def test_an_ensemble_has_six_orders_of_the_same_supports(shots, orders):
         images = [
             tuple(id(part) for part in parts if not isinstance(part, str)) for parts in prompts
         ]
-        assert len(set(images)) == orders  # none twice
+        assert len(set(images)) == orders
         assert (
             len({frozenset(each) for each in images}) == 1
             and len({each[-1] for each in images}) == 1
@@ -239,14 +242,37 @@ def test_an_ensemble_has_six_orders_of_the_same_supports(shots, orders):
 @pytest.mark.parametrize(
     ("benchmark", "choices", "shots", "n", "message"),
     [
-        (Colours(), {}, 4, 10, r"task 'colours': got n=10; its test split has 9 queries. Take n from 1 to that"),
-        (Colours(), {"split": "validation"}, 4, 1, r"split=validation needs 2048 test supports, .*; got 40 items"),
-        (LABELLED, {"split": "validation"}, 4, 1, r"32 test supports.* each class of the training split.*; got 30 items of '"),
-        (Colours(num_train=1), {}, 0, 1, "0 shots need 2 support examples, the training split "
-                                              "has 1 "),
+        (
+            Colours(),
+            {},
+            4,
+            10,
+            "task 'colours': got n=10; its test split has 9 queries. Take n from 1 to that",
+        ),
+        (
+            Colours(),
+            {"split": "validation"},
+            4,
+            1,
+            "split=validation needs 2048 test supports, .*; got 40 items",
+        ),
+        (
+            LABELLED,
+            {"split": "validation"},
+            4,
+            1,
+            "32 test supports.* each class of the training split.*; got 30 items of '",
+        ),
+        (
+            Colours(num_train=1),
+            {},
+            0,
+            1,
+            "0 shots need 2 support examples, the training split has 1 ",
+        ),
     ],
-)  # fmt: skip
-def test_what_there_is_not_enough_of_is_said(benchmark, choices, shots, n, message):
+)
+def test_too_few_items_are_an_error(benchmark, choices, shots, n, message):
     with pytest.raises(TaskError, match=message):
         drawn(benchmark, shots, n=n, seed=1, **choices)
 
@@ -294,7 +320,7 @@ def test_a_registered_benchmark_is_a_task(monkeypatch):
 
 
 def test_two_queries_of_one_id_are_refused():
-    """The journal of finished queries goes by id: one of them would be lost."""
+    """The journal finds finished queries by id, so one of the two would be lost."""
 
     class Twice(Colours):
         def test(self):

@@ -1,6 +1,6 @@
-"""A run that is stopped goes on.
+"""The journal: a stopped run goes on.
 
-What is in the journal is not asked again, and what is not the same is.
+Prompts with an answer in the journal are not asked again; changed prompts are.
 """
 
 import dataclasses
@@ -37,9 +37,9 @@ def model(tmp_path_factory):
 
 @pytest.fixture
 def asked(model, monkeypatch):
-    """The number of prompts of each call of the engine, which is replaced.
+    """The number of prompts in each call of the engine, which is replaced.
 
-    Its answers differ with all that is asked in the same call.
+    The replaced engine's answers depend on all prompts of a call.
     """
     counts = []
 
@@ -63,7 +63,7 @@ def asked(model, monkeypatch):
 
 
 def outcome(result):
-    """What can be compared of rows and answers."""
+    """Returns rows, and answers in a form that can be compared."""
     rows, answers = result
     return rows, [answer.line() for answer in answers]
 
@@ -85,7 +85,7 @@ def test_answers_come_back(tmp_path):
     "left",
     [b'{"query": "query/2", "prom', b'{"query": "query/2"}', b"\xff\xfe\x00\n", b"no JSON\n"],
 )
-def test_what_a_kill_left_of_a_line_is_dropped(tmp_path, left):
+def test_an_incomplete_last_line_is_dropped(tmp_path, left):
     file = tmp_path / "task-0.jsonl"
     Journal(file, HEADER).add([EPISODE], ["key"], [("red", None)])
     whole = file.read_bytes()
@@ -118,7 +118,7 @@ def test_another_model_or_other_settings_begin_anew(tmp_path, change):
         {"orders": ((b"an image", "this is a"),)},
     ],
 )
-def test_the_hash_sees_all_of_a_prompt(change):
+def test_the_hash_depends_on_all_of_a_prompt(change):
     assert prompt_hash(dataclasses.replace(EPISODE, **change)) != prompt_hash(EPISODE)
     assert prompt_hash(dataclasses.replace(EPISODE)) == prompt_hash(EPISODE)
 
@@ -132,9 +132,9 @@ def test_segments_of_a_video_are_different_prompts():
 
 
 def test_a_stopped_run_goes_on_and_ends_as_if_it_had_not(model, asked, tmp_path):
-    """Stopped after the first wave of prompts, in the middle of a line.
+    """The run is stopped after the first wave of prompts, in the middle of a line.
 
-    The rest alone is asked, and all predictions are the same, to the bit.
+    Only the rest is asked, and all predictions are the same to the bit.
     """
     task = FewShotTask(Colours(metrics=(EXACT_MATCH, RANKING), num_test=11), ALL)
     how = {"shots": 2, "batch_size": 2}  # a wave is 4 batches
@@ -145,7 +145,7 @@ def test_a_stopped_run_goes_on_and_ends_as_if_it_had_not(model, asked, tmp_path)
     file.write_bytes(b"".join(file.read_bytes().splitlines(keepends=True)[:5])[:-7])
     asked.clear()
     resumed = outcome(evaluate(model, task, **how, journals=tmp_path))
-    assert asked == [8, 3]  # 3 of the first 8 were there: all 8 share their batches again
+    assert asked == [8, 3]  # 3 of the first 8 were in the file: all 8 are asked again
     assert resumed == whole
     file.write_bytes(b"".join(file.read_bytes().splitlines(keepends=True)[: 1 + 3 + 8]))
     asked.clear()
@@ -213,7 +213,7 @@ def test_more_queries_and_other_shapes_use_what_is_there(model, asked, tmp_path)
 
 
 def test_other_weights_are_asked_again(model, asked, tmp_path, monkeypatch):
-    """The same checkpoint path and step, other weights: a run that was trained again."""
+    """A run that was trained again has the same checkpoint path and step, but other weights."""
     task = FewShotTask(Colours(), FOUR)
     evaluate_all(model, [task], journals=tmp_path)
     params = {**model.engine.params}
@@ -235,10 +235,7 @@ def test_scores_are_the_same_in_memory_and_from_the_journal(model, asked, tmp_pa
 
 
 def test_an_ensemble_has_the_mean_of_its_orders(model, asked):
-    """Each order is a prompt of its own.
-
-    Here every one is asked alone, and then all six together.
-    """
+    """Each order is a separate prompt: here each is asked alone, and then all six together."""
     task = FewShotTask(
         Colours(metrics=(RANKING,), num_test=1), dataclasses.replace(ALL, ensemble=6)
     )
@@ -254,7 +251,7 @@ def test_an_ensemble_has_the_mean_of_its_orders(model, asked):
     assert row.ensemble == 6
 
 
-def test_a_place_that_cannot_be_written_is_said(tmp_path):
+def test_a_file_that_cannot_be_written_is_an_error(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(PathError, match="Cannot"):
         Journal(tmp_path / "file" / "task-0.jsonl", HEADER)

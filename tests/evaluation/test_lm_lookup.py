@@ -1,7 +1,7 @@
 """The look-up probe.
 
-A model that looks up gets 1 and nll 0, one that guesses gets chance, and the positions are the
-right ones.
+A model that looks names up has accuracy 1 and the nll of its certainty; a model that guesses has
+what guessing gives.
 """
 
 import math
@@ -22,7 +22,10 @@ def tokenizer(tmp_path_factory):
 
 
 def reader(certainty):
-    """A model that puts `certainty` on what followed the last "KEY :" before, the rest evenly on other ids; it sees the past alone."""
+    """A model with probability `certainty` for the token after the last equal "KEY :".
+
+    The rest is even on other ids. The model reads only the past.
+    """
 
     def token_nll(tokens, segment):
         losses = np.full((tokens.shape[0], tokens.shape[1] - 1), 50.0)
@@ -39,7 +42,7 @@ def reader(certainty):
 
 
 @pytest.mark.parametrize("ways", [2, 4, 6])
-def test_look_up_is_seen(tokenizer, ways):
+def test_a_model_that_looks_up_is_right(tokenizer, ways):
     found = lookup_probe(reader(0.8), tokenizer, ways, 20, 0)
     assert found["accuracy"] == 1.0
     assert found["nll"] == pytest.approx(-math.log(0.8))
@@ -47,7 +50,7 @@ def test_look_up_is_seen(tokenizer, ways):
 
 @pytest.mark.parametrize("ways", [2, 4])
 def test_copying_any_name_is_chance(tokenizer, ways):
-    """A model with one favourite name (n = 400, three standard errors)."""
+    """The model prefers one name (n = 400, three standard errors)."""
 
     def token_nll(tokens, segment):
         return np.broadcast_to(tokens[:, 1:] * 0.01, tokens[:, 1:].shape)

@@ -1,4 +1,4 @@
-"""evaluate and generate from the command line, on tiny exports; and their messages."""
+"""The programs evaluate and generate on tiny exports, and their error messages."""
 
 import json
 
@@ -53,7 +53,7 @@ def cat(tmp_path_factory):
 
 
 def test_an_export_answers_as_the_model_did(exports, tmp_path_factory):
-    """Through the files and back: the same text, and the record of where it came from."""
+    """A model from files gives the same text; it has its checkpoint and its step."""
     loaded = Flamingo.load(exports["flamingo"], config=tiny.CONFIG)
     assert (loaded.step, loaded.checkpoint) == (7, str(exports["flamingo"]))
     prompt = [tiny.image(2), "this is a"]
@@ -75,7 +75,7 @@ def test_the_config_file_is_the_schema():
 
 
 def test_the_papers_setting_has_a_place_for_all_benchmarks():
-    """Each registered benchmark is given its directory by a flag, and `:paper` evaluates all of Table 1."""
+    """Each benchmark has a flag for its directory, and `:paper` evaluates all of Table 1."""
     config = from_dict(EvaluateConfig, evaluate_config.get_config("paper"))
     assert (len(config.tasks), config.shots, config.n) == (16, (0, 4, 8, 16, 32), 0)
     assert (config.inference.decoding, config.inference.beams) == ("beam", 3)
@@ -117,7 +117,7 @@ def test_generate(run_program, exports, cat):
     ],
 )
 def test_generate_says_what_is_wrong(run_program, prompt, message):
-    """Before anything is loaded: the checkpoint is not even looked for."""
+    """The error comes before the checkpoint is opened."""
     done = run_program("-m", "flamingo_jax.generate", "--checkpoint=nowhere", prompt, status=1)
     assert done.stderr.startswith(message) and "Traceback" not in done.stderr
 
@@ -139,8 +139,11 @@ def test_evaluate_a_language_model(run_program, exports, tmp_path):
     )
     rows = json.loads((tmp_path / "results.json").read_text())
     assert [(row["task"], row["shots"], row["metric"], row["n"]) for row in rows] == [
-        ("lm_lookup", 2, "ranking", 4), ("lm_lookup", 2, "nll", 4), ("lm_lookup", 4, "ranking", 4), ("lm_lookup", 4, "nll", 4),
-    ]  # fmt: skip
+        ("lm_lookup", 2, "ranking", 4),
+        ("lm_lookup", 2, "nll", 4),
+        ("lm_lookup", 4, "ranking", 4),
+        ("lm_lookup", 4, "nll", 4),
+    ]
     assert "task \\ shots" in done.stdout and (tmp_path / "few_shot.png").exists()
     assert len((tmp_path / "predictions.jsonl").read_text().splitlines()) == 8
 

@@ -1,4 +1,4 @@
-"""Places of right entries in a list sorted by cosine, against sorting."""
+"""The rank of the first right entry is the one that sorting gives."""
 
 import hypothesis
 import numpy as np
@@ -9,7 +9,7 @@ from flamingo_jax.evaluation.ranks import ranks, recall
 
 
 def by_sorting(queries, gallery, query_groups, gallery_groups):
-    """Sorts the whole gallery for each query; equal ones stay in their order."""
+    """Sorts the whole gallery for each query; equal entries keep their order."""
     found = []
     for query, group in zip(queries, query_groups, strict=True):
         order = np.argsort(-(gallery @ query), kind="stable")
@@ -25,9 +25,9 @@ def by_sorting(queries, gallery, query_groups, gallery_groups):
     block=st.sampled_from([None, 1, 2, 5]),
 )
 def test_it_is_what_sorting_gives(seed, num_queries, block):
-    """Of small whole numbers, whose products are exact and often equal.
+    """Embeddings are small integers, so that products are exact and often equal.
 
-    Several right entries for each query.
+    A query has several right entries.
     """
     rng = np.random.default_rng(seed)
     queries = rng.integers(-1, 2, (num_queries, 3)).astype(np.float32)
@@ -45,7 +45,7 @@ def test_of_equal_entries_the_first_in_the_gallery_comes_first():
     assert found == [0, 1, 3, 2]
 
 
-def test_recall_counts_who_is_among_the_first():
+def test_recall_counts_queries_with_a_rank_below_k():
     found = np.array([0, 3, 1, 9, 10])
     assert [recall(found, k) for k in (1, 2, 5, 10)] == [0.2, 0.4, 0.6, 0.8]
 

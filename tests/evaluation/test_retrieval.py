@@ -1,7 +1,4 @@
-"""Retrieval.
-
-Captions by image and images by caption, and batches of the world in which no scene is there twice.
-"""
+"""Retrieval: captions by image, images by caption, and the world's batches of different scenes."""
 
 import json
 
@@ -27,9 +24,9 @@ def world(tmp_path_factory):
 
 
 def test_several_captions_of_an_image():
-    """Image 0 finds its second caption at the third place, image 1 its only one at once.
+    """Image 0 has its first right caption at rank 2, image 1 at rank 0.
 
-    Captions find their image.
+    Captions 1 and 2 have their image at rank 0, captions 0 and 3 at rank 1.
     """
     images = np.array([[1, 0, 0], [0, 1, 0]], np.float32)
     captions = np.array([[-1, 0, 0], [0.5, 0, 0], [0.6, 0.7, 0], [0.9, 0.1, 0]], np.float32)
@@ -50,7 +47,7 @@ def test_several_captions_of_an_image():
 def test_captioned_benchmarks(tmp_path, name):
     """All captions of the test images are searched.
 
-    Who shows the caption of another image is found wrong.
+    An image that shows another image's caption is wrong.
     """
     fixture = {"coco": coco, "flickr30k": flickr30k}[name]
     getattr(fixture, f"make_{name}")(epath.Path(tmp_path))
@@ -94,15 +91,15 @@ def test_in_a_batch_every_scene_is_there_once():
     assert batches == [[0, 2, 4], [1, 5, 6], [3, 7, 8]]
     assert all(len({scenes[place] for place in batch}) == 3 for batch in batches)
     places = [place for batch in batches for place in batch]
-    assert len(set(places)) == len(places)  # and no picture twice
+    assert len(set(places)) == len(places)
     assert distinct_batches(scenes, 3, most=1) == batches[:1]
     assert distinct_batches(list("aab"), 3) == []
 
 
 def test_the_world(world):
-    """Pictures that no training record has; the other order of two objects is the same scene.
+    """Each picture has its caption at rank 0, and a batch has each scene only once.
 
-    What shows its caption is found.
+    The other order of two objects is the same scene.
     """
     albums = read_albums(world)
     shown = {
@@ -127,7 +124,9 @@ def test_the_world(world):
     assert again.read[64:] != model.read
     blind = compare(made, Meaning(lambda image: ["nothing"]), n=64, seed=1).values
     assert blind["image_to_text_recall_at_1"] == blind["text_to_image_recall_at_1"] == 1 / 64
-    assert compare(made, model, n=9, seed=1).n == 9  # fewer than a batch: a smaller one
+    assert (
+        compare(made, model, n=9, seed=1).n == 9
+    )  # fewer pictures than a batch are a smaller batch
     json.dumps(found.predictions)
 
 

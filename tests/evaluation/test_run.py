@@ -1,6 +1,6 @@
-"""A whole evaluation, in this process.
+"""A whole evaluation in this process.
 
-RICES, the journal, the report, hidden answers and embeddings, as the command line would have them.
+RICES, the journal, the report, hidden answers and embeddings, as the command line has them.
 """
 
 import dataclasses
@@ -84,7 +84,7 @@ def test_where_answers_are_hidden_a_submission_is_written(checkpoint, config, tm
     submission = json.loads((tmp_path / "submissions" / "hidden_colours-2.json").read_text())
     assert [sorted(entry) for entry in submission] == [["answer", "question_id"]] * 7
     assert sorted(entry["question_id"] for entry in submission) == list(range(7))
-    # not asked, but the server expects it
+    # The server expects this question too, which was not asked.
     assert submission[-1] == {"question_id": 6, "answer": ""}
     assert json.loads((tmp_path / "results.json").read_text()) == []
     assert "hidden_colours-2.json is for the server" in capsys.readouterr().out

@@ -1,6 +1,6 @@
 """The runner on a task in memory and the tiny model.
 
-Rows, sharing of the prefill, independence of batch size and devices.
+It tests the rows, the shared prefill, and that results do not depend on batch size or devices.
 """
 
 import dataclasses
@@ -22,14 +22,13 @@ from flamingo_jax.inference.methods import Greedy
 from flamingo_jax.sharding.mesh import MeshConfig, make_mesh
 from tests.inference import tiny
 
-FIELDS = (
-    "task split shots metric value n seed selection ensemble decoding checkpoint step".split()
-)  # results.json, in DESIGN
+# Of a line of results.json.
+FIELDS = "task split shots metric value n seed selection ensemble decoding checkpoint step".split()
 
 
 @dataclasses.dataclass(frozen=True)
 class Naming:
-    """Names of random images: nothing can be learnt, everything can be counted."""
+    """Names of random images: there is nothing to learn, and everything can be counted."""
 
     name: str = "naming"
     metrics: tuple[str, ...] = ("exact_match", "ranking")
@@ -86,8 +85,16 @@ def test_rows_are_those_of_results_json(result):
         if name not in ("value", "metric", "decoding")
     }
     assert first == {
-        "task": "naming", "split": "test", "shots": 2, "n": 11, "seed": 5, "selection": "random", "ensemble": 1, "checkpoint": "tiny", "step": 7,
-    }  # fmt: skip
+        "task": "naming",
+        "split": "test",
+        "shots": 2,
+        "n": 11,
+        "seed": 5,
+        "selection": "random",
+        "ensemble": 1,
+        "checkpoint": "tiny",
+        "step": 7,
+    }
 
 
 def test_values_are_those_of_the_predictions(result):
@@ -101,9 +108,9 @@ def test_values_are_those_of_the_predictions(result):
 
 @pytest.mark.parametrize("mesh", [None, {"data": 8}], ids=["one batch of 16", "eight devices"])
 def test_results_do_not_depend_on_batch_size_or_devices(result, model, mesh, tmp_path_factory):
-    """Texts and values equal.
+    """Texts and values are equal, scores to 1e-4.
 
-    Scores to 1e-4, since float32 sums run in another order in other shapes.
+    Sums of float32 have another order in other shapes.
     """
     if mesh is not None:
         model = tiny.load(tmp_path_factory.getbasetemp(), mesh=make_mesh(MeshConfig(**mesh)))
@@ -124,12 +131,12 @@ def test_one_prefill_serves_both_metrics(model, monkeypatch):
 
     monkeypatch.setattr(Compiled, "__call__", counting)
     evaluate(model, Naming(), shots=2, batch_size=4)
-    # three batches of at most 4, nothing else
+    # Three batches of at most 4, and no other call.
     assert calls == [Greedy(tiny.CONFIG.max_new_tokens)] * 3
 
 
-def test_masked_episodes_do_not_see_their_images(model):
-    """The same text and other images: the same scores, exactly."""
+def test_images_of_masked_episodes_change_nothing(model):
+    """Prompts with the same text and other images have exactly the same scores."""
     four = Protocol(n=4, seed=5)
     _, masked = evaluate(model, Naming(masked=True, protocol=four), shots=0, batch_size=4)
     assert len({each.scores for each in masked}) == 1
@@ -154,7 +161,7 @@ def test_predictions_and_samples_can_be_inspected(result, tmp_path):
 
 
 def test_look_up_as_a_task_equals_the_probe(tmp_path_factory):
-    """The same pages through cached scoring, and through the losses of the uncached model (1e-4)."""
+    """Cached scoring of pages gives the losses of the model without a cache, to 1e-4."""
     lm = tiny.load(
         tmp_path_factory.getbasetemp(),
         kind="language_model",
@@ -162,7 +169,7 @@ def test_look_up_as_a_task_equals_the_probe(tmp_path_factory):
     )
     task = create("lm_lookup", {}, Protocol(shots=(0, 1, 3), n=8, seed=2))
     rows, answers = evaluate_all(lm, [task], batch_size=8)
-    # a dictionary of none or one is no question
+    # A dictionary with fewer than two entries is not a question.
     assert {each.shots for each in (*rows, *answers)} == {3}
     fns, params = tiny.parts(lm.tokenizer.vocab_size, "language_model")
     losses = jax.jit(

@@ -1,4 +1,4 @@
-"""The registry of tasks and the contract of an episode."""
+"""The registry of tasks, and what an episode checks."""
 
 import pytest
 
@@ -22,7 +22,8 @@ def test_an_unknown_task_gets_a_suggestion():
 def test_a_missing_directory_says_which_field():
     with pytest.raises(
         ValueError,
-        match=r"the task 'format' needs the directory of 'world', got none: pass --config.data.world",
+        match="the task 'format' needs the directory of 'world', got none: "
+        "pass --config.data.world",
     ):
         registry.create("format", {})
 

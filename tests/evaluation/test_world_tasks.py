@@ -1,6 +1,6 @@
 """The tasks of the synthetic world.
 
-The cheats that must not be possible, the controls, and what guessers and an oracle get.
+It tests that cheating is not possible, the controls, and the scores of guessers and of an oracle.
 """
 
 import functools
@@ -31,7 +31,7 @@ def directory(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def episodes(directory):
-    """`episodes(name, shots, n=all, seed=1)`."""
+    """The function `episodes(name, shots, n=all, seed=1)`."""
 
     @functools.cache
     def get(name, shots, n=None, seed=1):
@@ -43,7 +43,7 @@ def episodes(directory):
 
 @pytest.fixture(scope="module")
 def shown(directory):
-    """What a picture shows, as words, by its bytes."""
+    """The words for what a picture shows, by the picture's bytes."""
     albums = world_tasks.read_albums(directory)
     return {
         image: tuple(VALUES[a][v] for a, v in enumerate(attributes[0]))
@@ -63,7 +63,7 @@ def pictures(episode):
 
 
 def facts(episode):
-    """All of an episode, comparable."""
+    """Returns the fields of an episode in a form that can be compared."""
     return (
         episode.parts,
         episode.candidates,
@@ -74,7 +74,7 @@ def facts(episode):
     )
 
 
-@pytest.mark.parametrize("name", world_tasks.SETTINGS)
+@pytest.mark.parametrize("name", world_tasks.VARIANTS)
 @pytest.mark.parametrize("shots", SHOTS)
 def test_query_is_never_among_its_support(episodes, name, shots):
     for episode in episodes(name, shots):
@@ -84,7 +84,7 @@ def test_query_is_never_among_its_support(episodes, name, shots):
         assert episode.query_id not in episode.support_ids
 
 
-@pytest.mark.parametrize("name", world_tasks.SETTINGS)
+@pytest.mark.parametrize("name", world_tasks.VARIANTS)
 def test_every_test_picture_is_one_query(episodes, name):
     ids = [episode.query_id for episode in episodes(name, 0)]
     assert len(set(ids)) == len(ids) == N[name.endswith("held_out")]
@@ -99,7 +99,7 @@ def test_prompts_read_as_pages_do(episodes):
         ] + [prompt]
 
 
-@pytest.mark.parametrize("name", world_tasks.SETTINGS)
+@pytest.mark.parametrize("name", world_tasks.VARIANTS)
 def test_episode_depends_on_seed_and_query_alone(episodes, name):
     every = {episode.query_id: facts(episode) for episode in episodes(name, 4)}
     some = episodes(name, 4, n=7)
@@ -193,7 +193,7 @@ def test_controls_change_one_thing(episodes, base):
 def test_oracle_is_right(episodes, shown, name, shots, clear):
     """The answer follows from the pictures.
 
-    With one example of each name it is at times open whether colours or shapes are named.
+    With one example of each name it is sometimes open whether names are of colours or of shapes.
     """
     found = [readings(episode, shown) for episode in episodes(name, shots)]
     assert all(
@@ -204,18 +204,21 @@ def test_oracle_is_right(episodes, shown, name, shots, clear):
 
 
 @pytest.mark.parametrize("shots", [1, 2, 4, 8])
-def test_shuffled_names_tell_the_oracle_nothing(episodes, shown, shots):
-    """Pooled over four seeds, n = 1024: three standard errors are 0.047.
+def test_shuffled_names_do_not_help_the_oracle(episodes, shown, shots):
+    """Four seeds, n = 1024: three standard errors are 0.047.
 
-    At one shot too, where exchanging one label would leave it true.
+    It holds at one shot too, where an exchange of labels would change nothing.
     """
     found = [e for seed in range(4) for e in episodes("bind2_shuffled", shots, seed=seed)]
     assert score(found, lambda episode: read(episode, shown)) == pytest.approx(0.5, abs=0.047)
 
 
 @pytest.mark.parametrize("shots", [1, 4, 8])
-def test_shuffled_labels_do_not_tell_the_format(episodes, shown, shots):
-    """Whoever sees the query and guesses the attribute from the labels gets a third (n = 1024, three standard errors: 0.045)."""
+def test_shuffled_labels_do_not_show_the_format(episodes, shown, shots):
+    """A guesser takes the attribute from the labels and its value from the query's picture.
+
+    It is right in 1/3 (n = 1024, three standard errors: 0.045).
+    """
 
     def guess(episode):
         kinds = [
@@ -232,10 +235,10 @@ def test_shuffled_labels_do_not_tell_the_format(episodes, shown, shots):
 @pytest.mark.parametrize(("name", "ways"), [("bind2", 2), ("bind4", 4), ("bind2_held_out", 2)])
 @pytest.mark.parametrize("shots", [0, 4, 8])
 def test_guessers_get_chance(episodes, name, ways, shots):
-    """Without looking at pictures.
+    """Guessers do not use the pictures.
 
-    The first, the last, the most frequent and the last-heard name (n >= 256, three standard
-    errors).
+    They take the first, the last, the most frequent or the most recent name (n >= 256, three
+    standard errors).
     """
     found = [
         e
@@ -256,9 +259,9 @@ def test_guessers_get_chance(episodes, name, ways, shots):
 
 @pytest.mark.parametrize("shots", [4, 8])
 def test_hidden_format_is_a_quarter(episodes, shots):
-    """Whoever knows the attribute from the labels but sees no picture: (1/8 + 1/8 + 1/2) / 3.
+    """With the attribute from the labels but without the picture: (1/8 + 1/8 + 1/2) / 3.
 
-    Repeating a label gives no more.
+    Repeating a label is not better.
     """
     found = [e for seed in range(4) for e in episodes("format_hidden", shots, seed=seed)]
     assert score(found, lambda e: labels(e)[-1]) == pytest.approx(0.25, abs=0.045)
@@ -267,7 +270,7 @@ def test_hidden_format_is_a_quarter(episodes, shots):
     )
 
 
-def test_chance_and_metrics_are_told(directory):
+def test_chance_and_metrics(directory):
     expected = {"format": 1 / 3, "bind2": 0.5, "bind2_hidden": 0.5, "bind4": 0.25}
     for name, chance in expected.items():
         task = registry.create(name, {"world": directory})
@@ -296,10 +299,9 @@ def test_missing_world_is_explained(tmp_path):
 
 
 def readings(episode, shown):
-    """The oracle.
+    """The oracle: all answers that fit the pictures and the labels.
 
-    It sees every picture, and returns all answers that an attribute gives under which the labels
-    make sense.
+    It gives one answer for each attribute with which the labels agree.
     """
     *supports, query = [shown[picture] for picture in pictures(episode)]
     heard = labels(episode)
@@ -318,9 +320,9 @@ def readings(episode, shown):
 
 
 def read(episode, shown):
-    """One of the oracle's answers, by lot between two of them.
+    """Returns one of the oracle's answers, a random one if there are two.
 
-    The last name where labels make no sense.
+    If the labels agree with no attribute, it is the last name.
     """
     found = sorted(readings(episode, shown)) or labels(episode)[-1:]
     return found[zlib.crc32(episode.query_id.encode()) % len(found)]

@@ -1,7 +1,4 @@
-"""Zero-shot classification.
-
-Classes from templates, and the pictures of ImageNet, Kinetics and the world.
-"""
+"""Zero-shot classification: classes from templates; ImageNet, Kinetics and the world."""
 
 import numpy as np
 import pytest
@@ -19,7 +16,7 @@ from tests.training import small
 
 
 def test_a_class_is_the_mean_of_its_sentences():
-    """Each sentence has length 1, and so has their mean; equal to the formula written out."""
+    """The class is the formula written out: the mean of sentences of length 1, with length 1."""
     templates = ("A photo of a {}.", "A toy {}.")
     model = Meaning(list)
     found = class_embeddings(model, ["cat", "red dog"], templates)
@@ -35,7 +32,7 @@ def test_a_class_is_the_mean_of_its_sentences():
 
 
 @pytest.mark.parametrize("templates", [class_templates.IMAGES, class_templates.VIDEOS])
-def test_own_templates_hold_the_papers_and_one_place_each(templates):
+def test_templates_include_the_papers_and_have_one_place_each(templates):
     assert len(set(templates)) == len(templates) >= 8
     assert all(template.count("{}") == 1 for template in templates)
     assert any(template.startswith("A photo of ") for template in templates)
@@ -62,7 +59,7 @@ def test_templates_of_a_file(tmp_path):
 
 
 def shows(names, of):
-    """A model whose images show every sentence about the class that `of(visual)` names."""
+    """A model with images that show every sentence about the classes `of(visual)`."""
     return Meaning(
         lambda visual: [
             sentence for name in of(visual) for sentence in class_templates.fill(names, name)
@@ -71,9 +68,9 @@ def shows(names, of):
 
 
 def test_imagenet(tmp_path):
-    """Two classes are called crane and are one answer.
+    """Two classes have the name crane and are one answer.
 
-    What is seen as another class is wrong, and right among five.
+    An image that shows another class is wrong, and right among five.
     """
     imagenet.make_imagenet(epath.Path(tmp_path))
     made = registry.create("imagenet_zero_shot", {"imagenet": str(tmp_path)})
@@ -104,10 +101,7 @@ def test_kinetics(tmp_path):
 
 
 def test_the_world(tmp_path):
-    """Classes are the pairs of colour and shape that training shows.
-
-    Both sizes are said of each.
-    """
+    """Classes are the training's pairs of colour and shape, each with sentences of both sizes."""
     world = str(small.make_world(tmp_path))
     made = registry.create("world_zero_shot", {"world": world})
     assert made.templates == ("a small {}", "a big {}")
