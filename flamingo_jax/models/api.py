@@ -1,9 +1,8 @@
-"""`Model`.
+"""`Model`: a Flamingo or a language model as pure functions of its weights.
 
-What decoding, scoring and training ask of a model, the same for the LM alone and for Flamingo.
-
-The model is a Haiku module with methods (`models.flamingo.FlamingoModule`, `models.lm.LM`);
-`hk.multi_transform` makes pure functions of the weights from them.
+Training, decoding and scoring call these functions. A model is a Haiku module with methods
+(`models.flamingo.FlamingoModule`, `models.lm.LM`), and `hk.multi_transform` makes the functions
+from the methods. `models.encoders` does the same for encoders.
 """
 
 from __future__ import annotations
@@ -27,10 +26,7 @@ from flamingo_jax.models.lm_config import LMConfig
 
 
 class Module(Protocol):
-    """The methods of a Haiku module that is a whole model.
-
-    `dtype` is what images are computed in.
-    """
+    """The methods of a Haiku module that is a whole model; images are computed in `dtype`."""
 
     def token_losses(
         self,
@@ -101,10 +97,10 @@ def _transform(module: Callable[[], Module]) -> hk.MultiTransformed:
 class Model:
     """A model as pure functions of its weights.
 
-    All but `init` take them in the compute form (`models.frozen`).
+    All functions but `init` take the weights in the compute form (`models.frozen`).
 
     Attributes:
-        sees_images: False for a language model alone, which ignores images and has no `features`.
+        sees_images: False for a language model, which ignores images and has no `features`.
     """
 
     def __init__(
@@ -120,10 +116,10 @@ class Model:
         """Transforms the module.
 
         Args:
-            module: makes it from a config.
-            form: the config and the weights, as they are stored and as they are computed with.
-            example: returns the smallest batch from which the shapes of all weights follow.
-            cache: shapes of its cache.
+            module: makes the module from a config.
+            form: the config for stored weights, and the config for weights in the compute form.
+            example: returns a small batch to initialise the weights with.
+            cache: shapes of the cache.
             sees_images: as above.
             trains_vision: whether `token_losses` drops blocks of the vision encoder (stochastic
                 depth).
@@ -135,7 +131,7 @@ class Model:
         self._apply: _Functions = self._computed.apply
 
     def init(self, rng: Array) -> Params:
-        """Returns new weights, float32, in the form that checkpoints keep."""
+        """Returns new weights, float32, in the stored form (that of checkpoints)."""
         return self._stored.init(rng, self._example())
 
     def compute_form_init(self, rng: Array) -> Params:
@@ -143,19 +139,19 @@ class Model:
         return self._computed.init(rng, self._example())
 
     def compute_form(self, params: Params) -> Params:
-        """Changes weights as `init` makes them into the form that the other functions compute with."""
+        """Returns weights in the compute form, from weights in the stored form."""
         return self._form.change(params)
 
     def token_losses(
         self, params: Params, batch: Batch[Array], *, num_shards: int = 1, rng: Array | None = None
     ) -> Float32[Array, "B T"]:
-        """Returns -log p(tokens[:, l+1] | before), unweighted, T = L - 1.
+        """Returns -log p(token l+1 | what comes before it), unweighted, T = L - 1.
 
         Args:
             params: the weights.
             batch: packed text, and its visual inputs.
             num_shards: data shards, each with its own pool of visual inputs.
-            rng: for a vision encoder that is trained (stochastic depth); None drops nothing.
+            rng: for a vision encoder that is trained (stochastic depth); None drops no block.
         """
         rng = rng if self._trains_vision else None
         return self._apply.token_losses(
@@ -165,21 +161,16 @@ class Model:
     def encode(
         self, params: Params, frames: UInt8[Array, "M F S S 3"], frame_mask: Bool[Array, "M F"]
     ) -> Float[Array, "M R D"]:
-        """Turns images or videos, in pixels, into R visual tokens each.
-
-        Zeros for a language model alone.
-        """
+        """Returns R visual tokens for each image or video; zeros for a language model."""
         return self._apply.encode(params, None, frames, frame_mask, dtype=_dtype(params))
 
     def features(
         self, params: Params, frames: UInt8[Array, "M F S S 3"], frame_mask: Bool[Array, "M F"]
     ) -> Float32[Array, "M E"]:
-        """Returns what the vision encoder alone sees.
-
-        The mean over the places of its last grid, and over real frames.
+        """Returns the mean of the vision encoder's grid, over positions and real frames.
 
         Raises:
-            ValueError: for a language model alone.
+            ValueError: the model is a language model.
         """
         return self._apply.features(params, None, frames, frame_mask, dtype=_dtype(params))
 
@@ -193,21 +184,21 @@ class Model:
         media: Media | None = None,
         chunk: tuple[int, int] | None = None,
     ) -> tuple[Float32[Array, "B T V"], Cache]:
-        """Reads the next tokens of each sequence: prefill with `media`.
+        """Reads the next tokens of each sequence, and writes them into the cache.
 
-        Decoding and scoring of candidates without.
+        The prefill has `media`; decoding and the scoring of candidates have none.
 
         Args:
             params: the weights.
-            cache: of what came before.
-            tokens: of each sequence.
-            positions: of the tokens, consecutive. What the cache holds at or after them is
-                overwritten or not attended.
-            media_index: phi of each token; without `media`, the cached last image is attended where
-                it is above 0.
+            cache: of the tokens before.
+            tokens: the next tokens of each sequence.
+            positions: of the tokens, consecutive. Rows of the cache from there on are overwritten
+                or not attended.
+            media_index: phi of each token. Without `media`, a token with phi > 0 attends the cached
+                image, the last one of its sequence.
             media: the visual inputs of the prompts.
-            chunk: (tokens, span) attends images chunk by chunk
-                (`nn.attention.attend_own_image_chunked`).
+            chunk: (tokens, span) of the chunked cross-attention
+                (`nn.attention.attend_own_image_chunked`); None = the full form.
 
         Returns:
             (logits by token id, new tokens last; the updated cache).
@@ -217,9 +208,10 @@ class Model:
     def empty_cache(
         self, batch_size: int, length: int, dtype: DTypeLike, params: Params | None = None
     ) -> Cache:
-        """Returns a cache for `length` tokens.
+        """Returns an empty cache for `length` tokens.
 
-        With weights it holds what follows from them alone, so that no step computes it again.
+        If weights are given, it contains what depends on the weights alone (`Cache.shared`), so
+        that no step computes it again.
         """
         return self._cache.empty(batch_size, length, dtype, params)
 
@@ -231,16 +223,14 @@ def flamingo(
 
     Args:
         config: of all parts.
-        compute_form: whether the functions take frozen weights in the compute form; else all are as
-            `init` makes them.
-        trains_vision: whether the vision encoder is trained: its weights are taken as they are, and
-            `token_losses` drops blocks of it.
+        compute_form: whether the functions take frozen weights in the compute form; else they take
+            all weights in the stored form.
+        trains_vision: whether the vision encoder is trained: its weights are in the stored form,
+            and `token_losses` drops blocks of it.
     """
-    form = (
-        frozen.of_flamingo(config, trains_vision=trains_vision)
-        if compute_form
-        else frozen.unchanged(config)
-    )
+    form = frozen.unchanged(config)
+    if compute_form:
+        form = frozen.of_flamingo(config, trains_vision=trains_vision)
     lm, xattn = form.computed.lm, config.xattn
     heads = xattn.num_heads or lm.num_heads
     media = (
@@ -273,7 +263,7 @@ def flamingo(
 
 
 def language_model(config: LMConfig) -> Model:
-    """Returns the language model alone; its weights are named "lm/..."."""
+    """Returns a language model; its weights are named "lm/..."."""
 
     def example() -> Batch[Array]:
         ids = jnp.zeros((1, 2), jnp.int32)
@@ -289,5 +279,5 @@ def language_model(config: LMConfig) -> Model:
 
 
 def _dtype(params: Params) -> DTypeLike:
-    """The dtype in which the weights were handed over: images are computed in it too."""
+    """The dtype of the weights, which images are computed in too."""
     return jax.tree.leaves(params)[0].dtype

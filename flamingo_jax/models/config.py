@@ -1,8 +1,10 @@
-"""The parts of a model, and which of them a stage uses.
+"""`ModelConfig`: the parts of a model, and the parts that each stage uses.
 
-language_model   lm
-contrastive      vision | vit, text_encoder, contrastive
-flamingo         vision | vit, resampler, lm, xattn, and rows for new_tokens
+    language_model    lm
+    contrastive       vision or vit, text_encoder, contrastive
+    flamingo          vision or vit, resampler, lm, xattn, and rows for new_tokens
+
+A part that a stage does not use may be given, so that one file describes all stages.
 """
 
 from __future__ import annotations
@@ -31,10 +33,10 @@ PARTS: dict[str, tuple[str, ...]] = {
 
 
 def required(part: T | None, name: str) -> T:
-    """Returns a part of the model that must be there.
+    """Returns a part of the model that is needed.
 
     Raises:
-        ValueError: if it is None.
+        ValueError: it is None.
     """
     if part is None:
         raise ValueError(f"model.{name} is None; expected its description.")
@@ -45,11 +47,9 @@ def required(part: T | None, name: str) -> T:
 class ModelConfig:
     """The parts of the model.
 
-    A stage reads those it needs, so that one file can describe all stages.
-
-    The vision encoder is an NFNet, `vision`, or a `vit`: one of them is given, and the other None.
-    `lm.vocab_size` and `text_encoder.vocab_size` may be 0, "as the tokenizer has": filled in when
-    it is loaded.
+    The vision encoder is an NFNet, `vision`, or a `vit`: the other of the two is None.
+    `lm.vocab_size` and `text_encoder.vocab_size` may be 0; the programs then take the tokenizer's
+    (`with_vocabulary`).
     """
 
     vision: NFNetConfig | None = None
@@ -65,7 +65,7 @@ class ModelConfig:
         """Returns the vision encoder, an NFNet or a ViT.
 
         Raises:
-            ValueError: if none or both of them are given.
+            ValueError: none or both of them are given.
         """
         if self.vision is not None and self.vit is not None:
             raise ValueError(
@@ -78,7 +78,7 @@ class ModelConfig:
         """Returns the parts of Flamingo together.
 
         Raises:
-            ValueError: if one of them is None.
+            ValueError: one of them is None.
         """
         return FlamingoConfig(
             vision=self.encoder(),
@@ -89,12 +89,11 @@ class ModelConfig:
         )
 
     def of_stage(self, stage: Stage) -> ModelConfig:
-        """Returns the parts that a stage uses alone; only Flamingo has rows for new tokens."""
+        """Returns only the parts that a stage uses; only Flamingo has rows for new tokens."""
         used = {*PARTS[stage], "new_tokens", *(("vit",) if "vision" in PARTS[stage] else ())}
         unused = {field.name: None for field in dataclasses.fields(self) if field.name not in used}
-        return dataclasses.replace(
-            self, **unused, new_tokens=self.new_tokens if stage == "flamingo" else ()
-        )
+        new_tokens = self.new_tokens if stage == "flamingo" else ()
+        return dataclasses.replace(self, **unused, new_tokens=new_tokens)
 
     def with_vocabulary(self, vocab_size: int) -> ModelConfig:
         """Returns the config with vocabulary sizes of 0 replaced by the tokenizer's."""

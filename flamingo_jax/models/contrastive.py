@@ -1,12 +1,11 @@
-"""The contrastive stage.
+"""The contrastive stage: an image and a text encoder in one space (paper, Section 2.1, B.1.3).
 
-An image encoder and a text encoder meet in one space (paper, Section 2.1, B.1.3; CLIP, ALIGN).
+    frames [B 1 S S 3] --NFNet--> [B h w E] --mean--> --linear--> --to length 1--> V [B J]
+    tokens [B L] --BERT--> [B L W] --mean over tokens--> --linear--> --to length 1--> T [B J]
 
-    frames [B 1 S S 3] --NFNet--> [B h w E] --mean--linear--L2--> V [B J] --+
-                                                                            +-- beta V T^T --> two cross-entropies
-    tokens [B L] --BERT--> [B L W] --mean over tokens--linear--L2--> T [B J] --+
+    loss = cross_entropy(beta T V^T) + cross_entropy(beta V T^T)        target: the diagonal
 
-Of this model Flamingo keeps the image encoder alone ("contrastive/vision").
+As in CLIP and ALIGN. Flamingo keeps only the image encoder ("contrastive/vision").
 """
 
 from __future__ import annotations
@@ -30,19 +29,18 @@ from flamingo_jax.nn.linear import linear
 
 @dataclasses.dataclass(frozen=True)
 class ContrastiveConfig:
-    """What joins the two encoders, and the loss.
+    """The joint space of the two encoders, and the loss.
 
     Attributes:
         joint_dim: J, size of the joint space (1376 in the paper).
         initial_temperature: beta at the start, the inverse temperature; it is learnt.
         label_smoothing: share of the target that is spread over the whole batch (0.1 in the paper).
-        duplicates: what another pair of the batch with the very same caption counts as; "negatives"
-            is the paper's loss, "positives" suits small worlds in which captions repeat.
-        text_pooling: what becomes the text's embedding: the "mean" over its tokens (the paper), or
-            the "last" one, which in CLIP's causal encoder alone has seen them all.
+        duplicates: how two pairs of a batch with the same caption count for each other: as
+            "negatives" (the paper), or as "positives", for small worlds in which captions repeat.
+        text_pooling: the text's embedding: the "mean" over its tokens (the paper), or the "last"
+            one, which is the only one that attends all tokens in CLIP's causal encoder.
         chunk: rows of each data shard that are encoded at a time (training/gradient_cache.py), so
-            that memory does not grow with the batch; 0: all at once. A divisor of the rows that a
-            data shard has.
+            that memory does not grow with the batch; divides the rows of a data shard. 0 = all.
     """
 
     joint_dim: int = 1376
@@ -82,16 +80,14 @@ class Contrastive(hk.Module):
         is_training: bool = False,
         rng: Array | None = None,
     ) -> tuple[Float32[Array, "B J"], Float32[Array, "B J"], Float32[Array, ""]]:
-        """Returns (V, T, beta).
-
-        Image and text embeddings of length 1 in float32, and the inverse temperature.
+        """Returns (V, T, beta): image and text embeddings of length 1, and the inverse temperature.
 
         Args:
-            frames: UInt8[B, 1, S, S, 3] one image for each caption.
-            tokens: Int[B, L] captions.
-            segment: Int[B, L] 0 where a token is padding; a caption has at least one real token.
-            is_training: passed to the image encoder (stochastic depth).
-            rng: passed to the image encoder: one key, or one for each image.
+            frames: one image for each caption.
+            tokens: captions.
+            segment: 0 where a token is padding; a caption has at least one real token.
+            is_training: whether the image encoder drops blocks (stochastic depth).
+            rng: for stochastic depth: one key, or one for each image.
         """
         words = TextEncoder(self.text, name="text")(tokens, segment)
         v = self.embed_images(frames[:, 0], words.dtype, is_training=is_training, rng=rng)
@@ -109,16 +105,12 @@ class Contrastive(hk.Module):
         is_training: bool = False,
         rng: Array | None = None,
     ) -> Float32[Array, "B J"]:
-        """Returns V alone: embeddings of images, of length 1.
-
-        Computed in `dtype`, other arguments as above.
-        """
+        """Returns V, the images' embeddings, computed in `dtype`; other arguments as above."""
         frames = constrain(frames, "images", None, None, None)
         features = encode_frames(self.vision, frames, dtype, is_training=is_training, rng=rng)
         picture = jnp.mean(features, axis=1, dtype=jnp.float32).astype(features.dtype)
-        v = linear(
-            picture, (self.config.joint_dim,), axes=("vision", "joint"), name="vision_projection"
-        )
+        shape, axes = (self.config.joint_dim,), ("vision", "joint")
+        v = linear(picture, shape, axes=axes, name="vision_projection")
         return constrain(to_length_one(v), "images", "joint")
 
     @hk.name_like("__call__")
@@ -137,7 +129,7 @@ class Contrastive(hk.Module):
     def embed_texts(
         self, tokens: Int[Array, "B L"], segment: Int[Array, "B L"]
     ) -> Float32[Array, "B J"]:
-        """Returns T alone: embeddings of texts, of length 1; arguments as above."""
+        """Returns T, the texts' embeddings; arguments as above."""
         return self._joined(TextEncoder(self.text, name="text")(tokens, segment), segment)
 
     @hk.name_like("__call__")
@@ -150,14 +142,13 @@ class Contrastive(hk.Module):
         else:
             real = jnp.broadcast_to((segment > 0)[:, :, None], words.shape)
             sentence = jnp.mean(words, axis=1, where=real, dtype=jnp.float32).astype(words.dtype)
-        t = linear(
-            sentence, (self.config.joint_dim,), axes=("embed", "joint"), name="text_projection"
-        )
+        shape, axes = (self.config.joint_dim,), ("embed", "joint")
+        t = linear(sentence, shape, axes=axes, name="text_projection")
         return constrain(to_length_one(t), "images", "joint")
 
 
 def same_caption(tokens: Int[Array, "B L"]) -> Bool[Array, "B B"]:
-    """Returns which pairs of rows hold the same tokens."""
+    """Returns True for two rows with the same tokens."""
     return jnp.all(tokens[:, None, :] == tokens[None, :, :], axis=-1)
 
 
@@ -169,26 +160,24 @@ def contrastive_loss(
     label_smoothing: float,
     same: Bool[Array, "B B"] | None = None,
 ) -> tuple[Float32[Array, ""], dict[str, Float32[Array, ""]]]:
-    """Two-term InfoNCE (paper, B.1.3).
+    """Returns the two-term InfoNCE: text-to-image and image-to-text cross-entropy (paper, B.1.3).
 
-    The sum of the text-to-image and the image-to-text cross-entropy.
-
-    With `same`, a row's target is spread evenly over all its positives. Label smoothing takes its
-    share from the target and spreads it over the batch, which makes 0 unreachable.
+    With `same`, a row's target is spread evenly over its positives. Label smoothing takes its share
+    from the target and spreads it over the batch, so that the loss cannot reach 0.
 
     Args:
         v: image embeddings of length 1.
         t: text embeddings of length 1.
         beta: inverse temperature.
         label_smoothing: share in 0..1.
-        same: which pairs count as positives; symmetric and True on the diagonal. None is the
-            diagonal alone.
+        same: pairs that count as positives; symmetric and True on the diagonal. None = the
+            diagonal.
 
     Returns:
-        (loss, metrics): the two terms, recall@1 both ways, and beta.
+        (loss, metrics): the two terms, recall@1 in both directions, and beta.
     """
-    # No chip holds [B, B]: each has the rows of its texts, and as columns of the transpose they
-    # stay where they are.
+    # No chip has all of [B, B]. Each has the rows of its texts, which are columns of the transpose:
+    # they need not move.
     by_text, by_image = ("pairs", None), (None, "pairs")
     positives = constrain(jnp.eye(v.shape[0], dtype=bool) if same is None else same, *by_text)
     targets = positives / jnp.sum(positives, axis=1, keepdims=True, dtype=jnp.float32)
@@ -199,9 +188,8 @@ def contrastive_loss(
     similarity = constrain(similarity, *by_text)
 
     def cross_entropy(logits: Array, place: tuple[str | None, ...]) -> Array:
-        return -jnp.mean(
-            jnp.sum(constrain(targets, *place) * jax.nn.log_softmax(logits, axis=1), axis=1)
-        )
+        log_probs = jax.nn.log_softmax(logits, axis=1)
+        return -jnp.mean(jnp.sum(constrain(targets, *place) * log_probs, axis=1))
 
     text_to_image = cross_entropy(beta * similarity, by_text)
     image_to_text = cross_entropy(beta * constrain(similarity.T, *by_image), by_image)
@@ -218,13 +206,13 @@ def contrastive_loss(
 
 
 def _recall(similarity: Float[Array, "B B"], positives: Bool[Array, "B B"]) -> Float32[Array, ""]:
-    """Share of rows whose most similar column is a positive (recall@1 within the batch)."""
+    """Share of rows with a positive as their most similar column (recall@1 within the batch)."""
     best = jnp.argmax(similarity, axis=1)
     found = positives & (jnp.arange(len(similarity))[None, :] == best[:, None])
     return jnp.mean(jnp.any(found, axis=1).astype(jnp.float32))
 
 
 def to_length_one(x: Float[Array, "B J"]) -> Float32[Array, "B J"]:
-    """Returns each row divided by its length, in float32; a row of zeros stays one."""
+    """Returns each row divided by its length, in float32; a row of zeros stays zero."""
     x = x.astype(jnp.float32)
     return x * jax.lax.rsqrt(jnp.sum(jnp.square(x), axis=-1, keepdims=True) + 1e-12)

@@ -1,13 +1,17 @@
-"""Flamingo.
+"""Flamingo: a frozen vision encoder and a frozen LM, joined by trained layers (paper, 2, Figure 3).
 
-A frozen vision encoder and a frozen language model, joined by trained layers (paper, 2, Figure 3).
+    frames [M F S S 3]                          tokens [B T]
+        |  NFNet or ViT          (frozen)           |  embed               (frozen)
+    features [M F P E]                          x [B T D]
+        |  Perceiver Resampler   (trained)          |
+    latents [M R W]                                 |  before every n-th block:
+        |  linear                (trained)          |  GATED XATTN-DENSE   (trained)
+    media [M R D] --------------------------------->|  LM block            (frozen)
+                                                    |  head
+                                                p(next token) [B T V]
 
-    frames [M F S S 3] -> NFNet or ViT (frozen) -> [M F P E] -> Perceiver Resampler -> [M R W] -> linear -> media [M R D]
-    tokens [B T] -> embed -> { GATED XATTN-DENSE(media) before every n-th block ; LM block (frozen) } -> head -> p(next token)
-
-Modules: flamingo/vision, flamingo/lm (frozen); flamingo/resampler, flamingo/media, flamingo/xattn,
-    flamingo/new_tokens
-(trained).
+Frozen modules: flamingo/vision and flamingo/lm. Trained modules: flamingo/resampler,
+flamingo/media, flamingo/xattn and flamingo/new_tokens.
 """
 
 from __future__ import annotations
@@ -39,7 +43,7 @@ from flamingo_jax.nn.linear import linear
 class FlamingoConfig:
     """The parts of a Flamingo, and its new tokens.
 
-    The paper adds "<EOC>" alone; "<image>" is plain text there.
+    The paper adds "<EOC>" alone; its "<image>" is plain text.
     """
 
     vision: VisionConfig
@@ -50,13 +54,12 @@ class FlamingoConfig:
 
 
 class FlamingoModule(hk.Module):
-    """All that the model does, as methods.
+    """The model, with a method for each thing that it does.
 
-    `models.api.flamingo` makes functions of the weights from them.
+    `models.api.flamingo` makes functions of the weights from the methods.
     """
 
     def __init__(self, config: FlamingoConfig, *, name: str = "flamingo"):
-        """`config`: of all parts."""
         super().__init__(name=name)
         self.config = config
 
@@ -69,11 +72,16 @@ class FlamingoModule(hk.Module):
         dtype: DTypeLike = jnp.float32,
         rng: Array | None = None,
     ) -> Float[Array, "M R D"]:
-        """Turns images or videos, in pixels, into R visual tokens each, of the LM's width (or `XattnConfig.media`); computed in `dtype`.
+        """Returns R visual tokens for each image or video.
 
-        Frames are spread over all chips of the mesh, and so are the resampler's visual inputs,
-        where there are enough: what comes back to a model group is its latents, not its features.
-        `rng` is for a vision encoder in training (stochastic depth).
+        Frames are spread over all chips of the mesh, and so are the resampler's visual inputs if
+        there are enough: a model group gets back latents, not features.
+
+        Args:
+            frames: pixels, 0..255.
+            frame_mask: False for padding.
+            dtype: of the computation.
+            rng: for a vision encoder that is trained (stochastic depth); None drops no block.
         """
         latents = Resampler(self.config.resampler, name="resampler")(
             self._encode_frames(frames, dtype, rng), frame_mask
@@ -93,17 +101,13 @@ class FlamingoModule(hk.Module):
         *,
         dtype: DTypeLike = jnp.float32,
     ) -> Float32[Array, "M E"]:
-        """The mean of what the vision encoder sees, over all places and real frames.
-
-        For retrieval of similar images.
-        """
+        """Returns the mean of the vision encoder's features, to find similar images."""
         return vision.mean_features(self._encode_frames(frames, dtype), frame_mask)
 
     @hk.name_like("__call__")
     def _encode_frames(
         self, frames: UInt8[Array, "M F S S 3"], dtype: DTypeLike, rng: Array | None = None
     ) -> Float[Array, "M F P E"]:
-        """What the vision encoder sees in each frame."""
         num_inputs, num_frames = frames.shape[:2]
         images = constrain(frames.reshape(-1, *frames.shape[2:]), "images", None, None, None)
         seen = vision.encode_frames(
@@ -123,7 +127,7 @@ class FlamingoModule(hk.Module):
         num_shards: int = 1,
         rng: Array | None = None,
     ) -> Float32[Array, "B T"]:
-        """Returns -log p(tokens[:, l+1] | before), unweighted, T = L - 1 (paper, equation 1).
+        """Returns -log p(token l+1 | tokens and images before it), T = L - 1 (paper, equation 1).
 
         Arguments as in `models.api.Model`.
         """
@@ -161,20 +165,18 @@ class FlamingoModule(hk.Module):
         media: MediaContext,
         cache: Cache | None = None,
     ) -> tuple[tuple[Float32[Array, "B T V"], Float32[Array, "B T X"] | None], Cache | None]:
-        """Returns (the logits of the table and of the new tokens, the updated cache).
+        """Returns (logits of the table and of the new tokens, the updated cache).
 
         Args:
-            tokens: of a batch, or the next of each sequence.
-            context: where they stand.
-            media: what they may attend.
-            cache: of what came before; None in training.
+            tokens: of a batch, or the next tokens of each sequence.
+            context: their positions and mask.
+            media: the visual inputs that they may attend.
+            cache: of the tokens before; None in training.
         """
         config = self.config
-        new = (
-            lm_lib.NewTokens(len(config.new_tokens), config.lm.width)()
-            if config.new_tokens
-            else None
-        )
+        new = None
+        if config.new_tokens:
+            new = lm_lib.NewTokens(len(config.new_tokens), config.lm.width)()
         lm = lm_lib.LM(config.lm, new)
         x = lm.embed(tokens, context.positions)
         if media.pool is not None:
@@ -208,23 +210,23 @@ def interleave(
     xattn: tuple[Stack, Any, Any],
     x: Float[Array, "B T D"],
 ) -> tuple[Float[Array, "B T D"], tuple[Any, Any]]:
-    """Runs the LM's blocks with one cross-attention layer before block i wherever i % every == offset.
+    """Runs the LM's blocks, with a cross-attention layer before block i if i % every == offset.
 
-    In three runs: the blocks before the offset; a scan over groups of (one xattn layer, a scan over
-    `every` blocks), so that 80 layers compile as fast as one of each; and an incomplete last group.
-    A block takes its weights from the whole stack by its
-    number: a scan over groups that sliced the stack would copy all of the LM's weights twice in a
-        pass.
+        blocks before the offset, n x [xattn, `every` blocks], [an incomplete last group]
+
+    The n groups are scanned, so that 80 layers compile as fast as one of each. A block takes its
+    weights from the whole stack by its number: if the scan over groups sliced the stack, it would
+    copy all of the LM's weights twice in a pass.
 
     Args:
-        config: every and offset.
+        config: has `every` and `offset`.
         lm: (the stack of blocks, its weights, its inputs or None), stacked or unrolled.
         xattn: the same for the cross-attention layers.
         x: the embedded text.
 
     Returns:
-        (x, (outputs of the blocks, outputs of the cross-attention layers)), stacked or unrolled as
-        the weights are.
+        (x, (outputs of the blocks, outputs of the cross-attention layers)), stacked or unrolled
+        like the weights.
     """
     (blocks, weights, inputs), (layers, xattn_weights, xattn_inputs) = lm, xattn
     every, offset, num_blocks = config.every, config.offset, blocks.num_layers

@@ -1,15 +1,13 @@
-"""The compute form of frozen weights.
-
-What a checkpoint keeps, changed once into what is fastest to compute with.
+"""The compute form of frozen weights: changed once into what is fastest to compute with.
 
     stored form (init, checkpoints)                compute form
     NFNet: w, gain, bias                           w (already standardised), bias
     LM block: query, key, value [D H K] each       qkv [3 H K D]
               relative [D H K]                     relative [H K D]
 
-Both compute the same function. Only frozen weights may take the compute form: a trained convolution
-would no longer be standardised, and a checkpoint keeps the stored form. Fields of the configs say
-which form a module expects: `NFNetConfig.weight_standardisation` and `LMConfig.fused`.
+Both forms compute the same function. Only frozen weights can have the compute form: a trained
+convolution would no longer be standardised, and checkpoints have the stored form. Two fields of the
+configs say which form a module expects: `NFNetConfig.weight_standardisation` and `LMConfig.fused`.
 """
 
 from __future__ import annotations
@@ -36,9 +34,9 @@ class Form(Generic[Config]):
     """The two forms of a model's weights.
 
     Attributes:
-        stored: config of the model whose weights are as checkpoints keep them.
-        computed: config of the same model with its weights in the compute form.
-        change: weights in the stored form -> in the compute form.
+        stored: config of the model with weights in the stored form.
+        computed: config of the same model with weights in the compute form.
+        change: function from the stored form to the compute form.
     """
 
     stored: Config
@@ -47,15 +45,12 @@ class Form(Generic[Config]):
 
 
 def unchanged(config: Config) -> Form[Config]:
-    """Returns the form of a model that computes with its weights as they are stored."""
+    """Returns the form of a model that computes with weights in the stored form."""
     return Form(config, config, lambda params: params)
 
 
 def of_flamingo(config: FlamingoConfig, *, trains_vision: bool) -> Form[FlamingoConfig]:
-    """Returns the compute form of a Flamingo's towers.
-
-    A vision encoder that is trained stays as it is.
-    """
+    """Returns the compute form of a Flamingo's towers, without a vision encoder that is trained."""
     changes_vision = isinstance(config.vision, NFNetConfig) and not trains_vision
     changes_lm = config.lm.can_fuse
     vision = config.vision
@@ -66,14 +61,10 @@ def of_flamingo(config: FlamingoConfig, *, trains_vision: bool) -> Form[Flamingo
     )
 
     def change(params: Params) -> Params:
-        encoder, blocks = (
-            trees.under(params, prefix) for prefix in ("flamingo/vision", "flamingo/lm/blocks")
-        )
-        rest = {
-            module: weights
-            for module, weights in params.items()
-            if module not in {*encoder, *blocks}
-        }
+        encoder = trees.under(params, "flamingo/vision")
+        blocks = trees.under(params, "flamingo/lm/blocks")
+        changed = {*encoder, *blocks}
+        rest = {name: weights for name, weights in params.items() if name not in changed}
         encoder = compute_form_of_nfnet(encoder) if changes_vision else encoder
         blocks = _below("flamingo/lm/blocks", config.lm, blocks) if changes_lm else blocks
         return trees.merge(rest, encoder, blocks)
@@ -87,10 +78,7 @@ def _below(prefix: str, config: LMConfig, blocks: Params) -> dict[str, dict[str,
 
 
 def compute_form_of_nfnet(params: Params) -> dict[str, dict[str, Array]]:
-    """Standardises the weights of an NFNet once: {w, gain, bias} becomes {w, bias}.
-
-    Other weights stay.
-    """
+    """Returns an NFNet's weights, standardised: {w, gain, bias} becomes {w, bias}."""
     changed = {}
     for module, weights in params.items():
         changed[module] = dict(weights)
@@ -100,13 +88,13 @@ def compute_form_of_nfnet(params: Params) -> dict[str, dict[str, Array]]:
 
 
 def compute_form_of_blocks(config: LMConfig, blocks: Params) -> dict[str, dict[str, Array]]:
-    """Joins queries, keys and values of a language model's stacked blocks into one product.
+    """Returns an LM's stacked blocks with one weight for queries, keys and values.
 
-    A sharded layer then gathers its input once and reduces one gradient. The contracted axis comes
-    last, which is the order that the TPU compiler would copy the weights into.
+    A sharded layer then gathers its input once and reduces one gradient. The contracted axis is the
+    last: else the TPU compiler would copy the weights into this order.
 
     Args:
-        config: of the LM, in the stored form.
+        config: of the LM, for the stored form.
         blocks: {module: weights} of a stack, below its name.
     """
     changed = {module: dict(weights) for module, weights in blocks.items()}

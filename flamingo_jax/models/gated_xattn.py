@@ -1,16 +1,17 @@
-"""GATED XATTN-DENSE: the layers that let a frozen language model see (paper, 2.2, Figure 4).
+"""GATED XATTN-DENSE: the trained layers between the frozen blocks of the LM (paper, 2.2, Figure 4).
 
-           text x [B T D] -------- LN --> query --+
-                                                  v
-    media [M R D] -- LN --> key, value --> own-image attention --> out --> * tanh(alpha_xattn) --> + x
-                                                                                                   |
-                                          LN --> 4D squared ReLU --> * tanh(alpha_dense) --> +  <--+
+    text x [B T D] --- LN --> query [B T H K] --+
+                                                v
+    media [M R D] -- LN --> key, value --> attend own image --> out [B T D]
 
-Both gates are 0 at birth, so that the model starts as the language model, bit for bit. A token
-attends the R latents of one image, the one that phi (`media_index`) names; with phi = 0 the
-attention adds exactly 0 (paper, 2.3, A.1.3). Keys and values act on a visual stream of the LM's
-width D: only so do the counts of Table 5 come out (FACTS 1.2). The options of `XattnConfig` beyond
-Table 4 are those of the public re-implementations; their defaults are the paper's.
+    x = x + tanh(alpha_attention) * out
+    x = x + tanh(alpha_dense) * FFW(LN(x))          FFW: D -> 4D, squared ReLU, 4D -> D
+
+Both gates are 0 at the start, so that the model starts as the language model, bit for bit. A token
+attends the R latents of one image, image phi (`media_index`). With phi = 0 the attention adds
+exactly 0 (paper, 2.3, A.1.3). The media have the LM's width D: only so do the numbers of weights
+agree with Table 5 (FACTS 1.2). `XattnConfig` has more options than Table 4: those of the public
+re-implementations. The defaults are the paper's.
 """
 
 from __future__ import annotations
@@ -36,26 +37,26 @@ from flamingo_jax.nn.norm import EPSILON, layer_norm, rms_norm, standardise
 
 @dataclasses.dataclass(frozen=True)
 class XattnConfig:
-    """Where the layers stand and what they are made of.
+    """The places of the layers between the LM's blocks, and their options.
 
     Attributes:
-        every: one layer before each `every`-th block of the LM (1, 4, 7 for 3B, 9B, 80B).
-        offset: the first stands before this block.
-        num_heads: H; 0 is the LM's.
-        head_dim: K; 0 is D / H.
-        mlp_ratio: width of the dense part, in D.
+        every: there is a layer before each `every`-th block of the LM (1, 4, 7 for 3B, 9B, 80B).
+        offset: number of the block that the first layer comes before.
+        num_heads: H; 0 = the LM's.
+        head_dim: K; 0 = D / H.
+        mlp_ratio: hidden width of the dense part, in widths D.
         activation: of the dense part (Table 4: squared ReLU).
-        mlp_width: M of the dense part; 0 is mlp_ratio * D.
-        media: what keys and values act on: the visual tokens mapped to the LM's width, or the
-            resampler's as they are (then there is no flamingo/media).
-        media_norm: whether each layer has a LayerNorm on them.
-        norm: on the text, before attention and dense part.
-        norm_epsilon: of all of its norms.
+        mlp_width: M, hidden width of the dense part; 0 = mlp_ratio * D.
+        media: input of keys and values: "language", the visual tokens mapped to the LM's width; or
+            "resampler", the resampler's output as it is (then there is no flamingo/media).
+        media_norm: whether each layer has a LayerNorm on the media.
+        norm: of the text, before attention and dense part.
+        norm_epsilon: of all norms.
         qk_norm: whether each head's queries and keys have an RMSNorm (over K).
-        gate: one alpha for a layer's attention and one for its dense part, or one for each channel
-            of D.
-        unseen: what attention gives a token with phi = 0: exactly 0, or the mean over all of its
-            sequence's images (IDEFICS as first published; a sequence without images gets 0).
+        gate: "scalar", one alpha for attention and one for the dense part; or "vector", one for
+            each channel of D.
+        unseen: what attention gives a token with phi = 0: exactly 0, or the mean over all images of
+            its sequence (IDEFICS as first published; a sequence without images gets 0).
     """
 
     every: int = 1
@@ -81,17 +82,21 @@ class XattnConfig:
             )
 
     def num_layers(self, lm_layers: int) -> int:
-        """How many layers an LM of `lm_layers` blocks gets."""
+        """Returns the number of layers for an LM of `lm_layers` blocks."""
         return -(-(lm_layers - self.offset) // self.every)
 
 
 class MediaContext(NamedTuple):
-    """What all cross-attention layers share.
+    """The visual inputs that all cross-attention layers share.
 
-    `pool` [M, R, D] as `normalised_media` gives it, and `slot` [B, N] as in `data.schema.Batch`
-    (`num_shards` pools in a row); both None while decoding, where each layer gets its cached keys
-    and values. `chunk` = (tokens, span) takes the chunked form. `keep`: return the keys and values
-    of each sequence's last image.
+    Attributes:
+        media_index: phi of each token.
+        pool: latents of all visual inputs, from `normalised_media`; None in decoding, which has
+            cached keys and values.
+        slot: rows of the pool that each sequence uses, as in `data.schema.Batch`; None in decoding.
+        num_shards: data shards, each with its part of the pool.
+        chunk: (tokens, span) of the chunked attention; None = the full form.
+        keep: whether layers return the keys and values of each sequence's last image.
     """
 
     media_index: Int[Array, "B T"]
@@ -108,9 +113,13 @@ class GatedXattn(hk.Module):
     def __init__(
         self, config: XattnConfig, num_heads: int, context: MediaContext, *, name: str = "block"
     ):
-        """`num_heads`: the LM's, taken where the config does not say; `context`.
+        """Describes the layer.
 
-        Shared by all layers.
+        Args:
+            config: of all layers.
+            num_heads: the LM's; taken if the config has 0.
+            context: the visual inputs.
+            name: module name.
         """
         super().__init__(name=name)
         self.config, self.context = config, context
@@ -129,9 +138,8 @@ class GatedXattn(hk.Module):
             (x, the last image's {"key", "value"} if the context says to keep them, else None).
         """
         config = self.config
-        norm = functools.partial(
-            layer_norm if config.norm == "layer" else rms_norm, epsilon=config.norm_epsilon
-        )
+        kind = layer_norm if config.norm == "layer" else rms_norm
+        norm = functools.partial(kind, epsilon=config.norm_epsilon)
         x = residual(x)
         attended, kept = self._attend(norm(x, name="query_norm"), cached)
         x = checkpoint_name(residual(x + _gate("attention_gate", x, config) * attended), "attended")
@@ -158,12 +166,10 @@ class GatedXattn(hk.Module):
         else:
             key, value = cached["key"], cached["value"]
             index = jnp.minimum(index, 1)
-        # While decoding, a token with phi = 0 is one of a sequence without images.
-        average = (
-            self.context.slot >= 0
-            if self.config.unseen == "average" and self.context.slot is not None
-            else None
-        )
+        # In decoding, phi is 0 in sequences without images only: there is nothing to average.
+        average = None
+        if self.config.unseen == "average" and self.context.slot is not None:
+            average = self.context.slot >= 0
         if self.context.chunk is None or cached is not None or average is not None:
             out = attend_own_image(q, key, value, index, average)
         else:
@@ -179,12 +185,11 @@ class GatedXattn(hk.Module):
 
     @hk.name_like("__call__")
     def _keys_and_values(self, shape: tuple[int, int]) -> tuple[Array, Array]:
-        """Projects each visual input of the pool once, then hands every sequence its own.
+        """Returns keys and values [B, N, R, H, K] of each sequence's visual inputs.
 
-        [B, N, R, H, K].
-
-        One LayerNorm for keys and values (v1, 3.1.2), or none. Its statistics are the same in all
-        layers, so the pool comes standardised, and its weights are multiplied into the projection:
+        Each row of the pool is projected once. Keys and values share one LayerNorm (v1, 3.1.2), or
+        have none. Its statistics are the same in all layers: the pool is standardised already, and
+        scale and offset are multiplied into the projection:
         (x * scale + offset) W = x (scale W) + offset W.
         """
         pool, slot = self.context.pool, self.context.slot
@@ -224,7 +229,7 @@ class GatedXattn(hk.Module):
 
 
 def _gate(name: str, x: Float[Array, "B T D"], config: XattnConfig) -> Array:
-    """tanh(alpha), which multiplies what is added to x; alpha is 0 at birth."""
+    """tanh(alpha), the factor of what a layer adds to x; alpha is 0 at the start."""
     if config.gate == "scalar":
         return jnp.tanh(param(name, (), (), jnp.zeros)).astype(x.dtype)
     alpha = param(name, x.shape[-1:], ("embed",), jnp.zeros)
@@ -232,22 +237,19 @@ def _gate(name: str, x: Float[Array, "B T D"], config: XattnConfig) -> Array:
 
 
 def normalised_media(pool: Float[Array, "M R W"], config: XattnConfig) -> Float[Array, "M R W"]:
-    """The visual tokens as all layers take them.
-
-    Standardised, where each layer has its own weights of one LayerNorm.
-    """
+    """Returns the visual tokens as the layers take them: standardised if they have a LayerNorm."""
     return standardise(pool, epsilon=config.norm_epsilon) if config.media_norm else pool
 
 
 def gather_media(
     pool: Float[Array, "M R H K"], slot: Int[Array, "B N"], num_shards: int
 ) -> Float[Array, "B N R H K"]:
-    """Hands each sequence its visual inputs: rows `slot` of its own data shard's pool.
+    """Returns each sequence's visual inputs: rows `slot` of the pool of its data shard.
 
     Args:
-        pool: the shards' pools in a row, M / num_shards visual inputs each.
-        slot: row within the shard's pool; -1 (none) reads row 0, which no token attends.
-        num_shards: over how many data shards batch and pool are split.
+        pool: the pools of all shards, M / num_shards rows each.
+        slot: row within the shard's pool; -1 (no visual input) reads row 0, which no token attends.
+        num_shards: number of data shards that batch and pool are split into.
     """
     inner = ("latents", "heads", "head_dim")
     pools = pool.reshape(num_shards, -1, *pool.shape[1:])

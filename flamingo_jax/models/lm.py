@@ -1,16 +1,19 @@
-"""The decoder language model.
+"""The decoder language model: Chinchilla by default (FACTS 1.4), other families by options.
 
-Chinchilla by default (FACTS 1.4), other families by options of the one block.
+    tokens [B T] --embed--> x [B T D]
 
-    tokens [B T] -> embed [B T D] -> num_layers x ( x + attention(norm x) ; x + feed-forward(norm x) ) -> norm -> x E^T [B T V]
+    num_layers x:   x = x + attention(norm(x))
+                    x = x + feed_forward(norm(x))
 
-Chinchilla / Gopher: RMSNorm before each part, relative positions of Transformer-XL with one
-projection per layer, GeLU of width 4D, biases in the feed-forward alone, tied embeddings. Frozen in
-Flamingo (paper, 2.2).
+    x --norm--> x E^T --> logits [B T V]
 
-New tokens (`<EOC>`; paper, 2.4) are trainable rows beside the frozen table: ids V, V+1, ... with an
-input and an output row each. The table is padded to a multiple of 128 rows for sharding; the
-padding is masked and has no id.
+Chinchilla and Gopher have an RMSNorm before each part, relative positions of Transformer-XL with
+one projection per layer, GELU of width 4D, biases in the feed-forward layers only, and tied
+embeddings. The LM is frozen in Flamingo (paper, 2.2).
+
+New tokens (`<EOC>`; paper, 2.4) are trained rows next to the frozen table. They have the ids V,
+V+1, ... and an input and an output row each. The table is padded to a multiple of 128 rows for
+sharding; the padding is masked and has no id.
 """
 
 from __future__ import annotations
@@ -43,20 +46,16 @@ BlockRunner = Callable[[Stack, Any, Array, Any], tuple[Array, Any]]
 
 
 class Block(hk.Module):
-    """One layer.
-
-    Pre-norm self-attention and feed-forward, in sequence or (GPT-NeoX) in parallel.
-    """
+    """One layer: self-attention and feed-forward, in sequence or (GPT-NeoX) in parallel."""
 
     def __init__(self, config: LMConfig, context: Context, *, name: str = "block"):
-        """`context`: shared by all layers."""
         super().__init__(name=name)
         self.config, self.context = config, context
 
     def __call__(
         self, x: Float[Array, "B T D"], cache: Any = None
     ) -> tuple[Float[Array, "B T D"], Any]:
-        """Returns (x, the new tokens' rows of this layer's cache; None without one)."""
+        """Returns (x, new rows for this layer's cache; None if there is no cache)."""
         config = self.config
         x = residual(x)
         attention = SelfAttention(config, self.context, name="attention")
@@ -81,28 +80,26 @@ def normalised(config: LMConfig, x: Float[Array, "B T D"], *, name: str) -> Floa
 
 
 def residual(x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
-    """The residual stream between the parts of a block.
-
-    Its tokens are split over all chips where the layout says so.
-    """
+    """Returns the residual stream x, with its tokens split over all chips if the layout says so."""
     return constrain(x, "rows", "sequence", "embed")
 
 
 class LM(hk.Module):
     """The language model.
 
-    Alone (`token_losses`, `extend`), or in parts, between whose blocks Flamingo puts its own
-    layers.
-
-    Alone it ignores images, and has no features of them.
+    As a whole model (`token_losses`, `extend`) it ignores images. Flamingo uses its parts (`embed`,
+    `run`, `logits`) and puts layers between the blocks.
     """
 
     def __init__(
         self, config: LMConfig, new_tokens: NewTokenRows | None = None, *, name: str = "lm"
     ):
-        """`new_tokens`: the rows of the new tokens, made by the caller (they are not the LM's).
+        """Describes the model.
 
-        None is no new token.
+        Args:
+            config: its shape and options.
+            new_tokens: rows of the new tokens, which are the caller's weights; None = no new token.
+            name: module name.
         """
         super().__init__(name=name)
         self.config, self.new_tokens = config, new_tokens
@@ -116,10 +113,7 @@ class LM(hk.Module):
         num_shards: int = 1,
         rng: Array | None = None,
     ) -> Float32[Array, "B T"]:
-        """Returns -log p(tokens[:, l+1] | before), unweighted, T = L - 1.
-
-        Arguments as in `models.api.Model`.
-        """
+        """Returns -log p(token l+1 | tokens before it), T = L - 1; see `models.api.Model`."""
         del dtype, num_shards, rng
         context = self_attention.packed_context(batch.segment)
         x, _ = self.run(self.embed(batch.tokens, context.positions), context)
@@ -140,9 +134,8 @@ class LM(hk.Module):
         context = self_attention.cached_context(positions, layer_slice(cache.lm["key"], 0).shape[1])
         x, rows = self.run(self.embed(tokens, positions), context, cache.lm | cache.shared)
         lm = self_attention.written(cache.lm, rows, positions)
-        return joined_logits(*self.logits(x), self.config.vocab_size), Cache(
-            lm, cache.media, cache.shared
-        )
+        logits = joined_logits(*self.logits(x), self.config.vocab_size)
+        return logits, Cache(lm, cache.media, cache.shared)
 
     def encode(
         self,
@@ -151,7 +144,7 @@ class LM(hk.Module):
         *,
         dtype: DTypeLike = jnp.float32,
     ) -> Float32[Array, "M 1 D"]:
-        """Returns zeros, one row for each image, in place of visual tokens."""
+        """Returns one row of zeros for each image."""
         del frame_mask, dtype
         return jnp.zeros((frames.shape[0], 1, self.config.width))
 
@@ -162,27 +155,26 @@ class LM(hk.Module):
         *,
         dtype: DTypeLike = jnp.float32,
     ) -> Float32[Array, "M E"]:
-        """Raises a ValueError: there is no vision encoder."""
+        """Raises a ValueError, since there is no vision encoder."""
         raise ValueError("A language model alone has no features of images: take a Flamingo.")
 
     @hk.name_like("__call__")
     def embed(
         self, tokens: Int[Array, "B T"], positions: Int[Array, "B T"]
     ) -> Float[Array, "B T D"]:
-        """Input embeddings; ids from V on are new tokens."""
+        """Returns the embedded tokens; ids from V on are new tokens."""
         table = self._table("embedding")
         known = self.config.vocab_size
         x = table[jnp.minimum(tokens, known - 1)]
-        # Each chip looks up its own rows of the vocabulary; then they are summed.
+        # Each chip looks up the tokens in its rows of the table; then the results are summed.
         x = constrain(x, "batch", "length", "embed")
         if self.new_tokens is not None:
             new = self.new_tokens.input.astype(x.dtype)[jnp.maximum(tokens - known, 0)]
             x = jnp.where((tokens >= known)[:, :, None], new, x)
         if self.config.position == "learned":
             shape = (self.config.max_length, self.config.width)
-            table = param(
-                "positions", shape, ("length", "embed"), hk.initializers.RandomNormal(0.02)
-            )
+            init = hk.initializers.RandomNormal(0.02)
+            table = param("positions", shape, ("length", "embed"), init)
             x = x + table.astype(x.dtype)[positions]
         return residual(x)
 
@@ -200,12 +192,12 @@ class LM(hk.Module):
             x: embedded tokens.
             context: positions and mask.
             cache: each layer's keys and values, stacked on a leading layer axis; None in training.
-            through: how to go through the stack, `through(stack, weights, x, cache)`; None is one
-                block after another. Flamingo puts its own layers between the blocks in this way.
+            through: runs the stack, `through(stack, weights, x, cache)`; None = one block after
+                another. With it, Flamingo puts layers between the blocks.
 
         Returns:
-            (x, the new rows of each layer's cache, for `self_attention.written`), or whatever
-            `through` returns.
+            (x, new rows of each layer's cache, for `self_attention.written`), or what `through`
+            returns.
         """
         stack = Stack(
             self.config.num_layers,
@@ -221,7 +213,7 @@ class LM(hk.Module):
     def logits(
         self, x: Float[Array, "B T D"]
     ) -> tuple[Float32[Array, "B T V"], Float32[Array, "B T N"] | None]:
-        """Returns the logits of (the padded table, the new tokens), float32, not yet normalised."""
+        """Returns the logits of (the padded table, the new tokens)."""
         x = normalised(self.config, x, name="final_norm")
         table = self._table("embedding" if self.config.tied_head else "head").astype(x.dtype)
         base = einsum_float32("btd,vd->btv", x, table)
@@ -240,26 +232,20 @@ class LM(hk.Module):
 
 
 class NewTokens(hk.Module):
-    """Input and output rows of the tokens that the LM's vocabulary lacks, such as `<EOC>` (paper, 2.4), trained with Flamingo's layers."""
+    """Trained rows of tokens that are not in the LM's vocabulary, such as `<EOC>` (paper, 2.4)."""
 
     def __init__(self, num_tokens: int, width: int, *, name: str = "new_tokens"):
-        """`num_tokens`: how many; `width`: D."""
         super().__init__(name=name)
         self.shape = (num_tokens, width)
 
     def __call__(self) -> NewTokenRows:
         """Makes the two tables [num_tokens, D]."""
-        init = hk.initializers.TruncatedNormal(self.shape[1] ** -0.5)
-        return NewTokenRows(
-            *(
-                param(name, self.shape, ("new_tokens", "embed"), init)
-                for name in ("input", "output")
-            )
-        )
+        init, axes = hk.initializers.TruncatedNormal(self.shape[1] ** -0.5), ("new_tokens", "embed")
+        return NewTokenRows(*(param(name, self.shape, axes, init) for name in ("input", "output")))
 
 
 class NewTokenRows(NamedTuple):
-    """Rows of the new tokens in the input embedding and in the head."""
+    """The new tokens' rows of the input embedding and of the head."""
 
     input: Float[Array, "N D"]
     output: Float[Array, "N D"]

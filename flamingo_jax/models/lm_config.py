@@ -1,4 +1,4 @@
-"""The options of the one LM block, by which it is Chinchilla or a language model of another family."""
+"""Shape and options of the language model: Chinchilla's by default, or another family's."""
 
 from __future__ import annotations
 
@@ -16,22 +16,28 @@ class LMConfig:
     """Shape and options of the language model; the defaults are Chinchilla's.
 
     Attributes:
-        vocab_size: V, the tokenizer's pieces, without new tokens; 0 is filled in from the tokenizer
-            by the programs.
+        vocab_size: V, the tokenizer's pieces, without new tokens; the programs replace 0 by the
+            tokenizer's.
         num_layers, width, num_heads: as in Table 4 of the paper.
-        head_dim: K; 0 is width / num_heads.
-        num_kv_heads: G; 0 is num_heads.
-        mlp_width: M; 0 is 4 * width.
-        norm_epsilon, norm_bias: of all its norms; only a LayerNorm has a bias.
+        head_dim: K; 0 = width / num_heads.
+        num_kv_heads: G; 0 = num_heads.
+        mlp_width: M; 0 = 4 * width.
+        norm: RMSNorm or LayerNorm.
+        norm_epsilon, norm_bias: of all norms; only a LayerNorm has a bias.
+        position: how tokens know their order (`nn.embed`).
         rotary_base, rotary_fraction, rotary_scaling: of rotary positions.
         max_length: rows of the table of learned positions.
-        sliding_window: how many tokens a token attends, itself among them; 0 is all before it.
-        attention_bias: on queries, keys, values and the way out; `qkv_bias` on the first three
-            alone (Qwen2).
-        qk_norm: a LayerNorm over all heads of the queries together, and one of the keys (MPT).
+        sliding_window: number of tokens that a token attends, itself included; 0 = all before it.
+        activation: of the feed-forward layers.
+        attention_bias: biases of queries, keys, values and the output projection.
+        qkv_bias: biases of queries, keys and values only (Qwen2).
+        mlp_bias: biases of the feed-forward layers.
+        parallel_residual: attention and feed-forward read the same x (GPT-NeoX).
+        qk_norm: a LayerNorm over all heads of the queries together, and one over the keys (MPT).
+        tied_head: the head is the embedding table.
         qkv_conv_width: width of a depthwise causal convolution on q, k and v (Primer, So et al.
-            2021); 0 is none. Not in the paper.
-        vocab_multiple: the table is padded to a multiple of it.
+            2021); 0 = no convolution. Not in the paper.
+        vocab_multiple: the table is padded to a multiple of this.
         remat: see `core.stack.Stack`.
         fused: whether the block's weights are in the compute form (`models.frozen`).
     """
@@ -95,7 +101,7 @@ class LMConfig:
 
     @property
     def can_fuse(self) -> bool:
-        """Whether queries, keys and values can be one product."""
+        """True if queries, keys and values can be one product."""
         return not (self.attention_bias or self.qkv_bias) and self.kv_heads == self.num_heads
 
     @property

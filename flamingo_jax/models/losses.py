@@ -1,4 +1,10 @@
-"""From the logits of the table and of the new tokens to losses and to logits by token id."""
+"""Losses, and logits by token id, from the logits of the table and of the new tokens.
+
+    base [B L V], new [B L N] --> -log p(next token) [B L-1]
+                              --> logits [B T C], C = vocab_size + N
+
+The table may be sharded by rows; the new tokens are whole on every chip.
+"""
 
 from __future__ import annotations
 
@@ -14,11 +20,17 @@ def next_token_losses(
     tokens: Int[Array, "B L"],
     vocab_size: int,
 ) -> Float32[Array, "B T"]:
-    """-log p(tokens[:, l + 1]), T = L - 1, from the logits of the table and of the new tokens, without joining the two into one array.
+    """Returns -log p(tokens[:, l + 1]), T = L - 1, without joining the two arrays of logits.
 
-    The table's rows stay sharded: the target's logit is a masked sum, and the new tokens enter
-    through logsumexp. The last token predicts nothing; its logits are computed all the same, since
-    L is what divides evenly over a mesh.
+    So the table's rows stay sharded: the target's logit is a masked sum, and the new tokens are
+    added by logsumexp. The last token predicts nothing, but its logits are computed, since L
+    divides evenly over a mesh and L - 1 does not.
+
+    Args:
+        base: logits of the table, padding included.
+        new: logits of the new tokens; None if there are none.
+        tokens: token ids.
+        vocab_size: ids from here on are new tokens.
     """
     targets = jnp.roll(tokens, -1, axis=1)
     ids = jnp.arange(base.shape[-1], dtype=targets.dtype)
@@ -27,9 +39,8 @@ def next_token_losses(
     if new is not None:
         normaliser = jnp.logaddexp(normaliser, jax.nn.logsumexp(new, axis=-1))
         new_ids = vocab_size + jnp.arange(new.shape[-1], dtype=targets.dtype)
-        from_new = jnp.sum(
-            jnp.where(targets[:, :, None] == new_ids[None, None, :], new, 0.0), axis=-1
-        )
+        is_target = targets[:, :, None] == new_ids[None, None, :]
+        from_new = jnp.sum(jnp.where(is_target, new, 0.0), axis=-1)
         target = jnp.where(targets >= vocab_size, from_new, target)
     return (normaliser - target)[:, :-1]
 
@@ -37,9 +48,6 @@ def next_token_losses(
 def joined_logits(
     base: Float32[Array, "B T V"], new: Float32[Array, "B T N"] | None, vocab_size: int
 ) -> Float32[Array, "B T C"]:
-    """Logits by token id.
-
-    The table's rows without its padding, then the new tokens (for decoding).
-    """
+    """Returns logits by token id: the table's without its padding, then the new tokens'."""
     base = base[..., :vocab_size]
     return base if new is None else jnp.concatenate([base, new], axis=-1)

@@ -1,17 +1,19 @@
-"""NFNet, the normaliser-free residual network that sees for Flamingo (paper, Section 2.1).
+"""NFNet, the normaliser-free residual network that encodes Flamingo's images (paper, Section 2.1).
 
 Source: Brock et al. 2021, arXiv 2102.06171.
 
-    images [M S S 3] -> stem: 3x3 convolutions, S/4 -> stages 1..4: S/4, S/8, S/16, S/32 -> 1x1 convolution, act -> grid [M h w E]
+    images [M S S 3] --stem--> S/4 --stages--> S/4, S/8, S/16, S/32 --1x1, act--> grid [M h w E]
 
-    block:  x --act * beta--+--1x1--act--3x3--act--3x3--act--1x1--squeeze/excite--* skip gain * alpha--(+)--> x
-                            |                                                                          |
-                            +-- x itself, or (at the start of a stage) average pool and 1x1 -----------+
+    block:    y = act(x) * beta
+              z = 1x1(act(3x3(act(3x3(act(1x1(y)))))))
+              x = shortcut + alpha * gain * 2 * squeeze_excite(z) * z
 
-There is no normalisation layer: weights are standardised (nn/conv.py), activations are scaled to
-keep the variance, and each block's input is divided by the standard deviation that it has in
-expectation (beta). `skip gain` starts at 0, so that a fresh block is the identity. The classifier
-is left off; Flamingo takes the grid of features (435,286,116 weights for F6, the paper's 435M).
+              shortcut = x, or at the start of a stage 1x1(average pool(y))
+
+There is no normalisation layer. Weights are standardised (nn/conv.py), activations are scaled to
+keep the variance, and beta divides a block's input by the standard deviation that is expected for
+it. The gain starts at 0, so that a new block is the identity. There is no classifier: Flamingo
+takes the grid of features (435,286,116 weights for F6, the paper's 435M).
 """
 
 from __future__ import annotations
@@ -33,9 +35,8 @@ from flamingo_jax.core.stack import Remat, Stack, layer_slice
 from flamingo_jax.nn.conv import Standardisation, ws_conv
 from flamingo_jax.nn.linear import linear
 
-# Each activation is scaled to keep unit variance on unit Gaussian input (NFNet code, base.py). GELU
-# is the tanh form; "gelu_exact"
-# is timm's.
+# Each activation is scaled to keep unit variance on unit Gaussian input (NFNet code, base.py).
+# "gelu" is the tanh form, "gelu_exact" is timm's.
 ACTIVATIONS = {
     "gelu": lambda x: jax.nn.gelu(x) * 1.7015043497085571,
     "gelu_exact": lambda x: jax.nn.gelu(x, approximate=False) * 1.7015043497085571,
@@ -49,7 +50,7 @@ PIXEL_STD = 255 * np.array([0.229, 0.224, 0.225], np.float32)
 
 @dataclasses.dataclass(frozen=True)
 class NFNetConfig:
-    """Shape of an NFNet; models/sizes.py holds F0-F6 and the tiny one.
+    """Shape of an NFNet; models/sizes.py has F0 to F6 and the tiny one.
 
     Attributes:
         widths: output channels of each stage.
@@ -57,26 +58,24 @@ class NFNetConfig:
         strides: stride of each stage's first block.
         stem_channels: channels of the stem's 3x3 convolutions.
         stem_strides: their strides.
-        expansion: channels inside a block, as a fraction of its output channels (of its input's
-            without `big_width`).
-        big_width: which of the two widths `expansion` refers to.
-        group_width: channels of one group of the 3x3 convolutions; a block narrower than this has
+        expansion: channels inside a block, as a fraction of its output channels.
+        big_width: False makes `expansion` a fraction of the block's input channels.
+        group_width: channels of one group of the 3x3 convolutions; a block with fewer channels has
             one group.
-        se_ratio: hidden width of squeeze-and-excite as a fraction of the channels; None leaves it
-            out.
+        se_ratio: hidden width of squeeze-and-excite as a fraction of the channels; None = without.
         alpha: scale of every residual branch.
         skip_init: initial value of the learnt gain on the residual branch (0 in NFNet: SkipInit).
-        final_multiplier: the last 1x1 convolution's width as a multiple of the last stage's; None
-            leaves it out.
+        final_multiplier: the last 1x1 convolution's width as a multiple of the last stage's; None =
+            without it.
         stochastic_depth: probability of dropping the last block's branch in training; it grows
-            linearly from 0.
-        activation: the non-linearity, see ACTIVATIONS.
+            linearly from 0 at the first block.
+        activation: the non-linearity, one of ACTIVATIONS.
         weight_standardisation: "apply" at each call, or "folded": the weights are in the compute
             form (`models.frozen`) and have no gains.
         remat: "full" recomputes each block in the backward pass.
-        loop: how a stage's equal blocks are applied: "scan" compiles once for all of them;
-            "unrolled" is for training on a CPU, where XLA's gradient of a convolution inside a loop
-            takes some thirty times as long.
+        loop: how a stage's equal blocks are applied: "scan" compiles them once; "unrolled" is for
+            training on a CPU, where XLA's gradient of a convolution inside a loop takes some thirty
+            times as long.
     """
 
     widths: tuple[int, ...] = (256, 512, 1536, 1536)
@@ -119,15 +118,12 @@ class NFNetConfig:
     @property
     def width(self) -> int:
         """E, the channels of the feature grid."""
-        return (
-            self.widths[-1]
-            if self.final_multiplier is None
-            else int(self.final_multiplier * self.widths[-1])
-        )
+        multiplier, last = self.final_multiplier, self.widths[-1]
+        return last if multiplier is None else int(multiplier * last)
 
     @property
     def reduction(self) -> int:
-        """Pixels of the image for each position of the grid, along one side."""
+        """Pixels for each position of the grid, along one side."""
         return int(np.prod(self.stem_strides) * np.prod(self.strides))
 
 
@@ -138,7 +134,10 @@ def normalise(
     mean: Float[np.ndarray, "3"] = PIXEL_MEAN,
     std: Float[np.ndarray, "3"] = PIXEL_STD,
 ) -> Float[Array, "... 3"]:
-    """Returns (pixel - mean) / deviation, computed in float32 and rounded to `dtype` (paper, model card: mean 0, variance 1)."""
+    """Returns (pixel - mean) / deviation (paper, model card: mean 0, variance 1).
+
+    Computed in float32 and rounded to `dtype`.
+    """
     means, deviations = (
         jnp.broadcast_to(jnp.asarray(value), images.shape) for value in (mean, std)
     )
@@ -146,10 +145,10 @@ def normalise(
 
 
 def betas(config: NFNetConfig) -> list[list[float]]:
-    """Returns, for each block of each stage, 1 / the expected deviation of the block's input.
+    """Returns 1 / the expected deviation of the input, for each block of each stage.
 
-    A block adds alpha^2 to the variance; a stage's first block starts it again at 1, because its
-    shortcut is a standardised convolution of the scaled input.
+    A block adds alpha^2 to the variance. A stage's first block sets it to 1, because its shortcut
+    is a standardised convolution of the scaled input.
     """
     values, variance = [], 1.0
     for depth in config.depths:
@@ -162,7 +161,7 @@ def betas(config: NFNetConfig) -> list[list[float]]:
 
 
 class NFNet(hk.Module):
-    """The headless network: images to a grid of features."""
+    """The network without its classifier: images to a grid of features."""
 
     def __init__(self, config: NFNetConfig, name: str = "vision"):
         super().__init__(name=name)
@@ -175,18 +174,18 @@ class NFNet(hk.Module):
         is_training: bool = False,
         rng: Array | None = None,
     ) -> Float[Array, "M h w E"]:
-        """Returns the grid of features, S / config.reduction on a side (rounded up).
+        """Returns the grid of features, with a side of S / config.reduction, rounded up.
 
-        9x9 at 288, 10x10 at 320, 15x15 at 480.
+        The side is 9 at 288 pixels, 10 at 320 and 15 at 480.
 
         Args:
-            images: Float[M, S, S, 3] after `normalise`; their dtype is the one that is computed in.
+            images: pixels after `normalise`, in the dtype of the computation.
             is_training: whether blocks are dropped (stochastic depth).
-            rng: key for that, or one for each image, so that what is dropped does not depend on the
-                others; needed only in training with config.stochastic_depth > 0.
+            rng: one key; or one for each image, so that what is dropped does not depend on other
+                images. Needed in training with config.stochastic_depth > 0.
 
         Raises:
-            ValueError: if that key is missing.
+            ValueError: the key is missing.
         """
         config, num_blocks, keys = self.config, sum(self.config.depths), None
         if is_training and config.stochastic_depth > 0:
@@ -230,7 +229,7 @@ class NFNet(hk.Module):
 def _stage(
     x: Array, inputs: dict[str, Any], *, width: int, stride: int, config: NFNetConfig, name: str
 ) -> Array:
-    """A first block that changes the shape, then equal blocks, stacked and scanned."""
+    """A first block that changes the shape, and then equal blocks with stacked weights."""
 
     def first(x: Array, inputs: dict[str, Any]) -> Array:
         return _block(x, **inputs, width=width, stride=stride, config=config)
@@ -287,7 +286,7 @@ def _block(
 
 
 def _squeeze_excite(x: Array, *, ratio: float) -> Array:
-    """One factor in 0..1 for each image and channel, from the means of all channels (Hu et al. 2018)."""
+    """One factor in 0..1 for each image and channel, from all channels' means (Hu et al. 2018)."""
     axes, hidden = ("vision", "vision"), max(1, int(x.shape[-1] * ratio))
     means = jnp.mean(x, axis=(1, 2))
     squeezed = jax.nn.relu(linear(means, (hidden,), axes=axes, bias=True, name="squeeze"))

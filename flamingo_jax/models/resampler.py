@@ -1,19 +1,16 @@
-"""Perceiver Resampler.
+"""Perceiver Resampler: any number of features to R visual tokens (paper, 2.1, A.1.1, Figure 5).
 
-Any number of visual features in, a fixed number of visual tokens out (paper, Section 2.1, A.1.1,
-Figure 5).
+    features [M F P E] --linear, + time embedding [F W], flatten--> x [M F*P W]
+    latents [R W] --repeat--> [M R W]
 
-    features [M F P E] --linear--> (+) time [F W] --> flatten [M F*P W] --------+ keys, values
-                                                                                |
-    latents [R W] --> [M R W] --+--> num_layers x  { latents += attention(latents, [features, latents])
-                                |                    latents += ffw(latents) }  --> [M R W]
-                                +--> keys, values too
+    num_layers x:   latents = latents + attention(q = latents, kv = [x, latents])
+                    latents = latents + ffw(latents)                        --> [M R W]
 
-Two readings of the paper's size: its second version gives heads of 96 (= W / H), its first says
-that all blocks have "a same constant key and value size of 128". Only 128 gives the 194M of Table 5
-(193.7M; 96 gives 174.8M), together with the linear map from the 3072 channels of NFNet-F6; so 128
-is "paper" in the zoo and 96 "paper_v2_head96". Biases are as in the language model whose count
-fits: on the feed-forward layers, not on the attention's projections.
+The paper gives two head sizes. Its second version has heads of 96 (= W / H), and its first says
+that all blocks have "a same constant key and value size of 128". Only 128 gives the 194M weights of
+Table 5 (193.7M; 96 gives 174.8M), with the linear map from the 3072 channels of NFNet-F6. So
+`models.sizes` calls 128 "paper" and 96 "paper_v2_head96". The feed-forward layers have biases and
+the attention's projections have none, as in the language model with the published count.
 """
 
 from __future__ import annotations
@@ -43,17 +40,18 @@ class ResamplerConfig:
         num_heads: H.
         head_dim: K, size of one head's keys and values.
         num_latents: R, the visual tokens that come out for each image or video.
-        input_projection: whether a linear map takes the features to W; without it they must come W
-            wide.
-        num_time_embeddings: frames in training; other frame counts interpolate. 0: frames are not
-            told apart.
+        input_projection: whether a linear map takes the features to width W; without it their width
+            must be W.
+        num_time_embeddings: frames in training; other numbers of frames are interpolated. 0 = no
+            time embeddings.
         mlp_ratio: hidden width of the feed-forward layer, in widths.
         activation: of the feed-forward layer.
         attention_bias: whether the projections of the attention have biases.
         mlp_bias: whether the feed-forward layers have biases.
         qk_norm: whether each head's queries and keys have a LayerNorm (over K).
-        final_norm: whether a LayerNorm ends it; the paper mentions none, OpenFlamingo has one.
-        epsilon: of all of its norms.
+        final_norm: whether there is a LayerNorm at the end; the paper mentions none, OpenFlamingo
+            has one.
+        epsilon: of all norms.
         remat: "full" recomputes each block in the backward pass.
     """
 
@@ -75,10 +73,7 @@ class ResamplerConfig:
 
 
 class Resampler(hk.Module):
-    """Features of the vision encoder to R visual tokens.
-
-    The features themselves are not updated.
-    """
+    """The vision encoder's features to R visual tokens; the features are not updated."""
 
     def __init__(self, config: ResamplerConfig, name: str = "resampler"):
         super().__init__(name=name)
@@ -89,16 +84,16 @@ class Resampler(hk.Module):
     ) -> Float[Array, "M R W"]:
         """Returns the visual tokens.
 
-        There is no embedding of the position within the image (the paper saw no gain: the encoder's
-        convolutions carry it), and one embedding for each frame. An image is a video of one frame.
+        There is one embedding for each frame. There is none for the position within the image: the
+        paper saw no gain from it, since the encoder's convolutions know the position. An image is a
+        video of one frame.
 
         Args:
-            features: Float[M, F, P, E] grid of the encoder for each frame, flattened; computed in
-                their dtype.
-            frame_mask: Bool[M, F] False for frames that are padding: nothing attends them.
+            features: the encoder's grid for each frame, flattened, in the dtype of the computation.
+            frame_mask: False for frames that are padding, which no latent attends.
 
         Raises:
-            ValueError: if the features are not W wide and there is no input projection.
+            ValueError: the features do not have width W, and there is no input projection.
         """
         config = self.config
         num_inputs, num_frames, num_patches, width = features.shape
@@ -114,12 +109,8 @@ class Resampler(hk.Module):
                 "encoder's, or resampler.input_projection=True."
             )
         if config.num_time_embeddings:
-            time = param(
-                "time_embeddings",
-                (config.num_time_embeddings, config.width),
-                ("frames", "embed"),
-                init,
-            )
+            shape = (config.num_time_embeddings, config.width)
+            time = param("time_embeddings", shape, ("frames", "embed"), init)
             x = x + interpolate_time(time, num_frames).astype(x.dtype)[None, :, None]
         x = x.reshape(num_inputs, num_frames * num_patches, config.width)
 
@@ -128,9 +119,8 @@ class Resampler(hk.Module):
 
         visible = jnp.repeat(frame_mask, num_patches, axis=1)
         visible = jnp.pad(visible, ((0, 0), (0, config.num_latents)), constant_values=True)
-        mask = jnp.broadcast_to(
-            visible[:, None, :], (num_inputs, config.num_latents, visible.shape[1])
-        )
+        mask_shape = (num_inputs, config.num_latents, visible.shape[1])
+        mask = jnp.broadcast_to(visible[:, None, :], mask_shape)
 
         def block(latents: Array, _: None) -> tuple[Array, None]:
             latents = latents + _attention(latents, x, mask, config)
@@ -147,11 +137,9 @@ class Resampler(hk.Module):
             return latents + hidden, None
 
         latents, _ = Stack(config.num_layers, block, name="layers", remat=config.remat)(latents)
-        return (
-            layer_norm(latents, epsilon=config.epsilon, name="final_norm")
-            if config.final_norm
-            else latents
-        )
+        if config.final_norm:
+            latents = layer_norm(latents, epsilon=config.epsilon, name="final_norm")
+        return latents
 
 
 def _attention(
@@ -160,14 +148,10 @@ def _attention(
     mask: Bool[Array, "M R Sx"],
     config: ResamplerConfig,
 ) -> Float[Array, "M R W"]:
-    """The latents attend the features and themselves.
-
-    Features and latents have a LayerNorm each (pre-norm).
-    """
+    """The latents attend the features and themselves; each of the two has a LayerNorm before."""
     latents = layer_norm(latents, epsilon=config.epsilon, name="latents_norm")
-    attended = jnp.concatenate(
-        [layer_norm(x, epsilon=config.epsilon, name="media_norm"), latents], axis=1
-    )
+    features = layer_norm(x, epsilon=config.epsilon, name="media_norm")
+    attended = jnp.concatenate([features, latents], axis=1)
     axes, bias = ("embed", "latent_heads", "head_dim"), config.attention_bias
     heads = (config.num_heads, config.head_dim)
     q = linear(latents, heads, axes=axes, bias=bias, name="query")

@@ -1,6 +1,10 @@
-"""The LM's self-attention: who attends whom, where each token stands, and what a cache keeps.
+"""The LM's self-attention, with its masks, its positions and its cache.
 
-x [B T D] -> q [B T H K], k, v [B T G K] -> (into the cache [B S G K]) -> softmax(q k^T + positions) v -> out [B T D]
+    x [B T D] --> q [B T H K]
+              --> k, v [B T G K] --(in decoding)--> cache [B S G K]
+    softmax(q k^T / sqrt(K) + positions) v --> out [B T D]
+
+Training attends x itself. Decoding attends the cache, with the new keys and values in it.
 """
 
 from __future__ import annotations
@@ -25,17 +29,25 @@ from flamingo_jax.nn.norm import layer_norm
 
 
 class Context(NamedTuple):
-    """What all blocks share: where each token stands and what it may attend."""
+    """What all blocks share.
+
+    Attributes:
+        positions: of each token within its document.
+        mask: True where a token may attend a key.
+        distances: position of the token minus position of the key.
+        segment: document of each token, 0 = padding; None with a cache.
+        aligned: whether query i and key i are at the same position.
+    """
 
     positions: Int[Array, "B T"]
     mask: Bool[Array, "B T S"]
     distances: Int[Array, "B T S"]
     segment: Int[Array, "B T"] | None
-    aligned: bool  # query i stands at key i
+    aligned: bool
 
 
 def packed_context(segment: Int[Array, "B L"]) -> Context:
-    """Context of training: whole rows of packed documents, each attending itself causally."""
+    """Returns the context of training: packed documents, each of which attends itself causally."""
     length = segment.shape[1]
     index = jnp.broadcast_to(jnp.arange(length, dtype=jnp.int32)[None], segment.shape)
     mask = masks.causal(index, length) & masks.same_segment(segment)
@@ -45,7 +57,7 @@ def packed_context(segment: Int[Array, "B L"]) -> Context:
 
 
 def cached_context(positions: Int[Array, "B T"], cache_length: int) -> Context:
-    """Context of prefill and decoding: the keys stand in the cache at their positions."""
+    """Returns the context of prefill and decoding: a key's row in the cache is its position."""
     return Context(
         positions,
         masks.causal(positions, cache_length),
@@ -60,19 +72,21 @@ def _distances(positions: Int[Array, "B T"], num_keys: int) -> Int[Array, "B T S
 
 
 class SelfAttention(hk.Module):
-    """Causal self-attention with the positions, heads and cache that the config declares."""
+    """Causal self-attention."""
 
     def __init__(self, config: LMConfig, context: Context, *, name: str):
-        """`context`: shared by all layers."""
         super().__init__(name=name)
         self.config, self.context = config, context
 
     def __call__(self, x: Float[Array, "B T D"], cache: Any) -> tuple[Float[Array, "B T D"], Any]:
-        """Attends x itself (cache None) or the cache after x has been written into it.
+        """Attends x itself, or the cache after x has been written into it.
+
+        Args:
+            x: the tokens.
+            cache: this layer's; None in training.
 
         Returns:
-            (out, this layer's new rows of the cache, {name: [B, T, ...]}, for `written`; None
-            without a cache).
+            (out, new rows for this layer's cache, {name: [B, T, ...]}, or None without a cache).
         """
         config, context = self.config, self.context
         q, k, v = self._project(x)
@@ -80,12 +94,10 @@ class SelfAttention(hk.Module):
         if config.qkv_conv_width:
             q, k, v, rows = self._convolve(q, k, v, cache)
         if config.qk_norm:
-            q, k = (
-                self._norm_all_heads(q, "heads", "query_norm"),
-                self._norm_all_heads(k, "kv_heads", "key_norm"),
-            )
+            q = self._norm_all_heads(q, "heads", "query_norm")
+            k = self._norm_all_heads(k, "kv_heads", "key_norm")
         if config.position == "rotary":
-            q, k = (self._rotate(y) for y in (q, k))
+            q, k = self._rotate(q), self._rotate(k)
         if cache is not None:
             rows = {
                 **(rows or {}),
@@ -93,14 +105,13 @@ class SelfAttention(hk.Module):
                 "value": v.astype(cache["value"].dtype),
             }
             k, v = (_write(cache[name], rows[name], context.positions) for name in ("key", "value"))
-        q, bias = self._position_bias(
-            q, k.shape[1], cache.get("relative") if cache is not None else None
-        )
+        table = None if cache is None else cache.get("relative")
+        q, bias = self._position_bias(q, k.shape[1], table)
         mask = context.mask
         if config.sliding_window:
             mask = mask & (context.distances < config.sliding_window)
         out = constrain(attend(q, k, v, mask, bias), "batch", "length", "heads", "head_dim")
-        # transposed once, not again for each tile of the product
+        # Else the compiler transposes it again for each tile of the product.
         out = jax.lax.optimization_barrier(out)
         out = linear(
             out,
@@ -144,22 +155,18 @@ class SelfAttention(hk.Module):
     def _position_bias(
         self, q: Array, num_keys: int, r: Array | None
     ) -> tuple[Array, Array | None]:
-        """Returns (q as it meets the keys, what positions add to the scores); r.
-
-        `distance_table` of this layer, if it is at hand.
-        """
+        """(q with its content bias, what positions add to the scores); r: from `distance_table`."""
         config = self.config
         if config.position == "alibi":
             return q, embed.alibi_bias(config.num_heads, self.context.distances)
         if config.position != "relative":
             return q, None
         shape = (config.num_heads, config.head_size)
-        content, position = (
-            jnp.broadcast_to(
-                param(name, shape, ("heads", "head_dim"), jnp.zeros).astype(q.dtype), q.shape
-            )
+        biases = (
+            param(name, shape, ("heads", "head_dim"), jnp.zeros).astype(q.dtype)
             for name in ("content_bias", "position_bias")
         )
+        content, position = (jnp.broadcast_to(bias, q.shape) for bias in biases)
         if r is None:
             r = self._project_distances(embed.sinusoids(num_keys, config.width).astype(q.dtype))
         if self.context.aligned:
@@ -192,9 +199,9 @@ class SelfAttention(hk.Module):
     def _convolve(
         self, q: Array, k: Array, v: Array, cache: Any
     ) -> tuple[Array, Array, Array, Any]:
-        """Mixes each channel of q, k, v with its own last tokens.
+        """Mixes each channel of q, k, v with its last tokens; also returns new rows for the cache.
 
-        The cache keeps the channels as they were: its new rows come fourth.
+        The cache keeps the channels as they are before the convolution.
         """
         parts = [y.reshape(*y.shape[:2], -1) for y in (q, k, v)]
         raw = jnp.concatenate(parts, axis=-1)
@@ -233,23 +240,24 @@ class SelfAttention(hk.Module):
 
 
 def _identity_kernel(shape: tuple[int, ...], dtype: Any) -> Array:
-    """At birth the convolution hands the current token through."""
+    """A new convolution returns the current token."""
     return jnp.zeros(shape, dtype).at[0].set(1.0)
 
 
 def written(
     cache: dict[str, Any], rows: dict[str, Any], positions: Int[Array, "B T"]
 ) -> dict[str, Any]:
-    """Returns the cache with the new rows of all layers, which went through the layers apart from it.
+    """Returns the cache with the new rows of all layers written into it.
 
-    A scan that took the cache in and gave it out again would copy all of it for each decoded token.
+    The layers return their new rows only. If a scan over the layers took the cache and returned it,
+    it would copy all of it for each decoded token.
 
     Args:
         cache: {name: [layers, B, S, ...]}, or `core.stack.Layers` of [B, S, ...].
-        rows: {name: [layers, B, T, ...]} as the layers give them, or `Layers` likewise.
+        rows: {name: [layers, B, T, ...]} as the layers return them, or `Layers` of them.
         positions: of the rows; consecutive.
     """
-    # what each layer has written for itself: the compiler does it once, in place
+    # Each layer has written the same rows for its attention: the compiler does it once, in place.
     if is_unrolled(cache):
         pairs = {name: zip(cache[name], new, strict=True) for name, new in rows.items()}
         return {
@@ -277,17 +285,15 @@ def _read(cache: Array, positions: Array) -> Array:
 def distance_table(
     config: LMConfig, blocks: Params, length: int, dtype: Any
 ) -> Float[Array, "layers S H K"] | Layers | None:
-    """The projected embedding of each distance in each layer.
+    """Returns the projected embedding of each distance in each layer, for relative positions.
 
-    What relative positions need, whatever the tokens.
-
-    Each decoded token would else project all of them again in every layer, 2 S D^2 FLOPs, where the
-    rest of the layer takes 24 D^2.
+    It depends on the weights alone. Without it each decoded token would project all distances again
+    in every layer: 2 S D^2 FLOPs, where the rest of the layer takes 24 D^2.
 
     Args:
-        config: of the LM; with other positions there is no table.
+        config: of the LM; None is returned for other positions.
         blocks: {module: weights} of the stack, below its name; fused if `config` says so.
-        length: S, the distances 0..S-1.
+        length: S, for the distances 0..S-1.
         dtype: of the table.
     """
     if config.position != "relative":

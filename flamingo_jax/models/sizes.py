@@ -1,4 +1,4 @@
-"""The named sizes: explicit tables, from which configs and tests take their models."""
+"""The named sizes of all parts: tables for configs and tests."""
 
 from __future__ import annotations
 
@@ -16,11 +16,10 @@ from flamingo_jax.models.text_encoder import TextEncoderConfig
 from flamingo_jax.models.vit import ViTConfig
 
 # NFNet F0-F6 (Brock et al. 2021, Table 1): variant n has n + 1 times the depth of F0; F6 is
-# Flamingo's. Weights without
-# the classifier's 3,073,000: 68.4M, 129.6M, 190.7M, 251.9M, 313.0M, 374.1M, 435.3M.
-# "tiny" sees 32x32 pictures: 16x16x24 and 8x8x48 in the stem, one block at 8x8x48, one at 4x4x96.
-# Its residual branches
-# start at alpha = 0.2 and not at 0, since it trains for hundreds of steps only.
+# Flamingo's. Weights without the classifier's 3,073,000: 68.4M, 129.6M, 190.7M, 251.9M, 313.0M,
+# 374.1M, 435.3M. "tiny" takes 32x32 pixels: 16x16x24 and 8x8x48 in the stem, one block at 8x8x48,
+# one at 4x4x96. Its residual branches start at alpha = 0.2 and not at 0, since it trains for
+# hundreds of steps only.
 NFNETS: Mapping[str, NFNetConfig] = {
     "F0": NFNetConfig(depths=(1, 2, 6, 3)),
     "F1": NFNetConfig(depths=(2, 4, 12, 6)),
@@ -44,8 +43,8 @@ NFNETS: Mapping[str, NFNetConfig] = {
 }
 
 # CLIP's towers (Radford et al. 2021; OpenCLIP), without the projection into the joint space:
-# OpenAI's ViT-L/14, 303.2M
-# weights with the final norm, and LAION's ViT-H/14, 630.8M. "tiny" has 4 x 4 patches of 8 pixels.
+# OpenAI's ViT-L/14, 303.2M weights with the final norm, and LAION's ViT-H/14, 630.8M. "tiny" has
+# 4 x 4 patches of 8 pixels.
 VITS: Mapping[str, ViTConfig] = {
     "L14": ViTConfig(patch_size=14, width=1024, num_layers=24, num_heads=16, mlp_width=4096),
     "H14": ViTConfig(
@@ -72,8 +71,7 @@ RESAMPLERS: Mapping[str, ResamplerConfig] = {
 }
 
 # BERT (Devlin et al. 2019; mini: Turc et al. 2019) with its vocabulary of 30,522. The paper does
-# not say which size its
-# encoder has; its small ablation used mini.
+# not say which size its encoder has; its small ablation used mini.
 TEXT_ENCODERS: Mapping[str, TextEncoderConfig] = {
     "bert_base": TextEncoderConfig(
         vocab_size=30_522, num_layers=12, width=768, num_heads=12, max_length=512, token_types=2
@@ -84,11 +82,10 @@ TEXT_ENCODERS: Mapping[str, TextEncoderConfig] = {
     "tiny": TextEncoderConfig(vocab_size=128, num_layers=1, width=64, num_heads=4, max_length=32),
 }
 
-# Chinchilla-style language models. The paper calls its 1.4B and 7.1B "from Chinchilla", whose table
-# has neither shape; the
-# counts of Table 5 confirm them (FACTS 1.2): 1.375B, 7.112B and 70.06B weights. "7.1B_table4" is
-# what Table 4 says of
-# Flamingo-9B, 40 layers, and is 8.86B: it contradicts Table 5.
+# Chinchilla-style language models. The paper calls its 1.4B and 7.1B "from Chinchilla", but
+# Chinchilla's table has neither shape. The counts of Table 5 confirm them (FACTS 1.2): 1.375B,
+# 7.112B and 70.06B weights. "7.1B_table4" has the 40 layers that Table 4 gives for Flamingo-9B; it
+# has 8.86B weights, which contradicts Table 5.
 LMS: Mapping[str, LMConfig] = {
     "1.4B": LMConfig(vocab_size=32_000, num_layers=24, width=2048, num_heads=16),
     "7.1B": LMConfig(vocab_size=32_000, num_layers=32, width=4096, num_heads=32),
@@ -97,8 +94,7 @@ LMS: Mapping[str, LMConfig] = {
 }
 
 # Table 5. A cross-attention layer before every block, every 4th, every 7th. "9B_table4" has the 40
-# blocks and 10 layers of
-# Table 4: 8.86B + 2.01B, not the 7.1B + 1.6B of Table 5.
+# blocks and 10 layers of Table 4: 8.86B + 2.01B, not the 7.1B + 1.6B of Table 5.
 FLAMINGOS: Mapping[str, FlamingoConfig] = {
     "3B": FlamingoConfig(NFNETS["F6"], RESAMPLERS["paper"], LMS["1.4B"], XattnConfig(every=1)),
     "9B": FlamingoConfig(NFNETS["F6"], RESAMPLERS["paper"], LMS["7.1B"], XattnConfig(every=4)),
@@ -110,16 +106,13 @@ FLAMINGOS: Mapping[str, FlamingoConfig] = {
 
 
 def trained(name: str) -> LMConfig:
-    """Returns one of `LMS` as it is trained.
-
-    The backward pass recomputes all but the outputs of the matrix products.
-    """
+    """Returns one of `LMS` for training: all but the matrix products is recomputed."""
     return dataclasses.replace(LMS[name], remat="projections")
 
 
 # The parts of Flamingo-80B and of the stages that train its towers; vocabulary sizes are the
-# tokenizer's. The text encoder is
-# BERT-mini, as in the ablation (paper, B.3.2): the size of the final one is not stated.
+# tokenizer's. The text encoder is BERT-mini, as in the ablation (paper, B.3.2): the size of the
+# final one is not stated.
 PARTS = ModelConfig(
     vision=NFNETS["F6"],
     text_encoder=dataclasses.replace(

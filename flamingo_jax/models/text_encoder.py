@@ -1,15 +1,17 @@
-"""BERT, the text side of the contrastive stage (paper, B.1.3; Devlin et al. 2019).
+"""BERT, the text encoder of the contrastive stage (paper, B.1.3; Devlin et al. 2019).
 
 Flamingo itself does not contain it.
 
-    tokens [B L] --embed + positions--LayerNorm--> num_layers x { x = LN(x + attention(x)) ; x = LN(x + ffw(x)) } --> [B L W]
+    BERT (norm="after")                         CLIP (norm="before")
+    x = LN(embed(tokens) + positions)           x = embed(tokens) + positions       tokens [B L]
+    num_layers x:                               num_layers x:
+        x = LN(x + attention(x))                    x = x + attention(LN(x))        x [B L W]
+        x = LN(x + ffw(x))                          x = x + ffw(LN(x))
+                                                x = LN(x)
 
-Attention looks both ways, at all tokens that are not padding. The norm comes after the residual,
-the GELU is the exact one, all linear maps have biases. CLIP's text transformer (Radford et al.
-2021) is the same with other options: it looks back only, and each norm comes before its layer, with
-one more at the end.
-
-    tokens [B L] --embed + positions--> num_layers x { x += attention(LN x) ; x += ffw(LN x) } --LayerNorm--> [B L W]
+In BERT a token attends all tokens that are not padding, on both sides. The GELU is the exact one,
+and all linear maps have biases. CLIP's text transformer (Radford et al. 2021) is the same with
+other options: a token attends the tokens before it only, and norms come before the layers.
 """
 
 from __future__ import annotations
@@ -44,12 +46,12 @@ class TextEncoderConfig:
         mlp_ratio: hidden width of the feed-forward layer, in widths.
         norm: whether a LayerNorm comes "after" each residual sum (BERT), or "before" each layer
             (CLIP).
-        causal: whether a token sees only those before it.
+        causal: whether a token attends only itself and the tokens before it.
         activation: of the feed-forward layers; "quick_gelu" in OpenAI's CLIP.
         epsilon: of the LayerNorms.
-        token_types: rows of BERT's table of sentence types, of which a caption has the first; 0
-            leaves it out.
-        vocab_multiple: what the table's rows are padded to, so that a mesh divides them.
+        token_types: rows of BERT's table of sentence types, of which a caption has the first; 0 =
+            no such table.
+        vocab_multiple: the table is padded to a multiple of this, so that a mesh divides its rows.
         remat: "full" recomputes each block in the backward pass.
     """
 
@@ -75,7 +77,7 @@ class TextEncoderConfig:
 
 
 class TextEncoder(hk.Module):
-    """Tokens to one vector each."""
+    """Tokens to one vector for each."""
 
     def __init__(self, config: TextEncoderConfig, name: str = "text"):
         super().__init__(name=name)
@@ -84,16 +86,14 @@ class TextEncoder(hk.Module):
     def __call__(
         self, tokens: Int[Array, "B L"], segment: Int[Array, "B L"]
     ) -> Float[Array, "B L W"]:
-        """Returns the last layer, in the dtype of the weights.
-
-        What stands at padding is not meant to be used.
+        """Returns the last layer, in the dtype of the weights; padding has meaningless vectors.
 
         Args:
-            tokens: Int[B, L] ids.
-            segment: Int[B, L] 0 where a token is padding.
+            tokens: ids.
+            segment: 0 where a token is padding.
 
         Raises:
-            ValueError: if the text is longer than config.max_length.
+            ValueError: the text is longer than config.max_length.
         """
         config, length = self.config, tokens.shape[1]
         if length > config.max_length:
@@ -104,19 +104,11 @@ class TextEncoder(hk.Module):
         init = hk.initializers.TruncatedNormal(0.02)
         rows = -(-config.vocab_size // config.vocab_multiple) * config.vocab_multiple
         x = param("embedding", (rows, config.width), ("vocab", "embed"), init)[tokens]
-        x = (
-            x
-            + param("positions", (config.max_length, config.width), ("length", "embed"), init)[
-                None, :length
-            ]
-        )
+        shape = (config.max_length, config.width)
+        x = x + param("positions", shape, ("length", "embed"), init)[None, :length]
         if config.token_types:
-            x = (
-                x
-                + param("types", (config.token_types, config.width), (None, "embed"), init)[
-                    None, :1
-                ]
-            )
+            shape = (config.token_types, config.width)
+            x = x + param("types", shape, (None, "embed"), init)[None, :1]
         after = config.norm == "after"
         if after:
             x = _norm(x, config, "embedding_norm")
@@ -127,23 +119,14 @@ class TextEncoder(hk.Module):
         def block(x: Array, _: None) -> tuple[Array, None]:
             x = constrain(x, "batch", "length", "embed")
             y = x if after else _norm(x, config, "attention_norm")
-            heads, axes = (
-                (config.num_heads, config.width // config.num_heads),
-                ("embed", "heads", "head_dim"),
-            )
+            heads = (config.num_heads, config.width // config.num_heads)
+            into, back = ("embed", "heads", "head_dim"), ("heads", "head_dim", "embed")
             q, k, v = (
-                linear(y, heads, axes=axes, bias=True, name=name)
+                linear(y, heads, axes=into, bias=True, name=name)
                 for name in ("query", "key", "value")
             )
             out = attend(q, k, v, mask)
-            out = linear(
-                out,
-                x.shape[-1:],
-                num_in=2,
-                axes=("heads", "head_dim", "embed"),
-                bias=True,
-                name="output",
-            )
+            out = linear(out, x.shape[-1:], num_in=2, axes=back, bias=True, name="output")
             x = _norm(x + out, config, "attention_norm") if after else x + out
             y = x if after else _norm(x, config, "ffw_norm")
             out = feed_forward(

@@ -1,8 +1,8 @@
-"""One vision encoder or another, NFNet (the paper's) or ViT.
+"""The vision encoder of a config, NFNet (the paper's) or ViT, as the rest of the code uses it.
 
-The only way in which other code sees them.
+    frames uint8 [M S S 3] --(pixel - mean) / deviation--> NFNet or ViT --> features [M P E]
 
-frames [M S S 3] uint8 --the encoder's own mean and deviation--> encoder --> features [M P E], row by row of its grid
+The P features are the encoder's grid, row by row.
 """
 
 from __future__ import annotations
@@ -30,19 +30,19 @@ def encode_frames(
     rng: Array | None = None,
     name: str = "vision",
 ) -> Float[Array, "M P E"]:
-    """Returns the features of each frame, from a Haiku module of this name within the current one.
+    """Returns the features of each frame.
 
     Args:
         config: of the encoder.
         frames: pixels, 0..255.
-        dtype: what is computed in.
+        dtype: of the computation.
         is_training: whether NFNet's blocks are dropped (stochastic depth); a ViT has nothing
             random.
-        rng: key for that.
-        name: of the module.
+        rng: key for stochastic depth.
+        name: of the Haiku module, within the current one.
 
     Raises:
-        ValueError: if a ViT's patches do not fill the frames, or NFNet lacks a key.
+        ValueError: a ViT's patches do not fill the frames, or NFNet has no key.
     """
     if isinstance(config, ViTConfig):
         mean, std = (255 * np.array(value, np.float32) for value in (config.mean, config.std))
@@ -56,19 +56,20 @@ def encode_frames(
 def mean_features(
     features: Float[Array, "M F P E"], frame_mask: Bool[Array, "M F"]
 ) -> Float32[Array, "M E"]:
-    """Returns the mean over places, and over real frames.
-
-    One vector for an image or a video, to compare it with others.
-    """
+    """Returns the mean over the grid and over real frames: one vector for an image or a video."""
     real = jnp.broadcast_to(frame_mask[:, :, None, None], features.shape)
     return jnp.mean(features, axis=(1, 2), where=real, dtype=jnp.float32)
 
 
 def num_patches(config: VisionConfig, image_size: int) -> int:
-    """Returns P, the features of a frame of this many pixels on a side (with a ViT's class token, where it is kept).
+    """Returns P, the number of features of a frame, with a ViT's class token if it is kept.
+
+    Args:
+        config: of the encoder.
+        image_size: side of the frame, in pixels.
 
     Raises:
-        ValueError: if a ViT's patches do not fill it.
+        ValueError: a ViT's patches do not fill the frame.
     """
     if isinstance(config, ViTConfig):
         return config.num_features(image_size)
@@ -76,5 +77,5 @@ def num_patches(config: VisionConfig, image_size: int) -> int:
 
 
 def example_size(config: VisionConfig) -> int:
-    """Returns the side of a small image that the encoder takes, from which the shapes of its weights follow."""
+    """Returns the side of a small image, to initialise the encoder with."""
     return config.image_size if isinstance(config, ViTConfig) else 32

@@ -1,13 +1,18 @@
-"""CLIP's vision transformer, the other encoder that sees for Flamingo.
+"""CLIP's vision transformer, the other vision encoder (paper, Table 3 (vii)).
 
-Sources: paper, Table 3 (vii); Radford et al. 2021, arXiv 2103.00020.
+Source: Radford et al. 2021, arXiv 2103.00020.
 
-    images [M S S 3] --p x p patches, linear--> [M P E] --[class, patches] + positions--LayerNorm--> x [M 1+P E]
-    num_layers x { x += attention(LN x) ; x += ffw(LN x) } --(LayerNorm)--> features [M P E], without the class token or with it
+    images [M S S 3] --p x p patches, linear--> patches [M P E]
+    x = LN([class, patches] + positions)                              x [M 1+P E]
 
-Public models differ in three things that no shape of a weight tells, and so they are options here.
+    num_layers x:   x = x + attention(LN(x))
+                    x = x + ffw(LN(x))
+
+    x --(LN)--> features [M P E], with or without the class token
+
+Public models differ in three things that their weights' shapes do not show, so they are options.
 OpenAI's weights have the quick GELU, x * sigmoid(1.702 x), LAION's the exact one. OpenFlamingo
-takes the patches alone, IDEFICS the class token too. CLIP's last LayerNorm stands before its
+takes the patches alone, IDEFICS the class token too. CLIP's last LayerNorm comes before its
 projection; neither OpenFlamingo nor IDEFICS was trained with it on the patches.
 """
 
@@ -49,12 +54,12 @@ class ViTConfig:
         mlp_width: hidden width of the feed-forward layers.
         image_size: side of the images that the table of positions was trained at.
         activation: of the feed-forward layers.
-        features: what comes out: the patches, the class token before them, or the class token alone
+        features: the output: the patches, the class token before them, or the class token alone
             (CLIP's image embedding).
-        final_norm: whether a LayerNorm (CLIP's post-norm) ends it, over all that comes out.
-        interpolation: how the table of positions is brought to another grid: "bicubic" as in
+        final_norm: whether the output has a LayerNorm (CLIP's post-norm).
+        interpolation: how the table of positions is resized to another grid: "bicubic" as in
             transformers (a = -0.75, edges repeated), "antialiased" as in open_clip and timm (a =
-            -0.5, a wider window where the grid shrinks).
+            -0.5, a wider window if the grid gets smaller).
         epsilon: of the LayerNorms.
         mean: of red, green and blue, for pixels 0..1.
         std: their deviation.
@@ -82,10 +87,10 @@ class ViTConfig:
         self.side(self.image_size)
 
     def side(self, image_size: int) -> int:
-        """Returns the patches along one side of an image.
+        """Returns the number of patches along one side of an image.
 
         Raises:
-            ValueError: if patches do not fill it.
+            ValueError: patches do not fill it.
         """
         if image_size % self.patch_size or not image_size:
             raise ValueError(
@@ -95,7 +100,7 @@ class ViTConfig:
         return image_size // self.patch_size
 
     def num_features(self, image_size: int) -> int:
-        """Returns how many vectors come out for an image of this many pixels on a side."""
+        """Returns the number of output vectors for an image with this side, in pixels."""
         patches = self.side(image_size) ** 2
         return {"patches": patches, "class_and_patches": 1 + patches, "class": 1}[self.features]
 
@@ -108,16 +113,14 @@ class ViT(hk.Module):
         self.config = config
 
     def __call__(self, images: Float[Array, "M S S 3"]) -> Float[Array, "M P E"]:
-        """Returns the features, row by row of the grid.
-
-        The class token, where it is wanted, comes first.
+        """Returns the features, row by row of the grid; the class token, if kept, comes first.
 
         Args:
-            images: Float[M, S, S, 3] normalised by config.mean and config.std; their dtype is the
-                one that is computed in.
+            images: pixels, normalised by config.mean and config.std, in the dtype of the
+                computation.
 
         Raises:
-            ValueError: if patches do not fill the images.
+            ValueError: patches do not fill the images.
         """
         config, dtype = self.config, images.dtype
         num_images, size, axes = len(images), config.patch_size, ("vision", "vision", "head_dim")
@@ -125,21 +128,16 @@ class ViT(hk.Module):
         init = hk.initializers.RandomNormal(config.width**-0.5)
 
         with hk.name_scope("patch_embedding"):
-            shape = (size, size, 3, config.width)
-            w = param(
-                "w", shape, ("kernel", "kernel", None, "vision"), hk.initializers.RandomNormal(0.02)
-            )
+            shape, kernel = (size, size, 3, config.width), ("kernel", "kernel", None, "vision")
+            w = param("w", shape, kernel, hk.initializers.RandomNormal(0.02))
         patches = images.reshape(num_images, side, size, side, size, 3)
-        patches = jnp.einsum("mhawbc,abce->mhwe", patches, w.astype(dtype)).reshape(
-            num_images, -1, config.width
-        )
+        patches = jnp.einsum("mhawbc,abce->mhwe", patches, w.astype(dtype))
+        patches = patches.reshape(num_images, -1, config.width)
         first = param("class_embedding", (config.width,), ("vision",), init).astype(dtype)
         first = jnp.broadcast_to(first[None, None], (num_images, 1, config.width))
         positions = param("positions", (1 + trained_side**2, config.width), (None, "vision"), init)
-        positions = interpolate_positions(
-            positions, side, interpolation=config.interpolation
-        ).astype(dtype)
-        x = jnp.concatenate([first, patches], axis=1) + positions[None]
+        positions = interpolate_positions(positions, side, interpolation=config.interpolation)
+        x = jnp.concatenate([first, patches], axis=1) + positions.astype(dtype)[None]
         x = _norm(x, config, name="pre_norm")
 
         def block(x: Array, _: None) -> tuple[Array, None]:
@@ -151,10 +149,8 @@ class ViT(hk.Module):
                         linear(y, heads, axes=axes, bias=True, name=name)
                         for name in ("query", "key", "value")
                     )
-                    back = ("vision", "head_dim", "vision")
-                    x = x + linear(
-                        attend(q, k, v), x.shape[-1:], num_in=2, axes=back, bias=True, name="out"
-                    )
+                    out, back = attend(q, k, v), ("vision", "head_dim", "vision")
+                    x = x + linear(out, x.shape[-1:], num_in=2, axes=back, bias=True, name="out")
                 y = _norm(x, config, name="mlp_norm")
                 hidden, activation = config.mlp_width, config.activation
                 y = feed_forward(
@@ -170,12 +166,12 @@ class ViT(hk.Module):
 def interpolate_positions(
     table: Float[Array, "P0 E"], side: int, *, interpolation: Interpolation
 ) -> Float[Array, "P E"]:
-    """Returns the embedded positions of another grid; the first row, of the class token, stays.
+    """Returns the positions of another grid; the class token's, the first row, stays.
 
     Args:
-        table: Float[1 + side0 ** 2, E] as trained.
-        side: patches along one side of the images at hand.
-        interpolation: see `ViTConfig`; each grid is taken to cover the whole image.
+        table: as trained, P0 = 1 + trained side^2.
+        side: patches along one side of the images.
+        interpolation: see `ViTConfig`; each grid covers the whole image.
     """
     first, grid = table[:1], table[1:]
     trained_side = math.isqrt(len(grid))
@@ -191,9 +187,9 @@ def interpolate_positions(
 
 
 def _bicubic(num_old: int, num_new: int) -> Float[np.ndarray, "new old"]:
-    """Weights of the old places for each new one.
+    """Weights of the old places for each new place: cubic convolution (Keys 1981), a = -0.75.
 
-    Cubic convolution (Keys 1981), a = -0.75, beyond the edge the edge again.
+    Beyond the edge, the value at the edge is repeated.
     """
     a, weights = -0.75, np.zeros((num_new, num_old))
     for i in range(num_new):

@@ -1,10 +1,11 @@
-"""Attention as pure functions on arrays.
+"""Softmax attention, and cross-attention to one image per token, as pure functions.
 
-Masked softmax attention, and cross-attention to one image per token.
+    q [B L H K]   k, v [B S G K]   mask [B L S]
+           |            |               |
+           +-- softmax(q k^T / sqrt(K) + bias, over the S that mask allows) v --> [B L H K]
 
-The softmax and its scores are float32. A query that may attend nothing gets exactly 0, not an
-average of everything: a text token before the first image must not see any image (paper, A.1.3: phi
-= 0).
+Scores and softmax are float32. A query that may attend no key gets exactly 0, not the mean of all
+values: a text token before the first image must not depend on any image (paper, A.1.3: phi = 0).
 """
 
 from __future__ import annotations
@@ -25,26 +26,25 @@ def attend(
     mask: Bool[Array, "B L S"] | None = None,
     bias: Float32[Array, "#B H L S"] | None = None,
 ) -> Float[Array, "B L H K"]:
-    """softmax(q k^T / sqrt(K) + bias) v, with G key/value heads shared by H query heads.
+    """Returns softmax(q k^T / sqrt(K) + bias) v; H / G query heads share a key/value head.
 
     Args:
         q: queries.
         k: keys; G divides H.
         v: values.
-        mask: True where a query may attend a key; None is everywhere.
+        mask: True where a query may attend a key; None = everywhere.
         bias: added to the scaled scores (relative positions, ALiBi).
 
     Returns:
-        The attended values in the dtype of v; exactly 0 where `mask` allows no key.
+        The attended values in the dtype of v; exactly 0 for a query without an allowed key.
     """
     batch, length, heads, size = q.shape
     groups = k.shape[2]
     grouped = q.reshape(batch, length, groups, heads // groups, size)
     scores = einsum_float32("blghk,bsgk->bghls", grouped, k) * size**-0.5
     if bias is not None:
-        scores = scores + jnp.broadcast_to(
-            bias.reshape(-1, groups, heads // groups, *bias.shape[2:]), scores.shape
-        )
+        by_group = bias.reshape(-1, groups, heads // groups, *bias.shape[2:])
+        scores = scores + jnp.broadcast_to(by_group, scores.shape)
     if mask is not None:
         visible = mask[:, None, None]
         scores = jnp.where(visible, scores, _MASKED)
@@ -62,26 +62,22 @@ def attend_own_image(
     media_index: Int[Array, "B L"],
     average: Bool[Array, "B N"] | None = None,
 ) -> Float[Array, "B L H K"]:
-    """Masked cross-attention of the paper (A.1.3).
+    """Masked cross-attention: token l attends the R latents of image phi(l) alone (paper, A.1.3).
 
-    Token l attends the R latents of image phi(l) alone.
-
-    This is the full form: all images are scored, all but one masked. It costs L * N * R;
-    `attend_own_image_chunked` costs L * span * R and is equal.
+    This is the full form. It scores all images and masks all but one, at a cost of L * N * R.
+    `attend_own_image_chunked` gives the same at a cost of L * span * R.
 
     Args:
         q: queries of the text.
         k: keys of each image's latents.
         v: values of each image's latents.
-        media_index: phi; 1..N, or 0 for a token that attends no image (its output is exactly 0).
-        average: the images over all of whose latents a token with phi = 0 averages instead,
-            whatever its query; None: as above. Not in the paper; the first IDEFICS.
+        media_index: phi; 1..N, or 0 for a token that attends no image and gets exactly 0.
+        average: images for tokens with phi = 0, which get the mean over all latents of these images
+            instead of 0, whatever the query. Not in the paper; the first IDEFICS has it.
     """
     batch, num_images, num_latents, heads, size = k.shape
-    own = (
-        media_index[:, :, None]
-        == jnp.arange(1, num_images + 1, dtype=media_index.dtype)[None, None, :]
-    )
+    numbers = jnp.arange(1, num_images + 1, dtype=media_index.dtype)
+    own = media_index[:, :, None] == numbers[None, None, :]
     if average is not None:
         unseen = media_index == 0
         own = own | (unseen[:, :, None] & average[:, None, :])
@@ -99,18 +95,23 @@ def attend_own_image_chunked(
     chunk: int,
     span: int,
 ) -> Float[Array, "B L H K"]:
-    """`attend_own_image` at a cost that does not grow with the number of images.
+    """Computes `attend_own_image` at a cost that does not grow with the number of images.
 
-    phi is constant over each image's stretch of text, so a chunk of consecutive tokens touches few
-    images. Each chunk attends a window of `span` images that starts at its smallest phi. (The
-    paper's first version, 3.1.3, names this saving and does not build it.)
+    phi is constant over the text of one image, so that a chunk of consecutive tokens attends few
+    images. Each chunk attends a window of `span` images that starts at its smallest phi. The
+    paper's first version (3.1.3) names this saving and does not build it.
 
     Args:
-        q, k, v, media_index: as in `attend_own_image`; `chunk` divides L.
-        chunk: number of consecutive tokens that are attended together.
-        span: how many images the window holds: at least the largest (max phi - min phi over phi >
-            0) + 1 of any chunk, as `data.interleave`'s callers compute it on the host with
-            `chunk_span`.
+        q: queries of the text.
+        k: keys of each image's latents.
+        v: values of each image's latents.
+        media_index: phi.
+        chunk: consecutive tokens that are computed together; divides L.
+        span: images of the window; at least the largest (max phi - min phi over phi > 0) + 1 of a
+            chunk, which `inference.batches.xattn_chunk` computes on the host.
+
+    Raises:
+        ValueError: `chunk` does not divide L.
     """
     batch, length, heads, size = q.shape
     _, num_images, num_latents = k.shape[:3]

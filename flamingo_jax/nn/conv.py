@@ -1,13 +1,14 @@
-"""Scaled weight standardisation.
+"""The convolution of NFNet, with standardised weights (Brock et al. 2021, arXiv 2102.06171).
 
-The convolution of normaliser-free networks (Brock et al. 2021, arXiv 2102.06171).
+    w [kh, kw, I/groups, O] -- (w - mean) * rsqrt(var * fan_in) * gain --> w_hat
+                                                                             |
+    x [M h w I] -------------------------------------------------------- convolve + bias
+                                                                             |
+                                                                             v  [M h' w' O]
 
-    w [kh, kw, I/groups, O] --(w - mean) * rsqrt(var * fan_in) * gain--> w_hat ;   x [M h w I] * w_hat + bias -> [M h' w' O]
-
-Each output channel's weights are brought to mean 0 and variance 1/fan_in before they are used, so
-that a convolution neither shifts nor scales its input's statistics and no batch normalisation is
-needed. For a frozen network the outcome is a constant: `standardise_weights` is then applied once,
-ahead of time ("folded").
+The weights of each output channel get mean 0 and variance 1/fan_in before they are used. So a
+convolution keeps the mean and the variance of its input, and needs no batch normalisation. In a
+frozen network w_hat is a constant: `standardise_weights` computes it once ("folded").
 """
 
 from __future__ import annotations
@@ -26,23 +27,21 @@ from flamingo_jax.core.params import param
 
 Standardisation = Literal["apply", "folded"]
 
-# of a channel's weights, times fan_in: constant weights become 0 and not NaN
+# Lower bound of var * fan_in: constant weights become 0 and not NaN.
 SMALLEST_VARIANCE = 1e-4
 
 
 def standardise_weights(
     w: Float[Array, "... kh kw I O"], gain: Float[Array, "... O"]
 ) -> Float[Array, "... kh kw I O"]:
-    """Returns the standardised weights.
+    """Returns w_hat = (w - mean) * rsqrt(max(var * fan_in, 1e-4)) * gain.
 
-    Leading dimensions (stacked layers) are independent of each other.
-
-    `w_hat = (w - mean) * rsqrt(max(var * fan_in, 1e-4)) * gain` with the statistics of each output
-    channel, in float32.
+    Mean and variance are those of each output channel, in float32.
 
     Args:
-        w: Float[..., kh, kw, I, O] weights, I being the input channels of one group.
-        gain: Float[..., O] one learnt factor for each output channel.
+        w: weights; I is the number of input channels of one group. Leading dimensions are stacked
+            layers.
+        gain: one learnt factor for each output channel.
     """
     fan_in = math.prod(w.shape[-4:-1])
     w32 = w.astype(jnp.float32)
@@ -79,13 +78,12 @@ def _convolve(x: Array, w: Array, stride: int, groups: int = 1) -> Array:
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
 def _grouped(x: Array, w: Array, stride: int, groups: int) -> Array:
-    """A convolution whose weights' gradient is taken group by group.
+    """A grouped convolution with a gradient that is right if chips share images.
 
-    For images that are not spread over all chips.
-
-    Where several chips have the same images, XLA's partitioner adds the gradient of a convolution
-    in groups up over those chips too: it is twice as large on two (seen in XLA of jax 0.10.2).
-    Without groups it is right. Group by group it takes half as long again.
+    If several chips have the same images, XLA's partitioner sums the gradient of a grouped
+    convolution over these chips too: it is twice as large on two (seen in XLA of jax 0.10.2).
+    Without groups it is right. So the gradient is taken group by group, which takes 1.5 times as
+    long.
     """
     return _convolve(x, w, stride, groups)
 
@@ -120,22 +118,22 @@ def ws_conv(
     standardisation: Standardisation = "apply",
     name: str,
 ) -> Float[Array, "M h2 w2 O"]:
-    """A weight-standardised convolution with bias.
+    """Applies a convolution with standardised weights, and a bias.
 
-    Weights `name/{w, gain, bias}`, or `name/{w, bias}` when folded.
+    The weights are `name/{w, gain, bias}`, or `name/{w, bias}` if they are folded.
 
     Args:
-        x: Float[M, h, w, I] images or feature maps.
+        x: images or feature maps.
         channels: O, the number of output channels.
         kernel: side of the square window.
         stride: step of the window; the output is ceil(h / stride) high.
-        groups: number of groups of channels that do not see each other; divides I and O.
-        standardisation: "apply" standardises `w` at every call; "folded" takes `w` as already
-            standardised.
-        name: name of the layer within the current module.
+        groups: groups of channels, each convolved by itself; divides I and O.
+        standardisation: "apply" standardises `w` in every call; "folded" means that `w` is
+            standardised already.
+        name: of the layer within the current module.
 
     Raises:
-        ValueError: if `groups` does not divide both channel counts.
+        ValueError: `groups` does not divide both numbers of channels.
     """
     if x.shape[-1] % groups or channels % groups:
         raise ValueError(

@@ -1,6 +1,11 @@
-"""Positions: rotary, relative (Transformer-XL), ALiBi for text.
+"""Positions of tokens (rotary, relative, ALiBi, causal convolution) and of a video's frames.
 
-Interpolated embeddings for the frames of a video.
+    rotary      q, k [B T H K]   -> rotated by angles that grow with the position
+    relative    q . r[distance]  -> added to the scores [B H T S]    (Transformer-XL)
+    ALiBi       -slope*distance  -> added to the scores [B H T S]
+    frames      table [T E]      -> interpolated to [F E]            (paper, B.1.2)
+
+Angles, scores and slopes are float32.
 """
 
 from __future__ import annotations
@@ -18,13 +23,13 @@ from flamingo_jax.nn.linear import einsum_float32
 
 @dataclasses.dataclass(frozen=True)
 class RotaryScaling:
-    """How rotary positions were stretched for longer texts than a model was first trained on.
+    """How rotary positions are stretched for longer texts than a model was first trained on.
 
     Attributes:
-        factor: wave lengths become this many times as long; 1 is none.
-        low, high: if `original_length` is given (Llama 3.1): waves that turn fewer than `low` times
-        in it are stretched, those that turn more
-            than `high` times are not, and those between in part.
+        factor: all wave lengths are multiplied by this; 1 = unchanged.
+        low: with `original_length` (Llama 3.1): waves with fewer turns than this in
+            `original_length` tokens are stretched.
+        high: waves with more turns than this are not stretched, and waves between in part.
         original_length: tokens; 0 stretches all waves alike ("linear").
     """
 
@@ -60,13 +65,15 @@ def rotary(
     fraction: float = 1.0,
     scaling: RotaryScaling = RotaryScaling(),
 ) -> Float[Array, "B T H K"]:
-    """Rotates pairs (i, i + n/2) of the first n = fraction * K features by position * base^(-2i/n) (Su et al. 2021).
+    """Rotates each pair of features by an angle that grows with the position (Su et al. 2021).
+
+    Of the first n = fraction * K features, pair (i, i + n/2) turns by position * base^(-2i/n).
 
     Args:
         x: queries or keys.
         positions: of each token.
         base: the longest wave length is 2 pi times this.
-        fraction: share of the features that rotate (GPT-NeoX: 0.25); the others pass unchanged.
+        fraction: share of the features that are rotated (GPT-NeoX: 0.25); the others stay.
         scaling: of the frequencies.
     """
     size = int(x.shape[-1] * fraction)
@@ -80,10 +87,7 @@ def rotary(
 
 
 def sinusoids(num_distances: int, width: int) -> Float32[Array, "S D"]:
-    """Sinusoidal embedding of the distances 0..num_distances-1 (Dai et al. 2019).
-
-    Sines, then cosines.
-    """
+    """Returns sines, then cosines, of the distances 0..num_distances-1 (Dai et al. 2019)."""
     frequencies = 10_000.0 ** -(np.arange(0, width, 2) / width)
     angles = np.arange(num_distances)[:, None] * frequencies[None, :]
     return jnp.asarray(
@@ -94,15 +98,15 @@ def sinusoids(num_distances: int, width: int) -> Float32[Array, "S D"]:
 def relative_bias(
     q: Float[Array, "B T H K"], r: Float[Array, "S H K"], distances: Int[Array, "B T S"]
 ) -> Float32[Array, "B H T S"]:
-    """The position part of Transformer-XL attention.
+    """Returns the position part of Transformer-XL's scores (Dai et al. 2019, 3.3).
 
-    Q . r[distance], scaled as the scores are (Dai et al. 2019, 3.3).
+    It is q . r[distance] / sqrt(K).
 
     Args:
-        q: queries with their position bias v already added.
+        q: queries, with the position bias added.
         r: projected embedding of each distance 0..S-1.
-        distances: query position minus key position; below 0 (the future, masked anyway) counts as
-            0.
+        distances: position of the query minus position of the key; below 0 (the future, which is
+            masked) it counts as 0.
     """
     scores = einsum_float32("bthk,shk->bhts", q, r) * q.shape[-1] ** -0.5
     index = jnp.broadcast_to(jnp.clip(distances, 0, r.shape[0] - 1)[:, None], scores.shape)
@@ -112,16 +116,14 @@ def relative_bias(
 def aligned_relative_bias(
     q: Float[Array, "B L H K"], r: Float[Array, "L H K"]
 ) -> Float32[Array, "B H L L"]:
-    """`relative_bias` where query i stands at key i.
+    """Returns `relative_bias` for queries and keys at the same positions, without a gather.
 
-    Distances are i - j, and no gather is needed (Dai et al. 2019, appendix B).
-
-    Scores by distance are shifted, row i by i: one zero put before each row of L and the whole cut
-    into rows of L again. What the shift brings in above the diagonal belongs to the future, which
-    is masked.
+    The distance of query i and key j is i - j, so row i of the scores by distance is shifted by i:
+    a zero is put before each row of L, and the array is cut into rows of L again (Dai et al. 2019,
+    appendix B). Above the diagonal the result is meaningless: this is the future, which is masked.
 
     Args:
-        q: queries with their position bias v already added.
+        q: queries, with the position bias added.
         r: projected embedding of each distance 0..L-1.
     """
     scores = einsum_float32("blhk,shk->bhls", q, r[::-1]) * q.shape[-1] ** -0.5
@@ -131,19 +133,15 @@ def aligned_relative_bias(
 
 
 def alibi_bias(num_heads: int, distances: Int[Array, "B T S"]) -> Float32[Array, "B H T S"]:
-    """-slope * distance, with slopes 2^(-8 h / H) for h = 1..H (Press et al. 2021).
-
-    H need not be a power of two.
-    """
-    return -jnp.asarray(alibi_slopes(num_heads), jnp.float32)[None, :, None, None] * distances[
-        :, None
-    ].astype(jnp.float32)
+    """Returns -slope * distance, with slope 2^(-8 h / H) for head h = 1..H (Press et al. 2021)."""
+    slopes = jnp.asarray(alibi_slopes(num_heads), jnp.float32)
+    return -slopes[None, :, None, None] * distances[:, None].astype(jnp.float32)
 
 
 def alibi_slopes(num_heads: int) -> list[float]:
-    """The slope of each head.
+    """Returns the slope of each head.
 
-    Beyond the largest power of two, every second slope of the next one (as MPT does).
+    If H is no power of two, the slopes are every second one of the next power of two, as in MPT.
     """
     power = 2 ** math.ceil(math.log2(num_heads))
     slopes = [2.0 ** (-8.0 * h / power) for h in range(1, power + 1)]
@@ -151,12 +149,10 @@ def alibi_slopes(num_heads: int) -> list[float]:
 
 
 def interpolate_time(table: Float[Array, "T E"], num_frames: int) -> Float[Array, "F E"]:
-    """Linearly interpolates the T learnt time embeddings to `num_frames`.
+    """Interpolates the T learnt time embeddings linearly to `num_frames` (paper, B.1.2: 8 to 30).
 
-    The paper goes from 8 frames to 30 (B.1.2).
-
-    The first and last embeddings stay at the ends. Up to T frames keep their own rows, so that an
-    image (one frame) has the first embedding, and a video shorter than in training the first ones.
+    The first and the last embedding stay at the ends. Up to T frames take the first rows as they
+    are: an image (one frame) has the first embedding.
     """
     num_embeddings = table.shape[0]
     if num_frames <= num_embeddings:
@@ -170,12 +166,12 @@ def interpolate_time(table: Float[Array, "T E"], num_frames: int) -> Float[Array
 def causal_convolution(
     x: Float[Array, "B L C"], kernel: Float[Array, "W C"], before: list[Array]
 ) -> Float[Array, "B L C"]:
-    """Depthwise causal convolution: sum_i kernel[i] * (x, i tokens ago) (Primer, So et al. 2021).
+    """Returns sum_i kernel[i] * (x, i tokens ago), for each channel (Primer, So et al. 2021).
 
     Args:
-        x: the sequence, 0 tokens ago.
-        kernel: one weight per channel and lag.
-        before: W - 1 arrays like x: the sequence 1, 2, ... tokens ago (zeros where there is none).
+        x: the sequence.
+        kernel: one weight for each lag and channel.
+        before: W - 1 arrays like x: the sequence 1, 2, ... tokens ago, 0 before its start.
     """
     lags = [x, *before]
     return sum(
@@ -187,7 +183,7 @@ def causal_convolution(
 def shifted(
     x: Float[Array, "B L C"], lag: int, segment: Int[Array, "B L"] | None
 ) -> Float[Array, "B L C"]:
-    """x, `lag` tokens ago; 0 before the start and across the border of packed documents."""
+    """Returns x, `lag` tokens ago; 0 before the start of a row and of a packed document."""
     moved = jnp.pad(x, ((0, 0), (lag, 0), (0, 0)))[:, : x.shape[1]]
     if segment is None:
         return moved

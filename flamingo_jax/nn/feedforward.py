@@ -1,4 +1,9 @@
-"""The feed-forward layer of a transformer, and the activations that the models name."""
+"""The feed-forward layer of a transformer, and its activations.
+
+    x [B L D] --up--> [B L M] --activation--> [B L M] --down--> [B L D]
+
+With "swiglu": silu(gate(x)) * up(x) instead of activation(up(x)).
+"""
 
 from __future__ import annotations
 
@@ -18,7 +23,7 @@ Activation = Literal["gelu", "gelu_exact", "quick_gelu", "relu", "squared_relu",
 
 
 def squared_relu(x: Float[Array, "..."]) -> Float[Array, "..."]:
-    """max(x, 0)^2 (So et al. 2021), the activation of the trainable layers (paper, Table 4)."""
+    """Returns max(x, 0)^2 (So et al. 2021), as in the trained layers (paper, Table 4)."""
     return jnp.square(jax.nn.relu(x))
 
 
@@ -44,21 +49,22 @@ class FeedForward(hk.Module):
         axis: str = "mlp",
         name: str,
     ):
-        """`width`: M, the hidden width; `bias`: on all of its linear maps; `batch`, `axis`.
+        """Describes the layer.
 
-        Logical axes of rows and of M.
+        Args:
+            width: M, the hidden width.
+            activation: the non-linearity.
+            bias: whether all linear maps have biases.
+            batch: logical axis of the rows.
+            axis: logical axis of M.
+            name: module name.
         """
         super().__init__(name=name)
-        self.width, self.activation, self.bias, self.batch, self.axis = (
-            width,
-            activation,
-            bias,
-            batch,
-            axis,
-        )
+        self.width, self.activation, self.bias = width, activation, bias
+        self.batch, self.axis = batch, axis
 
     def __call__(self, x: Float[Array, "B L D"]) -> Float[Array, "B L D"]:
-        """Applies the layer, without norm or residual."""
+        """Applies the layer, without a norm and without the residual sum."""
         up = self._widen(x, "up")
         if self.activation == "swiglu":
             gate = self._widen(x, "gate")
@@ -72,8 +78,8 @@ class FeedForward(hk.Module):
     def _widen(self, x: Array, name: str) -> Array:
         hidden = linear(x, (self.width,), axes=("embed", self.axis), bias=self.bias, name=name)
         hidden = checkpoint_name(constrain(hidden, self.batch, "length", self.axis), "mlp_hidden")
-        # Both ways: fused into a product, an activation or its derivative would be computed again
-        # for each tile.
+        # Forward and backward: an activation or its derivative that is fused into a product would
+        # be computed again for each tile.
         return jax.lax.optimization_barrier(hidden)
 
 

@@ -1,4 +1,10 @@
-"""Linear maps between named axes: one einsum, one weight."""
+"""Linear maps between named axes: one weight, one product.
+
+    linear          x [... in],  w [in..., out...]  -> [... out]
+    fused_linear    x [... D],   w [out..., D]      -> [... out]    contracted axis last
+
+Weights are float32, and are cast to the dtype of x.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +20,7 @@ from flamingo_jax.core.params import Axes, Initializer, param
 
 
 class Linear(hk.Module):
-    """y = x W (+ b), contracting the last `num_in` axes of x into `out_shape`."""
+    """y = x W + b: contracts the last `num_in` axes of x, and gives axes `out_shape`."""
 
     def __init__(
         self,
@@ -31,19 +37,14 @@ class Linear(hk.Module):
         Args:
             out_shape: sizes of the new axes.
             axes: logical axes of the weight: the contracted ones, then the new ones.
-            num_in: how many trailing axes of the input are contracted.
-            bias: whether a bias over the new axes is added (0 at birth).
-            init: of the weight; None is a truncated normal of deviation fan_in^-1/2.
+            num_in: number of trailing axes of the input that are contracted.
+            bias: whether a bias over the new axes is added (0 at the start).
+            init: of the weight; None = a truncated normal of deviation fan_in^-1/2.
             name: module name.
         """
         super().__init__(name=name)
-        self.out_shape, self.axes, self.num_in, self.bias, self.init = (
-            out_shape,
-            axes,
-            num_in,
-            bias,
-            init,
-        )
+        self.out_shape, self.axes, self.num_in = out_shape, axes, num_in
+        self.bias, self.init = bias, init
 
     def __call__(self, x: Float[Array, "..."]) -> Float[Array, "..."]:
         """Applies the map, in the dtype of x."""
@@ -67,7 +68,7 @@ def linear(
     init: Initializer | None = None,
     name: str,
 ) -> Float[Array, "..."]:
-    """Makes and applies one `Linear` (see there)."""
+    """Makes and applies one `Linear`."""
     return Linear(out_shape, axes=axes, num_in=num_in, bias=bias, init=init, name=name)(x)
 
 
@@ -75,9 +76,12 @@ class FusedLinear(hk.Module):
     """y = x W^T into several named axes, with the contracted axis of W last."""
 
     def __init__(self, out_shape: tuple[int, ...], *, axes: Axes, name: str):
-        """`out_shape`: sizes of the new axes; `axes`: logical axes of the weight.
+        """Describes the map.
 
-        The new ones, then the contracted one.
+        Args:
+            out_shape: sizes of the new axes.
+            axes: logical axes of the weight: the new ones, then the contracted one.
+            name: module name.
         """
         super().__init__(name=name)
         self.out_shape, self.axes = out_shape, axes
@@ -85,9 +89,8 @@ class FusedLinear(hk.Module):
     def __call__(self, x: Float[Array, "... D"]) -> Float[Array, "..."]:
         """Applies the map, in the dtype of x."""
         width = x.shape[-1]
-        w = param(
-            "w", (*self.out_shape, width), self.axes, hk.initializers.TruncatedNormal(width**-0.5)
-        )
+        init = hk.initializers.TruncatedNormal(width**-0.5)
+        w = param("w", (*self.out_shape, width), self.axes, init)
         return jax.lax.dot_general(x, w.astype(x.dtype), (((x.ndim - 1,), (w.ndim - 1,)), ((), ())))
 
 
@@ -102,11 +105,10 @@ def fused_linear(
 def einsum_float32(
     letters: str, a: Float[Array, "..."], b: Float[Array, "..."]
 ) -> Float32[Array, "..."]:
-    """The einsum of two arrays, summed and returned in float32 (scores, logits).
+    """Returns the einsum of two arrays, summed in float32 and returned in it (scores, logits).
 
-    What flows back is in the operands' dtype.
-
-    JAX alone would multiply float32 copies of both operands in the backward pass.
+    The gradients have the dtype of the operands. JAX alone would multiply float32 copies of both
+    operands in the backward pass.
     """
     return jnp.einsum(letters, a, b, preferred_element_type=jnp.float32)
 

@@ -1,6 +1,9 @@
 """LayerNorm and RMSNorm over the last axis.
 
-Statistics in float32, result in the dtype of the input.
+    LayerNorm   (x - mean(x)) / sqrt(var(x) + epsilon) * scale + offset
+    RMSNorm     x / sqrt(mean(x^2) + epsilon) * scale
+
+Statistics are computed in float32; the result has the dtype of the input.
 """
 
 from __future__ import annotations
@@ -16,12 +19,19 @@ EPSILON = 1e-5
 
 
 class LayerNorm(hk.Module):
-    """(x - mean) / deviation * scale + offset (paper v1, 3.1.2: "learnt biases and offsets")."""
+    """LayerNorm with learnt scale and offset (paper v1, 3.1.2: "learnt biases and offsets")."""
 
     def __init__(
         self, *, axis_name: str = "embed", epsilon: float = EPSILON, bias: bool = True, name: str
     ):
-        """`axis_name`: logical axis of the last dimension; `bias`: whether there is an offset."""
+        """Describes the norm.
+
+        Args:
+            axis_name: logical axis of the last dimension.
+            epsilon: added to the variance.
+            bias: whether there is an offset.
+            name: module name.
+        """
         super().__init__(name=name)
         self.axis_name, self.epsilon, self.bias = axis_name, epsilon, bias
 
@@ -37,7 +47,7 @@ class LayerNorm(hk.Module):
 
 
 def standardise(x: Float[Array, "... D"], *, epsilon: float = EPSILON) -> Float[Array, "... D"]:
-    """(x - mean) / deviation: a LayerNorm before its weights."""
+    """Returns (x - mean) / deviation: a LayerNorm without weights."""
     return _standardise(x, epsilon).astype(x.dtype)
 
 
@@ -48,10 +58,16 @@ def _standardise(x: Array, epsilon: float) -> Array:
 
 
 class RMSNorm(hk.Module):
-    """x / root-mean-square * scale (Chinchilla's norm: Zhang and Sennrich 2019)."""
+    """RMSNorm, the norm of Chinchilla (Zhang and Sennrich 2019)."""
 
     def __init__(self, *, axis_name: str = "embed", epsilon: float = EPSILON, name: str):
-        """`axis_name`: logical axis of the last dimension."""
+        """Describes the norm.
+
+        Args:
+            axis_name: logical axis of the last dimension.
+            epsilon: added to the mean square.
+            name: module name.
+        """
         super().__init__(name=name)
         self.axis_name, self.epsilon = axis_name, epsilon
 
