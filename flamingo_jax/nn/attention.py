@@ -108,7 +108,7 @@ def attend_own_image_chunked(
         media_index: phi.
         chunk: consecutive tokens that are computed together; divides L.
         span: images of the window; at least the largest (max phi - min phi over phi > 0) + 1 of a
-            chunk, which `inference.batches.xattn_chunk` computes on the host.
+            chunk, which `inference.padding.xattn_chunk` computes on the host.
 
     Raises:
         ValueError: `chunk` does not divide L.
