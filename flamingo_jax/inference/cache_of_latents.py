@@ -1,13 +1,11 @@
-"""Latents of the images and videos of a batch.
+"""Latents of images and videos: each is read and encoded once, and kept while there is room.
 
-Each is read and encoded once, and kept for as long as there is room.
+    visuals --identity--> in the cache     -> latents
+                      --> not in the cache -> frames, a few visuals at a time -> encoder -> latents
 
-    visuals -> identities -+-> latents in the cache
-                           +-> frames, of a few visuals at a time -> vision encoder and resampler -> latents
-
-Support examples come again with other queries; what is known by its identity is not even read
-again. A video always takes as many places as a video can have frames, the rest of them masked, so
-that neither its time embeddings nor the compiled shape depend on what it is encoded with.
+The same support examples come with many queries. A visual with a known identity is not read again.
+A video always has the largest number of frames, and those that it lacks are masked: so neither its
+time embeddings nor the compiled shape depend on the videos that it is encoded with.
 """
 
 from __future__ import annotations
@@ -25,17 +23,17 @@ from flamingo_jax.data.config import ImageFit
 from flamingo_jax.inference.config import InferenceConfig
 from flamingo_jax.inference.visuals import Visual, identity, load_frames
 
-# threads that read and decode files, and how many visuals may be decoded before they are encoded
+# Number of threads that read and decode files, and of visuals that are decoded ahead.
 _READERS = 8
 
 
 @dataclasses.dataclass(frozen=True)
 class Passes:
-    """How visuals go through the encoder.
+    """The shapes in which visuals are encoded.
 
     Attributes:
         image_size: side in pixels.
-        video_frames: F, the places of a video.
+        video_frames: F of a video.
         video_rate: frames per second of a video file.
         frames: frames encoded together.
         multiple: the number of visuals encoded together is a multiple of this, the number of
@@ -50,15 +48,15 @@ class Passes:
     multiple: int
     image_fit: ImageFit = "pad"
 
-    def rows(self, places: int) -> int:
-        """Visuals of so many places that are encoded together."""
-        return -(-max(self.frames // places, 1) // self.multiple) * self.multiple
+    def rows(self, num_frames: int) -> int:
+        """Returns the number of visuals with `num_frames` frames each that are encoded together."""
+        return -(-max(self.frames // num_frames, 1) // self.multiple) * self.multiple
 
 
 def passes_of(
     image_size: int, config: InferenceConfig, *, multiple: int, image_fit: ImageFit
 ) -> Passes:
-    """Returns how visuals go through an encoder with the settings of a run; arguments as `Passes`."""
+    """Returns the shapes in which a run encodes visuals; arguments as in `Passes`."""
     return Passes(
         image_size,
         config.video_frames,
@@ -70,7 +68,7 @@ def passes_of(
 
 
 class Latents:
-    """Latents of visuals, with a bounded memory."""
+    """Returns latents of visuals, and keeps them in a bounded memory."""
 
     def __init__(
         self,
@@ -82,43 +80,42 @@ class Latents:
         """Starts empty.
 
         Args:
-            encode: (uint8[M, F, S, S, 3] frames, bool[M, F] mask) to latents [M, R, D], of every
-                process.
+            encode: (frames uint8[M, F, S, S, 3], frame_mask bool[M, F]) -> latents [M, R, D], in
+                every process.
             passes: shapes.
-            megabytes: how much is kept beyond the visuals of the last batch.
+            megabytes: bound on the memory between two calls.
         """
         self._encode, self._passes, self._bytes = encode, passes, megabytes << 20
         self._known: collections.OrderedDict[bytes, np.ndarray] = collections.OrderedDict()
 
     def __len__(self) -> int:
-        """How many visuals are known."""
+        """Returns the number of visuals in the memory."""
         return len(self._known)
 
     def __call__(self, visuals: Sequence[Visual]) -> np.ndarray:
-        """Latents [M, R, D] of M >= 1 visuals, in their order.
+        """Returns latents [M, R, D] of M >= 1 visuals, in their order.
 
         Raises:
             PromptError: one of them cannot be read.
         """
         keys = [identity(visual) for visual in visuals]
         found = {key: self._known[key] for key in keys if key in self._known}
-        missing = {
-            key: visual for key, visual in zip(keys, visuals, strict=True) if key not in found
-        }
-        waiting: dict[int, dict[bytes, np.ndarray]] = {}  # by number of places
+        by_key = dict(zip(keys, visuals, strict=True))
+        missing = {key: visual for key, visual in by_key.items() if key not in found}
+        waiting: dict[int, dict[bytes, np.ndarray]] = {}  # {number of frames: {identity: frames}}
         for key, frames in self._read(missing):
-            places = 1 if len(frames) == 1 else self._passes.video_frames
-            group = waiting.setdefault(places, {})
+            num_frames = 1 if len(frames) == 1 else self._passes.video_frames
+            group = waiting.setdefault(num_frames, {})
             group[key] = frames
-            if len(group) == self._passes.rows(places):
-                found.update(self._encoded(waiting.pop(places), places))
-        for places, group in waiting.items():
-            found.update(self._encoded(group, places))
+            if len(group) == self._passes.rows(num_frames):
+                found.update(self._encode_group(waiting.pop(num_frames), num_frames))
+        for num_frames, group in waiting.items():
+            found.update(self._encode_group(group, num_frames))
         self._keep(found)
         return np.stack([found[key] for key in keys])
 
     def _read(self, missing: Mapping[bytes, Visual]) -> Iterator[tuple[bytes, np.ndarray]]:
-        """Frames of visuals, in their order, read by several threads."""
+        """Reads the frames of visuals, in their order, by several threads."""
         passes, keys = self._passes, iter(missing)
         load = functools.partial(
             load_frames,
@@ -131,13 +128,13 @@ class Latents:
             while some := list(itertools.islice(keys, _READERS)):
                 yield from zip(some, readers.map(load, [missing[key] for key in some]), strict=True)
 
-    def _encoded(self, group: dict[bytes, np.ndarray], places: int) -> dict[bytes, np.ndarray]:
-        """Latents of visuals with the same number of places."""
-        rows, size = self._passes.rows(places), self._passes.image_size
-        frames, mask = (
-            np.zeros((rows, places, size, size, 3), np.uint8),
-            np.zeros((rows, places), bool),
-        )
+    def _encode_group(
+        self, group: dict[bytes, np.ndarray], num_frames: int
+    ) -> dict[bytes, np.ndarray]:
+        """Latents of visuals that are padded to the same number of frames."""
+        rows, size = self._passes.rows(num_frames), self._passes.image_size
+        frames = np.zeros((rows, num_frames, size, size, 3), np.uint8)
+        mask = np.zeros((rows, num_frames), bool)
         for row, real in enumerate(group.values()):
             frames[row, : len(real)], mask[row, : len(real)] = real, True
         latents = self._encode(frames, mask)

@@ -4,25 +4,28 @@
     images, and Flamingo describes them.
     User: <image>
     Flamingo: That is a cat. It's a tiny kitten with really cute big ears.
-    ...                                  four example turns; three of them show an image
-    User: <image> What breed is it?      what the user says, text and images in any order
-    Flamingo:                            the model goes on, until <EOC> or until it begins to speak as "User:"
+    ...                                  four example turns, three of them with an image
+    User: <image> What breed is it?      what the user says: text and images in any order
+    Flamingo:                            the model continues, until <EOC> or "User:"
 
-The images of the example turns are not published. Three of one's own take their places (a cat,
-people at dinner, a graph); without them these turns are text alone, as the images of the paper's
-zero-shot examples are left out (A.2). As in all prompts here, `<EOC>` stands before each image: so
-the model saw text and images in training.
+The images of the example turns are not published. The user may give three images for them: a cat,
+people at dinner, a graph. Without them these turns are text alone, as in the paper's zero-shot
+prompts (A.2). There is an `<EOC>` before each image, as in all prompts here and in training.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 
 from flamingo_jax.inference.padding import PromptTooLong
 from flamingo_jax.inference.prompt import Part, Prompt, PromptError, Visual
 
-INTRODUCTION = "This is a conversation between a human, User, and an intelligent visual AI, Flamingo. User sends images, and Flamingo describes them.\n"
-# (what the user says, None = shows an image; what the model answers)
+INTRODUCTION = (
+    "This is a conversation between a human, User, and an intelligent visual AI, Flamingo. "
+    "User sends images, and Flamingo describes them.\n"
+)
+# (what the user says, or None for an image; what the model answers)
 EXAMPLES: tuple[tuple[str | None, str], ...] = (
     (None, "That is a cat. It's a tiny kitten with really cute big ears."),
     (None, "This is a picture of a group of people having dinner. They are having a great time!"),
@@ -37,18 +40,14 @@ NUM_IMAGES = sum(said is None for said, _ in EXAMPLES)
 
 
 class Chat:
-    """A dialogue.
-
-    It remembers what was said, and forgets the oldest exchanges first when the prompt grows too
-    long.
-    """
+    """A dialogue that drops its oldest exchanges when the prompt becomes too long."""
 
     def __init__(self, generate: Callable[[Prompt], str], images: Sequence[Visual] = ()) -> None:
         """Starts a dialogue; see `inference.model.Flamingo.chat`.
 
         Args:
             generate: continues one prompt; raises PromptTooLong.
-            images: those of the example turns, NUM_IMAGES or none.
+            images: for the example turns, NUM_IMAGES or none.
 
         Raises:
             PromptError: another number of images.
@@ -63,11 +62,7 @@ class Chat:
         self._start: list[Part] = [INTRODUCTION]
         shown = iter(images)
         for said, answer in EXAMPLES:
-            words: list[Part] = (
-                [said]
-                if said is not None
-                else [image for image in (next(shown, None),) if image is not None]
-            )
+            words: list[Part] = list(itertools.islice(shown, 1)) if said is None else [said]
             self._start += [*_turn(words), f" {answer}\n"]
 
     def say(self, parts: Prompt) -> str:
@@ -77,18 +72,17 @@ class Chat:
             parts: text, or a list of text and images.
 
         Raises:
-            PromptError: a part that cannot be read, nothing said, or so much that it does not fit
-                by itself. The dialogue is then as before.
+            PromptError: a part cannot be read, nothing is said, or this turn alone is too long. The
+                dialogue then stays as it was.
         """
         words: list[Part] = [parts] if isinstance(parts, str) else list(parts)
         if all(isinstance(part, str) and not part.strip() for part in words):
             raise PromptError("chat: nothing was said. Give text or an image.")
         turn, kept = _turn(words), list(self._exchanges)
         while True:
+            before = [part for exchange in kept for part in exchange]
             try:
-                text = self._generate(
-                    [*self._start, *(part for exchange in kept for part in exchange), *turn]
-                )
+                text = self._generate([*self._start, *before, *turn])
                 break
             except PromptTooLong:
                 if not kept:
@@ -100,7 +94,7 @@ class Chat:
 
 
 def _turn(words: Sequence[Part]) -> list[Part]:
-    """What the user says, up to where the model speaks."""
+    """The prompt of a turn: what the user says, up to the model's answer."""
     texts = (part.strip() if isinstance(part, str) else part for part in words)
     said: list[Part] = [
         f" {part}" if isinstance(part, str) else part

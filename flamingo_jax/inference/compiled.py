@@ -2,7 +2,7 @@
 
     weights    split over "model" as in training (core/axes.RULES), whole over replica and data
     prompts    rows over (replica, data)
-    visuals    over all devices: none is encoded twice
+    visuals    over all devices: no visual is encoded twice
     caches     rows over (replica, data), heads over "model" (`models.cache.logical_axes`)
 
 The same functions run on one device and on a mesh: a `Layout` around the trace is all that differs.
@@ -123,7 +123,7 @@ def shardings(
 
 
 def split_over_model(model: Model, params: trees.Params, mesh: Mesh | None) -> trees.Params:
-    """Puts weights where `shardings` says; on one device, leaves them as they are.
+    """Puts weights where `shardings` says; without a mesh, leaves them as they are.
 
     Weights that are on this mesh already, as in training, stay as they are.
 
@@ -152,7 +152,7 @@ def split_over_model(model: Model, params: trees.Params, mesh: Mesh | None) -> t
 
 
 def whole_on_each_device(params: trees.Params, mesh: Mesh | None) -> trees.Params:
-    """Puts a copy of all weights on each device of a mesh; on one device, leaves them as they are."""
+    """Puts all weights on each device of a mesh; without a mesh, leaves them as they are."""
     if mesh is None:
         return params
     return jax.tree.map(lambda weight: _put(np.asarray(weight), mesh, ()), params)

@@ -1,4 +1,4 @@
-"""How prompts are answered: the settings of `Flamingo`, of evaluation and of the two encoders."""
+"""`InferenceConfig`: how `Flamingo`, evaluation and the two encoders run a model."""
 
 from __future__ import annotations
 
@@ -12,36 +12,34 @@ from flamingo_jax.inference.visuals import VIDEO_FRAMES, VIDEO_RATE
 
 @dataclasses.dataclass(frozen=True)
 class InferenceConfig:
-    """How prompts are answered, and the shapes that they are padded to.
+    """How answers are chosen, and the shapes that prompts are padded to.
 
     Attributes:
-        decoding: "greedy"; "beam" search, the paper's choice for open-ended tasks; or "sample",
-            drawn from the most probable tokens.
-        beams: answers kept by beam search.
+        decoding: "greedy"; "beam" search, the paper's choice for open-ended tasks; or "sample". The
+            settings of each are those of the objects in `inference.methods`, which check them.
+        beams: `BeamSearch.num_beams`.
         max_new_tokens: bound on an answer, `<EOC>` included.
-        length_penalty: beam search orders answers by score / length**length_penalty; 0 = off.
-        beam_ends: which answers may end in a step of beam search; "best" as in transformers
-            (`decode.beam_search`).
-        temperature: of sampling; log-probabilities are divided by it.
-        top_p: of sampling; tokens are drawn from the fewest that together have this probability, 1
-            = from all.
-        seed: of sampling; an answer depends on it, on the prompt and on the model, not on what
-            shares the batch.
+        length_penalty: `BeamSearch.length_penalty`.
+        beam_ends: `BeamSearch.ends`.
+        temperature: `Sample.temperature`.
+        top_p: `Sample.top_p`.
+        seed: `Sample.seed`.
         normalise: a candidate's score is the "sum" or the "mean" of its tokens' log-likelihoods.
-        terminate: whether `<EOC>` counts as the last token of a candidate; the paper appends the
-            answer alone.
+        terminate: "end_of_chunk" scores `<EOC>` as the last token of a candidate; the paper appends
+            the answer alone.
         compute: dtype of activations and caches.
-        layers: "unrolled" compiles each layer by itself, with its own weights and cache
+        layers: "unrolled" compiles each layer by itself, with separate weights and caches
             (`core.stack.unrolled`): a token is decoded two to three times as fast on a CPU, and
             compilation takes longer.
         lengths: prompt lengths in tokens, ascending; the last is the longest possible prompt.
-        num_images: images per prompt, ascending; by default up to 4, 8, 16, 32 shots and the query.
-        images_per_pass: images encoded together, or frames of videos (at least one video).
+        num_images: images of a prompt, ascending; by default up to 4, 8, 16, 32 shots and the
+            query.
+        images_per_pass: images, or frames of videos, encoded together (at least one video).
         candidates_per_pass: candidates of one prompt scored together.
-        latents_megabytes: memory for the latents of images that may come again (support examples
-            do).
-        xattn_chunk: tokens per chunk of the chunked cross-attention, taken where it spares at least
-            half of the images; 0 = never.
+        latents_megabytes: memory for latents of images that may come again, such as support
+            examples.
+        xattn_chunk: tokens of a chunk of the chunked cross-attention, which is used if it skips at
+            least half of the images; 0 = never.
         video_frames: the most frames of a video.
         video_rate: frames per second of a video file.
     """
@@ -82,11 +80,11 @@ class InferenceConfig:
 
     @property
     def method(self) -> Method:
-        """The object that `decoding` and the settings of that way of decoding describe."""
+        """The method that `decoding` names, with its settings."""
         return self._methods()[self.decoding]
 
     def _methods(self) -> dict[str, Method]:
-        """All methods, each with its settings; they check the ranges."""
+        """{decoding: method}; also checks the ranges of all settings."""
         return {
             "greedy": Greedy(self.max_new_tokens),
             "beam": BeamSearch(

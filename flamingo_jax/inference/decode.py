@@ -1,17 +1,17 @@
-"""Prefill, then greedy decoding, beam search or sampling over a key/value cache (paper, Appendix A.2: 3 beams, stop at `<EOC>`).
+"""Prefill, then greedy decoding, beam search or sampling with a cache.
 
-    prompt [B, T], right padded          answer, one token at a time
+The paper decodes with 3 beams and stops at `<EOC>` (paper, Appendix A.2: 3 beams).
+
+    prompt [B, T], right padded                   answer, one token at a time
     <BOS><image>Output: A cat.<EOC><image>Output:| A  dog .  <EOC> <PAD> <PAD>
-    positions 0 .. length-1                      length, length+1, ...
+    positions 0 .. length-1                        length, length+1, ...
 
-Prompts of unequal length share a batch: row b's answer starts at position length[b]. The keys that
-its padding left there are overwritten before anything attends to them, since a query sees keys at
-positions up to its own.
+Prompts of unequal length share a batch: row b's answer starts at position length[b]. The prefill
+has written keys of the padding there. Each is overwritten before a token attends it, since a token
+attends positions up to its own.
 
-All functions are pure and are traced under jit by their callers; the loops are `lax.while_loop`s
-that end as soon as every row is finished. They see the model through one function, `extend(cache,
-tokens, positions, media_index, media=None, chunk=None) -> (logits, cache)`: that of
-`models.api.Model`, with the weights bound.
+All functions are pure, and their callers compile them. The loops are `lax.while_loop`s that end as
+soon as every row is finished. They call the model through one function, `Extend`.
 """
 
 from __future__ import annotations
@@ -60,15 +60,13 @@ class Extend(Protocol[CacheT]):
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Prefix(Generic[CacheT]):
-    """What the model knows after reading B prompts.
-
-    Enough to go on in several ways without reading them again.
+    """The state after reading B prompts, from which answers are decoded and candidates are scored.
 
     Attributes:
-        cache: the model's cache; axis 1 of every leaf is the batch.
+        cache: the model's cache.
         log_probs: float32[B, V] log-probabilities of the next token.
-        length: int32[B] tokens read so far, the position of the next one.
-        media_index: int32[B] which of its sequence's images the next token attends; 0 = none.
+        length: int32[B] number of tokens read, which is the position of the next one.
+        media_index: int32[B] phi of the next token; 0 = it attends no image.
     """
 
     cache: CacheT
@@ -78,7 +76,7 @@ class Prefix(Generic[CacheT]):
 
 
 class Decoded(NamedTuple):
-    """Answers, best first (jax arrays, or numpy arrays once fetched).
+    """Answers, best first.
 
     Attributes:
         tokens: int32[B, beams, T] up to and including the stop token, then padding.
@@ -101,17 +99,17 @@ def prefill(
 ) -> Prefix[CacheT]:
     """Reads the prompts.
 
-    The last token of each prompt is read a second time, alone: nothing uses the logits of the first
-    pass, so the compiler drops their [B, T, V] array, and the second pass costs one decoding step.
+    The last token of each prompt is read a second time, by itself. So nothing uses the logits of
+    the first pass: the compiler drops the array [B, T, V], and the second pass costs one decoding
+    step.
 
     Args:
         extend: the model.
-        cache: an empty cache of at least T positions plus what is to be decoded.
+        cache: an empty cache with room for T tokens and those to be decoded.
         tokens: right-padded prompts, each with at least one token.
         length: real tokens of each prompt.
         media_index: phi of each token.
-        media: the latents of the images and which of them each sequence shows; None for a language
-            model alone.
+        media: the prompts' visual inputs; None for a language model.
         chunk: (tokens, span) of the chunked cross-attention; None = the full form.
 
     Returns:
@@ -139,11 +137,11 @@ def greedy(
         extend: the model.
         prefix: the prompts.
         max_new_tokens: static bound on the answer, stop token included.
-        stop: ids that end an answer, `<EOC>` first of all.
+        stop: ids that end an answer, such as `<EOC>`.
         pad_id: fills the rest of a finished answer.
 
     Returns:
-        One answer per prompt (beams = 1).
+        One answer for each prompt (beams = 1).
     """
 
     def most_probable(t: Array, log_probs: Array) -> Array:
@@ -156,11 +154,10 @@ class Sampling(NamedTuple):
     """How each prompt's answer is drawn.
 
     Attributes:
-        seed: uint32[B]; a row's answer depends on its prompt and its seed alone, not on what shares
-            its batch.
-        temperature: float32[B] > 0; log-probabilities are divided by it.
-        top_p: float32[B] in 0..1; drawn from the fewest tokens that together have this probability
-            (Holtzman et al. 2020), 1 = from all.
+        seed: uint32[B]; a row's answer depends on its prompt and its seed, not on other rows.
+        temperature: float32[B] > 0; divides the log-probabilities.
+        top_p: float32[B] in 0..1; tokens are drawn from the fewest that together have this
+            probability (Holtzman et al. 2020); 1 = from all.
     """
 
     seed: Array
@@ -188,7 +185,7 @@ def sample(
         pad_id: fills the rest of a finished answer.
 
     Returns:
-        One answer per prompt (beams = 1); its score is the model's own log-probability, whatever
+        One answer for each prompt (beams = 1). Its score is the model's log-probability, without
         the temperature.
     """
     keys = jax.vmap(jax.random.key)(sampling.seed)
@@ -196,17 +193,16 @@ def sample(
     def draw(t: Array, log_probs: Array) -> Array:
         scaled = _log_softmax(log_probs / sampling.temperature[:, None])
         kept = jnp.where(_nucleus(scaled, sampling.top_p), scaled, -jnp.inf)
-        return jax.vmap(lambda key, row: jax.random.categorical(jax.random.fold_in(key, t), row))(
-            keys, kept
-        )
+        of_row = lambda key, row: jax.random.categorical(jax.random.fold_in(key, t), row)
+        return jax.vmap(of_row)(keys, kept)
 
     return _one_by_one(extend, prefix, draw, max_new_tokens, stop, pad_id)
 
 
 def _nucleus(log_probs: Float[Array, "B V"], top_p: Float[Array, "B"]) -> Bool[Array, "B V"]:
-    """The fewest tokens with probability `top_p` together.
+    """True for the fewest tokens that together have probability `top_p`.
 
-    Always the most probable one, and all that are as probable as the last.
+    The most probable token is always among them, and so are ties with the least probable one.
     """
     ordered = -jnp.sort(-log_probs, axis=-1)
     probability = jnp.exp(ordered)
@@ -224,7 +220,7 @@ def _one_by_one(
     stop: tuple[int, ...],
     pad_id: int,
 ) -> Decoded:
-    """Grows one answer per prompt by the token that `pick(t, log_probs float32[B, V])` names, until all have ended."""
+    """Decodes one answer for each prompt; `pick(t, log_probs [B, V])` chooses the next tokens."""
     rows = prefix.length.shape[0]
 
     def choose(
@@ -241,13 +237,9 @@ def _one_by_one(
 
     def step(state: Any) -> Any:
         t, cache, tokens, score, done = state
+        token = jax.lax.dynamic_slice_in_dim(tokens, t - 1, 1, axis=1)
         position = (prefix.length + t - 1)[:, None]
-        logits, cache = extend(
-            cache,
-            jax.lax.dynamic_slice_in_dim(tokens, t - 1, 1, axis=1),
-            position,
-            prefix.media_index[:, None],
-        )
+        logits, cache = extend(cache, token, position, prefix.media_index[:, None])
         return t + 1, cache, *choose(t, _log_softmax(logits[:, 0]), tokens, score, done)
 
     blank = jnp.full((rows, max_new_tokens), pad_id, jnp.int32)
@@ -266,37 +258,37 @@ def beam_search(
     stop: tuple[int, ...],
     pad_id: int,
 ) -> Decoded:
-    """Keeps the `beams` best unfinished answers of each prompt, and apart from them the best finished ones.
+    """Keeps the best unfinished answers of each prompt, and separately the best finished ones.
 
-    A row is over when its best unfinished answer cannot overtake its worst finished one any more.
-    Answers that reach `max_new_tokens` without a stop token compete as they are. With as many beams
-    as there are answers the search is exhaustive.
+    A row is finished when its best unfinished answer can no longer overtake its worst finished one.
+    Answers that reach `max_new_tokens` without a stop token compete as they are. If there are as
+    many beams as possible answers, the search is exhaustive.
 
     Args:
         extend: the model.
         prefix: the prompts.
-        method: its settings, all static. `ends` says which answers may end in a step, of the best
-            continuations of all live ones: "any"; or those among the `beams` "best", as
-            transformers' beam search has it, with which the public re-implementations were
-            evaluated. Fewer short answers come of that.
+        method: the settings, all static. `ends` says which of the best continuations may end in a
+            step: "any" of them; or those among the `num_beams` "best", as in the beam search of
+            transformers, with which the public re-implementations were evaluated. It gives fewer
+            short answers.
         stop: ids that end an answer.
         pad_id: fills the rest of a finished answer.
 
     Returns:
-        The `beams` best answers per prompt, best first. With fewer answers than beams the last
-        scores are -inf.
+        The `num_beams` best answers for each prompt. If there are fewer answers than beams, the
+        last scores are -inf.
     """
     beams, length_penalty = method.num_beams, method.length_penalty
     ends, max_new_tokens = method.ends, method.max_new_tokens
     rows, vocabulary = prefix.log_probs.shape
-    # One answer can end in each stop token, so this many expansions hold `beams` unfinished ones
-    # for sure.
+    # Each beam has at most one continuation for each stop token, so that among this many
+    # continuations at least `beams` are unfinished.
     expansions = min(beams * (1 + len(stop)), beams * vocabulary)
 
     def select(
         t: Array, log_probs: Array, live: Decoded, done: Decoded
     ) -> tuple[Decoded, Decoded, Array]:
-        """Grows every live answer by one token; `log_probs` float32[B, beams, V]."""
+        """Adds a token to every live answer; `log_probs` is float32[B, beams, V]."""
         total = (live.score[:, :, None] + log_probs).reshape(rows, beams * vocabulary)
         score, flat = jax.lax.top_k(total, expansions)
         parent, token = flat // vocabulary, (flat % vocabulary).astype(jnp.int32)
@@ -314,7 +306,7 @@ def beam_search(
 
     def unfinished(state: Any) -> Array:
         t, _, live, done, _ = state
-        # Log-probabilities only fall, and at full length they are divided by most.
+        # A score only falls from here on, and the longest answer is divided by most.
         bound = jnp.max(live.score, axis=1) / max_new_tokens**length_penalty
         return (t < max_new_tokens) & jnp.any(bound > jnp.min(done.score, axis=1))
 
@@ -323,24 +315,17 @@ def beam_search(
         cache = cache.take((jnp.arange(rows)[:, None] * beams + parent).reshape(-1))
         token = jax.lax.dynamic_slice_in_dim(live.tokens, t - 1, 1, axis=2).reshape(rows * beams, 1)
         position = jnp.repeat(prefix.length + t - 1, beams)[:, None]
-        logits, cache = extend(
-            cache, token, position, jnp.repeat(prefix.media_index, beams)[:, None]
-        )
-        return (
-            t + 1,
-            cache,
-            *select(t, _log_softmax(logits[:, 0]).reshape(rows, beams, vocabulary), live, done),
-        )
+        media_index = jnp.repeat(prefix.media_index, beams)[:, None]
+        logits, cache = extend(cache, token, position, media_index)
+        log_probs = _log_softmax(logits[:, 0]).reshape(rows, beams, vocabulary)
+        return t + 1, cache, *select(t, log_probs, live, done)
 
     blank = jnp.full((rows, beams, max_new_tokens), pad_id, jnp.int32)
     nothing = Decoded(blank, jnp.full((rows, beams), -jnp.inf))
     first = Decoded(blank, nothing.score.at[:, 0].set(0.0))  # one live answer, the empty one
     repeated = jnp.broadcast_to(prefix.log_probs[:, None], (rows, beams, vocabulary))
-    state = (
-        jnp.int32(1),
-        prefix.cache.repeat(beams),
-        *select(jnp.int32(0), repeated, first, nothing),
-    )
+    start = select(jnp.int32(0), repeated, first, nothing)
+    state = (jnp.int32(1), prefix.cache.repeat(beams), *start)
     t, _, live, done, _ = jax.lax.while_loop(unfinished, step, state)
     cut = live.score / t.astype(jnp.float32) ** length_penalty
     best, _ = _best(

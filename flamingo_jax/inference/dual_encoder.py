@@ -1,17 +1,16 @@
-"""A contrastive model for use.
-
-Images and texts to embeddings of length 1 in one space, whose products are cosines (paper, B.1.3).
+"""The two encoders of the contrastive stage: visuals and texts to one space (paper, B.1.3).
 
     model = DualEncoder.load("runs/demo/contrastive/export")
-    model.images([Image("cat.jpg"), Image("dog.jpg")]) @ model.texts(["a cat", "a dog"]).T       -> float32[2, 2]
+    images = model.images([Image("cat.jpg"), Image("dog.jpg")])
+    images @ model.texts(["a cat", "a dog"]).T                                  -> float32[2, 2]
 
-    images  --image encoder--projection--length 1--> [n J]
-    videos  each frame as an image, the mean of their embeddings, length 1 (paper, Table 7:
-    Kinetics)
-    texts   --text encoder--projection--length 1--> [n J]; one that is too long for the encoder is cut, its <EOS> stays
+    images --image encoder--> --projection--> --to length 1--> [n J]
+    videos --as images--> mean of the frames' embeddings --to length 1--> [n J]
+    texts  --text encoder--> --projection--> --to length 1--> [n J]
 
-Images and texts are spread over all devices. An embedding does not depend on what it shares its
-batch with.
+The mean over a video's frames is the paper's (Table 7: Kinetics). A text that is too long for the
+encoder is cut, and keeps its <EOS>. Images and texts are spread over all devices, and an embedding
+does not depend on the others of its batch.
 """
 
 from __future__ import annotations
@@ -42,16 +41,16 @@ from flamingo_jax.sharding.mesh import AXES as ALL_AXES
 from flamingo_jax.tokenizers.base import Tokenizer
 from flamingo_jax.tokenizers.load import load_tokenizer
 
-_TEXTS = 256  # encoded together, on one device
+_TEXTS = 256  # texts that one device encodes together
 
 
 class DualEncoder:
     """The two encoders of the contrastive stage.
 
     Attributes:
-        inverse_temperature: beta, what cosines were multiplied by in training.
-        checkpoint: where it was loaded from.
-        step: the update that it was saved at.
+        inverse_temperature: beta, the factor of the cosines in training.
+        checkpoint: path that the model was loaded from.
+        step: the update at which it was saved.
     """
 
     def __init__(
@@ -67,21 +66,19 @@ class DualEncoder:
         step: int = 0,
         features: PathLike | None = None,
     ) -> None:
-        """Takes the parts as they are, for instance in the middle of training.
-
-        `load` reads them from a checkpoint.
+        """Takes the parts as they are, for instance during training; `load` reads a checkpoint.
 
         Args:
-            model: with the image encoder, the text encoder and what joins them.
-            params: its weights, "contrastive/..."; on `mesh`, if there is one.
+            model: has the vision encoder, `text_encoder` and `contrastive`.
+            params: the weights, "contrastive/..."; on `mesh`, if there is one.
             tokenizer: of the text encoder.
             preprocessing: how images become frames, {"image_size": pixels, ...}.
-            config: dtype and shapes: `compute`, `images_per_pass` and what is said of videos.
+            config: `compute`, `images_per_pass`, `video_frames` and `video_rate` are used.
             mesh: the devices; None = one.
             checkpoint: recorded in results.
             step: recorded in results.
-            features: directory where the embeddings of images are kept for the next run; None: in
-                memory alone.
+            features: directory where the images' embeddings are stored for the next run; None =
+                only in memory.
 
         Raises:
             ValueError: a part of the model is None.
@@ -123,8 +120,8 @@ class DualEncoder:
             features: as above.
 
         Raises:
-            CheckpointError: the path holds no model, or one of another stage.
-            FileNotFoundError: it has no tokenizer.
+            CheckpointError: there is no model at the path, or one of another stage, or it has no
+                tokenizer.
         """
         opened = open_checkpoint(path)
         if opened.kind != "contrastive":
@@ -150,9 +147,7 @@ class DualEncoder:
         )
 
     def images(self, visuals: Sequence[Visual]) -> Float[np.ndarray, "n J"]:
-        """Embeddings of n >= 1 images and videos, in every process.
-
-        One that is known is not encoded again.
+        """Returns embeddings of n >= 1 visuals, in every process; known ones are not encoded again.
 
         Raises:
             PromptError: one of them cannot be read.
@@ -160,22 +155,19 @@ class DualEncoder:
         return self._store.features(visuals)
 
     def texts(self, strings: Sequence[str]) -> Float[np.ndarray, "n J"]:
-        """Embeddings of n >= 1 texts, in every process; each distinct one is encoded once."""
+        """Returns embeddings of n >= 1 texts, in every process; equal ones are encoded once."""
         unique = {text: place for place, text in enumerate(dict.fromkeys(strings))}
         tokens, segment = self._tokenised(list(unique))
         shards = self._compiled.num_shards(ALL_AXES)
-        # No more rows than there are texts, rounded up to a power of two: few shapes, each a
-        # program.
+        # At most the number of texts, rounded up to a power of two: few shapes, few programs.
         rows = min(_TEXTS, 1 << (len(unique) - 1).bit_length()) * shards
         found = []
         for start in range(0, len(tokens), rows):
             some = [array[start : start + rows] for array in (tokens, segment)]
             spare = rows - len(some[0])
-            # A row of padding repeats a real one: a text without tokens has no mean.
-            padded = [
-                np.concatenate([array, np.repeat(array[:1], spare, axis=0)]) for array in some
-            ]
-            placed = self._compiled.put(padded, ALL_AXES)
+            # Padding repeats a real row, since a text without tokens has no mean.
+            repeat = lambda array, n=spare: np.concatenate([array, np.repeat(array[:1], n, axis=0)])
+            placed = self._compiled.put([repeat(array) for array in some], ALL_AXES)
             embeddings = self._compiled(self._model.embed_texts, *placed)
             found.append(embeddings[: rows - spare])
         return np.concatenate(found)[[unique[text] for text in strings]]
@@ -183,7 +175,7 @@ class DualEncoder:
     def _tokenised(
         self, texts: Sequence[str]
     ) -> tuple[Int[np.ndarray, "n L"], Int[np.ndarray, "n L"]]:
-        """(tokens, segment) of texts, as long as the encoder's longest."""
+        """(tokens, segment) of texts, padded to the encoder's longest text."""
         tokens = np.full((len(texts), self._length), self._tokenizer.pad_id, np.int32)
         segment = np.zeros((len(texts), self._length), np.int32)
         for row, text in enumerate(texts):

@@ -2,12 +2,12 @@
 
 Encode each distinct image once, read each prompt once, then decode and score from there.
 
-    prompts -> buckets (length, images) -> batches -> visuals not encoded before -> latents
-                                              |                                       |
-                                              +-------------> prefill <---------------+
-                                                                 |
-                                                                 +-> greedy, beams, samples -> tokens
-                                                                 +-> candidates             -> scores
+    prompts --> buckets (length, images) --> batches --> new visuals --> latents
+                                                |                          |
+                                                +--------> prefill <-------+
+                                                              |
+                                                              +--> decoding   --> tokens
+                                                              +--> candidates --> scores
 
 A batch's shape is (rows, length, images, candidates, candidate length). Rows are independent of
 each other: an answer does not depend on what shares its batch.
@@ -43,7 +43,7 @@ from flamingo_jax.models.cache import Media
 from flamingo_jax.sharding.mesh import AXES as ALL_AXES
 from flamingo_jax.sharding.mesh import BATCH_AXES
 
-# The pool of prompts without images has this one; no slot points at it.
+# The pool of prompts without visuals contains this one, which no prompt attends.
 _NO_IMAGE = np.zeros((1, 1, 3), np.uint8)
 
 
@@ -53,7 +53,7 @@ class Request:
 
     Attributes:
         prompt: the prompt.
-        candidates: token ids of each candidate; empty if none is to be scored.
+        candidates: token ids of each candidate to be scored.
     """
 
     prompt: TokenisedPrompt
@@ -62,11 +62,11 @@ class Request:
 
 @dataclasses.dataclass(frozen=True)
 class Reply:
-    """What came of one request.
+    """The answer to one request.
 
     Attributes:
         tokens: the best answer without its stop token; None if nothing was generated.
-        log_likelihood: its score.
+        log_likelihood: the answer's score; None if nothing was generated.
         scores: of the candidates.
     """
 
@@ -76,7 +76,7 @@ class Reply:
 
 
 class Engine:
-    """One model, and the latents of the images that it has seen.
+    """One model on its devices, with the latents of the visuals that it has encoded.
 
     Engines of one `Model` share their compiled programs.
     """
@@ -99,15 +99,15 @@ class Engine:
         Args:
             model: the model's pure functions.
             params: its weights, of any dtype; they are cast to `config.compute`.
-            image_size: side of the images in pixels; None for a language model alone.
+            image_size: side of the images in pixels; None for a language model.
             image_fit: how an image becomes a square, as in training.
             stop: ids that end an answer.
             pad_id: the padding token.
             config: settings.
-            mesh: prompts are spread over its replica and data axes, images over all, weights over
-                model; None = one device.
-            context: positions that the language model has, prompt and answer together; None = no
-                bound of its own.
+            mesh: the devices: prompts are spread over its replica and data axes, visuals over all
+                axes, weights over model; None = one device.
+            context: the most tokens of prompt and answer together that the language model has
+                positions for; None = no such bound.
 
         Raises:
             ConfigError: the model axis of the mesh does not divide the model's heads, widths or
@@ -142,16 +142,16 @@ class Engine:
 
         Args:
             requests: prompts with their candidates; of any lengths.
-            generate: whether to decode an answer (candidates are scored wherever there are any).
+            generate: whether to decode an answer. Candidates are scored if there are any.
             batch_size: prompts answered together.
-            config: decoding and scoring settings other than the engine's own.
+            config: settings of decoding and scoring; None = the engine's.
             method: how an answer is chosen; None = as `config` says.
 
         Returns:
-            One answer per request.
+            One answer for each request.
 
         Raises:
-            PromptTooLong: a prompt is longer, or has more images, than the largest bucket; or is
+            PromptTooLong: a prompt is longer, or has more images, than the largest bucket; or it is
                 longer than the model's context.
             PromptError: an image cannot be read, or a candidate is empty.
         """
@@ -237,7 +237,7 @@ class Engine:
         return answers
 
     def _media(self, batch: PromptBatch, shape: Shape) -> Media:
-        """The latents of a batch; its pool is as large as the shape can need: one shape, one program."""
+        """The latents of a batch, padded to the largest pool of its shape: one program a shape."""
         latents = self._latents(batch.visuals or (_NO_IMAGE,))
         pool = padding.pad_rows(latents, shape.rows * shape.num_images)
         return Media(self.compiled.put(pool, ()), self.compiled.put(batch.media_slot, BATCH_AXES))
@@ -268,7 +268,7 @@ def read_and_answer(
 
     Args:
         params: the weights; the cache has their dtype, and is unrolled if they are.
-        media: latents of the visuals; None for a language model alone.
+        media: latents of the visuals; None for a language model.
         tokens: the prompts.
         length: of each prompt.
         media_index: phi of each token.

@@ -1,10 +1,10 @@
-"""How an answer is chosen: the object that `Flamingo.generate` takes as `method`.
+"""The methods of decoding, for `Flamingo.generate(..., method=...)`.
 
     Greedy()                              the most probable token each time
-    BeamSearch(3)                         the most probable answer of a search (paper, Appendix A.2: 3 beams)
+    BeamSearch(3)                         the best answer of a search (paper, Appendix A.2: 3 beams)
     Sample(temperature=0.8, top_p=0.9)    tokens drawn at random
 
-The functions that do it are in `inference.decode`.
+`inference.decode` has the functions. Ranges of settings are checked here only.
 """
 
 from __future__ import annotations
@@ -65,10 +65,10 @@ class Sample:
     """Draws each token at random, from the most probable ones.
 
     Attributes:
-        temperature: log-probabilities are divided by it.
+        temperature: divides the log-probabilities.
         top_p: tokens are drawn from the fewest that together have this probability; 1 = from all.
-        seed: an answer depends on it, on the prompt and on the model, not on what else is answered
-            with it.
+        seed: an answer depends on the seed, the prompt and the model, not on other prompts of the
+            batch.
         max_new_tokens: bound on an answer, `<EOC>` included.
     """
 
@@ -99,11 +99,11 @@ def from_settings(
     seed: int | None = None,
     max_new_tokens: int | None = None,
 ) -> Method:
-    """Returns the method that the flags of `generate` name.
+    """Returns the method that the flags of `generate` describe.
 
     Args:
-        default: taken where neither beams nor a setting of sampling is given; its bound holds for
-            every method.
+        default: the method if neither beams nor a setting of sampling is given; its bound on the
+            answer is also that of the other methods.
         beams: 1 = greedy, more = beam search.
         top_p: of sampling.
         temperature: of sampling.
@@ -111,11 +111,11 @@ def from_settings(
         max_new_tokens: bound on an answer.
 
     Raises:
-        ConfigError: both beams and sampling.
+        ConfigError: there are both beams and settings of sampling.
         ValueError: a setting out of range.
     """
-    drawn = not (top_p is temperature is None)
-    if beams is not None and drawn:
+    is_drawn = top_p is not None or temperature is not None
+    if beams is not None and is_drawn:
         raise ConfigError(
             f"Got beams={beams} with top_p={top_p}, temperature={temperature}: "
             "search or draw, not both."
@@ -123,11 +123,10 @@ def from_settings(
     method: Method = default
     if beams is not None:
         method = Greedy() if beams == 1 else BeamSearch(beams)
-    elif drawn:
+    elif is_drawn:
         settings: dict[str, Any] = {"temperature": temperature, "top_p": top_p, "seed": seed}
-        method = dataclasses.replace(
-            Sample(), **{k: value for k, value in settings.items() if value is not None}
-        )
+        given = {name: value for name, value in settings.items() if value is not None}
+        method = dataclasses.replace(Sample(), **given)
     return dataclasses.replace(method, max_new_tokens=max_new_tokens or default.max_new_tokens)
 
 

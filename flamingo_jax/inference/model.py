@@ -1,17 +1,18 @@
 """The Python interface: load a model, give it text and images, get text or scores.
 
     model = Flamingo.load("runs/demo/flamingo/export")
-    model.generate([Image("cat.jpg"), "Output: A cat.<EOC>", Image("dog.jpg"), "Output:"])        -> " A dog."
-    model.score([Image("dog.jpg"), "Output:"], [" A cat.", " A dog."])                            -> [-7.1, -0.3]
+    prompt = [Image("cat.jpg"), "Output: A cat.<EOC>", Image("dog.jpg"), "Output:"]
+    model.generate(prompt)                                                -> " A dog."
+    model.score([Image("dog.jpg"), "Output:"], [" A cat.", " A dog."])    -> [-7.1, -0.3]
+    model.generate(["Output: A", "Output: The"], method=BeamSearch(3))    -> [" dog.", " cat."]
+
     chat = model.chat()
-    chat.say([Image("dog.jpg")]), chat.say("What breed is it?")                                   -> "That is a dog.", "A poodle."
+    chat.say([Image("dog.jpg")])                                          -> "That is a dog."
+    chat.say("What breed is it?")                                         -> "A poodle."
 
-    model.generate(["Output: A", "Output: The"], method=BeamSearch(3))                            -> [" dog.", " cat."]
-
-A prompt is a str or a list of parts: text, and images as `Image(path)`, PIL images, encoded bytes
-or uint8 arrays, or `Video(path)`. A list of prompts is answered as a batch, and so is a list of
-strings without an image (`prompt.as_batch` has the rule). `<BOS>` and the `<image>` tags are
-written for you.
+A prompt is a str or a list of parts: text, and visuals as `Image(path)`, PIL images, encoded bytes,
+uint8 arrays or `Video(path)`. A list of prompts is answered as a batch, and so is a list of strings
+without a visual (`prompt.as_batch` has the rule). `<BOS>` and the `<image>` tags are added for you.
 """
 
 from __future__ import annotations
@@ -75,7 +76,7 @@ __all__ = [
     "load",
 ]
 
-# What a program shows its user as one message, without a traceback.
+# Errors that a program shows as one message, without a traceback.
 EXPECTED_ERRORS = (PromptError, CheckpointError, ConfigError, PathError, FileNotFoundError)
 DIALOGUE = Greedy(max_new_tokens=64)  # as in the paper's figures
 
@@ -83,12 +84,12 @@ DIALOGUE = Greedy(max_new_tokens=64)  # as in the paper's figures
 class Flamingo:
     """A trained model with its tokenizer, ready to answer prompts.
 
-    A language model alone (text prompts only) is one without images.
+    A language model is loaded in the same way, and answers prompts without visuals.
 
     Attributes:
         tokenizer: of the model.
-        checkpoint: where it was loaded from.
-        step: the update that it was saved at.
+        checkpoint: path that the model was loaded from.
+        step: the update at which it was saved.
     """
 
     def __init__(
@@ -105,21 +106,20 @@ class Flamingo:
         step: int = 0,
         context: int | None = None,
     ) -> None:
-        """Takes the parts as they are, for instance in the middle of training.
-
-        `load` reads them from a checkpoint.
+        """Takes the parts as they are, for instance during training; `load` reads a checkpoint.
 
         Args:
             model: pure functions, from `models.api.flamingo` or `models.api.language_model`.
-            params: the model's weights.
+            params: the weights.
             tokenizer: of the model, with its new tokens.
-            image_size: side of its images in pixels; None for a language model alone.
+            image_size: side of the images in pixels; None for a language model.
             image_fit: how an image becomes a square, as in training.
             config: decoding, scoring and the shapes that prompts are padded to.
             mesh: the devices; None = one.
             checkpoint: recorded in results.
             step: recorded in results.
-            context: positions that the language model has; None = no bound of its own.
+            context: the most tokens of prompt and answer together that the language model has
+                positions for; None = no such bound.
 
         Raises:
             ConfigError: the model axis of the mesh does not divide the model's heads, widths or
@@ -153,14 +153,15 @@ class Flamingo:
         Args:
             path: an export, a WORKDIR (its newest step), or WORKDIR/checkpoints/STEP; local or
                 gs://.
-            towers: where frozen towers lie that moved since training: {"lm": PATH, "vision": PATH}.
+            towers: paths of frozen towers that have moved since training, {"lm": PATH, "vision":
+                PATH}.
             config: decoding, scoring and shapes.
-            mesh: the devices; None = one. Each process reads those parts of the weights that its
-                devices hold, and no more.
+            mesh: the devices; None = one. Each process reads only the parts of the weights that its
+                devices need.
 
         Raises:
-            CheckpointError: the path holds no model, one that cannot answer prompts, or other
-                weights than its config says.
+            CheckpointError: there is no model at the path, it cannot answer prompts, or its weights
+                are not those of its config.
             ConfigError: the model axis of the mesh does not divide the model's heads, widths or
                 vocabulary.
         """
@@ -188,7 +189,7 @@ class Flamingo:
             context=lm.max_length if lm.position == "learned" else None,
         )
 
-    # A str is a Sequence[str], and that is a Sequence[Part]: the first overload that fits holds.
+    # A str is a Sequence[str], and that is a Sequence[Part]: the first overload that fits counts.
     @overload
     def generate(  # type: ignore[overload-overlap]
         self, prompts: str, *, method: Method | None = None, batch_size: int = 16
@@ -207,23 +208,21 @@ class Flamingo:
         """Continues prompts until `<EOC>`.
 
         Args:
-            prompts: one prompt, a str or a list that holds an image or a video; or several, a list
-                of strings or a list of such lists.
+            prompts: one prompt: a str, or a list with an image or a video in it. Or several: a list
+                of strings, or a list of such lists.
             method: `Greedy`, `BeamSearch` or `Sample`; None = as the model's config says.
             batch_size: prompts answered together.
 
         Returns:
-            The text after the prompt, up to `<EOC>`; a list of them for several prompts.
+            The text after the prompt, up to `<EOC>`; a list of texts for several prompts.
 
         Raises:
-            PromptError: a prompt that cannot be read, or is too long.
+            PromptError: a prompt cannot be read, or is too long.
         """
         batch, is_list = as_batch(prompts)
         requests = [Request(self.read(prompt)) for prompt in batch]
-        texts = [
-            self.text(answer)
-            for answer in self.engine.answer(requests, batch_size=batch_size, method=method)
-        ]
+        answers = self.engine.answer(requests, batch_size=batch_size, method=method)
+        texts = [self.text(answer) for answer in answers]
         return texts if is_list else texts[0]
 
     @overload
@@ -261,60 +260,55 @@ class Flamingo:
         normalise: Normalise | None = None,
         batch_size: int = 16,
     ) -> list[float] | list[list[float]]:
-        """Log-likelihood of each candidate as the continuation of a prompt.
+        """Returns the log-likelihood of each candidate as the continuation of a prompt.
 
         Args:
             prompt: one prompt or several, as for `generate`.
-            candidates: texts that may follow, each with its leading space if the tokenizer wants
-                one.
-            normalise: "sum" over a candidate's tokens, or their "mean"; by default as configured.
+            candidates: texts that may follow, each with a leading space if the tokenizer needs one.
+            normalise: "sum" over a candidate's tokens, or their "mean"; None = as the model's
+                config says.
             batch_size: prompts answered together.
 
         Returns:
-            A score per candidate; a list of such lists for several prompts.
+            A score for each candidate; a list of such lists for several prompts.
 
         Raises:
-            PromptError: a prompt or a candidate that cannot be read.
+            PromptError: a prompt or a candidate cannot be read.
         """
-        config = dataclasses.replace(
-            self.engine.config, normalise=normalise or self.engine.config.normalise
-        )
+        config = self.engine.config
+        config = dataclasses.replace(config, normalise=normalise or config.normalise)
         batch, is_list = as_batch(prompt)
         tokens = self.candidate_tokens(candidates)
         requests = [Request(self.read(one), tokens) for one in batch]
-        scores = [
-            list(answer.scores)
-            for answer in self.engine.answer(
-                requests, generate=False, batch_size=batch_size, config=config
-            )
-        ]
+        answers = self.engine.answer(requests, generate=False, batch_size=batch_size, config=config)
+        scores = [list(answer.scores) for answer in answers]
         return scores if is_list else scores[0]
 
     def chat(self, images: Sequence[Visual] = (), *, method: Method = DIALOGUE) -> Chat:
-        """Starts a dialogue about images: `chat().say([Image("dog.jpg"), "What breed is it?"])`.
+        """Starts a dialogue: `chat().say([Image("dog.jpg"), "What breed is it?"])`.
 
-        See `inference.chat`.
+        `inference.chat` has the prompt.
 
         Args:
-            images: for the example turns of the prompt: a cat, people at dinner, a graph; or none.
+            images: for the example turns: a cat, people at dinner, a graph; or none.
             method: how each answer is chosen.
 
         Raises:
             PromptError: another number of images.
         """
-        # The dialogue is one prompt, also where it is text alone.
-        return Chat(
-            lambda prompt: self.generate(
-                [[prompt] if isinstance(prompt, str) else prompt], method=method
-            )[0],
-            images,
-        )
+
+        def generate(prompt: Prompt) -> str:
+            # In a list, so that a dialogue without images is one prompt and not several.
+            parts = [prompt] if isinstance(prompt, str) else prompt
+            return self.generate([parts], method=method)[0]
+
+        return Chat(generate, images)
 
     def read(self, prompt: Prompt, *, masked: bool = False) -> prompts.TokenisedPrompt:
-        """Tokenises one prompt; see `inference.prompt.read`.
+        """Tokenises one prompt; arguments as in `inference.prompt.read`.
 
         Raises:
-            PromptError: a prompt that cannot be read, or has neither text nor image.
+            PromptError: the prompt cannot be read, or has neither text nor a visual.
         """
         parts = [prompt] if isinstance(prompt, str) else prompt
         if all(isinstance(part, str) and not part.strip() for part in parts):
@@ -325,23 +319,26 @@ class Flamingo:
         return prompts.read(prompt, self.tokenizer, masked=masked)
 
     def candidate_tokens(self, candidates: Sequence[str]) -> tuple[tuple[int, ...], ...]:
-        """Token ids of candidates, with `<EOC>` (in a model without one, `<EOS>`) behind them if the config says so."""
+        """Returns the candidates' token ids, with `<EOC>` at the end if the config says so.
+
+        A model without `<EOC>` has `<EOS>` instead.
+        """
         end = self.engine.stop[:1] if self.engine.config.terminate == "end_of_chunk" else ()
         return tuple((*self.tokenizer.encode(candidate), *end) for candidate in candidates)
 
     def text(self, answer: Reply) -> str:
-        """The text of an answer's tokens."""
+        """Returns the text of an answer's tokens."""
         return self.tokenizer.decode(answer.tokens or ())
 
 
 def _build(described: OpenedCheckpoint) -> tuple[Model, LMConfig, Tokenizer, int | None]:
-    """The pure functions, the language model's config, the tokenizer and the image size of a checkpoint."""
+    """(model, config of its language model, tokenizer, image size or None) of a checkpoint."""
     if described.kind == "contrastive" or described.tokenizer is None:
         raise CheckpointError(
             f"The checkpoint {described.path} is a {described.kind} model and cannot answer "
             "prompts: give one of the flamingo or language_model stage."
         )
-    # a tower has no rows for them
+    # A language model has no rows for new tokens.
     new_tokens = described.new_tokens if described.kind == "flamingo" else ()
     tokenizer = load_tokenizer(described.tokenizer, new_tokens)
     config = from_dict(ModelConfig, described.model_config, where="model").with_vocabulary(
@@ -356,10 +353,7 @@ def _build(described: OpenedCheckpoint) -> tuple[Model, LMConfig, Tokenizer, int
 def _placement(
     model: Model, abstract: trees.Params, config: InferenceConfig, mesh: Mesh | None
 ) -> Placement | None:
-    """Where `open_checkpoint` puts each weight of a mesh, in the dtype of `config`.
-
-    None on one device.
-    """
+    """Where `open_checkpoint` puts each weight on the mesh, and its dtype; None without a mesh."""
     if mesh is None:
         return None
     shardings = trees.flatten(compiled.shardings(model, abstract, mesh))

@@ -1,17 +1,19 @@
-"""RICES, retrieval-based in-context example selection.
+"""RICES, retrieval-based in-context example selection (paper, A.2 and B.2.1).
 
-As supports, the examples whose images are most like the query's (paper, A.2 and B.2.1).
+The support examples of a query are those with the most similar images.
 
-    images, videos --frozen vision encoder--> grid --mean--> features [n, E] --length 1--> cosine with each query --> the k nearest
+    visuals --frozen vision encoder--> grid --mean--> features [n, E]
+    queries [q, E], supports [n, E] --cosine--> [q, n] --> the k nearest [q, k]
 
-The paper does not say how features are pooled and compared. Here: the mean over the places of the
-encoder's last grid (of a video, over its frames too), and the cosine. The search is exact: all
-supports are compared with, in chunks of queries, on the device.
+The paper does not say how features are pooled and compared. Here they are the mean over the
+encoder's last grid (and over a video's frames), compared by the cosine. The search is exact: each
+query is compared with all supports, on the device.
 
-Features are kept on disk by the identity of the image and of the encoder's weights, so that a
-benchmark is encoded once for all shots, seeds and runs:
+Features are stored on disk by the identities of the visual and of the encoder's weights, so that a
+benchmark is encoded once for all shots, seeds and runs. They are written part by part, so that a
+run that is killed loses little:
 
-    DIRECTORY/ENCODER/00000/{embeddings.npy, keys.txt}, 00001/, ...      one part after the other, so that little is lost with a run that is killed
+    DIRECTORY/ENCODER/00000/{embeddings.npy, keys.txt}, 00001/, ...
 """
 
 from __future__ import annotations
@@ -32,19 +34,19 @@ from flamingo_jax.data.embeddings import Embeddings, writing
 from flamingo_jax.inference.vision_features import VisionEncoder
 from flamingo_jax.inference.visuals import Visual, identity
 
-PART = 4096  # images whose features are encoded and written together
-_SCORES = 1 << 26  # similarities held at once
+PART = 4096  # visuals that are encoded and written together
+_SCORES = 1 << 26  # similarities in memory at once
 
 
 class Rices:
-    """Finds the examples that are most like a query; `evaluation.few_shot` calls it."""
+    """Finds the examples that are most similar to a query; `evaluation.few_shot` calls it."""
 
     def __init__(self, encoder: VisionEncoder, directory: PathLike | None = None) -> None:
-        """Reads the features that there are.
+        """Reads the features on disk.
 
         Args:
             encoder: of the model.
-            directory: where features are kept; None: in memory alone.
+            directory: where features are stored; None = only in memory.
         """
         self._encoder = encoder
         self._directory = None if directory is None else Path(directory) / encoder.fingerprint()
@@ -57,9 +59,9 @@ class Rices:
     def __call__(
         self, queries: Sequence[Visual], supports: Sequence[Visual], k: int
     ) -> Int[np.ndarray, "q k"]:
-        """The `k` supports that are most like each query, the most similar first.
+        """Returns the `k` supports that are most similar to each query, the most similar first.
 
-        Of equals the first one.
+        Of equally similar ones the first comes first.
 
         Raises:
             PromptError: an image cannot be read.
@@ -67,7 +69,7 @@ class Rices:
         return nearest(self.features(queries), self.features(supports), k)
 
     def features(self, visuals: Sequence[Visual]) -> Float[np.ndarray, "n E"]:
-        """Features of n >= 1 images and videos; those that are not known are encoded and kept.
+        """Returns features of n >= 1 visuals; those that are not known are encoded and stored.
 
         Raises:
             PromptError: an image cannot be read.
@@ -89,24 +91,17 @@ class Rices:
         return np.stack([known[key] for key in keys])
 
     def _agree(self, keys: Sequence[bytes]) -> dict[bytes, np.ndarray]:
-        """What is known of `keys`.
-
-        The same in all processes, which then encode the same rest together.
-        """
+        """Known features of `keys`, the same in all processes, which encode the others together."""
         known = {key: self._known[key] for key in keys if key in self._known}
         if jax.process_count() == 1:
             return known
-        width = int(
-            multihost_utils.broadcast_one_to_all(np.int32(len(next(iter(known.values()), ()))))
-        )
-        has = multihost_utils.broadcast_one_to_all(np.array([key in known for key in keys]))
+        of_first = multihost_utils.broadcast_one_to_all
+        width = int(of_first(np.int32(len(next(iter(known.values()), ())))))
+        is_known = of_first(np.array([key in known for key in keys]))
         blank = np.zeros(width, np.float32)
-        rows = multihost_utils.broadcast_one_to_all(
-            np.stack([known.get(key, blank) for key in keys])
-        )
-        return {
-            key: np.asarray(row) for key, row, there in zip(keys, rows, has, strict=True) if there
-        }
+        rows = of_first(np.stack([known.get(key, blank) for key in keys]))
+        found = zip(keys, rows, is_known, strict=True)
+        return {key: np.asarray(row) for key, row, known_there in found if known_there}
 
     def _keep(self, keys: Sequence[bytes], rows: np.ndarray) -> None:
         if jax.process_index() > 0:
@@ -133,15 +128,15 @@ def nearest(
     *,
     chunk: int | None = None,
 ) -> Int[np.ndarray, "q k"]:
-    """The rows of `supports` with the largest cosine with each query, the largest first.
+    """Returns the k rows of `supports` with the largest cosine with each query, the largest first.
 
-    Of equals the first row.
+    Of equal ones the first row comes first.
 
     Args:
-        queries: features; of any length, but 0.
-        supports: features.
+        queries: features.
+        supports: features; a row of zeros is similar to nothing.
         k: at most n.
-        chunk: queries compared at once; by default as many as keep 2**26 similarities.
+        chunk: queries compared at once; None = as many as give 2**26 similarities.
 
     Raises:
         ValueError: there are fewer than k supports.
@@ -151,7 +146,7 @@ def nearest(
             f"nearest: got k={k} with {len(supports)} supports, expected k from 1 to their number."
         )
     num_chunks = -(-max(len(queries), 1) // (chunk or max(1, _SCORES // len(supports))))
-    # chunks of one size, so that little of the last is padding
+    # Chunks of one size, so that the last one has little padding.
     rows = -(-max(len(queries), 1) // num_chunks)
     placed = jnp.asarray(supports)
     scale = _scale(placed)
@@ -159,28 +154,24 @@ def nearest(
     for start in range(0, len(queries), rows):
         some = queries[start : start + rows]
         padded = np.concatenate([some, np.zeros((rows - len(some), some.shape[1]), np.float32)])
-        found.append(_nearest(jnp.asarray(padded), placed, scale, k)[: len(some)])  # not waited for
-    return (
-        np.concatenate([np.asarray(each) for each in found])
-        if found
-        else np.zeros((0, k), np.int32)
-    )
+        found.append(_nearest(jnp.asarray(padded), placed, scale, k)[: len(some)])  # asynchronous
+    if not found:
+        return np.zeros((0, k), np.int32)
+    return np.concatenate([np.asarray(each) for each in found])
 
 
 @jax.jit
 def _scale(rows: Float[Array, "n E"]) -> Float[Array, "n"]:
-    """One over the length of each row; 0 for a row of zeros, which is like nothing."""
+    """One over the length of each row; 0 for a row of zeros."""
     squares = jnp.sum(jnp.square(rows), axis=1)
-    return jnp.where(
-        squares > 0, jax.lax.rsqrt(jnp.maximum(squares, jnp.finfo(jnp.float32).tiny)), 0.0
-    )
+    positive = jnp.maximum(squares, jnp.finfo(jnp.float32).tiny)
+    return jnp.where(squares > 0, jax.lax.rsqrt(positive), 0.0)
 
 
 @functools.partial(jax.jit, static_argnames=("k",))
 def _nearest(
     queries: Float[Array, "q E"], supports: Float[Array, "n E"], scale: Float[Array, "n"], k: int
 ) -> Int[Array, "q k"]:
-    # The length of the query is the same for all of its supports: it changes no order.
-    return jax.lax.top_k(
-        jnp.einsum("qe,ne->qn", queries, supports, precision="highest") * scale[None], k
-    )[1]
+    # The query's length is left out: it is the same for all supports, and changes no order.
+    products = jnp.einsum("qe,ne->qn", queries, supports, precision="highest")
+    return jax.lax.top_k(products * scale[None], k)[1]

@@ -1,6 +1,6 @@
 """The arrays of a batch of prompts, padded to one of a few shapes.
 
-Each size is rounded up to one of a few, so that the number of compiled programs is bounded.
+Each size is rounded up to one of a few sizes, so that the number of compiled programs is bounded.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def round_up(size: int, sizes: tuple[int, ...], *, who: str, what: str, field: s
         field: of InferenceConfig, for the message.
 
     Raises:
-        PromptTooLong: none is large enough.
+        PromptTooLong: `size` is larger than all of them.
     """
     for candidate in sizes:
         if size <= candidate:
@@ -68,7 +68,8 @@ def pad_candidates(
 ) -> tuple[np.ndarray, np.ndarray] | None:
     """Returns (int32[B, C, T] tokens, int32[B, C] lengths) of candidates, or None if there is none.
 
-    A length of 0 is no candidate. C and T are rounded up to powers of two, and C further where it costs nothing.
+    A length of 0 is no candidate. C and T are rounded up to powers of two. C is rounded up further
+    if T is 1, since candidates of one token cost nothing.
 
     Args:
         candidates: token ids of each candidate of each prompt.
@@ -98,9 +99,10 @@ def pad_candidates(
 def sampling(
     prompts: Sequence[TokenisedPrompt], rows: int, method: Sample
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Returns the fields of `decode.Sampling`; a row's seed is a hash of the method's seed and of its prompt.
+    """Returns the fields of `decode.Sampling`.
 
-    Equal prompts are answered equally, in whichever row they are.
+    A row's seed is a hash of the method's seed and of the prompt, so that equal prompts are
+    answered equally, in whichever row they are.
     """
     seeds = np.zeros(rows, np.uint32)
     for row, prompt in enumerate(prompts):

@@ -1,13 +1,13 @@
-"""From a prompt, text and images in reading order, to tokens, phi and a pool of images (paper, Figure 8 and Appendix A.2).
+"""Prompts: from text and visuals in reading order to tokens, phi and a pool of visuals.
 
-    [cat.jpg, "Output: A cat.<EOC>", dog.jpg, "Output:"]
-        -> <BOS> <image> Output : A cat . <EOC> <image> Output :
-    phi      0      1      1    1 1  1  1   1      2      2   2        media_index: each token attends the last image before it
-    pool   [cat, dog]                                                  an image that several prompts show is there once
+    [cat.jpg, "Output: A cat.<EOC>", dog.jpg, "Output:"]          (paper, Figure 8 and Appendix A.2)
+      -> <BOS> <image> Output : A cat . <EOC> <image> Output :
+    phi    0      1      1    1 1  1  1   1      2      2   2     the last visual up to each token
+    pool   [cat, dog]                                             each distinct visual once
 
-`<BOS>` and the `<image>` tags are written here, and so is an `<EOC>` that is missing before an
-image; the last chunk stays open for the answer. A model that was trained elsewhere has its own
-signs for them (`tokenizers.markers`), and one may have no `<EOC>` before an image.
+This file adds `<BOS>`, the `<image>` tags, and `<EOC>` if it is missing before a visual. The last
+chunk stays open for the answer. Models that were trained elsewhere have other markers
+(`tokenizers.markers`), and some have no `<EOC>` before a visual.
 """
 
 from __future__ import annotations
@@ -51,17 +51,17 @@ __all__ = [
 
 Part: TypeAlias = "str | Visual"
 Prompt: TypeAlias = "str | Sequence[Part]"
-Prompts: TypeAlias = "Prompt | Sequence[Prompt]"  # one or several, told apart by `as_batch`
+Prompts: TypeAlias = "Prompt | Sequence[Prompt]"  # one or several; `as_batch` decides
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class TokenisedPrompt:
-    """One prompt in the model's terms.
+    """One prompt, tokenised.
 
     Attributes:
         tokens: int32[L], `<BOS>` first.
-        media_index: int32[L] phi, 0 = no image.
-        visuals: the images, in order; none is read yet.
+        media_index: int32[L] phi, 0 = no visual.
+        visuals: in their order, not read yet.
     """
 
     tokens: np.ndarray
@@ -70,17 +70,14 @@ class TokenisedPrompt:
 
 
 def as_batch(prompts: Prompts) -> tuple[list[Prompt], bool]:
-    """Tells one prompt from several.
+    """Returns the prompts, and whether a list of prompts was given (even a list of one).
 
-    A str is one prompt, and so is a list that holds an image or a video itself. A list of strings
-    is several prompts without images, and a list that holds lists is several prompts, each a str or
-    a list of parts. So a prompt of several texts without an image is `[[text, text]]`.
-
-    Returns:
-        The prompts, and whether several were given (even if it is a list of one).
+    A str is one prompt, and so is a list with an image or a video in it. A list of strings is
+    several prompts without visuals. A list with lists in it is several prompts, each a str or a
+    list of parts. So one prompt of several texts without a visual is `[[text, text]]`.
 
     Raises:
-        PromptError: a list that holds both lists and images.
+        PromptError: a list with both lists and visuals in it.
     """
     if isinstance(prompts, str):
         return [prompts], False
@@ -99,11 +96,11 @@ def as_batch(prompts: Prompts) -> tuple[list[Prompt], bool]:
 
 
 def at_once(prompts: Sequence[Prompt], most: int) -> int:
-    """Returns how many images to encode together where these prompts are all that will be asked, or each comes by itself (a dialogue).
+    """Returns how many images to encode together if these are all prompts.
 
     Args:
-        prompts: not read yet; none is a dialogue.
-        most: the bound where there are many.
+        prompts: not read yet; an empty list is a dialogue, in which images come one by one.
+        most: upper bound.
     """
     count = sum(not isinstance(part, str) for prompt in prompts for part in prompt)
     return min(1 << max(count - 1, 0).bit_length(), most)
@@ -112,16 +109,16 @@ def at_once(prompts: Sequence[Prompt], most: int) -> int:
 def parse(template: str) -> list[Part]:
     """Splits "{cat.jpg}Output: A cat.<EOC>{clip.mp4}Output:" into images, videos and text.
 
-    `{{` and `}}` stand for literal braces.
+    `{{` and `}}` are literal braces.
 
     Args:
-        template: text with files in braces; what ends like a video is one.
+        template: text with files in braces; the suffix says whether a file is a video.
 
     Returns:
         Parts of a prompt: `Image`, `Video` and str.
 
     Raises:
-        PromptError: an unclosed or unopened brace, empty braces, or a file that is not there.
+        PromptError: an unclosed or unopened brace, empty braces, or a missing file.
     """
     parts: list[Part] = []
     text, at = "", 0
@@ -153,17 +150,14 @@ def read(prompt: Prompt, tokenizer: Tokenizer, *, masked: bool = False) -> Token
     """Tokenises a prompt.
 
     Args:
-        prompt: parts in reading order; a plain str is a prompt without images.
+        prompt: parts in reading order; a str is a prompt without visuals.
         tokenizer: of the model.
-        masked: hide the images from the text: phi is 0 everywhere, and everything else as it is (a
-            control of the evaluation).
-
-    Returns:
-        Tokens, phi and images.
+        masked: True sets phi to 0 everywhere, so that no token attends a visual (a control of the
+            evaluation).
 
     Raises:
-        PromptError: an `<image>` tag in the text (more tags than images), or a part that is neither
-            text nor image.
+        PromptError: an `<image>` tag in the text (more tags than visuals), or a part that is
+            neither text nor a visual.
     """
     parts = [prompt] if isinstance(prompt, str) else list(prompt)
     marked: list[str | Marker] = []
@@ -198,16 +192,14 @@ def read(prompt: Prompt, tokenizer: Tokenizer, *, masked: bool = False) -> Token
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class PromptBatch:
-    """Prompts in one shape.
-
-    Media as `data.schema.Batch` has them, with the images still to be encoded.
+    """Prompts padded to one shape, like `data.schema.Batch` with visuals that are not encoded yet.
 
     Attributes:
         tokens: int32[B, L].
         length: int32[B] real tokens, at least 1.
         media_index: int32[B, L] phi.
-        media_slot: int32[B, N] which of `visuals` is image n of a prompt, -1 = none.
-        visuals: M distinct images and videos, in order of appearance; may be empty.
+        media_slot: int32[B, N] index in `visuals` of the n-th visual of a prompt, -1 = none.
+        visuals: the M distinct visuals, in order of appearance; may be empty.
     """
 
     tokens: np.ndarray
@@ -220,19 +212,19 @@ class PromptBatch:
 def collate(
     prompts: Sequence[TokenisedPrompt], *, rows: int, length: int, num_images: int, pad_id: int = 0
 ) -> PromptBatch:
-    """Puts prompts into one batch of a given shape, with each distinct image once in its pool.
+    """Puts prompts into one batch of a given shape, with each distinct visual once in its pool.
 
-    Rows beyond the prompts hold one token and no image, so that they cost nothing but their place.
+    Rows without a prompt have one token and no visual.
 
     Args:
-        prompts: at most `rows` of them, each within `length` tokens and `num_images` images.
+        prompts: at most `rows` of them, each within `length` tokens and `num_images` visuals.
         rows: B.
         length: L.
         num_images: N, at least 1.
         pad_id: fills the rest of a row.
 
     Raises:
-        PromptError: a prompt does not fit, or an image file is not there.
+        PromptError: a prompt does not fit, or a file is missing.
     """
     tokens = np.full((rows, length), pad_id, np.int32)
     lengths = np.ones(rows, np.int32)
@@ -249,11 +241,8 @@ def collate(
                 f"batch: prompt {row} has {size} tokens and {len(prompt.visuals)} images; expected "
                 f"at most {length} and {num_images}."
             )
-        tokens[row, :size], lengths[row], media_index[row, :size] = (
-            prompt.tokens,
-            size,
-            prompt.media_index,
-        )
+        tokens[row, :size], media_index[row, :size] = prompt.tokens, prompt.media_index
+        lengths[row] = size
         for column, visual in enumerate(prompt.visuals):
             slot = slots.setdefault(identity(visual), len(slots))
             visuals += [visual] if slot == len(visuals) else []
@@ -268,7 +257,7 @@ def _file(name: str, at: int) -> Image | Video:
             "image or a video."
         )
     visual = from_file(name)
-    identity(visual)  # whether it is there
+    identity(visual)  # raises if it is missing
     return visual
 
 

@@ -1,15 +1,12 @@
-"""Close-ended tasks.
+"""Close-ended tasks: candidates are ranked by their log-likelihood (paper, Appendix A.2).
 
-Every candidate answer is appended to the prompt and ranked by its log-likelihood (paper, Appendix
-A.2).
+    prompt, read once           candidates
+    <BOS><image>Output:    +    A cat        score = log p(A | prompt) + log p(cat | prompt, A)
+                           +    A dog        score = log p(A | prompt) + log p(dog | prompt, A)
 
-    prompt, read once               candidate c            score[c] = log p(A | prompt) + log p(cat | prompt, A) + ...
-    <BOS><image>Output:     +       A cat
-                            +       A dog
-
-The prompt's last log-probabilities already hold the first token of every candidate; only the rest
-of longer ones is read, in batches of `per_pass` candidates over a repeated cache. So one-token
-candidates cost nothing.
+The first token of each candidate is scored by the prompt's last log-probabilities. Only the other
+tokens are read, `per_pass` candidates at a time, over a repeated cache. So candidates of one token
+cost nothing.
 """
 
 from __future__ import annotations
@@ -34,21 +31,21 @@ def score(
     normalise: Normalise = "sum",
     per_pass: int = 16,
 ) -> Float[Array, "B C"]:
-    """Log-likelihood of each candidate.
+    """Returns the log-likelihood of each candidate.
 
     Args:
         extend: the model.
         prefix: the prompts; its cache has room for T - 1 more tokens.
         candidates: right-padded tokens.
-        length: tokens of each candidate; 0 = there is no such candidate (prompts may have different
-            numbers of them).
+        length: tokens of each candidate; 0 = no candidate, since prompts may have different numbers
+            of them.
         normalise: "sum" over the candidate's tokens (the paper mentions no normalisation), or their
             "mean".
-        per_pass: candidates of one prompt that are read together; bounds the memory of the repeated
-            cache.
+        per_pass: candidates of one prompt that are read together, which bounds the memory of the
+            repeated cache.
 
     Returns:
-        The scores; -inf where there is no candidate.
+        The scores; -inf for no candidate.
     """
     total = _first_token(prefix.log_probs, candidates[:, :, 0])
     if candidates.shape[2] > 1:
@@ -69,32 +66,28 @@ def _remaining_tokens(
     length: Int[Array, "B C"],
     per_pass: int,
 ) -> Float[Array, "B C"]:
-    """Sum over tokens 1.. of the candidates, `per_pass` candidates at a time."""
+    """Sum over the tokens from the second on, `per_pass` candidates at a time."""
     rows, count, width = candidates.shape
     per_pass = min(per_pass, count)
     passes = -(-count // per_pass)
     extra = passes * per_pass - count
-    tokens = jnp.pad(candidates, ((0, 0), (0, extra), (0, 0))).reshape(
-        rows, passes, per_pass, width
-    )
+    tokens = jnp.pad(candidates, ((0, 0), (0, extra), (0, 0)))
+    tokens = tokens.reshape(rows, passes, per_pass, width)
     lengths = jnp.pad(length, ((0, 0), (0, extra))).reshape(rows, passes, per_pass)
     cache = prefix.cache.repeat(per_pass)
-    positions = (
-        jnp.repeat(prefix.length, per_pass)[:, None] + jnp.arange(width - 1, dtype=jnp.int32)[None]
-    )
-    media_index = jnp.broadcast_to(
-        jnp.repeat(prefix.media_index, per_pass)[:, None], positions.shape
-    )
+    first = jnp.repeat(prefix.length, per_pass)[:, None]
+    positions = first + jnp.arange(width - 1, dtype=jnp.int32)[None]
+    media_index = jnp.repeat(prefix.media_index, per_pass)[:, None]
+    media_index = jnp.broadcast_to(media_index, positions.shape)
 
     def one_pass(chunk: tuple[Array, Array]) -> Array:
         token, real = chunk[0].reshape(rows * per_pass, width), chunk[1].reshape(rows * per_pass)
         logits, _ = extend(cache, token[:, :-1], positions, media_index)
-        gain = jnp.take_along_axis(
-            jax.nn.log_softmax(logits.astype(jnp.float32), axis=-1), token[:, 1:, None], axis=2
-        )[:, :, 0]
+        log_probs = jax.nn.log_softmax(logits.astype(jnp.float32), axis=-1)
+        gain = jnp.take_along_axis(log_probs, token[:, 1:, None], axis=2)[:, :, 0]
         counted = jnp.arange(1, width)[None] < real[:, None]
         return jnp.sum(jnp.where(counted, gain, 0.0), axis=1).reshape(rows, per_pass)
 
-    # Of shape [passes, B, per_pass].
-    scores = jax.lax.map(one_pass, (jnp.moveaxis(tokens, 1, 0), jnp.moveaxis(lengths, 1, 0)))
+    by_pass = (jnp.moveaxis(tokens, 1, 0), jnp.moveaxis(lengths, 1, 0))
+    scores = jax.lax.map(one_pass, by_pass)  # [passes, B, per_pass]
     return jnp.moveaxis(scores, 0, 1).reshape(rows, passes * per_pass)[:, :count]

@@ -1,14 +1,13 @@
-"""Features of images from the frozen vision encoder alone.
+"""Features of visuals from the frozen vision encoder, to find similar examples or near-duplicates.
 
-For retrieval of similar examples, and for finding near-duplicates.
+    visuals --vision encoder--> [M F P E] --mean over grid and frames--> features [M E]
 
-images, videos --vision encoder--> [M F P E] --mean over places and frames--> features [M E]
+Visuals are spread over all devices.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 from jax.sharding import Mesh
@@ -32,10 +31,10 @@ from flamingo_jax.sharding.mesh import AXES as ALL_AXES
 
 
 class VisionEncoder:
-    """A frozen vision encoder, from images to features; images are spread over all devices.
+    """A frozen vision encoder, compiled, from visuals to features.
 
     Attributes:
-        passes: the shapes that it is compiled for.
+        passes: the shapes in which visuals are encoded.
     """
 
     def __init__(
@@ -49,11 +48,11 @@ class VisionEncoder:
         """Takes the parts as they are.
 
         Args:
-            compiled: weights on their devices.
-            features: (params, frames uint8[M, F, S, S, 3], frame_mask bool[M, F]) -> float32[M, E],
-                a method of a model.
-            passes: shapes.
-            vision: name of the module that is the encoder.
+            compiled: the weights, on their devices.
+            features: a model's method (params, frames uint8[M, F, S, S, 3], frame_mask bool[M, F])
+                -> float32[M, E].
+            passes: the shapes in which visuals are encoded.
+            vision: name of the encoder's module.
         """
         self._compiled, self._features, self._vision = compiled, features, vision
         self.passes = passes
@@ -61,10 +60,10 @@ class VisionEncoder:
 
     @classmethod
     def of(cls, model: Flamingo) -> VisionEncoder:
-        """The encoder of a loaded Flamingo.
+        """Returns the encoder of a loaded Flamingo.
 
         Raises:
-            CheckpointError: it is a language model.
+            CheckpointError: the model is a language model.
         """
         engine = model.engine
         if not engine.model.sees_images or engine.image_size is None:
@@ -84,21 +83,23 @@ class VisionEncoder:
     def load(
         cls,
         path: PathLike,
-        towers: Any = None,
+        towers: Mapping[str, str | None] | None = None,
         *,
         config: InferenceConfig,
         mesh: Mesh | None = None,
     ) -> VisionEncoder:
-        """The encoder of a checkpoint of the contrastive or the flamingo stage, or an imported encoder; it is read whole.
+        """Returns the encoder of a contrastive or Flamingo checkpoint, or an imported encoder.
+
+        Each process reads the whole checkpoint.
 
         Args:
             path: an export, a WORKDIR, or WORKDIR/checkpoints/STEP.
-            towers: where frozen towers lie that have moved.
-            config: compute and shapes.
+            towers: paths of frozen towers that have moved, {"lm": PATH, "vision": PATH}.
+            config: dtype and shapes.
             mesh: the devices; None = one.
 
         Raises:
-            CheckpointError: the path holds no model, or a language model.
+            CheckpointError: there is no model at the path, or it is a language model.
         """
         opened = open_checkpoint(path, towers)
         if opened.kind == "language_model":
@@ -107,12 +108,10 @@ class VisionEncoder:
                 "give one of another stage, or an imported encoder."
             )
         encoder = from_dict(ModelConfig, opened.model_config, where="model").encoder()
-        modules = trees.subtree(
-            opened.params, "vision" if opened.kind == "vision" else f"{opened.kind}/vision"
-        )
-        params = Policy(config.compute).cast(
-            {f"vision/{name}".rstrip("/"): leaves for name, leaves in modules.items()}
-        )
+        vision = "vision" if opened.kind == "vision" else f"{opened.kind}/vision"
+        modules = trees.subtree(opened.params, vision)
+        named = {f"vision/{name}".rstrip("/"): leaves for name, leaves in modules.items()}
+        params = Policy(config.compute).cast(named)
         compiled = Compiled(whole_on_each_device(params, mesh), mesh)
         passes = passes_of(
             opened.preprocessing["image_size"],
@@ -124,7 +123,7 @@ class VisionEncoder:
         return cls(compiled, features, passes, vision="vision")
 
     def __call__(self, visuals: Sequence[Visual]) -> Float[np.ndarray, "n E"]:
-        """Features of n >= 1 images and videos, in every process.
+        """Returns features of n >= 1 visuals, in every process.
 
         Raises:
             PromptError: one of them cannot be read.
@@ -132,7 +131,7 @@ class VisionEncoder:
         return self._read(visuals)
 
     def fingerprint(self) -> str:
-        """Tells its weights and the frames that it is given from others."""
+        """Returns a name for the weights and for how frames are read, to store features under."""
         weights = trees.subtree(self._compiled.params, self._vision)
         passes = self.passes
         size = f"{passes.image_size}{'' if passes.image_fit == 'pad' else passes.image_fit}"

@@ -1,13 +1,11 @@
-"""Images and videos in a prompt.
-
-What they can be given as, what tells two of them apart, and how they become frames.
+"""Visuals: the images and videos of a prompt, their identities and their frames.
 
     Image("cat.jpg"), a PIL image, bytes, uint8[H, W, 3]   -> 1 frame
-    Video("clip.mp4", start=12.0, end=20.0)                -> up to 30 frames at 3 per second, from 12.0 s on (paper, B.1.2)
-    uint8[F, H, W, 3]                                      -> F frames, taken to be 3 per second
+    Video("clip.mp4", start=12.0, end=20.0)                -> frames at 3 per second, from 12.0 s on
+    uint8[F, H, W, 3]                                      -> F frames, taken as 3 per second
 
-A video longer than its 30 frames is seen from its beginning, for 10 seconds: the paper does not say
-which part it takes. A shorter one has fewer.
+A video has at most 30 frames at 3 per second (paper, B.1.2). Of a longer one, the first 10 seconds
+are taken: the paper does not say which part it takes.
 """
 
 from __future__ import annotations
@@ -59,10 +57,10 @@ class Video:
 
 @dataclasses.dataclass(frozen=True)
 class Deferred:
-    """An image that a function reads when it is needed, such as a record of a dataset, or a file that is to be turned.
+    """An image that a function reads when it is needed, such as a record of a dataset.
 
     Attributes:
-        name: tells it from every other one, also in messages: two of one name are one image.
+        name: its identity, also in messages: two with one name are the same image.
         read: returns encoded bytes, or uint8[H, W, 3].
     """
 
@@ -75,18 +73,18 @@ VISUAL_TYPES = (Image, Video, Deferred, PIL.Image.Image, np.ndarray, bytes, Path
 
 
 def from_file(path: PathLike) -> Image | Video:
-    """The image or video that a file name stands for: a video if it ends like one."""
+    """Returns `Video(path)` if the file name has the suffix of a video, else `Image(path)`."""
     return Video(path) if str(path).lower().endswith(VIDEO_SUFFIXES) else Image(path)
 
 
 def identity(visual: Visual) -> bytes:
-    """16 bytes by which what is known of an image is found again, without decoding it.
+    """Returns 16 bytes that are the same for the same visual, without decoding it.
 
-    A file is known by its path, size and time of change, and its segment; a `Deferred` by its name;
-    anything else by its content.
+    The identity of a file is its path, size, time of change and segment; of a `Deferred`, its name;
+    of other visuals, their content.
 
     Raises:
-        PromptError: no such file.
+        PromptError: the file is missing.
     """
     if isinstance(visual, Path):
         visual = from_file(visual)
@@ -100,9 +98,8 @@ def identity(visual: Visual) -> bytes:
         content = visual
     else:
         array = np.asarray(visual)
-        content = (
-            f"{array.dtype}{array.shape}{getattr(visual, 'mode', '')}".encode() + array.tobytes()
-        )
+        kind = f"{array.dtype}{array.shape}{getattr(visual, 'mode', '')}"
+        content = kind.encode() + array.tobytes()
     return hashlib.blake2b(content, digest_size=16).digest()
 
 
@@ -114,7 +111,7 @@ def load_frames(
     video_frames: int = VIDEO_FRAMES,
     video_rate: float = VIDEO_RATE,
 ) -> UInt8[np.ndarray, "F S S 3"]:
-    """Reads an image or a video.
+    """Reads the frames of an image (F = 1) or a video.
 
     Args:
         visual: one of the forms above.
@@ -123,12 +120,9 @@ def load_frames(
         video_frames: the most frames of a video.
         video_rate: frames per second of a video file.
 
-    Returns:
-        uint8[F, S, S, 3]; F = 1 for an image.
-
     Raises:
-        PromptError: no such file, what is neither image nor video, a segment outside of the video,
-            an array of another shape or type, or with more frames.
+        PromptError: a missing file, a file that is neither an image nor a video, a segment outside
+            of the video, or an array with another shape or type, or with too many frames.
     """
     if isinstance(visual, Path):
         visual = from_file(visual)
@@ -139,18 +133,13 @@ def load_frames(
     if isinstance(visual, Video):
         return _clip(visual, image_size, video_frames, video_rate, image_fit)
     if isinstance(visual, Image):
-        return _decoded(
-            _existing(visual).read_bytes(), image_size, image_fit, f"the file {str(visual.path)!r}"
-        )
+        data, what = _existing(visual).read_bytes(), f"the file {str(visual.path)!r}"
+        return _decoded(data, image_size, image_fit, what)
     if isinstance(visual, bytes):
         return _decoded(visual, image_size, image_fit, what)
     if isinstance(visual, np.ndarray):
-        if (
-            visual.dtype != np.uint8
-            or visual.ndim not in (3, 4)
-            or visual.shape[-1] != 3
-            or not visual.size
-        ):
+        is_frames = visual.ndim in (3, 4) and visual.shape[-1] == 3 and visual.size
+        if visual.dtype != np.uint8 or not is_frames:
             raise PromptError(
                 f"prompt: got {what} {visual.dtype}{list(visual.shape)}; expected uint8[H, W, 3], "
                 "or uint8[F, H, W, 3] for a video."
