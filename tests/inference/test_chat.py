@@ -18,7 +18,8 @@ from tests.inference import tiny
 
 # FACTS: paper, Appendix B.1.6, with <n> for image n.
 PROMPT = """\
-This is a conversation between a human, User, and an intelligent visual AI, Flamingo. User sends images, and Flamingo describes them.
+This is a conversation between a human, User, and an intelligent visual AI, Flamingo. \
+User sends images, and Flamingo describes them.
 User:<0>
 Flamingo: That is a cat. It's a tiny kitten with really cute big ears.
 User:<1>
@@ -56,8 +57,12 @@ def test_the_prompt_is_the_papers():
     # it began to speak as the user
     assert chat.say([IMAGES[0], " What breed is it? "]) == "A poodle."
     assert chat.say("Sure?") == "Yes."
-    own = "User:<3>\nFlamingo: A dog.\nUser:<0> What breed is it?\nFlamingo: A poodle.\nUser: Sure?\nFlamingo:"
-    assert parrot.prompts[-1] == PROMPT + own
+    said = (
+        "User:<3>\nFlamingo: A dog.\n"
+        "User:<0> What breed is it?\nFlamingo: A poodle.\n"
+        "User: Sure?\nFlamingo:"
+    )
+    assert parrot.prompts[-1] == PROMPT + said
 
 
 def test_without_images_the_example_turns_are_text_alone():
@@ -92,7 +97,7 @@ def test_what_cannot_be_said():
 
 
 def test_chat_on_a_pipe(tmp_path_factory, tmp_path):
-    """Images in braces, a line that cannot be read in the middle, and the end of the input as the end of the dialogue."""
+    """Images in braces; a line that cannot be read; the end of the input ends the dialogue."""
     directory = tmp_path_factory.getbasetemp()
     export = write_export(tmp_path / "export", "flamingo", directory)
     PIL.Image.fromarray(tiny.image(2)).save(tmp_path / "cat.png")

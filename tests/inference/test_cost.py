@@ -1,4 +1,7 @@
-"""What decoding and scoring cost, by the compiler's count of FLOPs for a model with one layer (the benchmark programs print the same for larger ones)."""
+"""The cost of decoding and scoring: the compiler's count of FLOPs for a model with one layer.
+
+The benchmark programs print the same for larger models.
+"""
 
 import pytest
 
@@ -10,9 +13,12 @@ HEADS = 2
 
 
 def test_a_decoded_token_costs_more_shots_no_more_than_their_attention():
-    """Per position of the prompt 4 D for keys and values and 2 D for relative positions, and a few tens for the softmax of each head."""
+    """For each position of the prompt: 4 D for keys and values, 2 D for relative positions.
+
+    And a few tens for the softmax of each head.
+    """
     none, four, many = (step_flops(SIZE, (shots + 1) * TEXT) for shots in (0, 4, 32))
-    # it grows by the position
+    # The cost is linear in the position.
     assert four - none == pytest.approx(4 * TEXT * (many - four) / (28 * TEXT), rel=1e-3)
     assert 4 * SIZE.width < (many - none) / (32 * TEXT) < 6 * SIZE.width + 40 * HEADS
     assert forward_flops(SIZE, 4) > 50 * four  # what each token costs without a cache

@@ -162,7 +162,10 @@ def slow_beam_search(prompt, beams, stops=(STOP,), ends="any"):
     ],
 )
 def test_a_narrow_beam_equals_the_textbook(beams, stops, ends):
-    """Reordering of the cache, finished beams and early ending, where the beam does prune (scores to 1e-5)."""
+    """Reordering of the cache, finished beams and early ending, with a beam that prunes.
+
+    Scores are equal to 1e-5.
+    """
     found = jax.jit(
         lambda prefix: decode.beam_search(
             history_model,

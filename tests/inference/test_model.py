@@ -164,13 +164,8 @@ def test_an_image_is_encoded_once(tmp_path_factory, alone, monkeypatch):
     monkeypatch.setattr(Compiled, "__call__", counting)
     for _ in range(2):
         assert answers(model, batch_size=2)[0] == alone[0]
-        assert (
-            seen
-            == [
-                8,
-                8,
-            ]
-        )  # one pass each for the images 0, 1, 2 of the first two prompts, and for image 3 of the next two
+        # One pass for images 0, 1, 2 of the first two prompts, and one for image 3 of the next two.
+        assert seen == [8, 8]
 
 
 def test_latents_beyond_the_memory_bound_are_dropped(tmp_path_factory, alone):

@@ -34,7 +34,10 @@ def expected(row, candidate, normalise):
 
 @pytest.mark.parametrize(("normalise", "per_pass"), [("sum", 16), ("sum", 2), ("mean", 1)])
 def test_scores_are_sums_of_log_probabilities(normalise, per_pass):
-    """Candidates of unequal number and length, after prompts of unequal length, in passes of several sizes; float32 sums: 1e-5."""
+    """Candidates of unequal number and length, after prompts of unequal length, in several passes.
+
+    Tolerance 1e-5: float32 sums.
+    """
     tokens, length = padded()
     function = jax.jit(
         lambda prefix: score.score(

@@ -38,7 +38,7 @@ def scores(model, *prompts):
 
 
 def test_answers_do_not_depend_on_what_shares_the_batch(model, clip, tmp_path_factory):
-    """A short video, beside a longer one and an image, and each alone (float32: 1e-5)."""
+    """A short video together with a longer one and an image, and each alone (float32: 1e-5)."""
     short, long, image = (
         [Video(clip, 0.0, 1.0), "this is a"],
         [Video(clip), "this is a"],

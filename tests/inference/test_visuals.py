@@ -1,4 +1,4 @@
-"""Images and videos to frames, in every form; what tells two of them apart.
+"""Images and videos to frames, in every form, and their identities.
 
 And every way in which one can be wrong.
 """
@@ -31,7 +31,7 @@ def png(array):
 
 @pytest.fixture
 def files(tmp_path, monkeypatch):
-    """An image, and 20 seconds of video at 10 frames per second, whose frame k is of the grey k."""
+    """An image, and 20 seconds of video at 10 frames per second; frame k has the grey k."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "cat.png").write_bytes(png(tiny.image(0)))
     (tmp_path / "clip.mp4").write_bytes(mp4(grey_frames(200, step=1)))

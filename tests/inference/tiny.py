@@ -66,7 +66,10 @@ def flamingo_config(vocab_size: int) -> flamingo.FlamingoConfig:
 
 
 def weights(shapes):
-    """Random weights with open gates, of a size at which answers differ with the prompt (drawn by numpy: no program to compile)."""
+    """Random weights with open gates, so large that answers differ with the prompt.
+
+    Drawn by numpy: there is no program to compile.
+    """
     rng = np.random.default_rng(2)
 
     def leaf(path, x):

@@ -36,7 +36,7 @@ def _count(function, *arrays):
     ],
 )
 def test_nfnets(variant, with_classifier):
-    """The published counts include a classifier of 3072 * 1000 + 1000 weights, which is not built here."""
+    """The published counts include a classifier of 3072 * 1000 + 1000 weights; ours has none."""
     images = jax.ShapeDtypeStruct((1, 64, 64, 3), jnp.float32)
     assert _count(lambda x: NFNet(NFNETS[variant])(x), images) == with_classifier - (
         3072 * 1000 + 1000
@@ -70,7 +70,7 @@ def test_resampler_in_both_readings_of_its_head_size(name, millions):
     ("name", "published"), [("bert_base", 109_482_240), ("bert_mini", 11_170_560)]
 )
 def test_berts(name, published):
-    """The published counts include the pooler (W^2 + W), which is not built here, and no padding of the vocabulary."""
+    """The published counts include a pooler of W^2 + W weights, which ours lacks, and no padding."""
     config = dataclasses.replace(TEXT_ENCODERS[name], vocab_multiple=1)
     tokens = jax.ShapeDtypeStruct((1, 8), jnp.int32)
     pooler = config.width**2 + config.width

@@ -1,6 +1,6 @@
-"""What the paper says of the whole model.
+"""The whole model as the paper describes it.
 
-It starts as its language model, and each token sees its own image alone.
+It starts as its language model, and each token attends one image.
 """
 
 import dataclasses
@@ -29,10 +29,16 @@ from flamingo_jax.training.objective import FLAMINGO, rules_of
 V, B, L, N = 20, 2, 12, 3
 CONFIG = flamingo.FlamingoConfig(
     vision=NFNetConfig(
-        stem_channels=(8,), stem_strides=(2,), widths=(8,), depths=(1,), strides=(2,), expansion=1.0, se_ratio=None, final_multiplier=None
+        stem_channels=(8,), stem_strides=(2,), widths=(8,), depths=(1,), strides=(2,),
+        expansion=1.0, se_ratio=None, final_multiplier=None,
     ),
-    resampler=ResamplerConfig(num_layers=1, width=16, num_heads=2, head_dim=8, num_latents=3, num_time_embeddings=4),
-    lm=LMConfig(vocab_size=V, num_layers=5, width=16, num_heads=2, position="rotary", vocab_multiple=8, qkv_conv_width=3),
+    resampler=ResamplerConfig(
+        num_layers=1, width=16, num_heads=2, head_dim=8, num_latents=3, num_time_embeddings=4
+    ),
+    lm=LMConfig(
+        vocab_size=V, num_layers=5, width=16, num_heads=2, position="rotary", vocab_multiple=8,
+        qkv_conv_width=3,
+    ),
     xattn=XattnConfig(every=1),
     new_tokens=("<EOC>", "<image>"),
 )  # fmt: skip
@@ -307,7 +313,7 @@ def test_xattn_places_that_cannot_be_are_refused():
 def test_weights_of_flamingo_9b_their_shapes_and_axes(golden):
     """One line for each weight: path, shape, logical axes, frozen or trained.
 
-    Checkpoints stand on these names.
+    Checkpoints have these names.
     """
     init = api.flamingo(FLAMINGOS["9B"]).init
     shapes = trees.flatten(jax.eval_shape(init, jax.random.key(0)))

@@ -101,8 +101,13 @@ def test_what_cannot_be_fused_says_so(field):
 
 
 FLAMINGO = flamingo.FlamingoConfig(
-    vision=NFNetConfig(stem_channels=(8,), stem_strides=(2,), widths=(8,), depths=(1,), strides=(2,), expansion=1.0, se_ratio=None, final_multiplier=None),
-    resampler=ResamplerConfig(num_layers=1, width=16, num_heads=2, head_dim=8, num_latents=3, num_time_embeddings=4),
+    vision=NFNetConfig(
+        stem_channels=(8,), stem_strides=(2,), widths=(8,), depths=(1,), strides=(2,),
+        expansion=1.0, se_ratio=None, final_multiplier=None,
+    ),
+    resampler=ResamplerConfig(
+        num_layers=1, width=16, num_heads=2, head_dim=8, num_latents=3, num_time_embeddings=4
+    ),
     lm=CHINCHILLA,
     xattn=XattnConfig(every=2),
 )  # fmt: skip

@@ -1,4 +1,4 @@
-"""The options of the cross-attention layers that the public re-implementations take, against numpy and in the whole model."""
+"""Cross-attention with the options of the public re-implementations, compared with numpy."""
 
 import dataclasses
 import math
@@ -130,7 +130,8 @@ def test_weights_are_those_that_the_options_name():
     }
     assert shapes == {
         "attention_gate": (D,), "dense_gate": (D,),
-        "query_norm/scale": (D,), "mlp_norm/scale": (D,), "query_head_norm/scale": (K,), "key_head_norm/scale": (K,),
+        "query_norm/scale": (D,), "mlp_norm/scale": (D,),
+        "query_head_norm/scale": (K,), "key_head_norm/scale": (K,),
         "query/w": (D, H, K), "key/w": (W, H, K), "value/w": (W, H, K), "out/w": (H, K, D),
         "mlp/up/w": (D, 20), "mlp/gate/w": (D, 20), "mlp/down/w": (20, D),
     }  # fmt: skip
@@ -139,10 +140,12 @@ def test_weights_are_those_that_the_options_name():
 MODEL = flamingo.FlamingoConfig(
     vision=ViTConfig(patch_size=4, width=W, num_layers=1, num_heads=2, mlp_width=16, image_size=8),
     resampler=ResamplerConfig(
-        num_layers=1, width=W, num_heads=2, head_dim=6, num_latents=4, input_projection=False, num_time_embeddings=0,
-        qk_norm=True, activation="relu", mlp_bias=False, final_norm=True,
+        num_layers=1, width=W, num_heads=2, head_dim=6, num_latents=4, input_projection=False,
+        num_time_embeddings=0, qk_norm=True, activation="relu", mlp_bias=False, final_norm=True,
     ),
-    lm=LMConfig(vocab_size=20, num_layers=3, width=D, num_heads=2, position="rotary", vocab_multiple=8),
+    lm=LMConfig(
+        vocab_size=20, num_layers=3, width=D, num_heads=2, position="rotary", vocab_multiple=8
+    ),
     xattn=dataclasses.replace(IDEFICS, every=2),
 )  # fmt: skip
 

@@ -24,12 +24,30 @@ TINY = {"vocab_size": V, "num_layers": 2, "width": 16, "num_heads": 4, "vocab_mu
 OPTIONS = {
     "chinchilla": {},
     "tiny_world": {"norm": "layer", "position": "rotary", "mlp_bias": False, "qkv_conv_width": 3},
-    "mpt": {"norm": "layer", "position": "alibi", "norm_bias": False, "qk_norm": True, "activation": "gelu_exact"},
-    "llama": {"position": "rotary", "activation": "swiglu", "mlp_bias": False, "num_kv_heads": 2, "tied_head": False},
-    "neox": {"norm": "layer", "position": "rotary", "rotary_fraction": 0.5, "parallel_residual": True, "attention_bias": True},
-    "mistral": {"position": "rotary", "activation": "swiglu", "mlp_bias": False, "num_kv_heads": 2, "sliding_window": 4},
-    "qwen2": {"position": "rotary", "rotary_scaling": RotaryScaling(4.0, 1.0, 4.0, 8), "num_kv_heads": 1, "qkv_bias": True},
-    "opt": {"norm": "layer", "position": "learned", "max_length": 16, "activation": "relu", "attention_bias": True},
+    "mpt": {
+        "norm": "layer", "position": "alibi", "norm_bias": False, "qk_norm": True,
+        "activation": "gelu_exact",
+    },
+    "llama": {
+        "position": "rotary", "activation": "swiglu", "mlp_bias": False, "num_kv_heads": 2,
+        "tied_head": False,
+    },
+    "neox": {
+        "norm": "layer", "position": "rotary", "rotary_fraction": 0.5, "parallel_residual": True,
+        "attention_bias": True,
+    },
+    "mistral": {
+        "position": "rotary", "activation": "swiglu", "mlp_bias": False, "num_kv_heads": 2,
+        "sliding_window": 4,
+    },
+    "qwen2": {
+        "position": "rotary", "rotary_scaling": RotaryScaling(4.0, 1.0, 4.0, 8), "num_kv_heads": 1,
+        "qkv_bias": True,
+    },
+    "opt": {
+        "norm": "layer", "position": "learned", "max_length": 16, "activation": "relu",
+        "attention_bias": True,
+    },
 }  # fmt: skip
 RNG = np.random.default_rng(0)
 TOKENS = jnp.asarray(RNG.integers(0, V, (B, L)), jnp.int32)
@@ -157,8 +175,8 @@ def test_shapes_that_cannot_be_are_refused():
         RotaryScaling(factor=8.0, low=4.0, high=1.0, original_length=16)
 
 
-def test_a_sliding_window_hides_what_lies_further_back():
-    """Of one layer with a window of 4, the loss at token l + 1 hangs on the tokens l - 3 .. l alone."""
+def test_a_sliding_window_hides_what_is_further_back():
+    """One layer, a window of 4: the loss of token l + 1 depends on tokens l - 3 .. l only."""
     config = LMConfig(**{**TINY, "num_layers": 1}, position="rotary", sliding_window=4)
     functions = api.language_model(config)
     params = functions.init(jax.random.key(0))

@@ -155,7 +155,10 @@ def test_more_frames_than_in_training_interpolate_the_time_embedding(params):
 
 
 def test_an_image_has_the_first_time_embedding(features, params, apply):
-    """One frame equals a video of which only the first frame is real (tolerance 1e-6 of the largest value: rounding)."""
+    """One frame equals a video with a real first frame and padding.
+
+    Tolerance 1e-6 of the largest value: rounding.
+    """
     image = jax.jit(_network().apply)(params, features[:, :1], jnp.ones((2, 1), bool))
     video = apply(params, features, jnp.tile(jnp.array([[True, False, False, False]]), (2, 1)))
     np.testing.assert_allclose(image, video, atol=1e-6 * np.abs(video).max())
@@ -218,8 +221,8 @@ def test_parity_with_numpy_where_the_options_are_those_of_idefics(features, fram
     Tolerance as above.
     """
     config = dataclasses.replace(
-        CONFIG, num_layers=1, width=E, input_projection=False, num_time_embeddings=0, activation="relu", mlp_bias=False,
-        qk_norm=True, final_norm=True, epsilon=1e-3,
+        CONFIG, num_layers=1, width=E, input_projection=False, num_time_embeddings=0,
+        activation="relu", mlp_bias=False, qk_norm=True, final_norm=True, epsilon=1e-3,
     )  # fmt: skip
     params = _random(jax.eval_shape(_network(config).init, jax.random.key(0), features, frame_mask))
     w = {

@@ -64,7 +64,7 @@ def _without_final_norm(params):
     ("name", "published", "joint"), [("L14", 303_966_208, 768), ("H14", 632_076_800, 1024)]
 )
 def test_counts_are_those_of_clips_towers(name, published, joint):
-    """The published counts hold the last norm and the projection into the joint space, of E x J, which is none of the tower's."""
+    """The published counts include the last norm, and the E x J projection, which ours lacks."""
     config = dataclasses.replace(VITS[name], final_norm=True)
     shapes = jax.eval_shape(
         _network(config).init, jax.random.key(0), jnp.zeros((1, 224, 224, 3), jnp.uint8)

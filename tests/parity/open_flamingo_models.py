@@ -1,4 +1,4 @@
-"""OpenFlamingo's own `Flamingo` class on small random towers, and its files as its users have them on disk."""
+"""OpenFlamingo's `Flamingo` class on small random towers, and its files as users have them."""
 
 import dataclasses
 import functools
@@ -149,7 +149,7 @@ def _randomise(module, seed):
 
 @functools.cache
 def build(family, every, new_tokens=3, sizes=TINY):
-    """Returns the `Model` of a family of language models with a gated layer for every `every` blocks."""
+    """Returns the `Model` of a family of language models, a gated layer every `every` blocks."""
     import torch
     import transformers
 
@@ -197,7 +197,10 @@ def build(family, every, new_tokens=3, sizes=TINY):
 
 
 def write(model, directory, checkpoint=None):
-    """Writes checkpoint.pt and the two towers as their publishers do, a tokenizer beside the language model; returns the `Inputs`."""
+    """Writes checkpoint.pt and the two towers as their publishers do; returns the `Inputs`.
+
+    The tokenizer is stored with the language model.
+    """
     import torch
 
     lm, vision = directory / "lm", directory / "vision"

@@ -16,12 +16,13 @@ NAMES = ("timm", "open_clip", "open_flamingo")
 
 
 def load(name):
-    """Returns the module `name` (one of NAMES, or a module in one), imported while a `torchvision` of mere names stands in.
+    """Imports the module `name` (one of NAMES, or a module in one) with a replaced `torchvision`.
 
-    The stand-in is gone afterwards, so that nothing else takes it for the real one.
+    The replacement has names only. It is removed afterwards, so that nothing else imports it.
     """
     assert name.split(".")[0] in NAMES, f"{name}: expected one of {NAMES}"
-    import transformers  # noqa: F401  looks for torchvision when it is imported: it must not find the stand-in
+    # It looks for torchvision when it is imported, and must not find the replacement.
+    import transformers  # noqa: F401
 
     with _torchvision(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # what they say of each other's versions is not about us
@@ -29,7 +30,7 @@ def load(name):
 
 
 class _Name(type):
-    """A class whose every attribute is a class too: InterpolationMode.BICUBIC."""
+    """A class with classes as attributes, such as InterpolationMode.BICUBIC."""
 
     def __getattr__(cls, name):
         if name.startswith("__"):

@@ -74,7 +74,10 @@ MPT = {
     "layer_norm_epsilon": 1e-2,
 }
 FAMILIES = {
-    "llama": (transformers.LlamaConfig, {**WIDTH, "num_key_value_heads": 2, "head_dim": 16, "rope_parameters": LLAMA3}),
+    "llama": (
+        transformers.LlamaConfig,
+        {**WIDTH, "num_key_value_heads": 2, "head_dim": 16, "rope_parameters": LLAMA3},
+    ),
     "llama_tied_with_biases": (
         transformers.LlamaConfig,
         {
@@ -85,10 +88,19 @@ FAMILIES = {
             "rope_parameters": {"rope_type": "linear", "rope_theta": 100.0, "factor": 2.0},
         },
     ),
-    "mistral": (transformers.MistralConfig, {**WIDTH, "num_key_value_heads": 2, "sliding_window": 3}),
-    "qwen2": (transformers.Qwen2Config, {**WIDTH, "num_key_value_heads": 2, "tie_word_embeddings": True}),
+    "mistral": (
+        transformers.MistralConfig,
+        {**WIDTH, "num_key_value_heads": 2, "sliding_window": 3},
+    ),
+    "qwen2": (
+        transformers.Qwen2Config,
+        {**WIDTH, "num_key_value_heads": 2, "tie_word_embeddings": True},
+    ),
     "gpt_neox": (transformers.GPTNeoXConfig, NEOX),
-    "gpt_neox_in_sequence": (transformers.GPTNeoXConfig, {**NEOX, "use_parallel_residual": False, "hidden_act": "gelu_fast"}),
+    "gpt_neox_in_sequence": (
+        transformers.GPTNeoXConfig,
+        {**NEOX, "use_parallel_residual": False, "hidden_act": "gelu_fast"},
+    ),
     "mpt": (transformers.MptConfig, {**MPT, "d_model": 48}),
     "mpt_1b": (transformers.MptConfig, {**MPT, "n_heads": 4}),
     "opt": (transformers.OPTConfig, OPT),

@@ -27,7 +27,7 @@ TOLERANCE = 1e-4
 # family -> a gated layer for every n blocks
 MODELS = {"mpt": 1, "gpt_neox": 2, "llama": 4, "opt": 2}
 LENGTH, MOST_IMAGES = 12, 3
-IMAGES_AT = {1: (3,), 2: (0, 7), 3: (2, 5, 6)}  # images per sequence -> where their tags stand
+IMAGES_AT = {1: (3,), 2: (0, 7), 3: (2, 5, 6)}  # {images of a sequence: positions of their tags}
 
 
 @pytest.fixture(scope="module", params=list(MODELS))
@@ -61,7 +61,7 @@ def _prompts(num_images):
 
 
 def _media(frames):
-    """(frames [2*N, 1, S, S, 3], frame_mask, slot [2, N]) with N the most that any prompt has, so that all are one shape."""
+    """(frames [2*N, 1, S, S, 3], frame_mask, slot [2, N]); N is the most images of a prompt."""
     num_images = frames.shape[1]
     slot = np.full((2, MOST_IMAGES), -1, np.int32)
     slot[:, :num_images] = np.arange(2 * num_images).reshape(2, -1)
@@ -161,8 +161,9 @@ def test_generated_tokens(imported, answers, num_images):
     for beams, got in zip((1, 3), answers(prompts, frames), strict=True):
         with torch.no_grad():
             generated = imported[0].generate(
-                vision_x=models.pixels(frames), lang_x=padded, attention_mask=mask, max_new_tokens=NEW,
-                num_beams=beams, do_sample=False, length_penalty=0.0, pad_token_id=0, use_cache=False,
+                vision_x=models.pixels(frames), lang_x=padded, attention_mask=mask,
+                max_new_tokens=NEW, num_beams=beams, do_sample=False, length_penalty=0.0,
+                pad_token_id=0, use_cache=False,
             )  # fmt: skip
         for row in range(2):
             assert _until_eoc(got[row, 0]) == _until_eoc(generated[row, LENGTH:].numpy())

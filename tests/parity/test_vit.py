@@ -195,7 +195,10 @@ def _saved(directory, model, quick):
 
 @pytest.mark.parametrize("quick", [True, False])
 def test_features_are_those_of_open_clip(tmp_path, open_clips, frames, quick):
-    """open_clip gives tokens behind the last norm since its release 2.23, and before it until then (PEERS 2.1)."""
+    """open_clip returns tokens after the last norm since release 2.23, before it until then.
+
+    See PEERS 2.1.
+    """
     model = open_clips[0][quick]
     _saved(tmp_path, model, quick)
     visual, pixels = model.visual, _normalised(frames, MEAN, STD)
@@ -228,7 +231,7 @@ def test_another_image_size_interpolates_the_positions_as_open_clip(tmp_path, op
 
 
 def test_weights_without_a_config_need_the_activation(open_clips):
-    """OpenAI's layout: heads of 64 channels, numbers beside the weights that are none."""
+    """OpenAI's layout: heads of 64 channels, and numbers in the file that are not weights."""
     make = stand_ins.load("open_clip").CLIP
     model = make(8, {**VISION, "width": 64, "head_width": 64}, TEXT)
     files = InMemory({name: weight.numpy() for name, weight in model.state_dict().items()})
