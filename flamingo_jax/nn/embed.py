@@ -3,7 +3,7 @@
     rotary      q, k [B T H K]   -> rotated by angles that grow with the position
     relative    q . r[distance]  -> added to the scores [B H T S]    (Transformer-XL)
     ALiBi       -slope*distance  -> added to the scores [B H T S]
-    frames      table [T E]      -> interpolated to [F E]            (paper, B.1.2)
+    frames      table [8 E]      -> interpolated to [F E]    (paper, B.1.2: 8 to 30 frames)
 
 Angles, scores and slopes are float32.
 """
@@ -149,7 +149,7 @@ def alibi_slopes(num_heads: int) -> list[float]:
 
 
 def interpolate_time(table: Float[Array, "T E"], num_frames: int) -> Float[Array, "F E"]:
-    """Interpolates the T learnt time embeddings linearly to `num_frames` (paper, B.1.2: 8 to 30).
+    """Interpolates the T learnt time embeddings linearly (paper, B.1.2: from 8 to 30 frames).
 
     The first and the last embedding stay at the ends. Up to T frames take the first rows as they
     are: an image (one frame) has the first embedding.
