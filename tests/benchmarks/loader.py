@@ -123,7 +123,7 @@ def loader(
 
 
 def read(batch: Callable[[int], object], numbers: range) -> None:
-    """Reads batches and keeps none, as a step that is done with each."""
+    """Reads batches without keeping them, like training steps."""
     for t in numbers:
         batch(t)
 

@@ -171,7 +171,7 @@ class Generation:
         return [list(answer.tokens or ()) for answer in answers]
 
     def encoded_by_ours(self) -> object:
-        """The images alone."""
+        """Encodes only the images."""
         return self.engine._latents([frame for row in self.frames for frame in row])
 
     def of_theirs(self, new: int) -> list[list[int]]:
@@ -193,7 +193,7 @@ class Generation:
         return out[:, ids.shape[1] :].tolist()
 
     def encoded_by_theirs(self) -> None:
-        """The images alone; once for each beam, as its `generate` does."""
+        """Encodes only the images, once for each beam, as its `generate` does."""
         with torch.inference_mode():
             self.theirs._encode_vision_x(
                 models.pixels(self.frames).repeat_interleave(self.beams, dim=0)
@@ -386,7 +386,7 @@ def main() -> None:
         parser.add_argument(f"--{name}", type=int, default=number)
     parser.add_argument("--layers", choices=("scanned", "unrolled"), default="unrolled")
     a = parser.parse_args()
-    host_memory.keep_freed()  # as our programs do; it holds for both sides
+    host_memory.keep_freed()  # as our programs do; it applies to both sides
     pair = Pair.make(a.threads)
     print(
         f"{SIZES}, float32, {torch.get_num_threads()} threads, {a.tokens} new tokens, beams "

@@ -72,9 +72,8 @@ def items(
     asked = _records(files, questions, "questions", _QUESTION, subtype)
     known: Mapping[int, dict[str, Any]] = {}
     if annotations is not None:
-        answered = _records(
-            files, annotations, "annotations", {"question_id": int, "answers": list}, subtype
-        )
+        fields = {"question_id": int, "answers": list}
+        answered = _records(files, annotations, "annotations", fields, subtype)
         known = {each["question_id"]: each for each in answered}
         if lacking := [each["question_id"] for each in asked if each["question_id"] not in known]:
             raise files.wrong(

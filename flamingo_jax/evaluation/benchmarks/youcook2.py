@@ -42,19 +42,13 @@ def _segments(files: Files, split: FileSplit) -> list[dict[str, Any]]:
     value, path = files.json(*files.annotations[split]), files.annotation_path(split)
     (subset,) = files.splits[split]
     database = value.get("database") if isinstance(value, dict) else None
-    videos = (
-        [{"video": name} | each for name, each in database.items()]
-        if isinstance(database, dict)
-        else []
-    )
+    database = database if isinstance(database, dict) else {}
+    videos = [{"video": name} | each for name, each in database.items()]
     records(videos, {"subset": str, "annotations": list}, path)
     chosen = [each for each in videos if each["subset"] == subset]
     if not chosen:
-        raise files.wrong(
-            path,
-            f"videos of {', '.join(sorted({each['subset'] for each in videos}))} alone",
-            subset,
-        )
+        subsets = ", ".join(sorted({each["subset"] for each in videos}))
+        raise files.wrong(path, f"videos of {subsets} alone", subset)
     segments = [
         {"video": each["video"]} | segment for each in chosen for segment in each["annotations"]
     ]

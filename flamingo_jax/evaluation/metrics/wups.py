@@ -75,7 +75,7 @@ def _missing() -> required.MissingResourceError:
     return required.MissingResourceError(
         "WUPS needs the package nltk and its data: pip install 'flamingo_jax[evaluation]', then "
         "python -m nltk.downloader averaged_perceptron_tagger_eng punkt_tab (NLTK_DATA names the "
-        "directory where they lie)."
+        "directory where they are stored)."
     )
 
 

@@ -59,11 +59,8 @@ def benchmark_curves(rows: Sequence[Row], chance: Mapping[str, float]) -> Figure
         for axis in axes.flat[len(tasks) :]:
             axis.set_visible(False)
         handles = {line.get_label(): line for axis in axes.flat for line in axis.get_lines()}
-        labels = [
-            label
-            for label in (*map(_own_label, settings), *PUBLISHED, _GUESSING)
-            if label in handles
-        ]
+        order = (*map(_own_label, settings), *PUBLISHED, _GUESSING)
+        labels = [label for label in order if label in handles]
         entries = int(width / _LEGEND_ENTRY[0])
         legend_height = _LEGEND_ENTRY[1] * math.ceil(len(labels) / entries)
         figure.set_size_inches(width, lines * _PANEL[1] + legend_height + _HEADLINE)
@@ -95,37 +92,22 @@ def _panel(axis: Any, rows: Sequence[Row], colours: Mapping[str, str], guess: fl
             ]
             colour, line = PUBLISHED[series.model]
             if points:
-                faint = {"linewidth": 1.4, "marker": "o", "markersize": 2.8, "zorder": 2}
-                axis.plot(
-                    *zip(*points, strict=True), line, color=colour, label=series.model, **faint
-                )
+                look = {"color": colour, "linewidth": 1.4, "marker": "o", "markersize": 2.8}
+                axis.plot(*zip(*points, strict=True), line, label=series.model, zorder=2, **look)
     for setting in dict.fromkeys(own_setting(row) for row in rows):
         own = {row.shots: row.value * shown.factor for row in rows if own_setting(row) == setting}
         points = [(place, own[number]) for place, number in enumerate(shots) if number in own]
-        colour = colours[setting]
-        axis.plot(
-            *zip(*points, strict=True),
-            "-o",
-            color=colour,
-            label=_own_label(setting),
-            markersize=5,
-            zorder=4,
-        )
+        colour, label = colours[setting], _own_label(setting)
+        look = {"color": colour, "markersize": 5, "zorder": 4}
+        axis.plot(*zip(*points, strict=True), "-o", label=label, **look)
+        font = {"size": 8.5, "weight": "bold", "color": colour, "ha": "center", "va": "bottom"}
+        above = {"xytext": (0, 5), "textcoords": "offset points", "zorder": 5}
         for place, value in points:
-            font = {"size": 8.5, "weight": "bold", "color": colour, "ha": "center", "va": "bottom"}
-            note = axis.annotate(
-                f"{value:.{shown.decimals}f}",
-                (place, value),
-                (0, 5),
-                textcoords="offset points",
-                zorder=5,
-                **font,
-            )
+            note = axis.annotate(f"{value:.{shown.decimals}f}", (place, value), **above, **font)
             note.set_path_effects([withStroke(linewidth=2.5, foreground="white")])
     if guess is not None:
-        axis.axhline(
-            guess * shown.factor, color=INK, linewidth=0.9, dashes=(1, 2), label=_GUESSING, zorder=1
-        )
+        dotted = {"color": INK, "linewidth": 0.9, "dashes": (1, 2), "zorder": 1}
+        axis.axhline(guess * shown.factor, label=_GUESSING, **dotted)
     axis.set_title(title_of(task), pad=16)
     axis.text(0, 1.02, shown.title, transform=axis.transAxes, size=8.5, color=INK, va="bottom")
     axis.set_xticks(range(len(shots)), [str(number) for number in shots])

@@ -70,16 +70,11 @@ class TableSection:
 
     def table(self, corner: str) -> Table:
         """Returns models by numbers of shots; `corner` is the title of the first column."""
-        return Table(
-            (corner, *map(str, self.shots)),
-            tuple(
-                TableRow(
-                    (line.label, *(line.values.get(shots, MISSING) for shots in self.shots)),
-                    is_bold=line.is_own,
-                )
-                for line in self.lines
-            ),
-        )
+        rows = []
+        for line in self.lines:
+            values = [line.values.get(shots, MISSING) for shots in self.shots]
+            rows.append(TableRow((line.label, *values), is_bold=line.is_own))
+        return Table((corner, *map(str, self.shots)), tuple(rows))
 
 
 def sections(rows: Sequence[Row]) -> list[TableSection]:

@@ -109,11 +109,12 @@ def few_shot_curves(rows: Sequence[Row], chance: Mapping[str, float]) -> Figure:
         axes = figure.subplots(len(metrics), len(columns), sharex=True, sharey=True, squeeze=False)
         for number, (line, metric) in enumerate(zip(axes, metrics, strict=True)):
             for axis, (family, members) in zip(line, columns.items(), strict=True):
-                values = {
-                    c: {r.shots: r for r in rows if (r.task, r.metric) == (t, metric)}
-                    for c, t in members.items()
-                }
-                _curves(axis, {control: found for control, found in values.items() if found}, shots)
+                values: dict[str, dict[int, Row]] = {}
+                for control, task in members.items():
+                    own = [row for row in rows if (row.task, row.metric) == (task, metric)]
+                    if own:
+                        values[control] = {row.shots: row for row in own}
+                _curves(axis, values, shots)
                 if (guess := chance.get(members.get("", family))) is not None:
                     _guessing(axis, guess)
                 if number == 0:

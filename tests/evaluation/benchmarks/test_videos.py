@@ -1,6 +1,6 @@
 """What all benchmarks of videos share.
 
-Every item's clip can be seen, missing videos are left out, missing files and other splits are
+Every item's clip can be read, missing videos are left out, missing files and other splits are
 refused.
 """
 

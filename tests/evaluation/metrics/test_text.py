@@ -84,7 +84,7 @@ def test_vqa_normalisation_is_idempotent_on_what_it_gives():
 
 def test_okvqa_stems():
     known = annotated_stems(["riding horses", "one two"], ["ride horse", "onetwo"])
-    # not of answers whose words cannot be told apart
+    # not from answers with another number of stemmed words
     assert known == {"riding": "ride", "horses": "horse"}
     assert stem_word("riding", known) == "ride"
     with pytest.raises(ValueError, match="a raw answer for each of 1 references, got 2"):

@@ -1,7 +1,4 @@
-"""The table of zero-shot results beside published ones, to the letter.
-
-And the published numbers themselves.
-"""
+"""The table of zero-shot results with published ones, to the letter; the published numbers."""
 
 import pytest
 
