@@ -60,10 +60,11 @@ if [ "$size" = smoke ]; then
   retrieval=(--config.n=64)
   contrastive=(--config.steps=20 --config.data.datasets.captions.batch_size=32)
   # The model learns no look-up in so few steps: the probe reports it, and the stage does not fail.
-  language_model=(--config.steps=40 --config.optimizer.warmup_steps=10
-    --config.optimizer.decay_steps=40 --config.until.every=20 --config.until.required=False)
-  flamingo=(--config.steps=20 --config.data.datasets.pages.batch_size=8
-    --config.data.datasets.pairs.batch_size=8)
+  language_model=(--config.steps=40 --config.data.datasets.text.batch_size=8
+    --config.optimizer.warmup_steps=10 --config.optimizer.decay_steps=40
+    --config.until.every=20 --config.until.required=False)
+  flamingo=(--config.steps=20 --config.data.datasets.pages.batch_size=4
+    --config.data.datasets.pairs.batch_size=4)
 fi
 
 # The options are stored: a rerun with other options must not use the old stages.

@@ -1,6 +1,6 @@
-"""Headless Chromium for tests: a page as it is drawn, and as its DOM stands after loading.
+"""Headless Chromium for tests: a screenshot of a page, and its DOM after loading.
 
-Nothing is reached but files.
+Pages are files: no server is reached.
 """
 
 import pathlib
@@ -13,27 +13,16 @@ import pytest
 
 _NAMES = ("chromium", "chromium-browser", "google-chrome")
 _OPTIONS = (
-    *(
-        "--headless",
-        "--no-sandbox",
-        "--disable-gpu",
-        "--disable-quic",
-        "--no-first-run",
-        "--disable-dev-shm-usage",
-    ),
-    *(
-        "--disable-background-networking",
-        "--disable-component-update",
-        "--disable-sync",
-        "--hide-scrollbars",
-    ),
+    *("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"),
+    *("--disable-dev-shm-usage", "--disable-background-networking"),
+    *("--disable-component-update", "--disable-sync", "--hide-scrollbars"),
 )
 
 
 def screenshot(
     page: pathlib.Path, tmp_path: pathlib.Path, *, width: int, height: int
 ) -> np.ndarray:
-    """Draws a page: uint8[height, width, 3]."""
+    """Draws a page; returns uint8[height, width, 3]."""
     file = tmp_path / "screenshot.png"
     _run(
         page,
@@ -46,7 +35,7 @@ def screenshot(
 
 
 def dump_dom(page: pathlib.Path, tmp_path: pathlib.Path) -> str:
-    """The HTML of a page after it was loaded, and its scripts were run."""
+    """Returns the HTML of a page after it was loaded and its scripts ran."""
     return _run(page, tmp_path, "--dump-dom")
 
 

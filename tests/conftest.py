@@ -1,7 +1,6 @@
-"""What every test stands on: eight CPU devices, strict numerics, golden files, and no silent skips.
+"""Eight CPU devices, strict numerics, golden files and no silent skips, for every test.
 
-The environment is set before JAX is imported, so this module must stay the first one that imports
-it.
+The environment is set before JAX is imported, so no module may import JAX before this one.
 """
 
 import difflib
@@ -17,9 +16,9 @@ from collections.abc import Callable
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 
-# Subprocesses that tests start see the same cache and platform, but one device (see `run_program`).
-# a bf16 value is a bf16 value: gates at 0 are bit-exact only then (DESIGN: Model)
+# bfloat16 values are rounded to bfloat16: only then are gates at 0 bit-exact (DESIGN: Model).
 BASE_XLA_FLAGS = "--xla_allow_excess_precision=false"
+# Programs that tests start have the same cache and platform, but one device (see `run_program`).
 os.environ["XLA_FLAGS"] = f"{BASE_XLA_FLAGS} --xla_force_host_platform_device_count=8"
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(ROOT / ".cache" / "jax"))
@@ -33,18 +32,17 @@ import pytest  # noqa: E402
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
-# The same examples every time: a test fails for a change in the code, not for the day's luck. No
-# deadline: the first example compiles.
+# The examples are the same in every run: a test fails because the code changed, not by chance.
+# No deadline: the first example compiles.
 hypothesis.settings.register_profile(
     "flamingo", derandomize=True, deadline=None, database=None, max_examples=25
 )
 hypothesis.settings.load_profile("flamingo")
 
 
-# The modules of setup.py's extras, and the extra that brings each. With `.[dev]` alone the tests
-# that need one are skipped: a file by
-# pytest.importorskip where it imports the module at its top, a test by `skip_without_extra` where
-# the module is imported while it runs.
+# The modules of setup.py's extras, and the extra that installs each. With `.[dev]` alone the tests
+# that need one are skipped. A file that imports the module at its top calls pytest.importorskip. A
+# test that imports it while it runs is skipped by `skip_without_extra`.
 EXTRA_OF_MODULE = {
     **dict.fromkeys(("gcsfs", "libtpu"), "tpu"),
     **dict.fromkeys(("apache_beam", "faiss", "google_crc32c", "imagehash"), "pipelines"),
@@ -59,7 +57,7 @@ EXTRA_OF_MODULE = {
 
 
 def is_installed(module: str) -> bool:
-    """True if the top-level `module` can be found; nothing is imported."""
+    """Returns True if the top-level `module` can be found. Imports nothing."""
     try:
         return importlib.util.find_spec(module) is not None
     except ModuleNotFoundError:
@@ -70,9 +68,9 @@ MISSING_MODULES = frozenset(module for module in EXTRA_OF_MODULE if not is_insta
 
 
 def missing_extra(module: str | None) -> str | None:
-    """Returns why a test is skipped when it cannot import `module`.
+    """Returns the reason to skip a test that cannot import `module`.
 
-    None if no extra brings it, or if it is installed.
+    Returns None if no extra installs the module, or if it is installed.
     """
     package = (module or "").split(".")[0]
     if package not in MISSING_MODULES:
@@ -81,7 +79,7 @@ def missing_extra(module: str | None) -> str | None:
 
 
 def skip_without_extra(report: pytest.TestReport, call: pytest.CallInfo) -> None:
-    """Turns a failure for want of an optional module into a skip that names the extra."""
+    """Turns a failure for lack of an optional module into a skip that names the extra."""
     error = call.excinfo and call.excinfo.value
     while error is not None:
         if isinstance(error, ModuleNotFoundError) and (reason := missing_extra(error.name)):
@@ -97,7 +95,7 @@ def _load_allowed_skips() -> tuple[str, ...]:
 
 
 def forbid_unlisted_skip(report: pytest.TestReport | pytest.CollectReport) -> None:
-    """Turns a skip that tests/allowed_skips.txt does not list into a failure, in continuous integration."""
+    """With `CI` set, turns a skip that tests/allowed_skips.txt does not list into a failure."""
     if report.outcome != "skipped" or hasattr(report, "wasxfail") or not os.environ.get("CI"):
         return
     if not any(fnmatch.fnmatchcase(report.nodeid, pattern) for pattern in _load_allowed_skips()):
@@ -129,7 +127,7 @@ def pytest_make_collect_report(collector: pytest.Collector):
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Marks the tests of tests/e2e and tests/distributed by their folder, so that they can be chosen or left out."""
+    """Marks the tests of tests/e2e and tests/distributed by their folder, for `-m`."""
     for item in items:
         for folder in ("e2e", "distributed"):
             if item.path.is_relative_to(ROOT / "tests" / folder):
@@ -137,23 +135,20 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_make_parametrize_id(config: pytest.Config, val: object, argname: str) -> str | None:
-    """Bytes are named by their argument, and pytest numbers them.
+    """Names bytes by their argument; pytest adds a number.
 
-    Made bytes may hold a date (gzip's header does).
-
-    The processes that share a run must find the same names; they do not when one collects a second
-    after the other.
+    Generated bytes may contain a date (gzip's header does). Then the processes of one run, which
+    collect at different times, would find different names.
     """
     return argname if isinstance(val, bytes) else None
 
 
 @pytest.fixture
 def golden() -> Callable[[str, object], None]:
-    """`golden("nn/table.txt", value)`: value equals tests/golden/nn/table.txt.
+    """`golden("nn/table.txt", value)` asserts that value equals tests/golden/nn/table.txt.
 
-    UPDATE_GOLDEN=1 writes the file instead.
-
-    value is a text, or anything JSON can hold (then the file is indented JSON).
+    With UPDATE_GOLDEN=1 the file is written instead. The value is a text, or anything that JSON can
+    represent (then the file is indented JSON).
     """
 
     def check(name: str, value: object) -> None:
@@ -166,14 +161,8 @@ def golden() -> Callable[[str, object], None]:
             return
         recorded = path.read_text() if path.exists() else ""
         if text != recorded:
-            difference = "".join(
-                difflib.unified_diff(
-                    *(side.splitlines(keepends=True) for side in (recorded, text)),
-                    "recorded",
-                    "now",
-                    n=1,
-                )
-            )
+            sides = (side.splitlines(keepends=True) for side in (recorded, text))
+            difference = "".join(difflib.unified_diff(*sides, "recorded", "now", n=1))
             pytest.fail(
                 f"tests/golden/{name} {'differs from' if recorded else 'is missing; it would be'} "
                 "what the code says now:\n"
@@ -188,12 +177,11 @@ def golden() -> Callable[[str, object], None]:
 
 @pytest.fixture(scope="session")
 def run_program() -> Callable[..., subprocess.CompletedProcess]:
-    """`run_program("-m", "flamingo_jax.train", "--config=...")`.
+    """`run_program("-m", "flamingo_jax.train", "--config=...")` runs this Python as a user would.
 
-    Runs this Python from the repository root (or `cwd`), as a user would, on one device.
-
-    Returns the completed process with `stdout` and `stderr` as text; fails the test when the exit
-    status is not `status` (default 0; None: any).
+    The program runs in the repository root (or `cwd`) on one device. Returns the completed process
+    with `stdout` and `stderr` as text. Fails the test if the exit status is not `status` (default
+    0; None accepts any).
     """
 
     def run(

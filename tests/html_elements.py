@@ -1,12 +1,13 @@
-"""A page as tests look at it: its elements, and that each was closed."""
+"""The elements of an HTML page. Fails if one is not closed."""
 
 import html.parser
 
 
 class Elements(html.parser.HTMLParser):
-    """The elements of a page.
+    """The elements of a page, in document order.
 
-    `found` is [(tag, attributes, text directly in it)], in document order.
+    Attributes:
+        found: (tag, attributes, text directly in it) of each element.
     """
 
     VOID = ("meta", "img", "br", "link")
@@ -38,7 +39,7 @@ class Elements(html.parser.HTMLParser):
             self.found[self._open[-1]] = (tag, attributes, text + data)
 
     def all(self, tag, class_=""):
-        """[(attributes, text)] of the elements of a tag that have all these classes."""
+        """Returns (attributes, text) of the elements with this tag and all these classes."""
         return [
             (attributes, text)
             for found, attributes, text in self.found
@@ -46,7 +47,7 @@ class Elements(html.parser.HTMLParser):
         ]
 
     def fact(self, name):
-        """A value of the statistics."""
+        """Returns the <dd> that follows the <dt> `name`."""
         names, values = self.all("dt"), self.all("dd")
         return dict(zip([text for _, text in names], [text for _, text in values], strict=True))[
             name

@@ -1,17 +1,16 @@
 """What each section of the paper says, as far as this project cites it.
 
-Section -> its title and the words of its claims.
-
-The paper is the second version of arXiv 2204.14198 (November 2022). `tests/test_citations.py` looks
-up every citation in code and documents: the text around it must contain one of its section's words
-(regular expressions, whatever the case).
+The table maps a section to its title and to words of its claims. The paper is the second version of
+arXiv 2204.14198 (November 2022). `tests/test_citations.py` looks up every citation in code and
+documents: the text around it must contain one of the words (regular expressions, in any case).
 """
 
 SECTIONS: dict[str, tuple[str, str]] = {
     "2": ("Approach", r"flamingo|likelihood"),
     "2.1": (
         "Visual processing and the Perceiver Resampler",
-        r"resampler|vision encoder|nfnet|time embedding|temporal|interpolat|latents|contrastive|frames? per second|1 fps",
+        r"resampler|vision encoder|nfnet|time embedding|temporal|interpolat|latents|contrastive|"
+        r"frames? per second|1 fps",
     ),
     "2.2": (
         "Conditioning frozen language models on visual representations",
@@ -23,7 +22,8 @@ SECTIONS: dict[str, tuple[str, str]] = {
     ),
     "2.4": (
         "Training on a mixture of vision and language datasets",
-        r"<eoc>|mixture|lambda|weight|accumulat|256 tokens|5 images|m3w|likelihood|captioning|next token|datasets|pages?\b",
+        r"<eoc>|mixture|lambda|weight|accumulat|256 tokens|5 images|m3w|likelihood|captioning|"
+        r"next token|datasets|pages?\b",
     ),
     "2.5": ("Task adaptation with few-shot in-context learning", r"few-shot|prompt|beam"),
     "3.1": ("Few-shot learning on vision-language tasks", r"few-shot|fine-tuned|zero-shot"),
@@ -35,13 +35,15 @@ SECTIONS: dict[str, tuple[str, str]] = {
     "A.1.4": ("Transformer architecture", r"head size|key|squared relu|relu|gelu|4d|width"),
     "A.2": (
         "In-context few-shot evaluation details",
-        r"support|rices|retriev|most similar|ensembl|permut|order|log-likelihood|ranked|ranking|candidate|beam|"
-        r"zero-shot|0 shots|text-only|text alone|without images|in reading order|<eoc>|few-shot|prompt",
+        r"support|rices|retriev|most similar|ensembl|permut|order|log-likelihood|ranked|ranking|"
+        r"candidate|beam|zero-shot|0 shots|text-only|text alone|without images|in reading order|"
+        r"<eoc>|few-shot|prompt",
     ),
     "A.3": ("Training dataset details", r"page|pair|video"),
     "A.3.1": (
         "M3W collection",
-        r"m3w|crawl|web ?page|document order|html|64 pixels|aspect|one colou?r|filter|gopher|explicit|pictures of a page",
+        r"m3w|crawl|web ?page|document order|html|64 pixels|aspect|one colou?r|filter|gopher|"
+        r"explicit|pictures of a page",
     ),
     "A.3.2": ("M3W image-placement augmentation", r"p_next|next image|image.placement"),
     "A.3.3": (
@@ -53,14 +55,15 @@ SECTIONS: dict[str, tuple[str, str]] = {
     "B.1.1": ("Models", r"3b|9b|80b|sizes?|parameters|weights"),
     "B.1.2": (
         "Training details for the Flamingo models",
-        r"\bpad|flip|colou?r|clips?\b|8 frames|30 frames|3 fps|3 per second|at 1 fps|space|320|resolution|"
-        r"adamw|warm-up|schedule|clip|decay|lambda|learning rate|rate|"
-        r"batch sizes|more frames|megatron|sharding|shard|zero-1|bfloat16|float32|16-way|mesh|1536|chips|took 15|15 days|500,000|stacked|dtype",
+        r"\bpad|flip|colou?r|clips?\b|8 frames|30 frames|3 fps|3 per second|at 1 fps|space|320|"
+        r"resolution|adamw|warm-up|schedule|clip|decay|lambda|learning rate|rate|batch sizes|"
+        r"more frames|megatron|sharding|shard|zero-1|bfloat16|float32|16-way|mesh|1536|chips|"
+        r"took 15|15 days|500,000|stacked|dtype",
     ),
     "B.1.3": (
         "Contrastive model details",
-        r"contrastive|infonce|two-term|bert|adaptive|agc|clipp|512|288|label smoothing|sentences|class|zero-shot|cosines|"
-        r"batch|align|vision encoder",
+        r"contrastive|infonce|two-term|bert|adaptive|agc|clipp|512|288|label smoothing|sentences|"
+        r"class|zero-shot|cosines|batch|align|vision encoder",
     ),
     "B.1.4": (
         "Evaluation benchmarks",
@@ -68,7 +71,8 @@ SECTIONS: dict[str, tuple[str, str]] = {
     ),
     "B.1.5": (
         "Few-shot learning evaluation hyperparameters",
-        r"template|prompt|one setting|hyperparameter|beams?|protocol|visdial|visual dialogue|no ocr",
+        r"template|prompt|one setting|hyperparameter|beams?|protocol|visdial|visual dialogue|"
+        r"no ocr",
     ),
     "B.1.6": ("Dialogue prompt", r"dialogue"),
     "B.2.1": (
@@ -85,8 +89,8 @@ SECTIONS: dict[str, tuple[str, str]] = {
     "E": ("Model card", r"sentencepiece|vocabulary|mean and variance"),
 }
 
-# What is said where: a citation about a topic names one of these. The first column is looked for in
-# the text around a citation.
+# Topic -> the sections that treat it. If the line of a citation matches the topic (a regular
+# expression), it must cite one of these sections.
 TOPICS: dict[str, tuple[str, ...]] = {
     r"\bpadd(ed|ing) with the mean|padded with the mean": ("B.1.2",),
     r"flip|colou?r augmentation": ("B.1.2",),

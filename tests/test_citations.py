@@ -1,6 +1,6 @@
-"""Each citation of the paper in code and documents names a section that says so.
+"""Each citation of the paper in code and documents names a section that supports the claim.
 
-`paper_sections.py` is the table.
+`paper_sections.py` lists what each section says.
 """
 
 import pathlib
@@ -12,28 +12,24 @@ from tests.paper_sections import SECTIONS, TOPICS
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 FOLDERS = ("flamingo_jax", "data_pipelines", "configs", "launch")
 FILES = sorted(
-    [
-        path
-        for folder in FOLDERS
-        for ext in ("py", "md")
-        for path in (ROOT / folder).rglob(f"*.{ext}")
-    ]
+    path for name in FOLDERS for path in (ROOT / name).rglob("*") if path.suffix in (".py", ".md")
 )
 FILES += sorted(ROOT.glob("*.md"))
-# Appendices are recognised everywhere; sections of the body only after these words, since a number
-# may be anything.
+# A section of the appendix is recognised everywhere. A section of the body looks like any number,
+# so it is recognised only after these words.
 APPENDIX = re.compile(r"(?<![\w.])([A-F]\.\d(?:\.\d)?)(?![\w]|\.\d)")
 BODY = re.compile(
-    r"(?:[Pp]aper,? (?:[Ss]ections? )?|[Ss]ections? |^\| |(?<=\()(?=2\.1, ))((?:\d\.\d)(?:(?:, | and )\d\.\d)*)(?![\d%])"
+    r"(?:[Pp]aper,? (?:[Ss]ections? )?|[Ss]ections? |^\| |(?<=\()(?=2\.1, ))"
+    r"((?:\d\.\d)(?:(?:, | and )\d\.\d)*)(?![\d%])"
 )
-# Words that say that a citation is of another publication, or of another version of the paper.
+# Words that mark a citation of another publication, or of another version of the paper.
 OTHERS = re.compile(
     r"first version|Brock|OpenFlamingo, arXiv|publishers'|PEERS|Pope et al|Korthikanti"
 )
 
 
 def citations(text: str) -> Iterator[tuple[int, set[str], str]]:
-    """Yields (line, sections cited in it, the text around it: two lines before, one after)."""
+    """Yields (line number, sections cited there, that line with two before and one after)."""
     lines = text.splitlines()
     for i, line in enumerate(lines):
         begun = (
@@ -50,7 +46,7 @@ def citations(text: str) -> Iterator[tuple[int, set[str], str]]:
 
 
 def problems(name: str, text: str) -> list[str]:
-    """Returns the wrong citations of a text, each with its place."""
+    """Returns one line for each wrong citation of a text, with its place."""
     wrong = []
     for number, sections, around in citations(text):
         for section in sorted(sections):
@@ -87,7 +83,7 @@ def test_there_are_citations():
 
 
 def test_wrong_citations_are_seen():
-    """Those of version 0.4.0."""
+    """These were in version 0.4.0."""
     for line in (
         "| A.3.1 images padded with the mean | `a` | `b` |",
         "| A.3.1 flip and colour augmentation | `a` | `b` |",

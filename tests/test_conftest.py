@@ -1,6 +1,6 @@
-"""The test-suite's own rules.
+"""The rules of the test suite itself.
 
-A skip that nobody listed fails in continuous integration, and a golden file tells how to renew it.
+An unlisted skip fails in continuous integration. A failing golden file says how to renew it.
 """
 
 import os
@@ -44,7 +44,7 @@ def test_program_misspelt(run_program): run_program("-c", "import wracio")
 def test_runs(): pass
 """
 
-# As `sitecustomize`, on the path of the processes that a test starts: they have no optional module.
+# The `sitecustomize` of the processes that a test starts: they cannot import an optional module.
 WITHOUT_EXTRAS = """
 import sys
 class WithoutExtras:
@@ -66,19 +66,13 @@ def test_it(content): pass
 
 
 def run_suite(root: pathlib.Path, *arguments: str, **environment: str) -> str:
-    """What pytest prints on the tests under root/tests with this suite's conftest.py, in an environment of its own."""
+    """Runs pytest on root/tests with this suite's conftest.py and only the variables `environment`.
+
+    Returns what pytest prints.
+    """
     shutil.copy(ROOT / "tests" / "conftest.py", root / "tests")
-    command = [
-        sys.executable,
-        "-m",
-        "pytest",
-        "-q",
-        "-c",
-        "/dev/null",
-        "--rootdir",
-        str(root),
-        str(root / "tests"),
-    ]
+    command = [sys.executable, "-m", "pytest", "-q", "-c", "/dev/null"]
+    command += ["--rootdir", str(root), str(root / "tests")]
     done = subprocess.run(
         [*command, *arguments],
         cwd=root,
@@ -112,7 +106,7 @@ def test_unlisted_skip_fails_in_continuous_integration(tmp_path):
 
 @pytest.fixture
 def without_extras(tmp_path_factory, request) -> dict[str, str]:
-    """The environment of a process that has what setup.py requires and `.[dev]`, and nothing else."""
+    """The environment variables of a process that can import the core and `.[dev]` alone."""
     conftest = next(
         plugin
         for _, plugin in request.config.pluginmanager.list_name_plugin()
@@ -135,7 +129,7 @@ def test_the_suite_collects_without_extras(without_extras):
         check=False,
     )
     assert done.returncode == 0, done.stdout[-4000:]
-    # skipped, so that the modules were indeed out of reach
+    # A skip shows that the modules could indeed not be imported.
     assert "tests/conversion/test_hf_lm.py" in done.stdout
     assert "could not import 'torch'" in done.stdout
 
@@ -177,10 +171,7 @@ def test_golden_says_how_to_regenerate(golden, monkeypatch):
 
 
 def test_annotations_are_checked_on_every_call():
-    """The jaxtyping hook is on.
-
-    Pyproject.toml names it, and nothing imported the package before it.
-    """
+    """The jaxtyping hook of pyproject.toml is active before the package is imported."""
     with pytest.raises(jaxtyping.TypeCheckError, match="image"):
         read.encode_png("no picture")
 

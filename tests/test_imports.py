@@ -1,9 +1,8 @@
 """Imports point down (DESIGN: Layout).
 
-Each package has a floor, and a file imports from its own floor or a lower one.
-
-The rules read the source (AST), so they hold for imports inside functions too, and need no import
-to run. Each rule is also shown a file that breaks it.
+Each package has a floor, and a file imports from its own floor or a lower one. The rules read the
+source (AST), so they apply to imports inside functions too, and import nothing. For each rule there
+is a file that breaks it.
 """
 
 import ast
@@ -32,15 +31,13 @@ FLOORS = {
     "planning": 5,
     PROGRAMS: 6,
 }
-# Packages of one floor that must not know each other, beside what the floors say. models may name
-# the type of its input.
+# Packages of one floor that must not import each other. models may import the type of its input.
 STRANGERS = {("sharding", "nn"), ("nn", "sharding"), ("models", "data"), ("data", "models")}
 STRANGERS_EXCEPT = {("models", "flamingo_jax.data.schema")}
 
-# data_pipelines and the loader's processes do without it
+# data_pipelines and the processes of the loader run without jax.
 WITHOUT_JAX = ("data", "tokenizers", "world")
-# What configs/ may import of the package, beside its models: the dataclasses that a config is made
-# of.
+# What configs/ may import of the package besides models and nn: the dataclasses of a config.
 SCHEMA = (
     "flamingo_jax.core.config.",
     "flamingo_jax.core.precision.",
@@ -54,8 +51,7 @@ SCHEMA = (
 STANDARD = ("__future__", "dataclasses", "functools")
 PIPELINES_TOO = "flamingo_jax.core.html_page"
 
-# Third-party code that lives at an edge: name -> the packages that may import it (anywhere else is
-# an error).
+# Third-party modules that only some packages may import: name -> these packages.
 EDGES = {
     "torch": ("conversion",),
     "safetensors": ("conversion",),
@@ -74,7 +70,11 @@ INSIDE_FUNCTIONS_ONLY = (
 
 
 def imports(source: str, module: str, is_package: bool) -> Iterator[tuple[str, bool]]:
-    """Yields (absolute dotted name, whether it is imported with the module) of everything that the source of `module` imports."""
+    """Yields everything that the source of `module` imports, functions included.
+
+    Yields:
+        (absolute dotted name, True if importing the module imports it).
+    """
 
     def walk(node: ast.AST, *, top: bool) -> Iterator[tuple[str, bool]]:
         for child in ast.iter_child_nodes(node):
@@ -97,14 +97,17 @@ def imports(source: str, module: str, is_package: bool) -> Iterator[tuple[str, b
 
 
 def is_for_types(node: ast.AST) -> bool:
-    """Whether a node is `if TYPE_CHECKING:`, with nothing that runs."""
+    """Returns True for an `if TYPE_CHECKING:` without an `else`: nothing in it runs."""
     return (
         isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING" and not node.orelse
     )
 
 
 def owner(name: str) -> str | None:
-    """Returns the package (a key of FLOORS, or a top-level directory) that a dotted name belongs to; None for third-party names."""
+    """Returns the package that a dotted name belongs to.
+
+    A key of FLOORS or a top-level directory; None for third-party names.
+    """
     parts = name.split(".")
     if parts[0] in ("data_pipelines", "configs", "tests"):
         return parts[0]
@@ -116,7 +119,7 @@ def owner(name: str) -> str | None:
 
 
 def violations(path: str, source: str) -> list[str]:
-    """Returns one sentence per import in the file at `path` (relative to the root) that the layout forbids."""
+    """Returns one sentence for each forbidden import in the file `path`, relative to the root."""
     module = path.removesuffix(".py").replace("/", ".")
     is_package = module.endswith(".__init__")
     module = module.removesuffix(".__init__")
@@ -149,14 +152,12 @@ def violations(path: str, source: str) -> list[str]:
             if library == "jax":
                 forbid("data_pipelines runs on workers without jax")
         elif library == "data_pipelines":
-            forbid("data_pipelines stands above the package")
+            forbid("data_pipelines is above the package")
         elif module == PACKAGE and there and top_level:
             forbid("importing one part must not import all: resolve names in __getattr__")
         elif there in FLOORS and here in FLOORS:
             if FLOORS[there] > FLOORS[here]:
-                forbid(
-                    f"{there} (floor {FLOORS[there]}) stands above {here} (floor {FLOORS[here]})"
-                )
+                forbid(f"{there} (floor {FLOORS[there]}) is above {here} (floor {FLOORS[here]})")
             excepted = any(
                 here == package and name.startswith(f"{prefix}.")
                 for package, prefix in STRANGERS_EXCEPT
@@ -188,7 +189,7 @@ def violations(path: str, source: str) -> list[str]:
 
 
 def source_files() -> list[str]:
-    """Returns the files that the rules speak of, relative to the root."""
+    """Returns the files that the rules apply to, relative to the root."""
     directories = (PACKAGE, "data_pipelines", "configs")
     return sorted(
         str(path.relative_to(ROOT)) for name in directories for path in (ROOT / name).rglob("*.py")
@@ -241,11 +242,10 @@ def test_packages_form_no_cycle():
 
 
 def circles(sources: dict[str, str]) -> dict[str, set[str]]:
-    """Returns the modules that import each other in a circle, with what they import of each other.
+    """Returns the modules that import each other in a circle, with these imports.
 
-    {} if there is none.
-
-    An import inside a function counts too: it hides a circle, and does not undo it.
+    The result is {} if there is no circle. An import inside a function counts too: it hides a
+    circle, and does not remove it.
 
     Args:
         sources: text by path.
@@ -259,7 +259,7 @@ def circles(sources: dict[str, str]) -> dict[str, set[str]]:
         names = {name for name, _ in imports(sources[path], module, path.endswith("__init__.py"))}
         found = {name if name in modules else name.rpartition(".")[0] for name in names}
         edges[module] = (found & set(modules)) - {module}
-    while True:  # who imports none of the others, or is imported by none of them, is on no circle
+    while True:  # a module that imports no other, or that no other imports, is on no circle
         imported = set().union(*edges.values()) if edges else set()
         kept = {
             module: uses & set(edges)
@@ -292,7 +292,7 @@ def test_a_folder_can_be_taken_in_at_a_glance():
     folders = [(ROOT / path).parent for path in source_files()]
     counts = {str(folder.relative_to(ROOT)): len(list(folder.glob("*.py"))) for folder in folders}
     full = {folder: count for folder, count in counts.items() if count > 30}
-    assert not full, f"more than 30 files: {full}; part these folders by what belongs together"
+    assert not full, f"more than 30 files: {full}; split these folders by topic"
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,4 @@
-"""The scripts of launch/.
-
-They are well-formed, and the environment they make notices when it is stale or half made.
-"""
+"""The scripts of launch/ are well-formed, and rebuild a stale or incomplete environment."""
 
 import os
 import pathlib
@@ -49,7 +46,7 @@ def test_scripts_pass_shellcheck():
 def test_locks_cover_setup(lock, extras):
     """Every dependency of setup.py that the tests need is pinned, at or above its bound.
 
-    Torch not in the lock that the demo installs from.
+    The lock that the demo installs from does not contain torch.
     """
     setup = (ROOT / "setup.py").read_text().split("\nsetup(")[0]
     names: dict = {}
@@ -66,10 +63,7 @@ def test_locks_cover_setup(lock, extras):
 
 @pytest.fixture
 def clone(tmp_path):
-    """A miniature clone whose `pip install` is a stub that writes down that it ran.
-
-    The real one needs minutes.
-    """
+    """A small clone with a stub that records each `pip install`: the real one takes minutes."""
     (tmp_path / "launch").mkdir()
     shutil.copy(ROOT / "launch" / "environment.sh", tmp_path / "launch")
     (tmp_path / "launch" / "requirements.lock").write_text("# empty\n")
@@ -89,10 +83,7 @@ def clone(tmp_path):
 
 
 def source_environment(clone: pathlib.Path, **variables: str) -> tuple[int, int, str]:
-    """Sources environment.sh in the clone.
-
-    Returns (exit status, number of pip runs so far, what it said).
-    """
+    """Sources environment.sh in the clone; returns (exit status, pip runs so far, stderr)."""
     inherited = {name: value for name, value in os.environ.items() if name != "FLAMINGO_VENV"}
     done = subprocess.run(
         ["bash", "-c", "set -euo pipefail; source launch/environment.sh; echo ready"],

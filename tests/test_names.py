@@ -1,4 +1,4 @@
-"""One name, one thing: no public class and no module of the project is defined twice."""
+"""No public class and no module name of the project is defined twice."""
 
 import ast
 import collections
@@ -6,7 +6,7 @@ import pathlib
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 
-# Names that still mean two things, each with why. The lists only shrink.
+# Names that still mean two things, each with the reason. Nothing is added to these lists.
 CLASSES: dict[str, str] = {}
 MODULES = {
     "config": "each package has one, of its own options",
@@ -22,7 +22,7 @@ def _files() -> list[pathlib.Path]:
 
 
 def _twice(places: dict[str, list[str]], allowed: dict[str, str]) -> list[str]:
-    """Names that are used twice and not allowed to be, and allowed ones that are no longer used twice."""
+    """Returns names that are used twice without permission, and permissions that nothing needs."""
     twice = {name: where for name, where in places.items() if len(where) > 1}
     found = [f"{name}: {', '.join(where)}" for name, where in twice.items() if name not in allowed]
     return found + [f"{name} is allowed and need not be" for name in allowed if name not in twice]

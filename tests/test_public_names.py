@@ -1,7 +1,4 @@
-"""`from flamingo_jax import ...`.
-
-The names are there, typed, and cost nothing until they are used.
-"""
+"""`from flamingo_jax import ...` has typed names, and imports a part only when a name is used."""
 
 import importlib
 import pathlib
@@ -54,9 +51,9 @@ def test_a_name_that_is_not_there():
 
 
 def test_no_public_name_is_a_submodule():
-    """Importing a submodule would put it in the place of the name.
+    """Importing a submodule of that name would replace the public name.
 
-    So `train` and `evaluate` stay the programs.
+    So `train` and `evaluate` are the programs.
     """
     modules = {path.stem for path in (ROOT / "flamingo_jax").iterdir()}
     assert not modules & set(flamingo_jax.__all__)

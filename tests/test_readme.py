@@ -1,7 +1,6 @@
-"""The documents say what is.
+"""The documents are right.
 
-Their commands parse, their symbols import, their tests and files exist, and their links lead
-somewhere.
+Their commands parse, their symbols can be imported, and their tests, files and links exist.
 """
 
 import ast
@@ -39,7 +38,7 @@ COMMANDS = {
 # A code span that names a file may leave out one of these folders.
 FILE_ROOTS = ("", "flamingo_jax", "data_pipelines", "tests/evaluation", "flamingo_jax/conversion")
 
-# What a command can be wrong with: see `test_commands_parse`.
+# The errors that a wrong command raises (see `test_commands_parse`).
 WRONG = (
     AssertionError,
     flags.Error,
@@ -51,7 +50,7 @@ WRONG = (
     ValueError,
 )
 
-# ml_collections loads a config file by the old way of importing.
+# ml_collections loads a config file with a deprecated function of importlib.
 pytestmark = pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")
 
 
@@ -75,7 +74,10 @@ def table_rows() -> list[tuple[str, ...]]:
 
 
 def commands() -> list[tuple[str, str]]:
-    """Returns (document, command) of all bash blocks, and of the `python -m` code spans, each on one line."""
+    """Returns (document, command) of every bash block and `python -m` code span.
+
+    A command of several lines is joined into one.
+    """
     found = []
     for path in DOCUMENTS:
         text = read(path)
@@ -92,12 +94,9 @@ def commands() -> list[tuple[str, str]]:
 
 @contextlib.contextmanager
 def program(module: str) -> Iterator[None]:
-    """Imports a program afresh: its flags are the only ones of a program.
+    """Imports a program again, without the flags of other programs, which come back afterwards.
 
-    Other programs' come back afterwards.
-
-    Programs define flags of the same names, so that no two can be imported in one process as they
-    are.
+    Programs define flags of the same names, so two of them cannot be imported together.
     """
 
     def of_programs() -> list[str]:
@@ -105,8 +104,8 @@ def program(module: str) -> Iterator[None]:
         return [
             name
             for name, owner in owners.items()
-            # None: flags that were put back below have no owner any more. jaxtyping: its hook is
-            # around the functions of cli.py.
+            # None: flags that were restored below have no owner any more. jaxtyping: its hook
+            # wraps the functions of cli.py.
             if owner.startswith(("flamingo_jax", "data_pipelines", "jaxtyping", "None"))
             or name.partition(".")[0] == "config"
         ]
@@ -138,7 +137,7 @@ def parse(module: str, *arguments: str) -> None:
 
 
 def check_command(command: str) -> None:
-    """Raises what is wrong with a command."""
+    """Raises an error (one of WRONG) if a command is wrong."""
     name, *arguments = shlex.split(command)
     if name in ("launch/demo.sh", "launch/test.sh"):
         assert (ROOT / name).exists()
@@ -205,7 +204,7 @@ def missing(symbol: str) -> str:
 
 
 def test_symbols_exist():
-    """Those of the paper-to-code table, and each dotted name of our packages in any document."""
+    """Checks the paper-to-code table, and each dotted name of our packages in any document."""
     symbols = {
         (name_of(PACKAGE), name)
         for row in table_rows()
@@ -222,7 +221,7 @@ def test_symbols_exist():
 def test_rows_name_tests_that_exist():
     for paper, _, test in table_rows():
         names = re.findall(r"`([^`]+)`", test)
-        assert names, f"no test stands behind {paper!r}"
+        assert names, f"no test is named for {paper!r}"
         for name in names:
             path, _, function = name.partition("::")
             functions = [
@@ -234,7 +233,7 @@ def test_rows_name_tests_that_exist():
 
 
 def test_commands_parse():
-    """All in this process; only the scripts of launch/ start one."""
+    """All are parsed in this process. Only the scripts of launch/ start another one."""
     found = commands()
     assert len(found) >= 40
     wrong = []

@@ -1,6 +1,6 @@
-"""The habits of the code that no linter knows.
+"""Rules of the code that no linter checks.
 
-One idea per file, one way to reach a file, one way to make a weight (DESIGN: Paths, Weights).
+One idea per file, one way to open a file, one way to create a weight (DESIGN: Paths, Weights).
 """
 
 import ast
@@ -24,34 +24,17 @@ PROGRAMS = [
     if path.count("/") == 1 and path.startswith("flamingo_jax/") and "__init__" not in path
 ]
 
-# Every path may be gs://, so these would break there. An epath's own .open() is fine.
+# Every path may be gs://, where these fail. The .open() of an epath works.
 LOCAL_FILE_MODULES = ("pathlib", "shutil", "glob", "tempfile")
 LOCAL_FILE_CALLS = {
-    *(
-        "open",
-        "io.open",
-        "os.open",
-        "os.makedirs",
-        "os.mkdir",
-        "os.listdir",
-        "os.remove",
-        "os.rename",
-        "os.replace",
-    ),
-    *("os.path.exists", "os.path.isfile", "os.path.isdir", "os.scandir", "os.walk"),
+    *("open", "io.open", "os.open", "os.makedirs", "os.mkdir", "os.listdir", "os.remove"),
+    *("os.rename", "os.replace", "os.path.exists", "os.path.isfile", "os.path.isdir"),
+    *("os.scandir", "os.walk"),
 }
-# Weights are born through core.params.param alone: Haiku's own layers would give them the input's
-# dtype and no axes.
+# Only core.params.param creates weights: Haiku's layers give them the input's dtype and no axes.
 HAIKU_WEIGHTS = {
-    *(
-        "hk.get_parameter",
-        "hk.Linear",
-        "hk.LayerNorm",
-        "hk.RMSNorm",
-        "hk.Embed",
-        "hk.MultiHeadAttention",
-    ),
-    *("hk.Conv1D", "hk.Conv2D", "hk.BatchNorm"),
+    *("hk.get_parameter", "hk.Linear", "hk.LayerNorm", "hk.RMSNorm", "hk.Embed"),
+    *("hk.MultiHeadAttention", "hk.Conv1D", "hk.Conv2D", "hk.BatchNorm"),
 }
 
 
@@ -62,7 +45,7 @@ def tree(path: str) -> ast.Module:
 
 
 def local_file_access(module: ast.Module) -> Iterator[str]:
-    """Yields what in a module reaches files of this machine only."""
+    """Yields the imports and calls of a module that work on local files only."""
     for node in ast.walk(module):
         if isinstance(node, ast.Import):
             yield from (
@@ -78,12 +61,10 @@ def local_file_access(module: ast.Module) -> Iterator[str]:
 
 
 def without_docstring(module: ast.Module) -> Iterator[str]:
-    """Yields the public classes and functions of a module that have no docstring.
+    """Yields the names of public classes and functions without a docstring.
 
-    `module` for the module itself.
-
-    Methods are left out: a docstring that repeats the signature says nothing. Those that do more
-    than their name says have one.
+    The module itself is `module`. Methods are left out: a docstring that repeats the signature says
+    nothing.
     """
     if not ast.get_docstring(module):
         yield "module"
@@ -100,7 +81,7 @@ def without_docstring(module: ast.Module) -> Iterator[str]:
 
 
 def haiku_weights(module: ast.Module) -> Iterator[str]:
-    """Yields where a module makes weights by Haiku's own means."""
+    """Yields the places where a module creates weights with Haiku's own functions."""
     for node in ast.walk(module):
         if isinstance(node, ast.Attribute) and ast.unparse(node) in HAIKU_WEIGHTS:
             yield f"{ast.unparse(node)} in line {node.lineno}"
@@ -109,7 +90,7 @@ def haiku_weights(module: ast.Module) -> Iterator[str]:
 def in_all_files(
     lint: Callable[[ast.Module], Iterator[str]], *, but: str | None = None
 ) -> list[str]:
-    """Returns one line for each place that `lint` finds, over all files except `but`."""
+    """Returns one line for each place that `lint` finds in all files except `but`."""
     assert len(FILES) > 100
     assert but is None or but in FILES
     return [f"{path}: {place}" for path in FILES if path != but for place in lint(tree(path))]
@@ -124,15 +105,16 @@ def test_file_is_one_idea():
         is_loop = path.endswith("training/loop.py")
         limit = LONGEST_PROGRAM if path in PROGRAMS else LONGEST_LOOP if is_loop else LONGEST_FILE
         if lines > TOO_LONG.get(path, limit):
-            found.append(f"{path} has {lines} lines, at most {limit}: it holds more than one idea")
+            found.append(
+                f"{path} has {lines} lines, at most {limit}: it contains more than one idea"
+            )
     assert not found, "\n".join(found)
 
 
 def test_files_are_reached_through_epath():
     found = in_all_files(local_file_access, but="flamingo_jax/core/paths.py")
-    assert not found, "every path may be gs://, go through flamingo_jax.core.paths:\n" + "\n".join(
-        found
-    )
+    message = "every path may be gs://, go through flamingo_jax.core.paths:\n"
+    assert not found, message + "\n".join(found)
 
 
 def test_the_public_api_has_docstrings():

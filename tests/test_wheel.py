@@ -1,7 +1,4 @@
-"""The wheel works alone.
-
-Without the repository, its commands find the configs by name and train.
-"""
+"""The wheel works without the repository: its commands find the configs by name and train."""
 
 import os
 import pathlib
@@ -38,7 +35,7 @@ def run(*arguments: object, cwd: pathlib.Path) -> subprocess.CompletedProcess:
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory) -> pathlib.Path:
-    """Built from a copy: building leaves folders behind."""
+    """The wheel, built from a copy of the sources, since building leaves folders behind."""
     source = tmp_path_factory.mktemp("source")
     for name in ("setup.py", "pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, source)
@@ -46,24 +43,15 @@ def wheel(tmp_path_factory) -> pathlib.Path:
         shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
     built = tmp_path_factory.mktemp("built")
     pip = (sys.executable, "-m", "pip", "--disable-pip-version-check", "--no-cache-dir")
-    run(
-        *pip,
-        "wheel",
-        "--no-deps",
-        "--no-build-isolation",
-        "--no-index",
-        "--wheel-dir",
-        built,
-        source,
-        cwd=built,
-    )
+    options = ("--no-deps", "--no-build-isolation", "--no-index", "--wheel-dir", built)
+    run(*pip, "wheel", *options, source, cwd=built)
     (found,) = built.glob("*.whl")
     return found
 
 
 @pytest.fixture(scope="module")
 def environment(wheel, tmp_path_factory) -> pathlib.Path:
-    """A fresh environment with the wheel, which sees this one's packages (but not the repository)."""
+    """A new environment with the wheel and this environment's packages, without the repository."""
     place = tmp_path_factory.mktemp("environment")
     run(sys.executable, "-m", "venv", "--without-pip", place, cwd=place)
     python = place / "bin" / "python"
@@ -122,7 +110,7 @@ def test_an_installed_wheel_trains(environment, tmp_path):
 
 
 def test_every_command_has_its_flags(environment, tmp_path):
-    """--help of a program lists its own flags: it runs as the main module."""
+    """--help lists the flags of the program only if the program runs as the main module."""
     done = subprocess.run(
         [environment / "bin" / "flamingo-plan", "--help"],
         cwd=tmp_path,

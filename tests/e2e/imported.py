@@ -1,7 +1,7 @@
-"""Further training of a converted model on a small world, or a new Flamingo on converted towers, as a config file.
+"""A config file: further training of converted models on a small world.
 
---config=tests/e2e/imported.py:WORLD,FLAMINGO             a converted Flamingo goes on
---config=tests/e2e/imported.py:WORLD,LM,VISION            new layers between a language model and a vision encoder
+--config=tests/e2e/imported.py:WORLD,FLAMINGO     trains a converted Flamingo further
+--config=tests/e2e/imported.py:WORLD,LM,VISION    trains new layers between two converted towers
 """
 
 from configs import flamingo_80b
@@ -14,7 +14,7 @@ STEPS = 4
 
 
 def get_config(argument):
-    """Returns the config; the parts of the model are those of the exports."""
+    """Returns the config, with the model of the exports."""
     world, *exports = argument.split(",")
     cards = [read_card(export)[1] for export in exports]
     config = flamingo_80b.get_config()
@@ -45,7 +45,7 @@ def get_config(argument):
 
 
 def _set_model(parts, model):
-    """The layers between new towers are small ones."""
+    """Sets the parts of the model. What `model` lacks, the layers between towers, becomes small."""
     parts.resampler.update(num_layers=1, width=32, num_heads=2, head_dim=16, num_latents=2)
     parts.xattn.every = 1
     if "vit" in model:
@@ -56,7 +56,7 @@ def _set_model(parts, model):
 
 
 def _plain(content):
-    """JSON's lists as the tuples that they were."""
+    """Turns the lists of JSON back into tuples."""
     if isinstance(content, dict):
         return {name: _plain(value) for name, value in content.items()}
     return tuple(content) if isinstance(content, list) else content

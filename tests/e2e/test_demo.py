@@ -1,9 +1,6 @@
-"""launch/demo.sh at its smoke size.
+"""launch/demo.sh at its smoke size runs every part in order, and writes the report of the README.
 
-Every part runs, in its order, and the report is what the README says.
-
-What it learns in so few steps proves nothing: the numbers of the real size are in the README, with
-how they were measured.
+What is learnt in so few steps proves nothing. `test_demo_full.py` checks the real size.
 """
 
 import ast
@@ -98,7 +95,7 @@ def test_every_stage_learns_something_and_is_measured(demo):
 
 @pytest.fixture
 def readme(demo, tmp_path) -> str:
-    """The README with the paths of its commands turned to this demo, and a.png and b.png to pictures that are there."""
+    """The README with paths that exist: those of this demo, and pictures for a.png and b.png."""
     output, _ = demo
     text = (ROOT / "README.md").read_text()
     for name in ("a.png", "b.png"):
@@ -118,7 +115,7 @@ def test_the_readmes_python_runs(readme, capsys):
 
 @pytest.mark.parametrize("program", ["generate", "evaluate"])
 def test_the_readmes_commands_run(readme, run_program, program):
-    """The commands about the demo's model; they stand first."""
+    """Runs the first command of each program, which uses the demo's model."""
     command = re.findall(rf"^python (-m flamingo_jax.{program} .*)$", readme, re.MULTILINE)[0]
     run_program(*shlex.split(command), *(["--config.n=8"] if program == "evaluate" else []))
 

@@ -1,7 +1,7 @@
-"""launch/demo.sh at its real size learns what the README says it learns, in less memory than a laptop has.
+"""launch/demo.sh at its real size learns what the README says, within the memory of a laptop.
 
-About ten minutes. FLAMINGO_DEMO=DIR (absolute) looks at a demo that has run already: its stages are
-skipped, its evaluation is done again.
+Takes about ten minutes. With FLAMINGO_DEMO=DIR (absolute) the tests use a demo that has run
+already: its stages are skipped, only its evaluation runs again.
 """
 
 import json
@@ -38,7 +38,7 @@ def demo(tmp_path_factory) -> pathlib.Path:
 
 @pytest.fixture(scope="module")
 def value(demo):
-    """A function that looks a number of the report up by task, shots and metric."""
+    """A function that returns a number of the report by task, shots and metric."""
     rows = json.loads((demo / "report" / "results.json").read_text())
     assert {row["n"] for row in rows} == {400}
     table = {(row["task"], row["shots"], row["metric"]): row["value"] for row in rows}
@@ -57,17 +57,14 @@ def test_new_names_are_bound(value):
 
 @pytest.mark.parametrize("shots", [4, 8])
 def test_without_labels_or_images_nothing_is_learnt(value, shots):
-    """By ranking.
-
-    Binding stays at the chance of two names, format below what naming any property gives.
-    """
+    """By ranking, `bind2` stays at the chance of two names, and `format` at a guess or below."""
     for control in ("shuffled", "hidden"):
         assert abs(value(f"bind2_{control}", shots, "ranking") - 0.5) <= 0.1
         assert value(f"format_{control}", shots, "ranking") <= 0.45
 
 
 def test_the_encoder_finds_the_captions_of_pictures_it_never_saw(demo):
-    """Retrieval within batches of 64 different scenes, both ways, over all test pictures that fill batches."""
+    """Retrieval in both directions within batches of 64 different scenes, over all full batches."""
     found = json.loads((demo / "contrastive" / "report" / "results.json").read_text())
     rows = {row["metric"]: row for row in found if row["task"] == "world_retrieval"}
     for metric in ("image_to_text_recall_at_1", "text_to_image_recall_at_1"):

@@ -1,9 +1,7 @@
-"""Models of other publishers go the whole road.
+"""Models of other publishers are converted, evaluated, prompted, trained further, and written back.
 
-Converted, evaluated, asked, trained further, and back.
-
-Small random models in their publishers' files, and records of a small world. The command line is
-used once for each program.
+The models are small and random, in their publishers' file formats. The records are those of a small
+world. Each program is run once from the command line.
 """
 
 import json
@@ -43,7 +41,7 @@ CONFIG = InferenceConfig(
     xattn_chunk=0,
     compute="float32",
 )
-FAMILY, EVERY = "gpt_neox", 2  # its head is its own, so that the way back stays open
+FAMILY, EVERY = "gpt_neox", 2  # its head is not tied, so it can be written back
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +60,7 @@ def losses(workdir):
 
 
 def moved(before, after):
-    """{part of the model: the largest step of one of its weights}."""
+    """Returns {part of the model: the largest change of one of its weights}."""
     largest = {}
     for path, leaf in trees.flatten(after).items():
         step = np.max(
@@ -76,7 +74,7 @@ def moved(before, after):
 
 @pytest.fixture(scope="module")
 def published(world, tmp_path_factory):
-    """An OpenFlamingo as it is published, whose language model knows the world's words."""
+    """An OpenFlamingo in its published form. Its tokenizer has the words of the world."""
     directory = tmp_path_factory.mktemp("open_flamingo")
     inputs = open_flamingo_models.write(open_flamingo_models.build(FAMILY, EVERY), directory)
     pieces = SentencePieceTokenizer.load(world / "tokenizer", ())
@@ -105,25 +103,16 @@ def converted(published, run_program, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def trained(converted, world, run_program, tmp_path_factory):
-    """The workdir of further training, stopped after half of its steps and started again."""
+    """The workdir of further training that ended after half of its steps and was started again."""
     workdir = tmp_path_factory.mktemp("run") / "open_flamingo"
     stage_lib.train(config_of(world, converted, steps=imported.STEPS // 2), workdir, devices=ONE)
-    run_program(
-        *(
-            "-m",
-            "flamingo_jax.train",
-            f"--config=tests/e2e/imported.py:{world},{converted}",
-            f"--workdir={workdir}",
-        )
-    )
+    config = f"--config=tests/e2e/imported.py:{world},{converted}"
+    run_program("-m", "flamingo_jax.train", config, f"--workdir={workdir}")
     return workdir
 
 
 def test_open_flamingo_trains_further_and_goes_on_where_it_was_stopped(converted, trained):
-    """What OpenFlamingo trained is trained, its towers stay.
-
-    The pages are easier after a few steps.
-    """
+    """The parts that OpenFlamingo trained are trained, its towers do not change, the loss falls."""
     assert len(losses(trained)) == imported.STEPS
     assert losses(trained)[-1] < losses(trained)[0]
     steps = moved(open_checkpoint(converted).params, open_checkpoint(trained / "export").params)
@@ -132,31 +121,15 @@ def test_open_flamingo_trains_further_and_goes_on_where_it_was_stopped(converted
 
 
 def test_its_export_is_evaluated_on_a_benchmark(trained, run_program, tmp_path):
-    """As the commands of configs/open_flamingo_*.py do, at 0 and 2 shots."""
+    """The flags are those of the commands in configs/open_flamingo_*.py, at 0 and 2 shots."""
     (data,) = benchmarks.make("okvqa", tmp_path / "okvqa").values()
     run_program(
-        *(
-            "-m",
-            "flamingo_jax.evaluate",
-            "--config=configs/evaluate.py:paper",
-            f"--checkpoint={trained}",
-        ),
-        *(
-            f"--output={tmp_path / 'report'}",
-            f"--config.data.okvqa={data}",
-            "--task=okvqa",
-            "--shots=0,2",
-        ),
-        *(
-            "--config.inference.beam_ends=best",
-            "--config.inference.max_new_tokens=3",
-            "--config.inference.xattn_chunk=0",
-        ),
-        *(
-            "--config.inference.lengths=(64,)",
-            "--config.inference.num_images=(3,)",
-            "--config.batch_size=3",
-        ),
+        *("-m", "flamingo_jax.evaluate", "--config=configs/evaluate.py:paper"),
+        *(f"--checkpoint={trained}", f"--output={tmp_path / 'report'}", "--task=okvqa"),
+        *(f"--config.data.okvqa={data}", "--shots=0,2", "--config.batch_size=3"),
+        *("--config.inference.beam_ends=best", "--config.inference.max_new_tokens=3"),
+        *("--config.inference.xattn_chunk=0", "--config.inference.lengths=(64,)"),
+        "--config.inference.num_images=(3,)",
     )
     rows = json.loads((tmp_path / "report" / "results.json").read_text())
     assert [(row["task"], row["shots"], row["n"], row["step"]) for row in rows] == [
@@ -170,7 +143,7 @@ CANDIDATES = ("a", "big")
 
 @pytest.fixture(scope="module")
 def asked(trained):
-    """(what the trained model read, its log-likelihoods of the candidates, their ids)."""
+    """(tokens of a prompt, the trained model's log-likelihoods of the candidates, their ids)."""
     model = Flamingo.load(trained / "export", config=CONFIG)
     prompt = [IMAGES[0], "this is a", IMAGES[1], "this is"]
     (scores,) = model.score([prompt], CANDIDATES)
@@ -182,32 +155,28 @@ def asked(trained):
 def test_the_command_line_says_what_python_does(asked, trained, run_program, tmp_path):
     for name, image in zip("ab", IMAGES, strict=True):
         PIL.Image.fromarray(image).save(tmp_path / f"{name}.png")
+    prompt = f"{{{tmp_path}/a.png}}this is a{{{tmp_path}/b.png}}this is"
+    candidates = [f"--candidate={word}" for word in CANDIDATES]
     done = run_program(
-        *(
-            "-m",
-            "flamingo_jax.generate",
-            f"--checkpoint={trained}",
-            *(f"--candidate={word}" for word in CANDIDATES),
-        ),
-        f"{{{tmp_path}/a.png}}this is a{{{tmp_path}/b.png}}this is",
+        "-m", "flamingo_jax.generate", f"--checkpoint={trained}", *candidates, prompt
     )
     ranked = sorted(zip(asked[1], CANDIDATES, strict=True), reverse=True)
     printed = done.stdout.split()
     assert printed[::2] == [word for _, word in ranked]
-    # Two digits are printed, of bfloat16 or float32 as the machine computes: 0.05 is a tenth of
-    # what tells candidates apart.
+    # Two digits are printed, computed in bfloat16 or float32 depending on the machine. 0.05 is a
+    # tenth of the difference between the candidates.
     np.testing.assert_allclose(
         [float(number) for number in printed[1::2]], [score for score, _ in ranked], atol=0.05
     )
 
 
 def test_the_way_back_gives_their_class_what_was_trained_here(asked, trained, tmp_path):
-    """PyTorch then says what we say, within 1e-4 of the largest logit (float32 sums in another order)."""
+    """PyTorch gives our scores within 1e-4 of the largest logit: float32 sums in another order."""
     import torch
 
     file = Path(tmp_path) / "checkpoint.pt"
     publishers.write_back("open_flamingo", Path(trained), file)
-    # one that no other test uses
+    # A new instance, since the weights are replaced.
     theirs = open_flamingo_models.build.__wrapped__(FAMILY, EVERY).flamingo
     theirs.load_state_dict(torch.load(str(file), weights_only=True), strict=False)
     tokens, scores, ids = asked
@@ -221,10 +190,7 @@ def test_the_way_back_gives_their_class_what_was_trained_here(asked, trained, tm
 
 
 def test_idefics_trains_further(idefics_directory, world, tmp_path):  # noqa: F811
-    """Its signs around images, its tables apart, its gates.
-
-    What its prompts look like travels with the export.
-    """
+    """Image markers, separate tables, gates: its own. The export keeps the prompt format."""
     converted = writing.write(
         publishers.describe("idefics", publishers.Inputs(Path(idefics_directory[0]))),
         tmp_path / "export",
@@ -244,7 +210,7 @@ def test_idefics_trains_further(idefics_directory, world, tmp_path):  # noqa: F8
 
 @pytest.fixture(scope="module")
 def language_model(tmp_path_factory):
-    """A LLaMA with grouped heads, and a tokenizer of bytes."""
+    """The export of a LLaMA with grouped heads and a tokenizer of bytes."""
     import torch
     import transformers
 
@@ -290,6 +256,6 @@ def test_a_new_flamingo_grows_between_converted_towers(
     read = Flamingo.load(workdir, config=CONFIG).read(
         [tiny.image(1, config.data.image_size), "this is a<EOC>"]
     )
-    # <s>, as its tokenizer begins; <image> behind V
+    # <s>, which its tokenizer puts first; <image>, with an id beyond the vocabulary
     assert list(read.tokens[:2]) == [0, hf_lm.LLAMA["vocab_size"] + 1]
     assert read.tokens[-1] == hf_lm.LLAMA["vocab_size"]

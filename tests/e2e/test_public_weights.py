@@ -1,4 +1,4 @@
-"""Small random models, saved as their publishers save them, go through convert, evaluate and generate, and say what they say in their own code."""
+"""Converted models answer as their publishers' code does: small random ones, in their formats."""
 
 import dataclasses
 import json
@@ -36,9 +36,9 @@ def converted(source, inputs, output) -> Flamingo:
 
 
 def assert_evaluates(model) -> None:
-    """A benchmark of colours, open-ended and by ranking, at 2 shots: a row of results each.
+    """Evaluates a benchmark of colours, open-ended and by ranking, at 2 shots: one row each.
 
-    One prompt at a time: one program less.
+    One prompt at a time, so that one program less is compiled.
     """
     for metric in ("exact_match", "ranking"):
         benchmark = FewShotTask(
@@ -52,7 +52,7 @@ def assert_evaluates(model) -> None:
 
 @pytest.fixture(scope="module")
 def idefics_directory(tmp_path_factory):
-    """config.json, three shards with their index, LLaMA's kind of tokenizer, and the added tokens beside it."""
+    """config.json, three shards with their index, a tokenizer as LLaMA has it, and added tokens."""
     directory = tmp_path_factory.mktemp("idefics")
     path = directory / "tokenizer.model"
     train_sentencepiece(
@@ -75,9 +75,9 @@ def idefics_model(idefics_directory, tmp_path_factory):
 
 
 def test_idefics_generates_what_its_own_code_does(idefics_directory, idefics_model):
-    """Greedily; two images side by side, text before and behind. An instruct model.
+    """Greedy decoding after two consecutive images with text on both sides.
 
-    Answers end with the utterance.
+    It is an instruct model: answers end with <end_of_utterance>.
     """
     import torch
 
@@ -125,7 +125,7 @@ def test_open_flamingo_evaluates_and_generates(tmp_path):
 
 
 def test_a_language_model_answers_from_its_own_files(tmp_path):
-    """The tower alone, as `--lm` has it."""
+    """The language model alone, as `--lm` gives it."""
     inputs = open_flamingo_models.write(open_flamingo_models.build("mpt", 2), tmp_path)
     model = converted("hf_lm", publishers.Inputs(inputs.lm), tmp_path / "export")
     (answer,) = model.engine.answer([Request(model.read("w1 w2"))], batch_size=1)

@@ -1,10 +1,7 @@
-"""A run that is killed at any moment, again and again, ends as if it had not been.
+"""A run that is killed several times has the losses and weights of an undisturbed run, to the bit.
 
-The same losses, the same weights, bit for bit.
-
-The programs are run as a user runs them; SIGKILL leaves them no moment to tidy up. Where in a step
-the kill falls is up to the clock, and different each time; the step that the test waits for is
-drawn from a fixed seed.
+The programs run as a user runs them. SIGKILL leaves them no time to clean up. The step that the
+test waits for is drawn from a fixed seed. The moment within the step is different each time.
 """
 
 import json
@@ -27,12 +24,12 @@ from tests.conftest import BASE_XLA_FLAGS, ROOT
 from tests.training import small
 
 STEPS, KILLS = 40, 3
-PATIENCE = 240  # seconds that a program may take; far more than it does
+PATIENCE = 240  # seconds that a program may take; far more than it needs
 
 
 @pytest.fixture(scope="module")
 def command(tmp_path_factory):
-    """The program with everything but its workdir."""
+    """The command without its --workdir."""
     place = tmp_path_factory.mktemp("inputs")
     world = small.make_world(place / "world")
     towers = small.make_towers(place / "towers", world)
@@ -64,7 +61,7 @@ def finish(process, workdir):
 
 
 def kill_after(process, workdir, step):
-    """Kills a run as soon as it has reported `step`; it must not have ended by itself."""
+    """Kills a run as soon as it has reported `step`. Fails if the run ends by itself."""
     deadline = time.monotonic() + PATIENCE
     while not (rows := logs.read(workdir / "metrics.jsonl")) or rows[-1]["step"] < step:
         log = (workdir.parent / f"{workdir.name}.log").read_text()
@@ -77,18 +74,17 @@ def kill_after(process, workdir, step):
 
 @pytest.fixture(scope="module")
 def runs(command, tmp_path_factory):
-    """(workdir of a run in one go, workdir of one killed three times, the steps at which its parts began)."""
+    """(workdir of an undisturbed run, that of a run killed three times, steps where it began)."""
     place = tmp_path_factory.mktemp("runs")
     whole, killed = place / "whole", place / "killed"
-    in_one_go = start(command, whole)
+    finish(start(command, whole), whole)  # first: the others find the step compiled
     rng, begun = np.random.default_rng(5), [0]
     for _ in range(KILLS):
-        # Saved every second step; when the fifth from here is reported, the save at the second is
-        # complete.
+        # Every second step is saved. When the fifth step from here is reported, the save of the
+        # second is complete.
         kill_after(start(command, killed), killed, begun[-1] + int(rng.integers(5, 9)))
         begun.append(max(checkpoint_steps(killed), default=0))
     finish(start(command, killed), killed)
-    finish(in_one_go, whole)
     return whole, killed, begun
 
 
@@ -128,6 +124,6 @@ def test_weights_and_moments_are_the_same_bits(runs):
 
 
 def arrays_of(workdir):
-    """Everything in the last checkpoint's state, by name."""
+    """Returns all arrays of the last checkpoint's state by name."""
     directory = workdir / "checkpoints" / str(STEPS) / "state"
     return arrays.read(directory, arrays.describe(directory))

@@ -1,7 +1,7 @@
-"""What version 0.4.0 wrote loads, resumes and evaluates to the same numbers (tests/golden/version_0_4_0/README.md).
+"""What version 0.4.0 wrote loads, resumes and evaluates to the same numbers.
 
-Names and places of the code change from version to version; users' checkpoints, exports and
-commands do not.
+The files are described in tests/golden/version_0_4_0/README.md. Names and places in the code change
+from version to version. Users' checkpoints, exports and commands stay valid.
 """
 
 import hashlib
@@ -34,7 +34,7 @@ EVERY = (
     "--config.model.resampler.width=32",
     "--config.model.resampler.num_heads=2",
 )
-# Stage -> (the step of its checkpoint, the options of launch/demo.sh --size=smoke).
+# Stage -> (the step of its checkpoint, the options of 0.4.0's launch/demo.sh --size=smoke).
 STAGES = {
     "contrastive": (
         10,
@@ -71,7 +71,7 @@ STAGES = {
 
 
 def on_the_same_processor() -> bool:
-    """True if this processor has the flags of the one on which the files were made."""
+    """Returns True if this processor has the flags of the one that made the files."""
     lines = (
         pathlib.Path("/proc/cpuinfo").read_text().splitlines()
         if os.path.exists("/proc/cpuinfo")
@@ -85,9 +85,9 @@ def on_the_same_processor() -> bool:
 
 
 def assert_same(found: object, recorded: object) -> None:
-    """Asserts equal structure and words, and equal numbers.
+    """Asserts equal structure, words and numbers.
 
-    Numbers are equal to the bit; on another processor to 0.001 of their size.
+    Numbers are equal to the bit, or on another processor within 0.001 of their size.
     """
     if isinstance(recorded, float) and not on_the_same_processor():
         assert math.isclose(found, recorded, rel_tol=1e-3, abs_tol=1e-4), (found, recorded)
@@ -104,7 +104,7 @@ def assert_same(found: object, recorded: object) -> None:
 
 
 def read_lines(path: pathlib.Path) -> list[dict]:
-    """The rows of a file of JSON lines, without times and places."""
+    """Returns the rows of a file of JSON lines, without times and paths."""
     rows = [json.loads(line) for line in path.read_text().splitlines()]
     return [{key: value for key, value in row.items() if key not in TIMES} for row in rows]
 
@@ -121,7 +121,7 @@ def run(run_program):
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory, run) -> pathlib.Path:
-    """A directory with the records, the tokenizer and the exports of version 0.4.0, at the paths that were recorded."""
+    """The records, the tokenizer and the exports of version 0.4.0 at the recorded paths."""
     directory = tmp_path_factory.mktemp("version")
     options = ("--size=smoke", "--page_mix=0,1,0", "--seed=1", f"--output={PLACE}/world")
     run(directory, "-m", "data_pipelines.run", "--pipeline=world", *options)
@@ -144,15 +144,8 @@ def test_resumed_losses_are_those_of_0_4_0(stage, place, run):
     shutil.rmtree(workdir / "export")  # it is made again
     config = f"--config={ROOT}/configs/tiny.py:{stage}"
     try:
-        run(
-            place,
-            "-m",
-            "flamingo_jax.train",
-            config,
-            f"--workdir={PLACE / stage}",
-            *EVERY,
-            *options,
-        )
+        program = ("-m", "flamingo_jax.train", config, f"--workdir={PLACE / stage}")
+        run(place, *program, *EVERY, *options)
     finally:
         shutil.rmtree(workdir / "export", ignore_errors=True)
         shutil.copytree(GOLDEN / stage / "export", workdir / "export")

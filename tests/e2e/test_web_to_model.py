@@ -1,7 +1,7 @@
 """From a crawl to a training run.
 
-One command makes records of a WARC file, another shows them, a third trains on them with pairs and
-videos.
+The first command turns WARC files into records, the second shows them, and the third trains on them
+together with pairs and videos.
 """
 
 import io
@@ -35,7 +35,7 @@ IMAGES = {
 
 
 def make_crawl(directory):
-    """Two WARC files of pages with three images each, in the three formats of the web, and a video that a page links to."""
+    """Writes two WARC files of pages with a JPEG, a PNG, a WebP and a linked video each."""
     directory.mkdir()
     film = ("https://site.example/film.mp4", "video/mp4", media.mp4(media.grey_frames(10)))
     for number in range(2):
@@ -60,7 +60,7 @@ def make_crawl(directory):
 
 
 def make_pairs(file):
-    """A tar as img2dataset writes it."""
+    """Writes a tar as img2dataset does."""
     with tarfile.open(file, "w") as tar:
         for i in range(8):
             key = f"00000{i:04d}"
@@ -81,7 +81,7 @@ def make_pairs(file):
 
 
 def make_clips(directory):
-    """Videos with their captions beside them."""
+    """Writes videos, each next to a file with its caption."""
     directory.mkdir()
     for i in range(4):
         (directory / f"{i}.mp4").write_bytes(media.mp4(media.grey_frames(20 + 10 * i)))
@@ -90,7 +90,7 @@ def make_clips(directory):
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory, run_program):
-    """A directory with the datasets m3w, pairs and videos, the tokenizer, and the page of samples."""
+    """A directory with the datasets m3w, pairs and videos, and the tokenizer."""
     directory = tmp_path_factory.mktemp("web")
     make_crawl(directory / "crawl")
     make_pairs(directory / "00000.tar")
@@ -132,14 +132,9 @@ def test_the_crawl_becomes_pages_of_text_and_images_in_order(data):
 
 def test_the_second_command_shows_what_the_model_sees(data, run_program):
     run_program(
-        *(
-            "-m",
-            "data_pipelines.run",
-            "--pipeline=inspect",
-            f"--dataset={data / 'm3w'}",
-            "--num_samples=4",
-        ),
-        *(f"--tokenizer={data / 'tokenizer'}", "--image_size=64", f"--output={data / 'samples'}"),
+        *("-m", "data_pipelines.run", "--pipeline=inspect", f"--dataset={data / 'm3w'}"),
+        *("--num_samples=4", "--image_size=64", f"--tokenizer={data / 'tokenizer'}"),
+        f"--output={data / 'samples'}",
     )
     page = (data / "samples" / "index.html").read_text()
     assert page.count("<img") >= 4
@@ -149,13 +144,8 @@ def test_the_second_command_shows_what_the_model_sees(data, run_program):
 def test_the_third_command_trains_on_pages_pairs_and_videos(data, run_program):
     small.make_towers(data / "towers", data, config_file.get_config)
     run_program(
-        *(
-            "-m",
-            "flamingo_jax.train",
-            "--config=tests/e2e/web.py:flamingo",
-            f"--workdir={data / 'run'}",
-        ),
-        f"--config.data.tokenizer={data / 'tokenizer'}",
+        *("-m", "flamingo_jax.train", "--config=tests/e2e/web.py:flamingo"),
+        *(f"--workdir={data / 'run'}", f"--config.data.tokenizer={data / 'tokenizer'}"),
         *(
             f"--config.data.datasets.{name}.path={data / name}"
             for name in ("m3w", "pairs", "videos")

@@ -61,6 +61,10 @@ BATCH = Batch(
 POSITIONS = jnp.broadcast_to(jnp.arange(L, dtype=jnp.int32)[None], (B, L))
 
 
+# For what is compared within a tolerance: most of the time here is compilation.
+quick_jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
+
+
 @functools.cache
 def model(place="every_block"):
     every, offset = PLACES[place]
@@ -68,11 +72,14 @@ def model(place="every_block"):
 
 
 @functools.cache
+def initial_weights(place):
+    return quick_jit(model(place).init)(jax.random.key(0))
+
+
+@functools.cache
 def weights(place="every_block", *, gates=0.5):
-    params = jax.jit(model(place).init)(jax.random.key(0))
-    return trees.unflatten(
-        {k: v + gates if k.endswith("_gate") else v for k, v in trees.flatten(params).items()}
-    )
+    params = trees.flatten(initial_weights(place))
+    return trees.unflatten({k: v + gates if k.endswith("_gate") else v for k, v in params.items()})
 
 
 @functools.cache
@@ -93,7 +100,9 @@ def prefill(place="every_block", *, chunk=None):
             chunk,
         )
 
-    return jax.jit(run)
+    # The other programs are compared bit for bit.
+    is_exact = chunk is None and place != "from_the_last_of_three"
+    return jax.jit(run) if is_exact else quick_jit(run)
 
 
 @pytest.mark.parametrize(
@@ -128,14 +137,14 @@ def test_cached_decoding_equals_the_uncached_forward(place):
     Float32.
     """
     whole, _ = prefill(place)(weights(place), BATCH, BATCH.tokens)
-    losses = jax.jit(model(place).token_losses)(weights(place), BATCH)
+    losses = quick_jit(model(place).token_losses)(weights(place), BATCH)
     picked = jnp.take_along_axis(
         jax.nn.log_softmax(whole[:, :-1]), BATCH.tokens[:, 1:, None], axis=-1
     )[..., 0]
     np.testing.assert_allclose(losses, -picked, rtol=1e-5, atol=1e-5)
     start = dataclasses.replace(BATCH, media_index=jnp.where(POSITIONS < 10, PHI, 0))
     _, cache = prefill(place)(weights(place), start, BATCH.tokens)  # rows 10, 11 are overwritten
-    step = jax.jit(model(place).extend)
+    step = quick_jit(model(place).extend)
     for t in range(10, L):
         logits, cache = step(
             weights(place),
@@ -157,7 +166,7 @@ def test_unrolled_layers_are_the_same_model():
     functions, params = model(place), weights(place)
     axes = axes_of(functions.init, jax.random.key(0))
 
-    @jax.jit
+    @quick_jit
     def run(params, cache):
         pool = functions.encode(params, BATCH.frames, BATCH.frame_mask)
         media = Media(pool, BATCH.media_slot)
@@ -271,7 +280,7 @@ def test_two_prompts_may_share_an_image_and_shards_have_their_own_pools():
 
 def test_a_masked_frame_has_no_influence_and_a_video_may_have_other_frame_counts():
     """Rows 3 to 5 of the pool show one frame of two; four time embeddings serve seven frames."""
-    encode = jax.jit(model().encode)
+    encode = quick_jit(model().encode)
     before = np.asarray(encode(weights(), BATCH.frames, BATCH.frame_mask))
     after = np.asarray(encode(weights(), BATCH.frames.at[:, 1].set(7), BATCH.frame_mask))
     np.testing.assert_array_equal(after[3:], before[3:])
@@ -298,7 +307,7 @@ def test_every_weight_is_frozen_or_trained_and_has_axes(place):
 
 def test_no_gradient_reaches_the_image_pool_of_an_unused_slot():
     """Row 5 of the pool belongs to nobody: whatever it shows, the losses stay."""
-    losses = jax.jit(model().token_losses)
+    losses = quick_jit(model().token_losses)
     before = losses(weights(), BATCH)
     np.testing.assert_array_equal(
         losses(weights(), dataclasses.replace(BATCH, frames=BATCH.frames.at[5].set(9))), before

@@ -179,7 +179,7 @@ def test_a_sliding_window_hides_what_is_further_back():
     """One layer, a window of 4: the loss of token l + 1 depends on tokens l - 3 .. l only."""
     config = LMConfig(**{**TINY, "num_layers": 1}, position="rotary", sliding_window=4)
     functions = api.language_model(config)
-    params = functions.init(jax.random.key(0))
+    params = jax.jit(functions.init)(jax.random.key(0))
     losses = jax.jit(
         lambda tokens: functions.token_losses(params, Batch.of_text(tokens, jnp.ones_like(tokens)))
     )
