@@ -1,7 +1,6 @@
-"""Latents.
+"""The cache of latents: a visual is read and encoded once, a bounded number of frames at a time.
 
-A visual is read and encoded once, at most so many frames at a time, and what it is encoded with
-makes no difference.
+The visuals that it is encoded with make no difference.
 """
 
 import numpy as np

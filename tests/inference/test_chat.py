@@ -1,6 +1,6 @@
 """The dialogue of B.1.6: its prompt word by word, what ends an answer, what is forgotten.
 
-And the program on a pipe.
+Also the program that reads a dialogue from a pipe.
 """
 
 import subprocess
@@ -33,10 +33,7 @@ IMAGES = [Image(str(number)) for number in range(4)]
 
 
 class Parrot:
-    """Answers from a list; notes the prompts.
-
-    Finds prompts beyond `longest` characters too long.
-    """
+    """Answers from a list and records the prompts; longer ones than `longest` are too long."""
 
     def __init__(self, *answers, longest=10_000):
         self.answers, self.longest, self.prompts = list(answers), longest, []

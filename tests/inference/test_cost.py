@@ -13,10 +13,7 @@ HEADS = 2
 
 
 def test_a_decoded_token_costs_more_shots_no_more_than_their_attention():
-    """For each position of the prompt: 4 D for keys and values, 2 D for relative positions.
-
-    And a few tens for the softmax of each head.
-    """
+    """For each position: 4 D for keys and values, 2 D for distances, some for the softmax."""
     none, four, many = (step_flops(SIZE, (shots + 1) * TEXT) for shots in (0, 4, 32))
     # The cost is linear in the position.
     assert four - none == pytest.approx(4 * TEXT * (many - four) / (28 * TEXT), rel=1e-3)
@@ -25,10 +22,7 @@ def test_a_decoded_token_costs_more_shots_no_more_than_their_attention():
 
 
 def test_candidates_share_one_prefill():
-    """Each of C candidates of T tokens costs T - 1 decoding steps more than the prompt alone.
-
-    Their first tokens nothing.
-    """
+    """Each candidate of T tokens costs T - 1 decoding steps; its first token costs nothing."""
     length, shots = 4, 4
     prefill = score_flops(SIZE, shots=shots, count=1, length=1)
     assert score_flops(SIZE, shots=shots, count=8, length=1) == pytest.approx(prefill, rel=1e-4)

@@ -1,7 +1,4 @@
-"""Decoding.
-
-Brute force on a model one can enumerate, the cache against the uncached forward on the real one.
-"""
+"""Decoding: against brute force on a small model, and cached against uncached on the real one."""
 
 import dataclasses
 import functools

@@ -1,7 +1,4 @@
-"""Embeddings of a contrastive model.
-
-Those of the model itself, whatever the batch, the mesh, or the way through an export.
-"""
+"""Embeddings of a contrastive model: the model's, for any batch, on any mesh, after an export."""
 
 import dataclasses
 
@@ -85,10 +82,7 @@ def test_a_video_is_the_mean_of_its_frames(encoder):
 
 
 def test_an_embedding_depends_on_nothing_but_itself(encoder):
-    """Twice the same text is one embedding.
-
-    More texts and images than one pass takes change none.
-    """
+    """Equal texts have equal embeddings, and other texts and images of a pass change nothing."""
     many = [
         f"a {size} {colour} circle"
         for size in ("big", "small")

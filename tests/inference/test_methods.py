@@ -1,7 +1,4 @@
-"""Sampling methods as objects.
-
-What they refuse, and what the config and the command line make of them.
-"""
+"""Methods of decoding: the settings that they refuse, and how config and command line name them."""
 
 import dataclasses
 

@@ -1,7 +1,4 @@
-"""Flamingo.generate and .score on a tiny model with open gates.
-
-Batches, buckets, devices, beams.
-"""
+"""Flamingo.generate and .score on a tiny model: batches, buckets, devices, beams."""
 
 import dataclasses
 
@@ -140,10 +137,7 @@ def test_beams_find_nothing_worse_than_greedy(model):
 
 
 def test_what_is_drawn_does_not_depend_on_the_company(model):
-    """The same prompts in other batches of four, backwards: the same answers.
-
-    Another seed gives others.
-    """
+    """The same prompts in reverse order: the same answers; with another seed, others."""
     method = Sample(temperature=1.5, top_p=0.95, seed=3, max_new_tokens=tiny.CONFIG.max_new_tokens)
     texts = model.generate(PROMPTS, method=method, batch_size=4)
     assert model.generate(PROMPTS[::-1], method=method, batch_size=4) == texts[::-1]

@@ -63,7 +63,7 @@ def expected(model, frames):
 
 
 def test_features_are_the_mean_of_the_encoders_last_grid(model, encoder):
-    """The mean of an image over its places, of a video over its frames too, padded ones left out.
+    """The mean over an image's grid, and over a video's frames without padding.
 
     Equal to 1e-5, since sums are in another order.
     """
@@ -103,10 +103,7 @@ def test_a_language_model_sees_nothing(tmp_path_factory):
 
 
 def test_features_are_kept(encoder, encoded, tmp_path, monkeypatch):
-    """Each image is encoded once: within a run, and in the next one.
-
-    What a killed run had is there.
-    """
+    """Each image is encoded once, in a run and in the next one; a killed run keeps its parts."""
     monkeypatch.setattr(rices, "PART", 2)
     first = Rices(encoder, tmp_path)
     found = first.features([*IMAGES[:3], IMAGES[0]])

@@ -38,10 +38,7 @@ def drawn(prompts, seeds, *, temperature=1.0, top_p=1.0):
 
 
 def expected(temperature, top_p):
-    """First-token probabilities of the textbook's nucleus.
-
-    Sorted, cut once their sum has reached top_p, renormalised.
-    """
+    """First-token probabilities: sorted, cut when their sum reaches top_p, and normalised again."""
     probability = np.exp(log_probs_after(PROMPT) / temperature)
     probability /= probability.sum()
     kept, total = np.zeros_like(probability), 0.0

@@ -1,7 +1,4 @@
-"""Videos through the whole of inference.
-
-What a video is answered does not depend on what it is asked with, nor on how it is given.
-"""
+"""Videos in prompts: the answer depends neither on other prompts nor on how the video is given."""
 
 import dataclasses
 

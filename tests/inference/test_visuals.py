@@ -1,7 +1,4 @@
-"""Images and videos to frames, in every form, and their identities.
-
-And every way in which one can be wrong.
-"""
+"""Images and videos to frames, in every form; their identities; and what is refused."""
 
 import io
 import os

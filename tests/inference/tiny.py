@@ -1,7 +1,6 @@
-"""The smallest model that does everything.
+"""A small model that does everything.
 
-One-word tokens, 16 x 16 images, two layers, open gates, and weights large enough to be sure of
-something.
+One-word tokens, 16 x 16 images, two layers, open gates, and large weights, so that answers differ.
 """
 
 import functools
@@ -117,9 +116,6 @@ def load(directory, kind: str = "flamingo", **settings) -> Flamingo:
 
 
 def image(seed: int, size: int = IMAGE_SIZE) -> np.ndarray:
-    """Four quarters of different colours.
-
-    Noise would look the same to the encoder whatever the seed.
-    """
+    """Four quarters of different colours; the encoder could not distinguish images of noise."""
     quarters = np.random.default_rng(seed).integers(0, 256, (2, 2, 3), np.uint8)
     return quarters.repeat(size // 2, axis=0).repeat(size // 2, axis=1)

@@ -70,7 +70,7 @@ def test_resampler_in_both_readings_of_its_head_size(name, millions):
     ("name", "published"), [("bert_base", 109_482_240), ("bert_mini", 11_170_560)]
 )
 def test_berts(name, published):
-    """The published counts include a pooler of W^2 + W weights, which ours lacks, and no padding."""
+    """The published counts include a pooler of W^2 + W weights, and no padding."""
     config = dataclasses.replace(TEXT_ENCODERS[name], vocab_multiple=1)
     tokens = jax.ShapeDtypeStruct((1, 8), jnp.int32)
     pooler = config.width**2 + config.width

@@ -110,9 +110,9 @@ def prefill(place="every_block", *, chunk=None):
     [("every_block", "float32"), ("every_block", "bfloat16"), ("every_second", "float32")],
 )
 def test_with_closed_gates_the_logits_are_the_language_models_bit_for_bit(place, dtype):
-    """Paper, 2.2: at initialisation the model is the LM. Under jit.
+    """Paper, 2.2: at initialisation the model is the LM.
 
-    Bf16 with xla_allow_excess_precision=false (conftest).
+    bfloat16 with xla_allow_excess_precision=false (conftest).
     """
     params = jax.tree.map(lambda leaf: leaf.astype(dtype), weights(place, gates=0.0))
     lm = api.language_model(CONFIG.lm)
@@ -132,10 +132,7 @@ def test_with_closed_gates_the_logits_are_the_language_models_bit_for_bit(place,
 
 @pytest.mark.parametrize("place", PLACES)
 def test_cached_decoding_equals_the_uncached_forward(place):
-    """Prefill up to the last image, then token by token with that image's keys alone. 1e-5.
-
-    Float32.
-    """
+    """Prefill up to the last image, then token by token with that image's keys (float32: 1e-5)."""
     whole, _ = prefill(place)(weights(place), BATCH, BATCH.tokens)
     losses = quick_jit(model(place).token_losses)(weights(place), BATCH)
     picked = jnp.take_along_axis(
@@ -157,10 +154,7 @@ def test_cached_decoding_equals_the_uncached_forward(place):
 
 
 def test_unrolled_layers_are_the_same_model():
-    """Prefill and decoding with each layer's weights and cache apart. 1e-5.
-
-    Float32, fused otherwise.
-    """
+    """Prefill and decoding with one array for each layer (float32, fused otherwise: 1e-5)."""
     # blocks in front of the first cross-attention layer, and behind the last
     place = "from_the_last_of_three"
     functions, params = model(place), weights(place)
@@ -194,10 +188,7 @@ def test_the_chunked_form_gives_the_same_logits():
 
 
 def test_tokens_before_the_first_image_are_unchanged_by_any_image():
-    """Phi = 0 (paper, A.1.3): not one bit of them depends on the pictures.
-
-    Those after the first image do.
-    """
+    """With phi = 0 (paper, A.1.3) no bit of a token depends on the images; later tokens do."""
     other = dataclasses.replace(BATCH, frames=255 - BATCH.frames)
     before, after = (
         np.asarray(prefill()(weights(), batch, BATCH.tokens)[0]) for batch in (BATCH, other)

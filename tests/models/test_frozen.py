@@ -1,7 +1,4 @@
-"""The compute form of frozen towers, and what the backward pass keeps.
-
-The same model in other forms.
-"""
+"""The same model in the compute form, and what the backward pass keeps."""
 
 import dataclasses
 import functools
@@ -52,10 +49,7 @@ def assert_close(a, b, *, size=1.0):
 
 
 def largest(tree):
-    """The largest entry of a gradient.
-
-    An error in one weight's reaches the others' through the backward pass.
-    """
+    """The largest entry of a gradient: an error in one weight's reaches the others'."""
     return max(np.max(np.abs(leaf)) for leaf in jax.tree.leaves(tree))
 
 
@@ -185,10 +179,7 @@ class Layer(hk.Module):
 
 
 def run_by_number(x, remat):
-    """Three layers, each of which takes its weights from the stack by its number.
-
-    Shifted by an input of the layer.
-    """
+    """Three layers that take their weights from the stack by number, shifted by an input."""
     stack = Stack(
         3,
         lambda x, shift: (Layer(name="layer")(x) + shift.astype(x.dtype), None),

@@ -1,7 +1,4 @@
-"""NFNet against an independent numpy network.
-
-The identity at birth, folding, stochastic depth, shapes.
-"""
+"""NFNet against an independent numpy network; initial identity, folding, stochastic depth."""
 
 import dataclasses
 import math
@@ -194,10 +191,7 @@ def test_scanned_and_unrolled_blocks_are_the_same_function(images):
 
 
 def test_a_fresh_block_is_the_identity(images, params, apply):
-    """SkipInit.
-
-    A residual branch starts at gain 0, so the other weights of the branch do not matter.
-    """
+    """SkipInit: a new residual branch has gain 0, so that its other weights do not matter."""
     zero = {
         path: jnp.zeros_like(w) if path.endswith("skip/gain") else w
         for path, w in trees.flatten(params).items()

@@ -1,7 +1,4 @@
-"""The Perceiver Resampler against an independent numpy reference.
-
-Masked frames, interpolated time, sizes.
-"""
+"""The Perceiver Resampler against numpy: masked frames, interpolated time, sizes."""
 
 import dataclasses
 
@@ -120,10 +117,7 @@ def test_an_input_without_any_frame_stays_finite(features, params, apply):
 
 
 def test_frames_are_told_apart_by_time_alone(features, params, apply):
-    """Swapping two frames changes the output.
-
-    Swapping positions within a frame does not (no position embedding).
-    """
+    """Swapping two frames changes the output; swapping positions within a frame does not."""
     mask = jnp.ones((2, 4), bool)
     before = apply(params, features, mask)
     np.testing.assert_allclose(

@@ -1,7 +1,4 @@
-"""ViT: published counts, the positions of another grid, precision.
-
-And a Flamingo that sees through one.
-"""
+"""ViT: published counts, the positions of another grid, precision, and a Flamingo with a ViT."""
 
 import dataclasses
 

@@ -203,10 +203,9 @@ def test_relative_bias_picks_the_embedding_of_each_distance():
 
 
 def test_the_aligned_relative_bias_is_the_gathered_one_where_it_is_seen():
-    """Query i at key i.
+    """Queries and keys at the same positions: the shift gives what the gather gives.
 
-    The shift gives the same numbers without a gather, on and below the diagonal; above it is the
-    future.
+    On and below the diagonal; above it is the future.
     """
     q, r = draw(2, 5, 3, 4), draw(5, 3, 4)
     index = jnp.arange(5, dtype=jnp.int32)

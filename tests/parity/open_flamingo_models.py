@@ -54,10 +54,7 @@ EOC, IMAGE, PAD = PIECES, PIECES + 1, PIECES + 2
 
 @dataclasses.dataclass(frozen=True)
 class Model:
-    """A reference.
-
-    The torch module, and the config and weights of its language model as the publisher has them.
-    """
+    """A reference: the torch module, and its language model's config and weights as published."""
 
     flamingo: object
     lm: object
@@ -235,10 +232,7 @@ def write(model, directory, checkpoint=None):
 
 
 def pixels(frames):
-    """Frames uint8 [B, N, S, S, 3] as their `vision_x` [B, N, 1, 3, S, S].
-
-    CLIP's mean and deviation.
-    """
+    """Frames uint8 [B, N, S, S, 3] as their `vision_x` [B, N, 1, 3, S, S], normalised for CLIP."""
     import torch
 
     mean, std = (

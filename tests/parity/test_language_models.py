@@ -109,10 +109,7 @@ FAMILIES = {
 
 
 class NormedProjection(torch.nn.Module):
-    """MPT-1B's queries, keys and values.
-
-    Norms over all heads of the first two, which transformers' class has not.
-    """
+    """MPT-1B's queries, keys and values, with norms that transformers' class lacks."""
 
     def __init__(self, projection, config):
         super().__init__()

@@ -60,10 +60,7 @@ def small(timm):
 
 
 def _randomised(model):
-    """Gains with which each branch counts and the images are seen to the end.
-
-    Some weights small, where timm's epsilon counts.
-    """
+    """Gains with which each branch matters, and weights so small that timm's epsilon matters."""
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for name, weight in model.named_parameters():
