@@ -3,7 +3,7 @@
     contrastive       images and texts -> embeddings in one space    weights "contrastive/..."
     vision_encoder    images and videos -> features                  weights "vision/..."
 
-They are to encoders what `models.api.Model` is to models that write text.
+`models.api.Model` is the same for models that generate text.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ class ContrastiveModel:
         return self._transformed.init(rng, frames, tokens, tokens + 1)
 
     def compute_form_init(self, rng: Array) -> Params:
-        """The same as `init`: all weights are trained, so none has another compute form."""
+        """Returns what `init` returns: all weights are trained, and have the stored form."""
         return self.init(rng)
 
     def compute_form(self, params: Params) -> Params:
