@@ -204,15 +204,15 @@ def reader(mesh: Mesh) -> Reader:
     Raises:
         ValueError: if this process's devices do not have one even, contiguous part of the batch.
     """
-    num_shards, own = num_batch_shards(mesh), set()
+    num_shards, here = num_batch_shards(mesh), set()
     by_shard = mesh.devices.reshape(num_shards, -1)
     for shard in range(num_shards):
         if any(device.process_index == jax.process_index() for device in by_shard[shard]):
-            own.add(shard)
-    first, size = min(own), len(own)
-    if own != set(range(first, first + size)) or num_shards % size or first % size:
+            here.add(shard)
+    first, size = min(here), len(here)
+    if here != set(range(first, first + size)) or num_shards % size or first % size:
         raise ValueError(
-            f"The devices of process {jax.process_index()} hold parts {sorted(own)} of "
+            f"The devices of process {jax.process_index()} hold parts {sorted(here)} of "
             f"{num_shards} of the batch; expected one even, contiguous part. Choose config.mesh so "
             "that the model axis divides the devices of a process, or is divided by them."
         )

@@ -1,7 +1,9 @@
-"""A stage from its config to its export.
+"""Trains a stage, from its config to its export.
 
-config --> mesh, tokenizer, checks --> Store --> Mixture --> Run: shapes, shardings, functions
---> state: restored or made --> batches --> loop --> export
+    config --> mesh, tokenizer, checks --> Store --> Mixture --> Run: shapes, shardings, functions
+           --> state: restored or made --> batches --> loop --> export
+
+`train` does these in order; `Run` is what they share.
 """
 
 from __future__ import annotations
@@ -70,7 +72,7 @@ class Run:
     step: Step
 
 
-# What a program hands in as a probe or an evaluation: (run, tokenizer) -> (weights -> numbers).
+# A probe or an evaluation that a program passes to `train`: it makes a function weights -> numbers.
 Measurer = Callable[[Run, Tokenizer], callbacks.Measure]
 
 
@@ -88,22 +90,22 @@ def train(
     Args:
         config: the run.
         workdir: receives checkpoints/, export/, config.json, metrics.jsonl and tensorboard/.
-        probes: what `config.until.probe` may name.
-        evaluation: few-shot evaluation, done as `config.evaluate` says.
+        probes: {name: probe}; `config.until.probe` is one of the names.
+        evaluation: evaluates the tasks of `config.evaluate`.
         devices: the devices; all of them by default.
-        report: receives a line for people now and then.
+        report: receives lines for people.
 
     Returns:
-        The last state.
+        The state after the last update.
 
     Raises:
         PathError: if the workdir cannot be written. This and the next two are raised before
             anything is compiled.
-        ConfigError: if the config does not fit its towers, or names an unknown probe.
-        CheckpointError: for a missing or damaged tower or checkpoint, or one of another config.
+        ConfigError: if the config does not fit its towers, or if its probe is unknown.
+        CheckpointError: if a tower or checkpoint is missing or damaged, or of another config.
         BrokenDataset: if too many records are corrupt.
         NonFiniteError: if a loss or gradient is not finite.
-        ProbeNotReached: if the steps are used up, and `config.until` asks for more.
+        ProbeNotReached: if all steps are done and `config.until` is not reached.
     """
     # How to begin: the order is important. What can be wrong comes first, what takes time last.
     workdir = paths.make_directory(workdir)
@@ -184,7 +186,7 @@ def train(
 
 
 def compile(config: TrainConfig, mesh: Mesh) -> Run:
-    """Lays a run out on a mesh; nothing is computed, so devices may be only described.
+    """Lays out a run on a mesh. Nothing is computed, so the devices need not exist.
 
     Args:
         config: a resolved run.

@@ -188,7 +188,7 @@ def _card(field: str, path: str, stage: str) -> tuple[paths.Path, dict[str, Any]
 
 
 def _read(params: trees.Params, sources: partial.Sources) -> dict[str, dict[str, Any]]:
-    """Reads one export after the other, and tells each reader which weights it must skip."""
+    """Reads one export after the other, without the weights that the run does not use."""
     loaded = {module: dict(weights) for module, weights in params.items()}
     for path in dict.fromkeys(path for path, _ in sources.values()):
         of_export = {target: source for target, source in sources.items() if source[0] == path}

@@ -132,7 +132,7 @@ class Step:
         after, metrics = self.compiled(before, placed, jax.random.key(2))
         return Ran(after, jax.device_get(metrics))
 
-    def birth(self) -> Any:
+    def initial(self) -> Any:
         """Returns the initial state as numpy arrays, but with open gates.
 
         With closed gates the first update would change only the gates.
@@ -182,16 +182,16 @@ def step_on(
 @functools.cache
 def start() -> Any:
     """Returns the state that all meshes start from: the initial state of one device."""
-    return step_on(1, 1, 1).birth()
+    return step_on(1, 1, 1).initial()
 
 
 def report(path: str, *sizes: int) -> None:
     """Writes the initial state and the results of the first update, as float32 arrays by name."""
     step = step_on(*sizes)
-    born = step.birth()
-    ran = step.run(born)
+    initial = step.initial()
+    ran = step.run(initial)
     parts = {
-        "birth": trees.flatten(born.params()),
+        "initial": trees.flatten(initial.params()),
         "gradients": ran.gradients,
         "weights": ran.weights,
         "metrics": ran.metrics,

@@ -50,21 +50,21 @@ def step_on(*sizes, **fields):
 
 
 @pytest.fixture(scope="module")
-def born():
+def initial():
     """The initial state on one device."""
-    return step_on(1, 1, 1).birth()
+    return step_on(1, 1, 1).initial()
 
 
 @pytest.fixture(scope="module")
-def reference(born):
-    return step_on(1, 1, 1).run(born)
+def reference(initial):
+    return step_on(1, 1, 1).run(initial)
 
 
 @pytest.mark.parametrize(
     "zero", [True, pytest.param(False, marks=pytest.mark.slow)], ids=["zero", "whole"]
 )
-def test_a_finetuning_step_is_the_same_on_eight_devices(born, reference, zero):
-    ran = step_on(1, 2, 4, zero=zero).run(born)
+def test_a_finetuning_step_is_the_same_on_eight_devices(initial, reference, zero):
+    ran = step_on(1, 2, 4, zero=zero).run(initial)
     assert_same_step(ran.gradients, ran.weights, ran.metrics, reference)
     held = [
         part(leaf)
@@ -74,12 +74,12 @@ def test_a_finetuning_step_is_the_same_on_eight_devices(born, reference, zero):
     assert set(held) == ({1 / 8, 1 / 2} if zero else {1})  # three colours are split over data alone
 
 
-def test_the_encoder_is_clipped_and_moves_by_its_own_rate(born, reference):
+def test_the_encoder_is_clipped_and_moves_by_its_own_rate(initial, reference):
     """Equal steps prove something only if weights move and clips act.
 
     A first update is rate * g / (|g| + eps), with g after the clip.
     """
-    before = trees.flatten(jax.tree.map(np.asarray, born.trainable))
+    before = trees.flatten(jax.tree.map(np.asarray, initial.trainable))
     clipped = moved = 0
     for path, gradient in reference.gradients.items():
         step = np.max(np.abs(reference.weights[path] - before[path]))

@@ -58,7 +58,7 @@ def described(name):
     return from_dict(TrainConfig, config)
 
 
-def step_on(name, *sizes, born=None):
+def step_on(name, *sizes, initial=None):
     """Returns (state before, weights after, metrics) of the first update, as numpy arrays."""
     config = described(name).resolved(small.VOCABULARY)
     config = dataclasses.replace(config, mesh=MeshConfig(*sizes), precision=Policy("float32"))
@@ -68,18 +68,18 @@ def step_on(name, *sizes, born=None):
     # Some are the new tokens.
     batch.tokens[::2, 3], batch.tokens[::3, 5] = small.VOCABULARY, small.VOCABULARY + 1
     batch = {"pages": to_device(batch, mesh)}
-    if born is None:  # with open gates: shut ones would hide all but themselves
+    if initial is None:  # with open gates: with closed ones only the gates would move
         state = jax.tree.map(np.asarray, run.layout.init(jax.random.key(1)))
         weights = trees.flatten(state.trainable)
         opened = {
             path: np.full_like(x, 0.5) if path.endswith("_gate") else x
             for path, x in weights.items()
         }
-        born = dataclasses.replace(state, trainable=trees.unflatten(opened))
-    state, key = jax.device_put(born, run.layout.shardings), jax.random.key(2)
+        initial = dataclasses.replace(state, trainable=trees.unflatten(opened))
+    state, key = jax.device_put(initial, run.layout.shardings), jax.random.key(2)
     step = run.step.lower(state, batch, key).compile({"xla_backend_optimization_level": 0})
     after, metrics = step(state, batch, key)
-    return born, trees.flatten(jax.device_get(after.trainable)), jax.device_get(metrics)
+    return initial, trees.flatten(jax.device_get(after.trainable)), jax.device_get(metrics)
 
 
 @pytest.mark.parametrize("name", ["open_flamingo", pytest.param("idefics", marks=pytest.mark.slow)])
@@ -88,11 +88,11 @@ def test_a_step_of_further_training_is_the_same_on_a_mesh_as_on_one_device(name)
 
     In AdamW an error of a gradient moves a weight by up to 1e-2 / 1e-3 times as much.
     """
-    born, expected, reference = step_on(name, *ONE)
-    _, weights, metrics = step_on(name, *MESH, born=born)
+    initial, expected, reference = step_on(name, *ONE)
+    _, weights, metrics = step_on(name, *MESH, initial=initial)
     for metric, number in reference.items():
         np.testing.assert_allclose(metrics[metric], number, rtol=1e-5, atol=1e-7, err_msg=metric)
-    before = trees.flatten(born.trainable)
+    before = trees.flatten(initial.trainable)
     for path, leaf in expected.items():
         # It adds the same to all scores of a query, which softmax ignores.
         stays = path.endswith("/key_head_norm/offset")

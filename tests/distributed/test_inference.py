@@ -93,7 +93,7 @@ def test_weights_split_over_model_give_the_same_answers(exported, alone, monkeyp
         path for path, leaf in asked.items() if leaf.sharding.shard_shape(leaf.shape) != leaf.shape
     }
     assert split == {path for path in asked if not re.match(WHOLE, path)}
-    # they still lie where they were read to
+    # The weights are still on the devices that they were read to.
     for path, leaf in trees.flatten(model.engine.params).items():
         assert leaf.sharding == asked[path].sharding
         assert leaf.addressable_shards[0].data.size == leaf.size // (4 if path in split else 1)

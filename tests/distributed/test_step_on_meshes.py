@@ -152,9 +152,9 @@ def test_a_step_is_the_same_over_sixteen_chips_of_one_model_group(sixteen):
     for name, array in sixteen().items():
         of, _, path = name.partition(":")
         parts.setdefault(of, {})[path] = array
-    born = trees.flatten(meshes.start().params())
-    for path, leaf in born.items():
-        np.testing.assert_array_equal(parts["birth"][path], leaf, err_msg=path)
+    initial = trees.flatten(meshes.start().params())
+    for path, leaf in initial.items():
+        np.testing.assert_array_equal(parts["initial"][path], leaf, err_msg=path)
     assert_same_step(
         parts["gradients"], parts["weights"], parts["metrics"], meshes.step_on(*ONE).first
     )

@@ -19,7 +19,7 @@ from flamingo_jax.core.paths import Path
 from flamingo_jax.inference.model import Flamingo, InferenceConfig
 from flamingo_jax.tokenizers.sentencepiece import SentencePieceTokenizer
 from flamingo_jax.training import logs
-from flamingo_jax.training import run as stage_lib
+from flamingo_jax.training import run as run_lib
 from flamingo_jax.training.config import TrainConfig
 from tests.conversion import test_convert as nfnet
 from tests.conversion import test_hf_lm as hf_lm
@@ -105,7 +105,7 @@ def converted(published, run_program, tmp_path_factory):
 def trained(converted, world, run_program, tmp_path_factory):
     """The workdir of further training that ended after half of its steps and was started again."""
     workdir = tmp_path_factory.mktemp("run") / "open_flamingo"
-    stage_lib.train(config_of(world, converted, steps=imported.STEPS // 2), workdir, devices=ONE)
+    run_lib.train(config_of(world, converted, steps=imported.STEPS // 2), workdir, devices=ONE)
     config = f"--config=tests/e2e/imported.py:{world},{converted}"
     run_program("-m", "flamingo_jax.train", config, f"--workdir={workdir}")
     return workdir
@@ -197,7 +197,7 @@ def test_idefics_trains_further(idefics_directory, world, tmp_path):  # noqa: F8
     )
     workdir = tmp_path / "run"
     config = config_of(world, converted, steps=2)
-    stage_lib.train(config, workdir, devices=ONE)
+    run_lib.train(config, workdir, devices=ONE)
     assert len(losses(workdir)) == 2 and np.isfinite(losses(workdir)).all()
     steps = moved(open_checkpoint(converted).params, open_checkpoint(workdir / "export").params)
     assert steps.pop("lm") == steps.pop("vision") == 0.0
@@ -241,7 +241,7 @@ def test_a_new_flamingo_grows_between_converted_towers(
 ):
     workdir = tmp_path / "run"
     config = config_of(world, language_model, vision_encoder, steps=2)
-    stage_lib.train(config, workdir, devices=ONE)
+    run_lib.train(config, workdir, devices=ONE)
     assert losses(workdir)[1] < losses(workdir)[0]
     params = open_checkpoint(workdir / "export").params
     towers = {
