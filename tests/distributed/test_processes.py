@@ -62,19 +62,10 @@ def test_a_flamingo_is_trained_and_evaluated_as_by_one_process(tmp_path, run_pro
     world = small.make_world(tmp_path / "world")
     towers = small.make_towers(tmp_path / "towers", world)
     train = [
-        "-m",
-        "flamingo_jax.train",
-        "--config=tests/training/small.py:flamingo",
-        "--config.mesh.data=2",
-    ]
-    train += [
-        "--config.mesh.model=2",
-        "--config.evaluate.every=3",
-        "--config.evaluate.tasks=('format',)",
-    ]
-    train += [
-        f"--config.evaluate.data.world={world}",
-        "--config.evaluate.n=8",
+        *("-m", "flamingo_jax.train", "--config=tests/training/small.py:flamingo"),
+        *("--config.mesh.data=2", "--config.mesh.model=2"),
+        *("--config.evaluate.every=3", "--config.evaluate.n=8"),
+        *("--config.evaluate.tasks=('format',)", f"--config.evaluate.data.world={world}"),
         *small.overrides("flamingo", world, towers),
     ]
     alone = {
@@ -91,25 +82,16 @@ def test_a_flamingo_is_trained_and_evaluated_as_by_one_process(tmp_path, run_pro
             np.testing.assert_allclose(a["loss"], b["loss"], rtol=1e-5)
 
     evaluate = [
-        "-m",
-        "flamingo_jax.evaluate",
-        "--config=configs/evaluate.py",
-        f"--checkpoint={tmp_path / 'one'}",
-    ]
-    evaluate += [
-        "--task=format,bind2",
-        "--shots=0,2",
-        "--config.n=12",
-        "--config.batch_size=8",
-        f"--config.data.world={world}",
+        *("-m", "flamingo_jax.evaluate", "--config=configs/evaluate.py"),
+        *(f"--checkpoint={tmp_path / 'one'}", f"--config.data.world={world}"),
+        *("--task=format,bind2", "--shots=0,2", "--config.n=12", "--config.batch_size=8"),
     ]
     run_processes([*evaluate, f"--output={tmp_path / 'report2'}"], count=2, devices=2)
     run_program(
         *evaluate, "--config.mesh.data=-1", f"--output={tmp_path / 'report1'}", environment=alone
     )
     for name in ("results.json", "predictions.jsonl"):
-        assert (tmp_path / "report2" / name).read_text() == (
-            tmp_path / "report1" / name
-        ).read_text()
+        two, one = (tmp_path / report / name for report in ("report2", "report1"))
+        assert two.read_text() == one.read_text()
     assert len(json.loads((tmp_path / "report1" / "results.json").read_text())) == 8
     assert os.listdir(tmp_path / "report2") == os.listdir(tmp_path / "report1")

@@ -63,15 +63,8 @@ def runs(place):
 
     def options(name):
         program = [f"--config={CONFIG}", *SETTINGS, *RECORDS, f"--workdir={shared / name}"]
-        return [
-            "train",
-            "--watch",
-            "--poll=1",
-            "--mount=records:records",
-            f"--shared={shared}",
-            "--",
-            *program,
-        ]
+        launcher = ["--watch", "--poll=1", "--mount=records:records", f"--shared={shared}"]
+        return ["train", *launcher, "--", *program]
 
     pod.run(*options("whole"))
     with subprocess.Popen(
@@ -134,12 +127,8 @@ def test_the_run_really_was_broken_and_resumed(runs):
 def test_one_process_speaks_for_all_and_each_has_its_own_folder(runs):
     pod = runs[0]
     logs = [(home / "flamingo_pod" / "log").read_text() for home in pod.homes()]
-    assert [log.count("small_language_model starts") > 0 for log in logs] == [
-        True,
-        False,
-        False,
-        False,
-    ]
+    starts = ["small_language_model starts" in log for log in logs]
+    assert starts == [True, False, False, False]
     # Depending on the moment, a worker may not write why it failed.
     for worker, log in enumerate(logs):
         assert set(re.findall(r"\[process (\d) of 4\]", log)) <= {str(worker)}
@@ -162,23 +151,11 @@ def test_evaluate_on_the_pod_gives_what_one_process_with_four_devices_gives(runs
     """All bits are equal: the same prompts in the same batches on as many devices."""
     pod, whole, _, _ = runs
     shared = whole.parent
-    flags = [
-        "--config=configs/evaluate.py",
-        f"--checkpoint={whole / 'export'}",
-        "--task=lm_lookup",
-        "--shots=2",
-    ]
-    flags += ["--config.n=8", "--config.batch_size=8"]
+    flags = ["--config=configs/evaluate.py", f"--checkpoint={whole / 'export'}"]
+    flags += ["--task=lm_lookup", "--shots=2", "--config.n=8", "--config.batch_size=8"]
     program = [*flags, f"--output={shared / 'report'}"]
-    pod.run(
-        "evaluate",
-        "--watch",
-        "--poll=1",
-        "--mount=records:records",
-        f"--shared={shared}",
-        "--",
-        *program,
-    )
+    launcher = ["--watch", "--poll=1", "--mount=records:records", f"--shared={shared}"]
+    pod.run("evaluate", *launcher, "--", *program)
     devices = {"XLA_FLAGS": f"{BASE_XLA_FLAGS} --xla_force_host_platform_device_count=4"}
     devices["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
     one = [*flags, f"--output={shared / 'alone'}", "--config.mesh.data=-1"]
