@@ -123,7 +123,7 @@ class EmbeddingIndex:
 
 
 def _unit(rows: np.ndarray) -> np.ndarray:
-    """Scales rows to length 1, float32[n, E]. A row of zeros stays zero and is similar to no row."""
+    """Scales rows to length 1, float32[n, E]. A row of zeros stays zero, similar to no row."""
     length = np.linalg.norm(rows, axis=1, keepdims=True)
     return np.ascontiguousarray(rows / np.where(length == 0, 1, length), np.float32)
 

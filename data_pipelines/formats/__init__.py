@@ -1,1 +1,1 @@
-"""Readers of file formats: they yield rows or samples, and Rejects for damage; memory is bounded."""
+"""Readers of file formats: they yield rows or samples, or Rejects; their memory is bounded."""

@@ -238,8 +238,8 @@ def check(
             f"The files do not hold the model that was expected. Only in the files ({len(left)}): "
             f"{few(left)}. Only expected ({len(missing)}): {few(missing)}. Weights of the model "
             f"without a row ({len(unmade)}): {few(unmade)}. Rows for weights that the model has "
-            f"not ({len(unknown)}): {few(unknown)}. Check --source, and that the config next to the "
-            "files belongs to them."
+            f"not ({len(unknown)}): {few(unknown)}. Check --source, and that the config next "
+            "to the files belongs to them."
         )
     _check_dtypes(wanted, sources)
     by_target = {rule.target: rule for rule in makers}

@@ -140,7 +140,7 @@ def _blocks(
 
 
 def _ring(block: tuple[int, ...]) -> np.ndarray:
-    """Returns the chips of a block as a ring: each next to the following one, the last to the first.
+    """Returns the chips of a block as a ring: neighbours in it are neighbours in the block.
 
     The ring goes through the rows forwards and backwards in turn, without their first column, and
     returns along the first column. All axes after the first form one row. If there is no such ring

@@ -14,8 +14,8 @@ from flamingo_jax.evaluation.metrics.vqa_accuracy import accuracy
 from tests.evaluation.answers import answered
 
 GOLDEN = pathlib.Path(__file__).parents[2] / "golden" / "metrics"
-# The scripts print 10 digits or compute in float64. One torch script computes in float32 and has its
-# own tolerance below.
+# The scripts print 10 digits or compute in float64. One torch script computes in float32 and has
+# its own tolerance below.
 EXACT = {"rtol": 0, "atol": 1e-9}
 
 

@@ -148,7 +148,8 @@ def captions():
     (decoded text, references), with repeated words, empty and long candidates, brackets, Unicode.
     """
     rng = np.random.default_rng(5)
-    words = "a the man dog cat on in table red isn't two-wheeled it's café 3.5 , ! (left) \"quoted\"".split()
+    words = "a the man dog cat on in table red isn't two-wheeled it's café 3.5 , !".split()
+    words += ["(left)", '"quoted"']
     found = [
         (
             "A man riding a red bike.",
