@@ -36,9 +36,10 @@ def get_config(data: str = "/data") -> config_dict.ConfigDict:
         steps=500_000,
         model=sizes.FLAMINGO_80B,
         # 12 times the ablation's batches: 3072, 6144, 6144 and 768 rows, all divisible by the 96
-        # batch shards. The arithmetic: 500k updates in 15 days leave 2.6 s each, in which the chips
-        # do 1.1e18 FLOPs at peak. The ablation's 100,352 tokens and 2,816 frames are 35e15 FLOPs:
-        # 12 times that is an MFU of 0.4.
+        # batch shards. The arithmetic:
+        #     15 days / 500k updates                           = 2.6 s an update
+        #     peak of 1536 chips in 2.6 s                      = 1.1e18 FLOPs
+        #     ablation's batch, 100,352 tokens + 2,816 frames  = 35e15 FLOPs; 12 x is an MFU of 0.4
         data=DataConfig(
             f"{data}/tokenizer", image_size=320, datasets=mixture.datasets(data, scale=12)
         ),

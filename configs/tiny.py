@@ -115,7 +115,8 @@ def _contrastive() -> TrainConfig:
 def _language_model() -> TrainConfig:
     """Returns the stage that trains on text with look-ups.
 
-    600 x 32 x 96 = 1.8M tokens, or up to two thirds more until the probe is below its bound.
+    The probe falls below its bound after about 600 of at most 1,000 updates: 600 x 32 x 96 = 1.8M
+    tokens.
     """
     # A document of the world is about one row long.
     text = DatasetConfig("text", f"{WORLD}/text", batch_size=32, length=96, documents_per_row=1)
@@ -134,8 +135,8 @@ def _flamingo() -> TrainConfig:
 
     700 x (24 pages of 8 pictures + 64 pairs) = 179,200 pictures.
     """
-    # A page is 8 x "<image> this is a dax <EOC>" = 8 x 6 = 48 tokens, and <BOS>, <EOC>, <EOS>: 51.
-    # A page with questions is 4 x 13 + 3 = 55 tokens.
+    # A page is 8 x "<image> this is a dax <EOC>" = 8 x 6 = 48 tokens, with <BOS> and <EOS> 50.
+    # A page with questions is 4 x 13 + 2 = 54 tokens.
     pages = DatasetConfig(
         "interleaved",
         f"{WORLD}/pages",
@@ -196,8 +197,8 @@ def _config(
         towers=towers,
         hooks=HooksConfig(log_every=10, save_every=100, keep=1),
         until=until,
-        # With --config.evaluate.every=100 --config.evaluate.tasks="('format',)"; contrastive:
-        # "('world_retrieval',)".
+        # To use it: --config.evaluate.every=100 --config.evaluate.tasks="('format',)", and in the
+        # contrastive stage --config.evaluate.tasks="('world_retrieval',)".
         evaluate=EvaluateEvery(data={**DIRECTORIES, "world": WORLD}),
     )
 

@@ -1,13 +1,14 @@
 r"""Removes duplicates of evaluation images from a training set (paper, A.3.4).
 
-The datasheets say "deduplicated against the evaluation sets".
+The datasheets of the paper's training sets say "deduplicated against the evaluation sets".
 
     python -m data_pipelines.run --pipeline=dedup --input=data/pairs \
         --against=coco/val2014,flickr30k/images --output=data/pairs_deduplicated
 
 The paper compares embeddings of ALIGN and LTIP with those of ImageNet, COCO, OK-VQA, VQAv2,
 Flickr30k and VisDial, by approximate nearest neighbours, and leaves M3W and VTP as they are. It
-does not state its threshold; here it is the default of a field. OUTPUT contains the dataset without
+does not state its threshold: the defaults of `max_distance` and `min_cosine` are ours. The default
+method, phash, compares perceptual hashes and not embeddings. OUTPUT contains the dataset without
 the matches, candidates.json with every pair that was found, the closest first, and candidates.html,
 which shows them.
 
@@ -60,7 +61,7 @@ class DedupRequest:
       method: phash or embeddings.
       embeddings: directory with the embeddings of all images of the split in order, named
         RECORD/IMAGE, as `evaluate --task=embed` writes them.
-      max_distance: for phash: bits of 64 in which a copy can differ.
+      max_distance: for phash: how many of the 64 bits of a copy may differ.
       min_cosine: for embeddings: smallest similarity at which two images count as the same.
       drop: record: drop a page with a match; image: drop only the image.
     """
@@ -86,8 +87,8 @@ class DedupRequest:
             )
         if (self.method == "embeddings") != bool(self.embeddings):
             raise ValueError(
-                "dedup: give --embeddings, the directory of the input's, with "
-                "--method=embeddings only."
+                "dedup: --embeddings, the directory with the input's embeddings, is required with "
+                "--method=embeddings and not allowed otherwise."
             )
         if not 0 <= self.max_distance < BITS or not 0 < self.min_cosine <= 1:
             raise ValueError(
@@ -378,6 +379,6 @@ def _parse_key(key: str, place: str, num_records: int) -> tuple[int, int]:
     if not (record.isdecimal() and image.isdecimal() and int(record) < num_records):
         raise ValueError(
             f"{place} names a row {key!r}, expected RECORD/IMAGE with a record below "
-            f"{num_records}, the number in the input. Is {ARRAY} that of another dataset?"
+            f"{num_records}, the number in the input. Was {ARRAY} made from another dataset?"
         )
     return int(record), int(image)

@@ -6,10 +6,10 @@
     +------------------------------------------------------------------------------+
     +--> page_images --> explicit content --> InterleavedPage --> duplicates out
 
-The order is that of MassiveWeb, except for explicit content: there it comes first, here it is the
-last filter, when the page is complete, so that it can judge images too. Each filter is a function
-of the page alone. So the order only decides which reason is counted for a page that two filters
-would drop.
+The order is that of MassiveWeb, except that explicit content is the last filter instead of the
+first. The page is complete by then, so the filter can judge its images too. Each filter is a
+function of the page alone. So the order only decides which reason is counted for a page that two
+filters would drop.
 
 Differs from the paper: the paper filters explicit content with SafeSearch, which is not available.
 `--explicit_filter=MODULE:FUNCTION` names a function
@@ -70,15 +70,15 @@ class M3WRequest:
       repetition_filter: apply Gopher's repetition filter.
       near_duplicates: drop also pages that share about 0.8 of their shingles with an earlier page,
         not only equal ones.
-      min_image_side: smallest width and height of an image, in pixels.
-      max_image_aspect: longer side of an image divided by its shorter side.
+      min_image_side: in pixels; images with a smaller width or height are dropped.
+      max_image_aspect: images whose longer side is more than this times the shorter are dropped.
       max_html_bytes: largest size of a page.
       images: directory of images that were fetched before, named by the SHA-256 of their URL or by
         its path; "" = no directory.
-      image_index: file: the images of a page are in its WARC file; input: they can be in any file
-        of the input, and all files are read once more, one after the other.
-      image_fetcher: http: an image that is found nowhere else is fetched, one after the other, and
-        each host is asked at most once a second; off: nothing is fetched.
+      image_index: "file": the images of a page are in its WARC file. "input": they can be in any
+        file of the input, and all files are read once more, one after the other.
+      image_fetcher: "http": fetches a missing image, one at a time, with at most one request per
+        second and host. "off": fetches nothing.
       explicit_filter: MODULE:FUNCTION, Page -> Page | Reject, for explicit content; "" = no filter.
     """
 

@@ -16,7 +16,7 @@ from collections.abc import Callable
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 
-# bfloat16 values are rounded to bfloat16: only then are gates at 0 bit-exact (DESIGN: Model).
+# bfloat16 values are rounded to bfloat16: only then are gates at 0 bit-exact.
 BASE_XLA_FLAGS = "--xla_allow_excess_precision=false"
 # Programs that tests start have the same cache and platform, but one device (see `run_program`).
 os.environ["XLA_FLAGS"] = f"{BASE_XLA_FLAGS} --xla_force_host_platform_device_count=8"

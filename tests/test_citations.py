@@ -23,9 +23,7 @@ BODY = re.compile(
     r"((?:\d\.\d)(?:(?:, | and )\d\.\d)*)(?![\d%])"
 )
 # Words that mark a citation of another publication, or of another version of the paper.
-OTHERS = re.compile(
-    r"first version|Brock|OpenFlamingo, arXiv|publishers'|PEERS|Pope et al|Korthikanti"
-)
+OTHERS = re.compile(r"first version|Brock|OpenFlamingo, arXiv|publishers'|Pope et al|Korthikanti")
 
 
 def citations(text: str) -> Iterator[tuple[int, set[str], str]]:

@@ -1,4 +1,4 @@
-"""Imports point down (DESIGN: Layout).
+"""Imports point down.
 
 Each package has a floor, and a file imports from its own floor or a lower one. The rules read the
 source (AST), so they apply to imports inside functions too, and import nothing. For each rule there
@@ -198,9 +198,7 @@ def source_files() -> list[str]:
 
 def test_every_package_has_a_floor():
     packages = {path.parent.name for path in (ROOT / PACKAGE).glob("*/__init__.py")}
-    assert packages <= set(FLOORS), (
-        f"give these packages a floor in DESIGN and here: {packages - set(FLOORS)}"
-    )
+    assert packages <= set(FLOORS), f"give these packages a floor here: {packages - set(FLOORS)}"
 
 
 def test_every_directory_with_code_is_a_package():

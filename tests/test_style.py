@@ -1,6 +1,6 @@
 """Rules of the code that no linter checks.
 
-One idea per file, one way to open a file, one way to create a weight (DESIGN: Paths, Weights).
+One idea per file, one way to open a file, one way to create a weight.
 """
 
 import ast

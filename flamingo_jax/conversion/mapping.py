@@ -65,7 +65,7 @@ class Rule:
 
 @dataclasses.dataclass(frozen=True)
 class Skip:
-    """Leaves out weights of the files; that none has this name is no error.
+    """Leaves out weights of the files. No match is not an error.
 
     Attributes:
         source: regular expression of whole names.
@@ -210,7 +210,7 @@ def check(
     made = [rule.target for rule in makers]
     if twice := sorted({path for path in made if made.count(path) > 1}):
         raise ConversionError(
-            f"{len(twice)} weights of the model have several rows: {few(twice)}. Mend the mapping."
+            f"{len(twice)} weights of the model have several rules: {few(twice)}. Mend the mapping."
         )
     pieces = {
         rule.target: _pieces(rule, targets[rule.target])
@@ -237,9 +237,9 @@ def check(
         raise ConversionError(
             f"The files do not hold the model that was expected. Only in the files ({len(left)}): "
             f"{few(left)}. Only expected ({len(missing)}): {few(missing)}. Weights of the model "
-            f"without a row ({len(unmade)}): {few(unmade)}. Rows for weights that the model has "
-            f"not ({len(unknown)}): {few(unknown)}. Check --source, and that the config next "
-            "to the files belongs to them."
+            f"without a rule ({len(unmade)}): {few(unmade)}. Rules for weights that the model "
+            f"lacks ({len(unknown)}): {few(unknown)}. Check --source, and that the config next to "
+            "the files belongs to them."
         )
     _check_dtypes(wanted, sources)
     by_target = {rule.target: rule for rule in makers}
@@ -350,7 +350,7 @@ def _check_dtypes(wanted: set[str], sources: Mapping[str, Any]) -> None:
     if wrong:
         named = [f"{name}: {sources[name].dtype}" for name in wrong]
         raise ConversionError(
-            f"{len(wrong)} weights of the files are no floating-point numbers: {few(named)}. "
+            f"{len(wrong)} weights of the files are not floating point: {few(named)}. "
             "Expected float32, float16 or bfloat16; a quantised checkpoint cannot be converted, "
             "take the original."
         )
@@ -363,7 +363,7 @@ def _common_dtype(leaves: Any) -> np.dtype:
 
 
 def _misfits(weight: PlannedWeight, sources: Mapping[str, Any]) -> list[str]:
-    """Returns what is wrong with the shapes of one weight, tried on zeros that need no memory."""
+    """Returns what is wrong with the shapes of one weight, by running its rule without memory."""
     rule, problems, tried = weight.rule, [], {}
     if isinstance(rule, Constant):
         return []

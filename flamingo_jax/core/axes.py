@@ -1,9 +1,10 @@
-"""The whole sharding layout as one table: logical axes -> mesh axes.
+"""The sharding layout as one table: logical axes -> mesh axes.
 
 Weights are sharded over "model" as in Megatron (paper, B.1.2). Each weight names its dimensions
-("embed", "heads"), and only this table decides how a dimension is split. Projections to queries,
-keys, values and up are split by columns (heads, mlp), projections out and down by rows, and the
-vocabulary by rows of the table.
+("embed", "heads"), and this table decides how a dimension is split. `sharding.compile` applies it
+to each weight, and replicates key/value heads that the mesh does not divide. `sharding.zero` splits
+the optimizer state over "data" too. Projections to queries, keys, values and up are split by
+columns (heads, mlp), projections out and down by rows, and the vocabulary by rows of the table.
 
 Models name the axes of their activations with `constrain`. It does nothing until a program sets an
 `AxisLayout` around the trace (`with_layout`). So a model does not depend on a mesh.
@@ -26,8 +27,8 @@ RULES: Mapping[str, MeshAxes] = {
     "batch": ("replica", "data"),
     "length": None,
     # The residual stream between blocks: tokens are split over model too (sequence parallelism,
-    # Korthikanti et al. 2022). They are split by rows if there are enough rows, because a split of
-    # the first dimension moves whole blocks of memory; else by length.
+    # Korthikanti et al. 2022). If there are enough rows, they are split by rows, which moves whole
+    # blocks of memory. Otherwise they are split by length.
     "rows": ("replica", "data", "model"),
     "sequence": "model",
     "media": ("replica", "data"),

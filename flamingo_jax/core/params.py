@@ -4,9 +4,9 @@ A weight is float32 and has one logical axis for each dimension. Shape, axes and
 the line where the weight is used. The models do not use hk.Linear, because Haiku gives a weight the
 dtype of its input: bfloat16 activations would mean bfloat16 weights.
 
-While `axes_of` traces an init function, `param` records path -> axes. The blocks of a
-`core.stack.Stack` are transformed apart from the module around them. There `param` does not know
-the full path, so the stack names it with `inside`.
+While `axes_of` traces an init function, `param` records path -> axes. A
+`core.stack.Stack` transforms its blocks separately from the module around them. Inside a block
+`param` knows only a part of the path, and the stack adds the rest with `inside`.
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@
                80 layers compile as fast as one
     unrolled   one array for each weight and layer (`Layers`): a Python loop applies the blocks
 
-Only this file distinguishes the scan from the Python loop.
+Models call a `Stack` and do not ask which form it has. Caches have the form of the weights.
 """
 
 from __future__ import annotations
@@ -104,8 +104,8 @@ class Stack:
     def layer_of(self, weights: Any, number: Any, x: Any, inputs: Any = None) -> tuple[Any, Any]:
         """Applies block `number` with its slice of all weights.
 
-        The slice is not kept for the backward pass but taken again. This is for weights that are
-        not trained: in each step of a scan a gradient would be as large as the whole stack.
+        The backward pass takes the slice again. Use this for frozen weights only: in each step of a
+        scan, the gradient of a trained weight would have the size of the whole stack.
         `number` is one of `numbers(weights)`.
         """
         if is_unrolled(weights):
@@ -133,7 +133,7 @@ class Stack:
             if self._remat == "projections"
             else None
         )
-        # prevent_cse: inside a scan nothing can be merged away.
+        # prevent_cse=False is safe inside a scan: XLA cannot merge the recomputation there.
         return jax.checkpoint(apply, prevent_cse=False, policy=policy)(x, inputs)
 
     def __call__(self, x: Any, inputs: Any = None) -> tuple[Any, Any]:
@@ -149,7 +149,7 @@ class Stack:
         return self.scan(x, self.weights(x, layer_slice(inputs, 0)), inputs)
 
     def scan(self, x: Any, weights: Any, inputs: Any = None) -> tuple[Any, Any]:
-        """Applies the layers (all, or a range) of which `weights` and `inputs` are given."""
+        """Applies the layers whose weights and inputs are given: all, or a range."""
         return scan(
             lambda x, w: self.layer(w[0], x, w[1]), x, (weights, inputs), unrolled=self._unrolled
         )
@@ -188,15 +188,15 @@ def unrolled(tree: Any) -> Any:
 
     A `Stack` applies unrolled weights in a Python loop, not in a scan. A scan copies each layer's
     weights out of the stacked array. With few tokens, as in decoding, a CPU spends more time on
-    these copies than on the products. Unrolled layers need no copies, but compile more slowly, the
-    more layers there are. This is for inference; in training a scan is better.
+    these copies than on the products. Unrolled layers need no copies, but their compile time grows
+    with the number of layers. This is for inference; in training a scan is better.
     """
     apart = lambda leaf: leaf if _is_layers(leaf) else Layers(leaf[i] for i in range(len(leaf)))
     return jax.tree.map(apart, tree, is_leaf=_is_layers)
 
 
 def unrolled_weights(params: trees.Params, axes: Mapping[str, Axes]) -> trees.Params:
-    """Returns the weights of a model with its stacks `unrolled`; `axes`: of all weights."""
+    """Returns the weights of a model with its stacks `unrolled`; `axes` are of all weights."""
     flat = trees.flatten(params)
     return trees.unflatten(
         {path: unrolled(w) if axes[path][:1] == ("layers",) else w for path, w in flat.items()}

@@ -1,6 +1,6 @@
-"""Tokenises interleaved text and images, and computes phi.
+"""Tokenises interleaved text and images, and computes phi, the image that each token attends.
 
-phi is the index of the image that each token attends (paper, 2.3; p_next: A.3.2).
+The paper defines phi in 2.3, and p_next in A.3.2.
 
     page     Cute pics of my pets!  [image]  My puppy.           [image]  My cat.
     tokens   <BOS>Cute..pets!<EOC>  <image>  My puppy.<EOC>      <image>  My cat.<EOC><EOS>
@@ -32,7 +32,7 @@ from flamingo_jax.tokenizers.markers import IMAGE_TAG
 
 
 class Marker(enum.Enum):
-    """Has one member, IMAGE: the place of an image among the texts for `tokenise`."""
+    """The enum with one member, IMAGE, which marks the place of an image among texts."""
 
     IMAGE = IMAGE_TAG
 

@@ -54,7 +54,7 @@ class _Reader:
             raise ValueError(
                 f"Process {self.process_index} of {self.process_count} cannot read for "
                 f"{self.num_shards} data shards: the number of shards must be a multiple of the "
-                "number of processes, and the index less than that."
+                "number of processes, and the index less than the number of processes."
             )
 
     @property
@@ -133,8 +133,7 @@ class Mixture:
         Args:
             name: the dataset.
             position: for pages, pairs and captions t * batch_size + r, for row r of batch t. For
-                text the number of a document: those of row i are i * documents_per_row and the
-                following ones.
+                text the number of a document: row i starts at document i * documents_per_row.
         """
         return self._datasets[name].record(position)
 
@@ -218,7 +217,7 @@ class _Dataset:
         return rows[positions.start - groups.start * size :][: len(positions)]
 
     def _packed(self, group: int) -> list[TrainingRow]:
-        """Packs the documents from position group * share on into the rows of a group.
+        """Packs documents group * share, group * share + 1, ... into the rows of a group.
 
         Documents that do not fit are left out.
         """

@@ -1,18 +1,18 @@
-"""The few-shot protocol: which examples precede a query, and how the prompt is written.
+"""Few-shot prompts: which examples precede a query, and how the prompt is written.
 
-It follows the paper (A.2, B.1.4 and Figure 8).
+Follows the paper (A.2, B.1.4 and Figure 8).
 
     query --(seed, its id)--> supports in random order
                               or, with RICES, the most similar ones, the most similar last
           --> image "Output: A cat.<EOC>" image "Output: A dog.<EOC>" image "Output:"
 
 At 0 shots an open-ended benchmark has two examples without their images in front of the query
-("Output: A cat.<EOC>Output: A dog.<EOC>" image "Output:"); a close-ended one has no examples. With
-more shots the same supports come first (RICES: last). Supports do not depend on the number of
-queries that are evaluated. An ensemble asks the same question with the supports in several orders
-and averages the scores of the candidates.
+("Output: A cat.<EOC>Output: A dog.<EOC>" image "Output:"); a close-ended one has no examples. A
+larger prompt begins with the supports of a smaller one (with RICES it ends with them). Supports do
+not depend on the number of queries that are evaluated. An ensemble asks the same question with the
+supports in several orders and averages the scores of the candidates.
 
-Differs from the paper, or is not described there: supports are drawn anew for each query (as in
+Where the paper is silent, these are our choices: supports are drawn anew for each query (as in
 OpenFlamingo). The first order of an ensemble is that of the prompt without ensembling; the others
 are random and all different. The examples without images are drawn at random, with RICES too.
 """
@@ -139,7 +139,7 @@ class FewShotTask:
             chosen = self._most_similar(queries, drawn.supports, shots)
         else:
             chosen = [self._random(query, drawn.supports, num_examples) for query in queries]
-        # The text of a support is one object, however many prompts it is part of.
+        # Prompts share the text of a support, to save memory.
         texts: dict[str, str] = {}
         return [
             self._episode(query, supports, has_images=shots > 0, texts=texts)

@@ -31,7 +31,7 @@ class Protocol:
         ensemble: number of orders of the support examples over which the scores of candidates are
             averaged; 1: no ensembling.
         num_support: size of the support set of a benchmark without classes.
-        num_support_per_class: size of the support set per class, of a benchmark with classes.
+        num_support_per_class: support items for each class, if the items have classes.
         templates: file of sentences around the name of a class, for zero-shot classification; None:
             see `evaluation.benchmarks.class_templates`.
         inference: decoding, scoring and the shapes that prompts are padded to.

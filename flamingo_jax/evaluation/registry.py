@@ -1,6 +1,6 @@
-"""All benchmarks and all tasks by name.
+"""All benchmarks and all tasks, by the names in `evaluate --task` and `config.evaluate.tasks`.
 
-These are the names in `evaluate --task=NAME` and `config.evaluate.tasks`. A new benchmark is one
+A new benchmark is one
 file in `evaluation/benchmarks` and one entry in BENCHMARKS.
 """
 

@@ -1,4 +1,4 @@
-"""`Compiled`: a model with its weights on its devices, the one way in which inference runs a model.
+"""`Compiled`: a model with its weights on its devices. Inference runs a model only through it.
 
     weights    split over "model" as in training (core/axes.RULES), whole over replica and data
     prompts    rows over (replica, data)
@@ -33,7 +33,7 @@ from flamingo_jax.sharding.layout import Layout
 class Compiled:
     """Weights on their devices, and the functions that are compiled for them.
 
-    A function is compiled once for each shape of its inputs, also if several `Compiled` share it.
+    A function is compiled once for each shape of its inputs, even if several `Compiled` share it.
 
     Attributes:
         params: the weights, on their devices.

@@ -1,14 +1,13 @@
 """Prefill, then greedy decoding, beam search or sampling with a cache.
 
-The paper decodes with 3 beams and stops at `<EOC>` (paper, Appendix A.2: 3 beams).
+The paper decodes by beam search with 3 beams, and stops at `<EOC>` (A.2).
 
     prompt [B, T], right padded                   answer, one token at a time
     <BOS><image>Output: A cat.<EOC><image>Output:| A  dog .  <EOC> <PAD> <PAD>
     positions 0 .. length-1                        length, length+1, ...
 
 Prompts of unequal length share a batch: row b's answer starts at position length[b]. The prefill
-has written keys of the padding there. Each is overwritten before a token attends it, since a token
-attends positions up to its own.
+wrote keys of padding at these positions. Each is overwritten before any token can attend it.
 
 All functions are pure, and their callers compile them. The loops are `lax.while_loop`s that end as
 soon as every row is finished. They call the model through one function, `Extend`.
@@ -267,10 +266,10 @@ def beam_search(
     Args:
         extend: the model.
         prefix: the prompts.
-        method: the settings, all static. `ends` says which of the best continuations may end in a
-            step: "any" of them; or those among the `num_beams` "best", as in the beam search of
-            transformers, with which the public re-implementations were evaluated. It gives fewer
-            short answers.
+        method: the settings, all static. `ends` says which continuations may end in a step. "any":
+            any of the best. "best": only those among the `num_beams` best. The second is the rule
+            of transformers, with which the public re-implementations were evaluated. It gives
+            fewer short answers.
         stop: ids that end an answer.
         pad_id: fills the rest of a finished answer.
 
@@ -281,8 +280,8 @@ def beam_search(
     beams, length_penalty = method.num_beams, method.length_penalty
     ends, max_new_tokens = method.ends, method.max_new_tokens
     rows, vocabulary = prefix.log_probs.shape
-    # Each beam has at most one continuation for each stop token, so that among this many
-    # continuations at least `beams` are unfinished.
+    # Each beam has at most one continuation for each stop token, so this many continuations always
+    # include `beams` unfinished ones.
     expansions = min(beams * (1 + len(stop)), beams * vocabulary)
 
     def select(

@@ -1,6 +1,6 @@
 """Answers prompts in batches of a few fixed shapes.
 
-Encode each distinct image once, read each prompt once, then decode and score from there.
+It encodes each distinct image once, reads each prompt once, and decodes and scores from there.
 
     prompts --> buckets (length, images) --> batches --> new visuals --> latents
                                                 |                          |
@@ -43,7 +43,7 @@ from flamingo_jax.models.cache import Media
 from flamingo_jax.sharding.mesh import AXES as ALL_AXES
 from flamingo_jax.sharding.mesh import BATCH_AXES
 
-# The pool of prompts without visuals contains this one, which no prompt attends.
+# A placeholder for prompts without visuals; no token attends it.
 _NO_IMAGE = np.zeros((1, 1, 3), np.uint8)
 
 
@@ -153,7 +153,8 @@ class Engine:
         Raises:
             PromptTooLong: a prompt is longer, or has more images, than the largest bucket; or it is
                 longer than the model's context.
-            PromptError: an image cannot be read, or a candidate is empty.
+            PromptError: an image cannot be read, a candidate is empty, or a language model gets
+                images.
         """
         config = config or self.config
         method = (method or config.method) if generate else None
@@ -170,7 +171,7 @@ class Engine:
     def _buckets(
         self, requests: Sequence[Request], config: InferenceConfig, method: Method | None
     ) -> dict[tuple[int, int], list[int]]:
-        """{(length, images): numbers of the requests that are padded to it}."""
+        """Returns {(length, images): numbers of the requests that are padded to it}."""
         buckets: dict[tuple[int, int], list[int]] = {}
         for number, request in enumerate(requests):
             prompt, who = request.prompt, f"prompt {number}"
@@ -237,7 +238,7 @@ class Engine:
         return answers
 
     def _media(self, batch: PromptBatch, shape: Shape) -> Media:
-        """The latents of a batch, padded to the largest pool of its shape: one program a shape."""
+        """The latents of a batch, padded to its largest pool so that each shape has one program."""
         latents = self._latents(batch.visuals or (_NO_IMAGE,))
         pool = padding.pad_rows(latents, shape.rows * shape.num_images)
         return Media(self.compiled.put(pool, ()), self.compiled.put(batch.media_slot, BATCH_AXES))

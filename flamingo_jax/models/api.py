@@ -279,5 +279,5 @@ def language_model(config: LMConfig) -> Model:
 
 
 def _dtype(params: Params) -> DTypeLike:
-    """The dtype of the weights, which images are computed in too."""
+    """The dtype of the weights; images are encoded in it too."""
     return jax.tree.leaves(params)[0].dtype

@@ -75,7 +75,8 @@ class FlamingoModule(hk.Module):
         """Returns R visual tokens for each image or video.
 
         Frames are spread over all chips of the mesh, and so are the resampler's visual inputs if
-        there are enough: a model group gets back latents, not features.
+        there are enough. So the chips that share one model exchange only latents, which are smaller
+        than features.
 
         Args:
             frames: pixels, 0..255.
@@ -165,7 +166,7 @@ class FlamingoModule(hk.Module):
         media: MediaContext,
         cache: Cache | None = None,
     ) -> tuple[tuple[Float32[Array, "B T V"], Float32[Array, "B T X"] | None], Cache | None]:
-        """Returns (logits of the table and of the new tokens, the updated cache).
+        """Returns ((logits of the vocabulary, those of the X new tokens), the updated cache).
 
         Args:
             tokens: of a batch, or the next tokens of each sequence.
@@ -214,9 +215,9 @@ def interleave(
 
         blocks before the offset, n x [xattn, `every` blocks], [an incomplete last group]
 
-    The n groups are scanned, so that 80 layers compile as fast as one of each. A block takes its
-    weights from the whole stack by its number: if the scan over groups sliced the stack, it would
-    copy all of the LM's weights twice in a pass.
+    The n groups are scanned, so that 80 layers compile as fast as one of each. A block reads its
+    weights from the whole stack, by index. A scan that sliced the stack into groups would copy all
+    weights of the LM twice per pass.
 
     Args:
         config: has `every` and `offset`.

@@ -50,7 +50,10 @@ def unchanged(config: Config) -> Form[Config]:
 
 
 def of_flamingo(config: FlamingoConfig, *, trains_vision: bool) -> Form[FlamingoConfig]:
-    """Returns the compute form of a Flamingo's towers, without a vision encoder that is trained."""
+    """Returns the compute form of a Flamingo's towers.
+
+    A vision encoder that is trained stays in the stored form.
+    """
     changes_vision = isinstance(config.vision, NFNetConfig) and not trains_vision
     changes_lm = config.lm.can_fuse
     vision = config.vision
@@ -90,8 +93,8 @@ def compute_form_of_nfnet(params: Params) -> dict[str, dict[str, Array]]:
 def compute_form_of_blocks(config: LMConfig, blocks: Params) -> dict[str, dict[str, Array]]:
     """Returns an LM's stacked blocks with one weight for queries, keys and values.
 
-    A sharded layer then gathers its input once and reduces one gradient. The contracted axis is the
-    last: else the TPU compiler would copy the weights into this order.
+    A sharded layer then gathers its input once and reduces one gradient. The contracted axis is
+    last, because otherwise the TPU compiler copies the weights into this order.
 
     Args:
         config: of the LM, for the stored form.

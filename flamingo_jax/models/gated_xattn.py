@@ -9,8 +9,8 @@
 
 Both gates are 0 at the start, so that the model starts as the language model, bit for bit. A token
 attends the R latents of one image, image phi (`media_index`). With phi = 0 the attention adds
-exactly 0 (paper, 2.3, A.1.3). The media have the LM's width D: only so do the numbers of weights
-agree with Table 5 (FACTS 1.2). `XattnConfig` has more options than Table 4: those of the public
+exactly 0 (paper, 2.3, A.1.3). The media have the LM's width D. Only with this width does the number
+of weights agree with Table 5. `XattnConfig` has more options than Table 4: those of the public
 re-implementations. The defaults are the paper's.
 """
 
@@ -47,8 +47,8 @@ class XattnConfig:
         mlp_ratio: hidden width of the dense part, in widths D.
         activation: of the dense part (Table 4: squared ReLU).
         mlp_width: M, hidden width of the dense part; 0 = mlp_ratio * D.
-        media: input of keys and values: "language", the visual tokens mapped to the LM's width; or
-            "resampler", the resampler's output as it is (then there is no flamingo/media).
+        media: input of keys and values. "language": the visual tokens, mapped to the LM's width.
+            "resampler": the resampler's output, unchanged; there is no weight flamingo/media.
         media_norm: whether each layer has a LayerNorm on the media.
         norm: of the text, before attention and dense part.
         norm_epsilon: of all norms.
@@ -166,7 +166,7 @@ class GatedXattn(hk.Module):
         else:
             key, value = cached["key"], cached["value"]
             index = jnp.minimum(index, 1)
-        # In decoding, phi is 0 in sequences without images only: there is nothing to average.
+        # While decoding, only sequences without images have phi = 0: there is nothing to average.
         average = None
         if self.config.unseen == "average" and self.context.slot is not None:
             average = self.context.slot >= 0

@@ -1,4 +1,4 @@
-"""The decoder language model: Chinchilla by default (FACTS 1.4), other families by options.
+"""The decoder language model: Chinchilla by default, other families by options.
 
     tokens [B T] --embed--> x [B T D]
 

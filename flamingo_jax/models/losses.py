@@ -1,7 +1,7 @@
 """Losses, and logits by token id, from the logits of the table and of the new tokens.
 
-    base [B L V], new [B L N] --> -log p(next token) [B L-1]
-                              --> logits [B T C], C = vocab_size + N
+    base [B L V], new [B L X] --> -log p(next token) [B L-1]
+                              --> logits [B T C], C = vocab_size + X
 
 The table may be sharded by rows; the new tokens are whole on every chip.
 """
@@ -16,7 +16,7 @@ from flamingo_jax.core.notation import Array, Float32, Int
 
 def next_token_losses(
     base: Float32[Array, "B L V"],
-    new: Float32[Array, "B L N"] | None,
+    new: Float32[Array, "B L X"] | None,
     tokens: Int[Array, "B L"],
     vocab_size: int,
 ) -> Float32[Array, "B T"]:
@@ -46,7 +46,7 @@ def next_token_losses(
 
 
 def joined_logits(
-    base: Float32[Array, "B T V"], new: Float32[Array, "B T N"] | None, vocab_size: int
+    base: Float32[Array, "B T V"], new: Float32[Array, "B T X"] | None, vocab_size: int
 ) -> Float32[Array, "B T C"]:
     """Returns logits by token id: the table's without its padding, then the new tokens'."""
     base = base[..., :vocab_size]

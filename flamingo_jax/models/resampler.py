@@ -1,4 +1,4 @@
-"""Perceiver Resampler: any number of features to R visual tokens (paper, 2.1, A.1.1, Figure 5).
+"""Perceiver Resampler: any number of features become R visual tokens (paper, 2.1, A.1.1, Figure 5).
 
     features [M F P E] --linear, + time embedding [F W], flatten--> x [M F*P W]
     latents [R W] --repeat--> [M R W]
@@ -10,7 +10,8 @@ The paper gives two head sizes. Its second version has heads of 96 (= W / H), an
 that all blocks have "a same constant key and value size of 128". Only 128 gives the 194M weights of
 Table 5 (193.7M; 96 gives 174.8M), with the linear map from the 3072 channels of NFNet-F6. So
 `models.sizes` calls 128 "paper" and 96 "paper_v2_head96". The feed-forward layers have biases and
-the attention's projections have none, as in the language model with the published count.
+the attention's projections have none. The language model needs the same choice to reach its
+published number of weights.
 """
 
 from __future__ import annotations
@@ -73,7 +74,7 @@ class ResamplerConfig:
 
 
 class Resampler(hk.Module):
-    """The vision encoder's features to R visual tokens; the features are not updated."""
+    """Turns the vision encoder's features into R visual tokens; the features are not updated."""
 
     def __init__(self, config: ResamplerConfig, name: str = "resampler"):
         super().__init__(name=name)

@@ -83,7 +83,7 @@ TEXT_ENCODERS: Mapping[str, TextEncoderConfig] = {
 }
 
 # Chinchilla-style language models. The paper calls its 1.4B and 7.1B "from Chinchilla", but
-# Chinchilla's table has neither shape. The counts of Table 5 confirm them (FACTS 1.2): 1.375B,
+# Chinchilla's table has neither shape. The counts of Table 5 confirm them: 1.375B,
 # 7.112B and 70.06B weights. "7.1B_table4" has the 40 layers that Table 4 gives for Flamingo-9B; it
 # has 8.86B weights, which contradicts Table 5.
 LMS: Mapping[str, LMConfig] = {

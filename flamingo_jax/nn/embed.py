@@ -98,9 +98,9 @@ def sinusoids(num_distances: int, width: int) -> Float32[Array, "S D"]:
 def relative_bias(
     q: Float[Array, "B T H K"], r: Float[Array, "S H K"], distances: Int[Array, "B T S"]
 ) -> Float32[Array, "B H T S"]:
-    """Returns the position part of Transformer-XL's scores (Dai et al. 2019, 3.3).
+    """Returns q . r[distance] / sqrt(K), the position part of Transformer-XL's scores.
 
-    It is q . r[distance] / sqrt(K).
+    Source: Dai et al. 2019, 3.3.
 
     Args:
         q: queries, with the position bias added.
@@ -148,10 +148,10 @@ def alibi_slopes(num_heads: int) -> list[float]:
     return slopes if power == num_heads else (slopes[1::2] + slopes[0::2])[:num_heads]
 
 
-def interpolate_time(table: Float[Array, "T E"], num_frames: int) -> Float[Array, "F E"]:
-    """Interpolates the T learnt time embeddings linearly (paper, B.1.2: from 8 to 30 frames).
+def interpolate_time(table: Float[Array, "n W"], num_frames: int) -> Float[Array, "F W"]:
+    """Interpolates the n learnt time embeddings linearly (paper, B.1.2: from 8 to 30 frames).
 
-    The first and the last embedding stay at the ends. Up to T frames take the first rows as they
+    The first and the last embedding stay at the ends. Up to n frames take the first rows as they
     are: an image (one frame) has the first embedding.
     """
     num_embeddings = table.shape[0]

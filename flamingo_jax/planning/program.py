@@ -1,4 +1,4 @@
-"""Lowers the programs that are planned: the training step of a config, and two of evaluation.
+"""Lowers the programs whose cost is estimated: a training step, and two of evaluation.
 
     train     one update on a batch of each dataset          (any stage)
     prefill   encode the images of the prompts and read them (stages flamingo and language_model)
@@ -86,7 +86,8 @@ def train(config: TrainConfig, mesh: Mesh, fill: Mapping[str, RowContent]) -> Pr
     """Lowers one update.
 
     Args:
-        config: the run. If it does not state the vocabulary, it has the size of the paper's.
+        config: the run. If it does not state the size of the vocabulary, 32,000 is assumed, as in
+            the paper.
         mesh: over the devices to plan for.
         fill: real content of the rows, by name of the dataset. The rows of other datasets are full.
 
@@ -201,7 +202,7 @@ def _vocabulary(config: TrainConfig) -> list[str]:
     parts = (config.model.lm, config.model.text_encoder)
     if all(part is None or part.vocab_size for part in parts):
         return []
-    return [f"A vocabulary of {VOCABULARY:,} pieces, since the config leaves it to its tokenizer."]
+    return [f"A vocabulary of {VOCABULARY:,} pieces, because the config does not set it."]
 
 
 def _filled(dataset: DatasetConfig, shards: int, content: RowContent | None) -> flops.Fill:

@@ -41,7 +41,7 @@ class WeightRule(NamedTuple):
 
     Attributes:
       pattern: regular expression that matches whole paths.
-      frozen: True if they get no gradient; the other fields then say nothing.
+      frozen: True if they get no gradient; the other fields are ignored.
       decay: their share of `optimizer.weight_decay`.
       group: the optimizer's settings that they have.
     """
@@ -94,13 +94,13 @@ class Objective:
     table: tuple[WeightRule, ...]
     gauges: Callable[[Params], Metrics] = _no_gauges
 
-    def rules(self, paths: Iterable[str], *, some: bool = False) -> dict[str, WeightRule]:
+    def rules(self, paths: Iterable[str], *, allow_unused: bool = False) -> dict[str, WeightRule]:
         """Returns the row of the table for each path; see `rules_of`."""
-        return rules_of(self.table, paths, name=self.name, some=some)
+        return rules_of(self.table, paths, name=self.name, allow_unused=allow_unused)
 
 
 def rules_of(
-    table: tuple[WeightRule, ...], paths: Iterable[str], *, name: str, some: bool = False
+    table: tuple[WeightRule, ...], paths: Iterable[str], *, name: str, allow_unused: bool = False
 ) -> dict[str, WeightRule]:
     """Returns the row of a table that matches each path.
 
@@ -108,20 +108,17 @@ def rules_of(
         table: of an objective.
         paths: of all its weights.
         name: of the objective; for messages.
-        some: True if `paths` are only a part of the weights, so that a row may match no path.
+        allow_unused: True if `paths` are a part of the weights, so that a row may match no path.
 
     Raises:
         TableError: if a weight is matched by no row or by more than one, or a row by no weight.
     """
     rows = tuple((rule.pattern, rule) for rule in table)
-    return trees.match_once(list(paths), rows, what=f"weights ({name})", allow_unused=some)
+    return trees.match_once(list(paths), rows, what=f"weights ({name})", allow_unused=allow_unused)
 
 
 def weighted_mean(nll: Float[Array, "B T"], weights: Float[Array, "B T"]) -> Float[Array, ""]:
-    """Returns sum(weights * nll) / sum(weights), in float32.
-
-    0 for a batch in which nothing is predicted.
-    """
+    """Returns sum(weights * nll) / sum(weights) in float32, or 0 if all weights are 0."""
     total = jnp.sum(weights.astype(jnp.float32))
     return jnp.sum(nll.astype(jnp.float32) * weights) / jnp.maximum(total, 1e-8)
 
@@ -254,8 +251,8 @@ def _augmented(batch: Batch[Array], augmentation: AugmentConfig) -> Batch[Array]
 def _gates(params: Params) -> Metrics:
     """Returns tanh(alpha) of each layer, the curves of the paper's Figure 6.
 
-    {"gates/attention": [layers], "gates/dense": [layers]}; of a gate for each channel, the mean of
-    its absolute values.
+    The result is {"gates/attention": [layers], "gates/dense": [layers]}. For a gate with one value
+    per channel it is the mean of |tanh(alpha)|.
     """
     gates = {
         path: jnp.tanh(leaf.astype(jnp.float32))

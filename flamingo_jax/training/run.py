@@ -55,7 +55,7 @@ EXPECTED_ERRORS = (
 class Run:
     """What is needed to train one stage on a mesh, before any array exists.
 
-    `train` runs it, `plan` compiles it for other devices, the tests run it on eight.
+    `train` runs it, `plan` compiles it for other devices, the tests run it on eight simulated ones.
 
     Attributes:
       config: the resolved config.
@@ -99,10 +99,11 @@ def train(
         The state after the last update.
 
     Raises:
-        PathError: if the workdir cannot be written. This and the next two are raised before
-            anything is compiled.
+        PathError: if the workdir cannot be written. This and the next are raised before anything is
+            compiled.
         ConfigError: if the config does not fit its towers, or if its probe is unknown.
-        CheckpointError: if a tower or checkpoint is missing or damaged, or of another config.
+        CheckpointError: if a tower or checkpoint is missing or of another config (raised before
+            anything is compiled), or damaged (raised when it is read).
         BrokenDataset: if too many records are corrupt.
         NonFiniteError: if a loss or gradient is not finite.
         ProbeNotReached: if all steps are done and `config.until` is not reached.

@@ -136,7 +136,7 @@ def abstract_weights(objective: Objective) -> AbstractWeights:
 
 def traits(objective: Objective, weights: AbstractWeights) -> Traits:
     """Returns what the optimizer knows of the trainable weights."""
-    rules = objective.rules(trees.flatten(weights.trainable), some=True)
+    rules = objective.rules(trees.flatten(weights.trainable), allow_unused=True)
     return Traits(
         decay={path: rule.decay for path, rule in rules.items()},
         group={path: rule.group for path, rule in rules.items()},

@@ -63,7 +63,7 @@ def update(
         schedules: the learning rates by their names in the log (`optimizer.make_schedules`).
         weights: {dataset: lambda_m}.
         policy: the compute dtype.
-        gather: makes the cast weights whole, once, before the first dataset.
+        gather: all-gathers the cast weights, once, before the first dataset.
 
     Returns:
         (state after, metrics). The metrics are "loss", "<dataset>/loss", "gradient_norm" (before
@@ -92,7 +92,7 @@ def update(
 
 
 def make_step(state: StateLayout, layout: Layout, **parts: Any) -> Step:
-    """Compiles `update` onto the mesh.
+    """Jits `update` with the shardings of the mesh.
 
     The step reuses the buffers of the state it gets for the new state.
 

@@ -105,7 +105,7 @@ def test_the_table_of_a_dry_run_is_the_mapping(published, tmp_path):
         ),
         (
             lambda tree: tree["NFNet/~/final_conv"].update(w=np.zeros(3, int)),
-            r"no floating-point numbers: NFNet/~/final_conv/w",
+            r"not floating point: NFNet/~/final_conv/w",
         ),
     ],
     ids=["blocks", "missing", "extra", "shape", "dtype"],

@@ -132,8 +132,8 @@ def test_only_one_slice_is_read_at_a_time():
             {},
             r"Only in the files \(0\): none\. Only expected \(2\): embed\.weight, h\.2\.w\.",
         ),
-        ({}, {"m__new": (2,)}, r"without a row \(1\): m/new\."),
-        ({}, {"m__gate": None}, r"Rows for weights that the model has not \(1\): m/gate\."),
+        ({}, {"m__new": (2,)}, r"without a rule \(1\): m/new\."),
+        ({}, {"m__gate": None}, r"Rules for weights that the model lacks \(1\): m/gate\."),
         (
             {"h.2.w": _float(6, 5)},
             {},
@@ -149,7 +149,7 @@ def test_only_one_slice_is_read_at_a_time():
             {"m__stack__w": (3, 4, 6)},
             r"'m/stack/w' names 2 layers .* shape \(3, 4, 6\): expected 3",
         ),
-        ({"h.0.w": _float(6, 4).astype(np.int8)}, {}, r"no floating-point numbers: h\.0\.w: int8"),
+        ({"h.0.w": _float(6, 4).astype(np.int8)}, {}, r"not floating point: h\.0\.w: int8"),
     ],
 )
 def test_what_does_not_fit_is_named_on_both_sides(files, targets, message):
@@ -169,7 +169,7 @@ def test_only_the_first_few_of_many_names_are_listed():
     [
         (
             (*ROWS, Constant("m/table", np.zeros, "")),
-            "1 weights of the model have several rows: m/table",
+            "1 weights of the model have several rules: m/table",
         ),
         ((*ROWS, Skip("h.0.w", "")), r"both read and skipped: h\.0\.w"),
     ],

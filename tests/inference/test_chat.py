@@ -16,7 +16,7 @@ from tests.conftest import ROOT
 from tests.evaluation.test_programs import write_export
 from tests.inference import tiny
 
-# FACTS: paper, Appendix B.1.6, with <n> for image n.
+# From the paper, Appendix B.1.6, with <n> for image n.
 PROMPT = """\
 This is a conversation between a human, User, and an intelligent visual AI, Flamingo. \
 User sends images, and Flamingo describes them.

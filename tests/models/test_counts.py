@@ -97,7 +97,7 @@ def _groups(name):
     ],
 )
 def test_flamingos(name, lm, xattn, total):
-    """Table 5 in millions, by part; a thousandth is the rounding of the figures in FACTS 1.2."""
+    """Table 5 in millions, by part; a thousandth is the rounding of its figures."""
     groups = _groups(name)
     assert groups["vision"] == 435_286_116
     assert round(groups["resampler"] / 1e6, 1) == 193.7
@@ -107,7 +107,7 @@ def test_flamingos(name, lm, xattn, total):
 
 
 def test_the_relative_position_projection_is_needed_to_count_chinchilla():
-    """Without it the 3B's LM would have 1.27B weights and print as 1.3B (FACTS 1.2)."""
+    """Without it the 3B's LM would have 1.27B weights and print as 1.3B."""
     config = dataclasses.replace(FLAMINGOS["3B"].lm, position="none")
     without = trees.count(jax.eval_shape(api.language_model(config).init, jax.random.key(0)))
     assert round(without / 1e9, 2) == 1.27

@@ -113,11 +113,7 @@ def clip(tmp_path_factory):
 
 @pytest.mark.parametrize("activation", ["quick_gelu", "gelu"])
 def test_features_are_those_of_transformers_before_the_last_norm(clip, frames, activation):
-    """PEERS 2.1.
-
-    OpenFlamingo's patch tokens were taken before the last norm, and the activation is the one of
-    the config.
-    """
+    """OpenFlamingo takes patch tokens before the last norm; the activation is the config's."""
     model, conversion = clip[activation]
     config = conversion.model.vit
     assert (config.features, config.final_norm) == ("patches", False)
@@ -195,10 +191,7 @@ def _saved(directory, model, quick):
 
 @pytest.mark.parametrize("quick", [True, False])
 def test_features_are_those_of_open_clip(tmp_path, open_clips, frames, quick):
-    """open_clip returns tokens after the last norm since release 2.23, before it until then.
-
-    See PEERS 2.1.
-    """
+    """open_clip returns tokens after the last norm since release 2.23, before it until then."""
     model = open_clips[0][quick]
     _saved(tmp_path, model, quick)
     visual, pixels = model.visual, _normalised(frames, MEAN, STD)

@@ -77,6 +77,6 @@ def test_the_papers_run_fits_its_512_chips():
     assert data["chips"] == 512
     assert data["parameters"]["contrastive/vision"] == pytest.approx(435.3e6, rel=1e-3)
     images = 2 * 16_384
-    vision = 3 * images * 2 * 94.44e9  # FACTS 1.3
+    vision = 3 * images * 2 * 94.44e9  # per-image FLOPs of the authors' repository
     assert data["model_flops_by_part"]["vision"] == pytest.approx(vision, rel=1e-3)
     assert data["mfu"] > 0.1

@@ -1,4 +1,4 @@
-"""Model FLOPs against arithmetic by hand and against the paper's numbers (FACTS 1.3, 6)."""
+"""Model FLOPs against arithmetic by hand and against the paper's numbers."""
 
 import dataclasses
 
@@ -41,7 +41,7 @@ def of_flamingo(name, datasets, fills=None):
     ],
 )
 def test_nfnet_as_its_authors_count(variant, size, giga):
-    """FACTS 1.3: multiply-adds by the counter of the authors' repository, to the printed digits.
+    """Multiply-adds by the counter of the authors' repository, to the printed digits.
 
     The counter includes the classifier.
     """
@@ -51,7 +51,7 @@ def test_nfnet_as_its_authors_count(variant, size, giga):
 
 
 def test_80b_on_the_ablation_batches():
-    """FACTS 6: (4 * 70.06 + 6 * 9.66) GFLOP for each of 100,352 tokens, and 2,816 frames.
+    """(4 * 70.06 + 6 * 9.66) GFLOP for each of 100,352 tokens, and 2,816 frames.
 
     These are 33.9 PF and 0.66 PF, together 34.6 PF. In this rule of thumb all weights of
     cross-attention count per text token, and attention and the resampler do not count. Here keys

@@ -1,6 +1,6 @@
 """VATEX captions, in English: CIDEr on the public test split (paper, Table 6).
 
-Clips have ten seconds, and ten captions each.
+Each clip lasts ten seconds and has ten captions.
 """
 
 from __future__ import annotations
