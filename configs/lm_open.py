@@ -155,8 +155,10 @@ def get_config(name: str = "llama2_7b") -> config_dict.ConfigDict:
         name: key of `MODELS`.
 
     Raises:
-        KeyError: if there is no such model.
+        ValueError: if there is no such model.
     """
+    if name not in MODELS:
+        raise ValueError(f"lm_open:{name}: expected one of {', '.join(MODELS)}.")
     # 4 documents of 512 tokens fill a row of 2048. For other data,
     # `data_pipelines.run --pipeline=pool --rows_per_group=16` says how many documents suit them.
     text = DatasetConfig(

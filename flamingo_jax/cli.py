@@ -73,7 +73,7 @@ def _parse_with_config(argv: list[str]) -> list[str]:
     """Parses the flags; a field that the config does not have ends the program with one line."""
     try:
         return config_files.with_named_configs(app.parse_flags_with_usage)(argv)
-    except AttributeError as error:  # raised by ml_collections around its own KeyError
+    except (AttributeError, KeyError) as error:  # of ml_collections; the first contains the second
         cause = error.args[0]
         message = cause.args[0] if isinstance(cause, Exception) else cause
         sys.exit(f"Unknown field in --config: {message}")

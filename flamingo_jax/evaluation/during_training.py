@@ -37,7 +37,9 @@ _WAYS, _PAGES = (4, 6), 200
 
 
 def lm_lookup(run: Run, tokenizer: Tokenizer) -> Measure:
-    """Returns weights -> {"nll": ..., "accuracy": ...}, the worse of 4 and of 6 words a page.
+    """Returns weights -> {"nll": ..., "accuracy": ...} of looking up words.
+
+    Of pages with 4 words and pages with 6 words, the worse numbers are taken.
 
     Raises:
         ConfigError: in the contrastive stage, which has no language model.

@@ -1,7 +1,6 @@
 """All benchmarks and all tasks, by the names in `evaluate --task` and `config.evaluate.tasks`.
 
-A new benchmark is one
-file in `evaluation/benchmarks` and one entry in BENCHMARKS.
+A new benchmark is one file in `evaluation/benchmarks` and one entry in BENCHMARKS.
 """
 
 from __future__ import annotations

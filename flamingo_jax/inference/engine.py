@@ -36,7 +36,7 @@ from flamingo_jax.inference.compiled import Compiled
 from flamingo_jax.inference.config import InferenceConfig
 from flamingo_jax.inference.methods import BeamSearch, Method, Sample
 from flamingo_jax.inference.padding import PromptTooLong, Shape
-from flamingo_jax.inference.prompt import PromptBatch, PromptError, TokenisedPrompt, collate
+from flamingo_jax.inference.prompt import PromptBatch, TokenisedPrompt, collate
 from flamingo_jax.inference.score import Normalise, score
 from flamingo_jax.models.api import Model
 from flamingo_jax.models.cache import Media
@@ -153,8 +153,7 @@ class Engine:
         Raises:
             PromptTooLong: a prompt is longer, or has more images, than the largest bucket; or it is
                 longer than the model's context.
-            PromptError: an image cannot be read, a candidate is empty, or a language model gets
-                images.
+            PromptError: an image cannot be read, or a candidate is empty.
         """
         config = config or self.config
         method = (method or config.method) if generate else None
@@ -175,11 +174,6 @@ class Engine:
         buckets: dict[tuple[int, int], list[int]] = {}
         for number, request in enumerate(requests):
             prompt, who = request.prompt, f"prompt {number}"
-            if prompt.visuals and self.image_size is None:
-                raise PromptError(
-                    f"{who} has {len(prompt.visuals)} image(s), but this checkpoint is a "
-                    "language model: give it text alone."
-                )
             longest = max([method.max_new_tokens if method else 0, *map(len, request.candidates)])
             if self.context is not None and len(prompt.tokens) + longest > self.context:
                 raise PromptTooLong(

@@ -308,9 +308,16 @@ class Flamingo:
         """Tokenises one prompt; arguments as in `inference.prompt.read`.
 
         Raises:
-            PromptError: the prompt cannot be read, or has neither text nor a visual.
+            PromptError: the prompt cannot be read, has neither text nor a visual, or has a visual
+                and the model is a language model.
         """
         parts = [prompt] if isinstance(prompt, str) else prompt
+        num_visuals = sum(not isinstance(part, str) for part in parts)
+        if num_visuals and self.engine.image_size is None:
+            raise PromptError(
+                f"prompt: it has {num_visuals} image(s), but this checkpoint is a language model: "
+                "give it text alone."
+            )
         if all(isinstance(part, str) and not part.strip() for part in parts):
             raise PromptError(
                 "prompt: it is empty. Give it text or an image, such as "

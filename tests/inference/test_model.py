@@ -181,6 +181,13 @@ def test_chunked_cross_attention_gives_the_same(model, alone):
     np.testing.assert_allclose(scores, alone[1][4:], atol=1e-4)
 
 
+def test_a_language_model_whose_tokenizer_has_no_eoc_refuses_images(tmp_path_factory, monkeypatch):
+    lm = tiny.load(tmp_path_factory.getbasetemp(), kind="language_model")
+    monkeypatch.setattr(lm, "tokenizer", None)  # it refuses before it tokenises
+    with pytest.raises(PromptError, match=r"1 image\(s\), but this checkpoint is a language model"):
+        lm.generate(PROMPTS[1])
+
+
 def test_a_language_model_answers_text_and_refuses_images(tmp_path_factory):
     lm = tiny.load(tmp_path_factory.getbasetemp(), kind="language_model")
     texts, scores = answers(lm, [PROMPTS[3]])

@@ -9,6 +9,7 @@ CONFIG = "--config=tests/training/small.py:language_model"
     ("flags", "message"),
     [
         (["--config.optimizer.learning_rte=1"], 'Did you mean "learning_rate"'),
+        (["--config.data.datasets.txt.path=3"], 'Did you mean "text" instead of "txt"'),
         (
             ["--config.steps=0"],
             "ConfigError: config (TrainConfig): steps is 0; expected at least 1 update.",
