@@ -33,3 +33,11 @@ class Policy:
             return leaf.astype(self.dtype) if is_float else leaf
 
         return jax.tree.map(cast, tree)
+
+
+def dtype_of(params: Any) -> Any:
+    """Returns the dtype of cast weights: the dtype of the first, since `Policy.cast` changes all.
+
+    Images and caches have it too.
+    """
+    return jax.tree.leaves(params)[0].dtype

@@ -20,13 +20,12 @@ import functools
 from collections.abc import Sequence
 from typing import Any
 
-import jax
 import numpy as np
 from jax.sharding import Mesh
 
 from flamingo_jax.core.axes import constrain
 from flamingo_jax.core.notation import Array, Float, Int
-from flamingo_jax.core.precision import Policy
+from flamingo_jax.core.precision import Policy, dtype_of
 from flamingo_jax.core.stack import is_unrolled
 from flamingo_jax.core.trees import Params
 from flamingo_jax.data.config import ImageFit
@@ -283,8 +282,8 @@ def read_and_answer(
     extend = functools.partial(model.extend, params)
     new_tokens = method.max_new_tokens if method else 1
     room = max(new_tokens, 1 if candidates is None else candidates[0].shape[2])
-    dtype = jax.tree.leaves(params)[0].dtype
-    cache = model.empty_cache(tokens.shape[0], tokens.shape[1] + room, dtype, params)
+    size = tokens.shape[1] + room
+    cache = model.empty_cache(tokens.shape[0], size, dtype_of(params), params)
     cache = cache.map_with_axes(lambda leaf, axes: constrain(leaf, *axes))
     cache = cache.unrolled() if is_unrolled(params) else cache
     prefix = decode.prefill(extend, cache, tokens, length, media_index, media, chunk)

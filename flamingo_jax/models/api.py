@@ -11,11 +11,11 @@ from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol
 
 import haiku as hk
-import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
 from flamingo_jax.core.notation import Array, Bool, Float, Float32, Int, UInt8
+from flamingo_jax.core.precision import dtype_of
 from flamingo_jax.core.trees import Params
 from flamingo_jax.data.schema import Batch
 from flamingo_jax.models import frozen, vision
@@ -155,14 +155,14 @@ class Model:
         """
         rng = rng if self._trains_vision else None
         return self._apply.token_losses(
-            params, None, batch, rng, dtype=_dtype(params), num_shards=num_shards
+            params, None, batch, rng, dtype=dtype_of(params), num_shards=num_shards
         )
 
     def encode(
         self, params: Params, frames: UInt8[Array, "M F S S 3"], frame_mask: Bool[Array, "M F"]
     ) -> Float[Array, "M R D"]:
         """Returns R visual tokens for each image or video; zeros for a language model."""
-        return self._apply.encode(params, None, frames, frame_mask, dtype=_dtype(params))
+        return self._apply.encode(params, None, frames, frame_mask, dtype=dtype_of(params))
 
     def features(
         self, params: Params, frames: UInt8[Array, "M F S S 3"], frame_mask: Bool[Array, "M F"]
@@ -172,7 +172,7 @@ class Model:
         Raises:
             ValueError: the model is a language model.
         """
-        return self._apply.features(params, None, frames, frame_mask, dtype=_dtype(params))
+        return self._apply.features(params, None, frames, frame_mask, dtype=dtype_of(params))
 
     def extend(
         self,
@@ -276,8 +276,3 @@ def language_model(config: LMConfig) -> Model:
         cache=CacheShape(config, "lm/blocks"),
         sees_images=False,
     )
-
-
-def _dtype(params: Params) -> DTypeLike:
-    """The dtype of the weights; images are encoded in it too."""
-    return jax.tree.leaves(params)[0].dtype

@@ -13,11 +13,11 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import haiku as hk
-import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
 from flamingo_jax.core.notation import Array, Bool, Float, Float32, Int, UInt8
+from flamingo_jax.core.precision import dtype_of
 from flamingo_jax.core.trees import Params
 from flamingo_jax.models import vision
 from flamingo_jax.models.config import ModelConfig, required
@@ -106,7 +106,7 @@ class ContrastiveModel:
         self, params: Params, frames: UInt8[Array, "M F S S 3"], frame_mask: Bool[Array, "M F"]
     ) -> Float32[Array, "M J"]:
         """Returns embeddings of images and videos, of length 1."""
-        return self._apply.embed_visuals(params, None, frames, frame_mask, _dtype(params))
+        return self._apply.embed_visuals(params, None, frames, frame_mask, dtype_of(params))
 
     def embed_texts(
         self, params: Params, tokens: Int[Array, "B L"], segment: Int[Array, "B L"]
@@ -145,7 +145,7 @@ class VisionModel:
         self, params: Params, frames: UInt8[Array, "M F S S 3"], frame_mask: Bool[Array, "M F"]
     ) -> Float32[Array, "M E"]:
         """Returns the mean over the places of the encoder's last grid, and over real frames."""
-        return self._transformed.apply(params, None, frames, frame_mask, _dtype(params))
+        return self._transformed.apply(params, None, frames, frame_mask, dtype_of(params))
 
 
 # The same config gives the same model, so that programs compiled for it are found again.
@@ -163,8 +163,3 @@ def contrastive(model: ModelConfig) -> ContrastiveModel:
 def vision_encoder(config: VisionConfig) -> VisionModel:
     """Returns a vision encoder alone; its weights are named "vision/..."."""
     return VisionModel(config)
-
-
-def _dtype(params: Params) -> DTypeLike:
-    """The dtype of the weights, which images are computed in too."""
-    return jax.tree.leaves(params)[0].dtype

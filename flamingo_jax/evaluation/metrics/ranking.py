@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from flamingo_jax.evaluation.episode import Answer
+from flamingo_jax.evaluation.metrics import required
 from flamingo_jax.evaluation.metrics.declaration import Metric, Unit
 
 
@@ -31,9 +32,7 @@ def ranking(answers: Sequence[Answer]) -> float:
     Raises:
         ValueError: there are no answers, or they were not scored.
     """
-    if not answers:
-        raise ValueError("ranking of no predictions is not defined: evaluate at least one episode.")
-    return sum(map(is_first, answers)) / len(answers)
+    return required.mean([is_first(each) for each in answers], "ranking")
 
 
 def answer_nll(answers: Sequence[Answer]) -> float:
