@@ -37,6 +37,7 @@ from etils import epath
 
 from data_pipelines import near_duplicates
 from data_pipelines.collect import Found, collect
+from data_pipelines.deadline import TooSlow, cpu_limit
 from data_pipelines.filters import quality, repetition
 from data_pipelines.inputs import input_files
 from data_pipelines.keys import same_url, text_key, url_key
@@ -73,6 +74,8 @@ class M3WRequest:
       min_image_side: in pixels; images with a smaller width or height are dropped.
       max_image_aspect: images whose longer side is more than this times the shorter are dropped.
       max_html_bytes: largest size of a page.
+      max_page_seconds: largest CPU time of a page, so waiting does not count; a page that
+        takes more is counted as too_slow.
       images: directory of images that were fetched before, named by the SHA-256 of their URL or by
         its path; "" = no directory.
       image_index: "file": the images of a page are in its WARC file. "input": they can be in any
@@ -91,6 +94,7 @@ class M3WRequest:
     min_image_side: int = 64
     max_image_aspect: float = 3.0
     max_html_bytes: int = 10_000_000
+    max_page_seconds: float = 60.0
     images: str = ""
     image_index: str = "file"
     image_fetcher: str = "off"
@@ -105,6 +109,9 @@ class M3WRequest:
         if not 0 <= self.min_language_probability <= 1:
             given = f"--min_language_probability={self.min_language_probability}"
             raise ValueError(f"m3w: got {given}, expected 0 to 1.")
+        if self.max_page_seconds <= 0:
+            given = f"--max_page_seconds={self.max_page_seconds}"
+            raise ValueError(f"m3w: got {given}, expected more than 0.")
         if self.min_image_side < 1 or self.max_image_aspect < 1 or self.max_html_bytes < 1:
             raise ValueError(
                 "m3w: --min_image_side, --max_image_aspect and --max_html_bytes must be 1 or more."
@@ -242,6 +249,17 @@ def _judged(
     request: M3WRequest, body: bytes, url: str, charset: str, finders: tuple[Find, ...]
 ) -> Iterator[Found | Reject]:
     """Yields the record of one page or a Reject, after a Reject for each image that is left out."""
+    try:
+        with cpu_limit(request.max_page_seconds):
+            judged = list(_judged_in_time(request, body, url, charset, finders))
+    except TooSlow as error:
+        judged = [Reject("too_slow", f"{url}: {error}", broken=True)]
+    yield from judged
+
+
+def _judged_in_time(
+    request: M3WRequest, body: bytes, url: str, charset: str, finders: tuple[Find, ...]
+) -> Iterator[Found | Reject]:
     page = _extracted(request, body, url, charset)
     if isinstance(page, Page):
 

@@ -10,8 +10,9 @@ import re
 from flamingo_jax.tokenizers.markers import EOC, IMAGE_TAG
 
 _NAMES = "|".join(re.escape(marker.strip("<>")) for marker in (IMAGE_TAG, EOC))
-# With all brackets around it, so that no marker is left of "<<image>>".
-_MARKER = re.compile(f"<+({_NAMES})>+")
+# With all brackets around it, so that no marker is left of "<<image>>". A match starts at the first
+# of them only: starting at each would take time that grows with the square of their number.
+_MARKER = re.compile(f"(?<!<)<+({_NAMES})>+")
 
 
 def without_markers(text: str) -> str:

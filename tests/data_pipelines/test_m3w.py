@@ -277,6 +277,24 @@ def test_explicit_filter_gets_texts_and_images(tmp_path, monkeypatch):
     m3w._function.cache_clear()
 
 
+def test_a_page_that_takes_too_long_is_counted_and_the_next_one_is_read(tmp_path, monkeypatch):
+    def judge(page):
+        while page.url.endswith("slow"):
+            pass
+        return page
+
+    monkeypatch.setattr(m3w, "slow_judge", judge, raising=False)
+    pages = [page_record(name, story(number, "/a")) for number, name in enumerate(("slow", "fast"))]
+    crawl.make_warc(tmp_path / "a.warc.gz", [*pages, (f"{SITE}/a", "image/png", crawl.png())])
+    request = dataclasses.replace(
+        OPEN, explicit_filter="data_pipelines.m3w:slow_judge", max_page_seconds=0.5
+    )
+    (found,), (reject,) = read(tmp_path / "a.warc.gz", request)
+    assert json.loads(found.record.metadata)["url"] == f"{SITE}/fast"
+    assert (reject.reason, reject.broken) == ("too_slow", True)
+    assert reject.detail == f"{SITE}/slow: more than 0.5 seconds of CPU time"
+
+
 def test_near_duplicates_get_keys(tmp_path):
     crawl.make_warc(
         tmp_path / "a.warc.gz",
@@ -299,6 +317,7 @@ def test_near_duplicates_get_keys(tmp_path):
             {"explicit_filter": "no_module:f"},
             "--explicit_filter=no_module:f: there is no such function",
         ),
+        ({"max_page_seconds": 0.0}, "--max_page_seconds=0.0, expected more than 0"),
         ({"explicit_filter": "data_pipelines.m3w"}, "there is no such function"),
         ({"explicit_filter": "data_pipelines.m3w:json"}, "is a module, expected a function"),
     ],

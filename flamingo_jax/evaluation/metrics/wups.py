@@ -44,7 +44,8 @@ _STOP_WORDS = frozenset(
 """.split()
 )
 _PARTS = {"NN": "n", "JJ": "a", "VB": "v", "RB": "r"}
-_INNER_SENTENCE_END = re.compile(r"[.?!]\S*\s+\S")
+# No other mark between: starting at each mark of a word would take time that grows with the square.
+_INNER_SENTENCE_END = re.compile(r"[.?!][^\s.?!]*\s+\S")
 _EXACT = ("DB", "DC")
 Tagger = Callable[[Sequence[str]], Sequence[tuple[str, str]]]
 
