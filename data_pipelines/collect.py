@@ -4,13 +4,15 @@ It counts everything that is left out.
 
     unit (usually a file)  --read-->  Found | Reject  --write-->  one ArrayRecord file per unit,
                                         |                         on the worker, streaming
-                                        +-- keys --group--> all but the first of equal keys
-                                                       --> these records are removed from the files
+                                        +-- keys --group--> keys of two records or more
+                                                  --decide--> duplicates (see `duplicates.py`)
+                                                  --remove--> the files without them
     all counts  -->  report.json
 
 Images and texts stay on the worker that read them. Workers exchange about 30 bytes for each key of
 a record, and one account for each unit. So the memory of a worker does not grow with the number of
-records, and the time for N documents is N times the time for one.
+records, and the time for N documents is N times the time for one. Only the records that share a key
+with another record are decided in one place.
 """
 
 from __future__ import annotations
@@ -27,6 +29,7 @@ from typing import Any
 
 from etils import epath
 
+from data_pipelines.duplicates import Claims, Shared, left_out
 from data_pipelines.on_beam import Execution, run
 from data_pipelines.page import Reject
 from flamingo_jax.data.schema import Record
@@ -47,13 +50,16 @@ class Found:
 
     Attributes:
       record: of the kind of the dataset.
-      keys: what makes it equal to another record: "url:https://...", "text:HASH". Of the records
-        that share a key the first is kept. The others are counted as "duplicate_url",
-        "duplicate_text", ...
+      keys: what makes it equal to another record: "url:https://...", "text:HASH". A record that
+        shares a key with an earlier record that is kept is left out. It is counted as
+        "duplicate_url", "duplicate_text", ...
+      sketch: what decides whether it is nearly equal to a record with which it shares a key of
+        near_duplicates.KEY.
     """
 
     record: Record
     keys: tuple[str, ...] = ()
+    sketch: bytes = b""
 
 
 Read = Callable[[Unit], Iterator[Found | Reject]]
@@ -179,12 +185,16 @@ def collect(
             pipeline
             | "units" >> beam.Create(list(enumerate(units)))
             | "spread" >> beam.Reshuffle()
-            | "read and write" >> beam.FlatMap(write).with_outputs("keys", main="written")
+            | "read and write"
+            >> beam.FlatMap(write).with_outputs("keys", "sketches", main="written")
         )
+        shared = outputs["keys"] | "same key" >> beam.GroupByKey() | beam.FlatMap(_shared)
         duplicates = (
-            outputs["keys"]
-            | "same key" >> beam.GroupByKey()
-            | "all but the first" >> beam.FlatMap(_later)
+            {"shared": shared, "sketches": outputs["sketches"]}
+            | "claims of a unit" >> beam.CoGroupByKey()
+            | "claims" >> beam.Map(_claims)
+            | "all claims" >> beam.GroupByKey()
+            | "decide" >> beam.FlatMap(lambda claims: left_out(claims[1]))
         )
         _ = (
             {"written": outputs["written"], "duplicates": duplicates}
@@ -245,12 +255,13 @@ def _write(
 ) -> Iterator[Any]:
     """Writes the records of one unit.
 
-    Yields their keys, tagged, as (key, (unit, split, position)), and its account at the end.
+    Yields their keys, tagged, as (key, (unit, split, position, rank)), then their sketches, tagged,
+    as (unit, {(split, position): sketch}), and the account of the unit.
     """
     from apache_beam.pvalue import TaggedOutput
 
     index, unit = numbered
-    counts = Counts()
+    counts, sketches = Counts(), {}
     with contextlib.ExitStack() as stack:
         splits = (TRAIN, VALIDATION) if share else (TRAIN,)
         writers = {
@@ -268,10 +279,14 @@ def _write(
             position = writers[split].shard.num_records
             writers[split].write(item.record)
             counts.written[split] += 1
-            for key in item.keys:
+            for rank, key in enumerate(item.keys):
                 name, _, value = key.partition(":")
                 short = f"{name}:{_digest(value, 12).hex()}"
-                yield TaggedOutput("keys", (short, (index, split, position)))
+                yield TaggedOutput("keys", (short, (index, split, position, rank)))
+            if item.sketch:
+                sketches[split, position] = item.sketch
+    if sketches:
+        yield TaggedOutput("sketches", (index, sketches))
     yield index, _Written({split: writer.shard for split, writer in writers.items()}, counts)
 
 
@@ -284,13 +299,24 @@ def _digest(text: str, size: int) -> bytes:
     return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=size).digest()
 
 
-def _later(
-    group: tuple[str, Iterable[tuple[int, str, int]]],
-) -> Iterator[tuple[int, tuple[str, int, str]]]:
-    """Yields all records of a key but the first, as (unit, (split, position, name of the key))."""
-    key, holders = group
-    for index, split, position in sorted(holders)[1:]:
-        yield index, (split, position, key.partition(":")[0])
+def _shared(
+    group: tuple[str, Iterable[tuple[int, str, int, int]]],
+) -> Iterator[tuple[int, Shared]]:
+    """Yields (unit, key of a record) for a key that two or more records have."""
+    key, holders = group[0], list(group[1])
+    if len(holders) > 1:
+        value = int.from_bytes(_digest(key, 8), "big")
+        for index, split, position, rank in holders:
+            yield index, (split, position, rank, key.partition(":")[0], value)
+
+
+def _claims(joined: tuple[int, Any]) -> tuple[int, tuple[int, Claims]]:
+    """Returns (0, (unit, its claims)): one key, so that all units meet in one place."""
+    index, groups = joined
+    sketches: dict[tuple[str, int], bytes] = next(iter(groups["sketches"]), {})
+    shared = list(groups["shared"])
+    records = {key[:2] for key in shared}
+    return 0, (index, Claims(shared, {at: sketches[at] for at in records & sketches.keys()}))
 
 
 def _finish(
@@ -298,10 +324,8 @@ def _finish(
 ) -> dict[str, Any]:
     """Removes the duplicates of one unit from its files. Returns its account as JSON values."""
     index, groups = joined
-    (written,), duplicates = groups["written"], sorted(groups["duplicates"])
-    names: dict[tuple[str, int], str] = {}
-    for split, position, name in duplicates:
-        names.setdefault((split, position), name)
+    (written,) = groups["written"]
+    names = {(split, position): name for split, position, name in groups["duplicates"]}
     for split in written.shards:
         positions = {position for of, position in names if of == split}
         if positions:

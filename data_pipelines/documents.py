@@ -25,7 +25,7 @@ from data_pipelines.formats import jsonl, tfrecord
 from data_pipelines.inputs import input_files
 from data_pipelines.keys import text_key, url_key
 from data_pipelines.marker_removal import without_markers
-from data_pipelines.near_duplicates import band_keys
+from data_pipelines.near_duplicates import Fingerprint, fingerprint
 from data_pipelines.on_beam import Execution
 from data_pipelines.page import Reject
 from flamingo_jax.data.schema import Document
@@ -50,8 +50,8 @@ class TextRequest:
       metadata_fields: further fields to store in the metadata of a document.
       quality_filter: apply Gopher's quality filter. It knows English stop words only.
       repetition_filter: apply Gopher's repetition filter.
-      near_duplicates: drop also texts that share about 0.8 of their shingles with an earlier text,
-        not only equal ones.
+      near_duplicates: drop also texts that share about 0.8 of their shingles with a text that is
+        kept, not only equal ones.
     """
 
     input: str = ""
@@ -168,10 +168,9 @@ def _judge(row: dict[str, Any], request: TextRequest) -> Found | Reject:
     url = _plain(row.get(request.url_field))
     fields = {"url": url} | {name: _plain(row.get(name)) for name in request.metadata_fields}
     metadata = {name: value for name, value in fields.items() if value not in (None, "")}
-    keys = [url_key(url) if isinstance(url, str) else "", text_key(text)]
-    if request.near_duplicates:
-        keys += band_keys(text)
-    return Found(Document(text, json.dumps(metadata)), tuple(filter(None, keys)))
+    near = fingerprint(text) if request.near_duplicates else Fingerprint()
+    keys = (url_key(url) if isinstance(url, str) else "", text_key(text), *near.keys)
+    return Found(Document(text, json.dumps(metadata)), tuple(filter(None, keys)), near.sketch)
 
 
 def _plain(value: Any) -> str | int | float | bool | None:

@@ -35,12 +35,12 @@ from typing import Any
 
 from etils import epath
 
-from data_pipelines import near_duplicates
 from data_pipelines.collect import Found, collect
 from data_pipelines.deadline import TooSlow, cpu_limit
 from data_pipelines.filters import quality, repetition
 from data_pipelines.inputs import input_files
 from data_pipelines.keys import same_url, text_key, url_key
+from data_pipelines.near_duplicates import Fingerprint, fingerprint
 from data_pipelines.on_beam import Execution
 from data_pipelines.page import Page, Picture, Reject
 from data_pipelines.web import warc
@@ -69,8 +69,8 @@ class M3WRequest:
       min_language_probability: smallest probability that the classifier gives the language.
       quality_filter: apply Gopher's quality filter.
       repetition_filter: apply Gopher's repetition filter.
-      near_duplicates: drop also pages that share about 0.8 of their shingles with an earlier page,
-        not only equal ones.
+      near_duplicates: drop also pages that share about 0.8 of their shingles with a page that is
+        kept, not only equal ones.
       min_image_side: in pixels; images with a smaller width or height are dropped.
       max_image_aspect: images whose longer side is more than this times the shorter are dropped.
       max_html_bytes: largest size of a page.
@@ -312,9 +312,9 @@ def _found(request: M3WRequest, page: Page) -> Found:
         "language": page.language,
         "images": [picture.source for picture in page.pictures],
     }
-    band_keys = near_duplicates.band_keys(page.text) if request.near_duplicates else ()
-    keys = (url_key(page.url), text_key(page.text), *band_keys)
-    return Found(InterleavedPage(parts, json.dumps(metadata)), tuple(filter(None, keys)))
+    near = fingerprint(page.text) if request.near_duplicates else Fingerprint()
+    keys = tuple(filter(None, (url_key(page.url), text_key(page.text), *near.keys)))
+    return Found(InterleavedPage(parts, json.dumps(metadata)), keys, near.sketch)
 
 
 def _fetch(url: str) -> bytes | Reject | None:

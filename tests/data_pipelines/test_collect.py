@@ -5,6 +5,7 @@ Everything is counted, duplicates are removed, and the number of workers does no
 
 import json
 import os
+import random
 
 import pytest
 from etils import epath
@@ -14,7 +15,7 @@ from data_pipelines.inputs import identity, input_files
 from data_pipelines.on_beam import Execution
 from flamingo_jax.data.files import files_below
 from flamingo_jax.data.sources import Source
-from tests.data_pipelines import readers
+from tests.data_pipelines import readers, test_duplicates
 
 ALONE = Execution(num_workers=1)
 
@@ -53,10 +54,12 @@ def test_everything_is_counted_and_the_first_of_equal_keys_stays(output):
 
 
 def test_two_processes_write_the_same_dataset(output, tmp_path):
-    collect(["a", "b", "c"], readers.numbers, "document", output, ALONE)
+    """Each unit has duplicates and near duplicates of texts in other units."""
+    units = [tuple(random.Random(unit).sample(test_duplicates.chain(), 6)) for unit in range(4)]
+    collect(units, readers.texts, "document", output, ALONE)
     other = epath.Path(tmp_path / "other")
     other.mkdir()
-    collect(["a", "b", "c"], readers.numbers, "document", other, Execution(num_workers=2))
+    collect(units, readers.texts, "document", other, Execution(num_workers=2))
     assert texts(other) == texts(output)
     assert (other / REPORT).read_text() == (output / REPORT).read_text()
 
