@@ -1,55 +1,18 @@
 """Decodes the bytes of a web page to text that is safe to parse.
 
-Finds the charset, and rejects pages that would be too expensive. On some inputs the time or memory
+Rejects pages that would be too expensive. On some inputs the time or memory
 of an HTML parser grows with the square of the input: many nested blocks, many open formatting
 elements (each paragraph opens all of them again), many attributes of one element. So the cost of a
 page is estimated first, in one pass over its tags.
-
-Labels of charsets are Python's, not the WHATWG's (webencodings), which lack names such as cp932,
-latin_1 and mac-greek.
 """
 
 from __future__ import annotations
 
-import codecs
 import dataclasses
 import re
 
 from data_pipelines.page import Reject
-
-_BOMS = (
-    (codecs.BOM_UTF8, "utf-8"),
-    (codecs.BOM_UTF16_LE, "utf-16-le"),
-    (codecs.BOM_UTF16_BE, "utf-16-be"),
-)
-_META = re.compile(rb"<meta\s[^>]{0,500}?charset\s*=\s*(?:[\"']\s*)?([\w.:-]{1,40})", re.IGNORECASE)
-_META_WITHIN = 4096  # bytes; browsers search 1,024, but some pages put it after scripts
-# Where servers state Latin-1 or Shift JIS, browsers read the larger set of Windows, and pages rely
-# on this.
-_READ_AS = {
-    "ascii": "cp1252",
-    "iso8859-1": "cp1252",
-    "iso8859-9": "cp1254",
-    "tis-620": "cp874",
-    "shift_jis": "cp932",
-    "gb2312": "gb18030",
-    "gbk": "gb18030",
-    "euc_kr": "cp949",
-}
-_FAMILIES = (
-    "utf-8",
-    "utf-16",
-    "utf-16-le",
-    "utf-16-be",
-    "koi8",
-    "iso8859",
-    "cp125",
-    "cp874",
-    "mac-",
-    "big5",
-    "euc_",
-)
-_CODECS = (*_FAMILIES, "shift_jis", "cp932", "cp949", "gb18030", "iso2022_jp")
+from data_pipelines.web.charsets import charset_of, decode
 
 _TAG = re.compile(r"<(/?[a-zA-Z][^\s/>]{0,30})")
 _LONG_TAG = re.compile(r"<[a-zA-Z][^<]{16384,}")
@@ -85,8 +48,7 @@ class HtmlLimits:
 def decode_html(body: bytes, charset: str = "", limits: HtmlLimits = HtmlLimits()) -> str | Reject:
     """Decodes a page, and rejects pages that would be too expensive to parse.
 
-    The charset is that of a byte order mark, else `charset`, else that of a <meta>, else UTF-8 if
-    the page is valid UTF-8, else windows-1252.
+    `charset_of` says which charset it is read in.
 
     Args:
       body: the page as the server sent it, unpacked.
@@ -98,42 +60,12 @@ def decode_html(body: bytes, charset: str = "", limits: HtmlLimits = HtmlLimits(
     """
     if len(body) > limits.max_bytes:
         return Reject("html_too_large", f"{len(body)} bytes or more, at most {limits.max_bytes}")
-    text = _decode(body, charset)
+    text = decode(body, charset_of(body, charset))
     broken = text.count("\ufffd")
     if broken > limits.max_broken * len(text):
         detail = f"{broken} of {len(text)} characters are not in the page's charset {charset!r}"
         return Reject("broken_text", detail, broken=True)
     return _bomb(text, limits) or text
-
-
-def _decode(body: bytes, charset: str) -> str:
-    for mark, name in _BOMS:
-        if body.startswith(mark):
-            return body[len(mark) :].decode(name, "replace")
-    meta = _META.search(body, 0, _META_WITHIN)
-    for label in (charset, meta.group(1).decode("ascii", "replace") if meta else ""):
-        if name := _codec(label):
-            # A page with a <meta> that can be read as ASCII is not in UTF-16, whatever it states.
-            return body.decode("utf-8" if meta and name.startswith("utf-16") else name, "replace")
-    try:
-        return body.decode("utf-8")
-    except UnicodeDecodeError as error:
-        # Text that is UTF-8 up to a cut or damaged character is UTF-8, not Latin-1.
-        is_mostly_utf8 = not body[: error.start].isascii()
-        return body.decode("utf-8" if is_mostly_utf8 else "cp1252", "replace")
-
-
-def _codec(label: str) -> str:
-    """Returns Python's name of a charset, or "" for an unknown one or one that no page is read in.
-
-    Some of Python's codecs decompress, or take very long.
-    """
-    try:
-        name = codecs.lookup(label.strip().strip("\"'")).name if label else ""
-    except (LookupError, ValueError):
-        return ""
-    name = _READ_AS.get(name, name)
-    return name if name.startswith(_CODECS) else ""
 
 
 def _bomb(text: str, limits: HtmlLimits) -> Reject | None:
