@@ -50,6 +50,7 @@ EXTRAS = {
         "apache-beam>=2.77",
         "faiss-cpu>=1.12",
         "google-crc32c>=1.5",
+        "idna>=3.7",
         "ImageHash>=4.3.2",
         "py3langid>=0.3",
         "pyarrow>=18.0",

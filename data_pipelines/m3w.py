@@ -39,7 +39,7 @@ from data_pipelines.collect import Found, collect
 from data_pipelines.deadline import TooSlow, cpu_limit
 from data_pipelines.filters import quality, repetition
 from data_pipelines.inputs import input_files
-from data_pipelines.keys import same_url, text_key, url_key
+from data_pipelines.keys import text_key, url_key
 from data_pipelines.near_duplicates import Fingerprint, fingerprint
 from data_pipelines.on_beam import Execution
 from data_pipelines.page import Page, Picture, Reject
@@ -49,6 +49,7 @@ from data_pipelines.web.html_to_pages import html_to_page
 from data_pipelines.web.image_fetcher import ImageFetcher
 from data_pipelines.web.language import check_languages, of_language
 from data_pipelines.web.page_images import Find, ImageLimits, local_image, with_images
+from data_pipelines.web.urls import same_url
 from data_pipelines.web.warc_index import WarcIndex, build_index
 from flamingo_jax.data.schema import InterleavedPage
 
@@ -237,12 +238,7 @@ def _read_html(
 
 
 def _finders(request: M3WRequest) -> list[Find]:
-    finders: list[Find] = []
-    if request.images:
-        finders.append(functools.partial(local_image, epath.Path(request.images)))
-    if request.image_fetcher == "http":
-        finders.append(_fetch)
-    return finders
+    return [functools.partial(local_image, epath.Path(request.images))] if request.images else []
 
 
 def _judged(
@@ -270,7 +266,8 @@ def _judged_in_time(
             return None
 
         limits = ImageLimits(request.min_image_side, request.max_image_aspect)
-        page, rejects = with_images(page, find, limits)
+        fetch = _fetch if request.image_fetcher == "http" else _fetch_nothing
+        page, rejects = with_images(page, find, limits, fetch)
         yield from rejects
     if isinstance(page, Page) and request.explicit_filter:
         page = _without_explicit(page, request.explicit_filter)
@@ -319,6 +316,10 @@ def _found(request: M3WRequest, page: Page) -> Found:
 
 def _fetch(url: str) -> bytes | Reject | None:
     return _fetcher()(url) if url.startswith(("http://", "https://")) else None
+
+
+def _fetch_nothing(url: str) -> None:
+    del url
 
 
 @functools.cache

@@ -23,11 +23,14 @@ class Picture:
       data: the encoded image; b"" = not found yet.
       alt: alternative text of the page for it. Filters can use it; it is not part of the record's
         text.
+      others: the same image at other URLs, the best first. The first that is found and kept is
+        taken.
     """
 
     source: str
     data: bytes = b""
     alt: str = ""
+    others: tuple[Picture, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)

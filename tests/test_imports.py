@@ -64,7 +64,7 @@ EDGES = {
 }
 INSIDE_FUNCTIONS_ONLY = (
     *("torch", "safetensors", "transformers"),  # the extra conversion
-    *("apache_beam", "faiss", "google_crc32c", "imagehash", "py3langid"),  # pipelines
+    *("apache_beam", "faiss", "google_crc32c", "idna", "imagehash", "py3langid"),  # pipelines
     *("pyarrow", "scipy", "selectolax", "warcio", "zstandard"),
 )
 

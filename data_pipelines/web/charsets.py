@@ -1,6 +1,6 @@
 """Finds the charset of a web page, and decodes the page with it, as browsers do.
 
-The labels are those of the WHATWG Encoding Standard (encoding.spec.whatwg.org, section 4.2), and the
+The labels are those of the WHATWG Encoding Standard (encoding.spec.whatwg.org, section 4.2). The
 order is that of the HTML Standard (section 13.2.3.2): byte order mark, the server, the page, its
 content. Pages rely on both: "iso-8859-1" is read as windows-1252, "gb2312" as gb18030.
 
@@ -103,20 +103,20 @@ _MISREAD = 4  # a text is not UTF-8 if its invalid bytes are this many times its
 
 # Where Python's tables differ from the standard's.
 _EUC_JP = {0x301C: 0xFF5E, 0x2016: 0x2225, 0x2212: 0xFF0D, 0xA2: 0xFFE0, 0xA3: 0xFFE1, 0xAC: 0xFFE2}
-_GB18030 = {
-    **{0xE78D: 0xFE10, 0xE78E: 0xFE12, 0xE78F: 0xFE11, 0xE790: 0xFE13, 0xE791: 0xFE14},
-    **{0xE792: 0xFE15, 0xE793: 0xFE16, 0xE794: 0xFE17, 0xE795: 0xFE18, 0xE796: 0xFE19},
-    **{0xE5E5: 0x3000, 0xE7C7: 0x1E3F, 0xE81E: 0x9FB4, 0xE826: 0x9FB5, 0xE82B: 0x9FB6},
-    **{0xE82C: 0x9FB7, 0xE832: 0x9FB8, 0xE843: 0x9FB9, 0xE854: 0x9FBA, 0xE864: 0x9FBB},
-}
+_GB18030 = str.maketrans(
+    "\ue5e5\ue78d\ue78e\ue78f\ue790\ue791\ue792\ue793\ue794\ue795"
+    "\ue796\ue7c7\ue81e\ue826\ue82b\ue82c\ue832\ue843\ue854\ue864",
+    "\u3000\ufe10\ufe12\ufe11\ufe13\ufe14\ufe15\ufe16\ufe17\ufe18"
+    "\ufe19\u1e3f\u9fb4\u9fb5\u9fb6\u9fb7\u9fb8\u9fb9\u9fba\u9fbb",
+)
 _CHANGED = {"euc_jp": _EUC_JP, "gb18030": _GB18030, "koi8-u": {0x255D: 0x45E, 0x256C: 0x40E}}
 
 
 def codec_of(label: str) -> str:
     """Returns Python's name for the charset of a label, or "" for an unknown label.
 
-    Two charsets of the standard have no codec: "x-user-defined", and "replacement", which stands for
-    those that browsers refuse.
+    Two charsets of the standard have no codec: "x-user-defined", and "replacement", the name for
+    all that browsers refuse.
     """
     label = label.strip(_SPACE).strip("\"'").strip(_SPACE).lower()
     if name := _BY_LABEL.get(label, ""):
@@ -159,8 +159,8 @@ def charset_of(body: bytes, stated: str = "") -> str:
         if body.startswith(start):
             return name
     even, odd = body[:_ZEROS_WITHIN:2], body[1:_ZEROS_WITHIN:2]
-    for zeros, other, name in ((odd, even, "utf-16-le"), (even, odd, "utf-16-be")):
-        if 2 * zeros.count(0) > len(zeros) and not other.count(0):
+    for high, low, name in ((odd, even, "utf-16-le"), (even, odd, "utf-16-be")):
+        if low and not low.count(0) and 2 * high.count(0) > len(high):
             return name
     return _UTF_8 if _may_be_utf_8(body) else WINDOWS_1252
 

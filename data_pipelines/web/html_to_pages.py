@@ -20,16 +20,19 @@ keeps its lines and spaces. All other white space becomes one space.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import itertools
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from data_pipelines.marker_removal import without_markers
 from data_pipelines.page import Page, Picture, Reject
 from data_pipelines.web.boilerplate import SKIPPED_TAGS, ElementKind, kind_of
+from data_pipelines.web.charsets import charset_of
 from data_pipelines.web.html_decode import HtmlLimits, decode_html
-from data_pipelines.web.html_pictures import joined, picture_of
+from data_pipelines.web.html_pictures import Attributes, picture_of
+from data_pipelines.web.urls import resolve
 
 _SEPARATORS = ("", " ", " | ", "\n", "\n\n")  # from the weakest to the strongest
 _SPACE, _CELL, _LINE, _PARAGRAPH = range(1, 5)
@@ -87,8 +90,8 @@ class _Block:
 class _Image(NamedTuple):
     """An <img>. Its picture is looked up only if it is kept."""
 
-    node: Any
-    attributes: Mapping[str, str | None]
+    attributes: Attributes
+    sources: Sequence[Attributes]
 
 
 class _Runs:
@@ -119,8 +122,8 @@ class _Runs:
         self._add(data.translate(_TO_PRE), 0 if data.isspace() else len(data), 0)
         self._pending = 0
 
-    def image(self, node: Any, attributes: Mapping[str, str | None]) -> None:
-        self._add(_Image(node, attributes), 0, 0)
+    def image(self, attributes: Attributes, sources: Sequence[Attributes]) -> None:
+        self._add(_Image(attributes, sources), 0, 0)
 
     def separate(self, separator: int) -> None:
         """Requests a separator before the next text. The strongest one wins."""
@@ -167,7 +170,10 @@ def html_to_page(
     runs = _walk(root, limits)
     if isinstance(runs, Reject):
         return runs
-    parts = _parts(_main_body(runs), title, joined(url, base) or url)
+    reference = functools.partial(
+        resolve, base=resolve(base, url) or url, charset=charset_of(body, charset)
+    )
+    parts = _parts(_main_body(runs), title, reference)
     if not any(isinstance(part, str) for part in parts):
         return Reject("no_text", url)
     language = (parser.root.attributes.get("lang") or "") if parser.root else ""
@@ -197,6 +203,7 @@ def _walk(body: Any, limits: HtmlLimits) -> _Runs | Reject:
     links = preformatted = noscript = articles = 0
     # For each open list: the number of its last item, or -1 for a list without numbers.
     counters: list[int] = []
+    sources: list[Attributes] = []  # of the open <picture>, before its <img>
     num_nodes = 0
     while True:
         if node is None:
@@ -238,9 +245,16 @@ def _walk(body: Any, limits: HtmlLimits) -> _Runs | Reject:
         kind = kind_of(attributes, is_block=is_block)
         if kind is ElementKind.HIDDEN:
             continue
-        if tag == "img":
-            runs.image(current, attributes)
-            continue
+        if tag in ("picture", "source", "img"):
+            inside = tag == "picture" or (current.parent and current.parent.tag == "picture")
+            if tag == "source" and inside:
+                sources.append(attributes)
+                continue
+            if tag == "img":
+                runs.image(attributes, sources if inside else ())
+            sources = []
+            if tag != "picture":
+                continue
         if tag == "a" and "href" not in attributes:
             tag = "span"  # an anchor, not a link
         opened = -1
@@ -350,7 +364,7 @@ def _level(blocks: list[_Block], sizes: list[int]) -> _Block:
 
 
 def _parts(
-    body: list[tuple[int, str | _Image]], title: str, base: str
+    body: list[tuple[int, str | _Image]], title: str, resolve: Callable[[str], str]
 ) -> tuple[str | Picture, ...]:
     """Joins everything between two pictures to one text, and puts the title before the first."""
     parts: list[str | Picture] = []
@@ -364,7 +378,7 @@ def _parts(
 
     for separator, part in body:
         if isinstance(part, _Image):
-            if picture := picture_of(part.node, part.attributes, base):
+            if picture := picture_of(part.attributes, part.sources, resolve):
                 close()
                 parts.append(picture)
         else:

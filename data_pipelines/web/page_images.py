@@ -8,6 +8,7 @@ its first place.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import io
 import urllib.parse
@@ -110,7 +111,7 @@ def as_stored(data: bytes) -> bytes:
 
 
 def with_images(
-    page: Page, find: Find, limits: ImageLimits = ImageLimits()
+    page: Page, find: Find, limits: ImageLimits = ImageLimits(), fetch: Find = lambda url: None
 ) -> tuple[Page | Reject, list[Reject]]:
     """Adds the bytes to the pictures of a page, and drops pictures that are not kept.
 
@@ -118,6 +119,7 @@ def with_images(
       page: its pictures can have bytes already.
       find: where to look for the others.
       limits: of images.
+      fetch: where to look for what `find` has at none of its URLs.
 
     Returns:
       The page, or a Reject for no_image_left; and one Reject for each image left out, with a reason
@@ -127,6 +129,7 @@ def with_images(
     rejects: list[Reject] = []
     sources: set[str] = set()
     contents: set[bytes] = set()
+    wanted = functools.partial(_found, find=find, fetch=fetch, limits=limits)
     for part in page.parts:
         if isinstance(part, str):
             # Joins two texts if the image between them was dropped.
@@ -135,22 +138,57 @@ def with_images(
             else:
                 parts.append(part)
             continue
-        if part.source in sources:
-            rejects.append(_reject("duplicate_image", part.source))
-            continue
-        sources.add(part.source)
-        data = part.data or find(part.source)
-        if data is None:
-            data = _reject("missing_image", "not found", broken=True)
-        data = _kept(data, limits, contents) if isinstance(data, bytes) else data
-        if isinstance(data, bytes):
-            parts.append(dataclasses.replace(part, data=data))
+        found = wanted(part, sources, contents)
+        if isinstance(found, Reject):
+            rejects.append(found)
         else:
-            detail = f"{part.source}: {data.detail}"
-            rejects.append(dataclasses.replace(data, detail=detail, unit="image"))
+            parts.append(found)
     if not any(isinstance(part, Picture) for part in parts):
         return Reject("no_image_left", page.url), rejects
     return dataclasses.replace(page, parts=tuple(parts)), rejects
+
+
+def _found(
+    picture: Picture,
+    sources: set[str],
+    contents: set[bytes],
+    *,
+    find: Find,
+    fetch: Find,
+    limits: ImageLimits,
+) -> Picture | Reject:
+    """Returns the first of the places of an image that is found and kept, else why it is not.
+
+    Args:
+      picture: with its other places.
+      sources: URLs that were tried before; gets those of this picture.
+      contents: as in `_kept`.
+      find: as in `with_images`.
+      fetch: as in `with_images`.
+      limits: of images.
+    """
+    places = [place for place in (picture, *picture.others) if place.source not in sources]
+    if not places:
+        return _reject("duplicate_image", picture.source)
+    rejects: list[Reject] = []
+    for look in (find, fetch):
+        for place in places:
+            data = place.data or look(place.source)
+            if data is None:
+                continue
+            sources.add(place.source)
+            data = _kept(data, limits, contents) if isinstance(data, bytes) else data
+            if isinstance(data, bytes):
+                sources.update(each.source for each in places)
+                return Picture(place.source, data, picture.alt)
+            detail = f"{place.source}: {data.detail}"
+            rejects.append(dataclasses.replace(data, detail=detail, unit="image"))
+            if data.reason == "duplicate_image":
+                return rejects[-1]
+        places = [place for place in places if place.source not in sources and not place.data]
+    sources.add(picture.source)
+    missing = _reject("missing_image", f"{picture.source}: not found", broken=True)
+    return rejects[0] if rejects else missing
 
 
 def _kept(data: bytes, limits: ImageLimits, seen: set[bytes]) -> bytes | Reject:

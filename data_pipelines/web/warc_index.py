@@ -15,9 +15,9 @@ from collections.abc import Iterator, Sequence
 
 from etils import epath
 
-from data_pipelines.keys import same_url
 from data_pipelines.page import Reject
 from data_pipelines.web import warc
+from data_pipelines.web.urls import same_url
 
 _BATCH = 10_000
 

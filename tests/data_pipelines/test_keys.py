@@ -4,8 +4,9 @@ import hypothesis
 import hypothesis.strategies as st
 import pytest
 
-from data_pipelines.keys import same_url, text_key, url_key
+from data_pipelines.keys import text_key, url_key
 from data_pipelines.marker_removal import without_markers
+from data_pipelines.web.urls import same_url
 from flamingo_jax.tokenizers.markers import EOC, IMAGE_TAG
 
 

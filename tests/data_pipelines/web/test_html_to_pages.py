@@ -258,6 +258,58 @@ def test_the_image_of_an_img(img, expected):
     assert sources(img) == expected
 
 
+@pytest.mark.parametrize(
+    ("img", "expected"),
+    [
+        ('<img data-orig-file="full.jpg" src="full.jpg?w=640">', "full.jpg full.jpg?w=640"),
+        ('<img src="a.jpg" data-src="b.jpg" data-original="c.png">', "b.jpg c.png a.jpg"),
+        ('<img src="a.jpg" data-src="true" data-lazy="1" data-original="lazy">', "a.jpg"),
+        ('<img src="a.jpg" data-src="{{ url }}/b.jpg">', "a.jpg"),
+        ('<img src="a.jpg" data-src="/photo?id=3">', "/photo?id=3 a.jpg"),
+        (
+            '<img src="a.jpg" srcset="s.jpg 320w, l.jpg 1280w, m.jpg 640w, xs.jpg 160w">',
+            "a.jpg m.jpg l.jpg s.jpg xs.jpg",
+        ),
+        ('<img srcset="a.jpg 640w 480h, b.jpg 320w 240h">', "a.jpg b.jpg"),
+        ('<img srcset="a.jpg,b.jpg 2x,c.jpg">', "a.jpg,b.jpg c.jpg"),
+        ('<img srcset="a.jpg, b.jpg 3x, c.jpg 2x">', "c.jpg b.jpg a.jpg"),
+        (
+            '<picture><source srcset="p.avif 700w" data-srcset="q.webp"><img src="a.jpg" '
+            'srcset="b.jpg"></picture>',
+            "a.jpg b.jpg p.avif q.webp",
+        ),
+        ('<picture><source srcset="p.webp"></picture><img src="a.jpg">', "a.jpg"),
+        ('<video></video><source srcset="p.webp"><img src="a.jpg">', "a.jpg"),
+        (
+            '<img data-large-image="l.JPG" data-id="3" data-page="x.html" src="a.jpg" '
+            'data-full-srcset="f.jpg 900w" data-caption="a/b">',
+            "a.jpg l.JPG f.jpg",
+        ),
+        ('<img src="a.jpg" data-src="a.jpg" srcset="a.jpg 1x, logo.svg 2x">', "a.jpg"),
+        ('<img src="data:image/gif;base64,R0lGODlhAQAB" data-src="b.jpg">', "b.jpg data"),
+    ],
+)
+def test_all_places_of_an_image_are_named_the_best_first(img, expected):
+    (picture,) = html_to_page(f"<p>text</p>{img}".encode(), URL).pictures
+    found = [place.source for place in (picture, *picture.others)]
+    base = "https://example.org/blog/"
+    assert [url.replace(base, "") if url[:4] != "data" else "data" for url in found] == [
+        f"https://example.org{url}" if url[0] == "/" else url for url in expected.split()
+    ]
+
+
+def test_number_of_places_is_limited():
+    html = '<p>x</p><img srcset="' + ", ".join(f"{i}.jpg {i}w" for i in range(5_000)) + '">'
+    (picture,) = html_to_page(html.encode(), URL).pictures
+    assert len(picture.others) == 15
+
+
+def test_query_is_in_the_charset_of_the_page():
+    html = '<meta charset="shift_jis"><p>文</p><img src="/日.jpg?q=日">'.encode("cp932")
+    (picture,) = html_to_page(html, URL).pictures
+    assert picture.source == "https://example.org/%E6%97%A5.jpg?q=%93%FA"
+
+
 def test_base_of_the_page():
     html = '<head><base href="/img/"><base href="/not/"></head><p>x</p><img src="a.jpg">'
     assert html_to_page(html.encode(), URL).pictures[0].source == "https://example.org/img/a.jpg"

@@ -218,3 +218,52 @@ def test_nothing_outside_of_the_folder_is_read(url, tmp_path):
     (tmp_path / "images" / "example.org").mkdir(parents=True)
     (tmp_path / "secret.jpg").write_bytes(b"secret")
     assert local_image(epath.Path(tmp_path / "images"), url) is None
+
+
+def of_places(*sources):
+    others = tuple(Picture(source) for source in sources[1:])
+    return Picture(sources[0], alt="a cat", others=others)
+
+
+@pytest.mark.parametrize(
+    ("files", "source"),
+    [
+        ({"best": crawl.jpeg(1), "next": crawl.jpeg(2)}, "best"),
+        ({"next": crawl.jpeg(2)}, "next"),
+        ({"best": crawl.jpeg(1, 20, 20), "last": crawl.jpeg(3)}, "last"),
+        ({"best": b"<html>", "next": crawl.jpeg(1)[:300], "last": crawl.jpeg(3)}, "last"),
+    ],
+)
+def test_the_first_place_that_is_found_and_kept_is_taken(files, source):
+    found, rejects = with_images(Page("u", ("x", of_places("best", "next", "last"))), files.get)
+    assert found.pictures == (Picture(source, files[source], "a cat"),)
+    assert rejects == []
+
+
+def test_an_image_without_a_good_place_is_one_reject():
+    files = {"next": crawl.jpeg(1, 20, 20)}
+    found, rejects = with_images(Page("u", ("x", of_places("best", "next"))), files.get)
+    assert (found.reason, [each.reason for each in rejects]) == (
+        "no_image_left",
+        ["image_too_small"],
+    )
+    _, rejects = with_images(Page("u", ("x", of_places("best", "next"))), {}.get)
+    assert [each.reason for each in rejects] == ["missing_image"]
+
+
+def test_other_sizes_of_an_image_are_not_kept_as_further_images():
+    files = {"small": crawl.jpeg(1, 80, 80), "large": crawl.jpeg(1, 160, 160)}
+    pictures = (of_places("large", "small"), of_places("small"), of_places("large"))
+    found, rejects = with_images(Page("u", pictures), files.get)
+    assert [picture.source for picture in found.pictures] == ["large"]
+    assert [each.reason for each in rejects] == ["duplicate_image"] * 2
+
+
+def test_nothing_is_fetched_that_is_in_the_archive_under_another_url():
+    asked = []
+    picture, missing = of_places("best", "next"), of_places("none", "nothing")
+    found, _ = with_images(
+        Page("u", (picture, missing)), {"next": crawl.jpeg(1)}.get, fetch=asked.append
+    )
+    assert [each.source for each in found.pictures] == ["next"]
+    assert asked == ["none", "nothing"]
