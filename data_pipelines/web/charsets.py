@@ -1,8 +1,8 @@
 """Finds the charset of a web page, and decodes the page with it, as browsers do.
 
-The labels are those of the WHATWG Encoding Standard (encoding.spec.whatwg.org, section 4.2). The
-order is that of the HTML Standard (section 13.2.3.2): byte order mark, the server, the page, its
-content. Pages rely on both: "iso-8859-1" is read as windows-1252, "gb2312" as gb18030.
+The labels are those of the WHATWG Encoding Standard (encoding.spec.whatwg.org). The order is that
+of the HTML Standard ("determining the character encoding"): byte order mark, the server, the page,
+its content. Pages rely on both: "iso-8859-1" is read as windows-1252, "gb2312" as gb18030.
 
 Differs from browsers, because the text is wanted and not what a browser shows:
 - A page that states UTF-8 and cannot be UTF-8 is read as the other charset that is stated, else as

@@ -1,8 +1,8 @@
 """Resolves the references of web pages to URLs, as browsers do.
 
-Follows the WHATWG URL Standard (url.spec.whatwg.org, section 4.4). RFC 3986, which urllib follows,
-differs where pages are careless: backslashes, tabs and newlines inside, spaces, any number of
-slashes before the host, hosts in other scripts, "..", queries in the charset of the page.
+Follows the WHATWG URL Standard (url.spec.whatwg.org, "URL parsing"). RFC 3986, which urllib
+follows, differs where pages are careless: backslashes, tabs and newlines inside, spaces, any number
+of slashes before the host, hosts in other scripts, "..", queries in the charset of the page.
 
     reference + base  --resolve-->  URL without fragment  --same_url-->  key of an archive
 """
@@ -32,7 +32,7 @@ _NORMAL = re.compile(
     r"https?://(?:[a-z0-9-]+\.)+[a-z]{2,}(?:/(?![.%])[A-Za-z0-9_~!$&()*+,;=:@.-]*)+"
     r"(?:\?[A-Za-z0-9_~!$&()*+,;=:@./?-]+)?"
 )
-# Sections 1.3: what is written as %XX, in addition to controls and what is not ASCII. quote()
+# What is written as %XX, in addition to controls and what is not ASCII. quote()
 # never changes letters, digits and _.-~, and gets the others.
 _PRINTABLE = "".join(map(chr, range(33, 127)))
 
