@@ -24,7 +24,7 @@ import functools
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from etils import epath
@@ -74,6 +74,7 @@ class Counts:
       written: records of the dataset, by split.
       rejected: records left out, by reason.
       images_rejected: images left out of records that were kept without them, by reason.
+      passed_over: files that no reader takes, by suffix.
       broken: number of rejected records that were damaged.
       examples: details of the first few of each reason.
     """
@@ -84,12 +85,16 @@ class Counts:
     images_rejected: collections.Counter[str] = dataclasses.field(
         default_factory=collections.Counter
     )
+    passed_over: collections.Counter[str] = dataclasses.field(default_factory=collections.Counter)
     broken: int = 0
     examples: dict[str, list[str]] = dataclasses.field(default_factory=dict)
 
     def reject(self, reject: Reject) -> None:
         if reject.unit == "image":
             self.images_rejected[reject.reason] += 1
+        elif reject.unit == "file":
+            self.passed_over[reject.reason] += 1
+            return
         else:
             self.read += 1
             self.rejected[reject.reason] += 1
@@ -105,6 +110,7 @@ class Counts:
             (self.written, other.written),
             (self.rejected, other.rejected),
             (self.images_rejected, other.images_rejected),
+            (self.passed_over, other.passed_over),
         ):
             mine.update(others)
         for reason, details in other.examples.items():
@@ -118,12 +124,14 @@ class Counts:
             "out": dict(self.written),
             "rejected": dict(self.rejected.most_common()),
             "images_rejected": dict(self.images_rejected.most_common()),
+            "passed_over": dict(self.passed_over.most_common()),
             "damaged": self.broken,
             "examples": self.examples,
         }
 
     def table(self) -> dict[str, int]:
         """Returns the numbers only, one for each line to print."""
+        total = self.passed_over.total()
         return {
             "in": self.read,
             **{f"out: {split}": count for split, count in self.written.items()},
@@ -132,7 +140,13 @@ class Counts:
                 f"images left out: {reason}": count
                 for reason, count in self.images_rejected.most_common()
             },
+            **({f"passed over: {self._suffixes()}": total} if total else {}),
         }
+
+    def _suffixes(self) -> str:
+        """Names the most frequent suffixes of what was passed over, as "3 .csv, 1 .DS_Store"."""
+        named = [f"{count} {suffix}" for suffix, count in self.passed_over.most_common(5)]
+        return ", ".join(named + ["..."] * (len(self.passed_over) > 5))
 
 
 @dataclasses.dataclass
@@ -144,7 +158,13 @@ class _Written:
 
 
 def collect(
-    units: Sequence[Unit], read: Read, kind: str, output: epath.Path, how: Execution
+    units: Sequence[Unit],
+    read: Read,
+    kind: str,
+    output: epath.Path,
+    how: Execution,
+    *,
+    passed_over: Mapping[str, int] | None = None,
 ) -> Counts:
     """Makes a dataset of everything that `read` finds in the units.
 
@@ -156,6 +176,7 @@ def collect(
       kind: of the records, a key of schema.RECORDS.
       output: an existing directory, for the dataset and report.json.
       how: runner, workers and limits.
+      passed_over: number of files that were found and are no units, by suffix.
 
     Returns:
       The counts.
@@ -212,7 +233,7 @@ def collect(
     )
     accounts = [_unpack(account) for account in json.loads(file.read_text())]
     file.unlink()
-    total = Counts()
+    total = Counts(passed_over=collections.Counter(passed_over))
     for account in accounts:
         total.add(account.counts)
     (output / REPORT).write_text(json.dumps(total.report(), indent=2) + "\n")
@@ -339,7 +360,7 @@ def _finish(
 
 def _unpack(account: dict[str, Any]) -> _Written:
     counts = Counts(**account["counts"])
-    for name in ("written", "rejected", "images_rejected"):
+    for name in ("written", "rejected", "images_rejected", "passed_over"):
         setattr(counts, name, collections.Counter(getattr(counts, name)))
     return _Written({split: Shard(**shard) for split, shard in account["shards"].items()}, counts)
 

@@ -22,12 +22,13 @@ from etils import epath
 from data_pipelines.collect import Found, collect
 from data_pipelines.filters import quality, repetition
 from data_pipelines.formats import jsonl, tfrecord
-from data_pipelines.inputs import input_files
+from data_pipelines.inputs import InputFiles, input_files
 from data_pipelines.keys import text_key, url_key
 from data_pipelines.marker_removal import without_markers
 from data_pipelines.near_duplicates import Fingerprint, fingerprint
 from data_pipelines.on_beam import Execution
 from data_pipelines.page import Reject
+from flamingo_jax.data.files import has_suffix
 from flamingo_jax.data.schema import Document
 
 TFDS = "tfds:"
@@ -105,9 +106,10 @@ def build(request: TextRequest, output: epath.Path, how: Execution) -> dict[str,
       ValueError: there is no such input, its format is not known, or `collect` found too little in
         it.
     """
-    return collect(
-        parts(request), functools.partial(read, request), "document", output, how
-    ).table()
+    files = _files(request)
+    units, of_part = _parts(request, files), functools.partial(read, request)
+    passed_over = files.passed_over
+    return collect(units, of_part, "document", output, how, passed_over=passed_over).table()
 
 
 def parts(request: TextRequest) -> list[Part]:
@@ -116,13 +118,23 @@ def parts(request: TextRequest) -> list[Part]:
     Raises:
       ValueError: there is no input, or its format is not known.
     """
+    return _parts(request, _files(request))
+
+
+def _files(request: TextRequest) -> InputFiles:
     if request.input.startswith(TFDS):
-        return [ExamplesFile(path) for path in _tfds_files(request)]
+        return InputFiles(_tfds_files(request), {})
+    return input_files(request.input, (*jsonl.SUFFIXES, ".parquet"))
+
+
+def _parts(request: TextRequest, files: InputFiles) -> list[Part]:
+    if request.input.startswith(TFDS):
+        return [ExamplesFile(path) for path in files]
     found: list[Part] = []
-    for path in input_files(request.input, (*jsonl.SUFFIXES, ".parquet")):
-        if path.endswith(jsonl.SUFFIXES):
+    for path in files:
+        if has_suffix(path, jsonl.SUFFIXES):
             found += jsonl.parts(path)
-        elif path.endswith(".parquet"):
+        elif has_suffix(path, (".parquet",)):
             found += _row_groups(path)
         else:
             raise ValueError(

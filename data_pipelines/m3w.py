@@ -38,7 +38,8 @@ from etils import epath
 from data_pipelines.collect import Found, collect
 from data_pipelines.deadline import TooSlow, cpu_limit
 from data_pipelines.filters import quality, repetition
-from data_pipelines.inputs import input_files
+from data_pipelines.formats.local_files import local_image, page_image
+from data_pipelines.inputs import input_files, page_folders
 from data_pipelines.keys import text_key, url_key
 from data_pipelines.near_duplicates import Fingerprint, fingerprint
 from data_pipelines.on_beam import Execution
@@ -48,12 +49,13 @@ from data_pipelines.web.html_decode import HtmlLimits
 from data_pipelines.web.html_to_pages import html_to_page
 from data_pipelines.web.image_fetcher import ImageFetcher
 from data_pipelines.web.language import check_languages, of_language
-from data_pipelines.web.page_images import Find, ImageLimits, local_image, with_images
+from data_pipelines.web.page_images import Find, ImageLimits, with_images
 from data_pipelines.web.urls import same_url
 from data_pipelines.web.warc_index import WarcIndex, build_index
+from flamingo_jax.data.files import IMAGE_SUFFIXES, has_suffix
 from flamingo_jax.data.schema import InterleavedPage
 
-HTML_SUFFIXES = (".html", ".htm")
+HTML_SUFFIXES = (".html", ".htm", ".xhtml")
 
 _INDEX = "images.sqlite"
 
@@ -126,6 +128,11 @@ class M3WRequest:
         if self.explicit_filter:
             _function(self.explicit_filter)
 
+    @property
+    def beside(self) -> tuple[str, ...]:
+        """Suffixes of files that are read from the folders of HTML files."""
+        return IMAGE_SUFFIXES
+
 
 def build(request: M3WRequest, output: epath.Path, how: Execution) -> dict[str, int]:
     """Writes the pages as a dataset.
@@ -141,8 +148,8 @@ def build(request: M3WRequest, output: epath.Path, how: Execution) -> dict[str, 
     Raises:
       ValueError: there is no such input, or `collect` found too little in it.
     """
-    files = input_files(request.input, (*warc.SUFFIXES, *HTML_SUFFIXES))
-    archives = [file for file in files if file.endswith(warc.SUFFIXES)]
+    files = input_files(request.input, (*warc.SUFFIXES, *HTML_SUFFIXES), IMAGE_SUFFIXES)
+    archives = [file for file in files if has_suffix(file, warc.SUFFIXES)]
     index = output / _INDEX if request.image_index == "input" and archives else None
     if index and "://" in os.fspath(index):
         raise ValueError(
@@ -152,7 +159,8 @@ def build(request: M3WRequest, output: epath.Path, how: Execution) -> dict[str, 
         if index:
             build_index(archives, index)
         read = functools.partial(read_file, request, index=os.fspath(index) if index else "")
-        return collect(files, read, InterleavedPage.kind, output, how).table()
+        kind, passed_over = InterleavedPage.kind, files.passed_over
+        return collect(files, read, kind, output, how, passed_over=passed_over).table()
     finally:
         if index:
             index.unlink(missing_ok=True)
@@ -166,7 +174,7 @@ def read_file(request: M3WRequest, path: str, index: str = "") -> Iterator[Found
       path: a WARC or HTML file.
       index: file that `build_index` wrote, with the images of all files; "" = no index.
     """
-    read = _read_html if path.endswith(HTML_SUFFIXES) else _read_warc
+    read = _read_html if has_suffix(path, HTML_SUFFIXES) else _read_warc
     opened = WarcIndex.opened(index) if index else contextlib.nullcontext()
     with opened as other_files:
         yield from read(request, path, other_files)
@@ -216,14 +224,12 @@ def _read_html(
 ) -> Iterator[Found | Reject]:
     """Reads one HTML file.
 
-    Its URL is file:///PATH, relative to the input directory. No reference leads out of this
-    directory.
+    Its URL is file:///PATH, relative to the input directory, or to the one above all directories of
+    the input. No reference leads out of the page's input directory.
     """
     del other_files  # a page in a folder shows images of the same folder
-    root = epath.Path(request.input)
-    if not root.is_dir():
-        root = epath.Path(path).parent
-    url = f"file:///{urllib.parse.quote(os.fspath(epath.Path(path).relative_to(root)))}"
+    root, base, name = page_folders(request.input, path)
+    url = f"file:///{urllib.parse.quote(os.fsencode(name))}"
     try:
         with epath.Path(path).open("rb") as file:
             body = file.read(request.max_html_bytes + 1)
@@ -232,13 +238,16 @@ def _read_html(
         return
 
     def in_folder(source: str) -> bytes | None:
-        return local_image(root, source) if source.startswith("file:///") else None
+        return page_image(root, base, source, ImageLimits.max_bytes)
 
     yield from _judged(request, body, url, "", (in_folder, *_finders(request)))
 
 
 def _finders(request: M3WRequest) -> list[Find]:
-    return [functools.partial(local_image, epath.Path(request.images))] if request.images else []
+    if not request.images:
+        return []
+    folder, limit = epath.Path(request.images), ImageLimits.max_bytes
+    return [functools.partial(local_image, folder, max_bytes=limit)]
 
 
 def _judged(

@@ -36,13 +36,14 @@ from etils import epath
 
 from data_pipelines.collect import Found, collect
 from data_pipelines.formats import jsonl, tars
-from data_pipelines.formats.local_files import MAX_IMAGE_BYTES, read_inside
+from data_pipelines.formats.local_files import MAX_IMAGE_BYTES, local_image, read_inside
 from data_pipelines.inputs import input_files
 from data_pipelines.keys import text_key, url_key
 from data_pipelines.marker_removal import without_markers
 from data_pipelines.on_beam import Execution
 from data_pipelines.page import Reject
-from data_pipelines.web.page_images import as_stored, keep_image, local_image
+from data_pipelines.web.page_images import ImageLimits, as_stored, keep_image
+from flamingo_jax.data.files import IMAGE_SUFFIXES, has_suffix
 from flamingo_jax.data.schema import CorruptRecord, InterleavedPage
 
 ASSIGNMENTS = ("matched", "optimal")
@@ -103,14 +104,14 @@ def build(request: MMC4Request, output: epath.Path, how: Execution) -> dict[str,
       ValueError: there is no input, or too much of it is damaged.
     """
     units: list[str | jsonl.Lines] = []
-    for path in input_files(request.input, jsonl.SUFFIXES + tars.SUFFIXES):
-        if path.endswith(tars.SUFFIXES):
+    files = input_files(request.input, jsonl.SUFFIXES + tars.SUFFIXES, IMAGE_SUFFIXES)
+    for path in files:
+        if has_suffix(path, tars.SUFFIXES):
             units.append(path)
         else:
             units += jsonl.parts(path, _PART)
-    return collect(
-        units, functools.partial(read_unit, request), "interleaved_page", output, how
-    ).table()
+    read, kind = functools.partial(read_unit, request), "interleaved_page"
+    return collect(units, read, kind, output, how, passed_over=files.passed_over).table()
 
 
 def read_unit(request: MMC4Request, unit: str | jsonl.Lines) -> Iterator[Found | Reject]:
@@ -237,7 +238,7 @@ def _image(info: dict[str, Any], request: MMC4Request) -> bytes | Reject:
             folder, str(name or url), max_bytes=MAX_IMAGE_BYTES, missing="missing_image"
         )
         if isinstance(data, Reject) and data.reason == "missing_image" and isinstance(url, str):
-            data = local_image(folder, url)
+            data = local_image(folder, url, ImageLimits.max_bytes)
     if data is None:
         return Reject("missing_image", f"{name or url!r:.200}", broken=True)
     if isinstance(data, Reject):

@@ -7,7 +7,7 @@
     page     My pets.    [image]      My cat.     [image]
 
 The input is the published parquet, read a few rows at a time. It names images by URL, which are
-looked up in --images (see page_images.local_image). A copy of the dataset with bytes in the column
+looked up in --images (see local_files.local_image). A copy of the dataset with bytes in the column
 `images` (binary, or the {bytes, path} of Hugging Face's image type) needs no folder. Images that
 M3W would leave out are left out here too.
 
@@ -26,12 +26,13 @@ from typing import Any
 from etils import epath
 
 from data_pipelines.collect import Found, collect
+from data_pipelines.formats.local_files import local_image
 from data_pipelines.inputs import input_files
 from data_pipelines.keys import text_key, url_key
 from data_pipelines.marker_removal import without_markers
 from data_pipelines.on_beam import Execution
 from data_pipelines.page import Page, Picture, Reject
-from data_pipelines.web.page_images import local_image, with_images
+from data_pipelines.web.page_images import ImageLimits, with_images
 from flamingo_jax.data.schema import InterleavedPage
 
 SUFFIXES = (".parquet",)
@@ -64,9 +65,8 @@ def build(request: ObelicsRequest, output: epath.Path, how: Execution) -> dict[s
       ValueError: there is no input, or too much of it is damaged.
     """
     files = input_files(request.input, SUFFIXES)
-    return collect(
-        files, functools.partial(read_file, request), "interleaved_page", output, how
-    ).table()
+    read, kind = functools.partial(read_file, request), "interleaved_page"
+    return collect(files, read, kind, output, how, passed_over=files.passed_over).table()
 
 
 def read_file(request: ObelicsRequest, path: str) -> Iterator[Found | Reject]:
@@ -129,7 +129,11 @@ def read_row(row: dict[str, Any], request: ObelicsRequest) -> Iterator[Found | R
 def _page(page: Page, number: int, request: ObelicsRequest) -> Iterator[Found | Reject]:
     """Yields a Reject for each image left out of one document of a row, then the document."""
     folder = epath.Path(request.images) if request.images else None
-    found, rejects = with_images(page, lambda url: local_image(folder, url) if folder else None)
+
+    def find(url: str) -> bytes | None:
+        return local_image(folder, url, ImageLimits.max_bytes) if folder else None
+
+    found, rejects = with_images(page, find)
     yield from rejects
     if isinstance(found, Reject):
         yield found

@@ -64,12 +64,13 @@ class Reject:
     Attributes:
       reason: what it is counted as: lower case words joined by "_", for example "too_few_words".
       detail: what was found. The report shows it for the first few of each reason.
-      unit: what was left out: a whole record, or an image of a record that is kept without it.
+      unit: what was left out: a whole record; an image of a record that is kept without it; or a
+        file that is no part of any record, with its suffix as the reason.
       broken: True if the input was damaged (truncated, not decodable, missing), not only unwanted.
         Too large a share of damaged records stops a run.
     """
 
     reason: str
     detail: str = ""
-    unit: Literal["record", "image"] = "record"
+    unit: Literal["record", "image", "file"] = "record"
     broken: bool = False

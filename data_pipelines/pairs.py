@@ -32,11 +32,11 @@ from data_pipelines.marker_removal import without_markers
 from data_pipelines.on_beam import Execution
 from data_pipelines.page import Reject
 from data_pipelines.web.page_images import as_stored
+from flamingo_jax.data.files import IMAGE_SUFFIXES
 from flamingo_jax.data.images import read as images
 from flamingo_jax.data.schema import CorruptRecord, ImageText
 
 FORMATS = ("webdataset", "table")
-IMAGE_SUFFIXES = ("jpg", "jpeg", "png", "webp")
 IMAGE_COLUMNS = ("filepath", "image_path", "image", "path", "filename", "file")
 TEXT_COLUMNS = ("caption", "title", "text")
 
@@ -80,6 +80,11 @@ class PairsRequest:
                 "output_format=webdataset writes the tars that are read here."
             )
 
+    @property
+    def beside(self) -> tuple[str, ...]:
+        """Suffixes of files that are read from the folder of the input."""
+        return IMAGE_SUFFIXES if self.format == "table" and not self.images else ()
+
 
 def build(request: PairsRequest, output: epath.Path, how: Execution) -> dict[str, int]:
     """Writes the pairs as an image_text dataset.
@@ -92,11 +97,13 @@ def build(request: PairsRequest, output: epath.Path, how: Execution) -> dict[str
     """
     units: list[str | tables.Part] = []
     if request.format == "webdataset":
-        units += input_files(request.input, tars.SUFFIXES)
+        files = input_files(request.input, tars.SUFFIXES)
+        units += files
     else:
-        for path in input_files(request.input, tables.SUFFIXES):
-            units += tables.parts(path, _PART)
-    return collect(units, functools.partial(read_unit, request), "image_text", output, how).table()
+        files = input_files(request.input, tables.SUFFIXES, IMAGE_SUFFIXES)
+        units += [part for path in files for part in tables.parts(path, _PART)]
+    read = functools.partial(read_unit, request)
+    return collect(units, read, "image_text", output, how, passed_over=files.passed_over).table()
 
 
 def read_unit(request: PairsRequest, unit: str | tables.Part) -> Iterator[Found | Reject]:
@@ -155,7 +162,7 @@ def _from_sample(sample: tars.TarSample, request: PairsRequest) -> Found | Rejec
     fields = sample_metadata(sample)
     if isinstance(fields, Reject):
         return fields
-    image = sample.first(*IMAGE_SUFFIXES)
+    image = sample.first(*(suffix.strip(".") for suffix in IMAGE_SUFFIXES))
     if image is None:
         detail = f"{sample.key} has {', '.join(sorted(sample.files))} only"
         return Reject("missing_image", detail, broken=True)

@@ -42,7 +42,7 @@ from data_pipelines import (
     videos,
     world,
 )
-from data_pipelines.inputs import identity
+from data_pipelines.inputs import folders_of_files, identity
 from data_pipelines.on_beam import Execution
 from data_pipelines.write_records import staged
 
@@ -51,7 +51,7 @@ MARK = "pipeline.json"
 EXTRA = "flamingo_jax[pipelines]"  # brings the packages of all pipelines
 
 # Options that name files. A request is another one if the files there have changed.
-_READ = ("input", "dataset", "tokenizer", "against", "embeddings")
+_READ = ("input", "dataset", "tokenizer", "against", "embeddings", "images", "videos")
 
 Build = Callable[[Any, epath.Path, Execution], dict[str, int]]
 
@@ -133,7 +133,12 @@ def make(name: str, request: Any, output: str, how: Execution) -> bool:
     """
     target = epath.Path(output)
     decides = dataclasses.asdict(request)
-    decides["files"] = {name: identity(decides[name]) for name in _READ if decides.get(name)}
+    decides["files"] = {
+        name: identity(decides[name], without=output) for name in _READ if decides.get(name)
+    }
+    if beside := getattr(request, "beside", ()):  # suffixes of what is read next to the input
+        folders = folders_of_files(request.input)
+        decides["files"]["beside"] = identity(folders, suffixes=beside, without=output)
     if how.validation_share:
         decides["validation_share"] = how.validation_share
     asked = json.loads(json.dumps({"pipeline": name, "request": decides}))

@@ -36,7 +36,7 @@ from PIL import Image
 from data_pipelines.collect import Found, collect
 from data_pipelines.formats import jsonl, tables, tars
 from data_pipelines.formats.local_files import inside, read_inside
-from data_pipelines.inputs import input_files
+from data_pipelines.inputs import InputFiles, input_files
 from data_pipelines.keys import url_key
 from data_pipelines.on_beam import Execution
 from data_pipelines.page import Reject
@@ -46,7 +46,7 @@ from flamingo_jax.data.schema import CorruptRecord, VideoText
 
 FORMATS = ("folder", "table", "webvid", "hdvila", "webdataset")
 STORES = ("frames", "file")
-SUFFIXES = (".mp4", ".mov", ".webm", ".mkv", ".avi")
+SUFFIXES = (".mp4", ".m4v", ".mov", ".webm", ".mkv", ".avi")
 VIDEO_COLUMNS = ("video", "filepath", "video_path", "path", "filename", "file")
 
 _MAX_TEXT = 1 << 20  # bytes of a .txt
@@ -105,6 +105,11 @@ class VideosRequest:
                     f"videos: got --{name}={getattr(self, name)}, expected more than 0."
                 )
 
+    @property
+    def beside(self) -> tuple[str, ...]:
+        """Suffixes of files that are read from the folder of the input."""
+        return () if self.format == "webdataset" or self.videos else (*SUFFIXES, ".txt")
+
 
 @dataclasses.dataclass(frozen=True)
 class _Clip:
@@ -134,9 +139,10 @@ def build(request: VideosRequest, output: epath.Path, how: Execution) -> dict[st
     Raises:
       ValueError: there is no input, or too much of it is damaged.
     """
-    return collect(
-        _units(request), functools.partial(read_unit, request), "video_text", output, how
-    ).table()
+    files = _files(request)
+    units, read = _units(request, files), functools.partial(read_unit, request)
+    passed_over = files.passed_over
+    return collect(units, read, "video_text", output, how, passed_over=passed_over).table()
 
 
 def read_unit(request: VideosRequest, unit: Unit) -> Iterator[Found | Reject]:
@@ -166,20 +172,23 @@ def read_unit(request: VideosRequest, unit: Unit) -> Iterator[Found | Reject]:
             yield _from_file(folder, name, _Clip(_text_file(folder, name), name), request)
 
 
-def _units(request: VideosRequest) -> list[Unit]:
+def _files(request: VideosRequest) -> InputFiles:
     if request.format == "webdataset":
-        return list(input_files(request.input, tars.SUFFIXES))
+        return input_files(request.input, tars.SUFFIXES)
     if request.format == "folder":
-        files = input_files(request.input, SUFFIXES)
+        return input_files(request.input, SUFFIXES, (".txt",))
+    suffixes = jsonl.SUFFIXES if request.format == "hdvila" else tables.SUFFIXES
+    return input_files(request.input, suffixes, (*SUFFIXES, ".txt"))
+
+
+def _units(request: VideosRequest, files: InputFiles) -> list[Unit]:
+    if request.format == "webdataset":
+        return list(files)
+    if request.format == "folder":
         return [tuple(files[k : k + _FOLDER_PART]) for k in range(0, len(files), _FOLDER_PART)]
     if request.format == "hdvila":
-        paths = input_files(request.input, jsonl.SUFFIXES)
-        return [part for path in paths for part in jsonl.parts(path, _LINES_PART)]
-    return [
-        part
-        for path in input_files(request.input, tables.SUFFIXES)
-        for part in tables.parts(path, _TABLE_PART)
-    ]
+        return [part for path in files for part in jsonl.parts(path, _LINES_PART)]
+    return [part for path in files for part in tables.parts(path, _TABLE_PART)]
 
 
 def _folder(request: VideosRequest, path: str) -> epath.Path:
@@ -252,7 +261,10 @@ def _span(value: object) -> tuple[float, float] | None:
 
 
 def _text_file(folder: epath.Path, name: str) -> bytes | None:
-    """Returns the content of the .txt next to a video; None if there is no such file."""
+    """Returns the content of the .txt next to a video; None if there is no such file.
+
+    `inside` finds .TXT too.
+    """
     path = os.path.splitext(name)[0] + ".txt"
     text = read_inside(folder, path, max_bytes=_MAX_TEXT, missing="no_text")
     return None if isinstance(text, Reject) else text

@@ -11,10 +11,8 @@ import dataclasses
 import functools
 import hashlib
 import io
-import urllib.parse
 from collections.abc import Callable
 
-from etils import epath
 from PIL import Image
 
 from data_pipelines.page import Page, Picture, Reject
@@ -23,8 +21,6 @@ from flamingo_jax.data.schema import CorruptRecord
 
 # Returns the bytes of the image of a URL, None if this source does not have it, or a Reject.
 Find = Callable[[str], bytes | Reject | None]
-
-SUFFIXES = ("", ".jpg", ".jpeg", ".png", ".webp", ".gif")
 
 # The start of JPEG files, also of those by phones with a preview after the image, which PIL reads
 # as animations.
@@ -209,51 +205,6 @@ def _kept(data: bytes, limits: ImageLimits, seen: set[bytes]) -> bytes | Reject:
         return as_stored(data)
     except CorruptRecord as error:
         return _reject(error.reason, str(error), broken=True)
-
-
-def local_image(
-    folder: epath.Path, url: str, max_bytes: int = ImageLimits.max_bytes
-) -> bytes | None:
-    """Reads the image of a URL from a folder of images that were fetched before.
-
-    It looks for DIR/<sha256 of the URL, in hex>, with and without a suffix, DIR/<host>/<path of the
-    URL>, DIR/<path of the URL> and DIR/<last component of the path>. No URL leads out of the
-    folder. Links in the folder are followed.
-
-    Args:
-      folder: DIR.
-      url: absolute.
-      max_bytes: largest file. Of a longer one max_bytes + 1 bytes are returned, so that the caller
-        can detect it.
-
-    Returns:
-      The file, or None if there is none.
-    """
-    digest = hashlib.sha256(url.encode("utf-8", "surrogatepass")).hexdigest()
-    names = [f"{digest}{suffix}" for suffix in SUFFIXES]
-    try:
-        split = urllib.parse.urlsplit(url)
-    except ValueError:
-        split = urllib.parse.SplitResult("", "", "", "", "")
-    components = [part for part in urllib.parse.unquote(split.path).split("/") if part]
-    if components and all(map(_is_file_name, components)):
-        path = "/".join(components)
-        if split.hostname and split.hostname.strip("."):
-            names.append(f"{split.hostname}/{path}")
-        names += [path, components[-1]]
-    for name in names:
-        try:
-            file = folder / name
-            if file.is_file():
-                with file.open("rb") as opened:
-                    return opened.read(max_bytes + 1)
-        except OSError:  # for example a name that is too long
-            continue
-    return None
-
-
-def _is_file_name(part: str) -> bool:
-    return part not in (".", "..") and "\\" not in part and "\0" not in part
 
 
 def _reject(reason: str, detail: str, *, broken: bool = False) -> Reject:

@@ -104,6 +104,29 @@ def is_local(path: PathLike) -> bool:
     return "://" not in str(epath.Path(path))
 
 
+def listed(directory: PathLike) -> list[tuple[epath.Path, bool]]:
+    """Returns what a directory contains, in the order of names, and whether each is a directory.
+
+    Devices, pipes and sockets are left out: to open them can wait for ever. A link to nothing is
+    listed, so that its reader reports it.
+
+    Raises:
+        OSError: the directory cannot be read.
+    """
+    place = epath.Path(directory)
+    if not is_local(place):
+        return [(entry, entry.is_dir()) for entry in sorted(place.iterdir())]
+    with os.scandir(place) as found:
+        entries = sorted(found, key=lambda entry: entry.name)
+    return [
+        (place / entry.name, entry.is_dir())
+        for entry in entries
+        if entry.is_dir()
+        or entry.is_file()
+        or (entry.is_symlink() and not os.path.exists(entry.path))
+    ]
+
+
 def absolute(path: PathLike) -> epath.Path:
     """Returns a path as an absolute one, which orbax requires; gs:// paths are absolute."""
     place = epath.Path(path)

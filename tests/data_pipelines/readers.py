@@ -30,6 +30,11 @@ def damaged(unit):
     yield Reject("truncated_file", f"{unit} ends early", broken=True)
 
 
+def with_clutter(unit):
+    yield from (Reject(".DS_Store", unit, unit="file") for _ in range(2))
+    yield Found(Document(unit))
+
+
 def nothing(unit):
     yield Reject("no_text", unit)
 

@@ -11,9 +11,7 @@ import pytest
 from etils import epath
 
 from data_pipelines.collect import REPORT, collect
-from data_pipelines.inputs import identity, input_files
 from data_pipelines.on_beam import Execution
-from flamingo_jax.data.files import files_below
 from flamingo_jax.data.sources import Source
 from tests.data_pipelines import readers, test_duplicates
 
@@ -114,23 +112,10 @@ def test_bad_limits_are_refused(field, value):
         Execution(**{field: value})
 
 
-def test_input_is_a_file_a_directory_or_a_pattern(tmp_path):
-    for name in ("b.warc", "a.warc", "deep/c.warc", "notes.txt"):
-        (tmp_path / name).parent.mkdir(exist_ok=True)
-        (tmp_path / name).write_text(name)
-    names = ["a.warc", "b.warc", "deep/c.warc"]
-    assert input_files(str(tmp_path), (".warc",)) == [str(tmp_path / name) for name in names]
-    assert input_files(f"{tmp_path}/*.warc", (".warc",)) == [
-        str(tmp_path / name) for name in names[:2]
-    ]
-    assert input_files(f"{tmp_path}/b.warc,{tmp_path}/notes.txt", (".warc",)) == [
-        str(tmp_path / "b.warc"),
-        str(tmp_path / "notes.txt"),
-    ]
-    assert len(list(files_below(epath.Path(tmp_path)))) == 4
-    for missing in ("", str(tmp_path / "nowhere"), f"{tmp_path}/*.gz"):
-        with pytest.raises(ValueError, match="--input"):
-            input_files(missing, (".warc",))
-    before = identity(str(tmp_path))
-    (tmp_path / "d.warc").write_text("more")
-    assert identity(str(tmp_path)) != before
+def test_files_that_are_passed_over_are_counted_by_suffix(output):
+    counts = collect(
+        ["a"], readers.with_clutter, "document", output, ALONE, passed_over={".csv": 3}
+    )
+    assert counts.table() == {"in": 1, "out: train": 1, "passed over: 3 .csv, 2 .DS_Store": 5}
+    report = json.loads((output / REPORT).read_text())
+    assert report["passed_over"] == {".csv": 3, ".DS_Store": 2}

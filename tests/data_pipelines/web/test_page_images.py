@@ -1,11 +1,9 @@
 """Images of pages: the paper's filters at their thresholds, damage, and the sources of bytes."""
 
-import hashlib
 import io
 
 import numpy as np
 import pytest
-from etils import epath
 from PIL import Image
 
 pytest.importorskip("warcio")
@@ -15,7 +13,6 @@ from data_pipelines.web.page_images import (
     ImageLimits,
     as_stored,
     keep_image,
-    local_image,
     with_images,
 )
 from flamingo_jax.data.images import read
@@ -175,49 +172,6 @@ def test_page_without_image_is_left_out():
     found, rejects = with_images(page("a", ["none"]), {}.get)
     assert found == Reject("no_image_left", "https://example.org/")
     assert len(rejects) == 1
-
-
-URL = "https://example.org/dir/my%20dog.jpg?size=2"
-
-
-@pytest.mark.parametrize(
-    "name",
-    [
-        hashlib.sha256(URL.encode()).hexdigest(),
-        f"{hashlib.sha256(URL.encode()).hexdigest()}.webp",
-        "example.org/dir/my dog.jpg",
-        "dir/my dog.jpg",
-        "my dog.jpg",
-    ],
-)
-def test_image_in_a_folder(name, tmp_path):
-    (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-    (tmp_path / name).write_bytes(b"found")
-    assert local_image(epath.Path(tmp_path), URL) == b"found"
-    assert local_image(epath.Path(tmp_path), "https://example.org/other.jpg") is None
-    assert local_image(epath.Path(tmp_path), URL, max_bytes=2) == b"fou"
-
-
-@pytest.mark.parametrize(
-    "url",
-    [
-        "https://example.org/../secret.jpg",
-        "https://example.org/%2e%2e/secret.jpg",
-        "https://example.org/..%2fsecret.jpg",
-        "https://../secret.jpg",
-        "file:///../secret.jpg",
-        "https://example.org/..%5csecret.jpg",
-        "https://example.org/%00secret.jpg",
-        "https://example.org/" + "x" * 5000,
-        "http://[::1",
-        "https://example.org/",
-        "",
-    ],
-)
-def test_nothing_outside_of_the_folder_is_read(url, tmp_path):
-    (tmp_path / "images" / "example.org").mkdir(parents=True)
-    (tmp_path / "secret.jpg").write_bytes(b"secret")
-    assert local_image(epath.Path(tmp_path / "images"), url) is None
 
 
 def of_places(*sources):
