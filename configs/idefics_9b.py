@@ -130,6 +130,7 @@ def get_config(data: str = "/data") -> config_dict.ConfigDict:
             converted,
             image_size=224,
             image_fit="squash",
+            background="white",
             datasets=datasets(data, pages=256, pairs=512),
         ),
         initial=converted,

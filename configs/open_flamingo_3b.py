@@ -133,7 +133,11 @@ def get_config(data: str = "/data") -> config_dict.ConfigDict:
         steps=10_000,
         model=model(lm="mpt_1b", every=1),
         data=DataConfig(
-            converted, image_size=224, image_fit="crop", datasets=datasets(data, pages=256)
+            converted,
+            image_size=224,
+            image_fit="crop",
+            background="none",
+            datasets=datasets(data, pages=256),
         ),
         initial=converted,
         # Our choice, like the batch: a tenth of the publishers' rate.

@@ -60,6 +60,7 @@ def get_config(data: str = "/data") -> config_dict.ConfigDict:
             converted,
             image_size=224,
             image_fit="crop",
+            background="none",
             datasets=open_flamingo_3b.datasets(data, pages=256),
         ),
         initial=converted,

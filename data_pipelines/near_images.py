@@ -40,12 +40,8 @@ def phash(encoded: bytes) -> np.ndarray | None:
     """
     import imagehash
 
-    info = read.probe(encoded)
-    square = read.decode(encoded, _SIDE)
-    scale = _SIDE / max(info.width, info.height)
-    width, height = (max(1, round(side * scale)) for side in (info.width, info.height))
-    top, left = (_SIDE - height) // 2, (_SIDE - width) // 2
-    grey = Image.fromarray(square[top : top + height, left : left + width]).convert("L")
+    pixels = read.decode_inner(encoded, _SIDE)
+    grey = Image.fromarray(np.ascontiguousarray(pixels)).convert("L")
     if np.asarray(grey).std() < _FLAT:
         return None
     return np.packbits(imagehash.phash(grey).hash.reshape(-1))

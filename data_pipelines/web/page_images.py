@@ -10,10 +10,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import hashlib
-import io
 from collections.abc import Callable
-
-from PIL import Image
 
 from data_pipelines.page import Page, Picture, Reject
 from flamingo_jax.data.images import read
@@ -26,7 +23,6 @@ Find = Callable[[str], bytes | Reject | None]
 # as animations.
 _JPEG = b"\xff\xd8"
 _STORED = ("PNG", "WEBP")  # formats that are stored as they are, in addition to JPEG
-_PNG_MODES = ("L", "LA", "P", "RGB", "RGBA")
 _PROBE = 64  # pixels: side of the image in which colours are compared
 _ONE_COLOUR = 4  # of 255: largest difference that compression makes of a single colour
 
@@ -67,14 +63,10 @@ def keep_image(data: bytes, limits: ImageLimits = ImageLimits()) -> Reject | Non
             return _reject("image_too_small", f"{width} x {height} pixels")
         if max(width, height) > limits.max_aspect * min(width, height):
             return _reject("image_aspect", f"{width} x {height} pixels")
-        pixels = read.decode(data, _PROBE)  # raises also if the file is truncated
+        pixels = read.decode_inner(data, _PROBE)  # raises also if the file is truncated
     except CorruptRecord as error:
         return _reject(error.reason, str(error), broken=True)
-    # The image is in the middle of the square, the rest is padding. At the aspect ratio 3 the image
-    # covers a third of the square.
-    rows, columns = (max(1, round(side * _PROBE / max(width, height))) for side in (height, width))
-    top, left = (_PROBE - rows) // 2, (_PROBE - columns) // 2
-    inner = pixels[top : top + rows, left : left + columns].reshape(-1, 3)
+    inner = pixels.reshape(-1, 3)
     if (inner.max(axis=0).astype(int) - inner.min(axis=0)).max() <= _ONE_COLOUR:
         return _reject("single_colour", f"RGB {tuple(inner[0].tolist())}")
     return None
@@ -84,26 +76,15 @@ def as_stored(data: bytes) -> bytes:
     """Returns an image that `keep_image` keeps in the form that records store.
 
     JPEG, PNG and WebP are not changed. All other images, and the first frame of an animation,
-    become PNG.
+    become an upright PNG. Both forms decode to the same pixels.
 
     Raises:
       CorruptRecord: it cannot be decoded.
     """
     if data.startswith(_JPEG):
         return data
-    read.probe(data)
-    try:
-        with Image.open(io.BytesIO(data), formats=read.FORMATS) as image:
-            if image.format in _STORED and not getattr(image, "is_animated", False):
-                return data
-            image.seek(0)
-            buffer = io.BytesIO()
-            (image if image.mode in _PNG_MODES else image.convert("RGB")).save(buffer, "PNG")
-            return buffer.getvalue()
-    except Exception as error:
-        raise CorruptRecord(
-            f"An image cannot be written as PNG: {error!r}.", reason="truncated_image"
-        ) from error
+    info = read.probe(data)
+    return data if info.format in _STORED and not info.is_animated else read.as_png(data)
 
 
 def with_images(

@@ -58,7 +58,7 @@ class OpenedCheckpoint:
         tokenizer: the tokenizer's file, for `tokenizers.load.load_tokenizer`; None if the model has
             no text.
         preprocessing: {"image_size": pixels, "image_fit": how an image becomes a square (absent:
-            "pad")}.
+            "pad"), "background": what is behind transparent pixels (absent: "mean")}.
         step: number of updates.
         path: the export, or WORKDIR/checkpoints/STEP.
     """
@@ -98,7 +98,7 @@ def export(
         tokenizer: the tokenizer (a file, or the directory that contains it), which is copied; None
             without text.
         preprocessing: {"image_size": pixels, "image_fit": how an image becomes a square (absent:
-            "pad")}.
+            "pad"), "background": what is behind transparent pixels (absent: "mean")}.
         step: number of updates.
         markers: the tokens around texts and images; None = those stored with the tokenizer.
 
@@ -318,10 +318,11 @@ def _open_step(
         flat = tower | flat  # a weight of the tower that the run trained is the trained one
     try:
         kind, model_config, data = config["stage"], config["model"], config["data"]
-        fit = data.get("image_fit", "pad")
-        preprocessing = {
-            "image_size": data["image_size"],
-            **({} if fit == "pad" else {"image_fit": fit}),
+        defaults = {"image_fit": "pad", "background": "mean"}  # are not stored
+        preprocessing = {"image_size": data["image_size"]} | {
+            name: data[name]
+            for name, default in defaults.items()
+            if data.get(name, default) != default
         }
         tokenizer = tokenizer if tokenizer is not None else data["tokenizer"]
     except KeyError as error:

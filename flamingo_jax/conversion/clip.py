@@ -72,7 +72,7 @@ def conversion(inputs: Inputs) -> Conversion:
         model=ModelConfig(vit=config, new_tokens=()),
         rules=with_prefixes(rules, target="vision/"),
         files=files,
-        preprocessing={"image_size": config.image_size, "image_fit": fit_of(preprocessing)},
+        preprocessing=_images(config.image_size, preprocessing),
     )
 
 
@@ -113,7 +113,7 @@ def _both(inputs: Inputs) -> Conversion:
         ),
         files=open_weights(inputs.input),
         directory=directory,
-        preprocessing={"image_size": vit.image_size, "image_fit": fit_of(preprocessing)},
+        preprocessing=_images(vit.image_size, preprocessing),
     )
 
 
@@ -192,6 +192,11 @@ def read_preprocessing(directory: Path) -> dict[str, Any]:
     """Returns the content of preprocessor_config.json, or {} if there is no such file."""
     file = directory / "preprocessor_config.json"
     return paths.read_json(file) if file.exists() else {}
+
+
+def _images(size: int, preprocessing: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns how images become pixels; transformers puts white behind transparent ones."""
+    return {"image_size": size, "image_fit": fit_of(preprocessing), "background": "white"}
 
 
 def fit_of(preprocessing: Mapping[str, Any]) -> str:

@@ -157,7 +157,11 @@ def describe(
         ),
         files=files,
         tokenizer=tokenizer,
-        preprocessing={"image_size": vision.image_size, "image_fit": "squash"},
+        preprocessing={
+            "image_size": vision.image_size,
+            "image_fit": "squash",
+            "background": "white",
+        },
         markers=markers(model.new_tokens, lm.vocab_size),
     )
 

@@ -67,7 +67,7 @@ def variant(num_blocks: int, where: str) -> str:
 
 def vision(name: str, config: NFNetConfig, rules: Rules, files: Weights) -> Conversion:
     """Returns the conversion of an NFNet; images are cropped, as for its published accuracy."""
-    preprocessing = {"image_size": IMAGE_SIZES[name], "image_fit": "crop"}
+    preprocessing = {"image_size": IMAGE_SIZES[name], "image_fit": "crop", "background": "none"}
     model = ModelConfig(vision=config, new_tokens=())
     return Conversion("vision", model, rules, files, preprocessing=preprocessing)
 

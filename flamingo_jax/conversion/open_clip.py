@@ -83,7 +83,11 @@ def conversion(inputs: Inputs) -> Conversion:
     else:
         described = {}
         config, squashed = config_of_weights(files, activation, features=features), False
-    preprocessing = {"image_size": config.image_size, "image_fit": "squash" if squashed else "crop"}
+    preprocessing = {
+        "image_size": config.image_size,
+        "image_fit": "squash" if squashed else "crop",
+        "background": "none",  # its transform ignores the transparency
+    }
     if towers == "both":
         text, joint_dim = _text_config(described.get("model_cfg", {}), files, config.activation)
         rules = _both_rules(config, text)

@@ -112,7 +112,8 @@ def join(checkpoint: Weights, lm: Conversion, vision: Conversion, *, pieces: int
         rules=rules,
         files=reading.Merged(("", checkpoint), ("lm:", lm.files), ("vision:", vision.files)),
         tokenizer=lm.tokenizer,
-        preprocessing=vision.preprocessing,
+        # Its images come through open_clip's transform, which ignores the transparency.
+        preprocessing={**vision.preprocessing, "background": "none"},
         markers=dataclasses.replace(lm.markers or Markers(), vocab_size=pieces),
     )
 

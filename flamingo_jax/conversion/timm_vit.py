@@ -56,7 +56,11 @@ def conversion(inputs: Inputs) -> Conversion:
         model=ModelConfig(vit=config, new_tokens=()),
         rules=with_prefixes((*vision_rules(config, NAMES), _HEAD), target="vision/"),
         files=files,
-        preprocessing={"image_size": config.image_size, "image_fit": "crop"},
+        preprocessing={
+            "image_size": config.image_size,
+            "image_fit": "crop",
+            "background": "none",
+        },
     )
 
 

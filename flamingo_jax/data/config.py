@@ -7,6 +7,7 @@ import dataclasses
 from typing import Any, Literal
 
 ImageFit = Literal["pad", "crop", "squash"]
+Background = Literal["mean", "white", "none"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -133,6 +134,8 @@ class DataConfig:
             fine-tuning).
         image_fit: how an image becomes a square: "pad" adds borders along the longer sides (the
             paper), "crop" cuts out the middle (CLIP), "squash" changes the proportions (IDEFICS).
+        background: what is behind transparent pixels: the "mean" colour, "white" (transformers'
+            CLIP and IDEFICS), or "none": the transparency is ignored (open_clip, OpenFlamingo).
         datasets: by name. The order and the randomness of a dataset depend on its name.
         augment: random flip and colours in training.
         num_threads: threads of a process that make batches; 0 = one for each core that the process
@@ -146,6 +149,7 @@ class DataConfig:
     image_size: int
     datasets: dict[str, DatasetConfig]
     image_fit: ImageFit = "pad"
+    background: Background = "mean"
     augment: AugmentConfig = AugmentConfig()
     num_threads: int = 0
     prefetch: int = 4
@@ -166,6 +170,7 @@ class DataConfig:
 
     @property
     def preprocessing(self) -> dict[str, Any]:
-        """What an export stores about its images. Without `image_fit` they are padded."""
+        """What an export stores about its images; what is left out has its default."""
         fit = {} if self.image_fit == "pad" else {"image_fit": self.image_fit}
-        return {"image_size": self.image_size, **fit}
+        behind = {} if self.background == "mean" else {"background": self.background}
+        return {"image_size": self.image_size, **fit, **behind}

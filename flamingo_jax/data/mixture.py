@@ -178,7 +178,11 @@ class _Dataset:
         self._first_row = reader.process_index * self._num_rows
         self._num_shards = reader.num_local_shards
         self._maker = RowMaker(
-            config, reader.tokenizer, reader.config.image_size, reader.config.image_fit
+            config,
+            reader.tokenizer,
+            reader.config.image_size,
+            reader.config.image_fit,
+            reader.config.background,
         )
         self.examples: Examples[Example] = Examples(source, self._maker.prepare, reader.cache_bytes)
         self.rejected = Rejected(name, config.path, reader.config.max_corrupt)

@@ -16,7 +16,7 @@ from jaxtyping import Int64, UInt32
 
 from flamingo_jax.data import interleave, pack
 from flamingo_jax.data.captions import tokenise_caption, tokenise_pair
-from flamingo_jax.data.config import DatasetConfig, ImageFit
+from flamingo_jax.data.config import Background, DatasetConfig, ImageFit
 from flamingo_jax.data.images import video
 from flamingo_jax.data.images.read import place
 from flamingo_jax.data.schema import (
@@ -99,6 +99,7 @@ class RowMaker:
         tokenizer: for its texts.
         image_size: side of the square images, in pixels.
         image_fit: how an image becomes a square.
+        background: what is behind transparent pixels.
     """
 
     def __init__(
@@ -107,9 +108,10 @@ class RowMaker:
         tokenizer: Tokenizer,
         image_size: int,
         image_fit: ImageFit = "pad",
+        background: Background = "mean",
     ):
         self._config, self._tokenizer, self._image_size = config, tokenizer, image_size
-        self._image_fit = image_fit
+        self._image_fit, self._background = image_fit, background
         self._tag_length = len(interleave.tag_of(tokenizer).own)
 
     def prepare(self, record: Record) -> Example:
@@ -147,7 +149,7 @@ class RowMaker:
         return Example(tuple(ways), images=self._images(record.frames), fps=record.fps)
 
     def _images(self, encoded: Sequence[bytes]) -> EncodedImages:
-        return EncodedImages(encoded, self._image_size, self._image_fit)
+        return EncodedImages(encoded, self._image_size, self._image_fit, self._background)
 
     def draw(self, example: Example, rng: Rng) -> TrainingRow:
         """Draws the row of one visit to a page, a pair or a caption.

@@ -17,7 +17,7 @@ import numpy as np
 from google.protobuf.message import DecodeError
 
 from flamingo_jax.core.paths import Path, PathLike
-from flamingo_jax.data.config import ImageFit
+from flamingo_jax.data.config import Background, ImageFit
 from flamingo_jax.data.images import read
 from flamingo_jax.data.schema import CorruptRecord, Record, from_example, kind_of
 
@@ -119,9 +119,15 @@ class EncodedImages:
     counts as corrupt must not depend on the size of the memory.
     """
 
-    def __init__(self, encoded: Sequence[bytes], size: int, image_fit: ImageFit = "pad"):
+    def __init__(
+        self,
+        encoded: Sequence[bytes],
+        size: int,
+        image_fit: ImageFit = "pad",
+        background: Background = "mean",
+    ):
         self._images: list[bytes | np.ndarray] = list(encoded)
-        self._size, self._image_fit = size, image_fit
+        self._size, self._image_fit, self._background = size, image_fit, background
         self._room: Room | None = None
 
     def __len__(self) -> int:
@@ -147,7 +153,7 @@ class EncodedImages:
         image = self._images[index]
         if isinstance(image, np.ndarray):
             return image
-        decoded = read.decode_inner(image, self._size, self._image_fit)
+        decoded = read.decode_inner(image, self._size, self._image_fit, self._background)
         if self._room and self._room.take(decoded.nbytes - len(image)):
             self._images[index] = decoded
         return decoded

@@ -25,7 +25,7 @@ import tqdm
 
 from flamingo_jax.core import processes
 from flamingo_jax.core.paths import Path, PathLike
-from flamingo_jax.data.config import ImageFit
+from flamingo_jax.data.config import Background, ImageFit
 from flamingo_jax.data.embeddings import EmbeddingWriter, writing
 from flamingo_jax.data.files import IMAGE_SUFFIXES, image_files
 from flamingo_jax.data.schema import CorruptRecord, images_of
@@ -124,7 +124,10 @@ def write(encoder: VisionEncoder, images: Images, output: PathLike) -> str:
     is_first = jax.process_index() == 0
     passes = encoder.passes
     decode = functools.partial(
-        _try_decode, image_size=passes.image_size, image_fit=passes.image_fit
+        _try_decode,
+        image_size=passes.image_size,
+        image_fit=passes.image_fit,
+        background=passes.background,
     )
     hidden = not (is_first and sys.stderr.isatty())
     left_out = 0
@@ -171,10 +174,10 @@ def _add_all(writer: EmbeddingWriter, pieces: Iterator[tuple[list[str], np.ndarr
 
 
 def _try_decode(
-    get: Callable[[], bytes], *, image_size: int, image_fit: ImageFit
+    get: Callable[[], bytes], *, image_size: int, image_fit: ImageFit, background: Background
 ) -> np.ndarray | None:
     """Returns uint8[1, S, S, 3], or None for an image that cannot be read."""
     try:
-        return load_frames(get(), image_size, image_fit=image_fit)
+        return load_frames(get(), image_size, image_fit=image_fit, background=background)
     except (PromptError, OSError):
         return None

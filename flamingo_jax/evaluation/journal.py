@@ -23,7 +23,7 @@ from flamingo_jax.core import paths
 from flamingo_jax.core.paths import Path, PathLike
 from flamingo_jax.core.processes import from_first_process
 from flamingo_jax.evaluation.episode import Episode
-from flamingo_jax.inference.visuals import Deferred, Image, Video, identity
+from flamingo_jax.inference.identity import identity
 
 # The decoded text and the scores of the candidates; None for the one that was not asked for.
 TextAndScores: TypeAlias = "tuple[str | None, tuple[float, ...] | None]"
@@ -109,17 +109,17 @@ class Journal:
 def prompt_hash(episode: Episode) -> str:
     """Returns 32 hexadecimal digits that differ for all prompts.
 
-    They depend on the text, the images and the candidates of all orders of a query.
+    They depend on the text, the content of the images and the candidates of all orders of a query:
+    the answers about a picture that was replaced are asked for again.
+
+    Raises:
+        PromptError: the file of an image is missing.
     """
     digest = hashlib.blake2b(digest_size=16)
     for parts in (episode.parts, *episode.orders):
         for part in parts:
             if isinstance(part, str):
                 digest.update(f"text {part}\0".encode())
-            elif isinstance(part, Image | Video | Deferred | Path):
-                # By name, so that the file need not exist.
-                name = part.name if isinstance(part, Deferred) else part
-                digest.update(f"file {name}\0".encode())
             else:
                 digest.update(b"data " + identity(part))
         digest.update(b"order\0")

@@ -97,6 +97,7 @@ def run(config: EvaluateConfig, checkpoint: str, output: str, cluster: Cluster) 
         chance={each.name: each.chance for each in tasks if each.chance is not None},
         image_size=model.engine.image_size,
         image_fit=model.engine.image_fit,
+        background=model.engine.background,
         video_frames=config.inference.video_frames,
         video_rate=config.inference.video_rate,
     )

@@ -19,9 +19,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import numpy as np
 
-from flamingo_jax.data.config import ImageFit
+from flamingo_jax.data.config import Background, ImageFit
 from flamingo_jax.inference.config import InferenceConfig
-from flamingo_jax.inference.visuals import Visual, identity, load_frames
+from flamingo_jax.inference.identity import identity
+from flamingo_jax.inference.visuals import Visual, load_frames
 
 # Number of threads that read and decode files, and of visuals that are decoded ahead.
 _READERS = 8
@@ -39,6 +40,7 @@ class Passes:
         multiple: the number of visuals encoded together is a multiple of this, the number of
             devices.
         image_fit: how an image becomes a square.
+        background: what is behind transparent pixels.
     """
 
     image_size: int
@@ -47,6 +49,7 @@ class Passes:
     frames: int
     multiple: int
     image_fit: ImageFit = "pad"
+    background: Background = "mean"
 
     def rows(self, num_frames: int) -> int:
         """Returns the number of visuals with `num_frames` frames each that are encoded together."""
@@ -54,7 +57,12 @@ class Passes:
 
 
 def passes_of(
-    image_size: int, config: InferenceConfig, *, multiple: int, image_fit: ImageFit
+    image_size: int,
+    config: InferenceConfig,
+    *,
+    multiple: int,
+    image_fit: ImageFit,
+    background: Background,
 ) -> Passes:
     """Returns the shapes in which a run encodes visuals; arguments as in `Passes`."""
     return Passes(
@@ -64,6 +72,7 @@ def passes_of(
         config.images_per_pass,
         multiple,
         image_fit,
+        background,
     )
 
 
@@ -111,7 +120,9 @@ class Latents:
                 found.update(self._encode_group(waiting.pop(num_frames), num_frames))
         for num_frames, group in waiting.items():
             found.update(self._encode_group(group, num_frames))
-        self._keep(found)
+        # A file that was written anew while it was read has another identity now.
+        is_same = {key: identity(visual) == key for key, visual in missing.items()}
+        self._keep({key: each for key, each in found.items() if is_same.get(key, True)})
         return np.stack([found[key] for key in keys])
 
     def _read(self, missing: Mapping[bytes, Visual]) -> Iterator[tuple[bytes, np.ndarray]]:
@@ -121,6 +132,7 @@ class Latents:
             load_frames,
             image_size=passes.image_size,
             image_fit=passes.image_fit,
+            background=passes.background,
             video_frames=passes.video_frames,
             video_rate=passes.video_rate,
         )
@@ -144,6 +156,6 @@ class Latents:
         for key, latents in found.items():
             self._known[key] = latents
             self._known.move_to_end(key)
-        of_one = next(iter(found.values())).nbytes
+        of_one = max((latents.nbytes for latents in found.values()), default=1)
         while len(self._known) > self._bytes // of_one:
             self._known.popitem(last=False)

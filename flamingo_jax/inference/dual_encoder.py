@@ -96,6 +96,7 @@ class DualEncoder:
             config,
             multiple=self._compiled.num_shards(ALL_AXES),
             image_fit=preprocessing.get("image_fit", "pad"),
+            background=preprocessing.get("background", "mean"),
         )
         embed_visuals = self._model.embed_visuals
         encoder = VisionEncoder(self._compiled, embed_visuals, passes, vision="contrastive")

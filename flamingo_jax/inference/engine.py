@@ -28,7 +28,7 @@ from flamingo_jax.core.notation import Array, Float, Int
 from flamingo_jax.core.precision import Policy, dtype_of
 from flamingo_jax.core.stack import is_unrolled
 from flamingo_jax.core.trees import Params
-from flamingo_jax.data.config import ImageFit
+from flamingo_jax.data.config import Background, ImageFit
 from flamingo_jax.inference import compiled, decode, padding
 from flamingo_jax.inference.cache_of_latents import Latents, passes_of
 from flamingo_jax.inference.compiled import Compiled
@@ -87,6 +87,7 @@ class Engine:
         *,
         image_size: int | None,
         image_fit: ImageFit = "pad",
+        background: Background = "mean",
         stop: tuple[int, ...],
         pad_id: int,
         config: InferenceConfig,
@@ -100,6 +101,7 @@ class Engine:
             params: its weights, of any dtype; they are cast to `config.compute`.
             image_size: side of the images in pixels; None for a language model.
             image_fit: how an image becomes a square, as in training.
+            background: what is behind transparent pixels, as in training.
             stop: ids that end an answer.
             pad_id: the padding token.
             config: settings.
@@ -113,14 +115,16 @@ class Engine:
                 vocabulary.
         """
         self.model, self.config, self.context = model, config, context
-        self.image_size, self.image_fit = image_size, image_fit
+        self.image_size, self.image_fit, self.background = image_size, image_fit, background
         self.stop, self.pad_id = stop, pad_id
         params = compiled.split_over_model(model, Policy(config.compute).cast(params), mesh)
         if config.layers == "unrolled":
             params = compiled.unrolled(model, params)
         self.compiled = Compiled(params, mesh)
         shards = self.compiled.num_shards(ALL_AXES)
-        passes = passes_of(image_size or 1, config, multiple=shards, image_fit=image_fit)
+        passes = passes_of(
+            image_size or 1, config, multiple=shards, image_fit=image_fit, background=background
+        )
         self._latents = Latents(self._encode, passes, megabytes=config.latents_megabytes)
 
     @property

@@ -37,7 +37,7 @@ from flamingo_jax.core.config import ConfigError, from_dict
 from flamingo_jax.core.paths import PathError, PathLike
 from flamingo_jax.core.precision import Policy
 from flamingo_jax.core.trees import Params
-from flamingo_jax.data.config import ImageFit
+from flamingo_jax.data.config import Background, ImageFit
 from flamingo_jax.inference import compiled
 from flamingo_jax.inference import prompt as prompts
 from flamingo_jax.inference.chat import Chat
@@ -100,6 +100,7 @@ class Flamingo:
         *,
         image_size: int | None,
         image_fit: ImageFit = "pad",
+        background: Background = "mean",
         config: InferenceConfig | None = None,
         mesh: Mesh | None = None,
         checkpoint: str = "",
@@ -114,6 +115,7 @@ class Flamingo:
             tokenizer: of the model, with its new tokens.
             image_size: side of the images in pixels; None for a language model.
             image_fit: how an image becomes a square, as in training.
+            background: what is behind transparent pixels, as in training.
             config: decoding, scoring and the shapes that prompts are padded to.
             mesh: the devices; None = one.
             checkpoint: recorded in results.
@@ -132,6 +134,7 @@ class Flamingo:
             params,
             image_size=image_size,
             image_fit=image_fit,
+            background=background,
             stop=stop,
             pad_id=tokenizer.pad_id,
             config=config or InferenceConfig(),
@@ -182,6 +185,7 @@ class Flamingo:
             tokenizer,
             image_size=image_size,
             image_fit=described.preprocessing.get("image_fit", "pad"),
+            background=described.preprocessing.get("background", "mean"),
             config=config,
             mesh=mesh,
             checkpoint=str(opened.path),

@@ -31,8 +31,9 @@ from jax.experimental import multihost_utils
 from flamingo_jax.core.notation import Array, Float, Int
 from flamingo_jax.core.paths import Path, PathLike
 from flamingo_jax.data.embeddings import Embeddings, writing
+from flamingo_jax.inference.identity import identity
 from flamingo_jax.inference.vision_features import VisionEncoder
-from flamingo_jax.inference.visuals import Visual, identity
+from flamingo_jax.inference.visuals import Visual
 
 PART = 4096  # visuals that are encoded and written together
 _SCORES = 1 << 26  # similarities in memory at once

@@ -19,6 +19,7 @@ from typing import TypeAlias
 import numpy as np
 
 from flamingo_jax.data.interleave import IMAGE, Marker, tokenise
+from flamingo_jax.inference.identity import identity
 from flamingo_jax.inference.visuals import (
     VISUAL_TYPES,
     Deferred,
@@ -26,8 +27,8 @@ from flamingo_jax.inference.visuals import (
     PromptError,
     Video,
     Visual,
+    existing,
     from_file,
-    identity,
     load_frames,
 )
 from flamingo_jax.tokenizers.base import Tokenizer
@@ -257,7 +258,7 @@ def _file(name: str, at: int) -> Image | Video:
             "image or a video."
         )
     visual = from_file(name)
-    identity(visual)  # raises if it is missing
+    existing(visual)
     return visual
 
 

@@ -76,6 +76,7 @@ class VisionEncoder:
             engine.config,
             multiple=engine.compiled.num_shards(ALL_AXES),
             image_fit=engine.image_fit,
+            background=engine.background,
         )
         return cls(engine.compiled, engine.model.features, passes, vision="flamingo/vision")
 
@@ -118,6 +119,7 @@ class VisionEncoder:
             config,
             multiple=compiled.num_shards(ALL_AXES),
             image_fit=opened.preprocessing.get("image_fit", "pad"),
+            background=opened.preprocessing.get("background", "mean"),
         )
         features = encoders.vision_encoder(encoder).features
         return cls(compiled, features, passes, vision="vision")
@@ -135,6 +137,7 @@ class VisionEncoder:
         weights = trees.subtree(self._compiled.params, self._vision)
         passes = self.passes
         size = f"{passes.image_size}{'' if passes.image_fit == 'pad' else passes.image_fit}"
+        size += "" if passes.background == "mean" else passes.background
         return f"{fingerprint(weights)}-{size}-{passes.video_frames}-{passes.video_rate:g}"
 
     def _encode(self, frames: np.ndarray, frame_mask: np.ndarray) -> np.ndarray:

@@ -1,6 +1,7 @@
-"""Visuals: the images and videos of a prompt, their identities and their frames.
+"""Visuals: the images and videos of a prompt, and their frames.
 
     Image("cat.jpg"), a PIL image, bytes, uint8[H, W, 3]   -> 1 frame
+    uint8[H, W, 4]                                         -> 1 frame, RGB and transparency
     Video("clip.mp4", start=12.0, end=20.0)                -> frames at 3 per second, from 12.0 s on
     uint8[F, H, W, 3]                                      -> F frames, taken as 3 per second
 
@@ -10,9 +11,9 @@ are taken: the paper does not say which part it takes.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import TypeAlias
 
 import numpy as np
@@ -20,9 +21,9 @@ import PIL.Image
 from jaxtyping import UInt8
 
 from flamingo_jax.core.paths import Path, PathLike
-from flamingo_jax.data.config import ImageFit
+from flamingo_jax.data.config import Background, ImageFit
+from flamingo_jax.data.images import colours, video
 from flamingo_jax.data.images import read as images
-from flamingo_jax.data.images import video
 
 VIDEO_SUFFIXES = (".mp4", ".m4v", ".mov", ".webm", ".mkv", ".avi")
 VIDEO_FRAMES = 30
@@ -60,12 +61,15 @@ class Deferred:
     """An image that a function reads when it is needed, such as a record of a dataset.
 
     Attributes:
-        name: its identity, also in messages: two with one name are the same image.
+        name: its name in messages.
         read: returns encoded bytes, or uint8[H, W, 3].
+        source: returns bytes that differ if the image does, where these are cheaper than the image;
+            None = what `read` returns.
     """
 
     name: str
     read: Callable[[], bytes | np.ndarray] = dataclasses.field(compare=False)
+    source: Callable[[], bytes] | None = dataclasses.field(default=None, compare=False)
 
 
 Visual: TypeAlias = "Image | Video | Deferred | PIL.Image.Image | np.ndarray | bytes | Path"
@@ -77,46 +81,25 @@ def from_file(path: PathLike) -> Image | Video:
     return Video(path) if str(path).lower().endswith(VIDEO_SUFFIXES) else Image(path)
 
 
-def identity(visual: Visual) -> bytes:
-    """Returns 16 bytes that are the same for the same visual, without decoding it.
-
-    The identity of a file is its path, size, time of change and segment; of a `Deferred`, its name;
-    of other visuals, their content.
-
-    Raises:
-        PromptError: the file is missing.
-    """
-    if isinstance(visual, Path):
-        visual = from_file(visual)
-    if isinstance(visual, Image | Video):
-        path = _existing(visual)
-        segment = (visual.start, visual.end) if isinstance(visual, Video) else ()
-        content = f"file {path} {path.stat().length} {path.stat().mtime} {segment}".encode()
-    elif isinstance(visual, Deferred):
-        content = f"deferred {visual.name}".encode()
-    elif isinstance(visual, bytes):
-        content = visual
-    else:
-        array = np.asarray(visual)
-        kind = f"{array.dtype}{array.shape}{getattr(visual, 'mode', '')}"
-        content = kind.encode() + array.tobytes()
-    return hashlib.blake2b(content, digest_size=16).digest()
-
-
 def load_frames(
     visual: Visual,
     image_size: int,
     *,
     image_fit: ImageFit = "pad",
+    background: Background = "mean",
     video_frames: int = VIDEO_FRAMES,
     video_rate: float = VIDEO_RATE,
 ) -> UInt8[np.ndarray, "F S S 3"]:
     """Reads the frames of an image (F = 1) or a video.
 
+    A file, its bytes and the PIL image of it give the same frame; so does a uint8 array of the
+    image's pixels if the image is upright, and is not a JPEG that is decoded at reduced size.
+
     Args:
         visual: one of the forms above.
         image_size: S, side in pixels.
         image_fit: how an image becomes a square, as in training.
+        background: what is behind transparent pixels, as in training.
         video_frames: the most frames of a video.
         video_rate: frames per second of a video file.
 
@@ -132,31 +115,66 @@ def load_frames(
         what = f"{len(visual)} bytes" if isinstance(visual, bytes) else "an array"
     if isinstance(visual, Video):
         return _clip(visual, image_size, video_frames, video_rate, image_fit)
+    encoded = visual if isinstance(visual, bytes) else None
     if isinstance(visual, Image):
-        data, what = _existing(visual).read_bytes(), f"the file {str(visual.path)!r}"
-        return _decoded(data, image_size, image_fit, what)
-    if isinstance(visual, bytes):
-        return _decoded(visual, image_size, image_fit, what)
-    if isinstance(visual, np.ndarray):
-        is_frames = visual.ndim in (3, 4) and visual.shape[-1] == 3 and visual.size
-        if visual.dtype != np.uint8 or not is_frames:
-            raise PromptError(
-                f"prompt: got {what} {visual.dtype}{list(visual.shape)}; expected uint8[H, W, 3], "
-                "or uint8[F, H, W, 3] for a video."
-            )
-        if visual.ndim == 4 and len(visual) > video_frames:
-            raise PromptError(
-                f"prompt: got {what} of {len(visual)} frames; expected at most {video_frames} "
-                "(config.inference.video_frames). Leave some out."
-            )
-    frames = visual if isinstance(visual, np.ndarray) else np.asarray(visual.convert("RGB"))
+        path, what = existing(visual), f"the file {str(visual.path)!r}"
+        with _unreadable(what):
+            encoded = path.read_bytes()
+    elif isinstance(visual, PIL.Image.Image):
+        encoded, what = images.encoded_of(visual), "a PIL image"
+    if encoded is not None:
+        with _unreadable(what):
+            return images.decode(encoded, image_size, image_fit, background)[None]
+    assert isinstance(visual, PIL.Image.Image | np.ndarray)  # for mypy: the rest is done
+    frames = as_array(visual)
+    _check_array(frames, what, video_frames)
     frames = frames[None] if frames.ndim == 3 else frames
-    if frames.shape[1:3] == (image_size, image_size):
+    if frames.shape[1:] == (image_size, image_size, 3):
         return frames
-    return np.stack([images.fit(frame, image_size, image_fit) for frame in frames])
+    return np.stack([_fitted(frame, image_size, image_fit, background) for frame in frames])
 
 
-def _existing(visual: Image | Video) -> Path:
+def as_array(visual: np.ndarray | PIL.Image.Image) -> np.ndarray:
+    """Returns an array as it is; of a PIL image its upright pixels, RGB or RGBA, uint8[H, W, c].
+
+    Raises:
+        PromptError: a PIL image is damaged, or its file was closed.
+    """
+    if isinstance(visual, np.ndarray):
+        return visual
+    with _unreadable("a PIL image"):
+        return np.asarray(colours.to_rgb_or_rgba(colours.upright(visual)))
+
+
+def _fitted(
+    frame: np.ndarray, image_size: int, image_fit: ImageFit, background: Background
+) -> np.ndarray:
+    if frame.shape[-1] == 4:
+        frame = np.asarray(colours.to_rgb(PIL.Image.fromarray(frame), background))
+    return images.fit(frame, image_size, image_fit)
+
+
+def _check_array(array: np.ndarray, what: str, most: int) -> None:
+    is_frames = array.ndim in (3, 4) and array.shape[-1] in (3, 4) and array.size
+    if array.dtype != np.uint8 or not is_frames:
+        raise PromptError(
+            f"prompt: got {what} {array.dtype}{list(array.shape)}; expected uint8[H, W, 3], or "
+            "uint8[F, H, W, 3] for a video. Of another image, give the file or the PIL image: it "
+            "has the palette and the range of its numbers."
+        )
+    if array.ndim == 4 and len(array) > most:
+        raise PromptError(
+            f"prompt: got {what} of {len(array)} frames; expected at most {most} "
+            "(config.inference.video_frames). Leave some out."
+        )
+
+
+def existing(visual: Image | Video) -> Path:
+    """Returns the path of a file.
+
+    Raises:
+        PromptError: there is no such file.
+    """
     path = Path(visual.path)
     if not path.exists():
         kind = "video" if isinstance(visual, Video) else "image"
@@ -170,7 +188,7 @@ def _existing(visual: Image | Video) -> Path:
 def _clip(
     visual: Video, image_size: int, num_frames: int, rate: float, image_fit: ImageFit
 ) -> np.ndarray:
-    path = _existing(visual)
+    path = existing(visual)
     try:
         with path.open("rb") as file:
             return video.decode_clip(
@@ -188,10 +206,12 @@ def _clip(
         ) from error
 
 
-def _decoded(data: bytes, image_size: int, image_fit: ImageFit, what: str) -> np.ndarray:
+@contextlib.contextmanager
+def _unreadable(what: str) -> Iterator[None]:
+    """Turns the errors of a damaged image into PromptError."""
     try:
-        return images.decode(data, image_size, image_fit)[None]
-    except (ValueError, OSError) as error:
+        yield
+    except Exception as error:  # PIL's decoders raise errors of many kinds
         raise PromptError(
             f"prompt: {what} cannot be read as an image ({error}). Expected JPEG, PNG or WebP."
         ) from error

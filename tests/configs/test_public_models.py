@@ -66,7 +66,9 @@ def test_further_training_starts_from_the_converted_model(name):
     config = config_of(name)
     assert config.initial == config.data.tokenizer == f"/records/{name}"
     assert config.data.image_size == config.model.encoder().image_size
-    assert config.data.image_fit == ("squash" if name.startswith("idefics") else "crop")
+    is_idefics = name.startswith("idefics")
+    assert config.data.image_fit == ("squash" if is_idefics else "crop")
+    assert config.data.background == ("white" if is_idefics else "none")
     for dataset in config.data.datasets.values():
         assert dataset.batch_size % (config.mesh.replica * config.mesh.data) == 0
         assert dataset.p_next == 0 or dataset.kind == "pairs"  # text attends the image before it

@@ -142,7 +142,11 @@ def test_what_the_model_is(describe):
     assert (model.resampler.num_layers, model.resampler.num_latents) == (6, 64)
     assert model.lm.vocab_size == models.PIECES
     assert (conversion.markers.bos, conversion.markers.vocab_size) == (False, models.PIECES)
-    assert conversion.preprocessing == {"image_size": models.IMAGE_SIZE, "image_fit": "crop"}
+    assert conversion.preprocessing == {
+        "image_size": models.IMAGE_SIZE,
+        "image_fit": "crop",
+        "background": "none",
+    }
     assert model.vit.activation == "quick_gelu"
 
 

@@ -6,10 +6,13 @@ Prompts with an answer in the journal are not asked again; changed prompts are.
 import dataclasses
 import io
 import json
+import os
 
 import jax.numpy as jnp
 import numpy as np
+import PIL.Image
 import pytest
+from etils import epath
 
 from flamingo_jax.core.paths import PathError
 from flamingo_jax.evaluation.episode import Episode
@@ -20,7 +23,7 @@ from flamingo_jax.evaluation.metrics.ranking import RANKING
 from flamingo_jax.evaluation.protocol import Protocol
 from flamingo_jax.evaluation.runner import evaluate, evaluate_all
 from flamingo_jax.inference.engine import Reply, Request
-from flamingo_jax.inference.prompt import Image, Video
+from flamingo_jax.inference.prompt import Deferred, Image, PromptError, Video
 from tests.evaluation.in_memory import Colours
 from tests.inference import tiny
 
@@ -109,8 +112,6 @@ def test_another_model_or_other_settings_begin_anew(tmp_path, change):
     [
         {"parts": (b"another image", "this is a")},
         {"parts": (b"an image", "this is  a")},
-        {"parts": (Image("an image"), "this is a")},
-        {"parts": (Video("an image"), "this is a")},
         {"candidates": ("red", "green")},
         {"query_id": "query/2"},
         {"masked": True},
@@ -123,12 +124,49 @@ def test_the_hash_depends_on_all_of_a_prompt(change):
     assert prompt_hash(dataclasses.replace(EPISODE)) == prompt_hash(EPISODE)
 
 
-def test_segments_of_a_video_are_different_prompts():
+def test_segments_of_a_video_are_different_prompts(tmp_path):
+    file = tmp_path / "a.mp4"
+    file.write_bytes(b"a film")
     prompts = [
-        Episode((Video("a.mp4", start, end), "x"), (), "", "q")
+        Episode((Video(file, start, end), "x"), (), "", "q")
         for start, end in ((0.0, 1.0), (0.0, 2.0), (1.0, 2.0))
     ]
     assert len(set(map(prompt_hash, prompts))) == 3
+    of_image = Episode((Image(file), "x"), (), "", "q")
+    assert prompt_hash(of_image) not in set(map(prompt_hash, prompts))
+
+
+FORMS = {
+    "file": Image,
+    "path": epath.Path,
+    "film": Video,
+    "bytes": lambda file: file.read_bytes(),
+    "record": lambda file: Deferred("record 7", file.read_bytes),
+    "pil": lambda file: PIL.Image.open(io.BytesIO(file.read_bytes())),
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_answers_about_a_picture_that_was_replaced_are_asked_again(tmp_path, form):
+    """Of the same name, size and time."""
+    file = tmp_path / "frame.bmp"
+
+    def episode(colour):
+        PIL.Image.new("RGB", (8, 8), colour).save(file)
+        os.utime(file, (12345, 12345))
+        return Episode((FORMS[form](file), "this is a"), (), "red", "query/1")
+
+    journal = Journal(tmp_path / "task-0.jsonl", HEADER)
+    red = episode("red")
+    journal.add([red], [prompt_hash(red)], [("red", None)])
+    again = Journal(tmp_path / "task-0.jsonl", HEADER).finished
+    assert prompt_hash(episode("red")) in again
+    assert prompt_hash(episode("blue")) not in again
+
+
+def test_a_picture_that_is_missing_is_an_error():
+    with pytest.raises(PromptError, match="there is no image file"):
+        prompt_hash(Episode((Image("nowhere.png"), "x"), (), "", "q"))
 
 
 def test_a_stopped_run_goes_on_and_ends_as_if_it_had_not(model, asked, tmp_path):

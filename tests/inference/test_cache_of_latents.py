@@ -4,10 +4,11 @@ The visuals that it is encoded with make no difference.
 """
 
 import numpy as np
+import PIL.Image
 import pytest
 
 from flamingo_jax.inference.cache_of_latents import Latents, Passes
-from flamingo_jax.inference.visuals import Deferred
+from flamingo_jax.inference.visuals import Deferred, Image
 from tests.inference import tiny
 
 
@@ -70,7 +71,11 @@ def test_what_is_known_is_not_read_again():
     reads = []
 
     def deferred(seed):
-        return Deferred(f"image {seed}", lambda: reads.append(seed) or tiny.image(seed))
+        return Deferred(
+            f"image {seed}",
+            lambda: reads.append(seed) or tiny.image(seed),
+            source=lambda: bytes([seed]),
+        )
 
     _, latents = make()
     first = latents([deferred(0), deferred(1)])
@@ -86,3 +91,35 @@ def test_memory_is_bounded_and_the_oldest_goes():
     assert encoder.real == 6 and len(latents) == 0
     latents(IMAGES[:1])
     assert encoder.real == 7
+
+
+def test_a_file_that_is_written_anew_is_seen_anew(tmp_path):
+    """A camera that always writes the same name; a picture in two palettes."""
+    encoder, latents = make()
+    file = tmp_path / "frame.bmp"
+    for seed in (0, 1, 0, 2, 1):
+        PIL.Image.fromarray(tiny.image(seed)).save(file)
+        np.testing.assert_allclose(latents([Image(file)]), [expected(tiny.image(seed))])
+    assert encoder.real == 3, "what was seen before is known again"
+    palettes = [PIL.Image.new("P", (16, 16), 0) for _ in range(2)]
+    for image, colour in zip(palettes, [(255, 0, 0), (0, 255, 255)], strict=True):
+        image.putpalette(colour)
+    found = latents(palettes)
+    assert found[:, 0, 0].tolist() == [255 * 256, 2 * 255 * 256]
+
+
+def test_a_file_that_changes_while_it_is_read_is_not_kept(tmp_path):
+    file = tmp_path / "frame.bmp"
+    write = lambda seed: PIL.Image.fromarray(tiny.image(seed)).save(file)
+    write(0)
+
+    class Slow(Encoder):
+        def __call__(self, frames, mask):
+            write(1)
+            return super().__call__(frames, mask)
+
+    latents = Latents(Slow(), Passes(16, 3, 3.0, 4, 1), megabytes=1)
+    latents([Image(file)])
+    assert len(latents) == 0
+    latents([Image(file)])
+    assert len(latents) == 1

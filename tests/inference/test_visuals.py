@@ -2,28 +2,33 @@
 
 import io
 import os
+import time
 
 import numpy as np
 import PIL.Image
 import pytest
 from etils import epath
 
+from flamingo_jax.inference.identity import identity
 from flamingo_jax.inference.visuals import (
     Deferred,
     Image,
     PromptError,
     Video,
-    identity,
     load_frames,
 )
 from tests.data_pipelines.media import grey_frames, mp4, number_of
 from tests.inference import tiny
 
 
-def png(array):
+def saved(image, **options):
     buffer = io.BytesIO()
-    PIL.Image.fromarray(array).save(buffer, format="PNG")
+    image.save(buffer, format="PNG", **options)
     return buffer.getvalue()
+
+
+def png(array):
+    return saved(PIL.Image.fromarray(array))
 
 
 @pytest.fixture
@@ -92,37 +97,116 @@ def test_an_array_of_frames_is_a_video_as_it_is():
     np.testing.assert_array_equal(load_frames(video, 16), video)
 
 
-def test_identity_is_the_file_and_segment_or_the_content(files):
+def indexed(*colours, clear=None):
+    """One drawing, with the colours of its palette."""
+    image = PIL.Image.new("P", (8, 8), 1)
+    image.paste(0, (0, 0, 4, 8))
+    image.putpalette(sum(colours, ()))
+    if clear is not None:
+        image.info["transparency"] = clear
+    return image
+
+
+NOISE = np.random.default_rng(0).integers(0, 256, (32, 32, 3), np.uint8)
+
+
+def opened(content):
+    return PIL.Image.open(io.BytesIO(content))
+
+
+def test_identity_is_the_content(files):
+    (files / "copy.jpg").write_bytes((files / "cat.png").read_bytes())
+    red, blue, green = (255, 0, 0), (0, 0, 255), (0, 255, 0)
+    cat = (files / "cat.png").read_bytes()
+    turned = PIL.Image.Exif()
+    turned[0x0112] = 3
+    clear = np.dstack([tiny.image(0), tiny.image(1)[..., 0]])
     same = [
         [Image("cat.png"), Image(epath.Path("cat.png")), epath.Path("cat.png")],
         [Video("clip.mp4"), Video("clip.mp4", 0.0), epath.Path("clip.mp4")],
         [Video("clip.mp4", 1.0)],
         [Video("clip.mp4", 0.0, 1.0)],
-        [tiny.image(0), tiny.image(0).copy()],
+        [tiny.image(0), tiny.image(0).copy(), PIL.Image.fromarray(tiny.image(0))],
+        [np.asfortranarray(tiny.image(2)), Deferred("a", lambda: tiny.image(2))],
+        [clear, PIL.Image.fromarray(clear)],
+        [indexed(red, blue), indexed(red, blue), indexed(red, blue).convert("RGB")],
+        [indexed(green, blue)],
+        [indexed(red, blue, clear=0)],
+        [indexed(red, blue, clear=1)],
+        [indexed(red, blue, clear=b"\x80\xff")],
+        [saved(opened(cat), exif=turned), opened(saved(opened(cat), exif=turned))],
+        [PIL.Image.new("L", (4, 4), 3), PIL.Image.new("RGB", (4, 4), (3, 3, 3))],
+        [PIL.Image.fromarray(np.full((4, 4), 0.5, np.float32))],
+        [
+            Deferred("a", lambda: b"", source=lambda: b"1"),
+            Deferred("b", bytes, source=lambda: b"1"),
+        ],
+        [Deferred("a", lambda: b"", source=lambda: b"2")],
         [tiny.image(0).reshape(8, 32, 3)],
         [tiny.image(1)],
         [b"bytes", bytes(bytearray(b"bytes"))],
-        [Deferred("a", lambda: b""), Deferred("a", lambda: b"")],
-        [Deferred("b", lambda: b"")],
-        [PIL.Image.fromarray(tiny.image(0))],
     ]
+    same[0] += [Image("copy.jpg"), cat, opened(cat)]
+    same[0] += [Deferred("a", lambda: cat), Deferred("b", lambda: cat)]
     found = [{identity(visual) for visual in group} for group in same]
     assert [len(keys) for keys in found] == [1] * len(same)
     assert len(set.union(*found)) == len(same)
 
 
-def test_a_file_that_changed_is_another(files):
-    before = identity(Image("cat.png"))
-    (files / "cat.png").write_bytes(png(tiny.image(1)))
-    os.utime(files / "cat.png", (0, 12345))
-    assert identity(Image("cat.png")) != before
+@pytest.mark.parametrize("visual", [Image("frame"), Video("frame"), Video("frame", 1.0, 2.0)])
+def test_a_file_that_changed_is_another(tmp_path, monkeypatch, visual):
+    """Of the same size, at once and with the same time: as cameras and copies do."""
+    monkeypatch.chdir(tmp_path)
+    file, found = tmp_path / "frame", set()
+    for number in range(50):
+        file.write_bytes(b"%4d" % number)
+        os.utime(file, (12345, 12345))
+        found.add(identity(visual))
+    assert len(found) == 50
+    file.write_bytes(b"%4d" % 7)
+    assert identity(visual) in found
+
+
+def test_an_old_file_is_hashed_once_and_again_when_it_changes(tmp_path, monkeypatch):
+    file = tmp_path / "film.mp4"
+    file.write_bytes(b"1234")
+    now = time.time()
+    monkeypatch.setattr(time, "time", lambda: now + 3600)
+    reads = []
+    path_open = epath.Path.open if hasattr(epath.Path, "open") else None
+    assert path_open
+    first = identity(Video(file))
+    monkeypatch.setattr(type(epath.Path(file)), "open", lambda *_: reads.append(1))
+    assert identity(Video(file)) == first and not reads
+    monkeypatch.undo()
+    kept = os.stat(file)
+    file.write_bytes(b"4321")
+    os.utime(file, ns=(kept.st_atime_ns, kept.st_mtime_ns))
+    assert identity(Video(file)) != first
+    os.rename(file, tmp_path / "kept.mp4")
+    (tmp_path / "copy.mp4").write_bytes(b"4321")
+    assert identity(Video(tmp_path / "copy.mp4")) == identity(Video(tmp_path / "kept.mp4"))
+
+
+def test_an_array_that_was_changed_in_place_is_another():
+    array = tiny.image(0).copy()
+    image = PIL.Image.fromarray(array)
+    before = identity(array), identity(image)
+    array[0, 0] ^= 255
+    image.putpixel((0, 0), (1, 2, 3))
+    assert identity(array) != before[0] and identity(image) != before[1]
 
 
 @pytest.mark.parametrize(
     ("visual", "message"),
     [
         (np.zeros((4, 4, 3)), r"an array float64\[4, 4, 3\]; expected uint8"),
-        (np.zeros((4, 4), np.uint8), r"an array uint8\[4, 4\]; expected uint8"),
+        (np.zeros((4, 4), np.uint8), r"an array uint8\[4, 4\]; .* has the palette"),
+        (np.zeros((4, 4), np.uint16), r"an array uint16\[4, 4\]; expected uint8"),
+        (np.zeros((4, 4, 2), np.uint8), r"an array uint8\[4, 4, 2\]; expected uint8"),
+        (PIL.Image.new("RGB", (0, 4)), r"expected uint8"),
+        (opened(png(NOISE)[:-300]), "a PIL image cannot be read as an image"),
+        (epath.Path("."), "the file '.' cannot be read"),
         (np.zeros((0, 4, 4, 3), np.uint8), r"an array uint8\[0, 4, 4, 3\]; expected uint8"),
         (np.zeros((31, 4, 4, 3), np.uint8), "31 frames; expected at most 30"),
         (b"not an image", "12 bytes cannot be read as an image"),

@@ -205,7 +205,11 @@ def test_an_imported_clip_is_evaluated(clip, tmp_path):
     """
     _, directory = clip["quick_gelu"]
     conversion = describe("clip", Inputs(Path(directory), options={"towers": "both"}))
-    assert conversion.preprocessing == {"image_size": SIZE, "image_fit": "crop"}
+    assert conversion.preprocessing == {
+        "image_size": SIZE,
+        "image_fit": "crop",
+        "background": "white",
+    }
     imagenet.make_imagenet(tmp_path / "imagenet")
     coco.make_coco(tmp_path / "coco")
     data = {name: str(tmp_path / name) for name in ("imagenet", "coco")}

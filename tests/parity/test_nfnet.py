@@ -158,7 +158,11 @@ def test_f0_as_published_by_timm(timm, tmp_path, monkeypatch):
     torch.save(model.state_dict(), tmp_path / "dm_nfnet_f0.pth")
     conversion = describe("timm_nfnet", Inputs(Path(tmp_path / "dm_nfnet_f0.pth")))
     assert conversion.kind == "vision"
-    assert conversion.preprocessing == {"image_size": 256, "image_fit": "crop"}
+    assert conversion.preprocessing == {
+        "image_size": 256,
+        "image_fit": "crop",
+        "background": "none",
+    }
     assert conversion.model.vision == dataclasses.replace(NFNETS["F0"], activation="gelu_exact")
     params, images = load_params(conversion), _images(96)
     assert trees.count(params) == 68_416_284

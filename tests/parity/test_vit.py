@@ -164,7 +164,11 @@ def test_whole_clip_gives_its_image_tower_alone(tmp_path, frames):
     (tmp_path / "preprocessor_config.json").write_text(json.dumps(fit))
     conversion = describe("clip", Inputs(Path(tmp_path), options={"features": "class"}))
     assert conversion.kind == "vision"
-    assert conversion.preprocessing == {"image_size": SIZE, "image_fit": "squash"}
+    assert conversion.preprocessing == {
+        "image_size": SIZE,
+        "image_fit": "squash",
+        "background": "white",
+    }
     pooled = model.vision_model(_normalised(frames, MEAN, STD)).pooler_output
     _close(_ours(conversion, frames), pooled[:, None])
 
@@ -202,7 +206,11 @@ def test_features_are_those_of_open_clip(tmp_path, open_clips, frames, quick):
     visual.ln_post, visual.output_tokens = norm, False
 
     conversion = describe("open_clip", Inputs(Path(tmp_path)))
-    assert conversion.preprocessing == {"image_size": SIZE, "image_fit": "crop"}
+    assert conversion.preprocessing == {
+        "image_size": SIZE,
+        "image_fit": "crop",
+        "background": "none",
+    }
     _close(_ours(conversion, frames), without)
     behind = describe("open_clip", Inputs(Path(tmp_path), options={"features": "class"}))
     _close(_ours(behind, frames, features="patches"), with_norm)

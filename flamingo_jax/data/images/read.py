@@ -10,25 +10,31 @@ these, made from the whole image by PIL's bicubic filter: "crop" (CLIP) resizes 
 cuts out the middle, "squash" (IDEFICS) resizes both sides. Normalisation, flips and colour
 augmentation run later, on the devices, so that only bytes are transferred.
 
-The format of a file is read from its content, not from its name. Only the first frame of an
-animation is used.
+A file, its bytes and the PIL image of it give the same pixels: `colours` has the rules for colours,
+transparency and orientation. The format of a file is read from its content, not from its name. Only
+the first frame of an animation is used.
 """
 
+import contextlib
 import dataclasses
 import functools
 import io
+from collections.abc import Iterator
 
 import numpy as np
 import simplejpeg
 from jaxtyping import UInt8
 from PIL import Image
 
-from flamingo_jax.data.config import ImageFit
+from flamingo_jax.data.config import Background, ImageFit
+from flamingo_jax.data.images import colours, jpeg
+from flamingo_jax.data.images.colours import MEAN_COLOUR
 from flamingo_jax.data.images.shrink import MOST, scratch, shrink
 from flamingo_jax.data.schema import CorruptRecord
 
-# The mean colour of ImageNet, which the normalisation of the vision encoder maps to almost 0.
-MEAN_COLOUR = (124, 116, 104)
+# Is raised when the same file becomes other pixels: what was stored about its pixels is then made
+# again.
+VERSION = 2
 # A larger image counts as a decompression bomb. PIL warns only at larger sizes.
 MAX_PIXELS = 80_000_000
 # Scans of a JPEG. A progressive one has about ten, and each scan decodes the whole image.
@@ -36,7 +42,6 @@ MAX_SCANS = 100
 # PIL reads more formats; for some of them it starts other programs.
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF")
 
-_ORIENTATION = 0x0112  # a tag of EXIF
 _BEGINNINGS = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF87a", b"GIF89a")
 
 
@@ -48,11 +53,13 @@ class ImageInfo:
         width: in pixels, of the upright image.
         height: in pixels, of the upright image.
         format: PIL's name of it: "JPEG", "PNG", "WEBP", ...
+        is_animated: a PNG or WebP of more than one frame.
     """
 
     width: int
     height: int
     format: str
+    is_animated: bool = False
 
 
 def probe(encoded: bytes) -> ImageInfo:
@@ -63,11 +70,14 @@ def probe(encoded: bytes) -> ImageInfo:
             image_too_large.
     """
     with _opened(encoded) as image:
-        width, height = image.size[::-1] if _orientation(image) >= 5 else image.size
-        return ImageInfo(width, height, str(image.format))
+        width, height = image.size[::-1] if colours.orientation(image) >= 5 else image.size
+        is_animated = image.format in ("PNG", "WEBP") and bool(getattr(image, "is_animated", False))
+        return ImageInfo(width, height, str(image.format), is_animated)
 
 
-def decode(encoded: bytes, size: int, image_fit: ImageFit = "pad") -> UInt8[np.ndarray, "S S 3"]:
+def decode(
+    encoded: bytes, size: int, image_fit: ImageFit = "pad", background: Background = "mean"
+) -> UInt8[np.ndarray, "S S 3"]:
     """Decodes an image into a square.
 
     Returns:
@@ -77,11 +87,11 @@ def decode(encoded: bytes, size: int, image_fit: ImageFit = "pad") -> UInt8[np.n
     Raises:
         CorruptRecord: as in `decode_inner`.
     """
-    return _squared(decode_inner(encoded, size, image_fit), size)
+    return _squared(decode_inner(encoded, size, image_fit, background), size)
 
 
 def decode_inner(
-    encoded: bytes, size: int, image_fit: ImageFit = "pad"
+    encoded: bytes, size: int, image_fit: ImageFit = "pad", background: Background = "mean"
 ) -> UInt8[np.ndarray, "h w 3"]:
     """Decodes an image of any of FORMATS, without the padding that makes it square.
 
@@ -94,6 +104,7 @@ def decode_inner(
         size: pixels of the longer side of the result. An image of this size is not resized.
         image_fit: how the image becomes a square. With "pad" the sides of the result differ, and a
             JPEG is decoded at reduced size; otherwise the result is a square.
+        background: what is behind transparent pixels.
 
     Returns:
         uint8[h, w, 3] RGB, upright, max(h, w) = size; read-only.
@@ -105,24 +116,49 @@ def decode_inner(
     """
     if image_fit == "pad" and (plain := _plain_jpeg(encoded, size)) is not None:
         return plain
-    with _opened(encoded) as image:
-        orientation, inner = _orientation(image), _inner(image.size, size)
-        try:
-            if image_fit != "pad":
-                return _filled(_upright(np.asarray(_to_rgb(image)), orientation), size, image_fit)
-            pixels = (
-                _jpeg(encoded, inner)
-                if image.format in ("JPEG", "MPO") and image.mode in ("RGB", "L")
-                else None
-            )
-            pixels = _any(image, inner) if pixels is None else pixels
-        except Exception as error:
-            raise CorruptRecord(
-                f"An image of {len(encoded)} bytes ({image.format}, {image.width} x {image.height} "
-                f"pixels) cannot be decoded: {error!r}.",
-                reason="truncated_image",
-            ) from error
-    return _upright(pixels, orientation)
+    with _opened(encoded) as image, _damage_of(image, encoded):
+        inner = _inner(image.size, size)
+        is_jpeg = image.format in ("JPEG", "MPO")
+        if image_fit == "pad" and is_jpeg:
+            orientation = colours.orientation(image)
+            pixels = _jpeg(encoded, inner) if image.mode in ("RGB", "L") else None
+            return _upright(_drafted(image, inner) if pixels is None else pixels, orientation)
+        return _inside(colours.to_rgb(colours.upright(image), background), size, image_fit)
+
+
+def encoded_of(image: Image.Image) -> bytes | None:
+    """Returns the file of a PIL image that was opened and not loaded or changed yet, else None.
+
+    Its pixels are then read as those of every file: for a JPEG, at reduced size.
+    """
+    file = getattr(image, "fp", None)
+    # A WebP that is loaded has its pixels for a file.
+    is_loaded = not getattr(image, "tile", None) and image.format != "WEBP"
+    if file is None or is_loaded or image.tell():
+        return None
+    try:
+        place = file.tell()
+        file.seek(0)
+        encoded = file.read()
+        file.seek(place)
+        with _header(encoded) as same:
+            is_same = (same.info, same.size, same.mode) == (image.info, image.size, image.mode)
+            return encoded if is_same else None
+    except (CorruptRecord, OSError, ValueError):  # ValueError: the file was closed
+        return None
+
+
+@contextlib.contextmanager
+def _damage_of(image: Image.Image, encoded: bytes) -> Iterator[None]:
+    """Turns the errors of a decoder into CorruptRecord."""
+    try:
+        yield
+    except Exception as error:
+        raise CorruptRecord(
+            f"An image of {len(encoded)} bytes ({image.format}, {image.width} x {image.height} "
+            f"pixels) cannot be decoded: {error!r}.",
+            reason="truncated_image",
+        ) from error
 
 
 def fit(
@@ -130,7 +166,7 @@ def fit(
 ) -> UInt8[np.ndarray, "S S 3"]:
     """Resizes a decoded image, uint8[h, w, 3], to uint8[size, size, 3] in the same way."""
     if image_fit != "pad":
-        return _filled(image, size, image_fit)
+        return _filled(Image.fromarray(np.ascontiguousarray(image)), size, image_fit)
     return _squared(_resized(image, _inner(image.shape[1::-1], size)), size)
 
 
@@ -157,24 +193,51 @@ def encode_png(image: UInt8[np.ndarray, "h w 3"]) -> bytes:
     return buffer.getvalue()
 
 
+def as_png(encoded: bytes) -> bytes:
+    """Encodes the first frame of an image of any of FORMATS as PNG: `decode` gives the same pixels.
+
+    Raises:
+        CorruptRecord: as in `decode_inner`.
+    """
+    with _opened(encoded) as image, _damage_of(image, encoded):
+        plain = colours.upright(image)
+        is_palette = plain.mode == "P" and plain.palette and plain.palette.mode == "RGB"
+        if not is_palette and (plain.mode != "L" or plain.has_transparency_data):
+            plain = colours.to_rgb_or_rgba(plain)
+        buffer = io.BytesIO()
+        plain.save(buffer, "PNG", icc_profile=None, exif=None)
+        return buffer.getvalue()
+
+
 def _plain_jpeg(encoded: bytes, size: int) -> np.ndarray | None:
     """Decodes a plain JPEG, as most images are, without PIL; None if it needs more checks."""
-    if not encoded.startswith(b"\xff\xd8\xff"):
-        return None
-    head = encoded[: encoded.find(b"\xff\xda")]  # up to the first scan
+    header = jpeg.read_header(encoded)
     # EXIF data may say that the image is rotated; a progressive JPEG may have very many scans.
-    if b"Exif\0\0" in head or b"\xff\xc2" in head:
+    if header is None or header.has_exif or not header.has_one_scan:
         return None
     try:
-        height, width, colours, _ = simplejpeg.decode_jpeg_header(encoded)
+        height, width, model, _ = simplejpeg.decode_jpeg_header(encoded)
     except ValueError:
         return None
-    if colours in ("CMYK", "YCCK") or height * width > MAX_PIXELS:
+    if model in ("CMYK", "YCCK") or height * width > MAX_PIXELS:
         return None
     return _jpeg(encoded, _inner((width, height), size))
 
 
 def _opened(encoded: bytes) -> Image.Image:
+    """Reads the header, and mends what PIL takes from it."""
+    image = _header(encoded)
+    if image.format == "PNG":
+        _scale_transparency(image, depth=encoded[24])
+    if image.format == "TIFF":
+        image.info.pop("xmp", None)  # or PIL would turn the image by it
+    if image.format == "WEBP" and image.mode == "RGB" and getattr(image, "is_animated", False):
+        # It may leave a part of its canvas transparent without saying so.
+        vars(image).update(rawmode="RGBA", _mode="RGBA")
+    return image
+
+
+def _header(encoded: bytes) -> Image.Image:
     """Reads the header, and raises an error for images that are too large to decode."""
     if not encoded:
         raise CorruptRecord("An image has no bytes.", reason="empty_image")
@@ -194,12 +257,27 @@ def _opened(encoded: bytes) -> Image.Image:
         ) from error
     if image.width * image.height > MAX_PIXELS:
         too_large = f"{image.width} x {image.height} pixels, more than {MAX_PIXELS}"
-    elif image.format in ("JPEG", "MPO") and (scans := encoded.count(b"\xff\xda")) > MAX_SCANS:
-        too_large = f"{scans} scans, more than {MAX_SCANS}"
+    elif image.format in ("JPEG", "MPO") and _has_too_many_scans(encoded):
+        too_large = f"more than {MAX_SCANS} scans"
     if too_large:
         image.close()
         raise CorruptRecord(f"An image has {too_large}.", reason="image_too_large")
     return image
+
+
+def _has_too_many_scans(encoded: bytes) -> bool:
+    header = jpeg.read_header(encoded)
+    is_one = header is not None and header.has_one_scan
+    return not is_one and jpeg.count_scans(encoded, MAX_SCANS) > MAX_SCANS
+
+
+def _scale_transparency(image: Image.Image, depth: int) -> None:
+    """Scales the transparent colour of a PNG to 8 bits, as PIL does with the pixels alone."""
+    found = image.info.get("transparency")
+    if image.mode == "L" and isinstance(found, int) and depth < 8:
+        image.info["transparency"] = found * 255 // ((1 << depth) - 1)
+    elif isinstance(found, tuple) and depth == 16:
+        image.info["transparency"] = tuple(value >> 8 for value in found)
 
 
 @functools.cache
@@ -207,17 +285,6 @@ def _known_formats() -> tuple[str, ...]:
     """Returns those of FORMATS that the installed PIL supports."""
     Image.init()
     return tuple(name for name in FORMATS if name in Image.OPEN)
-
-
-def _orientation(image: Image.Image) -> int:
-    """Returns the orientation of the camera (EXIF): 1 = upright, 5 to 8 = on its side."""
-    if "exif" not in image.info:
-        return 1
-    try:
-        found = image.getexif().get(_ORIENTATION, 1)
-    except Exception:  # noqa: BLE001  damaged EXIF data says nothing about the image
-        return 1
-    return found if found in range(1, 9) else 1
 
 
 def _inner(stored: tuple[int, int], size: int) -> tuple[int, int]:
@@ -240,9 +307,20 @@ def _jpeg(encoded: bytes, inner: tuple[int, int]) -> np.ndarray | None:
         return None
 
 
-def _any(image: Image.Image, inner: tuple[int, int]) -> np.ndarray:
+def _drafted(image: Image.Image, inner: tuple[int, int]) -> np.ndarray:
+    """Decodes a JPEG by PIL at its inner size."""
     image.draft("RGB", inner)
-    image = _to_rgb(image)
+    image = colours.to_rgb(image)
+    if image.size != inner:
+        image = image.resize(inner, _filter(image.size, inner), reducing_gap=3.0)
+    return np.asarray(image)
+
+
+def _inside(image: Image.Image, size: int, image_fit: ImageFit) -> np.ndarray:
+    """Resizes an RGB image; the result is a square unless it must be padded."""
+    if image_fit != "pad":
+        return _filled(image, size, image_fit)
+    inner = _inner(image.size, size)
     if image.size != inner:
         image = image.resize(inner, _filter(image.size, inner), reducing_gap=3.0)
     return np.asarray(image)
@@ -257,12 +335,12 @@ def _resized(pixels: np.ndarray, inner: tuple[int, int]) -> np.ndarray:
     return np.asarray(image.resize(inner, _filter(stored, inner), reducing_gap=3.0))
 
 
-def _filled(pixels: np.ndarray, size: int, image_fit: ImageFit) -> np.ndarray:
+def _filled(image: Image.Image, size: int, image_fit: ImageFit) -> np.ndarray:
     """Returns a square without padding.
 
     For "crop" the rounding is that of torchvision, which CLIP's code uses.
     """
-    height, width = pixels.shape[:2]
+    width, height = image.size
     box: tuple[float, float, float, float] = (0, 0, width, height)
     if image_fit == "crop":
         # Only the middle is resized: a very long image would not fit in memory as a whole.
@@ -270,7 +348,6 @@ def _filled(pixels: np.ndarray, size: int, image_fit: ImageFit) -> np.ndarray:
             _middle(side, int(size * side / min(width, height)), size) for side in (width, height)
         )
         box = (left, top, right, bottom)
-    image = Image.fromarray(np.ascontiguousarray(pixels))
     return np.asarray(image.resize((size, size), Image.Resampling.BICUBIC, box=box))
 
 
@@ -287,20 +364,6 @@ def _filter(stored: tuple[int, int], inner: tuple[int, int]) -> Image.Resampling
     Hamming is poor.
     """
     return Image.Resampling.HAMMING if max(stored) >= max(inner) else Image.Resampling.BICUBIC
-
-
-def _to_rgb(image: Image.Image) -> Image.Image:
-    """Converts an image to RGB, with the mean colour behind transparent pixels."""
-    if image.mode == "RGB":
-        return image
-    if image.mode.startswith("I"):  # 16 bits per pixel; PIL would clip all values above 255
-        values = np.clip(np.asarray(image, np.int64), 0, 0xFFFF)
-        return Image.fromarray((values // 257).astype(np.uint8)).convert("RGB")
-    if not image.has_transparency_data:
-        return image.convert("RGB")
-    image = image.convert("RGBA")
-    background = Image.new("RGBA", image.size, (*MEAN_COLOUR, 255))
-    return Image.alpha_composite(background, image).convert("RGB")
 
 
 def _upright(pixels: np.ndarray, orientation: int) -> np.ndarray:

@@ -18,6 +18,8 @@ import numpy as np
 import PIL.Image
 
 from flamingo_jax.core.paths import Path
+from flamingo_jax.data.images import colours
+from flamingo_jax.data.images.read import FORMATS
 from flamingo_jax.evaluation.benchmarks.annotations import (
     Files,
     FileSplit,
@@ -29,6 +31,7 @@ from flamingo_jax.evaluation.benchmarks.annotations import (
 from flamingo_jax.evaluation.benchmarks.benchmark import Benchmark, Item, Series, at_shots
 from flamingo_jax.evaluation.benchmarks.templates import question
 from flamingo_jax.evaluation.metrics.vqa_accuracy import VQA_ACCURACY
+from flamingo_jax.inference.identity import identity
 from flamingo_jax.inference.prompt import Deferred, Image, Visual
 
 ROTATIONS = ("train_images/rotation.csv", "train-images-boxable-with-rotation.csv")
@@ -83,7 +86,9 @@ def _item(record: dict[str, Any], folder: Path, turns: Mapping[str, int]) -> Ite
     visual: Visual = Image(path)
     if number:
         visual = Deferred(
-            f"{path} turned by {90 * number} degrees", functools.partial(_turned, path, number)
+            f"{path} turned by {90 * number} degrees",
+            functools.partial(_turned, path, number),
+            source=lambda: identity(Image(path)) + bytes([number]),
         )
     return Item(
         id=str(record["question_id"]),
@@ -101,8 +106,10 @@ def _turned(path: str, turns: int) -> np.ndarray:
     The orientation that a camera stored in the file is ignored: the list has the rotation of the
     stored pixels.
     """
-    with PIL.Image.open(io.BytesIO(Path(path).read_bytes())) as image:
-        return np.ascontiguousarray(np.rot90(np.asarray(image.convert("RGB")), turns))
+    encoded = io.BytesIO(Path(path).read_bytes())
+    with PIL.Image.open(encoded, formats=FORMATS) as image:
+        pixels = np.asarray(colours.to_rgb_or_rgba(image))
+    return np.ascontiguousarray(np.rot90(pixels, turns))
 
 
 TEXTVQA = Benchmark(

@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 
 from flamingo_jax.core import paths
 from flamingo_jax.core.paths import Path, PathLike
-from flamingo_jax.data.config import ImageFit
+from flamingo_jax.data.config import Background, ImageFit
 from flamingo_jax.evaluation.episode import Answer, Row
 from flamingo_jax.evaluation.report import (
     benchmark_table,
@@ -44,6 +44,7 @@ def write_report(
     chance: Mapping[str, float] | None = None,
     image_size: int | None = None,
     image_fit: ImageFit = "pad",
+    background: Background = "mean",
     video_frames: int = VIDEO_FRAMES,
     video_rate: float = VIDEO_RATE,
 ) -> list[Path]:
@@ -58,6 +59,7 @@ def write_report(
         chance: task -> value for guessed answers.
         image_size: side of the model's images in pixels.
         image_fit: how an image becomes a square.
+        background: what is behind transparent pixels.
         video_frames: largest number of frames of a video that the model gets.
         video_rate: frames per second of a video.
 
@@ -76,6 +78,7 @@ def write_report(
     ]
     if samples and image_size:
         settings: dict[str, Any] = {"image_size": image_size, "image_fit": image_fit}
+        settings |= {"background": background}
         settings |= {"video_frames": video_frames, "video_rate": video_rate}
         page = prediction_page.render(samples, rows, functools.partial(load_frames, **settings))
         written.append(paths.write_atomically(target / "predictions.html", page))
@@ -92,7 +95,9 @@ def write_report(
     pictures["gates.png"] = gates[-1] if gates else None
     pictures["losses.png"] = curves.loss_curves(logs)
     if image_size and chosen:
-        pictures["samples.png"] = sample_figure.draw(chosen, image_size, image_fit=image_fit)
+        pictures["samples.png"] = sample_figure.draw(
+            chosen, image_size, image_fit=image_fit, background=background
+        )
     figures = {name: figure for name, figure in pictures.items() if figure is not None}
     return written + [_save(figure, target / name) for name, figure in figures.items()]
 

@@ -15,7 +15,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.patches import FancyBboxPatch, Rectangle
 
-from flamingo_jax.data.config import ImageFit
+from flamingo_jax.data.config import Background, ImageFit
 from flamingo_jax.evaluation.episode import Answer
 from flamingo_jax.evaluation.metrics.exact_match import is_exact
 from flamingo_jax.evaluation.metrics.ranking import is_first
@@ -47,7 +47,12 @@ def choose(samples: Sequence[Answer], per_task: int = 2, most_shots: int = 4) ->
 
 
 def draw(
-    samples: Sequence[Answer], image_size: int, columns: int = 2, *, image_fit: ImageFit = "pad"
+    samples: Sequence[Answer],
+    image_size: int,
+    columns: int = 2,
+    *,
+    image_fit: ImageFit = "pad",
+    background: Background = "mean",
 ) -> Figure:
     """Draws samples: the support examples, then the query in a frame with the model's answer.
 
@@ -56,8 +61,11 @@ def draw(
         image_size: side of the model's images in pixels.
         columns: prompts in one row.
         image_fit: how an image becomes a square.
+        background: what is behind transparent pixels.
     """
-    load = functools.partial(load_frames, image_size=image_size, image_fit=image_fit)
+    load = functools.partial(
+        load_frames, image_size=image_size, image_fit=image_fit, background=background
+    )
     chunks = [_chunks(sample) for sample in samples]
     cells = max(len(found) for found in chunks)
     columns = min(columns, len(samples))

@@ -4,7 +4,7 @@ import io
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageCms
 
 pytest.importorskip("warcio")
 
@@ -119,6 +119,73 @@ def test_animation_is_stored_as_its_first_frame(kind):
         assert not getattr(image, "is_animated", False)
     np.testing.assert_array_equal(read.decode(stored, 96), read.decode(data, 96))
     assert reason(data) is None
+
+
+def _forms():
+    """{name: a file}: every format, mode and orientation that a page may show."""
+    picture = crawl.picture()
+    exif = Image.Exif()
+    for way in range(1, 9):
+        exif[0x0112] = way
+        turned = exif.tobytes()
+        for kind in ("JPEG", "PNG", "WEBP", "AVIF", "MPO"):
+            yield f"{kind} turned {way}", crawl.encoded(picture, kind, exif=turned)
+        yield f"TIFF turned {way}", crawl.encoded(picture, "TIFF", tiffinfo={0x0112: way})
+        film = {"save_all": True, "append_images": [crawl.picture(1)]}
+        for kind in ("PNG", "WEBP"):
+            yield f"{kind} film turned {way}", crawl.encoded(picture, kind, exif=turned, **film)
+    yield "AVIF film", crawl.encoded(picture, "AVIF", **film)
+    clear = picture.convert("RGBA")
+    clear.putalpha(crawl.picture(2).convert("L"))
+    index = picture.quantize(16)
+    grey = np.asarray(picture.convert("L"))
+    modes = {mode: picture.convert(mode) for mode in ("1", "L", "P", "RGB", "CMYK", "LAB")}
+    modes |= {"RGBA": clear, "LA": clear.convert("LA"), "P16": index}
+    modes |= {"I;16": Image.fromarray(grey.astype(np.uint16) * 200)}
+    modes |= {"I": Image.fromarray(grey.astype(np.int32) * 3)}
+    modes |= {"F": Image.fromarray((grey / 300).astype(np.float32))}
+    for mode, image in modes.items():
+        for kind in ("TIFF", "PNG", "GIF", "BMP", "PPM", "WEBP", "AVIF"):
+            try:
+                yield f"{kind} {mode}", crawl.encoded(image, kind)
+            except (OSError, ValueError, DeprecationWarning):
+                continue  # the format has no such mode
+    film = {"save_all": True, "append_images": [crawl.picture(1).quantize(16)]}
+    for kind in ("GIF", "PNG"):
+        yield f"{kind} with a clear colour", crawl.encoded(index, kind, transparency=3)
+        yield f"{kind} film with a clear colour", crawl.encoded(index, kind, transparency=3, **film)
+
+
+FORMS = dict(_forms())
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_the_stored_form_has_the_same_pixels(form):
+    data = FORMS[form]
+    stored = as_stored(data)
+    for image_fit in ("pad", "crop"):
+        for size in (96, 33):
+            expected = read.decode(data, size, image_fit)
+            np.testing.assert_array_equal(read.decode(stored, size, image_fit), expected)
+    assert as_stored(stored) is stored
+    assert reason(stored) == reason(data)
+    info, of_data = read.probe(stored), read.probe(data)
+    assert (info.width, info.height) == (of_data.width, of_data.height)
+
+
+def test_what_is_stored_has_no_profile_of_other_colours_and_no_orientation():
+    """A browser would apply them to the RGB of a CMYK image, or turn it twice."""
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    film = {"save_all": True, "append_images": [crawl.picture(1)]}
+    for data in (
+        crawl.encoded(crawl.picture().convert("CMYK"), "TIFF", icc_profile=profile),
+        crawl.encoded(crawl.picture(), "PNG", icc_profile=profile, exif=exif, **film),
+    ):
+        with Image.open(io.BytesIO(as_stored(data))) as image:
+            image.load()
+            assert not {"icc_profile", "exif"} & set(image.info)
 
 
 def page(*parts):
