@@ -50,8 +50,8 @@ from data_pipelines.web.html_to_pages import html_to_page
 from data_pipelines.web.image_fetcher import ImageFetcher
 from data_pipelines.web.language import check_languages, of_language
 from data_pipelines.web.page_images import Find, ImageLimits, with_images
-from data_pipelines.web.urls import same_url
 from data_pipelines.web.warc_index import WarcIndex, build_index
+from data_pipelines.web.warc_records import Place
 from flamingo_jax.data.files import IMAGE_SUFFIXES, has_suffix
 from flamingo_jax.data.schema import InterleavedPage
 
@@ -65,8 +65,8 @@ class M3WRequest:
     """The options that decide a dataset of web pages.
 
     Attributes:
-      input: WARC files (.warc.gz with one gzip member per record, .warc) or pages (.html, .htm)
-        with their images in the same folder: a file, a directory or a pattern.
+      input: WARC files (.warc.gz, fastest with one gzip member per record; .warc) or pages (.html,
+        .htm) with their images in the same folder: a file, a directory or a pattern.
       languages: ISO 639-1 codes of the pages to keep; empty: all. The quality filter knows English
         stop words only.
       min_language_probability: smallest probability that the classifier gives the language.
@@ -187,21 +187,21 @@ def _read_warc(
 
     Only the places of records are held in memory, not their content.
     """
-    pages: list[warc.Place] = []
-    images: dict[str, warc.Place] = {}
+    pages: list[Place] = []
+    images = warc.Images()
     for entry in warc.index(path):
         if isinstance(entry, Reject):
             yield entry
-        elif entry.is_html:
+        elif isinstance(entry, warc.Entry) and entry.is_html:
             pages.append(entry.place)
         else:
-            images.setdefault(same_url(entry.url), entry.place)
+            images.add(entry)
     if not pages:
         return
     with epath.Path(path).open("rb") as file:
 
         def in_archives(url: str) -> bytes | Reject | None:
-            place = images.get(same_url(url))
+            place = images.find(url)
             if place:
                 found = warc.read(place, ImageLimits.max_bytes, file)
             elif other_files and (place := other_files.find(url)):

@@ -65,7 +65,7 @@ class Reject:
       reason: what it is counted as: lower case words joined by "_", for example "too_few_words".
       detail: what was found. The report shows it for the first few of each reason.
       unit: what was left out: a whole record; an image of a record that is kept without it; or a
-        file that is no part of any record, with its suffix as the reason.
+        file that is no part of any record, with its suffix or media type as the reason.
       broken: True if the input was damaged (truncated, not decodable, missing), not only unwanted.
         Too large a share of damaged records stops a run.
     """

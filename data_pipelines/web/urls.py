@@ -22,7 +22,7 @@ _LARGEST_PORT = 65535
 _LONGEST_HOST = 1_000  # characters; DNS allows 253
 _AROUND = "".join(map(chr, range(33)))
 _INSIDE = str.maketrans("", "", "\t\n\r")
-_SCHEME = re.compile(r"([a-zA-Z][a-zA-Z0-9+.-]*):")
+_SCHEME = re.compile(r"\A([a-zA-Z][a-zA-Z0-9+.-]*):")
 _DRIVE = re.compile(r"[a-zA-Z][:|](?=[/\\?#]|$)")
 _SURROGATE = re.compile("[\ud800-\udfff]")
 _NOT_IN_HOST = re.compile("[\0\t\n\r #/:<>?@\\[\\\\\\]^|]")

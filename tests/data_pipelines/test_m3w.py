@@ -86,7 +86,7 @@ def test_page_becomes_a_record(tmp_path):
     assert address == "url:https://harbour.example/p"
     assert text.startswith("text:")
     # A film is no image, even in an <img>.
-    assert reasons(rejects) == {("missing_image", "image"): 1}
+    assert reasons(rejects) == {("video/mp4", "file"): 1, ("missing_image", "image"): 1}
 
 
 def test_order_of_texts_and_images_is_that_of_the_page(tmp_path):

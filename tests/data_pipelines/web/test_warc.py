@@ -1,5 +1,6 @@
 """WARC files: finding and reading records by random access, undamaged and damaged."""
 
+import contextlib
 import gzip
 import io
 
@@ -10,7 +11,7 @@ import pytest
 pytest.importorskip("warcio")
 
 from data_pipelines.page import Reject
-from data_pipelines.web import warc
+from data_pipelines.web import warc, warc_records
 from data_pipelines.web.warc_index import WarcIndex, build_index
 from tests.data_pipelines import crawl
 
@@ -63,50 +64,37 @@ def test_charset_is_that_of_the_archive_then_of_the_server(tmp_path):
     assert found == ["shift_jis", "iso-8859-1", ""]
 
 
-def test_other_records_are_skipped(tmp_path):
+def test_other_responses_are_counted_by_type_and_other_records_are_skipped(tmp_path):
     url = "https://example.org/"
     crawl.make_warc(
         tmp_path / "a.warc.gz",
         [
             (url, "text/html", PAGE, {"status": "404 Not Found"}),
-            (url, "text/html", PAGE, {"status": "301 Moved"}),
-            (url, "text/html", PAGE, {"record_type": "revisit"}),
-            (url, "text/html", PAGE, {"record_type": "resource"}),
-            (url, "application/pdf", b"%PDF"),
+            (url, "application/pdf", b"%PDF", {"status": "404 Not Found"}),
+            (url, "application/pdf; version=1.7", b"%PDF"),
+            (url, "Application/PDF", b"%PDF"),
             (url, "image/svg+xml", b"<svg/>"),
             (f"{url}file", "application/octet-stream", b"?"),
             (f"{url}film.mp4", "video/mp4", b"\0\0\0 ftypisom"),
+            (url, "", b"\0?"),
             (url, "text/html", "<p>the one", {"status": "200 Fine"}),
         ],
     )
-    (found,) = entries(tmp_path / "a.warc.gz")
+    *others, found = entries(tmp_path / "a.warc.gz")
     assert body(found) == b"<p>the one"
+    assert {each.unit for each in others} == {"file"}
+    assert not any(each.broken for each in others)
+    assert [each.reason for each in others] == [
+        *["application/pdf"] * 2,
+        *("image/svg+xml", "application/octet-stream", "video/mp4", "no type"),
+    ]
 
 
-def test_encodings_of_the_transfer_are_undone(tmp_path):
-    chunked = b"5\r\n<p>on\r\n3\r\ne.\n\r\n0\r\n\r\n"
-    crawl.make_warc(
-        tmp_path / "a.warc.gz",
-        [
-            (
-                "https://e.org/1",
-                "text/html",
-                gzip.compress(PAGE.encode()),
-                {"headers": [("Content-Encoding", "gzip")]},
-            ),
-            (
-                "https://e.org/2",
-                "text/html",
-                chunked,
-                {"headers": [("Transfer-Encoding", "chunked")]},
-            ),
-            ("https://e.org/3", "text/html", b"?", {"headers": [("Content-Encoding", "rot13")]}),
-        ],
-    )
-    packed, in_chunks, unknown = map(body, entries(tmp_path / "a.warc.gz"))
-    assert packed == PAGE.encode()
-    assert in_chunks == b"<p>one.\n"
-    assert (unknown.reason, unknown.broken) == ("unknown_encoding", True)
+def test_number_of_types_that_are_counted_is_limited(tmp_path):
+    responses = [(f"https://e.org/{i}", f"x/t{i % 150}", b"?") for i in range(300)]
+    crawl.make_warc(tmp_path / "a.warc.gz", responses)
+    reasons = [entry.reason for entry in entries(tmp_path / "a.warc.gz")]
+    assert (len(reasons), len(set(reasons)), reasons.count("other types")) == (300, 101, 100)
 
 
 @pytest.mark.parametrize("headers", [[], [("Content-Encoding", "gzip")]])
@@ -119,8 +107,9 @@ def test_a_body_is_read_up_to_the_limit(headers, tmp_path):
     assert warc.read(entry.place, 1_000).body == page[:1_001]
 
 
-@pytest.mark.parametrize("packed", [True, False])
-@pytest.mark.parametrize("missing", [1, 5, 300])
+@pytest.mark.parametrize(
+    ("packed", "missing"), [(True, 1), (True, 5), (True, 300), (False, 5), (False, 300)]
+)
 def test_truncated_file_gives_its_complete_records(packed, missing, tmp_path):
     path = tmp_path / "a.warc.gz"
     crawl.make_warc(path, RESPONSES, gzip=packed)
@@ -151,13 +140,18 @@ def test_only_the_damaged_member_is_lost(where, tmp_path):
     assert (reject.reason, reject.broken) == ("damaged_record", True)
 
 
-def test_padding_after_the_last_record_is_damage(tmp_path):
+@pytest.mark.parametrize("packed", [True, False])
+@pytest.mark.parametrize("garbage", [b"", b"garbage", b"\x1f\x8b\x08\x1f" * 40])
+def test_only_zeros_between_and_after_records_are_no_damage(packed, garbage, tmp_path):
     path = tmp_path / "a.warc.gz"
-    crawl.make_warc(path, RESPONSES[:2])
-    path.write_bytes(path.read_bytes() + bytes(1000))
-    *whole, last = entries(path)
-    assert len(whole) == 2
-    assert last.reason == "damaged_record"
+    crawl.make_warc(path, RESPONSES[:2], gzip=packed)
+    records = path.read_bytes()
+    path.write_bytes(records + bytes(70_000) + garbage + records + garbage + bytes(1000))
+    found = entries(path)
+    rejects = [entry for entry in found if isinstance(entry, Reject)]
+    whole = [body(entry) for entry in found if not isinstance(entry, Reject)]
+    assert whole == [PAGE.encode(), JPEG] * 2
+    assert [each.reason for each in rejects] == ["damaged_record"] * (2 if garbage else 0)
 
 
 @pytest.mark.parametrize(
@@ -175,14 +169,208 @@ def test_what_is_no_warc_file(content, tmp_path):
     assert "missing.warc.gz" in missing.detail
 
 
-def test_archive_in_one_gzip_stream_is_reported(tmp_path):
-    """Its records cannot be read by random access: only the first one is found."""
-    plain = tmp_path / "plain.warc"
-    crawl.make_warc(plain, RESPONSES, gzip=False)
-    (tmp_path / "a.warc.gz").write_bytes(gzip.compress(plain.read_bytes()))
-    *_, last = entries(tmp_path / "a.warc.gz")
-    assert last.reason == "unreadable_file"
-    assert "one gzip member per record" in last.detail
+def made(url, block, *, kind="response", length=None, end=b"\r\n\r\n", headers=()):
+    """Returns a record with a length that can be wrong, or "" for none."""
+    lines = ["WARC/1.0", f"WARC-Type: {kind}", f"WARC-Target-URI: {url}", *headers]
+    if length != "":
+        lines.append(f"Content-Length: {len(block) if length is None else length}")
+    return "\r\n".join(lines).encode() + b"\r\n\r\n" + block + end
+
+
+def http(content, content_type="text/html", status="HTTP/1.1 200 OK", headers=()):
+    lines = [status, *headers] + ([f"Content-Type: {content_type}"] if content_type else [])
+    return "\r\n".join(lines).encode() + b"\r\n\r\n" + content
+
+
+def page(number):
+    return f"<p>page {number}".encode()
+
+
+def three(second, *, packed, **options):
+    """Returns three pages, one member each if packed, of which the second is special."""
+    records = [made(f"https://e.org/{i}", http(page(i))) for i in (1, 2, 3)]
+    records[1] = second or made("https://e.org/2", http(page(2)), **options)
+    return b"".join(gzip.compress(record, mtime=0) if packed else record for record in records)
+
+
+def bodies(path, content):
+    """Returns the bodies of a file, and the reasons of its rejects."""
+    path.write_bytes(content)
+    found = entries(path)
+    whole = [body(entry) for entry in found if not isinstance(entry, Reject)]
+    return whole, [entry.reason for entry in found if isinstance(entry, Reject)]
+
+
+@pytest.mark.parametrize("packed", [True, False])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"length": ""},
+        {"length": "x"},
+        {"length": 3},
+        {"length": 99_999},
+        {"length": 10**14},
+        {"length": "", "end": b""},
+        {"end": b""},
+        {"end": b"\n"},
+        {"end": b"\r\n\r\n\r\n\r\n"},
+    ],
+    ids=str,
+)
+def test_a_length_that_is_missing_or_wrong_costs_nothing(packed, options, tmp_path):
+    whole, reasons = bodies(tmp_path / "a.warc", three(None, packed=packed, **options))
+    assert whole == [page(1), page(2), page(3)]
+    assert reasons == []
+
+
+@pytest.mark.parametrize(
+    "damaged",
+    [
+        b"WARX/1.0\r\nWARC-Type: response\r\nContent-Length: 9\r\n\r\n123456789\r\n\r\n",
+        b"\0" * 100 + b"x" * 100_000,
+        b"WARC/1.0\r\nWARC-Type: response\r\nno end of the headers",
+    ],
+    ids=["name", "hole", "headers"],
+)
+def test_a_damaged_record_of_a_plain_file_costs_itself(damaged, tmp_path):
+    whole, reasons = bodies(tmp_path / "a.warc", three(damaged, packed=False))
+    assert page(1) in whole
+    assert page(3) in whole
+    assert reasons == ["damaged_record"]
+
+
+def test_plain_file_with_a_mark_before_it_and_unix_line_ends(tmp_path):
+    content = b"\xef\xbb\xbf" + three(None, packed=False).replace(b"\r\n", b"\n")
+    content = content.replace(b"Content-Length: ", b"X: ")
+    assert bodies(tmp_path / "a.warc", content) == ([page(1), page(2), page(3)], [])
+
+
+@pytest.mark.parametrize("in_memory", [1 << 25, 100])
+def test_records_of_a_gzip_member_with_several_records(in_memory, tmp_path, monkeypatch):
+    monkeypatch.setattr(warc_records, "_IN_MEMORY", in_memory)
+    several, one = three(None, packed=False), three(None, packed=True)
+    content = gzip.compress(several) + one + gzip.compress(several)
+    whole, reasons = bodies(tmp_path / "a.warc.gz", content)
+    assert whole == [page(1), page(2), page(3)] * 3
+    assert reasons == []
+    warc_records._members.content.close()
+    warc_records._members.key = None
+
+
+def test_damage_in_a_gzip_member_with_several_records(tmp_path):
+    several = three(b"WARX" + bytes(50), packed=False)
+    assert bodies(tmp_path / "a.warc.gz", gzip.compress(several)) == (
+        [page(1), page(3)],
+        ["damaged_record"],
+    )
+
+
+def test_index_on_disk_finds_images_in_members_with_several_records(tmp_path):
+    images = [made(f"https://e.org/{i}", http(crawl.png(i), "image/png")) for i in (1, 2)]
+    (tmp_path / "a.warc.gz").write_bytes(gzip.compress(b"".join(images)))
+    build_index([str(tmp_path / "a.warc.gz")], tmp_path / "index")
+    with WarcIndex.opened(str(tmp_path / "index")) as index:
+        assert warc.read(index.find("https://e.org/2"), 10**6).body == crawl.png(2)
+
+
+def test_kinds_of_records(tmp_path):
+    url = "https://e.org/"
+    records = [
+        made(f"{url}1", page(1), kind="resource", headers=["Content-Type: text/html"]),
+        made(f"{url}2", JPEG, kind="resource", headers=["Content-Type: image/jpeg"]),
+        made("urn:screenshot:x", JPEG, kind="resource", headers=["Content-Type: image/jpeg"]),
+        made("dns:e.org", b"127.0.0.1", headers=["Content-Type: text/dns"]),
+        made(f"{url}3", b"GET / HTTP/1.1\r\n\r\n", kind="request"),
+        made(f"<{url}4>", http(page(4))).replace(b"WARC-Type", b"warc-type"),
+        made(f"{url}5", b"no HTTP"),
+    ]
+    whole, reasons = bodies(tmp_path / "a.warc", b"".join(records))
+    assert whole == [page(1), JPEG, page(4)]
+    assert reasons == ["damaged_record"]
+
+
+@pytest.mark.parametrize("on_disk", [True, False])
+def test_redirects_and_revisits_lead_to_images(on_disk, tmp_path):
+    url = "https://e.org/"
+    digest = ["WARC-Payload-Digest: sha1:ABC"]
+    moved = lambda status, target: http(
+        b"", None, f"HTTP/1.1 {status} Moved", [f"Location: {target}"]
+    )
+    refers = f"WARC-Refers-To-Target-URI: {url}stored.png"
+    records = [
+        made(f"{url}old.png", moved(301, "/new.png")),
+        made(f"{url}new.png", moved(308, "https://E.org:443/stored.png")),
+        made(f"{url}again.png", http(b"", "image/png"), kind="revisit", headers=[refers]),
+        made(f"{url}bare.png", b"", kind="revisit", headers=digest),
+        made(f"{url}loop.png", moved(302, "loop2.png")),
+        made(f"{url}loop2.png", moved(307, "loop.png")),
+        made(f"{url}nowhere.png", moved(302, "http://[")),
+        made(f"{url}stored.png", http(crawl.png(1), "image/png"), headers=digest),
+    ]
+    (tmp_path / "a.warc").write_bytes(b"".join(records))
+    if on_disk:
+        build_index([str(tmp_path / "a.warc")], tmp_path / "index")
+        opened = WarcIndex.opened(str(tmp_path / "index"))
+    else:
+        images = warc.Images()
+        for entry in entries(tmp_path / "a.warc"):
+            images.add(entry)
+        opened = contextlib.nullcontext(images)
+    with opened as places:
+        find = lambda name: places.find(f"{url}{name}.png")
+        for name in ("stored", "old", "new", "again", *([] if on_disk else ["bare"])):
+            assert warc.read(find(name), 10**6).body == crawl.png(1), name
+        assert find("loop") is find("nowhere") is find("none") is None
+
+
+@pytest.mark.parametrize(
+    ("block", "found"),
+    [
+        (http(PAGE.encode(), None), "page"),
+        (http(PAGE.encode(), "application/octet-stream"), "page"),
+        (http(b" \n<!-- x --><DIV>a", "unknown/unknown"), "page"),
+        (http(PAGE.encode(), "text/html, text/html; charset=utf-8"), "page"),
+        (http(b"<?xml?><html xmlns='x'>", "application/xml"), "page"),
+        (http(b"<rss>", "text/xml"), "file"),
+        (http(b"<p>not shown as a page", "text/plain"), "file"),
+        (http(gzip.compress(PAGE.encode()), None, headers=["Content-Encoding: gzip"]), "page"),
+        (http(b"4\r\n<p>x\r\n0\r\n\r\n", "", headers=["Transfer-Encoding: chunked"]), "page"),
+        (http(JPEG, "binary/octet-stream"), "image"),
+        (http(JPEG, "text/html"), "image"),
+        (http(JPEG, "text/plain"), "image"),
+        (http(crawl.webp(), None), "image"),
+        (http(crawl.encoded(crawl.picture(), "AVIF"), ""), "image"),
+        (http(crawl.encoded(crawl.picture(), "BMP"), ""), "image"),
+        (http(b"BM is a word", ""), "file"),
+        (http(b"RIFF1234WAVE", ""), "file"),
+        (http(b"<html>gone</html>", "image/jpeg"), "image"),
+        (http(page(1), status="HTTP/2 200"), "page"),
+        (http(page(1), status="http/1.1 200"), "page"),
+        (http(page(1), status="HTTP/3 200 OK"), "page"),
+        (http(page(1), status="ICY 200 OK"), "page"),
+        (http(page(1), status="HTTP/1.0  203 Elsewhere"), "page"),
+        (http(page(1), status="HTTP/1.1 2000 OK"), "damaged"),
+        (http(page(1), "text/html;\r\n charset=utf-8"), "page"),
+        (http(page(1), headers=["Set-Cookie: \xb3\xd2"]), "page"),
+        (http(page(1)).replace(b"\r\n", b"\n"), "page"),
+    ],
+    ids=lambda value: str(value)[:60],
+)
+def test_what_a_response_is(block, found, tmp_path):
+    (tmp_path / "a.warc").write_bytes(made("https://e.org/", block))
+    (entry,) = entries(tmp_path / "a.warc")
+    if isinstance(entry, Reject):
+        assert found == ("file" if entry.unit == "file" else "damaged")
+    else:
+        assert found == ("page" if entry.is_html else "image")
+
+
+def test_type_that_the_archive_identified_counts_if_the_server_states_a_general_one(tmp_path):
+    identified = ["WARC-Identified-Payload-Type: text/html"]
+    for stated, count in (("text/plain", 1), (None, 1), ("application/pdf", 0)):
+        record = made("https://e.org/", http(page(1), stated), headers=identified)
+        whole, _ = bodies(tmp_path / "a.warc", record)
+        assert len(whole) == count
 
 
 def test_damaged_place(tmp_path):
