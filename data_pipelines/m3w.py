@@ -188,7 +188,7 @@ def _read_warc(
     Only the places of records are held in memory, not their content.
     """
     pages: list[Place] = []
-    images = warc.Images()
+    images = warc.ImagePlaces()
     for entry in warc.index(path):
         if isinstance(entry, Reject):
             yield entry

@@ -91,7 +91,7 @@ class Response:
     charset: str
 
 
-class Images:
+class ImagePlaces:
     """The places of the images of one file."""
 
     def __init__(self) -> None:

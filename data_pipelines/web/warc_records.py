@@ -12,15 +12,15 @@ from __future__ import annotations
 import dataclasses
 import io
 import re
-import tempfile
 import threading
 import zlib
 from collections.abc import Iterator
-from typing import BinaryIO, cast
+from typing import BinaryIO
 
 from etils import epath
 
 from data_pipelines.page import Reject
+from flamingo_jax.data.files import temporary_file
 
 _members = threading.local()  # the last member with several records that a thread has read
 
@@ -216,7 +216,7 @@ def _unpacked(path: str, offset: int) -> BinaryIO:
                 if isinstance(content, io.BytesIO) and content.tell() > _IN_MEMORY:
                     start = content.getbuffer()
                     # It is removed from the disk when it is closed.
-                    content = cast(BinaryIO, tempfile.TemporaryFile())  # noqa: SIM115
+                    content = temporary_file()
                     content.write(start)
     except zlib.error as error:
         raise ValueError(f"it cannot be unpacked: {error}") from error

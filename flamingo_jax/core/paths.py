@@ -14,7 +14,7 @@ import os
 import tempfile
 import uuid
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, BinaryIO, cast
 
 from etils import epath
 
@@ -144,6 +144,11 @@ def temporary_directory(prefix: str) -> Iterator[epath.Path]:
     """Creates a local directory (env TMPDIR says where), which is removed when the context ends."""
     with tempfile.TemporaryDirectory(prefix=prefix) as name:
         yield epath.Path(name)
+
+
+def temporary_file() -> BinaryIO:
+    """Returns an open file without a name on this machine; it is gone when it is closed."""
+    return cast(BinaryIO, tempfile.TemporaryFile())
 
 
 @contextlib.contextmanager

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator
 from flamingo_jax.core.paths import Path, PathLike
 from flamingo_jax.core.paths import is_local as is_local  # for data_pipelines too
 from flamingo_jax.core.paths import listed as listed
+from flamingo_jax.core.paths import temporary_file as temporary_file
 
 IMAGE_SUFFIXES = (
     *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp"),

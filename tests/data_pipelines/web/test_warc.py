@@ -312,7 +312,7 @@ def test_redirects_and_revisits_lead_to_images(on_disk, tmp_path):
         build_index([str(tmp_path / "a.warc")], tmp_path / "index")
         opened = WarcIndex.opened(str(tmp_path / "index"))
     else:
-        images = warc.Images()
+        images = warc.ImagePlaces()
         for entry in entries(tmp_path / "a.warc"):
             images.add(entry)
         opened = contextlib.nullcontext(images)
