@@ -236,7 +236,7 @@ def collect(
     total = Counts(passed_over=collections.Counter(passed_over))
     for account in accounts:
         total.add(account.counts)
-    (output / REPORT).write_text(json.dumps(total.report(), indent=2) + "\n")
+    (output / REPORT).write_text(json.dumps(total.report(), indent=2, allow_nan=False) + "\n")
     if total.broken > how.max_broken * max(total.read, 1):
         raise ValueError(
             f"{total.broken} of {total.read} records are damaged, more than the share of "
@@ -366,4 +366,6 @@ def _unpack(account: dict[str, Any]) -> _Written:
 
 
 def _save(accounts: list[dict[str, Any]], *, file: str) -> None:
-    epath.Path(file).write_text(json.dumps(sorted(accounts, key=lambda account: account["index"])))
+    epath.Path(file).write_text(
+        json.dumps(sorted(accounts, key=lambda account: account["index"]), allow_nan=False)
+    )

@@ -193,7 +193,7 @@ def _write_candidates(
         {"training": match.name, "evaluation": match.evaluation, "score": match.score}
         for match in found
     ]
-    text = json.dumps({"score": measure, "pairs": pairs}, indent=1) + "\n"
+    text = json.dumps({"score": measure, "pairs": pairs}, indent=1, allow_nan=False) + "\n"
     (output / CANDIDATES).write_text(text)
     html = page(map(shown, found[:MAX_PAIRS]), len(pairs), measure)
     (output / CANDIDATES_PAGE).write_text(html)
@@ -217,7 +217,7 @@ def read(request: DedupRequest, work: str, part: Records) -> Iterator[Found | Re
         matches += found
         yield from _without(record, found, request.drop)
     _candidates(epath.Path(work), part).write_text(
-        json.dumps([dataclasses.asdict(match) for match in matches])
+        json.dumps([dataclasses.asdict(match) for match in matches], allow_nan=False)
     )
 
 
@@ -292,7 +292,7 @@ def _save_hashes(request: DedupRequest, work: epath.Path) -> dict[str, int]:
         )
     with (work / "hashes.npy").open("wb") as file:
         np.save(file, np.stack(hashes))
-    (work / "keys.json").write_text(json.dumps(keys))
+    (work / "keys.json").write_text(json.dumps(keys, allow_nan=False))
     return {"evaluation images": len(keys), "evaluation images left out": unreadable}
 
 
@@ -363,7 +363,7 @@ def _save_matches(request: DedupRequest, source: Source, work: epath.Path) -> di
         for query, row, cosine in index.search(rows, request.min_cosine):
             record, image = _parse_key(names[query], request.embeddings, len(source))
             matches.append(dataclasses.asdict(Match(record, image, keys[row], round(cosine, 6))))
-    (work / "matches.json").write_text(json.dumps(matches))
+    (work / "matches.json").write_text(json.dumps(matches, allow_nan=False))
     return {"evaluation images": len(keys), "training images": len(images)}
 
 

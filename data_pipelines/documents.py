@@ -13,6 +13,7 @@ import contextlib
 import dataclasses
 import functools
 import json
+import math
 import os
 from collections.abc import Iterator
 from typing import Any
@@ -182,11 +183,17 @@ def _judge(row: dict[str, Any], request: TextRequest) -> Found | Reject:
     metadata = {name: value for name, value in fields.items() if value not in (None, "")}
     near = fingerprint(text) if request.near_duplicates else Fingerprint()
     keys = (url_key(url) if isinstance(url, str) else "", text_key(text), *near.keys)
-    return Found(Document(text, json.dumps(metadata)), tuple(filter(None, keys)), near.sketch)
+    return Found(
+        Document(text, json.dumps(metadata, allow_nan=False)),
+        tuple(filter(None, keys)),
+        near.sketch,
+    )
 
 
 def _plain(value: Any) -> str | int | float | bool | None:
-    """Returns a value that JSON can store, or None."""
+    """Returns a value that JSON can store, or None: a table has NaN where nothing is known."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
     if isinstance(value, bytes):
         return value.decode(errors="replace")
     return value if isinstance(value, str | int | float | bool) else None

@@ -320,7 +320,7 @@ def _found(request: M3WRequest, page: Page) -> Found:
     }
     near = fingerprint(page.text) if request.near_duplicates else Fingerprint()
     keys = tuple(filter(None, (url_key(page.url), text_key(page.text), *near.keys)))
-    return Found(InterleavedPage(parts, json.dumps(metadata)), keys, near.sketch)
+    return Found(InterleavedPage(parts, json.dumps(metadata, allow_nan=False)), keys, near.sketch)
 
 
 def _fetch(url: str) -> bytes | Reject | None:

@@ -174,7 +174,7 @@ def read_document(document: dict[str, Any], request: MMC4Request) -> Iterator[Fo
         yield Reject("no_image_left")
     else:
         url = str(document.get("url") or "")
-        metadata = json.dumps({"url": url} if url else {})
+        metadata = json.dumps({"url": url} if url else {}, allow_nan=False)
         keys = tuple(filter(None, (url_key(url), text_key(text))))
         yield Found(InterleavedPage(parts, metadata), keys)
 

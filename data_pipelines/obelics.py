@@ -141,7 +141,7 @@ def _page(page: Page, number: int, request: ObelicsRequest) -> Iterator[Found | 
         yield Reject("no_text", page.url)
     else:
         parts = tuple(part if isinstance(part, str) else part.data for part in found.parts)
-        metadata = json.dumps({"url": page.url} if page.url else {})
+        metadata = json.dumps({"url": page.url} if page.url else {}, allow_nan=False)
         # All documents of one row have the same URL, so later ones add their number.
         address = url_key(page.url) + (f" {number}" if number else "") if page.url else ""
         keys = tuple(filter(None, (address, text_key(found.text))))

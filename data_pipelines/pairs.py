@@ -201,4 +201,4 @@ def _pair(
         return Reject(error.reason, f"{source}: {error}", broken=True)
     metadata = {"source": source} | ({"url": url} if url else {})
     keys = (url_key(url),) if url else ()
-    return Found(ImageText(image, clean, json.dumps(metadata)), keys)
+    return Found(ImageText(image, clean, json.dumps(metadata, allow_nan=False)), keys)

@@ -119,7 +119,7 @@ def build(request: PoolRequest, output: epath.Path, how: Execution) -> dict[str,
             "need no pool. Expected pages or documents."
         )
     (output / FILE_NAME).write_text(
-        json.dumps(dataclasses.asdict(request) | result, indent=2) + "\n"
+        json.dumps(dataclasses.asdict(request) | result, indent=2, allow_nan=False) + "\n"
     )
     return numbers
 

@@ -141,7 +141,7 @@ def make(name: str, request: Any, output: str, how: Execution) -> bool:
         decides["files"]["beside"] = identity(folders, suffixes=beside, without=output)
     if how.validation_share:
         decides["validation_share"] = how.validation_share
-    asked = json.loads(json.dumps({"pipeline": name, "request": decides}))
+    asked = json.loads(json.dumps({"pipeline": name, "request": decides}, allow_nan=False))
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         mark = target / MARK
         found = json.loads(mark.read_text()) if mark.exists() else {}
@@ -155,7 +155,9 @@ def make(name: str, request: Any, output: str, how: Execution) -> bool:
     start = time.monotonic()
     with _appearing(target) as whole:
         counts = PIPELINES[name].build(request, whole, how)
-        (whole / MARK).write_text(json.dumps(asked | {"counts": counts}, indent=2) + "\n")
+        (whole / MARK).write_text(
+            json.dumps(asked | {"counts": counts}, indent=2, allow_nan=False) + "\n"
+        )
     print(f"{name}: {target} in {time.monotonic() - start:.1f} s")
     for key, count in counts.items():
         print(f"  {key:<40}{count:>12}")

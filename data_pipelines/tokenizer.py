@@ -58,7 +58,9 @@ class TokenizerRequest:
             (json.loads(file.read_text())["request"] for file in made_by if file.exists()), None
         )
         object.__setattr__(
-            self, "input_files", json.dumps([json.loads(info.read_text()), origin], sort_keys=True)
+            self,
+            "input_files",
+            json.dumps([json.loads(info.read_text()), origin], sort_keys=True, allow_nan=False),
         )
 
 

@@ -293,7 +293,7 @@ def _found(file: IO[bytes], clip: _Clip, request: VideosRequest) -> Found | Reje
     metadata: dict[str, Any] = {"source": clip.source} | ({"url": clip.url} if clip.url else {})
     if clip.span:
         metadata["span"] = clip.span
-    stored = json.dumps(metadata)
+    stored = json.dumps(metadata, allow_nan=False)
     try:
         with video.opened(file) as opened:
             if request.store == "frames":

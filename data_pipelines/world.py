@@ -172,7 +172,7 @@ def build(request: WorldRequest, output: epath.Path) -> dict[str, int]:
     for name, (kind, splits) in datasets(request).items():
         written = write_records(output / name, kind, splits)
         counts |= {f"{name}/{split}": count for split, count in written.items()}
-    text = json.dumps(describe(request) | {"counts": counts}, indent=2) + "\n"
+    text = json.dumps(describe(request) | {"counts": counts}, indent=2, allow_nan=False) + "\n"
     (output / "world.json").write_text(text)
     return counts
 
@@ -299,4 +299,4 @@ def _metadata(name: str, attributes: np.ndarray) -> str:
     for row in attributes.tolist():
         words = [values[value] for values, value in zip(scenes.VALUES, row, strict=True)]
         objects.append(dict(zip(scenes.ATTRIBUTES, words, strict=True)))
-    return json.dumps({"id": name, "objects": objects})
+    return json.dumps({"id": name, "objects": objects}, allow_nan=False)

@@ -53,7 +53,9 @@ def main(_: list[str], __: Cluster) -> int:
     )
     print(summary.to_text(plan))
     if _JSON.value:
-        write_atomically(Path(_JSON.value), json.dumps(summary.to_json(plan), indent=1) + "\n")
+        write_atomically(
+            Path(_JSON.value), json.dumps(summary.to_json(plan), indent=1, allow_nan=False) + "\n"
+        )
     return 0 if plan.fits else 3
 
 

@@ -87,6 +87,15 @@ def haiku_weights(module: ast.Module) -> Iterator[str]:
             yield f"{ast.unparse(node)} in line {node.lineno}"
 
 
+def json_with_nan(module: ast.Module) -> Iterator[str]:
+    """Yields the calls that would write NaN or Infinity, which no JSON reader must accept."""
+    for node in ast.walk(module):
+        if isinstance(node, ast.Call) and ast.unparse(node.func) in ("json.dumps", "json.dump"):
+            given = {each.arg: ast.unparse(each.value) for each in node.keywords}
+            if given.get("allow_nan") != "False":
+                yield f"{ast.unparse(node.func)}() in line {node.lineno}"
+
+
 def in_all_files(
     lint: Callable[[ast.Module], Iterator[str]], *, but: str | None = None
 ) -> list[str]:
@@ -120,6 +129,12 @@ def test_files_are_reached_through_epath():
 def test_the_public_api_has_docstrings():
     found = in_all_files(without_docstring)
     assert not found, "no docstring on\n" + "\n".join(found)
+
+
+def test_json_is_written_without_nan():
+    found = in_all_files(json_with_nan)
+    message = "pass allow_nan=False, and check numbers where they come from (core/finite.py):\n"
+    assert not found, message + "\n".join(found)
 
 
 def test_weights_are_born_through_param():
@@ -163,6 +178,10 @@ def test_checks_see_what_they_forbid():
     ]
     assert list(without_docstring(bad)) == ["module", "f", "A"]
     assert list(haiku_weights(bad)) == ["hk.Linear in line 6"]
+    dumps = ast.parse(
+        "json.dumps(1)\njson.dump(1, file, allow_nan=True)\njson.dumps(1, allow_nan=False)"
+    )
+    assert list(json_with_nan(dumps)) == ["json.dumps() in line 1", "json.dump() in line 2"]
     good = ast.parse('"""Doc."""\nPath("x").open()\nparam("w")')
     assert not list(local_file_access(good))
     assert not list(without_docstring(good))

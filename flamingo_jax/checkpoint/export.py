@@ -123,7 +123,9 @@ def export(
             )
     pieces = {} if tokenizer is None else tokenizer_lib.files(_tokenizer_file(tokenizer))
     if pieces and markers is not None:
-        pieces[markers_lib.FILE_NAME] = json.dumps(config_lib.to_dict(markers), indent=2).encode()
+        pieces[markers_lib.FILE_NAME] = json.dumps(
+            config_lib.to_dict(markers), indent=2, allow_nan=False
+        ).encode()
     target = paths.absolute(directory)
     # the same name in every process
     place = target.parent / f".{target.name}.tmp" if paths.is_local(target) else target

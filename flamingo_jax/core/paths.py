@@ -18,6 +18,8 @@ from typing import Any, BinaryIO, cast
 
 from etils import epath
 
+from flamingo_jax.core.finite import NonFiniteError
+
 Path = epath.Path
 PathLike = str | os.PathLike[str]
 
@@ -95,8 +97,15 @@ def write_json(path: PathLike, value: Any) -> epath.Path:
     Raises:
         PathError: if it cannot be written.
         TypeError: if JSON cannot represent `value`.
+        NonFiniteError: a number is NaN or infinite, which JSON does not have; nothing is written.
     """
-    return write_atomically(path, json.dumps(value, indent=2) + "\n")
+    try:
+        text = json.dumps(value, indent=2, allow_nan=False)
+    except ValueError as error:
+        raise NonFiniteError(
+            f"Cannot write {path}: a number is NaN or infinite, which JSON does not have."
+        ) from error
+    return write_atomically(path, f"{text}\n")
 
 
 def is_local(path: PathLike) -> bool:

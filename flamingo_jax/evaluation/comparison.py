@@ -136,7 +136,9 @@ def write_predictions(
         PathError: the file cannot be written.
     """
     lines = [
-        json.dumps({"task": task.name, "shots": 0, **prediction}, ensure_ascii=False)
+        json.dumps(
+            {"task": task.name, "shots": 0, **prediction}, ensure_ascii=False, allow_nan=False
+        )
         for task, comparison in zip(tasks, comparisons, strict=True)
         for prediction in comparison.predictions
     ]

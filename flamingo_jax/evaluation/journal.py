@@ -50,7 +50,7 @@ class Journal:
             PathError: the file cannot be written.
         """
         self._file = None if file is None else Path(file)
-        self._first = json.dumps(dict(header), sort_keys=True)
+        self._first = json.dumps(dict(header), sort_keys=True, allow_nan=False)
         self.finished: dict[str, TextAndScores] = {}
         if self._file is None:
             return
@@ -85,7 +85,7 @@ class Journal:
             return
         for episode, key, (text, scores) in zip(episodes, keys, answers, strict=True):
             entry = {"query": episode.query_id, "prompt": key, "text": text, "scores": scores}
-            self._lines.append(json.dumps(entry, ensure_ascii=False))
+            self._lines.append(json.dumps(entry, ensure_ascii=False, allow_nan=False))
         if not paths.is_local(self._file):
             # An object of a bucket cannot be appended to: it is written whole, at each tenth more.
             if len(self._lines) > 1.1 * self._num_written:

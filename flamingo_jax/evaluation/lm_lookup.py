@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 
+from flamingo_jax.core.finite import finite
 from flamingo_jax.evaluation import task
 from flamingo_jax.evaluation.episode import Episode
 from flamingo_jax.evaluation.protocol import Protocol
@@ -47,6 +48,9 @@ def lookup_probe(
     Returns:
         "accuracy": how often the right name is the most probable one of the page (chance: 1 /
         ways); "nll": the negative log-likelihood of the right name in nats, mean over pages.
+
+    Raises:
+        NonFiniteError: a loss is NaN or infinite.
     """
     pages = lookup_pages(ways, n, seed)
     prompts = [[*tokenizer.start_ids, *tokenizer.encode(page.prompt)] for page in pages]
@@ -67,6 +71,7 @@ def lookup_probe(
             is_answer[row, len(prompt) : len(text)] = True
         losses = np.asarray(token_nll(tokens, segment), np.float64)
         nll[:, way] = np.where(is_answer[:, 1:], losses, 0.0).sum(axis=1)
+    finite(nll, "losses of the language model")
     right = np.array([page.candidates.index(page.answer) for page in pages])
     return {
         "accuracy": float((nll.argmin(axis=1) == right).mean()),

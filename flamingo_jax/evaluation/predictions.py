@@ -18,7 +18,7 @@ def write(path: PathLike, answers: Sequence[Answer]) -> None:
     Raises:
         PathError: the file cannot be written.
     """
-    lines = [json.dumps(answer.line(), ensure_ascii=False) for answer in answers]
+    lines = [json.dumps(answer.line(), ensure_ascii=False, allow_nan=False) for answer in answers]
     write_atomically(path, "\n".join(lines) + "\n")
 
 

@@ -18,6 +18,8 @@ from __future__ import annotations
 import numpy as np
 from jaxtyping import Float, Int
 
+from flamingo_jax.core.finite import finite
+
 _SCORES = 1 << 24  # cosines in memory at once
 
 
@@ -40,7 +42,10 @@ def ranks(
 
     Raises:
         ValueError: the gallery has no entry of a query's group.
+        NonFiniteError: an embedding is NaN or infinite: no rank would be right.
     """
+    finite(queries, "embeddings of queries")
+    finite(gallery, "embeddings of the gallery")
     if len(orphans := np.setdiff1d(query_groups, gallery_groups)):
         raise ValueError(
             f"ranks: no entry of the gallery is of group {orphans[0]}, as a query is "
@@ -50,7 +55,7 @@ def ranks(
     places = np.arange(len(gallery))
     found = np.empty(len(queries), np.int64)
     for start in range(0, len(queries), rows):
-        scores = queries[start : start + rows] @ gallery.T
+        scores = finite(queries[start : start + rows] @ gallery.T, "cosines of embeddings")
         right = query_groups[start : start + rows, None] == gallery_groups[None]
         right_scores = np.where(right, scores, -np.inf)
         first = right_scores.argmax(axis=1)[:, None]
@@ -66,5 +71,10 @@ def recall(found: Int[np.ndarray, "q"], k: int) -> float:
     Args:
         found: the result of `ranks`.
         k: at least 1.
+
+    Raises:
+        ValueError: there are no queries.
     """
+    if not len(found):
+        raise ValueError(f"recall at {k} of no queries is not defined: compare at least one.")
     return float(np.mean(found < k))

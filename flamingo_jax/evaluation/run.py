@@ -47,6 +47,7 @@ def run(config: EvaluateConfig, checkpoint: str, output: str, cluster: Cluster) 
         CheckpointError: there is no checkpoint, or it is not of the kind that the tasks need.
         PromptError: a prompt cannot be read, or is too long.
         PathError: `output` cannot be written.
+        NonFiniteError: a weight, or a number that the model gave, is NaN or infinite.
     """
     data = {name: path for name, path in config.data.items() if path}
     images = embed.Images(data) if embed.is_asked_for(config.tasks) else None
@@ -66,6 +67,7 @@ def run(config: EvaluateConfig, checkpoint: str, output: str, cluster: Cluster) 
         mesh = make_mesh(config.mesh)
     if images:
         encoder = VisionEncoder.load(checkpoint, config.towers, config=config.inference, mesh=mesh)
+        encoder.check_weights()
         cluster.report(f"{embed.write(encoder, images, output)}: {output}")
         return
     if compared:
@@ -114,6 +116,7 @@ def _compare(
 ) -> None:
     features = config.features or f"{output}/features"
     model = DualEncoder.load(checkpoint, config=config.inference, mesh=mesh, features=features)
+    model.check_weights()
     rows, comparisons = comparison.compare_all(model, tasks, log=cluster.report)
     if cluster.index > 0:
         return

@@ -66,6 +66,7 @@ def evaluate(
         ValueError: a metric is unknown.
         PromptError: a prompt cannot be read, or is too long.
         PathError: the journal cannot be written.
+        NonFiniteError: the model gave NaN or infinity.
     """
     needs = {metric(name).needs for name in task.metrics}
     try:
@@ -172,7 +173,9 @@ def evaluate_all(
     Raises:
         TaskError: a task is not defined at any of the numbers of shots.
     """
+        NonFiniteError: a weight, or a number that the model gave, is NaN or infinite.
     model_hash = "" if journals is None else fingerprint(model.engine.params)
+    model.engine.compiled.check_weights()
     rows: list[Row] = []
     answers: list[Answer] = []
     for task in tasks:

@@ -25,6 +25,8 @@ from flamingo_jax.core import params as params_lib
 from flamingo_jax.core import stack, trees
 from flamingo_jax.core.axes import with_layout
 from flamingo_jax.core.config import ConfigError
+from flamingo_jax.core.finite import NonFiniteError, finite
+from flamingo_jax.core.notation import Array
 from flamingo_jax.models.api import Model
 from flamingo_jax.sharding import compile as compile_lib
 from flamingo_jax.sharding.layout import Layout
@@ -34,15 +36,24 @@ class Compiled:
     """Weights on their devices, and the functions that are compiled for them.
 
     A function is compiled once for each shape of its inputs, even if several `Compiled` share it.
+    What it returns is raw: padded rows may hold anything. Numbers of real rows pass `finite`.
 
     Attributes:
         params: the weights, on their devices.
         mesh: the devices; None = one.
+        name: what messages call the model.
     """
 
-    def __init__(self, params: trees.Params, mesh: Mesh | None) -> None:
-        """Takes weights that are on their devices (`split_over_model`, `whole_on_each_device`)."""
+    def __init__(self, params: trees.Params, mesh: Mesh | None, *, name: str = "") -> None:
+        """Takes weights that are on their devices (`split_over_model`, `whole_on_each_device`).
+
+        Args:
+            params: the weights.
+            mesh: the devices; None = one.
+            name: the checkpoint that they are from, for messages; "" = it has no name.
+        """
         self.params, self.mesh = params, mesh
+        self.name = f"the model {name}" if name else "the model"
         self._layout = None if mesh is None else Layout(mesh)
 
     def __call__(self, function: Callable[..., Any], *inputs: Any, **static: Hashable) -> Any:
@@ -57,6 +68,42 @@ class Compiled:
         named = tuple(sorted(static.items()))
         return fetch(_run(function, self._layout, named, self.params, *inputs))
 
+    def finite(self, values: np.ndarray, what: str) -> np.ndarray:
+        """Returns numbers of the model, if all are finite.
+
+        Every process calls it with the same numbers.
+
+        Args:
+            values: the numbers; the first axis counts rows.
+            what: what they are, in the plural, such as "features of images".
+
+        Raises:
+            NonFiniteError: a number is NaN or infinite. The message has the model, its weights that
+                are not finite, and what to do.
+        """
+        return finite(values, f"{what} of {self.name}", why=self._why_not_finite)
+
+    def check_weights(self) -> None:
+        """Checks all weights, once before a long evaluation; `finite` checks what they give.
+
+        A gate of infinity gives finite numbers: its tanh is 1.
+
+        Raises:
+            NonFiniteError: a weight is NaN or infinite.
+        """
+        if bad := _non_finite(self.params):
+            raise NonFiniteError(f"Weights of {self.name} are not finite: {_broken(bad)}")
+
+    def _why_not_finite(self) -> str:
+        if bad := _non_finite(self.params):
+            return f"These weights are not finite: {_broken(bad)}"
+        dtype = jax.tree.leaves(self.params)[0].dtype
+        wider = "set config.inference.compute=float32, or " if dtype != jnp.float32 else ""
+        return (
+            f"All weights are finite, so a number became too large in {dtype}: {wider}take another "
+            "checkpoint."
+        )
+
     def put(self, tree: Any, axes: tuple[str, ...]) -> Any:
         """Puts numpy arrays, which every process has, on the devices.
 
@@ -70,6 +117,47 @@ class Compiled:
     def num_shards(self, axes: tuple[str, ...]) -> int:
         """Returns the number of parts of an array that is split over mesh `axes`."""
         return 1 if self.mesh is None else math.prod(self.mesh.shape[axis] for axis in axes)
+
+
+def _non_finite(params: trees.Params) -> list[str]:
+    """Returns the paths of the weights that hold NaN or infinity.
+
+    All processes call it together. No weight leaves its device.
+    """
+    flat = trees.flatten(params)
+    return [
+        path
+        for path, is_finite in zip(flat, np.asarray(_are_finite(tuple(flat.values()))), strict=True)
+        if not is_finite
+    ]
+
+
+@jax.jit
+def _are_finite(weights: tuple[Any, ...]) -> Array:
+    """True for each weight of finite numbers; a weight may be a tree (`core.stack.Layers`)."""
+    return jnp.stack(
+        [
+            jnp.all(jnp.stack([_is_finite(leaf) for leaf in jax.tree.leaves(weight)]))
+            for weight in weights
+        ]
+    )
+
+
+def _is_finite(weight: Array) -> Array:
+    # By the bits, where all exponents of NaN and infinity are ones. A maximum may lose a NaN: with
+    # an initial value it does so on a CPU, for arrays of a few thousand numbers.
+    bits = jnp.dtype(f"uint{8 * weight.dtype.itemsize}")
+    exponent = np.asarray(np.inf, weight.dtype).view(bits)
+    found = jax.lax.bitcast_convert_type(weight, bits) & exponent
+    return ~jnp.any(found == exponent)
+
+
+def _broken(weights: list[str]) -> str:
+    """Names the first of the broken weights, and says what to do."""
+    more = f" and {len(weights) - 3} more" if len(weights) > 3 else ""
+    return (
+        f"{', '.join(weights[:3])}{more}. Take an earlier checkpoint, or train or convert it again."
+    )
 
 
 @functools.partial(jax.jit, static_argnames=("function", "layout", "static"))

@@ -289,6 +289,9 @@ def beam_search(
     ) -> tuple[Decoded, Decoded, Array]:
         """Adds a token to every live answer; `log_probs` is float32[B, beams, V]."""
         total = (live.score[:, :, None] + log_probs).reshape(rows, beams * vocabulary)
+        # `top_k` puts a NaN first or last, by its sign. An infinite score is never lost, and the
+        # engine refuses it.
+        total = jnp.where(jnp.isnan(total), jnp.inf, total)
         score, flat = jax.lax.top_k(total, expansions)
         parent, token = flat // vocabulary, (flat % vocabulary).astype(jnp.int32)
         grown = jnp.take_along_axis(live.tokens, parent[:, :, None], axis=1).at[:, :, t].set(token)

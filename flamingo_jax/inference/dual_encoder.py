@@ -90,7 +90,7 @@ class DualEncoder:
         self._model = encoders.contrastive(model)
         beta = fetch(params["contrastive"]["log_temperature"])
         self.inverse_temperature = float(np.exp(np.asarray(beta, np.float32)))
-        self._compiled = Compiled(Policy(config.compute).cast(params), mesh)
+        self._compiled = Compiled(Policy(config.compute).cast(params), mesh, name=checkpoint)
         passes = passes_of(
             preprocessing["image_size"],
             config,
@@ -152,11 +152,16 @@ class DualEncoder:
 
         Raises:
             PromptError: one of them cannot be read.
+            NonFiniteError: the image encoder gave NaN or infinity.
         """
         return self._store.features(visuals)
 
     def texts(self, strings: Sequence[str]) -> Float[np.ndarray, "n J"]:
-        """Returns embeddings of n >= 1 texts, in every process; equal ones are encoded once."""
+        """Returns embeddings of n >= 1 texts, in every process; equal ones are encoded once.
+
+        Raises:
+            NonFiniteError: the text encoder gave NaN or infinity.
+        """
         unique = {text: place for place, text in enumerate(dict.fromkeys(strings))}
         tokens, segment = self._tokenised(list(unique))
         shards = self._compiled.num_shards(ALL_AXES)
@@ -170,8 +175,16 @@ class DualEncoder:
             repeat = lambda array, n=spare: np.concatenate([array, np.repeat(array[:1], n, axis=0)])
             placed = self._compiled.put([repeat(array) for array in some], ALL_AXES)
             embeddings = self._compiled(self._model.embed_texts, *placed)
-            found.append(embeddings[: rows - spare])
+            found.append(self._compiled.finite(embeddings[: rows - spare], "features of texts"))
         return np.concatenate(found)[[unique[text] for text in strings]]
+
+    def check_weights(self) -> None:
+        """Checks the weights of both encoders.
+
+        Raises:
+            NonFiniteError: a weight is NaN or infinite.
+        """
+        self._compiled.check_weights()
 
     def _tokenised(
         self, texts: Sequence[str]

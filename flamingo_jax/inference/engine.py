@@ -93,6 +93,7 @@ class Engine:
         config: InferenceConfig,
         mesh: Mesh | None = None,
         context: int | None = None,
+        name: str = "",
     ) -> None:
         """Places the model on its devices.
 
@@ -109,6 +110,7 @@ class Engine:
                 axes, weights over model; None = one device.
             context: the most tokens of prompt and answer together that the language model has
                 positions for; None = no such bound.
+            name: the checkpoint, for messages.
 
         Raises:
             ConfigError: the model axis of the mesh does not divide the model's heads, widths or
@@ -120,7 +122,7 @@ class Engine:
         params = compiled.split_over_model(model, Policy(config.compute).cast(params), mesh)
         if config.layers == "unrolled":
             params = compiled.unrolled(model, params)
-        self.compiled = Compiled(params, mesh)
+        self.compiled = Compiled(params, mesh, name=name)
         shards = self.compiled.num_shards(ALL_AXES)
         passes = passes_of(
             image_size or 1, config, multiple=shards, image_fit=image_fit, background=background
@@ -157,6 +159,7 @@ class Engine:
             PromptTooLong: a prompt is longer, or has more images, than the largest bucket; or it is
                 longer than the model's context.
             PromptError: an image cannot be read, or a candidate is empty.
+            NonFiniteError: the model gave NaN or infinity.
         """
         config = config or self.config
         method = (method or config.method) if generate else None
@@ -224,14 +227,20 @@ class Engine:
             normalise=config.normalise,
             candidates_per_pass=config.candidates_per_pass,
         )
+        # Other answers of a beam search, and of rows without as many candidates, may have -inf.
+        if decoded is not None:
+            self.compiled.finite(decoded.score[: len(requests), 0], "log-likelihoods of answers")
         answers = []
         for row, request in enumerate(requests):
             best, log_likelihood = None, None
             if decoded is not None:
                 best = padding.before_stop(decoded.tokens[row, 0], (*self.stop, self.pad_id))
                 log_likelihood = float(decoded.score[row, 0])
-            row_scores = () if scores is None else scores[row, : len(request.candidates)]
-            answers.append(Reply(best, log_likelihood, tuple(map(float, row_scores))))
+            row_scores: tuple[float, ...] = ()
+            if scores is not None:
+                own = scores[row, : len(request.candidates)]
+                row_scores = tuple(map(float, self.compiled.finite(own, "scores of candidates")))
+            answers.append(Reply(best, log_likelihood, row_scores))
         return answers
 
     def _media(self, batch: PromptBatch, shape: Shape) -> Media:
@@ -242,7 +251,10 @@ class Engine:
 
     def _encode(self, frames: np.ndarray, frame_mask: np.ndarray) -> np.ndarray:
         """Latents [M, R, D] of frames, spread over all devices."""
-        return self.compiled(self.model.encode, *self.compiled.put((frames, frame_mask), ALL_AXES))
+        placed = self.compiled.put((frames, frame_mask), ALL_AXES)
+        latents = self.compiled(self.model.encode, *placed)
+        self.compiled.finite(latents[frame_mask.any(axis=1)], "latents of images")
+        return latents
 
 
 def read_and_answer(

@@ -34,6 +34,7 @@ from flamingo_jax.checkpoint.export import (
 )
 from flamingo_jax.core import trees
 from flamingo_jax.core.config import ConfigError, from_dict
+from flamingo_jax.core.finite import NonFiniteError
 from flamingo_jax.core.paths import PathError, PathLike
 from flamingo_jax.core.precision import Policy
 from flamingo_jax.core.trees import Params
@@ -77,7 +78,10 @@ __all__ = [
 ]
 
 # Errors that a program shows as one message, without a traceback.
-EXPECTED_ERRORS = (PromptError, CheckpointError, ConfigError, PathError, FileNotFoundError)
+EXPECTED_ERRORS = (
+    *(PromptError, CheckpointError, ConfigError, PathError, FileNotFoundError),
+    NonFiniteError,
+)
 DIALOGUE = Greedy(max_new_tokens=64)  # as in the paper's figures
 
 
@@ -140,6 +144,7 @@ class Flamingo:
             config=config or InferenceConfig(),
             mesh=mesh,
             context=context,
+            name=checkpoint,
         )
 
     @classmethod

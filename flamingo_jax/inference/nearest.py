@@ -28,6 +28,7 @@ import numpy as np
 import tqdm
 from jax.experimental import multihost_utils
 
+from flamingo_jax.core.finite import finite
 from flamingo_jax.core.notation import Array, Float, Int
 from flamingo_jax.core.paths import Path, PathLike
 from flamingo_jax.data.embeddings import Embeddings, writing
@@ -55,6 +56,7 @@ class Rices:
         if self._directory is not None and jax.process_index() == 0:
             for part in self._parts():
                 for keys, rows in Embeddings(part).chunks(PART):
+                    finite(rows, f"features in {part}", why=lambda: "Delete this directory.")
                     self._known.update(zip(map(bytes.fromhex, keys), np.array(rows), strict=True))
 
     def __call__(
@@ -74,6 +76,7 @@ class Rices:
 
         Raises:
             PromptError: an image cannot be read.
+            NonFiniteError: the encoder gave NaN or infinity.
         """
         keys = [identity(visual) for visual in visuals]
         unique = dict(zip(keys, visuals, strict=True))
@@ -141,7 +144,10 @@ def nearest(
 
     Raises:
         ValueError: there are fewer than k supports.
+        NonFiniteError: a feature is NaN or infinite: it would be near to all, or to none.
     """
+    finite(queries, "features of queries")
+    finite(supports, "features of support examples")
     if not 0 < k <= len(supports):
         raise ValueError(
             f"nearest: got k={k} with {len(supports)} supports, expected k from 1 to their number."

@@ -113,7 +113,7 @@ class VisionEncoder:
         modules = trees.subtree(opened.params, vision)
         named = {f"vision/{name}".rstrip("/"): leaves for name, leaves in modules.items()}
         params = Policy(config.compute).cast(named)
-        compiled = Compiled(whole_on_each_device(params, mesh), mesh)
+        compiled = Compiled(whole_on_each_device(params, mesh), mesh, name=str(opened.path))
         passes = passes_of(
             opened.preprocessing["image_size"],
             config,
@@ -129,8 +129,17 @@ class VisionEncoder:
 
         Raises:
             PromptError: one of them cannot be read.
+            NonFiniteError: the encoder gave NaN or infinity.
         """
         return self._read(visuals)
+
+    def check_weights(self) -> None:
+        """Checks the weights of the model.
+
+        Raises:
+            NonFiniteError: a weight is NaN or infinite.
+        """
+        self._compiled.check_weights()
 
     def fingerprint(self) -> str:
         """Returns a name for the weights and for how frames are read, to store features under."""
@@ -141,4 +150,7 @@ class VisionEncoder:
         return f"{fingerprint(weights)}-{size}-{passes.video_frames}-{passes.video_rate:g}"
 
     def _encode(self, frames: np.ndarray, frame_mask: np.ndarray) -> np.ndarray:
-        return self._compiled(self._features, *self._compiled.put((frames, frame_mask), ALL_AXES))
+        placed = self._compiled.put((frames, frame_mask), ALL_AXES)
+        features = self._compiled(self._features, *placed)
+        self._compiled.finite(features[frame_mask.any(axis=1)], "features of images")
+        return features

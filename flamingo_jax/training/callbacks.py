@@ -13,6 +13,7 @@ import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from flamingo_jax.core.finite import NonFiniteError
 from flamingo_jax.core.notation import Array
 from flamingo_jax.data.rejected import describe_reasons
 from flamingo_jax.training.logs import Log
@@ -74,13 +75,41 @@ def save(store: Any, positions: Callable[[int], dict[str, int]]) -> Hook:
     return hook
 
 
-def measure(function: Measure, log: Log) -> Hook:
-    """Returns a hook that logs what `function` measures of the weights, such as few-shot tasks."""
+def measure(function: Measure, log: Log, report: Callable[[str], None]) -> Hook:
+    """Returns a hook that logs what `function` measures of the weights, such as few-shot tasks.
+
+    Args:
+        function: measures the weights.
+        log: receives the numbers; "evaluate/not_finite" counts measurements without numbers.
+        report: receives a line about each of these.
+    """
+    attempt = _attempt(function, "evaluate/not_finite", report)
 
     def hook(moment: Moment) -> None:
-        log(moment.step, dict(function(moment.state.params())))
+        log(moment.step, attempt(moment))
 
     return hook
+
+
+def _attempt(
+    function: Measure, count: str, report: Callable[[str], None]
+) -> Callable[[Moment], dict[str, float]]:
+    """Measures the weights; where that meets NaN, there is a line and a count, and no error.
+
+    The run goes on: the loop itself ends a run of which a loss or a gradient is NaN.
+    """
+    failed = 0
+
+    def attempt(moment: Moment) -> dict[str, float]:
+        nonlocal failed
+        try:
+            return dict(function(moment.state.params()))
+        except NonFiniteError as error:
+            failed += 1
+            report(f"Nothing was measured at step {moment.step}, training goes on: {error}")
+            return {count: float(failed)}
+
+    return attempt
 
 
 def report_rejected(
@@ -106,27 +135,39 @@ def report_rejected(
     return hook
 
 
-def below(function: Measure, log: Log, *, metric: str, bound: float, steps: int) -> Stop:
+def below(
+    function: Measure,
+    log: Log,
+    report: Callable[[str], None],
+    *,
+    metric: str,
+    bound: float,
+    steps: int,
+) -> Stop:
     """Returns a stop that ends the loop when a metric is below a bound.
 
     Args:
         function: measures the weights.
-        log: receives all numbers that are measured, as "until/NAME".
+        log: receives all numbers that are measured, as "until/NAME"; "until/not_finite" counts
+            measurements without numbers.
+        report: receives a line about each of these.
         metric: the number that is compared.
         bound: its bound.
         steps: updates between two measurements.
     """
+    attempt = _attempt(function, "not_finite", report)
 
     def stop(moment: Moment) -> bool:
         if moment.step == 0 or not (moment.step % steps == 0 or moment.is_last):
             return False
-        numbers = dict(function(moment.state.params()))
-        if metric not in numbers:
+        numbers = attempt(moment)
+        measured = "not_finite" not in numbers
+        if measured and metric not in numbers:
             raise ValueError(
                 f"config.until.metric is {metric!r}; the probe measures {sorted(numbers)}. Name "
                 "one of these."
             )
         log(moment.step, {f"until/{name}": value for name, value in numbers.items()})
-        return bool(numbers[metric] < bound)
+        return measured and numbers[metric] < bound
 
     return stop

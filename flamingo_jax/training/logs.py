@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import math
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -22,15 +21,12 @@ import numpy as np
 import tqdm
 
 from flamingo_jax.core import paths
+from flamingo_jax.core.finite import NonFiniteError, without_non_finite
 
 Numbers = dict[str, Any]  # float, or a list of floats with one entry per layer
 Log = Callable[[int, Numbers], None]
 
 RUN_AHEAD = 2  # updates that may be queued; more would only fill the device with batches
-
-
-class NonFiniteError(FloatingPointError):
-    """A loss or a gradient is infinite or not a number; no state after it was saved."""
 
 
 class Meter:
@@ -117,8 +113,11 @@ def jsonl_log(path: paths.Path, restored_step: int) -> Log:
     paths.write_atomically(path, "".join(line + "\n" for line in lines))
 
     def log(step: int, numbers: Numbers) -> None:
-        plain = {name: _plain(value) for name, value in numbers.items()}
-        lines.append(json.dumps({"step": step, **plain}))
+        plain = {
+            name: without_non_finite(np.asarray(value, np.float64).tolist())
+            for name, value in numbers.items()
+        }
+        lines.append(json.dumps({"step": step, **plain}, allow_nan=False))
         paths.write_atomically(path, "".join(line + "\n" for line in lines))
 
     return log
@@ -216,10 +215,3 @@ def all_logs(
                 one(step, numbers)
 
         yield log
-
-
-def _plain(value: Any) -> Any:
-    """Returns a number for JSON, which has no NaN: None in its place."""
-    if isinstance(value, (list, tuple, np.ndarray)):
-        return [_plain(v) for v in value]
-    return float(value) if math.isfinite(value) else None

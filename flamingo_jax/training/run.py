@@ -20,6 +20,7 @@ from flamingo_jax.checkpoint.arrays import CheckpointError
 from flamingo_jax.checkpoint.store import Store, steps
 from flamingo_jax.core import config as config_lib
 from flamingo_jax.core import paths, trees
+from flamingo_jax.core.finite import NonFiniteError
 from flamingo_jax.core.notation import Array
 from flamingo_jax.data.mixture import Mixture
 from flamingo_jax.data.rejected import BrokenDataset
@@ -46,7 +47,7 @@ EXPECTED_ERRORS = (
     CheckpointError,
     FileNotFoundError,
     BrokenDataset,
-    logs_lib.NonFiniteError,
+    NonFiniteError,
     callbacks.ProbeNotReached,
 )
 
@@ -167,7 +168,7 @@ def train(
             ),
         ]
         if evaluation and config.evaluate.every:
-            measure = callbacks.measure(evaluation(run, tokenizer), log)
+            measure = callbacks.measure(evaluation(run, tokenizer), log, report)
             hooks.append(callbacks.every(config.evaluate.every, measure, at_end=True))
         ended = loop.run(
             run.step,
@@ -179,7 +180,7 @@ def train(
             log_every=config.hooks.log_every,
             log=log,
             hooks=hooks,
-            stop=_stop(run, tokenizer, log, probes),
+            stop=_stop(run, tokenizer, log, report, probes),
         )
     _check_probe(config, ended, workdir)
     _export(run, workdir, ended, report)
@@ -261,13 +262,19 @@ def _save(run: Run, store: Store) -> callbacks.Hook:
 
 
 def _stop(
-    run: Run, tokenizer: Tokenizer, log: logs_lib.Log, probes: Mapping[str, Measurer]
+    run: Run,
+    tokenizer: Tokenizer,
+    log: logs_lib.Log,
+    report: Report,
+    probes: Mapping[str, Measurer],
 ) -> callbacks.Stop | None:
     until = run.config.until
     if until is None:
         return None
     measure = probes[until.probe](run, tokenizer)
-    return callbacks.below(measure, log, metric=until.metric, bound=until.below, steps=until.every)
+    return callbacks.below(
+        measure, log, report, metric=until.metric, bound=until.below, steps=until.every
+    )
 
 
 def _check_probe(config: TrainConfig, ended: loop.Ended, workdir: paths.Path) -> None:

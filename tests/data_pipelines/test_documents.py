@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import math
 import pickle
 import shutil
 import struct
@@ -146,13 +147,15 @@ def test_json_lines(name, tmp_path):
 def test_parquet(kind, tmp_path):
     content = pyarrow.array([text.encode() for text in TEXTS], pyarrow.binary()).cast(kind)
     urls = [one["url"] for one in ROWS]
-    table = pyarrow.table({"content": content, "url": urls, "score": [0.5] * 5})
+    scores = [0.5, math.nan, *[0.5] * 3]
+    table = pyarrow.table({"content": content, "url": urls, "score": scores})
     pyarrow.parquet.write_table(table, tmp_path / "a.parquet", row_group_size=2, compression="zstd")
     request = TextRequest(str(tmp_path), text_field="content", metadata_fields=("score",))
     assert parts(request) == [RowGroups(str(tmp_path / "a.parquet"), 0, 3)]
     assert collected(request) == TEXTS
-    (first, *_) = read(request, parts(request)[0])
+    first, second, *_ = read(request, parts(request)[0])
     assert json.loads(first.record.metadata) == {"url": "https://example.org/0", "score": 0.5}
+    assert second.record.metadata == json.dumps({"url": "https://example.org/1"})  # not NaN
 
 
 def test_row_groups_are_divided_into_parts(tmp_path, monkeypatch):

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 from hypothesis import strategies as st
 
+from flamingo_jax.core.finite import NonFiniteError
 from flamingo_jax.evaluation.ranks import ranks, recall
 
 
@@ -54,3 +55,26 @@ def test_a_query_without_a_right_entry_is_refused():
     one = np.ones((1, 2), np.float32)
     with pytest.raises(ValueError, match="no entry of the gallery is of group 7"):
         ranks(one, one, np.array([7]), np.array([0]))
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("rows", [slice(None), slice(3, 4)], ids=["all", "one"])
+@pytest.mark.parametrize("side", [0, 1], ids=["queries", "gallery"])
+def test_embeddings_that_are_not_finite_have_no_rank(side, rows, bad):
+    """No comparison with NaN is true: nothing would come before the right entry."""
+    both = [np.eye(8, dtype=np.float32), np.eye(8, dtype=np.float32)]
+    both[side][rows, 2] = bad
+    one = np.arange(8)
+    with pytest.raises(NonFiniteError, match=f"Embeddings of .*{('queries', 'gallery')[side]}"):
+        ranks(*both, one, one)
+
+
+def test_a_cosine_that_overflows_has_no_rank():
+    large, one = np.full((2, 2), 3e38, np.float32), np.arange(2)
+    with pytest.warns(RuntimeWarning), pytest.raises(NonFiniteError, match="Cosines"):
+        ranks(large, large, one, one)
+
+
+def test_recall_of_nothing_is_refused():
+    with pytest.raises(ValueError, match="recall at 1 of no queries"):
+        recall(np.array([], np.int64), 1)

@@ -224,6 +224,23 @@ def test_one_beam_is_greedy():
     assert np.all(np.asarray(one.score) >= np.asarray(greedy.score) - 1e-5)
 
 
+def test_a_beam_of_nan_is_not_dropped_for_the_others():
+    """After one word the logits are NaN, of either sign: `top_k` puts one sign first, one last."""
+
+    def broken(sign, cache, tokens, *inputs):
+        logits, cache = history_model(cache, tokens, *inputs)
+        return jnp.where((tokens == 1)[..., None], sign * jnp.float32(np.nan), logits), cache
+
+    @jax.jit
+    def search(sign, prefix):
+        extend, method = functools.partial(broken, sign), BeamSearch(4, max_new_tokens=LONGEST)
+        return decode.beam_search(extend, prefix, method, stop=(STOP,), pad_id=PAD)
+
+    for sign in (1.0, -1.0):
+        found = search(jnp.float32(sign), prefix_of(PROMPTS[:2]))
+        assert np.isposinf(found.score[:, 0]).all()
+
+
 @pytest.mark.parametrize("apart", [False, True])
 @pytest.mark.parametrize("fused", [False, True])
 def test_the_table_of_distances_changes_nothing(fused, apart):

@@ -9,7 +9,9 @@ import numpy as np
 import pytest
 
 from flamingo_jax.checkpoint.export import export
+from flamingo_jax.core import trees
 from flamingo_jax.core.config import from_dict, to_dict
+from flamingo_jax.core.finite import NonFiniteError
 from flamingo_jax.data.captions import tokenise_caption
 from flamingo_jax.inference.dual_encoder import DualEncoder
 from flamingo_jax.inference.model import CheckpointError, InferenceConfig, PromptError
@@ -149,3 +151,28 @@ def test_another_model_is_refused(tmp_path, tokenizer):
         match="is a language_model model, and has not both .* give one of the contrastive",
     ):
         DualEncoder.load(tmp_path / "export")
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+@pytest.mark.parametrize("tower", ["text", "vision"])
+def test_a_broken_tower_gives_an_error_that_names_it(model, params, tokenizer, tower, bad):
+    """Embeddings of NaN would find every image and every class."""
+    flat = trees.flatten(params)
+    (name,) = (path for path in flat if f"{tower}_projection" in path and path.endswith("w"))
+    weight = np.array(flat[name])
+    weight[0, 0] = bad
+    encoder = DualEncoder(
+        model,
+        trees.unflatten({**flat, name: jnp.asarray(weight)}),
+        tokenizer,
+        preprocessing={"image_size": tiny.IMAGE_SIZE},
+        config=CONFIG,
+        checkpoint="runs/x",
+    )
+    images, texts = lambda: encoder.images([tiny.image(0)]), lambda: encoder.texts(TEXTS)
+    broken, whole = (texts, images) if tower == "text" else (images, texts)
+    assert np.isfinite(whole()).all()
+    with pytest.raises(NonFiniteError, match=f"of the model runs/x are not finite: .* {name}\\."):
+        broken()
+    with pytest.raises(NonFiniteError, match=name):
+        encoder.check_weights()

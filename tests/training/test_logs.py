@@ -6,11 +6,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from flamingo_jax.core.finite import NonFiniteError
 from flamingo_jax.core.paths import Path
 from flamingo_jax.training import logs
 from flamingo_jax.training.logs import (
     Meter,
-    NonFiniteError,
     jsonl_log,
     progress_log,
     tensorboard_log,

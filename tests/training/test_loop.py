@@ -4,10 +4,10 @@ import jax
 import numpy as np
 import pytest
 
+from flamingo_jax.core.finite import NonFiniteError
 from flamingo_jax.training import callbacks as hooks_lib
 from flamingo_jax.training import loop
 from flamingo_jax.training.callbacks import Moment, below, every, measure, save
-from flamingo_jax.training.logs import NonFiniteError
 from tests.training import fake
 
 KEY = jax.random.key(0)
@@ -75,7 +75,7 @@ def test_stop_ends_the_run_and_hooks_know_that_it_is_the_last_update(run):
         probed.append(set(params["fake"]))
         return {"nll": nll[2 * len(probed)]}
 
-    stop = below(probe, log, metric="nll", bound=0.3, steps=2)
+    stop = below(probe, log, print, metric="nll", bound=0.3, steps=2)
     _, done, stopped, _ = train(
         run, steps=100, log_every=50, log=log, stop=stop, hooks=[seen.append]
     )
@@ -87,13 +87,13 @@ def test_stop_ends_the_run_and_hooks_know_that_it_is_the_last_update(run):
 
 
 def test_a_stopped_run_stays_stopped_when_it_is_resumed(run):
-    stop = below(lambda params: {"nll": 0.2}, Log(), metric="nll", bound=0.3, steps=2)
+    stop = below(lambda params: {"nll": 0.2}, Log(), print, metric="nll", bound=0.3, steps=2)
     _, done, stopped, log = train(run, start=4, steps=100, stop=stop)
     assert (done, stopped, log) == (4, True, [])
 
 
 def test_probe_without_the_metric_is_an_error():
-    stop = below(lambda params: {"accuracy": 1.0}, Log(), metric="nll", bound=0.3, steps=1)
+    stop = below(lambda params: {"accuracy": 1.0}, Log(), print, metric="nll", bound=0.3, steps=1)
     with pytest.raises(
         ValueError, match=r"until.metric is 'nll'; the probe measures \['accuracy'\]"
     ):
@@ -119,8 +119,41 @@ def test_nan_stops_before_anything_is_saved(run):
 
 def test_measure_logs_what_a_task_measures(run):
     log = Log()
-    measure(lambda params: {"format/4/exact_match": 0.75}, log)(Moment(7, run.init()))
+    measure(lambda params: {"format/4/exact_match": 0.75}, log, print)(Moment(7, run.init()))
     assert log == [(7, {"format/4/exact_match": 0.75})]
+
+
+def test_a_measurement_of_nan_is_a_line_and_a_count_and_the_run_goes_on(run):
+    """An evaluation may meet what the loss does not; hours of training must not end there."""
+    log, lines, failing = Log(), [], {2, 4}
+
+    def task(params):
+        if len(log) + 1 in failing:
+            raise NonFiniteError("Scores are not finite.")
+        return {"format/4/exact_match": 0.75}
+
+    hook = measure(task, log, lines.append)
+    for step in (1, 2, 3, 4):
+        hook(Moment(step, run.init()))
+    good = {"format/4/exact_match": 0.75}
+    assert [numbers for _, numbers in log] == [
+        good,
+        {"evaluate/not_finite": 1.0},
+        good,
+        {"evaluate/not_finite": 2.0},
+    ]
+    assert len(lines) == 2 and "at step 2, training goes on: Scores are not finite." in lines[0]
+
+
+def test_a_probe_of_nan_does_not_stop_the_run(run):
+    log, lines = Log(), []
+
+    def probe(params):
+        raise NonFiniteError("Losses are not finite.")
+
+    stop = below(probe, log, lines.append, metric="nll", bound=0.3, steps=1)
+    assert stop(Moment(1, run.init())) is False
+    assert log == [(1, {"until/not_finite": 1.0})] and len(lines) == 1
 
 
 def test_resumed_run_equals_the_whole_run_bit_for_bit(run):

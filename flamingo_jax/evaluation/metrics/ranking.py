@@ -18,11 +18,7 @@ def is_first(answer: Answer) -> bool:
     Raises:
         ValueError: the candidates were not scored.
     """
-    if answer.ranked_first is None:
-        raise ValueError(
-            f"ranking of query {answer.episode.query_id!r}: no candidates were scored. The task "
-            "needs candidates for this metric."
-        )
+    required.scored(answer, "ranking")
     return answer.ranked_first == answer.episode.answer
 
 
@@ -41,17 +37,10 @@ def answer_nll(answers: Sequence[Answer]) -> float:
     Raises:
         ValueError: there are no answers, or they were not scored.
     """
-    if not answers or any(each.scores is None for each in answers):
-        raise ValueError(
-            "nll needs the scores of at least one prediction: the task needs "
-            "candidates for this metric."
-        )
     of_right_answers = [
-        each.scores[each.episode.candidates.index(each.episode.answer)]
-        for each in answers
-        if each.scores is not None
+        required.scored(each, "nll")[required.position(each, "nll")] for each in answers
     ]
-    return -sum(of_right_answers) / len(answers)
+    return -required.mean(of_right_answers, "nll")
 
 
 RANKING = Metric(

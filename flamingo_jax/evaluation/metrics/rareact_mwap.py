@@ -21,6 +21,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from flamingo_jax.core.finite import finite
 from flamingo_jax.evaluation.episode import Answer
 from flamingo_jax.evaluation.metrics import required
 from flamingo_jax.evaluation.metrics.declaration import Metric, Unit
@@ -67,7 +68,9 @@ def mean_average_precision(
 
     Raises:
         ValueError: no clip is annotated with 1.
+        NonFiniteError: a score is NaN or infinite.
     """
+    finite(scores, "scores of actions")
     shown = annotations == 1
     values = []
     for action in sorted(set(zip(verbs[shown], nouns[shown], strict=True))):

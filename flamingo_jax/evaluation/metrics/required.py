@@ -5,11 +5,11 @@ What is missing is an error that names the metric and the query.
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Sequence
 from typing import Any
 
+from flamingo_jax.core.finite import finite
 from flamingo_jax.evaluation.episode import Answer
 
 # The words that begin an example in the paper's templates (B.1.5).
@@ -57,7 +57,8 @@ def scored(answer: Answer, metric: str) -> tuple[float, ...]:
     """Returns the log-likelihoods of the candidates, in their order.
 
     Raises:
-        ValueError: the candidates were not scored, or a score is NaN.
+        ValueError: the candidates were not scored, or not all of them.
+        NonFiniteError: a score is NaN or infinite.
     """
     episode = answer.episode
     if answer.scores is None or not episode.candidates:
@@ -65,13 +66,12 @@ def scored(answer: Answer, metric: str) -> tuple[float, ...]:
             f"{metric} of query {episode.query_id!r}: no candidates were scored. The task needs "
             "candidates for this metric."
         )
-    num_nan = sum(map(math.isnan, answer.scores))
-    if len(answer.scores) != len(episode.candidates) or num_nan:
+    if len(answer.scores) != len(episode.candidates):
         raise ValueError(
             f"{metric} of query {episode.query_id!r}: expected a score for each of "
-            f"{len(episode.candidates)} candidates, got {len(answer.scores)} with {num_nan} NaN. "
-            "Check the model's weights."
+            f"{len(episode.candidates)} candidates, got {len(answer.scores)}. Evaluate it again."
         )
+    finite(answer.scores, f"scores of query {episode.query_id!r}, of which {metric} is asked,")
     return answer.scores
 
 
@@ -126,9 +126,11 @@ def mean(values: Sequence[float | bool], metric: str) -> float:
 
     Raises:
         ValueError: there are no values.
+        NonFiniteError: a value is NaN or infinite.
     """
     if not values:
         raise ValueError(
             f"{metric} of no predictions is not defined: evaluate at least one episode."
         )
+    finite(values, f"values of {metric}")
     return float(sum(values) / len(values))

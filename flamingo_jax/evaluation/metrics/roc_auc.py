@@ -12,6 +12,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from flamingo_jax.core.finite import finite
 from flamingo_jax.evaluation.episode import Answer
 from flamingo_jax.evaluation.metrics import required
 from flamingo_jax.evaluation.metrics.declaration import Metric, Unit
@@ -23,7 +24,11 @@ def area(scores: np.ndarray, positive: np.ndarray) -> float:
     Args:
         scores: float[n].
         positive: bool[n] with both values.
+
+    Raises:
+        NonFiniteError: a score is NaN or infinite.
     """
+    finite(scores, "scores under the ROC curve")
     _, group, sizes = np.unique(scores, return_inverse=True, return_counts=True)
     # equal scores share the mean of their ranks
     ranks = (np.cumsum(sizes) - (sizes - 1) / 2)[group]

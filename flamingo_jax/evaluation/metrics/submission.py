@@ -55,4 +55,4 @@ def write(
     Raises:
         ValueError: see `entries`.
     """
-    write_atomically(path, json.dumps(entries(answers, all_questions)).encode())
+    write_atomically(path, json.dumps(entries(answers, all_questions), allow_nan=False).encode())

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from flamingo_jax.core.finite import finite
 from flamingo_jax.evaluation.episode import Answer
 from flamingo_jax.evaluation.metrics import required
 from flamingo_jax.evaluation.metrics.declaration import Metric, Unit
@@ -24,8 +25,13 @@ def ndcg(scores: Sequence[float], relevance: Sequence[float]) -> float:
     Args:
         scores: the model's score of each candidate.
         relevance: the annotators' rating of each candidate; at least one is above 0.
+
+    Raises:
+        NonFiniteError: a score or a rating is NaN or infinite.
     """
-    gains = np.asarray(relevance, np.float64)
+    finite(scores, "scores of candidates")
+    ratings = "ratings of the annotators"
+    gains = finite(np.asarray(relevance, np.float64), ratings, why=lambda: "Check their file.")
     num_relevant = int((gains != 0).sum())
     discounts = 1 / np.log2(np.arange(num_relevant) + 2.0)
     ranked = gains[np.argsort(-np.asarray(scores, np.float64), kind="stable")[:num_relevant]]

@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from flamingo_jax.evaluation.metrics import metric
+from flamingo_jax.core.finite import NonFiniteError
+from flamingo_jax.evaluation.metrics import METRICS, metric
 from flamingo_jax.evaluation.metrics.rareact_mwap import average_precision
 from flamingo_jax.evaluation.metrics.roc_auc import area, probability
 from flamingo_jax.evaluation.metrics.top1_top5 import rank
@@ -103,10 +104,22 @@ def test_mwap_weighs_videos_and_refuses_what_it_cannot_judge():
         metric("rareact_mwap").value([shown, clip((0.0, 1.0, 2.0), 0, 0, "x")])
 
 
-@pytest.mark.parametrize("name", ["top1_top5", "visdial_ndcg", "roc_auc", "rareact_mwap"])
-def test_nan_scores_are_refused(name):
-    with pytest.raises(
-        ValueError,
-        match=f"{name} of query 'q7': expected a score for each of 2 candidates, got 2 with 1 NaN",
-    ):
-        metric(name).value([scored("a", (0.0, float("nan")))])
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf")])
+@pytest.mark.parametrize("name", [name for name, each in METRICS.items() if each.needs == "scores"])
+def test_scores_that_are_not_finite_are_refused(name, bad):
+    """One bad score among good ones, of the right answer or of another, has no value."""
+    for scores in ((0.0, bad), (bad, 0.0), (bad, bad)):
+        with pytest.raises(NonFiniteError, match=f"query 'q7', of which {name} is asked,"):
+            metric(name).value([scored("a", scores)])
+
+
+@pytest.mark.parametrize("name", ["ranking", "nll", "top1_top5"])
+def test_fewer_scores_than_candidates_are_refused(name):
+    one = answered("q7", "a", candidates=("a", "b"), scores=(0.0,))
+    with pytest.raises(ValueError, match=f"{name} of query 'q7': .*2 candidates, got 1"):
+        metric(name).value([one])
+
+
+def test_relevance_that_is_not_finite_is_refused():
+    with pytest.raises(NonFiniteError, match=r"Ratings of the annotators .* Check their file"):
+        ndcg((0.0, 1.0), (0.5, float("nan")))
