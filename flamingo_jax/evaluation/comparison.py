@@ -68,6 +68,11 @@ class ComparisonTask(Interface):
         ...
 
     @property
+    def split(self) -> str:
+        """The name of the split that the images are from, such as "val"."""
+        ...
+
+    @property
     def protocol(self) -> Protocol:
         """How many images are compared, and the seed that chooses them."""
         ...
@@ -108,7 +113,7 @@ def compare_all(
         rows += [
             Row(
                 task=task.name,
-                split="test",
+                split=task.split,
                 shots=0,
                 metric=metric,
                 value=value,

@@ -123,7 +123,9 @@ class Row:
 
     Attributes:
         task: name of the task.
-        split: "test" or "validation".
+        split: name of the split that the queries are from, such as "val". Version 0.4.0 wrote
+            "test" for all splits of the paper's tables, and "validation" for queries drawn from
+            the training split.
         shots: number of support examples.
         metric: name of the metric.
         value: in the metric's unit.
@@ -136,6 +138,10 @@ class Row:
             candidates, "cosine" for compared embeddings.
         checkpoint: the model's checkpoint.
         step: the checkpoint's step.
+        num_support: largest size of the support set; None: there is none, or it is drawn per class.
+        num_support_per_class: the same for each class; None: there is none, or no classes.
+        num_text_examples: examples without images before the query. Version 0.4.0 wrote none of
+            these three.
     """
 
     task: str
@@ -150,3 +156,6 @@ class Row:
     decoding: str
     checkpoint: str
     step: int
+    num_support: int | None = None
+    num_support_per_class: int | None = None
+    num_text_examples: int | None = None

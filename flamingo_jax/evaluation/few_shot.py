@@ -9,8 +9,9 @@ Follows the paper (A.2, B.1.4 and Figure 8).
 At 0 shots an open-ended benchmark has two examples without their images in front of the query
 ("Output: A cat.<EOC>Output: A dog.<EOC>" image "Output:"); a close-ended one has no examples. A
 larger prompt begins with the supports of a smaller one (with RICES it ends with them). Supports do
-not depend on the number of queries that are evaluated. An ensemble asks the same question with the
-supports in several orders and averages the scores of the candidates.
+not depend on the number of queries that are evaluated, and none shows the query's picture or video.
+An ensemble asks the same question with the supports in several orders and averages the scores of
+the candidates.
 
 Where the paper is silent, these are our choices: supports are drawn anew for each query (as in
 OpenFlamingo). The first order of an ensemble is that of the prompt without ensembling; the others
@@ -19,10 +20,12 @@ are random and all different. The examples without images are drawn at random, w
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -105,6 +108,18 @@ class FewShotTask:
         """Returns all questions that the benchmark's server expects answers to, as it declares."""
         return self.benchmark.submission_questions()
 
+    def setting(self, shots: int) -> dict[str, Any]:
+        """Returns the split of the queries, and the sizes of what is drawn for them."""
+        protocol, has_classes = self.protocol, bool(self._labels) if shots else False
+        examples = protocol.num_text_examples if self.is_open_ended and not shots else 0
+        is_drawn = bool(shots or examples)
+        return {
+            "split": self.benchmark.split(protocol.split),
+            "num_support": protocol.num_support if is_drawn and not has_classes else None,
+            "num_support_per_class": protocol.num_support_per_class if has_classes else None,
+            "num_text_examples": examples,
+        }
+
     def accepts(self, shots: int) -> bool:
         """Returns True up to the benchmark's largest number of support examples."""
         return shots <= self.benchmark.max_shots
@@ -135,10 +150,11 @@ class FewShotTask:
                 f"training split has {len(drawn.supports)} with an answer. Take fewer shots, or "
                 "give the whole split."
             )
+        supports = _Supports(self.name, drawn.supports)
         if protocol.selection == "rices" and shots:
-            chosen = self._most_similar(queries, drawn.supports, shots)
+            chosen = self._most_similar(queries, supports, shots)
         else:
-            chosen = [self._random(query, drawn.supports, num_examples) for query in queries]
+            chosen = [self._random(query, supports, num_examples) for query in queries]
         # Prompts share the text of a support, to save memory.
         texts: dict[str, str] = {}
         return [
@@ -160,45 +176,50 @@ class FewShotTask:
         has_classes = len(self._train) > 0 and self._train[0].label
         return tuple(item.label for item in self._train) if has_classes else ()
 
-    def _random(self, query: Item, supports: Sequence[Item], num: int) -> list[Item]:
+    def _random(self, query: Item, supports: _Supports, num: int) -> list[Item]:
         """Draws supports one after the other, so that more shots only add to them."""
         rng = generator(self.protocol.seed, f"{self.name}/supports/{query.id}", 0)
-        if len(supports) == num and any(item.id == query.id for item in supports):
-            raise task.TaskError(
-                f"task {self.name!r}: the query {query.id!r} is itself among its {num} support "
-                f"examples, and {num} others are needed: take fewer shots."
-            )
+        supports.check_enough(query, num)
         chosen: list[int] = []
         while len(chosen) < num:
-            index = int(rng.integers(len(supports)))
-            if index not in chosen and supports[index].id != query.id:
+            index = int(rng.integers(len(supports.items)))
+            if index not in chosen and supports.shown[index] != query.shown:
                 chosen.append(index)
-        return [supports[index] for index in chosen]
+        return [supports.items[index] for index in chosen]
 
     def _most_similar(
-        self, queries: Sequence[Item], supports: Sequence[Item], shots: int
+        self, queries: Sequence[Item], supports: _Supports, shots: int
     ) -> list[list[Item]]:
-        """Returns the nearest supports of each query, the most similar last (RICES)."""
+        """Returns the nearest supports of each query, the most similar last (RICES).
+
+        The most similar picture of all is the query's own: supports that show it are left out.
+        """
         if self.nearest is None:
             raise task.TaskError(
                 f"task {self.name!r}: selection=rices needs the features of a vision encoder, and "
                 "this run has none: take selection=random."
             )
-        if without := next((item for item in (*queries, *supports) if item.visual is None), None):
+        everything = (*queries, *supports.items)
+        if without := next((item for item in everything if item.visual is None), None):
             raise task.TaskError(
                 f"task {self.name!r}: the item {without.id!r} has no image, so selection=rices "
                 "cannot compare it: take selection=random."
             )
         visuals = [
             [item.visual for item in items if item.visual is not None]
-            for items in (queries, supports)
+            for items in (queries, supports.items)
         ]
-        rows = self.nearest(visuals[0], visuals[1], min(shots + 1, len(supports)))
-        chosen = []
-        for query, row in zip(queries, rows.tolist(), strict=True):
-            others = [supports[index] for index in row if supports[index].id != query.id]
-            chosen.append(others[:shots][::-1])
-        return chosen
+        for query in queries:
+            supports.check_enough(query, shots)
+        # With as many more as show the picture of one query, there are always enough others.
+        more = max(supports.counts[query.shown] for query in queries)
+        rows = self.nearest(visuals[0], visuals[1], shots + more)
+        return [
+            [supports.items[index] for index in row if supports.shown[index] != query.shown][
+                :shots
+            ][::-1]
+            for query, row in zip(queries, rows.tolist(), strict=True)
+        ]
 
     def _episode(
         self,
@@ -230,6 +251,35 @@ class FewShotTask:
             orders=tuple(prompt([supports[index] for index in order]) for order in others),
             separator=" ",
         )
+
+
+class _Supports:
+    """A support set, and what its items show.
+
+    Attributes:
+        items: the support examples.
+        shown: `Item.shown` of each.
+        counts: number of examples that show the same.
+    """
+
+    def __init__(self, task_name: str, items: Sequence[Item]) -> None:
+        self._task_name, self.items = task_name, items
+        self.shown = [item.shown for item in items]
+        self.counts = collections.Counter(self.shown)
+
+    def check_enough(self, query: Item, num: int) -> None:
+        """Checks that `num` examples show something else than a query.
+
+        Raises:
+            TaskError: there are fewer.
+        """
+        others = len(self.items) - self.counts[query.shown]
+        if others < num:
+            raise task.TaskError(
+                f"task {self._task_name!r}: the query {query.id!r} needs {num} support examples "
+                f"that show another picture than its own; {others} of the {len(self.items)} do. "
+                "Take fewer shots, or a larger support set."
+            )
 
 
 def _other_orders(rng: np.random.Generator, size: int, count: int) -> list[tuple[int, ...]]:

@@ -51,7 +51,8 @@ def make(data: Mapping[str, str], protocol: Protocol, *, benchmark: Benchmark) -
     name = f"{benchmark.name}_retrieval"
     task.check_has_no_supports(name, protocol)
     place = task.directory(data, benchmark.name, name)
-    return Retrieval(name, benchmark.at(place).test, benchmark.name, protocol)
+    split = benchmark.split("test")
+    return Retrieval(name, benchmark.at(place).test, benchmark.name, protocol, split=split)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,6 +65,7 @@ class Retrieval:
         queries: random stream of the choice of images: that of the benchmark's few-shot task.
         protocol: how many images are compared, and the seed that chooses them.
         metrics: RECALLS.
+        split: name of the split that the images are from.
     """
 
     name: str
@@ -71,6 +73,7 @@ class Retrieval:
     queries: str
     protocol: Protocol = Protocol()
     metrics: tuple[str, ...] = RECALLS
+    split: str = "test"
 
     def compare(self, model: Encoders) -> Comparison:
         """Compares `protocol.n` images with all of their captions; 0: all images.
@@ -106,6 +109,7 @@ class WorldRetrieval:
     protocol: Protocol = Protocol()
     name: str = "world_retrieval"
     metrics: tuple[str, ...] = RECALLS
+    split: str = "test"
 
     def compare(self, model: Encoders) -> Comparison:
         """Compares as many whole batches as `protocol.n` pictures fill (0: all that can be filled).

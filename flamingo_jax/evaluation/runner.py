@@ -21,7 +21,7 @@ from flamingo_jax.evaluation.episode import Answer, Row
 from flamingo_jax.evaluation.journal import Journal
 from flamingo_jax.evaluation.metrics import metric
 from flamingo_jax.evaluation.predictions import answers_are_hidden
-from flamingo_jax.evaluation.task import Task, TaskError
+from flamingo_jax.evaluation.task import HasSetting, Task, TaskError
 from flamingo_jax.inference.model import Flamingo
 
 # The engine's settings that decide how fast an answer is computed, but not which answer.
@@ -129,10 +129,10 @@ def check_metrics(tasks: Sequence[Task]) -> None:
 def _rows(model: Flamingo, task: Task, answers: Sequence[Answer], shots: int) -> list[Row]:
     decoding = {"generation": model.engine.config.decoding, "scores": "log_likelihood"}
     protocol = task.protocol
+    setting = task.setting(shots) if isinstance(task, HasSetting) else {"split": protocol.split}
     return [
         Row(
             task=task.name,
-            split=protocol.split,
             shots=shots,
             metric=name,
             value=metric(name).value(answers),
@@ -143,6 +143,7 @@ def _rows(model: Flamingo, task: Task, answers: Sequence[Answer], shots: int) ->
             decoding=decoding[metric(name).needs],
             checkpoint=model.checkpoint,
             step=model.step,
+            **setting,
         )
         for name in task.metrics
     ]
@@ -172,10 +173,10 @@ def evaluate_all(
 
     Raises:
         TaskError: a task is not defined at any of the numbers of shots.
-    """
         NonFiniteError: a weight, or a number that the model gave, is NaN or infinite.
-    model_hash = "" if journals is None else fingerprint(model.engine.params)
+    """
     model.engine.compiled.check_weights()
+    model_hash = "" if journals is None else fingerprint(model.engine.params)
     rows: list[Row] = []
     answers: list[Answer] = []
     for task in tasks:

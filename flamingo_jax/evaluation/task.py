@@ -12,8 +12,8 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeAlias, runtime_checkable
 from typing import Protocol as Interface
-from typing import TypeAlias, runtime_checkable
 
 from flamingo_jax.evaluation.comparison import ComparisonTask
 from flamingo_jax.evaluation.episode import Episode
@@ -80,6 +80,15 @@ class Task(Interface):
 
         A pure function of the task and `shots`; queries do not depend on `shots`.
         """
+        ...
+
+
+@runtime_checkable
+class HasSetting(Interface):
+    """A task that knows more about its queries and support examples than the protocol says."""
+
+    def setting(self, shots: int) -> Mapping[str, Any]:
+        """Returns the fields of a `Row` about queries and support examples at `shots`."""
         ...
 
 

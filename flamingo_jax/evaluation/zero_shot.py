@@ -54,7 +54,13 @@ def make(data: Mapping[str, str], protocol: Protocol, *, benchmark: Benchmark) -
     assert about is not None, f"{benchmark.name} declares no zero-shot task"
     templates = class_templates.read(protocol.templates) if protocol.templates else about.templates
     return ZeroShot(
-        name, benchmark.at(place).test, templates, about.metrics, benchmark.name, protocol
+        name,
+        benchmark.at(place).test,
+        templates,
+        about.metrics,
+        benchmark.name,
+        protocol,
+        split=benchmark.split("test"),
     )
 
 
@@ -70,6 +76,7 @@ class ZeroShot:
             the first.
         queries: random stream of the choice of queries: that of the benchmark's few-shot task.
         protocol: how many are classified, and the seed that chooses them.
+        split: name of the split that they are from.
     """
 
     name: str
@@ -78,6 +85,7 @@ class ZeroShot:
     metrics: tuple[str, ...]
     queries: str
     protocol: Protocol = Protocol()
+    split: str = "test"
 
     def compare(self, model: Encoders) -> Comparison:
         """Classifies `protocol.n` pictures or clips; 0: all.

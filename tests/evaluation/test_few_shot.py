@@ -8,15 +8,20 @@ import functools
 
 import numpy as np
 import pytest
+from etils import epath
 
 from flamingo_jax.core.config import ConfigError, from_dict
+from flamingo_jax.core.seeds import generator
 from flamingo_jax.evaluation import draws, few_shot, registry, task
+from flamingo_jax.evaluation.benchmarks.benchmark import Item
 from flamingo_jax.evaluation.config import EvaluateConfig
 from flamingo_jax.evaluation.few_shot import FewShotTask
 from flamingo_jax.evaluation.metrics.ranking import RANKING
 from flamingo_jax.evaluation.protocol import Protocol
 from flamingo_jax.evaluation.task import TaskError
+from flamingo_jax.inference.visuals import Deferred, Image, Video
 from tests.evaluation.in_memory import WORDS, Colours
+from tests.inference import tiny
 
 CLOSED = Colours(metrics=(RANKING,))
 LABELLED = Colours(metrics=(RANKING,), labelled=True, num_train=90)
@@ -169,9 +174,116 @@ def test_a_query_is_never_its_own_support():
                 episode.query_id not in episode.support_ids and len(set(episode.support_ids)) == 8
             )
     with pytest.raises(
-        TaskError, match="the query 'train/.' is itself among its 9 support examples"
+        TaskError, match="'train/.' needs 9 support examples .* another picture .*; 8 of the 9 do"
     ):
         FewShotTask(Leaky(num_train=9), protocol).episodes(9)
+
+
+@dataclasses.dataclass(frozen=True)
+class Questions(Colours):
+    """Ten questions about each of 500 pictures."""
+
+    metrics: tuple = (RANKING,)
+    validation_queries: int = 1024
+
+    def train(self):
+        return [self._about(number) for number in range(5000)]
+
+    def _about(self, number):
+        return Item(
+            id=str(number),
+            visual=Image(f"images/{number // 10}.jpg"),
+            prefix=f"Question {number % 10}?",
+            answer=WORDS[number % 3],
+            candidates=WORDS,
+        )
+
+
+def picture(name):
+    return int(name) // 10
+
+
+def own_picture_first(queries, supports, k):
+    """The k supports with the smallest distance of their pictures: the own picture's come first."""
+    number = lambda visual: int(str(visual.path).split("/")[-1].removesuffix(".jpg"))
+    found = np.array([number(each) for each in supports])
+    return np.stack(
+        [np.argsort(abs(found - number(query)), kind="stable")[:k] for query in queries]
+    )
+
+
+@pytest.mark.parametrize("selection", ["random", "rices"])
+def test_no_support_shows_the_picture_of_a_validation_query(selection):
+    """The three parts of the training split share no picture, however many questions it has."""
+    common = {"n": 0, "seed": 0, "num_support": 1500, "selection": selection}
+    validation, test = (
+        FewShotTask(Questions(), Protocol(split=split, **common), own_picture_first)
+        for split in ("validation", "test")
+    )
+    episodes = validation.episodes(4)
+    queries = {picture(episode.query_id) for episode in episodes}
+    drawn = [
+        draws.draw_from_training(Questions(), each._train, (), each.protocol)
+        for each in (validation, test)
+    ]
+    pools = [{picture(item.id) for item in each.supports} for each in drawn]
+    assert len(episodes) == 1024 and [len(each.supports) for each in drawn] == [1500, 1500]
+    assert not queries & pools[0] and not queries & pools[1] and not pools[0] & pools[1]
+    assert min(map(len, pools)) > 150  # not a few pictures with all of their questions
+    assert {picture(name) for each in episodes for name in each.support_ids} <= pools[0]
+
+
+def test_where_each_picture_has_one_item_the_draws_are_those_of_0_4_0(monkeypatch):
+    """Consecutive parts of the shuffled training split."""
+    benchmark = dataclasses.replace(Colours(), validation_queries=5)
+    order = generator(3, "colours/train", 0).permutation(40).tolist()
+    protocol = Protocol(split="validation", seed=3, num_support=10)
+    found = draws.draw_from_training(benchmark, benchmark.train(), (), protocol)
+    numbers = lambda items: [int(item.id.split("/")[1]) for item in items]
+    assert numbers(found.supports) == order[10:20] and numbers(found.queries) == order[20:25]
+
+
+@dataclasses.dataclass(frozen=True)
+class Leaking(Questions):
+    """The test questions are about pictures of the training split, under other ids."""
+
+    num_pictures: int = 3
+
+    def train(self):
+        return super().train()[: 10 * self.num_pictures]
+
+    def test(self):
+        named = {"id": "query", "visual": Image("images/../images/1.jpg")}
+        return [dataclasses.replace(self._about(12), **named)]
+
+
+@pytest.mark.parametrize("selection", ["random", "rices"])
+def test_a_picture_of_both_splits_is_no_support_of_its_query(selection):
+    """RICES would find it first."""
+    task_of = lambda pictures: FewShotTask(
+        Leaking(num_pictures=pictures),
+        Protocol(n=0, seed=0, selection=selection),
+        own_picture_first,
+    )
+    (episode,) = task_of(3).episodes(20)
+    assert sorted(map(picture, episode.support_ids)) == [0] * 10 + [2] * 10
+    with pytest.raises(TaskError, match="needs 21 support examples .*; 20 of the 30 do"):
+        task_of(3).episodes(21)
+    with pytest.raises(TaskError, match="needs 11 support examples .*; 10 of the 20 do"):
+        task_of(2).episodes(11)
+
+
+def test_what_items_show():
+    """A picture is known by its name in the annotations, its file, or its content."""
+    item = Item("q", None, "", "")
+    shown = lambda visual, **fields: dataclasses.replace(item, visual=visual, **fields).shown
+    assert shown(Image("a/./b.jpg")) == shown(Image("a//b.jpg")) == shown(epath.Path("a/b.jpg"))
+    assert (
+        shown(Video("v.mp4", 0.0, 5.0)) == shown(Video("v.mp4", 7.0, 9.0)) != shown(Video("w.mp4"))
+    )
+    assert shown(Image("x.jpg"), source="42") == shown(Image("y.jpg"), source="42") == "42"
+    assert shown(tiny.image(1)) == shown(tiny.image(1).copy()) != shown(tiny.image(2))
+    assert shown(None) == "q" and shown(Deferred("d", bytes)) == "d"
 
 
 def test_examples_without_an_answer_are_no_supports():
@@ -205,7 +317,7 @@ def test_rices_puts_the_most_similar_last():
     rices = FewShotTask(Colours(), protocol, nearest)
     (whole_support_set,) = drawn(Colours(), 8, n=1, num_support=8)
     (episode,) = rices.episodes(3)
-    assert asked == [(1, 8, 4)]
+    assert asked == [(1, 8, 3)]
     assert set(episode.support_ids) < set(whole_support_set.support_ids)
     (fewer,) = rices.episodes(2)
     # At 2 shots the supports are the two nearest of those at 3 shots, in the same order.
@@ -328,3 +440,10 @@ def test_two_queries_of_one_id_are_refused():
 
     with pytest.raises(TaskError, match="1 queries have the id of another one, such as test/4"):
         drawn(Twice(), 0, seed=1)
+
+    class TwiceInTraining(Colours):
+        def train(self):
+            return [*super().train(), super().train()[4]]
+
+    with pytest.raises(TaskError, match="1 training items have the id of another .* train/4"):
+        drawn(TwiceInTraining(), 2, seed=1)

@@ -12,7 +12,7 @@ import pytest
 
 from flamingo_jax.data.schema import Batch
 from flamingo_jax.evaluation import predictions
-from flamingo_jax.evaluation.episode import Episode
+from flamingo_jax.evaluation.episode import Episode, Row
 from flamingo_jax.evaluation.lm_lookup import lookup_probe
 from flamingo_jax.evaluation.protocol import Protocol
 from flamingo_jax.evaluation.registry import create
@@ -23,7 +23,7 @@ from flamingo_jax.sharding.mesh import MeshConfig, make_mesh
 from tests.inference import tiny
 
 # Of a line of results.json.
-FIELDS = "task split shots metric value n seed selection ensemble decoding checkpoint step".split()
+FIELDS = [each.name for each in dataclasses.fields(Row)]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,6 +94,9 @@ def test_rows_are_those_of_results_json(result):
         "ensemble": 1,
         "checkpoint": "tiny",
         "step": 7,
+        "num_support": None,
+        "num_support_per_class": None,
+        "num_text_examples": None,
     }
 
 

@@ -17,7 +17,7 @@ import dataclasses
 import io
 import json
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal
 
 from flamingo_jax.core.paths import Path, PathError, PathLike, read_json
@@ -142,15 +142,32 @@ class Files:
                 f"file in UTF-8; get it from {self.download}."
             ) from error
 
-    def json(self, *names: str) -> Any:
+    def json(self, *names: str, unique_names: bool = False) -> Any:
         """Reads a JSON file.
 
+        Args:
+            *names: possible places of the file, see `path`.
+            unique_names: whether to check that no object has a name twice: of two, Python keeps the
+                last. For files that name their items in this way.
+
         Raises:
-            AnnotationError: the file is missing, or is not JSON.
+            AnnotationError: the file is missing, or is not JSON, or has a name twice.
         """
         path = self.path(*names)
+
+        def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+            self.check_ids(path, (name for name, _ in pairs))
+            return dict(pairs)
+
         try:
+            if unique_names:
+                return json.loads(self.text(*names), object_pairs_hook=unique)
             return read_json(path)
+        except json.JSONDecodeError as error:
+            raise AnnotationError(
+                f"the benchmark {self.benchmark!r}: {path} is not valid JSON: {error}. It is cut "
+                f"off or damaged: get it again from {self.download}."
+            ) from error
         except PathError as error:
             raise AnnotationError(
                 f"the benchmark {self.benchmark!r}: {error} The official file is at "
@@ -208,6 +225,25 @@ class Files:
                 path, f"a row {number} of too many fields", f"rows of {len(header)} fields"
             )
         return rows
+
+    def check_ids(self, path: PathLike, ids: Iterable[Any]) -> None:
+        """Checks that an annotation file has each id once.
+
+        Answers are kept by id, and supports are told from queries by id. Of two items with one id,
+        one would be lost.
+
+        Args:
+            path: the file.
+            ids: the ids that it has.
+
+        Raises:
+            AnnotationError: an id occurs twice; the message names it.
+        """
+        counts = collections.Counter(ids)
+        if repeated := {id: count for id, count in counts.items() if count > 1}:
+            first, times = next(iter(repeated.items()))
+            others = f", and {len(repeated) - 1} other ids too" if len(repeated) > 1 else ""
+            raise self.wrong(path, f"the id {first!r} {times} times{others}", "each id once")
 
     def wrong(self, path: PathLike, got: str, expected: str) -> AnnotationError:
         """Returns the error for a file with other content than expected, such as another split."""

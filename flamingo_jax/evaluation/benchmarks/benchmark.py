@@ -17,14 +17,17 @@ support examples there are, and how they are chosen and ordered, is the same for
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, TypeAlias
 
-from flamingo_jax.core.paths import PathLike
+from flamingo_jax.core.paths import Path, PathLike
 from flamingo_jax.evaluation.benchmarks.annotations import OWN_SPLITS, Files, FileSplit
 from flamingo_jax.evaluation.benchmarks.contrastive_task import ContrastiveTask
 from flamingo_jax.evaluation.metrics import Metric
-from flamingo_jax.inference.prompt import Visual
+from flamingo_jax.evaluation.protocol import Split
+from flamingo_jax.inference.identity import identity
+from flamingo_jax.inference.visuals import Deferred, Image, Video, Visual
 
 SHOTS = (0, 4, 8, 16, 32)  # of Table 1
 ValuesAtShots: TypeAlias = "Sequence[float | None]"
@@ -46,6 +49,8 @@ class Item:
         candidates: possible answers of a close-ended benchmark, in the form of `answer`.
         label: class of the item, where support examples are drawn per class; else "".
         extra: other values that the metric or the submission needs; JSON values.
+        source: name of the picture or video in the annotations, where several items may show it;
+            "": the file that the item shows.
     """
 
     id: str
@@ -56,6 +61,22 @@ class Item:
     candidates: tuple[str, ...] = ()
     label: str = ""
     extra: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    source: str = ""
+
+    @property
+    def shown(self) -> str:
+        """What the item shows: items with the same value show the same picture or video.
+
+        A segment of a video counts as the video.
+        """
+        visual = self.visual
+        if self.source:
+            return self.source
+        if visual is None:
+            return self.id
+        if isinstance(visual, Image | Video | Path):
+            return os.path.normpath(visual if isinstance(visual, Path) else visual.path)
+        return visual.name if isinstance(visual, Deferred) else identity(visual).hex()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -113,6 +134,7 @@ class Benchmark:
         metrics: the metric of the paper first; each has its unit.
         visual: what an item shows.
         queries: name of the split that the paper evaluates on, such as "Karpathy test".
+        own_queries: name of the split that is evaluated here, where it is another; "": `queries`.
         items: (files, "train" or "test") -> items. The test items are the queries of Table 1 (Table
             6, last column but one).
         download: official site of the files, in a few words.
@@ -168,6 +190,17 @@ class Benchmark:
     is_dev: bool = False
     is_youtube: bool = False
     directory: PathLike = ""
+    own_queries: str = ""
+
+    def split(self, which: Split) -> str:
+        """Returns the name of the split that the queries are from.
+
+        Args:
+            which: `Protocol.split`.
+        """
+        return (
+            "validation, from train" if which == "validation" else self.own_queries or self.queries
+        )
 
     @property
     def metric(self) -> Metric:
@@ -179,12 +212,29 @@ class Benchmark:
         return dataclasses.replace(self, directory=directory)
 
     def train(self) -> Sequence[Item]:
-        """Reads the training split, which has the support examples and the validation queries."""
-        return self.items(self._located, "train")
+        """Reads the training split, which has the support examples and the validation queries.
+
+        Raises:
+            AnnotationError: a file is missing, damaged or another one, or has an id twice.
+        """
+        return self._read("train")
 
     def test(self) -> Sequence[Item]:
-        """Reads the queries of the paper's Table 1."""
-        return self.items(self._located, "test")
+        """Reads the queries of the paper's Table 1.
+
+        Raises:
+            AnnotationError: as of `train`.
+        """
+        return self._read("test")
+
+    def _read(self, split: FileSplit) -> Sequence[Item]:
+        files, items = self._located, self.items(self._located, split)
+        # Items that are made on request are checked by their benchmark, or as they are drawn.
+        if isinstance(items, list):
+            is_listed = split in files.annotations
+            path = files.annotation_path(split) if is_listed else self.directory
+            files.check_ids(path, (item.id for item in items))
+        return items
 
     def submission_questions(self) -> Sequence[int | str]:
         """Reads the questions that the evaluation server expects answers to.

@@ -25,7 +25,7 @@ def _items(files: Files, split: FileSplit) -> Sequence[Item]:
     """Reads 113,287 training images (train and restval), or 5,000 test images."""
     if tfds_files.is_prepared(files.directory):
         return _prepared_items(files, split)
-    chosen = karpathy_splits.images(files, split, dataset="coco")
+    chosen = karpathy_splits.images(files, split, dataset="coco", key="cocoid")
     folders = {each.get("filepath", ""): each["filename"] for each in reversed(chosen)}
     at = {name: files.folder(f"images/{name}", name, of=first) for name, first in folders.items()}
     return karpathy_splits.items(

@@ -13,7 +13,7 @@ from flamingo_jax.evaluation.metrics.cider import CIDER
 
 def _items(files: Files, split: FileSplit) -> Sequence[Item]:
     """Reads 29,000 training images, or 1,000 test images."""
-    chosen = karpathy_splits.images(files, split, dataset="flickr30k")
+    chosen = karpathy_splits.images(files, split, dataset="flickr30k", key="imgid")
     folder = files.folder(*files.folders, of=chosen[0]["filename"])
     return karpathy_splits.items(chosen, lambda each: f"{folder}/{each['filename']}", "imgid")
 

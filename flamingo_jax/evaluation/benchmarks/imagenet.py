@@ -70,6 +70,7 @@ def _in_folders(files: Files, split: FileSplit, names: Mapping[str, str]) -> Laz
         )
     if not found:
         raise files.wrong(root, "folders without images", "a folder of images per class")
+    files.check_ids(root, (name.rpartition(".")[0] for _, name in found))
     make = functools.partial(_item, candidates=_candidates(names), names=names)
     return LazyItems(
         len(found),
@@ -87,6 +88,7 @@ def _by_list(files: Files, folder: Path, names: Mapping[str, str]) -> LazyItems:
         raise files.wrong(
             folder, f"{lacking[0]}, of which no list says the class", "ILSVRC2012_val_*.JPEG"
         )
+    files.check_ids(folder, (name.rpartition(".")[0] for name in found))
     make = functools.partial(_item, candidates=_candidates(names), names=names)
     return LazyItems(
         len(found), lambda at: make(found[at], Image(f"{folder}/{found[at]}"), classes[found[at]])

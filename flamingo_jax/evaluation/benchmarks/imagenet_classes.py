@@ -67,6 +67,7 @@ def validation_classes(files: Files) -> dict[str, str]:
     """
     if any(files.has(name) for name in SOLUTION):
         rows = files.csv(*SOLUTION, columns=("ImageId", "PredictionString"))
+        files.check_ids(files.path(*SOLUTION), (row["ImageId"] for row in rows))
         return {f"{row['ImageId']}.JPEG": row["PredictionString"].partition(" ")[0] for row in rows}
     truth = f"{DEVKIT}/ILSVRC2012_validation_ground_truth.txt"
     if not files.has(truth):

@@ -23,6 +23,9 @@ ANSWERS = tuple(f"answer{number}" for number in range(1, 6))
 
 def _items(files: Files, split: FileSplit) -> Sequence[Item]:
     rows = list(enumerate(video_files.rows_of(files, split, _rows, lambda row: row["video_id"])))
+    # The rows have no ids of their own.
+    asked = ((*_names(row), row["question"]) for _, row in rows)
+    files.check_ids(files.annotation_path(split), (" ".join(each) for each in asked))
     return [
         Item(
             id=f"{split}/{number}",
@@ -30,6 +33,7 @@ def _items(files: Files, split: FileSplit) -> Sequence[Item]:
             prefix=question(row["question"]),
             answer=one_line(most_common([row[name] for name in ANSWERS])),
             references=tuple(row[name] for name in ANSWERS),
+            source=row["video_id"],
         )
         for (number, row), path in video_files.with_videos(
             files, split, rows, lambda row: _names(row[1])

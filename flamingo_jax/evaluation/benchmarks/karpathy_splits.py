@@ -24,13 +24,14 @@ from flamingo_jax.inference.prompt import Image, Visual
 SPLITS: dict[FileSplit, tuple[str, ...]] = {"train": ("train", "restval"), "test": ("test",)}
 
 
-def images(files: Files, split: FileSplit, *, dataset: str) -> list[dict[str, Any]]:
+def images(files: Files, split: FileSplit, *, dataset: str, key: str) -> list[dict[str, Any]]:
     """Reads the images of a split, as the file has them.
 
     Args:
         files: the benchmark's directory.
         split: "train" or "test".
         dataset: expected name of the dataset in the file, "coco" or "flickr30k".
+        key: field with the id of an image.
 
     Raises:
         AnnotationError: the file is missing, is of another dataset, or has no images of the split.
@@ -40,6 +41,8 @@ def images(files: Files, split: FileSplit, *, dataset: str) -> list[dict[str, An
     if (got := value.get("dataset", dataset)) != dataset:
         raise files.wrong(path, f"the captions of {got!r}", f"those of {dataset!r}")
     found = records(value.get("images"), {"filename": str, "split": str, "sentences": list}, path)
+    # Of all splits: an image of two splits would be a query and a support.
+    files.check_ids(path, (each.get(key, each["filename"]) for each in found))
     chosen = [image for image in found if image["split"] in files.splits[split]]
     if not chosen:
         there = ", ".join(sorted({image["split"] for image in found}))

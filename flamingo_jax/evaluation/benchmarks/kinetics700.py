@@ -35,6 +35,7 @@ def _items(files: Files, split: FileSplit) -> Sequence[Item]:
         )
     classes = tuple(sorted({row["label"] for row in rows}))
     clips = [(_clip(files, path, row), row["label"]) for row in rows]
+    files.check_ids(path, (f"{label}/{clip}" for clip, label in clips))
     found = video_files.find(files, *names).of(clips, lambda clip: [clip[0]], path)
     return LazyItems(len(found), lambda number: _item(*found[number], split, classes))
 
@@ -54,6 +55,7 @@ def _item(clip: tuple[str, str], path: Path, split: str, classes: tuple[str, ...
         references=(label,),
         candidates=classes,
         label=label,
+        source=name.rsplit("_", 2)[0],  # the video of the clip
     )
 
 

@@ -22,7 +22,11 @@ def _items(files: Files, split: FileSplit) -> Sequence[Item]:
     def names(id: int) -> list[str]:
         return [each for each in (official.get(f"vid{id}"), f"vid{id}") if each]
 
-    return question_pairs.items(files, split, videos, names)
+    def source(id: int) -> str:
+        """The video of the clip: "mv89psg6zh4_33_46" -> "mv89psg6zh4"."""
+        return official.get(f"vid{id}", "").rsplit("_", 2)[0]
+
+    return question_pairs.items(files, split, videos, names, source)
 
 
 def _mapping(files: Files) -> dict[str, str]:
@@ -37,6 +41,7 @@ def _mapping(files: Files) -> dict[str, str]:
             "a line without two words",
             "lines such as 'mv89psg6zh4_33_46 vid1'",
         )
+    files.check_ids(files.path("youtube_mapping.txt"), (vid for _, vid in pairs))
     return {vid: name for name, vid in pairs}
 
 

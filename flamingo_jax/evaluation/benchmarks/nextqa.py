@@ -30,7 +30,7 @@ def _items(files: Files, split: FileSplit) -> Sequence[Item]:
 
 def _second_answers(files: Files) -> Mapping[str, Mapping[str, str]]:
     """Reads {video: {question id: answer}}."""
-    second = files.json(SECOND_ANSWERS)
+    second = files.json(SECOND_ANSWERS, unique_names=True)
     if not isinstance(second, dict) or not all(isinstance(each, dict) for each in second.values()):
         raise files.wrong(
             files.path(SECOND_ANSWERS), "no answers by video and question", "the second answers"

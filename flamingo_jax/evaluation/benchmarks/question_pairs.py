@@ -25,7 +25,11 @@ FIELDS = {"video_id": int, "id": int, "question": str, "answer": str}
 
 
 def items(
-    files: Files, split: FileSplit, videos: VideoFiles, names: Callable[[int], Sequence[str]]
+    files: Files,
+    split: FileSplit,
+    videos: VideoFiles,
+    names: Callable[[int], Sequence[str]],
+    source: Callable[[int], str] = lambda video_id: "",
 ) -> list[Item]:
     """Reads the questions of a split, in the order of their file.
 
@@ -34,6 +38,7 @@ def items(
         split: "train" or "test".
         videos: what `video_files.find` returned.
         names: video_id -> possible names of its video.
+        source: video_id -> the video that the clip is from; "": the file.
 
     Raises:
         AnnotationError: a file is missing, damaged, or of another split; or there are no videos.
@@ -46,6 +51,7 @@ def items(
             visual=Video(path),
             prefix=question(row["question"]),
             answer=one_line(row["answer"]),
+            source=source(row["video_id"]),
         )
         for row, path in found
     ]

@@ -77,6 +77,7 @@ STAR = Benchmark(
     metrics=(RANKING,),
     visual="video",
     queries="test",
+    own_queries="val",  # the answers of test are hidden
     files={"train": ("STAR_train.json",), "test": ("STAR_val.json",)},
     folders=("Charades_v1_480", "Charades_v1", "videos"),
     download="bobbywu.com/STAR (questions), and prior.allenai.org/projects/charades (the videos, "

@@ -97,6 +97,7 @@ def _item(record: dict[str, Any], folder: Path, turns: Mapping[str, int]) -> Ite
         answer=one_line(most_common(record["answers"])),
         references=tuple(record["answers"]),
         extra={"question_id": record["question_id"]},
+        source=record["image_id"],
     )
 
 

@@ -26,6 +26,7 @@ def _items(files: Files, split: FileSplit) -> Sequence[Item]:
             prefix=OUTPUT,
             answer=one_line(row["enCap"][0]),
             references=tuple(row["enCap"]),
+            source=row["videoID"].rsplit("_", 2)[0],  # the video of the clip
         )
         for row, path in video_files.with_videos(files, split, rows, lambda row: [row["videoID"]])
     ]

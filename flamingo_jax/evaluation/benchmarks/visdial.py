@@ -47,7 +47,9 @@ def _whole_dialogues(files: Files) -> list[Item]:
 def _dense_rounds(files: Files) -> list[Item]:
     dialogs, path = _read(files, "test"), files.path(DENSE)
     fields = {"image_id": int, "round_id": int, "gt_relevance": list}
-    dense = {each["image_id"]: each for each in records(files.json(DENSE), fields, path)}
+    rated = records(files.json(DENSE), fields, path)
+    files.check_ids(path, (each["image_id"] for each in rated))
+    dense = {each["image_id"]: each for each in rated}
     if lacking := [each["image_id"] for each in dialogs.found if each["image_id"] not in dense]:
         raise files.wrong(
             path, f"no round of {len(lacking)} images of val (image {lacking[0]})", "one of each"
@@ -63,6 +65,8 @@ def _dense_rounds(files: Files) -> list[Item]:
             raise files.wrong(
                 path, got, f"a round of the dialogue, counted from 1, and {NUM_OPTIONS} values"
             )
+        if not all(isinstance(value, int | float) and 0 <= value <= 1 for value in relevance):
+            raise files.wrong(path, f"ratings of image {id} that are no shares", "0 to 1 each")
         image = f"{folder}/VisualDialog_val2018_{id:012d}.jpg"
         items.append(dialogs.item(each, rounds, image, relevance=relevance))
     return items

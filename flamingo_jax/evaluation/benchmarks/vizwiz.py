@@ -105,6 +105,7 @@ VIZWIZ = Benchmark(
 VIZWIZ_VAL = dataclasses.replace(
     VIZWIZ,
     name="vizwiz_val",
+    own_queries="val",
     data="vizwiz",
     splits={"train": ("train",), "test": ("val",)},
     files={"train": _places("train"), "test": _places("val")},

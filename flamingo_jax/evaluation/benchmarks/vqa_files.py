@@ -75,6 +75,8 @@ def items(
         fields = {"question_id": int, "answers": list}
         answered = _records(files, annotations, "annotations", fields, subtype)
         known = {each["question_id"]: each for each in answered}
+        if len(known) < len(answered):
+            files.check_ids(files.path(annotations), (each["question_id"] for each in answered))
         if lacking := [each["question_id"] for each in asked if each["question_id"] not in known]:
             raise files.wrong(
                 files.path(annotations),
@@ -126,4 +128,5 @@ def _item(
         answer=one_line(most_common([each[shown] for each in answers])),
         references=tuple(sys.intern(each["answer"]) for each in answers),
         extra=extra,
+        source=sys.intern(str(asked["image_id"])),
     )

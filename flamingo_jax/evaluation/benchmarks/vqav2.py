@@ -93,6 +93,7 @@ VQAV2 = Benchmark(
 VQAV2_VAL = dataclasses.replace(
     VQAV2,
     name="vqav2_val",
+    own_queries="val",
     data="vqav2",
     splits={**VQAV2.splits, "test": ("val2014",)},
     files={**VQAV2.files, "test": ("v2_OpenEnded_mscoco_val2014_questions.json",)},

@@ -39,7 +39,8 @@ def _items(files: Files, split: FileSplit) -> Sequence[Item]:
 
 
 def _segments(files: Files, split: FileSplit) -> list[dict[str, Any]]:
-    value, path = files.json(*files.annotations[split]), files.annotation_path(split)
+    value = files.json(*files.annotations[split], unique_names=True)
+    path = files.annotation_path(split)
     (subset,) = files.splits[split]
     database = value.get("database") if isinstance(value, dict) else None
     database = database if isinstance(database, dict) else {}

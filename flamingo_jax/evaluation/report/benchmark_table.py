@@ -2,7 +2,7 @@
 
 Each benchmark is a section, with the benchmarks and numbers of shots of this run:
 
-    COCO: CIDEr-D x 100, 5000 test queries
+    COCO: CIDEr-D x 100, 5000 queries of Karpathy test
     paper: Karpathy test; 32.2 before Flamingo with few or no examples, 143.3 fine-tuned in 2022
                                0      4     32
       this run              71.2   84.0   97.9
@@ -18,7 +18,8 @@ from collections.abc import Mapping, Sequence
 from flamingo_jax.evaluation.benchmarks.benchmark import Series
 from flamingo_jax.evaluation.episode import Row
 from flamingo_jax.evaluation.metrics import METRICS
-from flamingo_jax.evaluation.registry import PAPER_BENCHMARKS
+from flamingo_jax.evaluation.protocol import Protocol
+from flamingo_jax.evaluation.registry import BENCHMARKS, PAPER_BENCHMARKS
 from flamingo_jax.evaluation.report.published import SOURCES, benchmark_of, overall, series
 from flamingo_jax.evaluation.report.table import MISSING, Table, TableRow
 from flamingo_jax.evaluation.report.units import unit
@@ -124,15 +125,21 @@ def tasks_of(rows: Sequence[Row]) -> list[str]:
 
 
 def own_setting(row: Row) -> str:
-    """Returns the setting of a row, such as "RICES, 6 orders".
+    """Returns the setting of a row, such as "RICES, 6 orders, 5 per class".
 
-    "" for random support examples without ensembling.
+    "" for random support examples without ensembling, from a support set of the paper's size.
     """
     parts = (
         "RICES" if row.selection == "rices" else "",
         f"{row.ensemble} orders" if row.ensemble > 1 else "",
+        _size(row.num_support, Protocol.num_support, "support examples"),
+        _size(row.num_support_per_class, Protocol.num_support_per_class, "per class"),
     )
     return ", ".join(filter(None, parts))
+
+
+def _size(number: int | None, default: int, what: str) -> str:
+    return "" if number in (None, default) else f"{number} {what}"
 
 
 def published(rows: Sequence[Row]) -> list[Series]:
@@ -177,9 +184,9 @@ def _section(task: str, rows: Sequence[Row]) -> TableSection:
                 lines.append(Line(f"{each.label} [{source}]", values, is_own=False))
     numbers = sorted({row.n for row in rows})
     count = " to ".join(map(str, dict.fromkeys((numbers[0], numbers[-1]))))
-    splits = " and ".join(dict.fromkeys(row.split for row in rows))
-    about = f"{unit(task, main).title}, {count} {splits} queries"
-    paper = ""
+    splits = dict.fromkeys(map(split_of, rows))
+    about = f"{unit(task, main).title}, {count} queries of {' and '.join(splits)}"
+    paper, notes = "", _caveats(task, main, shots)
     if listed:
         before = {
             "before Flamingo with few or no examples": listed.zero_few_shot_sota,
@@ -187,9 +194,18 @@ def _section(task: str, rows: Sequence[Row]) -> TableSection:
         }
         best = ", ".join(f"{value} {what}" for what, value in before.items() if value)
         paper = f"paper: {listed.queries}; {best}"
-    return TableSection(
-        title_of(task), about, paper, tuple(shots), tuple(lines), tuple(_caveats(task, main, shots))
-    )
+        if others := [split for split in splits if split != listed.queries]:
+            notes.append(
+                f"{title_of(task)}: the published numbers are of {listed.queries}, those of this "
+                f"run of {' and '.join(others)}: they are not comparable to the last digit."
+            )
+    return TableSection(title_of(task), about, paper, tuple(shots), tuple(lines), tuple(notes))
+
+
+def split_of(row: Row) -> str:
+    """Returns the name of the split that a row is about; version 0.4.0 wrote "test" for each."""
+    listed = BENCHMARKS.get(row.task)
+    return listed.split("test") if listed and row.split == "test" else row.split
 
 
 def title_of(task: str) -> str:
@@ -212,15 +228,19 @@ def _caveats(task: str, metric: str, shots: Sequence[int]) -> list[str]:
 
 
 def _overall(rows: Sequence[Row]) -> TableSection | None:
-    """Returns the overall score of the run, and of models that report all five DEV benchmarks."""
+    """Returns the overall score of the run, and of models that report all five DEV benchmarks.
+
+    VQAv2 counts on its validation split, since the answers of test-dev are hidden.
+    """
     dev = [name for name, listed in PAPER_BENCHMARKS.items() if listed.is_dev]
     own: dict[str, dict[int, dict[str, float]]] = {}
     theirs: dict[str, dict[int, dict[str, float]]] = {}
-    for row in rows:
-        if row.task in dev and row.metric == PAPER_BENCHMARKS[row.task].metric.name:
+    for row in sorted(rows, key=lambda row: row.task in dev):  # the paper's split counts first
+        name = benchmark_of(row.task)
+        if name in dev and row.metric == PAPER_BENCHMARKS[name].metric.name:
             label = ", ".join(filter(None, (_OWN, own_setting(row))))
             value = row.value * unit(row.task, row.metric).factor
-            own.setdefault(label, {}).setdefault(row.shots, {})[row.task] = value
+            own.setdefault(label, {}).setdefault(row.shots, {})[name] = value
     for name in dev:
         for each in series(name):
             label = f"{each.label} [{list(SOURCES).index(each.source) + 1}]"

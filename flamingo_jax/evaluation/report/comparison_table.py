@@ -2,7 +2,7 @@
 
 Each task is a section, in the manner of the paper's Table 9:
 
-Flickr30k retrieval: 1000 images; paper: the 1,000 of Karpathy's test split
+Flickr30k retrieval: 1000 images of Karpathy test; paper: the 1,000 of Karpathy's test split
                              i2t R@1     i2t R@5    i2t R@10     t2i R@1     t2i R@5    t2i R@10
   this run                      88.0        98.7        99.4        68.7        90.6        95.2
   contrastive NFNet-F6          89.3        98.8        99.7        79.5        95.3        97.9
@@ -88,7 +88,8 @@ def _section(rows: Sequence[Row]) -> ComparisonSection:
         title = f"{benchmark.title}{' retrieval' if task.kind == 'retrieval' else ', zero-shot'}"
         paper = task.queries
         shown = "clips" if benchmark.visual == "video" else "images"
-    about = f"{title}: {first.n} {shown}"
+    split = f" of {benchmark.split('test')}" if benchmark else ""
+    about = f"{title}: {first.n} {shown}{split}"
     about += f", {first.ensemble} templates per class" if first.ensemble > 1 else ""
     about += f"; paper: {paper}" if paper else ""
     values = {"this run": {row.metric: 100 * row.value for row in rows}, **contrastive(first.task)}

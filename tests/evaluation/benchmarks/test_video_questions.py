@@ -27,7 +27,7 @@ def fields(item):
 
 
 def expected(**given):
-    return {"references": (), "candidates": (), "label": "", "extra": {}, **given}
+    return {"references": (), "candidates": (), "label": "", "extra": {}, "source": "", **given}
 
 
 @pytest.fixture
@@ -42,6 +42,7 @@ def test_msvdqa(directory):
     assert fields(item) == expected(
         id="test/4",
         visual=Video(directory / "YouTubeClips" / "mv89psg6zh4_33_46.avi"),
+        source="mv89psg6zh4",
         prefix="Question: what is a man with long hair playing? Answer:",
         answer="guitar",
     )
@@ -74,6 +75,7 @@ def test_ivqa_shows_the_segment_and_keeps_five_answers(directory):
     make_ivqa(directory)
     whole, cut, _ = IVQA.at(directory).test()
     assert fields(whole) == expected(
+        source="fEdO0b1cY1k",
         id="test/0",
         visual=Video(directory / "videos" / "fEdO0b1cY1k.mp4", 1.0, 4.0),
         prefix="Question: What is being cut? Answer:",

@@ -5,8 +5,10 @@ import dataclasses
 import pytest
 
 from flamingo_jax.evaluation.episode import Row
+from flamingo_jax.evaluation.registry import PAPER_BENCHMARKS
 from flamingo_jax.evaluation.report import benchmark_table, report_writer
 from flamingo_jax.evaluation.report.benchmark_curves import benchmark_curves
+from flamingo_jax.evaluation.report.benchmark_table import own_setting
 from flamingo_jax.evaluation.report.units import is_benchmark, unit
 
 
@@ -34,7 +36,7 @@ def test_text():
     assert benchmark_table.text(STAR) == (
         "This run: runs/x at step 700, seed 1; beam.\n"
         "\n"
-        "STAR: top-1 accuracy, %, 5000 to 7098 test queries\n"
+        "STAR: top-1 accuracy, %, 5000 to 7098 queries of val\n"
         "paper: test; 39.4 before Flamingo with few or no examples, 36.7 fine-tuned in 2022\n"
         "                         0      16\n"
         "  this run            39.7    25.0\n"
@@ -43,6 +45,8 @@ def test_text():
         "  Flamingo-80B [1]    39.7    41.1\n"
         "\n"
         "[1] Flamingo, arXiv 2204.14198 v2, Table 1 (ImageNet and Kinetics700: Table 7).\n"
+        "STAR: the published numbers are of test, those of this run of val: they are not "
+        "comparable to the last digit.\n"
     )
 
 
@@ -51,8 +55,8 @@ def test_markdown():
     assert (
         "### COCO\n"
         "\n"
-        "CIDEr-D x 100, 5000 test queries; paper: Karpathy test; 32.2 before Flamingo with few or "
-        "no examples, 143.3 fine-tuned in 2022\n"
+        "CIDEr-D x 100, 5000 queries of Karpathy test; paper: Karpathy test; 32.2 before Flamingo "
+        "with few or no examples, 143.3 fine-tuned in 2022\n"
         "\n"
         "| shots | 0 | 4 |\n"
         "| --- | ---: | ---: |\n"
@@ -101,6 +105,37 @@ def test_settings_and_further_metrics_have_lines_of_their_own():
     assert not any(label.startswith("contrastive") for label in labels)  # 0 shots were not run
 
 
+def test_each_split_is_named_and_a_difference_is_said():
+    """Six of the paper's benchmarks are evaluated on val; STAR alone differs from the paper."""
+    on_val = {"star", "okvqa", "textvqa", "visdial", "youcook2", "imagenet", "kinetics700"}
+    for name, listed in PAPER_BENCHMARKS.items():
+        now, then = (
+            benchmark_table.sections([row(name, 0, listed.metric.name, 0.5, split=split)])
+            for split in (listed.split("test"), "test")
+        )
+        assert now == then  # version 0.4.0 wrote "test" for each
+        assert now[0].about.endswith("queries of val") == (name in on_val)
+        assert any("they are not comparable" in note for note in now[0].notes) == (name == "star")
+    for name in ("vqav2_val", "vizwiz_val"):
+        (section,) = benchmark_table.sections([row(name, 0, "vqa_accuracy", 0.5, split="val")])
+        assert section.about.endswith("5000 queries of val") and "test-dev" in section.paper
+        assert any("published numbers are of test-dev" in note for note in section.notes)
+    drawn = PAPER_BENCHMARKS["coco"].split("validation")
+    (section,) = benchmark_table.sections([row("coco", 0, "cider", 0.5, split=drawn)])
+    assert "queries of validation, from train" in section.about and len(section.notes) == 2
+
+
+def test_another_size_of_the_support_set_is_another_line():
+    rows = [
+        row("imagenet", 16, "ranking", 0.5, num_support_per_class=32),
+        row("imagenet", 16, "ranking", 0.6, num_support_per_class=5),
+        row("imagenet", 16, "ranking", 0.4),  # of version 0.4.0
+    ]
+    labels = [line.label for line in benchmark_table.sections(rows)[0].lines if line.is_own]
+    assert labels == ["this run", "this run, 5 per class"]
+    assert own_setting(row("coco", 4, "cider", 0.5, num_support=100)) == "100 support examples"
+
+
 def test_another_metric_than_the_papers_has_no_published_lines():
     (block,) = benchmark_table.sections([row("coco", 4, "exact_match", 0.1)])
     assert [line.label for line in block.lines] == ["this run"]
@@ -123,6 +158,16 @@ def test_overall_score_needs_all_five():
     assert "Overall" not in [
         block.title for block in benchmark_table.sections([r for r in rows if r.shots == 0])
     ]
+
+
+def test_the_validation_split_of_vqav2_counts_for_the_overall_score():
+    rows = [row(task, 4, metric, 0.5) for task, metric in DEV.items() if task != "vqav2"]
+    rows.append(row("vqav2_val", 4, "vqa_accuracy", 0.25, split="val"))
+    total = benchmark_table.sections(rows)[-1]
+    expected = (sum(50 / best for best in (54.4, 143.3, 47.9, 76.3)) + 25 / 80.2) / 5 * 100
+    assert total.title == "Overall" and total.lines[0].values == {4: f"{expected:.1f}"}
+    both = benchmark_table.sections([row("vqav2", 4, "vqa_accuracy", 0.5), *rows])[-1]
+    assert both.lines[0].values == {4: f"{expected + 25 / 80.2 / 5 * 100:.1f}"}
 
 
 def test_notes_are_below_the_tables_that_need_them():
