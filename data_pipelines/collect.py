@@ -140,13 +140,15 @@ class Counts:
                 f"images left out: {reason}": count
                 for reason, count in self.images_rejected.most_common()
             },
-            **({f"passed over: {self._suffixes()}": total} if total else {}),
+            **({self.passed_over_line(): total} if total else {}),
         }
 
-    def _suffixes(self) -> str:
-        """Names the most frequent suffixes of what was passed over, as "3 .csv, 1 .DS_Store"."""
+    def passed_over_line(self) -> str:
+        """Returns "passed over: 3 .csv, 1 .DS_Store", with the most frequent suffixes, or ""."""
         named = [f"{count} {suffix}" for suffix, count in self.passed_over.most_common(5)]
-        return ", ".join(named + ["..."] * (len(self.passed_over) > 5))
+        return f"passed over: {', '.join(named + ['...'] * (len(self.passed_over) > 5))}" * bool(
+            named
+        )
 
 
 @dataclasses.dataclass
@@ -258,11 +260,13 @@ def collect(
 
 def _first(counts: Counts) -> str:
     """Describes the three most frequent reasons, with a detail of each."""
-    return "; ".join(
+    reasons = "; ".join(
         f"{reason} {count}"
         + (f" (such as {counts.examples[reason][0]})" if counts.examples.get(reason) else "")
         for reason, count in counts.rejected.most_common(3)
     )
+    passed_over = counts.passed_over_line()
+    return reasons + ("; " if reasons and passed_over else "") + passed_over
 
 
 def _write(

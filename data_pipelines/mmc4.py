@@ -49,6 +49,7 @@ from flamingo_jax.data.schema import CorruptRecord, InterleavedPage
 ASSIGNMENTS = ("matched", "optimal")
 T = TypeVar("T")
 
+_TAR_LIMITS = {"json": jsonl.MAX_LINE}  # with the images in it
 _PART = 1 << 24  # bytes of JSON lines for one worker and one shard: some 3,000 documents
 
 
@@ -211,14 +212,13 @@ def _documents(unit: str | jsonl.Lines) -> Iterator[dict[str, Any] | Reject]:
     if isinstance(unit, jsonl.Lines):
         yield from jsonl.rows(unit)
         return
-    for sample in tars.samples(unit):
+    for sample in tars.samples(unit, _TAR_LIMITS):
         if isinstance(sample, Reject):
             yield sample
-        elif "json" in sample.files:
-            yield jsonl.parse(sample.files["json"], sample.key)
+        elif (content := sample.first("json")) is not None:
+            yield jsonl.parse(content, sample.key)
         else:
-            detail = f"{sample.key} has {', '.join(sorted(sample.files))}, no json"
-            yield Reject("not_mmc4", detail, broken=True)
+            yield Reject("not_mmc4", sample.described(), broken=True)
 
 
 def _image(info: dict[str, Any], request: MMC4Request) -> bytes | Reject:

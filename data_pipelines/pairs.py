@@ -14,6 +14,7 @@ from captions by "automatic text formatting". Its rules are not published, so th
 
 from __future__ import annotations
 
+import codecs
 import dataclasses
 import functools
 import json
@@ -39,6 +40,13 @@ from flamingo_jax.data.schema import CorruptRecord, ImageText
 FORMATS = ("webdataset", "table")
 IMAGE_COLUMNS = ("filepath", "image_path", "image", "path", "filename", "file")
 TEXT_COLUMNS = ("caption", "title", "text")
+_UTF16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+_TAR_IMAGES = tuple(suffix.strip(".") for suffix in IMAGE_SUFFIXES)
+_TAR_LIMITS = {
+    **dict.fromkeys(_TAR_IMAGES, MAX_IMAGE_BYTES),
+    "txt": tars.MAX_TEXT,
+    "json": tars.MAX_FIELDS,
+}
 
 _PART = 1 << 18  # bytes of a table for one worker and one shard: some 2,000 pairs
 _DECODED_SIZE = 32  # pixels. So small is fast, and a JPEG is still read to its end.
@@ -114,7 +122,7 @@ def read_unit(request: PairsRequest, unit: str | tables.Part) -> Iterator[Found 
       unit: the path of a tar, or a part of a table.
     """
     if isinstance(unit, str):
-        for sample in tars.samples(unit):
+        for sample in tars.samples(unit, _TAR_LIMITS):
             yield sample if isinstance(sample, Reject) else _from_sample(sample, request)
         return
     folder = epath.Path(request.images) if request.images else epath.Path(unit.path).parent
@@ -126,14 +134,15 @@ def caption(text: str | bytes, max_characters: int) -> str | Reject:
     """Normalises white space in a caption, and removes the model's markers.
 
     Args:
-      text: as found; bytes are decoded as UTF-8.
+      text: as found; bytes are decoded as UTF-8, or as UTF-16 if they begin with its mark.
       max_characters: the longest caption to keep.
 
     Returns:
       The caption; or a Reject for broken_text, no_text or text_too_long.
     """
     try:
-        text = text.decode("utf-8-sig") if isinstance(text, bytes) else text
+        if isinstance(text, bytes):
+            text = text.decode("utf-16" if text.startswith(_UTF16) else "utf-8-sig")
         text.encode()  # JSON can contain half a surrogate pair
     except UnicodeError as error:
         return Reject("broken_text", str(error), broken=True)
@@ -152,21 +161,27 @@ def sample_metadata(sample: tars.TarSample) -> dict[str, Any] | Reject:
       The fields; or a Reject for not_downloaded if they report a failure, or if the JSON cannot be
       read.
     """
-    fields = jsonl.parse(sample.files["json"], sample.key) if "json" in sample.files else {}
-    if not isinstance(fields, Reject) and fields.get("status", "success") != "success":
+    content = sample.first("json")
+    fields = {} if content is None else jsonl.parse(content, sample.key)
+    if not isinstance(fields, Reject) and str(fields.get("status")).startswith("failed"):
         return Reject("not_downloaded", f"{sample.key}: {fields['status']!r:.100}")
     return fields
+
+
+def sample_text(sample: tars.TarSample, fields: dict[str, Any]) -> object:
+    """Returns the caption of a sample: its .txt, or the field "caption" if that is empty."""
+    text = sample.first("txt")
+    return fields.get("caption", text) if text is None or not text.strip() else text
 
 
 def _from_sample(sample: tars.TarSample, request: PairsRequest) -> Found | Reject:
     fields = sample_metadata(sample)
     if isinstance(fields, Reject):
         return fields
-    image = sample.first(*(suffix.strip(".") for suffix in IMAGE_SUFFIXES))
+    image = sample.first(*_TAR_IMAGES)
     if image is None:
-        detail = f"{sample.key} has {', '.join(sorted(sample.files))} only"
-        return Reject("missing_image", detail, broken=True)
-    text = sample.files.get("txt", fields.get("caption"))
+        return Reject("missing_image", sample.described(), broken=True)
+    text = sample_text(sample, fields)
     return _pair(image, text, str(fields.get("url") or ""), sample.key, request)
 
 

@@ -40,7 +40,7 @@ from data_pipelines.inputs import InputFiles, input_files
 from data_pipelines.keys import url_key
 from data_pipelines.on_beam import Execution
 from data_pipelines.page import Reject
-from data_pipelines.pairs import TEXT_COLUMNS, caption, sample_metadata
+from data_pipelines.pairs import TEXT_COLUMNS, caption, sample_metadata, sample_text
 from flamingo_jax.data.images import video
 from flamingo_jax.data.schema import CorruptRecord, VideoText
 
@@ -49,7 +49,12 @@ STORES = ("frames", "file")
 SUFFIXES = (".mp4", ".m4v", ".mov", ".webm", ".mkv", ".avi")
 VIDEO_COLUMNS = ("video", "filepath", "video_path", "path", "filename", "file")
 
-_MAX_TEXT = 1 << 20  # bytes of a .txt
+_TAR_VIDEOS = tuple(suffix.strip(".") for suffix in SUFFIXES)
+_TAR_LIMITS = {
+    **dict.fromkeys(_TAR_VIDEOS, tars.MAX_SAMPLE),
+    "txt": tars.MAX_TEXT,
+    "json": tars.MAX_FIELDS,
+}
 _TABLE_PART = 1 << 16  # bytes of a table for one worker and one shard: some 300 videos
 _LINES_PART = 1 << 17  # bytes of JSON lines for one worker and one shard
 _FOLDER_PART = 256  # videos
@@ -153,7 +158,7 @@ def read_unit(request: VideosRequest, unit: Unit) -> Iterator[Found | Reject]:
       unit: the path of a tar, paths of videos, part of a table, or part of a file of JSON lines.
     """
     if isinstance(unit, str):
-        for sample in tars.samples(unit):
+        for sample in tars.samples(unit, _TAR_LIMITS):
             yield sample if isinstance(sample, Reject) else _from_sample(sample, request)
     elif isinstance(unit, tables.Part):
         folder = _folder(request, unit.path)
@@ -199,12 +204,10 @@ def _from_sample(sample: tars.TarSample, request: VideosRequest) -> Found | Reje
     fields = sample_metadata(sample)
     if isinstance(fields, Reject):
         return fields
-    content = sample.first(*(suffix.strip(".") for suffix in SUFFIXES))
+    content = sample.first(*_TAR_VIDEOS)
     if content is None:
-        detail = f"{sample.key} has {', '.join(sorted(sample.files))} only"
-        return Reject("missing_video", detail, broken=True)
-    text = sample.files.get("txt", fields.get("caption"))
-    clip = _Clip(text, sample.key, str(fields.get("url") or ""))
+        return Reject("missing_video", sample.described(), broken=True)
+    clip = _Clip(sample_text(sample, fields), sample.key, str(fields.get("url") or ""))
     return _found(io.BytesIO(content), clip, request)
 
 
@@ -266,7 +269,7 @@ def _text_file(folder: epath.Path, name: str) -> bytes | None:
     `inside` finds .TXT too.
     """
     path = os.path.splitext(name)[0] + ".txt"
-    text = read_inside(folder, path, max_bytes=_MAX_TEXT, missing="no_text")
+    text = read_inside(folder, path, max_bytes=tars.MAX_TEXT, missing="no_text")
     return None if isinstance(text, Reject) else text
 
 

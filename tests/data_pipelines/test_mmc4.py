@@ -227,7 +227,7 @@ def test_tars_of_the_converter(tmp_path):
             tar.addfile(info, io.BytesIO(content))
     items = list(read_unit(MMC4Request(), str(tmp_path / "000000000.tar")))
     assert page_of(items)[1] == IMAGES[1]
-    assert reasons(items) == {"found": 1, "not_json": 1, "not_mmc4": 1}
+    assert reasons(items) == {"found": 1, "not_json": 1, ".txt": 1}
 
 
 def test_dataset(tmp_path):

@@ -2,6 +2,7 @@
 
 import gzip
 import io
+import itertools
 import json
 import tempfile
 import zipfile
@@ -10,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data_pipelines.formats import jsonl
+from data_pipelines.formats import compressed, jsonl
 from data_pipelines.formats.jsonl import Lines, parts, rows
 from data_pipelines.page import Reject
 
@@ -47,6 +48,10 @@ def zipped(data):
 
 
 COMPRESS = {"": bytes, ".gz": gzip.compress, ".zst": ZSTD.compress, ".zip": zipped}
+CHECKED = {
+    ".gz": gzip.compress,
+    ".zst": zstandard.ZstdCompressor(write_checksum=True).compress,
+}
 VALUES = [{"text": "Bär\u2028 😀" * number, "n": number} for number in range(200)]
 
 
@@ -104,7 +109,7 @@ def test_damaged_lines_are_counted_and_the_rest_is_read(tmp_path):
 
 def test_a_line_that_is_too_long_is_skipped(tmp_path, monkeypatch):
     monkeypatch.setattr(jsonl, "MAX_LINE", 100)
-    monkeypatch.setattr(jsonl, "_CHUNK", 64)
+    monkeypatch.setattr(jsonl, "PIECE", 64)
     at, beyond = json.dumps({"a": "x" * 91}), json.dumps({"a": "x" * 92})
     assert len(at) == 100
     content = "\n".join([at, beyond, "x" * 10_000, '{"b": 2}', "y" * 500])
@@ -126,15 +131,43 @@ def test_truncated_and_damaged_compression(suffix, tmp_path):
     assert found[:100] == VALUES[:100]
     assert found[-1] == "truncated_file"
     path = write(tmp_path / f"b.jsonl{suffix}", first + b"garbage" + second)
+    assert reasons(path) == [*VALUES[:100], "damaged_part", *VALUES[100:]]
+    path = write(tmp_path / f"d.jsonl{suffix}", first + b"garbage")
     assert reasons(path) == [*VALUES[:100], "truncated_file"]
     for content in (b"", b"nothing of the kind"):
         assert reasons(write(tmp_path / f"c.jsonl{suffix}", content)) == ["truncated_file"]
 
 
-def test_a_compression_bomb_is_read_in_bounded_memory(tmp_path, monkeypatch):
-    """Compressed data is read in small pieces, and unpacks to at most some 32,768 times as much."""
+@pytest.mark.parametrize("suffix", [".gz", ".zst"])
+def test_behind_a_damaged_member_reading_goes_on(suffix, tmp_path):
+    """Lines at the gap are incomplete; the loss is counted once."""
+    pack = (
+        gzip.compress if suffix == ".gz" else zstandard.ZstdCompressor(write_checksum=True).compress
+    )
+    whole = lines(*VALUES)
+    cuts = [0, len(whole) // 3, 2 * len(whole) // 3, len(whole)]
+    packed = [pack(whole[start:stop]) for start, stop in itertools.pairwise(cuts)]
+    middle = bytearray(packed[1])
+    middle[40:48] = bytes(byte ^ 0x55 for byte in middle[40:48])
+    found = reasons(write(tmp_path / f"a.jsonl{suffix}", packed[0] + bytes(middle) + packed[2]))
+    assert found.count("damaged_part") == 1
+    good = [each for each in found if isinstance(each, dict)]
+    first, last = whole[: cuts[1]].count(b"\n"), whole[: cuts[2]].count(b"\n") + 1
+    assert good[:first] == VALUES[:first]
+    assert good[-(200 - last) :] == VALUES[last:]
+
+
+def test_the_first_bytes_say_how_a_file_is_packed(tmp_path):
+    for suffix, pack in COMPRESS.items():
+        for name in ("", ".gz", ".zst", ".GZ"):
+            path = write(tmp_path / f"{len(suffix)}.jsonl{name}", pack(lines(*VALUES)))
+            assert read(path) == VALUES, (suffix, name)
+
+
+@pytest.mark.parametrize("suffix", [".gz", ".zst", ".zip"])
+def test_a_compression_bomb_is_read_in_bounded_memory(suffix, tmp_path, monkeypatch):
+    """What a packed file unpacks to comes in small pieces, also if it is many short lines."""
     monkeypatch.setattr(jsonl, "MAX_LINE", 1 << 16)
-    monkeypatch.setattr(jsonl, "_COMPRESSED_CHUNK", 256)
     sizes = []
     split = jsonl._split
 
@@ -144,10 +177,40 @@ def test_a_compression_bomb_is_read_in_bounded_memory(tmp_path, monkeypatch):
             yield chunk
 
     monkeypatch.setattr(jsonl, "_split", lambda chunks: split(counted(chunks)))
-    path = write(tmp_path / "a.jsonl.zst", ZSTD.compress(b" " * (1 << 26) + b'\n{"a": 1}\n'))
-    assert reasons(path) == ["line_too_long", {"a": 1}]
-    assert sum(sizes) > 1 << 26
-    assert max(sizes) <= 1 << 23
+    bomb = b" " * (1 << 24) + b"\n" * (1 << 18) + b'{"a": 1}\n'
+    assert reasons(write(tmp_path / f"a.jsonl{suffix}", COMPRESS[suffix](bomb))) == [
+        "line_too_long",
+        {"a": 1},
+    ]
+    assert sum(sizes) >= len(bomb)
+    assert max(sizes) <= compressed.PIECE
+
+
+def test_a_frame_that_needs_much_memory_is_refused(tmp_path, monkeypatch):
+    """Of a frame that states no size, the window can fill. The next frame is read."""
+    monkeypatch.setattr(compressed, "MAX_WINDOW", 1 << 20)
+
+    def streamed(window_log):
+        parameters = zstandard.ZstdCompressionParameters(window_log=window_log)
+        packer = zstandard.ZstdCompressor(compression_params=parameters).compressobj()
+        return packer.compress(lines({"a": window_log})) + packer.flush()
+
+    path = write(tmp_path / "a.jsonl.zst", streamed(20) + streamed(21) + streamed(19))
+    found = list(rows(Lines(path)))
+    assert [row for row in found if isinstance(row, dict)] == [{"a": 20}, {"a": 19}]
+    assert found[1].reason == "damaged_part"
+    assert "needs 2 MiB of memory, more than 1; pack it again" in found[1].detail
+
+
+@pytest.mark.parametrize("many", [b"{},", b"[],", b"1,", b'{"a":[', b'"a":1,'])
+def test_json_of_very_many_values_is_not_parsed(many, tmp_path, monkeypatch):
+    """The objects of a line take up to 30 times its bytes. Text is not limited so."""
+    monkeypatch.setattr(jsonl, "MAX_VALUES", 3000)
+    monkeypatch.setattr(jsonl, "MAX_OBJECTS", 1000)
+    bomb = b'{"a": [' + many * 4000 + b"]}\n"
+    assert reasons(write(tmp_path / "a.jsonl", bomb + b'{"b": 2}')) == ["too_many_values", {"b": 2}]
+    text = {"a": "one word, " * 2000, "b": list(range(900))}
+    assert reasons(write(tmp_path / "a.jsonl", lines(text))) == [text]
 
 
 def test_missing_file(tmp_path):
@@ -165,3 +228,19 @@ def test_missing_file(tmp_path):
 )
 def test_a_damaged_zip_is_reported(tmp_path, damage, expected):
     assert reasons(write(tmp_path / "a.jsonl.zip", damage(zipped(lines(*VALUES))))) == expected
+
+
+def test_members_of_a_zip(tmp_path, monkeypatch):
+    """A damaged member costs itself; what macOS adds is no member; a huge list is not read."""
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
+        for number, name in enumerate(["a.jsonl", "b.jsonl", "__MACOSX/._a.jsonl", "c.jsonl"]):
+            archive.writestr(name, lines(*VALUES[number * 10 : number * 10 + 9]))
+        damaged = archive.getinfo("b.jsonl").header_offset + 60
+    content = bytearray(buffer.getvalue())
+    content[damaged : damaged + 8] = b"\xff" * 8
+    path = write(tmp_path / "a.jsonl.zip", bytes(content))
+    assert reasons(path) == [*VALUES[:9], "damaged_part", *VALUES[30:39]]
+    monkeypatch.setattr(jsonl, "_MAX_DIRECTORY", 100)
+    (reject,) = rows(Lines(path))
+    assert (reject.reason, "list of members" in reject.detail) == ("truncated_file", True)
