@@ -55,6 +55,8 @@ def main(_: list[str], __: Cluster) -> None:
     options = dict(option.split("=", 1) for option in _OPTIONS.value)
     source, weights = str(_SOURCE.value), Path(_INPUT.value)
     if _BACK.value:
+        if more := [f.name for f in (_LM, _VISION, _DTYPE, _OPTIONS, _DRY_RUN) if f.value]:
+            raise app.UsageError(f"--back takes no --{more[0]}.")
         print(publishers.write_back(source, weights, Path(_OUTPUT.value)))
         return
     lm, vision = (Path(flag.value) if flag.value else None for flag in (_LM, _VISION))
@@ -64,6 +66,8 @@ def main(_: list[str], __: Cluster) -> None:
         return
     output = writing.write(conversion, str(_OUTPUT.value), dtype=_DTYPE.value, report=show)
     show("")
+    for note in conversion.notes:
+        print(f"Note: {note}")
     print(f"{output}: kind {conversion.kind}, from {source}")
 
 

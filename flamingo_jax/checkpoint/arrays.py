@@ -59,11 +59,11 @@ def write(directory: PathLike, arrays: Mapping[str, Any]) -> None:
     Raises:
         CheckpointError: if they cannot be written.
     """
-    options = {}
+    options, streamed = {}, StreamedHandler(list(arrays))
     if any(isinstance(array, Streamed) for array in arrays.values()):
         # orbax warns if there is no handler of jax.Array, although there is no such array.
         handlers = (
-            (Streamed, StreamedHandler(list(arrays))),
+            (Streamed, streamed),
             (jax.Array, ocp.type_handlers.ArrayHandler()),
         )
         options["type_handler_registry"] = ocp.type_handlers.create_type_handler_registry(*handlers)
@@ -72,10 +72,15 @@ def write(directory: PathLike, arrays: Mapping[str, Any]) -> None:
             checkpointer.save(
                 absolute(directory), args=ocp.args.PyTreeSave(dict(arrays)), force=True
             )
-    except CheckpointError:  # raised while a part was made
-        raise
+        problem = streamed.error
     except ORBAX_ERRORS as error:
-        raise CheckpointError(f"Cannot write arrays to {directory}: {first_line(error)}") from error
+        problem = streamed.error or error  # orbax complains about weights that are missing then
+    if isinstance(problem, CheckpointError):  # raised while a part was made
+        raise problem
+    if problem is not None:
+        raise CheckpointError(
+            f"Cannot write arrays to {directory}: {first_line(problem)}"
+        ) from problem
 
 
 def describe(directory: PathLike) -> dict[str, jax.ShapeDtypeStruct]:

@@ -83,7 +83,7 @@ def export(
     *,
     kind: str,
     config: Mapping[str, Any],
-    tokenizer: PathLike | None,
+    tokenizer: PathLike | Mapping[str, bytes] | None,
     preprocessing: Mapping[str, Any],
     step: int,
     markers: Markers | None = None,
@@ -95,8 +95,8 @@ def export(
         params: all weights, in the dtypes in which they are stored; or all of them `Streamed`.
         kind: one of KINDS.
         config: `core.config.to_dict` of `models.config.ModelConfig`.
-        tokenizer: the tokenizer (a file, or the directory that contains it), which is copied; None
-            without text.
+        tokenizer: the tokenizer (a file, or the directory that contains it), which is copied; or
+            the content of its files by name, the vocabulary first; None without text.
         preprocessing: {"image_size": pixels, "image_fit": how an image becomes a square (absent:
             "pad"), "background": what is behind transparent pixels (absent: "mean")}.
         step: number of updates.
@@ -121,7 +121,10 @@ def export(
             raise CheckpointError(
                 f"Weight {path!r} is {leaf.dtype}, which JAX would read back as {dtype}. Cast it."
             )
-    pieces = {} if tokenizer is None else tokenizer_lib.files(_tokenizer_file(tokenizer))
+    if isinstance(tokenizer, Mapping):
+        pieces = dict(tokenizer)
+    else:
+        pieces = {} if tokenizer is None else tokenizer_lib.files(_tokenizer_file(tokenizer))
     if pieces and markers is not None:
         pieces[markers_lib.FILE_NAME] = json.dumps(
             config_lib.to_dict(markers), indent=2, allow_nan=False

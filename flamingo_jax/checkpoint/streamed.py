@@ -60,8 +60,18 @@ class Streamed:
         return (*outer, min(inner[0], max(1, _CHUNK_BYTES // row)), *inner[1:])
 
 
+_Leaf = tuple[Streamed, ocp.type_handlers.ParamInfo, ocp.SaveArgs]
+
+
 class StreamedHandler(ocp.type_handlers.NumpyHandler):
-    """Writes `Streamed` arrays for orbax: one after another, in a given order, part by part."""
+    """Writes `Streamed` arrays for orbax: one after another, in a given order, part by part.
+
+    Attributes:
+        error: what was raised while the parts were made or written. It does not pass through orbax,
+            which would print a traceback; whoever called orbax raises it.
+    """
+
+    error: Exception | None = None
 
     def __init__(self, order: Sequence[str]) -> None:
         """Takes the names of the arrays, in the order in which they are written."""
@@ -80,12 +90,16 @@ class StreamedHandler(ocp.type_handlers.NumpyHandler):
             zip(values, infos, args, strict=True),
             key=lambda leaf: self._order[leaf[1].keypath[0].key],
         )
-        return [ocp.future.CommitFutureAwaitingContractedSignals(_write_all(leaves))]
+        return [ocp.future.CommitFutureAwaitingContractedSignals(self._write(leaves))]
+
+    async def _write(self, leaves: Sequence[_Leaf]) -> None:
+        try:
+            await _write_all(leaves)
+        except Exception as error:  # noqa: BLE001
+            self.error = error
 
 
-async def _write_all(
-    leaves: Sequence[tuple[Streamed, ocp.type_handlers.ParamInfo, ocp.SaveArgs]],
-) -> None:
+async def _write_all(leaves: Sequence[_Leaf]) -> None:
     if ocp.multihost.process_index() != 0:
         return  # the first process writes everything
     # All arrays are created before the first is written: their metadata are then stored together.

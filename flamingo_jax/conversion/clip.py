@@ -17,10 +17,14 @@ from typing import Any, cast, get_args
 from flamingo_jax.conversion.clip_text import both, text_config, text_rules, towers_of
 from flamingo_jax.conversion.mapping import Conversion, Rule, Rules, Skip, with_prefixes
 from flamingo_jax.conversion.publishers import Inputs, check_options
-from flamingo_jax.conversion.reading import ConversionError, open_weights, read_config
+from flamingo_jax.conversion.reading import (
+    ConversionError,
+    open_weights,
+    read_config,
+    read_object,
+)
 from flamingo_jax.conversion.transforms import scalar, transpose
 from flamingo_jax.conversion.vit_rules import Names, vision_rules
-from flamingo_jax.core import paths
 from flamingo_jax.core.paths import Path
 from flamingo_jax.models.config import ModelConfig
 from flamingo_jax.models.vit import Features, ViTConfig
@@ -59,9 +63,10 @@ def conversion(inputs: Inputs) -> Conversion:
     if towers_of(inputs) == "both":
         return _both(inputs)
     features = features_of(inputs)
-    directory = inputs.input if inputs.input.is_dir() else inputs.input.parent
-    files, preprocessing = open_weights(inputs.input), read_preprocessing(directory)
-    config = vision_config(read_config(directory), features=features, preprocessing=preprocessing)
+    files, preprocessing = open_weights(inputs.input), read_preprocessing(inputs.directory)
+    config = vision_config(
+        read_config(inputs.input), features=features, preprocessing=preprocessing
+    )
     is_part = any(name.startswith("vision_model.") for name in files.names())
     rules = (
         *tower_rules(config, source="vision_model." if is_part else ""),
@@ -77,7 +82,7 @@ def conversion(inputs: Inputs) -> Conversion:
 
 
 def _both(inputs: Inputs) -> Conversion:
-    directory = inputs.input if inputs.input.is_dir() else inputs.input.parent
+    directory = inputs.directory
     described, preprocessing = read_config(directory), read_preprocessing(directory)
     vit = vision_config(described, features="class", preprocessing=preprocessing)
     if described.get("model_type", "clip") != "clip":
@@ -191,7 +196,7 @@ def features_of(inputs: Inputs) -> Features:
 def read_preprocessing(directory: Path) -> dict[str, Any]:
     """Returns the content of preprocessor_config.json, or {} if there is no such file."""
     file = directory / "preprocessor_config.json"
-    return paths.read_json(file) if file.exists() else {}
+    return read_object(file) if file.exists() else {}
 
 
 def _images(size: int, preprocessing: Mapping[str, Any]) -> dict[str, Any]:

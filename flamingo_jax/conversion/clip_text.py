@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Literal
 
+from flamingo_jax.conversion import published_tokenizer
 from flamingo_jax.conversion.mapping import Conversion, Rule, Rules
 from flamingo_jax.conversion.publishers import Inputs
 from flamingo_jax.conversion.reading import ConversionError, Weights
@@ -24,6 +25,7 @@ from flamingo_jax.models.contrastive import ContrastiveConfig
 from flamingo_jax.models.text_encoder import TextEncoderConfig
 from flamingo_jax.models.vit import ViTConfig
 from flamingo_jax.tokenizers.base import JSON_NAME
+from flamingo_jax.tokenizers.markers import Markers
 
 Towers = Literal["vision", "both"]
 
@@ -118,19 +120,20 @@ def both(
         preprocessing: as in an export.
 
     Raises:
-        ConversionError: if there is no tokenizer.json.
+        ConversionError: if there is no tokenizer.json, or it cannot be used.
     """
     if not (directory / JSON_NAME).exists():
         raise ConversionError(
             f"There is no {JSON_NAME} in {directory}, and the text tower needs it: put CLIP's "
             "there, with tokenizer_config.json, or take the image tower alone with towers=vision."
         )
+    published = published_tokenizer.load(directory, rows=text.vocab_size).in_model(Markers(), ())
     joint = ContrastiveConfig(joint_dim=joint_dim, label_smoothing=0.0, text_pooling="last")
     return Conversion(
         kind="contrastive",
         model=ModelConfig(vit=vit, text_encoder=text, contrastive=joint, new_tokens=()),
         rules=rules,
         files=files,
-        tokenizer=directory,
+        tokenizer=published,
         preprocessing=preprocessing,
     )

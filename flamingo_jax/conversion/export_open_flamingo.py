@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from flamingo_jax.checkpoint.export import open_checkpoint
+from flamingo_jax.conversion import values
 from flamingo_jax.conversion.open_flamingo_layout import (
     HEAD_DIM,
     HEADS,
@@ -77,7 +78,8 @@ def write(checkpoint: Path, output: Path) -> str:
         A line that describes the file.
 
     Raises:
-        ConversionError: as `state_dict`, or if the model is of another kind.
+        ConversionError: as `state_dict`, or if the model is of another kind, or a weight is not
+            finite.
         CheckpointError: if there is no such checkpoint.
     """
     opened = open_checkpoint(checkpoint)
@@ -86,6 +88,7 @@ def write(checkpoint: Path, output: Path) -> str:
             f"{opened.path} is a {opened.kind}; expected a flamingo. Give --input of that stage."
         )
     weights = state_dict(from_dict(ModelConfig, opened.model_config, where="model"), opened.params)
+    values.check_finite(weights)
     torch = package("torch")
 
     def tensor(x: np.ndarray) -> Any:
@@ -138,6 +141,11 @@ def check(model: ModelConfig) -> FlamingoLayout:
     Raises:
         ConversionError: if OpenFlamingo cannot represent the model; names the fields.
     """
+    if model.vit is None:
+        raise ConversionError(
+            "This model has an NFNet as its vision encoder; OpenFlamingo has a ViT of CLIP. Only "
+            "models of its geometry can be written for it."
+        )
     wrong = [
         f"{part}.{field} = {value!r} (theirs: {theirs!r})"
         for part, fields in _THEIRS.items()

@@ -19,18 +19,17 @@ today. As first published, it gave the mean over all images (`--option=unseen=av
 
 from __future__ import annotations
 
-import json
+import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, cast, get_args
 
-from flamingo_jax.conversion import clip, lm_families, transforms
+from flamingo_jax.conversion import clip, lm_families, published_tokenizer, transforms
 from flamingo_jax.conversion.config_json import Fields
 from flamingo_jax.conversion.lm_rules import PARTS
 from flamingo_jax.conversion.mapping import LAYER, Conversion, Rule, Rules, with_prefixes
 from flamingo_jax.conversion.publishers import Inputs, check_options
 from flamingo_jax.conversion.reading import ConversionError, Weights, open_weights, read_config
-from flamingo_jax.core.paths import Path
-from flamingo_jax.models.config import ModelConfig
+from flamingo_jax.models.config import ModelConfig, required
 from flamingo_jax.models.gated_xattn import XattnConfig
 from flamingo_jax.models.lm import LMConfig
 from flamingo_jax.models.resampler import ResamplerConfig
@@ -82,14 +81,19 @@ def conversion(inputs: Inputs) -> Conversion:
         raise ConversionError(
             f"unseen is {unseen!r}; expected one of {', '.join(get_args(Unseen))}."
         )
-    directory = inputs.input if inputs.input.is_dir() else inputs.input.parent
-    return describe(
-        read_config(directory),
+    described = describe(
+        read_config(inputs.input),
         open_weights(inputs.input),
-        added_tokens(directory),
-        tokenizer=directory,
+        published_tokenizer.added_tokens(inputs.directory),
         unseen=cast(Unseen, unseen),
     )
+    published = published_tokenizer.load(
+        inputs.directory,
+        rows=required(described.model.lm, "lm").vocab_size,
+        new_tokens=described.model.new_tokens,
+        markers=described.markers,
+    )
+    return dataclasses.replace(described, tokenizer=published, markers=published.markers)
 
 
 def describe(
@@ -97,7 +101,6 @@ def describe(
     files: Weights,
     added: Mapping[int, str],
     *,
-    tokenizer: Path | None = None,
     unseen: Unseen = "zero",
 ) -> Conversion:
     """Returns the conversion of one model.
@@ -106,7 +109,6 @@ def describe(
         config: content of config.json.
         files: the weights.
         added: id -> string of the tokens that the tokenizer adds to its vocabulary.
-        tokenizer: the tokenizer's file, or the directory that contains it.
         unseen: what attention gives to a token without an image: zero, or (as first published) the
             mean over all images.
 
@@ -156,7 +158,6 @@ def describe(
             Rule("lm_head.additional_fc.weight", "flamingo/new_tokens/output"),
         ),
         files=files,
-        tokenizer=tokenizer,
         preprocessing={
             "image_size": vision.image_size,
             "image_fit": "squash",
@@ -180,30 +181,6 @@ def markers(new_tokens: Sequence[str], vocab_size: int) -> Markers:
         image=(AROUND, IMAGE_TAG, AROUND),
         vocab_size=vocab_size,
     )
-
-
-def added_tokens(directory: Path) -> dict[int, str]:
-    """Returns id -> string of the added tokens, from any of Hugging Face's tokenizer files."""
-    found: dict[int, str] = {}
-    for name in ("tokenizer.json", "tokenizer_config.json", "added_tokens.json"):
-        if not (directory / name).exists():
-            continue
-        try:
-            content = json.loads((directory / name).read_text())
-            if name == "tokenizer.json":
-                found |= {
-                    int(token["id"]): str(token["content"]) for token in content["added_tokens"]
-                }
-            elif name == "tokenizer_config.json":
-                decoder = content.get("added_tokens_decoder", {})
-                found |= {int(number): str(token["content"]) for number, token in decoder.items()}
-            else:
-                found |= {int(number): str(token) for token, number in content.items()}
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise ConversionError(
-                f"{directory / name} is damaged: {error}. Put the publisher's there."
-            ) from error
-    return found
 
 
 def _resampler_config(fields: Fields, vision: ViTConfig) -> ResamplerConfig:

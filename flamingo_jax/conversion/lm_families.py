@@ -90,7 +90,7 @@ def describe(content: Mapping[str, Any], shapes: Mapping[str, Any]) -> tuple[LMC
 
 
 _BUFFERS = (
-    Skip(r".*\.rotary_emb\.inv_freq", "follows from the config"),
+    Skip(r"(.*\.)?rotary_emb\.inv_freq", "follows from the config"),
     Skip(r".*\.(attn|attention)\.(bias|masked_bias)", "the causal mask"),
 )
 
@@ -101,18 +101,42 @@ def _tables(lm: LMConfig, family: Family, embedding: str, shapes: Mapping[str, A
     if lm.tied_head:
         return (
             table,
-            *(Skip(re.escape(name), "tied: the embedding once more") for name in family.heads),
+            *(
+                Skip(re.escape(name), "tied: the embedding once more", same_as=embedding)
+                for name in family.heads
+            ),
         )
     head = next((name for name in family.heads if name in shapes), family.heads[0])
     return table, Rule(head, "lm/head", pad)
 
 
+_ROTARY = {
+    *("rope_type", "type", "rope_theta", "partial_rotary_factor"),
+    *("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"),
+}
+
+
 def _rotary(fields: Fields) -> dict[str, Any]:
     """Returns base and scaling, as transformers 4 and 5 write them."""
-    rope = Fields(fields.get("rope_parameters", "rope_scaling", default={}))
+    content = fields.get("rope_parameters", "rope_scaling", default={})
+    if not isinstance(content, Mapping):
+        raise ConversionError(
+            f"config.json: the scaling of rotary positions is {content!r}; expected an object."
+        )
+    rope = Fields(content)
     name = "rope_type" if rope.get("rope_type", default=None) else "type"
     kind = rope.only(name, "default", "linear", "llama3", default="default")
+    if unknown := sorted(set(content) - _ROTARY):
+        raise ConversionError(
+            f"config.json: the scaling of rotary positions has {', '.join(unknown)}; supported is "
+            f"{', '.join(sorted(_ROTARY))}. This model cannot be converted."
+        )
     scaling = RotaryScaling()
+    if kind == "default" and rope.get("factor", default=1.0) != 1.0:
+        raise ConversionError(
+            f"config.json: the rotary positions have factor {rope.get('factor')!r} and no kind of "
+            "scaling (rope_type); expected linear or llama3. Put the publisher's there."
+        )
     if kind != "default":
         scaling = RotaryScaling(factor=float(rope.get("factor")))
     if kind == "llama3":
@@ -129,6 +153,8 @@ def _rotary(fields: Fields) -> dict[str, Any]:
 
 
 def _llama_config(fields: Fields, vocab_size: int) -> LMConfig:
+    for name in ("partial_rotary_factor", "rope_parameters.partial_rotary_factor"):
+        fields.only(name, 1.0, default=1.0)
     width, heads = fields.get("hidden_size"), fields.get("num_attention_heads")
     head_dim = fields.get("head_dim", default=0)
     kv_heads = fields.get("num_key_value_heads", default=heads)
@@ -236,7 +262,7 @@ def _mpt_config(fields: Fields, vocab_size: int) -> LMConfig:
         attention_bias=has_bias,
         mlp_bias=has_bias,
         qk_norm=get("qk_ln", False),
-        tied_head=True,
+        tied_head=fields.get("tie_word_embeddings", default=True),
     )
 
 

@@ -21,11 +21,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from flamingo_jax.checkpoint import export
-from flamingo_jax.checkpoint.arrays import few
-from flamingo_jax.conversion import transforms
+from flamingo_jax.checkpoint.arrays import few, first_line
+from flamingo_jax.conversion import formats, transforms, values
+from flamingo_jax.conversion.published_tokenizer import PublishedTokenizer
 from flamingo_jax.conversion.reading import ConversionError, Weights
 from flamingo_jax.core import trees
-from flamingo_jax.core.paths import Path
 from flamingo_jax.models import api, encoders
 from flamingo_jax.models.config import ModelConfig, required
 from flamingo_jax.tokenizers.markers import Markers
@@ -70,10 +70,13 @@ class Skip:
     Attributes:
         source: regular expression of whole names.
         why: the reason, which the dry run prints.
+        same_as: name of the weight that the skipped one repeats; None = none. If they differ, the
+            conversion is refused.
     """
 
     source: str
     why: str
+    same_as: str | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,18 +106,20 @@ class Conversion:
         model: the model.
         rules: the mapping of its weights.
         files: the publisher's weights.
-        tokenizer: the tokenizer's file, or the directory that contains it; None without text.
+        tokenizer: the loaded tokenizer; None without text.
         preprocessing: {"image_size": pixels, ...}, as in an export.
-        markers: the tokens around texts and images; None = those stored with the tokenizer.
+        markers: the tokens around texts and images; None = those of the tokenizer.
+        notes: what a user should know about the files.
     """
 
     kind: str
     model: ModelConfig
     rules: Rules
     files: Weights
-    tokenizer: Path | None = None
+    tokenizer: PublishedTokenizer | None = None
     preprocessing: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     markers: Markers | None = None
+    notes: tuple[str, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -151,7 +156,8 @@ class PlannedWeight:
             yield np.asarray(self.rule.make(self.shape), self.dtype)
             return
         for names in self.pieces:
-            yield np.asarray(self.rule.transform(*(files.read(name) for name in names)), self.dtype)
+            made = self.rule.transform(*(files.read(name) for name in names))
+            yield values.cast(made, self.dtype, names)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -161,10 +167,29 @@ class ConversionPlan:
     Attributes:
         weights: all weights of the model, in the order of `core.trees.flatten`.
         skipped: name in the files -> why it is skipped.
+        repeated: name of a skipped weight -> name of the weight that it must repeat.
     """
 
     weights: tuple[PlannedWeight, ...]
     skipped: Mapping[str, str]
+    repeated: Mapping[str, str] = dataclasses.field(default_factory=dict)
+
+    def checked(self, files: Weights) -> Weights:
+        """Returns the files, so that a weight that is not finite is refused when it is read.
+
+        Raises:
+            ConversionError: if a skipped weight is not the one that it must repeat.
+        """
+        for name, other in self.repeated.items():
+            if values.digest(files.read(name)) != values.digest(files.read(other)):
+                raise ConversionError(
+                    f"The config says that {name} is {other} (tie_word_embeddings), but in the "
+                    "files they differ. If the model has a head of its own, write "
+                    '"tie_word_embeddings": false into config.json; else take the files of one '
+                    "release."
+                )
+        names = [name for weight in self.weights for names in weight.pieces for name in names]
+        return values.Checked(files, names)
 
 
 def with_prefixes(rules: Rules, *, source: str = "", target: str = "") -> Rules:
@@ -172,7 +197,10 @@ def with_prefixes(rules: Rules, *, source: str = "", target: str = "") -> Rules:
 
     def move(rule: Rule | Skip | Constant) -> Rule | Skip | Constant:
         if isinstance(rule, Skip):
-            return dataclasses.replace(rule, source=f"{re.escape(source)}(?:{rule.source})")
+            same = None if rule.same_as is None else source + rule.same_as
+            return dataclasses.replace(
+                rule, source=f"{re.escape(source)}(?:{rule.source})", same_as=same
+            )
         if isinstance(rule, Constant):
             return dataclasses.replace(rule, target=target + rule.target)
         names = tuple(source + name for name in rule.sources)
@@ -218,13 +246,14 @@ def check(
         if rule.target in targets
     }
     wanted = {name for parts in pieces.values() for names in parts for name in names}
-    skipped = {
-        name: rule.why
+    skips = {
+        name: rule
         for rule in rules
         if isinstance(rule, Skip)
         for name in sources
         if re.fullmatch(rule.source, name)
     }
+    skipped = {name: rule.why for name, rule in skips.items()}
     if both := sorted(wanted & skipped.keys()):
         raise ConversionError(
             f"{len(both)} weights of the files are both read and skipped: {few(both)}. Mend the "
@@ -233,6 +262,7 @@ def check(
     left = sorted(sources.keys() - wanted - skipped.keys())
     missing = sorted(wanted - sources.keys())
     unmade, unknown = sorted(targets.keys() - set(made)), sorted(set(made) - targets.keys())
+    formats.check_names(left)
     if left or missing or unmade or unknown:
         raise ConversionError(
             f"The files do not hold the model that was expected. Only in the files ({len(left)}): "
@@ -241,7 +271,7 @@ def check(
             f"lacks ({len(unknown)}): {few(unknown)}. Check --source, and that the config next to "
             "the files belongs to them."
         )
-    _check_dtypes(wanted, sources)
+    formats.check_dtypes({name: sources[name].dtype for name in wanted})
     by_target = {rule.target: rule for rule in makers}
     inherited = _common_dtype(sources[name] for name in wanted)
     order = trees.flatten(trees.unflatten(targets))
@@ -259,7 +289,12 @@ def check(
             f"{few(wrong, separator='; ')}. Check --source, and that the config next to the "
             "files belongs to them."
         )
-    return ConversionPlan(tuple(weights), skipped)
+    repeated = {
+        name: rule.same_as
+        for name, rule in skips.items()
+        if rule.same_as in sources.keys() - {name}
+    }
+    return ConversionPlan(tuple(weights), skipped, repeated)
 
 
 def plan(conversion: Conversion, *, dtype: Any = None) -> ConversionPlan:
@@ -268,12 +303,23 @@ def plan(conversion: Conversion, *, dtype: Any = None) -> ConversionPlan:
     Raises:
         ConversionError: as `check`.
     """
-    return check(
-        conversion.rules,
-        conversion.files.names(),
-        targets(conversion.kind, conversion.model),
-        dtype=dtype,
-    )
+    sources = conversion.files.names()
+    for part in (conversion.model.lm, conversion.model.vit, conversion.model.text_encoder):
+        if part is not None and part.num_layers > max(
+            len(sources), 10_000
+        ):  # would take all memory
+            raise ConversionError(
+                f"The config describes {part.num_layers} layers, and the files hold {len(sources)} "
+                "weights. Check that the config belongs to them."
+            )
+    try:
+        wanted = targets(conversion.kind, conversion.model)
+    except (TypeError, ValueError, ArithmeticError) as error:
+        raise ConversionError(
+            f"The config describes a model that cannot be: {first_line(error)}. Compare it with "
+            "the publisher's."
+        ) from error
+    return check(conversion.rules, sources, wanted, dtype=dtype)
 
 
 def targets(kind: str, model: ModelConfig) -> dict[str, jax.ShapeDtypeStruct]:
@@ -317,7 +363,8 @@ def load_params(conversion: Conversion, *, dtype: Any = None) -> dict[str, dict[
     Raises:
         ConversionError: as `check`.
     """
-    return assemble(plan(conversion, dtype=dtype), conversion.files)
+    planned = plan(conversion, dtype=dtype)
+    return assemble(planned, planned.checked(conversion.files))
 
 
 def _whole(weight: PlannedWeight, files: Weights) -> np.ndarray:
@@ -341,19 +388,6 @@ def _pieces(rule: Rule | Constant, target: jax.ShapeDtypeStruct) -> tuple[tuple[
     return tuple(
         tuple(name.replace(LAYER, str(layer)) for name in rule.sources) for layer in layers
     )
-
-
-def _check_dtypes(wanted: set[str], sources: Mapping[str, Any]) -> None:
-    wrong = [
-        name for name in sorted(wanted) if not jnp.issubdtype(sources[name].dtype, jnp.floating)
-    ]
-    if wrong:
-        named = [f"{name}: {sources[name].dtype}" for name in wrong]
-        raise ConversionError(
-            f"{len(wrong)} weights of the files are not floating point: {few(named)}. "
-            "Expected float32, float16 or bfloat16; a quantised checkpoint cannot be converted, "
-            "take the original."
-        )
 
 
 def _common_dtype(leaves: Any) -> np.dtype:

@@ -5,8 +5,9 @@
 
 OpenAI's own files have this layout too. Query, key and value are one weight. The sizes and the
 activation are read from open_clip_config.json next to the weights. Without this file the sizes
-follow from the weights, and the option `activation` is required: OpenAI's weights were trained with
-quick_gelu, LAION's with gelu_exact, and both load with either.
+follow from the weights, except two that any weights load with. The option `activation` is required:
+OpenAI's weights were trained with quick_gelu, LAION's with gelu_exact. The number of heads is
+looked up in a table of the published models, and must be given for others (`heads`, `text_heads`).
 """
 
 from __future__ import annotations
@@ -19,10 +20,9 @@ from flamingo_jax.conversion.clip import features_of
 from flamingo_jax.conversion.clip_text import both, text_config, text_rules, towers_of
 from flamingo_jax.conversion.mapping import Conversion, Rule, Rules, Skip, with_prefixes
 from flamingo_jax.conversion.publishers import Inputs, check_options
-from flamingo_jax.conversion.reading import ConversionError, Weights, open_weights
+from flamingo_jax.conversion.reading import ConversionError, Weights, open_weights, read_object
 from flamingo_jax.conversion.transforms import scalar
 from flamingo_jax.conversion.vit_rules import Names, vision_rules
-from flamingo_jax.core import paths
 from flamingo_jax.models.config import ModelConfig
 from flamingo_jax.models.text_encoder import TextEncoderConfig
 from flamingo_jax.models.vit import Activation, Features, ViTConfig
@@ -41,8 +41,8 @@ NAMES = Names(
     down="mlp.c_proj",
     final_norm="ln_post",
 )
-_CONFIG = "open_clip_config.json"
-_FILES = (
+CONFIG = "open_clip_config.json"
+FILES = (
     "open_clip_model.safetensors",
     "open_clip_pytorch_model.safetensors",
     "open_clip_pytorch_model.bin",
@@ -51,6 +51,31 @@ _NUMBERS = Skip(
     "input_resolution|context_length|vocab_size", "sizes that OpenAI's files contain: no weights"
 )
 _OTHERS = Skip(r"(?!visual\.).*", "no part of the image tower")
+# (width, layers, width of the feed-forward) of the published models -> heads. Those of H, g, bigG
+# and e have 80, 88, 104 and 112 channels, and not 64.
+_HEADS = {
+    "visual.": {
+        (384, 12, 1536): 6,  # S
+        (512, 12, 2048): 8,  # M
+        (768, 12, 3072): 12,  # B
+        (896, 12, 3584): 14,  # B plus
+        (1024, 24, 4096): 16,  # L
+        (1280, 32, 5120): 16,  # H
+        (1408, 40, 6144): 16,  # g
+        (1664, 48, 8192): 16,  # bigG
+        (1792, 56, 15360): 16,  # e
+    },
+    "": {
+        (256, 10, 1024): 4,
+        (384, 12, 1536): 6,
+        (512, 12, 2048): 8,
+        (640, 12, 2560): 10,
+        (768, 12, 3072): 12,
+        (1024, 24, 4096): 16,
+        (1280, 32, 5120): 20,
+        (1280, 36, 5120): 20,
+    },
+}
 # The supported fields of vision_cfg. Other fields change the tower, except those of _is_harmless.
 _SHAPE = ("image_size", "layers", "width", "head_width", "mlp_ratio", "patch_size")
 
@@ -59,37 +84,41 @@ def conversion(inputs: Inputs) -> Conversion:
     """Returns the conversion of a directory, or a file of weights, to an export of kind "vision".
 
     The options `features` and `towers` are those of `clip.conversion`. The option `activation` is
-    "quick_gelu" or "gelu_exact", if there is no open_clip_config.json.
+    "quick_gelu" or "gelu_exact", if there is no open_clip_config.json; then `heads` and
+    `text_heads` are the heads of a model that is not a published one.
 
     Raises:
-        ConversionError: if the tower is of another kind, or the activation is unknown.
+        ConversionError: if the tower is of another kind, or the activation or the number of heads
+            is unknown.
     """
-    check_options(inputs, "features", "activation", "towers")
+    check_options(inputs, "features", "activation", "towers", "heads", "text_heads")
     towers, activation = towers_of(inputs), inputs.options.get("activation")
     features: Features = "class" if towers == "both" else features_of(inputs)
-    directory = inputs.input if inputs.input.is_dir() else inputs.input.parent
-    named = [directory / name for name in _FILES if (directory / name).exists()]
-    files = open_weights(named[0] if named and inputs.input.is_dir() else inputs.input)
-    if (directory / _CONFIG).exists():
-        if activation is not None:
+    directory, heads = inputs.directory, _given_heads(inputs)
+    files = open_weights(inputs.input, first=FILES)
+    if (directory / CONFIG).exists():
+        if given := [*(["activation"] if activation else []), *heads]:
             raise ConversionError(
-                f"activation was given, but {directory / _CONFIG} says it: leave it out."
+                f"{given[0]} was given, but {directory / CONFIG} says it: leave it out."
             )
-        described = paths.read_json(directory / _CONFIG)
+        described = read_object(directory / CONFIG)
         config = vision_config(
             described.get("model_cfg", {}), described.get("preprocess_cfg", {}), features=features
         )
         squashed = described.get("preprocess_cfg", {}).get("resize_mode") == "squash"
     else:
         described = {}
-        config, squashed = config_of_weights(files, activation, features=features), False
+        config = config_of_weights(files, activation, features=features, heads=heads.get("heads"))
+        squashed = False
     preprocessing = {
         "image_size": config.image_size,
         "image_fit": "squash" if squashed else "crop",
         "background": "none",  # its transform ignores the transparency
     }
     if towers == "both":
-        text, joint_dim = _text_config(described.get("model_cfg", {}), files, config.activation)
+        text, joint_dim = _text_config(
+            files, config.activation, _text_heads(described, files, heads.get("text_heads"))
+        )
         rules = _both_rules(config, text)
         return both(
             config,
@@ -135,12 +164,9 @@ def _both_rules(vit: ViTConfig, text: TextEncoderConfig) -> Rules:
 
 
 def _text_config(
-    model: Mapping[str, Any], files: Weights, activation: Activation
+    files: Weights, activation: Activation, num_heads: int
 ) -> tuple[TextEncoderConfig, int]:
     """Returns (the text tower, J), with sizes from the weights.
-
-    The number of heads is that of the config. Without one, heads have 64 channels, as in all models
-    of OpenAI.
 
     Raises:
         ConversionError: if there is no such tower.
@@ -157,18 +183,13 @@ def _text_config(
             f"There is no text tower of CLIP in the weights: {', '.join(missing)} is missing. Take "
             "the image tower alone with towers=vision."
         )
-    blocks = {
-        int(found[1])
-        for name in names
-        if (found := re.match(r"transformer\.resblocks\.(\d+)\.", name))
-    }
     vocab_size, width = names[needed[0]].shape
     config = text_config(
         width=width,
         mlp_width=names[needed[3]].shape[0],
         vocab_size=vocab_size,
-        num_layers=len(blocks),
-        num_heads=model.get("text_cfg", {}).get("heads", width // 64),
+        num_layers=_num_blocks(names, ""),
+        num_heads=num_heads,
         max_length=names[needed[1]].shape[0],
         activation=activation,
     )
@@ -196,7 +217,7 @@ def vision_config(
     }
     if other or not isinstance(fields.get("layers"), int) or "patch_size" not in fields:
         raise ConversionError(
-            f"{_CONFIG} describes another image tower than CLIP's vision transformer: vision_cfg "
+            f"{CONFIG} describes another image tower than CLIP's vision transformer: vision_cfg "
             f"is {dict(fields)}; expected {', '.join(_SHAPE)}. Check --source."
         )
     width = fields.get("width", 768)
@@ -218,30 +239,34 @@ def vision_config(
     )
 
 
-def config_of_weights(files: Weights, activation: str | None, *, features: Features) -> ViTConfig:
-    """Returns the ViT of weights without a config; heads have 64 channels, as in OpenAI's models.
+def config_of_weights(
+    files: Weights, activation: str | None, *, features: Features, heads: int | None = None
+) -> ViTConfig:
+    """Returns the ViT of weights without a config.
+
+    Args:
+        files: the weights.
+        activation: quick_gelu or gelu_exact.
+        features: output of the tower.
+        heads: number of heads; None = that of the published model with this width and depth.
 
     Raises:
-        ConversionError: if there is no such tower, or the activation is missing.
+        ConversionError: if there is no such tower, or the activation or the number of heads is
+            missing.
     """
     names = files.names()
-    blocks = {
-        int(found[1])
-        for name in names
-        if (found := re.match(r"visual\.transformer\.resblocks\.(\d+)\.", name))
-    }
     if (
-        not blocks
+        not _num_blocks(names, "visual.")
         or "visual.conv1.weight" not in names
         or "visual.positional_embedding" not in names
     ):
         raise ConversionError(
-            f"There is no {_CONFIG} next to the weights, and no visual.transformer in them: "
+            f"There is no {CONFIG} next to the weights, and no visual.transformer in them: "
             f"{len(names)} names, such as {', '.join(sorted(names)[:3])}. Check --source."
         )
     if activation not in get_args(Activation):
         raise ConversionError(
-            f"There is no {_CONFIG} next to the weights, which says the activation; got the option "
+            f"There is no {CONFIG} next to the weights, which says the activation; got the option "
             f"activation = {activation!r}, expected quick_gelu (OpenAI's weights) or gelu_exact "
             "(LAION's)."
         )
@@ -250,8 +275,8 @@ def config_of_weights(files: Weights, activation: str | None, *, features: Featu
     return ViTConfig(
         patch_size=patch_size,
         width=width,
-        num_layers=len(blocks),
-        num_heads=width // 64,
+        num_layers=_num_blocks(names, "visual."),
+        num_heads=heads or _heads_of_published(names, "visual.", "heads"),
         mlp_width=names["visual.transformer.resblocks.0.mlp.c_fc.weight"].shape[0],
         image_size=side * patch_size,
         activation=cast(Activation, activation),
@@ -259,6 +284,47 @@ def config_of_weights(files: Weights, activation: str | None, *, features: Featu
         final_norm=features == "class",
         interpolation="antialiased",
     )
+
+
+def _num_blocks(names: Mapping[str, Any], prefix: str) -> int:
+    pattern = re.compile(rf"{re.escape(prefix)}transformer\.resblocks\.(\d+)\.")
+    return len({found[1] for name in names if (found := pattern.match(name))})
+
+
+def _given_heads(inputs: Inputs) -> dict[str, int]:
+    """Returns the options `heads` and `text_heads` that are given."""
+    given = {
+        name: inputs.options[name] for name in ("heads", "text_heads") if name in inputs.options
+    }
+    if wrong := [name for name, value in given.items() if not re.fullmatch(r"[1-9]\d{0,5}", value)]:
+        raise ConversionError(
+            f"{wrong[0]} is {given[wrong[0]]!r}; expected a number of attention heads, such as 16."
+        )
+    return {name: int(value) for name, value in given.items()}
+
+
+def _text_heads(described: Mapping[str, Any], files: Weights, heads: int | None) -> int:
+    """Returns the heads of the text tower; open_clip's config omits them if they are 8."""
+    if described:
+        return int((described.get("model_cfg", {}).get("text_cfg") or {}).get("heads", 8))
+    return heads or _heads_of_published(files.names(), "", "text_heads")
+
+
+def _heads_of_published(names: Mapping[str, Any], prefix: str, option: str) -> int:
+    """Returns the heads of the published model with the sizes of these weights."""
+    up = f"{prefix}transformer.resblocks.0.mlp.c_fc.weight"
+    if up not in names:
+        raise ConversionError(f"The weights lack {up}: take all weights of one model.")
+    mlp_width, width = names[up].shape
+    sizes = (width, _num_blocks(names, prefix), mlp_width)
+    if sizes not in _HEADS[prefix]:
+        raise ConversionError(
+            f"There is no {CONFIG} next to the weights, which says the number of heads. No "
+            f"published model has width {sizes[0]}, {sizes[1]} blocks and feed-forward {sizes[2]}: "
+            f"put the config there, or give --option={option}=NUMBER. Any number that divides the "
+            "width loads, and only one gives the right features."
+        )
+    return _HEADS[prefix][sizes]
 
 
 def _is_harmless(name: str, value: Any) -> bool:

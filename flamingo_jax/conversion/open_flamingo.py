@@ -46,17 +46,20 @@ from flamingo_jax.models.config import ModelConfig, required
 from flamingo_jax.models.gated_xattn import XattnConfig
 from flamingo_jax.models.lm import LMConfig
 from flamingo_jax.models.resampler import ResamplerConfig
-from flamingo_jax.tokenizers.load import load_tokenizer
 from flamingo_jax.tokenizers.markers import Markers
 
 
 def conversion(inputs: Inputs) -> Conversion:
     """Returns the conversion of a checkpoint, and of the two towers that it does not contain.
 
+    If the vision encoder is a file in open_clip's layout without a config, the options `heads` and
+    `activation` are those of `open_clip.conversion`. The default of `activation` is "quick_gelu",
+    of OpenAI's encoder, with which all releases were trained.
+
     Raises:
         ConversionError: if a tower is missing, or the three do not belong together.
     """
-    check_options(inputs, "lm", "vision")
+    check_options(inputs, "lm", "vision", "activation", "heads")
     if inputs.lm is None or inputs.vision is None:
         raise ConversionError(
             f"{inputs.input} holds what OpenFlamingo trained. Give its frozen parts too: --lm=DIR, "
@@ -64,13 +67,10 @@ def conversion(inputs: Inputs) -> Conversion:
             "CLIP ViT-L/14."
         )
     checkpoint, lm = reading.open_weights(inputs.input), hf_lm.conversion(Inputs(inputs.lm))
-    if lm.tokenizer is None:
-        raise ConversionError(
-            f"{inputs.lm} holds no tokenizer: its length says where the new tokens begin. Put it "
-            "there."
-        )
-    pieces = load_tokenizer(lm.tokenizer, ()).vocab_size
-    return join(checkpoint, lm, _vision(inputs.vision), pieces=pieces)
+    published = required(lm.tokenizer, "tokenizer")
+    joined = join(checkpoint, lm, _vision(inputs.vision, inputs.options), pieces=published.num_ids)
+    published = published.in_model(joined.markers or Markers(), joined.model.new_tokens)
+    return dataclasses.replace(joined, tokenizer=published)
 
 
 def join(checkpoint: Weights, lm: Conversion, vision: Conversion, *, pieces: int) -> Conversion:
@@ -111,23 +111,20 @@ def join(checkpoint: Weights, lm: Conversion, vision: Conversion, *, pieces: int
         model=model,
         rules=rules,
         files=reading.Merged(("", checkpoint), ("lm:", lm.files), ("vision:", vision.files)),
-        tokenizer=lm.tokenizer,
         # Its images come through open_clip's transform, which ignores the transparency.
         preprocessing={**vision.preprocessing, "background": "none"},
         markers=dataclasses.replace(lm.markers or Markers(), vocab_size=pieces),
     )
 
 
-def _vision(path: Path) -> Conversion:
-    """Returns the conversion of the vision encoder, in the layout of transformers or open_clip.
-
-    A file without a config is assumed to be OpenAI's.
-    """
-    if (path / "open_clip_config.json").exists():
-        return open_clip.conversion(Inputs(path))
-    if (path / "config.json").exists():
-        return clip.conversion(Inputs(path))
-    return open_clip.conversion(Inputs(path, options={"activation": "quick_gelu"}))
+def _vision(path: Path, options: Mapping[str, str]) -> Conversion:
+    """Returns the conversion of the vision encoder, in the layout of transformers or open_clip."""
+    directory = path if path.is_dir() else path.parent
+    if (directory / open_clip.CONFIG).exists():
+        return open_clip.conversion(Inputs(path, options=options))
+    if (directory / "config.json").exists():
+        return clip.conversion(Inputs(path, options=options))
+    return open_clip.conversion(Inputs(path, options={"activation": "quick_gelu", **options}))
 
 
 def _rules(pairs: Sequence[Pair], layers: Sequence[int] | None) -> Rules:
@@ -281,11 +278,12 @@ def _tables(
         return (
             *rules,
             Rule(layout.embedding, f"{new}/output", rest_of_rows),
-            *(Skip(re.escape(name), why) for name in heads),
+            *(Skip(re.escape(name), why, same_as=layout.embedding) for name in heads),
         )
     if heads:
         again = tuple(
-            Skip(re.escape(name), "the output table under its other name") for name in heads[1:]
+            Skip(re.escape(name), "the output table under its other name", same_as=heads[0])
+            for name in heads[1:]
         )
         return (
             *rules,

@@ -6,9 +6,10 @@ import dataclasses
 import importlib
 from collections.abc import Mapping
 
+from flamingo_jax.checkpoint.arrays import few, first_line
 from flamingo_jax.conversion.mapping import Conversion
-from flamingo_jax.conversion.reading import ConversionError
-from flamingo_jax.core.paths import Path
+from flamingo_jax.conversion.reading import ConversionError, passed_over
+from flamingo_jax.core.paths import Path, PathError
 
 # name of the source -> the module of this package with its `conversion(inputs) -> Conversion`
 SOURCES: Mapping[str, str] = {
@@ -21,6 +22,8 @@ SOURCES: Mapping[str, str] = {
     "open_flamingo": "open_flamingo",
     "idefics": "idefics",
 }
+# what a source raises if a field of a config is a list, say, where a number should be
+_ODD_VALUES = (AttributeError, ArithmeticError, LookupError, TypeError, ValueError)
 # name of the source -> the module with its `write(input, output) -> str`, for those that are
 # converted in both directions
 BACK: Mapping[str, str] = {"open_flamingo": "export_open_flamingo"}
@@ -42,19 +45,38 @@ class Inputs:
     vision: Path | None = None
     options: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
+    @property
+    def directory(self) -> Path:
+        """The directory that `input` is, or is in; the configs and the tokenizer are there."""
+        return self.input if self.input.is_dir() else self.input.parent
+
 
 def describe(source: str, inputs: Inputs) -> Conversion:
     """Returns the conversion of a publisher's files; reads names and shapes of weights, no data.
 
     Raises:
-        ConversionError: if there is no such source, or the files are of another kind.
+        ConversionError: if there is no such source, the files are of another kind, or a config has
+            a value that cannot be.
     """
     if source not in SOURCES:
         raise ConversionError(
             f"There is no source {source!r}; expected one of {', '.join(SOURCES)}."
         )
     module = importlib.import_module(f"flamingo_jax.conversion.{SOURCES[source]}")
-    return module.conversion(inputs)
+    try:
+        conversion = module.conversion(inputs)
+    except (ConversionError, PathError):
+        raise
+    except _ODD_VALUES as error:
+        raise ConversionError(
+            f"The config next to {inputs.input} has a value of a kind that no model of "
+            f"--source={source} has: {first_line(error)}. Compare it with the publisher's."
+        ) from error
+    notes = list(conversion.tokenizer.notes) if conversion.tokenizer else []
+    first = getattr(module, "FILES", ())
+    if inputs.input.is_dir() and (names := passed_over(inputs.input, first=first)):
+        notes.append(f"{len(names)} files next to the model are not read: {few(names)}.")
+    return dataclasses.replace(conversion, notes=(*conversion.notes, *notes))
 
 
 def write_back(source: str, checkpoint: Path, output: Path) -> str:

@@ -5,7 +5,8 @@
                           tensors are unpickled, never code. The weights may be inside of
                           {"model_state_dict": ...}, and have names "module.x".
 
-A directory must contain one model.
+A directory must contain one model. Of several files the one with the canonical name is read, in the
+order of transformers: model.safetensors, its shards, pytorch_model.bin, its shards.
 """
 
 from __future__ import annotations
@@ -13,7 +14,8 @@ from __future__ import annotations
 import contextlib
 import importlib
 import pickle
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 import jax
@@ -25,7 +27,18 @@ from flamingo_jax.core import paths
 from flamingo_jax.core.paths import Path, PathLike
 
 TORCH = (".pt", ".pth", ".bin", ".ckpt")
-_INDICES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
+_CANONICAL = (
+    "model.safetensors",
+    "model.safetensors.index.json",
+    "pytorch_model.bin",
+    "pytorch_model.bin.index.json",
+)
+_ADAPTER = re.compile(r"adapter_.*|.*lora.*", re.IGNORECASE)
+# files next to a model that are no model: the state of its training, the same in other names
+_OTHERS = re.compile(
+    r"\..*|(training_args|optimizer|scheduler|scaler|rng_state|random_states|consolidated).*"
+)
+_SHARD = re.compile(r"(.+)-(\d+)-of-(\d+)\.[^.]+")
 _NESTED = ("model_state_dict", "state_dict", "model")
 _SAFETENSORS_DTYPES = {
     "BF16": jnp.bfloat16,
@@ -167,8 +180,12 @@ class Torch:
         return tensor.numpy()
 
 
-def open_weights(path: PathLike) -> Weights:
+def open_weights(path: PathLike, *, first: Sequence[str] = ()) -> Weights:
     """Opens a file of weights, an index of shards, or the directory of one model.
+
+    Args:
+        path: the file or the directory.
+        first: names of files that a publisher prefers to the canonical ones.
 
     Raises:
         ConversionError: if there are no weights, a shard is missing, or a file is damaged.
@@ -177,7 +194,10 @@ def open_weights(path: PathLike) -> Weights:
     if not place.exists():
         raise ConversionError(f"There is nothing at {place}. Check --input.")
     if place.is_dir():
-        place = _model_file(place)
+        found = _model_files(place, first)
+        if len(found) > 1:
+            return Merged(*(("", open_weights(file)) for file in found))
+        place = found[0]
     if place.name.endswith(".index.json"):
         return _shards(place)
     if place.suffix == ".safetensors":
@@ -198,11 +218,21 @@ def read_config(directory: PathLike) -> dict[str, Any]:
     place = Path(directory)
     file = (place if place.is_dir() else place.parent) / "config.json"
     try:
+        return read_object(file)
+    except ConversionError as error:
+        raise ConversionError(f"{error} The model's shape is read from it.") from error
+
+
+def read_object(file: Path) -> dict[str, Any]:
+    """Returns the content of a JSON file of a publisher, which must be an object.
+
+    Raises:
+        ConversionError: if there is no such file, it is damaged, or it holds something else.
+    """
+    try:
         content = paths.read_json(file)
     except paths.PathError as error:
-        raise ConversionError(
-            f"{error} The model's shape is read from it: put the publisher's there."
-        ) from error
+        raise ConversionError(f"{error} Put the publisher's there.") from error
     if not isinstance(content, dict):
         raise ConversionError(
             f"{file} holds a {type(content).__name__}; expected an object. Put the publisher's "
@@ -211,37 +241,107 @@ def read_config(directory: PathLike) -> dict[str, Any]:
     return content
 
 
-def _model_file(directory: Path) -> Path:
-    """Returns the index or the only file of weights in a directory; prefers safetensors."""
-    for name in _INDICES:
+def passed_over(path: PathLike, *, first: Sequence[str] = ()) -> list[str]:
+    """Returns the names of the files of weights in a directory that `open_weights` does not read.
+
+    The directory is `path`, or the one that contains it; `first` is as there.
+
+    Raises:
+        ConversionError: as `open_weights`.
+    """
+    place = local(path)
+    directory = place if place.is_dir() else place.parent
+    read = list(_model_files(place, first)) if place.is_dir() else [place]
+    if read[0].name.endswith(".index.json"):
+        read = [directory / name for name in set(_weight_map(read[0]).values())]
+    return sorted({file.name for file in _files_of_weights(directory)} - {f.name for f in read})
+
+
+def _files_of_weights(directory: Path) -> list[Path]:
+    return [
+        file
+        for file in sorted(directory.iterdir())
+        if file.suffix in (".safetensors", *TORCH) and not file.name.startswith("._")
+    ]
+
+
+def _model_files(directory: Path, first: Sequence[str]) -> tuple[Path, ...]:
+    """Returns the file of weights in a directory, or its index, or its shards without an index."""
+    for name in (*first, *_CANONICAL):
         if (directory / name).exists():
-            return directory / name
-    files = sorted(directory.iterdir())
+            return (directory / name,)
+    files = _files_of_weights(directory)
+    adapters = [file for file in files if _ADAPTER.fullmatch(file.name)]
+    others = [file for file in files if _OTHERS.fullmatch(file.name)]
+    models = [file for file in files if file not in adapters and file not in others]
     for suffixes in ((".safetensors",), TORCH):
-        found = [file for file in files if file.suffix in suffixes]
-        if len(found) == 1:
-            return found[0]
-        if found:
+        groups: dict[tuple[str, ...], list[Path]] = {}
+        for file in models:
+            if file.suffix in suffixes:
+                shard = _SHARD.fullmatch(file.name)
+                key: tuple[str, ...] = (file.name,)
+                if shard:
+                    key = (shard[1], shard[3], file.suffix)
+                groups.setdefault(key, []).append(file)
+        if len(groups) > 1:
+            found = [file.name for group in groups.values() for file in group]
             raise ConversionError(
-                f"{directory} holds {len(found)} files of weights and no index: "
-                f"{few([file.name for file in found])}. Give one of them, or put "
-                f"{' or '.join(_INDICES)} next to them."
+                f"{directory} holds {len(found)} files of weights and no index: {few(found)}. Give "
+                "one of them, or put model.safetensors.index.json or pytorch_model.bin.index.json "
+                "next to them."
             )
+        for key, group in groups.items():  # at most one
+            return _all_shards(directory, key, group)
+    if adapters:
+        raise ConversionError(
+            f"{directory} holds an adapter, {few([file.name for file in adapters])}, and not the "
+            "model that it changes. Merge them first (peft: merge_and_unload, save_pretrained)."
+        )
+    if len(others) == 1:
+        return (others[0],)
+    there = [file.name for file in sorted(directory.iterdir())]
     raise ConversionError(
-        f"{directory} holds no weights: {few([file.name for file in files])}; expected "
-        f"*.safetensors or *{', *'.join(TORCH)}."
+        f"{directory} holds no weights: {few(there)}; expected *.safetensors or "
+        f"*{', *'.join(TORCH)}."
     )
+
+
+def _all_shards(directory: Path, key: tuple[str, ...], group: list[Path]) -> tuple[Path, ...]:
+    """Returns the files of one model, of which none may be missing."""
+    if len(key) > 1:
+        there = {int(found[2]) for file in group if (found := _SHARD.fullmatch(file.name))}
+        missing = sorted(set(range(1, int(key[1]) + 1)) - there)
+        if missing:
+            raise ConversionError(
+                f"{len(missing)} of {int(key[1])} shards {key[0]}-N-of-{key[1]}{key[2]} in "
+                f"{directory} are missing: N = {few([str(number) for number in missing])}. Put "
+                "them there."
+            )
+    return tuple(group)
+
+
+def _weight_map(index: Path) -> dict[str, str]:
+    """Returns {name of a weight: file} of an index of shards."""
+    try:
+        where = read_object(index).get("weight_map")
+    except ConversionError as error:
+        raise ConversionError(f"{index} is no index of shards: {error}") from error
+    if not isinstance(where, dict) or not where:
+        raise ConversionError(
+            f"{index} is no index of shards: it has no weight_map. Put the publisher's there."
+        )
+    if wrong := [name for name in where.values() if not isinstance(name, str)]:
+        raise ConversionError(
+            f"{index} is no index of shards: {wrong[0]!r} is no name of a file. Put the "
+            "publisher's there."
+        )
+    return where
 
 
 def _shards(index: Path) -> Weights:
     """Opens all files that an index names, and checks that they contain its weights."""
-    try:
-        where = paths.read_json(index)["weight_map"]
-        files = sorted(set(where.values()))
-    except (paths.PathError, KeyError, TypeError, AttributeError) as error:
-        raise ConversionError(
-            f"{index} is no index of shards: {first_line(error)}. Put the publisher's there."
-        ) from error
+    where = _weight_map(index)
+    files = sorted(set(where.values()))
     if missing := [name for name in files if not (index.parent / name).exists()]:
         raise ConversionError(
             f"{len(missing)} of {len(files)} shards that {index} names are missing: "

@@ -16,7 +16,7 @@ from flamingo_jax.conversion.mapping import (
     PlannedWeight,
     Rule,
 )
-from flamingo_jax.conversion.reading import ConversionError
+from flamingo_jax.conversion.reading import ConversionError, Weights
 from flamingo_jax.core import config as config_lib
 from flamingo_jax.core import paths, trees
 from flamingo_jax.core.paths import Path, PathLike
@@ -47,28 +47,28 @@ def write(
 
     Raises:
         ConversionError: if the mapping does not fit the files (then nothing is written), a file is
-            damaged, or `output` is something else than an export.
+            damaged, a weight is not finite, or `output` is something else than an export. An
+            export that was there stays as it was.
         CheckpointError: if the export cannot be written.
     """
     check_output(output)
     plan = mapping.plan(conversion, dtype=dtype)
-    weights = {}
+    files, weights = plan.checked(conversion.files), {}
     for number, weight in enumerate(plan.weights, 1):
-        parts = functools.partial(
-            _parts, weight, conversion, f"{number}/{len(plan.weights)}", report
-        )
+        parts = functools.partial(_parts, weight, files, f"{number}/{len(plan.weights)}", report)
         weights[weight.target] = Streamed(
             weight.shape, weight.dtype, parts, is_stacked=weight.is_stacked
         )
+    tokenizer = conversion.tokenizer
     return export_lib.export(
         output,
         trees.unflatten(weights),
         kind=conversion.kind,
         config=config_lib.to_dict(conversion.model),
-        tokenizer=conversion.tokenizer,
+        tokenizer=tokenizer.files if tokenizer else None,
         preprocessing=conversion.preprocessing,
         step=0,
-        markers=conversion.markers,
+        markers=conversion.markers or (tokenizer.markers if tokenizer else None),
     )
 
 
@@ -103,14 +103,13 @@ def table(conversion: Conversion, *, dtype: Any = None) -> str:
     ]
     lines += [(name, "--", f"skipped: {why}") for name, why in sorted(plan.skipped.items())]
     width = max(len(origin) for origin, _, _ in lines)
-    return "\n".join(
-        [*(f"{origin:{width}}  {arrow}  {rest}" for origin, arrow, rest in lines), _summary(plan)]
-    )
+    rows = [f"{origin:{width}}  {arrow}  {rest}" for origin, arrow, rest in lines]
+    return "\n".join([*rows, *conversion.notes, _summary(plan)])
 
 
-def _parts(weight: PlannedWeight, conversion: Conversion, count: str, report: Report) -> Any:
+def _parts(weight: PlannedWeight, files: Weights, count: str, report: Report) -> Any:
     report(f"{count} {weight.target} {weight.shape}")
-    return weight.parts(conversion.files)
+    return weight.parts(files)
 
 
 def _origin(weight: PlannedWeight) -> str:

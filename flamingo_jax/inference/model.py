@@ -132,7 +132,8 @@ class Flamingo:
                 vocabulary.
         """
         self.tokenizer, self.checkpoint, self.step = tokenizer, checkpoint, step
-        stop = tuple(dict.fromkeys(end for end in (tokenizer.eoc_id, tokenizer.eos_id) if end >= 0))
+        ends = (tokenizer.eoc_id, tokenizer.eos_id, *tokenizer.markers.ends)
+        stop = tuple(dict.fromkeys(end for end in ends if end >= 0))
         self.engine = Engine(
             model,
             params,
@@ -356,7 +357,12 @@ def _build(described: OpenedCheckpoint) -> tuple[Model, LMConfig, Tokenizer, int
         )
     # A language model has no rows for new tokens.
     new_tokens = described.new_tokens if described.kind == "flamingo" else ()
-    tokenizer = load_tokenizer(described.tokenizer, new_tokens)
+    try:
+        tokenizer = load_tokenizer(described.tokenizer, new_tokens, in_prompts=True)
+    except ValueError as error:
+        raise CheckpointError(
+            f"The tokenizer of {described.path} cannot be loaded: {error}"
+        ) from error
     config = from_dict(ModelConfig, described.model_config, where="model").with_vocabulary(
         tokenizer.vocab_size
     )

@@ -13,9 +13,10 @@ number of rows (stored in prompt.json, see `tokenizers.markers`), and no text ha
 """
 
 import abc
+import copy
 import re
-from collections.abc import Iterable, Sequence
-from typing import Protocol, SupportsInt, runtime_checkable
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Protocol, SupportsInt, TypeVar, runtime_checkable
 
 from flamingo_jax.core.paths import Path, PathLike
 from flamingo_jax.tokenizers import markers as markers_lib
@@ -26,6 +27,8 @@ JSON_NAME = "tokenizer.json"
 # Files of Hugging Face next to tokenizer.json that name the pieces of <BOS>, <EOS> and padding. If
 # both name one, the first file counts.
 SPECIAL_TOKENS_NAMES = ("tokenizer_config.json", "special_tokens_map.json")
+
+T = TypeVar("T", bound="WithNewTokens")
 
 
 @runtime_checkable
@@ -94,8 +97,18 @@ class WithNewTokens(abc.ABC):
         if len(set(self.new_tokens)) != len(self.new_tokens) or "" in self.new_tokens:
             raise ValueError(f"New tokens must be distinct and not empty, got {self.new_tokens}.")
         self._new_ids = {token: vocab_size + k for k, token in enumerate(self.new_tokens)}
-        self._ids_in_text = dict(self._new_ids)
-        if EOC not in self._new_ids and markers.end_of_chunk != EOC and self.eoc_id >= 0:
+        # tokens without a piece, which this class decodes itself
+        self._added = {
+            number: token
+            for token, number in (markers.in_text | markers.in_prompts).items()
+            if number >= num_pieces
+        }
+        self._find_in_text(markers.in_text)
+
+    def _find_in_text(self, tokens: Mapping[str, int]) -> None:
+        """Sets which strings become one id: these tokens, the new tokens and `<EOC>`."""
+        self._ids_in_text = {**tokens, **self._new_ids}
+        if EOC not in self._new_ids and self.markers.end_of_chunk != EOC and self.eoc_id >= 0:
             self._ids_in_text[EOC] = self.eoc_id
         longest_first = sorted(self._ids_in_text, key=len, reverse=True)
         self._split = (
@@ -103,6 +116,15 @@ class WithNewTokens(abc.ABC):
             if longest_first
             else None
         )
+
+    def for_prompts(self: T) -> T:
+        """Returns a tokenizer that also finds the tokens which count in prompts alone.
+
+        See `Markers.in_prompts`.
+        """
+        other = copy.copy(self)
+        other._find_in_text(self.markers.in_text | self.markers.in_prompts)
+        return other
 
     @abc.abstractmethod
     def _encode(self, text: str) -> list[int]:
@@ -179,6 +201,10 @@ class WithNewTokens(abc.ABC):
         run: list[int] = []  # pieces between two new tokens
         size = self.vocab_size
         for token in map(int, ids):
+            if token in self._added:
+                text += [self._decode(run), self._added[token]]
+                run = []
+                continue
             if 0 <= token < size:
                 if token < self._num_pieces:  # rows of the table without a piece have no text
                     run.append(token)

@@ -175,9 +175,11 @@ def _special_tokens(directory: Path) -> dict[str, str]:
         if not file.exists():
             continue
         try:
-            fields: dict[str, Any] = json.loads(file.read_text())
+            fields: Any = json.loads(file.read_text())
         except ValueError as error:
             raise ValueError(f"{file} is not JSON: {error}.") from error
+        if not isinstance(fields, dict):
+            raise ValueError(f"{file} holds a {type(fields).__name__}; expected an object.")
         for key in ("bos", "eos", "pad"):
             piece = fields.get(f"{key}_token")
             piece = piece.get("content") if isinstance(piece, dict) else piece

@@ -9,18 +9,21 @@ from flamingo_jax.tokenizers.markers import EOC
 from flamingo_jax.tokenizers.sentencepiece import SentencePieceTokenizer
 
 
-def load_tokenizer(path: PathLike, new_tokens: Sequence[str] = (EOC,)) -> Tokenizer:
+def load_tokenizer(
+    path: PathLike, new_tokens: Sequence[str] = (EOC,), *, in_prompts: bool = False
+) -> Tokenizer:
     """Reads a tokenizer.model (SentencePiece), else a tokenizer.json (Hugging Face).
 
     Args:
         path: the file, or the directory that contains it.
         new_tokens: strings that get ids after the vocabulary, in this order.
+        in_prompts: True if the texts are prompts, and not documents (see `Markers.in_prompts`).
 
     Raises:
         FileNotFoundError: neither of the files exists.
         ValueError: the file is damaged, or has no piece for the start or end of a sequence.
     """
     file = find(path)
-    if file.suffix != ".json":
-        return SentencePieceTokenizer.load(file, new_tokens)
-    return HuggingFaceTokenizer.load(file, new_tokens)
+    cls = HuggingFaceTokenizer if file.suffix == ".json" else SentencePieceTokenizer
+    tokenizer = cls.load(file, new_tokens)
+    return tokenizer.for_prompts() if in_prompts else tokenizer

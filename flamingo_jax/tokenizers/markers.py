@@ -37,6 +37,11 @@ class Markers:
             written again if the sequence already ends in it.
         vocab_size: V, the rows of the model's table; the ids of new tokens follow. 0 = the number
             of the tokenizer's pieces.
+        in_text: token -> id of those that a publisher added to the pieces, such as `<|im_start|>`.
+            In a text each of them is one id.
+        in_prompts: the same for tokens that begin, end or fill a document. They are one id in a
+            prompt only, so that the text of a web page cannot end a document.
+        ends: further ids that end an answer, besides the end of a chunk and `<EOS>`.
     """
 
     bos: bool = True
@@ -44,6 +49,9 @@ class Markers:
     closes_chunks: bool = True
     image: tuple[str, ...] = (IMAGE_TAG,)
     vocab_size: int = 0
+    in_text: dict[str, int] = dataclasses.field(default_factory=dict)
+    in_prompts: dict[str, int] = dataclasses.field(default_factory=dict)
+    ends: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         if IMAGE_TAG not in self.image or not all(self.image):
@@ -54,6 +62,8 @@ class Markers:
             raise ValueError(
                 f"{FILE_NAME}: vocab_size is {self.vocab_size}; expected a number of rows, or 0."
             )
+        if "" in self.in_text or "" in self.in_prompts:
+            raise ValueError(f"{FILE_NAME}: a token of in_text or in_prompts is empty.")
 
 
 PAPER = Markers()

@@ -19,7 +19,12 @@ class SentencePieceTokenizer(WithNewTokens):
     """
 
     def __init__(self, model: bytes, new_tokens: Sequence[str] = (EOC,), markers: Markers = PAPER):
-        self._pieces = sentencepiece.SentencePieceProcessor(model_proto=model)
+        try:
+            self._pieces = sentencepiece.SentencePieceProcessor(model_proto=model)
+        except RuntimeError as error:
+            raise ValueError(
+                f"These {len(model)} bytes are no {FILE_NAME} of SentencePiece: {error}."
+            ) from error
         super().__init__(self._pieces.vocab_size(), new_tokens, markers)
         self._model = model
         for name in ("bos", "eos"):
@@ -35,6 +40,7 @@ class SentencePieceTokenizer(WithNewTokens):
 
         Raises:
             FileNotFoundError: the file does not exist.
+            ValueError: it is no SentencePiece model, or has no piece for <BOS> or <EOS>.
         """
         file = find(path, (FILE_NAME,))
         return cls(file.read_bytes(), new_tokens, markers_lib.read(file.parent))

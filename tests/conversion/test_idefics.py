@@ -9,7 +9,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from flamingo_jax.conversion import idefics, mapping, reading
+from flamingo_jax.conversion import idefics, mapping, published_tokenizer, reading
 from flamingo_jax.conversion.publishers import Inputs
 from flamingo_jax.conversion.reading import ConversionError
 from flamingo_jax.core.config import from_dict
@@ -178,10 +178,10 @@ def test_added_tokens_are_read_from_each_of_the_publishers_files(tmp_path):
     }
     for name, content in forms.items():
         (tmp_path / name).write_text(json.dumps(content))
-    assert idefics.added_tokens(Path(tmp_path)) == {32: "<a>", 33: "<b>", 34: "<c>"}
+    assert published_tokenizer.added_tokens(Path(tmp_path)) == {32: "<a>", 33: "<b>", 34: "<c>"}
     (tmp_path / "added_tokens.json").write_text("[1]")
-    with pytest.raises(ConversionError, match="added_tokens.json is damaged"):
-        idefics.added_tokens(Path(tmp_path))
+    with pytest.raises(ConversionError, match="added_tokens.json holds a list; expected an object"):
+        published_tokenizer.added_tokens(Path(tmp_path))
 
 
 def test_an_option_that_is_not_known_is_refused(tmp_path):

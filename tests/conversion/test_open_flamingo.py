@@ -5,12 +5,15 @@ import dataclasses
 import numpy as np
 import pytest
 
+from flamingo_jax.checkpoint import export as export_lib
 from flamingo_jax.conversion import mapping, publishers, writing
 from flamingo_jax.conversion.export_open_flamingo import state_dict
 from flamingo_jax.conversion.mapping import Constant, load_params
 from flamingo_jax.conversion.reading import ConversionError
 from flamingo_jax.core import trees
+from flamingo_jax.core.config import to_dict
 from flamingo_jax.core.paths import Path
+from flamingo_jax.models import sizes
 from tests.parity import open_flamingo_models as models
 
 torch = pytest.importorskip("torch")
@@ -195,6 +198,29 @@ def test_what_does_not_belong_together_is_refused(name, describe):
 def test_towers_must_be_given(tmp_path):
     with pytest.raises(ConversionError, match="Give its frozen parts too: --lm=DIR"):
         publishers.describe("open_flamingo", publishers.Inputs(Path(tmp_path) / "checkpoint.pt"))
+
+
+def test_what_has_no_way_back_is_one_error(describe, tmp_path):
+    """An NFNet Flamingo, which is the paper's, and a model with a NaN."""
+    conversion = describe("mpt", 1)
+    params, nfnet = load_params(conversion), sizes.NFNETS["F0"]
+    paper = dataclasses.replace(conversion.model, vit=None, vision=nfnet)
+    with pytest.raises(ConversionError, match="has an NFNet as its vision encoder"):
+        state_dict(paper, params)
+    params["flamingo/resampler"]["latents"] = params["flamingo/resampler"]["latents"] * np.nan
+    out, export = Path(tmp_path) / "checkpoint.pt", Path(tmp_path) / "export"
+    export_lib.export(
+        export,
+        params,
+        kind="flamingo",
+        config=to_dict(conversion.model),
+        tokenizer=None,
+        preprocessing={},
+        step=0,
+    )
+    with pytest.raises(ConversionError, match="1 weights are not finite .*: perceiver.latents"):
+        publishers.write_back("open_flamingo", export, out)
+    assert not out.exists()
 
 
 def test_a_model_of_another_geometry_has_no_way_back(describe):

@@ -23,7 +23,6 @@ from flamingo_jax.evaluation.config import EvaluateConfig
 from flamingo_jax.evaluation.run import run
 from flamingo_jax.inference.config import InferenceConfig
 from flamingo_jax.inference.dual_encoder import DualEncoder
-from flamingo_jax.tokenizers.load import load_tokenizer
 from tests.evaluation.fixtures import coco, imagenet
 from tests.parity import stand_ins
 
@@ -118,7 +117,7 @@ def randomised(model):
 
 
 def encoder(conversion):
-    tokenizer = load_tokenizer(conversion.tokenizer, ())
+    tokenizer = conversion.tokenizer.loaded
     config = InferenceConfig(images_per_pass=4)
     params = load_params(conversion)
     return DualEncoder(
