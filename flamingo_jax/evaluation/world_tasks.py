@@ -221,9 +221,14 @@ def _shuffled(
 
 @functools.lru_cache(maxsize=2)
 def read_albums(directory: PathLike) -> dict[str, Album]:
-    """Reads the test pictures of a world, by pool: "test_one", "test_two", "test_held_out"."""
+    """Reads the test pictures of a world, by pool: "test_one", "test_two", "test_held_out".
+
+    Raises:
+        TaskError: two pictures have the same id.
+    """
     source = Source(f"{directory}/test_images", "test")
     pools: dict[str, list[tuple[list[list[int]], bytes]]] = {}
+    ids: set[str] = set()
     for index in range(len(source)):
         record = source[index]
         assert isinstance(record, ImageText)
@@ -232,6 +237,12 @@ def read_albums(directory: PathLike) -> dict[str, Album]:
             [VALUES[a].index(item[name]) for a, name in enumerate(ATTRIBUTES)]
             for item in metadata["objects"]
         ]
+        if metadata["id"] in ids:
+            raise task.TaskError(
+                f"{directory}/test_images holds the id {metadata['id']!r} twice, expected each id "
+                "once: make the world again."
+            )
+        ids.add(metadata["id"])
         pools.setdefault(metadata["id"].split("/")[0], []).append((attributes, record.image))
     return {
         pool: Album(

@@ -447,3 +447,24 @@ def test_two_queries_of_one_id_are_refused():
 
     with pytest.raises(TaskError, match="1 training items have the id of another .* train/4"):
         drawn(TwiceInTraining(), 2, seed=1)
+
+
+@pytest.mark.parametrize(
+    ("benchmark", "shots", "sizes"),
+    [
+        (Colours(), 0, (10, None, 2)),
+        (Colours(), 2, (10, None, 0)),
+        (CLOSED, 0, (None, None, 0)),
+        (LABELLED, 2, (None, 4, 0)),
+    ],
+    ids=["text examples", "supports", "nothing", "classes"],
+)
+def test_a_row_has_the_split_and_the_sizes_of_what_was_drawn(benchmark, shots, sizes):
+    names = ("num_support", "num_support_per_class", "num_text_examples")
+    protocol = Protocol(num_support=10, num_support_per_class=4)
+    on_val = dataclasses.replace(benchmark, own_queries="val")
+    found = FewShotTask(on_val, protocol).setting(shots)
+    assert found == {"split": "val", **dict(zip(names, sizes, strict=True))}
+    assert isinstance(FewShotTask(benchmark), task.HasSetting)
+    validation = FewShotTask(benchmark, dataclasses.replace(protocol, split="validation"))
+    assert validation.setting(shots)["split"] == "validation, from train"

@@ -9,6 +9,7 @@ import math
 import numpy as np
 import pytest
 
+from flamingo_jax.core.finite import NonFiniteError
 from flamingo_jax.evaluation.lm_lookup import lookup_probe
 from flamingo_jax.tokenizers.sentencepiece import SentencePieceTokenizer, train_sentencepiece
 from flamingo_jax.world.text import WORDS, lookup_pages
@@ -86,3 +87,16 @@ def test_only_the_answer_counts(tokenizer):
         return losses
 
     assert lookup_probe(token_nll, tokenizer, 4, 10, 0)["nll"] == pytest.approx(0.5)
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_losses_that_are_not_finite_are_refused(tokenizer, bad):
+    """The smallest of NaN is the first: the accuracy would be that of guessing, without a word."""
+
+    def token_nll(tokens, segment):
+        losses = np.ones(tokens[:, 1:].shape)
+        losses[3] = bad
+        return losses
+
+    with pytest.raises(NonFiniteError, match="Losses of the language model are not finite: 4 of"):
+        lookup_probe(token_nll, tokenizer, 4, 10, 0)

@@ -13,6 +13,7 @@ from etils import epath
 from data_pipelines import world as pipeline
 from flamingo_jax.evaluation import registry, world_tasks
 from flamingo_jax.evaluation.protocol import Protocol
+from flamingo_jax.evaluation.task import TaskError
 from flamingo_jax.world import scenes
 from flamingo_jax.world.scenes import COLOURS, SHAPES, VALUES
 from flamingo_jax.world.text import NEW_NAMES
@@ -296,6 +297,16 @@ def test_missing_world_is_explained(tmp_path):
         registry.create("bind2", {})
     with pytest.raises(FileNotFoundError, match="no dataset at"):
         registry.create("bind2", {"world": str(tmp_path)}).episodes(0)
+
+
+def test_a_picture_that_is_there_twice_is_an_error(directory, monkeypatch):
+    """It could be the query and a support of one prompt."""
+    source = world_tasks.Source(f"{directory}/test_images", "test")
+    monkeypatch.setattr(
+        world_tasks, "Source", lambda path, split: [source[0], source[1], source[0]]
+    )
+    with pytest.raises(TaskError, match="test_images holds the id 'test_one/0' twice"):
+        world_tasks.read_albums.__wrapped__(directory)
 
 
 def readings(episode, shown):
