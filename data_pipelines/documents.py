@@ -9,7 +9,6 @@ A builder is named as in `--input=tfds:c4/en:3.0.1 --data_dir=~/tensorflow_datas
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import functools
 import json
@@ -22,7 +21,7 @@ from etils import epath
 
 from data_pipelines.collect import Found, collect
 from data_pipelines.filters import quality, repetition
-from data_pipelines.formats import jsonl, tfrecord
+from data_pipelines.formats import jsonl, parquet, tfrecord
 from data_pipelines.inputs import InputFiles, input_files
 from data_pipelines.keys import text_key, url_key
 from data_pipelines.marker_removal import without_markers
@@ -34,8 +33,6 @@ from flamingo_jax.data.schema import Document
 
 TFDS = "tfds:"
 DEFAULT_DATA_DIR = "~/tensorflow_datasets"  # the default of TFDS
-PART = 128 << 20  # uncompressed bytes of the row groups of one part
-_BATCH = 256  # rows of a row group in memory at once
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,22 +71,13 @@ class TextRequest:
 
 
 @dataclasses.dataclass(frozen=True)
-class RowGroups:
-    """Row groups start..stop-1 of a parquet file; stop = -1: to the end of the file."""
-
-    path: str
-    start: int = 0
-    stop: int = -1
-
-
-@dataclasses.dataclass(frozen=True)
 class ExamplesFile:
     """One file of a TFDS dataset."""
 
     path: str
 
 
-Part = jsonl.Lines | RowGroups | ExamplesFile
+Part = jsonl.Lines | parquet.RowGroups | ExamplesFile
 
 
 def build(request: TextRequest, output: epath.Path, how: Execution) -> dict[str, int]:
@@ -136,7 +124,7 @@ def _parts(request: TextRequest, files: InputFiles) -> list[Part]:
         if has_suffix(path, jsonl.SUFFIXES):
             found += jsonl.parts(path)
         elif has_suffix(path, (".parquet",)):
-            found += _row_groups(path)
+            found += parquet.parts(path)
         else:
             raise ValueError(
                 f"--input={path}: expected the name of a file to end in "
@@ -153,8 +141,9 @@ def read(request: TextRequest, part: Part) -> Iterator[Found | Reject]:
     rows: Iterator[dict[str, Any] | Reject]
     if isinstance(part, jsonl.Lines):
         rows = jsonl.rows(part)
-    elif isinstance(part, RowGroups):
-        rows = _parquet_rows(part, request)
+    elif isinstance(part, parquet.RowGroups):
+        others = (request.url_field, *request.metadata_fields)
+        rows = parquet.rows(part, (request.text_field,), others, missing="no_text_field")
     else:
         rows = tfrecord.rows(part.path)
     for row in rows:
@@ -197,73 +186,6 @@ def _plain(value: Any) -> str | int | float | bool | None:
     if isinstance(value, bytes):
         return value.decode(errors="replace")
     return value if isinstance(value, str | int | float | bool) else None
-
-
-def _row_groups(path: str) -> list[Part]:
-    """Returns consecutive row groups of about PART bytes.
-
-    A file that cannot be opened is one part, so that a worker counts it.
-    """
-    import pyarrow.parquet
-
-    try:
-        with epath.Path(path).open("rb") as file:
-            metadata = pyarrow.parquet.read_metadata(file)
-            groups = map(metadata.row_group, range(metadata.num_row_groups))
-            sizes = [group.total_byte_size for group in groups]
-    except (OSError, ValueError):  # pyarrow's ArrowInvalid is a ValueError
-        return [RowGroups(path)]
-    starts, size = [0], 0
-    for number, bytes_of_group in enumerate(sizes):
-        if size and size + bytes_of_group > PART:
-            starts.append(number)
-            size = 0
-        size += bytes_of_group
-    stops = [*starts[1:], len(sizes)]
-    return [RowGroups(path, start, stop) for start, stop in zip(starts, stops, strict=True)]
-
-
-def _parquet_rows(part: RowGroups, request: TextRequest) -> Iterator[dict[str, Any] | Reject]:
-    """Yields the wanted columns of the rows, and a Reject for a row group that cannot be read."""
-    import pyarrow.parquet
-
-    with contextlib.ExitStack() as stack:
-        try:
-            raw = stack.enter_context(epath.Path(part.path).open("rb"))
-            file = pyarrow.parquet.ParquetFile(raw)
-            names = set(file.schema_arrow.names)
-        except (OSError, ValueError) as error:
-            yield Reject("unreadable_file", f"{part.path}: {error}", broken=True)
-            return
-        if request.text_field not in names:
-            columns = ", ".join(sorted(names))
-            detail = f"{part.path}: columns {columns}, not {request.text_field!r}"
-            yield Reject("no_text_field", detail, broken=True)
-            return
-        wanted = sorted(names & {request.text_field, request.url_field, *request.metadata_fields})
-        stop = file.num_row_groups if part.stop < 0 else part.stop
-        for number in range(part.start, stop):
-            try:
-                for batch in file.iter_batches(_BATCH, row_groups=[number], columns=wanted):
-                    yield from _batch_rows(batch)
-            except (OSError, ValueError, NotImplementedError) as error:
-                detail = f"{part.path}, row group {number}: {error}"
-                yield Reject("truncated_file", detail, broken=True)
-
-
-def _batch_rows(batch: Any) -> Iterator[dict[str, Any]]:
-    """Yields rows in which texts are bytes.
-
-    Pyarrow does not check that a string is UTF-8 when it reads it, and raises when it decodes it.
-    """
-    import pyarrow
-
-    columns = {}
-    for name, column in zip(batch.schema.names, batch.columns, strict=True):
-        is_text = pyarrow.types.is_string(column.type) or pyarrow.types.is_large_string(column.type)
-        columns[name] = (column.cast(pyarrow.large_binary()) if is_text else column).to_pylist()
-    for values in zip(*columns.values(), strict=True):
-        yield dict(zip(columns, values, strict=True))
 
 
 def _tfds_files(request: TextRequest) -> list[str]:

@@ -26,6 +26,7 @@ from typing import Any
 from etils import epath
 
 from data_pipelines.collect import Found, collect
+from data_pipelines.formats import parquet
 from data_pipelines.formats.local_files import local_image
 from data_pipelines.inputs import input_files
 from data_pipelines.keys import text_key, url_key
@@ -38,7 +39,6 @@ from flamingo_jax.data.schema import InterleavedPage
 SUFFIXES = (".parquet",)
 END_OF_DOCUMENT = "END_OF_DOCUMENT_TOKEN_TO_BE_REPLACED"
 
-_BATCH = 32  # rows in memory at once
 _COLUMNS = ("images", "texts")
 
 
@@ -71,25 +71,12 @@ def build(request: ObelicsRequest, output: epath.Path, how: Execution) -> dict[s
 
 def read_file(request: ObelicsRequest, path: str) -> Iterator[Found | Reject]:
     """Yields the pages of a parquet file, and a Reject for each page and image that is left out."""
-    import pyarrow.parquet
-
-    started = False
-    try:
-        with epath.Path(path).open("rb") as raw:
-            file = pyarrow.parquet.ParquetFile(raw)
-            columns = file.schema_arrow.names
-            if not set(_COLUMNS) <= set(columns):
-                detail = f"{path}: the columns are {', '.join(columns)}"
-                yield Reject("not_obelics", detail, broken=True)
-                return
-            started = True
-            wanted = [name for name in (*_COLUMNS, "general_metadata") if name in columns]
-            for batch in file.iter_batches(_BATCH, columns=wanted):
-                for row in batch.to_pylist():
-                    yield from read_row(row, request)
-    except (OSError, pyarrow.ArrowException, UnicodeDecodeError) as error:
-        reason = "truncated_file" if started else "unreadable_file"
-        yield Reject(reason, f"{path}: {error}", broken=True)
+    whole_file = parquet.RowGroups(path)
+    for row in parquet.rows(whole_file, _COLUMNS, ("general_metadata",), missing="not_obelics"):
+        if isinstance(row, Reject):
+            yield row
+        else:
+            yield from read_row(row, request)
 
 
 def read_row(row: dict[str, Any], request: ObelicsRequest) -> Iterator[Found | Reject]:
@@ -107,6 +94,10 @@ def read_row(row: dict[str, Any], request: ObelicsRequest) -> Iterator[Found | R
         yield Reject(
             "not_obelics", "in some place not just one of image and text is null", broken=True
         )
+        return
+    if any(isinstance(text, parquet.BrokenText) for text in texts):
+        url = _url(row.get("general_metadata"))
+        yield Reject("broken_text", f"{url}: a text is not UTF-8", broken=True)
         return
     documents: list[list[str | Picture]] = [[]]
     for number, (image, text) in enumerate(zip(images, texts, strict=True)):

@@ -64,6 +64,8 @@ class PairsRequest:
       image_column: table: column with the path of the image; "": the first of filepath, image_path,
         image, path, filename, file.
       text_column: table: column with the caption; "": the first of caption, title, text.
+      tsv_quotes: table: fields of a tab-separated table can be in quotes, as pandas writes them; by
+        default a quote in one is a letter like any other.
       min_size: an image with a shorter side of fewer pixels is left out.
       max_characters: a longer caption is left out.
     """
@@ -73,6 +75,7 @@ class PairsRequest:
     images: str = ""
     image_column: str = ""
     text_column: str = ""
+    tsv_quotes: bool = False
     min_size: int = 0
     max_characters: int = 2000
 
@@ -108,8 +111,11 @@ def build(request: PairsRequest, output: epath.Path, how: Execution) -> dict[str
         files = input_files(request.input, tars.SUFFIXES)
         units += files
     else:
-        files = input_files(request.input, tables.SUFFIXES, IMAGE_SUFFIXES)
-        units += [part for path in files for part in tables.parts(path, _PART)]
+        files, quoted = (
+            input_files(request.input, tables.SUFFIXES, IMAGE_SUFFIXES),
+            request.tsv_quotes,
+        )
+        units += [part for path in files for part in tables.parts(path, _PART, quoted=quoted)]
     read = functools.partial(read_unit, request)
     return collect(units, read, "image_text", output, how, passed_over=files.passed_over).table()
 

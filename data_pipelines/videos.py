@@ -75,6 +75,8 @@ class VideosRequest:
       video_column: table: column with the path of the video; "": the first of video, filepath,
         video_path, path, filename, file.
       text_column: table: column with the caption; "": the first of caption, title, text.
+      tsv_quotes: table, webvid: fields of a tab-separated table can be in quotes, as pandas writes
+        them; by default a quote in one is a letter like any other.
       text_field: hdvila: field of each clip with its text.
       store: frames (JPEG) | file (as it is).
       fps: stored frames per second.
@@ -89,6 +91,7 @@ class VideosRequest:
     videos: str = ""
     video_column: str = ""
     text_column: str = ""
+    tsv_quotes: bool = False
     text_field: str = "caption"
     store: str = "frames"
     fps: float = 3.0
@@ -193,7 +196,11 @@ def _units(request: VideosRequest, files: InputFiles) -> list[Unit]:
         return [tuple(files[k : k + _FOLDER_PART]) for k in range(0, len(files), _FOLDER_PART)]
     if request.format == "hdvila":
         return [part for path in files for part in jsonl.parts(path, _LINES_PART)]
-    return [part for path in files for part in tables.parts(path, _TABLE_PART)]
+    return [
+        part
+        for path in files
+        for part in tables.parts(path, _TABLE_PART, quoted=request.tsv_quotes)
+    ]
 
 
 def _folder(request: VideosRequest, path: str) -> epath.Path:

@@ -64,14 +64,15 @@ def read_inside(folder: epath.Path, name: str, *, max_bytes: int, missing: str) 
     Returns:
       Its content; or a Reject for path_traversal, file_too_large, or the reason `missing`.
     """
-    path = inside(folder, name)
-    if isinstance(path, Reject):
-        return path
-    try:
-        with path.open("rb") as file:
-            content = file.read(max_bytes + 1)
-    except (OSError, ValueError) as error:  # ValueError: not a valid name for the file system
-        return Reject(missing, f"{name!r:.200}: {error}", broken=True)
+    path: epath.Path | Reject | None = _inside(folder, name)
+    content = _read(path, max_bytes) if path else None
+    if content is None:
+        path = inside(folder, name)
+        if isinstance(path, Reject):
+            return path
+        content = _read(path, max_bytes)
+    if not isinstance(content, bytes):
+        return Reject(missing, f"{name!r:.200}: there is no such file in {folder}", broken=True)
     if len(content) > max_bytes:
         detail = f"{name!r:.200} has more than {max_bytes} bytes"
         return Reject("file_too_large", detail, broken=True)
@@ -156,12 +157,14 @@ def _is_file_name(part: str) -> bool:
 
 def _read_first(paths: Iterable[epath.Path], max_bytes: int) -> bytes | None:
     path = _first_file(form for each in paths for form in map(epath.Path, forms(os.fspath(each))))
-    if path is None:
-        return None
+    return _read(path, max_bytes) if path else None
+
+
+def _read(path: epath.Path, max_bytes: int) -> bytes | None:
     try:
         with path.open("rb") as opened:
             return opened.read(max_bytes + 1)
-    except OSError:
+    except (OSError, ValueError):  # ValueError: not a valid name for the file system
         return None
 
 

@@ -12,8 +12,9 @@ import pytest
 import tensorflow_datasets as tfds
 from etils import epath
 
-from data_pipelines.documents import RowGroups, TextRequest, build, parts, read
+from data_pipelines.documents import TextRequest, build, parts, read
 from data_pipelines.formats import tfrecord
+from data_pipelines.formats.parquet import RowGroups
 from data_pipelines.on_beam import Execution
 from data_pipelines.page import Reject
 from flamingo_jax.data.sources import Source
@@ -162,7 +163,7 @@ def test_row_groups_are_divided_into_parts(tmp_path, monkeypatch):
     table = pyarrow.table({"text": TEXTS})
     pyarrow.parquet.write_table(table, tmp_path / "a.parquet", row_group_size=1)
     size = pyarrow.parquet.read_metadata(tmp_path / "a.parquet").row_group(0).total_byte_size
-    monkeypatch.setattr("data_pipelines.documents.PART", 2 * size + 100)
+    monkeypatch.setattr("data_pipelines.formats.parquet.PART", 2 * size + 100)
     request = TextRequest(str(tmp_path))
     assert [(part.start, part.stop) for part in parts(request)] == [(0, 2), (2, 4), (4, 5)]
     assert collected(request) == TEXTS
