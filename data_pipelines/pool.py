@@ -29,7 +29,7 @@ import numpy as np
 from etils import epath
 
 from data_pipelines.on_beam import Execution
-from flamingo_jax.data import interleave, pack
+from flamingo_jax.data import interleave
 from flamingo_jax.data.schema import CorruptRecord, InterleavedPage, Record
 from flamingo_jax.data.sources import Source
 from flamingo_jax.tokenizers.base import Tokenizer
@@ -217,7 +217,7 @@ def _of_pages(
 def _of_documents(
     request: PoolRequest, source: Source, tokenizer: Tokenizer
 ) -> tuple[dict[str, object], dict[str, int]]:
-    measure = lambda record: (len(pack.tokenise_document(record.text, tokenizer)),)
+    measure = lambda record: (len(interleave.tokenise_text(record.text, tokenizer)),)
     lengths, corrupt = _sample(request, source, measure)
     lengths = lengths[:, 0]
     rng = np.random.default_rng(request.seed)

@@ -26,6 +26,7 @@ from data_pipelines.sample_html import SampleRow, Token, Visual, render
 from flamingo_jax.data.config import AugmentConfig, DataConfig, DatasetConfig
 from flamingo_jax.data.images.augment import augment
 from flamingo_jax.data.images.read import encode_png
+from flamingo_jax.data.interleave import tag_of
 from flamingo_jax.data.mixture import Mixture
 from flamingo_jax.data.rejected import describe_reasons
 from flamingo_jax.data.rows import RECORD_KINDS
@@ -34,7 +35,6 @@ from flamingo_jax.data.sources import Source
 from flamingo_jax.data.to_device import to_device
 from flamingo_jax.tokenizers.base import Tokenizer
 from flamingo_jax.tokenizers.load import load_tokenizer
-from flamingo_jax.tokenizers.markers import IMAGE_TAG
 
 _MOST_ROWS = 32  # of one batch: 32 rows of five images of 320 x 320 are 50 MB
 _MOST_METADATA = 400  # characters
@@ -251,7 +251,7 @@ def _sample(
     else:
         name = "clip" if any(len(visual.frames) > 1 for visual in visuals) else "image"
         notes.append(f"{len(visuals)} {name}{'s' * (len(visuals) != 1)}")
-    attends = direction(tokens, phi, tokenizer.encode(IMAGE_TAG)) if kind == "interleaved" else ""
+    attends = direction(tokens, phi, tag_of(tokenizer).own) if kind == "interleaved" else ""
     if len(metadata) > _MOST_METADATA:
         metadata = metadata[:_MOST_METADATA] + "…"
     padding = batch.tokens.shape[1] - length

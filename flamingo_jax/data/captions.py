@@ -4,6 +4,7 @@ A pair becomes a prompt of one shot (pair syntax; paper, A.3.3), or a caption al
 
     pairs      <BOS><image>{text}<EOC><EOS>     phi = 1 everywhere
     captions   <BOS>{text}<EOS>                 phi = 0: the text encoder gets no image
+                                                (`interleave.tokenise_text`)
 
 With probability 0.5 a space is put before the text of a pair. Tokenizers encode a word with and
 without a space differently, and the model must understand both after the tag (first version of the
@@ -13,7 +14,7 @@ paper, section 3.2.1).
 import numpy as np
 from jaxtyping import Int
 
-from flamingo_jax.data.interleave import end_of_chunk, tag_of
+from flamingo_jax.data.interleave import end_of_chunk, tag_of, tag_text
 from flamingo_jax.data.schema import CorruptRecord
 from flamingo_jax.tokenizers.base import Tokenizer
 from flamingo_jax.tokenizers.markers import IMAGE_TAG
@@ -37,13 +38,9 @@ def tokenise_pair(
         raise CorruptRecord(
             f"The text of a pair contains {IMAGE_TAG!r}: it has more <image> tags than images."
         )
-    text_ids = tokenizer.encode(" " + text if space_prefix else text)
+    spaced = f" {text}" if space_prefix else text
+    text_ids = tokenizer.encode_after(tag_text(tokenizer), spaced)
     tag = tag_of(tokenizer)
     closing = [end_of_chunk(tokenizer)] if tokenizer.markers.closes_chunks else []
     ids = [*tokenizer.start_ids, *tag.opening, *tag.own, *text_ids, *closing, tokenizer.eos_id]
     return np.asarray(ids, np.int32)
-
-
-def tokenise_caption(text: str, tokenizer: Tokenizer) -> Int[np.ndarray, "T"]:
-    """Returns `<BOS>{text}<EOS>` as int32[T]."""
-    return np.asarray([*tokenizer.start_ids, *tokenizer.encode(text), tokenizer.eos_id], np.int32)

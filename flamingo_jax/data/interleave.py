@@ -20,7 +20,8 @@ token around each image, and phi increases after the first of them:
 """
 
 import enum
-from collections.abc import Sequence
+import functools
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Final, NamedTuple
 
 import numpy as np
@@ -40,6 +41,10 @@ class Marker(enum.Enum):
 IMAGE: Final = Marker.IMAGE
 
 
+class TagInText(ValueError):
+    """A text contains the string of the tag, which would be a tag without an image."""
+
+
 class Tag(NamedTuple):
     """The token ids that are written for an image.
 
@@ -52,21 +57,48 @@ class Tag(NamedTuple):
     own: list[int]
 
 
+@functools.lru_cache(maxsize=8)
 def tag_of(tokenizer: Tokenizer) -> Tag:
-    """Returns the tag that the tokenizer's markers define; in the paper `<image>`, no opening."""
-    pieces = tokenizer.markers.image
+    """Returns the tag that the tokenizer's markers define; in the paper `<image>`, no opening.
+
+    Its ids are the same everywhere: those after the token that closes a chunk.
+    """
+    pieces, before = tokenizer.markers.image, tokenizer.markers.end_of_chunk
     at = pieces.index(IMAGE_TAG)
     opening, own = (
-        [i for piece in part for i in tokenizer.encode(piece)]
+        [i for piece in part for i in tokenizer.encode_after(before, piece)]
         for part in (pieces[:at], pieces[at:])
     )
     return Tag(opening, own)
 
 
+def tag_text(tokenizer: Tokenizer) -> str:
+    """Returns the string of the whole tag, which is before the text that follows an image."""
+    return "".join(tokenizer.markers.image)
+
+
+def joined(parts: Iterable[str | Marker], tokenizer: Tokenizer) -> Iterator[str | Marker]:
+    """Yields the parts, with texts that follow each other as one text; none of them is empty.
+
+    Their tokens are then those of the whole text, wherever it was cut.
+    """
+    texts: list[str] = []
+    for part in parts:
+        if isinstance(part, str):
+            texts += [part] if part else []
+            continue
+        if texts:
+            yield tokenizer.separator.join(texts)
+            texts = []
+        yield part
+    if texts:
+        yield tokenizer.separator.join(texts)
+
+
 def tokenise(
     parts: Sequence[str | Marker], tokenizer: Tokenizer, *, close: bool = True
 ) -> tuple[Int[np.ndarray, "T"], Int[np.ndarray, "T"]]:
-    """Writes texts and images as one token sequence.
+    """Writes texts and images as one token sequence: texts side by side are one text.
 
     <BOS> is first, unless the tokenizer's markers have no <BOS>. <EOC> closes a chunk: it is
     written before every <image>, and before the <EOS> at the end of the document. It is left out
@@ -86,14 +118,16 @@ def tokenise(
         int32[T] tokens, and int32[T] phi, the number of image tags up to and including each token.
 
     Raises:
-        ValueError: a text contains "<image>", or the tokenizer has no <EOC>.
+        TagInText: a text contains "<image>".
+        ValueError: the tokenizer has no <EOC>.
     """
     closes = tokenizer.markers.closes_chunks
     eoc = end_of_chunk(tokenizer) if closes and (close or IMAGE in parts) else tokenizer.eoc_id
     tag = tag_of(tokenizer)
     begin = tokenizer.start_ids
     tokens, starts = [*begin], []
-    for part in parts:
+    before, after_image = "", tag_text(tokenizer)
+    for part in joined(parts, tokenizer):
         if part is IMAGE:
             if closes and len(tokens) > len(begin) and tokens[-1] != eoc:
                 tokens.append(eoc)
@@ -101,13 +135,14 @@ def tokenise(
                 tokens += tag.opening
             starts.append(len(tokens))
             tokens += tag.own
+            before = after_image
         elif IMAGE_TAG in part:
-            raise ValueError(
+            raise TagInText(
                 f"A text contains {IMAGE_TAG!r}, so there are more <image> tags than images: "
                 f"{part[:80]!r}. Put the image in the place of the tag."
             )
-        elif part:
-            tokens += tokenizer.encode(part)
+        else:
+            tokens += tokenizer.encode_after(before, part)
     if close and closes and tokens[-1:] != [eoc]:
         tokens.append(eoc)
     if close:
@@ -136,11 +171,17 @@ def tokenise_page(
     Raises:
         CorruptRecord: the page has more <image> tags than images.
     """
-    if any(IMAGE_TAG in text for text in page.texts):
+    try:
+        return tokenise([p if isinstance(p, str) else IMAGE for p in page.parts], tokenizer)
+    except TagInText as error:
         raise CorruptRecord(
             f"A text of the page contains {IMAGE_TAG!r}: it has more <image> tags than images."
-        )
-    return tokenise([part if isinstance(part, str) else IMAGE for part in page.parts], tokenizer)
+        ) from error
+
+
+def tokenise_text(text: str, tokenizer: Tokenizer) -> Int[np.ndarray, "T"]:
+    """Returns `<BOS>{text}<EOS>` as int32[T]: a document, or a caption for the text encoder."""
+    return np.asarray([*tokenizer.start_ids, *tokenizer.encode(text), tokenizer.eos_id], np.int32)
 
 
 def attend_next(phi: Int[np.ndarray, "T"], tag_length: int) -> Int[np.ndarray, "T"]:

@@ -14,13 +14,6 @@ from collections.abc import Iterable
 import numpy as np
 from jaxtyping import Int
 
-from flamingo_jax.tokenizers.base import Tokenizer
-
-
-def tokenise_document(text: str, tokenizer: Tokenizer) -> Int[np.ndarray, "T"]:
-    """Returns `<BOS>{text}<EOS>` as int32[T]."""
-    return np.asarray([*tokenizer.start_ids, *tokenizer.encode(text), tokenizer.eos_id], np.int32)
-
 
 def window(
     tokens: Int[np.ndarray, "T"], length: int, rng: np.random.Generator

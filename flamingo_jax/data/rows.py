@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import Int64, UInt32
 
 from flamingo_jax.data import interleave, pack
-from flamingo_jax.data.captions import tokenise_caption, tokenise_pair
+from flamingo_jax.data.captions import tokenise_pair
 from flamingo_jax.data.config import Background, DatasetConfig, ImageFit
 from flamingo_jax.data.images import video
 from flamingo_jax.data.images.read import place
@@ -124,7 +124,7 @@ class RowMaker:
         """
         tokenizer, kind = self._tokenizer, self._config.kind
         if kind == "text" and isinstance(record, Document):
-            return Example((pack.tokenise_document(record.text, tokenizer),))
+            return Example((interleave.tokenise_text(record.text, tokenizer),))
         if kind == "interleaved" and isinstance(record, InterleavedPage):
             tokens, phi = interleave.tokenise_page(record, tokenizer)
             return Example((tokens,), phi, self._images(record.images))
@@ -133,7 +133,7 @@ class RowMaker:
                 f"A dataset of kind {kind!r} got a {record.kind}, expected {RECORD_KINDS[kind]}."
             )
         if kind == "captions":
-            ways = [tokenise_caption(record.text, tokenizer)]
+            ways = [interleave.tokenise_text(record.text, tokenizer)]
         else:
             ways = [
                 tokenise_pair(record.text, tokenizer, space_prefix=space) for space in (False, True)

@@ -7,14 +7,12 @@ once, and the estimate of the time left is too long rather than too short.
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Sequence
 
 import numpy as np
 
 from flamingo_jax.evaluation.episode import Answer, Episode
 from flamingo_jax.evaluation.journal import Journal, TextAndScores, prompt_hash
-from flamingo_jax.inference.engine import Request
 from flamingo_jax.inference.model import Flamingo
 
 BATCHES = 4  # answered between two writes to the journal
@@ -51,12 +49,6 @@ def answer(
         PathError: the journal cannot be written.
     """
     keys = [prompt_hash(episode) for episode in episodes]
-    # A classification has the same thousand candidates in every query.
-    candidate_tokens = functools.lru_cache(maxsize=4)(
-        lambda candidates, separator: model.candidate_tokens(
-            [f"{separator}{candidate}" for candidate in candidates]
-        )
-    )
     order = sorted(range(len(episodes)), key=lambda number: _size(episodes[number]), reverse=True)
     most_prompts = max((1 + len(episode.orders) for episode in episodes), default=1)
     step = max(1, BATCHES * batch_size // most_prompts)
@@ -67,9 +59,11 @@ def answer(
         if any(keys[number] not in journal.finished for number in wave):
             asked = [episodes[number] for number in wave]
             requests = [
-                Request(
-                    model.read(parts, masked=episode.masked),
-                    candidate_tokens(episode.candidates, episode.separator) if score else (),
+                model.request(
+                    parts,
+                    episode.candidates if score else (),
+                    separator=episode.separator,
+                    masked=episode.masked,
                 )
                 for episode in asked
                 for parts in (episode.parts, *episode.orders)

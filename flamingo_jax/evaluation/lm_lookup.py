@@ -54,7 +54,10 @@ def lookup_probe(
     """
     pages = lookup_pages(ways, n, seed)
     prompts = [[*tokenizer.start_ids, *tokenizer.encode(page.prompt)] for page in pages]
-    answers = [[tokenizer.encode(name) for name in page.candidates] for page in pages]
+    answers = [
+        [tokenizer.encode_after(page.prompt, f" {name}") for name in page.candidates]
+        for page in pages
+    ]
     longest = max(
         len(prompt) + max(map(len, names)) for prompt, names in zip(prompts, answers, strict=True)
     )
@@ -105,6 +108,7 @@ class LookupTask:
                 candidates=page.candidates,
                 answer=page.answer,
                 query_id=f"lookup{shots}/{index}",
+                separator=" ",
             )
             for index, page in enumerate(pages)
         ]

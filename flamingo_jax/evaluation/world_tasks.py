@@ -141,6 +141,7 @@ class WorldTask:
             query_id=f"{pool}/{row}",
             support_ids=tuple(f"test_one/{i}" for i in chosen),
             masked=control == "hidden",
+            separator=" ",
         )
 
 

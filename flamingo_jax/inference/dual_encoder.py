@@ -28,7 +28,7 @@ from flamingo_jax.core.config import from_dict
 from flamingo_jax.core.notation import Float, Int
 from flamingo_jax.core.paths import PathLike
 from flamingo_jax.core.precision import Policy
-from flamingo_jax.data.captions import tokenise_caption
+from flamingo_jax.data.interleave import tokenise_text
 from flamingo_jax.inference.cache_of_latents import passes_of
 from flamingo_jax.inference.compiled import Compiled, fetch, whole_on_each_device
 from flamingo_jax.inference.config import InferenceConfig
@@ -193,7 +193,7 @@ class DualEncoder:
         tokens = np.full((len(texts), self._length), self._tokenizer.pad_id, np.int32)
         segment = np.zeros((len(texts), self._length), np.int32)
         for row, text in enumerate(texts):
-            ids = tokenise_caption(text, self._tokenizer)
+            ids = tokenise_text(text, self._tokenizer)
             if len(ids) > self._length:
                 ids = np.append(ids[: self._length - 1], ids[-1])
             tokens[row, : len(ids)], segment[row, : len(ids)] = ids, 1

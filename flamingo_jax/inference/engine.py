@@ -33,7 +33,7 @@ from flamingo_jax.inference import compiled, decode, padding
 from flamingo_jax.inference.cache_of_latents import Latents, passes_of
 from flamingo_jax.inference.compiled import Compiled
 from flamingo_jax.inference.config import InferenceConfig
-from flamingo_jax.inference.methods import BeamSearch, Method, Sample
+from flamingo_jax.inference.methods import BeamSearch, Method, Sample, as_method
 from flamingo_jax.inference.padding import PromptTooLong, Shape
 from flamingo_jax.inference.prompt import PromptBatch, TokenisedPrompt, collate
 from flamingo_jax.inference.score import Normalise, score
@@ -160,9 +160,12 @@ class Engine:
                 longer than the model's context.
             PromptError: an image cannot be read, or a candidate is empty.
             NonFiniteError: the model gave NaN or infinity.
+            ConfigError: `method` is no method, its answers are too long, or `batch_size` is no
+                number of at least 1.
         """
         config = config or self.config
-        method = (method or config.method) if generate else None
+        method = (as_method(method) or config.method) if generate else None
+        padding.check_sizes(batch_size, method, config.lengths[-1])
         shards = self.compiled.num_shards(BATCH_AXES)
         answers: dict[int, Reply] = {}
         for bucket, numbers in sorted(self._buckets(requests, config, method).items()):

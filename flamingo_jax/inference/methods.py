@@ -10,7 +10,10 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from typing import Any, Literal, TypeAlias
+
+import numpy as np
 
 from flamingo_jax.core.config import ConfigError
 
@@ -51,10 +54,10 @@ class BeamSearch:
 
     def __post_init__(self) -> None:
         _at_least_one(self, "num_beams", "max_new_tokens")
-        if not self.length_penalty >= 0:
+        if not _is_number(self.length_penalty) or self.length_penalty < 0:
             raise ValueError(
-                f"BeamSearch.length_penalty is {self.length_penalty}; expected at "
-                "least 0 (0 = off)."
+                f"BeamSearch.length_penalty is {self.length_penalty!r}; expected at least 0 (0 "
+                "= off), and a number."
             )
         if self.ends not in ("any", "best"):
             raise ValueError(f"BeamSearch.ends is {self.ends!r}; expected 'any' or 'best'.")
@@ -79,15 +82,33 @@ class Sample:
 
     def __post_init__(self) -> None:
         _at_least_one(self, "max_new_tokens")
-        if not self.temperature > 0 or not 0 < self.top_p <= 1:
+        are_numbers = _is_number(self.temperature) and _is_number(self.top_p)
+        if not are_numbers or not self.temperature > 0 or not 0 < self.top_p <= 1:
             raise ValueError(
-                f"Sample.temperature is {self.temperature} and Sample.top_p {self.top_p}; expected "
-                "temperature > 0 and 0 < top_p <= 1. For the most probable token each time, use "
-                "Greedy()."
+                f"Sample.temperature is {self.temperature!r} and Sample.top_p {self.top_p!r}; "
+                "expected temperature > 0 and 0 < top_p <= 1. For the most probable token each "
+                "time, use Greedy()."
             )
+        if not is_whole(self.seed):
+            raise ValueError(f"Sample.seed is {self.seed!r}; expected a whole number, such as 0.")
 
 
 Method: TypeAlias = Greedy | BeamSearch | Sample
+
+
+def as_method(method: object) -> Method | None:
+    """Returns `method`, which a caller may have given wrongly.
+
+    Raises:
+        ConfigError: it is no method.
+    """
+    if method is None or isinstance(method, Greedy | BeamSearch | Sample):
+        return method
+    got = f"the class {method.__name__}" if isinstance(method, type) else repr(method)
+    raise ConfigError(
+        f"method: got {got}; expected a method with its settings: Greedy(), BeamSearch(3), "
+        "Sample(top_p=0.9), or None for that of the model's config."
+    )
 
 
 def from_settings(
@@ -133,5 +154,20 @@ def from_settings(
 def _at_least_one(method: Method, *names: str) -> None:
     for name in names:
         value = getattr(method, name)
-        if value < 1:
-            raise ValueError(f"{type(method).__name__}.{name} is {value}; expected at least 1.")
+        if not is_whole(value, least=1):
+            raise ValueError(
+                f"{type(method).__name__}.{name} is {value!r}; expected at least 1, and a whole "
+                "number."
+            )
+
+
+def is_whole(value: Any, *, least: int | None = None) -> bool:
+    """Returns True for a whole number of Python or numpy, of at least `least`."""
+    if not isinstance(value, int | np.integer) or type(value) is bool:
+        return False
+    return least is None or bool(value >= least)
+
+
+def _is_number(value: Any) -> bool:
+    is_real = isinstance(value, int | float | np.integer | np.floating)
+    return is_real and type(value) is not bool and math.isfinite(value)

@@ -41,6 +41,7 @@ from flamingo_jax.core.trees import Params
 from flamingo_jax.data.config import Background, ImageFit
 from flamingo_jax.inference import compiled
 from flamingo_jax.inference import prompt as prompts
+from flamingo_jax.inference.candidates import Candidates, as_candidates
 from flamingo_jax.inference.chat import Chat
 from flamingo_jax.inference.config import InferenceConfig
 from flamingo_jax.inference.engine import Engine, Reply, Request
@@ -55,7 +56,7 @@ from flamingo_jax.inference.prompt import (
     Visual,
     as_batch,
 )
-from flamingo_jax.inference.score import Normalise
+from flamingo_jax.inference.score import Normalise, check_normalise
 from flamingo_jax.models import api
 from flamingo_jax.models.api import Model
 from flamingo_jax.models.config import ModelConfig, required
@@ -132,6 +133,7 @@ class Flamingo:
                 vocabulary.
         """
         self.tokenizer, self.checkpoint, self.step = tokenizer, checkpoint, step
+        self._candidates = Candidates(tokenizer)
         ends = (tokenizer.eoc_id, tokenizer.eos_id, *tokenizer.markers.ends)
         stop = tuple(dict.fromkeys(end for end in ends if end >= 0))
         self.engine = Engine(
@@ -213,7 +215,12 @@ class Flamingo:
         self, prompts: Sequence[Part], *, method: Method | None = None, batch_size: int = 16
     ) -> str: ...
     def generate(
-        self, prompts: Prompts, *, method: Method | None = None, batch_size: int = 16
+        self,
+        prompts: Prompts,
+        *,
+        method: Method | None = None,
+        batch_size: int = 16,
+        **unknown: object,
     ) -> str | list[str]:
         """Continues prompts until `<EOC>`.
 
@@ -222,15 +229,24 @@ class Flamingo:
                 of strings, or a list of such lists.
             method: `Greedy`, `BeamSearch` or `Sample`; None = as the model's config says.
             batch_size: prompts answered together.
+            **unknown: other names, which are an error that says where the settings are.
 
         Returns:
             The text after the prompt, up to `<EOC>`; a list of texts for several prompts.
 
         Raises:
             PromptError: a prompt cannot be read, or is too long.
+            ConfigError: `method` or `batch_size` is none.
+            TypeError: an unknown name.
         """
+        if unknown:
+            raise TypeError(
+                f"generate: got {_named(unknown)}; expected prompts, method and batch_size. "
+                "Settings of decoding are in the method: generate(prompt, method=BeamSearch(3, "
+                "max_new_tokens=20)), Greedy(...) or Sample(...)."
+            )
         batch, is_list = as_batch(prompts)
-        requests = [Request(self.read(prompt)) for prompt in batch]
+        requests = [self.request(prompt) for prompt in batch]
         answers = self.engine.answer(requests, batch_size=batch_size, method=method)
         texts = [self.text(answer) for answer in answers]
         return texts if is_list else texts[0]
@@ -269,27 +285,38 @@ class Flamingo:
         *,
         normalise: Normalise | None = None,
         batch_size: int = 16,
+        **unknown: object,
     ) -> list[float] | list[list[float]]:
         """Returns the log-likelihood of each candidate as the continuation of a prompt.
 
         Args:
             prompt: one prompt or several, as for `generate`.
-            candidates: texts that may follow, each with a leading space if the tokenizer needs one.
+            candidates: texts that may follow directly: " yes" after "Answer:". They are scored as
+                the tokens that they have in the joined text (`inference.candidates`).
             normalise: "sum" over a candidate's tokens, or their "mean"; None = as the model's
                 config says.
             batch_size: prompts answered together.
+            **unknown: other names, which are an error.
 
         Returns:
             A score for each candidate; a list of such lists for several prompts.
 
         Raises:
             PromptError: a prompt or a candidate cannot be read.
+            ConfigError: `normalise` or `batch_size` is none of those.
+            TypeError: an unknown name.
         """
+        if unknown:
+            raise TypeError(
+                f"score: got {_named(unknown)}; expected prompt, candidates, normalise and "
+                "batch_size."
+            )
+        check_normalise(normalise)
         config = self.engine.config
         config = dataclasses.replace(config, normalise=normalise or config.normalise)
         batch, is_list = as_batch(prompt)
-        tokens = self.candidate_tokens(candidates)
-        requests = [Request(self.read(one), tokens) for one in batch]
+        texts = as_candidates(candidates)
+        requests = [self.request(one, texts) for one in batch]
         answers = self.engine.answer(requests, generate=False, batch_size=batch_size, config=config)
         scores = [list(answer.scores) for answer in answers]
         return scores if is_list else scores[0]
@@ -335,17 +362,40 @@ class Flamingo:
             )
         return prompts.read(prompt, self.tokenizer, masked=masked)
 
-    def candidate_tokens(self, candidates: Sequence[str]) -> tuple[tuple[int, ...], ...]:
-        """Returns the candidates' token ids, with `<EOC>` at the end if the config says so.
+    def request(
+        self,
+        prompt: Prompt,
+        candidates: Sequence[str] = (),
+        *,
+        separator: str = "",
+        masked: bool = False,
+    ) -> Request:
+        """Tokenises one prompt and the candidates that may follow it.
 
-        A model without `<EOC>` has `<EOS>` instead.
+        If the config says so, `<EOC>` is the last token of a candidate. A model without `<EOC>` has
+        `<EOS>` instead.
+
+        Args:
+            prompt: text and visuals.
+            candidates: texts that follow it.
+            separator: text between the prompt and each candidate.
+            masked: as in `inference.prompt.read`.
+
+        Raises:
+            PromptError: as `read`, or a candidate is no str.
         """
+        read = self.read(prompt, masked=masked)
+        read, tokens = self._candidates.after(read, candidates, separator=separator)
         end = self.engine.stop[:1] if self.engine.config.terminate == "end_of_chunk" else ()
-        return tuple((*self.tokenizer.encode(candidate), *end) for candidate in candidates)
+        return Request(read, tuple((*ids, *end) for ids in tokens) if end else tokens)
 
     def text(self, answer: Reply) -> str:
         """Returns the text of an answer's tokens."""
         return self.tokenizer.decode(answer.tokens or ())
+
+
+def _named(values: Mapping[str, object]) -> str:
+    return ", ".join(f"{name}={value!r}" for name, value in values.items())
 
 
 def _build(described: OpenedCheckpoint) -> tuple[Model, LMConfig, Tokenizer, int | None]:

@@ -11,8 +11,11 @@ from typing import NamedTuple
 
 import numpy as np
 
-from flamingo_jax.inference.methods import Sample
+from flamingo_jax.core.config import ConfigError
+from flamingo_jax.inference.methods import Method, Sample, is_whole
 from flamingo_jax.inference.prompt import PromptError, TokenisedPrompt
+
+LONGEST = 2048  # tokens of an answer that are allowed in any case
 
 
 class PromptTooLong(PromptError):
@@ -47,6 +50,31 @@ def round_up(size: int, sizes: tuple[int, ...], *, who: str, what: str, field: s
         f"{who} has {size} {what}; expected at most {sizes[-1]}. Shorten it, or add a size to "
         f"config.inference.{field}."
     )
+
+
+def check_sizes(batch_size: object, method: Method | None, longest: int) -> None:
+    """Checks the number of prompts that are answered together, and the length of the answers.
+
+    An answer may be as long as the longest prompt: each of its tokens takes memory and a step.
+
+    Args:
+        batch_size: prompts answered together.
+        method: how answers are chosen; None = nothing is generated.
+        longest: tokens of the longest possible prompt.
+
+    Raises:
+        ConfigError: the number is no whole number of at least 1, or the answers are too long.
+    """
+    if not is_whole(batch_size, least=1):
+        raise ConfigError(
+            f"batch_size is {batch_size!r}; expected a whole number of at least 1, such as 16."
+        )
+    most = max(longest, LONGEST)
+    if method is not None and method.max_new_tokens > most:
+        raise ConfigError(
+            f"{type(method).__name__}.max_new_tokens is {method.max_new_tokens:,}; expected at "
+            f"most {most:,}. Take fewer, or add a longer size to config.inference.lengths."
+        )
 
 
 def num_rows(count: int, batch_size: int, shards: int) -> int:

@@ -13,12 +13,15 @@ chunk stays open for the answer. Models that were trained elsewhere have other m
 from __future__ import annotations
 
 import dataclasses
+import functools
+import logging
+import string
 from collections.abc import Sequence
 from typing import TypeAlias
 
 import numpy as np
 
-from flamingo_jax.data.interleave import IMAGE, Marker, tokenise
+from flamingo_jax.data.interleave import IMAGE, Marker, tag_text, tokenise
 from flamingo_jax.inference.identity import identity
 from flamingo_jax.inference.visuals import (
     VISUAL_TYPES,
@@ -48,7 +51,10 @@ __all__ = [
     "load_frames",
     "parse",
     "read",
+    "warn_once",
 ]
+
+_log = logging.getLogger(__name__)
 
 Part: TypeAlias = "str | Visual"
 Prompt: TypeAlias = "str | Sequence[Part]"
@@ -63,11 +69,15 @@ class TokenisedPrompt:
         tokens: int32[L], `<BOS>` first.
         media_index: int32[L] phi, 0 = no visual.
         visuals: in their order, not read yet.
+        tail: the text that an answer follows: the last visual as its tag, and the text after it.
+        tail_length: tokens of the text after the last visual.
     """
 
     tokens: np.ndarray
     media_index: np.ndarray
     visuals: tuple[Visual, ...]
+    tail: str = ""
+    tail_length: int = 0
 
 
 def as_batch(prompts: Prompts) -> tuple[list[Prompt], bool]:
@@ -78,10 +88,15 @@ def as_batch(prompts: Prompts) -> tuple[list[Prompt], bool]:
     list of parts. So one prompt of several texts without a visual is `[[text, text]]`.
 
     Raises:
-        PromptError: a list with both lists and visuals in it.
+        PromptError: a list with both lists and visuals in it, or neither a str nor a list.
     """
     if isinstance(prompts, str):
         return [prompts], False
+    if not isinstance(prompts, list | tuple):
+        raise PromptError(
+            f"prompt: got {type(prompts).__name__}; expected a str, or a list of text and images. "
+            "Put a single image into a list: [Image('cat.jpg')]."
+        )
     number = next(
         (n for n, part in enumerate(prompts) if not isinstance(part, str | list | tuple)), None
     )
@@ -148,7 +163,9 @@ def parse(template: str) -> list[Part]:
 
 
 def read(prompt: Prompt, tokenizer: Tokenizer, *, masked: bool = False) -> TokenisedPrompt:
-    """Tokenises a prompt.
+    """Tokenises a prompt. Texts side by side have the tokens of the joined text.
+
+    A warning is logged if the prompt ends in a space that belongs to the next word.
 
     Args:
         prompt: parts in reading order; a str is a prompt without visuals.
@@ -163,9 +180,11 @@ def read(prompt: Prompt, tokenizer: Tokenizer, *, masked: bool = False) -> Token
     parts = [prompt] if isinstance(prompt, str) else list(prompt)
     marked: list[str | Marker] = []
     visuals: list[Visual] = []
+    text = ""  # after the last visual
     for number, part in enumerate(parts):
         if isinstance(part, str):
-            if "<image>" in part:
+            text += f"{tokenizer.separator if text and part else ''}{part}"
+            if "<image>" in text:
                 raise PromptError(
                     f"prompt: part {number} has an <image> tag in its text, {part[:60]!r}, so "
                     "there are more tags than images. Put the image itself there; its tag is "
@@ -175,20 +194,39 @@ def read(prompt: Prompt, tokenizer: Tokenizer, *, masked: bool = False) -> Token
         elif isinstance(part, VISUAL_TYPES):
             marked.append(IMAGE)
             visuals.append(part)
+            text = ""
         else:
             raise PromptError(
                 f"prompt: part {number} is {type(part).__name__}; expected str, Image(path), "
                 "Video(path), a PIL image, encoded bytes or a uint8 array."
             )
+    before = tag_text(tokenizer) if visuals else ""
+    last = tokenizer.encode_after(before, text)
     if visuals:
         tokens, phi = tokenise(marked, tokenizer, close=False)
     else:  # a language model's tokenizer may have no <EOC>
-        ids = [
-            *tokenizer.start_ids,
-            *(token for part in parts for token in tokenizer.encode(str(part))),
-        ]
-        tokens, phi = np.asarray(ids, np.int32), np.zeros(len(ids), np.int32)
-    return TokenisedPrompt(tokens, np.zeros_like(phi) if masked else phi, tuple(visuals))
+        tokens = np.asarray([*tokenizer.start_ids, *last], np.int32)
+        phi = np.zeros_like(tokens)
+    if text.endswith(" ") and _spaces_begin_words(tokenizer):
+        warn_once(
+            "prompt: it ends in a space. In this vocabulary a space is a part of the word after "
+            "it, so the answer would begin in a way that the model has not seen. Leave the space "
+            "out, and put it in front of the candidates if there are any."
+        )
+    phi = np.zeros_like(phi) if masked else phi
+    return TokenisedPrompt(tokens, phi, tuple(visuals), before + text, len(last))
+
+
+@functools.cache
+def warn_once(message: str) -> None:
+    """Logs a warning about prompts, once in a process."""
+    _log.warning(message)
+
+
+def _spaces_begin_words(tokenizer: Tokenizer) -> bool:
+    """Returns True if the vocabulary has a piece of a space with a letter or digit after it."""
+    letters = string.ascii_letters + string.digits
+    return any(tokenizer.join("a ", letter)[0] for letter in letters)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

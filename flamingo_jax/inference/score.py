@@ -11,15 +11,25 @@ cost nothing.
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, get_args
 
 import jax
 import jax.numpy as jnp
 
+from flamingo_jax.core.config import ConfigError
 from flamingo_jax.core.notation import Array, Float, Int
 from flamingo_jax.inference.decode import CacheT, Extend, Prefix
 
 Normalise = Literal["sum", "mean"]
+
+
+def check_normalise(normalise: Normalise | None) -> None:
+    """Raises ConfigError if `normalise` is neither one of its names nor None."""
+    if normalise is not None and normalise not in get_args(Normalise):
+        raise ConfigError(
+            f"normalise is {normalise!r}; expected 'sum', 'mean', or None for that of the model's "
+            "config."
+        )
 
 
 def score(

@@ -15,7 +15,13 @@ import tokenizers
 
 from flamingo_jax.core.paths import Path, PathLike, write_atomically, write_json
 from flamingo_jax.tokenizers import markers as markers_lib
-from flamingo_jax.tokenizers.base import JSON_NAME, SPECIAL_TOKENS_NAMES, WithNewTokens, find
+from flamingo_jax.tokenizers.base import (
+    JSON_NAME,
+    SPECIAL_TOKENS_NAMES,
+    Before,
+    WithNewTokens,
+    find,
+)
 from flamingo_jax.tokenizers.markers import EOC, PAPER, Markers
 
 
@@ -85,6 +91,16 @@ class HuggingFaceTokenizer(WithNewTokens):
             )
         self._ids = {name: number for name, number in found.items() if number is not None}
         self._silent = frozenset(self._ids.values())
+        # An added token, to ask for the ids after one. No text has it, because a text is split at
+        # the token that it begins with.
+        known = (*self.new_tokens, *markers.in_text, *markers.in_prompts)
+        self._token = f"{known[0]}\ue000\ue001" if known else ""
+        self._tokenizer.add_tokens(
+            [tokenizers.AddedToken(self._token, normalized=False)] if known else []
+        )
+        self._is_start_anew = self._encode("a", Before.START) == self._encode(
+            "a", Before.AFTER_TOKEN
+        )
 
     @classmethod
     def load(
@@ -155,13 +171,23 @@ class HuggingFaceTokenizer(WithNewTokens):
         """
         return self._tokenizer.encode("", add_special_tokens=True).ids[:1] == [self.bos_id]
 
-    def _encode(self, text: str) -> list[int]:
-        return self._tokenizer.encode(text, add_special_tokens=False).ids
+    def _encode(self, text: str, place: Before) -> list[int]:
+        if place is Before.INSIDE:
+            return self._encode_inside(text)
+        before = self._token if place is Before.AFTER_TOKEN else ""
+        ids = self._tokenizer.encode(before + text, add_special_tokens=False).ids
+        return ids[1:] if before else ids
 
-    def _decode(self, ids: list[int]) -> str:
-        return self._tokenizer.decode(
-            [i for i in ids if i not in self._silent], skip_special_tokens=False
-        )
+    def _decode(self, ids: list[int], place: Before) -> str:
+        ids = [i for i in ids if i not in self._silent]
+        if place is Before.START or self._is_start_anew:
+            return self._tokenizer.decode(ids, skip_special_tokens=False)
+        before = self._tokenizer.encode(self._token, add_special_tokens=False).ids
+        text = self._tokenizer.decode([*before, *ids], skip_special_tokens=False)
+        return text.removeprefix(self._token)
+
+    def _is_text(self, number: int) -> bool:
+        return number not in self._tokenizer.get_added_tokens_decoder()
 
     def _piece_id(self, piece: str) -> int | None:
         return self._tokenizer.token_to_id(piece)

@@ -6,25 +6,50 @@ from typing import Literal
 
 import sentencepiece
 
-from flamingo_jax.core.paths import Path, PathLike, write_atomically
+from flamingo_jax.core.paths import Path, PathLike, write_atomically, write_json
 from flamingo_jax.tokenizers import markers as markers_lib
-from flamingo_jax.tokenizers.base import FILE_NAME, WithNewTokens, find
+from flamingo_jax.tokenizers import prefix as prefix_lib
+from flamingo_jax.tokenizers.base import FILE_NAME, Before, WithNewTokens, find
 from flamingo_jax.tokenizers.markers import EOC, PAPER, Markers
+from flamingo_jax.tokenizers.prefix import Prefix
 
 
 class SentencePieceTokenizer(WithNewTokens):
     """A SentencePiece model, with new tokens after its pieces.
 
     If the model has no padding piece, as LLaMA's, rows are filled with <EOS>.
+
+    Args:
+        model: content of tokenizer.model.
+        new_tokens: strings that get ids after the pieces.
+        markers: the markers of the model.
+        prefix: where the model writes its dummy prefix, if it has one.
     """
 
-    def __init__(self, model: bytes, new_tokens: Sequence[str] = (EOC,), markers: Markers = PAPER):
+    def __init__(
+        self,
+        model: bytes,
+        new_tokens: Sequence[str] = (EOC,),
+        markers: Markers = PAPER,
+        prefix: Prefix = "first",
+    ):
         try:
             self._pieces = sentencepiece.SentencePieceProcessor(model_proto=model)
         except RuntimeError as error:
             raise ValueError(
                 f"These {len(model)} bytes are no {FILE_NAME} of SentencePiece: {error}."
             ) from error
+        self._prefix = prefix
+        self._has_prefix = prefix_lib.has_prefix(self._pieces)
+        # encodes without the prefix
+        self._inner = self._pieces
+        if self._has_prefix:
+            self._inner = sentencepiece.SentencePieceProcessor(
+                model_proto=prefix_lib.without_prefix(model)
+            )
+        self._words = prefix_lib.is_of_words(self._pieces)
+        self._plain = self._words or prefix_lib.is_plain(model)
+        self._drops_spaces = not self._words and self._inner.normalize(" a")[:1] == "a"
         super().__init__(self._pieces.vocab_size(), new_tokens, markers)
         self._model = model
         for name in ("bos", "eos"):
@@ -43,14 +68,18 @@ class SentencePieceTokenizer(WithNewTokens):
             ValueError: it is no SentencePiece model, or has no piece for <BOS> or <EOS>.
         """
         file = find(path, (FILE_NAME,))
-        return cls(file.read_bytes(), new_tokens, markers_lib.read(file.parent))
+        markers, prefix = markers_lib.read(file.parent), prefix_lib.read(file.parent)
+        return cls(file.read_bytes(), new_tokens, markers, prefix)
 
     def save(self, directory: PathLike) -> None:
-        """Writes tokenizer.model and the markers into `directory`.
+        """Writes tokenizer.model, the markers, and where the prefix is written into `directory`.
 
         The new tokens are not written: they are in the config of the model.
         """
         write_atomically(Path(directory) / FILE_NAME, self._model)
+        if self._has_prefix:
+            stated = prefix_lib.stated(Path(directory), self._prefix)
+            write_json(Path(directory) / prefix_lib.CONFIG_NAME, stated)
         markers_lib.write(directory, self.markers)
 
     @property
@@ -68,11 +97,32 @@ class SentencePieceTokenizer(WithNewTokens):
         """Id of <EOS>."""
         return self._pieces.eos_id()
 
-    def _encode(self, text: str) -> list[int]:
-        return self._pieces.encode(text)
+    @property
+    def _is_plain(self) -> bool:
+        return self._plain
 
-    def _decode(self, ids: list[int]) -> str:
-        return self._pieces.decode(ids)
+    @property
+    def _is_of_words(self) -> bool:
+        return self._words
+
+    def _encode(self, text: str, place: Before) -> list[int]:
+        if self._plain or self._gets_prefix(place):
+            return self._pieces.encode(text)
+        if self._drops_spaces and text[:1].isspace():  # at the start of what it encodes
+            return self._encode_inside(text)
+        return self._inner.encode(text)
+
+    def _decode(self, ids: list[int], place: Before) -> str:
+        return (self._pieces if self._gets_prefix(place) else self._inner).decode(ids)
+
+    def _gets_prefix(self, place: Before) -> bool:
+        """Returns True if a text at `place` gets the prefix of the model, if it has one."""
+        if place is Before.INSIDE or self._prefix == "never":
+            return False
+        return place is Before.START or self._prefix == "always"
+
+    def _is_text(self, number: int) -> bool:
+        return not self._pieces.is_control(number)
 
     def _piece_id(self, piece: str) -> int | None:
         # SentencePiece returns the id of the unknown piece if there is no such piece.

@@ -3,8 +3,9 @@
 import numpy as np
 import pytest
 
-from flamingo_jax.data.captions import tokenise_caption, tokenise_pair
-from flamingo_jax.data.pack import pack, tokenise_document, window
+from flamingo_jax.data.captions import tokenise_pair
+from flamingo_jax.data.interleave import tokenise_text
+from flamingo_jax.data.pack import pack, window
 from flamingo_jax.data.schema import CorruptRecord
 
 
@@ -28,8 +29,7 @@ def test_a_tag_in_the_text_is_one_too_many(words):
 
 def test_captions_and_documents_have_no_image_and_no_end_of_chunk(words):
     expected = [words.bos_id, *words.encode("w1 a"), words.eos_id]
-    assert tokenise_caption("w1 a", words).tolist() == expected
-    assert tokenise_document("w1 a", words).tolist() == expected
+    assert tokenise_text("w1 a", words).tolist() == expected
 
 
 def document(first: int, length: int) -> np.ndarray:

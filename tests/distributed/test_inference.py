@@ -14,7 +14,6 @@ from flamingo_jax.checkpoint import arrays
 from flamingo_jax.checkpoint.export import export
 from flamingo_jax.core import trees
 from flamingo_jax.core.config import ConfigError, to_dict
-from flamingo_jax.inference.engine import Request
 from flamingo_jax.inference.model import Flamingo
 from flamingo_jax.models import api
 from flamingo_jax.models.config import ModelConfig
@@ -65,9 +64,7 @@ def exported(tmp_path_factory):
 
 
 def answers(model):
-    requests = [
-        Request(model.read(prompt), model.candidate_tokens(CANDIDATES)) for prompt in PROMPTS
-    ]
+    requests = [model.request(prompt, CANDIDATES) for prompt in PROMPTS]
     return model.engine.answer(requests)
 
 

@@ -22,7 +22,7 @@ from flamingo_jax.evaluation.metrics.exact_match import EXACT_MATCH
 from flamingo_jax.evaluation.metrics.ranking import RANKING
 from flamingo_jax.evaluation.protocol import Protocol
 from flamingo_jax.evaluation.runner import evaluate, evaluate_all
-from flamingo_jax.inference.engine import Reply, Request
+from flamingo_jax.inference.engine import Reply
 from flamingo_jax.inference.prompt import Deferred, Image, PromptError, Video
 from tests.evaluation.in_memory import Colours
 from tests.inference import tiny
@@ -279,10 +279,8 @@ def test_an_ensemble_has_the_mean_of_its_orders(model, asked):
     )
     (episode,) = task.episodes(3)
     (row,), (together,) = evaluate(model, task, shots=3)
-    candidates = model.candidate_tokens([" red", " green", " blue"])
-    requests = [
-        Request(model.read(parts), candidates) for parts in (episode.parts, *episode.orders)
-    ]
+    candidates = [" red", " green", " blue"]
+    requests = [model.request(parts, candidates) for parts in (episode.parts, *episode.orders)]
     each = [answer.scores for answer in model.engine.answer(requests, generate=False, batch_size=1)]
     assert len(set(each)) > 1
     np.testing.assert_allclose(together.scores, np.mean(each, axis=0), rtol=1e-12)

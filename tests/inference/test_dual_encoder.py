@@ -12,7 +12,7 @@ from flamingo_jax.checkpoint.export import export
 from flamingo_jax.core import trees
 from flamingo_jax.core.config import from_dict, to_dict
 from flamingo_jax.core.finite import NonFiniteError
-from flamingo_jax.data.captions import tokenise_caption
+from flamingo_jax.data.interleave import tokenise_text
 from flamingo_jax.inference.dual_encoder import DualEncoder
 from flamingo_jax.inference.model import CheckpointError, InferenceConfig, PromptError
 from flamingo_jax.models.contrastive import Contrastive
@@ -63,7 +63,7 @@ def encoder(model, params, tokenizer):
 def test_it_is_the_model_that_is_trained(model, params, tokenizer, encoder):
     """Tolerance 1e-5: the same sums in another order."""
     frames = np.stack([tiny.image(seed) for seed in range(len(TEXTS))])
-    rows = [tokenise_caption(text, tokenizer) for text in TEXTS]
+    rows = [tokenise_text(text, tokenizer) for text in TEXTS]
     tokens = np.stack(
         [np.pad(row, (0, LENGTH - len(row)), constant_values=tokenizer.pad_id) for row in rows]
     )

@@ -41,9 +41,7 @@ def model(tmp_path_factory):
 
 def answers(model, prompts=PROMPTS, **settings):
     """Texts and scores of prompts, from one compiled program per shape."""
-    requests = [
-        Request(model.read(prompt), model.candidate_tokens(CANDIDATES)) for prompt in prompts
-    ]
+    requests = [model.request(prompt, CANDIDATES) for prompt in prompts]
     found = model.engine.answer(requests, **settings)
     return [model.text(answer) for answer in found], [answer.scores for answer in found]
 
