@@ -25,7 +25,7 @@ import functools
 import itertools
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 from etils import epath
@@ -35,7 +35,7 @@ from data_pipelines.collect import Found, collect
 from data_pipelines.near_images import BITS, EmbeddingIndex, HashIndex, one_thread, phash
 from data_pipelines.on_beam import Execution
 from data_pipelines.page import Reject
-from flamingo_jax.data.embeddings import ARRAY, Embeddings
+from flamingo_jax.data.embeddings import ARRAY, Embeddings, record_key
 from flamingo_jax.data.files import IMAGE_SUFFIXES, image_files
 from flamingo_jax.data.schema import CorruptRecord, Document, InterleavedPage, Record, images_of
 from flamingo_jax.data.sources import Source
@@ -60,7 +60,8 @@ class DedupRequest:
         embeddings, directories with embeddings.npy.
       method: phash or embeddings.
       embeddings: directory with the embeddings of all images of the split in order, named
-        RECORD/IMAGE, as `evaluate --task=embed` writes them.
+        RECORD/IMAGE HASH, as `evaluate --task=embed` writes them. Keys of version 0.4.0 have no
+        hash.
       max_distance: for phash: how many of the 64 bits of a copy may differ.
       min_cosine: for embeddings: smallest similarity at which two images count as the same.
       drop: record: drop a page with a match; image: drop only the image.
@@ -360,6 +361,7 @@ def _save_matches(request: DedupRequest, source: Source, work: epath.Path) -> di
             keys += [f"{place}:{name}" for name in names]
     matches = []
     for names, rows in images.chunks(_CHUNK):
+        _check_images(names, request, source)
         for query, row, cosine in index.search(rows, request.min_cosine):
             record, image = _parse_key(names[query], request.embeddings, len(source))
             matches.append(dataclasses.asdict(Match(record, image, keys[row], round(cosine, 6))))
@@ -374,8 +376,26 @@ def _opened(place: str, flag: str) -> Embeddings:
         raise ValueError(f"{flag}={place}: {error}") from error
 
 
+def _check_images(keys: Sequence[str], request: DedupRequest, source: Source) -> None:
+    """Raises ValueError if the rows are those of other images than the input has now."""
+    place, size = request.embeddings, len(source)
+    numbered = ((_parse_key(key, place, size), key) for key in keys if " " in key)
+    for record, of_record in itertools.groupby(numbered, key=lambda each: each[0][0]):
+        try:
+            images = images_of(source[record])
+        except CorruptRecord:
+            images = ()
+        for (_, image), key in of_record:
+            if image >= len(images) or record_key(record, image, images[image]) != key:
+                raise ValueError(
+                    f"{place}: the row {key!r} was made from another image than "
+                    f"{record}/{image} of {request.input} is now. Write the embeddings again, with "
+                    "evaluate --task=embed."
+                )
+
+
 def _parse_key(key: str, place: str, num_records: int) -> tuple[int, int]:
-    record, _, image = key.partition("/")
+    record, _, image = key.partition(" ")[0].partition("/")
     if not (record.isdecimal() and image.isdecimal() and int(record) < num_records):
         raise ValueError(
             f"{place} names a row {key!r}, expected RECORD/IMAGE with a record below "

@@ -1,13 +1,15 @@
 """Saves and reads image embeddings, for deduplication and for retrieval of similar examples.
 
     DIRECTORY/embeddings.npy   float32[n, E]
-    DIRECTORY/keys.txt         n lines, the image of each row: "RECORD/IMAGE" for image IMAGE of
-                               record RECORD of a dataset
+    DIRECTORY/keys.txt         n lines, the image of each row: "RECORD/IMAGE HASH" for image IMAGE
+                               of record RECORD of a dataset; the hash of its bytes says later
+                               whether the dataset was replaced
 
 Both files are written and read in parts, so that memory does not grow with n.
 """
 
 import contextlib
+import hashlib
 import os
 from collections.abc import Iterator, Sequence
 from typing import BinaryIO, TextIO
@@ -17,7 +19,15 @@ from jaxtyping import Float
 
 from flamingo_jax.core.paths import Path, PathLike, written_locally
 
+# Bytes of the hash in a key.
+_HASH = 8
+
 ARRAY, KEYS = "embeddings.npy", "keys.txt"
+
+
+def record_key(record: int, image: int, encoded: bytes) -> str:
+    """Returns the key of an image of a dataset."""
+    return f"{record}/{image} {hashlib.blake2b(encoded, digest_size=_HASH).hexdigest()}"
 
 
 class EmbeddingWriter:

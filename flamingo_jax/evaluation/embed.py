@@ -4,7 +4,8 @@ It asks no questions.
 
     --config.data.embed=DIR           records (dataset_info.json): all images of the split
                                       `--config.data.embed_split`, "train" by default. Keys are
-                                      RECORD/IMAGE, as --pipeline=dedup of data_pipelines.run reads
+                                      RECORD/IMAGE HASH, as --pipeline=dedup of data_pipelines.run
+                                      reads
                                       or a folder of image files, also in folders: keys are their
                                       paths in it
     OUTPUT/embeddings.npy, keys.txt   see data/embeddings.py; the features are not normalised
@@ -26,7 +27,7 @@ import tqdm
 from flamingo_jax.core import processes
 from flamingo_jax.core.paths import Path, PathLike
 from flamingo_jax.data.config import Background, ImageFit
-from flamingo_jax.data.embeddings import EmbeddingWriter, writing
+from flamingo_jax.data.embeddings import EmbeddingWriter, record_key, writing
 from flamingo_jax.data.files import IMAGE_SUFFIXES, image_files
 from flamingo_jax.data.schema import CorruptRecord, images_of
 from flamingo_jax.data.sources import Source
@@ -99,7 +100,7 @@ class Images:
             yield (
                 number,
                 [
-                    (f"{number}/{image}", functools.partial(bytes, data))
+                    (record_key(number, image, data), functools.partial(bytes, data))
                     for image, data in enumerate(found)
                 ],
             )

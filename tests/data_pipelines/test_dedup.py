@@ -17,7 +17,7 @@ from data_pipelines.dedup import DedupRequest, build
 from data_pipelines.near_images import BITS, EmbeddingIndex, HashIndex, phash
 from data_pipelines.on_beam import Execution
 from data_pipelines.write_records import write_records
-from flamingo_jax.data.embeddings import writing
+from flamingo_jax.data.embeddings import record_key, writing
 from flamingo_jax.data.schema import CorruptRecord, Document, ImageText, InterleavedPage, VideoText
 from flamingo_jax.data.sources import Source
 
@@ -286,6 +286,31 @@ def test_embeddings(tmp_path):
     (output / "work").rmtree()
     with pytest.raises(ValueError, match="'9/0', expected RECORD/IMAGE with a record below 3"):
         build(DedupRequest(**fields), output, ONE)
+
+
+@pytest.mark.parametrize("changed", [0, 1])
+def test_embeddings_of_a_dataset_that_was_replaced(tmp_path, changed):
+    """An image was replaced, whether or not it has a match."""
+    pages = [InterleavedPage((f"page {number}", b"1", b"2")) for number in range(3)]
+    rows = np.eye(6, 16, dtype=np.float32)
+    keys = [record_key(at // 2, at % 2, b"%d" % (at % 2 + 1)) for at in range(6)]
+    with writing(tmp_path / "mine", 16) as writer:
+        writer.add(keys, rows)
+    with writing(tmp_path / "theirs", 16) as writer:
+        writer.add(["a"], rows[3:4])
+    fields = {
+        "method": "embeddings",
+        "embeddings": str(tmp_path / "mine"),
+        "against": (str(tmp_path / "theirs"),),
+    }
+    _, left, _ = run(tmp_path, input=dataset(tmp_path / "pages", pages), **fields)
+    assert left == [pages[0], pages[2]]
+    pages[changed] = InterleavedPage(("page", b"1", b"another"))
+    output = epath.Path(tmp_path / "second")
+    output.mkdir()
+    replaced = DedupRequest(input=dataset(tmp_path / "replaced", pages), **fields)
+    with pytest.raises(ValueError, match=f"'{changed}/1 .* another image .*replaced is now"):
+        build(replaced, output, ONE)
 
 
 @pytest.mark.parametrize(
