@@ -79,8 +79,10 @@ def evaluate(
             "Check its data."
         )
     settings = dataclasses.asdict(model.engine.config).items()
+    engine = model.engine
     header = {
         "model": model_hash,
+        "images": [engine.image_size, engine.image_fit, engine.background],
         "checkpoint": model.checkpoint,
         "step": model.step,
         "settings": {name: value for name, value in settings if name not in _SHAPES},

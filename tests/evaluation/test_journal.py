@@ -263,6 +263,20 @@ def test_other_weights_are_asked_again(model, asked, tmp_path, monkeypatch):
     assert asked == [4]
 
 
+@pytest.mark.parametrize("setting", [{"background": "white"}, {"image_fit": "crop"}])
+def test_other_pixels_of_the_same_picture_are_asked_again(
+    model, asked, tmp_path, monkeypatch, setting
+):
+    """An export that was made again may have the same weights, and show its images differently."""
+    task = FewShotTask(Colours(), FOUR)
+    evaluate_all(model, [task], journals=tmp_path)
+    for name, value in setting.items():
+        monkeypatch.setattr(model.engine, name, value)
+    asked.clear()
+    evaluate_all(model, [task], journals=tmp_path)
+    assert asked == [4]
+
+
 def test_scores_are_the_same_in_memory_and_from_the_journal(model, asked, tmp_path):
     task = FewShotTask(Colours(metrics=(RANKING,)), dataclasses.replace(ALL, n=3, ensemble=6))
     first, second = (evaluate(model, task, shots=3, journals=tmp_path) for _ in range(2))
