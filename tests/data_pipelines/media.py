@@ -36,6 +36,8 @@ def mp4(
     rotation: int = 0,
     faststart: bool = False,
     sound: bool = False,
+    aspect: tuple[int, int] | None = None,
+    cover: bool = False,
     options: dict[str, str] | None = None,
 ) -> bytes:
     """Encodes a video.
@@ -51,6 +53,8 @@ def mp4(
       rotation: degrees counter-clockwise by which a player must turn the picture.
       faststart: True to store the index before the frames, as in files for the web.
       sound: True to add one second of silence.
+      aspect: width and height of a pixel.
+      cover: True to store a red picture as cover art, before the video.
       options: further options of the container.
     """
     with tempfile.TemporaryDirectory() as directory:
@@ -58,17 +62,42 @@ def mp4(
         movflags = {"movflags": "faststart"} if faststart else {}
         with av.open(str(path), "w", options=movflags | (options or {})) as container:
             silence = container.add_stream("aac", rate=16000, layout="mono") if sound else None
+            art = _add_cover(container) if cover else None
             if frames:
-                _write_pictures(container, frames, fps, codec, times, keyframe_every, rotation)
+                stream = _add_video(container, frames, fps, codec, aspect)
+                _write_pictures(container, stream, frames, times, keyframe_every, rotation, art)
+            elif art is not None:
+                _write_cover(container, art)
             if silence is not None:
                 _write_silence(container, silence)
         return path.read_bytes()
 
 
-def _write_pictures(container, frames, fps, codec, times, keyframe_every, rotation):
+def _add_video(container, frames, fps, codec, aspect):
     stream = container.add_stream(codec, rate=fractions.Fraction(fps).limit_denominator(1001))
     stream.height, stream.width = frames[0].shape[:2]
     stream.pix_fmt = "yuv420p"
+    if aspect:
+        stream.codec_context.sample_aspect_ratio = fractions.Fraction(*aspect)
+    return stream
+
+
+def _add_cover(container):
+    stream = container.add_stream("mjpeg", rate=1)
+    stream.width, stream.height, stream.pix_fmt = 64, 48, "yuvj420p"
+    stream.disposition = av.stream.Disposition.attached_pic
+    return stream
+
+
+def _write_cover(container, stream):
+    red = np.full((48, 64, 3), (255, 0, 0), np.uint8)
+    frame = av.VideoFrame.from_ndarray(red, format="rgb24")
+    frame.pts, frame.time_base = 0, fractions.Fraction(1, 1)
+    container.mux(stream.encode(frame))
+    container.mux(stream.encode(None))
+
+
+def _write_pictures(container, stream, frames, times, keyframe_every, rotation, art):
     stream.bit_rate = 4_000_000
     stream.codec_context.gop_size = keyframe_every
     if times is not None:
@@ -76,6 +105,8 @@ def _write_pictures(container, frames, fps, codec, times, keyframe_every, rotati
         stream.codec_context.time_base = fractions.Fraction(1, 1000)
     if rotation:
         stream.set_display_rotation(rotation)
+    if art is not None:
+        _write_cover(container, art)
     for k, pixels in enumerate(frames):
         frame = av.VideoFrame.from_ndarray(pixels, format="rgb24")
         if times is not None:

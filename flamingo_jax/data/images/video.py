@@ -12,13 +12,14 @@ and `rate`.
 A video is stored as its frames, or as a file (MP4, MOV, WebM, Matroska, AVI). PyAV decodes a file
 from the keyframe before the clip to the end of the clip. The frames of a file are numbered by time:
 frame i is the frame on screen in the middle of [i, i + 1) / fps seconds. At a constant rate this is
-the i-th frame, at a variable rate it is what a viewer would see.
+the i-th frame, at a variable rate it is what a viewer would see. Time 0 is the first frame, also in
+a file that starts later. A frame has square pixels and is upright, as a player shows it.
 """
 
 import bisect
 import contextlib
 import io
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import av
@@ -34,6 +35,8 @@ MAX_PIXELS = 40_000_000  # of a frame: 8K has 33 million
 MAX_DECODED = 10_000
 _MAX_SECONDS = 1e6  # a file with a longer duration in its header is damaged
 _MAX_FPS = 1000.0
+_MAX_ASPECT = 10.0  # of a pixel; formats in use have at most 64:33
+_STILL_CODECS = ("mjpeg", "png", "bmp", "gif", "webp", "tiff", "jpeg2000")
 # Damaged numbers in a file lead to the last three.
 _DAMAGE = (av.FFmpegError, ValueError, ArithmeticError, LookupError)
 
@@ -45,7 +48,7 @@ class VideoInfo(NamedTuple):
         duration: seconds.
         fps: frames per second; at a variable rate, that of the frames with the shortest distance.
         num_frames: duration * fps, at least 1.
-        width, height: in pixels, as coded (before rotation).
+        width, height: in pixels, as coded (before rotation, and before pixels become square).
     """
 
     duration: float
@@ -208,11 +211,7 @@ class VideoFile:
     """
 
     def __init__(self, container: Any):
-        if not container.streams.video:
-            raise CorruptRecord(
-                "A video file has no picture, only sound or data.", reason="broken_video"
-            )
-        self._container, self._stream = container, container.streams.video[0]
+        self._container, self._stream = container, _picture(container)
         codec = self._stream.codec_context
         if codec is None:
             raise CorruptRecord(
@@ -222,27 +221,43 @@ class VideoFile:
         _check_size(codec.width, codec.height)
         codec.thread_count = 1  # the loader has threads, one for each record
         codec.options = {"max_pixels": str(MAX_PIXELS)}
-        stream = self._stream
-        self._start = float((stream.start_time or 0) * stream.time_base)
-        # The duration of the picture is exact; that of the container includes the sound.
-        self._is_exact = (stream.duration or 0) > 0
-        if self._is_exact:
-            duration = float(stream.duration * stream.time_base)
-        else:
-            duration = (container.duration or 0) / av.time_base
-        count = 0
-        if duration <= 0:  # a live recording: its header has no duration, so its packets are read
-            duration, count = self._measure()
-            self._is_exact = True
-        fps = max(float(stream.average_rate or count / duration), float(stream.base_rate or 0))
-        if not (0 < duration <= _MAX_SECONDS and fps > 0):
+        duration = self._set_times()
+        stated = (self._stream.average_rate, self._stream.base_rate)
+        fps = _rate(stated, duration, count=lambda: sum(1 for _ in self._packet_times(0.0)))
+        duration = max(duration, 1 / fps)  # the duration of a single frame can be missing
+        if not duration <= _MAX_SECONDS:
             raise CorruptRecord(
                 f"A video claims {duration} s at {fps} frames per second.", reason="broken_video"
             )
-        fps = min(fps, _MAX_FPS)
+        stream = self._stream
         self._is_constant = self._is_exact and stream.average_rate == stream.base_rate
         num_frames = max(round(duration * fps), 1)
         self.info = VideoInfo(duration, fps, num_frames, codec.width, codec.height)
+
+    def _set_times(self) -> float:
+        """Sets when the picture starts, and whether its end is exact. Returns its duration.
+
+        The duration in the header is that of the picture (MP4, MOV, AVI), or reaches from time 0
+        to the end of picture and sound (WebM, Matroska), or is missing (a live recording). In the
+        last two cases the packets say when the picture starts and ends.
+        """
+        stream = self._stream
+        self._start = float((stream.start_time or 0) * stream.time_base)
+        # FFmpeg gives a short Matroska stream the duration of the file.
+        is_matroska = self._container.format.name.startswith("matroska")
+        self._is_exact = not is_matroska and (stream.duration or 0) > 0
+        if self._is_exact:
+            return float(stream.duration * stream.time_base)
+        claimed = (self._container.duration or 0) / av.time_base
+        if stream.start_time is None:
+            self._start = next(self._packet_times(0.0), (0.0, 0.0))[0]
+        ends: list[float] = []
+        if claimed > 0:  # the last keyframe of the picture is before the end of the file
+            ends = [end for _, end in self._packet_times(claimed - self._start)]
+        if not ends:
+            self._is_exact = claimed <= 0
+            ends = [end for _, end in self._packet_times(0.0)]
+        return max(max(ends, default=self._start + claimed) - self._start, 0.0)
 
     def frames(self, indices: Sequence[int]) -> Iterator[np.ndarray]:
         """Decodes frames one after the other; memory does not grow with their number.
@@ -267,7 +282,7 @@ class VideoFile:
                 if shown is None:
                     shown = frame  # is shown in a gap before the first frame, too
                 while done < len(times) and times[done] < time:
-                    yield _pixels(shown)
+                    yield self._pixels(shown)
                     done += 1
                 if done == len(times):
                     return
@@ -275,7 +290,7 @@ class VideoFile:
                 seconds = float((frame.duration or 0) * (frame.time_base or 0))
                 end = time + max(seconds, 1 / self.info.fps)
             while shown is not None and done < len(times) and times[done] < end:
-                yield _pixels(shown)
+                yield self._pixels(shown)
                 done += 1
         except _DAMAGE as error:
             if isinstance(error, CorruptRecord):
@@ -288,15 +303,39 @@ class VideoFile:
                 reason="broken_video",
             )
 
-    def _measure(self) -> tuple[float, int]:
-        """Returns the seconds to the end of the last packet, and the number of packets."""
-        end, count = 0.0, 0
-        for packet in self._container.demux(self._stream):
-            if packet.pts is not None:
-                end = max(end, float((packet.pts + (packet.duration or 0)) * packet.time_base))
-                count += 1
-        self._container.seek(0)
-        return end - self._start, count
+    def _pixels(self, frame: Any) -> np.ndarray:
+        """Returns a frame as it is shown: with square pixels, upright."""
+        if frame.is_corrupt:
+            raise CorruptRecord("A frame of a video is damaged.", reason="broken_video")
+        width, height = frame.width, frame.height
+        aspect = float(self._stream.sample_aspect_ratio or 1)  # width to height of a pixel
+        if aspect > 1:
+            width = round(width * min(aspect, _MAX_ASPECT))
+        else:
+            height = round(height / max(aspect, 1 / _MAX_ASPECT))
+        _check_size(width, height)
+        pixels = frame.to_ndarray(format="rgb24", width=width, height=height)
+        return np.ascontiguousarray(np.rot90(pixels, frame.rotation // 90 % 4))
+
+    def _packet_times(self, start: float) -> Iterator[tuple[float, float]]:
+        """Yields (start, end) in seconds of the packets from the keyframe before a second on.
+
+        The packets end at the first damage.
+        """
+        with contextlib.suppress(av.FFmpegError):
+            self._seek(start)
+            for packet in self._container.demux(self._stream):
+                if packet.pts is not None:
+                    time = float(packet.pts * packet.time_base)
+                    yield time, time + float((packet.duration or 0) * packet.time_base)
+
+    def _seek(self, start: float) -> None:
+        """Goes to the last keyframe before `start` seconds of the picture."""
+        target = int((start + self._start) / self._stream.time_base)
+        try:
+            self._container.seek(target, stream=self._stream)
+        except av.FFmpegError:  # the file has no index
+            self._container.seek(0)
 
     def _decode(self, times: Sequence[float]) -> Iterator[tuple[float, Any]]:
         """Yields (seconds, frame) in order of time.
@@ -315,11 +354,7 @@ class VideoFile:
     def _decode_after_seek(
         self, times: Sequence[float], start: float
     ) -> Iterator[tuple[float, Any]]:
-        target = int((start + self._start) / self._stream.time_base)
-        try:
-            self._container.seek(target, stream=self._stream)
-        except av.FFmpegError:  # the file has no index
-            self._container.seek(0)
+        self._seek(start)
         codec = self._stream.codec_context
         time = start
         for count, packet in enumerate(self._container.demux(self._stream)):
@@ -351,13 +386,37 @@ class VideoFile:
         return following < len(times) and times[following] < time + 1 / self.info.fps
 
 
-def _pixels(frame: Any) -> np.ndarray:
-    if frame.is_corrupt:
-        raise CorruptRecord("A frame of a video is damaged.", reason="broken_video")
-    _check_size(frame.width, frame.height)
-    return np.ascontiguousarray(
-        np.rot90(frame.to_ndarray(format="rgb24"), frame.rotation // 90 % 4)
-    )
+def _rate(stated: Sequence[Any], duration: float, count: Callable[[], int]) -> float:
+    """Returns frames per second; at a variable rate, that of the closest frames.
+
+    Args:
+        stated: rates in the header, the average and the largest; None or 0 = not known.
+        duration: seconds.
+        count: counts the frames, if no rate is stated.
+    """
+    fps = max(float(rate or 0) for rate in stated)
+    if not fps > 0:
+        fps = count() / duration if duration > 0 else 1.0
+    return min(max(fps, 1 / _MAX_SECONDS), _MAX_FPS)
+
+
+def _picture(container: Any) -> Any:
+    """Returns the stream with the moving picture; a file can have cover art, too."""
+    streams = [
+        stream
+        for stream in container.streams.video
+        if not stream.disposition & av.stream.Disposition.attached_pic
+    ]
+    if not streams:
+        what = "only a cover" if container.streams.video else "no picture, only sound or data"
+        raise CorruptRecord(f"A video file has {what}.", reason="broken_video")
+
+    def is_still(stream: Any) -> bool:
+        codec = stream.codec_context
+        return codec is not None and codec.name in _STILL_CODECS
+
+    # Some tools store a cover as a track. The pictures of some cameras are JPEGs, too.
+    return min(streams, key=is_still)
 
 
 def _check_size(width: int, height: int) -> None:

@@ -25,6 +25,10 @@ CONTAINERS = {
 }
 
 
+def numbers(clip):
+    return [number_of(frame) for frame in clip]
+
+
 def test_one_per_second_from_the_first():
     np.testing.assert_array_equal(choose_frames(40, 4.0, num_frames=8), np.arange(8) * 4)
     np.testing.assert_array_equal(choose_frames(100, 24.0, num_frames=30, rate=3.0)[:3], [0, 8, 16])
@@ -230,6 +234,84 @@ def test_sound_alone_is_broken():
     with pytest.raises(CorruptRecord, match="no picture") as caught:
         info(mp4([], sound=True))
     assert caught.value.reason == "broken_video"
+
+
+@pytest.mark.parametrize(
+    ("suffix", "codec"), [(".mkv", "libx264"), (".webm", "libvpx-vp9"), (".mp4", "libx264")]
+)
+def test_a_file_that_starts_late_starts_with_its_first_frame(suffix, codec):
+    frames, times = grey_frames(20), [5 + k / 10 for k in range(20)]
+    encoded = mp4(frames, suffix=suffix, codec=codec, times=times)
+    assert info(encoded).duration == pytest.approx(2.0, abs=0.11)
+    assert numbers(decode_clip(encoded, 64, num_frames=4)) == [0, 10]
+    for seed in range(20):  # a random clip is never behind the end
+        clip = decode_clip(encoded, 64, num_frames=1, rng=np.random.default_rng(seed))
+        assert 0 <= number_of(clip[0]) < 20
+
+
+@pytest.mark.parametrize("times", [[0.0], [5.0]])
+@pytest.mark.parametrize(
+    ("suffix", "codec"), [(".mkv", "libx264"), (".webm", "libvpx-vp9"), (".mov", "mpeg4")]
+)
+def test_a_video_of_one_frame(suffix, codec, times):
+    encoded = mp4(grey_frames(8)[7:], suffix=suffix, codec=codec, times=times)
+    assert numbers(decode_clip(encoded, 64, num_frames=4)) == [7]
+
+
+@pytest.mark.parametrize("suffix", [".mkv", ".mov"])
+def test_sound_after_the_picture_is_no_part_of_the_video(suffix):
+    """The duration of the file is 1 second, that of its picture 0.3."""
+    encoded = mp4(grey_frames(3), suffix=suffix, sound=True)
+    assert info(encoded).duration == pytest.approx(0.3, abs=0.02)
+    for seed in range(20):
+        decode_clip(encoded, 32, num_frames=1, rng=np.random.default_rng(seed))
+
+
+@pytest.mark.parametrize("suffix", [".mp4", ".mkv"])
+@pytest.mark.parametrize(
+    ("aspect", "shape"),
+    [((2, 1), (48, 128)), ((1, 2), (96, 64)), ((4, 3), (48, 85)), ((1, 1), (48, 64))],
+)
+def test_pixels_become_square(suffix, aspect, shape):
+    encoded = mp4(grey_frames(3), suffix=suffix, aspect=aspect)
+    with video.opened(encoded) as opened:
+        (frame,) = opened.frames([1])
+    assert frame.shape == (*shape, 3)
+    assert number_of(frame) == 1
+
+
+def test_rotation_comes_after_the_shape_of_pixels():
+    encoded = mp4(grey_frames(2), aspect=(2, 1), rotation=90)
+    with video.opened(encoded) as opened:
+        assert next(opened.frames([0])).shape == (128, 48, 3)
+
+
+@pytest.mark.parametrize("suffix", [".mp4", ".mkv"])
+def test_cover_art_is_not_the_video(suffix):
+    encoded = mp4(grey_frames(20), suffix=suffix, cover=True)
+    assert numbers(decode_clip(encoded, 64, num_frames=2)) == [0, 10]
+
+
+def test_cover_art_alone_is_no_video():
+    with pytest.raises(CorruptRecord, match="only a cover") as caught:
+        info(mp4([], cover=True, sound=True))
+    assert caught.value.reason == "broken_video"
+
+
+@pytest.mark.parametrize(
+    ("stated", "duration", "fps"),
+    [
+        ((10, 10), 2.0, 10),
+        ((None, None), 2.0, 15),  # 30 frames are counted
+        ((0, 0), 2.0, 15),
+        ((None, 25), 2.0, 25),
+        ((0, 0), 0.0, 1),
+        ((1e9, 0), 2.0, 1000),
+        ((1e-9, 0), 2.0, 1e-6),
+    ],
+)
+def test_rates_of_zero_and_nonsense(stated, duration, fps):
+    assert video._rate(stated, duration, lambda: 30) == fps
 
 
 def test_frames_of_absurd_size_are_not_decoded(monkeypatch):
