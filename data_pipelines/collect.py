@@ -32,6 +32,7 @@ from etils import epath
 from data_pipelines.duplicates import Claims, Shared, left_out
 from data_pipelines.on_beam import Execution, run
 from data_pipelines.page import Reject
+from data_pipelines.watchdog import noted
 from flamingo_jax.data.schema import Record
 from flamingo_jax.data.shards import Shard, drop, shard_name, write_metadata, writing
 
@@ -185,6 +186,7 @@ def collect(
 
     Raises:
       ValueError: too many records are damaged, or no record is left. Then no dataset is written.
+      WorkerDied: a worker process died or was stuck; the error names what it was reading.
     """
     splits = (TRAIN, VALIDATION) if how.validation_share else (TRAIN,)
     write = functools.partial(
@@ -194,6 +196,7 @@ def collect(
         directory=os.fspath(output),
         num_units=len(units),
         share=how.validation_share,
+        stuck_seconds=how.stuck_seconds,
     )
     finish = functools.partial(
         _finish, kind=kind, directory=os.fspath(output), num_units=len(units)
@@ -277,6 +280,7 @@ def _write(
     directory: str,
     num_units: int,
     share: float,
+    stuck_seconds: float,
 ) -> Iterator[Any]:
     """Writes the records of one unit.
 
@@ -295,7 +299,9 @@ def _write(
             )
             for split in splits
         }
+        note = stack.enter_context(noted(unit, stuck_seconds))
         for item in read(unit):
+            note.count()
             if isinstance(item, Reject):
                 counts.reject(item)
                 continue

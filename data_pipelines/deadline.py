@@ -8,17 +8,27 @@ process looks at the CPU time of each limited thread and raises `TooSlow` in it.
 time of a clock: a busy machine must not change which records are kept.
 
 Python code is interrupted at its next step. Code in C (a regular expression, the HTML parser) is
-interrupted when it returns. That its time does not grow with the square of the input is tested in
-tests/data_pipelines/test_growth.py.
+interrupted when it returns; if it does not, `watchdog.py` ends the worker. That its time does not
+grow with the square of the input is tested in tests/test_growth.py.
 """
 
 from __future__ import annotations
 
 import contextlib
 import ctypes
+import functools
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
+from typing import TypeVar
+
+from data_pipelines import watchdog
+from data_pipelines.page import Reject
+
+SECONDS = 60.0  # default limit of a record: some thousand times what one needs
+
+_Record = TypeVar("_Record")
+_Item = TypeVar("_Item")
 
 _INTERVAL = 0.1  # seconds between two looks
 
@@ -49,6 +59,55 @@ def cpu_limit(seconds: float) -> Iterator[None]:
     # Code that catches every exception can end the work as if there had been none.
     if work.was_interrupted:
         raise TooSlow(f"more than {seconds:g} seconds of CPU time")
+
+
+def in_time(
+    seconds: float, name: str, make: Callable[[], Iterable[_Item]]
+) -> Iterator[_Item | Reject]:
+    """Yields what is made of one record; one Reject for too_slow if that takes too long.
+
+    Args:
+      seconds: limit of CPU time.
+      name: of the record, for the report, and for the error if its worker dies.
+      make: makes the items. None of them is yielded before the last one is made.
+    """
+    watchdog.at(name)
+    made: list[_Item | Reject] = []
+    try:
+        with cpu_limit(seconds):
+            made.extend(make())
+    except TooSlow as error:
+        made = [Reject("too_slow", f"{name}: {error}", broken=True)]
+    yield from made
+
+
+def each_in_time(
+    records: Iterable[_Record | Reject],
+    make: Callable[[_Record], Iterable[_Item]],
+    *,
+    seconds: float,
+    place: str,
+) -> Iterator[_Item | Reject]:
+    """Yields what is made of each record as `in_time` does it, and each Reject as it is.
+
+    Args:
+      records: of a file.
+      make: makes the items of one record.
+      seconds: limit of CPU time for one record.
+      place: the file.
+    """
+    for number, record in enumerate(records):
+        if isinstance(record, Reject):
+            yield record
+        else:
+            name = f"{place}: record {number}"
+            yield from in_time(seconds, name, functools.partial(make, record))
+
+
+def check_seconds(pipeline: str, seconds: float) -> None:
+    """Raises ValueError if --max_record_seconds is not positive."""
+    if not seconds > 0:
+        raise ValueError(f"{pipeline}: got --max_record_seconds={seconds:g}, expected more than 0.")
 
 
 class _Work:

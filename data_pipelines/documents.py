@@ -20,6 +20,7 @@ from typing import Any
 from etils import epath
 
 from data_pipelines.collect import Found, collect
+from data_pipelines.deadline import SECONDS, check_seconds, each_in_time
 from data_pipelines.filters import quality, repetition
 from data_pipelines.formats import jsonl, parquet, tfrecord
 from data_pipelines.inputs import InputFiles, input_files
@@ -51,6 +52,8 @@ class TextRequest:
       repetition_filter: apply Gopher's repetition filter.
       near_duplicates: drop also texts that share about 0.8 of their shingles with a text that is
         kept, not only equal ones.
+      max_record_seconds: largest CPU time of a document; one that takes more is counted as
+        too_slow.
     """
 
     input: str = ""
@@ -62,12 +65,14 @@ class TextRequest:
     quality_filter: bool = True
     repetition_filter: bool = True
     near_duplicates: bool = False
+    max_record_seconds: float = SECONDS
 
     def __post_init__(self) -> None:
         if not self.text_field:
             raise ValueError(
                 "text: --text_field is empty; give the name of the field that holds the text."
             )
+        check_seconds("text", self.max_record_seconds)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -146,8 +151,12 @@ def read(request: TextRequest, part: Part) -> Iterator[Found | Reject]:
         rows = parquet.rows(part, (request.text_field,), others, missing="no_text_field")
     else:
         rows = tfrecord.rows(part.path)
-    for row in rows:
-        yield row if isinstance(row, Reject) else _judge(row, request)
+    yield from each_in_time(
+        rows,
+        lambda row: [_judge(row, request)],
+        seconds=request.max_record_seconds,
+        place=part.path,
+    )
 
 
 def _judge(row: dict[str, Any], request: TextRequest) -> Found | Reject:

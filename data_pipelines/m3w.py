@@ -36,7 +36,7 @@ from typing import Any
 from etils import epath
 
 from data_pipelines.collect import Found, collect
-from data_pipelines.deadline import TooSlow, cpu_limit
+from data_pipelines.deadline import SECONDS, check_seconds, in_time
 from data_pipelines.filters import quality, repetition
 from data_pipelines.formats.local_files import local_image, page_image
 from data_pipelines.inputs import input_files, page_folders
@@ -77,8 +77,8 @@ class M3WRequest:
       min_image_side: in pixels; images with a smaller width or height are dropped.
       max_image_aspect: images whose longer side is more than this times the shorter are dropped.
       max_html_bytes: largest size of a page.
-      max_page_seconds: largest CPU time of a page, so waiting does not count; a page that
-        takes more is counted as too_slow.
+      max_record_seconds: largest CPU time of a page, so waiting does not count; a page that takes
+        more is counted as too_slow.
       images: directory of images that were fetched before, named by the SHA-256 of their URL or by
         its path; "" = no directory.
       image_index: "file": the images of a page are in its WARC file. "input": they can be in any
@@ -97,7 +97,7 @@ class M3WRequest:
     min_image_side: int = 64
     max_image_aspect: float = 3.0
     max_html_bytes: int = 10_000_000
-    max_page_seconds: float = 60.0
+    max_record_seconds: float = SECONDS
     images: str = ""
     image_index: str = "file"
     image_fetcher: str = "off"
@@ -112,9 +112,7 @@ class M3WRequest:
         if not 0 <= self.min_language_probability <= 1:
             given = f"--min_language_probability={self.min_language_probability}"
             raise ValueError(f"m3w: got {given}, expected 0 to 1.")
-        if self.max_page_seconds <= 0:
-            given = f"--max_page_seconds={self.max_page_seconds}"
-            raise ValueError(f"m3w: got {given}, expected more than 0.")
+        check_seconds("m3w", self.max_record_seconds)
         if self.min_image_side < 1 or self.max_image_aspect < 1 or self.max_html_bytes < 1:
             raise ValueError(
                 "m3w: --min_image_side, --max_image_aspect and --max_html_bytes must be 1 or more."
@@ -254,12 +252,8 @@ def _judged(
     request: M3WRequest, body: bytes, url: str, charset: str, finders: tuple[Find, ...]
 ) -> Iterator[Found | Reject]:
     """Yields the record of one page or a Reject, after a Reject for each image that is left out."""
-    try:
-        with cpu_limit(request.max_page_seconds):
-            judged = list(_judged_in_time(request, body, url, charset, finders))
-    except TooSlow as error:
-        judged = [Reject("too_slow", f"{url}: {error}", broken=True)]
-    yield from judged
+    judge = functools.partial(_judged_in_time, request, body, url, charset, finders)
+    yield from in_time(request.max_record_seconds, url, judge)
 
 
 def _judged_in_time(

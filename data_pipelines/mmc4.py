@@ -35,6 +35,7 @@ import numpy as np
 from etils import epath
 
 from data_pipelines.collect import Found, collect
+from data_pipelines.deadline import SECONDS, check_seconds, each_in_time
 from data_pipelines.formats import jsonl, tars
 from data_pipelines.formats.local_files import MAX_IMAGE_BYTES, local_image, read_inside
 from data_pipelines.inputs import input_files
@@ -77,12 +78,15 @@ class MMC4Request:
       assignment: matched (as the dataset states) | optimal (computed again for the images that are
         left).
       min_similarity: an image that is less similar to its sentence is left out.
+      max_record_seconds: largest CPU time of a document; one that takes more is counted as
+        too_slow.
     """
 
     input: str = ""
     images: str = ""
     assignment: str = "matched"
     min_similarity: float = 0.24
+    max_record_seconds: float = SECONDS
 
     def __post_init__(self) -> None:
         if self.assignment not in ASSIGNMENTS:
@@ -90,6 +94,7 @@ class MMC4Request:
                 f"mmc4: got --assignment={self.assignment!r}, expected one of "
                 f"{', '.join(ASSIGNMENTS)}."
             )
+        check_seconds("mmc4", self.max_record_seconds)
 
     def keeps(self, match: PlacedImage) -> bool:
         return match.similarity >= self.min_similarity
@@ -122,11 +127,12 @@ def read_unit(request: MMC4Request, unit: str | jsonl.Lines) -> Iterator[Found |
       request: what to keep.
       unit: the path of a tar, or a part of a file of JSON lines.
     """
-    for document in _documents(unit):
-        if isinstance(document, Reject):
-            yield document
-        else:
-            yield from read_document(document, request)
+    yield from each_in_time(
+        _documents(unit),
+        lambda document: read_document(document, request),
+        seconds=request.max_record_seconds,
+        place=unit if isinstance(unit, str) else unit.path,
+    )
 
 
 def read_document(document: dict[str, Any], request: MMC4Request) -> Iterator[Found | Reject]:

@@ -26,6 +26,7 @@ from typing import Any
 from etils import epath
 
 from data_pipelines.collect import Found, collect
+from data_pipelines.deadline import SECONDS, check_seconds, each_in_time
 from data_pipelines.formats import parquet
 from data_pipelines.formats.local_files import local_image
 from data_pipelines.inputs import input_files
@@ -49,10 +50,15 @@ class ObelicsRequest:
     Attributes:
       input: files, directories or patterns of .parquet, separated by commas.
       images: folder of the images; "": they are in the parquet.
+      max_record_seconds: largest CPU time of a row; one that takes more is counted as too_slow.
     """
 
     input: str = ""
     images: str = ""
+    max_record_seconds: float = SECONDS
+
+    def __post_init__(self) -> None:
+        check_seconds("obelics", self.max_record_seconds)
 
 
 def build(request: ObelicsRequest, output: epath.Path, how: Execution) -> dict[str, int]:
@@ -72,11 +78,12 @@ def build(request: ObelicsRequest, output: epath.Path, how: Execution) -> dict[s
 def read_file(request: ObelicsRequest, path: str) -> Iterator[Found | Reject]:
     """Yields the pages of a parquet file, and a Reject for each page and image that is left out."""
     whole_file = parquet.RowGroups(path)
-    for row in parquet.rows(whole_file, _COLUMNS, ("general_metadata",), missing="not_obelics"):
-        if isinstance(row, Reject):
-            yield row
-        else:
-            yield from read_row(row, request)
+    yield from each_in_time(
+        parquet.rows(whole_file, _COLUMNS, ("general_metadata",), missing="not_obelics"),
+        lambda row: read_row(row, request),
+        seconds=request.max_record_seconds,
+        place=path,
+    )
 
 
 def read_row(row: dict[str, Any], request: ObelicsRequest) -> Iterator[Found | Reject]:

@@ -14,10 +14,15 @@ from typing import Any, TextIO
 import tqdm
 from etils import epath
 
+from data_pipelines.watchdog import watched
+
 
 @dataclasses.dataclass(frozen=True)
 class Execution:
     """How a pipeline is run. Of these only validation_share changes the output.
+
+    On Linux, a worker of the DirectRunner that dies or is stuck ends the run with an error that
+    names what it was reading.
 
     Attributes:
       num_workers: processes of the DirectRunner; 0: one for each core.
@@ -26,6 +31,7 @@ class Execution:
       max_broken: largest share of damaged records; a larger share ends the run with an error.
       validation_share: share of the records that go to the split "validation", chosen by a hash of
         their first key.
+      stuck_seconds: CPU time without a record after which a worker counts as stuck; 0: no limit.
     """
 
     num_workers: int = 0
@@ -33,11 +39,16 @@ class Execution:
     beam_options: tuple[str, ...] = ()
     max_broken: float = 0.1
     validation_share: float = 0.0
+    stuck_seconds: float = 1800.0
 
     def __post_init__(self) -> None:
         for name in ("max_broken", "validation_share"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"--{name}={getattr(self, name)}: expected a share, 0 to 1.")
+        if not self.stuck_seconds >= 0:
+            raise ValueError(
+                f"--stuck_seconds={self.stuck_seconds}: expected seconds, or 0 for no limit."
+            )
         if self.num_workers < 0:
             raise ValueError(
                 f"--num_workers={self.num_workers}: expected 1 or more, or 0 for one on each core."
@@ -71,6 +82,8 @@ def run(
         terminal = stack.enter_context(_silent_children()) if processes else sys.stderr
         stack.enter_context(_quiet())
         stack.enter_context(_progress(num_units, count_done, terminal))
+        if processes:
+            stack.enter_context(watched())
         chosen = PipelineOptions([*options, f"--runner={how.runner}"])
         with beam.Pipeline(options=chosen) as pipeline:
             graph(pipeline)

@@ -25,6 +25,7 @@ from typing import Any
 from etils import epath
 
 from data_pipelines.collect import Found, collect
+from data_pipelines.deadline import SECONDS, check_seconds, each_in_time
 from data_pipelines.formats import jsonl, tables, tars
 from data_pipelines.formats.local_files import MAX_IMAGE_BYTES, read_inside
 from data_pipelines.inputs import input_files
@@ -68,6 +69,7 @@ class PairsRequest:
         default a quote in one is a letter like any other.
       min_size: an image with a shorter side of fewer pixels is left out.
       max_characters: a longer caption is left out.
+      max_record_seconds: largest CPU time of a pair; one that takes more is counted as too_slow.
     """
 
     input: str = ""
@@ -78,6 +80,7 @@ class PairsRequest:
     tsv_quotes: bool = False
     min_size: int = 0
     max_characters: int = 2000
+    max_record_seconds: float = SECONDS
 
     def __post_init__(self) -> None:
         if self.format not in FORMATS:
@@ -90,6 +93,7 @@ class PairsRequest:
                 "them, without images. Download them first: img2dataset with "
                 "output_format=webdataset writes the tars that are read here."
             )
+        check_seconds("pairs", self.max_record_seconds)
 
     @property
     def beside(self) -> tuple[str, ...]:
@@ -127,13 +131,22 @@ def read_unit(request: PairsRequest, unit: str | tables.Part) -> Iterator[Found 
       request: what to keep.
       unit: the path of a tar, or a part of a table.
     """
+    seconds = request.max_record_seconds
     if isinstance(unit, str):
-        for sample in tars.samples(unit, _TAR_LIMITS):
-            yield sample if isinstance(sample, Reject) else _from_sample(sample, request)
+        yield from each_in_time(
+            tars.samples(unit, _TAR_LIMITS),
+            lambda sample: [_from_sample(sample, request)],
+            seconds=seconds,
+            place=unit,
+        )
         return
     folder = epath.Path(request.images) if request.images else epath.Path(unit.path).parent
-    for row in tables.rows(unit):
-        yield row if isinstance(row, Reject) else _from_row(row, request, folder)
+    yield from each_in_time(
+        tables.rows(unit),
+        lambda row: [_from_row(row, request, folder)],
+        seconds=seconds,
+        place=unit.path,
+    )
 
 
 def caption(text: str | bytes, max_characters: int) -> str | Reject:

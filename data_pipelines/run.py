@@ -44,6 +44,7 @@ from data_pipelines import (
 )
 from data_pipelines.inputs import folders_of_files, identity
 from data_pipelines.on_beam import Execution
+from data_pipelines.watchdog import WorkerDied, supervised
 from data_pipelines.write_records import staged
 
 MARK = "pipeline.json"
@@ -230,7 +231,7 @@ def main(argv: list[str]) -> None:
     logging.set_verbosity(logging.WARNING)  # TFDS logs every file
     try:
         _run(argv[1:])
-    except (ValueError, MissingPackageError) as error:
+    except (ValueError, MissingPackageError, WorkerDied) as error:
         sys.exit(f"data_pipelines.run: {error}")
     except OSError as error:
         sys.exit(
@@ -240,4 +241,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    app.run(main)
+    supervised(lambda: app.run(main))

@@ -27,13 +27,14 @@ import json
 import math
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import IO, Any
 
 from etils import epath
 from PIL import Image
 
 from data_pipelines.collect import Found, collect
+from data_pipelines.deadline import SECONDS, check_seconds, each_in_time, in_time
 from data_pipelines.formats import jsonl, tables, tars
 from data_pipelines.formats.local_files import inside, read_inside
 from data_pipelines.inputs import InputFiles, input_files
@@ -84,6 +85,7 @@ class VideosRequest:
       frame_size: pixels of the longer side of a stored frame; a smaller frame keeps its size.
       max_megabytes: a larger file is left out with --store=file.
       max_characters: a longer caption is left out.
+      max_record_seconds: largest CPU time of a video; one that takes more is counted as too_slow.
     """
 
     input: str = ""
@@ -99,6 +101,7 @@ class VideosRequest:
     frame_size: int = 320
     max_megabytes: int = 64
     max_characters: int = 2000
+    max_record_seconds: float = SECONDS
 
     def __post_init__(self) -> None:
         for name, values in (("format", FORMATS), ("store", STORES)):
@@ -112,6 +115,7 @@ class VideosRequest:
                 raise ValueError(
                     f"videos: got --{name}={getattr(self, name)}, expected more than 0."
                 )
+        check_seconds("videos", self.max_record_seconds)
 
     @property
     def beside(self) -> tuple[str, ...]:
@@ -160,24 +164,23 @@ def read_unit(request: VideosRequest, unit: Unit) -> Iterator[Found | Reject]:
       request: what to store of them.
       unit: the path of a tar, paths of videos, part of a table, or part of a file of JSON lines.
     """
-    if isinstance(unit, str):
-        for sample in tars.samples(unit, _TAR_LIMITS):
-            yield sample if isinstance(sample, Reject) else _from_sample(sample, request)
-    elif isinstance(unit, tables.Part):
-        folder = _folder(request, unit.path)
-        for row in tables.rows(unit):
-            yield row if isinstance(row, Reject) else _from_row(row, request, folder)
-    elif isinstance(unit, jsonl.Lines):
-        folder = _folder(request, unit.path)
-        for line in jsonl.rows(unit):
-            if isinstance(line, Reject):
-                yield line
-            else:
-                yield from _from_line(line, request, folder)
-    else:
+    seconds = request.max_record_seconds
+    if isinstance(unit, tuple):
         for path in unit:
-            folder, name = epath.Path(path).parent, os.path.basename(path)
-            yield _from_file(folder, name, _Clip(_text_file(folder, name), name), request)
+            yield from in_time(seconds, path, functools.partial(_from_folder, path, request))
+        return
+    place = unit if isinstance(unit, str) else unit.path
+    folder = _folder(request, place)
+    records: Iterator[Any]
+    make: Callable[[Any], Iterable[Found | Reject]]
+    if isinstance(unit, str):
+        records = tars.samples(unit, _TAR_LIMITS)
+        make = lambda sample: [_from_sample(sample, request)]
+    elif isinstance(unit, tables.Part):
+        records, make = tables.rows(unit), lambda row: [_from_row(row, request, folder)]
+    else:
+        records, make = jsonl.rows(unit), lambda line: _from_line(line, request, folder)
+    yield from each_in_time(records, make, seconds=seconds, place=place)
 
 
 def _files(request: VideosRequest) -> InputFiles:
@@ -216,6 +219,11 @@ def _from_sample(sample: tars.TarSample, request: VideosRequest) -> Found | Reje
         return Reject("missing_video", sample.described(), broken=True)
     clip = _Clip(sample_text(sample, fields), sample.key, str(fields.get("url") or ""))
     return _found(io.BytesIO(content), clip, request)
+
+
+def _from_folder(path: str, request: VideosRequest) -> Iterator[Found | Reject]:
+    folder, name = epath.Path(path).parent, os.path.basename(path)
+    yield _from_file(folder, name, _Clip(_text_file(folder, name), name), request)
 
 
 def _from_row(row: dict[str, str], request: VideosRequest, folder: epath.Path) -> Found | Reject:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import mmap
 import os
 import tempfile
 import uuid
@@ -158,6 +159,21 @@ def temporary_directory(prefix: str) -> Iterator[epath.Path]:
 def temporary_file() -> BinaryIO:
     """Returns an open file without a name on this machine; it is gone when it is closed."""
     return cast(BinaryIO, tempfile.TemporaryFile())
+
+
+def made_temporary_directory(prefix: str) -> epath.Path:
+    """Creates a local directory as `temporary_directory` does. The caller removes it."""
+    return epath.Path(tempfile.mkdtemp(prefix=prefix))
+
+
+def shared_memory(path: PathLike, size: int) -> mmap.mmap:
+    """Makes a local file of `size` zero bytes and maps it: other processes read what is written."""
+    file = os.open(path, os.O_RDWR | os.O_CREAT)
+    try:
+        os.ftruncate(file, size)
+        return mmap.mmap(file, size)
+    finally:
+        os.close(file)
 
 
 @contextlib.contextmanager

@@ -1,8 +1,9 @@
 """Readers for the tests of `collect`. Worker processes import them by name."""
 
 import os
+import signal
 
-from data_pipelines import near_duplicates
+from data_pipelines import near_duplicates, watchdog
 from data_pipelines.collect import Found
 from data_pipelines.page import Reject
 from flamingo_jax.data.schema import Document
@@ -52,3 +53,11 @@ def texts(unit):
     """Yields the documents of a unit, which is a tuple of texts."""
     for text in unit:
         yield Found(Document(text), *near_duplicates.fingerprint(text))
+
+
+def dies(unit):
+    """Kills its process at the second record of unit "b"."""
+    yield Found(Document(unit))
+    if unit == "b":
+        watchdog.at("the second")
+        os.kill(os.getpid(), signal.SIGKILL)

@@ -5,7 +5,9 @@ import time
 
 import pytest
 
+from data_pipelines import deadline, documents, m3w, mmc4, obelics, pairs, videos
 from data_pipelines.deadline import TooSlow, cpu_limit
+from data_pipelines.page import Reject
 
 
 def busy(seconds):
@@ -62,3 +64,34 @@ def test_the_next_work_is_not_interrupted_for_the_one_before():
 def test_an_error_of_the_work_is_not_changed():
     with pytest.raises(KeyError), cpu_limit(10):
         raise KeyError("x")
+
+
+@pytest.mark.parametrize(
+    "request_of",
+    [
+        documents.TextRequest,
+        m3w.M3WRequest,
+        mmc4.MMC4Request,
+        obelics.ObelicsRequest,
+        pairs.PairsRequest,
+        videos.VideosRequest,
+    ],
+)
+def test_every_pipeline_has_the_limit(request_of):
+    assert request_of().max_record_seconds == deadline.SECONDS
+    with pytest.raises(ValueError, match="--max_record_seconds=0, expected more than 0"):
+        request_of(max_record_seconds=0.0)
+
+
+def test_a_record_that_takes_too_long_is_counted_and_the_next_one_is_made():
+    def make(record):
+        while record == "slow":
+            pass
+        yield record.upper()
+
+    broken = Reject("broken_row")
+    found = deadline.each_in_time(["a", "slow", broken, "b"], make, seconds=0.3, place="x.jsonl")
+    too_slow = Reject(
+        "too_slow", "x.jsonl: record 1: more than 0.3 seconds of CPU time", broken=True
+    )
+    assert list(found) == ["A", too_slow, broken, "B"]

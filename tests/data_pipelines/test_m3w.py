@@ -287,7 +287,7 @@ def test_a_page_that_takes_too_long_is_counted_and_the_next_one_is_read(tmp_path
     pages = [page_record(name, story(number, "/a")) for number, name in enumerate(("slow", "fast"))]
     crawl.make_warc(tmp_path / "a.warc.gz", [*pages, (f"{SITE}/a", "image/png", crawl.png())])
     request = dataclasses.replace(
-        OPEN, explicit_filter="data_pipelines.m3w:slow_judge", max_page_seconds=0.5
+        OPEN, explicit_filter="data_pipelines.m3w:slow_judge", max_record_seconds=0.5
     )
     (found,), (reject,) = read(tmp_path / "a.warc.gz", request)
     assert json.loads(found.record.metadata)["url"] == f"{SITE}/fast"
@@ -317,7 +317,7 @@ def test_near_duplicates_get_keys(tmp_path):
             {"explicit_filter": "no_module:f"},
             "--explicit_filter=no_module:f: there is no such function",
         ),
-        ({"max_page_seconds": 0.0}, "--max_page_seconds=0.0, expected more than 0"),
+        ({"max_record_seconds": 0.0}, "--max_record_seconds=0.0, expected more than 0"),
         ({"explicit_filter": "data_pipelines.m3w"}, "there is no such function"),
         ({"explicit_filter": "data_pipelines.m3w:json"}, "is a module, expected a function"),
     ],
