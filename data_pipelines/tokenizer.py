@@ -4,7 +4,9 @@ r"""Trains a SentencePiece model on the texts of a dataset.
         --output=runs/demo/tokenizer --model_type=word
 
 The output contains tokenizer.model. The new tokens of a model (`<EOC>`, `<image>`) are not part of
-it.
+it. SentencePiece keeps its text in memory. So a larger dataset is sampled: records are drawn until
+they have --max_bytes, every record with the same probability. If some are so long that they would
+take the place of all others, a window of each is taken.
 """
 
 from __future__ import annotations
@@ -14,9 +16,10 @@ import json
 from collections.abc import Iterator
 from typing import Literal, cast
 
+import numpy as np
 from etils import epath
 
-from flamingo_jax.data.schema import InterleavedPage
+from flamingo_jax.data.schema import CorruptRecord, InterleavedPage
 from flamingo_jax.data.sources import Source
 from flamingo_jax.tokenizers.base import FILE_NAME
 from flamingo_jax.tokenizers.sentencepiece import SentencePieceTokenizer, train_sentencepiece
@@ -32,6 +35,8 @@ class TokenizerRequest:
       input: directory of a dataset of any kind; its split "train" is read.
       vocab_size: number of pieces; fewer if the text has not so many.
       model_type: one of MODEL_TYPES; "word" makes each word one piece.
+      max_bytes: largest amount of text to train on; training needs about 20 times as much memory.
+      seed: of the sample, if there is more text.
       input_files: identifies the content of the input: its dataset_info.json, and the request that
         it was made from if that is known.
     """
@@ -39,6 +44,8 @@ class TokenizerRequest:
     input: str = ""
     vocab_size: int = 32_000
     model_type: str = "unigram"
+    max_bytes: int = 40_000_000
+    seed: int = 0
     input_files: str = dataclasses.field(init=False, default="")
 
     def __post_init__(self) -> None:
@@ -47,11 +54,24 @@ class TokenizerRequest:
                 f"tokenizer: got model_type={self.model_type!r}, expected one of "
                 f"{', '.join(MODEL_TYPES)}."
             )
+        for name in ("vocab_size", "max_bytes"):
+            if getattr(self, name) < 1:
+                raise ValueError(
+                    f"tokenizer: got --{name}={getattr(self, name)}, expected at least 1."
+                )
+        if self.seed < 0:
+            raise ValueError(f"tokenizer: got --seed={self.seed}, expected 0 or more.")
+        if not self.input:
+            raise ValueError(
+                "tokenizer: --input is missing: give the directory of a dataset, such as "
+                "runs/demo/world/text."
+            )
         info = epath.Path(self.input) / "dataset_info.json"
-        if not self.input or not info.exists():
+        if not info.exists():
             raise ValueError(
                 f"tokenizer: there is no dataset at {self.input!r} (no dataset_info.json); "
-                "give the directory of one with --input, such as runs/demo/world/text."
+                "--input takes the directory of one, such as runs/demo/world/text. "
+                "--pipeline=text makes one of JSON lines or parquet."
             )
         made_by = [place / "pipeline.json" for place in (info.parent, info.parent.parent)]
         origin = next(
@@ -64,28 +84,111 @@ class TokenizerRequest:
         )
 
 
+@dataclasses.dataclass(frozen=True)
+class Drawn:
+    """What is read of a dataset.
+
+    Attributes:
+      records: int[n] numbers of the records, ascending.
+      most: bytes that are read of one record.
+      damaged: number of records that cannot be read, of those that were drawn.
+    """
+
+    records: np.ndarray
+    most: int
+    damaged: int
+
+
 def build(request: TokenizerRequest, output: epath.Path) -> dict[str, int]:
     """Trains the tokenizer and writes OUTPUT/tokenizer.model.
 
     Returns:
-      {"texts": number of texts read, "pieces": vocabulary}.
+      The numbers of records, of those not drawn, damaged, and read in part; of the texts and bytes
+      that were read; and of the pieces of the vocabulary.
+
+    Raises:
+      ValueError: the dataset has no text, or the vocabulary is too small for it.
     """
-    count = 0
+    try:
+        source = Source(request.input)
+    except FileNotFoundError as error:
+        raise ValueError(f"tokenizer: --input={request.input}: {error}") from error
+    drawn = sample(source, request.max_bytes, request.seed)
+    counts = {
+        "records": len(source),
+        "records not drawn": len(source) - len(drawn.records) - drawn.damaged,
+        "damaged records": drawn.damaged,
+        "records read in part": 0,
+        "texts": 0,
+        "bytes": 0,
+    }
 
     def lines() -> Iterator[str]:
-        nonlocal count
-        for text in _texts(request.input):
-            count += 1
-            yield text
+        for number in drawn.records.tolist():
+            texts = _texts(source, number)
+            if _size(texts) > drawn.most:
+                counts["records read in part"] += 1
+                texts = [window("\n".join(texts), drawn.most, (request.seed, number))]
+            for text in texts:
+                counts["texts"] += 1
+                counts["bytes"] += _size([text])
+                yield text
 
     model_type = cast(Literal["unigram", "bpe", "word", "char"], request.model_type)
-    train_sentencepiece(lines(), output / FILE_NAME, request.vocab_size, model_type)
-    return {"texts": count, "pieces": SentencePieceTokenizer.load(output).vocab_size}
+    try:
+        train_sentencepiece(lines(), output / FILE_NAME, request.vocab_size, model_type)
+    except ValueError as error:
+        raise ValueError(f"tokenizer: --input={request.input}: {error}") from error
+    return counts | {"pieces": SentencePieceTokenizer.load(output).vocab_size}
 
 
-def _texts(directory: str) -> Iterator[str]:
-    """Yields the texts of the training split of a dataset of any kind, in order."""
-    source = Source(directory)
-    for index in range(len(source)):
-        record = source[index]
-        yield from record.texts if isinstance(record, InterleavedPage) else (record.text,)
+def sample(source: Source, max_bytes: int, seed: int) -> Drawn:
+    """Draws records, every one with the same probability, until they have `max_bytes`."""
+    numbers, sizes, damaged = list[int](), list[int](), 0
+    # So that one long record does not end the draw.
+    share = max(max_bytes // 100, 1)
+    total = 0
+    for number in np.random.default_rng(seed).permutation(len(source)).tolist():
+        try:
+            size = _size(_texts(source, number))
+        except CorruptRecord:
+            damaged += 1
+            continue
+        numbers.append(number)
+        sizes.append(size)
+        total += min(size, share)
+        if total >= max_bytes:
+            break
+    return Drawn(np.sort(np.asarray(numbers, np.int64)), _level(sizes, max_bytes), damaged)
+
+
+def window(text: str, most: int, seed: tuple[int, int]) -> str:
+    """Returns about `most` bytes of a text from a random place, in whole words where possible."""
+    data = text.encode()
+    start = int(np.random.default_rng(seed).integers(len(data) - most + 1))
+    cut = data[start : start + most].decode(errors="ignore")
+    head, space, tail = cut.partition(" ")
+    if start and space:
+        cut = tail
+    head, space, tail = cut.rpartition(" ")
+    return head if start + most < len(data) and space else cut
+
+
+def _level(sizes: list[int], total: int) -> int:
+    """Returns the largest number of bytes of one record with which all have at most `total`."""
+    left = total
+    for place, size in enumerate(sorted(sizes)):
+        if size * (len(sizes) - place) > left:
+            return max(left // (len(sizes) - place), 1)
+        left -= size
+    return total
+
+
+def _size(texts: list[str]) -> int:
+    return sum(len(text.encode()) for text in texts)
+
+
+def _texts(source: Source, number: int) -> list[str]:
+    """Returns the texts of a record of any kind, in order."""
+    record = source[number]
+    return [*record.texts] if isinstance(record, InterleavedPage) else [record.text]

@@ -1,7 +1,8 @@
 """Reads, writes and trains SentencePiece tokenizers (tokenizer.model)."""
 
 import io
-from collections.abc import Iterable, Sequence
+import re
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Literal
 
 import sentencepiece
@@ -130,6 +131,11 @@ class SentencePieceTokenizer(WithNewTokens):
         return found if self._pieces.id_to_piece(found) == piece else None
 
 
+_MAX_LINE = 1 << 16  # bytes of a line of training text; SentencePiece leaves out a longer one
+_RESERVED = "\u2585"  # what SentencePiece writes for an unknown piece in training
+_SPACES = b" \n\t\r\v\f"
+
+
 def train_sentencepiece(
     lines: Iterable[str],
     path: PathLike,
@@ -144,34 +150,68 @@ def train_sentencepiece(
     space prefix of pairs assumes. "word" makes one piece of each word, and ignores the amount of
     white space between words.
 
+    SentencePiece keeps the text in memory, and needs about 20 bytes for each of its bytes. It skips
+    a line that is too long or has a character that it reserves. So a long line is cut at white
+    space, and that character becomes a space.
+
     Args:
         lines: the training text; a line may contain white space of any kind.
         path: file to write, usually tokenizer.model.
         vocab_size: number of pieces; the result may have fewer if the text is too short.
         model_type: the kind of pieces.
+
+    Raises:
+        ValueError: there is no text, or the vocabulary is smaller than the characters of the text.
     """
     model = io.BytesIO()
     in_words = model_type == "word"
-    sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(lines),
-        model_writer=model,
-        model_type=model_type,
-        vocab_size=vocab_size,
-        hard_vocab_limit=False,
-        normalization_rule_name="identity",
-        add_dummy_prefix=in_words,
-        remove_extra_whitespaces=in_words,
-        byte_fallback=model_type in ("unigram", "bpe"),
-        character_coverage=1.0 if in_words else 0.9995,
-        max_sentence_length=1 << 16,
-        num_threads=1,  # the result must not depend on the machine
-        pad_id=0,
-        bos_id=1,
-        eos_id=2,
-        unk_id=3,
-        pad_piece="<pad>",
-        bos_piece="<BOS>",
-        eos_piece="<EOS>",
-        minloglevel=2,
-    )
+    try:
+        sentencepiece.SentencePieceTrainer.train(
+            sentence_iterator=(part for line in lines for part in _parts(line)),
+            model_writer=model,
+            model_type=model_type,
+            vocab_size=vocab_size,
+            hard_vocab_limit=False,
+            normalization_rule_name="identity",
+            add_dummy_prefix=in_words,
+            remove_extra_whitespaces=in_words,
+            byte_fallback=model_type in ("unigram", "bpe"),
+            character_coverage=1.0 if in_words else 0.9995,
+            max_sentence_length=_MAX_LINE,
+            num_threads=1,  # the result must not depend on the machine
+            pad_id=0,
+            bos_id=1,
+            eos_id=2,
+            unk_id=3,
+            pad_piece="<pad>",
+            bos_piece="<BOS>",
+            eos_piece="<EOS>",
+            minloglevel=2,
+        )
+    except RuntimeError as error:  # of SentencePiece, in C++
+        raise ValueError(_explained(str(error), vocab_size)) from error
     write_atomically(path, model.getvalue())
+
+
+def _parts(line: str) -> Iterator[str]:
+    """Yields a line in parts of at most _MAX_LINE bytes, cut at white space where there is some."""
+    left = line.replace(_RESERVED, " ").encode(errors="replace")
+    while len(left) > _MAX_LINE:
+        end = next((at for at in range(_MAX_LINE, _MAX_LINE // 2, -1) if left[at] in _SPACES), 0)
+        if not end:  # text without spaces is cut between two characters
+            end = next(at for at in range(_MAX_LINE, 0, -1) if left[at] & 0xC0 != 0x80)
+        yield left[:end].decode()
+        left = left[end:]
+    yield left.decode()
+
+
+def _explained(error: str, vocab_size: int) -> str:
+    needed = re.search(r"smaller than required_chars\. \d+ vs (\d+)", error)
+    if needed:
+        return (
+            f"A vocabulary of {vocab_size} pieces is too small: the characters of this text, the "
+            f"bytes and the special pieces are {needed[1]}. Give a larger vocab_size."
+        )
+    if "!sentences_.empty()" in error:
+        return "There is no text to train a tokenizer on: every text is empty."
+    return f"SentencePiece cannot train a model of {vocab_size} pieces on this text: {error}"
