@@ -107,7 +107,7 @@ def each_in_time(
 def check_seconds(pipeline: str, seconds: float) -> None:
     """Raises ValueError if --max_record_seconds is not positive."""
     if not seconds > 0:
-        raise ValueError(f"{pipeline}: got --max_record_seconds={seconds:g}, expected more than 0.")
+        raise ValueError(f"{pipeline}: got --max_record_seconds={seconds}, expected more than 0.")
 
 
 class _Work:

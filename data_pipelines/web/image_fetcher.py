@@ -4,7 +4,8 @@ The URLs come from arbitrary pages, so nothing in them is trusted:
 - Only http and https on their default ports are allowed. Names are resolved once, every address
   must be a public one, and the connection goes to the checked address, since a second lookup could
   give another one. Each redirect is checked again.
-- A request has one deadline for everything, however slowly the bytes arrive, and a limit of bytes.
+- A request has one deadline for everything, from the look-up of the name to the last byte, however
+  slowly they arrive, and a limit of bytes.
   The number of redirects is limited.
 - A host is asked again after `interval` seconds, or after the delay in its robots.txt. What this
   file forbids is not fetched.
@@ -15,6 +16,7 @@ longer interval.
 from __future__ import annotations
 
 import collections
+import concurrent.futures
 import contextlib
 import dataclasses
 import functools
@@ -27,16 +29,34 @@ import time
 import urllib.parse
 import urllib.robotparser
 from collections.abc import Callable, Iterator
+from typing import TypeVar
 
 from data_pipelines.page import Reject
+from flamingo_jax.data.images.read import probe
+from flamingo_jax.data.schema import CorruptRecord
 
 USER_AGENT = "flamingo_jax (images for research; honours robots.txt)"
 
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 Resolve = Callable[[str, int], list[str]]
+_Result = TypeVar("_Result")
 
 _REDIRECTS = (301, 302, 303, 307, 308)
 _NOT_NOW = (408, 429, 500, 502, 503, 504)
+# Types of a server that does not know the type: S3 says binary/octet-stream. The content decides.
+_UNTYPED = (
+    "",
+    "application/octet-stream",
+    "binary/octet-stream",
+    "application/unknown",
+    "unknown/unknown",
+    "*/*",
+)
+_NO_SUCH_NAME = tuple(
+    number
+    for name in ("EAI_NONAME", "EAI_NODATA", "EAI_ADDRFAMILY")
+    if (number := getattr(socket, name, None)) is not None
+)
 _CHUNK = 1 << 16
 _NAME = "flamingo_jax"  # our name in a robots.txt
 _NOTHING_ALLOWED = ["User-agent: *", "Disallow: /"]
@@ -51,10 +71,12 @@ class FetchLimits:
     """Limits of a fetch.
 
     Attributes:
-      seconds: for one request, from the connection to its last byte; a redirect is a new request.
+      seconds: for one request, from the look-up of the name to the last byte; a redirect is a new
+        request.
       max_bytes: of the image.
       max_redirects: of one request.
       interval: seconds between the starts of two requests to one host.
+      retry: seconds until a name is looked up again, after a look-up failed for the moment.
       ports: allowed ports.
     """
 
@@ -62,6 +84,7 @@ class FetchLimits:
     max_bytes: int = 20_000_000
     max_redirects: int = 4
     interval: float = 1.0
+    retry: float = 60.0
     ports: frozenset[int] = frozenset({80, 443})
 
 
@@ -113,14 +136,15 @@ class ImageFetcher:
         self._limits, self._resolve = limits, resolve
         self._is_allowed, self._sleep = is_allowed, sleep
         self._next: collections.OrderedDict[str, float] = collections.OrderedDict()
+        self._silent: collections.OrderedDict[str, float] = collections.OrderedDict()
         # One cache per instance: a cache of the class would keep instances alive.
         self._rules = functools.lru_cache(maxsize=_HOSTS_KNOWN)(self._read_rules)
 
     def __call__(self, url: str) -> bytes | Reject:
         """Returns the bytes of an image, or a Reject.
 
-        The reasons: fetch_refused (by our rules), fetch_disallowed (by robots.txt), fetch_failed,
-        not_an_image, image_too_large.
+        The reasons: fetch_refused (by our rules), fetch_disallowed (by robots.txt),
+        unresolvable_host (there is no such name), fetch_failed, not_an_image, image_too_large.
         """
         try:
             return self._get(url, self._limits.max_bytes, accept="image/", use_rules=True)
@@ -136,11 +160,12 @@ class ImageFetcher:
             host, port = self._checked(parts)
             if use_rules:
                 self._ask(parts, host, url)
-            address = self._address(host, port)
+            end = time.monotonic() + self._limits.seconds
+            addresses = self._addresses(host, port)
             target = urllib.parse.quote(parts.path or "/", safe="/%:@!$&'()*+,;=~-._")
             if parts.query:
                 target += f"?{urllib.parse.quote(parts.query, safe='/%:@!$&()*+,;=~-._?')}"
-            with _connection(parts.scheme, host, port, address, self._limits.seconds) as connection:
+            with _connection(parts.scheme, host, port, addresses, end) as connection:
                 headers = {
                     "User-Agent": USER_AGENT,
                     "Accept": "image/*,*/*;q=0.5",
@@ -153,10 +178,18 @@ class ImageFetcher:
                     continue
                 if response.status != 200:
                     raise _Status(response.status, url)
-                media_type = (response.getheader("Content-Type") or accept).strip().lower()
-                if not media_type.startswith((accept, "application/octet-stream")):
+                media_type = response.getheader("Content-Type") or ""
+                media_type = media_type.partition(";")[0].strip().lower()
+                if media_type.startswith(accept):
+                    return _body(response, max_bytes)
+                if media_type not in _UNTYPED:
                     raise _Refused("not_an_image", f"{url} is {media_type:.60}")
-                return _body(response, max_bytes)
+                body = _body(response, max_bytes)
+                try:
+                    probe(body)
+                except CorruptRecord as error:
+                    raise _Refused("not_an_image", f"{url}: {error}") from error
+                return body
         detail = f"more than {self._limits.max_redirects} redirects, last to {url:.200}"
         raise _Refused("fetch_failed", detail)
 
@@ -170,21 +203,45 @@ class ImageFetcher:
             raise _Refused("fetch_refused", detail)
         return parts.hostname, port
 
-    def _address(self, host: str, port: int) -> str:
-        """Returns an address of a host.
+    def _addresses(self, host: str, port: int) -> list[str]:
+        """Returns the addresses of a host.
 
-        All addresses must be allowed, so that asking again cannot give a forbidden one.
+        All must be allowed, so that asking again cannot give a forbidden one.
         """
-        addresses = self._resolve(host, port)
+        if time.monotonic() < self._silent.get(host, 0.0):
+            raise socket.gaierror(socket.EAI_AGAIN, f"the look-up of {host} has just failed")
+        try:
+            addresses = _in_time(lambda: self._resolve(host, port), self._limits.seconds)
+        except TimeoutError as error:
+            self._remember(host)
+            detail = f"the look-up of {host} took more than {self._limits.seconds} seconds"
+            raise socket.gaierror(socket.EAI_AGAIN, detail) from error
+        except socket.gaierror as error:
+            if error.errno in _NO_SUCH_NAME:
+                raise _Refused("unresolvable_host", f"{host}: {error.strerror}") from error
+            self._remember(host)
+            raise
+        except UnicodeError as error:  # a name that IDNA does not allow
+            raise _Refused("unresolvable_host", f"{host:.200}: {error}") from error
+        if not addresses:
+            raise _Refused("unresolvable_host", f"{host} has no address")
         forbidden = [address for address in addresses if not self._is_allowed(address)]
-        if forbidden or not addresses:
-            found = ", ".join(forbidden) or "none"
+        if forbidden:
+            found = ", ".join(forbidden)
             raise _Refused("fetch_refused", f"{host} has the address {found}, which is not public")
-        return addresses[0]
+        return addresses
+
+    def _remember(self, host: str) -> None:
+        """Remembers for some time that the name of a host could not be looked up."""
+        self._silent[host] = time.monotonic() + self._limits.retry
+        if len(self._silent) > _HOSTS_KNOWN:
+            self._silent.popitem(last=False)
 
     def _ask(self, parts: urllib.parse.SplitResult, host: str, url: str) -> None:
         """Waits until the host may be asked. Raises if its robots.txt forbids the URL."""
         rules = self._rules(parts.scheme, parts.netloc.rpartition("@")[2])
+        if isinstance(rules, _Refused):
+            raise rules
         if not rules.can_fetch(_NAME, url):
             raise _Refused("fetch_disallowed", f"robots.txt of {host} forbids {url:.200}")
         delay = max(self._limits.interval, float(rules.crawl_delay(_NAME) or 0))
@@ -199,10 +256,18 @@ class ImageFetcher:
         if turn > now:
             self._sleep(turn - now)
 
-    def _read_rules(self, scheme: str, netloc: str) -> urllib.robotparser.RobotFileParser:
+    def _read_rules(
+        self, scheme: str, netloc: str
+    ) -> urllib.robotparser.RobotFileParser | _Refused:
         """Reads the robots.txt of a host, as RFC 9309 says.
 
         A missing file (4xx) allows everything. A server error (5xx, no answer) allows nothing.
+
+        Returns:
+          The rules; or why no host has this name.
+
+        Raises:
+          OSError: the name cannot be looked up at the moment.
         """
         rules = urllib.robotparser.RobotFileParser()
         try:
@@ -211,6 +276,12 @@ class ImageFetcher:
             rules.parse(text.decode("utf-8", "replace").splitlines())
         except _Status as status:
             rules.parse(_NOTHING_ALLOWED if status.status in _NOT_NOW else [])
+        except _Refused as refused:
+            if refused.reason == "unresolvable_host":
+                return refused
+            raise
+        except socket.gaierror:
+            raise
         except (OSError, http.client.HTTPException):
             rules.parse(_NOTHING_ALLOWED)
         return rules
@@ -230,14 +301,15 @@ class _Status(http.client.HTTPException):
 
 @contextlib.contextmanager
 def _connection(
-    scheme: str, host: str, port: int, address: str, seconds: float
+    scheme: str, host: str, port: int, addresses: list[str], end: float
 ) -> Iterator[http.client.HTTPConnection]:
-    """Connects to an address under the name of a host.
+    """Connects to one of the addresses of a host, under its name.
 
-    The connection is cut when its time is over, whatever it is doing then.
+    The connection is cut at the time `end`, whatever it is doing then.
     """
+    link = _linked(addresses, port, end)
+    seconds = max(end - time.monotonic(), 0.001)
     connection = http.client.HTTPConnection(host, port, timeout=seconds)
-    link = socket.create_connection((address, port), timeout=seconds)
     is_over = threading.Event()
 
     def cut() -> None:
@@ -260,7 +332,38 @@ def _connection(
         connection.close()
         link.close()
         if is_over.is_set():  # a cut answer can look complete, or fail in many ways
-            raise TimeoutError(f"{host} has taken more than {seconds} seconds")
+            raise TimeoutError(f"{host} has taken longer than a request may")
+
+
+def _linked(addresses: list[str], port: int, end: float) -> socket.socket:
+    """Connects to the first address that answers: this machine can be without IPv6."""
+    for number, address in enumerate(addresses, 1):
+        try:
+            left = end - time.monotonic()
+            if left <= 0:
+                raise TimeoutError("timed out")
+            return socket.create_connection((address, port), timeout=left)
+        except OSError:
+            if number == len(addresses):
+                raise
+    raise AssertionError("a host has at least one address")
+
+
+def _in_time(work: Callable[[], _Result], seconds: float) -> _Result:
+    """Returns what `work` returns. Raises TimeoutError if that takes too long.
+
+    The look-up of a name cannot be interrupted: its thread is left behind.
+    """
+    result: concurrent.futures.Future[_Result] = concurrent.futures.Future()
+
+    def run() -> None:
+        try:
+            result.set_result(work())
+        except (OSError, ValueError) as error:
+            result.set_exception(error)
+
+    threading.Thread(target=run, daemon=True).start()
+    return result.result(timeout=seconds)
 
 
 def _body(response: http.client.HTTPResponse, max_bytes: int) -> bytes:
@@ -276,5 +379,5 @@ def _body(response: http.client.HTTPResponse, max_bytes: int) -> bytes:
 
 
 def _reject(reason: str, detail: str) -> Reject:
-    broken = reason in ("fetch_failed", "not_an_image", "image_too_large")
+    broken = reason in ("fetch_failed", "unresolvable_host", "not_an_image", "image_too_large")
     return Reject(reason, detail, unit="image", broken=broken)

@@ -9,6 +9,7 @@ needed. No loop here runs over tokens.
 """
 
 import dataclasses
+import math
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -146,7 +147,14 @@ class RowMaker:
                     "A video has neither frames nor a file.", reason="missing_video"
                 )
             return Example(tuple(ways), video=record.video)
-        return Example(tuple(ways), images=self._images(record.frames), fps=record.fps)
+        fps = 1.0 if len(record.frames) == 1 else record.fps  # a still image has no rate
+        if not 0 < fps < math.inf:
+            raise CorruptRecord(
+                f"A video has {len(record.frames)} frames at {fps} per second, expected a rate "
+                "above 0.",
+                reason="broken_video",
+            )
+        return Example(tuple(ways), images=self._images(record.frames), fps=fps)
 
     def _images(self, encoded: Sequence[bytes]) -> EncodedImages:
         return EncodedImages(encoded, self._image_size, self._image_fit, self._background)

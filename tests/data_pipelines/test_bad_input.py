@@ -265,10 +265,12 @@ def test_stored_records(tmp_path, tokenizer):
         VideoText((), "a caption", 1.0, film[: len(film) // 20]),
         VideoText((), "a caption", 1.0),
         VideoText((frame[:300],), "a caption", 1.0),
+        *(VideoText((frame, frame), "a caption", fps) for fps in (0.0, -1.0, np.nan, np.inf)),
+        VideoText((frame,), "a still image", 0.0),
     ]
     write_records(tmp_path / "videos", "video_text", {"train": lambda: clips})
     assert loaded(tmp_path / "videos", "pairs", tokenizer) == {
-        "broken_video": 1,
+        "broken_video": 5,
         "missing_video": 1,
         "truncated_image": 1,
     }

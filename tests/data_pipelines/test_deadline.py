@@ -79,7 +79,7 @@ def test_an_error_of_the_work_is_not_changed():
 )
 def test_every_pipeline_has_the_limit(request_of):
     assert request_of().max_record_seconds == deadline.SECONDS
-    with pytest.raises(ValueError, match="--max_record_seconds=0, expected more than 0"):
+    with pytest.raises(ValueError, match="--max_record_seconds=0.0, expected more than 0"):
         request_of(max_record_seconds=0.0)
 
 
