@@ -87,7 +87,9 @@ PIPELINES = {
     ),
     "inspect": Pipeline(sample_page.InspectRequest, sample_page.build),
     "m3w": Pipeline(
-        m3w.M3WRequest, m3w.build, packages=("apache_beam", "py3langid", "selectolax", "warcio")
+        m3w.M3WRequest,
+        m3w.build,
+        packages=("apache_beam", "idna", "py3langid", "selectolax", "warcio"),
     ),
     "mmc4": Pipeline(mmc4.MMC4Request, mmc4.build, packages=("apache_beam", "scipy", "zstandard")),
     "obelics": Pipeline(obelics.ObelicsRequest, obelics.build, packages=("apache_beam", "pyarrow")),
