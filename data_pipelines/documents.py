@@ -33,6 +33,8 @@ from flamingo_jax.data.files import has_suffix
 from flamingo_jax.data.schema import Document
 
 TFDS = "tfds:"
+# Of a document; a long novel has 3 million. Words and shingles take 20 times the memory of a text.
+MAX_CHARACTERS = 8 << 20
 DEFAULT_DATA_DIR = "~/tensorflow_datasets"  # the default of TFDS
 
 
@@ -169,6 +171,8 @@ def _judge(row: dict[str, Any], request: TextRequest) -> Found | Reject:
         text.encode()  # JSON can contain half a surrogate pair
     except UnicodeError as error:
         return Reject("broken_text", str(error), broken=True)
+    if len(text) > MAX_CHARACTERS:
+        return Reject("text_too_long", f"{len(text)} characters")
     text = without_markers(text).strip()
     if not text:
         return Reject("no_text")

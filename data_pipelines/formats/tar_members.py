@@ -84,18 +84,15 @@ class Member:
 
     def read(self) -> bytes:
         """Returns the content; less than `size` bytes if there is a gap in it."""
-        return b"".join(self._chunks())[: self.size]
+        content = self._stream.read(self._left)
+        self._left -= len(content)
+        return content[: self.size]
 
     def skip(self) -> bool:
         """Passes over what is left. Returns False if there is a gap in it."""
-        for _ in self._chunks():
-            pass
-        return not self._left
-
-    def _chunks(self) -> Iterator[bytes]:
         while self._left and (chunk := self._stream.read(min(self._left, _CHUNK))):
             self._left -= len(chunk)
-            yield chunk
+        return not self._left
 
 
 class _Stream:
@@ -121,6 +118,11 @@ class _Stream:
         self.lost: Lost | None = None
 
     def read(self, size: int) -> bytes:
+        end = self._at + size
+        if end <= len(self._piece):  # the usual case, for speed
+            found, self._at = self._piece[self._at : end], end
+            self.position += size
+            return found
         parts = []
         while size:
             if self._at == len(self._piece):

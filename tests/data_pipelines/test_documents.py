@@ -159,6 +159,20 @@ def test_parquet(kind, tmp_path):
     assert second.record.metadata == json.dumps({"url": "https://example.org/1"})  # not NaN
 
 
+def test_a_cell_that_is_not_utf8_costs_its_document(tmp_path):
+    texts = pyarrow.array([text.encode() for text in TEXTS[:3]] + [b"caf\xe9"], pyarrow.binary())
+    table = pyarrow.table({"text": texts.view(pyarrow.string()).dictionary_encode()})
+    pyarrow.parquet.write_table(table, tmp_path / "a.parquet")
+    assert collected(TextRequest(str(tmp_path))) == [*TEXTS[:3], "broken_text"]
+
+
+def test_a_very_long_text_is_left_out_before_it_is_looked_through(tmp_path, monkeypatch):
+    monkeypatch.setattr("data_pipelines.documents.MAX_CHARACTERS", len(TEXTS[0]))
+    monkeypatch.setattr("data_pipelines.documents.without_markers", lambda text: text[:0])
+    write_jsonl(tmp_path / "a.jsonl", [{"text": TEXTS[0] + "x"}, {"text": TEXTS[0]}])
+    assert collected(TextRequest(str(tmp_path))) == ["text_too_long", "no_text"]
+
+
 def test_row_groups_are_divided_into_parts(tmp_path, monkeypatch):
     table = pyarrow.table({"text": TEXTS})
     pyarrow.parquet.write_table(table, tmp_path / "a.parquet", row_group_size=1)

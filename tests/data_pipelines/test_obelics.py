@@ -109,6 +109,28 @@ def test_row_groups_are_read_one_after_the_other(tmp_path):
     assert pages(read_file(ObelicsRequest(), path)) == [(A, f"text {k}") for k in range(100)]
 
 
+@pytest.mark.parametrize("encoded", [False, True])
+def test_a_text_that_is_not_utf8_costs_its_page(tmp_path, folder, encoded):
+    """Also in a dictionary. It once cost the rest of the file."""
+    urls = [f"https://a.org/{k}" for k in range(9)]
+    rows = [row([None, "https://img.org/a.png"], [url, None], url) for url in urls]
+    path = write(tmp_path / "a.parquet", rows)
+    table = pyarrow.parquet.read_table(path)
+    texts = [text for url in urls for text in (url.encode(), None)]
+    texts[6] = b"caf\xe9"
+    values = pyarrow.array(texts, pyarrow.binary()).view(pyarrow.string())
+    if encoded:
+        found = values.dictionary_encode()
+        indices = found.indices.cast(pyarrow.int8())
+        values = pyarrow.DictionaryArray.from_arrays(indices, found.dictionary)
+    column = pyarrow.ListArray.from_arrays(list(range(0, 19, 2)), values)
+    pyarrow.parquet.write_table(table.set_column(1, "texts", column), path)
+    items = list(read_file(ObelicsRequest(images=str(folder)), path))
+    assert reasons(items) == {"found": 8, "broken_text": 1}
+    (reject,) = (item for item in items if isinstance(item, Reject))
+    assert "https://a.org/3" in reject.detail
+
+
 def test_documents_of_one_row_become_separate_pages():
     """No text attends an image of the document before it.
 
