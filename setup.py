@@ -56,7 +56,6 @@ EXTRAS = {
         "pyarrow>=18.0",
         "scipy>=1.15",
         "selectolax>=0.4",
-        "warcio>=1.7.5",
         "zstandard>=0.23",
     ],
     # The official metrics: CIDEr's tokenizer (it also needs Java), the tagger of NextQA's WUPS
@@ -86,6 +85,7 @@ EXTRAS = {
         "ruff>=0.14",
         "setuptools>=77",  # builds the editable install without a download
         "types-tqdm>=4.67",
+        "warcio>=1.7.5",  # writes the archives of the tests
     ],
 }
 

@@ -89,7 +89,7 @@ PIPELINES = {
     "m3w": Pipeline(
         m3w.M3WRequest,
         m3w.build,
-        packages=("apache_beam", "idna", "py3langid", "selectolax", "warcio"),
+        packages=("apache_beam", "idna", "py3langid", "pyarrow", "selectolax", "zstandard"),
     ),
     "mmc4": Pipeline(mmc4.MMC4Request, mmc4.build, packages=("apache_beam", "scipy", "zstandard")),
     "obelics": Pipeline(obelics.ObelicsRequest, obelics.build, packages=("apache_beam", "pyarrow")),

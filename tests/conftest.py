@@ -47,7 +47,7 @@ EXTRA_OF_MODULE = {
     **dict.fromkeys(("gcsfs", "libtpu"), "tpu"),
     **dict.fromkeys(("apache_beam", "faiss", "google_crc32c", "imagehash"), "pipelines"),
     **dict.fromkeys(("py3langid", "pyarrow", "scipy", "selectolax"), "pipelines"),
-    **dict.fromkeys(("warcio", "zstandard"), "pipelines"),
+    "zstandard": "pipelines",
     **dict.fromkeys(("nltk", "pycocoevalcap"), "evaluation"),
     **dict.fromkeys(("safetensors", "torch", "transformers"), "conversion"),
     **dict.fromkeys(

@@ -38,7 +38,7 @@ def test_is_told():
 @pytest.fixture
 def weights(): import safetensors
 def test_fixture(weights): pass
-def test_program(run_program): run_program("-c", "import warcio")
+def test_program(run_program): run_program("-c", "import selectolax")
 def test_misspelt(): import torhc
 def test_program_misspelt(run_program): run_program("-c", "import wracio")
 def test_runs(): pass
@@ -144,7 +144,7 @@ def test_a_test_that_needs_an_extra_is_skipped_and_names_it(tmp_path, without_ex
         ("torch", "conversion"),
         ("nltk", "evaluation"),
         ("safetensors", "conversion"),
-        ("warcio", "pipelines"),
+        ("selectolax", "pipelines"),
     ):
         assert f"{module} is not installed (pip install -e '.[{extra}]')" in said
     assert "5 failed, 1 passed, 1 error" in run_suite(tmp_path, CI="true", **without_extras)

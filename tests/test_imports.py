@@ -65,7 +65,7 @@ EDGES = {
 INSIDE_FUNCTIONS_ONLY = (
     *("torch", "safetensors", "transformers"),  # the extra conversion
     *("apache_beam", "faiss", "google_crc32c", "idna", "imagehash", "py3langid"),  # pipelines
-    *("pyarrow", "scipy", "selectolax", "warcio", "zstandard"),
+    *("pyarrow", "scipy", "selectolax", "zstandard"),
 )
 
 
@@ -323,7 +323,7 @@ def test_a_folder_can_be_taken_in_at_a_glance():
         ("data_pipelines/world.py", "from flamingo_jax.training import loop"),
         ("data_pipelines/world.py", "import jax.numpy"),
         ("data_pipelines/obelics.py", "import pyarrow.parquet"),
-        ("data_pipelines/web/warc.py", "from warcio.recordloader import ArcWarcRecordLoader"),
+        ("data_pipelines/web/urls.py", "from idna import uts46_remap"),
         ("configs/tiny.py", "import numpy as np"),
         ("configs/tiny.py", "from flamingo_jax.training import run"),
     ],

@@ -116,6 +116,8 @@ def _chunks(body: bytes) -> tuple[bytes, bool]:
             break  # a text that begins like a chunk
         parts.append(body[start:end])
         position = end + (2 if body.startswith(b"\r\n", end) else 1)
+        if end == len(body) or position == len(body):
+            return b"".join(parts), False  # only the mark of the end is missing
     return (b"".join(parts), True) if parts else (body, False)
 
 

@@ -85,6 +85,8 @@ def test_a_coding_that_is_stated_twice_and_done_once():
     [
         chunked(BODY),
         chunked(BODY, 1),
+        chunked(BODY)[:-5],
+        chunked(BODY)[:-7],
         b"%X;a=b\r\n%s\r\n0\r\nX: y\r\n\r\n" % (len(BODY), BODY),
         BODY,
     ],
