@@ -231,10 +231,22 @@ def _opened(encoded: bytes) -> Image.Image:
         _scale_transparency(image, depth=encoded[24])
     if image.format == "TIFF":
         image.info.pop("xmp", None)  # or PIL would turn the image by it
+    tiles = getattr(image, "tile", None)
+    if image.format == "GIF" and tiles and tiles[0].extents != (0, 0, *image.size):
+        with image, _damage_of(image, encoded):
+            return _on_clear_canvas(image, tiles[0].extents)
     if image.format == "WEBP" and image.mode == "RGB" and getattr(image, "is_animated", False):
         # It may leave a part of its canvas transparent without saying so.
         vars(image).update(rawmode="RGBA", _mode="RGBA")
     return image
+
+
+def _on_clear_canvas(image: Image.Image, box: tuple[int, int, int, int]) -> Image.Image:
+    """Loads a GIF with a first frame that is smaller than the canvas: the rest is transparent."""
+    canvas = Image.new("RGBA", image.size)
+    canvas.paste(image.convert("RGBA").crop(box), box[:2])
+    canvas.format = image.format
+    return canvas
 
 
 def _header(encoded: bytes) -> Image.Image:

@@ -15,6 +15,7 @@ import pytest
 from flamingo_jax.data.images import colours, read
 from flamingo_jax.data.images.colours import MEAN_COLOUR
 from flamingo_jax.data.images.read import as_png, decode, encoded_of
+from flamingo_jax.data.schema import CorruptRecord
 from flamingo_jax.inference.visuals import Image, load_frames
 
 WHITE, BLACK = (255, 255, 255), (0, 0, 0)
@@ -126,6 +127,21 @@ def test_a_black_drawing_without_a_background_can_be_seen():
         square = decode(encoded, 32).astype(int)
         np.testing.assert_allclose(square[16, 16], BLACK, atol=4)
         np.testing.assert_allclose(square[1, 1], MEAN_COLOUR, atol=4)
+
+
+def test_a_gif_is_transparent_around_its_first_frame():
+    """As in browsers; PIL has the first colour of the palette there."""
+    black = bytearray(saved(PIL.Image.new("P", (4, 4), 0), "GIF"))
+    black[6:10] = struct.pack("<HH", 8, 8)  # the canvas
+    frame = black.index(b",\0\0\0\0\4\0\4\0")
+    black[frame + 1 : frame + 5] = struct.pack("<HH", 2, 2)
+    for form in (bytes(black), as_png(bytes(black)), PIL.Image.open(io.BytesIO(bytes(black)))):
+        square = load_frames(form, 8)[0]
+        assert (square[2:6, 2:6] == BLACK).all() and (square[1] == MEAN_COLOUR).all()
+    assert (read.probe(bytes(black)).width, read.probe(bytes(black)).format) == (8, "GIF")
+    with pytest.raises(CorruptRecord) as found:
+        read.probe(bytes(black[:-8]))
+    assert found.value.reason == "truncated_image"
 
 
 RAMP = np.linspace(0, 255, 64).astype(np.uint8).reshape(8, 8)
