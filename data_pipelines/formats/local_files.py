@@ -156,8 +156,13 @@ def _is_file_name(part: str) -> bool:
 
 
 def _read_first(paths: Iterable[epath.Path], max_bytes: int) -> bytes | None:
-    path = _first_file(form for each in paths for form in map(epath.Path, forms(os.fspath(each))))
+    path = _first_file(form for each in paths for form in _path_forms(each))
     return _read(path, max_bytes) if path else None
+
+
+def _path_forms(path: epath.Path) -> Iterable[epath.Path]:
+    name = os.fspath(path)
+    return (path,) if name.isascii() else map(epath.Path, forms(name))
 
 
 def _read(path: epath.Path, max_bytes: int) -> bytes | None:
