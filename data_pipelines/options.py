@@ -49,7 +49,7 @@ class Options:
         types: dict[str, str] = {}
         helps: dict[str, list[str]] = {}
         for pipeline, of in [("all", shared), *pipelines.items()]:
-            described = attributes(of)
+            described = {k: v for base in reversed(of.__mro__) for k, v in attributes(base).items()}
             for field, kind in _fields(of).items():
                 if types.setdefault(field, kind) != kind:
                     raise TypeError(

@@ -236,6 +236,8 @@ def main(argv: list[str]) -> None:
     except (ValueError, MissingPackageError, WorkerDied) as error:
         sys.exit(f"data_pipelines.run: {error}")
     except OSError as error:
+        if error.errno is None:  # the message is of this package, and complete
+            sys.exit(f"data_pipelines.run: {error}")
         sys.exit(
             f"data_pipelines.run: cannot make {_OUTPUT.value}: {error}. Give a writable place "
             "with room."

@@ -30,6 +30,7 @@ from typing import Any
 import numpy as np
 from etils import epath
 
+from data_pipelines import options
 from data_pipelines.write_records import Splits, write_records
 from flamingo_jax.data.schema import Document, ImageText, InterleavedPage, VideoText
 from flamingo_jax.world import pages as synthetic_pages
@@ -109,11 +110,15 @@ _Numbers: Any = dataclasses.make_dataclass(
 )
 
 
+_Numbers.__doc__ = "Numbers of records.\n\nAttributes:\n" + "\n".join(
+    f"  num_{name}: in place of the preset's number: {text}"
+    for name, text in options.attributes(WorldSize).items()
+)
+
+
 @dataclasses.dataclass(frozen=True)
 class WorldOptions(_Numbers):
     """The options of the command line.
-
-    Num_NAME replaces the value of NAME in the preset's WorldSize.
 
     Attributes:
       seed: seed of everything random.

@@ -8,21 +8,48 @@ if __name__ == "__main__":
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 from collections.abc import Callable, Sequence
+from typing import TypeVar
 
 from absl import app, flags, logging
 from ml_collections import config_flags
 
 from flamingo_jax.core import config_files, host_memory, processes
+from flamingo_jax.core.config import ConfigError, from_dict
 from flamingo_jax.core.processes import Cluster
+
+T = TypeVar("T")
 
 flags.disclaim_key_flags()  # --help lists a flag under the program that asks for it
 
 
 def config_flag(text: str) -> flags.FlagHolder:
     """Defines --config; `text` is its help."""
-    return config_flags.DEFINE_config_file("config", None, f"{text}; --config.a.b=value.")
+    flag = config_flags.DEFINE_config_file("config", None, f"{text}; --config.a.b=value.")
+    flags.FLAGS["config"].parser = config_files.FileParser()
+    return flag
+
+
+def read_config(of: type[T]) -> T:
+    """Returns what --config holds.
+
+    Args:
+        of: the dataclass of the configs that the program takes.
+
+    Raises:
+        ConfigError: if it does not fit; also if it is a config of another program.
+    """
+    config = flags.FLAGS.config
+    fields = {field.name: field for field in dataclasses.fields(of)}  # type: ignore[arg-type]
+    if unknown := [name for name in config if name not in fields]:
+        file = config_flags.get_config_filename(flags.FLAGS["config"])
+        raise ConfigError(
+            f"--config={file} is no {of.__name__}: it has the "
+            f"field {unknown[0]!r}. {of.__name__} has {', '.join(fields)}."
+        )
+    return from_dict(of, config)
 
 
 def distributed_flag() -> None:

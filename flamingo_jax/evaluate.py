@@ -16,10 +16,12 @@ the report.
 
 from __future__ import annotations
 
+import dataclasses
+
 from absl import flags
 
 from flamingo_jax import cli
-from flamingo_jax.core.config import ConfigError, from_dict
+from flamingo_jax.core.config import ConfigError
 from flamingo_jax.core.processes import Cluster
 from flamingo_jax.evaluation.config import EvaluateConfig
 from flamingo_jax.evaluation.metrics import MissingResourceError
@@ -27,7 +29,7 @@ from flamingo_jax.evaluation.run import run
 from flamingo_jax.evaluation.task import TaskError
 from flamingo_jax.inference.model import EXPECTED_ERRORS
 
-_CONFIG = cli.config_flag("What to evaluate; any field")
+cli.config_flag("What to evaluate; any field")
 _CHECKPOINT = flags.DEFINE_string(
     "checkpoint", None, "An export, a WORKDIR, or WORKDIR/checkpoints/STEP."
 )
@@ -39,16 +41,16 @@ cli.distributed_flag()
 
 def main(_: list[str], cluster: Cluster) -> None:
     """Evaluates what the config and the flags name."""
-    config = _CONFIG.value
+    config = cli.read_config(EvaluateConfig)
     if _TASK.value is not None:
-        config.tasks = tuple(_TASK.value)
+        config = dataclasses.replace(config, tasks=tuple(_TASK.value))
     if _SHOTS.value is not None:
         if not all(number.isdecimal() for number in _SHOTS.value):
             raise ConfigError(
                 f"--shots={','.join(_SHOTS.value)}: expected numbers, as in --shots=0,4."
             )
-        config.shots = tuple(map(int, _SHOTS.value))
-    run(from_dict(EvaluateConfig, config), str(_CHECKPOINT.value), str(_OUTPUT.value), cluster)
+        config = dataclasses.replace(config, shots=tuple(map(int, _SHOTS.value)))
+    run(config, str(_CHECKPOINT.value), str(_OUTPUT.value), cluster)
 
 
 if __name__ == "__main__":

@@ -14,14 +14,14 @@ import json
 from absl import flags, logging
 
 from flamingo_jax import cli
-from flamingo_jax.core.config import ConfigError, from_dict
+from flamingo_jax.core.config import ConfigError
 from flamingo_jax.core.paths import Path, PathError, write_atomically
 from flamingo_jax.core.processes import Cluster
 from flamingo_jax.planning import planner, summary
 from flamingo_jax.planning.program import Prompts
 from flamingo_jax.training.config import TrainConfig
 
-_CONFIG = cli.config_flag("What to plan, as FILE[:ARGUMENT]")
+cli.config_flag("What to plan, as FILE[:ARGUMENT]")
 _TOPOLOGY = flags.DEFINE_string(
     "topology", None, "A slice: v4:8x12x16, v5e:4x4, v5p:4x4x8, v6e:16x16, ...", required=True
 )
@@ -44,7 +44,7 @@ _NEW = flags.DEFINE_integer("new_tokens", 20, "prefill, decode: room for the ans
 def main(_: list[str], __: Cluster) -> int:
     """Prints the plan that the flags describe."""
     plan = planner.make_plan(
-        from_dict(TrainConfig, _CONFIG.value),
+        cli.read_config(TrainConfig),
         _TOPOLOGY.value,
         program=_PROGRAM.value,
         fill=planner.parse_fill(_FILL.value),

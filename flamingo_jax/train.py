@@ -13,7 +13,6 @@ from __future__ import annotations
 from absl import flags
 
 from flamingo_jax import cli
-from flamingo_jax.core.config import from_dict
 from flamingo_jax.core.processes import Cluster
 from flamingo_jax.evaluation import during_training
 from flamingo_jax.evaluation.task import TaskError
@@ -21,7 +20,7 @@ from flamingo_jax.sharding.compile import use_compilation_cache
 from flamingo_jax.training.config import TrainConfig
 from flamingo_jax.training.run import EXPECTED_ERRORS, train
 
-_CONFIG = cli.config_flag("What to train, as FILE[:ARGUMENT]")
+cli.config_flag("What to train, as FILE[:ARGUMENT]")
 _WORKDIR = flags.DEFINE_string(
     "workdir", None, "Directory of the run: checkpoints, export, metrics.", required=True
 )
@@ -36,7 +35,7 @@ def main(_: list[str], cluster: Cluster) -> None:
     if _CACHE.value:
         use_compilation_cache(_CACHE.value)
     train(
-        from_dict(TrainConfig, _CONFIG.value),
+        cli.read_config(TrainConfig),
         _WORKDIR.value,
         probes={"lm_lookup": during_training.lm_lookup},
         evaluation=during_training.evaluation,

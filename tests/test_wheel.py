@@ -10,7 +10,6 @@ import zipfile
 
 import pytest
 
-from flamingo_jax.core import config_files
 from tests.training.small import make_world
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -119,27 +118,3 @@ def test_every_command_has_its_flags(environment, tmp_path):
         check=False,
     )
     assert "--topology" in done.stdout, done.stderr
-
-
-def test_names_and_files():
-    tiny = str(ROOT / "configs" / "tiny.py")
-    assert config_files.find("tiny:flamingo") == f"{tiny}:flamingo"
-    assert config_files.find("tiny") == tiny
-    assert config_files.find("ablations.contrastive_data:ltip,/data").endswith(
-        "ablations/contrastive_data.py:ltip,/data"
-    )
-    assert config_files.find("configs/tiny.py:flamingo") == "configs/tiny.py:flamingo"
-
-
-def test_an_unknown_name_is_refused_with_a_suggestion():
-    with pytest.raises(SystemExit, match="Did you mean 'tiny'"):
-        config_files.find("tinny:flamingo")
-
-
-@pytest.mark.parametrize("given", [["--config=tiny:flamingo"], ["--config", "tiny:flamingo"]])
-def test_names_are_resolved_before_parsing(given):
-    parsed = config_files.with_named_configs(lambda argv: argv)(
-        ["train", *given, "--config.steps=2"]
-    )
-    assert parsed[-2].endswith("configs/tiny.py:flamingo")
-    assert parsed[-1] == "--config.steps=2"

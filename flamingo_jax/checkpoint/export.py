@@ -338,7 +338,9 @@ def _open_step(
         kind=kind,
         params=trees.unflatten(flat),
         model_config=model_config,
-        tokenizer=None if tokenizer is None else _tokenizer_file(tokenizer),
+        tokenizer=None
+        if tokenizer is None
+        else _tokenizer_file(tokenizer, "An export has its own. "),
         preprocessing=preprocessing,
         step=step,
         path=directory,
@@ -353,20 +355,23 @@ def _read_tower(
     placement: Placement | None,
 ) -> dict[str, Any]:
     """Returns a frozen tower's weights, by their paths in the larger model."""
-    override = f"--config.towers.{name}=PATH"
+    override = (
+        f"{{{name!r}: PATH}} as `towers` of Flamingo.load, --config.towers.{name}=PATH of evaluate"
+    )
     try:
         directory, card = read_card(
             moved if moved is not None else record["path"], what=f"tower {name!r}"
         )
     except CheckpointError as error:
         raise CheckpointError(
-            f"Tower {name!r} of {checkpoint}: {error} If it has moved, give {override}."
+            f"Tower {name!r} of {checkpoint}: {error} If it has moved, give {override}, or the "
+            "run's export."
         ) from error
     if card["content_hash"] != record["hash"]:
         raise CheckpointError(
             f"Tower {name!r} at {directory} is not the one that {checkpoint} was trained with: got "
-            f"hash {card['content_hash'][:12]}, expected {record['hash'][:12]}. Give the right one "
-            f"as {override}."
+            f"hash {card['content_hash'][:12]}, expected {record['hash'][:12]}. Give the right "
+            f"one: {override}."
         )
     return _read_weights(
         directory / "weights", f"{record['source']}/", placement, to=f"{record['target']}/"
@@ -401,12 +406,12 @@ def _describe(path: str, stored: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
     return stored
 
 
-def _tokenizer_file(path: PathLike) -> Path:
+def _tokenizer_file(path: PathLike, hint: str = "") -> Path:
     try:
         return tokenizer_lib.find(path)
     except FileNotFoundError as error:
         raise CheckpointError(
-            f"There is no tokenizer at {path}. If it has moved, give --config.data.tokenizer=PATH."
+            f"There is no tokenizer at {path}. {hint}Put it there again; a link is enough."
         ) from error
 
 

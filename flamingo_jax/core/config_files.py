@@ -1,4 +1,4 @@
-"""Finds config files by name.
+"""Finds config files by name, and runs them.
 
 `--config=tiny:language_model` is configs/tiny.py with the argument language_model.
 
@@ -11,8 +11,14 @@ from __future__ import annotations
 
 import difflib
 import re
+import runpy
 import sys
-from collections.abc import Callable
+import traceback
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from absl import flags
+from ml_collections import config_dict
 
 from flamingo_jax.core.paths import Path
 
@@ -48,11 +54,19 @@ def find(config: str) -> str:
             an optional ":ARGUMENT".
 
     Raises:
-        SystemExit: if there is no config of this name.
+        SystemExit: if there is no config of this name, or no such file.
     """
     name, colon, argument = config.partition(":")
     _put_on_import_path(root())
     if "/" in name or name.endswith(".py") or Path(name).exists():
+        if not Path(name).is_file():
+            dotted = name.removesuffix(".py").removeprefix("configs/").replace("/", ".")
+            advice = (
+                f"--config={dotted}{colon}{argument} finds the config of that name from any folder."
+                if dotted in _names()
+                else f"Give another file, or one of {', '.join(_names())}."
+            )
+            sys.exit(f"--config={config}: there is no file {Path(name).resolve()}. {advice}")
         folder = Path(name).resolve().parent
         in_package = (folder / "__init__.py").exists()
         while (folder / "__init__.py").exists():
@@ -60,18 +74,74 @@ def find(config: str) -> str:
         if in_package:
             _put_on_import_path(folder)
         return config
-    file = root() / "configs" / (name.replace(".", "/") + ".py")
-    if not file.exists():
-        names = sorted(
-            path.stem for path in (root() / "configs").glob("*.py") if path.stem != "__init__"
-        )
-        close = difflib.get_close_matches(name, names, n=1)
+    if name not in _names():
+        close = difflib.get_close_matches(name, _names(), n=1)
         suggestion = f" Did you mean {close[0]!r}?" if close else ""
         sys.exit(
             f"--config={config}: {root() / 'configs'} has no config {name!r}.{suggestion} Give one "
-            f"of {', '.join(names)}, or a file."
+            f"of {', '.join(_names())}, or a file."
         )
-    return f"{file}{colon}{argument}"
+    return f"{root() / 'configs' / name.replace('.', '/')}.py{colon}{argument}"
+
+
+class FileParser(flags.ArgumentParser):
+    """Parses FILE[:ARGUMENT]: what is wrong with the file is one line.
+
+    The parser of ml_collections returns an object that raises OSError later, or prints a traceback.
+    """
+
+    def parse(self, path: str) -> Any:
+        """Returns what get_config of the file returns, locked.
+
+        Raises:
+            SystemExit: if the file is not Python, has no get_config, or raises an error.
+        """
+        file, *argument = path.split(":", 1)
+        try:
+            defined = runpy.run_path(file)
+        except Exception as error:  # noqa: BLE001 - the file is a program: it may raise anything
+            sys.exit(f"--config={path}: {file} cannot be run: {_error_in(file, error)}.")
+        if "get_config" not in defined:
+            sys.exit(f"--config={path}: {file} is no config: it has no function get_config.")
+        try:
+            config = defined["get_config"](*argument)
+        except ValueError as error:
+            sys.exit(f"--config={path}: {error}")
+        except Exception as error:  # noqa: BLE001
+            sys.exit(f"--config={path}: get_config failed: {_error_in(file, error)}.")
+        if isinstance(config, Mapping):
+            config = config_dict.ConfigDict(config)
+        if not isinstance(config, config_dict.ConfigDict):
+            sys.exit(
+                f"--config={path}: get_config returned a {type(config).__name__}, expected an "
+                "ml_collections.ConfigDict, as of core.config.editable."
+            )
+        return config.lock()
+
+    def flag_type(self) -> str:
+        """Returns what --help shows."""
+        return "config file"
+
+
+def _error_in(file: str, error: Exception) -> str:
+    """Returns "KeyError: 'a' (line 3)", with the line of the file that the error comes from."""
+    lines = [
+        frame.lineno
+        for frame in traceback.extract_tb(error.__traceback__)
+        if frame.filename == file
+    ]
+    where = f" (line {lines[-1]})" if lines else ""
+    return f"{type(error).__name__}: {error}{where}"
+
+
+def _names() -> list[str]:
+    """Returns the names of all configs: the files below configs/ that have get_config."""
+    folder = root() / "configs"
+    return sorted(
+        ".".join(path.relative_to(folder).with_suffix("").parts)
+        for path in [*folder.glob("*.py"), *folder.glob("*/*.py")]
+        if "\ndef get_config(" in path.read_text()
+    )
 
 
 def _put_on_import_path(folder: Path) -> None:

@@ -20,6 +20,7 @@ from typing import TypeVar
 import grain
 import numpy as np
 
+from flamingo_jax.core.config import ConfigError
 from flamingo_jax.data import pack
 from flamingo_jax.data.config import DataConfig
 from flamingo_jax.data.rejected import BrokenDataset, Rejected
@@ -77,8 +78,10 @@ class Mixture:
         cache_bytes: memory in which small datasets are kept decoded, over all datasets.
 
     Raises:
-        ValueError: a batch cannot be split evenly, or a dataset's records do not suit its kind.
-            Later, from any batch: too many records are corrupt, or a row does not fit the batch.
+        ConfigError: a batch cannot be split evenly, a dataset's records do not suit its kind, or it
+            has no such split.
+        BrokenDataset: from any batch, too many records are corrupt.
+        ValueError: from any batch, a row does not fit the batch.
         FileNotFoundError: a dataset does not exist.
     """
 
@@ -162,13 +165,13 @@ class _Dataset:
     def __init__(self, name: str, reader: _Reader):
         config = reader.config.datasets[name]
         if config.batch_size % reader.num_shards:
-            raise ValueError(
+            raise ConfigError(
                 f"Dataset {name!r}: batch_size {config.batch_size} cannot be split evenly over "
                 f"{reader.num_shards} data shards."
             )
         source = Source(config.path, config.split)
         if source.kind not in RECORD_KINDS[config.kind]:
-            raise ValueError(
+            raise ConfigError(
                 f"Dataset {name!r} is of kind {config.kind!r}, which takes "
                 f"{' or '.join(RECORD_KINDS[config.kind])}, but {config.path} holds {source.kind}. "
                 "Change the kind or the path."

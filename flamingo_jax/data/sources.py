@@ -16,6 +16,7 @@ from typing import Generic, TypeVar
 import numpy as np
 from google.protobuf.message import DecodeError
 
+from flamingo_jax.core.config import ConfigError
 from flamingo_jax.core.paths import Path, PathLike
 from flamingo_jax.data.config import Background, ImageFit
 from flamingo_jax.data.images import read
@@ -41,8 +42,8 @@ class Source:
 
     Raises:
         FileNotFoundError: there is no dataset at `path`, or one of its files is missing.
-        ValueError: the split does not exist, is empty, is not in ArrayRecord format, or its records
-            have an unknown kind.
+        ConfigError: the split does not exist, is empty, or is not in ArrayRecord format.
+        ValueError: its records have an unknown kind.
     """
 
     def __init__(self, path: PathLike, split: str = "train"):
@@ -59,7 +60,7 @@ class Source:
             self._records = builder.as_data_source(split)
         except (ValueError, NotImplementedError) as error:
             splits = {name: info.num_examples for name, info in builder.info.splits.items()}
-            raise ValueError(
+            raise ConfigError(
                 f"Cannot read split {split!r} of {path}: {error} It has {splits}."
             ) from error
         pieces = builder.info.splits[split].file_instructions
@@ -73,7 +74,7 @@ class Source:
                 f"first of them {missing[0]}. Copy the whole directory, or write the dataset again."
             )
         if not len(self._records):
-            raise ValueError(f"Split {split!r} of {path} is empty, expected at least one record.")
+            raise ConfigError(f"Split {split!r} of {path} is empty, expected at least one record.")
 
     def __len__(self) -> int:
         return len(self._records)

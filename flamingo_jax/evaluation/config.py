@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping
 
 from flamingo_jax.core.config import ConfigError
@@ -69,7 +70,23 @@ class EvaluateConfig(Protocol):
                 f"Got n={self.n}, batch_size={self.batch_size}; expected n >= 0 (0 = all), "
                 "batch_size >= 1."
             )
+        self._check_mesh()
         try:
             super().__post_init__()
         except ValueError as error:
             raise ConfigError(str(error)) from error
+
+    def _check_mesh(self) -> None:
+        for name, why in (
+            ("zero", "has no gradients"),
+            ("sequence_parallel", "always splits the residual stream"),
+        ):
+            if not getattr(self.mesh, name):
+                raise ConfigError(
+                    f"mesh.{name}=False has no effect on an evaluation, which {why}: leave it out."
+                )
+        if (chips := self.mesh.model_chips) and self.mesh.model not in (-1, math.prod(chips)):
+            raise ConfigError(
+                f"mesh.model_chips={chips} is a block of {math.prod(chips)} chips, and mesh.model "
+                f"is {self.mesh.model}: make them equal, or leave model_chips out."
+            )

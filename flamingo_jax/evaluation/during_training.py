@@ -79,7 +79,12 @@ def evaluation(run: Run, tokenizer: Tokenizer) -> Measure:
     """
     settings, protocol = run.config.evaluate, protocol_of(run.config)
     data = {name: path for name, path in settings.data.items() if path}
-    tasks = [registry.create(name, data, protocol) for name in settings.tasks]
+    try:
+        tasks = [registry.create(name, data, protocol) for name in settings.tasks]
+    except task.MissingDirectoryError as error:
+        raise task.MissingDirectoryError(
+            error.task, error.benchmark, "config.evaluate.data"
+        ) from error
     prompted, compared = task.split_by_kind(tasks)
     if run.config.stage == "contrastive":
         if prompted:

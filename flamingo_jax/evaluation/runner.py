@@ -185,7 +185,7 @@ def evaluate_all(
         if not (defined := [number for number in task.protocol.shots if task.accepts(number)]):
             raise TaskError(
                 f"task {task.name!r} is not defined at {list(task.protocol.shots)} shots. Choose "
-                "others with --shots."
+                "other numbers of shots."
             )
         for shots in defined:
             found, answered = evaluate(

@@ -37,6 +37,23 @@ class UnknownTaskError(TaskError):
         )
 
 
+class MissingDirectoryError(TaskError):
+    """The config names no directory for a benchmark.
+
+    Args:
+        task: which needs it.
+        benchmark: whose data are looked for.
+        data: the field of the config that has the directories.
+    """
+
+    def __init__(self, task: str, benchmark: str, data: str = "config.data") -> None:
+        super().__init__(
+            f"the task {task!r} needs the directory of {benchmark!r}, got none: pass "
+            f"--{data}.{benchmark}=DIRECTORY."
+        )
+        self.task, self.benchmark = task, benchmark
+
+
 @runtime_checkable
 class Task(Interface):
     """A task that prompts the model: a benchmark under the few-shot protocol, or one like it.
@@ -107,14 +124,11 @@ def directory(data: Mapping[str, str], benchmark: str, task: str) -> str:
     """Returns the directory of `benchmark` in `data`.
 
     Raises:
-        TaskError: `data` has no (or an empty) entry for the benchmark; the message says how to give
-            one.
+        MissingDirectoryError: `data` has no (or an empty) entry for the benchmark; the message says
+            how to give one.
     """
     if not (path := data.get(benchmark)):
-        raise TaskError(
-            f"the task {task!r} needs the directory of {benchmark!r}, got none: pass "
-            f"--config.data.{benchmark}=DIRECTORY."
-        )
+        raise MissingDirectoryError(task, benchmark)
     return path
 
 

@@ -351,7 +351,7 @@ def test_other_weights_than_the_hash_says(copy_of_lm):
 
 def test_a_missing_tokenizer(copy_of_lm, lm):
     (copy_of_lm / "tokenizer.model").unlink()
-    with pytest.raises(CheckpointError, match=r"no tokenizer at .*--config\.data\.tokenizer=PATH"):
+    with pytest.raises(CheckpointError, match=r"no tokenizer at .*tokenizer.model. Put it there"):
         open_checkpoint(copy_of_lm)
     assert open_checkpoint(copy_of_lm, tokenizer=lm).tokenizer == lm / "tokenizer.model"
 
@@ -361,7 +361,9 @@ def test_a_tower_that_moved(run, lm, tmp_path):
     elsewhere = shutil.copytree(lm, tmp_path / "elsewhere")
     config = workdir / "checkpoints" / "2" / "config" / "metadata"
     config.write_text(config.read_text().replace(str(lm), str(tmp_path / "gone")))
-    with pytest.raises(CheckpointError, match=r"Tower 'lm' of .*gone.*--config\.towers\.lm=PATH"):
+    with pytest.raises(
+        CheckpointError, match=r"Tower 'lm' of .*gone.*\{'lm': PATH\} as the towers"
+    ):
         open_checkpoint(workdir)
     opened = open_checkpoint(workdir, {"lm": elsewhere, "vision": None}, tokenizer=elsewhere)
     assert_same(opened.params, flamingo_params(2))

@@ -98,6 +98,26 @@ def test_output_of_another_request_is_kept(made, arguments, message):
     assert contents(made) == before
 
 
+def test_an_input_that_is_missing_is_not_an_output_that_cannot_be_written(made, tmp_path):
+    with pytest.raises(SystemExit) as error:
+        call(
+            "--pipeline=inspect",
+            f"--dataset={made / 'world' / 'pages'}",
+            f"--tokenizer={tmp_path / 'gone'}",
+            f"--output={tmp_path / 'out'}",
+        )
+    assert str(error.value).startswith(f"data_pipelines.run: No tokenizer at {tmp_path / 'gone'}.")
+    assert "writable" not in str(error.value)
+
+
+def test_every_option_has_a_help():
+    options = set().union(*(each.options.__dataclass_fields__ for each in run.PIPELINES.values()))
+    helps = {name: flags.FLAGS[name].help for name in options & set(flags.FLAGS)}
+    assert helps["num_frames"].endswith("in place of the preset's number: frames of a video.")
+    name = f"({'|'.join(run.PIPELINES)}):"
+    assert not [each for each, text in helps.items() if re.search(rf"{name} *($|{name})", text)]
+
+
 def test_directory_of_something_else_is_kept(tmp_path):
     (tmp_path / "thesis.txt").write_text("years of work")
     with pytest.raises(SystemExit, match="holds something else"):

@@ -103,6 +103,7 @@ def test_tasks_of_two_kinds_are_refused(world, tmp_path):
 @pytest.mark.parametrize(
     ("stage", "task", "message"),
     [
+        ("language_model", "vqav2", "'vqav2', got none: pass --config.evaluate.data.vqav2=DIR"),
         ("contrastive", "format", "'format', and the contrastive stage answers no prompts"),
         (
             "language_model",

@@ -10,11 +10,13 @@ import json
 import PIL.Image
 import pytest
 
+from flamingo_jax.core.config import ConfigError
 from flamingo_jax.core.processes import Cluster
 from flamingo_jax.evaluation import few_shot, registry
 from flamingo_jax.evaluation.config import EvaluateConfig
 from flamingo_jax.evaluation.metrics.ranking import RANKING
 from flamingo_jax.evaluation.run import run
+from flamingo_jax.sharding.mesh import MeshConfig
 from tests.evaluation.in_memory import Colours
 from tests.evaluation.test_programs import write_export
 from tests.inference import tiny
@@ -88,6 +90,19 @@ def test_where_answers_are_hidden_a_submission_is_written(checkpoint, config, tm
     assert submission[-1] == {"question_id": 6, "answer": ""}
     assert json.loads((tmp_path / "results.json").read_text()) == []
     assert "hidden_colours-2.json is for the server" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("mesh", "message"),
+    [
+        ({"zero": False}, "mesh.zero=False has no effect on an evaluation"),
+        ({"sequence_parallel": False}, "mesh.sequence_parallel=False has no effect"),
+        ({"model_chips": (4, 4)}, "a block of 16 chips, and mesh.model is 1"),
+    ],
+)
+def test_fields_of_the_mesh_without_effect_are_refused(mesh, message):
+    with pytest.raises(ConfigError, match=message):
+        EvaluateConfig(mesh=MeshConfig(**mesh))
 
 
 def test_embed(checkpoint, config, tmp_path, capsys):

@@ -15,6 +15,7 @@ CONFIG = "--config=tests/training/small.py:language_model"
             "ConfigError: config (TrainConfig): steps is 0; expected at least 1 update.",
         ),
         (["--config.data.tokenizer=/nowhere"], "No tokenizer at /nowhere"),
+        (["--config=tiny:flamingoo"], "tiny.py has no stage 'flamingoo'"),
     ],
 )
 def test_a_mistake_is_one_message(run_program, tmp_path, flags, message):

@@ -122,8 +122,8 @@ class Files:
         )
         return AnnotationError(
             f"the benchmark {self.benchmark!r} needs {Path(self.directory) / name}, and it is not "
-            f"there. Get it from {self.download}. Expected in "
-            f"--config.data.{self.benchmark}={self.directory}:\n"
+            f"there. Get it from {self.download}. Expected in the directory of {self.benchmark}, "
+            f"{self.directory}:\n"
             f"{tree}"
         )
 
