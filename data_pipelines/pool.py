@@ -29,6 +29,7 @@ import numpy as np
 from etils import epath
 
 from data_pipelines.on_beam import Execution
+from flamingo_jax.core import seeds
 from flamingo_jax.data import interleave
 from flamingo_jax.data.schema import CorruptRecord, InterleavedPage, Record
 from flamingo_jax.data.sources import Source
@@ -88,6 +89,7 @@ class PoolRequest:
         ):
             if getattr(self, name) < 1:
                 raise ValueError(f"pool: got --{name}={getattr(self, name)}, expected at least 1.")
+        seeds.check(self.seed, "pool: --seed")
         if not 0 < self.overflow_probability < 1:
             raise ValueError(
                 f"pool: got --overflow_probability={self.overflow_probability}, expected one "

@@ -46,6 +46,7 @@ from data_pipelines.inputs import folders_of_files, identity
 from data_pipelines.on_beam import Execution
 from data_pipelines.watchdog import WorkerDied, supervised
 from data_pipelines.write_records import staged
+from flamingo_jax.core import command_line, paths
 
 MARK = "pipeline.json"
 
@@ -135,6 +136,8 @@ def make(name: str, request: Any, output: str, how: Execution) -> bool:
       ValueError: the directory contains something else, or nothing can be made of the input.
     """
     target = epath.Path(output)
+    if target.name in ("", ".."):  # "." has no name for the temporary directory next to it
+        target = paths.absolute(target)
     decides = dataclasses.asdict(request)
     decides["files"] = {
         name: identity(decides[name], without=output) for name in _READ if decides.get(name)
@@ -235,6 +238,8 @@ def main(argv: list[str]) -> None:
         _run(argv[1:])
     except (ValueError, MissingPackageError, WorkerDied) as error:
         sys.exit(f"data_pipelines.run: {error}")
+    except BrokenPipeError:
+        raise
     except OSError as error:
         if error.errno is None:  # the message is of this package, and complete
             sys.exit(f"data_pipelines.run: {error}")
@@ -244,5 +249,13 @@ def main(argv: list[str]) -> None:
         )
 
 
+def _program() -> None:
+    def parse(argv: list[str]) -> list[str]:
+        return app.parse_flags_with_usage(command_line.with_user_paths(argv))
+
+    with command_line.ending_quietly():
+        app.run(main, flags_parser=parse)
+
+
 if __name__ == "__main__":
-    supervised(lambda: app.run(main))
+    supervised(_program)

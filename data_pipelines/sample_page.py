@@ -23,6 +23,7 @@ from etils import epath
 
 from data_pipelines.on_beam import Execution
 from data_pipelines.sample_html import SampleRow, Token, Visual, render
+from flamingo_jax.core import seeds
 from flamingo_jax.data.config import AugmentConfig, DataConfig, DatasetConfig
 from flamingo_jax.data.images.augment import augment
 from flamingo_jax.data.images.read import encode_png
@@ -95,6 +96,7 @@ class InspectRequest:
             raise ValueError(
                 f"inspect: got --kind={self.kind}, expected one of {', '.join(RECORD_KINDS)}."
             )
+        seeds.check(self.seed, "inspect: --seed")
         if self.num_samples < 1:
             raise ValueError(f"inspect: got --num_samples={self.num_samples}, expected at least 1.")
 

@@ -32,6 +32,7 @@ from etils import epath
 
 from data_pipelines import options
 from data_pipelines.write_records import Splits, write_records
+from flamingo_jax.core import seeds
 from flamingo_jax.data.schema import Document, ImageText, InterleavedPage, VideoText
 from flamingo_jax.world import pages as synthetic_pages
 from flamingo_jax.world import scenes
@@ -136,10 +137,12 @@ class WorldOptions(_Numbers):
         """Returns the request.
 
         Raises:
-          ValueError: there is no such size, a number is below 1, or the shares are not shares.
+          ValueError: there is no such size, a number is below 1, the seed has more than 32 bits,
+            or the shares are not shares.
         """
         if self.size not in SIZES:
             raise ValueError(f"--size={self.size}: expected one of {', '.join(SIZES)}.")
+        seeds.check(self.seed, "world: --seed")
         names = [field.name for field in dataclasses.fields(WorldSize)]
         numbers = {name: getattr(self, f"num_{name}") for name in names}
         given = {name: number for name, number in numbers.items() if number != -1}

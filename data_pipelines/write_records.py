@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 
 from etils import epath
 
+from flamingo_jax.core.paths import only_writer
 from flamingo_jax.data.schema import Record
 from flamingo_jax.data.shards import Shard, shard_name, write_metadata, writing
 
@@ -79,6 +80,10 @@ def staged(target: epath.Path) -> Iterator[epath.Path]:
 
     A complete result is renamed out of it. Its name is always the same, so that the remains of
     killed runs do not accumulate.
+
+    Raises:
+      ValueError: the target is on an object store.
+      PathError: another run makes the same target now.
     """
     if "://" in os.fspath(target):
         raise ValueError(
@@ -86,9 +91,10 @@ def staged(target: epath.Path) -> Iterator[epath.Path]:
             "then copy it there."
         )
     staging = target.parent / f".{target.name}.incomplete"
-    staging.rmtree(missing_ok=True)
-    staging.mkdir(parents=True)
-    try:
-        yield staging
-    finally:
-        staging.rmtree(missing_ok=True)
+    with only_writer(staging):
+        for left in staging.iterdir():
+            left.rmtree() if left.is_dir() else left.unlink()
+        try:
+            yield staging
+        finally:
+            staging.rmtree(missing_ok=True)

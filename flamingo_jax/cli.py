@@ -8,19 +8,13 @@ if __name__ == "__main__":
 
 from __future__ import annotations
 
-import dataclasses
-import sys
 from collections.abc import Callable, Sequence
-from typing import TypeVar
 
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from flamingo_jax.core import config_files, host_memory, processes
-from flamingo_jax.core.config import ConfigError, from_dict
+from flamingo_jax.core import command_line, config_files, host_memory, processes
 from flamingo_jax.core.processes import Cluster
-
-T = TypeVar("T")
 
 flags.disclaim_key_flags()  # --help lists a flag under the program that asks for it
 
@@ -30,26 +24,6 @@ def config_flag(text: str) -> flags.FlagHolder:
     flag = config_flags.DEFINE_config_file("config", None, f"{text}; --config.a.b=value.")
     flags.FLAGS["config"].parser = config_files.FileParser()
     return flag
-
-
-def read_config(of: type[T]) -> T:
-    """Returns what --config holds.
-
-    Args:
-        of: the dataclass of the configs that the program takes.
-
-    Raises:
-        ConfigError: if it does not fit; also if it is a config of another program.
-    """
-    config = flags.FLAGS.config
-    fields = {field.name: field for field in dataclasses.fields(of)}  # type: ignore[arg-type]
-    if unknown := [name for name in config if name not in fields]:
-        file = config_flags.get_config_filename(flags.FLAGS["config"])
-        raise ConfigError(
-            f"--config={file} is no {of.__name__}: it has the "
-            f"field {unknown[0]!r}. {of.__name__} has {', '.join(fields)}."
-        )
-    return from_dict(of, config)
 
 
 def distributed_flag() -> None:
@@ -92,15 +66,6 @@ def run(
             return main(argv[1:], cluster)
 
     flags.mark_flags_as_required(required)
-    parse = _parse_with_config if "config" in flags.FLAGS else app.parse_flags_with_usage
-    app.run(start, flags_parser=parse)
-
-
-def _parse_with_config(argv: list[str]) -> list[str]:
-    """Parses the flags; a field that the config does not have ends the program with one line."""
-    try:
-        return config_files.with_named_configs(app.parse_flags_with_usage)(argv)
-    except (AttributeError, KeyError) as error:  # of ml_collections; the first contains the second
-        cause = error.args[0]
-        message = cause.args[0] if isinstance(cause, Exception) else cause
-        sys.exit(f"Unknown field in --config: {message}")
+    parse = config_files.parse_flags if "config" in flags.FLAGS else app.parse_flags_with_usage
+    with command_line.ending_quietly():
+        app.run(start, flags_parser=lambda argv: parse(command_line.with_user_paths(argv)))

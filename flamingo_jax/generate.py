@@ -16,6 +16,7 @@ from typing import Any
 from absl import app, flags
 
 from flamingo_jax import cli
+from flamingo_jax.core import paths
 from flamingo_jax.core.processes import Cluster
 from flamingo_jax.inference import methods
 from flamingo_jax.inference.chat import Chat
@@ -55,9 +56,7 @@ def converse(chat: Chat) -> None:
 def main(texts: list[str], _: Cluster) -> None:
     """Answers the prompts of the command line, or starts a dialogue."""
     if bool(texts) == _CHAT.value:
-        raise app.UsageError(
-            'Give prompts, such as "{cat.jpg}Output: A cat.<EOC>{dog.jpg}Output:", or --chat alone.'
-        )
+        raise app.UsageError('Give prompts, such as "{dog.jpg}Output:", or --chat alone.')
     prompts = [parse(text) for text in texts]  # a wrong path is found before the model is loaded
     default = DIALOGUE if _CHAT.value else methods.BeamSearch(3)
     method = methods.from_settings(default, **{flag.name: flag.value for flag in _METHOD})
@@ -66,12 +65,13 @@ def main(texts: list[str], _: Cluster) -> None:
     if _CHAT.value:
         converse(model.chat([Image(path) for path in _CHAT_IMAGES.value], method=method))
     elif _CANDIDATES.value:
-        for scores in model.score(prompts, _CANDIDATES.value):
-            ranked = sorted(zip(scores, _CANDIDATES.value, strict=True), reverse=True)
+        candidates = [paths.whole_characters(text) for text in _CANDIDATES.value]
+        for scores in model.score(prompts, candidates):
+            ranked = sorted(zip(scores, candidates, strict=True), reverse=True)
             print("  ".join(f"{candidate.strip()} {score:.2f}" for score, candidate in ranked))
     else:
         for text in model.generate(prompts, method=method):
-            print(text.strip())
+            print(" ".join(text.split()) if len(prompts) > 1 else text.strip())
 
 
 if __name__ == "__main__":

@@ -17,7 +17,6 @@ import pytest
 from absl import flags
 
 from configs import tiny
-from flamingo_jax.core.config_files import with_named_configs
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 FOLDERS = ("flamingo_jax", "data_pipelines", "configs", "launch", "tests")
@@ -133,7 +132,7 @@ def parse(module: str, *arguments: str) -> None:
     with pytest.MonkeyPatch.context() as patch, program(module):
         # ml_collections looks for --config.a.b there
         patch.setattr(sys, "argv", [module, *arguments])
-        with_named_configs(flags.FLAGS)(sys.argv)
+        flags.FLAGS(sys.argv)
 
 
 def check_command(command: str) -> None:

@@ -9,18 +9,21 @@ flamingo_jax/bundled/configs (see setup.py). Config files import each other as `
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
-import re
 import runpy
 import sys
 import traceback
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, TypeVar
 
-from absl import flags
-from ml_collections import config_dict
+from absl import app, flags
+from ml_collections import config_dict, config_flags
 
+from flamingo_jax.core.config import ConfigError, from_dict
 from flamingo_jax.core.paths import Path
+
+T = TypeVar("T")
 
 _PACKAGE = Path(__file__).parent.parent
 
@@ -29,21 +32,6 @@ def root() -> Path:
     """Returns the folder that contains configs/: that of the wheel, else that of the clone."""
     bundled = _PACKAGE / "bundled"
     return bundled if bundled.exists() else _PACKAGE.parent
-
-
-def with_named_configs(parse: Callable[[list[str]], list[str]]) -> Callable[[list[str]], list[str]]:
-    """Returns a parser of flags that accepts --config=NAME[:ARGUMENT] and FILE[:ARGUMENT]."""
-
-    def parse_flags(argv: list[str]) -> list[str]:
-        argv = list(argv)
-        for i, word in enumerate(argv):
-            if found := re.fullmatch(r"(--?config=)(.+)", word):
-                argv[i] = found[1] + find(found[2])
-            elif word in ("--config", "-config") and i + 1 < len(argv):
-                argv[i + 1] = find(argv[i + 1])
-        return parse(argv)
-
-    return parse_flags
 
 
 def find(config: str) -> str:
@@ -85,7 +73,7 @@ def find(config: str) -> str:
 
 
 class FileParser(flags.ArgumentParser):
-    """Parses FILE[:ARGUMENT]: what is wrong with the file is one line.
+    """Parses NAME[:ARGUMENT] and FILE[:ARGUMENT]: what is wrong is one line.
 
     The parser of ml_collections returns an object that raises OSError later, or prints a traceback.
     """
@@ -94,9 +82,9 @@ class FileParser(flags.ArgumentParser):
         """Returns what get_config of the file returns, locked.
 
         Raises:
-            SystemExit: if the file is not Python, has no get_config, or raises an error.
+            SystemExit: if it does not exist, is not Python, has no get_config, or raises an error.
         """
-        file, *argument = path.split(":", 1)
+        file, *argument = find(path).split(":", 1)
         try:
             defined = runpy.run_path(file)
         except Exception as error:  # noqa: BLE001 - the file is a program: it may raise anything
@@ -121,6 +109,36 @@ class FileParser(flags.ArgumentParser):
     def flag_type(self) -> str:
         """Returns what --help shows."""
         return "config file"
+
+
+def read(of: type[T]) -> T:
+    """Returns what --config holds.
+
+    Args:
+        of: the dataclass of the configs that the program takes.
+
+    Raises:
+        ConfigError: if it does not fit; also if it is a config of another program.
+    """
+    config = flags.FLAGS.config
+    fields = [field.name for field in dataclasses.fields(of)]  # type: ignore[arg-type]
+    if unknown := [name for name in config if name not in fields]:
+        file = config_flags.get_config_filename(flags.FLAGS["config"])
+        raise ConfigError(
+            f"--config={file} is no {of.__name__}: it has the field {unknown[0]!r}. {of.__name__} "
+            f"has {', '.join(fields)}."
+        )
+    return from_dict(of, config)
+
+
+def parse_flags(argv: list[str]) -> list[str]:
+    """Parses the flags; a field that the config does not have ends the program with one line."""
+    try:
+        return app.parse_flags_with_usage(argv)
+    except (AttributeError, KeyError) as error:  # of ml_collections; the first contains the second
+        cause = error.args[0]
+        message = cause.args[0] if isinstance(cause, Exception) else cause
+        sys.exit(f"Unknown field in --config: {message}")
 
 
 def _error_in(file: str, error: Exception) -> str:

@@ -9,9 +9,11 @@ complete (see `move_directory`).
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import json
 import mmap
 import os
+import re
 import tempfile
 import uuid
 from collections.abc import Iterator
@@ -25,8 +27,19 @@ Path = epath.Path
 PathLike = str | os.PathLike[str]
 
 
+SCHEMES = ("gs://", "s3://")
+
+
 class PathError(OSError):
     """A path cannot be read or written. The message names it and says what to do."""
+
+
+def from_user(path: str) -> str:
+    """Returns a path that a user typed: "~/data" and "file:///data" are local paths.
+
+    A shell does not replace the "~" of --output=~/runs, and the program would make a folder "~".
+    """
+    return str(epath.Path(path.removeprefix("file://")).expanduser())
 
 
 def make_directory(path: PathLike) -> epath.Path:
@@ -55,10 +68,7 @@ def write_atomically(path: PathLike, data: bytes | str) -> epath.Path:
     temporary = temporary_sibling(target) if is_local(target) else target
     try:
         make_directory(target.parent)
-        if isinstance(data, bytes):
-            temporary.write_bytes(data)
-        else:
-            temporary.write_text(data)
+        temporary.write_bytes(data if isinstance(data, bytes) else to_utf8(data))
         if temporary != target:
             temporary.replace(target)
     except OSError as error:
@@ -85,11 +95,57 @@ def read_json(path: PathLike) -> Any:
     except (OSError, UnicodeDecodeError) as error:
         raise PathError(f"Cannot read {file}: {_reason(error)}.") from error
     try:
-        return json.loads(text)
-    except json.JSONDecodeError as error:
+        return parse_json(text)
+    except ValueError as error:
         raise PathError(
             f"{file} is not valid JSON: {error}. It is cut off or damaged: write it again."
         ) from error
+
+
+def parse_json(text: str) -> Any:
+    r"""Returns the value of a JSON text that someone else wrote.
+
+    A byte order mark is skipped. Half a surrogate pair ("\ud83d" alone) becomes U+FFFD: no
+    tokenizer and no file takes it.
+
+    Raises:
+        ValueError: if it is not JSON, or has a number of thousands of digits or thousands of nested
+            lists, which Python does not read.
+    """
+    try:
+        value = json.loads(text.removeprefix("\ufeff"))
+        return _whole(value) if re.search(r"\\u[dD][89a-fA-F]", text) else value
+    except RecursionError as error:
+        raise ValueError("lists or objects are nested too deeply") from error
+
+
+def to_utf8(text: str) -> bytes:
+    r"""Returns the bytes of a text; half a surrogate pair becomes "\ud83d", as JSON writes it.
+
+    A JSON file may hold one, and so may an argument of a program that is not UTF-8. It must not end
+    a run when the results are written.
+    """
+    return text.encode("utf-8", "backslashreplace")
+
+
+def whole_characters(text: str) -> str:
+    """Returns a text with U+FFFD for each half of a surrogate pair, as decoders do."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    return text
+
+
+def _whole(value: Any) -> Any:
+    """Applies `whole_characters` to all texts of a JSON value."""
+    if isinstance(value, str):
+        return whole_characters(value)
+    if isinstance(value, list):
+        return [_whole(each) for each in value]
+    if isinstance(value, dict):
+        return {whole_characters(name): _whole(each) for name, each in value.items()}
+    return value
 
 
 def write_json(path: PathLike, value: Any) -> epath.Path:
@@ -107,6 +163,44 @@ def write_json(path: PathLike, value: Any) -> epath.Path:
             f"Cannot write {path}: a number is NaN or infinite, which JSON does not have."
         ) from error
     return write_atomically(path, f"{text}\n")
+
+
+@contextlib.contextmanager
+def only_writer(directory: PathLike) -> Iterator[None]:
+    """Holds a directory, so that a second run cannot write into it at the same time.
+
+    The lock ends with the process, however it ends. It is a lock of the operating system on the
+    directory itself; on an object store, and on a file system without locks, there is none.
+
+    Raises:
+        PathError: if another run holds it, or it cannot be made.
+    """
+    place = make_directory(directory)
+    if not is_local(place):
+        yield
+        return
+    handle = os.open(place, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        os.close(handle)
+        raise PathError(
+            f"Another run writes to {place} now. Wait until it ends, or give another directory."
+        ) from error
+    except OSError:  # no locks here, as on some network file systems
+        pass
+    try:
+        yield
+    finally:
+        os.close(handle)
+
+
+def visible(directory: PathLike) -> list[epath.Path]:
+    """Returns what is in a directory, in the order of the names, without hidden files and folders.
+
+    Other programs leave them there: .DS_Store, ._name (macOS), .ipynb_checkpoints, .cache.
+    """
+    return sorted(path for path in epath.Path(directory).iterdir() if path.name[:1] != ".")
 
 
 def is_local(path: PathLike) -> bool:

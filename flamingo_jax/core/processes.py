@@ -75,7 +75,8 @@ class Cluster:
                 does not name them (Slurm, Open MPI, Kubernetes). "off" never joins.
             expected: errors that end the program with their message instead of a traceback.
         """
-        self._mode, self._expected = mode, (*expected, ProcessError)
+        # ImportError: a package of an extra, such as that of gs://, is missing
+        self._mode, self._expected = mode, (*expected, ProcessError, ImportError)
         self.index, self.count = 0, 1
 
     def report(self, line: str) -> None:

@@ -70,6 +70,8 @@ class EvaluateConfig(Protocol):
                 f"Got n={self.n}, batch_size={self.batch_size}; expected n >= 0 (0 = all), "
                 "batch_size >= 1."
             )
+        if twice := [name for name in self.tasks if self.tasks.count(name) > 1]:
+            raise ConfigError(f"tasks has {twice[0]!r} twice; expected each task once.")
         self._check_mesh()
         try:
             super().__post_init__()

@@ -92,8 +92,9 @@ class Journal:
                 self._write_whole()
             return
         try:
-            with self._file.open("a") as file:
-                file.write("".join(f"{line}\n" for line in self._lines[self._num_written :]))
+            new = "".join(f"{line}\n" for line in self._lines[self._num_written :])
+            with self._file.open("ab") as file:
+                file.write(paths.to_utf8(new))
         except OSError as error:
             raise paths.PathError(
                 f"Cannot write {self._file}: {error.strerror}. Give a writable place with room."
@@ -119,7 +120,7 @@ def prompt_hash(episode: Episode) -> str:
     for parts in (episode.parts, *episode.orders):
         for part in parts:
             if isinstance(part, str):
-                digest.update(f"text {part}\0".encode())
+                digest.update(paths.to_utf8(f"text {part}\0"))
             else:
                 digest.update(b"data " + identity(part))
         digest.update(b"order\0")

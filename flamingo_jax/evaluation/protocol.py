@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 from typing import ClassVar, Literal
 
+from flamingo_jax.core import seeds
 from flamingo_jax.inference.config import InferenceConfig
 
 Split = Literal["test", "validation"]
@@ -53,6 +54,9 @@ class Protocol:
     num_text_examples: ClassVar[int] = 2
 
     def __post_init__(self) -> None:
+        seeds.check(self.seed)
+        if len(set(self.shots)) < len(self.shots):
+            raise ValueError(f"shots is {self.shots}; expected each number once.")
         for name in ("ensemble", "num_support", "num_support_per_class"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; expected at least 1.")

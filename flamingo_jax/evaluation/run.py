@@ -13,13 +13,16 @@ a contrastive model's embeddings of images and texts. A run has tasks of one of 
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 
 from jax.sharding import Mesh
 
+from flamingo_jax.core.paths import Path, only_writer, read_json
 from flamingo_jax.core.processes import Cluster
 from flamingo_jax.evaluation import comparison, embed, few_shot, predictions, registry, task
 from flamingo_jax.evaluation.config import EvaluateConfig
+from flamingo_jax.evaluation.episode import Row
 from flamingo_jax.evaluation.report import report_writer
 from flamingo_jax.evaluation.report.training_logs import training_logs
 from flamingo_jax.evaluation.runner import check_metrics, evaluate_all
@@ -46,9 +49,16 @@ def run(config: EvaluateConfig, checkpoint: str, output: str, cluster: Cluster) 
             anything is loaded.
         CheckpointError: there is no checkpoint, or it is not of the kind that the tasks need.
         PromptError: a prompt cannot be read, or is too long.
-        PathError: `output` cannot be written.
+        PathError: `output` cannot be written, or another run writes to it.
         NonFiniteError: a weight, or a number that the model gave, is NaN or infinite.
     """
+    with contextlib.ExitStack() as stack:
+        if cluster.index == 0:
+            stack.enter_context(only_writer(output))
+        _run(config, checkpoint, output, cluster)
+
+
+def _run(config: EvaluateConfig, checkpoint: str, output: str, cluster: Cluster) -> None:
     data = {name: path for name, path in config.data.items() if path}
     images = embed.Images(data) if embed.is_asked_for(config.tasks) else None
     created = [] if images else [registry.create(name, data, config) for name in config.tasks]
@@ -88,6 +98,7 @@ def run(config: EvaluateConfig, checkpoint: str, output: str, cluster: Cluster) 
     )
     if cluster.index > 0:
         return
+    _report_what_is_replaced(output, rows, cluster)
     predictions.write(f"{output}/predictions.jsonl", answers)
     for file in predictions.write_submissions(f"{output}/submissions", answers, tasks):
         cluster.report(f"{file} is for the server that has the right answers")
@@ -120,6 +131,20 @@ def _compare(
     rows, comparisons = comparison.compare_all(model, tasks, log=cluster.report)
     if cluster.index > 0:
         return
+    _report_what_is_replaced(output, rows, cluster)
     comparison.write_predictions(f"{output}/predictions.jsonl", tasks, comparisons)
     report_writer.write_report(output, rows, metrics_files=training_logs(checkpoint))
     cluster.report(f"\n{report_writer.text_table(rows)}\nThe report is in {output}")
+
+
+def _report_what_is_replaced(output: str, rows: Sequence[Row], cluster: Cluster) -> None:
+    """Reports the tasks of an earlier report in `output` that this run did not evaluate."""
+    file = Path(output) / "results.json"
+    if not file.exists():
+        return
+    before = {row["task"]: None for row in read_json(file)}
+    if gone := [task for task in before if task not in {row.task for row in rows}]:
+        cluster.report(
+            f"{file} had results of {', '.join(gone)}, which this run replaces. All answers are "
+            "kept: evaluate all tasks in one run for a report of all."
+        )

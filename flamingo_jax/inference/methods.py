@@ -15,6 +15,7 @@ from typing import Any, Literal, TypeAlias
 
 import numpy as np
 
+from flamingo_jax.core import seeds
 from flamingo_jax.core.config import ConfigError
 
 Ends = Literal["any", "best"]
@@ -91,6 +92,7 @@ class Sample:
             )
         if not is_whole(self.seed):
             raise ValueError(f"Sample.seed is {self.seed!r}; expected a whole number, such as 0.")
+        seeds.check(self.seed, "Sample.seed")
 
 
 Method: TypeAlias = Greedy | BeamSearch | Sample

@@ -21,6 +21,7 @@ from typing import TypeAlias
 
 import numpy as np
 
+from flamingo_jax.core import paths
 from flamingo_jax.data.interleave import IMAGE, Marker, tag_text, tokenise
 from flamingo_jax.inference.identity import identity
 from flamingo_jax.inference.visuals import (
@@ -177,7 +178,8 @@ def read(prompt: Prompt, tokenizer: Tokenizer, *, masked: bool = False) -> Token
         PromptError: an `<image>` tag in the text (more tags than visuals), or a part that is
             neither text nor a visual.
     """
-    parts = [prompt] if isinstance(prompt, str) else list(prompt)
+    given = [prompt] if isinstance(prompt, str) else list(prompt)
+    parts = [paths.whole_characters(part) if isinstance(part, str) else part for part in given]
     marked: list[str | Marker] = []
     visuals: list[Visual] = []
     text = ""  # after the last visual
@@ -295,7 +297,12 @@ def _file(name: str, at: int) -> Image | Video:
             f"prompt: the braces at character {at} are empty. Write {{path}} for an "
             "image or a video."
         )
-    visual = from_file(name)
+    if "://" in name and not name.startswith(paths.SCHEMES):
+        raise PromptError(
+            f"prompt: {name!r} is neither a local file nor one of {', '.join(paths.SCHEMES)}. "
+            "Download it, and give the file."
+        )
+    visual = from_file(paths.from_user(name))
     existing(visual)
     return visual
 

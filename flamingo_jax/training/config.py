@@ -17,6 +17,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Literal
 
+from flamingo_jax.core import seeds
 from flamingo_jax.core.precision import Policy
 from flamingo_jax.data.config import DataConfig
 from flamingo_jax.models.config import PARTS, ModelConfig, Stage
@@ -152,6 +153,7 @@ class TrainConfig:
     def __post_init__(self) -> None:
         if self.steps < 1:
             raise ValueError(f"steps is {self.steps}; expected at least 1 update.")
+        seeds.check(self.seed)
         if "vision" in PARTS[self.stage]:
             self.model.encoder()
         if missing := [

@@ -121,6 +121,8 @@ def train(
         towers.check_start(config)
 
     with contextlib.ExitStack() as stack:
+        if jax.process_index() == 0:
+            stack.enter_context(paths.only_writer(workdir))
         store = stack.enter_context(resume.open_store(config, record, workdir))
         shards, reader = mesh_lib.num_batch_shards(mesh), mesh_lib.reader(mesh)
         mixture = Mixture(

@@ -19,13 +19,8 @@ def test_names_and_files():
     assert config_files.find("configs/tiny.py:flamingo") == "configs/tiny.py:flamingo"
 
 
-@pytest.mark.parametrize("given", [["--config=tiny:flamingo"], ["--config", "tiny:flamingo"]])
-def test_names_are_resolved_before_parsing(given):
-    parsed = config_files.with_named_configs(lambda argv: argv)(
-        ["train", *given, "--config.steps=2"]
-    )
-    assert parsed[-2].endswith("configs/tiny.py:flamingo")
-    assert parsed[-1] == "--config.steps=2"
+def test_a_name_is_parsed_as_its_file():
+    assert config_files.FileParser().parse("tiny:flamingo").stage == "flamingo"
 
 
 @pytest.mark.parametrize(

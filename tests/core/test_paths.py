@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
+
 import pytest
 
 from flamingo_jax.core import paths
@@ -40,10 +44,10 @@ def test_write_replaces_the_whole_file_and_leaves_nothing_else(tmp_path, data):
 def test_a_failing_write_keeps_the_old_file(tmp_path, monkeypatch):
     target = paths.write_atomically(tmp_path / "file", "old")
 
-    def full(self, text):
+    def full(self, data):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(type(target), "write_text", full)
+    monkeypatch.setattr(type(target), "write_bytes", full)
     with pytest.raises(PathError, match="No space left on device"):
         paths.write_atomically(target, "new")
     assert target.read_text() == "old"
@@ -97,3 +101,37 @@ def test_a_failing_move_keeps_the_old_directory(tmp_path):
     with pytest.raises(PathError, match=r"Cannot move .*nothing"):
         paths.move_directory(tmp_path / "nothing", tmp_path / "target")
     assert [p.name for p in (tmp_path / "target").iterdir()] == ["old"]
+
+
+def test_a_text_that_utf_8_does_not_have_is_written_as_an_escape(tmp_path):
+    """JSON reads it back; a whole pair is one character."""
+    text = "caf\xe9 \ud83d \U0001f600"
+    paths.write_atomically(tmp_path / "a", json.dumps([text], ensure_ascii=False))
+    assert json.loads((tmp_path / "a").read_bytes()) == [text]
+    assert paths.whole_characters(text) == "caf\xe9 \ufffd \U0001f600"
+
+
+def test_a_directory_has_one_writer(tmp_path):
+    """Also in one process; the next one may write when the first has ended."""
+    refused = pytest.raises(PathError, match="Another run writes to .*/a now. Wait until")
+    one, other = (paths.only_writer(tmp_path / name) for name in "ab")
+    with one, other, refused, paths.only_writer(tmp_path / "a"):
+        pass
+    with paths.only_writer(tmp_path / "a"):
+        assert not list((tmp_path / "a").iterdir())
+
+
+def test_a_writer_that_is_killed_leaves_no_lock(tmp_path):
+    program = (
+        "import sys, os, signal; from flamingo_jax.core import paths\n"
+        "with paths.only_writer(sys.argv[1]): os.kill(os.getpid(), signal.SIGKILL)"
+    )
+    subprocess.run([sys.executable, "-c", program, tmp_path / "a"], check=False)
+    with paths.only_writer(tmp_path / "a"):
+        pass
+
+
+def test_hidden_files_are_not_listed(tmp_path):
+    for name in ("b", "a", ".DS_Store", "._a", ".ipynb_checkpoints"):
+        (tmp_path / name).mkdir()
+    assert [path.name for path in paths.visible(tmp_path)] == ["a", "b"]

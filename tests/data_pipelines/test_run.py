@@ -98,6 +98,15 @@ def test_output_of_another_request_is_kept(made, arguments, message):
     assert contents(made) == before
 
 
+def test_the_current_directory_as_the_output(tmp_path, monkeypatch):
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    call("--pipeline=world", "--output=.", *SMALL)
+    monkeypatch.undo()
+    assert (tmp_path / "here" / "world.json").exists()
+    assert [path.name for path in tmp_path.iterdir()] == ["here"]
+
+
 def test_an_input_that_is_missing_is_not_an_output_that_cannot_be_written(made, tmp_path):
     with pytest.raises(SystemExit) as error:
         call(

@@ -1,8 +1,10 @@
 """Datasets of records: reading gives what was written, and a dataset is complete or absent."""
 
 import pytest
+from etils import epath
 
-from data_pipelines.write_records import write_records
+from data_pipelines.write_records import staged, write_records
+from flamingo_jax.core.paths import PathError
 from flamingo_jax.data.schema import RECORDS, Document, ImageText, InterleavedPage, VideoText
 from flamingo_jax.data.sources import Source
 
@@ -73,3 +75,15 @@ def test_empty_split_is_refused(tmp_path):
 def test_object_store_is_refused():
     with pytest.raises(ValueError, match="write locally, then copy"):
         write_records("gs://bucket/set", "document", {"train": lambda: [Document("x")]})
+
+
+def test_two_runs_do_not_make_the_same_target(tmp_path):
+    """The second one does not remove what the first one has written so far."""
+    target = epath.Path(tmp_path / "data")
+    refused = pytest.raises(PathError, match="Another run writes to .*data.incomplete now")
+    with staged(target) as staging:
+        (staging / "part").write_text("half")
+        with refused, staged(target):
+            pass
+        assert (staging / "part").read_text() == "half"
+    assert not list(tmp_path.iterdir())

@@ -305,3 +305,12 @@ def test_a_file_that_cannot_be_written_is_an_error(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(PathError, match="Cannot"):
         Journal(tmp_path / "file" / "task-0.jsonl", HEADER)
+
+
+def test_a_text_that_utf_8_does_not_have_is_kept(tmp_path):
+    """It must not end a run when its answers are written."""
+    journal = Journal(tmp_path / "a.jsonl", HEADER)
+    episode = dataclasses.replace(EPISODE, parts=("\ud83d",), query_id="\udc00")
+    key = prompt_hash(episode)
+    journal.add([episode], [key], [("caf\xe9 \ud83d", None)])
+    assert Journal(tmp_path / "a.jsonl", HEADER).finished == {key: ("caf\xe9 \ud83d", None)}

@@ -11,6 +11,7 @@ import PIL.Image
 import pytest
 
 from flamingo_jax.core.config import ConfigError
+from flamingo_jax.core.paths import PathError, only_writer
 from flamingo_jax.core.processes import Cluster
 from flamingo_jax.evaluation import few_shot, registry
 from flamingo_jax.evaluation.config import EvaluateConfig
@@ -74,6 +75,11 @@ def test_rices_with_an_ensemble(checkpoint, config, tmp_path, capsys):
     run(config, checkpoint, str(tmp_path), Cluster("off"))
     assert (tmp_path / "predictions.jsonl").read_bytes() == predictions
     assert (tmp_path / "predictions" / "ranked_colours-2.jsonl").read_bytes() == journal
+    assert "replaces" not in capsys.readouterr().out
+    (tmp_path / "results.json").write_text(json.dumps([{**row, "task": "others"}]))
+    run(config, checkpoint, str(tmp_path), Cluster("off"))
+    replaced = "results.json had results of others, which this run replaces. All answers are kept"
+    assert replaced in capsys.readouterr().out
 
 
 def test_where_answers_are_hidden_a_submission_is_written(checkpoint, config, tmp_path, capsys):
@@ -90,6 +96,19 @@ def test_where_answers_are_hidden_a_submission_is_written(checkpoint, config, tm
     assert submission[-1] == {"question_id": 6, "answer": ""}
     assert json.loads((tmp_path / "results.json").read_text()) == []
     assert "hidden_colours-2.json is for the server" in capsys.readouterr().out
+
+
+def test_an_output_has_one_writer(config, tmp_path):
+    """Before anything is loaded."""
+    with only_writer(tmp_path), pytest.raises(PathError, match="Another run writes to"):
+        run(config, "nowhere", str(tmp_path), Cluster("off"))
+
+
+def test_a_task_or_a_number_of_shots_twice_is_refused():
+    with pytest.raises(ConfigError, match="tasks has 'coco' twice"):
+        EvaluateConfig(tasks=("coco", "okvqa", "coco"))
+    with pytest.raises(ConfigError, match=r"shots is \(4, 4\); expected each number once"):
+        EvaluateConfig(tasks=("coco",), shots=(4, 4))
 
 
 @pytest.mark.parametrize(

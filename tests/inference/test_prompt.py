@@ -159,3 +159,19 @@ def test_one_prompt_or_several(prompts, batch, is_list):
 def test_lists_and_images_side_by_side():
     with pytest.raises(PromptError, match="item 1 is Image in a list that also holds lists"):
         as_batch([["one"], IMAGE])
+
+
+def test_text_that_is_not_utf_8_is_replaced(words):
+    """An argument of a program may be half a surrogate pair or any byte."""
+    assert list(read("red \ud83d", words).tokens) == list(read("red \ufffd", words).tokens)
+
+
+@pytest.mark.parametrize("name", ["https://a/b.jpg", "file://a/b.jpg", "data:image/png;base64,"])
+def test_what_is_no_file_is_an_error(name):
+    with pytest.raises(PromptError, match=r"is neither a local file nor one of|there is no image"):
+        parse(f"{{{name}}}Output:")
+
+
+def test_the_home_directory_in_braces(files, monkeypatch):
+    monkeypatch.setenv("HOME", str(files))
+    assert parse("{~/cat.png}Output:") == [Image(str(files / "cat.png")), "Output:"]

@@ -15,12 +15,11 @@ import collections
 import csv
 import dataclasses
 import io
-import json
 import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal
 
-from flamingo_jax.core.paths import Path, PathError, PathLike, read_json
+from flamingo_jax.core.paths import Path, PathError, PathLike, parse_json, read_json
 from flamingo_jax.evaluation.task import TaskError
 
 Types = type | tuple[type, ...]
@@ -185,8 +184,8 @@ class Files:
             if not line.strip():
                 continue
             try:
-                values.append(json.loads(line))
-            except json.JSONDecodeError as error:
+                values.append(parse_json(line))
+            except ValueError as error:
                 raise AnnotationError(
                     f"the benchmark {self.benchmark!r}: line {number} of {self.path(*names)} is "
                     f"not JSON ({error}). It is cut off or damaged: get it again from "
@@ -194,20 +193,25 @@ class Files:
                 ) from error
         return values
 
-    def csv(self, *names: str, columns: Sequence[str]) -> list[dict[str, str]]:
+    def csv(self, *names: str, columns: Sequence[str], strict: bool = True) -> list[dict[str, str]]:
         """Reads a CSV file with a header; each row is a dict of strings.
 
         Args:
             *names: possible places of the file, see `path`.
             columns: required columns; the header may have more.
+            strict: whether a quote that is not closed, or that more text follows, is an error: it
+                makes many rows one.
 
         Raises:
-            AnnotationError: the file is missing, lacks a column, or has a row with more fields
-                than the header.
+            AnnotationError: the file is missing, lacks a column or has it twice, or has a row with
+                more fields than the header, or without a required one.
         """
         path = self.path(*names)
-        reader = csv.DictReader(io.StringIO(self.text(*names), newline=""), restval="")
+        text = io.StringIO(self.text(*names), newline="")
+        reader = csv.DictReader(text, strict=strict)
         header = reader.fieldnames or ()
+        if twice := [name for name in columns if list(header).count(name) > 1]:
+            raise self.wrong(path, f"the column {twice[0]} twice", "each column once")
         if lacking := [name for name in columns if name not in header]:
             raise AnnotationError(
                 f"the benchmark {self.benchmark!r}: {path} lacks the columns {', '.join(lacking)}; "
@@ -219,12 +223,13 @@ class Files:
             raise self.wrong(
                 path, f"no CSV in line {reader.line_num} ({error})", f"rows of {len(header)} fields"
             ) from error
-        if any(None in row for row in rows):
-            number = next(number for number, row in enumerate(rows) if None in row)
-            raise self.wrong(
-                path, f"a row {number} of too many fields", f"rows of {len(header)} fields"
-            )
-        return rows
+        for number, row in enumerate(rows):
+            if None in row or any(row[name] is None for name in columns):
+                much = "many" if None in row else "few"
+                raise self.wrong(
+                    path, f"a row {number} of too {much} fields", f"rows of {len(header)} fields"
+                )
+        return [{name: value or "" for name, value in row.items()} for row in rows]
 
     def check_ids(self, path: PathLike, ids: Iterable[Any]) -> None:
         """Checks that an annotation file has each id once.

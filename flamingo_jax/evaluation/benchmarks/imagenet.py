@@ -16,7 +16,7 @@ import functools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from flamingo_jax.core.paths import Path
+from flamingo_jax.core.paths import Path, visible
 from flamingo_jax.data import tfds_files
 from flamingo_jax.evaluation.benchmarks import class_templates, imagenet_classes
 from flamingo_jax.evaluation.benchmarks.annotations import AnnotationError, Files, FileSplit
@@ -53,7 +53,7 @@ def _folder(files: Files, split: FileSplit) -> Path:
 def _classes(files: Files) -> dict[str, str]:
     """Returns {WordNet id: name}, in the order of the ids, which are the training folders."""
     folder = _folder(files, "train")
-    ids = sorted(path.name for path in folder.iterdir() if path.is_dir())
+    ids = [path.name for path in visible(folder) if path.is_dir()]
     if not ids:
         raise files.wrong(folder, "no folders", "a folder of images per class, such as n01440764")
     return imagenet_classes.names(files, ids)
@@ -62,7 +62,7 @@ def _classes(files: Files) -> dict[str, str]:
 def _in_folders(files: Files, split: FileSplit, names: Mapping[str, str]) -> LazyItems:
     """Reads a folder of images per class."""
     root = _folder(files, split)
-    folders = sorted(path for path in root.iterdir() if path.is_dir())
+    folders = [path for path in visible(root) if path.is_dir()]
     found = [(path.name, name) for path in folders for name in _images(path)]
     if unknown := {id for id, _ in found} - set(names):
         raise files.wrong(
@@ -111,11 +111,11 @@ def _prepared(files: Files, split: str) -> LazyItems:
 
 def _images(folder: Path) -> list[str]:
     """Returns the sorted names of the images in a folder, without other files."""
-    return sorted(
+    return [
         path.name
-        for path in folder.iterdir()
+        for path in visible(folder)
         if path.name.lower().endswith((".jpeg", ".jpg", ".png"))
-    )
+    ]
 
 
 def _candidates(names: Mapping[str, str]) -> tuple[str, ...]:

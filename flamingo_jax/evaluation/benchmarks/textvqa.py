@@ -65,7 +65,8 @@ def _quarter_turns(files: Files) -> Mapping[str, int]:
     if not any(files.has(name) for name in ROTATIONS):
         return {}
     turns = {}
-    for row in files.csv(*ROTATIONS, columns=("ImageID", "Rotation")):
+    # Its titles are free text; only the two columns are read.
+    for row in files.csv(*ROTATIONS, columns=("ImageID", "Rotation"), strict=False):
         try:
             degrees = float(row["Rotation"] or 0)
         except ValueError:

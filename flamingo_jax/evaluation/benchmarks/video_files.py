@@ -17,7 +17,7 @@ import logging
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
-from flamingo_jax.core.paths import Path, PathLike
+from flamingo_jax.core.paths import Path, PathLike, visible
 from flamingo_jax.evaluation.benchmarks.annotations import Files, FileSplit
 from flamingo_jax.inference.visuals import VIDEO_SUFFIXES
 
@@ -95,7 +95,7 @@ def find(files: Files, *folders: str) -> VideoFiles:
 
 
 def _walk(folder: Path) -> Iterator[Path]:
-    for path in sorted(folder.iterdir()):
+    for path in visible(folder):
         if path.name.lower().endswith(VIDEO_SUFFIXES):
             yield path
         elif not path.suffix and path.is_dir():

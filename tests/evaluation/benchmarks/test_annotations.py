@@ -27,7 +27,7 @@ def test_a_missing_file_is_named_with_its_source_and_the_layout(files, tmp_path)
         files.json("val.json", "annotations/val.json")
     assert str(caught.value) == (
         f"the benchmark 'zoo' needs {tmp_path}/val.json, and it is not there. Get it from "
-        f"zoo.org/download (v1). Expected in --config.data.zoo={tmp_path}:\n"
+        f"zoo.org/download (v1). Expected in the directory of zoo, {tmp_path}:\n"
         "    val.json\n"
         "    images/\n"
         "      0.jpg, ..."
@@ -77,6 +77,14 @@ def csv_of_a_and_b(files):
         (b"a,c\n1,2\n", csv_of_a_and_b, "x lacks the columns b; got the header 'a,c'"),
         (b"", csv_of_a_and_b, "x lacks the columns a, b; got the header ''"),
         (b"a,b\n1,2\n1,2,3\n", csv_of_a, "x holds a row 1 of too many fields, expected rows of 2"),
+        (b"a,b\n1,2\n1", csv_of_a_and_b, "x holds a row 1 of too few fields, expected rows of 2"),
+        (b'a,b\n1,"what?\n2,who\n', csv_of_a_and_b, "x holds no CSV in line . .unexpected end"),
+        (b'a,b\n1,"what?\n2,"who"\n', csv_of_a_and_b, "x holds no CSV in line . .*expected after"),
+        (b"a,b,a\n1,2,3\n", csv_of_a, "x holds the column a twice, expected each column once"),
+        (b"[" + b"9" * 5000 + b"]", json_file, "x is not valid JSON: Exceeds the limit"),
+        (b"[" * 100_000, json_file, "x is not valid JSON: .* nested too deeply"),
+        (b"[1]\n" + b"9" * 5000, json_lines, "line 2 of .*x is not JSON .Exceeds the limit"),
+        (b"[" * 100_000, json_lines, "line 1 of .*x is not JSON .*nested too deeply"),
         (b'a\n"' + b"x" * 140_000 + b'"\n', csv_of_a, "x holds no CSV in line 1 .field larger"),
     ],
 )
@@ -89,7 +97,7 @@ def test_damaged_files_are_one_error(files, tmp_path, content, read, message):
 def test_files_are_read_as_they_are_written_in_the_wild(files, tmp_path):
     """Byte order marks, carriage returns, commas and line breaks in quotes."""
     (tmp_path / "x.csv").write_bytes('\ufeffid,text\r\n1,"a, ""b""\nc"\r\n2,\r\n3\r\n'.encode())
-    rows = files.csv("x.csv", columns=("id", "text"))
+    rows = files.csv("x.csv", columns=("id",))
     assert rows == [
         {"id": "1", "text": 'a, "b"\nc'},
         {"id": "2", "text": ""},
@@ -97,6 +105,15 @@ def test_files_are_read_as_they_are_written_in_the_wild(files, tmp_path):
     ]
     (tmp_path / "x.jsonl").write_bytes('\ufeff{"a": "b\u2028c"}\r\n\r\n[2]'.encode())
     assert files.json_lines("x.jsonl") == [{"a": "b\u2028c"}, [2]]
+    (tmp_path / "x.json").write_bytes(b"\xef\xbb\xbf[1]")
+    assert files.json("x.json") == [1]
+
+
+def test_half_a_surrogate_pair_is_no_text(files, tmp_path):
+    """A whole pair is one character; a backslash before the u is only a backslash."""
+    (tmp_path / "x").write_bytes(rb'["\ud83d", {"\udc00": "a\uDE00"}, "\ud83d\ude00", "\\ud83d"]')
+    expected = ["\ufffd", {"\ufffd": "a\ufffd"}, "\U0001f600", "\\ud83d"]
+    assert files.json("x") == expected and files.json_lines("x") == [expected]
 
 
 @pytest.mark.parametrize(

@@ -47,7 +47,7 @@ def test_missing_and_damaged_files(name, tmp_path):
                 read()
             message = str(caught.value)
             assert path.name in message and "Get it from " in message
-            assert f"Expected in --config.data.{files}={tmp_path}:\n    " in message
+            assert f"Expected in the directory of {files}, {tmp_path}:\n    " in message
         if path.suffix == ".json" and path.name not in OPTIONAL.get(name, ()):
             path.write_bytes(content[: len(content) // 2])
             with pytest.raises(task.TaskError, match=f"{path.name} is not valid JSON: "):

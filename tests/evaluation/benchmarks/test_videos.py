@@ -131,7 +131,7 @@ def test_without_any_video_the_error_has_the_layout(copied, name):
         path.unlink()
     with pytest.raises(AnnotationError, match=r"\.mp4, and it is not there. Get it from") as caught:
         BENCHMARKS[name].at(directory).test()
-    assert f"--config.data.{name}=" in str(caught.value)
+    assert f"Expected in the directory of {name}, " in str(caught.value)
     folder = next(path for path in directory.iterdir() if path.is_dir())
     assert all(line.strip() in str(caught.value) for line in (folder.name, FILES[name][0]))
 

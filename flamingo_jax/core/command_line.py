@@ -1,0 +1,66 @@
+"""What every program does with its command line and its end; without JAX."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import re
+import sys
+from collections.abc import Iterator, Sequence
+
+from flamingo_jax.core import paths
+
+
+def with_user_paths(argv: Sequence[str]) -> list[str]:
+    """Returns the arguments with the paths in --name=~/a,~/b and --name=file:///a made local.
+
+    Raises:
+        SystemExit: a path is of a file system that is not known, such as https://.
+    """
+    found = []
+    for word in argv:
+        flag = re.fullmatch(r"(--?[\w.]+=)(.*)", word, re.DOTALL)
+        if flag is None:
+            found.append(word)
+            continue
+        scheme = re.match(r"[a-z][a-z0-9+.-]*://", flag[2])
+        if scheme and scheme[0] not in (*paths.SCHEMES, "file://"):
+            sys.exit(
+                f"{word}: {scheme[0]} cannot be read. Give a local path, or one of "
+                f"{', '.join(paths.SCHEMES)}."
+            )
+        values = flag[2].split(",")
+        values = [
+            paths.from_user(each) if each.startswith(("~/", "file:///")) else each
+            for each in values
+        ]
+        found.append(flag[1] + ",".join(values))
+    return found
+
+
+@contextlib.contextmanager
+def ending_quietly() -> Iterator[None]:
+    """Ends the program without a traceback if the user stops it, or stops reading its output.
+
+    What the terminal cannot show (it may be latin-1) is printed as escapes. Bytes of the input that
+    are no text stay what they are, since they may be part of a file name.
+    """
+    streams = {
+        "stdin": "surrogateescape",
+        "stdout": "backslashreplace",
+        "stderr": "backslashreplace",
+    }
+    for name, errors in streams.items():
+        if isinstance(stream := getattr(sys, name), io.TextIOWrapper):  # a test has another one
+            stream.reconfigure(errors=errors)
+    try:
+        yield
+        sys.stdout.flush()
+    except KeyboardInterrupt:
+        sys.stderr.write("Interrupted.\n")
+        sys.exit(130)  # as shells report a program that SIGINT ended
+    except BrokenPipeError:
+        # The interpreter flushes again at its end: it must not fail there.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(141)  # as shells report a program that SIGPIPE ended
