@@ -150,7 +150,7 @@ def make(name: str, request: Any, output: str, how: Execution) -> bool:
     asked = json.loads(json.dumps({"pipeline": name, "request": decides}, allow_nan=False))
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         mark = target / MARK
-        found = json.loads(mark.read_text()) if mark.exists() else {}
+        found = paths.read_json(mark) if mark.exists() else {}
         if {key: found.get(key) for key in asked} != asked:
             what = "something else"
             if found:

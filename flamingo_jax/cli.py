@@ -9,6 +9,7 @@ if __name__ == "__main__":
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import TypeVar
 
 from absl import app, flags, logging
 from ml_collections import config_flags
@@ -16,14 +17,22 @@ from ml_collections import config_flags
 from flamingo_jax.core import command_line, config_files, host_memory, processes
 from flamingo_jax.core.processes import Cluster
 
+T = TypeVar("T")
+
 flags.disclaim_key_flags()  # --help lists a flag under the program that asks for it
 
 
-def config_flag(text: str) -> flags.FlagHolder:
+def config_flag(text: str) -> None:
     """Defines --config; `text` is its help."""
-    flag = config_flags.DEFINE_config_file("config", None, f"{text}; --config.a.b=value.")
-    flags.FLAGS["config"].parser = config_files.FileParser()
-    return flag
+    config_flags.DEFINE_config_file("config", None, f"{text}; --config.a.b=value.")
+    # The parser of ml_collections hides what is wrong with a file, or prints a traceback.
+    flags.FLAGS["config"].parser.parse = config_files.load  # type: ignore
+
+
+def read_config(of: type[T]) -> T:
+    """Returns what --config holds; see `core.config_files.read`."""
+    name = config_flags.get_config_filename(flags.FLAGS["config"])
+    return config_files.read(of, flags.FLAGS.config, name)
 
 
 def distributed_flag() -> None:
@@ -66,6 +75,6 @@ def run(
             return main(argv[1:], cluster)
 
     flags.mark_flags_as_required(required)
-    parse = config_files.parse_flags if "config" in flags.FLAGS else app.parse_flags_with_usage
+    parse = config_files.naming_unknown_fields(app.parse_flags_with_usage)
     with command_line.ending_quietly():
         app.run(start, flags_parser=lambda argv: parse(command_line.with_user_paths(argv)))

@@ -21,7 +21,6 @@ import dataclasses
 from absl import flags
 
 from flamingo_jax import cli
-from flamingo_jax.core import config_files
 from flamingo_jax.core.config import ConfigError
 from flamingo_jax.core.processes import Cluster
 from flamingo_jax.evaluation.config import EvaluateConfig
@@ -42,7 +41,7 @@ cli.distributed_flag()
 
 def main(_: list[str], cluster: Cluster) -> None:
     """Evaluates what the config and the flags name."""
-    config = config_files.read(EvaluateConfig)
+    config = cli.read_config(EvaluateConfig)
     if _TASK.value is not None:
         config = dataclasses.replace(config, tasks=tuple(_TASK.value))
     if _SHOTS.value is not None:

@@ -14,7 +14,6 @@ import json
 from absl import flags, logging
 
 from flamingo_jax import cli
-from flamingo_jax.core import config_files
 from flamingo_jax.core.config import ConfigError
 from flamingo_jax.core.paths import Path, PathError, write_atomically
 from flamingo_jax.core.processes import Cluster
@@ -45,7 +44,7 @@ _NEW = flags.DEFINE_integer("new_tokens", 20, "prefill, decode: room for the ans
 def main(_: list[str], __: Cluster) -> int:
     """Prints the plan that the flags describe."""
     plan = planner.make_plan(
-        config_files.read(TrainConfig),
+        cli.read_config(TrainConfig),
         _TOPOLOGY.value,
         program=_PROGRAM.value,
         fill=planner.parse_fill(_FILL.value),

@@ -13,7 +13,6 @@ from __future__ import annotations
 from absl import flags
 
 from flamingo_jax import cli
-from flamingo_jax.core import config_files
 from flamingo_jax.core.processes import Cluster
 from flamingo_jax.evaluation import during_training
 from flamingo_jax.evaluation.task import TaskError
@@ -36,7 +35,7 @@ def main(_: list[str], cluster: Cluster) -> None:
     if _CACHE.value:
         use_compilation_cache(_CACHE.value)
     train(
-        config_files.read(TrainConfig),
+        cli.read_config(TrainConfig),
         _WORKDIR.value,
         probes={"lm_lookup": during_training.lm_lookup},
         evaluation=during_training.evaluation,

@@ -49,7 +49,9 @@ SCHEMA = (
     "flamingo_jax.training.optimizer.",
 )
 STANDARD = ("__future__", "dataclasses", "functools")
-PIPELINES_TOO = ("flamingo_jax.core.html_page", "flamingo_jax.core.paths")
+PIPELINES_TOO = tuple(
+    f"flamingo_jax.core.{name}" for name in ("command_line", "html_page", "paths", "seeds")
+)
 
 # Third-party modules that only some packages may import: name -> these packages.
 EDGES = {

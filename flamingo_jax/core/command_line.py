@@ -62,5 +62,6 @@ def ending_quietly() -> Iterator[None]:
         sys.exit(130)  # as shells report a program that SIGINT ended
     except BrokenPipeError:
         # The interpreter flushes again at its end: it must not fail there.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        with paths.Path(os.devnull).open("wb") as nowhere:
+            os.dup2(nowhere.fileno(), sys.stdout.fileno())
         sys.exit(141)  # as shells report a program that SIGPIPE ended

@@ -14,11 +14,10 @@ import difflib
 import runpy
 import sys
 import traceback
-from collections.abc import Mapping
-from typing import Any, TypeVar
+from collections.abc import Callable, Mapping
+from typing import TypeVar
 
-from absl import app, flags
-from ml_collections import config_dict, config_flags
+from ml_collections import config_dict
 
 from flamingo_jax.core.config import ConfigError, from_dict
 from flamingo_jax.core.paths import Path
@@ -72,73 +71,72 @@ def find(config: str) -> str:
     return f"{root() / 'configs' / name.replace('.', '/')}.py{colon}{argument}"
 
 
-class FileParser(flags.ArgumentParser):
-    """Parses NAME[:ARGUMENT] and FILE[:ARGUMENT]: what is wrong is one line.
+def load(path: str) -> config_dict.ConfigDict:
+    """Returns what get_config of a config file returns, locked.
 
-    The parser of ml_collections returns an object that raises OSError later, or prints a traceback.
+    Args:
+        path: as for `find`.
+
+    Raises:
+        SystemExit: if it does not exist, is not Python, has no get_config, or raises an error.
     """
-
-    def parse(self, path: str) -> Any:
-        """Returns what get_config of the file returns, locked.
-
-        Raises:
-            SystemExit: if it does not exist, is not Python, has no get_config, or raises an error.
-        """
-        file, *argument = find(path).split(":", 1)
-        try:
-            defined = runpy.run_path(file)
-        except Exception as error:  # noqa: BLE001 - the file is a program: it may raise anything
-            sys.exit(f"--config={path}: {file} cannot be run: {_error_in(file, error)}.")
-        if "get_config" not in defined:
-            sys.exit(f"--config={path}: {file} is no config: it has no function get_config.")
-        try:
-            config = defined["get_config"](*argument)
-        except ValueError as error:
-            sys.exit(f"--config={path}: {error}")
-        except Exception as error:  # noqa: BLE001
-            sys.exit(f"--config={path}: get_config failed: {_error_in(file, error)}.")
-        if isinstance(config, Mapping):
-            config = config_dict.ConfigDict(config)
-        if not isinstance(config, config_dict.ConfigDict):
-            sys.exit(
-                f"--config={path}: get_config returned a {type(config).__name__}, expected an "
-                "ml_collections.ConfigDict, as of core.config.editable."
-            )
-        return config.lock()
-
-    def flag_type(self) -> str:
-        """Returns what --help shows."""
-        return "config file"
+    file, *argument = find(path).split(":", 1)
+    try:
+        defined = runpy.run_path(file)
+    except Exception as error:  # noqa: BLE001 - the file is a program: it may raise anything
+        sys.exit(f"--config={path}: {file} cannot be run: {_error_in(file, error)}.")
+    if "get_config" not in defined:
+        sys.exit(f"--config={path}: {file} is no config: it has no function get_config.")
+    try:
+        config = defined["get_config"](*argument)
+    except ValueError as error:
+        sys.exit(f"--config={path}: {error}")
+    except Exception as error:  # noqa: BLE001
+        sys.exit(f"--config={path}: get_config failed: {_error_in(file, error)}.")
+    if isinstance(config, Mapping):
+        config = config_dict.ConfigDict(config)
+    if not isinstance(config, config_dict.ConfigDict):
+        sys.exit(
+            f"--config={path}: get_config returned a {type(config).__name__}, expected an "
+            "ml_collections.ConfigDict, as of core.config.editable."
+        )
+    return config.lock()
 
 
-def read(of: type[T]) -> T:
+def read(of: type[T], config: config_dict.ConfigDict, name: str) -> T:
     """Returns what --config holds.
 
     Args:
         of: the dataclass of the configs that the program takes.
+        config: the config, with the fields of the command line.
+        name: as it was given.
 
     Raises:
         ConfigError: if it does not fit; also if it is a config of another program.
     """
-    config = flags.FLAGS.config
     fields = [field.name for field in dataclasses.fields(of)]  # type: ignore[arg-type]
-    if unknown := [name for name in config if name not in fields]:
-        file = config_flags.get_config_filename(flags.FLAGS["config"])
+    if unknown := [each for each in config if each not in fields]:
         raise ConfigError(
-            f"--config={file} is no {of.__name__}: it has the field {unknown[0]!r}. {of.__name__} "
+            f"--config={name} is no {of.__name__}: it has the field {unknown[0]!r}. {of.__name__} "
             f"has {', '.join(fields)}."
         )
     return from_dict(of, config)
 
 
-def parse_flags(argv: list[str]) -> list[str]:
-    """Parses the flags; a field that the config does not have ends the program with one line."""
-    try:
-        return app.parse_flags_with_usage(argv)
-    except (AttributeError, KeyError) as error:  # of ml_collections; the first contains the second
-        cause = error.args[0]
-        message = cause.args[0] if isinstance(cause, Exception) else cause
-        sys.exit(f"Unknown field in --config: {message}")
+def naming_unknown_fields(
+    parse: Callable[[list[str]], list[str]],
+) -> Callable[[list[str]], list[str]]:
+    """Returns a parser of flags that ends with one line at a field that no config has."""
+
+    def parse_flags(argv: list[str]) -> list[str]:
+        try:
+            return parse(argv)
+        except (AttributeError, KeyError) as error:  # the first contains the second
+            cause = error.args[0]
+            message = cause.args[0] if isinstance(cause, Exception) else cause
+            sys.exit(f"Unknown field in --config: {message}")
+
+    return parse_flags
 
 
 def _error_in(file: str, error: Exception) -> str:

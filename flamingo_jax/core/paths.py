@@ -16,7 +16,7 @@ import os
 import re
 import tempfile
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, BinaryIO, cast
 
 from etils import epath
@@ -102,18 +102,24 @@ def read_json(path: PathLike) -> Any:
         ) from error
 
 
-def parse_json(text: str) -> Any:
+def parse_json(
+    text: str, *, make_object: Callable[[list[tuple[str, Any]]], Any] | None = None
+) -> Any:
     r"""Returns the value of a JSON text that someone else wrote.
 
     A byte order mark is skipped. Half a surrogate pair ("\ud83d" alone) becomes U+FFFD: no
     tokenizer and no file takes it.
+
+    Args:
+        text: the content of a file, or a line of one.
+        make_object: makes the value of an object from its names and values; a dict by default.
 
     Raises:
         ValueError: if it is not JSON, or has a number of thousands of digits or thousands of nested
             lists, which Python does not read.
     """
     try:
-        value = json.loads(text.removeprefix("\ufeff"))
+        value = json.loads(text.removeprefix("\ufeff"), object_pairs_hook=make_object)
         return _whole(value) if re.search(r"\\u[dD][89a-fA-F]", text) else value
     except RecursionError as error:
         raise ValueError("lists or objects are nested too deeply") from error
@@ -193,14 +199,6 @@ def only_writer(directory: PathLike) -> Iterator[None]:
         yield
     finally:
         os.close(handle)
-
-
-def visible(directory: PathLike) -> list[epath.Path]:
-    """Returns what is in a directory, in the order of the names, without hidden files and folders.
-
-    Other programs leave them there: .DS_Store, ._name (macOS), .ipynb_checkpoints, .cache.
-    """
-    return sorted(path for path in epath.Path(directory).iterdir() if path.name[:1] != ".")
 
 
 def is_local(path: PathLike) -> bool:

@@ -72,6 +72,11 @@ def _below(directory: Path, with_clutter: bool, above: tuple[str, ...]) -> Itera
             yield path
 
 
+def without_clutter(directory: PathLike) -> list[tuple[Path, bool]]:
+    """Returns what `core.paths.listed` does, without what `is_clutter` names."""
+    return [each for each in listed(directory) if not is_clutter(each[0].name)]
+
+
 def image_files(directory: PathLike) -> Iterator[Path]:
     """Yields the image files of `files_below`; nothing if the directory does not exist."""
     if Path(directory).is_dir():

@@ -9,22 +9,28 @@ A dataset is a TFDS directory of ArrayRecord files.
 So a small dataset is read, tokenised and decoded only once.
 """
 
+import contextlib
+import resource
 import threading
 from collections.abc import Callable, Sequence
 from typing import Generic, TypeVar
 
 import numpy as np
+from google.protobuf.json_format import ParseError
 from google.protobuf.message import DecodeError
 
 from flamingo_jax.core.config import ConfigError
-from flamingo_jax.core.paths import Path, PathLike
+from flamingo_jax.core.paths import Path, PathError, PathLike
 from flamingo_jax.data.config import Background, ImageFit
 from flamingo_jax.data.images import read
+from flamingo_jax.data.rejected import BrokenDataset
 from flamingo_jax.data.schema import CorruptRecord, Record, from_example, kind_of
 
 # ArrayRecord raises RuntimeError on a bad checksum; TFDS raises the others on an example that does
 # not parse.
 _READING_ERRORS = (RuntimeError, ValueError, KeyError, AttributeError, TypeError, DecodeError)
+
+_OTHER_FILES = 1024  # of other datasets, logs, checkpoints and compiled programs
 
 T = TypeVar("T")
 
@@ -43,7 +49,7 @@ class Source:
     Raises:
         FileNotFoundError: there is no dataset at `path`, or one of its files is missing.
         ConfigError: the split does not exist, is empty, or is not in ArrayRecord format.
-        ValueError: its records have an unknown kind.
+        BrokenDataset: its metadata are damaged, or its records have an unknown kind.
     """
 
     def __init__(self, path: PathLike, split: str = "train"):
@@ -54,8 +60,14 @@ class Source:
             raise FileNotFoundError(
                 f"There is no dataset at {path}: dataset_info.json is missing. Check the path."
             )
-        builder = tfds.builder_from_directory(str(path))
-        self.kind = kind_of(builder.info.features.keys())
+        try:
+            builder = tfds.builder_from_directory(str(path))
+            self.kind = kind_of(builder.info.features.keys())
+        except (ValueError, KeyError, TypeError, AttributeError, ParseError, OSError) as error:
+            raise BrokenDataset(
+                f"The dataset at {path} cannot be read: {error} Copy the whole directory, or write "
+                "the dataset again."
+            ) from error
         try:
             self._records = builder.as_data_source(split)
         except (ValueError, NotImplementedError) as error:
@@ -73,6 +85,7 @@ class Source:
                 f"The dataset at {path} lacks {len(missing)} of its {len(self._files)} files, the "
                 f"first of them {missing[0]}. Copy the whole directory, or write the dataset again."
             )
+        _allow_open_files(len(self._files))
         if not len(self._records):
             raise ConfigError(f"Split {split!r} of {path} is empty, expected at least one record.")
 
@@ -84,15 +97,35 @@ class Source:
 
         Raises:
             CorruptRecord: the record cannot be read, or its fields are not those of its kind.
+            PathError: the file cannot be opened, so nothing is known about the record.
         """
         try:
             example = self._records[index]
         except _READING_ERRORS as error:
             file = self._files[int(np.searchsorted(self._ends, index, side="right"))]
+            if "open() failed" in str(error):
+                raise PathError(
+                    f"Cannot open {file} of {self._where}: {error}. Check its permissions, the "
+                    f"disk, and the limit of open files (ulimit -n), of which this dataset needs "
+                    f"{len(self._files)}."
+                ) from error
             raise CorruptRecord(
                 f"Record {index} of {self._where}, in {file}, cannot be read: {error}"
             ) from error
         return from_example(self.kind, example)
+
+
+def _allow_open_files(number: int) -> None:
+    """Raises the limit of this process, so that all files of a dataset can be open, if it may.
+
+    ArrayRecord keeps a file open from its first record on. A common limit is 1,024.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = number + _OTHER_FILES
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        most = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+        with contextlib.suppress(ValueError, OSError):  # macOS has a lower limit than it says
+            resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, most), hard))
 
 
 class Room:

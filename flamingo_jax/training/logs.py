@@ -103,13 +103,13 @@ def jsonl_log(path: paths.Path, restored_step: int) -> Log:
     """Returns a log that writes one line per report to `path`; first drops lines after a step.
 
     The file is small and is rewritten whole each time, so that a killed run leaves no broken line,
-    and `path` may be on gs://.
+    and `path` may be on gs://. A line that is broken all the same is dropped.
 
     Args:
         path: the file.
         restored_step: lines of later steps are dropped.
     """
-    lines = [line for line in read_lines(path) if json.loads(line)["step"] <= restored_step]
+    lines = [line for line in read_lines(path) if _step(line) <= restored_step]
     paths.write_atomically(path, "".join(line + "\n" for line in lines))
 
     def log(step: int, numbers: Numbers) -> None:
@@ -121,6 +121,14 @@ def jsonl_log(path: paths.Path, restored_step: int) -> Log:
         paths.write_atomically(path, "".join(line + "\n" for line in lines))
 
     return log
+
+
+def _step(line: str) -> float:
+    """Returns the step of a line; infinity if the line is no report, as after a broken disk."""
+    try:
+        return float(json.loads(line)["step"])
+    except (ValueError, TypeError, KeyError):
+        return float("inf")
 
 
 def read_lines(path: paths.Path) -> list[str]:

@@ -19,10 +19,6 @@ def test_names_and_files():
     assert config_files.find("configs/tiny.py:flamingo") == "configs/tiny.py:flamingo"
 
 
-def test_a_name_is_parsed_as_its_file():
-    assert config_files.FileParser().parse("tiny:flamingo").stage == "flamingo"
-
-
 @pytest.mark.parametrize(
     ("config", "message"),
     [
@@ -39,6 +35,10 @@ def test_a_config_that_does_not_exist(monkeypatch, tmp_path, config, message):
     with pytest.raises(SystemExit, match=message) as error:
         config_files.find(config)
     assert len(str(error.value).splitlines()) == 1
+
+
+def test_a_name_is_parsed_as_its_file():
+    assert config_files.load("tiny:flamingo").stage == "flamingo"
 
 
 @pytest.mark.parametrize(
@@ -62,6 +62,6 @@ def test_a_file_that_is_no_config(tmp_path, text, argument, message):
     """The file is a program, and each error in it is one line with its place."""
     (tmp_path / "a.py").write_text(text)
     with pytest.raises(SystemExit) as error:
-        config_files.FileParser().parse(f"{tmp_path / 'a.py'}{argument}")
+        config_files.load(f"{tmp_path / 'a.py'}{argument}")
     assert message in str(error.value)
     assert len(str(error.value).splitlines()) == 1

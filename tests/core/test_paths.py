@@ -129,9 +129,3 @@ def test_a_writer_that_is_killed_leaves_no_lock(tmp_path):
     subprocess.run([sys.executable, "-c", program, tmp_path / "a"], check=False)
     with paths.only_writer(tmp_path / "a"):
         pass
-
-
-def test_hidden_files_are_not_listed(tmp_path):
-    for name in ("b", "a", ".DS_Store", "._a", ".ipynb_checkpoints"):
-        (tmp_path / name).mkdir()
-    assert [path.name for path in paths.visible(tmp_path)] == ["a", "b"]

@@ -5,7 +5,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from flamingo_jax.core.paths import PathError
+from flamingo_jax.data import sources
 from flamingo_jax.data.images import read
+from flamingo_jax.data.rejected import BrokenDataset
 from flamingo_jax.data.schema import CorruptRecord, Document, ImageText
 from flamingo_jax.data.sources import EncodedImages, Examples, Room, Source
 from tests.data.tiny import CORRUPT, NUM_DOCUMENTS, NUM_PAIRS, SIZE, page, solid
@@ -135,3 +138,45 @@ def test_corrupt_images_are_an_error_on_access(datasets):
     record = Source(datasets / "pairs")[CORRUPT]
     with pytest.raises(CorruptRecord):
         EncodedImages([record.image], SIZE)[0]
+
+
+@pytest.mark.parametrize("file", ["dataset_info.json", "features.json"])
+@pytest.mark.parametrize(
+    "content", [b"", b'{"a": "b', b"[]", bytes(100), b'{"name": "mnist"}', None]
+)
+def test_damaged_metadata_are_one_error(datasets, tmp_path, file, content):
+    directory = damaged(datasets / "documents", tmp_path / "copy", lambda content: content)
+    (directory / file).unlink() if content is None else (directory / file).write_bytes(content)
+    with pytest.raises((BrokenDataset, FileNotFoundError), match=r"dataset at .*copy"):
+        Source(directory)
+
+
+def test_a_file_that_cannot_be_opened_is_no_corrupt_record(datasets):
+    """Else a limit of open files, or a broken disk, would leave records out as corrupt ones."""
+    source = Source(datasets / "documents")
+
+    class Records:
+        def __getitem__(self, index):
+            raise RuntimeError("open() failed: Too many open files; opening /a/b-00060-of-00200")
+
+    source._records = Records()
+    with pytest.raises(
+        PathError, match=r"Cannot open records-train.*Too many open files.*ulimit -n"
+    ):
+        source[0]
+
+
+@pytest.mark.parametrize(
+    ("limits", "files", "wanted"),
+    [
+        ((1024, 4096), 200, (1224, 4096)),
+        ((1024, 2000), 5000, (2000, 2000)),
+        ((9000, 9000), 5, None),
+    ],
+)
+def test_the_limit_of_open_files_is_raised_as_far_as_it_may(monkeypatch, limits, files, wanted):
+    asked = []
+    monkeypatch.setattr(sources.resource, "getrlimit", lambda what: limits)
+    monkeypatch.setattr(sources.resource, "setrlimit", lambda what, limit: asked.append(limit))
+    sources._allow_open_files(files)
+    assert asked == ([wanted] if wanted else [])

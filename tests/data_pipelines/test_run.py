@@ -263,3 +263,9 @@ def test_program_makes_a_world_without_a_backend(run_program, tmp_path):
     assert "backends: 0 False" in done.stdout
     assert (tmp_path / "world" / "world.json").exists()
     assert not done.stderr
+
+
+def test_a_mark_that_is_damaged_is_named(tmp_path):
+    (tmp_path / "pipeline.json").write_text('{"pipeline": "wor')
+    with pytest.raises(SystemExit, match="pipeline.json is not valid JSON: .* cut off or damaged"):
+        call("--pipeline=world", f"--output={tmp_path}", *SMALL)

@@ -153,7 +153,7 @@ def test_evaluate_a_language_model(run_program, exports, tmp_path):
     [
         (["--task=formt"], "UnknownTaskError: unknown task 'formt': did you mean 'format'"),
         (["--task=format", "--config.data.world="], "needs the directory of 'world'"),
-        (["--config=tiny"], "tiny.py is no EvaluateConfig: it has the field"),
+        (["--config=tiny"], "--config=tiny is no EvaluateConfig: it has the field"),
         (["--shots=four"], "ConfigError: --shots=four: expected numbers"),
         (["--task=lm_lookup"], "CheckpointError: There is no checkpoint at nowhere"),
     ],

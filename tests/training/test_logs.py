@@ -98,3 +98,11 @@ def test_progress_bar_shows_loss_and_step_time(capsys):
     assert "8/10" in shown.err
     assert "loss 1.2500, 20 ms/step" in shown.err
     assert "tiny step 8: until/nll 0.5" in shown.out
+
+
+def test_a_log_with_a_broken_line_does_not_stop_a_run(tmp_path):
+    """After a crash of the machine a file may end early, or have zeros."""
+    path = Path(tmp_path / "metrics.jsonl")
+    path.write_text('{"step": 1, "loss": 2.0}\n\0\0\0\n[3]\n{"step": 2, "lo')
+    jsonl_log(path, restored_step=2)(3, {"loss": 1.0})
+    assert path.read_text() == '{"step": 1, "loss": 2.0}\n{"step": 3, "loss": 1.0}\n'

@@ -160,9 +160,11 @@ class Files:
 
         try:
             if unique_names:
-                return json.loads(self.text(*names), object_pairs_hook=unique)
+                return parse_json(self.text(*names), make_object=unique)
             return read_json(path)
-        except json.JSONDecodeError as error:
+        except AnnotationError:
+            raise
+        except ValueError as error:
             raise AnnotationError(
                 f"the benchmark {self.benchmark!r}: {path} is not valid JSON: {error}. It is cut "
                 f"off or damaged: get it again from {self.download}."

@@ -16,8 +16,9 @@ import functools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from flamingo_jax.core.paths import Path, visible
+from flamingo_jax.core.paths import Path
 from flamingo_jax.data import tfds_files
+from flamingo_jax.data.files import without_clutter
 from flamingo_jax.evaluation.benchmarks import class_templates, imagenet_classes
 from flamingo_jax.evaluation.benchmarks.annotations import AnnotationError, Files, FileSplit
 from flamingo_jax.evaluation.benchmarks.benchmark import Benchmark, Item, Series
@@ -53,7 +54,7 @@ def _folder(files: Files, split: FileSplit) -> Path:
 def _classes(files: Files) -> dict[str, str]:
     """Returns {WordNet id: name}, in the order of the ids, which are the training folders."""
     folder = _folder(files, "train")
-    ids = [path.name for path in visible(folder) if path.is_dir()]
+    ids = [path.name for path, is_folder in without_clutter(folder) if is_folder]
     if not ids:
         raise files.wrong(folder, "no folders", "a folder of images per class, such as n01440764")
     return imagenet_classes.names(files, ids)
@@ -62,7 +63,7 @@ def _classes(files: Files) -> dict[str, str]:
 def _in_folders(files: Files, split: FileSplit, names: Mapping[str, str]) -> LazyItems:
     """Reads a folder of images per class."""
     root = _folder(files, split)
-    folders = [path for path in visible(root) if path.is_dir()]
+    folders = [path for path, is_folder in without_clutter(root) if is_folder]
     found = [(path.name, name) for path in folders for name in _images(path)]
     if unknown := {id for id, _ in found} - set(names):
         raise files.wrong(
@@ -113,8 +114,8 @@ def _images(folder: Path) -> list[str]:
     """Returns the sorted names of the images in a folder, without other files."""
     return [
         path.name
-        for path in visible(folder)
-        if path.name.lower().endswith((".jpeg", ".jpg", ".png"))
+        for path, is_folder in without_clutter(folder)
+        if not is_folder and path.name.lower().endswith((".jpeg", ".jpg", ".png"))
     ]
 
 

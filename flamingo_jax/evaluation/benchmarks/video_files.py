@@ -17,7 +17,8 @@ import logging
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
-from flamingo_jax.core.paths import Path, PathLike, visible
+from flamingo_jax.core.paths import Path, PathLike
+from flamingo_jax.data.files import without_clutter
 from flamingo_jax.evaluation.benchmarks.annotations import Files, FileSplit
 from flamingo_jax.inference.visuals import VIDEO_SUFFIXES
 
@@ -95,10 +96,10 @@ def find(files: Files, *folders: str) -> VideoFiles:
 
 
 def _walk(folder: Path) -> Iterator[Path]:
-    for path in visible(folder):
-        if path.name.lower().endswith(VIDEO_SUFFIXES):
+    for path, is_folder in without_clutter(folder):
+        if not is_folder and path.name.lower().endswith(VIDEO_SUFFIXES):
             yield path
-        elif not path.suffix and path.is_dir():
+        elif is_folder and not path.suffix:
             yield from _walk(path)
 
 

@@ -187,6 +187,7 @@ def test_what_other_programs_leave_in_the_folders_is_no_class_and_no_image(direc
     shutil.copytree(directory, tmp_path / "copy")
     for folder in ("train", "train/n01440764", "val", "val/n01440764"):
         (tmp_path / "copy" / folder / ".ipynb_checkpoints").mkdir()
+        (tmp_path / "copy" / folder / "__MACOSX").mkdir()
         (tmp_path / "copy" / folder / "._n01440764_10.JPEG").write_bytes(b"\0\5\x16\7")
         (tmp_path / "copy" / folder / ".DS_Store").write_bytes(b"\0\0\0\1Bud1")
     copy, original = IMAGENET.at(tmp_path / "copy"), IMAGENET.at(directory)
