@@ -136,7 +136,8 @@ def _packing(file: BinaryIO, path: str) -> str:
 def _lines(file: BinaryIO, part: Lines) -> Iterator[bytes | Lost | None]:
     """Yields the lines that start in the part, without their ends. A line too long is None."""
     if packing := _packing(file, part.path):
-        for _, line in _split(_unzipped(file) if packing == "zip" else unpacked(file)):
+        content = _unzipped(file) if packing == "zip" else unpacked(file)
+        for _, line in _split(map(_without_blank_lines, content)):
             yield line
         return
     position = part.start
@@ -150,6 +151,13 @@ def _lines(file: BinaryIO, part: Lines) -> Iterator[bytes | Lost | None]:
         position += length
         if number or not part.start:
             yield line
+
+
+def _without_blank_lines(chunk: bytes | Lost) -> bytes | Lost:
+    """Returns a chunk without most of its blank lines: a small file can unpack to very many."""
+    while isinstance(chunk, bytes) and b"\n\n\n\n" in chunk:
+        chunk = chunk.replace(b"\n\n\n\n", b"\n")
+    return chunk
 
 
 def _split(chunks: Iterator[bytes | Lost]) -> Iterator[tuple[int, bytes | Lost | None]]:

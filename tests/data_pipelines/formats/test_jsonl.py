@@ -182,7 +182,7 @@ def test_a_compression_bomb_is_read_in_bounded_memory(suffix, tmp_path, monkeypa
         "line_too_long",
         {"a": 1},
     ]
-    assert sum(sizes) >= len(bomb)
+    assert 1 << 24 <= sum(sizes) < len(bomb) - (1 << 17)  # most blank lines are skipped at once
     assert max(sizes) <= compressed.PIECE
 
 
