@@ -72,9 +72,10 @@ def test_the_program_ends_with_the_process_that_watches_it(tmp_path):
             open({str(tmp_path / "late")!r}, "w")
         watchdog.supervised(main)
     """
+    env = {**os.environ, "TMPDIR": str(tmp_path)}  # the notes stay there
     # communicate() returns when no process holds the pipe any more.
     done = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(source)], stdout=subprocess.PIPE, timeout=25
+        [sys.executable, "-c", textwrap.dedent(source)], stdout=subprocess.PIPE, timeout=25, env=env
     )
     assert done.returncode == -9
     assert not (tmp_path / "late").exists()
