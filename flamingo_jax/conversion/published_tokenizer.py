@@ -32,7 +32,7 @@ from flamingo_jax.tokenizers.load import load_tokenizer
 from flamingo_jax.tokenizers.markers import Markers
 
 _ROLES = ("bos", "eos", "pad", "unk")
-_TIKTOKEN = re.compile(rb"[A-Za-z0-9+/]+={0,2} \d+\r?\n")  # base64 of a piece, and its rank
+_TIKTOKEN = re.compile(rb"\A[A-Za-z0-9+/]+={0,2} \d+\r?\n")  # base64 of a piece, and its rank
 
 
 @dataclasses.dataclass(frozen=True)
