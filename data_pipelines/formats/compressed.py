@@ -4,7 +4,8 @@
 
 The first bytes say how a file is packed, not its name. A file can consist of several members (RFC
 1952, 2.2) or frames (RFC 8878, 3.1). If one of them is damaged, the next one is searched by its
-magic number. The memory is bounded, however much a file unpacks to.
+magic number. What is before the damage is kept, in a small file as in a large one. The memory is
+bounded, however much a file unpacks to.
 """
 
 from __future__ import annotations
@@ -20,6 +21,9 @@ GZIP, ZSTD = b"\x1f\x8b\x08", b"\x28\xb5\x2f\xfd"
 _SKIPPABLE = b"\x2a\x4d\x18"  # from the second byte of a frame of zstd without content
 # Packed bytes at a time. Few for zstd, since it unpacks up to 32,768 bytes from each of them.
 _GZIP_FEED, _ZSTD_FEED = 1 << 16, 1 << 11
+# Packed bytes before the place where gzip finds damage. What they unpack to is not kept, since the
+# damage can be in them.
+_DOUBTFUL, _STEP = 1 << 12, 1 << 9
 # Bytes; what `zstd --long=28` needs. A decompressor can take as much memory.
 MAX_WINDOW = 1 << 28
 
@@ -47,7 +51,15 @@ class _Engine(Protocol):
 
 
 class _Damage(Exception):
-    """A member or frame is damaged."""
+    """A member or frame is damaged.
+
+    Attributes:
+      kept: bytes at the start of what was fed last, whose content was yielded.
+    """
+
+    def __init__(self, detail: str, kept: int = 0):
+        super().__init__(detail)
+        self.kept = kept
 
 
 def is_packed(head: bytes) -> bool:
@@ -99,8 +111,9 @@ def _members(
                 yield from engine.feed(packed)
             except _Damage as error:
                 damage, engine = str(error), None
-                packed = packed[1:] if is_new else packed
-                skipped += is_new
+                is_at_magic = is_new and not error.kept  # so that it is not found again
+                packed = packed[error.kept + is_at_magic :]
+                skipped += is_at_magic
             else:
                 packed, engine = (engine.unused_data, None) if engine.eof else (b"", engine)
     if engine is not None:
@@ -122,15 +135,32 @@ class _Gzip:
         return self._engine.unused_data
 
     def feed(self, packed: bytes) -> Iterator[bytes]:
-        piece = b""
+        piece, fed = b"", len(packed)
         while packed or len(piece) == PIECE:
+            before = self._engine.copy()
             try:
                 piece = self._engine.decompress(packed, PIECE)
             except zlib.error as error:
-                raise _Damage(f"a damaged member of gzip: {error}") from error
+                sound, used = _before_damage(before, packed)
+                if sound:
+                    yield sound
+                kept = fed - len(packed) + used
+                raise _Damage(f"a damaged member of gzip: {error}", kept) from error
             if piece:
                 yield piece
             packed = self._engine.unconsumed_tail
+
+
+def _before_damage(engine: Any, packed: bytes) -> tuple[bytes, int]:
+    """Returns the content of `packed` up to some way before the damage, and its packed bytes."""
+    pieces = []
+    for start in range(0, len(packed), _STEP):
+        try:
+            pieces.append(engine.decompress(packed[start : start + _STEP]))
+        except zlib.error:
+            break
+    num_kept = max(len(pieces) - _DOUBTFUL // _STEP, 0)
+    return b"".join(pieces[:num_kept]), num_kept * _STEP
 
 
 class _Zstd:

@@ -7,6 +7,7 @@ import json
 import tempfile
 import zipfile
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -155,6 +156,25 @@ def test_behind_a_damaged_member_reading_goes_on(suffix, tmp_path):
     first, last = whole[: cuts[1]].count(b"\n"), whole[: cuts[2]].count(b"\n") + 1
     assert good[:first] == VALUES[:first]
     assert good[-(200 - last) :] == VALUES[last:]
+
+
+@pytest.mark.parametrize("where", ["bits", "checksum"])
+def test_a_small_file_of_gzip_keeps_what_is_before_the_damage(where, tmp_path):
+    """A file that is unpacked in one step loses no more than a large one does."""
+    noise = np.random.default_rng(0).integers(0, 1 << 62, (300, 8))
+    values = [{"a": [int(number) for number in row]} for row in noise]
+    whole = lines(*values)
+    packed = bytearray(gzip.compress(whole, mtime=0))
+    assert 16_000 < len(packed) < 1 << 16
+    at = len(packed) // 2 if where == "bits" else len(packed) - 6
+    packed[at : at + 2] = bytes(byte ^ 0x55 for byte in packed[at : at + 2])
+    second = {"second": "member"}
+    path = write(tmp_path / "a.jsonl.gz", bytes(packed) + gzip.compress(lines(second)))
+    found = reasons(path)
+    num_sound = int(300 * (at - (1 << 12) - 512) / len(packed)) - 2
+    assert found[:num_sound] == values[:num_sound]
+    assert found.count("damaged_part") == 1
+    assert found[-1] == second
 
 
 def test_the_first_bytes_say_how_a_file_is_packed(tmp_path):
