@@ -164,7 +164,11 @@ def read(request: TextRequest, part: Part) -> Iterator[Found | Reject]:
 def _judge(row: dict[str, Any], request: TextRequest) -> Found | Reject:
     text = row.get(request.text_field)
     if not isinstance(text, str | bytes):
-        detail = f"fields {', '.join(sorted(row))[:200]}, not {request.text_field!r}"
+        if request.text_field in row:
+            kind = "null" if text is None else f"of type {type(text).__name__}"
+            detail = f"the field {request.text_field!r} is {kind}, not text"
+        else:
+            detail = f"fields {', '.join(sorted(row))[:200]}, not {request.text_field!r}"
         return Reject("no_text_field", detail, broken=True)
     try:
         text = text.decode() if isinstance(text, bytes) else text

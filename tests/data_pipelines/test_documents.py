@@ -262,6 +262,12 @@ def test_what_is_wrong_with_rows_is_counted(tmp_path):
     assert collected(request) == [TEXTS[0], *expected, TEXTS[1]]
     off = TextRequest(str(tmp_path), quality_filter=False, repetition_filter=False)
     assert collected(off)[6:8] == ["too short", f"{prose(9)}\n" * 3 + prose(9)]
+    rejects = [item for part in parts(request) for item in read(request, part)]
+    assert [item.detail for item in rejects if isinstance(item, Reject)][:3] == [
+        "fields content, not 'text'",
+        "the field 'text' is null, not text",
+        "the field 'text' is of type list, not text",
+    ]
 
 
 def test_what_is_wrong_with_parquet_is_counted(tmp_path):
