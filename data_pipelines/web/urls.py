@@ -29,7 +29,7 @@ _NOT_IN_HOST = re.compile("[\0\t\n\r #/:<>?@\\[\\\\\\]^|]")
 _NOT_IN_DOMAIN = re.compile("[\0-\x20#%/:<>?@\\[\\\\\\]^|\x7f]")
 # A URL that is in its normal form already, as most are. No segment starts with a dot.
 _NORMAL = re.compile(
-    r"https?://(?:[a-z0-9-]+\.)+[a-z]{2,}(?:/(?![.%])[A-Za-z0-9_~!$&()*+,;=:@.-]*)+"
+    r"https?://(?:[a-z0-9-]+\.)*[a-z]+(?:/(?![.%])[A-Za-z0-9_~!$&()*+,;=:@.-]*)+"
     r"(?:\?[A-Za-z0-9_~!$&()*+,;=:@./?-]+)?"
 )
 # What is written as %XX, in addition to controls and what is not ASCII. quote()
@@ -121,8 +121,9 @@ def same_url(url: str) -> str:
     It has no fragment, user or default port. http and https are the same. Text that is no URL is
     returned without its fragment.
     """
-    if _NORMAL.fullmatch(url):
-        return "https" + url[url.index(":") :]
+    without_fragment = url.partition("#")[0]
+    if _NORMAL.fullmatch(without_fragment):
+        return f"https{without_fragment[without_fragment.index(':') :]}"
     try:
         parsed = _parsed(url, None, "utf-8")
     except _InvalidError:

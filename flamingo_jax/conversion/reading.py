@@ -33,12 +33,12 @@ _CANONICAL = (
     "pytorch_model.bin",
     "pytorch_model.bin.index.json",
 )
-_ADAPTER = re.compile(r"adapter_.*|.*lora.*", re.IGNORECASE)
+_ADAPTER = re.compile(r"\Aadapter_|lora", re.IGNORECASE)
 # files next to a model that are no model: the state of its training, the same in other names
 _OTHERS = re.compile(
     r"\..*|(training_args|optimizer|scheduler|scaler|rng_state|random_states|consolidated).*"
 )
-_SHARD = re.compile(r"(.+)-(\d+)-of-(\d+)\.[^.]+")
+_SHARD = re.compile(r"\A(.+)-(\d+)-of-(\d+)\.[^.]+")
 _NESTED = ("model_state_dict", "state_dict", "model")
 _SAFETENSORS_DTYPES = {
     "BF16": jnp.bfloat16,
@@ -271,7 +271,7 @@ def _model_files(directory: Path, first: Sequence[str]) -> tuple[Path, ...]:
         if (directory / name).exists():
             return (directory / name,)
     files = _files_of_weights(directory)
-    adapters = [file for file in files if _ADAPTER.fullmatch(file.name)]
+    adapters = [file for file in files if _ADAPTER.search(file.name)]
     others = [file for file in files if _OTHERS.fullmatch(file.name)]
     models = [file for file in files if file not in adapters and file not in others]
     for suffixes in ((".safetensors",), TORCH):

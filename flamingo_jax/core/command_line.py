@@ -24,7 +24,7 @@ def with_user_paths(argv: Sequence[str]) -> list[str]:
         if flag is None:
             found.append(word)
             continue
-        scheme = re.match(r"[a-z][a-z0-9+.-]*://", flag[2])
+        scheme = re.match(r"\A[a-z][a-z0-9+.-]*://", flag[2])
         if scheme and scheme[0] not in (*paths.SCHEMES, "file://"):
             sys.exit(
                 f"{word}: {scheme[0]} cannot be read. Give a local path, or one of "
