@@ -115,17 +115,26 @@ class _Work:
 
     def __init__(self, seconds: float):
         self._thread = threading.get_ident()
-        self._clock = time.pthread_getcpuclockid(self._thread)
-        self._limit = time.clock_gettime(self._clock) + seconds
+        self._seconds = seconds
+        self._limit = 0.0  # on the thread's clock; 0 = nobody has looked yet
         self._lock = threading.Lock()  # while it is held, the work neither ends nor is interrupted
         self.was_interrupted = self.has_ended = False
 
     def look(self) -> None:
-        """Interrupts the work if its time is over. Called by the watching thread."""
+        """Interrupts the work if its time is over. Called by the watching thread.
+
+        The time counts from the first look: to read the clock of every record costs more than to
+        read a short record.
+        """
         if not self._lock.acquire(blocking=False):
             return
         try:
-            if not self.has_ended and time.clock_gettime(self._clock) > self._limit:
+            if self.has_ended:
+                return
+            now = time.clock_gettime(time.pthread_getcpuclockid(self._thread))
+            if not self._limit:
+                self._limit = now + self._seconds
+            elif now > self._limit:
                 self._limit += 1.0  # code that catches every exception is interrupted again
                 self.was_interrupted = True
                 _raise_in(self._thread, TooSlow)
