@@ -42,10 +42,12 @@ class Gap:
       reason: damaged_part; at the end truncated_file, or "behind the end" for bytes behind a
         complete archive; unreadable_file if nothing in it is a tar.
       detail: what is there.
+      within: the member whose content is damaged; None = the gap is between two members.
     """
 
     reason: str
     detail: str
+    within: Member | None = None
 
     def reject(self, path: str) -> Reject:
         """Returns what a reader yields for it."""
@@ -230,9 +232,9 @@ def members(raw: IO[bytes]) -> Iterator[Member | Gap]:
         if attributes.get("size", "").isascii() and attributes.get("size", "").isdecimal():
             size = size if is_extra else int(attributes["size"])
         if size < 0 or (is_extra and size > _MAX_HEADER) or not stream.holds(size):
-            if not (
-                yield from _found_again(stream, f"{info.name!r:.200} has {size} bytes, it says")
-            ):
+            within = None if is_extra else Member(long_name or info.name, True, size, stream)
+            what = f"{info.name!r:.200} has {size} bytes, it says"
+            if not (yield from _found_again(stream, what, within=within)):
                 return
             long_name, attributes = "", {}
             continue
@@ -278,7 +280,7 @@ def _behind(zeros: int, passed_over: int, header: bytes) -> Gap:
 
 
 def _found_again(
-    stream: _Stream, what: str, at_end: str = "truncated_file"
+    stream: _Stream, what: str, at_end: str = "truncated_file", within: Member | None = None
 ) -> Generator[Gap, None, bool]:
     """Goes on at the next header, and yields what was lost before it.
 
@@ -286,6 +288,7 @@ def _found_again(
       stream: at the gap.
       what: what is wrong.
       at_end: the reason if there is no header any more.
+      within: as in `Gap`.
 
     Returns:
       False if there is none.
@@ -293,9 +296,10 @@ def _found_again(
     what = f"{what}; {stream.lost.detail}" if stream.lost else what
     passed_over = stream.next_header()
     if passed_over < 0:
-        yield Gap(at_end, what)
+        yield Gap(at_end, what, within)
     else:
-        yield Gap("damaged_part", f"{what}; the next header is {passed_over} bytes later")
+        detail = f"{what}; the next header is {passed_over} bytes later"
+        yield Gap("damaged_part", detail, within)
     return passed_over >= 0
 
 

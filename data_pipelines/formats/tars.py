@@ -83,6 +83,8 @@ def samples(path: str, limits: Mapping[str, int] | None = None) -> Iterator[TarS
         with epath.Path(path).open("rb") as raw:
             for member in members(raw):
                 if isinstance(member, Gap):
+                    if member.within and not group.ends_before(member.within):
+                        group.is_cut = True
                     yield from group.close()
                     yield member.reject(path)
                     continue
