@@ -141,7 +141,7 @@ class _Gzip:
             try:
                 piece = self._engine.decompress(packed, PIECE)
             except zlib.error as error:
-                sound, used = _before_damage(before, packed)
+                sound, used = before_damage(before, packed)
                 if sound:
                     yield sound
                 kept = fed - len(packed) + used
@@ -151,8 +151,16 @@ class _Gzip:
             packed = self._engine.unconsumed_tail
 
 
-def _before_damage(engine: Any, packed: bytes) -> tuple[bytes, int]:
-    """Returns the content of `packed` up to some way before the damage, and its packed bytes."""
+def before_damage(engine: Any, packed: bytes) -> tuple[bytes, int]:
+    """Returns what is sound before damage.
+
+    Args:
+      engine: a decompressor of zlib, as it was before it was fed `packed` and failed.
+      packed: packed bytes.
+
+    Returns:
+      The content of `packed` up to some way before the damage, and the number of its packed bytes.
+    """
     pieces = []
     for start in range(0, len(packed), _STEP):
         try:

@@ -3,8 +3,8 @@
     FILE.warc.gz: one gzip member per record, or several records in one member
     FILE.warc:    one record after the other
 
-After a damaged stretch, reading continues at the next record that is whole. Each stretch that is
-lost gives one Reject.
+After a damaged stretch, reading continues at the next record that is whole. Of a member with
+several records, those before the damage are read. Each stretch that is lost gives one Reject.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from typing import BinaryIO
 
 from etils import epath
 
+from data_pipelines.formats.compressed import before_damage
 from data_pipelines.page import Reject
 from flamingo_jax.data.files import temporary_file
 
@@ -134,6 +135,13 @@ def _of_members(file: BinaryIO, path: str) -> Iterator[tuple[bytes, Place] | Rej
                 yield from _inside(path, offset, found)
             offset += found.length
             continue
+        if found in ("truncated", "damaged") and (part := _sound_part(path, offset)):
+            if lost >= 0:
+                yield _lost(path, lost)
+            lost = -1
+            for each in _inside(path, offset, part):
+                if not (isinstance(each, Reject) and each.reason == "truncated_file"):
+                    yield each
         if lost < 0 and found != "end":
             lost, is_cut = offset, found == "truncated" and _may_begin_record(file, offset)
         following, is_empty = (None, True) if found == "end" else _next_member(file, offset)
@@ -176,6 +184,15 @@ def _is_one_record(member: _Member) -> bool:
     return member.size <= end.end() + int(length.group(1)) + _BETWEEN
 
 
+def _sound_part(path: str, offset: int) -> _Member | None:
+    """Returns what is before the damage of a member, or None if that is not several records."""
+    with _unpacked(path, offset) as content:
+        size = content.seek(0, io.SEEK_END)
+        content.seek(0)
+        part = _Member(0, size, content.read(HEAD))
+    return None if _is_one_record(part) else part
+
+
 def _inside(path: str, offset: int, member: _Member) -> Iterator[tuple[bytes, Place] | Reject]:
     """Yields the records of a member with several records."""
     with _unpacked(path, offset) as content:
@@ -200,31 +217,36 @@ def _kept(path: str, offset: int) -> BinaryIO:
 
 
 def _unpacked(path: str, offset: int) -> BinaryIO:
-    """Returns the content of a gzip member, in memory or in a temporary file.
+    """Returns the content of a gzip member up to its damage, in memory or in a temporary file.
 
     Raises:
       OSError: the file cannot be read, or the disk is full.
-      ValueError: the member cannot be unpacked.
     """
     content: BinaryIO = io.BytesIO()
     unpacker = zlib.decompressobj(_GZIP)
-    try:
-        with epath.Path(path).open("rb") as file:
-            file.seek(offset)
-            while not unpacker.eof and (packed := unpacker.unconsumed_tail or file.read(_CHUNK)):
+    with epath.Path(path).open("rb") as file:
+        file.seek(offset)
+        while not unpacker.eof and (packed := unpacker.unconsumed_tail or file.read(_CHUNK)):
+            before = unpacker.copy()
+            try:
                 content.write(unpacker.decompress(packed, 1 << 20))
-                if isinstance(content, io.BytesIO) and content.tell() > _IN_MEMORY:
-                    start = content.getbuffer()
-                    # It is removed from the disk when it is closed.
-                    content = temporary_file()
-                    content.write(start)
-    except zlib.error as error:
-        raise ValueError(f"it cannot be unpacked: {error}") from error
+            except zlib.error:
+                content.write(before_damage(before, packed)[0])
+                break
+            if isinstance(content, io.BytesIO) and content.tell() > _IN_MEMORY:
+                start = content.getbuffer()
+                # It is removed from the disk when it is closed.
+                content = temporary_file()
+                content.write(start)
     return content
 
 
 def _member(file: BinaryIO, offset: int) -> _Member | str:
-    """Reads the gzip member at an offset. Returns "end", "truncated" or "damaged" on failure."""
+    """Reads the gzip member at an offset.
+
+    Returns:
+      The member, or on failure "end", "truncated", "damaged", "no record" or "too large".
+    """
     file.seek(offset)
     unpacker, head, size, length = zlib.decompressobj(_GZIP), b"", 0, 0
     while not unpacker.eof:
@@ -242,10 +264,10 @@ def _member(file: BinaryIO, offset: int) -> _Member | str:
         if len(head) < HEAD:
             head += unpacked[: HEAD - len(head)]
             if not head.startswith(b"WARC/"[: len(head)]):
-                return "damaged"
+                return "no record"
         # The limit is for each record; a member of many records is as long as they are.
         if size > _LARGEST_RECORD and size > 50 * length:
-            return "damaged"
+            return "too large"
     return _Member(length - len(unpacker.unused_data), size, head)
 
 

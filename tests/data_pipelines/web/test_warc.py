@@ -6,6 +6,7 @@ import io
 
 import hypothesis
 import hypothesis.strategies as st
+import numpy as np
 import pytest
 
 pytest.importorskip("warcio")
@@ -263,6 +264,28 @@ def test_damage_in_a_gzip_member_with_several_records(tmp_path):
         [page(1), page(3)],
         ["damaged_record"],
     )
+
+
+@pytest.mark.parametrize("damage", ["cut", "bits", "checksum"])
+def test_records_before_the_damage_of_a_member_are_read(tmp_path, damage):
+    noise = np.random.default_rng(0).integers(0, 256, (40, 300), np.uint8)
+    pages = [f"<html>{row.tobytes().hex()}</html>".encode() for row in noise]
+    several = b"".join(made(f"https://e.org/{i}", http(body)) for i, body in enumerate(pages))
+    packed = bytearray(gzip.compress(several, mtime=0))
+    half = len(packed) // 2
+    if damage == "cut":
+        content = bytes(packed[:half])
+    else:
+        packed[half if damage == "bits" else -6] ^= 0x55
+        content = bytes(packed) + three(None, packed=True)
+    found, reasons = bodies(tmp_path / "a.warc.gz", content)
+    least = {"cut": 18, "bits": 5, "checksum": 25}[damage]
+    assert found[:least] == pages[:least]
+    if damage == "cut":
+        assert reasons == ["truncated_file"]
+    else:
+        assert found[-3:] == [page(1), page(2), page(3)]
+        assert reasons == ["damaged_record"]
 
 
 def test_index_on_disk_finds_images_in_members_with_several_records(tmp_path):
