@@ -26,6 +26,7 @@ from flamingo_jax.conversion import formats, transforms, values
 from flamingo_jax.conversion.published_tokenizer import PublishedTokenizer
 from flamingo_jax.conversion.reading import ConversionError, Weights
 from flamingo_jax.core import trees
+from flamingo_jax.core.config import to_dict
 from flamingo_jax.models import api, encoders
 from flamingo_jax.models.config import ModelConfig, required
 from flamingo_jax.tokenizers.markers import Markers
@@ -304,15 +305,16 @@ def plan(conversion: Conversion, *, dtype: Any = None) -> ConversionPlan:
         ConversionError: as `check`.
     """
     sources = conversion.files.names()
-    for part in (conversion.model.lm, conversion.model.vit, conversion.model.text_encoder):
-        if part is not None and part.num_layers > max(
-            len(sources), 10_000
-        ):  # would take all memory
-            raise ConversionError(
-                f"The config describes {part.num_layers} layers, and the files hold {len(sources)} "
-                "weights. Check that the config belongs to them."
-            )
     try:
+        for part in (conversion.model.lm, conversion.model.vit, conversion.model.text_encoder):
+            if part is not None and part.num_layers > max(
+                len(sources), 10_000
+            ):  # would take all memory
+                raise ConversionError(
+                    f"The config describes {part.num_layers} layers, and the files hold "
+                    f"{len(sources)} weights. Check that the config belongs to them."
+                )
+        _check_numbers(conversion.model)
         wanted = targets(conversion.kind, conversion.model)
     except (TypeError, ValueError, ArithmeticError) as error:
         raise ConversionError(
@@ -320,6 +322,15 @@ def plan(conversion: Conversion, *, dtype: Any = None) -> ConversionPlan:
             "the publisher's."
         ) from error
     return check(conversion.rules, sources, wanted, dtype=dtype)
+
+
+def _check_numbers(model: ModelConfig) -> None:
+    """Raises ValueError if a number of the config is NaN or infinite: JSON has no such number."""
+    numbers, _ = jax.tree_util.tree_flatten_with_path(to_dict(model))
+    for path, value in numbers:
+        if isinstance(value, float) and not math.isfinite(value):
+            name = jax.tree_util.keystr(path, simple=True, separator=".")
+            raise ValueError(f"{name} is {value}; expected a finite number")
 
 
 def targets(kind: str, model: ModelConfig) -> dict[str, jax.ShapeDtypeStruct]:

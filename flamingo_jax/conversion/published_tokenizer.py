@@ -22,6 +22,7 @@ import sentencepiece
 import tokenizers
 
 from flamingo_jax.checkpoint.arrays import few, first_line
+from flamingo_jax.conversion import git_lfs
 from flamingo_jax.conversion.reading import ConversionError, read_object
 from flamingo_jax.core import paths
 from flamingo_jax.core.paths import Path
@@ -237,8 +238,10 @@ def _problem(content: bytes) -> str | None:
     """Returns what is wrong with a tokenizer.model, or None."""
     if _TIKTOKEN.match(content):
         return "is a list of ranks of tiktoken, as Meta publishes it with Llama 3"
-    if content.startswith(b"version https://git-lfs"):
+    if git_lfs.is_pointer(content):
         return "is a pointer of Git LFS, and not the file that it points to"
+    if not content:
+        return "is empty"
     try:
         sentencepiece.SentencePieceProcessor(model_proto=content)
     except RuntimeError:

@@ -23,6 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from flamingo_jax.checkpoint.arrays import CheckpointError, few, first_line
+from flamingo_jax.conversion import git_lfs
 from flamingo_jax.core import paths
 from flamingo_jax.core.paths import Path, PathLike
 
@@ -232,7 +233,8 @@ def read_object(file: Path) -> dict[str, Any]:
     try:
         content = paths.read_json(file)
     except paths.PathError as error:
-        raise ConversionError(f"{error} Put the publisher's there.") from error
+        problem = git_lfs.problem(file) or f"{error} Put the publisher's there."
+        raise ConversionError(problem) from error
     if not isinstance(content, dict):
         raise ConversionError(
             f"{file} holds a {type(content).__name__}; expected an object. Put the publisher's "
@@ -429,12 +431,14 @@ def _reporting(path: Path) -> Iterator[None]:
         yield
     except (ConversionError, MemoryError):
         raise
-    except pickle.UnpicklingError as error:
-        raise ConversionError(
-            f"{path} holds more than tensors, and is not read, since unpickling it would run its "
-            f"code: {first_line(error)} Save its state_dict() alone."
-        ) from error
     except Exception as error:
+        if pointer := git_lfs.problem(path):
+            raise ConversionError(pointer) from error
+        if isinstance(error, pickle.UnpicklingError):
+            raise ConversionError(
+                f"{path} holds more than tensors, and is not read, since unpickling it would run "
+                f"its code: {first_line(error)} Save its state_dict() alone."
+            ) from error
         raise ConversionError(
             f"{path} is damaged, cut off or of another kind: {first_line(error)}. Download it "
             "again."

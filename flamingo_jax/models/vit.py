@@ -85,6 +85,11 @@ class ViTConfig:
         if self.width % self.num_heads:
             raise ValueError(f"ViT: {self.num_heads} heads do not divide width {self.width}.")
         self.side(self.image_size)
+        if len(self.mean) != 3 or len(self.std) != 3 or not all(part > 0 for part in self.std):
+            raise ValueError(
+                f"ViT: mean is {self.mean} and std is {self.std}; expected three numbers each, and "
+                "deviations above 0."
+            )
 
     def side(self, image_size: int) -> int:
         """Returns the number of patches along one side of an image.

@@ -48,6 +48,7 @@ SHAPES = {
     "model.layers.0.mlp.up_proj": (MLP, WIDTH),
     "model.layers.0.mlp.down_proj": (WIDTH, MLP),
 }
+LFS = "version https://git-lfs.github.com/spec/v1\noid sha256:0a\nsize 9\n"
 HEAD, TABLE, UP = "lm_head.weight", "model.embed_tokens.weight", "model.layers.0.mlp.up_proj.weight"
 
 
@@ -168,6 +169,26 @@ REFUSED = {
     "a pointer of Git LFS": (
         lambda d: put(d, "tokenizer.model", "version https://git-lfs.github.com/spec/v1\n"),
         "tokenizer.model is a pointer of Git LFS",
+    ),
+    "weights that are a pointer of Git LFS": (
+        lambda d: put(d, "model.safetensors", LFS),
+        "model.safetensors is a pointer of Git LFS",
+    ),
+    "pickled weights that are a pointer of Git LFS": (
+        lambda d: ((d / "model.safetensors").unlink(), put(d, "pytorch_model.bin", LFS)),
+        "pytorch_model.bin is a pointer of Git LFS",
+    ),
+    "tokenizer.json is a pointer of Git LFS": (
+        lambda d: ((d / "tokenizer.model").unlink(), put(d, "tokenizer.json", LFS)),
+        "tokenizer.json is a pointer of Git LFS",
+    ),
+    "an empty tokenizer.model": (
+        lambda d: put(d, "tokenizer.model", ""),
+        "tokenizer.model is empty; expected SentencePiece's file",
+    ),
+    "a config with NaN": (
+        config(rope_theta=float("nan")),
+        r"a model that cannot be: .*lm\.rotary_base is nan; expected a finite number",
     ),
     "weights in the place of the tokenizer": (
         lambda d: shutil.copy(d / "model.safetensors", d / "tokenizer.model"),
@@ -576,6 +597,14 @@ def test_an_odd_config_of_any_source_is_one_error(found, source, content):
     put(found, "open_clip_config.json", content)
     with pytest.raises(ConversionError):
         mapping.plan(publishers.describe(source, Inputs(Path(found))))
+
+
+def test_a_number_of_layers_that_is_text_is_one_error(found):
+    conversion = describe(found)
+    # in tests the class checks its types, outside it does not
+    object.__setattr__(conversion.model.lm, "num_layers", "1")
+    with pytest.raises(ConversionError, match="a model that cannot be: TypeError"):
+        mapping.plan(conversion)
 
 
 def test_the_tokenizer_of_a_larger_model_is_loaded_with_its_new_tokens(found):
