@@ -102,21 +102,25 @@ def read_row(row: dict[str, Any], request: ObelicsRequest) -> Iterator[Found | R
             "not_obelics", "in some place not just one of image and text is null", broken=True
         )
         return
-    if any(isinstance(text, parquet.BrokenText) for text in texts):
-        url = _url(row.get("general_metadata"))
+    url = _url(row.get("general_metadata"))
+    try:  # some writers store texts as bytes
+        texts = [text.decode() if isinstance(text, bytes) else text for text in texts]
+    except UnicodeDecodeError:
         yield Reject("broken_text", f"{url}: a text is not UTF-8", broken=True)
+        return
+    if other := [type(text).__name__ for text in texts if not isinstance(text, str | None)]:
+        yield Reject("not_obelics", f"{url}: a text is of type {other[0]}", broken=True)
         return
     documents: list[list[str | Picture]] = [[]]
     for number, (image, text) in enumerate(zip(images, texts, strict=True)):
         if text is None:
             documents[-1].append(_picture(image, f"image {number}"))
             continue
-        for following, piece in enumerate(str(text).split(END_OF_DOCUMENT)):
+        for following, piece in enumerate(text.split(END_OF_DOCUMENT)):
             if following:
                 documents.append([])
             if clean := without_markers(piece.strip()):
                 documents[-1].append(clean)
-    url = _url(row.get("general_metadata"))
     documents = [parts for parts in documents if parts]
     if not documents:
         yield Reject("no_text", url)

@@ -198,8 +198,11 @@ def _differences(found: dict[str, Any], asked: dict[str, Any]) -> str:
 
     old, new = flat({key: found.get(key) for key in asked}, ""), flat(asked, "")
     changed = [path for path in old | new if old.get(path) != new.get(path)]
+    files = "request.files."
     return "; ".join(
-        f"{path}: {old.get(path)!r:.60} there, {new.get(path)!r:.60} asked for"
+        f"{path}: these files are others, or were changed since"
+        if path.startswith(files)
+        else f"{path}: {old.get(path)!r:.60} there, {new.get(path)!r:.60} asked for"
         for path in changed[:3]
     )
 

@@ -232,7 +232,8 @@ def members(raw: IO[bytes]) -> Iterator[Member | Gap]:
         if attributes.get("size", "").isascii() and attributes.get("size", "").isdecimal():
             size = size if is_extra else int(attributes["size"])
         if size < 0 or (is_extra and size > _MAX_HEADER) or not stream.holds(size):
-            within = None if is_extra else Member(long_name or info.name, True, size, stream)
+            name = long_name or info.name
+            within = None if is_extra else Member(name, is_file=True, size=size, _stream=stream)
             what = f"{info.name!r:.200} has {size} bytes, it says"
             if not (yield from _found_again(stream, what, within=within)):
                 return

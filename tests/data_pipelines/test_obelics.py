@@ -131,6 +131,23 @@ def test_a_text_that_is_not_utf8_costs_its_page(tmp_path, folder, encoded):
     assert "https://a.org/3" in reject.detail
 
 
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("café".encode(), ["café"]),
+        (b"caf\xe9", ["broken_text"]),
+        (7, ["not_obelics"]),
+        (["x"], ["not_obelics"]),
+    ],
+    ids=str,
+)
+def test_texts_that_are_bytes_are_texts(text, expected):
+    """They once became texts such as "b'caf...'"."""
+    items = read_row(row([A, None], [None, text]), ObelicsRequest())
+    found = [i.reason if isinstance(i, Reject) else i.record.parts[1] for i in items]
+    assert found == expected
+
+
 def test_documents_of_one_row_become_separate_pages():
     """No text attends an image of the document before it.
 
