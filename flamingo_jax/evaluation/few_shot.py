@@ -146,9 +146,8 @@ class FewShotTask:
         )
         if len(drawn.supports) < num_examples:
             raise task.TaskError(
-                f"task {self.name!r}: {shots} shots need {num_examples} support examples, the "
-                f"training split has {len(drawn.supports)} with an answer. Take fewer shots, or "
-                "give the whole split."
+                f"task {self.name!r}: {shots} shots need {num_examples} support examples, "
+                f"{self._too_few(len(drawn.supports))}"
             )
         supports = _Supports(self.name, drawn.supports)
         if protocol.selection == "rices" and shots:
@@ -161,6 +160,17 @@ class FewShotTask:
             self._episode(query, supports, has_images=shots > 0, texts=texts)
             for query, supports in zip(queries, chosen, strict=True)
         ]
+
+    def _too_few(self, num: int) -> str:
+        """Returns why there are only `num` supports, and what to do."""
+        field = "num_support_per_class" if self._labels else "num_support"
+        limit = getattr(self.protocol, field)
+        if num >= limit * max(1, len(set(self._labels))):
+            return f"{field}={limit} allows {num}. Take fewer shots, or a larger {field}."
+        return (
+            f"the training split has {num} with an answer. Take fewer shots, or give the whole "
+            "split."
+        )
 
     @functools.cached_property
     def _train(self) -> Sequence[Item]:

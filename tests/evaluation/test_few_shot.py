@@ -304,6 +304,8 @@ def test_examples_without_an_answer_are_no_supports():
         match="11 shots need 11 support examples, the training split has 10 with an answer",
     ):
         drawn(Gaps(num_train=20), 11)
+    with pytest.raises(TaskError, match="need 4 support examples, num_support=3 allows 3"):
+        drawn(Colours(num_train=20), 4, num_support=3)
 
 
 def test_rices_puts_the_most_similar_last():
