@@ -24,7 +24,7 @@ from collections.abc import Iterator
 import numpy as np
 import simplejpeg
 from jaxtyping import UInt8
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from flamingo_jax.data.config import Background, ImageFit
 from flamingo_jax.data.images import colours, jpeg
@@ -262,9 +262,12 @@ def _header(encoded: bytes) -> Image.Image:
         ) from error
     except Exception as error:
         begins_well = encoded.startswith(_BEGINNINGS) or encoded[8:12] == b"WEBP"
+        # PIL's own words name an address in memory, which is another one in every run.
+        unknown = isinstance(error, UnidentifiedImageError)
         raise CorruptRecord(
-            f"{len(encoded)} bytes cannot be decoded as an image: {error!r}. Expected one of "
-            f"{FORMATS}.",
+            f"{len(encoded)} bytes cannot be decoded as an image: "
+            f"{'unknown or damaged format' if unknown else repr(error)}; it begins with "
+            f"{encoded[:8]!r}. Expected one of {FORMATS}.",
             reason="truncated_image" if begins_well else "not_an_image",
         ) from error
     if image.width * image.height > MAX_PIXELS:

@@ -239,3 +239,9 @@ def test_every_orientation_of_a_camera(file_format, orientation):
         decode(encoded, 32).astype(int), fit(np.asarray(upright), 32).astype(int), atol=4
     )
     assert probe(encoded) == ImageInfo(*upright.size, file_format)
+
+
+def test_the_message_for_unknown_bytes_is_the_same_in_every_run():
+    with pytest.raises(CorruptRecord, match="begins with b'<html>40'") as error:
+        probe(b"<html>404</html>")
+    assert "object at 0x" not in str(error.value)
