@@ -26,6 +26,7 @@ _MEMORY = 128 << 20  # bytes of these rows, as a rule
 _MAX_PAGE = 256 << 20  # bytes; a row group with a larger page or row is left out
 _UNKNOWN_PAGES = 16  # rows in memory at once if the pages cannot be looked through
 _HEADER = 1 << 13  # bytes; a header of a page is shorter
+_LONGEST_SHIFT = 63 - 7  # bits of an integer of Thrift before its last byte
 _MOST_PAGES = 10_000  # of a column of a row group
 _MAX_METADATA = 64 << 20  # bytes
 _MAGIC = b"PAR1"
@@ -264,6 +265,8 @@ def _value(data: bytes, at: int, kind: int) -> tuple[int, int]:
         count, each, at = data[at] >> 4, data[at] & 15, at + 1
         if count == 15:
             count, at = _varint(data, at)
+        if count > len(data) - at:  # each takes a byte or more: a damaged count would take hours
+            raise IndexError(f"a list of {count} values")
         for _ in range(count):
             at = at + 1 if each in (1, 2) else _value(data, at, each)[1]
         return 0, at
@@ -275,6 +278,8 @@ def _value(data: bytes, at: int, kind: int) -> tuple[int, int]:
 def _varint(data: bytes, at: int) -> tuple[int, int]:
     value = shift = 0
     while data[at] & 128:
+        if shift > _LONGEST_SHIFT:
+            raise IndexError("an integer of more than 64 bits")
         value |= (data[at] & 127) << shift
         at, shift = at + 1, shift + 7
     return value | data[at] << shift, at + 1

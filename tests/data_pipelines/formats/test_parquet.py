@@ -177,3 +177,12 @@ def test_pages_are_measured(written, version, statistics):
         assert parquet._largest_page(group.column(0), io.BytesIO(b"\xff" * 50_000)) is None
     assert 7 * 1800 <= pages[0] <= 20_000
     assert 10_000 < pages[1] < 100_000
+
+
+@pytest.mark.parametrize("kind", [b"\xf1", b"\xf7", b"\xf9"])  # a list of booleans, doubles, lists
+def test_a_damaged_count_in_the_header_of_a_page_takes_no_time(kind):
+    count = b"\xff" * 7 + b"\x7f"  # 2^56 values
+    with pytest.raises(IndexError):
+        parquet._struct(b"\x19" + kind + count + bytes(100), 0)
+    with pytest.raises(IndexError):
+        parquet._struct(b"\x16" + b"\xff" * 5000, 0)
