@@ -147,9 +147,9 @@ class Counts:
     def passed_over_line(self) -> str:
         """Returns "passed over: 3 .csv, 1 .DS_Store", with the most frequent suffixes, or ""."""
         named = [f"{count} {suffix}" for suffix, count in self.passed_over.most_common(5)]
-        return f"passed over: {', '.join(named + ['...'] * (len(self.passed_over) > 5))}" * bool(
-            named
-        )
+        if len(self.passed_over) > len(named):
+            named.append("...")
+        return f"passed over: {', '.join(named)}" if named else ""
 
 
 @dataclasses.dataclass

@@ -115,11 +115,9 @@ def build(request: PairsRequest, output: epath.Path, how: Execution) -> dict[str
         files = input_files(request.input, tars.SUFFIXES)
         units += files
     else:
-        files, quoted = (
-            input_files(request.input, tables.SUFFIXES, IMAGE_SUFFIXES),
-            request.tsv_quotes,
-        )
-        units += [part for path in files for part in tables.parts(path, _PART, quoted=quoted)]
+        files = input_files(request.input, tables.SUFFIXES, IMAGE_SUFFIXES)
+        for path in files:
+            units += tables.parts(path, _PART, quoted=request.tsv_quotes)
     read = functools.partial(read_unit, request)
     return collect(units, read, "image_text", output, how, passed_over=files.passed_over).table()
 

@@ -113,19 +113,7 @@ def watched() -> Iterator[None]:
     Raises:
       WorkerDied: one of them died, or was stuck. The others are ended.
     """
-    ended = threading.Event()
-    stuck: list[str] = []
-
-    def watch() -> None:
-        while not ended.wait(_INTERVAL):
-            for pid, note in _notes(directory):
-                if reason := _stuck(pid, note):
-                    stuck.append(reason)
-                    _kill(pid)
-
-    with _place() as directory:
-        thread = threading.Thread(target=watch, daemon=True)
-        thread.start()
+    with _place() as directory, _ending_stuck(directory) as stuck:
         try:
             yield
         except Exception as error:
@@ -134,9 +122,32 @@ def watched() -> Iterator[None]:
             for pid in _workers(directory):  # Beam would wait for them without an end
                 _kill(pid)
             raise WorkerDied(f"{'; '.join(died)}. {_DO}") from error
-        finally:
-            ended.set()
-            thread.join()
+
+
+@contextlib.contextmanager
+def _ending_stuck(directory: str, only: int | None = None) -> Iterator[list[str]]:
+    """Ends stuck processes inside the `with` statement; yields the list of what they read.
+
+    Args:
+      directory: of the notes.
+      only: the process to look at; None = all that have a note.
+    """
+    ended, stuck = threading.Event(), list[str]()
+
+    def watch() -> None:
+        while not ended.wait(_INTERVAL):
+            for pid, note in _notes(directory):
+                if only in (None, pid) and (reason := _stuck(pid, note)):
+                    stuck.append(reason)
+                    _kill(pid)
+
+    thread = threading.Thread(target=watch, daemon=True)
+    thread.start()
+    try:
+        yield stuck
+    finally:
+        ended.set()
+        thread.join()
 
 
 def supervised(program: Callable[[], None]) -> None:
@@ -156,19 +167,8 @@ def supervised(program: Callable[[], None]) -> None:
             sys.exit(0)
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # the terminal sends it to the child, too
         signal.signal(signal.SIGTERM, lambda sent, _: os.kill(child, sent))
-        ended = threading.Event()
-        stuck: list[str] = []
-
-        def watch() -> None:
-            while not ended.wait(_INTERVAL):
-                for pid, note in _notes(directory):
-                    if pid == child and (reason := _stuck(pid, note)):
-                        stuck.append(reason)
-                        _kill(pid)
-
-        threading.Thread(target=watch, daemon=True).start()
-        status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-        ended.set()
+        with _ending_stuck(directory, only=child) as stuck:
+            status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
         if status >= 0:
             sys.exit(status)
         name = signal.Signals(-status).name

@@ -93,7 +93,7 @@ def rows(
             metadata = _metadata(raw)
             file = pyarrow.parquet.ParquetFile(raw, metadata=metadata, buffer_size=_BUFFER)
             names = set(file.schema_arrow.names)
-        except (OSError, ValueError, UnicodeDecodeError) as error:
+        except (OSError, ValueError) as error:
             yield Reject("unreadable_file", f"{part.path}: {error}", broken=True)
             return
         if lacking := [name for name in needed if name not in names]:

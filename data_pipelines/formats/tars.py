@@ -112,7 +112,6 @@ class _Group:
     """
 
     def __init__(self) -> None:
-        self.is_cut = False
         self._keys_have_dots = False  # seen before in this file
         self._clear()
 

@@ -306,10 +306,9 @@ def plan(conversion: Conversion, *, dtype: Any = None) -> ConversionPlan:
     """
     sources = conversion.files.names()
     try:
+        most = max(len(sources), 10_000)  # layers; more would take all memory
         for part in (conversion.model.lm, conversion.model.vit, conversion.model.text_encoder):
-            if part is not None and part.num_layers > max(
-                len(sources), 10_000
-            ):  # would take all memory
+            if part is not None and part.num_layers > most:
                 raise ConversionError(
                     f"The config describes {part.num_layers} layers, and the files hold "
                     f"{len(sources)} weights. Check that the config belongs to them."

@@ -119,11 +119,11 @@ def join(checkpoint: Weights, lm: Conversion, vision: Conversion, *, pieces: int
 
 def _vision(path: Path, options: Mapping[str, str]) -> Conversion:
     """Returns the conversion of the vision encoder, in the layout of transformers or open_clip."""
-    directory = path if path.is_dir() else path.parent
-    if (directory / open_clip.CONFIG).exists():
-        return open_clip.conversion(Inputs(path, options=options))
-    if (directory / "config.json").exists():
-        return clip.conversion(Inputs(path, options=options))
+    inputs = Inputs(path, options=options)
+    if (inputs.directory / open_clip.CONFIG).exists():
+        return open_clip.conversion(inputs)
+    if (inputs.directory / "config.json").exists():
+        return clip.conversion(inputs)
     return open_clip.conversion(Inputs(path, options={"activation": "quick_gelu", **options}))
 
 

@@ -121,7 +121,11 @@ class Latents:
         for num_frames, group in waiting.items():
             found.update(self._encode_group(group, num_frames))
         # A file that was written anew while it was read has another identity now.
-        is_same = {key: identity(visual) == key for key, visual in missing.items()}
+        is_same = {
+            key: identity(visual) == key
+            for key, visual in missing.items()
+            if not isinstance(visual, bytes)
+        }
         self._keep({key: each for key, each in found.items() if is_same.get(key, True)})
         return np.stack([found[key] for key in keys])
 

@@ -27,6 +27,7 @@ from flamingo_jax.core.axes import with_layout
 from flamingo_jax.core.config import ConfigError
 from flamingo_jax.core.finite import NonFiniteError, finite
 from flamingo_jax.core.notation import Array
+from flamingo_jax.core.precision import dtype_of
 from flamingo_jax.models.api import Model
 from flamingo_jax.sharding import compile as compile_lib
 from flamingo_jax.sharding.layout import Layout
@@ -97,7 +98,7 @@ class Compiled:
     def _why_not_finite(self) -> str:
         if bad := _non_finite(self.params):
             return f"These weights are not finite: {_broken(bad)}"
-        dtype = jax.tree.leaves(self.params)[0].dtype
+        dtype = dtype_of(self.params)
         wider = "set config.inference.compute=float32, or " if dtype != jnp.float32 else ""
         return (
             f"All weights are finite, so a number became too large in {dtype}: {wider}take another "

@@ -27,12 +27,12 @@ from flamingo_jax.core.paths import Path, PathLike
 from flamingo_jax.tokenizers import markers as markers_lib
 from flamingo_jax.tokenizers import prefix as prefix_lib
 from flamingo_jax.tokenizers.markers import EOC, Markers
+from flamingo_jax.tokenizers.prefix import CONFIG_NAME, JSON_NAME
 
 FILE_NAME = "tokenizer.model"
-JSON_NAME = "tokenizer.json"
 # Files of Hugging Face next to tokenizer.json that name the pieces of <BOS>, <EOS> and padding. If
 # both name one, the first file counts.
-SPECIAL_TOKENS_NAMES = ("tokenizer_config.json", "special_tokens_map.json")
+SPECIAL_TOKENS_NAMES = (CONFIG_NAME, "special_tokens_map.json")
 
 T = TypeVar("T", bound="WithNewTokens")
 
@@ -415,5 +415,5 @@ def files(path: PathLike) -> dict[str, bytes]:
     }
     if name == FILE_NAME and prefix_lib.has_prefix_in(content[name]):
         config = prefix_lib.stated(file.parent, prefix_lib.read(file.parent))
-        content[prefix_lib.CONFIG_NAME] = json.dumps(config, indent=2, allow_nan=False).encode()
+        content[CONFIG_NAME] = json.dumps(config, indent=2, allow_nan=False).encode()
     return content

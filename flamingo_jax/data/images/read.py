@@ -325,17 +325,18 @@ def _jpeg(encoded: bytes, inner: tuple[int, int]) -> np.ndarray | None:
 def _drafted(image: Image.Image, inner: tuple[int, int]) -> np.ndarray:
     """Decodes a JPEG by PIL at its inner size."""
     image.draft("RGB", inner)
-    image = colours.to_rgb(image)
-    if image.size != inner:
-        image = image.resize(inner, _filter(image.size, inner), reducing_gap=3.0)
-    return np.asarray(image)
+    return _at(colours.to_rgb(image), inner)
 
 
 def _inside(image: Image.Image, size: int, image_fit: ImageFit) -> np.ndarray:
     """Resizes an RGB image; the result is a square unless it must be padded."""
     if image_fit != "pad":
         return _filled(image, size, image_fit)
-    inner = _inner(image.size, size)
+    return _at(image, _inner(image.size, size))
+
+
+def _at(image: Image.Image, inner: tuple[int, int]) -> np.ndarray:
+    """Resizes an RGB image to (width, height)."""
     if image.size != inner:
         image = image.resize(inner, _filter(image.size, inner), reducing_gap=3.0)
     return np.asarray(image)
