@@ -6,10 +6,11 @@ import contextlib
 import io
 import os
 import re
+import signal
 import sys
 from collections.abc import Iterator, Sequence
 
-from flamingo_jax.core import paths
+from flamingo_jax.core import exit_status, paths
 
 
 def with_user_paths(argv: Sequence[str]) -> list[str]:
@@ -59,9 +60,9 @@ def ending_quietly() -> Iterator[None]:
         sys.stdout.flush()
     except KeyboardInterrupt:
         sys.stderr.write("Interrupted.\n")
-        sys.exit(130)  # as shells report a program that SIGINT ended
+        sys.exit(exit_status.of_signal(signal.SIGINT))
     except BrokenPipeError:
         # The interpreter flushes again at its end: it must not fail there.
         with paths.Path(os.devnull).open("wb") as nowhere:
             os.dup2(nowhere.fileno(), sys.stdout.fileno())
-        sys.exit(141)  # as shells report a program that SIGPIPE ended
+        sys.exit(exit_status.of_signal(signal.SIGPIPE))
