@@ -1,10 +1,4 @@
-"""What the programs share: flags that several of them have, the start, and errors as one line.
-
-def main(arguments: list[str], cluster: Cluster) -> None: ...
-
-if __name__ == "__main__":
-    cli.run(main, required=["config"], expected=(ConfigError,))
-"""
+"""What the programs share: flags that several of them have, the start, and errors as one line."""
 
 from __future__ import annotations
 
@@ -12,27 +6,34 @@ from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 from absl import app, flags, logging
-from ml_collections import config_flags
 
-from flamingo_jax.core import command_line, config_files, host_memory, processes
+from flamingo_jax.core import command_line, config_files, host_memory, overrides, processes
 from flamingo_jax.core.processes import Cluster
 
 T = TypeVar("T")
+
+_FIELDS: list[overrides.Override] = []  # --config.a.b=value, of this command line
 
 flags.disclaim_key_flags()  # --help lists a flag under the program that asks for it
 
 
 def config_flag(text: str) -> None:
     """Defines --config; `text` is its help."""
-    config_flags.DEFINE_config_file("config", None, f"{text}; --config.a.b=value.")
-    # The parser of ml_collections hides what is wrong with a file, or prints a traceback.
-    flags.FLAGS["config"].parser.parse = config_files.load  # type: ignore
+    flags.DEFINE_string("config", None, f"{text}; --config.a.b=value.")
 
 
 def read_config(of: type[T]) -> T:
     """Returns what --config holds; see `core.config_files.read`."""
-    name = config_flags.get_config_filename(flags.FLAGS["config"])
-    return config_files.read(of, flags.FLAGS.config, name)
+    return config_files.read(of, flags.FLAGS.config, _FIELDS)
+
+
+def parse(argv: list[str]) -> list[str]:
+    """Parses the flags, and keeps the fields of --config for `read_config`."""
+    words = overrides.with_flag_files(argv, flags.FLAGS.read_flags_from_files)
+    words = command_line.with_user_paths(words)
+    if "config" in flags.FLAGS:
+        words, _FIELDS[:] = overrides.split(words)
+    return app.parse_flags_with_usage(words)
 
 
 def distributed_flag() -> None:
@@ -75,6 +76,5 @@ def run(
             return main(argv[1:], cluster)
 
     flags.mark_flags_as_required(required)
-    parse = config_files.naming_unknown_fields(app.parse_flags_with_usage)
     with command_line.ending_quietly():
-        app.run(start, flags_parser=lambda argv: parse(command_line.with_user_paths(argv)))
+        app.run(start, flags_parser=parse)

@@ -17,6 +17,10 @@ import pytest
 from absl import flags
 
 from configs import tiny
+from flamingo_jax.core import config_files, overrides
+from flamingo_jax.core.config import ConfigError
+from flamingo_jax.evaluation.config import EvaluateConfig
+from flamingo_jax.training.config import TrainConfig
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 FOLDERS = ("flamingo_jax", "data_pipelines", "configs", "launch", "tests")
@@ -49,8 +53,12 @@ WRONG = (
     ValueError,
 )
 
-# ml_collections loads a config file with a deprecated function of importlib.
-pytestmark = pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")
+# What --config of a program holds.
+CONFIGS = {
+    "flamingo_jax.train": TrainConfig,
+    "flamingo_jax.plan": TrainConfig,
+    "flamingo_jax.evaluate": EvaluateConfig,
+}
 
 
 def read(path: pathlib.Path) -> str:
@@ -129,10 +137,13 @@ def program(module: str) -> Iterator[None]:
 
 def parse(module: str, *arguments: str) -> None:
     """Parses the arguments as the program does."""
-    with pytest.MonkeyPatch.context() as patch, program(module):
-        # ml_collections looks for --config.a.b there
-        patch.setattr(sys, "argv", [module, *arguments])
-        flags.FLAGS(sys.argv)
+    with program(module):
+        words, fields = [module, *arguments], []
+        if module in CONFIGS:
+            words, fields = overrides.split(words)
+        flags.FLAGS(words)
+        if module in CONFIGS:
+            config_files.read(CONFIGS[module], flags.FLAGS.config, fields)
 
 
 def check_command(command: str) -> None:
@@ -250,7 +261,7 @@ def test_unknown_flag_is_seen():
 
 
 def test_unknown_field_is_refused_with_a_suggestion():
-    with pytest.raises(Exception, match='Did you mean "width"'):
+    with pytest.raises(ConfigError, match="did you mean 'width'"):
         parse(
             "flamingo_jax.train",
             "--config=configs/tiny.py:flamingo",

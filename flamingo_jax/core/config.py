@@ -10,21 +10,32 @@ field. No code inside the package reads a dict of options.
 
 from __future__ import annotations
 
-import collections.abc
 import dataclasses
 import difflib
-import functools
 import math
-import types
 import typing
 from collections.abc import Iterator, Mapping
-from typing import Any, Literal, TypeVar, Union
+from typing import Any, Literal, TypeVar
 
 from ml_collections import config_dict
+
+from flamingo_jax.core.fields import (
+    arms_of,
+    default_of,
+    hints_of,
+    is_dict,
+    is_instance,
+    is_section,
+    paths_of,
+    required_of,
+    suggestion,
+    type_name,
+)
 
 T = TypeVar("T")
 
 _ABSENT = object()
+_LARGEST = 1 << 1023  # as an int; a float is not larger
 
 
 class ConfigError(ValueError):
@@ -32,6 +43,10 @@ class ConfigError(ValueError):
 
     The message names the dotted path, the value and what was expected.
     """
+
+
+class FieldError(ConfigError):
+    """A dataclass refuses the value of one of its fields; the message begins with the field."""
 
 
 def from_dict(cls: type[T], data: Any, where: str = "config") -> T:
@@ -60,7 +75,7 @@ def to_dict(config: Any) -> dict[str, Any]:
     Raises:
         ConfigError: if JSON cannot represent a value.
     """
-    if not _is_instance(config):
+    if not is_instance(config):
         raise ConfigError(f"to_dict got {type(config).__name__}; expected a dataclass instance.")
     return _plain(config, "config")
 
@@ -74,18 +89,26 @@ def editable(config: Any) -> config_dict.ConfigDict:
     return _editable(type(config), config).lock()
 
 
+def editable_defaults(cls: type) -> config_dict.ConfigDict:
+    """Returns a dataclass as a ConfigDict, with the fields that have a default."""
+    given = [field for field in dataclasses.fields(cls) if field.name not in required_of(cls)]
+    return config_dict.ConfigDict(
+        {field.name: _editable(hints_of(cls)[field.name], default_of(field)) for field in given}
+    )
+
+
 def _editable(hint: Any, value: Any) -> Any:
     """Returns one value of the type `hint` in the form that a ConfigDict stores."""
-    arms = typing.get_args(hint) if typing.get_origin(hint) in (Union, types.UnionType) else (hint,)
-    if _is_instance(value):
+    arms = arms_of(hint)
+    if is_instance(value):
         kind: Any = type(value)
-        hints = _hints(kind)
+        hints = hints_of(kind)
         fields = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
         return config_dict.ConfigDict(
             {name: _editable(hints[name], v) for name, v in fields.items()}
         )
     if isinstance(value, Mapping):
-        inner = next((typing.get_args(arm)[1] for arm in arms if typing.get_args(arm)), Any)
+        inner = next((typing.get_args(arm)[1] for arm in arms if is_dict(arm)), Any)
         return config_dict.ConfigDict({name: _editable(inner, v) for name, v in value.items()})
     if type(None) in arms and (scalars := [arm for arm in arms if arm in (bool, int, float, str)]):
         return config_dict.FieldReference(value, field_type=scalars[0])
@@ -94,7 +117,7 @@ def _editable(hint: Any, value: Any) -> Any:
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     """Returns the differences of two config dicts, as lines "optimizer.decay: 0.1 -> 0.2"."""
-    before, after = dict(_leaves(old, "")), dict(_leaves(new, ""))
+    before, after = dict(leaves(old, "")), dict(leaves(new, ""))
     paths = dict.fromkeys([*before, *after])  # the order of the fields
     pairs = [(path, before.get(path, _ABSENT), after.get(path, _ABSENT)) for path in paths]
     return [f"{path}: {_show(a)} -> {_show(b)}" for path, a, b in pairs if a != b]
@@ -108,20 +131,21 @@ def _dataclass(cls: Any, data: Any, where: str) -> Any:
     fields = {field.name: field for field in dataclasses.fields(cls) if field.init}
     if unknown := [name for name in data if name not in fields]:
         raise ConfigError(
-            f"Unknown field {where}.{unknown[0]}{_suggestion(cls, unknown[0], fields)}"
+            f"Unknown field {where}.{unknown[0]}"
+            + suggestion(unknown[0], fields, list(paths_of(cls)), cls.__name__)
         )
-    hints = _hints(cls)
-    for name, field in fields.items():
-        required = (
-            field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
-        )
-        if required and name not in data:
+    hints = hints_of(cls)
+    for name in required_of(cls):
+        if name not in data:
             raise ConfigError(
-                f"Field {where}.{name} is missing; expected {_name(hints[name])}. Give it a value."
+                f"Field {where}.{name} is missing; expected {type_name(hints[name])}. Give it a "
+                "value."
             )
     values = {name: _convert(hints[name], value, f"{where}.{name}") for name, value in data.items()}
     try:
         return cls(**values)
+    except FieldError as error:
+        raise ConfigError(f"{where}.{error}") from error
     except ConfigError:
         raise
     except (ValueError, TypeError) as error:
@@ -133,32 +157,48 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if hint is Any:
         return value
-    if origin in (Union, types.UnionType):
+    if len(arms_of(hint)) > 1:
         return _union(arguments, value, where)
     if origin is Literal:
         if any(value == choice and type(value) is type(choice) for choice in arguments):
             return value
         near = difflib.get_close_matches(str(value), [str(choice) for choice in arguments], n=1)
         suggestion = f": did you mean {near[0]!r}?" if near else "."
-        raise ConfigError(f"{_got(where, value)}; expected {_name(hint)}{suggestion}")
+        raise ConfigError(f"{_got(where, value)}; expected {type_name(hint)}{suggestion}")
     if origin is tuple:
         return _tuple(arguments, value, where)
-    if origin in (dict, collections.abc.Mapping):
-        items = _mapping(value, where, _name(hint)).items()
-        return {name: _convert(arguments[1], v, f"{where}.{name}") for name, v in items}
-    if dataclasses.is_dataclass(hint):
+    if is_dict(hint):
+        items = _mapping(value, where, type_name(hint))
+        _check_names(arguments[1], items, where)
+        return {name: _convert(arguments[1], v, f"{where}.{name}") for name, v in items.items()}
+    if is_section(hint):
         return _dataclass(hint, value, where)
-    if hint is float and type(value) is int:
+    if hint is float and type(value) is int and abs(value) < _LARGEST:
         return float(value)
     if hint is float and isinstance(value, float) and math.isnan(value):
         raise ConfigError(f"{_got(where, value)}; expected a number.")
     if hint in (bool, int, float, str, type(None)):
         if type(value) is hint:
             return value
-        raise ConfigError(f"{_got(where, value)}; expected {_name(hint)}.")
+        raise ConfigError(f"{_got(where, value)}; expected {type_name(hint)}.")
     raise ConfigError(
-        f"Field {where} has the type {_name(hint)}, which a config cannot hold: see from_dict."
+        f"Field {where} has the type {type_name(hint)}, which a config cannot hold: see from_dict."
     )
+
+
+def _check_names(hint: Any, items: Mapping[str, Any], where: str) -> None:
+    """Raises ConfigError at a section without its fields that has nearly the name of another."""
+    for name, value in items.items() if is_section(hint) else ():
+        if is_instance(value):
+            continue
+        required = required_of(hint)
+        missing = [field for field in required if field not in _mapping(value, where, "")]
+        near = difflib.get_close_matches(name, [other for other in items if other != name], n=1)
+        if missing and near:
+            raise ConfigError(
+                f"Field {where}.{name}.{missing[0]} is missing: did you mean {near[0]!r}, not "
+                f"{name!r}? A new one needs {', '.join(required)}."
+            )
 
 
 def _union(arms: tuple[Any, ...], value: Any, where: str) -> Any:
@@ -177,7 +217,7 @@ def _union(arms: tuple[Any, ...], value: Any, where: str) -> Any:
             return _convert(arm, value, where)
         except ConfigError as error:
             failures.append(str(error))
-    names = " | ".join(_name(arm) for arm in arms)
+    names = " | ".join(type_name(arm) for arm in arms)
     raise ConfigError(
         f"{_got(where, value)}; expected "
         f"{names}." + "".join(f"\n  {failure}" for failure in failures)
@@ -186,7 +226,7 @@ def _union(arms: tuple[Any, ...], value: Any, where: str) -> Any:
 
 def _tuple(arguments: tuple[Any, ...], value: Any, where: str) -> tuple[Any, ...]:
     """Converts a list or a tuple. A str is an error, not a tuple of letters."""
-    expected = f"tuple[{', '.join('...' if a is Ellipsis else _name(a) for a in arguments)}]"
+    expected = f"tuple[{', '.join('...' if a is Ellipsis else type_name(a) for a in arguments)}]"
     if not isinstance(value, (list, tuple)):
         raise ConfigError(f"{_got(where, value)}; expected {expected}.")
     if len(arguments) == 2 and arguments[1] is Ellipsis:
@@ -210,41 +250,8 @@ def _mapping(data: Any, where: str, expected: str) -> dict[str, Any]:
     return dict(data)
 
 
-@functools.cache
-def _hints(cls: Any) -> dict[str, Any]:
-    try:
-        return typing.get_type_hints(cls)
-    except NameError as error:
-        where = f"the field types of {cls.__name__}"
-        raise ConfigError(
-            f"Cannot resolve {where} ({error}): import them in {cls.__module__}."
-        ) from error
-
-
-def _suggestion(cls: Any, name: str, fields: Mapping[str, Any]) -> str:
-    """Returns ": did you mean ...?" for a similar name here, or the same name deeper down."""
-    near = (
-        difflib.get_close_matches(name, fields, n=1)
-        or [p for p in _paths(cls) if p.rpartition(".")[2] == name][:1]
-    )
-    return f": did you mean {near[0]!r}?" if near else f"; {cls.__name__} has {', '.join(fields)}."
-
-
-def _paths(cls: Any, prefix: str = "") -> Iterator[str]:
-    """Yields the dotted paths of all fields of nested dataclasses."""
-    for name, hint in _hints(cls).items():
-        yield prefix + name
-        for inner in (hint, *typing.get_args(hint)):
-            if (
-                dataclasses.is_dataclass(inner)
-                and inner is not cls
-                and typing.get_origin(hint) not in (dict, tuple)
-            ):
-                yield from _paths(inner, f"{prefix}{name}.")
-
-
 def _plain(value: Any, where: str) -> Any:
-    if _is_instance(value):
+    if is_instance(value):
         names = [field.name for field in dataclasses.fields(value)]
         return {name: _plain(getattr(value, name), f"{where}.{name}") for name in names}
     if isinstance(value, Mapping):
@@ -258,11 +265,11 @@ def _plain(value: Any, where: str) -> Any:
     )
 
 
-def _leaves(data: Any, prefix: str) -> Iterator[tuple[str, Any]]:
+def leaves(data: Any, prefix: str) -> Iterator[tuple[str, Any]]:
     """Yields (dotted path, value). A list is one value, and equals the tuple of its items."""
     if isinstance(data, Mapping) and (data or not prefix):
         for name, value in data.items():
-            yield from _leaves(value, f"{prefix}.{name}" if prefix else str(name))
+            yield from leaves(value, f"{prefix}.{name}" if prefix else str(name))
     else:
         yield prefix, _lists(data)
 
@@ -277,19 +284,3 @@ def _show(value: Any) -> str:
 
 def _got(where: str, value: Any) -> str:
     return f"{where} is {value!r} ({type(value).__name__})"
-
-
-def _is_instance(value: Any) -> bool:
-    return dataclasses.is_dataclass(value) and not isinstance(value, type)
-
-
-def _name(hint: Any) -> str:
-    if typing.get_origin(hint) is Literal:
-        return "one of " + ", ".join(repr(choice) for choice in typing.get_args(hint))
-    if hint is type(None):
-        return "None"
-    return (
-        hint.__name__
-        if isinstance(hint, type) and not typing.get_args(hint)
-        else str(hint).replace("typing.", "")
-    )

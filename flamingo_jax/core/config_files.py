@@ -14,12 +14,14 @@ import difflib
 import runpy
 import sys
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
 from typing import TypeVar
 
 from ml_collections import config_dict
 
+from flamingo_jax.core import overrides
 from flamingo_jax.core.config import ConfigError, from_dict
+from flamingo_jax.core.overrides import Override
 from flamingo_jax.core.paths import Path
 
 T = TypeVar("T")
@@ -103,40 +105,26 @@ def load(path: str) -> config_dict.ConfigDict:
     return config.lock()
 
 
-def read(of: type[T], config: config_dict.ConfigDict, name: str) -> T:
-    """Returns what --config holds.
+def read(of: type[T], name: str, fields: Sequence[Override] = ()) -> T:
+    """Returns a config as its dataclass.
 
     Args:
         of: the dataclass of the configs that the program takes.
-        config: the config, with the fields of the command line.
-        name: as it was given.
+        name: the config, as for `find`.
+        fields: what the command line sets of it.
 
     Raises:
         ConfigError: if it does not fit; also if it is a config of another program.
     """
-    fields = [field.name for field in dataclasses.fields(of)]  # type: ignore[arg-type]
-    if unknown := [each for each in config if each not in fields]:
+    config = load(name)
+    known = [field.name for field in dataclasses.fields(of)]  # type: ignore[arg-type]
+    if unknown := [each for each in config if each not in known]:
         raise ConfigError(
             f"--config={name} is no {of.__name__}: it has the field {unknown[0]!r}. {of.__name__} "
-            f"has {', '.join(fields)}."
+            f"has {', '.join(known)}."
         )
+    overrides.apply(of, config, fields)
     return from_dict(of, config)
-
-
-def naming_unknown_fields(
-    parse: Callable[[list[str]], list[str]],
-) -> Callable[[list[str]], list[str]]:
-    """Returns a parser of flags that ends with one line at a field that no config has."""
-
-    def parse_flags(argv: list[str]) -> list[str]:
-        try:
-            return parse(argv)
-        except (AttributeError, KeyError) as error:  # the first contains the second
-            cause = error.args[0]
-            message = cause.args[0] if isinstance(cause, Exception) else cause
-            sys.exit(f"Unknown field in --config: {message}")
-
-    return parse_flags
 
 
 def _error_in(file: str, error: Exception) -> str:

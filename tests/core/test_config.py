@@ -9,7 +9,7 @@ from typing import Any, Literal, Optional
 import ml_collections
 import pytest
 
-from flamingo_jax.core import config
+from flamingo_jax.core import fields
 from flamingo_jax.core.config import ConfigError, differences, editable, from_dict, to_dict
 
 
@@ -181,7 +181,7 @@ def test_a_field_type_that_a_config_cannot_hold():
     class Odd:
         shape: list[int]  # a list is mutable: use a tuple
 
-    config._hints.cache_clear()
+    fields.hints_of.cache_clear()
     with pytest.raises(ConfigError, match="which a config cannot hold"):
         from_dict(Odd, {"shape": [1]})
 

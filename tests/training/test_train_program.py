@@ -8,8 +8,9 @@ CONFIG = "--config=tests/training/small.py:language_model"
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--config.optimizer.learning_rte=1"], 'Did you mean "learning_rate"'),
-        (["--config.data.datasets.txt.path=3"], 'Did you mean "text" instead of "txt"'),
+        (["--config.optimizer.learning_rte=1"], "did you mean 'learning_rate'?"),
+        (["--config.data.datasets.txt.path=3"], "did you mean 'text', not 'txt'?"),
+        (["--config.seed", "-1"], "seed is -1; expected a"),
         (
             ["--config.steps=0"],
             "ConfigError: config (TrainConfig): steps is 0; expected at least 1 update.",
