@@ -117,6 +117,8 @@ def owner(name: str) -> str | None:
         return None
     if parts == [PACKAGE] or parts[1].startswith("__"):
         return None  # the package itself; importing it imports nothing (see below)
+    if parts[-1] == "__main__":
+        return PROGRAMS
     return parts[1] if parts[1] in FLOORS else PROGRAMS
 
 

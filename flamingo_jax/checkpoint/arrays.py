@@ -7,18 +7,23 @@ Nothing is unpickled.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import contextlib
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
+from flamingo_jax.checkpoint import orbax_logs
 from flamingo_jax.checkpoint.streamed import Streamed, StreamedHandler
-from flamingo_jax.core.paths import PathLike, absolute
+from flamingo_jax.core import paths
+from flamingo_jax.core.paths import PathLike
 
-# What orbax and TensorStore raise for damaged files.
-ORBAX_ERRORS = (OSError, ValueError, KeyError, TypeError, RuntimeError)
+orbax_logs.drop_tracebacks()
+
+# What orbax and TensorStore raise for damaged files; orbax raises Exception itself too.
+ORBAX_ERRORS = Exception
 
 
 class CheckpointError(RuntimeError):
@@ -59,6 +64,11 @@ def write(directory: PathLike, arrays: Mapping[str, Any]) -> None:
     Raises:
         CheckpointError: if they cannot be written.
     """
+    target = paths.absolute(directory)
+    if not paths.is_plain(target.name):
+        raise CheckpointError(
+            rf"Cannot write arrays to {target}: its name has one of [ ] * ? \\. Give another name."
+        )
     options, streamed = {}, StreamedHandler(list(arrays))
     if any(isinstance(array, Streamed) for array in arrays.values()):
         # orbax warns if there is no handler of jax.Array, although there is no such array.
@@ -68,9 +78,12 @@ def write(directory: PathLike, arrays: Mapping[str, Any]) -> None:
         )
         options["type_handler_registry"] = ocp.type_handlers.create_type_handler_registry(*handlers)
     try:
-        with ocp.Checkpointer(ocp.PyTreeCheckpointHandler(**options)) as checkpointer:
+        with (
+            paths.plain_name(paths.make_directory(target.parent)) as parent,
+            ocp.Checkpointer(ocp.PyTreeCheckpointHandler(**options)) as checkpointer,
+        ):
             checkpointer.save(
-                absolute(directory), args=ocp.args.PyTreeSave(dict(arrays)), force=True
+                parent / target.name, args=ocp.args.PyTreeSave(dict(arrays)), force=True
             )
         problem = streamed.error
     except ORBAX_ERRORS as error:
@@ -78,9 +91,7 @@ def write(directory: PathLike, arrays: Mapping[str, Any]) -> None:
     if isinstance(problem, CheckpointError):  # raised while a part was made
         raise problem
     if problem is not None:
-        raise CheckpointError(
-            f"Cannot write arrays to {directory}: {first_line(problem)}"
-        ) from problem
+        raise CheckpointError(f"Cannot write arrays to {directory}: {cause(problem)}") from problem
 
 
 def describe(directory: PathLike) -> dict[str, jax.ShapeDtypeStruct]:
@@ -89,16 +100,12 @@ def describe(directory: PathLike) -> dict[str, jax.ShapeDtypeStruct]:
     Raises:
         CheckpointError: if there are no arrays, or they are damaged.
     """
-    path = absolute(directory)
+    path = paths.absolute(directory)
     if not path.is_dir():
         raise CheckpointError(f"There are no arrays at {path}. Check the path.")
-    try:
-        tree = ocp.PyTreeCheckpointHandler().metadata(path).tree
+    with _reading(path) as plain:
+        tree = ocp.PyTreeCheckpointHandler().metadata(plain).tree
         found = {str(name): jax.ShapeDtypeStruct(m.shape, m.dtype) for name, m in tree.items()}
-    except (*ORBAX_ERRORS, AttributeError) as error:
-        raise CheckpointError(
-            f"The arrays at {path} are damaged or incomplete: {first_line(error)}"
-        ) from error
     if not found:
         raise CheckpointError(
             f"The arrays at {path} are damaged or incomplete: the list of names is empty."
@@ -126,16 +133,12 @@ def read(directory: PathLike, like: Mapping[str, jax.ShapeDtypeStruct]) -> dict[
         )
         for name, leaf in like.items()
     }
-    try:
-        with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
-            wanted = ocp.args.PyTreeRestore(
-                item=dict(like), restore_args=args, partial_restore=True
-            )
-            return dict(checkpointer.restore(absolute(directory), args=wanted))
-    except ORBAX_ERRORS as error:
-        raise CheckpointError(
-            f"The arrays at {directory} are damaged or incomplete: {first_line(error)}"
-        ) from error
+    wanted = ocp.args.PyTreeRestore(item=dict(like), restore_args=args, partial_restore=True)
+    with (
+        _reading(directory) as plain,
+        ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer,
+    ):
+        return dict(checkpointer.restore(plain, args=wanted))
 
 
 def compare(found: Mapping[str, Any], wanted: Mapping[str, Any], *, where: str) -> None:
@@ -183,6 +186,13 @@ def first_line(error: BaseException) -> str:
     return f"{type(error).__name__}: {line[:300]}"
 
 
+def cause(error: BaseException) -> str:
+    """Returns the first line of what happened first; orbax puts errors of its own around it."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return first_line(error)
+
+
 def read_here(directory: PathLike, name: str) -> np.ndarray:
     """Reads one array in this process alone, independently of the other processes of a cluster.
 
@@ -193,13 +203,27 @@ def read_here(directory: PathLike, name: str) -> np.ndarray:
     alone = ocp.options.MultiprocessingOptions(
         primary_host=here, active_processes={here}, barrier_sync_key_prefix=f"process_{here}"
     )
+    handler = ocp.PyTreeCheckpointHandler(multiprocessing_options=alone)
+    args = {name: ocp.RestoreArgs(restore_type=np.ndarray)}
+    wanted = ocp.args.PyTreeRestore(item={name: 0}, restore_args=args, partial_restore=True)
+    with (
+        _reading(directory) as plain,
+        ocp.Checkpointer(handler, multiprocessing_options=alone) as checkpointer,
+    ):
+        return checkpointer.restore(plain, args=wanted)[name]
+
+
+@contextlib.contextmanager
+def _reading(directory: PathLike) -> Iterator[paths.Path]:
+    """Gives the name that orbax reads a directory by, and reports what orbax raises.
+
+    Raises:
+        CheckpointError: if it raises anything.
+    """
     try:
-        handler = ocp.PyTreeCheckpointHandler(multiprocessing_options=alone)
-        with ocp.Checkpointer(handler, multiprocessing_options=alone) as checkpointer:
-            args = {name: ocp.RestoreArgs(restore_type=np.ndarray)}
-            wanted = ocp.args.PyTreeRestore(item={name: 0}, restore_args=args, partial_restore=True)
-            return checkpointer.restore(absolute(directory), args=wanted)[name]
+        with paths.plain_name(directory) as plain:
+            yield plain
     except ORBAX_ERRORS as error:
         raise CheckpointError(
-            f"The arrays at {directory} are damaged or incomplete: {first_line(error)}"
+            f"The arrays at {directory} are damaged or incomplete: {cause(error)}"
         ) from error

@@ -4,7 +4,8 @@
     DIR/tokenizer.model  SentencePiece; or Hugging Face's tokenizer.json with the files next to it;
                          absent for a model without text
     DIR/model.json       kind, config, new_tokens, preprocessing, content_hash, step, parameters,
-                         created_by
+                         manifest, created_by
+    DIR/manifest.json    size and hash of each file, by which it is checked when it is opened
 
 An export appears as a whole: it is written under another name and renamed. On gs://, where a
 directory cannot be renamed at once, it is written in place: model.json, without which there is no
@@ -20,15 +21,16 @@ import contextlib
 import dataclasses
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
-import numpy as np
 import orbax.checkpoint as ocp
 
-from flamingo_jax.checkpoint import arrays, store
+from flamingo_jax.checkpoint import arrays, content_hash, manifest, store
 from flamingo_jax.checkpoint.arrays import CheckpointError
+from flamingo_jax.checkpoint.card import CARD, check_files, is_of_model, read_card
+from flamingo_jax.checkpoint.manifest import DamageError
 from flamingo_jax.checkpoint.streamed import Streamed
 from flamingo_jax.core import config as config_lib
 from flamingo_jax.core import paths, trees
@@ -39,7 +41,6 @@ from flamingo_jax.tokenizers import markers as markers_lib
 from flamingo_jax.tokenizers.markers import Markers
 
 KINDS = ("language_model", "contrastive", "flamingo", "vision")
-CARD = "model.json"
 
 # placement(path of a weight, its stored shape and dtype) -> the shape, dtype and sharding of the
 # array that it is read into
@@ -143,7 +144,8 @@ def export(
     digest = hashlib.sha256()
     try:
         arrays.write(
-            place / "weights", {path: _hashed(path, leaf, digest) for path, leaf in flat.items()}
+            place / "weights",
+            {path: content_hash.hashed(path, leaf, digest) for path, leaf in flat.items()},
         )
     except CheckpointError:
         if is_primary and place != target:
@@ -163,45 +165,20 @@ def export(
             "tokenizer": next(iter(pieces), None),
             "content_hash": digest.hexdigest()
             if is_streamed
-            else _hash_of(flat, place / "weights"),
+            else content_hash.hash_of(flat, place / "weights"),
             "step": int(step),
             "parameters": trees.count(params),
+            "manifest": manifest.NAME,
             "created_by": f"flamingo_jax {__version__}",
         }
-        paths.write_json(place / CARD, card)
+        content = paths.json_text(place / CARD, card).encode()
+        entries = manifest.entries(place, manifest.files(place))
+        manifest.write(place, entries | {CARD: manifest.entry_of(content)})
+        paths.write_atomically(place / CARD, content)
         if place != target:
             paths.move_directory(place, target)
     ocp.multihost.sync_global_processes("flamingo_jax:export:end")
     return Path(directory)
-
-
-def read_card(path: PathLike, *, what: str = "checkpoint") -> tuple[Path, dict[str, Any]]:
-    """Returns (directory, content of model.json) of an export.
-
-    Args:
-        path: the export, or the WORKDIR that contains it.
-        what: what the export is used for, in messages.
-
-    Raises:
-        CheckpointError: if there is no export, or its model.json is damaged.
-    """
-    for directory in (Path(path), Path(path) / "export"):
-        if (directory / CARD).exists():
-            try:
-                card = paths.read_json(directory / CARD)
-            except paths.PathError as error:
-                raise CheckpointError(f"The {what} {directory} is damaged: {error}") from error
-            if missing := sorted(
-                {"kind", "config", "preprocessing", "content_hash", "step"} - set(card)
-            ):
-                raise CheckpointError(
-                    f"The {what} {directory} is damaged: model.json lacks {', '.join(missing)}."
-                )
-            return directory, card
-    raise CheckpointError(
-        f"There is no export at {path}: it has no model.json. Give the directory of a finished "
-        "stage."
-    )
 
 
 def describe_checkpoint(
@@ -244,7 +221,7 @@ def open_checkpoint(
         tokenizer: where the tokenizer of a run's step is, if it has moved.
         placement: dtype and sharding of each weight, for models larger than one device. Without it
             weights are read as stored, on the default device, and those of an export are checked
-            against the hash.
+            against the content hash too.
 
     Raises:
         CheckpointError: if `path` is no checkpoint, a file is missing, cut off or changed, or a
@@ -283,6 +260,7 @@ def _open_export(
             f"Export {directory} is self-contained: towers {sorted(towers)} cannot be put into it."
         )
     directory, card = read_card(directory)
+    check_files(directory, card, only=_read_of_export(placement, with_tokenizer=tokenizer is None))
     flat = _read_weights(directory / "weights", "", placement)
     params = trees.unflatten(flat)
     if placement is None and (got := trees.content_hash(params)) != card["content_hash"]:
@@ -310,8 +288,19 @@ def _open_step(
     tokenizer: PathLike | None,
     placement: Placement | None,
 ) -> OpenedCheckpoint:
-    config = store.read_item(workdir, step, "config")
     directory = store.step_directory(workdir, step)
+    if step in (there := store.steps(workdir)):
+        try:
+            all_files = lambda name: True
+            only = manifest.is_small if placement is _describe else all_files
+            store.check_step(workdir, step, only=only)
+        except DamageError as error:
+            others = [each for each in there if each != step]
+            raise CheckpointError(
+                f"Checkpoint {directory} is damaged: {error}. Steps {others or 'none'} are there "
+                "too."
+            ) from error
+    config = store.read_item(workdir, step, "config")
     frozen = config.get("frozen") or {}
     if unknown := sorted(set(towers) - set(frozen)):
         raise CheckpointError(
@@ -373,6 +362,8 @@ def _read_tower(
             f"hash {card['content_hash'][:12]}, expected {record['hash'][:12]}. Give the right "
             f"one: {override}."
         )
+    only = _read_of_export(placement, with_tokenizer=False)
+    check_files(directory, card, what=f"tower {name!r}", only=only)
     return _read_weights(
         directory / "weights", f"{record['source']}/", placement, to=f"{record['target']}/"
     )
@@ -401,6 +392,14 @@ def _read_weights(
     }
 
 
+def _read_of_export(placement: Placement | None, *, with_tokenizer: bool) -> Callable[[str], bool]:
+    """Returns which files of an export are read, and so are checked."""
+    of_model = lambda name: with_tokenizer or is_of_model(name)
+    if placement is _describe:
+        return lambda name: of_model(name) and manifest.is_small(name)
+    return of_model
+
+
 def _describe(path: str, stored: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
     """The placement of `describe_checkpoint`: nothing is read."""
     return stored
@@ -413,37 +412,3 @@ def _tokenizer_file(path: PathLike, hint: str = "") -> Path:
         raise CheckpointError(
             f"There is no tokenizer at {path}. {hint}Put it there again; a link is enough."
         ) from error
-
-
-class _Stored:
-    """A weight that is read from disk when numpy converts it, so only one is in memory."""
-
-    def __init__(self, directory: Path, name: str):
-        self._directory, self._name = directory, name
-
-    def __array__(self, dtype: Any = None, copy: bool | None = None) -> Any:
-        return arrays.read_here(self._directory, self._name)
-
-
-def _hashed(path: str, leaf: Any, digest: Any) -> Any:
-    """Returns a `Streamed` weight that updates the content hash while it is written.
-
-    Other weights are returned unchanged.
-    """
-    if not isinstance(leaf, Streamed):
-        return leaf
-
-    def parts() -> Iterator[np.ndarray]:
-        digest.update(trees.hash_heading(path, leaf))
-        for part in leaf.parts():
-            digest.update(np.ascontiguousarray(part).reshape(-1).view(np.uint8))
-            yield part
-
-    return dataclasses.replace(leaf, parts=parts)
-
-
-def _hash_of(flat: Mapping[str, Any], directory: Path) -> str:
-    """Returns the content hash; weights that are partly on other hosts are read from disk."""
-    if all(getattr(leaf, "is_fully_addressable", True) for leaf in flat.values()):
-        return trees.content_hash(trees.unflatten(flat))
-    return trees.content_hash(trees.unflatten({name: _Stored(directory, name) for name in flat}))

@@ -19,7 +19,7 @@ import jax
 
 from flamingo_jax.checkpoint import arrays
 from flamingo_jax.checkpoint.arrays import CheckpointError
-from flamingo_jax.checkpoint.export import read_card
+from flamingo_jax.checkpoint.card import check_files, is_of_model, read_card
 from flamingo_jax.core import trees
 from flamingo_jax.core.paths import PathLike
 
@@ -42,15 +42,17 @@ def load_towers(
             as "contrastive/text/.*".
 
     Raises:
-        CheckpointError: if an export is missing; a weight below a target has no source; a source
-            weight is used twice, or has no target and matches no row of `skip`; shapes differ; or a
-            row of `skip` matches nothing.
+        CheckpointError: if an export is missing or damaged; a weight below a target has no source;
+            a source weight is used twice, or has no target and matches no row of `skip`; shapes
+            differ; or a row of `skip` matches nothing.
     """
     flat = trees.flatten(params)
-    exports = {
-        str(path): read_card(path, what=f"tower for {target!r}")[0]
-        for target, (path, _) in sources.items()
-    }
+    exports = {}
+    for target, (path, _) in sources.items():
+        if str(path) not in exports:
+            directory, card = read_card(path, what=f"tower for {target!r}")
+            check_files(directory, card, what=f"tower for {target!r}", only=is_of_model)
+            exports[str(path)] = directory
     stored = {key: arrays.describe(directory / "weights") for key, directory in exports.items()}
     skipped = _skipped(stored, skip)
     taken: dict[str, set[str]] = {key: set() for key in stored}

@@ -5,9 +5,11 @@
                                         (orbax, OCDBT)
                             /data/      {dataset: position}, JSON
                             /config/    the resolved config, JSON
+                            /manifest.json    size and hash of each file
+    WORKDIR/damaged/STEP/               a checkpoint that was found damaged
 
-Checkpoints are saved in the background. A run finds its newest checkpoint again, and refuses one of
-another config.
+Checkpoints are saved in the background. A run finds its newest checkpoint again, checks its files,
+and refuses one of another config. If the newest is damaged, the one before is taken.
 
 The training loop saves one tree, {"trainable": {module: {name: array}}, "opt_state": ..., "step":
 int32 scalar}. Frozen towers are not in it: the entry "frozen" of the config names the export of
@@ -21,18 +23,23 @@ synchronises them.
 
 from __future__ import annotations
 
+import contextlib
+import json
 import re
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, Literal
 
 import jax
 import orbax.checkpoint as ocp
 
-from flamingo_jax.checkpoint import arrays
+from flamingo_jax.checkpoint import arrays, damaged, manifest, sealed_save
 from flamingo_jax.checkpoint.arrays import CheckpointError
+from flamingo_jax.checkpoint.manifest import DamageError
 from flamingo_jax.core import config as config_lib
 from flamingo_jax.core import paths
 from flamingo_jax.core.paths import Path, PathLike
+from flamingo_jax.core.processes import from_first_process
+from flamingo_jax.core.version import __version__
 
 # A run may continue with other values in these fields. They decide how long and where it runs, not
 # what it computes. A tower may have moved, because its hash (frozen.TOWER.hash) must be the same.
@@ -47,6 +54,14 @@ MAY_DIFFER = (
 )
 
 
+OnDamage = Literal["previous", "fail"]
+
+_ITEMS = ("state", "data", "config")
+
+# Says in a step that it has a manifest, unlike those of old versions.
+_METADATA = {"flamingo_jax": __version__, "manifest": manifest.NAME}
+
+
 class Store:
     """The checkpoints of one run, in WORKDIR/checkpoints. Close it, or use it in a `with`."""
 
@@ -58,8 +73,13 @@ class Store:
         keep: int = 3,
         may_differ: tuple[str, ...] = MAY_DIFFER,
         completed: Callable[[dict[str, Any]], Mapping[str, Any]] = lambda config: config,
+        on_damage: OnDamage = "previous",
+        report: Callable[[str], None] = lambda line: None,
     ):
         """Opens the run, and refuses a workdir with another one.
+
+        The newest checkpoint is checked. If it is damaged it is moved to WORKDIR/damaged, and the
+        one before is the newest.
 
         Args:
             workdir: created if it does not exist.
@@ -69,28 +89,43 @@ class Store:
                 differ from `config`.
             completed: adds to a checkpoint's config the fields that are newer than the checkpoint,
                 with their defaults.
+            on_damage: "fail" to raise an error if the newest checkpoint is damaged.
+            report: receives a line about each damaged checkpoint, and about one that cannot be
+                checked.
 
         Raises:
             PathError: if the workdir cannot be written.
             CheckpointError: if the newest checkpoint was made with another config; names the
-                fields.
+                fields. Or if all checkpoints are damaged.
         """
         if keep < 1:
             raise ValueError(f"keep is {keep}; expected at least 1 checkpoint to be kept.")
         self._workdir, self._config = paths.absolute(workdir), dict(config)
         self._may_differ, self._completed = may_differ, completed
+        self._on_damage, self._report = on_damage, report
         self._directory = paths.make_directory(self._workdir / "checkpoints")
-        self._manager = ocp.CheckpointManager(
-            self._directory,
-            options=ocp.CheckpointManagerOptions(
-                preservation_policy=ocp.checkpoint_managers.LatestN(keep),
-                cleanup_tmp_directories=True,  # of a run that was killed
-            ),
-        )
-        if (step := self.latest_step()) is not None:
-            self._refuse_another_config(step)
+        self._checked: dict[int, Any] = {}  # step -> the stamps of its files when it was checked
+        self._saving = 0
+        self._newest()
         if ocp.multihost.process_index() == 0:
-            paths.write_json(self._workdir / "config.json", self._config)
+            if (copy := self._workdir / "config.json").is_dir():
+                damaged.set_aside(copy, self._workdir)
+            paths.write_json(copy, self._config)
+        handlers = ocp.handlers.DefaultCheckpointHandlerRegistry()
+        handlers.add("state", ocp.args.PyTreeSave, sealed_save.HashingHandler())
+        with contextlib.ExitStack() as stack:
+            self._plain = stack.enter_context(paths.plain_name(self._directory))
+            self._manager = ocp.CheckpointManager(
+                self._plain,
+                options=ocp.CheckpointManagerOptions(
+                    preservation_policy=ocp.checkpoint_managers.LatestN(keep),
+                    cleanup_tmp_directories=True,  # of a run that was killed
+                    # called when all is written, before the step gets its name
+                    async_options=ocp.AsyncOptions(post_finalization_callback=self._seal),
+                ),
+                handler_registry=handlers,
+            )
+            self._close = stack.pop_all()
 
     def latest_step(self) -> int | None:
         """Returns the step of the newest complete checkpoint, or None."""
@@ -113,10 +148,11 @@ class Store:
             CheckpointError: if this save cannot start, or the previous one failed.
         """
         flat = arrays.named(state)
-        try:
-            self._manager.wait_until_finished()
-            if step in self._manager.all_steps():
-                return False
+        self.wait()
+        if step in self._manager.all_steps():
+            return False
+        self._saving = step
+        with self._saves():
             return self._manager.save(
                 step,
                 args=ocp.args.Composite(
@@ -124,11 +160,8 @@ class Store:
                     data=ocp.args.JsonSave(dict(positions)),
                     config=ocp.args.JsonSave(self._config),
                 ),
+                custom_metadata=_METADATA,
             )
-        except arrays.ORBAX_ERRORS as error:
-            raise CheckpointError(
-                f"Cannot save to {self._directory}: {arrays.first_line(error)}"
-            ) from error
 
     def restore(self, step: int | None, like: Any) -> tuple[Any, dict[str, int]]:
         """Returns (state, positions) of a step, equal to the bit, with the shardings of `like`.
@@ -143,11 +176,20 @@ class Store:
                 another structure.
         """
         self.wait()
-        if step is None and (step := self.latest_step()) is None:
+        if step is not None:
+            self._refuse_another_config(step)
+            try:
+                self._check(step)
+            except DamageError as error:
+                raise CheckpointError(
+                    f"Checkpoint {step_directory(self._workdir, step)} is damaged: {error}."
+                ) from error
+        elif (step := self._newest()) is None:
             raise CheckpointError(
                 f"{self._directory} holds no complete checkpoint. Start the run from step 0."
             )
-        self._refuse_another_config(step)
+        else:
+            self._manager.reload()  # without those that were moved
         wanted = arrays.named(like)
         directory = step_directory(self._workdir, step) / "state"
         arrays.compare(arrays.describe(directory), wanted, where=f"Checkpoint {directory}")
@@ -161,25 +203,107 @@ class Store:
         Raises:
             CheckpointError: if it failed.
         """
-        try:
+        with self._saves():
             self._manager.wait_until_finished()
-        except arrays.ORBAX_ERRORS as error:
-            raise CheckpointError(
-                f"Cannot save to {self._directory}: {arrays.first_line(error)}"
-            ) from error
 
     def close(self) -> None:
         """Waits for the last save, and ends the background threads."""
         try:
             self.wait()
         finally:
-            self._manager.close()
+            with self._close:
+                self._manager.close()
 
     def __enter__(self) -> Store:
         return self
 
     def __exit__(self, *error: object) -> None:
         self.close()
+
+    def _newest(self) -> int | None:
+        """Returns the newest step that is not damaged, after the damaged ones were moved away.
+
+        All processes take the steps that the first one sees, and the same of them.
+
+        Raises:
+            CheckpointError: if all are damaged, if one is and the user wants to stop then, or if
+                the newest is of another config.
+        """
+        there = json.loads(from_first_process(json.dumps(steps(self._workdir), allow_nan=False)))
+        problems: dict[int, str] = {}
+        newest = None
+        for step in reversed(there):
+            try:
+                self._check(step)
+            except DamageError as error:
+                problems[step] = str(error)
+            else:
+                newest = step
+                break
+        if problems and newest is None:
+            each = "; ".join(f"{step}: {problem}" for step, problem in problems.items())
+            raise CheckpointError(
+                f"All checkpoints in {self._directory} are damaged, and the run does not start "
+                f"again from step 0 by itself ({each}). Put a copy of one there; or move the "
+                "directory away to start from step 0."
+            )
+        if newest is None:
+            return None
+        if problems and self._on_damage == "fail":
+            step, problem = next(iter(problems.items()))
+            raise CheckpointError(
+                f"Checkpoint {step_directory(self._workdir, step)} is damaged: {problem}. Put a "
+                "copy of it there, or go on from step "
+                f"{newest} with --config.hooks.on_damage=previous."
+            )
+        self._refuse_another_config(newest)
+        for step, problem in problems.items():
+            place, kept = step_directory(self._workdir, step), ""
+            if ocp.multihost.process_index() == 0:
+                kept = str(damaged.set_aside(place, self._workdir))
+            kept = from_first_process(kept)  # the others wait for the first
+            self._report(
+                f"Checkpoint {place} is damaged: {problem}. It is moved to {kept}, and the run "
+                f"goes on from {step_directory(self._workdir, newest)}."
+            )
+        return newest
+
+    def _check(self, step: int) -> None:
+        """Checks the files of a step, unless they are unchanged since they were checked.
+
+        Raises:
+            DamageError: if a file is damaged.
+        """
+        directory = step_directory(self._workdir, step)
+        stamps = manifest.stamps(directory) if directory.is_dir() else ()
+        known = stamps == self._checked.get(step, ())
+        if from_first_process("known" if stamps and known else "") == "known":
+            return
+        if check_step(self._workdir, step) is None:
+            self._report(f"Checkpoint {directory} cannot be checked: it has no {manifest.NAME}.")
+        self._checked[step] = stamps
+
+    def _seal(self) -> None:
+        """Writes the manifest of the step that is being saved, in the first process."""
+        name = str(self._saving)
+        temporary = self._plain / f"{name}{ocp.path.step.TMP_DIR_SUFFIX}"
+        sealed_save.seal(temporary if temporary.exists() else self._plain / name)
+
+    @contextlib.contextmanager
+    def _saves(self) -> Iterator[None]:
+        """Reports what orbax raises, now or for a save before.
+
+        Raises:
+            CheckpointError: if it raises anything.
+        """
+        try:
+            yield
+        except CheckpointError:
+            raise
+        except arrays.ORBAX_ERRORS as error:
+            raise CheckpointError(
+                f"Cannot save to {self._directory}: {arrays.cause(error)}"
+            ) from error
 
     def _refuse_another_config(self, step: int) -> None:
         theirs = self._completed(read_item(self._workdir, step, "config"))
@@ -196,16 +320,66 @@ class Store:
 
 
 def steps(workdir: PathLike) -> list[int]:
-    """Returns the steps of a run's complete checkpoints, oldest first; [] if there are none."""
+    """Returns the steps of a run's checkpoints, oldest first; [] if there are none.
+
+    Those that are being saved are not among them, but damaged ones may be.
+    """
     directory = Path(workdir) / "checkpoints"
     if not directory.is_dir():
         return []
-    return sorted(found.step for found in ocp.path.step.standard_name_format().find_all(directory))
+    if not paths.is_local(directory):  # a directory that is being saved has its name from the start
+        found = ocp.path.step.standard_name_format().find_all(directory)
+        return sorted(each.step for each in found)
+    names = [entry.name for entry in directory.iterdir()]
+    return sorted(int(name) for name in names if re.fullmatch("0|[1-9][0-9]*", name))
 
 
 def step_directory(workdir: PathLike, step: int) -> Path:
     """Returns WORKDIR/checkpoints/STEP."""
     return Path(workdir) / "checkpoints" / str(step)
+
+
+def check_step(
+    workdir: PathLike, step: int, *, only: Callable[[str], bool] = lambda name: True
+) -> manifest.Contents | None:
+    """Compares the files of a step with its manifest; all processes of a run call it together.
+
+    Args:
+        workdir: the run's.
+        step: the step.
+        only: only(name) says whether a file is checked.
+
+    Returns:
+        How much was checked; None if the step is of an old version and has no manifest.
+
+    Raises:
+        DamageError: if a file is missing, cut off or changed.
+        CheckpointError: if a file cannot be read for another reason, such as a permission.
+    """
+    directory = step_directory(workdir, step)
+    if problem := from_first_process(_what_is_missing(directory)):
+        raise DamageError(problem)
+    return manifest.check(directory, required=False, only=only)
+
+
+def _what_is_missing(directory: Path) -> str:
+    """Returns which part of a step is missing or, without a manifest, no JSON; "" if none is."""
+    if not directory.is_dir():
+        return "not a directory"
+    for item in _ITEMS:
+        if not (directory / item).is_dir():
+            return f"{item}: missing"
+    if (directory / manifest.NAME).exists():
+        return ""
+    for name in ("_CHECKPOINT_METADATA", "data/metadata", "config/metadata"):
+        try:
+            content = paths.read_json(directory / name)
+        except paths.PathError:
+            problem = "not valid JSON" if (directory / name).exists() else "missing"
+            return f"{manifest.NAME}: missing; {name}: {problem}"
+        if "custom_metadata" in content and "manifest" in (content["custom_metadata"] or {}):
+            return f"{manifest.NAME}: missing"
+    return ""
 
 
 def read_item(workdir: PathLike, step: int, item: str) -> dict[str, Any]:

@@ -6,6 +6,7 @@ import functools
 from collections.abc import Callable
 from typing import Any
 
+from flamingo_jax.checkpoint import card as card_lib
 from flamingo_jax.checkpoint import export as export_lib
 from flamingo_jax.checkpoint.streamed import Streamed
 from flamingo_jax.conversion import mapping
@@ -79,7 +80,7 @@ def check_output(output: PathLike) -> None:
         ConversionError: if it is a file, or a directory with other things.
     """
     place = paths.absolute(output)
-    if place.is_dir() and not (place / export_lib.CARD).exists() and any(place.iterdir()):
+    if place.is_dir() and not (place / card_lib.CARD).exists() and any(place.iterdir()):
         raise ConversionError(
             f"--output={output} is a directory that holds other things than an "
             "export. Give another."

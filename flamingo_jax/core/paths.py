@@ -9,6 +9,7 @@ complete (see `move_directory`).
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import json
 import mmap
@@ -28,6 +29,7 @@ PathLike = str | os.PathLike[str]
 
 
 SCHEMES = ("gs://", "s3://")
+_PATTERN = re.compile(r"[][*?\\]")
 
 
 class PathError(OSError):
@@ -61,6 +63,8 @@ def make_directory(path: PathLike) -> epath.Path:
 def write_atomically(path: PathLike, data: bytes | str) -> epath.Path:
     """Writes a file completely or not at all; until it is complete, readers get the old content.
 
+    When it returns, the content is on the disk and survives a loss of power.
+
     Raises:
         PathError: if it cannot be written.
     """
@@ -70,7 +74,9 @@ def write_atomically(path: PathLike, data: bytes | str) -> epath.Path:
         make_directory(target.parent)
         temporary.write_bytes(data if isinstance(data, bytes) else to_utf8(data))
         if temporary != target:
+            flush(temporary)
             temporary.replace(target)
+            flush(target.parent)
     except OSError as error:
         if temporary != target:
             with contextlib.suppress(OSError):  # clean up; the first error is raised below
@@ -79,6 +85,33 @@ def write_atomically(path: PathLike, data: bytes | str) -> epath.Path:
             f"Cannot write {target}: {_reason(error)}. Give a writable place with room."
         ) from error
     return target
+
+
+def flush(path: PathLike) -> None:
+    """Waits until a local file, or the list of names in a local directory, is on the disk.
+
+    Raises:
+        OSError: if the disk reports an error.
+    """
+    if not is_local(path):
+        return
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    except OSError as error:
+        if error.errno != errno.EINVAL:  # a file system that has nothing to wait for
+            raise
+    finally:
+        os.close(handle)
+
+
+def stamp(path: PathLike) -> tuple[int, ...]:
+    """Returns numbers that differ after a file was written again: its size and times."""
+    if is_local(path):
+        found = os.stat(path)
+        return found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_ino
+    remote = epath.Path(path).stat()
+    return remote.length, remote.mtime
 
 
 def read_json(path: PathLike) -> Any:
@@ -162,13 +195,22 @@ def write_json(path: PathLike, value: Any) -> epath.Path:
         TypeError: if JSON cannot represent `value`.
         NonFiniteError: a number is NaN or infinite, which JSON does not have; nothing is written.
     """
+    return write_atomically(path, json_text(path, value))
+
+
+def json_text(path: PathLike, value: Any) -> str:
+    """Returns what `write_json` writes to a file.
+
+    Raises:
+        TypeError: if JSON cannot represent `value`.
+        NonFiniteError: a number is NaN or infinite.
+    """
     try:
-        text = json.dumps(value, indent=2, allow_nan=False)
+        return f"{json.dumps(value, indent=2, allow_nan=False)}\n"
     except ValueError as error:
         raise NonFiniteError(
             f"Cannot write {path}: a number is NaN or infinite, which JSON does not have."
         ) from error
-    return write_atomically(path, f"{text}\n")
 
 
 @contextlib.contextmanager
@@ -233,6 +275,44 @@ def absolute(path: PathLike) -> epath.Path:
     """Returns a path as an absolute one, which orbax requires; gs:// paths are absolute."""
     place = epath.Path(path)
     return place.expanduser().resolve() if is_local(place) else place
+
+
+def is_plain(name: PathLike) -> bool:
+    r"""Returns False if a path has one of [ ] * ? \, which some libraries read as a pattern.
+
+    Or if it is not UTF-8, which others do not take.
+    """
+    return not _PATTERN.search(str(name)) and whole_characters(str(name)) == str(name)
+
+
+@contextlib.contextmanager
+def plain_name(directory: PathLike) -> Iterator[epath.Path]:
+    r"""Gives another name of a directory, for libraries that do not take all names; see `is_plain`.
+
+    It is the directory itself if its path is plain. Otherwise it is its open handle in
+    /proc, which only this process knows, and which is gone when the process ends.
+
+    Raises:
+        PathError: if it is not there, or this system has no such names.
+    """
+    place = absolute(directory)
+    if not is_local(place) or is_plain(place):
+        yield place
+        return
+    try:
+        handle = os.open(place, os.O_RDONLY | os.O_DIRECTORY)
+    except OSError as error:
+        raise PathError(f"Cannot read {place}: {_reason(error)}.") from error
+    try:
+        name = epath.Path(f"/proc/self/fd/{handle}")
+        if not name.exists():
+            raise PathError(
+                rf"Cannot use {place}: its name has one of [ ] * ? \, or is not UTF-8. Give "
+                "another directory."
+            )
+        yield name
+    finally:
+        os.close(handle)
 
 
 def temporary_sibling(path: PathLike) -> epath.Path:

@@ -51,6 +51,8 @@ class HooksConfig:
       save_every: updates between two checkpoints; the last state is always saved. A multiple of
           log_every, so that a resumed run reports the same means.
       keep: number of checkpoints to keep, the newest ones.
+      on_damage: what a run does that finds its newest checkpoint damaged: "previous" goes on from
+          the one before, "fail" stops.
       tensorboard: True to write TensorBoard events in addition to metrics.jsonl.
       progress: True to draw a progress bar.
     """
@@ -58,6 +60,7 @@ class HooksConfig:
     log_every: int = 50
     save_every: int = 1_000
     keep: int = 3
+    on_damage: Literal["previous", "fail"] = "previous"
     tensorboard: bool = True
     progress: bool = True
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from typing import Any, NamedTuple
 
 import jax
@@ -67,14 +67,22 @@ def record_of(config: TrainConfig) -> dict[str, Any]:
     return {**config_lib.to_dict(config), "frozen": towers.frozen_records(config)}
 
 
-def open_store(config: TrainConfig, record: dict[str, Any], workdir: paths.Path) -> Store:
+def open_store(
+    config: TrainConfig, record: dict[str, Any], workdir: paths.Path, report: Callable[[str], None]
+) -> Store:
     """Opens the run's checkpoints.
 
     Raises:
         CheckpointError: if the newest checkpoint was made with another config.
     """
     return Store(
-        workdir, record, keep=config.hooks.keep, may_differ=_MAY_DIFFER, completed=_completed
+        workdir,
+        record,
+        keep=config.hooks.keep,
+        may_differ=_MAY_DIFFER,
+        completed=_completed,
+        on_damage=config.hooks.on_damage,
+        report=report,
     )
 
 

@@ -15,6 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 import jax
 from jax.sharding import Mesh
 
+from flamingo_jax.checkpoint import card as card_lib
 from flamingo_jax.checkpoint import export as export_lib
 from flamingo_jax.checkpoint.arrays import CheckpointError
 from flamingo_jax.checkpoint.store import Store, steps
@@ -123,7 +124,7 @@ def train(
     with contextlib.ExitStack() as stack:
         if jax.process_index() == 0:
             stack.enter_context(paths.only_writer(workdir))
-        store = stack.enter_context(resume.open_store(config, record, workdir))
+        store = stack.enter_context(resume.open_store(config, record, workdir, report))
         shards, reader = mesh_lib.num_batch_shards(mesh), mesh_lib.reader(mesh)
         mixture = Mixture(
             config.data,
@@ -293,8 +294,8 @@ def _check_probe(config: TrainConfig, ended: loop.Ended, workdir: paths.Path) ->
 def _export(run: Run, workdir: paths.Path, ended: loop.Ended, report: Report) -> None:
     """Writes WORKDIR/export, unless it is of this step; frozen towers as in their own exports."""
     target, config = workdir / "export", run.config
-    is_written = (target / export_lib.CARD).exists()
-    if is_written and export_lib.read_card(target)[1]["step"] == ended.step:
+    written = card_lib.whole(target, report=report)
+    if written is not None and written["step"] == ended.step:
         report(f"{target} is of step {ended.step} already.")
         return
     stored = run.layout.stored_frozen

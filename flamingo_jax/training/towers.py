@@ -18,7 +18,7 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from flamingo_jax.checkpoint import export as export_lib
+from flamingo_jax.checkpoint import card as card_lib
 from flamingo_jax.checkpoint import partial
 from flamingo_jax.checkpoint.arrays import CheckpointError
 from flamingo_jax.core import config as config_lib
@@ -109,13 +109,14 @@ def load(config: TrainConfig, abstract: trees.Params) -> dict[str, dict[str, Any
 
 
 def check_start(config: TrainConfig) -> None:
-    """Checks all that `start` will read, except the weights themselves.
+    """Checks all that `start` will read: the files are whole, and are of the right kind.
 
     Raises:
-        CheckpointError: if an export is missing, or is of another kind.
+        CheckpointError: if an export is missing or damaged, or is of another kind.
         ConfigError: if it was made with another model config or tokenizer.
     """
-    _sources(config, trained=True)
+    for name, (path, _) in _sources(config, trained=True).items():
+        _check_files(f"config.towers.{name}", path)
     if config.initial is None:
         return
     directory, card = _card("initial", config.initial, config.stage)
@@ -126,6 +127,7 @@ def check_start(config: TrainConfig) -> None:
         )
     _check("initial", _TRAINED[config.stage].parts, directory, card, config)
     _check_tokenizer(directory, card, config)
+    _check_files("config.initial", config.initial)
 
 
 def start(config: TrainConfig, trainable: trees.Params) -> dict[str, dict[str, Any]]:
@@ -180,11 +182,15 @@ def _sources(config: TrainConfig, *, trained: bool) -> dict[str, tuple[str, str]
 
 def _card(field: str, path: str, stage: str) -> tuple[paths.Path, dict[str, Any]]:
     try:
-        return export_lib.read_card(path)
+        return card_lib.read_card(path)
     except CheckpointError as error:
         raise CheckpointError(
             f"config.{field}: {error} It is made by the {stage} stage."
         ) from error
+
+
+def _check_files(field: str, path: str) -> None:
+    card_lib.check_files(*card_lib.read_card(path, what=field), what=field)
 
 
 def _read(params: trees.Params, sources: partial.Sources) -> dict[str, dict[str, Any]]:

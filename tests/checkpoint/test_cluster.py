@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import socket
 import subprocess
@@ -12,15 +13,19 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from flamingo_jax.checkpoint.export import open_checkpoint, read_card
-from flamingo_jax.checkpoint.store import Store
+from flamingo_jax.checkpoint.card import read_card
+from flamingo_jax.checkpoint.export import open_checkpoint
+from flamingo_jax.checkpoint.store import Store, check_step, steps
 from flamingo_jax.core import trees
 
 PROGRAM = """
+import json
+import pathlib
 import sys
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 address, process, base = sys.argv[1], int(sys.argv[2]), sys.argv[3]
@@ -63,6 +68,26 @@ def place(path, stored):
 check(open_checkpoint(base + "/export", placement=place).params["lm"]["w"], value)
 got = load_towers({"flamingo/lm": {"w": place("", w)}}, {"flamingo/lm": (base + "/export", "lm")})
 check(got["flamingo/lm"]["w"], value)
+
+# Of two damaged steps, each process reads the damaged file of one.
+lines, root = [], pathlib.Path(base, "damaged_run")
+with Store(root, {"name": "cluster"}) as store:
+    for step in (1, 2, 3):
+        store.save(step, {"trainable": {"lm": {"w": step * w}}}, {})
+for step, reader in ((2, 0), (3, 1)):
+    directory = root / "checkpoints" / str(step)
+    names = sorted(json.loads((directory / "manifest.json").read_text())["files"])[reader::2]
+    name = next(name for name in names if "/d/" in name)
+    multihost_utils.sync_global_devices(f"all know {name}")
+    if process == 0:
+        content = bytearray((directory / name).read_bytes())
+        content[len(content) // 2] ^= 1
+        (directory / name).write_bytes(content)
+multihost_utils.sync_global_devices("damaged")
+with Store(root, {"name": "cluster"}, report=lines.append) as store:
+    assert store.latest_step() == 1 and len(lines) == 2, lines
+    like = {"trainable": {"lm": {"w": place("", w)}}}
+    check(store.restore(None, like)[0]["trainable"]["lm"]["w"], value)
 print("done", process)
 """
 
@@ -109,10 +134,23 @@ def test_one_process_restores_what_a_cluster_saved(written):
     assert positions == {"pages": 1}
 
 
+def test_all_processes_take_the_same_step_if_some_are_damaged(written):
+    """In the program above; each file of the manifest of a step was hashed by its writer."""
+    assert sorted(path.name for path in (written / "damaged_run" / "damaged").iterdir()) == [
+        "2",
+        "3",
+    ]
+    assert steps(written / "damaged_run") == [1]
+    names = json.loads((written / "run" / "checkpoints" / "2" / "manifest.json").read_text())
+    writers = {name.split("/")[1] for name in names["files"] if "ocdbt.process" in name}
+    assert writers == {"ocdbt.process_0", "ocdbt.process_1"}
+    assert check_step(written / "run", 2).files == len(names["files"])
+
+
 def test_the_export_of_a_cluster_has_the_same_hash(written):
     params = {"lm": {"w": VALUE}}
     assert read_card(written / "export")[1]["content_hash"] == trees.content_hash(params)
     np.testing.assert_array_equal(
         np.asarray(open_checkpoint(written / "export").params["lm"]["w"]), VALUE
     )
-    assert sorted(p.name for p in written.iterdir()) == ["export", "run"]
+    assert sorted(p.name for p in written.iterdir()) == ["damaged_run", "export", "run"]

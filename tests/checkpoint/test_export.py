@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from flamingo_jax.checkpoint import arrays
+from flamingo_jax.checkpoint import arrays, manifest
 from flamingo_jax.checkpoint.arrays import CheckpointError
-from flamingo_jax.checkpoint.export import export, open_checkpoint, read_card
+from flamingo_jax.checkpoint.card import read_card
+from flamingo_jax.checkpoint.export import export, open_checkpoint
 from flamingo_jax.checkpoint.partial import frozen_record
 from flamingo_jax.checkpoint.store import Store
 from flamingo_jax.core import paths, trees
@@ -171,6 +172,7 @@ def test_an_export_replaces_the_one_before(tmp_path):
     assert opened.step == 2
     assert_same(opened.params, {"lm": {"w": np.ones(3, np.float32)}})
     assert sorted(p.name for p in (tmp_path / "export").iterdir()) == [
+        "manifest.json",
         "model.json",
         "tokenizer.model",
         "weights",
@@ -197,20 +199,22 @@ def test_on_an_object_store_model_json_goes_first_away_and_comes_last(tmp_path, 
     """A directory cannot be renamed there, so it is written in place, and is no export then."""
     monkeypatch.setattr(paths, "is_local", lambda path: False)
     export_lm(tmp_path / "export", step=1)
-    order = []
-    write = paths.write_json
+    there = []
+    write = paths.write_atomically
 
-    def full(path, value):
-        order.extend(sorted(p.name for p in (tmp_path / "export").iterdir()))
-        raise paths.PathError("No space left on device")
+    def full(path, content):
+        if path.name == "model.json":
+            there.extend(sorted(p.name for p in (tmp_path / "export").iterdir()))
+            raise paths.PathError("No space left on device")
+        return write(path, content)
 
-    monkeypatch.setattr(paths, "write_json", full)
+    monkeypatch.setattr(paths, "write_atomically", full)
     with pytest.raises(paths.PathError, match="No space left"):
         export_lm(tmp_path / "export", step=2)
-    assert order == ["tokenizer.model", "weights"]
+    assert there == ["manifest.json", "tokenizer.model", "weights"]
     with pytest.raises(CheckpointError, match="not a complete one"):
         open_checkpoint(tmp_path / "export")
-    monkeypatch.setattr(paths, "write_json", write)
+    monkeypatch.setattr(paths, "write_atomically", write)
     assert open_checkpoint(export_lm(tmp_path / "export", step=3)).step == 3
     assert sorted(p.name for p in tmp_path.iterdir()) == ["export", "made"]
 
@@ -339,19 +343,31 @@ def test_damaged_weights(copy_of_lm, damage):
             file.write_bytes(file.read_bytes()[:50])
         elif damage == "no file":
             file.unlink()
+    with pytest.raises(CheckpointError, match=r"export .* is damaged: weights/.*: (missing|cut)"):
+        open_checkpoint(copy_of_lm)
+    as_of_an_older_version(copy_of_lm)
     with pytest.raises(CheckpointError, match=r"damaged or incomplete|There are no arrays"):
         open_checkpoint(copy_of_lm)
 
 
+def as_of_an_older_version(export):
+    """Removes what exports of version 0.4.0 did not have."""
+    (export / "manifest.json").unlink()
+    card = json.loads((export / "model.json").read_text())
+    del card["manifest"]
+    (export / "model.json").write_text(json.dumps(card))
+
+
 def test_other_weights_than_the_hash_says(copy_of_lm):
     arrays.write(copy_of_lm / "weights", trees.flatten(jax.tree.map(lambda x: x + 1, LM)))
+    as_of_an_older_version(copy_of_lm)
     with pytest.raises(CheckpointError, match="were changed since it was made: got hash"):
         open_checkpoint(copy_of_lm)
 
 
 def test_a_missing_tokenizer(copy_of_lm, lm):
     (copy_of_lm / "tokenizer.model").unlink()
-    with pytest.raises(CheckpointError, match=r"no tokenizer at .*tokenizer.model. Put it there"):
+    with pytest.raises(CheckpointError, match=r"export .* is damaged: tokenizer.model: missing"):
         open_checkpoint(copy_of_lm)
     assert open_checkpoint(copy_of_lm, tokenizer=lm).tokenizer == lm / "tokenizer.model"
 
@@ -361,6 +377,8 @@ def test_a_tower_that_moved(run, lm, tmp_path):
     elsewhere = shutil.copytree(lm, tmp_path / "elsewhere")
     config = workdir / "checkpoints" / "2" / "config" / "metadata"
     config.write_text(config.read_text().replace(str(lm), str(tmp_path / "gone")))
+    step = workdir / "checkpoints" / "2"
+    manifest.write(step, manifest.entries(step, manifest.files(step)))
     with pytest.raises(
         CheckpointError, match=r"Tower 'lm' of .*gone.*\{'lm': PATH\} as .towers. of"
     ):

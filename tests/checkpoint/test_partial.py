@@ -10,7 +10,8 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from flamingo_jax.checkpoint import arrays
 from flamingo_jax.checkpoint.arrays import CheckpointError
-from flamingo_jax.checkpoint.export import export, read_card
+from flamingo_jax.checkpoint.card import read_card
+from flamingo_jax.checkpoint.export import export
 from flamingo_jax.checkpoint.partial import frozen_record, load_towers
 from flamingo_jax.core import trees
 

@@ -232,12 +232,9 @@ def test_a_damaged_file_is_a_clear_error(tmp_path, damage):
         store.wait()
         for file in (tmp_path / "checkpoints" / "1" / "state").rglob("d/*"):
             file.write_bytes(file.read_bytes()[:100]) if damage == "cut" else file.unlink()
-        with pytest.raises(CheckpointError, match="damaged or incomplete"):
+        reason = "cut off: got 100 bytes, expected" if damage == "cut" else "missing"
+        with pytest.raises(CheckpointError, match=f"1 is damaged: state/.*d/.*: {reason}"):
             store.restore(1, abstract(state))
-    config = tmp_path / "checkpoints" / "1" / "config" / "metadata"
-    config.write_text(config.read_text()[:20])
-    with pytest.raises(CheckpointError, match=r"is damaged: .*not valid JSON"):
-        Store(tmp_path, CONFIG)
 
 
 SAVE_AND_DIE = """

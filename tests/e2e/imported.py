@@ -5,7 +5,7 @@
 """
 
 from configs import flamingo_80b
-from flamingo_jax.checkpoint.export import read_card
+from flamingo_jax.checkpoint.card import read_card
 from flamingo_jax.core.config import editable, from_dict
 from flamingo_jax.data.config import DatasetConfig
 from flamingo_jax.models.vit import ViTConfig

@@ -9,7 +9,8 @@ import pytest
 
 from configs import finetune
 from flamingo_jax.checkpoint.arrays import CheckpointError
-from flamingo_jax.checkpoint.export import export, open_checkpoint, read_card
+from flamingo_jax.checkpoint.card import read_card
+from flamingo_jax.checkpoint.export import export, open_checkpoint
 from flamingo_jax.core import trees
 from flamingo_jax.core.config import ConfigError, from_dict
 from flamingo_jax.sharding.mesh import make_mesh

@@ -1,0 +1,42 @@
+r"""Checks the files of checkpoints against their manifests.
+
+    python -m flamingo_jax.checkpoint verify DIR [DIR ...]
+
+DIR is a WORKDIR (all its steps, its export and its frozen towers), WORKDIR/checkpoints/STEP, or an
+export; local or on gs://. It prints one line for each:
+
+    ok           runs/lm/checkpoints/2000: 14 files, 402,653,184 bytes
+    damaged      runs/lm/checkpoints/3000: state/d/9f3c: cut off: got 512 bytes, expected 1,024
+    no manifest  runs/old/export: its files cannot be checked
+
+The exit status is 1 if one is damaged, or if there is none. Nothing is changed, and no accelerator
+is used, so a run may go on meanwhile.
+"""
+
+from __future__ import annotations
+
+import jax
+from absl import app
+
+from flamingo_jax import cli
+from flamingo_jax.checkpoint.arrays import CheckpointError
+from flamingo_jax.checkpoint.verify import verify
+from flamingo_jax.core.paths import PathError
+from flamingo_jax.core.processes import Cluster
+
+
+def main(arguments: list[str], _: Cluster) -> int:
+    """Prints a line for each checkpoint, and returns the exit status."""
+    if not arguments[1:] or arguments[0] != "verify":
+        raise app.UsageError("Expected: verify DIR [DIR ...].")
+    jax.config.update("jax_platforms", "cpu")
+    states = set()
+    for directory in arguments[1:]:
+        for verdict in verify(directory):
+            print(f"{verdict.state:11}  {verdict.path}: {verdict.detail}", flush=True)
+            states.add(verdict.state)
+    return int("damaged" in states)
+
+
+if __name__ == "__main__":
+    cli.run(main, required=[], expected=(CheckpointError, PathError), positional=True)

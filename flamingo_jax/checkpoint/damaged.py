@@ -1,0 +1,27 @@
+"""Keeps what is damaged, in WORKDIR/damaged: nothing of it is deleted."""
+
+from __future__ import annotations
+
+from flamingo_jax.core import paths
+from flamingo_jax.core.paths import Path, PathLike
+
+
+def set_aside(place: PathLike, workdir: PathLike) -> Path:
+    """Moves a file or directory to WORKDIR/damaged, under its name or NAME-2, NAME-3, ...
+
+    Returns:
+        Where it is now.
+
+    Raises:
+        PathError: if it cannot be moved.
+    """
+    source, kept = Path(place), paths.make_directory(Path(workdir) / "damaged")
+    names = [source.name, *(f"{source.name}-{number}" for number in range(2, 1000))]
+    target = next(kept / name for name in names if not (kept / name).exists())
+    try:
+        source.rename(target)
+    except OSError as error:
+        raise paths.PathError(
+            f"Cannot move {source}, which is damaged, to {target}: {error}. Give a writable place."
+        ) from error
+    return target
