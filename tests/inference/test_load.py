@@ -5,7 +5,7 @@ import json
 import jax
 import pytest
 
-from flamingo_jax.checkpoint import arrays
+from flamingo_jax.checkpoint import arrays, manifest
 from flamingo_jax.checkpoint.export import describe_checkpoint, open_checkpoint
 from flamingo_jax.core import trees
 from flamingo_jax.core.config import ConfigError
@@ -25,6 +25,7 @@ def change(exported, part, **fields):
     card = json.loads((exported / "model.json").read_text())
     card["config"][part].update(fields)
     (exported / "model.json").write_text(json.dumps(card))
+    manifest.write(exported, manifest.entries(exported, manifest.files(exported)))
 
 
 def refuse(*arguments):
