@@ -107,10 +107,9 @@ class Store:
         self._checked: dict[int, Any] = {}  # step -> the stamps of its files when it was checked
         self._saving = 0
         self._newest()
-        if ocp.multihost.process_index() == 0:
-            if (copy := self._workdir / "config.json").is_dir():
-                damaged.set_aside(copy, self._workdir)
-            paths.write_json(copy, self._config)
+        if ocp.multihost.process_index() == 0 and (copy := self._config_file).is_dir():
+            damaged.set_aside(copy, self._workdir)
+        self.add_to_config({})
         handlers = ocp.handlers.DefaultCheckpointHandlerRegistry()
         handlers.add("state", ocp.args.PyTreeSave, sealed_save.HashingHandler())
         with contextlib.ExitStack() as stack:
@@ -126,6 +125,16 @@ class Store:
                 handler_registry=handlers,
             )
             self._close = stack.pop_all()
+
+    def add_to_config(self, fields: Mapping[str, Any]) -> None:
+        """Adds fields to the config that config.json and all checkpoints from now on store."""
+        self._config |= fields
+        if ocp.multihost.process_index() == 0:
+            paths.write_json(self._config_file, self._config)
+
+    @property
+    def _config_file(self) -> Path:
+        return self._workdir / "config.json"
 
     def latest_step(self) -> int | None:
         """Returns the step of the newest complete checkpoint, or None."""

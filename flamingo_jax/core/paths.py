@@ -114,6 +114,19 @@ def stamp(path: PathLike) -> tuple[int, ...]:
     return remote.length, remote.mtime
 
 
+def append(path: PathLike, data: bytes) -> bytes:
+    """Appends to a local file with one write; returns the rest that a full disk did not take.
+
+    Raises:
+        OSError: nothing could be written.
+    """
+    file = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
+    try:
+        return data[os.write(file, data) :]
+    finally:
+        os.close(file)
+
+
 def read_json(path: PathLike) -> Any:
     """Returns the content of a JSON file.
 

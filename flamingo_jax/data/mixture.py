@@ -140,18 +140,32 @@ class Mixture:
         """
         return self._datasets[name].record(position)
 
-    def iterate(self, positions: Mapping[str, int]) -> Iterator[dict[str, Batch[np.ndarray]]]:
+    def origin(self, name: str, t: int) -> str:
+        """Returns which records batch `t` of a dataset is made of, in words.
+
+        All rows of the batch count, also those of other processes. The numbers are those of the
+        split. A corrupt record is named too, though the next one took its place.
+        """
+        return self._datasets[name].origin(t)
+
+    def iterate(
+        self,
+        positions: Mapping[str, int],
+        number: Callable[[str, int], int] = lambda name, use: use,
+    ) -> Iterator[dict[str, Batch[np.ndarray]]]:
         """Yields a batch of each dataset that has a position, starting there, without end.
 
         Threads read ahead.
 
         Args:
-            positions: number of the next batch of each dataset; from a checkpoint, to resume.
+            positions: how many batches of each dataset were used; from a checkpoint, to resume.
+            number: number(dataset, batches used before) -> number of the next batch; another one
+                where batches are left out.
         """
         start = dict(positions)
 
         def read(step: int) -> dict[str, Batch[np.ndarray]]:
-            return {name: self.batch(name, t + step) for name, t in start.items()}
+            return {name: self.batch(name, number(name, use + step)) for name, use in start.items()}
 
         options = grain.ReadOptions(
             num_threads=self._num_threads, prefetch_buffer_size=self._prefetch
@@ -212,16 +226,29 @@ class _Dataset:
         draw = self._maker.window if self._config.kind == "text" else self._maker.draw
         return self._source[self._draw(position, draw)[0]]
 
+    def origin(self, t: int) -> str:
+        size, config = self._config.batch_size, self._config
+        positions = range(t * size, (t + 1) * size)
+        if config.kind == "text":
+            groups = self._groups(positions)
+            share = config.documents_per_row * config.rows_per_group
+            positions = range(groups.start * share, groups.stop * share)
+        return self._source.places([self._order[i] for i in positions])
+
     def _text_rows(self, positions: range) -> list[TrainingRow]:
         """Returns rows of packed text.
 
         Groups that are only partly in `positions` are packed whole, so that every reader gets the
         same rows.
         """
-        size = self._config.rows_per_group
-        groups = range(positions.start // size, -(-positions.stop // size))
+        size, groups = self._config.rows_per_group, self._groups(positions)
         rows = [row for group in groups for row in self._packed(group)]
         return rows[positions.start - groups.start * size :][: len(positions)]
+
+    def _groups(self, positions: range) -> range:
+        """Returns the groups that have rows in `positions`."""
+        size = self._config.rows_per_group
+        return range(positions.start // size, -(-positions.stop // size))
 
     def _packed(self, group: int) -> list[TrainingRow]:
         """Packs documents group * share, group * share + 1, ... into the rows of a group.

@@ -30,6 +30,7 @@ from flamingo_jax.data.schema import CorruptRecord, Record, from_example, kind_o
 # not parse.
 _READING_ERRORS = (RuntimeError, ValueError, KeyError, AttributeError, TypeError, DecodeError)
 
+_MOST_SHOWN = 32  # records in a message
 _OTHER_FILES = 1024  # of other datasets, logs, checkpoints and compiled programs
 
 T = TypeVar("T")
@@ -102,7 +103,7 @@ class Source:
         try:
             example = self._records[index]
         except _READING_ERRORS as error:
-            file = self._files[int(np.searchsorted(self._ends, index, side="right"))]
+            file = self._file(index)
             if "open() failed" in str(error):
                 raise PathError(
                     f"Cannot open {file} of {self._where}: {error}. Check its permissions, the "
@@ -113,6 +114,17 @@ class Source:
                 f"Record {index} of {self._where}, in {file}, cannot be read: {error}"
             ) from error
         return from_example(self.kind, example)
+
+    def places(self, indices: Sequence[int]) -> str:
+        """Returns where some records are, in words: "records 3, 17 of DIR (train), in FILE"."""
+        shown = list(dict.fromkeys(int(index) for index in indices))
+        more = f" and {len(shown) - _MOST_SHOWN} more" if len(shown) > _MOST_SHOWN else ""
+        files = dict.fromkeys(self._file(index) for index in shown[:_MOST_SHOWN])
+        numbers = ", ".join(str(index) for index in shown[:_MOST_SHOWN])
+        return f"records {numbers}{more} of {self._where}, in {', '.join(files)}"
+
+    def _file(self, index: int) -> str:
+        return self._files[int(np.searchsorted(self._ends, index, side="right"))]
 
 
 def _allow_open_files(number: int) -> None:

@@ -40,6 +40,8 @@ Hook = Callable[[Moment], None]
 Stop = Callable[[Moment], bool]
 Measure = Callable[[Any], Mapping[str, float]]  # weights -> numbers
 
+EVALUATION, _PROBE = "evaluate/", "until/"  # begin the names of what is measured
+
 
 class ProbeNotReached(RuntimeError):
     """All steps of the stage are done, and its probe is still not below the bound."""
@@ -61,15 +63,25 @@ def every(steps: int, hook: Hook, *, at_end: bool) -> Hook:
     return scheduled
 
 
-def save(store: Any, positions: Callable[[int], dict[str, int]]) -> Hook:
+def save(
+    store: Any,
+    positions: Callable[[int], dict[str, int]],
+    *,
+    check: Callable[[TrainState[Array]], None] = lambda state: None,
+    flush: Callable[[], None] = lambda: None,
+) -> Hook:
     """Returns a hook that saves a checkpoint, in the background.
 
     Args:
         store: a `checkpoint.store.Store`.
         positions: positions(step) -> {dataset: batches used by the first `step` updates}.
+        check: raises an error for a state that must not be saved.
+        flush: writes the reports up to this step.
     """
 
     def hook(moment: Moment) -> None:
+        check(moment.state)
+        flush()
         store.save(moment.step, moment.state.saved(), positions(moment.step))
 
     return hook
@@ -79,11 +91,11 @@ def measure(function: Measure, log: Log, report: Callable[[str], None]) -> Hook:
     """Returns a hook that logs what `function` measures of the weights, such as few-shot tasks.
 
     Args:
-        function: measures the weights.
+        function: measures the weights; its numbers are named "evaluate/...".
         log: receives the numbers; "evaluate/not_finite" counts measurements without numbers.
         report: receives a line about each of these.
     """
-    attempt = _attempt(function, "evaluate/not_finite", report)
+    attempt = _attempt(function, f"{EVALUATION}not_finite", report)
 
     def hook(moment: Moment) -> None:
         log(moment.step, attempt(moment))
@@ -143,8 +155,11 @@ def below(
     metric: str,
     bound: float,
     steps: int,
+    logged: Mapping[str, Any] | None = None,
 ) -> Stop:
     """Returns a stop that ends the loop when a metric is below a bound.
+
+    At the restored step it measures only what metrics.jsonl does not have.
 
     Args:
         function: measures the weights.
@@ -154,12 +169,22 @@ def below(
         metric: the number that is compared.
         bound: its bound.
         steps: updates between two measurements.
+        logged: the numbers in metrics.jsonl of the step at which `stop` is called first.
     """
     attempt = _attempt(function, "not_finite", report)
+    known = {
+        name.removeprefix(_PROBE): value
+        for name, value in (logged or {}).items()
+        if name.startswith(_PROBE)
+    }
 
     def stop(moment: Moment) -> bool:
+        found = dict(known)
+        known.clear()  # they are of the first step
         if moment.step == 0 or not (moment.step % steps == 0 or moment.is_last):
             return False
+        if "not_finite" in found or metric in found:
+            return metric in found and found[metric] < bound
         numbers = attempt(moment)
         measured = "not_finite" not in numbers
         if measured and metric not in numbers:
@@ -167,7 +192,7 @@ def below(
                 f"config.until.metric is {metric!r}; the probe measures {sorted(numbers)}. Name "
                 "one of these."
             )
-        log(moment.step, {f"until/{name}": value for name, value in numbers.items()})
+        log(moment.step, {f"{_PROBE}{name}": value for name, value in numbers.items()})
         return measured and numbers[metric] < bound
 
     return stop

@@ -6,7 +6,7 @@
       data       tokenizer, image_size, datasets {name: batch size, lambda, ...}
       initial, unfrozen         fine-tuning (paper, B.2.2)
       mixing     accumulate | round_robin | merged
-      optimizer, precision, mesh, towers, hooks, until, evaluate
+      optimizer, precision, mesh, towers, hooks, until, evaluate, resume
 
 A stage uses some parts of the model; the others are None in its checkpoints.
 """
@@ -22,6 +22,7 @@ from flamingo_jax.core.precision import Policy
 from flamingo_jax.data.config import DataConfig
 from flamingo_jax.models.config import PARTS, ModelConfig, Stage
 from flamingo_jax.sharding.mesh import MeshConfig
+from flamingo_jax.training import left_out
 from flamingo_jax.training.optimizer import OptimizerConfig, VisionOptimizerConfig
 
 Mixing = Literal["accumulate", "round_robin", "merged"]  # training.datasets_per_step
@@ -53,14 +54,20 @@ class HooksConfig:
       keep: number of checkpoints to keep, the newest ones.
       on_damage: what a run does that finds its newest checkpoint damaged: "previous" goes on from
           the one before, "fail" stops.
+      on_nonfinite: what happens to an update with a loss or gradient that is not finite. "stop"
+          ends the run. "skip" leaves weights and moments as they are, counts it, and names its
+          records. One may change it when a run goes on.
+      max_nonfinite_in_a_row: so many such updates in a row end a run that skips them.
       tensorboard: True to write TensorBoard events in addition to metrics.jsonl.
-      progress: True to draw a progress bar.
+      progress: True to show progress: a bar in a terminal, lines in a log file.
     """
 
     log_every: int = 50
     save_every: int = 1_000
     keep: int = 3
     on_damage: Literal["previous", "fail"] = "previous"
+    on_nonfinite: Literal["stop", "skip"] = "stop"
+    max_nonfinite_in_a_row: int = 10
     tensorboard: bool = True
     progress: bool = True
 
@@ -69,6 +76,10 @@ class HooksConfig:
             raise ValueError(
                 f"save_every {self.save_every} must be a multiple of log_every {self.log_every} "
                 "(>= 1), so that a resumed run reports the same means: change one of them."
+            )
+        if self.max_nonfinite_in_a_row < 1:
+            raise ValueError(
+                f"max_nonfinite_in_a_row is {self.max_nonfinite_in_a_row}; expected at least 1."
             )
 
 
@@ -113,6 +124,24 @@ class EvaluateEvery:
 
 
 @dataclasses.dataclass(frozen=True)
+class ResumeConfig:
+    """By what a run that goes on may differ from its checkpoint (`training.deviations`).
+
+    Attributes:
+      allow: fields that may have another value from now on, such as ("optimizer.learning_rate",).
+          Keep it, and the new value, in the commands that follow.
+      skip_batches: batches that are left out, as "DATASET:FIRST:END": "text:5:7" are the batches 5
+          and 6 of dataset text. Only batches that the run has not used yet can be added.
+    """
+
+    allow: tuple[str, ...] = ()
+    skip_batches: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        left_out.spans(self.skip_batches)
+
+
+@dataclasses.dataclass(frozen=True)
 class TrainConfig:
     """A run of one stage.
 
@@ -134,6 +163,7 @@ class TrainConfig:
       towers: exports of the frozen towers, in the flamingo stage.
       hooks: reports, checkpoints and what is drawn.
       until: ends the stage early; None runs all steps.
+      resume: by what this run may differ from its checkpoint.
     """
 
     stage: Stage
@@ -152,6 +182,7 @@ class TrainConfig:
     hooks: HooksConfig = HooksConfig()
     until: UntilConfig | None = None
     evaluate: EvaluateEvery = dataclasses.field(default_factory=EvaluateEvery)
+    resume: ResumeConfig = ResumeConfig()
 
     def __post_init__(self) -> None:
         if self.steps < 1:

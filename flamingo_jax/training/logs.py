@@ -1,191 +1,272 @@
-"""Logs: the numbers of a run, from the devices to metrics.jsonl, TensorBoard and a progress bar.
+"""Logs: the reports of a run, in metrics.jsonl, TensorBoard and on the screen.
 
-    step --> metrics on the devices --Meter--> means over the last `log_every` updates --> logs
+    Meter --> report --all_logs--> Background --> MetricsFile   WORKDIR/metrics.jsonl
+                                   Background --> EventFiles    WORKDIR/tensorboard
+                                   Background --> Progress      a bar, or plain lines
 
 WORKDIR/metrics.jsonl has one JSON object per report: {"step": 200, "loss": 1.25, "pages/loss": 1.2,
 "gates/attention": [0.01, ...], ...}. "step" is the number of updates done. A mean is over the
-updates since the previous report.
+updates since the previous report. No log stops or delays training; see `training.background`.
 """
 
 from __future__ import annotations
 
 import contextlib
 import json
-import sys
+import math
 import time
-from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-import tqdm
+from absl import logging
 
+from flamingo_jax.checkpoint.arrays import first_line
 from flamingo_jax.core import paths
-from flamingo_jax.core.finite import NonFiniteError, without_non_finite
+from flamingo_jax.core.finite import without_non_finite
+from flamingo_jax.core.processes import from_first_process
+from flamingo_jax.training.background import Background, Numbers, Sink, close_all
+from flamingo_jax.training.progress import Progress
+from flamingo_jax.training.tensorboard import EventFiles
 
-Numbers = dict[str, Any]  # float, or a list of floats with one entry per layer
 Log = Callable[[int, Numbers], None]
+Report = Callable[[str], None]
 
-RUN_AHEAD = 2  # updates that may be queued; more would only fill the device with batches
+FLUSH_SECONDS = 10.0  # that a checkpoint waits for metrics.jsonl
+CLOSE_SECONDS = 20.0  # that the end of the run waits for all logs
+_MOST_WAITING = 1_000  # reports that wait for TensorBoard or the screen
+_UPLOAD_SECONDS = 60.0  # between two uploads of metrics.jsonl, unless one is asked for
 
 
-class Meter:
-    """Collects the metrics of updates without waiting for them, and reports their means.
+class ReportLines(NamedTuple):
+    """The lines of a metrics.jsonl.
 
-    Its clock starts when it is made.
+    Attributes:
+      good: (line, report), oldest first.
+      damaged: lines that are no reports.
+      ends: True if the last line has its end, so that the file can be appended to.
     """
 
-    def __init__(self) -> None:
-        self._pending: list[tuple[int, Mapping[str, jax.Array]]] = []
-        self._since = time.perf_counter()
-
-    @contextlib.contextmanager
-    def paused(self) -> Iterator[None]:
-        """Stops the clock inside the context: for compilation, a probe, saving."""
-        begin = time.perf_counter()
-        yield
-        self._since += time.perf_counter() - begin
-
-    def add(self, step: int, metrics: Mapping[str, jax.Array]) -> None:
-        """Adds the metrics of an update, after which `step` updates are done.
-
-        Waits only until at most RUN_AHEAD updates are still running.
-        """
-        self._pending.append((step, metrics))
-        if len(self._pending) > RUN_AHEAD:
-            jax.block_until_ready(self._pending[-1 - RUN_AHEAD][1])
-
-    def report(self) -> Numbers:
-        """Fetches what was collected; returns the means, and "step_seconds", the time per update.
-
-        Raises:
-            NonFiniteError: if a loss or gradient is not finite; names the first such update and its
-                datasets.
-        """
-        rows = [(step, _fetch(metrics)) for step, metrics in self._pending]
-        seconds = (time.perf_counter() - self._since) / max(len(rows), 1)
-        for step, row in rows:
-            _check_finite(step, row)
-        names = dict.fromkeys(name for _, row in rows for name in row)
-        means = {
-            name: np.mean([row[name] for _, row in rows if name in row], axis=0).tolist()
-            for name in names
-        }
-        self._pending, self._since = [], time.perf_counter()
-        return {**means, "step_seconds": round(seconds, 6)}
+    good: list[tuple[bytes, Numbers]]
+    damaged: list[bytes]
+    ends: bool
 
 
-def _fetch(metrics: Mapping[str, jax.Array]) -> dict[str, np.ndarray]:
-    return {name: np.asarray(value, np.float64) for name, value in jax.device_get(metrics).items()}
+def read_lines(path: paths.Path) -> ReportLines:
+    """Returns the lines of a metrics.jsonl; there are none if there is no such file.
 
-
-def _check_finite(step: int, row: Mapping[str, np.ndarray]) -> None:
-    bad = [name for name in row if name.endswith("/loss") and not np.isfinite(row[name]).all()]
-    if not bad and np.isfinite(row["loss"]).all() and np.isfinite(row["gradient_norm"]).all():
-        return
-    values = ", ".join(f"{name} = {row[name]}" for name in sorted({*bad, "loss", "gradient_norm"}))
-    if bad:
-        where = "dataset " + ", ".join(name.removesuffix("/loss") for name in bad)
-    else:
-        where = "the gradient of " + ", ".join(_datasets(row))
-    raise NonFiniteError(
-        f"Not finite at step {step}, {where}: {values}; expected finite numbers. Nothing of this "
-        f"step or later was saved. Look at batch {step - 1} of that dataset, or lower "
-        "config.optimizer.learning_rate; a rerun goes on from the newest checkpoint."
-    )
-
-
-def _datasets(row: Mapping[str, Any]) -> list[str]:
-    return [name.removesuffix("/loss") for name in row if name.endswith("/loss")]
-
-
-def jsonl_log(path: paths.Path, restored_step: int) -> Log:
-    """Returns a log that writes one line per report to `path`; first drops lines after a step.
-
-    The file is small and is rewritten whole each time, so that a killed run leaves no broken line,
-    and `path` may be on gs://. A line that is broken all the same is dropped.
-
-    Args:
-        path: the file.
-        restored_step: lines of later steps are dropped.
+    Raises:
+        OSError: it cannot be read.
     """
-    lines = [line for line in read_lines(path) if _step(line) <= restored_step]
-    paths.write_atomically(path, "".join(line + "\n" for line in lines))
+    data = path.read_bytes() if path.exists() else b""
+    found = ReportLines([], [], not data or data.endswith(b"\n"))
+    for line in data.split(b"\n"):
+        if not line.strip():
+            continue
+        report = _parse(line)
+        if report is None:
+            found.damaged.append(line)
+        else:
+            found.good.append((line, report))
+    return found
 
-    def log(step: int, numbers: Numbers) -> None:
-        plain = {
-            name: without_non_finite(np.asarray(value, np.float64).tolist())
-            for name, value in numbers.items()
-        }
-        lines.append(json.dumps({"step": step, **plain}, allow_nan=False))
-        paths.write_atomically(path, "".join(line + "\n" for line in lines))
 
-    return log
-
-
-def _step(line: str) -> float:
-    """Returns the step of a line; infinity if the line is no report, as after a broken disk."""
+def _parse(line: bytes) -> Numbers | None:
+    """Returns the report of a line, or None if it is not one."""
     try:
-        return float(json.loads(line)["step"])
-    except (ValueError, TypeError, KeyError):
-        return float("inf")
+        report = paths.parse_json(line.decode())
+    except ValueError:
+        return None
+    if not isinstance(report, dict) or not all(map(_is_value, report.values())):
+        return None
+    step = report.get("step")
+    return report if isinstance(step, int) and step >= 0 and not isinstance(step, bool) else None
 
 
-def read_lines(path: paths.Path) -> list[str]:
-    """Returns the lines of a metrics.jsonl; [] if there is no such file."""
-    return path.read_text().splitlines() if path.exists() else []
+def _is_value(value: object) -> bool:
+    if isinstance(value, list):
+        return all(map(_is_value, value))
+    return value is None or (isinstance(value, int | float) and not isinstance(value, bool))
 
 
 def read(path: paths.PathLike) -> list[Numbers]:
-    """Returns the reports in a metrics.jsonl, oldest first."""
-    return [json.loads(line) for line in read_lines(paths.Path(path))]
+    """Returns the reports in a metrics.jsonl, oldest first. Damaged lines are left out, counted."""
+    found = read_lines(paths.Path(path))
+    if found.damaged:
+        logging.warning("%s: %d damaged lines are left out.", path, len(found.damaged))
+    return [report for _, report in found.good]
 
 
-@contextlib.contextmanager
-def tensorboard_log(directory: paths.Path, restored_step: int) -> Iterator[Log]:
-    """A log that writes TensorBoard events; it hides events after `restored_step`."""
-    import tensorboardX
+class MetricsFile:
+    """metrics.jsonl: `background.Sink`.
 
-    writer = tensorboardX.SummaryWriter(str(directory), purge_step=restored_step + 1)
+    On a file system a line is appended with one write. An object store does not append: there the
+    file is uploaded whole at each checkpoint, at the end, and when it has grown by a sixteenth.
 
-    def log(step: int, numbers: Numbers) -> None:
-        for name, value in numbers.items():
-            for i, number in enumerate(np.ravel(value)):
-                curve = name if np.ndim(value) == 0 else f"{name}/{i}"
-                writer.add_scalar(curve, float(number), step)
-        writer.flush()
+    Attributes:
+      logged: the numbers that the file has for the restored step.
+      skipped: updates that were skipped up to there.
+    """
 
-    with contextlib.closing(writer):
-        yield log
+    def __init__(self, path: paths.Path, restored_step: int, report: Report) -> None:
+        """Prepares the file: drops the lines of later steps, and damaged ones.
 
+        Damaged lines are appended to metrics.jsonl.damaged. A file that cannot be read is moved
+        there. So no damage ends a run.
 
-@contextlib.contextmanager
-def progress_log(steps: int, restored_step: int, title: str) -> Iterator[Log]:
-    """A log that moves a progress bar with loss, time per update and ETA."""
-    bar = tqdm.tqdm(
-        total=steps,
-        initial=restored_step,
-        desc=title,
-        bar_format="{desc}: {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} [{elapsed}{postfix}]",
-        mininterval=0.5 if sys.stderr.isatty() else 20.0,  # a log file gets a line now and then
-        dynamic_ncols=True,
-    )
+        Args:
+            path: the file.
+            restored_step: lines of later steps are dropped: the run computes them again.
+            report: receives a line about what was damaged.
+        """
+        self.name = path.name
+        self._path, self._report = path, report
+        self._is_local = paths.is_local(path)
+        found = self._found()
+        kept = [(line, row) for line, row in found.good if row["step"] <= restored_step]
+        self.logged: Numbers = {}
+        for _, row in kept:
+            self.logged |= row if row["step"] == restored_step else {}
+        self.skipped = int(sum(row.get("skipped") or 0 for _, row in kept))
+        lines = [line for line, _ in kept]
+        if found.damaged and not self._set_aside(found.damaged):
+            lines += found.damaged
+        whole = b"".join(line + b"\n" for line in lines)
+        # What is to be written in place of the file, if it has to change
+        is_same = found.ends and len(lines) == len(found.good) + len(found.damaged)
+        self._whole: bytes | None = None if is_same else whole
+        self._content = bytearray() if self._is_local else bytearray(whole)
+        self._rest = b""  # of a line that a full disk cut off
+        self._unsafe = 0
+        self._uploaded, self._uploaded_at = len(self._content), time.monotonic()
+        with contextlib.suppress(OSError):  # the thread tries again
+            self._rewrite()
 
-    def log(step: int, numbers: Numbers) -> None:
-        if "loss" in numbers:
-            # From the time per update alone: tqdm's own estimate includes compilation and probes.
-            seconds = numbers["step_seconds"]
-            left = bar.format_interval((steps - step) * seconds)
-            shown = f"loss {numbers['loss']:.4f}, {1e3 * seconds:.0f} ms/step, ETA {left}"
-            bar.set_postfix_str(shown, refresh=False)
+    @property
+    def num_unsafe(self) -> int:
+        """Number of the last reports that are not on the disk, or not uploaded, yet."""
+        return self._unsafe
+
+    def write(self, step: int, numbers: Numbers) -> None:
+        """Appends a report as one line."""
+        plain = {name: without_non_finite(value) for name, value in numbers.items()}
+        line = json.dumps({"step": step, **plain}, allow_nan=False).encode() + b"\n"
+        if self._is_local:
+            self._rewrite()
+            self._rest = self._rest or line
+            while self._rest:
+                self._rest = paths.append(self._path, self._rest)
         else:
-            scalars = {name: value for name, value in numbers.items() if np.ndim(value) == 0}
-            shown = ", ".join(f"{name} {value:.4g}" for name, value in scalars.items())
-            bar.write(f"{title} step {step}: {shown}")
-        bar.update(step - bar.n)
+            self._content += line
+        self._unsafe += 1
 
-    with contextlib.closing(bar):
-        yield log
+    def sync(self, *, now: bool) -> None:
+        """Puts what was written on the disk, if `now`; uploads it if it is time, or `now`."""
+        if self._is_local:
+            self._rewrite()
+            if now and self._unsafe:
+                paths.flush(self._path)
+                self._unsafe = 0
+        elif self._whole is not None or (self._unsafe and (now or self._is_due())):
+            self._path.write_bytes(bytes(self._content))
+            self._uploaded, self._uploaded_at = len(self._content), time.monotonic()
+            self._whole, self._unsafe = None, 0
+
+    def close(self) -> None:
+        """Does nothing: the file is open only while a line is written."""
+
+    def _is_due(self) -> bool:
+        grown = 16 * (len(self._content) - self._uploaded) >= len(self._content)
+        return grown and time.monotonic() - self._uploaded_at >= _UPLOAD_SECONDS
+
+    def _rewrite(self) -> None:
+        if self._whole is not None:
+            paths.write_atomically(self._path, self._whole)
+            self._whole = None
+
+    def _found(self) -> ReportLines:
+        try:
+            return read_lines(self._path)
+        except Exception as error:  # noqa: BLE001 - the libraries of clouds have their own errors
+            reason = first_line(error)
+        aside = self._path.parent / f"{self._path.name}.unreadable-{int(time.time())}"
+        try:
+            self._path.rename(aside)
+            what = f"it is now {aside.name}, and a new one begins"
+        except Exception as error:  # noqa: BLE001
+            what = f"and it cannot be moved away ({first_line(error)})"
+        self._report(f"{self._path} cannot be read ({reason}): {what}.")
+        return ReportLines([], [], ends=True)
+
+    def _set_aside(self, lines: Sequence[bytes]) -> bool:
+        """Adds damaged lines to the file beside; returns False if that is not possible."""
+        aside = self._path.parent / f"{self._path.name}.damaged"
+        data = b"".join(line + b"\n" for line in lines)
+        try:
+            if self._is_local:
+                while data:
+                    data = paths.append(aside, data)
+            else:
+                aside.write_bytes((aside.read_bytes() if aside.exists() else b"") + data)
+        except Exception as error:  # noqa: BLE001
+            self._report(
+                f"{self._path} has {len(lines)} damaged lines. They stay there, because {aside} "
+                f"cannot be written ({first_line(error)}). All other lines are good."
+            )
+            return False
+        self._report(
+            f"{self._path} had {len(lines)} damaged lines, as after a crash. They are now in "
+            f"{aside.name}. All other lines are kept."
+        )
+        return True
+
+
+class Logs:
+    """The logs of a run as one function; only the first process has any.
+
+    Attributes:
+      logged: the numbers that are in metrics.jsonl for the restored step, in all processes.
+      skipped: updates that were skipped up to there.
+    """
+
+    def __init__(
+        self,
+        sinks: Sequence[Sink],
+        report: Report,
+        *,
+        logged: Numbers | None = None,
+        skipped: int = 0,
+    ) -> None:
+        """Starts a thread for each sink.
+
+        Args:
+            sinks: the first one is metrics.jsonl, of which no report is dropped.
+            report: receives warnings.
+            logged: see above.
+            skipped: see above.
+        """
+        self.logged, self.skipped = dict(logged or {}), skipped
+        limits = [None, *[_MOST_WAITING] * len(sinks)]
+        self._writers = [
+            Background(sink, report, most=most) for sink, most in zip(sinks, limits, strict=False)
+        ]
+        self._report = report
+
+    def __call__(self, step: int, numbers: Numbers) -> None:
+        """Hands a report to all logs; never waits for one."""
+        plain = {name: np.asarray(value, np.float64).tolist() for name, value in numbers.items()}
+        for writer in self._writers:
+            writer.put(step, plain)
+
+    def flush(self) -> None:
+        """Waits until metrics.jsonl is on the disk, for FLUSH_SECONDS at most."""
+        for i, writer in enumerate(self._writers):
+            writer.flush(0.0 if i else FLUSH_SECONDS)
+
+    def close(self) -> None:
+        """Waits for all logs, for CLOSE_SECONDS at most; reports what was not written."""
+        close_all(self._writers, CLOSE_SECONDS, self._report)
 
 
 @contextlib.contextmanager
@@ -197,8 +278,9 @@ def all_logs(
     title: str,
     tensorboard: bool,
     progress: bool,
-) -> Iterator[Log]:
-    """One log that writes all of a run's logs; only the first process writes.
+    report: Report,
+) -> Iterator[Logs]:
+    """The logs of a run, until the context ends; all processes enter it together.
 
     Args:
         workdir: of the run.
@@ -206,20 +288,21 @@ def all_logs(
         steps: updates of the run.
         title: of the progress bar.
         tensorboard: True to write TensorBoard events too.
-        progress: True to draw a progress bar.
+        progress: True to show progress on the screen.
+        report: receives lines for people.
     """
-    with contextlib.ExitStack() as stack:
-        logs: list[Log] = []
-        if jax.process_index() == 0:
-            logs.append(jsonl_log(workdir / "metrics.jsonl", restored_step))
-            if tensorboard:
-                opened = tensorboard_log(workdir / "tensorboard", restored_step)
-                logs.append(stack.enter_context(opened))
-            if progress:
-                logs.append(stack.enter_context(progress_log(steps, restored_step, title)))
-
-        def log(step: int, numbers: Numbers) -> None:
-            for one in logs:
-                one(step, numbers)
-
-        yield log
+    sinks: list[Sink] = []
+    summary: dict[str, Any] = {"logged": {}, "skipped": 0}
+    if jax.process_index() == 0:
+        file = MetricsFile(workdir / "metrics.jsonl", restored_step, report)
+        sinks.append(file)
+        summary = {"logged": without_non_finite(file.logged), "skipped": file.skipped}
+        if tensorboard:
+            sinks.append(EventFiles(workdir / "tensorboard", restored_step))
+        if progress:
+            sinks.append(Progress(steps, restored_step, title))
+    known = json.loads(from_first_process(json.dumps(summary, allow_nan=False)))
+    logged = {name: math.nan if value is None else value for name, value in known["logged"].items()}
+    logs = Logs(sinks, report, logged=logged, skipped=known["skipped"])
+    with contextlib.closing(logs):
+        yield logs

@@ -13,7 +13,9 @@ import jax
 
 from flamingo_jax.core.notation import Array
 from flamingo_jax.training.callbacks import Hook, Moment, Stop
-from flamingo_jax.training.logs import Log, Meter
+from flamingo_jax.training.logs import Log
+from flamingo_jax.training.meter import Meter
+from flamingo_jax.training.not_finite import STOP, Check
 from flamingo_jax.training.state import TrainState
 from flamingo_jax.training.step import Step
 
@@ -43,6 +45,8 @@ def run(
     log_every: int,
     log: Log,
     hooks: Sequence[Hook] = (),
+    at_start: Sequence[Hook] = (),
+    check: Check = STOP,
     stop: Stop | None = None,
 ) -> Ended:
     """Updates the state until `steps` updates are done, or until `stop` returns True.
@@ -57,6 +61,8 @@ def run(
         log_every: updates between two reports; nothing is fetched from the devices in between.
         log: receives each report.
         hooks: called after each update, after its report.
+        at_start: called before the first update.
+        check: decides what happens to an update that is not finite (`training.not_finite`).
         stop: called before the first update and after each.
 
     Raises:
@@ -64,7 +70,9 @@ def run(
             that depends on it.
     """
     stopped = bool(stop and stop(Moment(start, state, is_last=start >= steps)))
-    done, meter = start, Meter()
+    for hook in at_start:
+        hook(Moment(start, state, is_last=stopped or start >= steps))
+    done, meter = start, Meter(check)
     while done < steps and not stopped:
         batch = next(batches)
         # the first call compiles

@@ -8,13 +8,13 @@ from typing import Any, NamedTuple
 
 import jax
 
-from flamingo_jax.checkpoint.store import MAY_DIFFER, Store
+from flamingo_jax.checkpoint.store import MAY_DIFFER, Store, read_item
 from flamingo_jax.core import config as config_lib
 from flamingo_jax.core import paths
 from flamingo_jax.core.notation import Array
 from flamingo_jax.tokenizers.base import Tokenizer
 from flamingo_jax.tokenizers.load import load_tokenizer
-from flamingo_jax.training import towers
+from flamingo_jax.training import deviations, towers
 from flamingo_jax.training.batches import positions_at
 from flamingo_jax.training.config import TrainConfig
 from flamingo_jax.training.state import StateLayout, TrainState
@@ -36,13 +36,15 @@ def tokenizer_of(config: TrainConfig) -> Tokenizer:
 
 
 def check(config: TrainConfig, tokenizer: Tokenizer, probes: Collection[str]) -> None:
-    """Checks what the config says of the tokenizer and of probes.
+    """Checks what the config says of the tokenizer, of probes and of deviations.
 
     The model and the tokenizer both count the ids of new tokens from V.
 
     Raises:
-        ConfigError: if the vocabulary does not fit, or if the probe of `config.until` is unknown.
+        ConfigError: if the vocabulary does not fit, the probe of `config.until` is unknown, or
+            `config.resume` names what cannot change.
     """
+    deviations.check(config)
     lm, pieces = config.model.lm, tokenizer.vocab_size
     if lm and (pieces != lm.vocab_size if tokenizer.new_tokens else pieces > lm.vocab_size):
         raise config_lib.ConfigError(
@@ -75,15 +77,33 @@ def open_store(
     Raises:
         CheckpointError: if the newest checkpoint was made with another config.
     """
+    may_differ = (*_MAY_DIFFER, *deviations.patterns(config))
     return Store(
         workdir,
         record,
         keep=config.hooks.keep,
-        may_differ=_MAY_DIFFER,
+        may_differ=may_differ,
         completed=_completed,
         on_damage=config.hooks.on_damage,
         report=report,
     )
+
+
+def add_deviations(
+    config: TrainConfig, record: dict[str, Any], store: Store, workdir: paths.Path
+) -> list[deviations.Deviation]:
+    """Returns all deviations of the run up to now; checkpoints store them from now on.
+
+    Raises:
+        ConfigError: if `config.resume.skip_batches` is another one for batches that were used.
+    """
+    if (step := store.latest_step()) is None:
+        return []
+    theirs, uses = _completed(read_item(workdir, step, "config")), positions_at(config, step)
+    found = deviations.of(config, theirs, record, step=step, uses=uses)
+    if found:
+        store.add_to_config({"deviations": found})
+    return found
 
 
 def _completed(record: dict[str, Any]) -> dict[str, Any]:
@@ -91,13 +111,13 @@ def _completed(record: dict[str, Any]) -> dict[str, Any]:
 
     The defaults change nothing of what an older version computed.
     """
-    frozen = {"frozen": record["frozen"]}
-    fields = {name: record[name] for name in record if name not in frozen}
+    others = {name: record[name] for name in ("frozen", "deviations") if name in record}
+    fields = {name: record[name] for name in record if name not in others}
     try:
         config = config_lib.from_dict(TrainConfig, fields)
     except config_lib.ConfigError:  # it has fields that are gone: the store reports them
         return record
-    return config_lib.to_dict(config) | frozen
+    return config_lib.to_dict(config) | others
 
 
 class Start(NamedTuple):

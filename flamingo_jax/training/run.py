@@ -29,12 +29,17 @@ from flamingo_jax.models import api, encoders
 from flamingo_jax.models.config import required
 from flamingo_jax.sharding import mesh as mesh_lib
 from flamingo_jax.tokenizers.base import Tokenizer
-from flamingo_jax.training import callbacks, loop, resume, towers
+from flamingo_jax.training import callbacks, deviations, loop, not_finite, resume, towers
 from flamingo_jax.training import logs as logs_lib
 from flamingo_jax.training import objective as objective_lib
 from flamingo_jax.training import optimizer as optimizer_lib
 from flamingo_jax.training import state as state_lib
-from flamingo_jax.training.batches import batches, dataset_weights, positions_at
+from flamingo_jax.training.batches import (
+    batches,
+    batches_of_update,
+    dataset_weights,
+    positions_at,
+)
 from flamingo_jax.training.config import TrainConfig
 from flamingo_jax.training.objective import Objective
 from flamingo_jax.training.step import Step, make_step
@@ -125,6 +130,7 @@ def train(
         if jax.process_index() == 0:
             stack.enter_context(paths.only_writer(workdir))
         store = stack.enter_context(resume.open_store(config, record, workdir, report))
+        changed = resume.add_deviations(config, record, store, workdir)
         shards, reader = mesh_lib.num_batch_shards(mesh), mesh_lib.reader(mesh)
         mixture = Mixture(
             config.data,
@@ -147,6 +153,8 @@ def train(
             state, positions = resume.restore(config, run.layout, store)
         start = int(state.step)
         report(_describe(run, state, mixture, start))
+        for line in deviations.describe(changed):
+            report(line)
 
         # The loop, with its data from the same position on.
         log = stack.enter_context(
@@ -157,22 +165,27 @@ def train(
                 title=config.name or config.stage,
                 tensorboard=config.hooks.tensorboard,
                 progress=config.hooks.progress,
+                report=report,
             )
         )
         stream = batches(
             config, mixture, mesh, positions, start, local_shards=shards // reader.count
         )
         hooks = [
-            _save(run, store),
+            _save(run, store, log),
             callbacks.every(
                 config.hooks.save_every,
                 callbacks.report_rejected(lambda: mixture.rejected, report),
                 at_end=True,
             ),
         ]
+        at_start = []
         if evaluation and config.evaluate.every:
             measure = callbacks.measure(evaluation(run, tokenizer), log, report)
-            hooks.append(callbacks.every(config.evaluate.every, measure, at_end=True))
+            evaluate = callbacks.every(config.evaluate.every, measure, at_end=True)
+            hooks.append(evaluate)
+            if start and not any(name.startswith(callbacks.EVALUATION) for name in log.logged):
+                at_start.append(evaluate)
         ended = loop.run(
             run.step,
             state,
@@ -183,6 +196,8 @@ def train(
             log_every=config.hooks.log_every,
             log=log,
             hooks=hooks,
+            at_start=at_start,
+            check=_check_updates(config, mixture, log, report),
             stop=_stop(run, tokenizer, log, report, probes),
         )
     _check_probe(config, ended, workdir)
@@ -218,6 +233,7 @@ def compile(config: TrainConfig, mesh: Mesh) -> Run:
         schedules=schedules,
         weights={"merged": 1.0} if config.mixing == "merged" else dataset_weights(config),
         policy=config.precision,
+        accept=not_finite.ACCEPT[config.hooks.on_nonfinite],
     )
     return Run(config, mesh, objective, layout, step)
 
@@ -259,15 +275,33 @@ def _describe(run: Run, state: state_lib.TrainState[Array], mixture: Mixture, st
     )
 
 
-def _save(run: Run, store: Store) -> callbacks.Hook:
-    save = callbacks.save(store, lambda step: positions_at(run.config, step))
+def _save(run: Run, store: Store, log: logs_lib.Logs) -> callbacks.Hook:
+    save = callbacks.save(
+        store,
+        lambda step: positions_at(run.config, step),
+        check=not_finite.refuse_weights(mesh_lib.replicated(run.mesh)),
+        flush=log.flush,
+    )
     return callbacks.every(run.config.hooks.save_every, save, at_end=True)
+
+
+def _check_updates(
+    config: TrainConfig, mixture: Mixture, log: logs_lib.Logs, report: Report
+) -> not_finite.Check:
+    batches_of = not_finite.Origin(
+        lambda step, names: batches_of_update(config, step, names), mixture.origin
+    )
+    if config.hooks.on_nonfinite == "stop":
+        return not_finite.stop_at_once(batches_of)
+    return not_finite.Skipped(
+        batches_of, report, before=log.skipped, most_in_a_row=config.hooks.max_nonfinite_in_a_row
+    )
 
 
 def _stop(
     run: Run,
     tokenizer: Tokenizer,
-    log: logs_lib.Log,
+    log: logs_lib.Logs,
     report: Report,
     probes: Mapping[str, Measurer],
 ) -> callbacks.Stop | None:
@@ -276,7 +310,13 @@ def _stop(
         return None
     measure = probes[until.probe](run, tokenizer)
     return callbacks.below(
-        measure, log, report, metric=until.metric, bound=until.below, steps=until.every
+        measure,
+        log,
+        report,
+        metric=until.metric,
+        bound=until.below,
+        steps=until.every,
+        logged=log.logged,
     )
 
 

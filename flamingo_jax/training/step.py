@@ -31,6 +31,7 @@ from flamingo_jax.sharding.compile import compiler_options
 from flamingo_jax.sharding.layout import Layout
 from flamingo_jax.sharding.mesh import batch_sharding, replicated
 from flamingo_jax.training.datasets_per_step import accumulate
+from flamingo_jax.training.not_finite import Accept, accept_all
 from flamingo_jax.training.objective import Metrics, Objective
 from flamingo_jax.training.state import StateLayout, TrainState
 
@@ -51,6 +52,7 @@ def update(
     weights: Mapping[str, float],
     policy: Policy,
     gather: Gather = lambda params: params,
+    accept: Accept = accept_all,
 ) -> tuple[TrainState[Array], Metrics]:
     """Does one update: a pure function.
 
@@ -64,6 +66,8 @@ def update(
         weights: {dataset: lambda_m}.
         policy: the compute dtype.
         gather: all-gathers the cast weights, once, before the first dataset.
+        accept: accept(state before, state after, metrics) says what becomes of an update that is
+            not finite (`training.not_finite`).
 
     Returns:
         (state after, metrics). The metrics are "loss", "<dataset>/loss", "gradient_norm" (before
@@ -86,9 +90,8 @@ def update(
         **{name: schedule(state.step) for name, schedule in schedules.items()},
         **objective.gauges(state.trainable),
     }
-    return dataclasses.replace(
-        state, step=state.step + 1, trainable=after, opt_state=opt_state
-    ), metrics
+    updated = dataclasses.replace(state, step=state.step + 1, trainable=after, opt_state=opt_state)
+    return accept(state, updated, metrics)
 
 
 def make_step(state: StateLayout, layout: Layout, **parts: Any) -> Step:

@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import logging
+import re
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from flamingo_jax.data.mixture import Mixture
 from flamingo_jax.data.rejected import BrokenDataset
 from flamingo_jax.data.rows import RowMaker, TrainingRow, media_keys
 from flamingo_jax.data.schema import Batch
+from flamingo_jax.data.sources import Source
 from flamingo_jax.tokenizers.markers import Markers
 from flamingo_jax.tokenizers.sentencepiece import SentencePieceTokenizer
 from tests.data.tiny import CORRUPT, NUM_DOCUMENTS, NUM_PAGES, NUM_PAIRS, SIZE, page, solid
@@ -337,6 +339,24 @@ def test_the_record_at_a_position(config, words):
     assert all(
         mixture.record("pairs", position).text != f"w{CORRUPT} a" for position in range(NUM_PAIRS)
     )
+
+
+def test_the_records_of_a_batch_are_named(config, words):
+    """Also those of other readers; of packed text all documents that were candidates."""
+    mixture = Mixture(
+        config, seed=5, tokenizer=words, process_index=1, process_count=2, num_shards=2
+    )
+    for name, share in (("pairs", 1), ("text", 3)):
+        dataset = config.datasets[name]
+        words_of_it = mixture.origin(name, 1)
+        found = re.fullmatch(r"records ([\d, ]+) of (.*) \(train\), in (\S+)", words_of_it)
+        assert found and found[2] == dataset.path, words_of_it
+        source = Source(dataset.path)
+        named = [source[int(index)].text for index in found[1].split(", ")]
+        good = [text for text in named if text != f"w{CORRUPT} a"]
+        size = dataset.batch_size * share
+        read = [mixture.record(name, size + i).text for i in range(size)]
+        assert set(good) <= set(read) and 2 < len(named) <= size
 
 
 def test_too_many_corrupt_records_stop_the_run(config, words, monkeypatch):

@@ -9,6 +9,7 @@ from flamingo_jax.core.params import param
 from flamingo_jax.core.precision import Policy
 from flamingo_jax.sharding.mesh import MeshConfig, make_mesh
 from flamingo_jax.training import optimizer as optimizer_lib
+from flamingo_jax.training.not_finite import accept_all
 from flamingo_jax.training.objective import Objective, WeightRule
 from flamingo_jax.training.state import abstract_weights, lay_out, traits
 from flamingo_jax.training.step import make_step
@@ -92,6 +93,7 @@ class Run:
         config=OPTIMIZER,
         steps=100,
         objective=None,
+        accept=accept_all,
     ):
         objective = objective or make_objective()
         size = int(np.prod(mesh))
@@ -109,6 +111,7 @@ class Run:
             "schedules": optimizer_lib.make_schedules(config, steps),
             "weights": weights or {"pages": 1.0, "pairs": 0.2},
             "policy": self.policy,
+            "accept": accept,
         }
         self.step = make_step(self.layout, MeshConfig(*mesh).layout(self.mesh), **self.parts)
 

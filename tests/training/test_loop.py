@@ -1,5 +1,7 @@
 """The loop: reports, hooks, early stop, stop at NaN, and a resumed run equal to a whole one."""
 
+import dataclasses
+
 import jax
 import numpy as np
 import pytest
@@ -8,6 +10,7 @@ from flamingo_jax.core.finite import NonFiniteError
 from flamingo_jax.training import callbacks as hooks_lib
 from flamingo_jax.training import loop
 from flamingo_jax.training.callbacks import Moment, below, every, measure, save
+from flamingo_jax.training.not_finite import Origin, Skipped, keep_finite
 from tests.training import fake
 
 KEY = jax.random.key(0)
@@ -115,6 +118,95 @@ def test_nan_stops_before_anything_is_saved(run):
     with pytest.raises(NonFiniteError, match="step 5, dataset pairs"):
         train(run, steps=6, batches=batches(), hooks=[hook])
     assert saved == [(2, {"pages": 2, "pairs": 2}), (4, {"pages": 4, "pairs": 4})]
+
+
+def test_bad_batches_are_skipped_and_the_rest_of_the_run_is_that_without_them():
+    """The step, and so batches and learning rates, go on; the state is as if nothing was."""
+    lines, log = [], Log()
+    run = fake.Run(accept=keep_finite)
+
+    def batches():
+        for step, batch in enumerate(fake.batches(0)):
+            if step in (2, 3):
+                batch["pairs"]["x"][0, 0] = np.nan
+            yield batch
+
+    check = Skipped(Origin(), lines.append, before=0, most_in_a_row=3)
+    state, *_ = train(run, steps=6, batches=batches(), log=log, check=check)
+    assert [numbers["skipped"] for _, numbers in log] == [0, 2, 0]
+    assert [set(numbers) for _, numbers in log][1] == {"skipped", "step_seconds"}
+    assert len(lines) == 2 and "step 3, dataset pairs" in lines[0]
+    good, expected = fake.batches(0), run.init()
+    for step in range(6):
+        batch = next(good)
+        if step in (2, 3):
+            schedule = expected.opt_state[-1]
+            expected = dataclasses.replace(
+                expected,
+                step=expected.step + 1,
+                opt_state=(*expected.opt_state[:-1], schedule._replace(count=schedule.count + 1)),
+            )
+        else:
+            expected, _ = run.step(expected, batch, KEY)
+    fake.assert_trees_equal(state, expected)
+
+
+def test_bad_batches_in_a_row_end_the_run_that_skips_them():
+    def batches():
+        for step, batch in enumerate(fake.batches(0)):
+            if step >= 2:
+                batch["pairs"]["x"][0, 0] = np.nan
+            yield batch
+
+    saved = []
+    check = Skipped(Origin(), lambda line: None, before=0, most_in_a_row=3)
+    with pytest.raises(NonFiniteError, match="3 updates in a row"):
+        train(
+            fake.Run(accept=keep_finite),
+            steps=20,
+            log_every=1,
+            batches=batches(),
+            check=check,
+            hooks=[lambda moment: saved.append(moment.step)],
+        )
+    assert saved == [1, 2, 3, 4]
+
+
+@pytest.mark.parametrize(
+    ("logged", "stops", "measured"),
+    [
+        ({}, False, 1),
+        ({"until/nll": 0.2, "loss": 1.0}, True, 0),
+        ({"until/nll": 0.5}, False, 0),
+        ({"until/not_finite": 1.0}, False, 0),
+        ({"until/nll": float("nan")}, False, 0),
+        ({"until/accuracy": 1.0}, False, 1),
+    ],
+)
+def test_a_resumed_run_measures_what_is_not_logged_and_nothing_twice(run, logged, stops, measured):
+    calls, log = [], Log()
+
+    def probe(params):
+        calls.append(1)
+        return {"nll": 0.4}
+
+    stop = below(probe, log, print, metric="nll", bound=0.3, steps=2, logged=logged)
+    assert stop(Moment(4, run.init())) is stops
+    assert len(calls) == measured and len(log) == measured
+    assert stop(Moment(6, run.init())) is False
+    assert len(calls) == measured + 1  # what was logged is of the first step alone
+
+
+@pytest.mark.parametrize("steps", [4, 6])
+def test_hooks_at_the_start_see_the_restored_state(run, steps):
+    seen = []
+    train(
+        run,
+        start=4,
+        steps=steps,
+        at_start=[lambda moment: seen.append((moment.step, moment.is_last))],
+    )
+    assert seen == [(4, steps == 4)]
 
 
 def test_measure_logs_what_a_task_measures(run):

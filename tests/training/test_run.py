@@ -4,6 +4,8 @@ import contextlib
 import dataclasses
 import itertools
 import json
+import re
+import shutil
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +16,7 @@ from flamingo_jax.checkpoint import store
 from flamingo_jax.checkpoint.arrays import CheckpointError
 from flamingo_jax.checkpoint.export import open_checkpoint
 from flamingo_jax.core.config import ConfigError, from_dict
+from flamingo_jax.core.finite import NonFiniteError
 from flamingo_jax.core.paths import PathError
 from flamingo_jax.core.precision import Policy
 from flamingo_jax.data import schema
@@ -22,9 +25,9 @@ from flamingo_jax.sharding.mesh import make_mesh
 from flamingo_jax.tokenizers.sentencepiece import SentencePieceTokenizer
 from flamingo_jax.training import logs
 from flamingo_jax.training import run as run_lib
-from flamingo_jax.training.batches import batches
+from flamingo_jax.training.batches import batches, batches_of_update
 from flamingo_jax.training.callbacks import Moment, ProbeNotReached, report_rejected
-from flamingo_jax.training.config import TrainConfig, UntilConfig
+from flamingo_jax.training.config import ResumeConfig, TrainConfig, UntilConfig
 from flamingo_jax.training.datasets_per_step import positions_at
 from flamingo_jax.training.state import TrainState
 from tests.training import small
@@ -194,6 +197,131 @@ def test_a_probe_not_below_its_bound_in_time_is_an_error_and_nothing_is_exported
     assert open_checkpoint(tmp_path / "export").step == 2
 
 
+def in_a_copy(done, tmp_path):
+    """Returns a copy of a finished run, to go on from."""
+    return shutil.copytree(done[0], tmp_path / "copy")
+
+
+def with_rate(config, rate, steps=7, **resume):
+    return dataclasses.replace(
+        config,
+        steps=steps,
+        optimizer=dataclasses.replace(config.optimizer, learning_rate=rate),
+        resume=ResumeConfig(**resume),
+    )
+
+
+def test_a_run_goes_on_with_another_learning_rate_by_name_and_never_forgets(done, config, tmp_path):
+    workdir, allow = in_a_copy(done, tmp_path), ("optimizer.learning_rate",)
+    changed = r"optimizer\.learning_rate: 0\.01 -> 0\.001"
+    with pytest.raises(CheckpointError, match=changed):
+        run_lib.train(with_rate(config, 1e-3), workdir, devices=ONE)
+    run_lib.train(with_rate(config, 1e-3, allow=allow), workdir, devices=ONE)
+    rates = [row["learning_rate"] for row in logs.read(workdir / "metrics.jsonl")]
+    np.testing.assert_allclose(rates[-2:], [1e-2, 1e-3], rtol=1e-6)  # float32
+    recorded = [{"step": 6, "field": "optimizer.learning_rate", "change": "0.01 -> 0.001"}]
+    assert store.read_item(workdir, 7, "config")["deviations"] == recorded
+    # The new rate is the run's. A start with the first one is refused by name, too.
+    with pytest.raises(CheckpointError, match=r"optimizer\.learning_rate: 0\.001 -> 0\.01"):
+        run_lib.train(with_rate(config, 1e-2), workdir, devices=ONE)
+    lines = []
+    run_lib.train(with_rate(config, 1e-3), workdir, devices=ONE, report=lines.append)
+    assert "This run went on at step 6 with optimizer.learning_rate 0.01 -> 0.001." in lines
+
+
+@pytest.mark.parametrize(
+    ("resume", "message"),
+    [
+        ({"allow": ("seed",)}, "'seed', which cannot change in a run"),
+        ({"allow": ("model.lm.width",)}, "cannot change in a run"),
+        ({"allow": ("optimizer.learning_rat",)}, "has no such field"),
+        ({"skip_batches": ("txt:1:2",)}, r"dataset 'txt'; expected one of \['text'\]"),
+        (
+            {"skip_batches": ("text:4:5",)},
+            r"skip_batches is text:4:5, and the checkpoint of step 6 was made with none, "
+            r"after 6 batches of text",
+        ),
+    ],
+)
+def test_what_cannot_change_is_refused_by_name(done, config, never_compiles, resume, message):
+    with pytest.raises(ConfigError, match=message):
+        run_lib.train(with_rate(config, 1e-2, **resume), done[0], devices=ONE)
+
+
+@pytest.fixture
+def bad_batch(monkeypatch):
+    """Batch 4 of the text has no finite loss."""
+    whole = Mixture.batch
+
+    def batch(self, name, t):
+        found = whole(self, name, t)
+        if t == 4:
+            found = dataclasses.replace(found, loss_weights=found.loss_weights * np.float32("nan"))
+        return found
+
+    monkeypatch.setattr(Mixture, "batch", batch)
+
+
+def test_a_bad_batch_stops_a_run_that_goes_on_without_it(done, config, tmp_path, bad_batch):
+    """The message's own advice, and the record of it."""
+    with pytest.raises(NonFiniteError) as caught:
+        run_lib.train(config, tmp_path, devices=ONE)
+    message = str(caught.value)
+    assert "step 5, dataset text" in message and "\n" not in message
+    assert re.search(
+        r"Batch 4 of text: records \d+, .* \(train\), in \S+-train.array_record", message
+    )
+    assert store.steps(tmp_path)[-1] == 4
+    flag = re.search(r"--config.resume.skip_batches=(\S+?)\)", message)[1]
+    without = dataclasses.replace(config, resume=ResumeConfig(skip_batches=(flag,)))
+    run_lib.train(without, tmp_path, devices=ONE)
+    losses = lambda place: [row["loss"] for row in logs.read(place / "metrics.jsonl")]
+    assert losses(tmp_path)[:4] == losses(done[0])[:4] and np.isfinite(losses(tmp_path)).all()
+    with pytest.raises(ConfigError, match="was made with text:4:5, after 6 batches of text"):
+        run_lib.train(config, tmp_path, devices=ONE)
+
+
+def test_a_run_that_skips_counts_the_update_and_names_its_records(config, tmp_path, bad_batch):
+    lines = []
+    hooks = dataclasses.replace(config.hooks, on_nonfinite="skip")
+    skips = dataclasses.replace(config, hooks=hooks)
+    state = run_lib.train(skips, tmp_path, devices=ONE, report=lines.append)
+    rows = logs.read(tmp_path / "metrics.jsonl")
+    assert [row["skipped"] for row in rows] == [0, 0, 0, 0, 1, 0]
+    assert int(state.step) == 6 and all(
+        np.isfinite(leaf).all() for leaf in jax.tree.leaves(state.saved())
+    )
+    (line,) = (line for line in lines if line.startswith("Skipped the update of step 5"))
+    assert "Batch 4 of text: records" in line and "1 updates were skipped so far" in line
+
+
+def test_an_evaluation_is_neither_lost_nor_done_twice(config, tmp_path):
+    """A run is killed after the save of its last step, before or after the evaluation."""
+    calls, lines = [], tmp_path / "run" / "metrics.jsonl"
+
+    def evaluation(run, tokenizer):
+        def measure(params):
+            calls.append(1)
+            return {"evaluate/x": float(len(calls))}
+
+        return measure
+
+    every = dataclasses.replace(config.evaluate, every=2)
+    wanted = dataclasses.replace(config, steps=2, evaluate=every)
+    train = lambda: run_lib.train(wanted, lines.parent, evaluation=evaluation, devices=ONE)
+    measured = lambda: [row["evaluate/x"] for row in logs.read(lines) if "evaluate/x" in row]
+    train()
+    assert measured() == [1.0]
+    train()
+    assert measured() == [1.0] and len(calls) == 1
+    rows = lines.read_text().splitlines(keepends=True)
+    lines.write_text("".join(rows[:-1]))
+    assert measured() == []
+    train()
+    train()
+    assert measured() == [2.0] and len(logs.read(lines)) == 3
+
+
 @pytest.fixture(scope="module")
 def towers(world, tmp_path_factory):
     return small.make_towers(tmp_path_factory.mktemp("towers"), world)
@@ -245,12 +373,23 @@ def test_batches_follow_the_mixing_from_any_position(flamingo, mixing):
             return list(itertools.islice(stream, 4 - start))
 
     whole, resumed = from_step(0), from_step(3)
+    without = (f"{name}:1:3" for name in names)
+    config = dataclasses.replace(config, resume=ResumeConfig(skip_batches=tuple(without)))
+    shorter = from_step(0)
     expected = {"accumulate": ["pages", "pairs"], "round_robin": ["pairs"], "merged": ["merged"]}[
         mixing
     ]
     assert sorted(whole[3]) == sorted(resumed[0]) == expected
     jax.tree.map(np.testing.assert_array_equal, whole[3], resumed[0])
     assert not np.array_equal(*(batch[expected[0]].tokens for batch in (whole[1], whole[3])))
+    # The batches 1 and 2 of each dataset are left out.
+    uses = {"round_robin": [0, 0, 3, 3]}.get(mixing, [0, 3, 4, 5])
+    assert [batches_of_update(config, step, list(shorter[step - 1])) for step in (1, 2, 3, 4)] == [
+        dict.fromkeys(names if mixing == "merged" else shorter[step], use)
+        for step, use in enumerate(uses)
+    ]
+    if mixing == "accumulate":
+        jax.tree.map(np.testing.assert_array_equal, whole[3], shorter[1])
     if mixing == "merged":
         assert whole[0]["merged"].tokens.shape == (8, 24)
         schema.check(jax.tree.map(np.asarray, whole[0]["merged"]))

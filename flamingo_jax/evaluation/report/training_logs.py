@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 from flamingo_jax.core import paths
 from flamingo_jax.core.paths import Path, PathLike
+from flamingo_jax.training import logs
 
 LOG, CONFIG = "metrics.jsonl", "config.json"
 
@@ -33,7 +33,7 @@ def training_logs(checkpoint: PathLike) -> dict[str, Path]:
 def read_log(path: PathLike) -> list[dict[str, Any]]:
     """Reads the reports of a metrics.jsonl, one per step, in order.
 
-    Drops a line that was cut off when the run was killed.
+    Drops damaged lines, and one that was cut off when the run was killed.
 
     Raises:
         PathError: the file does not exist.
@@ -42,11 +42,7 @@ def read_log(path: PathLike) -> list[dict[str, Any]]:
     if not file.exists():
         raise paths.PathError(f"There is no log {file}. Give the {LOG} of a run.")
     merged: dict[int, dict[str, Any]] = {}
-    for line in file.read_text().splitlines():
-        try:
-            numbers = json.loads(line)
-        except json.JSONDecodeError:
-            continue
+    for numbers in logs.read(file):
         # after a resume the later report of a step counts
         merged.setdefault(numbers["step"], {}).update(numbers)
     return [merged[step] for step in sorted(merged)]
