@@ -11,9 +11,7 @@ from flamingo_jax.core import command_line, config_files, host_memory, overrides
 from flamingo_jax.core.processes import Cluster
 
 T = TypeVar("T")
-
 _FIELDS: list[overrides.Override] = []  # --config.a.b=value, of this command line
-
 flags.disclaim_key_flags()  # --help lists a flag under the program that asks for it
 
 
@@ -50,6 +48,7 @@ def run(
     positional: bool = False,
     log_level: int = logging.WARNING,  # orbax reports each file that it reads or writes
     keep_freed: bool = False,
+    saves: bool = False,
 ) -> None:
     """Parses the flags, calls main(positional arguments, cluster) and exits with what it returns.
 
@@ -59,6 +58,7 @@ def run(
         positional: whether arguments that are no flags are allowed.
         log_level: applies without --verbosity.
         keep_freed: whether the process keeps memory that it freed (`core.host_memory`).
+        saves: whether the program saves its state when it is asked to end (`core.processes`).
     """
 
     def start(argv: list[str]) -> int | None:
@@ -72,9 +72,9 @@ def run(
         if keep_freed:
             host_memory.keep_freed()
         mode = str(flags.FLAGS.distributed) if "distributed" in flags.FLAGS else "off"
-        with Cluster(mode, expected=expected) as cluster:
+        with Cluster(mode, expected=expected, saves=saves) as cluster:
             return main(argv[1:], cluster)
 
     flags.mark_flags_as_required(required)
-    with command_line.ending_quietly():
+    with command_line.leaving_no_thread_behind(), command_line.ending_quietly():
         app.run(start, flags_parser=parse)

@@ -3,9 +3,10 @@ r"""Trains one stage: language_model, contrastive or flamingo.
     python -m flamingo_jax.train --config=configs/tiny.py:flamingo --workdir=runs/flamingo \
         [--config.steps=1000 ...]
 
-The same command again continues from the newest checkpoint. On several hosts the same command is
-run on each (launch/tpu_pod.sh does it): each host reads its part of the data, and the first one
-writes the log.
+The same command again continues from the newest checkpoint. SIGTERM or Ctrl-C save one first, and
+end with status 75 (core/exit_status.py); a second one ends at once. On several hosts the same
+command is run on each (launch/tpu_pod.sh does it): each host reads its part of the data, and the
+first one writes the log.
 """
 
 from __future__ import annotations
@@ -40,9 +41,10 @@ def main(_: list[str], cluster: Cluster) -> None:
         probes={"lm_lookup": during_training.lm_lookup},
         evaluation=during_training.evaluation,
         report=cluster.report,
+        guard=cluster.guard,
     )
 
 
 if __name__ == "__main__":
     expected = (*EXPECTED_ERRORS, TaskError)
-    cli.run(main, required=["config"], expected=expected, keep_freed=True)
+    cli.run(main, required=["config"], expected=expected, keep_freed=True, saves=True)

@@ -5,6 +5,8 @@
                                         (orbax, OCDBT)
                             /data/      {dataset: position}, JSON
                             /config/    the resolved config, JSON
+                            /unreported/    if the run ended between two reports: what the next
+                                        report needs, JSON
                             /manifest.json    size and hash of each file
     WORKDIR/damaged/STEP/               a checkpoint that was found damaged
 
@@ -26,7 +28,7 @@ from __future__ import annotations
 import contextlib
 import json
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 import jax
@@ -140,7 +142,14 @@ class Store:
         """Returns the step of the newest complete checkpoint, or None."""
         return max(steps(self._workdir), default=None)
 
-    def save(self, step: int, state: Any, positions: Mapping[str, int]) -> bool:
+    def save(
+        self,
+        step: int,
+        state: Any,
+        positions: Mapping[str, int],
+        *,
+        unreported: Sequence[Any] = (),
+    ) -> bool:
         """Starts to save a step, and returns when the arrays are copied and may be donated.
 
         First waits for the previous save to end.
@@ -149,6 +158,7 @@ class Store:
             step: number of updates.
             state: tree of (sharded) arrays, without None and without frozen towers.
             positions: how many batches of each dataset were used.
+            unreported: JSON values that `unreported` returns in the run that goes on.
 
         Returns:
             False if this step is already saved; then nothing is written.
@@ -156,20 +166,20 @@ class Store:
         Raises:
             CheckpointError: if this save cannot start, or the previous one failed.
         """
-        flat = arrays.named(state)
+        items = {
+            "state": ocp.args.PyTreeSave(arrays.named(state)),
+            "data": ocp.args.JsonSave(dict(positions)),
+            "config": ocp.args.JsonSave(self._config),
+        }
+        if unreported:
+            items["unreported"] = ocp.args.JsonSave({"rows": list(unreported)})
         self.wait()
         if step in self._manager.all_steps():
             return False
         self._saving = step
         with self._saves():
             return self._manager.save(
-                step,
-                args=ocp.args.Composite(
-                    state=ocp.args.PyTreeSave(flat),
-                    data=ocp.args.JsonSave(dict(positions)),
-                    config=ocp.args.JsonSave(self._config),
-                ),
-                custom_metadata=_METADATA,
+                step, args=ocp.args.Composite(**items), custom_metadata=_METADATA
             )
 
     def restore(self, step: int | None, like: Any) -> tuple[Any, dict[str, int]]:
@@ -205,6 +215,16 @@ class Store:
         found = arrays.read(directory, wanted)
         state = jax.tree.unflatten(jax.tree.structure(like), [found[name] for name in wanted])
         return state, read_item(self._workdir, step, "data")
+
+    def unreported(self, step: int) -> list[Any]:
+        """Returns what was saved with a step as `unreported`; [] for most steps.
+
+        Raises:
+            CheckpointError: if it is damaged.
+        """
+        if not (step_directory(self._workdir, step) / "unreported").exists():
+            return []
+        return list(read_item(self._workdir, step, "unreported")["rows"])
 
     def wait(self) -> None:
         """Returns when the last save is complete.
@@ -392,7 +412,7 @@ def _what_is_missing(directory: Path) -> str:
 
 
 def read_item(workdir: PathLike, step: int, item: str) -> dict[str, Any]:
-    """Returns the item "config" or "data" of a step.
+    """Returns the item "config", "data" or "unreported" of a step.
 
     Raises:
         CheckpointError: if there is no such step, or the file is damaged.

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import io
+import multiprocessing
 import os
 import re
 import signal
 import sys
+import traceback
 from collections.abc import Iterator, Sequence
 
 from flamingo_jax.core import exit_status, paths
@@ -66,3 +68,28 @@ def ending_quietly() -> Iterator[None]:
         with paths.Path(os.devnull).open("wb") as nowhere:
             os.dup2(nowhere.fileno(), sys.stdout.fileno())
         sys.exit(exit_status.of_signal(signal.SIGPIPE))
+
+
+@contextlib.contextmanager
+def leaving_no_thread_behind() -> Iterator[None]:
+    """After an error, ends the program without waiting for the threads of libraries.
+
+    A thread that still tries to write to a full disk can keep the interpreter for minutes.
+    """
+    try:
+        yield
+        return
+    except SystemExit as end:
+        if end.code is None or end.code == 0:
+            raise
+        status = end.code if isinstance(end.code, int) else exit_status.ERROR
+        text = "" if isinstance(end.code, int) else f"{end.code}\n"
+    except BaseException:  # noqa: BLE001 - a bug, or Ctrl-C: what Python would print
+        status, text = exit_status.ERROR, traceback.format_exc()
+    for child in multiprocessing.active_children():
+        child.terminate()
+    for stream, last in ((sys.stdout, ""), (sys.stderr, text)):
+        with contextlib.suppress(OSError, ValueError):  # nobody reads it
+            stream.write(last)
+            stream.flush()
+    os._exit(status)

@@ -9,11 +9,9 @@ On a pod each host has one process. All run the same program, each on its part o
 
 Several processes on the CPU of one machine, with JAX_PLATFORMS=cpu, simulate a pod.
 
-A process that fails must not leave the others waiting for it in a collective. It prints the reason
-with its number, and exits at once, without JAX's shutdown, which would wait for the others.
-On a CPU the others fail at their next collective. On TPUs the heartbeat ends them: if the
-coordinator (process 0) gets no heartbeat of a process for HEARTBEAT_SECONDS, it considers it dead,
-and JAX then ends all others.
+A process that fails, that is lost or stuck, or that is asked to end, ends the others within seconds
+(`core.guard`). After an error it leaves at once, without JAX's shutdown, which would wait for the
+others. XLA's own heartbeat comes later, and is for a process without Python.
 """
 
 from __future__ import annotations
@@ -29,21 +27,29 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from flamingo_jax.core import devices
+from flamingo_jax.core import devices, exit_status
+from flamingo_jax.core.guard import Guard
+from flamingo_jax.core.peers import FAILED, LOST, TOGETHER, Peers
+from flamingo_jax.core.phases import Phase
+from flamingo_jax.core.preemption import EndedAsAsked
 
 MODES = ("auto", "on", "off")
 
-# Heartbeats have their own thread, so a long compilation does not stop them.
-HEARTBEAT_SECONDS = 60
+# Of XLA, which ends a process with a page of text; `core.guard` is faster, with one line.
+HEARTBEAT_SECONDS = 600
 HINT_SECONDS = 30  # when this process says that it still waits for the others
 # The hosts of a slice start within seconds of each other, but may read the program from cold disks.
-# After this time XLA ends the process with its own report.
 JOIN_SECONDS = 300
 
 _ADDRESS, _COUNT, _INDEX = VARIABLES = (
     "JAX_COORDINATOR_ADDRESS",
     "JAX_NUM_PROCESSES",
     "JAX_PROCESS_ID",
+)
+
+_START_ALL = (
+    f"Start the same program on all hosts within {JOIN_SECONDS} s, with {', '.join(VARIABLES)} set "
+    "where JAX does not find them by itself; or run on this host alone with --distributed=off."
 )
 
 
@@ -62,10 +68,15 @@ class Cluster:
     Attributes:
         index: number of this process.
         count: number of processes; 1 on one machine.
+        guard: ends this process if it is stuck, lost or asked to end.
     """
 
     def __init__(
-        self, mode: str = "auto", *, expected: tuple[type[BaseException], ...] = ()
+        self,
+        mode: str = "auto",
+        *,
+        expected: tuple[type[BaseException], ...] = (),
+        saves: bool = False,
     ) -> None:
         """Stores the options; the processes join when the context is entered.
 
@@ -74,10 +85,14 @@ class Cluster:
                 machine has TPU chips. "on" joins always: JAX finds the others if the environment
                 does not name them (Slurm, Open MPI, Kubernetes). "off" never joins.
             expected: errors that end the program with their message instead of a traceback.
+            saves: True if the program asks `guard.should_end`, and saves its state when it is asked
+                to end. If not, SIGTERM and SIGINT end it at once, with all other processes.
         """
         # ImportError: a package of an extra, such as that of gs://, is missing
         self._mode, self._expected = mode, (*expected, ProcessError, ImportError)
+        self._saves = saves
         self.index, self.count = 0, 1
+        self.guard = Guard(None, saves=saves)
 
     def report(self, line: str) -> None:
         """Writes a line to stdout in the first process only, so a run writes it once."""
@@ -96,6 +111,9 @@ class Cluster:
                 self.index, self.count = jax.process_index(), jax.process_count()
         except ProcessError as error:
             sys.exit(_message(error))
+        others = Peers(self.index, self.count) if self.count > 1 else None
+        self.guard = Guard(others, saves=self._saves)
+        self.guard.__enter__()
         return self
 
     def __exit__(
@@ -107,33 +125,41 @@ class Cluster:
         """Waits until all processes are done; after an error, ends this process at once."""
         if error is None:
             if self.count > 1:  # the first process may still write the report
+                self.guard.at(Phase.ENDING)
                 multihost_utils.sync_global_devices("flamingo_jax:end")
+            self.guard.__exit__()
             return
-        is_expected = isinstance(error, self._expected)
         if self.count > 1:
-            text = (
-                _message(error)
-                if is_expected
-                else "".join(traceback.format_exception(kind, error, trace))
-            )
-            if isinstance(error, jax.errors.JaxRuntimeError):
-                text += "\nIf another process failed before this one, the reason is in its log."
-            self._leave(text)
-        if is_expected:
+            self._leave(error)
+        self.guard.__exit__()
+        if isinstance(error, EndedAsAsked):
+            sys.stderr.write(f"{error}\n")
+            sys.exit(exit_status.ENDED_AS_ASKED)
+        if isinstance(error, self._expected):
             sys.exit(_message(error))
 
-    def _leave(self, text: str) -> None:
-        """Ends this process with `text` on stderr, its number in front of each line."""
-        sys.stdout.flush()
-        sys.stderr.write(
-            "".join(
-                f"[process {self.index} of {self.count}] {line}\n" for line in text.splitlines()
+    def _leave(self, error: BaseException) -> None:
+        """Ends this process, with its number in front of each line."""
+        if isinstance(error, EndedAsAsked):
+            text = str(error) if self.index == 0 else ""
+            self.guard.leave(exit_status.ENDED_AS_ASKED, text, how=TOGETHER, why=str(error))
+        status, why = exit_status.ERROR, _message(error).splitlines()[0]
+        if isinstance(error, self._expected):
+            text = _message(error)
+        elif isinstance(error, SystemExit):
+            if not error.code:
+                return
+            status = error.code if isinstance(error.code, int) else exit_status.ERROR
+            text = why = f"ended with {error.code}" if isinstance(error.code, int) else error.code
+        else:
+            text = "".join(traceback.format_exception(error))
+        if isinstance(error, LOST) and (lost := self.guard.wait_for_a_reason()):
+            status = exit_status.STUCK
+            text = (
+                f"ends because {lost} gives no sign of life: it is killed or stopped, or its "
+                f"machine is gone. The same command goes on from the newest checkpoint. ({why})"
             )
-        )
-        sys.stderr.flush()
-        # sys.exit would call JAX's shutdown, which waits for the others, and they wait for this
-        # process.
-        os._exit(1)
+        self.guard.leave(status, text, how=FAILED, why=why)
 
 
 def from_first_process(text: str) -> str:
@@ -170,26 +196,31 @@ def _join(mode: str) -> bool:
     hint = threading.Timer(
         HINT_SECONDS, _say, [f"{where.removeprefix('as ')}: still waiting for the others to start"]
     )
-    hint.daemon = True
-    hint.start()
+    # XLA would end the process a little later, with a page of text.
+    end = threading.Timer(JOIN_SECONDS, _end_alone, [where])
+    for timer in (hint, end):
+        timer.daemon = True
+        timer.start()
     try:
         jax.distributed.initialize(
             address,
             count,
             index,
-            initialization_timeout=JOIN_SECONDS,
+            initialization_timeout=JOIN_SECONDS + 60,
             heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
         )
     except (RuntimeError, ValueError, OSError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise ProcessError(
-            f"Cannot start {where}: {reason} Start the same program on all hosts within "
-            f"{JOIN_SECONDS} s, with {', '.join(VARIABLES)} set where JAX does not find them by "
-            "itself; or run on this host alone with --distributed=off."
-        ) from error
+        raise ProcessError(f"Cannot start {where}: {reason} {_START_ALL}") from error
     finally:
         hint.cancel()
+        end.cancel()
     return True
+
+
+def _end_alone(where: str) -> None:
+    _say(f"Cannot start {where}: not all processes came within {JOIN_SECONDS} s. {_START_ALL}")
+    os._exit(exit_status.STUCK)
 
 
 def _say(line: str) -> None:

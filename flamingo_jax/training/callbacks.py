@@ -18,6 +18,7 @@ from flamingo_jax.core.notation import Array
 from flamingo_jax.data.rejected import describe_reasons
 from flamingo_jax.training.logs import Log
 from flamingo_jax.training.state import TrainState
+from flamingo_jax.training.unreported import Rows, to_json
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,11 +30,13 @@ class Moment:
       state: after these updates. The next update reuses its buffers, so a hook must copy whatever
           it keeps.
       is_last: True if no update follows.
+      unreported: metrics of the last updates, if the run ends before their report.
     """
 
     step: int
     state: TrainState[Array]
     is_last: bool = False
+    unreported: Rows = ()
 
 
 Hook = Callable[[Moment], None]
@@ -82,7 +85,8 @@ def save(
     def hook(moment: Moment) -> None:
         check(moment.state)
         flush()
-        store.save(moment.step, moment.state.saved(), positions(moment.step))
+        rows = to_json(moment.unreported)
+        store.save(moment.step, moment.state.saved(), positions(moment.step), unreported=rows)
 
     return hook
 

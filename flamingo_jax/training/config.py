@@ -60,6 +60,9 @@ class HooksConfig:
       max_nonfinite_in_a_row: so many such updates in a row end a run that skips them.
       tensorboard: True to write TensorBoard events in addition to metrics.jsonl.
       progress: True to show progress: a bar in a terminal, lines in a log file.
+      stuck_seconds: a run is ended if an update, or reading its batch, takes so long and more than
+          20 times the usual time. Compiling, saving and evaluating may take a multiple of it
+          (core/phases.py). 0 never ends it.
     """
 
     log_every: int = 50
@@ -70,6 +73,7 @@ class HooksConfig:
     max_nonfinite_in_a_row: int = 10
     tensorboard: bool = True
     progress: bool = True
+    stuck_seconds: float = 120.0
 
     def __post_init__(self) -> None:
         if self.log_every < 1 or self.save_every < 0 or self.save_every % self.log_every:
@@ -80,6 +84,10 @@ class HooksConfig:
         if self.max_nonfinite_in_a_row < 1:
             raise ValueError(
                 f"max_nonfinite_in_a_row is {self.max_nonfinite_in_a_row}; expected at least 1."
+            )
+        if self.stuck_seconds < 0:
+            raise ValueError(
+                f"stuck_seconds is {self.stuck_seconds}; expected seconds, or 0 for no limit."
             )
 
 

@@ -6,18 +6,20 @@ It knows no model, no dataset and no file: these are functions that it gets.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
 
 from flamingo_jax.core.notation import Array
+from flamingo_jax.core.phases import Phase
 from flamingo_jax.training.callbacks import Hook, Moment, Stop
 from flamingo_jax.training.logs import Log
 from flamingo_jax.training.meter import Meter
 from flamingo_jax.training.not_finite import STOP, Check
 from flamingo_jax.training.state import TrainState
 from flamingo_jax.training.step import Step
+from flamingo_jax.training.unreported import Rows
 
 
 class Ended(NamedTuple):
@@ -27,11 +29,16 @@ class Ended(NamedTuple):
       state: after the last update.
       step: updates done.
       stopped: True if `stop` ended the loop.
+      asked: True if `should_end` ended the loop; then no hook was called after the last update, and
+          the state is not saved.
+      unreported: metrics of the updates after the last report, for the run that goes on.
     """
 
     state: TrainState[Array]
     step: int
     stopped: bool
+    asked: bool = False
+    unreported: Rows = ()
 
 
 def run(
@@ -48,8 +55,11 @@ def run(
     at_start: Sequence[Hook] = (),
     check: Check = STOP,
     stop: Stop | None = None,
+    should_end: Callable[[], bool] = lambda: False,
+    unreported: Rows = (),
+    at: Callable[[Phase, int], None] = lambda phase, step: None,
 ) -> Ended:
-    """Updates the state until `steps` updates are done, or until `stop` returns True.
+    """Updates the state until `steps` updates are done, or `stop` or `should_end` returns True.
 
     Args:
         step: one update; it reuses the buffers of the state it gets.
@@ -64,17 +74,25 @@ def run(
         at_start: called before the first update.
         check: decides what happens to an update that is not finite (`training.not_finite`).
         stop: called before the first update and after each.
+        should_end: called after each update; True ends the loop at once, without hooks. The caller
+            saves the state.
+        unreported: what the run before returned in `Ended.unreported`, so that the next report is
+            the same as if it had not ended.
+        at: receives what the loop does, and the number of updates done.
 
     Raises:
         NonFiniteError: if a loss or gradient is not finite; raised before any hook gets a state
             that depends on it.
     """
+    at(Phase.MEASURING, start)
     stopped = bool(stop and stop(Moment(start, state, is_last=start >= steps)))
     for hook in at_start:
         hook(Moment(start, state, is_last=stopped or start >= steps))
-    done, meter = start, Meter(check)
+    done, meter = start, Meter(check, unreported)
     while done < steps and not stopped:
+        at(Phase.READING, done)
         batch = next(batches)
+        at(Phase.UPDATING, done)
         # the first call compiles
         with meter.paused() if done == start else contextlib.nullcontext():
             state, metrics = step(state, batch, rng)
@@ -82,6 +100,9 @@ def run(
         meter.add(done, metrics)
         if reported := done % log_every == 0 or done == steps:
             log(done, meter.report())
+        if should_end():
+            return Ended(state, done, stopped=False, asked=True, unreported=meter.unreported())
+        at(Phase.MEASURING, done)
         with meter.paused():
             stopped = bool(stop and stop(Moment(done, state, is_last=done == steps)))
         if stopped and not reported:

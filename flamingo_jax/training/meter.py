@@ -10,12 +10,14 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Iterator, Mapping
+from typing import Any
 
 import jax
 import numpy as np
 
 from flamingo_jax.training.background import Numbers
 from flamingo_jax.training.not_finite import STOP, Check, Row
+from flamingo_jax.training.unreported import Rows
 
 RUN_AHEAD = 2  # updates that may be queued; more would only fill the device with batches
 _COUNTS = ("skipped",)  # summed over the updates of a report; of all others there is a mean
@@ -27,15 +29,17 @@ class Meter:
     Its clock starts when it is made.
     """
 
-    def __init__(self, check: Check = STOP) -> None:
+    def __init__(self, check: Check = STOP, unreported: Rows = ()) -> None:
         """Starts the clock.
 
         Args:
             check: check(step, metrics of one update) says if these count in the means, or raises
                 NonFiniteError to end the run (`training.not_finite`).
+            unreported: `unreported()` of the meter of the run before.
         """
         self._check = check
-        self._pending: list[tuple[int, Mapping[str, jax.Array]]] = []
+        self._pending: list[tuple[int, Mapping[str, Any]]] = list(unreported)
+        self._earlier = len(self._pending)  # updates that the clock does not know
         self._since = time.perf_counter()
 
     @contextlib.contextmanager
@@ -54,6 +58,17 @@ class Meter:
         if len(self._pending) > RUN_AHEAD:
             jax.block_until_ready(self._pending[-1 - RUN_AHEAD][1])
 
+    def unreported(self) -> list[tuple[int, Row]]:
+        """Fetches the metrics of the updates since the last report, for the run that goes on.
+
+        Raises:
+            NonFiniteError: as `report`.
+        """
+        rows = self._fetched()
+        for step, row in rows:
+            self._check(step, row)
+        return rows
+
     def report(self) -> Numbers:
         """Fetches what was collected; returns the means, and "step_seconds", the time per update.
 
@@ -63,8 +78,8 @@ class Meter:
             NonFiniteError: if a number that is not finite ends the run; names the update, its
                 datasets and their records.
         """
-        rows = [(step, _fetch(metrics)) for step, metrics in self._pending]
-        seconds = (time.perf_counter() - self._since) / max(len(rows), 1)
+        rows = self._fetched()
+        seconds = (time.perf_counter() - self._since) / max(len(rows) - self._earlier, 1)
         good = [row for step, row in rows if self._check(step, row)]
         names = dict.fromkeys(name for row in good for name in row if name not in _COUNTS)
         means = {
@@ -76,9 +91,12 @@ class Meter:
             for name in _COUNTS
             if rows and name in rows[0][1]
         }
-        self._pending, self._since = [], time.perf_counter()
+        self._pending, self._earlier, self._since = [], 0, time.perf_counter()
         return {**means, **counts, "step_seconds": round(seconds, 6)}
 
+    def _fetched(self) -> list[tuple[int, Row]]:
+        return [(step, _fetch(metrics)) for step, metrics in self._pending]
 
-def _fetch(metrics: Mapping[str, jax.Array]) -> Row:
+
+def _fetch(metrics: Mapping[str, Any]) -> Row:
     return {name: np.asarray(value, np.float64) for name, value in jax.device_get(metrics).items()}

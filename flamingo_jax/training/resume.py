@@ -14,7 +14,7 @@ from flamingo_jax.core import paths
 from flamingo_jax.core.notation import Array
 from flamingo_jax.tokenizers.base import Tokenizer
 from flamingo_jax.tokenizers.load import load_tokenizer
-from flamingo_jax.training import deviations, towers
+from flamingo_jax.training import deviations, towers, unreported
 from flamingo_jax.training.batches import positions_at
 from flamingo_jax.training.config import TrainConfig
 from flamingo_jax.training.state import StateLayout, TrainState
@@ -126,10 +126,12 @@ class Start(NamedTuple):
     Attributes:
       state: after the updates done so far.
       positions: next batch of each dataset.
+      unreported: metrics of the last updates, which no report has.
     """
 
     state: TrainState[Array]
     positions: dict[str, int]
+    unreported: unreported.Rows = ()
 
 
 def init(config: TrainConfig, layout: StateLayout, rng: jax.Array) -> Start:
@@ -145,7 +147,8 @@ def restore(config: TrainConfig, layout: StateLayout, store: Store) -> Start:
     """Reads the newest checkpoint; frozen towers come from their exports again."""
     frozen = _frozen(config, layout)
     saved, positions = store.restore(None, layout.abstract.saved())
-    return Start(TrainState(**saved, frozen=frozen), positions)
+    state = TrainState(**saved, frozen=frozen)
+    return Start(state, positions, unreported.from_json(store.unreported(int(state.step))))
 
 
 def _frozen(config: TrainConfig, layout: StateLayout) -> Any:

@@ -22,7 +22,9 @@ from flamingo_jax.checkpoint.store import Store, steps
 from flamingo_jax.core import config as config_lib
 from flamingo_jax.core import paths, trees
 from flamingo_jax.core.finite import NonFiniteError
+from flamingo_jax.core.guard import Guard
 from flamingo_jax.core.notation import Array
+from flamingo_jax.core.phases import Phase
 from flamingo_jax.data.mixture import Mixture
 from flamingo_jax.data.rejected import BrokenDataset
 from flamingo_jax.models import api, encoders
@@ -91,6 +93,7 @@ def train(
     evaluation: Measurer | None = None,
     devices: Sequence[jax.Device] | None = None,
     report: Report = lambda line: None,
+    guard: Guard | None = None,
 ) -> state_lib.TrainState[Array]:
     """Trains a stage, from its newest checkpoint if there is one, and exports the model.
 
@@ -101,6 +104,7 @@ def train(
         evaluation: evaluates the tasks of `config.evaluate`.
         devices: the devices; all of them by default.
         report: receives lines for people.
+        guard: ends the process if it is stuck; says if the run was asked to end.
 
     Returns:
         The state after the last update.
@@ -114,7 +118,10 @@ def train(
         BrokenDataset: if too many records are corrupt.
         NonFiniteError: if a loss or gradient is not finite.
         ProbeNotReached: if all steps are done and `config.until` is not reached.
+        EndedAsAsked: if the run was asked to end, and its state is saved.
     """
+    guard = guard or Guard(None, saves=False)
+    guard.watch(config.hooks.stuck_seconds)
     # How to begin: the order is important. What can be wrong comes first, what takes time last.
     workdir = paths.make_directory(workdir)
     mesh = mesh_lib.make_mesh(config.mesh, devices)
@@ -148,9 +155,9 @@ def train(
         split_seed = lambda: tuple(jax.random.split(jax.random.key(config.seed)))
         init_key, step_key = jax.jit(split_seed, out_shardings=mesh_lib.replicated(mesh))()
         if store.latest_step() is None:
-            state, positions = resume.init(config, run.layout, init_key)
+            state, positions, unreported = resume.init(config, run.layout, init_key)
         else:
-            state, positions = resume.restore(config, run.layout, store)
+            state, positions, unreported = resume.restore(config, run.layout, store)
         start = int(state.step)
         report(_describe(run, state, mixture, start))
         for line in deviations.describe(changed):
@@ -171,8 +178,9 @@ def train(
         stream = batches(
             config, mixture, mesh, positions, start, local_shards=shards // reader.count
         )
+        save = _save(run, store, log)
         hooks = [
-            _save(run, store, log),
+            save,
             callbacks.every(
                 config.hooks.save_every,
                 callbacks.report_rejected(lambda: mixture.rejected, report),
@@ -199,7 +207,20 @@ def train(
             at_start=at_start,
             check=_check_updates(config, mixture, log, report),
             stop=_stop(run, tokenizer, log, report, probes),
+            should_end=guard.should_end,
+            unreported=unreported,
+            at=guard.at,
         )
+        guard.at(Phase.SAVING, ended.step)
+        if ended.asked:
+            at_end = callbacks.Moment(
+                ended.step, ended.state, is_last=True, unreported=ended.unreported
+            )
+            save(at_end)
+    if ended.asked:
+        raise guard.ended_as_asked(ended.step)
+    guard.is_saved(f"step {ended.step}, the last one, is saved, and only the export is left")
+    guard.at(Phase.EXPORTING, ended.step)
     _check_probe(config, ended, workdir)
     _export(run, workdir, ended, report)
     return ended.state

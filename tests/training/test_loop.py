@@ -1,6 +1,7 @@
 """The loop: reports, hooks, early stop, stop at NaN, and a resumed run equal to a whole one."""
 
 import dataclasses
+import json
 
 import jax
 import numpy as np
@@ -11,6 +12,7 @@ from flamingo_jax.training import callbacks as hooks_lib
 from flamingo_jax.training import loop
 from flamingo_jax.training.callbacks import Moment, below, every, measure, save
 from flamingo_jax.training.not_finite import Origin, Skipped, keep_finite
+from flamingo_jax.training.unreported import from_json, to_json
 from tests.training import fake
 
 KEY = jax.random.key(0)
@@ -33,7 +35,7 @@ def train(run, *, start=0, state=None, steps=6, log_every=2, **options):
     log = options.pop("log", Log())
     batches = options.pop("batches", fake.batches(start))
     state = run.init() if state is None else state
-    state, done, stopped = loop.run(
+    state, done, stopped, *_ = loop.run(
         run.step,
         state,
         batches,
@@ -112,7 +114,9 @@ def test_nan_stops_before_anything_is_saved(run):
 
     saved = []
     store = type(
-        "Store", (), {"save": lambda self, step, state, positions: saved.append((step, positions))}
+        "Store",
+        (),
+        {"save": lambda self, step, state, positions, **more: saved.append((step, positions))},
     )()
     hook = every(2, save(store, lambda step: {"pages": step, "pairs": step}), at_end=True)
     with pytest.raises(NonFiniteError, match="step 5, dataset pairs"):
@@ -264,6 +268,59 @@ def test_resumed_run_equals_the_whole_run_bit_for_bit(run):
         (step, {k: v for k, v in row.items() if k != "step_seconds"}) for step, row in rows
     ]
     assert without_time(log)[2:] == without_time(log_after)
+
+
+def test_a_run_that_is_asked_to_end_does_no_more_and_goes_on_with_the_same_reports(run):
+    """Asked after 3 updates of 4 between two reports, and again after 5: no tolerance."""
+    whole, *_, log = train(run, steps=8, log_every=4)
+    state, start, unreported, rows, hooked = None, 0, (), [], []
+    for stop_at in (3, 5, None):
+        asked, part = iter(range(start + 1, 9)), Log()
+        ended = loop.run(
+            run.step,
+            run.init() if state is None else state,
+            fake.batches(start),
+            KEY,
+            start=start,
+            steps=8,
+            log_every=4,
+            log=part,
+            hooks=[lambda moment: hooked.append(moment.step)],
+            should_end=lambda asked=asked, stop_at=stop_at: next(asked) == stop_at,
+            unreported=unreported,
+        )
+        assert (ended.asked, ended.step) == (stop_at is not None, stop_at or 8)
+        state, start, rows = ended.state, ended.step, rows + part
+        unreported = from_json(json.loads(json.dumps(to_json(ended.unreported))))
+        assert [step for step, _ in unreported] == {3: [1, 2, 3], 5: [5], None: []}[stop_at]
+    fake.assert_trees_equal(whole, state)
+    without_time = lambda rows: [
+        (step, {k: v for k, v in row.items() if k != "step_seconds"}) for step, row in rows
+    ]
+    assert without_time(rows) == without_time(log)
+    assert hooked == [1, 2, 4, 6, 7, 8]  # not after the updates at which it was asked
+
+
+def test_a_state_that_is_not_finite_is_no_state_to_end_with(run):
+    def batches():
+        for step, batch in enumerate(fake.batches(0)):
+            if step == 1:
+                batch["pairs"]["x"][0, 0] = np.nan
+            yield batch
+
+    asked = iter([False, False, True])
+    with pytest.raises(NonFiniteError, match="step 2, dataset pairs"):
+        train(run, batches=batches(), log_every=6, should_end=lambda: next(asked))
+
+
+def test_the_loop_says_what_it_does(run):
+    said = []
+    train(run, steps=2, at=lambda phase, step: said.append((phase.name, step)))
+    assert said == [
+        ("MEASURING", 0),
+        *(("READING", 0), ("UPDATING", 0), ("MEASURING", 1)),
+        *(("READING", 1), ("UPDATING", 1), ("MEASURING", 2)),
+    ]
 
 
 def test_a_checkpoint_stores_all_but_the_frozen_weights(run):

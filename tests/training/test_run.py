@@ -17,8 +17,10 @@ from flamingo_jax.checkpoint.arrays import CheckpointError
 from flamingo_jax.checkpoint.export import open_checkpoint
 from flamingo_jax.core.config import ConfigError, from_dict
 from flamingo_jax.core.finite import NonFiniteError
+from flamingo_jax.core.guard import Guard
 from flamingo_jax.core.paths import PathError
 from flamingo_jax.core.precision import Policy
+from flamingo_jax.core.preemption import EndedAsAsked
 from flamingo_jax.data import schema
 from flamingo_jax.data.mixture import Mixture
 from flamingo_jax.sharding.mesh import make_mesh
@@ -108,6 +110,40 @@ def test_a_run_in_two_halves_is_the_whole_run(done, config, tmp_path):
     ]
     assert losses(tmp_path) == losses(done[0])
     assert open_checkpoint(tmp_path / "export").step == 6
+
+
+class AskedToEnd(Guard):
+    """Asks the run to end after some updates."""
+
+    def __init__(self, after):
+        super().__init__(None, saves=True)
+        self._left = after
+
+    def should_end(self):
+        self._left -= 1
+        return self._left == 0
+
+
+def test_a_run_that_is_asked_to_end_again_and_again_is_the_whole_run(config, tmp_path):
+    """Between two reports and two saves, and at the last update: losses, moments and weights."""
+    hooks = dataclasses.replace(config.hooks, log_every=4, save_every=4)
+    config = dataclasses.replace(config, hooks=hooks)
+    whole = run_lib.train(config, tmp_path / "whole", devices=ONE)
+    for before, step in ((0, 3), (3, 6)):
+        with pytest.raises(EndedAsAsked, match=f"saved step {step}; the same command goes on"):
+            run_lib.train(
+                config, tmp_path / "asked", devices=ONE, guard=AskedToEnd(after=step - before)
+            )
+        assert store.steps(tmp_path / "asked")[-1] == step
+        assert not (tmp_path / "asked" / "export").exists()
+    last = run_lib.train(config, tmp_path / "asked", devices=ONE)
+    jax.tree.map(np.testing.assert_array_equal, last.saved(), whole.saved())
+    assert open_checkpoint(tmp_path / "asked" / "export").step == 6
+    rows = [
+        [{**row, "step_seconds": 0} for row in logs.read(tmp_path / name / "metrics.jsonl")]
+        for name in ("whole", "asked")
+    ]
+    assert rows[0] == rows[1] and [row["step"] for row in rows[0]] == [4, 6]
 
 
 def test_another_config_is_refused_by_its_fields(done, config, never_compiles):

@@ -1,0 +1,60 @@
+"""Ends a run as asked: SIGTERM (preemption, maintenance, `kill`) and SIGINT (Ctrl-C).
+
+    a signal --thread of this module--> `handle` --> ... --> the loop saves and ends with status 75
+
+Python runs a signal handler between two of its own instructions: not while the main thread
+compiles, or waits for the devices. The interpreter writes the number of a signal to a pipe at once,
+and a thread reads it there.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+class EndedAsAsked(Exception):
+    """The run ends because it was asked to, and its state is saved. The message says both."""
+
+
+@contextlib.contextmanager
+def receiving(handle: Callable[[signal.Signals], None]) -> Iterator[None]:
+    """Calls `handle` with each signal of SIGNALS inside the context, in a thread.
+
+    A signal that is ignored (as by nohup) stays so. Only the main thread may enter the context.
+
+    Args:
+        handle: called in the thread; it does not return if the signal ends the process.
+    """
+    read, write = os.pipe()
+    os.set_blocking(write, False)
+
+    def listen() -> None:
+        while data := os.read(read, 1):
+            if data[0] in SIGNALS:
+                handle(signal.Signals(data[0]))
+
+    # No action: the number alone is needed. jax.distributed has set its own handler of SIGTERM,
+    # which would know nothing of a second signal.
+    before = {
+        number: signal.signal(number, lambda number, frame: None)
+        for number in SIGNALS
+        if signal.getsignal(number) is not signal.SIG_IGN
+    }
+    former = signal.set_wakeup_fd(write, warn_on_full_buffer=False)
+    thread = threading.Thread(target=listen, name="signals", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        signal.set_wakeup_fd(former)
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        os.close(write)  # ends the thread
+        thread.join()
+        os.close(read)
