@@ -75,6 +75,7 @@ class Store:
         keep: int = 3,
         may_differ: tuple[str, ...] = MAY_DIFFER,
         completed: Callable[[dict[str, Any]], Mapping[str, Any]] = lambda config: config,
+        advice: Callable[[list[str]], str] = lambda fields: "",
         on_damage: OnDamage = "previous",
         report: Callable[[str], None] = lambda line: None,
     ):
@@ -91,6 +92,7 @@ class Store:
                 differ from `config`.
             completed: adds to a checkpoint's config the fields that are newer than the checkpoint,
                 with their defaults.
+            advice: returns what else to do about fields that differ, as the end of a message.
             on_damage: "fail" to raise an error if the newest checkpoint is damaged.
             report: receives a line about each damaged checkpoint, and about one that cannot be
                 checked.
@@ -103,7 +105,7 @@ class Store:
         if keep < 1:
             raise ValueError(f"keep is {keep}; expected at least 1 checkpoint to be kept.")
         self._workdir, self._config = paths.absolute(workdir), dict(config)
-        self._may_differ, self._completed = may_differ, completed
+        self._may_differ, self._completed, self._advice = may_differ, completed, advice
         self._on_damage, self._report = on_damage, report
         self._directory = paths.make_directory(self._workdir / "checkpoints")
         self._checked: dict[int, Any] = {}  # step -> the stamps of its files when it was checked
@@ -341,7 +343,8 @@ class Store:
             raise CheckpointError(
                 f"Checkpoint {step_directory(self._workdir, step)} was made with another config "
                 "(checkpoint -> now):\n"
-                "  " + "\n  ".join(refused) + "\nSet these fields back, or give another --workdir."
+                "  " + "\n  ".join(refused) + "\nSet these fields back, or give another --workdir"
+                f"{self._advice([line.partition(': ')[0] for line in refused])}."
             )
 
     def _free(self, field: str) -> bool:

@@ -40,7 +40,7 @@ def check(config: TrainConfig) -> None:
     """
     fields = [path for path, _ in config_lib.leaves(config_lib.to_dict(config), "")]
     for name in config.resume.allow:
-        if not any(re.fullmatch(pattern, name) for pattern in _MAY_BE_ALLOWED):
+        if not _may_be_allowed(name):
             raise config_lib.ConfigError(
                 f"config.resume.allow has {name!r}, which cannot change in a run; expected fields "
                 "of optimizer, precision or data.augment, or data.datasets.NAME.weight. Give "
@@ -57,6 +57,16 @@ def check(config: TrainConfig) -> None:
                 f"config.resume.skip_batches has the dataset {name!r}; expected one of "
                 f"{sorted(config.data.datasets)}."
             )
+
+
+def advice(fields: Sequence[str]) -> str:
+    """Returns the end of a message about fields that differ: how to allow it, if that is possible.
+
+    It is "" where one of them can never change.
+    """
+    if not all(_may_be_allowed(field) for field in fields):
+        return ""
+    return f"; or go on with the new values, by name: --config.resume.allow={','.join(fields)}"
 
 
 def patterns(config: TrainConfig) -> tuple[str, ...]:
@@ -119,3 +129,7 @@ def describe(deviations: Sequence[Deviation]) -> list[str]:
 
 def _matches(names: Sequence[str], field: str) -> bool:
     return any(field == name or field.startswith(f"{name}.") for name in names)
+
+
+def _may_be_allowed(field: str) -> bool:
+    return any(re.fullmatch(pattern, field) for pattern in _MAY_BE_ALLOWED)

@@ -87,9 +87,9 @@ class Meter:
             for name in names
         }
         counts = {
-            name: sum(float(row[name]) for _, row in rows)
+            name: sum(float(row.get(name, 0)) for _, row in rows)
             for name in _COUNTS
-            if rows and name in rows[0][1]
+            if any(name in row for _, row in rows)
         }
         self._pending, self._earlier, self._since = [], 0, time.perf_counter()
         return {**means, **counts, "step_seconds": round(seconds, 6)}

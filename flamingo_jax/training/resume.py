@@ -84,6 +84,7 @@ def open_store(
         keep=config.hooks.keep,
         may_differ=may_differ,
         completed=_completed,
+        advice=deviations.advice,
         on_damage=config.hooks.on_damage,
         report=report,
     )

@@ -92,3 +92,11 @@ def test_too_many_skipped_updates_in_a_row_end_the_run_also_over_two_reports():
     meter.add(6, skipping(np.nan))
     with pytest.raises(NonFiniteError, match="3 updates in a row .* step 6, dataset pages"):
         meter.report()
+
+
+def test_a_run_that_skips_may_go_on_from_updates_of_one_that_does_not_and_back():
+    one, three = np.array(1.0), np.array(3.0)
+    rows = [(1, {"loss": one}), (2, {"loss": three, "skipped": one})]
+    for unreported in (rows, rows[::-1]):
+        report = Meter(lambda step, row: "skipped" not in row, unreported).report()
+        assert (report["loss"], report["skipped"]) == (1.0, 1.0)
