@@ -34,14 +34,13 @@ from typing import Any, Literal
 import jax
 import orbax.checkpoint as ocp
 
-from flamingo_jax.checkpoint import arrays, damaged, manifest, sealed_save
+from flamingo_jax.checkpoint import arrays, damaged, manifest, orbax_notes, sealed_save
 from flamingo_jax.checkpoint.arrays import CheckpointError
 from flamingo_jax.checkpoint.manifest import DamageError
 from flamingo_jax.core import config as config_lib
 from flamingo_jax.core import paths
 from flamingo_jax.core.paths import Path, PathLike
 from flamingo_jax.core.processes import from_first_process
-from flamingo_jax.core.version import __version__
 
 # A run may continue with other values in these fields. They decide how long and where it runs, not
 # what it computes. A tower may have moved, because its hash (frozen.TOWER.hash) must be the same.
@@ -59,9 +58,6 @@ MAY_DIFFER = (
 OnDamage = Literal["previous", "fail"]
 
 _ITEMS = ("state", "data", "config")
-
-# Says in a step that it has a manifest, unlike those of old versions.
-_METADATA = {"flamingo_jax": __version__, "manifest": manifest.NAME}
 
 
 class Store:
@@ -111,8 +107,11 @@ class Store:
         self._checked: dict[int, Any] = {}  # step -> the stamps of its files when it was checked
         self._saving = 0
         self._newest()
-        if ocp.multihost.process_index() == 0 and (copy := self._config_file).is_dir():
-            damaged.set_aside(copy, self._workdir)
+        if ocp.multihost.process_index() == 0:
+            if self._config_file.is_dir():
+                damaged.set_aside(self._config_file, self._workdir)
+            for step in steps(self._workdir):
+                orbax_notes.mend(step_directory(self._workdir, step), self._workdir, report)
         self.add_to_config({})
         handlers = ocp.handlers.DefaultCheckpointHandlerRegistry()
         handlers.add("state", ocp.args.PyTreeSave, sealed_save.HashingHandler())
@@ -181,7 +180,7 @@ class Store:
         self._saving = step
         with self._saves():
             return self._manager.save(
-                step, args=ocp.args.Composite(**items), custom_metadata=_METADATA
+                step, args=ocp.args.Composite(**items), custom_metadata=orbax_notes.OURS
             )
 
     def restore(self, step: int | None, like: Any) -> tuple[Any, dict[str, int]]:
@@ -403,14 +402,13 @@ def _what_is_missing(directory: Path) -> str:
             return f"{item}: missing"
     if (directory / manifest.NAME).exists():
         return ""
-    for name in ("_CHECKPOINT_METADATA", "data/metadata", "config/metadata"):
+    if orbax_notes.say_manifest(directory):
+        return f"{manifest.NAME}: missing"
+    for name in ("data/metadata", "config/metadata"):
         try:
-            content = paths.read_json(directory / name)
+            paths.read_json(directory / name)
         except paths.PathError:
-            problem = "not valid JSON" if (directory / name).exists() else "missing"
-            return f"{manifest.NAME}: missing; {name}: {problem}"
-        if "custom_metadata" in content and "manifest" in (content["custom_metadata"] or {}):
-            return f"{manifest.NAME}: missing"
+            return f"{name}: {'not valid JSON' if (directory / name).exists() else 'missing'}"
     return ""
 
 

@@ -105,7 +105,7 @@ DAMAGE = {
     ),
     "incomplete": (
         lambda step: [(step / name).unlink() for name in ("manifest.json", "_CHECKPOINT_METADATA")],
-        "manifest.json: missing; _CHECKPOINT_METADATA: missing",
+        "manifest.json: missing",
     ),
     "empty": (emptied, "state: missing"),
     "a file": (into_a_file, "not a directory"),
@@ -327,6 +327,20 @@ def test_verify_as_a_program(workdir, run_program):
     words = [line.split()[0] for line in done.stdout.splitlines()]
     assert words == ["ok", "damaged", "ok", "ok", "ok"]
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("content", ["", "[]", '{"custom_metadata": 3}', '{"metrics": 5}'])
+def test_damaged_notes_of_orbax_are_no_reason_to_stop(workdir, content):
+    """Orbax reads _CHECKPOINT_METADATA of all steps when it starts, and nobody needs it."""
+    (workdir / "checkpoints" / "3" / "_CHECKPOINT_METADATA").write_text(content)
+    lines = []
+    with Store(workdir, CONFIG, report=lines.append) as store:
+        assert store.restore(None, LIKE)[1] == {"pages": 3}
+        assert store.save(4, state(4), {"pages": 4})
+    assert lines == [
+        f"{workdir}/checkpoints/3/_CHECKPOINT_METADATA is damaged. It is moved to "
+        f"{workdir}/damaged/_CHECKPOINT_METADATA, and is made again."
+    ]
 
 
 def test_a_damaged_copy_of_the_config_is_made_again(workdir):
