@@ -113,6 +113,7 @@ class Store:
             for step in steps(self._workdir):
                 orbax_notes.mend(step_directory(self._workdir, step), self._workdir, report)
         self.add_to_config({})
+        from_first_process("")  # wait for what it mended
         handlers = ocp.handlers.DefaultCheckpointHandlerRegistry()
         handlers.add("state", ocp.args.PyTreeSave, sealed_save.HashingHandler())
         with contextlib.ExitStack() as stack:
