@@ -18,7 +18,7 @@ OURS = {"flamingo_jax": __version__, "manifest": manifest.NAME}
 """Says that a step has a manifest, unlike those of old versions."""
 
 _FILE = "_CHECKPOINT_METADATA"
-_TYPES = {
+_TYPES: dict[str, type | tuple[type, ...]] = {
     "item_handlers": (dict, str),
     "metrics": dict,
     "performance_metrics": dict,

@@ -104,7 +104,7 @@ class Store:
         self._may_differ, self._completed, self._advice = may_differ, completed, advice
         self._on_damage, self._report = on_damage, report
         self._directory = paths.make_directory(self._workdir / "checkpoints")
-        self._checked: dict[int, Any] = {}  # step -> the stamps of its files when it was checked
+        self._unchecked: set[int] = set()
         self._saving = 0
         self._newest()
         if ocp.multihost.process_index() == 0:
@@ -300,19 +300,17 @@ class Store:
         return newest
 
     def _check(self, step: int) -> None:
-        """Checks the files of a step, unless they are unchanged since they were checked.
+        """Checks the files of a step.
 
         Raises:
             DamageError: if a file is damaged.
         """
-        directory = step_directory(self._workdir, step)
-        stamps = manifest.stamps(directory) if directory.is_dir() else ()
-        known = stamps == self._checked.get(step, ())
-        if from_first_process("known" if stamps and known else "") == "known":
-            return
-        if check_step(self._workdir, step) is None:
-            self._report(f"Checkpoint {directory} cannot be checked: it has no {manifest.NAME}.")
-        self._checked[step] = stamps
+        if check_step(self._workdir, step) is None and step not in self._unchecked:
+            self._unchecked.add(step)  # one line is enough
+            self._report(
+                f"Checkpoint {step_directory(self._workdir, step)} cannot be checked: it has no "
+                f"{manifest.NAME}."
+            )
 
     def _seal(self) -> None:
         """Writes the manifest of the step that is being saved, in the first process."""

@@ -106,12 +106,19 @@ def flush(path: PathLike) -> None:
 
 
 def stamp(path: PathLike) -> tuple[int, ...]:
-    """Returns numbers that differ after a file was written again: its size and times."""
+    """Returns numbers that differ after a file was written again.
+
+    Raises:
+        OSError: if there is no such file.
+
+    Returns:
+        The time of its last change in ns since 1970, and others, such as its size.
+    """
     if is_local(path):
         found = os.stat(path)
-        return found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_ino
+        return found.st_mtime_ns, found.st_size, found.st_ctime_ns, found.st_ino
     remote = epath.Path(path).stat()
-    return remote.length, remote.mtime
+    return remote.mtime * 10**9, remote.length
 
 
 def append(path: PathLike, data: bytes) -> bytes:

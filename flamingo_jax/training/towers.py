@@ -84,10 +84,12 @@ def frozen_records(config: TrainConfig) -> dict[str, dict[str, str]]:
     It is {} in a stage without towers.
 
     Raises:
-        CheckpointError: if a tower's export is missing, or is of another kind.
+        CheckpointError: if a tower's export is missing or damaged, or is of another kind.
         ConfigError: if a tower is not given, or was made with another model config or tokenizer.
     """
     sources = _sources(config, trained=False)
+    for name, (path, _) in sources.items():
+        _check_files(f"tower {name!r}", path)
     return {
         name: partial.frozen_record(path, place, f"flamingo/{name}")
         for name, (path, place) in sources.items()
@@ -116,7 +118,7 @@ def check_start(config: TrainConfig) -> None:
         ConfigError: if it was made with another model config or tokenizer.
     """
     for name, (path, _) in _sources(config, trained=True).items():
-        _check_files(f"config.towers.{name}", path)
+        _check_files(f"tower {name!r}", path)
     if config.initial is None:
         return
     directory, card = _card("initial", config.initial, config.stage)
@@ -189,8 +191,9 @@ def _card(field: str, path: str, stage: str) -> tuple[paths.Path, dict[str, Any]
         ) from error
 
 
-def _check_files(field: str, path: str) -> None:
-    card_lib.check_files(*card_lib.read_card(path, what=field), what=field)
+def _check_files(what: str, path: str) -> None:
+    directory, card = card_lib.read_card(path, what=what)
+    card_lib.check_files(directory, card, what=what, only=card_lib.is_of_model)
 
 
 def _read(params: trees.Params, sources: partial.Sources) -> dict[str, dict[str, Any]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import pathlib
 import re
 import shutil
@@ -185,10 +186,15 @@ def test_damage_since_the_store_was_opened_is_found(workdir):
 
 def test_a_file_is_read_once_between_opening_and_restoring(workdir, monkeypatch):
     entry, read = manifest._entry, []
+    for file in (workdir / "checkpoints").rglob("*"):
+        os.utime(file, (1, 1))  # long ago
     monkeypatch.setattr(manifest, "_entry", lambda file: read.append(str(file)) or entry(file))
     with Store(workdir, CONFIG) as store:
         store.restore(None, LIKE)
     assert len(read) == len(set(read)) and any("/d/" in file for file in read)
+    flip(largest(workdir / "checkpoints" / "3"))
+    with Store(workdir, CONFIG) as store:
+        assert store.latest_step() == 2
 
 
 def test_a_step_of_an_older_version_is_read_with_a_line(workdir):

@@ -2,6 +2,8 @@
 
 import dataclasses
 import math
+import pathlib
+import shutil
 
 import jax
 import numpy as np
@@ -264,6 +266,26 @@ def test_what_a_run_cannot_begin_with_is_refused(config, place, refused):
     )
     tokens = changed(config.model, new_tokens=("<EOC>",))
     refused(changed(config, model=tokens), r"new_tokens")
+
+
+@pytest.mark.parametrize("field", ["initial", "towers.lm", "towers.vision"])
+def test_damaged_weights_are_refused(config, place, tmp_path, refused, field):
+    """Those of a frozen tower, of one that is trained, and of the model to go on from."""
+    source = {"initial": "flamingo", "towers.lm": "towers/lm", "towers.vision": "towers/vision"}
+    damaged = pathlib.Path(shutil.copytree(place / source[field], tmp_path / "copy"))
+    file = max(damaged.rglob("d/*"), key=lambda file: file.stat().st_size)
+    content = bytearray(file.read_bytes())
+    content[len(content) // 3] ^= 1
+    file.write_bytes(content)
+    fields = {"initial": str(damaged)}
+    if field != "initial":
+        part = field.partition(".")[2]
+        fields = {"towers": changed(config.towers, **{part: str(damaged)})}
+    refused(
+        changed(config, **fields),
+        rf"The (tower '\w+'|config\.initial) {damaged} is damaged: weights/.*{file.name}: changed",
+        CheckpointError,
+    )
 
 
 def test_settings_that_do_nothing_are_refused(config):
