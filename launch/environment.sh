@@ -4,7 +4,7 @@
 #
 # The environment is outdated if the lock file, setup.py, the path of the clone or the version of
 # Python has changed. The file `stamp` is written last: an environment without it is incomplete, and
-# is made again.
+# is made again. What pip said is in .venv/install.log.
 # FLAMINGO_PYTHON=/path/to/python chooses the interpreter: 3.11 (tested) or later.
 # FLAMINGO_VENV=/path/to/environment uses that environment and installs nothing: for a GPU, a TPU,
 # or your own set of packages.
@@ -54,39 +54,60 @@ apt_install() {
     </dev/null >/dev/null 2>&1
 }
 
+# Runs a step of the installation; ends the script with one line if it fails. $1: what for.
+install_step() {
+  local reason task="$1" log="$VENV/install.log"
+  local network='ConnectionError|NameResolution|ConnectTimeout|ReadTimeout|ProxyError|reset by peer'
+  shift
+  ! "$@" >>"$log" 2>&1 || return 0
+  if grep -q 'No space left on device' "$log"; then
+    reason="the disk is full (df -h $ROOT)"
+  elif grep -Eq "$network" "$log"; then
+    reason="the package index is not reachable (is there a network, a proxy?)"
+  else
+    reason="$(grep -i 'error' "$log" | tail -n 1)" || reason="$(tail -n 1 "$log")"
+  fi
+  die "$task failed: $reason. All that was said is in $log. Run $0 again when it is mended"
+}
+
 # Makes .venv from the lock. $1: the interpreter; $2: the stamp.
 make_environment() {
   local started=$SECONDS
   say "making the environment in $VENV (once; a few minutes on a slow network)"
   rm -rf "$VENV"
-  if ! "$1" -m venv "$VENV" >/dev/null 2>&1; then
+  { mkdir -p "$VENV" && : >"$VENV/install.log"; } 2>/dev/null \
+    || die "cannot write in $VENV. Is the disk full? (df -h $ROOT)"
+  if ! "$1" -m venv "$VENV" >>"$VENV/install.log" 2>&1; then
     # Debian's Python has no ensurepip.
-    apt_install python3-venv || true
-    rm -rf "$VENV"
-    "$1" -m venv "$VENV" || die "$1 could not make a virtual environment in $VENV." \
-      "On Debian or Ubuntu: apt-get install python3-venv"
+    if ! "$1" -c 'import ensurepip' >/dev/null 2>&1; then
+      apt_install python3-venv || die "$1 cannot make a virtual environment in $VENV." \
+        "On Debian or Ubuntu: apt-get install python3-venv"
+    fi
+    : >"$VENV/install.log"
+    install_step "making $VENV" "$1" -m venv "$VENV"
   fi
   local install=("$PYTHON" -m pip install --quiet --disable-pip-version-check)
-  "${install[@]}" --requirement "$ROOT/launch/requirements.lock" \
-    || die "installing launch/requirements.lock into $VENV failed (the reason is above)." \
-      "Run $0 again when it is mended"
-  "${install[@]}" --no-deps --no-build-isolation --editable "$ROOT" \
-    || die "pip install --editable $ROOT failed (the reason is above)"
-  printf '%s\n' "$2" >"$VENV/stamp"
+  install_step "installing launch/requirements.lock" \
+    "${install[@]}" --requirement "$ROOT/launch/requirements.lock"
+  install_step "pip install --editable $ROOT" \
+    "${install[@]}" --no-deps --no-build-isolation --editable "$ROOT"
+  printf '%s\n' "$2" >"$VENV/stamp" || die "cannot write $VENV/stamp. Is the disk full?"
   say "environment ready after $((SECONDS - started)) s"
 }
 
-ensure_environment() {
-  local base stamp owner waited=0
-  base="$(find_python)" || exit 1
-  stamp="$(environment_stamp "$base")"
-  [ "$(cat "$VENV/stamp" 2>/dev/null)" = "$stamp" ] && return
-  # Two scripts must not write one directory at the same time. mkdir is atomic, on every system.
+# Takes the lock of the environment: two scripts must not write one directory at the same time.
+# mkdir is atomic, on every system. The lock of a script that was killed is taken over.
+lock_environment() {
+  local owner waited=0 me
+  me="$$ $(uname -n)" # a process number says nothing on another machine with the same disk
   until mkdir "$VENV.lock" 2>/dev/null; do
+    if ! [ -d "$VENV.lock" ]; then # it was given back just now, or it cannot be made
+      ! mkdir "$VENV.lock" 2>/dev/null || break
+      [ -d "$VENV.lock" ] || die "cannot make $VENV.lock. Is $ROOT read-only, or its disk full?"
+    fi
     owner="$(cat "$VENV.lock/pid" 2>/dev/null || true)"
-    if [ -n "$owner" ] && ! kill -0 "$owner" 2>/dev/null; then
-      rm -rf "$VENV.lock" # the script that made it was killed
-      continue
+    if is_dead "$owner" && mkdir "$VENV.lock/after ${owner:-nobody}" 2>/dev/null; then
+      break # of all that wait, one makes this directory
     fi
     [ "$waited" -gt 0 ] || say "waiting for another script of launch/ to finish $VENV"
     waited=$((waited + 2))
@@ -94,9 +115,28 @@ ensure_environment() {
       "If no other script of launch/ runs: rm -r $VENV.lock"
     sleep 2
   done
-  printf '%s\n' "$$" >"$VENV.lock/pid"
   trap 'rm -rf "$VENV.lock"' EXIT
-  [ "$(cat "$VENV/stamp" 2>/dev/null)" = "$stamp" ] || make_environment "$base" "$stamp"
+  printf '%s\n' "$me" >"$VENV.lock/pid" || die "cannot write $VENV.lock. Is the disk full?"
+}
+
+# Returns 0 if the owner $1 of the lock ("PROCESS MACHINE", or nothing) cannot finish.
+is_dead() {
+  local pid="${1%% *}"
+  # A script that was killed between its mkdir and its first word left nothing.
+  [ -n "$1" ] || { [ -n "$(find "$VENV.lock" -maxdepth 0 -mmin +1 2>/dev/null)" ]; return; }
+  [ "$1" = "$pid" ] || [ "${1#* }" = "$(uname -n)" ] || return 1
+  ! kill -0 "$pid" 2>/dev/null
+}
+
+ensure_environment() {
+  local base stamp
+  base="$(find_python)" || exit 1
+  stamp="$(environment_stamp "$base")"
+  [ -x "$PYTHON" ] && [ "$(cat "$VENV/stamp" 2>/dev/null)" = "$stamp" ] && return
+  lock_environment
+  if ! [ -x "$PYTHON" ] || [ "$(cat "$VENV/stamp" 2>/dev/null)" != "$stamp" ]; then
+    make_environment "$base" "$stamp"
+  fi
   rm -rf "$VENV.lock"
   trap - EXIT
 }

@@ -15,8 +15,13 @@
 # create requests the slice and waits until it is ready. A slice that failed or was preempted is
 # requested again. train and evaluate copy this repository, with uncommitted changes but without
 # ignored files, to all workers, install it, and start the program on all of them. The program
-# continues without this machine. A running job is ended first. Started again, train continues from
-# the newest checkpoint in the workdir.
+# continues without this machine. A running job is ended first: it has 300 s to save. Started again,
+# train continues from the newest checkpoint in the workdir.
+#
+# --watch goes on through any number of preemptions, failed requests and hours without a network.
+# It ends when the program is done; when the cause is yours (no quota, permission or billing, an
+# unknown type; a program that fails again and again without a newer step, or is stopped by hand);
+# and when you delete the slice or start another job on it. Ctrl-C ends the watch, not the job.
 #
 #   --name=NAME               of the slice and of its queued resource (or $TPU_NAME)
 #   --project=ID --zone=ZONE  (or $PROJECT_ID, $ZONE; else gcloud's own settings)
@@ -32,16 +37,25 @@
 #   --env=NAME=VALUE          environment variable of the program; may be repeated
 #   --watch                   train, evaluate: waits until the program ends; after a preemption
 #                             requests the slice again and restarts the program
-#   --poll=SECONDS            between two checks of a state; 30
+#   --poll=SECONDS            between two checks of a state; 30. After refusals the waits double,
+#                             up to 20 times as long
+#   --patience=SECONDS        for an answer of gcloud; 300. Copying and installing may take ten
+#                             times as long
 #   --dry_run                 prints the commands, and runs none
 #   -- FLAGS                  flags of the program
 set -euo pipefail
 
 ROOT="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
-MAX_RESTARTS=3    # of a job that fails repeatedly on an active slice
-LONG_ENOUGH=600   # seconds; after so long, a failure does not count as a repeated one
-MAX_UNANSWERED=5  # status requests without an answer
+MAX_RESTARTS=3   # of a program that fails without a newer step
+LONG_ENOUGH=600  # seconds; so long a run is progress, if its log names no steps
+MAX_TAKEN=10     # refusals of a name that no queued resource has
+CONFIRM=3        # answers in a row, before a refusal or a deletion is believed
+MAX_WAIT=20      # polls; the longest wait
+MAX_ALONE=20     # polls that a worker may run, or not answer, when the others are done
+SAVE_SECONDS=300 # that a running job has to save in, before it is killed
+STUCK_SECONDS=60 # the same for a job of which a process is broken already
 ARCHIVE=flamingo_jax.tar.gz
+WORKER=flamingo_jax/launch/tpu_worker.sh
 ACTIONS="create, train, evaluate, logs or delete"
 
 say() { printf '%s\n' "$*" >&2; }
@@ -60,35 +74,150 @@ quoted() {
   printf '%s\n' "${line% }"
 }
 
-# Runs a command; with --dry_run prints it.
+# --- gcloud ------------------------------------------------------------------------------------
+
+# Runs gcloud in this terminal; with --dry_run prints the command.
 run() {
   if [ "$dry_run" = yes ]; then quoted "$@" >&3; else "$@"; fi
 }
 
-queued_resources() {
-  run gcloud compute tpus queued-resources "$1" "$name" ${place[@]+"${place[@]}"} "${@:2}"
+# Sleeps. A signal ends the script at once, and not after the sleep: so a process is waited for.
+nap() {
+  sleep "$1" &
+  child=$!
+  wait "$child" || true
+  child=""
 }
 
-# Runs a command on workers. $1: a worker's number, or all; $2: the command.
-on_workers() {
-  run gcloud compute tpus tpu-vm ssh "$name" "${reach[@]}" --worker="$1" --command="$2" </dev/null
-}
-
-# Prints the state of the queued resource: NONE, or a state of Cloud TPU, such as
-# WAITING_FOR_RESOURCES, ACTIVE or SUSPENDED.
-state() {
-  local answer
+# Calls gcloud for at most $1 seconds; sets $answer and $errors. Returns its status, or 124.
+ask() {
+  local seconds="$1" status=0 limit=()
+  shift
+  answer="" errors=""
   if [ "$dry_run" = yes ]; then
-    queued_resources describe --format='value(state.state)'
-    printf 'ACTIVE\n'
-  elif answer="$(queued_resources describe --format='value(state.state)' 2>&1)"; then
-    printf '%s\n' "${answer##*$'\n'}" # the lines before are gcloud's remarks
-  elif [[ $answer == *NOT_FOUND* ]]; then
-    printf 'NONE\n'
+    quoted gcloud "$@" >&3
+    return
+  fi
+  ! command -v timeout >/dev/null 2>&1 || limit=(timeout -k 10 "$seconds")
+  mkdir -p "$scratch" # a cleaner of /tmp may come in a watch of weeks
+  ${limit[@]+"${limit[@]}"} gcloud "$@" </dev/null >"$scratch/out" 2>"$scratch/err" 3>&- &
+  child=$!
+  wait "$child" || status=$?
+  child=""
+  answer="$(tr -d '\000' <"$scratch/out")"
+  errors="$(tr -d '\000' <"$scratch/err")"
+  [ "$status" != 124 ] || errors="ERROR: no answer of gcloud within $seconds s"$'\n'"$errors"
+  return "$status"
+}
+
+# Prints in one line why gcloud refused: the error of a worker, of gcloud, or the last line.
+reason() {
+  local text="$errors" found
+  [[ $text == *[![:space:]]* ]] || text="$answer"
+  found="$(grep -m 1 '^error: ' <<<"$text" || grep -m 1 '^ERROR: ' <<<"$text" \
+    || grep -v '^[[:space:]]*$' <<<"$text" | tail -n 1)" || found="no reason was given"
+  sed -E 's/ *\[EID[^]]*\]//; s/^(ERROR|error): //; s/[[:cntrl:]]//g' <<<"${found:0:400}"
+}
+
+# Prints the kind of a refusal: busy (it passes), login (until somebody logs in), user (it stays
+# until the command or the project is changed), or unknown. The words are those of
+# https://cloud.google.com/apis/design/errors and of gcloud.
+kind() {
+  local text="$1" code='(^|[^0-9a-z])(429|500|502|503|504)([^0-9a-z]|$)' thing wrong
+  thing='(zone|location|accelerator|type|runtime|version|network|reservation|project|account)'
+  wrong='(not (found|supported|valid|enabled|available)|unknown|not exist|invalid)'
+  has() { grep -Eqi -e "$1" <<<"$text"; }
+  if has 'quota' && has "limit(_value)?['\"]?( of|:|=)? *['\"]?0(\.0)?([^0-9.]|\.?\$)"; then
+    echo user # a limit that others use up passes; a limit of 0 does not
+  elif has "$code|rate.?limit|exhausted|capacity|stockout|unavailable|deadline|currently not" \
+    || has 'name resolution|reachable|connection|timed.?out|no answer|internal error'; then
+    echo busy
+  elif has 'invalid_grant|reauth|gcloud auth login|active account|unauthenticated'; then
+    echo login
+  elif has 'permission|forbidden|billing|service_disabled|has not been used|not configured' \
+    || has 'invalid_argument|bad request|unrecognized arguments|invalid (choice|value)' \
+    || has "not_found|required property|must be specified|$thing.*$wrong|$wrong.*$thing"; then
+    echo user
   else
-    die "gcloud cannot describe $name: ${answer##*$'\n'}"
+    echo unknown
   fi
 }
+
+# Waits longer from time to time: one poll, 2, 4 ... MAX_WAIT, each up to a quarter more or less, so
+# that not all watches come at once. Says why, once. $1: the number of this wait; $2: the reason.
+back_off() {
+  local seconds
+  seconds="$(awk -v n="$1" -v poll="$poll" -v max="$MAX_WAIT" -v random="$RANDOM" 'BEGIN {
+    polls = n < 6 ? 2 ^ (n - 1) : max
+    printf "%.1f", poll * polls * (0.75 + random / 65534) }')"
+  if [ "$2" != "$said" ]; then
+    say "$2; again in $seconds s"
+  elif [ "$1" -le 6 ]; then
+    say "still so; again in $seconds s"
+  fi
+  said="$2"
+  nap "$seconds"
+}
+
+# Calls gcloud until it does not refuse. Ends the script if the cause is the user's.
+# $1: what for; $2: a refusal that is an answer (then it returns 1); the rest: gcloud's arguments.
+persist() {
+  local task="$1" expected="$2" tries=0 refused=0 gives_up status=0
+  shift 2
+  until ask "$patience" "$@"; do
+    if [ -n "$expected" ] && [[ $errors == *"$expected"* ]]; then
+      status=1
+      break
+    fi
+    tries=$((tries + 1)) gives_up=no
+    case "$(kind "$errors")" in
+      user) # for a moment, a permission may be missing that is there
+        refused=$((refused + 1))
+        if [ "$begun" = no ] || [ "$refused" -ge "$CONFIRM" ]; then gives_up=yes; fi
+        ;;
+      login) [ "$begun" = yes ] || gives_up=yes ;; # later, somebody may log in again
+      *) refused=0 ;;
+    esac
+    [ "$persistent $gives_up" = "yes no" ] || die "gcloud cannot $task: $(reason)"
+    back_off "$tries" "gcloud cannot $task: $(reason)"
+  done
+  [ "$tries" = 0 ] || say "gcloud can $task again, after $tries refusals"
+  said=""
+  return "$status"
+}
+
+# Runs a command on workers. $1: seconds; $2: a worker's number, or all; $3: the command.
+on_workers() {
+  ask "$1" compute tpus tpu-vm ssh "$name" "${reach[@]}" --worker="$2" --command="$3"
+}
+
+# Sets $now to the state of the queued resource: NONE, or a state of Cloud TPU, such as
+# WAITING_FOR_RESOURCES, ACTIVE or SUSPENDED.
+look() {
+  local which=(describe "$name" ${place[@]+"${place[@]}"} --format='value(state.state)')
+  if persist "describe $name" NOT_FOUND compute tpus queued-resources "${which[@]}"; then
+    now="$(awk 'NF { last = $1 } END { print last ? last : "UNKNOWN" }' <<<"$answer")"
+    [ "$dry_run" = no ] || now=ACTIVE
+  else
+    now=NONE
+  fi
+}
+
+# Sets $node to the state of the slice's node: MISSING, UNKNOWN, or a state of Cloud TPU: a request
+# may be ACTIVE while its node is PREEMPTED.
+# https://cloud.google.com/tpu/docs/reference/rest/v2/projects.locations.nodes#State
+look_at_node() {
+  local which=(describe "$name" ${place[@]+"${place[@]}"} --format='value(state)')
+  if ask "$patience" compute tpus tpu-vm "${which[@]}"; then
+    node="$(awk 'NF { last = $1 } END { print last ? last : "UNKNOWN" }' <<<"$answer")"
+  elif [[ $errors == *NOT_FOUND* ]]; then
+    node=MISSING
+  else
+    node=UNKNOWN
+  fi
+}
+
+# --- the slice ---------------------------------------------------------------------------------
 
 # Checks the options of a request; sets $runtime_version. https://cloud.google.com/tpu/docs/runtimes
 check_request() {
@@ -104,47 +233,110 @@ check_request() {
   esac
 }
 
-# Requests the slice.
+# Requests the slice. Returns 1 if its name exists already.
 request() {
   local slice=(--accelerator-type="$accelerator_type" --runtime-version="$runtime_version")
-  queued_resources create --node-id="$name" "${slice[@]}" ${tier[@]+"${tier[@]}"} \
-    ${network[@]+"${network[@]}"} || die "gcloud refused the request (the reason is above)"
+  persist "request $name" ALREADY_EXISTS compute tpus queued-resources create "$name" \
+    ${place[@]+"${place[@]}"} --node-id="$name" "${slice[@]}" ${tier[@]+"${tier[@]}"} \
+    ${network[@]+"${network[@]}"}
 }
 
-# Requests the slice if needed, and waits until it is active.
-create() {
-  local now before="" started=$SECONDS explain
-  check_request
-  explain=(gcloud compute tpus queued-resources describe "$name" ${place[@]+"${place[@]}"})
-  now="$(state)"
-  case "$now" in
-    SUSPENDING | DELETING) # a new request with this name must wait for the end of the old one
-      while now="$(state)" && [[ $now == SUSPENDING || $now == DELETING ]]; do sleep "$poll"; done
-      ;;
-  esac
-  case "$now" in
-    FAILED | SUSPENDED)
-      say "$name is $now; asking for it anew"
-      queued_resources delete --force --quiet \
-        || die "gcloud cannot delete the old request (the reason is above)"
-      now=NONE
-      ;;
-  esac
-  if [ "$now" = NONE ] || [ "$dry_run" = yes ]; then request; fi
-  [ "$dry_run" = no ] || return 0
+# Deletes the request of this name, of which nothing can come.
+remove() {
+  say "$1; asking for it anew"
+  persist "delete the old request $name" NOT_FOUND compute tpus queued-resources delete "$name" \
+    ${place[@]+"${place[@]}"} --force --quiet || true
+}
+
+# Prints why a request failed, if Cloud TPU says it.
+why_failed() {
+  local format='value(state.failedData.error.message)'
+  local which=(describe "$name" ${place[@]+"${place[@]}"} --format="$format")
+  ask "$patience" compute tpus queued-resources "${which[@]}" || answer=""
+  answer="$({ grep -v '^[[:space:]]*$' || true; } <<<"$answer" | paste -s -d ' ' -)"
+  printf '%s\n' "${answer:0:400}"
+}
+
+# Ends the script: nothing comes of a request. $1: the reason, if it is known.
+will_not_come() {
+  local explain=(gcloud compute tpus queued-resources describe "$name" ${place[@]+"${place[@]}"})
+  die "$name is $now and will not come. The reason: ${1:-$(quoted "${explain[@]}")}"
+}
+
+# Waits until the slice is active, and requests it when it is not there. $1: ask, if a missing
+# request is to be made; again, if it was made before: then somebody has deleted it, and does not
+# want it.
+obtain() {
+  local wanted="$1" before="" started=$SECONDS lost=0 gone=0 taken=0 dead=0 why
+  phase=waiting
   while :; do
-    now="$(state)"
-    [ "$now" = "$before" ] || say "$name: $now after $((SECONDS - started)) s"
-    before="$now"
-    case "$now" in
-      ACTIVE) return ;;
-      FAILED | SUSPENDING | SUSPENDED | NONE)
-        die "$name is $now and will not come. The reason: $(quoted "${explain[@]}")"
-        ;;
+    look
+    case "$wanted $now" in
+      "again ACTIVE" | "ask NONE") ;;
+      *) [ "$now" = "$before" ] || say "$name: $now after $((SECONDS - started)) s" ;;
     esac
-    sleep "$poll"
+    before="$now"
+    [ "$now" = NONE ] || gone=0
+    case "$now" in
+      ACTIVE)
+        look_at_node
+        case "$node" in
+          READY | UNKNOWN) return ;;
+          PREEMPTED | TERMINATED) lost=$CONFIRM ;;
+          MISSING | DELETING | HIDDEN | HIDING) lost=$((lost + 1)) ;;
+          *) lost=0 ;; # it is being made, repaired, or was stopped by somebody
+        esac
+        why="$name is ACTIVE, but its node is $node"
+        if [ "$lost" -ge "$CONFIRM" ]; then
+          check_request
+          remove "$why"
+          wanted=ask lost=0
+          continue
+        fi
+        [ "$said" = "$why" ] || say "$why; waiting for it"
+        said="$why"
+        nap "$poll"
+        ;;
+      FAILED | SUSPENDED)
+        check_request
+        why=""
+        [ "$now" != FAILED ] || why="$(why_failed)"
+        if [ "$watch $wanted" = "no asked" ] || [ "$(kind "$why")" = user ]; then
+          will_not_come "$why"
+        fi
+        dead=$((dead + 1))
+        [ "$dead" = 1 ] || back_off $((dead - 1)) "$name is $now"
+        remove "$name is $now${why:+ ($why)}"
+        wanted=ask
+        ;;
+      SUSPENDING)
+        [ "$watch $wanted" != "no asked" ] || will_not_come ""
+        nap "$poll"
+        ;;
+      NONE)
+        if [ "$wanted" != ask ]; then
+          gone=$((gone + 1))
+          [ "$gone" -lt "$CONFIRM" ] || die "somebody deleted $name, so $action ends." \
+            "The same command requests it again"
+          nap "$poll"
+          continue
+        fi
+        check_request
+        if request; then
+          wanted=asked begun=yes
+        else
+          taken=$((taken + 1))
+          [ "$taken" -le "$MAX_TAKEN" ] || die "$name is taken, but not by a queued resource" \
+            "(by a TPU VM?): delete what has this name, or give another --name"
+          back_off "$taken" "$name is still taken"
+        fi
+        ;;
+      *) nap "$poll" ;; # it waits, or the old one is being deleted; a new word waits too
+    esac
   done
 }
+
+# --- the job -----------------------------------------------------------------------------------
 
 # Packs the repository, with uncommitted changes but without ignored files. $1: the archive.
 pack() {
@@ -162,16 +354,32 @@ pack() {
 # Prints the command that shows the logs. $@: options.
 logs_command() { quoted launch/tpu_pod.sh logs --name="$name" ${place[@]+"${place[@]}"} "$@"; }
 
+# Shows what the workers and gcloud said, unless it was shown last; returns 1.
+failed_step() {
+  { tail -n 20 "$scratch/err"; tail -n 20 "$scratch/out"; } >"$scratch/now" 2>/dev/null || true
+  cmp -s "$scratch/now" "$scratch/shown" || cat "$scratch/now" >&2
+  mv "$scratch/now" "$scratch/shown"
+  return 1
+}
+
 # Copies the repository to all workers, installs it and starts the program, after ending a running
-# one. Returns non-zero if a worker failed.
+# one. $1: seconds that the running one has to save. Returns non-zero if a worker failed.
 launch() {
-  local archive installation begin script=flamingo_jax/launch/tpu_worker.sh
-  archive="$scratch/$ARCHIVE"
-  # The old job must be ended before the new one looks for the newest checkpoint.
-  on_workers all "! [ -x $script ] || $script stop" || return
-  pack "$archive" || return
-  run gcloud compute tpus tpu-vm scp "$archive" "$name:$ARCHIVE" "${reach[@]}" --worker=all \
-    || return
+  local archive="$scratch/$ARCHIVE" installation begin
+  job="$host-$$-$(date +%s)"
+  [ "$dry_run" = no ] || job=ID
+  # The old job must be ended before the new one looks for the newest checkpoint. A script that
+  # watches the old one sees in the file id that another job follows.
+  on_workers $((patience + $1)) all "set -e; mkdir -p flamingo_pod; echo $job >flamingo_pod/id; \
+if [ -x $WORKER ]; then $WORKER stop $1; fi" || failed_step || return
+  # Packed once: a watch starts again what it has started, whatever was edited since.
+  if ! [ -e "$archive" ] && ! pack "$archive.new" 2>"$scratch/err"; then
+    errors="error: cannot pack $ROOT: $(tail -n 1 "$scratch/err")"
+    failed_step || return
+  fi
+  [ ! -e "$archive.new" ] || mv "$archive.new" "$archive"
+  ask $((10 * patience)) compute tpus tpu-vm scp "$archive" "$name:$ARCHIVE" "${reach[@]}" \
+    --worker=all || failed_step || return
   # Files of the last copy that are not in this one are removed; others (.venv, caches) stay.
   installation="set -e; mkdir -p flamingo_jax flamingo_pod"
   installation="$installation; tar -tzf $ARCHIVE | sort >flamingo_pod/new; touch flamingo_pod/files"
@@ -179,48 +387,179 @@ launch() {
   installation="$installation | xargs -r -d '\\n' rm -f --"
   installation="$installation; tar -xzf ../$ARCHIVE; mv ../flamingo_pod/new ../flamingo_pod/files"
   installation="$installation; $(quoted launch/tpu_worker.sh install ${mounts[@]+"${mounts[@]}"})"
-  on_workers all "$installation" || return
-  begin=("$script" start ${variables[@]+"${variables[@]}"} -- "flamingo_jax.$action" "${flags[@]}")
-  on_workers all "$(quoted "${begin[@]}")" || return
+  on_workers $((10 * patience)) all "$installation" || failed_step || return
+  begin=("$WORKER" start "$job" ${variables[@]+"${variables[@]}"} -- "flamingo_jax.$action")
+  on_workers $((2 * patience)) all "$(quoted "${begin[@]}" "${flags[@]}")" || failed_step || return
   [ "$dry_run" = yes ] \
     || say "started flamingo_jax.$action on all workers of $name; its log: $(logs_command --follow)"
 }
 
-# Waits until the program ends, and restarts it after preemptions.
-watch_job() {
-  local now lines restarts=0 unanswered=0 is_started=yes since=$SECONDS
-  while :; do
-    sleep "$poll"
-    now="$(state)" || continue # it has printed the reason; the network may recover
-    if [ "$now" != ACTIVE ]; then
-      say "$name is $now"
-      create
-      is_started=no
-    elif [ "$is_started" = yes ]; then
-      lines="$(on_workers all 'flamingo_jax/launch/tpu_worker.sh status' 2>/dev/null)" || lines=""
-      if ! lines="$(grep '^worker ' <<<"$lines")"; then
-        # A worker is being preempted, or the connection is lost while the job continues.
-        unanswered=$((unanswered + 1))
-        [ "$unanswered" -gt "$MAX_UNANSWERED" ] || continue
-        lines="some workers do not answer"
+# Starts the program, and tries until it runs on all workers of an active slice. Ends the script if
+# a worker refuses again and again, as when a bucket does not exist. $1: seconds to save.
+start_job() {
+  local tries=0 refused=0 why
+  phase=starting
+  until launch "$1"; do
+    tries=$((tries + 1))
+    why="not all workers of $name have started: $(reason)"
+    [[ $errors != *"given to another job"* ]] || die "$why. So $action ends"
+    if grep -q '^error: ' <<<"$errors" && [ "$(kind "$errors")" != busy ]; then
+      refused=$((refused + 1))
+      if [ "$is_started" = no ] || [ "$refused" -gt "$MAX_RESTARTS" ]; then
+        die "$why. Mend it, and run this again"
       fi
-      unanswered=0
-      if ! grep -qv ': ended 0$' <<<"$lines"; then
-        say "flamingo_jax.$action has ended on all workers"
+    fi
+    back_off "$tries" "$why"
+    obtain again
+    phase=starting
+  done
+  phase=running begun=yes is_started=yes since=$SECONDS said=""
+}
+
+# Prints field $2 of the lines $1 of workers: 1 worker N: STATE, 2 job, 3 end, 4 step, 5 last line.
+field() { cut -d '|' -f "$2" <<<"$1"; }
+
+# Prints the workers that are not in some states, at most eight. $1: lines; $2: a pattern of states.
+except() {
+  field "$1" 1 | { grep -Ev -e ": ($2)\$" || true; } | sort -k 2,2n | awk '
+    NR <= 8 { line = line (NR > 1 ? ";" : "") $0 }
+    END { print line (NR > 8 ? "; and " NR - 8 " more" : "") }'
+}
+
+# Waits until the program ends, and restarts it after preemptions and failures.
+#
+# What its statuses (flamingo_jax/core/exit_status.py) lead to:
+#     75, ended as asked         a restart, after two polls: a slice that asks may go away
+#     76, killed, rebooted       a restart; the second without progress waits longer, and so on
+#     130, 143                   the end: it was stopped by hand, unless the slice goes away
+#     any other: its own error   a restart, at most MAX_RESTARTS times without progress
+# Progress is a step in the log that is newer than all before. In a log without steps, progress is a
+# run of LONG_ENOUGH.
+watch_job() {
+  local complete lines why step first best=-1 failures=0 restarts=0 silent=0 alone=0 unknown=""
+  while :; do
+    nap "$poll"
+    look
+    case "$now" in
+      ACTIVE) ;;
+      NONE | FAILED | SUSPENDED | SUSPENDING | DELETING | CREATING | ACCEPTED | PROVISIONING \
+        | WAITING_FOR_RESOURCES)
+        obtain again
+        start_job "$STUCK_SECONDS"
+        continue
+        ;;
+      *)
+        [ "$now" = "$unknown" ] || say "$name is $now, which is no state that this script knows"
+        unknown="$now"
+        ;;
+    esac
+
+    complete=yes
+    on_workers "$patience" all \
+      "if [ -x $WORKER ]; then $WORKER status; else echo \"worker \${HOSTNAME##*-}: none\"; fi" \
+      || complete=no
+    lines="$(grep -E '^worker [^:]*: ' <<<"$answer")" || complete=no
+    if [ "$complete" = yes ]; then
+      [ "$silent" = 0 ] || say "all workers of $name answer again"
+      silent=0
+    else # a worker is away, or the network is: the node says which
+      silent=$((silent + 1))
+      why="$(reason)"
+      look_at_node
+      case "$node" in
+        PREEMPTED | TERMINATED | MISSING | DELETING | HIDDEN | HIDING)
+          obtain again
+          start_job "$STUCK_SECONDS"
+          silent=0
+          continue
+          ;;
+      esac
+      why="some workers of $name do not answer, its node is $node: $why"
+      if [ -z "$lines" ]; then
+        back_off "$silent" "$why"
+        continue
+      fi
+      [ "$silent" -gt 1 ] || say "$why"
+    fi
+
+    why="$(field "$lines" 2 | grep -vx -e "$job" -e '' -e 'worker .*' | head -n 1)" || true
+    [ -z "$why" ] || die "$name was given to another job, $why, so $action ends"
+
+    if [ -z "$(except "$lines" 'running')" ]; then
+      alone=0
+      continue
+    elif [ -z "$(except "$lines" 'ended 0')" ]; then
+      alone=$((alone + 1))
+      if [ "$complete" = yes ] || [ "$alone" -gt "$MAX_ALONE" ]; then
+        say "flamingo_jax.$action has ended on all workers$(
+          [ "$complete" = yes ] || printf ' that answer')"
         return
       fi
-      grep -qv ': ended 0$\|: running$' <<<"$lines" || continue
-      [ $((SECONDS - since)) -lt "$LONG_ENOUGH" ] || restarts=0
-      restarts=$((restarts + 1))
-      say "the job is broken: $(grep -v ': running$' <<<"$lines" | sort | paste -s -d ';' -)"
-      [ "$restarts" -le "$MAX_RESTARTS" ] \
-        || die "it failed $restarts times in a row. Its log: $(logs_command --worker=all)"
+      continue
+    elif [ -z "$(except "$lines" 'ended 0|running')" ]; then
+      alone=$((alone + 1))
+      [ "$alone" -gt "$MAX_ALONE" ] || continue # a worker still writes, or does not end
     fi
-    is_started=no
-    since=$SECONDS
-    if launch; then is_started=yes; else say "not all workers could be reached; trying again"; fi
+    alone=0
+    say "the job is broken: $(except "$lines" 'running')"
+
+    step="$(field "$lines" 4 | grep -x '[0-9][0-9]*' | sort -n | tail -n 1)" || step=""
+    if [ "${step:--1}" -gt "$best" ] \
+      || { [ -z "$step" ] && [ $((SECONDS - since)) -ge "$LONG_ENOUGH" ]; }; then
+      best="${step:-$best}" failures=0 restarts=0
+    fi
+    if grep -Eq '^worker [^:]*: ended (75|130|143)([|]|$)' <<<"$lines"; then
+      # The notice of a preemption or of maintenance comes before the state changes.
+      nap "$(awk -v poll="$poll" 'BEGIN { print 2 * poll }')"
+      look
+      [ "$now" = ACTIVE ] || continue
+    fi
+    # The worker that failed first, by the clocks of the workers: others ended because of it.
+    first="$(grep -E '^worker [^:]*: ended ' <<<"$lines" \
+      | grep -Ev '^worker [^:]*: ended (0|75|76)([|]|$)' | sort -t '|' -k 3,3n | head -n 1)" \
+      || first=""
+    why="$(field "$first" 1)"
+    case "$why" in
+      '') ;;
+      *": ended 130" | *": ended 143")
+        die "$why: the program was stopped by hand, so $action ends. The same command goes on"
+        ;;
+      *)
+        failures=$((failures + 1))
+        [ "$failures" -le "$MAX_RESTARTS" ] \
+          || die "it failed $failures times in a row, without a newer step." \
+            "$why, first, with: $(field "$first" 5-)." \
+            "Its log: $(logs_command --worker="$(sed -E 's/^worker ([0-9]*).*/\1/' <<<"$why")")"
+        ;;
+    esac
+    restarts=$((restarts + 1))
+    [ "$restarts" = 1 ] || back_off $((restarts - 1)) "restart $restarts without a newer step"
+    start_job "$STUCK_SECONDS"
   done
 }
+
+# Says what goes on without this script, and ends it.
+interrupted() {
+  trap '' INT TERM HUP
+  [ -z "$child" ] || kill "$child" 2>/dev/null || true
+  case "$phase" in
+    waiting)
+      say "interrupted. The request of $name stays in the queue: the same command waits for it" \
+        "again, launch/tpu_pod.sh delete ends it"
+      ;;
+    starting)
+      say "interrupted. Some workers of $name may run the program already: the same command" \
+        "starts it again on all"
+      ;;
+    running)
+      say "the watch ends, flamingo_jax.$action goes on on $name. Nobody requests the slice again" \
+        "after a preemption. Its log: $(logs_command --follow)"
+      ;;
+  esac
+  exit "$1"
+}
+
+# --- the command line --------------------------------------------------------------------------
 
 # Returns 0 if all workers have a path. $1: the path.
 is_shared() {
@@ -268,7 +607,7 @@ check_program() {
 action=""
 name="${TPU_NAME:-}" project="${PROJECT_ID:-}" zone="${ZONE:-}"
 accelerator_type="${ACCELERATOR_TYPE:-}" runtime_version="${RUNTIME_VERSION:-}"
-worker=0 lines=100 follow="" watch=no poll=30 dry_run=no
+worker=0 lines=100 follow="" watch=no poll=30 patience=300 dry_run=no
 tier=() network=() route=() mounts=() shared=() variables=() flags=() quiet=()
 while [ $# -gt 0 ]; do
   argument="$1"
@@ -301,6 +640,7 @@ while [ $# -gt 0 ]; do
     --worker=*) worker="${argument#*=}" ;;
     --lines=*) lines="${argument#*=}" ;;
     --poll=*) poll="${argument#*=}" ;;
+    --patience=*) patience="${argument#*=}" ;;
     --follow) follow=follow ;;
     --watch) watch=yes ;;
     --quiet) quiet=(--quiet) ;;
@@ -337,29 +677,52 @@ place=(${project:+"--project=$project"} ${zone:+"--zone=$zone"})
 reach=(${place[@]+"${place[@]}"} ${route[@]+"${route[@]}"} --quiet)
 exec 3>&1 # --dry_run prints here, also inside of $(...)
 
+# What the functions set: gcloud's answer, the states, the id and the start of the job, what was
+# said last. When a request is accepted ($begun), a refusal does not end the script at once; when a
+# job has started, a refusal of the workers does not.
+answer="" errors="" now="" node="" job="" said="" since=0 begun=no is_started=no
+phase="" child=""
+persistent="$watch"
+host="$(hostname | tr -c 'A-Za-z0-9.\n-' _)"
+scratch="${TMPDIR:-/tmp}"
+if [ "$dry_run" = no ]; then
+  scratch="$(mktemp -d)" || die "cannot make a directory in ${TMPDIR:-/tmp}"
+  trap 'rm -rf "$scratch"' EXIT
+  trap 'interrupted 130' INT
+  trap 'interrupted 143' TERM HUP
+fi
+
 case "$action" in
-  create) create ;;
+  create)
+    persistent=yes
+    check_request
+    if [ "$dry_run" = yes ]; then look; request; else obtain ask; fi
+    ;;
   train | evaluate)
     if [ "$action" = train ]; then check_program workdir; else check_program "checkpoint output"; fi
-    scratch="${TMPDIR:-/tmp}"
-    if [ "$dry_run" = no ]; then
-      scratch="$(mktemp -d)"
-      trap 'rm -rf "$scratch"' EXIT
+    [ -z "$accelerator_type" ] || check_request
+    if [ "$watch" = yes ] && [ "$dry_run" = no ]; then
+      [ -n "$accelerator_type" ] || say "note: without --accelerator_type this watch cannot" \
+        "request $name again after a preemption"
+      obtain ask
+      start_job "$SAVE_SECONDS"
+      watch_job
+      exit
     fi
-    now="$(state)"
-    if [ "$now" != ACTIVE ]; then
-      [ "$watch" = yes ] \
-        || die "$name is $now, not ACTIVE: launch/tpu_pod.sh create" \
-          "(or $action --watch, which asks for it)"
-      create
-    fi
-    launch || die "not all workers of $name have started (the reason is above)." \
+    look
+    [ "$now" = ACTIVE ] || die "$name is $now, not ACTIVE: launch/tpu_pod.sh create" \
+      "(or $action --watch, which asks for it)"
+    phase=starting
+    launch "$SAVE_SECONDS" || die "not all workers of $name have started (the reason is above)." \
       "Mend it, and run this again"
-    if [ "$watch" = yes ] && [ "$dry_run" = no ]; then watch_job; fi
     ;;
   logs)
-    show=(flamingo_jax/launch/tpu_worker.sh log "$lines" ${follow:+follow})
-    on_workers "$worker" "$(quoted "${show[@]}")"
+    show=("$WORKER" log "$lines" ${follow:+follow})
+    run gcloud compute tpus tpu-vm ssh "$name" "${reach[@]}" --worker="$worker" \
+      --command="$(quoted "${show[@]}")" </dev/null
     ;;
-  delete) queued_resources delete --force ${quiet[@]+"${quiet[@]}"} ;;
+  delete)
+    run gcloud compute tpus queued-resources delete "$name" ${place[@]+"${place[@]}"} \
+      --force ${quiet[@]+"${quiet[@]}"}
+    ;;
 esac

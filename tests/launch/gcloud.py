@@ -3,8 +3,14 @@
 It refuses what the real commands refuse, and does what they do. GCLOUD_STATE is its directory:
 
     future          the next states of the queued resource, one for each request, until it is
-                    ACTIVE (or has the last of these states)
+                    ACTIVE (or has the last of these states); GONE: it does not exist any more
     resource.json   the queued resource; at most one exists
+    reason          why it FAILED, as Cloud TPU says it
+    node            the next states of the node; without this file it is READY if there are workers
+    refusals.json   {"queued-resources.create": [[3, "the words"]]}: the next three calls of this
+                    command are refused; -1: all; the words "hang": the call does not return
+    unreachable     numbers of workers to which ssh fails
+    num_workers     of a slice; 4 without this file
     workers/N/      the home of worker N, created when the resource becomes ACTIVE, removed when it
                     no longer exists
     worker.json     environment of the workers' processes, with {worker} and {port} to fill in
@@ -23,8 +29,9 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 
-NUM_WORKERS = 4
+NUM_WORKERS = 4  # if the file num_workers is not there
 # Names of queued resources and nodes:
 # https://cloud.google.com/tpu/docs/reference/rest/v2/projects.locations.queuedResources/create
 NAME = re.compile(r"[A-Za-z0-9_.~+%-]+")
@@ -61,6 +68,7 @@ FLAGS = {
         f"{_REFERENCE}/compute/tpus/queued-resources/delete",
         {"--async", "--force"},
     ),
+    ("tpu-vm", "describe"): (f"{_REFERENCE}/compute/tpus/tpu-vm/describe", set()),
     ("tpu-vm", "ssh"): (
         f"{_REFERENCE}/compute/tpus/tpu-vm/ssh",
         {*SSH, "--ssh-flag", "--command", "--output-directory"},
@@ -167,13 +175,46 @@ def create(command: str, name: str, given: dict[str, str]) -> None:
     save({"name": name, "states": states, "flags": given})
 
 
-def look(resource: dict) -> str:
+def refuse_as_told(command: str) -> None:
+    """Refuses the call if refusals.json says so."""
+    path = STATE / "refusals.json"
+    left = json.loads(path.read_text()) if path.exists() else {}
+    if not left.get(command):
+        return
+    times, words = left[command][0]
+    if times == 1:
+        left[command].pop(0)
+    else:
+        left[command][0][0] = times - 1
+    path.write_text(json.dumps(left))
+    if words == "hang":
+        time.sleep(3600)
+    refuse(command, words)
+
+
+def look_at_node(command: str, name: str) -> str:
+    """Returns the state of the node, and changes to the next one."""
+    path = STATE / "node"
+    state, *later = path.read_text().split() if path.exists() else ["READY"]
+    if path.exists():
+        path.write_text(" ".join(later or [state]))
+    if state == "MISSING" or not (STATE / "workers").exists():
+        refuse(command, f"NOT_FOUND: Resource 'projects/p/locations/z/nodes/{name}' was not found")
+    return state
+
+
+def look(command: str, resource: dict) -> str:
     """Returns the state, and changes to the next one."""
     state, *later = resource["states"]
+    if state == "GONE":
+        end_workers()
+        (STATE / "resource.json").unlink()
+        named(command, resource["name"])
     if state == "ACTIVE" and not (STATE / "workers").exists():
-        for worker in range(NUM_WORKERS):
+        count = STATE / "num_workers"
+        for worker in range(int(count.read_text()) if count.exists() else NUM_WORKERS):
             (STATE / "workers" / str(worker)).mkdir(parents=True)
-    if state in ("SUSPENDING", "SUSPENDED"):
+    if state in ("SUSPENDING", "SUSPENDED", "FAILED", "DELETING"):
         end_workers()
     save({**resource, "states": later or [state]})
     return state
@@ -195,8 +236,13 @@ def ssh(command: str, given: dict[str, str]) -> None:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
     variables = (STATE / "worker.json").read_text()
+    unreachable = STATE / "unreachable"
+    away = unreachable.read_text().split() if unreachable.exists() else []
     running = []
     for home in chosen(command, given):
+        if home.name in away:
+            print("ssh: connect to host 10.0.0.1 port 22: Connection timed out", file=sys.stderr)
+            continue
         environment = json.loads(
             variables.replace("{worker}", home.name).replace("{port}", str(port))
         )
@@ -209,7 +255,7 @@ def ssh(command: str, given: dict[str, str]) -> None:
         shell = ["bash", "-c", given["--command"]]
         running.append(subprocess.Popen(shell, cwd=home, env=environment, stdin=subprocess.DEVNULL))
     statuses = [process.wait() for process in running]
-    sys.exit(next((status for status in statuses if status), 0))
+    sys.exit(next((status for status in statuses if status), 255 if away else 0))
 
 
 def scp(places: list[str], homes: list[pathlib.Path]) -> None:
@@ -225,14 +271,22 @@ def main() -> None:
         calls.write(json.dumps(arguments) + "\n")
     command, places, given = parse(arguments)
     name = places[-1].partition(":")[0]
+    refuse_as_told(command)
     if command == "queued-resources.create":
         create(command, name, given)
         return
     resource = named(command, name)
     if command == "queued-resources.describe":
-        if given.get("--format") != "value(state.state)":
-            refuse(command, "this stand-in knows --format='value(state.state)' alone")
-        print(look(resource))
+        if given.get("--format") == "value(state.failedData.error.message)":
+            print((STATE / "reason").read_text() if (STATE / "reason").exists() else "")
+        elif given.get("--format") == "value(state.state)":
+            print(look(command, resource))
+        else:
+            refuse(command, "this stand-in knows other values of --format alone")
+    elif command == "tpu-vm.describe":
+        if given.get("--format") != "value(state)":
+            refuse(command, "this stand-in knows --format='value(state)' alone")
+        print(look_at_node(command, name))
     elif command == "queued-resources.delete":
         if "--force" not in given and (STATE / "workers").exists():
             refuse(command, "FAILED_PRECONDITION: the resource has nodes; use --force")

@@ -5,9 +5,12 @@ import os
 import pathlib
 import subprocess
 import sys
+import time
 
 from tests.conftest import BASE_XLA_FLAGS, ROOT
+from tests.launch.gcloud import NUM_WORKERS
 
+PATIENCE = 60  # seconds; much more than any step here takes
 GCLOUD = ROOT / "tests" / "launch" / "gcloud.py"
 
 # An interpreter that has everything already: `-m venv` copies this stub, `-m pip` writes down what
@@ -33,15 +36,29 @@ exit 1
 """
 
 
+# Writes that it started, and ends when it is asked to.
+TRAIN = """
+import os, pathlib, sys, time
+workdir = pathlib.Path(sys.argv[-1].partition("=")[2])
+workdir.mkdir(exist_ok=True)
+with (workdir / f"starts{os.environ['JAX_PROCESS_ID']}").open("a") as starts:
+    starts.write(os.environ.get("GREETING", "none") + "\\n")
+print("a line of the log", flush=True)
+while not (workdir / "end").exists():
+    time.sleep(0.02)
+sys.exit(int((workdir / "end").read_text()))
+"""
+
+
 class Pod:
-    """A cloud with at most one slice of four workers, which are processes on this machine.
+    """A cloud with at most one slice of some workers, which are processes on this machine.
 
     Attributes:
         state: directory of the replacement; see gcloud.py.
         variables: environment of the script.
     """
 
-    def __init__(self, directory: pathlib.Path):
+    def __init__(self, directory: pathlib.Path, workers: int = 4):
         self.state = directory
         (directory / "buckets").mkdir(parents=True)
         programs = {"python3.11": PYTHON, "gcsfuse": GCSFUSE, "findmnt": FINDMNT}
@@ -49,7 +66,7 @@ class Pod:
         for name, text in programs.items():
             _write_program(directory / "bin" / name, text)
         _write_program(
-            directory / "here" / "gcloud", f'#!/bin/sh\nexec {sys.executable} {GCLOUD} "$@"\n'
+            directory / "here" / "gcloud", f'#!/bin/sh\nexec {sys.executable} -I -S {GCLOUD} "$@"\n'
         )
         self.variables = {
             **{name: os.environ[name] for name in ("HOME", "LANG", "TMPDIR") if name in os.environ},
@@ -58,16 +75,17 @@ class Pod:
         }
         # what the workers of a slice learn from its metadata server, and that their chips are CPUs
         # here
-        workers = {
+        variables = {
             "JAX_COORDINATOR_ADDRESS": "localhost:{port}",
-            "JAX_NUM_PROCESSES": "4",
+            "JAX_NUM_PROCESSES": str(workers),
             "JAX_PROCESS_ID": "{worker}",
             "JAX_PLATFORMS": "cpu",
             "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",  # four processes compile the same step
             "JAX_COMPILATION_CACHE_DIR": os.environ["JAX_COMPILATION_CACHE_DIR"],
             "XLA_FLAGS": BASE_XLA_FLAGS,
         }
-        (directory / "worker.json").write_text(json.dumps(workers))
+        (directory / "worker.json").write_text(json.dumps(variables))
+        (directory / "num_workers").write_text(str(workers))
 
     def command(self, *arguments: str, root: pathlib.Path = ROOT) -> list[str]:
         """Returns the command line of the script, with the name and the zone."""
@@ -113,3 +131,16 @@ def _write_program(path: pathlib.Path, text: str) -> None:
     path.parent.mkdir(exist_ok=True)
     path.write_text(text)
     path.chmod(0o755)
+
+
+def starts(tmp_path):
+    """Returns what each worker's program wrote at each of its starts."""
+    files = [tmp_path / "work" / f"starts{worker}" for worker in range(NUM_WORKERS)]
+    return [file.read_text().split() if file.exists() else [] for file in files]
+
+
+def wait_for(condition):
+    deadline = time.monotonic() + PATIENCE
+    while not condition():
+        assert time.monotonic() < deadline, f"waited {PATIENCE} s in vain"
+        time.sleep(0.01)

@@ -8,84 +8,16 @@ import json
 import os
 import shlex
 import shutil
-import signal
 import subprocess
-import time
 
 import pytest
 
 from tests.conftest import ROOT
 from tests.launch import gcloud
-from tests.launch.pod import Pod
+from tests.launch.pod import PATIENCE, TRAIN, starts, wait_for
 
 PROGRAM = ["--", "--config=configs/tiny.py:flamingo", "--workdir=gs://bucket/run"]
 TRAIN_TINY = "train --name=pod -- --config=configs/tiny.py"
-PATIENCE = 60  # seconds; much more than any step here takes
-
-# Writes that it started, and ends when it is asked to.
-TRAIN = """
-import os, pathlib, sys, time
-workdir = pathlib.Path(sys.argv[-1].partition("=")[2])
-workdir.mkdir(exist_ok=True)
-with (workdir / f"starts{os.environ['JAX_PROCESS_ID']}").open("a") as starts:
-    starts.write(os.environ.get("GREETING", "none") + "\\n")
-print("a line of the log", flush=True)
-while not (workdir / "end").exists():
-    time.sleep(0.02)
-sys.exit(int((workdir / "end").read_text()))
-"""
-
-
-@pytest.fixture
-def pod(tmp_path):
-    """A cloud without a slice yet."""
-    return Pod(tmp_path / "cloud")
-
-
-@pytest.fixture
-def clone(tmp_path):
-    """A miniature repository with the program TRAIN."""
-    root = tmp_path / "clone"
-    for name in ("tpu_pod.sh", "tpu_worker.sh", "environment.sh"):
-        (root / "launch").mkdir(parents=True, exist_ok=True)
-        shutil.copy(ROOT / "launch" / name, root / "launch")
-    files = {
-        "launch/requirements.lock": "# empty\n",
-        "setup.py": "",
-        ".gitignore": ".venv/\n__pycache__/\n*.secret\n",
-    }
-    files |= {
-        "flamingo_jax/__init__.py": "",
-        "flamingo_jax/train.py": TRAIN,
-        "configs/a.py": "",
-        "old file.txt": "old",
-    }
-    for name, text in files.items():
-        (root / name).parent.mkdir(exist_ok=True)
-        (root / name).write_text(text)
-    subprocess.run(["git", "init", "--quiet"], cwd=root, check=True)
-    return root
-
-
-@pytest.fixture
-def job(pod, clone, tmp_path):
-    """The options of `train` in the miniature repository; ends all jobs after the test."""
-    pod.run("create", "--accelerator_type=v4-32")
-    yield [f"--shared={tmp_path}", "--", "--config=configs/a.py", f"--workdir={tmp_path / 'work'}"]
-    pod.run("delete", "--quiet")
-
-
-def starts(tmp_path):
-    """Returns what each worker's program wrote at each of its starts."""
-    files = [tmp_path / "work" / f"starts{worker}" for worker in range(gcloud.NUM_WORKERS)]
-    return [file.read_text().split() if file.exists() else [] for file in files]
-
-
-def wait_for(condition):
-    deadline = time.monotonic() + PATIENCE
-    while not condition():
-        assert time.monotonic() < deadline, f"waited {PATIENCE} s in vain"
-        time.sleep(0.01)
 
 
 @pytest.mark.parametrize(
@@ -321,6 +253,7 @@ def test_train_ships_what_lies_here_and_outlives_the_script(pod, clone, job, tmp
     for home in pod.homes():
         shipped = {path.name for path in (home / "flamingo_jax").iterdir()}
         assert {"new file.txt", "setup.py", ".venv"} <= shipped
+        assert (home / "flamingo_jax" / "flamingo_jax" / "train.py").read_text() == TRAIN
         assert not {"old file.txt", "of mine.secret", ".git"} & shipped
         assert (home / "data" / "records" / "a").read_text() == "a record"
         assert len((home / "pip").read_text().splitlines()) == 3
@@ -336,59 +269,6 @@ def test_a_wrong_bucket_stops_before_anything_starts(pod, clone, job, tmp_path):
     )
     assert said.splitlines()[-1].startswith("error: not all workers of pod have started")
     assert starts(tmp_path) == [[], [], [], []]
-
-
-def watching(pod, clone, *options):
-    return subprocess.Popen(
-        pod.command("train", "--watch", *options, root=clone),
-        env=pod.variables,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
-
-
-def test_watch_asks_again_after_a_preemption(pod, clone, job, tmp_path):
-    with watching(pod, clone, "--accelerator_type=v4-32", "--spot", *job) as script:
-        wait_for(lambda: starts(tmp_path) == [["none"]] * 4)
-        resource = json.loads((pod.state / "resource.json").read_text())
-        (pod.state / "next").write_text(
-            json.dumps({**resource, "states": ["SUSPENDING", "SUSPENDED"]})
-        )
-        (pod.state / "next").rename(pod.state / "resource.json")
-        wait_for(lambda: starts(tmp_path) == [["none"] * 2] * 4)
-        (tmp_path / "work" / "end").write_text("0")
-        said = script.communicate(timeout=PATIENCE)[0]
-    assert script.returncode == 0
-    assert (
-        "pod is SUSPENDED; asking for it anew" in said
-        and "flamingo_jax.train has ended on all workers" in said
-    )
-    assert "--spot" in json.loads((pod.state / "resource.json").read_text())["flags"]
-
-
-def test_watch_starts_again_when_a_worker_is_killed(pod, clone, job, tmp_path):
-    with watching(pod, clone, *job) as script:
-        wait_for(lambda: starts(tmp_path) == [["none"]] * 4)
-        os.killpg(
-            int((pod.homes()[2] / "flamingo_pod" / "pid").read_text().split()[0]), signal.SIGKILL
-        )
-        wait_for(lambda: starts(tmp_path) == [["none"] * 2] * 4)
-        (tmp_path / "work" / "end").write_text("0")
-        said = script.communicate(timeout=PATIENCE)[0]
-    assert script.returncode == 0 and "the job is broken: worker 2: killed" in said
-
-
-def test_watch_gives_up_a_job_that_always_fails(pod, clone, job, tmp_path):
-    (tmp_path / "work").mkdir()
-    (tmp_path / "work" / "end").write_text("3")
-    said = pod.run("train", "--watch", *job, root=clone, status=1).stderr
-    assert said.splitlines()[-1].startswith(
-        "error: it failed 4 times in a row. Its log: launch/tpu_pod.sh logs"
-    )
-    assert "worker 0: ended 3;worker 1: ended 3;worker 2: ended 3;worker 3: ended 3" in said
-    assert starts(tmp_path) == [["none"] * 4] * 4
 
 
 def test_delete(pod):

@@ -1,0 +1,48 @@
+"""A cloud, a miniature repository, and a job that runs in both."""
+
+import shutil
+import subprocess
+
+import pytest
+
+from tests.conftest import ROOT
+from tests.launch.pod import TRAIN, Pod
+
+
+@pytest.fixture
+def pod(tmp_path):
+    """A cloud without a slice yet."""
+    return Pod(tmp_path / "cloud")
+
+
+@pytest.fixture
+def clone(tmp_path):
+    """A miniature repository with the program TRAIN."""
+    root = tmp_path / "clone"
+    for name in ("tpu_pod.sh", "tpu_worker.sh", "environment.sh"):
+        (root / "launch").mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT / "launch" / name, root / "launch")
+    files = {
+        "launch/requirements.lock": "# empty\n",
+        "setup.py": "",
+        ".gitignore": ".venv/\n__pycache__/\n*.secret\n",
+    }
+    files |= {
+        "flamingo_jax/__init__.py": "",
+        "flamingo_jax/train.py": TRAIN,
+        "configs/a.py": "",
+        "old file.txt": "old",
+    }
+    for name, text in files.items():
+        (root / name).parent.mkdir(exist_ok=True)
+        (root / name).write_text(text)
+    subprocess.run(["git", "init", "--quiet"], cwd=root, check=True)
+    return root
+
+
+@pytest.fixture
+def job(pod, clone, tmp_path):
+    """The options of `train` in the miniature repository; ends all jobs after the test."""
+    pod.run("create", "--accelerator_type=v4-32")
+    yield [f"--shared={tmp_path}", "--", "--config=configs/a.py", f"--workdir={tmp_path / 'work'}"]
+    pod.run("delete", "--quiet")
