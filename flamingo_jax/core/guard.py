@@ -63,7 +63,7 @@ class Guard:
         self._alive: dict[int, tuple[int, str, Activity]] = {}
         self._seen: dict[int, tuple[int, float]] = {}  # beat, and when it was new
         self._warned = 0.0
-        self._signals = 0
+        self._signals, self._store_is_gone = 0, False
         # What the gate guards: nobody passes a point while the processes agree.
         self._gate = threading.Lock()
         self._unsaved, self._asked, self._point = False, "", 0
@@ -78,6 +78,7 @@ class Guard:
             threads += [self._exchange]
             if self._peers.index > 0:
                 threads += [self._listen]
+                self._stack.enter_context(preemption.before_abort(self._on_abort))
         for run in threads:
             thread = threading.Thread(target=run, name=f"guard{run.__name__}", daemon=True)
             thread.start()
@@ -154,7 +155,7 @@ class Guard:
         with contextlib.suppress(OSError, ValueError):
             sys.stdout.flush()
         self._say(text)
-        if self._peers:
+        if self._peers and not self._store_is_gone:
             teller = threading.Thread(target=self._tell, args=(how, why), daemon=True)
             teller.start()
             teller.join(_TELL_SECONDS + (_LINGER_SECONDS if self._peers.index == 0 else 0))
@@ -252,7 +253,8 @@ class Guard:
             try:
                 here = self._watchdog.activity()
                 self._peers.say_alive(beat, here)
-                if self._peers.index == 0 or beat % 10 == 2 or here.seconds > here.limit / 2:
+                # process 0 watches all, the others want names and what a late one waits for
+                if self._peers.index == 0 or beat % 10 == 2 or here.seconds > here.limit / 4:
                     self._alive = self._peers.alive()
                 news = self._peers.news()
             except peers.LOST:
@@ -265,10 +267,17 @@ class Guard:
                 self._look_for_lost(news)
 
     def _listen(self) -> None:
-        """Ends this process before XLA does, with a page of text, when process 0 is killed."""
+        """Ends this process when process 0 is killed. XLA wants to abort it at the same moment."""
         assert self._peers
         self._peers.wait_for_end_of_store()
         if not self._stop.is_set():
+            self._on_abort()
+
+    def _on_abort(self) -> None:
+        """Ends this process with a line if process 0 is gone; else the process aborts."""
+        assert self._peers
+        if not self._peers.first_answers():
+            self._store_is_gone = True
             self._end_without(f"{self._name(0)} is gone: the connection to it is lost")
 
     def _follow(self, news: peers.News) -> None:

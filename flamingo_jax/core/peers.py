@@ -129,6 +129,15 @@ class Peers:
         except LOST:
             return
 
+    def first_answers(self) -> bool:
+        """Returns True if process 0 accepts a connection; asks the network, not the store."""
+        host, _, port = str(distributed.global_state.coordinator_address).rpartition(":")
+        try:
+            socket.create_connection((host.strip("[]"), int(port)), timeout=2.0).close()
+        except (OSError, ValueError):
+            return False
+        return True
+
     def stop_waiting(self) -> None:
         """Lets `wait_for_end_of_store` return in this process."""
         self._store.key_value_set(f"{_STOPPED}{self.index}", "", allow_overwrite=True)

@@ -10,6 +10,7 @@ and a thread reads it there.
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import os
 import signal
 import threading
@@ -58,3 +59,24 @@ def receiving(handle: Callable[[signal.Signals], None]) -> Iterator[None]:
         os.close(write)  # ends the thread
         thread.join()
         os.close(read)
+
+
+@contextlib.contextmanager
+def before_abort(do: Callable[[], None]) -> Iterator[None]:
+    """Calls `do` in a thread that aborts the process, such as one of XLA; then the process aborts.
+
+    Python's own handlers are of no use there: they would run later, in the main thread.
+    """
+    handler = ctypes.CFUNCTYPE(None, ctypes.c_int)(lambda number: do())
+    try:
+        set_handler = ctypes.CDLL(None).signal
+    except (OSError, AttributeError, TypeError):  # not Linux or macOS
+        yield
+        return
+    set_handler.restype = ctypes.c_void_p
+    set_handler.argtypes = (ctypes.c_int, ctypes.c_void_p)
+    before = set_handler(signal.SIGABRT, ctypes.cast(handler, ctypes.c_void_p))
+    try:
+        yield
+    finally:
+        set_handler(signal.SIGABRT, before)

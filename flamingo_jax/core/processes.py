@@ -29,7 +29,7 @@ from jax.experimental import multihost_utils
 
 from flamingo_jax.core import devices, exit_status
 from flamingo_jax.core.guard import Guard
-from flamingo_jax.core.peers import FAILED, LOST, TOGETHER, Peers
+from flamingo_jax.core.peers import FAILED, TOGETHER, Peers
 from flamingo_jax.core.phases import Phase
 from flamingo_jax.core.preemption import EndedAsAsked
 
@@ -153,7 +153,10 @@ class Cluster:
             text = why = f"ended with {error.code}" if isinstance(error.code, int) else error.code
         else:
             text = "".join(traceback.format_exception(error))
-        if isinstance(error, LOST) and (lost := self.guard.wait_for_a_reason()):
+        # What comes from a library may come from a process that failed: the collectives of CPUs
+        # raise ValueError, orbax gives up waiting.
+        is_own = isinstance(error, (*self._expected, SystemExit)) and error.__cause__ is None
+        if not is_own and (lost := self.guard.wait_for_a_reason()):
             status = exit_status.STUCK
             text = (
                 f"ends because {lost} gives no sign of life: it is killed or stopped, or its "

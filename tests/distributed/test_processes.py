@@ -1,17 +1,20 @@
-"""Two processes on one machine: one that fails ends the other.
+"""Two processes on one machine: one that fails, sticks or is asked to end ends the other.
 
 Two processes train and evaluate a Flamingo as one does.
 """
 
 import json
 import os
+import re
+import signal
 
 import numpy as np
 import pytest
 
+from flamingo_jax.core import exit_status
 from flamingo_jax.training import logs
 from tests.conftest import BASE_XLA_FLAGS
-from tests.distributed.processes import finish, run_processes, start_processes
+from tests.distributed.processes import PATIENCE, finish, run_processes, start_processes
 from tests.training import small
 
 FAILING = """
@@ -36,14 +39,14 @@ with Cluster(expected=(LookupError,)) as cluster:
 @pytest.mark.parametrize(("kind", "lines"), [("expected", 1), ("bug", None)])
 def test_a_process_that_fails_ends_the_others(kind, lines):
     first, second = finish(start_processes(["-c", FAILING, kind], count=2))
-    assert first[0] != 0 and second[0] == 1
+    assert (first[0], second[0]) == (exit_status.STUCK, exit_status.ERROR)
+    reason = "LookupError: no such thing" if kind == "expected" else "ZeroDivisionError: a bug"
+    (followed,) = [line for line in first[2].splitlines() if line.startswith("[process 0 of 2] ")]
+    assert re.search(rf"ends because process 1 \(\S+\) failed: {reason}\. This one is", followed)
     assert "joined 2, 2" in first[1] and "not reached" not in first[1] + second[1]
-    said = second[2].splitlines()
-    marked = [line for line in said if line.startswith("[process 1 of 2] ")]
+    marked = said(second)
     assert marked and (lines is None or len(marked) == lines)
-    assert marked[-1].endswith(
-        "LookupError: no such thing" if kind == "expected" else "ZeroDivisionError: a bug"
-    )
+    assert marked[-1].endswith(reason)
     assert ("Traceback" in "".join(marked)) == (kind == "bug")
 
 
@@ -51,6 +54,96 @@ def test_processes_that_end_well_end_together():
     first, second = run_processes(["-c", FAILING, "nothing"], count=2)
     assert first.splitlines()[-1] == "not reached by a job that failed"
     assert "joined" not in second
+
+
+def going_on(what):
+    """Starts tests/distributed/guarded.py; returns its processes when they go on."""
+    started = start_processes(["-m", "tests.distributed.guarded", what], count=2)
+    try:
+        for process in started:
+            lines = iter(process.stdout.readline, "")
+            assert "goes on\n" in lines, process.communicate()  # the libraries write lines, too
+    except BaseException:
+        for process in started:
+            process.kill()
+            process.communicate()
+        raise
+    return started
+
+
+def disturbed(what, *disturb):
+    """Starts the program, and sends it signals when it goes on.
+
+    Args:
+        what: argument of the program.
+        disturb: (process, signal), one after the other.
+
+    Returns:
+        (status, stdout from then on, stderr) of each process.
+    """
+    started = going_on(what)
+    for index, number in disturb:
+        started[index].send_signal(number)
+    return finish(started)
+
+
+def said(process):
+    """Returns the lines on stderr of a process that has ended, without those of libraries."""
+    return [line for line in process[2].splitlines() if line.startswith("[process ")]
+
+
+def test_a_signal_to_one_process_ends_all_after_the_same_update():
+    first, second = disturbed("saves", (1, signal.SIGTERM))
+    assert first[0] == second[0] == exit_status.ENDED_AS_ASKED
+    assert first[1] == second[1] and first[1].startswith("ended at step ")
+    step = first[1].split()[-1]
+    assert said(first) == [
+        f"[process 0 of 2] Asked to end by SIGTERM to process 1: saved step {step}; the same "
+        "command goes on."
+    ]
+    assert ["saves its state after this update" in line for line in said(second)] == [True]
+
+
+def test_a_program_that_saves_nothing_is_interrupted_in_all_processes():
+    first, second = disturbed("evaluates", (0, signal.SIGINT))
+    assert (first[0], second[0]) == (130, exit_status.STUCK)
+    assert said(first) == ["[process 0 of 2] Interrupted."]
+    assert "ends because process 0" in said(second)[0] and "SIGINT ended it" in said(second)[0]
+
+
+def test_the_others_notice_that_the_first_process_was_killed():
+    """It serves the key-value store. XLA may write its page of text first."""
+    first, second = disturbed("saves", (0, signal.SIGKILL))
+    assert (first[0], second[0]) == (-signal.SIGKILL, exit_status.STUCK)
+    assert ["ends because process 0" in line for line in said(second)] == [True]
+
+
+def test_a_process_that_is_stuck_is_named_by_all():
+    first, second = disturbed("stuck")
+    assert first[0] == second[0] == exit_status.STUCK
+    (line,) = said(second)
+    assert re.search(r"process 1 \(.*\) is stuck at step 20, reading the next batch for ", line)
+    assert "process 0 (" in line and "is at step 20, in the update for" in line
+    assert "tests/distributed/guarded.py" in second[2]  # the stacks
+    (line,) = said(first)
+    assert re.search(r"because process 1 \(.*\) failed: stuck at step 20, reading the next", line)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("index", [0, 1])
+def test_the_other_process_ends_when_one_is_stopped(index):
+    """The program waits 10 s where others wait 80 s."""
+    started = going_on("stopped")
+    started[index].send_signal(signal.SIGSTOP)
+    try:
+        other = started[1 - index]
+        _, errors = other.communicate(timeout=PATIENCE)
+        assert other.returncode == exit_status.STUCK
+        assert f"ends because process {index} " in errors
+    finally:
+        started[index].send_signal(signal.SIGCONT)
+    started[index].communicate(timeout=PATIENCE)
+    assert started[index].returncode in (exit_status.STUCK, -signal.SIGABRT)
 
 
 @pytest.mark.slow
