@@ -4,7 +4,7 @@
     DIR/tokenizer.model  SentencePiece; or Hugging Face's tokenizer.json with the files next to it;
                          absent for a model without text
     DIR/model.json       kind, config, new_tokens, preprocessing, content_hash, step, parameters,
-                         manifest, created_by
+                         manifest, created_by, run
     DIR/manifest.json    size and hash of each file, by which it is checked when it is opened
 
 An export appears as a whole: it is written under another name and renamed. On gs://, where a
@@ -88,6 +88,7 @@ def export(
     preprocessing: Mapping[str, Any],
     step: int,
     markers: Markers | None = None,
+    run: Mapping[str, Any] | None = None,
 ) -> Path:
     """Writes a model directory, or replaces it; all processes of a cluster call it together.
 
@@ -102,6 +103,7 @@ def export(
             "pad"), "background": what is behind transparent pixels (absent: "mean")}.
         step: number of updates.
         markers: the tokens around texts and images; None = those stored with the tokenizer.
+        run: names the training run that made the weights.
 
     Returns:
         `directory`.
@@ -170,6 +172,7 @@ def export(
             "parameters": trees.count(params),
             "manifest": manifest.NAME,
             "created_by": f"flamingo_jax {__version__}",
+            **({} if run is None else {"run": dict(run)}),
         }
         content = paths.json_text(place / CARD, card).encode()
         entries = manifest.entries(place, manifest.files(place))

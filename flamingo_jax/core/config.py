@@ -117,10 +117,22 @@ def _editable(hint: Any, value: Any) -> Any:
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     """Returns the differences of two config dicts, as lines "optimizer.decay: 0.1 -> 0.2"."""
-    before, after = dict(leaves(old, "")), dict(leaves(new, ""))
+    before, after = dict(leaves(old)), dict(leaves(new))
     paths = dict.fromkeys([*before, *after])  # the order of the fields
     pairs = [(path, before.get(path, _ABSENT), after.get(path, _ABSENT)) for path in paths]
     return [f"{path}: {_show(a)} -> {_show(b)}" for path, a, b in pairs if a != b]
+
+
+def leaves(data: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yields (dotted path, value) of nested dicts.
+
+    A list is one value, and equals the tuple of its items.
+    """
+    if isinstance(data, Mapping) and (data or not prefix):
+        for name, value in data.items():
+            yield from leaves(value, f"{prefix}.{name}" if prefix else str(name))
+    else:
+        yield prefix, _lists(data)
 
 
 def _dataclass(cls: Any, data: Any, where: str) -> Any:
@@ -263,15 +275,6 @@ def _plain(value: Any, where: str) -> Any:
     raise ConfigError(
         f"{_got(where, value)}; a config holds bool, int, float, str, None and containers of them."
     )
-
-
-def leaves(data: Any, prefix: str) -> Iterator[tuple[str, Any]]:
-    """Yields (dotted path, value). A list is one value, and equals the tuple of its items."""
-    if isinstance(data, Mapping) and (data or not prefix):
-        for name, value in data.items():
-            yield from leaves(value, f"{prefix}.{name}" if prefix else str(name))
-    else:
-        yield prefix, _lists(data)
 
 
 def _lists(value: Any) -> Any:

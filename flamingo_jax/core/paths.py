@@ -20,6 +20,7 @@ import uuid
 from collections.abc import Callable, Iterator
 from typing import Any, BinaryIO, cast
 
+import fsspec
 from etils import epath
 
 from flamingo_jax.core.finite import NonFiniteError
@@ -134,6 +135,32 @@ def append(path: PathLike, data: bytes) -> bytes:
         os.close(file)
 
 
+def create(path: PathLike, text: str) -> bool:
+    """Writes a new file, or returns False if there is one: of several writers one succeeds.
+
+    On a file system: O_EXCL, which NFS 3 and later have too. On gs:// and s3:// (gcsfs, s3fs): one
+    request, on the condition that there is no object.
+
+    Raises:
+        PathError: if the file cannot be written.
+    """
+    target, data = epath.Path(path), to_utf8(text)
+    try:
+        if not is_local(target):
+            system, name = fsspec.core.url_to_fs(str(target))
+            system.pipe_file(name, data, mode="create")
+        else:
+            with open(target, "xb") as file:
+                file.write(data)
+    except FileExistsError:
+        return False
+    except OSError as error:
+        raise PathError(
+            f"Cannot write {target}: {_reason(error)}. Give a writable place with room."
+        ) from error
+    return True
+
+
 def read_json(path: PathLike) -> Any:
     """Returns the content of a JSON file.
 
@@ -234,20 +261,21 @@ def json_text(path: PathLike, value: Any) -> str:
 
 
 @contextlib.contextmanager
-def only_writer(directory: PathLike) -> Iterator[None]:
+def only_writer(directory: PathLike) -> Iterator[bool]:
     """Holds a directory, so that a second run cannot write into it at the same time.
 
     The lock ends with the process, however it ends. It is a lock of the operating system on the
-    directory itself; on an object store, and on a file system without locks, there is none.
+    directory itself. On an object store, and on a file system without locks, there is none: then it
+    yields False.
 
     Raises:
         PathError: if another run holds it, or it cannot be made.
     """
     place = make_directory(directory)
     if not is_local(place):
-        yield
+        yield False
         return
-    handle = os.open(place, os.O_RDONLY)
+    handle, locked = os.open(place, os.O_RDONLY), True
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
@@ -256,9 +284,9 @@ def only_writer(directory: PathLike) -> Iterator[None]:
             f"Another run writes to {place} now. Wait until it ends, or give another directory."
         ) from error
     except OSError:  # no locks here, as on some network file systems
-        pass
+        locked = False
     try:
-        yield
+        yield locked
     finally:
         os.close(handle)
 

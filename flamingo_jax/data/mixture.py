@@ -15,7 +15,7 @@ import os
 import sys
 import zlib
 from collections.abc import Callable, Iterator, Mapping
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import grain
 import numpy as np
@@ -126,6 +126,14 @@ class Mixture:
         """Number of records of each dataset."""
         return {name: len(dataset.examples) for name, dataset in self._datasets.items()}
 
+    def fingerprints(self) -> dict[str, dict[str, Any]]:
+        """Returns the fingerprint of each dataset's files; see `data.fingerprints`.
+
+        Raises:
+            PathError: a file cannot be read.
+        """
+        return {name: dataset.fingerprint() for name, dataset in self._datasets.items()}
+
     def batch(self, name: str, t: int) -> Batch[np.ndarray]:
         """Returns this process's rows of batch `t` of dataset `name`, in numpy arrays."""
         return self._datasets[name].batch(t)
@@ -221,6 +229,9 @@ class _Dataset:
         )
         check(batch, num_shards=self._num_shards, where=where)
         return batch
+
+    def fingerprint(self) -> dict[str, Any]:
+        return self._source.fingerprint()
 
     def record(self, position: int) -> Record:
         draw = self._maker.window if self._config.kind == "text" else self._maker.draw

@@ -13,7 +13,7 @@ import contextlib
 import resource
 import threading
 from collections.abc import Callable, Sequence
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 from google.protobuf.json_format import ParseError
@@ -21,7 +21,9 @@ from google.protobuf.message import DecodeError
 
 from flamingo_jax.core.config import ConfigError
 from flamingo_jax.core.paths import Path, PathError, PathLike
+from flamingo_jax.data import fingerprints
 from flamingo_jax.data.config import Background, ImageFit
+from flamingo_jax.data.fingerprints import Piece
 from flamingo_jax.data.images import read
 from flamingo_jax.data.rejected import BrokenDataset
 from flamingo_jax.data.schema import CorruptRecord, Record, from_example, kind_of
@@ -76,9 +78,14 @@ class Source:
             raise ConfigError(
                 f"Cannot read split {split!r} of {path}: {error} It has {splits}."
             ) from error
+        self._path = path
         pieces = builder.info.splits[split].file_instructions
         self._files = [Path(piece.filename).name for piece in pieces]
-        self._ends = np.cumsum([piece.examples_in_shard for piece in pieces])
+        self._pieces = [
+            Piece(name, piece.skip, piece.take)
+            for name, piece in zip(self._files, pieces, strict=True)
+        ]
+        self._ends = np.cumsum([shard.count for shard in self._pieces])
         # One listing, because asking a bucket for each file is slow.
         present = {file.name for file in Path(path).iterdir()}
         if missing := [name for name in self._files if name not in present]:
@@ -92,6 +99,14 @@ class Source:
 
     def __len__(self) -> int:
         return len(self._records)
+
+    def fingerprint(self) -> dict[str, Any]:
+        """Returns what `fingerprints.of_dataset` finds in the files of the split.
+
+        Raises:
+            PathError: a file cannot be read.
+        """
+        return fingerprints.of_dataset(self._path, self._pieces)
 
     def __getitem__(self, index: int) -> Record:
         """Reads one record.

@@ -8,25 +8,18 @@ from typing import Any, NamedTuple
 
 import jax
 
-from flamingo_jax.checkpoint.store import MAY_DIFFER, Store, read_item
+from flamingo_jax.checkpoint.store import Store, read_item
 from flamingo_jax.core import config as config_lib
 from flamingo_jax.core import paths
 from flamingo_jax.core.notation import Array
 from flamingo_jax.tokenizers.base import Tokenizer
 from flamingo_jax.tokenizers.load import load_tokenizer
-from flamingo_jax.training import deviations, towers, unreported
+from flamingo_jax.training import deviations, run_record, towers, unreported
 from flamingo_jax.training.batches import positions_at
 from flamingo_jax.training.config import TrainConfig
 from flamingo_jax.training.state import StateLayout, TrainState
 
-# Fields that do not change what is computed, in addition to the store's: what is measured, and how
-# the loader works.
-_MAY_DIFFER = (
-    *MAY_DIFFER,
-    r"(until|evaluate)(\..*)?",
-    r"data\.(num_threads|prefetch|max_corrupt)",
-    r"data\.datasets\.[^.]+\.pool",
-)
+Report = Callable[[str], None]
 
 
 def tokenizer_of(config: TrainConfig) -> Tokenizer:
@@ -59,31 +52,33 @@ def check(config: TrainConfig, tokenizer: Tokenizer, probes: Collection[str]) ->
         )
 
 
-def record_of(config: TrainConfig) -> dict[str, Any]:
-    """Returns what checkpoints store of the config: all fields, and where frozen towers are from.
-
-    Raises:
-        CheckpointError: if a tower's export is missing, or is of another kind.
-        ConfigError: if a tower is not given, or was made with another model config or tokenizer.
-    """
-    return {**config_lib.to_dict(config), "frozen": towers.frozen_records(config)}
-
-
 def open_store(
-    config: TrainConfig, record: dict[str, Any], workdir: paths.Path, report: Callable[[str], None]
+    config: TrainConfig, record: dict[str, Any], workdir: paths.Path, report: Report
 ) -> Store:
     """Opens the run's checkpoints.
 
     Raises:
-        CheckpointError: if the newest checkpoint was made with another config.
+        CheckpointError: if the newest checkpoint was made with another config or other data.
     """
-    may_differ = (*_MAY_DIFFER, *deviations.patterns(config))
+    reported = False
+
+    def completed(theirs: dict[str, Any]) -> dict[str, Any]:
+        nonlocal reported
+        run_record.refuse_other_data(theirs, record, f"the checkpoints in {workdir} were")
+        if not run_record.has_fingerprints(theirs) and not reported:
+            reported = True
+            report(
+                f"The checkpoints in {workdir} are of an older version, which stored no "
+                "fingerprints of records and tokenizer: nothing shows whether these are the same."
+            )
+        return run_record.completed(theirs, record)
+
     return Store(
         workdir,
         record,
         keep=config.hooks.keep,
-        may_differ=may_differ,
-        completed=_completed,
+        may_differ=(*run_record.MAY_DIFFER, *deviations.patterns(config)),
+        completed=completed,
         advice=deviations.advice,
         on_damage=config.hooks.on_damage,
         report=report,
@@ -100,25 +95,12 @@ def add_deviations(
     """
     if (step := store.latest_step()) is None:
         return []
-    theirs, uses = _completed(read_item(workdir, step, "config")), positions_at(config, step)
+    theirs = run_record.completed(read_item(workdir, step, "config"), record)
+    uses = positions_at(config, step)
     found = deviations.of(config, theirs, record, step=step, uses=uses)
     if found:
         store.add_to_config({"deviations": found})
     return found
-
-
-def _completed(record: dict[str, Any]) -> dict[str, Any]:
-    """Adds the fields that came after a record was written, at their defaults.
-
-    The defaults change nothing of what an older version computed.
-    """
-    others = {name: record[name] for name in ("frozen", "deviations") if name in record}
-    fields = {name: record[name] for name in record if name not in others}
-    try:
-        config = config_lib.from_dict(TrainConfig, fields)
-    except config_lib.ConfigError:  # it has fields that are gone: the store reports them
-        return record
-    return config_lib.to_dict(config) | others
 
 
 class Start(NamedTuple):

@@ -1,7 +1,8 @@
 """Trains a stage, from its config to its export.
 
-    config --> mesh, tokenizer, checks --> Store --> Mixture --> Run: shapes, shardings, functions
-           --> state: restored or made --> batches --> loop --> export
+    config --> mesh, tokenizer, checks --> Mixture --> one run: record, processes, workdir --> Store
+           --> Run: shapes, shardings, functions --> state: restored or made --> batches --> loop
+           --> export
 
 `train` does these in order; `Run` is what they share.
 """
@@ -15,12 +16,10 @@ from collections.abc import Callable, Mapping, Sequence
 import jax
 from jax.sharding import Mesh
 
-from flamingo_jax.checkpoint import card as card_lib
-from flamingo_jax.checkpoint import export as export_lib
 from flamingo_jax.checkpoint.arrays import CheckpointError
 from flamingo_jax.checkpoint.store import Store, steps
+from flamingo_jax.core import agreement, paths, trees
 from flamingo_jax.core import config as config_lib
-from flamingo_jax.core import paths, trees
 from flamingo_jax.core.finite import NonFiniteError
 from flamingo_jax.core.guard import Guard
 from flamingo_jax.core.notation import Array
@@ -31,7 +30,17 @@ from flamingo_jax.models import api, encoders
 from flamingo_jax.models.config import required
 from flamingo_jax.sharding import mesh as mesh_lib
 from flamingo_jax.tokenizers.base import Tokenizer
-from flamingo_jax.training import callbacks, deviations, loop, not_finite, resume, towers
+from flamingo_jax.training import (
+    callbacks,
+    deviations,
+    loop,
+    not_finite,
+    resume,
+    run_export,
+    run_id,
+    run_record,
+    towers,
+)
 from flamingo_jax.training import logs as logs_lib
 from flamingo_jax.training import objective as objective_lib
 from flamingo_jax.training import optimizer as optimizer_lib
@@ -44,6 +53,7 @@ from flamingo_jax.training.batches import (
 )
 from flamingo_jax.training.config import TrainConfig
 from flamingo_jax.training.objective import Objective
+from flamingo_jax.training.run_id import RunId
 from flamingo_jax.training.step import Step, make_step
 
 Report = Callable[[str], None]
@@ -57,6 +67,7 @@ EXPECTED_ERRORS = (
     BrokenDataset,
     NonFiniteError,
     callbacks.ProbeNotReached,
+    agreement.AgreementError,
 )
 
 
@@ -113,8 +124,11 @@ def train(
         PathError: if the workdir cannot be written. This and the next are raised before anything is
             compiled.
         ConfigError: if the config does not fit its towers, or if its probe is unknown.
-        CheckpointError: if a tower or checkpoint is missing or of another config (raised before
-            anything is compiled), or damaged (raised when it is read).
+        CheckpointError: if a tower, checkpoint or export is missing or of another run (raised
+            before anything is compiled), or damaged (raised when it is read).
+        AgreementError: if the processes were given different things.
+        WorkdirTaken: if another run took the workdir over, or if it is not one directory for all
+            processes.
         BrokenDataset: if too many records are corrupt.
         NonFiniteError: if a loss or gradient is not finite.
         ProbeNotReached: if all steps are done and `config.until` is not reached.
@@ -129,15 +143,10 @@ def train(
     config = config.resolved(tokenizer.vocab_size)
     probes = probes or {}
     resume.check(config, tokenizer, probes)
-    record = resume.record_of(config)
     if not steps(workdir):
         towers.check_start(config)
 
-    with contextlib.ExitStack() as stack:
-        if jax.process_index() == 0:
-            stack.enter_context(paths.only_writer(workdir))
-        store = stack.enter_context(resume.open_store(config, record, workdir, report))
-        changed = resume.add_deviations(config, record, store, workdir)
+    with run_id.lock(workdir) as locked, contextlib.ExitStack() as stack:
         shards, reader = mesh_lib.num_batch_shards(mesh), mesh_lib.reader(mesh)
         mixture = Mixture(
             config.data,
@@ -147,6 +156,15 @@ def train(
             process_count=reader.count,
             num_shards=shards,
         )
+
+        # One run: its processes agree, and the workdir is its own.
+        record = run_record.of(config, mixture, workdir)
+        agreement.check(run_record.shared(record))
+        run_export.check(config, record, workdir, report)
+        claim = run_id.claim(workdir, record, locked=locked)
+        with claim.given_back_after_an_error():
+            store = stack.enter_context(resume.open_store(config, record, workdir, report))
+            changed = resume.add_deviations(config, record, store, workdir)
 
         # Shapes, shardings and functions to compile: no array exists yet.
         run = compile(config, mesh)
@@ -178,7 +196,7 @@ def train(
         stream = batches(
             config, mixture, mesh, positions, start, local_shards=shards // reader.count
         )
-        save = _save(run, store, log)
+        save = _save(run, store, claim, log)
         hooks = [
             save,
             callbacks.every(
@@ -194,6 +212,7 @@ def train(
             hooks.append(evaluate)
             if start and not any(name.startswith(callbacks.EVALUATION) for name in log.logged):
                 at_start.append(evaluate)
+        claim.check()
         ended = loop.run(
             run.step,
             state,
@@ -217,12 +236,22 @@ def train(
                 ended.step, ended.state, is_last=True, unreported=ended.unreported
             )
             save(at_end)
-    if ended.asked:
-        raise guard.ended_as_asked(ended.step)
-    guard.is_saved(f"step {ended.step}, the last one, is saved, and only the export is left")
-    guard.at(Phase.EXPORTING, ended.step)
-    _check_probe(config, ended, workdir)
-    _export(run, workdir, ended, report)
+        stack.close()  # the last save is complete, and the logs are written
+        if ended.asked:
+            raise guard.ended_as_asked(ended.step)
+        guard.is_saved(f"step {ended.step}, the last one, is saved, and only the export is left")
+        guard.at(Phase.EXPORTING, ended.step)
+        _check_probe(config, ended, workdir)
+        run_export.write(
+            config,
+            run.layout,
+            ended.state,
+            ended.step,
+            claim=claim,
+            record={**record, "deviations": changed},
+            was_trained=ended.step > start,
+            report=report,
+        )
     return ended.state
 
 
@@ -296,14 +325,19 @@ def _describe(run: Run, state: state_lib.TrainState[Array], mixture: Mixture, st
     )
 
 
-def _save(run: Run, store: Store, log: logs_lib.Logs) -> callbacks.Hook:
+def _save(run: Run, store: Store, claim: RunId, log: logs_lib.Logs) -> callbacks.Hook:
     save = callbacks.save(
         store,
         lambda step: positions_at(run.config, step),
         check=not_finite.refuse_weights(mesh_lib.replicated(run.mesh)),
         flush=log.flush,
     )
-    return callbacks.every(run.config.hooks.save_every, save, at_end=True)
+
+    def of_this_run(moment: callbacks.Moment) -> None:
+        claim.check()
+        save(moment)
+
+    return callbacks.every(run.config.hooks.save_every, of_this_run, at_end=True)
 
 
 def _check_updates(
@@ -350,24 +384,3 @@ def _check_probe(config: TrainConfig, ended: loop.Ended, workdir: paths.Path) ->
             "a larger --config.steps, or export all the same with --config.until.required=False; "
             f"see {workdir}/metrics.jsonl."
         )
-
-
-def _export(run: Run, workdir: paths.Path, ended: loop.Ended, report: Report) -> None:
-    """Writes WORKDIR/export, unless it is of this step; frozen towers as in their own exports."""
-    target, config = workdir / "export", run.config
-    written = card_lib.whole(target, report=report)
-    if written is not None and written["step"] == ended.step:
-        report(f"{target} is of step {ended.step} already.")
-        return
-    stored = run.layout.stored_frozen
-    frozen = towers.load(config, stored) if stored else {}
-    export_lib.export(
-        target,
-        trees.merge(ended.state.trainable, frozen),
-        kind=config.stage,
-        config=config_lib.to_dict(config.model),
-        tokenizer=config.data.tokenizer,
-        preprocessing=config.data.preprocessing,
-        step=ended.step,
-    )
-    report(f"Exported step {ended.step} to {target}.")

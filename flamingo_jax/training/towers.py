@@ -132,6 +132,21 @@ def check_start(config: TrainConfig) -> None:
     _check_files("config.initial", config.initial)
 
 
+def start_records(config: TrainConfig) -> dict[str, str]:
+    """Returns the hashes of the exports that the trained weights start with.
+
+    The keys are names of trained towers, and "initial".
+
+    Raises:
+        CheckpointError: if an export is missing, or is of another kind.
+        ConfigError: if it was made with another model config or tokenizer.
+    """
+    exports = {name: path for name, (path, _) in _sources(config, trained=True).items()}
+    if config.initial is not None:
+        exports["initial"] = config.initial
+    return {name: card_lib.read_card(path)[1]["content_hash"] for name, path in exports.items()}
+
+
 def start(config: TrainConfig, trainable: trees.Params) -> dict[str, dict[str, Any]]:
     """Returns the trained weights that a new run starts with.
 

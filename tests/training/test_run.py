@@ -72,6 +72,7 @@ def test_a_run_leaves_checkpoints_metrics_config_and_an_export(done, config):
         "export",
         "config.json",
         "metrics.jsonl",
+        "run.json",
     }
     assert [row["step"] for row in logs.read(workdir / "metrics.jsonl")] == [1, 2, 3, 4, 5, 6]
     resolved = json.loads((workdir / "config.json").read_text())

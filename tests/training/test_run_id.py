@@ -1,0 +1,109 @@
+"""WORKDIR/run.json: who has a workdir, and who had it before."""
+
+import json
+
+import fsspec
+import pytest
+from etils import epath
+from fsspec.implementations.memory import MemoryFileSystem
+
+from flamingo_jax.core import paths
+from flamingo_jax.training import run_id
+
+RECORD = {"seed": 0}
+
+
+@pytest.fixture
+def workdir(tmp_path):
+    return epath.Path(tmp_path)
+
+
+def in_file(workdir):
+    return json.loads((workdir / "run.json").read_text())
+
+
+def test_the_file_names_the_run(workdir):
+    run = run_id.claim(workdir, RECORD, locked=True)
+    found = in_file(workdir)
+    assert set(found) == {"id", "host", "pid", "process", "started", "config"}
+    assert found["id"] == run.id and found["config"] == run_id.hash_of(RECORD)
+    run.check()
+
+
+def test_a_later_start_takes_over_and_the_earlier_run_ends_in_one_line(workdir):
+    first = run_id.claim(workdir, RECORD, locked=True)
+    second = run_id.claim(workdir, {"seed": 5}, locked=True)
+    second.check()
+    theirs = in_file(workdir)
+    with pytest.raises(run_id.WorkdirTaken) as caught:
+        first.check()
+    (line,) = str(caught.value).splitlines()
+    assert f"{workdir} belongs to another run now: process {theirs['pid']} on " in line
+    assert f"{theirs['host']}, started {theirs['started']}, took it over" in line
+    assert "ends without saving" in line
+
+
+def test_a_start_without_a_lock_waits_until_the_run_before_has_checked(workdir, monkeypatch):
+    waits = []
+    monkeypatch.setattr(run_id.time, "sleep", waits.append)
+    run_id.claim(workdir, RECORD, locked=False)
+    assert not waits  # there was no run before
+    run_id.claim(workdir, RECORD, locked=True)
+    assert not waits
+    run_id.claim(workdir, RECORD, locked=False)
+    assert waits == [run_id._SETTLE_SECONDS]
+
+
+def test_a_start_that_may_not_use_the_workdir_gives_it_back(workdir):
+    first = run_id.claim(workdir, RECORD, locked=True)
+    second = run_id.claim(workdir, {"seed": 5}, locked=True)
+    with pytest.raises(LookupError), second.given_back_after_an_error():
+        raise LookupError
+    first.check()
+    with second.given_back_after_an_error():
+        pass
+    first.check()
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", '{"id": 3}', "\0\0"])
+def test_a_file_that_is_damaged_or_gone_ends_no_run(workdir, content):
+    run = run_id.claim(workdir, RECORD, locked=True)
+    (workdir / "run.json").write_text(content)
+    run.check()
+    run_id.claim(workdir, RECORD, locked=True).check()
+    (workdir / "run.json").unlink()
+    run.check()
+
+
+def test_a_workdir_that_cannot_be_written_is_named(workdir, monkeypatch):
+    monkeypatch.setattr(run_id.time, "sleep", lambda seconds: None)
+    (workdir / "run.json").mkdir()
+    with pytest.raises(paths.PathError, match=r"run\.json"):
+        run_id.claim(workdir, RECORD, locked=True)
+
+
+def test_of_two_writers_one_creates_a_file(workdir):
+    assert paths.create(workdir / "a", "first")
+    assert not paths.create(workdir / "a", "second")
+    assert (workdir / "a").read_text() == "first"
+    with pytest.raises(paths.PathError, match="Cannot write .*nowhere/a"):
+        paths.create(workdir / "nowhere" / "a", "")
+
+
+class Bucket(MemoryFileSystem):
+    """An object store in memory. It records how objects are written."""
+
+    modes: list[str] = []
+
+    def pipe_file(self, path, value, mode="overwrite", **kwargs):
+        self.modes.append(mode)
+        super().pipe_file(path, value, mode=mode, **kwargs)
+
+
+def test_a_bucket_creates_an_object_on_the_condition_that_there_is_none(monkeypatch):
+    bucket = Bucket()
+    monkeypatch.setattr(fsspec.core, "url_to_fs", lambda url: (bucket, url.replace("gs:/", "")))
+    assert paths.create("gs://bucket/run.json", "first")
+    assert not paths.create("gs://bucket/run.json", "second")
+    assert bucket.modes == ["create", "create"]
+    assert bucket.cat_file("/bucket/run.json") == b"first"
