@@ -11,6 +11,8 @@ first one writes the log.
 
 from __future__ import annotations
 
+import functools
+
 from absl import flags
 
 from flamingo_jax import cli
@@ -39,7 +41,7 @@ def main(_: list[str], cluster: Cluster) -> None:
         cli.read_config(TrainConfig),
         _WORKDIR.value,
         probes={"lm_lookup": during_training.lm_lookup},
-        evaluation=during_training.evaluation,
+        evaluation=functools.partial(during_training.evaluation, go_on=cluster.guard.go_on),
         report=cluster.report,
         guard=cluster.guard,
     )

@@ -9,8 +9,12 @@ import os
 import re
 import signal
 import sys
+import threading
 import traceback
 from collections.abc import Iterator, Sequence
+from types import TracebackType
+
+from absl import logging
 
 from flamingo_jax.core import exit_status, paths
 
@@ -74,8 +78,20 @@ def ending_quietly() -> Iterator[None]:
 def leaving_no_thread_behind() -> Iterator[None]:
     """After an error, ends the program without waiting for the threads of libraries.
 
-    A thread that still tries to write to a full disk can keep the interpreter for minutes.
+    A thread that still tries to write to a full disk can keep the interpreter for minutes. Or it
+    prints a traceback for each array, because nobody waits for its result any more: this is shown
+    with --verbosity=1.
     """
+    before = sys.excepthook
+
+    def hook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+        in_library = threading.current_thread() is not threading.main_thread()
+        if in_library and str(error) == "Event loop is closed":
+            logging.debug("%s", "".join(traceback.format_exception(kind, error, trace)))
+        else:
+            before(kind, error, trace)
+
+    sys.excepthook = hook
     try:
         yield
         return

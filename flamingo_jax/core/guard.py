@@ -13,12 +13,17 @@ Only a run with updates that are not saved ends through its main thread: `should
 in all processes after the same update. To agree on it costs nothing before a signal comes. Then
 each process writes how often it has called `should_end`, and waits in its next call until all have
 written; the run ends at the first call that none of them has done.
+
+So a run that is asked to end does so within about 2 seconds to agree, what is left of an update (of
+a compilation, or of one task of an evaluation), and one save. Without updates to save it ends at
+once. A second signal ends it at once, unsaved, in any case.
 """
 
 from __future__ import annotations
 
 import contextlib
 import faulthandler
+import math
 import os
 import signal
 import sys
@@ -39,6 +44,7 @@ LOST_SECONDS = 80.0
 _LINGER_SECONDS = 5.0  # process 0 keeps the store open until the others have read why it ends
 _TELL_SECONDS = 2.0
 _MOST_NAMED = 4  # processes in a message
+_LONG = 300.0  # seconds; what may take longer is mentioned now and then
 _GOES_ON = "The same command goes on"
 
 
@@ -120,6 +126,15 @@ class Guard:
             self._asked = self._asked or "a maintenance notice"
             return True
         return False
+
+    def go_on(self) -> None:
+        """Is called now and then in what takes long between two updates, such as an evaluation.
+
+        Raises:
+            GivenUp: in all processes alike, if the run shall end.
+        """
+        if self.should_end():
+            raise preemption.GivenUp
 
     def is_saved(self, what: str) -> None:
         """Says that all updates are saved; a process that was asked to end does so here.
@@ -238,7 +253,7 @@ class Guard:
 
     def _remind(self, here: Activity) -> None:
         """Says after 2, 4, 8, ... minutes that a long phase still goes on."""
-        if here.limit == float("inf") or here.seconds < 60:
+        if not _LONG < here.limit < math.inf or here.seconds < 60:
             self._warned = 60.0
         elif here.seconds > 2 * self._warned:
             self._warned *= 2

@@ -23,6 +23,10 @@ class EndedAsAsked(Exception):
     """The run ends because it was asked to, and its state is saved. The message says both."""
 
 
+class GivenUp(Exception):
+    """A measurement is not finished, because the run was asked to end."""
+
+
 @contextlib.contextmanager
 def receiving(handle: Callable[[signal.Signals], None]) -> Iterator[None]:
     """Calls `handle` with each signal of SIGNALS inside the context, in a thread.

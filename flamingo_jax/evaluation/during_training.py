@@ -70,8 +70,15 @@ def lm_lookup(run: Run, tokenizer: Tokenizer) -> Measure:
     return measure
 
 
-def evaluation(run: Run, tokenizer: Tokenizer) -> Measure:
+def evaluation(
+    run: Run, tokenizer: Tokenizer, *, go_on: Callable[[], None] = lambda: None
+) -> Measure:
     """Returns weights -> {"evaluate/TASK/SHOTS/METRIC": value} for the tasks of `config.evaluate`.
+
+    Args:
+        run: the run.
+        tokenizer: its tokenizer.
+        go_on: called after each task and number of shots; it may raise an error to give up.
 
     Raises:
         ConfigError: the stage's model cannot do a task.
@@ -93,13 +100,13 @@ def evaluation(run: Run, tokenizer: Tokenizer) -> Measure:
                 "answers no prompts: take zero-shot and retrieval tasks, such as "
                 "imagenet_zero_shot and world_retrieval."
             )
-        return _comparisons(run, tokenizer, compared, protocol.inference)
+        return _comparisons(run, tokenizer, compared, protocol.inference, go_on)
     if compared:
         raise ConfigError(
             f"config.evaluate.tasks has {compared[0].name!r}, which compares images with texts, "
             f"and the {run.config.stage} stage has no text encoder: leave it out."
         )
-    return _few_shot(run, tokenizer, prompted, protocol.inference)
+    return _few_shot(run, tokenizer, prompted, protocol.inference, go_on)
 
 
 def protocol_of(config: TrainConfig) -> Protocol:
@@ -118,7 +125,11 @@ def protocol_of(config: TrainConfig) -> Protocol:
 
 
 def _few_shot(
-    run: Run, tokenizer: Tokenizer, tasks: Sequence[task.Task], inference: InferenceConfig
+    run: Run,
+    tokenizer: Tokenizer,
+    tasks: Sequence[task.Task],
+    inference: InferenceConfig,
+    go_on: Callable[[], None],
 ) -> Measure:
     model = _model(run, "evaluate.every")
 
@@ -131,13 +142,17 @@ def _few_shot(
             config=inference,
             mesh=run.mesh,
         )
-        return _numbers(evaluate_all(flamingo, tasks)[0])
+        return _numbers(evaluate_all(flamingo, tasks, log=lambda line: go_on())[0])
 
     return measure
 
 
 def _comparisons(
-    run: Run, tokenizer: Tokenizer, tasks: Sequence[ComparisonTask], inference: InferenceConfig
+    run: Run,
+    tokenizer: Tokenizer,
+    tasks: Sequence[ComparisonTask],
+    inference: InferenceConfig,
+    go_on: Callable[[], None],
 ) -> Measure:
     config = run.config
 
@@ -150,7 +165,7 @@ def _comparisons(
             config=inference,
             mesh=run.mesh,
         )
-        return _numbers(compare_all(model, tasks)[0])
+        return _numbers(compare_all(model, tasks, log=lambda line: go_on())[0])
 
     return measure
 

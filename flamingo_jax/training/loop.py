@@ -13,6 +13,7 @@ import jax
 
 from flamingo_jax.core.notation import Array
 from flamingo_jax.core.phases import Phase
+from flamingo_jax.core.preemption import GivenUp
 from flamingo_jax.training.callbacks import Hook, Moment, Stop
 from flamingo_jax.training.logs import Log
 from flamingo_jax.training.meter import Meter
@@ -75,7 +76,8 @@ def run(
         check: decides what happens to an update that is not finite (`training.not_finite`).
         stop: called before the first update and after each.
         should_end: called after each update; True ends the loop at once, without hooks. The caller
-            saves the state.
+            saves the state. A hook or `stop` may raise GivenUp instead, and is called again for the
+            same step in the run that goes on.
         unreported: what the run before returned in `Ended.unreported`, so that the next report is
             the same as if it had not ended.
         at: receives what the loop does, and the number of updates done.
@@ -84,11 +86,14 @@ def run(
         NonFiniteError: if a loss or gradient is not finite; raised before any hook gets a state
             that depends on it.
     """
-    at(Phase.MEASURING, start)
-    stopped = bool(stop and stop(Moment(start, state, is_last=start >= steps)))
-    for hook in at_start:
-        hook(Moment(start, state, is_last=stopped or start >= steps))
     done, meter = start, Meter(check, unreported)
+    at(Phase.MEASURING, start)
+    try:
+        stopped = bool(stop and stop(Moment(start, state, is_last=start >= steps)))
+        for hook in at_start:
+            hook(Moment(start, state, is_last=stopped or start >= steps))
+    except GivenUp:
+        return Ended(state, done, stopped=False, asked=True, unreported=unreported)
     while done < steps and not stopped:
         at(Phase.READING, done)
         batch = next(batches)
@@ -103,11 +108,14 @@ def run(
         if should_end():
             return Ended(state, done, stopped=False, asked=True, unreported=meter.unreported())
         at(Phase.MEASURING, done)
-        with meter.paused():
-            stopped = bool(stop and stop(Moment(done, state, is_last=done == steps)))
-        if stopped and not reported:
-            log(done, meter.report())
-        with meter.paused():
-            for hook in hooks:
-                hook(Moment(done, state, is_last=stopped or done == steps))
+        try:
+            with meter.paused():
+                stopped = bool(stop and stop(Moment(done, state, is_last=done == steps)))
+            if stopped and not reported:
+                log(done, meter.report())
+            with meter.paused():
+                for hook in hooks:
+                    hook(Moment(done, state, is_last=stopped or done == steps))
+        except GivenUp:
+            return Ended(state, done, stopped=False, asked=True, unreported=meter.unreported())
     return Ended(state, done, stopped)

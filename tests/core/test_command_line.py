@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import textwrap
 
 import pytest
 
@@ -81,3 +82,52 @@ def test_input_that_is_not_utf_8():
         "print(ascii(sys.stdin.read()))", input=b"caf\xe9", env={**os.environ, "PYTHONUTF8": "1"}
     )
     assert (done.returncode, done.stdout) == (0, b"'caf\\udce9'\n")
+
+
+LEAVING = """
+import sys, threading, time
+from flamingo_jax.core import command_line
+def never_ends():
+    time.sleep(10**6)
+with command_line.leaving_no_thread_behind(), command_line.ending_quietly():
+    threading.Thread(target=never_ends).start()
+    print("a line")
+    {}
+"""
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "error"),
+    [
+        ("sys.exit('one line')", 1, "one line\n"),
+        ("sys.exit(76)", 76, ""),
+        ("raise KeyboardInterrupt", 130, "Interrupted.\n"),
+        ("raise KeyError('a bug')", 1, "KeyError: 'a bug'\n"),
+    ],
+)
+def test_after_an_error_no_thread_keeps_the_process(body, status, error):
+    done = subprocess.run(
+        [sys.executable, "-c", LEAVING.format(body)], capture_output=True, check=False, text=True
+    )
+    assert (done.returncode, done.stdout) == (status, "a line\n")
+    assert done.stderr.endswith(error) and ("Traceback" in done.stderr) == ("bug" in error)
+
+
+def test_a_library_that_writes_into_what_is_closed_prints_no_traceback():
+    """Tensorstore calls sys.excepthook in its own threads."""
+    body = """
+        error = RuntimeError("Event loop is closed")
+        call = lambda: sys.excepthook(type(error), error, None)
+        other = threading.Thread(target=call); other.start(); other.join()
+        sys.exit("one line")"""
+    done = subprocess.run(
+        [
+            sys.executable,
+            "-c",
+            LEAVING.replace("    {}", textwrap.indent(textwrap.dedent(body), " " * 4)),
+        ],
+        capture_output=True,
+        check=False,
+        text=True,
+    )
+    assert (done.returncode, done.stderr) == (1, "one line\n")

@@ -3,6 +3,8 @@
 And what a stage cannot measure.
 """
 
+import functools
+
 import jax
 import pytest
 
@@ -38,11 +40,19 @@ def config_of(stage, world, *tasks):
 
 
 @pytest.fixture(scope="module")
-def workdir(world, tmp_path_factory):
+def went_on():
+    """What `go_on` was called for in the run of `workdir`."""
+    return []
+
+
+@pytest.fixture(scope="module")
+def workdir(world, went_on, tmp_path_factory):
     """A contrastive run of six steps, evaluated after three steps and at the end."""
     directory = tmp_path_factory.mktemp("run")
     config = config_of("contrastive", world, *TASKS)
-    train(config, directory, evaluation=during_training.evaluation, devices=jax.devices()[:1])
+    go_on = lambda: went_on.append("a task")
+    evaluation = functools.partial(during_training.evaluation, go_on=go_on)
+    train(config, directory, evaluation=evaluation, devices=jax.devices()[:1])
     return directory
 
 
@@ -56,6 +66,10 @@ def test_it_is_measured_as_often_as_was_asked(workdir):
     names = {f"evaluate/world_retrieval/0/{metric}" for metric in RECALLS}
     names |= {f"evaluate/world_zero_shot/0/{metric}" for metric in ("top1", "top5")}
     assert all({name for name in line if name.startswith("evaluate/")} == names for line in found)
+
+
+def test_it_may_be_given_up_after_each_task(workdir, went_on):
+    assert went_on == ["a task"] * 4
 
 
 def test_evaluate_gives_what_the_hook_gave(workdir, world, tmp_path, capsys):

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from flamingo_jax.core.finite import NonFiniteError
+from flamingo_jax.core.preemption import GivenUp
 from flamingo_jax.training import callbacks as hooks_lib
 from flamingo_jax.training import loop
 from flamingo_jax.training.callbacks import Moment, below, every, measure, save
@@ -299,6 +300,54 @@ def test_a_run_that_is_asked_to_end_does_no_more_and_goes_on_with_the_same_repor
     ]
     assert without_time(rows) == without_time(log)
     assert hooked == [1, 2, 4, 6, 7, 8]  # not after the updates at which it was asked
+
+
+def test_an_evaluation_may_be_given_up_and_comes_again(run):
+    """Asked during the evaluation after update 4 of 6: it is not logged, and not lost."""
+    evaluated, asked = [], iter([False, True])
+
+    def evaluate(moment):
+        evaluated.append(moment.step)
+        if next(asked, False):
+            raise GivenUp
+
+    hook = every(2, evaluate, at_end=True)
+    options = {"steps": 6, "log_every": 3}
+    first = loop.run(
+        run.step, run.init(), fake.batches(0), KEY, start=0, log=Log(), hooks=[hook], **options
+    )
+    assert (first.asked, first.step, [step for step, _ in first.unreported]) == (True, 4, [4])
+    again = loop.run(
+        run.step,
+        first.state,
+        fake.batches(4),
+        KEY,
+        start=4,
+        log=Log(),
+        hooks=[hook],
+        at_start=[hook],
+        unreported=first.unreported,
+        **options,
+    )
+    assert not again.asked and evaluated == [2, 4, 4, 6]
+
+
+def test_a_probe_may_be_given_up_too(run):
+    def stop(moment):
+        raise GivenUp
+
+    ended = loop.run(
+        run.step,
+        run.init(),
+        fake.batches(0),
+        KEY,
+        start=0,
+        steps=6,
+        log_every=2,
+        log=Log(),
+        stop=stop,
+    )
+    assert (ended.asked, ended.step, ended.stopped) == (True, 0, False)
 
 
 def test_a_state_that_is_not_finite_is_no_state_to_end_with(run):
