@@ -45,7 +45,7 @@ _LINGER_SECONDS = 5.0  # process 0 keeps the store open until the others have re
 _TELL_SECONDS = 2.0
 _MOST_NAMED = 4  # processes in a message
 _LONG = 300.0  # seconds; what may take longer is mentioned now and then
-_GOES_ON = "The same command goes on"
+_GOES_ON = "The same command goes on from the newest checkpoint"
 
 
 class Guard:
@@ -309,8 +309,9 @@ class Guard:
                     how=peers.AT_ONCE,
                     why=left.why,
                 )
-            why = left.why if left.how == peers.LOST_ANOTHER else f"{who} failed: {left.why}"
-            self._end_without(why)
+            if left.how == peers.LOST_ANOTHER:
+                self._end_without(left.why)
+            self._end_without(f"{who} failed: {left.why}", advice="See its log.")
 
     def _agree(self, asked: peers.Asked) -> None:
         """Finds the point at which all processes end."""
@@ -370,17 +371,16 @@ class Guard:
             exit_status.STUCK,
             f"{who}{here.words()}; the limit is {here.limit:.0f} s. "
             + "".join(f"{line}. " for line in rest)
-            + f"The stacks of all threads are above. {_GOES_ON} from the newest checkpoint.",
+            + f"The stacks of all threads are above. {_GOES_ON}.",
             how=peers.FAILED,
             why=f"stuck {here.words()}",
         )
 
-    def _end_without(self, why: str) -> NoReturn:
+    def _end_without(self, why: str, advice: str = f"{_GOES_ON}.") -> NoReturn:
         here = self._watchdog.activity()
         self.leave(
             exit_status.STUCK,
-            f"ends because {why}. This one is {here.words()}. {_GOES_ON} from the newest "
-            "checkpoint.",
+            f"ends because {why.removesuffix('.')}. This one is {here.words()}. {advice}",
             how=peers.LOST_ANOTHER,
             why=why,
         )

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import socket
 import sys
 import threading
 import traceback
@@ -190,6 +191,8 @@ def _join(mode: str) -> bool:
     address, count, index = _from_environment()
     if count == 1 or (count is None and mode == "auto" and not _on_tpu()):
         return False
+    if address and index == 0:
+        _check_port(address)
     jax.config.update("jax_cpu_collectives_implementation", "gloo")  # used on CPUs only
     where = (
         "as one of several processes"
@@ -219,6 +222,24 @@ def _join(mode: str) -> bool:
         hint.cancel()
         end.cancel()
     return True
+
+
+def _check_port(address: str) -> None:
+    """Checks that process 0 can listen: JAX crashes if it cannot.
+
+    Raises:
+        ProcessError: if the port is taken.
+    """
+    port = address.rpartition(":")[2]
+    try:
+        with socket.socket() as listener:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listener.bind(("", int(port)))
+    except (OSError, ValueError, OverflowError) as error:
+        raise ProcessError(
+            f"Cannot start as process 0 at {address}: {error}. Give {_ADDRESS} a free port of this "
+            f"machine; and each process its own {_INDEX}, since only process 0 listens there."
+        ) from error
 
 
 def _end_alone(where: str) -> None:

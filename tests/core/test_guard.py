@@ -139,9 +139,9 @@ def test_a_second_signal_ends_at_once(name, status, monkeypatch):
     ("left", "words"),
     [
         (
-            Left(1, "host1", peers.FAILED, "ConfigError: no"),
+            Left(1, "host1", peers.FAILED, "ConfigError: no."),
             "ends because process 1 (host1) failed: ConfigError: no. This one is at step 5, in the "
-            "update for 0 s. The same command goes on from the newest checkpoint.",
+            "update for 0 s. See its log.",
         ),
         (
             Left(1, "host1", peers.LOST_ANOTHER, "process 7 (host7) is gone"),

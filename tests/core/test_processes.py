@@ -1,6 +1,7 @@
 """core.processes in one process; tests/distributed has several."""
 
 import importlib.util
+import socket
 
 import jax
 import pytest
@@ -106,6 +107,18 @@ def test_an_incomplete_environment_is_one_message(joins, monkeypatch, variables,
     with pytest.raises(SystemExit, match=r"^ProcessError: The environment has .*") as caught:
         enter()
     assert message in str(caught.value)
+    assert joins == []
+
+
+@pytest.mark.parametrize("how", ["listens", "is no port"])
+def test_a_port_that_is_taken_is_one_message(joins, monkeypatch, how):
+    with socket.socket() as other:
+        other.bind(("localhost", 0))
+        other.listen()
+        port = other.getsockname()[1] if how == "listens" else "x"
+        set_processes(monkeypatch, address=f"localhost:{port}", index="0")
+        with pytest.raises(SystemExit, match=f"^ProcessError: Cannot start as process 0.*{port}"):
+            enter()
     assert joins == []
 
 

@@ -18,6 +18,7 @@ def start_processes(
     devices: int = 1,
     cwd: pathlib.Path = ROOT,
     different: dict | None = None,
+    expected: int | None = None,
 ) -> list[subprocess.Popen]:
     """Starts this Python `count` times with the same arguments, each with `devices` devices.
 
@@ -27,6 +28,7 @@ def start_processes(
         devices: devices of each process.
         cwd: working directory; imports come from the repository in any case.
         different: {process: additional arguments}.
+        expected: number of processes that each waits for; `count` by default.
     """
     with socket.socket() as free:
         free.bind(("localhost", 0))
@@ -38,7 +40,7 @@ def start_processes(
         # Compilation takes most of the time, in each process.
         "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
         "JAX_COORDINATOR_ADDRESS": f"localhost:{port}",
-        "JAX_NUM_PROCESSES": str(count),
+        "JAX_NUM_PROCESSES": str(expected or count),
     }
     return [
         subprocess.Popen(

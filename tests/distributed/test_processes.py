@@ -56,6 +56,24 @@ def test_processes_that_end_well_end_together():
     assert "joined" not in second
 
 
+ALONE = """
+from flamingo_jax.core import processes
+processes.JOIN_SECONDS = 2
+with processes.Cluster():
+    pass
+"""
+
+
+def test_a_process_to_which_the_others_do_not_come_ends_with_one_line():
+    """Two of three start. XLA's own report would come a minute later."""
+    ended = finish(start_processes(["-c", ALONE], count=2, expected=3))
+    for index, process in enumerate(ended):
+        assert process[0] == exit_status.STUCK
+        (line,) = process[2].splitlines()
+        assert line.startswith(f"Cannot start as process {index} of 3 at localhost:")
+        assert "not all processes came within" in line
+
+
 def going_on(what):
     """Starts tests/distributed/guarded.py; returns its processes when they go on."""
     started = start_processes(["-m", "tests.distributed.guarded", what], count=2)
