@@ -8,6 +8,8 @@ Nothing is unpickled.
 from __future__ import annotations
 
 import contextlib
+import os
+import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -187,10 +189,18 @@ def first_line(error: BaseException) -> str:
 
 
 def cause(error: BaseException) -> str:
-    """Returns the first line of what happened first; orbax puts errors of its own around it."""
+    """Returns in one line what happened first; orbax puts errors of its own around it.
+
+    The reason of TensorStore is at the end of a long line, after all that it stopped.
+    """
     while error.__cause__ is not None:
         error = error.__cause__
-    return first_line(error)
+    line = (str(error).splitlines() or [""])[0].partition(" [tensorstore_spec=")[0]
+    if of_system := re.search(r"\[os_error_code='(\d+)'\]", line):
+        files = re.findall('"(/[^"]+)"', line)
+        return ": ".join([os.strerror(int(of_system[1])), *files[-1:]])
+    middle = " ... " if len(line) > 300 else ""
+    return f"{type(error).__name__}: {line[:140]}{middle}{line[140:][-150:]}"
 
 
 def read_here(directory: PathLike, name: str) -> np.ndarray:

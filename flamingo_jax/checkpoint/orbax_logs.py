@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import sys
+import warnings
 from typing import Any
 
 from absl import logging as absl_logging
@@ -17,6 +18,8 @@ def drop_tracebacks() -> None:
     """Drops what orbax and asyncio log with a traceback, from now on; to be called once."""
     for logger in (absl_logging.get_absl_logger(), logging.getLogger("asyncio")):
         logger.addFilter(_Filter())
+    # orbax does not start all that it planned
+    warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning)
     report = sys.unraisablehook
 
     def report_others(found: Any) -> None:

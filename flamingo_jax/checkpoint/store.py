@@ -331,7 +331,8 @@ class Store:
             raise
         except arrays.ORBAX_ERRORS as error:
             raise CheckpointError(
-                f"Cannot save to {self._directory}: {arrays.cause(error)}"
+                f"Cannot save to {self._directory}: {arrays.cause(error)}. The run can go on from "
+                f"step {self.latest_step() or 0} when this is mended."
             ) from error
 
     def _refuse_another_config(self, step: int) -> None:

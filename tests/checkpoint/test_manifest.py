@@ -7,6 +7,7 @@ import logging
 import os
 import pathlib
 import re
+import resource
 import shutil
 
 import jax
@@ -390,6 +391,25 @@ def test_errors_of_orbax_are_one_line(workdir, caplog):
         store.restore(3, LIKE)
     assert "\n" not in str(error.value)
     assert not [record for record in caplog.records if record.exc_info]
+
+
+def test_a_full_disk_is_one_line_with_its_reason(workdir, caplog):
+    """The checkpoints before are whole, and the run may go on."""
+    large = {"x": jax.random.normal(jax.random.key(0), (100_000,))}
+    _, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    with Store(workdir, CONFIG) as store:
+        with pytest.raises(CheckpointError) as error:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, hard))
+            try:
+                store.save(4, large, {})
+                store.wait()
+            finally:
+                resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))
+        message = f"Cannot save to {workdir}/checkpoints: .*File too large.* go on from step 3 when"
+        assert re.fullmatch(f"{message} this is mended.", str(error.value))
+        assert not [record for record in caplog.records if record.exc_info]
+        assert store.save(4, large, {})
+    assert steps(workdir)[-1] == 4 and check_step(workdir, 4)
 
 
 def test_a_save_of_which_a_part_is_not_there_is_no_checkpoint(tmp_path, monkeypatch):
