@@ -198,9 +198,11 @@ def _sessions() -> list[tuple[int, int]]:
 
 
 def inputs(place: pathlib.Path) -> tuple[pathlib.Path, pathlib.Path]:
-    """Makes a world and its towers below `place`; returns both."""
-    world = small.make_world(place / "world")
-    return pathlib.Path(world), pathlib.Path(small.make_towers(place / "towers", world))
+    """Makes a world and its towers below `place`, if they are not there; returns both."""
+    world, towers = place / "world", place / "towers"
+    if not towers.exists():
+        small.make_towers(towers, small.make_world(world))
+    return world, towers
 
 
 def reports(workdir: pathlib.Path) -> list[dict]:

@@ -202,7 +202,9 @@ def _evaluating(scene: Scene) -> bool:
 
 def _exporting(scene: Scene) -> bool:
     place = scene.workdir / ".export.tmp"
-    return scene.until(place.exists, every=0.0005) and scene.sleep(0.08)
+    old = _size(place)  # of an attempt before
+    sees = lambda: _size(place) not in (old, _NOTHING)
+    return scene.until(sees, every=0.0005) and scene.sleep(0.08)
 
 
 def _names(scene: Scene) -> list[str]:
@@ -212,11 +214,14 @@ def _names(scene: Scene) -> list[str]:
         return []
 
 
+_NOTHING = (0, 0)
+
+
 def _size(path: pathlib.Path) -> tuple[int, int]:
     try:
         found = path.stat()
     except FileNotFoundError:
-        return 0, 0
+        return _NOTHING
     return found.st_size, found.st_ino
 
 

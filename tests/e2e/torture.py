@@ -28,7 +28,7 @@ from tests.e2e import attempts, disturbances
 from tests.e2e.attempts import Attempt, Job
 from tests.e2e.disturbances import KINDS, MOMENTS, Disk, Scene
 
-STEPS = 120
+STEPS = 60
 EVALUATES_EVERY = 10
 TRIES = 3  # how often a round is tried whose run ends before the moment
 AT_THE_END = 2  # rounds after the last step of each run
@@ -37,7 +37,7 @@ AT_THE_END = 2  # rounds after the last step of each run
 def make_job(
     stage: str, processes: int, world: pathlib.Path, towers: pathlib.Path, *, evaluates: bool
 ) -> Job:
-    """Returns the command that is disturbed: 120 small steps, of which each second is saved."""
+    """Returns the command that is disturbed: 60 small steps, of which each second is saved."""
     flags = [f"--config.steps={STEPS}", "--config.hooks.save_every=2", "--config.hooks.keep=3"]
     flags += attempts.small.overrides(stage, world, towers if stage == "flamingo" else None)
     if evaluates:
@@ -116,7 +116,7 @@ class Torture:
 
         Args:
             job: the command.
-            place: an empty directory.
+            place: a new directory.
             seed: decides what is done.
             disk: where the workdirs are; None for `place`.
         """
@@ -315,11 +315,14 @@ def main() -> int:
     parser.add_argument("--evaluates", action="store_true", help="with --stage=contrastive")
     parser.add_argument("--only", default=",".join(KINDS), help="kinds, with commas between them")
     parser.add_argument("--at", default=",".join(MOMENTS), help="moments, the same way")
-    parser.add_argument("--place", help="an empty directory that is kept")
+    parser.add_argument("--place", help="a directory that is kept")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="torture-") as temporary:
         place = pathlib.Path(options.place or temporary)
-        world, towers = attempts.inputs(place)
+        world, towers = attempts.inputs(place / "inputs")
+        place = place / f"{options.stage}-{options.processes}-{options.seed}"
+        shutil.rmtree(place, ignore_errors=True)
+        place.mkdir()
         job = make_job(options.stage, options.processes, world, towers, evaluates=options.evaluates)
         counts = torture(
             job,
