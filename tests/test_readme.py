@@ -28,6 +28,7 @@ DOCUMENTS = sorted(
     [
         *ROOT.glob("*.md"),
         *(path for folder in FOLDERS for path in (ROOT / folder).rglob("README.md")),
+        ROOT / "launch" / "ON_CALL.md",
     ]
 )
 PACKAGE = ROOT / "flamingo_jax" / "README.md"
@@ -175,7 +176,7 @@ def check_command(command: str) -> None:
         assert name == "python", f"not a program of this project: {command}"
         flag, module, *rest = arguments
         assert flag == "-m"
-    if module.startswith("tests.benchmarks."):
+    if module.startswith(("tests.benchmarks.", "tests.e2e.")):
         assert (ROOT / module.replace(".", "/")).with_suffix(".py").exists()
         return
     if module == "flamingo_jax.checkpoint":

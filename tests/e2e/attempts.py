@@ -36,6 +36,15 @@ _REASON = re.compile(
     r"(\w*(Error|Reached|BrokenDataset|FATAL Flags parsing error)\b: |ends because |Interrupted)"
 )
 
+_STARTED: list[subprocess.Popen] = []
+
+
+def end_all() -> None:
+    """Kills what still runs of all attempts; when the harness itself is ended."""
+    for process in _STARTED:
+        process.kill()
+        process.wait()
+
 
 def wait_for(condition: Callable[[], bool], *, seconds: float, every: float = 0.002) -> bool:
     """Waits until the condition is true; returns whether it became so in time."""
@@ -109,6 +118,7 @@ class Job:
                         start_new_session=True,
                     )
                 )
+        _STARTED.extend(running)
         return Attempt(running, logs)
 
 

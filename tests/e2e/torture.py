@@ -18,6 +18,7 @@ import os
 import pathlib
 import random
 import shutil
+import signal
 import sys
 import tempfile
 import time
@@ -296,8 +297,9 @@ class Torture:
         if (found := {*os.listdir(self._workdir)}) != expected:
             self._problem(where, f"the workdir has {sorted(found)}; expected {sorted(expected)}")
         if self._damaged and damaged.is_dir():
-            kept = {int(path.name.split("-")[0].split(".")[0]) for path in damaged.iterdir()}
-            if kept != self._damaged:
+            # a step that was damaged twice is there as STEP and STEP-2
+            kept = {path.name.partition("-")[0] for path in damaged.iterdir()}
+            if kept != set(map(str, self._damaged)):
                 self._problem(where, f"damaged/ has {kept}; damaged were {self._damaged}")
         self.counts.runs += 1
         self._say(f"{where}: done, compared with the undisturbed run")
@@ -317,6 +319,7 @@ def main() -> int:
     parser.add_argument("--at", default=",".join(MOMENTS), help="moments, the same way")
     parser.add_argument("--place", help="a directory that is kept")
     options = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("ended by SIGTERM"))
     with tempfile.TemporaryDirectory(prefix="torture-") as temporary:
         place = pathlib.Path(options.place or temporary)
         world, towers = attempts.inputs(place / "inputs")
@@ -363,6 +366,7 @@ def torture(
     try:
         return Torture(job, place, seed, disk).run(rounds, plan(seed, kinds, moments))
     finally:
+        attempts.end_all()
         if disk:
             disk.close()
 
