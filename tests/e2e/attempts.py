@@ -6,6 +6,7 @@ Each process has a session of its own, so that what it leaves behind is found.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -22,6 +23,8 @@ import jax
 import numpy as np
 
 from flamingo_jax.checkpoint import arrays
+from flamingo_jax.checkpoint.manifest import DamageError
+from flamingo_jax.checkpoint.store import check_step
 from flamingo_jax.checkpoint.store import steps as complete_steps
 from tests.conftest import BASE_XLA_FLAGS, ROOT
 from tests.training import small
@@ -233,8 +236,13 @@ def last_report(workdir: pathlib.Path) -> int:
 
 
 def sound_steps(workdir: pathlib.Path) -> list[int]:
-    """Returns the steps of the checkpoints from which the run can go on."""
-    return complete_steps(workdir)
+    """Returns the steps of the checkpoints from which the run can go on, oldest first."""
+    found = []
+    for step in complete_steps(workdir):
+        with contextlib.suppress(DamageError):
+            check_step(workdir, step)
+            found.append(step)
+    return found
 
 
 def leftovers(workdir: pathlib.Path) -> list[str]:

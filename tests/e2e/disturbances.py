@@ -19,6 +19,7 @@ import subprocess
 import time
 from collections.abc import Callable, Mapping
 
+from flamingo_jax.checkpoint import manifest
 from flamingo_jax.core import exit_status
 from tests.e2e import attempts
 from tests.e2e.attempts import Attempt, Job, wait_for
@@ -115,6 +116,24 @@ class Scene:
     environments: dict[int, Mapping[str, str]] = dataclasses.field(default_factory=dict)
     damaged: list[int] = dataclasses.field(default_factory=list)
     problems: list[str] = dataclasses.field(default_factory=list)
+    _state: tuple[int, ...] = ()
+    _reported: int = -1
+
+    def start(self) -> Attempt:
+        """Starts the attempt."""
+        self._state = _state(self.workdir / "metrics.jsonl")
+        self.attempt = self.job.start(
+            self.workdir, self.scratch / "attempt", environments=self.environments
+        )
+        return self.attempt
+
+    def reported(self) -> int:
+        """Returns the last step that this attempt reported; -1 before the first one."""
+        # The file may have rows of later steps, of an attempt before, until this one drops them.
+        now = _state(self.workdir / "metrics.jsonl")
+        if now != self._state:
+            self._state, self._reported = now, attempts.last_report(self.workdir)
+        return self._reported
 
     @property
     def running(self) -> Attempt:
@@ -140,20 +159,24 @@ def _before(scene: Scene) -> bool:
 
 
 def _starting(scene: Scene) -> bool:
-    return scene.sleep(0.9 * scene.startup) and attempts.last_report(scene.workdir) <= scene.before
+    # the line that describes the run comes after everything is read, and before the first step
+    line = f" of {scene.job.steps}: "
+    until = time.monotonic() + scene.rng.uniform(0, scene.startup)
+    over = lambda: time.monotonic() > until or line in scene.running.text(0)
+    return scene.until(over, every=0.01)
 
 
 def _compiling(scene: Scene) -> bool:
-    # the line that describes the run comes after everything is read, and before the first step
-    line = f" of {scene.job.steps}: "
-    return scene.until(lambda: line in scene.running.text(0), every=0.01) and scene.sleep(
-        0.2 * scene.startup
-    )
+    line, wait = f" of {scene.job.steps}: ", scene.rng.uniform(0, 0.2 * scene.startup)
+    if not scene.until(lambda: line in scene.running.text(0), every=0.01):
+        return False
+    until = time.monotonic() + wait
+    return scene.until(lambda: time.monotonic() > until or scene.reported() > scene.before)
 
 
 def _training(scene: Scene) -> bool:
     goal = scene.before + scene.rng.randint(1, 9)
-    return scene.until(lambda: attempts.last_report(scene.workdir) >= goal) and scene.sleep(0.05)
+    return scene.until(lambda: scene.reported() >= goal) and scene.sleep(0.05)
 
 
 def _saving(scene: Scene) -> bool:
@@ -179,11 +202,11 @@ def _renaming(scene: Scene) -> bool:
 
 def _logging(scene: Scene) -> bool:
     path, goal = scene.workdir / "metrics.jsonl", scene.rng.randint(1, 9)
-    changes, last = 0, _size(path)
+    changes, last = 0, _state(path)
 
     def sees() -> bool:
         nonlocal changes, last
-        if (now := _size(path)) != last:
+        if (now := _state(path)) != last:
             changes, last = changes + 1, now
         return changes >= goal
 
@@ -193,17 +216,13 @@ def _logging(scene: Scene) -> bool:
 def _evaluating(scene: Scene) -> bool:
     every = scene.job.evaluates_every
     step = (scene.before // every + scene.rng.randint(1, 2)) * every
-
-    def sees() -> bool:
-        return attempts.last_report(scene.workdir) >= step
-
-    return scene.until(sees) and scene.sleep(0.3)
+    return scene.until(lambda: scene.reported() >= step) and scene.sleep(0.3)
 
 
 def _exporting(scene: Scene) -> bool:
     place = scene.workdir / ".export.tmp"
-    old = _size(place)  # of an attempt before
-    sees = lambda: _size(place) not in (old, _NOTHING)
+    old = _state(place)  # of an attempt before
+    sees = lambda: _state(place) not in (old, ())
     return scene.until(sees, every=0.0005) and scene.sleep(0.08)
 
 
@@ -214,15 +233,13 @@ def _names(scene: Scene) -> list[str]:
         return []
 
 
-_NOTHING = (0, 0)
-
-
-def _size(path: pathlib.Path) -> tuple[int, int]:
+def _state(path: pathlib.Path) -> tuple[int, ...]:
+    """Returns what changes when a file is written; () if there is none."""
     try:
         found = path.stat()
     except FileNotFoundError:
-        return _NOTHING
-    return found.st_size, found.st_ino
+        return ()
+    return found.st_size, found.st_ino, found.st_mtime_ns
 
 
 MOMENTS: Mapping[str, Callable[[Scene], bool]] = {
@@ -359,8 +376,10 @@ def _newest(scene: Scene) -> pathlib.Path:
 
 
 def _file_of_newest(scene: Scene) -> pathlib.Path:
+    """Returns a file that the run reads; orbax has others, which nobody needs."""
     newest = _newest(scene)
-    files = [path for path in sorted(newest.rglob("*")) if path.is_file() and path.stat().st_size]
+    files = [newest / name for name in manifest.files(newest)]
+    files = [path for path in [*files, newest / manifest.NAME] if path.stat().st_size]
     # Names of data files are random; their order by size is not.
     files.sort(key=lambda path: (path.stat().st_size, path.parent))
     return scene.rng.choice(files)
@@ -400,6 +419,11 @@ def always(scene: Scene) -> bool:
 def has_two_checkpoints(scene: Scene) -> bool:
     """Damage is mended by an older checkpoint."""
     return len(attempts.sound_steps(scene.workdir)) >= 2
+
+
+def has_checkpoint(scene: Scene) -> bool:
+    """There is something to move."""
+    return bool(attempts.sound_steps(scene.workdir))
 
 
 def has_disk(scene: Scene) -> bool:
@@ -460,7 +484,7 @@ KINDS: Mapping[str, Kind] = {
     ),
     "clock an hour back": Kind(kill, shift_clock(-1), moments=_IN_THE_LOOP),
     "clock an hour ahead": Kind(kill, shift_clock(1), moments=_IN_THE_LOOP),
-    "moved workdir": Kind(kill, move, moments=("starting", "training")),
+    "moved workdir": Kind(kill, move, possible=has_checkpoint, moments=("starting", "training")),
     "full disk": Kind(
         fill_disk,
         repair=free_disk,

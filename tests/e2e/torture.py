@@ -153,8 +153,11 @@ class Torture:
                 queue.append((*next(pairs), 0))
             at_end = at_end + 1 if self._newest() == self.job.steps else 0
             chosen = next((each for each in queue if self._possible(*each[:2])), None)
-            if chosen is None or at_end > AT_THE_END:
+            if at_end > AT_THE_END or (chosen is None and at_end):
                 self._finish()
+                continue
+            if chosen is None:  # each needs checkpoints
+                self._round("SIGKILL", "saving")
                 continue
             queue.remove(chosen)
             kind, moment, tried = chosen
@@ -218,9 +221,7 @@ class Torture:
         self._damaged |= {*scene.damaged}
         scene.before = self._newest()
         begun = time.monotonic()
-        scene.attempt = attempt = self.job.start(
-            scene.workdir, scene.scratch / "attempt", environments=scene.environments
-        )
+        attempt = scene.start()
         reached = MOMENTS[moment](scene)
         if reached:
             kind.strike(scene)
@@ -244,10 +245,9 @@ class Torture:
             self._problem(where, f"the newest sound step was {scene.before} and is {after}")
         if reached and kind.saves and set(statuses) == {exit_status.ENDED_AS_ASKED} and again:
             self._problem(where, f"{again} steps were not saved", attempt)
+        self.counts.not_reached += not reached
         if set(statuses) == {exit_status.DONE}:
             self._compare(where)
-        elif not reached:
-            self.counts.not_reached += 1
         return reached
 
     def _check(
