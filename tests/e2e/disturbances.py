@@ -473,7 +473,7 @@ KINDS: Mapping[str, Kind] = {
     "SIGTERM": Kind(terminate, weight=2, statuses=_ASKED, saves=True),
     "SIGINT": Kind(interrupt, statuses=_ASKED, saves=True),
     "two signals": Kind(signal_twice, statuses=(*_ASKED, *_AT_ONCE)),
-    "SIGSTOP, then SIGCONT": Kind(pause),
+    "SIGSTOP and SIGCONT": Kind(pause),
     "SIGSTOP for good": Kind(freeze, moments=("training", "saving")),
     "second run": Kind(start_second, possible=is_one_process, moments=("training", "evaluating")),
     "flipped bit": Kind(kill, flip_bit, possible=has_two_checkpoints, moments=_AFTER_DAMAGE),

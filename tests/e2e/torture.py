@@ -125,21 +125,19 @@ class Torture:
         self.counts = Counts()
         self._whole, self._lives, self._scenes = place / "whole", 0, 0
         self._damaged: set[int] = set()
-        # twice: the first one compiles
-        for number in (1, 2):
-            shutil.rmtree(self._whole, ignore_errors=True)
-            begun = time.monotonic()
-            attempt = job.start(self._whole, place / "logs" / f"whole-{number}")
-            attempts.wait_for(
-                lambda: attempts.last_report(self._whole) or not attempt.running(),  # noqa: B023
-                seconds=attempts.PATIENCE,
+        begun = time.monotonic()
+        attempt = job.start(self._whole, place / "logs" / "whole")
+        attempts.wait_for(
+            lambda: attempts.last_report(self._whole) or not attempt.running(),
+            seconds=attempts.PATIENCE,
+            every=0.05,
+        )
+        self._startup = time.monotonic() - begun
+        statuses = attempt.statuses(attempts.PATIENCE)
+        if set(statuses) != {exit_status.DONE}:
+            raise RuntimeError(
+                f"the undisturbed run ended with {statuses}\n{attempt.text(0)[-4000:]}"
             )
-            self._startup = time.monotonic() - begun
-            statuses = attempt.statuses(attempts.PATIENCE)
-            if set(statuses) != {exit_status.DONE}:
-                raise RuntimeError(
-                    f"the undisturbed run ended with {statuses}\n{attempt.text(0)[-4000:]}"
-                )
         self._say(f"undisturbed: {time.monotonic() - begun:.1f} s, {self._startup:.1f} to step 1")
         self._new_life()
 
