@@ -33,14 +33,18 @@ def messages() -> list[str]:
 
 def python_texts(text: str) -> list[str]:
     """Returns the strings of a Python file, with GAP in place of each value that is filled in."""
-    tree, found = ast.parse(text), []
-    for node in ast.walk(tree):
-        if isinstance(node, ast.JoinedStr):
-            parts = [each.value if isinstance(each, ast.Constant) else GAP for each in node.values]
-            found.append("".join(map(str, parts)))
-        elif isinstance(node, ast.Constant) and isinstance(node.value, str):
-            found.append(node.value)
-    return found
+    nodes = list(ast.walk(ast.parse(text)))
+    joined = [node for node in nodes if isinstance(node, ast.JoinedStr)]
+    inside = {id(part) for node in joined for part in ast.walk(node)}
+    found = [
+        "".join(str(part.value) if isinstance(part, ast.Constant) else GAP for part in node.values)
+        for node in joined
+    ]
+    return found + [
+        node.value
+        for node in nodes
+        if isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in inside
+    ]
 
 
 def shell_texts(text: str) -> list[str]:
