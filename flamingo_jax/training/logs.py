@@ -57,8 +57,11 @@ def read_lines(path: paths.Path) -> ReportLines:
     """Returns the lines of a metrics.jsonl; there are none if there is no such file.
 
     Raises:
-        OSError: it cannot be read.
+        OSError: it cannot be read, or is no plain file.
     """
+    # A device or a pipe, which `listed` leaves out, may have no end.
+    if path.exists() and (path, False) not in paths.listed(path.parent):
+        raise paths.PathError(f"{path} is no file")
     data = path.read_bytes() if path.exists() else b""
     found = ReportLines([], [], not data or data.endswith(b"\n"))
     for line in data.split(b"\n"):

@@ -101,13 +101,17 @@ def test_the_last_line_without_its_end_is_kept_if_it_is_whole(path):
     assert path.read_bytes() == GOOD + b'\n{"step": 2, "loss": 1.0}\n'
 
 
-@pytest.mark.parametrize("made", ["empty", "directory", "unreadable"])
+@pytest.mark.parametrize("made", ["empty", "directory", "device", "pipe", "unreadable"])
 def test_what_is_in_the_place_of_the_file_stops_nothing(path, made, monkeypatch):
     said = []
     if made == "empty":
         path.write_bytes(b"")
     elif made == "directory":
         (path / "x").mkdir(parents=True)
+    elif made == "device":
+        os.symlink("/dev/zero", path)  # has no end
+    elif made == "pipe":
+        os.mkfifo(path)
     else:
         path.write_bytes(GOOD)
         broken = lambda self: (_ for _ in ()).throw(OSError(5, "Input/output error"))
