@@ -41,8 +41,9 @@ class Phase(enum.Enum):
     STARTING = ("starting", 60.0)  # reads towers and checkpoints, compiles
     READING = ("reading the next batch", 1.0)
     UPDATING = ("in the update", 1.0)
-    MEASURING = ("evaluating or saving", 60.0)
     SAVING = ("saving", 15.0)
+    MEASURING = ("evaluating", 60.0)
+    CLOSING = ("waiting for the last save", 15.0)
     EXPORTING = ("exporting", 60.0)
     ENDING = ("waiting for the other processes to end", 15.0)
 

@@ -196,7 +196,7 @@ def train(
         stream = batches(
             config, mixture, mesh, positions, start, local_shards=shards // reader.count
         )
-        save = _save(run, store, claim, log)
+        save = _save(run, store, claim, log, guard)
         hooks = [
             save,
             callbacks.every(
@@ -230,7 +230,7 @@ def train(
             unreported=unreported,
             at=guard.at,
         )
-        guard.at(Phase.SAVING, ended.step)
+        guard.at(Phase.CLOSING, ended.step)
         if ended.asked:
             at_end = callbacks.Moment(
                 ended.step, ended.state, is_last=True, unreported=ended.unreported
@@ -325,7 +325,7 @@ def _describe(run: Run, state: state_lib.TrainState[Array], mixture: Mixture, st
     )
 
 
-def _save(run: Run, store: Store, claim: RunId, log: logs_lib.Logs) -> callbacks.Hook:
+def _save(run: Run, store: Store, claim: RunId, log: logs_lib.Logs, guard: Guard) -> callbacks.Hook:
     save = callbacks.save(
         store,
         lambda step: positions_at(run.config, step),
@@ -334,8 +334,10 @@ def _save(run: Run, store: Store, claim: RunId, log: logs_lib.Logs) -> callbacks
     )
 
     def of_this_run(moment: callbacks.Moment) -> None:
+        guard.at(Phase.SAVING, moment.step)
         claim.check()
         save(moment)
+        guard.at(Phase.MEASURING, moment.step)
 
     return callbacks.every(run.config.hooks.save_every, of_this_run, at_end=True)
 

@@ -1,12 +1,13 @@
 """A small program of several processes, which tests disturb.
 
-python -m tests.distributed.guarded saves | evaluates | stuck | stopped
+python -m tests.distributed.guarded saves | evaluates | noticed | stuck | stopped
 """
 
 import sys
 import time
 
 import jax
+from jax._src import distributed
 from jax.experimental import multihost_utils
 
 from flamingo_jax.core import guard as guard_lib
@@ -29,6 +30,10 @@ def main(what: str) -> None:
             guard.at(Phase.UPDATING, step)
             multihost_utils.process_allgather(jax.numpy.ones(()))
             step += 1
+            if what == "noticed" and cluster.index == 1 and step == 10:
+                # as jax's preemption service does when it has a notice of the platform
+                now = time.strftime("%Y-%m-%dT%H:%M:%S+00:00", time.gmtime())
+                distributed.global_state.client.key_value_set("RECEIVED_PREEMPTION_NOTICE", now)
             if step == 10:
                 sys.stdout.write("goes on\n")
                 sys.stdout.flush()

@@ -122,6 +122,14 @@ def test_a_signal_to_one_process_ends_all_after_the_same_update():
     assert ["saves its state after this update" in line for line in said(second)] == [True]
 
 
+@pytest.mark.slow
+def test_a_notice_that_jax_has_of_its_platform_ends_all_alike():
+    first, second = disturbed("noticed")
+    assert first[0] == second[0] == exit_status.ENDED_AS_ASKED
+    assert first[1] == second[1] and first[1].startswith("ended at step ")
+    assert "Asked to end by a maintenance notice: saved step" in said(first)[0]
+
+
 def test_a_program_that_saves_nothing_is_interrupted_in_all_processes():
     first, second = disturbed("evaluates", (0, signal.SIGINT))
     assert (first[0], second[0]) == (130, exit_status.STUCK)
