@@ -21,6 +21,7 @@ import dataclasses
 from absl import flags
 
 from flamingo_jax import cli
+from flamingo_jax.core.agreement import AgreementError
 from flamingo_jax.core.config import ConfigError
 from flamingo_jax.core.processes import Cluster
 from flamingo_jax.evaluation.config import EvaluateConfig
@@ -55,5 +56,5 @@ def main(_: list[str], cluster: Cluster) -> None:
 
 if __name__ == "__main__":
     required = ["config", "checkpoint", "output"]
-    expected = (*EXPECTED_ERRORS, TaskError, MissingResourceError)
+    expected = (*EXPECTED_ERRORS, AgreementError, TaskError, MissingResourceError)
     cli.run(main, required=required, expected=expected, keep_freed=True)

@@ -14,10 +14,17 @@ a contrastive model's embeddings of images and texts. A run has tasks of one of 
 from __future__ import annotations
 
 import contextlib
+import hashlib
 from collections.abc import Sequence
+from typing import Any
 
 from jax.sharding import Mesh
 
+from flamingo_jax.checkpoint import manifest
+from flamingo_jax.checkpoint.card import CARD
+from flamingo_jax.checkpoint.export import describe_checkpoint
+from flamingo_jax.core import agreement
+from flamingo_jax.core.config import to_dict
 from flamingo_jax.core.paths import Path, only_writer, read_json
 from flamingo_jax.core.processes import Cluster
 from flamingo_jax.evaluation import comparison, embed, few_shot, predictions, registry, task
@@ -43,6 +50,7 @@ def run(config: EvaluateConfig, checkpoint: str, output: str, cluster: Cluster) 
         cluster: the processes.
 
     Raises:
+        AgreementError: the processes were given different things.
         TaskError: a task is unknown, its directory is not given, it does not have a choice of the
             protocol, or the tasks are of two kinds. It is raised before anything is loaded.
         MissingResourceError: something that a metric needs is not installed. It is raised before
@@ -59,6 +67,8 @@ def run(config: EvaluateConfig, checkpoint: str, output: str, cluster: Cluster) 
 
 
 def _run(config: EvaluateConfig, checkpoint: str, output: str, cluster: Cluster) -> None:
+    if cluster.count > 1:
+        agreement.check(_facts(config, checkpoint))
     data = {name: path for name, path in config.data.items() if path}
     images = embed.Images(data) if embed.is_asked_for(config.tasks) else None
     created = [] if images else [registry.create(name, data, config) for name in config.tasks]
@@ -115,6 +125,24 @@ def _run(config: EvaluateConfig, checkpoint: str, output: str, cluster: Cluster)
         video_rate=config.inference.video_rate,
     )
     cluster.report(f"\n{report_writer.text_table(rows) if rows else ''}\nThe report is in {output}")
+
+
+def _facts(config: EvaluateConfig, checkpoint: str) -> dict[str, Any]:
+    """Returns what must be equal in all processes: the config, and the checkpoint's content.
+
+    Its path may differ, as those of towers, which are known by their hashes.
+    """
+    opened = describe_checkpoint(checkpoint, config.towers)
+    fields = to_dict(config)
+    del fields["towers"]
+    files = [opened.path / name for name in (manifest.NAME, CARD)]
+    content = [
+        hashlib.sha256(file.read_bytes()).hexdigest()[:16] for file in files if file.exists()
+    ]
+    return {
+        "config": fields,
+        "checkpoint": {"kind": opened.kind, "step": opened.step, "files": content},
+    }
 
 
 def _compare(

@@ -26,6 +26,7 @@ from flamingo_jax.models.config import ModelConfig
 from flamingo_jax.training import deviations, run_record, towers
 from flamingo_jax.training.config import TrainConfig
 from flamingo_jax.training.run_id import RunId, hash_of
+from flamingo_jax.training.run_record import few
 from flamingo_jax.training.state import StateLayout, TrainState
 
 Report = Callable[[str], None]
@@ -99,9 +100,11 @@ def write(
 
     Raises:
         WorkdirTaken: if another run took the workdir over; then nothing is written.
-        CheckpointError: if it cannot be written.
+        CheckpointError: if it cannot be written, or if its tokenizer or a tower was replaced since
+            the run began.
     """
     claim.check()
+    _refuse_replaced(config, record)
     target, stored = claim.workdir / "export", layout.stored_frozen
 
     def weights() -> trees.Params:
@@ -122,6 +125,21 @@ def write(
         run={"id": claim.id, "hash": hash_of(record), "record": _stored(record)},
     )
     report(f"Exported step {step} to {target}.")
+
+
+def _refuse_replaced(config: TrainConfig, record: Mapping[str, Any]) -> None:
+    """Refuses files that the export takes from their paths, and that are others by now."""
+    hashes = lambda found: {name: tower["hash"] for name, tower in found.items()}
+    theirs = {"frozen": hashes(record["frozen"]), "tokenizer": record["tokenizer"]}
+    now = {
+        "frozen": hashes(towers.frozen_records(config)),
+        "tokenizer": fingerprints.of_tokenizer(config.data.tokenizer),
+    }
+    if changed := config_lib.differences(theirs, now):
+        raise CheckpointError(
+            f"Files of the run were replaced since it began (then -> now): {few(changed)}. All "
+            "steps are saved. Put the former files back, and start the same command: it exports."
+        )
 
 
 def _is_of(card: Mapping[str, Any], weights: Callable[[], trees.Params]) -> bool:
@@ -189,6 +207,6 @@ def _other_model(
 
 def _refusal(target: paths.Path, what: str, changed: Sequence[str]) -> str:
     return (
-        f"{target} is the export {what} (there -> here): {run_record.few(changed)}. Give another "
+        f"{target} is the export {what} (there -> here): {few(changed)}. Give another "
         "--workdir, or move the export away."
     )

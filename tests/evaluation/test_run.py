@@ -6,10 +6,12 @@ RICES, the journal, the report, hidden answers and embeddings, as the command li
 import dataclasses
 import functools
 import json
+import shutil
 
 import PIL.Image
 import pytest
 
+from flamingo_jax.core import agreement
 from flamingo_jax.core.config import ConfigError
 from flamingo_jax.core.paths import PathError, only_writer
 from flamingo_jax.core.processes import Cluster
@@ -102,6 +104,40 @@ def test_an_output_has_one_writer(config, tmp_path):
     """Before anything is loaded."""
     with only_writer(tmp_path), pytest.raises(PathError, match="Another run writes to"):
         run(config, "nowhere", str(tmp_path), Cluster("off"))
+
+
+def test_processes_that_disagree_end_before_anything_is_loaded(
+    checkpoint, config, tmp_path, monkeypatch
+):
+    """The config and the content of the checkpoint are compared; it may be at another place."""
+    compared = []
+
+    def check(facts):
+        compared.append(facts)
+        raise agreement.AgreementError
+
+    monkeypatch.setattr(agreement, "check", check)
+    cluster = Cluster("off")
+    cluster.count = 2
+    copy = shutil.copytree(checkpoint, tmp_path / "copy")
+    step = tmp_path / "step"
+    other = write_export(step, "flamingo", tmp_path)
+    card = json.loads((other / "model.json").read_text()) | {"step": 3}
+    (other / "manifest.json").unlink(missing_ok=True)
+    del card["manifest"]
+    (other / "model.json").write_text(json.dumps(card))
+    for place in (checkpoint, copy, other):
+        with pytest.raises(agreement.AgreementError):
+            run(config, str(place), str(tmp_path / "out"), cluster)
+    changed = dataclasses.replace(config, seed=2)
+    with pytest.raises(agreement.AgreementError):
+        run(changed, checkpoint, str(tmp_path / "out"), cluster)
+    first, moved, another, seed = compared
+    assert first == moved
+    differences = lambda theirs: agreement.differences([first, theirs], ["a", "b"])
+    assert any("checkpoint.step is 3 on process 1 (b)" in line for line in differences(another))
+    assert any("checkpoint.files is [" in line for line in differences(another))
+    assert differences(seed) == ["config.seed is 2 on process 1 (b), 1 on process 0 (a)"]
 
 
 def test_a_task_or_a_number_of_shots_twice_is_refused():

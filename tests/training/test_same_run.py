@@ -12,7 +12,7 @@ import pytest
 from flamingo_jax.checkpoint import store
 from flamingo_jax.checkpoint.arrays import CheckpointError
 from flamingo_jax.checkpoint.export import open_checkpoint
-from flamingo_jax.core import paths
+from flamingo_jax.core import agreement, paths
 from flamingo_jax.core.config import from_dict
 from flamingo_jax.tokenizers.load import load_tokenizer
 from flamingo_jax.training import run as run_lib
@@ -266,7 +266,48 @@ def test_data_of_an_older_checkpoint_must_have_their_paths(
         train(config_of(moved), workdir)
 
 
-# The workdir.
+def test_a_tokenizer_that_is_replaced_during_the_run_does_not_get_into_the_export(
+    moved, tmp_path, monkeypatch
+):
+    workdir, tokenizer = paths.Path(tmp_path / "run"), moved / "tokenizer" / "prompt.json"
+    whole = run_export.write
+
+    def replaced(*arguments, **options):
+        tokenizer.write_text("{}")
+        return whole(*arguments, **options)
+
+    monkeypatch.setattr(run_export, "write", replaced)
+    with pytest.raises(CheckpointError, match=r"\(then -> now\): tokenizer\.prompt\.json: absent"):
+        train(config_of(moved), workdir)
+    assert not (workdir / "export").exists()
+    tokenizer.unlink()
+    monkeypatch.undo()
+    assert train(config_of(moved), workdir)[-1] == f"Exported step 2 to {workdir}/export."
+
+
+# The workdir, and the processes.
+
+
+def test_processes_compare_the_record_before_anything_is_compiled(
+    config, tmp_path, never_compiles, monkeypatch
+):
+    compared = []
+
+    def check(facts):
+        compared.append(facts)
+        raise agreement.AgreementError
+
+    monkeypatch.setattr(agreement, "check", check)
+    elsewhere = dataclasses.replace(config.data, num_threads=3)
+    for each in (config, dataclasses.replace(config, data=elsewhere)):
+        with pytest.raises(agreement.AgreementError):
+            train(each, tmp_path / "run")
+    first, second = compared
+    assert first == second  # threads are a host's own
+    assert first["config.seed"] == 1 and first["config.hooks.save_every"] == 2
+    assert first["records.text.count"] == 64 and "tokenizer.tokenizer.model" in first
+    assert not [name for name in first if "path" in name or name == "config.data.tokenizer"]
+    assert not (tmp_path / "run" / "checkpoints").exists()
 
 
 @pytest.fixture
