@@ -1,6 +1,10 @@
 """When a process ends, and with which words; tests/distributed has real processes."""
 
+import signal
+import subprocess
+import sys
 import threading
+from subprocess import PIPE
 
 import pytest
 
@@ -108,7 +112,7 @@ def test_a_process_without_updates_to_save_ends_at_once_and_the_others_with_it(c
 def test_one_process_is_asked_and_ends_after_its_update(capsys):
     alone = Guard(None, saves=True)
     assert not alone.should_end()
-    alone._ask(guard.signal.SIGTERM)
+    alone._ask(signal.SIGTERM)
     assert alone.should_end()
     assert str(alone.ended_as_asked(2)).startswith("Asked to end by SIGTERM: saved step 2;")
     with pytest.raises(Exited) as ended:  # the last update came first
@@ -119,7 +123,7 @@ def test_one_process_is_asked_and_ends_after_its_update(capsys):
 
 def test_before_the_first_update_a_signal_ends_a_run_at_once(capsys):
     with pytest.raises(Exited) as ended:
-        Guard(None, saves=True)._ask(guard.signal.SIGINT)
+        Guard(None, saves=True)._ask(signal.SIGINT)
     assert ended.value.status == exit_status.ENDED_AS_ASKED
     assert "by SIGINT: no update was done, so there is nothing" in capsys.readouterr().err
 
@@ -129,9 +133,9 @@ def test_a_second_signal_ends_at_once(name, status, monkeypatch):
     alone = Guard(None, saves=True)
     alone.should_end()
     monkeypatch.setattr(alone, "_ask", lambda number: None)
-    alone._on_signal(guard.signal.SIGTERM)
+    alone._on_signal(signal.SIGTERM)
     with pytest.raises(Exited) as ended:
-        alone._on_signal(guard.signal.Signals[name])
+        alone._on_signal(signal.Signals[name])
     assert ended.value.status == status
 
 
@@ -242,7 +246,39 @@ def test_a_long_phase_is_mentioned_now_and_then(capsys):
 def test_a_program_that_saves_nothing_ends_at_once(capsys):
     _, evaluating = pair(saves=False)
     with pytest.raises(Exited) as ended:
-        evaluating._ask(guard.signal.SIGINT)
+        evaluating._ask(signal.SIGINT)
     assert ended.value.status == 130
     assert capsys.readouterr().err == "[process 1 of 2] Interrupted.\n"
     assert evaluating._peers.news().left[1].how == peers.FAILED
+
+
+BUSY = """
+import hashlib, sys
+from flamingo_jax.core.processes import Cluster
+with Cluster(saves=True) as cluster:
+    if sys.argv[1] == "unsaved":
+        cluster.guard.should_end()
+    print("goes on", flush=True)
+    hashlib.pbkdf2_hmac("sha256", b"", b"", 2**31 - 1)  # one call into C, as a compilation is
+"""
+
+
+@pytest.mark.parametrize(
+    ("updates", "status", "said"),
+    [
+        ("saved", exit_status.ENDED_AS_ASKED, "Asked to end by SIGINT: no update was done, so"),
+        ("unsaved", 130, "A second signal, SIGINT: ends at once, nothing is saved."),
+    ],
+)
+def test_a_process_that_runs_no_python_ends_all_the_same(updates, status, said):
+    with subprocess.Popen(
+        [sys.executable, "-c", BUSY, updates], stdout=PIPE, stderr=PIPE, text=True
+    ) as process:
+        assert process.stdout.readline() == "goes on\n"
+        process.send_signal(signal.SIGINT)
+        if updates == "unsaved":
+            assert "saves its state after this update" in process.stderr.readline()
+            process.send_signal(signal.SIGINT)
+        assert process.wait(PATIENCE) == status
+        (line,) = process.stderr.read().splitlines()
+        assert line.startswith(said)
