@@ -9,7 +9,6 @@ import os
 import re
 import signal
 import sys
-import threading
 import traceback
 from collections.abc import Iterator, Sequence
 from types import TracebackType
@@ -85,8 +84,7 @@ def leaving_no_thread_behind() -> Iterator[None]:
     before = sys.excepthook
 
     def hook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-        in_library = threading.current_thread() is not threading.main_thread()
-        if in_library and str(error) == "Event loop is closed":
+        if str(error) == "Event loop is closed":
             logging.debug("%s", "".join(traceback.format_exception(kind, error, trace)))
         else:
             before(kind, error, trace)

@@ -22,9 +22,8 @@ from collections.abc import Mapping
 LATE = 20.0  # medians of the last updates after which one is late
 _MEDIAN_OF = 101  # updates
 _ENOUGH = 5  # updates after which there is a median; the first ones do not wait for the devices
-_FIRST = 5.0  # multiple of stuck_seconds for the updates before
+_FIRST = 5.0  # multiple of stuck_seconds for the updates before, and for the first batch
 _COMPILING = 60.0  # the same for a process that compiles
-_FIRST_BATCH = 2.0
 _LONGEST_TICK = 2.0  # seconds; what is longer is a suspended process
 
 # Files of JAX whose functions are on the stack of a thread that traces, lowers or compiles.
@@ -38,7 +37,7 @@ _COMPILER = (
 class Phase(enum.Enum):
     """What a process does. The number is its limit, as a multiple of `stuck_seconds`."""
 
-    STARTING = ("starting", 60.0)  # reads towers and checkpoints, compiles
+    STARTING = ("starting", 30.0)  # reads and checks towers and checkpoints
     READING = ("reading the next batch", 1.0)
     UPDATING = ("in the update", 1.0)
     SAVING = ("saving", 15.0)
@@ -167,7 +166,7 @@ class Watchdog:
         if phase not in (Phase.READING, Phase.UPDATING):
             return phase.times * self._stuck
         if self._updates == 0:
-            return (_FIRST_BATCH if phase is Phase.READING else _COMPILING) * self._stuck
+            return (_FIRST if phase is Phase.READING else _COMPILING) * self._stuck
         if len(self._durations) < _ENOUGH:
             return (1.0 if phase is Phase.READING else _FIRST) * self._stuck
         return max(self._stuck, LATE * statistics.median(list(self._durations)))

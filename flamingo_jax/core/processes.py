@@ -41,6 +41,7 @@ HEARTBEAT_SECONDS = 600
 HINT_SECONDS = 30  # when this process says that it still waits for the others
 # The hosts of a slice start within seconds of each other, but may read the program from cold disks.
 JOIN_SECONDS = 300
+LEAVE_SECONDS = 60  # that a process which is done waits for one that died at its very end
 
 _ADDRESS, _COUNT, _INDEX = VARIABLES = (
     "JAX_COORDINATOR_ADDRESS",
@@ -214,6 +215,7 @@ def _join(mode: str) -> bool:
             index,
             initialization_timeout=JOIN_SECONDS + 60,
             heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
+            shutdown_timeout_seconds=LEAVE_SECONDS,
         )
     except (RuntimeError, ValueError, OSError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]

@@ -114,11 +114,12 @@ def test_after_an_error_no_thread_keeps_the_process(body, status, error):
 
 
 def test_a_library_that_writes_into_what_is_closed_prints_no_traceback():
-    """Tensorstore calls sys.excepthook in its own threads."""
+    """Tensorstore calls sys.excepthook, in its own threads and in the main one."""
     body = """
         error = RuntimeError("Event loop is closed")
         call = lambda: sys.excepthook(type(error), error, None)
         other = threading.Thread(target=call); other.start(); other.join()
+        call()
         sys.exit("one line")"""
     done = subprocess.run(
         [

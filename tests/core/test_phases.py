@@ -64,7 +64,7 @@ def test_the_limit_of_an_update_follows_the_usual_time_above_a_floor(time):
 
 def test_the_first_updates_and_other_phases_have_more_time(time):
     assert limit(of_updates(time, 0.1, count=0), Phase.UPDATING) == 600  # compiles
-    assert limit(of_updates(time, 0.1, count=0), Phase.READING) == 20
+    assert limit(of_updates(time, 0.1, count=0), Phase.READING) == 50
     assert limit(of_updates(time, 0.1, count=2), Phase.UPDATING) == 50
     for phase in set(Phase) - {Phase.READING, Phase.UPDATING}:
         assert limit(of_updates(time, 0.1, count=20), phase) >= 150
