@@ -111,12 +111,13 @@ def load(config: TrainConfig, abstract: trees.Params) -> dict[str, dict[str, Any
 
 
 def check_start(config: TrainConfig) -> None:
-    """Checks all that `start` will read: the files are whole, and are of the right kind.
+    """Checks all that a new run will read: the files are whole, and are of the right kind.
 
     Raises:
         CheckpointError: if an export is missing or damaged, or is of another kind.
         ConfigError: if it was made with another model config or tokenizer.
     """
+    frozen_records(config)
     for name, (path, _) in _sources(config, trained=True).items():
         _check_files(f"tower {name!r}", path)
     if config.initial is None:
