@@ -20,12 +20,13 @@ def hints_of(cls: Any) -> dict[str, Any]:
         TypeError: a type is not known in the module of the dataclass.
     """
     try:
-        return typing.get_type_hints(cls)
+        hints = typing.get_type_hints(cls)
     except NameError as error:
         where = f"the field types of {cls.__name__}"
         raise TypeError(
             f"Cannot resolve {where} ({error}): import them in {cls.__module__}."
         ) from error
+    return {field.name: hints[field.name] for field in dataclasses.fields(cls)}
 
 
 def arms_of(hint: Any) -> tuple[Any, ...]:

@@ -31,8 +31,8 @@ class Range:
         also: a number outside of the bounds with a meaning of its own, such as -1; and the meaning.
     """
 
-    low: float = -_FLOAT32
-    high: float = _FLOAT32
+    low: int | float = -_FLOAT32
+    high: int | float = _FLOAT32
     above: bool = False
     below: bool = False
     whole: bool = False
@@ -69,20 +69,24 @@ def whole(low: int, high: int = INT32, *, also: tuple[int, str] | None = None) -
     return Range(low, high, whole=True, also=also)
 
 
-FINITE = Range()
-POSITIVE = Range(0, above=True)
-NOT_NEGATIVE = Range(0)
+_MOST = 1e6  # nothing that these ranges are of makes sense beyond
+MODERATE = Range(-_MOST, _MOST)
+POSITIVE = Range(0, _MOST, above=True)
+NOT_NEGATIVE = Range(0, _MOST)
+EPSILON = Range(1e-30, 1)  # a smaller one is 0 in float32
 SHARE = Range(0, 1)  # of a whole, or a probability
 SHARE_BELOW_ONE = Range(0, 1, below=True)
 
 
-def check(config: Any, of: Range, *names: str) -> None:
+def check(config: Any, of: Range, *names: str, prefix: str = "", advice: str = "") -> None:
     """Checks fields of a dataclass.
 
     Args:
         config: the dataclass.
         of: the range of all these fields.
         names: the fields.
+        prefix: is put before the name of the field in the message.
+        advice: is added to the message.
 
     Raises:
         FieldError: a value is no number of the range; it names the field, the value and the range.
@@ -99,4 +103,5 @@ def check(config: Any, of: Range, *names: str) -> None:
             if not of.holds(item):
                 place = name if items is not value else f"{name}[{i}]"
                 otherwise = ", or None" if optional else ""
-                raise FieldError(f"{place} is {item!r}; expected {of}{otherwise}.")
+                end = f" {advice}" if advice else ""
+                raise FieldError(f"{prefix}{place} is {item!r}; expected {of}{otherwise}.{end}")

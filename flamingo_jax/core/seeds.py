@@ -7,6 +7,11 @@ import zlib
 
 import numpy as np
 
+from flamingo_jax.core import ranges
+
+# A seed has 32 bits: of a larger one JAX drops the rest, NumPy takes none below 0.
+RANGE = ranges.whole(0, (1 << 32) - 1)
+
 
 def generator(seed: int, stream: str, index: int = 0) -> np.random.Generator:
     """Returns the generator of item `index` of a named stream, independent of all others."""
@@ -14,10 +19,10 @@ def generator(seed: int, stream: str, index: int = 0) -> np.random.Generator:
 
 
 def check(seed: int, name: str = "seed") -> None:
-    """Checks that a seed has 32 bits: of a larger one JAX drops the rest, NumPy takes none below 0.
+    """Checks that a seed is in RANGE.
 
     Raises:
-        ValueError: it has not; the message has its name.
+        ValueError: it is not; the message has its name.
     """
-    if not 0 <= seed < 1 << 32:
-        raise ValueError(f"{name} is {seed}; expected a number from 0 to {(1 << 32) - 1}.")
+    if not RANGE.holds(seed):
+        raise ValueError(f"{name} is {seed!r}; expected {RANGE}.")

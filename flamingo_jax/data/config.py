@@ -6,6 +6,8 @@
 import dataclasses
 from typing import Any, Literal
 
+from flamingo_jax.core import ranges
+
 ImageFit = Literal["pad", "crop", "squash"]
 Background = Literal["mean", "white", "none"]
 
@@ -20,7 +22,7 @@ class DatasetConfig:
             "text" (documents).
         path: a TFDS directory of ArrayRecord files, as data_pipelines writes it.
         batch_size: B, over all processes.
-        length: L, tokens per row.
+        length: L, tokens per row; at least two, since the first is no target.
         split: a split of the dataset, also in the notation of TFDS ("train[:10%]").
         weight: lambda_m, the weight of this dataset's loss (paper, 2.4).
         max_images: N, images per row of interleaved pages (5 in the paper). Pairs and captions have
@@ -55,29 +57,12 @@ class DatasetConfig:
     rows_per_group: int = 1
 
     def __post_init__(self) -> None:
-        for name in (
-            "batch_size",
-            "length",
-            "max_images",
-            "num_frames",
-            "frame_rate",
-            "documents_per_row",
-            "rows_per_group",
-        ):
-            if getattr(self, name) <= 0:
-                raise ValueError(
-                    f"{name} of a dataset is {getattr(self, name)}, expected a positive number."
-                )
-        for name in ("p_next", "space_prefix"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(
-                    f"{name} of a dataset is {getattr(self, name)}, expected a probability, 0 to 1."
-                )
-        if self.pool is not None and self.pool <= 0:
-            raise ValueError(
-                f"pool of a dataset is {self.pool}, expected a positive number, or None for rows * "
-                "images."
-            )
+        ranges.check(self, ranges.whole(1), "batch_size", "max_images", "num_frames", "pool")
+        ranges.check(self, ranges.whole(1), "documents_per_row", "rows_per_group")
+        ranges.check(self, ranges.whole(2), "length")
+        ranges.check(self, ranges.POSITIVE, "frame_rate")
+        ranges.check(self, ranges.SHARE, "p_next", "space_prefix")
+        ranges.check(self, ranges.NOT_NEGATIVE, "weight")
 
     @property
     def num_visuals(self) -> int:
@@ -108,12 +93,8 @@ class AugmentConfig:
     hue: float = 0.02
 
     def __post_init__(self) -> None:
-        for field in dataclasses.fields(self):
-            value, most = getattr(self, field.name), 0.5 if field.name == "hue" else 1.0
-            if not 0 <= value <= most:
-                raise ValueError(
-                    f"augment.{field.name} is {value}, expected a number from 0 to {most:g}."
-                )
+        ranges.check(self, ranges.SHARE, "flip", "brightness", "contrast", "saturation")
+        ranges.check(self, ranges.Range(0, 0.5), "hue")
 
     @property
     def changes_colours(self) -> bool:
@@ -156,17 +137,10 @@ class DataConfig:
     max_corrupt: float = 0.05
 
     def __post_init__(self) -> None:
-        if self.image_size <= 0:
-            raise ValueError(
-                f"image_size is {self.image_size}, expected a positive number of pixels."
-            )
-        if self.num_threads < 0 or self.prefetch < 1:
-            raise ValueError(
-                f"num_threads is {self.num_threads} and prefetch {self.prefetch}, expected at "
-                "least 0 and at least 1."
-            )
-        if not 0 <= self.max_corrupt <= 1:
-            raise ValueError(f"max_corrupt is {self.max_corrupt}, expected a share, 0 to 1.")
+        ranges.check(self, ranges.whole(1, 1 << 16), "image_size")
+        ranges.check(self, ranges.whole(0, 1 << 12), "num_threads")
+        ranges.check(self, ranges.whole(1, 1 << 16), "prefetch")
+        ranges.check(self, ranges.SHARE, "max_corrupt")
 
     @property
     def preprocessing(self) -> dict[str, Any]:

@@ -22,14 +22,15 @@ import numpy as np
 
 from flamingo_jax.core.config import ConfigError
 from flamingo_jax.data import pack
-from flamingo_jax.data.config import DataConfig
+from flamingo_jax.data.config import DataConfig, DatasetConfig
 from flamingo_jax.data.rejected import BrokenDataset, Rejected
 from flamingo_jax.data.rows import RECORD_KINDS, Example, Rng, RowMaker, TrainingRow
-from flamingo_jax.data.schema import Batch, CorruptRecord, Record, check
+from flamingo_jax.data.schema import Batch, CorruptRecord, Record, check, text_of
 from flamingo_jax.data.sources import Examples, Source
 from flamingo_jax.tokenizers.base import Tokenizer
 
 _MOST_REJECTED_IN_A_ROW = 1000  # more corrupt records one after the other are a broken dataset
+_MOST_WITHOUT_TEXT = 1000  # records; of a dataset with text, nearly always the first has some
 
 T = TypeVar("T")
 
@@ -52,7 +53,7 @@ class _Reader:
 
     def __post_init__(self) -> None:
         if self.num_shards % self.process_count or not 0 <= self.process_index < self.process_count:
-            raise ValueError(
+            raise ConfigError(
                 f"Process {self.process_index} of {self.process_count} cannot read for "
                 f"{self.num_shards} data shards: the number of shards must be a multiple of the "
                 "number of processes, and the index less than the number of processes."
@@ -189,8 +190,11 @@ class _Dataset:
         if config.batch_size % reader.num_shards:
             raise ConfigError(
                 f"Dataset {name!r}: batch_size {config.batch_size} cannot be split evenly over "
-                f"{reader.num_shards} data shards."
+                f"{reader.num_shards} data shards (config.mesh: replica x data). Give a multiple, "
+                f"such as --config.data.datasets.{name}.batch_size="
+                f"{-(-config.batch_size // reader.num_shards) * reader.num_shards}."
             )
+        _check_pool(name, config, rows=config.batch_size // reader.num_shards)
         source = Source(config.path, config.split)
         if source.kind not in RECORD_KINDS[config.kind]:
             raise ConfigError(
@@ -209,12 +213,39 @@ class _Dataset:
             reader.config.image_fit,
             reader.config.background,
         )
+        self._check_targets(reader.tokenizer)
         self.examples: Examples[Example] = Examples(source, self._maker.prepare, reader.cache_bytes)
         self.rejected = Rejected(name, config.path, reader.config.max_corrupt)
         # not hash(), which differs from process to process
         stream = zlib.crc32(f"{reader.seed}/{name}".encode())
         self._key = (reader.seed, stream)
         self._order = grain.MapDataset.range(len(source)).seed(stream).shuffle().repeat()
+
+    def _check_targets(self, tokenizer: Tokenizer) -> None:
+        """Raises ConfigError if no row could predict a word."""
+        config, where = self._config, f"Dataset {self._name!r}"
+        least = self._maker.num_marker_tokens
+        if config.length <= least:
+            raise ConfigError(
+                f"{where}: length is {config.length}, and the first {least} token(s) of a row are "
+                f"no words, so nothing would be predicted; expected at least {least + 1}, as in "
+                f"--config.data.datasets.{self._name}.length=32."
+            )
+        number = min(len(self._source), _MOST_WITHOUT_TEXT)
+        if all(text == "" for text in self._texts(number)):
+            raise ConfigError(
+                f"{where}: the first {number} records of {config.path} ({config.split}) have no "
+                "text, so nothing would be predicted. Give another path or split, or leave the "
+                f"dataset out: --config.data.datasets.{self._name}=None."
+            )
+
+    def _texts(self, number: int) -> Iterator[str | None]:
+        """Yields the text of the first records; None of one that is corrupt."""
+        for index in range(number):
+            try:
+                yield text_of(self._source[index]).strip()
+            except CorruptRecord:
+                yield None  # it is counted when it is drawn
 
     def batch(self, t: int) -> Batch[np.ndarray]:
         first = t * self._config.batch_size + self._first_row
@@ -299,6 +330,24 @@ class _Dataset:
         key = np.array(self._key, np.uint64)
         counter = np.array([0, 0, position, 0], np.uint64)
         return np.random.Generator(np.random.Philox(key=key, counter=counter))
+
+
+def _check_pool(name: str, config: DatasetConfig, rows: int) -> None:
+    """Raises ConfigError if a pool cannot hold the images of a data shard.
+
+    Args:
+        name: of the dataset.
+        config: of the dataset.
+        rows: of a data shard; those of pairs and captions have an image each.
+    """
+    if config.pool is None or config.kind not in ("pairs", "captions"):
+        return
+    if config.pool < rows or (config.kind == "captions" and config.pool > rows):
+        raise ConfigError(
+            f"Dataset {name!r}: pool is {config.pool}, and a data shard has {rows} {config.kind} "
+            f"with one image each; expected {rows}: leave it out, as in "
+            f"--config.data.datasets.{name}.pool=None."
+        )
 
 
 def _num_cores() -> int:

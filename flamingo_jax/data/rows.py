@@ -15,6 +15,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from jaxtyping import Int64, UInt32
 
+from flamingo_jax.core.config import ConfigError
 from flamingo_jax.data import interleave, pack
 from flamingo_jax.data.captions import tokenise_pair
 from flamingo_jax.data.config import Background, DatasetConfig, ImageFit
@@ -113,7 +114,16 @@ class RowMaker:
     ):
         self._config, self._tokenizer, self._image_size = config, tokenizer, image_size
         self._image_fit, self._background = image_fit, background
-        self._tag_length = len(interleave.tag_of(tokenizer).own)
+        self._tag = interleave.tag_of(tokenizer)
+        self._tag_length = len(self._tag.own)
+
+    @property
+    def num_marker_tokens(self) -> int:
+        """Tokens at the start of a row that are no words: <BOS>, and the tag of its image."""
+        begin = len(self._tokenizer.start_ids)
+        if self._config.kind in ("text", "captions"):
+            return begin
+        return begin + len(self._tag.opening) + len(self._tag.own)
 
     def prepare(self, record: Record) -> Example:
         """Tokenises a record.
@@ -235,7 +245,7 @@ class RowMaker:
             where: names the batch in the error.
 
         Raises:
-            ValueError: the visual inputs of a shard do not fit into its pool.
+            ConfigError: the visual inputs of a shard do not fit into its pool.
         """
         config, tokenizer, size = self._config, self._tokenizer, self._image_size
         per_shard = len(rows) // num_shards
@@ -252,10 +262,12 @@ class RowMaker:
             shard, in_shard = divmod(b, per_shard)
             used = used if in_shard else 0
             if used + len(row.visuals) > capacity:
-                raise ValueError(
-                    f"{where}: rows {shard * per_shard} to {b} need {used + len(row.visuals)} "
-                    f"visual inputs, more than the {capacity} that the pool of data shard {shard} "
-                    "(of those here) holds. Raise `pool` of the dataset."
+                need = sum(len(each.visuals) for each in rows[shard * per_shard :][:per_shard])
+                raise ConfigError(
+                    f"{where}: its {per_shard} rows of data shard {shard} (of those here) have "
+                    f"{need} visual inputs, more than the {capacity} that the pool holds. Raise "
+                    f"`pool` of the dataset to {need} or more, or to None for "
+                    f"{per_shard * config.num_visuals}, the most that its rows can have."
                 )
             tokens[b, : len(row.tokens)] = row.tokens
             segment[b, : len(row.tokens)] = row.segment

@@ -153,6 +153,11 @@ def kind_of(names: Any) -> str:
     )
 
 
+def text_of(record: Record) -> str:
+    """Returns all text of a record; of a page, its parts one after the other."""
+    return "".join(record.texts) if isinstance(record, InterleavedPage) else record.text
+
+
 def to_example(record: Record) -> dict[str, Any]:
     """Returns the fields of `record`, in the form that `features(record.kind)` encodes."""
     if isinstance(record, InterleavedPage):

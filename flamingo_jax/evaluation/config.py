@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import math
 from collections.abc import Mapping
 
-from flamingo_jax.core.config import ConfigError
+from flamingo_jax.core import ranges
+from flamingo_jax.core.config import ConfigError, FieldError
+from flamingo_jax.evaluation import registry
 from flamingo_jax.evaluation.protocol import Protocol
 from flamingo_jax.evaluation.registry import PAPER_BENCHMARKS
 from flamingo_jax.sharding.mesh import MeshConfig
@@ -29,6 +32,22 @@ CONTRASTIVE_TASKS = tuple(
 DIRECTORIES: Mapping[str, str | None] = dict.fromkeys(
     ("world", *PAPER_BENCHMARKS, "embed", "embed_split")
 )
+
+
+def check_directories(data: Mapping[str, str | None], where: str) -> None:
+    """Checks the names of benchmarks' directories: one that no task knows would have no effect.
+
+    Raises:
+        FieldError: a name is unknown; the message names the nearest.
+    """
+    known = [*DIRECTORIES, *(name for name in registry.TASKS if name not in DIRECTORIES)]
+    for name, path in data.items():
+        if path and name not in known:
+            near = difflib.get_close_matches(name, known, n=1)
+            raise FieldError(
+                f"{where}.{name} is {path!r}, and no benchmark has this name"
+                + (f": did you mean {near[0]!r}?" if near else f"; there are {', '.join(known)}.")
+            )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,22 +80,13 @@ class EvaluateConfig(Protocol):
                 f"Nothing to evaluate: got tasks={self.tasks}, shots={self.shots}; expected at "
                 "least one of each."
             )
-        if min(self.shots) < 0:
-            raise ConfigError(
-                f"shots holds {min(self.shots)}; expected numbers of support examples >= 0."
-            )
-        if self.n < 0 or self.batch_size < 1:
-            raise ConfigError(
-                f"Got n={self.n}, batch_size={self.batch_size}; expected n >= 0 (0 = all), "
-                "batch_size >= 1."
-            )
+        ranges.check(self, ranges.whole(1), "batch_size")
+        ranges.check(self, ranges.whole(0), "num_samples")
         if twice := [name for name in self.tasks if self.tasks.count(name) > 1]:
             raise ConfigError(f"tasks has {twice[0]!r} twice; expected each task once.")
+        check_directories(self.data, "data")
         self._check_mesh()
-        try:
-            super().__post_init__()
-        except ValueError as error:
-            raise ConfigError(str(error)) from error
+        super().__post_init__()
 
     def _check_mesh(self) -> None:
         for name, why in (

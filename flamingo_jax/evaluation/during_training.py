@@ -19,6 +19,7 @@ from flamingo_jax.core.config import ConfigError
 from flamingo_jax.data.schema import Batch
 from flamingo_jax.evaluation import registry, task
 from flamingo_jax.evaluation.comparison import ComparisonTask, compare_all
+from flamingo_jax.evaluation.config import check_directories
 from flamingo_jax.evaluation.episode import Row
 from flamingo_jax.evaluation.lm_lookup import lookup_probe
 from flamingo_jax.evaluation.protocol import Protocol
@@ -85,6 +86,12 @@ def evaluation(
         TaskError: a task is unknown, or its directory is not given.
     """
     settings, protocol = run.config.evaluate, protocol_of(run.config)
+    if not settings.tasks:
+        raise ConfigError(
+            f"config.evaluate.tasks is (), and config.evaluate.every is {settings.every}; expected "
+            "at least one task, as in --config.evaluate.tasks=format, or every = 0."
+        )
+    check_directories(settings.data, "config.evaluate.data")
     data = {name: path for name, path in settings.data.items() if path}
     try:
         tasks = [registry.create(name, data, protocol) for name in settings.tasks]

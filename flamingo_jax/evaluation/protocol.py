@@ -10,7 +10,8 @@ from __future__ import annotations
 import dataclasses
 from typing import ClassVar, Literal
 
-from flamingo_jax.core import seeds
+from flamingo_jax.core import ranges, seeds
+from flamingo_jax.core.config import FieldError
 from flamingo_jax.inference.config import InferenceConfig
 
 Split = Literal["test", "validation"]
@@ -54,9 +55,8 @@ class Protocol:
     num_text_examples: ClassVar[int] = 2
 
     def __post_init__(self) -> None:
-        seeds.check(self.seed)
+        ranges.check(self, seeds.RANGE, "seed")
+        ranges.check(self, ranges.whole(0), "shots", "n")
+        ranges.check(self, ranges.whole(1), "ensemble", "num_support", "num_support_per_class")
         if len(set(self.shots)) < len(self.shots):
-            raise ValueError(f"shots is {self.shots}; expected each number once.")
-        for name in ("ensemble", "num_support", "num_support_per_class"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; expected at least 1.")
+            raise FieldError(f"shots is {self.shots}; expected each number once.")

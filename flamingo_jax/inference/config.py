@@ -5,6 +5,9 @@ from __future__ import annotations
 import dataclasses
 from typing import Literal
 
+from flamingo_jax.core import ranges, seeds
+from flamingo_jax.core.config import FieldError
+from flamingo_jax.inference import methods
 from flamingo_jax.inference.methods import MAX_NEW_TOKENS, BeamSearch, Ends, Greedy, Method, Sample
 from flamingo_jax.inference.score import Normalise
 from flamingo_jax.inference.visuals import VIDEO_FRAMES, VIDEO_RATE
@@ -66,29 +69,24 @@ class InferenceConfig:
     video_rate: float = VIDEO_RATE
 
     def __post_init__(self) -> None:
+        ranges.check(self, methods.COUNT, "beams", "max_new_tokens", "lengths", "num_images")
+        ranges.check(self, methods.COUNT, "images_per_pass", "candidates_per_pass", "video_frames")
+        ranges.check(self, ranges.whole(0), "latents_megabytes", "xattn_chunk")
+        ranges.check(self, ranges.NOT_NEGATIVE, "length_penalty")
+        ranges.check(self, ranges.POSITIVE, "temperature", "video_rate")
+        ranges.check(self, methods.TOP_P, "top_p")
+        ranges.check(self, seeds.RANGE, "seed")
         for name in ("lengths", "num_images"):
             sizes = getattr(self, name)
-            if not sizes or sizes[0] < 1 or list(sizes) != sorted(set(sizes)):
-                raise ValueError(f"inference.{name} is {sizes}; expected ascending sizes >= 1.")
-        for name in ("images_per_pass", "candidates_per_pass", "video_frames"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"inference.{name} is {getattr(self, name)}; expected at least 1.")
-        try:
-            self._methods()
-        except ValueError as error:
-            raise ValueError(f"inference: {error}") from error
+            if not sizes or list(sizes) != sorted(set(sizes)):
+                raise FieldError(f"{name} is {sizes}; expected ascending sizes, at least one.")
 
     @property
     def method(self) -> Method:
         """The method that `decoding` names, with its settings."""
-        return self._methods()[self.decoding]
-
-    def _methods(self) -> dict[str, Method]:
-        """{decoding: method}; also checks the ranges of all settings."""
-        return {
-            "greedy": Greedy(self.max_new_tokens),
-            "beam": BeamSearch(
-                self.beams, self.length_penalty, self.beam_ends, self.max_new_tokens
-            ),
-            "sample": Sample(self.temperature, self.top_p, self.seed, self.max_new_tokens),
-        }
+        most = self.max_new_tokens
+        if self.decoding == "beam":
+            return BeamSearch(self.beams, self.length_penalty, self.beam_ends, most)
+        if self.decoding == "sample":
+            return Sample(self.temperature, self.top_p, self.seed, most)
+        return Greedy(most)

@@ -10,16 +10,17 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
 
-from flamingo_jax.core import seeds
+from flamingo_jax.core import ranges, seeds
 from flamingo_jax.core.config import ConfigError
 
 Ends = Literal["any", "best"]
 MAX_NEW_TOKENS = 20
+COUNT = ranges.whole(1)
+TOP_P = ranges.Range(0, 1, above=True)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,7 +34,7 @@ class Greedy:
     max_new_tokens: int = MAX_NEW_TOKENS
 
     def __post_init__(self) -> None:
-        _at_least_one(self, "max_new_tokens")
+        ranges.check(self, COUNT, "max_new_tokens", prefix="Greedy.")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,12 +55,8 @@ class BeamSearch:
     max_new_tokens: int = MAX_NEW_TOKENS
 
     def __post_init__(self) -> None:
-        _at_least_one(self, "num_beams", "max_new_tokens")
-        if not _is_number(self.length_penalty) or self.length_penalty < 0:
-            raise ValueError(
-                f"BeamSearch.length_penalty is {self.length_penalty!r}; expected at least 0 (0 "
-                "= off), and a number."
-            )
+        ranges.check(self, COUNT, "num_beams", "max_new_tokens", prefix="BeamSearch.")
+        ranges.check(self, ranges.NOT_NEGATIVE, "length_penalty", prefix="BeamSearch.")
         if self.ends not in ("any", "best"):
             raise ValueError(f"BeamSearch.ends is {self.ends!r}; expected 'any' or 'best'.")
 
@@ -82,17 +79,11 @@ class Sample:
     max_new_tokens: int = MAX_NEW_TOKENS
 
     def __post_init__(self) -> None:
-        _at_least_one(self, "max_new_tokens")
-        are_numbers = _is_number(self.temperature) and _is_number(self.top_p)
-        if not are_numbers or not self.temperature > 0 or not 0 < self.top_p <= 1:
-            raise ValueError(
-                f"Sample.temperature is {self.temperature!r} and Sample.top_p {self.top_p!r}; "
-                "expected temperature > 0 and 0 < top_p <= 1. For the most probable token each "
-                "time, use Greedy()."
-            )
-        if not is_whole(self.seed):
-            raise ValueError(f"Sample.seed is {self.seed!r}; expected a whole number, such as 0.")
-        seeds.check(self.seed, "Sample.seed")
+        ranges.check(self, COUNT, "max_new_tokens", prefix="Sample.")
+        advice = "For the most probable token each time, use Greedy()."
+        ranges.check(self, ranges.POSITIVE, "temperature", prefix="Sample.", advice=advice)
+        ranges.check(self, TOP_P, "top_p", prefix="Sample.")
+        ranges.check(self, seeds.RANGE, "seed", prefix="Sample.")
 
 
 Method: TypeAlias = Greedy | BeamSearch | Sample
@@ -153,23 +144,8 @@ def from_settings(
     return dataclasses.replace(method, max_new_tokens=max_new_tokens or default.max_new_tokens)
 
 
-def _at_least_one(method: Method, *names: str) -> None:
-    for name in names:
-        value = getattr(method, name)
-        if not is_whole(value, least=1):
-            raise ValueError(
-                f"{type(method).__name__}.{name} is {value!r}; expected at least 1, and a whole "
-                "number."
-            )
-
-
 def is_whole(value: Any, *, least: int | None = None) -> bool:
     """Returns True for a whole number of Python or numpy, of at least `least`."""
     if not isinstance(value, int | np.integer) or type(value) is bool:
         return False
     return least is None or bool(value >= least)
-
-
-def _is_number(value: Any) -> bool:
-    is_real = isinstance(value, int | float | np.integer | np.floating)
-    return is_real and type(value) is not bool and math.isfinite(value)

@@ -88,6 +88,13 @@ class ModelConfig:
             new_tokens=self.new_tokens,
         )
 
+    def max_length(self, stage: Stage) -> int | None:
+        """Returns the tokens of the longest row that a stage can read; None = no bound."""
+        if stage == "contrastive":
+            return required(self.text_encoder, "text_encoder").max_length
+        lm = required(self.lm, "lm")
+        return lm.max_length if lm.position == "learned" else None
+
     def of_stage(self, stage: Stage) -> ModelConfig:
         """Returns only the parts that a stage uses; only Flamingo has rows for new tokens."""
         used = {*PARTS[stage], "new_tokens", *(("vit",) if "vision" in PARTS[stage] else ())}

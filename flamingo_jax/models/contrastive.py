@@ -19,6 +19,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
+from flamingo_jax.core import ranges
 from flamingo_jax.core.axes import constrain
 from flamingo_jax.core.notation import Array, Bool, Float, Float32, Int, UInt8
 from flamingo_jax.core.params import param
@@ -51,11 +52,10 @@ class ContrastiveConfig:
     chunk: int = 0
 
     def __post_init__(self) -> None:
-        if self.chunk < 0:
-            raise ValueError(
-                f"contrastive.chunk is {self.chunk}; expected a number of rows, or 0 "
-                "for all at once."
-            )
+        ranges.check(self, ranges.whole(1), "joint_dim")
+        ranges.check(self, ranges.whole(0), "chunk")
+        ranges.check(self, ranges.POSITIVE, "initial_temperature")
+        ranges.check(self, ranges.SHARE_BELOW_ONE, "label_smoothing")
 
 
 class Contrastive(hk.Module):

@@ -26,6 +26,7 @@ from jax.typing import DTypeLike
 
 from flamingo_jax.core import stack
 from flamingo_jax.core.axes import constrain
+from flamingo_jax.core.config import ConfigError
 from flamingo_jax.core.notation import Array, Bool, Float, Float32, Int, UInt8
 from flamingo_jax.core.stack import Stack, layer_slice
 from flamingo_jax.data.schema import Batch
@@ -51,6 +52,14 @@ class FlamingoConfig:
     lm: lm_lib.LMConfig
     xattn: XattnConfig
     new_tokens: tuple[str, ...] = ("<EOC>",)
+
+    def __post_init__(self) -> None:
+        if self.xattn.num_layers(self.lm.num_layers) < 1:
+            raise ConfigError(
+                f"xattn.offset is {self.xattn.offset}, and the language model has "
+                f"{self.lm.num_layers} blocks: there would be no cross-attention. Expected an "
+                "offset below."
+            )
 
 
 class FlamingoModule(hk.Module):

@@ -25,6 +25,7 @@ import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
+from flamingo_jax.core import ranges
 from flamingo_jax.core.axes import constrain
 from flamingo_jax.core.notation import Array, Float, Int
 from flamingo_jax.core.params import param
@@ -75,7 +76,10 @@ class XattnConfig:
     unseen: Literal["zero", "average"] = "zero"
 
     def __post_init__(self) -> None:
-        if self.every < 1 or not 0 <= self.offset < self.every:
+        ranges.check(self, ranges.whole(1), "every", "mlp_ratio")
+        ranges.check(self, ranges.whole(0), "offset", "num_heads", "head_dim", "mlp_width")
+        ranges.check(self, ranges.EPSILON, "norm_epsilon")
+        if self.offset >= self.every:
             raise ValueError(
                 f"xattn: expected every >= 1 and 0 <= offset < every, got every={self.every}, "
                 f"offset={self.offset}."

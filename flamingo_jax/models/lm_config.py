@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Literal
 
+from flamingo_jax.core import ranges
 from flamingo_jax.core.stack import Remat
 from flamingo_jax.nn.embed import RotaryScaling
 from flamingo_jax.nn.feedforward import Activation
@@ -71,6 +72,13 @@ class LMConfig:
     fused: bool = False
 
     def __post_init__(self) -> None:
+        sizes = ("num_layers", "width", "num_heads", "max_length", "vocab_multiple")
+        ranges.check(self, ranges.whole(1), *sizes)
+        ranges.check(self, ranges.whole(0), "vocab_size", "head_dim", "num_kv_heads", "mlp_width")
+        ranges.check(self, ranges.whole(0), "sliding_window", "qkv_conv_width")
+        ranges.check(self, ranges.EPSILON, "norm_epsilon")
+        ranges.check(self, ranges.Range(0, 1e12, above=True), "rotary_base")
+        ranges.check(self, ranges.Range(0, 1, above=True), "rotary_fraction")
         if self.fused and not self.can_fuse:
             raise ValueError(
                 "fused: there are biases, or fewer key and value heads than query "
@@ -83,10 +91,6 @@ class LMConfig:
         if self.num_heads % self.kv_heads:
             raise ValueError(
                 f"num_heads {self.num_heads} is not divisible by num_kv_heads {self.num_kv_heads}."
-            )
-        if self.sliding_window < 0:
-            raise ValueError(
-                f"sliding_window {self.sliding_window}: expected a number of tokens, or 0 for all."
             )
 
     @property

@@ -28,7 +28,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import DTypeLike
 
+from flamingo_jax.core import ranges
 from flamingo_jax.core.axes import constrain
+from flamingo_jax.core.config import FieldError
 from flamingo_jax.core.notation import Array, Float, UInt8
 from flamingo_jax.core.params import param
 from flamingo_jax.core.stack import Remat, Stack, layer_slice
@@ -97,6 +99,14 @@ class NFNetConfig:
     loop: Literal["scan", "unrolled"] = "scan"
 
     def __post_init__(self) -> None:
+        for name in ("widths", "stem_channels"):
+            if not getattr(self, name):
+                raise FieldError(f"{name} is (); expected at least one number.")
+        sizes = ("widths", "depths", "strides", "stem_channels", "stem_strides", "group_width")
+        ranges.check(self, ranges.whole(1), *sizes)
+        ranges.check(self, ranges.POSITIVE, "expansion", "se_ratio", "final_multiplier")
+        ranges.check(self, ranges.MODERATE, "alpha", "skip_init")
+        ranges.check(self, ranges.SHARE, "stochastic_depth")
         if not len(self.widths) == len(self.depths) == len(self.strides):
             raise ValueError(
                 f"NFNet needs a width, depth and stride for each stage; got {self.widths}, "

@@ -21,6 +21,8 @@ import dataclasses
 import haiku as hk
 import jax.numpy as jnp
 
+from flamingo_jax.core import ranges
+from flamingo_jax.core.config import ConfigError
 from flamingo_jax.core.notation import Array, Bool, Float
 from flamingo_jax.core.params import param
 from flamingo_jax.core.stack import Remat, Stack
@@ -72,6 +74,12 @@ class ResamplerConfig:
     epsilon: float = EPSILON
     remat: Remat = "none"
 
+    def __post_init__(self) -> None:
+        sizes = ("num_layers", "width", "num_heads", "head_dim", "num_latents", "mlp_ratio")
+        ranges.check(self, ranges.whole(1), *sizes)
+        ranges.check(self, ranges.whole(0), "num_time_embeddings")
+        ranges.check(self, ranges.EPSILON, "epsilon")
+
 
 class Resampler(hk.Module):
     """Turns the vision encoder's features into R visual tokens; the features are not updated."""
@@ -104,7 +112,7 @@ class Resampler(hk.Module):
         if config.input_projection:
             x = linear(features, (config.width,), axes=("vision", "embed"), bias=True, name="input")
         elif width != config.width:
-            raise ValueError(
+            raise ConfigError(
                 f"Resampler: the vision encoder's features are {width} wide, the resampler "
                 f"{config.width}, and there is no input projection: set resampler.width to the "
                 "encoder's, or resampler.input_projection=True."

@@ -22,7 +22,9 @@ from typing import Literal
 import haiku as hk
 import jax.numpy as jnp
 
+from flamingo_jax.core import ranges
 from flamingo_jax.core.axes import constrain
+from flamingo_jax.core.config import ConfigError
 from flamingo_jax.core.notation import Array, Float, Int
 from flamingo_jax.core.params import param
 from flamingo_jax.core.stack import Remat, Stack
@@ -70,6 +72,10 @@ class TextEncoderConfig:
     remat: Remat = "none"
 
     def __post_init__(self) -> None:
+        sizes = ("num_layers", "width", "num_heads", "max_length", "mlp_ratio", "vocab_multiple")
+        ranges.check(self, ranges.whole(1), *sizes)
+        ranges.check(self, ranges.whole(0), "vocab_size", "token_types")
+        ranges.check(self, ranges.EPSILON, "epsilon")
         if self.width % self.num_heads:
             raise ValueError(
                 f"Text encoder: {self.num_heads} heads do not divide width {self.width}."
@@ -97,7 +103,7 @@ class TextEncoder(hk.Module):
         """
         config, length = self.config, tokens.shape[1]
         if length > config.max_length:
-            raise ValueError(
+            raise ConfigError(
                 f"Text encoder {self.name!r} got {length} tokens, expected at most "
                 f"max_length={config.max_length}: shorten or raise it."
             )

@@ -27,6 +27,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from flamingo_jax.core import ranges
 from flamingo_jax.core.notation import Array, Float
 from flamingo_jax.core.params import param
 from flamingo_jax.core.stack import Remat, Stack
@@ -82,13 +83,17 @@ class ViTConfig:
     remat: Remat = "none"
 
     def __post_init__(self) -> None:
+        sizes = ("patch_size", "width", "num_layers", "num_heads", "mlp_width", "image_size")
+        ranges.check(self, ranges.whole(1), *sizes)
+        ranges.check(self, ranges.EPSILON, "epsilon")
+        ranges.check(self, ranges.MODERATE, "mean")
+        ranges.check(self, ranges.POSITIVE, "std")
         if self.width % self.num_heads:
             raise ValueError(f"ViT: {self.num_heads} heads do not divide width {self.width}.")
         self.side(self.image_size)
-        if len(self.mean) != 3 or len(self.std) != 3 or not all(part > 0 for part in self.std):
+        if len(self.mean) != 3 or len(self.std) != 3:
             raise ValueError(
-                f"ViT: mean is {self.mean} and std is {self.std}; expected three numbers each, and "
-                "deviations above 0."
+                f"ViT: mean is {self.mean} and std is {self.std}; expected three numbers each."
             )
 
     def side(self, image_size: int) -> int:

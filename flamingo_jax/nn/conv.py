@@ -22,6 +22,7 @@ import jax
 import jax.numpy as jnp
 
 from flamingo_jax.core.axes import is_spread
+from flamingo_jax.core.config import ConfigError
 from flamingo_jax.core.notation import Array, Float
 from flamingo_jax.core.params import param
 
@@ -136,7 +137,7 @@ def ws_conv(
         ValueError: `groups` does not divide both numbers of channels.
     """
     if x.shape[-1] % groups or channels % groups:
-        raise ValueError(
+        raise ConfigError(
             f"Convolution {name!r}: {groups} groups must divide {x.shape[-1]} input and {channels} "
             "output channels."
         )

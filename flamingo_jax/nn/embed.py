@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from flamingo_jax.core import ranges
 from flamingo_jax.core.notation import Array, Float, Float32, Int
 from flamingo_jax.nn.linear import einsum_float32
 
@@ -39,14 +40,10 @@ class RotaryScaling:
     original_length: int = 0
 
     def __post_init__(self) -> None:
-        if (
-            self.factor <= 0
-            or self.original_length < 0
-            or (self.original_length and not 0 < self.low < self.high)
-        ):
-            raise ValueError(
-                f"Expected factor > 0, original_length >= 0 and 0 < low < high, got {self}."
-            )
+        ranges.check(self, ranges.POSITIVE, "factor", "low", "high")
+        ranges.check(self, ranges.whole(0), "original_length")
+        if self.original_length and not self.low < self.high:
+            raise ValueError(f"Expected 0 < low < high, got {self}.")
 
     def scale(self, frequencies: np.ndarray) -> np.ndarray:
         """Returns the frequencies (radians per token), stretched."""

@@ -15,6 +15,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from flamingo_jax.core import axes as axes_lib
 from flamingo_jax.core import paths, trees
+from flamingo_jax.core.config import ConfigError
 
 # Keeps reduce-scatters as they are, instead of loops of permutes around the matrix products before
 # them. Where a model group spans several axes of the torus, a reduce-scatter uses all of them at
@@ -64,7 +65,7 @@ def weight_spec(
         if word == "kv_heads" and size < parts:
             entry = None
         elif size % parts:
-            raise ValueError(
+            raise ConfigError(
                 f"Weight {path} has {size} of {word!r} in shape {tuple(shape)}, which mesh axis "
                 f"{'*'.join(names)} = {parts} does not divide: choose another "
                 f"config.mesh.{names[-1]}, or a model size that is a multiple of it."

@@ -19,6 +19,7 @@ import numpy as np
 from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from flamingo_jax.core import ranges
 from flamingo_jax.core.config import ConfigError
 from flamingo_jax.sharding.layout import Layout
 
@@ -48,12 +49,8 @@ class MeshConfig:
     sequence_parallel: bool = True
 
     def __post_init__(self) -> None:
-        for name, size in self.sizes().items():
-            if size < 1 and size != -1:
-                raise ValueError(
-                    f"mesh.{name} is {size}; expected a number of devices (>= 1), or -1 for all "
-                    "that are left."
-                )
+        ranges.check(self, ranges.whole(1, also=(-1, "all devices that are left")), *AXES)
+        ranges.check(self, ranges.whole(1), "model_chips")
         if list(self.sizes().values()).count(-1) > 1:
             raise ValueError(
                 f"The mesh {self.sizes()} has more than one -1; at most one axis can take all "
@@ -211,7 +208,7 @@ def reader(mesh: Mesh) -> Reader:
             here.add(shard)
     first, size = min(here), len(here)
     if here != set(range(first, first + size)) or num_shards % size or first % size:
-        raise ValueError(
+        raise ConfigError(
             f"The devices of process {jax.process_index()} hold parts {sorted(here)} of "
             f"{num_shards} of the batch; expected one even, contiguous part. Choose config.mesh so "
             "that the model axis divides the devices of a process, or is divided by them."

@@ -13,6 +13,7 @@ import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from flamingo_jax.core.config import ConfigError
 from flamingo_jax.core.finite import NonFiniteError
 from flamingo_jax.core.notation import Array
 from flamingo_jax.data.rejected import describe_reasons
@@ -192,7 +193,7 @@ def below(
         numbers = attempt(moment)
         measured = "not_finite" not in numbers
         if measured and metric not in numbers:
-            raise ValueError(
+            raise ConfigError(
                 f"config.until.metric is {metric!r}; the probe measures {sorted(numbers)}. Name "
                 "one of these."
             )

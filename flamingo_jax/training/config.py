@@ -17,14 +17,22 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Literal
 
-from flamingo_jax.core import seeds
+from flamingo_jax.core import ranges, seeds
+from flamingo_jax.core.config import FieldError
 from flamingo_jax.core.precision import Policy
 from flamingo_jax.data.config import DataConfig
 from flamingo_jax.models.config import PARTS, ModelConfig, Stage
+from flamingo_jax.models.vision import num_patches
 from flamingo_jax.sharding.mesh import MeshConfig
 from flamingo_jax.training import left_out
 from flamingo_jax.training.optimizer import OptimizerConfig, VisionOptimizerConfig
 
+# The kinds of datasets that a stage can learn from.
+KINDS: Mapping[str, tuple[str, ...]] = {
+    "language_model": ("text",),
+    "contrastive": ("captions",),
+    "flamingo": ("interleaved", "pairs", "text"),
+}
 Mixing = Literal["accumulate", "round_robin", "merged"]  # training.datasets_per_step
 
 
@@ -76,18 +84,13 @@ class HooksConfig:
     stuck_seconds: float = 120.0
 
     def __post_init__(self) -> None:
-        if self.log_every < 1 or self.save_every < 0 or self.save_every % self.log_every:
-            raise ValueError(
-                f"save_every {self.save_every} must be a multiple of log_every {self.log_every} "
-                "(>= 1), so that a resumed run reports the same means: change one of them."
-            )
-        if self.max_nonfinite_in_a_row < 1:
-            raise ValueError(
-                f"max_nonfinite_in_a_row is {self.max_nonfinite_in_a_row}; expected at least 1."
-            )
-        if self.stuck_seconds < 0:
-            raise ValueError(
-                f"stuck_seconds is {self.stuck_seconds}; expected seconds, or 0 for no limit."
+        ranges.check(self, ranges.whole(1), "log_every", "keep", "max_nonfinite_in_a_row")
+        ranges.check(self, ranges.whole(0), "save_every")
+        ranges.check(self, ranges.NOT_NEGATIVE, "stuck_seconds")
+        if self.save_every % self.log_every:
+            raise FieldError(
+                f"save_every is {self.save_every}; expected a multiple of log_every, which is "
+                f"{self.log_every}, so that a resumed run reports the same means."
             )
 
 
@@ -109,6 +112,10 @@ class UntilConfig:
     every: int = 50
     required: bool = True
 
+    def __post_init__(self) -> None:
+        ranges.check(self, ranges.Range(), "below")
+        ranges.check(self, ranges.whole(0), "every")
+
 
 @dataclasses.dataclass(frozen=True)
 class EvaluateEvery:
@@ -129,6 +136,9 @@ class EvaluateEvery:
     shots: tuple[int, ...] = (0, 4)
     n: int = 64
     data: Mapping[str, str | None] = dataclasses.field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        ranges.check(self, ranges.whole(0), "every", "shots", "n")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -193,11 +203,8 @@ class TrainConfig:
     resume: ResumeConfig = ResumeConfig()
 
     def __post_init__(self) -> None:
-        if self.steps < 1:
-            raise ValueError(f"steps is {self.steps}; expected at least 1 update.")
-        seeds.check(self.seed)
-        if "vision" in PARTS[self.stage]:
-            self.model.encoder()
+        ranges.check(self, ranges.whole(1), "steps")
+        ranges.check(self, seeds.RANGE, "seed")
         if missing := [
             part
             for part in PARTS[self.stage]
@@ -207,8 +214,9 @@ class TrainConfig:
                 f"Stage {self.stage!r} needs model.{{{', '.join(PARTS[self.stage])}}}, and "
                 f"model.{missing[0]} is None: describe it."
             )
-        if not self.data.datasets:
-            raise ValueError("data.datasets is empty; a run needs at least one dataset.")
+        if "vision" in PARTS[self.stage]:
+            self._check_images()
+        self._check_datasets()
         weights = {name: dataset.weight for name, dataset in self.data.datasets.items()}
         if (
             self.stage == "contrastive"
@@ -229,6 +237,34 @@ class TrainConfig:
                 f"optimizer.vision is {self.optimizer.vision}, and this {self.stage} run trains no "
                 "vision encoder: leave its fields None, or train it (unfrozen = ('vision',) in "
                 "the flamingo stage)."
+            )
+
+    def _check_images(self) -> None:
+        encoder = self.model.encoder()
+        try:
+            num_patches(encoder, self.data.image_size)
+        except ValueError as error:
+            raise FieldError(f"data.image_size is {self.data.image_size}: {error}") from error
+
+    def _check_datasets(self) -> None:
+        if not self.data.datasets:
+            raise FieldError("data.datasets is empty; a run needs at least one dataset.")
+        for name, dataset in self.data.datasets.items():
+            if dataset.kind not in KINDS[self.stage]:
+                raise FieldError(
+                    f"data.datasets.{name}.kind is {dataset.kind!r}; the {self.stage} stage takes "
+                    f"{' or '.join(map(repr, KINDS[self.stage]))}."
+                )
+            most = self.model.max_length(self.stage)
+            if most is not None and dataset.length > most:
+                raise FieldError(
+                    f"data.datasets.{name}.length is {dataset.length}; expected at most {most}, "
+                    f"the positions that the model of the {self.stage} stage has."
+                )
+        if not any(dataset.weight for dataset in self.data.datasets.values()):
+            names = ", ".join(f"data.datasets.{name}.weight" for name in self.data.datasets)
+            raise FieldError(
+                f"{names} is 0, so nothing is learnt; expected a weight above 0 for at least one."
             )
 
     @property

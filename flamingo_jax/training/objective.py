@@ -22,6 +22,7 @@ import jax
 import jax.numpy as jnp
 
 from flamingo_jax.core import trees
+from flamingo_jax.core.config import ConfigError
 from flamingo_jax.core.notation import Array, Float
 from flamingo_jax.core.trees import Params
 from flamingo_jax.data.config import NO_AUGMENTATION, AugmentConfig
@@ -210,7 +211,7 @@ def contrastive(
 
     def loss(params: Params, batch: Batch[Array], rng: Array) -> tuple[Array, Metrics]:
         if len(batch.frames) != len(batch.tokens):
-            raise ValueError(
+            raise ConfigError(
                 f"The contrastive batch has {len(batch.tokens)} texts and a pool of "
                 f"{len(batch.frames)} images; expected one image for each text: use datasets of "
                 "kind 'captions' and leave their pool unset."

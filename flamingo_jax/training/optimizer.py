@@ -21,7 +21,7 @@ from typing import Any, Literal
 import jax
 import optax
 
-from flamingo_jax.core import trees
+from flamingo_jax.core import ranges, trees
 from flamingo_jax.core.params import Axes
 from flamingo_jax.training.agc import clip_units
 
@@ -44,9 +44,8 @@ class VisionOptimizerConfig:
     agc: float | None = None
 
     def __post_init__(self) -> None:
-        for name in ("learning_rate", "agc"):
-            if (value := getattr(self, name)) is not None and value <= 0:
-                raise ValueError(f"vision.{name} is {value}; expected a positive number, or None.")
+        ranges.check(self, ranges.POSITIVE, "learning_rate")
+        ranges.check(self, ranges.POSITIVE, "agc")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,15 +82,14 @@ class OptimizerConfig:
     vision: VisionOptimizerConfig = VisionOptimizerConfig()
 
     def __post_init__(self) -> None:
-        if self.learning_rate <= 0 or self.warmup_steps < 0 or self.weight_decay < 0:
-            raise ValueError(
-                f"learning_rate {self.learning_rate} must be positive, warmup_steps "
-                f"{self.warmup_steps} and weight_decay {self.weight_decay} not negative."
-            )
-        if self.clip_norm is not None and self.clip_norm <= 0:
-            raise ValueError(
-                f"clip_norm is {self.clip_norm}; expected a positive bound, or None for no clip."
-            )
+        ranges.check(self, ranges.POSITIVE, "learning_rate")
+        ranges.check(self, ranges.whole(0), "warmup_steps")
+        ranges.check(self, ranges.whole(1), "decay_steps")
+        ranges.check(self, ranges.SHARE, "final_fraction")
+        ranges.check(self, ranges.SHARE_BELOW_ONE, "b1", "b2")
+        ranges.check(self, ranges.Range(1e-30, 1e6), "eps")  # a smaller one is 0 in float32
+        ranges.check(self, ranges.NOT_NEGATIVE, "weight_decay")
+        ranges.check(self, ranges.Range(0, above=True), "clip_norm")
         if self.decay_steps is not None and self.decay_steps <= self.warmup_steps:
             raise ValueError(
                 f"decay_steps {self.decay_steps} must be beyond warmup_steps {self.warmup_steps}: "

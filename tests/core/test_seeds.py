@@ -29,7 +29,7 @@ MAKERS = {
 def test_what_is_no_seed(maker, seed):
     """JAX would take 2**32 for 0, and -1 for 2**32 - 1; NumPy refuses -1 in the middle of a run."""
     with pytest.raises(
-        ValueError, match=rf"seed is {seed}; expected a number from 0 to 4294967295"
+        ValueError, match=rf"seed is {seed}; expected a whole number from 0 to 4294967295"
     ):
         MAKERS[maker](seed)
 

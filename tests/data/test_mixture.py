@@ -8,6 +8,8 @@ import re
 import numpy as np
 import pytest
 
+from flamingo_jax.core.config import ConfigError
+from flamingo_jax.data import mixture as mixture_lib
 from flamingo_jax.data import rejected
 from flamingo_jax.data.config import DataConfig, DatasetConfig
 from flamingo_jax.data.mixture import Mixture
@@ -412,10 +414,11 @@ def test_a_pool_that_is_too_small_is_an_error(config, words):
         if needed.max() <= 2:
             mixture.batch("pages", t)
             continue
-        rows = "0 to 1" if needed[0] > 2 else "2 to 3"
+        shard = 0 if needed[0] > 2 else 1
         with pytest.raises(
-            ValueError,
-            match=f"batch {t} of dataset 'pages': rows {rows} need [34] visual .* than the 2",
+            ConfigError,
+            match=f"batch {t} of dataset 'pages': its 2 rows of data shard {shard} .* have "
+            f"{needed[shard]} visual inputs, more than the 2 .* to {needed[shard]} or more, .* 4,",
         ):
             mixture.batch("pages", t)
 
@@ -465,11 +468,42 @@ def test_what_does_not_fit_is_refused_at_the_start(config, words, name, changes,
 
 
 @pytest.mark.parametrize(
+    ("name", "changes", "message"),
+    [
+        ("pairs", {"pool": 3}, "pool is 3, and a data shard has 4 pairs .*; expected 4: leave it"),
+        ("captions", {"pool": 5}, "pool is 5, and a data shard has 4 captions .*; expected 4"),
+        ("pairs", {"length": 2}, "length is 2, and the first 2 .* nothing would be predicted"),
+        ("pages", {"length": 2}, "length is 2, .* at least 3, .*datasets.pages.length=32"),
+        ("text", {"batch_size": 5}, "batch_size 5 .* over 2 data .*datasets.text.batch_size=6"),
+    ],
+)
+def test_a_dataset_that_cannot_be_learnt_from(config, words, name, changes, message):
+    with pytest.raises(ConfigError, match=message) as error:
+        shards = 2 if name == "text" else 1
+        Mixture(only(config, name, **changes), seed=5, tokenizer=words, num_shards=shards)
+    assert len(str(error.value).splitlines()) == 1
+
+
+def test_a_dataset_without_text_is_an_error(config, words, monkeypatch):
+    """The first text is enough; a record that is corrupt may have some."""
+    monkeypatch.setattr(mixture_lib, "text_of", lambda record: " \n")
+    for name in ("pages", "pairs", "captions", "text"):
+        with pytest.raises(ConfigError, match=f"'{name}': the first .* records .* have no text"):
+            Mixture(only(config, name), seed=5, tokenizer=words)
+    texts = iter([" ", "word"])
+    monkeypatch.setattr(mixture_lib, "text_of", lambda record: next(texts))
+    Mixture(only(config, "text"), seed=5, tokenizer=words)
+    assert next(texts, None) is None
+
+
+@pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"batch_size": 0}, "batch_size of a dataset is 0"),
-        ({"p_next": 1.5}, "p_next of a dataset is 1.5, expected a probability"),
-        ({"pool": 0}, "pool of a dataset is 0"),
+        ({"length": 1}, "length is 1; expected a whole number from 2"),
+        ({"weight": -1.0}, "weight is -1.0; expected a number from 0"),
+        ({"batch_size": 0}, "batch_size is 0; expected a whole number from 1"),
+        ({"p_next": 1.5}, "p_next is 1.5; expected a number from 0 to 1"),
+        ({"pool": 0}, "pool is 0; expected .*, or None"),
     ],
 )
 def test_nonsense_in_the_config_is_refused(config, changes, message):
@@ -482,8 +516,8 @@ def test_nonsense_in_the_config_is_refused(config, changes, message):
     [
         ({"image_size": 0}, "image_size is 0"),
         ({"num_threads": -1}, "num_threads is -1"),
-        ({"prefetch": 0}, "prefetch 0, expected at least 0 and at least 1"),
-        ({"max_corrupt": 1.5}, "max_corrupt is 1.5, expected a share"),
+        ({"prefetch": 0}, "prefetch is 0"),
+        ({"max_corrupt": 1.5}, "max_corrupt is 1.5; expected a number from 0 to 1"),
     ],
 )
 def test_nonsense_for_the_loader_is_refused(config, changes, message):

@@ -397,9 +397,9 @@ def test_an_ensemble_of_decoded_answers_is_an_error():
 
 
 def test_a_protocol_says_what_it_expects():
-    with pytest.raises(ValueError, match="ensemble is 0; expected at least 1"):
+    with pytest.raises(ValueError, match="ensemble is 0; expected a whole number from 1"):
         Protocol(ensemble=0)
-    with pytest.raises(ConfigError, match="num_support is -1; expected at least 1"):
+    with pytest.raises(ConfigError, match="num_support is -1; expected a whole number from 1"):
         EvaluateConfig(num_support=-1)
     for field, value in {"split": "train", "selection": "best"}.items():
         with pytest.raises(ConfigError, match=f"{field}.*{value}"):
@@ -470,3 +470,12 @@ def test_a_row_has_the_split_and_the_sizes_of_what_was_drawn(benchmark, shots, s
     assert isinstance(FewShotTask(benchmark), task.HasSetting)
     validation = FewShotTask(benchmark, dataclasses.replace(protocol, split="validation"))
     assert validation.setting(shots)["split"] == "validation, from train"
+
+
+def test_a_directory_without_a_benchmark_is_refused():
+    """It would have no effect."""
+    with pytest.raises(ConfigError, match=r"config\.data\.coca is '/c', .*: did you mean 'coco'"):
+        from_dict(EvaluateConfig, {"data": {"coca": "/c"}})
+    with pytest.raises(ConfigError, match=r"config\.data\.tokenizer is '/t', and no benchmark"):
+        from_dict(EvaluateConfig, {"data": {"tokenizer": "/t"}})
+    assert from_dict(EvaluateConfig, {"data": {"coco": "/c", "mine": None}}).data["coco"] == "/c"

@@ -28,7 +28,7 @@ def model(tmp_path_factory):
 @pytest.mark.parametrize(
     ("build", "message"),
     [
-        (lambda: BeamSearch(2.5), "num_beams is 2.5; expected at least 1, and a whole number"),
+        (lambda: BeamSearch(2.5), "num_beams is 2.5; expected a whole number from 1"),
         (lambda: BeamSearch("3"), "num_beams is '3'"),
         (lambda: BeamSearch(num_beams=True), "num_beams is True"),
         (lambda: BeamSearch(length_penalty=float("nan")), "length_penalty is nan"),
@@ -40,7 +40,7 @@ def model(tmp_path_factory):
         (lambda: Sample(seed=0.5), "Sample.seed is 0.5"),
         (lambda: Sample(temperature="hot"), "Sample.temperature is 'hot'"),
         (lambda: Sample(temperature=float("inf")), "Sample.temperature is inf"),
-        (lambda: Sample(top_p=float("nan")), "Sample.top_p nan"),
+        (lambda: Sample(top_p=float("nan")), "Sample.top_p is nan"),
     ],
 )
 def test_settings_of_another_kind(build, message):

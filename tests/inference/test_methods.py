@@ -12,19 +12,19 @@ from flamingo_jax.inference.methods import BeamSearch, Greedy, Sample, from_sett
 @pytest.mark.parametrize(
     ("build", "message"),
     [
-        (lambda: Greedy(0), "Greedy.max_new_tokens is 0; expected at least 1"),
-        (lambda: BeamSearch(0), "BeamSearch.num_beams is 0; expected at least 1"),
+        (lambda: Greedy(0), "Greedy.max_new_tokens is 0; expected a whole number from 1"),
+        (lambda: BeamSearch(0), "BeamSearch.num_beams is 0; expected a whole number from 1"),
         (lambda: BeamSearch(max_new_tokens=0), "BeamSearch.max_new_tokens is 0"),
         (
             lambda: BeamSearch(length_penalty=-0.5),
-            "BeamSearch.length_penalty is -0.5; expected at least 0",
+            "BeamSearch.length_penalty is -0.5; expected a number from 0",
         ),
-        (lambda: Sample(temperature=0.0), r"Sample.temperature is 0.0 .* use Greedy\(\)"),
+        (lambda: Sample(temperature=0.0), r"Sample.temperature is 0.0; .* use Greedy\(\)"),
         (
             lambda: Sample(top_p=0.0),
-            "Sample.top_p 0.0; expected temperature > 0 and 0 < top_p <= 1",
+            "Sample.top_p is 0.0; expected a number above 0 and at most 1",
         ),
-        (lambda: Sample(top_p=1.5), "Sample.top_p 1.5"),
+        (lambda: Sample(top_p=1.5), "Sample.top_p is 1.5"),
         (lambda: Sample(max_new_tokens=0), "Sample.max_new_tokens is 0"),
     ],
 )
@@ -61,12 +61,12 @@ def test_the_config_names_a_method():
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"beams": 0}, "inference: BeamSearch.num_beams is 0; expected at least 1"),
-        ({"max_new_tokens": 0}, "inference: Greedy.max_new_tokens is 0"),
-        ({"temperature": 0.0}, "inference: Sample.temperature is 0.0"),
-        ({"top_p": 1.5}, "Sample.top_p 1.5; expected temperature > 0 and 0 < top_p <= 1"),
-        ({"lengths": (8, 4)}, r"inference.lengths is \(8, 4\); expected ascending sizes >= 1"),
-        ({"video_frames": 0}, "inference.video_frames is 0; expected at least 1"),
+        ({"beams": 0}, "beams is 0; expected a whole number from 1"),
+        ({"max_new_tokens": 0}, "max_new_tokens is 0"),
+        ({"temperature": 0.0}, "temperature is 0.0"),
+        ({"top_p": 1.5}, "top_p is 1.5; expected"),
+        ({"lengths": (8, 4)}, r"lengths is \(8, 4\); expected ascending sizes"),
+        ({"video_frames": 0}, "video_frames is 0; expected a whole number from 1"),
     ],
 )
 def test_a_config_out_of_range(fields, message):

@@ -160,7 +160,7 @@ def test_shapes_that_cannot_be_are_refused():
         LMConfig(vocab_size=8, num_layers=1, width=10, num_heads=4)
     with pytest.raises(ValueError, match="num_kv_heads"):
         LMConfig(vocab_size=8, num_layers=1, width=16, num_heads=4, num_kv_heads=3)
-    with pytest.raises(ValueError, match="sliding_window -1"):
+    with pytest.raises(ValueError, match="sliding_window is -1"):
         LMConfig(vocab_size=8, num_layers=1, width=16, num_heads=4, sliding_window=-1)
     with pytest.raises(ValueError, match="0 < low < high"):
         RotaryScaling(factor=8.0, low=4.0, high=1.0, original_length=16)

@@ -148,9 +148,11 @@ def test_agc_bounds_the_vision_encoder_and_the_global_norm_all_else():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"learning_rate": 0.0}, "learning_rate 0.0 must be positive"),
+        ({"learning_rate": 0.0}, "learning_rate is 0.0; expected a number above 0"),
         ({"clip_norm": 0.0}, "clip_norm is 0.0"),
         ({"decay_steps": 5_000}, "decay_steps 5000 must be beyond warmup_steps"),
+        ({"b2": 1.0}, "b2 is 1.0; expected a number of at least 0 and below 1"),
+        ({"eps": 0.0}, "eps is 0.0; expected a number from 1e-30 to 1"),
         ({"schedule": "exponential"}, "final_fraction is 0.0, which no exponential fall reaches"),
     ],
 )
@@ -161,5 +163,5 @@ def test_config_is_checked(changes, message):
 
 @pytest.mark.parametrize("field", ["learning_rate", "agc"])
 def test_settings_of_vision_are_checked(field):
-    with pytest.raises(ValueError, match=rf"vision\.{field} is 0\.0; expected a positive number"):
+    with pytest.raises(ValueError, match=rf"{field} is 0\.0; expected a number above 0"):
         VisionOptimizerConfig(**{field: 0.0})

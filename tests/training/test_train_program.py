@@ -10,10 +10,10 @@ CONFIG = "--config=tests/training/small.py:language_model"
     [
         (["--config.optimizer.learning_rte=1"], "did you mean 'learning_rate'?"),
         (["--config.data.datasets.txt.path=3"], "did you mean 'text', not 'txt'?"),
-        (["--config.seed", "-1"], "seed is -1; expected a"),
+        (["--config.seed", "-1"], "ConfigError: config.seed is -1; expected a whole number from 0"),
         (
             ["--config.steps=0"],
-            "ConfigError: config (TrainConfig): steps is 0; expected at least 1 update.",
+            "ConfigError: config.steps is 0; expected a whole number from 1",
         ),
         (["--config.data.tokenizer=/nowhere"], "No tokenizer at /nowhere"),
         (["--config=tiny:flamingoo"], "tiny.py has no stage 'flamingoo'"),

@@ -132,5 +132,5 @@ def test_padding_keeps_the_mean_colour():
 
 @pytest.mark.parametrize(("name", "value"), [("flip", 1.5), ("hue", 0.6), ("contrast", -0.1)])
 def test_nonsense_is_refused(name, value):
-    with pytest.raises(ValueError, match=f"augment.{name} is {value}"):
+    with pytest.raises(ValueError, match=f"{name} is {value}; expected a number from 0 to"):
         AugmentConfig(**{name: value})
