@@ -26,6 +26,7 @@ from types import TracebackType
 
 import jax
 import numpy as np
+from absl import logging
 from jax.experimental import multihost_utils
 
 from flamingo_jax.core import devices, exit_status
@@ -137,7 +138,7 @@ class Cluster:
         if isinstance(error, EndedAsAsked):
             sys.stderr.write(f"{error}\n")
             sys.exit(exit_status.ENDED_AS_ASKED)
-        if isinstance(error, self._expected):
+        if isinstance(error, self._expected) or _is_out_of_memory(error):
             sys.exit(_message(error))
 
     def _leave(self, error: BaseException) -> None:
@@ -146,7 +147,7 @@ class Cluster:
             text = str(error) if self.index == 0 else ""
             self.guard.leave(exit_status.ENDED_AS_ASKED, text, how=TOGETHER, why=str(error))
         status, why = exit_status.ERROR, _message(error).splitlines()[0]
-        if isinstance(error, self._expected):
+        if isinstance(error, self._expected) or _is_out_of_memory(error):
             text = _message(error)
         elif isinstance(error, SystemExit):
             if not error.code:
@@ -178,7 +179,20 @@ def from_first_process(text: str) -> str:
 
 
 def _message(error: BaseException) -> str:
+    if _is_out_of_memory(error):
+        logging.debug("%s", "".join(traceback.format_exception(error)))
+        what = str(error).partition("\n")[0].removesuffix(".") or "of this host"
+        return (
+            f"Out of memory: {what}. Give smaller batches (config.data.datasets.NAME.batch_size), "
+            "or more devices to the model axis (config.mesh.model); flamingo_jax.plan says what a "
+            "config needs. --verbosity=1 shows where it was."
+        )
     return f"{type(error).__name__}: {error}"
+
+
+def _is_out_of_memory(error: BaseException | None) -> bool:
+    in_jax = isinstance(error, jax.errors.JaxRuntimeError) and "RESOURCE_EXHAUSTED" in str(error)
+    return in_jax or isinstance(error, MemoryError)
 
 
 def _join(mode: str) -> bool:

@@ -141,6 +141,25 @@ def test_an_expected_error_is_its_message_and_another_goes_on(joins):
         raise KeyError("a bug")
 
 
+@pytest.mark.parametrize(
+    ("error", "what"),
+    [
+        (
+            jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: 12 bytes wanted.\n==allocations=="),
+            "RESOURCE_EXHAUSTED: 12 bytes wanted",
+        ),
+        (MemoryError(), "of this host"),
+    ],
+)
+def test_no_memory_is_one_message(joins, error, what):
+    with pytest.raises(SystemExit) as caught, Cluster():
+        raise error
+    assert str(caught.value).startswith(f"Out of memory: {what}. Give smaller batches")
+    assert "\n" not in str(caught.value)
+    with pytest.raises(jax.errors.JaxRuntimeError), Cluster():  # another one is a bug
+        raise jax.errors.JaxRuntimeError("INTERNAL: a bug")
+
+
 def test_the_first_process_alone_tells(joins, capsys):
     with Cluster() as cluster:
         cluster.report("a line")
