@@ -14,6 +14,7 @@ weights after it; these are looked at before they are saved.
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping, Sequence
 
 import jax
@@ -226,12 +227,12 @@ def refuse_weights(sharding: jax.sharding.Sharding) -> Callable[[TrainState[Arra
         sharding: replicated, so that all processes decide alike.
     """
 
-    @jax.jit
+    @functools.partial(jax.jit, out_shardings=sharding)
     def finite(state: TrainState[Array]) -> Array:
         flat = trees.flatten(state.trainable).values()
         weights = [jnp.isfinite(jnp.square(weight).sum()) for weight in flat]
         moments = [jnp.isfinite(m).all() for m in jax.tree.leaves(state.opt_state)]
-        return jax.lax.with_sharding_constraint(jnp.stack(weights + moments), sharding)
+        return jnp.stack(weights + moments)
 
     def check(state: TrainState[Array]) -> None:
         is_finite = np.asarray(finite(dataclasses.replace(state, frozen={})))
