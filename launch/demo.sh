@@ -74,22 +74,29 @@ if [ -e "$output/options" ] && [ "$(cat "$output/options")" != "$options" ]; the
   die "$output holds a demo with other options ($(cat "$output/options"))." \
     "Remove it, or give another --output=DIRECTORY"
 fi
-printf '%s\n' "$options" >"$output/options"
+if ! { printf '%s\n' "$options" >"$output/options.new"; } 2>/dev/null; then
+  die "cannot write in $output. Is the disk full? (df -h $output)"
+fi
+mv "$output/options.new" "$output/options"
 
 # Runs a command, and adds its name, seconds and peak memory to $output/usage.txt.
 # $1: the name; the rest: the command.
 measured() {
   "$PYTHON" - "$output/usage.txt" "$@" <<'PY'
-import os, resource, subprocess, sys, time
+import os, resource, signal, subprocess, sys, time
 path, name, *command = sys.argv[1:]
+signal.signal(signal.SIGINT, lambda *_: None)  # Ctrl-C is for the command, which saves
 start = time.monotonic()
 status = subprocess.run(command, stdin=subprocess.DEVNULL).returncode
 unit = 2**20 if sys.platform == "darwin" else 2**10
 peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / unit
-lines = open(path).readlines() if os.path.exists(path) else []
-lines = [line for line in lines if line.split()[0] != name]
-lines.append(f"{name:<16}{time.monotonic() - start:>8.1f} s{peak:>8.0f} MiB\n")
-open(path, "w").writelines(lines)
+try:
+    lines = open(path).readlines() if os.path.exists(path) else []
+    lines = [line for line in lines if line.split()[:1] != [name]]
+    lines.append(f"{name:<16}{time.monotonic() - start:>8.1f} s{peak:>8.0f} MiB\n")
+    open(path, "w").writelines(lines)
+except OSError as error:  # the command itself says what fails for it
+    print(f"note: {path} is not written: {error}", file=sys.stderr)
 sys.exit(status if status >= 0 else 128 - status)
 PY
 }
@@ -106,8 +113,18 @@ stage() {
   measured "$name" "$PYTHON" -m flamingo_jax.train --config="configs/tiny.py:$name" \
     --workdir="$output/$name" --config.seed="$seed" --config.data.tokenizer="$output/tokenizer" \
     --config.evaluate.data.world="$output/world" "$@" ${overrides[@]+"${overrides[@]}"} \
-    || die "the stage $name did not succeed (the reason is above);" \
-      "what it did is in $output/$name. The demo stops here"
+    || stopped $? "the stage $name" "$output/$name"
+}
+
+# Ends the demo. $1: the status of a command; $2: what it was; $3: where it writes.
+stopped() {
+  case "$1" in
+    75 | 76 | 130 | 143) # flamingo_jax/core/exit_status.py
+      say "$2 was stopped; what it did is in $3. The same command goes on"
+      exit "$1"
+      ;;
+    *) die "$2 did not succeed (the reason is above); what it did is in $3. The demo stops here" ;;
+  esac
 }
 
 say "== world"

@@ -118,8 +118,9 @@ status() {
   end="$(tail -c 200000 "$KEPT/log" 2>/dev/null | as_lines | awk '
     /^== / { step = line = ""; next } # a start
     { line = $0 }
-    match($0, /step [0-9]+/) {
-      n = substr($0, RSTART + 5, RLENGTH - 5)
+    match($0, /step [0-9]+/) || match($0, /% [0-9]+\//) { # "at step 12", "  1% 12/1000, loss"
+      n = substr($0, RSTART, RLENGTH)
+      gsub(/[^0-9]/, "", n)
       if (n + 0 >= step + 0) step = n
     }
     END { print step "|" substr(line, 1, 300) }')" || true

@@ -1,5 +1,6 @@
 """The scripts of launch/ are well-formed, and rebuild a stale or incomplete environment."""
 
+import concurrent.futures
 import os
 import pathlib
 import shutil
@@ -72,8 +73,8 @@ def clone(tmp_path):
     stub.write_text(
         "#!/usr/bin/env bash\n"
         'if [ "$1 $2" = "-m venv" ]; then mkdir -p "$3/bin"; cp "$0" "$3/bin/python"; exit 0; fi\n'
-        f'if [ "$1 $2" = "-m pip" ]; then printf "install\\n" >>"{tmp_path}/installs"; exit '
-        '"${PIP_STATUS:-0}"; fi\n'
+        f'if [ "$1 $2" = "-m pip" ]; then printf "install\\n" >>"{tmp_path}/installs"; '
+        'printf "%s\\n" "${PIP_SAYS:-}"; sleep "${PIP_SECONDS:-0}"; exit "${PIP_STATUS:-0}"; fi\n'
         # The scripts ask for sys.executable: it must stay this stub.
         f'case "${{2:-}}" in *sys.executable*) echo "{stub}"; exit 0 ;; esac\n'
         f'exec {sys.executable} "$@"\n'
@@ -82,7 +83,9 @@ def clone(tmp_path):
     return tmp_path
 
 
-def source_environment(clone: pathlib.Path, **variables: str) -> tuple[int, int, str]:
+def source_environment(
+    clone: pathlib.Path, *, seconds: float = 60, **variables: str
+) -> tuple[int, int, str]:
     """Sources environment.sh in the clone; returns (exit status, pip runs so far, stderr)."""
     inherited = {name: value for name, value in os.environ.items() if name != "FLAMINGO_VENV"}
     done = subprocess.run(
@@ -91,7 +94,7 @@ def source_environment(clone: pathlib.Path, **variables: str) -> tuple[int, int,
         env={**inherited, "FLAMINGO_PYTHON": str(clone / "python"), **variables},
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=seconds,
         check=False,
     )
     installs = clone / "installs"
@@ -114,12 +117,68 @@ def test_environment_that_was_interrupted_is_made_again(clone):
     assert source_environment(clone)[:2] == (0, 3)
 
 
+@pytest.mark.parametrize(
+    ("says", "reason"),
+    [
+        ("NewConnectionError: x\nERROR: No matching distribution found", "index is not reachable"),
+        ("OSError: [Errno 28] No space left on device", "the disk is full"),
+        ("WARNING: old\nERROR: no wheel for numpy\nbye", "failed: ERROR: no wheel for numpy."),
+        ("", "All that was said is in"),
+    ],
+)
+def test_a_failed_installation_is_one_line(clone, says, reason):
+    status, _, said = source_environment(clone, PIP_STATUS="1", PIP_SAYS=says)
+    begin, error = said.splitlines()
+    assert status == 1 and begin.startswith("making the environment")
+    assert error.startswith("error: installing launch/requirements.lock failed: ")
+    assert reason in error and ".venv/install.log" in error
+
+
+def test_an_environment_without_its_python_is_made_again(clone):
+    assert source_environment(clone)[:2] == (0, 2)
+    (clone / ".venv" / "bin" / "python").unlink()
+    assert source_environment(clone)[:2] == (0, 4)
+
+
 def test_environment_lock_of_a_dead_process_is_taken_over(clone):
     dead = subprocess.Popen(["true"])
     dead.wait()
     (clone / ".venv.lock").mkdir()
     (clone / ".venv.lock" / "pid").write_text(str(dead.pid))
     assert source_environment(clone)[:2] == (0, 2)
+    assert not (clone / ".venv.lock").exists()
+
+
+def test_of_scripts_that_wait_for_a_dead_one_one_makes_the_environment(clone):
+    dead = subprocess.Popen(["true"])
+    dead.wait()
+    (clone / ".venv.lock").mkdir()
+    (clone / ".venv.lock" / "pid").write_text(f"{dead.pid} {os.uname().nodename}\n")
+    with concurrent.futures.ThreadPoolExecutor() as pool:
+        done = list(pool.map(lambda _: source_environment(clone, PIP_SECONDS="0.2"), range(4)))
+    assert [status for status, _, _ in done] == [0] * 4
+    assert len((clone / "installs").read_text().splitlines()) == 2
+    assert not (clone / ".venv.lock").exists()
+
+
+def test_environment_lock_of_another_machine_is_respected(clone):
+    dead = subprocess.Popen(["true"])
+    dead.wait()
+    (clone / ".venv.lock").mkdir()
+    (clone / ".venv.lock" / "pid").write_text(f"{dead.pid} another-machine\n")
+    with pytest.raises(subprocess.TimeoutExpired):
+        source_environment(clone, seconds=2)
+    assert not (clone / "installs").exists()
+    empty = clone / ".venv.lock" / "pid"  # its script was killed before its first word
+    empty.unlink()
+    os.utime(clone / ".venv.lock", (0, 0))
+    assert source_environment(clone)[:2] == (0, 2)
+
+
+def test_a_place_that_cannot_be_written_is_one_line(clone):
+    (clone / ".venv.lock").symlink_to("/nowhere/at/all")
+    status, _, said = source_environment(clone)
+    assert status == 1 and said.startswith("error: cannot make ") and said.count("\n") == 1
 
 
 def test_environment_names_what_is_missing(clone):

@@ -149,10 +149,10 @@ def test_states(worker):
     assert worker.state() == "rebooted"
     worker.log.write_text(
         "== now: python\nsmall step 70 of 90\n== later: python\n"
-        "resumes at step 50\rsmall step 61 of 90\rValueError: no | yes\r"
+        "resumes at step 50\nsmall:  67% 61/90, loss 1.2\nsmall step 60: eval/a 0.5\nNo | yes\n"
     )
     (worker.kept / "status").write_text("1\n")
-    assert worker.run("status").endswith("|61|ValueError: no | yes\n")
+    assert worker.run("status").endswith("|61|No | yes\n")
 
 
 def test_a_large_log_is_put_aside_at_the_next_start(worker):
