@@ -348,7 +348,7 @@ pack() {
   # git's list contains files that were deleted without a commit.
   git -C "$ROOT" ls-files -z --cached --others --exclude-standard \
     | while IFS= read -r -d '' file; do [ ! -e "$ROOT/$file" ] || printf '%s\0' "$file"; done \
-    | tar -C "$ROOT" --null --files-from=- -czf "$1"
+    | tar -C "$ROOT" --null --files-from=- -czf "$1.new" && mv "$1.new" "$1"
 }
 
 # Prints the command that shows the logs. $@: options.
@@ -367,17 +367,18 @@ failed_step() {
 launch() {
   local archive="$scratch/$ARCHIVE" installation begin
   job="$host-$$-$(date +%s)"
-  [ "$dry_run" = no ] || job=ID
+  if [ "$dry_run" = yes ]; then job=ID; else
+    say "preparing all workers of $name (a running job has $1 s to save)"
+  fi
   # The old job must be ended before the new one looks for the newest checkpoint. A script that
   # watches the old one sees in the file id that another job follows.
   on_workers $((patience + $1)) all "set -e; mkdir -p flamingo_pod; echo $job >flamingo_pod/id; \
 if [ -x $WORKER ]; then $WORKER stop $1; fi" || failed_step || return
   # Packed once: a watch starts again what it has started, whatever was edited since.
-  if ! [ -e "$archive" ] && ! pack "$archive.new" 2>"$scratch/err"; then
+  if ! [ -e "$archive" ] && ! pack "$archive" 2>"$scratch/err"; then
     errors="error: cannot pack $ROOT: $(tail -n 1 "$scratch/err")"
     failed_step || return
   fi
-  [ ! -e "$archive.new" ] || mv "$archive.new" "$archive"
   ask $((10 * patience)) compute tpus tpu-vm scp "$archive" "$name:$ARCHIVE" "${reach[@]}" \
     --worker=all || failed_step || return
   # Files of the last copy that are not in this one are removed; others (.venv, caches) stay.
@@ -397,13 +398,14 @@ if [ -x $WORKER ]; then $WORKER stop $1; fi" || failed_step || return
 # Starts the program, and tries until it runs on all workers of an active slice. Ends the script if
 # a worker refuses again and again, as when a bucket does not exist. $1: seconds to save.
 start_job() {
-  local tries=0 refused=0 why
+  local tries=0 refused=0 why of_workers
   phase=starting
   until launch "$1"; do
     tries=$((tries + 1))
     why="not all workers of $name have started: $(reason)"
     [[ $errors != *"given to another job"* ]] || die "$why. So $action ends"
-    if grep -q '^error: ' <<<"$errors" && [ "$(kind "$errors")" != busy ]; then
+    of_workers="$(grep '^error: ' <<<"$errors")" || of_workers=""
+    if [ -n "$of_workers" ] && [ "$(kind "$of_workers")" != busy ]; then
       refused=$((refused + 1))
       if [ "$is_started" = no ] || [ "$refused" -gt "$MAX_RESTARTS" ]; then
         die "$why. Mend it, and run this again"
@@ -426,17 +428,9 @@ except() {
     END { print line (NR > 8 ? "; and " NR - 8 " more" : "") }'
 }
 
-# Waits until the program ends, and restarts it after preemptions and failures.
-#
-# What its statuses (flamingo_jax/core/exit_status.py) lead to:
-#     75, ended as asked         a restart, after two polls: a slice that asks may go away
-#     76, killed, rebooted       a restart; the second without progress waits longer, and so on
-#     130, 143                   the end: it was stopped by hand, unless the slice goes away
-#     any other: its own error   a restart, at most MAX_RESTARTS times without progress
-# Progress is a step in the log that is newer than all before. In a log without steps, progress is a
-# run of LONG_ENOUGH.
+# Waits until the program ends, and starts it again after preemptions and failures.
 watch_job() {
-  local complete lines why step first best=-1 failures=0 restarts=0 silent=0 alone=0 unknown=""
+  local complete lines why silent=0 alone=0 unknown=""
   while :; do
     nap "$poll"
     look
@@ -496,46 +490,59 @@ watch_job() {
         return
       fi
       continue
-    elif [ -z "$(except "$lines" 'ended 0|running')" ]; then
+    elif [ -z "$(except "$lines" 'ended (0|75)|running')" ] && grep -q ': running' <<<"$lines"; then
       alone=$((alone + 1))
-      [ "$alone" -gt "$MAX_ALONE" ] || continue # a worker still writes, or does not end
+      [ "$alone" -gt "$MAX_ALONE" ] || continue # a worker still saves, or it does not end
     fi
     alone=0
-    say "the job is broken: $(except "$lines" 'running')"
-
-    step="$(field "$lines" 4 | grep -x '[0-9][0-9]*' | sort -n | tail -n 1)" || step=""
-    if [ "${step:--1}" -gt "$best" ] \
-      || { [ -z "$step" ] && [ $((SECONDS - since)) -ge "$LONG_ENOUGH" ]; }; then
-      best="${step:-$best}" failures=0 restarts=0
-    fi
-    if grep -Eq '^worker [^:]*: ended (75|130|143)([|]|$)' <<<"$lines"; then
-      # The notice of a preemption or of maintenance comes before the state changes.
-      nap "$(awk -v poll="$poll" 'BEGIN { print 2 * poll }')"
-      look
-      [ "$now" = ACTIVE ] || continue
-    fi
-    # The worker that failed first, by the clocks of the workers: others ended because of it.
-    first="$(grep -E '^worker [^:]*: ended ' <<<"$lines" \
-      | grep -Ev '^worker [^:]*: ended (0|75|76)([|]|$)' | sort -t '|' -k 3,3n | head -n 1)" \
-      || first=""
-    why="$(field "$first" 1)"
-    case "$why" in
-      '') ;;
-      *": ended 130" | *": ended 143")
-        die "$why: the program was stopped by hand, so $action ends. The same command goes on"
-        ;;
-      *)
-        failures=$((failures + 1))
-        [ "$failures" -le "$MAX_RESTARTS" ] \
-          || die "it failed $failures times in a row, without a newer step." \
-            "$why, first, with: $(field "$first" 5-)." \
-            "Its log: $(logs_command --worker="$(sed -E 's/^worker ([0-9]*).*/\1/' <<<"$why")")"
-        ;;
-    esac
-    restarts=$((restarts + 1))
-    [ "$restarts" = 1 ] || back_off $((restarts - 1)) "restart $restarts without a newer step"
-    start_job "$STUCK_SECONDS"
+    restart_job "$lines"
   done
+}
+
+# Starts again a job that is broken, or ends the script. $1: the workers' lines.
+#
+# What its statuses (flamingo_jax/core/exit_status.py) lead to:
+#     75, ended as asked         a restart, after two polls: a slice that asks may go away
+#     76, killed, rebooted       a restart; the second without progress waits longer, and so on
+#     130, 143                   the end: it was stopped by hand, unless the slice goes away
+#     any other: its own error   a restart, at most MAX_RESTARTS times without progress
+# Progress is a step in the log that is newer than all before. In a log without steps, progress is a
+# run of LONG_ENOUGH.
+restart_job() {
+  local lines="$1" step first why
+  say "the job is broken: $(except "$lines" 'running')"
+  step="$(field "$lines" 4 | grep -x '[0-9][0-9]*' | sort -n | tail -n 1)" || step=""
+  if [ "${step:--1}" -gt "$best" ] \
+    || { [ -z "$step" ] && [ $((SECONDS - since)) -ge "$LONG_ENOUGH" ]; }; then
+    best="${step:-$best}" failures=0 restarts=0
+  fi
+  if grep -Eq '^worker [^:]*: ended (75|130|143)([|]|$)' <<<"$lines"; then
+    # The notice of a preemption or of maintenance comes before the state changes.
+    nap "$(awk -v poll="$poll" 'BEGIN { print 2 * poll }')"
+    look
+    [ "$now" = ACTIVE ] || return 0 # then the watch requests it again
+  fi
+  # The worker that failed first, by the clocks of the workers: others ended because of it.
+  first="$(grep -E '^worker [^:]*: ended ' <<<"$lines" \
+    | grep -Ev '^worker [^:]*: ended (0|75|76)([|]|$)' | sort -t '|' -k 3,3n | head -n 1)" \
+    || first=""
+  why="$(field "$first" 1)"
+  case "$why" in
+    '') ;;
+    *": ended 130" | *": ended 143")
+      die "$why: the program was stopped by hand, so $action ends. The same command goes on"
+      ;;
+    *)
+      failures=$((failures + 1))
+      [ "$failures" -le "$MAX_RESTARTS" ] \
+        || die "it failed $failures times in a row, without a newer step." \
+          "$why, first, with: $(field "$first" 5-)." \
+          "Its log: $(logs_command --worker="$(sed -E 's/^worker ([0-9]*).*/\1/' <<<"$why")")"
+      ;;
+  esac
+  restarts=$((restarts + 1))
+  [ "$restarts" = 1 ] || back_off $((restarts - 1)) "restart $restarts without a newer step"
+  start_job "$STUCK_SECONDS"
 }
 
 # Says what goes on without this script, and ends it.
@@ -681,6 +688,7 @@ exec 3>&1 # --dry_run prints here, also inside of $(...)
 # said last. When a request is accepted ($begun), a refusal does not end the script at once; when a
 # job has started, a refusal of the workers does not.
 answer="" errors="" now="" node="" job="" said="" since=0 begun=no is_started=no
+best=-1 failures=0 restarts=0 # the newest step; since it, failures of the program and all restarts
 phase="" child=""
 persistent="$watch"
 host="$(hostname | tr -c 'A-Za-z0-9.\n-' _)"

@@ -131,8 +131,12 @@ status() {
 stop() {
   local session boot until=$((SECONDS + ${1:-$SAVE_SECONDS}))
   alive || return 0
-  # Only the program itself is asked: it ends its own processes when it has saved.
-  kill -TERM "$(cat "$KEPT/program")" 2>/dev/null || true
+  # Only the program itself is asked: it ends its own processes when it has saved. It is asked once:
+  # a second SIGTERM ends it at once, unsaved.
+  if ! cmp -s "$KEPT/program" "$KEPT/asked"; then
+    cp "$KEPT/program" "$KEPT/asked"
+    kill -TERM "$(cat "$KEPT/program")" 2>/dev/null || true
+  fi
   while alive && [ "$SECONDS" -lt "$until" ]; do sleep 0.1; done
   alive || return 0
   printf 'worker %s: the program did not end within %s s of SIGTERM, and was killed\n' \
@@ -167,7 +171,7 @@ start() {
   shift
   stop
   rotate
-  rm -f "$KEPT/status" "$KEPT/pid" "$KEPT/program"
+  rm -f "$KEPT/status" "$KEPT/pid" "$KEPT/program" "$KEPT/asked"
   # An empty line ends what a killed program left half written.
   printf '\n== %s: python -m %s\n' "$(date -u '+%Y-%m-%d %H:%M:%S UTC')" "$*" >>"$KEPT/log" \
     || fail "cannot write $KEPT/log. $FULL"

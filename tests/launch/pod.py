@@ -10,7 +10,7 @@ import time
 from tests.conftest import BASE_XLA_FLAGS, ROOT
 from tests.launch.gcloud import NUM_WORKERS
 
-PATIENCE = 60  # seconds; much more than any step here takes
+PATIENCE = 300  # seconds; much more than any step here takes
 GCLOUD = ROOT / "tests" / "launch" / "gcloud.py"
 
 # An interpreter that has everything already: `-m venv` copies this stub, `-m pip` writes down what

@@ -15,6 +15,13 @@ import os, signal, subprocess, sys, time
 what = sys.argv[1]
 if what == "saves":
     signal.signal(signal.SIGTERM, lambda *_: (print("saved at step 7", flush=True), sys.exit(75)))
+if what == "slow":  # a second signal ends it unsaved
+    def save(*_):
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        print("saves", flush=True)
+        time.sleep(3)
+        sys.exit(75)
+    signal.signal(signal.SIGTERM, save)
 if what == "deaf":
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
 if what == "parent":
@@ -124,6 +131,17 @@ def test_stop_kills_what_does_not_end(worker):
     said = worker.run("stop", 1)
     assert said == ("worker 3: the program did not end within 1 s of SIGTERM, and was killed\n")
     assert worker.state() == "killed"
+
+
+def test_stop_asks_once(worker):
+    """The call of a script that was interrupted goes on, and the next call waits with it."""
+    worker.start("slow")
+    first = subprocess.Popen(worker.command("stop"), env=worker.variables)
+    wait_for(lambda: "saves" in worker.log.read_text())
+    first.kill()
+    first.wait()
+    worker.run("stop")
+    assert worker.state() == "ended 75"
 
 
 def test_no_process_of_the_program_is_left(worker):
