@@ -77,7 +77,8 @@ def open_store(
         workdir,
         record,
         keep=config.hooks.keep,
-        may_differ=(*run_record.MAY_DIFFER, *deviations.patterns(config)),
+        # a checkpoint knows what its weights started with, and this run has it from there
+        may_differ=(*run_record.MAY_DIFFER, r"start(\..*)?", *deviations.patterns(config)),
         completed=completed,
         advice=deviations.advice,
         on_damage=config.hooks.on_damage,

@@ -110,7 +110,8 @@ def train(
 
     Args:
         config: the run.
-        workdir: receives checkpoints/, export/, config.json, metrics.jsonl and tensorboard/.
+        workdir: receives checkpoints/, export/, run.json, config.json, metrics.jsonl and
+            tensorboard/.
         probes: {name: probe}; `config.until.probe` is one of the names.
         evaluation: evaluates the tasks of `config.evaluate`.
         devices: the devices; all of them by default.

@@ -133,6 +133,15 @@ def test_the_export_of_another_run_is_refused(config, workdir, never_compiles, c
     assert "another --workdir, or move the export away" in line
 
 
+def test_a_run_that_begins_with_other_weights_is_another_run(
+    config, workdir, never_compiles, monkeypatch
+):
+    """`initial` is an export that was replaced under the same path."""
+    (workdir / "checkpoints").rmtree()
+    monkeypatch.setattr(run_lib.towers, "start_records", lambda _: {"initial": "b" * 64})
+    assert "start.initial: absent -> 'bbbb" in refusal(config, workdir)
+
+
 def test_the_export_of_the_same_run_is_replaced(config, workdir):
     """At another step, and also at the same step if the run was trained anew."""
     (workdir / "checkpoints").rmtree()
