@@ -20,9 +20,9 @@ import uuid
 from collections.abc import Callable, Iterator
 from typing import Any, BinaryIO, cast
 
-import fsspec
 from etils import epath
 
+from flamingo_jax.core import object_store
 from flamingo_jax.core.finite import NonFiniteError
 
 Path = epath.Path
@@ -147,8 +147,7 @@ def create(path: PathLike, text: str) -> bool:
     target, data = epath.Path(path), to_utf8(text)
     try:
         if not is_local(target):
-            system, name = fsspec.core.url_to_fs(str(target))
-            system.pipe_file(name, data, mode="create")
+            object_store.create(str(target), data)
         else:
             with open(target, "xb") as file:
                 file.write(data)

@@ -27,7 +27,7 @@ from typing import Any
 
 import jax
 
-from flamingo_jax.core import agreement, paths
+from flamingo_jax.core import agreement, object_store, paths
 
 FILE_NAME = "run.json"
 
@@ -158,7 +158,7 @@ def _read(workdir: paths.Path) -> dict[str, Any] | None:
     """Returns what the file holds; None if it is missing, cut off or no description of a run."""
     for attempt in range(_ATTEMPTS):
         try:
-            found = paths.parse_json((workdir / FILE_NAME).read_text())
+            found = paths.parse_json(_text(workdir / FILE_NAME))
             return found if isinstance(found, dict) and isinstance(found.get("id"), str) else None
         except (FileNotFoundError, ValueError):
             return None
@@ -170,6 +170,11 @@ def _read(workdir: paths.Path) -> dict[str, Any] | None:
                 ) from error
             time.sleep(1)
     return None
+
+
+def _text(file: paths.Path) -> str:
+    content = file.read_bytes() if paths.is_local(file) else object_store.read(str(file))
+    return content.decode()
 
 
 def _sees(workdir: paths.Path, own: str) -> bool:

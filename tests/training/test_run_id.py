@@ -2,10 +2,8 @@
 
 import json
 
-import fsspec
 import pytest
 from etils import epath
-from fsspec.implementations.memory import MemoryFileSystem
 
 from flamingo_jax.core import paths
 from flamingo_jax.training import run_id
@@ -90,20 +88,13 @@ def test_of_two_writers_one_creates_a_file(workdir):
         paths.create(workdir / "nowhere" / "a", "")
 
 
-class Bucket(MemoryFileSystem):
-    """An object store in memory. It records how objects are written."""
-
-    modes: list[str] = []
-
-    def pipe_file(self, path, value, mode="overwrite", **kwargs):
-        self.modes.append(mode)
-        super().pipe_file(path, value, mode=mode, **kwargs)
-
-
-def test_a_bucket_creates_an_object_on_the_condition_that_there_is_none(monkeypatch):
-    bucket = Bucket()
-    monkeypatch.setattr(fsspec.core, "url_to_fs", lambda url: (bucket, url.replace("gs:/", "")))
-    assert paths.create("gs://bucket/run.json", "first")
-    assert not paths.create("gs://bucket/run.json", "second")
-    assert bucket.modes == ["create", "create"]
-    assert bucket.cat_file("/bucket/run.json") == b"first"
+def test_on_an_object_store_the_file_is_read_from_the_store_itself(monkeypatch):
+    """A library may still have the size of the file before in its list of the directory."""
+    asked = []
+    monkeypatch.setattr(
+        run_id.object_store, "read", lambda url: asked.append(url) or b'{"id": "x"}'
+    )
+    run = run_id.RunId("mine", paths.Path("gs://bucket/run"))
+    with pytest.raises(run_id.WorkdirTaken, match="gs://bucket/run belongs to another run"):
+        run.check()
+    assert asked == ["gs://bucket/run/run.json"]

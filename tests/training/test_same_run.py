@@ -260,16 +260,25 @@ def test_data_that_changed_are_refused(config, workdir, moved, never_compiles, c
         assert "or give another --workdir" in text
 
 
-def test_data_of_an_older_checkpoint_must_have_their_paths(
-    config, workdir, moved, monkeypatch, never_compiles
-):
+@pytest.fixture
+def older(monkeypatch):
+    """Makes checkpoints look as version 0.4.0 wrote them."""
     read = store.read_item
 
-    def older(workdir, step, item):
+    def without_fingerprints(workdir, step, item):
         found = read(workdir, step, item)
         return {k: v for k, v in found.items() if k not in ("records", "tokenizer", "start")}
 
-    monkeypatch.setattr(store, "read_item", older)
+    monkeypatch.setattr(store, "read_item", without_fingerprints)
+
+
+def test_data_of_an_older_checkpoint_are_not_compared_and_a_line_says_so(config, workdir, older):
+    lines = train(config, workdir)
+    said = "stored no fingerprints of records and tokenizer: nothing shows whether these are the"
+    assert sum(said in line for line in lines) == 1
+
+
+def test_data_of_an_older_checkpoint_must_have_their_paths(workdir, moved, older, never_compiles):
     (workdir / "export").rmtree()
     with pytest.raises(CheckpointError, match=r"data\.datasets\.text\.path: .*world/text"):
         train(config_of(moved), workdir)
