@@ -30,7 +30,7 @@ from tests.e2e.attempts import Attempt, Job
 from tests.e2e.disturbances import KINDS, MOMENTS, Disk, Scene
 
 STEPS = 60
-EVALUATES_EVERY = 10
+EVALUATES_EVERY = 12  # a multiple of the steps between two saves
 TRIES = 3  # how often a round is tried whose run ends before the moment
 AT_THE_END = 2  # rounds after the last step of each run
 
@@ -38,8 +38,10 @@ AT_THE_END = 2  # rounds after the last step of each run
 def make_job(
     stage: str, processes: int, world: pathlib.Path, towers: pathlib.Path, *, evaluates: bool
 ) -> Job:
-    """Returns the command that is disturbed: 60 small steps, of which each second is saved."""
-    flags = [f"--config.steps={STEPS}", "--config.hooks.save_every=2", "--config.hooks.keep=3"]
+    """Returns the command that is disturbed: 60 small steps; each second or fourth is saved."""
+    save_every = 2 if processes == 1 else 4
+    flags = [f"--config.steps={STEPS}", f"--config.hooks.save_every={save_every}"]
+    flags += ["--config.hooks.keep=3"]
     flags += attempts.small.overrides(stage, world, towers if stage == "flamingo" else None)
     if evaluates:
         flags += [
