@@ -12,9 +12,9 @@ from tests.e2e.disturbances import KINDS, MOMENTS
 
 # (stage, processes, whether it evaluates, disturbances)
 JOBS = [
-    ("flamingo", 1, False, 40),
+    ("language_model", 1, False, 40),
     ("contrastive", 1, True, 30),
-    ("flamingo", 4, False, 30),
+    ("language_model", 4, False, 30),
 ]
 
 

@@ -1,6 +1,6 @@
 r"""Disturbs a run again and again, and compares what it makes with an undisturbed run, to the bit.
 
-    python -m tests.e2e.torture --rounds=100 --seed=1 --processes=1 [--stage=flamingo] \
+    python -m tests.e2e.torture --rounds=100 --seed=1 --processes=1 [--stage=contrastive --evaluates] \
         [--only=SIGKILL,SIGTERM] [--at=saving]
 
 What a round does, and when, follows from the seed; the moment within a step is different each time.
@@ -313,7 +313,7 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=100)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--processes", type=int, default=1)
-    parser.add_argument("--stage", default="flamingo")
+    parser.add_argument("--stage", default="language_model")
     parser.add_argument("--evaluates", action="store_true", help="with --stage=contrastive")
     parser.add_argument("--only", default=",".join(KINDS), help="kinds, with commas between them")
     parser.add_argument("--at", default=",".join(MOMENTS), help="moments, the same way")
