@@ -24,7 +24,11 @@ def drop_tracebacks() -> None:
 
     def report_others(found: Any) -> None:
         code = getattr(found.object, "cr_code", None)  # of a coroutine
-        if _all_is_asked_for() or "/orbax/" not in getattr(code, "co_filename", ""):
+        # after an error nobody waits for the other arrays: one traceback of TensorStore for each
+        theirs = "/orbax/" in getattr(code, "co_filename", "") or (
+            str(found.exc_value) == "Event loop is closed"
+        )
+        if _all_is_asked_for() or not theirs:
             report(found)
 
     sys.unraisablehook = report_others

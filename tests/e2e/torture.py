@@ -1,7 +1,7 @@
 r"""Disturbs a run again and again, and compares what it makes with an undisturbed run, to the bit.
 
-    python -m tests.e2e.torture --rounds=100 --seed=1 --processes=1 [--stage=contrastive --evaluates] \
-        [--only=SIGKILL,SIGTERM] [--at=saving]
+    python -m tests.e2e.torture --rounds=100 --seed=1 --processes=1 \
+        [--stage=contrastive --evaluates] [--only=SIGKILL,SIGTERM] [--at=saving]
 
 What a round does, and when, follows from the seed; the moment within a step is different each time.
 The kinds and moments are the tables of tests/e2e/disturbances.py. After each round the same command
