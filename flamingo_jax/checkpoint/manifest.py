@@ -21,11 +21,9 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple, TypeVar
 
 import jax
-import numpy as np
-from jax.experimental import multihost_utils
 
 from flamingo_jax.checkpoint.arrays import CheckpointError
-from flamingo_jax.core import paths
+from flamingo_jax.core import agreement, paths
 from flamingo_jax.core.paths import Path, PathLike
 
 T = TypeVar("T")
@@ -44,7 +42,6 @@ _CLOCK_SECONDS = 2
 _known: dict[str, tuple[Any, float]] = {}
 
 _UNREADABLE = "cannot be read: "
-_VERDICT_BYTES = 2048
 
 
 class DamageError(CheckpointError):
@@ -151,7 +148,8 @@ def check(
     except OSError as error:
         verdict = f"{_UNREADABLE}{error}"
     if count > 1:
-        verdict = _of_any_process(verdict)
+        first = lambda verdicts: next((each for each in verdicts if each), "")
+        verdict = agreement.verdict(verdict, first)
     if verdict:
         raise (CheckpointError if verdict.startswith(_UNREADABLE) else DamageError)(verdict)
     if listed is None:
@@ -232,13 +230,3 @@ def _entry(file: Path) -> FileHash:
 def _in_threads(function: Callable[[str], T], names: list[str]) -> list[T]:
     with concurrent.futures.ThreadPoolExecutor(_THREADS) as pool:
         return list(pool.map(function, names))
-
-
-def _of_any_process(verdict: str) -> str:
-    """Returns in all processes the verdict of the first process that has one."""
-    mine = np.zeros(_VERDICT_BYTES, np.uint8)
-    text = np.frombuffer(verdict.encode()[:_VERDICT_BYTES], np.uint8)
-    mine[: len(text)] = text
-    everyone = np.asarray(multihost_utils.process_allgather(mine), np.uint8)
-    found = (row.tobytes().rstrip(b"\0").decode(errors="replace") for row in everyone)
-    return next((each for each in found if each), "")

@@ -161,6 +161,7 @@ def train(
         # One run: its processes agree, and the workdir is its own.
         record = run_record.of(config, mixture, workdir)
         agreement.check(run_record.shared(record))
+        towers.check_files(config, is_new=_is_new(workdir))
         run_export.check(config, record, workdir, report)
         claim = run_id.claim(workdir, record, locked=locked)
         with claim.given_back_after_an_error():
@@ -310,6 +311,11 @@ def build_objective(config: TrainConfig, num_shards: int) -> Objective:
         augmentation=augmentation,
         trains_vision=trains_vision,
     )
+
+
+def _is_new(workdir: paths.Path) -> bool:
+    """Returns in all processes whether the first one sees no checkpoint."""
+    return bool(agreement.verdict("", lambda _: "" if steps(workdir) else "new"))
 
 
 def _describe(run: Run, state: state_lib.TrainState[Array], mixture: Mixture, start: int) -> str:

@@ -84,12 +84,10 @@ def frozen_records(config: TrainConfig) -> dict[str, dict[str, str]]:
     It is {} in a stage without towers.
 
     Raises:
-        CheckpointError: if a tower's export is missing or damaged, or is of another kind.
+        CheckpointError: if a tower's export is missing, or is of another kind.
         ConfigError: if a tower is not given, or was made with another model config or tokenizer.
     """
     sources = _sources(config, trained=False)
-    for name, (path, _) in sources.items():
-        _check_files(f"tower {name!r}", path)
     return {
         name: partial.frozen_record(path, place, f"flamingo/{name}")
         for name, (path, place) in sources.items()
@@ -111,15 +109,14 @@ def load(config: TrainConfig, abstract: trees.Params) -> dict[str, dict[str, Any
 
 
 def check_start(config: TrainConfig) -> None:
-    """Checks all that a new run will read: the files are whole, and are of the right kind.
+    """Checks all that a new run will read, except the weights themselves (`check_files`).
 
     Raises:
-        CheckpointError: if an export is missing or damaged, or is of another kind.
+        CheckpointError: if an export is missing, or is of another kind.
         ConfigError: if it was made with another model config or tokenizer.
     """
     frozen_records(config)
-    for name, (path, _) in _sources(config, trained=True).items():
-        _check_files(f"tower {name!r}", path)
+    _sources(config, trained=True)
     if config.initial is None:
         return
     directory, card = _card("initial", config.initial, config.stage)
@@ -130,7 +127,26 @@ def check_start(config: TrainConfig) -> None:
         )
     _check("initial", _TRAINED[config.stage].parts, directory, card, config)
     _check_tokenizer(directory, card, config)
-    _check_files("config.initial", config.initial)
+
+
+def check_files(config: TrainConfig, *, is_new: bool) -> None:
+    """Checks the files of all exports that a run reads; its processes call it together.
+
+    Args:
+        config: the run, the same in all processes.
+        is_new: True if the run reads what its trained weights start with, too.
+
+    Raises:
+        CheckpointError: if a file is missing, cut off or changed.
+    """
+    exports = {f"tower {name!r}": path for name, path in _paths(config, trained=False).items()}
+    if is_new:
+        exports |= {f"tower {name!r}": path for name, path in _paths(config, trained=True).items()}
+        if config.initial is not None:
+            exports["config.initial"] = config.initial
+    for what, path in exports.items():
+        directory, card = card_lib.read_card(path, what=what)
+        card_lib.check_files(directory, card, what=what, only=card_lib.is_of_model)
 
 
 def start_records(config: TrainConfig) -> dict[str, str]:
@@ -142,7 +158,7 @@ def start_records(config: TrainConfig) -> dict[str, str]:
         CheckpointError: if an export is missing, or is of another kind.
         ConfigError: if it was made with another model config or tokenizer.
     """
-    exports = {name: path for name, (path, _) in _sources(config, trained=True).items()}
+    exports = _paths(config, trained=True)
     if config.initial is not None:
         exports["initial"] = config.initial
     return {name: card_lib.read_card(path)[1]["content_hash"] for name, path in exports.items()}
@@ -198,6 +214,11 @@ def _sources(config: TrainConfig, *, trained: bool) -> dict[str, tuple[str, str]
     return sources
 
 
+def _paths(config: TrainConfig, *, trained: bool) -> dict[str, str]:
+    """Returns {tower: its export} of the trained or the frozen towers."""
+    return {name: path for name, (path, _) in _sources(config, trained=trained).items()}
+
+
 def _card(field: str, path: str, stage: str) -> tuple[paths.Path, dict[str, Any]]:
     try:
         return card_lib.read_card(path)
@@ -205,11 +226,6 @@ def _card(field: str, path: str, stage: str) -> tuple[paths.Path, dict[str, Any]
         raise CheckpointError(
             f"config.{field}: {error} It is made by the {stage} stage."
         ) from error
-
-
-def _check_files(what: str, path: str) -> None:
-    directory, card = card_lib.read_card(path, what=what)
-    card_lib.check_files(directory, card, what=what, only=card_lib.is_of_model)
 
 
 def _read(params: trees.Params, sources: partial.Sources) -> dict[str, dict[str, Any]]:
