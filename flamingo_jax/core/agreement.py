@@ -6,8 +6,8 @@ program. A process with another seed or learning rate would train a model that n
     facts of each process --> process 0 compares --> one verdict in all processes
 
 The facts go through the key-value store of jax.distributed, not through the devices: nothing is
-compiled, and the processes may even have different numbers of devices. A process that fails before
-it comes here is the business of `core.processes`, which ends the others.
+compiled, and the processes may even have different numbers of devices. If a process fails before it
+comes here, `core.guard` ends the others.
 """
 
 from __future__ import annotations
