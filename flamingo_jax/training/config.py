@@ -216,7 +216,6 @@ class TrainConfig:
             )
         if "vision" in PARTS[self.stage]:
             self._check_images()
-        self._check_datasets()
         weights = {name: dataset.weight for name, dataset in self.data.datasets.items()}
         if (
             self.stage == "contrastive"
@@ -238,6 +237,7 @@ class TrainConfig:
                 "vision encoder: leave its fields None, or train it (unfrozen = ('vision',) in "
                 "the flamingo stage)."
             )
+        self._check_datasets()
 
     def _check_images(self) -> None:
         encoder = self.model.encoder()
