@@ -72,14 +72,17 @@ class Source:
                 "the dataset again."
             ) from error
         try:
+            pieces = builder.info.splits[split].file_instructions
+            if builder.info.splits[split].num_examples < 1:
+                raise ValueError("it has no records.")
             self._records = builder.as_data_source(split)
-        except (ValueError, NotImplementedError) as error:
+        except (ValueError, KeyError, AssertionError, NotImplementedError) as error:
             splits = {name: info.num_examples for name, info in builder.info.splits.items()}
+            why = " ".join(str(error).split()).removesuffix(".")  # in one line
             raise ConfigError(
-                f"Cannot read split {split!r} of {path}: {error} It has {splits}."
+                f"Cannot read split {split!r} of {path}: {why}. The dataset has {splits}."
             ) from error
         self._path = path
-        pieces = builder.info.splits[split].file_instructions
         self._files = [Path(piece.filename).name for piece in pieces]
         self._pieces = [
             Piece(name, piece.skip, piece.take)
@@ -94,8 +97,6 @@ class Source:
                 f"first of them {missing[0]}. Copy the whole directory, or write the dataset again."
             )
         _allow_open_files(len(self._files))
-        if not len(self._records):
-            raise ConfigError(f"Split {split!r} of {path} is empty, expected at least one record.")
 
     def __len__(self) -> int:
         return len(self._records)

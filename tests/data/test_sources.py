@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from flamingo_jax.core.config import ConfigError
 from flamingo_jax.core.paths import PathError
 from flamingo_jax.data import sources
 from flamingo_jax.data.images import read
@@ -28,6 +29,15 @@ def test_missing_datasets_and_splits_are_named(datasets):
         Source(datasets / "nothing")
     with pytest.raises(ValueError, match="split 'dev' of .*documents.*{'train': 17}"):
         Source(datasets / "documents", "dev")
+
+
+@pytest.mark.parametrize("split", ["dev", "", "train[", "train[:x]", "train[5:2]", "train[:0]"])
+def test_a_split_without_records_is_one_line(datasets, split):
+    with pytest.raises(ConfigError) as error:
+        Source(datasets / "documents", split)
+    assert str(error.value).startswith(f"Cannot read split {split!r} of ")
+    assert str(error.value).endswith("The dataset has {'train': 17}.")
+    assert len(str(error.value).splitlines()) == 1
 
 
 def damaged(source: Path, target: Path, change) -> Path:
