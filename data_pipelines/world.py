@@ -24,6 +24,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -162,7 +163,8 @@ def _shares(mix: type, name: str, values: tuple[str, ...]) -> Any:
         shares = [float(value) for value in values]
     except ValueError:
         shares = []
-    if len(shares) != len(fields) or min(shares) < 0 or sum(shares) <= 0:
+    are_shares = all(0 <= share < math.inf for share in shares) and sum(shares) > 0
+    if len(shares) != len(fields) or not are_shares:
         raise ValueError(
             f"--{name}={','.join(values)}: expected {len(fields)} numbers, the shares of "
             f"{', '.join(fields)}."

@@ -19,7 +19,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from flamingo_jax.core import params as params_lib
-from flamingo_jax.core import trees
+from flamingo_jax.core import ranges, trees
 from flamingo_jax.core.axes import with_layout
 from flamingo_jax.core.config import ConfigError
 from flamingo_jax.data.config import DataConfig, DatasetConfig
@@ -51,6 +51,10 @@ class Prompts:
     shots: int = 4
     length: int = 256
     new_tokens: int = 20
+
+    def __post_init__(self) -> None:
+        ranges.check(self, ranges.whole(0), "rows", "shots", "new_tokens")
+        ranges.check(self, ranges.whole(1), "length")
 
 
 class RowContent(NamedTuple):

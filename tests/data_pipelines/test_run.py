@@ -171,6 +171,10 @@ def test_tokenizer_of_another_text_is_made_again(made, tmp_path):
         (("--pipeline=world", "--output=x", "--page_mix=1,0"), "expected 3 numbers"),
         (("--pipeline=world", "--output=x", "--num_one=0"), "one is 0, expected at least 1"),
         (
+            ("--pipeline=world", "--output=x", "--page_mix=nan,1,1"),
+            "expected 3 numbers",
+        ),
+        (
             ("--pipeline=world", "--output=x", "--size=huge"),
             "--size=huge: expected one of demo, smoke",
         ),

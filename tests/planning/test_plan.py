@@ -183,3 +183,10 @@ def test_merged_batch_is_as_the_loader_merges():
 def test_fill():
     found = planner.parse_fill(["m3w=210:3.5", "align=12.4"])
     assert found == {"m3w": (210.0, 3.5), "align": (12.4, None)}
+
+
+@pytest.mark.parametrize("wrong", [{"rows": -3}, {"shots": -1}, {"length": 0}, {"new_tokens": -1}])
+def test_prompts_out_of_range(wrong):
+    name, value = next(iter(wrong.items()))
+    with pytest.raises(ConfigError, match=f"{name} is {value}; expected a whole number"):
+        program.Prompts(**wrong)
