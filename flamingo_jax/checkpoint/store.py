@@ -242,7 +242,8 @@ class Store:
         try:
             self.wait()
         finally:
-            with self._close:
+            # after an error, its threads may have another one to raise
+            with self._close, self._saves():
                 self._manager.close()
 
     def __enter__(self) -> Store:

@@ -276,3 +276,18 @@ def test_a_run_killed_while_it_saves_leaves_only_whole_checkpoints(run_program, 
     assert steps(tmp_path)[-1] == newest + 1
     # they are removed
     assert not [p.name for p in (tmp_path / "checkpoints").iterdir() if "tmp" in p.name]
+
+
+def test_two_errors_of_one_save_are_one_reason(tmp_path, monkeypatch):
+    store = Store(tmp_path / "run", {"seed": 1})
+    close = store._manager.close
+
+    def fails():
+        raise OSError(30, "Read-only file system")
+
+    for name in ("wait_until_finished", "close"):  # of two threads of orbax
+        monkeypatch.setattr(store._manager, name, fails)
+    with pytest.raises(CheckpointError, match=r"Cannot save to .* Read-only file system"):
+        store.close()
+    monkeypatch.undo()
+    close()
