@@ -199,21 +199,8 @@ def train(
             config, mixture, mesh, positions, start, local_shards=shards // reader.count
         )
         save = _save(run, store, claim, log, guard)
-        hooks = [
-            save,
-            callbacks.every(
-                config.hooks.save_every,
-                callbacks.report_rejected(lambda: mixture.rejected, report),
-                at_end=True,
-            ),
-        ]
-        at_start = []
-        if evaluation and config.evaluate.every:
-            measure = callbacks.measure(evaluation(run, tokenizer), log, report)
-            evaluate = callbacks.every(config.evaluate.every, measure, at_end=True)
-            hooks.append(evaluate)
-            if start and not any(name.startswith(callbacks.EVALUATION) for name in log.logged):
-                at_start.append(evaluate)
+        evaluations = _evaluations(run, tokenizer, evaluation, log, report)
+        is_measured = any(name.startswith(callbacks.EVALUATION) for name in log.logged)
         claim.check()
         ended = loop.run(
             run.step,
@@ -224,8 +211,8 @@ def train(
             steps=config.steps,
             log_every=config.hooks.log_every,
             log=log,
-            hooks=hooks,
-            at_start=at_start,
+            hooks=[save, _report_rejected(config, mixture, report), *evaluations],
+            at_start=evaluations if start and not is_measured else (),
             check=_check_updates(config, mixture, log, report),
             stop=_stop(run, tokenizer, log, report, probes),
             should_end=guard.should_end,
@@ -347,6 +334,26 @@ def _save(run: Run, store: Store, claim: RunId, log: logs_lib.Logs, guard: Guard
         guard.at(Phase.MEASURING, moment.step)
 
     return callbacks.every(run.config.hooks.save_every, of_this_run, at_end=True)
+
+
+def _report_rejected(config: TrainConfig, mixture: Mixture, report: Report) -> callbacks.Hook:
+    count = callbacks.report_rejected(lambda: mixture.rejected, report)
+    return callbacks.every(config.hooks.save_every, count, at_end=True)
+
+
+def _evaluations(
+    run: Run,
+    tokenizer: Tokenizer,
+    evaluation: Measurer | None,
+    log: logs_lib.Log,
+    report: Report,
+) -> list[callbacks.Hook]:
+    """Returns the hook that evaluates during training; [] if nothing is to be evaluated."""
+    settings = run.config.evaluate
+    if evaluation is None or not settings.every:
+        return []
+    measure = callbacks.measure(evaluation(run, tokenizer), log, report)
+    return [callbacks.every(settings.every, measure, at_end=True)]
 
 
 def _check_updates(
