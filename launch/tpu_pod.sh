@@ -644,6 +644,9 @@ while [ $# -gt 0 ]; do
     --mount=?*:?*) mounts+=("${argument#*=}") ;;
     --shared=/?*) shared+=("${argument#*=}") ;;
     --env=[A-Za-z_]*=*) variables+=("${argument#*=}") ;;
+    --mount=*) die "$argument: expected --mount=BUCKET:DIRECTORY" ;;
+    --shared=*) die "$argument: expected a directory from /, as in --shared=/mnt/filestore" ;;
+    --env=*) die "$argument: expected --env=NAME=VALUE" ;;
     --worker=*) worker="${argument#*=}" ;;
     --lines=*) lines="${argument#*=}" ;;
     --poll=*) poll="${argument#*=}" ;;
@@ -675,8 +678,11 @@ done
 [[ -z $accelerator_type || $accelerator_type =~ ^v[0-9]+[a-z]*-[0-9]+$ ]] \
   || die "--accelerator_type=$accelerator_type: expected a type, such as v4-32 or v5litepod-16"
 [[ $worker =~ ^([0-9]+|all)$ ]] || die "--worker=$worker: expected a number, or all"
-[[ $lines =~ ^[0-9]+$ ]] || die "--lines=$lines: expected a number"
-[[ $poll =~ ^[0-9]+(\.[0-9]+)?$ ]] || die "--poll=$poll: expected seconds"
+[[ $lines =~ ^(0|[1-9][0-9]{0,8})$ ]] || die "--lines=$lines: expected a number"
+[[ $poll =~ ^[0-9]+(\.[0-9]+)?$ && $poll == *[1-9]* ]] \
+  || die "--poll=$poll: expected seconds, more than 0"
+[[ $patience =~ ^[1-9][0-9]{0,8}$ ]] \
+  || die "--patience=$patience: expected whole seconds, at least 1"
 [ "$dry_run" = yes ] || command -v gcloud >/dev/null 2>&1 \
   || die "there is no gcloud here: install the Google Cloud CLI, and log in (gcloud auth login)"
 place=(${project:+"--project=$project"} ${zone:+"--zone=$zone"})

@@ -204,7 +204,8 @@ def _check_names(hint: Any, items: Mapping[str, Any], where: str) -> None:
         if is_instance(value):
             continue
         required = required_of(hint)
-        missing = [field for field in required if field not in _mapping(value, where, "")]
+        given = _mapping(value, f"{where}.{name}", hint.__name__)
+        missing = [field for field in required if field not in given]
         near = difflib.get_close_matches(name, [other for other in items if other != name], n=1)
         if missing and near:
             raise ConfigError(
@@ -238,7 +239,7 @@ def _union(arms: tuple[Any, ...], value: Any, where: str) -> Any:
 
 def _tuple(arguments: tuple[Any, ...], value: Any, where: str) -> tuple[Any, ...]:
     """Converts a list or a tuple. A str is an error, not a tuple of letters."""
-    expected = f"tuple[{', '.join('...' if a is Ellipsis else type_name(a) for a in arguments)}]"
+    expected = type_name(tuple[arguments])  # type: ignore[valid-type]
     if not isinstance(value, (list, tuple)):
         raise ConfigError(f"{_got(where, value)}; expected {expected}.")
     if len(arguments) == 2 and arguments[1] is Ellipsis:

@@ -100,6 +100,8 @@ def type_name(hint: Any) -> str:
         return "None"
     if len(arms := arms_of(hint)) > 1:
         return " | ".join(type_name(arm) for arm in arms)
-    if isinstance(hint, type) and not typing.get_args(hint):
-        return hint.__name__
-    return str(hint).replace("typing.", "")
+    if inner := typing.get_args(hint):
+        items = ["..." if each is Ellipsis else type_name(each) for each in inner]
+        name = "dict" if is_dict(hint) else typing.get_origin(hint).__name__
+        return f"{name}[{', '.join(items)}]"
+    return hint.__name__ if isinstance(hint, type) else str(hint).replace("typing.", "")

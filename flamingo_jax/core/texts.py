@@ -174,6 +174,7 @@ def _whole(text: str) -> int | None:
             return int(text, 0)
         if re.fullmatch(r"[+-]?\d[\d_]*", text):
             return int(text)
+        float(text)  # stricter than decimal: that takes _1
         number = decimal.Decimal(text)
         if not number.is_finite() or number.adjusted() > _MOST_DIGITS or number % 1:
             return None

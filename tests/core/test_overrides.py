@@ -221,6 +221,11 @@ def test_a_config_that_leaves_out_fields_takes_them(tmp_path):
         ("seed", "--config.seed has no value; expected int, as in --config.seed=VALUE"),
         ("unfrozen=None", r"config.unfrozen is 'None'; expected tuple.* \(\) is the empty one"),
         (".seed=1", "Unknown field config.;"),
+        ("steps=_1", "config.steps is '_1'; expected int"),
+        ("data.datasets={'a': 1}", r"datasets.a is 1 \(int\); .* the fields of DatasetConfig"),
+        ("data.datasets={'a': None}", "datasets.a is None .* the fields of DatasetConfig"),
+        ("data.datasets=3", r"is '3'; expected dict\[str, DatasetConfig\]"),
+        ("evaluate.data=3", r"is '3'; expected dict\[str, str \| None\]"),
         ("seed =1", "Unknown field config.seed : did you mean 'seed'"),
     ],
 )

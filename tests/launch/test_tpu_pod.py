@@ -59,6 +59,13 @@ TRAIN_TINY = "train --name=pod -- --config=configs/tiny.py"
             "expected the bucket's name alone",
         ),
         ("logs --name=pod --worker=last", "--worker=last"),
+        ("logs --name=pod --lines=08", "--lines=08: expected a number"),
+        ("create --name=pod --poll=0.0", "--poll=0.0: expected seconds, more than 0"),
+        ("create --name=pod --patience=10s", "--patience=10s: expected whole seconds"),
+        ("create --name=pod --patience=", "--patience=: expected whole seconds"),
+        ("train --name=pod --mount=bucket", "expected --mount=BUCKET:DIRECTORY"),
+        ("train --name=pod --shared=nfs", "expected a directory from /"),
+        ("train --name=pod --env=A", "expected --env=NAME=VALUE"),
     ],
 )
 def test_what_is_wrong_is_one_line(pod, arguments, message):
