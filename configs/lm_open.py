@@ -159,16 +159,23 @@ def get_config(name: str = "llama2_7b") -> config_dict.ConfigDict:
     """
     if name not in MODELS:
         raise ValueError(f"lm_open:{name}: expected one of {', '.join(MODELS)}.")
-    # 4 documents of 512 tokens fill a row of 2048. For other data,
+    # GPT-2 has 1024 positions. 4 documents of 512 tokens fill a row of 2048. For other data,
     # `data_pipelines.run --pipeline=pool --rows_per_group=16` says how many documents suit them.
+    lm = MODELS[name].lm
+    length = min(2048, lm.max_length)
     text = DatasetConfig(
-        "text", "/data/text", batch_size=128, length=2048, documents_per_row=4, rows_per_group=16
+        "text",
+        "/data/text",
+        batch_size=128,
+        length=length,
+        documents_per_row=length // 512,
+        rows_per_group=16,
     )
     config = TrainConfig(
         name=f"lm_{name}",
         stage="language_model",
         steps=10_000,
-        model=dataclasses.replace(sizes.PARTS, lm=MODELS[name].lm),
+        model=dataclasses.replace(sizes.PARTS, lm=lm),
         # /data/lm: the tokenizer that `convert` wrote
         data=DataConfig("/data/lm", image_size=320, datasets={"text": text}),
         optimizer=OptimizerConfig(

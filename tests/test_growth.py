@@ -19,6 +19,9 @@ TRUSTED = {
     "flamingo_jax.conversion.mapping": "its patterns are rows of our tables, of names of weights",
     "flamingo_jax.checkpoint": "its patterns are options, of names of weights",
     "flamingo_jax.core.trees": "its patterns are rows of our tables, of names of weights",
+    "flamingo_jax.core.texts": "reads the command line of the user",
+    "flamingo_jax.training.deviations": "its patterns are rows of our tables, of names of fields",
+    "flamingo_jax.training.run_record": "its patterns are rows of our tables, of names of fields",
 }
 
 

@@ -8,7 +8,6 @@ batch number      0 1 2 3 4 7 8 ...     what is read
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
@@ -28,13 +27,14 @@ def spans(texts: Sequence[str]) -> dict[str, tuple[Span, ...]]:
     """
     found: dict[str, list[Span]] = {}
     for text in texts:
-        match = re.fullmatch(r"(.+):(\d+):(\d+)", text)
-        if match is None or int(match[2]) >= int(match[3]):
+        name, *ends = text.rsplit(":", 2)
+        is_span = bool(name) and len(ends) == 2 and all(end.isdecimal() for end in ends)
+        if not is_span or int(ends[0]) >= int(ends[1]):
             raise ValueError(
                 f"resume.skip_batches has {text!r}; expected DATASET:FIRST:END, such as text:5:7 "
                 "for the batches 5 and 6 of dataset text."
             )
-        found.setdefault(match[1], []).append(Span(int(match[2]), int(match[3])))
+        found.setdefault(name, []).append(Span(int(ends[0]), int(ends[1])))
     return {name: _joined(each) for name, each in found.items()}
 
 

@@ -188,7 +188,7 @@ REFUSED = {
     ),
     "a config with NaN": (
         config(rope_theta=float("nan")),
-        r"a model that cannot be: .*lm\.rotary_base is nan; expected a finite number",
+        r"does not describe a model that can be: rotary_base is nan; expected a number above 0",
     ),
     "weights in the place of the tokenizer": (
         lambda d: shutil.copy(d / "model.safetensors", d / "tokenizer.model"),
@@ -500,7 +500,9 @@ def test_a_tokenizer_that_is_damaged_in_an_export_is_one_error(found, tmp_path):
 
     convert(found, tmp_path / "out")
     put(tmp_path / "out", "tokenizer.model", "IQ== 0\n")
-    with pytest.raises(CheckpointError, match=r"cannot be loaded: .* no tokenizer\.model"):
+    with pytest.raises(
+        CheckpointError, match=r"is damaged: tokenizer\.model: cut off: got 7 bytes"
+    ):
         Flamingo.load(tmp_path / "out")
     with pytest.raises(ValueError, match="holds a list; expected an object"):
         put(tmp_path, "tokenizer_config.json", [1])

@@ -1,7 +1,5 @@
 """Embeddings of a contrastive model: the model's, for any batch, on any mesh, after an export."""
 
-import dataclasses
-
 import haiku as hk
 import jax
 import jax.numpy as jnp
@@ -33,19 +31,21 @@ def tokenizer(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def model(tokenizer):
+def config(tokenizer):
     config = small.get_config("contrastive")
     config.model.text_encoder.max_length = LENGTH
     config.data.datasets.captions.length = LENGTH
-    return from_dict(TrainConfig, config).resolved(tokenizer.vocab_size).model
+    return from_dict(TrainConfig, config).resolved(tokenizer.vocab_size)
 
 
 @pytest.fixture(scope="module")
-def params(model):
+def model(config):
+    return config.model
+
+
+@pytest.fixture(scope="module")
+def params(config):
     """Random weights, drawn by numpy: nothing is compiled for them."""
-    config = dataclasses.replace(
-        from_dict(TrainConfig, small.get_config("contrastive")), model=model
-    )
     shapes = jax.eval_shape(build_objective(config, 1).model.init, jax.random.key(0))
     rng = np.random.default_rng(0)
     return jax.tree.map(
