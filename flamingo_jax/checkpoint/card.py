@@ -41,7 +41,7 @@ def read_card(path: PathLike, *, what: str = "checkpoint") -> tuple[Path, dict[s
 def _card(directory: Path, what: str) -> dict[str, Any]:
     fields = {"kind", "config", "preprocessing", "content_hash", "step"}
     try:
-        card = paths.read_json(directory / CARD)
+        card = manifest.read_object(directory / CARD)
         if missing := sorted(fields - set(card)):
             raise DamageError(f"model.json lacks {', '.join(missing)}")
         required = "manifest" in card

@@ -105,6 +105,18 @@ def write(directory: Path, found: Mapping[str, FileHash]) -> None:
     paths.write_json(directory / NAME, {"files": content})
 
 
+def read_object(file: Path) -> dict[str, Any]:
+    """Returns the content of a JSON file of a checkpoint, all of which hold an object.
+
+    Raises:
+        PathError: if there is no such file, or it holds anything else.
+    """
+    value = paths.read_json(file)
+    if not isinstance(value, dict):
+        raise paths.PathError(f"{file} is damaged: got {str(value)[:20]!r}, expected a JSON object")
+    return value
+
+
 def is_small(name: str) -> bool:
     """Returns False for the files that hold the values of arrays."""
     return "/d/" not in name
@@ -175,6 +187,8 @@ def _read(directory: Path, *, required: bool) -> dict[str, FileHash] | None:
         found = {name: FileHash(**entry) for name, entry in content.items()}
         if not all(type(each.bytes) is int and type(each.sha256) is str for each in found.values()):
             raise ValueError("an entry has no size or no hash")
+        if not found:
+            raise ValueError("it lists no file")
     except (paths.PathError, KeyError, TypeError, ValueError, AttributeError) as error:
         reason = "not valid JSON" if isinstance(error, paths.PathError) else str(error)
         raise DamageError(f"{NAME}: changed or cut off: {reason}") from error

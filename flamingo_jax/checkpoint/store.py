@@ -407,9 +407,9 @@ def _what_is_missing(directory: Path) -> str:
         return f"{manifest.NAME}: missing"
     for name in ("data/metadata", "config/metadata"):
         try:
-            paths.read_json(directory / name)
+            manifest.read_object(directory / name)
         except paths.PathError:
-            return f"{name}: {'not valid JSON' if (directory / name).exists() else 'missing'}"
+            return f"{name}: {'not a JSON object' if (directory / name).exists() else 'missing'}"
     return ""
 
 
@@ -425,7 +425,7 @@ def read_item(workdir: PathLike, step: int, item: str) -> dict[str, Any]:
         )
     try:
         # orbax's JSON handler names the file so
-        return paths.read_json(step_directory(workdir, step) / item / "metadata")
+        return manifest.read_object(step_directory(workdir, step) / item / "metadata")
     except paths.PathError as error:
         raise CheckpointError(
             f"Checkpoint {step_directory(workdir, step)} is damaged: {error}"

@@ -64,7 +64,7 @@ def _step(workdir: Path, step: int) -> Verdict:
 def _export(directory: Path) -> Verdict:
     def check() -> manifest.Contents | None:
         try:
-            card = paths.read_json(directory / CARD)
+            card = manifest.read_object(directory / CARD)
         except paths.PathError as error:
             manifest.check(directory, required=False)  # it may know more
             raise DamageError(f"{CARD}: {error}".removesuffix(".")) from error

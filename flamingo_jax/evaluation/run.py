@@ -25,7 +25,7 @@ from flamingo_jax.checkpoint.card import CARD
 from flamingo_jax.checkpoint.export import describe_checkpoint
 from flamingo_jax.core import agreement
 from flamingo_jax.core.config import to_dict
-from flamingo_jax.core.paths import Path, only_writer, read_json
+from flamingo_jax.core.paths import Path, PathError, only_writer, read_json
 from flamingo_jax.core.processes import Cluster
 from flamingo_jax.evaluation import comparison, embed, few_shot, predictions, registry, task
 from flamingo_jax.evaluation.config import EvaluateConfig
@@ -170,7 +170,11 @@ def _report_what_is_replaced(output: str, rows: Sequence[Row], cluster: Cluster)
     file = Path(output) / "results.json"
     if not file.exists():
         return
-    before = {row["task"]: None for row in read_json(file)}
+    try:
+        before = {row["task"]: None for row in read_json(file)}
+    except (PathError, KeyError, TypeError):
+        cluster.report(f"{file} is damaged, and is replaced.")
+        return
     if gone := [task for task in before if task not in {row.task for row in rows}]:
         cluster.report(
             f"{file} had results of {', '.join(gone)}, which this run replaces. All answers are "

@@ -87,6 +87,12 @@ def _parse(line: bytes) -> Numbers | None:
     return report if isinstance(step, int) and step >= 0 and not isinstance(step, bool) else None
 
 
+def _skipped(report: Numbers) -> int:
+    """Returns how many updates a report says were skipped; 0 if that is no finite number."""
+    count = report.get("skipped")
+    return int(count) if isinstance(count, int | float) and math.isfinite(count) else 0
+
+
 def _is_value(value: object) -> bool:
     if isinstance(value, list):
         return all(map(_is_value, value))
@@ -131,7 +137,7 @@ class MetricsFile:
         self.logged: Numbers = {}
         for _, row in kept:
             self.logged |= row if row["step"] == restored_step else {}
-        self.skipped = int(sum(row.get("skipped") or 0 for _, row in kept))
+        self.skipped = sum(_skipped(row) for _, row in kept)
         lines = [line for line, _ in kept]
         if found.damaged and not self._set_aside(found.damaged):
             lines += found.damaged

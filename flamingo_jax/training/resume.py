@@ -8,10 +8,12 @@ from typing import Any, NamedTuple
 
 import jax
 
+from flamingo_jax.checkpoint.arrays import CheckpointError
 from flamingo_jax.checkpoint.store import Store, read_item
 from flamingo_jax.core import config as config_lib
 from flamingo_jax.core import paths
 from flamingo_jax.core.notation import Array
+from flamingo_jax.core.processes import from_first_process
 from flamingo_jax.tokenizers.base import Tokenizer
 from flamingo_jax.tokenizers.load import load_tokenizer
 from flamingo_jax.training import deviations, run_record, towers, unreported
@@ -128,10 +130,21 @@ def init(config: TrainConfig, layout: StateLayout, rng: jax.Array) -> Start:
 
 
 def restore(config: TrainConfig, layout: StateLayout, store: Store) -> Start:
-    """Reads the newest checkpoint; frozen towers come from their exports again."""
+    """Reads the newest checkpoint; frozen towers come from their exports again.
+
+    Raises:
+        CheckpointError: if it is damaged, or is the copy of another step.
+    """
     frozen = _frozen(config, layout)
     saved, positions = store.restore(None, layout.abstract.saved())
     state = TrainState(**saved, frozen=frozen)
+    step = from_first_process(str(store.latest_step()))  # others may see an old list of names
+    if step != str(int(state.step)):
+        raise CheckpointError(
+            f"Checkpoint {step} of this run is the state after {int(state.step)} updates: it was "
+            f"renamed or copied. Name it {int(state.step)} again, or move it out of "
+            "WORKDIR/checkpoints."
+        )
     return Start(state, positions, unreported.from_json(store.unreported(int(state.step))))
 
 

@@ -19,7 +19,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from flamingo_jax.checkpoint import store
+from flamingo_jax.checkpoint import manifest, store
 from flamingo_jax.checkpoint.arrays import CheckpointError
 from flamingo_jax.core import config as config_lib
 from flamingo_jax.core import paths
@@ -156,9 +156,12 @@ def few(lines: Sequence[str]) -> str:
 
 
 def newest(workdir: paths.Path) -> dict[str, Any]:
-    """Returns the record in the newest checkpoint that can be read; {} if there is none."""
+    """Returns the record in the newest checkpoint that has it undamaged; {} if none has."""
+    is_config = lambda name: name.startswith("config/")
     for step in reversed(store.steps(workdir)):
         with contextlib.suppress(CheckpointError):
+            directory = store.step_directory(workdir, step)
+            manifest.check(directory, required=False, only=is_config, alone=True)
             return store.read_item(workdir, step, "config")
     return {}
 

@@ -105,6 +105,10 @@ DAMAGE = {
         lambda step: (step / "manifest.json").write_text('{"files": {"a": {"bytes": "1"}}}'),
         "manifest.json: changed",
     ),
+    "manifest of nothing": (
+        lambda step: (step / "manifest.json").write_text('{"files": {}}'),
+        "manifest.json: .*: it lists no file",
+    ),
     "incomplete": (
         lambda step: [(step / name).unlink() for name in ("manifest.json", "_CHECKPOINT_METADATA")],
         "manifest.json: missing",
@@ -212,7 +216,7 @@ def test_a_step_of_an_older_version_is_read_with_a_line(workdir):
     ]
     cut(workdir / "checkpoints" / "3" / "config" / "metadata")
     with Store(workdir, CONFIG, report=lines.append) as store:
-        assert store.latest_step() == 2 and "not valid JSON" in lines[-1]
+        assert store.latest_step() == 2 and "not a JSON object" in lines[-1]
 
 
 def test_a_file_that_may_not_be_read_is_not_damaged(workdir, monkeypatch):
@@ -275,6 +279,7 @@ def test_a_damaged_step_is_not_opened(workdir):
     "damage",
     [
         lambda export: cut(export / "model.json"),
+        lambda export: (export / "model.json").write_text("null"),
         lambda export: (export / "model.json").unlink(),
         lambda export: flip(largest(export)),
         lambda export: (export / "tokenizer.model").unlink(),
@@ -313,6 +318,10 @@ def test_verify_says_a_line_for_each_checkpoint(workdir):
     cut(workdir / "export" / "model.json")
     (one,) = verify(workdir / "export")
     assert one.detail.startswith("model.json: cut off")
+    for name in ("manifest.json", "model.json"):
+        (workdir / "export" / name).write_text("5")
+        (one,) = verify(workdir / "export")
+        assert one.state == "damaged" and name in one.detail
     with pytest.raises(CheckpointError, match="There is no checkpoint at"):
         list(verify(workdir / "nothing"))
 

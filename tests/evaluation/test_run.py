@@ -82,6 +82,10 @@ def test_rices_with_an_ensemble(checkpoint, config, tmp_path, capsys):
     run(config, checkpoint, str(tmp_path), Cluster("off"))
     replaced = "results.json had results of others, which this run replaces. All answers are kept"
     assert replaced in capsys.readouterr().out
+    (tmp_path / "results.json").write_text("[3]")
+    run(config, checkpoint, str(tmp_path), Cluster("off"))
+    assert "results.json is damaged, and is replaced." in capsys.readouterr().out
+    assert json.loads((tmp_path / "results.json").read_text()) == [row]
 
 
 def test_where_answers_are_hidden_a_submission_is_written(checkpoint, config, tmp_path, capsys):

@@ -95,6 +95,12 @@ def test_a_damaged_line_stops_nothing_and_is_counted_and_kept(path, damaged, pla
     assert len(said) == 1 and "had 1 damaged lines" in said[0]
 
 
+@pytest.mark.parametrize("skipped", ["NaN", "1e999", "[1]", "null"])
+def test_a_number_of_skipped_updates_that_is_none_counts_as_none(path, skipped):
+    path.write_text('{"step": 1, "skipped": 2}\n{"step": 2, "skipped": ' + skipped + "}\n")
+    assert metrics_file(path, 2).skipped == 2
+
+
 def test_the_last_line_without_its_end_is_kept_if_it_is_whole(path):
     path.write_bytes(GOOD)
     metrics_file(path, 1).write(2, {"loss": 1.0})

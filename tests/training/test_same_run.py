@@ -142,6 +142,26 @@ def test_a_run_that_begins_with_other_weights_is_another_run(
     assert "start.initial: absent -> 'bbbb" in refusal(config, workdir)
 
 
+@pytest.mark.parametrize("content", ["null", "5", '{"start": 3}', "another start", "other notes"])
+def test_a_damaged_config_of_a_checkpoint_is_not_taken_for_another_run(
+    config, workdir, never_compiles, content
+):
+    file = workdir / "checkpoints" / "2" / "config" / "metadata"
+    stored = json.loads(file.read_text())
+    changed = {
+        "another start": {**stored, "start": {"initial": "0123"}},
+        "other notes": {**stored, "deviations": [3]},
+    }
+    file.write_text(json.dumps(changed[content]) if content in changed else content)
+    assert re.match("All checkpoints in .* are damaged.*config/metadata", refusal(config, workdir))
+
+
+def test_a_step_under_the_name_of_another_is_refused(config, workdir):
+    (workdir / "checkpoints" / "2").rename(workdir / "checkpoints" / "4")
+    line = refusal(config, workdir)
+    assert line.startswith("Checkpoint 4 of this run is the state after 2 updates: ")
+
+
 def test_the_export_of_the_same_run_is_replaced(config, workdir):
     """At another step, and also at the same step if the run was trained anew."""
     (workdir / "checkpoints").rmtree()

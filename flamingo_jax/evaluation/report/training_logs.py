@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from absl import logging
+
 from flamingo_jax.core import paths
 from flamingo_jax.core.paths import Path, PathLike
 from flamingo_jax.training import logs
@@ -22,12 +24,18 @@ def training_logs(checkpoint: PathLike) -> dict[str, Path]:
     workdir = next((place for place in _upwards(Path(checkpoint)) if (place / LOG).exists()), None)
     if workdir is None or not (workdir / CONFIG).exists():
         return {}
-    config = paths.read_json(workdir / CONFIG)
-    towers = config.get("frozen") or {}
+    try:
+        config = paths.read_json(workdir / CONFIG)
+        stage, towers = config["stage"], config.get("frozen") or {}
+        places = [towers[name]["path"] for name in sorted(towers, reverse=True)]  # vision, lm
+    except (paths.PathError, AttributeError, KeyError, TypeError):
+        # The answers are there by now, and a report without loss curves is better than none.
+        logging.warning("%s is damaged: the report shows no losses of it.", workdir / CONFIG)
+        return {}
     found: dict[str, Path] = {}
-    for name in sorted(towers, reverse=True):  # vision, lm
-        found |= training_logs(towers[name]["path"])
-    return {**found, config["stage"]: workdir / LOG}
+    for place in places:
+        found |= training_logs(place)
+    return {**found, stage: workdir / LOG}
 
 
 def read_log(path: PathLike) -> list[dict[str, Any]]:

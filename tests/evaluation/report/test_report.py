@@ -240,6 +240,9 @@ def test_logs_of_a_run_and_of_its_towers(tmp_path):
     ]
     (tmp_path / "contrastive" / "metrics.jsonl").unlink()
     assert list(training_logs(tmp_path / "flamingo")) == ["language_model", "flamingo"]
+    for damaged in ("", "null", "[3]", "{}", '{"stage": "flamingo", "frozen": {"lm": 3}}'):
+        (tmp_path / "flamingo" / "config.json").write_text(damaged)
+        assert training_logs(tmp_path / "flamingo") == {}
     assert training_logs(tmp_path / "elsewhere" / "a" / "b") == {}
     with pytest.raises(PathError, match="There is no log"):
         read_log(tmp_path / "nowhere.jsonl")
