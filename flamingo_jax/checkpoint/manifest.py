@@ -183,14 +183,14 @@ def _read(directory: Path, *, required: bool) -> dict[str, FileHash] | None:
             raise DamageError(f"{NAME}: missing")
         return None
     try:
-        content = paths.read_json(directory / NAME)["files"]
+        content = read_object(directory / NAME)["files"]
         found = {name: FileHash(**entry) for name, entry in content.items()}
         if not all(type(each.bytes) is int and type(each.sha256) is str for each in found.values()):
             raise ValueError("an entry has no size or no hash")
         if not found:
             raise ValueError("it lists no file")
     except (paths.PathError, KeyError, TypeError, ValueError, AttributeError) as error:
-        reason = "not valid JSON" if isinstance(error, paths.PathError) else str(error)
+        reason = "not a JSON object" if isinstance(error, paths.PathError) else str(error)
         raise DamageError(f"{NAME}: changed or cut off: {reason}") from error
     return found
 

@@ -318,7 +318,7 @@ def test_verify_says_a_line_for_each_checkpoint(workdir):
     cut(workdir / "export" / "model.json")
     (one,) = verify(workdir / "export")
     assert one.detail.startswith("model.json: cut off")
-    for name in ("manifest.json", "model.json"):
+    for name in ("model.json", "manifest.json"):
         (workdir / "export" / name).write_text("5")
         (one,) = verify(workdir / "export")
         assert one.state == "damaged" and name in one.detail
