@@ -44,7 +44,7 @@ class VisionOptimizerConfig:
     agc: float | None = None
 
     def __post_init__(self) -> None:
-        ranges.check(self, ranges.POSITIVE, "learning_rate")
+        ranges.check(self, ranges.Range(0, above=True), "learning_rate")
         ranges.check(self, ranges.POSITIVE, "agc")
 
 
@@ -82,7 +82,7 @@ class OptimizerConfig:
     vision: VisionOptimizerConfig = VisionOptimizerConfig()
 
     def __post_init__(self) -> None:
-        ranges.check(self, ranges.POSITIVE, "learning_rate")
+        ranges.check(self, ranges.Range(0, above=True), "learning_rate")
         ranges.check(self, ranges.whole(0), "warmup_steps")
         ranges.check(self, ranges.whole(1), "decay_steps")
         ranges.check(self, ranges.SHARE, "final_fraction")

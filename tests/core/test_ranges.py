@@ -37,7 +37,7 @@ TAKES = {
         sliding_window stuck_seconds
         space_prefix stochastic_depth token_types until.every vocab_size warmup_steps weight
         weight_decay xattn_chunk""",
-    "huge": "below clip_norm",
+    "huge": "below clip_norm learning_rate",
 }
 
 
