@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import orbax.checkpoint as ocp
 from absl import logging
 
 from flamingo_jax.checkpoint import damaged, manifest
@@ -113,9 +112,7 @@ def whole(directory: PathLike, *, report: Callable[[str], None]) -> dict[str, An
         card = _card(place, "export")
         check_files(place, card)
     except DamageError as error:
-        kept = ""
-        if ocp.multihost.process_index() == 0:
-            kept = str(damaged.set_aside(place, place.parent))
-        report(f"{error} It is moved to {from_first_process(kept)}, and is made again.")
+        kept = damaged.set_aside_by_first(place, place.parent)
+        report(f"{error} It is moved to {kept}, and is made again.")
         return None
     return card

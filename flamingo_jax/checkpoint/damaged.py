@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import jax
+
 from flamingo_jax.core import paths
 from flamingo_jax.core.paths import Path, PathLike
+from flamingo_jax.core.processes import from_first_process
 
 
 def set_aside(place: PathLike, workdir: PathLike) -> Path:
@@ -25,3 +28,9 @@ def set_aside(place: PathLike, workdir: PathLike) -> Path:
             f"Cannot move {source}, which is damaged, to {target}: {error}. Give a writable place."
         ) from error
     return target
+
+
+def set_aside_by_first(place: PathLike, workdir: PathLike) -> str:
+    """Lets the first process do `set_aside`; the others wait for it, and all get its answer."""
+    is_first = jax.process_index() == 0
+    return from_first_process(str(set_aside(place, workdir)) if is_first else "")

@@ -290,10 +290,8 @@ class Store:
             )
         self._refuse_another_config(newest)
         for step, problem in problems.items():
-            place, kept = step_directory(self._workdir, step), ""
-            if ocp.multihost.process_index() == 0:
-                kept = str(damaged.set_aside(place, self._workdir))
-            kept = from_first_process(kept)  # the others wait for the first
+            place = step_directory(self._workdir, step)
+            kept = damaged.set_aside_by_first(place, self._workdir)
             self._report(
                 f"Checkpoint {place} is damaged: {problem}. It is moved to {kept}, and the run "
                 f"goes on from {step_directory(self._workdir, newest)}."

@@ -26,10 +26,10 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
-from jax._src import distributed
 
 from flamingo_jax.core import config as config_lib
 from flamingo_jax.core import paths
+from flamingo_jax.core.peers import key_value_store
 
 PATIENCE = 600.0  # seconds that processes wait for each other: one may read from a cold disk
 _HINT_SECONDS = 60  # between two lines that say for whom this process waits
@@ -145,7 +145,7 @@ def verdict(text: str, judge: Callable[[list[str]], str]) -> str:
     if count == 1:
         return judge([text])
     number = next(_rounds)
-    store, here = _store(), f"flamingo_jax/agreement/{number}"
+    store, here = key_value_store(), f"flamingo_jax/agreement/{number}"
     if index > 0:
         store.key_value_set(f"{here}/{index}", text)
         return _wait_for(f"{here}/verdict", 0)
@@ -157,17 +157,12 @@ def verdict(text: str, judge: Callable[[list[str]], str]) -> str:
     return found
 
 
-def _store() -> Any:
-    # JAX has no public name for it; orbax and jax.experimental reach it so too.
-    return distributed.global_state.client
-
-
 def _wait_for(key: str, process: int) -> str:
     """Returns the text that `process` has put under a key."""
     end = time.monotonic() + PATIENCE
     while True:
         try:
-            return str(_store().blocking_key_value_get(key, _HINT_SECONDS * 1000))
+            return str(key_value_store().blocking_key_value_get(key, _HINT_SECONDS * 1000))
         except jax.errors.JaxRuntimeError as error:
             if "DEADLINE_EXCEEDED" not in str(error):
                 raise

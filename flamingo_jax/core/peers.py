@@ -79,8 +79,7 @@ class Peers:
             store: the client of the key-value store; None for that of jax.distributed.
         """
         self.index, self.count, self.host = index, count, socket.gethostname()
-        # JAX has no public name for it; orbax and jax.experimental reach it so too.
-        self._store: Any = store if store is not None else distributed.global_state.client
+        self._store: Any = store if store is not None else key_value_store()
 
     def say_alive(self, beat: int, activity: Activity) -> None:
         """Writes what this process does; `beat` grows with each call."""
@@ -145,6 +144,12 @@ class Peers:
     def _read(self, directory: str) -> dict[int, Any]:
         entries = self._store.key_value_dir_get(directory)
         return {int(key.removeprefix(directory)): json.loads(line) for key, line in entries}
+
+
+def key_value_store() -> Any:
+    """Returns the client of the key-value store of jax.distributed."""
+    # JAX has no public name for it; orbax and jax.experimental reach it so too.
+    return distributed.global_state.client
 
 
 def name(process: int, host: str) -> str:

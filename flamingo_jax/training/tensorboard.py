@@ -66,8 +66,6 @@ class EventFiles:
         with self._leaving_a_bad_file():
             if self._file is None:
                 self._open()
-                for report in self._unsafe:
-                    self._write_report(*report)
             report = (step, numbers, self._wall_time())
             self._write_report(*report)
         self._unsafe.append(report)
@@ -79,8 +77,6 @@ class EventFiles:
         with self._leaving_a_bad_file():
             if self._file is None:
                 self._open()
-                for report in self._unsafe:
-                    self._write_report(*report)
             assert self._file is not None
             self._file.flush()
             self._unsafe, self._hide_from = [], None
@@ -131,6 +127,8 @@ class EventFiles:
         if self._hide_from is not None:
             start = SessionLog(status=SessionLog.START)
             self._add(Event(wall_time=wall, step=self._hide_from, session_log=start))
+        for report in self._unsafe:  # they may be missing in the file before
+            self._write_report(*report)
 
     def _begin_after_the_last_file(self) -> None:
         """Moves the clock of the events beyond what is there."""
