@@ -34,7 +34,14 @@ from typing import Any, Literal
 import jax
 import orbax.checkpoint as ocp
 
-from flamingo_jax.checkpoint import arrays, damaged, manifest, orbax_notes, sealed_save
+from flamingo_jax.checkpoint import (
+    arrays,
+    damaged,
+    manifest,
+    orbax_notes,
+    orbax_waits,
+    sealed_save,
+)
 from flamingo_jax.checkpoint.arrays import CheckpointError
 from flamingo_jax.checkpoint.manifest import DamageError
 from flamingo_jax.core import config as config_lib
@@ -123,8 +130,7 @@ class Store:
                 options=ocp.CheckpointManagerOptions(
                     preservation_policy=ocp.checkpoint_managers.LatestN(keep),
                     cleanup_tmp_directories=True,  # of a run that was killed
-                    # called when all is written, before the step gets its name
-                    async_options=ocp.AsyncOptions(post_finalization_callback=self._seal),
+                    async_options=orbax_waits.options(self._seal),
                 ),
                 handler_registry=handlers,
             )

@@ -9,6 +9,7 @@ import pathlib
 import re
 import resource
 import shutil
+import time
 
 import jax
 import jax.numpy as jnp
@@ -418,6 +419,21 @@ def test_a_full_disk_is_one_line_with_its_reason(workdir, caplog):
         assert re.fullmatch(f"{message} this is mended.", str(error.value))
         assert not [record for record in caplog.records if record.exc_info]
         assert store.save(4, large, {})
+    assert steps(workdir)[-1] == 4 and check_step(workdir, 4)
+
+
+def test_a_clock_that_jumps_during_a_save_does_not_end_it(workdir, monkeypatch):
+    hash_files, clock = manifest.entries, time.time
+
+    def hash_later(*args):
+        monkeypatch.setattr(time, "time", lambda: clock() + 7200)
+        time.sleep(0.3)  # what waits for this looks at the clock meanwhile
+        return hash_files(*args)
+
+    monkeypatch.setattr(manifest, "entries", hash_later)
+    with Store(workdir, CONFIG) as store:
+        assert store.save(4, STATE, {})
+        store.wait()
     assert steps(workdir)[-1] == 4 and check_step(workdir, 4)
 
 

@@ -11,6 +11,7 @@ import signal
 import numpy as np
 import pytest
 
+from flamingo_jax.checkpoint.store import steps
 from flamingo_jax.core import exit_status
 from flamingo_jax.training import logs
 from tests.conftest import BASE_XLA_FLAGS
@@ -54,6 +55,46 @@ def test_processes_that_end_well_end_together():
     first, second = run_processes(["-c", FAILING, "nothing"], count=2)
     assert first.splitlines()[-1] == "not reached by a job that failed"
     assert "joined" not in second
+
+
+SAVING = """
+import resource
+import sys
+import jax
+import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
+from flamingo_jax.checkpoint.arrays import CheckpointError
+from flamingo_jax.checkpoint.store import Store
+from flamingo_jax.core.processes import Cluster
+with Cluster(expected=(CheckpointError,)) as cluster:
+    values = np.random.default_rng(0).normal(size=(2, 10_000))
+    rows = NamedSharding(jax.make_mesh((2,), ("data",)), PartitionSpec("data"))
+    x = jax.make_array_from_callback(values.shape, rows, lambda index: values[index])
+    with Store(sys.argv[1], {}) as store:
+        store.save(1, {"x": x}, {})
+        store.wait()
+        if sys.argv[2] == str(cluster.index):
+            _, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+            resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, hard))
+        store.save(2, {"x": x}, {})
+        store.wait()
+        raise AssertionError("not reached")
+"""
+
+
+@pytest.mark.parametrize("failing", [0, 1])
+def test_a_process_that_cannot_save_ends_all(tmp_path, failing):
+    """Orbax alone lets it wait for the others, which wait for it, for 20 minutes."""
+    ended = finish(start_processes(["-c", SAVING, str(tmp_path), str(failing)], count=2))
+    assert [each[0] for each in ended] == [
+        exit_status.ERROR if index == failing else exit_status.STUCK for index in (0, 1)
+    ]
+    message = f"Cannot save to {tmp_path}/checkpoints: .*File too large.* go on from step 1 when"
+    assert re.search(message, said(ended[failing])[-1])
+    (followed,) = said(ended[1 - failing])
+    followed_why = rf"process {failing} \(\S+\) failed: CheckpointError: {message}"
+    assert re.search(f"ends because {followed_why}", followed)
+    assert steps(tmp_path) == [1]
 
 
 ALONE = """
