@@ -20,7 +20,7 @@ import time
 from collections.abc import Callable, Mapping
 
 from flamingo_jax.checkpoint import manifest
-from flamingo_jax.core import exit_status
+from flamingo_jax.core import exit_status, paths
 from tests.e2e import attempts
 from tests.e2e.attempts import Attempt, Job, wait_for
 
@@ -378,7 +378,7 @@ def _newest(scene: Scene) -> pathlib.Path:
 def _file_of_newest(scene: Scene) -> pathlib.Path:
     """Returns a file that the run reads; orbax has others, which nobody needs."""
     newest = _newest(scene)
-    files = [newest / name for name in manifest.files(newest)]
+    files = [newest / name for name in manifest.files(paths.Path(newest))]
     files = [path for path in [*files, newest / manifest.NAME] if path.stat().st_size]
     # Names of data files are random; their order by size is not.
     files.sort(key=lambda path: (path.stat().st_size, path.parent))
