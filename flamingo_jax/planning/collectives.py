@@ -8,10 +8,20 @@ Bytes that one chip must receive, from operands of `b` bytes in groups of n:
     all-to-all       (n - 1)/n b
     permute          b
 
-Time: these bytes, at twice the one-way rate of a link (both directions of a ring) for each
-dimension of the torus that the group spans. A permute is counted link by link: every pair sends
-along the shortest path, one dimension after the other, and the time is that of the most used link,
-at its one-way rate. Latency is not counted.
+Time: these bytes, at the rate of the least connected chip of all groups. A chip receives over the
+links of its group, each at its one-way rate. Along each dimension of the torus that the group spans
+it has
+
+    two links    on a ring: three or more members at equal distances, all the way round
+    two links    inside a line
+    one link     at the end of a line, or in a pair
+
+Groups that share links share their rate: a link between k groups counts as 1/k. So a block of 4x2x2
+chips has the three links of its corners, and four interleaved rings have half a link each.
+
+A permute is counted link by link: every pair sends along the shortest path, one dimension after the
+other, and the time is that of the most used link, at its one-way rate. Latency is not counted, nor
+what passes through a chip on its way to others in an all-to-all.
 """
 
 from __future__ import annotations
@@ -19,6 +29,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import re
+from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -53,8 +64,6 @@ class Collective:
           permute.
       num_bytes: bytes that a chip must receive (the chip that receives most).
       seconds: by the rule of this module.
-      sharing: the largest number of groups that share a link, if groups are interleaved. The rule
-          does not count it.
     """
 
     kind: str
@@ -63,7 +72,6 @@ class Collective:
     links: frozenset[tuple[int, int]]
     num_bytes: int
     seconds: float
-    sharing: int = 1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,16 +80,16 @@ class Route:
 
     Attributes:
       size: devices of a group.
-      axis, torus, links, sharing: as in Collective.
-      load: for a permute, the number of pairs that use the most used link; else 1.
+      axis, torus, links: as in Collective.
+      rate: bytes per second that the least connected chip receives; for a permute, the rate of the
+          most used link, divided by the pairs that use it.
     """
 
     size: int
     axis: str
     torus: tuple[int, ...]
     links: frozenset[tuple[int, int]]
-    load: int
-    sharing: int
+    rate: float
 
 
 class Network:
@@ -115,16 +123,11 @@ class Network:
         known = [name for name in inner.operands if name in scope.instructions]
         sent = sum(scope.instructions[name].num_bytes for name in known)
         n = route.size
-        if kind == "collective-permute":
-            seconds = sent * route.load / self._topology.kind.link_bandwidth
-            return Collective(kind, route.axis, route.torus, route.links, sent, seconds)
         # The share of what is sent that a chip receives, in units of 1/n.
-        parts = {"all-gather": n * (n - 1), "all-reduce": 2 * (n - 1)}.get(kind, n - 1)
-        received = sent * parts // n
-        seconds = received / (self._topology.axis_bandwidth * max(len(route.torus), 1))
-        return Collective(
-            kind, route.axis, route.torus, route.links, received, seconds, route.sharing
-        )
+        shares = {"all-gather": n * (n - 1), "all-reduce": 2 * (n - 1), "collective-permute": n}
+        received = sent * shares.get(kind, n - 1) // n
+        seconds = received / route.rate
+        return Collective(kind, route.axis, route.torus, route.links, received, seconds)
 
     def _route(self, groups: str, *, is_permute: bool) -> Route:
         if groups not in self._routes:
@@ -135,16 +138,30 @@ class Network:
 
     def _group_route(self, text: str) -> Route:
         groups = device_groups(text, len(self._coords))
-        places = self._coords[groups]  # [group, member, dimension]
-        spans = (places != places[:, :1]).any(axis=1)
-        # If groups differ, the group that spans the fewest dimensions finishes last.
-        torus = tuple(int(i) for i in np.flatnonzero(spans[spans.sum(axis=1).argmin()]))
-        sharing = 1
-        for dimension in torus:
-            distinct = np.unique(places[0, :, dimension])
-            sharing = max(sharing, int(np.diff(distinct).min()))
-        links = frozenset((dimension, way) for dimension in torus for way in (1, -1))
-        return Route(groups.shape[1], self._axes(groups), torus, links, 1, sharing)
+        shape, wraps = self._topology.shape, self._topology.wraps
+        boxes = [
+            tuple(
+                Side.around(places, size, wrap)
+                for places, size, wrap in zip(members.T, shape, wraps, strict=True)
+            )
+            for members in self._coords[groups]
+        ]
+        # How many groups use the link from a chip to the next one, along each dimension.
+        uses = np.zeros((len(shape), *shape), int)
+        for box in boxes:
+            for dimension in range(len(shape)):
+                uses[dimension][_lines(box, dimension)] += 1
+        rate = np.inf
+        for box, members in zip(boxes, self._coords[groups], strict=True):
+            links = np.zeros(len(members))
+            for dimension, side in enumerate(box):
+                if side.links:
+                    shared_by = uses[dimension][_lines(box, dimension)].max()
+                    links += side.links_of(members[:, dimension]) / shared_by
+            rate = min(rate, links.min() * self._topology.kind.link_bandwidth)
+        torus = tuple(i for i in range(len(shape)) if any(box[i].links for box in boxes))
+        both_ways = frozenset((dimension, way) for dimension in torus for way in (1, -1))
+        return Route(groups.shape[1], self._axes(groups), torus, both_ways, rate)
 
     def _permute_route(self, text: str) -> Route:
         pairs = device_groups(text, len(self._coords))
@@ -163,12 +180,58 @@ class Network:
                     place[dimension] = (place[dimension] + way) % length
         load = max((int(counts.max()) for counts in use.values()), default=0)
         torus = tuple(sorted({dimension for dimension, _ in use}))
-        return Route(2 if use else 1, self._axes(pairs), torus, frozenset(use), load, 1)
+        rate = self._topology.kind.link_bandwidth / max(load, 1)
+        return Route(2 if use else 1, self._axes(pairs), torus, frozenset(use), rate)
 
     def _axes(self, groups: np.ndarray) -> str:
         places = self._in_mesh[groups]
         varies = (places != places[:, :1]).any(axis=(0, 1))
         return "+".join(name for name, differs in zip(self._names, varies, strict=True) if differs)
+
+
+class Side(NamedTuple):
+    """The places of a group along one dimension of the torus.
+
+    Attributes:
+      places: of its members, along the ring or the line.
+      links: the places of which the link to the next chip lies between members.
+      is_ring: True if the links go all the way round, between three or more members at equal
+          distances.
+    """
+
+    places: tuple[int, ...]
+    links: tuple[int, ...]
+    is_ring: bool
+
+    @classmethod
+    def around(cls, coords: np.ndarray, size: int, wraps: bool) -> Side:
+        """Returns the shortest side that holds these coordinates.
+
+        Args:
+            coords: of the members, along a dimension.
+            size, wraps: of the dimension: its chips, and True if it is a ring.
+        """
+        places = np.unique(coords)
+        gaps = np.diff(places, append=places[0] + size)
+        if wraps and len(places) > 2 and len(set(gaps.tolist())) == 1:
+            return cls(tuple(places.tolist()), tuple(range(size)), is_ring=True)
+        # A line starts after the largest gap; without a link all the way round, at the lowest.
+        first = int(np.argmax(gaps)) + 1 if wraps else 0
+        places = np.roll(places, -first)
+        length = int(places[-1] - places[0]) % size
+        links = (places[0] + np.arange(length)) % size
+        return cls(tuple(places.tolist()), tuple(links.tolist()), is_ring=False)
+
+    def links_of(self, coords: np.ndarray) -> np.ndarray:
+        """Returns how many links to other members each chip has: one at the ends of a line."""
+        ends = (coords == self.places[0]) | (coords == self.places[-1])
+        return np.where(ends & (not self.is_ring), 1, 2)
+
+
+def _lines(box: Sequence[Side], dimension: int) -> tuple[np.ndarray, ...]:
+    """Returns the index of the links along a dimension on all lines of a box."""
+    sides = [side.links if i == dimension else side.places for i, side in enumerate(box)]
+    return np.ix_(*sides)
 
 
 @functools.lru_cache(maxsize=4096)

@@ -69,14 +69,12 @@ class Sums:
       count: number of collectives.
       seconds: time on the links.
       exposed: the part of `seconds` that no compute overlaps.
-      sharing: as in `collectives.Collective`.
     """
 
     num_bytes: int = 0
     count: int = 0
     seconds: float = 0.0
     exposed: float = 0.0
-    sharing: int = 1
 
     def add(self, other: Sums, times: int = 1) -> None:
         """Adds `times` the numbers of `other`."""
@@ -84,7 +82,6 @@ class Sums:
         self.count += times * other.count
         self.seconds += times * other.seconds
         self.exposed += times * other.exposed
-        self.sharing = max(self.sharing, other.sharing)
 
 
 @dataclasses.dataclass
@@ -264,7 +261,7 @@ def _record(cost: Cost, sent: Collective, *, overlapped: bool) -> Sums:
     row = CollectiveCost(sent.kind, sent.axis, overlapped, sent.torus)
     sums = cost.rows.setdefault(row, Sums())
     exposed = 0.0 if overlapped else sent.seconds
-    sums.add(Sums(sent.num_bytes, 1, sent.seconds, exposed, sent.sharing))
+    sums.add(Sums(sent.num_bytes, 1, sent.seconds, exposed))
     return sums
 
 

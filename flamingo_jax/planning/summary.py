@@ -96,21 +96,6 @@ def warnings(plan: Plan) -> list[str]:
     if cost.unestimated:
         share = cost.unestimated / cost.flops
         found.append(f"The compiler estimates no time for {share:.1%} of the matmuls' FLOPs.")
-    wraps = plan.topology.wraps
-    for row, sums in cost.rows.items():
-        where = f"{row.kind} along {row.axis}, {sums.seconds:.3g} s"
-        if sums.sharing > 1:
-            found.append(
-                f"{where}: up to {sums.sharing} groups share links, which the rule of counting "
-                f"leaves out: up to {sums.sharing} times slower."
-            )
-        elif row.kind != "collective-permute" and not all(
-            wraps[dimension] for dimension in row.torus
-        ):
-            found.append(
-                f"{where}: counted as on rings, but the slice is a line there: up to 2 "
-                "times slower."
-            )
     return found
 
 

@@ -166,11 +166,6 @@ class Topology:
         multiples = tuple(size % self.kind.wraps_at == 0 for size in self.shape)
         return (all(multiples),) * len(multiples) if self.kind.num_dimensions == 3 else multiples
 
-    @property
-    def axis_bandwidth(self) -> float:
-        """Bytes per second that a chip receives along one dimension, from both sides together."""
-        return 2 * self.kind.link_bandwidth
-
 
 def names() -> Iterator[str]:
     """Yields the names of all slices, kind by kind, the smaller ones first."""

@@ -231,4 +231,4 @@ def test_windowed_and_synchronous_collectives_of_a_sharded_layer(cube):
     assert totals == {"all-gather": size * 15 // 16, "reduce-scatter": size * 15 // 16}
     assert {(row.axis, row.torus) for row in found.rows} == {("model", (0, 1))}
     assert found.flops == 2 * 2 * 1024 * 1024 * 4096 // 16
-    assert found.exposed_seconds == pytest.approx(2 * size * 15 / 16 / 180e9)
+    assert found.exposed_seconds == pytest.approx(2 * size * 15 / 16 / (4 * 45e9))

@@ -68,10 +68,6 @@ def test_which_dimensions_are_rings(name, wraps):
     assert topologies.describe(name).wraps == wraps
 
 
-def test_v4_axis_is_90_gigabytes_per_second():
-    assert topologies.describe("v4:8x12x16").axis_bandwidth == 90e9
-
-
 @pytest.mark.parametrize(
     ("name", "nearest"),
     [
