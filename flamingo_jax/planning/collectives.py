@@ -22,6 +22,10 @@ chips has the three links of its corners, and four interleaved rings have half a
 A permute is counted link by link: every pair sends along the shortest path, one dimension after the
 other, and the time is that of the most used link, at its one-way rate. Latency is not counted, nor
 what passes through a chip on its way to others in an all-to-all.
+
+Several slices: the text is the program of one slice. The compiler makes of a collective between
+slices one on the torus of each slice, and a transfer between the hosts: a "send" and a "recv", at a
+chip's share of the network.
 """
 
 from __future__ import annotations
@@ -46,8 +50,11 @@ KINDS = (
     "all-to-all",
     "ragged-all-to-all",
 )
+NETWORK = (-1, 1)  # in the place of the links of the torus: the network between slices
 
 _IOTA = re.compile(r"\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?")
+_TRANSFER = re.compile(r'_xla_megascale_transfer_type="(\w+)"')
+_RENDEZVOUS = re.compile(r'_xla_host_transfer_rendezvous="([^"]+)"')
 _MESH_AXIS = re.compile(r"'([^']+)'=(\d+)")
 _AXIS_REFERENCE = re.compile(r"'([^']+)'(?::\((\d+)\)(\d+))?")
 
@@ -59,9 +66,9 @@ class Collective:
     Attributes:
       kind: one of KINDS.
       axis: the mesh axes that its groups span, joined by "+" in the order of the mesh.
-      torus: the dimensions of the torus that its groups span.
+      torus: the dimensions of the torus that its groups span; () = the network between slices.
       links: (dimension, direction) of the links that it uses; both directions, except for a
-          permute.
+          permute; or NETWORK.
       num_bytes: bytes that a chip must receive (the chip that receives most).
       seconds: by the rule of this module.
     """
@@ -96,17 +103,17 @@ class Network:
     """The place of each position of the device assignment, in the mesh and on the torus.
 
     Args:
-        mesh: of the compiled program, over all devices of `topology`.
-        topology: the slice.
+        mesh: of the compiled program, over all devices of `topology`. Of several slices, each is a
+            part of the first axis.
+        topology: the slice, or several.
     """
 
     def __init__(self, mesh: Mesh, topology: Topology):
         self._names = tuple(mesh.axis_names)
         self._topology = topology
-        self._in_mesh = np.stack(
-            np.unravel_index(np.arange(mesh.size), mesh.devices.shape), axis=-1
-        )
-        coords = [tuple(device.coords) for device in mesh.devices.flat]
+        size = mesh.size // topology.num_slices
+        self._in_mesh = np.stack(np.unravel_index(np.arange(size), mesh.devices.shape), axis=-1)
+        coords = [tuple(device.coords) for device in mesh.devices.flat[:size]]
         self._coords = np.asarray(coords)[:, : len(topology.shape)]
         self._routes: dict[str, Route] = {}
 
@@ -116,8 +123,13 @@ class Network:
         Args:
             scope, inner, kind: as in Event.
         """
-        groups = inner.attribute("source_target_pairs") or inner.attribute("replica_groups") or "{}"
-        route = self._route(groups, is_permute=kind == "collective-permute")
+        if inner.opcode == "send":
+            slices, rate = self._topology.num_slices, self._topology.kind.network_bandwidth
+            route = Route(slices, self._names[0], (), frozenset({NETWORK}), rate)
+        else:
+            pairs = inner.attribute("source_target_pairs")
+            groups = pairs or inner.attribute("replica_groups") or "{}"
+            route = self._route(groups, is_permute=kind == "collective-permute")
         if route.size < 2:
             return None
         known = [name for name in inner.operands if name in scope.instructions]
@@ -311,7 +323,7 @@ class Event(NamedTuple):
           compute that continues a collective while it runs.
       key: the same for the start, overlapping compute and done of a collective.
       scope: the computation that contains `inner`.
-      inner: the instruction of the collective.
+      inner: the instruction of the collective; the "send" of one between slices.
       kind: one of KINDS. An all-reduce of which each chip keeps only a slice is a reduce-scatter.
     """
 
@@ -331,6 +343,8 @@ def event(module: HloModule, computation: Computation, instruction: Instruction)
         instruction: a collective, its start or done, or a fusion that contains one.
     """
     opcode = instruction.opcode
+    if _TRANSFER.search(instruction.attributes) or opcode == "recv-done":
+        return _transfer(computation, instruction)
     plain = opcode.removesuffix("-start").removesuffix("-done")
     if plain in KINDS:
         if opcode.endswith("-done"):
@@ -355,6 +369,21 @@ def event(module: HloModule, computation: Computation, instruction: Instruction)
             is_start = '"AsyncCollectiveStart"' in other.attributes
             return Event("start" if is_start else "done", key, scope, inner, kind)
     return Event("overlap" if instruction.cycles else "sync", key, scope, inner, kind)
+
+
+def _transfer(computation: Computation, instruction: Instruction) -> Event | None:
+    """Returns the part of a transfer between slices: "send" starts it, "recv-done" waits for it."""
+    if instruction.opcode == "send":
+        role: Literal["start", "done"] = "start"
+        named = instruction
+    elif instruction.opcode == "recv-done":
+        role, named = "done", computation.instructions[instruction.operands[0]]
+    else:
+        return None
+    found, name = _TRANSFER.search(named.attributes), _RENDEZVOUS.search(named.attributes)
+    if not found or not name:
+        return None
+    return Event(role, f"network {name[1]}", computation, named, found[1].lower().replace("_", "-"))
 
 
 def _inside(module: HloModule, name: str) -> tuple[Computation, Instruction, str] | None:

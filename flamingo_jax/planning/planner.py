@@ -32,7 +32,7 @@ def make_plan(
     """Plans one program of a run.
 
     Args:
-        config: the run. Its mesh must have as many devices as the slice.
+        config: the run. Its mesh must have as many devices as the slice; or as mesh.slices of them.
         topology: name of the slice, for example "v4:8x12x16".
         program: "train", "prefill" or "decode".
         fill: real content of the rows, by name of the dataset. The rows of other datasets are full.
@@ -43,7 +43,7 @@ def make_plan(
         ConfigError: there is no such slice, the config does not fit it, or the TPU compiler is not
             installed.
     """
-    slice_ = topologies.describe(topology)
+    slice_ = topologies.describe(topology, config.mesh.slices)
     config = _only(config, datasets)
     mesh = make_mesh(config.mesh, topologies.devices(slice_))
     try:

@@ -54,6 +54,7 @@ def to_json(plan: Plan) -> dict[str, Any]:
     return {
         "topology": topology.name,
         "cloud_name": topology.cloud_name,
+        "slices": topology.num_slices,
         "chips": chips,
         "mesh": dict(plan.mesh.shape),
         "fits": plan.fits,
@@ -103,8 +104,9 @@ def to_text(plan: Plan) -> str:
     """Returns the plan as tables."""
     topology, needed = plan.topology, plan.program.needed
     mesh = " x ".join(f"{name} {size}" for name, size in plan.mesh.shape.items())
+    slices = f"{topology.num_slices} slices " if topology.num_slices > 1 else ""
     lines = [
-        f"{topology.name} ({topology.cloud_name}), {topology.num_chips} chips; mesh {mesh}",
+        f"{slices}{topology.name} ({topology.cloud_name}), {topology.num_chips} chips; mesh {mesh}",
         "",
     ]
     weights = {group: f"{count:,}" for group, count in plan.program.parameters.items()}
@@ -165,7 +167,7 @@ def _collectives_table(cost: cost_lib.Cost) -> list[str]:
         kind = f"  {row.kind}{' (overlapped)' if row.overlapped else ''}"
         times = f"{_ms(sums.seconds):>14}{_ms(sums.exposed):>14}"
         numbers = f"{sums.count:>8}{sums.num_bytes:>12.4g}{times}"
-        dimensions = "".join("xyz"[i] for i in row.torus)
+        dimensions = "".join("xyz"[i] for i in row.torus) or "network"
         lines.append(f"{kind:34}{row.axis:>16}{numbers}  {dimensions}")
     return [*lines, ""]
 

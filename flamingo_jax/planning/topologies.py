@@ -3,11 +3,19 @@
     "v4:8x12x16" --describe--> Topology (numbers only)
                  --devices--> 1536 abstract devices, for `Mesh` and ahead-of-time compilation
 
+Several equal slices are connected by the network of the data centre, through the network cards of
+their hosts.
+
 Sources: the Cloud TPU documentation of each kind (peak, memory, interconnect, shapes, names). For
 v4, the numbers that all plans of this project use (1.05 GHz; 45 GB/s one way per link, of 50 GB/s
 nominal). The clocks of the other kinds are not published. They follow from peak = clock *
 TensorCores * MXUs * side^2 * 2, with the MXUs that the compiler's cycle estimates imply (v6e: four
 of 256 x 256, or two at twice the rate).
+
+The network, in bits per second one way: v5p 50e9 per chip; v5e two cards of 100e9 and v6e four of
+200e9 for a host of 8 chips (https://cloud.google.com/tpu/docs/v5p, v5e, v6e). Cloud states no rate
+for v4. PaLM reports bursts of 81e12 over all hosts of two v4 pods, 6144 chips (Chowdhery et al.
+2022).
 """
 
 from __future__ import annotations
@@ -40,6 +48,7 @@ class Kind:
       peak_flops: bfloat16 FLOP/s.
       hbm_bytes, hbm_bandwidth: bytes; bytes per second.
       link_bandwidth: bytes per second, one way, of one link to a neighbour.
+      network_bandwidth: bytes per second, one way, of its share of the network between slices.
       num_dimensions: of the torus.
       tensor_cores: per chip.
       devices_per_chip: JAX devices; a megacore is one device of two TensorCores.
@@ -57,6 +66,7 @@ class Kind:
     hbm_bytes: int
     hbm_bandwidth: float
     link_bandwidth: float
+    network_bandwidth: float
     num_dimensions: int
     tensor_cores: int
     clock_hz: float
@@ -87,6 +97,7 @@ KINDS = {
             hbm_bytes=32 * _GIB,
             hbm_bandwidth=1.2e12,
             link_bandwidth=4.5e10,
+            network_bandwidth=81e12 / 8 / 6144,
         ),
         _Kind2D(
             name="v5e",
@@ -97,6 +108,7 @@ KINDS = {
             hbm_bytes=16 * _GIB,
             hbm_bandwidth=8.19e11,
             link_bandwidth=5e10,
+            network_bandwidth=2 * 100e9 / 8 / 8,
         ),
         _Kind3D(
             name="v5p",
@@ -107,6 +119,7 @@ KINDS = {
             hbm_bytes=95 * _GIB,
             hbm_bandwidth=2.765e12,
             link_bandwidth=1e11,
+            network_bandwidth=50e9 / 8,
         ),
         _Kind2D(
             name="v6e",
@@ -117,6 +130,7 @@ KINDS = {
             hbm_bytes=32 * _GIB,
             hbm_bandwidth=1.638e12,
             link_bandwidth=1e11,
+            network_bandwidth=4 * 200e9 / 8 / 8,
         ),
     )
 }
@@ -129,25 +143,27 @@ _FLAT = ("1x1", "2x2", "2x4", "4x4", "4x8", "8x8", "8x16", "16x16")
 
 @dataclasses.dataclass(frozen=True)
 class Topology:
-    """A slice.
+    """A slice, or several equal ones.
 
     Attributes:
       kind: of the chips.
-      shape: chips along each dimension of the torus.
+      shape: chips of a slice along each dimension of the torus.
+      num_slices: that the network of the data centre connects.
     """
 
     kind: Kind
     shape: tuple[int, ...]
+    num_slices: int = 1
 
     @property
     def name(self) -> str:
-        """Kind and shape, for example "v4:8x12x16"."""
+        """Kind and shape of a slice, for example "v4:8x12x16"."""
         return f"{self.kind.name}:{'x'.join(map(str, self.shape))}"
 
     @property
     def num_chips(self) -> int:
-        """Number of chips."""
-        return math.prod(self.shape)
+        """Number of chips of all slices."""
+        return self.num_slices * math.prod(self.shape)
 
     @property
     def num_devices(self) -> int:
@@ -156,9 +172,9 @@ class Topology:
 
     @property
     def cloud_name(self) -> str:
-        """The Cloud accelerator type: "v4-3072", "v5litepod-16"."""
+        """The Cloud accelerator type of a slice: "v4-3072", "v5litepod-16"."""
         cores = self.kind.tensor_cores if self.kind.counted == "cores" else 1
-        return f"{self.kind.cloud_name}-{self.num_chips * cores}"
+        return f"{self.kind.cloud_name}-{math.prod(self.shape) * cores}"
 
     @property
     def wraps(self) -> tuple[bool, ...]:
@@ -182,11 +198,12 @@ def names() -> Iterator[str]:
         yield from (f"{kind.name}:{'x'.join(map(str, shape))}" for shape in shapes)
 
 
-def describe(name: str) -> Topology:
-    """Returns the slice of this name.
+def describe(name: str, num_slices: int = 1) -> Topology:
+    """Returns the slice of this name, or several of them.
 
     Args:
         name: kind and shape, "v4:8x12x16", with ascending dimensions.
+        num_slices: how many.
 
     Raises:
         ConfigError: there is no such slice. The message names the nearest slices.
@@ -204,7 +221,7 @@ def describe(name: str) -> Topology:
             f"{', '.join(KINDS)} and ascending dimensions, as in v4:8x12x16 (Cloud: v4-3072). The "
             f"nearest: {', '.join(f'{n} ({known[n].cloud_name})' for n in nearest)}."
         )
-    return known[name]
+    return dataclasses.replace(known[name], num_slices=num_slices)
 
 
 @functools.cache
@@ -239,12 +256,16 @@ def devices(topology: Topology) -> list[Any]:
     from jax.experimental import topologies  # may load libtpu: after the environment is set
 
     host = topology.kind.host
-    if topology.num_chips == 1:
+    if math.prod(topology.shape) == 1:
         host = (1, 1, 1)
     elif topology.shape == (2, 4):
         host = (2, 4, 1)
     wrap = (*topology.wraps, False)[:3]
-    options: dict[str, Any] = {"chips_per_host_bounds": host, "num_slices": 1, "wrap": wrap}
+    options: dict[str, Any] = {
+        "chips_per_host_bounds": host,
+        "num_slices": topology.num_slices,
+        "wrap": wrap,
+    }
     if topology.kind.config_name:
         options["chip_config_name"] = topology.kind.config_name
     try:

@@ -1,6 +1,6 @@
 """The device mesh: always three axes, (replica, data, model) (paper, B.1.2).
 
-    replica   whole copies of the model; only gradients cross it
+    replica   whole copies of the model; only gradients cross it, also between TPU slices
     data      the batch is split over replica x data, and the optimizer's state over data (ZeRO-1)
     model     Megatron's tensor parallelism: splits heads, mlp and vocabulary
 
@@ -37,6 +37,8 @@ class MeshConfig:
         model_chips: the block of the torus that a model group occupies, as chips along each axis of
             the torus, such as (4, 4, 1), a plane, or (1, 1, 16), a ring. () leaves the choice to
             jax.experimental.mesh_utils.
+        slices: TPU slices that the network of the data centre connects. The replica axis crosses
+            them, so that replica is a multiple of this number; data and model stay inside a slice.
         zero: True to split gradients, moments and float32 weights over data (ZeRO-1).
         sequence_parallel: True to split the residual stream between blocks over model.
     """
@@ -45,12 +47,13 @@ class MeshConfig:
     data: int = 1
     model: int = 1
     model_chips: tuple[int, ...] = ()
+    slices: int = 1
     zero: bool = True
     sequence_parallel: bool = True
 
     def __post_init__(self) -> None:
         ranges.check(self, ranges.whole(1, also=(-1, "all devices that are left")), *AXES)
-        ranges.check(self, ranges.whole(1), "model_chips")
+        ranges.check(self, ranges.whole(1), "model_chips", "slices")
         if list(self.sizes().values()).count(-1) > 1:
             raise ValueError(
                 f"The mesh {self.sizes()} has more than one -1; at most one axis can take all "
@@ -74,7 +77,8 @@ def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -
         devices: the devices to use; all of them by default.
 
     Raises:
-        ConfigError: if the sizes do not multiply to the number of devices.
+        ConfigError: if the sizes do not multiply to the number of devices, or the devices are not
+            on `slices` equal slices.
     """
     devices = list(jax.devices() if devices is None else devices)
     sizes = config.sizes()
@@ -86,12 +90,52 @@ def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -
             f"{len(devices)} ({devices[0].platform}): change config.mesh.{{replica,data,model}} so "
             f"that they multiply to {len(devices)} (mesh.data=-1 takes all that are left)."
         )
-    if config.model_chips and hasattr(devices[0], "coords"):
-        array = _blocks(devices, shape, config.model_chips)
-    else:  # (3, 32, 16) splits a physical axis of the torus
-        array = mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
+    if shape[0] % config.slices:
+        raise ConfigError(
+            f"config.mesh.replica is {shape[0]}, and config.mesh.slices = {config.slices} does not "
+            "divide it: the replica axis crosses the slices, so it must be a multiple."
+        )
+    inside = (shape[0] // config.slices, *shape[1:])
+    array = np.concatenate(
+        [_arranged(part, inside, config.model_chips) for part in _slices(devices, config.slices)]
+    )
     # jax >= 0.9 would default to Explicit axes.
-    return Mesh(np.asarray(array), AXES, axis_types=(AxisType.Auto,) * len(AXES))
+    return Mesh(array, AXES, axis_types=(AxisType.Auto,) * len(AXES))
+
+
+def _slices(devices: Sequence[jax.Device], num_slices: int) -> list[list[jax.Device]]:
+    """Returns the devices of each slice.
+
+    Raises:
+        ConfigError: if there are not `num_slices` slices, or they differ in size.
+    """
+    if num_slices > 1 and not hasattr(devices[0], "slice_index"):
+        raise ConfigError(
+            f"config.mesh.slices is {num_slices}, but the devices ({devices[0].platform}) have no "
+            "slice index: it is for several TPU slices; leave it at 1."
+        )
+    if num_slices == 1 and devices[0].platform != "tpu":
+        return [list(devices)]  # elsewhere an index may count something else, such as hosts
+    slices: dict[int, list[jax.Device]] = {}
+    for device in devices:
+        slices.setdefault(getattr(device, "slice_index", 0), []).append(device)
+    sizes = {index: len(slices[index]) for index in sorted(slices)}
+    if len(slices) != num_slices or len(set(sizes.values())) > 1:
+        raise ConfigError(
+            f"config.mesh.slices is {num_slices}, but the devices are on {len(slices)} slice(s), "
+            f"{{index: devices}} = {sizes}; expected {num_slices} of the same size."
+        )
+    return [slices[index] for index in sizes]
+
+
+def _arranged(
+    devices: Sequence[jax.Device], shape: tuple[int, ...], block: tuple[int, ...]
+) -> np.ndarray:
+    """Returns the devices of a slice as an array of this shape."""
+    if block and hasattr(devices[0], "coords"):
+        return _blocks(devices, shape, block)
+    # (3, 32, 16) splits a physical axis of the torus
+    return np.asarray(mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True))
 
 
 def _blocks(

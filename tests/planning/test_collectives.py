@@ -88,6 +88,7 @@ class Chip:
     """A device with a place on the torus; needs no libtpu."""
 
     coords: tuple[int, ...]
+    slice_index: int = 0
 
 
 def network_of(name):

@@ -15,11 +15,11 @@ from flamingo_jax.sharding.mesh import AXES
 class Chip:
     """Looks like a device of a TPU slice."""
 
-    platform = "tpu"
+    platform, device_kind, core_on_chip = "tpu", "TPU v4", 0
     process_index = 0
 
-    def __init__(self, number, coords):
-        self.id, self.coords = number, coords
+    def __init__(self, number, coords, slice_index=0):
+        self.id, self.coords, self.slice_index = number, coords, slice_index
 
     def __repr__(self):
         return f"chip {self.coords}"
@@ -30,10 +30,10 @@ class Chip:
         return jax.Device
 
 
-def torus(*shape):
+def torus(*shape, slice_index=0):
     """Returns the chips of a slice, in the order of their coordinates."""
     places = itertools.product(*map(range, shape))
-    return [Chip(number, coords) for number, coords in enumerate(places)]
+    return [Chip(number, coords, slice_index) for number, coords in enumerate(places)]
 
 
 def mesh(replica, data, model):

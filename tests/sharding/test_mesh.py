@@ -145,6 +145,67 @@ def test_blocks_need_each_chip_of_the_slice_once():
         make_mesh(MeshConfig(1, 7, 4, model_chips=(2, 2, 1)), chips.torus(4, 4, 2)[4:])
 
 
+def slices(*sizes, first=0):
+    """Returns the chips of slices of 4 x 4 x N, in a random order."""
+    found = [
+        chip
+        for index, size in enumerate(sizes)
+        for chip in chips.torus(4, 4, size, slice_index=first + index)
+    ]
+    random.Random(0).shuffle(found)
+    return found
+
+
+@pytest.mark.parametrize("block", [(), (2, 2, 1)])
+@pytest.mark.parametrize("replica", [2, 4, -1])
+def test_the_replica_axis_crosses_the_slices_and_no_other(replica, block):
+    config = MeshConfig(replica, -1 if replica > 0 else 8, 4, model_chips=block, slices=2)
+    mesh = make_mesh(config, slices(4, 4, first=1))  # the first index may be any
+    index = np.vectorize(lambda chip: chip.slice_index)(mesh.devices)
+    halves = np.split(index, 2)
+    assert [set(half.flat) for half in halves] == [{1}, {2}]
+    assert len(set(mesh.devices.flat)) == 128 == mesh.size
+    # The slices have the same layout: a part of a gradient is at the same place in each.
+    first, second = ([chip.coords for chip in half.flat] for half in np.split(mesh.devices, 2))
+    assert first == second
+
+
+@pytest.mark.parametrize(
+    ("sizes", "config", "message"),
+    [
+        ((4, 4), {"replica": 3, "data": -1, "slices": 2}, "needs 126 device"),
+        ((4, 4), {"data": -1, "slices": 2}, r"replica is 1, and config\.mesh\.slices = 2"),
+        ((4, 4, 4), {"replica": 2, "data": -1, "slices": 2}, r"are on 3 slice\(s\)"),
+        ((4,), {"replica": 2, "data": -1, "slices": 2}, r"are on 1 slice\(s\)"),
+        ((4, 2), {"replica": 2, "data": -1, "slices": 2}, r"= \{0: 64, 1: 32\}; expected 2 of"),
+        # As one slice, chips would be neighbours that have no link.
+        ((4, 4), {"data": -1}, r"slices is 1, but the devices are on 2 slice\(s\)"),
+    ],
+)
+def test_slices_that_do_not_fit_are_one_clear_error(sizes, config, message):
+    with pytest.raises(ConfigError, match=message) as error:
+        make_mesh(MeshConfig(**config), slices(*sizes))
+    assert "\n" not in str(error.value)
+
+
+def test_devices_without_a_slice_index_are_one_slice():
+    with pytest.raises(ConfigError, match=r"slices is 2, but the devices \(cpu\) have no slice"):
+        make_mesh(MeshConfig(replica=2, data=4, slices=2))
+
+
+def test_simulated_slices_sum_over_all_rows(monkeypatch):
+    """CPU devices with false slice indices, in the opposite order of their numbers."""
+    devices = jax.devices()
+    by_slice = {device: 1 - i // 4 for i, device in enumerate(devices)}
+    monkeypatch.setattr(
+        type(devices[0]), "slice_index", property(by_slice.__getitem__), raising=False
+    )
+    mesh = make_mesh(MeshConfig(replica=2, data=2, model=2, slices=2))
+    assert {by_slice[device] for device in mesh.devices[0].flat} == {0}
+    rows = jax.device_put(jnp.arange(8.0), batch_sharding(mesh))
+    assert float(jnp.sum(rows)) == 28.0
+
+
 def test_devices_without_a_place_ignore_blocks():
     """The config of a pod also runs on CPU devices."""
     assert make_mesh(MeshConfig(data=2, model=4, model_chips=(2, 2, 1))).size == 8
