@@ -9,7 +9,8 @@
 #                              --config=configs/evaluate.py --checkpoint=gs://bucket/run
 #                              --output=gs://bucket/report
 #   launch/tpu_pod.sh logs     --name=pod --zone=us-central2-b
-#                              [--worker=3 | --worker=all] [--lines=100] [--follow]
+#                              [--worker=3 | --worker=all] [--slice=1 | --slice=all]
+#                              [--lines=100] [--follow]
 #   launch/tpu_pod.sh delete   --name=pod --zone=us-central2-b [--quiet]
 #
 # create requests the slice and waits until it is ready. A slice that failed or was preempted is
@@ -26,6 +27,8 @@
 #   --name=NAME               of the slice and of its queued resource (or $TPU_NAME)
 #   --project=ID --zone=ZONE  (or $PROJECT_ID, $ZONE; else gcloud's own settings)
 #   --accelerator_type=TYPE   such as v4-32, v5p-128, v5litepod-16, v6e-256 (or $ACCELERATOR_TYPE)
+#   --slices=N                N slices of this type as one (Multislice; or $SLICES), for a config
+#                             with mesh.slices=N. All actions on them need it
 #   --runtime_version=NAME    image of the workers (or $RUNTIME_VERSION); by default the one for JAX
 #   --spot | --reserved       the tier; on demand by default
 #   --network=NAME --subnetwork=NAME --service_account=EMAIL
@@ -186,9 +189,9 @@ persist() {
   return "$status"
 }
 
-# Runs a command on workers. $1: seconds; $2: a worker's number, or all; $3: the command.
+# Runs a command on all workers. $1: seconds; $2: the command.
 on_workers() {
-  ask "$1" compute tpus tpu-vm ssh "$name" "${reach[@]}" --worker="$2" --command="$3"
+  ask "$1" compute tpus "${hosts[@]}" ssh "$name" "${reach[@]}" "${everywhere[@]}" --command="$2"
 }
 
 # Sets $now to the state of the queued resource: NONE, or a state of Cloud TPU, such as
@@ -204,10 +207,23 @@ look() {
 }
 
 # Sets $node to the state of the slice's node: MISSING, UNKNOWN, or a state of Cloud TPU: a request
-# may be ACTIVE while its node is PREEMPTED.
+# may be ACTIVE while its node is PREEMPTED. Of several slices it is the first that is not READY.
 # https://cloud.google.com/tpu/docs/reference/rest/v2/projects.locations.nodes#State
 look_at_node() {
-  local which=(describe "$name" ${place[@]+"${place[@]}"} --format='value(state)')
+  local i
+  if [ "$slices" = 1 ]; then
+    look_at "$name"
+    return
+  fi
+  for ((i = 0; i < slices; i++)); do
+    look_at "$name-$i"
+    [ "$node" = READY ] || return 0
+  done
+}
+
+# Sets $node to the state of the node of this name.
+look_at() {
+  local which=(describe "$1" ${place[@]+"${place[@]}"} --format='value(state)')
   if ask "$patience" compute tpus tpu-vm "${which[@]}"; then
     node="$(awk 'NF { last = $1 } END { print last ? last : "UNKNOWN" }' <<<"$answer")"
   elif [[ $errors == *NOT_FOUND* ]]; then
@@ -235,9 +251,11 @@ check_request() {
 
 # Requests the slice. Returns 1 if its name exists already.
 request() {
-  local slice=(--accelerator-type="$accelerator_type" --runtime-version="$runtime_version")
+  local chips=(--accelerator-type="$accelerator_type" --runtime-version="$runtime_version")
+  local nodes=(--node-id="$name")
+  [ "$slices" = 1 ] || nodes=(--node-count="$slices" --node-prefix="$name")
   persist "request $name" ALREADY_EXISTS compute tpus queued-resources create "$name" \
-    ${place[@]+"${place[@]}"} --node-id="$name" "${slice[@]}" ${tier[@]+"${tier[@]}"} \
+    ${place[@]+"${place[@]}"} "${nodes[@]}" "${chips[@]}" ${tier[@]+"${tier[@]}"} \
     ${network[@]+"${network[@]}"}
 }
 
@@ -352,7 +370,12 @@ pack() {
 }
 
 # Prints the command that shows the logs. $@: options.
-logs_command() { quoted launch/tpu_pod.sh logs --name="$name" ${place[@]+"${place[@]}"} "$@"; }
+logs_command() {
+  local of_slices=()
+  [ "$slices" = 1 ] || of_slices=(--slices="$slices")
+  quoted launch/tpu_pod.sh logs --name="$name" ${of_slices[@]+"${of_slices[@]}"} \
+    ${place[@]+"${place[@]}"} "$@"
+}
 
 # Shows what the workers and gcloud said, unless it was shown last; returns 1.
 failed_step() {
@@ -372,15 +395,15 @@ launch() {
   fi
   # The old job must be ended before the new one looks for the newest checkpoint. A script that
   # watches the old one sees in the file id that another job follows.
-  on_workers $((patience + $1)) all "set -e; mkdir -p flamingo_pod; echo $job >flamingo_pod/id; \
+  on_workers $((patience + $1)) "set -e; mkdir -p flamingo_pod; echo $job >flamingo_pod/id; \
 if [ -x $WORKER ]; then $WORKER stop $1; fi" || failed_step || return
   # Packed once: a watch starts again what it has started, whatever was edited since.
   if ! [ -e "$archive" ] && ! pack "$archive" 2>"$scratch/err"; then
     errors="error: cannot pack $ROOT: $(tail -n 1 "$scratch/err")"
     failed_step || return
   fi
-  ask $((10 * patience)) compute tpus tpu-vm scp "$archive" "$name:$ARCHIVE" "${reach[@]}" \
-    --worker=all || failed_step || return
+  ask $((10 * patience)) compute tpus "${hosts[@]}" scp "$archive" "$name:$ARCHIVE" \
+    "${reach[@]}" "${everywhere[@]}" || failed_step || return
   # Files of the last copy that are not in this one are removed; others (.venv, caches) stay.
   installation="set -e; mkdir -p flamingo_jax flamingo_pod"
   installation="$installation; tar -tzf $ARCHIVE | sort >flamingo_pod/new; touch flamingo_pod/files"
@@ -388,9 +411,9 @@ if [ -x $WORKER ]; then $WORKER stop $1; fi" || failed_step || return
   installation="$installation | xargs -r -d '\\n' rm -f --"
   installation="$installation; tar -xzf ../$ARCHIVE; mv ../flamingo_pod/new ../flamingo_pod/files"
   installation="$installation; $(quoted launch/tpu_worker.sh install ${mounts[@]+"${mounts[@]}"})"
-  on_workers $((10 * patience)) all "$installation" || failed_step || return
+  on_workers $((10 * patience)) "$installation" || failed_step || return
   begin=("$WORKER" start "$job" ${variables[@]+"${variables[@]}"} -- "flamingo_jax.$action")
-  on_workers $((2 * patience)) all "$(quoted "${begin[@]}" "${flags[@]}")" || failed_step || return
+  on_workers $((2 * patience)) "$(quoted "${begin[@]}" "${flags[@]}")" || failed_step || return
   [ "$dry_run" = yes ] \
     || say "started flamingo_jax.$action on all workers of $name; its log: $(logs_command --follow)"
 }
@@ -449,7 +472,7 @@ watch_job() {
     esac
 
     complete=yes
-    on_workers "$patience" all \
+    on_workers "$patience" \
       "if [ -x $WORKER ]; then $WORKER status; else echo \"worker \${HOSTNAME##*-}: none\"; fi" \
       || complete=no
     lines="$(grep -E '^worker [^:]*: ' <<<"$answer")" || complete=no
@@ -537,7 +560,8 @@ restart_job() {
       [ "$failures" -le "$MAX_RESTARTS" ] \
         || die "it failed $failures times in a row, without a newer step." \
           "$why, first, with: $(field "$first" 5-)." \
-          "Its log: $(logs_command --worker="$(sed -E 's/^worker ([0-9]*).*/\1/' <<<"$why")")"
+          "Its log: $(logs_command ${node_of[@]+--slice=all} \
+            --worker="$(sed -E 's/^worker ([0-9]*).*/\1/' <<<"$why")")"
       ;;
   esac
   restarts=$((restarts + 1))
@@ -614,7 +638,7 @@ check_program() {
 action=""
 name="${TPU_NAME:-}" project="${PROJECT_ID:-}" zone="${ZONE:-}"
 accelerator_type="${ACCELERATOR_TYPE:-}" runtime_version="${RUNTIME_VERSION:-}"
-worker=0 lines=100 follow="" watch=no poll=30 patience=300 dry_run=no
+slices="${SLICES:-1}" slice=0 worker=0 lines=100 follow="" watch=no poll=30 patience=300 dry_run=no
 tier=() network=() route=() mounts=() shared=() variables=() flags=() quiet=()
 while [ $# -gt 0 ]; do
   argument="$1"
@@ -628,6 +652,8 @@ while [ $# -gt 0 ]; do
     --project=?*) project="${argument#*=}" ;;
     --zone=?*) zone="${argument#*=}" ;;
     --accelerator_type=?*) accelerator_type="${argument#*=}" ;;
+    --slices=*) slices="${argument#*=}" ;;
+    --slice=*) slice="${argument#*=}" ;;
     --runtime_version=?*) runtime_version="${argument#*=}" ;;
     --spot | --reserved)
       [ "${#tier[@]}" -eq 0 ] || [ "${tier[0]}" = "$argument" ] \
@@ -677,6 +703,8 @@ done
   || die "--zone=$zone: expected a zone, such as us-central2-b"
 [[ -z $accelerator_type || $accelerator_type =~ ^v[0-9]+[a-z]*-[0-9]+$ ]] \
   || die "--accelerator_type=$accelerator_type: expected a type, such as v4-32 or v5litepod-16"
+[[ $slices =~ ^[1-9][0-9]{0,3}$ ]] || die "--slices=$slices: expected a number, at least 1"
+[[ $slice =~ ^([0-9]+|all)$ ]] || die "--slice=$slice: expected a number, or all"
 [[ $worker =~ ^([0-9]+|all)$ ]] || die "--worker=$worker: expected a number, or all"
 [[ $lines =~ ^(0|[1-9][0-9]{0,8})$ ]] || die "--lines=$lines: expected a number"
 [[ $poll =~ ^[0-9]+(\.[0-9]+)?$ && $poll == *[1-9]* ]] \
@@ -688,6 +716,14 @@ done
 place=(${project:+"--project=$project"} ${zone:+"--zone=$zone"})
 # --quiet: gcloud makes a key for ssh without questions.
 reach=(${place[@]+"${place[@]}"} ${route[@]+"${route[@]}"} --quiet)
+# A slice is a node, which ssh reaches by its name; several are the nodes of the queued resource.
+# JAX and libtpu read from the hosts' metadata which slice they are, and where the first one is.
+hosts=(tpu-vm) everywhere=(--worker=all) node_of=()
+if [ "$slices" -gt 1 ]; then
+  hosts=(queued-resources)
+  everywhere=(--node=all --worker=all --batch-size=all)
+  node_of=(--node="$slice")
+fi
 exec 3>&1 # --dry_run prints here, also inside of $(...)
 
 # What the functions set: gcloud's answer, the states, the id and the start of the job, what was
@@ -732,8 +768,8 @@ case "$action" in
     ;;
   logs)
     show=("$WORKER" log "$lines" ${follow:+follow})
-    run gcloud compute tpus tpu-vm ssh "$name" "${reach[@]}" --worker="$worker" \
-      --command="$(quoted "${show[@]}")" </dev/null
+    run gcloud compute tpus "${hosts[@]}" ssh "$name" "${reach[@]}" \
+      ${node_of[@]+"${node_of[@]}"} --worker="$worker" --command="$(quoted "${show[@]}")" </dev/null
     ;;
   delete)
     run gcloud compute tpus queued-resources delete "$name" ${place[@]+"${place[@]}"} \

@@ -1,4 +1,4 @@
-"""A replacement of gcloud, with the workers of a slice as processes on this machine.
+"""A replacement of gcloud, with the workers of slices as processes on this machine.
 
 It refuses what the real commands refuse, and does what they do. GCLOUD_STATE is its directory:
 
@@ -11,8 +11,8 @@ It refuses what the real commands refuse, and does what they do. GCLOUD_STATE is
                     command are refused; -1: all; the words "hang": the call does not return
     unreachable     numbers of workers to which ssh fails
     num_workers     of a slice; 4 without this file
-    workers/N/      the home of worker N, created when the resource becomes ACTIVE, removed when it
-                    no longer exists
+    workers/N/      the home of worker N of all slices, one slice after the other; created when the
+                    resource becomes ACTIVE, removed when it no longer exists
     worker.json     environment of the workers' processes, with {worker} and {port} to fill in
     bin/            commands of the workers in addition to the system's: a Python, gcsfuse, findmnt
     buckets/        what gcsfuse mounts
@@ -67,6 +67,14 @@ FLAGS = {
     ("queued-resources", "delete"): (
         f"{_REFERENCE}/compute/tpus/queued-resources/delete",
         {"--async", "--force"},
+    ),
+    ("queued-resources", "ssh"): (
+        f"{_REFERENCE}/compute/tpus/queued-resources/ssh",
+        {*SSH, "--node", "--batch-size", "--ssh-flag", "--command", "--output-directory"},
+    ),
+    ("queued-resources", "scp"): (
+        f"{_REFERENCE}/compute/tpus/queued-resources/scp",
+        {*SSH, "--node", "--batch-size", "--scp-flag", "--compress", "--recurse"},
     ),
     ("tpu-vm", "describe"): (f"{_REFERENCE}/compute/tpus/tpu-vm/describe", set()),
     ("tpu-vm", "ssh"): (
@@ -150,20 +158,38 @@ def end_workers() -> None:
     shutil.rmtree(STATE / "workers", ignore_errors=True)
 
 
+def nodes(resource: dict) -> list[str]:
+    """Returns the names of the nodes: one slice each."""
+    flags = resource["flags"]
+    if "--node-id" in flags:
+        return [flags["--node-id"]]
+    return [f"{flags['--node-prefix']}-{i}" for i in range(int(flags["--node-count"]))]
+
+
+def num_workers() -> int:
+    """Returns the number of workers of a slice."""
+    count = STATE / "num_workers"
+    return int(count.read_text()) if count.exists() else NUM_WORKERS
+
+
 def named(command: str, name: str) -> dict:
-    """Returns the resource of this name in its next state; it must exist."""
+    """Returns the resource of this name, or with a node of this name; it must exist."""
     resource = load()
-    if resource is None or resource["name"] != name:
+    names = resource and ([resource["name"]] if command.startswith("queued") else nodes(resource))
+    if resource is None or name not in names:
         kind = "queuedResources" if command.startswith("queued") else "nodes"
         refuse(command, f"NOT_FOUND: Resource 'projects/p/locations/z/{kind}/{name}' was not found")
     return resource
 
 
 def create(command: str, name: str, given: dict[str, str]) -> None:
-    for flag in ("--node-id", "--accelerator-type", "--runtime-version"):
+    several = ("--node-count", "--node-prefix") if "--node-count" in given else ("--node-id",)
+    for flag in (*several, "--accelerator-type", "--runtime-version"):
         if not given.get(flag):
             refuse(command, f"argument {flag}: Must be specified.", 2)
-    if not (NAME.fullmatch(name) and NAME.fullmatch(given["--node-id"])):
+    if "--node-id" in given and {"--node-count", "--node-prefix"} & set(given):
+        refuse(command, "argument --node-id: Exactly one of (--node-id | --node-count) ...", 2)
+    if not (NAME.fullmatch(name) and NAME.fullmatch(given[several[-1]])):
         refuse(command, f"INVALID_ARGUMENT: {name!r} is not a valid name")
     if {"--spot", "--reserved"} <= set(given):
         refuse(command, "INVALID_ARGUMENT: a request has one tier")
@@ -211,8 +237,7 @@ def look(command: str, resource: dict) -> str:
         (STATE / "resource.json").unlink()
         named(command, resource["name"])
     if state == "ACTIVE" and not (STATE / "workers").exists():
-        count = STATE / "num_workers"
-        for worker in range(int(count.read_text()) if count.exists() else NUM_WORKERS):
+        for worker in range(num_workers() * len(nodes(resource))):
             (STATE / "workers" / str(worker)).mkdir(parents=True)
     if state in ("SUSPENDING", "SUSPENDED", "FAILED", "DELETING"):
         end_workers()
@@ -221,14 +246,18 @@ def look(command: str, resource: dict) -> str:
 
 
 def chosen(command: str, given: dict[str, str]) -> list[pathlib.Path]:
-    """Returns the homes of the workers that --worker names."""
+    """Returns the homes of the workers that --worker, and --node of a resource, name."""
     homes = sorted((STATE / "workers").iterdir()) if (STATE / "workers").exists() else []
-    which = given.get("--worker", "0")
-    if which != "all":
-        homes = [home for home in homes if home.name == which]
-    if not homes:
-        refuse(command, f"there is no worker {which}")
-    return homes
+    place = {home: divmod(int(home.name), num_workers()) for home in homes}  # node, worker
+    node, worker = given.get("--node", "0"), given.get("--worker", "0")
+    found = [
+        home
+        for home in homes
+        if node in ("all", str(place[home][0])) and worker in ("all", str(place[home][1]))
+    ]
+    if not found:
+        refuse(command, f"there is no worker {worker} of node {node}")
+    return found
 
 
 def ssh(command: str, given: dict[str, str]) -> None:
@@ -251,7 +280,8 @@ def ssh(command: str, given: dict[str, str]) -> None:
             "PATH": f"{STATE / 'bin'}:/usr/bin:/bin",
             "GCLOUD_STATE": str(STATE),
         }
-        environment["HOSTNAME"] = f"t1v-n-0123abcd-w-{home.name}"
+        node, worker = divmod(int(home.name), num_workers())
+        environment["HOSTNAME"] = f"t1v-n-{node}123abcd-w-{worker}"
         shell = ["bash", "-c", given["--command"]]
         running.append(subprocess.Popen(shell, cwd=home, env=environment, stdin=subprocess.DEVNULL))
     statuses = [process.wait() for process in running]
@@ -292,7 +322,7 @@ def main() -> None:
             refuse(command, "FAILED_PRECONDITION: the resource has nodes; use --force")
         end_workers()
         (STATE / "resource.json").unlink()
-    elif command == "tpu-vm.ssh":
+    elif command.endswith(".ssh"):
         ssh(command, given)
     else:
         scp(places, chosen(command, given))

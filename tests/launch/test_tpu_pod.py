@@ -59,6 +59,8 @@ TRAIN_TINY = "train --name=pod -- --config=configs/tiny.py"
             "expected the bucket's name alone",
         ),
         ("logs --name=pod --worker=last", "--worker=last"),
+        ("logs --name=pod --slices=2 --slice=last", "--slice=last: expected a number, or all"),
+        ("create --name=pod --slices=0", "--slices=0: expected a number, at least 1"),
         ("logs --name=pod --lines=08", "--lines=08: expected a number"),
         ("create --name=pod --poll=0.0", "--poll=0.0: expected seconds, more than 0"),
         ("create --name=pod --patience=10s", "--patience=10s: expected whole seconds"),
@@ -177,6 +179,59 @@ def test_the_image_is_that_of_the_type(pod, accelerator_type, image):
         pod.run("create", "--dry_run", f"--accelerator_type={accelerator_type}")
     )
     assert {f"--runtime-version={image}", "--node-id=pod"} <= set(command)
+
+
+@pytest.mark.parametrize("action", ["create", "train", "logs"])
+def test_several_slices_are_the_nodes_of_one_request(pod, action):
+    """https://cloud.google.com/tpu/docs/multislice-introduction."""
+    options = {
+        "create": ["--accelerator_type=v4-3072"],
+        "train": PROGRAM,
+        "logs": ["--slice=1", "--worker=3"],
+    }
+    done = pod.run(action, "--slices=2", "--dry_run", *options[action])
+    for command in commands(done):
+        gcloud.parse(command)
+    if action == "create":
+        assert {"--node-count=2", "--node-prefix=pod"} <= set(commands(done)[-1])
+    if action == "train":
+        *_, stop, copy, install, start = commands(done)
+        for command in (stop, copy, install, start):
+            assert command[2] == "queued-resources"
+            assert {"--node=all", "--worker=all", "--batch-size=all"} <= set(command)
+    if action == "logs":
+        (command,) = commands(done)
+        assert command[2:4] == ["queued-resources", "ssh"]
+        assert {"--node=1", "--worker=3"} <= set(command)
+
+
+def test_a_job_runs_on_the_workers_of_all_slices(pod, clone, tmp_path):
+    (pod.state / "num_workers").write_text("2")  # of each slice
+    pod.run("create", "--accelerator_type=v4-16", "--slices=2")
+    assert len(pod.homes()) == 4
+    job = [f"--shared={tmp_path}", "--", "--config=configs/a.py", f"--workdir={tmp_path / 'work'}"]
+    try:
+        said = pod.run("train", "--slices=2", *job, root=clone).stderr
+        assert "logs --name=pod --slices=2" in said
+        wait_for(lambda: starts(tmp_path) == [["none"]] * 4)
+        shown = pod.run("logs", "--slices=2", "--slice=1", "--worker=all", "--lines=1", root=clone)
+        assert sorted(shown.stdout.splitlines()) == [
+            "[0] a line of the log",
+            "[1] a line of the log",
+        ]
+    finally:
+        pod.run("delete", "--slices=2", "--quiet")
+    assert not (pod.state / "workers").exists()
+
+
+def test_slices_of_which_one_is_preempted_are_requested_again(pod):
+    (pod.state / "num_workers").write_text("1")
+    (pod.state / "node").write_text("READY PREEMPTED READY")
+    said = pod.run("create", "--accelerator_type=v4-8", "--slices=2").stderr
+    assert "pod is ACTIVE, but its node is PREEMPTED; asking for it anew" in said
+    assert [call[3] for call in pod.calls()].count("create") == 2
+    looked = [call[4] for call in pod.calls() if call[2:4] == ["tpu-vm", "describe"]]
+    assert looked == ["pod-0", "pod-1", "pod-0", "pod-1"]
 
 
 def test_the_stand_in_refuses_what_gcloud_does_not_know(pod):

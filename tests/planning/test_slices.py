@@ -10,8 +10,8 @@ from flamingo_jax.planning import cost, planner, summary, topologies
 from tests.planning.test_collectives import Chip
 from tests.planning.test_plan import config
 
-# Bytes per second of a chip. v5p: 50 Gbit/s for each chip. v5e: 2 cards of 100 Gbit/s, v6e: 4 of 200,
-# for 8 chips. v4: 81 Tbit/s for 6144 chips.
+# Bytes per second of a chip. v5p: 50 Gbit/s. v5e: two cards of 100 Gbit/s for 8 chips; v6e: four of
+# 200. v4: 81 Tbit/s for 6144 chips.
 NETWORK = {"v4": 81e12 / 8 / 6144, "v5p": 6.25e9, "v5e": 3.125e9, "v6e": 12.5e9}
 
 
