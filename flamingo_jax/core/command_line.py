@@ -50,8 +50,13 @@ def ending_quietly() -> Iterator[None]:
     """Ends the program without a traceback if the user stops it, or stops reading its output.
 
     What the terminal cannot show (it may be latin-1) is printed as escapes. Bytes of the input that
-    are no text stay what they are, since they may be part of a file name.
+    are no text stay what they are, since they may be part of a file name. A stream that is closed
+    is read and written as nothing.
+
+    Raises:
+        SystemExit: the user ended it, or its output cannot be written.
     """
+    _open_closed_streams()
     streams = {
         "stdin": "surrogateescape",
         "stdout": "backslashreplace",
@@ -67,10 +72,39 @@ def ending_quietly() -> Iterator[None]:
         sys.stderr.write("Interrupted.\n")
         sys.exit(exit_status.of_signal(signal.SIGINT))
     except BrokenPipeError:
-        # The interpreter flushes again at its end: it must not fail there.
-        with paths.Path(os.devnull).open("wb") as nowhere:
-            os.dup2(nowhere.fileno(), sys.stdout.fileno())
+        drop_output()
         sys.exit(exit_status.of_signal(signal.SIGPIPE))
+    except OSError as error:
+        if error.filename is not None or not _is_output_full():
+            raise
+        drop_output()
+        sys.exit(f"Cannot write to the standard output: {error.strerror}. It is not complete.")
+
+
+def drop_output() -> None:
+    """Drops what waits for stdout: the interpreter writes it at its end, and must not fail there."""
+    with paths.Path(os.devnull).open("wb") as nowhere:
+        os.dup2(nowhere.fileno(), sys.stdout.fileno())
+
+
+def _is_output_full() -> bool:
+    try:
+        os.write(sys.stdout.fileno(), b"\n")  # it may be unbuffered: then there is nothing to flush
+    except (OSError, ValueError):
+        return True
+    return False
+
+
+def _open_closed_streams() -> None:
+    """Opens the null device for the streams that are closed, as by a shell's `>&-`.
+
+    Python has None in their place. A file that is opened later would get the number of such a
+    stream, and what libraries print would be written into it.
+    """
+    for name in ("stdin", "stdout", "stderr"):
+        if getattr(sys, name) is None:
+            handle = os.open(os.devnull, os.O_RDWR)
+            setattr(sys, name, os.fdopen(handle, "r" if name == "stdin" else "w"))
 
 
 @contextlib.contextmanager

@@ -29,7 +29,7 @@ import numpy as np
 from absl import logging
 from jax.experimental import multihost_utils
 
-from flamingo_jax.core import devices, exit_status
+from flamingo_jax.core import command_line, devices, exit_status
 from flamingo_jax.core.guard import Guard
 from flamingo_jax.core.peers import FAILED, TOGETHER, Peers
 from flamingo_jax.core.phases import Phase
@@ -96,12 +96,22 @@ class Cluster:
         self._saves = saves
         self.index, self.count = 0, 1
         self.guard = Guard(None, saves=saves)
+        self._has_unwritten = False  # lines of `report`
 
     def report(self, line: str) -> None:
-        """Writes a line to stdout in the first process only, so a run writes it once."""
-        if self.index == 0:
+        """Writes a line to stdout in the first process only, so a run writes it once.
+
+        A line that cannot be written stops nothing. If the disk of stdout is full it is written
+        with a later line, when there is room again.
+        """
+        if self.index > 0:
+            return
+        try:
             sys.stdout.write(f"{line}\n")
             sys.stdout.flush()
+            self._has_unwritten = False
+        except OSError:
+            self._has_unwritten = True
 
     def __enter__(self) -> Cluster:
         """Joins the other processes, before any code uses a device.
@@ -131,6 +141,8 @@ class Cluster:
                 self.guard.at(Phase.ENDING)
                 multihost_utils.sync_global_devices("flamingo_jax:end")
             self.guard.__exit__()
+            if self._has_unwritten:
+                command_line.drop_output()
             return
         if self.count > 1:
             self._leave(error)

@@ -62,6 +62,35 @@ def test_a_reader_that_stops_reading():
     assert (done.returncode, done.stderr) == (141, b"")
 
 
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_a_full_disk_for_the_output(unbuffered):
+    """What was asked for is not complete: that is an error, in one line."""
+    with open("/dev/full", "wb") as full:
+        done = subprocess.run(
+            [sys.executable, "-c", PROGRAM.format("print('an answer')")],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            env={**os.environ, "PYTHONUNBUFFERED": unbuffered},
+            check=False,
+        )
+    line = b"Cannot write to the standard output: No space left on device. It is not complete.\n"
+    assert (done.returncode, done.stderr) == (1, line)
+
+
+def test_streams_that_are_closed(tmp_path):
+    """A file does not get the number of a stream: what a library prints would be in it."""
+    body = f"""
+    print(sys.stdin.read(), end="")
+    sys.stderr.write("a line")
+    file = open({str(tmp_path / "file")!r}, "w")
+    file.write(str(file.fileno()))
+    """
+    program = PROGRAM.format(textwrap.dedent(body).strip().replace("\n", "\n    "))
+    command = ["sh", "-c", 'exec "$@" <&- >&- 2>&-', "sh", sys.executable, "-c", program]
+    assert subprocess.run(command, check=False).returncode == 0
+    assert int((tmp_path / "file").read_text()) > 2
+
+
 def test_an_interrupt():
     done = run("import os, signal; os.kill(os.getpid(), signal.SIGINT); signal.pause()")
     assert (done.returncode, done.stderr) == (128 + signal.SIGINT, b"Interrupted.\n")

@@ -1,7 +1,9 @@
 """core.processes in one process; tests/distributed has several."""
 
 import importlib.util
+import io
 import socket
+import sys
 
 import jax
 import pytest
@@ -166,3 +168,27 @@ def test_the_first_process_alone_tells(joins, capsys):
         cluster.index = 1
         cluster.report("another")
     assert capsys.readouterr().out == "a line\n"
+
+
+@pytest.mark.parametrize("has_room_later", [False, True])
+def test_a_disk_that_is_full_for_the_reports_stops_nothing(
+    joins, monkeypatch, tmp_path, has_room_later
+):
+    class Disk(io.FileIO):
+        is_full = True
+
+        def write(self, data):
+            if self.is_full:
+                raise OSError(28, "No space left on device")
+            return super().write(data)
+
+    disk = Disk(str(tmp_path / "log"), "w")
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(io.BufferedWriter(disk)))
+    with Cluster() as cluster:
+        cluster.report("a line")
+        if has_room_later:
+            disk.is_full = False
+            cluster.report("another")
+    disk.is_full = False
+    sys.stdout.close()  # as the interpreter does at its end
+    assert (tmp_path / "log").read_text() == ("a line\nanother\n" if has_room_later else "")
