@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import jax
 
 from flamingo_jax.core import paths
@@ -19,8 +21,10 @@ def set_aside(place: PathLike, workdir: PathLike) -> Path:
         PathError: if it cannot be moved.
     """
     source, kept = Path(place), paths.make_directory(Path(workdir) / "damaged")
-    names = [source.name, *(f"{source.name}-{number}" for number in range(2, 1000))]
-    target = next(kept / name for name in names if not (kept / name).exists())
+    there = {each.name for each in kept.iterdir()}  # also links to nothing
+    numbered = (f"{source.name}-{number}" for number in itertools.count(2))
+    name = next(name for name in itertools.chain([source.name], numbered) if name not in there)
+    target = kept / name
     try:
         source.rename(target)
     except OSError as error:

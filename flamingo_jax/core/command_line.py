@@ -82,7 +82,7 @@ def ending_quietly() -> Iterator[None]:
 
 
 def drop_output() -> None:
-    """Drops what waits for stdout: the interpreter writes it at its end, and must not fail there."""
+    """Drops what waits for stdout, so that the interpreter does not fail to write it at its end."""
     with paths.Path(os.devnull).open("wb") as nowhere:
         os.dup2(nowhere.fileno(), sys.stdout.fileno())
 
@@ -103,8 +103,7 @@ def _open_closed_streams() -> None:
     """
     for name in ("stdin", "stdout", "stderr"):
         if getattr(sys, name) is None:
-            handle = os.open(os.devnull, os.O_RDWR)
-            setattr(sys, name, os.fdopen(handle, "r" if name == "stdin" else "w"))
+            setattr(sys, name, paths.Path(os.devnull).open("r" if name == "stdin" else "w"))
 
 
 @contextlib.contextmanager

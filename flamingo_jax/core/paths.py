@@ -419,7 +419,7 @@ def written_locally(path: PathLike) -> Iterator[epath.Path]:
 
 
 def move_directory(source: PathLike, target: PathLike) -> epath.Path:
-    """Renames a complete directory to `target`, and removes what `target` was before.
+    """Renames a complete directory to `target`, and removes the directory or link that was there.
 
     On a file system the new content appears at once. On an object store, epath copies and deletes
     object by object: write in place there instead.
@@ -440,7 +440,7 @@ def move_directory(source: PathLike, target: PathLike) -> epath.Path:
             f"Cannot move {new} to {old}: {_reason(error)}. Give a writable place."
         ) from error
     if aside:
-        aside.rmtree()
+        aside.unlink() if os.path.islink(aside) else aside.rmtree()
     return old
 
 

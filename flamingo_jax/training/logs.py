@@ -14,6 +14,8 @@ from __future__ import annotations
 import contextlib
 import json
 import math
+import os
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
@@ -62,6 +64,8 @@ def read_lines(path: paths.Path) -> ReportLines:
     # A device or a pipe, which `listed` leaves out, may have no end.
     if path.exists() and (path, False) not in paths.listed(path.parent):
         raise paths.PathError(f"{path} is no file")
+    if _leads_nowhere(path):
+        raise paths.PathError(f"{path} is a link to nothing")
     data = path.read_bytes() if path.exists() else b""
     found = ReportLines([], [], not data or data.endswith(b"\n"))
     for line in data.split(b"\n"):
@@ -75,13 +79,20 @@ def read_lines(path: paths.Path) -> ReportLines:
     return found
 
 
+def _leads_nowhere(path: paths.Path) -> bool:
+    """Returns True for a link to itself, or into a directory that is not there."""
+    target = os.path.realpath(path)
+    is_link = paths.is_local(path) and os.path.islink(path)
+    return is_link and (os.path.islink(target) or not paths.Path(target).parent.is_dir())
+
+
 def _parse(line: bytes) -> Numbers | None:
     """Returns the report of a line, or None if it is not one."""
     try:
         report = paths.parse_json(line.decode())
-    except ValueError:
-        return None
-    if not isinstance(report, dict) or not all(map(_is_value, report.values())):
+        if not isinstance(report, dict) or not all(map(_is_value, report.values())):
+            return None
+    except (ValueError, RecursionError):
         return None
     step = report.get("step")
     return report if isinstance(step, int) and step >= 0 and not isinstance(step, bool) else None
@@ -96,7 +107,12 @@ def _skipped(report: Numbers) -> int:
 def _is_value(value: object) -> bool:
     if isinstance(value, list):
         return all(map(_is_value, value))
-    return value is None or (isinstance(value, int | float) and not isinstance(value, bool))
+    return value is None or (
+        isinstance(value, int | float)
+        and not isinstance(value, bool)
+        # a larger int is none of a report: no float is as large
+        and (isinstance(value, float) or abs(value) <= sys.float_info.max)
+    )
 
 
 def read(path: paths.PathLike) -> list[Numbers]:

@@ -96,6 +96,17 @@ def test_move_directory_replaces_what_was_there(tmp_path, old):
     assert [p.name for p in tmp_path.iterdir()] == ["target"]
 
 
+def test_move_directory_replaces_a_link_and_keeps_what_it_names(tmp_path):
+    """An export may have been moved to another disk, with a link in its place."""
+    paths.write_atomically(tmp_path / "source" / "new", "1")
+    paths.write_atomically(tmp_path / "other" / "old", "1")
+    (tmp_path / "target").symlink_to(tmp_path / "other")
+    paths.move_directory(tmp_path / "source", tmp_path / "target")
+    assert [p.name for p in (tmp_path / "target").iterdir()] == ["new"]
+    assert [p.name for p in (tmp_path / "other").iterdir()] == ["old"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["other", "target"]
+
+
 def test_a_failing_move_keeps_the_old_directory(tmp_path):
     paths.write_atomically(tmp_path / "target" / "old", "1")
     with pytest.raises(PathError, match=r"Cannot move .*nothing"):

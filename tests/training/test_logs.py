@@ -76,6 +76,8 @@ DAMAGED = {
     "no step": b'{"loss": 3.0}',
     "step of text": b'{"step": "1", "loss": 3.0}',
     "number of text": b'{"step": 1, "loss": "abc"}',
+    "400 digits": b'{"step": 1, "skipped": ' + b"9" * 400 + b"}",
+    "600 brackets": b'{"step": 1, "loss": ' + b"[" * 600 + b"]" * 600 + b"}",
     "not UTF-8": b'{"step": 1, "lo\xff\xfe": 1.0}',
     "a flipped bit": b'{"step": 1, "loss"; 2.0}',
 }
@@ -107,7 +109,9 @@ def test_the_last_line_without_its_end_is_kept_if_it_is_whole(path):
     assert path.read_bytes() == GOOD + b'\n{"step": 2, "loss": 1.0}\n'
 
 
-@pytest.mark.parametrize("made", ["empty", "directory", "device", "pipe", "unreadable"])
+@pytest.mark.parametrize(
+    "made", ["empty", "directory", "device", "pipe", "loop", "link", "unreadable"]
+)
 def test_what_is_in_the_place_of_the_file_stops_nothing(path, made, monkeypatch):
     said = []
     if made == "empty":
@@ -118,6 +122,10 @@ def test_what_is_in_the_place_of_the_file_stops_nothing(path, made, monkeypatch)
         os.symlink("/dev/zero", path)  # has no end
     elif made == "pipe":
         os.mkfifo(path)
+    elif made == "loop":
+        os.symlink(path, path)
+    elif made == "link":
+        os.symlink("/nothing/metrics.jsonl", path)
     else:
         path.write_bytes(GOOD)
         broken = lambda self: (_ for _ in ()).throw(OSError(5, "Input/output error"))
