@@ -17,7 +17,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import jax
 import numpy as np
@@ -251,13 +251,16 @@ def leftovers(workdir: pathlib.Path) -> list[str]:
     )
 
 
-def differences(whole: pathlib.Path, other: pathlib.Path, step: int) -> list[str]:
+def differences(
+    whole: pathlib.Path, other: pathlib.Path, step: int, *, asked: Iterable[int] = ()
+) -> list[str]:
     """Compares two runs that are done: losses, moments, weights and exports, to the bit.
 
     Args:
         whole: the workdir of the undisturbed run.
         other: the other workdir.
         step: the last step.
+        asked: steps at which the other run was asked to end, so that they were saved, too.
 
     Returns:
         One line for each kind of difference.
@@ -271,8 +274,10 @@ def differences(whole: pathlib.Path, other: pathlib.Path, step: int) -> list[str
             f"metrics.jsonl differs: {len(a)} and {len(b)} rows, first at step {unequal[:1]}"
             + ("" if steps[0] == steps[1] else f"; steps {steps[1]}")
         )
-    if (steps := complete_steps(other)) != complete_steps(whole):
-        found.append(f"checkpoints of steps {steps}; expected {complete_steps(whole)}")
+    kept = complete_steps(whole)
+    expected = sorted({*kept, *asked})[-len(kept) :]
+    if (steps := complete_steps(other)) != expected:
+        found.append(f"checkpoints of steps {steps}; expected {expected}")
     for name in (f"checkpoints/{step}/state", "export/weights"):
         x, y = _arrays(whole / name), _arrays(other / name)
         unequal = [

@@ -127,6 +127,7 @@ class Torture:
         self.counts = Counts()
         self._whole, self._lives, self._scenes = place / "whole", 0, 0
         self._damaged: set[int] = set()
+        self._asked: set[int] = set()
         self._disk_was_full = False
         begun = time.monotonic()
         attempt = job.start(self._whole, place / "logs" / "whole")
@@ -191,6 +192,7 @@ class Torture:
         self._lives += 1
         place = self.disk.place if self.disk else self.place
         self._workdir, self._damaged = place / f"run-{self._lives}", set()
+        self._asked = set()
         self._disk_was_full = False
 
     def _scene(self) -> Scene:
@@ -221,6 +223,7 @@ class Torture:
         kind.prepare(scene)
         self._workdir = scene.workdir
         self._damaged |= {*scene.damaged}
+        self._asked -= {*scene.damaged}
         self._disk_was_full |= name == "full disk"
         scene.before, reported = self._newest(), attempts.reports(scene.workdir)
         begun = time.monotonic()
@@ -234,6 +237,8 @@ class Torture:
         statuses = attempt.statuses(bound if reached else attempts.PATIENCE)
         kind.repair(scene)
         after = self._newest()
+        if reached and exit_status.ENDED_AS_ASKED in kind.statuses:
+            self._asked.add(after)
         again = max(attempts.last_report(scene.workdir) - after, 0)
         self.counts.again += again
         self.counts.statuses.update(str(status) for status in statuses)
@@ -294,7 +299,9 @@ class Torture:
 
     def _compare(self, where: str) -> None:
         """Compares a run that is done with the undisturbed one, and begins a new one."""
-        for line in attempts.differences(self._whole, self._workdir, self.job.steps):
+        for line in attempts.differences(
+            self._whole, self._workdir, self.job.steps, asked=self._asked
+        ):
             self._problem(where, line)
         if left := attempts.leftovers(self._workdir):
             self._problem(where, f"left over: {left}")
