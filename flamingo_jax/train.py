@@ -19,6 +19,7 @@ from flamingo_jax import cli
 from flamingo_jax.core.processes import Cluster
 from flamingo_jax.evaluation import during_training
 from flamingo_jax.evaluation.task import TaskError
+from flamingo_jax.planning import peaks
 from flamingo_jax.sharding.compile import use_compilation_cache
 from flamingo_jax.training.config import TrainConfig
 from flamingo_jax.training.run import EXPECTED_ERRORS, train
@@ -42,6 +43,7 @@ def main(_: list[str], cluster: Cluster) -> None:
         _WORKDIR.value,
         probes={"lm_lookup": during_training.lm_lookup},
         evaluation=functools.partial(during_training.evaluation, go_on=cluster.guard.go_on),
+        utilisation=peaks.utilisation,
         report=cluster.report,
         guard=cluster.guard,
     )

@@ -15,6 +15,7 @@ The projection of relative positions counts once for each token, as in the paper
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 import re
 from collections.abc import Callable, Mapping
@@ -107,24 +108,33 @@ def of_update(config: TrainConfig, objective: Objective, fills: Mapping[str, Fil
         objective: of the run; it says what is trained.
         fills: the content of the batch of each dataset that the update uses.
     """
+    return counter(config, objective)(fills)
+
+
+def counter(config: TrainConfig, objective: Objective) -> Callable[[Mapping[str, Fill]], Needed]:
+    """Returns `of_update` of one run as a function of the fills: it traces the models only once."""
     weights = _Weights(objective)
-    flops: dict[str, float | int] = {}
-    if config.stage == "contrastive" and config.mixing == "merged":
-        # Every row of the one batch is compared with the rows of all datasets.
-        rows = [fill.rows for fill in fills.values()]
-        flops["contrastive"] = _similarity(config, sum(rows) ** 2 - sum(n**2 for n in rows))
-    for fill in fills.values():
-        if config.stage == "contrastive":
-            parts = _contrastive(config, weights, fill)
-        elif config.stage == "language_model":
-            lm = required(config.model.lm, "lm")
-            parts = {"lm": _language_model(lm, weights, "lm", fill, 1.0)}
-        else:
-            parts = _flamingo(config, weights, fill)
-        for part, number in parts.items():
-            flops[part] = flops.get(part, 0.0) + number
-    tokens = sum(fill.rows * fill.tokens for fill in fills.values())
-    return Needed(flops, tokens, sum(fill.images for fill in fills.values()))
+
+    def count(fills: Mapping[str, Fill]) -> Needed:
+        flops: dict[str, float | int] = {}
+        if config.stage == "contrastive" and config.mixing == "merged":
+            # Every row of the one batch is compared with the rows of all datasets.
+            rows = [fill.rows for fill in fills.values()]
+            flops["contrastive"] = _similarity(config, sum(rows) ** 2 - sum(n**2 for n in rows))
+        for fill in fills.values():
+            if config.stage == "contrastive":
+                parts = _contrastive(config, weights, fill)
+            elif config.stage == "language_model":
+                lm = required(config.model.lm, "lm")
+                parts = {"lm": _language_model(lm, weights, "lm", fill, 1.0)}
+            else:
+                parts = _flamingo(config, weights, fill)
+            for part, number in parts.items():
+                flops[part] = flops.get(part, 0.0) + number
+        tokens = sum(fill.rows * fill.tokens for fill in fills.values())
+        return Needed(flops, tokens, sum(fill.images for fill in fills.values()))
+
+    return count
 
 
 class _Weights:
@@ -247,12 +257,14 @@ def _similarity(config: TrainConfig, pairs: int) -> float:
     return 3 * 2.0 * pairs * required(config.model.contrastive, "contrastive").joint_dim
 
 
+@functools.lru_cache(maxsize=8)
 def vision_forward(config: VisionConfig, image_size: int) -> int:
     """Returns the FLOPs of encoding one frame: 2 x 116.55e9 for NFNet-F6 at 320 x 320 pixels."""
     frames = jax.ShapeDtypeStruct((1, image_size, image_size, 3), jnp.uint8)
     return traced(lambda frames: encode_frames(config, frames, jnp.float32), frames)
 
 
+@functools.lru_cache(maxsize=8)
 def resampler_forward(
     config: ResamplerConfig, vision: VisionConfig, image_size: int, num_frames: int
 ) -> tuple[int, int]:

@@ -71,6 +71,9 @@ class HooksConfig:
       stuck_seconds: a run is ended if an update, or reading its batch, takes so long and more than
           20 times the usual time. Compiling, saving and evaluating may take a multiple of it
           (core/phases.py). 0 never ends it.
+      profile: (first, last): traces these updates, numbered from 1, into WORKDIR/profile, for XProf
+          and TensorBoard; () never does. The first updates of a start compile, and are not like the
+          others.
     """
 
     log_every: int = 50
@@ -82,15 +85,23 @@ class HooksConfig:
     tensorboard: bool = True
     progress: bool = True
     stuck_seconds: float = 120.0
+    profile: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
-        ranges.check(self, ranges.whole(1), "log_every", "keep", "max_nonfinite_in_a_row")
+        ranges.check(
+            self, ranges.whole(1), "log_every", "keep", "max_nonfinite_in_a_row", "profile"
+        )
         ranges.check(self, ranges.whole(0), "save_every")
         ranges.check(self, ranges.NOT_NEGATIVE, "stuck_seconds")
         if self.save_every % self.log_every:
             raise FieldError(
                 f"save_every is {self.save_every}; expected a multiple of log_every, which is "
                 f"{self.log_every}, so that a resumed run reports the same means."
+            )
+        if self.profile and (len(self.profile) != 2 or self.profile[0] > self.profile[1]):
+            raise FieldError(
+                f"profile is {self.profile}; expected (first, last), two numbers of updates with "
+                "first <= last, or () for no trace."
             )
 
 

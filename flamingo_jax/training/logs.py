@@ -6,7 +6,8 @@
 
 WORKDIR/metrics.jsonl has one JSON object per report: {"step": 200, "loss": 1.25, "pages/loss": 1.2,
 "gates/attention": [0.01, ...], ...}. "step" is the number of updates done. A mean is over the
-updates since the previous report. No log stops or delays training; see `training.background`.
+updates since the previous report. "mfu" is there where the peak of the devices is known
+(`training.utilisation`). No log stops or delays training; see `training.background`.
 """
 
 from __future__ import annotations

@@ -3,6 +3,7 @@
     small_flamingo:  50%|#####     | 3/6 [00:10, loss 1.2500, 20 ms/step, ETA 00:00]
     small_flamingo:  50% 3/6, loss 1.2500, 20 ms/step, ETA 00:00
 
+MFU is shown where the peak of the devices is known: "20 ms/step, MFU 0.41".
 A bar is drawn over again with carriage returns. Who follows a log file would not see a line.
 """
 
@@ -20,7 +21,7 @@ EVERY_SECONDS = 20.0  # between two plain lines
 
 
 class Progress:
-    """Shows loss, time per update and the time that is left: `background.Sink`."""
+    """Shows loss, time per update, MFU and the time that is left: `background.Sink`."""
 
     name = "The progress on the screen"
     num_unsafe = 0
@@ -92,4 +93,7 @@ class Progress:
         parts = [f"loss {numbers['loss']:.4f}"] if "loss" in numbers else []
         if numbers.get("skipped"):
             parts.append(f"{numbers['skipped']:.0f} updates skipped")
-        return ", ".join([*parts, f"{1e3 * seconds:.0f} ms/step", f"ETA {left}"])
+        parts.append(f"{1e3 * seconds:.0f} ms/step")
+        if "mfu" in numbers:
+            parts.append(f"MFU {numbers['mfu']:.2f}")
+        return ", ".join([*parts, f"ETA {left}"])

@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
+from typing import cast
 
 import jax
 from jax.sharding import Mesh
@@ -53,8 +54,10 @@ from flamingo_jax.training.batches import (
 )
 from flamingo_jax.training.config import TrainConfig
 from flamingo_jax.training.objective import Objective
+from flamingo_jax.training.profile import Profile
 from flamingo_jax.training.run_id import RunId
 from flamingo_jax.training.step import Step, make_step
+from flamingo_jax.training.utilisation import Utilisation
 
 Report = Callable[[str], None]
 
@@ -102,6 +105,7 @@ def train(
     *,
     probes: Mapping[str, Measurer] | None = None,
     evaluation: Measurer | None = None,
+    utilisation: Callable[[Run], Utilisation | None] = lambda run: None,
     devices: Sequence[jax.Device] | None = None,
     report: Report = lambda line: None,
     guard: Guard | None = None,
@@ -110,10 +114,11 @@ def train(
 
     Args:
         config: the run.
-        workdir: receives checkpoints/, export/, run.json, config.json, metrics.jsonl and
-            tensorboard/.
+        workdir: receives checkpoints/, export/, run.json, config.json, metrics.jsonl, tensorboard/
+            and profile/.
         probes: {name: probe}; `config.until.probe` is one of the names.
         evaluation: evaluates the tasks of `config.evaluate`.
+        utilisation: makes what adds "mfu" to the reports; None where the peak is not known.
         devices: the devices; all of them by default.
         report: receives lines for people.
         guard: ends the process if it is stuck; says if the run was asked to end.
@@ -201,18 +206,29 @@ def train(
         save = _save(run, store, claim, log, guard)
         evaluations = _evaluations(run, tokenizer, evaluation, log, report)
         is_measured = any(name.startswith(callbacks.EVALUATION) for name in log.logged)
+        profile = Profile(config.hooks.profile, paths.Path(workdir) / "profile", start, report)
+        stack.enter_context(contextlib.closing(profile))
+        step, write = profile.named(run.step), cast(logs_lib.Log, log)
+        if rate := utilisation(run):
+            step, write = rate.counted(step), rate.added(log)
         claim.check()
         ended = loop.run(
-            run.step,
+            step,
             state,
             stack.enter_context(contextlib.closing(stream)),
             step_key,
             start=start,
             steps=config.steps,
             log_every=config.hooks.log_every,
-            log=log,
-            hooks=[save, _report_rejected(config, mixture, report), *evaluations],
-            at_start=evaluations if start and not is_measured else (),
+            log=write,
+            hooks=[
+                profile.end,
+                save,
+                _report_rejected(config, mixture, report),
+                *evaluations,
+                profile.begin,
+            ],
+            at_start=[*(evaluations if start and not is_measured else ()), profile.begin],
             check=_check_updates(config, mixture, log, report),
             stop=_stop(run, tokenizer, log, report, probes),
             should_end=guard.should_end,
