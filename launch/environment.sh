@@ -2,16 +2,19 @@
 # The scripts in launch/ source this file. It sets $ROOT (the clone) and $PYTHON (that of .venv).
 # It makes .venv from launch/requirements.lock if it is missing or outdated.
 #
-# The environment is outdated if the lock file, setup.py, the path of the clone or the version of
+# The environment is outdated if a lock file, setup.py, the path of the clone or the version of
 # Python has changed. The file `stamp` is written last: an environment without it is incomplete, and
 # is made again. What pip said is in .venv/install.log.
 # FLAMINGO_PYTHON=/path/to/python chooses the interpreter: 3.11 (tested) or later.
+# FLAMINGO_EXTRA=cuda adds launch/requirements_cuda.lock: CUDA for an NVIDIA GPU. Later calls without
+# this variable keep it; FLAMINGO_EXTRA= goes back to the CPU.
 # FLAMINGO_VENV=/path/to/environment uses that environment and installs nothing: for a GPU, a TPU,
 # or your own set of packages.
 
 ROOT="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
 VENV="${FLAMINGO_VENV:-$ROOT/.venv}"
 PYTHON="$VENV/bin/python"
+EXTRA="${FLAMINGO_EXTRA-$(cat "$VENV/extra" 2>/dev/null || true)}"
 
 say() { printf '%s\n' "$*" >&2; }
 die() { say "error: $*"; exit 1; }
@@ -31,11 +34,12 @@ find_python() {
 
 # Prints a hash of everything that the environment depends on. $1: the interpreter.
 environment_stamp() {
-  "$1" - "$ROOT" <<'PY'
+  "$1" - "$ROOT" "$EXTRA" <<'PY'
 import hashlib, sys
-root = sys.argv[1]
+root, extra = sys.argv[1:]
 stamp = hashlib.sha256(f"{root}\n{sys.version}\n".encode())
-for name in ("launch/requirements.lock", "setup.py"):
+more = [f"launch/requirements_{extra}.lock"] if extra else []
+for name in ("launch/requirements.lock", "setup.py", *more):
     with open(f"{root}/{name}", "rb") as file:
         stamp.update(file.read())
 print(stamp.hexdigest())
@@ -89,6 +93,11 @@ make_environment() {
   local install=("$PYTHON" -m pip install --quiet --disable-pip-version-check)
   install_step "installing launch/requirements.lock" \
     "${install[@]}" --requirement "$ROOT/launch/requirements.lock"
+  if [ -n "$EXTRA" ]; then
+    install_step "installing launch/requirements_$EXTRA.lock" \
+      "${install[@]}" --requirement "$ROOT/launch/requirements_$EXTRA.lock"
+    printf '%s\n' "$EXTRA" >"$VENV/extra" || die "cannot write $VENV/extra. Is the disk full?"
+  fi
   install_step "pip install --editable $ROOT" \
     "${install[@]}" --no-deps --no-build-isolation --editable "$ROOT"
   printf '%s\n' "$2" >"$VENV/stamp" || die "cannot write $VENV/stamp. Is the disk full?"
@@ -141,6 +150,7 @@ ensure_environment() {
   trap - EXIT
 }
 
+[[ $EXTRA =~ ^(cuda)?$ ]] || die "FLAMINGO_EXTRA=$EXTRA: expected cuda, or nothing for a CPU"
 if [ -z "${FLAMINGO_VENV:-}" ]; then
   ensure_environment
 elif [ ! -x "$PYTHON" ]; then

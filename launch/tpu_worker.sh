@@ -115,15 +115,7 @@ status() {
   local id ended end
   id="$(cat "$KEPT/id" 2>/dev/null || true)"
   ended="$(stat -c %Y "$KEPT/status" 2>/dev/null || true)"
-  end="$(tail -c 200000 "$KEPT/log" 2>/dev/null | as_lines | awk '
-    /^== / { step = line = ""; next } # a start
-    { line = $0 }
-    match($0, /step [0-9]+/) || match($0, /% [0-9]+\//) { # "at step 12", "  1% 12/1000, loss"
-      n = substr($0, RSTART, RLENGTH)
-      gsub(/[^0-9]/, "", n)
-      if (n + 0 >= step + 0) step = n
-    }
-    END { print step "|" substr(line, 1, 300) }')" || true
+  end="$(tail -c 200000 "$KEPT/log" 2>/dev/null | as_lines | awk -f "$HERE/log_end.awk")" || true
   printf 'worker %s: %s|%s|%s|%s\n' "$WORKER" "$(state)" "$id" "$ended" "${end:-|}"
 }
 

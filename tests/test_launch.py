@@ -3,6 +3,7 @@
 import concurrent.futures
 import os
 import pathlib
+import re
 import shutil
 import stat
 import subprocess
@@ -42,6 +43,7 @@ def test_scripts_pass_shellcheck():
     [
         ("requirements.lock", ("dev", "evaluation", "pipelines")),
         ("requirements_parity.lock", ("parity",)),
+        ("requirements_cuda.lock", ("cuda",)),
     ],
 )
 def test_locks_cover_setup(lock, extras):
@@ -55,6 +57,9 @@ def test_locks_cover_setup(lock, extras):
     lines = (ROOT / "launch" / lock).read_text().splitlines()
     pinned = dict(line.split("==") for line in lines if line and not line.startswith("#"))
     pinned = {canonicalize_name(name): version for name, version in pinned.items()}
+    if lock == "requirements_cuda.lock":  # what jax adds for a GPU
+        assert "nvidia-cudnn-cu12" in pinned
+        pinned |= {"jax": pinned["jax-cuda12-plugin"]}
     wanted = [line for extra in extras for line in names["EXTRAS"][extra]]
     for line in wanted + (names["CORE"] if lock == "requirements.lock" else []):
         requirement = Requirement(line)
@@ -107,6 +112,27 @@ def test_environment_is_made_once_and_again_when_the_lock_changes(clone):
     assert source_environment(clone)[:2] == (0, 2)
     (clone / "launch" / "requirements.lock").write_text("# another\n")
     assert source_environment(clone)[:2] == (0, 4)
+
+
+def test_the_lock_for_gpus_is_of_the_same_jax():
+    lines = (ROOT / "launch" / "requirements_cuda.lock").read_text().splitlines()
+    (jax,) = re.findall(
+        "^jax==(.*)$", (ROOT / "launch" / "requirements.lock").read_text(), re.MULTILINE
+    )
+    assert {f"jax-cuda12-plugin=={jax}", f"jax-cuda12-pjrt=={jax}"} <= set(lines)
+
+
+def test_an_extra_is_added_kept_and_taken_away(clone):
+    (clone / "launch" / "requirements_cuda.lock").write_text("# empty\n")
+    assert source_environment(clone)[:2] == (0, 2)
+    assert source_environment(clone, FLAMINGO_EXTRA="cuda")[:2] == (0, 5)  # both locks, the clone
+    assert source_environment(clone)[:2] == (0, 5)
+    (clone / "launch" / "requirements_cuda.lock").write_text("# another\n")
+    assert source_environment(clone)[:2] == (0, 8)
+    assert source_environment(clone, FLAMINGO_EXTRA="")[:2] == (0, 10)
+    status, runs, said = source_environment(clone, FLAMINGO_EXTRA="rocm")
+    assert (status, runs) == (1, 10)
+    assert said == "error: FLAMINGO_EXTRA=rocm: expected cuda, or nothing for a CPU\n"
 
 
 def test_environment_that_was_interrupted_is_made_again(clone):

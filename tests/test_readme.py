@@ -6,6 +6,7 @@ Their commands parse, their symbols can be imported, and their tests, files and 
 import ast
 import contextlib
 import importlib
+import itertools
 import pathlib
 import re
 import shlex
@@ -21,6 +22,7 @@ from flamingo_jax.core import config_files, overrides
 from flamingo_jax.core.config import ConfigError
 from flamingo_jax.evaluation.config import EvaluateConfig
 from flamingo_jax.training.config import TrainConfig
+from tests.launch import slurm
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 FOLDERS = ("flamingo_jax", "data_pipelines", "configs", "launch", "tests")
@@ -149,7 +151,11 @@ def parse(module: str, *arguments: str) -> None:
 
 def check_command(command: str) -> None:
     """Raises an error (one of WRONG) if a command is wrong."""
-    name, *arguments = shlex.split(command)
+    words = shlex.split(command)
+    name, *arguments = itertools.dropwhile(lambda word: re.match(r"FLAMINGO_\w+=", word), words)
+    if "launch/slurm.sh" in words:
+        check_slurm(words)
+        return
     if name in ("launch/demo.sh", "launch/test.sh"):
         assert (ROOT / name).exists()
         if name == "launch/demo.sh":
@@ -185,6 +191,20 @@ def check_command(command: str) -> None:
     assert module in PROGRAMS
     if "--help" not in rest:
         parse(module, *rest)
+
+
+def check_slurm(words: list[str]) -> None:
+    """Checks a command of launch/slurm.sh, with that of sbatch before it."""
+    script = words.index("launch/slurm.sh")
+    flags_of_slurm = words[1:script]
+    assert words[0] in ("sbatch", "launch/slurm.sh")
+    assert {flag.partition("=")[0] for flag in flags_of_slurm} <= slurm.FLAGS["sbatch"]
+    action, *rest = words[script + 1 :]
+    if action in ("train", "evaluate"):
+        assert rest[0] == "--"
+        parse(f"flamingo_jax.{action}", *rest[1:])
+    else:
+        assert action in ("install", "--help")
 
 
 def test_every_folder_has_its_readme():

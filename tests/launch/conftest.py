@@ -19,7 +19,7 @@ def pod(tmp_path):
 def clone(tmp_path):
     """A miniature repository with the program TRAIN."""
     root = tmp_path / "clone"
-    for name in ("tpu_pod.sh", "tpu_worker.sh", "environment.sh"):
+    for name in ("tpu_pod.sh", "tpu_worker.sh", "environment.sh", "log_end.awk"):
         (root / "launch").mkdir(parents=True, exist_ok=True)
         shutil.copy(ROOT / "launch" / name, root / "launch")
     files = {

@@ -60,7 +60,7 @@ class Watch:
         self.root, self.said_in = place / "clone", place / "said"
         self._place, self._scripts = place, contextlib.ExitStack()
         (self.root / "launch").mkdir(parents=True)
-        for name in ("tpu_pod.sh", "tpu_worker.sh", "environment.sh"):
+        for name in ("tpu_pod.sh", "tpu_worker.sh", "environment.sh", "log_end.awk"):
             shutil.copy(ROOT / "launch" / name, self.root / "launch")
         files = {"launch/requirements.lock": "", "setup.py": "", ".gitignore": ".venv/\n"}
         files |= {"flamingo_jax/__init__.py": "", "flamingo_jax/train.py": PROGRAM}
