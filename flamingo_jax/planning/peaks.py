@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from flamingo_jax.planning import flops, topologies
 from flamingo_jax.sharding.mesh import num_batch_shards
 from flamingo_jax.training.run import Run
-from flamingo_jax.training.utilisation import Content, Utilisation
+from flamingo_jax.training.utilisation import BatchContent, Utilisation
 
 # By the beginning of `jax.Device.device_kind`; the longest one that fits counts.
 PEAK_FLOPS: Mapping[str, float] = {
@@ -61,12 +61,12 @@ def utilisation(run: Run) -> Utilisation | None:
     # Traces the encoder now, which is kept, and not between two updates.
     of_update({name: flops.Fill.full(dataset, shards) for name, dataset in datasets.items()})
 
-    def needed(contents: Mapping[str, Content]) -> float:
+    def needed(contents: Mapping[str, BatchContent]) -> float:
         return of_update({name: _fill(content) for name, content in contents.items()}).total
 
     return Utilisation(needed, peak * run.mesh.size)
 
 
-def _fill(content: Content) -> flops.Fill:
+def _fill(content: BatchContent) -> flops.Fill:
     rows, tokens, images, frames = content
     return flops.Fill(rows, tokens / rows, images, max(1, round(frames / max(images, 1))))

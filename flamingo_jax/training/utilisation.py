@@ -23,7 +23,7 @@ from flamingo_jax.training.state import TrainState
 from flamingo_jax.training.step import Step
 
 
-class Content(NamedTuple):
+class BatchContent(NamedTuple):
     """What a batch has, without padding.
 
     Attributes:
@@ -39,7 +39,7 @@ class Content(NamedTuple):
     frames: int
 
 
-Needed = Callable[[Mapping[str, Content]], float]
+Needed = Callable[[Mapping[str, BatchContent]], float]
 
 
 class Utilisation:
@@ -83,7 +83,9 @@ class Utilisation:
         """Returns the mean FLOPs of the updates since the last report."""
         counted, self._counts = jax.device_get(self._counts), []
         flops = [
-            self._needed({name: Content(rows, *map(int, n)) for name, (rows, n) in update.items()})
+            self._needed(
+                {name: BatchContent(rows, *map(int, n)) for name, (rows, n) in update.items()}
+            )
             for update in counted
         ]
         return float(np.mean(flops)) if flops else 0.0

@@ -8,7 +8,7 @@ import pytest
 from flamingo_jax.data.schema import Batch
 from flamingo_jax.training import progress
 from flamingo_jax.training.state import TrainState
-from flamingo_jax.training.utilisation import Content, Utilisation
+from flamingo_jax.training.utilisation import BatchContent, Utilisation
 
 
 def batch(segment, frame_mask):
@@ -44,9 +44,9 @@ def test_the_report_has_the_share_of_the_peak():
     counted(STATE, {"pages": PAGES}, KEY)
     log(3, {"step_seconds": 1.0})
     assert seen == [
-        {"pages": Content(2, 4, 2, 3), "text": Content(2, 5, 0, 0)},
-        {"text": Content(2, 5, 0, 0)},
-        {"pages": Content(2, 4, 2, 3)},
+        {"pages": BatchContent(2, 4, 2, 3), "text": BatchContent(2, 5, 0, 0)},
+        {"text": BatchContent(2, 5, 0, 0)},
+        {"pages": BatchContent(2, 4, 2, 3)},
     ]
     # (30 * 9 + 30 * 5) / 2 FLOPs in 0.5 s of 1000 per second; then 120 in a second
     assert written == [
