@@ -28,6 +28,8 @@ from flamingo_jax.data.images import read
 from flamingo_jax.data.rejected import BrokenDataset
 from flamingo_jax.data.schema import CorruptRecord, Record, from_example, kind_of
 
+# RecursionError: thousands of brackets
+_METADATA_ERRORS = (ValueError, KeyError, TypeError, AttributeError, RecursionError)
 # ArrayRecord raises RuntimeError on a bad checksum; TFDS raises the others on an example that does
 # not parse.
 _READING_ERRORS = (RuntimeError, ValueError, KeyError, AttributeError, TypeError, DecodeError)
@@ -66,7 +68,7 @@ class Source:
         try:
             builder = tfds.builder_from_directory(str(path))
             self.kind = kind_of(builder.info.features.keys())
-        except (ValueError, KeyError, TypeError, AttributeError, ParseError, OSError) as error:
+        except (*_METADATA_ERRORS, ParseError, OSError) as error:
             raise BrokenDataset(
                 f"The dataset at {path} cannot be read: {error} Copy the whole directory, or write "
                 "the dataset again."

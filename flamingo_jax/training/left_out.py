@@ -11,6 +11,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
+from flamingo_jax.core import ranges
+
+_MOST_DIGITS = 20  # more than the largest number has; Python does not read thousands
+
 
 class Span(NamedTuple):
     """Batches first, first + 1, ..., end - 1."""
@@ -28,14 +32,19 @@ def spans(texts: Sequence[str]) -> dict[str, tuple[Span, ...]]:
     found: dict[str, list[Span]] = {}
     for text in texts:
         name, *ends = text.rsplit(":", 2)
-        is_span = bool(name) and len(ends) == 2 and all(end.isdecimal() for end in ends)
-        if not is_span or int(ends[0]) >= int(ends[1]):
+        is_span = bool(name) and len(ends) == 2 and all(map(ranges.whole(0).holds, map(_of, ends)))
+        if not is_span or _of(ends[0]) >= _of(ends[1]):
             raise ValueError(
                 f"resume.skip_batches has {text!r}; expected DATASET:FIRST:END, such as text:5:7 "
-                "for the batches 5 and 6 of dataset text."
+                f"for the batches 5 and 6 of dataset text, with numbers up to {ranges.INT32}."
             )
         found.setdefault(name, []).append(Span(int(ends[0]), int(ends[1])))
     return {name: _joined(each) for name, each in found.items()}
+
+
+def _of(text: str) -> int:
+    """Returns the number that a text is; -1 if it is none."""
+    return int(text) if text.isdecimal() and len(text) <= _MOST_DIGITS else -1
 
 
 def _joined(spans: Sequence[Span]) -> tuple[Span, ...]:

@@ -25,9 +25,19 @@ Report = Callable[[str], None]
 
 
 def tokenizer_of(config: TrainConfig) -> Tokenizer:
-    """Returns the run's tokenizer; only the flamingo stage has rows for new tokens."""
+    """Returns the run's tokenizer; only the flamingo stage has rows for new tokens.
+
+    Raises:
+        FileNotFoundError: there is none.
+        ConfigError: its file is damaged, or is no tokenizer.
+    """
     new_tokens = config.model.new_tokens if config.stage == "flamingo" else ()
-    return load_tokenizer(config.data.tokenizer, new_tokens)
+    try:
+        return load_tokenizer(config.data.tokenizer, new_tokens)
+    except ValueError as error:
+        raise config_lib.ConfigError(
+            f"config.data.tokenizer: {config.data.tokenizer} cannot be used: {error}"
+        ) from error
 
 
 def check(config: TrainConfig, tokenizer: Tokenizer, probes: Collection[str]) -> None:

@@ -152,7 +152,8 @@ def test_corrupt_images_are_an_error_on_access(datasets):
 
 @pytest.mark.parametrize("file", ["dataset_info.json", "features.json"])
 @pytest.mark.parametrize(
-    "content", [b"", b'{"a": "b', b"[]", bytes(100), b'{"name": "mnist"}', None]
+    "content",
+    [b"", b'{"a": "b', b"[]", bytes(100), b'{"name": "mnist"}', b"[" * 100_000, None],
 )
 def test_damaged_metadata_are_one_error(datasets, tmp_path, file, content):
     directory = damaged(datasets / "documents", tmp_path / "copy", lambda content: content)

@@ -30,7 +30,19 @@ def test_a_name_may_have_colons():
     assert numbers(("a:b:1:2",), 2, name="a:b") == [0, 2]
 
 
-@pytest.mark.parametrize("text", ["text", "text:5", "text:5:5", "text:7:5", ":1:2", "text:-1:2"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "text",
+        "text:5",
+        "text:5:5",
+        "text:7:5",
+        ":1:2",
+        "text:-1:2",
+        f"a:1:{1 << 31}",
+        "a:1:" + "9" * 5000,
+    ],
+)
 def test_another_form_is_refused(text):
     with pytest.raises(ValueError, match="expected DATASET:FIRST:END"):
         spans([text])

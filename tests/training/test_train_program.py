@@ -16,6 +16,10 @@ CONFIG = "--config=tests/training/small.py:language_model"
             "ConfigError: config.steps is 0; expected a whole number from 1",
         ),
         (["--config.data.tokenizer=/nowhere"], "No tokenizer at /nowhere"),
+        (
+            [f"--config.data.tokenizer={__file__}"],  # any file that is none
+            f"ConfigError: config.data.tokenizer: {__file__} cannot be used: ",
+        ),
         (["--config=tiny:flamingoo"], "tiny.py has no stage 'flamingoo'"),
     ],
 )
