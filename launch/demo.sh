@@ -9,6 +9,7 @@
 #                                                       check that all parts run
 #
 # Started again, it continues: a stage with an export is skipped, and an interrupted stage resumes.
+# After a change of configs/tiny.py, train compares each export with what it would make.
 set -euo pipefail
 
 usage() {
@@ -67,17 +68,27 @@ if [ "$size" = smoke ]; then
     --config.data.datasets.pairs.batch_size=4)
 fi
 
-# The options are stored: a rerun with other options must not use the old stages.
+# The options are stored: a rerun with other options must not use the old stages. So is the sum of
+# the config, when all stages are done: with both the same, an export is what train would make.
 options="size=$size seed=$seed ${overrides[*]+"${overrides[*]}"}"
+config="config $(cksum <configs/tiny.py)"
+is_known=no
 mkdir -p "$output" || die "cannot make $output: give a writable place, --output=DIRECTORY"
-if [ -e "$output/options" ] && [ "$(cat "$output/options")" != "$options" ]; then
-  die "$output holds a demo with other options ($(cat "$output/options"))." \
+if [ -e "$output/options" ]; then
+  stored="$(head -n 1 "$output/options")"
+  [ "$stored" = "$options" ] || die "$output holds a demo with other options ($stored)." \
     "Remove it, or give another --output=DIRECTORY"
+  [ "$(tail -n +2 "$output/options")" != "$config" ] || is_known=yes
 fi
-if ! { printf '%s\n' "$options" >"$output/options.new"; } 2>/dev/null; then
-  die "cannot write in $output. Is the disk full? (df -h $output)"
-fi
-mv "$output/options.new" "$output/options"
+
+# Writes the options. $@: lines after them.
+note_options() {
+  if ! { printf '%s\n' "$options" "$@" >"$output/options.new"; } 2>/dev/null; then
+    die "cannot write in $output. Is the disk full? (df -h $output)"
+  fi
+  mv "$output/options.new" "$output/options"
+}
+[ "$is_known" = yes ] || note_options
 
 # Runs a command, and adds its name, seconds and peak memory to $output/usage.txt.
 # $1: the name; the rest: the command.
@@ -101,11 +112,12 @@ sys.exit(status if status >= 0 else 128 - status)
 PY
 }
 
-# Trains a stage, unless it has an export. $1: the stage; the rest: its options.
+# Trains a stage, unless it has an export of these options. $1: the stage; the rest: its options.
+# train refuses an export of another run, and leaves one of this run as it is.
 stage() {
   local name="$1"
   shift
-  if [ -e "$output/$name/export" ]; then
+  if [ "$is_known" = yes ] && [ -e "$output/$name/export" ]; then
     say "== $name: $output/$name/export is there, skipped"
     return
   fi
@@ -143,6 +155,8 @@ stage flamingo --config.data.datasets.pages.path="$output/world/pages" \
   --config.data.datasets.pairs.path="$output/world/pairs" \
   --config.towers.lm="$output/language_model/export" \
   --config.towers.vision="$output/contrastive/export" ${flamingo[@]+"${flamingo[@]}"}
+
+note_options "$config"
 
 say "== report"
 measured retrieval "$PYTHON" -m flamingo_jax.evaluate --config=configs/evaluate.py \

@@ -123,16 +123,49 @@ reason() {
 }
 
 # Prints the kind of a refusal: busy (it passes), login (until somebody logs in), user (it stays
-# until the command or the project is changed), or unknown. The words are those of
-# https://cloud.google.com/apis/design/errors and of gcloud.
+# until the command or the project is changed), or unknown.
+#
+# An error of the API begins with its status, "(gcloud.a.b) NOT_FOUND: ...", or the code of HTTP,
+# which decides: the message after it may name anything. Only where there is none, words decide.
+# https://cloud.google.com/apis/design/errors
 kind() {
-  local text="$1" code='(^|[^0-9a-z])(429|500|502|503|504)([^0-9a-z]|$)' thing wrong
+  local text="$1" begin='^((ERROR|error): )?(\(gcloud[^)]*\) )?' names number
+  local status code thing wrong little
+  names='INVALID_ARGUMENT|NOT_FOUND|PERMISSION_DENIED|OUT_OF_RANGE|UNIMPLEMENTED|UNAUTHENTICATED'
+  names="($names|RESOURCE_EXHAUSTED|UNAVAILABLE|DEADLINE_EXCEEDED|INTERNAL|ABORTED)"
+  number='(http ?error|response ?error|http|error|code|status)?[ :=[]*[1-5][0-9][0-9]([^0-9]|$)'
+  status="$(grep -m 1 -oE -e "$begin$names:" -e "\"status\": *\"$names\"" <<<"$text")" \
+    || status=""
+  code="$(grep -m 1 -oEi "$begin$number" <<<"$text" | grep -oE '[1-5][0-9][0-9]' | tail -n 1)" \
+    || code=""
   thing='(zone|location|accelerator|type|runtime|version|network|reservation|project|account)'
   wrong='(not (found|supported|valid|enabled|available)|unknown|not exist|invalid)'
+  little='(no|more|enough|insufficient|lack of|out of) ([a-z]+ )?capacity|capacity (is|was) (not|un)'
   has() { grep -Eqi -e "$1" <<<"$text"; }
   if has 'quota' && has "limit(_value)?['\"]?( of|:|=)? *['\"]?0(\.0)?([^0-9.]|\.?\$)"; then
     echo user # a limit that others use up passes; a limit of 0 does not
-  elif has "$code|rate.?limit|exhausted|capacity|stockout|unavailable|deadline|currently not" \
+    return
+  fi
+  has 'rate.?limit.?exceeded' && code=429 status=""
+  case "$status $code" in
+    *RESOURCE_EXHAUSTED* | *UNAVAILABLE* | *DEADLINE_EXCEEDED* | *INTERNAL* | *ABORTED* | *' 429' \
+      | *' 5'??)
+      echo busy
+      return
+      ;;
+    *UNAUTHENTICATED* | *' 401')
+      echo login
+      return
+      ;;
+    *INVALID_ARGUMENT* | *NOT_FOUND* | *PERMISSION_DENIED* | *OUT_OF_RANGE* | *UNIMPLEMENTED* \
+      | *' 400' | *' 404')
+      echo user
+      return
+      ;;
+  esac
+  if has "$begin(argument -|unrecognized arguments|invalid (choice|value))"; then
+    echo user # of gcloud's own parser
+  elif has "exhausted|$little|stockout|unavailable|deadline|currently not" \
     || has 'name resolution|reachable|connection|timed.?out|no answer|internal error'; then
     echo busy
   elif has 'invalid_grant|reauth|gcloud auth login|active account|unauthenticated'; then
@@ -268,10 +301,20 @@ remove() {
 
 # Prints why a request failed, if Cloud TPU says it.
 why_failed() {
-  local format='value(state.failedData.error.message)'
+  local format='value(state.failedData.error.code,state.failedData.error.message)' status=""
   local which=(describe "$name" ${place[@]+"${place[@]}"} --format="$format")
   ask "$patience" compute tpus queued-resources "${which[@]}" || answer=""
+  case "$answer" in # google.rpc.Code
+    3$'\t'*) status=INVALID_ARGUMENT ;;
+    5$'\t'*) status=NOT_FOUND ;;
+    7$'\t'*) status=PERMISSION_DENIED ;;
+    8$'\t'*) status=RESOURCE_EXHAUSTED ;;
+    13$'\t'*) status=INTERNAL ;;
+    14$'\t'*) status=UNAVAILABLE ;;
+  esac
+  answer="${answer#*$'\t'}"
   answer="$({ grep -v '^[[:space:]]*$' || true; } <<<"$answer" | paste -s -d ' ' -)"
+  [[ -z $status || $answer == "$status:"* ]] || answer="$status: $answer"
   printf '%s\n' "${answer:0:400}"
 }
 
@@ -621,7 +664,8 @@ check_program() {
     "as in: $action --name=pod -- --config=... --workdir=gs://..."
   config="$(flag config)"
   [ -n "$config" ] || die "no config: -- --config=configs/FILE.py"
-  config="${config%%:*}"
+  # as flamingo_jax/core/config_files.py: a file may have a colon in its name
+  while [[ $config == *:* && ! -f $ROOT/$config ]]; do config="${config%:*}"; done
   git -C "$ROOT" rev-parse >/dev/null 2>&1 \
     || die "$ROOT is no git repository, and git lists what is shipped: clone the repository"
   [ -e "$ROOT/$config" ] && "${ls_files[@]}" "$config" >/dev/null 2>&1 && shipped=yes

@@ -1,4 +1,4 @@
-"""What disturbs a run, and when: the table `KINDS`, and the table `MOMENTS`.
+"""What disturbs a run: the table `KINDS`. When: the table `moments.MOMENTS`.
 
     before the attempt    it starts         at the moment        after it ended
     kind.prepare          clocks            kind.strike          kind.repair
@@ -12,19 +12,18 @@ from __future__ import annotations
 import dataclasses
 import os
 import pathlib
-import random
 import shutil
 import signal
-import subprocess
 import time
 from collections.abc import Callable, Mapping
 
 from flamingo_jax.checkpoint import manifest
 from flamingo_jax.core import exit_status, paths
 from tests.e2e import attempts
-from tests.e2e.attempts import Attempt, Job, wait_for
+from tests.e2e.attempts import wait_for
+from tests.e2e.moments import MOMENTS
+from tests.e2e.scene import Scene
 
-DISK_MIB = 64
 # How long the others may wait for a process that was killed before it joined them: a launcher ends
 # them, as launch/tpu_worker.sh does, and so does this harness.
 LAUNCHER_SECONDS = 20
@@ -38,223 +37,6 @@ _jump = lambda: _shift if time.monotonic() - _begin > _after else 0.0
 time.time = lambda: _real() + _jump()
 time.time_ns = lambda: _real_ns() + int(_jump() * 1e9)
 """
-
-
-class Disk:
-    """A small disk for the workdirs, which can be filled and made read-only. Needs root."""
-
-    def __init__(self, place: pathlib.Path):
-        """Mounts a tmpfs on a new directory.
-
-        Raises:
-            PermissionError: this process may not mount.
-        """
-        self.place = place
-        place.mkdir(parents=True)
-        options = f"size={DISK_MIB}m"
-        done = subprocess.run(
-            ["mount", "-t", "tmpfs", "-o", options, "tmpfs", place],
-            capture_output=True,
-            check=False,
-        )
-        if done.returncode:
-            raise PermissionError(done.stderr.decode().strip())
-
-    def fill(self) -> None:
-        """Leaves no free byte."""
-        with (self.place / "filler").open("wb", buffering=0) as file:
-            try:
-                while file.write(bytes(1 << 16)):
-                    pass
-            except OSError:
-                pass
-
-    def free(self) -> None:
-        """Undoes `fill`."""
-        (self.place / "filler").unlink(missing_ok=True)
-
-    def make(self, *, writable: bool) -> bool:
-        """Mounts the disk again; returns False if a process has a file open for writing."""
-        option = "remount,rw" if writable else "remount,ro"
-        return not subprocess.run(
-            ["mount", "-o", option, self.place], capture_output=True, check=False
-        ).returncode
-
-    def close(self) -> None:
-        """Unmounts the disk."""
-        subprocess.run(["umount", "--lazy", self.place], capture_output=True, check=False)
-
-
-@dataclasses.dataclass
-class Scene:
-    """One round: an attempt that is disturbed.
-
-    Attributes:
-        job: what runs.
-        rng: of this round.
-        workdir: of the run; a kind may move it.
-        scratch: a directory for the round's own files.
-        startup: seconds from the start of an undisturbed run to its first report.
-        disk: the disk of the workdir, if it is a small one.
-        attempt: the processes.
-        before: the newest sound step when the attempt starts.
-        victims: the processes that are disturbed.
-        environments: {process: its own variables}.
-        damaged: the steps of checkpoints that this round damages.
-        problems: what went wrong, as a kind itself sees it.
-    """
-
-    job: Job
-    rng: random.Random
-    workdir: pathlib.Path
-    scratch: pathlib.Path
-    startup: float
-    disk: Disk | None = None
-    attempt: Attempt | None = None
-    before: int = 0
-    victims: tuple[int, ...] = (0,)
-    environments: dict[int, Mapping[str, str]] = dataclasses.field(default_factory=dict)
-    damaged: list[int] = dataclasses.field(default_factory=list)
-    problems: list[str] = dataclasses.field(default_factory=list)
-    _state: tuple[int, ...] = ()
-    _reported: int = -1
-
-    def start(self) -> Attempt:
-        """Starts the attempt."""
-        self._state = _state(self.workdir / "metrics.jsonl")
-        self.attempt = self.job.start(
-            self.workdir, self.scratch / "attempt", environments=self.environments
-        )
-        return self.attempt
-
-    def reported(self) -> int:
-        """Returns the last step that this attempt reported; -1 before the first one."""
-        # The file may have rows of later steps, of an attempt before, until this one drops them.
-        now = _state(self.workdir / "metrics.jsonl")
-        if now != self._state:
-            self._state, self._reported = now, attempts.last_report(self.workdir)
-        return self._reported
-
-    @property
-    def running(self) -> Attempt:
-        """The attempt, after it started."""
-        assert self.attempt is not None
-        return self.attempt
-
-    def until(self, condition: Callable[[], bool], *, every: float = 0.002) -> bool:
-        """Waits until the condition is true; returns False if a process ends before that."""
-        ended = lambda: not self.running.is_whole()
-        wait_for(lambda: ended() or condition(), seconds=attempts.PATIENCE, every=every)
-        return not ended()
-
-    def sleep(self, most: float) -> bool:
-        """Waits for a random time; returns False if a process ends before that."""
-        until = time.monotonic() + self.rng.uniform(0, most)
-        return self.until(lambda: time.monotonic() > until)
-
-
-def _before(scene: Scene) -> bool:
-    """Returns True at once: the processes have just been started."""
-    return True
-
-
-def _starting(scene: Scene) -> bool:
-    # the line that describes the run comes after everything is read, and before the first step
-    line = f" of {scene.job.steps}: "
-    until = time.monotonic() + scene.rng.uniform(0, scene.startup)
-    over = lambda: time.monotonic() > until or line in scene.running.text(0)
-    return scene.until(over, every=0.01)
-
-
-def _compiling(scene: Scene) -> bool:
-    line, wait = f" of {scene.job.steps}: ", scene.rng.uniform(0, 0.2 * scene.startup)
-    if not scene.until(lambda: line in scene.running.text(0), every=0.01):
-        return False
-    until = time.monotonic() + wait
-    return scene.until(lambda: time.monotonic() > until or scene.reported() > scene.before)
-
-
-def _training(scene: Scene) -> bool:
-    goal = scene.before + scene.rng.randint(1, 9)
-    return scene.until(lambda: scene.reported() >= goal) and scene.sleep(0.05)
-
-
-def _saving(scene: Scene) -> bool:
-    goal, old = scene.rng.randint(1, 5), set(_names(scene))
-    seen: set[str] = set()
-
-    def sees() -> bool:
-        seen.update(name for name in _names(scene) if "tmp" in name and name not in old)
-        return len(seen) >= goal
-
-    return scene.until(sees, every=0.0005) and scene.sleep(scene.rng.choice([0, 0.003, 0.03]))
-
-
-def _renaming(scene: Scene) -> bool:
-    goal, seen = scene.rng.randint(1, 5), set()
-
-    def sees() -> bool:
-        seen.update(name for name in _names(scene) if name.isdigit() and int(name) > scene.before)
-        return len(seen) >= goal
-
-    return scene.until(sees, every=0.0005) and scene.sleep(scene.rng.choice([0, 0.001, 0.01]))
-
-
-def _logging(scene: Scene) -> bool:
-    path, goal = scene.workdir / "metrics.jsonl", scene.rng.randint(1, 9)
-    changes, last = 0, _state(path)
-
-    def sees() -> bool:
-        nonlocal changes, last
-        if (now := _state(path)) != last:
-            changes, last = changes + 1, now
-        return changes >= goal
-
-    return scene.until(sees, every=0.0002)
-
-
-def _evaluating(scene: Scene) -> bool:
-    every = scene.job.evaluates_every
-    step = (scene.before // every + scene.rng.randint(1, 2)) * every
-    return scene.until(lambda: scene.reported() >= step) and scene.sleep(0.3)
-
-
-def _exporting(scene: Scene) -> bool:
-    place = scene.workdir / ".export.tmp"
-    old = _state(place)  # of an attempt before
-    sees = lambda: _state(place) not in (old, ())
-    return scene.until(sees, every=0.0005) and scene.sleep(0.08)
-
-
-def _names(scene: Scene) -> list[str]:
-    try:
-        return os.listdir(scene.workdir / "checkpoints")
-    except FileNotFoundError:
-        return []
-
-
-def _state(path: pathlib.Path) -> tuple[int, ...]:
-    """Returns what changes when a file is written; () if there is none."""
-    try:
-        found = path.stat()
-    except FileNotFoundError:
-        return ()
-    return found.st_size, found.st_ino, found.st_mtime_ns
-
-
-MOMENTS: Mapping[str, Callable[[Scene], bool]] = {
-    "before": _before,
-    "starting": _starting,
-    "compiling": _compiling,
-    "training": _training,
-    "saving": _saving,
-    "renaming": _renaming,
-    "logging": _logging,
-    "evaluating": _evaluating,
-    "exporting": _exporting,
-}
-# After the last step there is nothing else to do.
-AT_THE_END = ("before", "starting", "exporting")
 
 
 def nothing(scene: Scene) -> None:

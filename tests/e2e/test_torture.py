@@ -1,14 +1,16 @@
 """A run that is killed, stopped, starved and damaged a hundred times makes what it would have made.
 
-The kinds and the moments are in disturbances.py. tests/README.md has the counts of a whole run.
+The kinds are in disturbances.py, the moments in moments.py. tests/README.md has the counts of a
+whole run.
 """
 
 import itertools
 
 import pytest
 
-from tests.e2e import attempts, disturbances, torture
-from tests.e2e.disturbances import KINDS, MOMENTS
+from tests.e2e import attempts, moments, torture
+from tests.e2e.disturbances import KINDS
+from tests.e2e.moments import MOMENTS
 
 # (stage, processes, whether it evaluates, disturbances)
 JOBS = [
@@ -44,4 +46,4 @@ def test_the_plan_has_every_kind_and_follows_from_the_seed():
     assert take(1, whole) == take(1, whole) != take(2, whole)
     assert sum(rounds for *_, rounds in JOBS) >= 100
     assert {moment for _, moment in every} == set(MOMENTS)
-    assert set(disturbances.AT_THE_END) <= set(MOMENTS)
+    assert set(moments.AT_THE_END) <= set(MOMENTS)

@@ -4,9 +4,9 @@ r"""Disturbs a run again and again, and compares what it makes with an undisturb
         [--stage=contrastive --evaluates] [--only=SIGKILL,SIGTERM] [--at=saving]
 
 What a round does, and when, follows from the seed; the moment within a step is different each time.
-The kinds and moments are the tables of tests/e2e/disturbances.py. After each round the same command
-goes on, until the run is done. Then all is compared, and a new run begins. The program prints a
-line for each round and a table of all; its status is 1 if anything was wrong.
+The kinds and moments are the tables of disturbances.py and moments.py. After each round the same
+command goes on, until the run is done. Then all is compared, and a new run begins. The program
+prints a line for each round and a table of all; its status is 1 if anything was wrong.
 """
 
 from __future__ import annotations
@@ -25,9 +25,11 @@ import time
 from collections.abc import Iterator, Sequence
 
 from flamingo_jax.core import exit_status
-from tests.e2e import attempts, disturbances
+from tests.e2e import attempts, disturbances, moments
 from tests.e2e.attempts import Attempt, Job
-from tests.e2e.disturbances import KINDS, MOMENTS, Disk, Scene
+from tests.e2e.disturbances import KINDS
+from tests.e2e.moments import MOMENTS
+from tests.e2e.scene import Disk, Scene
 
 STEPS = 60
 EVALUATES_EVERY = 12  # a multiple of the steps between two saves
@@ -207,7 +209,7 @@ class Torture:
 
     def _possible(self, kind: str, moment: str) -> bool:
         newest = self._newest()
-        if newest == self.job.steps and moment not in disturbances.AT_THE_END:
+        if newest == self.job.steps and moment not in moments.AT_THE_END:
             return False
         if moment == "evaluating" and not self.job.evaluates_every:
             return False

@@ -7,6 +7,7 @@ import pytest
 
 from tests.conftest import ROOT
 from tests.launch.pod import TRAIN, Pod
+from tests.launch.watch import Watch
 
 
 @pytest.fixture
@@ -46,3 +47,18 @@ def job(pod, clone, tmp_path):
     pod.run("create", "--accelerator_type=v4-32")
     yield [f"--shared={tmp_path}", "--", "--config=configs/a.py", f"--workdir={tmp_path / 'work'}"]
     pod.run("delete", "--quiet")
+
+
+@pytest.fixture
+def watch(tmp_path):
+    """A watch, and the end of its scripts and its slice."""
+    watch = Watch(tmp_path)
+    with watch.scripts:
+        yield watch
+    watch.refuse()
+    subprocess.run(
+        watch.pod.command("delete", "--quiet"),
+        env=watch.pod.variables,
+        capture_output=True,
+        check=False,
+    )

@@ -307,8 +307,14 @@ def main() -> None:
         return
     resource = named(command, name)
     if command == "queued-resources.describe":
-        if given.get("--format") == "value(state.failedData.error.message)":
-            print((STATE / "reason").read_text() if (STATE / "reason").exists() else "")
+        if given.get("--format") == (
+            "value(state.failedData.error.code,state.failedData.error.message)"
+        ):
+            code, reason = (
+                (STATE / name).read_text() if (STATE / name).exists() else ""
+                for name in ("code", "reason")
+            )
+            print(f"{code}\t{reason}")
         elif given.get("--format") == "value(state.state)":
             print(look(command, resource))
         else:
