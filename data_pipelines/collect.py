@@ -33,6 +33,7 @@ from data_pipelines.duplicates import Claims, Shared, left_out
 from data_pipelines.on_beam import Execution, run
 from data_pipelines.page import Reject
 from data_pipelines.watchdog import noted
+from flamingo_jax.core.paths import regular
 from flamingo_jax.data.schema import Record
 from flamingo_jax.data.shards import Shard, drop, shard_name, write_metadata, writing
 
@@ -236,7 +237,7 @@ def collect(
         num_units=len(units),
         count_done=lambda: sum(1 for _ in output.glob(f"*-{TRAIN}.*-of-*")),
     )
-    accounts = [_unpack(account) for account in json.loads(file.read_text())]
+    accounts = [_unpack(account) for account in json.loads(regular(file).read_text())]
     file.unlink()
     total = Counts(passed_over=collections.Counter(passed_over))
     for account in accounts:

@@ -35,6 +35,7 @@ from data_pipelines.collect import Found, collect
 from data_pipelines.near_images import BITS, EmbeddingIndex, HashIndex, one_thread, phash
 from data_pipelines.on_beam import Execution
 from data_pipelines.page import Reject
+from flamingo_jax.core.paths import regular
 from flamingo_jax.data.embeddings import ARRAY, Embeddings, record_key
 from flamingo_jax.data.files import IMAGE_SUFFIXES, image_files
 from flamingo_jax.data.schema import CorruptRecord, Document, InterleavedPage, Record, images_of
@@ -167,7 +168,7 @@ def build(request: DedupRequest, output: epath.Path, how: Execution) -> dict[str
     ]
     read_part = functools.partial(read, request, os.fspath(work))
     table = collect(parts, read_part, source.kind, output, how).table()
-    saved = (json.loads(_candidates(work, part).read_text()) for part in parts)
+    saved = (json.loads(regular(_candidates(work, part)).read_text()) for part in parts)
     found = [Match(**match) for matches in saved for match in matches]
     _write_candidates(request, source, output, found)
     work.rmtree()
@@ -247,13 +248,13 @@ def _finder(request: DedupRequest, work: epath.Path) -> Find:
     """Returns the function that finds the matches of a record, given its number."""
     if request.method == "embeddings":
         matches: dict[int, list[Match]] = {}
-        for saved in json.loads((work / "matches.json").read_text()):
+        for saved in json.loads(regular(work / "matches.json").read_text()):
             match = Match(**saved)
             matches.setdefault(match.record, []).append(match)
         return lambda number, record: matches.get(number, [])
-    with (work / "hashes.npy").open("rb") as file:
+    with regular(work / "hashes.npy").open("rb") as file:
         index = HashIndex(np.load(file, allow_pickle=False))
-    keys = json.loads((work / "keys.json").read_text())
+    keys = json.loads(regular(work / "keys.json").read_text())
 
     def find(number: int, record: Record) -> list[Match]:
         images, hashes = [], []
@@ -340,7 +341,7 @@ def _evaluation_image(request: DedupRequest, match: Match) -> bytes:
     place = max(places, key=len)
     name = match.evaluation.removeprefix(f"{place}:")
     if not (epath.Path(place) / "dataset_info.json").exists():
-        return (epath.Path(place) / name).read_bytes()
+        return regular(epath.Path(place) / name).read_bytes()
     split, record, image = name.split("/")
     return images_of(Source(place, split)[int(record)])[int(image)]
 

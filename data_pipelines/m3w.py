@@ -52,6 +52,7 @@ from data_pipelines.web.language import check_languages, of_language
 from data_pipelines.web.page_images import Find, ImageLimits, with_images
 from data_pipelines.web.warc_index import WarcIndex, build_index
 from data_pipelines.web.warc_records import Place
+from flamingo_jax.core.paths import regular
 from flamingo_jax.data.files import IMAGE_SUFFIXES, has_suffix
 from flamingo_jax.data.schema import InterleavedPage
 
@@ -196,7 +197,7 @@ def _read_warc(
             images.add(entry)
     if not pages:
         return
-    with epath.Path(path).open("rb") as file:
+    with regular(path).open("rb") as file:
 
         def in_archives(url: str) -> bytes | Reject | None:
             place = images.find(url)
@@ -229,7 +230,7 @@ def _read_html(
     root, base, name = page_folders(request.input, path)
     url = f"file:///{urllib.parse.quote(os.fsencode(name))}"
     try:
-        with epath.Path(path).open("rb") as file:
+        with regular(path).open("rb") as file:
             body = file.read(request.max_html_bytes + 1)
     except OSError as error:
         yield Reject("unreadable_file", f"{path}: {error}", broken=True)

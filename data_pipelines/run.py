@@ -223,8 +223,10 @@ def _run(arguments: list[str]) -> None:
             f"Unexpected arguments {arguments}: every option has the form --name=value."
         )
     name = _PIPELINE.value
+    if not name:
+        raise ValueError(f"--pipeline is missing: give one of {', '.join(PIPELINES)}.")
     if name not in PIPELINES:
-        close = difflib.get_close_matches(name or "", PIPELINES, n=1)
+        close = difflib.get_close_matches(name, PIPELINES, n=1)
         suggestion = f" Did you mean {close[0]!r}?" if close else ""
         raise ValueError(f"--pipeline={name}: expected one of {', '.join(PIPELINES)}.{suggestion}")
     if not _OUTPUT.value:
@@ -254,7 +256,8 @@ def main(argv: list[str]) -> None:
 
 def _program() -> None:
     def parse(argv: list[str]) -> list[str]:
-        return app.parse_flags_with_usage(command_line.with_user_paths(argv))
+        words = command_line.with_user_paths(argv)
+        return command_line.parsed(words, flags.FLAGS, flags.Error)
 
     with command_line.ending_quietly():
         app.run(main, flags_parser=parse)

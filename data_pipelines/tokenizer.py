@@ -19,6 +19,7 @@ from typing import Literal, cast
 import numpy as np
 from etils import epath
 
+from flamingo_jax.core.paths import regular
 from flamingo_jax.data.schema import CorruptRecord, InterleavedPage
 from flamingo_jax.data.sources import Source
 from flamingo_jax.tokenizers.base import FILE_NAME
@@ -75,12 +76,15 @@ class TokenizerRequest:
             )
         made_by = [place / "pipeline.json" for place in (info.parent, info.parent.parent)]
         origin = next(
-            (json.loads(file.read_text())["request"] for file in made_by if file.exists()), None
+            (json.loads(regular(file).read_text())["request"] for file in made_by if file.exists()),
+            None,
         )
         object.__setattr__(
             self,
             "input_files",
-            json.dumps([json.loads(info.read_text()), origin], sort_keys=True, allow_nan=False),
+            json.dumps(
+                [json.loads(regular(info).read_text()), origin], sort_keys=True, allow_nan=False
+            ),
         )
 
 

@@ -42,6 +42,7 @@ from data_pipelines.keys import url_key
 from data_pipelines.on_beam import Execution
 from data_pipelines.page import Reject
 from data_pipelines.pairs import TEXT_COLUMNS, caption, sample_metadata, sample_text
+from flamingo_jax.core.paths import regular
 from flamingo_jax.data.images import video
 from flamingo_jax.data.schema import CorruptRecord, VideoText
 
@@ -295,7 +296,7 @@ def _from_file(
     if isinstance(path, Reject):
         return path
     try:
-        file = path.open("rb")
+        file = regular(path).open("rb")
     except (OSError, ValueError) as error:  # ValueError: not a valid name for the file system
         return Reject("missing_video", f"{name!r:.200}: {error}", broken=True)
     with file:

@@ -26,7 +26,7 @@ from typing import Any
 
 from etils import epath
 
-from flamingo_jax.core.paths import made_temporary_directory, shared_memory
+from flamingo_jax.core.paths import made_temporary_directory, regular, shared_memory
 
 _PLACE = "FLAMINGO_JAX_NOTES"  # environment variable with the directory of the notes
 _HEAD = struct.Struct("<ddQ")  # CPU seconds at the last record, limit of a record, records so far
@@ -202,7 +202,7 @@ def _notes(directory: str) -> list[tuple[int, bytes]]:
     found = []
     for file in epath.Path(directory).glob("*"):
         with contextlib.suppress(FileNotFoundError):  # its unit ends in this moment
-            if len(note := file.read_bytes()) == _SIZE:
+            if len(note := regular(file).read_bytes()) == _SIZE:
                 found.append((int(file.name), note))
     return found
 
@@ -228,7 +228,7 @@ def _workers(directory: str) -> Iterator[int]:
     mark = f"{_PLACE}={directory}".encode()
     for file in epath.Path("/proc").glob("[0-9]*/environ"):
         with contextlib.suppress(OSError):  # it has ended, or is not ours
-            if mark in file.read_bytes().split(b"\0"):
+            if mark in regular(file).read_bytes().split(b"\0"):
                 yield int(file.parent.name)
 
 

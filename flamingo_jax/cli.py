@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
@@ -31,7 +32,7 @@ def parse(argv: list[str]) -> list[str]:
     words = command_line.with_user_paths(words)
     if "config" in flags.FLAGS:
         words, _FIELDS[:] = overrides.split(words)
-    return app.parse_flags_with_usage(words)
+    return command_line.parsed(words, flags.FLAGS, flags.Error)
 
 
 def distributed_flag() -> None:
@@ -63,16 +64,13 @@ def run(
 
     def start(argv: list[str]) -> int | None:
         if argv[1:] and not positional:
-            raise app.UsageError(
-                f"Unexpected arguments {argv[1:]}: flags are set as --name=value, fields of a "
-                "config as --config.a.b=value."
-            )
+            sys.exit(f"Unexpected arguments {argv[1:]}; expected --name=value, --config.a.b=value.")
         if not flags.FLAGS["verbosity"].present:
             logging.set_verbosity(log_level)
         if keep_freed:
             host_memory.keep_freed()
         mode = str(flags.FLAGS.distributed) if "distributed" in flags.FLAGS else "off"
-        with Cluster(mode, expected=expected, saves=saves) as cluster:
+        with Cluster(mode, expected=(*expected, app.UsageError), saves=saves) as cluster:
             return main(argv[1:], cluster)
 
     flags.mark_flags_as_required(required)

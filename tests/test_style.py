@@ -26,6 +26,8 @@ PROGRAMS = [
 
 # Every path may be gs://, where these fail. The .open() of an epath works.
 LOCAL_FILE_MODULES = ("pathlib", "shutil", "glob", "tempfile")
+# To read one of these may wait for ever if a pipe is there: paths.regular() refuses it.
+READS = ("read_bytes", "read_text", "open")
 LOCAL_FILE_CALLS = {
     *("open", "io.open", "os.open", "os.makedirs", "os.mkdir", "os.listdir", "os.remove"),
     *("os.rename", "os.replace", "os.path.exists", "os.path.isfile", "os.path.isdir"),
@@ -58,6 +60,17 @@ def local_file_access(module: ast.Module) -> Iterator[str]:
             yield str(node.module)
         elif isinstance(node, ast.Call) and ast.unparse(node.func) in LOCAL_FILE_CALLS:
             yield f"{ast.unparse(node.func)}() in line {node.lineno}"
+
+
+def unchecked_reads(module: ast.Module) -> Iterator[str]:
+    """Yields the reads of files that do not go through `core.paths.regular`."""
+    for node in ast.walk(module):
+        if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Attribute):
+            continue
+        mode = ast.unparse(node.args[0]) if node.args else "'r'"
+        reads = node.func.attr in READS and mode in ("'r'", "'rb'", "'ab'", "'a'", "'r+b'")
+        if reads and not ast.unparse(node.func.value).startswith(("regular(", "paths.regular(")):
+            yield f"{ast.unparse(node)} in line {node.lineno}"
 
 
 def without_docstring(module: ast.Module) -> Iterator[str]:
@@ -126,6 +139,13 @@ def test_files_are_reached_through_epath():
     assert not found, message + "\n".join(found)
 
 
+def test_files_to_read_are_files():
+    kernel = "Path(f'/proc/{pid}/stat').read_text()"
+    found = [place for place in in_all_files(unchecked_reads) if kernel not in place]
+    message = "a pipe may be there: read through flamingo_jax.core.paths.regular:\n"
+    assert not found, message + "\n".join(found)
+
+
 def test_the_public_api_has_docstrings():
     found = in_all_files(without_docstring)
     assert not found, "no docstring on\n" + "\n".join(found)
@@ -176,6 +196,8 @@ def test_checks_see_what_they_forbid():
         "open() in line 2",
         "os.makedirs() in line 3",
     ]
+    reads = ast.parse("a.read_bytes()\nPath(b).open('rb')\nregular(c).open('rb')\nd.open('wb')")
+    assert len(list(unchecked_reads(reads))) == 2
     assert list(without_docstring(bad)) == ["module", "f", "A"]
     assert list(haiku_weights(bad)) == ["hk.Linear in line 6"]
     dumps = ast.parse(

@@ -19,6 +19,7 @@ from etils import epath
 
 from data_pipelines.formats.compressed import PIECE, Lost, is_packed, unpacked
 from data_pipelines.page import Reject
+from flamingo_jax.core.paths import regular
 from flamingo_jax.data.files import has_suffix, is_clutter
 
 SUFFIXES = (".jsonl", ".jsonl.gz", ".jsonl.zst", ".jsonl.zip", ".json.gz", ".json.zst", ".ndjson")
@@ -58,7 +59,7 @@ def parts(path: str, size: int = PART) -> list[Lines]:
     A plain file has parts of about `size` bytes, a compressed file has one part.
     """
     try:
-        with epath.Path(path).open("rb") as file:
+        with regular(path).open("rb") as file:
             packing = _packing(file, path)
         length = epath.Path(path).stat().length
     except OSError:  # a worker counts it
@@ -79,7 +80,7 @@ def rows(part: Lines) -> Iterator[dict[str, Any] | Reject]:
     unreadable_file.
     """
     try:
-        file = epath.Path(part.path).open("rb")
+        file = regular(part.path).open("rb")
     except OSError as error:
         yield Reject("unreadable_file", f"{part.path}: {error}", broken=True)
         return

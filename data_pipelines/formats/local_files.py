@@ -22,6 +22,7 @@ from typing import Literal
 from etils import epath
 
 from data_pipelines.page import Reject
+from flamingo_jax.core.paths import regular
 from flamingo_jax.data.files import IMAGE_SUFFIXES, has_suffix, is_local
 
 MAX_IMAGE_BYTES = 1 << 26
@@ -167,7 +168,7 @@ def _path_forms(path: epath.Path) -> Iterable[epath.Path]:
 
 def _read(path: epath.Path, max_bytes: int) -> bytes | None:
     try:
-        with path.open("rb") as opened:
+        with regular(path).open("rb") as opened:
             return opened.read(max_bytes + 1)
     except (OSError, ValueError):  # ValueError: not a valid name for the file system
         return None

@@ -16,9 +16,8 @@ import io
 from collections.abc import Iterator, Sequence
 from typing import IO, Any
 
-from etils import epath
-
 from data_pipelines.page import Reject
+from flamingo_jax.core.paths import regular
 
 PART = 128 << 20  # uncompressed bytes of the row groups of one part
 _MOST_ROWS = 256  # in memory at once
@@ -54,7 +53,7 @@ def parts(path: str) -> list[RowGroups]:
     import pyarrow.parquet
 
     try:
-        with epath.Path(path).open("rb") as file:
+        with regular(path).open("rb") as file:
             metadata = pyarrow.parquet.read_metadata(file)
             groups = map(metadata.row_group, range(metadata.num_row_groups))
             sizes = [group.total_byte_size for group in groups]
@@ -89,7 +88,7 @@ def rows(
 
     with contextlib.ExitStack() as stack:
         try:
-            raw = stack.enter_context(epath.Path(part.path).open("rb"))
+            raw = stack.enter_context(regular(part.path).open("rb"))
             metadata = _metadata(raw)
             file = pyarrow.parquet.ParquetFile(raw, metadata=metadata, buffer_size=_BUFFER)
             names = set(file.schema_arrow.names)

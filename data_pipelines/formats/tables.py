@@ -23,9 +23,8 @@ import os
 from collections.abc import Iterator, Sequence
 from typing import IO
 
-from etils import epath
-
 from data_pipelines.page import Reject
+from flamingo_jax.core.paths import regular
 
 SUFFIXES = (".csv", ".tsv")
 
@@ -67,7 +66,7 @@ def parts(path: str, size: int, *, quoted: bool = False) -> list[Part]:
     """
     starts = [0]
     try:
-        with epath.Path(path).open("rb") as file:
+        with regular(path).open("rb") as file:
             reader = _Reader(file, 0, quoted)
             for _ in reader:
                 if reader.position - starts[-1] >= size:
@@ -94,7 +93,7 @@ def rows(part: Part) -> Iterator[dict[str, str] | Reject]:
     """
     reader = None
     try:
-        with epath.Path(part.path).open("rb") as file:
+        with regular(part.path).open("rb") as file:
             reader = _Reader(file, part.start, part.quoted)
             for row in reader:
                 if isinstance(row, str):

@@ -15,10 +15,9 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator, Mapping
 
-from etils import epath
-
 from data_pipelines.formats.tar_members import Gap, Member, members
 from data_pipelines.page import Reject
+from flamingo_jax.core.paths import regular
 from flamingo_jax.data.files import is_clutter, suffix_of
 
 SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.zst", ".tzst")
@@ -80,7 +79,7 @@ def samples(path: str, limits: Mapping[str, int] | None = None) -> Iterator[TarS
     group = _Group()
     seen = False
     try:
-        with epath.Path(path).open("rb") as raw:
+        with regular(path).open("rb") as raw:
             for member in members(raw):
                 if isinstance(member, Gap):
                     if member.within and not group.ends_before(member.within):

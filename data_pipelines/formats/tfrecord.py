@@ -6,6 +6,7 @@ of the example; little endian. The checksum verifies the length. An example is v
 
 from __future__ import annotations
 
+import os
 import struct
 from collections.abc import Iterator
 from typing import Any
@@ -13,6 +14,7 @@ from typing import Any
 from etils import epath
 
 from data_pipelines.page import Reject
+from flamingo_jax.core.paths import regular
 
 MAX_EXAMPLE = 1 << 30  # bytes
 
@@ -48,7 +50,7 @@ def _arrayrecords(path: str) -> Iterator[bytes | Reject]:
 
     damaged = False
     try:
-        reader = array_record_module.ArrayRecordReader(path)
+        reader = array_record_module.ArrayRecordReader(os.fspath(regular(path)))
         for index in range(reader.num_records()):
             try:
                 (example,) = reader.read([index])
@@ -65,7 +67,7 @@ def _arrayrecords(path: str) -> Iterator[bytes | Reject]:
 
 def _tfrecords(path: str) -> Iterator[bytes | Reject]:
     try:
-        file = epath.Path(path).open("rb")
+        file = regular(path).open("rb")
     except OSError as error:
         yield Reject("unreadable_file", f"{path}: {error}", broken=True)
         return

@@ -17,10 +17,9 @@ import zlib
 from collections.abc import Iterator
 from typing import BinaryIO
 
-from etils import epath
-
 from data_pipelines.formats.compressed import before_damage
 from data_pipelines.page import Reject
+from flamingo_jax.core.paths import regular
 from flamingo_jax.data.files import temporary_file
 
 _members = threading.local()  # the last member with several records that a thread has read
@@ -71,7 +70,7 @@ def records(path: str) -> Iterator[tuple[bytes, Place] | Reject]:
     A Reject (damaged) has the reason unreadable_file, truncated_file or damaged_record.
     """
     try:
-        with epath.Path(path).open("rb") as file:
+        with regular(path).open("rb") as file:
             start = file.read(1 << 10)
             if start.startswith(_MAGIC):
                 yield from _of_members(file, path)
@@ -107,7 +106,7 @@ def read(place: Place, most: int, file: BinaryIO | None = None) -> bytes:
         member.seek(place.inside)
         return member.read(min(place.inside_length, most))
     if file is None:
-        with epath.Path(place.file).open("rb") as opened:
+        with regular(place.file).open("rb") as opened:
             return read(place, most, opened)
     file.seek(place.offset)
     data = file.read(min(place.length, most))
@@ -224,7 +223,7 @@ def _unpacked(path: str, offset: int) -> BinaryIO:
     """
     content: BinaryIO = io.BytesIO()
     unpacker = zlib.decompressobj(_GZIP)
-    with epath.Path(path).open("rb") as file:
+    with regular(path).open("rb") as file:
         file.seek(offset)
         while not unpacker.eof and (packed := unpacker.unconsumed_tail or file.read(_CHUNK)):
             before = unpacker.copy()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import jax
 from absl import logging
 
 from flamingo_jax.checkpoint import damaged, manifest
@@ -15,6 +16,7 @@ from flamingo_jax.core.paths import Path, PathLike
 from flamingo_jax.core.processes import from_first_process
 
 CARD = "model.json"
+_unchecked: set[str] = set()  # exports without a manifest, of which a line has said so
 
 
 def read_card(path: PathLike, *, what: str = "checkpoint") -> tuple[Path, dict[str, Any]]:
@@ -84,7 +86,8 @@ def check_files(
         raise DamageError(
             f"The {what} {directory} is damaged: {error}. Copy it again, or make it again."
         ) from error
-    if checked is None:
+    if checked is None and jax.process_index() == 0 and str(directory) not in _unchecked:
+        _unchecked.add(str(directory))  # one line is enough
         logging.warning(
             "The %s %s cannot be checked: it has no %s.", what, directory, manifest.NAME
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import itertools
 
 import jax
@@ -14,24 +15,43 @@ from flamingo_jax.core.processes import from_first_process
 def set_aside(place: PathLike, workdir: PathLike) -> Path:
     """Moves a file or directory to WORKDIR/damaged, under its name or NAME-2, NAME-3, ...
 
+    WORKDIR/checkpoints may be a link to another file system, where no rename to WORKDIR is
+    possible. Then it goes to WORKDIR/checkpoints/damaged: a copy would read the damaged disk again.
+
     Returns:
         Where it is now.
 
     Raises:
-        PathError: if it cannot be moved.
+        PathError: if it cannot be moved; then nothing has changed.
     """
-    source, kept = Path(place), paths.make_directory(Path(workdir) / "damaged")
+    source = Path(place)
+    try:
+        return _renamed(source, Path(workdir) / "damaged")
+    except OSError as error:
+        if error.errno != errno.EXDEV:
+            raise _refused(source, Path(workdir) / "damaged", error) from error
+    kept = Path(workdir) / "checkpoints" / "damaged"
+    try:
+        return _renamed(source, kept)
+    except OSError as error:
+        raise _refused(source, kept, error) from error
+
+
+def _renamed(source: Path, directory: Path) -> Path:
+    kept = paths.make_directory(directory)
     there = {each.name for each in kept.iterdir()}  # also links to nothing
     numbered = (f"{source.name}-{number}" for number in itertools.count(2))
     name = next(name for name in itertools.chain([source.name], numbered) if name not in there)
     target = kept / name
-    try:
-        source.rename(target)
-    except OSError as error:
-        raise paths.PathError(
-            f"Cannot move {source}, which is damaged, to {target}: {error}. Give a writable place."
-        ) from error
+    source.rename(target)
     return target
+
+
+def _refused(source: Path, kept: Path, error: OSError) -> paths.PathError:
+    return paths.PathError(
+        f"Cannot move {source}, which is damaged, to {kept}: {error.strerror or error}. Give a "
+        "writable place."
+    )
 
 
 def set_aside_by_first(place: PathLike, workdir: PathLike) -> str:

@@ -31,6 +31,7 @@ from flamingo_jax.checkpoint import arrays, content_hash, manifest, store
 from flamingo_jax.checkpoint.arrays import CheckpointError
 from flamingo_jax.checkpoint.card import CARD, check_files, is_of_model, read_card
 from flamingo_jax.checkpoint.manifest import DamageError
+from flamingo_jax.checkpoint.moves import move_directory
 from flamingo_jax.checkpoint.streamed import Streamed
 from flamingo_jax.core import config as config_lib
 from flamingo_jax.core import paths, trees
@@ -179,7 +180,7 @@ def export(
         manifest.write(place, entries | {CARD: manifest.entry_of(content)})
         paths.write_atomically(place / CARD, content)
         if place != target:
-            paths.move_directory(place, target)
+            move_directory(place, target)
     ocp.multihost.sync_global_processes("flamingo_jax:export:end")
     return Path(directory)
 

@@ -25,12 +25,12 @@ import jax
 from flamingo_jax.checkpoint.arrays import CheckpointError
 from flamingo_jax.core import agreement, paths
 from flamingo_jax.core.paths import Path, PathLike
+from flamingo_jax.data.files import not_files
 
 T = TypeVar("T")
 
 NAME = "manifest.json"
-_BLOCK_BYTES = 4 * 2**20
-_THREADS = 8  # each holds one block
+_THREADS = 8  # each holds one block of a file
 
 # orbax changes these files of a step until the moment that it appears, and nobody needs them.
 _LEFT_OUT = ("_CHECKPOINT_METADATA", "commit_success.txt", NAME)
@@ -155,6 +155,8 @@ def check(
         listed = _read(place, required=required)
         names = sorted(name for name in listed or {} if only(name))
         verdict = _first_problem(place, listed or {}, names[index::count])
+        if not verdict and not index:
+            verdict = next((f"{name}: not a file" for name in _pipes(place) if only(name)), "")
     except DamageError as error:
         verdict = str(error)
     except OSError as error:
@@ -177,6 +179,16 @@ def _walk(directory: Path) -> Iterator[str]:
             yield found.name
 
 
+def _pipes(directory: Path, above: str = "") -> Iterator[str]:
+    """Yields the pipes and devices of a checkpoint: orbax would open them, and wait for ever."""
+    if not directory.is_dir():
+        return
+    yield from (above + each.name for each in not_files(directory) if each.name not in _LEFT_OUT)
+    for found, is_directory in paths.listed(directory):
+        if is_directory:
+            yield from _pipes(found, f"{above}{found.name}/")
+
+
 def _read(directory: Path, *, required: bool) -> dict[str, FileHash] | None:
     if not (directory / NAME).exists():
         if required:
@@ -191,6 +203,8 @@ def _read(directory: Path, *, required: bool) -> dict[str, FileHash] | None:
             raise ValueError("it lists no file")
     except (paths.PathError, KeyError, TypeError, ValueError, AttributeError) as error:
         reason = "not a JSON object" if isinstance(error, paths.PathError) else str(error)
+        if isinstance(error, paths.NotAFileError):
+            raise DamageError(f"{NAME}: not a file") from error
         raise DamageError(f"{NAME}: changed or cut off: {reason}") from error
     return found
 
@@ -207,7 +221,7 @@ def _first_problem(directory: Path, listed: Mapping[str, FileHash], names: list[
             got = _entry(directory / name)
         except FileNotFoundError:
             return f"{name}: missing"
-        except (IsADirectoryError, NotADirectoryError):
+        except (paths.NotAFileError, NotADirectoryError):
             return f"{name}: not a file"
         except OSError as error:
             if error.errno == errno.EIO:
@@ -234,10 +248,9 @@ def _is_known(file: Path, stamp: tuple[Any, ...]) -> bool:
 
 def _entry(file: Path) -> FileHash:
     digest, size = hashlib.sha256(), 0
-    with file.open("rb") as stream:
-        while block := stream.read(_BLOCK_BYTES):
-            digest.update(block)  # other threads run meanwhile
-            size += len(block)
+    for block in paths.blocks(file):
+        digest.update(block)  # other threads run meanwhile
+        size += len(block)
     return FileHash(size, digest.hexdigest())
 
 

@@ -4,7 +4,7 @@ A pointer is a text file of three lines, the first of which is its version (the 
 Git LFS, docs/spec.md).
 """
 
-from flamingo_jax.core.paths import Path
+from flamingo_jax.core.paths import Path, regular
 
 _START = b"version https://git-lfs"
 
@@ -18,7 +18,7 @@ def problem(file: Path) -> str | None:
     """Returns the error of a file that is a pointer, or None."""
     if not file.is_file():
         return None
-    with file.open("rb") as opened:
+    with regular(file).open("rb") as opened:
         if not is_pointer(opened.read(len(_START))):
             return None
     return (

@@ -17,7 +17,7 @@ import numpy as np
 
 from flamingo_jax.checkpoint.arrays import first_line
 from flamingo_jax.conversion.reading import ConversionError, local
-from flamingo_jax.core.paths import PathLike
+from flamingo_jax.core.paths import PathLike, regular
 
 
 def read_tree(path: PathLike) -> dict[str, dict[str, np.ndarray]]:
@@ -32,7 +32,7 @@ def read_tree(path: PathLike) -> dict[str, dict[str, np.ndarray]]:
     """
     file = local(path)
     try:
-        content = _Reader(io.BytesIO(file.read_bytes())).load()
+        content = _Reader(io.BytesIO(regular(file).read_bytes())).load()
     except ConversionError as error:
         raise ConversionError(f"{file} is not read: {error}") from error
     except FileNotFoundError as error:

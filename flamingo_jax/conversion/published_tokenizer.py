@@ -217,7 +217,7 @@ def _of_model(content: bytes) -> _Vocabulary:
 def _vocabulary_file(directory: Path) -> tuple[Path, list[str]]:
     """Returns (the file of the pieces, notes)."""
     model, content = directory / FILE_NAME, directory / JSON_NAME
-    problem = _problem(model.read_bytes()) if model.exists() else None
+    problem = _problem(paths.regular(model).read_bytes()) if model.exists() else None
     if model.exists() and problem is None:
         return model, []
     if content.exists():

@@ -159,7 +159,7 @@ class Torch:
         torch = package("torch")
         self._path = local(path)
         with _reporting(self._path):
-            with self._path.open("rb") as file:
+            with paths.regular(self._path).open("rb") as file:
                 # In a zip file the tensors stay on disk until they are read. A file in the format
                 # before 2020 is read completely.
                 is_zip = file.read(2) == b"PK"
@@ -415,13 +415,14 @@ def local(path: PathLike) -> Path:
 
     Raises:
         ConversionError: if it is on an object store.
+        PathError: if it is a pipe or a device.
     """
     if not paths.is_local(path):
         raise ConversionError(
             f"{path} is not on a file system: copy it to a local disk first; --output may be on "
             "gs://."
         )
-    return Path(path)
+    return Path(path) if Path(path).is_dir() else paths.regular(path)
 
 
 @contextlib.contextmanager

@@ -217,9 +217,8 @@ def _source_hash() -> str:
             if is_directory:
                 add(entry)
             elif entry.suffix == ".py":
-                digest.update(
-                    f"{entry.name} {hashlib.sha256(entry.read_bytes()).hexdigest()}\n".encode()
-                )
+                of_file = hashlib.sha256(paths.regular(entry).read_bytes()).hexdigest()
+                digest.update(f"{entry.name} {of_file}\n".encode())
 
     add(paths.Path(__file__).parent.parent)
     return digest.hexdigest()[:16]

@@ -10,12 +10,15 @@ import re
 import signal
 import sys
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from types import TracebackType
 
 from absl import logging
 
 from flamingo_jax.core import exit_status, paths
+
+# absl's message on a flag that must be given
+_MISSING = re.compile(r"flag --(\w+)=None: Flag --\1 must have a value other than None\.")
 
 
 def with_user_paths(argv: Sequence[str]) -> list[str]:
@@ -43,6 +46,33 @@ def with_user_paths(argv: Sequence[str]) -> list[str]:
         ]
         found.append(flag[1] + ",".join(values))
     return found
+
+
+def parsed(
+    words: Sequence[str], parse: Callable[[Sequence[str]], list[str]], error: type[Exception]
+) -> list[str]:
+    """Parses the flags of absl, and returns the program's name and the arguments that are none.
+
+    Args:
+        words: the command line.
+        parse: absl.flags.FLAGS.
+        error: absl.flags.Error.
+
+    Raises:
+        SystemExit: a flag is missing, not known, or has a wrong value. The message is one line,
+            for all flags that are missing.
+    """
+    try:
+        return parse(list(words))
+    except error as found:
+        lines = str(found).splitlines()
+    missing = [_MISSING.fullmatch(line) for line in lines]
+    if all(missing):
+        names = sorted({f"--{each[1]}" for each in missing if each})
+        problem = f"{', '.join(names)} {'is' if len(names) == 1 else 'are'} missing"
+    else:
+        problem = " ".join(line.strip() for line in lines).removesuffix(".").replace(" ?", "?")
+    sys.exit(f"{problem}{'' if problem.endswith('?') else '.'} --help lists the flags.")
 
 
 @contextlib.contextmanager

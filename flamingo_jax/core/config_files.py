@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import re
 import runpy
 import sys
 import traceback
@@ -22,7 +23,7 @@ from ml_collections import config_dict
 from flamingo_jax.core import overrides
 from flamingo_jax.core.config import ConfigError, from_dict
 from flamingo_jax.core.overrides import Override
-from flamingo_jax.core.paths import Path
+from flamingo_jax.core.paths import Path, regular
 
 T = TypeVar("T")
 
@@ -35,17 +36,23 @@ def root() -> Path:
     return bundled if bundled.exists() else _PACKAGE.parent
 
 
-def find(config: str) -> str:
-    """Converts NAME[:ARGUMENT] to FILE[:ARGUMENT], and lets the file import `configs`.
+def find(config: str) -> tuple[str, list[str]]:
+    """Converts NAME[:ARGUMENT] to (FILE, ARGUMENT), and lets the file import `configs`.
+
+    A path may contain colons. The file is the longest part before a colon, or the whole, that is an
+    existing file. If none is, the name ends at the first colon.
 
     Args:
         config: a name below configs/ ("tiny", "ablations.contrastive_data"), or a file, each with
             an optional ":ARGUMENT".
 
+    Returns:
+        The file, and [argument], or [] if there is none.
+
     Raises:
         SystemExit: if there is no config of this name, or no such file.
     """
-    name, colon, argument = config.partition(":")
+    name, colon, argument = _parts(config)
     _put_on_import_path(root())
     if "/" in name or name.endswith(".py") or Path(name).exists():
         if not Path(name).is_file():
@@ -62,7 +69,7 @@ def find(config: str) -> str:
             folder = folder.parent
         if in_package:
             _put_on_import_path(folder)
-        return config
+        return name, [argument] if colon else []
     if name not in _names():
         close = difflib.get_close_matches(name, _names(), n=1)
         suggestion = f" Did you mean {close[0]!r}?" if close else ""
@@ -70,7 +77,14 @@ def find(config: str) -> str:
             f"--config={config}: {root() / 'configs'} has no config {name!r}.{suggestion} Give one "
             f"of {', '.join(_names())}, or a file."
         )
-    return f"{root() / 'configs' / name.replace('.', '/')}.py{colon}{argument}"
+    return f"{root() / 'configs' / name.replace('.', '/')}.py", [argument] if colon else []
+
+
+def _parts(config: str) -> tuple[str, str, str]:
+    """Splits as `str.partition(":")` does, at the colon that `find` chooses."""
+    ends = [len(config), *(m.start() for m in reversed(list(re.finditer(":", config))))]
+    end = next((end for end in ends if Path(config[:end]).is_file()), config.find(":"))
+    return (config, "", "") if end < 0 else (config[:end], config[end : end + 1], config[end + 1 :])
 
 
 def load(path: str) -> config_dict.ConfigDict:
@@ -82,7 +96,7 @@ def load(path: str) -> config_dict.ConfigDict:
     Raises:
         SystemExit: if it does not exist, is not Python, has no get_config, or raises an error.
     """
-    file, *argument = find(path).split(":", 1)
+    file, argument = find(path)
     try:
         defined = runpy.run_path(file)
     except Exception as error:  # noqa: BLE001 - the file is a program: it may raise anything
@@ -144,7 +158,7 @@ def _names() -> list[str]:
     return sorted(
         ".".join(path.relative_to(folder).with_suffix("").parts)
         for path in [*folder.glob("*.py"), *folder.glob("*/*.py")]
-        if "\ndef get_config(" in path.read_text()
+        if "\ndef get_config(" in regular(path).read_text()
     )
 
 

@@ -85,7 +85,8 @@ def suggestion(name: str, known: Collection[str], elsewhere: Collection[str], wh
         elsewhere: dotted names of fields at other places.
         what: has the known names.
     """
-    near = [path for path in elsewhere if path.rpartition(".")[2] == name][:1]
+    near = [each for each in known if each.casefold() == name.casefold()]
+    near = near or [path for path in elsewhere if path.rpartition(".")[2] == name][:1]
     near = near or difflib.get_close_matches(name, known, n=1)
     if near:
         return f": did you mean {near[0]!r}?"

@@ -3,7 +3,7 @@
 No other file of the package calls open() or imports pathlib (a test checks it). On a file system a
 rename is atomic. On an object store a single object appears atomically when its upload ends, but a
 directory cannot be renamed at once: there it is written in place, and the last file marks it as
-complete (see `move_directory`).
+complete (see `checkpoint.moves`).
 """
 
 from __future__ import annotations
@@ -28,13 +28,16 @@ from flamingo_jax.core.finite import NonFiniteError
 Path = epath.Path
 PathLike = str | os.PathLike[str]
 
-
 SCHEMES = ("gs://", "s3://")
 _PATTERN = re.compile(r"[][*?\\]")
 
 
 class PathError(OSError):
     """A path cannot be read or written. The message names it and says what to do."""
+
+
+class NotAFileError(PathError):
+    """A pipe, device, socket or directory is in the place of a file."""
 
 
 def from_user(path: str) -> str:
@@ -96,7 +99,7 @@ def flush(path: PathLike) -> None:
     """
     if not is_local(path):
         return
-    handle = os.open(path, os.O_RDONLY)
+    handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # to open a pipe would wait
     try:
         os.fsync(handle)
     except OSError as error:
@@ -104,6 +107,28 @@ def flush(path: PathLike) -> None:
             raise
     finally:
         os.close(handle)
+
+
+def regular(path: PathLike) -> epath.Path:
+    """Returns the path of a file to read. All reads go through it (tests/test_style.py).
+
+    To open a pipe or a device may wait for ever, and so may a library that reads the path.
+
+    Raises:
+        NotAFileError: something else than a file is there. Nothing is raised if nothing is there.
+    """
+    place = epath.Path(path)
+    if is_local(place) and os.path.exists(place) and not os.path.isfile(place):
+        what = "a directory" if place.is_dir() else "a pipe, a socket or a device"
+        raise NotAFileError(f"Cannot read {place}: it is {what}, expected a file.")
+    return place
+
+
+def blocks(path: PathLike) -> Iterator[bytes]:
+    """Yields the content of a file in blocks of 4 MiB; OSError if it cannot be read."""
+    with regular(path).open("rb") as file:
+        while block := file.read(4 << 20):
+            yield block
 
 
 def stamp(path: PathLike) -> tuple[int, ...]:
@@ -128,7 +153,7 @@ def append(path: PathLike, data: bytes) -> bytes:
     Raises:
         OSError: nothing could be written.
     """
-    file = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
+    file = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NONBLOCK, 0o666)
     try:
         return data[os.write(file, data) :]
     finally:
@@ -168,7 +193,9 @@ def read_json(path: PathLike) -> Any:
     """
     file = epath.Path(path)
     try:
-        text = file.read_text()
+        text = regular(file).read_text()
+    except NotAFileError:
+        raise
     except FileNotFoundError as error:
         raise PathError(f"There is no file {file}. Check the path.") from error
     except (OSError, UnicodeDecodeError) as error:
@@ -416,32 +443,6 @@ def written_locally(path: PathLike) -> Iterator[epath.Path]:
             temporary = stack.enter_context(temporary_directory("file-")) / target.name
             yield temporary
             temporary.copy(target, overwrite=True)
-
-
-def move_directory(source: PathLike, target: PathLike) -> epath.Path:
-    """Renames a complete directory to `target`, and removes the directory or link that was there.
-
-    On a file system the new content appears at once. On an object store, epath copies and deletes
-    object by object: write in place there instead.
-
-    Raises:
-        PathError: if the rename fails; then the old content is restored.
-    """
-    new, old = epath.Path(source), epath.Path(target)
-    aside = temporary_sibling(old) if old.exists() else None
-    try:
-        if aside:
-            old.rename(aside)
-        new.rename(old)
-    except OSError as error:
-        if aside and aside.exists() and not old.exists():
-            aside.rename(old)
-        raise PathError(
-            f"Cannot move {new} to {old}: {_reason(error)}. Give a writable place."
-        ) from error
-    if aside:
-        aside.unlink() if os.path.islink(aside) else aside.rmtree()
-    return old
 
 
 def _reason(error: Exception) -> str:

@@ -22,7 +22,7 @@ from typing import Any, Literal
 from ml_collections import config_dict
 
 from flamingo_jax.core.config import ConfigError
-from flamingo_jax.core.fields import arms_of, is_dict, is_section, type_name
+from flamingo_jax.core.fields import arms_of, hints_of, is_dict, is_section, type_name
 
 NONE = ("None", "none")
 _TRUE = ("true", "t", "yes", "y", "on", "1")
@@ -185,4 +185,17 @@ def _whole(text: str) -> int | None:
 
 def _error(hint: Any, text: str, where: str, end: str = ".") -> ConfigError:
     shown = repr(text) if len(text) <= _LONGEST_SHOWN else f"{text[:_LONGEST_SHOWN]!r}..."
-    return ConfigError(f"{where} is {shown}; expected {type_name(hint)}{end}")
+    return ConfigError(f"{where} is {shown}; expected {_in_words(hint, where)}{end}")
+
+
+def _in_words(hint: Any, where: str) -> str:
+    """Returns what the command line expects of a type: of a section, one of its fields."""
+    for arm in arms_of(hint):
+        name = ".NAME" if is_dict(arm) else ""
+        section = typing.get_args(arm)[1] if is_dict(arm) else arm
+        if is_section(section):
+            fields = list(hints_of(section))
+            return (
+                f"one of its fields, as in --{where}{name}.{fields[0]}=VALUE: {', '.join(fields)}"
+            )
+    return type_name(hint)

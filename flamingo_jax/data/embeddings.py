@@ -17,7 +17,7 @@ from typing import BinaryIO, TextIO
 import numpy as np
 from jaxtyping import Float
 
-from flamingo_jax.core.paths import Path, PathLike, written_locally
+from flamingo_jax.core.paths import Path, PathLike, regular, written_locally
 
 # Bytes of the hash in a key.
 _HASH = 8
@@ -125,7 +125,7 @@ class Embeddings:
                 "with python -m flamingo_jax.evaluate --task=embed."
             )
         try:
-            self.rows = np.load(os.fspath(file), mmap_mode="r", allow_pickle=False)
+            self.rows = np.load(os.fspath(regular(file)), mmap_mode="r", allow_pickle=False)
         except (ValueError, EOFError) as error:
             raise ValueError(
                 f"{file} cannot be read: {error}. It is cut off or damaged: write it again."
@@ -149,7 +149,7 @@ class Embeddings:
         Raises:
             ValueError: the number of keys and rows differs.
         """
-        with (self._directory / KEYS).open("r", encoding="utf-8") as lines:
+        with regular(self._directory / KEYS).open("r", encoding="utf-8") as lines:
             for start in range(0, len(self), size):
                 rows = np.asarray(self.rows[start : start + size])
                 keys = [line.rstrip("\n") for _, line in zip(rows, lines, strict=False)]

@@ -6,7 +6,7 @@ One program embeds the images of a directory; another finds them again by their 
 import os
 from collections.abc import Iterable, Iterator
 
-from flamingo_jax.core.paths import Path, PathLike
+from flamingo_jax.core.paths import Path, PathLike, regular
 from flamingo_jax.core.paths import is_local as is_local  # for data_pipelines too
 from flamingo_jax.core.paths import listed as listed
 from flamingo_jax.core.paths import temporary_file as temporary_file
@@ -70,6 +70,22 @@ def _below(directory: Path, with_clutter: bool, above: tuple[str, ...]) -> Itera
             yield from _below(path, with_clutter, (*above, real))
         else:
             yield path
+
+
+def not_files(directory: PathLike) -> Iterator[Path]:
+    """Yields the devices, pipes and sockets of a directory, which `listed` leaves out.
+
+    A library that opens what has the name of its file may wait for ever.
+    """
+    if is_local(directory):
+        known = {entry.name for entry, _ in listed(directory)}
+        yield from (entry for entry in Path(directory).iterdir() if entry.name not in known)
+
+
+def refuse_pipes(directory: PathLike) -> None:
+    """Raises NotAFileError if a directory holds one of `not_files`."""
+    for entry in not_files(directory):
+        regular(entry)
 
 
 def without_clutter(directory: PathLike) -> list[tuple[Path, bool]]:

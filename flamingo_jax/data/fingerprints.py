@@ -20,6 +20,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+from flamingo_jax.core import paths
 from flamingo_jax.core.paths import Path, PathError, PathLike
 from flamingo_jax.tokenizers import base as tokenizer_lib
 
@@ -109,14 +110,14 @@ def _size(file: Path) -> int:
 def _hash(file: Path, size: int, *, whole: bool) -> str:
     digest = hashlib.sha256()
     try:
-        with file.open("rb") as content:
-            if whole:
-                while part := content.read(1 << 22):
-                    digest.update(part)
-            else:
-                for start in (0, max(0, size // 2 - BLOCK // 2), max(0, size - BLOCK)):
-                    content.seek(start)
-                    digest.update(content.read(BLOCK))
+        if whole:
+            for block in paths.blocks(file):
+                digest.update(block)
+            return digest.hexdigest()
+        with paths.regular(file).open("rb") as content:
+            for start in (0, max(0, size // 2 - BLOCK // 2), max(0, size - BLOCK)):
+                content.seek(start)
+                digest.update(content.read(BLOCK))
     except OSError as error:
         raise _unreadable(file, error) from error
     return digest.hexdigest()
@@ -124,7 +125,7 @@ def _hash(file: Path, size: int, *, whole: bool) -> str:
 
 def _hash_if_there(file: Path) -> str:
     try:
-        return _short(file.read_bytes()) if file.exists() else ""
+        return _short(paths.regular(file).read_bytes()) if file.exists() else ""
     except OSError as error:
         raise _unreadable(file, error) from error
 

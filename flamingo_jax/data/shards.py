@@ -17,7 +17,14 @@ from collections.abc import Set as AbstractSet
 
 from array_record.python import array_record_module
 
-from flamingo_jax.core.paths import Path, PathLike, is_local, temporary_directory, written_locally
+from flamingo_jax.core.paths import (
+    Path,
+    PathLike,
+    is_local,
+    regular,
+    temporary_directory,
+    written_locally,
+)
 from flamingo_jax.data.schema import RECORDS, Document, Record, features, to_example
 
 NAME = "records"  # the first part of every file name: the directory may be renamed
@@ -104,7 +111,7 @@ def drop(path: PathLike, positions: AbstractSet[int], kind: str) -> Shard:
             local = stack.enter_context(temporary_directory("shard-")) / source.name
             source = source.copy(local)
         reader = stack.enter_context(
-            contextlib.closing(array_record_module.ArrayRecordReader(os.fspath(source)))
+            contextlib.closing(array_record_module.ArrayRecordReader(os.fspath(regular(source))))
         )
         writer = stack.enter_context(writing(path, kind))
         for position in range(reader.num_records()):

@@ -23,6 +23,7 @@ from flamingo_jax.core.config import ConfigError
 from flamingo_jax.core.paths import Path, PathError, PathLike
 from flamingo_jax.data import fingerprints
 from flamingo_jax.data.config import Background, ImageFit
+from flamingo_jax.data.files import listed, refuse_pipes
 from flamingo_jax.data.fingerprints import Piece
 from flamingo_jax.data.images import read
 from flamingo_jax.data.rejected import BrokenDataset
@@ -55,6 +56,7 @@ class Source:
         FileNotFoundError: there is no dataset at `path`, or one of its files is missing.
         ConfigError: the split does not exist, is empty, or is not in ArrayRecord format.
         BrokenDataset: its metadata are damaged, or its records have an unknown kind.
+        PathError: a pipe is in the place of one of its files.
     """
 
     def __init__(self, path: PathLike, split: str = "train"):
@@ -65,6 +67,7 @@ class Source:
             raise FileNotFoundError(
                 f"There is no dataset at {path}: dataset_info.json is missing. Check the path."
             )
+        refuse_pipes(path)
         try:
             builder = tfds.builder_from_directory(str(path))
             self.kind = kind_of(builder.info.features.keys())
@@ -92,7 +95,7 @@ class Source:
         ]
         self._ends = np.cumsum([shard.count for shard in self._pieces])
         # One listing, because asking a bucket for each file is slow.
-        present = {file.name for file in Path(path).iterdir()}
+        present = {file.name for file, is_directory in listed(path) if not is_directory}
         if missing := [name for name in self._files if name not in present]:
             raise FileNotFoundError(
                 f"The dataset at {path} lacks {len(missing)} of its {len(self._files)} files, the "

@@ -10,11 +10,15 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from flamingo_jax.core.paths import Path, PathLike
+from flamingo_jax.data.files import refuse_pipes
 
 
 def is_prepared(directory: PathLike) -> bool:
-    """Returns True if a directory is a dataset of TFDS."""
-    return (Path(directory) / "dataset_info.json").exists()
+    """Returns True if a directory is a dataset of TFDS; NotAFileError if it has a pipe."""
+    if not (Path(directory) / "dataset_info.json").exists():
+        return False
+    refuse_pipes(directory)
+    return True
 
 
 def examples(directory: PathLike, split: str) -> Sequence[Mapping[str, Any]]:

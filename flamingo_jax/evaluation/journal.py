@@ -93,7 +93,7 @@ class Journal:
             return
         try:
             new = "".join(f"{line}\n" for line in self._lines[self._num_written :])
-            with self._file.open("ab") as file:
+            with paths.regular(self._file).open("ab") as file:
                 file.write(paths.to_utf8(new))
         except OSError as error:
             raise paths.PathError(
@@ -133,7 +133,7 @@ def _whole_lines(file: Path) -> list[str]:
     """Returns the lines of a journal up to the first that is not JSON: that one was cut off."""
     if not file.exists():
         return []
-    *lines, _ = file.read_bytes().split(b"\n")  # the last is empty or cut off
+    *lines, _ = paths.regular(file).read_bytes().split(b"\n")  # the last is empty or cut off
     whole = []
     for line in lines:
         try:

@@ -25,7 +25,7 @@ from flamingo_jax.checkpoint.card import CARD
 from flamingo_jax.checkpoint.export import describe_checkpoint
 from flamingo_jax.core import agreement
 from flamingo_jax.core.config import to_dict
-from flamingo_jax.core.paths import Path, PathError, only_writer, read_json
+from flamingo_jax.core.paths import Path, PathError, only_writer, read_json, regular
 from flamingo_jax.core.processes import Cluster
 from flamingo_jax.evaluation import comparison, embed, few_shot, predictions, registry, task
 from flamingo_jax.evaluation.config import EvaluateConfig
@@ -137,7 +137,9 @@ def _facts(config: EvaluateConfig, checkpoint: str) -> dict[str, Any]:
     del fields["towers"]
     files = [opened.path / name for name in (manifest.NAME, CARD)]
     content = [
-        hashlib.sha256(file.read_bytes()).hexdigest()[:16] for file in files if file.exists()
+        hashlib.sha256(regular(file).read_bytes()).hexdigest()[:16]
+        for file in files
+        if file.exists()
     ]
     return {
         "config": fields,

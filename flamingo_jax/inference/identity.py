@@ -82,9 +82,8 @@ def _of_file(path: Path) -> bytes:
         if state in _known:
             return _known[state]
         digest = hashlib.blake2b(f"{images.VERSION} \0".encode(), digest_size=16)
-        with path.open("rb") as file:
-            while part := file.read(1 << 24):
-                digest.update(part)
+        for block in paths.blocks(path):
+            digest.update(block)
     except OSError as error:
         raise PromptError(
             f"prompt: the file {str(path)!r} cannot be read ({error.strerror or error})."

@@ -20,7 +20,7 @@ import numpy as np
 import PIL.Image
 from jaxtyping import UInt8
 
-from flamingo_jax.core.paths import Path, PathLike
+from flamingo_jax.core.paths import Path, PathLike, regular
 from flamingo_jax.data.config import Background, ImageFit
 from flamingo_jax.data.images import colours, video
 from flamingo_jax.data.images import read as images
@@ -119,7 +119,7 @@ def load_frames(
     if isinstance(visual, Image):
         path, what = existing(visual), f"the file {str(visual.path)!r}"
         with _unreadable(what):
-            encoded = path.read_bytes()
+            encoded = regular(path).read_bytes()
     elif isinstance(visual, PIL.Image.Image):
         encoded, what = images.encoded_of(visual), "a PIL image"
     if encoded is not None:
@@ -190,7 +190,7 @@ def _clip(
 ) -> np.ndarray:
     path = existing(visual)
     try:
-        with path.open("rb") as file:
+        with regular(path).open("rb") as file:
             return video.decode_clip(
                 file,
                 image_size,

@@ -13,7 +13,7 @@ from typing import Any
 
 import jax
 
-from flamingo_jax.core.paths import Path
+from flamingo_jax.core.paths import Path, regular
 from flamingo_jax.planning import hlo
 
 _ALLOCATION = re.compile(r"^allocation \d+: size (\d+)(.*)$")
@@ -99,7 +99,9 @@ def of_refused(
         return None, []
     text = notes[-1].parent / (notes[-1].name.removesuffix(_NOTES) + _TEXT)
     return read_assignment(
-        notes[-1].read_text(), text.read_text() if text.exists() else "", most=most
+        regular(notes[-1]).read_text(),
+        regular(text).read_text() if text.exists() else "",
+        most=most,
     )
 
 

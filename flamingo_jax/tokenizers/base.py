@@ -23,7 +23,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Protocol, SupportsInt, TypeVar, runtime_checkable
 
-from flamingo_jax.core.paths import Path, PathLike
+from flamingo_jax.core.paths import Path, PathLike, regular
 from flamingo_jax.tokenizers import markers as markers_lib
 from flamingo_jax.tokenizers import prefix as prefix_lib
 from flamingo_jax.tokenizers.markers import EOC, Markers
@@ -410,8 +410,8 @@ def files(path: PathLike) -> dict[str, bytes]:
     names = (markers_lib.FILE_NAME, *(SPECIAL_TOKENS_NAMES if file.suffix == ".json" else ()))
     others = [file.parent / name for name in names]
     name = JSON_NAME if file.suffix == ".json" else FILE_NAME
-    content = {name: file.read_bytes()} | {
-        other.name: other.read_bytes() for other in others if other.exists()
+    content = {name: regular(file).read_bytes()} | {
+        other.name: regular(other).read_bytes() for other in others if other.exists()
     }
     if name == FILE_NAME and prefix_lib.has_prefix_in(content[name]):
         config = prefix_lib.stated(file.parent, prefix_lib.read(file.parent))

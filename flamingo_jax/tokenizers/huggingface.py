@@ -13,7 +13,7 @@ from typing import Any
 
 import tokenizers
 
-from flamingo_jax.core.paths import Path, PathLike, write_atomically, write_json
+from flamingo_jax.core.paths import Path, PathLike, regular, write_atomically, write_json
 from flamingo_jax.tokenizers import markers as markers_lib
 from flamingo_jax.tokenizers.base import (
     JSON_NAME,
@@ -128,7 +128,7 @@ class HuggingFaceTokenizer(WithNewTokens):
         file = find(path, (JSON_NAME,))
         pieces = _special_tokens(file.parent)
         return cls(
-            file.read_bytes(),
+            regular(file).read_bytes(),
             new_tokens,
             bos=bos or pieces.get("bos"),
             eos=eos or pieces.get("eos"),
@@ -201,7 +201,7 @@ def _special_tokens(directory: Path) -> dict[str, str]:
         if not file.exists():
             continue
         try:
-            fields: Any = json.loads(file.read_text())
+            fields: Any = json.loads(regular(file).read_text())
         except ValueError as error:
             raise ValueError(f"{file} is not JSON: {error}.") from error
         if not isinstance(fields, dict):

@@ -15,7 +15,7 @@ import dataclasses
 import json
 
 from flamingo_jax.core.config import ConfigError, from_dict, to_dict
-from flamingo_jax.core.paths import Path, PathLike, write_json
+from flamingo_jax.core.paths import Path, PathLike, regular, write_json
 
 EOC = "<EOC>"  # end of chunk: after the text that belongs to an image
 IMAGE_TAG = "<image>"  # in the place of an image
@@ -79,7 +79,7 @@ def read(directory: Path) -> Markers:
     if not file.exists():
         return PAPER
     try:
-        return from_dict(Markers, json.loads(file.read_text()), where=FILE_NAME)
+        return from_dict(Markers, json.loads(regular(file).read_text()), where=FILE_NAME)
     except (ValueError, ConfigError) as error:
         raise ValueError(f"{file} does not say how prompts are written: {error}") from error
 

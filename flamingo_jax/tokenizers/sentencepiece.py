@@ -7,7 +7,7 @@ from typing import Literal
 
 import sentencepiece
 
-from flamingo_jax.core.paths import Path, PathLike, write_atomically, write_json
+from flamingo_jax.core.paths import Path, PathLike, regular, write_atomically, write_json
 from flamingo_jax.tokenizers import markers as markers_lib
 from flamingo_jax.tokenizers import prefix as prefix_lib
 from flamingo_jax.tokenizers.base import FILE_NAME, Before, WithNewTokens, find
@@ -70,7 +70,7 @@ class SentencePieceTokenizer(WithNewTokens):
         """
         file = find(path, (FILE_NAME,))
         markers, prefix = markers_lib.read(file.parent), prefix_lib.read(file.parent)
-        return cls(file.read_bytes(), new_tokens, markers, prefix)
+        return cls(regular(file).read_bytes(), new_tokens, markers, prefix)
 
     def save(self, directory: PathLike) -> None:
         """Writes tokenizer.model, the markers, and where the prefix is written into `directory`.

@@ -17,7 +17,7 @@ from flamingo_jax.core.config import ConfigError
 from flamingo_jax.core.finite import NonFiniteError
 from flamingo_jax.core.notation import Array
 from flamingo_jax.data.rejected import describe_reasons
-from flamingo_jax.training.logs import Log
+from flamingo_jax.training.logs import Log, number
 from flamingo_jax.training.state import TrainState
 from flamingo_jax.training.unreported import Rows, to_json
 
@@ -177,11 +177,12 @@ def below(
         logged: the numbers in metrics.jsonl of the step at which `stop` is called first.
     """
     attempt = _attempt(function, "not_finite", report)
-    known = {
-        name.removeprefix(_PROBE): value
-        for name, value in (logged or {}).items()
-        if name.startswith(_PROBE)
-    }
+    known: dict[str, float] = {}
+    for name, value in (logged or {}).items():
+        if name.startswith(_PROBE) and (plain := number(value)) is not None:
+            known[name.removeprefix(_PROBE)] = plain
+        elif name.startswith(_PROBE):
+            report(f"{name} in metrics.jsonl is {value!r:.40}, no number: it is measured again.")
 
     def stop(moment: Moment) -> bool:
         found = dict(known)

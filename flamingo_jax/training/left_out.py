@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from flamingo_jax.core import ranges
+from flamingo_jax.core.config import FieldError
 
 _MOST_DIGITS = 20  # more than the largest number has; Python does not read thousands
 
@@ -27,15 +28,15 @@ def spans(texts: Sequence[str]) -> dict[str, tuple[Span, ...]]:
     """Returns {dataset: spans in order, none of which touch} of texts "DATASET:FIRST:END".
 
     Raises:
-        ValueError: a text is of another form.
+        FieldError: a text is of another form.
     """
     found: dict[str, list[Span]] = {}
     for text in texts:
         name, *ends = text.rsplit(":", 2)
         is_span = bool(name) and len(ends) == 2 and all(map(ranges.whole(0).holds, map(_of, ends)))
         if not is_span or _of(ends[0]) >= _of(ends[1]):
-            raise ValueError(
-                f"resume.skip_batches has {text!r}; expected DATASET:FIRST:END, such as text:5:7 "
+            raise FieldError(
+                f"skip_batches has {text!r}; expected DATASET:FIRST:END, such as text:5:7 "
                 f"for the batches 5 and 6 of dataset text, with numbers up to {ranges.INT32}."
             )
         found.setdefault(name, []).append(Span(int(ends[0]), int(ends[1])))

@@ -62,12 +62,9 @@ def read_lines(path: paths.Path) -> ReportLines:
     Raises:
         OSError: it cannot be read, or is no plain file.
     """
-    # A device or a pipe, which `listed` leaves out, may have no end.
-    if path.exists() and (path, False) not in paths.listed(path.parent):
-        raise paths.PathError(f"{path} is no file")
     if _leads_nowhere(path):
         raise paths.PathError(f"{path} is a link to nothing")
-    data = path.read_bytes() if path.exists() else b""
+    data = paths.regular(path).read_bytes() if path.exists() else b""
     found = ReportLines([], [], not data or data.endswith(b"\n"))
     for line in data.split(b"\n"):
         if not line.strip():
@@ -99,10 +96,20 @@ def _parse(line: bytes) -> Numbers | None:
     return report if isinstance(step, int) and step >= 0 and not isinstance(step, bool) else None
 
 
+def number(value: object) -> float | None:
+    """Returns a value of a report as a float; None for a list, None, or what no float holds."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    try:
+        return float(value)
+    except OverflowError:
+        return None
+
+
 def _skipped(report: Numbers) -> int:
     """Returns how many updates a report says were skipped; 0 if that is no finite number."""
-    count = report.get("skipped")
-    return int(count) if isinstance(count, int | float) and math.isfinite(count) else 0
+    count = number(report.get("skipped"))
+    return int(count) if count is not None and math.isfinite(count) else 0
 
 
 def _is_value(value: object) -> bool:
@@ -234,7 +241,9 @@ class MetricsFile:
                 while data:
                     data = paths.append(aside, data)
             else:
-                aside.write_bytes((aside.read_bytes() if aside.exists() else b"") + data)
+                aside.write_bytes(
+                    (paths.regular(aside).read_bytes() if aside.exists() else b"") + data
+                )
         except Exception as error:  # noqa: BLE001
             self._report(
                 f"{self._path} has {len(lines)} damaged lines. They stay there, because {aside} "

@@ -162,6 +162,8 @@ def _read(workdir: paths.Path) -> dict[str, Any] | None:
             return found if isinstance(found, dict) and isinstance(found.get("id"), str) else None
         except (FileNotFoundError, ValueError):
             return None
+        except paths.NotAFileError:
+            raise
         except OSError as error:
             if attempt == _ATTEMPTS - 1:
                 raise paths.PathError(
@@ -173,7 +175,9 @@ def _read(workdir: paths.Path) -> dict[str, Any] | None:
 
 
 def _text(file: paths.Path) -> str:
-    content = file.read_bytes() if paths.is_local(file) else object_store.read(str(file))
+    content = (
+        paths.regular(file).read_bytes() if paths.is_local(file) else object_store.read(str(file))
+    )
     return content.decode()
 
 

@@ -296,4 +296,4 @@ def _check_tokenizer(directory: paths.Path, card: Mapping[str, Any], config: Tra
 
 
 def _pieces(path: paths.PathLike) -> bytes:
-    return tokenizer_lib.find(path).read_bytes()
+    return paths.regular(tokenizer_lib.find(path)).read_bytes()

@@ -20,6 +20,7 @@ from flamingo_jax.checkpoint import card as card_lib
 from flamingo_jax.checkpoint import manifest, sealed_save
 from flamingo_jax.checkpoint.arrays import CheckpointError
 from flamingo_jax.checkpoint.export import describe_checkpoint, export, open_checkpoint
+from flamingo_jax.checkpoint.manifest import DamageError
 from flamingo_jax.checkpoint.partial import load_towers
 from flamingo_jax.checkpoint.store import Store, check_step, steps
 from flamingo_jax.checkpoint.verify import verify
@@ -87,6 +88,11 @@ def emptied(directory):
 
 
 # what happens to the newest step, and what is said of it
+def into_a_pipe(file):
+    file.unlink()
+    os.mkfifo(file)
+
+
 DAMAGE = {
     "bit": (lambda step: flip(largest(step)), r"state/.*d/\w+: changed: got hash \w+, expected"),
     "cut": (lambda step: cut(largest(step)), r"state/.*: cut off: got [\d,]+ bytes, expected"),
@@ -99,6 +105,15 @@ DAMAGE = {
     "a directory": (
         lambda step: ((step / "data" / "metadata").unlink(), (step / "data" / "metadata").mkdir()),
         "data/metadata: not a file",
+    ),
+    "a pipe": (lambda step: into_a_pipe(largest(step)), "state/.*: not a file"),
+    "a pipe that no manifest lists": (
+        lambda step: os.mkfifo(step / "state" / "zarr.json"),
+        "state/zarr.json: not a file",
+    ),
+    "a pipe for a manifest": (
+        lambda step: into_a_pipe(step / "manifest.json"),
+        "manifest.json: not a file",
     ),
     "no manifest": (lambda step: (step / "manifest.json").unlink(), "manifest.json: missing"),
     "half a manifest": (lambda step: cut(step / "manifest.json"), "manifest.json: .* cut off"),
@@ -220,6 +235,38 @@ def test_a_step_of_an_older_version_is_read_with_a_line(workdir):
         assert store.latest_step() == 2 and "not a JSON object" in lines[-1]
 
 
+def test_damage_next_to_the_checkpoints_is_no_checkpoint(workdir):
+    """It is there if checkpoints/ is a link to another file system."""
+    there = workdir / "checkpoints"
+    shutil.copytree(there / "3", there / "damaged" / "3")
+    with Store(workdir, CONFIG) as store:
+        assert store.latest_step() == 3
+        assert store.save(4, state(4), {"pages": 4})
+    assert steps(workdir)[-1] == 4 and (there / "damaged" / "3" / "manifest.json").exists()
+
+
+def test_a_pipe_in_a_step_without_a_manifest_is_damage(workdir):
+    """Nothing is hashed there, and orbax would wait for ever."""
+    for name in ("manifest.json", "_CHECKPOINT_METADATA"):
+        (workdir / "checkpoints" / "3" / name).unlink()
+    (workdir / "checkpoints" / "3" / "_CHECKPOINT_METADATA").write_text("{}")
+    into_a_pipe(largest(workdir / "checkpoints" / "3"))
+    with pytest.raises(DamageError, match="state/.*: not a file"):
+        check_step(workdir, 3)
+
+
+def test_an_export_of_an_older_version_is_one_line_of_the_first_process(
+    workdir, monkeypatch, caplog
+):
+    (workdir / "export" / "manifest.json").unlink()
+    monkeypatch.setattr(card_lib, "_unchecked", set())
+    for index in (1, 0, 0):
+        monkeypatch.setattr(jax, "process_index", lambda index=index: index)
+        assert card_lib.check_files(workdir / "export", {}) is None
+        lines = [record.getMessage() for record in caplog.records]
+        assert sum("cannot be checked" in line for line in lines) == (index == 0)
+
+
 def test_a_file_that_may_not_be_read_is_not_damaged(workdir, monkeypatch):
     def refused(file):
         raise PermissionError(13, "Permission denied", str(file))
@@ -251,7 +298,7 @@ def test_every_file_of_a_step_and_of_an_export_is_checked(workdir):
             check()
 
 
-@pytest.mark.parametrize("kind", ["bit", "cut", "gone"])
+@pytest.mark.parametrize("kind", ["bit", "cut", "gone", "a pipe"])
 def test_a_damaged_export_is_noticed_however_it_is_opened(workdir, kind):
     DAMAGE[kind][0](workdir / "export")
     place = workdir / "export"

@@ -8,6 +8,7 @@ import sys
 import textwrap
 
 import pytest
+from absl import flags
 
 from flamingo_jax.core import command_line
 
@@ -46,6 +47,37 @@ def test_other_arguments_are_kept(word):
 def test_a_file_system_that_is_not_known(url):
     with pytest.raises(SystemExit, match=f"--checkpoint={url}: .*:// cannot be read. Give a local"):
         command_line.with_user_paths([f"--checkpoint={url}"])
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ([], "--config, --workdir are missing. --help lists the flags."),
+        (["--config=a"], "--workdir is missing. --help lists the flags."),
+        (["--confg=a"], "Unknown command line flag 'confg'. Did you mean: config? --help"),
+        (["--config=a", "--workdir=b", "--steps=x"], "flag --steps=x: invalid literal for int()"),
+        (["--config=a", "--workdir"], "Missing value for flag --workdir"),
+    ],
+)
+def test_a_wrong_flag_is_one_line(words, message):
+    values = flags.FlagValues()
+    for name in ("config", "workdir"):
+        flags.DEFINE_string(name, None, "", flag_values=values, required=True)
+    flags.DEFINE_integer("steps", 0, "", flag_values=values)
+    with pytest.raises(SystemExit) as end:
+        command_line.parsed(["prog", *words], values, flags.Error)
+    assert str(end.value).startswith(message) and "\n" not in str(end.value)
+
+
+@pytest.mark.parametrize(
+    ("program", "message"),
+    [
+        ("flamingo_jax.train", "--config, --workdir are missing. --help lists the flags."),
+        ("flamingo_jax.checkpoint", "UsageError: Expected: verify DIR [DIR ...]."),
+    ],
+)
+def test_programs_without_their_flags_say_one_line(run_program, program, message):
+    assert run_program("-m", program, status=1).stderr.splitlines() == [message]
 
 
 def test_a_reader_that_stops_reading():

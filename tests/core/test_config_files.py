@@ -11,12 +11,25 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
 
 def test_names_and_files():
     tiny = str(ROOT / "configs" / "tiny.py")
-    assert config_files.find("tiny:flamingo") == f"{tiny}:flamingo"
-    assert config_files.find("tiny") == tiny
-    assert config_files.find("ablations.contrastive_data:ltip,/data").endswith(
-        "ablations/contrastive_data.py:ltip,/data"
-    )
-    assert config_files.find("configs/tiny.py:flamingo") == "configs/tiny.py:flamingo"
+    assert config_files.find("tiny:flamingo") == (tiny, ["flamingo"])
+    assert config_files.find("tiny") == (tiny, [])
+    file, argument = config_files.find("ablations.contrastive_data:ltip,/data")
+    assert file.endswith("ablations/contrastive_data.py") and argument == ["ltip,/data"]
+    assert config_files.find("configs/tiny.py:flamingo") == ("configs/tiny.py", ["flamingo"])
+
+
+def test_a_path_with_colons(tmp_path):
+    """The longest part that is a file is the file."""
+    (tmp_path / "a:b").mkdir()
+    file, longer = tmp_path / "a:b" / "c.py", tmp_path / "a:b" / "c.py:d"
+    file.write_text("import ml_collections\ndef get_config(x=''): return {'x': x}")
+    assert config_files.find(str(file)) == (str(file), [])
+    assert config_files.load(f"{file}:d:e").x == "d:e"
+    assert config_files.find(f"{file}:") == (str(file), [""])
+    longer.write_text("")
+    assert config_files.find(f"{file}:d:e") == (str(longer), ["e"])
+    with pytest.raises(SystemExit, match="there is no file .*/a. Give another"):
+        config_files.find(str(tmp_path / "a:b" / "nothing.py"))
 
 
 @pytest.mark.parametrize(

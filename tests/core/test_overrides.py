@@ -224,7 +224,17 @@ def test_a_config_that_leaves_out_fields_takes_them(tmp_path):
         ("steps=_1", "config.steps is '_1'; expected int"),
         ("data.datasets={'a': 1}", r"datasets.a is 1 \(int\); .* the fields of DatasetConfig"),
         ("data.datasets={'a': None}", "datasets.a is None .* the fields of DatasetConfig"),
-        ("data.datasets=3", r"is '3'; expected dict\[str, DatasetConfig\]"),
+        (
+            "data.datasets=3",
+            "is '3'; expected one of its fields, as in --.*datasets.NAME.kind=V",
+        ),
+        (
+            "until=3",
+            "expected one of its fields, as in --config.until.probe=VALUE: probe, metric",
+        ),
+        ("precision=bfloat16", "expected one of its fields, as in --config.precision.*: .*compute"),
+        ("STEPS=3", "config.STEPS: did you mean 'steps'"),
+        ("optimizer.Learning_Rate=3", "did you mean 'learning_rate'"),
         ("evaluate.data=3", r"is '3'; expected dict\[str, str \| None\]"),
         ("seed =1", "Unknown field config.seed : did you mean 'seed'"),
     ],

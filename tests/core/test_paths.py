@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 
@@ -85,33 +86,29 @@ def test_temporary_siblings_differ_and_stay_in_the_directory():
     assert one.parent == Path("/a") and one.name.startswith(".export.")
 
 
-@pytest.mark.parametrize("old", [True, False])
-def test_move_directory_replaces_what_was_there(tmp_path, old):
-    source, target = tmp_path / "source", tmp_path / "target"
-    paths.write_atomically(source / "new", "1")
-    if old:
-        paths.write_atomically(target / "old", "1")
-    paths.move_directory(source, target)
-    assert [p.name for p in target.iterdir()] == ["new"]
-    assert [p.name for p in tmp_path.iterdir()] == ["target"]
+@pytest.mark.parametrize("make", [os.mkfifo, os.mkdir, lambda path: path.symlink_to("/dev/zero")])
+def test_what_is_no_file_is_not_opened(tmp_path, make):
+    place = tmp_path / "a.json"
+    make(place)
+    for read in (paths.regular, paths.read_json, lambda path: list(paths.blocks(path))):
+        with pytest.raises(
+            paths.NotAFileError, match="Cannot read .*a.json: it is a .*, expected a file"
+        ):
+            read(place)
 
 
-def test_move_directory_replaces_a_link_and_keeps_what_it_names(tmp_path):
-    """An export may have been moved to another disk, with a link in its place."""
-    paths.write_atomically(tmp_path / "source" / "new", "1")
-    paths.write_atomically(tmp_path / "other" / "old", "1")
-    (tmp_path / "target").symlink_to(tmp_path / "other")
-    paths.move_directory(tmp_path / "source", tmp_path / "target")
-    assert [p.name for p in (tmp_path / "target").iterdir()] == ["new"]
-    assert [p.name for p in (tmp_path / "other").iterdir()] == ["old"]
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["other", "target"]
+def test_a_pipe_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "a")
+    paths.flush(tmp_path / "a")
+    with pytest.raises(OSError, match="No such device"):
+        paths.append(tmp_path / "a", b"a line")
 
 
-def test_a_failing_move_keeps_the_old_directory(tmp_path):
-    paths.write_atomically(tmp_path / "target" / "old", "1")
-    with pytest.raises(PathError, match=r"Cannot move .*nothing"):
-        paths.move_directory(tmp_path / "nothing", tmp_path / "target")
-    assert [p.name for p in (tmp_path / "target").iterdir()] == ["old"]
+def test_blocks_are_the_content(tmp_path):
+    (tmp_path / "a").write_bytes(bytes(range(256)) * (20 << 10))
+    found = list(paths.blocks(tmp_path / "a"))
+    assert [len(block) for block in found] == [4 << 20, 1 << 20]
+    assert b"".join(found) == (tmp_path / "a").read_bytes()
 
 
 def test_a_text_that_utf_8_does_not_have_is_written_as_an_escape(tmp_path):

@@ -1,5 +1,6 @@
 """Records by number, kept in memory while there is room."""
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -58,6 +59,16 @@ def test_a_missing_file_is_named(datasets, tmp_path):
     directory = damaged(datasets / "documents", tmp_path / "copy", lambda content: None)
     message = "lacks 1 of its 1 files, the first of them records-train.array_record-00000"
     with pytest.raises(FileNotFoundError, match=message):
+        Source(directory)
+
+
+@pytest.mark.parametrize("name", ["dataset_info.json", "features.json", "records"])
+def test_a_pipe_in_the_place_of_a_file_is_not_opened(datasets, tmp_path, name):
+    directory = damaged(datasets / "documents", tmp_path / "copy", lambda content: content)
+    (file,) = directory.glob(f"*{name}*")
+    file.unlink()
+    os.mkfifo(file)
+    with pytest.raises(PathError, match=rf"Cannot read .*{name}.* it is a pipe"):
         Source(directory)
 
 

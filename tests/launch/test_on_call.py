@@ -76,6 +76,31 @@ def test_every_message_exists(texts):
     assert not [message for message in messages() if not is_said(message, texts)]
 
 
+def notes(text: str) -> list[str]:
+    """Returns the lines that a file gives to `report`: for people, while a run goes on."""
+    calls = [node for node in ast.walk(ast.parse(text)) if isinstance(node, ast.Call)]
+    return [
+        found
+        for call in calls
+        if re.fullmatch(r"(self\._)?report", ast.unparse(call.func))
+        for argument in call.args
+        for found in python_texts(ast.unparse(argument))
+        if len(found) > 30  # a whole line, no part of one
+    ]
+
+
+def test_every_note_of_a_run_is_on_the_page():
+    said = [
+        note
+        for folder in ("training", "checkpoint")
+        for path in sorted((ROOT / "flamingo_jax" / folder).rglob("*.py"))
+        for note in notes(path.read_text())
+    ]
+    assert len(said) >= 10
+    page = messages()
+    assert not [note for note in said if not any(is_said(message, [note]) for message in page)]
+
+
 def test_every_message_has_its_meaning_and_what_to_do():
     assert not [row for row in tables("message") if len(row) != 3 or not all(row)]
     assert not [row for row in tables("message") if not re.findall(r"`([^`]+)`", row[0])]

@@ -1,11 +1,15 @@
 """Text to ids and back, for words and for pieces with byte fallback; ids of the new tokens."""
 
+import os
+
 import pytest
 import sentencepiece
 from hypothesis import given
 from hypothesis import strategies as st
 
+from flamingo_jax.core.paths import PathError
 from flamingo_jax.tokenizers.base import Tokenizer, files
+from flamingo_jax.tokenizers.load import load_tokenizer
 from flamingo_jax.tokenizers.markers import Markers
 from flamingo_jax.tokenizers.sentencepiece import SentencePieceTokenizer, train_sentencepiece
 
@@ -18,6 +22,15 @@ def test_special_ids(words, pieces):
     assert words.id("<image>") == words.vocab_size + 1
     with pytest.raises(ValueError, match="'<image>' is neither"):
         pieces.id("<image>")
+
+
+@pytest.mark.parametrize("name", ["tokenizer.model", "prompt.json"])
+def test_a_pipe_is_no_tokenizer(words, tmp_path, name):
+    words.save(tmp_path)
+    (tmp_path / name).unlink(missing_ok=True)
+    os.mkfifo(tmp_path / name)
+    with pytest.raises(PathError, match=f"Cannot read .*{name}: it is a pipe"):
+        load_tokenizer(tmp_path)
 
 
 def test_words_are_one_piece_each(words):

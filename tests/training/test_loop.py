@@ -186,6 +186,8 @@ def test_bad_batches_in_a_row_end_the_run_that_skips_them():
         ({"until/not_finite": 1.0}, False, 0),
         ({"until/nll": float("nan")}, False, 0),
         ({"until/accuracy": 1.0}, False, 1),
+        ({"until/nll": [0.1, 0.2]}, False, 1),  # a damaged row
+        ({"until/nll": 10**400}, False, 1),
     ],
 )
 def test_a_resumed_run_measures_what_is_not_logged_and_nothing_twice(run, logged, stops, measured):

@@ -1,6 +1,7 @@
 """WORKDIR/run.json: who has a workdir, and who had it before."""
 
 import json
+import os
 
 import pytest
 from etils import epath
@@ -73,10 +74,11 @@ def test_a_file_that_is_damaged_or_gone_ends_no_run(workdir, content):
     run.check()
 
 
-def test_a_workdir_that_cannot_be_written_is_named(workdir, monkeypatch):
-    monkeypatch.setattr(run_id.time, "sleep", lambda seconds: None)
-    (workdir / "run.json").mkdir()
-    with pytest.raises(paths.PathError, match=r"run\.json"):
+@pytest.mark.parametrize("make", [os.mkdir, os.mkfifo])
+def test_what_is_no_file_is_named_at_once(workdir, monkeypatch, make):
+    monkeypatch.setattr(run_id.time, "sleep", lambda seconds: pytest.fail("tried again"))
+    make(workdir / "run.json")
+    with pytest.raises(paths.PathError, match=r"^Cannot read .*run\.json: it is a .*, expected"):
         run_id.claim(workdir, RECORD, locked=True)
 
 

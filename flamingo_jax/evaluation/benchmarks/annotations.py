@@ -19,7 +19,7 @@ import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal
 
-from flamingo_jax.core.paths import Path, PathError, PathLike, parse_json, read_json
+from flamingo_jax.core.paths import Path, PathError, PathLike, parse_json, read_json, regular
 from flamingo_jax.evaluation.task import TaskError
 
 Types = type | tuple[type, ...]
@@ -134,7 +134,7 @@ class Files:
         """
         path = self.path(*names)
         try:
-            return path.read_text(encoding="utf-8").removeprefix("\ufeff")
+            return regular(path).read_text(encoding="utf-8").removeprefix("\ufeff")
         except (OSError, UnicodeDecodeError) as error:
             raise AnnotationError(
                 f"the benchmark {self.benchmark!r} cannot read {path}: {error}. Expected a text "

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from flamingo_jax.core.paths import Path, PathLike
+from flamingo_jax.core.paths import PathLike, regular
 from flamingo_jax.evaluation.task import TaskError
 
 NAME = "{class_name}"  # replaced by the name of a class, like "{}"
@@ -57,7 +57,7 @@ def read(path: PathLike) -> tuple[str, ...]:
             the name.
     """
     try:
-        lines = Path(path).read_text(encoding="utf-8").splitlines()
+        lines = regular(path).read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise TaskError(
             f"config.templates={path} cannot be read ({error}). Give a text file, a template per "

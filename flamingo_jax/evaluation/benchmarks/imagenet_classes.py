@@ -19,7 +19,7 @@ import collections
 import io
 from collections.abc import Mapping, Sequence
 
-from flamingo_jax.core.paths import Path
+from flamingo_jax.core.paths import Path, regular
 from flamingo_jax.evaluation.benchmarks.annotations import Files, one_line
 
 MAPPING = ("LOC_synset_mapping.txt", "ILSVRC/LOC_synset_mapping.txt")
@@ -108,7 +108,7 @@ def _synsets(files: Files) -> dict[int, tuple[str, str]]:
 
     path = files.path(f"{DEVKIT}/meta.mat")
     try:
-        synsets = loadmat(io.BytesIO(path.read_bytes()), squeeze_me=True)["synsets"]
+        synsets = loadmat(io.BytesIO(regular(path).read_bytes()), squeeze_me=True)["synsets"]
         found = {
             int(each["ILSVRC2012_ID"]): (str(each["WNID"]), str(each["words"])) for each in synsets
         }

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import PIL.Image
 
-from flamingo_jax.core.paths import Path
+from flamingo_jax.core.paths import Path, regular
 from flamingo_jax.data.images import colours
 from flamingo_jax.data.images.read import FORMATS
 from flamingo_jax.evaluation.benchmarks.annotations import (
@@ -108,7 +108,7 @@ def _turned(path: str, turns: int) -> np.ndarray:
     The orientation that a camera stored in the file is ignored: the list has the rotation of the
     stored pixels.
     """
-    encoded = io.BytesIO(Path(path).read_bytes())
+    encoded = io.BytesIO(regular(path).read_bytes())
     with PIL.Image.open(encoded, formats=FORMATS) as image:
         pixels = np.asarray(colours.to_rgb_or_rgba(image))
     return np.ascontiguousarray(np.rot90(pixels, turns))

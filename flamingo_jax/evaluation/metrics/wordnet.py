@@ -17,6 +17,7 @@ from collections.abc import Mapping, Sequence
 
 from etils import epath
 
+from flamingo_jax.core.paths import regular
 from flamingo_jax.evaluation.metrics.required import MissingResourceError
 
 DIRECTORY = "/usr/share/wordnet"
@@ -72,12 +73,14 @@ class WordNet:
         self._exceptions: dict[str, dict[str, list[str]]] = {}
         self._data: dict[str, bytes] = {}
         for pos, file in _FILES.items():
-            lines = (root / f"index.{file}").read_text(encoding="utf-8").splitlines()
+            lines = regular(root / f"index.{file}").read_text(encoding="utf-8").splitlines()
             self._index[pos] = {
                 line[: line.index(" ")]: line for line in lines if not line.startswith(" ")
             }
-            self._data[pos] = (root / f"data.{file}").read_bytes()
-            words = map(str.split, (root / f"{file}.exc").read_text(encoding="utf-8").splitlines())
+            self._data[pos] = regular(root / f"data.{file}").read_bytes()
+            words = map(
+                str.split, regular(root / f"{file}.exc").read_text(encoding="utf-8").splitlines()
+            )
             self._exceptions[pos] = {each[0]: each[1:] for each in words if each}
         self._synsets: dict[tuple[str, int], Synset] = {}
 

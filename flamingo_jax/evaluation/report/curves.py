@@ -18,6 +18,7 @@ from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
 
 from flamingo_jax.evaluation.episode import Row
+from flamingo_jax.training.logs import number
 
 Numbers = Mapping[str, Any]  # one line of metrics.jsonl
 
@@ -197,18 +198,16 @@ def gate_curves(log: Sequence[Numbers]) -> Figure | None:
         for name in dict.fromkeys(key for line in log for key in line)
         if name.startswith("gates/")
     ]
-    names = [name for name in names if any(isinstance(line.get(name), list) for line in log)]
-    if not names:
+    gates = {name: found for name in names if (found := _gates(log, name))}
+    if not gates:
         return None
     titles = {"gates/attention": "cross-attention gates", "gates/dense": "feed-forward gates"}
     with style():
-        figure = Figure(figsize=(4.6 * len(names) + 0.6, 4.0), layout="constrained")
-        axes = figure.subplots(1, len(names), sharey=True, squeeze=False)[0]
-        for axis, name in zip(axes, names, strict=True):
-            lines = [line for line in log if isinstance(line.get(name), list)]
-            steps = [line["step"] for line in lines]
-            # a row per report, a column per layer
-            values = np.abs(np.array([line[name] for line in lines], np.float64))
+        figure = Figure(figsize=(4.6 * len(gates) + 0.6, 4.0), layout="constrained")
+        axes = figure.subplots(1, len(gates), sharey=True, squeeze=False)[0]
+        for axis, (name, rows) in zip(axes, gates.items(), strict=True):
+            steps = list(rows)
+            values = np.abs(np.array(list(rows.values()), np.float64))
             colours = mpl.colormaps["viridis_r"](np.linspace(0.12, 1, values.shape[1]))
             for layer in range(values.shape[1]):
                 axis.plot(steps, values[:, layer], color=colours[layer], linewidth=1.8)
@@ -224,6 +223,18 @@ def gate_curves(log: Sequence[Numbers]) -> Figure | None:
         axes[0].set_ylabel(r"$|\tanh(\alpha)|$")
         headline(figure, "How far the gates have opened")
     return figure
+
+
+def _gates(log: Sequence[Numbers], name: str) -> dict[int, list[float]]:
+    """Returns {step: a number per layer}, without lines of another form than the last."""
+    found: dict[int, list[float]] = {}
+    for line in log:
+        if isinstance(each := line.get(name), list):
+            values = [number(value) for value in each]
+            if values and None not in values:
+                found[line["step"]] = values  # type: ignore[assignment]
+    layers = len(found[max(found)]) if found else 0
+    return {step: values for step, values in found.items() if len(values) == layers}
 
 
 def _labelled(heights: np.ndarray) -> list[tuple[int, float]]:
@@ -295,12 +306,13 @@ def _losses(log: Sequence[Numbers]) -> dict[str, list[tuple[int, float]]]:
     ]
     datasets = [name for name in names if name != "loss"]
     chosen = datasets if len(datasets) > 1 else names[:1]
-    return {
+    found = {
         name.removesuffix("/loss"): [
-            (line["step"], line[name]) for line in log if line.get(name) is not None
+            (line["step"], loss) for line in log if (loss := number(line.get(name))) is not None
         ]
         for name in chosen
     }
+    return {name: points for name, points in found.items() if points}
 
 
 def _smooth(values: np.ndarray, share: float = 0.05) -> np.ndarray:

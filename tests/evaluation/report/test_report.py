@@ -128,6 +128,18 @@ def test_losses_have_a_line_for_each_dataset():
     assert curves.loss_curves({"empty": []}) is None
 
 
+def test_values_of_another_kind_are_left_out():
+    """A damaged row of metrics.jsonl costs its point, and not the report."""
+    odd = [{"step": 9, "loss": [1.0]}, {"step": 10, "loss": 10**400}]
+    assert list(curves._losses([*odd, {"step": 11, "loss": 2.0}])["loss"]) == [(11, 2.0)]
+    assert curves.loss_curves({"a": odd}) is None
+    name = "gates/attention"
+    values = [[[1]], [], [0.1], [1, 2], 3, [0.1, 0.2]]
+    log = [{"step": step, name: each} for step, each in enumerate(values)]
+    assert list(curves._gates(log, name)) == [3, 5]
+    assert curves.gate_curves(log) is not None and curves.gate_curves(log[:2]) is None
+
+
 def test_the_figure_of_samples_shows_the_answers():
     shown = texts(
         sample_figure.draw(
