@@ -343,7 +343,7 @@ def event(module: HloModule, computation: Computation, instruction: Instruction)
         instruction: a collective, its start or done, or a fusion that contains one.
     """
     opcode = instruction.opcode
-    if _TRANSFER.search(instruction.attributes) or opcode == "recv-done":
+    if opcode in ("send", "recv-done"):
         return _transfer(computation, instruction)
     plain = opcode.removesuffix("-start").removesuffix("-done")
     if plain in KINDS:
@@ -373,13 +373,8 @@ def event(module: HloModule, computation: Computation, instruction: Instruction)
 
 def _transfer(computation: Computation, instruction: Instruction) -> Event | None:
     """Returns the part of a transfer between slices: "send" starts it, "recv-done" waits for it."""
-    if instruction.opcode == "send":
-        role: Literal["start", "done"] = "start"
-        named = instruction
-    elif instruction.opcode == "recv-done":
-        role, named = "done", computation.instructions[instruction.operands[0]]
-    else:
-        return None
+    role: Literal["start", "done"] = "start" if instruction.opcode == "send" else "done"
+    named = instruction if role == "start" else computation.instructions[instruction.operands[0]]
     found, name = _TRANSFER.search(named.attributes), _RENDEZVOUS.search(named.attributes)
     if not found or not name:
         return None
