@@ -17,6 +17,7 @@ import contextvars
 from collections.abc import Iterator, Mapping
 from typing import Protocol, runtime_checkable
 
+import jax
 from jax import Array
 from jax.sharding import PartitionSpec
 
@@ -79,6 +80,10 @@ def spec(axes: tuple[str | None, ...], rules: Mapping[str, MeshAxes] = RULES) ->
 class AxisLayout(Protocol):
     """Decides where the arrays of a model are placed; see `sharding.layout`."""
 
+    @property
+    def device(self) -> jax.Device:
+        """One of the devices of the program; all are of one kind."""
+
     def activation(self, x: Array, axes: tuple[str | None, ...]) -> Array:
         """Returns x with a sharding constraint."""
 
@@ -100,6 +105,16 @@ def with_layout(layout: AxisLayout | None) -> Iterator[None]:
         yield
     finally:
         _LAYOUT.reset(token)
+
+
+def device() -> jax.Device:
+    """Returns a device of the program that is traced; it decides between two forms of a function.
+
+    The planner compiles for TPUs in a process that has only CPUs, so JAX's default device is asked
+    only without a layout.
+    """
+    layout = _LAYOUT.get()
+    return jax.devices()[0] if layout is None else layout.device
 
 
 def constrain(x: Array, *axes: str | None) -> Array:

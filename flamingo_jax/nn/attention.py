@@ -6,6 +6,8 @@
 
 Scores and softmax are float32. A query that may attend no key gets exactly 0, not the mean of all
 values: a text token before the first image must not depend on any image (paper, A.1.3: phi = 0).
+
+On NVIDIA GPUs cuDNN's kernel computes the same where it can (nn/fused_attention.py).
 """
 
 from __future__ import annotations
@@ -13,7 +15,9 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
+from flamingo_jax.core import axes as axes_lib
 from flamingo_jax.core.notation import Array, Bool, Float, Float32, Int
+from flamingo_jax.nn import fused_attention
 from flamingo_jax.nn.linear import einsum_float32
 
 _MASKED = -1e30  # finite: a row of -inf would give NaN in the softmax
@@ -38,6 +42,14 @@ def attend(
     Returns:
         The attended values in the dtype of v; exactly 0 for a query without an allowed key.
     """
+    if fused_attention.fits(q, k, v, mask, bias) and fused_attention.has_kernel(axes_lib.device()):
+        return fused_attention.attend_fused(q, k, v, mask, bias)
+    return _attend(q, k, v, mask, bias)
+
+
+def _attend(
+    q: Array, k: Array, v: Array, mask: Array | None = None, bias: Array | None = None
+) -> Array:
     batch, length, heads, size = q.shape
     groups = k.shape[2]
     grouped = q.reshape(batch, length, groups, heads // groups, size)

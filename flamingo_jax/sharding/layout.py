@@ -42,6 +42,11 @@ class Layout:
     zero: bool = True
     sequence_parallel: bool = True
 
+    @property
+    def device(self) -> jax.Device:
+        """The first device of the mesh."""
+        return self.mesh.devices.flat[0]
+
     def activation(self, x: jax.Array, axes: tuple[str | None, ...]) -> jax.Array:
         """Returns x with the sharding of its logical axes.
 

@@ -38,12 +38,13 @@ def gradients(images, convolve, layout):
 
 @pytest.mark.parametrize("images", [4, 8])
 @pytest.mark.parametrize("stride", [1, 2])
-def test_gradient_is_that_of_one_device(images, stride):
+@pytest.mark.parametrize("form", [conv._grouped, conv._group_by_group])
+def test_gradient_is_that_of_one_device(images, stride, form):
     """On (1, 4, 2) each of 4 images is on two chips, each of 8 on one.
 
     1e-5: float32 sums of 1e2 terms in another order.
     """
-    convolve = lambda x, w: conv.convolve(x, w, stride=stride, groups=2)
+    convolve = lambda x, w: form(x, w, stride, 2)
     found, expected = gradients(images, convolve, Layout(MESH))
     for ours, theirs in zip(found, expected, strict=True):
         np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-5 * np.abs(theirs).max())

@@ -4,11 +4,13 @@ Code that lays out arrays asks a device only for its coordinates and its platfor
 """
 
 import itertools
+import types
 
 import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh
 
+from flamingo_jax.sharding.layout import Layout
 from flamingo_jax.sharding.mesh import AXES
 
 
@@ -28,6 +30,20 @@ class Chip:
     def __class__(self):
         """The type in annotations, which are checked at run time."""
         return jax.Device
+
+
+class Single(Chip):
+    """Looks like the one device of a machine: by default a GPU with cuDNN."""
+
+    def __init__(self, platform="gpu", *, version="cuda 13", capability="9.0"):
+        super().__init__(0, (0, 0, 0))
+        self.platform, self.compute_capability = platform, capability
+        self.client = types.SimpleNamespace(platform_version=version)
+
+    @property
+    def layout(self):
+        """The layout of a program on this device alone."""
+        return Layout(Mesh(np.array(self).reshape(1, 1, 1), AXES))
 
 
 def torus(*shape, slice_index=0):
