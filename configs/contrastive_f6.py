@@ -20,8 +20,8 @@ The paper does not state, and we chose: BERT's size (BERT-Large as in ALIGN, fro
 takes the tokenizer and the joint space); 32 tokens per caption (means: 12.4 and 20.5); no
 stochastic depth; the initial temperature, and that it is clipped with BERT.
 
-For a larger batch or fewer chips, --config.model.contrastive.chunk=16 encodes 16 rows of each data
-shard at a time; memory then does not grow with the batch.
+For a larger batch or fewer chips, --config.data.datasets.NAME.chunks=4 encodes a quarter of the
+rows at a time, each row twice; memory then does not grow with the batch.
 """
 
 import dataclasses

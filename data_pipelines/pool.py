@@ -55,8 +55,9 @@ class PoolRequest:
       max_images: N, images per row of interleaved pages.
       new_tokens: those of the model, in its order.
       rows_per_group: for text: rows that share their documents.
-      rows_per_shard: rows of a batch on one data shard: batch_size / (replica * data).
-      batches: batches of all shards in the whole run: steps * data shards.
+      rows_per_shard: rows of a batch on one data shard: batch_size / (replica * data). With
+        `chunks` k of the dataset, a k-th of that; its `pool` is then k times the result.
+      batches: batches of all shards in the whole run: steps * data shards (* k).
       overflow_probability: of the whole run.
       num_sampled: largest number of records to draw.
       seed: of the sample.

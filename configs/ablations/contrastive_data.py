@@ -61,7 +61,6 @@ def get_config(argument: str = "accumulation") -> config_dict.ConfigDict:
     config.mixing = mixing
     config.model.vision = editable(sizes.NFNETS["F0"])
     config.model.text_encoder = editable(sizes.PARTS).text_encoder  # BERT-mini
-    config.model.contrastive.chunk = 0
     directory = data or "/data"
     config.data.datasets = editable(
         {

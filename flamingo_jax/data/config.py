@@ -4,9 +4,11 @@
 """
 
 import dataclasses
+import math
 from typing import Any, Literal
 
 from flamingo_jax.core import ranges
+from flamingo_jax.core.config import ConfigError
 
 ImageFit = Literal["pad", "crop", "squash"]
 Background = Literal["mean", "white", "none"]
@@ -30,7 +32,10 @@ class DatasetConfig:
         num_frames: F, frames per visual input; 1 for still images.
         frame_rate: frames per second that are taken from a video (1 in the paper, 2.1).
         pool: images per data shard that a batch has room for; None = the most that its rows can
-            have.
+            have. Each chunk has an equal part of it.
+        chunks: k equal parts of a batch that an update takes one after the other, so that only one
+            needs memory for activations (training/chunks.py). The gradient is that of the whole
+            batch, except for rounding. Divides the rows of a data shard, and `pool`.
         p_next: probability that the text of a page attends the next image instead of the previous
             one (paper, A.3.2).
         space_prefix: probability that a space is put before the text of a pair (paper, B.1.2).
@@ -51,6 +56,7 @@ class DatasetConfig:
     num_frames: int = 1
     frame_rate: float = 1.0
     pool: int | None = None
+    chunks: int = 1
     p_next: float = 0.5
     space_prefix: float = 0.5
     documents_per_row: int = 8
@@ -58,6 +64,7 @@ class DatasetConfig:
 
     def __post_init__(self) -> None:
         ranges.check(self, ranges.whole(1), "batch_size", "max_images", "num_frames", "pool")
+        ranges.check(self, ranges.whole(1), "chunks")
         ranges.check(self, ranges.whole(1), "documents_per_row", "rows_per_group")
         ranges.check(self, ranges.whole(2), "length")
         ranges.check(self, ranges.POSITIVE, "frame_rate")
@@ -68,6 +75,30 @@ class DatasetConfig:
     def num_visuals(self) -> int:
         """N, the most visual inputs of a row."""
         return {"interleaved": self.max_images, "pairs": 1, "captions": 1, "text": 0}[self.kind]
+
+
+def check_chunks(name: str, dataset: DatasetConfig, num_shards: int) -> None:
+    """Checks that the rows and the pool of a data shard can be cut into chunks.
+
+    Args:
+        name: of the dataset.
+        dataset: its batch can be split over the data shards.
+        num_shards: data shards of the mesh.
+
+    Raises:
+        ConfigError: they cannot.
+    """
+    rows, chunks = dataset.batch_size // num_shards, dataset.chunks
+    pool = dataset.pool if dataset.num_visuals else None
+    both = math.gcd(rows, pool or 0)
+    if both % chunks:
+        room = f" and a pool of {pool}" if pool else ""
+        fits = max(k for k in range(1, chunks) if both % k == 0)
+        raise ConfigError(
+            f"config.data.datasets.{name}.chunks is {chunks}, and a data shard has {rows} "
+            f"row(s){room} (config.mesh: replica x data = {num_shards}); expected a divisor of "
+            f"{both}, such as --config.data.datasets.{name}.chunks={fits}."
+        )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -22,7 +22,7 @@ import numpy as np
 
 from flamingo_jax.core.config import ConfigError
 from flamingo_jax.data import pack
-from flamingo_jax.data.config import DataConfig, DatasetConfig
+from flamingo_jax.data.config import DataConfig, DatasetConfig, check_chunks
 from flamingo_jax.data.rejected import BrokenDataset, Rejected
 from flamingo_jax.data.rows import RECORD_KINDS, Example, Rng, RowMaker, TrainingRow
 from flamingo_jax.data.schema import Batch, CorruptRecord, Record, check, text_of
@@ -194,6 +194,7 @@ class _Dataset:
                 f"such as --config.data.datasets.{name}.batch_size="
                 f"{-(-config.batch_size // reader.num_shards) * reader.num_shards}."
             )
+        check_chunks(name, config, reader.num_shards)
         _check_pool(name, config, rows=config.batch_size // reader.num_shards)
         source = Source(config.path, config.split)
         if source.kind not in RECORD_KINDS[config.kind]:

@@ -234,7 +234,8 @@ class RowMaker:
     ) -> Batch[np.ndarray]:
         """Puts rows into a batch.
 
-        Pads them, and puts their visual inputs into the pools of their data shards, in order.
+        Pads them, and puts their visual inputs into the pools of their data shards, in order. Each
+        chunk of a data shard has its own part of the shard's pool.
 
         Args:
             rows: rows of `num_shards` data shards, one shard after the other.
@@ -245,35 +246,39 @@ class RowMaker:
             where: names the batch in the error.
 
         Raises:
-            ConfigError: the visual inputs of a shard do not fit into its pool.
+            ConfigError: the visual inputs of a shard, or of a chunk, do not fit into its pool.
         """
         config, tokenizer, size = self._config, self._tokenizer, self._image_size
-        per_shard = len(rows) // num_shards
-        capacity = per_shard * config.num_visuals
+        num_pools = num_shards * config.chunks
+        per_pool = len(rows) // num_pools
+        capacity = per_pool * config.num_visuals
         if config.pool is not None and config.num_visuals:
-            capacity = config.pool
+            capacity = config.pool // config.chunks
         tokens = np.full((len(rows), config.length), tokenizer.pad_id, np.int32)
         segment, media_index = np.zeros_like(tokens), np.zeros_like(tokens)
         media_slot = np.full((len(rows), config.num_visuals), -1, np.int32)
-        frames = np.empty((num_shards * capacity, config.num_frames, size, size, 3), np.uint8)
+        frames = np.empty((num_pools * capacity, config.num_frames, size, size, 3), np.uint8)
         frame_mask = np.zeros(frames.shape[:2], bool)
         used = 0
         for b, row in enumerate(rows):
-            shard, in_shard = divmod(b, per_shard)
-            used = used if in_shard else 0
+            number, in_pool = divmod(b, per_pool)
+            used = used if in_pool else 0
             if used + len(row.visuals) > capacity:
-                need = sum(len(each.visuals) for each in rows[shard * per_shard :][:per_shard])
+                need = sum(len(each.visuals) for each in rows[number * per_pool :][:per_pool])
+                shard, chunk = divmod(number, config.chunks)
+                part = f"chunk {chunk} of data shard" if config.chunks > 1 else "data shard"
                 raise ConfigError(
-                    f"{where}: its {per_shard} rows of data shard {shard} (of those here) have "
+                    f"{where}: its {per_pool} rows of {part} {shard} (of those here) have "
                     f"{need} visual inputs, more than the {capacity} that the pool holds. Raise "
-                    f"`pool` of the dataset to {need} or more, or to None for "
-                    f"{per_shard * config.num_visuals}, the most that its rows can have."
+                    f"`pool` of the dataset to {need * config.chunks} or more, or to None for "
+                    f"{per_pool * config.chunks * config.num_visuals}, the most that its rows can "
+                    "have."
                 )
             tokens[b, : len(row.tokens)] = row.tokens
             segment[b, : len(row.tokens)] = row.segment
             media_index[b, : len(row.tokens)] = row.media_index
             media_slot[b, : len(row.visuals)] = np.arange(used, used + len(row.visuals))
-            for slot, clip in enumerate(row.visuals, start=shard * capacity + used):
+            for slot, clip in enumerate(row.visuals, start=number * capacity + used):
                 for image, square in zip(clip, frames[slot], strict=False):
                     place(image, square)
                 frame_mask[slot, : len(clip)] = True
@@ -287,10 +292,18 @@ class RowMaker:
         loss_weights = ((segment > 0) & ~starts).astype(np.float32)
         media_key = np.zeros((len(frames), 2), np.uint32)
         owners, numbers = np.nonzero(media_slot >= 0)
-        slots = owners // per_shard * capacity + media_slot[owners, numbers]
+        slots = owners // per_pool * capacity + media_slot[owners, numbers]
         media_key[slots] = media_keys(stream, first + owners, numbers)
         return Batch(
-            tokens, segment, loss_weights, media_index, media_slot, frames, frame_mask, media_key
+            tokens,
+            segment,
+            loss_weights,
+            media_index,
+            media_slot,
+            frames,
+            frame_mask,
+            media_key,
+            chunks=config.chunks,
         )
 
 

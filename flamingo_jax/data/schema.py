@@ -248,6 +248,8 @@ class Batch(Generic[T]):
 
     Each data shard has a pool: with S shards, rows [s*B/S, (s+1)*B/S) of the batch use rows
     [s*M/S, (s+1)*M/S) of `frames`, and their `media_slot` counts from the first of these rows.
+    Each of its k chunks has a pool of its own: rows, pool and slots are as with S*k data shards,
+    the chunks of a shard one after the other.
 
     Attributes:
         tokens: int32[B, L] token ids; ids from the tokenizer's vocab_size on are the new tokens.
@@ -265,6 +267,7 @@ class Batch(Generic[T]):
         media_key: uint32[M, 2] key of each visual input for flip and colours in training: a hash of
             (seed, dataset, position, number of the visual input in its row). Zeros on unused rows.
             None in prompts, which are never augmented.
+        chunks: k, the parts in which an update takes the batch (training/chunks.py). No array.
     """
 
     tokens: T
@@ -275,6 +278,7 @@ class Batch(Generic[T]):
     frames: T
     frame_mask: T
     media_key: T | None = None
+    chunks: int = dataclasses.field(default=1, metadata={"static": True})
 
     @classmethod
     def of_text(cls, tokens: T, segment: T) -> "Batch[T]":
@@ -317,12 +321,14 @@ def check(batch: Batch[np.ndarray], *, num_shards: int = 1, where: str = "batch"
     """
     _check_shapes(batch, where)
     num_rows, pool, max_images = len(batch.tokens), len(batch.frames), batch.media_slot.shape[1]
-    if num_rows % num_shards or pool % num_shards:
+    num_pools = num_shards * batch.chunks
+    if num_rows % num_pools or pool % num_pools:
+        in_chunks = f" in {batch.chunks} chunks each" if batch.chunks > 1 else ""
         raise ValueError(
             f"{where}: {num_rows} rows and a pool of {pool} do not split evenly over "
-            f"{num_shards} shards."
+            f"{num_shards} shards{in_chunks}."
         )
-    capacity = pool // num_shards
+    capacity = pool // num_pools
     slot, index, weights = batch.media_slot, batch.media_index, batch.loss_weights
 
     if bad := _first((slot < -1) | (slot >= capacity)):
@@ -356,7 +362,7 @@ def check(batch: Batch[np.ndarray], *, num_shards: int = 1, where: str = "batch"
         raise ValueError(
             f"{where}: row {bad[0]}, token {bad[1]} has loss weight {weights[bad]}, expected >= 0."
         )
-    first_slot = (np.arange(num_rows) // max(num_rows // num_shards, 1) * capacity)[:, None]
+    first_slot = (np.arange(num_rows) // max(num_rows // num_pools, 1) * capacity)[:, None]
     # The last entry is for "no visual input".
     has_frame = np.append(batch.frame_mask.any(axis=1), np.True_)
     if bad := _first(~has_frame[np.where(slot >= 0, slot + first_slot, pool)]):

@@ -40,8 +40,8 @@ class ContrastiveConfig:
             "negatives" (the paper), or as "positives", for small worlds in which captions repeat.
         text_pooling: the text's embedding: the "mean" over its tokens (the paper), or the "last"
             one, which is the only one that attends all tokens in CLIP's causal encoder.
-        chunk: rows of each data shard that are encoded at a time (training/gradient_cache.py), so
-            that memory does not grow with the batch; divides the rows of a data shard. 0 = all.
+        chunk: the field of version 0.4.0 for `data.datasets.NAME.chunks`, for its configs and
+            checkpoints: rows of each data shard that are encoded at a time; 0 = by `chunks`.
     """
 
     joint_dim: int = 1376

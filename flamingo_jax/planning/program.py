@@ -22,7 +22,7 @@ from flamingo_jax.core import params as params_lib
 from flamingo_jax.core import ranges, trees
 from flamingo_jax.core.axes import with_layout
 from flamingo_jax.core.config import ConfigError
-from flamingo_jax.data.config import DataConfig, DatasetConfig
+from flamingo_jax.data.config import DataConfig, DatasetConfig, check_chunks
 from flamingo_jax.data.schema import Batch
 from flamingo_jax.inference import decode as decode_lib
 from flamingo_jax.models.api import Model
@@ -119,6 +119,7 @@ def train(config: TrainConfig, mesh: Mesh, fill: Mapping[str, RowContent]) -> Pr
                 f"{shards} batch shards (replica x data) of the mesh do not divide; expected a "
                 f"multiple of {shards}."
             )
+        check_chunks(name, dataset, shards)
         fills[name] = _filled(dataset, shards, fill.get(name))
         batches[name] = abstract_batch(config.data, dataset, shards)
         tokens, images = fills[name].tokens, fills[name].images / dataset.batch_size
@@ -188,6 +189,7 @@ def abstract_batch(
         frames=shape((pool, frames, size, size, 3), jnp.uint8),
         frame_mask=shape((pool, frames), jnp.bool_),
         media_key=shape((pool, 2), jnp.uint32),
+        chunks=dataset.chunks,
     )
 
 

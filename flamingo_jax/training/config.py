@@ -239,6 +239,7 @@ class TrainConfig:
                 f"Datasets have the weights {weights}, and in a merged batch of the contrastive "
                 "stage all rows count alike: expected 1.0 for each; or mixing = 'accumulate'."
             )
+        self._check_chunks()
         if self.unfrozen and self.stage != "flamingo":
             raise ValueError(
                 f"unfrozen is {self.unfrozen}, and the {self.stage} stage freezes nothing; "
@@ -251,6 +252,28 @@ class TrainConfig:
                 "the flamingo stage)."
             )
         self._check_datasets()
+
+    def _check_chunks(self) -> None:
+        chunks = {name: dataset.chunks for name, dataset in self.data.datasets.items()}
+        if set(chunks.values()) <= {1}:
+            return
+        got = f"data.datasets.NAME.chunks is {chunks}"
+        if self.mixing == "merged" and len(set(chunks.values())) > 1:
+            raise FieldError(
+                f"{got}, and a merged batch is cut into one number of chunks: expected the same "
+                "for each dataset; or mixing = 'accumulate'."
+            )
+        if self.mixing == "merged" and self.trains_vision:
+            raise FieldError(
+                f"{got}, and in a merged batch a vision encoder that is trained would drop other "
+                "blocks for another number of chunks: expected 1; or mixing = 'accumulate'."
+            )
+        contrastive = self.model.contrastive
+        if self.stage == "contrastive" and contrastive is not None and contrastive.chunk:
+            raise FieldError(
+                f"{got}, and model.contrastive.chunk = {contrastive.chunk} is the former name of "
+                "the same: expected model.contrastive.chunk = 0."
+            )
 
     def _check_images(self) -> None:
         encoder = self.model.encoder()

@@ -5,7 +5,12 @@
     round_robin   every update uses one dataset, in turn (ablation)
     merged        every update uses one batch with the rows of all datasets (ablation); see `merge`
 
-Datasets with batches of equal shapes (ALIGN and LTIP) share one compiled body.
+Datasets with batches of equal shapes (ALIGN and LTIP) share one compiled body. A batch in chunks
+(`chunks`) has one for all of them.
+
+The order of the sum: from zero, in float32, one dataset after the other (by name; those of equal
+shapes together, in the place of the first), and of each dataset one chunk after the other. A term
+is lambda_m times the gradient of a chunk, which has the compute dtype.
 """
 
 from __future__ import annotations
@@ -21,26 +26,31 @@ import numpy as np
 from flamingo_jax.core import trees
 from flamingo_jax.core.notation import Array
 from flamingo_jax.data.schema import Batch
+from flamingo_jax.training import chunks
 from flamingo_jax.training.config import Mixing
 from flamingo_jax.training.objective import Metrics
 
 
 def accumulate(
-    loss: Callable[[trees.Params, Any, Array], tuple[Array, Metrics]],
+    loss: Callable[..., tuple[Array, Metrics]],
     params: trees.Params,
     batches: Mapping[str, Any],
     weights: Mapping[str, float],
     rng: Array,
+    split: chunks.Split = chunks.whole,
 ) -> tuple[trees.Params, Metrics]:
     """Sums the gradients of the datasets in float32, each times its lambda_m.
 
     Args:
-        loss: loss(params, batch, rng) -> (scalar, metrics).
+        loss: loss(params, batch, rng) -> (scalar, metrics); what `split` makes of a batch may have
+            more arguments.
         params: the weights to differentiate by, in the compute dtype. The gradients of each dataset
             have this dtype before they are summed.
         batches: {dataset: batch}; batches may differ in shape.
         weights: {dataset: lambda_m}.
         rng: key of this update; dataset i of the sorted names gets fold_in(rng, i).
+        split: cuts (batch, key) into parts, of which the losses and metrics sum up to those of the
+            batch.
 
     Returns:
         (gradients in float32, metrics). "loss" is the weighted sum; "<dataset>/loss" and
@@ -53,9 +63,20 @@ def accumulate(
         total: trees.Params, one: tuple[Any, Any, Any]
     ) -> tuple[trees.Params, tuple[Array, Metrics]]:
         batch, weight, key = one
-        results, gradients = jax.value_and_grad(loss, has_aux=True)(params, batch, key)
-        weighted = lambda t, g: t + weight * g.astype(jnp.float32)
-        return jax.tree.map(weighted, total, gradients), results
+        parts = split(batch, key)
+
+        def add_part(
+            total: trees.Params, number: Array | int
+        ) -> tuple[trees.Params, tuple[Array, Metrics]]:
+            arguments = parts.arguments(number)
+            results, gradients = jax.value_and_grad(loss, has_aux=True)(params, *arguments)
+            weighted = lambda t, g: t + weight * g.astype(jnp.float32)
+            return jax.tree.map(weighted, total, gradients), results
+
+        if parts.number == 1:
+            return add_part(total, 0)
+        total, results = jax.lax.scan(add_part, total, jnp.arange(parts.number))
+        return total, jax.tree.map(lambda leaf: jnp.sum(leaf, axis=0), results)
 
     total = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, jnp.float32), params)
     metrics: Metrics = {"loss": jnp.zeros((), jnp.float32)}
@@ -112,15 +133,17 @@ def merge(
 ) -> Batch[np.ndarray]:
     """Puts the rows of all datasets in one batch, data shard by data shard.
 
-    Each data shard has its own pool of images, with its own slots. Loss weights are multiplied by
-    the dataset's lambda_m. Shorter rows are padded with segment 0, missing images with slot -1,
-    missing frames with mask 0.
+    Each data shard, or each chunk of one, has its own pool of images, with its own slots. Loss
+    weights are multiplied by the dataset's lambda_m. Shorter rows are padded with segment 0,
+    missing images with slot -1, missing frames with mask 0.
 
     Args:
-        batches: {dataset: batch} of numpy arrays.
+        batches: {dataset: batch} of numpy arrays, all in as many chunks.
         weights: {dataset: lambda_m}.
         num_shards: number of data shards that these rows are split over.
     """
+    (in_chunks,) = {batch.chunks for batch in batches.values()}
+    num_pools = num_shards * in_chunks
     moved, offset = [], 0
     for name in sorted(batches):
         batch = batches[name]
@@ -128,25 +151,26 @@ def merge(
         slot = np.where(batch.media_slot < 0, -1, batch.media_slot + np.int32(offset))
         slot = slot.astype(np.int32)
         moved.append(dataclasses.replace(batch, loss_weights=loss_weights, media_slot=slot))
-        offset += batch.frames.shape[0] // num_shards
+        offset += batch.frames.shape[0] // num_pools
     blank = {"media_slot": -1}
 
     def join(field: str) -> np.ndarray:
         arrays = [np.asarray(getattr(batch, field)) for batch in moved]
-        return _concatenate(arrays, num_shards, blank.get(field, 0))
+        return _concatenate(arrays, num_pools, blank.get(field, 0))
 
-    return Batch(**{field.name: join(field.name) for field in dataclasses.fields(Batch)})
+    arrays = [field.name for field in dataclasses.fields(Batch) if field.name != "chunks"]
+    return Batch(**{name: join(name) for name in arrays}, chunks=in_chunks)
 
 
-def _concatenate(arrays: Sequence[np.ndarray], num_shards: int, blank: int) -> np.ndarray:
-    """Joins arrays along axis 0 within each shard; pads the other axes to the longest."""
+def _concatenate(arrays: Sequence[np.ndarray], num_pools: int, blank: int) -> np.ndarray:
+    """Joins arrays along axis 0 within each pool's part; pads the other axes to the longest."""
     longest = np.max([array.shape[1:] for array in arrays], axis=0) if arrays[0].ndim > 1 else ()
 
     def padded(array: np.ndarray) -> np.ndarray:
         missing = (int(most) - n for most, n in zip(longest, array.shape[1:], strict=True))
         widths = [(0, 0), *((0, n) for n in missing)]
         array = np.pad(array, widths, constant_values=blank)
-        return array.reshape(num_shards, array.shape[0] // num_shards, *array.shape[1:])
+        return array.reshape(num_pools, array.shape[0] // num_pools, *array.shape[1:])
 
     joined = np.concatenate([padded(array) for array in arrays], axis=1)
     return joined.reshape(-1, *joined.shape[2:])

@@ -22,6 +22,7 @@ import jax.numpy as jnp
 
 from flamingo_jax.core import trees
 from flamingo_jax.core.config import ConfigError
+from flamingo_jax.training import chunks
 
 
 def in_chunks(
@@ -29,7 +30,7 @@ def in_chunks(
     params: trees.Params,
     rows: Any,
     *,
-    chunk: int,
+    number: int,
     num_shards: int,
 ) -> Any:
     """Returns embed(params, rows); its gradient is computed chunk by chunk.
@@ -40,45 +41,52 @@ def in_chunks(
         params: weights. Their gradient is summed over chunks in float32, then cast to their dtype.
         rows: tree of arrays; the leading axis is the rows of a batch, split evenly over data
             shards.
-        chunk: rows of each data shard to embed at a time. 0 embeds all rows at once and keeps all
+        number: of chunks; divides the rows of a data shard. 1 embeds all rows at once and keeps all
             activations.
         num_shards: number of data shards.
 
     Returns:
         Tree of arrays with one row for each row of the batch, in the same order.
+    """
+    if number == 1:
+        return embed(params, rows)
+    # A chunk takes rows of every shard, so that no row moves to another device.
+    by_chunk = chunks.by_chunk(rows, number, num_shards=num_shards)
+    # the gradient is summed over chunks in the dtype of these
+    exact = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), params)
+
+    def embed_chunk(i: jax.Array) -> Any:
+        weights = jax.tree.map(lambda leaf, like: leaf.astype(like.dtype), exact, params)
+        return embed(weights, chunks.chunk(by_chunk, i))
+
+    # prevent_cse guards recomputation from being merged with the first pass; not needed in a loop.
+    embed_again = jax.checkpoint(embed_chunk, prevent_cse=False)
+    by_number = jax.lax.map(embed_again, jnp.arange(number))
+
+    def in_order(leaf: jax.Array) -> jax.Array:
+        split = leaf.reshape(number, num_shards, -1, *leaf.shape[2:])
+        return jnp.moveaxis(split, 0, 1).reshape(-1, *leaf.shape[2:])
+
+    return jax.tree.map(in_order, by_number)
+
+
+def number_of_chunks(*, chunk: int, rows: int, num_shards: int) -> int:
+    """Returns the number of chunks that `config.model.contrastive.chunk` of version 0.4.0 means.
+
+    Args:
+        chunk: rows of each data shard at a time; 0 = all.
+        rows: of a batch.
+        num_shards: number of data shards.
 
     Raises:
         ConfigError: if `chunk` does not divide the rows of a shard.
     """
-    total = len(jax.tree.leaves(rows)[0])
-    per_shard = total // num_shards
     if not chunk:
-        return embed(params, rows)
-    if total % num_shards or per_shard % chunk:
+        return 1
+    if rows % num_shards or rows // num_shards % chunk:
         raise ConfigError(
-            f"config.model.contrastive.chunk is {chunk}, and a batch of {total} rows on "
-            f"{num_shards} data shards has {total / num_shards:g} on each; expected a divisor of "
-            "that, or 0 for all rows at once."
+            f"config.model.contrastive.chunk is {chunk}, and a batch of {rows} rows on "
+            f"{num_shards} data shards has {rows / num_shards:g} on each; expected a divisor of "
+            "that, or 0; or give config.data.datasets.NAME.chunks instead."
         )
-    # A chunk takes rows of every shard, so that no row moves to another device.
-    by_chunk = jax.tree.map(lambda leaf: leaf.reshape(num_shards, -1, chunk, *leaf.shape[1:]), rows)
-    # the gradient is summed over chunks in the dtype of these
-    exact = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), params)
-
-    def embed_chunk(number: jax.Array) -> Any:
-        def part(leaf: jax.Array) -> jax.Array:
-            chosen = jax.lax.dynamic_index_in_dim(leaf, number, axis=1, keepdims=False)
-            return chosen.reshape(-1, *leaf.shape[3:])
-
-        weights = jax.tree.map(lambda leaf, like: leaf.astype(like.dtype), exact, params)
-        return embed(weights, jax.tree.map(part, by_chunk))
-
-    # prevent_cse guards recomputation from being merged with the first pass; not needed in a loop.
-    embed_again = jax.checkpoint(embed_chunk, prevent_cse=False)
-    by_number = jax.lax.map(embed_again, jnp.arange(per_shard // chunk))
-
-    def in_order(leaf: jax.Array) -> jax.Array:
-        split = leaf.reshape(-1, num_shards, chunk, *leaf.shape[2:])
-        return jnp.moveaxis(split, 0, 1).reshape(total, *leaf.shape[2:])
-
-    return jax.tree.map(in_order, by_number)
+    return rows // num_shards // chunk

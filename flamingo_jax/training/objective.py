@@ -8,15 +8,16 @@ The training loop knows nothing else of a stage.
                      frozen                                           and section 2.4)
 
 The loss of a dataset's batch is sum(w * nll) / sum(w) over the whole batch, on any number of
-devices: the mean over the tokens that are predicted. The paper writes a sum over tokens inside an
-expectation and leaves the normalisation open.
+devices and in any number of chunks: the mean over the tokens that are predicted. The paper writes a
+sum over tokens inside an expectation and leaves the normalisation open.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Iterable
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -31,7 +32,8 @@ from flamingo_jax.data.schema import Batch
 from flamingo_jax.models import contrastive as contrastive_lib
 from flamingo_jax.models.api import Model
 from flamingo_jax.models.encoders import ContrastiveModel
-from flamingo_jax.training.gradient_cache import in_chunks
+from flamingo_jax.training import chunks
+from flamingo_jax.training.gradient_cache import in_chunks, number_of_chunks
 from flamingo_jax.training.optimizer import Group
 
 Metrics = dict[str, Array]
@@ -85,14 +87,17 @@ class Objective:
       loss: loss(weights, batch, rng) -> (float32 scalar, metrics); pure. The weights arrive in the
           compute dtype, frozen ones in the compute form (`models.frozen`).
       table: how each weight is trained; exactly one row matches it.
+      split: cuts a batch and its key into the arguments of the loss. With chunks these are several,
+          and their losses sum up to the loss of the batch.
       gauges: gauges(weights) -> numbers to log that need no batch, such as the gates of Figure 6;
           scalars or one value per layer.
     """
 
     name: str
     model: HasWeights
-    loss: Callable[[Params, Any, Array], tuple[Array, Metrics]]
+    loss: Callable[..., tuple[Array, Metrics]]
     table: tuple[WeightRule, ...]
+    split: chunks.Split = chunks.whole
     gauges: Callable[[Params], Metrics] = _no_gauges
 
     def rules(self, paths: Iterable[str], *, allow_unused: bool = False) -> dict[str, WeightRule]:
@@ -118,19 +123,38 @@ def rules_of(
     return trees.match_once(list(paths), rows, what=f"weights ({name})", allow_unused=allow_unused)
 
 
-def weighted_mean(nll: Float[Array, "B T"], weights: Float[Array, "B T"]) -> Float[Array, ""]:
-    """Returns sum(weights * nll) / sum(weights) in float32, or 0 if all weights are 0."""
-    total = jnp.sum(weights.astype(jnp.float32))
+def weighted_mean(
+    nll: Float[Array, "B T"], weights: Float[Array, "B T"], total: Float[Array, ""] | None = None
+) -> Float[Array, ""]:
+    """Returns sum(weights * nll) / total in float32, or 0 if the total is 0.
+
+    Args:
+        nll: -log p of each token.
+        weights: of the tokens.
+        total: sum of the weights of the whole batch, if these are a chunk of it; None = theirs.
+    """
+    if total is None:
+        total = jnp.sum(weights.astype(jnp.float32))
     return jnp.sum(nll.astype(jnp.float32) * weights) / jnp.maximum(total, 1e-8)
 
 
 LANGUAGE_MODEL = (WeightRule(r"lm(/.*)?"),)
 
 
-def language_model(model: Model) -> Objective:
-    """The language model alone, on packed text; its weights are named "lm/..."."""
-    loss = _next_token_loss(model, num_shards=1)  # text has no pool of images
-    return Objective("language_model", model, loss, LANGUAGE_MODEL)
+def language_model(model: Model, *, num_shards: int = 1) -> Objective:
+    """The language model alone, on packed text; its weights are named "lm/...".
+
+    Args:
+        model: with weights named "lm/...".
+        num_shards: data shards, each with its part of the rows.
+    """
+    return Objective(
+        "language_model",
+        model,
+        _next_token_loss(model, num_shards),
+        LANGUAGE_MODEL,
+        _next_token_split(num_shards),
+    )
 
 
 FLAMINGO = (
@@ -171,6 +195,7 @@ def flamingo(
         model,
         _next_token_loss(model, num_shards, augmentation),
         FLAMINGO_FINE_TUNED if trains_vision else FLAMINGO,
+        _next_token_split(num_shards),
         gauges=_gates,
     )
 
@@ -218,7 +243,12 @@ def contrastive(
             )
         # Each row has its own key for dropout, so that it is embedded the same in any chunk.
         rows = (batch, jax.random.split(rng, len(batch.tokens)))
-        v, t, beta = in_chunks(embed, params, rows, chunk=config.chunk, num_shards=num_shards)
+        number = batch.chunks
+        if config.chunk:
+            number = number_of_chunks(
+                chunk=config.chunk, rows=len(batch.tokens), num_shards=num_shards
+            )
+        v, t, beta = in_chunks(embed, params, rows, number=number, num_shards=num_shards)
         same = (
             contrastive_lib.same_caption(batch.tokens) if config.duplicates == "positives" else None
         )
@@ -232,14 +262,24 @@ def contrastive(
 def _next_token_loss(
     model: Model, num_shards: int, augmentation: AugmentConfig = NO_AUGMENTATION
 ) -> Callable[..., tuple[Array, Metrics]]:
-    def loss(params: Params, batch: Batch[Array], rng: Array) -> tuple[Array, Metrics]:
-        weights = batch.loss_weights[:, 1:]  # weights[:, l] is of the target tokens[:, l + 1]
-        nll = model.token_losses(
-            params, _augmented(batch, augmentation), num_shards=num_shards, rng=rng
-        )
-        return weighted_mean(nll, weights), {"tokens": jnp.sum(weights)}
+    def loss(
+        params: Params, batch: Batch[Array], rng: Array, total: Array | None = None
+    ) -> tuple[Array, Metrics]:
+        weights, pools = _target_weights(batch), num_shards * batch.chunks
+        nll = model.token_losses(params, _augmented(batch, augmentation), num_shards=pools, rng=rng)
+        return weighted_mean(nll, weights, total), {"tokens": jnp.sum(weights)}
 
     return loss
+
+
+def _next_token_split(num_shards: int) -> chunks.Split:
+    total = lambda batch: jnp.sum(_target_weights(batch).astype(jnp.float32))
+    return functools.partial(chunks.split, num_shards=num_shards, total=total)
+
+
+def _target_weights(batch: Batch[Array]) -> Float[Array, "B T"]:
+    """Returns the weights [:, l] of the targets tokens[:, l + 1]."""
+    return batch.loss_weights[:, 1:]
 
 
 def _augmented(batch: Batch[Array], augmentation: AugmentConfig) -> Batch[Array]:

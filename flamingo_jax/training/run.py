@@ -306,7 +306,9 @@ def build_objective(config: TrainConfig, num_shards: int) -> Objective:
             encoders.contrastive(model), num_shards=num_shards, augmentation=augmentation
         )
     if config.stage == "language_model":
-        return objective_lib.language_model(api.language_model(required(model.lm, "lm")))
+        return objective_lib.language_model(
+            api.language_model(required(model.lm, "lm")), num_shards=num_shards
+        )
     trains_vision = config.trains_vision
     return objective_lib.flamingo(
         api.flamingo(model.flamingo(), compute_form=True, trains_vision=trains_vision),

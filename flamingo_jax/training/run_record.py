@@ -28,13 +28,14 @@ from flamingo_jax.data.mixture import Mixture
 from flamingo_jax.training import towers
 from flamingo_jax.training.config import TrainConfig
 
-# Fields that do not change what is computed, in addition to the store's: what is measured, and how
-# the loader works.
+# Fields that do not change what is computed, in addition to the store's: what is measured, how the
+# loader works, and in how many chunks a batch is computed (only rounding depends on it).
 MAY_DIFFER = (
     *store.MAY_DIFFER,
     r"(until|evaluate)(\..*)?",
     r"data\.(num_threads|prefetch|max_corrupt)",
-    r"data\.datasets\.[^.]+\.pool",
+    r"data\.datasets\.[^.]+\.(pool|chunks)",
+    r"model\.contrastive\.chunk",  # the former name of chunks
 )
 # Fields that may have other values in each process: hosts may mount the same files elsewhere.
 _OF_A_HOST = (

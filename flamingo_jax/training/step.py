@@ -75,13 +75,13 @@ def update(
         before the update.
     """
 
-    def loss(trainable: trees.Params, batch: Any, key: jax.Array) -> tuple[jax.Array, Metrics]:
-        return objective.loss(trees.merge(trainable, state.frozen), batch, key)
+    def loss(trainable: trees.Params, *arguments: Any) -> tuple[jax.Array, Metrics]:
+        return objective.loss(trees.merge(trainable, state.frozen), *arguments)
 
     key = jax.random.fold_in(rng, state.step)
     with jax.named_scope("optimizer"):
         trainable = gather(policy.cast(state.trainable))
-    gradients, metrics = accumulate(loss, trainable, batches, weights, key)
+    gradients, metrics = accumulate(loss, trainable, batches, weights, key, objective.split)
     with jax.named_scope("optimizer"):
         updates, opt_state = optimizer.update(gradients, state.opt_state, state.trainable)
         after = optax.apply_updates(state.trainable, updates)

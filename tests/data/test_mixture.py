@@ -55,7 +55,8 @@ def only(config: DataConfig, name: str, **changes) -> DataConfig:
 
 
 def arrays(batch: Batch) -> dict[str, np.ndarray]:
-    return {field.name: getattr(batch, field.name) for field in dataclasses.fields(batch)}
+    names = [field.name for field in dataclasses.fields(batch) if field.name != "chunks"]
+    return {name: getattr(batch, name) for name in names}
 
 
 def digest(*batches: Batch) -> str:
@@ -423,6 +424,38 @@ def test_a_pool_that_is_too_small_is_an_error(config, words):
             mixture.batch("pages", t)
 
 
+@pytest.mark.parametrize("name", ["pages", "videos", "text"])
+def test_a_chunk_has_its_part_of_the_pool(config, words, name):
+    """Rows, pixels and keys are those of the whole batch; each chunk's pool begins with its own."""
+    whole = Mixture(config, seed=5, tokenizer=words).batch(name, 1)
+    halves = Mixture(only(config, name, chunks=2), seed=5, tokenizer=words).batch(name, 1)
+    shards = Mixture(config, seed=5, tokenizer=words, num_shards=2).batch(name, 1)
+    assert (whole.chunks, halves.chunks, shards.chunks) == (1, 2, 1)
+    assert digest(halves) == digest(shards)  # a chunk is laid out like a data shard
+    mixture = Mixture(only(config, name, chunks=2), seed=5, tokenizer=words, num_shards=2)
+    quarters = mixture.batch(name, 1)
+    np.testing.assert_array_equal(quarters.tokens, whole.tokens)
+    capacity = len(whole.frames) // 4
+    for row, n in np.argwhere(whole.media_slot >= 0):
+        slot = row * capacity + quarters.media_slot[row, n]  # each of the four chunks has a row
+        for array in ("frames", "frame_mask", "media_key"):
+            expected = getattr(whole, array)[whole.media_slot[row, n]]
+            np.testing.assert_array_equal(getattr(quarters, array)[slot], expected)
+
+
+def test_a_pool_that_is_too_small_for_a_chunk_is_an_error(config, words):
+    changes = {"chunks": 2, "pool": 4}
+    mixture = Mixture(only(config, "pages", **changes), seed=5, tokenizer=words)
+    needed = (Mixture(config, seed=5, tokenizer=words).batch("pages", 0).media_slot >= 0).sum(1)
+    chunk, need = next((c, n) for c, n in enumerate(needed.reshape(2, 2).sum(1)) if n > 2)
+    with pytest.raises(
+        ConfigError,
+        match=f"its 2 rows of chunk {chunk} of data shard 0 .* have {need} visual inputs, more "
+        f"than the 2 .* to {2 * need} or more, or to None for 8,",
+    ):
+        mixture.batch("pages", 0)
+
+
 def test_one_record_is_a_dataset(config, words, datasets):
     mixture = Mixture(only(config, "pages", split="train[:1]"), seed=5, tokenizer=words)
     assert mixture.sizes == {"pages": 1}
@@ -460,6 +493,7 @@ def test_the_pool_holds_real_images_only(config, words):
             "Process 0 of 2 cannot read for 3 data shards",
         ),
         ("pages", {}, {"num_shards": 2, "process_count": 2, "process_index": 2}, "Process 2 of 2"),
+        ("pages", {"chunks": 4}, {"num_shards": 2}, "chunks is 4, and a data shard has 2 row"),
     ],
 )
 def test_what_does_not_fit_is_refused_at_the_start(config, words, name, changes, options, message):

@@ -107,6 +107,7 @@ def test_what_does_not_fit_ends_with_status_3_and_names_the_largest_buffers(run_
         ({"mesh.model": 8}, {}, "config.mesh"),
         ({"mesh.data": 1, "mesh.model": 4, "model.lm.num_heads": 2}, {}, "does not divide"),
         ({"data.datasets.text.batch_size": 6}, {}, "batch shards"),
+        ({"data.datasets.text.chunks": 2}, {}, r"text.chunks is 2, and a data shard has 1 row"),
         ({}, {"fill": {"txt": program.RowContent(3.0, None)}}, "--fill names"),
         ({}, {"fill": {"text": program.RowContent(40.0, None)}}, "room for 32"),
         ({}, {"datasets": ["pages"]}, "--datasets names"),

@@ -1,5 +1,7 @@
 """How datasets share updates (paper, Table 3 (ii) and Table 11)."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
@@ -68,3 +70,19 @@ def test_merge_pads_and_keeps_each_shards_pool():
         assert merged.frames[slot, 0, 0, 0, 0] == pixel
         key = 80 * (pixel // 10) + 2 * pixel
         assert merged.media_key[slot].tolist() == [key, key + 1]
+
+
+def test_merge_keeps_each_chunks_pool():
+    """A chunk of a merged batch is merged from the datasets' chunks, as data shards are."""
+    batches = {
+        "pages": batch(rows=4, length=6, images=3, frames=1, pool=8, fill=1),
+        "pairs": batch(rows=2, length=4, images=1, frames=2, pool=2, fill=2),
+    }
+    weights = dict.fromkeys(batches, 1.0)
+    by_shard = merge(batches, weights, num_shards=2)
+    chunked = {name: dataclasses.replace(each, chunks=2) for name, each in batches.items()}
+    by_chunk = merge(chunked, weights, num_shards=1)
+    schema.check(by_chunk)
+    for field in dataclasses.fields(schema.Batch):
+        expected = 2 if field.name == "chunks" else getattr(by_shard, field.name)
+        np.testing.assert_array_equal(getattr(by_chunk, field.name), expected)

@@ -18,8 +18,11 @@ KEY = jax.random.key(5)
 QUICK = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
 
 
-def objective(chunk, num_shards=1):
-    """Returns the contrastive stage with augmentation, and half of the branches dropped."""
+def objective(chunk=0, num_shards=1):
+    """Returns the contrastive stage with augmentation, and half of the branches dropped.
+
+    `chunk` is the field of version 0.4.0 for the number of chunks.
+    """
     described = small.get_config("contrastive")
     described.model.vision.update(depths=(2,), stochastic_depth=1.0, loop="scan")
     described.model.contrastive.chunk = chunk
@@ -34,7 +37,7 @@ def params():
     Larger random weights would make all embeddings nearly equal, and gradients small differences of
     large numbers.
     """
-    return jax.jit(objective(0).model.init).lower(KEY).compile(QUICK)(KEY)
+    return jax.jit(objective().model.init).lower(KEY).compile(QUICK)(KEY)
 
 
 def loss_and_gradient(chosen, params, batch, key):
@@ -50,8 +53,9 @@ def test_chunks_change_nothing(params):
     except for rounding: 1e-6.
     """
     batch = small.batch(rows=8, length=6, images=1, seed=3)
-    (expected, its_metrics), whole = loss_and_gradient(objective(0), params, batch, KEY)
-    (loss, metrics), gradient = loss_and_gradient(objective(2), params, batch, KEY)
+    (expected, its_metrics), whole = loss_and_gradient(objective(), params, batch, KEY)
+    batch = dataclasses.replace(batch, chunks=4)
+    (loss, metrics), gradient = loss_and_gradient(objective(), params, batch, KEY)
     np.testing.assert_allclose(loss, expected, rtol=1e-6)
     for name, number in its_metrics.items():
         np.testing.assert_allclose(metrics[name], number, rtol=1e-5, err_msg=name)
@@ -67,8 +71,8 @@ def test_rows_come_back_in_their_order():
     rows = {"a": jnp.arange(24), "b": jnp.arange(48).reshape(24, 2)}
     embed = lambda params, rows: (rows["a"] * params["m"]["w"], rows["b"])
     weights = {"m": {"w": jnp.float32(2)}}
-    for chunk, num_shards in ((1, 1), (2, 3), (4, 2), (0, 1)):
-        a, b = in_chunks(embed, weights, rows, chunk=chunk, num_shards=num_shards)
+    for number, num_shards in ((24, 1), (4, 3), (3, 2), (1, 1)):
+        a, b = in_chunks(embed, weights, rows, number=number, num_shards=num_shards)
         np.testing.assert_array_equal(a, 2.0 * rows["a"])
         np.testing.assert_array_equal(b, rows["b"])
 
@@ -81,7 +85,7 @@ def test_gradients_of_chunks_are_summed_in_float32():
     rows = jnp.concatenate([jnp.array([256.0]), jnp.ones(255)]).astype(jnp.bfloat16)
 
     def total(params):
-        found = in_chunks(lambda p, x: p["m"]["w"] * x, params, rows, chunk=1, num_shards=1)
+        found = in_chunks(lambda p, x: p["m"]["w"] * x, params, rows, number=256, num_shards=1)
         return jnp.sum(found.astype(jnp.float32))
 
     gradient = jax.jit(jax.grad(total))({"m": {"w": jnp.bfloat16(1)}})["m"]["w"]
@@ -95,14 +99,28 @@ def test_memory_does_not_grow_with_the_batch(params):
     The bound allows ten arrays of the last two.
     """
 
-    def temporaries(rows, chunk):
+    def temporaries(rows, number):
         batch = small.batch(rows=rows, length=6, images=1, seed=0)
-        step = jax.jit(jax.grad(lambda p, b: objective(chunk).loss(p, b, KEY)[0]))
+        batch = dataclasses.replace(batch, chunks=number)
+        step = jax.jit(jax.grad(lambda p, b: objective().loss(p, b, KEY)[0]))
         return step.lower(params, batch).compile(QUICK).memory_analysis().temp_size_in_bytes
 
     allowed = 10 * 4 * ((64 - 16) * 8 + 64**2 - 16**2)
-    assert temporaries(64, 4) - temporaries(16, 4) < allowed
-    assert temporaries(64, 0) - temporaries(64, 4) > 5 * allowed
+    in_chunks = temporaries(64, 16)
+    assert in_chunks - temporaries(16, 4) < allowed
+    assert temporaries(64, 1) - in_chunks > 5 * allowed
+
+
+def test_the_field_of_version_0_4_0_means_rows_of_a_shard(params):
+    """On two data shards of 4 rows, 1 row at a time is 4 chunks: the same program."""
+    batch = small.batch(rows=8, length=6, images=1, seed=3, num_shards=2)
+
+    def program(chosen, batch):
+        return str(jax.make_jaxpr(lambda batch: chosen.loss(params, batch, KEY))(batch))
+
+    expected = program(objective(num_shards=2), dataclasses.replace(batch, chunks=4))
+    assert program(objective(chunk=1, num_shards=2), batch) == expected
+    assert program(objective(num_shards=2), batch) != expected
 
 
 def test_a_chunk_must_divide_the_rows_of_a_shard(params):

@@ -155,6 +155,13 @@ def test_another_config_is_refused_by_its_fields(done, config, never_compiles):
         run_lib.train(changed, done[0], devices=ONE)
 
 
+def test_a_run_may_go_on_in_chunks(done, config):
+    text = dataclasses.replace(config.data.datasets["text"], chunks=2)
+    data = dataclasses.replace(config.data, datasets={"text": text})
+    again = run_lib.train(dataclasses.replace(config, data=data), done[0], devices=ONE)
+    jax.tree.map(np.testing.assert_array_equal, again.saved(), done[1].saved())
+
+
 def test_a_run_of_an_older_version_goes_on(done, config, tmp_path, monkeypatch):
     """New fields must have their defaults, which change nothing; other values are refused."""
     read = store.read_item
