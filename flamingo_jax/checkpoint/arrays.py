@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -19,10 +19,16 @@ import orbax.checkpoint as ocp
 
 from flamingo_jax.checkpoint import orbax_logs
 from flamingo_jax.checkpoint.streamed import Streamed, StreamedHandler
-from flamingo_jax.core import paths
+from flamingo_jax.core import paths, trees
 from flamingo_jax.core.paths import PathLike
 
 orbax_logs.drop_tracebacks()
+
+# Changes some whole modules of a model, {module: {name: array}}, right after they are read.
+Change = Callable[[trees.Params], trees.Params]
+
+CHUNK_BYTES = 2**30
+"""Weights that are changed are read in chunks of about this size."""
 
 # What orbax and TensorStore raise for damaged files; orbax raises Exception itself too.
 ORBAX_ERRORS = Exception
@@ -141,6 +147,22 @@ def read(directory: PathLike, like: Mapping[str, jax.ShapeDtypeStruct]) -> dict[
         ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer,
     ):
         return dict(checkpointer.restore(plain, args=wanted))
+
+
+def chunks(
+    flat: Mapping[str, Any], num_bytes: int = CHUNK_BYTES
+) -> Iterator[dict[str, jax.ShapeDtypeStruct]]:
+    """Splits weights by path into chunks of whole modules, of about `num_bytes` each."""
+    chunk: dict[str, Any] = {}
+    for module, weights in trees.unflatten(flat).items():
+        own = {f"{module}/{name}".lstrip("/"): leaf for name, leaf in weights.items()}
+        size = sum(leaf.size * leaf.dtype.itemsize for leaf in (*chunk.values(), *own.values()))
+        if chunk and size > num_bytes:
+            yield chunk
+            chunk = {}
+        chunk |= own
+    if chunk:
+        yield chunk
 
 
 def compare(found: Mapping[str, Any], wanted: Mapping[str, Any], *, where: str) -> None:

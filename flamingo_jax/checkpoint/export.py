@@ -22,7 +22,7 @@ import dataclasses
 import hashlib
 import json
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import orbax.checkpoint as ocp
@@ -46,6 +46,13 @@ KINDS = ("language_model", "contrastive", "flamingo", "vision")
 # placement(path of a weight, its stored shape and dtype) -> the shape, dtype and sharding of the
 # array that it is read into
 Placement = Callable[[str, jax.ShapeDtypeStruct], jax.ShapeDtypeStruct]
+
+
+class _Reading(NamedTuple):
+    """How weights are read; see `open_checkpoint`."""
+
+    placement: Placement | None = None
+    change: arrays.Change | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -213,6 +220,7 @@ def open_checkpoint(
     *,
     tokenizer: PathLike | None = None,
     placement: Placement | None = None,
+    change: arrays.Change | None = None,
 ) -> OpenedCheckpoint:
     """Opens a model for use.
 
@@ -226,23 +234,26 @@ def open_checkpoint(
         placement: dtype and sharding of each weight, for models larger than one device. Without it
             weights are read as stored, on the default device, and those of an export are checked
             against the content hash too.
+        change: applied to some whole modules at a time, right after they are read, so that all
+            weights never exist as they are stored.
 
     Raises:
         CheckpointError: if `path` is no checkpoint, a file is missing, cut off or changed, or a
             tower is missing or not the one of the run.
     """
+    reading = _Reading(placement, change)
     moved = {name: tower for name, tower in (towers or {}).items() if tower is not None}
     location = Path(path)
     if (location / CARD).exists():
-        return _open_export(location, moved, tokenizer, placement)
+        return _open_export(location, moved, tokenizer, reading)
     if there := store.steps(location):
-        return _open_step(location, there[-1], moved, tokenizer, placement)
+        return _open_step(location, there[-1], moved, tokenizer, reading)
     if (location / "export" / CARD).exists():
-        return _open_export(location / "export", moved, tokenizer, placement)
+        return _open_export(location / "export", moved, tokenizer, reading)
     # "." may be the directory of a step
     one = location if location.parent.name == "checkpoints" else paths.absolute(location)
     if one.parent.name == "checkpoints" and one.name.isdigit():
-        return _open_step(one.parent.parent, int(one.name), moved, tokenizer, placement)
+        return _open_step(one.parent.parent, int(one.name), moved, tokenizer, reading)
     expected = "an export, a WORKDIR with checkpoints/ or export/, or WORKDIR/checkpoints/STEP"
     if not location.exists():
         raise CheckpointError(
@@ -257,17 +268,18 @@ def _open_export(
     directory: Path,
     towers: Mapping[str, PathLike],
     tokenizer: PathLike | None,
-    placement: Placement | None,
+    reading: _Reading,
 ) -> OpenedCheckpoint:
     if towers:
         raise CheckpointError(
             f"Export {directory} is self-contained: towers {sorted(towers)} cannot be put into it."
         )
     directory, card = read_card(directory)
-    check_files(directory, card, only=_read_of_export(placement, with_tokenizer=tokenizer is None))
-    flat = _read_weights(directory / "weights", "", placement)
+    check_files(directory, card, only=_read_of_export(reading, with_tokenizer=tokenizer is None))
+    flat = _read_weights(directory / "weights", "", reading)
     params = trees.unflatten(flat)
-    if placement is None and (got := trees.content_hash(params)) != card["content_hash"]:
+    is_whole = reading == _Reading()
+    if is_whole and (got := trees.content_hash(params)) != card["content_hash"]:
         raise CheckpointError(
             f"The weights of export {directory} were changed since it was made: got hash "
             f"{got[:12]}, expected {card['content_hash'][:12]}. Make the export again."
@@ -290,13 +302,13 @@ def _open_step(
     step: int,
     towers: Mapping[str, PathLike],
     tokenizer: PathLike | None,
-    placement: Placement | None,
+    reading: _Reading,
 ) -> OpenedCheckpoint:
     directory = store.step_directory(workdir, step)
     if step in (there := store.steps(workdir)):
         try:
             all_files = lambda name: True
-            only = manifest.is_small if placement is _describe else all_files
+            only = manifest.is_small if reading.placement is _describe else all_files
             store.check_step(workdir, step, only=only)
         except DamageError as error:
             others = [each for each in there if each != step]
@@ -310,9 +322,9 @@ def _open_step(
         raise CheckpointError(
             f"Checkpoint {directory} has no towers {unknown}; it has {sorted(frozen) or 'none'}."
         )
-    flat = _read_weights(directory / "state", "trainable/", placement)
+    flat = _read_weights(directory / "state", "trainable/", reading)
     for name, record in frozen.items():
-        tower = _read_tower(name, record, towers.get(name), directory, placement)
+        tower = _read_tower(name, record, towers.get(name), directory, reading)
         flat = tower | flat  # a weight of the tower that the run trained is the trained one
     try:
         kind, model_config, data = config["stage"], config["model"], config["data"]
@@ -345,7 +357,7 @@ def _read_tower(
     record: Mapping[str, Any],
     moved: PathLike | None,
     checkpoint: Path,
-    placement: Placement | None,
+    reading: _Reading,
 ) -> dict[str, Any]:
     """Returns a frozen tower's weights, by their paths in the larger model."""
     override = (
@@ -366,15 +378,15 @@ def _read_tower(
             f"hash {card['content_hash'][:12]}, expected {record['hash'][:12]}. Give the right "
             f"one: {override}."
         )
-    only = _read_of_export(placement, with_tokenizer=False)
+    only = _read_of_export(reading, with_tokenizer=False)
     check_files(directory, card, what=f"tower {name!r}", only=only)
     return _read_weights(
-        directory / "weights", f"{record['source']}/", placement, to=f"{record['target']}/"
+        directory / "weights", f"{record['source']}/", reading, to=f"{record['target']}/"
     )
 
 
 def _read_weights(
-    directory: Path, prefix: str, placement: Placement | None, *, to: str = ""
+    directory: Path, prefix: str, reading: _Reading, *, to: str = ""
 ) -> dict[str, Any]:
     """Reads the arrays under `prefix`, with `prefix` replaced by `to`."""
     stored = {
@@ -384,22 +396,25 @@ def _read_weights(
         raise CheckpointError(
             f"The arrays at {directory} hold nothing under {prefix!r}. It is not the right model."
         )
-    if placement is _describe:
-        return {to + name.removeprefix(prefix): leaf for name, leaf in stored.items()}
-    if placement is not None:
-        stored = {
-            name: placement(to + name.removeprefix(prefix), leaf) for name, leaf in stored.items()
-        }
-    return {
-        to + name.removeprefix(prefix): leaf
-        for name, leaf in arrays.read(directory, stored).items()
-    }
+    stored = {to + name.removeprefix(prefix): leaf for name, leaf in stored.items()}
+    if reading.placement is _describe:
+        return stored
+    if reading.placement is not None:
+        stored = {name: reading.placement(name, leaf) for name, leaf in stored.items()}
+    found: dict[str, Any] = {}
+    for some in [stored] if reading.change is None else arrays.chunks(stored):
+        like = {prefix + name.removeprefix(to): leaf for name, leaf in some.items()}
+        leaves = arrays.read(directory, like)
+        read = {to + name.removeprefix(prefix): leaf for name, leaf in leaves.items()}
+        change = reading.change
+        found |= trees.flatten(change(trees.unflatten(read))) if change else read
+    return found
 
 
-def _read_of_export(placement: Placement | None, *, with_tokenizer: bool) -> Callable[[str], bool]:
+def _read_of_export(reading: _Reading, *, with_tokenizer: bool) -> Callable[[str], bool]:
     """Returns which files of an export are read, and so are checked."""
     of_model = lambda name: with_tokenizer or is_of_model(name)
-    if placement is _describe:
+    if reading.placement is _describe:
         return lambda name: of_model(name) and manifest.is_small(name)
     return of_model
 

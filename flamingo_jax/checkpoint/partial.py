@@ -27,7 +27,11 @@ Sources = Mapping[str, tuple[PathLike, str]]
 
 
 def load_towers(
-    params: trees.Params, sources: Sources, *, skip: tuple[str, ...] = ()
+    params: trees.Params,
+    sources: Sources,
+    *,
+    skip: tuple[str, ...] = (),
+    change: arrays.Change | None = None,
 ) -> dict[str, dict[str, Any]]:
     """Returns `params` with the weights below each target replaced by those of an export.
 
@@ -40,6 +44,8 @@ def load_towers(
             target and source are prefixes of paths.
         skip: regular expressions that match whole paths of source weights without a target, such
             as "contrastive/text/.*".
+        change: applied to some whole modules at a time, right after they are read, so that all
+            weights never exist as they are stored.
 
     Raises:
         CheckpointError: if an export is missing or damaged; a weight below a target has no source;
@@ -70,9 +76,13 @@ def load_towers(
         taken[key] |= {f"{source}/{name}" for name in found}
         wanted = _under(flat, target)
         arrays.compare(found, wanted, where=where)
-        like = {f"{source}/{name}": _abstract(leaf) for name, leaf in wanted.items()}
-        weights = arrays.read(exports[key] / "weights", like)
-        loaded |= {f"{target}/{name}": weights[f"{source}/{name}"] for name in wanted}
+        for some in [wanted] if change is None else arrays.chunks(wanted):
+            like = {f"{source}/{name}": _abstract(leaf) for name, leaf in some.items()}
+            weights = arrays.read(exports[key] / "weights", like)
+            read = {f"{target}/{name}": weights[f"{source}/{name}"] for name in some}
+            loaded |= trees.flatten(change(trees.unflatten(read))) if change else read
+            for name in some:
+                flat.pop(f"{target}/{name}")
     for key, names in stored.items():
         if left := sorted(names.keys() - taken[key] - skipped[key]):
             raise CheckpointError(

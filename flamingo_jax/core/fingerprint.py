@@ -13,6 +13,7 @@ import numpy as np
 
 from flamingo_jax.core import trees
 from flamingo_jax.core.notation import Array
+from flamingo_jax.core.precision import arrays_of
 from flamingo_jax.core.stack import Layers, stacked
 
 
@@ -25,7 +26,7 @@ def fingerprint(params: trees.Params) -> str:
 
     Weights that are `core.stack.unrolled` have the same fingerprint as stacked ones.
     """
-    flat = trees.flatten(params)
+    flat = arrays_of(trees.flatten(params))
     sums = np.asarray(_checksums(tuple(flat.values())))
     digest = hashlib.blake2b(digest_size=16)
     shapes = jax.eval_shape(lambda: [stacked(leaf) for leaf in flat.values()])

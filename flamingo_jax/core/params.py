@@ -24,6 +24,7 @@ from jaxtyping import Array
 
 from flamingo_jax.core import axes as axes_lib
 from flamingo_jax.core import trees
+from flamingo_jax.core.precision import Int8Weight
 
 Axes = tuple[str | None, ...]
 Initializer = Callable[..., Array]
@@ -37,9 +38,17 @@ class Scope:
     axes: Axes = ()
 
 
+@dataclasses.dataclass(frozen=True)
+class _Born:
+    """What is recorded of a weight: its axes, and those that its product contracts."""
+
+    axes: Axes
+    contracted: tuple[int, ...]
+
+
 _NO_SCOPE = Scope()
 _SCOPES: contextvars.ContextVar[Scope] = contextvars.ContextVar("scope", default=_NO_SCOPE)
-_RECORD: contextvars.ContextVar[dict[str, Axes] | None] = contextvars.ContextVar(
+_RECORD: contextvars.ContextVar[dict[str, _Born] | None] = contextvars.ContextVar(
     "record", default=None
 )
 
@@ -56,6 +65,33 @@ def param(name: str, shape: tuple[int, ...], axes: Axes, init: Initializer) -> A
     Raises:
         ValueError: if `axes` does not name each dimension once.
     """
+    w = _made(name, shape, axes, init, ())
+    if isinstance(w, Int8Weight):
+        raise ValueError(
+            f"Weight {hk.experimental.current_name()}/{name} is in 8 bits, and only weights made "
+            "by `weight` can be."
+        )
+    return w
+
+
+def weight(
+    name: str, shape: tuple[int, ...], axes: Axes, init: Initializer, *, contracted: tuple[int, ...]
+) -> Array | Int8Weight:
+    """Returns a weight of `param` for `nn.linear.product`; where it is frozen, it may be in 8 bits.
+
+    Args:
+        name: as for `param`, like the next three.
+        shape: its shape.
+        axes: its logical axes.
+        init: a Haiku initializer.
+        contracted: the axes of `shape` that the product contracts. The others are output channels.
+    """
+    return _made(name, shape, axes, init, contracted)
+
+
+def _made(
+    name: str, shape: tuple[int, ...], axes: Axes, init: Initializer, contracted: tuple[int, ...]
+) -> Array | Int8Weight:
     if len(axes) != len(shape):
         raise ValueError(
             f"Weight {hk.experimental.current_name()}/{name} has shape {shape} but axes {axes}: "
@@ -64,10 +100,13 @@ def param(name: str, shape: tuple[int, ...], axes: Axes, init: Initializer) -> A
     record = _RECORD.get()
     if record is not None:
         scope = _SCOPES.get()
-        record[f"{scope.prefix}{hk.experimental.current_name()}/{name}"] = scope.axes + tuple(axes)
-    return axes_lib.constrain_gradient(
-        hk.get_parameter(name, shape, jnp.float32, init=init), tuple(axes)
-    )
+        record[f"{scope.prefix}{hk.experimental.current_name()}/{name}"] = _Born(
+            scope.axes + tuple(axes), tuple(len(scope.axes) + axis for axis in contracted)
+        )
+    made = hk.get_parameter(name, shape, jnp.float32, init=init)
+    if isinstance(made, Int8Weight):
+        return made
+    return axes_lib.constrain_gradient(made, tuple(axes))
 
 
 def axes_of(init: Callable[..., Any], *args: Any) -> dict[str, Axes]:
@@ -83,7 +122,21 @@ def axes_of(init: Callable[..., Any], *args: Any) -> dict[str, Axes]:
     Raises:
         ValueError: if a weight was not created by `param`, or two weights share a path.
     """
-    record: dict[str, Axes] = {}
+    return {path: born.axes for path, born in _recorded(init, *args).items()}
+
+
+def contracted_of(init: Callable[..., Any], *args: Any) -> dict[str, tuple[int, ...]]:
+    """Returns the axes that the product with each `weight` contracts; arguments as for `axes_of`.
+
+    Returns:
+        {"module/path/name": axes}, counted with the layer axis of a stack.
+    """
+    found = _recorded(init, *args).items()
+    return {path: born.contracted for path, born in found if born.contracted}
+
+
+def _recorded(init: Callable[..., Any], *args: Any) -> dict[str, _Born]:
+    record: dict[str, _Born] = {}
     with _set(_RECORD, record):
         # A new function, because jax caches traces, and a cached trace would not call `param`.
         shapes = trees.flatten(jax.eval_shape(lambda *a: init(*a), *args))
@@ -92,11 +145,11 @@ def axes_of(init: Callable[..., Any], *args: Any) -> dict[str, Axes]:
             f"Weights and recorded axes differ at {unknown[:5]}: make every weight with "
             "core.params.param."
         )
-    for path, axes in record.items():
-        if len(axes) != len(shapes[path].shape):
+    for path, born in record.items():
+        if len(born.axes) != len(shapes[path].shape):
             raise ValueError(
-                f"Weight {path} has shape {shapes[path].shape} but axes {axes}: two weights share "
-                "this path."
+                f"Weight {path} has shape {shapes[path].shape} but axes {born.axes}: two weights "
+                "share this path."
             )
     return record
 

@@ -145,6 +145,8 @@ def _are_finite(weights: tuple[Any, ...]) -> Array:
 
 
 def _is_finite(weight: Array) -> Array:
+    if jnp.issubdtype(weight.dtype, jnp.integer):  # the scale of such a weight may be infinite
+        return jnp.bool_(True)  # noqa: FBT003
     # By the bits, where all exponents of NaN and infinity are ones. A maximum may lose a NaN: with
     # an initial value it does so on a CPU, for arrays of a few thousand numbers.
     bits = jnp.dtype(f"uint{8 * weight.dtype.itemsize}")
@@ -192,9 +194,7 @@ def fetch(tree: Any) -> Any:
     )
 
 
-def shardings(
-    model: Model, abstract: trees.Params, mesh: Mesh
-) -> dict[str, dict[str, NamedSharding]]:
+def shardings(model: Model, abstract: trees.Params, mesh: Mesh) -> dict[str, dict[str, Any]]:
     """Returns where each weight goes; nothing is computed.
 
     Args:

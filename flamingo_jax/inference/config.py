@@ -7,6 +7,7 @@ from typing import Literal
 
 from flamingo_jax.core import ranges, seeds
 from flamingo_jax.core.config import FieldError
+from flamingo_jax.core.precision import Policy
 from flamingo_jax.inference import methods
 from flamingo_jax.inference.methods import MAX_NEW_TOKENS, BeamSearch, Ends, Greedy, Method, Sample
 from flamingo_jax.inference.score import Normalise
@@ -31,6 +32,8 @@ class InferenceConfig:
         terminate: "end_of_chunk" scores `<EOC>` as the last token of a candidate; the paper appends
             the answer alone.
         compute: dtype of activations and caches.
+        frozen: "int8" puts the products of the language model and of the vision encoder into 8 bits
+            while they are read (`core.precision.Policy`).
         layers: "unrolled" compiles each layer by itself, with separate weights and caches
             (`core.stack.unrolled`): a token is decoded two to three times as fast on a CPU, and
             compilation takes longer.
@@ -58,6 +61,7 @@ class InferenceConfig:
     normalise: Normalise = "sum"
     terminate: Literal["nothing", "end_of_chunk"] = "nothing"
     compute: Literal["float32", "bfloat16"] = "float32"
+    frozen: Literal["compute", "int8"] = "compute"
     layers: Literal["scanned", "unrolled"] = "scanned"
     lengths: tuple[int, ...] = (32, 64, 128, 256, 512, 1024, 2048)
     num_images: tuple[int, ...] = (5, 9, 17, 33)
@@ -80,6 +84,11 @@ class InferenceConfig:
             sizes = getattr(self, name)
             if not sizes or list(sizes) != sorted(set(sizes)):
                 raise FieldError(f"{name} is {sizes}; expected ascending sizes, at least one.")
+
+    @property
+    def policy(self) -> Policy:
+        """The dtypes of the weights."""
+        return Policy(self.compute, self.frozen)
 
     @property
     def method(self) -> Method:

@@ -27,7 +27,6 @@ from flamingo_jax.core import trees
 from flamingo_jax.core.config import from_dict
 from flamingo_jax.core.notation import Float, Int
 from flamingo_jax.core.paths import PathLike
-from flamingo_jax.core.precision import Policy
 from flamingo_jax.data.interleave import tokenise_text
 from flamingo_jax.inference.cache_of_latents import passes_of
 from flamingo_jax.inference.compiled import Compiled, fetch, whole_on_each_device
@@ -35,7 +34,7 @@ from flamingo_jax.inference.config import InferenceConfig
 from flamingo_jax.inference.nearest import Rices
 from flamingo_jax.inference.vision_features import VisionEncoder
 from flamingo_jax.inference.visuals import Visual
-from flamingo_jax.models import encoders
+from flamingo_jax.models import encoders, int8
 from flamingo_jax.models.config import ModelConfig, required
 from flamingo_jax.sharding.mesh import AXES as ALL_AXES
 from flamingo_jax.tokenizers.base import Tokenizer
@@ -90,7 +89,8 @@ class DualEncoder:
         self._model = encoders.contrastive(model)
         beta = fetch(params["contrastive"]["log_temperature"])
         self.inverse_temperature = float(np.exp(np.asarray(beta, np.float32)))
-        self._compiled = Compiled(Policy(config.compute).cast(params), mesh, name=checkpoint)
+        weights = int8.cast(self._model.init, params, config.policy)
+        self._compiled = Compiled(weights, mesh, name=checkpoint)
         passes = passes_of(
             preprocessing["image_size"],
             config,

@@ -25,7 +25,7 @@ from jax.sharding import Mesh
 
 from flamingo_jax.core.axes import constrain
 from flamingo_jax.core.notation import Array, Float, Int
-from flamingo_jax.core.precision import Policy, dtype_of
+from flamingo_jax.core.precision import dtype_of
 from flamingo_jax.core.stack import is_unrolled
 from flamingo_jax.core.trees import Params
 from flamingo_jax.data.config import Background, ImageFit
@@ -37,6 +37,7 @@ from flamingo_jax.inference.methods import BeamSearch, Method, Sample, as_method
 from flamingo_jax.inference.padding import PromptTooLong, Shape
 from flamingo_jax.inference.prompt import PromptBatch, TokenisedPrompt, collate
 from flamingo_jax.inference.score import Normalise, score
+from flamingo_jax.models import int8
 from flamingo_jax.models.api import Model
 from flamingo_jax.models.cache import Media
 from flamingo_jax.sharding.mesh import AXES as ALL_AXES
@@ -99,7 +100,7 @@ class Engine:
 
         Args:
             model: the model's pure functions.
-            params: its weights, of any dtype; they are cast to `config.compute`.
+            params: its weights, of any dtype; they get those of `config.policy`.
             image_size: side of the images in pixels; None for a language model.
             image_fit: how an image becomes a square, as in training.
             background: what is behind transparent pixels, as in training.
@@ -119,7 +120,8 @@ class Engine:
         self.model, self.config, self.context = model, config, context
         self.image_size, self.image_fit, self.background = image_size, image_fit, background
         self.stop, self.pad_id = stop, pad_id
-        params = compiled.split_over_model(model, Policy(config.compute).cast(params), mesh)
+        cast = int8.cast(model.init, params, config.policy)
+        params = compiled.split_over_model(model, cast, mesh)
         if config.layers == "unrolled":
             params = compiled.unrolled(model, params)
         self.compiled = Compiled(params, mesh, name=name)

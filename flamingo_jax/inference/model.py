@@ -28,7 +28,6 @@ from flamingo_jax.checkpoint import arrays
 from flamingo_jax.checkpoint.arrays import CheckpointError
 from flamingo_jax.checkpoint.export import (
     OpenedCheckpoint,
-    Placement,
     describe_checkpoint,
     open_checkpoint,
 )
@@ -36,10 +35,9 @@ from flamingo_jax.core import trees
 from flamingo_jax.core.config import ConfigError, from_dict
 from flamingo_jax.core.finite import NonFiniteError
 from flamingo_jax.core.paths import PathError, PathLike
-from flamingo_jax.core.precision import Policy
 from flamingo_jax.core.trees import Params
 from flamingo_jax.data.config import Background, ImageFit
-from flamingo_jax.inference import compiled
+from flamingo_jax.inference import placement
 from flamingo_jax.inference import prompt as prompts
 from flamingo_jax.inference.candidates import Candidates, as_candidates
 from flamingo_jax.inference.chat import Chat
@@ -57,7 +55,7 @@ from flamingo_jax.inference.prompt import (
     as_batch,
 )
 from flamingo_jax.inference.score import Normalise, check_normalise
-from flamingo_jax.models import api
+from flamingo_jax.models import api, int8
 from flamingo_jax.models.api import Model
 from flamingo_jax.models.config import ModelConfig, required
 from flamingo_jax.models.lm import LMConfig
@@ -184,8 +182,13 @@ class Flamingo:
             jax.eval_shape(model.init, jax.eval_shape(lambda: jax.random.key(0)))
         )
         arrays.compare(stored, wanted, where=f"The checkpoint {described.path}")
+        contracted = int8.contracted_axes(model.init, config.policy)
+        about = (model, described.params, config, mesh, contracted)
         opened = open_checkpoint(
-            path, towers, placement=_placement(model, described.params, config, mesh)
+            path,
+            towers,
+            placement=placement.of_weights(*about),
+            change=placement.rounding(*about),
         )
         return cls(
             model,
@@ -420,21 +423,6 @@ def _build(described: OpenedCheckpoint) -> tuple[Model, LMConfig, Tokenizer, int
     if described.kind == "flamingo":
         return api.flamingo(config.flamingo()), lm, tokenizer, described.preprocessing["image_size"]
     return api.language_model(lm), lm, tokenizer, None
-
-
-def _placement(
-    model: Model, abstract: trees.Params, config: InferenceConfig, mesh: Mesh | None
-) -> Placement | None:
-    """Where `open_checkpoint` puts each weight on the mesh, and its dtype; None without a mesh."""
-    if mesh is None:
-        return None
-    shardings = trees.flatten(compiled.shardings(model, abstract, mesh))
-    dtype = Policy(config.compute).dtype
-
-    def place(path: str, stored: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
-        return jax.ShapeDtypeStruct(stored.shape, dtype, sharding=shardings[path])
-
-    return place
 
 
 load = Flamingo.load

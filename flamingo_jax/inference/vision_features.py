@@ -19,13 +19,12 @@ from flamingo_jax.core.config import from_dict
 from flamingo_jax.core.fingerprint import fingerprint
 from flamingo_jax.core.notation import Array, Float
 from flamingo_jax.core.paths import PathLike
-from flamingo_jax.core.precision import Policy
 from flamingo_jax.inference.cache_of_latents import Latents, Passes, passes_of
 from flamingo_jax.inference.compiled import Compiled, whole_on_each_device
 from flamingo_jax.inference.config import InferenceConfig
 from flamingo_jax.inference.model import Flamingo
 from flamingo_jax.inference.visuals import Visual
-from flamingo_jax.models import encoders
+from flamingo_jax.models import encoders, int8
 from flamingo_jax.models.config import ModelConfig
 from flamingo_jax.sharding.mesh import AXES as ALL_AXES
 
@@ -112,7 +111,8 @@ class VisionEncoder:
         vision = "vision" if opened.kind == "vision" else f"{opened.kind}/vision"
         modules = trees.subtree(opened.params, vision)
         named = {f"vision/{name}".rstrip("/"): leaves for name, leaves in modules.items()}
-        params = Policy(config.compute).cast(named)
+        model = encoders.vision_encoder(encoder)
+        params = int8.cast(model.init, named, config.policy)
         compiled = Compiled(whole_on_each_device(params, mesh), mesh, name=str(opened.path))
         passes = passes_of(
             opened.preprocessing["image_size"],
@@ -121,8 +121,7 @@ class VisionEncoder:
             image_fit=opened.preprocessing.get("image_fit", "pad"),
             background=opened.preprocessing.get("background", "mean"),
         )
-        features = encoders.vision_encoder(encoder).features
-        return cls(compiled, features, passes, vision="vision")
+        return cls(compiled, model.features, passes, vision="vision")
 
     def __call__(self, visuals: Sequence[Visual]) -> Float[np.ndarray, "n E"]:
         """Returns features of n >= 1 visuals, in every process.

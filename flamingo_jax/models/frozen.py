@@ -8,18 +8,21 @@
 Both forms compute the same function. Only frozen weights can have the compute form: a trained
 convolution would no longer be standardised, and checkpoints have the stored form. Two fields of the
 configs say which form a module expects: `NFNetConfig.weight_standardisation` and `LMConfig.fused`.
+Weights in 8 bits (`models.int8`) are changed in the same way, together with their scales.
 """
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
+import jax
 import jax.numpy as jnp
 
 from flamingo_jax.core import trees
 from flamingo_jax.core.notation import Array
+from flamingo_jax.core.precision import Int8Weight
 from flamingo_jax.core.trees import Params
 from flamingo_jax.models.flamingo import FlamingoConfig
 from flamingo_jax.models.lm_config import LMConfig
@@ -101,12 +104,15 @@ def compute_form_of_blocks(config: LMConfig, blocks: Params) -> dict[str, dict[s
         blocks: {module: weights} of a stack, below its name.
     """
     changed = {module: dict(weights) for module, weights in blocks.items()}
-    parts = [changed.pop(f"block/attention/{name}")["w"] for name in ("query", "key", "value")]
-    changed["block/attention/qkv"] = {
-        "w": jnp.stack([jnp.moveaxis(w, 1, -1) for w in parts], axis=1)
-    }
+    names = [f"block/attention/{name}" for name in ("query", "key", "value")]
+    parts = [_contracted_last(changed.pop(name)["w"]) for name in names]
+    stacked = jax.tree.map(lambda *arrays: jnp.stack(arrays, axis=1), *parts)
+    changed["block/attention/qkv"] = {"w": stacked}
     if config.position == "relative":
-        changed["block/attention/relative"] = {
-            "w": jnp.moveaxis(changed["block/attention/relative"]["w"], 1, -1)
-        }
+        relative = changed["block/attention/relative"]["w"]
+        changed["block/attention/relative"] = {"w": _contracted_last(relative)}
     return changed
+
+
+def _contracted_last(w: Array | Int8Weight) -> Any:
+    return jax.tree.map(lambda array: jnp.moveaxis(array, 1, -1), w)

@@ -28,7 +28,8 @@ from jax.typing import DTypeLike
 
 from flamingo_jax.core.axes import constrain
 from flamingo_jax.core.notation import Array, Bool, Float, Float32, Int, UInt8
-from flamingo_jax.core.params import param
+from flamingo_jax.core.params import param, weight
+from flamingo_jax.core.precision import Int8Weight
 from flamingo_jax.core.stack import Stack, layer_slice
 from flamingo_jax.data.schema import Batch
 from flamingo_jax.models import self_attention
@@ -37,7 +38,7 @@ from flamingo_jax.models.lm_config import LMConfig
 from flamingo_jax.models.losses import joined_logits, next_token_losses
 from flamingo_jax.models.self_attention import Context, SelfAttention
 from flamingo_jax.nn.feedforward import feed_forward
-from flamingo_jax.nn.linear import einsum_float32
+from flamingo_jax.nn.linear import einsum_float32, rows_of, scores_of_rows
 from flamingo_jax.nn.norm import layer_norm, rms_norm
 
 _NEVER = -1e30  # logit of the padding rows of the table
@@ -165,7 +166,7 @@ class LM(hk.Module):
         """Returns the embedded tokens; ids from V on are new tokens."""
         table = self._table("embedding")
         known = self.config.vocab_size
-        x = table[jnp.minimum(tokens, known - 1)]
+        x = rows_of(table, jnp.minimum(tokens, known - 1))
         # Each chip looks up the tokens in its rows of the table; then the results are summed.
         x = constrain(x, "batch", "length", "embed")
         if self.new_tokens is not None:
@@ -215,8 +216,7 @@ class LM(hk.Module):
     ) -> tuple[Float32[Array, "B T V"], Float32[Array, "B T N"] | None]:
         """Returns the logits of (the padded table, the new tokens)."""
         x = normalised(self.config, x, name="final_norm")
-        table = self._table("embedding" if self.config.tied_head else "head").astype(x.dtype)
-        base = einsum_float32("btd,vd->btv", x, table)
+        base = scores_of_rows(x, self._table("embedding" if self.config.tied_head else "head"))
         base = constrain(base, "batch", "length", "vocab")
         padding = jnp.arange(self.config.table_rows) >= self.config.vocab_size
         base = jnp.where(padding[None, None, :], _NEVER, base)
@@ -226,9 +226,10 @@ class LM(hk.Module):
         return base, einsum_float32("btd,nd->btn", x, rows)
 
     @hk.name_like("__call__")
-    def _table(self, name: str) -> Array:
+    def _table(self, name: str) -> Array | Int8Weight:
         init = hk.initializers.TruncatedNormal(self.config.width**-0.5)
-        return param(name, (self.config.table_rows, self.config.width), ("vocab", "embed"), init)
+        shape = (self.config.table_rows, self.config.width)
+        return weight(name, shape, ("vocab", "embed"), init, contracted=(1,))
 
 
 class NewTokens(hk.Module):

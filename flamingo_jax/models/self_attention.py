@@ -19,12 +19,13 @@ from jax.ad_checkpoint import checkpoint_name
 from flamingo_jax.core.axes import constrain
 from flamingo_jax.core.notation import Array, Bool, Float, Int
 from flamingo_jax.core.params import param
-from flamingo_jax.core.stack import Layers, is_unrolled
+from flamingo_jax.core.precision import Int8Weight
+from flamingo_jax.core.stack import Layers, is_unrolled, layer_slice
 from flamingo_jax.core.trees import Params
 from flamingo_jax.models.lm_config import LMConfig
 from flamingo_jax.nn import embed, masks
 from flamingo_jax.nn.attention import attend
-from flamingo_jax.nn.linear import fused_linear, linear
+from flamingo_jax.nn.linear import fused_linear, linear, product
 from flamingo_jax.nn.norm import layer_norm
 
 
@@ -300,6 +301,11 @@ def distance_table(
         return None
     w = blocks["block/attention/relative"]["w"]
     r = embed.sinusoids(length, config.width).astype(dtype)
+    if isinstance(w, Int8Weight):
+        project = lambda own: product(r, own, (2,) if config.fused else (0,))
+        if is_unrolled(w):
+            return Layers(project(layer_slice(w, layer)) for layer in range(config.num_layers))
+        return jax.vmap(project)(w)
     letters = "sd,lhkd->lshk" if config.fused else "sd,ldhk->lshk"
     if is_unrolled(w):
         return Layers(jnp.einsum(letters.replace("l", ""), r, own.astype(dtype)) for own in w)

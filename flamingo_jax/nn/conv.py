@@ -24,7 +24,9 @@ import jax.numpy as jnp
 from flamingo_jax.core import axes as axes_lib
 from flamingo_jax.core.config import ConfigError
 from flamingo_jax.core.notation import Array, Float
-from flamingo_jax.core.params import param
+from flamingo_jax.core.params import param, weight
+from flamingo_jax.core.precision import Int8Weight
+from flamingo_jax.nn.linear import product
 
 Standardisation = Literal["apply", "folded"]
 
@@ -56,16 +58,25 @@ def standardise_weights(
 
 
 def convolve(
-    x: Float[Array, "M h w I"], w: Float[Array, "kh kw J O"], *, stride: int = 1, groups: int = 1
+    x: Float[Array, "M h w I"],
+    w: Float[Array, "kh kw J O"] | Int8Weight,
+    *,
+    stride: int = 1,
+    groups: int = 1,
 ) -> Float[Array, "M h2 w2 O"]:
     """Returns the convolution with padding SAME, in the dtype of x; J = I / groups.
 
     A CPU convolves group by group: XLA's grouped convolution takes many times as long there. On a
     TPU the grouped form is the faster one by the compiler's estimates, and cuDNN has kernels for
     groups.
+
+    Raises:
+        ValueError: w is in 8 bits, and the convolution is no 1x1 one.
     """
     if w.shape[:2] == (1, 1) and stride == groups == 1:
-        return jnp.einsum("mhwi,io->mhwo", x, w[0, 0].astype(x.dtype))
+        return product(x, jax.tree.map(lambda array: array[0, 0], w))
+    if isinstance(w, Int8Weight):
+        raise ValueError(f"A {w.shape} convolution is in 8 bits, and only 1x1 ones can be.")
     w = w.astype(x.dtype)
     if groups == 1:
         return _convolve(x, w, stride)
@@ -133,7 +144,7 @@ def ws_conv(
 ) -> Float[Array, "M h2 w2 O"]:
     """Applies a convolution with standardised weights, and a bias.
 
-    The weights are `name/{w, gain, bias}`, or `name/{w, bias}` if they are folded.
+    The weights are `name/{w, gain, bias}`, or `name/{w, bias}` if they are folded or in 8 bits.
 
     Args:
         x: images or feature maps.
@@ -156,8 +167,15 @@ def ws_conv(
     shape = (kernel, kernel, x.shape[-1] // groups, channels)
     with hk.name_scope(name):
         init = hk.initializers.RandomNormal(1.0 / math.sqrt(math.prod(shape[:-1])))
-        w = param("w", shape, ("kernel", "kernel", "vision", "vision"), init)
-        if standardisation == "apply":
+        axes = ("kernel", "kernel", "vision", "vision")
+        is_product = kernel == stride == groups == 1
+        w = (
+            weight("w", shape, axes, init, contracted=(2,))
+            if is_product
+            else param("w", shape, axes, init)
+        )
+        # A weight in 8 bits was standardised before it was rounded.
+        if standardisation == "apply" and not isinstance(w, Int8Weight):
             w = standardise_weights(w, param("gain", (channels,), ("vision",), jnp.ones))
         bias = param("bias", (channels,), ("vision",), jnp.zeros)
     return convolve(x, w, stride=stride, groups=groups) + bias.astype(x.dtype)[None, None, None]

@@ -3,7 +3,12 @@
     linear          x [... in],  w [in..., out...]  -> [... out]
     fused_linear    x [... D],   w [out..., D]      -> [... out]    contracted axis last
 
-Weights are float32, and are cast to the dtype of x.
+Weights are float32, and are cast to the dtype of x. Frozen ones may be in 8 bits:
+
+    y = (x values) * scale          dx = (dy * scale) values^T
+
+The integers are exact in bfloat16, and the compiler casts them inside the product. So no float copy
+of the weights exists, neither in the forward nor in the backward pass.
 """
 
 from __future__ import annotations
@@ -14,9 +19,76 @@ import math
 import haiku as hk
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
-from flamingo_jax.core.notation import Array, Float, Float32
-from flamingo_jax.core.params import Axes, Initializer, param
+from flamingo_jax.core.notation import Array, Float, Float32, Int
+from flamingo_jax.core.params import Axes, Initializer, param, weight
+from flamingo_jax.core.precision import Int8Weight
+
+
+def product(
+    x: Float[Array, "..."], w: Array | Int8Weight, contracted: tuple[int, ...] = (0,)
+) -> Float[Array, "..."]:
+    """Returns x times w, in the dtype of x.
+
+    Args:
+        x: its last axes are contracted.
+        w: the weight.
+        contracted: the axes of w that are contracted, in the order of those of x.
+    """
+    if isinstance(w, Int8Weight):
+        return _int8_product(contracted, x.dtype, x.dtype, x, w)
+    return _contract(x, w.astype(x.dtype), contracted)
+
+
+def scores_of_rows(x: Float[Array, "B T D"], table: Array | Int8Weight) -> Float32[Array, "B T V"]:
+    """Returns x . row for each row of a table [V, D], summed in float32 and returned in it."""
+    if isinstance(table, Int8Weight):
+        return _int8_product((1,), jnp.dtype(jnp.float32), x.dtype, x, table)
+    return einsum_float32("btd,vd->btv", x, table.astype(x.dtype))
+
+
+def rows_of(table: Array | Int8Weight, ids: Int[Array, "..."]) -> Float[Array, "... D"]:
+    """Returns rows of a table [V, D], in its dtype."""
+    if isinstance(table, Int8Weight):
+        rows = table.values[ids].astype(jnp.float32) * table.scale[ids]
+        return rows.astype(table.dtype)
+    return table[ids]
+
+
+def _contract(
+    x: Array, w: Array, contracted: tuple[int, ...], dtype: DTypeLike | None = None
+) -> Array:
+    last = tuple(range(x.ndim - len(contracted), x.ndim))
+    return jax.lax.dot_general(x, w, ((last, contracted), ((), ())), preferred_element_type=dtype)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
+def _int8_product(
+    contracted: tuple[int, ...], dtype: DTypeLike, operand: DTypeLike, x: Array, w: Int8Weight
+) -> Array:
+    """Returns x times w in `dtype`; x has the dtype `operand`, and so has its gradient.
+
+    A derivative by hand, because JAX alone would keep w in the dtype of x for the backward pass.
+    """
+    y = _contract(x, w.values.astype(operand), contracted, dtype)
+    return _scaled(y, w, contracted).astype(dtype)
+
+
+def _scaled(y: Array, w: Int8Weight, contracted: tuple[int, ...]) -> Float32[Array, "..."]:
+    scale = jnp.squeeze(w.scale, contracted)
+    return y.astype(jnp.float32) * jnp.broadcast_to(scale, y.shape)
+
+
+def _int8_backward(
+    contracted: tuple[int, ...], dtype: DTypeLike, operand: DTypeLike, w: Int8Weight, dy: Array
+) -> tuple[Array, None]:
+    scaled = _scaled(dy, w, contracted).astype(operand)
+    out = tuple(axis for axis in range(w.ndim) if axis not in contracted)
+    return _contract(scaled, w.values.astype(operand), out), None
+
+
+_int8_product.defvjp(lambda *args: (_int8_product(*args), args[-1]), _int8_backward)
 
 
 class Linear(hk.Module):
@@ -50,8 +122,9 @@ class Linear(hk.Module):
         """Applies the map, in the dtype of x."""
         in_shape = x.shape[x.ndim - self.num_in :]
         init = self.init or hk.initializers.TruncatedNormal(math.prod(in_shape) ** -0.5)
-        w = param("w", in_shape + self.out_shape, self.axes, init)
-        y = jnp.tensordot(x, w.astype(x.dtype), axes=self.num_in)
+        contracted = tuple(range(self.num_in))
+        w = weight("w", in_shape + self.out_shape, self.axes, init, contracted=contracted)
+        y = product(x, w, contracted)
         if self.bias:
             b = param("b", self.out_shape, self.axes[self.num_in :], jnp.zeros)
             y = y + jnp.broadcast_to(b.astype(x.dtype), y.shape)
@@ -90,8 +163,9 @@ class FusedLinear(hk.Module):
         """Applies the map, in the dtype of x."""
         width = x.shape[-1]
         init = hk.initializers.TruncatedNormal(width**-0.5)
-        w = param("w", (*self.out_shape, width), self.axes, init)
-        return jax.lax.dot_general(x, w.astype(x.dtype), (((x.ndim - 1,), (w.ndim - 1,)), ((), ())))
+        last = (len(self.out_shape),)
+        w = weight("w", (*self.out_shape, width), self.axes, init, contracted=last)
+        return product(x, w, last)
 
 
 def fused_linear(

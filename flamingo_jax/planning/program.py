@@ -25,6 +25,7 @@ from flamingo_jax.core.config import ConfigError
 from flamingo_jax.data.config import DataConfig, DatasetConfig, check_chunks
 from flamingo_jax.data.schema import Batch
 from flamingo_jax.inference import decode as decode_lib
+from flamingo_jax.models import int8
 from flamingo_jax.models.api import Model
 from flamingo_jax.models.cache import Cache, Media, logical_axes
 from flamingo_jax.planning import flops
@@ -242,7 +243,8 @@ def _weights(config: TrainConfig, model: Model, mesh: Mesh) -> Any:
     key = jax.eval_shape(lambda: jax.random.key(0))
     axes = params_lib.axes_of(model.compute_form_init, key)
     abstract = jax.eval_shape(
-        lambda rng: model.compute_form(config.precision.cast(model.init(rng))), key
+        lambda rng: model.compute_form(int8.cast(model.init, model.init(rng), config.precision)),
+        key,
     )
     return compile_lib.with_shardings(abstract, compile_lib.shardings_of(abstract, axes, mesh))
 

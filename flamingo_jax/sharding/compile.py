@@ -7,6 +7,7 @@ planned ahead of time and tested.
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -16,6 +17,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from flamingo_jax.core import axes as axes_lib
 from flamingo_jax.core import paths, trees
 from flamingo_jax.core.config import ConfigError
+from flamingo_jax.core.precision import Int8Weight
 
 # Keeps reduce-scatters as they are, instead of loops of permutes around the matrix products before
 # them. Where a model group spans several axes of the torus, a reduce-scatter uses all of them at
@@ -25,8 +27,10 @@ _TPU_OPTIONS: dict[str, Any] = {"xla_tpu_enable_windowed_einsum_for_reduce_scatt
 
 def shardings_of(
     abstract: trees.Params, axes: Mapping[str, tuple[str | None, ...]], mesh: Mesh
-) -> dict[str, dict[str, NamedSharding]]:
-    """Returns the sharding of each weight of a tree, from its logical axes.
+) -> dict[str, dict[str, Any]]:
+    """Returns the NamedSharding of each weight of a tree, from its logical axes.
+
+    A weight in 8 bits has an `Int8Weight` of two: its scales are split as its output channels.
 
     Args:
         abstract: tree of arrays or jax.ShapeDtypeStruct.
@@ -36,9 +40,15 @@ def shardings_of(
     Raises:
         ValueError: if a mesh axis does not divide a dimension that is split over it.
     """
-    shardings = {}
+    shardings: dict[str, Any] = {}
     for path, leaf in trees.flatten(abstract).items():
-        shardings[path] = NamedSharding(mesh, weight_spec(path, leaf.shape, axes[path], mesh))
+        spec = weight_spec(path, leaf.shape, axes[path], mesh)
+        shardings[path] = whole = NamedSharding(mesh, spec)
+        if isinstance(leaf, Int8Weight):
+            shape = leaf.scale.shape
+            own = [None if size == 1 else entry for size, entry in zip(shape, spec, strict=True)]
+            scale = NamedSharding(mesh, PartitionSpec(*own))
+            shardings[path] = Int8Weight(whole, scale, leaf.dtype)
     return trees.unflatten(shardings)
 
 
@@ -94,6 +104,21 @@ def jit_once(function: Callable[..., Any], out_shardings: Any, mesh: Mesh) -> Ca
         out_shardings=out_shardings,
         compiler_options={"xla_backend_optimization_level": 0} if on_cpu else None,
     )
+
+
+def jit_giving_up(change: Callable[[Any], Any], out_shardings: Any = None) -> Callable[[Any], Any]:
+    """Jits a function that may reuse the buffers of its argument.
+
+    JAX warns of buffers that no output can reuse, since no output has their size.
+    """
+    compiled = jax.jit(change, out_shardings=out_shardings, donate_argnums=0)
+
+    def run(params: Any) -> Any:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Some donated buffers were not usable")
+            return compiled(params)
+
+    return run
 
 
 def compiler_options(mesh: Mesh) -> dict[str, Any] | None:

@@ -189,7 +189,8 @@ class TrainConfig:
       unfrozen: towers that the flamingo stage trains: ("vision",) in fine-tuning (paper, B.2.2).
       mixing: how datasets share an update. The paper accumulates the gradients of all datasets in
           each update (paper, 2.4).
-      precision: the compute dtype; trained weights stay float32.
+      precision: the compute dtype, and whether frozen towers are in 8 bits; trained weights stay
+          float32.
       mesh: devices of each mesh axis.
       towers: exports of the frozen towers, in the flamingo stage.
       hooks: reports, checkpoints and what is drawn.
@@ -250,6 +251,11 @@ class TrainConfig:
                 f"optimizer.vision is {self.optimizer.vision}, and this {self.stage} run trains no "
                 "vision encoder: leave its fields None, or train it (unfrozen = ('vision',) in "
                 "the flamingo stage)."
+            )
+        if self.precision.frozen == "int8" and self.stage != "flamingo":
+            raise ValueError(
+                f"precision.frozen is 'int8', and the {self.stage} stage freezes nothing; expected "
+                "'compute' outside of the flamingo stage."
             )
         self._check_datasets()
 

@@ -159,5 +159,5 @@ def restore(config: TrainConfig, layout: StateLayout, store: Store) -> Start:
 
 
 def _frozen(config: TrainConfig, layout: StateLayout) -> Any:
-    stored = layout.stored_frozen
-    return layout.compute_form(towers.load(config, stored)) if stored else {}
+    read = layout.read_frozen
+    return layout.compute_form(towers.load(config, read, rounded=layout.rounded)) if read else {}

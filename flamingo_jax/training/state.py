@@ -5,14 +5,13 @@ No host ever has a whole tower: each array is made on, or read onto, the devices
     TrainState
       step        updates done
       trainable   float32; split over data (ZeRO-1)
-      frozen      compute dtype (bfloat16), from the towers' exports, in the compute form
+      frozen      compute dtype (bfloat16) or 8 bits, from the towers' exports, in the compute form
       opt_state   float32, two moments for each trainable weight; split over data (ZeRO-1)
 """
 
 from __future__ import annotations
 
 import dataclasses
-import warnings
 from collections.abc import Callable, Mapping
 from typing import Any, Generic, NamedTuple
 
@@ -25,6 +24,7 @@ from flamingo_jax.core import params as params_lib
 from flamingo_jax.core import trees
 from flamingo_jax.core.precision import Policy
 from flamingo_jax.core.trees import Params, T, Tree
+from flamingo_jax.models import int8
 from flamingo_jax.sharding import compile as compile_lib
 from flamingo_jax.sharding import zero as zero_lib
 from flamingo_jax.sharding.mesh import replicated
@@ -43,7 +43,8 @@ class TrainState(Generic[T]):
     Attributes:
       step: int32 scalar, the updates done.
       trainable: float32 master weights.
-      frozen: frozen weights in the compute dtype and the compute form (`models.frozen`).
+      frozen: frozen weights in the compute form (`models.frozen`), in the compute dtype, some of
+          them in 8 bits (`models.int8`) if the policy says so.
       opt_state: optax state, sharded like the trainable weights.
     """
 
@@ -95,6 +96,10 @@ class StateLayout:
       gathered: shardings of the trainable weights during an update: not split over data.
       stored_frozen: frozen weights in the form of their exports, as jax.ShapeDtypeStruct with
           shardings.
+      read_frozen: the same, with the dtypes in which they are read: float32 for those that are
+          rounded to 8 bits.
+      rounded: casts and rounds weights as they are read, to what `compute_form` takes; some modules
+          of a tower, or all. Their buffers are given up. None if the policy has no 8 bits.
       compute_form: changes frozen weights from that form into `TrainState.frozen`; their buffers
           are given up.
       init_trained: init_trained(rng) -> TrainState without its `frozen` part, which comes from the
@@ -106,6 +111,8 @@ class StateLayout:
     shardings: TrainState[NamedSharding]
     gathered: Tree[NamedSharding]
     stored_frozen: Tree[jax.ShapeDtypeStruct]
+    read_frozen: Tree[jax.ShapeDtypeStruct]
+    rounded: Callable[[Params], Params] | None
     compute_form: Callable[[Tree[jax.Array]], Tree[jax.Array]]
     init_trained: Callable[[jax.Array], TrainState[jax.Array]]
     init_frozen: Callable[[jax.Array], Tree[jax.Array]]
@@ -160,26 +167,32 @@ def lay_out(
         weights: their shapes.
         optimizer: of the trainable weights.
         mesh: the device mesh.
-        policy: dtype of the frozen weights.
+        policy: dtypes of the frozen weights.
         zero: True to split float32 weights and the optimizer's state over data (ZeRO-1).
 
     Raises:
         ValueError: if the mesh does not divide a weight.
     """
     model, axes = objective.model, weights.axes
+    contracted = int8.contracted_axes(model.init, policy)
+
+    def rounded(params: Params) -> Params:
+        cast: Params = policy.cast(int8.rounded(params, contracted))
+        return cast
 
     def init_trained(rng: jax.Array) -> TrainState[jax.Array]:
         params = split(objective, model.init(rng)).trainable  # the compiler drops the others
         return TrainState(jnp.zeros((), jnp.int32), params, {}, optimizer.init(params))
 
     def init_frozen(rng: jax.Array) -> Params:
-        return model.compute_form(policy.cast(split(objective, model.init(rng)).frozen))
+        return model.compute_form(rounded(split(objective, model.init(rng)).frozen))
 
     # 1. Shapes.
     key = jax.eval_shape(lambda: jax.random.key(0))
     stored_frozen = jax.eval_shape(policy.cast, weights.frozen)
+    rounded_frozen = jax.eval_shape(rounded, weights.frozen)
     abstract = dataclasses.replace(
-        jax.eval_shape(init_trained, key), frozen=jax.eval_shape(model.compute_form, stored_frozen)
+        jax.eval_shape(init_trained, key), frozen=jax.eval_shape(model.compute_form, rounded_frozen)
     )
 
     # 2. Shardings.
@@ -199,32 +212,25 @@ def lay_out(
         frozen=compile_lib.shardings_of(abstract.frozen, computed_axes, mesh),
         opt_state=moments,
     )
-    stored_shardings = compile_lib.shardings_of(weights.frozen, axes, mesh)
+    stored_frozen = compile_lib.with_shardings(
+        stored_frozen, compile_lib.shardings_of(weights.frozen, axes, mesh)
+    )
+    rounding = None
+    if contracted:
+        rounded_shardings = compile_lib.shardings_of(rounded_frozen, axes, mesh)
+        rounding = int8.rounding(policy, contracted, rounded_shardings)
 
     # 3. Compiled functions.
     return StateLayout(
         abstract=compile_lib.with_shardings(abstract, shardings),
         shardings=shardings,
         gathered=gathered,
-        stored_frozen=compile_lib.with_shardings(stored_frozen, stored_shardings),
-        compute_form=_giving_up(model.compute_form, shardings.frozen),
+        stored_frozen=stored_frozen,
+        read_frozen=int8.as_read(stored_frozen, contracted),
+        rounded=rounding,
+        compute_form=compile_lib.jit_giving_up(model.compute_form, shardings.frozen),
         init_trained=compile_lib.jit_once(
             init_trained, dataclasses.replace(shardings, frozen={}), mesh
         ),
         init_frozen=compile_lib.jit_once(init_frozen, shardings.frozen, mesh),
     )
-
-
-def _giving_up(change: Callable[[Any], Any], shardings: Any) -> Callable[[Any], Any]:
-    """Compiles a function that may reuse the buffers of its argument.
-
-    JAX warns of buffers that no output can reuse, since no output has their size.
-    """
-    compiled = jax.jit(change, out_shardings=shardings, donate_argnums=0)
-
-    def run(params: Any) -> Any:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "Some donated buffers were not usable")
-            return compiled(params)
-
-    return run

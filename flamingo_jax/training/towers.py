@@ -18,8 +18,8 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+from flamingo_jax.checkpoint import arrays, partial
 from flamingo_jax.checkpoint import card as card_lib
-from flamingo_jax.checkpoint import partial
 from flamingo_jax.checkpoint.arrays import CheckpointError
 from flamingo_jax.core import config as config_lib
 from flamingo_jax.core import paths, trees
@@ -94,18 +94,22 @@ def frozen_records(config: TrainConfig) -> dict[str, dict[str, str]]:
     }
 
 
-def load(config: TrainConfig, abstract: trees.Params) -> dict[str, dict[str, Any]]:
+def load(
+    config: TrainConfig, abstract: trees.Params, *, rounded: arrays.Change | None = None
+) -> dict[str, dict[str, Any]]:
     """Reads the frozen weights from the towers' exports.
 
     Args:
         config: the run.
-        abstract: the frozen weights, with the dtypes and shardings that they get.
+        abstract: the frozen weights, with the dtypes and shardings with which they are read.
+        rounded: `StateLayout.rounded`, applied to some modules at a time; None changes nothing.
 
     Raises:
         CheckpointError: if a tower does not have exactly these weights.
     """
     sources = _sources(config, trained=False)
-    return _read(abstract, {f"flamingo/{name}": source for name, source in sources.items()})
+    targets = {f"flamingo/{name}": source for name, source in sources.items()}
+    return _read(abstract, targets, change=rounded)
 
 
 def check_start(config: TrainConfig) -> None:
@@ -228,13 +232,15 @@ def _card(field: str, path: str, stage: str) -> tuple[paths.Path, dict[str, Any]
         ) from error
 
 
-def _read(params: trees.Params, sources: partial.Sources) -> dict[str, dict[str, Any]]:
+def _read(
+    params: trees.Params, sources: partial.Sources, *, change: arrays.Change | None = None
+) -> dict[str, dict[str, Any]]:
     """Reads one export after the other, without the weights that the run does not use."""
     loaded = {module: dict(weights) for module, weights in params.items()}
     for path in dict.fromkeys(path for path, _ in sources.values()):
         of_export = {target: source for target, source in sources.items() if source[0] == path}
         skip = _others([place for _, place in of_export.values()])
-        loaded = partial.load_towers(loaded, of_export, skip=skip)
+        loaded = partial.load_towers(loaded, of_export, skip=skip, change=change)
     return loaded
 
 

@@ -149,6 +149,7 @@ class Step:
 def step_on(
     *sizes: int,
     compute: Literal["bfloat16", "float32"] = "float32",
+    frozen: Literal["compute", "int8"] = "compute",
     datasets: tuple[str, ...] = tuple(WEIGHTS),
     changes: tuple[tuple[str, Any], ...] = (),
     made: Callable[[int], dict[str, schema.Batch]] = batches,
@@ -159,12 +160,14 @@ def step_on(
     Args:
         *sizes: replica, data, model; the mesh has the first devices.
         compute: dtype of the run.
+        frozen: how frozen weights are stored.
         datasets: names of the datasets that an update uses.
         changes: other fields of the run, as (name, value).
         made: returns the batches for a number of data shards.
         **fields: other fields of MeshConfig.
     """
-    config = run_config(MeshConfig(*sizes, **fields), precision=Policy(compute), **dict(changes))
+    policy = Policy(compute, frozen)
+    config = run_config(MeshConfig(*sizes, **fields), precision=policy, **dict(changes))
     mesh = make_mesh(config.mesh, jax.devices()[: int(np.prod(sizes))])
 
     def keep_gradients(*args: Any) -> optax.GradientTransformation:

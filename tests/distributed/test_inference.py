@@ -4,6 +4,7 @@ The weights are loaded part by part.
 """
 
 import dataclasses
+import functools
 import re
 
 import jax
@@ -110,3 +111,25 @@ def test_a_model_axis_that_does_not_divide_the_heads_is_said_to_be_so(exported):
         ConfigError, match=r"has 4 of 'heads' in shape .* which mesh axis model = 8 does not divide"
     ):
         Flamingo.load(exported, config=CONFIG, mesh=mesh)
+
+
+def test_towers_in_8_bits_are_rounded_on_the_mesh_as_on_one_device(exported, alone, monkeypatch):
+    """Read in several chunks; the answers are those of one device, and the model's own."""
+    config = dataclasses.replace(CONFIG, frozen="int8")
+    reads, read = [], arrays.read
+    monkeypatch.setattr(
+        arrays, "read", lambda directory, like: reads.append(like) or read(directory, like)
+    )
+    monkeypatch.setattr(arrays, "chunks", functools.partial(arrays.chunks, num_bytes=2**13))
+    mesh = make_mesh(MeshConfig(data=2, model=4))
+    one, split = (Flamingo.load(exported, config=config, mesh=m) for m in (None, mesh))
+    assert len(reads) > 4
+    jax.tree.map(np.testing.assert_array_equal, one.engine.params, split.engine.params)
+    up = split.engine.params["flamingo/lm/blocks/block/mlp/up"]["w"]
+    assert up.values.dtype == np.int8 and up.values.sharding.spec[-1] == "model"
+    assert up.scale.sharding.spec[-1] == "model"
+    found, of_one = answers(split), answers(one)
+    assert [each.tokens for each in found] == [each.tokens for each in of_one]
+    scores = lambda answers: np.asarray([[one.log_likelihood, *one.scores] for one in answers])
+    np.testing.assert_allclose(scores(found), scores(of_one), atol=1e-4)
+    np.testing.assert_allclose(scores(found), scores(alone), rtol=0.1)
