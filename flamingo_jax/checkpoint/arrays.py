@@ -221,8 +221,9 @@ def cause(error: BaseException) -> str:
     if of_system := re.search(r"\[os_error_code='(\d+)'\]", line):
         files = re.findall('"(/[^"]+)"', line)
         return ": ".join([os.strerror(int(of_system[1])), *files[-1:]])
-    middle = " ... " if len(line) > 300 else ""
-    return f"{type(error).__name__}: {line[:140]}{middle}{line[140:][-150:]}"
+    if len(line) > 300:
+        line = f"{line[:140]} ... {line[-150:]}"
+    return f"{type(error).__name__}: {line}"
 
 
 def read_here(directory: PathLike, name: str) -> np.ndarray:
