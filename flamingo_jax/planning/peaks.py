@@ -64,7 +64,7 @@ def utilisation(run: Run) -> Utilisation | None:
     def needed(contents: Mapping[str, BatchContent]) -> float:
         return of_update({name: _fill(content) for name, content in contents.items()}).total
 
-    return Utilisation(needed, peak * run.mesh.size)
+    return Utilisation(needed, peak * run.mesh.size, run.mesh)
 
 
 def _fill(content: BatchContent) -> flops.Fill:

@@ -14,8 +14,10 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
 from flamingo_jax.core.notation import Array
+from flamingo_jax.sharding.mesh import replicated
 from flamingo_jax.training.background import Numbers
 from flamingo_jax.training.logs import Log
 from flamingo_jax.training.objective import Metrics
@@ -45,14 +47,16 @@ Needed = Callable[[Mapping[str, BatchContent]], float]
 class Utilisation:
     """Counts what the updates of a run need, and adds "mfu" to its reports."""
 
-    def __init__(self, needed: Needed, peak: float) -> None:
+    def __init__(self, needed: Needed, peak: float, mesh: Mesh) -> None:
         """Stores the arguments.
 
         Args:
             needed: needed({dataset: content}) -> model FLOPs of the update.
             peak: FLOP per second of all devices of the run.
+            mesh: the devices. Each of them gets the counts, so that each process can read them.
         """
         self._needed, self._peak = needed, peak
+        self._count = jax.jit(_count, out_shardings=replicated(mesh))
         self._counts: list[dict[str, tuple[int, jax.Array]]] = []  # since the last report
 
     def counted(self, step: Step) -> Step:
@@ -62,7 +66,7 @@ class Utilisation:
             state: TrainState[Array], batches: Mapping[str, Any], rng: jax.Array
         ) -> tuple[TrainState[Array], Metrics]:
             parts = {name: (batch.segment, batch.frame_mask) for name, batch in batches.items()}
-            counts = _count(parts)
+            counts = self._count(parts)
             rows = {name: batch.segment.shape[0] for name, batch in batches.items()}
             self._counts.append({name: (rows[name], counts[name]) for name in batches})
             return step(state, batches, rng)
@@ -91,7 +95,6 @@ class Utilisation:
         return float(np.mean(flops)) if flops else 0.0
 
 
-@jax.jit
 def _count(parts: dict[str, tuple[jax.Array, jax.Array | None]]) -> dict[str, jax.Array]:
     """Returns {dataset: int32[3] tokens, images, frames} of {dataset: (segment, frame_mask)}."""
 

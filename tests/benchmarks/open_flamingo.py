@@ -56,12 +56,11 @@ from flamingo_jax.training.config import TrainConfig
 from flamingo_jax.training.optimizer import OptimizerConfig
 from tests.parity import open_flamingo_models as models
 
-SIZES = models.Sizes(
+QUARTER = models.Sizes(
     pieces=8_000, table=8_064, width=512, num_heads=4, num_layers=8, length=2_048,
     vision_width=256, vision_layers=2, vision_heads=4, vision_mlp=1_024,
     image_size=112, patch_size=14,
 )  # fmt: skip
-EOC, IMAGE, PAD = range(SIZES.pieces, SIZES.pieces + 3)
 TEXT = 24  # tokens of a shot, its tag included
 CHUNK, MOST_IMAGES = InferenceConfig().xattn_chunk, InferenceConfig().images_per_pass
 SHORT = 8  # a prompt of less than a chunk is padded to a multiple of this
@@ -77,33 +76,61 @@ REST = (
 
 Run = Callable[[], Any]
 Layers = Literal["scanned", "unrolled"]
+Compute = Literal["float32", "bfloat16"]
 
 
 @dataclasses.dataclass(frozen=True)
 class Pair:
-    """One model, twice: theirs as a torch module, ours as a conversion and its weights."""
+    """One model, twice: theirs as a torch module, ours as a conversion and its weights.
+
+    Attributes:
+        theirs: the torch module.
+        conversion: of its files to our model.
+        params: our weights, float32.
+        sizes: of the model.
+        device: PyTorch's name of the device of theirs.
+    """
 
     theirs: Any
     conversion: Conversion
     params: trees.Params
+    sizes: models.Sizes = QUARTER
+    device: str = "cpu"
 
     @classmethod
-    def make(cls, threads: int) -> "Pair":
+    def make(cls, threads: int, sizes: models.Sizes = QUARTER, device: str = "cpu") -> "Pair":
         """Makes the random model, and carries it over."""
-        model = models.build("mpt", 1, sizes=SIZES)
+        model = models.build("mpt", 1, sizes=sizes, device=device)
         torch.set_num_threads(threads)
         with tempfile.TemporaryDirectory() as directory:
             conversion = publishers.describe(
                 "open_flamingo", models.write(model, pathlib.Path(directory))
             )
-            return cls(model.flamingo, conversion, load_params(conversion))
+            return cls(model.flamingo, conversion, load_params(conversion), sizes, device)
 
+    @property
+    def new_pieces(self) -> range:
+        """The pieces <EOC>, <image> and padding."""
+        return range(self.sizes.pieces, self.sizes.pieces + 3)
 
-def images(count: int, seed: int) -> np.ndarray:
-    """Different images, uint8 [count, S, S, 3]."""
-    return np.random.default_rng(seed).integers(
-        0, 256, (count, SIZES.image_size, SIZES.image_size, 3), np.uint8
-    )
+    def images(self, count: int, seed: int) -> np.ndarray:
+        """Different images, uint8 [count, S, S, 3]."""
+        size = self.sizes.image_size
+        return np.random.default_rng(seed).integers(0, 256, (count, size, size, 3), np.uint8)
+
+    def placed(self, array: np.ndarray) -> torch.Tensor:
+        """Puts an array on the device of theirs."""
+        return torch.tensor(array).to(self.device)
+
+    def pixels(self, frames: np.ndarray) -> torch.Tensor:
+        """Puts frames on the device of theirs, in the dtype of its weights."""
+        dtype = next(self.theirs.parameters()).dtype
+        return models.pixels(frames).to(self.device, dtype)
+
+    def wait(self) -> None:
+        """Waits for the device of theirs."""
+        if self.device != "cpu":
+            torch.cuda.synchronize()
 
 
 class Generation:
@@ -118,19 +145,21 @@ class Generation:
         beams: int = 1,
         support: int = 0,
         layers: Layers = "unrolled",
+        compute: Compute = "float32",
     ):
         """Makes the prompts: `shots` examples and the query, an image and its text each; `support`.
 
         So many images, from which the examples are drawn.
         """
         rng = np.random.default_rng(rows + shots)
-        self.tokens = rng.integers(2, SIZES.pieces, (rows, (shots + 1) * TEXT))
-        self.tokens[:, ::TEXT] = IMAGE
+        _, self._image, self._pad = pair.new_pieces
+        self.tokens = rng.integers(2, pair.sizes.pieces, (rows, (shots + 1) * TEXT))
+        self.tokens[:, ::TEXT] = self._image
         distinct = support + rows if support else rows * (shots + 1)
         which = np.arange(distinct).reshape(rows, -1) if not support else np.stack([
             [*rng.choice(support, shots, replace=False), support + row] for row in range(rows)
         ])  # fmt: skip
-        self.frames = images(distinct, seed=shots)[which]
+        self.frames = pair.images(distinct, seed=shots)[which]
         # Every call encodes its images anew. Long prompts are padded to whole chunks of the
         # cross-attention, and images to what is there.
         length = self.tokens.shape[1]
@@ -144,24 +173,27 @@ class Generation:
             images_per_pass=min(distinct, MOST_IMAGES),
             latents_megabytes=0,
             layers=layers,
+            compute=compute,
         )
         functions = api.flamingo(pair.conversion.model.flamingo())
         self.engine = Engine(
             functions,
             pair.params,
-            image_size=SIZES.image_size,
+            image_size=pair.sizes.image_size,
             stop=(-1,),
-            pad_id=PAD,
+            pad_id=self._pad,
             config=self.config,
         )
-        self.theirs = pair.theirs
+        self._pair = pair
 
     def ours(self, new: int) -> list[list[int]]:
         """Returns the new tokens of each prompt."""
         requests = [
             Request(
                 TokenisedPrompt(
-                    row.astype(np.int32), np.cumsum(row == IMAGE).astype(np.int32), tuple(frames)
+                    row.astype(np.int32),
+                    np.cumsum(row == self._image).astype(np.int32),
+                    tuple(frames),
                 )
             )
             for row, frames in zip(self.tokens, self.frames, strict=True)
@@ -176,18 +208,19 @@ class Generation:
 
     def of_theirs(self, new: int) -> list[list[int]]:
         """The same."""
-        ids = torch.tensor(np.pad(self.tokens, ((0, 0), (1, 0)), constant_values=PAD))
+        padded = np.pad(self.tokens, ((0, 0), (1, 0)), constant_values=self._pad)
+        ids = self._pair.placed(padded)
         with torch.inference_mode():
-            out = self.theirs.generate(
-                vision_x=models.pixels(self.frames),
+            out = self._pair.theirs.generate(
+                vision_x=self._pair.pixels(self.frames),
                 lang_x=ids,
-                attention_mask=(ids != PAD).long(),
+                attention_mask=(ids != self._pad).long(),
                 max_new_tokens=new,
                 num_beams=self.beams,
                 length_penalty=0.0,
                 do_sample=False,
                 eos_token_id=None,
-                pad_token_id=PAD,
+                pad_token_id=self._pad,
                 use_cache=True,
             )
         return out[:, ids.shape[1] :].tolist()
@@ -195,35 +228,38 @@ class Generation:
     def encoded_by_theirs(self) -> None:
         """Encodes only the images, once for each beam, as its `generate` does."""
         with torch.inference_mode():
-            self.theirs._encode_vision_x(
-                models.pixels(self.frames).repeat_interleave(self.beams, dim=0)
+            self._pair.theirs._encode_vision_x(
+                self._pair.pixels(self.frames).repeat_interleave(self.beams, dim=0)
             )
-        self.theirs.lang_encoder.clear_conditioned_layers()
+        self._pair.theirs.lang_encoder.clear_conditioned_layers()
+        self._pair.wait()
 
 
 class Training:
     """One batch of pages, and an update of each side."""
 
-    def __init__(self, pair: Pair, rows: int):
+    def __init__(self, pair: Pair, rows: int, compute: Compute = "float32"):
         """Makes the pages: images at even distances, each with its text up to an <EOC>.
 
         All of it is predicted but the tags.
         """
         rng = np.random.default_rng(rows)
-        tokens = rng.integers(2, SIZES.pieces, (rows, PAGE))
+        eoc, image, _ = pair.new_pieces
+        tokens = rng.integers(2, pair.sizes.pieces, (rows, PAGE))
         starts = np.linspace(0, PAGE, PAGE_IMAGES, endpoint=False).astype(int)
-        tokens[:, starts], tokens[:, starts[1:] - 1] = IMAGE, EOC
-        frames = images(rows * PAGE_IMAGES, seed=1)
+        tokens[:, starts], tokens[:, starts[1:] - 1] = image, eoc
+        frames = pair.images(rows * PAGE_IMAGES, seed=1)
+        self._pair, self._compute = pair, compute
         self._ours(pair, tokens, frames)
         self._theirs(pair, tokens, frames)
 
     def _ours(self, pair: Pair, tokens: np.ndarray, frames: np.ndarray) -> None:
-        rows = len(tokens)
+        rows, (_, image, _) = len(tokens), pair.new_pieces
         batch = Batch(
             tokens=tokens.astype(np.int32),
             segment=np.ones(tokens.shape, np.int32),
-            loss_weights=(tokens != IMAGE).astype(np.float32),
-            media_index=np.cumsum(tokens == IMAGE, axis=1).astype(np.int32),
+            loss_weights=(tokens != image).astype(np.float32),
+            media_index=np.cumsum(tokens == image, axis=1).astype(np.int32),
             media_slot=np.arange(len(frames), dtype=np.int32).reshape(rows, -1),
             frames=frames[:, None],
             frame_mask=np.ones((len(frames), 1), bool),
@@ -233,12 +269,12 @@ class Training:
             stage="flamingo",
             steps=1_000,
             model=pair.conversion.model,
-            data=DataConfig("", SIZES.image_size, {"pages": dataset}, augment=NO_AUGMENTATION),
+            data=DataConfig("", pair.sizes.image_size, {"pages": dataset}, augment=NO_AUGMENTATION),
             optimizer=OptimizerConfig(
                 learning_rate=LEARNING_RATE, warmup_steps=0, weight_decay=DECAY, clip_norm=1.0
             ),
-            precision=Policy("float32"),
-        ).resolved(SIZES.pieces)
+            precision=Policy(self._compute),
+        ).resolved(pair.sizes.pieces)
         mesh = make_mesh(MeshConfig(), jax.devices()[:1])
         run = run_lib.compile(config, mesh)
         frozen = {
@@ -249,7 +285,9 @@ class Training:
         place = lambda tree: jax.tree.map(jax.numpy.array, tree)
         state = run.layout.init_trained(jax.random.key(0))
         self._state = dataclasses.replace(
-            state, trainable=place(trained), frozen=run.layout.compute_form(place(kept))
+            state,
+            trainable=place(trained),
+            frozen=run.layout.compute_form(place(Policy(self._compute).cast(kept))),
         )
         self._step, self._batches, self._key = (
             run.step,
@@ -258,9 +296,10 @@ class Training:
         )
 
     def _theirs(self, pair: Pair, tokens: np.ndarray, frames: np.ndarray) -> None:
-        self._model, self._ids = pair.theirs.train(), torch.tensor(tokens)
-        self._pixels = models.pixels(frames.reshape(len(tokens), -1, *frames.shape[1:]))
-        self._labels = torch.where(self._ids == IMAGE, -100, self._ids)
+        self._model, self._ids = pair.theirs.train(), pair.placed(tokens)
+        self._pixels = pair.pixels(frames.reshape(len(tokens), -1, *frames.shape[1:]))
+        _, image, _ = pair.new_pieces
+        self._labels = torch.where(self._ids == image, -100, self._ids)
         lm = self._model.lang_encoder
         self._table = lm.get_input_embeddings().weight
         self._model.requires_grad_(requires_grad=False)
@@ -286,19 +325,22 @@ class Training:
 
     def of_theirs(self) -> float:
         """The same."""
-        loss = self._model(
-            vision_x=self._pixels,
-            lang_x=self._ids,
-            attention_mask=torch.ones_like(self._ids),
-            labels=self._labels,
-        ).loss
+        is_mixed = self._compute == "bfloat16"  # their --precision=amp_bfloat16
+        with torch.autocast(self._pair.device, torch.bfloat16, enabled=is_mixed):
+            loss = self._model(
+                vision_x=self._pixels,
+                lang_x=self._ids,
+                attention_mask=torch.ones_like(self._ids),
+                labels=self._labels,
+            ).loss
         loss.backward()
         mask = torch.zeros_like(self._table.grad)
-        mask[SIZES.pieces :] = 1.0
+        mask[self._pair.sizes.pieces :] = 1.0
         self._table.grad = self._table.grad * mask
         torch.nn.utils.clip_grad_norm_(self._trained, 1.0)
         self._optimizer.step()
         self._optimizer.zero_grad(set_to_none=True)
+        self._pair.wait()
         return float(loss.detach())
 
 
@@ -389,7 +431,7 @@ def main() -> None:
     host_memory.keep_freed()  # as our programs do; it applies to both sides
     pair = Pair.make(a.threads)
     print(
-        f"{SIZES}, float32, {torch.get_num_threads()} threads, {a.tokens} new tokens, beams "
+        f"{pair.sizes}, float32, {torch.get_num_threads()} threads, {a.tokens} new tokens, beams "
         f"{a.beams}, load {os.getloadavg()[0]:.1f}"
     )
     print(

@@ -65,7 +65,7 @@ class Model:
         """{name: tensor} as they publish it: what is trained, and the token tables."""
         kept = ("perceiver.", "lang_encoder.")
         state = {
-            name: leaf.clone()
+            name: leaf.cpu().clone()
             for name, leaf in self.flamingo.state_dict().items()
             if name.startswith(kept)
         }
@@ -128,10 +128,11 @@ def _randomise(module, seed):
     """No weight keeps the value that it is born with: norms, biases and gates count."""
     import torch
 
-    generator = torch.Generator().manual_seed(seed)
+    device = next(module.parameters()).device
+    generator = torch.Generator(device).manual_seed(seed)
     with torch.no_grad():
         for name, leaf in module.named_parameters():
-            noise = torch.randn(leaf.shape, generator=generator)
+            noise = torch.randn(leaf.shape, generator=generator, device=device)
             if name.endswith("_gate"):
                 leaf.copy_(0.6 + 0.1 * noise)
             elif leaf.ndim == 1 and name.endswith("weight"):
@@ -145,8 +146,15 @@ def _randomise(module, seed):
 
 
 @functools.cache
-def build(family, every, new_tokens=3, sizes=TINY):
+def build(family, every, new_tokens=3, sizes=TINY, device="cpu"):
     """Returns the `Model` of a family of language models, a gated layer every `every` blocks."""
+    import torch
+
+    with torch.device(device):
+        return _build(family, every, new_tokens, sizes)
+
+
+def _build(family, every, new_tokens, sizes):
     import torch
     import transformers
 

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from flamingo_jax.data.schema import Batch
+from flamingo_jax.sharding.mesh import MeshConfig, make_mesh
 from flamingo_jax.training import progress
 from flamingo_jax.training.state import TrainState
 from flamingo_jax.training.utilisation import BatchContent, Utilisation
@@ -21,6 +22,7 @@ PAGES = batch([[1, 1, 2, 0], [1, 0, 0, 0]], [[True, False], [True, True], [False
 TEXT = batch([[1, 1, 1], [1, 1, 0]], np.zeros((0, 1)))
 
 
+MESH = make_mesh(MeshConfig(), jax.devices()[:1])
 STATE, KEY = TrainState(jnp.zeros(()), {}, {}, ()), jax.random.key(0)
 
 
@@ -35,7 +37,7 @@ def test_the_report_has_the_share_of_the_peak():
         seen.append(contents)
         return 30.0 * sum(content.tokens for content in contents.values())
 
-    rate = Utilisation(needed, peak=1_000.0)
+    rate = Utilisation(needed, peak=1_000.0, mesh=MESH)
     counted = rate.counted(step)
     log = rate.added(lambda step, numbers: written.append((step, numbers)))
     counted(STATE, {"pages": PAGES, "text": TEXT}, KEY)
@@ -57,7 +59,7 @@ def test_the_report_has_the_share_of_the_peak():
 
 def test_measurements_have_no_mfu():
     written = []
-    rate = Utilisation(lambda contents: 1.0, peak=1.0)
+    rate = Utilisation(lambda contents: 1.0, peak=1.0, mesh=MESH)
     rate.added(lambda step, numbers: written.append(numbers))(4, {"until/nll": 0.5})
     assert written == [{"until/nll": 0.5}]
 
