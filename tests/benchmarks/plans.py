@@ -21,10 +21,12 @@ _M3W = "--datasets=m3w"
 # By name of the row: the config, the topology, and options.
 ROWS: dict[str, tuple[str, ...]] = {
     "80b": _80B,
+    "80b, groups of 8": ("configs/flamingo_80b.py:8way", "v4:8x12x16"),
     "80b, 8x2x1": (*_80B, "--config.mesh.model_chips=8,2,1"),
     "80b, 4x4x1": (*_80B, "--config.mesh.model_chips=4,4,1"),
     "80b, 1x1x16": (*_80B, "--config.mesh.model_chips=1,1,16"),
     "80b, m3w": (*_80B, _M3W),
+    "80b, m3w, groups of 8": ("configs/flamingo_80b.py:8way", "v4:8x12x16", _M3W),
     "80b, m3w, whole blocks recomputed": (*_80B, _M3W, "--config.model.lm.remat=full"),
     "80b, m3w, no sequence parallelism": (*_80B, _M3W, "--config.mesh.sequence_parallel=False"),
     "80b, m3w, a pool of 96": (*_80B, _M3W, "--config.data.datasets.m3w.pool=96"),

@@ -120,6 +120,21 @@ def test_full_size_batches_divide_over_their_chips(name):
         assert dataset.path.startswith("/records/")
 
 
+def test_the_80b_in_groups_of_8_differs_in_its_layout_alone():
+    of_16, of_8 = (
+        core_config.from_dict(TrainConfig, flamingo_80b.get_config(argument))
+        for argument in ("/records", "8way,/records")
+    )
+    assert (of_8.mesh.data, of_8.mesh.model, of_8.mesh.model_chips) == (64, 8, (2, 2, 2))
+    assert of_8.mesh.replica * of_8.mesh.data * of_8.mesh.model == FULL_SIZE["flamingo_80b"]
+    for dataset in of_8.data.datasets.values():
+        assert dataset.batch_size % (of_8.mesh.replica * of_8.mesh.data) == 0
+    assert of_8.precision.frozen == "int8"
+    same = {"name": of_16.name, "mesh": of_16.mesh, "precision": of_16.precision}
+    assert dataclasses.replace(of_8, **same) == of_16
+    assert flamingo_80b.get_config("8way").data.tokenizer == "/data/tokenizer"
+
+
 def test_batches_of_the_80b_are_twelve_times_the_ablations():
     """The paper states only those of the ablation: 256, 512, 512, 64 (paper, B.3.1)."""
     datasets = flamingo_80b.get_config().data.datasets
