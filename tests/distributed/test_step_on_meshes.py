@@ -6,6 +6,7 @@ largest entry. In AdamW an error e of a gradient moves a weight by at most RATE 
 rounding of a weight of size 1 is 1e-7.
 """
 
+import dataclasses
 import os
 from concurrent import futures
 
@@ -84,6 +85,21 @@ def test_what_is_split_over_chips_changes_no_result():
     """Without ZeRO-1 and without sequence parallelism the step is the same."""
     ran = meshes.step_on(1, 2, 4, zero=False, sequence_parallel=False).first
     assert_same_step(ran.gradients, ran.weights, ran.metrics, meshes.step_on(1, 2, 4).first)
+
+
+def in_chunks(num_shards):
+    """Returns the same rows in two chunks, which are laid out as data shards are."""
+    made = meshes.batches(2 * num_shards)
+    return {name: dataclasses.replace(batch, chunks=2) for name, batch in made.items()}
+
+
+def test_a_step_in_chunks_is_the_same():
+    """Each of the four data shards has two rows of a page in a chunk, and one of a pair."""
+    step = meshes.step_on(2, 2, 2, made=in_chunks)
+    ran = step.first
+    assert_same_step(ran.gradients, ran.weights, ran.metrics, meshes.step_on(*ONE).first)
+    whole = meshes.step_on(2, 2, 2).first.gradients
+    assert any(np.any(leaf != whole[path]) for path, leaf in ran.gradients.items())
 
 
 def part(array):
