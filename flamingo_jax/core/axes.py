@@ -107,14 +107,20 @@ def with_layout(layout: AxisLayout | None) -> Iterator[None]:
         _LAYOUT.reset(token)
 
 
-def device() -> jax.Device:
-    """Returns a device of the program that is traced; it decides between two forms of a function.
+def device() -> jax.Device | None:
+    """Returns a device of the program that is traced, which decides between forms of a function.
 
-    The planner compiles for TPUs in a process that has only CPUs, so JAX's default device is asked
-    only without a layout.
+    None without a layout: JAX's default device may be another one, as where a plan for TPUs is made
+    on a CPU, and to ask for it would start JAX's backends.
     """
     layout = _LAYOUT.get()
-    return jax.devices()[0] if layout is None else layout.device
+    return None if layout is None else layout.device
+
+
+def on_cpu() -> bool:
+    """Returns True if the layout of the program that is traced is on a CPU."""
+    own = device()
+    return own is not None and own.platform == "cpu"
 
 
 def constrain(x: Array, *axes: str | None) -> Array:

@@ -31,6 +31,7 @@ from flamingo_jax.core.precision import dtype_of
 from flamingo_jax.models.api import Model
 from flamingo_jax.sharding import compile as compile_lib
 from flamingo_jax.sharding.layout import Layout
+from flamingo_jax.sharding.mesh import MeshConfig, make_mesh
 
 
 class Compiled:
@@ -55,7 +56,7 @@ class Compiled:
         """
         self.params, self.mesh = params, mesh
         self.name = f"the model {name}" if name else "the model"
-        self._layout = None if mesh is None else Layout(mesh)
+        self._layout = Layout(mesh or make_mesh(MeshConfig(), jax.devices()[:1]))
 
     def __call__(self, function: Callable[..., Any], *inputs: Any, **static: Hashable) -> Any:
         """Returns function(params, *inputs, **static) as numpy arrays, in every process.
@@ -166,7 +167,7 @@ def _broken(weights: list[str]) -> str:
 @functools.partial(jax.jit, static_argnames=("function", "layout", "static"))
 def _run(
     function: Callable[..., Any],
-    layout: Layout | None,
+    layout: Layout,
     static: tuple[tuple[str, Hashable], ...],
     params: trees.Params,
     *inputs: Any,

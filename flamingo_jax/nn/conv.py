@@ -80,7 +80,7 @@ def convolve(
     w = w.astype(x.dtype)
     if groups == 1:
         return _convolve(x, w, stride)
-    if axes_lib.device().platform == "cpu":
+    if axes_lib.on_cpu():
         return _group_by_group(x, w, stride, groups)
     if axes_lib.is_spread(len(x), "images"):
         return _convolve(x, w, stride, groups)

@@ -25,10 +25,11 @@ HEAD_MULTIPLE, LARGEST_HEAD = 8, 128
 COMPUTE_CAPABILITY = 8.0  # Ampere
 
 
-def has_kernel(device: jax.Device) -> bool:
+def has_kernel(device: jax.Device | None) -> bool:
     """Returns True if the device is an NVIDIA GPU for which cuDNN has the kernel."""
     return (
-        device.platform == "gpu"
+        device is not None
+        and device.platform == "gpu"
         and "cuda" in device.client.platform_version
         and float(device.compute_capability) >= COMPUTE_CAPABILITY
     )

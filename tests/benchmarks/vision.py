@@ -23,10 +23,13 @@ import jax.numpy as jnp
 import numpy as np
 import torch
 
+from flamingo_jax.core.axes import with_layout
 from flamingo_jax.models import frozen
 from flamingo_jax.models.nfnet import NFNet, NFNetConfig
 from flamingo_jax.models.sizes import NFNETS
 from flamingo_jax.planning.flops import vision_forward
+from flamingo_jax.sharding.layout import Layout
+from flamingo_jax.sharding.mesh import MeshConfig, make_mesh
 from tests.parity import stand_ins
 
 Run = Callable[[], object]
@@ -34,7 +37,13 @@ Run = Callable[[], object]
 
 def ours(config: NFNetConfig, dtype: Any, images: np.ndarray) -> Run:
     """A compiled forward pass, weights placed and cast."""
-    model = hk.without_apply_rng(hk.transform(lambda x: NFNet(config)(x)))
+    layout = Layout(make_mesh(MeshConfig(), jax.devices()[:1]))
+
+    def forward(x: jax.Array) -> jax.Array:
+        with with_layout(layout):
+            return NFNet(config)(x)
+
+    model = hk.without_apply_rng(hk.transform(forward))
     plain = dataclasses.replace(config, weight_standardisation="apply")
     params = jax.jit(hk.transform(lambda x: NFNet(plain)(x)).init)(jax.random.key(0), images)
     params = (

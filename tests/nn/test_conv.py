@@ -81,12 +81,14 @@ def test_group_by_group_is_the_grouped_convolution(stride):
         np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5 * np.abs(expected).max())
 
 
-@pytest.mark.parametrize(("platform", "counts"), [("cpu", {1}), ("gpu", {2}), ("tpu", {2})])
+@pytest.mark.parametrize(
+    ("platform", "counts"), [("cpu", {1}), ("gpu", {2}), ("tpu", {2}), (None, {2})]
+)
 def test_groups_are_split_on_a_cpu_alone(platform, counts):
     """The platform is that of the layout: the planner compiles for a TPU in a process of CPUs."""
 
     def run(x, w):
-        with with_layout(Single(platform).layout):
+        with with_layout(platform and Single(platform).layout):
             return convolve(x, w, groups=2)
 
     program = jax.make_jaxpr(run)(_normal(0, 2, 4, 4, 4), _normal(1, 3, 3, 2, 6)).eqns

@@ -106,6 +106,7 @@ def test_split_heads_do_not_fit():
         (Single(version="rocm 6"), False),
         (Single("cpu"), False),
         (Single("tpu"), False),
+        (None, False),
     ],
 )
 def test_kernel_is_there_on_nvidia_gpus_from_ampere_on(kind, expected):
