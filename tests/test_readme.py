@@ -186,7 +186,7 @@ def check_command(command: str) -> None:
         assert (ROOT / module.replace(".", "/")).with_suffix(".py").exists()
         return
     if module == "flamingo_jax.checkpoint":
-        assert rest[0] == "verify" and rest[1:]
+        assert (rest[0] == "verify" and rest[1:]) or (rest[0] == "int8" and len(rest) == 3)
         return
     assert module in PROGRAMS
     if "--help" not in rest:

@@ -1,6 +1,7 @@
-r"""Checks the files of checkpoints against their manifests.
+r"""Checks the files of checkpoints against their manifests; writes exports in 8 bits.
 
     python -m flamingo_jax.checkpoint verify DIR [DIR ...]
+    python -m flamingo_jax.checkpoint int8 EXPORT DIR
 
 DIR is a WORKDIR (all its steps, its export and its frozen towers), WORKDIR/checkpoints/STEP, or an
 export; local or on gs://. It prints one line for each:
@@ -11,6 +12,8 @@ export; local or on gs://. It prints one line for each:
 
 The exit status is 1 if one is damaged, or if there is none. Nothing is changed, and no accelerator
 is used, so a run may go on meanwhile.
+
+`int8` writes a copy of an export with the towers' products in 8 bits, for inference (models/int8).
 """
 
 from __future__ import annotations
@@ -19,6 +22,7 @@ import jax
 from absl import app
 
 from flamingo_jax import cli
+from flamingo_jax.checkpoint import int8_export
 from flamingo_jax.checkpoint.arrays import CheckpointError
 from flamingo_jax.checkpoint.verify import verify
 from flamingo_jax.core.paths import PathError
@@ -26,10 +30,13 @@ from flamingo_jax.core.processes import Cluster
 
 
 def main(arguments: list[str], _: Cluster) -> int:
-    """Prints a line for each checkpoint, and returns the exit status."""
-    if not arguments[1:] or arguments[0] != "verify":
-        raise app.UsageError("Expected: verify DIR [DIR ...].")
+    """Prints a line for each checkpoint, or writes an export; returns the exit status."""
     jax.config.update("jax_platforms", "cpu")
+    if arguments[:1] == ["int8"] and len(arguments) == 3:
+        print(f"Wrote {int8_export.write(*arguments[1:])}.")
+        return 0
+    if not arguments[1:] or arguments[0] != "verify":
+        raise app.UsageError("Expected: verify DIR [DIR ...], or int8 EXPORT DIR.")
     states = set()
     for directory in arguments[1:]:
         for verdict in verify(directory):

@@ -1,10 +1,11 @@
 """Writes a model as a self-contained directory, and opens any checkpoint for use.
 
-    DIR/weights/         all weights, as named arrays (orbax): {"flamingo/lm/...": array}
+    DIR/weights/         all weights, as named arrays (orbax): {"flamingo/lm/...": array}; a weight
+                         in 8 bits is two, PATH/int8 and PATH/scale
     DIR/tokenizer.model  SentencePiece; or Hugging Face's tokenizer.json with the files next to it;
                          absent for a model without text
     DIR/model.json       kind, config, new_tokens, preprocessing, content_hash, step, parameters,
-                         manifest, created_by, run
+                         manifest, created_by, run, int8 (true if some weights are in 8 bits)
     DIR/manifest.json    size and hash of each file, by which it is checked when it is opened
 
 An export appears as a whole: it is written under another name and renamed. On gs://, where a
@@ -36,6 +37,7 @@ from flamingo_jax.checkpoint.streamed import Streamed
 from flamingo_jax.core import config as config_lib
 from flamingo_jax.core import paths, trees
 from flamingo_jax.core.paths import Path, PathLike
+from flamingo_jax.core.precision import arrays_of, is_int8, joined
 from flamingo_jax.core.version import __version__
 from flamingo_jax.tokenizers import base as tokenizer_lib
 from flamingo_jax.tokenizers import markers as markers_lib
@@ -125,8 +127,9 @@ def export(
         raise CheckpointError(
             f"Cannot export the kind {kind!r}; expected one of {', '.join(KINDS)}."
         )
-    named = arrays.named(trees.flatten(params))
-    flat = {path: named[path] for path in trees.flatten(params)}  # the order of the content hash
+    flat = arrays_of(trees.flatten(params))
+    named = arrays.named(flat)
+    flat = {path: named[path] for path in flat}  # the order of the content hash
     for path, leaf in flat.items():
         if (dtype := jax.dtypes.canonicalize_dtype(leaf.dtype)) != leaf.dtype:
             raise CheckpointError(
@@ -181,6 +184,7 @@ def export(
             "manifest": manifest.NAME,
             "created_by": f"flamingo_jax {__version__}",
             **({} if run is None else {"run": dict(run)}),
+            **({"int8": True} if any(map(is_int8, trees.flatten(params).values())) else {}),
         }
         content = paths.json_text(place / CARD, card).encode()
         entries = manifest.entries(place, manifest.files(place))
@@ -279,7 +283,7 @@ def _open_export(
     flat = _read_weights(directory / "weights", "", reading)
     params = trees.unflatten(flat)
     is_whole = reading == _Reading()
-    if is_whole and (got := trees.content_hash(params)) != card["content_hash"]:
+    if is_whole and (got := _hash_of(params)) != card["content_hash"]:
         raise CheckpointError(
             f"The weights of export {directory} were changed since it was made: got hash "
             f"{got[:12]}, expected {card['content_hash'][:12]}. Make the export again."
@@ -398,17 +402,21 @@ def _read_weights(
         )
     stored = {to + name.removeprefix(prefix): leaf for name, leaf in stored.items()}
     if reading.placement is _describe:
-        return stored
+        return joined(stored)
     if reading.placement is not None:
         stored = {name: reading.placement(name, leaf) for name, leaf in stored.items()}
     found: dict[str, Any] = {}
     for some in [stored] if reading.change is None else arrays.chunks(stored):
         like = {prefix + name.removeprefix(to): leaf for name, leaf in some.items()}
         leaves = arrays.read(directory, like)
-        read = {to + name.removeprefix(prefix): leaf for name, leaf in leaves.items()}
+        read = joined({to + name.removeprefix(prefix): leaf for name, leaf in leaves.items()})
         change = reading.change
         found |= trees.flatten(change(trees.unflatten(read))) if change else read
     return found
+
+
+def _hash_of(params: trees.Params) -> str:
+    return trees.content_hash(trees.unflatten(arrays_of(trees.flatten(params))))
 
 
 def _read_of_export(reading: _Reading, *, with_tokenizer: bool) -> Callable[[str], bool]:

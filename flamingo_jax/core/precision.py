@@ -124,3 +124,15 @@ def arrays_of(flat: Mapping[str, Any]) -> dict[str, Any]:
         else:
             arrays[path] = leaf
     return arrays
+
+
+def joined(flat: Mapping[str, Any]) -> dict[str, Any]:
+    """Inverse of `arrays_of`; the weights are for products in float32 until they are cast."""
+    found: dict[str, Any] = {}
+    for path, leaf in flat.items():
+        weight, _, part = path.rpartition("/")
+        if part == "int8":
+            found[weight] = Int8Weight(leaf, flat[f"{weight}/scale"], jnp.dtype(jnp.float32))
+        elif part != "scale" or f"{weight}/int8" not in flat:
+            found[path] = leaf
+    return found

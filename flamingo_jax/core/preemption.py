@@ -17,6 +17,7 @@ import threading
 from collections.abc import Callable, Iterator
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
+_HANDLERS: list[object] = []  # of SIGABRT: C calls them, and Python must not free them
 
 
 class EndedAsAsked(Exception):
@@ -71,16 +72,22 @@ def before_abort(do: Callable[[], None]) -> Iterator[None]:
 
     Python's own handlers are of no use there: they would run later, in the main thread.
     """
+    undo = on_abort(do)
+    try:
+        yield
+    finally:
+        undo()
+
+
+def on_abort(do: Callable[[], None]) -> Callable[[], None]:
+    """Does the same up to the end of the process, or until the returned function is called."""
     handler = ctypes.CFUNCTYPE(None, ctypes.c_int)(lambda number: do())
     try:
         set_handler = ctypes.CDLL(None).signal
     except (OSError, AttributeError, TypeError):  # not Linux or macOS
-        yield
-        return
+        return lambda: None
+    _HANDLERS.append(handler)
     set_handler.restype = ctypes.c_void_p
     set_handler.argtypes = (ctypes.c_int, ctypes.c_void_p)
     before = set_handler(signal.SIGABRT, ctypes.cast(handler, ctypes.c_void_p))
-    try:
-        yield
-    finally:
-        set_handler(signal.SIGABRT, before)
+    return lambda: set_handler(signal.SIGABRT, before)

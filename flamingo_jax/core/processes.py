@@ -11,11 +11,13 @@ Several processes on the CPU of one machine, with JAX_PLATFORMS=cpu, simulate a 
 
 A process that fails, that is lost or stuck, or that is asked to end, ends the others within seconds
 (`core.guard`). After an error it leaves at once, without JAX's shutdown, which would wait for the
-others. XLA's own heartbeat comes later, and is for a process without Python.
+others. XLA's own heartbeat comes later, and is for a process without Python. When all are done, one
+that is lost is no error: the others end with status 0.
 """
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import os
 import socket
@@ -29,7 +31,7 @@ import numpy as np
 from absl import logging
 from jax.experimental import multihost_utils
 
-from flamingo_jax.core import command_line, devices, exit_status
+from flamingo_jax.core import command_line, devices, exit_status, preemption
 from flamingo_jax.core.guard import Guard
 from flamingo_jax.core.peers import FAILED, TOGETHER, Peers
 from flamingo_jax.core.phases import Phase
@@ -97,6 +99,7 @@ class Cluster:
         self.index, self.count = 0, 1
         self.guard = Guard(None, saves=saves)
         self._has_unwritten = False  # lines of `report`
+        self._all_done = False
 
     def report(self, line: str) -> None:
         """Writes a line to stdout in the first process only, so a run writes it once.
@@ -125,6 +128,8 @@ class Cluster:
         except ProcessError as error:
             sys.exit(_message(error))
         others = Peers(self.index, self.count) if self.count > 1 else None
+        if others:  # before the guard, which puts its own handler in front of this one
+            preemption.on_abort(self._on_abort)
         self.guard = Guard(others, saves=self._saves)
         self.guard.__enter__()
         return self
@@ -140,6 +145,9 @@ class Cluster:
             if self.count > 1:  # the first process may still write the report
                 self.guard.at(Phase.ENDING)
                 multihost_utils.sync_global_devices("flamingo_jax:end")
+                with contextlib.suppress(OSError, AttributeError):  # a full disk; it is closed
+                    sys.stdout.flush()
+                self._all_done = True
             self.guard.__exit__()
             if self._has_unwritten:
                 command_line.drop_output()
@@ -152,6 +160,11 @@ class Cluster:
             sys.exit(exit_status.ENDED_AS_ASKED)
         if isinstance(error, self._expected) or _is_out_of_memory(error):
             sys.exit(_message(error))
+
+    def _on_abort(self) -> None:
+        """Ends this process as done if XLA aborts it because another one died after the end."""
+        if self._all_done:
+            os._exit(exit_status.DONE)
 
     def _leave(self, error: BaseException) -> None:
         """Ends this process, with its number in front of each line."""

@@ -21,7 +21,6 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import overload
 
-import jax
 from jax.sharding import Mesh
 
 from flamingo_jax.checkpoint import arrays
@@ -178,9 +177,7 @@ class Flamingo:
         described = describe_checkpoint(path, towers)
         model, lm, tokenizer, image_size = _build(described)
         stored = trees.flatten(described.params)
-        wanted = trees.flatten(
-            jax.eval_shape(model.init, jax.eval_shape(lambda: jax.random.key(0)))
-        )
+        wanted = trees.flatten(int8.as_stored(model.init, described.params))
         arrays.compare(stored, wanted, where=f"The checkpoint {described.path}")
         contracted = int8.contracted_axes(model.init, config.policy)
         about = (model, described.params, config, mesh, contracted)

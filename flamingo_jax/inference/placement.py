@@ -8,6 +8,7 @@ from jax.sharding import Mesh
 from flamingo_jax.checkpoint.arrays import Change
 from flamingo_jax.checkpoint.export import Placement
 from flamingo_jax.core import trees
+from flamingo_jax.core.precision import arrays_of
 from flamingo_jax.inference import compiled
 from flamingo_jax.inference.config import InferenceConfig
 from flamingo_jax.models import int8
@@ -37,9 +38,9 @@ def of_weights(
         return None
     shardings = {}
     if mesh is not None:
-        shardings = trees.flatten(compiled.shardings(model, abstract, mesh))
+        shardings = arrays_of(trees.flatten(compiled.shardings(model, abstract, mesh)))
     low = jax.eval_shape(config.policy.cast, abstract)
-    read = trees.flatten(int8.as_read(low, contracted))
+    read = arrays_of(trees.flatten(int8.as_read(low, contracted)))
 
     def place(path: str, stored: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
         return stored.update(dtype=read[path].dtype, sharding=shardings.get(path))

@@ -27,7 +27,7 @@ import jax.numpy as jnp
 from flamingo_jax.core import params as params_lib
 from flamingo_jax.core import trees
 from flamingo_jax.core.notation import Array
-from flamingo_jax.core.precision import Int8Weight, Policy
+from flamingo_jax.core.precision import Int8Weight, Policy, is_int8
 from flamingo_jax.core.trees import Params
 from flamingo_jax.nn.conv import standardise_weights
 from flamingo_jax.sharding.compile import jit_giving_up
@@ -83,13 +83,29 @@ def as_read(abstract: Params, contracted: Contracted) -> dict[str, dict[str, Any
         contracted: from `contracted_axes`.
     """
 
-    def read(path: str, leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+    def read(path: str, leaf: Any) -> Any:
         module, _, name = path.rpartition("/")
+        if is_int8(leaf):
+            return leaf
         is_rounded = path in contracted or (name == "gain" and f"{module}/w" in contracted)
         return leaf.update(dtype=jnp.float32) if is_rounded else leaf
 
     flat = trees.flatten(abstract)
     return trees.unflatten({path: read(path, leaf) for path, leaf in flat.items()})
+
+
+def as_stored(init: Init, stored: Params) -> Params:
+    """Returns the shapes of a model's weights, with those in 8 bits that are so in an export.
+
+    Args:
+        init: of a model.
+        stored: the shapes of the export's weights.
+    """
+    contracted = contracted_axes(init, Policy(frozen="int8"))
+    some = {path: contracted[path] for path, leaf in trees.flatten(stored).items() if is_int8(leaf)}
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    shapes: Params = jax.eval_shape(lambda key: rounded(init(key), some), key)
+    return shapes
 
 
 def rounding(

@@ -225,11 +225,17 @@ def _paths(config: TrainConfig, *, trained: bool) -> dict[str, str]:
 
 def _card(field: str, path: str, stage: str) -> tuple[paths.Path, dict[str, Any]]:
     try:
-        return card_lib.read_card(path)
+        directory, card = card_lib.read_card(path)
     except CheckpointError as error:
         raise CheckpointError(
             f"config.{field}: {error} It is made by the {stage} stage."
         ) from error
+    if card.get("int8"):
+        raise CheckpointError(
+            f"config.{field}: {directory} is in 8 bits, and a run rounds its towers itself: give "
+            "the export that it was made from, with --config.precision.frozen=int8."
+        )
+    return directory, card
 
 
 def _read(

@@ -1,8 +1,10 @@
 """A small program of several processes, which tests disturb.
 
-python -m tests.distributed.guarded saves | evaluates | noticed | stuck | stopped
+python -m tests.distributed.guarded saves | evaluates | noticed | stuck | stopped | done
 """
 
+import os
+import signal
 import sys
 import time
 
@@ -37,9 +39,13 @@ def main(what: str) -> None:
             if step == 10:
                 sys.stdout.write("goes on\n")
                 sys.stdout.flush()
+            if what == "done" and step == 10:
+                break
             if what != "evaluates" and guard.should_end():
                 sys.stdout.write(f"ended at step {step}\n")
                 raise guard.ended_as_asked(step)
+    if cluster.index == 0:  # the loop has ended
+        os.kill(os.getpid(), signal.SIGKILL)
 
 
 if __name__ == "__main__":

@@ -185,6 +185,13 @@ def test_the_others_notice_that_the_first_process_was_killed():
     assert ["ends because process 0" in line for line in said(second)] == [True]
 
 
+def test_a_process_that_dies_when_all_are_done_is_no_error_of_the_others():
+    """XLA aborts them, after its page of text: process 0 serves the key-value store."""
+    first, second = disturbed("done")
+    assert (first[0], second[0]) == (-signal.SIGKILL, exit_status.DONE)
+    assert not said(second)
+
+
 def test_a_process_that_is_stuck_is_named_by_all():
     first, second = disturbed("stuck")
     assert first[0] == second[0] == exit_status.STUCK
