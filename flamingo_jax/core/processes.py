@@ -248,14 +248,15 @@ def _join(mode: str) -> bool:
         timer.daemon = True
         timer.start()
     try:
-        jax.distributed.initialize(
-            address,
-            count,
-            index,
-            initialization_timeout=JOIN_SECONDS + 60,
-            heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
-            shutdown_timeout_seconds=LEAVE_SECONDS,
-        )
+        with preemption.before_abort(lambda: _end_refused(where)):
+            jax.distributed.initialize(
+                address,
+                count,
+                index,
+                initialization_timeout=JOIN_SECONDS + 60,
+                heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
+                shutdown_timeout_seconds=LEAVE_SECONDS,
+            )
     except (RuntimeError, ValueError, OSError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise ProcessError(f"Cannot start {where}: {reason} {_START_ALL}") from error
@@ -285,6 +286,15 @@ def _check_port(address: str) -> None:
 
 def _end_alone(where: str) -> None:
     _say(f"Cannot start {where}: not all processes came within {JOIN_SECONDS} s. {_START_ALL}")
+    os._exit(exit_status.STUCK)
+
+
+def _end_refused(where: str) -> None:
+    """Ends this process when XLA aborts it; its page of text is written already."""
+    _say(
+        f"Cannot start {where}: another process has the same {_INDEX}, or the first process ended. "
+        f"{_START_ALL}"
+    )
     os._exit(exit_status.STUCK)
 
 

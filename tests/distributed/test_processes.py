@@ -115,6 +115,25 @@ def test_a_process_to_which_the_others_do_not_come_ends_with_one_line():
         assert "not all processes came within" in line
 
 
+REFUSED = """
+import os
+import jax
+from flamingo_jax.core import processes
+jax.distributed.initialize = lambda *args, **kwargs: os.abort()
+with processes.Cluster():
+    pass
+"""
+
+
+def test_a_process_that_xla_aborts_while_it_joins_ends_with_one_line():
+    """XLA aborts one of two processes that join with the same number."""
+    ((status, _, errors),) = finish(start_processes(["-c", REFUSED], count=1, expected=2))
+    assert status == exit_status.STUCK
+    (line,) = errors.splitlines()
+    assert line.startswith("Cannot start as process 0 of 2 at localhost:")
+    assert "another process has the same JAX_PROCESS_ID" in line
+
+
 def going_on(what):
     """Starts tests/distributed/guarded.py; returns its processes when they go on."""
     started = start_processes(["-m", "tests.distributed.guarded", what], count=2)
