@@ -39,11 +39,10 @@ from flamingo_jax.core import paths, trees
 from flamingo_jax.core.paths import Path, PathLike
 from flamingo_jax.core.precision import arrays_of, is_int8, joined
 from flamingo_jax.core.version import __version__
+from flamingo_jax.models.kinds import KINDS
 from flamingo_jax.tokenizers import base as tokenizer_lib
 from flamingo_jax.tokenizers import markers as markers_lib
 from flamingo_jax.tokenizers.markers import Markers
-
-KINDS = ("language_model", "contrastive", "flamingo", "vision")
 
 # placement(path of a weight, its stored shape and dtype) -> the shape, dtype and sharding of the
 # array that it is read into
@@ -62,8 +61,7 @@ class OpenedCheckpoint:
     """A model for use: its weights, and what is needed to build it and to make its inputs.
 
     Attributes:
-        kind: the model that `model_config` describes: one of KINDS ("vision": an encoder alone,
-            which was converted).
+        kind: the model that `model_config` describes: one of `models.kinds.KINDS`.
         params: all weights, {module: {name: array}}.
         model_config: `core.config.to_dict` of `models.config.ModelConfig`.
         tokenizer: the tokenizer's file, for `tokenizers.load.load_tokenizer`; None if the model has
@@ -105,7 +103,7 @@ def export(
     Args:
         directory: the model directory, such as WORKDIR/export.
         params: all weights, in the dtypes in which they are stored; or all of them `Streamed`.
-        kind: one of KINDS.
+        kind: one of `models.kinds.KINDS`.
         config: `core.config.to_dict` of `models.config.ModelConfig`.
         tokenizer: the tokenizer (a file, or the directory that contains it), which is copied; or
             the content of its files by name, the vocabulary first; None without text.

@@ -8,8 +8,8 @@ from flamingo_jax.checkpoint.export import describe_checkpoint, export, open_che
 from flamingo_jax.core.config import from_dict
 from flamingo_jax.core.paths import Path, PathLike
 from flamingo_jax.core.precision import Policy
-from flamingo_jax.models import api, encoders, int8
-from flamingo_jax.models.config import ModelConfig, required
+from flamingo_jax.models import int8, kinds
+from flamingo_jax.models.config import ModelConfig
 
 
 def write(source: PathLike, target: PathLike) -> Path:
@@ -33,7 +33,7 @@ def write(source: PathLike, target: PathLike) -> Path:
     described = describe_checkpoint(directory)
     config = from_dict(ModelConfig, described.model_config, where="model")
     policy = Policy(frozen="int8")
-    contracted = int8.contracted_axes(_init(described.kind, config), policy)
+    contracted = int8.contracted_axes(kinds.init_of(described.kind, config), policy)
     opened = open_checkpoint(directory, change=lambda some: int8.rounded(some, contracted))
     return export(
         target,
@@ -45,13 +45,3 @@ def write(source: PathLike, target: PathLike) -> Path:
         step=opened.step,
         run=card.get("run"),
     )
-
-
-def _init(kind: str, config: ModelConfig) -> int8.Init:
-    if kind == "flamingo":
-        return api.flamingo(config.flamingo()).init
-    if kind == "language_model":
-        return api.language_model(required(config.lm, "lm")).init
-    if kind == "contrastive":
-        return encoders.contrastive(config).init
-    return encoders.vision_encoder(config.encoder()).init

@@ -20,15 +20,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from flamingo_jax.checkpoint import export
 from flamingo_jax.checkpoint.arrays import few, first_line
 from flamingo_jax.conversion import formats, transforms, values
 from flamingo_jax.conversion.published_tokenizer import PublishedTokenizer
 from flamingo_jax.conversion.reading import ConversionError, Weights
 from flamingo_jax.core import trees
 from flamingo_jax.core.config import to_dict
-from flamingo_jax.models import api, encoders
-from flamingo_jax.models.config import ModelConfig, required
+from flamingo_jax.core.params import abstract_key
+from flamingo_jax.models import kinds
+from flamingo_jax.models.config import ModelConfig
 from flamingo_jax.tokenizers.markers import Markers
 
 LAYER = "{layer}"
@@ -103,7 +103,7 @@ class Conversion:
     """Everything that the export of a publisher's model is made of.
 
     Attributes:
-        kind: one of `checkpoint.export.KINDS`.
+        kind: one of `models.kinds.KINDS`.
         model: the model.
         rules: the mapping of its weights.
         files: the publisher's weights.
@@ -336,28 +336,13 @@ def targets(kind: str, model: ModelConfig) -> dict[str, jax.ShapeDtypeStruct]:
     """Returns path -> shape of all weights of a model; computes nothing.
 
     Args:
-        kind: one of `checkpoint.export.KINDS`.
+        kind: one of `models.kinds.KINDS`.
         model: the model.
 
     Raises:
         ValueError: if a part is missing.
     """
-    init = _init_of(kind, model)
-    return trees.flatten(jax.eval_shape(init, jax.random.key(0)))
-
-
-def _init_of(kind: str, model: ModelConfig) -> Callable[[Any], Any]:
-    if kind == "language_model":
-        return api.language_model(required(model.lm, "lm")).init
-    if kind == "flamingo":
-        return api.flamingo(model.flamingo()).init
-    if kind == "contrastive":
-        return encoders.contrastive(model).init
-    if kind == "vision":
-        return encoders.vision_encoder(model.encoder()).init
-    raise ValueError(
-        f"There is no model of kind {kind!r}; expected one of {', '.join(export.KINDS)}."
-    )
+    return trees.flatten(jax.eval_shape(kinds.init_of(kind, model), abstract_key()))
 
 
 def assemble(plan: ConversionPlan, files: Weights) -> dict[str, dict[str, jax.Array]]:

@@ -109,6 +109,11 @@ def _made(
     return axes_lib.constrain_gradient(made, tuple(axes))
 
 
+def abstract_key() -> Any:
+    """Returns the jax.ShapeDtypeStruct of a random key, for functions that compute nothing."""
+    return jax.eval_shape(lambda: jax.random.key(0))
+
+
 def axes_of(init: Callable[..., Any], *args: Any) -> dict[str, Axes]:
     """Returns the logical axes of each weight that `init(*args)` creates; computes nothing.
 

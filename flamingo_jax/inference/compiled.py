@@ -254,4 +254,4 @@ def unrolled(model: Model, params: trees.Params) -> trees.Params:
 
 
 def _axes(model: Model) -> dict[str, tuple[str | None, ...]]:
-    return params_lib.axes_of(model.compute_form_init, jax.eval_shape(lambda: jax.random.key(0)))
+    return params_lib.axes_of(model.compute_form_init, params_lib.abstract_key())

@@ -63,6 +63,6 @@ def rounding(
         return None
     if mesh is None:
         return int8.rounding(config.policy, contracted)
-    made = jax.eval_shape(lambda params: int8.rounded(params, contracted), abstract)
-    made = jax.eval_shape(config.policy.cast, made)
+    change = lambda params: int8.rounded_and_cast(params, contracted, config.policy)
+    made = jax.eval_shape(change, abstract)
     return int8.rounding(config.policy, contracted, compiled.shardings(model, made, mesh))

@@ -17,6 +17,7 @@ rounded while it is read, a few weights at a time.
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -26,15 +27,14 @@ import jax.numpy as jnp
 
 from flamingo_jax.core import params as params_lib
 from flamingo_jax.core import trees
-from flamingo_jax.core.notation import Array
 from flamingo_jax.core.precision import Int8Weight, Policy, is_int8
 from flamingo_jax.core.trees import Params
+from flamingo_jax.models.kinds import Init
 from flamingo_jax.nn.conv import standardise_weights
 from flamingo_jax.sharding.compile import jit_giving_up
 
 _TOWERS = re.compile(r"((flamingo|contrastive)/)?(lm|vision)/.*")
 
-Init = Callable[[Array], Params]
 Contracted = Mapping[str, tuple[int, ...]]
 
 
@@ -50,8 +50,7 @@ def contracted_axes(init: Init, policy: Policy) -> dict[str, tuple[int, ...]]:
     """
     if policy.frozen != "int8":
         return {}
-    key = jax.eval_shape(lambda: jax.random.key(0))
-    found = params_lib.contracted_of(init, key)
+    found = params_lib.contracted_of(init, params_lib.abstract_key())
     return {path: axes for path, axes in found.items() if _TOWERS.fullmatch(path)}
 
 
@@ -73,6 +72,12 @@ def rounded(params: Params, contracted: Contracted) -> dict[str, dict[str, Any]]
                 w = standardise_weights(w, changed[module].pop("gain"))
             changed[module][name] = Int8Weight.of(w, axes)
     return changed
+
+
+def rounded_and_cast(params: Params, contracted: Contracted, policy: Policy) -> Params:
+    """Returns what `rounded` returns, in the dtypes of a policy."""
+    found: Params = policy.cast(rounded(params, contracted))
+    return found
 
 
 def as_read(abstract: Params, contracted: Contracted) -> dict[str, dict[str, Any]]:
@@ -103,8 +108,7 @@ def as_stored(init: Init, stored: Params) -> Params:
     """
     contracted = contracted_axes(init, Policy(frozen="int8"))
     some = {path: contracted[path] for path, leaf in trees.flatten(stored).items() if is_int8(leaf)}
-    key = jax.eval_shape(lambda: jax.random.key(0))
-    shapes: Params = jax.eval_shape(lambda key: rounded(init(key), some), key)
+    shapes: Params = jax.eval_shape(lambda key: rounded(init(key), some), params_lib.abstract_key())
     return shapes
 
 
@@ -120,11 +124,7 @@ def rounding(
         contracted: from `contracted_axes`.
         shardings: where all rounded weights go, {module: {name: sharding}}; None = one device.
     """
-
-    def change(params: Params) -> Params:
-        found: Params = policy.cast(rounded(params, contracted))
-        return found
-
+    change = functools.partial(rounded_and_cast, contracted=contracted, policy=policy)
     if shardings is None:
         return jit_giving_up(change)
     of = lambda some: {module: shardings[module] for module in some}
@@ -133,5 +133,4 @@ def rounding(
 
 def cast(init: Init, params: Params, policy: Policy) -> Params:
     """Returns all weights of a model in the dtypes of a policy, towers in 8 bits if it says so."""
-    found: Params = policy.cast(rounded(params, contracted_axes(init, policy)))
-    return found
+    return rounded_and_cast(params, contracted_axes(init, policy), policy)

@@ -27,6 +27,7 @@ import jax.numpy as jnp
 from jax.extend.core import jaxprs_in_params
 
 from flamingo_jax.core import trees
+from flamingo_jax.core.params import abstract_key
 from flamingo_jax.data.config import DatasetConfig
 from flamingo_jax.models.config import required
 from flamingo_jax.models.lm import LMConfig
@@ -142,7 +143,7 @@ class _Weights:
 
     def __init__(self, objective: Objective, *, forward_only: bool = False):
         self.backward = 0.0 if forward_only else 1.0
-        shapes = jax.eval_shape(objective.model.init, jax.eval_shape(lambda: jax.random.key(0)))
+        shapes = jax.eval_shape(objective.model.init, abstract_key())
         sizes = {path: math.prod(leaf.shape) for path, leaf in trees.flatten(shapes).items()}
         rules = objective.rules(sizes)
         self._sizes = {path: (size, not rules[path].frozen) for path, size in sizes.items()}
@@ -285,7 +286,7 @@ def _abstract(*shape: int) -> jax.ShapeDtypeStruct:
 def traced(function: Callable[..., Any], *args: jax.ShapeDtypeStruct) -> int:
     """Returns the FLOPs of the matmuls and convolutions in the forward pass of a Haiku function."""
     model = hk.transform(function)
-    key = jax.eval_shape(lambda: jax.random.key(0))
+    key = abstract_key()
     weights = jax.eval_shape(model.init, key, *args)
     return _count(jax.make_jaxpr(lambda w, *x: model.apply(w, None, *x))(weights, *args).jaxpr)
 

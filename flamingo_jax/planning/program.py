@@ -130,7 +130,7 @@ def train(config: TrainConfig, mesh: Mesh, fill: Mapping[str, RowContent]) -> Pr
     if config.mixing == "merged":
         batches = {"merged": _merge(list(batches.values()))}
     run = run_lib.compile(config, mesh)
-    rng = jax.eval_shape(lambda: jax.random.key(0))
+    rng = params_lib.abstract_key()
     step: Any = run.step  # a jitted function, which has `lower`
     lowered = step.lower(run.layout.abstract, batches, rng)
     needed = flops.of_update(config, run.objective, fills)
@@ -196,7 +196,7 @@ def abstract_batch(
 
 def parameters(init: Any) -> dict[str, int]:
     """Returns the number of weights in total, and by the first two parts of their path."""
-    flat = trees.flatten(jax.eval_shape(init, jax.eval_shape(lambda: jax.random.key(0))))
+    flat = trees.flatten(jax.eval_shape(init, params_lib.abstract_key()))
     groups: dict[str, int] = {}
     for path, leaf in flat.items():
         group = "/".join(path.split("/")[:2]) if path.count("/") > 1 else path.split("/")[0]
@@ -240,7 +240,7 @@ def _merge(batches: list[Batch[jax.ShapeDtypeStruct]]) -> Batch[jax.ShapeDtypeSt
 
 def _weights(config: TrainConfig, model: Model, mesh: Mesh) -> Any:
     """Returns the abstract weights in the compute form and dtype, with their shardings."""
-    key = jax.eval_shape(lambda: jax.random.key(0))
+    key = params_lib.abstract_key()
     axes = params_lib.axes_of(model.compute_form_init, key)
     abstract = jax.eval_shape(
         lambda rng: model.compute_form(int8.cast(model.init, model.init(rng), config.precision)),

@@ -12,6 +12,7 @@ No host ever has a whole tower: each array is made on, or read onto, the devices
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any, Generic, NamedTuple
 
@@ -135,7 +136,7 @@ def abstract_weights(objective: Objective) -> AbstractWeights:
     Raises:
         TableError: if the objective's table does not match each weight exactly once.
     """
-    key = jax.eval_shape(lambda: jax.random.key(0))
+    key = params_lib.abstract_key()
     axes = params_lib.axes_of(objective.model.init, key)
     shapes = split(objective, jax.eval_shape(objective.model.init, key))
     return AbstractWeights(*shapes, axes)
@@ -176,9 +177,7 @@ def lay_out(
     model, axes = objective.model, weights.axes
     contracted = int8.contracted_axes(model.init, policy)
 
-    def rounded(params: Params) -> Params:
-        cast: Params = policy.cast(int8.rounded(params, contracted))
-        return cast
+    rounded = functools.partial(int8.rounded_and_cast, contracted=contracted, policy=policy)
 
     def init_trained(rng: jax.Array) -> TrainState[jax.Array]:
         params = split(objective, model.init(rng)).trainable  # the compiler drops the others
@@ -188,7 +187,7 @@ def lay_out(
         return model.compute_form(rounded(split(objective, model.init(rng)).frozen))
 
     # 1. Shapes.
-    key = jax.eval_shape(lambda: jax.random.key(0))
+    key = params_lib.abstract_key()
     stored_frozen = jax.eval_shape(policy.cast, weights.frozen)
     rounded_frozen = jax.eval_shape(rounded, weights.frozen)
     abstract = dataclasses.replace(
