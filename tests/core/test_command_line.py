@@ -73,7 +73,10 @@ def test_a_wrong_flag_is_one_line(words, message):
     ("program", "message"),
     [
         ("flamingo_jax.train", "--config, --workdir are missing. --help lists the flags."),
-        ("flamingo_jax.checkpoint", "UsageError: Expected: verify DIR [DIR ...]."),
+        (
+            "flamingo_jax.checkpoint",
+            "UsageError: Expected: verify DIR [DIR ...], or int8 EXPORT DIR.",
+        ),
     ],
 )
 def test_programs_without_their_flags_say_one_line(run_program, program, message):
