@@ -15,7 +15,13 @@ flamingo_jax.train`). To train or evaluate in Python, call the functions that th
 from __future__ import annotations
 
 import importlib
+import sys
 from typing import TYPE_CHECKING
+
+if sys.argv[:1] == ["-m"]:  # Python's mark while it looks for a program here
+    from flamingo_jax.core import exit_status
+
+    exit_status.at_interrupt_end()
 
 if TYPE_CHECKING:
     from flamingo_jax.core.version import __version__

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import runpy
 
+from flamingo_jax.core import exit_status
+
 
 def train() -> None:
     """Runs flamingo_jax.train."""
@@ -39,6 +41,7 @@ def data() -> None:
 
 
 def _run(module: str) -> None:
+    exit_status.at_interrupt_end()
     # The program runs as the main module, so that absl lists its flags for --help, and
     # multiprocessing finds it.
     runpy.run_module(module, run_name="__main__", alter_sys=True)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import errno
 import itertools
+import os
+from collections.abc import Callable
 
 import jax
 
@@ -35,6 +37,24 @@ def set_aside(place: PathLike, workdir: PathLike) -> Path:
         return _renamed(source, kept)
     except OSError as error:
         raise _refused(source, kept, error) from error
+
+
+def set_links_aside(directory: Path, suffix: str, report: Callable[[str], None]) -> None:
+    """Moves links with the name of a save that was not complete to the workdir's damaged/.
+
+    Orbax removes such directories and files. At a link the next save of this step would fail.
+
+    Args:
+        directory: WORKDIR/checkpoints.
+        suffix: the end of these names.
+        report: receives a line about each.
+    """
+    if not paths.is_local(directory):
+        return
+    for place in sorted(directory.iterdir()):
+        if place.name.endswith(suffix) and os.path.islink(place):
+            kept = set_aside(place, directory.parent)
+            report(f"{place} is a link, where a step is saved first. It is moved to {kept}.")
 
 
 def _renamed(source: Path, directory: Path) -> Path:

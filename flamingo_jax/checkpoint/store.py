@@ -29,7 +29,7 @@ import contextlib
 import json
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import jax
 import orbax.checkpoint as ocp
@@ -62,6 +62,7 @@ MAY_DIFFER = (
 )
 
 
+T = TypeVar("T")
 OnDamage = Literal["previous", "fail"]
 
 _ITEMS = ("state", "data", "config")
@@ -117,6 +118,7 @@ class Store:
         if ocp.multihost.process_index() == 0:
             if self._config_file.is_dir():
                 damaged.set_aside(self._config_file, self._workdir)
+            damaged.set_links_aside(self._directory, ocp.path.step.TMP_DIR_SUFFIX, report)
             for step in steps(self._workdir):
                 orbax_notes.mend(step_directory(self._workdir, step), self._workdir, report)
         self.add_to_config({})
@@ -224,15 +226,22 @@ class Store:
         state = jax.tree.unflatten(jax.tree.structure(like), [found[name] for name in wanted])
         return state, read_item(self._workdir, step, "data")
 
-    def unreported(self, step: int) -> list[Any]:
-        """Returns what was saved with a step as `unreported`; [] for most steps.
+    def unreported(self, step: int, read: Callable[[Any], T]) -> T:
+        """Returns read(what was saved with a step as `unreported`); of [] for most steps.
 
         Raises:
-            CheckpointError: if it is damaged.
+            CheckpointError: if it is damaged, or `read` raises a ValueError.
         """
-        if not (step_directory(self._workdir, step) / "unreported").exists():
-            return []
-        return list(read_item(self._workdir, step, "unreported")["rows"])
+        directory = step_directory(self._workdir, step)
+        if not (directory / "unreported").exists():
+            return read([])
+        try:
+            return read(read_item(self._workdir, step, "unreported").get("rows"))
+        except ValueError as error:
+            raise CheckpointError(
+                f"Checkpoint {directory} is damaged: unreported/metadata: {error}. Move "
+                f"{directory} out of WORKDIR/checkpoints to go on from the step before."
+            ) from error
 
     def wait(self) -> None:
         """Returns when the last save is complete.

@@ -96,10 +96,11 @@ def ending_quietly() -> Iterator[None]:
         if isinstance(stream := getattr(sys, name), io.TextIOWrapper):  # a test has another one
             stream.reconfigure(errors=errors)
     try:
+        exit_status.at_interrupt_raise()
         yield
         sys.stdout.flush()
     except KeyboardInterrupt:
-        sys.stderr.write("Interrupted.\n")
+        sys.stderr.write(exit_status.INTERRUPTED)
         sys.exit(exit_status.of_signal(signal.SIGINT))
     except BrokenPipeError:
         drop_output()

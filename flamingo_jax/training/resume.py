@@ -155,7 +155,7 @@ def restore(config: TrainConfig, layout: StateLayout, store: Store) -> Start:
             f"renamed or copied. Name it {int(state.step)} again, or move it out of "
             "WORKDIR/checkpoints."
         )
-    return Start(state, positions, unreported.from_json(store.unreported(int(state.step))))
+    return Start(state, positions, store.unreported(int(state.step), unreported.from_json))
 
 
 def _frozen(config: TrainConfig, layout: StateLayout) -> Any:

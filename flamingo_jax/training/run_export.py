@@ -128,17 +128,26 @@ def write(
 
 
 def _refuse_replaced(config: TrainConfig, record: Mapping[str, Any]) -> None:
-    """Refuses files that the export takes from their paths, and that are others by now."""
+    """Refuses files that the export takes from their paths, and that are others or gone by now."""
     hashes = lambda found: {name: tower["hash"] for name, tower in found.items()}
     theirs = {"frozen": hashes(record["frozen"]), "tokenizer": record["tokenizer"]}
-    now = {
-        "frozen": hashes(towers.frozen_records(config)),
-        "tokenizer": fingerprints.of_tokenizer(config.data.tokenizer),
-    }
+    export_later = (
+        "All steps are saved. Put the former files back, and start the same command: it exports."
+    )
+    try:
+        now = {
+            "tokenizer": fingerprints.of_tokenizer(config.data.tokenizer),
+            "frozen": hashes(towers.frozen_records(config)),
+        }
+    except (CheckpointError, FileNotFoundError, config_lib.ConfigError, paths.PathError) as error:
+        raise CheckpointError(
+            f"Files of the run cannot be read any more, and are needed for its export: {error} "
+            f"{export_later}"
+        ) from error
     if changed := config_lib.differences(theirs, now):
         raise CheckpointError(
-            f"Files of the run were replaced since it began (then -> now): {few(changed)}. All "
-            "steps are saved. Put the former files back, and start the same command: it exports."
+            f"Files of the run were replaced since it began (then -> now): {few(changed)}. "
+            f"{export_later}"
         )
 
 

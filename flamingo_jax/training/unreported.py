@@ -6,6 +6,7 @@ them. The checkpoint keeps their metrics, so that the next report is the same to
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Sequence
 from typing import Any
 
@@ -21,9 +22,21 @@ def to_json(rows: Rows) -> list[Any]:
     return [[step, {name: _hex(value) for name, value in row.items()}] for step, row in rows]
 
 
-def from_json(values: Sequence[Any]) -> Rows:
-    """The inverse of `to_json`."""
-    return [(step, {name: _array(value) for name, value in row.items()}) for step, row in values]
+def from_json(values: Any) -> Rows:
+    """The inverse of `to_json`.
+
+    Raises:
+        ValueError: the values are not of `to_json`.
+    """
+    try:
+        return [
+            (operator.index(step), {name: _array(value) for name, value in row.items()})
+            for step, row in values
+        ]
+    except (ArithmeticError, AttributeError, RecursionError, TypeError, ValueError) as error:
+        raise ValueError(
+            f"got {str(values)[:20]!r}, expected [[STEP, {{METRIC: NUMBER}}], ...]"
+        ) from error
 
 
 def _hex(value: np.ndarray) -> Any:

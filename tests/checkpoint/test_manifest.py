@@ -87,12 +87,12 @@ def emptied(directory):
     directory.mkdir()
 
 
-# what happens to the newest step, and what is said of it
 def into_a_pipe(file):
     file.unlink()
     os.mkfifo(file)
 
 
+# what happens to the newest step, and what is said of it
 DAMAGE = {
     "bit": (lambda step: flip(largest(step)), r"state/.*d/\w+: changed: got hash \w+, expected"),
     "cut": (lambda step: cut(largest(step)), r"state/.*: cut off: got [\d,]+ bytes, expected"),
@@ -405,6 +405,21 @@ def test_damaged_notes_of_orbax_are_no_reason_to_stop(workdir, content):
         f"{workdir}/checkpoints/3/_CHECKPOINT_METADATA is damaged. It is moved to "
         f"{workdir}/damaged/_CHECKPOINT_METADATA, and is made again."
     ]
+
+
+@pytest.mark.parametrize("target", ["/nowhere", "config.json", "other"])
+def test_a_link_in_the_place_of_a_save_is_moved_and_the_run_goes_on(workdir, target):
+    """Orbax cannot make its temporary directory there."""
+    (workdir / "other").mkdir()
+    place = workdir / "checkpoints" / "4.orbax-checkpoint-tmp"
+    place.symlink_to(workdir / target)
+    lines = []
+    with Store(workdir, CONFIG, report=lines.append) as store:
+        assert store.save(4, state(4), {"pages": 4})
+    kept = workdir / "damaged" / place.name
+    assert lines == [f"{place} is a link, where a step is saved first. It is moved to {kept}."]
+    assert kept.is_symlink() and steps(workdir)[-1] == 4 and check_step(workdir, 4)
+    assert (workdir / "other").is_dir() and (workdir / "config.json").is_file()
 
 
 def test_a_damaged_copy_of_the_config_is_made_again(workdir):

@@ -323,6 +323,45 @@ def test_a_tokenizer_that_is_replaced_during_the_run_does_not_get_into_the_expor
     assert train(config_of(moved), workdir)[-1] == f"Exported step 2 to {workdir}/export."
 
 
+def test_a_tokenizer_that_is_deleted_during_the_run_says_how_to_export_later(
+    moved, tmp_path, monkeypatch
+):
+    workdir, place = paths.Path(tmp_path / "run"), moved / "tokenizer"
+    whole = run_export.write
+
+    def deleted(*arguments, **options):
+        place.rename(moved / "kept")
+        return whole(*arguments, **options)
+
+    monkeypatch.setattr(run_export, "write", deleted)
+    with pytest.raises(CheckpointError) as caught:
+        train(config_of(moved), workdir)
+    assert re.fullmatch(
+        rf"Files of the run cannot be read any more, .*: .*{place}.* All steps are saved. Put the "
+        "former files back, and start the same command: it exports.",
+        str(caught.value),
+    )
+    assert not (workdir / "export").exists()
+    paths.Path(moved / "kept").rename(place)
+    monkeypatch.undo()
+    assert train(config_of(moved), workdir)[-1] == f"Exported step 2 to {workdir}/export."
+
+
+def test_unreported_metrics_of_another_kind_are_one_line(workdir, config):
+    """An older step has no manifest, so that nothing else sees it."""
+    step = workdir / "checkpoints" / "2"
+    (step / "manifest.json").unlink()
+    notes = step / "_CHECKPOINT_METADATA"
+    notes.write_text(json.dumps(json.loads(notes.read_text()) | {"custom_metadata": {}}))
+    (step / "unreported").mkdir()
+    (step / "unreported" / "metadata").write_text('{"rows": [7]}')
+    assert refusal(config, workdir) == (
+        f"Checkpoint {step} is damaged: unreported/metadata: got '[7]', expected "
+        f"[[STEP, {{METRIC: NUMBER}}], ...]. Move {step} out of WORKDIR/checkpoints to go on from "
+        "the step before."
+    )
+
+
 # The workdir, and the processes.
 
 

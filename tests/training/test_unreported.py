@@ -4,6 +4,7 @@ import json
 import math
 
 import numpy as np
+import pytest
 
 from flamingo_jax.training.unreported import from_json, to_json
 
@@ -19,3 +20,24 @@ def test_all_bits_come_back():
     np.testing.assert_array_equal(back["gates"], row["gates"])
     finite = np.isfinite(row["gates"])
     assert (back["gates"].view(np.uint64) == row["gates"].view(np.uint64))[finite].all()
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "null",
+        "5",
+        '{"a": 1}',
+        '["ab"]',
+        "[[1]]",
+        "[[1, 2]]",
+        '[["1", {}]]',
+        '[[1, {"loss": 0.5}]]',
+        '[[1, {"loss": "x"}]]',
+        '[[1, {"loss": "0x1p+9999"}]]',
+        '[[1, {"loss": [["0x1p+0"], "0x1p+0"]}]]',
+    ],
+)
+def test_other_values_are_refused(text):
+    with pytest.raises(ValueError, match=r"^got .+, expected \[\[STEP, {METRIC: NUMBER}\], ...\]$"):
+        from_json(json.loads(text))
