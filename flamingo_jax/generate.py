@@ -33,11 +33,10 @@ _METHOD: list[flags.FlagHolder[Any]] = [
     flags.DEFINE_integer("seed", None, "Seed of the draws."),
     flags.DEFINE_integer("max_new_tokens", None, "Bound on an answer: 20; 64 in a dialogue.", 1),
 ]
-_CANDIDATES = flags.DEFINE_multi_string(
-    "candidate", [], "An answer to score, in place of generating; repeatable."
-)
+_CANDIDATES = flags.DEFINE_multi_string("candidate", [], "An answer to score; repeatable.")
 _CHAT = flags.DEFINE_bool("chat", default=False, help="Holds a dialogue (paper, B.1.6).")
 _CHAT_IMAGES = flags.DEFINE_list("chat_images", [], "Images of its examples: cat, dinner, graph.")
+_FROZEN: Any = flags.DEFINE_enum("frozen", "compute", ["compute", "int8"], "The towers' weights.")
 
 
 def converse(chat: Chat) -> None:
@@ -60,7 +59,8 @@ def main(texts: list[str], _: Cluster) -> None:
     prompts = [parse(text) for text in texts]  # a wrong path is found before the model is loaded
     default = DIALOGUE if _CHAT.value else methods.BeamSearch(3)
     method = methods.from_settings(default, **{flag.name: flag.value for flag in _METHOD})
-    config = InferenceConfig(images_per_pass=at_once(prompts, InferenceConfig().images_per_pass))
+    images = at_once(prompts, InferenceConfig().images_per_pass)
+    config = InferenceConfig(images_per_pass=images, frozen=_FROZEN.value)
     model = Flamingo.load(str(_CHECKPOINT.value), config=config)
     if _CHAT.value:
         converse(model.chat([Image(path) for path in _CHAT_IMAGES.value], method=method))

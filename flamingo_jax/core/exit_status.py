@@ -6,7 +6,7 @@ Of a training run the status says to the program that started it:
     1     an error; its one line says what is wrong. The same command fails again
     75    ended as asked (SIGTERM, SIGINT, maintenance) after a save. The same command goes on
     76    a process was stuck, late, dead, or failed elsewhere. The same command goes on
-    130   a second SIGINT: ended at once, nothing saved
+    130   a second SIGINT, or one before the run begins: ended at once, nothing saved
     143   a second SIGTERM: ended at once, nothing saved
 
 launch/tpu_pod.sh reads the same numbers. It starts a run again after 75 and 76.

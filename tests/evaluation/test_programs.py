@@ -109,6 +109,20 @@ def test_generate(run_program, exports, cat):
     assert len(done.stdout.splitlines()) == 2
 
 
+@pytest.mark.parametrize(("flag", "frozen"), [([], "compute"), (["--frozen=int8"], "int8")])
+def test_generate_rounds_the_towers_as_it_is_asked_to(run_program, flag, frozen):
+    """The model's loading is replaced by one that says what it was asked for."""
+    code = (
+        "import runpy, sys\n"
+        "from flamingo_jax.inference.model import Flamingo\n"
+        "Flamingo.load = lambda checkpoint, config: sys.exit(f'{checkpoint} {config.frozen}')\n"
+        "sys.argv[0] = 'generate'\n"
+        "runpy.run_module('flamingo_jax.generate', run_name='__main__')"
+    )
+    done = run_program("-c", code, "--checkpoint=a", *flag, "this is a", status=1)
+    assert done.stderr == f"a {frozen}\n"
+
+
 @pytest.mark.parametrize(
     ("prompt", "message"),
     [
