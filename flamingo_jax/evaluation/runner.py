@@ -31,6 +31,7 @@ _SHAPES = (
     "images_per_pass",
     "candidates_per_pass",
     "latents_megabytes",
+    "prefix_megabytes",
     "xattn_chunk",
 )
 

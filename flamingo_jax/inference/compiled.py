@@ -67,8 +67,12 @@ class Compiled:
             *inputs: trees of arrays on the devices, from `put`.
             **static: what is compiled in.
         """
+        return fetch(self.on_devices(function, *inputs, **static))
+
+    def on_devices(self, function: Callable[..., Any], *inputs: Any, **static: Hashable) -> Any:
+        """Returns the same, as arrays that stay on the devices."""
         named = tuple(sorted(static.items()))
-        return fetch(_run(function, self._layout, named, self.params, *inputs))
+        return _run(function, self._layout, named, self.params, *inputs)
 
     def finite(self, values: np.ndarray, what: str) -> np.ndarray:
         """Returns numbers of the model, if all are finite.

@@ -44,6 +44,9 @@ class InferenceConfig:
         candidates_per_pass: candidates of one prompt scored together.
         latents_megabytes: memory for latents of images that may come again, such as support
             examples.
+        prefix_megabytes: memory on each device for keys and values of prefixes of prompts that
+            may come again, such as the support examples of several queries, or a dialogue so far
+            (`inference.shared_prefix`). What was used last is kept. 0 = each prompt is read whole.
         xattn_chunk: tokens of a chunk of the chunked cross-attention, which is used if it skips at
             least half of the images; 0 = never.
         video_frames: the most frames of a video.
@@ -68,6 +71,7 @@ class InferenceConfig:
     images_per_pass: int = 64
     candidates_per_pass: int = 16
     latents_megabytes: int = 256
+    prefix_megabytes: int = 512
     xattn_chunk: int = 64
     video_frames: int = VIDEO_FRAMES
     video_rate: float = VIDEO_RATE
@@ -75,7 +79,7 @@ class InferenceConfig:
     def __post_init__(self) -> None:
         ranges.check(self, methods.COUNT, "beams", "max_new_tokens", "lengths", "num_images")
         ranges.check(self, methods.COUNT, "images_per_pass", "candidates_per_pass", "video_frames")
-        ranges.check(self, ranges.whole(0), "latents_megabytes", "xattn_chunk")
+        ranges.check(self, ranges.whole(0), "latents_megabytes", "prefix_megabytes", "xattn_chunk")
         ranges.check(self, ranges.NOT_NEGATIVE, "length_penalty")
         ranges.check(self, ranges.POSITIVE, "temperature", "video_rate")
         ranges.check(self, methods.TOP_P, "top_p")

@@ -95,8 +95,9 @@ def prefill(
     media_index: Int[Array, "B T"],
     media: Media | None = None,
     chunk: tuple[int, int] | None = None,
+    start: Int[Array, "B"] | None = None,
 ) -> Prefix[CacheT]:
-    """Reads the prompts.
+    """Reads the prompts, or what follows their cached prefixes.
 
     The last token of each prompt is read a second time, by itself. So nothing uses the logits of
     the first pass: the compiler drops the array [B, T, V], and the second pass costs one decoding
@@ -104,21 +105,28 @@ def prefill(
 
     Args:
         extend: the model.
-        cache: an empty cache with room for T tokens and those to be decoded.
+        cache: a cache with room for T more tokens and those to be decoded.
         tokens: right-padded prompts, each with at least one token.
         length: real tokens of each prompt.
         media_index: phi of each token.
         media: the prompts' visual inputs; None for a language model.
         chunk: (tokens, span) of the chunked cross-attention; None = the full form.
+        start: tokens of each prompt that the cache holds already; `tokens` are those after them.
+            None = the cache is empty.
 
     Returns:
         The state after the prompts.
     """
     positions = jnp.broadcast_to(jnp.arange(tokens.shape[1], dtype=jnp.int32)[None], tokens.shape)
+    if start is not None:
+        positions = positions + start[:, None]
     _, cache = extend(cache, tokens, positions, media_index, media, chunk)
     last = (length - 1)[:, None]
     last_index = jnp.take_along_axis(media_index, last, axis=1)
-    logits, cache = extend(cache, jnp.take_along_axis(tokens, last, axis=1), last, last_index)
+    token = jnp.take_along_axis(tokens, last, axis=1)
+    position = last if start is None else last + start[:, None]
+    logits, cache = extend(cache, token, position, last_index)
+    length = length if start is None else length + start
     return Prefix(cache, _log_softmax(logits[:, 0]), length, last_index[:, 0])
 
 

@@ -9,34 +9,38 @@ It encodes each distinct image once, reads each prompt once, and decodes and sco
                                                               +--> decoding   --> tokens
                                                               +--> candidates --> scores
 
-A batch's shape is (rows, length, images, candidates, candidate length). Rows are independent of
-each other: an answer does not depend on what shares its batch.
+A prefix that several prompts share is read once, and its keys and values go into each prefill
+(`shared_prefix`). Log-likelihoods are those of the whole prompt up to the rounding of sums in
+another order.
+
+A batch's shape is (rows, length, images, candidates, candidate length, length of the prefix).
+Rows are independent of each other: an answer does not depend on what shares its batch.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import functools
 from collections.abc import Sequence
 from typing import Any
 
+import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from flamingo_jax.core.axes import constrain
-from flamingo_jax.core.notation import Array, Float, Int
 from flamingo_jax.core.precision import dtype_of
-from flamingo_jax.core.stack import is_unrolled
 from flamingo_jax.core.trees import Params
 from flamingo_jax.data.config import Background, ImageFit
-from flamingo_jax.inference import compiled, decode, padding
+from flamingo_jax.inference import compiled, padding, shared_prefix
+from flamingo_jax.inference.answering import read_and_answer
 from flamingo_jax.inference.cache_of_latents import Latents, passes_of
+from flamingo_jax.inference.cache_of_prefixes import CachedPrefix, PrefixCache
 from flamingo_jax.inference.compiled import Compiled
 from flamingo_jax.inference.config import InferenceConfig
-from flamingo_jax.inference.methods import BeamSearch, Method, Sample, as_method
+from flamingo_jax.inference.identity import Identify, each_once
+from flamingo_jax.inference.methods import Method, Sample, as_method
 from flamingo_jax.inference.padding import PromptTooLong, Shape
 from flamingo_jax.inference.prompt import PromptBatch, TokenisedPrompt, collate
-from flamingo_jax.inference.score import Normalise, score
+from flamingo_jax.inference.shared_prefix import Cut
 from flamingo_jax.models import int8
 from flamingo_jax.models.api import Model
 from flamingo_jax.models.cache import Media
@@ -76,7 +80,7 @@ class Reply:
 
 
 class Engine:
-    """One model on its devices, with the latents of the visuals that it has encoded.
+    """One model on its devices, with its cache of latents and its prefix cache.
 
     Engines of one `Model` share their compiled programs.
     """
@@ -130,6 +134,7 @@ class Engine:
             image_size or 1, config, multiple=shards, image_fit=image_fit, background=background
         )
         self._latents = Latents(self._encode, passes, megabytes=config.latents_megabytes)
+        self._prefixes = PrefixCache(megabytes=config.prefix_megabytes)
 
     @property
     def params(self) -> Params:
@@ -144,6 +149,7 @@ class Engine:
         batch_size: int = 64,
         config: InferenceConfig | None = None,
         method: Method | None = None,
+        across_calls: bool = False,
     ) -> list[Reply]:
         """Answers requests, in their order.
 
@@ -153,6 +159,8 @@ class Engine:
             batch_size: prompts answered together.
             config: settings of decoding and scoring; None = the engine's.
             method: how an answer is chosen; None = as `config` says.
+            across_calls: whether prefixes of earlier calls' prompts may be used. The rounding of a
+                log-likelihood then depends on these calls.
 
         Returns:
             One answer for each request.
@@ -169,20 +177,38 @@ class Engine:
         method = (as_method(method) or config.method) if generate else None
         padding.check_sizes(batch_size, method, config.lengths[-1])
         shards = self.compiled.num_shards(BATCH_AXES)
+        prompts = [request.prompt for request in requests]
+        identity = each_once()
+        sizes = self._sizes(requests, config, method)
+        cuts = self._cuts(prompts, config, batch_size, identity, across_calls=across_calls)
+        buckets: dict[tuple[Cut, int, int], list[int]] = {}
+        for number, cut in enumerate(cuts):
+            padded = sizes[number]
+            if cut.length:
+                padded = _size(shared_prefix.rest_of(prompts[number], cut.length), config)
+            buckets.setdefault((cut, *padded), []).append(number)
+        keep = self._room_for(prompts[0], config) if across_calls and len(prompts) == 1 else 0
         answers: dict[int, Reply] = {}
-        for bucket, numbers in sorted(self._buckets(requests, config, method).items()):
-            shape = Shape(padding.num_rows(len(numbers), batch_size, shards), *bucket)
-            for start in range(0, len(numbers), shape.rows):
-                some = numbers[start : start + shape.rows]
-                found = self._batch([requests[i] for i in some], shape, method, config)
-                answers.update(zip(some, found, strict=True))
+        for (cut, *size), numbers in sorted(buckets.items()):
+            prefix = None
+            if cut.length:
+                start = shared_prefix.start_of(prompts[cut.of], cut.length)
+                prefix = self._read(start, config, identity, across_calls=across_calls)
+            shape = Shape(padding.num_rows(len(numbers), batch_size, shards), *size)
+            for first in range(0, len(numbers), shape.rows):
+                some = numbers[first : first + shape.rows]
+                batch = [requests[i] for i in some]
+                decoded, scores, read = self._run(batch, shape, method, config, prefix, keep=keep)
+                answers.update(zip(some, self._replies(batch, decoded, scores), strict=True))
+                if read is not None:
+                    self._keep(read, prompts[some[0]])
         return [answers[number] for number in range(len(requests))]
 
-    def _buckets(
+    def _sizes(
         self, requests: Sequence[Request], config: InferenceConfig, method: Method | None
-    ) -> dict[tuple[int, int], list[int]]:
-        """Returns {(length, images): numbers of the requests that are padded to it}."""
-        buckets: dict[tuple[int, int], list[int]] = {}
+    ) -> list[tuple[int, int]]:
+        """Returns the length and the number of images that each whole prompt is padded to."""
+        sizes = []
         for number, request in enumerate(requests):
             prompt, who = request.prompt, f"prompt {number}"
             longest = max([method.max_new_tokens if method else 0, *map(len, request.candidates)])
@@ -192,25 +218,91 @@ class Engine:
                     f"{longest}; the language model has positions for {self.context} in all. "
                     "Shorten the prompt, or take fewer shots."
                 )
-            length = padding.round_up(
-                len(prompt.tokens), config.lengths, who=who, what="tokens", field="lengths"
-            )
-            num_images = padding.round_up(
-                len(prompt.visuals), config.num_images, who=who, what="images", field="num_images"
-            )
-            buckets.setdefault((length, num_images), []).append(number)
-        return buckets
+            sizes.append(padding.of_prompt(prompt, config.lengths, config.num_images, who))
+        return sizes
 
-    def _batch(
+    def _cuts(
+        self,
+        prompts: list[TokenisedPrompt],
+        config: InferenceConfig,
+        batch_size: int,
+        identity: Identify,
+        *,
+        across_calls: bool,
+    ) -> list[Cut]:
+        """Returns where each prompt is cut."""
+        if not (config.prefix_megabytes and self.model.is_causal):
+            return [shared_prefix.WHOLE] * len(prompts)
+        if across_calls and len(prompts) == 1:
+            length = self._prefixes.longest(prompts[0], config.lengths, identity)
+            return [Cut(0, length) if length else shared_prefix.WHOLE]
+        return shared_prefix.shared_cuts(
+            prompts,
+            ends=self.stop,
+            lengths=config.lengths,
+            batch_size=batch_size,
+            identity=identity,
+        )
+
+    def _room_for(self, prompt: TokenisedPrompt, config: InferenceConfig) -> int:
+        """Returns the length that a prompt is padded to if it is kept; 0 = it is not kept."""
+        if len(prompt.tokens) <= shared_prefix.MIN_TOKENS or not self.model.is_causal:
+            return 0
+        length, dtype = _size(prompt, config)[0], dtype_of(self.params)
+        rows = jax.eval_shape(lambda: self.model.empty_cache(1, length, dtype).lm)
+        size = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(rows))
+        room = config.prefix_megabytes * self.compiled.num_shards(("model",)) << 20
+        return length if size <= room else 0
+
+    def _read(
+        self,
+        start: TokenisedPrompt,
+        config: InferenceConfig,
+        identity: Identify,
+        *,
+        across_calls: bool,
+    ) -> CachedPrefix:
+        """Returns a prefix of prompts, read now or earlier."""
+        prefix = self._prefixes.get(start, identity, alone=not across_calls)
+        if prefix is None:
+            length, num_images = _size(start, config)
+            shape = Shape(self.compiled.num_shards(BATCH_AXES), length, num_images)
+            _, _, prefix = self._run([Request(start)], shape, None, config, keep=length)
+            assert prefix is not None
+            self._keep(prefix, start)
+        return prefix
+
+    def _keep(self, prefix: CachedPrefix, prompt: TokenisedPrompt) -> None:
+        """Keeps what was read of a prompt, unless an image file was written anew meanwhile."""
+        visuals = prompt.visuals[: len(prefix.visuals)]
+        if tuple(map(each_once(), visuals)) == prefix.visuals:
+            self._prefixes.keep(prefix)
+
+    def _run(
         self,
         requests: list[Request],
         shape: Shape,
         method: Method | None,
         config: InferenceConfig,
-    ) -> list[Reply]:
+        prefix: CachedPrefix | None = None,
+        *,
+        keep: int,
+    ) -> tuple[Any, Any, CachedPrefix | None]:
+        """Runs `read_and_answer` on one batch; returns what it does, as numpy arrays.
+
+        Args:
+            requests: of the batch.
+            shape: of what is read.
+            method: how answers are chosen; None = nothing is generated.
+            config: settings.
+            prefix: of all prompts; None = they are read whole.
+            keep: length that the first prompt is padded to, which is returned too; 0 = it is not.
+        """
         prompts = [request.prompt for request in requests]
-        batch = collate(prompts, pad_id=self.pad_id, **shape._asdict())
-        media, chunk, sampling = None, None, None
+        length = 0 if prefix is None else len(prefix.tokens)
+        rest = [shared_prefix.rest_of(each, length) if length else each for each in prompts]
+        batch = collate(rest, pad_id=self.pad_id, **shape._asdict())
+        media, chunk, sampling, cached = None, None, None, None
         if self.image_size is not None:
             media = self._media(batch, shape)
             chunk = padding.xattn_chunk(batch.media_index, shape.num_images, config.xattn_chunk)
@@ -219,11 +311,15 @@ class Engine:
             sampling = padding.sampling(prompts, shape.rows, method)
             method = Sample(max_new_tokens=method.max_new_tokens)
         candidates = padding.pad_candidates([one.candidates for one in requests], shape.rows)
+        if prefix is not None:
+            tokens_read = np.full(shape.rows, length, np.int32)
+            cached = (prefix.rows, self.compiled.put(tokens_read, BATCH_AXES))
         rows = (batch.tokens, batch.length, batch.media_index, candidates, sampling)
-        decoded, scores = self.compiled(
+        decoded, scores, read = self.compiled.on_devices(
             read_and_answer,
             media,
             *self.compiled.put(rows, BATCH_AXES),
+            cached,
             model=self.model,
             method=method,
             stop=self.stop,
@@ -231,7 +327,19 @@ class Engine:
             chunk=chunk,
             normalise=config.normalise,
             candidates_per_pass=config.candidates_per_pass,
+            keep=(keep, self.compiled.num_shards(BATCH_AXES)) if keep else None,
         )
+        decoded, scores = compiled.fetch((decoded, scores))
+        if read is None:
+            return decoded, scores, None
+        shown = [batch.identities[slot] for slot in batch.media_slot[0] if slot >= 0]
+        if prefix is not None:
+            shown = [*prefix.visuals[: shared_prefix.visuals_before(prompts[0], length)], *shown]
+        alone = prefix is None and method is None and candidates is None
+        return decoded, scores, CachedPrefix.of(prompts[0], shown, read, alone=alone)
+
+    def _replies(self, requests: list[Request], decoded: Any, scores: Any) -> list[Reply]:
+        """Returns the answers of a batch, from arrays that have padding."""
         # Other answers of a beam search, and of rows without as many candidates, may have -inf.
         if decoded is not None:
             self.compiled.finite(decoded.score[: len(requests), 0], "log-likelihoods of answers")
@@ -262,64 +370,7 @@ class Engine:
         return latents
 
 
-def read_and_answer(
-    params: Params,
-    media: Media | None,
-    tokens: Int[Array, "B L"],
-    length: Int[Array, "B"],
-    media_index: Int[Array, "B L"],
-    candidates: tuple[Int[Array, "B C T"], Int[Array, "B C"]] | None,
-    sampling: tuple[Array, Array, Array] | None,
-    *,
-    model: Model,
-    method: Method | None,
-    stop: tuple[int, ...],
-    pad_id: int,
-    chunk: tuple[int, int] | None,
-    normalise: Normalise,
-    candidates_per_pass: int,
-) -> tuple[decode.Decoded | None, Float[Array, "B C"] | None]:
-    """Reads prompts once, then decodes answers and scores candidates from the same cache.
-
-    Args:
-        params: the weights; the cache has their dtype, and is unrolled if they are.
-        media: latents of the visuals; None for a language model.
-        tokens: the prompts.
-        length: of each prompt.
-        media_index: phi of each token.
-        candidates: (tokens, lengths) to be scored (`score.score`), or None.
-        sampling: the fields of `decode.Sampling`, or None if `method` is not a `Sample`.
-        model: the model.
-        method: how answers are chosen; None = nothing is generated.
-        stop: ids that end an answer.
-        pad_id: the padding token.
-        chunk: of the cross-attention in the prefill (`models.api.Model.extend`).
-        normalise: of scores.
-        candidates_per_pass: candidates of one prompt scored together.
-
-    Returns:
-        (answers or None, scores or None).
-    """
-    extend = functools.partial(model.extend, params)
-    new_tokens = method.max_new_tokens if method else 1
-    room = max(new_tokens, 1 if candidates is None else candidates[0].shape[2])
-    size = tokens.shape[1] + room
-    cache = model.empty_cache(tokens.shape[0], size, dtype_of(params), params)
-    cache = cache.map_with_axes(lambda leaf, axes: constrain(leaf, *axes))
-    cache = cache.unrolled() if is_unrolled(params) else cache
-    prefix = decode.prefill(extend, cache, tokens, length, media_index, media, chunk)
-    ends: dict[str, Any] = {"stop": stop, "pad_id": pad_id}
-    decoded = scores = None
-    if isinstance(method, BeamSearch):
-        decoded = decode.beam_search(extend, prefix, method, **ends)
-    elif sampling is not None:
-        decoded = decode.sample(
-            extend, prefix, decode.Sampling(*sampling), max_new_tokens=new_tokens, **ends
-        )
-    elif method is not None:
-        decoded = decode.greedy(extend, prefix, max_new_tokens=new_tokens, **ends)
-    if candidates is not None:
-        scores = score(
-            extend, prefix, *candidates, normalise=normalise, per_pass=candidates_per_pass
-        )
-    return decoded, scores
+def _size(prompt: TokenisedPrompt, config: InferenceConfig) -> tuple[int, int]:
+    """Returns the length and the number of images that a part of a prompt is padded to."""
+    # Most queries have one image.
+    return padding.of_prompt(prompt, config.lengths, tuple(sorted({1, *config.num_images})))

@@ -16,6 +16,8 @@ from __future__ import annotations
 import hashlib
 import os
 import time
+from collections.abc import Callable
+from typing import TypeAlias
 
 import numpy as np
 import PIL.Image
@@ -33,6 +35,8 @@ from flamingo_jax.inference.visuals import (
     existing,
     from_file,
 )
+
+Identify: TypeAlias = "Callable[[Visual], bytes]"
 
 _SETTLED = 60.0  # seconds after a change in which the hash of a file is not remembered
 _MOST = 1 << 18  # files remembered
@@ -66,6 +70,21 @@ def identity(visual: Visual) -> bytes:
     assert not isinstance(visual, bytes)
     array = as_array(visual)
     return _hash(f"array {array.dtype}{array.shape}", np.ascontiguousarray(array).data)
+
+
+def each_once() -> Identify:
+    """Returns `identity`, which computes that of each object once. It is for one call.
+
+    The prompts of a call share the objects of their examples.
+    """
+    found: dict[int, tuple[Visual, bytes]] = {}  # the object is kept, so that its number stays its
+
+    def remembered(visual: Visual) -> bytes:
+        if id(visual) not in found:
+            found[id(visual)] = visual, identity(visual)
+        return found[id(visual)][1]
+
+    return remembered
 
 
 def _hash(kind: str, content: bytes | memoryview) -> bytes:

@@ -247,7 +247,9 @@ class Flamingo:
             )
         batch, is_list = as_batch(prompts)
         requests = [self.request(prompt) for prompt in batch]
-        answers = self.engine.answer(requests, batch_size=batch_size, method=method)
+        answers = self.engine.answer(
+            requests, batch_size=batch_size, method=method, across_calls=True
+        )
         texts = [self.text(answer) for answer in answers]
         return texts if is_list else texts[0]
 
@@ -317,7 +319,9 @@ class Flamingo:
         batch, is_list = as_batch(prompt)
         texts = as_candidates(candidates)
         requests = [self.request(one, texts) for one in batch]
-        answers = self.engine.answer(requests, generate=False, batch_size=batch_size, config=config)
+        answers = self.engine.answer(
+            requests, generate=False, batch_size=batch_size, config=config, across_calls=True
+        )
         scores = [list(answer.scores) for answer in answers]
         return scores if is_list else scores[0]
 

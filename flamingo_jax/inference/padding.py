@@ -52,6 +52,28 @@ def round_up(size: int, sizes: tuple[int, ...], *, who: str, what: str, field: s
     )
 
 
+def of_prompt(
+    prompt: TokenisedPrompt,
+    lengths: tuple[int, ...],
+    num_images: tuple[int, ...],
+    who: str = "the prompt",
+) -> tuple[int, int]:
+    """Returns the length and the number of images that a prompt is padded to.
+
+    Args:
+        prompt: the prompt.
+        lengths: in tokens, ascending.
+        num_images: ascending.
+        who: the prompt, for the message.
+
+    Raises:
+        PromptTooLong: it is longer, or has more images, than all of them.
+    """
+    length = round_up(len(prompt.tokens), lengths, who=who, what="tokens", field="lengths")
+    images = len(prompt.visuals)
+    return length, round_up(images, num_images, who=who, what="images", field="num_images")
+
+
 def check_sizes(batch_size: object, method: Method | None, longest: int) -> None:
     """Checks the number of prompts that are answered together, and the length of the answers.
 

@@ -241,6 +241,7 @@ class PromptBatch:
         media_index: int32[B, L] phi.
         media_slot: int32[B, N] index in `visuals` of the n-th visual of a prompt, -1 = none.
         visuals: the M distinct visuals, in order of appearance; may be empty.
+        identities: of the visuals.
     """
 
     tokens: np.ndarray
@@ -248,6 +249,7 @@ class PromptBatch:
     media_index: np.ndarray
     media_slot: np.ndarray
     visuals: tuple[Visual, ...]
+    identities: tuple[bytes, ...] = ()
 
 
 def collate(
@@ -288,7 +290,7 @@ def collate(
             slot = slots.setdefault(identity(visual), len(slots))
             visuals += [visual] if slot == len(visuals) else []
             media_slot[row, column] = slot
-    return PromptBatch(tokens, lengths, media_index, media_slot, tuple(visuals))
+    return PromptBatch(tokens, lengths, media_index, media_slot, tuple(visuals), tuple(slots))
 
 
 def _file(name: str, at: int) -> Image | Video:

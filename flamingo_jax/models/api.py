@@ -101,6 +101,8 @@ class Model:
 
     Attributes:
         sees_images: False for a language model, which ignores images and has no `features`.
+        is_causal: whether a token depends on nothing after it; False if tokens before the first
+            image attend the mean of all images (`XattnConfig.unseen`).
     """
 
     def __init__(
@@ -111,6 +113,7 @@ class Model:
         example: Callable[[], Batch[Array]],
         cache: CacheShape,
         sees_images: bool,
+        is_causal: bool = True,
         trains_vision: bool = False,
     ) -> None:
         """Transforms the module.
@@ -121,10 +124,12 @@ class Model:
             example: returns a small batch to initialise the weights with.
             cache: shapes of the cache.
             sees_images: as above.
+            is_causal: as above.
             trains_vision: whether `token_losses` drops blocks of the vision encoder (stochastic
                 depth).
         """
-        self.sees_images, self._trains_vision = sees_images, trains_vision
+        self.sees_images, self.is_causal = sees_images, is_causal
+        self._trains_vision = trains_vision
         self._form, self._example, self._cache = form, example, cache
         self._stored = _transform(lambda: module(form.stored))
         self._computed = _transform(lambda: module(form.computed))
@@ -258,6 +263,7 @@ def flamingo(
         example=example,
         cache=CacheShape(lm, "flamingo/lm/blocks", media),
         sees_images=True,
+        is_causal=xattn.unseen == "zero",
         trains_vision=trains_vision,
     )
 

@@ -18,6 +18,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 
 from flamingo_jax.core import trees
+from flamingo_jax.core.axes import constrain
 from flamingo_jax.core.notation import Array, Float, Int
 from flamingo_jax.core.params import Axes
 from flamingo_jax.core.stack import Layers, is_unrolled, unrolled
@@ -64,6 +65,37 @@ class Cache:
         """Returns these sequences, in this order."""
         return self._map(lambda leaf, batch: jnp.take(leaf, rows, axis=batch, mode="clip"))
 
+    def with_prefix(self, prefix: Rows) -> Cache:
+        """Returns the cache with `prefix` as the first tokens of its sequences.
+
+        Args:
+            prefix: from `first_tokens`, of n sequences; each is taken for B / n sequences in a row.
+        """
+        batch = self._batch_axis
+
+        def put(empty: Array, rows: Array) -> Array:
+            repeated = jnp.repeat(rows, empty.shape[batch] // rows.shape[batch], axis=batch)
+            return jax.lax.dynamic_update_slice_in_dim(empty, repeated, 0, axis=batch + 1)
+
+        return dataclasses.replace(self, lm=jax.tree.map(put, self.lm, prefix))
+
+    def first_tokens(self, length: int, copies: int) -> Rows:
+        """Returns the LM's rows of the first sequence, `copies` times.
+
+        Args:
+            length: tokens; shorter rows are padded.
+            copies: one for each data shard of a mesh, so that each shard has its own.
+        """
+        batch = self._batch_axis
+
+        def first(path: Any, leaf: Array) -> Array:
+            row = jax.lax.slice_in_dim(leaf, 0, 1, axis=batch)
+            rows = jnp.repeat(_resized(row, length, axis=batch + 1), copies, axis=batch)
+            axes = logical_axes(path[0].key, leaf.ndim + 1 - batch)
+            return constrain(rows, *axes[1 - batch :])
+
+        return jax.tree_util.tree_map_with_path(first, self.lm)
+
     def unrolled(self) -> Cache:
         """Returns the cache with one array for each layer, for weights that are unrolled."""
         return Cache(*map(unrolled, (self.lm, self.media, self.shared)))
@@ -79,12 +111,22 @@ class Cache:
 
     def _map(self, function: Callable[[Array, int], Array]) -> Cache:
         """Applies function(leaf, its batch axis)."""
-        batch = 0 if is_unrolled(self.lm) else 1
+        batch = self._batch_axis
         lm, media = jax.tree.map(lambda leaf: function(leaf, batch), (self.lm, self.media))
         return Cache(lm, media, self.shared)
 
+    @property
+    def _batch_axis(self) -> int:
+        return 0 if is_unrolled(self.lm) else 1
+
 
 jax.tree_util.register_dataclass(Cache, data_fields=["lm", "media", "shared"], meta_fields=[])
+
+
+def length_of(rows: Rows) -> int:
+    """Returns the number of tokens that the rows of a cache have room for."""
+    *_, length, _, _ = jax.tree.leaves(rows["key"])[0].shape
+    return int(length)
 
 
 def logical_axes(name: str, num_dims: int) -> Axes:
@@ -140,3 +182,13 @@ class CacheShape:
         blocks = trees.subtree(params, self.blocks)
         table = self_attention.distance_table(self.lm, blocks, length, dtype)
         return {} if table is None else {"relative": table}
+
+
+def _resized(x: Array, length: int, *, axis: int) -> Array:
+    """Returns x with `length` rows along an axis: the first ones, or zeros after all of them."""
+    missing = length - x.shape[axis]
+    if missing <= 0:
+        return jax.lax.slice_in_dim(x, 0, length, axis=axis)
+    widths = [(0, 0)] * x.ndim
+    widths[axis] = (0, missing)
+    return jnp.pad(x, widths)

@@ -1,12 +1,18 @@
 r"""Measures tokens per second with and without a cache, and the cost of a token by shots.
 
     python -m tests.benchmarks.decoding [--layers=8] [--width=512] [--tokens=16] [--rounds=3]
+        [--part=all]
 
 The model is a Flamingo with random weights: an LM with a cross-attention layer before every second
 block, 64 latents per image, one image and 24 tokens of text per shot. Only the compiled loop is
 timed, with encoded images; the best of the rounds counts. The uncached forward is ours: it reads
 the whole prompt again for each token. FLOPs are the compiler's count (`cost_analysis`) for one step
 of the model with one layer, since it counts the body of a loop over layers once.
+
+The part "prefix" measures whole calls of `inference.engine` with and without the prefix cache, in
+turns: 32 shots, of which all queries share the examples, one prompt at a time and 16 together. The
+query's image differs in each call. A call with the cache takes the examples from an earlier call;
+"cold" also reads them once. Both give the same tokens.
 """
 
 import argparse
@@ -20,6 +26,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from flamingo_jax.inference import decode
+from flamingo_jax.inference.cache_of_prefixes import PrefixCache
+from flamingo_jax.inference.config import InferenceConfig
+from flamingo_jax.inference.engine import Engine, Request
+from flamingo_jax.inference.prompt import TokenisedPrompt
 from flamingo_jax.models import api, flamingo
 from flamingo_jax.models.cache import Cache, Media
 from flamingo_jax.models.gated_xattn import XattnConfig
@@ -186,6 +196,59 @@ def seconds(functions: dict[str, Any], *arguments: Any, rounds: int) -> dict[str
     return best
 
 
+def prefix_cache(size: Size, rows: int, shots: int, tokens: int, rounds: int) -> str:
+    """Measures calls that share their examples; returns a line of the table."""
+    model, params = size.build()
+    lengths = (32, -(-(shots + 1) * TEXT // 64) * 64)
+    config = InferenceConfig(
+        max_new_tokens=tokens, layers="unrolled", lengths=lengths, num_images=(shots + 1,)
+    )
+    engines = {
+        name: Engine(
+            model, params, image_size=16, stop=(size.vocabulary,), pad_id=0,
+            config=dataclasses.replace(config, prefix_megabytes=megabytes),
+        ) for name, megabytes in (("with", 1024), ("without", 0))
+    }  # fmt: skip
+    rng = np.random.default_rng(rows)
+    text = rng.integers(4, size.vocabulary, (shots + 1) * TEXT).astype(np.int32)
+    text[TEXT - 1 :: TEXT] = size.vocabulary  # <EOC>
+    phi = np.repeat(np.arange(1, shots + 2, dtype=np.int32), TEXT)
+    image = lambda: rng.integers(0, 256, (16, 16, 3), np.uint8)
+    examples = [image() for _ in range(shots)]
+
+    def requests() -> list[Request]:
+        queries = rng.integers(4, size.vocabulary, (rows, TEXT - 1))
+        whole = [np.concatenate([text[: shots * TEXT], query]) for query in queries]
+        return [
+            Request(TokenisedPrompt(each.astype(np.int32), phi[:-1], (*examples, image())))
+            for each in whole
+        ]
+
+    def answer(name: str, asked: list[Request]) -> tuple[float, list[Any]]:
+        start = time.perf_counter()
+        found = engines[name].answer(asked, batch_size=rows, across_calls=True)
+        return time.perf_counter() - start, [each.tokens for each in found]
+
+    times: dict[str, list[float]] = {"with": [], "without": [], "cold": []}
+    for turn in range(rounds + 2):  # two to compile
+        asked = requests()
+        engines["with"]._prefixes = PrefixCache(megabytes=1024)
+        cold = answer("with", asked)
+        asked = requests()
+        found = {name: answer(name, asked) for name in engines}
+        if found["with"][1] != found["without"][1]:
+            raise SystemExit("The prefix cache changes an answer.")
+        if turn > 1:
+            times["cold"].append(cold[0])
+            for name, (seconds, _) in found.items():
+                times[name].append(seconds)
+    best = {name: min(each) for name, each in times.items()}
+    return (
+        f"{rows:4d} {shots:5d} | {best['without']:9.3f} {best['with']:9.3f} {best['cold']:9.3f} | "
+        f"{best['without'] / best['with']:5.2f} {best['without'] / best['cold']:5.2f}"
+    )
+
+
 def main() -> None:
     """Measures and prints."""
     parser = argparse.ArgumentParser(
@@ -193,23 +256,32 @@ def main() -> None:
     )
     for name, default in (("layers", 8), ("width", 512), ("tokens", 16), ("rounds", 3)):
         parser.add_argument(f"--{name}", type=int, default=default)
+    parser.add_argument("--part", choices=("all", "cache", "prefix"), default="all")
     arguments = parser.parse_args()
     size, tokens = Size(arguments.layers, arguments.width), arguments.tokens
-    model, params = size.build()
     print(
         f"LM {size.layers} x {size.width}, {tokens} new tokens, {jax.devices()[0].platform}, "
         "float32"
     )
+    if arguments.part != "cache":
+        print("rows shots | whole s   shared s  cold s    | times as fast: shared, cold")
+        for rows in (1, 16):
+            print(prefix_cache(size, rows, 32, tokens, arguments.rounds), flush=True)
+    if arguments.part != "prefix":
+        steps(size, tokens, arguments.rounds)
+
+
+def steps(size: Size, tokens: int, rounds: int) -> None:
+    """Measures the compiled loop with and without a cache, and counts FLOPs; prints both."""
+    model, params = size.build()
     print("rows shots prompt | prefill s   s/step | cached tok/s uncached ratio")
     few = max(tokens // 8, 2)  # of the uncached forward: each of its tokens costs the same
     for rows in (1, 16):
         for shots in (0, 4, 32):
             prompt = size.prompts(rows, shots)
             read, step = reader(model, tokens + 1), cached(model, tokens)
-            prefill = seconds({"read": read}, params, prompt, rounds=arguments.rounds)["read"]
-            fast = seconds({"step": step}, params, read(params, prompt), rounds=arguments.rounds)[
-                "step"
-            ]
+            prefill = seconds({"read": read}, params, prompt, rounds=rounds)["read"]
+            fast = seconds({"step": step}, params, read(params, prompt), rounds=rounds)["step"]
             slow = seconds({"all": uncached(model, few)}, params, prompt, rounds=1)["all"] / few
             # the prefill counts: it is what the cache is filled with
             speed = rows * tokens / (prefill + fast)

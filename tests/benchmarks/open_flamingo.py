@@ -3,7 +3,7 @@
 Both have the same weights, and run on the same processor in one process.
 
     python -m tests.benchmarks.open_flamingo [--rows=1,16] [--shots=0,4,32] [--tokens=16]
-        [--beams=1] [--support=64] [--rounds=3] [--train=8]
+        [--beams=1] [--support=64] [--fixed=1] [--rounds=3] [--train=8]
 
 Both sides have the random weights of one model, converted, in float32: the geometry of its 3B (MPT
 with heads of 128 and ALiBi, a gated layer of 8 heads of 64 before every block, a perceiver of 6
@@ -14,11 +14,15 @@ Generation is the whole call: it encodes the images of the prompt, reads the pro
 tokens (greedily, or by beam search with --beams), none of which ends an answer. A shot is one image
 and 24 tokens. All images differ, so ours gains nothing from encoding equal images once. The last
 line of the table is an exception: its prompts share a set of support images (--support), as in a
-few-shot evaluation (the paper's sets have 2,048). Ours is `inference.engine` as users call it, with
-the length of the prompts and their number of images, and unrolled layers. Theirs is
-`Flamingo.generate` with its cache. One padding token is before each prompt, since it does not run
-without on this version of transformers. Both must give the same tokens. The parts are timed by
-whole calls of one new token, and by calls of the image encoders alone.
+few-shot evaluation (the paper's sets have 2,048). With --fixed, a further line asks one query after
+another about the same examples, each with an image and text of its own: ours has read the examples
+in an earlier call (the prefix cache), theirs reads them each time.
+
+Ours is `inference.engine` as users call it, with the length of the prompts and their number of
+images, and unrolled layers. Theirs is `Flamingo.generate` with its cache. One padding token is
+before each prompt, since it does not run without on this version of transformers. Both must give
+the same tokens. The parts are timed by whole calls of one new token, and by calls of the image
+encoders alone.
 
 A training step is forward, backward, a clip at norm 1 and AdamW on what is trained, on pages of 256
 tokens and 5 images. Ours is the step of `training.run`. Theirs is written as their training code
@@ -144,14 +148,17 @@ class Generation:
         *,
         beams: int = 1,
         support: int = 0,
+        fixed: bool = False,
         layers: Layers = "unrolled",
         compute: Compute = "float32",
     ):
-        """Makes the prompts: `shots` examples and the query, an image and its text each; `support`.
+        """Makes the prompts: `shots` examples and the query, an image and its text each.
 
-        So many images, from which the examples are drawn.
+        The examples are drawn from `support` images, or all are different (0). If they are `fixed`,
+        each call has another query after them.
         """
-        rng = np.random.default_rng(rows + shots)
+        rng = self.rng = np.random.default_rng(rows + shots)
+        self.pair = pair
         _, self._image, self._pad = pair.new_pieces
         self.tokens = rng.integers(2, pair.sizes.pieces, (rows, (shots + 1) * TEXT))
         self.tokens[:, ::TEXT] = self._image
@@ -160,8 +167,9 @@ class Generation:
             [*rng.choice(support, shots, replace=False), support + row] for row in range(rows)
         ])  # fmt: skip
         self.frames = pair.images(distinct, seed=shots)[which]
-        # Every call encodes its images anew. Long prompts are padded to whole chunks of the
-        # cross-attention, and images to what is there.
+        self.fixed = fixed
+        # Every call encodes its images anew, but for fixed examples. Long prompts are padded to
+        # whole chunks of the cross-attention, and images to what is there.
         length = self.tokens.shape[1]
         multiple = CHUNK if length > CHUNK else SHORT
         self.beams = beams
@@ -169,8 +177,8 @@ class Generation:
             decoding="greedy" if beams == 1 else "beam",
             beams=beams,
             beam_ends="best",
-            lengths=(-(-length // multiple) * multiple,),
-            images_per_pass=min(distinct, MOST_IMAGES),
+            lengths=((32,) if fixed else ()) + (-(-length // multiple) * multiple,),
+            images_per_pass=1 if fixed else min(distinct, MOST_IMAGES),
             latents_megabytes=0,
             layers=layers,
             compute=compute,
@@ -186,6 +194,12 @@ class Generation:
         )
         self._pair = pair
 
+    def ask(self) -> None:
+        """Takes another query if the examples are fixed."""
+        if self.fixed:
+            self.tokens[:, 1 - TEXT :] = self.rng.integers(2, self.pair.sizes.pieces, TEXT - 1)
+            self.frames[:, -1] = self.pair.images(1, seed=int(self.rng.integers(1 << 30)))
+
     def ours(self, new: int) -> list[list[int]]:
         """Returns the new tokens of each prompt."""
         requests = [
@@ -199,12 +213,15 @@ class Generation:
             for row, frames in zip(self.tokens, self.frames, strict=True)
         ]
         config = dataclasses.replace(self.config, max_new_tokens=new)
-        answers = self.engine.answer(requests, batch_size=len(requests), config=config)
+        answers = self.engine.answer(
+            requests, batch_size=len(requests), config=config, across_calls=self.fixed
+        )
         return [list(answer.tokens or ()) for answer in answers]
 
     def encoded_by_ours(self) -> object:
-        """Encodes only the images."""
-        return self.engine._latents([frame for row in self.frames for frame in row])
+        """Encodes only the images that a call encodes."""
+        new = self.frames[:, -1:] if self.fixed else self.frames
+        return self.engine._latents([frame for row in new for frame in row])
 
     def of_theirs(self, new: int) -> list[list[int]]:
         """The same."""
@@ -344,11 +361,14 @@ class Training:
         return float(loss.detach())
 
 
-def best(runs: dict[str, Run], rounds: int) -> dict[str, float]:
-    """Seconds of each, the best of the rounds, run in turn."""
+def best(
+    runs: dict[str, Run], rounds: int, before: Callable[[], None] = lambda: None
+) -> dict[str, float]:
+    """Seconds of each, the best of the rounds, run in turn; `before` is called before each."""
     found: dict[str, float] = dict.fromkeys(runs, float("inf"))
     for _ in range(rounds):
         for name, run in runs.items():
+            before()
             time.sleep(REST)
             start = time.perf_counter()
             run()
@@ -359,8 +379,11 @@ def best(runs: dict[str, Run], rounds: int) -> dict[str, float]:
 def generation(pair: Pair, rows: int, shots: int, new: int, *, rounds: int, **settings: Any) -> str:
     """Measures one shape of prompts; returns a line of the table."""
     side = Generation(pair, rows, shots, **settings)
-    ours, theirs = side.ours(new), side.of_theirs(new)
-    side.ours(1)
+    for _ in range(2):  # the second query goes on from the examples of the first
+        side.ask()
+        side.ours(1)
+        ours = side.ours(new)
+    theirs = side.of_theirs(new)
     if ours != theirs:
         raise SystemExit(
             f"{rows} prompts of {shots} shots: the two sides answer differently.\n{ours}\n{theirs}"
@@ -375,6 +398,7 @@ def generation(pair: Pair, rows: int, shots: int, new: int, *, rounds: int, **se
             "their images": side.encoded_by_theirs,
         },
         rounds,
+        before=side.ask,
     )
 
     def parts(whole: str, first: str, encoded: str) -> Iterable[float]:
@@ -421,6 +445,7 @@ def main() -> None:
         "tokens": 16,
         "beams": 1,
         "support": 64,
+        "fixed": 1,
         "rounds": 3,
         "train": 8,
         "threads": len(os.sched_getaffinity(0)),
@@ -455,6 +480,11 @@ def main() -> None:
         settings = {"beams": a.beams, "layers": a.layers, "support": a.support}
         print(f"The examples of all prompts drawn from {a.support} images:")
         print(generation(pair, rows, shots, a.tokens, rounds=a.rounds, **settings), flush=True)
+    if a.fixed:
+        shots = max(map(int, a.shots.split(",")))
+        settings = {"beams": a.beams, "layers": a.layers, "fixed": True}
+        print("One query after another about the same examples:")
+        print(generation(pair, 1, shots, a.tokens, rounds=a.rounds, **settings), flush=True)
     if a.train:
         print(training(pair, a.train, a.rounds))
     print(f"load {os.getloadavg()[0]:.1f}")

@@ -126,13 +126,13 @@ def test_results_do_not_depend_on_batch_size_or_devices(result, model, mesh, tmp
 
 def test_one_prefill_serves_both_metrics(model, monkeypatch):
     calls = []
-    call = Compiled.__call__
+    run = Compiled.on_devices
 
     def counting(self, function, *inputs, **static):
         calls.append(static["method"])
-        return call(self, function, *inputs, **static)
+        return run(self, function, *inputs, **static)
 
-    monkeypatch.setattr(Compiled, "__call__", counting)
+    monkeypatch.setattr(Compiled, "on_devices", counting)
     evaluate(model, Naming(), shots=2, batch_size=4)
     # Three batches of at most 4, and no other call.
     assert calls == [Greedy(tiny.CONFIG.max_new_tokens)] * 3
