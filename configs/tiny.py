@@ -194,6 +194,7 @@ def _config(
         ),
         optimizer=optimizer,
         precision=Policy("float32"),  # CPUs compute bfloat16 in float32
+        layers="unrolled",  # on a CPU a loop over layers costs more than it saves
         towers=towers,
         hooks=HooksConfig(log_every=10, save_every=100, keep=1),
         until=until,

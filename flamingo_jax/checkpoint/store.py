@@ -57,6 +57,7 @@ MAY_DIFFER = (
     r"until(\..*)?",
     r"hooks(\..*)?",
     r"mesh(\..*)?",
+    r"layers",
     r"towers(\..*)?",
     r"frozen\.\w+\.path",
 )

@@ -5,11 +5,16 @@
     unrolled   one array for each weight and layer (`Layers`): a Python loop applies the blocks
 
 Models call a `Stack` and do not ask which form it has. Caches have the form of the weights.
+
+The scan over stacked weights has two forms itself (`with_loops`): a loop, or one layer after
+another in the program.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+import contextlib
+import contextvars
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, Literal
 
 import haiku as hk
@@ -21,12 +26,31 @@ from flamingo_jax.core import trees
 from flamingo_jax.core.params import Axes, inside, scope_of_stack, unrecorded
 
 Remat = Literal["none", "projections", "full"]
+Loops = Literal["scanned", "unrolled"]
 SAVED = ("query", "key", "value", "attended", "mlp_hidden")
 """Activations that remat "projections" keeps (named with `jax.ad_checkpoint.checkpoint_name`).
 
 They are the results of column-split products, and the residual stream between attention and
 feed-forward.
 """
+
+_LOOPS: contextvars.ContextVar[Loops] = contextvars.ContextVar("loops", default="scanned")
+
+
+@contextlib.contextmanager
+def with_loops(loops: Loops) -> Iterator[None]:
+    """Decides how the scans over stacked weights that are traced inside the context compile.
+
+    Args:
+        loops: "scanned" compiles one layer and loops over it. "unrolled" compiles all layers, so
+            that the backward pass gets the activations as they are: a loop copies them into stacked
+            arrays and out of them.
+    """
+    token = _LOOPS.set(loops)
+    try:
+        yield
+    finally:
+        _LOOPS.reset(token)
 
 
 @jax.tree_util.register_pytree_node_class
@@ -133,8 +157,9 @@ class Stack:
             if self._remat == "projections"
             else None
         )
-        # prevent_cse=False is safe inside a scan: XLA cannot merge the recomputation there.
-        return jax.checkpoint(apply, prevent_cse=False, policy=policy)(x, inputs)
+        # Inside a loop XLA cannot merge the recomputation with the forward pass.
+        in_loop = not self._unrolled and _LOOPS.get() == "scanned"
+        return jax.checkpoint(apply, prevent_cse=not in_loop, policy=policy)(x, inputs)
 
     def __call__(self, x: Any, inputs: Any = None) -> tuple[Any, Any]:
         """Applies all blocks, one after another.
@@ -170,7 +195,7 @@ def scan(
         (x, outputs): outputs stacked on a leading layer axis after a scan, else unrolled.
     """
     if not (unrolled or is_unrolled(inputs)):
-        return jax.lax.scan(function, x, inputs)
+        return jax.lax.scan(function, x, inputs, unroll=_LOOPS.get() == "unrolled")
     outputs = []
     for number in range(len(jax.tree.leaves(inputs, is_leaf=_is_layers)[0])):
         x, output = function(x, layer_slice(inputs, number))

@@ -24,6 +24,7 @@ from jax.typing import DTypeLike
 from flamingo_jax.core.notation import Array, Float, Float32, Int
 from flamingo_jax.core.params import Axes, Initializer, param, weight
 from flamingo_jax.core.precision import Int8Weight
+from flamingo_jax.nn import flat_product
 
 
 def product(
@@ -38,7 +39,9 @@ def product(
     """
     if isinstance(w, Int8Weight):
         return _int8_product(contracted, x.dtype, x.dtype, x, w)
-    return _contract(x, w.astype(x.dtype), contracted)
+    w = w.astype(x.dtype)
+    flat = contracted == tuple(range(len(contracted))) and flat_product.gains(w)
+    return flat_product.contract(x, w, len(contracted)) if flat else _contract(x, w, contracted)
 
 
 def scores_of_rows(x: Float[Array, "B T D"], table: Array | Int8Weight) -> Float32[Array, "B T V"]:

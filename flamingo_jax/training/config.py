@@ -6,7 +6,7 @@
       data       tokenizer, image_size, datasets {name: batch size, lambda, ...}
       initial, unfrozen         fine-tuning (paper, B.2.2)
       mixing     accumulate | round_robin | merged
-      optimizer, precision, mesh, towers, hooks, until, evaluate, resume
+      optimizer, precision, mesh, layers, towers, hooks, until, evaluate, resume
 
 A stage uses some parts of the model; the others are None in its checkpoints.
 """
@@ -20,6 +20,7 @@ from typing import Literal
 from flamingo_jax.core import ranges, seeds
 from flamingo_jax.core.config import FieldError
 from flamingo_jax.core.precision import Policy
+from flamingo_jax.core.stack import Loops
 from flamingo_jax.data.config import DataConfig
 from flamingo_jax.models.config import PARTS, ModelConfig, Stage
 from flamingo_jax.models.vision import num_patches
@@ -192,6 +193,9 @@ class TrainConfig:
       precision: the compute dtype, and whether frozen towers are in 8 bits; trained weights stay
           float32.
       mesh: devices of each mesh axis.
+      layers: "scanned" compiles one layer of each stack; "unrolled" compiles all of them. On a CPU
+          unrolled layers are faster, and take longer to compile. A run may go on with the other
+          form; the last bits of its sums then differ.
       towers: exports of the frozen towers, in the flamingo stage.
       hooks: reports, checkpoints and what is drawn.
       until: ends the stage early; None runs all steps.
@@ -210,6 +214,7 @@ class TrainConfig:
     optimizer: OptimizerConfig = OptimizerConfig()
     precision: Policy = Policy()
     mesh: MeshConfig = MeshConfig()
+    layers: Loops = "scanned"
     towers: TowersConfig = TowersConfig()
     hooks: HooksConfig = HooksConfig()
     until: UntilConfig | None = None

@@ -283,6 +283,7 @@ def compile(config: TrainConfig, mesh: Mesh) -> Run:
     step = make_step(
         layout,
         config.mesh.layout(mesh),
+        layers=config.layers,
         objective=objective,
         optimizer=optimizer,
         schedules=schedules,

@@ -27,6 +27,7 @@ from flamingo_jax.core import trees
 from flamingo_jax.core.axes import with_layout
 from flamingo_jax.core.notation import Array
 from flamingo_jax.core.precision import Policy
+from flamingo_jax.core.stack import Loops, with_loops
 from flamingo_jax.sharding.compile import compiler_options
 from flamingo_jax.sharding.layout import Layout
 from flamingo_jax.sharding.mesh import batch_sharding, replicated
@@ -94,7 +95,9 @@ def update(
     return accept(state, updated, metrics)
 
 
-def make_step(state: StateLayout, layout: Layout, **parts: Any) -> Step:
+def make_step(
+    state: StateLayout, layout: Layout, *, layers: Loops = "scanned", **parts: Any
+) -> Step:
     """Jits `update` with the shardings of the mesh.
 
     The step reuses the buffers of the state it gets for the new state.
@@ -103,6 +106,7 @@ def make_step(state: StateLayout, layout: Layout, **parts: Any) -> Step:
         state: where the state's arrays are.
         layout: of activations and gradients. Batches must be split over (replica, data) of its
             mesh; metrics are replicated.
+        layers: how the layers of the model compile (`core.stack.with_loops`).
         **parts: the keyword arguments of `update` except `gather`.
     """
     mesh = layout.mesh
@@ -115,7 +119,7 @@ def make_step(state: StateLayout, layout: Layout, **parts: Any) -> Step:
     def step(
         before: TrainState[Array], batches: Mapping[str, Any], rng: jax.Array
     ) -> tuple[TrainState[Array], Metrics]:
-        with with_layout(layout):
+        with with_layout(layout), with_loops(layers):
             return update(before, batches, rng, **parts, gather=gather)
 
     return jax.jit(

@@ -27,7 +27,7 @@ encoders alone.
 A training step is forward, backward, a clip at norm 1 and AdamW on what is trained, on pages of 256
 tokens and 5 images. Ours is the step of `training.run`. Theirs is written as their training code
 is: gradients of the whole token table, set to zero except for the new rows. The first losses must
-agree.
+agree. Both generation and training compile each layer by itself, unless --layers is "scanned".
 """
 
 import argparse
@@ -47,6 +47,7 @@ from flamingo_jax.conversion import publishers
 from flamingo_jax.conversion.mapping import Conversion, load_params
 from flamingo_jax.core import host_memory, trees
 from flamingo_jax.core.precision import Policy
+from flamingo_jax.core.stack import Loops
 from flamingo_jax.data.config import NO_AUGMENTATION, DataConfig, DatasetConfig
 from flamingo_jax.data.schema import Batch
 from flamingo_jax.data.to_device import to_device
@@ -79,7 +80,6 @@ REST = (
 )
 
 Run = Callable[[], Any]
-Layers = Literal["scanned", "unrolled"]
 Compute = Literal["float32", "bfloat16"]
 
 
@@ -149,7 +149,7 @@ class Generation:
         beams: int = 1,
         support: int = 0,
         fixed: bool = False,
-        layers: Layers = "unrolled",
+        layers: Loops = "unrolled",
         compute: Compute = "float32",
     ):
         """Makes the prompts: `shots` examples and the query, an image and its text each.
@@ -255,7 +255,14 @@ class Generation:
 class Training:
     """One batch of pages, and an update of each side."""
 
-    def __init__(self, pair: Pair, rows: int, compute: Compute = "float32"):
+    def __init__(
+        self,
+        pair: Pair,
+        rows: int,
+        compute: Compute = "float32",
+        *,
+        layers: Loops = "unrolled",
+    ):
         """Makes the pages: images at even distances, each with its text up to an <EOC>.
 
         All of it is predicted but the tags.
@@ -266,7 +273,7 @@ class Training:
         starts = np.linspace(0, PAGE, PAGE_IMAGES, endpoint=False).astype(int)
         tokens[:, starts], tokens[:, starts[1:] - 1] = image, eoc
         frames = pair.images(rows * PAGE_IMAGES, seed=1)
-        self._pair, self._compute = pair, compute
+        self._pair, self._compute, self._layers = pair, compute, layers
         self._ours(pair, tokens, frames)
         self._theirs(pair, tokens, frames)
 
@@ -291,6 +298,7 @@ class Training:
                 learning_rate=LEARNING_RATE, warmup_steps=0, weight_decay=DECAY, clip_norm=1.0
             ),
             precision=Policy(self._compute),
+            layers=self._layers,
         ).resolved(pair.sizes.pieces)
         mesh = make_mesh(MeshConfig(), jax.devices()[:1])
         run = run_lib.compile(config, mesh)
@@ -420,9 +428,9 @@ def generation(pair: Pair, rows: int, shots: int, new: int, *, rounds: int, **se
     )
 
 
-def training(pair: Pair, rows: int, rounds: int) -> str:
+def training(pair: Pair, rows: int, rounds: int, layers: Loops) -> str:
     """Measures the training step; returns a line about it."""
-    side = Training(pair, rows)
+    side = Training(pair, rows, layers=layers)
     ours, theirs = side.ours(), side.of_theirs()
     if not abs(ours - theirs) <= LOSSES_AGREE * theirs:
         raise SystemExit(f"The first losses differ: ours {ours}, theirs {theirs}.")
@@ -486,7 +494,7 @@ def main() -> None:
         print("One query after another about the same examples:")
         print(generation(pair, 1, shots, a.tokens, rounds=a.rounds, **settings), flush=True)
     if a.train:
-        print(training(pair, a.train, a.rounds))
+        print(training(pair, a.train, a.rounds, a.layers))
     print(f"load {os.getloadavg()[0]:.1f}")
 
 

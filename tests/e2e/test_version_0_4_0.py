@@ -21,6 +21,7 @@ TIMES = ("step_seconds", "seconds", "eta", "checkpoint")
 
 EVERY = (
     "--config.seed=1",
+    "--config.layers=scanned",
     f"--config.data.tokenizer={PLACE}/tokenizer",
     f"--config.evaluate.data.world={PLACE}/world",
     "--config.hooks.save_every=10",

@@ -7,7 +7,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from flamingo_jax.core import config_files
+from flamingo_jax.core.overrides import Override
 from flamingo_jax.core.trees import TableError, flatten
+from flamingo_jax.planning import program
+from flamingo_jax.sharding.mesh import make_mesh
+from flamingo_jax.training.config import TrainConfig
 from flamingo_jax.training.datasets_per_step import accumulate
 from flamingo_jax.training.objective import WeightRule
 from flamingo_jax.training.state import abstract_weights, split, traits
@@ -164,3 +169,11 @@ def test_eight_devices_hold_shards_and_agree_with_one(run):
         one.saved(),
         eight.saved(),
     )
+
+
+@pytest.mark.parametrize(("layers", "loops"), [("scanned", True), ("unrolled", False)])
+def test_layers_of_the_config_decide_how_the_stacks_compile(layers, loops):
+    fields = [Override("layers", layers), Override("model.lm.vocab_size", "600")]
+    config = config_files.read(TrainConfig, "tiny:language_model", fields)
+    text = program.train(config, make_mesh(config.mesh, jax.devices()[:1]), {}).lowered.as_text()
+    assert ("stablehlo.while" in text) == loops
