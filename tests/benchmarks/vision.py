@@ -90,15 +90,15 @@ def best(runs: dict[str, Run], rounds: int) -> dict[str, float]:
 
 
 def stages(config: NFNetConfig, dtype: Any, images: np.ndarray, rounds: int) -> dict[str, float]:
-    """Seconds of the stem, each stage and the last convolution."""
+    """Seconds of the stem with the first stage, each further stage and the last convolution."""
 
     def cut(end: int) -> NFNetConfig:
         fields = {name: getattr(config, name)[:end] for name in ("widths", "depths", "strides")}
         return dataclasses.replace(config, **fields, final_multiplier=None)
 
     prefixes = {
-        "stem": cut(0),
-        **{f"stage {n}": cut(n + 1) for n in range(len(config.depths))},
+        "stem and stage 0": cut(1),
+        **{f"stage {n}": cut(n + 1) for n in range(1, len(config.depths))},
         "last conv": config,
     }
     times = best({name: ours(part, dtype, images) for name, part in prefixes.items()}, rounds)
