@@ -3,6 +3,7 @@
 No chip has all similarities.
 """
 
+import dataclasses
 import functools
 from unittest import mock
 
@@ -34,12 +35,12 @@ QUICK = {
 
 
 @functools.cache
-def step_on(sizes, chunk=0, mixing="accumulate"):
+def step_on(sizes, chunks=1, mixing="accumulate"):
     """Returns (gradients, metrics, weights, compiled text) of the first update on a mesh."""
     described = small.get_config("contrastive")
     captions = described.data.datasets.captions
     described.data.datasets = dict.fromkeys(LENGTHS, captions)
-    described.model.contrastive.update(chunk=chunk, label_smoothing=0.1, duplicates="negatives")
+    described.model.contrastive.update(label_smoothing=0.1, duplicates="negatives")
     described.model.text_encoder.num_heads = 4
     described.optimizer.update(eps=1e-3, warmup_steps=0)
     described.mixing = mixing
@@ -53,6 +54,7 @@ def step_on(sizes, chunk=0, mixing="accumulate"):
         name: small.batch(rows=ROWS, length=length, images=1, seed=i)
         for i, (name, length) in enumerate(LENGTHS.items())
     }
+    batches = {name: dataclasses.replace(each, chunks=chunks) for name, each in batches.items()}
     if mixing == "merged":
         batches = {"merged": merge(batches, dict.fromkeys(LENGTHS, 1.0), num_batch_shards(mesh))}
     key = jax.random.key(2)
@@ -71,22 +73,22 @@ def step_on(sizes, chunk=0, mixing="accumulate"):
 
 
 @pytest.mark.parametrize(
-    ("sizes", "chunk", "mixing"),
+    ("sizes", "chunks", "mixing"),
     [
-        ((1, 8, 1), 0, "accumulate"),
         ((1, 8, 1), 1, "accumulate"),
-        ((2, 2, 2), 3, "accumulate"),
-        ((1, 2, 4), 0, "merged"),
+        ((1, 8, 1), 3, "accumulate"),
+        ((2, 2, 2), 2, "accumulate"),
+        ((1, 2, 4), 1, "merged"),
     ],
     ids=str,
 )
-def test_the_loss_is_over_the_global_batch(sizes, chunk, mixing):
+def test_the_loss_is_over_the_global_batch(sizes, chunks, mixing):
     """Losses and gradients on eight devices, in chunks or not, equal those on one.
 
     1e-5: float32 sums in another order.
     """
-    gradients, metrics, weights, _ = step_on(sizes, chunk, mixing)
-    expected, its_metrics, its_weights, _ = step_on(ONE, 0, mixing)
+    gradients, metrics, weights, _ = step_on(sizes, chunks, mixing)
+    expected, its_metrics, its_weights, _ = step_on(ONE, 1, mixing)
     assert set(metrics) == set(its_metrics)
     for name, number in its_metrics.items():
         np.testing.assert_allclose(metrics[name], number, rtol=1e-5, atol=1e-7, err_msg=name)
@@ -113,10 +115,10 @@ def wholes(text, rows):
     return found
 
 
-@pytest.mark.parametrize(("sizes", "chunk"), [((1, 8, 1), 0), ((2, 2, 2), 3)], ids=str)
-def test_no_chip_holds_all_similarities(sizes, chunk):
+@pytest.mark.parametrize(("sizes", "chunks"), [((1, 8, 1), 1), ((2, 2, 2), 2)], ids=str)
+def test_no_chip_holds_all_similarities(sizes, chunks):
     """Each chip has the rows of its texts: with 16,384 rows the whole is a GiB of float32."""
-    text = step_on(sizes, chunk)[3]
+    text = step_on(sizes, chunks)[3]
     assert not wholes(text, ROWS)
     assert wholes(step_on(ONE)[3], ROWS), "the check finds none on one device"
     assert f"[{ROWS // 8},{ROWS}]" in text
