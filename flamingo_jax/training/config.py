@@ -65,7 +65,7 @@ class HooksConfig:
           the one before, "fail" stops.
       on_nonfinite: what happens to an update with a loss or gradient that is not finite. "stop"
           ends the run. "skip" leaves weights and moments as they are, counts it, and names its
-          records. One may change it when a run goes on. "skip" adds about 0.3 % of FLOPs and 0.5 %
+          records. One may change it when a run goes on. "skip" adds 0.1 to 0.3 % of FLOPs and 0.5 %
           of bytes to the compiled updates of configs/tiny.py (python -m
           tests.benchmarks.skip_nonfinite, 29 November 2026, CPU).
       max_nonfinite_in_a_row: so many such updates in a row end a run that skips them.

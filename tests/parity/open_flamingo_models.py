@@ -182,8 +182,12 @@ def _build(family, every, new_tokens, sizes):
     class Visual(torch.nn.Module):
         """What the open_clip of their training gave: (pooled, patches before the last norm)."""
 
+        def __init__(self):
+            super().__init__()
+            self.tower = vision  # a part of the model, so that `to` moves and casts it
+
         def forward(self, pixels):
-            return None, vision(pixels).last_hidden_state[:, 1:]
+            return None, self.tower(pixels).last_hidden_state[:, 1:]
 
     class Encoder:
         visual = Visual()
