@@ -51,11 +51,14 @@ class Cache:
             Empty for a language model.
         shared: what depends on the weights alone (`self_attention.distance_table`). If it is empty,
             each step computes it again.
+        is_empty: whether it is known, when a program is compiled, that no token was written. The
+            first tokens are at positions 0, 1, 2, ...
     """
 
     lm: Rows
     media: Rows
     shared: Rows = dataclasses.field(default_factory=dict)
+    is_empty: bool = False
 
     def repeat(self, times: int) -> Cache:
         """Returns every sequence `times` times in a row (beams, candidates)."""
@@ -77,7 +80,7 @@ class Cache:
             repeated = jnp.repeat(rows, empty.shape[batch] // rows.shape[batch], axis=batch)
             return jax.lax.dynamic_update_slice_in_dim(empty, repeated, 0, axis=batch + 1)
 
-        return dataclasses.replace(self, lm=jax.tree.map(put, self.lm, prefix))
+        return dataclasses.replace(self, lm=jax.tree.map(put, self.lm, prefix), is_empty=False)
 
     def first_tokens(self, length: int, copies: int) -> Rows:
         """Returns the LM's rows of the first sequence, `copies` times.
@@ -98,7 +101,8 @@ class Cache:
 
     def unrolled(self) -> Cache:
         """Returns the cache with one array for each layer, for weights that are unrolled."""
-        return Cache(*map(unrolled, (self.lm, self.media, self.shared)))
+        lm, media, shared = map(unrolled, (self.lm, self.media, self.shared))
+        return Cache(lm, media, shared, self.is_empty)
 
     def map_with_axes(self, function: Callable[[Array, Axes], Array]) -> Cache:
         """Applies function(array, its logical axes) to each array, all of them stacked."""
@@ -107,20 +111,22 @@ class Cache:
             return function(leaf, logical_axes(path[-1].key, leaf.ndim))
 
         parts = ({"lm": self.lm, "media": self.media, "shared": self.shared},)
-        return Cache(**jax.tree_util.tree_map_with_path(at, *parts))
+        return Cache(**jax.tree_util.tree_map_with_path(at, *parts), is_empty=self.is_empty)
 
     def _map(self, function: Callable[[Array, int], Array]) -> Cache:
         """Applies function(leaf, its batch axis)."""
         batch = self._batch_axis
         lm, media = jax.tree.map(lambda leaf: function(leaf, batch), (self.lm, self.media))
-        return Cache(lm, media, self.shared)
+        return Cache(lm, media, self.shared, self.is_empty)
 
     @property
     def _batch_axis(self) -> int:
         return 0 if is_unrolled(self.lm) else 1
 
 
-jax.tree_util.register_dataclass(Cache, data_fields=["lm", "media", "shared"], meta_fields=[])
+jax.tree_util.register_dataclass(
+    Cache, data_fields=["lm", "media", "shared"], meta_fields=["is_empty"]
+)
 
 
 def length_of(rows: Rows) -> int:
@@ -174,7 +180,7 @@ class CacheShape:
             layers, *latents = self.media
             shape = (layers, batch_size, 1, *latents)
             media = {name: jnp.zeros(shape, dtype) for name in ("key", "value")}
-        return Cache(lm, media, self._shared(length, dtype, params))
+        return Cache(lm, media, self._shared(length, dtype, params), is_empty=True)
 
     def _shared(self, length: int, dtype: DTypeLike, params: Params | None) -> Rows:
         if params is None:

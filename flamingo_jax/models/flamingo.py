@@ -157,7 +157,9 @@ class FlamingoModule(hk.Module):
         chunk: tuple[int, int] | None = None,
     ) -> tuple[Float32[Array, "B T V"], Cache]:
         """Reads the next tokens of each sequence; arguments as in `models.api.Model`."""
-        context = self_attention.cached_context(positions, layer_slice(cache.lm["key"], 0).shape[1])
+        context = self_attention.cached_context(
+            positions, layer_slice(cache.lm["key"], 0).shape[1], is_empty=cache.is_empty
+        )
         seen = (
             MediaContext(media_index)
             if media is None

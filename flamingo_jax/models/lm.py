@@ -132,7 +132,9 @@ class LM(hk.Module):
     ) -> tuple[Float32[Array, "B T V"], Cache]:
         """Reads the next tokens of each sequence; arguments as in `models.api.Model`."""
         del media_index, media, chunk
-        context = self_attention.cached_context(positions, layer_slice(cache.lm["key"], 0).shape[1])
+        context = self_attention.cached_context(
+            positions, layer_slice(cache.lm["key"], 0).shape[1], is_empty=cache.is_empty
+        )
         x, rows = self.run(self.embed(tokens, positions), context, cache.lm | cache.shared)
         lm = self_attention.written(cache.lm, rows, positions)
         logits = joined_logits(*self.logits(x), self.config.vocab_size)

@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
-from flamingo_jax.core.axes import constrain
+from flamingo_jax.core.axes import constrain, on_cpu
 from flamingo_jax.core.notation import Array, Bool, Float, Int
 from flamingo_jax.core.params import param
 from flamingo_jax.core.precision import Int8Weight
@@ -28,6 +28,8 @@ from flamingo_jax.nn.attention import attend
 from flamingo_jax.nn.linear import fused_linear, linear, product
 from flamingo_jax.nn.norm import layer_norm
 
+_BLOCK = 256  # queries
+
 
 class Context(NamedTuple):
     """What all blocks share.
@@ -38,6 +40,7 @@ class Context(NamedTuple):
         distances: position of the token minus position of the key.
         segment: document of each token, 0 = padding; None with a cache.
         aligned: whether query i and key i are at the same position.
+        from_start: whether a cache was empty, so that token i is at position i.
     """
 
     positions: Int[Array, "B T"]
@@ -45,6 +48,7 @@ class Context(NamedTuple):
     distances: Int[Array, "B T S"]
     segment: Int[Array, "B T"] | None
     aligned: bool
+    from_start: bool = False
 
 
 def packed_context(segment: Int[Array, "B L"]) -> Context:
@@ -57,14 +61,23 @@ def packed_context(segment: Int[Array, "B L"]) -> Context:
     )
 
 
-def cached_context(positions: Int[Array, "B T"], cache_length: int) -> Context:
-    """Returns the context of prefill and decoding: a key's row in the cache is its position."""
+def cached_context(
+    positions: Int[Array, "B T"], cache_length: int, *, is_empty: bool = False
+) -> Context:
+    """Returns the context of prefill and decoding: a key's row in the cache is its position.
+
+    Args:
+        positions: of the tokens.
+        cache_length: rows of the cache.
+        is_empty: `models.cache.Cache.is_empty`.
+    """
     return Context(
         positions,
         masks.causal(positions, cache_length),
         _distances(positions, cache_length),
         None,
         aligned=False,
+        from_start=is_empty,
     )
 
 
@@ -111,7 +124,10 @@ class SelfAttention(hk.Module):
         mask = context.mask
         if config.sliding_window:
             mask = mask & (context.distances < config.sliding_window)
-        out = constrain(attend(q, k, v, mask, bias), "batch", "length", "heads", "head_dim")
+        attended = (_attend_in_blocks if context.from_start and on_cpu() else attend)(
+            q, k, v, mask, bias
+        )
+        out = constrain(attended, "batch", "length", "heads", "head_dim")
         # Else the compiler transposes it again for each tile of the product.
         out = jax.lax.optimization_barrier(out)
         out = linear(
@@ -238,6 +254,29 @@ class SelfAttention(hk.Module):
                 )
             )
         return mixed[0], mixed[1], mixed[2], rows
+
+
+def _attend_in_blocks(
+    q: Float[Array, "B T H K"],
+    k: Float[Array, "B S G K"],
+    v: Float[Array, "B S G K"],
+    mask: Bool[Array, "B T S"],
+    bias: Array | None,
+) -> Float[Array, "B T H K"]:
+    """Computes `attend` where query i attends no key after key i, without most of these keys.
+
+    A CPU takes half the time: it computes fewer scores, and those of a block stay in its caches.
+    """
+    length = q.shape[1]
+    if length <= _BLOCK:
+        return attend(q, k, v, mask, bias)
+    blocks = []
+    for first in range(0, length, _BLOCK):
+        end = min(first + _BLOCK, length)
+        own = slice(first, end)
+        own_bias = None if bias is None else bias[:, :, own, :end]
+        blocks.append(attend(q[:, own], k[:, :end], v[:, :end], mask[:, own, :end], own_bias))
+    return jnp.concatenate(blocks, axis=1)
 
 
 def _identity_kernel(shape: tuple[int, ...], dtype: Any) -> Array:

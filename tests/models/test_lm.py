@@ -9,12 +9,16 @@ import numpy as np
 import pytest
 
 from flamingo_jax.core import trees
+from flamingo_jax.core.axes import with_layout
 from flamingo_jax.data.schema import Batch
-from flamingo_jax.models import api
+from flamingo_jax.models import api, self_attention
 from flamingo_jax.models.lm_config import LMConfig
 from flamingo_jax.models.losses import next_token_losses
 from flamingo_jax.models.self_attention import SelfAttention, packed_context
+from flamingo_jax.nn.attention import attend
 from flamingo_jax.nn.embed import RotaryScaling
+from flamingo_jax.sharding.layout import Layout
+from flamingo_jax.sharding.mesh import MeshConfig, make_mesh
 
 V, B, L = 20, 2, 9
 TINY = {"vocab_size": V, "num_layers": 2, "width": 16, "num_heads": 4, "vocab_multiple": 8}
@@ -91,6 +95,36 @@ def test_cached_decoding_equals_the_uncached_forward(name):
         ..., 0
     ]
     np.testing.assert_allclose(whole, expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["chinchilla", "mpt", "mistral"])
+def test_a_cpu_reads_a_long_prompt_in_blocks(name, monkeypatch):
+    """Blocks of 4, 4 and 1 tokens attend 4, 8 and 9 keys; what follows attends the whole cache."""
+    functions, params, _, _ = model(name)
+    empty = functions.empty_cache(B, 12, jnp.float32)
+    expected, cache = extend(name, empty, TOKENS, 0)
+    following, _ = extend(name, cache, TOKENS[:, :3], L)
+    keys = []
+
+    def noted(q, k, *others):
+        keys.append(k.shape[1])
+        return attend(q, k, *others)
+
+    monkeypatch.setattr(self_attention, "_BLOCK", 4)
+    monkeypatch.setattr(self_attention, "attend", noted)
+    zeros = jnp.zeros_like(TOKENS)
+    with with_layout(Layout(make_mesh(MeshConfig(), jax.devices()[:1]))):
+        found, cache = jax.jit(lambda *inputs: functions.extend(*inputs))(
+            params, empty, TOKENS, positions(0, L), zeros
+        )
+        assert set(keys) == {4, 8, 9}
+        keys.clear()
+        found_following, _ = jax.jit(lambda *inputs: functions.extend(*inputs))(
+            params, cache, TOKENS[:, :3], positions(L, 3), zeros[:, :3]
+        )
+        assert set(keys) == {12}
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+    np.testing.assert_allclose(found_following, following, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", OPTIONS)
