@@ -34,7 +34,7 @@ ACTIONS="install, train or evaluate"
 
 say() { printf '%s\n' "$*" >&2; }
 die() { say "error: $*"; exit 1; }
-usage() { sed -n '2,/^#SBATCH/{/^# /s/^# //p;/^#$/s/^#//p;}' "${BASH_SOURCE[0]}"; }
+usage() { sed -n '2,/^[^#]/{/^#SBATCH/s/^#SBATCH/ /p;/^# /s/^# //p;/^#$/s/^#//p;}' "${BASH_SOURCE[0]}"; }
 
 # Sets ROOT. Slurm runs a copy of a batch script, in a folder of its own.
 find_root() {

@@ -748,7 +748,9 @@ done
 [[ -z $accelerator_type || $accelerator_type =~ ^v[0-9]+[a-z]*-[0-9]+$ ]] \
   || die "--accelerator_type=$accelerator_type: expected a type, such as v4-32 or v5litepod-16"
 [[ $slices =~ ^[1-9][0-9]{0,3}$ ]] || die "--slices=$slices: expected a number, at least 1"
-[[ $slice =~ ^([0-9]+|all)$ ]] || die "--slice=$slice: expected a number, or all"
+[[ $slice =~ ^([0-9]{1,4}|all)$ ]] || die "--slice=$slice: expected a number, or all"
+[ "$slice" = all ] || [ "$slice" -lt "$slices" ] \
+  || die "--slice=$slice: expected less than --slices=$slices, the number of slices; or all"
 [[ $worker =~ ^([0-9]+|all)$ ]] || die "--worker=$worker: expected a number, or all"
 [[ $lines =~ ^(0|[1-9][0-9]{0,8})$ ]] || die "--lines=$lines: expected a number"
 [[ $poll =~ ^[0-9]+(\.[0-9]+)?$ && $poll == *[1-9]* ]] \

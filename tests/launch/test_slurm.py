@@ -204,6 +204,7 @@ def test_help_shows_the_head_of_the_script(job):
     said = job.slurm.run("launch/slurm.sh", "--help", cwd=job.root)
     assert said.startswith("Trains and evaluates on GPU nodes") and "--per=node|gpu" in said
     assert "#" not in said and "SBATCH" not in said
+    assert said.split("These are its defaults:")[1].split()[-1] == "--signal=TERM@300"
 
 
 def test_a_script_that_is_submitted_from_elsewhere_is_one_line(job):

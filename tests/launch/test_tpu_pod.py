@@ -60,6 +60,8 @@ TRAIN_TINY = "train --name=pod -- --config=configs/tiny.py"
         ),
         ("logs --name=pod --worker=last", "--worker=last"),
         ("logs --name=pod --slices=2 --slice=last", "--slice=last: expected a number, or all"),
+        ("logs --name=pod --slices=2 --slice=2", "--slice=2: expected less than --slices=2"),
+        ("logs --name=pod --slice=1", "--slice=1: expected less than --slices=1"),
         ("create --name=pod --slices=0", "--slices=0: expected a number, at least 1"),
         ("logs --name=pod --lines=08", "--lines=08: expected a number"),
         ("create --name=pod --poll=0.0", "--poll=0.0: expected seconds, more than 0"),
