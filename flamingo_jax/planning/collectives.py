@@ -20,8 +20,8 @@ Groups that share links share their rate: a link between k groups counts as 1/k.
 chips has the three links of its corners, and four interleaved rings have half a link each.
 
 A permute is counted link by link: every pair sends along the shortest path, one dimension after the
-other, and the time is that of the most used link, at its one-way rate. Latency is not counted, nor
-what passes through a chip on its way to others in an all-to-all.
+other, and the time is that of the most used link, at its one-way rate. So is an all-to-all: each
+chip of a group sends a part to each other chip. Latency is not counted.
 
 Several slices: the text is the program of one slice. The compiler makes of a collective between
 slices one on the torus of each slice, and a transfer between the hosts: a "send" and a "recv", at a
@@ -115,7 +115,7 @@ class Network:
         self._in_mesh = np.stack(np.unravel_index(np.arange(size), mesh.devices.shape), axis=-1)
         coords = [tuple(device.coords) for device in mesh.devices.flat[:size]]
         self._coords = np.asarray(coords)[:, : len(topology.shape)]
-        self._routes: dict[str, Route] = {}
+        self._routes: dict[tuple[str, str], Route] = {}
 
     def collective(self, scope: Computation, inner: Instruction, kind: str) -> Collective | None:
         """Returns a collective with its cost, None if it sends nothing.
@@ -129,7 +129,7 @@ class Network:
         else:
             pairs = inner.attribute("source_target_pairs")
             groups = pairs or inner.attribute("replica_groups") or "{}"
-            route = self._route(groups, is_permute=kind == "collective-permute")
+            route = self._route(groups, kind)
         if route.size < 2:
             return None
         known = [name for name in inner.operands if name in scope.instructions]
@@ -141,12 +141,15 @@ class Network:
         seconds = received / route.rate
         return Collective(kind, route.axis, route.torus, route.links, received, seconds)
 
-    def _route(self, groups: str, *, is_permute: bool) -> Route:
-        if groups not in self._routes:
-            self._routes[groups] = (
-                self._permute_route(groups) if is_permute else self._group_route(groups)
-            )
-        return self._routes[groups]
+    def _route(self, groups: str, kind: str) -> Route:
+        make = {
+            "collective-permute": self._permute_route,
+            "all-to-all": self._all_to_all_route,
+        }.get(kind, self._group_route)
+        key = (groups, make.__name__)
+        if key not in self._routes:
+            self._routes[key] = make(groups)
+        return self._routes[key]
 
     def _group_route(self, text: str) -> Route:
         groups = device_groups(text, len(self._coords))
@@ -177,6 +180,25 @@ class Network:
 
     def _permute_route(self, text: str) -> Route:
         pairs = device_groups(text, len(self._coords))
+        load, links = self._load(pairs)
+        torus = tuple(sorted({dimension for dimension, _ in links}))
+        rate = self._topology.kind.link_bandwidth / max(load, 1)
+        return Route(2 if links else 1, self._axes(pairs), torus, links, rate)
+
+    def _all_to_all_route(self, text: str) -> Route:
+        route = self._group_route(text)
+        groups = device_groups(text, len(self._coords))
+        members = range(route.size)
+        pairs = [groups[:, [i, j]] for i in members for j in members if i != j]
+        if not pairs:
+            return route
+        load, _ = self._load(np.concatenate(pairs))
+        # A chip receives a part from each other chip in the time of the most used link.
+        rate = self._topology.kind.link_bandwidth * (route.size - 1) / max(load, 1)
+        return dataclasses.replace(route, rate=rate)
+
+    def _load(self, pairs: np.ndarray) -> tuple[int, frozenset[tuple[int, int]]]:
+        """Returns (pairs that send over the most used link, links that are used)."""
         shape, wraps = np.asarray(self._topology.shape), self._topology.wraps
         use: dict[tuple[int, int], np.ndarray] = {}
         for source, target in self._coords[pairs]:
@@ -190,10 +212,7 @@ class Network:
                     counts = use.setdefault((dimension, way), np.zeros(tuple(shape), np.int64))
                     counts[tuple(place)] += 1
                     place[dimension] = (place[dimension] + way) % length
-        load = max((int(counts.max()) for counts in use.values()), default=0)
-        torus = tuple(sorted({dimension for dimension, _ in use}))
-        rate = self._topology.kind.link_bandwidth / max(load, 1)
-        return Route(2 if use else 1, self._axes(pairs), torus, frozenset(use), rate)
+        return max((int(counts.max()) for counts in use.values()), default=0), frozenset(use)
 
     def _axes(self, groups: np.ndarray) -> str:
         places = self._in_mesh[groups]

@@ -80,7 +80,9 @@ def test_bytes_axis_and_torus_of_each_kind(small_slice, case):
     ((row, sums),) = found.rows.items()
     assert (row.kind, row.axis, list(row.torus), row.overlapped) == (kind, axis, torus, False)
     assert (sums.num_bytes, sums.count) == (num_bytes, 1)
-    assert sums.seconds == sums.exposed == pytest.approx(num_bytes / (45e9 * len(torus)))
+    # Half of what a chip sends to all others passes through another chip of the plane.
+    rate = 67.5e9 if kind == "all-to-all" else 45e9 * len(torus)
+    assert sums.seconds == sums.exposed == pytest.approx(num_bytes / rate)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -118,14 +120,26 @@ def groups_of(name, block, stride=(1, 1, 1)):
     return "{" + ",".join("{" + ",".join(map(str, group)) + "}" for group in groups) + "}"
 
 
-def gather(network, text, rows=64):
-    """The cost of an all-gather of 128 bytes for each row."""
-    line = f"  ROOT %g = bf16[64]{{0}} all-gather(%p), replica_groups={text}, dimensions={{0}}"
+def gather(network, text, rows=64, kind="all-gather"):
+    """The cost of an all-gather, or another collective, of 128 bytes for each row."""
+    line = f"  ROOT %g = bf16[64]{{0}} {kind}(%p), replica_groups={text}, dimensions={{0}}"
     head = (
         f"ENTRY %m (p: bf16[{rows},64]) -> bf16[64] {{\n  %p = bf16[{rows},64]{{1,0}} parameter(0)"
     )
     entry = hlo.parse(f"{head}\n{line}\n}}").computations["m"]
-    return network.collective(entry, entry.root, "all-gather")
+    return network.collective(entry, entry.root, kind)
+
+
+@pytest.mark.parametrize(
+    ("block", "pairs"),
+    [((2, 1, 1), 1), ((2, 2, 1), 2), ((2, 2, 2), 4), ((4, 1, 1), 4), ((4, 2, 2), 16)],
+)
+def test_an_all_to_all_is_counted_on_its_most_used_link(block, pairs):
+    """In a line of four chips, both chips of a half send to both of the other over one link."""
+    sent = gather(network_of("v4:8x8x8"), groups_of("v4:8x8x8", block), kind="all-to-all")
+    part = 64 * 128 / np.prod(block)
+    assert sent.seconds == pytest.approx(pairs * part / 45e9)
+    assert sent.num_bytes == 64 * 128 - part
 
 
 # (slice, block of a group, distance between its chips, links of the least connected chip). By hand:
