@@ -40,6 +40,7 @@ from flamingo_jax.models.lm import LMConfig
 
 _THEIRS = {
     "resampler": {
+        "kind": "perceiver",
         "num_layers": 6,
         "num_heads": HEADS,
         "head_dim": HEAD_DIM,
@@ -59,6 +60,8 @@ _THEIRS = {
         "norm_epsilon": 1e-5,
         "qk_norm": False,
         "gate": "scalar",
+        "dense": True,
+        "attend": "last",
         "unseen": "zero",
         **XATTN_OPTIONS,
     },

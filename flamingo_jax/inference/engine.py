@@ -231,7 +231,7 @@ class Engine:
         across_calls: bool,
     ) -> list[Cut]:
         """Returns where each prompt is cut."""
-        if not (config.prefix_megabytes and self.model.is_causal):
+        if not (config.prefix_megabytes and self.model.reads_in_parts):
             return [shared_prefix.WHOLE] * len(prompts)
         if across_calls and len(prompts) == 1:
             length = self._prefixes.longest(prompts[0], config.lengths, identity)
@@ -246,7 +246,7 @@ class Engine:
 
     def _room_for(self, prompt: TokenisedPrompt, config: InferenceConfig) -> int:
         """Returns the length that a prompt is padded to if it is kept; 0 = it is not kept."""
-        if len(prompt.tokens) <= shared_prefix.MIN_TOKENS or not self.model.is_causal:
+        if len(prompt.tokens) <= shared_prefix.MIN_TOKENS or not self.model.reads_in_parts:
             return 0
         length, dtype = _size(prompt, config)[0], dtype_of(self.params)
         rows = jax.eval_shape(lambda: self.model.empty_cache(1, length, dtype).lm)

@@ -101,8 +101,8 @@ class Model:
 
     Attributes:
         sees_images: False for a language model, which ignores images and has no `features`.
-        is_causal: whether a token depends on nothing after it; False if tokens before the first
-            image attend the mean of all images (`XattnConfig.unseen`).
+        reads_in_parts: whether a prompt can be read in two parts, each with its own visuals. False
+            if tokens attend visuals of the other part (`XattnConfig.unseen`, `XattnConfig.attend`).
     """
 
     def __init__(
@@ -113,7 +113,7 @@ class Model:
         example: Callable[[], Batch[Array]],
         cache: CacheShape,
         sees_images: bool,
-        is_causal: bool = True,
+        reads_in_parts: bool = True,
         trains_vision: bool = False,
     ) -> None:
         """Transforms the module.
@@ -124,11 +124,11 @@ class Model:
             example: returns a small batch to initialise the weights with.
             cache: shapes of the cache.
             sees_images: as above.
-            is_causal: as above.
+            reads_in_parts: as above.
             trains_vision: whether `token_losses` drops blocks of the vision encoder (stochastic
                 depth).
         """
-        self.sees_images, self.is_causal = sees_images, is_causal
+        self.sees_images, self.reads_in_parts = sees_images, reads_in_parts
         self._trains_vision = trains_vision
         self._form, self._example, self._cache = form, example, cache
         self._stored = _transform(lambda: module(form.stored))
@@ -263,7 +263,7 @@ def flamingo(
         example=example,
         cache=CacheShape(lm, "flamingo/lm/blocks", media),
         sees_images=True,
-        is_causal=xattn.unseen == "zero",
+        reads_in_parts=xattn.unseen == "zero" and xattn.attend == "last",
         trains_vision=trains_vision,
     )
 

@@ -27,6 +27,7 @@ from jax.ad_checkpoint import checkpoint_name
 
 from flamingo_jax.core import ranges
 from flamingo_jax.core.axes import constrain
+from flamingo_jax.core.config import FieldError
 from flamingo_jax.core.notation import Array, Float, Int
 from flamingo_jax.core.params import param
 from flamingo_jax.models.lm import residual
@@ -54,8 +55,13 @@ class XattnConfig:
         norm: of the text, before attention and dense part.
         norm_epsilon: of all norms.
         qk_norm: whether each head's queries and keys have an RMSNorm (over K).
-        gate: "scalar", one alpha for attention and one for the dense part; or "vector", one for
-            each channel of D.
+        gate: "scalar", one alpha for attention and one for the dense part; "vector", one for each
+            channel of D; or "none", factors of 1, so that the model does not start as the language
+            model (Table 3, row iii).
+        dense: whether the layer has a dense part. Without it, and with its gate, it is the "vanilla
+            cross-attention" of Table 3, row iv.
+        attend: the images that a token attends: "last", image phi alone; or "all", images 1..phi
+            (Table 3, row viii).
         unseen: what attention gives a token with phi = 0: exactly 0, or the mean over all images of
             its sequence (IDEFICS as first published; a sequence without images gets 0).
     """
@@ -72,7 +78,9 @@ class XattnConfig:
     norm: Literal["layer", "rms"] = "layer"
     norm_epsilon: float = EPSILON
     qk_norm: bool = False
-    gate: Literal["scalar", "vector"] = "scalar"
+    gate: Literal["scalar", "vector", "none"] = "scalar"
+    dense: bool = True
+    attend: Literal["last", "all"] = "last"
     unseen: Literal["zero", "average"] = "zero"
 
     def __post_init__(self) -> None:
@@ -83,6 +91,11 @@ class XattnConfig:
             raise ValueError(
                 f"xattn: expected every >= 1 and 0 <= offset < every, got every={self.every}, "
                 f"offset={self.offset}."
+            )
+        if self.attend == "all" and self.unseen == "average":
+            raise FieldError(
+                "attend is 'all' and unseen is 'average': both change what a token attends, and no "
+                "model has both. Expected attend = 'last', or unseen = 'zero'."
             )
 
     def num_layers(self, lm_layers: int) -> int:
@@ -100,7 +113,8 @@ class MediaContext(NamedTuple):
         slot: rows of the pool that each sequence uses, as in `data.schema.Batch`; None in decoding.
         num_shards: data shards, each with its part of the pool.
         chunk: (tokens, span) of the chunked attention; None = the full form.
-        keep: whether layers return the keys and values of each sequence's last image.
+        keep: whether layers return the keys and values of each sequence's images: of the last one,
+            or of all if tokens attend all.
     """
 
     media_index: Int[Array, "B T"]
@@ -136,17 +150,20 @@ class GatedXattn(hk.Module):
 
         Args:
             x: the text.
-            cached: {"key", "value"}: [B, 1, R, H, K] of the last image, while decoding.
+            cached: {"key", "value"}: [B, N, R, H, K], while decoding; N = 1, the last image, unless
+                tokens attend all.
 
         Returns:
-            (x, the last image's {"key", "value"} if the context says to keep them, else None).
+            (x, {"key", "value"} as in `cached` if the context says to keep them, else None).
         """
         config = self.config
         kind = layer_norm if config.norm == "layer" else rms_norm
         norm = functools.partial(kind, epsilon=config.norm_epsilon)
         x = residual(x)
         attended, kept = self._attend(norm(x, name="query_norm"), cached)
-        x = checkpoint_name(residual(x + _gate("attention_gate", x, config) * attended), "attended")
+        x = checkpoint_name(residual(x + _gated("attention_gate", attended, config)), "attended")
+        if not config.dense:
+            return x, kept
         hidden = feed_forward(
             norm(x, name="mlp_norm"),
             config.mlp_width or config.mlp_ratio * x.shape[-1],
@@ -154,7 +171,7 @@ class GatedXattn(hk.Module):
             bias=False,
             name="mlp",
         )
-        return residual(x + _gate("dense_gate", x, config) * hidden), kept
+        return residual(x + _gated("dense_gate", hidden, config)), kept
 
     @hk.name_like("__call__")
     def _attend(self, y: Array, cached: Any) -> tuple[Array, Any]:
@@ -164,25 +181,29 @@ class GatedXattn(hk.Module):
         if self.config.qk_norm:
             q = self._norm_heads(q, "query_head_norm")
         q = checkpoint_name(constrain(q, "batch", "length", "heads", "head_dim"), "query")
-        index = self.context.media_index
+        index, all_before = self.context.media_index, self.config.attend == "all"
         if cached is None:
             key, value = self._keys_and_values(shape)
         else:
             key, value = cached["key"], cached["value"]
-            index = jnp.minimum(index, 1)
+            index = index if all_before else jnp.minimum(index, 1)
         # While decoding, only sequences without images have phi = 0: there is nothing to average.
         average = None
         if self.config.unseen == "average" and self.context.slot is not None:
             average = self.context.slot >= 0
-        if self.context.chunk is None or cached is not None or average is not None:
-            out = attend_own_image(q, key, value, index, average)
+        whole = self.context.chunk is None or cached is not None or average is not None
+        if whole or all_before:
+            out = attend_own_image(q, key, value, index, average, all_before=all_before)
         else:
+            assert self.context.chunk is not None
             tokens, span = self.context.chunk
             out = attend_own_image_chunked(q, key, value, index, chunk=tokens, span=span)
         out = constrain(out, "batch", "length", "heads", "head_dim")
         out = Linear((width,), axes=("heads", "head_dim", "embed"), num_in=2, name="out")(out)
         if not self.context.keep:
             return out, None
+        if all_before:
+            return out, {"key": key, "value": value}
         last = jnp.maximum(jnp.max(index, axis=1) - 1, 0)
         pick = jax.vmap(lambda row, n: jax.lax.dynamic_slice_in_dim(row, n, 1, axis=0))
         return out, {"key": pick(key, last), "value": pick(value, last)}
@@ -232,12 +253,14 @@ class GatedXattn(hk.Module):
         return rms_norm(y, axis_name="head_dim", epsilon=self.config.norm_epsilon, name=name)
 
 
-def _gate(name: str, x: Float[Array, "B T D"], config: XattnConfig) -> Array:
-    """tanh(alpha), the factor of what a layer adds to x; alpha is 0 at the start."""
+def _gated(name: str, x: Float[Array, "B T D"], config: XattnConfig) -> Float[Array, "B T D"]:
+    """Returns tanh(alpha) x, what a layer adds; alpha is 0 at the start."""
+    if config.gate == "none":
+        return x
     if config.gate == "scalar":
-        return jnp.tanh(param(name, (), (), jnp.zeros)).astype(x.dtype)
+        return jnp.tanh(param(name, (), (), jnp.zeros)).astype(x.dtype) * x
     alpha = param(name, x.shape[-1:], ("embed",), jnp.zeros)
-    return jnp.broadcast_to(jnp.tanh(alpha).astype(x.dtype), x.shape)
+    return jnp.broadcast_to(jnp.tanh(alpha).astype(x.dtype), x.shape) * x
 
 
 def normalised_media(pool: Float[Array, "M R W"], config: XattnConfig) -> Float[Array, "M R W"]:

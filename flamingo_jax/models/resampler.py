@@ -12,17 +12,30 @@ Table 5 (193.7M; 96 gives 174.8M), with the linear map from the 3072 channels of
 `models.sizes` calls 128 "paper" and 96 "paper_v2_head96". The feed-forward layers have biases and
 the attention's projections have none. The language model needs the same choice to reach its
 published number of weights.
+
+The paper compares it with a Transformer and with an MLP (Table 3, row vi) and does not describe
+them. Ours give R visual tokens as well:
+
+    transformer   all of [x, latents] attend each other and pass the feed-forward layers; the R
+                  latents come out
+    mlp           the feed-forward layers alone, on the features of each frame; then the mean over
+                  the frames, and their grid is resized to sqrt(R) x sqrt(R)
 """
 
 from __future__ import annotations
 
 import dataclasses
+import functools
+import math
+from collections.abc import Callable
+from typing import Literal
 
 import haiku as hk
+import jax
 import jax.numpy as jnp
 
 from flamingo_jax.core import ranges
-from flamingo_jax.core.config import ConfigError
+from flamingo_jax.core.config import ConfigError, FieldError
 from flamingo_jax.core.notation import Array, Bool, Float
 from flamingo_jax.core.params import param
 from flamingo_jax.core.stack import Remat, Stack
@@ -38,6 +51,7 @@ class ResamplerConfig:
     """Shape of a Perceiver Resampler (Table 4's column; models/sizes.py).
 
     Attributes:
+        kind: "perceiver" is the paper's; "transformer" and "mlp" are those that it compares.
         num_layers: blocks of attention and feed-forward.
         width: W, of features inside, latents and output.
         num_heads: H.
@@ -58,6 +72,7 @@ class ResamplerConfig:
         remat: "full" recomputes each block in the backward pass.
     """
 
+    kind: Literal["perceiver", "transformer", "mlp"] = "perceiver"
     num_layers: int = 6
     width: int = 1536
     num_heads: int = 16
@@ -79,6 +94,11 @@ class ResamplerConfig:
         ranges.check(self, ranges.whole(1), *sizes)
         ranges.check(self, ranges.whole(0), "num_time_embeddings")
         ranges.check(self, ranges.EPSILON, "epsilon")
+        if self.kind == "mlp" and math.isqrt(self.num_latents) ** 2 != self.num_latents:
+            raise FieldError(
+                f"kind is 'mlp' and num_latents is {self.num_latents}; expected a square, such as "
+                "64, the points of a grid of 8 x 8."
+            )
 
 
 class Resampler(hk.Module):
@@ -105,7 +125,7 @@ class Resampler(hk.Module):
             ValueError: the features do not have width W, and there is no input projection.
         """
         config = self.config
-        num_inputs, num_frames, num_patches, width = features.shape
+        _, num_frames, _, width = features.shape
         init = hk.initializers.RandomNormal(0.02)
 
         x = features
@@ -121,19 +141,42 @@ class Resampler(hk.Module):
             shape = (config.num_time_embeddings, config.width)
             time = param("time_embeddings", shape, ("frames", "embed"), init)
             x = x + interpolate_time(time, num_frames).astype(x.dtype)[None, :, None]
-        x = x.reshape(num_inputs, num_frames * num_patches, config.width)
+        x = x.reshape(x.shape[0], -1, config.width)
+        if config.kind == "mlp":
+            out = _pooled(self._blocks(_without_attention, x), frame_mask, config.num_latents)
+        else:
+            out = self._read(x, frame_mask)
+        if config.final_norm:
+            out = layer_norm(out, epsilon=config.epsilon, name="final_norm")
+        return out
 
+    @hk.name_like("__call__")
+    def _read(
+        self, x: Float[Array, "M S W"], frame_mask: Bool[Array, "M F"]
+    ) -> Float[Array, "M R W"]:
+        """Returns what the latents have read from the features of all frames."""
+        config = self.config
+        num_inputs, num_features, _ = x.shape
+        init = hk.initializers.RandomNormal(0.02)
         latents = param("latents", (config.num_latents, config.width), ("latents", "embed"), init)
         latents = jnp.broadcast_to(latents.astype(x.dtype)[None], (num_inputs, *latents.shape))
 
-        visible = jnp.repeat(frame_mask, num_patches, axis=1)
+        visible = jnp.repeat(frame_mask, num_features // frame_mask.shape[1], axis=1)
         visible = jnp.pad(visible, ((0, 0), (0, config.num_latents)), constant_values=True)
-        mask_shape = (num_inputs, config.num_latents, visible.shape[1])
-        mask = jnp.broadcast_to(visible[:, None, :], mask_shape)
+        if config.kind == "perceiver":
+            return self._blocks(functools.partial(_attention, x, visible), latents)
+        everything = jnp.concatenate([x, latents], axis=1)
+        read = self._blocks(functools.partial(_self_attention, visible), everything)
+        return read[:, -config.num_latents :]
 
-        def block(latents: Array, _: None) -> tuple[Array, None]:
-            latents = latents + _attention(latents, x, mask, config)
-            hidden = layer_norm(latents, epsilon=config.epsilon, name="ffw_norm")
+    @hk.name_like("__call__")
+    def _blocks(self, added: Callable[[Array, ResamplerConfig], Array], y: Array) -> Array:
+        """Applies the blocks: what `added` returns, if anything, then a feed-forward layer."""
+        config = self.config
+
+        def block(y: Array, _: None) -> tuple[Array, None]:
+            y = added(y, config)
+            hidden = layer_norm(y, epsilon=config.epsilon, name="ffw_norm")
             hidden = feed_forward(
                 hidden,
                 config.mlp_ratio * config.width,
@@ -143,27 +186,72 @@ class Resampler(hk.Module):
                 axis="latent_mlp",
                 name="ffw",
             )
-            return latents + hidden, None
+            return y + hidden, None
 
-        latents, _ = Stack(config.num_layers, block, name="layers", remat=config.remat)(latents)
-        if config.final_norm:
-            latents = layer_norm(latents, epsilon=config.epsilon, name="final_norm")
-        return latents
+        return Stack(config.num_layers, block, name="layers", remat=config.remat)(y)[0]
+
+
+def _without_attention(x: Array, config: ResamplerConfig) -> Array:
+    """The block of an MLP has no attention."""
+    return x
+
+
+def _pooled(
+    x: Float[Array, "M S W"], frame_mask: Bool[Array, "M F"], num_latents: int
+) -> Float[Array, "M R W"]:
+    """Returns the mean over the frames, on a grid of R points.
+
+    Raises:
+        ConfigError: the P features of a frame are no square grid.
+    """
+    (num_inputs, num_frames), width = frame_mask.shape, x.shape[-1]
+    num_patches = x.shape[1] // num_frames
+    side, new = math.isqrt(num_patches), math.isqrt(num_latents)
+    if side * side != num_patches:
+        raise ConfigError(
+            f"resampler.kind is 'mlp', and the vision encoder gives {num_patches} features for a "
+            "frame; expected a square grid: set data.image_size accordingly, or another kind."
+        )
+    weight = frame_mask.astype(jnp.float32)
+    weight = weight / jnp.maximum(jnp.sum(weight, axis=1, keepdims=True), 1)
+    frames = x.reshape(num_inputs, num_frames, num_patches, width)
+    mean = jnp.einsum("mfpw,mf->mpw", frames, weight.astype(x.dtype))
+    grid = mean.reshape(num_inputs, side, side, width)
+    resized = jax.image.resize(grid, (num_inputs, new, new, width), "linear", antialias=True)
+    return resized.reshape(num_inputs, num_latents, width)
 
 
 def _attention(
-    latents: Float[Array, "M R W"],
     x: Float[Array, "M S W"],
-    mask: Bool[Array, "M R Sx"],
+    visible: Bool[Array, "M Sx"],
+    latents: Float[Array, "M R W"],
     config: ResamplerConfig,
 ) -> Float[Array, "M R W"]:
     """The latents attend the features and themselves; each of the two has a LayerNorm before."""
-    latents = layer_norm(latents, epsilon=config.epsilon, name="latents_norm")
+    queries = layer_norm(latents, epsilon=config.epsilon, name="latents_norm")
     features = layer_norm(x, epsilon=config.epsilon, name="media_norm")
-    attended = jnp.concatenate([features, latents], axis=1)
+    attended = jnp.concatenate([features, queries], axis=1)
+    return latents + _attended(queries, attended, visible, config)
+
+
+def _self_attention(
+    visible: Bool[Array, "M Sx"], x: Float[Array, "M Sx W"], config: ResamplerConfig
+) -> Float[Array, "M Sx W"]:
+    """Features and latents attend each other, after a LayerNorm."""
+    y = layer_norm(x, epsilon=config.epsilon, name="attention_norm")
+    return x + _attended(y, y, visible, config)
+
+
+def _attended(
+    queries: Float[Array, "M T W"],
+    attended: Float[Array, "M Sx W"],
+    visible: Bool[Array, "M Sx"],
+    config: ResamplerConfig,
+) -> Float[Array, "M T W"]:
+    """Returns the output of multi-head attention to what is visible."""
     axes, bias = ("embed", "latent_heads", "head_dim"), config.attention_bias
     heads = (config.num_heads, config.head_dim)
-    q = linear(latents, heads, axes=axes, bias=bias, name="query")
+    q = linear(queries, heads, axes=axes, bias=bias, name="query")
     k = linear(attended, heads, axes=axes, bias=bias, name="key")
     v = linear(attended, heads, axes=axes, bias=bias, name="value")
     if config.qk_norm:
@@ -171,10 +259,11 @@ def _attention(
             layer_norm(y, axis_name="head_dim", epsilon=config.epsilon, name=name)
             for y, name in ((q, "query_head_norm"), (k, "key_head_norm"))
         )
-    out = attend(q, k, v, mask)
+    mask_shape = (*queries.shape[:2], visible.shape[1])
+    out = attend(q, k, v, jnp.broadcast_to(visible[:, None, :], mask_shape))
     return linear(
         out,
-        latents.shape[-1:],
+        queries.shape[-1:],
         num_in=2,
         axes=("latent_heads", "head_dim", "embed"),
         bias=bias,

@@ -73,6 +73,8 @@ def attend_own_image(
     v: Float[Array, "B N R H K"],
     media_index: Int[Array, "B L"],
     average: Bool[Array, "B N"] | None = None,
+    *,
+    all_before: bool = False,
 ) -> Float[Array, "B L H K"]:
     """Masked cross-attention: token l attends the R latents of image phi(l) alone (paper, A.1.3).
 
@@ -86,10 +88,12 @@ def attend_own_image(
         media_index: phi; 1..N, or 0 for a token that attends no image and gets exactly 0.
         average: images for tokens with phi = 0, which get the mean over all latents of these images
             instead of 0, whatever the query. Not in the paper; the first IDEFICS has it.
+        all_before: True to attend the images 1..phi (Table 3, row viii).
     """
     batch, num_images, num_latents, heads, size = k.shape
-    numbers = jnp.arange(1, num_images + 1, dtype=media_index.dtype)
-    own = media_index[:, :, None] == numbers[None, None, :]
+    numbers = jnp.arange(1, num_images + 1, dtype=media_index.dtype)[None, None, :]
+    phi = media_index[:, :, None]
+    own = numbers <= phi if all_before else numbers == phi
     if average is not None:
         unseen = media_index == 0
         own = own | (unseen[:, :, None] & average[:, None, :])

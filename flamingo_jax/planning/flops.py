@@ -220,6 +220,8 @@ def _flamingo(
     passed = 1.0 if model.new_tokens else 1.0 - xattn.offset / lm.num_layers
     heads = xattn.num_heads or lm.num_heads
     pair = 2.0 * xattn.num_layers(lm.num_layers) * heads * (xattn.head_dim or lm.width // heads)
+    # Images are spread evenly over the text. So a token has half of them before it.
+    attended = 1.0 if xattn.attend == "last" else (fill.images / fill.rows + 1) / 2
     of_images = r"/(key|value|media_norm|key_head_norm)/"
     times = 1.0 + 2.0 * weights.backward
     vision_trained = weights.trained("flamingo/vision/.*")
@@ -233,7 +235,7 @@ def _flamingo(
         "xattn": tokens * weights.per_use("flamingo/xattn/.*", without=of_images)
         + visual * weights.per_use(f"flamingo/xattn/.*{of_images}.*")
         + visual * weights.per_use("flamingo/media/.*")
-        + tokens * latents * pair * 2 * times,
+        + tokens * latents * attended * pair * 2 * times,
         "resampler": fill.images * (times * resampled - not_needed),
         "vision": fill.images * fill.frames * frame * (times if vision_trained else 1.0),
     }

@@ -216,11 +216,12 @@ def test_a_file_that_changes_while_it_is_read_is_not_kept(model, tmp_path, monke
         assert len(engine._prefixes) == kept + (changed is latents)
 
 
-def test_a_model_whose_tokens_see_later_images_reads_whole_prompts():
+@pytest.mark.parametrize("fields", [{"unseen": "average"}, {"attend": "all"}])
+def test_a_model_whose_tokens_see_images_of_the_other_part_reads_whole_prompts(fields):
     config = tiny.flamingo_config(64)
-    average = dataclasses.replace(config, xattn=dataclasses.replace(config.xattn, unseen="average"))
-    assert api.flamingo(config).is_causal
-    assert not api.flamingo(average).is_causal
+    other = dataclasses.replace(config, xattn=dataclasses.replace(config.xattn, **fields))
+    assert api.flamingo(config).reads_in_parts
+    assert not api.flamingo(other).reads_in_parts
 
 
 def known(text, *, size=64, alone=False, visuals=()):

@@ -1,4 +1,4 @@
-"""The Perceiver Resampler against numpy: masked frames, interpolated time, sizes."""
+"""The Perceiver Resampler against numpy: masked frames, interpolated time, sizes; other kinds."""
 
 import dataclasses
 
@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from flamingo_jax.core import trees
+from flamingo_jax.core.config import ConfigError, FieldError
 from flamingo_jax.core.params import axes_of
 from flamingo_jax.core.precision import Policy
 from flamingo_jax.models.resampler import Resampler, ResamplerConfig
@@ -258,3 +259,69 @@ def test_features_of_another_width_need_the_input_projection(features, frame_mas
         ValueError, match="features are 10 wide, the resampler 8, and there is no input projection"
     ):
         jax.eval_shape(network.init, jax.random.key(0), features, frame_mask)
+
+
+OTHERS = {
+    "transformer": dataclasses.replace(CONFIG, kind="transformer"),
+    "mlp": dataclasses.replace(CONFIG, kind="mlp", num_latents=9),
+}
+
+
+@pytest.mark.parametrize("kind", OTHERS)
+def test_frames_that_are_padding_are_not_seen(kind, frame_mask):
+    network = _network(OTHERS[kind])
+    x = jnp.asarray(np.random.default_rng(1).normal(size=(2, 4, 16, E)), jnp.float32)
+    params = _random(jax.eval_shape(network.init, jax.random.key(0), x, frame_mask))
+    apply = jax.jit(network.apply)
+    out = apply(params, x, frame_mask)
+    assert out.shape == (2, OTHERS[kind].num_latents, CONFIG.width)
+    other = jnp.where(frame_mask[..., None, None], x, 7.0)
+    np.testing.assert_array_equal(apply(params, other, frame_mask), out)
+    assert not np.allclose(apply(params, x, jnp.ones_like(frame_mask)), out)
+
+
+def test_the_mlp_gives_the_mean_of_the_frames(frame_mask):
+    """A video of equal frames is its frame, and a grid of R points is not resized."""
+    config = dataclasses.replace(OTHERS["mlp"], num_time_embeddings=0)
+    network = _network(config)
+    x = jnp.asarray(np.random.default_rng(1).normal(size=(2, 1, 9, E)), jnp.float32)
+    params = _random(jax.eval_shape(network.init, jax.random.key(0), x, frame_mask[:, :1]))
+    one = network.apply(params, x, frame_mask[:, :1])
+    video = network.apply(params, jnp.repeat(x, 4, axis=1), frame_mask)
+    np.testing.assert_allclose(video, one, rtol=1e-5, atol=1e-5)
+    permuted = network.apply(params, x[:, :, ::-1], frame_mask[:, :1])
+    np.testing.assert_allclose(permuted, one[:, ::-1], rtol=1e-5, atol=1e-5)
+
+
+def test_the_transformer_is_the_perceiver_whose_features_are_updated(features, frame_mask):
+    """After one block the latents are equal but for the LayerNorm of the features."""
+    config = dataclasses.replace(OTHERS["transformer"], num_layers=1)
+    network, perceiver = _network(config), _network(dataclasses.replace(config, kind="perceiver"))
+    params = _random(jax.eval_shape(network.init, jax.random.key(0), features, frame_mask))
+    renamed = {
+        path.replace("attention_norm", name): leaf
+        for path, leaf in trees.flatten(params).items()
+        for name in ("latents_norm", "media_norm")
+    }
+    np.testing.assert_allclose(
+        network.apply(params, features, frame_mask),
+        perceiver.apply(trees.unflatten(renamed), features, frame_mask),
+        rtol=1e-5,
+        atol=1e-5,
+    )
+
+
+@pytest.mark.parametrize(("layers", "kind"), [(6, "transformer"), (10, "mlp")])
+def test_the_others_have_as_many_weights(layers, kind):
+    """Within 1 % of the 194M of Table 5: the paper compares them on one budget."""
+    config = ResamplerConfig(kind=kind, num_layers=layers)
+    x, mask = jnp.zeros((1, 1, 100, 3072)), jnp.ones((1, 1), bool)
+    shapes = jax.eval_shape(_network(config).init, jax.random.key(0), x, mask)
+    assert sum(leaf.size for leaf in jax.tree.leaves(shapes)) == pytest.approx(193.7e6, rel=0.01)
+
+
+def test_an_mlp_needs_square_grids(features, frame_mask):
+    with pytest.raises(FieldError, match="num_latents is 3; expected a square"):
+        dataclasses.replace(CONFIG, kind="mlp")
+    with pytest.raises(ConfigError, match="gives 5 features for a frame; expected a square grid"):
+        jax.eval_shape(_network(OTHERS["mlp"]).init, jax.random.key(0), features, frame_mask)
