@@ -35,6 +35,7 @@ from flamingo_jax.conversion.reading import ConversionError, package
 from flamingo_jax.core import paths, trees
 from flamingo_jax.core.config import from_dict
 from flamingo_jax.core.paths import Path
+from flamingo_jax.core.precision import is_int8
 from flamingo_jax.models.config import ModelConfig, required
 from flamingo_jax.models.lm import LMConfig
 
@@ -81,14 +82,19 @@ def write(checkpoint: Path, output: Path) -> str:
         A line that describes the file.
 
     Raises:
-        ConversionError: as `state_dict`, or if the model is of another kind, or a weight is not
-            finite.
+        ConversionError: as `state_dict`, or if the model is of another kind or in 8 bits, or a
+            weight is not finite.
         CheckpointError: if there is no such checkpoint.
     """
     opened = open_checkpoint(checkpoint)
     if opened.kind != "flamingo":
         raise ConversionError(
             f"{opened.path} is a {opened.kind}; expected a flamingo. Give --input of that stage."
+        )
+    if any(map(is_int8, trees.flatten(opened.params).values())):
+        raise ConversionError(
+            f"{opened.path} is in 8 bits, which OpenFlamingo cannot read. Give --input of the "
+            "export that it was made from."
         )
     weights = state_dict(from_dict(ModelConfig, opened.model_config, where="model"), opened.params)
     values.check_finite(weights)

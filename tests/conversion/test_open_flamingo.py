@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from flamingo_jax.checkpoint import export as export_lib
+from flamingo_jax.checkpoint import int8_export
 from flamingo_jax.conversion import mapping, publishers, writing
 from flamingo_jax.conversion.export_open_flamingo import state_dict
 from flamingo_jax.conversion.mapping import Constant, load_params
@@ -101,6 +102,9 @@ def test_export_back_through_the_program_s_function(describe, tmp_path):
     for name, leaf in models.build("mpt", 1).checkpoint().items():
         if name != "lang_encoder.lm_head.weight":
             assert torch.equal(written[name], leaf), name
+    rounded = int8_export.write(export, tmp_path / "int8")
+    with pytest.raises(ConversionError, match="int8 is in 8 bits, which OpenFlamingo cannot read"):
+        publishers.write_back("open_flamingo", Path(rounded), Path(tmp_path) / "other.pt")
 
 
 def test_training_files_frozen_copies_and_doubles_are_seen_through(describe):
