@@ -123,6 +123,12 @@ def on_cpu() -> bool:
     return own is not None and own.platform == "cpu"
 
 
+def on_tpu() -> bool:
+    """Returns True if the layout of the program that is traced is on a TPU."""
+    own = device()
+    return own is not None and own.platform == "tpu"
+
+
 def constrain(x: Array, *axes: str | None) -> Array:
     """Returns x placed by its logical axes, one for each dimension; unchanged without a layout."""
     layout = _LAYOUT.get()

@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from flamingo_jax.core import axes as axes_lib
 from flamingo_jax.core import ranges
 from flamingo_jax.core.notation import Array, Float, Float32, Int
 from flamingo_jax.nn.linear import einsum_float32
@@ -118,15 +119,21 @@ def aligned_relative_bias(
     The distance of query i and key j is i - j, so row i of the scores by distance is shifted by i:
     a zero is put before each row of L, and the array is cut into rows of L again (Dai et al. 2019,
     appendix B). Above the diagonal the result is meaningless: this is the future, which is masked.
+    On a TPU the zeros come from the product, as scores of an embedding that is zero: to pad the
+    scores would copy them, and their gradient.
 
     Args:
         q: queries, with the position bias added.
         r: projected embedding of each distance 0..L-1.
     """
-    scores = einsum_float32("blhk,shk->bhls", q, r[::-1]) * q.shape[-1] ** -0.5
-    batch, heads, length, _ = scores.shape
-    padded = jnp.pad(scores, ((0, 0), (0, 0), (0, 0), (1, 0)))
-    return padded.reshape(batch, heads, length + 1, length)[:, :, 1:]
+    backwards = r[::-1]
+    if axes_lib.on_tpu():
+        backwards = jnp.concatenate([jnp.zeros_like(r[:1]), backwards])
+    scores = einsum_float32("blhk,shk->bhls", q, backwards) * q.shape[-1] ** -0.5
+    batch, heads, length, width = scores.shape
+    if width == length:
+        scores = jnp.pad(scores, ((0, 0), (0, 0), (0, 0), (1, 0)))
+    return scores.reshape(batch, heads, length + 1, length)[:, :, 1:]
 
 
 def alibi_bias(num_heads: int, distances: Int[Array, "B T S"]) -> Float32[Array, "B H T S"]:

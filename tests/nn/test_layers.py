@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from flamingo_jax.core import trees
+from flamingo_jax.core import axes, trees
 from flamingo_jax.nn import embed, masks
 from flamingo_jax.nn.feedforward import ACTIVATIONS, feed_forward
 from flamingo_jax.nn.linear import einsum_float32, fused_linear, linear
@@ -202,11 +202,13 @@ def test_relative_bias_picks_the_embedding_of_each_distance():
             )
 
 
-def test_the_aligned_relative_bias_is_the_gathered_one_where_it_is_seen():
+@pytest.mark.parametrize("on_tpu", [False, True])
+def test_the_aligned_relative_bias_is_the_gathered_one_where_it_is_seen(monkeypatch, on_tpu):
     """Queries and keys at the same positions: the shift gives what the gather gives.
 
-    On and below the diagonal; above it is the future.
+    On and below the diagonal; above it is the future. A TPU has another form of the shift.
     """
+    monkeypatch.setattr(axes, "on_tpu", lambda: on_tpu)
     q, r = draw(2, 5, 3, 4), draw(5, 3, 4)
     index = jnp.arange(5, dtype=jnp.int32)
     distances = jnp.broadcast_to((index[:, None] - index[None, :])[None], (2, 5, 5))
@@ -215,6 +217,14 @@ def test_the_aligned_relative_bias_is_the_gathered_one_where_it_is_seen():
     seen = np.tril(np.ones((5, 5), bool))
     np.testing.assert_allclose(shifted[..., seen], gathered[..., seen], rtol=1e-5, atol=1e-6)
     assert np.all(np.isfinite(shifted))
+    sums = [
+        jax.grad(lambda q, f=f: jnp.sum(jnp.where(seen, f(q), 0) ** 2))(q)
+        for f in (
+            lambda q: embed.relative_bias(q, r, distances),
+            lambda q: embed.aligned_relative_bias(q, r),
+        )
+    ]
+    np.testing.assert_allclose(*sums, rtol=1e-4, atol=1e-5)
 
 
 def test_time_embeddings_interpolate_to_other_frame_counts():
