@@ -36,11 +36,15 @@ class Layout:
         mesh: the device mesh.
         zero: True to reduce-scatter gradients over data, as ZeRO-1 splits the optimizer's state.
         sequence_parallel: True to split the residual stream over model between blocks.
+        apart: axes of the mesh along which each position computes by itself
+            (`datasets_per_step.accumulate_apart`): nothing else is split over them, and gradients
+            are not summed over them.
     """
 
     mesh: Mesh
     zero: bool = True
     sequence_parallel: bool = True
+    apart: tuple[str, ...] = ()
 
     @property
     def device(self) -> jax.Device:
@@ -70,7 +74,8 @@ class Layout:
     def spreads(self, size: int, axis: str) -> bool:
         """Returns True if a dimension of this size is split over all chips of the mesh."""
         names = self._dividing(size, axis, self.mesh.shape)
-        return math.prod(self.mesh.shape[name] for name in names) == self.mesh.size
+        chips = self.mesh.size // math.prod(self.mesh.shape[name] for name in self.apart)
+        return math.prod(self.mesh.shape[name] for name in names) == chips
 
     def _dividing(self, size: int, axis: str | None, free: Mapping[str, int]) -> tuple[str, ...]:
         names = self._names(axis, free)
@@ -83,7 +88,7 @@ class Layout:
             axis = "batch" if axis == "rows" else None
         entry = axes_lib.RULES[axis] if axis else None
         names = (entry,) if isinstance(entry, str) else tuple(entry or ())
-        return tuple(name for name in names if name in free)
+        return tuple(name for name in names if name in free and name not in self.apart)
 
     def weight(self, w: jax.Array, axes: tuple[str | None, ...]) -> jax.Array:
         """Returns w; its gradient is split as in ZeRO-1, block by block in the backward scan."""
@@ -91,7 +96,8 @@ class Layout:
             return w
         part = zero.spec(axes, w.shape, self.mesh)
         w = _with_placed_gradient(w, NamedSharding(self.mesh, part))
-        if "kernel" in axes or (self.mesh.shape["replica"] == 1 and self.mesh.shape["model"] > 1):
+        replicas = 1 if "replica" in self.apart else self.mesh.shape["replica"]
+        if "kernel" in axes or (replicas == 1 and self.mesh.shape["model"] > 1):
             # Here each chip of the mesh has another part, or a part is some channels of a
             # convolution. To form such a part directly, the compiler would gather the activations
             # of the whole batch. So the gradient is first reduced to a whole over data, then cut.

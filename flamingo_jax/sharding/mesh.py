@@ -1,6 +1,7 @@
 """The device mesh: always three axes, (replica, data, model) (paper, B.1.2).
 
-    replica   whole copies of the model; only gradients cross it, also between TPU slices
+    replica   whole copies of the model; only gradients cross it, also between TPU slices: there
+              once per update
     data      the batch is split over replica x data, and the optimizer's state over data (ZeRO-1)
     model     Megatron's tensor parallelism: splits heads, mlp and vocabulary
 

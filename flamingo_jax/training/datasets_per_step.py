@@ -11,23 +11,39 @@ Datasets with batches of equal shapes (ALIGN and LTIP) share one compiled body. 
 The order of the sum: from zero, in float32, one dataset after the other (by name; those of equal
 shapes together, in the place of the first), and of each dataset one chunk after the other. A term
 is lambda_m times the gradient of a chunk, which has the compute dtype.
+
+A gradient is summed over the chips of a slice before this sum, once for each dataset; and over the
+network between slices after it, once per update:
+
+    a batch [B ...] --cut--> [parts, B / parts, ...]
+                                |   each part by itself: every dataset, every chunk
+                                v
+    gradients [parts, ...], float32
+                                |   once per update
+                                v
+                            their sum
 """
 
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
 
 from flamingo_jax.core import trees
+from flamingo_jax.core.axes import with_layout
 from flamingo_jax.core.notation import Array
 from flamingo_jax.data.schema import Batch
+from flamingo_jax.sharding.layout import Layout
+from flamingo_jax.sharding.mesh import BATCH_AXES
 from flamingo_jax.training import chunks
-from flamingo_jax.training.config import Mixing
+from flamingo_jax.training.config import Mixing, TrainConfig
 from flamingo_jax.training.objective import Metrics
 
 
@@ -97,6 +113,80 @@ def accumulate(
             metrics[f"{name}/loss"] = value
             metrics |= {f"{name}/{key}": number for key, number in extra.items()}
     return total, metrics
+
+
+_PARTS = "parts"  # the dimension of the parts, to sum over it
+
+
+def apart(config: TrainConfig) -> tuple[str, ...]:
+    """Returns the axes of the mesh over which gradients are summed once per update.
+
+    None where a vision encoder is trained: XLA has no fast gradient of grouped convolutions for
+    each part, and the contrastive loss compares the rows of all parts.
+    """
+    if config.trains_vision:
+        return ()
+    return ("replica",) if config.mesh.slices > 1 else ()
+
+
+def accumulate_apart(
+    loss: Callable[..., tuple[Array, Metrics]],
+    params: trees.Params,
+    batches: Mapping[str, Any],
+    weights: Mapping[str, float],
+    rng: Array,
+    split: chunks.Split,
+    *,
+    layout: Layout,
+) -> tuple[trees.Params, Metrics]:
+    """Sums the gradients of the datasets for each part of the mesh, and then those of the parts.
+
+    Each part divides its losses by the weight of the whole batch.
+
+    Args:
+        loss, params, batches, weights: as of `accumulate`.
+        rng: key of this update; each part has its own key from it.
+        split: cuts the rows of a part in chunks, as `split_apart` does.
+        layout: of a part's activations and gradients; `layout.apart` are the axes of the parts.
+    """
+    mesh, axes = layout.mesh, layout.apart
+    number = math.prod(mesh.shape[name] for name in axes)
+    others = tuple(name for name in BATCH_AXES if name not in axes)
+    place = NamedSharding(mesh, PartitionSpec(axes, others or None))
+
+    def cut(leaf: Array) -> Array:
+        rows = leaf.reshape(number, len(leaf) // number, *leaf.shape[1:])
+        return jax.lax.with_sharding_constraint(rows, place)
+
+    def of_part(rows: Mapping[str, Any], key: Array) -> tuple[trees.Params, Metrics]:
+        with with_layout(layout):
+            return accumulate(loss, params, rows, weights, key, split)
+
+    of_each = jax.vmap(of_part, axis_name=_PARTS, spmd_axis_name=axes)
+    parts = of_each(jax.tree.map(cut, batches), jax.random.split(rng, number))
+    return jax.tree.map(lambda leaf: jnp.sum(leaf, axis=0), parts)
+
+
+def split_apart(
+    batch: Batch[Array],
+    rng: Array,
+    *,
+    num_shards: int,
+    total: Callable[[Batch[Array]], Array],
+) -> chunks.Parts:
+    """Returns the chunks (rows, keys, total weight) of the rows of a part.
+
+    Args:
+        batch: these rows.
+        rng: key of the part.
+        num_shards: data shards of the part.
+        total: returns the weight of rows; the loss is divided by that of all parts.
+    """
+    of_all = lambda rows: jax.lax.psum(total(rows), _PARTS)
+    if batch.chunks == 1:
+        weight = of_all(batch)
+        return chunks.Parts(1, lambda number: (batch, rng, weight))
+    return chunks.split(batch, rng, num_shards=num_shards, total=of_all)
 
 
 def _of_equal_shape(batches: Mapping[str, Any]) -> list[list[str]]:

@@ -141,19 +141,22 @@ def weighted_mean(
 LANGUAGE_MODEL = (WeightRule(r"lm(/.*)?"),)
 
 
-def language_model(model: Model, *, num_shards: int = 1) -> Objective:
+def language_model(
+    model: Model, *, num_shards: int = 1, split: Callable[..., chunks.Parts] = chunks.split
+) -> Objective:
     """The language model alone, on packed text; its weights are named "lm/...".
 
     Args:
         model: with weights named "lm/...".
         num_shards: data shards, each with its part of the rows.
+        split: cuts a batch in chunks.
     """
     return Objective(
         "language_model",
         model,
         _next_token_loss(model, num_shards),
         LANGUAGE_MODEL,
-        _next_token_split(num_shards),
+        functools.partial(split, num_shards=num_shards, total=_total_weight),
     )
 
 
@@ -181,6 +184,7 @@ def flamingo(
     num_shards: int = 1,
     augmentation: AugmentConfig = NO_AUGMENTATION,
     trains_vision: bool = False,
+    split: Callable[..., chunks.Parts] = chunks.split,
 ) -> Objective:
     """Flamingo on interleaved pages, pairs and videos.
 
@@ -189,13 +193,14 @@ def flamingo(
         num_shards: data shards, each with its own pool of images in the batch.
         augmentation: random flip and colours of the images.
         trains_vision: True if the vision encoder is trained too.
+        split: cuts a batch in chunks.
     """
     return Objective(
         "flamingo",
         model,
         _next_token_loss(model, num_shards, augmentation),
         FLAMINGO_FINE_TUNED if trains_vision else FLAMINGO,
-        _next_token_split(num_shards),
+        functools.partial(split, num_shards=num_shards, total=_total_weight),
         gauges=_gates,
     )
 
@@ -272,14 +277,13 @@ def _next_token_loss(
     return loss
 
 
-def _next_token_split(num_shards: int) -> chunks.Split:
-    total = lambda batch: jnp.sum(_target_weights(batch).astype(jnp.float32))
-    return functools.partial(chunks.split, num_shards=num_shards, total=total)
-
-
 def _target_weights(batch: Batch[Array]) -> Float[Array, "B T"]:
     """Returns the weights [:, l] of the targets tokens[:, l + 1]."""
     return batch.loss_weights[:, 1:]
+
+
+def _total_weight(batch: Batch[Array]) -> Float[Array, ""]:
+    return jnp.sum(_target_weights(batch).astype(jnp.float32))
 
 
 def _augmented(batch: Batch[Array], augmentation: AugmentConfig) -> Batch[Array]:

@@ -11,6 +11,8 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import cast
 
@@ -33,6 +35,8 @@ from flamingo_jax.sharding import mesh as mesh_lib
 from flamingo_jax.tokenizers.base import Tokenizer
 from flamingo_jax.training import (
     callbacks,
+    chunks,
+    datasets_per_step,
     deviations,
     loop,
     not_finite,
@@ -56,7 +60,7 @@ from flamingo_jax.training.config import TrainConfig
 from flamingo_jax.training.objective import Objective
 from flamingo_jax.training.profile import Profile
 from flamingo_jax.training.run_id import RunId
-from flamingo_jax.training.step import Step, make_step
+from flamingo_jax.training.step import Accumulate, Step, make_step
 from flamingo_jax.training.utilisation import Utilisation
 
 Report = Callable[[str], None]
@@ -271,7 +275,15 @@ def compile(config: TrainConfig, mesh: Mesh) -> Run:
         TableError: if the objective's table does not match each weight exactly once.
         ValueError: if the mesh does not divide a weight.
     """
-    objective = build_objective(config, mesh_lib.num_batch_shards(mesh))
+    place, shards = config.mesh.layout(mesh), mesh_lib.num_batch_shards(mesh)
+    if apart := datasets_per_step.apart(config):
+        own = shards // math.prod(mesh.shape[name] for name in apart)
+        objective = build_objective(config, own, datasets_per_step.split_apart)
+        accumulate: Accumulate = functools.partial(
+            datasets_per_step.accumulate_apart, layout=dataclasses.replace(place, apart=apart)
+        )
+    else:
+        objective, accumulate = build_objective(config, shards), datasets_per_step.accumulate
     weights = state_lib.abstract_weights(objective)
     schedules = optimizer_lib.make_schedules(config.optimizer, config.steps)
     optimizer = optimizer_lib.make_optimizer(
@@ -282,24 +294,28 @@ def compile(config: TrainConfig, mesh: Mesh) -> Run:
     )
     step = make_step(
         layout,
-        config.mesh.layout(mesh),
+        place,
         layers=config.layers,
         objective=objective,
         optimizer=optimizer,
         schedules=schedules,
         weights={"merged": 1.0} if config.mixing == "merged" else dataset_weights(config),
         policy=config.precision,
+        accumulate=accumulate,
         accept=not_finite.ACCEPT[config.hooks.on_nonfinite],
     )
     return Run(config, mesh, objective, layout, step)
 
 
-def build_objective(config: TrainConfig, num_shards: int) -> Objective:
+def build_objective(
+    config: TrainConfig, num_shards: int, split: Callable[..., chunks.Parts] = chunks.split
+) -> Objective:
     """Returns what a resolved config minimises, with its model.
 
     Args:
         config: a resolved run.
-        num_shards: data shards of the mesh.
+        num_shards: data shards of the mesh, or of a part that computes by itself.
+        split: cuts batches in chunks; a contrastive batch is never cut.
     """
     model, augmentation = config.model, config.data.augment
     if config.stage == "contrastive":
@@ -308,7 +324,7 @@ def build_objective(config: TrainConfig, num_shards: int) -> Objective:
         )
     if config.stage == "language_model":
         return objective_lib.language_model(
-            api.language_model(required(model.lm, "lm")), num_shards=num_shards
+            api.language_model(required(model.lm, "lm")), num_shards=num_shards, split=split
         )
     trains_vision = config.trains_vision
     return objective_lib.flamingo(
@@ -316,6 +332,7 @@ def build_objective(config: TrainConfig, num_shards: int) -> Objective:
         num_shards=num_shards,
         augmentation=augmentation,
         trains_vision=trains_vision,
+        split=split,
     )
 
 

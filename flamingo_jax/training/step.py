@@ -31,12 +31,13 @@ from flamingo_jax.core.stack import Loops, with_loops
 from flamingo_jax.sharding.compile import compiler_options
 from flamingo_jax.sharding.layout import Layout
 from flamingo_jax.sharding.mesh import batch_sharding, replicated
-from flamingo_jax.training.datasets_per_step import accumulate
+from flamingo_jax.training import datasets_per_step
 from flamingo_jax.training.not_finite import Accept, accept_all
 from flamingo_jax.training.objective import Metrics, Objective
 from flamingo_jax.training.state import StateLayout, TrainState
 
 Gather = Callable[[trees.Params], trees.Params]
+Accumulate = Callable[..., tuple[trees.Params, Metrics]]
 Step = Callable[
     [TrainState[Array], Mapping[str, Any], jax.Array], tuple[TrainState[Array], Metrics]
 ]
@@ -53,6 +54,7 @@ def update(
     weights: Mapping[str, float],
     policy: Policy,
     gather: Gather = lambda params: params,
+    accumulate: Accumulate = datasets_per_step.accumulate,
     accept: Accept = accept_all,
 ) -> tuple[TrainState[Array], Metrics]:
     """Does one update: a pure function.
@@ -67,6 +69,7 @@ def update(
         weights: {dataset: lambda_m}.
         policy: the compute dtype.
         gather: all-gathers the cast weights, once, before the first dataset.
+        accumulate: sums the gradients of the datasets.
         accept: accept(state before, state after, metrics) says what becomes of an update that is
             not finite (`training.not_finite`).
 

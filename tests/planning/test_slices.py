@@ -60,10 +60,13 @@ def test_a_transfer_takes_its_share_of_the_network(num_slices, received, overlap
 
 @pytest.mark.tpu_compiler
 def test_gradients_cross_the_network_once_and_nothing_else_does():
-    """One dataset: each chip sends its part of the gradient, a quarter, in float32."""
+    """Two datasets: each chip sends its part of their sum, a quarter, in float32."""
     described = config("language_model", replica=2, data=4, slices=2)
     (dataset,) = described.data.datasets.values()
-    data = {"text": dataclasses.replace(dataset, batch_size=8)}
+    data = {
+        name: dataclasses.replace(dataset, batch_size=size)
+        for name, size in (("few", 8), ("text", 16))
+    }
     described = dataclasses.replace(
         described, data=dataclasses.replace(described.data, datasets=data)
     )
