@@ -14,8 +14,8 @@ from __future__ import annotations
 
 import contextlib
 import contextvars
-from collections.abc import Iterator, Mapping
-from typing import Protocol, runtime_checkable
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 from jax import Array
@@ -90,6 +90,22 @@ class AxisLayout(Protocol):
     def spreads(self, size: int, axis: str) -> bool:
         """Returns True if a dimension of this size is split over all chips of the mesh."""
 
+    def num_parts(self, rows: int) -> int:
+        """Returns the number of parts of a batch that a block computes in turn."""
+
+    def of_parts(self) -> AxisLayout:
+        """Returns the layout of a block that computes a batch in parts."""
+
+    def product(
+        self,
+        multiply: Callable[[Array, Any], Array],
+        axes: tuple[str | None, ...],
+        contracted: tuple[int, ...],
+        x: Array,
+        w: Any,
+    ) -> Array:
+        """Returns multiply(x, w); it may decide how the sums over chips are made."""
+
     def weight(self, w: Array, axes: tuple[str | None, ...]) -> Array:
         """Returns w unchanged, with a sharding constraint on its gradient."""
 
@@ -142,6 +158,40 @@ def is_spread(size: int, axis: str) -> bool:
     """
     layout = _LAYOUT.get()
     return layout is None or layout.spreads(size, axis)
+
+
+def num_parts(rows: int) -> int:
+    """Returns the number of parts of a batch of `rows` that a block computes in turn."""
+    layout = _LAYOUT.get()
+    return 1 if layout is None else layout.num_parts(rows)
+
+
+def in_parts() -> contextlib.AbstractContextManager[None]:
+    """Makes the layout that of a block that computes a batch in parts, inside the context."""
+    layout = _LAYOUT.get()
+    return with_layout(None if layout is None else layout.of_parts())
+
+
+def product(
+    multiply: Callable[[Array, Any], Array],
+    axes: tuple[str | None, ...],
+    contracted: tuple[int, ...],
+    x: Array,
+    w: Any,
+) -> Array:
+    """Returns multiply(x, w), with sums over chips as the layout makes them.
+
+    Args:
+        multiply: contracts the last axes of x with `contracted` of w.
+        axes: logical axes of w.
+        contracted: axes of w.
+        x: the activations.
+        w: the weight.
+    """
+    layout = _LAYOUT.get()
+    if layout is None:
+        return multiply(x, w)
+    return layout.product(multiply, axes, contracted, x, w)
 
 
 def constrain_gradient(w: Array, axes: tuple[str | None, ...]) -> Array:

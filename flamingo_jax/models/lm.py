@@ -18,15 +18,17 @@ sharding; the padding is masked and has no id.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import haiku as hk
+import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 from jax.typing import DTypeLike
 
-from flamingo_jax.core.axes import constrain
+from flamingo_jax.core.axes import constrain, in_parts, num_parts
 from flamingo_jax.core.notation import Array, Bool, Float, Float32, Int, UInt8
 from flamingo_jax.core.params import param, weight
 from flamingo_jax.core.precision import Int8Weight
@@ -49,17 +51,17 @@ BlockRunner = Callable[[Stack, Any, Array, Any], tuple[Array, Any]]
 class Block(hk.Module):
     """One layer: self-attention and feed-forward, in sequence or (GPT-NeoX) in parallel."""
 
-    def __init__(self, config: LMConfig, context: Context, *, name: str = "block"):
+    def __init__(self, config: LMConfig, *, name: str = "block"):
         super().__init__(name=name)
-        self.config, self.context = config, context
+        self.config = config
 
     def __call__(
-        self, x: Float[Array, "B T D"], cache: Any = None
+        self, x: Float[Array, "B T D"], context: Context, cache: Any = None
     ) -> tuple[Float[Array, "B T D"], Any]:
         """Returns (x, new rows for this layer's cache; None if there is no cache)."""
         config = self.config
         x = residual(x)
-        attention = SelfAttention(config, self.context, name="attention")
+        attention = SelfAttention(config, context, name="attention")
         attended, rows = attention(normalised(config, x, name="attention_norm"), cache)
         if not config.parallel_residual:
             x = checkpoint_name(residual(x + attended), "attended")
@@ -78,6 +80,32 @@ def normalised(config: LMConfig, x: Float[Array, "B T D"], *, name: str) -> Floa
     if config.norm == "layer":
         return layer_norm(x, epsilon=config.norm_epsilon, bias=config.norm_bias, name=name)
     return rms_norm(x, epsilon=config.norm_epsilon, name=name)
+
+
+def _in_parts(
+    block: Block, x: Float[Array, "B T D"], context: Context, cache: Any
+) -> tuple[Float[Array, "B T D"], Any]:
+    """Applies a block to one part of the rows after the other, if the layout says so.
+
+    The parts do not depend on each other: while chips exchange the rows of one part, they compute
+    another. Each chip has rows of each part.
+    """
+    parts = num_parts(len(x)) if cache is None else 1
+    if parts == 1:
+        return block(x, context, cache)
+
+    def part(leaf: Any, i: int) -> Any:
+        # Rows i, i + parts, ...; a slice with steps would not stay on its chip.
+        if not isinstance(leaf, Array):
+            return leaf
+        return leaf.reshape(-1, parts, *leaf.shape[1:])[:, i]
+
+    outputs = []
+    with in_parts():
+        for i in range(parts):
+            own = jax.tree.map(functools.partial(part, i=i), context)
+            outputs.append(block(part(x, i), own)[0])
+    return residual(jnp.stack(outputs, axis=1).reshape(x.shape)), None
 
 
 def residual(x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
@@ -204,7 +232,7 @@ class LM(hk.Module):
         """
         stack = Stack(
             self.config.num_layers,
-            lambda x, cache: Block(self.config, context)(x, cache),
+            lambda x, cache: _in_parts(Block(self.config), x, context, cache),
             name="blocks",
             remat=self.config.remat,
         )

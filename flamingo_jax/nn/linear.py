@@ -15,12 +15,14 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Callable
 
 import haiku as hk
 import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
+from flamingo_jax.core import axes as axes_lib
 from flamingo_jax.core.notation import Array, Float, Float32, Int
 from flamingo_jax.core.params import Axes, Initializer, param, weight
 from flamingo_jax.core.precision import Int8Weight
@@ -42,6 +44,10 @@ def product(
     w = w.astype(x.dtype)
     flat = contracted == tuple(range(len(contracted))) and flat_product.gains(w)
     return flat_product.contract(x, w, len(contracted)) if flat else _contract(x, w, contracted)
+
+
+def _multiply(contracted: tuple[int, ...]) -> Callable[[Array, Array | Int8Weight], Array]:
+    return lambda x, w: product(x, w, contracted)
 
 
 def scores_of_rows(x: Float[Array, "B T D"], table: Array | Int8Weight) -> Float32[Array, "B T V"]:
@@ -127,7 +133,7 @@ class Linear(hk.Module):
         init = self.init or hk.initializers.TruncatedNormal(math.prod(in_shape) ** -0.5)
         contracted = tuple(range(self.num_in))
         w = weight("w", in_shape + self.out_shape, self.axes, init, contracted=contracted)
-        y = product(x, w, contracted)
+        y = axes_lib.product(_multiply(contracted), self.axes, contracted, x, w)
         if self.bias:
             b = param("b", self.out_shape, self.axes[self.num_in :], jnp.zeros)
             y = y + jnp.broadcast_to(b.astype(x.dtype), y.shape)
@@ -168,7 +174,7 @@ class FusedLinear(hk.Module):
         init = hk.initializers.TruncatedNormal(width**-0.5)
         last = (len(self.out_shape),)
         w = weight("w", (*self.out_shape, width), self.axes, init, contracted=last)
-        return product(x, w, last)
+        return axes_lib.product(_multiply(last), self.axes, last, x, w)
 
 
 def fused_linear(

@@ -24,6 +24,12 @@ from flamingo_jax.core.precision import Int8Weight
 # once; a loop uses one ring, and its additions cost as much as the overlap saves.
 _TPU_OPTIONS: dict[str, Any] = {"xla_tpu_enable_windowed_einsum_for_reduce_scatter": "false"}
 
+# Gathers and all-to-alls run while other instructions compute. By default they do not.
+_TPU_OVERLAP: dict[str, Any] = {
+    "xla_enable_async_all_gather": "true",
+    "xla_tpu_enable_async_all_to_all": "true",
+}
+
 
 def shardings_of(
     abstract: trees.Params, axes: Mapping[str, tuple[str | None, ...]], mesh: Mesh
@@ -121,12 +127,18 @@ def jit_giving_up(change: Callable[[Any], Any], out_shardings: Any = None) -> Ca
     return run
 
 
-def compiler_options(mesh: Mesh) -> dict[str, Any] | None:
-    """Returns the compiler options of a training step on the mesh's platform.
+def compiler_options(mesh: Mesh, *, overlap: bool = False) -> dict[str, Any] | None:
+    """Returns the compiler options of a step on the mesh's platform.
 
     None uses the compiler's defaults.
+
+    Args:
+        mesh: the device mesh.
+        overlap: True to run collectives while other instructions compute.
     """
-    return dict(_TPU_OPTIONS) if mesh.devices.flat[0].platform == "tpu" else None
+    if mesh.devices.flat[0].platform != "tpu":
+        return None
+    return _TPU_OPTIONS | (_TPU_OVERLAP if overlap else {})
 
 
 def use_compilation_cache(directory: str) -> None:

@@ -18,13 +18,14 @@ import dataclasses
 import functools
 import math
 from collections.abc import Mapping
+from typing import Any
 
 import jax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from flamingo_jax.core import axes as axes_lib
 from flamingo_jax.core.axes import MeshAxes
-from flamingo_jax.sharding import zero
+from flamingo_jax.sharding import exchange, zero
 from flamingo_jax.sharding.compile import weight_spec
 
 
@@ -39,12 +40,19 @@ class Layout:
         apart: axes of the mesh along which each position computes by itself
             (`datasets_per_step.accumulate_apart`): nothing else is split over them, and gradients
             are not summed over them.
+        halves: True to compute a block for two halves of the rows, where both have rows for each
+            chip.
+        all_to_all: True to sum the products of such a block with all-to-alls (`exchange`).
+        part: True inside such a block.
     """
 
     mesh: Mesh
     zero: bool = True
     sequence_parallel: bool = True
     apart: tuple[str, ...] = ()
+    halves: bool = False
+    all_to_all: bool = False
+    part: bool = False
 
     @property
     def device(self) -> jax.Device:
@@ -76,6 +84,30 @@ class Layout:
         names = self._dividing(size, axis, self.mesh.shape)
         chips = self.mesh.size // math.prod(self.mesh.shape[name] for name in self.apart)
         return math.prod(self.mesh.shape[name] for name in names) == chips
+
+    def num_parts(self, rows: int) -> int:
+        """Returns the number of parts of a batch that a block computes in turn: 1 or 2."""
+        possible = rows % 2 == 0 and self.sequence_parallel and self.spreads(rows // 2, "rows")
+        possible = possible and not self.apart
+        return 2 if self.halves and possible else 1
+
+    def of_parts(self) -> Layout:
+        """Returns the layout of a block that computes a batch in parts."""
+        return dataclasses.replace(self, part=True)
+
+    def product(
+        self,
+        multiply: exchange.Multiply,
+        axes: tuple[str | None, ...],
+        contracted: tuple[int, ...],
+        x: jax.Array,
+        w: Any,
+    ) -> jax.Array:
+        """Returns multiply(x, w); arguments as in `core.axes.product`."""
+        of_tokens = x.ndim == 2 + len(contracted)
+        if self.part and self.all_to_all and of_tokens and "model" in axes_lib.spec(axes):
+            return exchange.product(self.mesh, multiply, axes, contracted, x, w)
+        return multiply(x, w)
 
     def _dividing(self, size: int, axis: str | None, free: Mapping[str, int]) -> tuple[str, ...]:
         names = self._names(axis, free)

@@ -14,6 +14,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Sequence
+from typing import Literal
 
 import jax
 import numpy as np
@@ -42,6 +43,12 @@ class MeshConfig:
             them, so that replica is a multiple of this number; data and model stay inside a slice.
         zero: True to split gradients, moments and float32 weights over data (ZeRO-1).
         sequence_parallel: True to split the residual stream between blocks over model.
+        halves: True to compute each block of the LM for one half of a chip's rows and then for the
+            other. The rows of one half are gathered while the other half is computed. It needs two
+            rows for each chip; a smaller batch is computed whole, and so is each batch on several
+            slices.
+        sums: the collective of the sums over model in such halves. "all_to_all" can run while a
+            TPU computes, but loads links more (`sharding.exchange`).
     """
 
     replica: int = 1
@@ -51,6 +58,8 @@ class MeshConfig:
     slices: int = 1
     zero: bool = True
     sequence_parallel: bool = True
+    halves: bool = False
+    sums: Literal["reduce_scatter", "all_to_all"] = "reduce_scatter"
 
     def __post_init__(self) -> None:
         ranges.check(self, ranges.whole(1, also=(-1, "all devices that are left")), *AXES)
@@ -63,7 +72,13 @@ class MeshConfig:
 
     def layout(self, mesh: Mesh) -> Layout:
         """Returns the layout of activations and gradients on a mesh."""
-        return Layout(mesh, zero=self.zero, sequence_parallel=self.sequence_parallel)
+        return Layout(
+            mesh,
+            zero=self.zero,
+            sequence_parallel=self.sequence_parallel,
+            halves=self.halves,
+            all_to_all=self.sums == "all_to_all",
+        )
 
     def sizes(self) -> dict[str, int]:
         """Returns {axis: size} in mesh order."""

@@ -130,5 +130,5 @@ def make_step(
         in_shardings=(state.shardings, batch_sharding(mesh), replicated(mesh)),
         out_shardings=(state.shardings, replicated(mesh)),
         donate_argnums=0,
-        compiler_options=compiler_options(mesh),
+        compiler_options=compiler_options(mesh, overlap=layout.halves),
     )

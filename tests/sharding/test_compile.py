@@ -78,4 +78,7 @@ def test_an_init_makes_its_parts_on_their_devices():
 
 def test_compiler_options_depend_on_the_platform():
     assert compile_lib.compiler_options(make_mesh(MeshConfig(data=8))) is None
-    assert compile_lib.compiler_options(chips.mesh(1, 2, 4)) is not None
+    options = compile_lib.compiler_options(chips.mesh(1, 2, 4))
+    overlap = compile_lib.compiler_options(chips.mesh(1, 2, 4), overlap=True)
+    assert options is not None and overlap is not None
+    assert "true" not in options.values() and options.items() < overlap.items()
