@@ -70,10 +70,10 @@ def test_one_dataset_of_the_80b_fits_the_papers_1536_chips():
 def test_the_whole_80b_step_fits_and_gets_no_slower():
     """At most 24 GiB per chip.
 
-    The MFU should be 0.38 or more. It is 0.316, so the bound only says that it gets no worse: 16
-    chips gather and sum activations for 1.2 s of 3.2.
+    The MFU should be 0.38 or more. It is 0.365, so the bound only says that it gets no worse: 16
+    chips sum activations for 0.55 s of 2.76.
     """
     data = planned("flamingo_80b", "v4:8x12x16")
     assert data["fits"] and data["hbm_bytes"]["total"] <= 24 * GIB
-    assert data["mfu"] >= 0.31
-    assert data["days"] < 19  # 18.5; the paper's run took 15 (B.1.2)
+    assert data["mfu"] >= 0.36
+    assert data["days"] < 16.5  # 15.9; the paper's run took 15 (B.1.2)
