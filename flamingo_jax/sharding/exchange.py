@@ -123,5 +123,7 @@ def _summed(
         total = functools.reduce(jnp.add, (part.astype(jnp.float32) for part in parts))
         return total.astype(y.dtype)
 
-    specs = {"in_specs": (of_x, of_w), "out_specs": PartitionSpec(_ROWS)}
-    return jax.shard_map(run, mesh=mesh, **specs, check_vma=False)(x, w)
+    apart = jax.shard_map(
+        run, mesh=mesh, in_specs=(of_x, of_w), out_specs=PartitionSpec(_ROWS), check_vma=False
+    )
+    return apart(x, w)
