@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable
 
 import haiku as hk
 import jax
@@ -44,10 +43,6 @@ def product(
     w = w.astype(x.dtype)
     flat = contracted == tuple(range(len(contracted))) and flat_product.gains(w)
     return flat_product.contract(x, w, len(contracted)) if flat else _contract(x, w, contracted)
-
-
-def _multiply(contracted: tuple[int, ...]) -> Callable[[Array, Array | Int8Weight], Array]:
-    return lambda x, w: product(x, w, contracted)
 
 
 def scores_of_rows(x: Float[Array, "B T D"], table: Array | Int8Weight) -> Float32[Array, "B T V"]:
@@ -133,7 +128,8 @@ class Linear(hk.Module):
         init = self.init or hk.initializers.TruncatedNormal(math.prod(in_shape) ** -0.5)
         contracted = tuple(range(self.num_in))
         w = weight("w", in_shape + self.out_shape, self.axes, init, contracted=contracted)
-        y = axes_lib.product(_multiply(contracted), self.axes, contracted, x, w)
+        multiply = functools.partial(product, contracted=contracted)
+        y = axes_lib.product(multiply, self.axes, contracted, x, w)
         if self.bias:
             b = param("b", self.out_shape, self.axes[self.num_in :], jnp.zeros)
             y = y + jnp.broadcast_to(b.astype(x.dtype), y.shape)
@@ -174,7 +170,8 @@ class FusedLinear(hk.Module):
         init = hk.initializers.TruncatedNormal(width**-0.5)
         last = (len(self.out_shape),)
         w = weight("w", (*self.out_shape, width), self.axes, init, contracted=last)
-        return axes_lib.product(_multiply(last), self.axes, last, x, w)
+        multiply = functools.partial(product, contracted=last)
+        return axes_lib.product(multiply, self.axes, last, x, w)
 
 
 def fused_linear(

@@ -30,7 +30,7 @@ from flamingo_jax.core.precision import Int8Weight
 
 Multiply = Callable[[Array, Any], Array]
 
-_BATCH, _ROWS = ("replica", "data"), ("replica", "data", "model")
+_BATCH, _ROWS = axes_lib.RULES["batch"], axes_lib.RULES["rows"]
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2, 3))
@@ -69,8 +69,8 @@ def _backward(
 
     def transposed(dy: Array, w: Any) -> Array:
         shape = tuple(w.shape[axis] for axis in contracted)
-        like = jax.ShapeDtypeStruct((*dy.shape[: x.ndim - len(shape)], *shape), x.dtype)
-        _, pull = jax.vjp(lambda x: multiply(x, w), jnp.zeros(like.shape, like.dtype))
+        zeros = jnp.zeros((*dy.shape[: x.ndim - len(shape)], *shape), x.dtype)
+        _, pull = jax.vjp(lambda x: multiply(x, w), zeros)
         return pull(dy)[0]
 
     if _split(axes) in contracted:
