@@ -54,6 +54,7 @@ def run_config(mesh: MeshConfig, **changes: Any) -> TrainConfig:
         norm="rms", position="relative", mlp_bias=True, qkv_conv_width=0, remat="projections"
     )
     described.model.xattn.update(every=2, head_dim=HEAD_SIZE)
+    described.layers = "scanned"
     described.optimizer.update(learning_rate=RATE, warmup_steps=0, eps=EPSILON)
     for name, weight in WEIGHTS.items():
         described.data.datasets[name].weight = weight
