@@ -1,7 +1,8 @@
 """Published results by task: of Flamingo, OpenFlamingo and IDEFICS.
 
 The numbers are in `evaluation/benchmarks`, in the unit of the publications: percent, and 100 times
-CIDEr, NDCG, WUPS and ROC AUC. Those of Flamingo are from Tables 1, 7, 9 and 11.
+CIDEr, NDCG, WUPS and ROC AUC. Those of Flamingo are from Tables 1, 7, 9 and 11. Tables 2, 3 and 10
+are in `published_fine_tuning` and `published_ablations`.
 """
 
 from __future__ import annotations
