@@ -5,6 +5,10 @@ r"""Evaluates a model few-shot, or a contrastive one zero-shot.
 
 Writes results.json, tables, curves, and pages with prompts and the model's answers.
 
+    python -m flamingo_jax.evaluate --report=TABLE3,runs/base,runs/every_4th [--output=DIR]
+
+joins runs into a table or figure of the paper (evaluation/report/joined.py), without a model.
+
 `--checkpoint` is an export, a WORKDIR (its newest step) or WORKDIR/checkpoints/STEP.
 `--task=lm_lookup` needs only a language model. `--task=embed` (image features, see
 evaluation/embed.py), zero-shot classification and retrieval
@@ -26,6 +30,7 @@ from flamingo_jax.core.config import ConfigError
 from flamingo_jax.core.processes import Cluster
 from flamingo_jax.evaluation.config import EvaluateConfig
 from flamingo_jax.evaluation.metrics import MissingResourceError
+from flamingo_jax.evaluation.report import joined
 from flamingo_jax.evaluation.run import run
 from flamingo_jax.evaluation.task import TaskError
 from flamingo_jax.inference.model import EXPECTED_ERRORS
@@ -37,11 +42,18 @@ _CHECKPOINT = flags.DEFINE_string(
 _OUTPUT = flags.DEFINE_string("output", None, "Directory of the report.")
 _TASK = flags.DEFINE_list("task", None, "Tasks, in place of config.tasks.")
 _SHOTS = flags.DEFINE_list("shots", None, "Numbers of support examples, in place of config.shots.")
+_REPORT = flags.DEFINE_list(
+    "report", None, "NAME,RUN,RUN,...: joins runs into TABLE2, TABLE3, TABLE10, FIGURE2 or FIGURE6."
+)
 cli.distributed_flag()
 
 
 def main(_: list[str], cluster: Cluster) -> None:
-    """Evaluates what the config and the flags name."""
+    """Evaluates what the config and the flags name, or joins runs."""
+    if _REPORT.value:
+        name, *runs = _REPORT.value
+        print(joined.join(name, runs, _OUTPUT.value))
+        return
     config = cli.read_config(EvaluateConfig)
     if _TASK.value is not None:
         config = dataclasses.replace(config, tasks=tuple(_TASK.value))
@@ -55,6 +67,8 @@ def main(_: list[str], cluster: Cluster) -> None:
 
 
 if __name__ == "__main__":
-    required = ["config", "checkpoint", "output"]
+    for name in ("config", "checkpoint", "output"):
+        message = f"Flag --{name} must have a value other than None."  # as of a required flag
+        flags.register_validator(name, lambda got: got is not None or bool(_REPORT.value), message)
     expected = (*EXPECTED_ERRORS, AgreementError, TaskError, MissingResourceError)
-    cli.run(main, required=required, expected=expected, keep_freed=True)
+    cli.run(main, required=[], expected=expected, keep_freed=True)

@@ -145,7 +145,8 @@ def parse(module: str, *arguments: str) -> None:
         if module in CONFIGS:
             words, fields = overrides.split(words)
         flags.FLAGS(words)
-        if module in CONFIGS:
+        joins = module == "flamingo_jax.evaluate" and flags.FLAGS.report  # then it needs no config
+        if module in CONFIGS and not joins:
             config_files.read(CONFIGS[module], flags.FLAGS.config, fields)
 
 

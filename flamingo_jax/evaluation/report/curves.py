@@ -35,6 +35,7 @@ METRIC_TITLES = {
     "exact_match": "exact match of the written answer",
     "ranking": "right answer ranked first",
 }
+_GATES = {"gates/attention": "cross-attention gates", "gates/dense": "feed-forward gates"}
 _STYLE: Any = {
     "font.size": 10,
     "font.family": "sans-serif",
@@ -193,15 +194,9 @@ def gate_curves(log: Sequence[Numbers]) -> Figure | None:
 
     Returns None if the log has no gates.
     """
-    names = [
-        name
-        for name in dict.fromkeys(key for line in log for key in line)
-        if name.startswith("gates/")
-    ]
-    gates = {name: found for name in names if (found := _gates(log, name))}
+    gates = _all_gates(log)
     if not gates:
         return None
-    titles = {"gates/attention": "cross-attention gates", "gates/dense": "feed-forward gates"}
     with style():
         figure = Figure(figsize=(4.6 * len(gates) + 0.6, 4.0), layout="constrained")
         axes = figure.subplots(1, len(gates), sharey=True, squeeze=False)[0]
@@ -215,7 +210,7 @@ def gate_curves(log: Sequence[Numbers]) -> Figure | None:
                 font = {"size": 8.5, "va": "center", "color": colours[layer]}
                 where = {"xycoords": ("axes fraction", "data"), "textcoords": "offset points"}
                 axis.annotate(f"layer {layer}", (1, height), (4, 0), **where, **font)
-            axis.set_title(titles.get(name, name.removeprefix("gates/")))
+            axis.set_title(_GATES.get(name, name.removeprefix("gates/")))
             axis.set_xlabel("updates")
             axis.set_xlim(0, max(steps))
             axis.tick_params(length=0)
@@ -223,6 +218,23 @@ def gate_curves(log: Sequence[Numbers]) -> Figure | None:
         axes[0].set_ylabel(r"$|\tanh(\alpha)|$")
         headline(figure, "How far the gates have opened")
     return figure
+
+
+def last_gates(log: Sequence[Numbers]) -> dict[str, list[float]]:
+    """Returns {kind of gates: tanh(alpha) of each layer} of the last report; {} without gates."""
+    return {
+        _GATES.get(name, name.removeprefix("gates/")): found[max(found)]
+        for name, found in _all_gates(log).items()
+    }
+
+
+def _all_gates(log: Sequence[Numbers]) -> dict[str, dict[int, list[float]]]:
+    names = [
+        name
+        for name in dict.fromkeys(key for line in log for key in line)
+        if name.startswith("gates/")
+    ]
+    return {name: found for name in names if (found := _gates(log, name))}
 
 
 def _gates(log: Sequence[Numbers], name: str) -> dict[int, list[float]]:
@@ -248,12 +260,18 @@ def _labelled(heights: np.ndarray) -> list[tuple[int, float]]:
         if count <= 8
         else sorted({round(place) for place in np.linspace(0, count - 1, 6)})
     )
-    apart = 0.055 * float(max(heights.max(), 1e-9)) * 1.2
-    placed: list[tuple[int, float]] = []
-    for layer in sorted(chosen, key=lambda number: heights[number]):
-        lowest = placed[-1][1] + apart if placed else -math.inf
-        placed.append((int(layer), max(float(heights[layer]), lowest)))
-    return placed
+    gap = 0.055 * float(max(heights.max(), 1e-9)) * 1.2
+    layers = [int(layer) for layer in chosen]
+    return list(zip(layers, apart([float(heights[layer]) for layer in layers], gap), strict=True))
+
+
+def apart(heights: Sequence[float], gap: float) -> list[float]:
+    """Returns heights of labels that are at least `gap` apart: each is moved up if need be."""
+    moved, lowest = dict[int, float](), -math.inf
+    for place in sorted(range(len(heights)), key=heights.__getitem__):
+        moved[place] = max(heights[place], lowest)
+        lowest = moved[place] + gap
+    return [moved[place] for place in range(len(heights))]
 
 
 def loss_curves(logs: Mapping[str, Sequence[Numbers]]) -> Figure | None:

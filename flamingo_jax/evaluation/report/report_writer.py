@@ -99,7 +99,7 @@ def write_report(
             chosen, image_size, image_fit=image_fit, background=background
         )
     figures = {name: figure for name, figure in pictures.items() if figure is not None}
-    return written + [_save(figure, target / name) for name, figure in figures.items()]
+    return written + [save(figure, target / name) for name, figure in figures.items()]
 
 
 def text_table(rows: Sequence[Row]) -> str:
@@ -172,7 +172,12 @@ def _legend(rows: Sequence[Row]) -> str:
     )
 
 
-def _save(figure: Figure, path: Path) -> Path:
+def save(figure: Figure, path: Path) -> Path:
+    """Writes a picture as PNG and returns its path.
+
+    Raises:
+        PathError: it cannot be written.
+    """
     buffer = io.BytesIO()
     with curves.style():
         figure.savefig(buffer, format="png")

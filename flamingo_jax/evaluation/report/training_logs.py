@@ -21,7 +21,7 @@ def training_logs(checkpoint: PathLike) -> dict[str, Path]:
     Args:
         checkpoint: an export, WORKDIR or WORKDIR/checkpoints/STEP.
     """
-    workdir = next((place for place in _upwards(Path(checkpoint)) if (place / LOG).exists()), None)
+    workdir = workdir_of(checkpoint)
     if workdir is None or not (workdir / CONFIG).exists():
         return {}
     try:
@@ -36,6 +36,17 @@ def training_logs(checkpoint: PathLike) -> dict[str, Path]:
     for place in places:
         found |= training_logs(place)
     return {**found, stage: workdir / LOG}
+
+
+def workdir_of(checkpoint: PathLike) -> Path | None:
+    """Returns the directory of the run that made a checkpoint: the one with its metrics.jsonl.
+
+    None if it is not there, as for a published export.
+
+    Args:
+        checkpoint: an export, WORKDIR or WORKDIR/checkpoints/STEP.
+    """
+    return next((place for place in _upwards(Path(checkpoint)) if (place / LOG).exists()), None)
 
 
 def read_log(path: PathLike) -> list[dict[str, Any]]:
