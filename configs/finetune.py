@@ -3,8 +3,8 @@ r"""Fine-tuning on one benchmark, at 480 pixels (paper, B.2.2).
 The language model is frozen; the vision encoder is trained too.
 
     COMMAND
-        python -m data_pipelines.run --pipeline=pairs --format=table \
-            --input=vqav2_train.csv --output=/data/vqav2
+        python -m data_pipelines.run --pipeline=benchmark --task=vqav2 \
+            --input=/official/vqav2 --output=/data/vqav2
         python -m flamingo_jax.plan --config=configs/finetune.py:vqav2 --topology=v4:4x4x8
         launch/tpu_pod.sh train --name=NAME --mount=BUCKET:/data -- \
             --config=configs/finetune.py:vqav2,/data --workdir=gs://BUCKET/vqav2 \
@@ -15,10 +15,10 @@ The language model is frozen; the vision encoder is trained too.
         for each task: see TASKS below.
 
 The argument is TASK[,DIRECTORY[,SIZE]]: one of TASKS; the directory of the tokenizer and of the
-records, with one directory for each task; and 80b (default), 9b or 3b. Records are pairs of an
-image or video and its text, "Question: ... Answer: ..." or "Output: ...", in the form of the
-few-shot prompts. The loss is over the whole text, as for all pairs. The paper fine-tunes in "the
-single-image/video format".
+records, with one directory for each task; and 80b (default), 9b or 3b. A record is an image or
+video, its prompt in the form of the few-shot prompts, and all right answers. The loss is over the
+whole text, as for all pairs; --config.data.datasets.TASK.loss_on=answers counts the answers alone.
+The paper fine-tunes in "the single-image/video format".
 
 The paper searches a grid for each task on a part of its validation set: GRID. It searches the
 number of updates too, without stating it.

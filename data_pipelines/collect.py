@@ -57,11 +57,13 @@ class Found:
         "duplicate_url", "duplicate_text", ...
       sketch: what decides whether it is nearly equal to a record with which it shares a key of
         near_duplicates.KEY.
+      split: the split that it goes to; "" = by `Execution.validation_share`.
     """
 
     record: Record
     keys: tuple[str, ...] = ()
     sketch: bytes = b""
+    split: str = ""
 
 
 Read = Callable[[Unit], Iterator[Found | Reject]]
@@ -169,6 +171,7 @@ def collect(
     how: Execution,
     *,
     passed_over: Mapping[str, int] | None = None,
+    has_validation: bool = False,
 ) -> Counts:
     """Makes a dataset of everything that `read` finds in the units.
 
@@ -181,6 +184,7 @@ def collect(
       output: an existing directory, for the dataset and report.json.
       how: runner, workers and limits.
       passed_over: number of files that were found and are no units, by suffix.
+      has_validation: True if `read` names the split "validation" for some records.
 
     Returns:
       The counts.
@@ -189,9 +193,10 @@ def collect(
       ValueError: too many records are damaged, or no record is left. Then no dataset is written.
       WorkerDied: a worker process died or was stuck; the error names what it was reading.
     """
-    splits = (TRAIN, VALIDATION) if how.validation_share else (TRAIN,)
+    splits = (TRAIN, VALIDATION) if how.validation_share or has_validation else (TRAIN,)
     write = functools.partial(
         _write,
+        splits=splits,
         read=read,
         kind=kind,
         directory=os.fspath(output),
@@ -276,6 +281,7 @@ def _first(counts: Counts) -> str:
 def _write(
     numbered: tuple[int, Unit],
     *,
+    splits: Sequence[str],
     read: Read,
     kind: str,
     directory: str,
@@ -293,7 +299,6 @@ def _write(
     index, unit = numbered
     counts, sketches = Counts(), {}
     with contextlib.ExitStack() as stack:
-        splits = (TRAIN, VALIDATION) if share else (TRAIN,)
         writers = {
             split: stack.enter_context(
                 writing(epath.Path(directory) / shard_name(split, index, num_units), kind)
@@ -307,7 +312,8 @@ def _write(
                 counts.reject(item)
                 continue
             counts.read += 1
-            split = _split(item.keys[0] if item.keys else f"{index}/{counts.read}", share)
+            first_key = item.keys[0] if item.keys else f"{index}/{counts.read}"
+            split = item.split or _split(first_key, share)
             position = writers[split].shard.num_records
             writers[split].write(item.record)
             counts.written[split] += 1

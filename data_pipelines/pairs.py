@@ -223,14 +223,27 @@ def _pair(
     clean = caption(text, request.max_characters)
     if isinstance(clean, Reject):
         return clean
-    try:
-        size = images.probe(image)
-        if min(size.width, size.height) < request.min_size:
-            return Reject("image_too_small", f"{size.width} x {size.height} pixels")
-        images.decode(image, _DECODED_SIZE)
-        image = as_stored(image)
-    except CorruptRecord as error:
-        return Reject(error.reason, f"{source}: {error}", broken=True)
+    stored = stored_image(image, source, min_size=request.min_size)
+    if isinstance(stored, Reject):
+        return stored
     metadata = {"source": source} | ({"url": url} if url else {})
     keys = (url_key(url),) if url else ()
-    return Found(ImageText(image, clean, json.dumps(metadata, allow_nan=False)), keys)
+    return Found(ImageText(stored, clean, json.dumps(metadata, allow_nan=False)), keys)
+
+
+def stored_image(image: bytes, source: str, *, min_size: int = 0) -> bytes | Reject:
+    """Checks that an image can be decoded, and returns it in the form that records store.
+
+    Args:
+      image: as found.
+      source: its name, for the report.
+      min_size: the fewest pixels of its shorter side.
+    """
+    try:
+        size = images.probe(image)
+        if min(size.width, size.height) < min_size:
+            return Reject("image_too_small", f"{size.width} x {size.height} pixels")
+        images.decode(image, _DECODED_SIZE)
+        return as_stored(image)
+    except CorruptRecord as error:
+        return Reject(error.reason, f"{source}: {error}", broken=True)

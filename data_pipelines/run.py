@@ -42,6 +42,8 @@ from data_pipelines import (
     videos,
     world,
 )
+from data_pipelines.benchmarks import pipeline as benchmark
+from data_pipelines.benchmarks.records import BenchmarkRequest
 from data_pipelines.inputs import folders_of_files, identity
 from data_pipelines.on_beam import Execution
 from data_pipelines.watchdog import WorkerDied, supervised
@@ -83,6 +85,7 @@ class MissingPackageError(ModuleNotFoundError):
 # All modules are imported here, because the flags are the fields of their dataclasses. None of
 # them imports a package of the extra before it runs.
 PIPELINES = {
+    "benchmark": Pipeline(BenchmarkRequest, benchmark.build, packages=("apache_beam",)),
     "dedup": Pipeline(
         dedup.DedupRequest, dedup.build, packages=("apache_beam", "faiss", "imagehash")
     ),

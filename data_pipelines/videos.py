@@ -316,7 +316,13 @@ def _found(file: IO[bytes], clip: _Clip, request: VideosRequest) -> Found | Reje
     try:
         with video.opened(file) as opened:
             if request.store == "frames":
-                frames, fps = _frames(opened, clip, request)
+                frames, fps = stored_frames(
+                    opened,
+                    None if clip.is_cut else clip.span,
+                    fps=request.fps,
+                    max_seconds=request.max_seconds,
+                    frame_size=request.frame_size,
+                )
                 record = VideoText(frames, text, fps, metadata=stored)
             else:
                 next(iter(opened.frames([0])))  # raises CorruptRecord if it cannot be decoded
@@ -333,22 +339,37 @@ def _found(file: IO[bytes], clip: _Clip, request: VideosRequest) -> Found | Reje
     return Found(record, (url_key(clip.url) + span,) if clip.url else ())
 
 
-def _frames(
-    opened: video.VideoFile, clip: _Clip, request: VideosRequest
+def stored_frames(
+    opened: video.VideoFile,
+    span: tuple[float, float] | None,
+    *,
+    fps: float,
+    max_seconds: float,
+    frame_size: int,
 ) -> tuple[tuple[bytes, ...], float]:
-    """Returns the frames to store, as JPEG, and the frames per second."""
+    """Returns the frames to store, as JPEG, and their number per second.
+
+    Args:
+      opened: the video.
+      span: start and end of the part that is stored, in seconds; None = the whole video.
+      fps: frames per second, at most those of the video.
+      max_seconds: stored length, from the start.
+      frame_size: pixels of the longer side; a smaller frame keeps its size.
+
+    Raises:
+      CorruptRecord: the video has no such part, or cannot be decoded.
+    """
     info = opened.info
-    start, end = (0.0, info.duration) if clip.is_cut or clip.span is None else clip.span
+    start, end = (0.0, info.duration) if span is None else span
     first, last = round(start * info.fps), min(max(round(end * info.fps), 1), info.num_frames)
     if first >= last:
         raise CorruptRecord(
             f"From {start} to {end} s of a video of {info.duration:.2f} s.", reason="broken_span"
         )
-    most = max(round(request.max_seconds * request.fps), 1)
-    chosen = first + video.choose_frames(last - first, info.fps, num_frames=most, rate=request.fps)
+    most = max(round(max_seconds * fps), 1)
+    chosen = first + video.choose_frames(last - first, info.fps, num_frames=most, rate=fps)
     frames = opened.frames(chosen.tolist())
-    fps = min(request.fps, info.fps)
-    return tuple(_jpeg(pixels, request.frame_size) for pixels in frames), fps
+    return tuple(_jpeg(pixels, frame_size) for pixels in frames), min(fps, info.fps)
 
 
 def _jpeg(pixels: Any, size: int) -> bytes:

@@ -8,7 +8,7 @@ import math
 from typing import Any, Literal
 
 from flamingo_jax.core import ranges
-from flamingo_jax.core.config import ConfigError
+from flamingo_jax.core.config import ConfigError, FieldError
 
 ImageFit = Literal["pad", "crop", "squash"]
 Background = Literal["mean", "white", "none"]
@@ -39,6 +39,8 @@ class DatasetConfig:
         p_next: probability that the text of a page attends the next image instead of the previous
             one (paper, A.3.2).
         space_prefix: probability that a space is put before the text of a pair (paper, B.1.2).
+        loss_on: what of a pair of prompt and answer counts in the loss: the whole "text", as of all
+            pairs (the paper), or the "answers" alone, with the <EOC> and <EOS> after them.
         documents_per_row: documents that are read for each row of packed text. Documents that do
             not fit are left out.
         rows_per_group: rows of packed text that share their documents. A document that is cut at
@@ -59,6 +61,7 @@ class DatasetConfig:
     chunks: int = 1
     p_next: float = 0.5
     space_prefix: float = 0.5
+    loss_on: Literal["text", "answers"] = "text"
     documents_per_row: int = 8
     rows_per_group: int = 1
 
@@ -70,6 +73,11 @@ class DatasetConfig:
         ranges.check(self, ranges.POSITIVE, "frame_rate")
         ranges.check(self, ranges.SHARE, "p_next", "space_prefix")
         ranges.check(self, ranges.NOT_NEGATIVE, "weight")
+        if self.loss_on != "text" and self.kind != "pairs":
+            raise FieldError(
+                f"loss_on is {self.loss_on!r}, and records of kind {self.kind!r} have no answers; "
+                "expected 'text' for all kinds but 'pairs'."
+            )
 
     @property
     def num_visuals(self) -> int:

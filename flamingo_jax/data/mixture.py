@@ -203,6 +203,12 @@ class _Dataset:
                 f"{' or '.join(RECORD_KINDS[config.kind])}, but {config.path} holds {source.kind}. "
                 "Change the kind or the path."
             )
+        if config.loss_on == "answers" and "answers" not in source.kind:
+            raise ConfigError(
+                f"Dataset {name!r} has loss_on = 'answers', and {config.path} holds {source.kind}, "
+                "which does not say what is an answer: write it with --pipeline=benchmark, or take "
+                "loss_on = 'text'."
+            )
         self._name, self._config, self._source = name, config, source
         self._num_rows = config.batch_size // reader.process_count
         self._first_row = reader.process_index * self._num_rows

@@ -17,7 +17,7 @@ from jaxtyping import Int64, UInt32
 
 from flamingo_jax.core.config import ConfigError
 from flamingo_jax.data import interleave, pack
-from flamingo_jax.data.captions import tokenise_pair
+from flamingo_jax.data.captions import tokenise_pair, tokenise_turns
 from flamingo_jax.data.config import Background, DatasetConfig, ImageFit
 from flamingo_jax.data.images import video
 from flamingo_jax.data.images.read import place
@@ -25,9 +25,11 @@ from flamingo_jax.data.schema import (
     Batch,
     CorruptRecord,
     Document,
+    ImageAnswers,
     ImageText,
     InterleavedPage,
     Record,
+    VideoAnswers,
     VideoText,
 )
 from flamingo_jax.data.sources import EncodedImages, Room
@@ -35,7 +37,7 @@ from flamingo_jax.tokenizers.base import Tokenizer
 
 RECORD_KINDS = {
     "interleaved": ("interleaved_page",),
-    "pairs": ("image_text", "video_text"),
+    "pairs": ("image_text", "video_text", "image_answers", "video_answers"),
     "captions": ("image_text", "video_text"),
     "text": ("document",),
 }
@@ -51,7 +53,10 @@ class Example:
 
     Attributes:
         tokens: one int32[T] for each way to write the text. Pairs have two: without and with the
-            space prefix.
+            space prefix. Answers have two for each different answer.
+        targets: bool[T] for each of `tokens`, the tokens that count in the loss; () = all.
+        answers: for each right answer the number of the different answer that it is; () = there is
+            one.
         phi: int32[T] for pages, else None.
         images: the images, or the stored frames of the video.
         fps: frames per second of a video, None for images.
@@ -63,13 +68,15 @@ class Example:
     images: EncodedImages | None = None
     fps: float | None = None
     video: bytes = b""
+    targets: tuple[np.ndarray, ...] = ()
+    answers: tuple[int, ...] = ()
 
     @property
     def num_bytes(self) -> int:
         """Memory that the example takes, roughly."""
         phi = 0 if self.phi is None else self.phi.nbytes
         images = 0 if self.images is None else self.images.num_bytes
-        tokens = sum(tokens.nbytes for tokens in self.tokens)
+        tokens = sum(array.nbytes for array in (*self.tokens, *self.targets))
         return tokens + phi + images + len(self.video) + _OVERHEAD
 
     def keep_in(self, room: Room) -> None:
@@ -85,12 +92,14 @@ class TrainingRow:
     Attributes:
         tokens, segment, media_index: int32[l], l <= L, as in Batch.
         visuals: the frames of each visual input, uint8[h, w, 3] with a longer side of S pixels.
+        targets: bool[l], the tokens that count in the loss; None = all.
     """
 
     tokens: np.ndarray
     segment: np.ndarray
     media_index: np.ndarray
     visuals: tuple[Sequence[np.ndarray], ...] = ()
+    targets: np.ndarray | None = None
 
 
 class RowMaker:
@@ -130,7 +139,7 @@ class RowMaker:
 
         Raises:
             CorruptRecord: the record cannot be used (a page with more tags than images, a video
-                without frames).
+                without frames, an answer behind the end of the row).
             ValueError: the kind of the record does not suit the dataset.
         """
         tokenizer, kind = self._tokenizer, self._config.kind
@@ -139,24 +148,53 @@ class RowMaker:
         if kind == "interleaved" and isinstance(record, InterleavedPage):
             tokens, phi = interleave.tokenise_page(record, tokenizer)
             return Example((tokens,), phi, self._images(record.images))
-        if not isinstance(record, ImageText | VideoText) or kind not in ("pairs", "captions"):
+        if record.kind not in RECORD_KINDS[kind] or isinstance(record, InterleavedPage | Document):
             raise ValueError(
                 f"A dataset of kind {kind!r} got a {record.kind}, expected {RECORD_KINDS[kind]}."
             )
+        if isinstance(record, ImageAnswers | VideoAnswers):
+            return self._answers(record)
         if kind == "captions":
             ways = [interleave.tokenise_text(record.text, tokenizer)]
         else:
             ways = [
                 tokenise_pair(record.text, tokenizer, space_prefix=space) for space in (False, True)
             ]
-        if isinstance(record, ImageText):
-            return Example(tuple(ways), images=self._images([record.image]))
+        return self._shown(record, Example(tuple(ways)))
+
+    def _answers(self, record: ImageAnswers | VideoAnswers) -> Example:
+        numbers = {answer: number for number, answer in enumerate(dict.fromkeys(record.answers))}
+        tokens, targets = zip(
+            *(
+                tokenise_turns((*record.prompts, answer), self._tokenizer, space_prefix=space)
+                for answer in numbers
+                for space in (False, True)
+            ),
+            strict=True,
+        )
+        only_answers = self._config.loss_on == "answers"
+        if only_answers and not all(each[: self._config.length].any() for each in targets):
+            raise CorruptRecord(
+                f"A prompt of {len(tokens[0])} tokens leaves no room for its answer in a row of "
+                f"{self._config.length}.",
+                reason="answer_cut_off",
+            )
+        answers = tuple(map(numbers.__getitem__, record.answers)) if len(numbers) > 1 else ()
+        example = Example(tokens, targets=targets if only_answers else (), answers=answers)
+        return self._shown(record, example)
+
+    def _shown(
+        self, record: ImageText | VideoText | ImageAnswers | VideoAnswers, example: Example
+    ) -> Example:
+        """Adds the image or video of a record to its example."""
+        if isinstance(record, ImageText | ImageAnswers):
+            return dataclasses.replace(example, images=self._images([record.image]))
         if not record.frames:
             if not record.video:
                 raise CorruptRecord(
                     "A video has neither frames nor a file.", reason="missing_video"
                 )
-            return Example(tuple(ways), video=record.video)
+            return dataclasses.replace(example, video=record.video)
         fps = 1.0 if len(record.frames) == 1 else record.fps  # a still image has no rate
         if not 0 < fps < math.inf:
             raise CorruptRecord(
@@ -164,7 +202,7 @@ class RowMaker:
                 "above 0.",
                 reason="broken_video",
             )
-        return Example(tuple(ways), images=self._images(record.frames), fps=fps)
+        return dataclasses.replace(example, images=self._images(record.frames), fps=fps)
 
     def _images(self, encoded: Sequence[bytes]) -> EncodedImages:
         return EncodedImages(encoded, self._image_size, self._image_fit, self._background)
@@ -189,11 +227,17 @@ class RowMaker:
             chosen = range(piece.first_image, piece.first_image + piece.num_images)
             visuals = tuple((example.images[i],) for i in chosen)
             return TrainingRow(piece.tokens, np.ones_like(piece.tokens), piece.phi, visuals)
+        targets = None
         if config.kind == "pairs":
-            tokens = example.tokens[int(rng().random() < config.space_prefix)]
+            way = int(rng().random() < config.space_prefix)
+            if example.answers:
+                way += 2 * example.answers[int(rng().integers(len(example.answers)))]
+            tokens = example.tokens[way]
+            targets = example.targets[way][: config.length] if example.targets else None
         tokens = tokens[: config.length]
         attends = np.full_like(tokens, 1 if config.kind == "pairs" else 0)
-        return TrainingRow(tokens, np.ones_like(tokens), attends, (self._clip(example, rng),))
+        clip = self._clip(example, rng)
+        return TrainingRow(tokens, np.ones_like(tokens), attends, (clip,), targets)
 
     def window(self, example: Example, rng: Rng) -> np.ndarray:
         """Draws the tokens of one visit to a document: at most L times the rows of a group."""
@@ -289,7 +333,11 @@ class RowMaker:
         starts = np.diff(segment, axis=1, prepend=0) != 0
         if tokenizer.start_ids:
             starts &= tokens == tokenizer.bos_id
-        loss_weights = ((segment > 0) & ~starts).astype(np.float32)
+        counts = (segment > 0) & ~starts
+        for b, row in enumerate(rows):
+            if row.targets is not None:
+                counts[b, : len(row.targets)] &= row.targets
+        loss_weights = counts.astype(np.float32)
         media_key = np.zeros((len(frames), 2), np.uint32)
         owners, numbers = np.nonzero(media_slot >= 0)
         slots = owners // per_pool * capacity + media_slot[owners, numbers]

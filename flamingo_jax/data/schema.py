@@ -1,7 +1,7 @@
-"""The four kinds of records that the data pipelines write, and the batch that the model reads.
+"""The kinds of records that the data pipelines write, and the batch that the model reads.
 
-    page, pair, video, document --to_example--> TFDS example (ArrayRecord)
-        --from_example--> page, pair, video, document --mixture--> Batch
+    page, pair, video, answers, document --to_example--> TFDS example (ArrayRecord)
+        --from_example--> page, pair, video, answers, document --mixture--> Batch
 
 Images stay encoded (JPEG, PNG or WebP bytes) until the loader decodes them. A video is stored as
 its sampled frames, each an encoded image, or as one encoded file. The contents of a page, a pair
@@ -16,6 +16,7 @@ import jax.tree_util
 import numpy as np
 
 from flamingo_jax.core.trees import T
+from flamingo_jax.data.answers import ImageAnswers, VideoAnswers
 
 
 class CorruptRecord(ValueError):
@@ -85,9 +86,9 @@ class Document:
     metadata: str = ""
 
 
-Record = InterleavedPage | ImageText | VideoText | Document
+Record = InterleavedPage | ImageText | VideoText | ImageAnswers | VideoAnswers | Document
 RECORDS: dict[str, type[Record]] = {
-    r.kind: r for r in (InterleavedPage, ImageText, VideoText, Document)
+    r.kind: r for r in (InterleavedPage, ImageText, VideoText, ImageAnswers, VideoAnswers, Document)
 }
 
 
@@ -98,7 +99,7 @@ def images_of(record: Record) -> tuple[bytes, ...]:
     """
     if isinstance(record, InterleavedPage):
         return record.images
-    if isinstance(record, ImageText):
+    if isinstance(record, ImageText | ImageAnswers):
         return (record.image,)
     return () if isinstance(record, Document) else record.frames
 
@@ -106,30 +107,31 @@ def images_of(record: Record) -> tuple[bytes, ...]:
 _TEXT, _IMAGE = 0, 1  # the values of "order" in a stored page
 
 
+# The stored fields of each kind. A field is a text, or what `features` says.
+_FIELDS: Mapping[str, tuple[str, ...]] = {
+    "interleaved_page": ("texts", "images", "order", "metadata"),
+    "image_text": ("image", "text", "metadata"),
+    "video_text": ("frames", "fps", "video", "text", "metadata"),
+    "image_answers": ("image", "prompts", "answers", "metadata"),
+    "video_answers": ("frames", "fps", "video", "prompts", "answers", "metadata"),
+    "document": ("text", "metadata"),
+}
+
+
 def features(kind: str) -> Any:
     """Returns the `tfds.features.FeaturesDict` of stored records of `kind`, a key of RECORDS."""
     import tensorflow_datasets as tfds
 
-    text = tfds.features.Text  # stores bytes as they are, str as UTF-8
-    layouts: dict[str, dict[str, Any]] = {
-        "interleaved_page": {
-            "texts": tfds.features.Sequence(text()),
-            "images": tfds.features.Sequence(text()),
-            # For each part of the page: 0 = the next text, 1 = the next image.
-            "order": tfds.features.Sequence(np.int64),
-            "metadata": text(),
-        },
-        "image_text": {"image": text(), "text": text(), "metadata": text()},
-        "video_text": {
-            "frames": tfds.features.Sequence(text()),
-            "fps": np.float32,
-            "video": text(),
-            "text": text(),
-            "metadata": text(),
-        },
-        "document": {"text": text(), "metadata": text()},
+    text, several = tfds.features.Text, tfds.features.Sequence  # Text stores bytes as they are
+    types: dict[str, Any] = {
+        **{name: several(text()) for name in ("texts", "images", "frames", "prompts", "answers")},
+        # For each part of the page: 0 = the next text, 1 = the next image.
+        "order": several(np.int64),
+        "fps": np.float32,
     }
-    return tfds.features.FeaturesDict(layouts[_known(kind)])
+    return tfds.features.FeaturesDict(
+        {name: types.get(name, text()) for name in _FIELDS[_known(kind)]}
+    )
 
 
 def kind_of(names: Any) -> str:
@@ -138,18 +140,13 @@ def kind_of(names: Any) -> str:
     Raises:
         ValueError: no kind has these fields.
     """
-    fields = {
-        "interleaved_page": {"texts", "images", "order", "metadata"},
-        "image_text": {"image", "text", "metadata"},
-        "video_text": {"frames", "fps", "video", "text", "metadata"},
-        "document": {"text", "metadata"},
-    }
-    for kind, expected in fields.items():
-        if set(names) == expected:
+    for kind, expected in _FIELDS.items():
+        if set(names) == set(expected):
             return kind
     raise ValueError(
         f"These stored fields belong to no known kind of record: {sorted(names)}. Expected one of "
-        f"{ {k: sorted(v) for k, v in fields.items()} }: write the dataset with data_pipelines."
+        f"{ {kind: sorted(fields) for kind, fields in _FIELDS.items()} }: write the dataset with "
+        "data_pipelines."
     )
 
 
@@ -182,8 +179,8 @@ def from_example(kind: str, example: Mapping[str, Any]) -> Record:
         example: from a TFDS data source of `features(kind)`; texts are bytes or str.
 
     Raises:
-        CorruptRecord: a field is missing, a text is not UTF-8, or the order of a page does not fit
-            its texts and images.
+        CorruptRecord: a field is missing, a text is not UTF-8, the order of a page does not fit its
+            texts and images, or a record of answers has none.
     """
     record = RECORDS[_known(kind)]
     try:
@@ -194,7 +191,17 @@ def from_example(kind: str, example: Mapping[str, Any]) -> Record:
             return ImageText(bytes(example["image"]), _as_text(example["text"]), metadata)
         if record is Document:
             return Document(_as_text(example["text"]), metadata)
+        if record is ImageAnswers:
+            return ImageAnswers(bytes(example["image"]), *_asked(example), metadata)
         frames = tuple(bytes(frame) for frame in example["frames"])
+        if record is VideoAnswers:
+            return VideoAnswers(
+                frames,
+                *_asked(example),
+                float(example["fps"]),
+                bytes(example["video"]),
+                metadata,
+            )
         return VideoText(
             frames,
             _as_text(example["text"]),
@@ -215,6 +222,20 @@ def _known(kind: str) -> str:
 
 def _as_text(value: Any) -> str:
     return value if isinstance(value, str) else bytes(value).decode("utf-8")
+
+
+def _asked(example: Mapping[str, Any]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    prompts, answers = (
+        tuple(_as_text(text) for text in example[name]) for name in ("prompts", "answers")
+    )
+    if len(prompts) % 2 != 1 or not answers:
+        raise CorruptRecord(
+            f"A stored record has {len(prompts)} prompts with the answers between them, and "
+            f"{len(answers)} answers to the last one; expected an odd number, and at least one "
+            "answer.",
+            reason="no_answer",
+        )
+    return prompts, answers
 
 
 def _parts(example: Mapping[str, Any]) -> tuple[str | bytes, ...]:

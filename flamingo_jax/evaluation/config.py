@@ -30,7 +30,11 @@ CONTRASTIVE_TASKS = tuple(
 # The directory of each benchmark, to be given on the command line; "world" is the demo's, "embed"
 # and "embed_split" belong to --task=embed.
 DIRECTORIES: Mapping[str, str | None] = dict.fromkeys(
-    ("world", *PAPER_BENCHMARKS, "embed", "embed_split")
+    (
+        "world",
+        *(name for name, each in registry.BENCHMARKS.items() if not each.data),
+        *("embed", "embed_split"),
+    )
 )
 
 

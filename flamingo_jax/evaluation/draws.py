@@ -62,6 +62,12 @@ def draw_queries(
     return queries
 
 
+def labels_of(train: Sequence[Item]) -> tuple[str, ...]:
+    """Returns the class of each training item; () if they have no classes."""
+    has_classes = len(train) > 0 and train[0].label
+    return tuple(item.label for item in train) if has_classes else ()
+
+
 def draw_from_training(
     benchmark: Benchmark, train: Sequence[Item], labels: Sequence[str], protocol: Protocol
 ) -> TrainingDraw:

@@ -32,7 +32,12 @@ import numpy as np
 from flamingo_jax.core.seeds import generator
 from flamingo_jax.evaluation import task
 from flamingo_jax.evaluation.benchmarks.benchmark import Benchmark, Item
-from flamingo_jax.evaluation.draws import TrainingDraw, draw_from_training, draw_queries
+from flamingo_jax.evaluation.draws import (
+    TrainingDraw,
+    draw_from_training,
+    draw_queries,
+    labels_of,
+)
 from flamingo_jax.evaluation.episode import Episode, Part
 from flamingo_jax.evaluation.protocol import Protocol
 from flamingo_jax.inference.prompt import Visual
@@ -183,8 +188,7 @@ class FewShotTask:
     @functools.cached_property
     def _labels(self) -> tuple[str, ...]:
         """The class of each training item; () if they have no classes."""
-        has_classes = len(self._train) > 0 and self._train[0].label
-        return tuple(item.label for item in self._train) if has_classes else ()
+        return labels_of(self._train)
 
     def _random(self, query: Item, supports: _Supports, num: int) -> list[Item]:
         """Draws supports one after the other, so that more shots only add to them."""

@@ -28,8 +28,7 @@ import numpy as np
 from flamingo_jax.core.notation import Float
 from flamingo_jax.evaluation import task
 from flamingo_jax.evaluation.benchmarks import class_templates
-from flamingo_jax.evaluation.benchmarks.benchmark import Benchmark, Item
-from flamingo_jax.evaluation.benchmarks.lazy_items import LazyItems
+from flamingo_jax.evaluation.benchmarks.benchmark import Benchmark, Item, LazyItems
 from flamingo_jax.evaluation.comparison import Comparison, Encoders
 from flamingo_jax.evaluation.draws import draw_queries
 from flamingo_jax.evaluation.protocol import Protocol

@@ -478,7 +478,7 @@ def test_the_pool_holds_real_images_only(config, words):
             "pages",
             {"kind": "pairs"},
             {},
-            "'pages' is of kind 'pairs', which takes image_text or video_text, but .*page",
+            "'pages' is of kind 'pairs', which takes image_text or video_text or .*, but .*page",
         ),
         (
             "pages",

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from flamingo_jax.data import schema
+from flamingo_jax.data.answers import ImageAnswers, VideoAnswers
 from flamingo_jax.data.schema import (
     Batch,
     CorruptRecord,
@@ -24,6 +25,8 @@ RECORDS = [
     ImageText(b"\x00\x01", "a  caption\n", metadata="{}"),
     VideoText((b"1", b"2"), "moves", fps=2.5),
     VideoText((), "moves", video=b"mp4"),
+    ImageAnswers(b"\x00\x01", ("Question: Is it? Answer:", "no", "Why? Answer:"), ("a", "a", "b")),
+    VideoAnswers((b"1", b"2"), ("Output:",), ("moves",), fps=2.5),
     Document("text"),
 ]
 

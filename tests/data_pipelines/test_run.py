@@ -159,7 +159,7 @@ def test_tokenizer_of_another_text_is_made_again(made, tmp_path):
     [
         (
             ("--pipeline=worlds", "--output=x"),
-            "expected one of dedup, .*, world. Did you mean 'world'",
+            "expected one of benchmark, .*, world. Did you mean 'world'",
         ),
         (("--output=x",), "--pipeline is missing: give one of"),
         (("--pipeline=world",), "--output is missing"),

@@ -44,6 +44,7 @@ class Files:
         annotations: possible places of each split's annotation file, the official one first.
         folders: possible folders of the images or videos, the official one first.
         splits: names of each split in the official files.
+        left_out: number of annotated items that are left out, by reason; readers count them.
     """
 
     directory: PathLike
@@ -55,6 +56,7 @@ class Files:
     splits: Mapping[FileSplit, Sequence[str]] = dataclasses.field(
         default_factory=lambda: OWN_SPLITS
     )
+    left_out: collections.Counter[str] = dataclasses.field(default_factory=collections.Counter)
 
     def path(self, *names: str) -> Path:
         """Returns the first of several possible files or folders that exists.

@@ -1,4 +1,4 @@
-"""What a benchmark of the paper is (paper, Table 6 and B.1.4).
+"""What a benchmark is (paper, Table 6 and B.1.4).
 
 A benchmark is one declaration: its names, metric, official files and published results, and a
 function from the files to items.
@@ -18,8 +18,8 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal, TypeAlias
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, Literal, TypeAlias, overload
 
 from flamingo_jax.core.paths import Path, PathLike
 from flamingo_jax.evaluation.benchmarks.annotations import OWN_SPLITS, Files, FileSplit
@@ -48,6 +48,8 @@ class Item:
         references: all right answers as annotated, for the metrics.
         candidates: possible answers of a close-ended benchmark, in the form of `answer`.
         label: class of the item, where support examples are drawn per class; else "".
+        turns: the prefix of a dialogue, with the right answers in it: prompt, answer, ..., prompt;
+            () = the prefix has no answers.
         extra: other values that the metric or the submission needs; JSON values.
         source: name of the picture or video in the annotations, where several items may show it;
             "": the file that the item shows.
@@ -60,6 +62,7 @@ class Item:
     references: tuple[str, ...] = ()
     candidates: tuple[str, ...] = ()
     label: str = ""
+    turns: tuple[str, ...] = ()
     extra: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     source: str = ""
 
@@ -77,6 +80,36 @@ class Item:
         if isinstance(visual, Image | Video | Path):
             return os.path.normpath(visual if isinstance(visual, Path) else visual.path)
         return visual.name if isinstance(visual, Deferred) else identity(visual).hex()
+
+
+class LazyItems(Sequence[Item]):
+    """A sequence that stores no items, for training splits of a million images.
+
+    Each access makes the item again.
+
+    Args:
+        length: number of items.
+        make: index in 0..length-1 -> item; pure.
+    """
+
+    def __init__(self, length: int, make: Callable[[int], Item]):
+        self._length, self._make = length, make
+
+    def __len__(self) -> int:
+        return self._length
+
+    @overload
+    def __getitem__(self, index: int) -> Item: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Item]: ...
+    def __getitem__(self, index: int | slice) -> Item | list[Item]:
+        places = range(self._length)[index]  # handles negative indices, raises IndexError
+        if isinstance(places, int):
+            return self._make(places)
+        return [self._make(place) for place in places]
+
+    def __iter__(self) -> Iterator[Item]:
+        return map(self._make, range(self._length))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -126,7 +159,7 @@ def at_shots(lines: Mapping[str, ValuesAtShots]) -> tuple[Series, ...]:
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class Benchmark:
-    """One of the paper's benchmarks.
+    """A benchmark, of the paper or another one.
 
     Attributes:
         name: name in results.json and on the command line, such as "coco".
@@ -159,6 +192,7 @@ class Benchmark:
             zero-shot, contrastive); None if the table has no value.
         contrastive: the benchmark's task for contrastive models; None if it has no such task.
         is_dev: True if the paper's design was chosen on this benchmark.
+        is_of_paper: True if the paper evaluates on it.
         is_youtube: True if the paper had only the videos that were public in April 2022.
         directory: directory of the files; see `at`.
     """
@@ -188,6 +222,7 @@ class Benchmark:
     zero_few_shot_sota: float | None = None
     contrastive: ContrastiveTask | None = None
     is_dev: bool = False
+    is_of_paper: bool = True
     is_youtube: bool = False
     directory: PathLike = ""
     own_queries: str = ""
@@ -217,7 +252,16 @@ class Benchmark:
         Raises:
             AnnotationError: a file is missing, damaged or another one, or has an id twice.
         """
-        return self._read("train")
+        return self._read("train", self._located)
+
+    def train_and_left_out(self) -> tuple[Sequence[Item], Mapping[str, int]]:
+        """Reads the training split, and the number of its items that are left out, by reason.
+
+        Raises:
+            AnnotationError: as of `train`.
+        """
+        files = self._located
+        return self._read("train", files), files.left_out
 
     def test(self) -> Sequence[Item]:
         """Reads the queries of the paper's Table 1.
@@ -225,10 +269,10 @@ class Benchmark:
         Raises:
             AnnotationError: as of `train`.
         """
-        return self._read("test")
+        return self._read("test", self._located)
 
-    def _read(self, split: FileSplit) -> Sequence[Item]:
-        files, items = self._located, self.items(self._located, split)
+    def _read(self, split: FileSplit, files: Files) -> Sequence[Item]:
+        items = self.items(files, split)
         # Items that are made on request are checked by their benchmark, or as they are drawn.
         if isinstance(items, list):
             is_listed = split in files.annotations

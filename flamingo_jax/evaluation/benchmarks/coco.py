@@ -14,9 +14,14 @@ from typing import Any
 from flamingo_jax.data import tfds_files
 from flamingo_jax.evaluation.benchmarks import karpathy_splits
 from flamingo_jax.evaluation.benchmarks.annotations import AnnotationError, Files, FileSplit
-from flamingo_jax.evaluation.benchmarks.benchmark import Benchmark, Item, Series, at_shots
+from flamingo_jax.evaluation.benchmarks.benchmark import (
+    Benchmark,
+    Item,
+    LazyItems,
+    Series,
+    at_shots,
+)
 from flamingo_jax.evaluation.benchmarks.contrastive_task import ContrastiveTask, recalls
-from flamingo_jax.evaluation.benchmarks.lazy_items import LazyItems
 from flamingo_jax.evaluation.metrics.cider import CIDER
 from flamingo_jax.inference.prompt import Deferred
 

@@ -21,9 +21,8 @@ from flamingo_jax.data import tfds_files
 from flamingo_jax.data.files import without_clutter
 from flamingo_jax.evaluation.benchmarks import class_templates, imagenet_classes
 from flamingo_jax.evaluation.benchmarks.annotations import AnnotationError, Files, FileSplit
-from flamingo_jax.evaluation.benchmarks.benchmark import Benchmark, Item, Series
+from flamingo_jax.evaluation.benchmarks.benchmark import Benchmark, Item, LazyItems, Series
 from flamingo_jax.evaluation.benchmarks.contrastive_task import ContrastiveTask
-from flamingo_jax.evaluation.benchmarks.lazy_items import LazyItems
 from flamingo_jax.evaluation.benchmarks.templates import OUTPUT
 from flamingo_jax.evaluation.metrics.ranking import RANKING
 from flamingo_jax.inference.prompt import Deferred, Image, Visual

@@ -12,9 +12,8 @@ from collections.abc import Sequence
 from flamingo_jax.core.paths import Path
 from flamingo_jax.evaluation.benchmarks import class_templates, video_files
 from flamingo_jax.evaluation.benchmarks.annotations import Files, FileSplit
-from flamingo_jax.evaluation.benchmarks.benchmark import Benchmark, Item, Series
+from flamingo_jax.evaluation.benchmarks.benchmark import Benchmark, Item, LazyItems, Series
 from flamingo_jax.evaluation.benchmarks.contrastive_task import ContrastiveTask
-from flamingo_jax.evaluation.benchmarks.lazy_items import LazyItems
 from flamingo_jax.evaluation.benchmarks.templates import OUTPUT
 from flamingo_jax.evaluation.metrics.top1_top5 import TOP1_TOP5
 from flamingo_jax.inference.prompt import Video

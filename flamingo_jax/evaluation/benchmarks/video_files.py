@@ -68,6 +68,7 @@ class VideoFiles:
             )
             raise self.files.missing(str(name))
         if missing := [names(row)[0] for row, path in pairs if path is None]:
+            self.files.left_out["missing_video"] += len(missing)
             some = ", ".join(missing[:3]) + ", ..." * (len(missing) > 3)
             _log.warning(
                 "The benchmark %r: %d of %d items of %s are left out, their videos are not there: "

@@ -127,13 +127,18 @@ class _Dialogs:
         *before, last = dialog["dialog"][:rounds]
         numbers = last["answer_options"] if relevance else ()
         try:
-            history = [f"{self._question(each)} {self._answer(each['answer'])}" for each in before]
+            history = [
+                text
+                for each in before
+                for text in (self._question(each), self._answer(each["answer"]))
+            ]
             options = tuple(self._answer(number) for number in numbers)
             if "gt_index" in last and options:
                 answer = options[last["gt_index"]]
             else:
                 answer = self._answer(last["answer"])
-            prefix = " ".join([one_line(dialog["caption"]), *history, self._question(last)])
+            first, *others = [*history, self._question(last)]
+            turns = (f"{one_line(dialog['caption'])} {first}", *others)
         except (IndexError, TypeError) as error:
             got = f"a dialogue about image {dialog['image_id']} with numbers of no text ({error})"
             raise self.files.wrong(self.path, got, "the official dialogues") from error
@@ -144,10 +149,11 @@ class _Dialogs:
         return Item(
             id=str(dialog["image_id"]),
             visual=Image(image),
-            prefix=prefix,
+            prefix=" ".join(turns),
             answer=answer,
             references=(answer,),
             candidates=options,
+            turns=turns,
             extra=extra if relevance else {},
         )
 

@@ -320,6 +320,7 @@ def test_the_metric_of_each_benchmark_exists_and_is_shown_as_papers_do(name):
 
 def test_every_benchmark_is_a_task_and_measures_what_is_published():
     assert set(PAPER_BENCHMARKS) <= set(registry.BENCHMARKS) <= set(registry.TASKS)
-    assert {name: PAPER_BENCHMARKS[benchmark_of(name)].metric for name in registry.BENCHMARKS} == {
-        name: benchmark.metrics[0] for name, benchmark in registry.BENCHMARKS.items()
+    of_paper = {name: each for name, each in registry.BENCHMARKS.items() if each.is_of_paper}
+    assert {name: PAPER_BENCHMARKS[benchmark_of(name)].metric for name in of_paper} == {
+        name: benchmark.metrics[0] for name, benchmark in of_paper.items()
     }

@@ -1,0 +1,1 @@
+"""Training splits of benchmarks to records: `--pipeline=benchmark`."""
