@@ -7,6 +7,7 @@
 #   launch/demo.sh --config.model.lm.num_layers=6 ...   any field of configs/tiny.py, for all stages
 #   launch/demo.sh --size=smoke                         a small world and only the format task, to
 #                                                       check that all parts run
+#   launch/demo.sh --towers                             ends before the Flamingo, with both towers
 #
 # Started again, it continues: a stage with an export is skipped, and an interrupted stage resumes.
 # After a change of configs/tiny.py, train compares each export with what it would make.
@@ -19,12 +20,14 @@ usage() {
 output=runs/demo
 size=demo
 seed=1
+only_towers=no
 overrides=()
 for argument in "$@"; do
   case "$argument" in
     --output=/?*) output="${argument#*=}" ;;
     --output=?*) output="$PWD/${argument#*=}" ;; # the commands below run in the repository root
     --size=demo | --size=smoke) size="${argument#*=}" ;;
+    --towers) only_towers=yes ;;
     --config.seed=?*) seed="${argument#*=}" ;;
     --config.?*=*) overrides+=("$argument") ;;
     -h | --help) usage; exit ;;
@@ -151,6 +154,10 @@ stage contrastive --config.data.datasets.captions.path="$output/world/captions" 
 # Flamingo could not learn the names of pictures either.
 stage language_model --config.data.datasets.text.path="$output/world/text" \
   ${language_model[@]+"${language_model[@]}"}
+if [ "$only_towers" = yes ]; then
+  note_options "$config"
+  exit
+fi
 stage flamingo --config.data.datasets.pages.path="$output/world/pages" \
   --config.data.datasets.pairs.path="$output/world/pairs" \
   --config.towers.lm="$output/language_model/export" \

@@ -1,0 +1,118 @@
+"""launch/ablations.sh: which rows it trains, what it skips, and how it ends.
+
+The programs are a stub that writes down its command. tests/e2e/test_ablations.py runs the real ones.
+"""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from configs.ablations import tiny
+from tests.conftest import ROOT
+
+# An interpreter that runs programs of standard input, makes an export where train would, and fails
+# with the status $STATUS where $FAILS is in its arguments.
+PYTHON = f"""#!/usr/bin/env bash
+if [ "$1" = - ]; then exec {sys.executable} -I -S "$@"; fi
+for word in "$@"; do
+  case "$word" in
+    --workdir=*)
+      echo "$*" >>"$COMMANDS"
+      case "$*" in *"${{FAILS:-nothing}}"*) exit "$STATUS" ;; esac
+      mkdir -p "${{word#*=}}/export"
+      ;;
+  esac
+done
+"""
+
+
+@pytest.fixture
+def ablations(tmp_path):
+    """Runs the script; returns its status, (row, seed) of each training, and what it said."""
+    python = tmp_path / "venv" / "bin" / "python"
+    python.parent.mkdir(parents=True)
+    python.write_text(PYTHON)
+    python.chmod(0o755)
+    commands = tmp_path / "commands"
+    variables = {**os.environ, "FLAMINGO_VENV": str(tmp_path / "venv"), "COMMANDS": str(commands)}
+
+    def run(*options, **more):
+        commands.write_text("")
+        done = subprocess.run(
+            [ROOT / "launch" / "ablations.sh", f"--output={tmp_path / 'runs'}", *options],
+            env={**variables, **more},
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        words = [line.split() for line in commands.read_text().splitlines()]
+        called = [
+            (line[2].partition(":")[2], int(line[4].partition("=")[2]), line)
+            for line in words
+            if "configs/ablations/" in line[2]
+        ]
+        return done.returncode, called, done.stderr
+
+    return run
+
+
+def rows(called):
+    return [(row, seed) for row, seed, _ in called]
+
+
+def test_all_rows_are_trained_once(ablations):
+    status, called, said = ablations()
+    expected = [(row, seed) for row in tiny.ROWS for seed in (1, 2)]
+    own_tower = expected.index(("small_vision", 1))
+    expected[own_tower:own_tower] = [("small_vision,contrastive", 1)]
+    expected[own_tower + 2 : own_tower + 2] = [("small_vision,contrastive", 2)]
+    assert status == 0 and rows(called) == expected, said
+    assert rows(ablations()[1]) == []
+    assert rows(ablations("--config.steps=5", "--rows=mlp")[1]) == [
+        (row, seed) for row in ("base", "mlp") for seed in (1, 2)
+    ]
+
+
+def test_each_row_gets_its_data_and_its_towers(ablations, tmp_path):
+    commands = {row: line for row, _, line in ablations("--seeds=1")[1]}
+    made = f"{tmp_path / 'runs'}/seed1"
+    vision = f"--config.towers.vision={made}/contrastive/export"
+    assert vision in commands["base"] and vision not in commands["small_vision"]
+    assert f"--config.towers.vision={made}/rows/small_vision/contrastive/export" in (
+        commands["small_vision"]
+    )
+    assert not any("towers.vision" in word for word in commands["vision_random"])
+    pairs = f"--config.data.datasets.pairs.path={made}/world/pairs"
+    assert pairs in commands["base"] and pairs not in commands["no_pairs"]
+
+
+def test_a_row_that_fails_is_named_and_the_others_go_on(ablations):
+    options = ("--rows=no_gate,mlp", "--seeds=1")
+    status, called, said = ablations(*options, FAILS=":no_gate", STATUS="1")
+    assert status == 1 and rows(called) == [("base", 1), ("no_gate", 1), ("mlp", 1)]
+    assert "not done (the reasons are above): no_gate, seed 1." in said
+    status, called, _ = ablations(*options)
+    assert status == 0 and rows(called) == [("no_gate", 1)]
+
+
+def test_it_ends_when_a_program_was_stopped(ablations):
+    status, called, said = ablations("--seeds=1", FAILS=":no_pairs", STATUS="75")
+    assert status == 75 and rows(called) == [("base", 1), ("no_pairs", 1)]
+    assert "no_pairs, seed 1, was stopped. The same command goes on" in said
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ("--rows=no_gates", "there is no row no_gates; the rows are base no_pairs "),
+        ("--seeds=1,x", "--seeds has x; expected numbers"),
+        ("--config.seed=3", "give the seeds as --seeds=1,2"),
+        ("--row=mlp", "does not know --row=mlp"),
+    ],
+)
+def test_wrong_options_are_named_before_anything_is_made(ablations, tmp_path, option, message):
+    status, called, said = ablations(option)
+    assert status and message in said and not called and not (tmp_path / "runs").exists()
