@@ -95,6 +95,11 @@ def table(results: Results) -> Table:
     return Table(head, tuple(lines))
 
 
+def counterpart(row: str) -> str:
+    """Returns the name of a row's counterpart in configs/ablations/flamingo_3b.py."""
+    return _IN_THE_PAPER.get(row, row)
+
+
 def count_of_signs(results: Results) -> tuple[int, int]:
     """Returns how many rows have the paper's sign in the overall score, and of how many."""
     pairs = [
@@ -170,8 +175,7 @@ def _values(file: Path) -> dict[str, float]:
 
 def _published(row: str) -> float | None:
     """Returns the overall score of a row minus that of the base, in the paper's tables."""
-    name = _IN_THE_PAPER.get(row, row)
-    if name not in ABLATIONS:
+    if (name := counterpart(row)) not in ABLATIONS:
         return None
     return ABLATIONS[name].overall - ABLATIONS[BASE].overall
 
