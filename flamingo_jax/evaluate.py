@@ -43,7 +43,9 @@ _OUTPUT = flags.DEFINE_string("output", None, "Directory of the report.")
 _TASK = flags.DEFINE_list("task", None, "Tasks, in place of config.tasks.")
 _SHOTS = flags.DEFINE_list("shots", None, "Numbers of support examples, in place of config.shots.")
 _REPORT = flags.DEFINE_list(
-    "report", None, "NAME,RUN,RUN,...: joins runs into TABLE2, TABLE3, TABLE10, FIGURE2 or FIGURE6."
+    "report",
+    None,
+    "NAME,RUN,RUN,...: joins runs into TABLE2, TABLE3, TABLE10, FIGURE2, FIGURE6 or TINY.",
 )
 cli.distributed_flag()
 

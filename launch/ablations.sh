@@ -143,6 +143,12 @@ for row in "${rows[@]}"; do
   done
 done
 
-"$PYTHON" -m flamingo_jax.evaluation.report.ablations --runs="$output" --output="$output/report"
+reports=
+for work in "$output"/seed*/rows/*; do
+  [ ! -e "$work/report/results.json" ] || reports="$reports,$work/report"
+done
+if [ -n "$reports" ]; then
+  "$PYTHON" -m flamingo_jax.evaluate --report="TINY$reports" --output="$output/report"
+fi
 [ "${#failed[@]}" = 0 ] || die "not done (the reasons are above): ${failed[*]%;}." \
   "The table is of the others"

@@ -56,6 +56,13 @@ WRONG = (
     ValueError,
 )
 
+# The options of a script, where this test checks them.
+OPTIONS = {
+    "launch/demo.sh": r"--towers$|--(output|size|config\.[\w.]+)=.",
+    "launch/ablations.sh": r"--(output|size|seeds|rows|config\.[\w.]+)=.",
+    "launch/test.sh": "",
+}
+
 # What --config of a program holds.
 CONFIGS = {
     "flamingo_jax.train": TrainConfig,
@@ -157,12 +164,9 @@ def check_command(command: str) -> None:
     if "launch/slurm.sh" in words:
         check_slurm(words)
         return
-    if name in ("launch/demo.sh", "launch/test.sh"):
+    if name in OPTIONS:
         assert (ROOT / name).exists()
-        if name == "launch/demo.sh":
-            assert all(
-                re.match(r"--(output|size|config\.[\w.]+)=.", argument) for argument in arguments
-            )
+        assert all(re.match(OPTIONS[name], argument) for argument in arguments)
         for override in [argument for argument in arguments if argument.startswith("--config.")]:
             config = tiny.get_config()
             for field in override.removeprefix("--config.").split("=")[0].split("."):

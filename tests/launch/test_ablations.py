@@ -1,6 +1,7 @@
 """launch/ablations.sh: which rows it trains, what it skips, and how it ends.
 
-The programs are a stub that writes down its command. tests/e2e/test_ablations.py runs the real ones.
+The programs are a stub that writes down its command. tests/e2e/test_ablations_full.py runs the real
+ones.
 """
 
 import os
@@ -81,8 +82,9 @@ def test_each_row_gets_its_data_and_its_towers(ablations, tmp_path):
     made = f"{tmp_path / 'runs'}/seed1"
     vision = f"--config.towers.vision={made}/contrastive/export"
     assert vision in commands["base"] and vision not in commands["small_vision"]
-    assert f"--config.towers.vision={made}/rows/small_vision/contrastive/export" in (
-        commands["small_vision"]
+    assert (
+        f"--config.towers.vision={made}/rows/small_vision/contrastive/export"
+        in (commands["small_vision"])
     )
     assert not any("towers.vision" in word for word in commands["vision_random"])
     pairs = f"--config.data.datasets.pairs.path={made}/world/pairs"

@@ -2,6 +2,7 @@
 
     TABLE3, TABLE10    the ablations                FIGURE2    all results at a glance
     TABLE2             fine-tuning                  FIGURE6    the gates over training
+    TINY               the ablations in the tiny world
 
 `evaluate --report=NAME,RUN,RUN,...` prints a report, and writes it as Markdown, text, CSV and HTML.
 """
@@ -23,6 +24,7 @@ from flamingo_jax.evaluation.report.joined_runs import JoinedRun, read_run
 from flamingo_jax.evaluation.report.joined_table import JoinedTable
 from flamingo_jax.evaluation.report.report_writer import save
 from flamingo_jax.evaluation.report.table import Table, TableRow
+from flamingo_jax.evaluation.report.tiny_ablations import tiny_ablations
 
 Pictures = Mapping[str, Figure]
 Make = Callable[[Sequence[JoinedRun]], tuple[JoinedTable, Pictures]]
@@ -65,6 +67,7 @@ REPORTS: Mapping[str, Make] = {
     "TABLE10": _table(functools.partial(ablation_table, 10)),
     "FIGURE2": _figure_2,
     "FIGURE6": _figure_6,
+    "TINY": tiny_ablations,
 }
 
 

@@ -5,7 +5,8 @@
     DIR/plan.json or WORKDIR/plan.json    what `plan --json` wrote; for a planned step time
 
 ROW is the row of the paper's table that the run repeats. Without it, the name of the run's config
-says it: configs/ablations/flamingo_3b.py names a config "flamingo_3b_ROW".
+says it: configs/ablations/flamingo_3b.py names a config "flamingo_3b_ROW", and tiny.py there
+"tiny_flamingo_ROW".
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from flamingo_jax.training.logs import number
 
 RESULTS, PLAN = "results.json", "plan.json"
 DURING_TRAINING = "queries during training"
-_CONFIG_NAME = "flamingo_3b_"
+_CONFIG_NAMES = ("flamingo_3b_", "tiny_flamingo_")
 _EVALUATION = re.compile(r"evaluate/(\w+)/(\d+)/(\w+)")
 
 
@@ -197,6 +198,7 @@ def _row_of(workdir: Path | None, card: Mapping[str, Any]) -> str:
     record = run.get("record") if isinstance(run, dict) else None
     for found in (config, record if isinstance(record, dict) else {}):
         name = found.get("name")
-        if isinstance(name, str) and name.startswith(_CONFIG_NAME):
-            return name.removeprefix(_CONFIG_NAME)
+        for prefix in _CONFIG_NAMES:
+            if isinstance(name, str) and name.startswith(prefix):
+                return name.removeprefix(prefix)
     return ""

@@ -15,9 +15,9 @@ def values(rows):
 
 
 def test_rows_are_compared_seed_by_seed():
-    found = differences(
-        values({"base": {1: 0.9, 2: 0.5}, "worse": {1: 0.8, 2: 0.4}}), ("score",)
-    )["worse"]["score"]
+    found = differences(values({"base": {1: 0.9, 2: 0.5}, "worse": {1: 0.8, 2: 0.4}}), ("score",))[
+        "worse"
+    ]["score"]
     assert found.by_seed == pytest.approx((-0.1, -0.1))
     assert found.mean == pytest.approx(-0.1)
     assert found.error == pytest.approx(0, abs=1e-12)  # what the seed alone changes falls out
