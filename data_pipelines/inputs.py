@@ -22,7 +22,15 @@ from typing import NamedTuple
 from etils import epath
 
 from data_pipelines.formats.local_files import forms
-from flamingo_jax.data.files import files_below, has_suffix, is_clutter, is_local, listed, suffix_of
+from flamingo_jax.data.files import (
+    DATASHEET,
+    files_below,
+    has_suffix,
+    is_clutter,
+    is_local,
+    listed,
+    suffix_of,
+)
 
 _WILD = frozenset("*?[")
 _MOST_COMMAS = 16  # in the name of one file
@@ -168,6 +176,8 @@ def identity(
                 files: Iterable[epath.Path] = files_below(place) if place.is_dir() else [place]
                 for file in files:
                     if suffixes and not has_suffix(file.name, suffixes):
+                        continue
+                    if file.name == DATASHEET:  # it may be written after the dataset was used
                         continue
                     if left_out and _key(file).startswith(left_out):
                         continue

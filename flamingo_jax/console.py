@@ -35,6 +35,11 @@ def plan() -> None:
     _run("flamingo_jax.plan")
 
 
+def cards() -> None:
+    """Runs flamingo_jax.cards."""
+    _run("flamingo_jax.cards")
+
+
 def data() -> None:
     """Runs data_pipelines.run."""
     _run("data_pipelines.run")

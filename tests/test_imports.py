@@ -27,6 +27,7 @@ FLOORS = {
     "training": 3,
     "inference": 4,
     "evaluation": 4,
+    "cards": 5,
     "conversion": 5,
     "planning": 5,
     PROGRAMS: 6,

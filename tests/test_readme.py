@@ -36,6 +36,7 @@ DOCUMENTS = sorted(
 PACKAGE = ROOT / "flamingo_jax" / "README.md"
 PROGRAMS = (
     *(f"flamingo_jax.{name}" for name in ("train", "evaluate", "generate", "convert", "plan")),
+    "flamingo_jax.cards.__main__",
     "data_pipelines.run",
 )
 COMMANDS = {
@@ -193,6 +194,8 @@ def check_command(command: str) -> None:
     if module == "flamingo_jax.checkpoint":
         assert (rest[0] == "verify" and rest[1:]) or (rest[0] == "int8" and len(rest) == 3)
         return
+    if module == "flamingo_jax.cards":
+        module += ".__main__"
     assert module in PROGRAMS
     if "--help" not in rest:
         parse(module, *rest)

@@ -16,6 +16,7 @@ from flamingo_jax.core.paths import Path, PathLike
 from flamingo_jax.core.processes import from_first_process
 
 CARD = "model.json"
+MODEL_CARD = "MODEL_CARD.md"  # of an export, for people (flamingo_jax.cards)
 _unchecked: set[str] = set()  # exports without a manifest, of which a line has said so
 
 

@@ -30,7 +30,13 @@ import orbax.checkpoint as ocp
 
 from flamingo_jax.checkpoint import arrays, content_hash, manifest, store
 from flamingo_jax.checkpoint.arrays import CheckpointError
-from flamingo_jax.checkpoint.card import CARD, check_files, is_of_model, read_card
+from flamingo_jax.checkpoint.card import (
+    CARD,
+    MODEL_CARD,
+    check_files,
+    is_of_model,
+    read_card,
+)
 from flamingo_jax.checkpoint.manifest import DamageError
 from flamingo_jax.checkpoint.moves import move_directory
 from flamingo_jax.checkpoint.streamed import Streamed
@@ -189,6 +195,8 @@ def export(
         manifest.write(place, entries | {CARD: manifest.entry_of(content)})
         paths.write_atomically(place / CARD, content)
         if place != target:
+            if (target / MODEL_CARD).exists():  # a person may have written in it
+                (target / MODEL_CARD).copy(place / MODEL_CARD)
             move_directory(place, target)
     ocp.multihost.sync_global_processes("flamingo_jax:export:end")
     return Path(directory)

@@ -16,6 +16,8 @@ IMAGE_SUFFIXES = (
     *(".gif", ".bmp", ".tif", ".tiff", ".avif"),
 )
 
+DATASHEET = "DATASHEET.md"  # of a dataset, for people (flamingo_jax.cards)
+
 _PACKED = (".gz", ".zst", ".zip", ".bz2", ".xz", ".lz4", ".br")  # behind another suffix
 _CLUTTER = ("__MACOSX", "Thumbs.db", "ehthumbs.db", "desktop.ini", "@eaDir")
 

@@ -180,6 +180,15 @@ def test_an_export_replaces_the_one_before(tmp_path):
     assert sorted(p.name for p in tmp_path.iterdir()) == ["export", "made"]
 
 
+def test_the_model_card_of_the_one_before_is_kept(tmp_path):
+    """A person may have written in it."""
+    directory = export_lm(tmp_path / "export")
+    (directory / "MODEL_CARD.md").write_text("mine")
+    export_lm(directory, step=8)
+    assert (directory / "MODEL_CARD.md").read_text() == "mine"
+    assert read_card(directory)[1]["step"] == 8
+
+
 def test_an_export_that_fails_leaves_the_one_before(tmp_path, monkeypatch):
     export_lm(tmp_path / "export", step=1)
 
