@@ -17,14 +17,15 @@ r"""The ablations of Flamingo-3B (paper, 3.3, B.3.1, Tables 3 and 10).
         round_robin   3.2B  62.9   resampler_small 3.1B 67.9   vision_random   3.2B  61.4
         no_gate       3.2B  66.5   resampler_large 3.4B 69.0   vision_trained  3.2B  68.1
         vanilla       2.4B  66.9   all_images     3.2B  63.5   m3w_only        3.2B  (version 1)
+        grafting      3.3B  63.1
 
 The argument is the row, or ROW,DIRECTORY with the directory of the tokenizer and of the records.
 Rows lm_c4 and clip differ in the towers that you give: an LM trained on C4, CLIP's ViT-L/14.
 
 Every row has a million gradients. So rows with fewer datasets, whose updates have fewer gradients,
-have more updates; the paper does not say it of them. It gives no sizes for the other resamplers:
-ours have the paper's numbers of parameters. The rows that train the language model and that graft
-are not here yet.
+have more updates; the paper does not say it of them. It gives no sizes for the other resamplers and
+for the grafted stack (here 12 layers and 12 blocks, half of the LM's): ours have the paper's
+numbers of parameters. The rows that train the language model are not here yet.
 """
 
 from ml_collections import config_dict
@@ -47,6 +48,7 @@ ROWS = {
     "round_robin": {"mixing": "round_robin"},
     "no_gate": {"model.xattn.gate": "none"},
     "vanilla": {"model.xattn.dense": False},
+    "grafting": {"model.xattn.grafted_layers": 12},
     "one_layer": {"model.xattn.every": 24, "model.xattn.offset": 12},
     "every_4th": {"model.xattn.every": 4},
     "every_2nd": {"model.xattn.every": 2},

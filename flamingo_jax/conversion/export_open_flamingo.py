@@ -64,6 +64,7 @@ _THEIRS = {
         "dense": True,
         "attend": "last",
         "unseen": "zero",
+        "grafted_layers": 0,
         **XATTN_OPTIONS,
     },
     "vit": {"features": "patches", "final_norm": False},

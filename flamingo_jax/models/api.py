@@ -19,7 +19,7 @@ from flamingo_jax.core.precision import dtype_of
 from flamingo_jax.core.trees import Params
 from flamingo_jax.data.schema import Batch
 from flamingo_jax.models import frozen, vision
-from flamingo_jax.models.cache import Cache, CacheShape, Media
+from flamingo_jax.models.cache import GRAFTED, Blocks, Cache, CacheShape, Media
 from flamingo_jax.models.flamingo import FlamingoConfig, FlamingoModule
 from flamingo_jax.models.lm import LM
 from flamingo_jax.models.lm_config import LMConfig
@@ -245,6 +245,10 @@ def flamingo(
         xattn.head_dim or lm.width // heads,
     )
 
+    blocks = {"": Blocks(lm, "flamingo/lm/blocks")}
+    if form.computed.grafted is not None:
+        blocks[GRAFTED] = Blocks(form.computed.grafted, "flamingo/grafted")
+
     def example() -> Batch[Array]:
         ids, size = jnp.zeros((1, 2), jnp.int32), vision.example_size(config.vision)
         return Batch(
@@ -261,7 +265,7 @@ def flamingo(
         FlamingoModule,
         form,
         example=example,
-        cache=CacheShape(lm, "flamingo/lm/blocks", media),
+        cache=CacheShape(blocks, media),
         sees_images=True,
         reads_in_parts=xattn.unseen == "zero" and xattn.attend == "last",
         trains_vision=trains_vision,
@@ -279,6 +283,6 @@ def language_model(config: LMConfig) -> Model:
         LM,
         frozen.unchanged(config),
         example=example,
-        cache=CacheShape(config, "lm/blocks"),
+        cache=CacheShape({"": Blocks(config, "lm/blocks")}),
         sees_images=False,
     )

@@ -4,13 +4,16 @@
     media     key, value     [layers, B, 1, R, H, K]    each sequence's last image
     shared    relative       [layers, S, H, K]          the same for all sequences
 
+Grafted blocks (`models.flamingo.graft`) have such rows and tables too, with "grafted_" before their
+names.
+
 Weights that are `core.stack.unrolled` have a cache with one array for each layer.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -27,6 +30,7 @@ from flamingo_jax.models import self_attention
 from flamingo_jax.models.lm_config import LMConfig
 
 Rows = dict[str, Array | Layers]
+GRAFTED = "grafted_"
 
 
 class Media(NamedTuple):
@@ -46,7 +50,8 @@ class Cache:
     """What decoding keeps from one token to the next.
 
     Attributes:
-        lm: keys and values of the LM, and "raw", the input of its convolution, if it has one.
+        lm: keys and values of the LM, and "raw", the input of its convolution, if it has one; and
+            those of the grafted blocks.
         media: keys and values of each sequence's last image; generated text attends no other image.
             Empty for a language model.
         shared: what depends on the weights alone (`self_attention.distance_table`). If it is empty,
@@ -59,6 +64,18 @@ class Cache:
     media: Rows
     shared: Rows = dataclasses.field(default_factory=dict)
     is_empty: bool = False
+
+    def of_blocks(self, prefix: str = "") -> Rows:
+        """Returns the rows and tables of one stack of blocks, by the names that the blocks know.
+
+        Args:
+            prefix: "" for the LM's, GRAFTED for those on top of it.
+        """
+        return {
+            name.removeprefix(prefix): rows
+            for name, rows in (self.lm | self.shared).items()
+            if name.startswith(GRAFTED) == (prefix == GRAFTED)
+        }
 
     def repeat(self, times: int) -> Cache:
         """Returns every sequence `times` times in a row (beams, candidates)."""
@@ -140,13 +157,26 @@ def logical_axes(name: str, num_dims: int) -> Axes:
 
     Args:
         name: of the array: "key", "value", "raw" (what the convolution reads; it has no heads) or
-            "relative" (shared by all sequences).
+            "relative" (shared by all sequences); or one of these with GRAFTED before it.
         num_dims: of the array.
     """
+    name = name.removeprefix(GRAFTED)
     if name == "relative":
         return ("layers", None, "heads", "head_dim")
     inner: Axes = ("kv_heads", "head_dim") if name in ("key", "value") else ()
     return ("layers", "batch", *(None,) * (num_dims - 2 - len(inner)), *inner)
+
+
+class Blocks(NamedTuple):
+    """A stack of blocks.
+
+    Attributes:
+        config: of the LM that they are, or could be, the blocks of.
+        path: prefix of their weights.
+    """
+
+    config: LMConfig
+    path: str
 
 
 @dataclasses.dataclass(frozen=True)
@@ -154,27 +184,27 @@ class CacheShape:
     """The sizes of a model that give the shapes of its cache.
 
     Attributes:
-        lm: the language model.
-        blocks: prefix of its blocks' weights.
+        blocks: {"": the LM's, GRAFTED: those on top of it, if there are some}.
         media: (layers, R, H, K) of the cross-attention's keys and values; None for a language
             model.
     """
 
-    lm: LMConfig
-    blocks: str
+    blocks: Mapping[str, Blocks]
     media: tuple[int, int, int, int] | None = None
 
     def empty(
         self, batch_size: int, length: int, dtype: DTypeLike, params: Params | None = None
     ) -> Cache:
         """Returns zeros for `length` tokens; with weights, also `Cache.shared`."""
-        config = self.lm
-        rows = (config.num_layers, batch_size, length)
-        inner = (config.kv_heads, config.head_size)
-        lm: Rows = {name: jnp.zeros((*rows, *inner), dtype) for name in ("key", "value")}
-        if config.qkv_conv_width:
-            channels = (config.num_heads + 2 * config.kv_heads) * config.head_size
-            lm["raw"] = jnp.zeros((*rows, channels), dtype)
+        lm: Rows = {}
+        for prefix, (config, _) in self.blocks.items():
+            rows = (config.num_layers, batch_size, length)
+            inner = (config.kv_heads, config.head_size)
+            for name in ("key", "value"):
+                lm[prefix + name] = jnp.zeros((*rows, *inner), dtype)
+            if config.qkv_conv_width:
+                channels = (config.num_heads + 2 * config.kv_heads) * config.head_size
+                lm[f"{prefix}raw"] = jnp.zeros((*rows, channels), dtype)
         media: Rows = {}
         if self.media is not None:
             layers, *latents = self.media
@@ -185,9 +215,13 @@ class CacheShape:
     def _shared(self, length: int, dtype: DTypeLike, params: Params | None) -> Rows:
         if params is None:
             return {}
-        blocks = trees.subtree(params, self.blocks)
-        table = self_attention.distance_table(self.lm, blocks, length, dtype)
-        return {} if table is None else {"relative": table}
+        shared: Rows = {}
+        for prefix, (config, path) in self.blocks.items():
+            weights = trees.subtree(params, path)
+            table = self_attention.distance_table(config, weights, length, dtype)
+            if table is not None:
+                shared[f"{prefix}relative"] = table
+        return shared
 
 
 def _resized(x: Array, length: int, *, axis: int) -> Array:

@@ -11,12 +11,14 @@
                                                 p(next token) [B T V]
 
 Frozen modules: flamingo/vision and flamingo/lm. Trained modules: flamingo/resampler,
-flamingo/media, flamingo/xattn and flamingo/new_tokens.
+flamingo/media, flamingo/xattn and flamingo/new_tokens; and flamingo/grafted, if the layers are on
+top of the LM (`graft`).
 """
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 from typing import Any
 
 import haiku as hk
@@ -32,7 +34,7 @@ from flamingo_jax.core.stack import Stack, layer_slice
 from flamingo_jax.data.schema import Batch
 from flamingo_jax.models import lm as lm_lib
 from flamingo_jax.models import self_attention, vision
-from flamingo_jax.models.cache import Cache, Media
+from flamingo_jax.models.cache import GRAFTED, Cache, Media
 from flamingo_jax.models.gated_xattn import GatedXattn, MediaContext, XattnConfig, normalised_media
 from flamingo_jax.models.losses import joined_logits, next_token_losses
 from flamingo_jax.models.resampler import Resampler, ResamplerConfig
@@ -60,6 +62,18 @@ class FlamingoConfig:
                 f"{self.lm.num_layers} blocks: there would be no cross-attention. Expected an "
                 "offset below."
             )
+        if self.xattn.num_heads > self.lm.width and not self.xattn.head_dim:
+            raise ConfigError(
+                f"xattn.num_heads is {self.xattn.num_heads} and xattn.head_dim is 0, which shares "
+                f"the language model's width of {self.lm.width} among the heads: expected fewer "
+                "heads, or the size of one as xattn.head_dim."
+            )
+
+    @property
+    def grafted(self) -> lm_lib.LMConfig | None:
+        """The trained blocks on top of the LM, which have its shape; None = there are none."""
+        number = self.xattn.grafted_layers
+        return dataclasses.replace(self.lm, num_layers=number, fused=False) if number else None
 
 
 class FlamingoModule(hk.Module):
@@ -200,20 +214,66 @@ class FlamingoModule(hk.Module):
             remat=config.lm.remat,
         )
         cached = cache.media if cache is not None and media.pool is None else None
-        xattn_weights = xattn.weights(x, layer_slice(cached, 0))
+        layers = (xattn, xattn.weights(x, layer_slice(cached, 0)), cached)
+        own = None if cache is None else cache.of_blocks()
+        if config.grafted is None:
 
-        def through(blocks: Stack, weights: Any, x: Array, lm_cache: Any) -> tuple[Array, Any]:
-            return interleave(
-                config.xattn, (blocks, weights, lm_cache), (xattn, xattn_weights, cached), x
-            )
+            def between(blocks: Stack, weights: Any, x: Array, inputs: Any) -> tuple[Array, Any]:
+                return interleave(config.xattn, (blocks, weights, inputs), layers, x)
 
-        x, (rows, kept) = lm.run(
-            x, context, cache.lm | cache.shared if cache is not None else None, through
-        )
+            x, (rows, kept) = lm.run(x, context, own, between)
+        else:
+            x, rows = lm.run(x, context, own, in_order)
+            blocks = lm_lib.block_stack(config.grafted, context, name="grafted")
+            own = None if cache is None else cache.of_blocks(GRAFTED)
+            weights = blocks.weights(x, layer_slice(own, 0))
+            x, (of_grafted, kept) = graft((blocks, weights, own), layers, x)
+            if cache is not None:
+                rows |= {f"{GRAFTED}{name}": leaf for name, leaf in of_grafted.items()}
         if cache is not None:
             written = self_attention.written(cache.lm, rows, context.positions)
             cache = Cache(written, kept if media.keep else cache.media, cache.shared)
         return lm.logits(x), cache
+
+
+def in_order(blocks: Stack, weights: Any, x: Array, inputs: Any) -> tuple[Array, Any]:
+    """Runs the LM's blocks, one after another, with nothing between them: a `BlockRunner`."""
+    return _run_numbered(blocks, weights, x, (blocks.numbers(weights), inputs))
+
+
+def _run_numbered(blocks: Stack, weights: Any, x: Array, own: Any) -> tuple[Array, Any]:
+    """Runs some of the LM's blocks; `own` has their numbers and inputs."""
+    return stack.scan(lambda x, i: blocks.layer_of(weights, i[0], x, i[1]), x, own)
+
+
+def graft(
+    blocks: tuple[Stack, Any, Any], xattn: tuple[Stack, Any, Any], x: Float[Array, "B T D"]
+) -> tuple[Float[Array, "B T D"], tuple[Any, Any]]:
+    """Runs the trained stack on top of the LM: n x [xattn, block] ("grafting", Table 3, row iv).
+
+    The input is the LM's residual stream, the output goes to its norm and its head. So the frozen
+    table of embeddings makes the logits (v1, the ablation's footnote). All layers start at random
+    (paper, 3.3); the gates of cross-attention are as `XattnConfig` says, self-attention and
+    feed-forward have none. So the model does not start as the language model.
+
+    Args:
+        blocks: (the stack of new blocks, its weights, its inputs or None), stacked or unrolled.
+        xattn: the same for the cross-attention layers; as many.
+        x: what the LM returns.
+
+    Returns:
+        (x, (outputs of the blocks, outputs of the cross-attention layers)).
+    """
+    (own_blocks, *of_blocks), (layers, *of_layers) = blocks, xattn
+
+    def pair(x: Array, both: Any) -> tuple[Array, Any]:
+        (block, inputs), (layer, cached) = both
+        x, kept = layers.layer(layer, x, cached)
+        x, outputs = own_blocks.layer(block, x, inputs)
+        return x, (outputs, kept)
+
+    with jax.named_scope("xattn"):  # a part of the planner's table
+        return stack.scan(pair, x, (of_blocks, of_layers))
 
 
 def interleave(
@@ -246,8 +306,7 @@ def interleave(
     border = offset + full * every
     of_blocks, of_layers = (blocks.numbers(weights), inputs), (xattn_weights, xattn_inputs)
 
-    def run(x: Array, own: Any) -> tuple[Array, Any]:
-        return stack.scan(lambda x, i: blocks.layer_of(weights, i[0], x, i[1]), x, own)
+    run = functools.partial(_run_numbered, blocks, weights)
 
     def group(x: Array, both: Any) -> tuple[Array, Any]:
         own, theirs = both

@@ -10,8 +10,8 @@
 Both gates are 0 at the start, so that the model starts as the language model, bit for bit. A token
 attends the R latents of one image, image phi (`media_index`). With phi = 0 the attention adds
 exactly 0 (paper, 2.3, A.1.3). The media have the LM's width D. Only with this width does the number
-of weights agree with Table 5. `XattnConfig` has more options than Table 4: those of the public
-re-implementations. The defaults are the paper's.
+of weights agree with Table 5. `XattnConfig` has more options than Table 4: those of the ablations
+(Table 3) and of the public re-implementations. The defaults are the paper's.
 """
 
 from __future__ import annotations
@@ -64,6 +64,10 @@ class XattnConfig:
             (Table 3, row viii).
         unseen: what attention gives a token with phi = 0: exactly 0, or the mean over all images of
             its sequence (IDEFICS as first published; a sequence without images gets 0).
+        grafted_layers: 0 = the layers are between the LM's blocks. Else there is none between them:
+            the LM runs as it is, and on top of it a trained stack runs so many times a layer and a
+            new block like the LM's ("grafting", Table 3, row iv; `models.flamingo.graft`). Then
+            `every` and `offset` mean nothing, and have their defaults.
     """
 
     every: int = 1
@@ -82,10 +86,12 @@ class XattnConfig:
     dense: bool = True
     attend: Literal["last", "all"] = "last"
     unseen: Literal["zero", "average"] = "zero"
+    grafted_layers: int = 0
 
     def __post_init__(self) -> None:
         ranges.check(self, ranges.whole(1), "every", "mlp_ratio")
         ranges.check(self, ranges.whole(0), "offset", "num_heads", "head_dim", "mlp_width")
+        ranges.check(self, ranges.whole(0), "grafted_layers")
         ranges.check(self, ranges.EPSILON, "norm_epsilon")
         if self.offset >= self.every:
             raise ValueError(
@@ -97,10 +103,16 @@ class XattnConfig:
                 "attend is 'all' and unseen is 'average': both change what a token attends, and no "
                 "model has both. Expected attend = 'last', or unseen = 'zero'."
             )
+        if self.grafted_layers and (self.every, self.offset) != (1, 0):
+            raise FieldError(
+                f"grafted_layers is {self.grafted_layers}, every is {self.every} and offset is "
+                f"{self.offset}: grafted layers are on top of the language model, and not between "
+                "its blocks. Expected every = 1 and offset = 0; or grafted_layers = 0."
+            )
 
     def num_layers(self, lm_layers: int) -> int:
         """Returns the number of layers for an LM of `lm_layers` blocks."""
-        return -(-(lm_layers - self.offset) // self.every)
+        return self.grafted_layers or -(-(lm_layers - self.offset) // self.every)
 
 
 class MediaContext(NamedTuple):

@@ -108,6 +108,16 @@ def _in_parts(
     return residual(jnp.stack(outputs, axis=1).reshape(x.shape)), None
 
 
+def block_stack(config: LMConfig, context: Context, *, name: str) -> Stack:
+    """Returns the stack of the blocks of an LM; it belongs to the module that is running."""
+    return Stack(
+        config.num_layers,
+        lambda x, cache: _in_parts(Block(config), x, context, cache),
+        name=name,
+        remat=config.remat,
+    )
+
+
 def residual(x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
     """Returns the residual stream x, with its tokens split over all chips if the layout says so."""
     return constrain(x, "rows", "sequence", "embed")
@@ -230,12 +240,7 @@ class LM(hk.Module):
             (x, new rows of each layer's cache, for `self_attention.written`), or what `through`
             returns.
         """
-        stack = Stack(
-            self.config.num_layers,
-            lambda x, cache: _in_parts(Block(self.config), x, context, cache),
-            name="blocks",
-            remat=self.config.remat,
-        )
+        stack = block_stack(self.config, context, name="blocks")
         if through is None:
             return stack(x, cache)
         return through(stack, stack.weights(x, layer_slice(cache, 0)), x, cache)

@@ -186,10 +186,29 @@ def _language_model(
         passed: the share of the blocks through which gradients flow.
         cached: tokens of each row that were read before.
     """
-    passed, trained = passed * weights.backward, weights.backward * weights.trained(rf"{prefix}/.*")
-    each = weights.per_use(rf"{prefix}/.*", without="/(embedding|head|positions)$", passed=passed)
+    trained = weights.backward * weights.trained(rf"{prefix}/.*")
     # The head, without the rows that pad its table.
-    each += lm.vocab_size * lm.width * (2.0 + 2.0 * weights.backward + 2.0 * trained)
+    head = lm.vocab_size * lm.width * (2.0 + 2.0 * weights.backward + 2.0 * trained)
+    return _blocks(lm, weights, prefix, fill, passed, cached, head=head)
+
+
+def _blocks(
+    lm: LMConfig,
+    weights: _Weights,
+    prefix: str,
+    fill: Fill,
+    passed: float,
+    cached: int = 0,
+    *,
+    head: float = 0.0,
+) -> float:
+    """Returns the FLOPs of blocks of a language model; arguments as of `_language_model`.
+
+    `head`: of what follows them, for each token.
+    """
+    passed, trained = passed * weights.backward, weights.backward * weights.trained(rf"{prefix}/.*")
+    tables = "/(embedding|head|positions)$"
+    each = weights.per_use(rf"{prefix}/.*", without=tables, passed=passed) + head
     pairs = fill.rows * _attended(fill.tokens, cached, lm.sliding_window)
     pair = 2.0 * lm.num_layers * lm.num_heads * lm.head_size
     # Both factors of scores and of values are activations.
@@ -218,6 +237,10 @@ def _flamingo(
     # Gradients flow down to the first trained layer: to the embeddings of the new tokens, or to the
     # first xattn layer.
     passed = 1.0 if model.new_tokens else 1.0 - xattn.offset / lm.num_layers
+    grafted = 0.0
+    if model.grafted is not None:
+        passed = float(bool(model.new_tokens))
+        grafted = _blocks(model.grafted, weights, "flamingo/grafted", fill, 1.0, cached)
     heads = xattn.num_heads or lm.num_heads
     pair = 2.0 * xattn.num_layers(lm.num_layers) * heads * (xattn.head_dim or lm.width // heads)
     # Images are spread evenly over the text. So a token has half of them before it.
@@ -232,7 +255,8 @@ def _flamingo(
     return {
         "lm": _language_model(lm, weights, "flamingo/lm", fill, passed, cached)
         + tokens * weights.per_use("flamingo/new_tokens/output"),
-        "xattn": tokens * weights.per_use("flamingo/xattn/.*", without=of_images)
+        "xattn": grafted
+        + tokens * weights.per_use("flamingo/xattn/.*", without=of_images)
         + visual * weights.per_use(f"flamingo/xattn/.*{of_images}.*")
         + visual * weights.per_use("flamingo/media/.*")
         + tokens * latents * attended * pair * 2 * times,

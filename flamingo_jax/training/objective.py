@@ -164,7 +164,7 @@ FLAMINGO = (
     WeightRule(r"flamingo/vision/.*", frozen=True),
     WeightRule(r"flamingo/lm(/.*)?", frozen=True),
     WeightRule(r"flamingo/resampler(/.*)?", decay=0.0),
-    WeightRule(r"flamingo/(media|xattn|new_tokens)(/.*)?"),
+    WeightRule(r"flamingo/(media|xattn|grafted|new_tokens)(/.*)?"),
 )
 """Both towers are frozen (paper, 2.2); no decay on the resampler (paper, B.1.2)."""
 

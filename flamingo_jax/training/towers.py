@@ -72,7 +72,9 @@ _TRAINED = {
     "language_model": _Trained(("lm",), ("lm",)),
     "contrastive": _Trained(("contrastive",), ("vision", "vit", "text_encoder")),
     "flamingo": _Trained(
-        ("flamingo/resampler", "flamingo/media", "flamingo/xattn", "flamingo/new_tokens"),
+        tuple(
+            f"flamingo/{part}" for part in ("resampler", "media", "xattn", "grafted", "new_tokens")
+        ),
         ("resampler", "xattn", "new_tokens"),
     ),
 }

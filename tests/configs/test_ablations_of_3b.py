@@ -7,8 +7,11 @@ import pytest
 
 from configs.ablations import flamingo_3b
 from flamingo_jax.core import config as core_config
-from flamingo_jax.core import trees
+from flamingo_jax.core import params, trees
 from flamingo_jax.models import api
+from flamingo_jax.planning import flops, program
+from flamingo_jax.sharding.mesh import MeshConfig, make_mesh
+from flamingo_jax.training import run as run_lib
 from flamingo_jax.training.config import TrainConfig
 
 
@@ -41,6 +44,7 @@ def test_a_row_is_the_base_model_with_one_change(row):
         ("base", "3.2", 3.215),
         ("no_gate", "3.2", 3.215),
         ("vanilla", "2.4", 2.410),
+        ("grafting", "3.3", 3.266),
         ("one_layer", "2.0", 2.057),
         ("every_4th", "2.3", 2.309),
         ("every_2nd", "2.6", 2.611),
@@ -58,6 +62,30 @@ def test_numbers_of_weights_are_those_of_table_3(row, printed, count):
     assert weights == pytest.approx(count, abs=0.003)
     if row not in ("one_layer", "nfnet_f0"):
         assert f"{weights:.1f}" == printed
+
+
+# Each of the others has the step of one of these, on other data or from other towers.
+STEPS = [row for row in flamingo_3b.ROWS if row not in ("no_vtp", "laion", "lm_c4")]
+
+
+@pytest.mark.slow  # 12 s of one core for each
+@pytest.mark.parametrize("row", STEPS)
+def test_the_whole_step_is_lowered_and_counted_at_full_size(row):
+    """Nothing is compiled and no array is made."""
+    config = read(row).resolved(32_000)
+    config = dataclasses.replace(config, mesh=MeshConfig())
+    run = run_lib.compile(config, make_mesh(config.mesh, jax.devices()[:1]))
+    datasets = dict(config.data.datasets)
+    if config.mixing == "round_robin":  # each has its own step
+        datasets = {"m3w": datasets["m3w"]}
+    batches = {name: program.abstract_batch(config.data, own, 1) for name, own in datasets.items()}
+    lowered = run.step.lower(run.layout.abstract, batches, params.abstract_key())
+    shapes = lambda tree: {path: leaf.shape for path, leaf in trees.flatten(tree).items()}
+    assert shapes(lowered.out_info[0].trainable) == shapes(run.layout.abstract.trainable)
+    fills = {name: flops.Fill.full(own, 1) for name, own in datasets.items()}
+    needed = flops.of_update(config, run.objective, fills)
+    assert set(needed.flops) == {"lm", "xattn", "resampler", "vision"}
+    assert min(needed.flops.values()) > 1e13
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from flamingo_jax.core import trees
+from flamingo_jax.core.config import ConfigError
 from flamingo_jax.core.params import axes_of
 from flamingo_jax.core.stack import unrolled_weights
 from flamingo_jax.data.schema import Batch
@@ -308,6 +309,13 @@ def test_no_gradient_reaches_the_image_pool_of_an_unused_slot():
 def test_xattn_places_that_cannot_be_are_refused():
     with pytest.raises(ValueError, match="0 <= offset < every"):
         XattnConfig(every=2, offset=2)
+
+
+def test_more_heads_than_the_width_has_channels_are_refused():
+    xattn = XattnConfig(num_heads=17)
+    with pytest.raises(ConfigError, match=r"xattn.num_heads is 17 .* width of 16 among the heads"):
+        dataclasses.replace(CONFIG, xattn=xattn)
+    dataclasses.replace(CONFIG, xattn=dataclasses.replace(xattn, head_dim=1))
 
 
 def test_weights_of_flamingo_9b_their_shapes_and_axes(golden):

@@ -10,6 +10,7 @@ from flamingo_jax.data.config import DataConfig, DatasetConfig
 from flamingo_jax.models import sizes
 from flamingo_jax.models.config import ModelConfig
 from flamingo_jax.models.contrastive import ContrastiveConfig
+from flamingo_jax.models.gated_xattn import XattnConfig
 from flamingo_jax.planning import flops
 from flamingo_jax.training.config import TrainConfig
 from flamingo_jax.training.run import build_objective
@@ -95,6 +96,38 @@ def test_language_model_by_hand():
     weights = 2 * (12 * 64**2 + 2 * 64) + 64 + 1000 * 64
     pairs = 3 * 8 * 9 / 2
     assert found.total == 6 * weights * 24 + pairs * 2 * 64 * 2 * 2 * 3
+
+
+def test_a_grafted_stack_is_trained_and_counts_with_cross_attention():
+    """Two layers and two blocks on the 3B's LM; pairs of 32 tokens, with one image of 64 tokens.
+
+    Blocks have 13 D^2 weights and vectors, layers 12 D^2, of which 2 D^2 count per visual token.
+    Without new tokens no gradient reaches the LM, in which only the head passes them on.
+    """
+    parts, width = sizes.FLAMINGOS["3B"], 2048
+    dataset = DatasetConfig("pairs", "", batch_size=4, length=32)
+    model = ModelConfig(
+        vision=parts.vision,
+        lm=parts.lm,
+        resampler=parts.resampler,
+        xattn=XattnConfig(grafted_layers=2),
+    )
+    found = {}
+    for new_tokens in ((), ("<EOC>",)):
+        changed = dataclasses.replace(model, new_tokens=new_tokens)
+        config, objective = run("flamingo", changed, {"a": dataset})
+        fills = {"a": flops.Fill.full(dataset, 1)}
+        found[new_tokens] = flops.of_update(config, objective, fills).flops
+    tokens, visual = 4 * 32, 4 * 64
+    weights = 6 * width**2 * (2 * 13 * tokens + 2 * (10 * tokens + 2 * visual))
+    pairs = 4 * 32 * 33 / 2
+    attention = 2 * 2 * width * (pairs * (2 * 3 + 3) + tokens * 64 * 2 * 3)
+    media = 6 * visual * 1536 * width
+    for each in found.values():
+        assert each["xattn"] == pytest.approx(weights + attention + media, rel=1e-3)
+    frozen = 13 * width**2 * 24
+    assert found[()]["lm"] / tokens == pytest.approx(2 * frozen + 4 * 32_000 * width, rel=2e-2)
+    assert found["<EOC>",]["lm"] / tokens == pytest.approx(4 * (frozen + 32_000 * width), rel=2e-2)
 
 
 def test_a_sliding_window_counts_the_pairs_within_it():
