@@ -86,7 +86,7 @@ def run(
         NonFiniteError: if a loss or gradient is not finite; raised before any hook gets a state
             that depends on it.
     """
-    done, meter = start, Meter(check, unreported)
+    done, meter, compiled = start, Meter(check, unreported), set[Any]()
     at(Phase.MEASURING, start)
     try:
         stopped = bool(stop and stop(Moment(start, state, is_last=start >= steps)))
@@ -98,9 +98,11 @@ def run(
         at(Phase.READING, done)
         batch = next(batches)
         at(Phase.UPDATING, done)
-        # the first call compiles
-        with meter.paused() if done == start else contextlib.nullcontext():
+        # The first call for batches of some shapes compiles; with round_robin each dataset has one.
+        shapes = _shapes(batch)
+        with contextlib.nullcontext() if shapes in compiled else meter.paused():
             state, metrics = step(state, batch, rng)
+        compiled.add(shapes)
         done += 1
         meter.add(done, metrics)
         if reported := done % log_every == 0 or done == steps:
@@ -119,3 +121,9 @@ def run(
         except GivenUp:
             return Ended(state, done, stopped=False, asked=True, unreported=meter.unreported())
     return Ended(state, done, stopped)
+
+
+def _shapes(batch: Mapping[str, Any]) -> Any:
+    """Returns what decides whether a step that is compiled for a batch can take another one."""
+    leaves, structure = jax.tree.flatten(batch)
+    return structure, tuple(leaf.shape for leaf in leaves)

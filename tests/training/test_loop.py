@@ -10,7 +10,7 @@ import pytest
 from flamingo_jax.core.finite import NonFiniteError
 from flamingo_jax.core.preemption import GivenUp
 from flamingo_jax.training import callbacks as hooks_lib
-from flamingo_jax.training import loop
+from flamingo_jax.training import loop, meter
 from flamingo_jax.training.callbacks import Moment, below, every, measure, save
 from flamingo_jax.training.not_finite import Origin, Skipped, keep_finite
 from flamingo_jax.training.unreported import from_json, to_json
@@ -202,6 +202,28 @@ def test_a_resumed_run_measures_what_is_not_logged_and_nothing_twice(run, logged
     assert len(calls) == measured and len(log) == measured
     assert stop(Moment(6, run.init())) is False
     assert len(calls) == measured + 1  # what was logged is of the first step alone
+
+
+def test_no_compilation_counts_in_the_time_of_updates(run, monkeypatch):
+    """With round_robin, batches of each dataset compile. By a clock that only the step moves."""
+    clock = [0.0]
+    monkeypatch.setattr(meter.time, "perf_counter", lambda: clock[0])
+    seen = set()
+
+    def step(state, batch, rng):
+        clock[0] += 1.0 if set(batch) & seen else 100.0
+        seen.update(batch)
+        return run.step(state, batch, rng)
+
+    def batches():
+        for number, batch in enumerate(fake.batches(0)):
+            name = ("pages", "pairs")[number % 2]
+            yield {name: batch[name]}
+
+    log = Log()
+    options = {"start": 0, "steps": 8, "log_every": 4, "log": log}
+    loop.run(step, run.init(), batches(), KEY, **options)
+    assert [numbers["step_seconds"] for _, numbers in log] == [0.5, 1.0]
 
 
 @pytest.mark.parametrize("steps", [4, 6])
