@@ -9,7 +9,8 @@ r"""The 7.1B language model of Flamingo, trained like Chinchilla (Hoffmann et al
 
 32 blocks of width 4096 with 32 heads of 128: 7.112B weights (models/sizes.py). Chinchilla's 70B was
 trained with a learning rate of 1e-4 and batches of 1.5M, then 3M tokens. Its paper has no row for
-smaller models: we chose the learning rate and the batch.
+smaller models: we chose the learning rate and the batch. The clip is that of Gopher's 7.1B (0.25;
+Gopher clips smaller models at 1).
 """
 
 import dataclasses
@@ -43,7 +44,11 @@ def get_config(data: str = "/data") -> config_dict.ConfigDict:
         model=dataclasses.replace(sizes.FLAMINGO_80B, lm=sizes.trained("7.1B")),
         data=DataConfig(f"{data}/tokenizer", image_size=320, datasets={"text": text}),
         optimizer=OptimizerConfig(
-            learning_rate=1.2e-4, warmup_steps=1_500, schedule="cosine", final_fraction=0.1
+            learning_rate=1.2e-4,
+            warmup_steps=1_500,
+            schedule="cosine",
+            final_fraction=0.1,
+            clip_norm=0.25,
         ),
         mesh=MeshConfig(data=32, model=4),
         evaluate=EvaluateEvery(data=DIRECTORIES),

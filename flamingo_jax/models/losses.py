@@ -4,14 +4,30 @@
                               --> logits [B T C], C = vocab_size + X
 
 The table may be sharded by rows; the new tokens are whole on every chip.
+
+`LossConfig` decides by what the sum over a batch is divided. The paper minimises the sum over its
+datasets m of lambda_m E[-sum_l log p(y_l | ...)] (paper, 2.4, equation 2). It does not say how a
+batch estimates the expectation.
+
+    tokens    sum(w * nll) / sum(w)     the mean over the tokens that are predicted
+    rows      sum(w * nll) / rows       equation 2 as printed: a row counts with all its tokens
+    sum       sum(w * nll)              a batch counts with all its rows
+
+The sums are over the whole batch, on any number of devices and in any number of chunks. With
+"tokens", lambda_m weighs a mean token of dataset m, and each row counts by its share of the tokens.
+So "tokens" with lambda_m is "rows" with lambda_m / (mean tokens of a row of m).
 """
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Literal
+
 import jax
 import jax.numpy as jnp
 
-from flamingo_jax.core.notation import Array, Float32, Int
+from flamingo_jax.core.notation import Array, Float, Float32, Int
 
 
 def next_token_losses(
@@ -51,3 +67,46 @@ def joined_logits(
     """Returns logits by token id: the table's without its padding, then the new tokens'."""
     base = base[..., :vocab_size]
     return base if new is None else jnp.concatenate([base, new], axis=-1)
+
+
+Normalisation = Literal["tokens", "rows", "sum"]
+
+
+@dataclasses.dataclass(frozen=True)
+class LossConfig:
+    """The loss of the stages that predict tokens.
+
+    Attributes:
+      normalise: what the sum over the tokens of a dataset's batch is divided by: its "tokens", its
+          "rows" (equation 2 of the paper as printed), or nothing ("sum"). The paper leaves it open.
+    """
+
+    normalise: Normalisation = "tokens"
+
+
+def weighted_sum(
+    nll: Float[Array, "B T"], weights: Float[Array, "B T"], divisor: Float[Array, ""] | None
+) -> Float[Array, ""]:
+    """Returns sum(weights * nll) / divisor in float32, or 0 if the divisor is 0.
+
+    Args:
+        nll: -log p of each token.
+        weights: of the tokens.
+        divisor: of the whole batch, also if these are a chunk of it. None does not divide.
+    """
+    total = jnp.sum(nll.astype(jnp.float32) * weights)
+    return total if divisor is None else total / jnp.maximum(divisor, 1e-8)
+
+
+def _tokens(weights: Float[Array, "B T"]) -> Float[Array, ""]:
+    return jnp.sum(weights.astype(jnp.float32))
+
+
+def _rows(weights: Float[Array, "B T"]) -> Float[Array, ""]:
+    """Returns the number of rows that predict something."""
+    return jnp.sum(jnp.any(weights > 0, axis=1), dtype=jnp.float32)
+
+
+Divisor = Callable[[Float[Array, "B T"]], Float[Array, ""]]
+# The divisors of the parts of a batch add up to that of the batch. None: there is no division.
+DIVISORS: Mapping[Normalisation, Divisor | None] = {"tokens": _tokens, "rows": _rows, "sum": None}

@@ -7,11 +7,11 @@ Each data shard has a part of each chunk, so no row moves to another device. A c
 part of its shard's pool of images (`data.schema.Batch`): the vision encoder encodes each image
 once, in its chunk.
 
-    loss of chunk c  =  sum over its tokens of w * nll  /  sum over the whole batch of w
+    loss of chunk c  =  sum over its tokens of w * nll  /  divisor of the whole batch
 
-The losses of the chunks, and so their gradients, sum up to those of the batch.
-`datasets_per_step.accumulate` adds the gradients up, and says in which order. The contrastive loss
-is no such sum; `gradient_cache` takes its batches in chunks.
+`models.losses` has the divisors. The losses of the chunks, and so their gradients, sum up to those
+of the batch. `datasets_per_step.accumulate` adds the gradients up, and says in which order. The
+contrastive loss is no such sum; `gradient_cache` takes its batches in chunks.
 """
 
 from __future__ import annotations
@@ -40,6 +40,7 @@ class Parts(NamedTuple):
 
 
 Split = Callable[[Any, Array], Parts]
+Total = Callable[[Batch[Array]], Array]  # what the loss of a batch is divided by
 
 
 def whole(batch: Any, rng: Array) -> Parts:
@@ -52,9 +53,9 @@ def split(
     rng: Array,
     *,
     num_shards: int,
-    total: Callable[[Batch[Array]], Array],
+    total: Total | None,
 ) -> Parts:
-    """Returns the parts (rows, keys, total weight of the batch) of a batch; one part is `whole`.
+    """Returns the parts (rows, keys, divisor of the batch) of a batch; one part is `whole`.
 
     The keys are one for each frame of the chunk's pool: those that the whole batch would draw from
     `rng`, so that random numbers do not depend on the number of chunks.
@@ -63,7 +64,7 @@ def split(
         batch: in `batch.chunks` chunks.
         rng: key of the batch.
         num_shards: data shards of the batch.
-        total: returns the weight of a batch, by which its loss is divided.
+        total: returns the divisor of a batch; None: losses are not divided.
     """
     number = batch.chunks
     if number == 1:
@@ -73,12 +74,12 @@ def split(
     places = _places(own[0].frame_mask)
     # the keys of a shard's pool, of all its chunks
     of_shard = keys.reshape(num_shards, -1, keys.shape[1])
-    weight = total(batch)
+    divisor = None if total is None else total(batch)
 
-    def arguments(i: Array | int) -> tuple[Batch[Array], Array, Array]:
+    def arguments(i: Array | int) -> tuple[Batch[Array], Array, Array | None]:
         place = jax.lax.dynamic_index_in_dim(places, i, axis=1, keepdims=False)
         drawn = jax.vmap(lambda keys, place: keys[place])(of_shard, place)
-        return chunk(own[0], i), drawn.reshape(-1), weight
+        return chunk(own[0], i), drawn.reshape(-1), divisor
 
     return Parts(number, arguments)
 

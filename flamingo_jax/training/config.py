@@ -6,7 +6,7 @@
       data       tokenizer, image_size, datasets {name: batch size, lambda, ...}
       initial, unfrozen         fine-tuning (paper, B.2.2)
       mixing     accumulate | round_robin | merged
-      optimizer, precision, mesh, layers, towers, hooks, until, evaluate, resume
+      loss, optimizer, precision, mesh, layers, towers, hooks, until, evaluate, resume
 
 A stage uses some parts of the model; the others are None in its checkpoints.
 """
@@ -23,6 +23,7 @@ from flamingo_jax.core.precision import Policy
 from flamingo_jax.core.stack import Loops
 from flamingo_jax.data.config import DataConfig
 from flamingo_jax.models.config import PARTS, ModelConfig, Stage
+from flamingo_jax.models.losses import LossConfig
 from flamingo_jax.models.vision import num_patches
 from flamingo_jax.sharding.mesh import MeshConfig
 from flamingo_jax.training import left_out
@@ -190,6 +191,7 @@ class TrainConfig:
       unfrozen: towers that the flamingo stage trains: ("vision",) in fine-tuning (paper, B.2.2).
       mixing: how datasets share an update. The paper accumulates the gradients of all datasets in
           each update (paper, 2.4).
+      loss: what the loss of a batch of text is divided by.
       precision: the compute dtype, and whether frozen towers are in 8 bits; trained weights stay
           float32.
       mesh: devices of each mesh axis.
@@ -211,6 +213,7 @@ class TrainConfig:
     initial: str | None = None
     unfrozen: tuple[Literal["vision"], ...] = ()
     mixing: Mixing = "accumulate"
+    loss: LossConfig = LossConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
     precision: Policy = Policy()
     mesh: MeshConfig = MeshConfig()
@@ -244,6 +247,11 @@ class TrainConfig:
             raise ValueError(
                 f"Datasets have the weights {weights}, and in a merged batch of the contrastive "
                 "stage all rows count alike: expected 1.0 for each; or mixing = 'accumulate'."
+            )
+        if self.stage == "contrastive" and self.loss != LossConfig():
+            raise FieldError(
+                f"loss.normalise is {self.loss.normalise!r}, and the contrastive loss is a mean "
+                "over rows; expected the default, 'tokens', in this stage."
             )
         self._check_chunks()
         if self.unfrozen and self.stage != "flamingo":

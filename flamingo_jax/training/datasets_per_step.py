@@ -141,7 +141,7 @@ def accumulate_apart(
 ) -> tuple[trees.Params, Metrics]:
     """Sums the gradients of the datasets for each part of the mesh, and then those of the parts.
 
-    Each part divides its losses by the weight of the whole batch.
+    Each part divides its losses by the divisor of the whole batch (`models.losses`).
 
     Args:
         loss, params, batches, weights: as of `accumulate`.
@@ -172,20 +172,21 @@ def split_apart(
     rng: Array,
     *,
     num_shards: int,
-    total: Callable[[Batch[Array]], Array],
+    total: chunks.Total | None,
 ) -> chunks.Parts:
-    """Returns the chunks (rows, keys, total weight) of the rows of a part.
+    """Returns the chunks (rows, keys, divisor of all parts) of the rows of a part.
 
     Args:
         batch: these rows.
         rng: key of the part.
         num_shards: data shards of the part.
-        total: returns the weight of rows; the loss is divided by that of all parts.
+        total: returns the divisor of rows; the loss is divided by that of all parts. None: losses
+            are not divided.
     """
-    of_all = lambda rows: jax.lax.psum(total(rows), _PARTS)
+    of_all = None if total is None else lambda rows: jax.lax.psum(total(rows), _PARTS)
     if batch.chunks == 1:
-        weight = of_all(batch)
-        return chunks.Parts(1, lambda number: (batch, rng, weight))
+        divisor = None if of_all is None else of_all(batch)
+        return chunks.Parts(1, lambda number: (batch, rng, divisor))
     return chunks.split(batch, rng, num_shards=num_shards, total=of_all)
 
 

@@ -21,7 +21,7 @@ from flamingo_jax.training.config import TrainConfig
 # Fields that change how weights are updated. A run cannot change what it is: its model, its data,
 # its seed.
 _MAY_BE_ALLOWED = (
-    r"optimizer(\..*)?",
+    r"(optimizer|loss)(\..*)?",
     r"precision(\..*)?",
     r"data\.augment(\..*)?",
     r"data\.datasets\.[^.]+\.weight",
@@ -43,7 +43,7 @@ def check(config: TrainConfig) -> None:
         if not _may_be_allowed(name):
             raise config_lib.ConfigError(
                 f"config.resume.allow has {name!r}, which cannot change in a run; expected fields "
-                "of optimizer, precision or data.augment, or data.datasets.NAME.weight. Give "
+                "of optimizer, loss, precision or data.augment, or data.datasets.NAME.weight. Give "
                 "another --workdir, with --config.initial to start from these weights."
             )
         if not any(path == name or path.startswith(f"{name}.") for path in fields):

@@ -7,9 +7,8 @@ The training loop knows nothing else of a stage.
     flamingo         next token given the images before it, towers   (paper, equation 1
                      frozen                                           and section 2.4)
 
-The loss of a dataset's batch is sum(w * nll) / sum(w) over the whole batch, on any number of
-devices and in any number of chunks: the mean over the tokens that are predicted. The paper writes a
-sum over tokens inside an expectation and leaves the normalisation open.
+The loss of a dataset's batch is the mean over the tokens that are predicted in the whole batch, on
+any number of devices and in any number of chunks; `models.losses` has other divisors.
 """
 
 from __future__ import annotations
@@ -32,6 +31,7 @@ from flamingo_jax.data.schema import Batch
 from flamingo_jax.models import contrastive as contrastive_lib
 from flamingo_jax.models.api import Model
 from flamingo_jax.models.encoders import ContrastiveModel
+from flamingo_jax.models.losses import DIVISORS, Normalisation, weighted_sum
 from flamingo_jax.training import chunks
 from flamingo_jax.training.gradient_cache import in_chunks, number_of_chunks
 from flamingo_jax.training.optimizer import Group
@@ -123,40 +123,30 @@ def rules_of(
     return trees.match_once(list(paths), rows, what=f"weights ({name})", allow_unused=allow_unused)
 
 
-def weighted_mean(
-    nll: Float[Array, "B T"], weights: Float[Array, "B T"], total: Float[Array, ""] | None = None
-) -> Float[Array, ""]:
-    """Returns sum(weights * nll) / total in float32, or 0 if the total is 0.
-
-    Args:
-        nll: -log p of each token.
-        weights: of the tokens.
-        total: sum of the weights of the whole batch, if these are a chunk of it; None = theirs.
-    """
-    if total is None:
-        total = jnp.sum(weights.astype(jnp.float32))
-    return jnp.sum(nll.astype(jnp.float32) * weights) / jnp.maximum(total, 1e-8)
-
-
 LANGUAGE_MODEL = (WeightRule(r"lm(/.*)?"),)
 
 
 def language_model(
-    model: Model, *, num_shards: int = 1, split: Callable[..., chunks.Parts] = chunks.split
+    model: Model,
+    *,
+    num_shards: int = 1,
+    normalise: Normalisation = "tokens",
+    split: Callable[..., chunks.Parts] = chunks.split,
 ) -> Objective:
     """The language model alone, on packed text; its weights are named "lm/...".
 
     Args:
         model: with weights named "lm/...".
         num_shards: data shards, each with its part of the rows.
+        normalise: what the loss of a batch is divided by.
         split: cuts a batch in chunks.
     """
     return Objective(
         "language_model",
         model,
-        _next_token_loss(model, num_shards),
+        _next_token_loss(model, num_shards, normalise),
         LANGUAGE_MODEL,
-        functools.partial(split, num_shards=num_shards, total=_total_weight),
+        functools.partial(split, num_shards=num_shards, total=_divisor(normalise)),
     )
 
 
@@ -184,6 +174,7 @@ def flamingo(
     num_shards: int = 1,
     augmentation: AugmentConfig = NO_AUGMENTATION,
     trains_vision: bool = False,
+    normalise: Normalisation = "tokens",
     split: Callable[..., chunks.Parts] = chunks.split,
 ) -> Objective:
     """Flamingo on interleaved pages, pairs and videos.
@@ -193,14 +184,15 @@ def flamingo(
         num_shards: data shards, each with its own pool of images in the batch.
         augmentation: random flip and colours of the images.
         trains_vision: True if the vision encoder is trained too.
+        normalise: what the loss of a batch is divided by.
         split: cuts a batch in chunks.
     """
     return Objective(
         "flamingo",
         model,
-        _next_token_loss(model, num_shards, augmentation),
+        _next_token_loss(model, num_shards, normalise, augmentation),
         FLAMINGO_FINE_TUNED if trains_vision else FLAMINGO,
-        functools.partial(split, num_shards=num_shards, total=_total_weight),
+        functools.partial(split, num_shards=num_shards, total=_divisor(normalise)),
         gauges=_gates,
     )
 
@@ -265,14 +257,21 @@ def contrastive(
 
 
 def _next_token_loss(
-    model: Model, num_shards: int, augmentation: AugmentConfig = NO_AUGMENTATION
+    model: Model,
+    num_shards: int,
+    normalise: Normalisation,
+    augmentation: AugmentConfig = NO_AUGMENTATION,
 ) -> Callable[..., tuple[Array, Metrics]]:
+    divisor = DIVISORS[normalise]
+
     def loss(
         params: Params, batch: Batch[Array], rng: Array, total: Array | None = None
     ) -> tuple[Array, Metrics]:
         weights, pools = _target_weights(batch), num_shards * batch.chunks
         nll = model.token_losses(params, _augmented(batch, augmentation), num_shards=pools, rng=rng)
-        return weighted_mean(nll, weights, total), {"tokens": jnp.sum(weights)}
+        if total is None and divisor is not None:
+            total = divisor(weights)
+        return weighted_sum(nll, weights, total), {"tokens": jnp.sum(weights)}
 
     return loss
 
@@ -282,8 +281,9 @@ def _target_weights(batch: Batch[Array]) -> Float[Array, "B T"]:
     return batch.loss_weights[:, 1:]
 
 
-def _total_weight(batch: Batch[Array]) -> Float[Array, ""]:
-    return jnp.sum(_target_weights(batch).astype(jnp.float32))
+def _divisor(normalise: Normalisation) -> chunks.Total | None:
+    of_weights = DIVISORS[normalise]
+    return None if of_weights is None else lambda batch: of_weights(_target_weights(batch))
 
 
 def _augmented(batch: Batch[Array], augmentation: AugmentConfig) -> Batch[Array]:

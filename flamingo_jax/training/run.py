@@ -318,13 +318,17 @@ def build_objective(
         split: cuts batches in chunks; a contrastive batch is never cut.
     """
     model, augmentation = config.model, config.data.augment
+    normalise = config.loss.normalise
     if config.stage == "contrastive":
         return objective_lib.contrastive(
             encoders.contrastive(model), num_shards=num_shards, augmentation=augmentation
         )
     if config.stage == "language_model":
         return objective_lib.language_model(
-            api.language_model(required(model.lm, "lm")), num_shards=num_shards, split=split
+            api.language_model(required(model.lm, "lm")),
+            num_shards=num_shards,
+            normalise=normalise,
+            split=split,
         )
     trains_vision = config.trains_vision
     return objective_lib.flamingo(
@@ -332,6 +336,7 @@ def build_objective(
         num_shards=num_shards,
         augmentation=augmentation,
         trains_vision=trains_vision,
+        normalise=normalise,
         split=split,
     )
 

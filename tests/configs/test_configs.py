@@ -105,6 +105,15 @@ FULL_SIZE = {
 }
 
 
+def test_the_7b_language_model_is_clipped_as_gophers():
+    """Gopher clips its 7.1B and 280B at 0.25, and smaller models at 1."""
+    clips = {
+        name: importlib.import_module(f"configs.{name}").get_config().optimizer.clip_norm
+        for name in ("lm_1b4", "lm_7b")
+    }
+    assert clips == {"lm_1b4": 1.0, "lm_7b": 0.25}
+
+
 @pytest.mark.parametrize("name", FULL_SIZE)
 def test_full_size_batches_divide_over_their_chips(name):
     config = core_config.from_dict(

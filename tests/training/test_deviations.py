@@ -6,6 +6,7 @@ import re
 import pytest
 
 from flamingo_jax.core.config import ConfigError, from_dict, to_dict
+from flamingo_jax.models.losses import LossConfig
 from flamingo_jax.training import deviations
 from flamingo_jax.training.config import ResumeConfig, TrainConfig
 from tests.training import small
@@ -29,6 +30,13 @@ def test_what_is_allowed_is_recorded_and_what_was_recorded_is_carried_on():
     assert found(config_with(), ours) == [change]
     assert found(config_with(), ours, deviations=[OLD]) == [OLD, change]
     assert found(ours, ours, deviations=[OLD, change]) == [OLD, change]
+
+
+def test_what_the_loss_is_divided_by_may_change_by_name():
+    ours = dataclasses.replace(config_with(allow=("loss.normalise",)), loss=LossConfig("rows"))
+    deviations.check(ours)
+    change = {"step": 6, "field": "loss.normalise", "change": "'tokens' -> 'rows'"}
+    assert found(config_with(), ours) == [change]
 
 
 def test_a_section_allows_its_fields_and_no_others():

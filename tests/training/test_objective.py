@@ -14,8 +14,8 @@ from flamingo_jax.core import trees
 from flamingo_jax.core.config import from_dict
 from flamingo_jax.data.config import NO_AUGMENTATION
 from flamingo_jax.data.images.augment import augment
+from flamingo_jax.models.losses import DIVISORS, weighted_sum
 from flamingo_jax.training.config import TrainConfig
-from flamingo_jax.training.objective import weighted_mean
 from flamingo_jax.training.run import build_objective
 from flamingo_jax.training.state import abstract_weights, split, traits
 from tests.training import small
@@ -73,8 +73,9 @@ def test_contrastive_temperature_is_not_decayed():
 def test_loss_is_the_mean_over_the_predicted_tokens_of_the_whole_batch():
     nll = jnp.array([[1.0, 2.0], [3.0, 100.0]])
     weights = jnp.array([[1.0, 1.0], [0.5, 0.0]])
-    assert float(weighted_mean(nll, weights)) == pytest.approx((1 + 2 + 1.5) / 2.5)
-    assert float(weighted_mean(nll, jnp.zeros((2, 2)))) == 0.0
+    mean = lambda weights: float(weighted_sum(nll, weights, DIVISORS["tokens"](weights)))
+    assert mean(weights) == pytest.approx((1 + 2 + 1.5) / 2.5)
+    assert mean(jnp.zeros((2, 2))) == 0.0
 
 
 def test_padding_does_not_count():
