@@ -149,7 +149,8 @@ class DataConfig:
     """The whole mixture.
 
     Attributes:
-        tokenizer: path of the tokenizer.
+        tokenizer: path of the tokenizer: tokenizer.model of SentencePiece, or tokenizer.json or
+            vocab.txt of Hugging Face (`tokenizers.load`).
         image_size: side of the square images, in pixels (320 in the paper, 288 contrastive, 480 in
             fine-tuning).
         image_fit: how an image becomes a square: "pad" adds borders along the longer sides (the

@@ -21,7 +21,7 @@ import enum
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Protocol, SupportsInt, TypeVar, runtime_checkable
+from typing import Any, Protocol, SupportsInt, TypeVar, runtime_checkable
 
 from flamingo_jax.core.paths import Path, PathLike, regular
 from flamingo_jax.tokenizers import markers as markers_lib
@@ -30,7 +30,8 @@ from flamingo_jax.tokenizers.markers import EOC, Markers
 from flamingo_jax.tokenizers.prefix import CONFIG_NAME, JSON_NAME
 
 FILE_NAME = "tokenizer.model"
-# Files of Hugging Face next to tokenizer.json that name the pieces of <BOS>, <EOS> and padding. If
+VOCABULARY_NAME = "vocab.txt"  # of BERT (`tokenizers.wordpiece`)
+# Files of Hugging Face next to its vocabulary that name the pieces of <BOS>, <EOS> and padding. If
 # both name one, the first file counts.
 SPECIAL_TOKENS_NAMES = (CONFIG_NAME, "special_tokens_map.json")
 
@@ -381,7 +382,7 @@ class WithNewTokens(abc.ABC):
         return ids
 
 
-def find(path: PathLike, names: Sequence[str] = (FILE_NAME, JSON_NAME)) -> Path:
+def find(path: PathLike, names: Sequence[str] = (FILE_NAME, JSON_NAME, VOCABULARY_NAME)) -> Path:
     """Returns the file of a tokenizer: `path`, or the first of `names` in the directory `path`.
 
     Raises:
@@ -398,6 +399,21 @@ def find(path: PathLike, names: Sequence[str] = (FILE_NAME, JSON_NAME)) -> Path:
     )
 
 
+def read_fields(file: Path) -> dict[str, Any]:
+    """Returns the fields of a JSON file next to a vocabulary.
+
+    Raises:
+        ValueError: it is no JSON object.
+    """
+    try:
+        fields: Any = json.loads(regular(file).read_text())
+    except ValueError as error:
+        raise ValueError(f"{file} is not JSON: {error}.") from error
+    if not isinstance(fields, dict):
+        raise ValueError(f"{file} holds a {type(fields).__name__}; expected an object.")
+    return fields
+
+
 def files(path: PathLike) -> dict[str, bytes]:
     """Returns the contents of the files that `load_tokenizer` reads, by name.
 
@@ -407,9 +423,9 @@ def files(path: PathLike) -> dict[str, bytes]:
         FileNotFoundError: there is no tokenizer at `path`.
     """
     file = find(path)
-    names = (markers_lib.FILE_NAME, *(SPECIAL_TOKENS_NAMES if file.suffix == ".json" else ()))
+    name = {".json": JSON_NAME, ".txt": VOCABULARY_NAME}.get(file.suffix, FILE_NAME)
+    names = (markers_lib.FILE_NAME, *(SPECIAL_TOKENS_NAMES if name != FILE_NAME else ()))
     others = [file.parent / name for name in names]
-    name = JSON_NAME if file.suffix == ".json" else FILE_NAME
     content = {name: regular(file).read_bytes()} | {
         other.name: regular(other).read_bytes() for other in others if other.exists()
     }

@@ -1,26 +1,28 @@
-"""Reads and writes the tokenizers of language models from Hugging Face.
+"""Reads and writes the tokenizers of Hugging Face.
 
     DIR/tokenizer.json            the vocabulary, and how text is split
     DIR/tokenizer_config.json     the pieces of <BOS>, <EOS> and padding
     DIR/special_tokens_map.json   the same, for those that tokenizer_config.json does not name
 
-The tokenizers have the interface of `tokenizers.base`.
+BERT has neither <BOS> nor <EOS>: its [CLS] and [SEP] take their places. It may also be stored as
+vocab.txt (`tokenizers.wordpiece`). The tokenizers have the interface of `tokenizers.base`.
 """
 
-import json
 from collections.abc import Sequence
-from typing import Any
 
 import tokenizers
 
 from flamingo_jax.core.paths import Path, PathLike, regular, write_atomically, write_json
 from flamingo_jax.tokenizers import markers as markers_lib
+from flamingo_jax.tokenizers import wordpiece
 from flamingo_jax.tokenizers.base import (
     JSON_NAME,
     SPECIAL_TOKENS_NAMES,
+    VOCABULARY_NAME,
     Before,
     WithNewTokens,
     find,
+    read_fields,
 )
 from flamingo_jax.tokenizers.markers import EOC, PAPER, Markers
 
@@ -36,7 +38,7 @@ class HuggingFaceTokenizer(WithNewTokens):
         content: of tokenizer.json.
         new_tokens: strings that get ids after the vocabulary.
         bos: the piece at the start of a sequence; None = the same as `eos`, as in GPT-2.
-        eos: the piece at the end of a document.
+        eos: the piece at the end of a document; None = of WordPiece, what the file puts there.
         pad: the piece that fills rows; None = the same as `eos`, because padding is known by its
             segment. `eos` is also used if `pad` has no row in the model's table.
         markers: the markers of the model.
@@ -68,6 +70,8 @@ class HuggingFaceTokenizer(WithNewTokens):
         super().__init__(
             max(self._tokenizer.get_vocab().values(), default=-1) + 1, new_tokens, markers
         )
+        if eos is None:
+            bos, eos = wordpiece.around(self._tokenizer)
         if eos is None:
             raise ValueError(
                 "Nothing says which piece stands behind a document: neither the argument eos nor "
@@ -112,7 +116,7 @@ class HuggingFaceTokenizer(WithNewTokens):
         eos: str | None = None,
         pad: str | None = None,
     ) -> "HuggingFaceTokenizer":
-        """Reads tokenizer.json and the files next to it.
+        """Reads tokenizer.json, or BERT's vocab.txt, and the files next to it.
 
         Args:
             path: the file, or the directory that contains it.
@@ -122,13 +126,18 @@ class HuggingFaceTokenizer(WithNewTokens):
             pad: as `bos`.
 
         Raises:
-            FileNotFoundError: there is no tokenizer.json.
+            FileNotFoundError: there is no such file.
             ValueError: as in the class, or one of the other files is damaged.
         """
-        file = find(path, (JSON_NAME,))
+        file = find(path, (JSON_NAME, VOCABULARY_NAME))
         pieces = _special_tokens(file.parent)
+        if file.suffix == ".txt":
+            pieces = {**wordpiece.PIECES, **pieces}
+            content = wordpiece.as_json(file, pieces)
+        else:
+            content = regular(file).read_bytes()
         return cls(
-            regular(file).read_bytes(),
+            content,
             new_tokens,
             bos=bos or pieces.get("bos"),
             eos=eos or pieces.get("eos"),
@@ -194,21 +203,22 @@ class HuggingFaceTokenizer(WithNewTokens):
 
 
 def _special_tokens(directory: Path) -> dict[str, str]:
-    """Returns {"bos": piece, ...} from the files next to tokenizer.json."""
+    """Returns {"bos": piece, ...} from the files next to the vocabulary.
+
+    BERT's cls and sep are its bos and eos, where no file names one of these.
+    """
     pieces: dict[str, str] = {}
     for name in SPECIAL_TOKENS_NAMES:
         file = directory / name
         if not file.exists():
             continue
-        try:
-            fields: Any = json.loads(regular(file).read_text())
-        except ValueError as error:
-            raise ValueError(f"{file} is not JSON: {error}.") from error
-        if not isinstance(fields, dict):
-            raise ValueError(f"{file} holds a {type(fields).__name__}; expected an object.")
-        for key in ("bos", "eos", "pad"):
+        fields = read_fields(file)
+        for key in ("bos", "eos", "pad", "unk", "cls", "sep"):
             piece = fields.get(f"{key}_token")
             piece = piece.get("content") if isinstance(piece, dict) else piece
             if isinstance(piece, str):
                 pieces.setdefault(key, piece)
+    begin, end = pieces.pop("cls", None), pieces.pop("sep", None)
+    if begin and end and not {"bos", "eos"} & set(pieces):
+        pieces |= {"bos": begin, "eos": end}
     return pieces

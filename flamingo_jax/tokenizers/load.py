@@ -12,7 +12,7 @@ from flamingo_jax.tokenizers.sentencepiece import SentencePieceTokenizer
 def load_tokenizer(
     path: PathLike, new_tokens: Sequence[str] = (EOC,), *, in_prompts: bool = False
 ) -> Tokenizer:
-    """Reads a tokenizer.model (SentencePiece), else a tokenizer.json (Hugging Face).
+    """Reads a tokenizer.model (SentencePiece), else a tokenizer.json or vocab.txt (Hugging Face).
 
     Args:
         path: the file, or the directory that contains it.
@@ -20,10 +20,10 @@ def load_tokenizer(
         in_prompts: True if the texts are prompts, and not documents (see `Markers.in_prompts`).
 
     Raises:
-        FileNotFoundError: neither of the files exists.
+        FileNotFoundError: none of the files exists.
         ValueError: the file is damaged, or has no piece for the start or end of a sequence.
     """
     file = find(path)
-    cls = HuggingFaceTokenizer if file.suffix == ".json" else SentencePieceTokenizer
+    cls = HuggingFaceTokenizer if file.suffix in (".json", ".txt") else SentencePieceTokenizer
     tokenizer = cls.load(file, new_tokens)
     return tokenizer.for_prompts() if in_prompts else tokenizer

@@ -7,10 +7,10 @@ the whole text; only where a piece is in both parts, the first part loses ids.
 import pytest
 
 from flamingo_jax.conversion import idefics
-from flamingo_jax.data.interleave import IMAGE, tokenise
+from flamingo_jax.data.interleave import IMAGE, tokenise, tokenise_text
 from flamingo_jax.tokenizers.load import load_tokenizer
 from flamingo_jax.tokenizers.sentencepiece import SentencePieceTokenizer
-from tests.tokenizers import llama_like
+from tests.tokenizers import bert_like, llama_like
 from tests.tokenizers.llama_like import NEW
 
 pytestmark = pytest.mark.parity
@@ -108,3 +108,42 @@ def test_a_prompt_of_idefics(content):
     whole = f"User: what is it?{tag}Assistant: a dog\nUser:{tag} yes"
     ids = theirs(whole, add_special_tokens=False).input_ids
     assert tokenise(parts, ours, close=False)[0].tolist() == [ours.bos_id, *ids]
+
+
+CAPTIONS = [
+    "A cat's whiskers, and a dog on a bike.",
+    "naïve café über ÅNGSTRÖM",
+    "東京タワー at 12:30pm — 100% unbelievable!!",
+    "  two   people\tare\nplaying chess 🦩 ",
+    "e\u0301te\u0301 \u200bzero\x00width \ufffd",
+    "x" * 150,
+    "",
+]
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {},
+        {"do_lower_case": True},
+        {"do_lower_case": False},
+        {"do_lower_case": True, "strip_accents": False},
+        {"do_lower_case": False, "strip_accents": True, "tokenize_chinese_chars": False},
+    ],
+    ids=str,
+)
+def test_wordpiece_of_bert(tmp_path, config):
+    """vocab.txt, and the tokenizer.json that their class writes."""
+    from transformers import BertTokenizerFast
+
+    pieces = bert_like.vocabulary(lowercase=config.get("do_lower_case", True))
+    place = bert_like.directory(tmp_path / "vocab", pieces, **config)
+    theirs = BertTokenizerFast(
+        vocab={piece: number for number, piece in enumerate(pieces)}, **config
+    )
+    theirs.save_pretrained(tmp_path / "json")
+    for directory in (place, tmp_path / "json"):
+        ours = load_tokenizer(directory, ())
+        for text in CAPTIONS:
+            assert tokenise_text(text, ours).tolist() == theirs(text).input_ids, text
+        assert ours.pad_id == theirs.pad_token_id
