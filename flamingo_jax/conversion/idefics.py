@@ -179,6 +179,7 @@ def markers(new_tokens: Sequence[str], vocab_size: int) -> Markers:
         end_of_chunk=end,
         closes_chunks=False,
         image=(AROUND, IMAGE_TAG, AROUND),
+        after_image="",
         vocab_size=vocab_size,
     )
 

@@ -113,7 +113,7 @@ def join(checkpoint: Weights, lm: Conversion, vision: Conversion, *, pieces: int
         files=reading.Merged(("", checkpoint), ("lm:", lm.files), ("vision:", vision.files)),
         # Its images come through open_clip's transform, which ignores the transparency.
         preprocessing={**vision.preprocessing, "background": "none"},
-        markers=dataclasses.replace(lm.markers or Markers(), vocab_size=pieces),
+        markers=dataclasses.replace(lm.markers or Markers(), after_image="", vocab_size=pieces),
     )
 
 

@@ -5,6 +5,9 @@ The program passes them to `training.run.train`, because training does not know 
     lm_lookup     the probe that ends the language_model stage (config.until)
     evaluation    the tasks of config.evaluate, every so many updates: few-shot tasks, or in the
                   contrastive stage zero-shot classification and retrieval
+
+Benchmarks are asked as the paper asks them: validation queries, and beam search where answers are
+decoded.
 """
 
 from __future__ import annotations
@@ -21,6 +24,7 @@ from flamingo_jax.evaluation import registry, task
 from flamingo_jax.evaluation.comparison import ComparisonTask, compare_all
 from flamingo_jax.evaluation.config import check_directories
 from flamingo_jax.evaluation.episode import Row
+from flamingo_jax.evaluation.few_shot import FewShotTask
 from flamingo_jax.evaluation.lm_lookup import lookup_probe
 from flamingo_jax.evaluation.protocol import Protocol
 from flamingo_jax.evaluation.runner import evaluate_all
@@ -82,10 +86,10 @@ def evaluation(
         go_on: called after each task and number of shots; it may raise an error to give up.
 
     Raises:
-        ConfigError: the stage's model cannot do a task.
-        TaskError: a task is unknown, or its directory is not given.
+        ConfigError: the stage's model cannot do a task, or its right answers are hidden.
+        TaskError: a task is unknown, its directory is not given, or it has too few items.
     """
-    settings, protocol = run.config.evaluate, protocol_of(run.config)
+    settings = run.config.evaluate
     if not settings.tasks:
         raise ConfigError(
             f"config.evaluate.tasks is (), and config.evaluate.every is {settings.every}; expected "
@@ -94,7 +98,9 @@ def evaluation(
     check_directories(settings.data, "config.evaluate.data")
     data = {name: path for name, path in settings.data.items() if path}
     try:
-        tasks = [registry.create(name, data, protocol) for name in settings.tasks]
+        tasks = [
+            registry.create(name, data, protocol_of(run.config, name)) for name in settings.tasks
+        ]
     except task.MissingDirectoryError as error:
         raise task.MissingDirectoryError(
             error.task, error.benchmark, "config.evaluate.data"
@@ -107,59 +113,86 @@ def evaluation(
                 "answers no prompts: take zero-shot and retrieval tasks, such as "
                 "imagenet_zero_shot and world_retrieval."
             )
-        return _comparisons(run, tokenizer, compared, protocol.inference, go_on)
+        return _comparisons(run, tokenizer, compared, go_on)
     if compared:
         raise ConfigError(
             f"config.evaluate.tasks has {compared[0].name!r}, which compares images with texts, "
             f"and the {run.config.stage} stage has no text encoder: leave it out."
         )
-    return _few_shot(run, tokenizer, prompted, protocol.inference, go_on)
+    for each in prompted:
+        _check_queries(each)
+    return _few_shot(run, tokenizer, prompted, go_on)
 
 
-def protocol_of(config: TrainConfig) -> Protocol:
-    """Returns the protocol of an evaluation during this training run.
+def protocol_of(config: TrainConfig, name: str) -> Protocol:
+    """Returns the protocol of a task during this training run.
 
     Few-shot prompts are answered in float32, whatever the run computes in.
+
+    Args:
+        config: the run.
+        name: of the task.
     """
-    settings = config.evaluate
+    settings, is_benchmark = config.evaluate, name in registry.BENCHMARKS
     compute = config.precision.compute if config.stage == "contrastive" else "float32"
+    decoding = settings.decoding or ("beam" if is_benchmark else "greedy")
     return Protocol(
         shots=settings.shots,
         n=settings.n,
         seed=config.seed,
-        inference=InferenceConfig(compute=compute),
+        split=settings.split if is_benchmark else "test",
+        num_support=settings.num_support,
+        num_support_per_class=settings.num_support_per_class,
+        text_examples=settings.text_examples,
+        inference=InferenceConfig(decoding=decoding, compute=compute),
     )
 
 
+def _check_queries(each: task.Task) -> None:
+    """Draws the episodes of a benchmark once, so that what is missing is an error at the start.
+
+    Raises:
+        ConfigError: the right answers of its queries are hidden.
+        TaskError: the benchmark has too few items.
+    """
+    if not isinstance(each, FewShotTask):
+        return
+    if each.answers_are_hidden:
+        raise ConfigError(
+            f"config.evaluate.tasks has {each.name!r}, and the right answers of its split "
+            f"{each.benchmark.split('test')} are hidden, so there would be no number: take "
+            "--config.evaluate.split=validation, or leave it out."
+        )
+    for shots in filter(each.accepts, each.protocol.shots):
+        each.episodes(shots)
+
+
 def _few_shot(
-    run: Run,
-    tokenizer: Tokenizer,
-    tasks: Sequence[task.Task],
-    inference: InferenceConfig,
-    go_on: Callable[[], None],
+    run: Run, tokenizer: Tokenizer, tasks: Sequence[task.Task], go_on: Callable[[], None]
 ) -> Measure:
     model = _model(run, "evaluate.every")
+    settings = dict.fromkeys(each.protocol.inference for each in tasks)
 
     def measure(params: Any) -> dict[str, float]:
-        flamingo = Flamingo(
-            model,
-            params,
-            tokenizer,
-            **run.config.data.preprocessing,
-            config=inference,
-            mesh=run.mesh,
-        )
-        return _numbers(evaluate_all(flamingo, tasks, log=lambda line: go_on())[0])
+        numbers: dict[str, float] = {}
+        for inference in settings:
+            flamingo = Flamingo(
+                model,
+                params,
+                tokenizer,
+                **run.config.data.preprocessing,
+                config=inference,
+                mesh=run.mesh,
+            )
+            alike = [each for each in tasks if each.protocol.inference == inference]
+            numbers |= _numbers(evaluate_all(flamingo, alike, log=lambda line: go_on())[0])
+        return numbers
 
     return measure
 
 
 def _comparisons(
-    run: Run,
-    tokenizer: Tokenizer,
-    tasks: Sequence[ComparisonTask],
-    inference: InferenceConfig,
-    go_on: Callable[[], None],
+    run: Run, tokenizer: Tokenizer, tasks: Sequence[ComparisonTask], go_on: Callable[[], None]
 ) -> Measure:
     config = run.config
 
@@ -169,7 +202,7 @@ def _comparisons(
             params,
             tokenizer,
             preprocessing=config.data.preprocessing,
-            config=inference,
+            config=tasks[0].protocol.inference,
             mesh=run.mesh,
         )
         return _numbers(compare_all(model, tasks, log=lambda line: go_on())[0])

@@ -12,7 +12,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, TypeAlias
 
 from flamingo_jax.inference.prompt import Visual
@@ -44,6 +44,7 @@ class Episode:
         orders: an ensemble's other prompts: the same support examples in other orders. Scores are
             averaged over all prompts.
         separator: text between the prompt and a candidate that is not part of the answer.
+        is_spaced: True if `after_images` changes the prompt: in the paper's templates.
     """
 
     parts: tuple[Part, ...]
@@ -56,6 +57,7 @@ class Episode:
     extra: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     orders: tuple[tuple[Part, ...], ...] = ()
     separator: str = ""
+    is_spaced: bool = False
 
     def __post_init__(self) -> None:
         # "": the answer is hidden
@@ -64,6 +66,25 @@ class Episode:
                 f"episode {self.query_id!r}: the answer {self.answer!r} is not among its "
                 f"candidates {self.candidates!r}."
             )
+
+    def after_images(self, space: str) -> Episode:
+        """Returns the episode with the marker of a model between an image and the text after it.
+
+        Args:
+            space: `Markers.after_image`.
+        """
+        if not (self.is_spaced and space):
+            return self
+
+        def spaced(parts: tuple[Part, ...]) -> tuple[Part, ...]:
+            before: Sequence[Part] = ("", *parts)
+            return tuple(
+                f"{space}{part}" if isinstance(part, str) and not isinstance(last, str) else part
+                for last, part in zip(before, parts, strict=False)
+            )
+
+        orders = tuple(spaced(parts) for parts in self.orders)
+        return dataclasses.replace(self, parts=spaced(self.parts), orders=orders, is_spaced=False)
 
     @property
     def prompt(self) -> str:

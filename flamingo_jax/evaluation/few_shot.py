@@ -6,12 +6,13 @@ Follows the paper (A.2, B.1.4 and Figure 8).
                               or, with RICES, the most similar ones, the most similar last
           --> image "Output: A cat.<EOC>" image "Output: A dog.<EOC>" image "Output:"
 
-At 0 shots an open-ended benchmark has two examples without their images in front of the query
-("Output: A cat.<EOC>Output: A dog.<EOC>" image "Output:"); a close-ended one has no examples. A
-larger prompt begins with the supports of a smaller one (with RICES it ends with them). Supports do
-not depend on the number of queries that are evaluated, and none shows the query's picture or video.
-An ensemble asks the same question with the supports in several orders and averages the scores of
-the candidates.
+What is between an image and "Output:" is a marker of the model (`Markers.after_image`); in the
+paper it is a space. At 0 shots an open-ended benchmark has examples without their images in front
+of the query ("Output: A cat.<EOC>Output: A dog.<EOC>" image "Output:"), two in the paper
+(`Protocol.text_examples`); a close-ended one has no examples. A larger prompt begins with the
+supports of a smaller one (with RICES it ends with them). Supports do not depend on the number of
+queries that are evaluated, and none shows the query's picture or video. An ensemble asks the same
+question with the supports in several orders and averages the scores of the candidates.
 
 Where the paper is silent, these are our choices: supports are drawn anew for each query (as in
 OpenFlamingo). The first order of an ensemble is that of the prompt without ensembling; the others
@@ -109,6 +110,13 @@ class FewShotTask:
         """True if answers are decoded, rather than candidates scored."""
         return any(each.needs == "generation" for each in self.benchmark.metrics)
 
+    @property
+    def answers_are_hidden(self) -> bool:
+        """True if no right answer of the queries is known, as of VQAv2's test-dev."""
+        items = self._test if self.protocol.split == "test" else ()
+        items = items if isinstance(items, list) else items[:1]  # some are made on request
+        return len(items) > 0 and not any(item.answer or item.references for item in items)
+
     def submission_questions(self) -> Sequence[int | str]:
         """Returns all questions that the benchmark's server expects answers to, as it declares."""
         return self.benchmark.submission_questions()
@@ -116,7 +124,7 @@ class FewShotTask:
     def setting(self, shots: int) -> dict[str, Any]:
         """Returns the split of the queries, and the sizes of what is drawn for them."""
         protocol, has_classes = self.protocol, bool(self._labels) if shots else False
-        examples = protocol.num_text_examples if self.is_open_ended and not shots else 0
+        examples = protocol.text_examples if self.is_open_ended and not shots else 0
         is_drawn = bool(shots or examples)
         return {
             "split": self.benchmark.split(protocol.split),
@@ -139,7 +147,7 @@ class FewShotTask:
             TaskError: there are fewer queries than `protocol.n`, or too few items for the supports.
         """
         protocol = self.protocol
-        num_examples = shots or (protocol.num_text_examples if self.is_open_ended else 0)
+        num_examples = shots or (protocol.text_examples if self.is_open_ended else 0)
         drawn = TrainingDraw()
         if num_examples > 0 or protocol.split == "validation":
             drawn = draw_from_training(self.benchmark, self._train, self._labels, protocol)
@@ -264,6 +272,7 @@ class FewShotTask:
             extra=query.extra,
             orders=tuple(prompt([supports[index] for index in order]) for order in others),
             separator=" ",
+            is_spaced=True,
         )
 
 

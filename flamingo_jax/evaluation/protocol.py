@@ -8,7 +8,7 @@ Support examples and queries are chosen in the same way for all benchmarks (pape
 from __future__ import annotations
 
 import dataclasses
-from typing import ClassVar, Literal
+from typing import Literal
 
 from flamingo_jax.core import ranges, seeds
 from flamingo_jax.core.config import FieldError
@@ -34,11 +34,12 @@ class Protocol:
             averaged; 1: no ensembling.
         num_support: size of the support set of a benchmark without classes.
         num_support_per_class: support items for each class, if the items have classes.
+        text_examples: examples without images before a query at 0 shots, in open-ended tasks; two
+            in the paper, which finds one much worse and more little better (paper, A.2). 0 suits
+            fine-tuned models, which learnt the form of their task.
         templates: file of sentences around the name of a class, for zero-shot classification; None:
             see `evaluation.benchmarks.class_templates`.
         inference: decoding, scoring and the shapes that prompts are padded to.
-        num_text_examples: examples without images before a query at 0 shots, in open-ended tasks
-            (paper, A.2); not an option.
     """
 
     shots: tuple[int, ...] = (0, 1, 2, 4, 8)
@@ -49,14 +50,13 @@ class Protocol:
     ensemble: int = 1
     num_support: int = 2048
     num_support_per_class: int = 32
+    text_examples: int = 2
     templates: str | None = None
     inference: InferenceConfig = dataclasses.field(default_factory=InferenceConfig)
 
-    num_text_examples: ClassVar[int] = 2
-
     def __post_init__(self) -> None:
         ranges.check(self, seeds.RANGE, "seed")
-        ranges.check(self, ranges.whole(0), "shots", "n")
+        ranges.check(self, ranges.whole(0), "shots", "n", "text_examples")
         ranges.check(self, ranges.whole(1), "ensemble", "num_support", "num_support_per_class")
         if len(set(self.shots)) < len(self.shots):
             raise FieldError(f"shots is {self.shots}; expected each number once.")

@@ -71,9 +71,10 @@ def evaluate(
     """
     needs = {metric(name).needs for name in task.metrics}
     try:
-        episodes = list(task.episodes(shots))
+        found = task.episodes(shots)
     except ValueError as error:
         raise TaskError(str(error)) from error
+    episodes = [each.after_images(model.tokenizer.markers.after_image) for each in found]
     if not episodes:
         raise TaskError(
             f"task {task.name!r} at {shots} shots gave no episodes; expected {task.protocol.n}. "

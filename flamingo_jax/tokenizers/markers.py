@@ -1,6 +1,6 @@
 """The markers that a model has around the texts and images of a sequence.
 
-    paper         <BOS><image>Output: A cat.<EOC><image>Output:
+    paper         <BOS><image> Output: A cat.<EOC><image> Output:
     OpenFlamingo  <image>Output:A cat.<|endofchunk|><image>Output:    on MPT there is no <BOS>
     IDEFICS       <s>User:<around><image><around>What is it?          no <EOC>
 
@@ -35,6 +35,8 @@ class Markers:
         image: the pieces or new tokens that are written for an image. Plain text is split into
             pieces. What is before the first `<image>` belongs to the image before, and is not
             written again if the sequence already ends in it.
+        after_image: what is between an image and the text after it, in the prompts of benchmarks: a
+            space (paper, A.2). In other prompts a user writes it, or not.
         vocab_size: V, the rows of the model's table; the ids of new tokens follow. 0 = the number
             of the tokenizer's pieces.
         in_text: token -> id of those that a publisher added to the pieces, such as `<|im_start|>`.
@@ -48,6 +50,7 @@ class Markers:
     end_of_chunk: str = EOC
     closes_chunks: bool = True
     image: tuple[str, ...] = (IMAGE_TAG,)
+    after_image: str = " "
     vocab_size: int = 0
     in_text: dict[str, int] = dataclasses.field(default_factory=dict)
     in_prompts: dict[str, int] = dataclasses.field(default_factory=dict)
@@ -79,7 +82,10 @@ def read(directory: Path) -> Markers:
     if not file.exists():
         return PAPER
     try:
-        return from_dict(Markers, json.loads(regular(file).read_text()), where=FILE_NAME)
+        fields = json.loads(regular(file).read_text())
+        if isinstance(fields, dict):  # files of version 0.4.0 are of models without a space there
+            fields = {"after_image": "", **fields}
+        return from_dict(Markers, fields, where=FILE_NAME)
     except (ValueError, ConfigError) as error:
         raise ValueError(f"{file} does not say how prompts are written: {error}") from error
 

@@ -142,7 +142,14 @@ class EvaluateEvery:
       every: updates between two evaluations; 0: never.
       tasks: names of tasks.
       shots: numbers of support examples, of few-shot tasks.
-      n: episodes, or images, of each.
+      n: episodes, or images, of each; 0: all.
+      split: queries of benchmarks: "validation" takes them from the training split, as the paper
+          does while it develops (paper, B.1.4); "test" takes those of its tables. Tasks of the
+          demo's world, and of contrastive models, have test pictures alone.
+      decoding: how answers are decoded. None: "beam" for benchmarks (paper, A.2), "greedy" for
+          the demo's world.
+      num_support: as in `evaluate` (`evaluation.protocol.Protocol`), and likewise
+          num_support_per_class and text_examples.
       data: directory of each benchmark by name, such as {"world": "/data/world"}; None is none.
     """
 
@@ -150,10 +157,16 @@ class EvaluateEvery:
     tasks: tuple[str, ...] = ()
     shots: tuple[int, ...] = (0, 4)
     n: int = 64
+    split: Literal["validation", "test"] = "validation"
+    decoding: Literal["greedy", "beam"] | None = None
+    num_support: int = 2048
+    num_support_per_class: int = 32
+    text_examples: int = 2
     data: Mapping[str, str | None] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        ranges.check(self, ranges.whole(0), "every", "shots", "n")
+        ranges.check(self, ranges.whole(0), "every", "shots", "n", "text_examples")
+        ranges.check(self, ranges.whole(1), "num_support", "num_support_per_class")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -3,6 +3,7 @@
 And what a stage cannot measure.
 """
 
+import dataclasses
 import functools
 
 import jax
@@ -11,9 +12,10 @@ import pytest
 from flamingo_jax.core import paths
 from flamingo_jax.core.config import ConfigError, from_dict
 from flamingo_jax.core.processes import Cluster
-from flamingo_jax.evaluation import during_training
+from flamingo_jax.evaluation import during_training, registry
 from flamingo_jax.evaluation.benchmarks.contrastive_task import RECALLS
 from flamingo_jax.evaluation.config import EvaluateConfig
+from flamingo_jax.evaluation.few_shot import FewShotTask
 from flamingo_jax.evaluation.run import run
 from flamingo_jax.evaluation.task import TaskError
 from flamingo_jax.inference.config import InferenceConfig
@@ -23,6 +25,7 @@ from flamingo_jax.training import logs
 from flamingo_jax.training.config import TrainConfig
 from flamingo_jax.training.run import compile as compile_run
 from flamingo_jax.training.run import train
+from tests.evaluation import in_memory
 from tests.training import small
 
 TASKS = ("world_retrieval", "world_zero_shot")
@@ -133,3 +136,69 @@ def test_a_stage_says_what_it_cannot_measure(world, stage, task, message):
     run = compile_run(config, make_mesh(config.mesh, jax.devices()[:1]))
     with pytest.raises((ConfigError, TaskError), match=message):
         during_training.evaluation(run, tokenizer)
+
+
+@pytest.fixture
+def colours(monkeypatch):
+    """Registers a benchmark in memory by its name; returns the function that does it."""
+
+    def register(**fields):
+        benchmark = in_memory.Colours(validation_queries=8, **fields)
+        monkeypatch.setitem(registry.BENCHMARKS, benchmark.name, benchmark)
+        monkeypatch.setitem(
+            registry.TASKS, benchmark.name, lambda data, protocol: FewShotTask(benchmark, protocol)
+        )
+
+    return register
+
+
+@pytest.fixture(scope="module")
+def compiled(world):
+    """A flamingo run and its tokenizer; nothing is compiled yet."""
+    tokenizer = load_tokenizer(world / "tokenizer")
+    config = config_of("flamingo", world, "format").resolved(tokenizer.vocab_size)
+    return compile_run(config, make_mesh(config.mesh, jax.devices()[:1])), tokenizer
+
+
+def asked(compiled, **fields):
+    """Returns (tasks, inference) of each model that an evaluation makes."""
+    run, tokenizer = compiled
+    settings = dataclasses.replace(run.config.evaluate, **fields)
+    run = dataclasses.replace(run, config=dataclasses.replace(run.config, evaluate=settings))
+    found = []
+
+    def evaluate_all(model, tasks, *, log):
+        found.append((tasks, model))
+        return [], []
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(during_training, "evaluate_all", evaluate_all)
+        patch.setattr(during_training, "Flamingo", lambda *args, config, **options: config)
+        during_training.evaluation(run, tokenizer)({})
+    return found
+
+
+def test_a_benchmark_is_asked_as_in_the_paper(compiled, colours):
+    """Validation queries and beam search; tasks of the world have neither."""
+    colours()
+    names = ("format", "colours", "bind2")
+    (world, greedy), (benchmarks, beam) = asked(
+        compiled, tasks=names, shots=(0, 2), n=4, num_support=10, text_examples=1
+    )
+    assert [each.name for each in (*world, *benchmarks)] == ["format", "bind2", "colours"]
+    assert (greedy.decoding, beam.decoding, beam.beams) == ("greedy", "beam", 3)
+    (task,) = benchmarks
+    assert all(episode.query_id.startswith("train/") for episode in task.episodes(2))
+    assert [len(task.episodes(shots)[0].support_ids) for shots in (0, 2)] == [1, 2]
+    assert task.setting(0)["split"] == "validation, from train"
+    ((_, one_way),) = asked(compiled, tasks=names, n=4, num_support=10, decoding="greedy")
+    assert one_way.decoding == "greedy"
+
+
+def test_what_cannot_be_asked_is_an_error_before_anything_is_compiled(compiled, colours):
+    colours(hidden=True)
+    asked(compiled, tasks=("colours",), n=4, num_support=10)  # the training split has answers
+    with pytest.raises(ConfigError, match="'colours', and the right answers of its split test are"):
+        asked(compiled, tasks=("colours",), n=4, split="test")
+    with pytest.raises(TaskError, match="split=validation needs 2048 test supports"):
+        asked(compiled, tasks=("colours",), n=4)

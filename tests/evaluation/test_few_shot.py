@@ -75,6 +75,38 @@ def test_at_0_shots_open_ended_prompts_have_two_examples_without_images():
         assert text(episode) == "<image>this is a" and episode.support_ids == ()
 
 
+def test_the_number_of_examples_without_images_is_a_choice():
+    """None for fine-tuned models, which then need no training split; the first ones stay."""
+    two = drawn(Colours(), 0, n=5)
+    for number in (0, 1, 3):
+        for episode, usual in zip(drawn(Colours(), 0, n=5, text_examples=number), two, strict=True):
+            assert text(episode).count("<EOC>") == number == len(episode.support_ids)
+            shared = min(number, 2)
+            assert episode.support_ids[:shared] == usual.support_ids[:shared]
+            assert text(episode).endswith("<image>this is a")
+        setting = FewShotTask(Colours(), Protocol(text_examples=number)).setting(0)
+        assert setting["num_text_examples"] == number
+    assert drawn(Colours(num_train=0), 0, text_examples=0)
+    assert not drawn(CLOSED, 0, n=1, text_examples=3)[0].support_ids
+    with pytest.raises(ConfigError, match="text_examples is -1"):
+        from_dict(EvaluateConfig, {"text_examples": -1})
+
+
+def test_the_marker_after_an_image_is_written_before_the_text_that_follows_it():
+    """The strings of A.2; a model of another publisher has no space there."""
+    zero, one = (drawn(Colours(), shots, n=1)[0] for shots in (0, 1))
+    words = [WORDS[int(name.split("/")[1]) % 3] for name in zero.support_ids]
+    assert text(zero.after_images(" ")) == (
+        f"this is a {words[0]}<EOC>this is a {words[1]}<EOC><image> this is a"
+    )
+    assert text(one.after_images(" ")) == f"<image> this is a {words[0]}<EOC><image> this is a"
+    assert zero.after_images("") is zero
+    assert text(one.after_images(" ").after_images(" ")) == text(one.after_images(" "))
+    many = drawn(CLOSED, 3, n=1, ensemble=2)[0].after_images(" ")
+    (order,) = many.orders
+    assert text(dataclasses.replace(many, parts=order)).count("<image> this is a") == 4
+
+
 def test_a_close_ended_benchmark_needs_no_training_split_at_0_shots():
     rareact = Colours(metrics=(RANKING,), num_train=0, max_shots=0)
     created = FewShotTask(rareact, Protocol(n=0))

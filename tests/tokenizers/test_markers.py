@@ -2,6 +2,7 @@
 
 import pytest
 
+from flamingo_jax.conversion import idefics
 from flamingo_jax.core.paths import Path
 from flamingo_jax.tokenizers import markers
 from flamingo_jax.tokenizers.markers import PAPER, Markers
@@ -20,6 +21,14 @@ def test_what_is_written_is_read(tmp_path):
     )
     markers.write(tmp_path, written)
     assert markers.read(Path(tmp_path)) == written
+
+
+def test_a_file_of_an_earlier_version_is_of_a_model_without_a_space_after_images(tmp_path):
+    """The paper writes "<image> Output:"; OpenFlamingo and IDEFICS have no space there."""
+    assert PAPER.after_image == " "
+    (tmp_path / "prompt.json").write_text('{"bos": false}')
+    assert markers.read(Path(tmp_path)) == Markers(bos=False, after_image="")
+    assert idefics.markers((), 7).after_image == ""
 
 
 @pytest.mark.parametrize(
