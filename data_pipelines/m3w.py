@@ -26,7 +26,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
-import importlib
 import json
 import os
 import urllib.parse
@@ -52,6 +51,7 @@ from data_pipelines.web.language import check_languages, of_language
 from data_pipelines.web.page_images import Find, ImageLimits, with_images
 from data_pipelines.web.warc_index import WarcIndex, build_index
 from data_pipelines.web.warc_records import Place
+from flamingo_jax.core.command_line import named_function
 from flamingo_jax.core.paths import regular
 from flamingo_jax.data.files import IMAGE_SUFFIXES, has_suffix
 from flamingo_jax.data.schema import InterleavedPage
@@ -332,19 +332,6 @@ def _fetcher() -> ImageFetcher:
     return ImageFetcher()
 
 
-@functools.cache
 def _function(name: str) -> Callable[[Page], Any]:
-    """Imports the function that MODULE:FUNCTION names."""
-    module, _, attribute = name.partition(":")
-    try:
-        function = getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise ValueError(
-            f"--explicit_filter={name}: there is no such function ({error}). Give MODULE:FUNCTION, "
-            "as in my_filters.safe_search:judge."
-        ) from error
-    if not callable(function):
-        raise ValueError(
-            f"--explicit_filter={name} is a {type(function).__name__}, expected a function."
-        )
-    return function
+    """Imports the function that --explicit_filter names."""
+    return named_function("--explicit_filter", name, "my_filters.safe_search:judge")

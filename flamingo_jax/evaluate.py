@@ -43,10 +43,10 @@ _OUTPUT = flags.DEFINE_string("output", None, "Directory of the report.")
 _TASK = flags.DEFINE_list("task", None, "Tasks, in place of config.tasks.")
 _SHOTS = flags.DEFINE_list("shots", None, "Numbers of support examples, in place of config.shots.")
 _REPORT = flags.DEFINE_list(
-    "report",
-    None,
-    "NAME,RUN,RUN,...: joins runs into TABLE2, TABLE3, TABLE10, FIGURE2, FIGURE6 or TINY.",
+    "report", None, f"NAME,RUN,RUN,...: joins runs; NAME is {', '.join(joined.NAMES)}."
 )
+_GROUPS = flags.DEFINE_string("groups", None, "For CAPTIONS: CSV or JSON lines, groups of images.")
+_TOXICITY = flags.DEFINE_string("toxicity", None, "For CAPTIONS: MODULE:FUNCTION, texts -> 0..1.")
 cli.distributed_flag()
 
 
@@ -54,7 +54,7 @@ def main(_: list[str], cluster: Cluster) -> None:
     """Evaluates what the config and the flags name, or joins runs."""
     if _REPORT.value:
         name, *runs = _REPORT.value
-        print(joined.join(name, runs, _OUTPUT.value))
+        print(joined.join(name, runs, _OUTPUT.value, _GROUPS.value, _TOXICITY.value))
         return
     config = cli.read_config(EvaluateConfig)
     if _TASK.value is not None:

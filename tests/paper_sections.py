@@ -86,6 +86,7 @@ SECTIONS: dict[str, tuple[str, str]] = {
         "Dataset mixing strategies for the contrastive pretraining",
         r"contrastive|ablation|share|bert",
     ),
+    "D.2.2": ("Risks and mitigation strategies", r"caption|bias|toxic|groups?\b"),
     "E": ("Model card", r"sentencepiece|vocabulary|mean and variance"),
 }
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import functools
+import importlib
 import io
 import multiprocessing
 import os
@@ -12,6 +14,7 @@ import sys
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from types import TracebackType
+from typing import Any
 
 from absl import logging
 
@@ -73,6 +76,31 @@ def parsed(
     else:
         problem = " ".join(line.strip() for line in lines).removesuffix(".").replace(" ?", "?")
     sys.exit(f"{problem}{'' if problem.endswith('?') else '.'} --help lists the flags.")
+
+
+@functools.cache
+def named_function(flag: str, name: str, example: str) -> Callable[..., Any]:
+    """Imports the function that MODULE:FUNCTION names.
+
+    Args:
+        flag: the flag that names it, for messages.
+        name: MODULE:FUNCTION.
+        example: another MODULE:FUNCTION, for messages.
+
+    Raises:
+        ValueError: there is no such function.
+    """
+    module, _, attribute = name.partition(":")
+    try:
+        function = getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ValueError(
+            f"{flag}={name}: there is no such function ({error}). Give MODULE:FUNCTION, as in "
+            f"{example}."
+        ) from error
+    if not callable(function):
+        raise ValueError(f"{flag}={name} is a {type(function).__name__}, expected a function.")
+    return function
 
 
 @contextlib.contextmanager

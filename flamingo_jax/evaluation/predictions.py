@@ -6,8 +6,15 @@ import itertools
 import json
 from collections.abc import Iterator, Sequence
 
-from flamingo_jax.core.paths import Path, PathLike, write_atomically
-from flamingo_jax.evaluation.episode import Answer
+from flamingo_jax.core.paths import (
+    Path,
+    PathError,
+    PathLike,
+    parse_json,
+    regular,
+    write_atomically,
+)
+from flamingo_jax.evaluation.episode import Answer, Episode
 from flamingo_jax.evaluation.metrics import submission
 from flamingo_jax.evaluation.task import Task
 
@@ -20,6 +27,38 @@ def write(path: PathLike, answers: Sequence[Answer]) -> None:
     """
     lines = [json.dumps(answer.line(), ensure_ascii=False, allow_nan=False) for answer in answers]
     write_atomically(path, "\n".join(lines) + "\n")
+
+
+def read(path: PathLike) -> list[Answer]:
+    """Reads a predictions.jsonl; of each prompt only its text is known, not its images.
+
+    Raises:
+        PathError: there is no such file, or a line is damaged.
+    """
+    file = Path(path)
+    if not file.exists():
+        raise PathError(f"There is no file {file}. Give the output of an evaluation.")
+    answers = []
+    with regular(file).open("rb") as lines:
+        for number, line in enumerate(lines, start=1):
+            try:
+                found = parse_json(line.decode())
+                scores = found["scores"]
+                episode = Episode(
+                    parts=(found["prompt"],),
+                    candidates=(),  # of many candidates the file has the best only
+                    answer=found["answer"],
+                    query_id=found["query_id"],
+                    references=tuple(found["references"]),
+                    extra=found["extra"],
+                )
+                scores = None if scores is None else tuple(scores)
+                answers.append(
+                    Answer(found["task"], found["shots"], episode, found["text"], scores)
+                )
+            except (KeyError, TypeError, ValueError) as error:
+                raise PathError(f"{file}, line {number} is damaged: {error!r}.") from error
+    return answers
 
 
 def write_submissions(

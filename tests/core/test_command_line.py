@@ -196,3 +196,22 @@ def test_a_library_that_writes_into_what_is_closed_prints_no_traceback():
         text=True,
     )
     assert (done.returncode, done.stderr) == (1, "one line\n")
+
+
+def test_a_named_function_is_imported():
+    assert command_line.named_function("--x", "json:dumps", "a:b")([1]) == "[1]"
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("no_module:f", r"--x=no_module:f: there is no such function .* as in a:b\."),
+        ("json:nothing", "--x=json:nothing: there is no such function"),
+        ("json", "--x=json: there is no such function"),
+        (":dumps", "--x=:dumps: there is no such function"),
+        ("json:decoder", "--x=json:decoder is a module, expected a function"),
+    ],
+)
+def test_a_named_function_that_is_not_there_is_one_line(name, message):
+    with pytest.raises(ValueError, match=message):
+        command_line.named_function("--x", name, "a:b")

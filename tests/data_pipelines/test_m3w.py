@@ -274,7 +274,7 @@ def test_explicit_filter_gets_texts_and_images(tmp_path, monkeypatch):
     (found,), rejects = read(tmp_path / "a.warc.gz", request)
     assert found.record.images == (crawl.png(2),)
     assert reasons(rejects) == {("explicit", "record"): 2}
-    m3w._function.cache_clear()
+    m3w.named_function.cache_clear()
 
 
 def test_a_page_that_takes_too_long_is_counted_and_the_next_one_is_read(tmp_path, monkeypatch):

@@ -91,6 +91,15 @@ def scores(candidates: Sequence[Tokens], references: Sequence[Sequence[Tokens]])
 def cider(answers: Sequence[Answer]) -> float:
     """Returns the mean CIDEr-D, 0..10; papers print 1.0 as 100.
 
+    Raises:
+        MissingResourceError, ValueError: as `of_each`.
+    """
+    return required.mean(of_each(answers), "cider")
+
+
+def of_each(answers: Sequence[Answer]) -> list[float]:
+    """Returns CIDEr-D of each answer, with the idf of the references of all answers.
+
     Reads `text`, and `references`: the captions as annotated.
 
     Raises:
@@ -105,7 +114,7 @@ def cider(answers: Sequence[Answer]) -> float:
     tokens = iter(ptb.tokenize([*texts, *all_references]))
     candidates = [next(tokens) for _ in texts]
     tokenized_references = [[next(tokens) for _ in captions] for captions in references]
-    return required.mean(scores(candidates, tokenized_references), "cider")
+    return scores(candidates, tokenized_references)
 
 
 CIDER = Metric(

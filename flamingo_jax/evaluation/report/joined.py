@@ -2,6 +2,7 @@
 
     TABLE3, TABLE10    the ablations                FIGURE2    all results at a glance
     TABLE2             fine-tuning                  FIGURE6    the gates over training
+    CAPTIONS           captions by group of people, and their toxicity
     TINY               the ablations in the tiny world
 
 `evaluate --report=NAME,RUN,RUN,...` prints a report, and writes it as Markdown, text, CSV and HTML.
@@ -19,6 +20,7 @@ from flamingo_jax.core.config import ConfigError
 from flamingo_jax.core.paths import Path, PathLike
 from flamingo_jax.evaluation.report import curves, overview_figure
 from flamingo_jax.evaluation.report.ablation_table import ablation_table
+from flamingo_jax.evaluation.report.caption_table import caption_tables
 from flamingo_jax.evaluation.report.fine_tuning_table import fine_tuning_table
 from flamingo_jax.evaluation.report.joined_runs import JoinedRun, read_run
 from flamingo_jax.evaluation.report.joined_table import JoinedTable
@@ -71,32 +73,52 @@ REPORTS: Mapping[str, Make] = {
 }
 
 
-def join(name: str, runs: Sequence[str], output: PathLike | None) -> str:
+CAPTIONS = "CAPTIONS"
+NAMES = (*REPORTS, CAPTIONS)
+
+
+def join(
+    name: str,
+    runs: Sequence[str],
+    output: PathLike | None,
+    groups: str | None = None,
+    toxicity: str | None = None,
+) -> str:
     """Makes a report; returns it as text, with the files that were written.
 
     Args:
         name: a key of REPORTS, in any case.
         runs: [ROW=]DIR of each run; see `joined_runs`.
         output: directory of the files; None: nothing is written.
+        groups: file of the groups of images, for CAPTIONS.
+        toxicity: MODULE:FUNCTION that scores texts, for CAPTIONS.
 
     Raises:
-        ConfigError: there is no such report, or none of the runs has results.
-        PathError: the directory cannot be written.
+        ConfigError: there is no such report, none of the runs has results, or `groups` or
+            `toxicity` cannot be used.
+        PathError: a file cannot be read, or the directory cannot be written.
+        MissingResourceError: something that CIDEr needs is not installed.
     """
     key = re.sub(r"[\s_]", "", name).upper()
-    if key not in REPORTS:
+    if key not in NAMES:
         raise ConfigError(
-            f"--report={name}: expected {', '.join(REPORTS)}, then the directories of runs, as in "
+            f"--report={name}: expected {', '.join(NAMES)}, then the directories of runs, as in "
             "--report=TABLE3,runs/base,runs/every_4th."
         )
-    found = [read_run(word) for word in runs]
-    if found and not any(run.results or run.log for run in found):
-        raise ConfigError(" ".join(problem for run in found for problem in run.problems))
-    table, pictures = REPORTS[key](found)
+    if key != CAPTIONS and (groups or toxicity):
+        raise ConfigError(f"--groups and --toxicity belong to --report={CAPTIONS}, got {name}.")
+    pictures: Pictures = {}
+    if key == CAPTIONS:
+        tables = caption_tables(runs, groups, toxicity)
+    else:
+        found = [read_run(word) for word in runs]
+        if found and not any(run.results or run.log for run in found):
+            raise ConfigError(" ".join(problem for run in found for problem in run.problems))
+        table, pictures = REPORTS[key](found)
+        tables = [table]
+    text = "\n".join(table.text() for table in tables)
     if output is None:
-        return table.text()
-    written = [
-        *table.write(output),
-        *(save(each, Path(output) / at) for at, each in pictures.items()),
-    ]
-    return f"{table.text()}\nWritten: {', '.join(map(str, written))}"
+        return text
+    written = [path for table in tables for path in table.write(output)]
+    written += [save(each, Path(output) / at) for at, each in pictures.items()]
+    return f"{text}\nWritten: {', '.join(map(str, written))}"
