@@ -21,7 +21,7 @@ class DatasetConfig:
     Attributes:
         kind: how records become rows: "interleaved" (pages), "pairs" (an image or video and its
             text, for captioning), "captions" (the same records, for the contrastive stage) or
-            "text" (documents).
+            "text" (documents, for a language model; also among Flamingo's datasets).
         path: a TFDS directory of ArrayRecord files, as data_pipelines writes it.
         batch_size: B, over all processes.
         length: L, tokens per row; at least two, since the first is no target.

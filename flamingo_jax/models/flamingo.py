@@ -153,9 +153,12 @@ class FlamingoModule(hk.Module):
     ) -> Float32[Array, "B T"]:
         """Returns -log p(token l+1 | tokens and images before it), T = L - 1 (paper, equation 1).
 
-        Arguments as in `models.api.Model`.
+        Arguments as in `models.api.Model`. A batch of text alone (N = 0) runs no vision encoder and
+        no cross-attention; the dense parts of the layers see it.
         """
-        pool = self.encode(batch.frames, batch.frame_mask, dtype=dtype, rng=rng)
+        pool = None
+        if batch.media_slot.shape[1]:
+            pool = self.encode(batch.frames, batch.frame_mask, dtype=dtype, rng=rng)
         media = MediaContext(batch.media_index, pool, batch.media_slot, num_shards)
         logits, _ = self.decode(batch.tokens, self_attention.packed_context(batch.segment), media)
         return next_token_losses(*logits, batch.tokens, self.config.lm.vocab_size)

@@ -123,6 +123,7 @@ class MediaContext(NamedTuple):
         pool: latents of all visual inputs, from `normalised_media`; None in decoding, which has
             cached keys and values.
         slot: rows of the pool that each sequence uses, as in `data.schema.Batch`; None in decoding.
+            N = 0 for text that has no images at all: then there is no pool either.
         num_shards: data shards, each with its part of the pool.
         chunk: (tokens, span) of the chunked attention; None = the full form.
         keep: whether layers return the keys and values of each sequence's images: of the last one,
@@ -135,6 +136,11 @@ class MediaContext(NamedTuple):
     num_shards: int = 1
     chunk: tuple[int, int] | None = None
     keep: bool = False
+
+    @property
+    def is_empty(self) -> bool:
+        """True if no sequence has a visual input: attention would add exactly 0."""
+        return self.slot is not None and self.slot.shape[1] == 0
 
 
 class GatedXattn(hk.Module):
@@ -171,9 +177,12 @@ class GatedXattn(hk.Module):
         config = self.config
         kind = layer_norm if config.norm == "layer" else rms_norm
         norm = functools.partial(kind, epsilon=config.norm_epsilon)
-        x = residual(x)
-        attended, kept = self._attend(norm(x, name="query_norm"), cached)
-        x = checkpoint_name(residual(x + _gated("attention_gate", attended, config)), "attended")
+        x, kept = residual(x), None
+        if not self.context.is_empty:
+            attended, kept = self._attend(norm(x, name="query_norm"), cached)
+            x = checkpoint_name(
+                residual(x + _gated("attention_gate", attended, config)), "attended"
+            )
         if not config.dense:
             return x, kept
         hidden = feed_forward(

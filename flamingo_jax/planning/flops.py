@@ -246,6 +246,10 @@ def _flamingo(
     # Images are spread evenly over the text. So a token has half of them before it.
     attended = 1.0 if xattn.attend == "last" else (fill.images / fill.rows + 1) / 2
     of_images = r"/(key|value|media_norm|key_head_norm)/"
+    not_of_text = of_images
+    if not fill.images and not cached:  # text alone: of the layers, the dense parts are used
+        attended = 0.0
+        not_of_text = rf"{of_images}|/(query|query_norm|query_head_norm|out)/|/attention_gate$"
     times = 1.0 + 2.0 * weights.backward
     vision_trained = weights.trained("flamingo/vision/.*")
     frame = vision_forward(model.vision, size)
@@ -256,7 +260,7 @@ def _flamingo(
         "lm": _language_model(lm, weights, "flamingo/lm", fill, passed, cached)
         + tokens * weights.per_use("flamingo/new_tokens/output"),
         "xattn": grafted
-        + tokens * weights.per_use("flamingo/xattn/.*", without=of_images)
+        + tokens * weights.per_use("flamingo/xattn/.*", without=not_of_text)
         + visual * weights.per_use(f"flamingo/xattn/.*{of_images}.*")
         + visual * weights.per_use("flamingo/media/.*")
         + tokens * latents * attended * pair * 2 * times,

@@ -323,6 +323,12 @@ class TrainConfig:
                     f"data.datasets.{name}.kind is {dataset.kind!r}; the {self.stage} stage takes "
                     f"{' or '.join(map(repr, KINDS[self.stage]))}."
                 )
+            if dataset.kind == "text" and not self._text_teaches_layers():
+                raise FieldError(
+                    f"data.datasets.{name}.kind is 'text', the language model is frozen and "
+                    "xattn.dense is False: text without images would train no layer. Leave the "
+                    "dataset out, or train the language model: unfrozen = ('lm',)."
+                )
             most = self.model.max_length(self.stage)
             if most is not None and dataset.length > most:
                 raise FieldError(
@@ -334,6 +340,17 @@ class TrainConfig:
             raise FieldError(
                 f"{names} is 0, so nothing is learnt; expected a weight above 0 for at least one."
             )
+
+    def _text_teaches_layers(self) -> bool:
+        """Returns True if rows without images train more than the new tokens.
+
+        These are the language model, grafted blocks, and the dense parts of the cross-attention
+        layers.
+        """
+        if self.stage != "flamingo" or any(name.startswith("lm") for name in self.unfrozen):
+            return True
+        xattn = self.model.xattn
+        return xattn is None or xattn.dense or xattn.grafted_layers > 0
 
     @property
     def trains_vision(self) -> bool:

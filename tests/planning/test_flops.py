@@ -161,6 +161,18 @@ def test_only_real_tokens_and_images_count():
     assert 0.49 < half.flops["lm"] / full.flops["lm"] < 0.5  # attention falls faster
 
 
+def test_text_among_flamingos_datasets_needs_the_dense_parts_alone():
+    """The language model, and 8 D^2 weights of each layer with their norm and gate."""
+    found = of_flamingo("3B", {"text": DatasetConfig("text", "", batch_size=4, length=64)})
+    assert (found.tokens, found.images) == (256, 0)
+    assert found.flops["vision"] == found.flops["resampler"] == 0
+    lm = sizes.FLAMINGOS["3B"].lm
+    dense = lm.num_layers * (8 * lm.width**2 + 2 * lm.width + 1)
+    assert found.flops["xattn"] == 6 * 256 * dense
+    pairs = of_flamingo("3B", {"pairs": DatasetConfig("pairs", "", batch_size=4, length=64)})
+    assert found.flops["lm"] == pairs.flops["lm"]
+
+
 def test_frozen_towers_have_no_backward_and_no_recomputation():
     """A text token of 3B needs 4 FLOPs per frozen weight; twice the rows need twice the FLOPs."""
     one = of_flamingo("3B", {"a": DatasetConfig("pairs", "", batch_size=4, length=32)})
