@@ -100,7 +100,8 @@ def datasheet(dataset: PathLike) -> tuple[Path, str]:
     answers = {
         "What the Instances Represent": _INSTANCES.get(kind, kind),
         "Number of Instances": "\n".join(
-            f"- {name}: {count:,} records, {size:,} bytes" for name, (count, size) in splits.items()
+            f"- {name}: {count:,} record{'s' * (count != 1)}, {size:,} bytes"
+            for name, (count, size) in splits.items()
         ),
         "Data of Each Instance": _FIELDS.get(kind, kind),
         "Labels or Targets": "The text is the target: a model learns to predict it.",
@@ -151,11 +152,8 @@ def _object(file: Path) -> Mapping[str, Any]:
 
 def _counts(report: Mapping[str, Any], name: str) -> dict[str, int]:
     found = report.get(name)
-    return (
-        {}
-        if not isinstance(found, dict)
-        else {k: n for k, n in found.items() if isinstance(n, int)}
-    )
+    items = found.items() if isinstance(found, dict) else ()
+    return {reason: count for reason, count in items if isinstance(count, int)}
 
 
 def _of_report(report: Mapping[str, Any]) -> dict[str, str]:
@@ -163,7 +161,7 @@ def _of_report(report: Mapping[str, Any]) -> dict[str, str]:
     if not report:
         return {}
     read, rejected = report.get("in"), _counts(report, "rejected")
-    images, duplicates = _counts(report, "images_rejected"), dict[str, int]()
+    images = _counts(report, "images_rejected")
     duplicates = {reason: n for reason, n in rejected.items() if reason.startswith("duplicate")}
     written = sum(_counts(report, "out").values())
     left_out = [f"- {reason}: {count:,} records" for reason, count in rejected.items()]
@@ -171,8 +169,8 @@ def _of_report(report: Mapping[str, Any]) -> dict[str, str]:
         f"- {reason}: {count:,} images of records that were kept"
         for reason, count in images.items()
     ]
-    noise = [f"{report.get('damaged', 0):,} records of the input were damaged, and were left out."]
-    noise += [f"{count:,} were left out as {reason}." for reason, count in duplicates.items()]
+    noise = [f"Damaged records of the input, which were left out: {report.get('damaged', 0)}."]
+    noise += [f"Left out as {reason}: {count:,}." for reason, count in duplicates.items()]
     return {
         "All Possible Instances or a Sample": f"{written:,} of the {read:,} records of the input."
         if isinstance(read, int)
@@ -200,7 +198,7 @@ def _of_pipeline(made: Mapping[str, Any], request: Mapping[str, Any]) -> dict[st
         answers["Offensive Data"] = (
             f"Filtered by --{_FILTER}={used}. What is left: {UNKNOWN}"
             if used
-            else f"No filter for explicit content was applied. {UNKNOWN}"
+            else f"No filter for explicit content was applied. What is there: {UNKNOWN}"
         )
     return answers
 

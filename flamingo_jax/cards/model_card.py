@@ -143,8 +143,8 @@ def _preprocessing(card: Mapping[str, Any]) -> str:
     lines = [f"- {name.replace('_', ' ')}: {value}" for name, value in fields.items()]
     if card.get("tokenizer"):
         lines.append(f"- text: the tokenizer of this export, {card['tokenizer']}")
-    if card.get("new_tokens"):
-        lines.append(f"- tokens that were added to it: `{' '.join(card['new_tokens'])}`")
+    if isinstance(tokens := card.get("new_tokens"), list) and tokens:
+        lines.append(f"- tokens that were added to it: `{' '.join(map(str, tokens))}`")
     return "\n".join(lines)
 
 
