@@ -82,7 +82,7 @@ class Needed:
 
 
 def of_inference(
-    config: TrainConfig, objective: Objective, fill: Fill, *, cached: int = 0
+    config: TrainConfig, objective: Objective, fill: Fill, *, cached: int = 0, seen: int = 0
 ) -> Needed:
     """Returns the model FLOPs of one pass of inference, forward only, over all chips.
 
@@ -91,13 +91,14 @@ def of_inference(
         objective: of the run.
         fill: what is read. The images are encoded in the same pass.
         cached: tokens of each row that were read before.
+        seen: images of each row that were read before.
     """
     weights = _Weights(objective, forward_only=True)
     if config.stage == "language_model":
         lm = required(config.model.lm, "lm")
         parts = {"lm": _language_model(lm, weights, "lm", fill, 0.0, cached)}
     else:
-        parts = _flamingo(config, weights, fill, cached)
+        parts = _flamingo(config, weights, fill, cached, seen)
     return Needed(parts, fill.rows * fill.tokens, fill.images)
 
 
@@ -228,7 +229,7 @@ def _attended(tokens: float | int, cached: int, window: int) -> float | int:
 
 
 def _flamingo(
-    config: TrainConfig, weights: _Weights, fill: Fill, cached: int = 0
+    config: TrainConfig, weights: _Weights, fill: Fill, cached: int = 0, seen: int = 0
 ) -> dict[str, float | int]:
     model = config.model.flamingo()
     lm, xattn, size = model.lm, model.xattn, config.data.image_size
@@ -243,8 +244,10 @@ def _flamingo(
         grafted = _blocks(model.grafted, weights, "flamingo/grafted", fill, 1.0, cached)
     heads = xattn.num_heads or lm.num_heads
     pair = 2.0 * xattn.num_layers(lm.num_layers) * heads * (xattn.head_dim or lm.width // heads)
-    # Images are spread evenly over the text. So a token has half of them before it.
-    attended = 1.0 if xattn.attend == "last" else (fill.images / fill.rows + 1) / 2
+    attended = 1.0
+    if xattn.attend == "all":
+        # Images are spread evenly over the text. So a token has half of them before it.
+        attended = seen + (fill.images / fill.rows + 1) / 2 if fill.images else seen
     of_images = r"/(key|value|media_norm|key_head_norm)/"
     not_of_text = of_images
     if not fill.images and not cached:  # text alone: of the layers, the dense parts are used

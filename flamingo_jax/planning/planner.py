@@ -14,6 +14,7 @@ from flamingo_jax.planning import cost as cost_lib
 from flamingo_jax.planning import memory as memory_lib
 from flamingo_jax.planning import program as program_lib
 from flamingo_jax.planning import topologies
+from flamingo_jax.planning.flops import Needed
 from flamingo_jax.planning.program import Prompts, RowContent
 from flamingo_jax.planning.summary import Plan
 from flamingo_jax.sharding.mesh import make_mesh
@@ -36,7 +37,8 @@ def make_plan(
         topology: name of the slice, for example "v4:8x12x16".
         program: "train", "prefill" or "decode".
         fill: real content of the rows, by name of the dataset. The rows of other datasets are full.
-        datasets: the datasets of the config that an update uses; None = all.
+        datasets: the datasets of the config that an update uses; None = all. Where they are mixed
+            by round_robin, the plan is of a round: one update with each.
         prompts: the prompts of prefill and decode; None = the defaults.
 
     Raises:
@@ -45,6 +47,14 @@ def make_plan(
     """
     slice_ = topologies.describe(topology, config.mesh.slices)
     config = _only(config, datasets)
+    names = sorted(config.data.datasets)
+    if program == "train" and config.mixing == "round_robin" and len(names) > 1:
+        if unknown := set(fill or {}) - set(names):
+            raise ConfigError(f"--fill names {sorted(unknown)}; expected some of {names}.")
+        rows = {name: {name: fill[name]} if fill and name in fill else {} for name in names}
+        return _round(
+            [make_plan(config, topology, fill=rows[name], datasets=[name]) for name in names]
+        )
     mesh = make_mesh(config.mesh, topologies.devices(slice_))
     try:
         if program == "train":
@@ -72,6 +82,36 @@ def _compile(
         return Plan(topology, mesh, program, steps, memory, None, tuple(buffers))
     cost = cost_lib.analyse(compiled.as_text(), mesh, topology)
     return Plan(topology, mesh, program, steps, memory_lib.of_compiled(compiled), cost)
+
+
+def _round(plans: Sequence[Plan]) -> Plan:
+    """Returns the plan of a round of "round_robin": an update with each dataset, one by one.
+
+    The sums of their times and FLOPs, and the memory of the largest. One that does not fit is
+    returned as it is.
+    """
+    size = lambda plan: plan.memory.total if plan.memory else 0
+    for plan in plans:
+        if not plan.fits:
+            return plan
+    largest, cost = max(plans, key=size), cost_lib.Cost()
+    flops: dict[str, float | int] = {}
+    for plan in plans:
+        assert plan.cost is not None
+        cost.add(plan.cost)
+        for part, number in plan.program.needed.flops.items():
+            flops[part] = flops.get(part, 0) + number
+    needed = [plan.program.needed for plan in plans]
+    sentences = [sentence for plan in plans for sentence in plan.program.assumptions]
+    program = dataclasses.replace(
+        largest.program,
+        needed=Needed(flops, sum(one.tokens for one in needed), sum(one.images for one in needed)),
+        assumptions=(
+            f"A step is a round of {len(plans)} updates, one with each dataset (round_robin).",
+            *dict.fromkeys(sentences),
+        ),
+    )
+    return dataclasses.replace(largest, program=program, cost=cost, updates=len(plans))
 
 
 def parse_fill(entries: Sequence[str]) -> dict[str, RowContent]:

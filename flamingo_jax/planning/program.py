@@ -102,8 +102,8 @@ def train(config: TrainConfig, mesh: Mesh, fill: Mapping[str, RowContent]) -> Pr
     """
     if config.mixing == "round_robin" and len(config.data.datasets) > 1:
         raise ConfigError(
-            "config.mixing is 'round_robin', in which each dataset has its own step: plan one at a "
-            "time, with --datasets=NAME."
+            "config.mixing is 'round_robin', in which each dataset has its own step; expected one "
+            f"dataset, got {sorted(config.data.datasets)}."
         )
     if unknown := set(fill) - set(config.data.datasets):
         raise ConfigError(
@@ -169,7 +169,8 @@ def inference(config: TrainConfig, mesh: Mesh, name: str, prompts: Prompts) -> P
     lowered = lower(config, model, mesh, rows, prompts)
     read = (prompts.length, 0) if name == "prefill" else (1, prompts.length)
     fill = flops.Fill(rows, read[0], images if name == "prefill" else 0, 1)
-    needed = flops.of_inference(config, objective, fill, cached=read[1])
+    seen = 0 if name == "prefill" else prompts.shots + 1
+    needed = flops.of_inference(config, objective, fill, cached=read[1], seen=seen)
     return Program(lowered, needed, parameters(objective.model.init), tuple(assumptions))
 
 
@@ -258,14 +259,18 @@ def _placed(
 
 
 def _cache(
-    config: TrainConfig, model: Model, mesh: Mesh, rows: int, prompts: Prompts
+    config: TrainConfig, model: Model, mesh: Mesh, rows: int, prompts: Prompts, images: int = 1
 ) -> dict[str, dict[str, Any]]:
-    """Returns the parts of an abstract cache, with the shardings of inference."""
+    """Returns the parts of an abstract cache, with the shardings of inference.
+
+    `images` is the number of images of a prompt whose keys and values are kept.
+    """
     dtype = jnp.dtype(config.precision.compute)
 
     def parts(params: Any) -> dict[str, dict[str, Any]]:
         cache = model.empty_cache(rows, prompts.length + prompts.new_tokens, dtype, params)
-        return {"lm": cache.lm, "media": cache.media, "shared": cache.shared}
+        media = jax.tree.map(lambda rows: jnp.repeat(rows, images, axis=2), cache.media)
+        return {"lm": cache.lm, "media": media, "shared": cache.shared}
 
     def place(path: Any, leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
         axes = logical_axes(path[-1].key, leaf.ndim)
@@ -313,7 +318,9 @@ def _lower_prefill(
 def _lower_decode(
     config: TrainConfig, model: Model, mesh: Mesh, rows: int, prompts: Prompts
 ) -> Any:
-    cache = _cache(config, model, mesh, rows, prompts)
+    xattn = config.model.xattn
+    keeps_all = xattn is not None and xattn.attend == "all"
+    cache = _cache(config, model, mesh, rows, prompts, prompts.shots + 1 if keeps_all else 1)
     token = _placed(mesh, (rows, 1), jnp.int32, BATCH_AXES)
 
     def step(params: Any, cache: Any, tokens: Any, positions: Any, phi: Any) -> Any:

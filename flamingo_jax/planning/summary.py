@@ -29,6 +29,7 @@ class Plan:
       memory: None if the compiler reports none.
       cost: None if the program does not fit.
       buffers: the largest buffers, if the program does not fit.
+      updates: updates of a step: those of a round, if datasets are mixed by round_robin.
     """
 
     topology: Topology
@@ -38,6 +39,7 @@ class Plan:
     memory: Memory | None
     cost: cost_lib.Cost | None
     buffers: tuple[Buffer, ...] = ()
+    updates: int = 1
 
     @property
     def fits(self) -> bool:
@@ -75,7 +77,8 @@ def to_json(plan: Plan) -> dict[str, Any]:
         "mfu": seconds and needed.total / (seconds * chips * topology.kind.peak_flops),
         "tokens_per_second": seconds and needed.tokens / seconds,
         "images_per_second": seconds and needed.images / seconds,
-        "days": seconds * plan.steps / _DAY if seconds and plan.steps else None,
+        "updates": plan.updates,
+        "days": seconds / plan.updates * plan.steps / _DAY if seconds and plan.steps else None,
         "assumptions": list(plan.program.assumptions),
         "warnings": warnings(plan),
     }
@@ -142,7 +145,7 @@ def to_text(plan: Plan) -> str:
         "images per second": f"{data['images_per_second']:,.0f}",
     }
     if data["days"]:
-        step[f"days for {plan.steps:,} steps"] = f"{data['days']:.2f}"
+        step[f"days for {plan.steps:,} updates"] = f"{data['days']:.2f}"
     lines += _table("step, the compiler's estimate", step)
     lines += [f"Assumed: {sentence}" for sentence in plan.program.assumptions]
     lines += [f"Warning: {sentence}" for sentence in warnings(plan)]

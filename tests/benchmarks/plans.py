@@ -17,6 +17,12 @@ import sys
 
 _80B = ("configs/flamingo_80b.py", "v4:8x12x16")
 _M3W = "--datasets=m3w"
+_128_CHIPS = ("--config.mesh.replica=1", "--config.mesh.data=8", "--config.mesh.model_chips=()")
+# 32 GiB on each of 4 chips: 4 rows at a time, and towers in 8 bits.
+_SMALLEST = (
+    *("--config.mesh.data=4", "--config.precision.frozen=int8"),
+    "--config.data.datasets.m3w.chunks=32",
+)
 
 # By name of the row: the config, the topology, and options.
 ROWS: dict[str, tuple[str, ...]] = {
@@ -31,8 +37,18 @@ ROWS: dict[str, tuple[str, ...]] = {
     "80b, m3w, no sequence parallelism": (*_80B, _M3W, "--config.mesh.sequence_parallel=False"),
     "80b, m3w, a pool of 96": (*_80B, _M3W, "--config.data.datasets.m3w.pool=96"),
     "80b, m3w, two slices": (*_80B, _M3W, "--config.mesh.slices=2", "--config.mesh.replica=6"),
+    "80b, prefill": (_80B[0], "v4:4x4x8", "--program=prefill", *_128_CHIPS),
+    "80b, decode": (_80B[0], "v4:4x4x8", "--program=decode", *_128_CHIPS),
+    "80b, decode, all images": (
+        *(_80B[0], "v4:4x4x8", "--program=decode", *_128_CHIPS),
+        "--config.model.xattn.attend=all",
+    ),
     "3b, v4": ("configs/flamingo_3b.py", "v4:4x4x4", _M3W),
     "3b, v4, all": ("configs/flamingo_3b.py", "v4:4x4x4"),
+    "3b, v4, all, in turn": (
+        *("configs/flamingo_3b.py", "v4:4x4x4"),
+        "--config.mixing=round_robin",
+    ),
     "3b, v5e": ("configs/flamingo_3b.py", "v5e:8x8", _M3W),
     "3b, v6e": ("configs/flamingo_3b.py", "v6e:8x8", _M3W),
     "3b, v5p": ("configs/flamingo_3b.py", "v5p:4x4x4", _M3W),
@@ -42,9 +58,12 @@ ROWS: dict[str, tuple[str, ...]] = {
     ),
     "9b, v4": ("configs/flamingo_9b.py", "v4:4x4x4", _M3W, "--config.mesh.data=64"),
     "9b, v4, all": ("configs/flamingo_9b.py", "v4:4x4x8"),
+    "9b, v4, int8, 4 chips": ("configs/flamingo_9b.py", "v4:2x2x1", _M3W, *_SMALLEST),
     "9b, v5p": ("configs/flamingo_9b.py", "v5p:4x4x4", _M3W, "--config.mesh.data=64"),
     "9b, v6e": ("configs/flamingo_9b.py", "v6e:8x16", _M3W),
     "nfnet_f6": ("configs/contrastive_f6.py", "v4:8x8x8"),
+    "idefics_9b": ("configs/idefics_9b.py", "v4:4x4x4"),
+    "idefics_80b, pages": ("configs/idefics_80b.py", "v4:4x8x8", "--datasets=obelics"),
     "idefics_80b, pairs": ("configs/idefics_80b.py", "v4:4x8x8", "--datasets=laion"),
 }
 

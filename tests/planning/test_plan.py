@@ -1,5 +1,6 @@
 """`plan` from the user's side: JSON, tables, exit status, and one line for each mistake."""
 
+import dataclasses
 import json
 
 import jax
@@ -141,11 +142,49 @@ def test_contrastive_has_nothing_to_decode():
         planner.make_plan(config("contrastive"), "v4:2x2x1", program="decode")
 
 
-def test_round_robin_is_planned_one_dataset_at_a_time(mesh_of_one):
+def in_turn():
+    """Returns the run of `planned` with its dataset under two names, in turn."""
+    described = config("language_model")
+    (dataset,) = described.data.datasets.values()
+    data = dataclasses.replace(described.data, datasets={"first": dataset, "second": dataset})
+    return dataclasses.replace(described, data=data, mixing="round_robin")
+
+
+@pytest.mark.tpu_compiler
+def test_a_round_of_round_robin_is_an_update_with_each_dataset(planned):
+    one, both = summary.to_json(planned), planner.make_plan(in_turn(), "v4:2x2x1")
+    found = summary.to_json(both)
+    for key in ("step_seconds", "model_flops", "hardware_flops"):
+        assert found[key] == pytest.approx(2 * one[key])
+    for key in ("days", "mfu", "tokens_per_second", "hbm_bytes"):
+        assert found[key] == pytest.approx(one[key])
+    assert "a round of 2 updates" in summary.to_text(both)
+
+
+def test_a_round_fills_datasets_that_it_has():
+    rows = {"third": program.RowContent(3.0, None)}
+    with pytest.raises(ConfigError, match=r"--fill names \['third'\]"):
+        planner.make_plan(in_turn(), "v4:2x2x1", fill=rows)
+
+
+@pytest.mark.parametrize(("attend", "kept"), [("last", 1), ("all", 4)])
+def test_decoding_reads_the_keys_of_all_images_that_a_token_attends(attend, kept, mesh_of_one):
+    """Prompts of 3 shots have 4 images; each cross-attention layer counts as many keys."""
     described = small.get_config("flamingo")
-    described.mixing = "round_robin"
-    with pytest.raises(ConfigError, match="--datasets"):
-        program.train(from_dict(TrainConfig, described), mesh_of_one, {})
+    described.model.xattn.attend = attend
+    run = from_dict(TrainConfig, described)
+    prompts = program.Prompts(rows=2, shots=3, length=32, new_tokens=4)
+    found = program.inference(run, mesh_of_one, "decode", prompts)
+    media = found.lowered.in_avals[0][1]["media"]
+    lm, model = described.model.lm, described.model
+    layers = run.model.xattn.num_layers(lm.num_layers)
+    heads, latents = model.xattn.num_heads or lm.num_heads, model.resampler.num_latents
+    size = model.xattn.head_dim or lm.width // heads
+    assert media["key"].shape == (layers, 2, kept, latents, heads, size)
+    prompts = dataclasses.replace(prompts, shots=0)
+    fewer = program.inference(run, mesh_of_one, "decode", prompts).needed.flops["xattn"]
+    pair = 2 * layers * heads * size * 2
+    assert found.needed.flops["xattn"] - fewer == 2 * latents * (kept - 1) * pair
 
 
 @pytest.fixture
