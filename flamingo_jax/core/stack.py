@@ -27,11 +27,11 @@ from flamingo_jax.core.params import Axes, inside, scope_of_stack, unrecorded
 
 Remat = Literal["none", "projections", "full"]
 Loops = Literal["scanned", "unrolled"]
-SAVED = ("query", "key", "value", "attended", "mlp_hidden")
+SAVED = ("query", "key", "value", "attended", "mlp_hidden", "convolved")
 """Activations that remat "projections" keeps (named with `jax.ad_checkpoint.checkpoint_name`).
 
-They are the results of column-split products, and the residual stream between attention and
-feed-forward.
+They are the results of column-split products, the residual stream between attention and
+feed-forward, and the results of convolutions.
 """
 
 _LOOPS: contextvars.ContextVar[Loops] = contextvars.ContextVar("loops", default="scanned")
@@ -100,7 +100,8 @@ class Stack:
             name: name of the stack within the current module.
             remat: which activations of a block the backward pass keeps and does not recompute:
                 "none" keeps all; "projections" keeps those that are named with `checkpoint_name`
-                (one of `SAVED`), so that no collective and no large product is computed twice;
+                (one of `SAVED`), so that no collective, large product or convolution is computed
+                twice;
                 "full" keeps only the input of the block.
             unrolled: True applies stacked weights in a Python loop.
         """
@@ -152,13 +153,9 @@ class Stack:
 
         if self._remat == "none":
             return apply(x, inputs)
-        policy = (
-            jax.checkpoint_policies.save_only_these_names(*SAVED)
-            if self._remat == "projections"
-            else None
-        )
         # Inside a loop XLA cannot merge the recomputation with the forward pass.
         in_loop = not self._unrolled and _LOOPS.get() == "scanned"
+        policy = saved_by(self._remat)
         return jax.checkpoint(apply, prevent_cse=not in_loop, policy=policy)(x, inputs)
 
     def __call__(self, x: Any, inputs: Any = None) -> tuple[Any, Any]:
@@ -178,6 +175,13 @@ class Stack:
         return scan(
             lambda x, w: self.layer(w[0], x, w[1]), x, (weights, inputs), unrolled=self._unrolled
         )
+
+
+def saved_by(remat: Remat) -> Callable[..., bool] | None:
+    """Returns the policy of `jax.checkpoint` that keeps what `remat` keeps; None keeps nothing."""
+    if remat == "projections":
+        return jax.checkpoint_policies.save_only_these_names(*SAVED)
+    return None
 
 
 def scan(

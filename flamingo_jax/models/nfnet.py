@@ -33,7 +33,7 @@ from flamingo_jax.core.axes import constrain
 from flamingo_jax.core.config import FieldError
 from flamingo_jax.core.notation import Array, Float, UInt8
 from flamingo_jax.core.params import param
-from flamingo_jax.core.stack import Remat, Stack, layer_slice
+from flamingo_jax.core.stack import Remat, Stack, layer_slice, saved_by
 from flamingo_jax.nn.conv import Standardisation, ws_conv
 from flamingo_jax.nn.linear import linear
 
@@ -74,7 +74,8 @@ class NFNetConfig:
         activation: the non-linearity, one of ACTIVATIONS.
         weight_standardisation: "apply" at each call, or "folded": the weights are in the compute
             form (`models.frozen`) and have no gains.
-        remat: "full" recomputes each block in the backward pass.
+        remat: what the backward pass recomputes: "full" each block; "projections" all of it but
+            convolutions.
         loop: how a stage's equal blocks are applied: "scan" compiles them once; "unrolled" is for
             training on a CPU, where XLA's gradient of a convolution inside a loop takes some thirty
             times as long.
@@ -250,7 +251,10 @@ def _stage(
     depth = len(inputs["beta"])
     with hk.name_scope(name):
         with hk.name_scope("first"):
-            x = (hk.remat(first) if config.remat == "full" else first)(x, layer_slice(inputs, 0))
+            own = (
+                first if config.remat == "none" else hk.remat(first, policy=saved_by(config.remat))
+            )
+            x = own(x, layer_slice(inputs, 0))
         if depth == 1:
             return x
         stack = Stack(

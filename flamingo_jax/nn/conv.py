@@ -20,6 +20,7 @@ from typing import Literal
 import haiku as hk
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 
 from flamingo_jax.core import axes as axes_lib
 from flamingo_jax.core.config import ConfigError
@@ -66,9 +67,10 @@ def convolve(
 ) -> Float[Array, "M h2 w2 O"]:
     """Returns the convolution with padding SAME, in the dtype of x; J = I / groups.
 
-    A CPU convolves group by group: XLA's grouped convolution takes many times as long there. On a
-    TPU the grouped form is the faster one by the compiler's estimates, and cuDNN has kernels for
-    groups.
+    A CPU convolves group by group: XLA's grouped convolution takes many times as long there. A TPU
+    convolves two groups as one, with weights of 0 between them: by the compiler's estimates this
+    takes 0.62 of the time (40x40x256, 8 images on a v4 chip, forward and backward). For more groups
+    the grouped form is the faster one there. cuDNN has kernels for groups.
 
     Raises:
         ValueError: w is in 8 bits, and the convolution is no 1x1 one.
@@ -82,6 +84,8 @@ def convolve(
         return _convolve(x, w, stride)
     if axes_lib.on_cpu():
         return _group_by_group(x, w, stride, groups)
+    if axes_lib.on_tpu() and groups == 2:
+        return _convolve(x, _without_groups(w, groups), stride)
     if axes_lib.is_spread(len(x), "images"):
         return _convolve(x, w, stride, groups)
     return _grouped(x, w, stride, groups)
@@ -102,6 +106,13 @@ def _group_by_group(x: Array, w: Array, stride: int, groups: int) -> Array:
     """A grouped convolution as one convolution for each group: much faster on a CPU."""
     parts = zip(jnp.split(x, groups, axis=-1), jnp.split(w, groups, axis=-1), strict=True)
     return jnp.concatenate([_convolve(*part, stride) for part in parts], axis=-1)
+
+
+def _without_groups(w: Float[Array, "kh kw J O"], groups: int) -> Float[Array, "kh kw I O"]:
+    """Returns the weights of all input channels: 0 between groups."""
+    own = jnp.arange(w.shape[-1]) // (w.shape[-1] // groups)
+    blocks = [jnp.where(own == group, w, 0) for group in range(groups)]
+    return jnp.concatenate(blocks, axis=2)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
@@ -178,4 +189,5 @@ def ws_conv(
         if standardisation == "apply" and not isinstance(w, Int8Weight):
             w = standardise_weights(w, param("gain", (channels,), ("vision",), jnp.ones))
         bias = param("bias", (channels,), ("vision",), jnp.zeros)
-    return convolve(x, w, stride=stride, groups=groups) + bias.astype(x.dtype)[None, None, None]
+    y = convolve(x, w, stride=stride, groups=groups) + bias.astype(x.dtype)[None, None, None]
+    return checkpoint_name(y, "convolved")

@@ -182,12 +182,30 @@ def test_scanned_and_unrolled_blocks_are_the_same_function(images):
         )(params)
         return trees.flatten({"value": {"": value[0]}, **value[1]})
 
-    got, expected = gradient(loop="unrolled", remat="full"), gradient()
-    assert got.keys() == expected.keys()
-    for path in got:
-        np.testing.assert_allclose(
-            got[path], expected[path], atol=1e-5 * max(np.abs(expected[path]).max(), 1)
-        )
+    expected = gradient()
+    for change in ({"loop": "unrolled", "remat": "full"}, {"remat": "projections"}):
+        got = gradient(**change)
+        assert got.keys() == expected.keys()
+        for path in got:
+            np.testing.assert_allclose(
+                got[path], expected[path], atol=1e-5 * max(np.abs(expected[path]).max(), 1)
+            )
+
+
+def test_remat_recomputes_convolutions_or_all_but_them(images):
+    """The gradient's program: convolutions (those of 1x1 are products), and activations."""
+
+    def program(remat):
+        network = _network(dataclasses.replace(SMALL, remat=remat, se_ratio=None))
+        params = jax.eval_shape(network.init, jax.random.key(0), images[:2])
+        loss = lambda p: jnp.sum(network.apply(p, images[:2]))
+        text = str(jax.make_jaxpr(jax.grad(loss))(params))
+        products = text.count("conv_general_dilated[") + text.count("dot_general[")
+        return products, text.count(" tanh ")
+
+    none, some, full = (program(remat) for remat in ("none", "projections", "full"))
+    assert none[0] == some[0] < full[0]
+    assert none[1] < some[1] == full[1]
 
 
 def test_a_fresh_block_is_the_identity(images, params, apply):

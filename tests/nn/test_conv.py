@@ -77,26 +77,38 @@ def test_group_by_group_is_the_grouped_convolution(stride):
         loss = lambda x, w: (jnp.sum(jnp.sin(y := form(x, w, stride, 3))), y)
         return jax.tree.leaves(jax.jit(jax.grad(loss, (0, 1), has_aux=True))(x, w))
 
-    for found, expected in zip(run(conv._group_by_group), run(conv._convolve), strict=True):
-        np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5 * np.abs(expected).max())
+    def as_one(x, w, stride, groups):
+        return conv._convolve(x, conv._without_groups(w, groups), stride)
+
+    for form in (conv._group_by_group, as_one):
+        for found, expected in zip(run(form), run(conv._convolve), strict=True):
+            np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5 * np.abs(expected).max())
 
 
 @pytest.mark.parametrize(
-    ("platform", "counts"), [("cpu", {1}), ("gpu", {2}), ("tpu", {2}), (None, {2})]
+    ("platform", "groups", "counts"),
+    [
+        ("cpu", 3, [1, 1, 1]),
+        ("gpu", 3, [3]),
+        ("gpu", 2, [2]),
+        ("tpu", 3, [3]),
+        ("tpu", 2, [1]),
+        (None, 2, [2]),
+    ],
 )
-def test_groups_are_split_on_a_cpu_alone(platform, counts):
+def test_the_form_of_a_grouped_convolution_on_each_platform(platform, groups, counts):
     """The platform is that of the layout: the planner compiles for a TPU in a process of CPUs."""
 
     def run(x, w):
         with with_layout(platform and Single(platform).layout):
-            return convolve(x, w, groups=2)
+            return convolve(x, w, groups=groups)
 
-    program = jax.make_jaxpr(run)(_normal(0, 2, 4, 4, 4), _normal(1, 3, 3, 2, 6)).eqns
-    found = {
+    x, w = _normal(0, 2, 4, 4, 2 * groups), _normal(1, 3, 3, 2, 6)
+    found = [
         own.params["feature_group_count"]
-        for own in program
+        for own in jax.make_jaxpr(run)(x, w).eqns
         if own.primitive is jax.lax.conv_general_dilated_p
-    }
+    ]
     assert found == counts
 
 
