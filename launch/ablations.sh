@@ -113,8 +113,8 @@ run_row() {
     fi
   done
   [ "$row" = vision_random ] || stage+=("--config.towers.vision=$vision")
-  train "$row" "$seed" "$work" --config.towers.lm="$made/language_model/export" \
-    "${stage[@]}" ${overrides[@]+"${overrides[@]}"} || return
+  [ "$row" = lm_random ] || stage+=("--config.towers.lm=$made/language_model/export")
+  train "$row" "$seed" "$work" "${stage[@]}" ${overrides[@]+"${overrides[@]}"} || return
   "$PYTHON" -m flamingo_jax.evaluate --config=configs/evaluate.py --checkpoint="$work" \
     --output="$work/report" --config.data.world="$made/world" --config.seed="$seed" \
     "${evaluation[@]}" </dev/null || return

@@ -17,15 +17,16 @@ r"""The ablations of Flamingo-3B (paper, 3.3, B.3.1, Tables 3 and 10).
         round_robin   3.2B  62.9   resampler_small 3.1B 67.9   vision_random   3.2B  61.4
         no_gate       3.2B  66.5   resampler_large 3.4B 69.0   vision_trained  3.2B  68.1
         vanilla       2.4B  66.9   all_images     3.2B  63.5   m3w_only        3.2B  (version 1)
-        grafting      3.3B  63.1
+        lm_random     3.2B  57.8   lm_trained     3.2B  62.7   grafting        3.3B  63.1
 
 The argument is the row, or ROW,DIRECTORY with the directory of the tokenizer and of the records.
-Rows lm_c4 and clip differ in the towers that you give: an LM trained on C4, CLIP's ViT-L/14.
+Rows lm_c4 and clip differ in the towers that you give: an LM trained on C4, CLIP's ViT-L/14. Rows
+lm_random and vision_random train a tower from nothing: leave it out of the command.
 
 Every row has a million gradients. So rows with fewer datasets, whose updates have fewer gradients,
 have more updates; the paper does not say it of them. It gives no sizes for the other resamplers and
 for the grafted stack (here 12 layers and 12 blocks, half of the LM's): ours have the paper's
-numbers of parameters. The rows that train the language model are not here yet.
+numbers of parameters.
 """
 
 from ml_collections import config_dict
@@ -62,8 +63,10 @@ ROWS = {
     "clip": {"data.image_size": 224},
     "nfnet_f0": {},
     "lm_c4": {},
-    "vision_random": {"unfrozen": ("vision",)},
+    "vision_random": {"unfrozen": ("vision",), "towers.random": ("vision",)},
     "vision_trained": {"unfrozen": ("vision",)},
+    "lm_random": {"unfrozen": ("lm",), "towers.random": ("lm",)},
+    "lm_trained": {"unfrozen": ("lm",)},
 }
 LEFT_OUT = {
     "m3w_only": ("align", "ltip", "vtp"),

@@ -39,8 +39,14 @@ ROWS = {
     "resampler_large": {"model.resampler.num_layers": 2},
     "all_images": {"model.xattn.attend": "all"},
     "small_vision": {},
-    "vision_random": {"unfrozen": ("vision",), "towers.vision": None},
+    "vision_random": {
+        "unfrozen": ("vision",),
+        "towers.vision": None,
+        "towers.random": ("vision",),
+    },
     "vision_trained": {"unfrozen": ("vision",)},
+    "lm_random": {"unfrozen": ("lm",), "towers.lm": None, "towers.random": ("lm",)},
+    "lm_trained": {"unfrozen": ("lm",)},
 }
 # The datasets that a row is trained without.
 LEFT_OUT = {"no_pairs": "pairs", "no_pages": "pages"}

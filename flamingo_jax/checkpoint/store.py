@@ -58,7 +58,7 @@ MAY_DIFFER = (
     r"hooks(\..*)?",
     r"mesh(\..*)?",
     r"layers",
-    r"towers(\..*)?",
+    r"towers(\.(lm|vision))?",
     r"frozen\.\w+\.path",
 )
 

@@ -126,19 +126,34 @@ class Stack:
         """Applies one block with one layer's weights (no leading axis)."""
         return self._apply(lambda: weights, x, inputs)
 
-    def layer_of(self, weights: Any, number: Any, x: Any, inputs: Any = None) -> tuple[Any, Any]:
-        """Applies block `number` with its slice of all weights.
+    def layer_of(
+        self,
+        weights: trees.Params,
+        number: Any,
+        x: Any,
+        inputs: Any = None,
+        *,
+        trained: trees.Params | None = None,
+    ) -> tuple[Any, Any]:
+        """Applies block `number` with its slice of the frozen weights.
 
-        The backward pass takes the slice again. Use this for frozen weights only: in each step of a
-        scan, the gradient of a trained weight would have the size of the whole stack.
-        `number` is one of `numbers(weights)`.
+        The backward pass takes the slice again. In each step of a scan, the gradient of a trained
+        weight would have the size of the whole stack: so the scan slices these itself.
+
+        Args:
+            weights: the frozen weights of all blocks.
+            number: one of `numbers(weights)`.
+            x: what the block transforms.
+            inputs: of the block.
+            trained: the other weights of this block, without the layer axis.
         """
+        other = trained or {}
         if is_unrolled(weights):
-            return self.layer(layer_slice(weights, number), x, inputs)
+            return self.layer(trees.merge(layer_slice(weights, number), other), x, inputs)
         own = lambda: jax.tree.map(
             lambda w: jax.lax.dynamic_index_in_dim(w, number, keepdims=False), weights
         )
-        return self._apply(own, x, inputs)
+        return self._apply(lambda: trees.merge(own(), other), x, inputs)
 
     def numbers(self, weights: Any) -> Any:
         """Returns the numbers of the blocks, in the form of `weights`, to scan `layer_of`."""

@@ -7,7 +7,8 @@ from the methods. `models.encoders` does the same for encoders.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import functools
+from collections.abc import Callable, Collection
 from typing import Any, NamedTuple, Protocol
 
 import haiku as hk
@@ -222,7 +223,10 @@ class Model:
 
 
 def flamingo(
-    config: FlamingoConfig, *, compute_form: bool = False, trains_vision: bool = False
+    config: FlamingoConfig,
+    *,
+    compute_form: bool = False,
+    unfrozen: Collection[frozen.Unfrozen] = (),
 ) -> Model:
     """Returns a Flamingo; its weights are named "flamingo/...".
 
@@ -230,12 +234,12 @@ def flamingo(
         config: of all parts.
         compute_form: whether the functions take frozen weights in the compute form; else they take
             all weights in the stored form.
-        trains_vision: whether the vision encoder is trained: its weights are in the stored form,
-            and `token_losses` drops blocks of it.
+        unfrozen: the towers that are trained: their weights are in the stored form, and
+            `token_losses` drops blocks of a vision encoder.
     """
     form = frozen.unchanged(config)
     if compute_form:
-        form = frozen.of_flamingo(config, trains_vision=trains_vision)
+        form = frozen.of_flamingo(config, unfrozen)
     lm, xattn = form.computed.lm, config.xattn
     heads = xattn.num_heads or lm.num_heads
     media = (
@@ -262,13 +266,13 @@ def flamingo(
         )
 
     return Model(
-        FlamingoModule,
+        functools.partial(FlamingoModule, trains=frozen.trains(unfrozen)),
         form,
         example=example,
         cache=CacheShape(blocks, media),
         sees_images=True,
         reads_in_parts=xattn.unseen == "zero" and xattn.attend == "last",
-        trains_vision=trains_vision,
+        trains_vision="vision" in unfrozen,
     )
 
 

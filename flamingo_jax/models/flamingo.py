@@ -12,13 +12,15 @@
 
 Frozen modules: flamingo/vision and flamingo/lm. Trained modules: flamingo/resampler,
 flamingo/media, flamingo/xattn and flamingo/new_tokens; and flamingo/grafted, if the layers are on
-top of the LM (`graft`).
+top of the LM (`graft`). In fine-tuning and in ablations (paper, B.2.2; Table 3, row viii) frozen
+modules are trained too.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import haiku as hk
@@ -26,7 +28,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
-from flamingo_jax.core import stack
+from flamingo_jax.core import stack, trees
 from flamingo_jax.core.axes import constrain
 from flamingo_jax.core.config import ConfigError
 from flamingo_jax.core.notation import Array, Bool, Float, Float32, Int, UInt8
@@ -82,9 +84,23 @@ class FlamingoModule(hk.Module):
     `models.api.flamingo` makes functions of the weights from the methods.
     """
 
-    def __init__(self, config: FlamingoConfig, *, name: str = "flamingo"):
+    def __init__(
+        self,
+        config: FlamingoConfig,
+        *,
+        trains: Callable[[str], bool] = lambda path: False,
+        name: str = "flamingo",
+    ):
+        """Describes the model.
+
+        Args:
+            config: its parts.
+            trains: says whether a weight of the LM's blocks is trained, by its path below the
+                stack.
+            name: module name.
+        """
         super().__init__(name=name)
-        self.config = config
+        self.config, self._trains = config, trains
 
     @hk.name_like("__call__")
     def encode(
@@ -222,10 +238,17 @@ class FlamingoModule(hk.Module):
         if config.grafted is None:
 
             def between(blocks: Stack, weights: Any, x: Array, inputs: Any) -> tuple[Array, Any]:
-                return interleave(config.xattn, (blocks, weights, inputs), layers, x)
+                split = _split(weights, self._trains)
+                return interleave(config.xattn, (blocks, split, inputs), layers, x)
 
             x, (rows, kept) = lm.run(x, context, own, between)
         else:
+
+            def in_order(blocks: Stack, weights: Any, x: Array, inputs: Any) -> tuple[Array, Any]:
+                trained, frozen = _split(weights, self._trains)
+                numbers = blocks.numbers(weights)
+                return _run_numbered(blocks, frozen, x, (numbers, inputs, trained))
+
             x, rows = lm.run(x, context, own, in_order)
             blocks = lm_lib.block_stack(config.grafted, context, name="grafted")
             own = None if cache is None else cache.of_blocks(GRAFTED)
@@ -239,14 +262,21 @@ class FlamingoModule(hk.Module):
         return lm.logits(x), cache
 
 
-def in_order(blocks: Stack, weights: Any, x: Array, inputs: Any) -> tuple[Array, Any]:
-    """Runs the LM's blocks, one after another, with nothing between them: a `BlockRunner`."""
-    return _run_numbered(blocks, weights, x, (blocks.numbers(weights), inputs))
+def _split(
+    weights: trees.Params, trains: Callable[[str], bool]
+) -> tuple[trees.Params, trees.Params]:
+    """Splits the weights of the LM's blocks into (trained ones, frozen ones)."""
+    return trees.partition(weights, {path: trains(path) for path in trees.flatten(weights)})
 
 
-def _run_numbered(blocks: Stack, weights: Any, x: Array, own: Any) -> tuple[Array, Any]:
-    """Runs some of the LM's blocks; `own` has their numbers and inputs."""
-    return stack.scan(lambda x, i: blocks.layer_of(weights, i[0], x, i[1]), x, own)
+def _run_numbered(blocks: Stack, frozen: trees.Params, x: Array, own: Any) -> tuple[Array, Any]:
+    """Runs some of the LM's blocks; `own` has their numbers, inputs and trained weights."""
+
+    def run(x: Array, own: Any) -> tuple[Array, Any]:
+        number, inputs, trained = own
+        return blocks.layer_of(frozen, number, x, inputs, trained=trained)
+
+    return stack.scan(run, x, own)
 
 
 def graft(
@@ -281,7 +311,7 @@ def graft(
 
 def interleave(
     config: XattnConfig,
-    lm: tuple[Stack, Any, Any],
+    lm: tuple[Stack, tuple[trees.Params, trees.Params], Any],
     xattn: tuple[Stack, Any, Any],
     x: Float[Array, "B T D"],
 ) -> tuple[Float[Array, "B T D"], tuple[Any, Any]]:
@@ -290,26 +320,28 @@ def interleave(
         blocks before the offset, n x [xattn, `every` blocks], [an incomplete last group]
 
     The n groups are scanned, so that 80 layers compile as fast as one of each. A block reads its
-    weights from the whole stack, by index. A scan that sliced the stack into groups would copy all
-    weights of the LM twice per pass.
+    frozen weights from the whole stack, by index. A scan that sliced the stack into groups would
+    copy all weights of the LM twice per pass. Trained weights are sliced (`Stack.layer_of`).
 
     Args:
         config: has `every` and `offset`.
-        lm: (the stack of blocks, its weights, its inputs or None), stacked or unrolled.
-        xattn: the same for the cross-attention layers.
+        lm: (the stack of blocks, its weights, its inputs or None), stacked or unrolled. The weights
+            are (trained ones, frozen ones).
+        xattn: the same for the cross-attention layers, which are all trained.
         x: the embedded text.
 
     Returns:
         (x, (outputs of the blocks, outputs of the cross-attention layers)), stacked or unrolled
         like the weights.
     """
-    (blocks, weights, inputs), (layers, xattn_weights, xattn_inputs) = lm, xattn
+    (blocks, (trained, frozen), inputs), (layers, xattn_weights, xattn_inputs) = lm, xattn
     every, offset, num_blocks = config.every, config.offset, blocks.num_layers
     full = (num_blocks - offset) // every
     border = offset + full * every
-    of_blocks, of_layers = (blocks.numbers(weights), inputs), (xattn_weights, xattn_inputs)
+    of_blocks = (blocks.numbers((trained, frozen)), inputs, trained)
+    of_layers = (xattn_weights, xattn_inputs)
 
-    run = functools.partial(_run_numbered, blocks, weights)
+    run = functools.partial(_run_numbered, blocks, frozen)
 
     def group(x: Array, both: Any) -> tuple[Array, Any]:
         own, theirs = both

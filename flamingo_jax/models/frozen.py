@@ -6,7 +6,8 @@
               relative [D H K]                     relative [H K D]
 
 Both forms compute the same function. Only frozen weights can have the compute form: a trained
-convolution would no longer be standardised, and checkpoints have the stored form. Two fields of the
+convolution would no longer be standardised, and checkpoints have the stored form. A tower that is
+trained (`Unfrozen`) stays in the stored form. Two fields of the
 configs say which form a module expects: `NFNetConfig.weight_standardisation` and `LMConfig.fused`.
 Weights in 8 bits (`models.int8`) are changed in the same way, together with their scales.
 """
@@ -14,8 +15,8 @@ Weights in 8 bits (`models.int8`) are changed in the same way, together with the
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
-from typing import Any, Generic, TypeVar
+from collections.abc import Callable, Collection
+from typing import Any, Generic, Literal, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -30,6 +31,8 @@ from flamingo_jax.models.nfnet import NFNetConfig
 from flamingo_jax.nn.conv import standardise_weights
 
 Config = TypeVar("Config")
+Unfrozen = Literal["vision", "lm"]
+"""What is trained of the towers, which the paper freezes."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,13 +55,18 @@ def unchanged(config: Config) -> Form[Config]:
     return Form(config, config, lambda params: params)
 
 
-def of_flamingo(config: FlamingoConfig, *, trains_vision: bool) -> Form[FlamingoConfig]:
-    """Returns the compute form of a Flamingo's towers.
+def trains(unfrozen: Collection[Unfrozen]) -> Callable[[str], bool]:
+    """Returns a function that says whether a weight of the LM's blocks is trained.
 
-    A vision encoder that is trained stays in the stored form.
+    Its argument is the path of a weight below the stack.
     """
-    changes_vision = isinstance(config.vision, NFNetConfig) and not trains_vision
-    changes_lm = config.lm.can_fuse
+    return lambda path: "lm" in unfrozen
+
+
+def of_flamingo(config: FlamingoConfig, unfrozen: Collection[Unfrozen]) -> Form[FlamingoConfig]:
+    """Returns the compute form of a Flamingo's towers, without that of those in `unfrozen`."""
+    changes_vision = isinstance(config.vision, NFNetConfig) and "vision" not in unfrozen
+    changes_lm = config.lm.can_fuse and "lm" not in unfrozen
     vision = config.vision
     if isinstance(vision, NFNetConfig) and changes_vision:
         vision = dataclasses.replace(vision, weight_standardisation="folded")

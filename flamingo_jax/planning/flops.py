@@ -235,12 +235,13 @@ def _flamingo(
     lm, xattn, size = model.lm, model.xattn, config.data.image_size
     latents = model.resampler.num_latents
     tokens, visual = fill.rows * fill.tokens, fill.images * latents
-    # Gradients flow down to the first trained layer: to the embeddings of the new tokens, or to the
-    # first xattn layer.
-    passed = 1.0 if model.new_tokens else 1.0 - xattn.offset / lm.num_layers
+    # Gradients flow down to the first trained layer: to the embeddings of the new tokens, to the
+    # first block of an LM that is trained, or to the first xattn layer.
+    whole = bool(model.new_tokens) or weights.trained("flamingo/lm/.*")
+    passed = 1.0 if whole else 1.0 - xattn.offset / lm.num_layers
     grafted = 0.0
     if model.grafted is not None:
-        passed = float(bool(model.new_tokens))
+        passed = float(whole)
         grafted = _blocks(model.grafted, weights, "flamingo/grafted", fill, 1.0, cached)
     heads = xattn.num_heads or lm.num_heads
     pair = 2.0 * xattn.num_layers(lm.num_layers) * heads * (xattn.head_dim or lm.width // heads)

@@ -23,6 +23,7 @@ from flamingo_jax.core.precision import Policy
 from flamingo_jax.core.stack import Loops
 from flamingo_jax.data.config import DataConfig
 from flamingo_jax.models.config import PARTS, ModelConfig, Stage
+from flamingo_jax.models.frozen import Unfrozen
 from flamingo_jax.models.losses import LossConfig
 from flamingo_jax.models.vision import num_patches
 from flamingo_jax.sharding.mesh import MeshConfig
@@ -42,15 +43,25 @@ Mixing = Literal["accumulate", "round_robin", "merged"]  # training.datasets_per
 class TowersConfig:
     """Exports that the flamingo stage takes its towers from.
 
-    A tower that is trained (`unfrozen`) starts with the weights of its export.
+    A tower that is trained (`unfrozen`) starts with the weights of its export, or with random ones.
 
     Attributes:
       lm: export of a language_model run or of a Flamingo; None takes the tower of `initial`.
       vision: export of a contrastive run, of a vision encoder or of a Flamingo; None likewise.
+      random: towers of `unfrozen` that are trained from nothing; no export is read for them.
     """
 
     lm: str | None = None
     vision: str | None = None
+    random: tuple[Literal["vision", "lm"], ...] = ()
+
+    def __post_init__(self) -> None:
+        for name in self.random:
+            if (path := getattr(self, name)) is not None:
+                raise FieldError(
+                    f"random has {name!r}, and {name} is {path!r}: a tower starts either with "
+                    f"random weights or with those of an export. Leave one of the two out."
+                )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -201,7 +212,8 @@ class TrainConfig:
       initial: export of a run of the same stage, or the WORKDIR that contains it. The trained
           weights start with its values. A run that is resumed from its own checkpoint does not read
           it again.
-      unfrozen: towers that the flamingo stage trains: ("vision",) in fine-tuning (paper, B.2.2).
+      unfrozen: towers that the flamingo stage trains: ("vision",) in fine-tuning (paper, B.2.2),
+          ("lm",) in an ablation (paper, Table 3, row viii).
       mixing: how datasets share an update. The paper accumulates the gradients of all datasets in
           each update (paper, 2.4).
       loss: what the loss of a batch of text is divided by.
@@ -211,7 +223,7 @@ class TrainConfig:
       layers: "scanned" compiles one layer of each stack; "unrolled" compiles all of them. On a CPU
           unrolled layers are faster, and take longer to compile. A run may go on with the other
           form; the last bits of its sums then differ.
-      towers: exports of the frozen towers, in the flamingo stage.
+      towers: exports of the towers, in the flamingo stage.
       hooks: reports, checkpoints and what is drawn.
       until: ends the stage early; None runs all steps.
       resume: by what this run may differ from its checkpoint.
@@ -224,7 +236,7 @@ class TrainConfig:
     name: str = ""
     seed: int = 0
     initial: str | None = None
-    unfrozen: tuple[Literal["vision"], ...] = ()
+    unfrozen: tuple[Unfrozen, ...] = ()
     mixing: Mixing = "accumulate"
     loss: LossConfig = LossConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
@@ -267,23 +279,36 @@ class TrainConfig:
                 "over rows; expected the default, 'tokens', in this stage."
             )
         self._check_chunks()
-        if self.unfrozen and self.stage != "flamingo":
-            raise ValueError(
-                f"unfrozen is {self.unfrozen}, and the {self.stage} stage freezes nothing; "
-                "expected () outside of the flamingo stage."
-            )
+        self._check_towers()
         if self.optimizer.vision != VisionOptimizerConfig() and not self.trains_vision:
             raise ValueError(
                 f"optimizer.vision is {self.optimizer.vision}, and this {self.stage} run trains no "
                 "vision encoder: leave its fields None, or train it (unfrozen = ('vision',) in "
                 "the flamingo stage)."
             )
+        self._check_datasets()
+
+    def _check_towers(self) -> None:
+        if self.unfrozen and self.stage != "flamingo":
+            raise ValueError(
+                f"unfrozen is {self.unfrozen}, and the {self.stage} stage freezes nothing; "
+                "expected () outside of the flamingo stage."
+            )
+        if frozen := [name for name in self.towers.random if name not in self.unfrozen]:
+            raise FieldError(
+                f"towers.random has {frozen[0]!r}, and unfrozen is {self.unfrozen}: random weights "
+                f"that are frozen learn nothing. Add {frozen[0]!r} to unfrozen, or leave it out."
+            )
         if self.precision.frozen == "int8" and self.stage != "flamingo":
             raise ValueError(
                 f"precision.frozen is 'int8', and the {self.stage} stage freezes nothing; expected "
                 "'compute' outside of the flamingo stage."
             )
-        self._check_datasets()
+        if self.precision.frozen == "int8" and {"vision", "lm"} <= set(self.unfrozen):
+            raise FieldError(
+                f"precision.frozen is 'int8', and unfrozen is {self.unfrozen}: no tower is frozen; "
+                "expected 'compute'. With one frozen tower, that one is in 8 bits."
+            )
 
     def _check_chunks(self) -> None:
         chunks = {name: dataset.chunks for name, dataset in self.data.datasets.items()}

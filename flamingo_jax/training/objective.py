@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import NamedTuple, Protocol, runtime_checkable
 
 import jax
@@ -31,6 +31,7 @@ from flamingo_jax.data.schema import Batch
 from flamingo_jax.models import contrastive as contrastive_lib
 from flamingo_jax.models.api import Model
 from flamingo_jax.models.encoders import ContrastiveModel
+from flamingo_jax.models.frozen import Unfrozen
 from flamingo_jax.models.losses import DIVISORS, Normalisation, weighted_sum
 from flamingo_jax.training import chunks
 from flamingo_jax.training.gradient_cache import in_chunks, number_of_chunks
@@ -158,14 +159,21 @@ FLAMINGO = (
 )
 """Both towers are frozen (paper, 2.2); no decay on the resampler (paper, B.1.2)."""
 
-FLAMINGO_FINE_TUNED = (
-    WeightRule(r"flamingo/vision/.*", decay=0.0, group="vision"),
-    *FLAMINGO[1:],
-)
-"""Fine-tuning trains the vision encoder too (paper, B.2.2).
+UNFROZEN: Mapping[Unfrozen, WeightRule] = {
+    "vision": WeightRule(r"flamingo/vision/.*", decay=0.0, group="vision"),
+    "lm": WeightRule(r"flamingo/lm(/.*)?"),
+}
+"""How towers are trained that are not frozen: fine-tuning (paper, B.2.2) and Table 3, row viii.
 
-The paper does not state its decay: here 0, as on the resampler.
+The paper does not state the decay of the vision encoder: here 0, as on the resampler. All but the
+resampler is decayed (paper, B.1.2), and so is the language model.
 """
+
+
+def flamingo_table(unfrozen: Collection[Unfrozen] = ()) -> tuple[WeightRule, ...]:
+    """Returns `FLAMINGO` with the rows of `unfrozen` towers in the places of their frozen ones."""
+    rules = {UNFROZEN[name].pattern: UNFROZEN[name] for name in unfrozen}
+    return tuple(rules.get(rule.pattern, rule) for rule in FLAMINGO)
 
 
 def flamingo(
@@ -173,8 +181,8 @@ def flamingo(
     *,
     num_shards: int = 1,
     augmentation: AugmentConfig = NO_AUGMENTATION,
-    trains_vision: bool = False,
     normalise: Normalisation = "tokens",
+    unfrozen: Collection[Unfrozen] = (),
     split: Callable[..., chunks.Parts] = chunks.split,
 ) -> Objective:
     """Flamingo on interleaved pages, pairs and videos.
@@ -183,15 +191,15 @@ def flamingo(
         model: with weights named "flamingo/..."; built for what is trained.
         num_shards: data shards, each with its own pool of images in the batch.
         augmentation: random flip and colours of the images.
-        trains_vision: True if the vision encoder is trained too.
         normalise: what the loss of a batch is divided by.
+        unfrozen: towers that are trained too.
         split: cuts a batch in chunks.
     """
     return Objective(
         "flamingo",
         model,
         _next_token_loss(model, num_shards, normalise, augmentation),
-        FLAMINGO_FINE_TUNED if trains_vision else FLAMINGO,
+        flamingo_table(unfrozen),
         functools.partial(split, num_shards=num_shards, total=_divisor(normalise)),
         gauges=_gates,
     )

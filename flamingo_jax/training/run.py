@@ -330,13 +330,12 @@ def build_objective(
             normalise=normalise,
             split=split,
         )
-    trains_vision = config.trains_vision
     return objective_lib.flamingo(
-        api.flamingo(model.flamingo(), compute_form=True, trains_vision=trains_vision),
+        api.flamingo(model.flamingo(), compute_form=True, unfrozen=config.unfrozen),
         num_shards=num_shards,
         augmentation=augmentation,
-        trains_vision=trains_vision,
         normalise=normalise,
+        unfrozen=config.unfrozen,
         split=split,
     )
 

@@ -176,7 +176,7 @@ def _stored(record: Mapping[str, Any]) -> dict[str, Any]:
     kept = {name: value for name, value in record.items() if name not in ("hooks", "evaluate")}
     return kept | {
         "initial": None,
-        "towers": {},
+        "towers": {"random": record["towers"]["random"]},
         "until": None,
         "data": {**data, "tokenizer": "", "datasets": datasets},
         "frozen": {

@@ -41,7 +41,7 @@ MAY_DIFFER = (
 _OF_A_HOST = (
     r"data\.(tokenizer|num_threads|prefetch)",
     r"data\.datasets\.[^.]+\.path",
-    r"(initial|towers\..*|frozen\.[^.]+\.path)",
+    r"(initial|towers\.(lm|vision)|frozen\.[^.]+\.path)",
     r"evaluate\.data\..*",
 )
 _NO_FIELDS = ("frozen", "start", "records", "tokenizer", "deviations")

@@ -8,8 +8,8 @@
     initial        of the same stage  every trained weight            the same
 
 The text side of a contrastive export is not used. A flamingo run takes a tower from `initial` if
-`towers` does not name one. A tower that is trained starts with the weights of its export; from then
-on the run's checkpoints store it.
+`towers` does not name one. A tower that is trained starts with the weights of its export, or with
+random ones (`towers.random`); from then on the run's checkpoints store it.
 """
 
 from __future__ import annotations
@@ -196,7 +196,7 @@ def _sources(config: TrainConfig, *, trained: bool) -> dict[str, tuple[str, str]
         return {}
     sources = {}
     for name, tower in _TOWERS.items():
-        if (name in config.unfrozen) != trained:
+        if (name in config.unfrozen) != trained or name in config.towers.random:
             continue
         path, field = getattr(config.towers, name), f"towers.{name}"
         if path is None:
@@ -206,6 +206,7 @@ def _sources(config: TrainConfig, *, trained: bool) -> dict[str, tuple[str, str]
                 f"config.towers.{name} is None; the flamingo stage needs the export of a "
                 f"{tower.stage} run: --config.towers.{name}=WORKDIR/export. (Or a whole Flamingo "
                 "to go on from, as --config.initial.)"
+                + (f" Or train it from nothing: --config.towers.random={name}." if trained else "")
             )
         directory, card = _card(field, path, tower.stage)
         if card["kind"] not in tower.places:

@@ -1,6 +1,7 @@
 """The rows of Tables 3 and 10: each is the base model with one change, of the published size."""
 
 import dataclasses
+import math
 
 import jax
 import pytest
@@ -13,6 +14,7 @@ from flamingo_jax.planning import flops, program
 from flamingo_jax.sharding.mesh import MeshConfig, make_mesh
 from flamingo_jax.training import run as run_lib
 from flamingo_jax.training.config import TrainConfig
+from tests.sharding import chips
 
 
 def read(argument):
@@ -32,7 +34,9 @@ def test_a_row_is_the_base_model_with_one_change(row):
         for field in dataclasses.fields(config)
         if getattr(config, field.name) != getattr(read("base,/records"), field.name)
     } - {"name", "steps"}
-    one = {"clip": {"model", "data"}}.get(row)
+    from_nothing = {"unfrozen", "towers"}
+    one = {"clip": {"model", "data"}, "lm_random": from_nothing, "vision_random": from_nothing}
+    one = one.get(row)
     assert changed == one if one else len(changed) == (row not in ("base", "lm_c4"))
 
 
@@ -54,6 +58,8 @@ def test_a_row_is_the_base_model_with_one_change(row):
         ("resampler_large", "3.4", 3.38),
         ("clip", "3.1", 3.081),
         ("nfnet_f0", "2.9", 2.848),
+        ("lm_random", "3.2", 3.215),
+        ("lm_trained", "3.2", 3.215),
     ],
 )
 def test_numbers_of_weights_are_those_of_table_3(row, printed, count):
@@ -86,6 +92,22 @@ def test_the_whole_step_is_lowered_and_counted_at_full_size(row):
     needed = flops.of_update(config, run.objective, fills)
     assert set(needed.flops) == {"lm", "xattn", "resampler", "vision"}
     assert min(needed.flops.values()) > 1e13
+
+
+@pytest.mark.parametrize("row", ["lm_random", "lm_trained", "vision_random", "vision_trained"])
+def test_rows_that_train_a_tower(row):
+    """Each chip of a v4-64 keeps a 64th of its float32 weights and of their moments."""
+    tower, start = row.split("_")
+    config = read(row).resolved(32_000)
+    assert config.unfrozen == (tower,)
+    assert config.towers.random == ((tower,) if start == "random" else ())
+    layout = run_lib.compile(config, chips.mesh(*config.mesh.sizes().values())).layout
+    trained = trees.flatten(layout.abstract.trainable)
+    own = [leaf for path, leaf in trained.items() if path.startswith(f"flamingo/{tower}/")]
+    count = {"lm": 1_374_603_264, "vision": 435_286_116}[tower]
+    assert sum(leaf.size for leaf in own) == count
+    held = sum(math.prod(leaf.sharding.shard_shape(leaf.shape)) for leaf in own)
+    assert held < 1.05 * count / 64
 
 
 @pytest.mark.parametrize(

@@ -87,6 +87,8 @@ def test_each_row_gets_its_data_and_its_towers(ablations, tmp_path):
         in (commands["small_vision"])
     )
     assert not any("towers.vision" in word for word in commands["vision_random"])
+    assert not any("towers.lm" in word for word in commands["lm_random"])
+    assert f"--config.towers.lm={made}/language_model/export" in commands["lm_trained"]
     pairs = f"--config.data.datasets.pairs.path={made}/world/pairs"
     assert pairs in commands["base"] and pairs not in commands["no_pairs"]
 

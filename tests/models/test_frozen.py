@@ -145,6 +145,24 @@ def test_a_flamingo_in_the_compute_form_has_the_same_losses_gradients_and_logits
     assert_close(gradient, expected, size=largest(expected))
 
 
+@pytest.mark.parametrize("offset", [0, 1])
+def test_a_language_model_that_is_trained_has_the_gradients_of_the_stored_form(offset):
+    """With an incomplete group of blocks, or blocks before the first layer."""
+    config = dataclasses.replace(FLAMINGO, xattn=XattnConfig(every=2, offset=offset))
+    plain = api.flamingo(config)
+    computed = api.flamingo(config, compute_form=True, unfrozen=("lm", "vision"))
+    params = noisy(jit(plain.init)(jax.random.key(0)))
+    changed = computed.compute_form(params)
+    assert trees.flatten(changed).keys() == trees.flatten(params).keys()
+    loss = lambda functions: lambda params: jnp.sum(functions.token_losses(params, BATCH))
+    expected = jit(jax.value_and_grad(loss(plain)))(params)
+    got = jit(jax.value_and_grad(loss(computed)))(changed)
+    assert_close(got[0], expected[0])
+    lm = lambda gradient: trees.under(gradient, "flamingo/lm")
+    assert min(map(largest, trees.flatten(lm(expected[1])).values())) > 0
+    assert_close(lm(got[1]), lm(expected[1]), size=largest(lm(expected[1])))
+
+
 def test_a_language_model_that_cannot_be_fused_stays_as_it_is():
     config = dataclasses.replace(FLAMINGO, lm=dataclasses.replace(CHINCHILLA, attention_bias=True))
     computed = api.flamingo(config, compute_form=True)

@@ -184,6 +184,28 @@ def test_frozen_towers_have_no_backward_and_no_recomputation():
     assert one.flops["lm"] / (4 * 32 * weights) == pytest.approx(4.0, rel=3e-3)
 
 
+def test_a_language_model_that_is_trained_needs_the_gradients_of_its_weights():
+    """2 FLOPs more for each token and weight; the rest of the model needs what it needed."""
+    parts, dataset = sizes.FLAMINGOS["3B"], DatasetConfig("pairs", "", batch_size=4, length=32)
+    model = ModelConfig(
+        vision=parts.vision, lm=parts.lm, resampler=parts.resampler, xattn=parts.xattn
+    )
+    needed = []
+    for unfrozen in ((), ("lm",)):
+        config = TrainConfig("flamingo", 1, model, DataConfig("", 320, {"a": dataset}))
+        config = dataclasses.replace(config, unfrozen=unfrozen).resolved(32_000)
+        objective = build_objective(config, num_shards=1)
+        found = flops.of_update(config, objective, {"a": flops.Fill.full(dataset, 1)})
+        needed.append(dict(found.flops))
+    frozen, trained = needed
+    lm = parts.lm
+    # Matrices with that of relative positions, biases and norms of a block, the last norm.
+    weights = lm.num_layers * (13 * lm.width**2 + 9 * lm.width) + lm.width + 32_000 * lm.width
+    relative = 4 * 32 * 33 / 2 * 2 * lm.num_layers * lm.width
+    assert trained.pop("lm") - frozen.pop("lm") == 4 * 32 * 2 * weights + relative
+    assert trained == frozen
+
+
 def test_pool_of_images_bounds_what_is_real():
     pages = DatasetConfig("interleaved", "", batch_size=16, length=256, max_images=5, pool=6)
     assert flops.Fill.full(pages, num_shards=4).images == 4 * 6  # of 16 x 5 slots

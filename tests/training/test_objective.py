@@ -176,6 +176,26 @@ def test_finetuning_trains_the_vision_encoder_in_its_stored_form_and_without_dec
     assert any(path.endswith("/qkv/w") for path in trees.flatten(computed))
 
 
+def test_a_language_model_that_is_trained_is_decayed_and_in_its_stored_form():
+    """Paper, Table 3, row viii, and B.1.2: all but the resampler is decayed."""
+    described = small.get_config("flamingo")
+    described.unfrozen = ("lm",)
+    config = from_dict(TrainConfig, described).resolved(small.VOCABULARY)
+    objective = build_objective(config, num_shards=1)
+    trainable, frozen = split(objective, jax.eval_shape(objective.model.init, KEY))
+    part = lambda path: path.split("/")[1]
+    assert {part(path) for path in trees.flatten(frozen)} == {"vision"}
+    known = traits(objective, abstract_weights(objective))
+    assert {known.decay[path] for path in known.decay if part(path) == "lm"} == {1.0}
+    assert {part(path) for path, factor in known.decay.items() if factor == 0.0} == {"resampler"}
+    assert set(known.group.values()) == {"rest"}
+    computed = trees.flatten(
+        jax.eval_shape(objective.model.compute_form, trees.merge(trainable, frozen))
+    )
+    assert not any("/qkv/" in path for path in computed)
+    assert "flamingo/vision/stem_conv0/gain" not in computed
+
+
 def test_groups_of_the_contrastive_stage():
     """The NFNet has adaptive clipping; all other weights the global norm (paper, B.1.3)."""
     config = from_dict(TrainConfig, small.get_config("contrastive")).resolved(small.VOCABULARY)
