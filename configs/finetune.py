@@ -87,5 +87,7 @@ def get_config(argument: str = "vqav2") -> config_dict.ConfigDict:
     )
     config.data.datasets = editable({task: pairs})
     config.hooks.update(save_every=500)
+    # It is asked at 0 shots, in the form that it learns: without examples of text alone.
+    config.evaluate.update(shots=(0,), text_examples=0)
     config.mesh.update(replica=1, data=8)  # a batch has 8 rows
     return config

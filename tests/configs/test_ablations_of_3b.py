@@ -9,6 +9,7 @@ import pytest
 from configs.ablations import flamingo_3b
 from flamingo_jax.core import config as core_config
 from flamingo_jax.core import params, trees
+from flamingo_jax.evaluation import registry
 from flamingo_jax.models import api
 from flamingo_jax.planning import flops, program
 from flamingo_jax.sharding.mesh import MeshConfig, make_mesh
@@ -115,6 +116,14 @@ def test_rows_that_train_a_tower(row):
 )
 def test_all_rows_have_a_million_gradients(row, updates):
     assert read(row).steps == updates
+
+
+def test_rows_are_scored_as_in_table_3():
+    """Paper, B.3.1: 4 shots, on validation queries of the benchmarks that choices were made on."""
+    evaluate = BASE.evaluate
+    assert {registry.BENCHMARKS[name].is_dev for name in evaluate.tasks} == {True}
+    assert len(evaluate.tasks) == 5
+    assert (evaluate.shots, evaluate.n, evaluate.split) == ((4,), 0, "validation")
 
 
 def test_a_row_that_is_not_there_is_named():

@@ -105,6 +105,11 @@ FULL_SIZE = {
 }
 
 
+def test_fine_tuned_models_are_asked_without_examples():
+    evaluate = finetune.get_config("vqav2").evaluate
+    assert (evaluate.shots, evaluate.text_examples) == ((0,), 0)
+
+
 def test_the_7b_language_model_is_clipped_as_gophers():
     """Gopher clips its 7.1B and 280B at 0.25, and smaller models at 1."""
     clips = {
