@@ -71,8 +71,18 @@ if [ "$size" = smoke ]; then
   flamingo=(--config.steps=10)
 fi
 
-# A row is done if it has a report of these options and configs.
-options="size=$size ${overrides[*]+"${overrides[*]}"} $(cat configs/tiny.py configs/ablations/tiny.py | cksum)"
+# The rows of a table must have the same options. Of a row that is done, the sum of the configs is
+# stored: with another one, train compares its export with what it would make.
+options="size=$size ${overrides[*]+"${overrides[*]}"}"
+config="$(cat configs/tiny.py configs/ablations/tiny.py | cksum)"
+if [ -e "$output/options" ]; then
+  stored="$(cat "$output/options")"
+  [ "$stored" = "$options" ] || die "$output holds ablations with other options ($stored)." \
+    "Remove it, or give another --output=DIRECTORY"
+fi
+if ! { mkdir -p "$output" && printf '%s\n' "$options" >"$output/options"; } 2>/dev/null; then
+  die "cannot write in $output. Is the disk full? (df -h $output)"
+fi
 
 # Ends the script if it was a signal that ended a program. $1: its status; $2: what it was.
 stop_if_asked() {
@@ -118,7 +128,7 @@ run_row() {
   "$PYTHON" -m flamingo_jax.evaluate --config=configs/evaluate.py --checkpoint="$work" \
     --output="$work/report" --config.data.world="$made/world" --config.seed="$seed" \
     "${evaluation[@]}" </dev/null || return
-  printf '%s\n' "$options" >"$work/done"
+  printf '%s\n' "$config" >"$work/done"
 }
 
 failed=()
@@ -131,7 +141,7 @@ for seed in "${seeds[@]}"; do
 done
 for row in "${rows[@]}"; do
   for seed in "${seeds[@]}"; do
-    if [ "$(cat "$output/seed$seed/rows/$row/done" 2>/dev/null)" = "$options" ]; then
+    if [ "$(cat "$output/seed$seed/rows/$row/done" 2>/dev/null)" = "$config" ]; then
       say "== $row, seed $seed: $output/seed$seed/rows/$row/report is there, skipped"
       continue
     fi

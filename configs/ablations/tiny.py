@@ -39,6 +39,7 @@ ROWS = {
     "resampler_large": {"model.resampler.num_layers": 2},
     "all_images": {"model.xattn.attend": "all"},
     "small_vision": {},
+    "grafting": {"model.xattn.grafted_layers": 2},
     "vision_random": {
         "unfrozen": ("vision",),
         "towers.vision": None,

@@ -72,9 +72,13 @@ def test_all_rows_are_trained_once(ablations):
     expected[own_tower + 2 : own_tower + 2] = [("small_vision,contrastive", 2)]
     assert status == 0 and rows(called) == expected, said
     assert rows(ablations()[1]) == []
-    assert rows(ablations("--config.steps=5", "--rows=mlp")[1]) == [
-        (row, seed) for row in ("base", "mlp") for seed in (1, 2)
-    ]
+
+
+def test_rows_of_one_table_have_the_same_options(ablations):
+    assert rows(ablations("--rows=mlp", "--seeds=1")[1]) == [("base", 1), ("mlp", 1)]
+    status, called, said = ablations("--config.steps=5", "--rows=mlp")
+    assert status == 1 and not called
+    assert "holds ablations with other options (size=demo )" in said
 
 
 def test_each_row_gets_its_data_and_its_towers(ablations, tmp_path):
