@@ -18,10 +18,16 @@ r"""The ablations of Flamingo-3B (paper, 3.3, B.3.1, Tables 3 and 10).
         no_gate       3.2B  66.5   resampler_large 3.4B 69.0   vision_trained  3.2B  68.1
         vanilla       2.4B  66.9   all_images     3.2B  63.5   m3w_only        3.2B  (version 1)
         lm_random     3.2B  57.8   lm_trained     3.2B  62.7   grafting        3.3B  63.1
+        text_random   3.2B  55.9   text_trained   3.2B  68.6
 
 The argument is the row, or ROW,DIRECTORY with the directory of the tokenizer and of the records.
 Rows lm_c4 and clip differ in the towers that you give: an LM trained on C4, CLIP's ViT-L/14. Rows
-lm_random and vision_random train a tower from nothing: leave it out of the command.
+lm_random, text_random and vision_random train a tower from nothing: leave it out of the command.
+
+Rows text_random and text_trained train the language model on text too ("MassiveText"): rows of
+2,048 tokens, with a lambda of 1 and, for a pretrained language model, a tenth of the learning rate.
+The paper does not state their batch. With 128 rows an update has 2.4 times the FLOPs of one of
+lm_trained (planning/flops.py); in the paper it takes 2.2 times as long.
 
 Every row has a million gradients. So rows with fewer datasets, whose updates have fewer gradients,
 have more updates; the paper does not say it of them. It gives no sizes for the other resamplers and
@@ -67,6 +73,8 @@ ROWS = {
     "vision_random": {"unfrozen": ("vision",), "towers.random": ("vision",)},
     "vision_trained": {"unfrozen": ("vision",)},
     "lm_random": {"unfrozen": ("lm",), "towers.random": ("lm",)},
+    "text_random": {"unfrozen": ("lm",), "towers.random": ("lm",)},
+    "text_trained": {"unfrozen": ("lm",), "optimizer.lm.learning_rate": 1e-5},
     "lm_trained": {"unfrozen": ("lm",)},
 }
 LEFT_OUT = {
@@ -101,6 +109,15 @@ def get_config(argument: str = "base") -> config_dict.ConfigDict:
             batch_size=align.batch_size + ltip.batch_size,
             length=align.length,
             weight=align.weight,
+        )
+    if row in ("text_random", "text_trained"):
+        datasets["text"] = DatasetConfig(
+            "text",
+            f"{directory}/text",
+            batch_size=128,
+            length=2048,
+            documents_per_row=4,
+            rows_per_group=16,
         )
     config = flamingo_3b.get_config(directory)
     config.name = f"flamingo_3b_{row}"

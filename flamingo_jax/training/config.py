@@ -28,7 +28,11 @@ from flamingo_jax.models.losses import LossConfig
 from flamingo_jax.models.vision import num_patches
 from flamingo_jax.sharding.mesh import MeshConfig
 from flamingo_jax.training import left_out
-from flamingo_jax.training.optimizer import OptimizerConfig, VisionOptimizerConfig
+from flamingo_jax.training.optimizer import (
+    LMOptimizerConfig,
+    OptimizerConfig,
+    VisionOptimizerConfig,
+)
 
 # The kinds of datasets that a stage can learn from.
 KINDS: Mapping[str, tuple[str, ...]] = {
@@ -285,6 +289,11 @@ class TrainConfig:
                 f"optimizer.vision is {self.optimizer.vision}, and this {self.stage} run trains no "
                 "vision encoder: leave its fields None, or train it (unfrozen = ('vision',) in "
                 "the flamingo stage)."
+            )
+        if self.optimizer.lm != LMOptimizerConfig() and "lm" not in self.unfrozen:
+            raise FieldError(
+                f"optimizer.lm is {self.optimizer.lm}, and this run does not train the language "
+                "model of a Flamingo: leave its fields None, or train it (unfrozen = ('lm',))."
             )
         self._check_datasets()
 

@@ -161,7 +161,7 @@ FLAMINGO = (
 
 UNFROZEN: Mapping[Unfrozen, WeightRule] = {
     "vision": WeightRule(r"flamingo/vision/.*", decay=0.0, group="vision"),
-    "lm": WeightRule(r"flamingo/lm(/.*)?"),
+    "lm": WeightRule(r"flamingo/lm(/.*)?", group="lm"),
 }
 """How towers are trained that are not frozen: fine-tuning (paper, B.2.2) and Table 3, row viii.
 

@@ -7,7 +7,8 @@ weight decay 0.1, but 0 on the Perceiver Resampler; a learning rate that rises l
 1e-4 over 5,000 steps and then stays constant. The paper does not state the betas and epsilon:
 optax's defaults are used.
 
-A vision encoder that is trained can have its own clip and learning rate. In the contrastive stage
+A vision encoder that is trained can have its own clip and learning rate, and a language model that
+the flamingo stage trains its own learning rate. In the contrastive stage
 the paper clips the NFNet adaptively and BERT by a global norm of 10, with Adam, which is AdamW with
 weight_decay 0 (paper, B.1.3). In fine-tuning the encoder is trained too (paper, B.2.2).
 """
@@ -25,7 +26,7 @@ from flamingo_jax.core import ranges, trees
 from flamingo_jax.core.params import Axes
 from flamingo_jax.training.agc import clip_units
 
-Group = Literal["vision", "rest"]
+Group = Literal["vision", "lm", "rest"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,6 +50,21 @@ class VisionOptimizerConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class LMOptimizerConfig:
+    """Settings for the weights of a language model that the flamingo stage trains.
+
+    Attributes:
+      learning_rate: peak of its learning rate; its schedule is the common one, scaled. A tenth of
+          the common rate in the paper's co-training of a pretrained one. None uses the common rate.
+    """
+
+    learning_rate: float | None = None
+
+    def __post_init__(self) -> None:
+        ranges.check(self, ranges.Range(0, above=True), "learning_rate")
+
+
+@dataclasses.dataclass(frozen=True)
 class OptimizerConfig:
     """AdamW, its schedule and its clip, for every stage (paper, B.1.2).
 
@@ -67,6 +83,7 @@ class OptimizerConfig:
           table.
       clip_norm: bound of the global gradient norm; None does not clip.
       vision: settings of a vision encoder that is trained.
+      lm: settings of a language model that the flamingo stage trains.
     """
 
     learning_rate: float = 1e-4
@@ -80,6 +97,7 @@ class OptimizerConfig:
     weight_decay: float = 0.1
     clip_norm: float | None = 1.0
     vision: VisionOptimizerConfig = VisionOptimizerConfig()
+    lm: LMOptimizerConfig = LMOptimizerConfig()
 
     def __post_init__(self) -> None:
         ranges.check(self, ranges.Range(0, above=True), "learning_rate")
@@ -103,7 +121,7 @@ class OptimizerConfig:
 
     def of_group(self, group: Group) -> OptimizerConfig:
         """Returns the config with the learning rate of a group of weights."""
-        rate = self.vision.learning_rate if group == "vision" else None
+        rate = None if group == "rest" else getattr(self, group).learning_rate
         return self if rate is None else dataclasses.replace(self, learning_rate=rate)
 
 
@@ -149,11 +167,13 @@ def make_schedule(config: OptimizerConfig, steps: int) -> optax.Schedule:
 def make_schedules(config: OptimizerConfig, steps: int) -> dict[str, optax.Schedule]:
     """Returns the schedules by their names in the log.
 
-    These are "learning_rate" and, if the vision encoder has its own, "learning_rate/vision".
+    These are "learning_rate" and, of a tower with a rate of its own, "learning_rate/vision" and
+    "learning_rate/lm".
     """
     schedules = {"learning_rate": make_schedule(config, steps)}
-    if config.vision.learning_rate is not None:
-        schedules["learning_rate/vision"] = make_schedule(config.of_group("vision"), steps)
+    for group in ("vision", "lm"):
+        if (own := config.of_group(group)) is not config:
+            schedules[f"learning_rate/{group}"] = make_schedule(own, steps)
     return schedules
 
 
@@ -169,7 +189,7 @@ def make_optimizer(
     """
     relative = {
         group: config.of_group(group).learning_rate / config.learning_rate
-        for group in ("vision", "rest")
+        for group in ("vision", "lm", "rest")
     }
 
     def decay(path: str, update: jax.Array, weight: jax.Array) -> jax.Array:
@@ -194,7 +214,7 @@ def _clip(config: OptimizerConfig, traits: Traits) -> optax.GradientTransformati
 
     def clip(updates: trees.Params, weights: trees.Params) -> Any:
         flat, masters = trees.flatten(updates), trees.flatten(weights)
-        rest = {path: gradient for path, gradient in flat.items() if traits.group[path] == "rest"}
+        rest = {path: gradient for path, gradient in flat.items() if traits.group[path] != "vision"}
         vision = {
             path: clip_units(gradient, masters[path], traits.axes[path], agc)
             for path, gradient in flat.items()

@@ -36,8 +36,13 @@ def test_a_row_is_the_base_model_with_one_change(row):
         if getattr(config, field.name) != getattr(read("base,/records"), field.name)
     } - {"name", "steps"}
     from_nothing = {"unfrozen", "towers"}
-    one = {"clip": {"model", "data"}, "lm_random": from_nothing, "vision_random": from_nothing}
-    one = one.get(row)
+    one = {
+        "clip": {"model", "data"},
+        "lm_random": from_nothing,
+        "vision_random": from_nothing,
+        "text_random": {*from_nothing, "data"},
+        "text_trained": {"unfrozen", "optimizer", "data"},
+    }.get(row)
     assert changed == one if one else len(changed) == (row not in ("base", "lm_c4"))
 
 
@@ -60,6 +65,7 @@ def test_a_row_is_the_base_model_with_one_change(row):
         ("clip", "3.1", 3.081),
         ("nfnet_f0", "2.9", 2.848),
         ("lm_random", "3.2", 3.215),
+        ("text_trained", "3.2", 3.215),
         ("lm_trained", "3.2", 3.215),
     ],
 )
@@ -116,6 +122,16 @@ def test_rows_that_train_a_tower(row):
 )
 def test_all_rows_have_a_million_gradients(row, updates):
     assert read(row).steps == updates
+
+
+def test_text_is_trained_on_as_in_table_10():
+    """A lambda of 1, rows of 2,048 tokens, a tenth of the rate for pretrained weights."""
+    for row, rate in (("text_random", None), ("text_trained", 1e-5)):
+        config = read(row)
+        text = config.data.datasets["text"]
+        assert (text.kind, text.length, text.weight) == ("text", 2_048, 1.0)
+        assert (config.optimizer.lm.learning_rate, config.optimizer.learning_rate) == (rate, 1e-4)
+        assert (config.unfrozen, config.steps) == (("lm",), 200_000)
 
 
 def test_rows_are_scored_as_in_table_3():

@@ -188,7 +188,8 @@ def test_a_language_model_that_is_trained_is_decayed_and_in_its_stored_form():
     known = traits(objective, abstract_weights(objective))
     assert {known.decay[path] for path in known.decay if part(path) == "lm"} == {1.0}
     assert {part(path) for path, factor in known.decay.items() if factor == 0.0} == {"resampler"}
-    assert set(known.group.values()) == {"rest"}
+    groups = {(group, part(path) == "lm") for path, group in known.group.items()}
+    assert groups == {("lm", True), ("rest", False)}
     computed = trees.flatten(
         jax.eval_shape(objective.model.compute_form, trees.merge(trainable, frozen))
     )

@@ -8,6 +8,7 @@ import pytest
 
 from flamingo_jax.core import trees
 from flamingo_jax.training.optimizer import (
+    LMOptimizerConfig,
     OptimizerConfig,
     Traits,
     VisionOptimizerConfig,
@@ -58,15 +59,18 @@ def test_exponential_fall_is_by_factors_of_ten():
     )
 
 
-def test_the_vision_encoder_has_a_schedule_of_the_same_form():
+@pytest.mark.parametrize(
+    ("group", "settings"), [("vision", VisionOptimizerConfig), ("lm", LMOptimizerConfig)]
+)
+def test_a_tower_has_a_schedule_of_the_same_form(group, settings):
     config = OptimizerConfig(learning_rate=1.0, warmup_steps=10, schedule="linear", decay_steps=110)
     assert set(make_schedules(config, steps=1_000)) == {"learning_rate"}
-    config = dataclasses.replace(config, vision=VisionOptimizerConfig(learning_rate=0.25))
+    config = dataclasses.replace(config, **{group: settings(learning_rate=0.25)})
     schedules = make_schedules(config, steps=1_000)
-    assert set(schedules) == {"learning_rate", "learning_rate/vision"}
-    rate, vision_rate = schedules["learning_rate"], schedules["learning_rate/vision"]
+    assert set(schedules) == {"learning_rate", f"learning_rate/{group}"}
+    rate, own_rate = schedules["learning_rate"], schedules[f"learning_rate/{group}"]
     for step in (0, 5, 60, 110):
-        np.testing.assert_allclose(vision_rate(step), 0.25 * rate(step), rtol=1e-6)
+        np.testing.assert_allclose(own_rate(step), 0.25 * rate(step), rtol=1e-6)
 
 
 def one_update(config, gradients, weights, factors, groups=None):
@@ -103,19 +107,25 @@ def test_clip_is_one_global_norm():
     np.testing.assert_allclose(large["m"]["b"], unit["m"]["b"], rtol=1e-6)
 
 
-def test_vision_has_its_own_learning_rate():
+def test_towers_have_their_own_learning_rates():
     """Adam's first update is the sign of the gradient; the decay is scaled by the rate too.
 
     In float32 1 - 0.999 is correct to 3e-5, its root to 2e-5.
     """
-    vision = VisionOptimizerConfig(learning_rate=0.05)
-    config = OptimizerConfig(learning_rate=0.5, warmup_steps=0, weight_decay=0.1, vision=vision)
-    weights = {"m": {"a": jnp.full(3, 2.0), "b": jnp.full(3, 2.0)}}
-    gradients = {"m": {"a": jnp.ones(3), "b": jnp.ones(3)}}
-    groups = {"m": {"a": "vision", "b": "rest"}}
-    updates = one_update(config, gradients, weights, {"m": {"a": 1.0, "b": 1.0}}, groups)
-    np.testing.assert_allclose(updates["m"]["a"], -0.05 * (1 + 0.1 * 2), rtol=2e-5)
-    np.testing.assert_allclose(updates["m"]["b"], -0.5 * (1 + 0.1 * 2), rtol=2e-5)
+    config = OptimizerConfig(
+        learning_rate=0.5,
+        warmup_steps=0,
+        weight_decay=0.1,
+        clip_norm=None,
+        vision=VisionOptimizerConfig(learning_rate=0.05),
+        lm=LMOptimizerConfig(learning_rate=0.2),
+    )
+    rates = {"vision": 0.05, "lm": 0.2, "rest": 0.5}
+    of_all = lambda leaf: {"m": dict.fromkeys(rates, leaf)}
+    groups = {"m": {group: group for group in rates}}
+    updates = one_update(config, of_all(jnp.ones(3)), of_all(jnp.full(3, 2.0)), of_all(1.0), groups)
+    for group, rate in rates.items():
+        np.testing.assert_allclose(updates["m"][group], -rate * (1 + 0.1 * 2), rtol=2e-5)
 
 
 def test_agc_bounds_the_vision_encoder_and_the_global_norm_all_else():

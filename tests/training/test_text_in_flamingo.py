@@ -90,12 +90,14 @@ def world(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def config(world, tmp_path_factory):
+    """Co-training: the language model is trained too, with a tenth of the learning rate."""
     towers = small.make_towers(tmp_path_factory.mktemp("towers"), world)
-    made = described(steps=4)
+    made = described(steps=4, unfrozen=("lm",))
+    made.optimizer.lm.learning_rate = made.optimizer.learning_rate / 10
     return from_dict(TrainConfig, small.with_world(made, world, towers))
 
 
-def test_a_run_with_text_counts_its_tokens_and_resumes_to_the_bit(config, tmp_path):
+def test_a_co_trained_run_counts_its_tokens_and_resumes_to_the_bit(config, tmp_path):
     whole = run_lib.train(config, tmp_path / "whole", devices=ONE)
     run_lib.train(dataclasses.replace(config, steps=2), tmp_path / "parts", devices=ONE)
     parts = run_lib.train(config, tmp_path / "parts", devices=ONE)
@@ -106,6 +108,7 @@ def test_a_run_with_text_counts_its_tokens_and_resumes_to_the_bit(config, tmp_pa
         assert 0 < row["text/tokens"] <= 4 * 47 and row["text/loss"] > 0
         both = row["pages/loss"] * config.data.datasets["pages"].weight + row["text/loss"]
         assert row["loss"] == pytest.approx(both, rel=1e-5)
+        assert row["learning_rate/lm"] == pytest.approx(row["learning_rate"] / 10)
 
 
 def test_merged_with_pages_text_has_no_images(config):
@@ -129,10 +132,15 @@ def test_merged_with_pages_text_has_no_images(config):
     ("stage", "fields", "message"),
     [
         ("flamingo", {"model.xattn.dense": False}, "language model is frozen and xattn.dense is"),
+        (
+            "flamingo",
+            {"optimizer.lm.learning_rate": 1e-5},
+            "optimizer.lm is .* does not train the language model",
+        ),
         ("contrastive", {}, "text.kind is 'text'; the contrastive stage takes 'captions'"),
     ],
 )
-def test_where_text_teaches_nothing_it_is_refused(stage, fields, message):
+def test_what_would_have_no_effect_is_refused(stage, fields, message):
     config = described() if stage == "flamingo" else small.get_config(stage)
     with config.unlocked():
         config.data.datasets.text = editable(TEXT)
