@@ -153,7 +153,7 @@ setup(
         "console_scripts": [
             *(
                 f"flamingo-{name} = flamingo_jax.console:{name}"
-                for name in ("train", "evaluate", "generate", "convert", "plan", "cards")
+                for name in "train finetune evaluate generate convert plan cards".split()
             ),
             "flamingo-data = flamingo_jax.console:data",
         ]

@@ -15,6 +15,11 @@ def train() -> None:
     _run("flamingo_jax.train")
 
 
+def finetune() -> None:
+    """Runs flamingo_jax.finetune."""
+    _run("flamingo_jax.finetune")
+
+
 def evaluate() -> None:
     """Runs flamingo_jax.evaluate."""
     _run("flamingo_jax.evaluate")

@@ -49,7 +49,7 @@ SCHEMA = (
     "flamingo_jax.training.config.",
     "flamingo_jax.training.optimizer.",
 )
-STANDARD = ("__future__", "dataclasses", "functools")
+STANDARD = ("__future__", "dataclasses", "functools", "typing")
 # Imported by `__init__` where `python -m` looks for a program (tests/core/test_exit_status.py).
 FIRST_OF_PROGRAMS = "flamingo_jax.core.exit_status"
 PIPELINES_TOO = (

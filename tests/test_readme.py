@@ -20,7 +20,7 @@ from absl import flags
 from configs import tiny
 from flamingo_jax.core import config_files, overrides
 from flamingo_jax.core.config import ConfigError
-from flamingo_jax.evaluation.config import EvaluateConfig
+from flamingo_jax.evaluation.config import EvaluateConfig, FineTuneConfig
 from flamingo_jax.training.config import TrainConfig
 from tests.launch import slurm
 
@@ -35,7 +35,8 @@ DOCUMENTS = sorted(
 )
 PACKAGE = ROOT / "flamingo_jax" / "README.md"
 PROGRAMS = (
-    *(f"flamingo_jax.{name}" for name in ("train", "evaluate", "generate", "convert", "plan")),
+    *(f"flamingo_jax.{name}" for name in ("train", "finetune", "evaluate")),
+    *(f"flamingo_jax.{name}" for name in ("generate", "convert", "plan")),
     "flamingo_jax.cards.__main__",
     "data_pipelines.run",
 )
@@ -67,6 +68,7 @@ OPTIONS = {
 # What --config of a program holds.
 CONFIGS = {
     "flamingo_jax.train": TrainConfig,
+    "flamingo_jax.finetune": FineTuneConfig,
     "flamingo_jax.plan": TrainConfig,
     "flamingo_jax.evaluate": EvaluateConfig,
 }

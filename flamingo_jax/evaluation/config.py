@@ -13,6 +13,7 @@ from flamingo_jax.evaluation import registry
 from flamingo_jax.evaluation.protocol import Protocol
 from flamingo_jax.evaluation.registry import PAPER_BENCHMARKS
 from flamingo_jax.sharding.mesh import MeshConfig
+from flamingo_jax.training.config import TrainConfig
 
 # The tasks of the paper: few-shot, Table 1 (images first); of contrastive models, Tables 7 and 9.
 FEW_SHOT_TASKS = tuple(
@@ -105,4 +106,44 @@ class EvaluateConfig(Protocol):
             raise ConfigError(
                 f"mesh.model_chips={chips} is a block of {math.prod(chips)} chips, and mesh.model "
                 f"is {self.mesh.model}: make them equal, or leave model_chips out."
+            )
+
+
+@dataclasses.dataclass(frozen=True)
+class FineTuneConfig:
+    """A search for the best run of fine-tuning on one benchmark (paper, B.2.2).
+
+    The early choice is ours: after each of `rungs` the runs are compared, and the best share goes
+    on. With `rungs = (1.0,)` every run is trained to its end, as the paper may have done.
+
+    Attributes:
+        task: name of the benchmark.
+        run: what all runs have in common; `run.evaluate.data` has the benchmark's directory. The
+            runs are compared by `run.evaluate`: its queries, and its numbers of them.
+        grid: {axis: {label: fields}}: a run has one label of each axis. Fields are those of `run`,
+            as on the command line, separated by spaces: "batch_size=8 augment.flip=0"; "" changes
+            nothing.
+        rungs: shares of a run's updates after which the runs are compared.
+        keep: share of the runs that go on, rounded up.
+    """
+
+    task: str
+    run: TrainConfig
+    grid: Mapping[str, Mapping[str, str]] = dataclasses.field(default_factory=dict)
+    rungs: tuple[float, ...] = (0.125, 0.25, 0.5, 1.0)
+    keep: float = 0.5
+
+    def __post_init__(self) -> None:
+        ranges.check(self, ranges.SHARE, "rungs", "keep")
+        if self.task not in registry.BENCHMARKS:
+            raise FieldError(
+                f"task is {self.task!r}; expected one of {', '.join(registry.BENCHMARKS)}."
+            )
+        if not self.rungs or self.rungs[-1] != 1 or sorted(set(self.rungs)) != list(self.rungs):
+            raise FieldError(
+                f"rungs is {self.rungs}; expected shares that grow to 1, such as (0.25, 1.0)."
+            )
+        if self.rungs[0] <= 0 or self.keep <= 0:
+            raise FieldError(
+                f"rungs is {self.rungs} and keep is {self.keep}; expected numbers above 0."
             )

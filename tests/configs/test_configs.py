@@ -40,7 +40,7 @@ def leaves_of(config: config_dict.ConfigDict, prefix: str = "") -> set[str]:
 RUNS = sorted(
     path.stem
     for path in pathlib.Path(finetune.__file__).parent.glob("*.py")
-    if path.stem not in ("__init__", "evaluate", "mixture")
+    if path.stem not in ("__init__", "evaluate", "finetune_grid", "mixture")
 )
 
 
