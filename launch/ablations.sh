@@ -122,8 +122,14 @@ run_row() {
       [ "$size" != smoke ] || stage+=("--config.data.datasets.$dataset.batch_size=4")
     fi
   done
+  case "$row" in
+    text_*) stage+=("--config.data.datasets.text.path=$made/world/text") ;;
+  esac
   [ "$row" = vision_random ] || stage+=("--config.towers.vision=$vision")
-  [ "$row" = lm_random ] || stage+=("--config.towers.lm=$made/language_model/export")
+  case "$row" in
+    lm_random | text_random) ;;
+    *) stage+=("--config.towers.lm=$made/language_model/export") ;;
+  esac
   train "$row" "$seed" "$work" "${stage[@]}" ${overrides[@]+"${overrides[@]}"} || return
   "$PYTHON" -m flamingo_jax.evaluate --config=configs/evaluate.py --checkpoint="$work" \
     --output="$work/report" --config.data.world="$made/world" --config.seed="$seed" \

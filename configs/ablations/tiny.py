@@ -48,6 +48,9 @@ ROWS = {
     "vision_trained": {"unfrozen": ("vision",)},
     "lm_random": {"unfrozen": ("lm",), "towers.lm": None, "towers.random": ("lm",)},
     "lm_trained": {"unfrozen": ("lm",)},
+    "text_random": {"unfrozen": ("lm",), "towers.lm": None, "towers.random": ("lm",)},
+    # A tenth of the learning rate, as in the paper.
+    "text_trained": {"unfrozen": ("lm",), "optimizer.lm.learning_rate": 4e-4},
 }
 # The datasets that a row is trained without.
 LEFT_OUT = {"no_pairs": "pairs", "no_pages": "pages"}
@@ -83,6 +86,10 @@ def get_config(argument: str = "base") -> config_dict.ConfigDict:
     if row in LEFT_OUT:
         with config.data.datasets.unlocked() as datasets:
             del datasets[LEFT_OUT[row]]
+    if row.startswith("text_"):
+        text = tiny.get_config("language_model").data.datasets.text
+        with config.data.datasets.unlocked() as datasets:
+            datasets.text = text
     config.update_from_flattened_dict(ROWS[row])
     if config.mixing == "round_robin":
         config.steps *= len(config.data.datasets)

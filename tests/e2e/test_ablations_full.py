@@ -8,7 +8,7 @@ import sys
 import pytest
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
-ROWS = ("base", "no_pages", "round_robin", "small_vision", "vision_random", "lm_random")
+ROWS = ("base", "no_pages", "round_robin", "small_vision", "vision_random", "text_trained")
 
 
 def run(output):

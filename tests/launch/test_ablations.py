@@ -92,6 +92,8 @@ def test_each_row_gets_its_data_and_its_towers(ablations, tmp_path):
     )
     assert not any("towers.vision" in word for word in commands["vision_random"])
     assert not any("towers.lm" in word for word in commands["lm_random"])
+    text = f"--config.data.datasets.text.path={made}/world/text"
+    assert text in commands["text_random"] and text not in commands["lm_random"]
     assert f"--config.towers.lm={made}/language_model/export" in commands["lm_trained"]
     pairs = f"--config.data.datasets.pairs.path={made}/world/pairs"
     assert pairs in commands["base"] and pairs not in commands["no_pairs"]
