@@ -46,6 +46,7 @@ RULES: Mapping[str, MeshAxes] = {
     "mlp": "model",
     "vocab": "model",
     "new_tokens": None,
+    "rank": None,
     "latents": None,
     # The resampler: its images are split over all axes, its weights are not split.
     "latent_heads": None,

@@ -88,6 +88,11 @@ class ModelConfig:
             new_tokens=self.new_tokens,
         )
 
+    def without_adapters(self) -> ModelConfig:
+        """Returns the config of the model with the adapters merged into its weights."""
+        lm = None if self.lm is None else dataclasses.replace(self.lm, lora=None)
+        return dataclasses.replace(self, lm=lm)
+
     def max_length(self, stage: Stage) -> int | None:
         """Returns the tokens of the longest row that a stage can read; None = no bound."""
         if stage == "contrastive":

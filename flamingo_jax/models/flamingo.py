@@ -75,7 +75,9 @@ class FlamingoConfig:
     def grafted(self) -> lm_lib.LMConfig | None:
         """The trained blocks on top of the LM, which have its shape; None = there are none."""
         number = self.xattn.grafted_layers
-        return dataclasses.replace(self.lm, num_layers=number, fused=False) if number else None
+        if not number:
+            return None
+        return dataclasses.replace(self.lm, num_layers=number, fused=False, lora=None)
 
 
 class FlamingoModule(hk.Module):

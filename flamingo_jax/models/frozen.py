@@ -28,11 +28,12 @@ from flamingo_jax.core.trees import Params
 from flamingo_jax.models.flamingo import FlamingoConfig
 from flamingo_jax.models.lm_config import LMConfig
 from flamingo_jax.models.nfnet import NFNetConfig
+from flamingo_jax.nn import lora
 from flamingo_jax.nn.conv import standardise_weights
 
 Config = TypeVar("Config")
-Unfrozen = Literal["vision", "lm"]
-"""What is trained of the towers, which the paper freezes."""
+Unfrozen = Literal["vision", "lm", "lm.lora"]
+"""What is trained of the towers, which the paper freezes: a whole one, or adapters of the LM."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,11 +61,14 @@ def trains(unfrozen: Collection[Unfrozen]) -> Callable[[str], bool]:
 
     Its argument is the path of a weight below the stack.
     """
-    return lambda path: "lm" in unfrozen
+    return lambda path: "lm" in unfrozen or lora.is_adapter(path)
 
 
 def of_flamingo(config: FlamingoConfig, unfrozen: Collection[Unfrozen]) -> Form[FlamingoConfig]:
-    """Returns the compute form of a Flamingo's towers, without that of those in `unfrozen`."""
+    """Returns the compute form of a Flamingo's towers, without that of those in `unfrozen`.
+
+    Adapters have the same form in both.
+    """
     changes_vision = isinstance(config.vision, NFNetConfig) and "vision" not in unfrozen
     changes_lm = config.lm.can_fuse and "lm" not in unfrozen
     vision = config.vision
@@ -86,14 +90,14 @@ def of_flamingo(config: FlamingoConfig, unfrozen: Collection[Unfrozen]) -> Form[
     return Form(config, computed, change)
 
 
-def _below(prefix: str, config: LMConfig, blocks: Params) -> dict[str, dict[str, Array]]:
+def _below(prefix: str, config: LMConfig, blocks: Params) -> dict[str, dict[str, Any]]:
     changed = compute_form_of_blocks(config, trees.subtree(blocks, prefix))
     return {f"{prefix}/{module}": weights for module, weights in changed.items()}
 
 
-def compute_form_of_nfnet(params: Params) -> dict[str, dict[str, Array]]:
+def compute_form_of_nfnet(params: Params) -> dict[str, dict[str, Any]]:
     """Returns an NFNet's weights, standardised: {w, gain, bias} becomes {w, bias}."""
-    changed = {}
+    changed: dict[str, dict[str, Any]] = {}
     for module, weights in params.items():
         changed[module] = dict(weights)
         if {"w", "gain"} <= set(weights):
@@ -101,7 +105,7 @@ def compute_form_of_nfnet(params: Params) -> dict[str, dict[str, Array]]:
     return changed
 
 
-def compute_form_of_blocks(config: LMConfig, blocks: Params) -> dict[str, dict[str, Array]]:
+def compute_form_of_blocks(config: LMConfig, blocks: Params) -> dict[str, dict[str, Any]]:
     """Returns an LM's stacked blocks with one weight for queries, keys and values.
 
     A sharded layer then gathers its input once and reduces one gradient. The contracted axis is

@@ -70,6 +70,7 @@ class Block(hk.Module):
             config.mlp_width or 4 * config.width,
             activation=config.activation,
             bias=config.mlp_bias,
+            lora=config.lora,
             name="mlp",
         )
         return residual(x + attended + hidden if config.parallel_residual else x + hidden), rows

@@ -6,9 +6,11 @@ import dataclasses
 from typing import Literal
 
 from flamingo_jax.core import ranges
+from flamingo_jax.core.config import FieldError
 from flamingo_jax.core.stack import Remat
 from flamingo_jax.nn.embed import RotaryScaling
 from flamingo_jax.nn.feedforward import Activation
+from flamingo_jax.nn.lora import LoRAConfig
 from flamingo_jax.nn.norm import EPSILON
 
 
@@ -40,6 +42,8 @@ class LMConfig:
             2021); 0 = no convolution. Not in the paper.
         vocab_multiple: the table is padded to a multiple of this.
         remat: see `core.stack.Stack`.
+        lora: adapters of the blocks, which the flamingo stage trains (`unfrozen = ("lm.lora",)`);
+            None = none.
         fused: whether the block's weights are in the compute form (`models.frozen`).
     """
 
@@ -69,6 +73,7 @@ class LMConfig:
     qkv_conv_width: int = 0
     vocab_multiple: int = 128
     remat: Remat = "none"
+    lora: LoRAConfig | None = None
     fused: bool = False
 
     def __post_init__(self) -> None:
@@ -79,6 +84,11 @@ class LMConfig:
         ranges.check(self, ranges.EPSILON, "norm_epsilon")
         ranges.check(self, ranges.Range(0, 1e12, above=True), "rotary_base")
         ranges.check(self, ranges.Range(0, 1, above=True), "rotary_fraction")
+        if self.lora and "gate" in self.lora.targets and self.activation != "swiglu":
+            raise FieldError(
+                f"lora.targets has 'gate', and activation is {self.activation!r}, which has no "
+                "gate: leave it out."
+            )
         if self.fused and not self.can_fuse:
             raise ValueError(
                 "fused: there are biases, or fewer key and value heads than query "

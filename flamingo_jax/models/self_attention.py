@@ -26,6 +26,7 @@ from flamingo_jax.models.lm_config import LMConfig
 from flamingo_jax.nn import embed, masks
 from flamingo_jax.nn.attention import attend
 from flamingo_jax.nn.linear import fused_linear, linear, product
+from flamingo_jax.nn.lora import adapted
 from flamingo_jax.nn.norm import layer_norm
 
 _BLOCK = 256  # queries
@@ -130,19 +131,21 @@ class SelfAttention(hk.Module):
         out = constrain(attended, "batch", "length", "heads", "head_dim")
         # Else the compiler transposes it again for each tile of the product.
         out = jax.lax.optimization_barrier(out)
-        out = linear(
-            out,
-            (config.width,),
-            axes=("heads", "head_dim", "embed"),
-            num_in=2,
-            bias=config.attention_bias,
-            name="out",
+        axes = ("heads", "head_dim", "embed")
+        y = linear(
+            out, (config.width,), axes=axes, num_in=2, bias=config.attention_bias, name="out"
         )
-        return out, rows
+        return adapted(y, out, config.lora, axes=axes, num_in=2, name="out"), rows
 
     @hk.name_like("__call__")
     def _project(self, x: Array) -> tuple[Array, Array, Array]:
         config = self.config
+        names: dict[str, str] = {"query": "heads", "key": "kv_heads", "value": "kv_heads"}
+
+        def finished(y: Array, name: str) -> Array:
+            own = adapted(y, x, config.lora, axes=("embed", names[name], "head_dim"), name=name)
+            return checkpoint_name(own, name)
+
         if config.fused:
             qkv = fused_linear(
                 x,
@@ -151,10 +154,7 @@ class SelfAttention(hk.Module):
                 name="qkv",
             )
             qkv = constrain(qkv, "batch", "length", None, "heads", "head_dim")
-            q, k, v = (
-                checkpoint_name(qkv[:, :, i], name)
-                for i, name in enumerate(("query", "key", "value"))
-            )
+            q, k, v = (finished(qkv[:, :, i], name) for i, name in enumerate(names))
             return q, k, v
 
         def project(heads: int, axis: str, name: str) -> Array:
@@ -162,7 +162,7 @@ class SelfAttention(hk.Module):
             y = linear(
                 x, shape, axes=axes, bias=config.attention_bias or config.qkv_bias, name=name
             )
-            return checkpoint_name(constrain(y, "batch", "length", axis, "head_dim"), name)
+            return finished(constrain(y, "batch", "length", axis, "head_dim"), name)
 
         q = project(config.num_heads, "heads", "query")
         k, v = (project(config.kv_heads, "kv_heads", name) for name in ("key", "value"))

@@ -18,6 +18,7 @@ from jax.ad_checkpoint import checkpoint_name
 from flamingo_jax.core.axes import constrain
 from flamingo_jax.core.notation import Array, Float
 from flamingo_jax.nn.linear import linear
+from flamingo_jax.nn.lora import LoRAConfig, adapted
 
 Activation = Literal["gelu", "gelu_exact", "quick_gelu", "relu", "squared_relu", "swiglu"]
 
@@ -47,6 +48,7 @@ class FeedForward(hk.Module):
         bias: bool = True,
         batch: str = "batch",
         axis: str = "mlp",
+        lora: LoRAConfig | None = None,
         name: str,
     ):
         """Describes the layer.
@@ -57,11 +59,12 @@ class FeedForward(hk.Module):
             bias: whether all linear maps have biases.
             batch: logical axis of the rows.
             axis: logical axis of M.
+            lora: adapters of the linear maps.
             name: module name.
         """
         super().__init__(name=name)
         self.width, self.activation, self.bias = width, activation, bias
-        self.batch, self.axis = batch, axis
+        self.batch, self.axis, self.lora = batch, axis, lora
 
     def __call__(self, x: Float[Array, "B L D"]) -> Float[Array, "B L D"]:
         """Applies the layer, without a norm and without the residual sum."""
@@ -72,11 +75,15 @@ class FeedForward(hk.Module):
         else:
             hidden = ACTIVATIONS[self.activation](up)
         hidden = jax.lax.optimization_barrier(hidden)
-        return linear(hidden, x.shape[-1:], axes=(self.axis, "embed"), bias=self.bias, name="down")
+        axes = (self.axis, "embed")
+        y = linear(hidden, x.shape[-1:], axes=axes, bias=self.bias, name="down")
+        return adapted(y, hidden, self.lora, axes=axes, name="down")
 
     @hk.name_like("__call__")
     def _widen(self, x: Array, name: str) -> Array:
-        hidden = linear(x, (self.width,), axes=("embed", self.axis), bias=self.bias, name=name)
+        axes = ("embed", self.axis)
+        hidden = linear(x, (self.width,), axes=axes, bias=self.bias, name=name)
+        hidden = adapted(hidden, x, self.lora, axes=axes, name=name)
         hidden = checkpoint_name(constrain(hidden, self.batch, "length", self.axis), "mlp_hidden")
         # Forward and backward: an activation or its derivative that is fused into a product would
         # be computed again for each tile.
@@ -91,9 +98,11 @@ def feed_forward(
     bias: bool = True,
     batch: str = "batch",
     axis: str = "mlp",
+    lora: LoRAConfig | None = None,
     name: str,
 ) -> Float[Array, "B L D"]:
     """Makes and applies one `FeedForward`."""
-    return FeedForward(width, activation=activation, bias=bias, batch=batch, axis=axis, name=name)(
-        x
+    layer = FeedForward(
+        width, activation=activation, bias=bias, batch=batch, axis=axis, lora=lora, name=name
     )
+    return layer(x)

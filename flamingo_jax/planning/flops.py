@@ -187,7 +187,7 @@ def _language_model(
         passed: the share of the blocks through which gradients flow.
         cached: tokens of each row that were read before.
     """
-    trained = weights.backward * weights.trained(rf"{prefix}/.*")
+    trained = weights.backward * weights.trained(rf"{prefix}/(embedding|head)")
     # The head, without the rows that pad its table.
     head = lm.vocab_size * lm.width * (2.0 + 2.0 * weights.backward + 2.0 * trained)
     return _blocks(lm, weights, prefix, fill, passed, cached, head=head)
@@ -207,7 +207,7 @@ def _blocks(
 
     `head`: of what follows them, for each token.
     """
-    passed, trained = passed * weights.backward, weights.backward * weights.trained(rf"{prefix}/.*")
+    passed *= weights.backward
     tables = "/(embedding|head|positions)$"
     each = weights.per_use(rf"{prefix}/.*", without=tables, passed=passed) + head
     pairs = fill.rows * _attended(fill.tokens, cached, lm.sliding_window)
@@ -215,6 +215,7 @@ def _blocks(
     # Both factors of scores and of values are activations.
     attention = pair * 2 * (1 + 2 * passed)
     if lm.position == "relative":
+        trained = weights.backward * weights.trained(rf"{prefix}/.*/relative/w")
         attention += pair * (1 + passed + trained)
     return fill.rows * fill.tokens * each + pairs * attention
 

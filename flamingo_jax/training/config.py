@@ -217,7 +217,8 @@ class TrainConfig:
           weights start with its values. A run that is resumed from its own checkpoint does not read
           it again.
       unfrozen: towers that the flamingo stage trains: ("vision",) in fine-tuning (paper, B.2.2),
-          ("lm",) in an ablation (paper, Table 3, row viii).
+          ("lm",) in an ablation (paper, Table 3, row viii). ("lm.lora",) trains adapters of the
+          language model, which `model.lm.lora` describes; an export has them merged.
       mixing: how datasets share an update. The paper accumulates the gradients of all datasets in
           each update (paper, 2.4).
       loss: what the loss of a batch of text is divided by.
@@ -308,6 +309,7 @@ class TrainConfig:
                 f"towers.random has {frozen[0]!r}, and unfrozen is {self.unfrozen}: random weights "
                 f"that are frozen learn nothing. Add {frozen[0]!r} to unfrozen, or leave it out."
             )
+        self._check_adapters()
         if self.precision.frozen == "int8" and self.stage != "flamingo":
             raise ValueError(
                 f"precision.frozen is 'int8', and the {self.stage} stage freezes nothing; expected "
@@ -385,6 +387,30 @@ class TrainConfig:
             return True
         xattn = self.model.xattn
         return xattn is None or xattn.dense or xattn.grafted_layers > 0
+
+    def _check_adapters(self) -> None:
+        lm, trained = self.model.lm, "lm.lora" in self.unfrozen
+        is_given = lm is not None and lm.lora is not None and "lm" in PARTS[self.stage]
+        if trained and "lm" in self.unfrozen:
+            raise FieldError(
+                "unfrozen has 'lm' and 'lm.lora': adapters are for weights that are frozen. Leave "
+                "one of the two out."
+            )
+        if trained and not is_given:
+            raise FieldError(
+                "unfrozen has 'lm.lora', and model.lm.lora is None: describe the adapters, as with "
+                "--config.model.lm.lora.rank=8."
+            )
+        if is_given and self.stage != "flamingo":
+            raise FieldError(
+                f"model.lm.lora is given, and the {self.stage} stage trains the whole language "
+                "model: expected None."
+            )
+        if is_given and not trained:
+            raise FieldError(
+                f"model.lm.lora is given, and unfrozen is {self.unfrozen}: nothing would train the "
+                "adapters. Add 'lm.lora' to unfrozen, or set model.lm.lora to None."
+            )
 
     @property
     def trains_vision(self) -> bool:

@@ -159,21 +159,28 @@ FLAMINGO = (
 )
 """Both towers are frozen (paper, 2.2); no decay on the resampler (paper, B.1.2)."""
 
-UNFROZEN: Mapping[Unfrozen, WeightRule] = {
-    "vision": WeightRule(r"flamingo/vision/.*", decay=0.0, group="vision"),
-    "lm": WeightRule(r"flamingo/lm(/.*)?", group="lm"),
+UNFROZEN: Mapping[Unfrozen, tuple[WeightRule, ...]] = {
+    "vision": (WeightRule(FLAMINGO[0].pattern, decay=0.0, group="vision"),),
+    "lm": (WeightRule(FLAMINGO[1].pattern, group="lm"),),
+    "lm.lora": (
+        WeightRule(r"flamingo/lm/.*_lora/[ab]", decay=0.0),
+        WeightRule(r"flamingo/lm(/(?!.*_lora/).*)?", frozen=True),
+    ),
 }
 """How towers are trained that are not frozen: fine-tuning (paper, B.2.2) and Table 3, row viii.
 
 The paper does not state the decay of the vision encoder: here 0, as on the resampler. All but the
-resampler is decayed (paper, B.1.2), and so is the language model.
+resampler is decayed (paper, B.1.2), and so is the language model. Adapters are not: decay would
+draw the model back to its frozen weights, which are not decayed either.
 """
 
 
 def flamingo_table(unfrozen: Collection[Unfrozen] = ()) -> tuple[WeightRule, ...]:
     """Returns `FLAMINGO` with the rows of `unfrozen` towers in the places of their frozen ones."""
-    rules = {UNFROZEN[name].pattern: UNFROZEN[name] for name in unfrozen}
-    return tuple(rules.get(rule.pattern, rule) for rule in FLAMINGO)
+    rules = {name: UNFROZEN[name] for name in unfrozen}
+    vision = rules.get("vision", FLAMINGO[:1])
+    lm = rules.get("lm", rules.get("lm.lora", FLAMINGO[1:2]))
+    return (*vision, *lm, *FLAMINGO[2:])
 
 
 def flamingo(

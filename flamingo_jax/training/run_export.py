@@ -23,6 +23,7 @@ from flamingo_jax.core import config as config_lib
 from flamingo_jax.core import paths, trees
 from flamingo_jax.data import fingerprints
 from flamingo_jax.models.config import ModelConfig
+from flamingo_jax.nn import lora
 from flamingo_jax.training import deviations, run_record, towers
 from flamingo_jax.training.config import TrainConfig
 from flamingo_jax.training.run_id import RunId, hash_of
@@ -85,6 +86,8 @@ def write(
 ) -> None:
     """Writes WORKDIR/export, unless it is of this state; frozen towers as in their own exports.
 
+    Adapters are merged into the weights that they are for (`nn.lora`), which are then float32.
+
     All processes call it together.
 
     Args:
@@ -106,9 +109,13 @@ def write(
     claim.check()
     _refuse_replaced(config, record)
     target, stored = claim.workdir / "export", layout.stored_frozen
+    adapters = config.model.lm.lora if config.model.lm else None
 
     def weights() -> trees.Params:
-        return trees.merge(state.trainable, towers.load(config, stored) if stored else {})
+        if adapters is None:
+            return trees.merge(state.trainable, towers.load(config, stored) if stored else {})
+        frozen = towers.load(config, lora.float32_where_adapted(stored, state.trainable))
+        return lora.merged(trees.merge(state.trainable, frozen), adapters)
 
     card = card_lib.whole(target, report=report)
     if card and not was_trained and card["step"] == step and _is_of(card, weights):
@@ -118,7 +125,7 @@ def write(
         target,
         weights(),
         kind=config.stage,
-        config=config_lib.to_dict(config.model),
+        config=config_lib.to_dict(config.model.without_adapters()),
         tokenizer=config.data.tokenizer,
         preprocessing=config.data.preprocessing,
         step=step,

@@ -28,7 +28,7 @@ from flamingo_jax.tokenizers import base as tokenizer_lib
 from flamingo_jax.training.config import TrainConfig
 
 # Fields that do not change what a tower computes.
-_FREE = ("remat", "vocab_multiple", "loop", "stochastic_depth")
+_FREE = ("remat", "vocab_multiple", "loop", "stochastic_depth", "lora")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -11,6 +11,7 @@ from flamingo_jax.models import sizes
 from flamingo_jax.models.config import ModelConfig
 from flamingo_jax.models.contrastive import ContrastiveConfig
 from flamingo_jax.models.gated_xattn import XattnConfig
+from flamingo_jax.nn.lora import LoRAConfig
 from flamingo_jax.planning import flops
 from flamingo_jax.training.config import TrainConfig
 from flamingo_jax.training.run import build_objective
@@ -204,6 +205,31 @@ def test_a_language_model_that_is_trained_needs_the_gradients_of_its_weights():
     relative = 4 * 32 * 33 / 2 * 2 * lm.num_layers * lm.width
     assert trained.pop("lm") - frozen.pop("lm") == 4 * 32 * 2 * weights + relative
     assert trained == frozen
+
+
+def test_adapters_are_trained_and_the_weights_that_they_are_for_are_not():
+    """6 FLOPs for each token and weight of an adapter; the rest needs what it needed."""
+    parts, dataset = sizes.FLAMINGOS["3B"], DatasetConfig("pairs", "", batch_size=4, length=32)
+    needed = []
+    for lora in (None, LoRAConfig(rank=4, targets=("query", "down"))):
+        lm = dataclasses.replace(parts.lm, lora=lora)
+        model = ModelConfig(
+            vision=parts.vision, lm=lm, resampler=parts.resampler, xattn=parts.xattn
+        )
+        config = TrainConfig(
+            "flamingo",
+            1,
+            model,
+            DataConfig("", 320, {"a": dataset}),
+            unfrozen=("lm.lora",) if lora else (),
+        ).resolved(32_000)
+        objective = build_objective(config, num_shards=1)
+        found = flops.of_update(config, objective, {"a": flops.Fill.full(dataset, 1)})
+        needed.append(dict(found.flops))
+    frozen, adapted = needed
+    adapters = parts.lm.num_layers * 4 * (2 + 5) * parts.lm.width
+    assert adapted.pop("lm") - frozen.pop("lm") == 4 * 32 * 6 * adapters
+    assert adapted == frozen
 
 
 def test_pool_of_images_bounds_what_is_real():
