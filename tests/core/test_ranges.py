@@ -35,8 +35,8 @@ TAKES = {
         max_corrupt mean mlp_width n num_heads num_kv_heads num_samples num_time_embeddings
         num_threads offset original_length p_next prefix_megabytes qkv_conv_width saturation
         save_every seed shots skip_init sliding_window stuck_seconds space_prefix
-        stochastic_depth token_types until.every vocab_size warmup_steps weight weight_decay
-        xattn_chunk""",
+        stochastic_depth text_examples token_types until.every vocab_size warmup_steps weight
+        weight_decay xattn_chunk""",
     "huge": "below clip_norm learning_rate",
 }
 
