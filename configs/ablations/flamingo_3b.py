@@ -19,10 +19,12 @@ r"""The ablations of Flamingo-3B (paper, 3.3, B.3.1, Tables 3 and 10).
         vanilla       2.4B  66.9   all_images     3.2B  63.5   m3w_only        3.2B  (version 1)
         lm_random     3.2B  57.8   lm_trained     3.2B  62.7   grafting        3.3B  63.1
         text_random   3.2B  55.9   text_trained   3.2B  68.6
+        laion_clip    3.1B  54.7   m3w_laion_vtp_clip 3.1B 64.9
 
 The argument is the row, or ROW,DIRECTORY with the directory of the tokenizer and of the records.
-Rows lm_c4 and clip differ in the towers that you give: an LM trained on C4, CLIP's ViT-L/14. Rows
-lm_random, text_random and vision_random train a tower from nothing: leave it out of the command.
+Row lm_c4 differs in the tower that you give, an LM trained on C4. Rows of CLIP need the export of
+CLIP's ViT-L/14. Rows lm_random, text_random and vision_random train a tower from nothing: leave it
+out of the command.
 
 Rows text_random and text_trained train the language model on text too ("MassiveText"): rows of
 2,048 tokens, with a lambda of 1 and, for a pretrained language model, a tenth of the learning rate.
@@ -68,6 +70,8 @@ ROWS = {
     "p_next_0": {"data.datasets.m3w.p_next": 0.0},
     "p_next_1": {"data.datasets.m3w.p_next": 1.0},
     "clip": {"data.image_size": 224},
+    "laion_clip": {"data.image_size": 224},
+    "m3w_laion_vtp_clip": {"data.image_size": 224},
     "nfnet_f0": {},
     "lm_c4": {},
     "vision_random": {"unfrozen": ("vision",), "towers.random": ("vision",)},
@@ -82,7 +86,10 @@ LEFT_OUT = {
     "no_vtp": ("vtp",),
     "no_pairs": ("align", "ltip"),
     "no_m3w": ("m3w",),
+    "laion_clip": ("m3w", "vtp"),
 }
+LAION = ("laion", "laion_clip", "m3w_laion_vtp_clip")  # in the place of ALIGN and LTIP
+CLIP = ("clip", "laion_clip", "m3w_laion_vtp_clip")
 
 
 def get_config(argument: str = "base") -> config_dict.ConfigDict:
@@ -101,7 +108,7 @@ def get_config(argument: str = "base") -> config_dict.ConfigDict:
     datasets = mixture.datasets(directory, scale=1)
     for name in LEFT_OUT.get(row, ()):
         del datasets[name]
-    if row == "laion":  # in the place of ALIGN and LTIP, with the batches of both
+    if row in LAION:  # with the batches of both
         align, ltip = datasets.pop("align"), datasets.pop("ltip")
         datasets["laion"] = DatasetConfig(
             "pairs",
@@ -125,7 +132,7 @@ def get_config(argument: str = "base") -> config_dict.ConfigDict:
     # At 4 shots, on validation queries; --config.evaluate.every=N does it while training.
     config.evaluate.update(tasks=EVALUATED, shots=(4,), n=0)
     config.update_from_flattened_dict(ROWS[row])
-    if row == "clip":
+    if row in CLIP:
         config.model.vision, config.model.vit = None, editable(sizes.VITS["L14"])
     if row == "nfnet_f0":
         config.model.vision = editable(sizes.NFNETS["F0"])

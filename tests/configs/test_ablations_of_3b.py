@@ -37,7 +37,7 @@ def test_a_row_is_the_base_model_with_one_change(row):
     } - {"name", "steps"}
     from_nothing = {"unfrozen", "towers"}
     one = {
-        "clip": {"model", "data"},
+        **{row: {"model", "data"} for row in flamingo_3b.CLIP},
         "lm_random": from_nothing,
         "vision_random": from_nothing,
         "text_random": {*from_nothing, "data"},
@@ -78,7 +78,8 @@ def test_numbers_of_weights_are_those_of_table_3(row, printed, count):
 
 
 # Each of the others has the step of one of these, on other data or from other towers.
-STEPS = [row for row in flamingo_3b.ROWS if row not in ("no_vtp", "laion", "lm_c4")]
+OTHER_DATA = ("no_vtp", "laion", "lm_c4", "laion_clip", "m3w_laion_vtp_clip")
+STEPS = [row for row in flamingo_3b.ROWS if row not in OTHER_DATA]
 
 
 @pytest.mark.slow  # 12 s of one core for each
@@ -149,7 +150,15 @@ def test_a_row_that_is_not_there_is_named():
 
 def test_the_datasets_of_a_row():
     assert set(read("no_pairs").data.datasets) == {"m3w", "vtp"}
-    laion = read("laion").data.datasets["laion"]
-    assert (laion.path, laion.batch_size) == ("/data/laion400m", 1_024)
+    for row, datasets in {
+        "laion": {"m3w", "laion", "vtp"},
+        "laion_clip": {"laion"},
+        "m3w_laion_vtp_clip": {"m3w", "laion", "vtp"},
+    }.items():
+        config = read(row)
+        assert set(config.data.datasets) == datasets
+        laion = config.data.datasets["laion"]
+        assert (laion.path, laion.batch_size) == ("/data/laion400m", 1_024)
+        assert (config.model.vit is not None) == (row != "laion")
     assert read("p_next_1").data.datasets["m3w"].p_next == 1.0
     assert BASE.data.datasets["m3w"].p_next == 0.5
