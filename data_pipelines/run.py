@@ -95,7 +95,7 @@ PIPELINES = {
         m3w.build,
         packages=("apache_beam", "idna", "py3langid", "pyarrow", "selectolax", "zstandard"),
     ),
-    "mmc4": Pipeline(mmc4.MMC4Request, mmc4.build, packages=("apache_beam", "scipy", "zstandard")),
+    "mmc4": Pipeline(mmc4.MMC4Request, mmc4.build, packages=("apache_beam", "zstandard")),
     "obelics": Pipeline(obelics.ObelicsRequest, obelics.build, packages=("apache_beam", "pyarrow")),
     "pairs": Pipeline(pairs.PairsRequest, pairs.build, packages=("apache_beam",)),
     "pool": Pipeline(pool.PoolRequest, pool.build),

@@ -41,7 +41,8 @@ def inline_patterns(tree):
     for node in ast.walk(tree):
         if (
             isinstance(node, ast.Call)
-            and ast.unparse(node.func).startswith("re.")
+            and isinstance(node.func, ast.Attribute)
+            and ast.unparse(node.func.value) == "re"
             and node.func.attr not in ("compile", "escape")
         ):
             yield node.args[0]

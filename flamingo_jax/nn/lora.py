@@ -14,7 +14,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-import re
 from typing import Literal
 
 import haiku as hk
@@ -109,7 +108,8 @@ def adapted(
 
 def is_adapter(path: str) -> bool:
     """Returns True for the path of a weight of an adapter."""
-    return re.fullmatch(rf"(.*/)?\w+{_SUFFIX}/[ab]", path) is not None
+    module, _, name = path.rpartition("/")
+    return module.endswith(_SUFFIX) and name in ("a", "b")
 
 
 def float32_where_adapted(

@@ -14,6 +14,7 @@ from flamingo_jax.core import config as core_config
 from flamingo_jax.data.config import DatasetConfig
 from flamingo_jax.evaluation.config import DIRECTORIES
 from flamingo_jax.models import sizes
+from flamingo_jax.nn.lora import LoRAConfig
 from flamingo_jax.training.config import TrainConfig, UntilConfig
 
 
@@ -57,6 +58,7 @@ def test_every_config_has_every_field(name):
         config.until = core_config.editable(UntilConfig())
         config.model.vision = core_config.editable(sizes.NFNETS["F6"])
         config.model.vit = core_config.editable(sizes.VITS["L14"])
+        config.model.lm.lora = core_config.editable(LoRAConfig())
         config.evaluate.data = config.data.datasets = {}  # their keys are no fields
     assert leaves_of(config) == fields_of(TrainConfig)
 

@@ -41,6 +41,7 @@ MODULES = [
 ]
 NO_TEXT = {
     "keep_image": "reads an image; the decoder has limits of its own",
+    "stored_image": "reads an image; the decoder has limits of its own",
     "as_stored": "reads an image; the decoder has limits of its own",
     "is_public": "reads an address of the resolver",
     "resolve": "of image_fetcher: asks the resolver; urls.resolve is in CASES",

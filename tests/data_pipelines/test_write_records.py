@@ -5,6 +5,7 @@ from etils import epath
 
 from data_pipelines.write_records import staged, write_records
 from flamingo_jax.core.paths import PathError
+from flamingo_jax.data.answers import ImageAnswers, VideoAnswers
 from flamingo_jax.data.schema import RECORDS, Document, ImageText, InterleavedPage, VideoText
 from flamingo_jax.data.sources import Source
 
@@ -16,6 +17,14 @@ RECORDS_OF = {
     "image_text": [ImageText(b"\x00\xff", "ein Bär", '{"id": 1}'), ImageText(b"", "")],
     "video_text": [VideoText((b"1", b"22"), "two", fps=2.0), VideoText((), "none", video=b"mp4")],
     "document": [Document("first"), Document("second\nline", "{}")],
+    "image_answers": [
+        ImageAnswers(b"\x00\xff", ("wer?", "er", "wo?"), ("hier", "dort"), '{"id": 1}'),
+        ImageAnswers(b"", ("",), ("",)),
+    ],
+    "video_answers": [
+        VideoAnswers((b"1", b"22"), ("was?",), ("ein Bär",), fps=2.0),
+        VideoAnswers((), ("was?",), ("nichts",), video=b"mp4"),
+    ],
 }
 
 

@@ -44,6 +44,7 @@ def test_vatex_keeps_the_english_captions_as_they_are(directory):
         "candidates": (),
         "label": "",
         "extra": {},
+        "turns": (),
         "source": "--07WQ2iBlw",
     }
     assert len(VATEX.at(directory).test()) == 3 and VATEX.metrics == (CIDER,)
@@ -107,6 +108,7 @@ def test_kinetics_has_all_labels_as_candidates(directory):
         "candidates": ("a red circle", "abseiling", "air drumming"),
         "label": "a red circle",
         "extra": {},
+        "turns": (),
         "source": "4YTwq0-73Y_",
     }
     assert [each.label for each in benchmark.train()] == ["abseiling"] * 2 + [
@@ -142,6 +144,7 @@ def test_rareact_scores_every_action_for_every_row(directory):
         "candidates": items[0].candidates,
         "label": "",
         "source": "",
+        "turns": (),
         "extra": {
             "verb": "fry",
             "noun": "orange",

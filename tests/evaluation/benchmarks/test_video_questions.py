@@ -27,7 +27,9 @@ def fields(item):
 
 
 def expected(**given):
-    return {"references": (), "candidates": (), "label": "", "extra": {}, "source": "", **given}
+    plain = {"references": (), "candidates": (), "label": "", "extra": {}}
+    plain |= {"source": "", "turns": ()}
+    return {**plain, **given}
 
 
 @pytest.fixture
