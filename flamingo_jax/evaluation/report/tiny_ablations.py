@@ -84,7 +84,10 @@ def published(row: str) -> float | None:
 
 
 def _collect(runs: Sequence[JoinedRun]) -> tuple[dict[str, dict[int, Values]], list[str]]:
-    """Returns the values of the runs that have all tasks, and a note on each other run."""
+    """Returns the values of the runs that have all tasks, and a note on each other run.
+
+    Rows are in the order of the paper's tables.
+    """
     found: dict[str, dict[int, Values]] = {}
     notes = list[str]()
     for run in runs:
@@ -105,7 +108,9 @@ def _collect(runs: Sequence[JoinedRun]) -> tuple[dict[str, dict[int, Values]], l
             notes.append(f"{run.name}: left out, another run has the row {run.row!r}, seed {seed}.")
         else:
             seeds[seed] = {**own, OVERALL: overall}
-    return found, notes
+    order = {row: place for place, row in enumerate(ABLATIONS)}
+    rows = sorted(found, key=lambda row: order.get(counterpart(row), len(order)))
+    return {row: found[row] for row in rows}, notes
 
 
 def _base(seeds: Mapping[int, Values]) -> TableRow:

@@ -46,6 +46,8 @@ def words(tmp_path):
 def test_rows_have_their_differences_and_signs(words):
     table, _ = tiny_ablations.tiny_ablations([read_run(word) for word in words])
     lines = {row.cells[0]: row.cells for row in table.table.rows}
+    in_order = ["base", "no_gate", "small_vision", "all_images", "something_new"]  # of the paper
+    assert list(lines) == in_order
     assert lines["base"][1] == "0.700" and lines["base"][7:9] == ("70.7", "-")
     assert lines["no_gate"][6:] == ("-0.090 +-0.006", "-4.2", "as the paper", "0.40 / 0.40", "2")
     assert lines["all_images"][6:9] == ("+0.100 +-0.006", "-7.2", "other")
