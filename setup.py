@@ -73,6 +73,12 @@ EXTRAS = {
         "torch==2.13.0",
         "transformers>=5.0",
     ],
+    # A server that speaks the OpenAI chat format.
+    "serve": ["python-multipart>=0.0.20", "starlette>=0.45", "uvicorn>=0.34"],
+    # The page to try a model in a browser.
+    "playground": ["gradio>=6.0"],
+    # launch/notebooks.
+    "notebooks": ["ipykernel>=6.29", "nbclient>=0.10", "nbformat>=5.10"],
     # Linters, type checker and the test-suite.
     "dev": [
         "beartype>=0.22",

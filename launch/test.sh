@@ -59,6 +59,8 @@ install_all() {
   # requirements contradict each other, and are not installed.
   add "$ROOT/launch/requirements_parity.lock"
   add "$ROOT/launch/requirements_peers.lock" --no-deps
+  # The tests of the server, the page and the notebooks.
+  add "$ROOT/launch/requirements_doors.lock"
 }
 [ "${#quick[@]}" -gt 0 ] || install_all
 
