@@ -56,6 +56,26 @@ _Llama = functools.partial(
     tied_head=False,
 )
 _Qwen2 = functools.partial(_Llama, norm_epsilon=1e-6, rotary_base=1e6, qkv_bias=True)
+_Qwen3 = functools.partial(_Llama, norm_epsilon=1e-6, rotary_base=1e6, head_norm=True)
+_OLMo2 = functools.partial(
+    _Llama, norm_epsilon=1e-6, rotary_base=5e5, norm_place="after", qk_norm=True
+)
+_Gemma = functools.partial(
+    _Llama,
+    norm_epsilon=1e-6,
+    norm_place="both",
+    norm_from_one=True,
+    head_dim=256,
+    activation="geglu",
+    scaled_embedding=True,
+    tied_head=True,
+)
+_Gemma2 = functools.partial(
+    _Gemma, sliding_window=4096, global_every=2, score_cap=50.0, logit_cap=30.0
+)
+_Gemma3 = functools.partial(
+    _Gemma, global_every=6, rotary_base=1e6, local_rotary_base=1e4, head_norm=True
+)
 _NeoX = functools.partial(
     _Block,
     norm="layer",
@@ -118,6 +138,35 @@ MODELS: dict[str, Model] = {
         "Qwen/Qwen2-0.5B",
         494_032_768,
         _Qwen2(151_936, 24, 896, 14, mlp_width=4864, num_kv_heads=2, tied_head=True),
+    ),
+    # Qwen3 has norms of K on queries and keys, OLMo 2 of H K and G K. Gemma has 4 D for norms.
+    "qwen3_0.6b": Model(
+        "Qwen/Qwen3-0.6B-Base",
+        596_049_920,
+        _Qwen3(151_936, 28, 1024, 16, head_dim=128, mlp_width=3072, num_kv_heads=8, tied_head=True),
+    ),
+    "qwen3_8b": Model(
+        "Qwen/Qwen3-8B-Base",
+        8_190_735_360,
+        _Qwen3(151_936, 36, 4096, 32, mlp_width=12_288, num_kv_heads=8),
+    ),
+    "olmo2_7b": Model(
+        "allenai/OLMo-2-1124-7B", 7_298_617_344, _OLMo2(100_352, 32, 4096, 32, mlp_width=11_008)
+    ),
+    "gemma2_2b": Model(
+        "google/gemma-2-2b",
+        2_614_341_888,
+        _Gemma2(256_000, 26, 2304, 8, mlp_width=9216, num_kv_heads=4),
+    ),
+    "gemma2_9b": Model(
+        "google/gemma-2-9b",
+        9_241_705_984,
+        _Gemma2(256_000, 42, 3584, 16, mlp_width=14_336, num_kv_heads=8),
+    ),
+    "gemma3_1b": Model(
+        "google/gemma-3-1b-pt",
+        999_885_952,
+        _Gemma3(262_144, 26, 1152, 4, mlp_width=6912, num_kv_heads=1, sliding_window=512),
     ),
     "pythia_1.4b": Model(
         "EleutherAI/pythia-1.4b",

@@ -25,6 +25,14 @@ class Fields:
     def __init__(self, content: Mapping[str, Any]):
         self._content = content
 
+    def with_defaults(self, defaults: Mapping[str, Any]) -> Fields:
+        """Returns the fields with `defaults` for those that are missing; null is not missing."""
+        return Fields({**defaults, **self._content})
+
+    def with_values(self, values: Mapping[str, Any]) -> Fields:
+        """Returns the fields with other values of some of them."""
+        return Fields({**self._content, **values})
+
     def get(self, *names: str, default: Any = _REQUIRED) -> Any:
         """Returns the first of these fields that exists and is not null, else the default.
 

@@ -5,6 +5,14 @@
                                                                 positions, tied or not
     mistral   RMS    rotary           SwiGLU        no          grouped heads, sliding window
     qwen2     RMS    rotary           SwiGLU        q, k, v     grouped heads, tied or not
+    qwen3     RMS    rotary           SwiGLU        optional    the same, norms on each head's q, k
+    olmo2     RMS    rotary           SwiGLU        no          norms after the parts, on q and k
+    gemma2    RMS    rotary           GeGLU         no          norms before and after the parts,
+                                                                every 2nd layer has a window, capped
+                                                                scores and logits
+    gemma3    RMS    rotary           GeGLU         no          the same without caps; 5 of 6 layers
+                                                                have a window and another rotary
+                                                                base; norms on each head's q, k
     gpt_neox  Layer  rotary, in part  GeLU          all         parallel residual; q, k, v fused
                                                                 head by head
     mpt       Layer  ALiBi            GeLU          no          q, k, v fused; norms on q and k (1B)
@@ -12,7 +20,8 @@
     gpt2      Layer  learned          GeLU (tanh)   all         weights are [in, out]; q, k, v fused
 
 Each family converts its config.json to the options of our block, and refuses values that the block
-does not support. The mapping refuses weights that are not in a family's table.
+does not support. The mapping refuses weights that are not in a family's table. LLaMA and those that
+grew out of it, to Gemma 3, are in `lm_llama`.
 """
 
 from __future__ import annotations
@@ -22,13 +31,12 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from flamingo_jax.conversion import lm_rules, transforms
+from flamingo_jax.conversion import lm_llama, lm_rotary, lm_rules, transforms
 from flamingo_jax.conversion.config_json import Fields
 from flamingo_jax.conversion.lm_rules import BLOCK
 from flamingo_jax.conversion.mapping import LAYER, Rule, Rules, Skip, with_prefixes
 from flamingo_jax.conversion.reading import ConversionError
 from flamingo_jax.models.lm_config import LMConfig
-from flamingo_jax.nn.embed import RotaryScaling
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,7 +56,7 @@ class Family:
     rules: Callable[[LMConfig, Sequence[str]], Rules]
     embedding: str
     fixed: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    heads: Sequence[str] = ("lm_head.weight",)
+    heads: Sequence[str] = ("lm_head.weight", "language_model.lm_head.weight")
 
 
 def describe(content: Mapping[str, Any], shapes: Mapping[str, Any]) -> tuple[LMConfig, Rules]:
@@ -62,6 +70,7 @@ def describe(content: Mapping[str, Any], shapes: Mapping[str, Any]) -> tuple[LMC
         ConversionError: if the family is unknown, a value is not supported, or the config does not
             describe a valid model.
     """
+    content, others = _language_model_of(content)
     fields = Fields(content)
     family = FAMILIES[fields.only("model_type", *FAMILIES, default="missing")]
     for name, value in {"quantization_config": None, **family.fixed}.items():
@@ -86,7 +95,24 @@ def describe(content: Mapping[str, Any], shapes: Mapping[str, Any]) -> tuple[LMC
         *_tables(lm, family, embedding, shapes),
         *with_prefixes(body, source=prefix),
         *_BUFFERS,
+        *others,
     )
+
+
+def _language_model_of(content: Mapping[str, Any]) -> tuple[Mapping[str, Any], Rules]:
+    """Returns (the part of a config.json that describes the LM, rules of what else is there)."""
+    if content.get("model_type") != "gemma3":
+        return content, ()
+    text = Fields(content).get("text_config")
+    if not isinstance(text, Mapping):
+        raise ConversionError(f"config.json: text_config is {text!r}; expected an object.")
+    why = "the images' part of Gemma 3, which is not converted"
+    shared = {
+        "tie_word_embeddings": content.get("tie_word_embeddings", True),
+        "quantization_config": content.get("quantization_config"),
+    }
+    skipped = Skip(r"(model\.)?(vision_tower|multi_modal_projector)\..*", why)
+    return {**shared, **text, "model_type": "gemma3_text"}, (skipped,)
 
 
 _BUFFERS = (
@@ -110,96 +136,6 @@ def _tables(lm: LMConfig, family: Family, embedding: str, shapes: Mapping[str, A
     return table, Rule(head, "lm/head", pad)
 
 
-_ROTARY = {
-    *("rope_type", "type", "rope_theta", "partial_rotary_factor"),
-    *("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"),
-}
-
-
-def _rotary(fields: Fields) -> dict[str, Any]:
-    """Returns base and scaling, as transformers 4 and 5 write them."""
-    content = fields.get("rope_parameters", "rope_scaling", default={})
-    if not isinstance(content, Mapping):
-        raise ConversionError(
-            f"config.json: the scaling of rotary positions is {content!r}; expected an object."
-        )
-    rope = Fields(content)
-    name = "rope_type" if rope.get("rope_type", default=None) else "type"
-    kind = rope.only(name, "default", "linear", "llama3", default="default")
-    if unknown := sorted(set(content) - _ROTARY):
-        raise ConversionError(
-            f"config.json: the scaling of rotary positions has {', '.join(unknown)}; supported is "
-            f"{', '.join(sorted(_ROTARY))}. This model cannot be converted."
-        )
-    scaling = RotaryScaling()
-    if kind == "default" and rope.get("factor", default=1.0) != 1.0:
-        raise ConversionError(
-            f"config.json: the rotary positions have factor {rope.get('factor')!r} and no kind of "
-            "scaling (rope_type); expected linear or llama3. Put the publisher's there."
-        )
-    if kind != "default":
-        scaling = RotaryScaling(factor=float(rope.get("factor")))
-    if kind == "llama3":
-        scaling = dataclasses.replace(
-            scaling,
-            low=float(rope.get("low_freq_factor")),
-            high=float(rope.get("high_freq_factor")),
-            original_length=rope.get("original_max_position_embeddings"),
-        )
-    base = fields.get(
-        "rope_parameters.rope_theta", "rope_theta", "rotary_emb_base", default=10_000.0
-    )
-    return {"position": "rotary", "rotary_base": float(base), "rotary_scaling": scaling}
-
-
-def _llama_config(fields: Fields, vocab_size: int) -> LMConfig:
-    for name in ("partial_rotary_factor", "rope_parameters.partial_rotary_factor"):
-        fields.only(name, 1.0, default=1.0)
-    width, heads = fields.get("hidden_size"), fields.get("num_attention_heads")
-    head_dim = fields.get("head_dim", default=0)
-    kv_heads = fields.get("num_key_value_heads", default=heads)
-    return LMConfig(
-        vocab_size=vocab_size,
-        num_layers=fields.get("num_hidden_layers"),
-        width=width,
-        num_heads=heads,
-        # 0 if the size follows from other fields
-        head_dim=0 if head_dim * heads == width else head_dim,
-        num_kv_heads=0 if kv_heads == heads else kv_heads,
-        mlp_width=fields.get("intermediate_size"),
-        norm="rms",
-        norm_epsilon=fields.get("rms_norm_eps", default=1e-6),
-        activation="swiglu",
-        attention_bias=fields.get("attention_bias", default=False),
-        mlp_bias=fields.get("mlp_bias", default=False),
-        tied_head=fields.get("tie_word_embeddings", default=False),
-        **_rotary(fields),
-    )
-
-
-def _mistral_config(fields: Fields, vocab_size: int) -> LMConfig:
-    window = fields.get("sliding_window", default=0)
-    return dataclasses.replace(_llama_config(fields, vocab_size), sliding_window=window)
-
-
-def _qwen2_config(fields: Fields, vocab_size: int) -> LMConfig:
-    return dataclasses.replace(_llama_config(fields, vocab_size), qkv_bias=True)
-
-
-def _llama_rules(lm: LMConfig, names: Sequence[str]) -> Rules:
-    layer = f"layers.{LAYER}."
-    return (
-        *lm_rules.norm(lm, f"{layer}input_layernorm", f"{BLOCK}attention_norm"),
-        *lm_rules.separate(lm, [f"{layer}self_attn.{part}_proj" for part in "qkv"]),
-        *lm_rules.out(lm, f"{layer}self_attn.o_proj"),
-        *lm_rules.norm(lm, f"{layer}post_attention_layernorm", f"{BLOCK}mlp_norm"),
-        *lm_rules.feed_forward(
-            lm, {part: f"{layer}mlp.{part}_proj" for part in ("gate", "up", "down")}
-        ),
-        *lm_rules.norm(lm, "norm", "lm/final_norm"),
-    )
-
-
 def _neox_config(fields: Fields, vocab_size: int) -> LMConfig:
     return LMConfig(
         vocab_size=vocab_size,
@@ -217,7 +153,7 @@ def _neox_config(fields: Fields, vocab_size: int) -> LMConfig:
         rotary_fraction=float(
             fields.get("rope_parameters.partial_rotary_factor", "rotary_pct", default=0.25)
         ),
-        **_rotary(fields),
+        **lm_rotary.rotary(fields),
     )
 
 
@@ -366,14 +302,27 @@ def _gpt2_rules(lm: LMConfig, names: Sequence[str]) -> Rules:
 
 
 _SILU = {"hidden_act": "silu"}
+_GEMMA = {"hidden_activation": "gelu_pytorch_tanh", "use_bidirectional_attention": False}
 _MPT_NORM = {"norm_type": "low_precision_layernorm", "logit_scale": None}
 
 FAMILIES: Mapping[str, Family] = {
-    "llama": Family(_llama_config, _llama_rules, "embed_tokens.weight", _SILU),
-    "mistral": Family(_mistral_config, _llama_rules, "embed_tokens.weight", _SILU),
+    "llama": Family(lm_llama.llama, lm_llama.rules, "embed_tokens.weight", _SILU),
+    "mistral": Family(lm_llama.mistral, lm_llama.rules, "embed_tokens.weight", _SILU),
     "qwen2": Family(
-        _qwen2_config, _llama_rules, "embed_tokens.weight", {**_SILU, "use_sliding_window": False}
+        lm_llama.qwen2,
+        lm_llama.rules,
+        "embed_tokens.weight",
+        {**_SILU, "use_sliding_window": False},
     ),
+    "qwen3": Family(
+        lm_llama.qwen3,
+        lm_llama.rules,
+        "embed_tokens.weight",
+        {**_SILU, "use_sliding_window": False},
+    ),
+    "olmo2": Family(lm_llama.olmo2, lm_llama.rules, "embed_tokens.weight", _SILU),
+    "gemma2": Family(lm_llama.gemma2, lm_llama.rules, "embed_tokens.weight", _GEMMA),
+    "gemma3_text": Family(lm_llama.gemma3, lm_llama.rules, "embed_tokens.weight", _GEMMA),
     "gpt_neox": Family(
         _neox_config, _neox_rules, "embed_in.weight", heads=("lm_head.weight", "embed_out.weight")
     ),

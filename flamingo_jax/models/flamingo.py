@@ -254,8 +254,9 @@ class FlamingoModule(hk.Module):
             x, rows = lm.run(x, context, own, in_order)
             blocks = lm_lib.block_stack(config.grafted, context, name="grafted")
             own = None if cache is None else cache.of_blocks(GRAFTED)
-            weights = blocks.weights(x, layer_slice(own, 0))
-            x, (of_grafted, kept) = graft((blocks, weights, own), layers, x)
+            inputs = lm_lib.inputs_of(config.grafted, own)
+            weights = blocks.weights(x, layer_slice(inputs, 0))
+            x, (of_grafted, kept) = graft((blocks, weights, inputs), layers, x)
             if cache is not None:
                 rows |= {f"{GRAFTED}{name}": leaf for name, leaf in of_grafted.items()}
         if cache is not None:

@@ -9,7 +9,8 @@
 
 Chinchilla and Gopher have an RMSNorm before each part, relative positions of Transformer-XL with
 one projection per layer, GELU of width 4D, biases in the feed-forward layers only, and tied
-embeddings. The LM is frozen in Flamingo (paper, 2.2).
+embeddings. Other families have norms after each part, or before and after (`LMConfig.norm_place`).
+The LM is frozen in Flamingo (paper, 2.2).
 
 New tokens (`<EOC>`; paper, 2.4) are trained rows next to the frozen table. They have the ids V,
 V+1, ... and an input and an output row each. The table is padded to a multiple of 128 rows for
@@ -38,10 +39,10 @@ from flamingo_jax.models import self_attention
 from flamingo_jax.models.cache import Cache, Media
 from flamingo_jax.models.lm_config import LMConfig
 from flamingo_jax.models.losses import joined_logits, next_token_losses
-from flamingo_jax.models.self_attention import Context, SelfAttention
+from flamingo_jax.models.self_attention import Context, SelfAttention, normalised
+from flamingo_jax.nn.attention import capped
 from flamingo_jax.nn.feedforward import feed_forward
 from flamingo_jax.nn.linear import einsum_float32, rows_of, scores_of_rows
-from flamingo_jax.nn.norm import layer_norm, rms_norm
 
 _NEVER = -1e30  # logit of the padding rows of the table
 
@@ -56,35 +57,46 @@ class Block(hk.Module):
         self.config = config
 
     def __call__(
-        self, x: Float[Array, "B T D"], context: Context, cache: Any = None
+        self,
+        x: Float[Array, "B T D"],
+        context: Context,
+        cache: Any = None,
+        is_global: Bool[Array, ""] | None = None,
     ) -> tuple[Float[Array, "B T D"], Any]:
         """Returns (x, new rows for this layer's cache; None if there is no cache)."""
         config = self.config
         x = residual(x)
-        attention = SelfAttention(config, context, name="attention")
-        attended, rows = attention(normalised(config, x, name="attention_norm"), cache)
+        attention = SelfAttention(config, context, is_global, name="attention")
+        attended, rows = attention(self._before(x, "attention_norm"), cache)
+        attended = self._after(attended, "attention_out_norm")
         if not config.parallel_residual:
             x = checkpoint_name(residual(x + attended), "attended")
         hidden = feed_forward(
-            normalised(config, x, name="mlp_norm"),
+            self._before(x, "mlp_norm"),
             config.mlp_width or 4 * config.width,
             activation=config.activation,
             bias=config.mlp_bias,
             lora=config.lora,
             name="mlp",
         )
+        hidden = self._after(hidden, "mlp_out_norm")
         return residual(x + attended + hidden if config.parallel_residual else x + hidden), rows
 
+    @hk.name_like("__call__")
+    def _before(self, x: Float[Array, "B T D"], name: str) -> Float[Array, "B T D"]:
+        return x if self.config.norm_place == "after" else normalised(self.config, x, name=name)
 
-def normalised(config: LMConfig, x: Float[Array, "B T D"], *, name: str) -> Float[Array, "B T D"]:
-    """Applies the norm that the config names."""
-    if config.norm == "layer":
-        return layer_norm(x, epsilon=config.norm_epsilon, bias=config.norm_bias, name=name)
-    return rms_norm(x, epsilon=config.norm_epsilon, name=name)
+    @hk.name_like("__call__")
+    def _after(self, x: Float[Array, "B T D"], name: str) -> Float[Array, "B T D"]:
+        return x if self.config.norm_place == "before" else normalised(self.config, x, name=name)
 
 
 def _in_parts(
-    block: Block, x: Float[Array, "B T D"], context: Context, cache: Any
+    block: Block,
+    x: Float[Array, "B T D"],
+    context: Context,
+    cache: Any,
+    is_global: Bool[Array, ""] | None,
 ) -> tuple[Float[Array, "B T D"], Any]:
     """Applies a block to one part of the rows after the other, if the layout says so.
 
@@ -93,7 +105,7 @@ def _in_parts(
     """
     parts = num_parts(len(x)) if cache is None else 1
     if parts == 1:
-        return block(x, context, cache)
+        return block(x, context, cache, is_global)
 
     def part(leaf: Any, i: int) -> Any:
         # Rows i, i + parts, ...; a slice with steps would not stay on its chip.
@@ -105,18 +117,28 @@ def _in_parts(
     with in_parts():
         for i in range(parts):
             own = jax.tree.map(functools.partial(part, i=i), context)
-            outputs.append(block(part(x, i), own)[0])
+            outputs.append(block(part(x, i), own, None, is_global)[0])
     return residual(jnp.stack(outputs, axis=1).reshape(x.shape)), None
 
 
 def block_stack(config: LMConfig, context: Context, *, name: str) -> Stack:
-    """Returns the stack of the blocks of an LM; it belongs to the module that is running."""
+    """Returns the stack of the blocks of an LM; it belongs to the module that is running.
+
+    Its inputs are from `inputs_of`.
+    """
     return Stack(
         config.num_layers,
-        lambda x, cache: _in_parts(Block(config), x, context, cache),
+        lambda x, inputs: _in_parts(Block(config), x, context, *inputs),
         name=name,
         remat=config.remat,
     )
+
+
+def inputs_of(config: LMConfig, cache: Any) -> tuple[Any, Bool[Array, "layers"] | None]:
+    """Returns the inputs of a stack of blocks: (their caches or None, which of them are global)."""
+    if not config.global_every:
+        return cache, None
+    return cache, jnp.asarray([window == 0 for window in config.windows])
 
 
 def residual(x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
@@ -213,6 +235,8 @@ class LM(hk.Module):
         if self.new_tokens is not None:
             new = self.new_tokens.input.astype(x.dtype)[jnp.maximum(tokens - known, 0)]
             x = jnp.where((tokens >= known)[:, :, None], new, x)
+        if self.config.scaled_embedding:
+            x = x * jnp.asarray(self.config.width**0.5, x.dtype)
         if self.config.position == "learned":
             shape = (self.config.max_length, self.config.width)
             init = hk.initializers.RandomNormal(0.02)
@@ -234,7 +258,7 @@ class LM(hk.Module):
             x: embedded tokens.
             context: positions and mask.
             cache: each layer's keys and values, stacked on a leading layer axis; None in training.
-            through: runs the stack, `through(stack, weights, x, cache)`; None = one block after
+            through: runs the stack, `through(stack, weights, x, inputs)`; None = one block after
                 another. With it, Flamingo puts layers between the blocks.
 
         Returns:
@@ -242,24 +266,27 @@ class LM(hk.Module):
             returns.
         """
         stack = block_stack(self.config, context, name="blocks")
+        inputs = inputs_of(self.config, cache)
         if through is None:
-            return stack(x, cache)
-        return through(stack, stack.weights(x, layer_slice(cache, 0)), x, cache)
+            return stack(x, inputs)
+        return through(stack, stack.weights(x, layer_slice(inputs, 0)), x, inputs)
 
     @hk.name_like("__call__")
     def logits(
         self, x: Float[Array, "B T D"]
     ) -> tuple[Float32[Array, "B T V"], Float32[Array, "B T N"] | None]:
         """Returns the logits of (the padded table, the new tokens)."""
+        cap = self.config.logit_cap
         x = normalised(self.config, x, name="final_norm")
         base = scores_of_rows(x, self._table("embedding" if self.config.tied_head else "head"))
+        base = capped(base, cap)
         base = constrain(base, "batch", "length", "vocab")
         padding = jnp.arange(self.config.table_rows) >= self.config.vocab_size
         base = jnp.where(padding[None, None, :], _NEVER, base)
         if self.new_tokens is None:
             return base, None
         rows = self.new_tokens.output.astype(x.dtype)
-        return base, einsum_float32("btd,nd->btn", x, rows)
+        return base, capped(einsum_float32("btd,nd->btn", x, rows), cap)
 
     @hk.name_like("__call__")
     def _table(self, name: str) -> Array | Int8Weight:

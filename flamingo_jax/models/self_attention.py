@@ -9,6 +9,7 @@ Training attends x itself. Decoding attends the cache, with the new keys and val
 
 from __future__ import annotations
 
+import functools
 from typing import Any, NamedTuple
 
 import haiku as hk
@@ -27,7 +28,7 @@ from flamingo_jax.nn import embed, masks
 from flamingo_jax.nn.attention import attend
 from flamingo_jax.nn.linear import fused_linear, linear, product
 from flamingo_jax.nn.lora import adapted
-from flamingo_jax.nn.norm import layer_norm
+from flamingo_jax.nn.norm import layer_norm, rms_norm
 
 _BLOCK = 256  # queries
 
@@ -89,9 +90,25 @@ def _distances(positions: Int[Array, "B T"], num_keys: int) -> Int[Array, "B T S
 class SelfAttention(hk.Module):
     """Causal self-attention."""
 
-    def __init__(self, config: LMConfig, context: Context, *, name: str):
+    def __init__(
+        self,
+        config: LMConfig,
+        context: Context,
+        is_global: Bool[Array, ""] | None = None,
+        *,
+        name: str,
+    ):
+        """Describes the layer.
+
+        Args:
+            config: of the model.
+            context: positions and mask.
+            is_global: whether this layer attends all tokens before in spite of `sliding_window`;
+                None = it does not.
+            name: module name.
+        """
         super().__init__(name=name)
-        self.config, self.context = config, context
+        self.config, self.context, self.is_global = config, context, is_global
 
     def __call__(self, x: Float[Array, "B T D"], cache: Any) -> tuple[Float[Array, "B T D"], Any]:
         """Attends x itself, or the cache after x has been written into it.
@@ -108,9 +125,9 @@ class SelfAttention(hk.Module):
         rows: dict[str, Array] | None = None if cache is None else {}
         if config.qkv_conv_width:
             q, k, v, rows = self._convolve(q, k, v, cache)
-        if config.qk_norm:
-            q = self._norm_all_heads(q, "heads", "query_norm")
-            k = self._norm_all_heads(k, "kv_heads", "key_norm")
+        if config.qk_norm or config.head_norm:
+            q = self._norm_heads(q, "heads", "query_norm")
+            k = self._norm_heads(k, "kv_heads", "key_norm")
         if config.position == "rotary":
             q, k = self._rotate(q), self._rotate(k)
         if cache is not None:
@@ -122,11 +139,10 @@ class SelfAttention(hk.Module):
             k, v = (_write(cache[name], rows[name], context.positions) for name in ("key", "value"))
         table = None if cache is None else cache.get("relative")
         q, bias = self._position_bias(q, k.shape[1], table)
-        mask = context.mask
-        if config.sliding_window:
-            mask = mask & (context.distances < config.sliding_window)
+        if config.score_size:  # `attend` divides by the root of the head size
+            q = q * jnp.asarray((config.head_size / config.score_size) ** 0.5, q.dtype)
         attended = (_attend_in_blocks if context.from_start and on_cpu() else attend)(
-            q, k, v, mask, bias
+            q, k, v, self._mask(), bias, cap=config.score_cap
         )
         out = constrain(attended, "batch", "length", "heads", "head_dim")
         # Else the compiler transposes it again for each tile of the product.
@@ -136,6 +152,14 @@ class SelfAttention(hk.Module):
             out, (config.width,), axes=axes, num_in=2, bias=config.attention_bias, name="out"
         )
         return adapted(y, out, config.lora, axes=axes, num_in=2, name="out"), rows
+
+    @hk.name_like("__call__")
+    def _mask(self) -> Bool[Array, "B T S"]:
+        mask, window = self.context.mask, self.config.sliding_window
+        if not window:
+            return mask
+        near = self.context.distances < window
+        return mask & (near if self.is_global is None else near | self.is_global)
 
     @hk.name_like("__call__")
     def _project(self, x: Array) -> tuple[Array, Array, Array]:
@@ -200,17 +224,24 @@ class SelfAttention(hk.Module):
     @hk.name_like("__call__")
     def _rotate(self, y: Array) -> Array:
         config = self.config
-        base, fraction, scaling = config.rotary_base, config.rotary_fraction, config.rotary_scaling
-        return embed.rotary(
-            y, self.context.positions, base=base, fraction=fraction, scaling=scaling
+        angles = functools.partial(
+            embed.rotary_frequencies, config.head_size, fraction=config.rotary_fraction
         )
+        frequencies = angles(base=config.rotary_base, scaling=config.rotary_scaling)
+        if config.local_rotary_base:
+            local = angles(base=config.local_rotary_base)
+            frequencies = (
+                local if self.is_global is None else jnp.where(self.is_global, frequencies, local)
+            )
+        return embed.rotary(y, self.context.positions, frequencies)
 
     @hk.name_like("__call__")
-    def _norm_all_heads(self, y: Array, axis: str, name: str) -> Array:
-        flat, config = y.reshape(*y.shape[:2], -1), self.config
-        return layer_norm(
-            flat, axis_name=axis, epsilon=config.norm_epsilon, bias=config.norm_bias, name=name
-        ).reshape(y.shape)
+    def _norm_heads(self, y: Array, axis: str, name: str) -> Array:
+        """Norms the features of each head, or those of all heads together."""
+        if self.config.head_norm:
+            return normalised(self.config, y, axis_name="head_dim", name=name)
+        flat = y.reshape(*y.shape[:2], -1)
+        return normalised(self.config, flat, axis_name=axis, name=name).reshape(y.shape)
 
     @hk.name_like("__call__")
     def _convolve(
@@ -256,12 +287,31 @@ class SelfAttention(hk.Module):
         return mixed[0], mixed[1], mixed[2], rows
 
 
+def normalised(
+    config: LMConfig, x: Float[Array, "... D"], *, axis_name: str = "embed", name: str
+) -> Float[Array, "... D"]:
+    """Applies the norm that the config names."""
+    if config.norm == "layer":
+        return layer_norm(
+            x, axis_name=axis_name, epsilon=config.norm_epsilon, bias=config.norm_bias, name=name
+        )
+    return rms_norm(
+        x,
+        axis_name=axis_name,
+        epsilon=config.norm_epsilon,
+        from_one=config.norm_from_one,
+        name=name,
+    )
+
+
 def _attend_in_blocks(
     q: Float[Array, "B T H K"],
     k: Float[Array, "B S G K"],
     v: Float[Array, "B S G K"],
     mask: Bool[Array, "B T S"],
     bias: Array | None,
+    *,
+    cap: float,
 ) -> Float[Array, "B T H K"]:
     """Computes `attend` where query i attends no key after key i, without most of these keys.
 
@@ -269,13 +319,15 @@ def _attend_in_blocks(
     """
     length = q.shape[1]
     if length <= _BLOCK:
-        return attend(q, k, v, mask, bias)
+        return attend(q, k, v, mask, bias, cap=cap)
     blocks = []
     for first in range(0, length, _BLOCK):
         end = min(first + _BLOCK, length)
         own = slice(first, end)
         own_bias = None if bias is None else bias[:, :, own, :end]
-        blocks.append(attend(q[:, own], k[:, :end], v[:, :end], mask[:, own, :end], own_bias))
+        blocks.append(
+            attend(q[:, own], k[:, :end], v[:, :end], mask[:, own, :end], own_bias, cap=cap)
+        )
     return jnp.concatenate(blocks, axis=1)
 
 

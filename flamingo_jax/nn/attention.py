@@ -29,6 +29,8 @@ def attend(
     v: Float[Array, "B S G K"],
     mask: Bool[Array, "B L S"] | None = None,
     bias: Float32[Array, "#B H L S"] | None = None,
+    *,
+    cap: float = 0.0,
 ) -> Float[Array, "B L H K"]:
     """Returns softmax(q k^T / sqrt(K) + bias) v; H / G query heads share a key/value head.
 
@@ -38,22 +40,33 @@ def attend(
         v: values.
         mask: True where a query may attend a key; None = everywhere.
         bias: added to the scaled scores (relative positions, ALiBi).
+        cap: the scaled scores s become cap * tanh(s / cap), before the bias (Gemma 2); 0 = they
+            stay.
 
     Returns:
         The attended values in the dtype of v; exactly 0 for a query without an allowed key.
     """
-    if fused_attention.fits(q, k, v, mask, bias) and fused_attention.has_kernel(axes_lib.device()):
+    if (
+        not cap
+        and fused_attention.fits(q, k, v, mask, bias)
+        and fused_attention.has_kernel(axes_lib.device())
+    ):
         return fused_attention.attend_fused(q, k, v, mask, bias)
-    return _attend(q, k, v, mask, bias)
+    return _attend(q, k, v, mask, bias, cap)
 
 
 def _attend(
-    q: Array, k: Array, v: Array, mask: Array | None = None, bias: Array | None = None
+    q: Array,
+    k: Array,
+    v: Array,
+    mask: Array | None = None,
+    bias: Array | None = None,
+    cap: float = 0.0,
 ) -> Array:
     batch, length, heads, size = q.shape
     groups = k.shape[2]
     grouped = q.reshape(batch, length, groups, heads // groups, size)
-    scores = einsum_float32("blghk,bsgk->bghls", grouped, k) * size**-0.5
+    scores = capped(einsum_float32("blghk,bsgk->bghls", grouped, k) * size**-0.5, cap)
     if bias is not None:
         by_group = bias.reshape(-1, groups, heads // groups, *bias.shape[2:])
         scores = scores + jnp.broadcast_to(by_group, scores.shape)
@@ -65,6 +78,11 @@ def _attend(
         weights = jnp.where(visible, weights, 0.0)
     out = jnp.einsum("bghls,bsgk->blghk", weights.astype(v.dtype), v)
     return out.reshape(batch, length, heads, size)
+
+
+def capped(x: Float[Array, "..."], cap: float) -> Float[Array, "..."]:
+    """Returns cap * tanh(x / cap), which stays between -cap and cap; x itself if the cap is 0."""
+    return cap * jnp.tanh(x / cap) if cap else x
 
 
 def attend_own_image(

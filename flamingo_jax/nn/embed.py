@@ -55,28 +55,43 @@ class RotaryScaling:
         return frequencies * (kept + (1 - kept) / self.factor)
 
 
-def rotary(
-    x: Float[Array, "B T H K"],
-    positions: Int[Array, "B T"],
+def rotary_frequencies(
+    head_size: int,
     *,
     base: float = 10_000.0,
     fraction: float = 1.0,
     scaling: RotaryScaling = RotaryScaling(),
+) -> Float32[Array, "n"]:
+    """Returns the angles by which the pairs of features turn from one position to the next.
+
+    Of the first 2n = fraction * K features, pair i turns by base^(-i/n) (Su et al. 2021).
+
+    Args:
+        head_size: K.
+        base: the longest wave length is 2 pi times this.
+        fraction: share of the features that are rotated (GPT-NeoX: 0.25).
+        scaling: of the frequencies.
+    """
+    half = int(head_size * fraction) // 2
+    return jnp.asarray(scaling.scale(base ** -(np.arange(half) / half)), jnp.float32)
+
+
+def rotary(
+    x: Float[Array, "B T H K"],
+    positions: Int[Array, "B T"],
+    frequencies: Float32[Array, "n"],
 ) -> Float[Array, "B T H K"]:
     """Rotates each pair of features by an angle that grows with the position (Su et al. 2021).
 
-    Of the first n = fraction * K features, pair (i, i + n/2) turns by position * base^(-2i/n).
+    Of the first 2n features, pair (i, i + n) turns by position * frequency i. The others stay.
 
     Args:
         x: queries or keys.
         positions: of each token.
-        base: the longest wave length is 2 pi times this.
-        fraction: share of the features that are rotated (GPT-NeoX: 0.25); the others stay.
-        scaling: of the frequencies.
+        frequencies: from `rotary_frequencies`.
     """
-    size = int(x.shape[-1] * fraction)
-    half = size // 2
-    frequencies = jnp.asarray(scaling.scale(base ** -(np.arange(half) / half)), jnp.float32)
+    half = len(frequencies)
+    size = 2 * half
     angles = positions[:, :, None, None].astype(jnp.float32) * frequencies[None, None, None, :]
     cos, sin = jnp.cos(angles), jnp.sin(angles)
     a, b = (x[..., part].astype(jnp.float32) for part in (slice(0, half), slice(half, size)))

@@ -2,7 +2,7 @@
 
     x [B L D] --up--> [B L M] --activation--> [B L M] --down--> [B L D]
 
-With "swiglu": silu(gate(x)) * up(x) instead of activation(up(x)).
+With a gated activation, such as "swiglu": silu(gate(x)) * up(x) instead of activation(up(x)).
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from flamingo_jax.core.notation import Array, Float
 from flamingo_jax.nn.linear import linear
 from flamingo_jax.nn.lora import LoRAConfig, adapted
 
-Activation = Literal["gelu", "gelu_exact", "quick_gelu", "relu", "squared_relu", "swiglu"]
+Activation = Literal["gelu", "gelu_exact", "quick_gelu", "relu", "squared_relu", "swiglu", "geglu"]
 
 
 def squared_relu(x: Float[Array, "..."]) -> Float[Array, "..."]:
@@ -35,10 +35,15 @@ ACTIVATIONS: Mapping[str, Callable[[Array], Array]] = {
     "relu": jax.nn.relu,
     "squared_relu": squared_relu,
 }
+GATED: Mapping[str, Callable[[Array], Array]] = {
+    "swiglu": jax.nn.silu,
+    "geglu": ACTIVATIONS["gelu"],
+}
+"""Activations of a gate, whose value multiplies up(x) (Shazeer 2020)."""
 
 
 class FeedForward(hk.Module):
-    """down(activation(up(x))); with "swiglu", down(silu(gate(x)) * up(x))."""
+    """down(activation(up(x))); with one of `GATED`, down(activation(gate(x)) * up(x))."""
 
     def __init__(
         self,
@@ -69,9 +74,9 @@ class FeedForward(hk.Module):
     def __call__(self, x: Float[Array, "B L D"]) -> Float[Array, "B L D"]:
         """Applies the layer, without a norm and without the residual sum."""
         up = self._widen(x, "up")
-        if self.activation == "swiglu":
+        if self.activation in GATED:
             gate = self._widen(x, "gate")
-            hidden = jax.nn.silu(gate) * up
+            hidden = GATED[self.activation](gate) * up
         else:
             hidden = ACTIVATIONS[self.activation](up)
         hidden = jax.lax.optimization_barrier(hidden)

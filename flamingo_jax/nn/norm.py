@@ -1,7 +1,7 @@
 """LayerNorm and RMSNorm over the last axis.
 
     LayerNorm   (x - mean(x)) / sqrt(var(x) + epsilon) * scale + offset
-    RMSNorm     x / sqrt(mean(x^2) + epsilon) * scale
+    RMSNorm     x / sqrt(mean(x^2) + epsilon) * scale      (Gemma: * (1 + scale))
 
 Statistics are computed in float32; the result has the dtype of the input.
 """
@@ -60,23 +60,34 @@ def _standardise(x: Array, epsilon: float) -> Array:
 class RMSNorm(hk.Module):
     """RMSNorm, the norm of Chinchilla (Zhang and Sennrich 2019)."""
 
-    def __init__(self, *, axis_name: str = "embed", epsilon: float = EPSILON, name: str):
+    def __init__(
+        self,
+        *,
+        axis_name: str = "embed",
+        epsilon: float = EPSILON,
+        from_one: bool = False,
+        name: str,
+    ):
         """Describes the norm.
 
         Args:
             axis_name: logical axis of the last dimension.
             epsilon: added to the mean square.
+            from_one: whether the weight is the scale's difference from 1, which 16 bits hold more
+                exactly than the scale itself (Gemma).
             name: module name.
         """
         super().__init__(name=name)
-        self.axis_name, self.epsilon = axis_name, epsilon
+        self.axis_name, self.epsilon, self.from_one = axis_name, epsilon, from_one
 
     def __call__(self, x: Float[Array, "... D"]) -> Float[Array, "... D"]:
         """Normalises the last axis."""
         y = x.astype(jnp.float32)
         y = y * jax.lax.rsqrt(jnp.mean(jnp.square(y), axis=-1, keepdims=True) + self.epsilon)
-        scale = param("scale", x.shape[-1:], (self.axis_name,), jnp.ones)
-        return (y * jnp.broadcast_to(scale.astype(jnp.float32), y.shape)).astype(x.dtype)
+        init = jnp.zeros if self.from_one else jnp.ones
+        scale = param("scale", x.shape[-1:], (self.axis_name,), init).astype(jnp.float32)
+        scale = 1.0 + scale if self.from_one else scale
+        return (y * jnp.broadcast_to(scale, y.shape)).astype(x.dtype)
 
 
 def layer_norm(
@@ -92,7 +103,12 @@ def layer_norm(
 
 
 def rms_norm(
-    x: Float[Array, "... D"], *, axis_name: str = "embed", epsilon: float = EPSILON, name: str
+    x: Float[Array, "... D"],
+    *,
+    axis_name: str = "embed",
+    epsilon: float = EPSILON,
+    from_one: bool = False,
+    name: str,
 ) -> Float[Array, "... D"]:
     """Makes and applies one `RMSNorm`."""
-    return RMSNorm(axis_name=axis_name, epsilon=epsilon, name=name)(x)
+    return RMSNorm(axis_name=axis_name, epsilon=epsilon, from_one=from_one, name=name)(x)

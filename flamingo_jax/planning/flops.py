@@ -210,8 +210,9 @@ def _blocks(
     passed *= weights.backward
     tables = "/(embedding|head|positions)$"
     each = weights.per_use(rf"{prefix}/.*", without=tables, passed=passed) + head
-    pairs = fill.rows * _attended(fill.tokens, cached, lm.sliding_window)
-    pair = 2.0 * lm.num_layers * lm.num_heads * lm.head_size
+    # of all layers
+    pairs = fill.rows * sum(_attended(fill.tokens, cached, window) for window in lm.windows)
+    pair = 2.0 * lm.num_heads * lm.head_size
     # Both factors of scores and of values are activations.
     attention = pair * 2 * (1 + 2 * passed)
     if lm.position == "relative":

@@ -53,6 +53,8 @@ MPT = {
     "vocab_size": 50,
     "attn_config": {"alibi": True},
 }
+GEMMA = {"model_type": "gemma3_text"}
+STRETCHED = {"rope_type": "linear", "factor": 8.0, "rope_theta": 1e4}
 ROWS = {"model.embed_tokens.weight": jax.ShapeDtypeStruct((400, 32), np.float32)}
 
 
@@ -172,6 +174,32 @@ def test_whether_a_text_begins_with_bos_is_what_the_files_say(published, tmp_pat
         ),
         ({**LLAMA, "model_type": "gpt_neox"}, "hold no embed_in.weight"),
         (
+            {**LLAMA, "model_type": "qwen3", "use_sliding_window": True},
+            "use_sliding_window is True; supported is False",
+        ),
+        (
+            {**LLAMA, "model_type": "gemma2", "hidden_activation": "gelu"},
+            "hidden_activation is 'gelu'; supported is 'gelu_pytorch_tanh'",
+        ),
+        (
+            {**LLAMA, **GEMMA, "layer_types": ["full_attention", "sliding_attention"]},
+            "every n-th, 'full_attention'. This model cannot",
+        ),
+        (
+            {**LLAMA, **GEMMA, "rope_parameters": {"sliding_attention": {"factor": 8.0}}},
+            "have factor 8.0 and no kind of scaling",
+        ),
+        (
+            {**LLAMA, **GEMMA, "rope_parameters": {"sliding_attention": STRETCHED}},
+            "layers with a window are scaled",
+        ),
+        ({**LLAMA, **GEMMA, "use_bidirectional_attention": True}, "use_bidirectional_attention is"),
+        ({"model_type": "gemma3", "text_config": 3}, "text_config is 3; expected an object"),
+        (
+            {"model_type": "gemma3", "text_config": {}, "quantization_config": {"bits": 4}},
+            "quantization_config is",
+        ),
+        (
             {**OPT, "do_layer_norm_before": False},  # the 350M
             "do_layer_norm_before is False; supported is True",
         ),
@@ -201,6 +229,38 @@ def test_rotary_positions_as_both_generations_of_files_write_them():
     }
     lm = lm_families.describe({**LLAMA, "rope_scaling": third}, ROWS)[0]
     assert lm.rotary_scaling == RotaryScaling(8.0, 1.0, 4.0, 8192)
+
+
+def test_gemma_3_with_and_without_its_images():
+    """The files of the 4B name what differs from the defaults of transformers, and have images."""
+    text = {
+        "hidden_size": 2560,
+        "intermediate_size": 10_240,
+        "num_hidden_layers": 34,
+        "rope_scaling": {"factor": 8.0, "rope_type": "linear"},
+        "sliding_window": 1024,
+    }
+    whole = {"model_type": "gemma3", "text_config": text, "vision_config": {"hidden_size": 1152}}
+    names = {
+        "language_model.model.embed_tokens.weight": jax.ShapeDtypeStruct(
+            (262_208, 2560), "bfloat16"
+        ),
+        "vision_tower.vision_model.post_layernorm.bias": jax.ShapeDtypeStruct((1152,), "bfloat16"),
+    }
+    lm, rules = lm_families.describe(whole, names)
+    assert (lm.num_layers, lm.num_heads, lm.kv_heads, lm.head_size) == (34, 8, 4, 256)
+    assert (lm.rotary_base, lm.local_rotary_base) == (1e6, 1e4) and lm.tied_head
+    assert (lm.rotary_scaling, lm.logit_cap) == (RotaryScaling(factor=8.0), 0.0)
+    assert lm.windows == (*(1024,) * 5, 0) * 5 + (1024,) * 4
+    skipped = {rule.source for rule in rules if isinstance(rule, mapping.Skip)}
+    assert any("vision_tower" in source for source in skipped)
+    nested = {"full_attention": {**STRETCHED, "rope_theta": 1e6}, "sliding_attention": {}}
+    new = {**text, "model_type": "gemma3_text", "rope_scaling": None, "rope_parameters": nested}
+    kinds = ["full_attention" if (i + 1) % 6 == 0 else "sliding_attention" for i in range(34)]
+    assert lm_families.describe({**new, "layer_types": kinds}, names)[0] == lm
+    every = {"layer_types": ["full_attention"] * 34}
+    plain = lm_families.describe({**new, **every}, names)[0]
+    assert (plain.sliding_window, plain.global_every, plain.local_rotary_base) == (0, 0, 0)
 
 
 def test_names_without_a_prefix_buffers_and_a_head_that_is_tied():
@@ -260,6 +320,25 @@ SCALED = {
     "high_freq_factor": 4.0,
     "original_max_position_embeddings": 8192,
 }
+QWEN3 = {"model_type": "qwen3", "rms_norm_eps": 1e-6, "rope_theta": 1e6, "head_dim": 128}
+OLMO2 = {"model_type": "olmo2", "rms_norm_eps": 1e-6, "rope_theta": 5e5}
+GEMMA2 = {
+    "model_type": "gemma2",
+    "rms_norm_eps": 1e-6,
+    "head_dim": 256,
+    "sliding_window": 4096,
+    "query_pre_attn_scalar": 256,
+}
+GEMMA3 = {  # as the 1B's file has it
+    **GEMMA2,
+    "model_type": "gemma3_text",
+    "rope_theta": 1_000_000,
+    "rope_local_base_freq": 10_000,
+    "rope_scaling": None,
+    "attn_logit_softcapping": None,
+    "sliding_window": 512,
+    "sliding_window_pattern": 6,
+}
 QWEN2 = {"model_type": "qwen2", "rms_norm_eps": 1e-6, "rope_theta": 1e6}
 PUBLISHED = {
     "llama_7b": llama_fields(32_000, 32, 4096, 32, 32, 11_008, rms_norm_eps=1e-6),
@@ -283,6 +362,12 @@ PUBLISHED = {
     ),
     "qwen2_7b": llama_fields(152_064, 28, 3584, 28, 4, 18_944, **QWEN2),
     "qwen2_0.5b": llama_fields(151_936, 24, 896, 14, 2, 4864, tie_word_embeddings=True, **QWEN2),
+    "qwen3_0.6b": llama_fields(151_936, 28, 1024, 16, 8, 3072, tie_word_embeddings=True, **QWEN3),
+    "qwen3_8b": llama_fields(151_936, 36, 4096, 32, 8, 12_288, **QWEN3),
+    "olmo2_7b": llama_fields(100_352, 32, 4096, 32, 32, 11_008, **OLMO2),
+    "gemma2_2b": llama_fields(256_000, 26, 2304, 8, 4, 9216, **GEMMA2),
+    "gemma2_9b": llama_fields(256_000, 42, 3584, 16, 8, 14_336, **GEMMA2),
+    "gemma3_1b": llama_fields(262_144, 26, 1152, 4, 1, 6912, **GEMMA3),
     "pythia_1.4b": neox_fields(
         50_304, 24, 2048, 16, 8192, rotary_pct=0.25, use_parallel_residual=True
     ),

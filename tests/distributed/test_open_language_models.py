@@ -1,7 +1,8 @@
 """An open language model on a mesh.
 
-Grouped heads fewer than the chips, biases on queries, keys and values alone, a window, an untied
-head.
+Grouped heads fewer than the chips, biases on queries, keys and values alone, an untied head; and
+what Gemma has: norms before and after each part and on each head, a window and another rotary base
+in every other layer, bounded scores and logits, scaled embeddings.
 """
 
 import dataclasses
@@ -22,7 +23,7 @@ LM = {
     "norm": "rms",
     "norm_epsilon": 1e-6,
     "position": "rotary",
-    "activation": "swiglu",
+    "activation": "geglu",
     "width": 32,
     "num_heads": 8,
     "num_kv_heads": 2,  # of a model axis of 4 chips: on each of them
@@ -30,6 +31,15 @@ LM = {
     "mlp_bias": False,
     "qkv_bias": True,
     "sliding_window": 5,
+    "global_every": 2,
+    "local_rotary_base": 100.0,
+    "norm_place": "both",
+    "norm_from_one": True,
+    "head_norm": True,
+    "score_size": 6,
+    "score_cap": 5.0,
+    "logit_cap": 9.0,
+    "scaled_embedding": True,
     "tied_head": False,
     "qkv_conv_width": 0,
     "remat": "projections",

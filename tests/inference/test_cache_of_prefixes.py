@@ -51,6 +51,12 @@ KINDS = {
     "rotary, a convolution": {"position": "rotary", "qkv_conv_width": 3},
     "learned, in parallel": {"position": "learned", "max_length": 32, "parallel_residual": True},
     "none, a window": {"position": "none", "sliding_window": 5},
+    "rotary, a window and another base in each first of two layers": {
+        "position": "rotary",
+        "sliding_window": 5,
+        "global_every": 2,
+        "local_rotary_base": 50.0,
+    },
 }
 
 

@@ -38,7 +38,7 @@ CONFIG = flamingo.FlamingoConfig(
     ),
     lm=LMConfig(
         vocab_size=V, num_layers=5, width=16, num_heads=2, position="rotary", vocab_multiple=8,
-        qkv_conv_width=3,
+        qkv_conv_width=3, sliding_window=6, global_every=2,
     ),
     xattn=XattnConfig(every=1),
     new_tokens=("<EOC>", "<image>"),

@@ -49,6 +49,16 @@ OPTIONS = {
         "norm": "layer", "position": "learned", "max_length": 16, "activation": "relu",
         "attention_bias": True,
     },
+    "olmo2": {
+        "position": "rotary", "norm_place": "after", "qk_norm": True, "num_kv_heads": 2,
+        "mlp_bias": False,
+    },
+    "gemma": {
+        "position": "rotary", "norm_place": "both", "norm_from_one": True, "head_norm": True,
+        "sliding_window": 4, "global_every": 2, "local_rotary_base": 50.0, "activation": "geglu",
+        "score_size": 6, "score_cap": 2.0, "logit_cap": 3.0, "scaled_embedding": True,
+        "mlp_bias": False,
+    },
 }  # fmt: skip
 RNG = np.random.default_rng(0)
 TOKENS = jnp.asarray(RNG.integers(0, V, (B, L)), jnp.int32)
@@ -106,9 +116,9 @@ def test_a_cpu_reads_a_long_prompt_in_blocks(name, monkeypatch):
     following, _ = extend(name, cache, TOKENS[:, :3], L)
     keys = []
 
-    def noted(q, k, *others):
+    def noted(q, k, *others, **options):
         keys.append(k.shape[1])
-        return attend(q, k, *others)
+        return attend(q, k, *others, **options)
 
     monkeypatch.setattr(self_attention, "_BLOCK", 4)
     monkeypatch.setattr(self_attention, "attend", noted)
@@ -196,6 +206,14 @@ def test_shapes_that_cannot_be_are_refused():
         LMConfig(vocab_size=8, num_layers=1, width=16, num_heads=4, num_kv_heads=3)
     with pytest.raises(ValueError, match="sliding_window is -1"):
         LMConfig(vocab_size=8, num_layers=1, width=16, num_heads=4, sliding_window=-1)
+    for options, message in (
+        ({"norm": "layer", "norm_from_one": True}, "only an RMSNorm has such a weight"),
+        ({"qk_norm": True, "head_norm": True}, "qk_norm and head_norm are both True"),
+        ({"global_every": 2}, "sliding_window is 0: no layer has a window"),
+        ({"sliding_window": 4, "local_rotary_base": 1.0}, "expected 'rotary'"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            LMConfig(**TINY, **options)
     with pytest.raises(ValueError, match="0 < low < high"):
         RotaryScaling(factor=8.0, low=4.0, high=1.0, original_length=16)
 

@@ -170,14 +170,14 @@ def test_rotary_scores_depend_on_the_distance_alone_and_a_fraction_may_rest():
     q, k = draw(1, 1, 2, 8), draw(1, 1, 2, 8)
 
     def score(i, j, fraction=1.0):
-        turn = lambda x, p: embed.rotary(x, jnp.full((1, 1), p), base=100.0, fraction=fraction)
+        angles = embed.rotary_frequencies(8, base=100.0, fraction=fraction)
+        turn = lambda x, p: embed.rotary(x, jnp.full((1, 1), p), angles)
         return np.asarray(jnp.einsum("bthk,bthk->h", turn(q, i), turn(k, j)))
 
     np.testing.assert_allclose(score(5, 3), score(12, 10), rtol=1e-4)
     assert not np.allclose(score(5, 3), score(5, 4), rtol=1e-3)
-    np.testing.assert_array_equal(
-        embed.rotary(q, jnp.full((1, 1), 9), fraction=0.5)[..., 4:], q[..., 4:]
-    )
+    half = embed.rotary_frequencies(8, fraction=0.5)
+    np.testing.assert_array_equal(embed.rotary(q, jnp.full((1, 1), 9), half)[..., 4:], q[..., 4:])
 
 
 def test_alibi_slopes_are_the_published_ones():

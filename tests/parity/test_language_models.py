@@ -73,6 +73,13 @@ MPT = {
     "max_seq_len": 16,
     "layer_norm_epsilon": 1e-2,
 }
+GEMMA = {
+    **WIDTH,
+    "num_key_value_heads": 2,
+    "head_dim": 16,
+    "query_pre_attn_scalar": 24,
+    "sliding_window": 3,
+}
 FAMILIES = {
     "llama": (
         transformers.LlamaConfig,
@@ -95,6 +102,24 @@ FAMILIES = {
     "qwen2": (
         transformers.Qwen2Config,
         {**WIDTH, "num_key_value_heads": 2, "tie_word_embeddings": True},
+    ),
+    "qwen3": (transformers.Qwen3Config, {**WIDTH, "num_key_value_heads": 2, "head_dim": 16}),
+    "olmo2": (transformers.Olmo2Config, {**WIDTH, "num_key_value_heads": 2}),
+    "gemma2": (
+        transformers.Gemma2Config,
+        {**GEMMA, "attn_logit_softcapping": 0.5, "final_logit_softcapping": 2.0},
+    ),
+    "gemma3": (
+        transformers.Gemma3TextConfig,
+        {
+            **GEMMA,
+            "num_hidden_layers": 3,
+            "layer_types": ["sliding_attention", "sliding_attention", "full_attention"],
+            "rope_parameters": {
+                "full_attention": {"rope_type": "linear", "rope_theta": 100.0, "factor": 4.0},
+                "sliding_attention": {"rope_type": "default", "rope_theta": 10.0},
+            },
+        },
     ),
     "gpt_neox": (transformers.GPTNeoXConfig, NEOX),
     "gpt_neox_in_sequence": (

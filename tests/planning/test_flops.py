@@ -134,15 +134,17 @@ def test_a_grafted_stack_is_trained_and_counts_with_cross_attention():
 def test_a_sliding_window_counts_the_pairs_within_it():
     """Rows of 8 tokens, without and with 2 tokens that were read before; a window of 3.
 
-    Without the window a token attends 1 to 8 tokens, or 3 to 10.
+    Without the window a token attends 1 to 8 tokens, or 3 to 10. The window may be that of one of
+    the two layers.
     """
     lm = dataclasses.replace(
         sizes.LMS["1.4B"], vocab_size=1000, num_layers=2, width=64, num_heads=4, position="rotary"
     )
     dataset = DatasetConfig("text", "", batch_size=3, length=8)
     found = []
-    for window in (0, 3):
-        model = ModelConfig(lm=dataclasses.replace(lm, sliding_window=window))
+    for window, every in ((0, 0), (3, 0), (3, 2)):
+        options = {"sliding_window": window, "global_every": every}
+        model = ModelConfig(lm=dataclasses.replace(lm, **options))
         config, objective = run("language_model", model, {"text": dataset})
         fill = flops.Fill.full(dataset, 1)
         update = flops.of_update(config, objective, {"text": fill})
@@ -150,6 +152,8 @@ def test_a_sliding_window_counts_the_pairs_within_it():
     pair = 2 * 64 * 2 * 2  # both layers, scores and values
     assert found[0][0] - found[1][0] == 3 * sum(max(t - 3, 0) for t in range(1, 9)) * pair * 3
     assert found[0][1] - found[1][1] == 3 * sum(max(t - 3, 0) for t in range(3, 11)) * pair
+    for whole, windowed, half in zip(*found, strict=True):
+        assert whole - windowed == 2 * (whole - half) > 0
 
 
 def test_only_real_tokens_and_images_count():
