@@ -12,7 +12,7 @@ OpenAI's weights, gelu (the exact one) for LAION's.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, cast, get_args
+from typing import Any, cast
 
 from flamingo_jax.conversion.clip_text import both, text_config, text_rules, towers_of
 from flamingo_jax.conversion.mapping import Conversion, Rule, Rules, Skip, with_prefixes
@@ -45,6 +45,7 @@ NAMES = Names(
 )
 BUFFERS = Skip(r"embeddings\.position_ids", "0, 1, 2, ...: no weight")
 _ACTIVATIONS = {"quick_gelu": "quick_gelu", "gelu": "gelu_exact"}
+_FEATURES = ("patches", "class_and_patches", "class")  # of a tower with a class token
 _OTHERS = Skip(r"(?!vision_model\.).*", "no part of the image tower")
 
 
@@ -186,10 +187,8 @@ def features_of(inputs: Inputs) -> Features:
         ConversionError: if the value is unknown.
     """
     features = inputs.options.get("features", "patches")
-    if features not in get_args(Features):
-        raise ConversionError(
-            f"features is {features!r}; expected one of {', '.join(get_args(Features))}."
-        )
+    if features not in _FEATURES:
+        raise ConversionError(f"features is {features!r}; expected one of {', '.join(_FEATURES)}.")
     return cast(Features, features)
 
 

@@ -18,6 +18,8 @@ SOURCES: Mapping[str, str] = {
     "timm_vit": "timm_vit",
     "clip": "clip",
     "open_clip": "open_clip",
+    "siglip": "siglip",
+    "dinov2": "dinov2",
     "hf_lm": "hf_lm",
     "open_flamingo": "open_flamingo",
     "idefics": "idefics",

@@ -12,6 +12,7 @@ import numpy as np
 
 from flamingo_jax.conversion.mapping import Rule, Rules, Skip
 from flamingo_jax.conversion.transforms import (
+    Transform,
     chain,
     chunk,
     conv,
@@ -30,20 +31,23 @@ class Names:
     """A publisher's names of the parts, without the endings `.weight` and `.bias`.
 
     Attributes:
-        patch: the patch convolution, which has no bias.
-        class_token: full name.
+        patch: the patch convolution.
+        class_token: full name; None = there is none.
         positions: full name of the position table.
-        pre_norm: the norm before the blocks.
+        registers: full name of these tokens, if there are some.
+        pre_norm: the norm before the blocks; None = there is none.
         block: prefix of a block, with `{layer}`. The names of its parts come after it.
         attention_norm, out, mlp_norm, up, down: parts of a block.
+        attention_scale, mlp_scale: full names of the layer scales of a block, if it has them.
+        gate_and_up: the gate and `up` in one map; None = there is no gate.
         qkv: (weight, bias) of query, key and value, or one pair for the three together.
         final_norm: the norm after the blocks.
     """
 
     patch: str
-    class_token: str
+    class_token: str | None
     positions: str
-    pre_norm: str
+    pre_norm: str | None
     block: str
     attention_norm: str
     qkv: tuple[tuple[str, str], ...]
@@ -52,33 +56,52 @@ class Names:
     up: str
     down: str
     final_norm: str
+    registers: str = ""
+    attention_scale: str = ""
+    mlp_scale: str = ""
+    gate_and_up: str | None = None
 
 
-def vision_rules(config: ViTConfig, names: Names) -> Rules:
+def vision_rules(config: ViTConfig, names: Names, *, patch: Transform = conv) -> Rules:
     """Returns the rules of a ViT; `mapping.with_prefixes` adds the prefixes.
 
     Args:
         config: the ViT. Without `final_norm` the last norm in the files is skipped.
         names: names in the files.
+        patch: changes the weight of the patches to [p, p, 3, E].
     """
     heads = (config.num_heads, config.width // config.num_heads)
     block, layer = names.block, "layers/block/"
     rules = [
-        Rule(f"{names.patch}.weight", "patch_embedding/w", conv),
-        Rule(names.class_token, "class_embedding", flat),
+        Rule(f"{names.patch}.weight", "patch_embedding/w", patch),
         Rule(names.positions, "positions", _rows_of_table),
-        *norm_rules(names.pre_norm, "pre_norm"),
         *norm_rules(f"{block}{names.attention_norm}", f"{layer}attention_norm"),
         *norm_rules(f"{block}{names.mlp_norm}", f"{layer}mlp_norm"),
         *projection_rules(
             names, block, heads, attention=f"{layer}attention/", out="out", mlp=f"{layer}mlp/"
         ),
     ]
+    if names.class_token:
+        rules.append(token_rule(names.class_token, "class_embedding"))
+    if names.pre_norm:
+        rules += norm_rules(names.pre_norm, "pre_norm")
+    if config.patch_bias:
+        rules.append(Rule(f"{names.patch}.bias", "patch_embedding/b"))
+    if config.registers:
+        rules.append(Rule(names.registers, "registers", _rows_of_table))
+    if config.layer_scale:
+        for source, target in ((names.attention_scale, "attention"), (names.mlp_scale, "mlp")):
+            rules.append(Rule(block + source, f"{layer}{target}_scale/scale"))
     if config.final_norm:
         return (*rules, *norm_rules(names.final_norm, "final_norm"))
     last = names.final_norm.replace(".", r"\.")
     why = "the last norm: the features are taken before it"
     return (*rules, Skip(rf"{last}\.(weight|bias)", why))
+
+
+def token_rule(source: str, target: str) -> Rule:
+    """Returns the rule of one learnt token, [1, 1, E] in the files."""
+    return Rule(source, target, flat)
 
 
 def norm_rules(source: str, target: str) -> Rules:
@@ -110,10 +133,17 @@ def projection_rules(
             Rule(block + weight, f"{attention}{part}/w", chain(take, heads_in(*heads))),
             Rule(block + bias, f"{attention}{part}/b", chain(take, heads_bias(*heads))),
         ]
-    for source, target in ((names.up, "up"), (names.down, "down")):
+    maps: list[tuple[str, str, Transform]] = [
+        (names.up, "up", identity),
+        (names.down, "down", identity),
+    ]
+    if names.gate_and_up:
+        joined = names.gate_and_up
+        maps = [(joined, "gate", chunk(0, 2)), (joined, "up", chunk(1, 2)), maps[1]]
+    for source, target, take in maps:
         rules += [
-            Rule(f"{block}{source}.weight", f"{mlp}{target}/w", transpose),
-            Rule(f"{block}{source}.bias", f"{mlp}{target}/b"),
+            Rule(f"{block}{source}.weight", f"{mlp}{target}/w", chain(take, transpose)),
+            Rule(f"{block}{source}.bias", f"{mlp}{target}/b", take),
         ]
     return tuple(rules)
 

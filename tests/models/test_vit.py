@@ -103,7 +103,7 @@ def test_what_comes_out(params, every, features, number):
     np.testing.assert_allclose(behind, expected, atol=1e-5)
 
 
-@pytest.mark.parametrize("interpolation", ["bicubic", "antialiased"])
+@pytest.mark.parametrize("interpolation", ["bicubic", "antialiased", "linear"])
 @pytest.mark.parametrize("side", [2, 4, 7])
 def test_positions_of_another_grid(interpolation, side):
     """A constant stays one, the class token's row stays, and what is symmetric stays symmetric.
@@ -138,6 +138,7 @@ def test_bfloat16_stays_near_float32(params, every):
         (lambda: ViTConfig(num_heads=7), "7 heads do not divide width 1024"),
         (lambda: ViTConfig(std=(0.5, 0.0, 0.5)), r"std\[1\] is 0.0; expected a number above 0"),
         (lambda: ViTConfig(image_size=225), "patches of 14 pixels do not fill an image of 225"),
+        (lambda: ViTConfig(class_token=False, features="class"), "there is no such token"),
         (lambda: vision.num_patches(TINY, 20), "patches of 8 pixels do not fill an image of 20"),
     ],
 )
