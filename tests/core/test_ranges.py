@@ -31,11 +31,11 @@ TRIED = {
 TAKES = {
     "negative": "alpha below mean skip_init",
     "zero": """alpha b1 b2 below brightness chunk contrast decay_steps evaluate.every final_fraction
-        flip global_every grafted_layers head_dim hue label_smoothing latents_megabytes
-        length_penalty local_rotary_base logit_cap max_corrupt mean mlp_width n
-        num_heads num_kv_heads num_samples num_time_embeddings num_threads offset original_length
-        p_next prefix_megabytes qkv_conv_width registers saturation save_every score_cap score_size
-        seed shots skip_init sliding_window stuck_seconds space_prefix
+        flip grafted_layers head_dim hue label_smoothing latents_megabytes length_penalty
+        max_corrupt mean mlp_width n num_heads num_kv_heads num_samples num_time_embeddings
+        global_every local_rotary_base logit_cap registers score_cap score_size
+        num_threads offset original_length p_next prefix_megabytes qkv_conv_width saturation
+        save_every seed shots skip_init sliding_window stuck_seconds space_prefix
         stochastic_depth text_examples token_types until.every vocab_size warmup_steps weight
         weight_decay xattn_chunk""",
     "huge": "below clip_norm learning_rate",
