@@ -61,7 +61,7 @@ class XattnConfig:
         dense: whether the layer has a dense part. Without it, and with its gate, it is the "vanilla
             cross-attention" of Table 3, row iv.
         attend: the images that a token attends: "last", image phi alone; or "all", images 1..phi
-            (Table 3, row viii).
+            (Table 10, row ii).
         unseen: what attention gives a token with phi = 0: exactly 0, or the mean over all images of
             its sequence (IDEFICS as first published; a sequence without images gets 0).
         grafted_layers: 0 = the layers are between the LM's blocks. Else there is none between them:

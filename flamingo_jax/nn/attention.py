@@ -106,7 +106,7 @@ def attend_own_image(
         media_index: phi; 1..N, or 0 for a token that attends no image and gets exactly 0.
         average: images for tokens with phi = 0, which get the mean over all latents of these images
             instead of 0, whatever the query. Not in the paper; the first IDEFICS has it.
-        all_before: True to attend the images 1..phi (Table 3, row viii).
+        all_before: True to attend the images 1..phi (Table 10, row ii).
     """
     batch, num_images, num_latents, heads, size = k.shape
     numbers = jnp.arange(1, num_images + 1, dtype=media_index.dtype)[None, None, :]
