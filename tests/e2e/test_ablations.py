@@ -69,6 +69,9 @@ def config_of(row, stage="flamingo"):
     if row not in OTHER_DATA and config.mixing != "round_robin":
         with config.data.datasets.unlocked():
             del config.data.datasets["pairs"]  # a second program for the same layers
+    if row.startswith("text_"):
+        with config.data.datasets.unlocked():
+            config.data.datasets.text = small.get_config("language_model").data.datasets.text
     config.steps, config.layers = 1, "scanned"
     config.optimizer.warmup_steps = (
         0  # the first update opens the gates, the second trains the rest
@@ -127,6 +130,8 @@ def test_a_row_from_training_to_answers(row, world, towers, tmp_path):
     rows = logs.read(tmp_path / "metrics.jsonl")
     assert [line["step"] for line in rows] == [1, 2]
     assert np.isfinite([line["loss"] for line in rows]).all()
+    if row.startswith("text_"):
+        assert all(line["text/tokens"] > 0 and line["pages/tokens"] > 0 for line in rows)
     after = open_checkpoint(tmp_path / "export")
     same = jax.tree.map(np.array_equal, before.params, after.params)
     moved = {module.split("/")[1] for module, own in same.items() if not all(own.values())}
