@@ -11,8 +11,10 @@ import pytest
 
 from flamingo_jax.core import trees
 from flamingo_jax.nn.lora import LoRAConfig, is_adapter
+from flamingo_jax.sharding import mesh as mesh_lib
 from flamingo_jax.sharding.mesh import MeshConfig
 from tests.distributed import meshes
+from tests.distributed.test_slices import SIZES, in_two_slices
 from tests.distributed.test_step_on_meshes import assert_same_step
 
 ONE, EIGHT = (1, 1, 1), (1, 2, 4)
@@ -26,8 +28,8 @@ def changes():
     return ("unfrozen", ("lm.lora",)), ("model", dataclasses.replace(run.model, lm=lm))
 
 
-def step_on(*sizes, frozen):
-    return meshes.step_on(*sizes, frozen=frozen, datasets=("pages",), changes=changes())
+def step_on(*sizes, frozen, make=meshes.step_on, **fields):
+    return make(*sizes, frozen=frozen, datasets=("pages",), changes=changes(), **fields)
 
 
 @functools.cache
@@ -50,4 +52,22 @@ def test_a_step_is_the_same_on_eight_devices(frozen):
     reference = step_on(*ONE, frozen=frozen).run(initial(frozen))
     assert all(np.any(g) for path, g in reference.gradients.items() if is_adapter(path))
     ran = step_on(*EIGHT, frozen=frozen).run(initial(frozen))
+    assert_same_step(ran.gradients, ran.weights, ran.metrics, reference)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("frozen", ["compute", "int8"])
+@pytest.mark.parametrize("sums", ["reduce_scatter", "all_to_all"])
+def test_a_step_in_two_halves_of_the_rows_is_the_same(sums, frozen):
+    reference = step_on(*ONE, frozen=frozen).run(initial(frozen))
+    ran = step_on(*EIGHT, frozen=frozen, halves=True, sums=sums).run(initial(frozen))
+    assert_same_step(ran.gradients, ran.weights, ran.metrics, reference)
+
+
+@pytest.mark.slow
+def test_a_step_on_two_slices_is_the_same(monkeypatch):
+    monkeypatch.setattr(mesh_lib, "_slices", in_two_slices)
+    reference = step_on(*ONE, frozen="compute").run(initial("compute"))
+    make = meshes.step_on.__wrapped__
+    ran = step_on(*SIZES, frozen="compute", make=make, slices=2).run(initial("compute"))
     assert_same_step(ran.gradients, ran.weights, ran.metrics, reference)

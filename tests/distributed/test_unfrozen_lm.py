@@ -13,9 +13,11 @@ import pytest
 from flamingo_jax.core import trees
 from flamingo_jax.models import frozen
 from flamingo_jax.planning import hlo
+from flamingo_jax.sharding import mesh as mesh_lib
 from flamingo_jax.sharding.mesh import MeshConfig
 from tests.distributed import meshes
 from tests.distributed.test_compiled_step import gathers
+from tests.distributed.test_slices import SIZES, in_two_slices
 from tests.distributed.test_step_on_meshes import assert_same_step
 
 ONE, EIGHT = (1, 1, 1), (1, 2, 4)
@@ -50,6 +52,20 @@ def in_chunks(num_shards):
 
 def test_a_step_in_chunks_is_the_same_on_eight_devices(reference):
     ran = step_on(*EIGHT, made=in_chunks).run(initial())
+    assert_same_step(ran.gradients, ran.weights, ran.metrics, reference)
+
+
+@pytest.mark.parametrize(
+    "sums", ["reduce_scatter", pytest.param("all_to_all", marks=pytest.mark.slow)]
+)
+def test_a_step_in_two_halves_of_the_rows_is_the_same(sums, reference):
+    ran = step_on(*EIGHT, halves=True, sums=sums).run(initial())
+    assert_same_step(ran.gradients, ran.weights, ran.metrics, reference)
+
+
+def test_a_step_on_two_slices_is_the_same(monkeypatch, reference):
+    monkeypatch.setattr(mesh_lib, "_slices", in_two_slices)
+    ran = step_on(*SIZES, make=meshes.step_on.__wrapped__, slices=2).run(initial())
     assert_same_step(ran.gradients, ran.weights, ran.metrics, reference)
 
 
