@@ -4,10 +4,14 @@ Each text is cut at every place. What is encoded after the first part must be th
 the whole text; only where a piece is in both parts, the first part loses ids.
 """
 
+import types
+
+import numpy as np
 import pytest
 
 from flamingo_jax.conversion import idefics
 from flamingo_jax.data.interleave import IMAGE, tokenise, tokenise_text
+from flamingo_jax.evaluation.episode import Episode
 from flamingo_jax.tokenizers.load import load_tokenizer
 from flamingo_jax.tokenizers.sentencepiece import SentencePieceTokenizer
 from tests.tokenizers import bert_like, llama_like
@@ -108,6 +112,42 @@ def test_a_prompt_of_idefics(content):
     whole = f"User: what is it?{tag}Assistant: a dog\nUser:{tag} yes"
     ids = theirs(whole, add_special_tokens=False).input_ids
     assert tokenise(parts, ours, close=False)[0].tolist() == [ours.bos_id, *ids]
+
+
+def test_idefics_has_nothing_between_an_image_and_the_text_after_it():
+    """Their processor strips the space of the paper's templates, and our prompts have none."""
+    from transformers import IdeficsProcessor
+
+    class Written(Exception):
+        pass
+
+    class TheirTokenizer:
+        bos_token, init_kwargs = "", {}
+
+        def __call__(self, prompts, **_):
+            raise Written(prompts[0])
+
+    settings = {
+        "text_kwargs": {},
+        "images_kwargs": {},
+        "add_eos_token": False,
+        "add_end_of_utterance_token": False,
+    }
+    processor = types.SimpleNamespace(
+        tokenizer=TheirTokenizer(),
+        tokenizer_was_trained_with_end_of_utterance_token=False,
+        _merge_kwargs=lambda *_, **__: settings,
+        image_processor=lambda images, **_: images,
+    )
+    image = np.zeros((2, 2, 3), np.uint8)
+    query = Episode((image, "Output:"), candidates=(), answer="", query_id="1", is_spaced=True)
+    papers = query.after_images(" ")
+    assert papers.prompt == "<image> Output:"
+    with pytest.raises(Written) as written:
+        IdeficsProcessor.__call__(processor, text=[papers.parts])
+    ours = query.after_images(idefics.markers((), 0).after_image).prompt
+    tag = f"{idefics.AROUND}<image>{idefics.AROUND}"
+    assert ours.replace("<image>", tag) == str(written.value) == f"{tag}Output:"
 
 
 CAPTIONS = [
