@@ -103,7 +103,7 @@ def get_config(argument: str = "base") -> config_dict.ConfigDict:
     """
     row, _, data = argument.partition(",")
     if row not in ROWS:
-        raise ValueError(f"Table 3 has no row {row!r} here; expected one of {', '.join(ROWS)}.")
+        raise ValueError(f"Tables 3 and 10 have no row {row!r}; expected one of {', '.join(ROWS)}.")
     directory = data or "/data"
     datasets = mixture.datasets(directory, scale=1)
     for name in LEFT_OUT.get(row, ()):

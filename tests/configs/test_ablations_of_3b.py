@@ -144,7 +144,7 @@ def test_rows_are_scored_as_in_table_3():
 
 
 def test_a_row_that_is_not_there_is_named():
-    with pytest.raises(ValueError, match="no row 'every_3rd' here; expected one of base, "):
+    with pytest.raises(ValueError, match="no row 'every_3rd'; expected one of base, "):
         flamingo_3b.get_config("every_3rd")
 
 
