@@ -77,6 +77,9 @@ EXTRAS = {
     "serve": ["python-multipart>=0.0.20", "starlette>=0.45", "uvicorn>=0.34"],
     # The page to try a model in a browser.
     "playground": ["gradio>=6.0"],
+    # Further logs of a run: config.hooks.loggers.
+    "wandb": ["wandb>=0.19"],
+    "clearml": ["clearml>=1.16"],
     # launch/notebooks.
     "notebooks": ["ipykernel>=6.29", "nbclient>=0.10", "nbformat>=5.10"],
     # Linters, type checker and the test-suite.

@@ -54,6 +54,7 @@ EXTRA_OF_MODULE = {
     **dict.fromkeys(("apache_beam", "faiss", "google_crc32c", "imagehash"), "pipelines"),
     **dict.fromkeys(("py3langid", "pyarrow", "scipy", "selectolax"), "pipelines"),
     "zstandard": "pipelines",
+    **{name: name for name in ("wandb", "clearml")},
     **dict.fromkeys(("nltk", "pycocoevalcap"), "evaluation"),
     **dict.fromkeys(("safetensors", "torch", "transformers"), "conversion"),
     **dict.fromkeys(

@@ -75,6 +75,7 @@ INSIDE_FUNCTIONS_ONLY = (
     *("torch", "safetensors", "transformers"),  # the extra conversion
     *("apache_beam", "faiss", "google_crc32c", "idna", "imagehash", "py3langid"),  # pipelines
     *("pyarrow", "scipy", "selectolax", "zstandard"),
+    *("wandb", "clearml"),
 )
 
 

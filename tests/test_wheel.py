@@ -13,7 +13,7 @@ import pytest
 from tests.training.small import make_world
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
-COMMANDS = ("train", "finetune", "evaluate", "generate", "convert", "plan", "cards", "data")
+COMMANDS = tuple("train finetune evaluate generate convert plan cards data".split())
 
 
 def run(*arguments: object, cwd: pathlib.Path) -> subprocess.CompletedProcess:
@@ -80,7 +80,8 @@ def test_the_metadata_names_the_extras_and_the_commands(wheel):
     (metadata,) = (
         archive.read(name).decode() for name in archive.namelist() if name.endswith("/METADATA")
     )
-    for extra in ("cuda", "tpu", "pipelines", "evaluation", "conversion", "parity", "dev"):
+    extras = "cuda tpu pipelines evaluation conversion parity wandb clearml dev"
+    for extra in extras.split():
         assert f"Provides-Extra: {extra}\n" in metadata
     (entries,) = (
         archive.read(name).decode()

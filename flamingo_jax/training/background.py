@@ -12,8 +12,10 @@ import collections
 import contextlib
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
 
 from flamingo_jax.checkpoint.arrays import first_line
 
@@ -43,6 +45,13 @@ class Sink(Protocol):
     @property
     def num_unsafe(self) -> int:
         """Number of the last reports that were written and are not safe yet."""
+
+
+def curves(numbers: Numbers) -> Iterator[tuple[str, float]]:
+    """Yields the numbers of a report; a list has a curve for each entry, "gates/dense/0"."""
+    for name, value in numbers.items():
+        for i, number in enumerate(np.ravel(value)):
+            yield (name if np.ndim(value) == 0 else f"{name}/{i}"), float(number)
 
 
 class Background:
@@ -137,8 +146,10 @@ class Background:
                 self._changed.notify_all()
                 done = ending and (not failures or self._gives_up(failures))
             if done:
-                with contextlib.suppress(Exception):  # what was not written is counted
+                try:
                     self._sink.close()
+                except Exception as error:  # noqa: BLE001 - what was not written is counted
+                    self._reason = self._reason or first_line(error)
                 return
 
     def _gives_up(self, failures: int) -> bool:

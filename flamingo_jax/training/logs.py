@@ -1,7 +1,8 @@
-"""Logs: the reports of a run, in metrics.jsonl, TensorBoard and on the screen.
+"""Logs: the reports of a run, in metrics.jsonl, TensorBoard, other logs and on the screen.
 
     Meter --> report --all_logs--> Background --> MetricsFile   WORKDIR/metrics.jsonl
-                                   Background --> EventFiles    WORKDIR/tensorboard
+                                   Background --> EventFiles    WORKDIR/tensorboard, and others
+                                                                of `training.loggers.chosen`
                                    Background --> Progress      a bar, or plain lines
 
 WORKDIR/metrics.jsonl has one JSON object per report: {"step": 200, "loss": 1.25, "pages/loss": 1.2,
@@ -31,7 +32,6 @@ from flamingo_jax.core.finite import without_non_finite
 from flamingo_jax.core.processes import from_first_process
 from flamingo_jax.training.background import Background, Numbers, Sink, close_all
 from flamingo_jax.training.progress import Progress
-from flamingo_jax.training.tensorboard import EventFiles
 
 Log = Callable[[int, Numbers], None]
 Report = Callable[[str], None]
@@ -311,7 +311,7 @@ def all_logs(
     *,
     steps: int,
     title: str,
-    tensorboard: bool,
+    others: Callable[[], Sequence[Sink]],
     progress: bool,
     report: Report,
 ) -> Iterator[Logs]:
@@ -322,7 +322,7 @@ def all_logs(
         restored_step: updates done before; later reports of an earlier attempt are dropped.
         steps: updates of the run.
         title: of the progress bar.
-        tensorboard: True to write TensorBoard events too.
+        others: makes the logs besides metrics.jsonl; called in the first process.
         progress: True to show progress on the screen.
         report: receives lines for people.
     """
@@ -332,8 +332,7 @@ def all_logs(
         file = MetricsFile(workdir / "metrics.jsonl", restored_step, report)
         sinks.append(file)
         summary = {"logged": without_non_finite(file.logged), "skipped": file.skipped}
-        if tensorboard:
-            sinks.append(EventFiles(workdir / "tensorboard", restored_step))
+        sinks += others()
         if progress:
             sinks.append(Progress(steps, restored_step, title))
     known = json.loads(from_first_process(json.dumps(summary, allow_nan=False)))

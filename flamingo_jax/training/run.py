@@ -57,6 +57,7 @@ from flamingo_jax.training.batches import (
     positions_at,
 )
 from flamingo_jax.training.config import TrainConfig
+from flamingo_jax.training.loggers import chosen
 from flamingo_jax.training.objective import Objective
 from flamingo_jax.training.profile import Profile
 from flamingo_jax.training.run_id import RunId
@@ -133,7 +134,8 @@ def train(
     Raises:
         PathError: if the workdir cannot be written. This and the next are raised before anything is
             compiled.
-        ConfigError: if the config does not fit its towers, or if its probe is unknown.
+        ConfigError: if the config does not fit its towers, if its probe is unknown, or if a logger
+            lacks its package.
         CheckpointError: if a tower, checkpoint or export is missing or of another run (raised
             before anything is compiled), or damaged (raised when it is read).
         AgreementError: if the processes were given different things.
@@ -153,6 +155,7 @@ def train(
     config = config.resolved(tokenizer.vocab_size)
     probes = probes or {}
     resume.check(config, tokenizer, probes)
+    chosen.check(config.hooks.loggers)
     if not steps(workdir):
         towers.check_start(config)
 
@@ -199,7 +202,7 @@ def train(
                 start,
                 steps=config.steps,
                 title=config.name or config.stage,
-                tensorboard=config.hooks.tensorboard,
+                others=lambda: chosen.sinks(config, workdir, start, report),
                 progress=config.hooks.progress,
                 report=report,
             )

@@ -262,7 +262,7 @@ def test_all_logs_know_what_the_restored_step_has(path):
         '{"step": 2, "skipped": 1}\n{"step": 4, "loss": 1.0, "skipped": 2}\n'
         '{"step": 4, "until/nll": null}\n{"step": 6, "skipped": 9}\n'
     )
-    options = {"steps": 8, "title": "x", "tensorboard": False, "progress": False}
+    options = {"steps": 8, "title": "x", "others": lambda: (), "progress": False}
     with all_logs(path.parent, 4, report=pytest.fail, **options) as log:
         assert set(log.logged) == {"step", "loss", "skipped", "until/nll"}
         assert log.skipped == 3

@@ -180,6 +180,24 @@ def test_a_run_of_an_older_version_goes_on(done, config, tmp_path, monkeypatch):
         run_lib.train(changed, done[0], devices=ONE)
 
 
+def test_a_logger_of_ones_own_that_fails_does_not_end_the_run(done, config, tmp_path):
+    own = "tests.training.loggers.own_loggers:Offline"
+    hooks, lines = dataclasses.replace(config.hooks, loggers=(own,)), []
+    logged = dataclasses.replace(config, hooks=hooks)
+    state = run_lib.train(logged, tmp_path, devices=ONE, report=lines.append)
+    jax.tree.map(np.testing.assert_array_equal, state.saved(), done[1].saved())
+    reason = "ConnectionError: no route to the service"
+    assert f"{own}: 6 reports were not written: {reason}." in lines
+
+
+def test_a_logger_that_cannot_be_made_is_refused_before_anything_is_compiled(
+    config, tmp_path, never_compiles
+):
+    hooks = dataclasses.replace(config.hooks, loggers=("no_such_module:make",))
+    with pytest.raises(ConfigError, match=r"config\.hooks\.loggers=no_such_module:make"):
+        run_lib.train(dataclasses.replace(config, hooks=hooks), tmp_path, devices=ONE)
+
+
 def test_unwritable_workdir_is_refused_before_anything_is_compiled(
     config, tmp_path, never_compiles
 ):

@@ -8,8 +8,8 @@ from tensorboardX import record_writer
 from tensorboardX.proto.event_pb2 import Event
 
 from flamingo_jax.core.paths import Path
-from flamingo_jax.training import tensorboard
-from flamingo_jax.training.tensorboard import EventFiles
+from flamingo_jax.training.loggers import tensorboard
+from flamingo_jax.training.loggers.tensorboard import EventFiles
 
 
 def events(data):

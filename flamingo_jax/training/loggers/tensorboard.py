@@ -18,10 +18,8 @@ import time
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from flamingo_jax.core import paths
-from flamingo_jax.training.background import Numbers
+from flamingo_jax.training.background import Numbers, curves
 
 if TYPE_CHECKING:
     from tensorboardX.record_writer import RecordWriter
@@ -150,11 +148,9 @@ class EventFiles:
         from tensorboardX.proto.event_pb2 import Event
         from tensorboardX.summary import scalar
 
-        for name, value in numbers.items():
-            for i, number in enumerate(np.ravel(value)):
-                curve = name if np.ndim(value) == 0 else f"{name}/{i}"
-                summary = scalar(curve, float(number))
-                self._add(Event(wall_time=wall_time, step=step, summary=summary))
+        for curve, number in curves(numbers):
+            summary = scalar(curve, number)
+            self._add(Event(wall_time=wall_time, step=step, summary=summary))
 
     def _add(self, event: Any) -> None:
         assert self._file is not None

@@ -1,0 +1,1 @@
+"""The logs of a run besides metrics.jsonl and the screen."""
