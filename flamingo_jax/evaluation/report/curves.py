@@ -189,10 +189,14 @@ def _origin(rows: Sequence[Row]) -> str:
     return f"{queries} queries per point · seed {rows[0].seed} · step {rows[0].step}"
 
 
-def gate_curves(log: Sequence[Numbers]) -> Figure | None:
+def gate_curves(log: Sequence[Numbers], name: str = "") -> Figure | None:
     """Draws the absolute value of each layer's tanh gates over training (paper, Figure 6).
 
     Returns None if the log has no gates.
+
+    Args:
+        log: lines of metrics.jsonl.
+        name: of the run, for the title.
     """
     gates = _all_gates(log)
     if not gates:
@@ -200,23 +204,27 @@ def gate_curves(log: Sequence[Numbers]) -> Figure | None:
     with style():
         figure = Figure(figsize=(4.6 * len(gates) + 0.6, 4.0), layout="constrained")
         axes = figure.subplots(1, len(gates), sharey=True, squeeze=False)[0]
-        for axis, (name, rows) in zip(axes, gates.items(), strict=True):
+        for axis, (gates_of, rows) in zip(axes, gates.items(), strict=True):
             steps = list(rows)
             values = np.abs(np.array(list(rows.values()), np.float64))
             colours = mpl.colormaps["viridis_r"](np.linspace(0.12, 1, values.shape[1]))
+            look = {"linewidth": 1.8, "marker": "o" if len(steps) == 1 else ""}
             for layer in range(values.shape[1]):
-                axis.plot(steps, values[:, layer], color=colours[layer], linewidth=1.8)
-            for layer, height in _labelled(values[-1]):
-                font = {"size": 8.5, "va": "center", "color": colours[layer]}
-                where = {"xycoords": ("axes fraction", "data"), "textcoords": "offset points"}
-                axis.annotate(f"layer {layer}", (1, height), (4, 0), **where, **font)
-            axis.set_title(_GATES.get(name, name.removeprefix("gates/")))
+                axis.plot(steps, values[:, layer], color=colours[layer], clip_on=False, **look)
+            axis.set_title(_GATES.get(gates_of, gates_of.removeprefix("gates/")))
             axis.set_xlabel("updates")
             axis.set_xlim(0, max(steps))
             axis.tick_params(length=0)
         axes[0].set_ylim(bottom=0)
         axes[0].set_ylabel(r"$|\tanh(\alpha)|$")
-        headline(figure, "How far the gates have opened")
+        gap = 0.055 * axes[0].get_ylim()[1]  # all panels have the same heights
+        for axis, rows in zip(axes, gates.values(), strict=True):
+            lines, last = axis.get_lines(), np.abs(np.array(rows[max(rows)], np.float64))
+            for layer, height in _labelled(last, gap):
+                font = {"size": 8.5, "va": "center", "color": lines[layer].get_color()}
+                where = {"xycoords": ("axes fraction", "data"), "textcoords": "offset points"}
+                axis.annotate(f"layer {layer}", (1, height), (6, 0), **where, **font)
+        headline(figure, "How far the gates have opened" + (f", {name}" if name else ""))
     return figure
 
 
@@ -249,10 +257,10 @@ def _gates(log: Sequence[Numbers], name: str) -> dict[int, list[float]]:
     return {step: values for step, values in found.items() if len(values) == layers}
 
 
-def _labelled(heights: np.ndarray) -> list[tuple[int, float]]:
+def _labelled(heights: np.ndarray, gap: float) -> list[tuple[int, float]]:
     """Returns the layers that are named at the right edge, with the heights of the names.
 
-    All of up to eight layers are named, else some. Names are moved apart so that none overlap.
+    All of up to eight layers are named, else some. Names are at least `gap` apart.
     """
     count = len(heights)
     chosen = (
@@ -260,7 +268,6 @@ def _labelled(heights: np.ndarray) -> list[tuple[int, float]]:
         if count <= 8
         else sorted({round(place) for place in np.linspace(0, count - 1, 6)})
     )
-    gap = 0.055 * float(max(heights.max(), 1e-9)) * 1.2
     layers = [int(layer) for layer in chosen]
     return list(zip(layers, apart([float(heights[layer]) for layer in layers], gap), strict=True))
 

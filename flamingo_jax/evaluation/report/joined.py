@@ -46,9 +46,12 @@ def _figure_6(runs: Sequence[JoinedRun]) -> tuple[JoinedTable, Pictures]:
     pictures: dict[str, Figure] = {}
     rows, notes = list[TableRow](), list[str]()
     for run in runs:
-        figure = curves.gate_curves(run.log)
+        figure = curves.gate_curves(run.log, Path(run.name).name if len(runs) > 1 else "")
         if figure is None:
-            notes.append(f"{run.name}: it has no log with gates. Give the WORKDIR of a run.")
+            notes.append(
+                f"{run.name}: it has no log with gates. Give the WORKDIR of a run; one with "
+                "xattn.gate = 'none' has no gates."
+            )
             continue
         name = "figure_6" if len(runs) == 1 else f"figure_6_{len(pictures) + 1}"
         pictures[f"{name}.png"] = figure
@@ -107,6 +110,11 @@ def join(
         )
     if key != CAPTIONS and (groups or toxicity):
         raise ConfigError(f"--groups and --toxicity belong to --report={CAPTIONS}, got {name}.")
+    if empty := [word for word in runs if not word.rpartition("=")[2]]:
+        raise ConfigError(
+            f"--report={','.join([name, *runs])}: {empty[0]!r} is no directory; expected "
+            "NAME,RUN,RUN, where RUN is DIR or ROW=DIR."
+        )
     pictures: Pictures = {}
     if key == CAPTIONS:
         tables = caption_tables(runs, groups, toxicity)

@@ -11,6 +11,7 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 from matplotlib.figure import Figure
 
 from flamingo_jax.evaluation.benchmarks.benchmark import SHOTS
@@ -34,6 +35,7 @@ TASKS = tuple(
 _OWN = (COLOURS[0], COLOURS[1], COLOURS[3], COLOURS[4], COLOURS[5])
 _NOTE = "in % of the fine-tuned state of the art of 2022"
 _BAR = 0.36  # of the distance of two tasks
+_LEGEND, _LINE = 160, 10  # characters: the width of the legend, and of the line before a label
 
 Shares = Mapping[str, Mapping[int, float]]  # task -> {shots: percent of the state of the art}
 
@@ -142,8 +144,18 @@ def draw(numbers: Overview) -> Figure:
             handles |= dict(zip(*reversed(axis.get_legend_handles_labels()), strict=True))
         labels = [label for label in (*numbers.models, BEFORE) if label in handles]
         lines = [handles[label] for label in labels]
-        figure.legend(lines, labels, loc="outside lower left", ncols=5, fontsize=9)
+        columns = _columns(labels)
+        figure.legend(lines, labels, loc="outside lower left", ncols=columns, fontsize=9)
     return figure
+
+
+def _columns(labels: Sequence[str]) -> int:
+    """Returns the largest number of columns, up to 5, in which the legend is inside the figure."""
+    for columns in range(5, 1, -1):
+        parts = np.array_split(labels, min(columns, len(labels)))  # as matplotlib fills columns
+        if sum(_LINE + max(map(len, part)) for part in parts) <= _LEGEND:
+            return columns
+    return 1
 
 
 def _tasks(axis: Any, numbers: Overview, order: Sequence[str], colours: Mapping[str, str]) -> None:
@@ -191,7 +203,7 @@ def _means(axis: Any, numbers: Overview, colours: Mapping[str, str]) -> None:
     low, high = axis.get_ylim()
     heights = apart([value for _, value in ends.values()], 0.06 * (high - low))
     for (model, (place, value)), height in zip(ends.items(), heights, strict=True):
-        colour = colours.get(model) or PUBLISHED[model][0]
+        colour = colours.get(model) or PUBLISHED[LARGEST][0]  # the others are too pale to read
         font = {"size": 8.5, "weight": "bold", "color": colour, "va": "center"}
         beside = {"xytext": (7, 0), "textcoords": "offset points"}
         axis.annotate(f"{value:.1f}", (place, height), **beside, **font)

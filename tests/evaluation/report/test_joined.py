@@ -10,7 +10,7 @@ from flamingo_jax.core.config import ConfigError
 from flamingo_jax.evaluation.episode import Row
 from flamingo_jax.evaluation.report import joined, overview_figure
 from flamingo_jax.evaluation.report.joined_runs import read_run
-from flamingo_jax.evaluation.report.overview_figure import TASKS
+from flamingo_jax.evaluation.report.overview_figure import MODELS, TASKS
 
 DEV = {
     "okvqa": ("okvqa_accuracy", 0.35),
@@ -220,6 +220,14 @@ def test_figure_2_compares_runs_on_the_tasks_that_all_have(tmp_path):
         [read_run(evaluation(tmp_path / "no", [row("x", "top1", 1.0)]))]
     )
     assert alone.tasks == TASKS and len(alone.models) == 3
+    shares = numbers.models[one]
+    for length in (20, 45, 75, 130):
+        own = {f"{i}{'/runs/flamingo_3b_every_2nd' * 5}"[:length]: shares for i in range(2)}
+        known = dict.fromkeys(MODELS, shares)
+        figure = overview_figure.draw(dataclasses.replace(numbers, models={**known, **own}))
+        figure.canvas.draw()
+        (legend,) = figure.legends
+        assert legend.get_window_extent().x1 < figure.get_window_extent().x1, length
     assert "no result of a task of Table 1." in " ".join(alone.notes)
 
 
@@ -248,6 +256,8 @@ def test_figure_6_draws_the_gates_of_each_run(tmp_path):
     [
         ("TABLE4", [], "--report=TABLE4: expected TABLE2, TABLE3, TABLE10, FIGURE2, FIGURE6"),
         ("TABLE3", ["nowhere"], "nowhere: there is no results.json and no metrics.jsonl"),
+        ("TABLE3", ["a", ""], "--report=TABLE3,a,: '' is no directory; expected NAME,RUN,RUN"),
+        ("FIGURE6", ["base="], "'base=' is no directory"),
     ],
 )
 def test_a_report_that_cannot_be_made_is_one_line(name, runs, message):

@@ -4,6 +4,7 @@ Pictures by what they show (lines, labels, text), not by their pixels.
 """
 
 import dataclasses
+import itertools
 import json
 
 import numpy as np
@@ -111,10 +112,20 @@ def test_gates_are_drawn_without_their_arbitrary_sign():
 
 
 def test_labels_of_many_layers_are_few_and_apart():
-    placed = curves._labelled(np.linspace(0.0, 0.2, 40))
+    placed = curves._labelled(np.linspace(0.0, 0.2, 40), 0.01)
     assert 4 <= len(placed) <= 8
-    close = curves._labelled(np.asarray([0.1, 0.1, 0.1]))
-    assert np.diff([height for _, height in close]).min() > 0.005
+    # Both panels have the heights of the larger gates; a log of one report has closed gates.
+    for log in (
+        [{"step": s, "gates/attention": [0.9] * 4, "gates/dense": [0.01] * 4} for s in (1, 2)],
+        [{"step": 1, "gates/attention": [0.0] * 4}],
+    ):
+        figure = curves.gate_curves(log, "mine")
+        assert "mine" in figure.get_suptitle()
+        figure.canvas.draw()
+        for axis in figure.axes:
+            boxes = [text.get_window_extent() for text in axis.texts]
+            assert len(boxes) == 4
+            assert not any(a.overlaps(b) for a, b in itertools.combinations(boxes, 2))
 
 
 def test_losses_have_a_line_for_each_dataset():
