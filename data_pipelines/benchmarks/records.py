@@ -20,7 +20,7 @@ import numpy as np
 from etils import epath
 
 from data_pipelines.collect import TRAIN, VALIDATION, Found
-from data_pipelines.deadline import SECONDS, check_seconds, in_time
+from data_pipelines.deadline import SECONDS, TooSlow, check_seconds, in_time
 from data_pipelines.formats.local_files import MAX_IMAGE_BYTES, read_inside
 from data_pipelines.page import Reject
 from data_pipelines.pairs import caption, stored_image
@@ -241,7 +241,7 @@ def _pages(
 ) -> Iterator[Found | Reject]:
     """Yields pages of the examples of some pictures, in random order.
 
-    The last examples, which do not fill a page, are left out.
+    The last examples, which do not fill a page, are left out, and counted.
     """
     parts: list[tuple[bytes, str]] = []
     for picture in pictures:
@@ -259,6 +259,7 @@ def _pages(
     for start in range(0, len(order) - request.page_size + 1, request.page_size):
         chosen = [parts[place] for place in order[start : start + request.page_size]]
         yield Found(InterleavedPage(tuple(itertools.chain(*chosen))), split=TRAIN)
+    yield from itertools.repeat(Reject("unfilled_page"), len(order) % request.page_size)
 
 
 def _text(example: BenchmarkExample) -> str:
@@ -303,7 +304,14 @@ def _visual(
 
 def _image(picture: BenchmarkPicture) -> bytes | Reject:
     if picture.read is not None:
-        read = picture.read()
+        try:
+            read = picture.read()
+        except TooSlow:
+            raise
+        except FileNotFoundError as error:
+            return Reject("missing_image", f"{picture.name}: {error}", broken=True)
+        except Exception as error:  # noqa: BLE001 - PIL's decoders raise errors of many kinds
+            return Reject("not_an_image", f"{picture.name}: {error}", broken=True)
         image: bytes | Reject = read if isinstance(read, bytes) else encode_png(read)
     else:
         file = epath.Path(picture.path)

@@ -110,7 +110,9 @@ def load_frames(
     if isinstance(visual, Path):
         visual = from_file(visual)
     if isinstance(visual, Deferred):
-        what, visual = f"{visual.name!r}", visual.read()
+        what = f"{visual.name!r}"
+        with _unreadable(what):
+            visual = visual.read()
     else:
         what = f"{len(visual)} bytes" if isinstance(visual, bytes) else "an array"
     if isinstance(visual, Video):

@@ -139,6 +139,9 @@ def test_the_other_question_of_a_held_back_picture_is_counted(one_query, tmp_pat
     (tmp_path / "pages").mkdir()
     counts = reasons(made("vqav2", tmp_path / "pages", form="pages", page_size=2, **SMALL))
     assert counts == {"shown_in_validation": 1, "train": PICTURES - 1}
+    (tmp_path / "three").mkdir()
+    counts = reasons(made("vqav2", tmp_path / "three", form="pages", page_size=3, **SMALL))
+    assert counts == {"shown_in_validation": 1, "train": 4, "unfilled_page": 2}
 
 
 def test_what_is_left_out_is_counted(tmp_path):
@@ -157,11 +160,31 @@ def test_what_is_left_out_is_counted(tmp_path):
     assert reject.broken and reject.reason in ("truncated_image", "not_an_image")
 
 
+@pytest.mark.parametrize(
+    ("damage", "reason"), [("missing", "missing_image"), ("cut off", "not_an_image")]
+)
+def test_a_turned_image_that_cannot_be_read_is_counted(damage, reason, tmp_path):
+    """TextVQA's images that OpenImages lists as rotated are decoded and turned first."""
+    (place,) = benchmarks.make("textvqa", tmp_path).values()
+    image = epath.Path(place) / "train_images" / "0011223344556677.jpg"
+    encoded = image.read_bytes()
+    image.unlink()
+    if damage == "cut off":
+        image.write_bytes(encoded[:40])
+    request = BenchmarkRequest(input=place, task="textvqa", **NO_VALIDATION)
+    units, _ = training_units(request)
+    items = [item for unit in units for item in read_unit(request, ImageAnswers.kind, unit)]
+    assert reasons(items) == {"train": 3, reason: 1}
+    (reject,) = [item for item in items if isinstance(item, Reject)]
+    assert reject.broken and "0011223344556677" in reject.detail
+
+
 def test_other_forms_have_the_same_texts(tmp_path):
     forms = {
         form: [
             text_of(item.record)
             for item in made("vqav2", tmp_path, form=form, page_size=2, **NO_VALIDATION)
+            if isinstance(item, Found)
         ]
         for form in ("captions", "documents", "pages")
     }

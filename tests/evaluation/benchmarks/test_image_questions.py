@@ -14,7 +14,7 @@ from flamingo_jax.evaluation.benchmarks.vizwiz import VIZWIZ, VIZWIZ_VAL
 from flamingo_jax.evaluation.benchmarks.vqav2 import VQAV2, VQAV2_VAL
 from flamingo_jax.evaluation.protocol import Protocol
 from flamingo_jax.inference.prompt import Image
-from flamingo_jax.inference.visuals import load_frames
+from flamingo_jax.inference.visuals import PromptError, load_frames
 from tests.evaluation.fixtures import okvqa, textvqa, vizwiz, vqav2
 
 
@@ -115,6 +115,9 @@ def test_textvqa_turns_rotated_images_upright(tmp_path):
     half = load_frames(train[2].visual, 16)[0]
     stored = load_frames(Image(directory / "train_images/0011223344556677.jpg"), 16)[0]
     np.testing.assert_array_equal(half, stored[::-1, ::-1])
+    (directory / "train_images/0011223344556677.jpg").write_bytes(b"no image")
+    with pytest.raises(PromptError, match=r"0011223344556677.jpg turned by 180 .* cannot be read"):
+        load_frames(train[2].visual, 16)
     (directory / "train-images-boxable-with-rotation.csv").unlink()
     assert isinstance(TEXTVQA.at(directory).test()[0].visual, Image)
 
