@@ -75,8 +75,9 @@ def runs_of(config: FineTuneConfig, workdir: PathLike) -> list[GridRun]:
     if config.task in UNRATED:
         raise ConfigError(
             f"config.task is {config.task!r}, and its training examples have no ratings, so no "
-            "run can be chosen by them: train one point of the grid, with flamingo_jax.train and "
-            f"configs/finetune.py:{config.task}."
+            "run can be chosen by them: train one point of the grid, with python -m "
+            f"flamingo_jax.train --config=configs/finetune.py:{config.task}, and evaluate it with "
+            f"--task={config.task} --shots=0 --config.text_examples=0."
         )
     found = []
     for labels in itertools.product(*(axis.items() for axis in config.grid.values())):
@@ -105,11 +106,11 @@ def search(
         ConfigError: a run cannot be made of the grid, or was not evaluated, or all have diverged;
             or the records show the validation queries.
     """
+    runs, metric = runs_of(config, workdir), BENCHMARKS[config.task].metric.name
     _check_records(config)
-    place, metric = paths.make_directory(workdir), BENCHMARKS[config.task].metric.name
+    place = paths.make_directory(workdir)
     key = f"evaluate/{config.task}/0/{metric}"
     shown = unit(config.task, metric)
-    runs = runs_of(config, workdir)
     known: dict[str, dict[int, float]] = {run.name: {} for run in runs}
     for share in config.rungs:
         values: dict[str, float] = {}

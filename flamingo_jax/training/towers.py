@@ -131,7 +131,11 @@ def check_start(config: TrainConfig) -> None:
             f"config.initial: {directory} is the export of kind {card['kind']!r}; expected one of "
             f"a {config.stage} run."
         )
-    _check("initial", _TRAINED[config.stage].parts, directory, card, config)
+    parts = _TRAINED[config.stage].parts
+    xattn = config.model.xattn
+    if config.stage == "flamingo" and xattn is not None and xattn.grafted_layers:
+        parts += ("lm",)  # the grafted blocks are like its blocks
+    _check("initial", parts, directory, card, config)
     _check_tokenizer(directory, card, config)
 
 

@@ -163,8 +163,10 @@ def test_records_that_show_the_validation_queries_are_refused(tmp_path, change, 
 
 
 def test_visdial_cannot_be_chosen_by_its_training_dialogues(tmp_path):
-    with pytest.raises(ConfigError, match="no ratings.*configs/finetune.py:visdial"):
-        fine_tuning.runs_of(config_of(task="visdial"), tmp_path)
+    with pytest.raises(ConfigError, match="no ratings.*configs/finetune.py:visdial") as error:
+        searched(config_of(task="visdial"), tmp_path / "search", Trainer())
+    assert len(str(error.value).splitlines()) == 1
+    assert not (tmp_path / "search").exists()
 
 
 def test_the_papers_grid(tmp_path):

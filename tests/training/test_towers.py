@@ -6,6 +6,7 @@ import functools
 import jax
 import numpy as np
 import pytest
+from etils import epath
 
 from flamingo_jax.checkpoint import arrays
 from flamingo_jax.checkpoint.export import open_checkpoint
@@ -62,6 +63,31 @@ def test_towers_are_rounded_from_what_their_exports_hold(config, monkeypatch):
         np.testing.assert_array_equal(made.values, expected.values, err_msg=path)
         np.testing.assert_allclose(made.scale, expected.scale, rtol=1e-6, err_msg=path)
     assert "gain" not in frozen[f"flamingo/{first}"]
+
+
+def test_grafted_blocks_go_on_with_a_language_model_of_their_kind(config, tmp_path):
+    """With another activation their weights would load, and mean something else."""
+    world = epath.Path(config.data.tokenizer).parent
+
+    def described(stage, activation="gelu"):
+        made = small.get_config(stage)
+        made.model.xattn.grafted_layers, made.model.lm.activation = 1, activation
+        return made
+
+    initial = small.make_export(tmp_path / "flamingo", world, "flamingo", config_of=described)
+    for activation in ("gelu", "relu"):
+        of_lm = functools.partial(described, activation=activation)
+        lm = small.make_export(tmp_path / activation, world, "language_model", config_of=of_lm)
+        run = small.with_world(of_lm("flamingo"), world)
+        run.update(initial=str(initial))
+        run.towers.update(lm=str(lm), vision=None)
+        read = from_dict(TrainConfig, run)
+        read = read.resolved(resume.tokenizer_of(read).vocab_size)
+        if activation == "gelu":
+            towers.check_start(read)
+        else:
+            with pytest.raises(ConfigError, match=r"config.initial = .*config.model.lm(.|\n)*relu"):
+                towers.check_start(read)
 
 
 @pytest.mark.parametrize("stage", ["language_model", "contrastive"])
