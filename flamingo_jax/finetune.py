@@ -49,6 +49,7 @@ def main(_: list[str], cluster: Cluster) -> None:
         report=cluster.report,
     )
     cluster.report(f"The best run is {best.workdir}")
+    cluster.guard.watch(0.0)  # no training run is left; a test has no limit, as in `evaluate`
     cluster.report(fine_tuning.test(config, best, _WORKDIR.value, cluster))
 
 

@@ -102,7 +102,7 @@ class Guard:
             thread.join(_TELL_SECONDS)
 
     def watch(self, stuck_seconds: float) -> None:
-        """Ends the process when it is stuck; see `core.phases`."""
+        """Ends the process when the run that starts now is stuck; 0: never. See `core.phases`."""
         self._watchdog.watch(stuck_seconds)
 
     def at(self, phase: Phase, step: int | None = None) -> None:

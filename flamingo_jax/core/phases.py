@@ -126,16 +126,16 @@ class Watchdog:
 
     def __init__(self, clock: AwakeClock) -> None:
         self._clock = clock
-        self._stuck = 0.0
-        self._phase, self._step, self._since = Phase.STARTING, 0, clock.seconds
+        self._main = threading.main_thread().ident
+        self.watch(0.0)
+
+    def watch(self, stuck_seconds: float) -> None:
+        """Sets the limits of a run that starts now, the first or another one; 0 is none."""
+        self._stuck = stuck_seconds
+        self._phase, self._step, self._since = Phase.STARTING, 0, self._clock.seconds
         self._update_began: float | None = None
         self._updates = 0
         self._durations: collections.deque[float] = collections.deque(maxlen=_MEDIAN_OF)
-        self._main = threading.main_thread().ident
-
-    def watch(self, stuck_seconds: float) -> None:
-        """Sets the limits; 0 is none."""
-        self._stuck = stuck_seconds
 
     def at(self, phase: Phase, step: int | None = None) -> None:
         """Says what the main thread does from now on, after `step` updates; None: as before."""

@@ -55,6 +55,18 @@ def limit(dog, phase):
     return dog.activity().limit
 
 
+def test_another_run_in_the_same_process_starts_anew(time):
+    """As in a search of fine-tuning: the next run has a first batch, and compiles again."""
+    dog = of_updates(time, 0.1, count=20)
+    dog.at(Phase.EXPORTING, 20)
+    dog.watch(10.0)
+    here = dog.activity()
+    assert (here.phase, here.step, here.seconds) == (Phase.STARTING, 0, 0.0)
+    assert limit(dog, Phase.READING) == 5 * 10
+    dog.watch(0.0)
+    assert dog.activity().limit == math.inf
+
+
 def test_the_limit_of_an_update_follows_the_usual_time_above_a_floor(time):
     assert limit(of_updates(time, 0.1, count=20), Phase.UPDATING) == 10
     assert limit(of_updates(time, 0.1, count=20), Phase.READING) == 10
