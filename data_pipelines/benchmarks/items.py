@@ -62,7 +62,11 @@ def training_units(request: BenchmarkRequest) -> TrainingUnits:
     ids = frozenset(item.id for item in queries)
 
     shown: dict[tuple[str, object], list[Item]] = {}
+    without = 0
     for item in train:
+        if item.visual is None:
+            without += 1
+            continue
         # Segments of one video are held back together, and stored apart.
         shown.setdefault((item.shown, _key(item)), []).append(item)
     pictures = [
@@ -74,6 +78,7 @@ def training_units(request: BenchmarkRequest) -> TrainingUnits:
         tuple(pictures[start : start + size]) for start in range(0, len(pictures), size)
     ]
     units += [LeftOut(reason, number) for reason, number in left_out.items()]
+    units += [LeftOut("no_picture", without)] if without else []
     return TrainingUnits(units, are_videos)
 
 

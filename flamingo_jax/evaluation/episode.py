@@ -40,7 +40,8 @@ class Episode:
         masked: True in a control: the images are hidden from the text (media_index 0 everywhere).
         references: all right answers, as the annotations have them; () where `answer` is the only
             one.
-        extra: other values that the metric or the submission needs; JSON values.
+        extra: other values that the metric or the submission needs; JSON values. "groups" has the
+            names of the groups of queries that this one belongs to, for `Row.groups`.
         orders: an ensemble's other prompts: the same support examples in other orders. Scores are
             averaged over all prompts.
         separator: text between the prompt and a candidate that is not part of the answer.
@@ -161,8 +162,9 @@ class Row:
         step: the checkpoint's step.
         num_support: largest size of the support set; None: there is none, or it is drawn per class.
         num_support_per_class: the same for each class; None: there is none, or no classes.
-        num_text_examples: examples without images before the query. Version 0.4.0 wrote none of
-            these three.
+        num_text_examples: examples without images before the query.
+        groups: the same metric on named groups of the queries, such as {"out-domain": 0.71}; None:
+            the benchmark names none. Version 0.4.0 wrote none of these four.
     """
 
     task: str
@@ -180,3 +182,4 @@ class Row:
     num_support: int | None = None
     num_support_per_class: int | None = None
     num_text_examples: int | None = None
+    groups: Mapping[str, float] | None = None

@@ -89,6 +89,11 @@ class FewShotTask:
                 f"{self.protocol.ensemble} orders has no scores to average: set ensemble=1, or "
                 "leave the task out."
             )
+        if self.benchmark.is_whole and self.protocol.n:
+            raise task.TaskError(
+                f"the task {self.name!r} judges several queries together, so it needs all of them: "
+                f"got n={self.protocol.n}; pass --config.n=0, or leave the task out."
+            )
 
     @property
     def name(self) -> str:
@@ -117,6 +122,12 @@ class FewShotTask:
         items = items if isinstance(items, list) else items[:1]  # some are made on request
         return len(items) > 0 and not any(item.answer or item.references for item in items)
 
+    @property
+    def _num_text_examples(self) -> int:
+        """Examples without images at 0 shots; 0 where there is no training split to draw from."""
+        has_examples = self.is_open_ended and self.benchmark.max_shots > 0
+        return self.protocol.text_examples if has_examples else 0
+
     def submission_questions(self) -> Sequence[int | str]:
         """Returns all questions that the benchmark's server expects answers to, as it declares."""
         return self.benchmark.submission_questions()
@@ -124,7 +135,7 @@ class FewShotTask:
     def setting(self, shots: int) -> dict[str, Any]:
         """Returns the split of the queries, and the sizes of what is drawn for them."""
         protocol, has_classes = self.protocol, bool(self._labels) if shots else False
-        examples = protocol.text_examples if self.is_open_ended and not shots else 0
+        examples = self._num_text_examples if not shots else 0
         is_drawn = bool(shots or examples)
         return {
             "split": self.benchmark.split(protocol.split),
@@ -147,7 +158,7 @@ class FewShotTask:
             TaskError: there are fewer queries than `protocol.n`, or too few items for the supports.
         """
         protocol = self.protocol
-        num_examples = shots or (protocol.text_examples if self.is_open_ended else 0)
+        num_examples = shots or self._num_text_examples
         drawn = TrainingDraw()
         if num_examples > 0 or protocol.split == "validation":
             drawn = draw_from_training(self.benchmark, self._train, self._labels, protocol)

@@ -19,7 +19,7 @@ from flamingo_jax.core.paths import Path, PathLike
 from flamingo_jax.evaluation.answer import answer
 from flamingo_jax.evaluation.episode import Answer, Row
 from flamingo_jax.evaluation.journal import Journal
-from flamingo_jax.evaluation.metrics import metric
+from flamingo_jax.evaluation.metrics import Metric, metric
 from flamingo_jax.evaluation.predictions import answers_are_hidden
 from flamingo_jax.evaluation.task import HasSetting, Task, TaskError
 from flamingo_jax.inference.model import Flamingo
@@ -130,6 +130,20 @@ def check_metrics(tasks: Sequence[Task]) -> None:
         metric(name).check()
 
 
+def of_groups(metric: Metric, answers: Sequence[Answer]) -> dict[str, float] | None:
+    """Returns the metric on each group of queries that a benchmark names; None without groups.
+
+    Args:
+        metric: of the benchmark.
+        answers: of all queries; `extra["groups"]` has the groups of each.
+    """
+    members: dict[str, list[Answer]] = {}
+    for each in answers:
+        for name in each.episode.extra.get("groups", ()):
+            members.setdefault(name, []).append(each)
+    return {name: metric.value(found) for name, found in sorted(members.items())} or None
+
+
 def _rows(model: Flamingo, task: Task, answers: Sequence[Answer], shots: int) -> list[Row]:
     decoding = {"generation": model.engine.config.decoding, "scores": "log_likelihood"}
     protocol = task.protocol
@@ -140,6 +154,7 @@ def _rows(model: Flamingo, task: Task, answers: Sequence[Answer], shots: int) ->
             shots=shots,
             metric=name,
             value=metric(name).value(answers),
+            groups=of_groups(metric(name), answers),
             n=len(answers),
             seed=protocol.seed,
             selection=protocol.selection,

@@ -21,7 +21,7 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
 STAGES = ("contrastive", "language_model", "flamingo")
 ROW = {
     *("task", "split", "shots", "metric", "value", "n", "seed", "selection"),
-    *("num_support", "num_support_per_class", "num_text_examples"),
+    *("num_support", "num_support_per_class", "num_text_examples", "groups"),
     *("ensemble", "decoding", "checkpoint", "step"),
 }
 

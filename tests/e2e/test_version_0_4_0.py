@@ -16,7 +16,7 @@ import pytest
 ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
 GOLDEN = ROOT / "tests" / "golden" / "version_0_4_0"
 PLACE = pathlib.PurePath("runs/fixture")  # as recorded in the checkpoints
-NEW_FIELDS = ("num_support", "num_support_per_class", "num_text_examples")
+NEW_FIELDS = ("num_support", "num_support_per_class", "num_text_examples", "groups")
 TIMES = ("step_seconds", "seconds", "eta", "checkpoint")
 
 EVERY = (

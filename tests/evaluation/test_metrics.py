@@ -61,6 +61,6 @@ def test_every_metric_refuses_what_it_cannot_judge():
             each.value([answered("q", "dax")])
         assert metric(name) is each
     with pytest.raises(
-        ValueError, match="unknown metric 'bleu': expected one of cider, exact_match"
+        ValueError, match="unknown metric 'bleu': expected one of cider, circular_accuracy"
     ):
         metric("bleu")

@@ -97,6 +97,7 @@ def test_rows_are_those_of_results_json(result):
         "num_support": None,
         "num_support_per_class": None,
         "num_text_examples": None,
+        "groups": None,
     }
 
 

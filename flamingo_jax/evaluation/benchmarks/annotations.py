@@ -24,6 +24,7 @@ from flamingo_jax.evaluation.task import TaskError
 
 Types = type | tuple[type, ...]
 FileSplit = Literal["train", "test"]
+_LARGEST_FIELD = 1 << 28  # MMBench has its pictures in base64
 OWN_SPLITS: Mapping[FileSplit, tuple[str, ...]] = {"train": ("train",), "test": ("test",)}
 
 
@@ -197,11 +198,14 @@ class Files:
                 ) from error
         return values
 
-    def csv(self, *names: str, columns: Sequence[str], strict: bool = True) -> list[dict[str, str]]:
+    def csv(
+        self, *names: str, columns: Sequence[str], strict: bool = True, delimiter: str = ","
+    ) -> list[dict[str, str]]:
         """Reads a CSV file with a header; each row is a dict of strings.
 
         Args:
             *names: possible places of the file, see `path`.
+            delimiter: between two fields; a tab for TSV.
             columns: required columns; the header may have more.
             strict: whether a quote that is not closed, or that more text follows, is an error: it
                 makes many rows one.
@@ -212,7 +216,7 @@ class Files:
         """
         path = self.path(*names)
         text = io.StringIO(self.text(*names), newline="")
-        reader = csv.DictReader(text, strict=strict)
+        reader = csv.DictReader(text, strict=strict, delimiter=delimiter)
         header = reader.fieldnames or ()
         if twice := [name for name in columns if list(header).count(name) > 1]:
             raise self.wrong(path, f"the column {twice[0]} twice", "each column once")
@@ -221,12 +225,15 @@ class Files:
                 f"the benchmark {self.benchmark!r}: {path} lacks the columns {', '.join(lacking)}; "
                 f"got the header {','.join(header)!r}. Get the official file from {self.download}."
             )
+        limit = csv.field_size_limit(_LARGEST_FIELD)  # of the whole process
         try:
             rows = list(reader)
         except csv.Error as error:
             raise self.wrong(
                 path, f"no CSV in line {reader.line_num} ({error})", f"rows of {len(header)} fields"
             ) from error
+        finally:
+            csv.field_size_limit(limit)
         for number, row in enumerate(rows):
             if None in row or any(row[name] is None for name in columns):
                 much = "many" if None in row else "few"

@@ -50,7 +50,9 @@ class Item:
         label: class of the item, where support examples are drawn per class; else "".
         turns: the prefix of a dialogue, with the right answers in it: prompt, answer, ..., prompt;
             () = the prefix has no answers.
-        extra: other values that the metric or the submission needs; JSON values.
+        extra: other values that the metric or the submission needs; JSON values. "groups" has the
+            names of the groups of queries that this one belongs to, such as ["out-domain"]: the
+            results have the metric of each group too.
         source: name of the picture or video in the annotations, where several items may show it;
             "": the file that the item shows.
     """
@@ -194,6 +196,8 @@ class Benchmark:
         is_dev: True if the paper's design was chosen on this benchmark.
         is_of_paper: True if the paper evaluates on it.
         is_youtube: True if the paper had only the videos that were public in April 2022.
+        is_whole: True if the metric judges several queries together, so that a part of them has no
+            value.
         directory: directory of the files; see `at`.
     """
 
@@ -224,6 +228,7 @@ class Benchmark:
     is_dev: bool = False
     is_of_paper: bool = True
     is_youtube: bool = False
+    is_whole: bool = False
     directory: PathLike = ""
     own_queries: str = ""
 

@@ -12,10 +12,19 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from flamingo_jax.evaluation.metrics.cider import CIDER
+from flamingo_jax.evaluation.metrics.circular_accuracy import CIRCULAR_ACCURACY
 from flamingo_jax.evaluation.metrics.declaration import Metric, Unit
 from flamingo_jax.evaluation.metrics.exact_match import EXACT_MATCH, TOP1
+from flamingo_jax.evaluation.metrics.gqa import GQA_ACCURACY, GQA_DISTRIBUTION
 from flamingo_jax.evaluation.metrics.ivqa_accuracy import IVQA_ACCURACY
 from flamingo_jax.evaluation.metrics.okvqa_accuracy import OKVQA_ACCURACY
+from flamingo_jax.evaluation.metrics.pope import (
+    POPE_ACCURACY,
+    POPE_F1,
+    POPE_PRECISION,
+    POPE_RECALL,
+    POPE_YES,
+)
 from flamingo_jax.evaluation.metrics.ranking import NLL, RANKING
 from flamingo_jax.evaluation.metrics.rareact_mwap import RAREACT_MWAP
 from flamingo_jax.evaluation.metrics.required import HiddenAnswersError, MissingResourceError
@@ -39,6 +48,8 @@ METRICS: Mapping[str, Metric] = {
     for each in (
         *(EXACT_MATCH, TOP1, VQA_ACCURACY, OKVQA_ACCURACY, IVQA_ACCURACY, CIDER, WUPS),
         *(RANKING, TOP1_TOP5, VISDIAL_NDCG, ROC_AUC, RAREACT_MWAP, NLL),
+        *(GQA_ACCURACY, GQA_DISTRIBUTION, CIRCULAR_ACCURACY),
+        *(POPE_F1, POPE_ACCURACY, POPE_PRECISION, POPE_RECALL, POPE_YES),
     )
 }
 

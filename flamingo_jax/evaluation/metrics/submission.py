@@ -1,6 +1,6 @@
 """The file of answers that EvalAI takes for splits with hidden answers.
 
-These are test-dev of VQAv2 and VizWiz.
+These are test-dev of VQAv2, VizWiz, and the test split of NoCaps.
 """
 
 from __future__ import annotations
@@ -13,13 +13,16 @@ from flamingo_jax.core.paths import PathLike, write_atomically
 from flamingo_jax.evaluation.episode import Answer
 from flamingo_jax.evaluation.metrics import required
 
+# Name of the query in an entry -> name of its answer: VizWiz (a file), NoCaps, VQAv2.
+KEYS = {"image": "answer", "image_id": "caption", "question_id": "answer"}
+
 
 def entries(
     answers: Sequence[Answer], all_questions: Sequence[int | str] = ()
 ) -> list[dict[str, Any]]:
     """Returns the entries of the file, in the order of the answers.
 
-    Reads `text`, and `extra`: "image" (VizWiz: name of the file) or else "question_id" (VQAv2).
+    Reads `text`, and `extra`: the first name of KEYS that it has says which answer it is.
 
     Args:
         answers: one for each question that was asked.
@@ -34,7 +37,7 @@ def entries(
         raise ValueError(
             "a submission of no predictions would be empty: evaluate at least one episode."
         )
-    key = "image" if "image" in answers[0].episode.extra else "question_id"
+    key = next((name for name in KEYS if name in answers[0].episode.extra), "question_id")
     found: dict[int | str, str] = {}
     for each in answers:
         question = required.extra(each, "submission", key)
@@ -44,7 +47,7 @@ def entries(
             )
         found[question] = required.decoded(each, "submission").strip()
     found |= {question: "" for question in all_questions if question not in found}
-    return [{key: question, "answer": answer} for question, answer in found.items()]
+    return [{key: question, KEYS[key]: answer} for question, answer in found.items()]
 
 
 def write(

@@ -171,7 +171,10 @@ def _section(task: str, rows: Sequence[Row]) -> TableSection:
     for row in sorted(rows, key=lambda row: row.metric != main):
         name = "" if row.metric == main else unit(task, row.metric).title
         label = ", ".join(filter(None, (_OWN, own_setting(row), name)))
-        own.setdefault(label, {})[row.shots] = unit(task, row.metric).text(row.value)
+        shown = unit(task, row.metric)
+        own.setdefault(label, {})[row.shots] = shown.text(row.value)
+        for group, value in (row.groups or {}).items():
+            own.setdefault(f"{label}, {group}", {})[row.shots] = shown.text(value)
     lines = [Line(label, values, is_own=True) for label, values in own.items()]
     listed = PAPER_BENCHMARKS.get(benchmark_of(task))
     if listed and listed.metric.name == main:

@@ -9,19 +9,19 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from flamingo_jax.evaluation.metrics import METRICS, Unit
-from flamingo_jax.evaluation.registry import PAPER_BENCHMARKS
+from flamingo_jax.evaluation.registry import BENCHMARKS, PAPER_BENCHMARKS
 from flamingo_jax.evaluation.report.published import benchmark_of
 
 
 def is_benchmark(task: str, metrics: Iterable[str]) -> bool:
-    """Returns True if a task is one of the paper's benchmarks, or has one of their metrics.
+    """Returns True if a task is a benchmark, or has the metric of one.
 
     Args:
         task: name of the task.
         metrics: names of its metrics.
     """
     known = [METRICS[name] for name in metrics if name in METRICS]
-    return _is_of_the_paper(task) or any(each.plain_unit is None for each in known)
+    return _is_listed(task) or any(each.plain_unit is None for each in known)
 
 
 def unit(task: str, metric: str) -> Unit:
@@ -35,8 +35,8 @@ def unit(task: str, metric: str) -> Unit:
         return Unit(metric.replace("_", " "), factor=1.0, decimals=2, of_each=False)
     found = METRICS[metric]
     plain = found.plain_unit
-    return found.unit if plain is None or _is_of_the_paper(task) else plain
+    return found.unit if plain is None or _is_listed(task) else plain
 
 
-def _is_of_the_paper(task: str) -> bool:
-    return benchmark_of(task) in PAPER_BENCHMARKS
+def _is_listed(task: str) -> bool:
+    return task in BENCHMARKS or benchmark_of(task) in PAPER_BENCHMARKS

@@ -17,14 +17,21 @@ WITH_FILES = [
     if split in benchmark.files
 ]
 
+# Files whose objects are named by their ids.
+BY_ID = ("train_balanced_questions", "testdev_balanced_questions", "problems")
+
 
 def repeat(file):
     """Writes the first record of an annotation file a second time."""
-    if file.suffix in (".csv", ".jsonl"):
+    if file.suffix in (".csv", ".tsv", ".jsonl"):
         lines = file.read_text().splitlines()
-        file.write_text("\n".join([*lines, lines[file.suffix == ".csv"]]) + "\n")
+        file.write_text("\n".join([*lines, lines[file.suffix != ".jsonl"]]) + "\n")
         return
     value = json.loads(file.read_text())
+    if file.name.startswith(BY_ID):
+        first, record = next(iter(value.items()))
+        file.write_text(f'{json.dumps(value)[:-1]}, "{first}": {json.dumps(record)}}}')
+        return
     for records in lists(value):
         records.append(records[0])
     file.write_text(json.dumps(value))
