@@ -50,6 +50,23 @@ def test_text():
     )
 
 
+def test_groups_of_queries_are_lines():
+    """A benchmark that is not of the paper has the unit of papers too."""
+    rows = [
+        row("scienceqa", 0, "ranking", 0.5, groups={"NAT": 0.75, "SOC": 0.25}),
+        row("scienceqa", 4, "ranking", 0.6, groups={"NAT": 0.8, "SOC": 0.4}),
+    ]
+    assert is_benchmark("scienceqa", ["ranking"])
+    lines = benchmark_table.text(rows).splitlines()
+    assert lines[2:7] == [
+        "scienceqa: top-1 accuracy, %, 5000 queries of test",
+        "                      0       4",
+        "  this run         50.0    60.0",
+        "  this run, NAT    75.0    80.0",
+        "  this run, SOC    25.0    40.0",
+    ]
+
+
 def test_markdown():
     written = benchmark_table.markdown(COCO)
     assert (
