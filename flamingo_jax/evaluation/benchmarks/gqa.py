@@ -19,7 +19,7 @@ from flamingo_jax.core.paths import Path
 from flamingo_jax.evaluation.benchmarks.annotations import Files, FileSplit, one_line, records
 from flamingo_jax.evaluation.benchmarks.benchmark import Benchmark, Item
 from flamingo_jax.evaluation.benchmarks.templates import question
-from flamingo_jax.evaluation.metrics.gqa import GQA_ACCURACY, GQA_DISTRIBUTION
+from flamingo_jax.evaluation.metrics.gqa_accuracy import GQA_ACCURACY, GQA_DISTRIBUTION
 from flamingo_jax.inference.prompt import Image
 
 _FIELDS = {"imageId": str, "question": str, "answer": str, "types": dict, "groups": dict}

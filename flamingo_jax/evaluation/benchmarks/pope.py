@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from flamingo_jax.evaluation.benchmarks.annotations import Files, FileSplit, Types, records
 from flamingo_jax.evaluation.benchmarks.benchmark import Benchmark, Item
 from flamingo_jax.evaluation.benchmarks.templates import question
-from flamingo_jax.evaluation.metrics.pope import (
+from flamingo_jax.evaluation.metrics.yes_or_no import (
     POPE_ACCURACY,
     POPE_F1,
     POPE_PRECISION,

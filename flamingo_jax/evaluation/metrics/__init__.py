@@ -15,16 +15,9 @@ from flamingo_jax.evaluation.metrics.cider import CIDER
 from flamingo_jax.evaluation.metrics.circular_accuracy import CIRCULAR_ACCURACY
 from flamingo_jax.evaluation.metrics.declaration import Metric, Unit
 from flamingo_jax.evaluation.metrics.exact_match import EXACT_MATCH, TOP1
-from flamingo_jax.evaluation.metrics.gqa import GQA_ACCURACY, GQA_DISTRIBUTION
+from flamingo_jax.evaluation.metrics.gqa_accuracy import GQA_ACCURACY, GQA_DISTRIBUTION
 from flamingo_jax.evaluation.metrics.ivqa_accuracy import IVQA_ACCURACY
 from flamingo_jax.evaluation.metrics.okvqa_accuracy import OKVQA_ACCURACY
-from flamingo_jax.evaluation.metrics.pope import (
-    POPE_ACCURACY,
-    POPE_F1,
-    POPE_PRECISION,
-    POPE_RECALL,
-    POPE_YES,
-)
 from flamingo_jax.evaluation.metrics.ranking import NLL, RANKING
 from flamingo_jax.evaluation.metrics.rareact_mwap import RAREACT_MWAP
 from flamingo_jax.evaluation.metrics.required import HiddenAnswersError, MissingResourceError
@@ -33,6 +26,13 @@ from flamingo_jax.evaluation.metrics.top1_top5 import TOP1_TOP5
 from flamingo_jax.evaluation.metrics.visdial_ndcg import VISDIAL_NDCG
 from flamingo_jax.evaluation.metrics.vqa_accuracy import VQA_ACCURACY
 from flamingo_jax.evaluation.metrics.wups import WUPS
+from flamingo_jax.evaluation.metrics.yes_or_no import (
+    POPE_ACCURACY,
+    POPE_F1,
+    POPE_PRECISION,
+    POPE_RECALL,
+    POPE_YES,
+)
 
 __all__ = [
     "METRICS",

@@ -7,7 +7,7 @@ from flamingo_jax.evaluation.benchmarks.annotations import AnnotationError
 from flamingo_jax.evaluation.benchmarks.pope import POPE
 from flamingo_jax.evaluation.few_shot import FewShotTask
 from flamingo_jax.evaluation.metrics import metric
-from flamingo_jax.evaluation.metrics.pope import is_yes
+from flamingo_jax.evaluation.metrics.yes_or_no import is_yes
 from flamingo_jax.evaluation.protocol import Protocol
 from flamingo_jax.evaluation.runner import of_groups
 from flamingo_jax.inference.prompt import Image

@@ -17,7 +17,7 @@ from flamingo_jax.evaluation.metrics.declaration import Metric, Unit
 _NO = {"No", "not", "no"}
 
 
-class Counts(NamedTuple):
+class YesNoCounts(NamedTuple):
     """Numbers of answers: true and false "yes", true and false "no"."""
 
     true_yes: int
@@ -31,7 +31,7 @@ def is_yes(text: str) -> bool:
     return not _NO & set(text.partition(".")[0].replace(",", "").split())
 
 
-def counts(answers: Sequence[Answer], metric: str) -> Counts:
+def counts(answers: Sequence[Answer], metric: str) -> YesNoCounts:
     """Counts the answers.
 
     Raises:
@@ -42,30 +42,31 @@ def counts(answers: Sequence[Answer], metric: str) -> Counts:
     pairs = [
         (is_yes(required.decoded(each, metric)), each.episode.answer == "yes") for each in answers
     ]
-    return Counts(*map(pairs.count, ((True, True), (True, False), (False, False), (False, True))))
+    kinds = ((True, True), (True, False), (False, False), (False, True))
+    return YesNoCounts(*map(pairs.count, kinds))
 
 
-def precision(found: Counts) -> float:
+def precision(found: YesNoCounts) -> float:
     """Returns the share of right answers among the "yes"."""
     return _ratio(found.true_yes, found.true_yes + found.false_yes)
 
 
-def recall(found: Counts) -> float:
+def recall(found: YesNoCounts) -> float:
     """Returns the share of the shown objects that the answers name."""
     return _ratio(found.true_yes, found.true_yes + found.false_no)
 
 
-def f1(found: Counts) -> float:
+def f1(found: YesNoCounts) -> float:
     """Returns the harmonic mean of precision and recall."""
     return _ratio(2 * found.true_yes, 2 * found.true_yes + found.false_yes + found.false_no)
 
 
-def accuracy(found: Counts) -> float:
+def accuracy(found: YesNoCounts) -> float:
     """Returns the share of right answers."""
     return _ratio(found.true_yes + found.true_no, sum(found))
 
 
-def yes_ratio(found: Counts) -> float:
+def yes_ratio(found: YesNoCounts) -> float:
     """Returns the share of "yes" among the answers; half the questions have it."""
     return _ratio(found.true_yes + found.false_yes, sum(found))
 
@@ -75,7 +76,7 @@ def _ratio(part: int, whole: int) -> float:
 
 
 def _metric(
-    name: str, title: str, value: Callable[[Counts], float], *, of_each: bool = False
+    name: str, title: str, value: Callable[[YesNoCounts], float], *, of_each: bool = False
 ) -> Metric:
     return Metric(
         name=name,
