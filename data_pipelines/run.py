@@ -45,6 +45,7 @@ from data_pipelines import (
 from data_pipelines.benchmarks import pipeline as benchmark
 from data_pipelines.benchmarks.records import BenchmarkRequest
 from data_pipelines.inputs import folders_of_files, identity
+from data_pipelines.instruct import instructions as instruct
 from data_pipelines.on_beam import Execution
 from data_pipelines.watchdog import WorkerDied, supervised
 from data_pipelines.write_records import staged
@@ -90,6 +91,7 @@ PIPELINES = {
         dedup.DedupRequest, dedup.build, packages=("apache_beam", "faiss", "imagehash")
     ),
     "inspect": Pipeline(sample_page.InspectRequest, sample_page.build),
+    "instruct": Pipeline(instruct.InstructRequest, instruct.build, packages=("apache_beam",)),
     "m3w": Pipeline(
         m3w.M3WRequest,
         m3w.build,

@@ -24,7 +24,7 @@ from etils import epath
 from data_pipelines.on_beam import Execution
 from data_pipelines.sample_html import SampleRow, Token, Visual, render
 from flamingo_jax.core import seeds
-from flamingo_jax.data.config import AugmentConfig, DataConfig, DatasetConfig
+from flamingo_jax.data.config import AugmentConfig, DataConfig, DatasetConfig, Kind
 from flamingo_jax.data.images.augment import augment
 from flamingo_jax.data.images.read import encode_png
 from flamingo_jax.data.interleave import tag_of
@@ -121,7 +121,7 @@ def build(request: InspectRequest, output: epath.Path, how: Execution) -> dict[s
     tokenizer = load_tokenizer(request.tokenizer, request.new_tokens)
     kind = request.kind or _kind_of(Source(request.dataset, request.split).kind)
     dataset = DatasetConfig(
-        kind=cast(Literal["interleaved", "pairs", "captions", "text"], kind),
+        kind=cast(Kind, kind),
         path=request.dataset,
         split=request.split,
         batch_size=min(request.num_samples, _MOST_ROWS),

@@ -48,6 +48,7 @@ from flamingo_jax.core.version import __version__
 from flamingo_jax.models.kinds import KINDS
 from flamingo_jax.tokenizers import base as tokenizer_lib
 from flamingo_jax.tokenizers import markers as markers_lib
+from flamingo_jax.tokenizers.chat_template import TURNS
 from flamingo_jax.tokenizers.markers import Markers
 
 # placement(path of a weight, its stored shape and dtype) -> the shape, dtype and sharding of the
@@ -73,7 +74,7 @@ class OpenedCheckpoint:
         tokenizer: the tokenizer's file, for `tokenizers.load.load_tokenizer`; None if the model has
             no text.
         preprocessing: {"image_size": pixels, "image_fit": how an image becomes a square (absent:
-            "pad"), "background": what is behind transparent pixels (absent: "mean")}.
+            "pad"), "background": what is behind transparent pixels (absent: "mean"), "chat"}.
         step: number of updates.
         path: the export, or WORKDIR/checkpoints/STEP.
     """
@@ -114,7 +115,7 @@ def export(
         tokenizer: the tokenizer (a file, or the directory that contains it), which is copied; or
             the content of its files by name, the vocabulary first; None without text.
         preprocessing: {"image_size": pixels, "image_fit": how an image becomes a square (absent:
-            "pad"), "background": what is behind transparent pixels (absent: "mean")}.
+            "pad"), "background": what is behind transparent pixels (absent: "mean"), "chat"}.
         step: number of updates.
         markers: the tokens around texts and images; None = those stored with the tokenizer.
         run: names the training run that made the weights.
@@ -344,6 +345,8 @@ def _open_step(
             for name, default in defaults.items()
             if data.get(name, default) != default
         }
+        if any(each.get("kind") == "conversations" for each in data.get("datasets", {}).values()):
+            preprocessing["chat"] = dataclasses.asdict(TURNS)
         tokenizer = tokenizer if tokenizer is not None else data["tokenizer"]
     except KeyError as error:
         raise CheckpointError(

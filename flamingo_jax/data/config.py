@@ -9,9 +9,11 @@ from typing import Any, Literal
 
 from flamingo_jax.core import ranges
 from flamingo_jax.core.config import ConfigError, FieldError
+from flamingo_jax.tokenizers.chat_template import TURNS
 
 ImageFit = Literal["pad", "crop", "squash"]
 Background = Literal["mean", "white", "none"]
+Kind = Literal["interleaved", "pairs", "conversations", "captions", "text"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,15 +22,16 @@ class DatasetConfig:
 
     Attributes:
         kind: how records become rows: "interleaved" (pages), "pairs" (an image or video and its
-            text, for captioning), "captions" (the same records, for the contrastive stage) or
-            "text" (documents, for a language model; also among Flamingo's datasets).
+            text, for captioning), "conversations" (instruction data), "captions" (records of pairs,
+            for the contrastive stage) or "text" (documents, for a language model; also among
+            Flamingo's datasets).
         path: a TFDS directory of ArrayRecord files, as data_pipelines writes it.
         batch_size: B, over all processes.
         length: L, tokens per row; at least two, since the first is no target.
         split: a split of the dataset, also in the notation of TFDS ("train[:10%]").
         weight: lambda_m, the weight of this dataset's loss (paper, 2.4).
-        max_images: N, images per row of interleaved pages (5 in the paper). Pairs and captions have
-            1, text has 0.
+        max_images: N, images per row of interleaved pages (5 in the paper) and conversations.
+            Pairs and captions have 1, text has 0.
         num_frames: F, frames per visual input; 1 for still images.
         frame_rate: frames per second that are taken from a video (1 in the paper, 2.1).
         pool: images per data shard that a batch has room for; None = the most that its rows can
@@ -39,8 +42,9 @@ class DatasetConfig:
         p_next: probability that the text of a page attends the next image instead of the previous
             one (paper, A.3.2).
         space_prefix: probability that a space is put before the text of a pair (paper, B.1.2).
-        loss_on: what of a pair of prompt and answer counts in the loss: the whole "text", as of all
-            pairs (the paper), or the "answers" alone, with the <EOC> and <EOS> after them.
+        loss_on: what of a pair of prompt and answer, or of a conversation, counts in the loss: the
+            whole "text", as of all pairs (the paper), or the "answers" alone, with the <EOC> and
+            <EOS> after them.
         documents_per_row: documents that are read for each row of packed text. Documents that do
             not fit are left out.
         rows_per_group: rows of packed text that share their documents. A document that is cut at
@@ -48,7 +52,7 @@ class DatasetConfig:
             the end of a group. `data_pipelines.run --pipeline=pool` reports how much.
     """
 
-    kind: Literal["interleaved", "pairs", "captions", "text"]
+    kind: Kind
     path: str
     batch_size: int
     length: int
@@ -73,16 +77,17 @@ class DatasetConfig:
         ranges.check(self, ranges.POSITIVE, "frame_rate")
         ranges.check(self, ranges.SHARE, "p_next", "space_prefix")
         ranges.check(self, ranges.NOT_NEGATIVE, "weight")
-        if self.loss_on != "text" and self.kind != "pairs":
+        if self.loss_on != "text" and self.kind not in ("pairs", "conversations"):
             raise FieldError(
                 f"loss_on is {self.loss_on!r}, and records of kind {self.kind!r} have no answers; "
-                "expected 'text' for all kinds but 'pairs'."
+                "expected 'text' for all kinds but 'pairs' and 'conversations'."
             )
 
     @property
     def num_visuals(self) -> int:
         """N, the most visual inputs of a row."""
-        return {"interleaved": self.max_images, "pairs": 1, "captions": 1, "text": 0}[self.kind]
+        fixed = {"pairs": 1, "captions": 1, "text": 0}
+        return fixed.get(self.kind, self.max_images)
 
 
 def check_chunks(name: str, dataset: DatasetConfig, num_shards: int) -> None:
@@ -184,7 +189,12 @@ class DataConfig:
 
     @property
     def preprocessing(self) -> dict[str, Any]:
-        """What an export stores about its images; what is left out has its default."""
+        """What an export stores about its images and dialogues; what is left out has its default.
+
+        A model that learns from conversations writes dialogues as they do.
+        """
         fit = {} if self.image_fit == "pad" else {"image_fit": self.image_fit}
         behind = {} if self.background == "mean" else {"background": self.background}
-        return {"image_size": self.image_size, **fit, **behind}
+        kinds = {dataset.kind for dataset in self.datasets.values()}
+        chat = {"chat": dataclasses.asdict(TURNS)} if "conversations" in kinds else {}
+        return {"image_size": self.image_size, **fit, **behind, **chat}

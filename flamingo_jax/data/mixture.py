@@ -203,7 +203,7 @@ class _Dataset:
                 f"{' or '.join(RECORD_KINDS[config.kind])}, but {config.path} holds {source.kind}. "
                 "Change the kind or the path."
             )
-        if config.loss_on == "answers" and "answers" not in source.kind:
+        if config.loss_on == "answers" and config.kind == "pairs" and "answers" not in source.kind:
             raise ConfigError(
                 f"Dataset {name!r} has loss_on = 'answers', and {config.path} holds {source.kind}, "
                 "which does not say what is an answer: write it with --pipeline=benchmark, or take "

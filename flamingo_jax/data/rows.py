@@ -19,10 +19,12 @@ from flamingo_jax.core.config import ConfigError
 from flamingo_jax.data import interleave, pack
 from flamingo_jax.data.captions import tokenise_pair, tokenise_turns
 from flamingo_jax.data.config import Background, DatasetConfig, ImageFit
+from flamingo_jax.data.conversations import tokenise_conversation
 from flamingo_jax.data.images import video
 from flamingo_jax.data.images.read import place
 from flamingo_jax.data.schema import (
     Batch,
+    Conversation,
     CorruptRecord,
     Document,
     ImageAnswers,
@@ -38,6 +40,7 @@ from flamingo_jax.tokenizers.base import Tokenizer
 RECORD_KINDS = {
     "interleaved": ("interleaved_page",),
     "pairs": ("image_text", "video_text", "image_answers", "video_answers"),
+    "conversations": ("conversation",),
     "captions": ("image_text", "video_text"),
     "text": ("document",),
 }
@@ -57,7 +60,7 @@ class Example:
         targets: bool[T] for each of `tokens`, the tokens that count in the loss; () = all.
         answers: for each right answer the number of the different answer that it is; () = there is
             one.
-        phi: int32[T] for pages, else None.
+        phi: int32[T] for pages and conversations, else None.
         images: the images, or the stored frames of the video.
         fps: frames per second of a video, None for images.
         video: the video, if it is stored as a file.
@@ -130,7 +133,7 @@ class RowMaker:
     def num_marker_tokens(self) -> int:
         """Tokens at the start of a row that are no words: <BOS>, and the tag of its image."""
         begin = len(self._tokenizer.start_ids)
-        if self._config.kind in ("text", "captions"):
+        if self._config.kind in ("text", "captions", "conversations"):
             return begin
         return begin + len(self._tag.opening) + len(self._tag.own)
 
@@ -148,7 +151,11 @@ class RowMaker:
         if kind == "interleaved" and isinstance(record, InterleavedPage):
             tokens, phi = interleave.tokenise_page(record, tokenizer)
             return Example((tokens,), phi, self._images(record.images))
-        if record.kind not in RECORD_KINDS[kind] or isinstance(record, InterleavedPage | Document):
+        if kind == "conversations" and isinstance(record, Conversation):
+            return self._conversation(record)
+        if record.kind not in RECORD_KINDS[kind] or isinstance(
+            record, InterleavedPage | Document | Conversation
+        ):
             raise ValueError(
                 f"A dataset of kind {kind!r} got a {record.kind}, expected {RECORD_KINDS[kind]}."
             )
@@ -161,6 +168,25 @@ class RowMaker:
                 tokenise_pair(record.text, tokenizer, space_prefix=space) for space in (False, True)
             ]
         return self._shown(record, Example(tuple(ways)))
+
+    def _conversation(self, record: Conversation) -> Example:
+        """Tokenises a conversation, up to the end of the row and its last image."""
+        config = self._config
+        try:
+            found = tokenise_conversation(record, self._tokenizer)
+        except interleave.TagInText as error:
+            raise CorruptRecord(str(error)) from error
+        end = min(config.length, int(np.searchsorted(found.phi, config.max_images, side="right")))
+        tokens, phi, targets = (each[:end] for each in found)
+        only_answers = config.loss_on == "answers"
+        if only_answers and not targets.any():
+            raise CorruptRecord(
+                f"The first question of a conversation leaves no room for its answer in a row of "
+                f"{config.length} tokens and {config.max_images} images.",
+                reason="answer_cut_off",
+            )
+        images = self._images(record.images[: int(phi[-1]) if end else 0])
+        return Example((tokens,), phi, images, targets=(targets,) if only_answers else ())
 
     def _answers(self, record: ImageAnswers | VideoAnswers) -> Example:
         numbers = {answer: number for number, answer in enumerate(dict.fromkeys(record.answers))}
@@ -208,13 +234,18 @@ class RowMaker:
         return EncodedImages(encoded, self._image_size, self._image_fit, self._background)
 
     def draw(self, example: Example, rng: Rng) -> TrainingRow:
-        """Draws the row of one visit to a page, a pair or a caption.
+        """Draws the row of one visit to a page, a pair, a conversation or a caption.
 
         Raises:
             CorruptRecord: an image that the row needs, or its video, cannot be decoded.
         """
         config, tokens = self._config, example.tokens[0]
         if example.phi is not None and example.images is not None:
+            if config.kind == "conversations":
+                # Whole, from its start: an answer follows from what was said before.
+                visuals = tuple((example.images[i],) for i in range(len(example.images)))
+                targets = example.targets[0] if example.targets else None
+                return TrainingRow(tokens, np.ones_like(tokens), example.phi, visuals, targets)
             piece = interleave.window(
                 tokens,
                 example.phi,

@@ -16,7 +16,7 @@ import jax.tree_util
 import numpy as np
 
 from flamingo_jax.core.trees import T
-from flamingo_jax.data.answers import ImageAnswers, VideoAnswers
+from flamingo_jax.data.answers import Conversation, ImageAnswers, VideoAnswers
 
 
 class CorruptRecord(ValueError):
@@ -86,9 +86,15 @@ class Document:
     metadata: str = ""
 
 
-Record = InterleavedPage | ImageText | VideoText | ImageAnswers | VideoAnswers | Document
+Record = (
+    InterleavedPage | ImageText | VideoText | ImageAnswers | VideoAnswers | Conversation | Document
+)
 RECORDS: dict[str, type[Record]] = {
-    r.kind: r for r in (InterleavedPage, ImageText, VideoText, ImageAnswers, VideoAnswers, Document)
+    r.kind: r
+    for r in (
+        *(InterleavedPage, ImageText, VideoText, ImageAnswers, VideoAnswers, Conversation),
+        Document,
+    )
 }
 
 
@@ -97,7 +103,7 @@ def images_of(record: Record) -> tuple[bytes, ...]:
 
     For a video these are its stored frames; a video that is stored as a file has none.
     """
-    if isinstance(record, InterleavedPage):
+    if isinstance(record, InterleavedPage | Conversation):
         return record.images
     if isinstance(record, ImageText | ImageAnswers):
         return (record.image,)
@@ -114,8 +120,10 @@ _FIELDS: Mapping[str, tuple[str, ...]] = {
     "video_text": ("frames", "fps", "video", "text", "metadata"),
     "image_answers": ("image", "prompts", "answers", "metadata"),
     "video_answers": ("frames", "fps", "video", "prompts", "answers", "metadata"),
+    "conversation": ("turns", "images", "order", "metadata"),
     "document": ("text", "metadata"),
 }
+_LISTS = ("texts", "images", "frames", "prompts", "answers", "turns")
 
 
 def features(kind: str) -> Any:
@@ -124,8 +132,8 @@ def features(kind: str) -> Any:
 
     text, several = tfds.features.Text, tfds.features.Sequence  # Text stores bytes as they are
     types: dict[str, Any] = {
-        **{name: several(text()) for name in ("texts", "images", "frames", "prompts", "answers")},
-        # For each part of the page: 0 = the next text, 1 = the next image.
+        **{name: several(text()) for name in _LISTS},
+        # For each part of a page: 0 = the next text, 1 = the next image; see Conversation.parts.
         "order": several(np.int64),
         "fps": np.float32,
     }
@@ -165,6 +173,8 @@ def to_example(record: Record) -> dict[str, Any]:
             "order": np.asarray(order, np.int64),
             "metadata": record.metadata,
         }
+    if isinstance(record, Conversation):
+        return record.parts()
     fields = {field.name: getattr(record, field.name) for field in dataclasses.fields(record)}
     return {
         name: list(value) if isinstance(value, tuple) else value for name, value in fields.items()
@@ -179,8 +189,8 @@ def from_example(kind: str, example: Mapping[str, Any]) -> Record:
         example: from a TFDS data source of `features(kind)`; texts are bytes or str.
 
     Raises:
-        CorruptRecord: a field is missing, a text is not UTF-8, the order of a page does not fit its
-            texts and images, or a record of answers has none.
+        CorruptRecord: a field is missing, a text is not UTF-8, the order of a page or conversation
+            does not fit its texts and images, or a record of answers has none.
     """
     record = RECORDS[_known(kind)]
     try:
@@ -191,6 +201,8 @@ def from_example(kind: str, example: Mapping[str, Any]) -> Record:
             return ImageText(bytes(example["image"]), _as_text(example["text"]), metadata)
         if record is Document:
             return Document(_as_text(example["text"]), metadata)
+        if record is Conversation:
+            return _conversation(example, metadata)
         if record is ImageAnswers:
             return ImageAnswers(bytes(example["image"]), *_asked(example), metadata)
         frames = tuple(bytes(frame) for frame in example["frames"])
@@ -236,6 +248,15 @@ def _asked(example: Mapping[str, Any]) -> tuple[tuple[str, ...], tuple[str, ...]
             reason="no_answer",
         )
     return prompts, answers
+
+
+def _conversation(example: Mapping[str, Any], metadata: str) -> Conversation:
+    order, images = list(map(int, example["order"])), list(map(bytes, example["images"]))
+    turns = list(map(_as_text, example["turns"]))
+    try:
+        return Conversation.of_parts(order, turns, images, metadata)
+    except ValueError as error:
+        raise CorruptRecord(f"A stored conversation is inconsistent: {error}") from error
 
 
 def _parts(example: Mapping[str, Any]) -> tuple[str | bytes, ...]:

@@ -11,6 +11,9 @@
 The images of the example turns are not published. The user may give three images for them: a cat,
 people at dinner, a graph. Without them these turns are text alone, as in the paper's zero-shot
 prompts (A.2). There is an `<EOC>` before each image, as in all prompts here and in training.
+
+A model that was fine-tuned on conversations writes a dialogue as they do: its export has a template
+of its own (`tokenizers.chat_template`), without an introduction and example turns.
 """
 
 from __future__ import annotations
@@ -20,6 +23,7 @@ from collections.abc import Callable, Sequence
 
 from flamingo_jax.inference.padding import PromptTooLong
 from flamingo_jax.inference.prompt import Part, Prompt, PromptError, Visual
+from flamingo_jax.tokenizers.chat_template import PAPER, ChatTemplate
 
 INTRODUCTION = (
     "This is a conversation between a human, User, and an intelligent visual AI, Flamingo. "
@@ -35,35 +39,51 @@ EXAMPLES: tuple[tuple[str | None, str], ...] = (
     ),
     (None, "This is a graph, it looks like a cumulative density function graph."),
 )
-USER, MODEL = "User:", "Flamingo:"
 NUM_IMAGES = sum(said is None for said, _ in EXAMPLES)
 
 
 class Chat:
     """A dialogue that drops its oldest exchanges when the prompt becomes too long."""
 
-    def __init__(self, generate: Callable[[Prompt], str], images: Sequence[Visual] = ()) -> None:
+    def __init__(
+        self,
+        generate: Callable[[Prompt], str],
+        images: Sequence[Visual] = (),
+        template: ChatTemplate = PAPER,
+    ) -> None:
         """Starts a dialogue; see `inference.model.Flamingo.chat`.
 
         Args:
             generate: continues one prompt; raises PromptTooLong.
             images: for the example turns, NUM_IMAGES or none.
+            template: how a dialogue is written.
 
         Raises:
-            PromptError: another number of images.
+            PromptError: another number of images, or images for a template without example turns.
         """
+        if images and not template.has_examples:
+            raise PromptError(
+                f"chat: got {len(images)} image(s) for the example turns, and this model has none: "
+                "it was trained on conversations. Leave them out."
+            )
         if len(images) not in (0, NUM_IMAGES):
             raise PromptError(
                 f"chat: got {len(images)} image(s) for the example turns; expected {NUM_IMAGES} (a "
                 "cat, people at dinner, a graph), or none."
             )
-        self._generate = generate
+        self._generate, self._template = generate, template
         self._exchanges: list[list[Part]] = []
-        self._start: list[Part] = [INTRODUCTION]
-        shown = iter(images)
-        for said, answer in EXAMPLES:
-            words: list[Part] = list(itertools.islice(shown, 1)) if said is None else [said]
-            self._start += [*_turn(words), f" {answer}\n"]
+        self._start = _start(template, images)
+
+    @staticmethod
+    def prompt_of(said: Sequence[Part], template: ChatTemplate) -> list[Part]:
+        """Returns the prompt of a dialogue of one turn.
+
+        Args:
+            said: what the user says.
+            template: how a dialogue is written.
+        """
+        return [*_start(template), *_turn(said, template)]
 
     def say(self, parts: Prompt) -> str:
         """Returns the model's answer to what the user says.
@@ -78,7 +98,8 @@ class Chat:
         words: list[Part] = [parts] if isinstance(parts, str) else list(parts)
         if all(isinstance(part, str) and not part.strip() for part in words):
             raise PromptError("chat: nothing was said. Give text or an image.")
-        turn, kept = _turn(words), list(self._exchanges)
+        template = self._template
+        turn, kept = _turn(words, template), list(self._exchanges)
         while True:
             before = [part for exchange in kept for part in exchange]
             try:
@@ -88,12 +109,24 @@ class Chat:
                 if not kept:
                     raise
                 del kept[0]
-        answer = text.split(USER)[0].strip()
-        self._exchanges = [*kept, [*turn, f" {answer}\n"]]
+        answer = text.split(template.user)[0].strip()
+        self._exchanges = [*kept, [*turn, f" {answer}{template.end}"]]
         return answer
 
 
-def _turn(words: Sequence[Part]) -> list[Part]:
+def _start(template: ChatTemplate, images: Sequence[Visual] = ()) -> list[Part]:
+    """The introduction and the example turns, or nothing."""
+    if not template.has_examples:
+        return []
+    parts: list[Part] = [INTRODUCTION]
+    shown = iter(images)
+    for said, answer in EXAMPLES:
+        words: list[Part] = list(itertools.islice(shown, 1)) if said is None else [said]
+        parts += [*_turn(words, template), f" {answer}{template.end}"]
+    return parts
+
+
+def _turn(words: Sequence[Part], template: ChatTemplate) -> list[Part]:
     """The prompt of a turn: what the user says, up to the model's answer."""
     texts = (part.strip() if isinstance(part, str) else part for part in words)
     said: list[Part] = [
@@ -101,4 +134,4 @@ def _turn(words: Sequence[Part]) -> list[Part]:
         for part in texts
         if not isinstance(part, str) or part
     ]
-    return [USER, *said, f"\n{MODEL}"]
+    return [template.user, *said, template.model]

@@ -59,6 +59,7 @@ from flamingo_jax.models.api import Model
 from flamingo_jax.models.config import ModelConfig, required
 from flamingo_jax.models.lm import LMConfig
 from flamingo_jax.tokenizers.base import Tokenizer
+from flamingo_jax.tokenizers.chat_template import PAPER, ChatTemplate
 from flamingo_jax.tokenizers.load import load_tokenizer
 
 __all__ = [
@@ -92,6 +93,7 @@ class Flamingo:
         tokenizer: of the model.
         checkpoint: path that the model was loaded from.
         step: the update at which it was saved.
+        chat_template: how a dialogue is written.
     """
 
     def __init__(
@@ -108,6 +110,7 @@ class Flamingo:
         checkpoint: str = "",
         step: int = 0,
         context: int | None = None,
+        chat_template: ChatTemplate = PAPER,
     ) -> None:
         """Takes the parts as they are, for instance during training; `load` reads a checkpoint.
 
@@ -124,12 +127,14 @@ class Flamingo:
             step: recorded in results.
             context: the most tokens of prompt and answer together that the language model has
                 positions for; None = no such bound.
+            chat_template: how a dialogue is written.
 
         Raises:
             ConfigError: the model axis of the mesh does not divide the model's heads, widths or
                 vocabulary.
         """
         self.tokenizer, self.checkpoint, self.step = tokenizer, checkpoint, step
+        self.chat_template = chat_template
         self._candidates = Candidates(tokenizer)
         ends = (tokenizer.eoc_id, tokenizer.eos_id, *tokenizer.markers.ends)
         stop = tuple(dict.fromkeys(end for end in ends if end >= 0))
@@ -194,6 +199,9 @@ class Flamingo:
             image_size=image_size,
             image_fit=described.preprocessing.get("image_fit", "pad"),
             background=described.preprocessing.get("background", "mean"),
+            chat_template=from_dict(
+                ChatTemplate, described.preprocessing.get("chat", {}), where="preprocessing.chat"
+            ),
             config=config,
             mesh=mesh,
             checkpoint=str(opened.path),
@@ -343,7 +351,7 @@ class Flamingo:
             parts = [prompt] if isinstance(prompt, str) else prompt
             return self.generate([parts], method=method)[0]
 
-        return Chat(generate, images)
+        return Chat(generate, images, self.chat_template)
 
     def read(self, prompt: Prompt, *, masked: bool = False) -> prompts.TokenisedPrompt:
         """Tokenises one prompt; arguments as in `inference.prompt.read`.

@@ -39,7 +39,7 @@ from flamingo_jax.training.optimizer import (
 KINDS: Mapping[str, tuple[str, ...]] = {
     "language_model": ("text",),
     "contrastive": ("captions",),
-    "flamingo": ("interleaved", "pairs", "text"),
+    "flamingo": ("interleaved", "pairs", "conversations", "text"),
 }
 Mixing = Literal["accumulate", "round_robin", "merged"]  # training.datasets_per_step
 

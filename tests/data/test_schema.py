@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from flamingo_jax.data import schema
-from flamingo_jax.data.answers import ImageAnswers, VideoAnswers
+from flamingo_jax.data.answers import Conversation, ImageAnswers, VideoAnswers
 from flamingo_jax.data.schema import (
     Batch,
     CorruptRecord,
@@ -27,6 +27,7 @@ RECORDS = [
     VideoText((), "moves", video=b"mp4"),
     ImageAnswers(b"\x00\x01", ("Question: Is it? Answer:", "no", "Why? Answer:"), ("a", "a", "b")),
     VideoAnswers((b"1", b"2"), ("Output:",), ("moves",), fps=2.5),
+    Conversation(((b"\x00", "What?", b"\x01"), ("Why?",)), ("A cat.", "Yes."), "{}"),
     Document("text"),
 ]
 

@@ -5,7 +5,7 @@ from etils import epath
 
 from data_pipelines.write_records import staged, write_records
 from flamingo_jax.core.paths import PathError
-from flamingo_jax.data.answers import ImageAnswers, VideoAnswers
+from flamingo_jax.data.answers import Conversation, ImageAnswers, VideoAnswers
 from flamingo_jax.data.schema import RECORDS, Document, ImageText, InterleavedPage, VideoText
 from flamingo_jax.data.sources import Source
 
@@ -20,6 +20,10 @@ RECORDS_OF = {
     "image_answers": [
         ImageAnswers(b"\x00\xff", ("wer?", "er", "wo?"), ("hier", "dort"), '{"id": 1}'),
         ImageAnswers(b"", ("",), ("",)),
+    ],
+    "conversation": [
+        Conversation(((b"\x00", "was?", b"\xff"), ("wo?",)), ("das", "hier"), '{"id": 1}'),
+        Conversation((("a",),), ("b",)),
     ],
     "video_answers": [
         VideoAnswers((b"1", b"22"), ("was?",), ("ein Bär",), fps=2.0),

@@ -1,0 +1,1 @@
+"""Instruction data to records of conversations: `--pipeline=instruct`."""
