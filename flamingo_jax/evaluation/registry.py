@@ -12,21 +12,21 @@ from flamingo_jax.evaluation import few_shot, lm_lookup, retrieval, world_tasks,
 from flamingo_jax.evaluation.benchmarks.coco import COCO
 from flamingo_jax.evaluation.benchmarks.easy_vqa import EASY_VQA
 from flamingo_jax.evaluation.benchmarks.flickr30k import FLICKR30K
-from flamingo_jax.evaluation.benchmarks.gqa import GQA
 from flamingo_jax.evaluation.benchmarks.hateful_memes import HATEFUL_MEMES
 from flamingo_jax.evaluation.benchmarks.imagenet import IMAGENET
 from flamingo_jax.evaluation.benchmarks.ivqa import IVQA
 from flamingo_jax.evaluation.benchmarks.kinetics700 import KINETICS700
-from flamingo_jax.evaluation.benchmarks.mmbench import MMBENCH
+from flamingo_jax.evaluation.benchmarks.later.gqa import GQA
+from flamingo_jax.evaluation.benchmarks.later.mmbench import MMBENCH
+from flamingo_jax.evaluation.benchmarks.later.nocaps import NOCAPS, NOCAPS_TEST
+from flamingo_jax.evaluation.benchmarks.later.pope import POPE
+from flamingo_jax.evaluation.benchmarks.later.scienceqa import SCIENCEQA, SCIENCEQA_IMG
+from flamingo_jax.evaluation.benchmarks.later.seed_image import SEED_IMAGE
 from flamingo_jax.evaluation.benchmarks.msrvttqa import MSRVTTQA
 from flamingo_jax.evaluation.benchmarks.msvdqa import MSVDQA
 from flamingo_jax.evaluation.benchmarks.nextqa import NEXTQA
-from flamingo_jax.evaluation.benchmarks.nocaps import NOCAPS, NOCAPS_TEST
 from flamingo_jax.evaluation.benchmarks.okvqa import OKVQA
-from flamingo_jax.evaluation.benchmarks.pope import POPE
 from flamingo_jax.evaluation.benchmarks.rareact import RAREACT
-from flamingo_jax.evaluation.benchmarks.scienceqa import SCIENCEQA, SCIENCEQA_IMG
-from flamingo_jax.evaluation.benchmarks.seed_image import SEED_IMAGE
 from flamingo_jax.evaluation.benchmarks.star import STAR
 from flamingo_jax.evaluation.benchmarks.textvqa import TEXTVQA
 from flamingo_jax.evaluation.benchmarks.vatex import VATEX

@@ -6,7 +6,7 @@ import pytest
 from etils import epath
 
 from flamingo_jax.evaluation.benchmarks.annotations import AnnotationError
-from flamingo_jax.evaluation.benchmarks.gqa import GQA
+from flamingo_jax.evaluation.benchmarks.later.gqa import GQA
 from flamingo_jax.evaluation.metrics import metric
 from flamingo_jax.evaluation.runner import of_groups
 from flamingo_jax.inference.prompt import Image

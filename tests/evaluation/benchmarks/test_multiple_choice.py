@@ -6,9 +6,9 @@ import pytest
 from etils import epath
 
 from flamingo_jax.evaluation.benchmarks.annotations import AnnotationError
-from flamingo_jax.evaluation.benchmarks.mmbench import MMBENCH
-from flamingo_jax.evaluation.benchmarks.scienceqa import SCIENCEQA, SCIENCEQA_IMG
-from flamingo_jax.evaluation.benchmarks.seed_image import SEED_IMAGE
+from flamingo_jax.evaluation.benchmarks.later.mmbench import MMBENCH
+from flamingo_jax.evaluation.benchmarks.later.scienceqa import SCIENCEQA, SCIENCEQA_IMG
+from flamingo_jax.evaluation.benchmarks.later.seed_image import SEED_IMAGE
 from flamingo_jax.evaluation.few_shot import FewShotTask
 from flamingo_jax.evaluation.metrics import metric
 from flamingo_jax.evaluation.protocol import Protocol

@@ -6,7 +6,7 @@ import pytest
 from etils import epath
 
 from flamingo_jax.evaluation.benchmarks.annotations import AnnotationError
-from flamingo_jax.evaluation.benchmarks.nocaps import NOCAPS, NOCAPS_TEST
+from flamingo_jax.evaluation.benchmarks.later.nocaps import NOCAPS, NOCAPS_TEST
 from flamingo_jax.evaluation.metrics import submission
 from flamingo_jax.inference.prompt import Image
 from tests.evaluation.answers import answered

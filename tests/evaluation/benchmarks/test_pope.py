@@ -4,7 +4,7 @@ import pytest
 from etils import epath
 
 from flamingo_jax.evaluation.benchmarks.annotations import AnnotationError
-from flamingo_jax.evaluation.benchmarks.pope import POPE
+from flamingo_jax.evaluation.benchmarks.later.pope import POPE
 from flamingo_jax.evaluation.few_shot import FewShotTask
 from flamingo_jax.evaluation.metrics import metric
 from flamingo_jax.evaluation.metrics.yes_or_no import is_yes

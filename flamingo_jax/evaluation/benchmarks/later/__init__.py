@@ -1,0 +1,1 @@
+"""Benchmarks of later models, which the Flamingo paper does not have."""
