@@ -1,7 +1,7 @@
 """How a dialogue is written, in training and in `Flamingo.chat`.
 
     paper   This is a conversation between a human, User, ... User: <image>
-            Flamingo: That is a cat. ...          four example turns (paper, B.1.6)
+            Flamingo: That is a cat. ...   example turns of its dialogue (paper, B.1.6)
             User: <image> What breed is it?
             Flamingo: A poodle.
     turns   User:<image> What breed is it?
