@@ -38,8 +38,13 @@ class TokenisedConversation(NamedTuple):
     targets: Bool[np.ndarray, "T"]
 
 
-def said(asked: Sequence[str | bytes]) -> list[str | bytes]:
-    """Returns a turn of the user up to the answer, texts that follow each other as one."""
+def said(asked: Sequence[str | bytes], separator: str) -> list[str | bytes]:
+    """Returns a turn of the user up to the answer, texts that follow each other as one.
+
+    Args:
+        asked: texts and encoded images.
+        separator: what joins two texts; of the tokenizer.
+    """
     parts: list[str | bytes] = [TURNS.user]
     for part in asked:
         if isinstance(part, bytes):
@@ -50,7 +55,7 @@ def said(asked: Sequence[str | bytes]) -> list[str | bytes]:
     joined: list[str | bytes] = []
     for part in parts:
         if joined and isinstance(part, str) and isinstance(joined[-1], str):
-            joined[-1] += part
+            joined[-1] += separator + part
         else:
             joined.append(part)
     return joined
@@ -78,7 +83,7 @@ def tokenise_conversation(record: Conversation, tokenizer: Tokenizer) -> Tokenis
         targets.extend([is_answer] * len(ids))
 
     for turn, answer in zip(record.asked, record.answers, strict=True):
-        for part in said(turn):
+        for part in said(turn, tokenizer.separator):
             if isinstance(part, bytes):
                 if len(tokens) > len(begin) and tokens[-1] != eoc:
                     add([eoc])
