@@ -80,6 +80,8 @@ EXTRAS = {
     # Further logs of a run: config.hooks.loggers.
     "wandb": ["wandb>=0.19"],
     "clearml": ["clearml>=1.16"],
+    # The drawings of OpenMoji, SVG files, in --pipeline=emoji.
+    "emoji": ["resvg-py>=0.2"],
     # launch/notebooks.
     "notebooks": ["ipykernel>=6.29", "nbclient>=0.10", "nbformat>=5.10"],
     # Linters, type checker and the test-suite.

@@ -44,6 +44,7 @@ from data_pipelines import (
 )
 from data_pipelines.benchmarks import pipeline as benchmark
 from data_pipelines.benchmarks.records import BenchmarkRequest
+from data_pipelines.emoji import emoji_records
 from data_pipelines.inputs import folders_of_files, identity
 from data_pipelines.instruct import instructions as instruct
 from data_pipelines.on_beam import Execution
@@ -89,6 +90,10 @@ PIPELINES = {
     "benchmark": Pipeline(BenchmarkRequest, benchmark.build, packages=("apache_beam",)),
     "dedup": Pipeline(
         dedup.DedupRequest, dedup.build, packages=("apache_beam", "faiss", "imagehash")
+    ),
+    "emoji": Pipeline(
+        emoji_records.EmojiRequest,
+        lambda request, output, _: emoji_records.build(request, output),
     ),
     "inspect": Pipeline(sample_page.InspectRequest, sample_page.build),
     "instruct": Pipeline(instruct.InstructRequest, instruct.build, packages=("apache_beam",)),

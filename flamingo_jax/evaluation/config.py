@@ -28,11 +28,12 @@ CONTRASTIVE_TASKS = tuple(
     for each in PAPER_BENCHMARKS.values()
     if each.contrastive and each.contrastive.kind == kind
 )
-# The directory of each benchmark, to be given on the command line; "world" is the demo's, "embed"
-# and "embed_split" belong to --task=embed.
+# The directory of each benchmark, to be given on the command line; "world" is the demo's, "emoji"
+# launch/emoji.sh's, "embed" and "embed_split" belong to --task=embed.
 DIRECTORIES: Mapping[str, str | None] = dict.fromkeys(
     (
         "world",
+        "emoji",
         *(name for name, each in registry.BENCHMARKS.items() if not each.data),
         *("embed", "embed_split"),
     )

@@ -8,7 +8,14 @@ from __future__ import annotations
 import functools
 from collections.abc import Mapping
 
-from flamingo_jax.evaluation import few_shot, lm_lookup, retrieval, world_tasks, zero_shot
+from flamingo_jax.evaluation import (
+    emoji_tasks,
+    few_shot,
+    lm_lookup,
+    retrieval,
+    world_tasks,
+    zero_shot,
+)
 from flamingo_jax.evaluation.benchmarks.coco import COCO
 from flamingo_jax.evaluation.benchmarks.easy_vqa import EASY_VQA
 from flamingo_jax.evaluation.benchmarks.flickr30k import FLICKR30K
@@ -98,6 +105,7 @@ TASKS = merged(
     zero_shot.TASKS,
     retrieval.TASKS,
     world_tasks.TASKS,
+    emoji_tasks.TASKS,
     lm_lookup.TASKS,
 )
 

@@ -37,6 +37,7 @@ import numpy as np
 
 from flamingo_jax.core.paths import PathLike
 from flamingo_jax.core.seeds import generator
+from flamingo_jax.core.trees import T
 from flamingo_jax.data.schema import ImageText
 from flamingo_jax.data.sources import Source
 from flamingo_jax.evaluation import task
@@ -123,7 +124,7 @@ class WorldTask:
         rng = generator(seed, f"{stream}/{pool}", row)
         question = _Question.draw(rng, queries.attributes[row, 0], ways)
         used = [row] if queries is supports else []
-        for value, _ in zip(_balanced(rng, question.values), range(shots), strict=False):
+        for value, _ in zip(balanced(rng, question.values), range(shots), strict=False):
             used.append(_choose(rng, supports, question.attribute, value, used))
         chosen = used[len(used) - shots :]
         labels = [question.answers[supports.attributes[i, 0, question.attribute]] for i in chosen]
@@ -185,10 +186,10 @@ class _Question:
         return cls(attribute, values, dict(zip(values, names, strict=True)), names, BIND_PROMPT)
 
 
-def _balanced(rng: np.random.Generator, classes: Sequence[int]) -> Iterator[int]:
+def balanced(rng: np.random.Generator, classes: Sequence[T]) -> Iterator[T]:
     """Yields classes without end: each once in random order, then each once again, and so on."""
     while True:
-        yield from rng.permutation(classes).tolist()
+        yield from (classes[i] for i in rng.permutation(len(classes)).tolist())
 
 
 def _choose(
@@ -213,7 +214,7 @@ def _shuffled(
     if ways:
         return [
             question.answers[value]
-            for value, _ in zip(_balanced(rng, question.values), range(shots), strict=False)
+            for value, _ in zip(balanced(rng, question.values), range(shots), strict=False)
         ]
     attributes = rng.integers(len(ATTRIBUTES), size=shots).tolist()
     rows = rng.integers(len(album.images), size=shots).tolist()
