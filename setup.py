@@ -158,13 +158,13 @@ setup(
     license_files=["LICENSE"],
     python_requires=">=3.11",
     packages=find_packages(include=["flamingo_jax*", "data_pipelines*"]),
-    package_data={"": ["py.typed", "*.html"]},
+    package_data={"": ["py.typed", "*.css", "*.html"]},
     cmdclass={"build_py": BuildWithConfigs},
     entry_points={
         "console_scripts": [
             *(
                 f"flamingo-{name} = flamingo_jax.console:{name}"
-                for name in "train finetune evaluate generate convert plan cards".split()
+                for name in "train finetune evaluate generate convert plan cards playground".split()
             ),
             "flamingo-data = flamingo_jax.console:data",
         ]

@@ -45,6 +45,11 @@ def cards() -> None:
     _run("flamingo_jax.cards")
 
 
+def playground() -> None:
+    """Runs flamingo_jax.playground."""
+    _run("flamingo_jax.playground")
+
+
 def data() -> None:
     """Runs data_pipelines.run."""
     _run("data_pipelines.run")

@@ -182,3 +182,5 @@ printf '\n'
 cat "$output/usage.txt"
 printf 'this run: %d s after installation; the report is in %s\n' \
   $((SECONDS - started)) "$output/report"
+printf "to try the model in a browser: %s -m pip install 'flamingo_jax[playground]' once, then\n" "$PYTHON"
+printf '  %s -m flamingo_jax.playground --checkpoint=%s\n' "$PYTHON" "$output/flamingo"

@@ -12,7 +12,7 @@ import PIL.Image
 import pytest
 
 _NAMES = ("chromium", "chromium-browser", "google-chrome")
-_OPTIONS = (
+OPTIONS = (
     *("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"),
     *("--disable-dev-shm-usage", "--disable-background-networking"),
     *("--disable-component-update", "--disable-sync", "--hide-scrollbars"),
@@ -39,13 +39,18 @@ def dump_dom(page: pathlib.Path, tmp_path: pathlib.Path) -> str:
     return _run(page, tmp_path, "--dump-dom")
 
 
-def _run(page: pathlib.Path, tmp_path: pathlib.Path, *arguments: str) -> str:
+def program() -> str:
+    """Returns the path of Chromium; skips the test where it is not installed."""
     found = next(filter(None, map(shutil.which, _NAMES)), None)
     if not found:
         pytest.skip("Chromium is not installed (apt-get install chromium)")
+    return found
+
+
+def _run(page: pathlib.Path, tmp_path: pathlib.Path, *arguments: str) -> str:
     command = [
-        found,
-        *_OPTIONS,
+        program(),
+        *OPTIONS,
         f"--user-data-dir={tmp_path / 'profile'}",
         *arguments,
         page.as_uri(),

@@ -55,6 +55,7 @@ EXTRA_OF_MODULE = {
     **dict.fromkeys(("py3langid", "pyarrow", "scipy", "selectolax"), "pipelines"),
     "zstandard": "pipelines",
     **{name: name for name in ("wandb", "clearml")},
+    **dict.fromkeys(("gradio", "gradio_client"), "playground"),
     **dict.fromkeys(("nltk", "pycocoevalcap"), "evaluation"),
     **dict.fromkeys(("safetensors", "torch", "transformers"), "conversion"),
     **dict.fromkeys(

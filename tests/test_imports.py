@@ -30,6 +30,7 @@ FLOORS = {
     "cards": 5,
     "conversion": 5,
     "planning": 5,
+    "playground": 5,
     PROGRAMS: 6,
 }
 # Packages of one floor that must not import each other. models may import the type of its input.
@@ -76,6 +77,7 @@ INSIDE_FUNCTIONS_ONLY = (
     *("apache_beam", "faiss", "google_crc32c", "idna", "imagehash", "py3langid"),  # pipelines
     *("pyarrow", "scipy", "selectolax", "zstandard"),
     *("wandb", "clearml"),
+    *("gradio", "fastapi", "uvicorn"),  # playground
 )
 
 

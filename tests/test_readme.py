@@ -38,6 +38,7 @@ PROGRAMS = (
     *(f"flamingo_jax.{name}" for name in ("train", "finetune", "evaluate")),
     *(f"flamingo_jax.{name}" for name in ("generate", "convert", "plan")),
     "flamingo_jax.cards.__main__",
+    "flamingo_jax.playground.__main__",
     "data_pipelines.run",
 )
 COMMANDS = {
@@ -196,7 +197,7 @@ def check_command(command: str) -> None:
     if module == "flamingo_jax.checkpoint":
         assert (rest[0] == "verify" and rest[1:]) or (rest[0] == "int8" and len(rest) == 3)
         return
-    if module == "flamingo_jax.cards":
+    if module in ("flamingo_jax.cards", "flamingo_jax.playground"):
         module += ".__main__"
     assert module in PROGRAMS
     if "--help" not in rest:
