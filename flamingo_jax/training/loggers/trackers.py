@@ -44,7 +44,8 @@ class WandbLogger:
         )
         paths.write_json(run.workdir / _IDS, {**known, "wandb": name})
         self._run.define_metric("*", step_metric="step")
-        run.report(f"wandb: this run is at {self._run.url or self._run.dir}.")
+        where = self._run.dir if self._run.offline else self._run.url
+        run.report(f"wandb: this run is at {where}.")
 
     def write(self, step: int, numbers: Numbers) -> None:
         """Logs a report."""
