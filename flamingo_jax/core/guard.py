@@ -45,6 +45,7 @@ _LINGER_SECONDS = 5.0  # process 0 keeps the store open until the others have re
 _TELL_SECONDS = 2.0
 _MOST_NAMED = 4  # processes in a message
 _LONG = 300.0  # seconds; what may take longer is mentioned now and then
+_NOTHING = "no update was done, so there is nothing to save"
 _GOES_ON = "The same command goes on from the newest checkpoint"
 
 
@@ -74,7 +75,7 @@ class Guard:
         self._gate = threading.Lock()
         self._unsaved, self._asked, self._point = False, "", 0
         self._goal: int | None = None
-        self._saved = "no update was done, so there is nothing to save"
+        self._saved = _NOTHING
 
     def __enter__(self) -> Guard:
         if self._saves or self._peers:
@@ -103,6 +104,8 @@ class Guard:
 
     def watch(self, stuck_seconds: float) -> None:
         """Ends the process when the run that starts now is stuck; 0: never. See `core.phases`."""
+        with self._gate:
+            self._unsaved, self._saved = False, _NOTHING
         self._watchdog.watch(stuck_seconds)
 
     def at(self, phase: Phase, step: int | None = None) -> None:

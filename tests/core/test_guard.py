@@ -128,6 +128,19 @@ def test_before_the_first_update_a_signal_ends_a_run_at_once(capsys):
     assert "by SIGINT: no update was done, so there is nothing" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("is_saved", [True, False])
+def test_before_the_first_update_of_another_run_too(is_saved, capsys):
+    """The run before it in a search has ended, or has diverged and saves nothing more."""
+    alone = Guard(None, saves=True)
+    alone.should_end()
+    if is_saved:
+        alone.is_saved("step 20, the last one, is saved, and only the export is left")
+    alone.watch(0.0)
+    with pytest.raises(Exited):
+        alone._ask(signal.SIGTERM)
+    assert "by SIGTERM: no update was done, so there is nothing" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(("name", "status"), [("SIGINT", 130), ("SIGTERM", 143)])
 def test_a_second_signal_ends_at_once(name, status, monkeypatch):
     alone = Guard(None, saves=True)
