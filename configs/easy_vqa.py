@@ -4,10 +4,11 @@ The data are public: 5,000 pictures of one shape each, and 48,248 questions, in 
 of PyPI. launch/easy_vqa.sh runs all of it. By hand, with DATA the folder `data` of the package:
 
     COMMAND
-        for form in answers captions documents pages; do
+        make() {
             python -m data_pipelines.run --pipeline=benchmark --task=easy_vqa --input=DATA \
-                --form=$form --output=runs/easy_vqa/records/$form --novalidation
-        done
+                --form=$1 --output=runs/easy_vqa/records/$1 --novalidation "${@:2}"
+        }
+        make answers; make documents; make pages; make captions --leave_out=yes,no
         python -m data_pipelines.run --pipeline=tokenizer --model_type=word \
             --input=runs/easy_vqa/records/documents --output=runs/easy_vqa/tokenizer
         for stage in contrastive language_model flamingo finetune; do
@@ -17,21 +18,24 @@ of PyPI. launch/easy_vqa.sh runs all of it. By hand, with DATA the folder `data`
     EXPECTED
         The goal is 0.97 of the test questions; a public CNN with an LSTM reports 0.876.
     MEASURED
-        The whole recipe has not run yet. A shorter one (208 updates of the language model, 400 of
-        the flamingo stage on answers alone, 600 of fine-tuning; 30 November 2026, 2 CPU cores)
-        answered 0.889 of 512 validation questions right. After 315 updates of fine-tuning it was
-        0.854: all about colours, 0.93 about shapes, and 0.66 of yes or no about shapes.
+        The whole recipe has not run yet. What limits it is the vision encoder: a linear probe of its
+        mean features names the shape of 0.865 of 900 pictures that it has not seen, after 250
+        updates on texts with yes and no, and of 0.966 of 650 after 150 without them, with flips (30
+        November 2026, 2 CPU cores). A shorter recipe with the former texts (208 updates of the
+        language model, 400 of the flamingo stage on answers alone, 600 of fine-tuning) answered
+        0.889 of 512 validation questions right.
 
-The towers see the pictures and questions of the training split alone, as a picture with all that is
-said about it (contrastive), and as that text without the picture (language_model). The flamingo
-stage learns from pages of eight pictures with a question each, and from single ones; it is asked
+The towers see the pictures and questions of the training split alone. The vision encoder learns
+from a picture and what is asked and answered about it, without yes and no (contrastive); the
+language model from all questions about a picture, without the picture (language_model). The
+flamingo stage learns from single pictures with a question, and from pages of eight; it is asked
 few-shot. The last stage fine-tunes it with the vision encoder, on one picture and question at a
 time (paper, B.2.2).
 
 Differs from the paper: fine-tuning has the loss on the answers alone, and rates for a model of this
 size. There are no gates (Table 3, row iii): after 280 updates on answers the loss was 0.20 with one
 gate for each channel, all at 0.06 or below, and 0.13 without gates. The language model is that of
-configs/tiny.py.
+configs/tiny.py. The images are flipped, and their colours stay.
 """
 
 import dataclasses
@@ -54,6 +58,7 @@ from flamingo_jax.training.optimizer import OptimizerConfig
 RUN = "runs/easy_vqa"
 STAGES = ("contrastive", "language_model", "flamingo", "finetune")
 NO_TOWERS = TowersConfig()
+FLIP = dataclasses.replace(NO_AUGMENTATION, flip=0.5)  # the questions are about colours, not places
 
 # 64 x 64 pixels -> stem 32 x 32 x 16, 16 x 16 x 32 -> stages 8 x 8 x 64, 4 x 4 x 96.
 VISION = NFNetConfig(
@@ -113,41 +118,45 @@ def get_config(stage: str = "finetune") -> config_dict.ConfigDict:
 
 
 def _contrastive() -> TrainConfig:
-    """Returns the stage that trains the vision encoder: 250 x 128 = 32,000 pictures, 8 passes.
+    """Returns the stage that trains the vision encoder: 300 x 128 = 38,400 pictures, 10 passes.
 
-    A text has 10 questions on average; 96 tokens are about 9 of them.
+    A text has 2.7 questions on average; 48 tokens are 4 of them. With yes and no it has 10, and most
+    of their answers have to be combined with the question to say something about the picture.
     """
-    captions = DatasetConfig("captions", f"{RUN}/records/captions", batch_size=128, length=96)
+    captions = DatasetConfig("captions", f"{RUN}/records/captions", batch_size=128, length=48)
     return _config(
         "contrastive",
         "contrastive",
-        steps=250,
+        steps=300,
         datasets={"captions": captions},
         optimizer=_adam(learning_rate=3e-3),
     )
 
 
 def _language_model() -> TrainConfig:
-    """Returns the stage that trains on the texts: later answers follow from earlier ones."""
+    """Returns the stage that trains on the texts: later answers follow from earlier ones.
+
+    The loss was 0.63 after 110 updates, 0.61 after 260 and 0.60 after 400.
+    """
     documents = DatasetConfig(
         "text", f"{RUN}/records/documents", batch_size=32, length=96, documents_per_row=4
     )
     return _config(
         "language_model",
         "language_model",
-        steps=400,
+        steps=300,
         datasets={"documents": documents},
         optimizer=_adam(learning_rate=3e-3),
     )
 
 
 def _flamingo() -> TrainConfig:
-    """Returns the flamingo stage, with both towers frozen: 400 x (8 pages + 64 questions)."""
+    """Returns the flamingo stage, with both towers frozen: 600 x (4 pages + 64 questions)."""
     # A page is 8 x "<image>Question: is there a red shape? Answer: no<EOC>", at most 8 x 14 tokens.
     pages = DatasetConfig(
         "interleaved",
         f"{RUN}/records/pages",
-        batch_size=8,
+        batch_size=4,
         length=96,
         max_images=8,
         p_next=0.0,
@@ -155,7 +164,7 @@ def _flamingo() -> TrainConfig:
     return _config(
         "flamingo",
         "flamingo",
-        steps=400,
+        steps=600,
         datasets={"pages": pages, "answers": ANSWERS},
         optimizer=_adam(learning_rate=4e-3),
         towers=TowersConfig(lm=f"{RUN}/language_model/export", vision=f"{RUN}/contrastive/export"),
@@ -163,11 +172,11 @@ def _flamingo() -> TrainConfig:
 
 
 def _finetune() -> TrainConfig:
-    """Returns fine-tuning: 800 x 64 = 51,200 questions, each training question 1.3 times."""
+    """Returns fine-tuning: 300 x 64 = 19,200 questions, half of the training questions."""
     return _config(
         "finetune",
         "flamingo",
-        steps=800,
+        steps=300,
         datasets={"answers": ANSWERS},
         optimizer=_adam(learning_rate=1e-3),
         initial=f"{RUN}/flamingo",
@@ -199,7 +208,7 @@ def _config(
             f"{RUN}/tokenizer",
             image_size=64,
             datasets=datasets,
-            augment=NO_AUGMENTATION,  # the questions are about colours
+            augment=FLIP,
         ),
         optimizer=optimizer,
         precision=Policy("float32"),  # CPUs compute bfloat16 in float32

@@ -109,9 +109,10 @@ if [ -z "$data" ]; then
 fi
 
 say "== records"
-for form in answers captions documents pages; do
-  records "$form"
-done
+records answers
+records captions --leave_out=yes,no
+records documents
+records pages
 "$PYTHON" -m data_pipelines.run --pipeline=tokenizer --model_type=word \
   --input="$output/records/documents" --output="$output/tokenizer" \
   || stopped $? "making the tokenizer"

@@ -55,6 +55,8 @@ class BenchmarkRequest:
       form: answers (fine-tuning: a record for each example, with its right answers) | captions (one
         for each picture, with the texts of all its examples) | documents (the same texts without
         pictures) | pages (several examples each).
+      leave_out: captions and documents: answers whose examples are left out, such as yes,no. A
+        caption "is there a red shape? Answer: no" hardly says what the picture shows.
       references: answers: all the annotated answers, of which training draws one at each visit | or
         the first, the one that support examples show.
       validation: hold back the validation queries of `evaluate --config.split=validation
@@ -72,6 +74,7 @@ class BenchmarkRequest:
     input: str = ""
     task: str = ""
     form: str = "answers"
+    leave_out: tuple[str, ...] = ()
     references: str = "all"
     validation: bool = True
     seed: int = 1
@@ -94,6 +97,11 @@ class BenchmarkRequest:
                     f"benchmark: got --{name}={getattr(self, name)!r}, expected one of "
                     f"{', '.join(values)}."
                 )
+        if self.leave_out and self.form not in ("captions", "documents"):
+            raise ValueError(
+                f"benchmark: --leave_out={','.join(self.leave_out)} has no effect on "
+                f"--form={self.form}: it is for captions and documents."
+            )
         for name in ("num_support", "page_size", "fps", "max_seconds", "frame_size"):
             if not getattr(self, name) > 0:
                 raise ValueError(
@@ -218,7 +226,8 @@ def _texts(
     request: BenchmarkRequest, kind: str, picture: BenchmarkPicture
 ) -> Iterator[Found | Reject]:
     """Yields the caption, or the document, of a picture."""
-    texts = [text for example in picture.examples if (text := _text(example))]
+    kept = [each for each in picture.examples if each.answer not in request.leave_out]
+    texts = [text for example in kept if (text := _text(example))]
     if picture.held_back or not texts:
         yield Reject("shown_in_validation" if picture.held_back else "no_answer")
         return

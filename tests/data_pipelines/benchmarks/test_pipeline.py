@@ -199,6 +199,15 @@ def test_other_forms_have_the_same_texts(tmp_path):
     assert all(page.count("Question:") == 2 for page in forms["pages"])
 
 
+@pytest.mark.parametrize("form", ["captions", "documents"])
+def test_texts_without_answers_that_say_nothing_of_the_picture(form, tmp_path):
+    items = made("vqav2", tmp_path, form=form, leave_out=("yes", "net"), **NO_VALIDATION)
+    texts = [text_of(item.record) for item in items if isinstance(item, Found)]
+    assert texts[0].count("Question:") == 1 and texts[0].endswith("Answer: red")
+    assert not any("yes" in text for text in texts)
+    assert reasons(items)["no_answer"] == 4 - len(texts) > 0  # of such questions alone
+
+
 def test_a_dataset_with_a_validation_split(one_query, tmp_path):
     (place,) = benchmarks.make("vqav2", tmp_path).values()
     output = epath.Path(tmp_path / "records")
@@ -221,6 +230,7 @@ def test_a_dataset_with_a_validation_split(one_query, tmp_path):
         ({}, "--task is missing"),
         ({"task": "vqav2", "input": "x", "form": "pears"}, "--form='pears'.*answers"),
         ({"task": "vqav2", "input": "x", "references": "some"}, "--references='some'.*first"),
+        ({"task": "vqav2", "input": "x", "leave_out": ("no",)}, "--leave_out=no .*--form=answers"),
         ({"task": "vqav2", "input": "x", "fps": 0.0}, "--fps=0.0"),
         ({"task": "vqav2", "input": "x", "seed": -1}, "--seed"),
     ],
